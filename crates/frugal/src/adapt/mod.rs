@@ -1,0 +1,151 @@
+//! Adapters: what is trained beside a frozen backbone, and how it meets it.
+
+pub mod head;
+pub mod lora;
+pub mod merge;
+mod parameter;
+mod pass;
+pub mod peft;
+pub mod prompt_tuning;
+pub mod registry;
+mod set;
+mod target;
+
+use burn::prelude::*;
+use serde_json::Value;
+use thiserror::Error;
+
+pub use head::{Head, HeadConfig, Pooling};
+pub use parameter::{Mode, Parameter, to_vec};
+pub use pass::{Enter, KeyValue, Pass, Plain, SubLayer};
+pub use set::{AdapterSet, Choice};
+pub use target::{Targets, TargetError};
+
+use crate::model::{Backbone, Linear, ModelConfig, SiteTable};
+
+/// What can go wrong with an adapter.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum AdaptError {
+    /// A setting of the method is out of range.
+    #[error("method `{method}`: `{field}`: {reason}")]
+    Config {
+        /// Method.
+        method: &'static str,
+        /// Field at fault.
+        field: &'static str,
+        /// What is wrong and what would work.
+        reason: String,
+    },
+    /// Target selection matched nothing or was malformed.
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// The method cannot do this.
+    #[error("method `{method}` cannot {action}: {reason}")]
+    Unsupported {
+        /// Method.
+        method: &'static str,
+        /// What was asked.
+        action: &'static str,
+        /// Why, and what to do instead.
+        reason: String,
+    },
+    /// No adapter of this name is loaded.
+    #[error("no adapter named `{name}`; loaded: {loaded}")]
+    UnknownAdapter {
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        loaded: String,
+    },
+}
+
+/// What a method needs to build an adapter; known before any weight is read.
+pub struct BuildContext<'a> {
+    /// Sizes of the backbone.
+    pub config: &'a ModelConfig,
+    /// Its sites.
+    pub sites: &'a SiteTable,
+    /// The backbone itself, for methods that start from its weights; absent when planning.
+    pub backbone: Option<&'a dyn Backbone>,
+    /// Device of the parameters.
+    pub device: Device,
+    /// Decides the initial values.
+    pub seed: u64,
+    /// Token ids of the text that a prompt starts from.
+    pub tokenize: Option<&'a dyn Fn(&str) -> Vec<u32>>,
+}
+
+/// The trainer's position, for methods that follow the schedule.
+#[derive(Clone, Copy, Debug)]
+pub struct StepContext {
+    /// Optimiser steps done.
+    pub step: u64,
+    /// Optimiser steps of the run.
+    pub total_steps: u64,
+    /// Decides the randomness of this step.
+    pub seed: u64,
+}
+
+/// An adapter: named parameters, a forward pass over a backbone, and its file form.
+///
+/// Everything else (optimiser, checkpoints, resume, merge, several adapters at once) works on this trait alone.
+pub trait Adapter: Send + Sync {
+    /// Registered name of the method.
+    fn method(&self) -> &'static str;
+
+    /// All parameters in a fixed order.
+    fn parameters(&self) -> Vec<&Parameter>;
+
+    /// The same, to update.
+    fn parameters_mut(&mut self) -> Vec<&mut Parameter>;
+
+    /// Hooks for one forward pass.
+    fn pass(&self, mode: Mode) -> Box<dyn Pass + '_>;
+
+    /// Fields of `adapter_config.json` except those that every method has.
+    fn peft_config(&self) -> serde_json::Map<String, Value>;
+
+    /// What the adapter adds to a linear map's weight `[d_out, d_in]`; `None` where it leaves the map alone.
+    ///
+    /// # Errors
+    /// [`AdaptError::Unsupported`] for methods that no weight can express.
+    fn weight_delta(&self, base: &Linear) -> Result<Option<Tensor<2>>, AdaptError>;
+
+    /// The weight-space form of everything else that the adapter changes; see [`merge`].
+    ///
+    /// # Errors
+    /// [`AdaptError::Unsupported`] for methods that no weight can express.
+    fn merged_linear(&self, base: &Linear) -> Result<Option<merge::MergedLinear>, AdaptError> {
+        Ok(self.weight_delta(base)?.map(|delta| merge::MergedLinear { weight: base.weight.dense() + delta, bias: base.bias.clone() }))
+    }
+
+    /// Added to the training loss.
+    fn auxiliary_loss(&self) -> Option<Tensor<1>> {
+        None
+    }
+
+    /// Before the optimiser's step, with this step's gradients still in place on the parameters.
+    fn before_step(&mut self, _context: &StepContext) {}
+
+    /// After the optimiser's step.
+    fn after_step(&mut self, _context: &StepContext) {}
+
+    /// Whether rows of a batch may use this adapter while others use another.
+    fn supports_mixed_batch(&self) -> bool;
+
+    /// Number of trainable elements.
+    fn num_trainable(&self) -> usize {
+        self.parameters().iter().filter(|p| p.is_trainable()).map(|p| p.len()).sum()
+    }
+}
+
+/// A random stream for one named thing, independent of the order in which things are made.
+pub fn stream(seed: u64, name: &str) -> rand_chacha::ChaCha8Rng {
+    use rand::SeedableRng;
+    use sha2::{Digest, Sha256};
+    let mut hash = Sha256::new();
+    hash.update(seed.to_le_bytes());
+    hash.update(name.as_bytes());
+    rand_chacha::ChaCha8Rng::from_seed(hash.finalize().into())
+}

@@ -1,0 +1,96 @@
+//! The seam: one forward pass of an adapter over a frozen backbone.
+//!
+//! A backbone calls these hooks wherever a method may act and names no method. Every hook is a no-op unless a
+//! method overrides it. State that lives for one forward pass (routers, per-sequence choices) belongs in the object
+//! that implements [`Pass`]; what is trained belongs in the adapter.
+
+use burn::prelude::*;
+
+use crate::model::{Embedding, Linear, Norm, SequenceLayout};
+
+/// The half of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SubLayer {
+    /// Self-attention.
+    Attention,
+    /// Feed-forward.
+    Mlp,
+}
+
+/// Whether a block runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Enter {
+    /// As usual.
+    Run,
+    /// The hidden states pass by.
+    Skip,
+}
+
+/// Keys and values that a method puts in front of every sequence of a layer, each `[positions, kv_heads * head_dim]`.
+#[derive(Clone, Debug)]
+pub struct KeyValue {
+    /// Keys, used as they are (no rotary rotation).
+    pub key: Tensor<2>,
+    /// Values.
+    pub value: Tensor<2>,
+}
+
+/// Hooks of one forward pass.
+pub trait Pass {
+    /// Input embeddings `[tokens, d_model]` on their way to the first block; may put positions in front of each
+    /// sequence, and then updates the layout by [`SequenceLayout::prepend`].
+    fn embed(&mut self, hidden_states: Tensor<2>, _layout: &mut SequenceLayout) -> Tensor<2> {
+        hidden_states
+    }
+
+    /// Rows of a table for these ids: `[tokens, d]`.
+    fn embedding(&mut self, base: &Embedding, ids: &[u32]) -> Tensor<2> {
+        base.forward(ids)
+    }
+
+    /// A linear map, `[tokens, d_in]` to `[tokens, d_out]`: call the base, add to it, scale it or replace it.
+    fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
+        base.forward(x)
+    }
+
+    /// The weight `[d_out, d_in]` that [`Pass::linear`] amounts to at this map, where the method keeps it a plain
+    /// matrix product without changing the bias; `None` where it does more. Lets the loss fuse with the output head.
+    fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
+        Some(base.weight.dense())
+    }
+
+    /// A normalisation over the last dimension of `[rows, d]`.
+    fn norm(&mut self, base: &Norm, x: Tensor<2>) -> Tensor<2> {
+        base.apply(x, base.weight.clone(), base.bias.clone())
+    }
+
+    /// Keys and values in front of every sequence of block `layer`.
+    fn key_value(&mut self, _layer: usize) -> Option<KeyValue> {
+        None
+    }
+
+    /// Number of positions that [`Pass::key_value`] stands for; the tokens' positions start after them.
+    fn prefix_length(&self) -> usize {
+        0
+    }
+
+    /// Around a sub-layer: its input (after the norm) and its output (before the residual sum), both
+    /// `[tokens, d_model]`; returns what is added to the residual stream.
+    fn around(&mut self, _layer: usize, _part: SubLayer, _input: &Tensor<2>, output: Tensor<2>) -> Tensor<2> {
+        output
+    }
+
+    /// Before block `layer`, with the residual stream `[tokens, d_model]`.
+    fn enter(&mut self, _layer: usize, _hidden_states: &Tensor<2>) -> Enter {
+        Enter::Run
+    }
+
+    /// After block `layer`, with the residual stream `[tokens, d_model]`.
+    fn tap(&mut self, _layer: usize, _hidden_states: &Tensor<2>) {}
+}
+
+/// The backbone as it is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Plain;
+
+impl Pass for Plain {}

@@ -1,0 +1,252 @@
+//! Which linear maps a method acts on, with `peft`'s grammar.
+
+use std::collections::BTreeMap;
+
+use frugal_core::suggest::did_you_mean;
+use regex::Regex;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::model::{SiteId, SiteInfo, SiteTable};
+
+/// A list of names, or one pattern.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Names {
+    /// A regular expression over the whole path, or `all-linear`.
+    Pattern(String),
+    /// Paths or their endings.
+    List(Vec<String>),
+}
+
+/// One block number or several.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Layers {
+    /// One.
+    One(usize),
+    /// Several.
+    Many(Vec<usize>),
+}
+
+/// Selection of sites. Field names, defaults and meaning are those of `peft`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Targets {
+    /// Path endings, one regular expression over the whole path, or `all-linear` (every linear map but the head).
+    #[serde(default = "all_linear")]
+    pub target_modules: Names,
+    /// The same grammar; wins over the targets.
+    #[serde(default)]
+    pub exclude_modules: Option<Names>,
+    /// Only these blocks (for list targets).
+    #[serde(default)]
+    pub layers_to_transform: Option<Layers>,
+    /// Name of the list of blocks in the path, where it is not the component before the number.
+    #[serde(default)]
+    pub layers_pattern: Option<Names>,
+}
+
+fn all_linear() -> Names {
+    Names::Pattern("all-linear".into())
+}
+
+impl Default for Targets {
+    fn default() -> Self {
+        Self { target_modules: all_linear(), exclude_modules: None, layers_to_transform: None, layers_pattern: None }
+    }
+}
+
+/// Selection that cannot work.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum TargetError {
+    /// Nothing matched.
+    #[error("`target_modules` matched no linear map of this model{}; it has: {available}", suggestion.as_ref().map_or(String::new(), |s| format!(" (did you mean `{s}`?)")))]
+    NoMatch {
+        /// Distinct last components of the paths.
+        available: String,
+        /// Nearest name.
+        suggestion: Option<String>,
+    },
+    /// A pattern is not a regular expression.
+    #[error("`{field}`: `{pattern}` is not a regular expression: {reason}")]
+    Pattern {
+        /// Field.
+        field: &'static str,
+        /// Text.
+        pattern: String,
+        /// The parser's words.
+        reason: String,
+    },
+    /// Block numbers outside the model.
+    #[error("`layers_to_transform` names block {layer}, the model has blocks 0 to {last}")]
+    Layer {
+        /// Number asked for.
+        layer: usize,
+        /// Last there is.
+        last: usize,
+    },
+}
+
+fn full_match(field: &'static str, pattern: &str) -> Result<Regex, TargetError> {
+    Regex::new(&format!("^(?:{pattern})$")).map_err(|e| TargetError::Pattern { field, pattern: pattern.into(), reason: e.to_string() })
+}
+
+fn ends_with_component(path: &str, name: &str) -> bool {
+    path == name || path.strip_suffix(name).is_some_and(|head| head.ends_with('.'))
+}
+
+enum Matcher {
+    AllLinear,
+    Pattern(Regex),
+    List(Vec<String>),
+}
+
+impl Matcher {
+    fn new(field: &'static str, names: &Names) -> Result<Self, TargetError> {
+        Ok(match names {
+            Names::Pattern(p) if p == "all-linear" => Self::AllLinear,
+            Names::Pattern(p) => Self::Pattern(full_match(field, p)?),
+            Names::List(list) => Self::List(list.clone()),
+        })
+    }
+
+    fn matches(&self, site: &SiteInfo) -> bool {
+        match self {
+            Self::AllLinear => site.kind.is_inner_linear() && !site.path.contains("pooler"),
+            Self::Pattern(regex) => regex.is_match(&site.path),
+            Self::List(list) => list.iter().any(|name| ends_with_component(&site.path, name)),
+        }
+    }
+}
+
+impl Targets {
+    /// The linear maps (and the head or tables, when named) that these settings select, in forward order.
+    ///
+    /// # Errors
+    /// When nothing matches, a pattern is malformed or a block number is outside the model.
+    pub fn select(&self, sites: &SiteTable) -> Result<Vec<SiteId>, TargetError> {
+        let include = Matcher::new("target_modules", &self.target_modules)?;
+        let exclude = self.exclude_modules.as_ref().map(|n| Matcher::new("exclude_modules", n)).transpose()?;
+        let layer_regexes = self.layer_regexes()?;
+        let wanted: Option<Vec<usize>> = self.layers_to_transform.as_ref().map(|l| match l {
+            Layers::One(i) => vec![*i],
+            Layers::Many(list) => list.clone(),
+        });
+        let last = sites.iter().filter_map(|(_, s)| s.layer).max().unwrap_or(0);
+        if let Some(&layer) = wanted.iter().flatten().find(|&&i| i > last) {
+            return Err(TargetError::Layer { layer, last });
+        }
+        let in_layers = |site: &SiteInfo| match (&wanted, &self.target_modules) {
+            (Some(wanted), Names::List(_)) => layer_regexes
+                .iter()
+                .find_map(|r| r.captures(&site.path)?.get(1)?.as_str().parse::<usize>().ok())
+                .is_some_and(|layer| wanted.contains(&layer)),
+            _ => true,
+        };
+        let linear = |site: &SiteInfo| !matches!(site.kind, crate::model::SiteKind::Norm | crate::model::SiteKind::Embedding);
+        let chosen: Vec<SiteId> = sites
+            .iter()
+            .filter(|(_, s)| linear(s) && include.matches(s) && !exclude.as_ref().is_some_and(|e| e.matches(s)) && in_layers(s))
+            .map(|(id, _)| id)
+            .collect();
+        if chosen.is_empty() { Err(self.no_match(sites)) } else { Ok(chosen) }
+    }
+
+    fn layer_regexes(&self) -> Result<Vec<Regex>, TargetError> {
+        let names: Vec<String> = match &self.layers_pattern {
+            None => return Ok(vec![Regex::new(r"^.*?\.[^.]*\.(\d+)\.").expect("a fixed pattern")]),
+            Some(Names::Pattern(p)) => vec![p.clone()],
+            Some(Names::List(list)) => list.clone(),
+        };
+        let compile = |p: &String| {
+            Regex::new(&format!(r"^.*?\.{p}\.(\d+)\.")).map_err(|e| TargetError::Pattern { field: "layers_pattern", pattern: p.clone(), reason: e.to_string() })
+        };
+        names.iter().map(compile).collect()
+    }
+
+    fn no_match(&self, sites: &SiteTable) -> TargetError {
+        let mut names: Vec<&str> = sites.iter().filter(|(_, s)| s.kind.is_inner_linear()).map(|(_, s)| s.name()).collect();
+        names.sort_unstable();
+        names.dedup();
+        let asked = match &self.target_modules {
+            Names::Pattern(p) => p.clone(),
+            Names::List(list) => list.first().cloned().unwrap_or_default(),
+        };
+        let suggestion = did_you_mean(&asked, names.iter().copied()).map(str::to_owned);
+        TargetError::NoMatch { available: names.join(", "), suggestion }
+    }
+}
+
+/// Value of the first key whose pattern `^(.*\.)?(KEY)$` matches the path (`rank_pattern`, `alpha_pattern`).
+///
+/// # Errors
+/// When a key is not a regular expression.
+pub fn pattern_value<V: Copy>(field: &'static str, patterns: &BTreeMap<String, V>, path: &str) -> Result<Option<V>, TargetError> {
+    for (key, &value) in patterns {
+        let regex = Regex::new(&format!(r"^(.*\.)?({key})$")).map_err(|e| TargetError::Pattern { field, pattern: key.clone(), reason: e.to_string() })?;
+        if regex.is_match(path) {
+            return Ok(Some(value));
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ModelConfig;
+
+    fn sites() -> SiteTable {
+        let config = serde_json::json!({"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 64});
+        SiteTable::new(&ModelConfig::from_json(config, "test").unwrap())
+    }
+
+    fn paths(targets: &Targets) -> Vec<String> {
+        let sites = sites();
+        targets.select(&sites).unwrap().into_iter().map(|id| sites.info(id).path.clone()).collect()
+    }
+
+    fn list(names: &[&str]) -> Names {
+        Names::List(names.iter().map(|n| (*n).into()).collect())
+    }
+
+    #[test]
+    fn all_linear_leaves_the_head_out() {
+        let found = paths(&Targets::default());
+        assert_eq!(found.len(), 3 * 7);
+        assert!(!found.contains(&"lm_head".to_owned()));
+    }
+
+    #[test]
+    fn a_list_matches_whole_components() {
+        let found = paths(&Targets { target_modules: list(&["proj", "layers.1.self_attn.q_proj"]), ..Targets::default() });
+        assert_eq!(found, ["model.layers.1.self_attn.q_proj"]);
+    }
+
+    #[test]
+    fn a_pattern_must_match_the_whole_path_and_exclusion_wins() {
+        let targets = Targets {
+            target_modules: Names::Pattern(r".*\.(q|v)_proj".into()),
+            exclude_modules: Some(list(&["v_proj"])),
+            ..Targets::default()
+        };
+        assert!(paths(&targets).iter().all(|p| p.ends_with("q_proj")));
+        assert_eq!(paths(&targets).len(), 3);
+    }
+
+    #[test]
+    fn layers_filter_lists() {
+        let targets = Targets { target_modules: list(&["q_proj"]), layers_to_transform: Some(Layers::Many(vec![0, 2])), ..Targets::default() };
+        assert_eq!(paths(&targets), ["model.layers.0.self_attn.q_proj", "model.layers.2.self_attn.q_proj"]);
+        let outside = Targets { layers_to_transform: Some(Layers::One(3)), ..targets };
+        assert!(outside.select(&sites()).unwrap_err().to_string().contains("blocks 0 to 2"));
+    }
+
+    #[test]
+    fn nothing_matched_lists_what_there_is() {
+        let message = Targets { target_modules: list(&["q_porj"]), ..Targets::default() }.select(&sites()).unwrap_err().to_string();
+        assert!(message.contains("did you mean `q_proj`") && message.contains("down_proj"), "{message}");
+    }
+}

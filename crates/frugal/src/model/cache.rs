@@ -1,0 +1,49 @@
+//! Keys and values of earlier tokens, for generation.
+
+use burn::prelude::*;
+
+use super::layout::SequenceLayout;
+
+/// Cached keys and values of a batch of sequences, grown by every forward pass that is given it.
+#[derive(Clone, Debug)]
+pub struct KvCache {
+    /// `[layers][sequences]`: keys and values, each `[cached, kv_heads * head_dim]`.
+    entries: Vec<Vec<Option<(Tensor<2>, Tensor<2>)>>>,
+    past: Vec<usize>,
+}
+
+impl KvCache {
+    /// An empty cache.
+    pub fn new(layers: usize, sequences: usize) -> Self {
+        Self { entries: vec![vec![None; sequences]; layers], past: vec![0; sequences] }
+    }
+
+    /// Tokens of each sequence that are cached.
+    pub fn past(&self) -> &[usize] {
+        &self.past
+    }
+
+    /// Adds new keys and values of a sequence and returns all of them.
+    pub fn append(&mut self, layer: usize, sequence: usize, key: Tensor<2>, value: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
+        let entry = &mut self.entries[layer][sequence];
+        let joined = match entry.take() {
+            None => (key, value),
+            Some((k, v)) => (Tensor::cat(vec![k, key], 0), Tensor::cat(vec![v, value], 0)),
+        };
+        *entry = Some(joined.clone());
+        joined
+    }
+
+    /// Records that a pass over `layout` is complete.
+    pub fn advance(&mut self, layout: &SequenceLayout) {
+        for (past, length) in self.past.iter_mut().zip(layout.lengths()) {
+            *past += length;
+        }
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        let entries = self.entries.iter().flatten().flatten();
+        entries.map(|(k, v)| (k.dims().iter().product::<usize>() + v.dims().iter().product::<usize>()) * 4).sum()
+    }
+}

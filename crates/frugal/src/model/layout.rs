@@ -1,0 +1,78 @@
+//! Ragged input: the tokens of all sequences one after another, without padding.
+
+use std::sync::Arc;
+
+/// Where the sequences of a batch begin and end, and how much of each is already in the cache.
+#[derive(Clone, Debug)]
+pub struct SequenceLayout {
+    /// Sequence boundaries, `[sequences + 1]`, from 0 to the number of tokens.
+    pub cu_seqlens: Arc<[usize]>,
+    /// Position of each token in its sequence, `[tokens]`.
+    pub position_ids: Vec<u32>,
+    /// Tokens of each sequence that earlier calls put in the cache, `[sequences]`.
+    pub past: Vec<usize>,
+    /// Positions that a method put in front of each sequence in this call.
+    pub prepended: usize,
+}
+
+impl SequenceLayout {
+    /// Sequences of these lengths, each starting at position 0.
+    pub fn new(lengths: &[usize]) -> Self {
+        Self::with_past(lengths, &vec![0; lengths.len()])
+    }
+
+    /// Sequences of which `past` tokens are in the cache already.
+    pub fn with_past(lengths: &[usize], past: &[usize]) -> Self {
+        let mut cu_seqlens = vec![0];
+        let mut position_ids = Vec::new();
+        for (&length, &past) in lengths.iter().zip(past) {
+            cu_seqlens.push(cu_seqlens[cu_seqlens.len() - 1] + length);
+            position_ids.extend((past..past + length).map(|p| p as u32));
+        }
+        Self { cu_seqlens: cu_seqlens.into(), position_ids, past: past.to_vec(), prepended: 0 }
+    }
+
+    /// Number of sequences.
+    pub fn sequences(&self) -> usize {
+        self.cu_seqlens.len() - 1
+    }
+
+    /// Number of tokens of all sequences.
+    pub fn tokens(&self) -> usize {
+        self.position_ids.len()
+    }
+
+    /// Length of each sequence in this call, `[sequences]`.
+    pub fn lengths(&self) -> Vec<usize> {
+        self.cu_seqlens.windows(2).map(|w| w[1] - w[0]).collect()
+    }
+
+    /// Index of the last token of each sequence, `[sequences]`.
+    pub fn last_tokens(&self) -> Vec<usize> {
+        self.cu_seqlens[1..].iter().map(|end| end - 1).collect()
+    }
+
+    /// The layout after `count` positions were put in front of every sequence.
+    pub fn prepend(&self, count: usize) -> Self {
+        let lengths: Vec<usize> = self.lengths().iter().map(|n| n + count).collect();
+        Self { prepended: self.prepended + count, ..Self::with_past(&lengths, &self.past) }
+    }
+}
+
+/// What a backbone reads.
+#[derive(Clone, Debug)]
+pub struct Input<'a> {
+    /// Token ids, `[tokens]`.
+    pub input_ids: &'a [u32],
+    /// Segment ids of an encoder, `[tokens]`; empty for all 0.
+    pub token_type_ids: &'a [u32],
+    /// Sequence boundaries.
+    pub layout: SequenceLayout,
+}
+
+impl<'a> Input<'a> {
+    /// Sequences of these lengths.
+    pub fn new(input_ids: &'a [u32], lengths: &[usize]) -> Self {
+        Self { input_ids, token_type_ids: &[], layout: SequenceLayout::new(lengths) }
+    }
+}

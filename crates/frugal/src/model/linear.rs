@@ -1,0 +1,107 @@
+//! Frozen parts of a backbone: linear maps, tables and norms, on the plain device.
+
+use burn::prelude::*;
+
+use super::site::SiteId;
+
+/// A frozen weight matrix `[d_out, d_in]`.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Weight {
+    /// Dense f32.
+    Dense(Tensor<2>),
+}
+
+impl Weight {
+    /// The dense matrix `[d_out, d_in]`.
+    pub fn dense(&self) -> Tensor<2> {
+        match self {
+            Self::Dense(weight) => weight.clone(),
+        }
+    }
+
+    /// `[d_out, d_in]`.
+    pub fn dims(&self) -> [usize; 2] {
+        match self {
+            Self::Dense(weight) => weight.dims(),
+        }
+    }
+
+    /// Bytes held in memory.
+    pub fn bytes(&self) -> usize {
+        let [rows, columns] = self.dims();
+        rows * columns * size_of::<f32>()
+    }
+}
+
+/// A frozen linear map `y = x Wᵀ + b`.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    /// Where it sits.
+    pub site: SiteId,
+    /// `[d_out, d_in]`.
+    pub weight: Weight,
+    /// `[d_out]`.
+    pub bias: Option<Tensor<1>>,
+}
+
+impl Linear {
+    /// `[tokens, d_in]` to `[tokens, d_out]`.
+    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        match &self.weight {
+            Weight::Dense(weight) => frugal_kernels::linear(x, weight.clone(), self.bias.clone()),
+        }
+    }
+}
+
+/// A frozen table of rows.
+#[derive(Clone, Debug)]
+pub struct Embedding {
+    /// Where it sits.
+    pub site: SiteId,
+    /// `[rows, d]`.
+    pub weight: Tensor<2>,
+}
+
+impl Embedding {
+    /// Rows of `ids`: `[tokens, d]`. The ids were checked against the table by the caller.
+    pub fn forward(&self, ids: &[u32]) -> Tensor<2> {
+        lookup(self.weight.clone(), ids)
+    }
+}
+
+/// Rows `ids` of `table`: `[tokens, d]`.
+pub fn lookup(table: Tensor<2>, ids: &[u32]) -> Tensor<2> {
+    let device = table.device().inner();
+    let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
+    let indices = Tensor::<1, Int>::from_data(TensorData::from(ids.as_slice()), &device);
+    table.select(0, indices)
+}
+
+/// A frozen normalisation.
+#[derive(Clone, Debug)]
+pub struct Norm {
+    /// Where it sits.
+    pub site: SiteId,
+    /// Gain, `[d]`.
+    pub weight: Tensor<1>,
+    /// `[d]`; present for layer norm.
+    pub bias: Option<Tensor<1>>,
+    /// Added to the variance.
+    pub eps: f64,
+    /// Layer norm (subtract the mean) or root-mean-square norm.
+    pub center: bool,
+    /// What files subtract from the gain (1 for Gemma).
+    pub stored_offset: f32,
+}
+
+impl Norm {
+    /// `[rows, d]` to the same, with this gain and bias.
+    pub fn apply(&self, x: Tensor<2>, weight: Tensor<1>, bias: Option<Tensor<1>>) -> Tensor<2> {
+        if self.center {
+            frugal_kernels::layer_norm(x, weight, bias, self.eps)
+        } else {
+            frugal_kernels::rms_norm(x, weight, self.eps)
+        }
+    }
+}
