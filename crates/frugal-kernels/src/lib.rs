@@ -1,1 +1,38 @@
-//! x
+//! Fused tensor operations for transformer models, on [Burn](burn) tensors.
+//!
+//! Every operation has two forms with the same result: a composition of Burn operations
+//! ([`portable`]), used on any backend, and a kernel of its own for the CPU backend Flex, with a
+//! hand-written backward that keeps as little as possible for later. The public functions choose.
+//!
+//! Layout: batches are ragged. A batch is a flat list of tokens, so activations are
+//! `[tokens, features]` and attention gets the sequence boundaries.
+//!
+//! Tensors may be mixed freely: frozen weights on the plain device, activations on the autodiff
+//! device. An input that is not tracked costs no gradient work.
+#![recursion_limit = "256"]
+
+mod activation;
+mod attention;
+mod cross_entropy;
+mod linear;
+mod norm;
+mod optimizer;
+mod rope;
+
+pub use activation::{geglu_tanh, gelu, gelu_tanh, swiglu};
+pub use attention::{AttentionSpec, attention};
+pub use cross_entropy::{CrossEntropyOptions, IGNORE_INDEX, linear_cross_entropy, token_log_probs};
+pub use linear::{linear, lora_linear};
+pub use norm::{layer_norm, rms_norm};
+pub use optimizer::{AdamWStep, adamw_step, grad_norm_sq};
+pub use rope::rope;
+
+/// The operations as compositions of Burn operations, differentiable on every backend.
+pub mod portable {
+    pub use crate::activation::portable::*;
+    pub use crate::attention::portable::*;
+    pub use crate::cross_entropy::portable::*;
+    pub use crate::linear::portable::*;
+    pub use crate::norm::portable::*;
+    pub use crate::rope::portable::*;
+}

@@ -1,0 +1,170 @@
+//! Scaled dot-product attention over ragged batches.
+
+use std::sync::Arc;
+
+use burn::tensor::Tensor;
+
+/// What attends to what, and how scores are formed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AttentionSpec {
+    /// Number of query heads.
+    pub num_heads: usize,
+    /// Number of key and value heads; divides `num_heads` (grouped-query attention).
+    pub num_kv_heads: usize,
+    /// Width of one head.
+    pub head_dim: usize,
+    /// Factor on the scores, usually `1 / sqrt(head_dim)`.
+    pub scale: f32,
+    /// Query i of a sequence with `q_len` queries and `k_len` keys sees keys `j <= i + k_len - q_len`.
+    pub causal: bool,
+    /// Sliding window: a key is seen only when it is fewer than this many positions before the
+    /// query; without `causal`, fewer than this many positions away on either side.
+    pub window: Option<usize>,
+    /// Sequence boundaries among the queries: `[sequences + 1]`, from 0 to `tokens_q`.
+    pub cu_q: Arc<[usize]>,
+    /// Sequence boundaries among the keys: `[sequences + 1]`, from 0 to `tokens_k`.
+    pub cu_k: Arc<[usize]>,
+    /// Scores become `cap * tanh(score / cap)` before masking.
+    pub softcap: Option<f32>,
+}
+
+impl AttentionSpec {
+    /// The keys (relative to the sequence) that query `i` of a sequence sees.
+    pub fn visible(&self, i: usize, q_len: usize, k_len: usize) -> std::ops::Range<usize> {
+        let position = (i + k_len).saturating_sub(q_len);
+        let window = self.window.unwrap_or(usize::MAX);
+        let start = (position + 1).saturating_sub(window);
+        let end = if self.causal {
+            position + 1
+        } else {
+            position.saturating_add(window)
+        };
+        start.min(k_len)..end.min(k_len)
+    }
+
+    /// The sequences of the batch, as ranges of query rows and of key rows.
+    pub(crate) fn sequences(
+        &self,
+    ) -> impl Iterator<Item = (std::ops::Range<usize>, std::ops::Range<usize>)> + '_ {
+        let queries = self.cu_q.windows(2).map(|w| w[0]..w[1]);
+        queries.zip(self.cu_k.windows(2).map(|w| w[0]..w[1]))
+    }
+
+    fn check(&self, q: &Tensor<2>, k: &Tensor<2>, v: &Tensor<2>) {
+        let (heads, kv_heads, dim) = (self.num_heads, self.num_kv_heads, self.head_dim);
+        assert!(
+            kv_heads > 0 && dim > 0 && heads > 0 && heads.is_multiple_of(kv_heads),
+            "attention: num_kv_heads {kv_heads} must divide num_heads {heads}, head_dim is {dim}"
+        );
+        assert!(
+            self.window != Some(0),
+            "attention: a window of 0 hides every key; use None for no window"
+        );
+        assert!(
+            self.cu_q.len() == self.cu_k.len() && !self.cu_q.is_empty(),
+            "attention: cu_q has {} boundaries and cu_k {}; both need sequences + 1",
+            self.cu_q.len(),
+            self.cu_k.len()
+        );
+        for (name, cu) in [("cu_q", &self.cu_q), ("cu_k", &self.cu_k)] {
+            assert!(
+                cu[0] == 0 && cu.is_sorted(),
+                "attention: {name} must start at 0 and not decrease"
+            );
+        }
+        let [tokens_q, tokens_k] = [
+            self.cu_q[self.cu_q.len() - 1],
+            self.cu_k[self.cu_k.len() - 1],
+        ];
+        assert!(
+            q.dims() == [tokens_q, heads * dim],
+            "attention: q {:?} must be {:?}",
+            q.dims(),
+            [tokens_q, heads * dim]
+        );
+        let expected = [tokens_k, kv_heads * dim];
+        assert!(
+            k.dims() == expected && v.dims() == expected,
+            "attention: k {:?} and v {:?} must be {expected:?}",
+            k.dims(),
+            v.dims()
+        );
+        for (queries, keys) in self.sequences() {
+            let (q_len, k_len) = (queries.len(), keys.len());
+            assert!(
+                q_len == 0 || (k_len > 0 && (!self.causal || k_len >= q_len)),
+                "attention: a sequence has {q_len} queries and {k_len} keys; every query needs a key"
+            );
+        }
+    }
+}
+
+/// Attention of q `[tokens_q, num_heads * head_dim]` to k and v `[tokens_k, num_kv_heads * head_dim]`,
+/// giving `[tokens_q, num_heads * head_dim]`. Sequences do not see each other.
+///
+/// # Panics
+/// When the shapes and the specification do not fit together, or a query has no key.
+pub fn attention(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, spec: &AttentionSpec) -> Tensor<2> {
+    spec.check(&q, &k, &v);
+    portable::attention(q, k, v, spec)
+}
+
+pub(crate) mod portable {
+    use super::AttentionSpec;
+    use burn::tensor::{Bool, Tensor, TensorData, activation::softmax};
+
+    /// [`attention`](crate::attention) as a composition of Burn operations; holds one sequence's
+    /// score matrix at a time.
+    pub fn attention(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, spec: &AttentionSpec) -> Tensor<2> {
+        let (heads, kv_heads, dim) = (spec.num_heads, spec.num_kv_heads, spec.head_dim);
+        let group = heads / kv_heads;
+        let mut outputs = Vec::new();
+        for (queries, keys) in spec.sequences() {
+            let (q_len, k_len) = (queries.len(), keys.len());
+            if q_len == 0 {
+                continue;
+            }
+            // Query heads that share a key head become extra rows of one matrix product.
+            let q = q
+                .clone()
+                .narrow(0, queries.start, q_len)
+                .reshape([q_len, kv_heads, group, dim])
+                .permute([1, 2, 0, 3])
+                .reshape([kv_heads, group * q_len, dim]);
+            let split = |t: &Tensor<2>| {
+                t.clone()
+                    .narrow(0, keys.start, k_len)
+                    .reshape([k_len, kv_heads, dim])
+                    .swap_dims(0, 1)
+            };
+            let mut scores = q.matmul(split(&k).transpose()) * spec.scale;
+            if let Some(cap) = spec.softcap {
+                scores = (scores / cap).tanh() * cap;
+            }
+            let mut scores = scores.reshape([kv_heads, group, q_len, k_len]);
+            if spec.causal || spec.window.is_some() {
+                let mut hidden = vec![true; q_len * k_len];
+                for (i, row) in hidden.chunks_mut(k_len).enumerate() {
+                    row[spec.visible(i, q_len, k_len)].fill(false);
+                }
+                let mask = Tensor::<4, Bool>::from_data(
+                    TensorData::new(hidden, [1, 1, q_len, k_len]),
+                    &scores.device(),
+                );
+                let shape = scores.shape();
+                scores = scores.mask_fill(mask.expand(shape), f32::NEG_INFINITY);
+            }
+            let weights = softmax(scores, 3).reshape([kv_heads, group * q_len, k_len]);
+            let out = weights
+                .matmul(split(&v))
+                .reshape([kv_heads, group, q_len, dim])
+                .permute([2, 0, 1, 3])
+                .reshape([q_len, heads * dim]);
+            outputs.push(out);
+        }
+        if outputs.is_empty() {
+            return q;
+        }
+        Tensor::cat(outputs, 0)
+    }
+}

@@ -1,0 +1,91 @@
+//! Optimiser arithmetic on plain slices.
+
+use rayon::prelude::*;
+
+/// Elements handled by one task; fixed, so that results do not depend on the number of threads.
+const CHUNK: usize = 1 << 14;
+
+/// The numbers of one AdamW step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamWStep {
+    /// Learning rate of this step.
+    pub lr: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the denominator, outside the square root.
+    pub eps: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Which step this is, counting from 1.
+    pub step: u64,
+    /// Factor on the gradient, for clipping; 1 for none.
+    pub grad_scale: f32,
+}
+
+/// One AdamW step in place, with the arithmetic of `torch.optim.AdamW`. All slices have one length.
+///
+/// # Panics
+/// When the lengths differ or `step` is 0.
+pub fn adamw_step(
+    param: &mut [f32],
+    grad: &[f32],
+    exp_avg: &mut [f32],
+    exp_avg_sq: &mut [f32],
+    h: &AdamWStep,
+) {
+    let n = param.len();
+    assert!(
+        grad.len() == n && exp_avg.len() == n && exp_avg_sq.len() == n,
+        "adamw: {n} parameters, {} gradients, {} and {} moments",
+        grad.len(),
+        exp_avg.len(),
+        exp_avg_sq.len()
+    );
+    assert!(h.step > 0, "adamw: steps count from 1");
+    let bias1 = 1.0 - h.beta1.powf(h.step as f64);
+    let bias2 = 1.0 - h.beta2.powf(h.step as f64);
+    let decay = (1.0 - h.lr * h.weight_decay) as f32;
+    let step_size = (h.lr / bias1) as f32;
+    let bias2_sqrt = bias2.sqrt() as f32;
+    let (weight1, beta2, weight2) = (
+        (1.0 - h.beta1) as f32,
+        h.beta2 as f32,
+        (1.0 - h.beta2) as f32,
+    );
+    let (eps, grad_scale) = (h.eps as f32, h.grad_scale);
+    param
+        .par_chunks_mut(CHUNK)
+        .zip(exp_avg.par_chunks_mut(CHUNK))
+        .zip(exp_avg_sq.par_chunks_mut(CHUNK))
+        .zip(grad.par_chunks(CHUNK))
+        .for_each(|(((param, exp_avg), exp_avg_sq), grad)| {
+            for (((p, m), v), g) in param.iter_mut().zip(exp_avg).zip(exp_avg_sq).zip(grad) {
+                let g = g * grad_scale;
+                *m += weight1 * (g - *m);
+                *v = beta2 * *v + weight2 * g * g;
+                let denominator = v.sqrt() / bias2_sqrt + eps;
+                *p = *p * decay - step_size * *m / denominator;
+            }
+        });
+}
+
+/// The sum of the squares of a gradient, in double precision.
+pub fn grad_norm_sq(grad: &[f32]) -> f64 {
+    let partial: Vec<f64> = grad
+        .par_chunks(CHUNK)
+        .map(|chunk| {
+            let mut lanes = [0.0f64; 8];
+            let (blocks, rest) = chunk.as_chunks::<8>();
+            for block in blocks {
+                for (lane, &g) in lanes.iter_mut().zip(block) {
+                    *lane += f64::from(g) * f64::from(g);
+                }
+            }
+            let rest: f64 = rest.iter().map(|&g| f64::from(g) * f64::from(g)).sum();
+            lanes.iter().sum::<f64>() + rest
+        })
+        .collect();
+    partial.iter().sum()
+}

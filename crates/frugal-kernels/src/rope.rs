@@ -1,0 +1,48 @@
+//! Rotary position embedding.
+
+use burn::tensor::Tensor;
+
+/// Rotates pairs `(i, i + head_dim / 2)` of every head (Hugging Face's `rotate_half` convention).
+///
+/// x is `[tokens, heads * head_dim]`; cos and sin are `[tokens, head_dim / 2]`, one row per token,
+/// already scaled where the model scales them.
+///
+/// # Panics
+/// When the shapes do not fit together.
+pub fn rope(x: Tensor<2>, cos: Tensor<2>, sin: Tensor<2>, head_dim: usize) -> Tensor<2> {
+    check(&x, &cos, &sin, head_dim);
+    portable::rope(x, cos, sin, head_dim)
+}
+
+fn check(x: &Tensor<2>, cos: &Tensor<2>, sin: &Tensor<2>, head_dim: usize) {
+    let [tokens, width] = x.dims();
+    assert!(
+        head_dim > 0 && head_dim.is_multiple_of(2) && width.is_multiple_of(head_dim),
+        "rope: head_dim {head_dim} must be even and divide the width {width} of x"
+    );
+    let expected = [tokens, head_dim / 2];
+    assert!(
+        cos.dims() == expected && sin.dims() == expected,
+        "rope: cos {:?} and sin {:?} must be [tokens, head_dim / 2] = {expected:?}",
+        cos.dims(),
+        sin.dims()
+    );
+}
+
+pub(crate) mod portable {
+    use burn::tensor::Tensor;
+
+    /// [`rope`](crate::rope) as a composition of Burn operations.
+    pub fn rope(x: Tensor<2>, cos: Tensor<2>, sin: Tensor<2>, head_dim: usize) -> Tensor<2> {
+        let [tokens, width] = x.dims();
+        let (heads, half) = (width / head_dim, head_dim / 2);
+        let x = x.reshape([tokens, heads, head_dim]);
+        let first = x.clone().narrow(2, 0, half);
+        let second = x.narrow(2, half, half);
+        let cos = cos.reshape([tokens, 1, half]);
+        let sin = sin.reshape([tokens, 1, half]);
+        let rotated_first = first.clone() * cos.clone() - second.clone() * sin.clone();
+        let rotated_second = second * cos + first * sin;
+        Tensor::cat(vec![rotated_first, rotated_second], 2).reshape([tokens, width])
+    }
+}
