@@ -2,24 +2,43 @@
 
 use burn::tensor::Tensor;
 
+use crate::flex;
+
 /// SwiGLU: `silu(gate) * up`, both `[tokens, d_ff]`.
+///
+/// # Panics
+/// When the shapes differ.
 pub fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
-    portable::swiglu(gate, up)
+    check(&gate, &up);
+    flex::gated::<flex::Silu>(&gate, &up).unwrap_or_else(|| portable::swiglu(gate, up))
 }
 
 /// GeGLU with the tanh approximation of GELU: `gelu_tanh(gate) * up`, both `[tokens, d_ff]`.
+///
+/// # Panics
+/// When the shapes differ.
 pub fn geglu_tanh(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
-    portable::geglu_tanh(gate, up)
+    check(&gate, &up);
+    flex::gated::<flex::GeluTanh>(&gate, &up).unwrap_or_else(|| portable::geglu_tanh(gate, up))
 }
 
 /// GELU by the error function: `x * (1 + erf(x / sqrt(2))) / 2`, `[tokens, d]`.
 pub fn gelu(x: Tensor<2>) -> Tensor<2> {
-    portable::gelu(x)
+    flex::activation::<flex::Gelu>(&x).unwrap_or_else(|| portable::gelu(x))
 }
 
 /// GELU by its tanh approximation, `[tokens, d]`.
 pub fn gelu_tanh(x: Tensor<2>) -> Tensor<2> {
-    portable::gelu_tanh(x)
+    flex::activation::<flex::GeluTanh>(&x).unwrap_or_else(|| portable::gelu_tanh(x))
+}
+
+/// SiLU: `x * sigmoid(x)`, `[tokens, d]`.
+pub fn silu(x: Tensor<2>) -> Tensor<2> {
+    flex::activation::<flex::Silu>(&x).unwrap_or_else(|| portable::silu(x))
+}
+
+fn check(gate: &Tensor<2>, up: &Tensor<2>) {
+    assert!(gate.dims() == up.dims(), "gated activation: gate {:?} and up {:?} must have one shape", gate.dims(), up.dims());
 }
 
 pub(crate) mod portable {
@@ -33,6 +52,11 @@ pub(crate) mod portable {
     /// [`geglu_tanh`](crate::geglu_tanh) as a composition of Burn operations.
     pub fn geglu_tanh(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
         gelu_tanh(gate) * up
+    }
+
+    /// [`silu`](crate::silu) as a composition of Burn operations.
+    pub fn silu(x: Tensor<2>) -> Tensor<2> {
+        activation::silu(x)
     }
 
     /// [`gelu`](crate::gelu) as a composition of Burn operations.

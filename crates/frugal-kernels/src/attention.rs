@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use burn::tensor::Tensor;
 
+use crate::flex;
+
 /// What attends to what, and how scores are formed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AttentionSpec {
@@ -34,18 +36,12 @@ impl AttentionSpec {
         let position = (i + k_len).saturating_sub(q_len);
         let window = self.window.unwrap_or(usize::MAX);
         let start = (position + 1).saturating_sub(window);
-        let end = if self.causal {
-            position + 1
-        } else {
-            position.saturating_add(window)
-        };
+        let end = if self.causal { position + 1 } else { position.saturating_add(window) };
         start.min(k_len)..end.min(k_len)
     }
 
     /// The sequences of the batch, as ranges of query rows and of key rows.
-    pub(crate) fn sequences(
-        &self,
-    ) -> impl Iterator<Item = (std::ops::Range<usize>, std::ops::Range<usize>)> + '_ {
+    pub(crate) fn sequences(&self) -> impl Iterator<Item = (std::ops::Range<usize>, std::ops::Range<usize>)> + '_ {
         let queries = self.cu_q.windows(2).map(|w| w[0]..w[1]);
         queries.zip(self.cu_k.windows(2).map(|w| w[0]..w[1]))
     }
@@ -56,10 +52,7 @@ impl AttentionSpec {
             kv_heads > 0 && dim > 0 && heads > 0 && heads.is_multiple_of(kv_heads),
             "attention: num_kv_heads {kv_heads} must divide num_heads {heads}, head_dim is {dim}"
         );
-        assert!(
-            self.window != Some(0),
-            "attention: a window of 0 hides every key; use None for no window"
-        );
+        assert!(self.window != Some(0), "attention: a window of 0 hides every key; use None for no window");
         assert!(
             self.cu_q.len() == self.cu_k.len() && !self.cu_q.is_empty(),
             "attention: cu_q has {} boundaries and cu_k {}; both need sequences + 1",
@@ -67,28 +60,12 @@ impl AttentionSpec {
             self.cu_k.len()
         );
         for (name, cu) in [("cu_q", &self.cu_q), ("cu_k", &self.cu_k)] {
-            assert!(
-                cu[0] == 0 && cu.is_sorted(),
-                "attention: {name} must start at 0 and not decrease"
-            );
+            assert!(cu[0] == 0 && cu.is_sorted(), "attention: {name} must start at 0 and not decrease");
         }
-        let [tokens_q, tokens_k] = [
-            self.cu_q[self.cu_q.len() - 1],
-            self.cu_k[self.cu_k.len() - 1],
-        ];
-        assert!(
-            q.dims() == [tokens_q, heads * dim],
-            "attention: q {:?} must be {:?}",
-            q.dims(),
-            [tokens_q, heads * dim]
-        );
+        let [tokens_q, tokens_k] = [self.cu_q[self.cu_q.len() - 1], self.cu_k[self.cu_k.len() - 1]];
+        assert!(q.dims() == [tokens_q, heads * dim], "attention: q {:?} must be {:?}", q.dims(), [tokens_q, heads * dim]);
         let expected = [tokens_k, kv_heads * dim];
-        assert!(
-            k.dims() == expected && v.dims() == expected,
-            "attention: k {:?} and v {:?} must be {expected:?}",
-            k.dims(),
-            v.dims()
-        );
+        assert!(k.dims() == expected && v.dims() == expected, "attention: k {:?} and v {:?} must be {expected:?}", k.dims(), v.dims());
         for (queries, keys) in self.sequences() {
             let (q_len, k_len) = (queries.len(), keys.len());
             assert!(
@@ -106,7 +83,7 @@ impl AttentionSpec {
 /// When the shapes and the specification do not fit together, or a query has no key.
 pub fn attention(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, spec: &AttentionSpec) -> Tensor<2> {
     spec.check(&q, &k, &v);
-    portable::attention(q, k, v, spec)
+    flex::attention(&q, &k, &v, spec).unwrap_or_else(|| portable::attention(q, k, v, spec))
 }
 
 pub(crate) mod portable {
@@ -125,18 +102,12 @@ pub(crate) mod portable {
                 continue;
             }
             // Query heads that share a key head become extra rows of one matrix product.
-            let q = q
-                .clone()
-                .narrow(0, queries.start, q_len)
-                .reshape([q_len, kv_heads, group, dim])
-                .permute([1, 2, 0, 3])
-                .reshape([kv_heads, group * q_len, dim]);
-            let split = |t: &Tensor<2>| {
-                t.clone()
-                    .narrow(0, keys.start, k_len)
-                    .reshape([k_len, kv_heads, dim])
-                    .swap_dims(0, 1)
-            };
+            let q = q.clone().narrow(0, queries.start, q_len).reshape([q_len, kv_heads, group, dim]).permute([1, 2, 0, 3]).reshape([
+                kv_heads,
+                group * q_len,
+                dim,
+            ]);
+            let split = |t: &Tensor<2>| t.clone().narrow(0, keys.start, k_len).reshape([k_len, kv_heads, dim]).swap_dims(0, 1);
             let mut scores = q.matmul(split(&k).transpose()) * spec.scale;
             if let Some(cap) = spec.softcap {
                 scores = (scores / cap).tanh() * cap;
@@ -147,19 +118,12 @@ pub(crate) mod portable {
                 for (i, row) in hidden.chunks_mut(k_len).enumerate() {
                     row[spec.visible(i, q_len, k_len)].fill(false);
                 }
-                let mask = Tensor::<4, Bool>::from_data(
-                    TensorData::new(hidden, [1, 1, q_len, k_len]),
-                    &scores.device(),
-                );
+                let mask = Tensor::<4, Bool>::from_data(TensorData::new(hidden, [1, 1, q_len, k_len]), &scores.device());
                 let shape = scores.shape();
                 scores = scores.mask_fill(mask.expand(shape), f32::NEG_INFINITY);
             }
             let weights = softmax(scores, 3).reshape([kv_heads, group * q_len, k_len]);
-            let out = weights
-                .matmul(split(&v))
-                .reshape([kv_heads, group, q_len, dim])
-                .permute([2, 0, 1, 3])
-                .reshape([q_len, heads * dim]);
+            let out = weights.matmul(split(&v)).reshape([kv_heads, group, q_len, dim]).permute([2, 0, 1, 3]).reshape([q_len, heads * dim]);
             outputs.push(out);
         }
         if outputs.is_empty() {

@@ -14,15 +14,19 @@
 mod activation;
 mod attention;
 mod cross_entropy;
+mod flex;
 mod linear;
+mod mapped;
 mod norm;
 mod optimizer;
 mod rope;
+mod simd;
 
-pub use activation::{geglu_tanh, gelu, gelu_tanh, swiglu};
+pub use activation::{geglu_tanh, gelu, gelu_tanh, silu, swiglu};
 pub use attention::{AttentionSpec, attention};
 pub use cross_entropy::{CrossEntropyOptions, IGNORE_INDEX, linear_cross_entropy, token_log_probs};
 pub use linear::{linear, lora_linear};
+pub use mapped::map_file;
 pub use norm::{layer_norm, rms_norm};
 pub use optimizer::{AdamWStep, adamw_step, grad_norm_sq};
 pub use rope::rope;

@@ -2,13 +2,15 @@
 
 use burn::tensor::Tensor;
 
+use crate::flex;
+
 /// `x · weightᵀ + bias`: x `[tokens, in]`, weight `[out, in]`, bias `[out]`, result `[tokens, out]`.
 ///
 /// # Panics
 /// When the shapes do not fit together.
 pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
     check(&x, &weight, bias.as_ref());
-    portable::linear(x, weight, bias)
+    flex::linear(&x, &weight, bias.as_ref()).unwrap_or_else(|| portable::linear(x, weight, bias))
 }
 
 /// `x · weightᵀ + bias + scale · (x · aᵀ) · bᵀ`: weight `[out, in]`, a `[r, in]`, b `[out, r]`.
@@ -17,33 +19,17 @@ pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tenso
 ///
 /// # Panics
 /// When the shapes do not fit together.
-pub fn lora_linear(
-    x: Tensor<2>,
-    weight: Tensor<2>,
-    bias: Option<Tensor<1>>,
-    a: Tensor<2>,
-    b: Tensor<2>,
-    scale: f32,
-) -> Tensor<2> {
+pub fn lora_linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, a: Tensor<2>, b: Tensor<2>, scale: f32) -> Tensor<2> {
     check(&x, &weight, bias.as_ref());
     let ([out, d], [r, a_d], [b_out, b_r]) = (weight.dims(), a.dims(), b.dims());
-    assert!(
-        a_d == d && b_out == out && b_r == r,
-        "lora_linear: a [{r}, {a_d}] and b [{b_out}, {b_r}] do not fit the weight [{out}, {d}]"
-    );
-    portable::lora_linear(x, weight, bias, a, b, scale)
+    assert!(a_d == d && b_out == out && b_r == r, "lora_linear: a [{r}, {a_d}] and b [{b_out}, {b_r}] do not fit the weight [{out}, {d}]");
+    flex::lora_linear(&x, &weight, bias.as_ref(), &a, &b, scale).unwrap_or_else(|| portable::lora_linear(x, weight, bias, a, b, scale))
 }
 
 fn check(x: &Tensor<2>, weight: &Tensor<2>, bias: Option<&Tensor<1>>) {
     let ([tokens, x_d], [out, d]) = (x.dims(), weight.dims());
-    assert!(
-        x_d == d,
-        "linear: x [{tokens}, {x_d}] does not fit the weight [{out}, {d}]"
-    );
-    assert!(
-        bias.is_none_or(|b| b.dims() == [out]),
-        "linear: the bias must have {out} entries, one per row of the weight"
-    );
+    assert!(x_d == d, "linear: x [{tokens}, {x_d}] does not fit the weight [{out}, {d}]");
+    assert!(bias.is_none_or(|b| b.dims() == [out]), "linear: the bias must have {out} entries, one per row of the weight");
 }
 
 pub(crate) mod portable {
@@ -59,14 +45,7 @@ pub(crate) mod portable {
     }
 
     /// [`lora_linear`](crate::lora_linear) as a composition of Burn operations.
-    pub fn lora_linear(
-        x: Tensor<2>,
-        weight: Tensor<2>,
-        bias: Option<Tensor<1>>,
-        a: Tensor<2>,
-        b: Tensor<2>,
-        scale: f32,
-    ) -> Tensor<2> {
+    pub fn lora_linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, a: Tensor<2>, b: Tensor<2>, scale: f32) -> Tensor<2> {
         let low = x.clone().matmul(a.transpose()).matmul(b.transpose());
         linear(x, weight, bias) + low * scale
     }

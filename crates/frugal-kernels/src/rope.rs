@@ -2,6 +2,8 @@
 
 use burn::tensor::Tensor;
 
+use crate::flex;
+
 /// Rotates pairs `(i, i + head_dim / 2)` of every head (Hugging Face's `rotate_half` convention).
 ///
 /// x is `[tokens, heads * head_dim]`; cos and sin are `[tokens, head_dim / 2]`, one row per token,
@@ -11,7 +13,7 @@ use burn::tensor::Tensor;
 /// When the shapes do not fit together.
 pub fn rope(x: Tensor<2>, cos: Tensor<2>, sin: Tensor<2>, head_dim: usize) -> Tensor<2> {
     check(&x, &cos, &sin, head_dim);
-    portable::rope(x, cos, sin, head_dim)
+    flex::rope(&x, &cos, &sin, head_dim).unwrap_or_else(|| portable::rope(x, cos, sin, head_dim))
 }
 
 fn check(x: &Tensor<2>, cos: &Tensor<2>, sin: &Tensor<2>, head_dim: usize) {

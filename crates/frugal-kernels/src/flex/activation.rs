@@ -1,0 +1,226 @@
+//! Activations of the feed-forward block; the backward recomputes them.
+
+use std::mem::MaybeUninit;
+
+use burn::backend::flex::FlexTensor;
+use burn::tensor::Tensor;
+use rayon::prelude::*;
+
+use super::matrix::build;
+use super::record::{Operand, contiguous, record, tensor_of, values};
+use crate::simd::{Isa, TASK, exp, mul_add, multiversion, sigmoid};
+
+/// One activation: the function of a slice, and its gradient.
+pub(crate) trait Activation: 'static {
+    /// Writes `f(x)`.
+    fn forward(out: &mut [MaybeUninit<f32>], x: &[f32]);
+    /// Writes `f'(x) * grad`.
+    fn backward(out: &mut [MaybeUninit<f32>], x: &[f32], grad: &[f32]);
+    /// Writes `f(gate) * up`.
+    fn gated(out: &mut [MaybeUninit<f32>], gate: &[f32], up: &[f32]);
+    /// Writes `f'(gate) * up * grad` and `f(gate) * grad`.
+    fn gated_backward(dgate: &mut [MaybeUninit<f32>], dup: &mut [MaybeUninit<f32>], gate: &[f32], up: &[f32], grad: &[f32]);
+}
+
+/// Implements [`Activation`] from a function that gives the value and the slope at a point.
+macro_rules! activation {
+    ($(#[$doc:meta])* $name:ident, $value_and_slope:ident) => {
+        $(#[$doc])*
+        pub(crate) struct $name;
+
+        const _: () = {
+            multiversion!(fn forward(out: &mut [MaybeUninit<f32>], x: &[f32]) = forward_body);
+            multiversion!(fn backward(out: &mut [MaybeUninit<f32>], x: &[f32], grad: &[f32]) = backward_body);
+            multiversion!(fn gated(out: &mut [MaybeUninit<f32>], gate: &[f32], up: &[f32]) = gated_body);
+            multiversion!(
+                fn gated_backward(
+                    dgate: &mut [MaybeUninit<f32>], dup: &mut [MaybeUninit<f32>], gate: &[f32], up: &[f32], grad: &[f32]
+                ) = gated_backward_body
+            );
+
+            #[inline(always)]
+            fn forward_body<I: Isa>(out: &mut [MaybeUninit<f32>], x: &[f32]) {
+                for (out, x) in out.iter_mut().zip(x) {
+                    out.write($value_and_slope::<I>(*x).0);
+                }
+            }
+
+            #[inline(always)]
+            fn backward_body<I: Isa>(out: &mut [MaybeUninit<f32>], x: &[f32], grad: &[f32]) {
+                for ((out, x), grad) in out.iter_mut().zip(x).zip(grad) {
+                    out.write($value_and_slope::<I>(*x).1 * grad);
+                }
+            }
+
+            #[inline(always)]
+            fn gated_body<I: Isa>(out: &mut [MaybeUninit<f32>], gate: &[f32], up: &[f32]) {
+                for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+                    out.write($value_and_slope::<I>(*gate).0 * up);
+                }
+            }
+
+            #[inline(always)]
+            fn gated_backward_body<I: Isa>(
+                dgate: &mut [MaybeUninit<f32>],
+                dup: &mut [MaybeUninit<f32>],
+                gate: &[f32],
+                up: &[f32],
+                grad: &[f32],
+            ) {
+                let outputs = dgate.iter_mut().zip(dup);
+                for ((dgate, dup), ((gate, up), grad)) in outputs.zip(gate.iter().zip(up).zip(grad)) {
+                    let (value, slope) = $value_and_slope::<I>(*gate);
+                    dgate.write(slope * up * grad);
+                    dup.write(value * grad);
+                }
+            }
+
+            impl Activation for $name {
+                fn forward(out: &mut [MaybeUninit<f32>], x: &[f32]) {
+                    forward(out, x);
+                }
+                fn backward(out: &mut [MaybeUninit<f32>], x: &[f32], grad: &[f32]) {
+                    backward(out, x, grad);
+                }
+                fn gated(out: &mut [MaybeUninit<f32>], gate: &[f32], up: &[f32]) {
+                    gated(out, gate, up);
+                }
+                fn gated_backward(dgate: &mut [MaybeUninit<f32>], dup: &mut [MaybeUninit<f32>], gate: &[f32], up: &[f32], grad: &[f32]) {
+                    gated_backward(dgate, dup, gate, up, grad);
+                }
+            }
+        };
+    };
+}
+
+activation!(
+    /// `x * sigmoid(x)`.
+    Silu,
+    silu_at
+);
+activation!(
+    /// GELU by the error function.
+    Gelu,
+    gelu_at
+);
+activation!(
+    /// GELU by its tanh approximation.
+    GeluTanh,
+    gelu_tanh_at
+);
+
+#[inline(always)]
+fn silu_at<I: Isa>(x: f32) -> (f32, f32) {
+    let s = sigmoid::<I>(x);
+    (x * s, s * mul_add::<I>(x, 1.0 - s, 1.0))
+}
+
+#[inline(always)]
+fn gelu_tanh_at<I: Isa>(x: f32) -> (f32, f32) {
+    // (1 + tanh(u)) / 2 = sigmoid(2 u); beyond 12 the sigmoid is 0 or 1, and x^3 stays finite.
+    const C: f32 = 1.595_769;
+    let z = x.clamp(-12.0, 12.0);
+    let square = z * z;
+    let s = sigmoid::<I>(C * z * mul_add::<I>(square, 0.044_715, 1.0));
+    let inner_slope = C * mul_add::<I>(square, 3.0 * 0.044_715, 1.0);
+    (x * s, mul_add::<I>(z * s * (1.0 - s), inner_slope, s))
+}
+
+#[inline(always)]
+fn gelu_at<I: Isa>(x: f32) -> (f32, f32) {
+    // The complementary error function by the Chebyshev fit of Numerical Recipes (erfcc), whose
+    // relative error is below 1.2e-7; only its small tail is computed, so nothing cancels.
+    const INVERSE_SQRT_2PI: f32 = 0.398_942_3;
+    let z = x.abs().min(20.0) * std::f32::consts::FRAC_1_SQRT_2;
+    let t = 1.0 / mul_add::<I>(0.5, z, 1.0);
+    // Written out: as a loop over the coefficients it keeps the compiler from vectorising over x.
+    let p = mul_add::<I>(0.170_872_77, t, -0.822_152_2);
+    let p = mul_add::<I>(p, t, 1.488_515_9);
+    let p = mul_add::<I>(p, t, -1.135_204);
+    let p = mul_add::<I>(p, t, 0.278_868_07);
+    let p = mul_add::<I>(p, t, -0.186_288_06);
+    let p = mul_add::<I>(p, t, 0.096_784_18);
+    let p = mul_add::<I>(p, t, 0.374_091_96);
+    let p = mul_add::<I>(p, t, 1.000_023_7);
+    let p = mul_add::<I>(p, t, -1.265_512_2);
+    let gauss = exp::<I>(-z * z);
+    let tail = 0.5 * t * exp::<I>(mul_add::<I>(-z, z, p));
+    let phi = if x < 0.0 { tail } else { 1.0 - tail };
+    (x * phi, mul_add::<I>(x.clamp(-20.0, 20.0) * INVERSE_SQRT_2PI, gauss, phi))
+}
+
+/// `f(x)`, element by element.
+pub(crate) fn activation<A: Activation>(x: &Tensor<2>) -> Option<Tensor<2>> {
+    let x = Operand::new(x)?;
+    let forward = |[for_x]: [bool; 1]| {
+        let x = contiguous(&x.tensor);
+        let y = map(values(&x), |out, range| A::forward(out, &values(&x)[range]));
+        (like(&x, y), for_x.then_some(x))
+    };
+    Some(record([Some(&x)], forward, |saved, grad, _| {
+        [saved.map(|x| {
+            let grad = contiguous(&grad);
+            let dx = map(values(&x), |out, range| A::backward(out, &values(&x)[range.clone()], &values(&grad)[range]));
+            like(&x, dx)
+        })]
+    }))
+}
+
+/// `f(gate) * up`, element by element.
+pub(crate) fn gated<A: Activation>(gate: &Tensor<2>, up: &Tensor<2>) -> Option<Tensor<2>> {
+    let (gate, up) = (Operand::new(gate)?, Operand::new(up)?);
+    let forward = |[for_gate, for_up]: [bool; 2]| {
+        let (gate, up) = (contiguous(&gate.tensor), contiguous(&up.tensor));
+        let y = map(values(&gate), |out, range| A::gated(out, &values(&gate)[range.clone()], &values(&up)[range]));
+        let y = like(&gate, y);
+        (y, (for_gate || for_up).then_some((gate, for_gate.then_some(up))))
+    };
+    Some(record([Some(&gate), Some(&up)], forward, |saved, grad, [_, for_up]| {
+        let Some((gate, up)) = saved else { return [None, None] };
+        let grad = contiguous(&grad);
+        match up {
+            Some(up) => {
+                let [dgate, dup] = gated_backward::<A>(values(&gate), values(&up), values(&grad));
+                [Some(like(&gate, dgate)), for_up.then(|| like(&gate, dup))]
+            }
+            None => {
+                let dup = map(values(&gate), |out, range| A::gated(out, &values(&gate)[range.clone()], &values(&grad)[range]));
+                [None, Some(like(&gate, dup))]
+            }
+        }
+    }))
+}
+
+fn like(tensor: &FlexTensor, data: Vec<f32>) -> FlexTensor {
+    let shape = tensor.layout().shape();
+    tensor_of(data, [shape[0], shape[1]])
+}
+
+/// A vector as long as `x`, filled piece by piece.
+fn map(x: &[f32], fill: impl Fn(&mut [MaybeUninit<f32>], std::ops::Range<usize>) + Sync) -> Vec<f32> {
+    // SAFETY: the chunks cover the output, and the activations write each element of a chunk.
+    unsafe {
+        build(x.len(), |out| {
+            out.par_chunks_mut(TASK).enumerate().for_each(|(i, out)| {
+                let start = i * TASK;
+                let end = start + out.len();
+                fill(out, start..end);
+            });
+        })
+    }
+}
+
+fn gated_backward<A: Activation>(gate: &[f32], up: &[f32], grad: &[f32]) -> [Vec<f32>; 2] {
+    let mut dup = Vec::new();
+    // SAFETY: as in `map`, for both outputs.
+    let dgate = unsafe {
+        build(gate.len(), |dgate| {
+            dup = build(gate.len(), |dup| {
+                let outputs = dgate.par_chunks_mut(TASK).zip(dup.par_chunks_mut(TASK));
+                let inputs = gate.par_chunks(TASK).zip(up.par_chunks(TASK)).zip(grad.par_chunks(TASK));
+                outputs.zip(inputs).for_each(|((dgate, dup), ((gate, up), grad))| A::gated_backward(dgate, dup, gate, up, grad));
+            });
+        })
+    };
+    [dgate, dup]
+}

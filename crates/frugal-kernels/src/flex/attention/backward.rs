@@ -1,0 +1,100 @@
+//! The backward pass: each head of each sequence recomputes its tiles.
+
+use burn::backend::flex::FlexTensor;
+use rayon::prelude::*;
+
+use super::super::matrix::{Matrix, MatrixMut, Shared, Threads};
+use super::super::record::tensor_of;
+use super::softmax::{RowState, dot_product, softmax_backward};
+use super::{HeadTask, Saved, TILE_K, TILE_Q, pieces};
+use crate::attention::AttentionSpec;
+
+/// The gradients of q, k and v, where wanted.
+pub(super) fn backward(saved: &Saved, grad: &FlexTensor, [for_q, for_k, for_v]: [bool; 3]) -> [Option<FlexTensor>; 3] {
+    let spec = &saved.spec;
+    let (heads, dim) = (spec.num_heads, spec.head_dim);
+    let (tokens_q, tokens_k) = (saved.q.layout().shape()[0], saved.k.layout().shape()[0]);
+    let buffer = |wanted: bool, tokens: usize| vec![0.0; if wanted { tokens * heads * dim } else { 0 }];
+    // Keys and values get one gradient per query head first, so that no two tasks share memory.
+    let (mut dq, mut dk, mut dv) = (buffer(for_q, tokens_q), buffer(for_k, tokens_k), buffer(for_v, tokens_k));
+    let [shared_q, shared_k, shared_v] = [Shared::new(&mut dq), Shared::new(&mut dk), Shared::new(&mut dv)];
+    HeadTask::all(spec).into_par_iter().with_max_len(1).for_each(|task| {
+        // SAFETY: each task has its own rows or the columns of its own head.
+        let gradients = unsafe {
+            Gradients {
+                q: for_q.then(|| task.columns(&shared_q, &task.queries, spec)),
+                k: for_k.then(|| task.columns(&shared_k, &task.keys, spec)),
+                v: for_v.then(|| task.columns(&shared_v, &task.keys, spec)),
+            }
+        };
+        head(gradients, &task, saved, Matrix::of(grad));
+    });
+    [
+        for_q.then(|| tensor_of(dq, [tokens_q, heads * dim])),
+        for_k.then(|| summed_groups(dk, tokens_k, spec)),
+        for_v.then(|| summed_groups(dv, tokens_k, spec)),
+    ]
+}
+
+/// Where one head's gradients go.
+struct Gradients<'a> {
+    q: Option<MatrixMut<'a>>,
+    k: Option<MatrixMut<'a>>,
+    v: Option<MatrixMut<'a>>,
+}
+
+fn head(mut gradients: Gradients, task: &HeadTask, saved: &Saved, grad: Matrix) {
+    let spec = &saved.spec;
+    let (heads, dim) = (spec.num_heads, spec.head_dim);
+    let kv_head = task.head * spec.num_kv_heads / heads;
+    let (q, k, v, output) = (Matrix::of(&saved.q), Matrix::of(&saved.k), Matrix::of(&saved.v), Matrix::of(&saved.output));
+    let mut score_buffer = vec![0.0; TILE_Q * TILE_K];
+    let mut grad_buffer = vec![0.0; TILE_Q * TILE_K];
+    for rows in pieces(0..task.queries.len(), TILE_Q) {
+        let first = task.queries.start + rows.start;
+        let [q, output, grad] = [q, output, grad].map(|m| m.window(first, rows.len(), task.head * dim, dim));
+        let state = |i: usize| RowState { lse: saved.lse[(first + i) * heads + task.head], delta: dot_product(output.row(i), grad.row(i)) };
+        let states: Vec<RowState> = (0..rows.len()).map(state).collect();
+        for keys in pieces(task.visible(&rows, spec), TILE_K) {
+            let [k, v] = [k, v].map(|m| m.window(task.keys.start + keys.start, keys.len(), kv_head * dim, dim));
+            let size = rows.len() * keys.len();
+            let (scores, grads) = (&mut score_buffer[..size], &mut grad_buffer[..size]);
+            MatrixMut::new(scores, rows.len(), keys.len()).set(q, k.t(), spec.scale, Threads::One);
+            MatrixMut::new(grads, rows.len(), keys.len()).set(grad, v.t(), 1.0, Threads::One);
+            let tile_rows = scores.chunks_mut(keys.len()).zip(grads.chunks_mut(keys.len()));
+            for (i, ((scores, grads), state)) in tile_rows.zip(&states).enumerate() {
+                let visible = task.visible_in(rows.start + i, &keys, spec);
+                softmax_backward(scores, grads, visible, *state, spec.scale, spec.softcap);
+            }
+            let [weights, grads] = [&*scores, &*grads].map(|data| Matrix::new(data, rows.len(), keys.len()));
+            if let Some(dv) = &mut gradients.v {
+                dv.narrow_rows(&keys).add(weights.t(), grad, 1.0, Threads::One);
+            }
+            if let Some(dk) = &mut gradients.k {
+                dk.narrow_rows(&keys).add(grads.t(), q, 1.0, Threads::One);
+            }
+            if let Some(dq) = &mut gradients.q {
+                dq.narrow_rows(&rows).add(grads, k, 1.0, Threads::One);
+            }
+        }
+    }
+}
+
+/// Sums the gradients of the query heads that share a key head, `[tokens, heads * dim]` to
+/// `[tokens, kv_heads * dim]`.
+fn summed_groups(per_head: Vec<f32>, tokens: usize, spec: &AttentionSpec) -> FlexTensor {
+    let (dim, width) = (spec.head_dim, spec.num_kv_heads * spec.head_dim);
+    let group = spec.num_heads / spec.num_kv_heads;
+    if group == 1 {
+        return tensor_of(per_head, [tokens, width]);
+    }
+    let mut summed = vec![0.0; tokens * width];
+    summed.par_chunks_mut(width).zip(per_head.par_chunks(width * group)).with_min_len(16).for_each(|(summed, per_head)| {
+        for (summed, heads) in summed.chunks_mut(dim).zip(per_head.chunks(dim * group)) {
+            for head in heads.chunks(dim) {
+                summed.iter_mut().zip(head).for_each(|(sum, value)| *sum += value);
+            }
+        }
+    });
+    tensor_of(summed, [tokens, width])
+}

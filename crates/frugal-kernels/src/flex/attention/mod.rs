@@ -1,0 +1,94 @@
+//! Tiled attention: the score matrix exists one tile at a time, and the backward recomputes it from
+//! the logarithm of each row's sum of exponentials.
+
+mod backward;
+mod forward;
+mod softmax;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use burn::backend::flex::FlexTensor;
+use burn::tensor::Tensor;
+
+use super::matrix::{Matrix, MatrixMut, Shared};
+use super::record::{Operand, dense_rows, record};
+use crate::attention::AttentionSpec;
+
+/// Query rows of a tile.
+const TILE_Q: usize = 64;
+/// Keys of a tile.
+const TILE_K: usize = 256;
+
+/// Kept for the backward pass; q, k and v are shared with the graph, not copied.
+#[derive(Clone, Debug)]
+struct Saved {
+    q: FlexTensor,
+    k: FlexTensor,
+    v: FlexTensor,
+    output: FlexTensor,
+    /// The logarithm of the sum of exponentials, `[tokens_q, num_heads]`.
+    lse: Arc<[f32]>,
+    spec: AttentionSpec,
+}
+
+/// [`attention`](crate::attention()) on Flex.
+pub(crate) fn attention(q: &Tensor<2>, k: &Tensor<2>, v: &Tensor<2>, spec: &AttentionSpec) -> Option<Tensor<2>> {
+    let (q, k, v) = (Operand::new(q)?, Operand::new(k)?, Operand::new(v)?);
+    let forward = |wanted: [bool; 3]| {
+        let [q, k, v] = [&q, &k, &v].map(|operand| dense_rows(&operand.tensor));
+        let (output, lse) = forward::forward(Matrix::of(&q), Matrix::of(&k), Matrix::of(&v), spec);
+        let saved = wanted.contains(&true).then(|| Saved { q, k, v, output: output.clone(), lse: lse.into(), spec: spec.clone() });
+        (output, saved)
+    };
+    Some(record([Some(&q), Some(&k), Some(&v)], forward, |saved: Option<Saved>, grad, wanted| match saved {
+        Some(saved) => backward::backward(&saved, &dense_rows(&grad), wanted),
+        None => [None, None, None],
+    }))
+}
+
+/// One head of one sequence.
+#[derive(Clone, Debug)]
+struct HeadTask {
+    queries: Range<usize>,
+    keys: Range<usize>,
+    head: usize,
+}
+
+impl HeadTask {
+    /// All heads of all sequences that have queries.
+    fn all(spec: &AttentionSpec) -> Vec<Self> {
+        let sequences = spec.sequences().filter(|(queries, _)| !queries.is_empty());
+        sequences
+            .flat_map(|(queries, keys)| (0..spec.num_heads).map(move |head| Self { queries: queries.clone(), keys: keys.clone(), head }))
+            .collect()
+    }
+
+    /// This head's columns of some rows of a `[tokens, num_heads * head_dim]` matrix.
+    ///
+    /// # Safety
+    /// While they are used, nothing else may touch these elements.
+    unsafe fn columns<'a>(&self, matrix: &Shared<'a>, rows: &Range<usize>, spec: &AttentionSpec) -> MatrixMut<'a> {
+        let (dim, width) = (spec.head_dim, spec.num_heads * spec.head_dim);
+        // SAFETY: passed on to the caller.
+        unsafe { matrix.window(rows.start * width + self.head * dim, rows.len(), dim, width) }
+    }
+
+    /// The keys that some query of `rows` (relative to the sequence) sees.
+    fn visible(&self, rows: &Range<usize>, spec: &AttentionSpec) -> Range<usize> {
+        let visible = |i| spec.visible(i, self.queries.len(), self.keys.len());
+        visible(rows.start).start..visible(rows.end - 1).end
+    }
+
+    /// The part of a tile of `keys` that query `i` sees, relative to the tile.
+    fn visible_in(&self, i: usize, keys: &Range<usize>, spec: &AttentionSpec) -> Range<usize> {
+        let visible = spec.visible(i, self.queries.len(), self.keys.len());
+        let clip = |position: usize| position.clamp(keys.start, keys.end) - keys.start;
+        clip(visible.start)..clip(visible.end)
+    }
+}
+
+/// `0..len` from `start`, cut into pieces of `size`.
+fn pieces(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> {
+    range.clone().step_by(size).map(move |start| start..(start + size).min(range.end))
+}

@@ -1,0 +1,231 @@
+//! The language-model head and its loss, a few tokens at a time.
+
+use burn::backend::flex::FlexTensor;
+use burn::tensor::Tensor;
+use rayon::prelude::*;
+
+use super::matrix::{Matrix, MatrixMut, Threads};
+use super::record::{Operand, record, tensor_of, values};
+use crate::cross_entropy::{CrossEntropyOptions, IGNORE_INDEX};
+use crate::simd::{Isa, TASK, exp, max, mul_add, multiversion, sum as sum_of, tanh, task_rows};
+
+/// Logits held at a time: 64 MiB.
+const MAX_LOGITS: usize = 1 << 24;
+
+/// [`linear_cross_entropy`](crate::linear_cross_entropy) on Flex.
+///
+/// The gradients are formed together with the loss, while the logits are at hand.
+pub(crate) fn linear_cross_entropy(
+    hidden: &Tensor<2>,
+    weight: &Tensor<2>,
+    bias: Option<&Tensor<1>>,
+    targets: &[i32],
+    opts: &CrossEntropyOptions,
+) -> Option<Tensor<1>> {
+    let (hidden, weight, bias) = (Operand::new(hidden)?, Operand::new(weight)?, Operand::optional(bias)?);
+    let forward = |wanted: [bool; 3]| {
+        let mut head = Head::new(&hidden.tensor, &weight.tensor, bias.as_ref().map(|bias| &bias.tensor), targets);
+        let loss: f64 = head.run(opts, wanted).iter().sum();
+        (tensor_of(vec![loss as f32], [1]), head.into_gradients())
+    };
+    Some(record([Some(&hidden), Some(&weight), bias.as_ref()], forward, |gradients, grad, _| {
+        let factor = values(&grad)[0];
+        gradients.map(|gradient| gradient.map(|gradient| scaled(gradient, factor)))
+    }))
+}
+
+/// [`token_log_probs`](crate::token_log_probs) on Flex.
+pub(crate) fn token_log_probs(hidden: &Tensor<2>, weight: &Tensor<2>, bias: Option<&Tensor<1>>, targets: &[i32]) -> Option<Vec<f32>> {
+    let (hidden, weight, bias) = (Operand::new(hidden)?, Operand::new(weight)?, Operand::optional(bias)?);
+    let mut head = Head::new(&hidden.tensor, &weight.tensor, bias.as_ref().map(|bias| &bias.tensor), targets);
+    let losses = head.run(&CrossEntropyOptions::default(), [false; 3]);
+    let mut log_probs = vec![0.0; targets.len()];
+    for (row, loss) in head.rows.iter().zip(losses) {
+        log_probs[*row] = -loss as f32;
+    }
+    Some(log_probs)
+}
+
+fn scaled(mut tensor: FlexTensor, factor: f32) -> FlexTensor {
+    if factor != 1.0 {
+        tensor.storage_mut::<f32>().par_chunks_mut(TASK).for_each(|chunk| chunk.iter_mut().for_each(|v| *v *= factor));
+    }
+    tensor
+}
+
+/// The counted tokens, the head they meet, and the gradients formed so far.
+struct Head<'a> {
+    tokens: usize,
+    /// Which tokens count.
+    rows: Vec<usize>,
+    labels: Vec<usize>,
+    /// The hidden states of the counted tokens.
+    hidden: FlexTensor,
+    weight: Matrix<'a>,
+    bias: Option<&'a [f32]>,
+    hidden_grad: Option<Vec<f32>>,
+    weight_grad: Option<Vec<f32>>,
+    bias_grad: Option<Vec<f32>>,
+}
+
+impl<'a> Head<'a> {
+    fn new(hidden: &FlexTensor, weight: &'a FlexTensor, bias: Option<&'a FlexTensor>, targets: &[i32]) -> Self {
+        let counted = targets.iter().enumerate().filter(|(_, target)| **target != IGNORE_INDEX);
+        let (rows, labels): (Vec<usize>, Vec<usize>) = counted.map(|(row, target)| (row, *target as usize)).unzip();
+        let hidden = if rows.len() == targets.len() { hidden.clone() } else { gathered(hidden, &rows) };
+        Self {
+            tokens: targets.len(),
+            rows,
+            labels,
+            hidden,
+            weight: Matrix::of(weight),
+            bias: bias.map(values),
+            hidden_grad: None,
+            weight_grad: None,
+            bias_grad: None,
+        }
+    }
+
+    /// The loss of each counted token; forms the wanted gradients on the way.
+    fn run(&mut self, opts: &CrossEntropyOptions, wanted: [bool; 3]) -> Vec<f64> {
+        let (count, vocab, d) = (self.rows.len(), self.weight.rows, self.weight.cols);
+        let [for_hidden, for_weight, for_bias] = wanted;
+        let mut hidden_grad = vec![0.0; if for_hidden { count * d } else { 0 }];
+        let mut weight_grad = vec![0.0; if for_weight { vocab * d } else { 0 }];
+        let mut bias_grad = vec![0.0; if for_bias { vocab } else { 0 }];
+        let hidden = Matrix::of(&self.hidden);
+        let mut losses = Vec::with_capacity(count);
+        let chunk = (MAX_LOGITS / vocab.max(1)).clamp(16, 1024).min(count.max(1));
+        let mut buffer = vec![0.0; chunk * vocab];
+        for start in (0..count).step_by(chunk) {
+            let len = chunk.min(count - start);
+            let hidden = hidden.narrow_rows(start, len);
+            let logits = &mut buffer[..len * vocab];
+            MatrixMut::new(logits, len, vocab).set(hidden, self.weight.t(), 1.0, Threads::All);
+            let rows_per_task = task_rows(vocab);
+            let labels = &self.labels[start..start + len];
+            let with_gradient = wanted.contains(&true);
+            let chunk_losses: Vec<Vec<f64>> = logits
+                .par_chunks_mut(rows_per_task * vocab)
+                .zip(labels.par_chunks(rows_per_task))
+                .map(|(rows, labels)| {
+                    let rows = rows.chunks_mut(vocab).zip(labels);
+                    rows.map(|(row, label)| token_loss(row, self.bias, *label, opts, with_gradient)).collect()
+                })
+                .collect();
+            losses.extend(chunk_losses.into_iter().flatten());
+            // From here on `logits` holds the gradient of the logits.
+            let gradient = Matrix::new(logits, len, vocab);
+            if for_hidden {
+                let target = &mut hidden_grad[start * d..][..len * d];
+                MatrixMut::new(target, len, d).set(gradient, self.weight, 1.0, Threads::All);
+            }
+            if for_weight {
+                MatrixMut::new(&mut weight_grad, vocab, d).add(gradient.t(), hidden, 1.0, Threads::All);
+            }
+            if for_bias {
+                gradient.add_column_sums(&mut bias_grad);
+            }
+        }
+        self.hidden_grad = for_hidden.then_some(hidden_grad);
+        self.weight_grad = for_weight.then_some(weight_grad);
+        self.bias_grad = for_bias.then_some(bias_grad);
+        losses
+    }
+
+    fn into_gradients(self) -> [Option<FlexTensor>; 3] {
+        let (vocab, d) = (self.weight.rows, self.weight.cols);
+        let hidden = self.hidden_grad.map(|counted| {
+            if self.rows.len() == self.tokens {
+                return tensor_of(counted, [self.tokens, d]);
+            }
+            let mut grad = vec![0.0; self.tokens * d];
+            for (row, values) in self.rows.iter().zip(counted.chunks(d.max(1))) {
+                grad[row * d..][..d].copy_from_slice(values);
+            }
+            tensor_of(grad, [self.tokens, d])
+        });
+        [hidden, self.weight_grad.map(|grad| tensor_of(grad, [vocab, d])), self.bias_grad.map(|grad| tensor_of(grad, [vocab]))]
+    }
+}
+
+fn gathered(hidden: &FlexTensor, rows: &[usize]) -> FlexTensor {
+    let dense = if Matrix::of(hidden).has_dense_rows() { hidden.clone() } else { hidden.to_contiguous() };
+    let source = Matrix::of(&dense);
+    let mut data = Vec::with_capacity(rows.len() * source.cols);
+    rows.iter().for_each(|row| data.extend_from_slice(source.row(*row)));
+    tensor_of(data, [rows.len(), source.cols])
+}
+
+/// The loss of one token; turns its logits into their gradient when asked to.
+fn token_loss(row: &mut [f32], bias: Option<&[f32]>, label: usize, opts: &CrossEntropyOptions, with_gradient: bool) -> f64 {
+    if let Some(bias) = bias {
+        row.iter_mut().zip(bias).for_each(|(logit, bias)| *logit += bias);
+    }
+    if let Some(cap) = opts.logit_softcap {
+        cap_logits(row, cap);
+    }
+    let max = largest(row);
+    let lse = f64::from(max) + exp_sum(row, max).ln();
+    let (smoothing, z_loss) = (f64::from(opts.label_smoothing), f64::from(opts.z_loss));
+    let target = f64::from(row[label]);
+    let mut loss = lse - (1.0 - smoothing) * target + z_loss * lse * lse;
+    let uniform = smoothing / row.len() as f64;
+    if smoothing != 0.0 {
+        loss -= uniform * sum(row);
+    }
+    if with_gradient {
+        let slope = opts.logit_softcap.map_or(1.0, |cap| 1.0 - (target / f64::from(cap)).powi(2));
+        let cap = opts.logit_softcap.unwrap_or(f32::INFINITY);
+        to_gradient(row, lse as f32, (1.0 + 2.0 * z_loss * lse) as f32, uniform as f32, cap.recip());
+        row[label] -= ((1.0 - smoothing) * slope) as f32;
+    }
+    loss
+}
+
+multiversion!(fn cap_logits(row: &mut [f32], cap: f32) = cap_logits_body);
+
+#[inline(always)]
+fn cap_logits_body<I: Isa>(row: &mut [f32], cap: f32) {
+    let inverse = cap.recip();
+    for logit in row {
+        *logit = cap * tanh::<I>(*logit * inverse);
+    }
+}
+
+multiversion!(fn largest(row: &[f32]) -> f32 = max);
+
+/// Elements summed in single precision before they join the double-precision total.
+const SUM_BLOCK: usize = 1024;
+
+multiversion!(fn exp_sum(row: &[f32], max: f32) -> f64 = exp_sum_body);
+
+/// The sum of `e^(x - max)`.
+#[inline(always)]
+fn exp_sum_body<I: Isa>(row: &[f32], max: f32) -> f64 {
+    let mut total = 0.0;
+    let mut terms = [0.0; SUM_BLOCK];
+    for block in row.chunks(SUM_BLOCK) {
+        let terms = &mut terms[..block.len()];
+        for (term, value) in terms.iter_mut().zip(block) {
+            *term = exp::<I>(*value - max);
+        }
+        total += f64::from(sum_of::<I>(terms));
+    }
+    total
+}
+
+fn sum(row: &[f32]) -> f64 {
+    row.iter().map(|&value| f64::from(value)).sum()
+}
+
+multiversion!(fn to_gradient(row: &mut [f32], lse: f32, factor: f32, uniform: f32, inverse_cap: f32) = to_gradient_body);
+
+/// `(factor * e^(x - lse) - uniform) * (1 - (x / cap)^2)`.
+#[inline(always)]
+fn to_gradient_body<I: Isa>(row: &mut [f32], lse: f32, factor: f32, uniform: f32, inverse_cap: f32) {
+    for value in row {
+        let u = *value * inverse_cap;
+        *value = mul_add::<I>(factor, exp::<I>(*value - lse), -uniform) * (1.0 - u * u);
+    }
+}

@@ -1,0 +1,244 @@
+//! Strided matrices and their products.
+
+use std::marker::PhantomData;
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+use burn::backend::flex::FlexTensor;
+use rayon::prelude::*;
+
+use crate::simd::task_rows;
+
+/// A read-only view of a matrix.
+#[derive(Clone, Copy)]
+pub(crate) struct Matrix<'a> {
+    data: &'a [f32],
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    row_stride: usize,
+    col_stride: usize,
+}
+
+impl<'a> Matrix<'a> {
+    /// A view of `data`, row by row.
+    pub(crate) fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
+        assert_eq!(data.len(), rows * cols);
+        Self { data, rows, cols, row_stride: cols, col_stride: 1 }
+    }
+
+    /// A view of a two-dimensional tensor whose rows or columns are contiguous.
+    pub(crate) fn of(tensor: &'a FlexTensor) -> Self {
+        let layout = tensor.layout();
+        let (&[rows, cols], &[row_stride, col_stride]) = (layout.shape().as_slice(), layout.strides()) else {
+            panic!("a matrix view needs two dimensions, the tensor has {}", layout.num_dims());
+        };
+        let data = &tensor.storage::<f32>()[layout.start_offset()..];
+        let view = Self { data, rows, cols, row_stride: row_stride as usize, col_stride: col_stride as usize };
+        assert!(view.extent() <= data.len(), "the tensor's layout leaves its storage");
+        view
+    }
+
+    /// Elements from the first to the last of the view.
+    fn extent(&self) -> usize {
+        if self.rows == 0 || self.cols == 0 { 0 } else { (self.rows - 1) * self.row_stride + (self.cols - 1) * self.col_stride + 1 }
+    }
+
+    /// The transposed view.
+    pub(crate) fn t(self) -> Self {
+        Self { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
+    }
+
+    /// Whether each row is contiguous.
+    pub(crate) fn has_dense_rows(&self) -> bool {
+        self.col_stride == 1 || self.cols <= 1
+    }
+
+    /// Row `i`; the rows must be contiguous.
+    pub(crate) fn row(&self, i: usize) -> &'a [f32] {
+        debug_assert!(self.has_dense_rows());
+        &self.data[i * self.row_stride..][..self.cols]
+    }
+
+    /// Adds the sum of each column to `sums`; blocks of rows are summed first, in a fixed order.
+    pub(crate) fn add_column_sums(&self, sums: &mut [f32]) {
+        if !self.has_dense_rows() {
+            let columns = self.t();
+            sums.iter_mut().enumerate().for_each(|(i, sum)| *sum += columns.row(i).iter().sum::<f32>());
+            return;
+        }
+        let per_task = task_rows(self.cols);
+        let starts: Vec<usize> = (0..self.rows).step_by(per_task).collect();
+        let block = |start: usize| {
+            let mut sums = vec![0.0; self.cols];
+            for i in start..(start + per_task).min(self.rows) {
+                sums.iter_mut().zip(self.row(i)).for_each(|(sum, value)| *sum += value);
+            }
+            sums
+        };
+        for block in starts.into_par_iter().map(block).collect::<Vec<_>>() {
+            sums.iter_mut().zip(block).for_each(|(sum, value)| *sum += value);
+        }
+    }
+
+    /// `rows` rows from `row` and `cols` columns from `col`.
+    pub(crate) fn window(self, row: usize, rows: usize, col: usize, cols: usize) -> Self {
+        assert!(row + rows <= self.rows && col + cols <= self.cols);
+        let start = row * self.row_stride + col * self.col_stride;
+        let data = if rows == 0 || cols == 0 { &[] } else { &self.data[start..] };
+        Self { data, rows, cols, ..self }
+    }
+
+    /// `count` rows from `start`.
+    pub(crate) fn narrow_rows(self, start: usize, count: usize) -> Self {
+        assert!(start + count <= self.rows);
+        let data = if count == 0 { &[] } else { &self.data[start * self.row_stride..] };
+        Self { data, rows: count, ..self }
+    }
+}
+
+/// A matrix to write to, row by row with a stride; may be uninitialised where a product overwrites it.
+pub(crate) struct MatrixMut<'a> {
+    data: *mut f32,
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+    lifetime: PhantomData<&'a mut [f32]>,
+}
+
+impl<'a> MatrixMut<'a> {
+    /// A view of `data`, row by row.
+    pub(crate) fn new(data: &'a mut [f32], rows: usize, cols: usize) -> Self {
+        assert_eq!(data.len(), rows * cols);
+        Self { data: data.as_mut_ptr(), rows, cols, row_stride: cols, lifetime: PhantomData }
+    }
+
+    /// Row `i`; it must have been initialised.
+    pub(crate) fn row_mut(&mut self, i: usize) -> &mut [f32] {
+        assert!(i < self.rows);
+        // SAFETY: the constructors ensure that the rows lie inside memory borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(i * self.row_stride), self.cols) }
+    }
+
+    /// Some of the rows.
+    pub(crate) fn narrow_rows(&mut self, rows: &Range<usize>) -> MatrixMut<'_> {
+        assert!(rows.start <= rows.end && rows.end <= self.rows);
+        // SAFETY: the rows lie inside this matrix.
+        let data = unsafe { self.data.add(rows.start * self.row_stride) };
+        MatrixMut { data, rows: rows.len(), lifetime: PhantomData, ..*self }
+    }
+
+    /// `self = scale * a * b`.
+    pub(crate) fn set(&mut self, a: Matrix, b: Matrix, scale: f32, threads: Threads) {
+        self.product(a, b, scale, threads, false);
+    }
+
+    /// `self += scale * a * b`.
+    pub(crate) fn add(&mut self, a: Matrix, b: Matrix, scale: f32, threads: Threads) {
+        self.product(a, b, scale, threads, true);
+    }
+
+    fn product(&mut self, a: Matrix, b: Matrix, scale: f32, threads: Threads, accumulate: bool) {
+        assert!(a.rows == self.rows && b.cols == self.cols && a.cols == b.rows, "matrix product of unequal inner sizes");
+        let parallelism = match threads {
+            Threads::One => gemm::Parallelism::None,
+            Threads::All => gemm::Parallelism::Rayon(0),
+        };
+        // SAFETY: the constructors check that each view stays inside its slice, the slice of `self`
+        // is borrowed mutably so that nothing else reads it, and it is not read unless `accumulate`.
+        unsafe {
+            gemm::gemm(
+                self.rows,
+                self.cols,
+                a.cols,
+                self.data,
+                1,
+                self.row_stride as isize,
+                accumulate,
+                a.data.as_ptr(),
+                a.col_stride as isize,
+                a.row_stride as isize,
+                b.data.as_ptr(),
+                b.col_stride as isize,
+                b.row_stride as isize,
+                1.0,
+                scale,
+                false,
+                false,
+                false,
+                parallelism,
+            );
+        }
+    }
+}
+
+/// Memory that parallel tasks write to in disjoint places.
+pub(crate) struct Shared<'a> {
+    data: *mut f32,
+    len: usize,
+    lifetime: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: the memory is borrowed mutably for `'a`, and every access goes through an unsafe function
+// whose caller promises that no two tasks touch the same element.
+unsafe impl Sync for Shared<'_> {}
+
+impl<'a> Shared<'a> {
+    /// Shares `data` until the borrow ends.
+    pub(crate) fn new(data: &'a mut [f32]) -> Self {
+        Self { data: data.as_mut_ptr(), len: data.len(), lifetime: PhantomData }
+    }
+
+    /// A matrix inside the memory.
+    ///
+    /// # Safety
+    /// While it is used, nothing else may touch its elements.
+    pub(crate) unsafe fn window(&self, start: usize, rows: usize, cols: usize, row_stride: usize) -> MatrixMut<'a> {
+        assert!(cols <= row_stride && (rows == 0 || start + (rows - 1) * row_stride + cols <= self.len));
+        // SAFETY: the start lies inside the memory, or the matrix is empty and is never followed.
+        let data = unsafe { self.data.add(start.min(self.len)) };
+        MatrixMut { data, rows, cols, row_stride, lifetime: PhantomData }
+    }
+
+    /// Writes one element.
+    ///
+    /// # Safety
+    /// Nothing else may touch the element at the same time.
+    pub(crate) unsafe fn write(&self, index: usize, value: f32) {
+        assert!(index < self.len);
+        // SAFETY: the index lies inside the memory.
+        unsafe { self.data.add(index).write(value) };
+    }
+}
+
+/// Who shares the work of a product. The result does not depend on it.
+#[derive(Clone, Copy)]
+pub(crate) enum Threads {
+    /// The calling thread; for products inside a parallel loop.
+    One,
+    /// All threads, when the product is large enough.
+    All,
+}
+
+/// `scale * a * b`, row by row, in memory of its own.
+pub(crate) fn product(a: Matrix, b: Matrix, scale: f32) -> Vec<f32> {
+    let (rows, cols) = (a.rows, b.cols);
+    // SAFETY: the product writes every element.
+    unsafe {
+        build(rows * cols, |out| {
+            let data = out.as_mut_ptr().cast();
+            MatrixMut { data, rows, cols, row_stride: cols, lifetime: PhantomData }.set(a, b, scale, Threads::All);
+        })
+    }
+}
+
+/// A vector of `len` elements written by `fill`; spares clearing memory that is overwritten anyway.
+///
+/// # Safety
+/// `fill` must write every element.
+pub(crate) unsafe fn build(len: usize, fill: impl FnOnce(&mut [MaybeUninit<f32>])) -> Vec<f32> {
+    let mut data = Vec::with_capacity(len);
+    fill(&mut data.spare_capacity_mut()[..len]);
+    // SAFETY: the capacity is at least `len` and the caller promises that `fill` wrote all of it.
+    unsafe { data.set_len(len) };
+    data
+}

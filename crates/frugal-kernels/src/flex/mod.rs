@@ -1,0 +1,21 @@
+//! Kernels for the CPU backend Flex, each with its own backward pass.
+//!
+//! Every function here returns `None` when an input is not `f32` on Flex; the caller then uses the
+//! portable composition. Work is cut into pieces whose size depends on the shapes alone, so results
+//! are the same for any number of threads and with or without gradients.
+
+mod activation;
+mod attention;
+mod cross_entropy;
+mod linear;
+mod matrix;
+mod norm;
+mod record;
+mod rope;
+
+pub(crate) use activation::{Gelu, GeluTanh, Silu, activation, gated};
+pub(crate) use attention::attention;
+pub(crate) use cross_entropy::{linear_cross_entropy, token_log_probs};
+pub(crate) use linear::{linear, lora_linear};
+pub(crate) use norm::{layer_norm, rms_norm};
+pub(crate) use rope::rope;

@@ -1,0 +1,229 @@
+//! Sixteen numbers at a time, in the registers of each instruction set.
+//!
+//! Plain arrays do for element-wise loops, but the compiler keeps accumulators that live across
+//! iterations in registers only when they are vectors from the start.
+
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+
+/// Elements that a kernel treats together; independent of the instruction set, so that sums have a
+/// fixed order.
+pub(crate) const LANES: usize = 16;
+
+/// An instruction set a kernel is compiled for.
+pub(crate) trait Isa: Copy {
+    /// Whether a fused multiply-add is one instruction.
+    const FMA: bool;
+    /// Its vectors.
+    type Lanes: Lanes;
+}
+
+/// [`LANES`] numbers. The implementations for an instruction set must only be used inside a function
+/// compiled for it, which `multiversion` sees to.
+pub(crate) trait Lanes: Copy {
+    /// The same number everywhere.
+    fn splat(value: f32) -> Self;
+    /// Reads them.
+    fn load(values: &[f32; LANES]) -> Self;
+    /// Writes them.
+    fn store(self, out: &mut [f32; LANES]);
+    /// `self * b + c`.
+    fn mul_add(self, b: Self, c: Self) -> Self;
+    /// The larger of each pair; `other` where one is not a number.
+    fn max(self, other: Self) -> Self;
+    /// `self + other`.
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        self.mul_add(Self::splat(1.0), other)
+    }
+    /// `self * other`.
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        self.mul_add(other, Self::splat(0.0))
+    }
+    /// The sum of all, by halves.
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        let mut lanes = [0.0; LANES];
+        self.store(&mut lanes);
+        let mut half = LANES / 2;
+        while half > 0 {
+            for i in 0..half {
+                lanes[i] += lanes[i + half];
+            }
+            half /= 2;
+        }
+        lanes[0]
+    }
+    /// The largest.
+    #[inline(always)]
+    fn largest(self) -> f32 {
+        let mut lanes = [0.0; LANES];
+        self.store(&mut lanes);
+        let mut half = LANES / 2;
+        while half > 0 {
+            for i in 0..half {
+                lanes[i] = if lanes[i] > lanes[i + half] { lanes[i] } else { lanes[i + half] };
+            }
+            half /= 2;
+        }
+        lanes[0]
+    }
+    /// Reads fewer than [`LANES`]; the others are 0.
+    #[inline(always)]
+    fn load_part(values: &[f32]) -> Self {
+        // Most widths are multiples of LANES; the copy below is a call.
+        if values.is_empty() {
+            return Self::splat(0.0);
+        }
+        let mut padded = [0.0; LANES];
+        padded[..values.len()].copy_from_slice(values);
+        Self::load(&padded)
+    }
+}
+
+/// What every processor of the target has.
+#[derive(Clone, Copy)]
+pub(crate) struct Baseline;
+
+impl Isa for Baseline {
+    const FMA: bool = cfg!(any(target_arch = "aarch64", target_feature = "fma"));
+    type Lanes = [f32; LANES];
+}
+
+impl Lanes for [f32; LANES] {
+    #[inline(always)]
+    fn splat(value: f32) -> Self {
+        [value; LANES]
+    }
+    #[inline(always)]
+    fn load(values: &[f32; LANES]) -> Self {
+        *values
+    }
+    #[inline(always)]
+    fn store(self, out: &mut [f32; LANES]) {
+        *out = self;
+    }
+    #[inline(always)]
+    fn mul_add(self, b: Self, mut c: Self) -> Self {
+        for i in 0..LANES {
+            c[i] = super::mul_add::<Baseline>(self[i], b[i], c[i]);
+        }
+        c
+    }
+    #[inline(always)]
+    fn max(self, mut other: Self) -> Self {
+        for i in 0..LANES {
+            other[i] = if self[i] > other[i] { self[i] } else { other[i] };
+        }
+        other
+    }
+}
+
+/// AVX-512 F, VL and DQ.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512;
+
+#[cfg(target_arch = "x86_64")]
+impl Isa for Avx512 {
+    const FMA: bool = true;
+    type Lanes = __m512;
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Lanes for __m512 {
+    #[inline(always)]
+    fn splat(value: f32) -> Self {
+        // SAFETY: the caller is compiled for AVX-512; see the trait.
+        unsafe { _mm512_set1_ps(value) }
+    }
+    #[inline(always)]
+    fn load(values: &[f32; LANES]) -> Self {
+        // SAFETY: as above; sixteen numbers are there to read.
+        unsafe { _mm512_loadu_ps(values.as_ptr()) }
+    }
+    #[inline(always)]
+    fn store(self, out: &mut [f32; LANES]) {
+        // SAFETY: as above; there is room for sixteen numbers.
+        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), self) }
+    }
+    #[inline(always)]
+    fn mul_add(self, b: Self, c: Self) -> Self {
+        // SAFETY: as above.
+        unsafe { _mm512_fmadd_ps(self, b, c) }
+    }
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        // SAFETY: as above.
+        unsafe { _mm512_max_ps(self, other) }
+    }
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        // SAFETY: as above.
+        unsafe { sum_of_8(_mm256_add_ps(_mm512_castps512_ps256(self), _mm512_extractf32x8_ps(self, 1))) }
+    }
+}
+
+/// AVX2 with FMA.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2;
+
+#[cfg(target_arch = "x86_64")]
+impl Isa for Avx2 {
+    const FMA: bool = true;
+    type Lanes = [__m256; 2];
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Lanes for [__m256; 2] {
+    #[inline(always)]
+    fn splat(value: f32) -> Self {
+        // SAFETY: the caller is compiled for AVX2; see the trait.
+        unsafe { [_mm256_set1_ps(value); 2] }
+    }
+    #[inline(always)]
+    fn load(values: &[f32; LANES]) -> Self {
+        // SAFETY: as above; sixteen numbers are there to read.
+        unsafe { [_mm256_loadu_ps(values.as_ptr()), _mm256_loadu_ps(values.as_ptr().add(8))] }
+    }
+    #[inline(always)]
+    fn store(self, out: &mut [f32; LANES]) {
+        // SAFETY: as above; there is room for sixteen numbers.
+        unsafe {
+            _mm256_storeu_ps(out.as_mut_ptr(), self[0]);
+            _mm256_storeu_ps(out.as_mut_ptr().add(8), self[1]);
+        }
+    }
+    #[inline(always)]
+    fn mul_add(self, b: Self, c: Self) -> Self {
+        // SAFETY: as above.
+        unsafe { [_mm256_fmadd_ps(self[0], b[0], c[0]), _mm256_fmadd_ps(self[1], b[1], c[1])] }
+    }
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        // SAFETY: as above.
+        unsafe { [_mm256_max_ps(self[0], other[0]), _mm256_max_ps(self[1], other[1])] }
+    }
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        // SAFETY: as above.
+        unsafe { sum_of_8(_mm256_add_ps(self[0], self[1])) }
+    }
+}
+
+/// The sum of eight numbers, by halves.
+///
+/// # Safety
+/// The caller must be compiled for AVX2.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn sum_of_8(values: __m256) -> f32 {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        let four = _mm_add_ps(_mm256_castps256_ps128(values), _mm256_extractf128_ps(values, 1));
+        let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+        _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)))
+    }
+}

@@ -1,0 +1,145 @@
+use std::ops::Range;
+
+use burn::tensor::{Device, Tensor};
+use frugal_kernels::{AttentionSpec, attention, portable};
+
+use crate::support::{Array, assert_close, check, check_finite, random};
+
+/// A batch of sequences with these numbers of queries and keys.
+fn spec(heads: usize, kv_heads: usize, head_dim: usize, lengths: &[(usize, usize)]) -> AttentionSpec {
+    let boundaries = |pick: fn(&(usize, usize)) -> usize| {
+        let ends = lengths.iter().scan(0, |end, length| {
+            *end += pick(length);
+            Some(*end)
+        });
+        std::iter::once(0).chain(ends).collect::<Vec<_>>().into()
+    };
+    AttentionSpec {
+        num_heads: heads,
+        num_kv_heads: kv_heads,
+        head_dim,
+        scale: (head_dim as f32).sqrt().recip(),
+        causal: false,
+        window: None,
+        cu_q: boundaries(|l| l.0),
+        cu_k: boundaries(|l| l.1),
+        softcap: None,
+    }
+}
+
+/// The keys a query sees, from the definition.
+fn sees(spec: &AttentionSpec, query: usize, key: usize, q_len: usize, k_len: usize) -> bool {
+    let distance = (query + k_len - q_len) as i64 - key as i64;
+    let window = spec.window.map_or(i64::MAX, |w| w as i64);
+    (!spec.causal || distance >= 0) && distance.abs() < window
+}
+
+fn reference(q: &[f64], k: &[f64], v: &[f64], spec: &AttentionSpec) -> Vec<f64> {
+    let (heads, kv_heads, dim) = (spec.num_heads, spec.num_kv_heads, spec.head_dim);
+    let mut out = vec![0.0; q.len()];
+    for (cu_q, cu_k) in spec.cu_q.windows(2).zip(spec.cu_k.windows(2)) {
+        let (q_len, k_len) = (cu_q[1] - cu_q[0], cu_k[1] - cu_k[0]);
+        for i in 0..q_len {
+            for head in 0..heads {
+                let at =
+                    |row: usize, width: usize, head: usize| -> Range<usize> { (row * width + head) * dim..(row * width + head + 1) * dim };
+                let query = &q[at(cu_q[0] + i, heads, head)];
+                let kv_head = head / (heads / kv_heads);
+                let score = |j: usize| {
+                    let key = &k[at(cu_k[0] + j, kv_heads, kv_head)];
+                    let dot: f64 = query.iter().zip(key).map(|(q, k)| q * k).sum();
+                    let score = dot * f64::from(spec.scale);
+                    spec.softcap.map(f64::from).map_or(score, |cap| cap * (score / cap).tanh())
+                };
+                let scores: Vec<(usize, f64)> = (0..k_len).filter(|&j| sees(spec, i, j, q_len, k_len)).map(|j| (j, score(j))).collect();
+                let max = scores.iter().map(|s| s.1).fold(f64::MIN, f64::max);
+                let sum: f64 = scores.iter().map(|s| (s.1 - max).exp()).sum();
+                for (j, score) in scores {
+                    let value = &v[at(cu_k[0] + j, kv_heads, kv_head)];
+                    let out = &mut out[at(cu_q[0] + i, heads, head)];
+                    out.iter_mut().zip(value).for_each(|(out, v)| *out += (score - max).exp() / sum * v);
+                }
+            }
+        }
+    }
+    out
+}
+
+fn inputs(spec: &AttentionSpec, scale: f32) -> [Array; 3] {
+    let (tokens_q, tokens_k) = (*spec.cu_q.last().unwrap(), *spec.cu_k.last().unwrap());
+    let width = spec.num_kv_heads * spec.head_dim;
+    [random(tokens_q, spec.num_heads * spec.head_dim, scale, 1), random(tokens_k, width, scale, 2), random(tokens_k, width, 1.0, 3)]
+}
+
+#[track_caller]
+fn check_spec(name: &str, spec: &AttentionSpec) {
+    check(
+        name,
+        &inputs(spec, 2.0),
+        &[true; 3],
+        &|t| attention(t[0].clone(), t[1].clone(), t[2].clone(), spec),
+        &|t| portable::attention(t[0].clone(), t[1].clone(), t[2].clone(), spec),
+        &|v| reference(&v[0], &v[1], &v[2], spec),
+        2e-5,
+    );
+}
+
+/// Every kind of mask on one batch.
+fn check_masks(name: &str, base: &AttentionSpec) {
+    check_spec(&format!("{name}, bidirectional"), base);
+    check_spec(&format!("{name}, causal"), &AttentionSpec { causal: true, ..base.clone() });
+    for window in [1, 3, 70] {
+        let local = AttentionSpec { window: Some(window), ..base.clone() };
+        check_spec(&format!("{name}, window {window}"), &local);
+        check_spec(&format!("{name}, causal window {window}"), &AttentionSpec { causal: true, ..local });
+    }
+    check_spec(&format!("{name}, softcap"), &AttentionSpec { causal: true, softcap: Some(1.5), ..base.clone() });
+}
+
+#[test]
+fn small_batches_match_the_reference() {
+    check_masks("one token", &spec(1, 1, 3, &[(1, 1)]));
+    check_masks("two sequences", &spec(2, 1, 5, &[(3, 3), (2, 2)]));
+    check_masks("grouped", &spec(4, 2, 6, &[(2, 2), (3, 3)]));
+}
+
+/// Lengths around the tile sizes.
+#[test]
+fn large_batches_match_the_reference() {
+    check_masks("tiles", &spec(2, 1, 8, &[(64, 64), (65, 65), (1, 1), (300, 300)]));
+    check_masks("head of 64", &spec(3, 3, 64, &[(129, 129), (40, 40)]));
+}
+
+#[test]
+fn queries_after_a_cache_match_the_reference() {
+    check_masks("single queries", &spec(4, 2, 16, &[(1, 7), (1, 300), (1, 2100)]));
+    check_masks("a few queries", &spec(2, 2, 8, &[(5, 9), (3, 290), (1, 40), (70, 600)]));
+}
+
+#[test]
+fn a_sequence_without_queries_is_skipped() {
+    check_spec("empty in the middle", &spec(2, 1, 4, &[(3, 3), (0, 2), (0, 0), (4, 4)]));
+}
+
+#[test]
+fn queries_one_by_one_agree_with_all_at_once() {
+    let device = Device::flex();
+    let whole = AttentionSpec { causal: true, ..spec(4, 2, 16, &[(90, 90)]) };
+    let [q, k, v] = inputs(&whole, 1.0).map(|a| a.tensor(&device));
+    let all = attention(q.clone(), k.clone(), v.clone(), &whole);
+    for i in [0, 1, 63, 64, 89] {
+        let one = AttentionSpec { causal: true, ..spec(4, 2, 16, &[(1, i + 1)]) };
+        let out = attention(q.clone().narrow(0, i, 1), k.clone().narrow(0, 0, i + 1), v.clone().narrow(0, 0, i + 1), &one);
+        let values = |t: Tensor<2>| t.into_data().try_into_vec::<f32>().unwrap();
+        let expected: Vec<f64> = values(all.clone().narrow(0, i, 1)).into_iter().map(f64::from).collect();
+        assert_close(&format!("query {i}"), &values(out), &expected, 1e-5);
+    }
+}
+
+#[test]
+fn large_scores_stay_finite() {
+    for lengths in [[(5, 5), (70, 300)], [(1, 1), (1, 2000)]] {
+        let spec = spec(2, 1, 8, &lengths);
+        check_finite("large scores", &inputs(&spec, 1e5), &[true; 3], &|t| attention(t[0].clone(), t[1].clone(), t[2].clone(), &spec));
+    }
+}
