@@ -1,0 +1,287 @@
+//! Examples to token ids with their targets.
+
+mod causal;
+mod classify;
+mod show;
+
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use crate::data::{Dataset, Format};
+use crate::template::TemplateError;
+use crate::tokenizer::{TextTokenizer, TokenizerError};
+
+pub use show::show;
+
+/// Target of a position that is not trained.
+pub const IGNORE: i32 = -100;
+
+/// What the model learns from an example.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Task<'a> {
+    /// To predict the next token.
+    CausalLm,
+    /// To tell the class of a text.
+    SequenceClassification {
+        /// Names of the classes; the target is a position in this list.
+        labels: &'a [String],
+    },
+}
+
+/// How examples become ids.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EncodeOptions {
+    /// Most tokens of an example, special ones included.
+    pub max_length: usize,
+    /// Cut longer examples at the end instead of refusing them.
+    pub truncate: bool,
+    /// Train only completions and the turns of the assistant, not what is given.
+    pub completion_only: bool,
+    /// Text around a prompt, with `{prompt}` where it goes: `"Review: {prompt}\nSentiment:"`.
+    pub prompt_template: Option<String>,
+}
+
+impl EncodeOptions {
+    /// Refuses examples of more than `max_length` tokens and trains completions only.
+    pub fn new(max_length: usize) -> Self {
+        Self { max_length, truncate: false, completion_only: true, prompt_template: None }
+    }
+}
+
+/// What is to be learnt from the ids.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// For each position the id it must predict, that is the next one of the input, or [`IGNORE`]. The last is [`IGNORE`].
+    Tokens(Vec<i32>),
+    /// Position in the list of labels.
+    Class(usize),
+}
+
+/// One example, ready for a batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tokenized {
+    /// Ids of the tokens.
+    pub input_ids: Vec<u32>,
+    /// 0 for the first text, 1 for the second; empty unless there are two.
+    pub token_type_ids: Vec<u32>,
+    /// What is to be learnt.
+    pub labels: Target,
+}
+
+impl Tokenized {
+    /// Number of tokens.
+    pub fn len(&self) -> usize {
+        self.input_ids.len()
+    }
+
+    /// Whether there is no token.
+    pub fn is_empty(&self) -> bool {
+        self.input_ids.is_empty()
+    }
+
+    /// Number of positions that are trained; 1 for a class.
+    pub fn trained(&self) -> usize {
+        match &self.labels {
+            Target::Tokens(targets) => targets.iter().filter(|t| **t != IGNORE).count(),
+            Target::Class(_) => 1,
+        }
+    }
+}
+
+/// A data set, ready for batches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Encoded {
+    /// The examples.
+    pub examples: Vec<Tokenized>,
+    /// For each example its position in the data set.
+    pub rows: Vec<usize>,
+    /// How many examples were cut.
+    pub truncated: usize,
+    /// How many rows were left out because nothing in them would be trained.
+    pub dropped: usize,
+    /// Tokens of all examples.
+    pub total_tokens: usize,
+    /// Tokens that are trained, of all examples.
+    pub trained_tokens: usize,
+    /// Tokens of the longest example.
+    pub longest: usize,
+}
+
+/// A data set that cannot be encoded.
+#[derive(Debug, Error)]
+pub enum EncodeError {
+    /// The format does not serve the task.
+    #[error("{}: {format} data cannot be used for {task}, which needs {needed}", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        format: Format,
+        /// The task.
+        task: &'static str,
+        /// Formats that serve it.
+        needed: &'static str,
+    },
+    /// Rows with more tokens than allowed.
+    #[error(
+        "{}:{line}: {length} tokens, but at most {max_length} are allowed ({count} of {rows} rows are too long); raise max_length or set truncate = true",
+        path.display()
+    )]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+        /// Line of the first such row.
+        line: usize,
+        /// Its tokens.
+        length: usize,
+        /// The limit.
+        max_length: usize,
+        /// How many rows are too long.
+        count: usize,
+        /// Rows of the data set.
+        rows: usize,
+    },
+    /// A row that cannot be encoded.
+    #[error("{}:{line}: {problem}", path.display())]
+    Row {
+        /// The file.
+        path: PathBuf,
+        /// Line of the row.
+        line: usize,
+        /// What is wrong with it.
+        problem: RowError,
+    },
+    /// Every row was dropped.
+    #[error("{}: nothing in the {rows} rows would be trained; raise max_length, or train on prompts too (completion_only = false)", path.display())]
+    NothingToTrain {
+        /// The file.
+        path: PathBuf,
+        /// Rows of the data set.
+        rows: usize,
+    },
+    /// A prompt template without place for the prompt.
+    #[error("prompt_template {template:?} has no {{prompt}}")]
+    PromptTemplate {
+        /// The template.
+        template: String,
+    },
+    /// A limit that leaves no room.
+    #[error("max_length {max_length} leaves no room for a text beside the {special} special tokens")]
+    NoRoom {
+        /// The limit.
+        max_length: usize,
+        /// Special tokens of an example.
+        special: usize,
+    },
+}
+
+/// What is wrong with one row.
+#[derive(Debug, Error)]
+pub enum RowError {
+    /// The tokenizer failed.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The chat template failed.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// A label that is not in the list.
+    #[error("label {label:?} is not one of {known}")]
+    UnknownLabel {
+        /// The label.
+        label: String,
+        /// The list.
+        known: String,
+    },
+    /// A conversation in which the assistant says nothing.
+    #[error("no turn has the role \"assistant\", so there is nothing to train")]
+    NoAssistant,
+    /// A template that rewrites earlier turns.
+    #[error(
+        "the chat template writes turn {turn} differently once other turns follow, so the turns of the assistant cannot be told apart; \
+         split the conversation so that its last turn is the one to learn, or set completion_only = false"
+    )]
+    NotAPrefix {
+        /// The turn, from 1.
+        turn: usize,
+    },
+    /// A row that is not of the format of its data set.
+    #[error("the row is not of the format of its data set")]
+    OtherFormat,
+    /// A text without a single token.
+    #[error("the text has no tokens")]
+    NoTokens,
+}
+
+/// What came of one row.
+struct Row {
+    tokenized: Tokenized,
+    /// Tokens before it was cut.
+    length: usize,
+}
+
+/// Encodes every row.
+///
+/// # Errors
+/// Names the file and the line at fault.
+pub fn encode_all(dataset: &Dataset, tokenizer: &TextTokenizer, task: Task<'_>, options: &EncodeOptions) -> Result<Encoded, EncodeError> {
+    check(dataset, tokenizer, task, options)?;
+    let mut encoded = Encoded { examples: vec![], rows: vec![], truncated: 0, dropped: 0, total_tokens: 0, trained_tokens: 0, longest: 0 };
+    let mut too_long: Option<(usize, usize)> = None;
+    let mut too_long_count = 0;
+    for (i, (example, line)) in dataset.examples.iter().zip(&dataset.lines).enumerate() {
+        let row = match task {
+            Task::CausalLm => causal::encode(example, tokenizer, options),
+            Task::SequenceClassification { labels } => classify::encode(example, tokenizer, labels, options),
+        };
+        let Row { tokenized, length } = row.map_err(|problem| EncodeError::Row { path: dataset.source.clone(), line: *line, problem })?;
+        if length > options.max_length {
+            too_long.get_or_insert((*line, length));
+            too_long_count += 1;
+        }
+        if tokenized.trained() == 0 {
+            encoded.dropped += 1;
+            continue;
+        }
+        encoded.truncated += usize::from(length > tokenized.len());
+        encoded.total_tokens += tokenized.len();
+        encoded.trained_tokens += tokenized.trained();
+        encoded.longest = encoded.longest.max(tokenized.len());
+        encoded.rows.push(i);
+        encoded.examples.push(tokenized);
+    }
+    if let Some((line, length)) = too_long.filter(|_| !options.truncate) {
+        let (max_length, count, rows) = (options.max_length, too_long_count, dataset.len());
+        return Err(EncodeError::TooLong { path: dataset.source.clone(), line, length, max_length, count, rows });
+    }
+    if encoded.examples.is_empty() {
+        return Err(EncodeError::NothingToTrain { path: dataset.source.clone(), rows: dataset.len() });
+    }
+    Ok(encoded)
+}
+
+fn check(dataset: &Dataset, tokenizer: &TextTokenizer, task: Task<'_>, options: &EncodeOptions) -> Result<(), EncodeError> {
+    let (serves, task, needed) = match (task, dataset.format) {
+        (Task::CausalLm, format) => (
+            matches!(format, Format::Text | Format::PromptCompletion | Format::Alpaca | Format::Messages | Format::Sharegpt),
+            "language modelling",
+            "text, prompt and completion, or messages",
+        ),
+        (Task::SequenceClassification { .. }, format) => (format == Format::Classification, "classification", "text and label"),
+    };
+    if !serves {
+        return Err(EncodeError::Format { path: dataset.source.clone(), format: dataset.format, task, needed });
+    }
+    if let Some(template) = options.prompt_template.as_ref().filter(|t| !t.contains("{prompt}")) {
+        return Err(EncodeError::PromptTemplate { template: template.clone() });
+    }
+    let pair = dataset.examples.iter().any(|e| matches!(e, crate::data::Example::Classification { text_pair: Some(_), .. }));
+    let special = tokenizer.added_tokens(pair);
+    if options.max_length <= special {
+        return Err(EncodeError::NoRoom { max_length: options.max_length, special });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

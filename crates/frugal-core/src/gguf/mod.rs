@@ -1,0 +1,41 @@
+//! GGUF model files: reading, dequantising, writing, and their names in Hugging Face terms.
+//!
+//! [`Gguf::parse`] reads the header of a file that the caller has mapped or read; tensor data stays where it is.
+//! [`hf_config`] and [`NameMap`] say what the file is in Hugging Face terms; [`write()`] with [`gguf_metadata`] goes the
+//! other way. Layout: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
+
+mod blocks;
+mod container;
+mod error;
+mod export;
+mod hf;
+mod import;
+mod names;
+mod quantize;
+mod rope;
+mod tokenizer;
+mod value;
+mod writer;
+
+pub use blocks::{GgmlType, dequantize};
+pub use container::{Gguf, TensorInfo};
+pub use error::{GgufError, GgufProblem};
+pub use export::{export_type, gguf_metadata, rope_freqs};
+pub use import::hf_config;
+pub use names::{Architecture, Layout, Mapped, NameMap, rows_to_gguf, rows_to_hf};
+pub use quantize::quantize;
+pub use tokenizer::{GgufTokenizer, tokenizer, tokenizer_metadata};
+pub use value::{Array, Value};
+pub use writer::{TensorSpec, WriteError, lora_metadata, write};
+
+/// The alignment of tensor data when `general.alignment` does not give another, in bytes.
+pub const DEFAULT_ALIGNMENT: u64 = 32;
+
+#[cfg(test)]
+mod config_tests;
+#[cfg(test)]
+mod container_tests;
+#[cfg(test)]
+mod golden_tests;
+#[cfg(test)]
+mod real_tests;

@@ -1,0 +1,63 @@
+//! What a load of tensors found: the report that every loader gives when a file does not fit.
+
+use std::fmt;
+
+/// Tensors of a file against what was expected of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LoadReport {
+    /// Names that were expected.
+    pub expected: Vec<String>,
+    /// Expected but not in the file.
+    pub missing: Vec<String>,
+    /// In the file but not expected.
+    pub unexpected: Vec<String>,
+    /// Name, expected shape, shape in the file.
+    pub mis_shaped: Vec<(String, Vec<usize>, Vec<usize>)>,
+}
+
+impl LoadReport {
+    /// Whether the file holds exactly what was expected.
+    pub fn is_exact(&self) -> bool {
+        self.missing.is_empty() && self.unexpected.is_empty() && self.mis_shaped.is_empty()
+    }
+}
+
+/// Names shown per list before the rest is counted.
+const SHOWN: usize = 8;
+
+impl fmt::Display for LoadReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} tensors expected", self.expected.len())?;
+        let lists = [("missing", &self.missing), ("unexpected", &self.unexpected)];
+        for (kind, names) in lists.into_iter().filter(|(_, names)| !names.is_empty()) {
+            write!(f, "\n  {} {kind}:", names.len())?;
+            names.iter().take(SHOWN).try_for_each(|name| write!(f, "\n    {name}"))?;
+            more(f, names.len())?;
+        }
+        if !self.mis_shaped.is_empty() {
+            write!(f, "\n  {} with another shape:", self.mis_shaped.len())?;
+            for (name, expected, found) in self.mis_shaped.iter().take(SHOWN) {
+                write!(f, "\n    {name}: expected {expected:?}, the file has {found:?}")?;
+            }
+            more(f, self.mis_shaped.len())?;
+        }
+        Ok(())
+    }
+}
+
+fn more(f: &mut fmt::Formatter<'_>, total: usize) -> fmt::Result {
+    if total > SHOWN { write!(f, "\n    and {} more", total - SHOWN) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::LoadReport;
+
+    #[test]
+    fn long_lists_are_cut_and_counted() {
+        let missing = (0..10).map(|i| format!("t{i}")).collect();
+        let report = LoadReport { expected: vec!["t".into()], missing, ..LoadReport::default() };
+        let text = report.to_string();
+        assert!(text.contains("10 missing") && text.contains("t7") && !text.contains("t8") && text.contains("and 2 more"), "{text}");
+    }
+}

@@ -1,0 +1,328 @@
+//! Text to token ids and back: a `tokenizers` tokenizer together with what Hugging Face keeps beside it.
+
+mod files;
+mod stream;
+mod train;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use thiserror::Error;
+use tokenizers::processors::PostProcessorWrapper;
+use tokenizers::processors::sequence::Sequence;
+use tokenizers::processors::template::TemplateProcessing;
+use tokenizers::{EncodeInput, Encoding, PostProcessor, Tokenizer};
+
+use crate::data::Message;
+use crate::fs::FileError;
+use crate::template::{ChatTemplate, TemplateError};
+
+pub use stream::TextStream;
+pub use train::train_bpe;
+
+/// A tokenizer that cannot be loaded, used or written.
+#[derive(Debug, Error)]
+pub enum TokenizerError {
+    /// A file that cannot be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The folder has no `tokenizer.json`.
+    #[error(
+        "{}: no tokenizer.json; with Python, `AutoTokenizer.from_pretrained(MODEL).save_pretrained(FOLDER)` writes one", folder.display()
+    )]
+    Missing {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// A file that is not what its name says.
+    #[error("{}: {reason}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A special token that the vocabulary lacks.
+    #[error("{name} is {token:?}, which is not in the vocabulary of the tokenizer")]
+    UnknownToken {
+        /// `bos_token` or `eos_token`.
+        name: &'static str,
+        /// The token.
+        token: String,
+    },
+    /// The tokenizer refused the text or the ids.
+    #[error("the tokenizer cannot {action}: {reason}")]
+    Failed {
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        reason: String,
+    },
+    /// The chat template does not compile.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+}
+
+impl TokenizerError {
+    fn failed(action: &'static str) -> impl FnOnce(tokenizers::Error) -> Self {
+        move |e| Self::Failed { action, reason: e.to_string() }
+    }
+}
+
+/// What a tokenizer file does not say itself: special tokens, end-of-sequence ids and the chat template.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TokenizerSettings {
+    /// First token of a sequence.
+    pub bos_token: Option<String>,
+    /// Last token of a sequence.
+    pub eos_token: Option<String>,
+    /// Fills short sequences of a batch.
+    pub pad_token: Option<String>,
+    /// Stands for what the vocabulary cannot spell.
+    pub unk_token: Option<String>,
+    /// Ids that end a generation, beside that of `eos_token`.
+    pub eos_token_ids: Vec<u32>,
+    /// Put `bos_token` first whenever special tokens are added. Nothing changes for a tokenizer that does so already.
+    pub add_bos_token: bool,
+    /// Put `eos_token` last whenever special tokens are added. Nothing changes for a tokenizer that does so already.
+    pub add_eos_token: bool,
+    /// Jinja source of the chat template.
+    pub chat_template: Option<String>,
+    /// Longest sequence the model was made for, in tokens.
+    pub model_max_length: Option<usize>,
+    /// Every other key of `tokenizer_config.json`, written back as it was read.
+    pub other: serde_json::Map<String, serde_json::Value>,
+}
+
+/// A tokenizer with its special tokens and chat template. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct TextTokenizer {
+    tokenizer: Arc<Tokenizer>,
+    settings: TokenizerSettings,
+    template: Option<ChatTemplate>,
+    bos_id: Option<u32>,
+    eos_ids: Vec<u32>,
+    pad_id: u32,
+}
+
+/// Ids of a text with the place each came from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Spans {
+    /// Token ids.
+    pub ids: Vec<u32>,
+    /// For each id the bytes `start..end` of the text; `(0, 0)` for a token that was added.
+    pub offsets: Vec<(usize, usize)>,
+    /// 0 for the first text, 1 for the second.
+    pub token_type_ids: Vec<u32>,
+}
+
+impl From<Encoding> for Spans {
+    fn from(e: Encoding) -> Self {
+        Self { ids: e.get_ids().to_vec(), offsets: e.get_offsets().to_vec(), token_type_ids: e.get_type_ids().to_vec() }
+    }
+}
+
+impl TextTokenizer {
+    /// Joins a tokenizer and its settings. Padding and truncation that the tokenizer file asks for are switched off: batches
+    /// are padded, and long texts refused or cut, where they are encoded.
+    ///
+    /// # Errors
+    /// When `bos_token` or `eos_token` is not in the vocabulary, or the chat template does not compile.
+    pub fn new(mut tokenizer: Tokenizer, settings: TokenizerSettings) -> Result<Self, TokenizerError> {
+        tokenizer.with_padding(None);
+        tokenizer.with_truncation(None).map_err(TokenizerError::failed("switch off truncation"))?;
+        let id_of = |name, token: &Option<String>| {
+            let Some(token) = token else { return Ok(None) };
+            let id = tokenizer.token_to_id(token);
+            id.map(Some).ok_or_else(|| TokenizerError::UnknownToken { name, token: token.clone() })
+        };
+        let bos_id = id_of("bos_token", &settings.bos_token)?;
+        let eos_id = id_of("eos_token", &settings.eos_token)?;
+        let mut eos_ids: Vec<u32> = eos_id.into_iter().collect();
+        for id in &settings.eos_token_ids {
+            if !eos_ids.contains(id) {
+                eos_ids.push(*id);
+            }
+        }
+        let pad_id = settings.pad_token.as_ref().and_then(|t| tokenizer.token_to_id(t)).or(eos_ids.first().copied()).unwrap_or(0);
+        add_special_tokens(&mut tokenizer, &settings, bos_id, eos_id)?;
+        let template = settings.chat_template.as_deref().map(|source| ChatTemplate::new(source, &settings)).transpose()?;
+        Ok(Self { tokenizer: Arc::new(tokenizer), settings, template, bos_id, eos_ids, pad_id })
+    }
+
+    /// Token ids of a text. With `add_special_tokens` the post-processor adds what the model expects around it.
+    ///
+    /// # Errors
+    /// When the tokenizer fails, for example on a character it can neither spell nor replace.
+    pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TokenizerError> {
+        Ok(self.encode_spans(text, add_special_tokens)?.ids)
+    }
+
+    /// As [`Self::encode`], with the place in the text that each token came from.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn encode_spans(&self, text: &str, add_special_tokens: bool) -> Result<Spans, TokenizerError> {
+        let encoding = self.tokenizer.encode(text, add_special_tokens).map_err(TokenizerError::failed("encode the text"))?;
+        Ok(encoding.into())
+    }
+
+    /// One text, or two, as an encoder reads them: special tokens around them and a token type for each id.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn encode_pair(&self, text: &str, pair: Option<&str>) -> Result<Spans, TokenizerError> {
+        let input: EncodeInput = match pair {
+            Some(pair) => (text, pair).into(),
+            None => text.into(),
+        };
+        Ok(self.tokenizer.encode(input, true).map_err(TokenizerError::failed("encode the text"))?.into())
+    }
+
+    /// Text of token ids.
+    ///
+    /// # Errors
+    /// When the decoder of the tokenizer fails.
+    pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, TokenizerError> {
+        self.tokenizer.decode(ids, skip_special_tokens).map_err(TokenizerError::failed("decode the ids"))
+    }
+
+    /// A decoder for ids that arrive one by one. Special tokens are left out.
+    pub fn stream(&self) -> TextStream<'_> {
+        TextStream::new(self)
+    }
+
+    /// Id of the first token of a sequence.
+    pub fn bos_id(&self) -> Option<u32> {
+        self.bos_id
+    }
+
+    /// Ids that end a sequence, that of `eos_token` first.
+    pub fn eos_ids(&self) -> &[u32] {
+        &self.eos_ids
+    }
+
+    /// Id that fills short sequences of a batch: the pad token, else the end of sequence, else 0. It may be the id of the end
+    /// of sequence, so what is padding must be told from lengths and never from this id.
+    pub fn pad_id(&self) -> u32 {
+        self.pad_id
+    }
+
+    /// Number of tokens, added ones included. The embedding of the model may have more rows.
+    pub fn vocab_size(&self) -> usize {
+        self.tokenizer.get_vocab_size(true)
+    }
+
+    /// The token as the vocabulary spells it.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.tokenizer.id_to_token(id)
+    }
+
+    /// Id of a token, spelled as in the vocabulary.
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.tokenizer.token_to_id(token)
+    }
+
+    /// Whether the token has a meaning of its own and is no text.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.tokenizer.get_added_vocabulary().is_special_token(&self.token(id).unwrap_or_default())
+    }
+
+    /// How many tokens are added around one text, or around two.
+    pub fn added_tokens(&self, pair: bool) -> usize {
+        self.tokenizer.get_post_processor().map_or(0, |p| p.added_tokens(pair))
+    }
+
+    /// Special tokens and the like.
+    pub fn settings(&self) -> &TokenizerSettings {
+        &self.settings
+    }
+
+    /// The tokenizer itself.
+    pub fn inner(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Whether [`Self::render_chat`] can work.
+    pub fn has_chat_template(&self) -> bool {
+        self.template.is_some()
+    }
+
+    /// The compiled chat template.
+    pub fn chat_template(&self) -> Option<&ChatTemplate> {
+        self.template.as_ref()
+    }
+
+    /// Replaces the chat template.
+    ///
+    /// # Errors
+    /// When it does not compile.
+    pub fn set_chat_template(&mut self, source: &str) -> Result<(), TemplateError> {
+        self.template = Some(ChatTemplate::new(source, &self.settings)?);
+        self.settings.chat_template = Some(source.to_owned());
+        Ok(())
+    }
+
+    /// Fixes what `strftime_now` in the chat template answers, in seconds since 1970 (UTC), so that a run can be repeated.
+    pub fn set_template_clock(&mut self, unix_seconds: i64) {
+        if let Some(template) = &mut self.template {
+            template.set_clock(unix_seconds);
+        }
+    }
+
+    /// A conversation as the model was trained to read it. Encode the result without adding special tokens: the template has
+    /// written them.
+    ///
+    /// # Errors
+    /// When there is no template, or it refuses the conversation.
+    pub fn render_chat(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, TemplateError> {
+        self.template.as_ref().ok_or(TemplateError::Missing)?.render(messages, add_generation_prompt)
+    }
+
+    /// SHA-256 of the chat template's source, in hexadecimal.
+    pub fn sha256(&self) -> Option<String> {
+        self.template.as_ref().map(ChatTemplate::sha256)
+    }
+}
+
+/// Appends BOS and EOS to the post-processor where the settings ask for them and it does not add them yet, so that a saved
+/// `tokenizer.json` does the same in other tools.
+fn add_special_tokens(
+    tokenizer: &mut Tokenizer,
+    settings: &TokenizerSettings,
+    bos_id: Option<u32>,
+    eos_id: Option<u32>,
+) -> Result<(), TokenizerError> {
+    if !settings.add_bos_token && !settings.add_eos_token {
+        return Ok(());
+    }
+    let sample = tokenizer.encode("a", true).map_err(TokenizerError::failed("encode the text"))?;
+    let (first, last) = (sample.get_ids().first().copied(), sample.get_ids().last().copied());
+    let bos = settings.bos_token.as_ref().zip(bos_id).filter(|(_, id)| settings.add_bos_token && first != Some(*id));
+    let eos = settings.eos_token.as_ref().zip(eos_id).filter(|(_, id)| settings.add_eos_token && last != Some(*id));
+    if bos.is_none() && eos.is_none() {
+        return Ok(());
+    }
+    let failed = |e: String| TokenizerError::Failed { action: "add special tokens", reason: e };
+    let piece = |token: Option<(&String, u32)>, kind: u8| token.map(|(t, _)| format!("{t}:{kind}"));
+    let part = |text: &str, kind: u8| -> Vec<String> {
+        [piece(bos, kind), Some(format!("{text}:{kind}")), piece(eos, kind)].into_iter().flatten().collect()
+    };
+    let template = TemplateProcessing::builder()
+        .try_single(part("$A", 0))
+        .and_then(|b| b.try_pair([part("$A", 0), part("$B", 1)].concat()))
+        .map_err(|e| failed(e.to_string()))?
+        .special_tokens([bos, eos].into_iter().flatten().map(|(t, id)| (t.clone(), id)).collect::<Vec<_>>())
+        .build()
+        .map_err(|e| failed(e.to_string()))?;
+    let template = PostProcessorWrapper::Template(template);
+    let processor = match tokenizer.get_post_processor().cloned() {
+        Some(existing) => PostProcessorWrapper::Sequence(Sequence::new(vec![existing, template])),
+        None => template,
+    };
+    tokenizer.with_post_processor(Some(processor));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
