@@ -25,6 +25,9 @@
 //! The paper scales by `alpha / r` and initialises `A` normally; initialisation follows the released code. Every linear
 //! map is adapted by default, where the paper adapts query and value.
 //!
+//! On a token table (`target_modules` naming it) the change is `E + s (B A)ᵀ` with `A [r, rows]` zero and `B [d_model, r]`
+//! standard normal, on the input side only, as in `peft`: a tied output head keeps the original table.
+//!
 //! ## References
 //! - Hu, Shen, Wallis, Allen-Zhu, Li, Wang, Wang, Chen: LoRA: Low-Rank Adaptation of Large Language Models, 2021,
 //!   arXiv 2106.09685.
@@ -37,11 +40,28 @@ use rand::Rng;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use super::registry::{self, Capabilities, Family, Method};
 use super::target::{Targets, pattern_value};
-use super::{AdaptError, Adapter, BuildContext, Mode, Parameter, Pass, stream};
-use crate::model::{Linear, SiteId, SiteKind, SiteTable};
+use super::{AdaptError, Adapter, BuildContext, LowRank, MergedLinear, Mode, Parameter, Pass, normal, stream};
+use crate::model::{Embedding, Frozen, Linear, Norm, SiteId, SiteKind};
 
-const METHOD: &str = "lora";
+const NAME: &str = "lora";
+
+/// Registry entry.
+pub const METHOD: Method = Method {
+    name: NAME,
+    aliases: &["low-rank-adaptation"],
+    family: Family::LowRank,
+    summary: "A low-rank change of chosen linear maps",
+    default_lr: 5e-4,
+    peft_type: "LORA",
+    capabilities: Capabilities { merge: true, identity_at_init: true, mixed_batch: true },
+    source: include_str!("lora.rs"),
+    defaults: registry::defaults::<LoraConfig>,
+    check: |settings| registry::parse::<LoraConfig>(NAME, settings)?.validate(),
+    build: |settings, context| Ok(Box::new(Lora::new(registry::parse(NAME, settings)?, context)?)),
+    from_peft,
+};
 
 /// Initial values of `A` and `B`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -62,6 +82,8 @@ pub enum Bias {
     None,
     /// Those of the adapted maps.
     LoraOnly,
+    /// Those of every linear map and norm.
+    All,
 }
 
 /// Settings, with `peft`'s names.
@@ -82,7 +104,7 @@ pub struct LoraConfig {
     pub rank_pattern: BTreeMap<String, usize>,
     /// Scale numerator by path pattern.
     pub alpha_pattern: BTreeMap<String, f64>,
-    /// Biases of adapted maps.
+    /// Which biases are trained too.
     pub bias: Bias,
     /// A bias on `B`, scaled like it.
     pub lora_bias: bool,
@@ -123,7 +145,7 @@ impl LoraConfig {
     /// # Errors
     /// [`AdaptError::Config`] naming the field.
     pub fn validate(&self) -> Result<(), AdaptError> {
-        let bad = |field, reason: String| Err(AdaptError::Config { method: METHOD, field, reason });
+        let bad = |field, reason: String| Err(AdaptError::Config { method: NAME, field, reason });
         if self.r == 0 || self.rank_pattern.values().any(|&r| r == 0) {
             return bad("r", "the rank must be at least 1".into());
         }
@@ -156,15 +178,77 @@ impl LoraConfig {
     }
 }
 
-/// The low-rank pair of one map.
+/// Fields of `peft`'s configuration that mean the same here.
+const PEFT_FIELDS: [&str; 13] = [
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "use_rslora",
+    "init_lora_weights",
+    "rank_pattern",
+    "alpha_pattern",
+    "bias",
+    "lora_bias",
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+];
+
+/// Variants of `peft`'s LoRA that are another method; truthy values are refused.
+const PEFT_VARIANTS: [&str; 13] = [
+    "use_dora",
+    "use_qalora",
+    "use_bdlora",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "velora_config",
+    "monteclora_config",
+    "layer_replication",
+    "target_parameters",
+    "trainable_token_indices",
+    "megatron_config",
+    "ensure_weight_tying",
+];
+
+/// Initialisations of `peft` that changed the base weights when training began.
+const PEFT_MUTATING_INITS: [&str; 5] = ["pissa", "olora", "corda", "lora_ga", "loftq"];
+
+fn from_peft(config: &Map<String, Value>) -> Result<Map<String, Value>, AdaptError> {
+    let bad = |field, reason: String| AdaptError::Config { method: NAME, field, reason };
+    let truthy = |value: &Value| !matches!(value, Value::Null | Value::Bool(false)) && value != &json!({}) && value != &json!([]);
+    if let Some(field) = PEFT_VARIANTS.into_iter().find(|f| config.get(*f).is_some_and(truthy)) {
+        return Err(bad(field, "this variant of LoRA is not supported".into()));
+    }
+    if let Some(init) = config.get("init_lora_weights").and_then(Value::as_str)
+        && PEFT_MUTATING_INITS.iter().any(|name| init.starts_with(name))
+    {
+        let reason = format!(
+            "`{init}` changed the base weights when training began, so the file alone is not enough: convert it to a plain LoRA in peft first"
+        );
+        return Err(bad("init_lora_weights", reason));
+    }
+    if !config.get("target_modules").is_some_and(|t| t.is_array() || t.is_string()) {
+        return Err(bad("target_modules", "must be a list of names or a pattern".into()));
+    }
+    // Absent fields mean peft's defaults, which differ from those here in one.
+    let mut settings = Map::from_iter([("lora_alpha".to_owned(), json!(8))]);
+    settings.extend(PEFT_FIELDS.into_iter().filter_map(|f| Some((f.to_owned(), config.get(f).filter(|v| !v.is_null())?.clone()))));
+    // The values come from the file, so how they were first made no longer matters.
+    settings.insert("init_lora_weights".into(), json!(true));
+    Ok(settings)
+}
+
+/// The low-rank pair of one map or table.
 struct Pair {
     path: String,
+    /// `[r, d_in]`; of a table `[r, rows]`.
     a: Parameter,
+    /// `[d_out, r]`.
     b: Parameter,
-    /// Bias on `B`.
+    /// Bias on `B`, `[d_out]`.
     b_bias: Option<Parameter>,
-    /// Trained copy of the map's own bias.
-    base_bias: Option<Parameter>,
     scale: f32,
 }
 
@@ -173,6 +257,12 @@ pub struct Lora {
     config: LoraConfig,
     /// Indexed by site.
     pairs: Vec<Option<Pair>>,
+    /// Trained copies of biases, indexed by site.
+    biases: Vec<Option<Parameter>>,
+    /// `target_modules` for `peft`.
+    saved_targets: Value,
+    /// Whether the adapted maps are stored transposed, which `peft` wants to be told.
+    fan_in_fan_out: bool,
 }
 
 impl Lora {
@@ -183,91 +273,114 @@ impl Lora {
     pub fn new(config: LoraConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
         config.validate()?;
         let mut pairs: Vec<Option<Pair>> = (0..context.sites.len()).map(|_| None).collect();
-        for id in config.targets().select(context.sites)? {
-            pairs[id.index()] = Some(Self::pair(&config, context, id)?);
+        let chosen = config.targets().select(context.sites)?;
+        for &id in &chosen {
+            pairs[id.index()] = Some(pair(&config, context, id)?);
         }
-        let adapter = Self { config, pairs };
-        if adapter.config.bias == Bias::LoraOnly && adapter.parameters().iter().all(|p| !p.name().ends_with("base_layer.bias")) {
-            return Err(AdaptError::Config { method: METHOD, field: "bias", reason: "none of the adapted maps has a bias: use `bias = \"none\"`".into() });
-        }
-        Ok(adapter)
-    }
-
-    fn pair(config: &LoraConfig, context: &BuildContext<'_>, id: SiteId) -> Result<Pair, AdaptError> {
-        let info = context.sites.info(id);
-        let (path, d_in, d_out) = (info.path.clone(), info.d_in, info.d_out);
-        let rank = pattern_value("rank_pattern", &config.rank_pattern, &path)?.unwrap_or(config.r);
-        let alpha = pattern_value("alpha_pattern", &config.alpha_pattern, &path)?.unwrap_or(config.lora_alpha);
-        if rank > d_in.min(d_out) {
-            return Err(AdaptError::Config {
-                method: METHOD,
-                field: "r",
-                reason: format!("rank {rank} exceeds the smaller side of `{path}` ({d_out} x {d_in}): use at most {}", d_in.min(d_out)),
-            });
-        }
-        let bound = 1.0 / (d_in as f32).sqrt();
-        let mut rng = stream(context.seed, &path);
-        let a: Vec<f32> = match &config.init_lora_weights {
-            Init::Named(_) => (0..rank * d_in).map(|_| normal(&mut rng) / rank as f32).collect(),
-            Init::Default(_) => (0..rank * d_in).map(|_| rng.random_range(-bound..bound)).collect(),
-        };
-        let b: Vec<f32> = match &config.init_lora_weights {
-            Init::Default(false) => (0..d_out * rank).map(|_| rng.random_range(-bound..bound)).collect(),
-            _ => vec![0.0; d_out * rank],
-        };
-        let device = &context.device;
-        let base_bias = if config.bias == Bias::LoraOnly && info.has_bias {
-            let values = context.backbone.and_then(|m| bias_of(m, id)).unwrap_or_else(|| vec![0.0; d_out]);
-            Some(Parameter::new(format!("{path}.base_layer.bias"), &[d_out], values, device))
-        } else {
-            None
-        };
-        Ok(Pair {
-            a: Parameter::new(format!("{path}.lora_A.weight"), &[rank, d_in], a, device),
-            b: Parameter::new(format!("{path}.lora_B.weight"), &[d_out, rank], b, device),
-            b_bias: config.lora_bias.then(|| Parameter::new(format!("{path}.lora_B.bias"), &[d_out], vec![0.0; d_out], device)),
-            base_bias,
-            scale: config.scale(alpha, rank) as f32,
-            path,
-        })
+        let saved_targets = super::peft::saved_targets(&config.targets(), context.sites, &chosen);
+        let biases = biases(&config, context, &pairs)?;
+        let transposed = context.sites.iter().any(|(id, site)| site.kind == SiteKind::Conv1d && pairs[id.index()].is_some());
+        Ok(Self { config, pairs, biases, saved_targets, fan_in_fan_out: transposed })
     }
 
     fn at(&self, site: SiteId) -> Option<&Pair> {
         self.pairs.get(site.index())?.as_ref()
     }
 
-    /// `(path, A [r, d_in], B [d_out, r], scale)` of every adapted map, for export to other formats.
-    pub fn factors(&self) -> impl Iterator<Item = (&str, &Parameter, &Parameter, f32)> {
-        self.pairs.iter().flatten().map(|p| (p.path.as_str(), &p.a, &p.b, p.scale))
+    fn bias(&self, site: SiteId) -> Option<&Parameter> {
+        self.biases.get(site.index())?.as_ref()
     }
 }
 
-fn bias_of(backbone: &dyn crate::model::Backbone, site: SiteId) -> Option<Vec<f32>> {
-    let mut found = None;
-    backbone.export(&mut |part| {
-        if let crate::model::Frozen::Linear(linear) = part
-            && linear.site == site
-        {
-            found = linear.bias.clone().map(super::to_vec);
-        }
-    });
-    found
+fn pair(config: &LoraConfig, context: &BuildContext<'_>, id: SiteId) -> Result<Pair, AdaptError> {
+    let info = context.sites.info(id);
+    let (path, d_in, d_out) = (info.path.clone(), info.d_in, info.d_out);
+    let rank = pattern_value("rank_pattern", &config.rank_pattern, &path)?.unwrap_or(config.r);
+    let alpha = pattern_value("alpha_pattern", &config.alpha_pattern, &path)?.unwrap_or(config.lora_alpha);
+    if rank > d_in.min(d_out) {
+        return Err(AdaptError::Config {
+            method: NAME,
+            field: "r",
+            reason: format!("rank {rank} exceeds the smaller side of `{path}` ({d_out} x {d_in}): use at most {}", d_in.min(d_out)),
+        });
+    }
+    let (device, scale) = (&context.device, config.scale(alpha, rank) as f32);
+    let mut rng = stream(context.seed, &path);
+    if info.kind == SiteKind::Embedding {
+        let b = (0..d_out * rank).map(|_| normal(&mut rng)).collect();
+        return Ok(Pair {
+            a: Parameter::new(format!("{path}.lora_embedding_A"), &[rank, d_in], vec![0.0; rank * d_in], device),
+            b: Parameter::new(format!("{path}.lora_embedding_B"), &[d_out, rank], b, device),
+            b_bias: None,
+            scale,
+            path,
+        });
+    }
+    let bound = 1.0 / (d_in as f32).sqrt();
+    let a: Vec<f32> = match &config.init_lora_weights {
+        Init::Named(_) => (0..rank * d_in).map(|_| normal(&mut rng) / rank as f32).collect(),
+        Init::Default(_) => (0..rank * d_in).map(|_| rng.random_range(-bound..bound)).collect(),
+    };
+    let b: Vec<f32> = match &config.init_lora_weights {
+        Init::Default(false) => (0..d_out * rank).map(|_| rng.random_range(-bound..bound)).collect(),
+        _ => vec![0.0; d_out * rank],
+    };
+    Ok(Pair {
+        a: Parameter::new(format!("{path}.lora_A.weight"), &[rank, d_in], a, device),
+        b: Parameter::new(format!("{path}.lora_B.weight"), &[d_out, rank], b, device),
+        b_bias: config.lora_bias.then(|| Parameter::new(format!("{path}.lora_B.bias"), &[d_out], vec![0.0; d_out], device)),
+        scale,
+        path,
+    })
 }
 
-/// A standard normal number (Box-Muller).
-fn normal(rng: &mut impl Rng) -> f32 {
-    let u: f64 = 1.0 - rng.random::<f64>();
-    let v: f64 = rng.random();
-    ((-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()) as f32
+/// Trained copies of the biases that `bias` asks for.
+fn biases(config: &LoraConfig, context: &BuildContext<'_>, pairs: &[Option<Pair>]) -> Result<Vec<Option<Parameter>>, AdaptError> {
+    let mut values: Vec<Option<Vec<f32>>> = vec![None; pairs.len()];
+    if let Some(backbone) = context.backbone.filter(|_| config.bias != Bias::None) {
+        backbone.export(&mut |part| match part {
+            Frozen::Linear(l) => values[l.site.index()] = l.bias.clone().map(super::to_vec),
+            Frozen::Norm(n) => values[n.site.index()] = n.bias.clone().map(super::to_vec),
+            Frozen::Embedding(_) => {}
+        });
+    }
+    let mut out: Vec<Option<Parameter>> = (0..pairs.len()).map(|_| None).collect();
+    for (id, info) in context.sites.iter().filter(|(_, s)| s.has_bias) {
+        let adapted = pairs[id.index()].is_some();
+        let wanted = match config.bias {
+            Bias::None => false,
+            Bias::LoraOnly => adapted,
+            Bias::All => true,
+        };
+        if wanted {
+            // peft wraps adapted maps, which moves their own parameters one level down.
+            let name = if adapted { format!("{}.base_layer.bias", info.path) } else { format!("{}.bias", info.path) };
+            let value = values[id.index()].take().unwrap_or_else(|| vec![0.0; info.d_out]);
+            out[id.index()] = Some(Parameter::new(name, &[info.d_out], value, &context.device));
+        }
+    }
+    if config.bias != Bias::None && out.iter().all(Option::is_none) {
+        return Err(AdaptError::Config { method: NAME, field: "bias", reason: "there is no bias to train: use `bias = \"none\"`".into() });
+    }
+    Ok(out)
 }
 
 impl Pair {
     fn parameters(&self) -> impl Iterator<Item = &Parameter> {
-        [Some(&self.a), Some(&self.b), self.b_bias.as_ref(), self.base_bias.as_ref()].into_iter().flatten()
+        [Some(&self.a), Some(&self.b), self.b_bias.as_ref()].into_iter().flatten()
     }
 
     fn parameters_mut(&mut self) -> impl Iterator<Item = &mut Parameter> {
-        [Some(&mut self.a), Some(&mut self.b), self.b_bias.as_mut(), self.base_bias.as_mut()].into_iter().flatten()
+        [Some(&mut self.a), Some(&mut self.b), self.b_bias.as_mut()].into_iter().flatten()
+    }
+
+    /// `s B A`, `[d_out, d_in]`.
+    fn delta(&self) -> Tensor<2> {
+        self.b.get::<2>(Mode::Eval).matmul(self.a.get::<2>(Mode::Eval)) * self.scale
+    }
+
+    fn scaled_b_bias(&self, mode: Mode) -> Option<Tensor<1>> {
+        self.b_bias.as_ref().map(|bias| bias.get::<1>(mode) * self.scale)
     }
 }
 
@@ -276,14 +389,24 @@ struct LoraPass<'a> {
     mode: Mode,
 }
 
+impl LoraPass<'_> {
+    fn bias(&self, site: SiteId, base: Option<&Tensor<1>>) -> Option<Tensor<1>> {
+        self.adapter.bias(site).map(|b| b.get::<1>(self.mode)).or_else(|| base.cloned())
+    }
+}
+
 impl Pass for LoraPass<'_> {
+    fn embedding(&mut self, base: &Embedding, ids: &[u32]) -> Tensor<2> {
+        let y = base.forward(ids);
+        let Some(pair) = self.adapter.at(base.site) else { return y };
+        let rows = crate::model::lookup(pair.a.get::<2>(self.mode).transpose(), ids);
+        y + rows.matmul(pair.b.get::<2>(self.mode).transpose()) * pair.scale
+    }
+
     fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
-        let Some(pair) = self.adapter.at(base.site) else { return base.forward(x) };
         let mode = self.mode;
-        let bias = match &pair.base_bias {
-            Some(bias) => Some(bias.get::<1>(mode)),
-            None => base.bias.clone(),
-        };
+        let bias = self.bias(base.site, base.bias.as_ref());
+        let Some(pair) = self.adapter.at(base.site) else { return Linear { bias, ..base.clone() }.forward(x) };
         let (a, b) = (pair.a.get::<2>(mode), pair.b.get::<2>(mode));
         let y = match mode {
             Mode::Train { seed } if self.adapter.config.lora_dropout > 0.0 => {
@@ -293,15 +416,25 @@ impl Pass for LoraPass<'_> {
             }
             _ => frugal_kernels::lora_linear(x, base.weight.dense(), bias, a, b, pair.scale),
         };
-        match &pair.b_bias {
-            Some(bias) => y + (bias.get::<1>(mode) * pair.scale).unsqueeze::<2>(),
+        match pair.scaled_b_bias(mode) {
+            Some(bias) => y + bias.unsqueeze::<2>(),
             None => y,
         }
     }
 
     fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
-        if self.adapter.at(base.site).is_some() { None } else { Some(base.weight.dense()) }
+        let changed = self.adapter.at(base.site).is_some() || self.adapter.bias(base.site).is_some();
+        if changed { None } else { Some(base.weight.dense()) }
     }
+
+    fn norm(&mut self, base: &Norm, x: Tensor<2>) -> Tensor<2> {
+        base.apply(x, base.weight.clone(), self.bias(base.site, base.bias.as_ref()))
+    }
+}
+
+/// A number as `peft` writes it: without a fraction where it has none.
+fn whole(value: f64) -> Value {
+    if value.fract() == 0.0 && value.abs() < 1e9 { json!(value as i64) } else { json!(value) }
 }
 
 /// Zeroes elements with probability `p` and scales the rest by `1 / (1 - p)`; the mask follows from seed and place.
@@ -316,15 +449,15 @@ pub(super) fn dropout(x: Tensor<2>, p: f64, seed: u64, place: &str) -> Tensor<2>
 
 impl Adapter for Lora {
     fn method(&self) -> &'static str {
-        METHOD
+        NAME
     }
 
     fn parameters(&self) -> Vec<&Parameter> {
-        self.pairs.iter().flatten().flat_map(Pair::parameters).collect()
+        self.pairs.iter().flatten().flat_map(Pair::parameters).chain(self.biases.iter().flatten()).collect()
     }
 
     fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
-        self.pairs.iter_mut().flatten().flat_map(Pair::parameters_mut).collect()
+        self.pairs.iter_mut().flatten().flat_map(Pair::parameters_mut).chain(self.biases.iter_mut().flatten()).collect()
     }
 
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
@@ -332,19 +465,48 @@ impl Adapter for Lora {
     }
 
     fn weight_delta(&self, base: &Linear) -> Result<Option<Tensor<2>>, AdaptError> {
-        Ok(self.at(base.site).map(|pair| pair.b.get::<2>(Mode::Eval).matmul(pair.a.get::<2>(Mode::Eval)) * pair.scale))
+        Ok(self.at(base.site).map(Pair::delta))
     }
 
-    fn merged_linear(&self, base: &Linear) -> Result<Option<super::merge::MergedLinear>, AdaptError> {
-        let Some(delta) = self.weight_delta(base)? else { return Ok(None) };
-        let pair = self.at(base.site).expect("a map with a delta has a pair");
-        let own = pair.base_bias.as_ref().map(|p| p.get::<1>(Mode::Eval)).or_else(|| base.bias.clone());
-        let added = pair.b_bias.as_ref().map(|p| p.get::<1>(Mode::Eval) * pair.scale);
-        let bias = match (own, added) {
+    fn merged_linear(&self, base: &Linear) -> Result<Option<MergedLinear>, AdaptError> {
+        let own = self.bias(base.site).map(|b| b.get::<1>(Mode::Eval)).or_else(|| base.bias.clone());
+        let Some(pair) = self.at(base.site) else {
+            let trained = self.bias(base.site).is_some();
+            return Ok(trained.then(|| MergedLinear { weight: base.weight.dense(), bias: own }));
+        };
+        let bias = match (own, pair.scaled_b_bias(Mode::Eval)) {
             (Some(own), Some(added)) => Some(own + added),
             (own, added) => own.or(added),
         };
-        Ok(Some(super::merge::MergedLinear { weight: base.weight.dense() + delta, bias }))
+        Ok(Some(MergedLinear { weight: base.weight.dense() + pair.delta(), bias }))
+    }
+
+    fn unmerged_linear(&self, merged: &Linear) -> Result<Option<MergedLinear>, AdaptError> {
+        if self.config.bias != Bias::None {
+            let reason = "`bias` replaced the biases of the base; load the base model".into();
+            return Err(AdaptError::Unsupported { method: NAME, action: "be taken out again", reason });
+        }
+        Ok(self.at(merged.site).map(|pair| {
+            let bias = match (merged.bias.clone(), pair.scaled_b_bias(Mode::Eval)) {
+                (Some(bias), Some(added)) => Some(bias - added),
+                (bias, _) => bias,
+            };
+            MergedLinear { weight: merged.weight.dense() - pair.delta(), bias }
+        }))
+    }
+
+    fn merged_embedding(&self, base: &Embedding) -> Option<Tensor<2>> {
+        self.at(base.site).map(|pair| base.weight.clone() + pair.delta().transpose())
+    }
+
+    fn merged_norm(&self, base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
+        let bias = self.bias(base.site)?.get::<1>(Mode::Eval);
+        Some((base.weight.clone(), Some(bias)))
+    }
+
+    fn low_rank_factors(&self) -> Option<Vec<LowRank<'_>>> {
+        let plain = self.biases.iter().all(Option::is_none) && self.pairs.iter().flatten().all(|p| p.b_bias.is_none());
+        plain.then(|| self.pairs.iter().flatten().map(|p| LowRank { path: &p.path, a: &p.a, b: &p.b, scale: p.scale }).collect())
     }
 
     fn supports_mixed_batch(&self) -> bool {
@@ -353,16 +515,11 @@ impl Adapter for Lora {
 
     fn peft_config(&self) -> Map<String, Value> {
         let c = &self.config;
-        let targets: Vec<&str> = self.pairs.iter().flatten().map(|p| p.path.as_str()).collect();
-        let init = match &c.init_lora_weights {
-            Init::Default(flag) => json!(flag),
-            Init::Named(name) => json!(name),
-        };
         let fields = json!({
-            "peft_type": "LORA", "r": c.r, "lora_alpha": c.lora_alpha, "lora_dropout": c.lora_dropout,
-            "use_rslora": c.use_rslora, "init_lora_weights": init, "rank_pattern": c.rank_pattern,
-            "alpha_pattern": c.alpha_pattern, "bias": c.bias, "lora_bias": c.lora_bias,
-            "target_modules": super::peft::shortest_targets(&c.targets(), &targets),
+            "peft_type": "LORA", "fan_in_fan_out": self.fan_in_fan_out, "r": c.r, "lora_alpha": whole(c.lora_alpha),
+            "lora_dropout": c.lora_dropout, "use_rslora": c.use_rslora, "init_lora_weights": c.init_lora_weights,
+            "rank_pattern": c.rank_pattern, "alpha_pattern": c.alpha_pattern.iter().map(|(k, &v)| (k.clone(), whole(v))).collect::<Map<_, _>>(), "bias": c.bias, "lora_bias": c.lora_bias,
+            "target_modules": self.saved_targets,
             "exclude_modules": c.exclude_modules, "layers_to_transform": c.layers_to_transform,
             "layers_pattern": c.layers_pattern, "use_dora": false, "target_parameters": null,
             "trainable_token_indices": null, "loftq_config": {}, "eva_config": null, "corda_config": null,
@@ -374,18 +531,4 @@ impl Adapter for Lora {
         let Value::Object(fields) = fields else { unreachable!("a literal object") };
         fields
     }
-}
-
-/// Trainable parameters without building anything: the card's formula `Σ r (d_in + d_out)`.
-pub fn count(config: &LoraConfig, sites: &SiteTable) -> Result<usize, AdaptError> {
-    let mut total = 0;
-    for id in config.targets().select(sites)? {
-        let info = sites.info(id);
-        debug_assert_ne!(info.kind, SiteKind::Norm);
-        let rank = pattern_value("rank_pattern", &config.rank_pattern, &info.path)?.unwrap_or(config.r);
-        total += rank * (info.d_in + info.d_out);
-        total += if config.lora_bias { info.d_out } else { 0 };
-        total += if config.bias == Bias::LoraOnly && info.has_bias { info.d_out } else { 0 };
-    }
-    Ok(total)
 }

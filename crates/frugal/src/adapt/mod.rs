@@ -1,5 +1,6 @@
 //! Adapters: what is trained beside a frozen backbone, and how it meets it.
 
+pub mod full;
 pub mod head;
 pub mod lora;
 pub mod merge;
@@ -18,10 +19,12 @@ use thiserror::Error;
 pub use head::{Head, HeadConfig, Pooling};
 pub use parameter::{Mode, Parameter, to_vec};
 pub use pass::{Enter, KeyValue, Pass, Plain, SubLayer};
-pub use set::{AdapterSet, Choice};
-pub use target::{Targets, TargetError};
+pub use set::{AdapterSet, Choice, Entry};
+pub use target::{Layers, Names, TargetError, Targets};
 
-use crate::model::{Backbone, Linear, ModelConfig, SiteTable};
+pub use merge::MergedLinear;
+
+use crate::model::{Backbone, Embedding, Linear, ModelConfig, Norm, SiteTable};
 
 /// What can go wrong with an adapter.
 #[derive(Debug, Error)]
@@ -50,6 +53,60 @@ pub enum AdaptError {
         /// Why, and what to do instead.
         reason: String,
     },
+    /// Settings that the method does not have, or of the wrong kind.
+    #[error("method `{method}`: {reason}")]
+    Settings {
+        /// Method.
+        method: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
+    /// No method of this name.
+    #[error("unknown method `{name}`{}; known: {known}", suggestion.as_ref().map_or(String::new(), |s| format!(" (did you mean `{s}`?)")))]
+    UnknownMethod {
+        /// What was asked for.
+        name: String,
+        /// Nearest name.
+        suggestion: Option<String>,
+        /// All names.
+        known: String,
+    },
+    /// A merged weight is infinite or not a number.
+    #[error("the weight of `{path}` is not finite: the adapter or the model is damaged")]
+    NotFinite {
+        /// Path of the map.
+        path: String,
+    },
+    /// An adapter folder that cannot be used.
+    #[error("{}: {reason}", path.display())]
+    Folder {
+        /// File.
+        path: std::path::PathBuf,
+        /// What is wrong and what would work.
+        reason: String,
+    },
+    /// The tensors of an adapter file do not fit the adapter.
+    #[error("{}: the tensors do not fit the adapter and this model\n{report}", path.display())]
+    Tensors {
+        /// File.
+        path: std::path::PathBuf,
+        /// Lists of tensors.
+        report: Box<frugal_core::safetensors::LoadReport>,
+    },
+    /// A file cannot be written.
+    #[error(transparent)]
+    File(#[from] frugal_core::fs::FileError),
+    /// A file cannot be read.
+    #[error(transparent)]
+    Model(#[from] crate::model::ModelError),
+    /// A choice of adapters that does not fit the batch.
+    #[error("{given} adapters were chosen for a batch of {sequences} sequences: give one per sequence")]
+    Choices {
+        /// Choices.
+        given: usize,
+        /// Sequences.
+        sequences: usize,
+    },
     /// No adapter of this name is loaded.
     #[error("no adapter named `{name}`; loaded: {loaded}")]
     UnknownAdapter {
@@ -74,6 +131,18 @@ pub struct BuildContext<'a> {
     pub seed: u64,
     /// Token ids of the text that a prompt starts from.
     pub tokenize: Option<&'a dyn Fn(&str) -> Vec<u32>>,
+}
+
+/// `scale · B A`, added to the weight at `path`.
+pub struct LowRank<'a> {
+    /// Path of the map.
+    pub path: &'a str,
+    /// `[r, d_in]`.
+    pub a: &'a Parameter,
+    /// `[d_out, r]`.
+    pub b: &'a Parameter,
+    /// Factor.
+    pub scale: f32,
 }
 
 /// The trainer's position, for methods that follow the schedule.
@@ -112,12 +181,37 @@ pub trait Adapter: Send + Sync {
     /// [`AdaptError::Unsupported`] for methods that no weight can express.
     fn weight_delta(&self, base: &Linear) -> Result<Option<Tensor<2>>, AdaptError>;
 
-    /// The weight-space form of everything else that the adapter changes; see [`merge`].
+    /// A linear map with the adapter merged into it; `None` where the adapter leaves it alone.
     ///
     /// # Errors
     /// [`AdaptError::Unsupported`] for methods that no weight can express.
-    fn merged_linear(&self, base: &Linear) -> Result<Option<merge::MergedLinear>, AdaptError> {
-        Ok(self.weight_delta(base)?.map(|delta| merge::MergedLinear { weight: base.weight.dense() + delta, bias: base.bias.clone() }))
+    fn merged_linear(&self, base: &Linear) -> Result<Option<MergedLinear>, AdaptError> {
+        let delta = self.weight_delta(base)?;
+        Ok(delta.map(|delta| MergedLinear { weight: base.weight.dense() + delta, bias: base.bias.clone() }))
+    }
+
+    /// Takes the adapter out of a map that [`Adapter::merged_linear`] gave; `None` where it leaves the map alone.
+    ///
+    /// # Errors
+    /// [`AdaptError::Unsupported`] for methods whose merge loses the base.
+    fn unmerged_linear(&self, merged: &Linear) -> Result<Option<MergedLinear>, AdaptError> {
+        let delta = self.weight_delta(merged)?;
+        Ok(delta.map(|delta| MergedLinear { weight: merged.weight.dense() - delta, bias: merged.bias.clone() }))
+    }
+
+    /// A table with the adapter merged into it.
+    fn merged_embedding(&self, _base: &Embedding) -> Option<Tensor<2>> {
+        None
+    }
+
+    /// Gain and bias of a norm with the adapter merged into it.
+    fn merged_norm(&self, _base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
+        None
+    }
+
+    /// The adapter as low-rank factors of linear maps, where it is no more than that; for export to other formats.
+    fn low_rank_factors(&self) -> Option<Vec<LowRank<'_>>> {
+        None
     }
 
     /// Added to the training loss.
@@ -125,7 +219,7 @@ pub trait Adapter: Send + Sync {
         None
     }
 
-    /// Before the optimiser's step, with this step's gradients still in place on the parameters.
+    /// Before the optimiser's step.
     fn before_step(&mut self, _context: &StepContext) {}
 
     /// After the optimiser's step.
@@ -148,4 +242,11 @@ pub fn stream(seed: u64, name: &str) -> rand_chacha::ChaCha8Rng {
     hash.update(seed.to_le_bytes());
     hash.update(name.as_bytes());
     rand_chacha::ChaCha8Rng::from_seed(hash.finalize().into())
+}
+
+/// A standard normal number (Box-Muller).
+pub(crate) fn normal(rng: &mut impl rand::Rng) -> f32 {
+    let u: f64 = 1.0 - rng.random::<f64>();
+    let v: f64 = rng.random();
+    ((-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()) as f32
 }

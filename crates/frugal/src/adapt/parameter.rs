@@ -108,5 +108,5 @@ fn leaf(values: Vec<f32>, device: &Device) -> Tensor<1> {
 
 /// Elements of a tensor in row-major order.
 pub fn to_vec<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    tensor.into_data().convert::<f32>().into_vec::<f32>().expect("converted to f32 just before")
+    tensor.into_data().convert::<f32>().try_into_vec::<f32>().expect("converted to f32 just before")
 }

@@ -113,7 +113,7 @@ impl Matcher {
 
     fn matches(&self, site: &SiteInfo) -> bool {
         match self {
-            Self::AllLinear => site.kind.is_inner_linear() && !site.path.contains("pooler"),
+            Self::AllLinear => site.kind.is_inner_linear(),
             Self::Pattern(regex) => regex.is_match(&site.path),
             Self::List(list) => list.iter().any(|name| ends_with_component(&site.path, name)),
         }
@@ -144,10 +144,10 @@ impl Targets {
                 .is_some_and(|layer| wanted.contains(&layer)),
             _ => true,
         };
-        let linear = |site: &SiteInfo| !matches!(site.kind, crate::model::SiteKind::Norm | crate::model::SiteKind::Embedding);
+        let norm = |site: &SiteInfo| site.kind == crate::model::SiteKind::Norm;
         let chosen: Vec<SiteId> = sites
             .iter()
-            .filter(|(_, s)| linear(s) && include.matches(s) && !exclude.as_ref().is_some_and(|e| e.matches(s)) && in_layers(s))
+            .filter(|(_, s)| !norm(s) && include.matches(s) && !exclude.as_ref().is_some_and(|e| e.matches(s)) && in_layers(s))
             .map(|(id, _)| id)
             .collect();
         if chosen.is_empty() { Err(self.no_match(sites)) } else { Ok(chosen) }
@@ -160,7 +160,11 @@ impl Targets {
             Some(Names::List(list)) => list.clone(),
         };
         let compile = |p: &String| {
-            Regex::new(&format!(r"^.*?\.{p}\.(\d+)\.")).map_err(|e| TargetError::Pattern { field: "layers_pattern", pattern: p.clone(), reason: e.to_string() })
+            Regex::new(&format!(r"^.*?\.{p}\.(\d+)\.")).map_err(|e| TargetError::Pattern {
+                field: "layers_pattern",
+                pattern: p.clone(),
+                reason: e.to_string(),
+            })
         };
         names.iter().map(compile).collect()
     }
@@ -184,7 +188,11 @@ impl Targets {
 /// When a key is not a regular expression.
 pub fn pattern_value<V: Copy>(field: &'static str, patterns: &BTreeMap<String, V>, path: &str) -> Result<Option<V>, TargetError> {
     for (key, &value) in patterns {
-        let regex = Regex::new(&format!(r"^(.*\.)?({key})$")).map_err(|e| TargetError::Pattern { field, pattern: key.clone(), reason: e.to_string() })?;
+        let regex = Regex::new(&format!(r"^(.*\.)?({key})$")).map_err(|e| TargetError::Pattern {
+            field,
+            pattern: key.clone(),
+            reason: e.to_string(),
+        })?;
         if regex.is_match(path) {
             return Ok(Some(value));
         }
@@ -238,7 +246,8 @@ mod tests {
 
     #[test]
     fn layers_filter_lists() {
-        let targets = Targets { target_modules: list(&["q_proj"]), layers_to_transform: Some(Layers::Many(vec![0, 2])), ..Targets::default() };
+        let targets =
+            Targets { target_modules: list(&["q_proj"]), layers_to_transform: Some(Layers::Many(vec![0, 2])), ..Targets::default() };
         assert_eq!(paths(&targets), ["model.layers.0.self_attn.q_proj", "model.layers.2.self_attn.q_proj"]);
         let outside = Targets { layers_to_transform: Some(Layers::One(3)), ..targets };
         assert!(outside.select(&sites()).unwrap_err().to_string().contains("blocks 0 to 2"));

@@ -41,6 +41,31 @@ impl KvCache {
         }
     }
 
+    /// Forgets what a sequence cached beyond its first `length` tokens.
+    pub fn truncate(&mut self, sequence: usize, length: usize) {
+        for layer in &mut self.entries {
+            let entry = &mut layer[sequence];
+            *entry = entry.take().filter(|_| length > 0).map(|(k, v)| {
+                // A method's prefix counts in the entry but not in `past`.
+                let prefix = k.dims()[0].saturating_sub(self.past[sequence]);
+                let end = (prefix + length).min(k.dims()[0]);
+                (k.slice(0..end), v.slice(0..end))
+            });
+        }
+        self.past[sequence] = self.past[sequence].min(length);
+    }
+
+    /// Drops the sequences for which `keep` is false.
+    pub fn retain(&mut self, keep: &[bool]) {
+        let chosen = |i: usize| keep.get(i).copied().unwrap_or(false);
+        for layer in &mut self.entries {
+            let mut i = 0;
+            layer.retain(|_| (chosen(i), i += 1).0);
+        }
+        let mut i = 0;
+        self.past.retain(|_| (chosen(i), i += 1).0);
+    }
+
     /// Bytes held.
     pub fn bytes(&self) -> usize {
         let entries = self.entries.iter().flatten().flatten();

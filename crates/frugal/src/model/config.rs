@@ -52,6 +52,20 @@ impl ModelType {
         matches!(self, Self::Bert | Self::Roberta)
     }
 
+    /// Hugging Face's class of this architecture with a classification head.
+    pub fn classifier_class(self) -> &'static str {
+        match self {
+            Self::Llama => "LlamaForSequenceClassification",
+            Self::Mistral => "MistralForSequenceClassification",
+            Self::Qwen2 => "Qwen2ForSequenceClassification",
+            Self::Qwen3 => "Qwen3ForSequenceClassification",
+            Self::Gemma3Text => "Gemma3TextForSequenceClassification",
+            Self::Gpt2 => "GPT2ForSequenceClassification",
+            Self::Bert => "BertForSequenceClassification",
+            Self::Roberta => "RobertaForSequenceClassification",
+        }
+    }
+
     /// The attribute under which Hugging Face's task classes keep the base model, with its dot.
     pub fn base_prefix(self) -> &'static str {
         match self {
@@ -247,10 +261,9 @@ impl Reader<'_> {
                 attention_factor: r.float("attention_factor", 0.1 * factor.ln() + 1.0)?,
             },
             other => {
-                return Err(self.bad(
-                    "rope_scaling",
-                    format!("kind `{other}` is not supported; supported: default, linear, dynamic, llama3, yarn"),
-                ));
+                return Err(
+                    self.bad("rope_scaling", format!("kind `{other}` is not supported; supported: default, linear, dynamic, llama3, yarn"))
+                );
             }
         };
         if factor <= 0.0 || theta <= 0.0 {
@@ -282,7 +295,10 @@ impl ModelConfig {
 
     fn check(&self, r: &Reader<'_>) -> Result<(), ModelError> {
         if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
-            return Err(r.bad("num_key_value_heads", format!("{} does not divide the {} attention heads", self.num_key_value_heads, self.num_attention_heads)));
+            return Err(r.bad(
+                "num_key_value_heads",
+                format!("{} does not divide the {} attention heads", self.num_key_value_heads, self.num_attention_heads),
+            ));
         }
         if self.rope.is_some() && !self.head_dim.is_multiple_of(2) {
             return Err(r.bad("head_dim", format!("{} is odd, rotary positions need an even width", self.head_dim)));

@@ -108,7 +108,15 @@ impl Decoder {
 }
 
 impl Block {
-    fn attention(&self, c: &ModelConfig, at: &Attend<'_>, rotary: &RotaryTable, x: Tensor<2>, pass: &mut dyn Pass, cache: Option<&mut KvCache>) -> Tensor<2> {
+    fn attention(
+        &self,
+        c: &ModelConfig,
+        at: &Attend<'_>,
+        rotary: &RotaryTable,
+        x: Tensor<2>,
+        pass: &mut dyn Pass,
+        cache: Option<&mut KvCache>,
+    ) -> Tensor<2> {
         let mut q = pass.linear(&self.q_proj, x.clone());
         let mut k = pass.linear(&self.k_proj, x.clone());
         let v = pass.linear(&self.v_proj, x);

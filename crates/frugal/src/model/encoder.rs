@@ -162,4 +162,3 @@ fn segment_ids(input: &Input<'_>, layout: &super::layout::SequenceLayout, added:
     }
     types
 }
-

@@ -98,10 +98,6 @@ pub struct Norm {
 impl Norm {
     /// `[rows, d]` to the same, with this gain and bias.
     pub fn apply(&self, x: Tensor<2>, weight: Tensor<1>, bias: Option<Tensor<1>>) -> Tensor<2> {
-        if self.center {
-            frugal_kernels::layer_norm(x, weight, bias, self.eps)
-        } else {
-            frugal_kernels::rms_norm(x, weight, self.eps)
-        }
+        if self.center { frugal_kernels::layer_norm(x, weight, bias, self.eps) } else { frugal_kernels::rms_norm(x, weight, self.eps) }
     }
 }

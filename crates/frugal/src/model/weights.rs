@@ -7,6 +7,7 @@ use burn::prelude::*;
 use super::ModelError;
 use super::linear::{Embedding, Linear, Norm, Weight};
 use super::site::{SiteKind, SiteTable};
+use crate::adapt::to_vec;
 
 /// Where a backbone's tensors come from, by Hugging Face name (`model.layers.0.self_attn.q_proj.weight`).
 pub trait WeightSource {
@@ -26,7 +27,7 @@ pub trait WeightSource {
 /// A tensor from a source.
 pub enum Loaded {
     /// Elements in row-major order.
-    Values(Vec<f32>),
+    Data(TensorData),
     /// A matrix that is shared with another backbone.
     Matrix(Tensor<2>),
     /// A vector that is shared with another backbone.
@@ -49,6 +50,20 @@ impl MemorySource {
     /// Adds a vector.
     pub fn insert_vector(&mut self, name: String, tensor: Tensor<1>) {
         self.vectors.insert(name, tensor);
+    }
+
+    /// Takes a tensor out, if it is there.
+    pub fn remove(&mut self, name: &str) {
+        self.matrices.remove(name);
+        self.vectors.remove(name);
+    }
+
+    /// Name, shape and elements of every tensor; the elements are copied out only when asked for.
+    pub fn iter(&self) -> impl Iterator<Item = (String, Vec<usize>, Box<dyn Fn() -> Vec<f32> + '_>)> {
+        type Values<'a> = Box<dyn Fn() -> Vec<f32> + 'a>;
+        let matrices = self.matrices.iter().map(|(n, t)| (n.clone(), t.dims().to_vec(), Box::new(|| to_vec(t.clone())) as Values<'_>));
+        let vectors = self.vectors.iter().map(|(n, t)| (n.clone(), t.dims().to_vec(), Box::new(|| to_vec(t.clone())) as Values<'_>));
+        matrices.chain(vectors)
     }
 }
 
@@ -156,10 +171,10 @@ impl<'a> WeightLoader<'a> {
         Err(ModelError::Load { source_name: self.source.describe(), report: Box::new(report) })
     }
 
-    fn matrix(&self, path: &str, dims: [usize; 2]) -> Result<Tensor<2>, ModelError> {
+    fn matrix(&self, path: &str) -> Result<Tensor<2>, ModelError> {
         let name = self.file_name(&format!("{path}.weight"));
         Ok(match self.source.load(&name)? {
-            Loaded::Values(values) => Tensor::from_data(TensorData::new(values, dims), &self.device),
+            Loaded::Data(data) => Tensor::from_data(data, &self.device),
             Loaded::Matrix(tensor) => tensor,
             Loaded::Vector(_) => return Err(ModelError::MissingTensor { source_name: self.source.describe(), name }),
         })
@@ -168,10 +183,7 @@ impl<'a> WeightLoader<'a> {
     fn vector(&self, name: &str) -> Result<Tensor<1>, ModelError> {
         let name = self.file_name(name);
         Ok(match self.source.load(&name)? {
-            Loaded::Values(values) => {
-                let len = values.len();
-                Tensor::from_data(TensorData::new(values, [len]), &self.device)
-            }
+            Loaded::Data(data) => Tensor::from_data(data, &self.device),
             Loaded::Vector(tensor) => tensor,
             Loaded::Matrix(_) => return Err(ModelError::MissingTensor { source_name: self.source.describe(), name }),
         })
@@ -188,11 +200,7 @@ impl<'a> WeightLoader<'a> {
     pub fn linear(&mut self, path: &str) -> Result<Linear, ModelError> {
         let site = self.site(path);
         let info = self.sites.info(site);
-        let weight = if info.kind == SiteKind::Conv1d {
-            contiguous(self.matrix(path, [info.d_in, info.d_out])?.transpose())
-        } else {
-            self.matrix(path, [info.d_out, info.d_in])?
-        };
+        let weight = if info.kind == SiteKind::Conv1d { contiguous(self.matrix(path)?.transpose()) } else { self.matrix(path)? };
         let bias = if info.has_bias { Some(self.vector(&format!("{path}.bias"))?) } else { None };
         Ok(Linear { site, weight: Weight::Dense(weight), bias })
     }
@@ -211,8 +219,7 @@ impl<'a> WeightLoader<'a> {
     /// When the tensor cannot be read.
     pub fn embedding(&mut self, path: &str) -> Result<Embedding, ModelError> {
         let site = self.site(path);
-        let info = self.sites.info(site);
-        Ok(Embedding { site, weight: self.matrix(path, [info.d_in, info.d_out])? })
+        Ok(Embedding { site, weight: self.matrix(path)? })
     }
 
     /// The output head, which shares the token table when tied.
@@ -251,5 +258,5 @@ impl<'a> WeightLoader<'a> {
 /// A transposed view written out once, so that every later product reads it in order.
 fn contiguous(view: Tensor<2>) -> Tensor<2> {
     let (dims, device) = (view.dims(), view.device());
-    Tensor::from_data(TensorData::new(crate::adapt::to_vec(view), dims), &device)
+    Tensor::from_data(TensorData::new(to_vec(view), dims), &device)
 }

@@ -1,0 +1,81 @@
+//! Times LoRA steps on a real model: the Frugal side of `benches/peers/lora_step.py`.
+//!
+//! `cargo run --release --workspace --example lora_step -- MODEL STEPS` prints one JSON object.
+
+use std::error::Error;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use frugal::adapt::{BuildContext, registry};
+use frugal::model::load::{Lookup, ModelFiles};
+use frugal::train::{Event, Scheduler, Target, Tokenized, TrainConfig, TrainRun, train};
+use serde_json::{Map, json};
+
+const BATCH: usize = 4;
+const LENGTH: usize = 256;
+
+/// Token ids that both sides compute: spread over the vocabulary, without a pattern that is easy to learn.
+fn ids(sequence: usize, vocab_size: usize) -> Vec<u32> {
+    (0..LENGTH).map(|i| (((sequence * LENGTH + i) * 7919 + 13) % vocab_size) as u32).collect()
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let mut arguments = std::env::args().skip(1);
+    let (model, steps) = (arguments.next().ok_or("usage: lora_step MODEL STEPS")?, arguments.next().map_or(Ok(5), |n| n.parse())?);
+    let device = frugal::device::device("cpu")?;
+    let backbone = ModelFiles::open(&model, &Lookup::default())?.load(&device)?;
+    let context = BuildContext {
+        config: backbone.config(),
+        sites: backbone.sites(),
+        backbone: Some(backbone.as_ref()),
+        device,
+        seed: 0,
+        tokenize: None,
+    };
+    let settings = Map::from_iter([("r".to_owned(), json!(8)), ("lora_alpha".to_owned(), json!(16))]);
+    let mut adapter = (registry::find("lora")?.build)(&settings, &context)?;
+    for parameter in adapter.parameters_mut() {
+        let scale = if parameter.name().contains("lora_A") { 1.0 / (parameter.shape()[1] as f64).sqrt() } else { 0.0 };
+        parameter.set((0..parameter.len()).map(|k| (scale * (0.37 * k as f64).sin()) as f32).collect());
+    }
+    let example = |s: usize| {
+        let input_ids = ids(s, backbone.config().vocab_size);
+        let targets = input_ids[1..].iter().map(|&id| id as i32).chain([-100]).collect();
+        Tokenized { input_ids, token_type_ids: vec![], labels: Target::Tokens(targets) }
+    };
+    let examples: Vec<Tokenized> = (0..BATCH).map(example).collect();
+    let config = TrainConfig {
+        lr: 1e-3,
+        max_steps: steps,
+        batch_size: BATCH,
+        max_grad_norm: 0.0,
+        lr_scheduler_type: Scheduler::Constant,
+        warmup_ratio: 0.0,
+        logging_steps: 1,
+        load_best_model_at_end: false,
+        ..TrainConfig::default()
+    };
+    let (mut losses, mut seconds, mut last) = (Vec::new(), Vec::new(), Instant::now());
+    let mut observer = |event: &Event| {
+        if let Event::Step { loss, .. } = event {
+            losses.push(*loss);
+            seconds.push(last.elapsed().as_secs_f64());
+            last = Instant::now();
+        }
+    };
+    train(TrainRun {
+        backbone: backbone.as_ref(),
+        adapter: adapter.as_mut(),
+        head: None,
+        train: &examples,
+        validation: None,
+        config: &config,
+        folder: None,
+        resume: false,
+        stop: &AtomicBool::new(false),
+        observer: &mut observer,
+    })?;
+    let peak = frugal_core::events::peak_rss_bytes();
+    println!("{}", json!({ "tokens": BATCH * LENGTH, "losses": losses, "seconds": seconds, "peak_rss_bytes": peak }));
+    Ok(())
+}

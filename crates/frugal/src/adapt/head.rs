@@ -1,0 +1,121 @@
+//! Classification heads: the part of a task that every method trains in full (`modules_to_save`).
+//!
+//! Names, shapes and arithmetic are those of Hugging Face's `*ForSequenceClassification` classes, so that the files load
+//! there: `score` without bias on decoders, `classifier` on BERT, `classifier.dense` + `classifier.out_proj` on RoBERTa.
+
+use burn::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::{Mode, Parameter, Pass, normal, stream};
+use crate::model::{Backbone, ModelConfig, ModelType, SequenceLayout, mean_pool, select_rows};
+
+/// Which positions a head reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pooling {
+    /// The last token of a sequence (decoders).
+    Last,
+    /// The first token, through the pooler where the model has one (encoders).
+    Cls,
+    /// The mean of all tokens.
+    Mean,
+}
+
+impl Pooling {
+    /// What Hugging Face's classes do for this architecture.
+    pub fn default_for(model_type: ModelType) -> Self {
+        if model_type.is_encoder() { Self::Cls } else { Self::Last }
+    }
+}
+
+/// What a head distinguishes and reads.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HeadConfig {
+    /// Names of the classes in the order of the logits.
+    pub labels: Vec<String>,
+    /// Positions read.
+    pub pooling: Pooling,
+}
+
+/// A trained classification head.
+pub struct Head {
+    config: HeadConfig,
+    /// RoBERTa's extra layer.
+    dense: Option<(Parameter, Parameter)>,
+    weight: Parameter,
+    bias: Option<Parameter>,
+}
+
+impl Head {
+    /// A head with weights drawn from N(0, 0.02²) and zero biases, as Hugging Face initialises it.
+    pub fn new(config: HeadConfig, model: &ModelConfig, device: &Device, seed: u64) -> Self {
+        let (d, labels) = (model.hidden_size, config.labels.len());
+        let draw = |name: &str, n: usize| -> Vec<f32> {
+            let mut rng = stream(seed, name);
+            (0..n).map(|_| 0.02 * normal(&mut rng)).collect()
+        };
+        let matrix = |name: &str, rows: usize| Parameter::new(name, &[rows, d], draw(name, rows * d), device);
+        let vector = |name: &str, n: usize| Parameter::new(name, &[n], vec![0.0; n], device);
+        match model.model_type {
+            ModelType::Bert => {
+                Self { dense: None, weight: matrix("classifier.weight", labels), bias: Some(vector("classifier.bias", labels)), config }
+            }
+            ModelType::Roberta => Self {
+                dense: Some((matrix("classifier.dense.weight", d), vector("classifier.dense.bias", d))),
+                weight: matrix("classifier.out_proj.weight", labels),
+                bias: Some(vector("classifier.out_proj.bias", labels)),
+                config,
+            },
+            _ => Self { dense: None, weight: matrix("score.weight", labels), bias: None, config },
+        }
+    }
+
+    /// Classes and pooling.
+    pub fn config(&self) -> &HeadConfig {
+        &self.config
+    }
+
+    /// Name under which `peft` lists it in `modules_to_save`.
+    pub fn module_name(&self) -> &'static str {
+        if self.bias.is_some() { "classifier" } else { "score" }
+    }
+
+    /// All parameters in a fixed order.
+    pub fn parameters(&self) -> Vec<&Parameter> {
+        let dense = self.dense.iter().flat_map(|(w, b)| [w, b]);
+        dense.chain([&self.weight]).chain(&self.bias).collect()
+    }
+
+    /// The same, to update.
+    pub fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
+        let dense = self.dense.iter_mut().flat_map(|(w, b)| [w, b]);
+        dense.chain([&mut self.weight]).chain(&mut self.bias).collect()
+    }
+
+    /// Logits `[sequences, labels]` from final hidden states `[tokens, d_model]`.
+    pub fn forward(
+        &self,
+        hidden_states: Tensor<2>,
+        layout: &SequenceLayout,
+        backbone: &dyn Backbone,
+        pass: &mut dyn Pass,
+        mode: Mode,
+    ) -> Tensor<2> {
+        let pooled = match self.config.pooling {
+            Pooling::Last => select_rows(hidden_states, &layout.last_tokens()),
+            Pooling::Mean => mean_pool(hidden_states, &layout.cu_seqlens),
+            Pooling::Cls => {
+                let first = select_rows(hidden_states, &layout.cu_seqlens[..layout.sequences()]);
+                match backbone.pooler() {
+                    Some(pooler) => pass.linear(pooler, first).tanh(),
+                    None => first,
+                }
+            }
+        };
+        let pooled = match &self.dense {
+            Some((weight, bias)) => frugal_kernels::linear(pooled, weight.get::<2>(mode), Some(bias.get::<1>(mode))).tanh(),
+            None => pooled,
+        };
+        frugal_kernels::linear(pooled, self.weight.get::<2>(mode), self.bias.as_ref().map(|b| b.get::<1>(mode)))
+    }
+}

@@ -1,0 +1,273 @@
+//! Adapter folders in the layout of Hugging Face `peft`: `adapter_config.json` + `adapter_model.safetensors`.
+//!
+//! What `peft` has no field for (class names, pooling, the method's name) stands in `frugal.json` beside them, so that
+//! Python readers see nothing unknown.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::TensorData;
+use frugal_core::fs::write_atomic;
+use frugal_core::safetensors::LoadReport;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use super::registry::{self, Family, Method};
+use super::{AdaptError, BuildContext, Entry, Head, HeadConfig, Names, Parameter, Pooling, Targets};
+use crate::model::load::{SafetensorsFile, read_json};
+use crate::model::save::{Stored, StoredType, write_safetensors};
+use crate::model::{Frozen, ModelConfig, SiteId, SiteTable};
+
+/// Settings file of an adapter.
+pub const CONFIG_FILE: &str = "adapter_config.json";
+/// Tensors of an adapter.
+pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+/// What `peft` has no field for.
+pub const EXTRA_FILE: &str = "frugal.json";
+
+/// Written as `peft_version`: the version whose format this is.
+const PEFT_VERSION: &str = "0.21.2";
+
+#[derive(Serialize, Deserialize)]
+struct Extra {
+    method: String,
+    version: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    head: Option<HeadConfig>,
+}
+
+/// How an adapter's tensors are called in its file.
+struct Keys<'a> {
+    method: &'a Method,
+    /// What bare base models leave out of paths.
+    base_prefix: &'a str,
+    bare: bool,
+}
+
+impl Keys<'_> {
+    fn parameter(&self, name: &str) -> String {
+        if self.method.family == Family::Prompt {
+            return name.into();
+        }
+        let name = if self.bare { name.strip_prefix(self.base_prefix).unwrap_or(name) } else { name };
+        format!("base_model.model.{name}")
+    }
+
+    fn head(&self, name: &str) -> String {
+        // Prompt methods wrap the model once less.
+        if self.method.family == Family::Prompt { format!("base_model.{name}") } else { format!("base_model.model.{name}") }
+    }
+}
+
+/// `target_modules` of a saved configuration: as given, but `all-linear` spelled out in the shortest endings that select
+/// exactly the adapted maps.
+pub(super) fn saved_targets(targets: &Targets, sites: &SiteTable, chosen: &[SiteId]) -> Value {
+    if !matches!(&targets.target_modules, Names::Pattern(p) if p == "all-linear") {
+        return json!(targets.target_modules);
+    }
+    let exact = |ending: &str| {
+        let matches = |path: &str| path == ending || path.strip_suffix(ending).is_some_and(|head| head.ends_with('.'));
+        sites.iter().filter(|(_, s)| matches(&s.path)).all(|(id, _)| chosen.contains(&id))
+    };
+    let mut names: Vec<&str> = chosen
+        .iter()
+        .map(|&id| {
+            let path = sites.info(id).path.as_str();
+            let starts = path.rmatch_indices('.').map(|(i, _)| i + 1).chain([0]);
+            starts.map(|i| &path[i..]).find(|ending| exact(ending)).unwrap_or(path)
+        })
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    json!(names)
+}
+
+/// Writes an adapter folder. `base_model` is what `base_model_name_or_path` will say.
+///
+/// # Errors
+/// When a file cannot be written.
+pub fn save(folder: &Path, entry: &Entry, model: &ModelConfig, base_model: &str) -> Result<(), AdaptError> {
+    let method = registry::find(entry.adapter.method())?;
+    let task_type = match &entry.head {
+        Some(_) => "SEQ_CLS",
+        None if model.model_type.is_encoder() => "FEATURE_EXTRACTION",
+        None => "CAUSAL_LM",
+    };
+    let mut config = Map::from_iter([
+        ("task_type".to_owned(), json!(task_type)),
+        ("base_model_name_or_path".to_owned(), json!(base_model)),
+        ("revision".to_owned(), Value::Null),
+        ("inference_mode".to_owned(), json!(true)),
+        ("auto_mapping".to_owned(), Value::Null),
+        ("peft_version".to_owned(), json!(PEFT_VERSION)),
+        ("modules_to_save".to_owned(), if entry.head.is_some() { json!(["classifier", "score"]) } else { Value::Null }),
+    ]);
+    for (key, value) in entry.adapter.peft_config() {
+        if !(key == "modules_to_save" && value.is_null()) {
+            config.insert(key, value);
+        }
+    }
+    config.sort_keys();
+    let extra = Extra {
+        method: method.name.into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        head: entry.head.as_ref().map(|h| h.config().clone()),
+    };
+    let keys = Keys { method, base_prefix: model.model_type.base_prefix(), bare: task_type == "FEATURE_EXTRACTION" };
+    let mut tensors: Vec<(String, Stored<'_>)> =
+        entry.adapter.parameters().into_iter().map(|p| (keys.parameter(p.name()), stored(p))).collect();
+    if let Some(head) = &entry.head {
+        tensors.extend(head.parameters().into_iter().map(|p| (keys.head(p.name()), stored(p))));
+    }
+    write_safetensors(&folder.join(WEIGHTS_FILE), tensors)?;
+    write_json(&folder.join(EXTRA_FILE), &json!(extra))?;
+    write_atomic(&folder.join("README.md"), card(method, base_model, &entry.adapter.num_trainable()).as_bytes())?;
+    write_json(&folder.join(CONFIG_FILE), &Value::Object(config))
+}
+
+fn stored(parameter: &Parameter) -> Stored<'_> {
+    Stored::new(parameter.shape(), StoredType::F32, || parameter.to_vec())
+}
+
+fn write_json(path: &Path, value: &Value) -> Result<(), AdaptError> {
+    let text = serde_json::to_string_pretty(value).map_err(|e| AdaptError::Folder { path: path.into(), reason: e.to_string() })?;
+    Ok(write_atomic(path, (text + "\n").as_bytes())?)
+}
+
+fn card(method: &Method, base_model: &str, trainable: &usize) -> String {
+    format!(
+        "---\nbase_model: {base_model}\nlibrary_name: peft\n---\n\n# {} adapter for {base_model}\n\n{}. {trainable} trained parameters. \
+         Written by Frugal in the layout of `peft`; load it with `PeftModel.from_pretrained` or `frugal --adapter`.\n",
+        method.name, method.summary
+    )
+}
+
+/// Reads an adapter folder for the backbone that `context` describes.
+///
+/// Every tensor must be there, have its shape, and be expected; `allow_partial` accepts missing and unexpected ones and
+/// returns the report.
+///
+/// # Errors
+/// Unsupported methods or variants, files that do not fit the model, values that are not finite.
+pub fn load(folder: &Path, context: &BuildContext<'_>, allow_partial: bool) -> Result<(Entry, LoadReport), AdaptError> {
+    let config_path = folder.join(CONFIG_FILE);
+    let bad = |path: &Path, reason: String| AdaptError::Folder { path: path.to_owned(), reason };
+    if !config_path.exists() {
+        return Err(bad(folder, format!("no `{CONFIG_FILE}` there: this is not an adapter folder")));
+    }
+    let Value::Object(config) = read_json(&config_path).map_err(crate::model::ModelError::from)? else {
+        return Err(bad(&config_path, "expected a JSON object".into()));
+    };
+    let peft_type =
+        config.get("peft_type").and_then(Value::as_str).ok_or_else(|| bad(&config_path, "the key `peft_type` is missing".into()))?;
+    let weights_path = folder.join(WEIGHTS_FILE);
+    if !weights_path.exists() {
+        let reason = if folder.join("adapter_model.bin").exists() {
+            "only `adapter_model.bin` is there, a Python pickle, which is not read: save it again with `safe_serialization=True`".into()
+        } else {
+            format!("`{WEIGHTS_FILE}` is missing")
+        };
+        return Err(bad(folder, reason));
+    }
+    let extra = read_extra(&folder.join(EXTRA_FILE))?;
+    let method = match &extra {
+        Some(extra) => registry::find(&extra.method)?,
+        None => registry::find_peft_type(peft_type)?,
+    };
+    let file = SafetensorsFile::open(&weights_path).map_err(crate::model::ModelError::from)?;
+    let adapter = (method.build)(&(method.from_peft)(&config)?, context)?;
+    let head = head_for(&file, extra.and_then(|e| e.head), method, context)?;
+    let mut entry = Entry { adapter, head };
+    let report = fill(&mut entry, &file, &weights_path, method, context, allow_partial)?;
+    Ok((entry, report))
+}
+
+fn read_extra(path: &Path) -> Result<Option<Extra>, AdaptError> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let value = read_json(path).map_err(crate::model::ModelError::from)?;
+    serde_json::from_value(value).map(Some).map_err(|e| AdaptError::Folder { path: path.into(), reason: e.to_string() })
+}
+
+/// The classification head that the file holds, with names from `frugal.json`, the base's `id2label`, or numbers.
+fn head_for(
+    file: &SafetensorsFile,
+    known: Option<HeadConfig>,
+    method: &Method,
+    context: &BuildContext<'_>,
+) -> Result<Option<Head>, AdaptError> {
+    let keys = Keys { method, base_prefix: "", bare: false };
+    let outputs = ["score.weight", "classifier.weight", "classifier.out_proj.weight"];
+    let Some(shape) = outputs.iter().find_map(|name| file.shape(&keys.head(name))) else { return Ok(None) };
+    let rows = shape.first().copied().unwrap_or(0);
+    let labels = || -> Vec<String> {
+        let names = context.config.raw.get("id2label");
+        let name =
+            |i: usize| names.and_then(|n| n.get(i.to_string())).and_then(Value::as_str).map_or_else(|| format!("LABEL_{i}"), str::to_owned);
+        (0..rows).map(name).collect()
+    };
+    let config = known
+        .filter(|k| k.labels.len() == rows)
+        .unwrap_or_else(|| HeadConfig { labels: labels(), pooling: Pooling::default_for(context.config.model_type) });
+    Ok(Some(Head::new(config, context.config, &context.device, context.seed)))
+}
+
+fn fill(
+    entry: &mut Entry,
+    file: &SafetensorsFile,
+    path: &Path,
+    method: &Method,
+    context: &BuildContext<'_>,
+    allow_partial: bool,
+) -> Result<LoadReport, AdaptError> {
+    let base_prefix = context.config.model_type.base_prefix();
+    let names = file.names();
+    let full = Keys { method, base_prefix, bare: false };
+    let first = entry.adapter.parameters().first().map(|p| p.name().to_owned()).unwrap_or_default();
+    let keys = Keys { bare: !names.contains(&full.parameter(&first)), ..full };
+    let mut unused: Vec<String> = names.clone();
+    let mut report = LoadReport::default();
+    let adapter = entry.adapter.parameters_mut().into_iter().map(|p| (keys.parameter(p.name()), p));
+    let head = entry.head.iter_mut().flat_map(Head::parameters_mut).map(|p| (keys.head(p.name()), p));
+    for (key, parameter) in adapter.chain(head) {
+        report.expected.push(key.clone());
+        match file.shape(&key) {
+            None => report.missing.push(key.clone()),
+            Some(shape) if shape != parameter.shape() => report.mis_shaped.push((key.clone(), parameter.shape().to_vec(), shape)),
+            Some(_) => parameter.set(finite(&key, path, file.tensor(&key)?)?),
+        }
+        unused.retain(|name| *name != key);
+    }
+    report.unexpected = unused.into_iter().filter(|key| !is_known_base(key, file, base_prefix, context)).collect();
+    let usable = report.mis_shaped.is_empty() && (allow_partial || report.is_exact());
+    if usable { Ok(report) } else { Err(AdaptError::Tensors { path: path.into(), report: Box::new(report) }) }
+}
+
+fn finite(key: &str, path: &Path, data: TensorData) -> Result<Vec<f32>, AdaptError> {
+    let values: Vec<f32> = data.iter::<f32>().collect();
+    match values.iter().position(|v| !v.is_finite()) {
+        None => Ok(values),
+        Some(i) => Err(AdaptError::Folder {
+            path: PathBuf::from(path),
+            reason: format!("`{key}`: element {i} is {}: the adapter is damaged", values[i]),
+        }),
+    }
+}
+
+/// `peft` stores the frozen weight of adapted tables and heads too; it is fine if it is the backbone's own.
+fn is_known_base(key: &str, file: &SafetensorsFile, base_prefix: &str, context: &BuildContext<'_>) -> bool {
+    let Some(path) = key.strip_prefix("base_model.model.").and_then(|k| k.strip_suffix(".base_layer.weight")) else { return false };
+    let site = context.sites.find(path).or_else(|| context.sites.find(&format!("{base_prefix}{path}")));
+    let (Some(site), Ok(stored)) = (site, file.tensor(key)) else { return false };
+    let Some(backbone) = context.backbone else { return true };
+    let mut same = false;
+    backbone.export(&mut |part| {
+        let weight = match part {
+            Frozen::Embedding(e) if e.site == site => e.weight.clone(),
+            Frozen::Linear(l) if l.site == site => l.weight.dense(),
+            _ => return,
+        };
+        same = super::to_vec(weight).into_iter().eq(stored.iter::<f32>());
+    });
+    same
+}

@@ -1,0 +1,161 @@
+//! The table of methods: one line each.
+
+use frugal_core::suggest::did_you_mean;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use super::{AdaptError, Adapter, BuildContext};
+
+/// All methods, sorted by name.
+pub const METHODS: &[&Method] = &[&super::full::METHOD, &super::lora::METHOD, &super::prompt_tuning::METHOD];
+
+/// What a method acts on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Family {
+    /// Every weight.
+    Full,
+    /// A low-rank change of linear maps.
+    LowRank,
+    /// Positions in front of the input.
+    Prompt,
+}
+
+/// What a method can do. Each is backed by a test of the conformance suite.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Capabilities {
+    /// Can be merged into the weights.
+    pub merge: bool,
+    /// Changes nothing before training.
+    pub identity_at_init: bool,
+    /// Sequences of one batch may use different adapters of this method.
+    pub mixed_batch: bool,
+}
+
+type Settings = Map<String, Value>;
+
+/// A registered method.
+pub struct Method {
+    /// Name on the command line and in configuration files.
+    pub name: &'static str,
+    /// Other spellings that are understood.
+    pub aliases: &'static [&'static str],
+    /// What it acts on.
+    pub family: Family,
+    /// One sentence.
+    pub summary: &'static str,
+    /// Learning rate of its default recipe.
+    pub default_lr: f64,
+    /// `peft_type` of its adapter files.
+    pub peft_type: &'static str,
+    /// What it can do.
+    pub capabilities: Capabilities,
+    /// Its source file, whose header is its documentation.
+    pub source: &'static str,
+    /// All settings with their defaults.
+    pub defaults: fn() -> Settings,
+    /// Checks settings without a model.
+    pub check: fn(&Settings) -> Result<(), AdaptError>,
+    /// Builds an adapter from settings.
+    pub build: fn(&Settings, &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError>,
+    /// Settings from an `adapter_config.json` that `peft` wrote, whose defaults are `peft`'s.
+    pub from_peft: fn(&Settings) -> Result<Settings, AdaptError>,
+}
+
+impl Method {
+    /// The documentation: the header of its source file.
+    pub fn documentation(&self) -> String {
+        let lines = self.source.lines().map_while(|line| line.strip_prefix("//!"));
+        lines.map(|line| line.strip_prefix(' ').unwrap_or(line)).collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// The method of this name or alias; `_` and `-` are the same, case does not matter.
+///
+/// # Errors
+/// [`AdaptError::UnknownMethod`] with the nearest name and all names.
+pub fn find(name: &str) -> Result<&'static Method, AdaptError> {
+    let asked = name.to_lowercase().replace('_', "-");
+    let found = METHODS.iter().find(|m| m.name == asked || m.aliases.contains(&asked.as_str()));
+    found.copied().ok_or_else(|| AdaptError::UnknownMethod {
+        name: name.into(),
+        suggestion: did_you_mean(&asked, METHODS.iter().map(|m| m.name)).map(str::to_owned),
+        known: METHODS.iter().map(|m| m.name).collect::<Vec<_>>().join(", "),
+    })
+}
+
+/// The method that writes this `peft_type`.
+///
+/// # Errors
+/// [`AdaptError::UnknownMethod`].
+pub fn find_peft_type(peft_type: &str) -> Result<&'static Method, AdaptError> {
+    METHODS.iter().find(|m| m.peft_type == peft_type).copied().ok_or_else(|| AdaptError::UnknownMethod {
+        name: format!("peft_type {peft_type}"),
+        suggestion: None,
+        known: METHODS.iter().map(|m| m.peft_type).collect::<Vec<_>>().join(", "),
+    })
+}
+
+/// A method's typed settings; unknown names come with the nearest known one.
+///
+/// # Errors
+/// [`AdaptError::Settings`].
+pub(super) fn parse<T: DeserializeOwned + Serialize + Default>(method: &'static str, settings: &Settings) -> Result<T, AdaptError> {
+    let known = defaults::<T>();
+    let unknown: Vec<String> = settings
+        .keys()
+        .filter(|key| !known.contains_key(*key))
+        .map(|key| match did_you_mean(key, known.keys().map(String::as_str)) {
+            Some(near) => format!("unknown setting `{key}` (did you mean `{near}`?)"),
+            None => format!("unknown setting `{key}`; it has: {}", known.keys().cloned().collect::<Vec<_>>().join(", ")),
+        })
+        .collect();
+    if !unknown.is_empty() {
+        return Err(AdaptError::Settings { method, reason: unknown.join("; ") });
+    }
+    serde_json::from_value(Value::Object(settings.clone())).map_err(|e| AdaptError::Settings { method, reason: e.to_string() })
+}
+
+/// Every setting with its default.
+pub(super) fn defaults<T: Serialize + Default>() -> Settings {
+    match serde_json::to_value(T::default()) {
+        Ok(Value::Object(map)) => map,
+        _ => Map::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_sorted_and_unique_and_documented() {
+        let mut names: Vec<&str> = METHODS.iter().map(|m| m.name).collect();
+        assert!(names.is_sorted());
+        names.extend(METHODS.iter().flat_map(|m| m.aliases));
+        names.sort_unstable();
+        assert!(names.windows(2).all(|w| w[0] != w[1]));
+        let headings = [
+            "What it does",
+            "Update rule",
+            "When to use, when not",
+            "Cost",
+            "Defaults and where they come from",
+            "Departures from the paper",
+            "References",
+        ];
+        for method in METHODS {
+            let text = method.documentation();
+            let found: Vec<&str> = text.lines().filter_map(|l| l.strip_prefix("## ")).collect();
+            assert_eq!(found, headings, "{}", method.name);
+        }
+    }
+
+    #[test]
+    fn a_mistyped_name_is_answered_with_the_nearest() {
+        assert_eq!(find("Prompt_Tuning").unwrap().name, "prompt-tuning");
+        let message = find("lroa").err().unwrap().to_string();
+        assert!(message.contains("did you mean `lora`?") && message.contains("prompt-tuning"), "{message}");
+    }
+}

@@ -1,0 +1,190 @@
+//! Several adapters on one backbone: loaded, switched, disabled, combined, chosen per sequence.
+
+use std::ops::Range;
+
+use burn::prelude::*;
+
+use super::{AdaptError, Adapter, Head, Mode, Pass, Plain};
+use crate::model::{Embedding, Linear, Norm, SequenceLayout};
+
+/// Which adapters act in a forward pass.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Choice {
+    /// None: the backbone as it is.
+    Base,
+    /// One.
+    One(String),
+    /// The weighted sum of several adapters' changes.
+    Combined(Vec<(String, f32)>),
+    /// One per sequence of the batch, `None` for the backbone as it is.
+    PerSequence(Vec<Option<String>>),
+}
+
+/// An adapter with the head that was trained with it.
+pub struct Entry {
+    /// The method.
+    pub adapter: Box<dyn Adapter>,
+    /// Classification head.
+    pub head: Option<Head>,
+}
+
+/// Adapters by name.
+#[derive(Default)]
+pub struct AdapterSet {
+    entries: Vec<(String, Entry)>,
+}
+
+impl AdapterSet {
+    /// Adds an adapter, or replaces the one of the same name.
+    pub fn insert(&mut self, name: impl Into<String>, entry: Entry) {
+        let name = name.into();
+        self.entries.retain(|(n, _)| *n != name);
+        self.entries.push((name, entry));
+    }
+
+    /// Removes an adapter.
+    pub fn remove(&mut self, name: &str) -> Option<Entry> {
+        let index = self.entries.iter().position(|(n, _)| n == name)?;
+        Some(self.entries.remove(index).1)
+    }
+
+    /// Names in the order of insertion.
+    pub fn names(&self) -> Vec<&str> {
+        self.entries.iter().map(|(n, _)| n.as_str()).collect()
+    }
+
+    /// The adapter of this name.
+    ///
+    /// # Errors
+    /// [`AdaptError::UnknownAdapter`] with the names that there are.
+    pub fn get(&self, name: &str) -> Result<&Entry, AdaptError> {
+        let found = self.entries.iter().find(|(n, _)| n == name).map(|(_, e)| e);
+        found.ok_or_else(|| AdaptError::UnknownAdapter { name: name.into(), loaded: self.names().join(", ") })
+    }
+
+    /// Hooks for a pass over a batch of this layout.
+    ///
+    /// # Errors
+    /// Unknown names, a number of choices that differs from the number of sequences, a method that cannot be mixed.
+    pub fn pass(&self, choice: &Choice, layout: &SequenceLayout, mode: Mode) -> Result<Box<dyn Pass + '_>, AdaptError> {
+        match choice {
+            Choice::Base => Ok(Box::new(Plain)),
+            Choice::One(name) => Ok(self.get(name)?.adapter.pass(mode)),
+            Choice::Combined(parts) => {
+                let parts = parts.iter().map(|(name, weight)| Ok((self.mixable(name)?.pass(mode), *weight)));
+                Ok(Box::new(CombinedPass { parts: parts.collect::<Result<_, AdaptError>>()? }))
+            }
+            Choice::PerSequence(names) => {
+                if names.len() != layout.sequences() {
+                    return Err(AdaptError::Choices { given: names.len(), sequences: layout.sequences() });
+                }
+                let mut parts: Vec<Part<'_>> = Vec::new();
+                for (i, (name, range)) in names.iter().map(Option::as_deref).zip(layout.cu_seqlens.windows(2)).enumerate() {
+                    match parts.last_mut() {
+                        Some(part) if part.name.as_deref() == name => (part.tokens.end, part.sequences.end) = (range[1], i + 1),
+                        _ => {
+                            let pass: Box<dyn Pass + '_> = match name {
+                                Some(name) => self.mixable(name)?.pass(mode),
+                                None => Box::new(Plain),
+                            };
+                            parts.push(Part { name: name.map(str::to_owned), pass, tokens: range[0]..range[1], sequences: i..i + 1 });
+                        }
+                    }
+                }
+                Ok(Box::new(PerSequencePass { parts }))
+            }
+        }
+    }
+
+    fn mixable(&self, name: &str) -> Result<&dyn Adapter, AdaptError> {
+        let adapter = self.get(name)?.adapter.as_ref();
+        if adapter.supports_mixed_batch() {
+            return Ok(adapter);
+        }
+        Err(AdaptError::Unsupported {
+            method: adapter.method(),
+            action: "share a batch with other adapters",
+            reason: "it changes the positions of a batch; run its sequences in a batch of their own".into(),
+        })
+    }
+}
+
+/// `base + Σ wᵢ (adaptedᵢ − base)`.
+struct CombinedPass<'a> {
+    parts: Vec<(Box<dyn Pass + 'a>, f32)>,
+}
+
+impl CombinedPass<'_> {
+    fn combine<const D: usize>(&mut self, plain: Tensor<D>, mut adapted: impl FnMut(&mut dyn Pass) -> Tensor<D>) -> Tensor<D> {
+        self.parts.iter_mut().fold(plain.clone(), |sum, (pass, weight)| {
+            let change = adapted(pass.as_mut()) - plain.clone();
+            sum + change * *weight
+        })
+    }
+}
+
+impl Pass for CombinedPass<'_> {
+    fn embedding(&mut self, base: &Embedding, ids: &[u32]) -> Tensor<2> {
+        self.combine(base.forward(ids), |pass| pass.embedding(base, ids))
+    }
+
+    fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
+        self.combine(base.forward(x.clone()), |pass| pass.linear(base, x.clone()))
+    }
+
+    fn norm(&mut self, base: &Norm, x: Tensor<2>) -> Tensor<2> {
+        self.combine(Plain.norm(base, x.clone()), |pass| pass.norm(base, x.clone()))
+    }
+
+    fn plain_weight(&mut self, _base: &Linear) -> Option<Tensor<2>> {
+        None
+    }
+}
+
+/// Neighbouring sequences with the same adapter.
+struct Part<'a> {
+    name: Option<String>,
+    pass: Box<dyn Pass + 'a>,
+    tokens: Range<usize>,
+    sequences: Range<usize>,
+}
+
+/// Each run of sequences goes through its own adapter.
+struct PerSequencePass<'a> {
+    parts: Vec<Part<'a>>,
+}
+
+impl PerSequencePass<'_> {
+    /// Each part's share of `rows` rows: one per sequence (heads), or one or several per token.
+    fn split(&mut self, rows: usize, mut each: impl FnMut(&mut dyn Pass, Range<usize>) -> Tensor<2>) -> Tensor<2> {
+        let (sequences, tokens) = self.parts.last().map_or((0, 0), |p| (p.sequences.end, p.tokens.end));
+        let outputs = self.parts.iter_mut().map(|part| {
+            let range = if rows == sequences {
+                part.sequences.clone()
+            } else {
+                let per_token = rows / tokens;
+                part.tokens.start * per_token..part.tokens.end * per_token
+            };
+            each(part.pass.as_mut(), range)
+        });
+        Tensor::cat(outputs.collect(), 0)
+    }
+}
+
+impl Pass for PerSequencePass<'_> {
+    fn embedding(&mut self, base: &Embedding, ids: &[u32]) -> Tensor<2> {
+        self.split(ids.len(), |pass, range| pass.embedding(base, &ids[range]))
+    }
+
+    fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
+        self.split(x.dims()[0], |pass, range| pass.linear(base, x.clone().slice(range)))
+    }
+
+    fn norm(&mut self, base: &Norm, x: Tensor<2>) -> Tensor<2> {
+        self.split(x.dims()[0], |pass, range| pass.norm(base, x.clone().slice(range)))
+    }
+
+    fn plain_weight(&mut self, _base: &Linear) -> Option<Tensor<2>> {
+        None
+    }
+}

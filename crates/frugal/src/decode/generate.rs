@@ -1,0 +1,96 @@
+//! Continuing prompts.
+
+use serde::Serialize;
+
+use super::{DecodeError, Sampler, SamplerConfig, Session};
+use crate::adapt::{AdapterSet, Choice, stream};
+use crate::model::Backbone;
+
+/// How long to generate and how to choose tokens.
+#[derive(Clone, Debug)]
+pub struct GenerateConfig {
+    /// Most tokens to add to each prompt.
+    pub max_tokens: usize,
+    /// How tokens are chosen.
+    pub sampler: SamplerConfig,
+    /// Tokens that end a sequence.
+    pub eos_token_ids: Vec<u32>,
+    /// Decides the choices.
+    pub seed: u64,
+}
+
+/// Why a sequence ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Finish {
+    /// The model ended it.
+    Stop,
+    /// `max_tokens` or the model's positions are used up.
+    Length,
+}
+
+/// A continued prompt.
+#[derive(Clone, Debug)]
+pub struct Generation {
+    /// New tokens, without the one that ended the sequence.
+    pub tokens: Vec<u32>,
+    /// Why it ended.
+    pub finish: Finish,
+}
+
+/// Continues all prompts together; `on_token` sees each new token with its prompt's number as it is chosen, and ends
+/// everything by returning false.
+///
+/// A prompt's choices follow from the seed and its number, not from the other prompts.
+///
+/// # Errors
+/// Empty prompts, prompts longer than the model allows, models without a head.
+pub fn generate(
+    backbone: &dyn Backbone,
+    adapters: &AdapterSet,
+    choice: Choice,
+    prompts: &[Vec<u32>],
+    config: &GenerateConfig,
+    on_token: &mut dyn FnMut(usize, u32) -> bool,
+) -> Result<Vec<Generation>, DecodeError> {
+    if let Some(index) = prompts.iter().position(Vec::is_empty) {
+        return Err(DecodeError::EmptyPrompt { index });
+    }
+    let mut session = Session::new(backbone, adapters, choice, prompts.len())?;
+    let seed_of = |i: usize| rand::Rng::random(&mut stream(config.seed, &format!("generate {i}")));
+    let mut samplers = (0..prompts.len()).map(|i| Sampler::new(config.sampler.clone(), seed_of(i))).collect::<Result<Vec<_>, _>>()?;
+    let mut out: Vec<Generation> = prompts.iter().map(|_| Generation { tokens: Vec::new(), finish: Finish::Length }).collect();
+    if config.max_tokens == 0 || prompts.is_empty() {
+        return Ok(out);
+    }
+    let mut active: Vec<usize> = (0..prompts.len()).collect();
+    let mut logits = session.feed(&prompts.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
+    loop {
+        let mut keep = Vec::with_capacity(active.len());
+        let mut next = Vec::new();
+        for (&i, logits) in active.iter().zip(&mut logits) {
+            let token = samplers[i].next(logits, &prompts[i], &out[i].tokens);
+            let ended = config.eos_token_ids.contains(&token);
+            if ended {
+                out[i].finish = Finish::Stop;
+            } else {
+                out[i].tokens.push(token);
+                if !on_token(i, token) {
+                    return Ok(out);
+                }
+            }
+            let goes_on = !ended && out[i].tokens.len() < config.max_tokens;
+            keep.push(goes_on);
+            if goes_on {
+                next.push([token]);
+            }
+        }
+        session.retain(&keep);
+        let mut kept = keep.iter();
+        active.retain(|_| *kept.next().unwrap_or(&false));
+        if active.is_empty() || session.room() == 0 {
+            return Ok(out);
+        }
+        logits = session.feed(&next.iter().map(<[u32; 1]>::as_slice).collect::<Vec<_>>())?;
+    }
+}

@@ -1,0 +1,61 @@
+//! What the machine can do at most, so that every figure can be read as a share of it.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use burn::prelude::*;
+use burn::tensor::Distribution;
+use rayon::prelude::*;
+use serde::Serialize;
+
+/// Measured ceilings.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Ceilings {
+    /// Matrix products in f32, 10⁹ floating-point operations per second (a multiply-add counts two).
+    pub gemm_gflops: f64,
+    /// Reading memory with all cores, 10⁹ bytes per second.
+    pub read_gb_per_s: f64,
+}
+
+/// Measures for about `budget` on this device; the best of the repetitions counts, since others use the machine too.
+pub fn ceilings(device: &Device, budget: Duration) -> Ceilings {
+    Ceilings { gemm_gflops: gemm_gflops(device, budget / 2), read_gb_per_s: read_gb_per_s(budget / 2) }
+}
+
+/// Best rate over `budget` of the product that a transformer spends its time on: many tokens times a weight matrix.
+pub fn gemm_gflops(device: &Device, budget: Duration) -> f64 {
+    const ROWS: usize = 1024;
+    const WIDTH: usize = 768;
+    let x = Tensor::<2>::random([ROWS, WIDTH], Distribution::Default, device);
+    let w = Tensor::<2>::random([WIDTH, WIDTH], Distribution::Default, device);
+    let operations = 2.0 * (ROWS * WIDTH * WIDTH) as f64;
+    best_seconds(budget, || drop(black_box(x.clone().matmul(w.clone()).into_data()))).map_or(0.0, |s| operations / s / 1e9)
+}
+
+/// Best rate over `budget` of summing an array that no cache holds.
+pub fn read_gb_per_s(budget: Duration) -> f64 {
+    const ELEMENTS: usize = 32 << 20;
+    let data = vec![1.0f32; ELEMENTS];
+    let sum = || {
+        let parts = data.par_chunks(1 << 16).map(|chunk| {
+            let mut lanes = [0.0f32; 16];
+            chunk.as_chunks::<16>().0.iter().for_each(|block| lanes.iter_mut().zip(block).for_each(|(l, v)| *l += v));
+            lanes.iter().sum::<f32>()
+        });
+        black_box(parts.sum::<f32>());
+    };
+    best_seconds(budget, sum).map_or(0.0, |s| (ELEMENTS * size_of::<f32>()) as f64 / s / 1e9)
+}
+
+fn best_seconds(budget: Duration, mut work: impl FnMut()) -> Option<f64> {
+    work();
+    let start = Instant::now();
+    let mut best: Option<f64> = None;
+    while best.is_none() || start.elapsed() < budget {
+        let begin = Instant::now();
+        work();
+        let seconds = begin.elapsed().as_secs_f64();
+        best = Some(best.map_or(seconds, |b| b.min(seconds)));
+    }
+    best
+}

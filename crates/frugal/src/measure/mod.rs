@@ -1,0 +1,3 @@
+//! Measuring the machine and what runs on it.
+
+pub mod machine;

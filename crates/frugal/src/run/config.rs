@@ -1,0 +1,180 @@
+//! What a run is: the configuration file of `frugal tune` and `frugal pretrain`.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::adapt::{Pooling, registry};
+use crate::train::TrainConfig;
+
+/// What a model is trained and judged on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Task {
+    /// One label for each text.
+    #[default]
+    #[serde(alias = "seq-cls", alias = "sequence-classification")]
+    Classification,
+    /// The next token.
+    #[serde(alias = "causal_lm", alias = "lm")]
+    CausalLm,
+}
+
+/// Where examples come from and how they are read.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DataConfig {
+    /// Training file, or the name of a built-in data set (`sms-spam`).
+    pub train: String,
+    /// Validation file; without one a part of the training file is held out.
+    pub validation: Option<String>,
+    /// Test file, only used for the final comparison; without one the validation part serves.
+    pub test: Option<String>,
+    /// Share of the training file held out when there is no validation file.
+    pub validation_share: f64,
+    /// Form of the records; recognised from the first record if absent.
+    pub format: Option<frugal_core::data::Format>,
+    /// Which column plays which role, for example `{ text = "sentence", label = "gold" }`.
+    pub columns: std::collections::BTreeMap<String, String>,
+    /// Whether the first row of a table holds column names; recognised if absent.
+    pub header: Option<bool>,
+    /// Where a document of a text file ends; recognised if absent.
+    pub documents: Option<frugal_core::data::Documents>,
+    /// Text around every prompt, with `{prompt}` where it goes.
+    pub prompt_template: Option<String>,
+    /// Only the first so many training examples; 0 for all.
+    pub max_train_rows: usize,
+    /// Only the first so many validation and test examples; 0 for all.
+    pub max_eval_rows: usize,
+    /// Longest example in tokens; 0 for what the model allows.
+    pub max_length: usize,
+    /// Cut longer examples instead of refusing them.
+    pub truncate: bool,
+    /// Train on the completion or the assistant's turns only, not on the prompt.
+    pub completion_only: bool,
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        Self {
+            train: String::new(),
+            validation: None,
+            test: None,
+            validation_share: 0.1,
+            format: None,
+            columns: std::collections::BTreeMap::new(),
+            header: None,
+            documents: None,
+            prompt_template: None,
+            max_train_rows: 0,
+            max_eval_rows: 0,
+            max_length: 0,
+            truncate: false,
+            completion_only: true,
+        }
+    }
+}
+
+/// A method and its settings, side by side in the file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MethodConfig {
+    /// Name of the method; `frugal methods` lists them.
+    pub name: String,
+    /// Its settings.
+    #[serde(flatten)]
+    pub settings: Map<String, Value>,
+}
+
+impl Default for MethodConfig {
+    fn default() -> Self {
+        Self { name: "lora".into(), settings: Map::new() }
+    }
+}
+
+/// A fine-tuning run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TuneConfig {
+    /// A registered name, a folder, a GGUF file, or `org/name`; `builtin` is the embedded model.
+    pub model: String,
+    /// What is learned.
+    pub task: Task,
+    /// Run folder.
+    pub out: PathBuf,
+    /// Where to compute.
+    pub device: String,
+    /// Decides every random choice of the run.
+    pub seed: u64,
+    /// Which positions a classification head reads; the model's own way if absent.
+    pub pooling: Option<Pooling>,
+    /// Also judge the model before training (a classifier's head is random then).
+    pub evaluate_base: bool,
+    /// Examples.
+    pub data: DataConfig,
+    /// Method.
+    pub method: MethodConfig,
+    /// Training. A learning rate of 0 means the method's own.
+    pub train: TrainConfig,
+}
+
+impl Default for TuneConfig {
+    fn default() -> Self {
+        Self {
+            model: "builtin".into(),
+            task: Task::default(),
+            out: PathBuf::new(),
+            device: "cpu".into(),
+            seed: 0,
+            pooling: None,
+            evaluate_base: true,
+            data: DataConfig::default(),
+            method: MethodConfig::default(),
+            train: TrainConfig { lr: 0.0, epochs: 1.0, batch_size: 16, ..TrainConfig::default() },
+        }
+    }
+}
+
+impl TuneConfig {
+    /// Fills in what depends on other settings: the method's learning rate, the seed of the training part.
+    pub fn resolve(&mut self) {
+        if self.train.lr == 0.0
+            && let Ok(method) = registry::find(&self.method.name)
+        {
+            self.train.lr = method.default_lr;
+        }
+        self.train.seed = self.seed;
+    }
+
+    /// Checks values, not files: (dotted key, what is wrong).
+    pub fn problems(&self) -> Vec<(String, String)> {
+        let mut found = Vec::new();
+        let mut add = |key: &str, reason: String| found.push((key.to_owned(), reason));
+        if self.data.train.is_empty() {
+            add("data.train", "no training data: give `--data FILE`, or `sms-spam` for the built-in set".into());
+        }
+        if !(0.0..1.0).contains(&self.data.validation_share) {
+            add("data.validation_share", format!("{} given, but it must be at least 0 and below 1", self.data.validation_share));
+        }
+        if let Err(error) = crate::device::device(&self.device) {
+            add("device", error.to_string());
+        }
+        match registry::find(&self.method.name) {
+            Err(error) => add("method.name", error.to_string()),
+            Ok(method) => {
+                if let Err(error) = (method.check)(&self.method.settings) {
+                    add("method", error.to_string());
+                }
+            }
+        }
+        let mut train = self.train.clone();
+        if train.lr == 0.0 {
+            train.lr = 1.0;
+        }
+        for problem in train.validate().err().into_iter().flatten() {
+            add(&format!("train.{}", problem.field), problem.reason);
+        }
+        found
+    }
+}

@@ -1,0 +1,126 @@
+//! Measuring a model, with or without an adapter, on a data file.
+
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+
+use serde::Serialize;
+
+use super::prepare::{encode_part, read};
+use super::{DataConfig, Metrics, Observe, Progress, RunError};
+use crate::adapt::{BuildContext, Mode, Pass, Plain, peft, to_vec};
+use crate::model::load::{Lookup, ModelFiles};
+use crate::model::save::{Stored, StoredType, write_safetensors};
+use crate::model::{Backbone, Input, SequenceLayout};
+use crate::train::{Objective, evaluate as evaluate_examples};
+
+/// What is measured.
+#[derive(Clone, Debug)]
+pub struct EvaluateRequest {
+    /// Model.
+    pub model: String,
+    /// Adapter folder.
+    pub adapter: Option<PathBuf>,
+    /// Data file and how it is read; only `train` (the file), `format`, `columns`, `max_eval_rows`, `max_length`,
+    /// `truncate` and `completion_only` matter.
+    pub data: DataConfig,
+    /// Device.
+    pub device: String,
+    /// Tokens of a batch.
+    pub max_tokens: usize,
+    /// Also write the logits of the first examples there, for comparison with other programs.
+    pub dump_logits: Option<PathBuf>,
+}
+
+/// What was measured.
+#[derive(Clone, Debug, Serialize)]
+pub struct Evaluated {
+    /// Metrics by name.
+    pub metrics: Metrics,
+    /// Examples.
+    pub examples: usize,
+    /// Tokens of all examples.
+    pub tokens: usize,
+    /// Names of the classes, for classification.
+    pub labels: Vec<String>,
+    /// How often each class (row) was taken for each class (column).
+    pub confusion: Vec<Vec<usize>>,
+    /// SHA-256 of the data file.
+    pub sha256: String,
+}
+
+/// Examples whose logits are written on request.
+const DUMPED: usize = 8;
+
+/// Evaluates; an adapter with a head makes it classification, anything else language modelling.
+///
+/// Returns `None` if `stop` was set before the end.
+///
+/// # Errors
+/// Anything wrong with model, adapter or data.
+pub fn evaluate(
+    request: &EvaluateRequest,
+    lookup: &Lookup,
+    stop: &AtomicBool,
+    observe: Observe<'_>,
+) -> Result<Option<Evaluated>, RunError> {
+    let device = crate::device::device(&request.device)?;
+    let files = ModelFiles::open(&request.model, lookup)?;
+    observe(&Progress::Begin { what: format!("reading {}", request.model) });
+    let backbone = files.load(&device)?;
+    let sites = files.sites();
+    let context =
+        BuildContext { config: files.config(), sites: &sites, backbone: Some(backbone.as_ref()), device, seed: 0, tokenize: None };
+    let entry = request.adapter.as_ref().map(|folder| peft::load(folder, &context, false)).transpose()?.map(|(entry, _)| entry);
+    let head = entry.as_ref().and_then(|e| e.head.as_ref());
+    let dataset = match frugal_core::data::builtin(&request.data.train) {
+        Ok(builtin) if !std::path::Path::new(&request.data.train).exists() => builtin.test,
+        _ => read(&request.data.train, &request.data)?,
+    };
+    let dataset = if request.data.max_eval_rows == 0 { dataset } else { dataset.take(request.data.max_eval_rows) };
+    let limit = files.config().max_sequence();
+    let max_length = if request.data.max_length == 0 { limit } else { request.data.max_length.min(limit) };
+    let part = encode_part("test", &dataset, &files, head.map(|h| h.config()), &request.data, max_length)?;
+    observe(&Progress::Begin { what: format!("evaluating {} examples", part.examples().len()) });
+    let adapter = entry.as_ref().map(|e| e.adapter.as_ref());
+    let objective = head.map_or(Objective::CausalLm, Objective::Classification);
+    if let Some(path) = &request.dump_logits {
+        let rows: Vec<&[u32]> = part.examples().iter().take(DUMPED).map(|e| e.input_ids.as_slice()).collect();
+        dump(path, &rows, backbone.as_ref(), entry.as_ref())?;
+    }
+    let Some(found) = evaluate_examples(backbone.as_ref(), adapter, objective, part.examples(), request.max_tokens, stop)? else {
+        return Ok(None);
+    };
+    let labels = head.map(|h| h.config().labels.clone()).unwrap_or_default();
+    let mut confusion = vec![vec![0; labels.len()]; labels.len()];
+    found.gold.iter().zip(&found.predicted).for_each(|(&gold, &predicted)| confusion[gold][predicted] += 1);
+    Ok(Some(Evaluated {
+        metrics: found.metrics,
+        examples: part.examples().len(),
+        tokens: part.encoded.total_tokens,
+        labels,
+        confusion,
+        sha256: part.sha256,
+    }))
+}
+
+/// Writes `input_ids.N` (`[tokens]`) and `logits.N` (`[tokens, vocab]`, or `[labels]` with a head) of each sequence.
+fn dump(path: &std::path::Path, rows: &[&[u32]], backbone: &dyn Backbone, entry: Option<&crate::adapt::Entry>) -> Result<(), RunError> {
+    let mut tensors = Vec::new();
+    for (n, ids) in rows.iter().enumerate() {
+        let mut pass: Box<dyn Pass + '_> = entry.map_or_else(|| Box::new(Plain) as _, |e| e.adapter.pass(Mode::Eval));
+        let hidden = backbone.forward(&Input::new(ids, &[ids.len()]), pass.as_mut(), None)?;
+        let (shape, logits) = match entry.and_then(|e| e.head.as_ref()) {
+            Some(head) => {
+                let logits = head.forward(hidden, &SequenceLayout::new(&[ids.len()]), backbone, pass.as_mut(), Mode::Eval);
+                (vec![logits.dims()[1]], to_vec::<2>(logits))
+            }
+            None => {
+                let logits = backbone.logits(hidden, pass.as_mut()).ok_or_else(|| RunError::Invalid("this model has no logits".into()))?;
+                (logits.dims().to_vec(), to_vec::<2>(logits))
+            }
+        };
+        tensors.push((format!("input_ids.{n}"), Stored::ids(ids)));
+        tensors.push((format!("logits.{n}"), Stored::new(&shape, StoredType::F32, move || logits.clone())));
+    }
+    Ok(write_safetensors(path, tensors)?)
+}

@@ -1,0 +1,185 @@
+//! Writing models and adapters in the forms that other programs read.
+
+use std::path::Path;
+
+use frugal_core::gguf::{self, GgmlType, Layout, NameMap, TensorSpec, rows_to_gguf};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use super::RunError;
+use crate::adapt::{Adapter, Entry, Head, LowRank, Mode, Pooling, merge};
+use crate::model::Backbone;
+use crate::model::load::ModelFiles;
+use crate::model::save::{StoredType, write_model};
+
+/// Number formats of a GGUF export.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExportFormat {
+    /// 32-bit.
+    F32,
+    /// 16-bit.
+    #[default]
+    F16,
+    /// 8-bit blocks.
+    Q8_0,
+}
+
+impl ExportFormat {
+    fn ggml(self) -> GgmlType {
+        match self {
+            Self::F32 => GgmlType::F32,
+            Self::F16 => GgmlType::F16,
+            Self::Q8_0 => GgmlType::Q8_0,
+        }
+    }
+}
+
+/// Writes the model, with the adapter merged into it, as a Hugging Face folder with its tokenizer.
+///
+/// A classification head goes in under the names of Hugging Face's `*ForSequenceClassification` classes, with the names of
+/// its classes; false says that it had to be left out, because it reads other positions than these classes do.
+///
+/// # Errors
+/// Adapters that cannot be merged, files that cannot be written.
+pub fn merge_to_folder(
+    files: &ModelFiles,
+    backbone: &dyn Backbone,
+    entry: Option<&Entry>,
+    out: &Path,
+    stored_type: StoredType,
+) -> Result<bool, RunError> {
+    let mut weights = merge::weights(backbone, entry.map(|e| e.adapter.as_ref()))?;
+    let head = entry.and_then(|e| e.head.as_ref());
+    let fits = head.is_none_or(|h| h.config().pooling == Pooling::default_for(weights.config.model_type));
+    if let Some(head) = head.filter(|_| fits) {
+        add_head(&mut weights, head);
+    }
+    if let Ok(tokenizer) = files.tokenizer() {
+        tokenizer.save(out)?;
+    }
+    write_model(out, &weights.config, &weights.tensors, stored_type)?;
+    Ok(fits)
+}
+
+fn add_head(weights: &mut merge::Weights, head: &Head) {
+    for parameter in head.parameters() {
+        match parameter.shape() {
+            [_] => weights.tensors.insert_vector(parameter.name().into(), parameter.get::<1>(Mode::Eval)),
+            _ => weights.tensors.insert_matrix(parameter.name().into(), parameter.get::<2>(Mode::Eval)),
+        }
+    }
+    // The classes have no output over the vocabulary.
+    weights.tensors.remove("lm_head.weight");
+    let labels = &head.config().labels;
+    let id2label: Map<String, Value> = labels.iter().enumerate().map(|(i, label)| (i.to_string(), json!(label))).collect();
+    let label2id: Map<String, Value> = labels.iter().enumerate().map(|(i, label)| (label.clone(), json!(i))).collect();
+    if let Some(raw) = weights.config.raw.as_object_mut() {
+        raw.insert("architectures".into(), json!([weights.config.model_type.classifier_class()]));
+        raw.insert("id2label".into(), Value::Object(id2label));
+        raw.insert("label2id".into(), Value::Object(label2id));
+    }
+}
+
+/// Writes the model, with the adapter merged into it, as one GGUF file with its tokenizer.
+///
+/// # Errors
+/// Architectures without a GGUF form, adapters that cannot be merged, files that cannot be written.
+pub fn export_gguf(
+    files: &ModelFiles,
+    backbone: &dyn Backbone,
+    adapter: Option<&dyn Adapter>,
+    out: &Path,
+    format: ExportFormat,
+) -> Result<(), RunError> {
+    let weights = merge::weights(backbone, adapter)?;
+    let raw = &weights.config.raw;
+    let map = NameMap::from_config(raw).map_err(gguf::WriteError::from)?;
+    let mut metadata = gguf::gguf_metadata(raw, files.name(), format.ggml()).map_err(gguf::WriteError::from)?;
+    metadata.extend(files.gguf_tokenizer_metadata()?);
+    let mut tensors: Vec<(TensorSpec, Layout, Box<dyn Fn() -> Vec<f32> + '_>)> = Vec::new();
+    for (name, mut shape, values) in weights.tensors.iter() {
+        let mapped = map.to_gguf(&name).ok_or_else(|| RunError::Invalid(format!("tensor `{name}` has no name in GGUF files")))?;
+        if mapped.layout == Layout::Transposed {
+            shape.reverse();
+        }
+        let ggml_type = gguf::export_type(&mapped.name, &shape, format.ggml());
+        tensors.push((TensorSpec { name: mapped.name, shape, ggml_type }, mapped.layout, values));
+    }
+    if let Some((name, values)) = gguf::rope_freqs(raw).map_err(gguf::WriteError::from)? {
+        let spec = TensorSpec { name: name.into(), shape: vec![values.len()], ggml_type: GgmlType::F32 };
+        tensors.push((spec, Layout::Same, Box::new(move || values.clone())));
+    }
+    tensors.sort_by(|a, b| a.0.name.cmp(&b.0.name));
+    let specs: Vec<TensorSpec> = tensors.iter().map(|(spec, ..)| spec.clone()).collect();
+    gguf::write(out, &metadata, &specs, |i| {
+        let (spec, layout, values) = &tensors[i];
+        Ok(to_layout(values(), &spec.shape, *layout))
+    })?;
+    Ok(())
+}
+
+/// Elements in Hugging Face order, turned into the order of the GGUF tensor of this shape.
+fn to_layout(mut values: Vec<f32>, shape: &[usize], layout: Layout) -> Vec<f32> {
+    let columns = shape.last().copied().unwrap_or(1);
+    let rows = values.len() / columns.max(1);
+    match layout {
+        Layout::Same => values,
+        Layout::PlusOne => {
+            values.iter_mut().for_each(|v| *v += 1.0);
+            values
+        }
+        Layout::RotaryRows { heads } => reorder(values, columns, heads),
+        // The stored matrix is [columns, rows].
+        Layout::Transposed => (0..rows).flat_map(|r| (0..columns).map(move |c| (r, c))).map(|(r, c)| values[c * rows + r]).collect(),
+    }
+}
+
+fn reorder(values: Vec<f32>, columns: usize, heads: usize) -> Vec<f32> {
+    match rows_to_gguf(values.len() / columns, heads) {
+        Some(order) => order.into_iter().flat_map(|row| values[row * columns..(row + 1) * columns].iter().copied()).collect(),
+        None => values,
+    }
+}
+
+/// Writes a LoRA adapter as a GGUF file for programs that apply it at run time.
+///
+/// # Errors
+/// Other methods, tables among the adapted maps, architectures without a GGUF form.
+pub fn export_adapter_gguf(files: &ModelFiles, adapter: &dyn Adapter, out: &Path) -> Result<(), RunError> {
+    let factors = adapter
+        .low_rank_factors()
+        .ok_or_else(|| RunError::Invalid(format!("`{}` adapters have no GGUF form, only lora: merge it instead", adapter.method())))?;
+    let map = NameMap::from_config(&files.config().raw).map_err(gguf::WriteError::from)?;
+    let mut tensors: Vec<(TensorSpec, Vec<f32>)> = Vec::new();
+    for LowRank { path, a, b, scale } in factors {
+        let name = format!("{path}.weight");
+        let mapped = map.to_gguf(&name).ok_or_else(|| RunError::Invalid(format!("`{path}` has no name in GGUF files")))?;
+        if a.name().ends_with("lora_embedding_A") {
+            return Err(RunError::Invalid(format!(
+                "`{path}` is a token table, which a GGUF adapter cannot hold here: merge the adapter instead"
+            )));
+        }
+        let rank = a.shape()[0] as f32;
+        // Readers scale by alpha / rank of the file's alpha; the adapter's own scale goes into B so that any pattern works.
+        let b_values: Vec<f32> = b.to_vec().iter().map(|v| v * scale * rank / ALPHA).collect();
+        let b_values = match mapped.layout {
+            Layout::RotaryRows { heads } => reorder(b_values, b.shape()[1], heads),
+            _ => b_values,
+        };
+        let spec = |suffix: &str, shape: &[usize]| TensorSpec {
+            name: format!("{}.{suffix}", mapped.name),
+            shape: shape.to_vec(),
+            ggml_type: GgmlType::F32,
+        };
+        tensors.push((spec("lora_a", a.shape()), a.to_vec()));
+        tensors.push((spec("lora_b", b.shape()), b_values));
+    }
+    let metadata = gguf::lora_metadata(map.architecture(), files.name(), ALPHA);
+    let specs: Vec<TensorSpec> = tensors.iter().map(|(spec, _)| spec.clone()).collect();
+    gguf::write(out, &metadata, &specs, |i| Ok(tensors[i].1.clone()))?;
+    Ok(())
+}
+
+/// The alpha that a GGUF adapter declares.
+const ALPHA: f32 = 16.0;

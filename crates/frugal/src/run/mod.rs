@@ -1,0 +1,130 @@
+//! Whole runs: what `frugal tune`, `plan`, `eval`, `pretrain`, `merge` and `export` do, for programs.
+
+mod config;
+mod evaluate;
+mod export;
+mod log;
+mod plan;
+mod prepare;
+mod pretrain;
+mod tune;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::Serialize;
+use thiserror::Error;
+
+pub use config::{DataConfig, MethodConfig, Task, TuneConfig};
+pub use evaluate::{EvaluateRequest, Evaluated, evaluate};
+pub use export::{ExportFormat, export_adapter_gguf, export_gguf, merge_to_folder};
+pub use plan::{Memory, Plan, plan};
+pub use prepare::{Part, Prepared, prepare};
+pub use pretrain::{PretrainConfig, Pretrained, Shape, pretrain};
+pub use tune::{Tuned, tune};
+
+use crate::train::Event;
+
+/// What can go wrong in a run.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// Finding or reading the model.
+    #[error(transparent)]
+    Model(#[from] crate::model::ModelError),
+    /// Reading the data.
+    #[error(transparent)]
+    Data(#[from] frugal_core::data::DataError),
+    /// Turning the data into tokens.
+    #[error(transparent)]
+    Encode(#[from] frugal_core::encode::EncodeError),
+    /// The method or an adapter folder.
+    #[error(transparent)]
+    Adapt(#[from] crate::adapt::AdaptError),
+    /// Training.
+    #[error(transparent)]
+    Train(#[from] crate::train::TrainError),
+    /// Writing a file.
+    #[error(transparent)]
+    File(#[from] frugal_core::fs::FileError),
+    /// The log.
+    #[error(transparent)]
+    Log(#[from] frugal_core::events::LogError),
+    /// The record.
+    #[error(transparent)]
+    Record(#[from] frugal_core::report::RecordError),
+    /// The tokenizer.
+    #[error(transparent)]
+    Tokenizer(#[from] frugal_core::tokenizer::TokenizerError),
+    /// A GGUF file that cannot be written.
+    #[error(transparent)]
+    Gguf(#[from] frugal_core::gguf::WriteError),
+    /// The device.
+    #[error(transparent)]
+    Device(#[from] crate::device::UnknownDevice),
+    /// The output folder is in use.
+    #[error("{}: the folder exists and is not empty: choose another `--out`, or continue the run with `--resume`", path.display())]
+    OutputExists {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// Resume of a run that was another one.
+    #[error("{}: `{key}` was {before} when the run began and is {now}: resume with the settings in config.toml, or start a new run", path.display())]
+    OtherRun {
+        /// The run's configuration file.
+        path: PathBuf,
+        /// Key that differs.
+        key: String,
+        /// Its value then.
+        before: String,
+        /// Its value now.
+        now: String,
+    },
+    /// Something that this combination cannot do.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+impl From<crate::model::load::LoadError> for RunError {
+    fn from(error: crate::model::load::LoadError) -> Self {
+        Self::Model(error.into())
+    }
+}
+
+/// Metrics by name.
+pub type Metrics = BTreeMap<String, f64>;
+
+/// What a run tells while it goes on.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "stage", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Progress {
+    /// A part of the work begins.
+    Begin {
+        /// What, for example `reading smollm2-135m`.
+        what: String,
+    },
+    /// The data is ready.
+    Data {
+        /// Name, examples, tokens and longest example of each part.
+        parts: Vec<(String, usize, usize, usize)>,
+        /// Examples that were cut to the allowed length.
+        truncated: usize,
+        /// One training example with what is trained marked.
+        example: String,
+    },
+    /// A part was evaluated.
+    Scores {
+        /// `base` or `adapted`.
+        who: String,
+        /// Part of the data.
+        part: String,
+        /// Metrics.
+        metrics: Metrics,
+    },
+    /// Training.
+    Train(Event),
+}
+
+/// Receives [`Progress`].
+pub type Observe<'a> = &'a mut dyn FnMut(&Progress);

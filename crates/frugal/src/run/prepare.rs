@@ -1,0 +1,150 @@
+//! From a configuration to tokenized examples; reads no weights.
+
+use std::path::Path;
+
+use frugal_core::data::{self, Dataset, LoadOptions};
+use frugal_core::encode::{self, EncodeOptions, Encoded, Tokenized};
+
+use super::{DataConfig, RunError, Task, TuneConfig};
+use crate::adapt::{HeadConfig, Pooling};
+use crate::model::load::{Lookup, ModelFiles};
+
+/// A part of the data, ready for batches.
+pub struct Part {
+    /// `train`, `validation` or `test`.
+    pub name: &'static str,
+    /// Where it came from.
+    pub source: String,
+    /// SHA-256 of the file.
+    pub sha256: String,
+    /// Examples.
+    pub encoded: Encoded,
+}
+
+impl Part {
+    /// Tokenized examples.
+    pub fn examples(&self) -> &[Tokenized] {
+        &self.encoded.examples
+    }
+}
+
+/// Everything that is known before weights are read.
+pub struct Prepared {
+    /// The model's files.
+    pub files: ModelFiles,
+    /// What is trained on.
+    pub train: Part,
+    /// What decides between checkpoints.
+    pub validation: Option<Part>,
+    /// What is measured at the end.
+    pub test: Option<Part>,
+    /// The head to train, for classification.
+    pub head: Option<HeadConfig>,
+    /// The longest example allowed, in tokens.
+    pub max_length: usize,
+}
+
+impl Prepared {
+    /// The parts that there are.
+    pub fn parts(&self) -> impl Iterator<Item = &Part> {
+        [Some(&self.train), self.validation.as_ref(), self.test.as_ref()].into_iter().flatten()
+    }
+
+    /// One training example with what is trained marked.
+    ///
+    /// # Errors
+    /// When the model has no tokenizer.
+    pub fn shown_example(&self) -> Result<String, RunError> {
+        let tokenizer = self.files.tokenizer()?;
+        let example = self.train.examples().first();
+        let mut text = example.map(|e| encode::show(e, tokenizer, false)).transpose()?.unwrap_or_default();
+        if let (Some(head), Some(encode::Target::Class(class))) = (&self.head, example.map(|e| &e.labels))
+            && let Some(label) = head.labels.get(*class)
+        {
+            text.truncate(text.trim_end().len());
+            text.push_str(&format!(" = {label}"));
+        }
+        Ok(text)
+    }
+}
+
+/// Finds the model, reads and tokenizes the data.
+///
+/// # Errors
+/// Anything wrong with the model's files or the data.
+pub fn prepare(config: &TuneConfig, lookup: &Lookup) -> Result<Prepared, RunError> {
+    let files = ModelFiles::open(&config.model, lookup)?;
+    let (train, validation, test) = datasets(&config.data, config.seed)?;
+    let head = match config.task {
+        Task::CausalLm => None,
+        Task::Classification => {
+            let labels = train.labels();
+            if labels.len() < 2 {
+                let found = if labels.is_empty() { "none".into() } else { labels.join(", ") };
+                return Err(RunError::Invalid(format!(
+                    "{}: classification needs at least two labels, found: {found}",
+                    train.source.display()
+                )));
+            }
+            Some(HeadConfig { labels, pooling: config.pooling.unwrap_or(Pooling::default_for(files.config().model_type)) })
+        }
+    };
+    let limit = files.config().max_sequence();
+    let max_length = if config.data.max_length == 0 { limit } else { config.data.max_length.min(limit) };
+    let part = |name: &'static str, dataset: &Dataset| encode_part(name, dataset, &files, head.as_ref(), &config.data, max_length);
+    let (train, validation, test) =
+        (part("train", &train)?, validation.map(|d| part("validation", &d)).transpose()?, test.map(|d| part("test", &d)).transpose()?);
+    Ok(Prepared { files, train, validation, test, head, max_length })
+}
+
+/// Tokenizes a data set for a task.
+///
+/// # Errors
+/// Rows that do not fit the task, the labels or the length.
+pub(super) fn encode_part(
+    name: &'static str,
+    dataset: &Dataset,
+    files: &ModelFiles,
+    head: Option<&HeadConfig>,
+    config: &DataConfig,
+    max_length: usize,
+) -> Result<Part, RunError> {
+    let options = EncodeOptions {
+        max_length,
+        truncate: config.truncate,
+        completion_only: config.completion_only,
+        prompt_template: config.prompt_template.clone(),
+    };
+    let task = match head {
+        Some(head) => encode::Task::SequenceClassification { labels: &head.labels },
+        None => encode::Task::CausalLm,
+    };
+    let encoded = encode::encode_all(dataset, files.tokenizer()?, task, &options)?;
+    Ok(Part { name, source: dataset.source.display().to_string(), sha256: dataset.sha256.clone(), encoded })
+}
+
+/// Reads one file as the settings say.
+pub(super) fn read(file: &str, config: &DataConfig) -> Result<Dataset, RunError> {
+    let options =
+        LoadOptions { format: config.format, columns: config.columns.clone(), header: config.header, documents: config.documents };
+    Ok(data::load(Path::new(file), &options)?)
+}
+
+fn datasets(config: &DataConfig, seed: u64) -> Result<(Dataset, Option<Dataset>, Option<Dataset>), RunError> {
+    let cut = |d: Dataset, rows: usize| if rows == 0 { d } else { d.take(rows) };
+    if let Ok(builtin) = data::builtin(&config.train)
+        && !Path::new(&config.train).exists()
+    {
+        let eval = |d| Some(cut(d, config.max_eval_rows));
+        return Ok((cut(builtin.train, config.max_train_rows), eval(builtin.validation), eval(builtin.test)));
+    }
+    let eval = |file: &Option<String>| file.as_ref().map(|f| Ok::<_, RunError>(cut(read(f, config)?, config.max_eval_rows))).transpose();
+    let mut train = cut(read(&config.train, config)?, config.max_train_rows);
+    let (mut validation, test) = (eval(&config.validation)?, eval(&config.test)?);
+    if validation.is_none() && config.validation_share > 0.0 {
+        let mut parts = train.split(&[1.0 - config.validation_share, config.validation_share], seed)?;
+        validation = parts.pop().map(|d| cut(d, config.max_eval_rows));
+        train = parts.remove(0);
+    }
+    Ok((train, validation, test))
+}

@@ -1,0 +1,266 @@
+//! Pre-training a small decoder from text, tokenizer included.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use frugal_core::data::{self, Dataset, Example, LoadOptions};
+use frugal_core::encode::{IGNORE, Target, Tokenized};
+use frugal_core::tokenizer::{TextTokenizer, train_bpe};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::log::Logger;
+use super::{Metrics, Observe, Progress, RunError};
+use crate::adapt::full::{Full, FullConfig};
+use crate::adapt::{Adapter, BuildContext, merge};
+use crate::model::save::{StoredType, write_model};
+use crate::model::{ModelConfig, SiteTable, build, random_weights};
+use crate::train::{Ending, Event, Scheduler, TrainConfig, TrainRun, train};
+
+/// Marks the end of a document.
+const END: &str = "<|endoftext|>";
+
+/// Sizes of the new model, a decoder of the Llama family with tied embeddings.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Shape {
+    /// Tokens of the new tokenizer.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the feed-forward layer.
+    pub intermediate_size: usize,
+    /// Blocks.
+    pub num_hidden_layers: usize,
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key and value heads.
+    pub num_key_value_heads: usize,
+    /// Longest sequence.
+    pub max_position_embeddings: usize,
+}
+
+impl Default for Shape {
+    fn default() -> Self {
+        Self {
+            vocab_size: 4096,
+            hidden_size: 192,
+            intermediate_size: 512,
+            num_hidden_layers: 6,
+            num_attention_heads: 6,
+            num_key_value_heads: 2,
+            max_position_embeddings: 1024,
+        }
+    }
+}
+
+/// A pre-training run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PretrainConfig {
+    /// Text file; each line, or each block between blank lines, is a document.
+    pub data: String,
+    /// Share of the documents held out to measure on.
+    pub validation_share: f64,
+    /// Longest piece of a document in tokens.
+    pub max_length: usize,
+    /// Output folder.
+    pub out: PathBuf,
+    /// Where to compute.
+    pub device: String,
+    /// Decides every random choice.
+    pub seed: u64,
+    /// Number format of the saved weights.
+    pub dtype: StoredType,
+    /// Sizes.
+    pub shape: Shape,
+    /// Training.
+    pub train: TrainConfig,
+}
+
+impl Default for PretrainConfig {
+    fn default() -> Self {
+        Self {
+            data: String::new(),
+            validation_share: 0.01,
+            max_length: 256,
+            out: PathBuf::new(),
+            device: "cpu".into(),
+            seed: 0,
+            dtype: StoredType::F16,
+            shape: Shape::default(),
+            train: TrainConfig {
+                lr: 3e-3,
+                epochs: 1.0,
+                packing: true,
+                max_tokens: 4096,
+                weight_decay: 0.1,
+                adam_beta2: 0.95,
+                lr_scheduler_type: Scheduler::Cosine,
+                warmup_ratio: 0.02,
+                min_lr_ratio: 0.05,
+                group_by_length: false,
+                ..TrainConfig::default()
+            },
+        }
+    }
+}
+
+impl PretrainConfig {
+    /// Fills in what depends on other settings.
+    pub fn resolve(&mut self) {
+        self.train.seed = self.seed;
+    }
+
+    /// Checks values, not files: (dotted key, what is wrong).
+    pub fn problems(&self) -> Vec<(String, String)> {
+        let mut found = Vec::new();
+        let mut add = |key: &str, reason: String| found.push((key.to_owned(), reason));
+        if self.data.is_empty() {
+            add("data", "no text: give `--data FILE`".into());
+        }
+        if self.out.as_os_str().is_empty() {
+            add("out", "no output folder: give `--out DIR`".into());
+        }
+        if !(self.validation_share > 0.0 && self.validation_share < 1.0) {
+            add("validation_share", format!("{} given, but it must be above 0 and below 1", self.validation_share));
+        }
+        if self.max_length < 2 || self.max_length > self.shape.max_position_embeddings {
+            add("max_length", format!("{} given, but it must be 2 to shape.max_position_embeddings", self.max_length));
+        }
+        let s = &self.shape;
+        if s.num_attention_heads == 0 || !s.hidden_size.is_multiple_of(2 * s.num_attention_heads.max(1)) {
+            add("shape.hidden_size", format!("{} must be a multiple of twice the {} heads", s.hidden_size, s.num_attention_heads));
+        }
+        if let Err(error) = crate::device::device(&self.device) {
+            add("device", error.to_string());
+        }
+        for problem in self.train.validate().err().into_iter().flatten() {
+            add(&format!("train.{}", problem.field), problem.reason);
+        }
+        found
+    }
+
+    fn model(&self, tokenizer: &TextTokenizer) -> Result<ModelConfig, RunError> {
+        let s = &self.shape;
+        let end = tokenizer.id(END);
+        let raw = json!({
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": s.vocab_size, "hidden_size": s.hidden_size,
+            "intermediate_size": s.intermediate_size, "num_hidden_layers": s.num_hidden_layers,
+            "num_attention_heads": s.num_attention_heads, "num_key_value_heads": s.num_key_value_heads,
+            "head_dim": s.hidden_size / s.num_attention_heads, "max_position_embeddings": s.max_position_embeddings,
+            "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu", "tie_word_embeddings": true,
+            "attention_bias": false, "mlp_bias": false, "initializer_range": 0.02, "bos_token_id": end, "eos_token_id": end,
+            "pad_token_id": end, "dtype": self.dtype.torch_name(),
+        });
+        Ok(ModelConfig::from_json(raw, "shape")?)
+    }
+}
+
+/// What a pre-training run came to.
+#[derive(Clone, Debug, Serialize)]
+pub struct Pretrained {
+    /// Whether it was stopped before its end; `--resume` continues it.
+    pub interrupted: bool,
+    /// Model folder.
+    pub out: PathBuf,
+    /// Metrics on the held-out documents.
+    pub metrics: Metrics,
+    /// Parameters.
+    pub parameters: usize,
+    /// Tokens trained on.
+    pub tokens: u64,
+    /// Seconds of training.
+    pub seconds: f64,
+}
+
+/// Trains a tokenizer and a decoder from scratch and writes a Hugging Face folder.
+///
+/// # Errors
+/// Unreadable text, settings that do not fit together, files that cannot be written.
+pub fn pretrain(config: &PretrainConfig, resume: bool, stop: &AtomicBool, observe: Observe<'_>) -> Result<Pretrained, RunError> {
+    let device = crate::device::device(&config.device)?;
+    let used = std::fs::read_dir(&config.out).is_ok_and(|mut entries| entries.next().is_some());
+    if used && !resume {
+        return Err(RunError::OutputExists { path: config.out.clone() });
+    }
+    observe(&Progress::Begin { what: format!("reading {}", config.data) });
+    let dataset = data::load(Path::new(&config.data), &LoadOptions { format: Some(data::Format::Text), ..LoadOptions::default() })?;
+    let mut parts = dataset.split(&[1.0 - config.validation_share, config.validation_share], config.seed)?;
+    let (validation, training) = (parts.pop().unwrap_or_else(|| dataset.take(0)), parts.remove(0));
+    observe(&Progress::Begin { what: format!("training a tokenizer of {} tokens", config.shape.vocab_size) });
+    let tokenizer = train_bpe(texts(&training).map(str::to_owned), config.shape.vocab_size, &[END])?;
+    let (training, validation) = (pieces(&training, &tokenizer, config.max_length)?, pieces(&validation, &tokenizer, config.max_length)?);
+    let model = config.model(&tokenizer)?;
+    let sites = SiteTable::new(&model);
+    let tokens = |part: &[Tokenized]| part.iter().map(Tokenized::len).sum::<usize>();
+    observe(&Progress::Data {
+        parts: vec![
+            ("train".into(), training.len(), tokens(&training), training.iter().map(Tokenized::len).max().unwrap_or(0)),
+            ("validation".into(), validation.len(), tokens(&validation), validation.iter().map(Tokenized::len).max().unwrap_or(0)),
+        ],
+        truncated: 0,
+        example: training.first().map(|e| frugal_core::encode::show(e, &tokenizer, false)).transpose()?.unwrap_or_default(),
+    });
+    let backbone = build(model.clone(), &random_weights(&model, config.seed, &device), &device)?;
+    let context =
+        BuildContext { config: &model, sites: &sites, backbone: Some(backbone.as_ref()), device, seed: config.seed, tokenize: None };
+    let mut adapter = Full::new(FullConfig {}, &context)?;
+    frugal_core::fs::create_dir(&config.out)?;
+    let text = frugal_core::config::to_toml(config).map_err(|e| RunError::Invalid(format!("the configuration cannot be written: {e}")))?;
+    frugal_core::fs::write_atomic(&config.out.join("pretrain.toml"), text.as_bytes())?;
+
+    let start = Instant::now();
+    let mut logger = Logger::new(&config.out, resume);
+    let mut observer = |event: &Event| {
+        logger.on(event);
+        observe(&Progress::Train(event.clone()));
+    };
+    let outcome = train(TrainRun {
+        backbone: backbone.as_ref(),
+        adapter: &mut adapter,
+        head: None,
+        train: &training,
+        validation: Some(&validation),
+        config: &config.train,
+        folder: Some(&config.out),
+        resume,
+        stop,
+        observer: &mut observer,
+    })?;
+    logger.finish()?;
+    let interrupted = outcome.ending == Ending::Interrupted;
+    if !interrupted {
+        let weights = merge::weights(backbone.as_ref(), Some(&adapter as &dyn Adapter))?;
+        tokenizer.save(&config.out)?;
+        write_model(&config.out, &weights.config, &weights.tensors, config.dtype)?;
+    }
+    Ok(Pretrained {
+        interrupted,
+        out: config.out.clone(),
+        metrics: outcome.evaluation.map(|e| e.metrics).unwrap_or_default(),
+        parameters: sites.num_parameters(),
+        tokens: outcome.tokens,
+        seconds: start.elapsed().as_secs_f64(),
+    })
+}
+
+fn texts(dataset: &Dataset) -> impl Iterator<Item = &str> + Send {
+    dataset.examples.iter().filter_map(|e| if let Example::Text { text } = e { Some(text.as_str()) } else { None })
+}
+
+/// Documents, each ended by [`END`], in pieces of at most `max_length` tokens.
+fn pieces(dataset: &Dataset, tokenizer: &TextTokenizer, max_length: usize) -> Result<Vec<Tokenized>, RunError> {
+    let end = tokenizer.id(END);
+    let mut out = Vec::new();
+    for text in texts(dataset) {
+        let mut ids = tokenizer.encode(text, false)?;
+        ids.extend(end);
+        for piece in ids.chunks(max_length).filter(|p| p.len() > 1) {
+            let targets = piece[1..].iter().map(|&id| id as i32).chain([IGNORE]).collect();
+            out.push(Tokenized { input_ids: piece.to_vec(), token_type_ids: Vec::new(), labels: Target::Tokens(targets) });
+        }
+    }
+    Ok(out)
+}

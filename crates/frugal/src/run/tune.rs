@@ -1,0 +1,327 @@
+//! Fine-tuning: the main job.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use burn::prelude::*;
+use frugal_core::events::{Scalars, names, read_jsonl};
+use frugal_core::report::{
+    self, DatasetInfo, MetaInfo, ModelInfo, RECORD_FILE, RunInfo, RunRecord, RunReport, Status, SystemInfo, TrainInfo,
+};
+use serde::Serialize;
+
+use super::log::Logger;
+use super::prepare::{Part, Prepared, prepare};
+use super::{Metrics, Observe, Progress, RunError, Task, TuneConfig};
+use crate::adapt::{BuildContext, Entry, Head, Parameter, merge, peft, registry};
+use crate::model::load::Lookup;
+use crate::model::save::{StoredType, write_model};
+use crate::model::{Backbone, SiteTable};
+use crate::train::{Ending, Event, Objective, TrainRun, evaluate, train};
+
+/// The resolved configuration in a run folder.
+pub const CONFIG_FILE: &str = "config.toml";
+/// The report in a run folder.
+pub const REPORT_FILE: &str = "report.html";
+
+/// What a run came to.
+#[derive(Clone, Debug, Serialize)]
+pub struct Tuned {
+    /// Whether it was stopped before its end; `--resume` continues it.
+    pub interrupted: bool,
+    /// What it cost and gained.
+    pub record: RunRecord,
+    /// Metrics of every part before and after training.
+    pub parts: Vec<PartScores>,
+    /// Run folder.
+    pub out: PathBuf,
+    /// Adapter folder, or the model folder when the whole model was trained.
+    pub adapter: Option<PathBuf>,
+    /// HTML report.
+    pub report: Option<PathBuf>,
+}
+
+/// Metrics of a part of the data.
+#[derive(Clone, Debug, Serialize)]
+pub struct PartScores {
+    /// `validation` or `test`.
+    pub part: String,
+    /// Examples.
+    pub examples: usize,
+    /// Before training.
+    pub base: Metrics,
+    /// After training.
+    pub adapted: Metrics,
+}
+
+/// Fine-tunes a model as `config` says and writes everything into its run folder.
+///
+/// # Errors
+/// Anything wrong with model, data, settings or files; what was finished before is kept.
+pub fn tune(
+    config: &TuneConfig,
+    command: &[String],
+    lookup: &Lookup,
+    resume: bool,
+    stop: &AtomicBool,
+    observe: Observe<'_>,
+) -> Result<Tuned, RunError> {
+    let start = Instant::now();
+    let created_at = frugal_core::human::utc(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs()));
+    let device = crate::device::device(&config.device)?;
+    let method = registry::find(&config.method.name)?;
+    let out = claim(config, resume)?;
+    observe(&Progress::Begin { what: format!("tokenizing {}", config.data.train) });
+    let prepared = prepare(config, lookup)?;
+    observe(&Progress::Data {
+        parts: prepared.parts().map(|p| (p.name.to_owned(), p.examples().len(), p.encoded.total_tokens, p.encoded.longest)).collect(),
+        truncated: prepared.parts().map(|p| p.encoded.truncated).sum(),
+        example: prepared.shown_example()?,
+    });
+    observe(&Progress::Begin { what: format!("reading {}", config.model) });
+    let backbone = prepared.files.load(&device)?;
+    let sites = prepared.files.sites();
+    let mut entry = build_entry(config, &prepared, backbone.as_ref(), &sites, &device)?;
+    write_config(&out, config)?;
+    let run = Run { config, prepared: &prepared, backbone: backbone.as_ref(), stop };
+
+    let base = if config.evaluate_base { run.score("base", &entry, true, observe)? } else { Vec::new() };
+    let trained = Instant::now();
+    let outcome = run.train(&mut entry, &out, resume, observe)?;
+    let train_time = trained.elapsed().as_secs_f64();
+    let interrupted = outcome.ending == Ending::Interrupted;
+    let adapted = if interrupted { Vec::new() } else { run.score("adapted", &entry, false, observe)? };
+    let adapter = if interrupted { None } else { Some(save(&out, &entry, &run, method.name)?) };
+
+    let parts = scores(&prepared, &base, &adapted);
+    let head_parameters: usize = entry.head.iter().flat_map(Head::parameters).map(Parameter::len).sum();
+    let num_trainable = entry.adapter.num_trainable() + head_parameters;
+    let extra = if method.name == "full" { head_parameters } else { num_trainable };
+    let log: Vec<Scalars> = read_jsonl(&out.join(frugal_core::events::LOG_FILE))?;
+    let record = RunRecord {
+        run_info: RunInfo {
+            created_at,
+            total_time: start.elapsed().as_secs_f64(),
+            experiment_name: out.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned()),
+            command: command.to_vec(),
+            train_config: serde_json::to_value(config).unwrap_or_default(),
+            peft_config: serde_json::Value::Object(entry.adapter.peft_config()),
+            error_msg: String::new(),
+        },
+        train_info: TrainInfo {
+            peak_memory: frugal_core::events::peak_rss_bytes(),
+            train_time,
+            train_tokens: outcome.tokens,
+            file_size: adapter.as_deref().map_or(0, weights_size),
+            num_trainable_params: num_trainable as u64,
+            num_total_params: (sites.num_parameters() + extra) as u64,
+            status: if interrupted { Status::Cancelled } else { Status::Success },
+            metrics: log.iter().filter(|s| s.get(names::EVAL_LOSS).is_some()).cloned().collect(),
+        },
+        evaluation: parts
+            .iter()
+            .map(|p| report::Evaluation { split: p.part.clone(), examples: p.examples, base: p.base.clone(), adapted: p.adapted.clone() })
+            .collect(),
+        meta_info: meta(config, &prepared),
+    };
+    record.write(&out.join(RECORD_FILE))?;
+    let report_path = write_report(&out, &record, log, &prepared)?;
+    Ok(Tuned { interrupted, record, parts, adapter, report: Some(report_path), out })
+}
+
+struct Run<'a> {
+    config: &'a TuneConfig,
+    prepared: &'a Prepared,
+    backbone: &'a dyn Backbone,
+    stop: &'a AtomicBool,
+}
+
+impl Run<'_> {
+    /// Metrics of the validation and test part.
+    fn score(&self, who: &str, entry: &Entry, base: bool, observe: Observe<'_>) -> Result<Vec<(&'static str, Metrics)>, RunError> {
+        let mut found = Vec::new();
+        for part in [self.prepared.validation.as_ref(), self.prepared.test.as_ref()].into_iter().flatten() {
+            observe(&Progress::Begin { what: format!("evaluating the {who} model on the {} part", part.name) });
+            let adapter = if base { None } else { Some(entry.adapter.as_ref()) };
+            let objective = entry.head.as_ref().map_or(Objective::CausalLm, Objective::Classification);
+            let result = evaluate(self.backbone, adapter, objective, part.examples(), self.config.train.max_tokens, self.stop)?;
+            let Some(result) = result else { break };
+            observe(&Progress::Scores { who: who.into(), part: part.name.into(), metrics: result.metrics.clone() });
+            found.push((part.name, result.metrics));
+        }
+        Ok(found)
+    }
+
+    fn train(&self, entry: &mut Entry, out: &Path, resume: bool, observe: Observe<'_>) -> Result<crate::train::Outcome, RunError> {
+        let mut logger = Logger::new(out, resume);
+        let mut observer = |event: &Event| {
+            logger.on(event);
+            observe(&Progress::Train(event.clone()));
+        };
+        let outcome = train(TrainRun {
+            backbone: self.backbone,
+            adapter: entry.adapter.as_mut(),
+            head: entry.head.as_mut(),
+            train: self.prepared.train.examples(),
+            validation: self.prepared.validation.as_ref().map(Part::examples),
+            config: &self.config.train,
+            folder: Some(out),
+            resume,
+            stop: self.stop,
+            observer: &mut observer,
+        })?;
+        logger.finish()?;
+        Ok(outcome)
+    }
+}
+
+/// The run folder, which is new, empty, or that of the run that is resumed. It comes into being with the first file, so that
+/// a run that cannot start leaves nothing behind.
+fn claim(config: &TuneConfig, resume: bool) -> Result<PathBuf, RunError> {
+    let out = config.out.clone();
+    let used = std::fs::read_dir(&out).is_ok_and(|mut entries| entries.next().is_some());
+    if used && !resume {
+        return Err(RunError::OutputExists { path: out });
+    }
+    if used && out.join(CONFIG_FILE).exists() {
+        check_same_run(&out.join(CONFIG_FILE), config)?;
+    }
+    Ok(out)
+}
+
+/// A resumed run must be the one that began.
+fn check_same_run(path: &Path, config: &TuneConfig) -> Result<(), RunError> {
+    let Ok(mut before) = frugal_core::config::load::<TuneConfig>(Some(path), &[]) else { return Ok(()) };
+    before.resolve();
+    let (before, now) = (serde_json::to_value(&before).unwrap_or_default(), serde_json::to_value(config).unwrap_or_default());
+    for key in ["model", "task", "seed", "method", "pooling"] {
+        if before[key] != now[key] {
+            return Err(RunError::OtherRun {
+                path: path.into(),
+                key: key.into(),
+                before: before[key].to_string(),
+                now: now[key].to_string(),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn build_entry(
+    config: &TuneConfig,
+    prepared: &Prepared,
+    backbone: &dyn Backbone,
+    sites: &SiteTable,
+    device: &Device,
+) -> Result<Entry, RunError> {
+    let method = registry::find(&config.method.name)?;
+    let tokenizer = prepared.files.tokenizer()?;
+    let tokenize = |text: &str| tokenizer.encode(text, false).unwrap_or_default();
+    let context = BuildContext {
+        config: prepared.files.config(),
+        sites,
+        backbone: Some(backbone),
+        device: device.clone(),
+        seed: config.seed,
+        tokenize: Some(&tokenize),
+    };
+    let adapter = (method.build)(&config.method.settings, &context)?;
+    let head = prepared.head.clone().map(|head| Head::new(head, prepared.files.config(), device, config.seed));
+    Ok(Entry { adapter, head })
+}
+
+fn write_config(out: &Path, config: &TuneConfig) -> Result<(), RunError> {
+    let text = frugal_core::config::to_toml(config).map_err(|e| RunError::Invalid(format!("the configuration cannot be written: {e}")))?;
+    Ok(frugal_core::fs::write_atomic(&out.join(CONFIG_FILE), text.as_bytes())?)
+}
+
+/// Writes the adapter into the run folder itself; a fully trained model goes into `model/` beside its head.
+fn save(out: &Path, entry: &Entry, run: &Run<'_>, method: &str) -> Result<PathBuf, RunError> {
+    let files = &run.prepared.files;
+    if method == "full" && run.config.task == Task::CausalLm {
+        let folder = out.join("model");
+        let weights = merge::weights(run.backbone, Some(entry.adapter.as_ref()))?;
+        files.tokenizer()?.save(&folder)?;
+        write_model(&folder, &weights.config, &weights.tensors, StoredType::F32)?;
+        return Ok(folder);
+    }
+    peft::save(out, entry, files.config(), files.name())?;
+    Ok(out.into())
+}
+
+fn weights_size(folder: &Path) -> u64 {
+    let size = |name: &str| std::fs::metadata(folder.join(name)).map_or(0, |m| m.len());
+    size(peft::WEIGHTS_FILE) + size("model.safetensors")
+}
+
+fn scores(prepared: &Prepared, base: &[(&'static str, Metrics)], adapted: &[(&'static str, Metrics)]) -> Vec<PartScores> {
+    let of = |scores: &[(&'static str, Metrics)], part: &str| {
+        scores.iter().find(|(p, _)| *p == part).map(|(_, m)| m.clone()).unwrap_or_default()
+    };
+    let parts = [prepared.validation.as_ref(), prepared.test.as_ref()].into_iter().flatten();
+    parts
+        .map(|p| PartScores { part: p.name.into(), examples: p.examples().len(), base: of(base, p.name), adapted: of(adapted, p.name) })
+        .collect()
+}
+
+fn meta(config: &TuneConfig, prepared: &Prepared) -> MetaInfo {
+    let dataset =
+        |p: &Part| DatasetInfo { split: p.name.into(), source: p.source.clone(), examples: p.examples().len(), sha256: p.sha256.clone() };
+    MetaInfo {
+        model_info: ModelInfo {
+            name: config.model.clone(),
+            model_type: prepared.files.config().model_type.name().into(),
+            file_size: prepared.files.stored_bytes(),
+            sha256: None,
+        },
+        dataset_info: prepared.parts().map(dataset).collect(),
+        package_info: [("frugal".to_owned(), env!("CARGO_PKG_VERSION").to_owned())].into(),
+        system_info: SystemInfo::detect(&config.device),
+    }
+}
+
+fn write_report(out: &Path, record: &RunRecord, log: Vec<Scalars>, prepared: &Prepared) -> Result<PathBuf, RunError> {
+    let info = &record.run_info.train_config;
+    let subtitle = format!(
+        "{} on {}, {}",
+        info["method"]["name"].as_str().unwrap_or_default(),
+        info["model"].as_str().unwrap_or_default(),
+        prepared.train.source
+    );
+    let page =
+        RunReport { title: record.run_info.experiment_name.clone(), subtitle, record: record.clone(), log, example: example(prepared)? };
+    let html = page.to_html().map_err(|e| RunError::Invalid(format!("the report cannot be drawn: {e}")))?;
+    let path = out.join(REPORT_FILE);
+    frugal_core::fs::write_atomic(&path, html.as_bytes())?;
+    Ok(path)
+}
+
+/// The first training example in pieces of trained and untrained text.
+fn example(prepared: &Prepared) -> Result<Option<report::Example>, RunError> {
+    use frugal_core::encode::{IGNORE, Target};
+    let tokenizer = prepared.files.tokenizer()?;
+    let Some(first) = prepared.train.examples().first() else { return Ok(None) };
+    let decode = |ids: &[u32]| tokenizer.decode(ids, false);
+    let (segments, label) = match &first.labels {
+        Target::Class(class) => {
+            let label = prepared.head.as_ref().and_then(|h| h.labels.get(*class)).cloned();
+            (vec![report::Segment { text: decode(&first.input_ids)?, trained: false }], label)
+        }
+        Target::Tokens(targets) => {
+            // A token is trained where the position before it has a target.
+            let trained: Vec<bool> =
+                std::iter::once(false).chain(targets.iter().map(|t| *t != IGNORE)).take(first.input_ids.len()).collect();
+            let mut segments = Vec::new();
+            let mut begin = 0;
+            for end in 1..=trained.len() {
+                if end == trained.len() || trained[end] != trained[begin] {
+                    segments.push(report::Segment { text: decode(&first.input_ids[begin..end])?, trained: trained[begin] });
+                    begin = end;
+                }
+            }
+            (segments, None)
+        }
+    };
+    Ok(Some(report::Example { segments, tokens: first.len(), trained_tokens: first.trained(), label }))
+}

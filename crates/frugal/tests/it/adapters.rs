@@ -1,0 +1,236 @@
+//! Adapter folders that `peft` wrote: outputs, round trips, merging, several at once.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use frugal::adapt::{AdapterSet, Choice, Entry, Mode, Parameter, merge, peft, to_vec};
+use frugal::model::load::{Lookup, ModelFiles, SafetensorsFile, read_json};
+use frugal::model::save::StoredType;
+use frugal::model::{Backbone, Frozen, Input, SequenceLayout};
+
+use frugal::run::merge_to_folder;
+
+use crate::support::{Golden, context, device, fixture, max_difference, model};
+
+const TOLERANCE: f32 = 1e-4;
+
+const ADAPTERS: [&str; 18] = [
+    "llama-lora-qv",
+    "llama-lora-all-rslora",
+    "llama-lora-bias-b",
+    "llama-lora-embed",
+    "llama-lora-regex",
+    "llama-lora-layers",
+    "llama-lora-exclude",
+    "llama-lora-seqcls",
+    "llama-prompt",
+    "qwen2-lora-bias-only",
+    "qwen2-lora-bias-all",
+    "qwen3-lora-all",
+    "gemma3-lora-all",
+    "gemma3-prompt",
+    "gpt2-lora-c_attn",
+    "gpt2-lora-all",
+    "bert-lora-seqcls",
+    "roberta-lora-seqcls",
+];
+
+struct Case {
+    folder: PathBuf,
+    backbone: Arc<dyn Backbone>,
+    golden: Golden,
+    description: serde_json::Value,
+}
+
+fn case(name: &str) -> Case {
+    let folder = fixture("adapters").join(name);
+    let description: serde_json::Value = serde_json::from_slice(&std::fs::read(folder.join("golden.json")).unwrap()).unwrap();
+    let base = description["model"].as_str().unwrap().strip_prefix("fixtures/models/").unwrap();
+    Case { backbone: model(base, "config.json"), golden: Golden::read(&folder.join("golden.safetensors")), folder, description }
+}
+
+impl Case {
+    fn load(&self) -> Entry {
+        peft::load(&self.folder, &context(self.backbone.as_ref(), 0), false).unwrap().0
+    }
+
+    /// Logits of one sequence, of the head where the adapter has one.
+    fn logits(&self, entry: &Entry, backbone: &dyn Backbone, sequence: usize, plain: bool) -> Vec<f32> {
+        let ids = self.golden.input_ids(sequence);
+        let mut pass = if plain { Box::new(frugal::adapt::Plain) } else { entry.adapter.pass(Mode::Eval) };
+        let hidden = backbone.forward(&Input::new(ids, &[ids.len()]), pass.as_mut(), None).unwrap();
+        let layout = SequenceLayout::new(&[ids.len()]);
+        to_vec(match &entry.head {
+            Some(head) => head.forward(hidden, &layout, backbone, pass.as_mut(), Mode::Eval),
+            None => backbone.logits(hidden, pass.as_mut()).unwrap(),
+        })
+    }
+
+    /// What `peft` computed; it counts virtual tokens as rows too, which are left out here.
+    fn expected(&self, sequence: usize, len: usize) -> &[f32] {
+        let all = self.golden.float(&format!("seq{sequence}.logits")).unwrap();
+        &all[all.len() - len..]
+    }
+}
+
+#[test]
+fn logits_match_peft() {
+    for name in ADAPTERS {
+        let case = case(name);
+        let entry = case.load();
+        for s in case.golden.sequences() {
+            let found = case.logits(&entry, case.backbone.as_ref(), s, false);
+            let worst = max_difference(&found, case.expected(s, found.len()));
+            assert!(worst <= TOLERANCE, "{name} sequence {s}: largest difference {worst:e}");
+        }
+    }
+}
+
+#[test]
+fn the_number_of_trainable_parameters_is_that_of_peft() {
+    for name in ADAPTERS {
+        let case = case(name);
+        let entry = case.load();
+        let head: usize = entry.head.iter().flat_map(|h| h.parameters()).map(Parameter::len).sum();
+        let expected = case.description["trainable_parameters"].as_u64().unwrap() as usize;
+        assert_eq!(entry.adapter.num_trainable() + head, expected, "{name}");
+    }
+}
+
+#[test]
+fn saving_and_loading_keeps_every_bit_and_every_key() {
+    for name in ADAPTERS {
+        let case = case(name);
+        let entry = case.load();
+        let dir = tempfile::tempdir().unwrap();
+        peft::save(dir.path(), &entry, case.backbone.config(), case.description["model"].as_str().unwrap()).unwrap();
+        let again = peft::load(dir.path(), &context(case.backbone.as_ref(), 0), false).unwrap().0;
+        let bits = |e: &Entry| -> Vec<(String, Vec<u32>)> {
+            let all = e.adapter.parameters().into_iter().chain(e.head.iter().flat_map(|h| h.parameters()));
+            all.map(|p| (p.name().to_owned(), p.to_vec().iter().map(|v| v.to_bits()).collect())).collect()
+        };
+        assert_eq!(bits(&entry), bits(&again), "{name}");
+        let names = |folder: &std::path::Path| {
+            let file = frugal::model::load::SafetensorsFile::open(&folder.join(peft::WEIGHTS_FILE)).unwrap();
+            file.names().into_iter().filter(|n| !n.ends_with("base_layer.weight")).map(|n| (file.shape(&n), n)).collect::<Vec<_>>()
+        };
+        assert_eq!(names(dir.path()), names(&case.folder), "{name}");
+        // Every field of peft's own file, in its order, with its value, except those that describe where it came from.
+        let fields = |folder: &std::path::Path| -> serde_json::Map<String, serde_json::Value> {
+            serde_json::from_slice(&std::fs::read(folder.join(peft::CONFIG_FILE)).unwrap()).unwrap()
+        };
+        let (ours, theirs) = (fields(dir.path()), fields(&case.folder));
+        assert_eq!(ours.keys().collect::<Vec<_>>(), theirs.keys().collect::<Vec<_>>(), "{name}");
+        for (key, value) in &theirs {
+            let same = match (&ours[key], value) {
+                (serde_json::Value::Number(a), serde_json::Value::Number(b)) => a.as_f64() == b.as_f64(),
+                // peft lists full paths in no order; ours are the shortest endings.
+                _ if ["target_modules", "exclude_modules", "layers_to_transform"].contains(&key.as_str()) => true,
+                (a, b) => a == b,
+            };
+            assert!(same, "{name}: `{key}` is {} and should be {value}", ours[key]);
+        }
+    }
+}
+
+#[test]
+fn merged_weights_compute_what_the_adapter_computed() {
+    for name in ADAPTERS.into_iter().filter(|n| !n.ends_with("-prompt") && *n != "llama-lora-bias-b") {
+        let case = case(name);
+        let entry = case.load();
+        let merged = merge::weights(case.backbone.as_ref(), Some(entry.adapter.as_ref())).unwrap().build(&device()).unwrap();
+        check_unmerged(&case, &entry, merged.as_ref());
+        for s in case.golden.sequences() {
+            let found = case.logits(&entry, merged.as_ref(), s, true);
+            let worst = max_difference(&found, case.expected(s, found.len()));
+            assert!(worst <= TOLERANCE, "{name} sequence {s}: largest difference {worst:e}");
+        }
+    }
+}
+
+/// Every map of a merged model, with the adapter taken out, is the base's again up to rounding.
+fn check_unmerged(case: &Case, entry: &Entry, merged: &dyn Backbone) {
+    if case.folder.to_str().unwrap().contains("lora-bias-") {
+        return;
+    }
+    let maps = |backbone: &dyn Backbone| {
+        let mut maps = Vec::new();
+        backbone.export(&mut |part| {
+            if let Frozen::Linear(linear) = part {
+                maps.push(linear.clone());
+            }
+        });
+        maps
+    };
+    for (base, merged) in maps(case.backbone.as_ref()).iter().zip(maps(merged)) {
+        let found = merge::unmerge(&merged, entry.adapter.as_ref()).unwrap();
+        let worst = max_difference(&to_vec(found.weight.dense()), &to_vec(base.weight.dense()));
+        assert!(worst < 1e-6, "{}: {worst:e}", case.folder.display());
+    }
+}
+
+#[test]
+fn what_cannot_be_merged_says_why() {
+    for (name, reason) in [("llama-prompt", "adds positions"), ("llama-lora-bias-b", "has no bias in this architecture")] {
+        let case = case(name);
+        let message = merge::weights(case.backbone.as_ref(), Some(case.load().adapter.as_ref())).err().unwrap().to_string();
+        assert!(message.contains(reason), "{message}");
+    }
+}
+
+#[test]
+fn adapters_are_switched_disabled_combined_and_chosen_per_sequence() {
+    let case = case("llama-lora-qv");
+    let mut set = AdapterSet::default();
+    set.insert("qv", case.load());
+    set.insert("regex", self::case("llama-lora-regex").load());
+    let (a, b) = (case.golden.input_ids(0).to_vec(), case.golden.input_ids(1).to_vec());
+    let ids = [a.clone(), b.clone()].concat();
+    let run = |choice: &Choice| {
+        let layout = SequenceLayout::new(&[a.len(), b.len()]);
+        let mut pass = set.pass(choice, &layout, Mode::Eval).unwrap();
+        let hidden = case.backbone.forward(&Input { input_ids: &ids, token_type_ids: &[], layout }, pass.as_mut(), None).unwrap();
+        to_vec(case.backbone.logits(hidden, pass.as_mut()).unwrap())
+    };
+    let one = |name: &str| Choice::One(name.into());
+    let (base, qv, regex) = (run(&Choice::Base), run(&one("qv")), run(&one("regex")));
+    let split = a.len() * case.backbone.config().vocab_size;
+    let mixed = run(&Choice::PerSequence(vec![Some("qv".into()), Some("regex".into())]));
+    assert!(max_difference(&mixed[..split], &qv[..split]) < TOLERANCE);
+    assert!(max_difference(&mixed[split..], &regex[split..]) < TOLERANCE);
+    let half_off = run(&Choice::PerSequence(vec![None, Some("qv".into())]));
+    assert!(max_difference(&half_off[..split], &base[..split]) < TOLERANCE);
+    assert!(max_difference(&half_off[split..], &qv[split..]) < TOLERANCE);
+    assert!(max_difference(&run(&Choice::Combined(vec![("qv".into(), 1.0)])), &qv) < TOLERANCE);
+    assert!(max_difference(&run(&Choice::Combined(vec![("qv".into(), 0.0), ("regex".into(), 0.0)])), &base) < TOLERANCE);
+    assert!(max_difference(&base, &qv) > 0.1);
+    let wrong = set.pass(&Choice::PerSequence(vec![None]), &SequenceLayout::new(&[1, 1]), Mode::Eval).err().unwrap().to_string();
+    assert!(wrong.contains("one per sequence"), "{wrong}");
+    let unknown = set.pass(&one("vq"), &SequenceLayout::new(&[1]), Mode::Eval).err().unwrap().to_string();
+    assert!(unknown.contains("qv, regex"), "{unknown}");
+}
+
+#[test]
+fn a_merged_classifier_keeps_its_head() {
+    for (name, class, key) in [
+        ("llama-lora-seqcls", "LlamaForSequenceClassification", "score.weight"),
+        ("bert-lora-seqcls", "BertForSequenceClassification", "classifier.bias"),
+        ("roberta-lora-seqcls", "RobertaForSequenceClassification", "classifier.out_proj.weight"),
+    ] {
+        let (case, dir) = (case(name), tempfile::tempdir().unwrap());
+        let base = fixture("models").join(case.description["model"].as_str().unwrap().strip_prefix("fixtures/models/").unwrap());
+        let files = ModelFiles::open(base.to_str().unwrap(), &Lookup::default()).unwrap();
+        let entry = case.load();
+        assert!(merge_to_folder(&files, case.backbone.as_ref(), Some(&entry), dir.path(), StoredType::F32).unwrap());
+        let config = read_json(&dir.path().join("config.json")).unwrap();
+        assert_eq!(config["architectures"][0], class);
+        assert_eq!(config["id2label"].as_object().unwrap().len(), 3);
+        let file = SafetensorsFile::open(&dir.path().join("model.safetensors")).unwrap();
+        let parameters = entry.head.as_ref().unwrap().parameters();
+        let parameter = parameters.iter().find(|p| p.name() == key).unwrap();
+        assert_eq!(file.tensor(key).unwrap().iter::<f32>().collect::<Vec<_>>(), parameter.to_vec(), "{name}");
+        assert!(file.shape("lm_head.weight").is_none());
+        // The folder is still a model of this kind.
+        ModelFiles::open(dir.path().to_str().unwrap(), &Lookup::default()).unwrap().load(&device()).unwrap();
+    }
+}

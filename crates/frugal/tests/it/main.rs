@@ -1,0 +1,8 @@
+//! Integration tests: reference outputs of PyTorch, `transformers` and `peft` (see `scripts/golden`).
+
+mod adapters;
+mod backbones;
+mod conformance;
+mod lora_step;
+mod real;
+mod support;

@@ -1,0 +1,116 @@
+//! The real models against `transformers`. They come from `scripts/fetch-models smollm2-135m minilm-l6`.
+
+use std::sync::{Arc, OnceLock};
+
+use burn::prelude::*;
+use frugal::adapt::{AdapterSet, Choice, Pass, Plain, to_vec};
+use frugal::decode::{Finish, GenerateConfig, SamplerConfig, generate};
+use frugal::model::load::{Lookup, ModelFiles};
+use frugal::model::{Backbone, Input, mean_pool, select_rows};
+
+use crate::support::{Golden, device, fixture, max_difference};
+
+/// The difference that is allowed between the logits of two f32 implementations.
+const LOGITS: f32 = 2e-3;
+
+pub fn files(name: &str) -> ModelFiles {
+    ModelFiles::open(name, &Lookup::default()).unwrap_or_else(|e| panic!("{e} (scripts/fetch-models {name})"))
+}
+
+pub fn smollm2() -> Arc<dyn Backbone> {
+    static MODEL: OnceLock<Arc<dyn Backbone>> = OnceLock::new();
+    MODEL.get_or_init(|| files("smollm2-135m").load(&device()).unwrap()).clone()
+}
+
+fn golden(name: &str) -> Golden {
+    Golden::read(&fixture("real").join(name).join("golden.safetensors"))
+}
+
+fn prompts(golden: &Golden) -> Vec<Vec<u32>> {
+    (0..).map_while(|n| golden.ids.get(&format!("prompt{n}.input_ids")).cloned()).collect()
+}
+
+fn norms(x: Tensor<2>) -> Vec<f32> {
+    let width = x.dims()[1];
+    to_vec(x).chunks(width).map(|row| row.iter().map(|v| v * v).sum::<f32>().sqrt()).collect()
+}
+
+#[derive(Default)]
+struct Taps(Vec<Tensor<2>>);
+
+impl Pass for Taps {
+    fn tap(&mut self, _layer: usize, hidden_states: &Tensor<2>) {
+        self.0.push(hidden_states.clone());
+    }
+}
+
+#[test]
+fn smollm2_hidden_states_and_logits_match_transformers() {
+    let (golden, backbone) = (golden("smollm2-135m"), smollm2());
+    let subset = &golden.ids["logits_subset.vocab_ids"];
+    assert_eq!(prompts(&golden).len(), 10);
+    for (n, ids) in prompts(&golden).iter().enumerate() {
+        let mut taps = Taps::default();
+        let hidden = backbone.forward(&Input::new(ids, &[ids.len()]), &mut taps, None).unwrap();
+        let key = |name: &str| format!("prompt{n}.{name}");
+        for (layer, block) in taps.0.iter().enumerate() {
+            let expected = &golden.float(&key("block_norms")).unwrap()[layer * ids.len()..(layer + 1) * ids.len()];
+            let relative = norms(block.clone()).iter().zip(expected).map(|(f, e)| (f - e).abs() / e).fold(0.0, f32::max);
+            assert!(relative < 1e-4, "prompt {n} block {layer}: norms differ by {relative:e}");
+            if let Some(expected) = golden.float(&key(&format!("block.{layer}"))) {
+                let scale = expected.iter().map(|v| v.abs()).fold(0.0, f32::max);
+                let worst = max_difference(&to_vec(block.clone()), expected);
+                assert!(worst / scale < 1e-5, "prompt {n} block {layer}: {worst:e} of {scale}");
+            }
+        }
+        let last = select_rows(hidden, &[ids.len() - 1]);
+        assert!(max_difference(&to_vec(last.clone()), golden.float(&key("final_last")).unwrap()) < LOGITS, "prompt {n}");
+        let logits = to_vec(backbone.logits(last, &mut Plain).unwrap());
+        let chosen: Vec<f32> = subset.iter().map(|&id| logits[id as usize]).collect();
+        let worst = max_difference(&chosen, golden.float(&key("last_logits_subset")).unwrap());
+        assert!(worst <= LOGITS, "prompt {n}: logits differ by {worst:e}");
+        if let Some(all) = golden.float(&key("last_logits")) {
+            let worst = max_difference(&logits, all);
+            assert!(worst <= LOGITS, "prompt {n}: logits differ by {worst:e}");
+        }
+    }
+}
+
+#[test]
+fn smollm2_continues_ten_prompts_as_transformers_does() {
+    let (golden, backbone) = (golden("smollm2-135m"), smollm2());
+    let config = GenerateConfig { max_tokens: 64, sampler: SamplerConfig::default(), eos_token_ids: Vec::new(), seed: 0 };
+    let mut seen = 0;
+    let found = generate(backbone.as_ref(), &AdapterSet::default(), Choice::Base, &prompts(&golden), &config, &mut |_, _| {
+        seen += 1;
+        true
+    });
+    let found = found.unwrap();
+    assert_eq!(seen, 10 * 64);
+    for (n, generation) in found.iter().enumerate() {
+        assert_eq!(generation.tokens, golden.ids[&format!("prompt{n}.greedy_ids")], "prompt {n}");
+        assert_eq!(generation.finish, Finish::Length);
+    }
+}
+
+#[test]
+fn minilm_hidden_states_and_embeddings_match_transformers() {
+    let golden = golden("minilm-l6");
+    let backbone = files("minilm-l6").load(&device()).unwrap();
+    let sentences: Vec<Vec<u32>> = (0..).map_while(|n| golden.ids.get(&format!("sentence{n}.input_ids")).cloned()).collect();
+    assert_eq!(sentences.len(), 8);
+    let lengths: Vec<usize> = sentences.iter().map(Vec::len).collect();
+    let ids = sentences.concat();
+    let input = Input::new(&ids, &lengths);
+    let hidden = backbone.forward(&input, &mut Plain, None).unwrap();
+    let pooled = to_vec(mean_pool(hidden.clone(), &input.layout.cu_seqlens));
+    for (n, range) in input.layout.cu_seqlens.windows(2).enumerate() {
+        let found = to_vec(hidden.clone().slice(range[0]..range[1]));
+        let worst = max_difference(&found, golden.float(&format!("sentence{n}.last_hidden_state")).unwrap());
+        assert!(worst < 1e-4, "sentence {n}: {worst:e}");
+        let row = &pooled[n * 384..(n + 1) * 384];
+        let length = row.iter().map(|v| v * v).sum::<f32>().sqrt();
+        let unit: Vec<f32> = row.iter().map(|v| v / length).collect();
+        assert!(max_difference(&unit, golden.float(&format!("sentence{n}.embedding")).unwrap()) < 1e-5, "sentence {n}");
+    }
+}
