@@ -1,1 +1,54 @@
-fn main(){}
+//! The `frugal` program: parses the command line, runs one command, answers with an exit code.
+//!
+//! 0 is success, 1 a negative result (a check that found something), 2 wrong usage or failure, 130 interrupted.
+
+mod args;
+mod cli;
+mod commands;
+mod failure;
+mod loaded;
+mod ui;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+use cli::Cli;
+
+/// How a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// It did what it was asked to.
+    Done,
+    /// It worked, and the answer is no.
+    Negative,
+    /// The user stopped it; what was reached is saved.
+    Interrupted,
+}
+
+impl From<Outcome> for ExitCode {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Done => ExitCode::SUCCESS,
+            Outcome::Negative => ExitCode::from(1),
+            Outcome::Interrupted => ExitCode::from(130),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    failure::install_panic_hook();
+    let cli = Cli::parse();
+    let Some(command) = cli.command else {
+        // A reader of the help that has gone away does not matter.
+        let _ = Cli::command().print_help();
+        return ExitCode::SUCCESS;
+    };
+    match commands::run(command) {
+        Ok(outcome) => outcome.into(),
+        Err(error) => {
+            failure::report(&error);
+            ExitCode::from(2)
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! Groups of flags that several commands share.
+
+mod run;
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use clap::Args;
+use frugal::adapt::peft;
+use frugal::decode::SamplerConfig;
+use frugal::model::load::{Lookup, read_json};
+use toml::{Table, Value};
+
+pub use run::RunFlags;
+
+/// How results are shown.
+#[derive(Clone, Copy, Debug, Args)]
+#[command(next_help_heading = "Output")]
+pub struct Output {
+    /// Print one JSON value on standard output and nothing else there
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// No progress, only results and errors
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+}
+
+/// Where to compute and whether to use the network.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Machine")]
+pub struct Machine {
+    /// Where to compute: cpu, or cuda, rocm, vulkan, metal, webgpu in builds with that feature [default: cpu]
+    #[arg(long, value_name = "NAME")]
+    pub device: Option<String>,
+    /// Never use the network; also set by HF_HUB_OFFLINE=1
+    #[arg(long)]
+    pub offline: bool,
+}
+
+impl Machine {
+    /// How models are looked up.
+    pub fn lookup(&self) -> Lookup {
+        lookup(self.offline)
+    }
+
+    /// Name of the device.
+    pub fn device_name(&self) -> &str {
+        self.device.as_deref().unwrap_or("cpu")
+    }
+
+    /// The device that was asked for.
+    pub fn device(&self) -> Result<burn::tensor::Device, frugal::device::UnknownDevice> {
+        frugal::device::device(self.device_name())
+    }
+}
+
+/// How models are looked up: as the environment says, and never on the network if `offline`.
+pub fn lookup(offline: bool) -> Lookup {
+    let mut lookup = Lookup::default();
+    lookup.offline |= offline;
+    lookup
+}
+
+/// Reads `ROLE=NAME`.
+pub fn pair(text: &str) -> Result<(String, String), String> {
+    let (role, name) = text.split_once('=').ok_or("write ROLE=NAME, for example text=sentence")?;
+    Ok((role.into(), name.into()))
+}
+
+/// A model and optionally an adapter for it, to be used as they are.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Model")]
+pub struct Model {
+    /// Name (see `frugal models`), folder, GGUF file, or org/name on the Hugging Face hub [default: the adapter's, else builtin]
+    #[arg(long, short, value_name = "MODEL")]
+    pub model: Option<String>,
+    /// Adapter folder or run folder
+    #[arg(long, short, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+}
+
+impl Model {
+    /// Name of the model, and the adapter's folder, which must be one.
+    pub fn resolve(&self) -> Result<(String, Option<PathBuf>)> {
+        let Some(folder) = &self.adapter else { return Ok((self.model.clone().unwrap_or_else(|| "builtin".into()), None)) };
+        let file = folder.join(peft::CONFIG_FILE);
+        if !folder.is_dir() {
+            bail!("{}: no such folder", folder.display());
+        }
+        if !file.is_file() {
+            bail!("{}: neither an adapter folder nor a finished run: no `{}` there", folder.display(), peft::CONFIG_FILE);
+        }
+        let model = match &self.model {
+            Some(model) => model.clone(),
+            None => match read_json(&file)?.get("base_model_name_or_path").and_then(|name| name.as_str()) {
+                Some(name) => name.to_owned(),
+                None => bail!("{}: does not say which model it is for: give one with `--model`", file.display()),
+            },
+        };
+        Ok((model, Some(folder.clone())))
+    }
+}
+
+/// How tokens are chosen. The temperature's default depends on the command.
+#[derive(Clone, Copy, Debug, Args)]
+#[command(next_help_heading = "Sampling")]
+pub struct Sampling {
+    /// Most tokens to generate for each prompt
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub max_tokens: usize,
+    /// Only the K likeliest tokens; 0 for all
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    pub top_k: usize,
+    /// Only the likeliest tokens that together reach this probability
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    pub top_p: f32,
+    /// Only tokens at least this share as likely as the likeliest; 0 for all
+    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    pub min_p: f32,
+    /// Makes tokens that occurred less likely if above 1
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    pub repetition_penalty: f32,
+    /// Makes every token that was generated less likely by this
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    pub presence_penalty: f32,
+    /// The same for each time it was generated
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    pub frequency_penalty: f32,
+    /// Decides the random choices
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+}
+
+impl Sampling {
+    /// As the library takes it.
+    pub fn config(&self, temperature: f32) -> SamplerConfig {
+        SamplerConfig {
+            temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+        }
+    }
+}
+
+/// A configuration file and changes to it.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Configuration")]
+pub struct Config {
+    /// TOML file with any of the settings; flags win over it
+    #[arg(long, short, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Change one setting, for example train.weight_decay=0.01; repeatable, wins over file and flags
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+}
+
+/// Flags as a layer of a configuration.
+#[derive(Debug, Default)]
+pub struct Layer(Table);
+
+impl Layer {
+    /// Starts from settings that are part of the program, which the flags then change.
+    pub fn from_toml(text: &str) -> Self {
+        // Whether the text is TOML is known when the program is tested.
+        Self(toml::from_str(text).unwrap_or_default())
+    }
+
+    /// Sets a dotted key if the flag was given.
+    pub fn set<T: Into<Value>>(&mut self, key: &str, value: Option<T>) {
+        let Some(value) = value else { return };
+        let (tables, leaf) = key.rsplit_once('.').map_or((None, key), |(tables, leaf)| (Some(tables), leaf));
+        let mut table = &mut self.0;
+        for name in tables.into_iter().flat_map(|t| t.split('.')) {
+            let inner = table.entry(name).or_insert_with(|| Value::Table(Table::new()));
+            match inner {
+                Value::Table(inner) => table = inner,
+                // Keys are constants of this program; none is both a value and a table.
+                _ => return,
+            }
+        }
+        table.insert(leaf.into(), value.into());
+    }
+
+    /// Sets a dotted key if the switch was given.
+    pub fn switch(&mut self, key: &str, given: bool) {
+        self.set(key, given.then_some(true));
+    }
+
+    /// The layer for `config::load_with`.
+    pub fn table(&self) -> &Table {
+        &self.0
+    }
+}
+
+/// A path as configurations hold it.
+pub fn path_value(path: &Option<PathBuf>) -> Option<String> {
+    path.as_ref().map(|p| p.to_string_lossy().into_owned())
+}
+
+/// A non-negative number as TOML holds it.
+pub fn count_value(count: Option<u64>) -> Option<i64> {
+    count.map(|n| i64::try_from(n).unwrap_or(i64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_become_nested_tables() {
+        let mut layer = Layer::default();
+        layer.set("model", Some("m"));
+        layer.set("train.lr", Some(0.1));
+        layer.set("train.epochs", None::<f64>);
+        layer.switch("train.packing", true);
+        layer.switch("data.truncate", false);
+        let expected: Table = toml::from_str("model = 'm'\n[train]\nlr = 0.1\npacking = true").unwrap();
+        assert_eq!(layer.table(), &expected);
+    }
+}

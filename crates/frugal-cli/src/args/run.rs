@@ -1,0 +1,294 @@
+//! The flags that describe a fine-tuning run; `tune`, `plan` and `validate` share them.
+//!
+//! None has a value unless it was given, so that a configuration file keeps what the command line does not say.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use frugal::model::load::Lookup;
+use frugal::run::TuneConfig;
+use frugal_core::config::{self, ConfigErrors};
+use toml::{Table, Value};
+
+use super::{Config, Layer, count_value, path_value};
+
+/// The data of the run that needs no arguments.
+const BUILTIN_DATA: &str = "sms-spam";
+/// Its settings.
+const BUILTIN: &str = include_str!("builtin.toml");
+
+/// What a run is made of.
+#[derive(Clone, Debug, Args)]
+pub struct RunFlags {
+    /// Name (see `frugal models`), folder, GGUF file, or org/name on the Hugging Face hub [default: builtin]
+    #[arg(long, short, value_name = "MODEL", help_heading = "What")]
+    pub model: Option<String>,
+    /// What is learned [default: classification]
+    #[arg(long, value_name = "TASK", value_parser = ["classification", "causal-lm"], help_heading = "What")]
+    pub task: Option<String>,
+    /// Which positions a classifier reads [default: last, encoders cls]
+    #[arg(long, value_name = "WAY", value_parser = ["last", "cls", "mean"], help_heading = "What")]
+    pub pooling: Option<String>,
+
+    /// Training file (JSONL, JSON, CSV, TSV or text), or sms-spam, the built-in set
+    #[arg(long, short, value_name = "FILE", help_heading = "Data")]
+    pub data: Option<String>,
+    /// Validation file [default: a tenth of the training file]
+    #[arg(long, value_name = "FILE", help_heading = "Data")]
+    pub eval_data: Option<String>,
+    /// Test file for the final comparison [default: the validation part]
+    #[arg(long, value_name = "FILE", help_heading = "Data")]
+    pub test_data: Option<String>,
+    /// Which column plays which role, for example text=sentence; repeatable
+    #[arg(long = "column", value_name = "ROLE=NAME", value_parser = super::pair, help_heading = "Data")]
+    pub columns: Vec<(String, String)>,
+    /// Longest example in tokens [default: what the model allows]
+    #[arg(long, value_name = "N", help_heading = "Data")]
+    pub max_length: Option<u64>,
+    /// Cut longer examples instead of refusing them
+    #[arg(long, help_heading = "Data")]
+    pub truncate: bool,
+    /// Only the first N training examples
+    #[arg(long, value_name = "N", help_heading = "Data")]
+    pub max_train_rows: Option<u64>,
+    /// Only the first N validation and test examples
+    #[arg(long, value_name = "N", help_heading = "Data")]
+    pub max_eval_rows: Option<u64>,
+
+    /// Method; `frugal methods` lists them [default: lora]
+    #[arg(long, value_name = "NAME", help_heading = "Method")]
+    pub method: Option<String>,
+    /// Rank of a low-rank method [default: the method's]
+    #[arg(long, value_name = "N", help_heading = "Method")]
+    pub r: Option<u64>,
+    /// Scale numerator of LoRA [default: the method's]
+    #[arg(long, value_name = "X", help_heading = "Method")]
+    pub lora_alpha: Option<f64>,
+    /// Share of inputs dropped on LoRA's path while training [default: the method's]
+    #[arg(long, value_name = "P", help_heading = "Method")]
+    pub lora_dropout: Option<f64>,
+    /// Endings of the layers to adapt, comma-separated, or all-linear [default: the method's]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', help_heading = "Method")]
+    pub target_modules: Vec<String>,
+
+    /// Peak learning rate [default: the method's]
+    #[arg(long, value_name = "X", help_heading = "Training")]
+    pub lr: Option<f64>,
+    /// Passes over the data [default: 1]
+    #[arg(long, value_name = "X", help_heading = "Training")]
+    pub epochs: Option<f64>,
+    /// Optimiser steps; wins over --epochs
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub max_steps: Option<u64>,
+    /// Examples of a micro-batch [default: 16]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub batch_size: Option<u64>,
+    /// Micro-batches of an optimiser step [default: 1]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub gradient_accumulation_steps: Option<u64>,
+    /// Fill micro-batches with whole examples up to train.max_tokens tokens
+    #[arg(long, help_heading = "Training")]
+    pub packing: bool,
+    /// Shape of the learning rate: constant, linear, cosine, warmup_stable_decay [default: linear]
+    #[arg(long, value_name = "NAME", help_heading = "Training")]
+    pub lr_scheduler_type: Option<String>,
+    /// Share of the steps spent on warm-up [default: 0.03]
+    #[arg(long, value_name = "P", help_heading = "Training")]
+    pub warmup_ratio: Option<f64>,
+    /// Decoupled weight decay [default: 0]
+    #[arg(long, value_name = "X", help_heading = "Training")]
+    pub weight_decay: Option<f64>,
+    /// Steps between log lines [default: 10]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub logging_steps: Option<u64>,
+    /// Steps between evaluations [default: once per epoch]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub eval_steps: Option<u64>,
+    /// Steps between checkpoints [default: once per epoch]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub save_steps: Option<u64>,
+    /// Stop after N evaluations without improvement [default: never]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub early_stopping_patience: Option<u64>,
+    /// Decides every random choice of the run [default: 0]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub seed: Option<u64>,
+
+    /// Where to compute: cpu, or cuda, rocm, vulkan, metal, webgpu in builds with that feature [default: cpu]
+    #[arg(long, value_name = "NAME", help_heading = "Machine")]
+    pub device: Option<String>,
+    /// Never use the network; also set by HF_HUB_OFFLINE=1
+    #[arg(long, help_heading = "Machine")]
+    pub offline: bool,
+
+    #[command(flatten)]
+    pub config: Config,
+
+    /// Run folder; a flag of the commands that write one.
+    #[arg(skip)]
+    pub out: Option<PathBuf>,
+}
+
+impl RunFlags {
+    /// The flags as a layer over the configuration file.
+    fn layer(&self) -> Layer {
+        let built_in = self.is_silent();
+        let own_method = self.method.is_some() || self.overrides("method.name");
+        let mut layer = if built_in && !own_method { Layer::from_toml(BUILTIN) } else { Layer::default() };
+        layer.set("model", self.model.clone());
+        layer.set("task", self.task.clone());
+        layer.set("pooling", self.pooling.clone());
+        layer.set("device", self.device.clone());
+        layer.set("seed", count_value(self.seed));
+        layer.set("out", path_value(&self.out));
+
+        layer.set("data.train", self.data.clone().or_else(|| built_in.then(|| BUILTIN_DATA.into())));
+        layer.set("data.validation", self.eval_data.clone());
+        layer.set("data.test", self.test_data.clone());
+        let columns: Table = self.columns.iter().map(|(role, name)| (role.clone(), Value::from(name.as_str()))).collect();
+        layer.set("data.columns", (!columns.is_empty()).then_some(columns));
+        layer.set("data.max_length", count_value(self.max_length));
+        layer.switch("data.truncate", self.truncate);
+        layer.set("data.max_train_rows", count_value(self.max_train_rows));
+        layer.set("data.max_eval_rows", count_value(self.max_eval_rows));
+
+        layer.set("method.name", self.method.clone());
+        layer.set("method.r", count_value(self.r));
+        layer.set("method.lora_alpha", self.lora_alpha);
+        layer.set("method.lora_dropout", self.lora_dropout);
+        layer.set("method.target_modules", self.targets());
+
+        layer.set("train.lr", self.lr);
+        layer.set("train.epochs", self.epochs);
+        layer.set("train.max_steps", count_value(self.max_steps));
+        layer.set("train.batch_size", count_value(self.batch_size));
+        layer.set("train.gradient_accumulation_steps", count_value(self.gradient_accumulation_steps));
+        layer.switch("train.packing", self.packing);
+        layer.set("train.lr_scheduler_type", self.lr_scheduler_type.clone());
+        layer.set("train.warmup_ratio", self.warmup_ratio);
+        layer.set("train.weight_decay", self.weight_decay);
+        layer.set("train.logging_steps", count_value(self.logging_steps));
+        layer.set("train.eval_steps", count_value(self.eval_steps));
+        layer.set("train.save_steps", count_value(self.save_steps));
+        layer.set("train.early_stopping_patience", count_value(self.early_stopping_patience));
+        layer
+    }
+
+    /// Whether nothing was said about what to adapt and to what: then both are the built-in ones. With a model of one's own,
+    /// data must be given.
+    fn is_silent(&self) -> bool {
+        let flags = self.model.is_none() && self.data.is_none() && self.task.is_none() && self.config.config.is_none();
+        flags && !["model", "data.train", "task"].into_iter().any(|key| self.overrides(key))
+    }
+
+    fn overrides(&self, key: &str) -> bool {
+        self.config.overrides.iter().any(|o| o.starts_with(key))
+    }
+
+    /// `all-linear` is a word of its own; anything else is a list of endings.
+    fn targets(&self) -> Option<Value> {
+        match self.target_modules.as_slice() {
+            [] => None,
+            [word] if word == "all-linear" => Some(Value::from(word.as_str())),
+            names => Some(names.to_vec().into()),
+        }
+    }
+
+    /// How models are looked up.
+    pub fn lookup(&self) -> Lookup {
+        super::lookup(self.offline)
+    }
+
+    /// File, flags and overrides together, checked and with everything filled in that depends on other settings.
+    pub fn resolve(&self) -> Result<TuneConfig, ConfigErrors> {
+        let layer = self.layer();
+        let mut config: TuneConfig =
+            config::load_with(self.config.config.as_deref(), layer.table(), &self.config.overrides, TuneConfig::problems)?;
+        config.resolve();
+        Ok(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Command, FromArgMatches};
+
+    use super::*;
+
+    fn flags(words: &str) -> RunFlags {
+        let matches = RunFlags::augment_args(Command::new("test").no_binary_name(true)).get_matches_from(words.split_whitespace());
+        RunFlags::from_arg_matches(&matches).unwrap()
+    }
+
+    #[test]
+    fn every_flag_reaches_its_setting() {
+        let words = "--model m --task causal-lm --pooling mean --data d --eval-data e --test-data t --column text=a --column label=b \
+                     --max-length 9 --truncate --max-train-rows 8 --max-eval-rows 7 --method lora --r 6 --lora-alpha 5 --lora-dropout 0.25 \
+                     --target-modules q_proj,v_proj --lr 0.5 --epochs 4 --max-steps 3 --batch-size 2 --gradient-accumulation-steps 11 \
+                     --packing --lr-scheduler-type cosine --warmup-ratio 0.125 --weight-decay 0.75 --logging-steps 12 --eval-steps 13 \
+                     --save-steps 14 --early-stopping-patience 15 --seed 16 --device cpu --set train.max_grad_norm=17";
+        let config = serde_json::to_value(flags(words).resolve().unwrap()).unwrap();
+        let expected = serde_json::json!({
+            "model": "m", "task": "causal-lm", "pooling": "mean", "device": "cpu", "seed": 16,
+            "data": {
+                "train": "d", "validation": "e", "test": "t", "columns": { "text": "a", "label": "b" }, "max_length": 9,
+                "truncate": true, "max_train_rows": 8, "max_eval_rows": 7,
+            },
+            "method": { "name": "lora", "r": 6, "lora_alpha": 5.0, "lora_dropout": 0.25, "target_modules": ["q_proj", "v_proj"] },
+            "train": {
+                "lr": 0.5, "epochs": 4.0, "max_steps": 3, "batch_size": 2, "gradient_accumulation_steps": 11, "packing": true,
+                "lr_scheduler_type": "cosine", "warmup_ratio": 0.125, "weight_decay": 0.75, "logging_steps": 12, "eval_steps": 13,
+                "save_steps": 14, "early_stopping_patience": 15, "max_grad_norm": 17.0, "seed": 16,
+            },
+        });
+        assert_contains(&config, &expected, "");
+    }
+
+    fn assert_contains(found: &serde_json::Value, expected: &serde_json::Value, at: &str) {
+        match expected.as_object() {
+            Some(map) => map.iter().for_each(|(key, value)| assert_contains(&found[key], value, &format!("{at}.{key}"))),
+            None => assert_eq!(found, expected, "{at}"),
+        }
+    }
+
+    #[test]
+    fn the_help_tells_the_defaults() {
+        let defaults = serde_json::to_value(TuneConfig::default()).unwrap();
+        let command = RunFlags::augment_args(Command::new("test"));
+        let mut checked = 0;
+        for (flag, key) in [
+            ("model", "/model"),
+            ("task", "/task"),
+            ("device", "/device"),
+            ("seed", "/seed"),
+            ("method", "/method/name"),
+            ("epochs", "/train/epochs"),
+            ("batch_size", "/train/batch_size"),
+            ("gradient_accumulation_steps", "/train/gradient_accumulation_steps"),
+            ("lr_scheduler_type", "/train/lr_scheduler_type"),
+            ("warmup_ratio", "/train/warmup_ratio"),
+            ("weight_decay", "/train/weight_decay"),
+            ("logging_steps", "/train/logging_steps"),
+        ] {
+            let help = command.get_arguments().find(|a| a.get_id() == flag).unwrap().get_help().unwrap().to_string();
+            let told = help.split("[default: ").nth(1).and_then(|d| d.split(']').next()).unwrap_or_else(|| panic!("{flag}: {help}"));
+            match defaults.pointer(key).unwrap() {
+                serde_json::Value::String(text) => assert_eq!(told, text, "{flag}"),
+                number => assert_eq!(told.parse::<f64>().ok(), number.as_f64(), "{flag}"),
+            }
+            checked += 1;
+        }
+        assert_eq!(checked, 12);
+    }
+
+    #[test]
+    fn the_built_in_data_is_not_put_under_a_model_of_ones_own() {
+        let silent = flags("--r 4 --lr 0.5").resolve().unwrap();
+        assert_eq!((silent.data.train.as_str(), silent.train.lr, silent.train.epochs), ("sms-spam", 0.5, 2.0));
+        // Another method keeps its own settings.
+        let other = flags("--method prompt-tuning").resolve().unwrap();
+        assert_eq!((other.data.train.as_str(), other.train.lr, other.train.epochs), ("sms-spam", 0.03, 1.0));
+        let error = flags("--model smollm2-135m").resolve().unwrap_err().to_string();
+        assert!(error.contains("`data.train`") && error.contains("--data FILE"), "{error}");
+    }
+}

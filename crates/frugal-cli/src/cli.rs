@@ -1,0 +1,46 @@
+//! The command line as a whole.
+
+use clap::builder::styling::{AnsiColor, Styles};
+use clap::{Parser, Subcommand};
+
+use crate::commands::{chat, doctor, eval, export, generate, merge, methods, models, plan, pretrain, tune, validate};
+
+const STYLES: Styles = Styles::styled()
+    .header(AnsiColor::Green.on_default().bold())
+    .usage(AnsiColor::Green.on_default().bold())
+    .literal(AnsiColor::Cyan.on_default().bold())
+    .placeholder(AnsiColor::Cyan.on_default());
+
+const EXAMPLES: &str = "\
+Start here:
+  frugal tune                        adapt the built-in model to the built-in data
+  frugal models fetch smollm2-135m   download a real model
+  frugal chat --model smollm2-135m   talk to it
+  frugal help tune                   everything about one command
+
+Exit status: 0 success, 1 a check that failed, 2 wrong usage or failure, 130 interrupted.";
+
+/// Adapt, train, run and measure transformer models with few parameters, little memory and little compute.
+#[derive(Debug, Parser)]
+#[command(name = "frugal", version, styles = STYLES, after_help = EXAMPLES, max_term_width = 110)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// The order here is the order of the help.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Tune(tune::Args),
+    Plan(plan::Args),
+    Validate(validate::Args),
+    Eval(eval::Args),
+    Generate(generate::Args),
+    Chat(chat::Args),
+    Merge(merge::Args),
+    Export(export::Args),
+    Pretrain(pretrain::Args),
+    Methods(methods::Args),
+    Models(models::Args),
+    Doctor(doctor::Args),
+}

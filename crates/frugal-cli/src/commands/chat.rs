@@ -1,0 +1,220 @@
+//! `frugal chat`: a conversation in the terminal.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use console::style;
+use frugal::decode::{Sampler, Session};
+use frugal_core::data::Message;
+use frugal_core::human;
+use frugal_core::tokenizer::TextTokenizer;
+use rustyline::error::ReadlineError;
+use serde_json::json;
+
+use super::generate::Live;
+use crate::args::{Machine, Model, Output, Sampling};
+use crate::loaded::Loaded;
+use crate::ui::{self, interrupt};
+use crate::{Outcome, failure};
+
+const EXAMPLES: &str = "\
+Examples:
+  frugal models fetch smollm2-135m
+  frugal chat -m smollm2-135m
+  frugal chat -m smollm2-135m --adapter runs/support --system \"Answer in one sentence.\"
+
+In the conversation: /reset, /system TEXT, /save FILE, /help, /quit.
+Ctrl-C stops an answer; Ctrl-D ends the conversation.";
+
+const HELP: &str = "\
+/reset         forget the conversation
+/system TEXT   start anew with these instructions
+/save FILE     write the conversation as one line of JSONL, which `frugal tune` reads
+/quit          end (or Ctrl-D)";
+
+/// Talk to a model in the terminal
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    #[command(flatten)]
+    model: Model,
+    /// Instructions that the conversation starts with
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    /// Jinja chat template to use instead of the model's
+    #[arg(long, value_name = "FILE")]
+    chat_template: Option<PathBuf>,
+    /// 0 takes the likeliest token; higher is more varied
+    #[arg(long, value_name = "T", default_value_t = 0.7, help_heading = "Sampling")]
+    temperature: f32,
+    #[command(flatten)]
+    sampling: Sampling,
+    #[command(flatten)]
+    machine: Machine,
+    /// No greeting and no speeds
+    #[arg(long, short, help_heading = "Output")]
+    quiet: bool,
+}
+
+/// Reads, answers, repeats.
+pub fn run(args: &Args) -> Result<Outcome> {
+    let output = Output { json: false, quiet: args.quiet };
+    let sampler = args.sampling.config(args.temperature);
+    let mut sampler = Sampler::new(sampler, args.sampling.seed)?;
+    let loaded = Loaded::read_for_text(&args.model, &args.machine, output)?;
+    let mut tokenizer = loaded.files.tokenizer()?.clone();
+    if let Some(path) = &args.chat_template {
+        let source = String::from_utf8(frugal_core::fs::read(path)?).with_context(|| format!("{}: not UTF-8 text", path.display()))?;
+        tokenizer.set_chat_template(&source)?;
+    }
+    if !tokenizer.has_chat_template() {
+        bail!(
+            "`{}` has no chat template: it was not made for conversations. Use `frugal generate`, or give one with `--chat-template`",
+            loaded.files.name()
+        );
+    }
+    let session = Session::new(loaded.backbone.as_ref(), &loaded.adapters, loaded.choice.clone(), 1)?;
+    let mut editor = rustyline::DefaultEditor::new()?;
+    // After the editor, which handles the signal itself from its creation on: while it reads it sees Ctrl-C as a key anyway.
+    let stop = interrupt::flag("");
+    let mut chat = Chat {
+        session,
+        tokenizer: &tokenizer,
+        max_sequence: loaded.backbone.config().max_sequence(),
+        max_tokens: args.sampling.max_tokens,
+        messages: Vec::new(),
+        saved: None,
+        stop: &stop,
+        output,
+    };
+    chat.start(args.system.as_deref());
+    ui::note(output, &style(format!("{} · /help for commands, Ctrl-D to end", loaded.files.name())).dim().for_stderr().to_string());
+    loop {
+        match editor.readline("> ") {
+            Ok(line) if line.trim().is_empty() => {}
+            Ok(line) => {
+                let _ = editor.add_history_entry(&line);
+                match line.trim().strip_prefix('/') {
+                    Some(command) => {
+                        if !chat.command(command)? {
+                            return Ok(Outcome::Done);
+                        }
+                    }
+                    // A message that cannot be answered does not end the conversation.
+                    None => {
+                        if let Err(error) = chat.answer(&line, &mut sampler) {
+                            failure::report(&error);
+                        }
+                    }
+                }
+            }
+            Err(ReadlineError::Eof | ReadlineError::Interrupted) => return Ok(Outcome::Done),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+struct Chat<'a> {
+    session: Session<'a>,
+    tokenizer: &'a TextTokenizer,
+    max_sequence: usize,
+    max_tokens: usize,
+    messages: Vec<Message>,
+    /// The file of the last `/save`, which may be written again.
+    saved: Option<PathBuf>,
+    stop: &'a AtomicBool,
+    output: Output,
+}
+
+impl Chat<'_> {
+    fn start(&mut self, system: Option<&str>) {
+        self.messages = system.iter().map(|text| Message::new("system", *text)).collect();
+    }
+
+    /// Does what a line that starts with `/` says; false ends the conversation.
+    fn command(&mut self, command: &str) -> Result<bool> {
+        let (name, rest) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
+        let rest = rest.trim();
+        match name {
+            "quit" | "exit" => return Ok(false),
+            "help" => ui::print(HELP),
+            "reset" => {
+                self.messages.retain(|m| m.role == "system");
+                ui::note(self.output, "forgotten");
+            }
+            "system" if rest.is_empty() => eprintln!("give the instructions: /system TEXT"),
+            "system" => {
+                self.start(Some(rest));
+                ui::note(self.output, "started anew");
+            }
+            "save" if rest.is_empty() => eprintln!("give a file: /save FILE"),
+            "save" => match self.save(Path::new(rest)) {
+                Ok(()) => ui::note(self.output, &format!("saved in {rest}")),
+                Err(error) => eprintln!("error: {error}"),
+            },
+            other => eprintln!("no command /{other}; /help lists them"),
+        }
+        Ok(true)
+    }
+
+    fn save(&mut self, path: &Path) -> Result<()> {
+        if path.exists() && self.saved.as_deref() != Some(path) {
+            bail!("{}: exists already; choose another name", path.display());
+        }
+        let line = json!({ "messages": self.messages }).to_string() + "\n";
+        frugal_core::fs::write_atomic(path, line.as_bytes())?;
+        self.saved = Some(path.into());
+        Ok(())
+    }
+
+    fn answer(&mut self, line: &str, sampler: &mut Sampler) -> Result<()> {
+        self.messages.push(Message::new("user", line));
+        let prompt = self.prompt()?;
+        self.stop.store(false, Ordering::SeqCst);
+        let start = Instant::now();
+        let mut logits = self.session.set(&prompt)?;
+        let mut live = Live::new(self.tokenizer);
+        let mut generated = Vec::new();
+        while generated.len() < self.max_tokens && !self.stop.load(Ordering::SeqCst) {
+            let token = sampler.next(&mut logits, &prompt, &generated);
+            if self.tokenizer.eos_ids().contains(&token) {
+                break;
+            }
+            live.push(token);
+            generated.push(token);
+            if self.session.room() == 0 {
+                break;
+            }
+            logits = self.session.feed(&[&[token]])?.remove(0);
+        }
+        live.finish()?;
+        if ui::stderr_is_terminal() {
+            let speed = generated.len() as f64 / start.elapsed().as_secs_f64();
+            let line = format!("{} tokens · {} tok/s", generated.len(), human::significant(speed, 3));
+            ui::note(self.output, &style(line).dim().for_stderr().to_string());
+        }
+        let content = self.tokenizer.decode(&generated, true)?;
+        self.messages.push(Message { role: "assistant".into(), content });
+        Ok(())
+    }
+
+    /// Token ids of the conversation; its oldest turns are dropped when it no longer fits.
+    fn prompt(&mut self) -> Result<Vec<u32>> {
+        loop {
+            let ids = self.tokenizer.encode(&self.tokenizer.render_chat(&self.messages, true)?, false)?;
+            if ids.len() + self.max_tokens.min(self.max_sequence / 4) <= self.max_sequence {
+                return Ok(ids);
+            }
+            let first = usize::from(self.messages[0].role == "system");
+            if self.messages.len() <= first + 1 {
+                self.messages.pop();
+                bail!("the message has {} tokens, too many for the model's {}", ids.len(), self.max_sequence);
+            }
+            // A question and its answer.
+            self.messages.drain(first..first + 2);
+            ui::warn(self.output, "the conversation is too long for the model: its oldest turn is forgotten");
+        }
+    }
+}

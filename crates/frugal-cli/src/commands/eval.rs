@@ -1,0 +1,117 @@
+//! `frugal eval`: measures a model on data.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use frugal::run::{DataConfig, EvaluateRequest, Evaluated, evaluate};
+use frugal_core::human;
+use frugal_core::table::{Column, Table};
+use serde_json::json;
+
+use crate::Outcome;
+use crate::args::{Machine, Model, Output};
+use crate::ui::run::{RunProgress, number, ordered};
+use crate::ui::{self, interrupt, table};
+
+const EXAMPLES: &str = "\
+Examples:
+  frugal eval --adapter runs/sst2 --data dev.tsv
+  frugal eval --model smollm2-135m --data text.jsonl --max-length 512 --truncate
+  frugal eval --adapter runs/sms-spam-lora --data sms-spam --json
+
+An adapter with a classification head is measured by accuracy, macro-F1 and Matthews
+correlation; anything else by loss and perplexity.";
+
+/// Measure a model, with or without an adapter, on data
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    #[command(flatten)]
+    model: Model,
+    /// Data file (JSONL, JSON, CSV, TSV or text), or sms-spam for the test part of the built-in set
+    #[arg(long, short, value_name = "FILE", help_heading = "Data")]
+    data: String,
+    /// Which column plays which role, for example text=sentence; repeatable
+    #[arg(long = "column", value_name = "ROLE=NAME", value_parser = crate::args::pair, help_heading = "Data")]
+    columns: Vec<(String, String)>,
+    /// Longest example in tokens [default: what the model allows]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, help_heading = "Data")]
+    max_length: usize,
+    /// Cut longer examples instead of refusing them
+    #[arg(long, help_heading = "Data")]
+    truncate: bool,
+    /// Only the first N examples
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, help_heading = "Data")]
+    max_rows: usize,
+    /// Also count the loss of prompts, not only of completions
+    #[arg(long, help_heading = "Data")]
+    whole_text: bool,
+    /// Tokens of a batch
+    #[arg(long, value_name = "N", default_value_t = 4096, help_heading = "Machine")]
+    batch_tokens: usize,
+    /// Write the logits of the first examples as safetensors, for comparison with other programs
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    dump_logits: Option<PathBuf>,
+    #[command(flatten)]
+    machine: Machine,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// Measures and prints.
+pub fn run(args: &Args) -> Result<Outcome> {
+    let (model, adapter) = args.model.resolve()?;
+    let request = EvaluateRequest {
+        model,
+        adapter,
+        data: DataConfig {
+            train: args.data.clone(),
+            columns: args.columns.iter().cloned().collect(),
+            max_eval_rows: args.max_rows,
+            max_length: args.max_length,
+            truncate: args.truncate,
+            completion_only: !args.whole_text,
+            ..DataConfig::default()
+        },
+        device: args.machine.device_name().into(),
+        max_tokens: args.batch_tokens,
+        dump_logits: args.dump_logits.clone(),
+    };
+    let stop = interrupt::flag("stopping; press Ctrl-C again to end at once");
+    let found = {
+        let mut progress = RunProgress::new(args.output);
+        evaluate(&request, &args.machine.lookup(), &stop, &mut |p| progress.on(p))?
+    };
+    let Some(found) = found else { return Ok(Outcome::Interrupted) };
+    if args.output.json {
+        let mut value = json!({ "model": request.model, "adapter": request.adapter, "data": args.data });
+        if let (Some(all), serde_json::Value::Object(found)) = (value.as_object_mut(), json!(found)) {
+            all.extend(found);
+        }
+        ui::print_json(&value)?;
+    } else {
+        print(&found);
+    }
+    Ok(Outcome::Done)
+}
+
+fn print(found: &Evaluated) {
+    let mut table = Table::new([Column::text("metric"), Column::number("value")]);
+    for (name, value) in ordered(&found.metrics) {
+        table.row([name.to_owned(), number(value)]);
+    }
+    table::print(&table);
+    if (2..=SHOWN_CLASSES).contains(&found.labels.len()) {
+        let headings = found.labels.iter().map(|label| Column::number(format!("as {label}")));
+        let mut table = Table::new([Column::text("examples of")].into_iter().chain(headings));
+        for (label, row) in found.labels.iter().zip(&found.confusion) {
+            table.row([label.clone()].into_iter().chain(row.iter().map(|n| human::count(*n as u64))));
+        }
+        ui::print("");
+        table::print(&table);
+    }
+    ui::print(&format!("\n{} examples, {} tokens", human::count(found.examples as u64), human::count(found.tokens as u64)));
+}
+
+/// More classes than this make a table that nobody reads.
+const SHOWN_CLASSES: usize = 10;

@@ -1,0 +1,196 @@
+//! `frugal generate`: continues prompts.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use console::style;
+use frugal::decode::{GenerateConfig, Generation, generate};
+use frugal_core::data::Message;
+use frugal_core::human;
+use frugal_core::tokenizer::{TextStream, TextTokenizer, TokenizerError};
+use serde_json::{Value, json};
+
+use crate::Outcome;
+use crate::args::{Machine, Model, Output, Sampling};
+use crate::loaded::Loaded;
+use crate::ui::{self, interrupt};
+
+const EXAMPLES: &str = "\
+Examples:
+  frugal generate --prompt \"The cat sat\"
+  frugal generate -m smollm2-135m --chat -p \"Why is the sky blue?\" --max-tokens 80
+  frugal generate -m smollm2-135m --adapter runs/support --prompts questions.txt --json
+
+Several prompts are continued together, in one batch.";
+
+/// Continue one prompt or many
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Text to continue; repeatable
+    #[arg(long = "prompt", short, value_name = "TEXT", required_unless_present = "file")]
+    prompts: Vec<String>,
+    /// File with a prompt on each line, or JSONL with a `prompt` in each record; - for standard input
+    #[arg(long = "prompts", value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// Treat each prompt as a message to an assistant, by the model's chat template
+    #[arg(long)]
+    chat: bool,
+    /// Instructions in front of the message; implies --chat
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    #[command(flatten)]
+    model: Model,
+    /// 0 takes the likeliest token; higher is more varied
+    #[arg(long, value_name = "T", default_value_t = 0.0, help_heading = "Sampling")]
+    temperature: f32,
+    #[command(flatten)]
+    sampling: Sampling,
+    #[command(flatten)]
+    machine: Machine,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// Generates and prints.
+pub fn run(args: &Args) -> Result<Outcome> {
+    let sampler = args.sampling.config(args.temperature);
+    sampler.validate()?;
+    let prompts = prompts(args)?;
+    let loaded = Loaded::read_for_text(&args.model, &args.machine, args.output)?;
+    let tokenizer = loaded.files.tokenizer()?;
+    let encoded = prompts.iter().map(|prompt| encode(prompt, tokenizer, args)).collect::<Result<Vec<_>>>()?;
+    let config = GenerateConfig {
+        max_tokens: args.sampling.max_tokens,
+        sampler,
+        eos_token_ids: tokenizer.eos_ids().to_vec(),
+        seed: args.sampling.seed,
+    };
+    let stop = interrupt::flag("");
+    let mut live = (prompts.len() == 1 && !args.output.json && ui::stdout_is_terminal()).then(|| Live::new(tokenizer));
+    if live.is_some() && !args.chat && args.system.is_none() {
+        ui::write(&style(&prompts[0]).dim().to_string());
+    }
+    let start = Instant::now();
+    let mut first_token = None;
+    let mut on_token = |_: usize, token: u32| {
+        first_token.get_or_insert_with(|| start.elapsed());
+        if let Some(live) = &mut live {
+            live.push(token);
+        }
+        !interrupt::asked(&stop)
+    };
+    let results = generate(loaded.backbone.as_ref(), &loaded.adapters, loaded.choice, &encoded, &config, &mut on_token)?;
+    let seconds = start.elapsed().as_secs_f64();
+    let tokens: usize = results.iter().map(|r| r.tokens.len()).sum();
+    let prompt_seconds = first_token.map_or(seconds, |t| t.as_secs_f64());
+    // The first token of each prompt comes out of reading the prompt.
+    let speed = tokens.saturating_sub(prompts.len()) as f64 / (seconds - prompt_seconds).max(1e-9);
+    let speed = if tokens > prompts.len() { Some(speed) } else { None };
+    match live {
+        Some(live) => live.finish()?,
+        None if args.output.json => {
+            let results = results.iter().zip(&prompts).zip(&encoded);
+            let results =
+                results.map(|((result, prompt), ids)| describe(result, prompt, ids.len(), tokenizer)).collect::<Result<Vec<_>>>()?;
+            let mut value = json!({ "model": loaded.files.name(), "adapter": args.model.adapter, "seconds": seconds, "prompt_seconds": prompt_seconds, "tokens_per_second": speed });
+            if let [Value::Object(only)] = results.as_slice() {
+                only.iter().for_each(|(key, field)| value[key] = field.clone());
+            }
+            value["results"] = json!(results);
+            ui::print_json(&value)?;
+        }
+        None => {
+            for (i, (result, prompt)) in results.iter().zip(&prompts).enumerate() {
+                if prompts.len() > 1 {
+                    ui::print(&format!("{}{}", if i > 0 { "\n" } else { "" }, style(format!("> {prompt}")).bold()));
+                }
+                ui::print(&tokenizer.decode(&result.tokens, true)?);
+            }
+        }
+    }
+    if ui::stderr_is_terminal() && !args.output.json {
+        let speed = speed.map_or(String::new(), |s| format!(" · {} tok/s", human::significant(s, 3)));
+        let prompt_tokens: usize = encoded.iter().map(Vec::len).sum();
+        let line = format!("{} prompt tokens in {} · {} new{speed}", prompt_tokens, human::duration(prompt_seconds), tokens);
+        ui::note(args.output, &style(line).dim().for_stderr().to_string());
+    }
+    Ok(if interrupt::asked(&stop) { Outcome::Interrupted } else { Outcome::Done })
+}
+
+fn describe(result: &Generation, prompt: &str, prompt_tokens: usize, tokenizer: &TextTokenizer) -> Result<Value> {
+    let text = tokenizer.decode(&result.tokens, true)?;
+    Ok(
+        json!({ "prompt": prompt, "text": text, "prompt_tokens": prompt_tokens, "tokens": result.tokens.len(), "token_ids": result.tokens, "finish": result.finish }),
+    )
+}
+
+fn encode(prompt: &str, tokenizer: &TextTokenizer, args: &Args) -> Result<Vec<u32>> {
+    if !args.chat && args.system.is_none() {
+        return Ok(tokenizer.encode(prompt, true)?);
+    }
+    let system = args.system.iter().map(|text| Message::new("system", text));
+    let messages: Vec<Message> = system.chain([Message::new("user", prompt)]).collect();
+    Ok(tokenizer.encode(&tokenizer.render_chat(&messages, true)?, false)?)
+}
+
+/// The prompts of the flags, then those of the file.
+fn prompts(args: &Args) -> Result<Vec<String>> {
+    let mut prompts = args.prompts.clone();
+    if let Some(path) = &args.file {
+        let name = path.display();
+        let text = if path == Path::new("-") {
+            let mut text = String::new();
+            std::io::stdin().read_to_string(&mut text).context("standard input: cannot read")?;
+            text
+        } else {
+            let bytes = frugal_core::fs::read(path)?;
+            String::from_utf8(bytes).map_err(|e| anyhow::anyhow!("{name}: not UTF-8 text after byte {}", e.utf8_error().valid_up_to()))?
+        };
+        let records = path.extension().is_some_and(|e| e == "jsonl");
+        for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+            prompts.push(if records { record(line).with_context(|| format!("{name}:{}", i + 1))? } else { line.into() });
+        }
+    }
+    if prompts.is_empty() {
+        bail!("no prompt: the file has no line with text");
+    }
+    Ok(prompts)
+}
+
+fn record(line: &str) -> Result<String> {
+    let value: Value = serde_json::from_str(line).context("malformed JSON")?;
+    let prompt = value.get("prompt").and_then(Value::as_str).context("no text under the key `prompt`")?;
+    Ok(prompt.to_owned())
+}
+
+/// Text shown while it comes into being.
+pub struct Live<'a> {
+    stream: TextStream<'a>,
+    error: Option<TokenizerError>,
+}
+
+impl<'a> Live<'a> {
+    /// Shows nothing yet.
+    pub fn new(tokenizer: &'a TextTokenizer) -> Self {
+        Self { stream: tokenizer.stream(), error: None }
+    }
+
+    /// Shows what the token completes.
+    pub fn push(&mut self, token: u32) {
+        match self.stream.push(token) {
+            Ok(Some(text)) => ui::write(&text),
+            Ok(None) => {}
+            Err(error) => self.error = Some(error),
+        }
+    }
+
+    /// Shows the rest and ends the line.
+    pub fn finish(self) -> Result<()> {
+        let rest = self.stream.finish()?;
+        ui::print(&rest.unwrap_or_default());
+        self.error.map_or(Ok(()), |e| Err(e.into()))
+    }
+}

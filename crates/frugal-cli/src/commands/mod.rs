@@ -1,0 +1,37 @@
+//! One file per command: its flags, and what it does with them.
+
+pub mod chat;
+pub mod doctor;
+pub mod eval;
+pub mod export;
+pub mod generate;
+pub mod merge;
+pub mod methods;
+pub mod models;
+pub mod plan;
+pub mod pretrain;
+pub mod tune;
+pub mod validate;
+
+use anyhow::Result;
+
+use crate::Outcome;
+use crate::cli::Command;
+
+/// Runs a command.
+pub fn run(command: Command) -> Result<Outcome> {
+    match command {
+        Command::Tune(args) => tune::run(&args),
+        Command::Plan(args) => plan::run(&args),
+        Command::Validate(args) => validate::run(&args),
+        Command::Eval(args) => eval::run(&args),
+        Command::Generate(args) => generate::run(&args),
+        Command::Chat(args) => chat::run(&args),
+        Command::Merge(args) => merge::run(&args),
+        Command::Export(args) => export::run(&args),
+        Command::Pretrain(args) => pretrain::run(&args),
+        Command::Methods(args) => methods::run(&args),
+        Command::Models(args) => models::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+    }
+}

@@ -1,0 +1,70 @@
+//! `frugal plan`: what a run would cost, before any weight is read.
+
+use anyhow::Result;
+use frugal::model::load::Lookup;
+use frugal::run::{Plan, TuneConfig, plan};
+use frugal_core::human;
+
+use crate::Outcome;
+use crate::args::{Output, RunFlags};
+use crate::ui::progress::Phase;
+use crate::ui::run::{example_lines, parts_lines};
+use crate::ui::{self, table};
+
+const EXAMPLES: &str = "\
+Examples:
+  frugal plan
+  frugal plan --model smollm2-135m --data sst2.tsv --r 8
+  frugal plan --config run.toml --set train.batch_size=32 --json
+
+Takes the flags of `frugal tune`. Reads the data and the model's configuration, but no weights.";
+
+/// Show what a run will cost: parameters, memory by part, time
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    #[command(flatten)]
+    run: RunFlags,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// Resolves the configuration and shows the plan.
+pub fn run(args: &Args) -> Result<Outcome> {
+    show(&args.run.resolve()?, &args.run.lookup(), args.output)
+}
+
+/// Shows the plan of a configuration.
+pub fn show(config: &TuneConfig, lookup: &Lookup, output: Output) -> Result<Outcome> {
+    let plan = {
+        let _phase = Phase::new(output, format!("planning with {}", config.data.train));
+        plan(config, lookup)?
+    };
+    if output.json {
+        ui::print_json(&plan)?;
+    } else {
+        print(&plan, config);
+    }
+    Ok(Outcome::Done)
+}
+
+fn print(plan: &Plan, config: &TuneConfig) {
+    ui::print(&parts_lines(&plan.parts, plan.truncated));
+    ui::print(&format!("\nThe first example:\n{}\n", example_lines(&plan.example)));
+    // The model's own parameters and what the method adds to them.
+    let share = human::share(plan.trainable_parameters, plan.model_parameters + plan.trainable_parameters);
+    let memory = &plan.memory;
+    ui::print(&table::pairs(&[
+        ("model", format!("{}, {} parameters", config.model, human::count(plan.model_parameters))),
+        ("trainable parameters", format!("{} ({share})", human::count(plan.trainable_parameters))),
+        ("training", format!("{} steps, {} tokens", human::count(plan.total_steps), human::count(plan.train_tokens))),
+        ("largest batch", format!("{} tokens", human::count(plan.micro_batch_tokens))),
+        ("peak memory", human::bytes(plan.peak_memory_bytes)),
+        ("  program and data", human::bytes(memory.process)),
+        ("  frozen weights", human::bytes(memory.weights)),
+        ("  what is trained", human::bytes(memory.trainable)),
+        ("  activations", human::bytes(memory.activations)),
+        ("  working space", human::bytes(memory.workspace)),
+        ("time", format!("about {} at half of {} GFLOP/s", human::duration(plan.train_seconds), human::significant(plan.gemm_gflops, 3))),
+    ]));
+}

@@ -1,0 +1,120 @@
+//! `frugal pretrain`: a small language model from text.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use frugal::run::{PretrainConfig, pretrain};
+use frugal_core::config::{self, ConfigErrors};
+use frugal_core::human;
+
+use crate::Outcome;
+use crate::args::{Config, Layer, Output, count_value, path_value};
+use crate::ui::run::{RunProgress, scores};
+use crate::ui::{self, interrupt, table};
+
+const EXAMPLES: &str = "\
+Examples:
+  frugal pretrain --data text.txt --out models/mine
+  frugal pretrain --data text.txt --out models/mine --epochs 3 --set shape.num_hidden_layers=8
+  frugal pretrain --config recipe.toml --out models/mine
+
+Trains a tokenizer and a Llama-style decoder with tied embeddings and writes a Hugging Face
+folder. Sizes are under [shape] in the configuration: vocab_size, hidden_size,
+intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads,
+max_position_embeddings.";
+
+/// Train a small language model and its tokenizer from text
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Text: each line, or each block between blank lines, is a document
+    #[arg(long, short, value_name = "FILE", help_heading = "Data")]
+    data: Option<String>,
+    /// Longest piece of a document in tokens [default: 256]
+    #[arg(long, value_name = "N", help_heading = "Data")]
+    max_length: Option<u64>,
+    /// Tokens of the new tokenizer [default: 4096]
+    #[arg(long, value_name = "N", help_heading = "Model")]
+    vocab_size: Option<u64>,
+    /// Peak learning rate [default: 0.003]
+    #[arg(long, value_name = "X", help_heading = "Training")]
+    lr: Option<f64>,
+    /// Passes over the data [default: 1]
+    #[arg(long, value_name = "X", help_heading = "Training")]
+    epochs: Option<f64>,
+    /// Optimiser steps; wins over --epochs
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    max_steps: Option<u64>,
+    /// Tokens of a micro-batch [default: 4096]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    batch_tokens: Option<u64>,
+    /// Decides every random choice [default: 0]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    seed: Option<u64>,
+    /// Where to compute: cpu, or cuda, rocm, vulkan, metal, webgpu in builds with that feature [default: cpu]
+    #[arg(long, value_name = "NAME", help_heading = "Machine")]
+    device: Option<String>,
+    #[command(flatten)]
+    config: Config,
+    /// Folder to write, new or empty
+    #[arg(long, short, value_name = "DIR", help_heading = "Output")]
+    out: Option<PathBuf>,
+    /// Continue the run in --out
+    #[arg(long, help_heading = "Output")]
+    resume: bool,
+    /// Check the configuration and print it, train nothing
+    #[arg(long, help_heading = "Output")]
+    dry_run: bool,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// Resolves the configuration, trains, says what came of it.
+pub fn run(args: &Args) -> Result<Outcome> {
+    let config = resolve(args)?;
+    if args.dry_run {
+        if args.output.json {
+            ui::print_json(&config)?;
+        } else {
+            ui::print(config::to_toml(&config)?.trim_end());
+        }
+        return Ok(Outcome::Done);
+    }
+    let stop = interrupt::flag("stopping after this step; press Ctrl-C again to end at once");
+    let trained = {
+        let mut progress = RunProgress::new(args.output);
+        pretrain(&config, args.resume, &stop, &mut |p| progress.on(p))?
+    };
+    if args.output.json {
+        ui::print_json(&trained)?;
+    } else if trained.interrupted {
+        ui::note(args.output, "continue with the same command and --resume");
+    } else {
+        let speed = trained.tokens as f64 / trained.seconds.max(1e-9);
+        ui::print(&table::pairs(&[
+            ("parameters", human::count(trained.parameters as u64)),
+            ("held-out text", scores(&trained.metrics)),
+            ("training", format!("{}, {} tokens/s", human::duration(trained.seconds), human::count(speed.round() as u64))),
+            ("model", trained.out.display().to_string()),
+        ]));
+    }
+    Ok(if trained.interrupted { Outcome::Interrupted } else { Outcome::Done })
+}
+
+fn resolve(args: &Args) -> Result<PretrainConfig, ConfigErrors> {
+    let mut layer = Layer::default();
+    layer.set("data", args.data.clone());
+    layer.set("out", path_value(&args.out));
+    layer.set("device", args.device.clone());
+    layer.set("seed", count_value(args.seed));
+    layer.set("max_length", count_value(args.max_length));
+    layer.set("shape.vocab_size", count_value(args.vocab_size));
+    layer.set("train.lr", args.lr);
+    layer.set("train.epochs", args.epochs);
+    layer.set("train.max_steps", count_value(args.max_steps));
+    layer.set("train.max_tokens", count_value(args.batch_tokens));
+    let mut config: PretrainConfig =
+        config::load_with(args.config.config.as_deref(), layer.table(), &args.config.overrides, PretrainConfig::problems)?;
+    config.resolve();
+    Ok(config)
+}

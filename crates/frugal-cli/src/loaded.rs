@@ -1,0 +1,64 @@
+//! A model with its adapter, read and ready to use.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use frugal::adapt::{AdapterSet, BuildContext, Choice, Entry, peft};
+use frugal::model::Backbone;
+use frugal::model::load::ModelFiles;
+
+use crate::args::{Machine, Model, Output};
+use crate::ui::progress::Phase;
+
+/// What `--model` and `--adapter` name.
+pub struct Loaded {
+    pub files: ModelFiles,
+    pub backbone: Arc<dyn Backbone>,
+    pub adapters: AdapterSet,
+    pub choice: Choice,
+}
+
+/// Name of the one adapter in the set.
+const ADAPTER: &str = "adapter";
+
+impl Loaded {
+    /// Finds and reads model and adapter.
+    pub fn read(model: &Model, machine: &Machine, output: Output) -> Result<Self> {
+        Self::read_checked(model, machine, output, |_| Ok(()))
+    }
+
+    /// The same for a model that must have a tokenizer, which is found out before the weights are read.
+    pub fn read_for_text(model: &Model, machine: &Machine, output: Output) -> Result<Self> {
+        Self::read_checked(model, machine, output, |files| Ok(files.tokenizer().map(|_| ())?))
+    }
+
+    fn read_checked(model: &Model, machine: &Machine, output: Output, check: impl Fn(&ModelFiles) -> Result<()>) -> Result<Self> {
+        let device = machine.device()?;
+        let (name, adapter) = model.resolve()?;
+        let files = ModelFiles::open(&name, &machine.lookup())?;
+        check(&files)?;
+        let _phase = Phase::new(output, format!("reading {name}"));
+        let backbone = files.load(&device)?;
+        let mut adapters = AdapterSet::default();
+        let mut choice = Choice::Base;
+        if let Some(folder) = adapter {
+            let context = BuildContext {
+                config: files.config(),
+                sites: &files.sites(),
+                backbone: Some(backbone.as_ref()),
+                device,
+                seed: 0,
+                tokenize: None,
+            };
+            let (entry, _) = peft::load(&folder, &context, false)?;
+            adapters.insert(ADAPTER, entry);
+            choice = Choice::One(ADAPTER.into());
+        }
+        Ok(Self { files, backbone, adapters, choice })
+    }
+
+    /// The adapter, if there is one.
+    pub fn entry(&self) -> Option<&Entry> {
+        self.adapters.get(ADAPTER).ok()
+    }
+}

@@ -1,0 +1,75 @@
+//! What the user sees: results on standard output, everything else on standard error.
+
+pub mod interrupt;
+pub mod markdown;
+pub mod progress;
+pub mod run;
+pub mod table;
+pub mod text;
+
+use std::io::{self, ErrorKind, IsTerminal, Write};
+
+use serde::Serialize;
+
+use crate::args::Output;
+
+/// Writes a line to standard output.
+pub fn print(line: &str) {
+    write(&format!("{line}\n"));
+}
+
+/// Writes to standard output at once. A reader that has gone away (`frugal ... | head`) ends the program quietly.
+pub fn write(text: &str) {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => {}
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(error) => {
+            eprintln!("error: cannot write to standard output: {error}");
+            std::process::exit(2);
+        }
+    }
+}
+
+/// Prints the one JSON value of `--json`.
+pub fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
+    print(&serde_json::to_string_pretty(value)?);
+    Ok(())
+}
+
+/// Something worth knowing that is neither result nor error.
+pub fn note(output: Output, text: &str) {
+    if !output.quiet {
+        eprintln!("{text}");
+    }
+}
+
+/// Something that may be a mistake.
+pub fn warn(output: Output, text: &str) {
+    if !output.quiet {
+        eprintln!("{} {text}", console::style("warning:").yellow().bold().for_stderr());
+    }
+}
+
+/// Whether a person reads standard output.
+pub fn stdout_is_terminal() -> bool {
+    io::stdout().is_terminal()
+}
+
+/// Whether a person reads standard error.
+pub fn stderr_is_terminal() -> bool {
+    io::stderr().is_terminal()
+}
+
+/// Columns to wrap text at: the terminal's, within reason.
+pub fn width() -> usize {
+    match console::Term::stdout().size_checked() {
+        Some((_, columns)) => usize::from(columns).clamp(40, 110),
+        None => 100,
+    }
+}
+
+/// Columns of the terminal that standard error goes to.
+pub fn stderr_width() -> usize {
+    console::Term::stderr().size_checked().map_or(80, |(_, columns)| usize::from(columns))
+}
