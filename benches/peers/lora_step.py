@@ -1,0 +1,99 @@
+"""LoRA steps on SmolLM2-135M by Frugal and by transformers + peft, in turn.
+
+Usage: python benches/peers/lora_step.py [--pairs 5] [--steps 4] [--out benches/results/lora_step.json]
+
+The step: r = 8 on all linear maps, float32, 4 sequences of 256 tokens, every token a target, AdamW. Both sides use the same
+token ids and the same initial values, and must agree on the losses. The first step of each run warms up and is not counted;
+a run's figure is the median of the others. Versions: scripts/golden/requirements.txt.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+BATCH, LENGTH = 4, 256
+MODEL = Path.home() / ".cache/frugal/models/smollm2-135m"
+
+
+def peer(steps):
+    import math
+
+    import numpy
+    import peft
+    import torch
+    import transformers as hf
+
+    torch.set_num_threads(2)
+    gguf = next(MODEL.glob("*.gguf")).name
+    model = hf.AutoModelForCausalLM.from_pretrained(MODEL, gguf_file=gguf, dtype=torch.float32)
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules="all-linear", lora_dropout=0.0)
+    model = peft.get_peft_model(model, config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_A" in name:
+                k = numpy.arange(parameter.numel(), dtype=numpy.float64)
+                values = numpy.sin(0.37 * k) / math.sqrt(parameter.shape[1])
+                parameter.copy_(torch.from_numpy(values.astype(numpy.float32)).view_as(parameter))
+    vocab = model.config.vocab_size
+    ids = torch.tensor([[((s * LENGTH + i) * 7919 + 13) % vocab for i in range(LENGTH)] for s in range(BATCH)])
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.0)
+    model.train()
+    losses, seconds = [], []
+    for _ in range(steps):
+        start = time.perf_counter()
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        seconds.append(time.perf_counter() - start)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"tokens": BATCH * LENGTH, "losses": losses, "seconds": seconds, "peak_rss_bytes": peak}))
+
+
+def run(command):
+    result = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--program", help="the built example (default: build and run it with cargo)")
+    parser.add_argument("--out", type=Path, default=ROOT / "benches/results/lora_step.json")
+    parser.add_argument("--peer", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.peer:
+        return peer(args.steps)
+    cargo = ["cargo", "run", "--quiet", "--release", "--workspace", "--example", "lora_step", "--"]
+    ours = [args.program] if args.program else cargo
+    rate = lambda r: r["tokens"] / statistics.median(r["seconds"][1:])
+    pairs = []
+    for i in range(args.pairs):
+        frugal = run([*ours, "smollm2-135m", str(args.steps)])
+        other = run([sys.executable, __file__, "--peer", "--steps", str(args.steps)])
+        worst = max(abs(a - b) / b for a, b in zip(frugal["losses"], other["losses"]))
+        if worst > 1e-3:
+            sys.exit(f"the two sides do not compute the same: losses {frugal['losses']} and {other['losses']}")
+        pairs.append({"frugal_tokens_per_second": rate(frugal), "peft_tokens_per_second": rate(other),
+                      "frugal_peak_mib": frugal["peak_rss_bytes"] / 2**20, "peft_peak_mib": other["peak_rss_bytes"] / 2**20,
+                      "largest_loss_difference": worst})
+        print(json.dumps(pairs[-1]), file=sys.stderr)
+    speed = [p["frugal_tokens_per_second"] / p["peft_tokens_per_second"] for p in pairs]
+    memory = [p["frugal_peak_mib"] / p["peft_peak_mib"] for p in pairs]
+    result = {"what": "LoRA step, SmolLM2-135M, float32, 4 x 256 tokens", "speed_ratio": statistics.median(speed),
+              "memory_ratio": statistics.median(memory), "pairs": pairs}
+    args.out.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps({k: v for k, v in result.items() if k != "pairs"}))
+
+
+if __name__ == "__main__":
+    main()
