@@ -41,6 +41,7 @@ pub const METHOD: Method = Method {
     summary: "Trains every weight: the reference, and what pre-training uses",
     default_lr: 2e-5,
     peft_type: "FULL",
+    peft_variant: None,
     capabilities: Capabilities { merge: true, identity_at_init: true, mixed_batch: true },
     source: include_str!("full.rs"),
     defaults: registry::defaults::<FullConfig>,

@@ -55,6 +55,7 @@ pub const METHOD: Method = Method {
     summary: "A low-rank change of chosen linear maps",
     default_lr: 5e-4,
     peft_type: "LORA",
+    peft_variant: None,
     capabilities: Capabilities { merge: true, identity_at_init: true, mixed_batch: true },
     source: include_str!("lora.rs"),
     defaults: registry::defaults::<LoraConfig>,

@@ -1,6 +1,7 @@
 //! Adapters: what is trained beside a frozen backbone, and how it meets it.
 
 pub mod full;
+mod gradients;
 pub mod head;
 pub mod lora;
 pub mod merge;
@@ -12,10 +13,13 @@ pub mod registry;
 mod set;
 mod target;
 
+use std::collections::BTreeMap;
+
 use burn::prelude::*;
 use serde_json::Value;
 use thiserror::Error;
 
+pub use gradients::GradientSum;
 pub use head::{Head, HeadConfig, Pooling};
 pub use parameter::{Mode, Parameter, to_vec};
 pub use pass::{Enter, KeyValue, Pass, Plain, SubLayer};
@@ -214,16 +218,24 @@ pub trait Adapter: Send + Sync {
         None
     }
 
-    /// Added to the training loss.
-    fn auxiliary_loss(&self) -> Option<Tensor<1>> {
-        None
-    }
-
-    /// Before the optimiser's step.
-    fn before_step(&mut self, _context: &StepContext) {}
+    /// Before the optimiser's step: a method may read the gradients (importance), mask or rescale them.
+    fn before_step(&mut self, _context: &StepContext, _gradients: &mut GradientSum) {}
 
     /// After the optimiser's step.
     fn after_step(&mut self, _context: &StepContext) {}
+
+    /// What a resumed run needs besides the parameters: running statistics, masks. Empty for most methods.
+    fn state(&self) -> BTreeMap<String, Vec<f32>> {
+        BTreeMap::new()
+    }
+
+    /// Takes back what [`Adapter::state`] gave; called before the parameters' values are set.
+    ///
+    /// # Errors
+    /// What is missing or has another size.
+    fn restore(&mut self, _state: &BTreeMap<String, Vec<f32>>) -> Result<(), String> {
+        Ok(())
+    }
 
     /// Whether rows of a batch may use this adapter while others use another.
     fn supports_mixed_batch(&self) -> bool;

@@ -32,6 +32,7 @@ pub struct Parameter {
     shape: Vec<usize>,
     value: Tensor<1>,
     trainable: bool,
+    lr_scale: f64,
 }
 
 impl Parameter {
@@ -42,12 +43,22 @@ impl Parameter {
     pub fn new(name: impl Into<String>, shape: &[usize], values: Vec<f32>, device: &Device) -> Self {
         let (name, len) = (name.into(), shape.iter().product::<usize>());
         assert_eq!(values.len(), len, "parameter {name}: {} values for shape {shape:?}", values.len());
-        Self { name, shape: shape.to_vec(), value: leaf(values, device), trainable: true }
+        Self { name, shape: shape.to_vec(), value: leaf(values, device), trainable: true, lr_scale: 1.0 }
     }
 
     /// The same, stored in files but not trained.
     pub fn frozen(name: impl Into<String>, shape: &[usize], values: Vec<f32>, device: &Device) -> Self {
         Self { trainable: false, ..Self::new(name, shape, values, device) }
+    }
+
+    /// The same, trained at `lr_scale` times the learning rate.
+    pub fn with_lr_scale(self, lr_scale: f64) -> Self {
+        Self { lr_scale, ..self }
+    }
+
+    /// Factor on the learning rate.
+    pub fn lr_scale(&self) -> f64 {
+        self.lr_scale
     }
 
     /// Key in adapter files.

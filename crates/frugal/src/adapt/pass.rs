@@ -87,6 +87,11 @@ pub trait Pass {
 
     /// After block `layer`, with the residual stream `[tokens, d_model]`.
     fn tap(&mut self, _layer: usize, _hidden_states: &Tensor<2>) {}
+
+    /// After the pass: a term `[1]` to add to the training loss (balance of experts, orthogonality, distillation).
+    fn auxiliary_loss(&mut self) -> Option<Tensor<1>> {
+        None
+    }
 }
 
 /// The backbone as it is.

@@ -171,7 +171,7 @@ pub fn load(folder: &Path, context: &BuildContext<'_>, allow_partial: bool) -> R
     let extra = read_extra(&folder.join(EXTRA_FILE))?;
     let method = match &extra {
         Some(extra) => registry::find(&extra.method)?,
-        None => registry::find_peft_type(peft_type)?,
+        None => registry::find_peft(peft_type, &config)?,
     };
     let file = SafetensorsFile::open(&weights_path).map_err(crate::model::ModelError::from)?;
     let adapter = (method.build)(&(method.from_peft)(&config)?, context)?;

@@ -45,6 +45,7 @@ pub const METHOD: Method = Method {
     summary: "Trained positions in front of the input",
     default_lr: 3e-2,
     peft_type: "PROMPT_TUNING",
+    peft_variant: None,
     capabilities: Capabilities { merge: false, identity_at_init: false, mixed_batch: false },
     source: include_str!("prompt_tuning.rs"),
     defaults: registry::defaults::<PromptTuningConfig>,

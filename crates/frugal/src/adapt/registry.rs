@@ -8,7 +8,12 @@ use serde_json::{Map, Value};
 use super::{AdaptError, Adapter, BuildContext};
 
 /// All methods, sorted by name.
-pub const METHODS: &[&Method] = &[&super::full::METHOD, &super::lora::METHOD, &super::prompt_tuning::METHOD];
+#[rustfmt::skip]
+pub const METHODS: &[&Method] = &[
+    &super::full::METHOD,
+    &super::lora::METHOD,
+    &super::prompt_tuning::METHOD,
+];
 
 /// What a method acts on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -18,8 +23,24 @@ pub enum Family {
     Full,
     /// A low-rank change of linear maps.
     LowRank,
-    /// Positions in front of the input.
+    /// Positions in front of the input, or keys and values in front of every block.
     Prompt,
+    /// Small networks beside or behind the sub-layers.
+    Bottleneck,
+    /// Factors and shifts of activations or norms.
+    Scaling,
+    /// A rotation of weights.
+    Orthogonal,
+    /// Coefficients in another basis: singular vectors, frequencies, random projections.
+    Spectral,
+    /// Few of the model's own weights.
+    Sparse,
+    /// Parameters shared between places.
+    Shared,
+    /// A smaller model in place of the large one.
+    Compression,
+    /// Several of these at once.
+    Hybrid,
 }
 
 /// What a method can do. Each is backed by a test of the conformance suite.
@@ -33,7 +54,8 @@ pub struct Capabilities {
     pub mixed_batch: bool,
 }
 
-type Settings = Map<String, Value>;
+/// Settings by name.
+pub type Settings = Map<String, Value>;
 
 /// A registered method.
 pub struct Method {
@@ -49,6 +71,8 @@ pub struct Method {
     pub default_lr: f64,
     /// `peft_type` of its adapter files.
     pub peft_type: &'static str,
+    /// Where several methods share a `peft_type`: whether an `adapter_config.json` is one of this method.
+    pub peft_variant: Option<fn(&Settings) -> bool>,
     /// What it can do.
     pub capabilities: Capabilities,
     /// Its source file, whose header is its documentation.
@@ -85,12 +109,15 @@ pub fn find(name: &str) -> Result<&'static Method, AdaptError> {
     })
 }
 
-/// The method that writes this `peft_type`.
+/// The method that wrote this `adapter_config.json`: of those with its `peft_type` the one whose variant it is, or else
+/// the plain one.
 ///
 /// # Errors
 /// [`AdaptError::UnknownMethod`].
-pub fn find_peft_type(peft_type: &str) -> Result<&'static Method, AdaptError> {
-    METHODS.iter().find(|m| m.peft_type == peft_type).copied().ok_or_else(|| AdaptError::UnknownMethod {
+pub fn find_peft(peft_type: &str, config: &Settings) -> Result<&'static Method, AdaptError> {
+    let of_type = || METHODS.iter().filter(|m| m.peft_type == peft_type);
+    let variant = of_type().find(|m| m.peft_variant.is_some_and(|is| is(config)));
+    variant.or_else(|| of_type().find(|m| m.peft_variant.is_none())).copied().ok_or_else(|| AdaptError::UnknownMethod {
         name: format!("peft_type {peft_type}"),
         suggestion: None,
         known: METHODS.iter().map(|m| m.peft_type).collect::<Vec<_>>().join(", "),

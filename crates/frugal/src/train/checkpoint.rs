@@ -24,10 +24,11 @@ const FOLDER: &str = "checkpoints";
 const MANIFEST: &str = "manifest.json";
 const PARAMETERS: &str = "parameters.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
+const ADAPTER: &str = "adapter_state.safetensors";
 const STATE: &str = "trainer_state.json";
-const FILES: [&str; 3] = [PARAMETERS, OPTIMIZER, STATE];
+const FILES: [&str; 4] = [PARAMETERS, OPTIMIZER, ADAPTER, STATE];
 /// Version of the layout; a reader refuses newer ones.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// A checkpoint that cannot be written or read.
 #[derive(Debug, Error)]
@@ -222,6 +223,14 @@ impl Checkpoint {
         })
     }
 
+    /// What the method keeps besides its parameters.
+    pub(super) fn adapter_state(&self) -> Result<BTreeMap<String, Vec<f32>>, CheckpointError> {
+        self.read(ADAPTER, |tensors| {
+            let names = tensors.names().into_iter();
+            names.map(|name| Ok((name.to_owned(), self.values(tensors, name)?))).collect()
+        })
+    }
+
     fn read<T>(&self, name: &str, use_it: impl FnOnce(&SafeTensors<'_>) -> Result<T, CheckpointError>) -> Result<T, CheckpointError> {
         let bytes = frugal_core::fs::read(&self.path.join(name))?;
         let tensors = SafeTensors::deserialize(&bytes).map_err(|e| self.invalid(format!("{name}: {e}")))?;
@@ -236,7 +245,7 @@ impl Checkpoint {
         Ok(tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
     }
 
-    fn invalid(&self, reason: String) -> CheckpointError {
+    pub(super) fn invalid(&self, reason: String) -> CheckpointError {
         CheckpointError::Invalid { path: self.path.clone(), reason }
     }
 }
@@ -247,7 +256,13 @@ pub(super) fn folder_of(run: &Path, step: u64) -> PathBuf {
 }
 
 /// Writes a checkpoint, replacing one of the same step; returns its folder.
-pub(super) fn save(run: &Path, state: &TrainerState, parameters: &[&Parameter], optimizer: &AdamW) -> Result<PathBuf, CheckpointError> {
+pub(super) fn save(
+    run: &Path,
+    state: &TrainerState,
+    parameters: &[&Parameter],
+    optimizer: &AdamW,
+    adapter_state: &BTreeMap<String, Vec<f32>>,
+) -> Result<PathBuf, CheckpointError> {
     let folder = run.join(FOLDER);
     let path = folder_of(run, state.step);
     let temporary = folder.join(format!(".step-{}.tmp", state.step));
@@ -261,6 +276,8 @@ pub(super) fn save(run: &Path, state: &TrainerState, parameters: &[&Parameter], 
         [value("exp_avg", &m.exp_avg), value("exp_avg_sq", &m.exp_avg_sq), (format!("step.{name}"), Stored::Count(m.step))]
     });
     write_tensors(&temporary.join(OPTIMIZER), stored)?;
+    let stored = adapter_state.iter().map(|(name, values)| (name.clone(), Stored::Values(values, [values.len()])));
+    write_tensors(&temporary.join(ADAPTER), stored)?;
     write_json(&temporary.join(STATE), state)?;
 
     let mut files = BTreeMap::new();

@@ -5,12 +5,11 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::Gradients;
 use frugal_kernels::{AdamWStep, adamw_step, grad_norm_sq};
 use thiserror::Error;
 
 use super::config::TrainConfig;
-use crate::adapt::{Parameter, to_vec};
+use crate::adapt::{GradientSum, Parameter};
 
 /// What an optimiser step refuses.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -21,34 +20,6 @@ pub enum OptimizerError {
         /// The parameter.
         name: String,
     },
-}
-
-/// Gradients by parameter name, summed over micro-batches.
-#[derive(Debug, Default)]
-pub(super) struct GradientSum(BTreeMap<String, Vec<f32>>);
-
-impl GradientSum {
-    /// Adds what a backward pass found.
-    pub(super) fn add<'a>(&mut self, parameters: impl Iterator<Item = &'a Parameter>, gradients: &mut Gradients) {
-        for parameter in parameters {
-            let Some(gradient) = parameter.take_gradient(gradients).map(to_vec) else { continue };
-            match self.0.get_mut(parameter.name()) {
-                Some(sum) => sum.iter_mut().zip(&gradient).for_each(|(sum, g)| *sum += g),
-                None => {
-                    self.0.insert(parameter.name().to_owned(), gradient);
-                }
-            }
-        }
-    }
-
-    #[cfg(test)]
-    pub(super) fn insert(&mut self, name: &str, gradient: Vec<f32>) {
-        self.0.insert(name.to_owned(), gradient);
-    }
-
-    pub(super) fn clear(&mut self) {
-        self.0.clear();
-    }
 }
 
 /// Moments of one parameter.
@@ -90,10 +61,10 @@ impl AdamW {
     /// A gradient that is not finite; nothing has changed then.
     pub(super) fn step(&mut self, parameters: Vec<&mut Parameter>, gradients: &GradientSum, lr: f64) -> Result<f64, OptimizerError> {
         let mut sum = 0.0;
-        for (name, gradient) in &gradients.0 {
+        for (name, gradient) in gradients.iter() {
             let square = grad_norm_sq(gradient);
             if !square.is_finite() {
-                return Err(OptimizerError::NonFinite { name: name.clone() });
+                return Err(OptimizerError::NonFinite { name: name.to_owned() });
             }
             sum += square;
         }
@@ -101,7 +72,7 @@ impl AdamW {
         // The epsilon and the comparison are those of torch.nn.utils.clip_grad_norm_.
         let scale = if self.max_grad_norm > 0.0 { (self.max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
         for parameter in parameters.into_iter().filter(|p| p.is_trainable()) {
-            let Some(gradient) = gradients.0.get(parameter.name()) else { continue };
+            let Some(gradient) = gradients.get(parameter.name()) else { continue };
             let n = gradient.len();
             let moments = self.moments.entry(parameter.name().to_owned()).or_default();
             if moments.exp_avg.len() != n {
@@ -110,7 +81,7 @@ impl AdamW {
             moments.step += 1;
             let mut values = parameter.to_vec();
             let step = AdamWStep {
-                lr,
+                lr: lr * parameter.lr_scale(),
                 beta1: self.beta1,
                 beta2: self.beta2,
                 eps: self.eps,
@@ -154,6 +125,19 @@ mod tests {
         }
     }
     const TORCH: [f32; 2] = [0.802_767_3, -2.106_146_8];
+
+    #[test]
+    fn a_parameter_may_learn_at_a_rate_of_its_own() {
+        let moved = |p: Parameter| {
+            let mut p = p;
+            step(&mut AdamW::new(&TrainConfig::default()), &mut p, &[0.5]).unwrap();
+            1.0 - p.to_vec()[0]
+        };
+        let p = Parameter::new("w", &[1], vec![1.0], &Device::default());
+        // The first step of Adam is the learning rate, here 0.1.
+        assert!((moved(p.clone()) - 0.1).abs() < 1e-6);
+        assert!((moved(p.with_lr_scale(4.0)) - 0.4).abs() < 1e-6);
+    }
 
     #[test]
     fn decay_skips_vectors_and_biases() {

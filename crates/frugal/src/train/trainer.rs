@@ -1,5 +1,6 @@
 //! The training loop.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -10,16 +11,16 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::batch::{Batches, Epoch, num_targets};
-use super::checkpoint::{self, Best, Checkpoint, TrainerState, hex};
+use super::checkpoint::{self, Best, Checkpoint, CheckpointError, TrainerState, hex};
 use super::config::{ConfigProblem, TrainConfig};
 use super::error::{Set, TrainError};
 use super::evaluate::{Evaluation, evaluate, metric_names};
 use super::event::{Event, Observer};
 use super::objective::{MicroBatch, Objective};
-use super::optimizer::{AdamW, GradientSum, OptimizerError};
+use super::optimizer::{AdamW, OptimizerError};
 use super::schedule::Schedule;
 use super::{Target, Tokenized};
-use crate::adapt::{Adapter, Head, Mode, Parameter, StepContext, stream, to_vec};
+use crate::adapt::{Adapter, GradientSum, Head, Mode, Parameter, StepContext, stream, to_vec};
 use crate::model::Backbone;
 
 /// Settings that a resumed run may change. More `epochs` or `max_steps` stretch the schedule from there on.
@@ -117,7 +118,7 @@ struct Trainer<'a> {
     /// Newest checkpoint and its step.
     saved: Option<(u64, PathBuf)>,
     /// Values of the best evaluation, when there is no folder to keep them in.
-    best_values: Option<Vec<Vec<f32>>>,
+    best_values: Option<(Vec<Vec<f32>>, BTreeMap<String, Vec<f32>>)>,
     evaluation: Option<Evaluation>,
     /// Tokens and seconds of training since the last log entry.
     window: (u64, f64),
@@ -192,11 +193,17 @@ impl<'a> Trainer<'a> {
             return Err(TrainError::Resume { path: checkpoint.path.clone(), differences });
         }
         checkpoint.load_optimizer(&mut self.optimizer)?;
-        checkpoint.load_parameters(self.parameters_mut())?;
+        self.load_weights(checkpoint)?;
         self.state = TrainerState { config: self.run.config.clone(), ..checkpoint.state.clone() };
         self.epoch = self.batches.epoch(self.state.epoch);
         self.saved = Some((self.state.step, checkpoint.path.clone()));
         Ok(())
+    }
+
+    /// Puts the weights of a checkpoint, and what the method keeps beside them, in place.
+    fn load_weights(&mut self, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
+        self.run.adapter.restore(&checkpoint.adapter_state()?).map_err(|reason| checkpoint.invalid(reason))?;
+        checkpoint.load_parameters(self.parameters_mut())
     }
 
     fn run(mut self) -> Result<Outcome, TrainError> {
@@ -263,7 +270,8 @@ impl<'a> Trainer<'a> {
         }
 
         let (lr, seed) = (self.schedule.lr(self.state.step), self.seed(&format!("step {}", self.state.step)));
-        self.run.adapter.before_step(&StepContext { step: self.state.step, total_steps: self.total_steps, seed });
+        let context = StepContext { step: self.state.step, total_steps: self.total_steps, seed };
+        self.run.adapter.before_step(&context, &mut self.gradients);
         let parameters = parameters_mut(&mut *self.run.adapter, &mut self.run.head);
         let norm = self.optimizer.step(parameters, &self.gradients, lr);
         let grad_norm = norm.map_err(|OptimizerError::NonFinite { name }| self.non_finite(format!("the gradient of `{name}`"), &rows))?;
@@ -294,12 +302,12 @@ impl<'a> Trainer<'a> {
             .objective()
             .loss(&batch, self.run.backbone, pass.as_mut(), mode, smoothing, usize::MAX)
             .map_err(|source| TrainError::Forward { set: Set::Train, rows: rows.to_vec(), source })?;
-        drop(pass);
         // Each micro-batch counts by its share of the step's targets, so that the split does not matter.
         let mut loss = sum / targets as f64;
-        if let Some(auxiliary) = adapter.auxiliary_loss() {
+        if let Some(auxiliary) = pass.auxiliary_loss() {
             loss = loss + auxiliary / micro_batches as f64;
         }
+        drop(pass);
         let value = to_vec(loss.clone().inner())[0];
         if !value.is_finite() {
             return Err(self.non_finite("the loss".into(), rows));
@@ -361,7 +369,8 @@ impl<'a> Trainer<'a> {
         self.state.evaluations_without_improvement = 0;
         self.state.best = Some(Best { step, metric: metric.into(), value });
         if self.run.folder.is_none() && config.load_best_model_at_end {
-            self.best_values = Some(self.parameters().iter().map(|p| p.to_vec()).collect());
+            let values = self.parameters().iter().map(|p| p.to_vec()).collect();
+            self.best_values = Some((values, self.run.adapter.state()));
         }
         self.emit(Event::NewBest { step, metric: metric.into(), value });
         Ok(true)
@@ -385,7 +394,7 @@ impl<'a> Trainer<'a> {
         if let Some(bad) = parameters.iter().find(|p| p.to_vec().iter().any(|x| !x.is_finite())) {
             return Err(TrainError::Diverged { name: bad.name().to_owned(), step, checkpoint: self.newest() });
         }
-        let path = checkpoint::save(folder, &self.state, &parameters, &self.optimizer)?;
+        let path = checkpoint::save(folder, &self.state, &parameters, &self.optimizer, &self.run.adapter.state())?;
         let best = self.state.best.as_ref().map(|best| best.step);
         checkpoint::prune(folder, self.run.config.save_total_limit, step, best)?;
         self.saved = Some((step, path.clone()));
@@ -398,13 +407,14 @@ impl<'a> Trainer<'a> {
         let Some(step) = self.state.best.as_ref().map(|best| best.step).filter(|&step| step != self.state.step) else {
             return false;
         };
-        if let Some(values) = self.best_values.take() {
+        if let Some((values, state)) = self.best_values.take() {
+            let restored = self.run.adapter.restore(&state);
             self.parameters_mut().into_iter().zip(values).for_each(|(parameter, values)| parameter.set(values));
-            return true;
+            return restored.is_ok();
         }
         let Some(folder) = self.run.folder else { return false };
         let best = Checkpoint::open(&checkpoint::folder_of(folder, step));
-        let restored = best.and_then(|best| best.load_parameters(self.parameters_mut()));
+        let restored = best.and_then(|best| self.load_weights(&best));
         // The run itself is done and saved: that the best weights are gone is told, but fails nothing.
         restored.map_err(|error| self.emit(Event::CheckpointSkipped { reason: error.to_string() })).is_ok()
     }

@@ -3,6 +3,7 @@
 mod learning;
 mod resume;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -14,7 +15,7 @@ use serde_json::{Map, Value};
 use super::*;
 use crate::adapt::full::{Full, FullConfig};
 use crate::adapt::lora::{Lora, LoraConfig};
-use crate::adapt::{AdaptError, Adapter, BuildContext, Head, HeadConfig, Mode, Parameter, Pass, Pooling, StepContext};
+use crate::adapt::{AdaptError, Adapter, BuildContext, GradientSum, Head, HeadConfig, Mode, Parameter, Pass, Pooling, StepContext};
 use crate::model::load::{SafetensorsSource, read_json};
 use crate::model::{Backbone, Linear, ModelConfig, SequenceLayout, build};
 
@@ -188,7 +189,7 @@ impl Adapter for Hooked {
     }
 
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
-        self.inner.pass(mode)
+        Box::new(Penalised { inner: self.inner.pass(mode), adapter: self.inner.as_ref() })
     }
 
     fn peft_config(&self) -> Map<String, Value> {
@@ -203,17 +204,40 @@ impl Adapter for Hooked {
         self.inner.supports_mixed_batch()
     }
 
-    fn auxiliary_loss(&self) -> Option<Tensor<1>> {
-        let square = |p: &Parameter| p.get::<2>(Mode::Train { seed: 0 }).powi_scalar(2).sum();
-        self.parameters().into_iter().map(square).reduce(|a, b| a + b)
+    fn state(&self) -> BTreeMap<String, Vec<f32>> {
+        BTreeMap::from([("calls".into(), vec![self.calls.lock().unwrap().len() as f32])])
     }
 
-    fn before_step(&mut self, context: &StepContext) {
+    fn restore(&mut self, state: &BTreeMap<String, Vec<f32>>) -> Result<(), String> {
+        let calls = state.get("calls").ok_or("no `calls`")?[0] as usize;
+        self.calls.lock().unwrap().resize(calls, ("restored", 0));
+        Ok(())
+    }
+
+    fn before_step(&mut self, context: &StepContext, gradients: &mut GradientSum) {
+        assert!(self.inner.parameters().iter().all(|p| gradients.get(p.name()).is_some_and(|g| g.len() == p.len())));
         self.calls.lock().unwrap().push(("before", context.step));
     }
 
     fn after_step(&mut self, context: &StepContext) {
         self.calls.lock().unwrap().push(("after", context.step));
+    }
+}
+
+/// The inner pass, with the sum of squares of all parameters as a penalty.
+struct Penalised<'a> {
+    inner: Box<dyn Pass + 'a>,
+    adapter: &'a dyn Adapter,
+}
+
+impl Pass for Penalised<'_> {
+    fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
+        self.inner.linear(base, x)
+    }
+
+    fn auxiliary_loss(&mut self) -> Option<Tensor<1>> {
+        let square = |p: &Parameter| p.get::<2>(Mode::Train { seed: 0 }).powi_scalar(2).sum();
+        self.adapter.parameters().into_iter().map(square).reduce(|a, b| a + b)
     }
 }
 
