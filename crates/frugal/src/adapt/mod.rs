@@ -11,6 +11,7 @@ pub mod peft;
 pub mod prompt_tuning;
 pub mod registry;
 mod set;
+pub mod svd;
 mod target;
 
 use std::collections::BTreeMap;

@@ -3,6 +3,7 @@
 mod adapters;
 mod backbones;
 mod conformance;
+mod linear_algebra;
 mod lora_step;
 mod real;
 mod support;
