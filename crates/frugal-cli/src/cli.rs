@@ -3,7 +3,9 @@
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Parser, Subcommand};
 
-use crate::commands::{chat, doctor, eval, export, generate, merge, methods, models, plan, pretrain, tune, validate};
+use crate::commands::{
+    adapters, bench, chat, doctor, eval, export, generate, merge, methods, models, plan, pretrain, report, tune, validate,
+};
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -39,7 +41,10 @@ pub enum Command {
     Chat(chat::Args),
     Merge(merge::Args),
     Export(export::Args),
+    Adapters(adapters::Args),
     Pretrain(pretrain::Args),
+    Bench(bench::Args),
+    Report(report::Args),
     Methods(methods::Args),
     Models(models::Args),
     Doctor(doctor::Args),

@@ -14,6 +14,7 @@ pub mod metrics;
 pub mod report;
 pub mod safetensors;
 pub mod suggest;
+pub mod suite;
 pub mod table;
 pub mod template;
 pub mod tokenizer;

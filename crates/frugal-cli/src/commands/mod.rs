@@ -1,5 +1,7 @@
 //! One file per command: its flags, and what it does with them.
 
+pub mod adapters;
+pub mod bench;
 pub mod chat;
 pub mod doctor;
 pub mod eval;
@@ -10,6 +12,7 @@ pub mod methods;
 pub mod models;
 pub mod plan;
 pub mod pretrain;
+pub mod report;
 pub mod tune;
 pub mod validate;
 
@@ -29,7 +32,10 @@ pub fn run(command: Command) -> Result<Outcome> {
         Command::Chat(args) => chat::run(&args),
         Command::Merge(args) => merge::run(&args),
         Command::Export(args) => export::run(&args),
+        Command::Adapters(args) => adapters::run(&args),
         Command::Pretrain(args) => pretrain::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Methods(args) => methods::run(&args),
         Command::Models(args) => models::run(&args),
         Command::Doctor(args) => doctor::run(&args),

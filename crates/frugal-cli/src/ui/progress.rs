@@ -13,7 +13,7 @@ use crate::args::Output;
 pub(super) const TICK: Duration = Duration::from_millis(120);
 const BAR_CHARS: &str = "━╸ ";
 
-pub(super) fn style(template: &str) -> ProgressStyle {
+pub fn style(template: &str) -> ProgressStyle {
     // The templates are constants of this file; a mistake in one shows as the plain default bar.
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars(BAR_CHARS)
 }

@@ -112,7 +112,7 @@ pub(super) fn get<'a>(table: &'a Table, path: &[String]) -> Option<&'a Value> {
 }
 
 /// Lays `over` on `base`: tables merge, everything else is replaced.
-pub(super) fn merge(base: &mut Table, over: &Table) {
+pub fn merge(base: &mut Table, over: &Table) {
     for (key, value) in over {
         match (base.get_mut(key), value) {
             (Some(Value::Table(below)), Value::Table(above)) => merge(below, above),

@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 
 pub use error::{ConfigError, ConfigErrors, Origin};
 use layer::Layer;
+pub use layer::merge;
 
 /// Reads `T` from a TOML file and overrides such as `train.lr=2e-4`; later ones win, absent keys keep
 /// the value they have in `T::default()`.

@@ -26,9 +26,9 @@ pub(super) mod colour {
     pub(in crate::report) const RATE: RGBColor = RGBColor(0x7c, 0x3a, 0xed);
     pub(in crate::report) const SPEED: RGBColor = RGBColor(0x0f, 0x76, 0x6e);
     pub(in crate::report) const MEMORY: RGBColor = RGBColor(0xbe, 0x18, 0x5d);
-    pub(super) const GRID: RGBColor = RGBColor(0xe5, 0xe7, 0xeb);
-    pub(super) const AXIS: RGBColor = RGBColor(0x9c, 0xa3, 0xaf);
-    pub(super) const TEXT: RGBColor = RGBColor(0x4b, 0x55, 0x63);
+    pub(in crate::report) const GRID: RGBColor = RGBColor(0xe5, 0xe7, 0xeb);
+    pub(in crate::report) const AXIS: RGBColor = RGBColor(0x9c, 0xa3, 0xaf);
+    pub(in crate::report) const TEXT: RGBColor = RGBColor(0x4b, 0x55, 0x63);
 }
 
 /// How a series is drawn.
@@ -44,7 +44,7 @@ pub(super) enum Mark {
 
 /// Values against the step.
 pub(super) struct Series {
-    pub(super) label: &'static str,
+    pub(super) label: String,
     pub(super) colour: RGBColor,
     pub(super) mark: Mark,
     /// (step, value); values that are not finite break the line.
@@ -221,7 +221,7 @@ mod tests {
     use super::*;
 
     fn chart(points: Vec<(f64, f64)>) -> Chart {
-        let series = vec![Series { label: "a", colour: colour::TRAIN, mark: Mark::Line, points }];
+        let series = vec![Series { label: "a".into(), colour: colour::TRAIN, mark: Mark::Line, points }];
         Chart { title: "t", unit: "Loss".into(), series, from_zero: false }
     }
 

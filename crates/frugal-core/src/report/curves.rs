@@ -11,7 +11,7 @@ pub(super) fn figures(log: &[Scalars]) -> Result<String, ChartError> {
     charts.iter().map(|(chart, note)| figure(chart, note)).collect()
 }
 
-fn figure(chart: &Chart, note: &str) -> Result<String, ChartError> {
+pub(super) fn figure(chart: &Chart, note: &str) -> Result<String, ChartError> {
     let Some(svg) = chart.svg()? else { return Ok(String::new()) };
     let shown = chart.series.iter().filter(|s| !s.points.is_empty());
     let key = |s: &Series| {
@@ -28,7 +28,7 @@ fn figure(chart: &Chart, note: &str) -> Result<String, ChartError> {
         format!(
             "<li><svg class=\"key {kind}\" viewBox=\"0 0 24 8\" aria-hidden=\"true\"><path d=\"M0 4H24\" stroke=\"{colour}\"/>\
              <circle cx=\"12\" cy=\"4\" r=\"3\" fill=\"{colour}\"/></svg>{}</li>",
-            escape(s.label)
+            escape(&s.label)
         )
     };
     let legend: String = shown.map(key).collect();
@@ -40,17 +40,17 @@ fn figure(chart: &Chart, note: &str) -> Result<String, ChartError> {
     ))
 }
 
-fn points(log: &[Scalars], name: &str) -> Vec<(f64, f64)> {
+pub(super) fn points(log: &[Scalars], name: &str) -> Vec<(f64, f64)> {
     log.iter().filter_map(|record| Some((record.step as f64, record.get(name)?))).collect()
 }
 
 /// Raw values behind the smoothed ones; the values alone where there are few.
 fn smoothed(label: [&'static str; 2], colour: plotters::style::RGBColor, points: Vec<(f64, f64)>) -> Vec<Series> {
     if points.len() < 40 {
-        return vec![Series { label: label[0], colour, mark: Mark::Line, points }];
+        return vec![Series { label: label[0].into(), colour, mark: Mark::Line, points }];
     }
-    let smooth = Series { label: label[1], colour, mark: Mark::Line, points: chart::smooth(&points) };
-    vec![Series { label: label[0], colour, mark: Mark::Faint, points }, smooth]
+    let smooth = Series { label: label[1].into(), colour, mark: Mark::Line, points: chart::smooth(&points) };
+    vec![Series { label: label[0].into(), colour, mark: Mark::Faint, points }, smooth]
 }
 
 fn loss(log: &[Scalars]) -> (Chart, String) {
@@ -63,14 +63,14 @@ fn loss(log: &[Scalars]) -> (Chart, String) {
         note.push(format!("best validation {} at step {}", human::significant(*value, 4), human::count(*step as u64)));
     }
     let mut series = smoothed(["Training", "Training, smoothed"], colour::TRAIN, train);
-    series.push(Series { label: "Validation", colour: colour::VALIDATION, mark: Mark::Dotted, points: validation });
+    series.push(Series { label: "Validation".into(), colour: colour::VALIDATION, mark: Mark::Dotted, points: validation });
     (Chart { title: "Loss", unit: "Cross-entropy (nats)".into(), series, from_zero: false }, note.join(" · "))
 }
 
 fn learning_rate(log: &[Scalars]) -> (Chart, String) {
     let points = points(log, names::LEARNING_RATE);
     let peak = points.iter().map(|p| p.1).fold(0.0, f64::max);
-    let series = vec![Series { label: "Learning rate", colour: colour::RATE, mark: Mark::Line, points }];
+    let series = vec![Series { label: "Learning rate".into(), colour: colour::RATE, mark: Mark::Line, points }];
     (Chart { title: "Learning rate", unit: "Learning rate".into(), series, from_zero: true }, format!("Peak {}", scientific(peak)))
 }
 
@@ -87,7 +87,7 @@ fn memory(log: &[Scalars]) -> (Chart, String) {
     let most = points.iter().map(|p| p.1).filter(|v| v.is_finite()).fold(0.0, f64::max);
     let (unit, bytes) = if most >= (1u64 << 30) as f64 { ("GiB", (1u64 << 30) as f64) } else { ("MiB", (1u64 << 20) as f64) };
     points.iter_mut().for_each(|p| p.1 /= bytes);
-    let series = vec![Series { label: "Resident memory", colour: colour::MEMORY, mark: Mark::Line, points }];
+    let series = vec![Series { label: "Resident memory".into(), colour: colour::MEMORY, mark: Mark::Line, points }];
     let note = format!("Highest logged {}", human::bytes(most as u64));
     (Chart { title: "Memory", unit: format!("Resident memory ({unit})"), series, from_zero: true }, note)
 }

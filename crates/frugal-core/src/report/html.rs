@@ -22,15 +22,18 @@ pub(super) fn page(report: &RunReport) -> Result<String, ChartError> {
         section("Command line", &command(&record.run_info.command)),
         section("Environment", &environment(record)),
     ];
-    Ok(format!(
+    Ok(document(&report.title, &header(report), &sections.concat()))
+}
+
+/// A whole page.
+pub(super) fn document(title: &str, header: &str, body: &str) -> String {
+    format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<meta name=\"color-scheme\" content=\"light dark\">\n\
          <title>{title}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n{header}{body}</main>\n</body>\n</html>\n",
-        title = escape(&report.title),
+        title = escape(title),
         style = include_str!("style.css"),
-        header = header(report),
-        body = sections.concat(),
-    ))
+    )
 }
 
 /// Text that HTML shows as it is, in elements and in quoted attributes.
@@ -54,11 +57,11 @@ pub(super) fn hex(RGBColor(r, g, b): RGBColor) -> String {
     format!("#{r:02X}{g:02X}{b:02X}")
 }
 
-fn section(heading: &str, body: &str) -> String {
+pub(super) fn section(heading: &str, body: &str) -> String {
     if body.is_empty() { String::new() } else { format!("<section>\n<h2>{}</h2>\n{body}</section>\n", escape(heading)) }
 }
 
-fn wrapped(class: &str, body: &str) -> String {
+pub(super) fn wrapped(class: &str, body: &str) -> String {
     if body.is_empty() { String::new() } else { format!("<div class=\"{class}\">\n{body}</div>\n") }
 }
 
@@ -115,10 +118,14 @@ fn quality(evaluations: &[Evaluation]) -> String {
     )
 }
 
+/// Whether less of a metric is more.
+pub(super) fn lower_is_better(name: &str) -> bool {
+    ["loss", "perplexity", "bits_per_byte"].iter().any(|known| name.ends_with(known))
+}
+
 fn change(name: &str, base: Option<&f64>, adapted: Option<&f64>) -> String {
     let Some((base, adapted)) = base.zip(adapted) else { return "<td class=\"n\">-</td>".into() };
-    let lower_is_better = ["loss", "perplexity", "bits_per_byte"].iter().any(|known| name.ends_with(known));
-    let gain = if lower_is_better { base - adapted } else { adapted - base };
+    let gain = if lower_is_better(name) { base - adapted } else { adapted - base };
     let class = if gain > 0.0 {
         "better"
     } else if gain < 0.0 {
@@ -137,7 +144,7 @@ fn change(name: &str, base: Option<&f64>, adapted: Option<&f64>) -> String {
     format!("<td class=\"n {class}\">{sign}{}</td>", score(difference.abs()))
 }
 
-fn score(value: f64) -> String {
+pub(super) fn score(value: f64) -> String {
     if !value.is_finite() {
         return value.to_string();
     }
@@ -145,7 +152,7 @@ fn score(value: f64) -> String {
 }
 
 /// `macro_f1` as `Macro F1`.
-fn title(name: &str) -> String {
+pub(super) fn title(name: &str) -> String {
     let spaced = name.replace('_', " ").replace(" f1", " F1");
     let mut chars = spaced.chars();
     chars.next().map_or(String::new(), |first| first.to_uppercase().chain(chars).collect())

@@ -1,17 +1,20 @@
 //! The report of a run: one HTML file that needs nothing else.
 
 mod chart;
+mod comparison;
 mod curves;
 mod html;
 mod record;
 #[cfg(test)]
 pub(crate) mod sample;
+mod scatter;
 
 use serde::{Deserialize, Serialize};
 
 pub use chart::ChartError;
+pub use comparison::{Compared, Comparison, Run, Spread};
 pub use record::{
-    DatasetInfo, Evaluation, MetaInfo, ModelInfo, RECORD_FILE, RecordError, RunInfo, RunRecord, Status, SystemInfo, TrainInfo,
+    DatasetInfo, Evaluation, Forgetting, MetaInfo, ModelInfo, RECORD_FILE, RecordError, RunInfo, RunRecord, Status, SystemInfo, TrainInfo,
 };
 
 use crate::events::Scalars;

@@ -25,6 +25,9 @@ pub struct RunRecord {
     pub train_info: TrainInfo,
     /// Quality before and after, one entry for each part of the data.
     pub evaluation: Vec<Evaluation>,
+    /// What the model lost elsewhere, where it was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forgetting: Option<Forgetting>,
     /// Model, data, software and machine.
     pub meta_info: MetaInfo,
 }
@@ -102,6 +105,19 @@ pub struct Evaluation {
     pub base: BTreeMap<String, f64>,
     /// The model after training.
     pub adapted: BTreeMap<String, f64>,
+}
+
+/// A measure on text that has nothing to do with the task, before and after training.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Forgetting {
+    /// `perplexity` (lower is better) or `probe_accuracy` (higher is better).
+    pub measure: String,
+    /// What it was measured on.
+    pub data: String,
+    /// The model as it was before training.
+    pub base: f64,
+    /// The model after training.
+    pub adapted: f64,
 }
 
 /// Model, data, software and machine.

@@ -51,6 +51,7 @@ pub(crate) fn report() -> RunReport {
                 Evaluation { split: "validation".into(), examples: 436, base: scores(0.5183, 0.3414, 0.0, 0.8441), adapted: scores(0.8922, 0.8917, 0.7840, 0.2914) },
                 Evaluation { split: "test".into(), examples: 436, base: scores(0.5206, 0.3424, 0.0, 0.8397), adapted: scores(0.8910, 0.8906, 0.7821, 0.2988) },
             ],
+            forgetting: None,
             meta_info: MetaInfo {
                 model_info: ModelInfo { name: "smollm2-135m".into(), model_type: "llama".into(), file_size: 98_173_792, sha256: Some(hash.into()) },
                 dataset_info: vec![data("train", 2_000, hash), data("validation", 436, hash), data("test", 436, hash)],

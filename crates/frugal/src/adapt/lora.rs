@@ -253,6 +253,18 @@ struct Pair {
     scale: f32,
 }
 
+/// Values for the low-rank pair of one map, at scale 1.
+pub struct Factors {
+    /// Path of the map.
+    pub path: String,
+    /// Rank.
+    pub rank: usize,
+    /// `[rank, d_in]`, row by row.
+    pub a: Vec<f32>,
+    /// `[d_out, rank]`, row by row.
+    pub b: Vec<f32>,
+}
+
 /// A LoRA adapter.
 pub struct Lora {
     config: LoraConfig,
@@ -282,6 +294,40 @@ impl Lora {
         let biases = biases(&config, context, &pairs)?;
         let transposed = context.sites.iter().any(|(id, site)| site.kind == SiteKind::Conv1d && pairs[id.index()].is_some());
         Ok(Self { config, pairs, biases, saved_targets, fan_in_fan_out: transposed })
+    }
+
+    /// An adapter of known factors. Its `r` is the commonest rank; the others stand in `rank_pattern`.
+    ///
+    /// # Errors
+    /// A path that is not a linear map of the model, factors that do not fit it.
+    pub fn from_factors(factors: Vec<Factors>, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
+        let mut counts: BTreeMap<usize, usize> = BTreeMap::new();
+        factors.iter().for_each(|f| *counts.entry(f.rank).or_default() += 1);
+        let r = counts.iter().max_by_key(|(_, count)| **count).map_or(1, |(r, _)| *r);
+        let others = || factors.iter().filter(|f| f.rank != r);
+        let pattern = |f: &Factors| regex::escape(&f.path);
+        let config = LoraConfig {
+            r,
+            lora_alpha: r as f64,
+            rank_pattern: others().map(|f| (pattern(f), f.rank)).collect(),
+            alpha_pattern: others().map(|f| (pattern(f), f.rank as f64)).collect(),
+            target_modules: super::target::Names::List(factors.iter().map(|f| f.path.clone()).collect()),
+            ..LoraConfig::default()
+        };
+        let mut lora = Self::new(config, context)?;
+        for factor in factors {
+            let pair = lora.pairs.iter_mut().flatten().find(|p| p.path == factor.path);
+            let fits = pair.filter(|p| p.a.len() == factor.a.len() && p.b.len() == factor.b.len());
+            let Some(pair) = fits else {
+                return Err(AdaptError::Settings {
+                    method: NAME,
+                    reason: format!("the factors for `{}` do not fit this model", factor.path),
+                });
+            };
+            pair.a.set(factor.a);
+            pair.b.set(factor.b);
+        }
+        Ok(lora)
     }
 
     fn at(&self, site: SiteId) -> Option<&Pair> {

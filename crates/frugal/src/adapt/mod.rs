@@ -1,5 +1,6 @@
 //! Adapters: what is trained beside a frozen backbone, and how it meets it.
 
+pub mod combine;
 pub mod full;
 mod gradients;
 pub mod head;

@@ -111,6 +111,8 @@ pub struct TuneConfig {
     pub pooling: Option<Pooling>,
     /// Also judge the model before training (a classifier's head is random then).
     pub evaluate_base: bool,
+    /// Also measure what the model lost on text that has nothing to do with the task.
+    pub measure_forgetting: bool,
     /// Examples.
     pub data: DataConfig,
     /// Method.
@@ -129,6 +131,7 @@ impl Default for TuneConfig {
             seed: 0,
             pooling: None,
             evaluate_base: true,
+            measure_forgetting: false,
             data: DataConfig::default(),
             method: MethodConfig::default(),
             train: TrainConfig { lr: 0.0, epochs: 1.0, batch_size: 16, ..TrainConfig::default() },

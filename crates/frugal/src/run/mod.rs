@@ -3,6 +3,7 @@
 mod config;
 mod evaluate;
 mod export;
+mod forgetting;
 mod log;
 mod plan;
 mod prepare;
@@ -18,6 +19,7 @@ use thiserror::Error;
 pub use config::{DataConfig, MethodConfig, Task, TuneConfig};
 pub use evaluate::{EvaluateRequest, Evaluated, evaluate};
 pub use export::{ExportFormat, export_adapter_gguf, export_gguf, merge_to_folder};
+pub use forgetting::forgetting;
 pub use plan::{Memory, Plan, plan};
 pub use prepare::{Part, Prepared, prepare};
 pub use pretrain::{PretrainConfig, Pretrained, Shape, pretrain};

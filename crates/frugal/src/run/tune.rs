@@ -94,6 +94,15 @@ pub fn tune(
     let adapted = if interrupted { Vec::new() } else { run.score("adapted", &entry, false, observe)? };
     let adapter = if interrupted { None } else { Some(save(&out, &entry, &run, method.name)?) };
 
+    // Read before what is measured for the comparison only.
+    let peak_memory = frugal_core::events::peak_rss_bytes();
+    let forgetting = if interrupted || !config.measure_forgetting {
+        None
+    } else {
+        observe(&Progress::Begin { what: "measuring what was forgotten".into() });
+        super::forgetting(&prepared.files, backbone.as_ref(), entry.adapter.as_ref(), config.train.max_tokens, stop)?
+    };
+
     let parts = scores(&prepared, &base, &adapted);
     let head_parameters: usize = entry.head.iter().flat_map(Head::parameters).map(Parameter::len).sum();
     let num_trainable = entry.adapter.num_trainable() + head_parameters;
@@ -110,7 +119,7 @@ pub fn tune(
             error_msg: String::new(),
         },
         train_info: TrainInfo {
-            peak_memory: frugal_core::events::peak_rss_bytes(),
+            peak_memory,
             train_time,
             train_tokens: outcome.tokens,
             file_size: adapter.as_deref().map_or(0, weights_size),
@@ -123,6 +132,7 @@ pub fn tune(
             .iter()
             .map(|p| report::Evaluation { split: p.part.clone(), examples: p.examples, base: p.base.clone(), adapted: p.adapted.clone() })
             .collect(),
+        forgetting,
         meta_info: meta(config, &prepared),
     };
     record.write(&out.join(RECORD_FILE))?;

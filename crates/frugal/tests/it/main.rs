@@ -2,6 +2,7 @@
 
 mod adapters;
 mod backbones;
+mod combine;
 mod conformance;
 mod linear_algebra;
 mod lora_step;

@@ -1,0 +1,127 @@
+//! `frugal report`: any set of runs on one page.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+use frugal_core::events::{LOG_FILE, read_jsonl};
+use frugal_core::fs::write_atomic;
+use frugal_core::human;
+use frugal_core::report::{Comparison, RECORD_FILE, Run, RunRecord};
+use frugal_core::table::{Column, Table};
+use serde_json::json;
+
+use crate::Outcome;
+use crate::args::Output;
+use crate::ui;
+
+const EXAMPLES: &str = "\
+Examples:
+  frugal report runs/*
+  frugal report runs/bench-text-encoder --metric macro_f1 --out comparison.html
+
+A folder is a run, or holds runs. Runs whose names differ only in a final -seedN are averaged.";
+
+/// Compare finished runs: quality against parameters, memory and time
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Run folders, or folders of runs
+    #[arg(required = true, value_name = "DIR")]
+    folders: Vec<PathBuf>,
+    /// The metric that decides [default: accuracy, else perplexity, else loss]
+    #[arg(long, value_name = "NAME")]
+    metric: Option<String>,
+    /// The page; replaced if it exists
+    #[arg(long, short, value_name = "FILE", default_value = "comparison.html")]
+    out: PathBuf,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// Reads the runs and writes the page.
+pub fn run(args: &Args) -> Result<Outcome> {
+    let mut runs = Vec::new();
+    for folder in &args.folders {
+        if !folder.is_dir() {
+            bail!("{}: no such folder", folder.display());
+        }
+        let before = runs.len();
+        collect(folder, &mut runs)?;
+        if runs.len() == before {
+            bail!("{}: neither a run nor a folder of runs: no `{RECORD_FILE}` there", folder.display());
+        }
+    }
+    let subtitle = match runs.len() {
+        1 => "one run".to_owned(),
+        n => format!("{n} runs"),
+    };
+    let comparison = Comparison::new("Comparison", subtitle, args.metric.as_deref(), runs);
+    write_atomic(&args.out, comparison.to_html()?.as_bytes())?;
+    if args.output.json {
+        ui::print_json(&json!({ "metric": comparison.metric, "runs": comparison.rows(), "report": args.out }))?;
+    } else {
+        ui::table::print(&table(&comparison));
+        ui::print(&format!("\n{}", args.out.display()));
+    }
+    Ok(Outcome::Done)
+}
+
+fn collect(folder: &Path, runs: &mut Vec<Run>) -> Result<()> {
+    let file = folder.join(RECORD_FILE);
+    if file.is_file() {
+        let record = RunRecord::read(&file)?;
+        let folder_name = folder.canonicalize().ok().and_then(|f| Some(f.file_name()?.to_string_lossy().into_owned()));
+        let name = folder_name.unwrap_or_else(|| record.run_info.experiment_name.clone());
+        runs.push(Run { name: without_seed(&name).to_owned(), record, log: read_jsonl(&folder.join(LOG_FILE)).unwrap_or_default() });
+        return Ok(());
+    }
+    let mut inner: Vec<PathBuf> = std::fs::read_dir(folder)?.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
+    inner.sort();
+    for folder in inner {
+        if folder.join(RECORD_FILE).is_file() {
+            collect(&folder, runs)?;
+        }
+    }
+    Ok(())
+}
+
+/// `lora` of `lora-seed3`.
+fn without_seed(name: &str) -> &str {
+    match name.rsplit_once("-seed") {
+        Some((head, digits)) if !digits.is_empty() && digits.chars().all(|c| c.is_ascii_digit()) => head,
+        _ => name,
+    }
+}
+
+/// The comparison for a terminal.
+pub fn table(comparison: &Comparison) -> Table {
+    let headings = [&comparison.metric, "±", "parameters", "file", "memory", "time", "tokens/s"].map(Column::number);
+    let mut table = Table::new(std::iter::once(Column::text("run")).chain(headings));
+    for row in comparison.rows() {
+        let number = |value: Option<f64>| value.map_or_else(|| "-".into(), ui::run::number);
+        table.row([
+            row.name.clone(),
+            number(row.quality.map(|q| q.mean)),
+            number(row.quality.and_then(|q| q.deviation)),
+            human::count(row.num_trainable_params),
+            human::bytes(row.file_size),
+            row.peak_memory.map_or_else(|| "-".into(), |b| human::bytes(b as u64)),
+            row.train_time.map_or_else(|| "-".into(), human::duration),
+            row.tokens_per_second.map_or_else(|| "-".into(), |s| human::count(s.round() as u64)),
+        ]);
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_number_after_seed_is_a_seed() {
+        assert_eq!(
+            ["lora-seed3", "lora", "lora-seed", "a-seedling", "a-seed1-seed22"].map(without_seed),
+            ["lora", "lora", "lora-seed", "a-seedling", "a-seed1"]
+        );
+    }
+}

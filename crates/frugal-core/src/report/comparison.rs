@@ -1,0 +1,330 @@
+//! Many runs side by side: one table, quality against cost, learning curves.
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+
+use serde::Serialize;
+
+use super::chart::{self, Chart, ChartError, Mark, Series, colour};
+use super::html::{document, escape, lower_is_better, score, section, title, wrapped};
+use super::scatter::{Point, Scatter};
+use super::{Evaluation, RunRecord, Status, curves};
+use crate::events::{Scalars, names};
+use crate::{human, metrics};
+
+/// A run to compare.
+#[derive(Clone, Debug, Default)]
+pub struct Run {
+    /// Name without the seed; runs of one name are averaged.
+    pub name: String,
+    /// What it cost and gained.
+    pub record: RunRecord,
+    /// Its log.
+    pub log: Vec<Scalars>,
+}
+
+/// Mean and standard deviation over seeds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Spread {
+    /// Mean.
+    pub mean: f64,
+    /// Sample standard deviation; absent for one value.
+    pub deviation: Option<f64>,
+    /// Number of values.
+    pub count: usize,
+}
+
+impl Spread {
+    /// Of these values; `None` without any.
+    pub fn new(values: &[f64]) -> Option<Self> {
+        let mean = metrics::mean(values)?;
+        let count = values.len();
+        let sum: f64 = values.iter().map(|v| (v - mean).powi(2)).sum();
+        Some(Self { mean, deviation: (count > 1).then(|| (sum / (count - 1) as f64).sqrt()), count })
+    }
+
+    fn text(self) -> String {
+        self.deviation.map_or_else(|| score(self.mean), |d| format!("{} \u{b1} {}", score(self.mean), score(d)))
+    }
+}
+
+/// The runs of one name together.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Compared {
+    /// Name.
+    pub name: String,
+    /// Method.
+    pub method: String,
+    /// Runs that finished.
+    pub runs: usize,
+    /// The deciding metric.
+    pub quality: Option<Spread>,
+    /// Trained parameters.
+    pub num_trainable_params: u64,
+    /// Saved bytes.
+    pub file_size: u64,
+    /// Bytes; the median.
+    pub peak_memory: Option<f64>,
+    /// Seconds of training; the median.
+    pub train_time: Option<f64>,
+    /// The median.
+    pub tokens_per_second: Option<f64>,
+    /// What was lost on unrelated text: `adapted - base` of the measure of forgetting.
+    pub forgetting: Option<Spread>,
+    /// Why runs failed.
+    pub errors: Vec<String>,
+}
+
+/// Many runs, grouped by name and sorted by quality.
+#[derive(Clone, Debug, Default)]
+pub struct Comparison {
+    /// Heading of the page.
+    pub title: String,
+    /// One line below it.
+    pub subtitle: String,
+    /// The metric that decides.
+    pub metric: String,
+    runs: Vec<Run>,
+    rows: Vec<Compared>,
+}
+
+/// What quality is read from: the test part, or the last one there is.
+fn judged(record: &RunRecord) -> Option<&Evaluation> {
+    record.evaluation.iter().find(|e| e.split == "test").or_else(|| record.evaluation.last())
+}
+
+impl Comparison {
+    /// Groups runs by name. Without `metric` it is `accuracy` where the runs have it, otherwise `perplexity`, otherwise `loss`.
+    pub fn new(title: impl Into<String>, subtitle: impl Into<String>, metric: Option<&str>, runs: Vec<Run>) -> Self {
+        let has = |name: &&&str| runs.iter().any(|r| judged(&r.record).is_some_and(|e| e.adapted.contains_key(**name)));
+        let known = ["accuracy", "perplexity", "loss"];
+        let metric = metric.or_else(|| known.iter().find(has).copied()).unwrap_or("accuracy").to_owned();
+        let names: BTreeSet<&str> = runs.iter().map(|r| r.name.as_str()).collect();
+        let mut rows: Vec<Compared> = names.iter().map(|name| row(name, &metric, runs.iter().filter(|r| r.name == *name))).collect();
+        let quality = |row: &Compared| row.quality.map_or(f64::NEG_INFINITY, |q| if lower_is_better(&metric) { -q.mean } else { q.mean });
+        rows.sort_by(|a, b| quality(b).total_cmp(&quality(a)).then_with(|| a.name.cmp(&b.name)));
+        Self { title: title.into(), subtitle: subtitle.into(), metric, runs, rows }
+    }
+
+    /// The groups, best first.
+    pub fn rows(&self) -> &[Compared] {
+        &self.rows
+    }
+
+    /// What forgetting is measured by, where it is.
+    fn forgetting_measure(&self) -> Option<&str> {
+        self.runs.iter().find_map(|r| Some(r.record.forgetting.as_ref()?.measure.as_str()))
+    }
+
+    fn headings(&self) -> Vec<String> {
+        let mut all: Vec<String> = vec!["Run".into(), title(&self.metric)];
+        all.extend(["Trainable parameters", "File", "Peak memory", "Training time", "Tokens/s"].map(str::to_owned));
+        all.extend(self.forgetting_measure().map(|m| format!("Change of {} elsewhere", m.replace('_', " "))));
+        all
+    }
+
+    /// Cells of a row: what is shown, and the number that it is sorted by.
+    fn cells(&self, row: &Compared) -> Vec<(String, Option<f64>)> {
+        let shown = |value: Option<f64>, text: &dyn Fn(f64) -> String| (value.map_or("-".into(), text), value);
+        let mut cells = vec![
+            (row.quality.map_or("-".into(), Spread::text), row.quality.map(|q| q.mean)),
+            (human::count(row.num_trainable_params), Some(row.num_trainable_params as f64)),
+            (human::bytes(row.file_size), Some(row.file_size as f64)),
+            shown(row.peak_memory, &|v| human::bytes(v as u64)),
+            shown(row.train_time, &human::duration),
+            shown(row.tokens_per_second, &|v| human::count(v.round() as u64)),
+        ];
+        if self.forgetting_measure().is_some() {
+            let signed = |s: Spread| format!("{}{}", if s.mean > 0.0 { "+" } else { "" }, s.text());
+            cells.push((row.forgetting.map_or("-".into(), signed), row.forgetting.map(|f| f.mean)));
+        }
+        cells
+    }
+
+    /// The table in Markdown.
+    pub fn to_markdown(&self) -> String {
+        let headings = self.headings();
+        let mut text = format!("| {} |\n|---|{}\n", headings.join(" | "), "---:|".repeat(headings.len() - 1));
+        for row in &self.rows {
+            let cells: Vec<String> = self.cells(row).into_iter().map(|(shown, _)| shown).collect();
+            let _ = writeln!(text, "| {} | {} |", row.name, cells.join(" | "));
+        }
+        text
+    }
+
+    /// The page: HTML with its style, charts and a script that sorts the table inside, without links to other files.
+    ///
+    /// # Errors
+    /// If the plotting library cannot draw a chart.
+    pub fn to_html(&self) -> Result<String, ChartError> {
+        let header = format!("<header>\n<h1>{}</h1>\n<p>{}</p>\n</header>\n", escape(&self.title), escape(&self.subtitle));
+        let body = [
+            section("Runs", &self.table()),
+            section(&format!("{} against cost", title(&self.metric)), &wrapped("charts", &self.scatters()?)),
+            section("Learning curves", &wrapped("charts", &self.curves()?)),
+            section("Failures", &self.failures()),
+        ];
+        Ok(document(&self.title, &header, &body.concat()))
+    }
+
+    fn table(&self) -> String {
+        let heading = |(i, text): (usize, &String)| {
+            let class = if i == 0 { "" } else { " class=\"n\"" };
+            format!("<th{class}><button type=\"button\" data-column=\"{i}\">{}</button></th>", escape(text))
+        };
+        let mut html = String::from("<div class=\"scroll\"><table class=\"sortable\">\n<thead><tr>");
+        html.extend(self.headings().iter().enumerate().map(heading));
+        html.push_str("</tr></thead>\n<tbody>\n");
+        for row in &self.rows {
+            let _ = write!(html, "<tr><th scope=\"row\" data-value=\"{0}\">{0}</th>", escape(&row.name));
+            for (shown, value) in self.cells(row) {
+                let value = value.map_or(String::new(), |v| v.to_string());
+                let _ = write!(html, "<td class=\"n\" data-value=\"{value}\">{}</td>", escape(&shown));
+            }
+            html.push_str("</tr>\n");
+        }
+        let seeds = self.rows.iter().map(|r| r.runs).max().unwrap_or(0);
+        let spread = if seeds > 1 { " Quality is mean \u{b1} standard deviation over seeds; costs are medians." } else { "" };
+        let _ = write!(html, "</tbody>\n</table></div>\n<p class=\"note\">A click on a heading sorts by it.{spread}</p>\n");
+        let _ = writeln!(html, "<script>\n{}</script>", include_str!("sort.js"));
+        html
+    }
+
+    fn scatters(&self) -> Result<String, ChartError> {
+        let quality = title(&self.metric);
+        let costs: [(&str, &str, fn(f64) -> String, fn(&Compared) -> Option<f64>); 3] = [
+            ("Parameters", "Trainable parameters", |v| human::count(v.round() as u64), |r| Some(r.num_trainable_params as f64)),
+            ("Memory", "Peak memory", |v| human::bytes(v as u64), |r| r.peak_memory),
+            ("Time", "Training time", human::duration, |r| r.train_time),
+        ];
+        let mut html = String::new();
+        for (name, cost, cost_label, value) in costs {
+            let point = |r: &Compared| Some(Point { name: r.name.clone(), x: value(r)?, y: r.quality?.mean });
+            let points = self.rows.iter().filter_map(point).collect();
+            let lower_is_better = lower_is_better(&self.metric);
+            let scatter = Scatter { title: name, cost, cost_label, quality: &quality, points, lower_is_better };
+            if let Some(svg) = scatter.svg()? {
+                let label = format!("{quality} against {}", cost.to_lowercase());
+                let svg = svg.replacen("<svg ", &format!("<svg role=\"img\" aria-label=\"{}\" ", escape(&label)), 1);
+                let _ = writeln!(
+                    html,
+                    "<figure><figcaption><h3>{name}</h3></figcaption><div class=\"chart\">{svg}</div><p class=\"note\">Named: \
+                     runs that no other beats in both.</p></figure>"
+                );
+            }
+        }
+        Ok(html)
+    }
+
+    /// Loss of the best groups, of the first run of each.
+    fn curves(&self) -> Result<String, ChartError> {
+        let colours = [colour::TRAIN, colour::VALIDATION, colour::RATE, colour::SPEED, colour::MEMORY];
+        let mut html = String::new();
+        for (title, name) in [("Training loss", names::LOSS), ("Validation loss", names::EVAL_LOSS)] {
+            let log =
+                |row: &Compared| self.runs.iter().find(|r| r.name == row.name).map(|r| curves::points(&r.log, name)).unwrap_or_default();
+            let logs = self.rows.iter().filter(|r| r.quality.is_some()).map(|r| (r.name.clone(), log(r))).filter(|(_, l)| !l.is_empty());
+            let series: Vec<Series> = logs
+                .zip(colours)
+                .map(|((label, points), colour)| {
+                    let points = if points.len() < 40 { points } else { chart::smooth(&points) };
+                    Series { label, colour, mark: if name == names::LOSS { Mark::Line } else { Mark::Dotted }, points }
+                })
+                .collect();
+            let chart = Chart { title, unit: "Cross-entropy (nats)".into(), series, from_zero: false };
+            html += &curves::figure(&chart, "The best runs, one seed of each")?;
+        }
+        Ok(html)
+    }
+
+    fn failures(&self) -> String {
+        let line = |row: &Compared| -> String {
+            row.errors.iter().map(|e| format!("<p><b>{}</b> {}</p>\n", escape(&row.name), escape(e))).collect()
+        };
+        self.rows.iter().map(line).collect()
+    }
+}
+
+fn row<'a>(name: &str, metric: &str, runs: impl Iterator<Item = &'a Run>) -> Compared {
+    let runs: Vec<&Run> = runs.collect();
+    let done: Vec<&RunRecord> = runs.iter().map(|r| &r.record).filter(|r| r.train_info.status == Status::Success).collect();
+    let all = |value: &dyn Fn(&RunRecord) -> Option<f64>| done.iter().filter_map(|r| value(r)).collect::<Vec<f64>>();
+    let median = |value: &dyn Fn(&RunRecord) -> Option<f64>| metrics::median(&all(value));
+    let method = runs.first().and_then(|r| r.record.run_info.train_config["method"]["name"].as_str()).unwrap_or_default().to_owned();
+    Compared {
+        name: name.to_owned(),
+        method,
+        runs: done.len(),
+        quality: Spread::new(&all(&|r| judged(r)?.adapted.get(metric).copied())),
+        num_trainable_params: done.first().map_or(0, |r| r.train_info.num_trainable_params),
+        file_size: done.first().map_or(0, |r| r.train_info.file_size),
+        peak_memory: median(&|r| r.train_info.peak_memory.map(|b| b as f64)),
+        train_time: median(&|r| Some(r.train_info.train_time)),
+        tokens_per_second: median(&|r| r.train_info.tokens_per_second()),
+        forgetting: Spread::new(&all(&|r| r.forgetting.as_ref().map(|f| f.adapted - f.base))),
+        errors: runs.iter().map(|r| r.record.run_info.error_msg.clone()).filter(|e| !e.is_empty()).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::{Forgetting, sample};
+
+    fn run(name: &str, accuracy: f64, parameters: u64) -> Run {
+        let report = sample::report();
+        let mut record = report.record;
+        record.evaluation[1].adapted.insert("accuracy".into(), accuracy);
+        record.train_info.num_trainable_params = parameters;
+        record.forgetting = Some(Forgetting { measure: "perplexity".into(), data: "d".into(), base: 20.0, adapted: 21.0 });
+        Run { name: name.into(), record, log: report.log }
+    }
+
+    fn comparison() -> Comparison {
+        let mut broken = run("broken", 0.0, 5);
+        broken.record.train_info.status = Status::Failed;
+        broken.record.run_info.error_msg = "out of <memory>".into();
+        Comparison::new("Two & one", "on sst2", None, vec![run("a", 0.8, 1000), run("b", 0.9, 90_000), run("a", 0.84, 1000), broken])
+    }
+
+    #[test]
+    fn runs_of_one_name_are_averaged_and_the_best_comes_first() {
+        let found = comparison();
+        assert_eq!(found.metric, "accuracy");
+        let names: Vec<&str> = found.rows().iter().map(|r| r.name.as_str()).collect();
+        assert_eq!(names, ["b", "a", "broken"]);
+        let a = found.rows()[1].quality.unwrap();
+        assert!((a.mean - 0.82).abs() < 1e-12 && (a.deviation.unwrap() - 0.028_284_271).abs() < 1e-8 && a.count == 2);
+        assert_eq!((found.rows()[2].quality, found.rows()[2].errors.len()), (None, 1));
+        assert_eq!(found.rows()[0].forgetting.unwrap().mean, 1.0);
+    }
+
+    #[test]
+    fn the_page_shows_everything_and_escapes_it() {
+        let html = comparison().to_html().unwrap();
+        // FRUGAL_REPORT_OUT=FILE keeps the page to be looked at.
+        if let Some(path) = std::env::var_os("FRUGAL_REPORT_OUT") {
+            std::fs::write(path, &html).unwrap();
+        }
+        for text in
+            ["Two &amp; one", "0.8200 \u{b1} 0.0283", "90,000", "out of &lt;memory&gt;", "data-value=\"0.9\"", "Validation loss", "+1.0000"]
+        {
+            assert!(html.contains(text), "the page lacks {text}");
+        }
+        assert_eq!(html.matches("<figure>").count(), 5);
+        let outside = html.replace("http://www.w3.org/2000/svg", "");
+        for reference in ["http:", "https:", "<link", "@import", "url(", "src="] {
+            assert!(!outside.contains(reference), "the page refers to {reference}");
+        }
+    }
+
+    #[test]
+    fn the_markdown_table_has_a_row_for_each_name() {
+        let text = comparison().to_markdown();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 5);
+        assert!(lines[0].starts_with("| Run | Accuracy | Trainable parameters |"), "{text}");
+        assert!(lines[2].starts_with("| b | 0.9000 | 90,000 |"), "{text}");
+        assert!(lines[4].starts_with("| broken | - |"), "{text}");
+    }
+}

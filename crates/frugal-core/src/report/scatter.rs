@@ -1,0 +1,142 @@
+//! Quality against cost, with the runs that no other beats on both marked.
+
+use plotters::coord::Shift;
+use plotters::coord::combinators::IntoLogRange;
+use plotters::prelude::*;
+
+use super::chart::{ChartError, colour};
+
+/// A named point; `x` is a cost above zero.
+pub(super) struct Point {
+    pub(super) name: String,
+    pub(super) x: f64,
+    pub(super) y: f64,
+}
+
+/// A chart of quality against a cost on a logarithmic axis.
+pub(super) struct Scatter<'a> {
+    pub(super) title: &'a str,
+    /// What the horizontal axis shows.
+    pub(super) cost: &'a str,
+    /// Writes a cost as people read it.
+    pub(super) cost_label: fn(f64) -> String,
+    /// What the vertical axis shows.
+    pub(super) quality: &'a str,
+    pub(super) points: Vec<Point>,
+    pub(super) lower_is_better: bool,
+}
+
+const FINE: i32 = 4;
+const SIZE: (u32, u32) = (560, 330);
+const TEXT: f64 = 11.0;
+
+/// Indices of the points that no other point beats: none is at least as good at no higher cost, and better in one of the two.
+pub(super) fn front(points: &[Point], lower_is_better: bool) -> Vec<usize> {
+    let quality = |p: &Point| if lower_is_better { -p.y } else { p.y };
+    let beats = |a: &Point, b: &Point| quality(a) >= quality(b) && a.x <= b.x && (quality(a) > quality(b) || a.x < b.x);
+    let mut found: Vec<usize> = (0..points.len()).filter(|&i| !points.iter().any(|other| beats(other, &points[i]))).collect();
+    found.sort_by(|&a, &b| points[a].x.total_cmp(&points[b].x));
+    found
+}
+
+impl Scatter<'_> {
+    /// The chart as an SVG element, or nothing if there is no point to show.
+    pub(super) fn svg(&self) -> Result<Option<String>, ChartError> {
+        let usable = |p: &&Point| p.x > 0.0 && p.x.is_finite() && p.y.is_finite();
+        let points: Vec<&Point> = self.points.iter().filter(usable).collect();
+        if points.is_empty() {
+            return Ok(None);
+        }
+        let mut svg = String::new();
+        {
+            let root = SVGBackend::with_string(&mut svg, (SIZE.0 * FINE as u32, SIZE.1 * FINE as u32)).into_drawing_area();
+            self.draw(&root, &points).map_err(|e| ChartError { title: self.title.into(), message: e.to_string() })?;
+        }
+        Ok(Some(svg))
+    }
+
+    fn draw(&self, root: &DrawingArea<SVGBackend<'_>, Shift>, points: &[&Point]) -> Result<(), Box<dyn std::error::Error>> {
+        let bounds = |value: fn(&Point) -> f64| {
+            points.iter().map(|p| value(p)).fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)))
+        };
+        let (x, y) = (bounds(|p| p.x), bounds(|p| p.y));
+        // Room for the names, which stand to the right of their points.
+        let x = (x.0 / 1.3, (x.1 * 1.3).max(x.0 * 2.0));
+        let x = (x.0, x.1 * (x.1 / x.0).powf(0.22));
+        let room = (0.12 * (y.1 - y.0)).max(1e-3);
+        let y = (y.0 - room, y.1 + room);
+        let font = |size: f64| ("sans-serif", size * f64::from(FINE) * 1.24).into_font().color(&colour::TEXT);
+        let decimals = (-((y.1 - y.0) / 5.0).log10().floor()).clamp(0.0, 6.0) as usize;
+        let mut chart = ChartBuilder::on(root)
+            .margin_top(10 * FINE)
+            .margin_right(14 * FINE)
+            .x_label_area_size(44 * FINE)
+            .y_label_area_size(62 * FINE)
+            .build_cartesian_2d((x.0..x.1).log_scale(), y.0..y.1)?;
+        chart
+            .configure_mesh()
+            .disable_x_mesh()
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(colour::GRID.stroke_width(FINE as u32))
+            .axis_style(colour::AXIS.stroke_width(FINE as u32))
+            .set_all_tick_mark_size(4 * FINE)
+            .label_style(font(TEXT))
+            .axis_desc_style(font(TEXT))
+            .x_labels(6)
+            .y_labels(6)
+            .x_label_formatter(&|v| (self.cost_label)(*v))
+            .y_label_formatter(&|v| format!("{v:.decimals$}"))
+            .x_desc(self.cost)
+            .y_desc(self.quality)
+            .draw()?;
+        let owned: Vec<Point> = points.iter().map(|p| Point { name: p.name.clone(), x: p.x, y: p.y }).collect();
+        let front = front(&owned, self.lower_is_better);
+        let steps = front.iter().map(|&i| (owned[i].x, owned[i].y));
+        chart
+            .draw_series(std::iter::once(PathElement::new(steps.collect::<Vec<_>>(), colour::TRAIN.mix(0.5).stroke_width(FINE as u32))))?;
+        for (i, point) in owned.iter().enumerate() {
+            let best = front.contains(&i);
+            let style = if best { colour::TRAIN.filled() } else { colour::AXIS.mix(0.75).filled() };
+            chart.draw_series(std::iter::once(Circle::new((point.x, point.y), if best { 4 } else { 3 } * FINE, style)))?;
+            if best {
+                let name = EmptyElement::at((point.x, point.y)) + Text::new(point.name.clone(), (7 * FINE, -(13 * FINE)), font(TEXT));
+                chart.draw_series(std::iter::once(name))?;
+            }
+        }
+        root.present()?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn points() -> Vec<Point> {
+        let of = |(name, x, y): (&str, f64, f64)| Point { name: name.into(), x, y };
+        [("cheap", 10.0, 0.8), ("good", 1000.0, 0.9), ("beaten", 100.0, 0.7), ("even", 10.0, 0.8), ("costly", 2000.0, 0.9)].map(of).into()
+    }
+
+    #[test]
+    fn the_front_holds_what_nothing_beats() {
+        assert_eq!(front(&points(), false), [0, 3, 1]);
+        // The other way round only the cheapest and the worst remain.
+        assert_eq!(front(&points(), true), [0, 3, 2]);
+    }
+
+    #[test]
+    fn names_of_the_best_are_shown() {
+        let scatter = |points| Scatter {
+            title: "t",
+            cost: "Parameters",
+            cost_label: |v| format!("{v:.0}"),
+            quality: "Accuracy",
+            points,
+            lower_is_better: false,
+        };
+        let svg = scatter(points()).svg().unwrap().unwrap();
+        assert!(svg.contains("cheap") && svg.contains("good") && !svg.contains("beaten") && !svg.contains("NaN"), "{svg}");
+        assert!(scatter(vec![Point { name: "x".into(), x: 0.0, y: 1.0 }]).svg().unwrap().is_none());
+        assert!(scatter(vec![Point { name: "x".into(), x: 5.0, y: 1.0 }]).svg().unwrap().is_some());
+    }
+}
