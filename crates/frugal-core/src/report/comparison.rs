@@ -192,17 +192,17 @@ impl Comparison {
 
     fn scatters(&self) -> Result<String, ChartError> {
         let quality = title(&self.metric);
-        let costs: [(&str, &str, fn(f64) -> String, fn(&Compared) -> Option<f64>); 3] = [
-            ("Parameters", "Trainable parameters", |v| human::count(v.round() as u64), |r| Some(r.num_trainable_params as f64)),
-            ("Memory", "Peak memory", |v| human::bytes(v as u64), |r| r.peak_memory),
-            ("Time", "Training time", human::duration, |r| r.train_time),
+        let costs: [(&str, &str, f64, fn(f64) -> String, fn(&Compared) -> Option<f64>); 3] = [
+            ("Parameters", "Trainable parameters", 1.0, |v| human::count(v.round() as u64), |r| Some(r.num_trainable_params as f64)),
+            ("Memory", "Peak memory", f64::from(1 << 20), |v| human::bytes(v as u64), |r| r.peak_memory),
+            ("Time", "Training time", 1.0, human::duration, |r| r.train_time),
         ];
         let mut html = String::new();
-        for (name, cost, cost_label, value) in costs {
+        for (name, cost, unit, cost_label, value) in costs {
             let point = |r: &Compared| Some(Point { name: r.name.clone(), x: value(r)?, y: r.quality?.mean });
             let points = self.rows.iter().filter_map(point).collect();
             let lower_is_better = lower_is_better(&self.metric);
-            let scatter = Scatter { title: name, cost, cost_label, quality: &quality, points, lower_is_better };
+            let scatter = Scatter { title: name, cost, unit, cost_label, quality: &quality, points, lower_is_better };
             if let Some(svg) = scatter.svg()? {
                 let label = format!("{quality} against {}", cost.to_lowercase());
                 let svg = svg.replacen("<svg ", &format!("<svg role=\"img\" aria-label=\"{}\" ", escape(&label)), 1);

@@ -18,6 +18,8 @@ pub(super) struct Scatter<'a> {
     pub(super) title: &'a str,
     /// What the horizontal axis shows.
     pub(super) cost: &'a str,
+    /// What labels are round multiples of: one, or a mebibyte.
+    pub(super) unit: f64,
     /// Writes a cost as people read it.
     pub(super) cost_label: fn(f64) -> String,
     /// What the vertical axis shows.
@@ -37,6 +39,20 @@ pub(super) fn front(points: &[Point], lower_is_better: bool) -> Vec<usize> {
     let mut found: Vec<usize> = (0..points.len()).filter(|&i| !points.iter().any(|other| beats(other, &points[i]))).collect();
     found.sort_by(|&a, &b| points[a].x.total_cmp(&points[b].x));
     found
+}
+
+/// Round values within a range, at most a handful: 1, 2, 5, 10, ... times `unit`, or only the powers of ten.
+fn ticks((low, high): (f64, f64), unit: f64) -> Vec<f64> {
+    let powers = (low / unit).log10().floor() as i32..=(high / unit).log10().ceil() as i32;
+    let of = |steps: &[f64]| -> Vec<f64> {
+        let all = powers.clone().flat_map(|p| steps.iter().map(move |s| s * 10f64.powi(p) * unit));
+        all.filter(|v| (low..=high).contains(v)).collect()
+    };
+    [&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0][..], &[1.0, 2.0, 5.0], &[1.0, 3.0]]
+        .into_iter()
+        .map(of)
+        .find(|t| t.len() <= 6)
+        .unwrap_or_else(|| of(&[1.0]))
 }
 
 impl Scatter<'_> {
@@ -72,7 +88,7 @@ impl Scatter<'_> {
             .margin_right(14 * FINE)
             .x_label_area_size(44 * FINE)
             .y_label_area_size(62 * FINE)
-            .build_cartesian_2d((x.0..x.1).log_scale(), y.0..y.1)?;
+            .build_cartesian_2d((x.0..x.1).log_scale().with_key_points(ticks(x, self.unit)), y.0..y.1)?;
         chart
             .configure_mesh()
             .disable_x_mesh()
@@ -82,7 +98,7 @@ impl Scatter<'_> {
             .set_all_tick_mark_size(4 * FINE)
             .label_style(font(TEXT))
             .axis_desc_style(font(TEXT))
-            .x_labels(6)
+            .x_labels(20)
             .y_labels(6)
             .x_label_formatter(&|v| (self.cost_label)(*v))
             .y_label_formatter(&|v| format!("{v:.decimals$}"))
@@ -125,10 +141,19 @@ mod tests {
     }
 
     #[test]
+    fn ticks_are_round_and_few() {
+        assert_eq!(ticks((120.0, 700.0), 1.0), [200.0, 300.0, 400.0, 500.0, 600.0]);
+        assert_eq!(ticks((7.0, 300.0), 1.0), [10.0, 20.0, 50.0, 100.0, 200.0]);
+        assert_eq!(ticks((5e3, 3e8), 1.0), [1e4, 1e5, 1e6, 1e7, 1e8]);
+        assert_eq!(ticks((150.0 * 1048576.0, 700.0 * 1048576.0), 1048576.0)[0], 200.0 * 1048576.0);
+    }
+
+    #[test]
     fn names_of_the_best_are_shown() {
         let scatter = |points| Scatter {
             title: "t",
             cost: "Parameters",
+            unit: 1.0,
             cost_label: |v| format!("{v:.0}"),
             quality: "Accuracy",
             points,

@@ -7,7 +7,7 @@ use burn::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::{Mode, Parameter, Pass, normal, stream};
-use crate::model::{Backbone, ModelConfig, ModelType, SequenceLayout, mean_pool, select_rows};
+use crate::model::{Backbone, ModelConfig, ModelError, ModelType, SequenceLayout, WeightSource, mean_pool, read_values, select_rows};
 
 /// Which positions a head reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,6 +68,26 @@ impl Head {
             },
             _ => Self { dense: None, weight: matrix("score.weight", labels), bias: None, config },
         }
+    }
+
+    /// The head of a model that was saved as a classifier; `None` for other models.
+    ///
+    /// # Errors
+    /// A head that is missing, damaged or of another shape than the model's list of classes.
+    pub fn of_model(model: &ModelConfig, source: &dyn WeightSource, device: &Device) -> Result<Option<Self>, ModelError> {
+        if !model.is_classifier() {
+            return Ok(None);
+        }
+        let names = model.raw.get("id2label").and_then(|names| names.as_object());
+        let count = names.map(|names| names.len()).or_else(|| usize::try_from(model.raw.get("num_labels")?.as_u64()?).ok()).unwrap_or(2);
+        let label = |i: usize| names.and_then(|n| n.get(&i.to_string())?.as_str()).map_or_else(|| format!("LABEL_{i}"), str::to_owned);
+        let config = HeadConfig { labels: (0..count).map(label).collect(), pooling: Pooling::default_for(model.model_type) };
+        let mut head = Self::new(config, model, device, 0);
+        for parameter in head.parameters_mut() {
+            let values = read_values(source, parameter.name(), parameter.shape())?;
+            parameter.set(values);
+        }
+        Ok(Some(head))
     }
 
     /// Classes and pooling.

@@ -273,6 +273,11 @@ impl Reader<'_> {
     }
 }
 
+fn is_classifier(config: &Value) -> bool {
+    let class = config.get("architectures").and_then(|a| a.get(0)).and_then(Value::as_str);
+    class.is_some_and(|class| class.ends_with("ForSequenceClassification"))
+}
+
 impl ModelConfig {
     /// Reads a `config.json` value; `source` names it in errors.
     ///
@@ -290,7 +295,14 @@ impl ModelConfig {
             t => Self::decoder(&r, t)?,
         };
         config.check(&r)?;
-        Ok(Self { raw, ..config })
+        // A decoder that was saved as a classifier has no output over the vocabulary; the token table stands in for it.
+        let tie_word_embeddings = config.tie_word_embeddings || (is_classifier(&raw) && !model_type.is_encoder());
+        Ok(Self { raw, tie_word_embeddings, ..config })
+    }
+
+    /// Whether the model was saved with a classification head.
+    pub fn is_classifier(&self) -> bool {
+        is_classifier(&self.raw)
     }
 
     fn check(&self, r: &Reader<'_>) -> Result<(), ModelError> {

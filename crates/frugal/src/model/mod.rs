@@ -34,7 +34,7 @@ pub use layout::{Input, SequenceLayout};
 pub use linear::{Embedding, Linear, Norm, Weight, lookup};
 pub use rope::inverse_frequencies;
 pub use site::{SiteId, SiteInfo, SiteKind, SiteTable};
-pub use weights::{Loaded, MemorySource, WeightLoader, WeightSource};
+pub use weights::{Loaded, MemorySource, WeightLoader, WeightSource, read_values};
 
 use crate::adapt::Pass;
 

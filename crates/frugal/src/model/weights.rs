@@ -34,6 +34,27 @@ pub enum Loaded {
     Vector(Tensor<1>),
 }
 
+/// The elements of a tensor that must be there with this shape.
+///
+/// # Errors
+/// When it is missing, mis-shaped or unreadable.
+pub fn read_values(source: &dyn WeightSource, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
+    let mut report = frugal_core::safetensors::LoadReport { expected: vec![name.into()], ..Default::default() };
+    match source.shape(name) {
+        Some(found) if found == shape => {}
+        Some(found) => report.mis_shaped.push((name.into(), shape.to_vec(), found)),
+        None => report.missing.push(name.into()),
+    }
+    if !report.is_exact() {
+        return Err(ModelError::Load { source_name: source.describe(), report: Box::new(report) });
+    }
+    Ok(match source.load(name)? {
+        Loaded::Data(data) => data.iter::<f32>().collect(),
+        Loaded::Matrix(tensor) => to_vec(tensor),
+        Loaded::Vector(tensor) => to_vec(tensor),
+    })
+}
+
 /// Tensors in memory, for merged and freshly initialised models.
 #[derive(Default)]
 pub struct MemorySource {

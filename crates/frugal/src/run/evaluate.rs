@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::prepare::{encode_part, read};
 use super::{DataConfig, Metrics, Observe, Progress, RunError};
-use crate::adapt::{BuildContext, Mode, Pass, Plain, peft, to_vec};
+use crate::adapt::{Adapter, BuildContext, Head, Mode, Pass, Plain, peft, to_vec};
 use crate::model::load::{Lookup, ModelFiles};
 use crate::model::save::{Stored, StoredType, write_safetensors};
 use crate::model::{Backbone, Input, SequenceLayout};
@@ -51,7 +51,7 @@ pub struct Evaluated {
 /// Examples whose logits are written on request.
 const DUMPED: usize = 8;
 
-/// Evaluates; an adapter with a head makes it classification, anything else language modelling.
+/// Evaluates; an adapter or a model with a head makes it classification, anything else language modelling.
 ///
 /// Returns `None` if `stop` was set before the end.
 ///
@@ -68,10 +68,17 @@ pub fn evaluate(
     observe(&Progress::Begin { what: format!("reading {}", request.model) });
     let backbone = files.load(&device)?;
     let sites = files.sites();
-    let context =
-        BuildContext { config: files.config(), sites: &sites, backbone: Some(backbone.as_ref()), device, seed: 0, tokenize: None };
+    let context = BuildContext {
+        config: files.config(),
+        sites: &sites,
+        backbone: Some(backbone.as_ref()),
+        device: device.clone(),
+        seed: 0,
+        tokenize: None,
+    };
     let entry = request.adapter.as_ref().map(|folder| peft::load(folder, &context, false)).transpose()?.map(|(entry, _)| entry);
-    let head = entry.as_ref().and_then(|e| e.head.as_ref());
+    let own_head = if entry.is_none() { files.head(&device)? } else { None };
+    let head = entry.as_ref().and_then(|e| e.head.as_ref()).or(own_head.as_ref());
     let dataset = match frugal_core::data::builtin(&request.data.train) {
         Ok(builtin) if !std::path::Path::new(&request.data.train).exists() => builtin.test,
         _ => read(&request.data.train, &request.data)?,
@@ -85,7 +92,7 @@ pub fn evaluate(
     let objective = head.map_or(Objective::CausalLm, Objective::Classification);
     if let Some(path) = &request.dump_logits {
         let rows: Vec<&[u32]> = part.examples().iter().take(DUMPED).map(|e| e.input_ids.as_slice()).collect();
-        dump(path, &rows, backbone.as_ref(), entry.as_ref())?;
+        dump(path, &rows, backbone.as_ref(), adapter, head)?;
     }
     let Some(found) = evaluate_examples(backbone.as_ref(), adapter, objective, part.examples(), request.max_tokens, stop)? else {
         return Ok(None);
@@ -104,12 +111,18 @@ pub fn evaluate(
 }
 
 /// Writes `input_ids.N` (`[tokens]`) and `logits.N` (`[tokens, vocab]`, or `[labels]` with a head) of each sequence.
-fn dump(path: &std::path::Path, rows: &[&[u32]], backbone: &dyn Backbone, entry: Option<&crate::adapt::Entry>) -> Result<(), RunError> {
+fn dump(
+    path: &std::path::Path,
+    rows: &[&[u32]],
+    backbone: &dyn Backbone,
+    adapter: Option<&dyn Adapter>,
+    head: Option<&Head>,
+) -> Result<(), RunError> {
     let mut tensors = Vec::new();
     for (n, ids) in rows.iter().enumerate() {
-        let mut pass: Box<dyn Pass + '_> = entry.map_or_else(|| Box::new(Plain) as _, |e| e.adapter.pass(Mode::Eval));
+        let mut pass: Box<dyn Pass + '_> = adapter.map_or_else(|| Box::new(Plain) as _, |a| a.pass(Mode::Eval));
         let hidden = backbone.forward(&Input::new(ids, &[ids.len()]), pass.as_mut(), None)?;
-        let (shape, logits) = match entry.and_then(|e| e.head.as_ref()) {
+        let (shape, logits) = match head {
             Some(head) => {
                 let logits = head.forward(hidden, &SequenceLayout::new(&[ids.len()]), backbone, pass.as_mut(), Mode::Eval);
                 (vec![logits.dims()[1]], to_vec::<2>(logits))

@@ -11,12 +11,13 @@ use frugal_core::report::{
 };
 use serde::Serialize;
 
+use super::export::merge_to_folder;
 use super::log::Logger;
 use super::prepare::{Part, Prepared, prepare};
-use super::{Metrics, Observe, Progress, RunError, Task, TuneConfig};
-use crate::adapt::{BuildContext, Entry, Head, Parameter, merge, peft, registry};
+use super::{Metrics, Observe, Progress, RunError, TuneConfig};
+use crate::adapt::{BuildContext, Entry, Head, Parameter, Pooling, peft, registry};
 use crate::model::load::Lookup;
-use crate::model::save::{StoredType, write_model};
+use crate::model::save::StoredType;
 use crate::model::{Backbone, SiteTable};
 use crate::train::{Ending, Event, Objective, TrainRun, evaluate, train};
 
@@ -246,14 +247,14 @@ fn write_config(out: &Path, config: &TuneConfig) -> Result<(), RunError> {
     Ok(frugal_core::fs::write_atomic(&out.join(CONFIG_FILE), text.as_bytes())?)
 }
 
-/// Writes the adapter into the run folder itself; a fully trained model goes into `model/` beside its head.
+/// Writes the adapter into the run folder itself; a fully trained model goes into `model/` with its head, where its class has
+/// a place for such a head.
 fn save(out: &Path, entry: &Entry, run: &Run<'_>, method: &str) -> Result<PathBuf, RunError> {
     let files = &run.prepared.files;
-    if method == "full" && run.config.task == Task::CausalLm {
+    let head = entry.head.as_ref().map(|h| h.config().pooling);
+    if method == "full" && head.is_none_or(|pooling| pooling == Pooling::default_for(files.config().model_type)) {
         let folder = out.join("model");
-        let weights = merge::weights(run.backbone, Some(entry.adapter.as_ref()))?;
-        files.tokenizer()?.save(&folder)?;
-        write_model(&folder, &weights.config, &weights.tensors, StoredType::F32)?;
+        merge_to_folder(files, run.backbone, Some(entry), &folder, StoredType::F32)?;
         return Ok(folder);
     }
     peft::save(out, entry, files.config(), files.name())?;

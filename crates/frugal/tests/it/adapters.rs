@@ -230,7 +230,14 @@ fn a_merged_classifier_keeps_its_head() {
         let parameter = parameters.iter().find(|p| p.name() == key).unwrap();
         assert_eq!(file.tensor(key).unwrap().iter::<f32>().collect::<Vec<_>>(), parameter.to_vec(), "{name}");
         assert!(file.shape("lm_head.weight").is_none());
-        // The folder is still a model of this kind.
-        ModelFiles::open(dir.path().to_str().unwrap(), &Lookup::default()).unwrap().load(&device()).unwrap();
+        // Read back, it is the same classifier.
+        let merged = ModelFiles::open(dir.path().to_str().unwrap(), &Lookup::default()).unwrap();
+        let (backbone, head) = (merged.load(&device()).unwrap(), merged.head(&device()).unwrap().unwrap());
+        assert_eq!(head.config().labels, entry.head.as_ref().unwrap().config().labels);
+        let plain = Entry { head: Some(head), ..case.load() };
+        for s in case.golden.sequences() {
+            let found = case.logits(&plain, backbone.as_ref(), s, true);
+            assert!(max_difference(&found, case.expected(s, found.len())) <= TOLERANCE, "{name} sequence {s}");
+        }
     }
 }

@@ -9,6 +9,7 @@ use frugal_core::tokenizer::TextTokenizer;
 
 use super::gguf::GgufSource;
 use super::{LoadError, SafetensorsSource, builtin, read_json};
+use crate::adapt::Head;
 use crate::model::{Backbone, ModelConfig, ModelError, SiteTable, WeightSource, build};
 
 /// How models are looked up.
@@ -176,6 +177,16 @@ impl ModelFiles {
     /// When tensors are missing, mis-shaped or unreadable.
     pub fn load(&self, device: &Device) -> Result<Arc<dyn Backbone>, ModelError> {
         build(self.config.clone(), self.source(), device)
+    }
+}
+
+impl ModelFiles {
+    /// The classification head that the model was saved with, if it was.
+    ///
+    /// # Errors
+    /// When its tensors are missing, mis-shaped or unreadable.
+    pub fn head(&self, device: &Device) -> Result<Option<Head>, ModelError> {
+        Head::of_model(&self.config, self.source(), device)
     }
 }
 
