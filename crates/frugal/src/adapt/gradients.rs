@@ -37,6 +37,11 @@ impl GradientSum {
         self.0.insert(name.to_owned(), gradient);
     }
 
+    /// Takes a gradient out, so that the optimiser leaves the parameter alone in this step.
+    pub fn remove(&mut self, name: &str) -> Option<Vec<f32>> {
+        self.0.remove(name)
+    }
+
     /// Names and gradients, sorted by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &[f32])> {
         self.0.iter().map(|(name, gradient)| (name.as_str(), gradient.as_slice()))

@@ -480,7 +480,7 @@ impl Pass for LoraPass<'_> {
 }
 
 /// A number as `peft` writes it: without a fraction where it has none.
-fn whole(value: f64) -> Value {
+pub(super) fn whole(value: f64) -> Value {
     if value.fract() == 0.0 && value.abs() < 1e9 { json!(value as i64) } else { json!(value) }
 }
 

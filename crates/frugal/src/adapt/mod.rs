@@ -1,14 +1,18 @@
 //! Adapters: what is trained beside a frozen backbone, and how it meets it.
 
+pub mod adalora;
 pub mod combine;
+mod dense;
 pub mod full;
 mod gradients;
 pub mod head;
 pub mod lora;
 pub mod merge;
+pub mod p_tuning;
 mod parameter;
 mod pass;
 pub mod peft;
+pub mod prefix_tuning;
 pub mod prompt_tuning;
 pub mod registry;
 mod set;
@@ -237,6 +241,12 @@ pub trait Adapter: Send + Sync {
     /// What is missing or has another size.
     fn restore(&mut self, _state: &BTreeMap<String, Vec<f32>>) -> Result<(), String> {
         Ok(())
+    }
+
+    /// The adapter as files keep it, where that is less than what is trained: a prompt without the network that made
+    /// it, the ranks that are left, the entries that changed.
+    fn finished(&self) -> Option<Box<dyn Adapter>> {
+        None
     }
 
     /// Whether rows of a batch may use this adapter while others use another.

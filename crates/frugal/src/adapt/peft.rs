@@ -86,7 +86,9 @@ pub(super) fn saved_targets(targets: &Targets, sites: &SiteTable, chosen: &[Site
 /// # Errors
 /// When a file cannot be written.
 pub fn save(folder: &Path, entry: &Entry, model: &ModelConfig, base_model: &str) -> Result<(), AdaptError> {
-    let method = registry::find(entry.adapter.method())?;
+    let finished = entry.adapter.finished();
+    let adapter = finished.as_deref().unwrap_or(entry.adapter.as_ref());
+    let method = registry::find(adapter.method())?;
     let task_type = match &entry.head {
         Some(_) => "SEQ_CLS",
         None if model.model_type.is_encoder() => "FEATURE_EXTRACTION",
@@ -101,7 +103,7 @@ pub fn save(folder: &Path, entry: &Entry, model: &ModelConfig, base_model: &str)
         ("peft_version".to_owned(), json!(PEFT_VERSION)),
         ("modules_to_save".to_owned(), if entry.head.is_some() { json!(["classifier", "score"]) } else { Value::Null }),
     ]);
-    for (key, value) in entry.adapter.peft_config() {
+    for (key, value) in adapter.peft_config() {
         if !(key == "modules_to_save" && value.is_null()) {
             config.insert(key, value);
         }
@@ -113,14 +115,13 @@ pub fn save(folder: &Path, entry: &Entry, model: &ModelConfig, base_model: &str)
         head: entry.head.as_ref().map(|h| h.config().clone()),
     };
     let keys = Keys { method, base_prefix: model.model_type.base_prefix(), bare: task_type == "FEATURE_EXTRACTION" };
-    let mut tensors: Vec<(String, Stored<'_>)> =
-        entry.adapter.parameters().into_iter().map(|p| (keys.parameter(p.name()), stored(p))).collect();
+    let mut tensors: Vec<(String, Stored<'_>)> = adapter.parameters().into_iter().map(|p| (keys.parameter(p.name()), stored(p))).collect();
     if let Some(head) = &entry.head {
         tensors.extend(head.parameters().into_iter().map(|p| (keys.head(p.name()), stored(p))));
     }
     write_safetensors(&folder.join(WEIGHTS_FILE), tensors)?;
     write_json(&folder.join(EXTRA_FILE), &json!(extra))?;
-    write_atomic(&folder.join("README.md"), card(method, base_model, &entry.adapter.num_trainable()).as_bytes())?;
+    write_atomic(&folder.join("README.md"), card(method, base_model, &adapter.num_trainable()).as_bytes())?;
     write_json(&folder.join(CONFIG_FILE), &Value::Object(config))
 }
 

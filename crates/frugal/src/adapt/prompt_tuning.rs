@@ -55,14 +55,36 @@ pub const METHOD: Method = Method {
 };
 
 fn from_peft(config: &Map<String, Value>) -> Result<Map<String, Value>, AdaptError> {
-    let bad = |field, reason: String| AdaptError::Config { method: NAME, field, reason };
-    if config.get("num_transformer_submodules").and_then(Value::as_u64).is_some_and(|n| n != 1) {
-        return Err(bad("num_transformer_submodules", "only models of one stack are supported".into()));
-    }
-    let rows = config.get("num_virtual_tokens").and_then(Value::as_u64);
-    let rows = rows.ok_or_else(|| bad("num_virtual_tokens", "the key is missing".into()))?;
+    let rows = check_peft(NAME, config)?;
     // The rows come from the file, so how they were first made no longer matters.
     Ok(Map::from_iter([("num_virtual_tokens".to_owned(), json!(rows)), ("prompt_tuning_init".to_owned(), json!("RANDOM"))]))
+}
+
+/// What every prompt of `peft` must have; returns `num_virtual_tokens`.
+pub(super) fn check_peft(method: &'static str, config: &Map<String, Value>) -> Result<u64, AdaptError> {
+    let bad = |field, reason: &str| AdaptError::Config { method, field, reason: reason.into() };
+    if config.get("num_transformer_submodules").and_then(Value::as_u64).is_some_and(|n| n != 1) {
+        return Err(bad("num_transformer_submodules", "only models of one stack are supported"));
+    }
+    let rows = config.get("num_virtual_tokens").and_then(Value::as_u64);
+    rows.ok_or_else(|| bad("num_virtual_tokens", "the key is missing"))
+}
+
+/// Why a method that adds positions cannot be merged.
+pub(super) fn not_a_weight(method: &'static str) -> AdaptError {
+    let reason = "it adds positions, not weights; ship the adapter beside the model".into();
+    AdaptError::Unsupported { method, action: "be merged", reason }
+}
+
+/// Puts the rows of `prompt` in front of every sequence, unless they are in the cache already.
+pub(super) fn prepend(hidden_states: Tensor<2>, layout: &mut SequenceLayout, prompt: impl FnOnce() -> Tensor<2>) -> Tensor<2> {
+    if layout.past.iter().any(|&past| past > 0) {
+        return hidden_states;
+    }
+    let prompt = prompt();
+    let parts = layout.cu_seqlens.windows(2).flat_map(|w| [prompt.clone(), hidden_states.clone().slice(w[0]..w[1])]).collect();
+    *layout = layout.prepend(prompt.dims()[0]);
+    Tensor::cat(parts, 0)
 }
 
 /// Where the initial rows come from.
@@ -187,14 +209,7 @@ struct PromptPass<'a> {
 
 impl Pass for PromptPass<'_> {
     fn embed(&mut self, hidden_states: Tensor<2>, layout: &mut SequenceLayout) -> Tensor<2> {
-        // Later calls of a generation continue behind the prompt that is in the cache already.
-        if layout.past.iter().any(|&past| past > 0) {
-            return hidden_states;
-        }
-        let prompt = self.adapter.prompt_embeddings.get::<2>(self.mode);
-        let parts = layout.cu_seqlens.windows(2).flat_map(|w| [prompt.clone(), hidden_states.clone().slice(w[0]..w[1])]).collect();
-        *layout = layout.prepend(self.adapter.config.num_virtual_tokens);
-        Tensor::cat(parts, 0)
+        prepend(hidden_states, layout, || self.adapter.prompt_embeddings.get::<2>(self.mode))
     }
 }
 
@@ -228,11 +243,7 @@ impl Adapter for PromptTuning {
     }
 
     fn weight_delta(&self, _base: &Linear) -> Result<Option<Tensor<2>>, AdaptError> {
-        Err(AdaptError::Unsupported {
-            method: NAME,
-            action: "be merged",
-            reason: "it adds positions, not weights; ship the adapter beside the model".into(),
-        })
+        Err(not_a_weight(NAME))
     }
 
     fn supports_mixed_batch(&self) -> bool {

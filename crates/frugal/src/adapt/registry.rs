@@ -10,8 +10,11 @@ use super::{AdaptError, Adapter, BuildContext};
 /// All methods, sorted by name.
 #[rustfmt::skip]
 pub const METHODS: &[&Method] = &[
+    &super::adalora::METHOD,
     &super::full::METHOD,
     &super::lora::METHOD,
+    &super::p_tuning::METHOD,
+    &super::prefix_tuning::METHOD,
     &super::prompt_tuning::METHOD,
 ];
 

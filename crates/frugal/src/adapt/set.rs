@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use burn::prelude::*;
 
-use super::{AdaptError, Adapter, Head, Mode, Pass, Plain};
+use super::{AdaptError, Adapter, Head, Mode, Pass, Plain, SubLayer};
 use crate::model::{Embedding, Linear, Norm, SequenceLayout};
 
 /// Which adapters act in a forward pass.
@@ -136,6 +136,10 @@ impl Pass for CombinedPass<'_> {
         self.combine(Plain.norm(base, x.clone()), |pass| pass.norm(base, x.clone()))
     }
 
+    fn around(&mut self, layer: usize, part: SubLayer, input: &Tensor<2>, output: Tensor<2>) -> Tensor<2> {
+        self.combine(output.clone(), |pass| pass.around(layer, part, input, output.clone()))
+    }
+
     fn plain_weight(&mut self, _base: &Linear) -> Option<Tensor<2>> {
         None
     }
@@ -182,6 +186,12 @@ impl Pass for PerSequencePass<'_> {
 
     fn norm(&mut self, base: &Norm, x: Tensor<2>) -> Tensor<2> {
         self.split(x.dims()[0], |pass, range| pass.norm(base, x.clone().slice(range)))
+    }
+
+    fn around(&mut self, layer: usize, part: SubLayer, input: &Tensor<2>, output: Tensor<2>) -> Tensor<2> {
+        self.split(input.dims()[0], |pass, range| {
+            pass.around(layer, part, &input.clone().slice(range.clone()), output.clone().slice(range))
+        })
     }
 
     fn plain_weight(&mut self, _base: &Linear) -> Option<Tensor<2>> {

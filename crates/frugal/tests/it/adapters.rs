@@ -14,7 +14,7 @@ use crate::support::{Golden, context, device, fixture, max_difference, model};
 
 const TOLERANCE: f32 = 1e-4;
 
-const ADAPTERS: [&str; 18] = [
+const ADAPTERS: &[&str] = &[
     "llama-lora-qv",
     "llama-lora-all-rslora",
     "llama-lora-bias-b",
@@ -33,6 +33,15 @@ const ADAPTERS: [&str; 18] = [
     "gpt2-lora-all",
     "bert-lora-seqcls",
     "roberta-lora-seqcls",
+    "llama-prefix",
+    "llama-prefix-projection",
+    "gpt2-prefix",
+    "qwen3-prefix",
+    "llama-p-tuning-mlp",
+    "llama-p-tuning-lstm",
+    "llama-prompt-step",
+    "llama-adalora",
+    "bert-adalora-seqcls",
 ];
 
 struct Case {
@@ -75,7 +84,7 @@ impl Case {
 
 #[test]
 fn logits_match_peft() {
-    for name in ADAPTERS {
+    for &name in ADAPTERS {
         let case = case(name);
         let entry = case.load();
         for s in case.golden.sequences() {
@@ -88,7 +97,7 @@ fn logits_match_peft() {
 
 #[test]
 fn the_number_of_trainable_parameters_is_that_of_peft() {
-    for name in ADAPTERS {
+    for &name in ADAPTERS {
         let case = case(name);
         let entry = case.load();
         let head: usize = entry.head.iter().flat_map(|h| h.parameters()).map(Parameter::len).sum();
@@ -99,7 +108,7 @@ fn the_number_of_trainable_parameters_is_that_of_peft() {
 
 #[test]
 fn saving_and_loading_keeps_every_bit_and_every_key() {
-    for name in ADAPTERS {
+    for &name in ADAPTERS {
         let case = case(name);
         let entry = case.load();
         let dir = tempfile::tempdir().unwrap();
@@ -135,7 +144,8 @@ fn saving_and_loading_keeps_every_bit_and_every_key() {
 
 #[test]
 fn merged_weights_compute_what_the_adapter_computed() {
-    for name in ADAPTERS.into_iter().filter(|n| !n.ends_with("-prompt") && *n != "llama-lora-bias-b") {
+    let mergeable = |n: &&str| !["-prompt", "-prefix", "-p-tuning", "-bias-b"].iter().any(|part| n.contains(part));
+    for name in ADAPTERS.iter().copied().filter(mergeable) {
         let case = case(name);
         let entry = case.load();
         let merged = merge::weights(case.backbone.as_ref(), Some(entry.adapter.as_ref())).unwrap().build(&device()).unwrap();

@@ -7,4 +7,5 @@ mod conformance;
 mod linear_algebra;
 mod lora_step;
 mod real;
+mod steps;
 mod support;

@@ -1,0 +1,677 @@
+//! # AdaLoRA: low-rank adaptation that spends its rank where it matters
+//!
+//! ## What it does
+//! Learns a change of chosen linear maps in the form of a singular value decomposition and, while training, takes away the
+//! parts that turn out unimportant, so that maps which need more rank keep more.
+//!
+//! ## Update rule
+//! `y = x Wᵀ + s · x (E ⊙ A)ᵀ Bᵀ`, with `A [r, d_in]`, `E [r, 1]`, `B [d_out, r]` and `s = lora_alpha / (init_r + 1e-5)`.
+//! The loss gains `orth_reg_weight · mean(‖A Aᵀ − I‖, ‖Bᵀ B − I‖)` over all maps. After step `t`, for every element
+//! `w` with gradient `g`: `I = |w g|`, `Ī ← β₁ Ī + (1 − β₁) I`, `U ← β₂ U + (1 − β₂) |I − Ī|`. A triplet (row of `A`, entry of
+//! `E`, column of `B`) scores `s(E) + mean s(A) + mean s(B)` with `s = Ī U`. From `tinit` on, every `deltaT` steps, the entries of
+//! `E` with the lowest scores are set to zero, so that
+//! `b(t) = b_T + (b₀ − b_T) (1 − (t − tinit) / (total_step − tfinal − tinit))³` of all triplets are left; the choice stays fixed
+//! for the last `tfinal` steps.
+//!
+//! ## When to use, when not
+//! When the number of stored parameters counts and maps differ much in what they need. It costs more per step than LoRA and
+//! needs a run long enough to rank its triplets; in short runs LoRA is as good.
+//!
+//! ## Cost
+//! Trainable: `init_r (d_in + d_out + 1)` per map; kept: `target_r` of `init_r` of these on average. Extra memory: two running
+//! averages per trainable number. Extra compute: that of LoRA, and the regulariser. None after merging.
+//!
+//! ## Defaults and where they come from
+//! `init_r = 12`, `target_r = 8`, `beta1 = beta2 = 0.85`, `orth_reg_weight = 0.5`, `A` and `B` normal with standard deviation
+//! 0.02 and `E` zero, as in Hugging Face `peft`. `total_step` is by default the length of the run, `tinit` a tenth and
+//! `tfinal` four tenths of it, about the paper's shares.
+//!
+//! ## Departures from the paper
+//! Importance multiplies the updated values with the gradients of the step that updated them, and triplets that score exactly
+//! the threshold go too; both as in `peft`. Gradients are taken before clipping. Gradients of zeroed entries keep flowing, so
+//! that a triplet can come back until the choice is fixed.
+//!
+//! ## References
+//! - Zhang, Chen, Bukharin, Karampatziakis, He, Cheng, Chen, Zhao: AdaLoRA: Adaptive Budget Allocation for
+//!   Parameter-Efficient Fine-Tuning, 2023, arXiv 2303.10512.
+
+use std::collections::BTreeMap;
+
+use burn::prelude::*;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use super::lora::{dropout, whole};
+use super::registry::{self, Capabilities, Family, Method};
+use super::target::{Layers, Names, Targets};
+use super::{AdaptError, Adapter, BuildContext, GradientSum, Mode, Parameter, Pass, StepContext, normal, stream};
+use crate::model::{Linear, SiteId, SiteKind};
+
+const NAME: &str = "adalora";
+
+/// Registry entry.
+pub const METHOD: Method = Method {
+    name: NAME,
+    aliases: &["ada-lora"],
+    family: Family::LowRank,
+    summary: "LoRA that moves its rank to the maps that need it",
+    default_lr: 2e-3,
+    peft_type: "ADALORA",
+    peft_variant: None,
+    capabilities: Capabilities { merge: true, identity_at_init: true, mixed_batch: true },
+    source: include_str!("adalora.rs"),
+    defaults: registry::defaults::<AdaLoraConfig>,
+    check: |settings| registry::parse::<AdaLoraConfig>(NAME, settings)?.validate(),
+    build: |settings, context| Ok(Box::new(AdaLora::new(registry::parse(NAME, settings)?, context)?)),
+    from_peft,
+};
+
+/// Settings, with `peft`'s names.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdaLoraConfig {
+    /// Rank of every map at the start.
+    pub init_r: usize,
+    /// Mean rank at the end.
+    pub target_r: usize,
+    /// Scale numerator.
+    pub lora_alpha: f64,
+    /// Probability of dropping an input element on the low-rank path while training.
+    pub lora_dropout: f64,
+    /// Steps before ranks shrink; by default a tenth of the run.
+    pub tinit: Option<u64>,
+    /// Steps at the end with fixed ranks; by default four tenths of the run.
+    pub tfinal: Option<u64>,
+    /// Steps between two choices.
+    #[serde(rename = "deltaT")]
+    pub delta_t: u64,
+    /// Smoothing of the sensitivity.
+    pub beta1: f64,
+    /// Smoothing of its uncertainty.
+    pub beta2: f64,
+    /// Weight of the orthogonality term.
+    pub orth_reg_weight: f64,
+    /// Steps that the schedule is laid out for; by default those of the run.
+    pub total_step: Option<u64>,
+    /// Triplets that are left, by path; what files have.
+    pub rank_pattern: Option<BTreeMap<String, Vec<bool>>>,
+    /// Path endings, one regular expression over the whole path, or `all-linear`.
+    pub target_modules: Names,
+    /// Same grammar; wins over the targets.
+    pub exclude_modules: Option<Names>,
+    /// Only these blocks.
+    pub layers_to_transform: Option<Layers>,
+    /// Name of the list of blocks in the path.
+    pub layers_pattern: Option<Names>,
+}
+
+impl Default for AdaLoraConfig {
+    fn default() -> Self {
+        let targets = Targets::default();
+        Self {
+            init_r: 12,
+            target_r: 8,
+            lora_alpha: 16.0,
+            lora_dropout: 0.0,
+            tinit: None,
+            tfinal: None,
+            delta_t: 1,
+            beta1: 0.85,
+            beta2: 0.85,
+            orth_reg_weight: 0.5,
+            total_step: None,
+            rank_pattern: None,
+            target_modules: targets.target_modules,
+            exclude_modules: targets.exclude_modules,
+            layers_to_transform: targets.layers_to_transform,
+            layers_pattern: targets.layers_pattern,
+        }
+    }
+}
+
+impl AdaLoraConfig {
+    /// Checks ranges.
+    ///
+    /// # Errors
+    /// [`AdaptError::Config`] naming the field.
+    pub fn validate(&self) -> Result<(), AdaptError> {
+        let bad = |field, reason: &str| Err(AdaptError::Config { method: NAME, field, reason: reason.into() });
+        if self.target_r == 0 || self.target_r > self.init_r {
+            return bad("target_r", "must be from 1 to `init_r`");
+        }
+        if !(self.lora_alpha > 0.0 && self.lora_alpha.is_finite()) {
+            return bad("lora_alpha", "must be a positive number");
+        }
+        if !(0.0..1.0).contains(&self.lora_dropout) {
+            return bad("lora_dropout", "must be from 0 to below 1");
+        }
+        if self.delta_t == 0 {
+            return bad("deltaT", "must be at least 1");
+        }
+        let inside = |beta: f64| beta > 0.0 && beta < 1.0;
+        if !inside(self.beta1) {
+            return bad("beta1", "must be between 0 and 1");
+        }
+        if !inside(self.beta2) {
+            return bad("beta2", "must be between 0 and 1");
+        }
+        if !(self.orth_reg_weight >= 0.0 && self.orth_reg_weight.is_finite()) {
+            return bad("orth_reg_weight", "must be zero or positive");
+        }
+        if let Some(total) = self.total_step
+            && total <= self.tinit.unwrap_or(0) + self.tfinal.unwrap_or(0)
+        {
+            return bad("total_step", "`tinit` and `tfinal` leave no step to choose ranks in: raise it or lower them");
+        }
+        Ok(())
+    }
+
+    fn targets(&self) -> Targets {
+        Targets {
+            target_modules: self.target_modules.clone(),
+            exclude_modules: self.exclude_modules.clone(),
+            layers_to_transform: self.layers_to_transform.clone(),
+            layers_pattern: self.layers_pattern.clone(),
+        }
+    }
+
+    /// When ranks shrink in a run of this many steps.
+    fn schedule(&self, run_steps: u64) -> Schedule {
+        let total = self.total_step.unwrap_or(run_steps).max(1);
+        let tinit = self.tinit.unwrap_or(total / 10);
+        Schedule { total, tinit, tfinal: self.tfinal.unwrap_or(total * 2 / 5).min(total.saturating_sub(tinit + 1)) }
+    }
+}
+
+/// When ranks shrink, in steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Schedule {
+    total: u64,
+    tinit: u64,
+    tfinal: u64,
+}
+
+impl Schedule {
+    /// Triplets that may live after `step`, and whether a choice is due.
+    fn budget(self, step: u64, initial: usize, target: usize, delta_t: u64) -> (usize, bool) {
+        if step <= self.tinit {
+            return (initial, false);
+        }
+        if step > self.last_choice() {
+            return (target, true);
+        }
+        let left = 1.0 - (step - self.tinit) as f64 / (self.last_choice() - self.tinit) as f64;
+        let budget = (initial - target) as f64 * left.powi(3) + target as f64;
+        (budget as usize, step.is_multiple_of(delta_t))
+    }
+
+    /// After this step the choice is final.
+    fn last_choice(self) -> u64 {
+        self.total.saturating_sub(self.tfinal)
+    }
+}
+
+/// Fields of `peft`'s configuration that mean the same here.
+const PEFT_FIELDS: [&str; 16] = [
+    "init_r",
+    "target_r",
+    "lora_alpha",
+    "lora_dropout",
+    "tinit",
+    "tfinal",
+    "deltaT",
+    "beta1",
+    "beta2",
+    "orth_reg_weight",
+    "total_step",
+    "rank_pattern",
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+];
+
+fn from_peft(config: &Map<String, Value>) -> Result<Map<String, Value>, AdaptError> {
+    let bad = |field, reason: &str| AdaptError::Config { method: NAME, field, reason: reason.into() };
+    if config.get("bias").and_then(Value::as_str).is_some_and(|bias| bias != "none") {
+        return Err(bad("bias", "trained biases are not supported"));
+    }
+    if !config.get("target_modules").is_some_and(|t| t.is_array() || t.is_string()) {
+        return Err(bad("target_modules", "must be a list of names or a pattern"));
+    }
+    let mut settings =
+        Map::from_iter([("lora_alpha".to_owned(), json!(8)), ("tinit".to_owned(), json!(0)), ("tfinal".to_owned(), json!(0))]);
+    settings.extend(PEFT_FIELDS.into_iter().filter_map(|f| Some((f.to_owned(), config.get(f).filter(|v| !v.is_null())?.clone()))));
+    Ok(settings)
+}
+
+/// The decomposed change of one map.
+struct Triplets {
+    path: String,
+    /// `[r, d_in]`.
+    a: Parameter,
+    /// `[r, 1]`.
+    e: Parameter,
+    /// `[d_out, r]`.
+    b: Parameter,
+}
+
+impl Triplets {
+    fn rank(&self) -> usize {
+        self.e.len()
+    }
+
+    fn parameters(&self) -> [&Parameter; 3] {
+        [&self.a, &self.e, &self.b]
+    }
+
+    fn parameters_mut(&mut self) -> [&mut Parameter; 3] {
+        [&mut self.a, &mut self.e, &mut self.b]
+    }
+
+    /// `E ⊙ A`, `[r, d_in]`.
+    fn scaled_a(&self, mode: Mode) -> Tensor<2> {
+        self.a.get::<2>(mode) * self.e.get::<2>(mode)
+    }
+
+    /// Sets the entries of `E` to zero where `alive` is false.
+    fn mask(&mut self, alive: &[bool]) {
+        let values = self.e.to_vec().into_iter().zip(alive).map(|(e, &alive)| if alive { e } else { 0.0 }).collect();
+        self.e.set(values);
+    }
+
+    /// Only the triplets that are alive.
+    fn slice(&self, alive: &[bool]) -> Self {
+        let keep = |values: Vec<f32>, width: usize, alive: &[bool]| -> Vec<f32> {
+            values.chunks(width).zip(alive).filter(|(_, alive)| **alive).flat_map(|(row, _)| row.to_vec()).collect()
+        };
+        let (d_in, d_out, rank) = (self.a.shape()[1], self.b.shape()[0], alive.iter().filter(|a| **a).count());
+        let b = self.b.to_vec().chunks(alive.len()).flat_map(|row| keep(row.to_vec(), 1, alive)).collect();
+        let device = self.a.get::<2>(Mode::Eval).device();
+        Self {
+            path: self.path.clone(),
+            a: parameter(self.a.name(), &[rank, d_in], keep(self.a.to_vec(), d_in, alive), &device),
+            e: parameter(self.e.name(), &[rank, 1], keep(self.e.to_vec(), 1, alive), &device),
+            b: parameter(self.b.name(), &[d_out, rank], b, &device),
+        }
+    }
+}
+
+/// Nothing is trained where no rank is left.
+fn parameter(name: &str, shape: &[usize], values: Vec<f32>, device: &Device) -> Parameter {
+    if values.is_empty() { Parameter::frozen(name, shape, values, device) } else { Parameter::new(name, shape, values, device) }
+}
+
+/// Running averages of one parameter's importance.
+#[derive(Default)]
+struct Importance {
+    exp_avg_ipt: Vec<f32>,
+    exp_avg_unc: Vec<f32>,
+}
+
+impl Importance {
+    fn update(&mut self, values: &[f32], gradient: &[f32], beta1: f32, beta2: f32) {
+        self.exp_avg_ipt.resize(values.len(), 0.0);
+        self.exp_avg_unc.resize(values.len(), 0.0);
+        for (((value, gradient), average), uncertainty) in values.iter().zip(gradient).zip(&mut self.exp_avg_ipt).zip(&mut self.exp_avg_unc)
+        {
+            let importance = (value * gradient).abs();
+            *average = beta1 * *average + (1.0 - beta1) * importance;
+            *uncertainty = beta2 * *uncertainty + (1.0 - beta2) * (importance - *average).abs();
+        }
+    }
+
+    fn score(&self, i: usize) -> f32 {
+        self.exp_avg_ipt.get(i).zip(self.exp_avg_unc.get(i)).map_or(0.0, |(a, u)| a * u)
+    }
+}
+
+/// An AdaLoRA adapter.
+pub struct AdaLora {
+    config: AdaLoraConfig,
+    /// Indexed by site.
+    sites: Vec<Option<Triplets>>,
+    /// Triplets that are left, by path, once a choice was made.
+    alive: Option<BTreeMap<String, Vec<bool>>>,
+    /// Dead triplets are gone, not zero: the form of files, whose ranks do not change any more.
+    sliced: bool,
+    /// Running averages by parameter name.
+    importance: BTreeMap<String, Importance>,
+    /// Gradients of the step that is being taken.
+    gradients: BTreeMap<String, Vec<f32>>,
+    /// That of the last step, for the file.
+    schedule: Schedule,
+    scale: f32,
+    saved_targets: Value,
+    fan_in_fan_out: bool,
+}
+
+impl AdaLora {
+    /// Builds the triplets of every selected map.
+    ///
+    /// # Errors
+    /// Bad settings, no matching map, a rank above a map's sides, a pattern that does not fit.
+    pub fn new(config: AdaLoraConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
+        config.validate()?;
+        let mut sites: Vec<Option<Triplets>> = (0..context.sites.len()).map(|_| None).collect();
+        let chosen = config.targets().select(context.sites)?;
+        for &id in &chosen {
+            let triplets = triplets(&config, context, id)?;
+            sites[id.index()] = Some(match &config.rank_pattern {
+                Some(pattern) => triplets.slice(alive_of(pattern, &triplets, config.init_r, context)?),
+                None => triplets,
+            });
+        }
+        let alive = config.rank_pattern.as_ref().map(|_| BTreeMap::new());
+        let mut adapter = Self {
+            saved_targets: super::peft::saved_targets(&config.targets(), context.sites, &chosen),
+            fan_in_fan_out: chosen.iter().any(|&id| context.sites.info(id).kind == SiteKind::Conv1d),
+            scale: (config.lora_alpha / (config.init_r as f64 + 1e-5)) as f32,
+            schedule: config.schedule(config.total_step.unwrap_or(1)),
+            sliced: config.rank_pattern.is_some(),
+            importance: BTreeMap::new(),
+            gradients: BTreeMap::new(),
+            sites,
+            alive,
+            config,
+        };
+        if let Some(pattern) = adapter.config.rank_pattern.take() {
+            adapter.alive = Some(pattern.into_iter().map(|(key, mask)| (key.trim_end_matches(".lora_E").to_owned(), mask)).collect());
+        }
+        Ok(adapter)
+    }
+
+    fn at(&self, site: SiteId) -> Option<&Triplets> {
+        self.sites.get(site.index())?.as_ref()
+    }
+
+    /// Scores of all triplets, in the order of the sites.
+    fn scores(&self) -> Vec<Vec<f32>> {
+        let nothing = Importance::default();
+        let of = |p: &Parameter| self.importance.get(p.name()).unwrap_or(&nothing);
+        let score = |t: &Triplets| {
+            let (rank, d_in, d_out) = (t.rank(), t.a.shape()[1], t.b.shape()[0]);
+            let mean = |sum: f32, n: usize| sum / n as f32;
+            (0..rank)
+                .map(|i| {
+                    let a = mean((0..d_in).map(|j| of(&t.a).score(i * d_in + j)).sum(), d_in);
+                    let b = mean((0..d_out).map(|j| of(&t.b).score(j * rank + i)).sum(), d_out);
+                    of(&t.e).score(i) + (a + b)
+                })
+                .collect()
+        };
+        self.sites.iter().flatten().map(score).collect()
+    }
+
+    /// Keeps the `budget` best triplets.
+    fn choose(&mut self, budget: usize) {
+        let scores = self.scores();
+        let mut sorted = scores.concat();
+        sorted.sort_by(f32::total_cmp);
+        // The threshold is the best score that goes.
+        let threshold = sorted.len().checked_sub(budget + 1).map(|i| sorted[i]);
+        let mut alive = BTreeMap::new();
+        for (triplets, scores) in self.sites.iter_mut().flatten().zip(scores) {
+            let mask: Vec<bool> = scores.iter().map(|score| threshold.is_none_or(|t| *score > t)).collect();
+            triplets.mask(&mask);
+            alive.insert(triplets.path.clone(), mask);
+        }
+        self.alive = Some(alive);
+    }
+
+    fn apply_choice(&mut self) {
+        let Some(alive) = &self.alive else { return };
+        for triplets in self.sites.iter_mut().flatten() {
+            if let Some(mask) = alive.get(&triplets.path) {
+                triplets.mask(mask);
+            }
+        }
+    }
+
+    /// `mean(‖A Aᵀ − I‖, ‖Bᵀ B − I‖)` over all maps, weighted.
+    fn orthogonality(&self, mode: Mode) -> Option<Tensor<1>> {
+        let distance = |covariance: Tensor<2>| {
+            let [n, _] = covariance.dims();
+            (covariance.clone() - Tensor::eye(n, &covariance.device().inner())).powi_scalar(2).sum().sqrt()
+        };
+        let live = self.sites.iter().flatten().filter(|t| t.rank() > 0);
+        let terms: Vec<Tensor<1>> = live
+            .flat_map(|t| {
+                let (a, b) = (t.a.get::<2>(mode), t.b.get::<2>(mode));
+                [distance(a.clone().matmul(a.transpose())), distance(b.clone().transpose().matmul(b))]
+            })
+            .collect();
+        let count = terms.len() as f64;
+        let sum = terms.into_iter().reduce(|a, b| a + b)?;
+        Some(sum * (self.config.orth_reg_weight / count))
+    }
+}
+
+fn triplets(config: &AdaLoraConfig, context: &BuildContext<'_>, id: SiteId) -> Result<Triplets, AdaptError> {
+    let (info, rank) = (context.sites.info(id), config.init_r);
+    let path = info.path.clone();
+    if info.kind == SiteKind::Embedding {
+        let reason = format!("`{path}` is a table of rows, not a linear map");
+        return Err(AdaptError::Config { method: NAME, field: "target_modules", reason });
+    }
+    let mut rng = stream(context.seed, &path);
+    let mut draw = |n: usize| (0..n).map(|_| 0.02 * normal(&mut rng)).collect::<Vec<f32>>();
+    let (a, b) = (draw(rank * info.d_in), draw(info.d_out * rank));
+    Ok(Triplets {
+        a: Parameter::new(format!("{path}.lora_A"), &[rank, info.d_in], a, &context.device),
+        e: Parameter::new(format!("{path}.lora_E"), &[rank, 1], vec![0.0; rank], &context.device),
+        b: Parameter::new(format!("{path}.lora_B"), &[info.d_out, rank], b, &context.device),
+        path,
+    })
+}
+
+/// The mask of a map in `rank_pattern`, whose paths may lack the prefix that bare base models leave out.
+fn alive_of<'a>(
+    pattern: &'a BTreeMap<String, Vec<bool>>,
+    triplets: &Triplets,
+    init_r: usize,
+    context: &BuildContext<'_>,
+) -> Result<&'a [bool], AdaptError> {
+    let full = triplets.e.name();
+    let bare = full.strip_prefix(context.config.model_type.base_prefix()).unwrap_or(full);
+    let bad = |reason: String| AdaptError::Config { method: NAME, field: "rank_pattern", reason };
+    let mask = pattern.get(full).or_else(|| pattern.get(bare)).ok_or_else(|| bad(format!("`{full}` is missing")))?;
+    if mask.len() != init_r {
+        return Err(bad(format!("`{full}` has {} entries instead of {init_r} (`init_r`)", mask.len())));
+    }
+    Ok(mask)
+}
+
+struct AdaLoraPass<'a> {
+    adapter: &'a AdaLora,
+    mode: Mode,
+}
+
+impl Pass for AdaLoraPass<'_> {
+    fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
+        let Some(triplets) = self.adapter.at(base.site).filter(|t| t.rank() > 0) else { return base.forward(x) };
+        let (a, b, scale) = (triplets.scaled_a(self.mode), triplets.b.get::<2>(self.mode), self.adapter.scale);
+        match self.mode {
+            Mode::Train { seed } if self.adapter.config.lora_dropout > 0.0 => {
+                let dropped = dropout(x.clone(), self.adapter.config.lora_dropout, seed, &triplets.path);
+                base.forward(x) + frugal_kernels::linear(frugal_kernels::linear(dropped, a, None), b, None) * scale
+            }
+            _ => frugal_kernels::lora_linear(x, base.weight.dense(), base.bias.clone(), a, b, scale),
+        }
+    }
+
+    fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
+        if self.adapter.at(base.site).is_some() { None } else { Some(base.weight.dense()) }
+    }
+
+    fn auxiliary_loss(&mut self) -> Option<Tensor<1>> {
+        if self.adapter.config.orth_reg_weight > 0.0 { self.adapter.orthogonality(self.mode) } else { None }
+    }
+}
+
+impl Adapter for AdaLora {
+    fn method(&self) -> &'static str {
+        NAME
+    }
+
+    fn parameters(&self) -> Vec<&Parameter> {
+        self.sites.iter().flatten().flat_map(Triplets::parameters).collect()
+    }
+
+    fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
+        self.sites.iter_mut().flatten().flat_map(Triplets::parameters_mut).collect()
+    }
+
+    fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
+        Box::new(AdaLoraPass { adapter: self, mode })
+    }
+
+    fn weight_delta(&self, base: &Linear) -> Result<Option<Tensor<2>>, AdaptError> {
+        let live = self.at(base.site).filter(|t| t.rank() > 0);
+        Ok(live.map(|t| t.b.get::<2>(Mode::Eval).matmul(t.scaled_a(Mode::Eval)) * self.scale))
+    }
+
+    fn before_step(&mut self, context: &StepContext, gradients: &mut GradientSum) {
+        self.schedule = self.config.schedule(context.total_steps);
+        self.gradients.clear();
+        if !self.sliced && context.step + 1 < self.schedule.last_choice() {
+            self.gradients =
+                self.parameters().iter().filter_map(|p| Some((p.name().to_owned(), gradients.get(p.name())?.to_vec()))).collect();
+        }
+    }
+
+    fn after_step(&mut self, context: &StepContext) {
+        if self.sliced {
+            return;
+        }
+        let (step, last) = (context.step, self.schedule.last_choice());
+        let (beta1, beta2) = (self.config.beta1 as f32, self.config.beta2 as f32);
+        let gradients = std::mem::take(&mut self.gradients);
+        if step > last {
+            return self.apply_choice();
+        }
+        for parameter in self.sites.iter().flatten().flat_map(Triplets::parameters) {
+            if let Some(gradient) = gradients.get(parameter.name()) {
+                let importance = self.importance.entry(parameter.name().to_owned()).or_default();
+                importance.update(&parameter.to_vec(), gradient, beta1, beta2);
+            }
+        }
+        let maps = self.sites.iter().flatten().count();
+        let (initial, target) = (maps * self.config.init_r, maps * self.config.target_r);
+        let (budget, due) = self.schedule.budget(step, initial, target, self.config.delta_t);
+        if due || step == last {
+            self.choose(budget);
+        }
+        if step == last {
+            self.importance.clear();
+        }
+    }
+
+    fn state(&self) -> BTreeMap<String, Vec<f32>> {
+        let mut state = BTreeMap::new();
+        for (name, importance) in &self.importance {
+            state.insert(format!("exp_avg_ipt.{name}"), importance.exp_avg_ipt.clone());
+            state.insert(format!("exp_avg_unc.{name}"), importance.exp_avg_unc.clone());
+        }
+        for (path, mask) in self.alive.iter().flatten() {
+            state.insert(format!("alive.{path}"), mask.iter().map(|&alive| f32::from(u8::from(alive))).collect());
+        }
+        let Schedule { total, tinit, tfinal } = self.schedule;
+        state.insert("schedule".into(), [total, tinit, tfinal].map(|n| n as f32).to_vec());
+        state
+    }
+
+    fn restore(&mut self, state: &BTreeMap<String, Vec<f32>>) -> Result<(), String> {
+        let [total, tinit, tfinal] = state.get("schedule").map(Vec::as_slice).unwrap_or_default() else {
+            return Err("`schedule` is missing or not three numbers".into());
+        };
+        self.schedule = Schedule { total: *total as u64, tinit: *tinit as u64, tfinal: *tfinal as u64 };
+        self.importance.clear();
+        let mut alive = BTreeMap::new();
+        for triplets in self.sites.iter().flatten() {
+            if let Some(mask) = state.get(&format!("alive.{}", triplets.path)) {
+                if !self.sliced && mask.len() != triplets.rank() {
+                    return Err(format!("`alive.{}` has {} numbers instead of {}", triplets.path, mask.len(), triplets.rank()));
+                }
+                alive.insert(triplets.path.clone(), mask.iter().map(|m| *m > 0.5).collect());
+            }
+            for parameter in triplets.parameters() {
+                let of = |kind: &str| state.get(&format!("{kind}.{}", parameter.name()));
+                if let (Some(average), Some(uncertainty)) = (of("exp_avg_ipt"), of("exp_avg_unc")) {
+                    if average.len() != parameter.len() || uncertainty.len() != parameter.len() {
+                        return Err(format!("the importance of `{}` does not have {} numbers", parameter.name(), parameter.len()));
+                    }
+                    let importance = Importance { exp_avg_ipt: average.clone(), exp_avg_unc: uncertainty.clone() };
+                    self.importance.insert(parameter.name().to_owned(), importance);
+                }
+            }
+        }
+        self.alive = Some(alive).filter(|a| !a.is_empty());
+        Ok(())
+    }
+
+    fn finished(&self) -> Option<Box<dyn Adapter>> {
+        let alive = self.alive.as_ref().filter(|_| !self.sliced)?;
+        let slice = |t: &Triplets| alive.get(&t.path).map(|mask| t.slice(mask));
+        Some(Box::new(Self {
+            config: self.config.clone(),
+            sites: self.sites.iter().map(|t| t.as_ref().and_then(slice)).collect(),
+            alive: self.alive.clone(),
+            sliced: true,
+            importance: BTreeMap::new(),
+            gradients: BTreeMap::new(),
+            saved_targets: self.saved_targets.clone(),
+            ..*self
+        }))
+    }
+
+    fn peft_config(&self) -> Map<String, Value> {
+        let (c, s) = (&self.config, &self.schedule);
+        let pattern = self.alive.as_ref().filter(|_| self.sliced);
+        let pattern = pattern.map(|a| a.iter().map(|(path, mask)| (format!("{path}.lora_E"), json!(mask))).collect::<Map<_, _>>());
+        let fields = json!({
+            "peft_type": "ADALORA", "init_r": c.init_r, "target_r": c.target_r, "tinit": s.tinit, "tfinal": s.tfinal,
+            "deltaT": c.delta_t, "beta1": c.beta1, "beta2": c.beta2, "orth_reg_weight": c.orth_reg_weight, "total_step": s.total,
+            "rank_pattern": pattern, "lora_alpha": whole(c.lora_alpha), "lora_dropout": c.lora_dropout,
+            "target_modules": self.saved_targets, "exclude_modules": c.exclude_modules,
+            "layers_to_transform": c.layers_to_transform, "layers_pattern": c.layers_pattern,
+            "fan_in_fan_out": self.fan_in_fan_out, "r": 8, "use_rslora": false, "init_lora_weights": true, "bias": "none",
+            "lora_bias": false, "alpha_pattern": {}, "use_dora": false, "target_parameters": null,
+            "trainable_token_indices": null, "loftq_config": {}, "eva_config": null, "corda_config": null,
+            "lora_ga_config": null, "megatron_config": null, "megatron_core": "megatron.core", "layer_replication": null,
+            "use_qalora": false, "qalora_group_size": 16, "alora_invocation_tokens": null, "arrow_config": null,
+            "use_bdlora": null, "velora_config": null, "kasa_config": null, "monteclora_config": null,
+            "ensure_weight_tying": false,
+        });
+        let Value::Object(fields) = fields else { unreachable!("a literal object") };
+        fields
+    }
+
+    fn supports_mixed_batch(&self) -> bool {
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_budget_falls_by_the_cube_of_what_is_left() {
+        // Written by peft 0.21.2: RankAllocator.budget_schedule(t) with 24 triplets, 12 wanted, total_step 20, tinit 4, tfinal 6,
+        // deltaT 2.
+        let schedule = Schedule { total: 20, tinit: 4, tfinal: 6 };
+        let found: Vec<(usize, bool)> = [1, 4, 5, 6, 8, 11, 13, 14, 15, 20].map(|t| schedule.budget(t, 24, 12, 2)).into();
+        assert_eq!(found, PEFT);
+    }
+    const PEFT: [(usize, bool); 10] =
+        [(24, false), (24, false), (20, false), (18, true), (14, true), (12, false), (12, false), (12, true), (12, true), (12, true)];
+
+    #[test]
+    fn every_length_of_run_leaves_a_step_to_choose_in() {
+        for steps in 1..100 {
+            let s = AdaLoraConfig::default().schedule(steps);
+            assert!(s.tinit < s.total - s.tfinal || steps == 1 && s.tinit == 0, "{s:?}");
+        }
+    }
+}
