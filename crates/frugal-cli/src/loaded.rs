@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use frugal::adapt::{AdapterSet, BuildContext, Choice, Entry, peft};
-use frugal::model::Backbone;
 use frugal::model::load::ModelFiles;
+use frugal::model::{Backbone, LoadOptions, Quantize};
 
 use crate::args::{Machine, Model, Output};
 use crate::ui::progress::Phase;
@@ -24,21 +24,28 @@ const ADAPTER: &str = "adapter";
 impl Loaded {
     /// Finds and reads model and adapter.
     pub fn read(model: &Model, machine: &Machine, output: Output) -> Result<Self> {
-        Self::read_checked(model, machine, output, |_| Ok(()))
+        Self::read_checked(model, machine, output, LoadOptions::default(), |_| Ok(()))
     }
 
-    /// The same for a model that must have a tokenizer, which is found out before the weights are read.
-    pub fn read_for_text(model: &Model, machine: &Machine, output: Output) -> Result<Self> {
-        Self::read_checked(model, machine, output, |files| Ok(files.tokenizer().map(|_| ())?))
+    /// The same for generation: the model must have a tokenizer, which is found out before the weights are read.
+    pub fn read_for_text(model: &Model, machine: &Machine, quantize: Quantize, output: Output) -> Result<Self> {
+        let options = LoadOptions { quantize, ..LoadOptions::for_generation() };
+        Self::read_checked(model, machine, output, options, |files| Ok(files.tokenizer().map(|_| ())?))
     }
 
-    fn read_checked(model: &Model, machine: &Machine, output: Output, check: impl Fn(&ModelFiles) -> Result<()>) -> Result<Self> {
+    fn read_checked(
+        model: &Model,
+        machine: &Machine,
+        output: Output,
+        options: LoadOptions,
+        check: impl Fn(&ModelFiles) -> Result<()>,
+    ) -> Result<Self> {
         let device = machine.device()?;
         let (name, adapter) = model.resolve()?;
         let files = ModelFiles::open(&name, &machine.lookup())?;
         check(&files)?;
         let _phase = Phase::new(output, format!("reading {name}"));
-        let backbone = files.load(&device)?;
+        let backbone = files.load_with(&device, options)?;
         let mut adapters = AdapterSet::default();
         let mut choice = Choice::Base;
         if let Some(folder) = adapter {

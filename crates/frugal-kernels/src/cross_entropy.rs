@@ -1,8 +1,11 @@
 //! The language-model head and its loss in one operation.
 
+use std::sync::Arc;
+
 use burn::tensor::Tensor;
 
 use crate::flex;
+use crate::packed::Packed;
 
 /// A target with this value is not counted.
 pub const IGNORE_INDEX: i32 = -100;
@@ -32,9 +35,28 @@ pub fn linear_cross_entropy(
     targets: &[i32],
     opts: &CrossEntropyOptions,
 ) -> Tensor<1> {
-    check(&hidden, &weight, bias.as_ref(), targets);
-    flex::linear_cross_entropy(&hidden, &weight, bias.as_ref(), targets, opts)
+    check(&hidden, weight.dims(), bias.as_ref(), targets);
+    flex::linear_cross_entropy(&hidden, &flex::Weight::Dense(&weight), bias.as_ref(), targets, opts)
         .unwrap_or_else(|| portable::linear_cross_entropy(hidden, weight, bias, targets, opts))
+}
+
+/// [`linear_cross_entropy`] with a packed weight `[vocab, d]`; no gradient is formed for the weight.
+///
+/// # Panics
+/// As [`linear_cross_entropy`].
+pub fn quantized_cross_entropy(
+    hidden: Tensor<2>,
+    weight: &Arc<Packed>,
+    bias: Option<Tensor<1>>,
+    targets: &[i32],
+    opts: &CrossEntropyOptions,
+) -> Tensor<1> {
+    check(&hidden, weight.dims(), bias.as_ref(), targets);
+    let fused = flex::linear_cross_entropy(&hidden, &flex::Weight::Packed(weight), bias.as_ref(), targets, opts);
+    fused.unwrap_or_else(|| {
+        let weight = weight.dense(&hidden.device().inner());
+        portable::linear_cross_entropy(hidden, weight, bias, targets, opts)
+    })
 }
 
 /// The log-probability of each target, `[tokens]`, 0 where the target is [`IGNORE_INDEX`].
@@ -44,13 +66,13 @@ pub fn linear_cross_entropy(
 /// # Panics
 /// When the shapes do not fit together or a target is outside the vocabulary.
 pub fn token_log_probs(hidden: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, targets: &[i32]) -> Vec<f32> {
-    check(&hidden, &weight, bias.as_ref(), targets);
-    flex::token_log_probs(&hidden, &weight, bias.as_ref(), targets)
+    check(&hidden, weight.dims(), bias.as_ref(), targets);
+    flex::token_log_probs(&hidden, &flex::Weight::Dense(&weight), bias.as_ref(), targets)
         .unwrap_or_else(|| portable::token_log_probs(hidden, weight, bias, targets))
 }
 
-fn check(hidden: &Tensor<2>, weight: &Tensor<2>, bias: Option<&Tensor<1>>, targets: &[i32]) {
-    let ([tokens, d], [vocab, weight_d]) = (hidden.dims(), weight.dims());
+fn check(hidden: &Tensor<2>, [vocab, weight_d]: [usize; 2], bias: Option<&Tensor<1>>, targets: &[i32]) {
+    let [tokens, d] = hidden.dims();
     assert!(
         d == weight_d && targets.len() == tokens,
         "cross entropy: hidden [{tokens}, {d}], weight [{vocab}, {weight_d}] and {} targets do not fit",

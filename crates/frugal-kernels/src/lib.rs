@@ -17,18 +17,22 @@ mod cross_entropy;
 mod flex;
 mod linear;
 mod mapped;
+mod memory;
 mod norm;
 mod optimizer;
+mod packed;
 mod rope;
 mod simd;
 
 pub use activation::{geglu_tanh, gelu, gelu_tanh, silu, swiglu};
 pub use attention::{AttentionSpec, attention};
-pub use cross_entropy::{CrossEntropyOptions, IGNORE_INDEX, linear_cross_entropy, token_log_probs};
-pub use linear::{linear, lora_linear};
+pub use cross_entropy::{CrossEntropyOptions, IGNORE_INDEX, linear_cross_entropy, quantized_cross_entropy, token_log_probs};
+pub use linear::{linear, lora_linear, quantized_linear, quantized_lora_linear};
 pub use mapped::map_file;
+pub use memory::Memory;
 pub use norm::{layer_norm, rms_norm};
 pub use optimizer::{AdamWStep, adamw_step, grad_norm_sq};
+pub use packed::{Activations, Packed};
 pub use rope::rope;
 
 /// The operations as compositions of Burn operations, differentiable on every backend.

@@ -1,16 +1,29 @@
 //! Linear maps, plain and with a low-rank correction.
 
+use std::sync::Arc;
+
 use burn::tensor::Tensor;
 
 use crate::flex;
+use crate::packed::Packed;
 
 /// `x · weightᵀ + bias`: x `[tokens, in]`, weight `[out, in]`, bias `[out]`, result `[tokens, out]`.
 ///
 /// # Panics
 /// When the shapes do not fit together.
 pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
-    check(&x, &weight, bias.as_ref());
-    flex::linear(&x, &weight, bias.as_ref()).unwrap_or_else(|| portable::linear(x, weight, bias))
+    check(&x, weight.dims(), bias.as_ref());
+    flex::linear(&x, &flex::Weight::Dense(&weight), bias.as_ref()).unwrap_or_else(|| portable::linear(x, weight, bias))
+}
+
+/// [`linear`] with a packed weight `[out, in]`; no gradient is formed for the weight.
+///
+/// # Panics
+/// When the shapes do not fit together.
+pub fn quantized_linear(x: Tensor<2>, weight: &Arc<Packed>, bias: Option<Tensor<1>>) -> Tensor<2> {
+    check(&x, weight.dims(), bias.as_ref());
+    let fused = flex::linear(&x, &flex::Weight::Packed(weight), bias.as_ref());
+    fused.unwrap_or_else(|| portable::linear(x.clone(), weight.dense(&x.device().inner()), bias))
 }
 
 /// `x · weightᵀ + bias + scale · (x · aᵀ) · bᵀ`: weight `[out, in]`, a `[r, in]`, b `[out, r]`.
@@ -20,14 +33,37 @@ pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tenso
 /// # Panics
 /// When the shapes do not fit together.
 pub fn lora_linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, a: Tensor<2>, b: Tensor<2>, scale: f32) -> Tensor<2> {
-    check(&x, &weight, bias.as_ref());
-    let ([out, d], [r, a_d], [b_out, b_r]) = (weight.dims(), a.dims(), b.dims());
-    assert!(a_d == d && b_out == out && b_r == r, "lora_linear: a [{r}, {a_d}] and b [{b_out}, {b_r}] do not fit the weight [{out}, {d}]");
-    flex::lora_linear(&x, &weight, bias.as_ref(), &a, &b, scale).unwrap_or_else(|| portable::lora_linear(x, weight, bias, a, b, scale))
+    check(&x, weight.dims(), bias.as_ref());
+    check_pair(weight.dims(), &a, &b);
+    flex::lora_linear(&x, &flex::Weight::Dense(&weight), bias.as_ref(), &a, &b, scale)
+        .unwrap_or_else(|| portable::lora_linear(x, weight, bias, a, b, scale))
 }
 
-fn check(x: &Tensor<2>, weight: &Tensor<2>, bias: Option<&Tensor<1>>) {
-    let ([tokens, x_d], [out, d]) = (x.dims(), weight.dims());
+/// [`lora_linear`] with a packed weight `[out, in]`.
+///
+/// # Panics
+/// When the shapes do not fit together.
+pub fn quantized_lora_linear(
+    x: Tensor<2>,
+    weight: &Arc<Packed>,
+    bias: Option<Tensor<1>>,
+    a: Tensor<2>,
+    b: Tensor<2>,
+    scale: f32,
+) -> Tensor<2> {
+    check(&x, weight.dims(), bias.as_ref());
+    check_pair(weight.dims(), &a, &b);
+    let fused = flex::lora_linear(&x, &flex::Weight::Packed(weight), bias.as_ref(), &a, &b, scale);
+    fused.unwrap_or_else(|| portable::lora_linear(x.clone(), weight.dense(&x.device().inner()), bias, a, b, scale))
+}
+
+fn check_pair([out, d]: [usize; 2], a: &Tensor<2>, b: &Tensor<2>) {
+    let ([r, a_d], [b_out, b_r]) = (a.dims(), b.dims());
+    assert!(a_d == d && b_out == out && b_r == r, "lora_linear: a [{r}, {a_d}] and b [{b_out}, {b_r}] do not fit the weight [{out}, {d}]");
+}
+
+fn check(x: &Tensor<2>, [out, d]: [usize; 2], bias: Option<&Tensor<1>>) {
+    let [tokens, x_d] = x.dims();
     assert!(x_d == d, "linear: x [{tokens}, {x_d}] does not fit the weight [{out}, {d}]");
     assert!(bias.is_none_or(|b| b.dims() == [out]), "linear: the bias must have {out} entries, one per row of the weight");
 }

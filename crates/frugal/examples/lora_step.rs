@@ -1,29 +1,32 @@
 //! Times LoRA steps on a real model: the Frugal side of `benches/peers/lora_step.py`.
 //!
-//! `cargo run --release --workspace --example lora_step -- MODEL STEPS` prints one JSON object.
+//! `cargo run --release --workspace --example lora_step -- MODEL STEPS [memory=low] [quantize=int8] [batch=4]
+//! [length=256]` prints one JSON object.
 
 use std::error::Error;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use frugal::adapt::{BuildContext, registry};
+use frugal::model::LoadOptions;
 use frugal::model::load::{Lookup, ModelFiles};
 use frugal::train::{Event, Scheduler, Target, Tokenized, TrainConfig, TrainRun, train};
-use serde_json::{Map, json};
-
-const BATCH: usize = 4;
-const LENGTH: usize = 256;
+use serde_json::{Map, Value, json};
 
 /// Token ids that both sides compute: spread over the vocabulary, without a pattern that is easy to learn.
-fn ids(sequence: usize, vocab_size: usize) -> Vec<u32> {
-    (0..LENGTH).map(|i| (((sequence * LENGTH + i) * 7919 + 13) % vocab_size) as u32).collect()
+fn ids(sequence: usize, length: usize, vocab_size: usize) -> Vec<u32> {
+    (0..length).map(|i| (((sequence * length + i) * 7919 + 13) % vocab_size) as u32).collect()
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let mut arguments = std::env::args().skip(1);
-    let (model, steps) = (arguments.next().ok_or("usage: lora_step MODEL STEPS")?, arguments.next().map_or(Ok(5), |n| n.parse())?);
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [model, steps, options @ ..] = arguments.as_slice() else { return Err("usage: lora_step MODEL STEPS [KEY=VALUE ...]".into()) };
+    let option = |key: &str| options.iter().find_map(|option| option.strip_prefix(key)?.strip_prefix('='));
+    let count = |key: &str, default: usize| option(key).map_or(Ok(default), str::parse);
+    let (batch, length) = (count("batch", 4)?, count("length", 256)?);
     let device = frugal::device::device("cpu")?;
-    let backbone = ModelFiles::open(&model, &Lookup::default())?.load(&device)?;
+    let options = LoadOptions { quantize: option("quantize").unwrap_or("none").parse()?, ..LoadOptions::default() };
+    let backbone = ModelFiles::open(model, &Lookup::default())?.load_with(&device, options)?;
     let context = BuildContext {
         config: backbone.config(),
         sites: backbone.sites(),
@@ -39,15 +42,16 @@ fn main() -> Result<(), Box<dyn Error>> {
         parameter.set((0..parameter.len()).map(|k| (scale * (0.37 * k as f64).sin()) as f32).collect());
     }
     let example = |s: usize| {
-        let input_ids = ids(s, backbone.config().vocab_size);
+        let input_ids = ids(s, length, backbone.config().vocab_size);
         let targets = input_ids[1..].iter().map(|&id| id as i32).chain([-100]).collect();
         Tokenized { input_ids, token_type_ids: vec![], labels: Target::Tokens(targets) }
     };
-    let examples: Vec<Tokenized> = (0..BATCH).map(example).collect();
+    let examples: Vec<Tokenized> = (0..batch).map(example).collect();
     let config = TrainConfig {
         lr: 1e-3,
-        max_steps: steps,
-        batch_size: BATCH,
+        max_steps: steps.parse()?,
+        batch_size: batch,
+        memory: serde_json::from_value(Value::from(option("memory").unwrap_or("balanced")))?,
         max_grad_norm: 0.0,
         lr_scheduler_type: Scheduler::Constant,
         warmup_ratio: 0.0,
@@ -76,6 +80,6 @@ fn main() -> Result<(), Box<dyn Error>> {
         observer: &mut observer,
     })?;
     let peak = frugal_core::events::peak_rss_bytes();
-    println!("{}", json!({ "tokens": BATCH * LENGTH, "losses": losses, "seconds": seconds, "peak_rss_bytes": peak }));
+    println!("{}", json!({ "tokens": batch * length, "losses": losses, "seconds": seconds, "peak_rss_bytes": peak }));
     Ok(())
 }

@@ -8,6 +8,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 use frugal::adapt::peft;
 use frugal::decode::SamplerConfig;
+use frugal::model::Quantize;
 use frugal::model::load::{Lookup, read_json};
 use toml::{Table, Value};
 
@@ -99,6 +100,15 @@ impl Model {
         };
         Ok((model, Some(folder.clone())))
     }
+}
+
+/// How a model that generates is held in memory.
+#[derive(Clone, Copy, Debug, Args)]
+#[command(next_help_heading = "Model")]
+pub struct Storage {
+    /// How weights are held: none (single precision), stored (as a GGUF file has them), int8, nf4, q8_0, q4_0, q4_1
+    #[arg(long, value_name = "NAME", default_value = "stored")]
+    pub quantize: Quantize,
 }
 
 /// How tokens are chosen. The temperature's default depends on the command.

@@ -29,6 +29,9 @@ pub struct RunFlags {
     /// Which positions a classifier reads [default: last, encoders cls]
     #[arg(long, value_name = "WAY", value_parser = ["last", "cls", "mean"], help_heading = "What")]
     pub pooling: Option<String>,
+    /// How frozen weights are held: none, stored, int8, nf4, q8_0, q4_0, q4_1 [default: none]
+    #[arg(long, value_name = "NAME", help_heading = "What")]
+    pub quantize: Option<String>,
 
     /// Training file (JSONL, JSON, CSV, TSV or text), or sms-spam, the built-in set
     #[arg(long, short, value_name = "FILE", help_heading = "Data")]
@@ -89,6 +92,9 @@ pub struct RunFlags {
     /// Fill micro-batches with whole examples up to train.max_tokens tokens
     #[arg(long, help_heading = "Training")]
     pub packing: bool,
+    /// What is kept for the backward pass: low, balanced, fast; the result is the same [default: balanced]
+    #[arg(long, value_name = "NAME", help_heading = "Training")]
+    pub memory: Option<String>,
     /// Shape of the learning rate: constant, linear, cosine, warmup_stable_decay [default: linear]
     #[arg(long, value_name = "NAME", help_heading = "Training")]
     pub lr_scheduler_type: Option<String>,
@@ -138,6 +144,7 @@ impl RunFlags {
         layer.set("model", self.model.clone());
         layer.set("task", self.task.clone());
         layer.set("pooling", self.pooling.clone());
+        layer.set("quantize", self.quantize.clone());
         layer.set("device", self.device.clone());
         layer.set("seed", count_value(self.seed));
         layer.set("out", path_value(&self.out));
@@ -164,6 +171,7 @@ impl RunFlags {
         layer.set("train.batch_size", count_value(self.batch_size));
         layer.set("train.gradient_accumulation_steps", count_value(self.gradient_accumulation_steps));
         layer.switch("train.packing", self.packing);
+        layer.set("train.memory", self.memory.clone());
         layer.set("train.lr_scheduler_type", self.lr_scheduler_type.clone());
         layer.set("train.warmup_ratio", self.warmup_ratio);
         layer.set("train.weight_decay", self.weight_decay);
@@ -222,14 +230,14 @@ mod tests {
 
     #[test]
     fn every_flag_reaches_its_setting() {
-        let words = "--model m --task causal-lm --pooling mean --data d --eval-data e --test-data t --column text=a --column label=b \
+        let words = "--model m --task causal-lm --pooling mean --quantize nf4 --data d --eval-data e --test-data t --column text=a --column label=b \
                      --max-length 9 --truncate --max-train-rows 8 --max-eval-rows 7 --method lora --r 6 --lora-alpha 5 --lora-dropout 0.25 \
                      --target-modules q_proj,v_proj --lr 0.5 --epochs 4 --max-steps 3 --batch-size 2 --gradient-accumulation-steps 11 \
-                     --packing --lr-scheduler-type cosine --warmup-ratio 0.125 --weight-decay 0.75 --logging-steps 12 --eval-steps 13 \
+                     --packing --memory low --lr-scheduler-type cosine --warmup-ratio 0.125 --weight-decay 0.75 --logging-steps 12 --eval-steps 13 \
                      --save-steps 14 --early-stopping-patience 15 --seed 16 --device cpu --set train.max_grad_norm=17";
         let config = serde_json::to_value(flags(words).resolve().unwrap()).unwrap();
         let expected = serde_json::json!({
-            "model": "m", "task": "causal-lm", "pooling": "mean", "device": "cpu", "seed": 16,
+            "model": "m", "task": "causal-lm", "pooling": "mean", "quantize": "nf4", "device": "cpu", "seed": 16,
             "data": {
                 "train": "d", "validation": "e", "test": "t", "columns": { "text": "a", "label": "b" }, "max_length": 9,
                 "truncate": true, "max_train_rows": 8, "max_eval_rows": 7,
@@ -237,7 +245,7 @@ mod tests {
             "method": { "name": "lora", "r": 6, "lora_alpha": 5.0, "lora_dropout": 0.25, "target_modules": ["q_proj", "v_proj"] },
             "train": {
                 "lr": 0.5, "epochs": 4.0, "max_steps": 3, "batch_size": 2, "gradient_accumulation_steps": 11, "packing": true,
-                "lr_scheduler_type": "cosine", "warmup_ratio": 0.125, "weight_decay": 0.75, "logging_steps": 12, "eval_steps": 13,
+                "memory": "low", "lr_scheduler_type": "cosine", "warmup_ratio": 0.125, "weight_decay": 0.75, "logging_steps": 12, "eval_steps": 13,
                 "save_steps": 14, "early_stopping_patience": 15, "max_grad_norm": 17.0, "seed": 16,
             },
         });
@@ -259,12 +267,14 @@ mod tests {
         for (flag, key) in [
             ("model", "/model"),
             ("task", "/task"),
+            ("quantize", "/quantize"),
             ("device", "/device"),
             ("seed", "/seed"),
             ("method", "/method/name"),
             ("epochs", "/train/epochs"),
             ("batch_size", "/train/batch_size"),
             ("gradient_accumulation_steps", "/train/gradient_accumulation_steps"),
+            ("memory", "/train/memory"),
             ("lr_scheduler_type", "/train/lr_scheduler_type"),
             ("warmup_ratio", "/train/warmup_ratio"),
             ("weight_decay", "/train/weight_decay"),
@@ -278,7 +288,7 @@ mod tests {
             }
             checked += 1;
         }
-        assert_eq!(checked, 12);
+        assert_eq!(checked, 14);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use rustyline::error::ReadlineError;
 use serde_json::json;
 
 use super::generate::Live;
-use crate::args::{Machine, Model, Output, Sampling};
+use crate::args::{Machine, Model, Output, Sampling, Storage};
 use crate::loaded::Loaded;
 use crate::ui::{self, interrupt};
 use crate::{Outcome, failure};
@@ -40,6 +40,8 @@ const HELP: &str = "\
 pub struct Args {
     #[command(flatten)]
     model: Model,
+    #[command(flatten)]
+    storage: Storage,
     /// Instructions that the conversation starts with
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
@@ -63,7 +65,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let output = Output { json: false, quiet: args.quiet };
     let sampler = args.sampling.config(args.temperature);
     let mut sampler = Sampler::new(sampler, args.sampling.seed)?;
-    let loaded = Loaded::read_for_text(&args.model, &args.machine, output)?;
+    let loaded = Loaded::read_for_text(&args.model, &args.machine, args.storage.quantize, output)?;
     let mut tokenizer = loaded.files.tokenizer()?.clone();
     if let Some(path) = &args.chat_template {
         let source = String::from_utf8(frugal_core::fs::read(path)?).with_context(|| format!("{}: not UTF-8 text", path.display()))?;

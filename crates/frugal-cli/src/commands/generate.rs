@@ -13,7 +13,7 @@ use frugal_core::tokenizer::{TextStream, TextTokenizer, TokenizerError};
 use serde_json::{Value, json};
 
 use crate::Outcome;
-use crate::args::{Machine, Model, Output, Sampling};
+use crate::args::{Machine, Model, Output, Sampling, Storage};
 use crate::loaded::Loaded;
 use crate::ui::{self, interrupt};
 
@@ -43,6 +43,8 @@ pub struct Args {
     system: Option<String>,
     #[command(flatten)]
     model: Model,
+    #[command(flatten)]
+    storage: Storage,
     /// 0 takes the likeliest token; higher is more varied
     #[arg(long, value_name = "T", default_value_t = 0.0, help_heading = "Sampling")]
     temperature: f32,
@@ -59,7 +61,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let sampler = args.sampling.config(args.temperature);
     sampler.validate()?;
     let prompts = prompts(args)?;
-    let loaded = Loaded::read_for_text(&args.model, &args.machine, args.output)?;
+    let loaded = Loaded::read_for_text(&args.model, &args.machine, args.storage.quantize, args.output)?;
     let tokenizer = loaded.files.tokenizer()?;
     let encoded = prompts.iter().map(|prompt| encode(prompt, tokenizer, args)).collect::<Result<Vec<_>>>()?;
     let config = GenerateConfig {

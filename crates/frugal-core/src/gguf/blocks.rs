@@ -130,12 +130,12 @@ pub fn dequantize(ggml_type: GgmlType, bytes: &[u8]) -> Vec<f32> {
     out
 }
 
-fn half_at(block: &[u8], at: usize) -> f32 {
+pub(super) fn half_at(block: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
 }
 
 /// The 32 codes of a legacy block: low nibbles first, then high ones, with a fifth bit each from `high`.
-fn nibbles(packed: &[u8], high: u32) -> impl Iterator<Item = u8> {
+pub(super) fn nibbles(packed: &[u8], high: u32) -> impl Iterator<Item = u8> {
     (0..32).map(move |i| {
         let nibble = if i < 16 { packed[i] & 0x0f } else { packed[i - 16] >> 4 };
         nibble | (((high >> i) & 1) as u8) << 4
@@ -170,7 +170,7 @@ fn q8_0(block: &[u8], out: &mut [f32]) {
 }
 
 /// The six-bit scale and minimum of sub-block `j` of eight, packed in 12 bytes.
-fn scale_min(packed: &[u8], j: usize) -> (u8, u8) {
+pub(super) fn scale_min(packed: &[u8], j: usize) -> (u8, u8) {
     if j < 4 {
         (packed[j] & 63, packed[j + 4] & 63)
     } else {

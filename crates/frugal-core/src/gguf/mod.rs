@@ -5,6 +5,7 @@
 //! other way. Layout: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
 
 mod blocks;
+mod codes;
 mod container;
 mod error;
 mod export;
@@ -18,6 +19,7 @@ mod value;
 mod writer;
 
 pub use blocks::{GgmlType, dequantize};
+pub use codes::{CodeLayout, unpack_codes};
 pub use container::{Gguf, TensorInfo};
 pub use error::{GgufError, GgufProblem};
 pub use export::{export_type, gguf_metadata, rope_freqs};

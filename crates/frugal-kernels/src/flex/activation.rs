@@ -7,7 +7,8 @@ use burn::tensor::Tensor;
 use rayon::prelude::*;
 
 use super::matrix::build;
-use super::record::{Operand, contiguous, record, tensor_of, values};
+use super::record::{Op, Operand, contiguous, present, record, tensor_of, values};
+use crate::memory::Cost;
 use crate::simd::{Isa, TASK, exp, mul_add, multiversion, sigmoid};
 
 /// One activation: the function of a slice, and its gradient.
@@ -152,43 +153,51 @@ fn gelu_at<I: Isa>(x: f32) -> (f32, f32) {
 /// `f(x)`, element by element.
 pub(crate) fn activation<A: Activation>(x: &Tensor<2>) -> Option<Tensor<2>> {
     let x = Operand::new(x)?;
-    let forward = |[for_x]: [bool; 1]| {
-        let x = contiguous(&x.tensor);
-        let y = map(values(&x), |out, range| A::forward(out, &values(&x)[range]));
-        (like(&x, y), for_x.then_some(x))
+    let op = Op {
+        cost: Cost::Light,
+        reads: |wanted| wanted,
+        forward: |[x]: &[Option<FlexTensor>; 1], _| {
+            let x = contiguous(present(x));
+            (like(&x, map(values(&x), |out, range| A::forward(out, &values(&x)[range]))), ())
+        },
+        backward: |[x], (), grad, _| {
+            [x.map(|x| {
+                let (x, grad) = (contiguous(&x), contiguous(&grad));
+                let dx = map(values(&x), |out, range| A::backward(out, &values(&x)[range.clone()], &values(&grad)[range]));
+                like(&x, dx)
+            })]
+        },
     };
-    Some(record([Some(&x)], forward, |saved, grad, _| {
-        [saved.map(|x| {
-            let grad = contiguous(&grad);
-            let dx = map(values(&x), |out, range| A::backward(out, &values(&x)[range.clone()], &values(&grad)[range]));
-            like(&x, dx)
-        })]
-    }))
+    Some(record([Some(&x)], op))
 }
 
 /// `f(gate) * up`, element by element.
 pub(crate) fn gated<A: Activation>(gate: &Tensor<2>, up: &Tensor<2>) -> Option<Tensor<2>> {
     let (gate, up) = (Operand::new(gate)?, Operand::new(up)?);
-    let forward = |[for_gate, for_up]: [bool; 2]| {
-        let (gate, up) = (contiguous(&gate.tensor), contiguous(&up.tensor));
-        let y = map(values(&gate), |out, range| A::gated(out, &values(&gate)[range.clone()], &values(&up)[range]));
-        let y = like(&gate, y);
-        (y, (for_gate || for_up).then_some((gate, for_gate.then_some(up))))
+    let op = Op {
+        cost: Cost::Light,
+        reads: |[for_gate, for_up]| [for_gate || for_up, for_gate],
+        forward: |[gate, up]: &[Option<FlexTensor>; 2], _| {
+            let (gate, up) = (contiguous(present(gate)), contiguous(present(up)));
+            let y = map(values(&gate), |out, range| A::gated(out, &values(&gate)[range.clone()], &values(&up)[range]));
+            (like(&gate, y), ())
+        },
+        backward: |[gate, up], (), grad, [_, for_up]| {
+            let Some(gate) = gate else { return [None, None] };
+            let (gate, grad) = (contiguous(&gate), contiguous(&grad));
+            match up {
+                Some(up) => {
+                    let [dgate, dup] = gated_backward::<A>(values(&gate), values(&contiguous(&up)), values(&grad));
+                    [Some(like(&gate, dgate)), for_up.then(|| like(&gate, dup))]
+                }
+                None => {
+                    let dup = map(values(&gate), |out, range| A::gated(out, &values(&gate)[range.clone()], &values(&grad)[range]));
+                    [None, Some(like(&gate, dup))]
+                }
+            }
+        },
     };
-    Some(record([Some(&gate), Some(&up)], forward, |saved, grad, [_, for_up]| {
-        let Some((gate, up)) = saved else { return [None, None] };
-        let grad = contiguous(&grad);
-        match up {
-            Some(up) => {
-                let [dgate, dup] = gated_backward::<A>(values(&gate), values(&up), values(&grad));
-                [Some(like(&gate, dgate)), for_up.then(|| like(&gate, dup))]
-            }
-            None => {
-                let dup = map(values(&gate), |out, range| A::gated(out, &values(&gate)[range.clone()], &values(&grad)[range]));
-                [None, Some(like(&gate, dup))]
-            }
-        }
-    }))
+    Some(record([Some(&gate), Some(&up)], op))
 }
 
 fn like(tensor: &FlexTensor, data: Vec<f32>) -> FlexTensor {

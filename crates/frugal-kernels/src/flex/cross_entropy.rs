@@ -5,39 +5,48 @@ use burn::tensor::Tensor;
 use rayon::prelude::*;
 
 use super::matrix::{Matrix, MatrixMut, Threads};
-use super::record::{Operand, record, tensor_of, values};
+use super::record::{Op, Operand, present, record, tensor_of, values};
+use super::weight::{Base, Weight};
 use crate::cross_entropy::{CrossEntropyOptions, IGNORE_INDEX};
+use crate::memory::Cost;
 use crate::simd::{Isa, TASK, exp, max, mul_add, multiversion, sum as sum_of, tanh, task_rows};
 
-/// Logits held at a time: 64 MiB.
-const MAX_LOGITS: usize = 1 << 24;
+/// Logits held at a time: 32 MiB.
+const MAX_LOGITS: usize = 1 << 23;
 
 /// [`linear_cross_entropy`](crate::linear_cross_entropy) on Flex.
 ///
 /// The gradients are formed together with the loss, while the logits are at hand.
 pub(crate) fn linear_cross_entropy(
     hidden: &Tensor<2>,
-    weight: &Tensor<2>,
+    weight: &Weight<'_>,
     bias: Option<&Tensor<1>>,
     targets: &[i32],
     opts: &CrossEntropyOptions,
 ) -> Option<Tensor<1>> {
-    let (hidden, weight, bias) = (Operand::new(hidden)?, Operand::new(weight)?, Operand::optional(bias)?);
-    let forward = |wanted: [bool; 3]| {
-        let mut head = Head::new(&hidden.tensor, &weight.tensor, bias.as_ref().map(|bias| &bias.tensor), targets);
-        let loss: f64 = head.run(opts, wanted).iter().sum();
-        (tensor_of(vec![loss as f32], [1]), head.into_gradients())
+    let (hidden, (weight, packed), bias) = (Operand::new(hidden)?, weight.split()?, Operand::optional(bias)?);
+    let (targets, opts) = (targets.to_vec(), *opts);
+    let op = Op {
+        cost: Cost::Never,
+        reads: |_| [false; 3],
+        forward: move |[hidden, weight, bias]: &[Option<FlexTensor>; 3], wanted| {
+            let mut head = Head::new(present(hidden), Base::new(weight.as_ref(), packed.as_ref()), bias.as_ref(), &targets);
+            let loss: f64 = head.run(&opts, wanted).iter().sum();
+            (tensor_of(vec![loss as f32], [1]), head.into_gradients())
+        },
+        backward: |_, gradients: [Option<FlexTensor>; 3], grad, _| {
+            let factor = values(&grad)[0];
+            gradients.map(|gradient| gradient.map(|gradient| scaled(gradient, factor)))
+        },
     };
-    Some(record([Some(&hidden), Some(&weight), bias.as_ref()], forward, |gradients, grad, _| {
-        let factor = values(&grad)[0];
-        gradients.map(|gradient| gradient.map(|gradient| scaled(gradient, factor)))
-    }))
+    Some(record([Some(&hidden), weight.as_ref(), bias.as_ref()], op))
 }
 
 /// [`token_log_probs`](crate::token_log_probs) on Flex.
-pub(crate) fn token_log_probs(hidden: &Tensor<2>, weight: &Tensor<2>, bias: Option<&Tensor<1>>, targets: &[i32]) -> Option<Vec<f32>> {
-    let (hidden, weight, bias) = (Operand::new(hidden)?, Operand::new(weight)?, Operand::optional(bias)?);
-    let mut head = Head::new(&hidden.tensor, &weight.tensor, bias.as_ref().map(|bias| &bias.tensor), targets);
+pub(crate) fn token_log_probs(hidden: &Tensor<2>, weight: &Weight<'_>, bias: Option<&Tensor<1>>, targets: &[i32]) -> Option<Vec<f32>> {
+    let (hidden, (weight, packed), bias) = (Operand::new(hidden)?, weight.split()?, Operand::optional(bias)?);
+    let weight = weight.as_ref().map(|weight| &weight.tensor);
+    let mut head = Head::new(&hidden.tensor, Base::new(weight, packed.as_ref()), bias.as_ref().map(|bias| &bias.tensor), targets);
     let losses = head.run(&CrossEntropyOptions::default(), [false; 3]);
     let mut log_probs = vec![0.0; targets.len()];
     for (row, loss) in head.rows.iter().zip(losses) {
@@ -61,7 +70,7 @@ struct Head<'a> {
     labels: Vec<usize>,
     /// The hidden states of the counted tokens.
     hidden: FlexTensor,
-    weight: Matrix<'a>,
+    weight: Base<'a>,
     bias: Option<&'a [f32]>,
     hidden_grad: Option<Vec<f32>>,
     weight_grad: Option<Vec<f32>>,
@@ -69,7 +78,7 @@ struct Head<'a> {
 }
 
 impl<'a> Head<'a> {
-    fn new(hidden: &FlexTensor, weight: &'a FlexTensor, bias: Option<&'a FlexTensor>, targets: &[i32]) -> Self {
+    fn new(hidden: &FlexTensor, weight: Base<'a>, bias: Option<&'a FlexTensor>, targets: &[i32]) -> Self {
         let counted = targets.iter().enumerate().filter(|(_, target)| **target != IGNORE_INDEX);
         let (rows, labels): (Vec<usize>, Vec<usize>) = counted.map(|(row, target)| (row, *target as usize)).unzip();
         let hidden = if rows.len() == targets.len() { hidden.clone() } else { gathered(hidden, &rows) };
@@ -78,7 +87,7 @@ impl<'a> Head<'a> {
             rows,
             labels,
             hidden,
-            weight: Matrix::of(weight),
+            weight,
             bias: bias.map(values),
             hidden_grad: None,
             weight_grad: None,
@@ -88,7 +97,7 @@ impl<'a> Head<'a> {
 
     /// The loss of each counted token; forms the wanted gradients on the way.
     fn run(&mut self, opts: &CrossEntropyOptions, wanted: [bool; 3]) -> Vec<f64> {
-        let (count, vocab, d) = (self.rows.len(), self.weight.rows, self.weight.cols);
+        let (count, [vocab, d]) = (self.rows.len(), self.weight.dims());
         let [for_hidden, for_weight, for_bias] = wanted;
         let mut hidden_grad = vec![0.0; if for_hidden { count * d } else { 0 }];
         let mut weight_grad = vec![0.0; if for_weight { vocab * d } else { 0 }];
@@ -101,7 +110,7 @@ impl<'a> Head<'a> {
             let len = chunk.min(count - start);
             let hidden = hidden.narrow_rows(start, len);
             let logits = &mut buffer[..len * vocab];
-            MatrixMut::new(logits, len, vocab).set(hidden, self.weight.t(), 1.0, Threads::All);
+            self.weight.product(&mut MatrixMut::new(logits, len, vocab), hidden);
             let rows_per_task = task_rows(vocab);
             let labels = &self.labels[start..start + len];
             let with_gradient = wanted.contains(&true);
@@ -118,7 +127,7 @@ impl<'a> Head<'a> {
             let gradient = Matrix::new(logits, len, vocab);
             if for_hidden {
                 let target = &mut hidden_grad[start * d..][..len * d];
-                MatrixMut::new(target, len, d).set(gradient, self.weight, 1.0, Threads::All);
+                self.weight.transposed_product(&mut MatrixMut::new(target, len, d), gradient);
             }
             if for_weight {
                 MatrixMut::new(&mut weight_grad, vocab, d).add(gradient.t(), hidden, 1.0, Threads::All);
@@ -134,7 +143,7 @@ impl<'a> Head<'a> {
     }
 
     fn into_gradients(self) -> [Option<FlexTensor>; 3] {
-        let (vocab, d) = (self.weight.rows, self.weight.cols);
+        let [vocab, d] = self.weight.dims();
         let hidden = self.hidden_grad.map(|counted| {
             if self.rows.len() == self.tokens {
                 return tensor_of(counted, [self.tokens, d]);

@@ -1,100 +1,93 @@
 //! Linear maps through Flex's own matrix product, and a path for a few rows.
 
 use std::mem::MaybeUninit;
+use std::sync::Arc;
 
 use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
 use super::matrix::{Matrix, MatrixMut, Threads, build, product};
-use super::record::{Operand, record, tensor_of, values};
+use super::record::{Op, Operand, present, record, tensor_of, values};
+use super::weight::{Base, Weight};
+use crate::memory::Cost;
+use crate::packed::Packed;
 use crate::simd::{Isa, dot, dots, multiversion, task_rows};
 
 /// Up to this many rows, the weight is read once from memory and nothing is packed.
 const FEW_ROWS: usize = 8;
 
-/// Kept for the backward pass; each part only when a gradient needs it.
-#[derive(Clone, Debug)]
-struct Saved {
-    x: Option<FlexTensor>,
-    weight: Option<FlexTensor>,
-}
-
 /// [`linear`](crate::linear) on Flex.
-pub(crate) fn linear(x: &Tensor<2>, weight: &Tensor<2>, bias: Option<&Tensor<1>>) -> Option<Tensor<2>> {
-    let (x, weight, bias) = (Operand::new(x)?, Operand::new(weight)?, Operand::optional(bias)?);
-    let forward = |[for_x, for_weight, _]: [bool; 3]| {
-        let y = affine(&x.tensor, &weight.tensor, bias.as_ref().map(|bias| &bias.tensor));
-        let shape = [rows(&x.tensor), rows(&weight.tensor)];
-        let saved = Saved { x: for_weight.then(|| x.tensor.clone()), weight: for_x.then(|| weight.tensor.clone()) };
-        (tensor_of(y, shape), saved)
+pub(crate) fn linear(x: &Tensor<2>, weight: &Weight<'_>, bias: Option<&Tensor<1>>) -> Option<Tensor<2>> {
+    let (x, (weight, packed), bias) = (Operand::new(x)?, weight.split()?, Operand::optional(bias)?);
+    let op = Op {
+        cost: Cost::Heavy,
+        reads: |[for_x, for_weight, _]| [for_weight, for_x, false],
+        forward: move |[x, weight, bias]: &[Option<FlexTensor>; 3], _| {
+            let x = present(x);
+            let weight = Base::new(weight.as_ref(), packed.as_ref());
+            (tensor_of(weight.affine(x, bias.as_ref()), [rows(x), weight.dims()[0]]), packed.clone())
+        },
+        backward: |[x, weight, _], packed: Option<Arc<Packed>>, dy, [for_x, _, for_bias]| {
+            let dy = Matrix::of(&dy);
+            let dx = for_x.then(|| Base::new(weight.as_ref(), packed.as_ref()).input_gradient(dy, None));
+            let dweight = x.map(|x| matrix_tensor(dy.t(), Matrix::of(&x), 1.0));
+            [dx, dweight, for_bias.then(|| column_sums(dy))]
+        },
     };
-    Some(record([Some(&x), Some(&weight), bias.as_ref()], forward, |saved, dy, [_, _, for_bias]| {
-        let dy = Matrix::of(&dy);
-        let dx = saved.weight.map(|weight| matrix_tensor(dy, Matrix::of(&weight), 1.0));
-        let dweight = saved.x.map(|x| matrix_tensor(dy.t(), Matrix::of(&x), 1.0));
-        [dx, dweight, for_bias.then(|| column_sums(dy))]
-    }))
-}
-
-#[derive(Clone, Debug)]
-struct LoraSaved {
-    base: Saved,
-    scale: f32,
-    /// x, for the gradient of `a`.
-    x: Option<FlexTensor>,
-    a: Option<FlexTensor>,
-    b: Option<FlexTensor>,
-    /// `x · aᵀ`, for the gradient of `b`.
-    low: Option<FlexTensor>,
+    Some(record([Some(&x), weight.as_ref(), bias.as_ref()], op))
 }
 
 /// [`lora_linear`](crate::lora_linear) on Flex.
 pub(crate) fn lora_linear(
     x: &Tensor<2>,
-    weight: &Tensor<2>,
+    weight: &Weight<'_>,
     bias: Option<&Tensor<1>>,
     a: &Tensor<2>,
     b: &Tensor<2>,
     scale: f32,
 ) -> Option<Tensor<2>> {
-    let (x, weight, bias) = (Operand::new(x)?, Operand::new(weight)?, Operand::optional(bias)?);
+    let (x, (weight, packed), bias) = (Operand::new(x)?, weight.split()?, Operand::optional(bias)?);
     let (a, b) = (Operand::new(a)?, Operand::new(b)?);
-    let forward = |[for_x, for_weight, _, for_a, for_b]: [bool; 5]| {
-        let shape = [rows(&x.tensor), rows(&weight.tensor)];
-        let low = tensor_of(affine(&x.tensor, &a.tensor, None), [shape[0], rows(&a.tensor)]);
-        let mut y = affine(&x.tensor, &weight.tensor, bias.as_ref().map(|bias| &bias.tensor));
-        MatrixMut::new(&mut y, shape[0], shape[1]).add(Matrix::of(&low), Matrix::of(&b.tensor).t(), scale, Threads::All);
-        let keep = |wanted: bool, tensor: &FlexTensor| wanted.then(|| tensor.clone());
-        let saved = LoraSaved {
-            base: Saved { x: keep(for_weight, &x.tensor), weight: keep(for_x, &weight.tensor) },
-            scale,
-            x: keep(for_a, &x.tensor),
-            a: keep(for_x, &a.tensor),
-            b: keep(for_x || for_a, &b.tensor),
-            low: for_b.then_some(low),
-        };
-        (tensor_of(y, shape), saved)
+    let op = Op {
+        cost: Cost::Heavy,
+        reads: |[for_x, for_weight, _, for_a, _]| [for_weight || for_a, for_x, false, for_x, for_x || for_a],
+        forward: move |[x, weight, bias, a, b]: &[Option<FlexTensor>; 5], wanted: [bool; 5]| {
+            let (x, a, b) = (present(x), present(a), present(b));
+            let weight = Base::new(weight.as_ref(), packed.as_ref());
+            let shape = [rows(x), weight.dims()[0]];
+            let low = tensor_of(affine(x, a, None), [shape[0], rows(a)]);
+            let mut y = weight.affine(x, bias.as_ref());
+            MatrixMut::new(&mut y, shape[0], shape[1]).add(Matrix::of(&low), Matrix::of(b).t(), scale, Threads::All);
+            // `x · aᵀ` is kept for the gradient of b.
+            let saved = LoraSaved { packed: packed.clone(), scale, low: wanted[4].then_some(low) };
+            (tensor_of(y, shape), saved)
+        },
+        backward: |[x, weight, _, a, b], saved: LoraSaved, dy, [for_x, for_weight, for_bias, for_a, _]| {
+            let dy = Matrix::of(&dy);
+            let db = saved.low.map(|low| matrix_tensor(dy.t(), Matrix::of(&low), saved.scale));
+            let dlow = b.map(|b| matrix_tensor(dy, Matrix::of(&b), saved.scale));
+            let dlow = dlow.as_ref().map(Matrix::of);
+            let da = dlow.zip(x.as_ref()).filter(|_| for_a).map(|(dlow, x)| matrix_tensor(dlow.t(), Matrix::of(x), 1.0));
+            let low_rank = a.as_ref().map(Matrix::of);
+            let base = for_x.then(|| Base::new(weight.as_ref(), saved.packed.as_ref()));
+            let dx = base.map(|base| base.input_gradient(dy, dlow.zip(low_rank)));
+            let dweight = x.filter(|_| for_weight).map(|x| matrix_tensor(dy.t(), Matrix::of(&x), 1.0));
+            [dx, dweight, for_bias.then(|| column_sums(dy)), da, db]
+        },
     };
-    let inputs = [Some(&x), Some(&weight), bias.as_ref(), Some(&a), Some(&b)];
-    Some(record(inputs, forward, |saved, dy, [_, _, for_bias, ..]| {
-        let dy = Matrix::of(&dy);
-        let db = saved.low.map(|low| matrix_tensor(dy.t(), Matrix::of(&low), saved.scale));
-        let dlow = saved.b.map(|b| matrix_tensor(dy, Matrix::of(&b), saved.scale));
-        let dlow = dlow.as_ref().map(Matrix::of);
-        let da = dlow.zip(saved.x.as_ref()).map(|(dlow, x)| matrix_tensor(dlow.t(), Matrix::of(x), 1.0));
-        let dx = saved.base.weight.zip(saved.a).zip(dlow).map(|((weight, a), dlow)| {
-            let mut dx = product(dy, Matrix::of(&weight), 1.0);
-            let width = weight.layout().shape()[1];
-            MatrixMut::new(&mut dx, dy.rows, width).add(dlow, Matrix::of(&a), 1.0, Threads::All);
-            tensor_of(dx, [dy.rows, width])
-        });
-        let dweight = saved.base.x.map(|x| matrix_tensor(dy.t(), Matrix::of(&x), 1.0));
-        [dx, dweight, for_bias.then(|| column_sums(dy)), da, db]
-    }))
+    Some(record([Some(&x), weight.as_ref(), bias.as_ref(), Some(&a), Some(&b)], op))
 }
 
-fn rows(tensor: &FlexTensor) -> usize {
+#[derive(Clone, Debug)]
+struct LoraSaved {
+    packed: Option<Arc<Packed>>,
+    scale: f32,
+    /// `x · aᵀ`.
+    low: Option<FlexTensor>,
+}
+
+pub(super) fn rows(tensor: &FlexTensor) -> usize {
     tensor.layout().shape()[0]
 }
 
@@ -103,7 +96,7 @@ fn matrix_tensor(a: Matrix, b: Matrix, scale: f32) -> FlexTensor {
 }
 
 /// `x · weightᵀ + bias`.
-fn affine(x: &FlexTensor, weight: &FlexTensor, bias: Option<&FlexTensor>) -> Vec<f32> {
+pub(super) fn affine(x: &FlexTensor, weight: &FlexTensor, bias: Option<&FlexTensor>) -> Vec<f32> {
     let (x, weight) = (Matrix::of(x), Matrix::of(weight));
     let bias = bias.map(values);
     if x.rows <= FEW_ROWS && x.has_dense_rows() && weight.has_dense_rows() {

@@ -48,6 +48,12 @@ impl<'a> Matrix<'a> {
         Self { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
     }
 
+    /// All elements, row by row.
+    pub(crate) fn to_rows(self) -> Vec<f32> {
+        let element = |i: usize, j: usize| self.data[i * self.row_stride + j * self.col_stride];
+        (0..self.rows).flat_map(|i| (0..self.cols).map(move |j| element(i, j))).collect()
+    }
+
     /// Whether each row is contiguous.
     pub(crate) fn has_dense_rows(&self) -> bool {
         self.col_stride == 1 || self.cols <= 1
@@ -125,6 +131,19 @@ impl<'a> MatrixMut<'a> {
         // SAFETY: the rows lie inside this matrix.
         let data = unsafe { self.data.add(rows.start * self.row_stride) };
         MatrixMut { data, rows: rows.len(), lifetime: PhantomData, ..*self }
+    }
+
+    /// Some of the columns.
+    pub(crate) fn narrow_cols(&mut self, cols: &Range<usize>) -> MatrixMut<'_> {
+        assert!(cols.start <= cols.end && cols.end <= self.cols);
+        // SAFETY: the columns lie inside this matrix.
+        let data = unsafe { self.data.add(cols.start) };
+        MatrixMut { data, cols: cols.len(), lifetime: PhantomData, ..*self }
+    }
+
+    /// For parallel tasks that write to disjoint places.
+    pub(crate) fn share(&mut self) -> SharedMatrix<'_> {
+        SharedMatrix { data: self.data, rows: self.rows, cols: self.cols, row_stride: self.row_stride, lifetime: PhantomData }
     }
 
     /// `self = scale * a * b`.
@@ -207,6 +226,30 @@ impl<'a> Shared<'a> {
         assert!(index < self.len);
         // SAFETY: the index lies inside the memory.
         unsafe { self.data.add(index).write(value) };
+    }
+}
+
+/// A matrix that parallel tasks write to in disjoint places.
+pub(crate) struct SharedMatrix<'a> {
+    data: *mut f32,
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+    lifetime: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: as for `Shared`.
+unsafe impl Sync for SharedMatrix<'_> {}
+
+impl SharedMatrix<'_> {
+    /// Writes neighbours in a row.
+    ///
+    /// # Safety
+    /// Nothing else may touch these elements at the same time.
+    pub(crate) unsafe fn write(&self, row: usize, col: usize, values: &[f32]) {
+        assert!(row < self.rows && col + values.len() <= self.cols);
+        // SAFETY: the elements lie inside the matrix.
+        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), self.data.add(row * self.row_stride + col), values.len()) };
     }
 }
 

@@ -10,8 +10,10 @@ mod cross_entropy;
 mod linear;
 mod matrix;
 mod norm;
+mod packed;
 mod record;
 mod rope;
+mod weight;
 
 pub(crate) use activation::{Gelu, GeluTanh, Silu, activation, gated};
 pub(crate) use attention::attention;
@@ -19,3 +21,4 @@ pub(crate) use cross_entropy::{linear_cross_entropy, token_log_probs};
 pub(crate) use linear::{linear, lora_linear};
 pub(crate) use norm::{layer_norm, rms_norm};
 pub(crate) use rope::rope;
+pub(crate) use weight::Weight;

@@ -8,7 +8,8 @@ use burn::tensor::Tensor;
 use rayon::prelude::*;
 
 use super::matrix::{Matrix, build};
-use super::record::{Operand, contiguous, dense_rows, record, tensor_of, values};
+use super::record::{Op, Operand, contiguous, dense_rows, present, record, tensor_of, values};
+use crate::memory::Cost;
 use crate::simd::{Isa, LANES, Lanes, mul_add, multiversion, sum, task_rows};
 
 /// [`rms_norm`](crate::rms_norm) on Flex.
@@ -28,59 +29,61 @@ struct Statistics {
     scale: f32,
 }
 
-#[derive(Clone, Debug)]
-struct Saved {
-    x: FlexTensor,
-    /// The weight, for the gradient of x.
-    weight: FlexTensor,
-    statistics: Arc<[Statistics]>,
-    center: bool,
-}
-
 fn normalize(x: &Tensor<2>, weight: &Tensor<1>, bias: Option<&Tensor<1>>, eps: f64, center: bool) -> Option<Tensor<2>> {
     let (x, weight, bias) = (Operand::new(x)?, Operand::new(weight)?, Operand::optional(bias)?);
-    let forward = |wanted: [bool; 3]| {
-        let (x, weight) = (dense_rows(&x.tensor), contiguous(&weight.tensor));
-        let rows = Matrix::of(&x);
-        let bias = bias.as_ref().map(|bias| values(&bias.tensor));
-        let per_task = task_rows(rows.cols);
-        let mut statistics = vec![Statistics { mean: 0.0, scale: 0.0 }; rows.rows];
-        let fill = |out: &mut [MaybeUninit<f32>]| {
-            if rows.cols == 0 {
-                return;
-            }
-            let tasks = out.par_chunks_mut(per_task * rows.cols).zip(statistics.par_chunks_mut(per_task)).enumerate();
-            tasks.for_each(|(task, (out, statistics))| {
-                let rows = rows.narrow_rows(task * per_task, statistics.len());
-                forward_rows(out, statistics, rows, values(&weight), bias, eps as f32, center);
-            });
-        };
-        // SAFETY: the tasks cover the output and each row is written whole.
-        let y = unsafe { build(rows.rows * rows.cols, fill) };
-        let y = tensor_of(y, [rows.rows, rows.cols]);
-        let saved = wanted.contains(&true).then(|| Saved { x: x.clone(), weight, statistics: statistics.into(), center });
-        (y, saved)
+    let op = Op {
+        cost: Cost::Light,
+        reads: |[for_x, for_weight, _]| [for_x || for_weight, for_x, false],
+        forward: move |[x, weight, bias]: &[Option<FlexTensor>; 3], _| {
+            let (x, weight, bias) = (dense_rows(present(x)), contiguous(present(weight)), bias.as_ref().map(contiguous));
+            let rows = Matrix::of(&x);
+            let bias = bias.as_ref().map(values);
+            let per_task = task_rows(rows.cols);
+            let mut statistics = vec![Statistics { mean: 0.0, scale: 0.0 }; rows.rows];
+            let fill = |out: &mut [MaybeUninit<f32>]| {
+                if rows.cols == 0 {
+                    return;
+                }
+                let tasks = out.par_chunks_mut(per_task * rows.cols).zip(statistics.par_chunks_mut(per_task)).enumerate();
+                tasks.for_each(|(task, (out, statistics))| {
+                    let rows = rows.narrow_rows(task * per_task, statistics.len());
+                    forward_rows(out, statistics, rows, values(&weight), bias, eps as f32, center);
+                });
+            };
+            // SAFETY: the tasks cover the output and each row is written whole.
+            let y = unsafe { build(rows.rows * rows.cols, fill) };
+            (tensor_of(y, [rows.rows, rows.cols]), (Arc::from(statistics), center))
+        },
+        backward,
     };
-    Some(record([Some(&x), Some(&weight), bias.as_ref()], forward, |saved: Option<Saved>, grad, wanted| match saved {
-        Some(saved) => backward(&saved, &dense_rows(&grad), wanted),
-        None => [None, None, None],
-    }))
+    Some(record([Some(&x), Some(&weight), bias.as_ref()], op))
 }
 
-fn backward(saved: &Saved, grad: &FlexTensor, [for_x, for_weight, for_bias]: [bool; 3]) -> [Option<FlexTensor>; 3] {
-    let (x, grad, weight) = (Matrix::of(&saved.x), Matrix::of(grad), values(&saved.weight));
-    let (rows, d) = (x.rows, x.cols);
+fn backward(
+    [x, weight, _]: [Option<FlexTensor>; 3],
+    (statistics, center): (Arc<[Statistics]>, bool),
+    grad: FlexTensor,
+    [for_x, for_weight, for_bias]: [bool; 3],
+) -> [Option<FlexTensor>; 3] {
+    let (x, grad) = (x.map(|x| dense_rows(&x)), dense_rows(&grad));
+    let grad = Matrix::of(&grad);
+    // The gradient of the bias alone needs no x.
+    let x = x.as_ref().map_or(grad, Matrix::of);
+    let (rows, d) = (grad.rows, grad.cols);
     if d == 0 {
-        return [for_x.then(|| saved.x.clone()), for_weight.then(|| saved.weight.clone()), for_bias.then(|| saved.weight.clone())];
+        let empty = |wanted: bool, rows: usize| wanted.then(|| tensor_of(Vec::new(), [rows, 0]));
+        let vector = |wanted: bool| wanted.then(|| tensor_of(Vec::new(), [0]));
+        return [empty(for_x, rows), vector(for_weight), vector(for_bias)];
     }
     let per_task = task_rows(d);
-    let dx = for_x.then(|| {
+    let dx = weight.filter(|_| for_x).map(|weight| {
+        let weight = contiguous(&weight);
         let fill = |out: &mut [MaybeUninit<f32>]| {
             out.par_chunks_mut(per_task * d).enumerate().for_each(|(task, out)| {
                 let start = task * per_task;
                 let count = out.len() / d;
-                let statistics = &saved.statistics[start..start + count];
-                input_gradient(out, x.narrow_rows(start, count), grad.narrow_rows(start, count), weight, statistics, saved.center);
+                let statistics = &statistics[start..start + count];
+                input_gradient(out, x.narrow_rows(start, count), grad.narrow_rows(start, count), values(&weight), statistics, center);
             });
         };
         // SAFETY: the tasks cover the output and each row is written whole.
@@ -102,7 +105,7 @@ fn backward(saved: &Saved, grad: &FlexTensor, [for_x, for_weight, for_bias]: [bo
                 dbias,
                 x.narrow_rows(start, count),
                 grad.narrow_rows(start, count),
-                &saved.statistics[start..start + count],
+                &statistics[start..start + count],
             );
             sums
         })

@@ -1,8 +1,12 @@
 //! The bridge to Burn's tensors: unwrapping inputs, recording a backward step.
 
-use std::fmt::Debug;
+use std::fmt::{self, Debug, Formatter};
 
-use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::NoCheckpointing};
+use burn::backend::autodiff::NodeId;
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::checkpoint::retro_forward::RetroForward;
+use burn::backend::autodiff::checkpoint::state::BackwardStates;
+use burn::backend::autodiff::checkpoint::strategy::BalancedCheckpointing;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::flex::{FlexTensor, Layout};
@@ -10,6 +14,7 @@ use burn::backend::{Autodiff, BackendTensor, DispatchAutodiffContext, DispatchTe
 use burn::tensor::{Bytes, DType, Shape, Tensor};
 
 use super::matrix::Matrix;
+use crate::memory::Cost;
 
 type AutodiffTensor = FloatTensor<Autodiff<Flex>>;
 
@@ -46,7 +51,15 @@ impl Operand {
 
     /// Whether a gradient is wanted for this input.
     pub(crate) fn is_tracked(&self) -> bool {
-        self.autodiff.as_ref().is_some_and(AutodiffTensor::is_tracked)
+        self.tracked().is_some()
+    }
+
+    fn tracked(&self) -> Option<&AutodiffTensor> {
+        self.autodiff.as_ref().filter(|tensor| tensor.is_tracked())
+    }
+
+    fn source(&self) -> Source {
+        self.tracked().map_or_else(|| Source::Values(self.tensor.clone()), |tensor| Source::Node(tensor.id()))
     }
 }
 
@@ -81,26 +94,33 @@ pub(crate) fn tensor_of<const D: usize>(data: Vec<f32>, shape: [usize; D]) -> Fl
     FlexTensor::new(Bytes::from_elems(data), Layout::contiguous(Shape::from(shape)), DType::F32)
 }
 
-/// The gradients for the inputs, given what the forward pass saved, the gradient of the output and
-/// which inputs want one.
-pub(crate) type BackwardFn<S, const N: usize> = fn(S, FlexTensor, [bool; N]) -> [Option<FlexTensor>; N];
+/// The gradients for the inputs, given those that were kept, what else the forward pass saved, the gradient of the
+/// output and which inputs want one.
+pub(crate) type BackwardFn<S, const N: usize> = fn([Option<FlexTensor>; N], S, FlexTensor, [bool; N]) -> [Option<FlexTensor>; N];
 
-/// Runs `forward` and, when an input is tracked, records `backward`.
-///
-/// `forward` learns which inputs want a gradient and returns the output and what to keep for
-/// `backward`. An absent input is `None`; `N` counts it all the same.
-pub(crate) fn record<S, const N: usize, const D: usize>(
-    inputs: [Option<&Operand>; N],
-    forward: impl FnOnce([bool; N]) -> (FlexTensor, S),
-    backward: BackwardFn<S, N>,
-) -> Tensor<D>
+/// An operation on `N` inputs: how it is computed and differentiated. An absent input counts all the same.
+pub(crate) struct Op<F, S, const N: usize> {
+    /// What it costs to compute the output again.
+    pub(crate) cost: Cost,
+    /// Which inputs the backward pass reads, given which want a gradient.
+    pub(crate) reads: fn([bool; N]) -> [bool; N],
+    /// The output, and what to keep for the backward pass besides inputs, given which inputs want a gradient.
+    pub(crate) forward: F,
+    /// The gradients.
+    pub(crate) backward: BackwardFn<S, N>,
+}
+
+/// Runs an operation and, when an input is tracked, records its backward pass.
+pub(crate) fn record<F, S, const N: usize, const D: usize>(inputs: [Option<&Operand>; N], op: Op<F, S, N>) -> Tensor<D>
 where
+    F: Fn(&[Option<FlexTensor>; N], [bool; N]) -> (FlexTensor, S) + Clone + Send + 'static,
     S: Clone + Debug + Send + 'static,
 {
     let present = inputs.iter().flatten();
     let context = present.fold(DispatchAutodiffContext::Disabled, |context, input| context.merge(input.context));
+    let values = inputs.map(|input| input.map(|input| input.tensor.clone()));
     if context == DispatchAutodiffContext::Disabled {
-        let (output, _) = forward([false; N]);
+        let (output, _) = (op.forward)(&values, [false; N]);
         let kind = DispatchTensorKind::Flex(BackendTensor::Float(output));
         return Tensor::from_dispatch(DispatchTensor { kind, autodiff: context });
     }
@@ -108,15 +128,74 @@ where
         Some(tensor) => tensor.node(),
         None => AutodiffTensor::new(tensor_of(Vec::new(), [0])).node(),
     });
-    let output = match Step(backward).prepare::<NoCheckpointing>(nodes).compute_bound().stateful() {
-        OpsKind::Tracked(step) => {
-            let (output, saved) = forward(inputs.map(|input| input.is_some_and(Operand::is_tracked)));
-            step.finish(saved, output)
+    let wanted = inputs.map(|input| input.is_some_and(Operand::is_tracked));
+    let step = Step(op.backward).prepare::<BalancedCheckpointing>(nodes);
+    let step = if wanted.contains(&true) && op.cost.is_repeated() {
+        let again = Again { forward: op.forward.clone(), inputs: inputs.map(|input| input.map(Operand::source)) };
+        step.memory_bound().retro_forward(again).parents(inputs.iter().flatten().filter_map(|input| input.tracked()))
+    } else {
+        step.compute_bound()
+    };
+    let output = match step.stateful() {
+        OpsKind::Tracked(mut step) => {
+            let (output, saved) = (op.forward)(&values, wanted);
+            let reads = (op.reads)(wanted);
+            let kept = std::array::from_fn(|i| {
+                let input = inputs[i].filter(|_| reads[i])?;
+                Some(match input.tracked() {
+                    // The node decides: its values, or how to compute them again.
+                    Some(tensor) => Source::Node(step.checkpoint(tensor)),
+                    None => input.source(),
+                })
+            });
+            step.finish((Kept(kept), saved), output)
         }
-        OpsKind::UnTracked(step) => step.finish(forward([false; N]).0),
+        OpsKind::UnTracked(step) => step.finish((op.forward)(&values, [false; N]).0),
     };
     let kind = DispatchTensorKind::Autodiff(Box::new(DispatchTensorKind::Flex(BackendTensor::Autodiff(output))));
     Tensor::from_dispatch(DispatchTensor { kind, autodiff: context })
+}
+
+/// An input that every caller gives.
+pub(crate) fn present(input: &Option<FlexTensor>) -> &FlexTensor {
+    input.as_ref().expect("this input is never absent")
+}
+
+/// Where the backward pass finds an input.
+#[derive(Clone, Debug)]
+enum Source {
+    Values(FlexTensor),
+    Node(NodeId),
+}
+
+#[derive(Clone, Debug)]
+struct Kept<const N: usize>([Option<Source>; N]);
+
+/// How an output is computed again.
+struct Again<F, const N: usize> {
+    forward: F,
+    inputs: [Option<Source>; N],
+}
+
+impl<F, const N: usize> Debug for Again<F, N> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Again").field("inputs", &self.inputs).finish_non_exhaustive()
+    }
+}
+
+impl<F, S, const N: usize> RetroForward for Again<F, N>
+where
+    F: Fn(&[Option<FlexTensor>; N], [bool; N]) -> (FlexTensor, S) + Send + 'static,
+{
+    fn forward(&self, states: &mut BackwardStates, node: NodeId) {
+        let inputs = self.inputs.each_ref().map(|input| {
+            input.as_ref().map(|input| match input {
+                Source::Values(tensor) => tensor.clone(),
+                Source::Node(id) => dense(states.get_state::<FlexTensor>(id)),
+            })
+        });
+        states.save(node, (self.forward)(&inputs, [false; N]).0);
+    }
 }
 
 #[derive(Debug)]
@@ -126,12 +205,19 @@ impl<S, const N: usize> Backward<Flex, N> for Step<S, N>
 where
     S: Clone + Debug + Send + 'static,
 {
-    type State = S;
+    type State = (Kept<N>, S);
 
-    fn backward(self, ops: Ops<S, N>, grads: &mut Gradients, _: &mut Checkpointer) {
+    fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
         let grad = dense(grads.consume::<Flex>(&ops.node));
         let wanted = ops.parents.each_ref().map(Option::is_some);
-        for (parent, grad) in ops.parents.into_iter().zip((self.0)(ops.state, grad, wanted)) {
+        let (Kept(kept), saved) = ops.state;
+        let inputs = kept.map(|input| {
+            input.map(|input| match input {
+                Source::Values(tensor) => tensor,
+                Source::Node(id) => dense(checkpointer.retrieve_node_output::<FlexTensor>(id)),
+            })
+        });
+        for (parent, grad) in ops.parents.into_iter().zip((self.0)(inputs, saved, grad, wanted)) {
             if let (Some(parent), Some(grad)) = (parent, grad) {
                 grads.register::<Flex>(parent.id, grad);
             }

@@ -7,7 +7,8 @@ use burn::tensor::Tensor;
 use rayon::prelude::*;
 
 use super::matrix::{Matrix, build};
-use super::record::{Operand, dense_rows, record, tensor_of};
+use super::record::{Op, Operand, dense_rows, present, record, tensor_of};
+use crate::memory::Cost;
 use crate::simd::{Isa, mul_add, multiversion, task_rows};
 
 /// [`rope`](crate::rope) on Flex. The tables are constants: tracked ones are left to the portable form.
@@ -16,14 +17,18 @@ pub(crate) fn rope(x: &Tensor<2>, cos: &Tensor<2>, sin: &Tensor<2>, head_dim: us
     if cos.is_tracked() || sin.is_tracked() {
         return None;
     }
-    let forward = |[for_x]: [bool; 1]| {
-        let (cos, sin) = (dense_rows(&cos.tensor), dense_rows(&sin.tensor));
-        let y = rotated(&dense_rows(&x.tensor), &cos, &sin, head_dim, 1.0);
-        (y, for_x.then_some((cos, sin, head_dim)))
+    let (cos, sin) = (dense_rows(&cos.tensor), dense_rows(&sin.tensor));
+    let op = Op {
+        // Nothing in it is heavy, but its input would have to be kept instead of its output.
+        cost: Cost::Heavy,
+        reads: |_| [false],
+        forward: move |[x]: &[Option<FlexTensor>; 1], _| {
+            let y = rotated(&dense_rows(present(x)), &cos, &sin, head_dim, 1.0);
+            (y, (cos.clone(), sin.clone(), head_dim))
+        },
+        backward: |_, (cos, sin, head_dim), grad, [for_x]| [for_x.then(|| rotated(&dense_rows(&grad), &cos, &sin, head_dim, -1.0))],
     };
-    Some(record([Some(&x)], forward, |saved, grad, _| {
-        [saved.map(|(cos, sin, head_dim)| rotated(&dense_rows(&grad), &cos, &sin, head_dim, -1.0))]
-    }))
+    Some(record([Some(&x)], op))
 }
 
 fn rotated(x: &FlexTensor, cos: &FlexTensor, sin: &FlexTensor, head_dim: usize, direction: f32) -> FlexTensor {

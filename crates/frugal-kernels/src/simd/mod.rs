@@ -4,6 +4,7 @@
 //! and for the target's baseline, and picks one when called. Element-wise loops are plain Rust that
 //! the compiler turns into vector instructions; sums go through [`Lanes`].
 
+pub(crate) mod bytes;
 mod lanes;
 
 #[cfg(target_arch = "x86_64")]

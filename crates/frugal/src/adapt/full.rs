@@ -89,7 +89,7 @@ impl Full {
             Some(backbone) => backbone.export(&mut |part| match part {
                 Frozen::Linear(l) if Some(l.site) == tied => {}
                 Frozen::Linear(l) => set(l.site, &l.weight.dims(), to_vec(l.weight.dense()), l.bias.clone().map(to_vec)),
-                Frozen::Embedding(e) => set(e.site, &e.weight.dims(), to_vec(e.weight.clone()), None),
+                Frozen::Embedding(e) => set(e.site, &e.weight.dims(), to_vec(e.weight.dense()), None),
                 Frozen::Norm(n) => set(n.site, &n.weight.dims(), to_vec(n.weight.clone()), n.bias.clone().map(to_vec)),
             }),
             None => {

@@ -461,7 +461,7 @@ impl Pass for LoraPass<'_> {
                 let y = Linear { bias, ..base.clone() }.forward(x);
                 y + frugal_kernels::linear(frugal_kernels::linear(dropped, a, None), b, None) * pair.scale
             }
-            _ => frugal_kernels::lora_linear(x, base.weight.dense(), bias, a, b, pair.scale),
+            _ => Linear { bias, ..base.clone() }.forward_low_rank(x, a, b, pair.scale),
         };
         match pair.scaled_b_bias(mode) {
             Some(bias) => y + bias.unsqueeze::<2>(),
@@ -470,8 +470,11 @@ impl Pass for LoraPass<'_> {
     }
 
     fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
-        let changed = self.adapter.at(base.site).is_some() || self.adapter.bias(base.site).is_some();
-        if changed { None } else { Some(base.weight.dense()) }
+        if self.leaves_alone(base) { Some(base.weight.dense()) } else { None }
+    }
+
+    fn leaves_alone(&mut self, base: &Linear) -> bool {
+        self.adapter.at(base.site).is_none() && self.adapter.bias(base.site).is_none()
     }
 
     fn norm(&mut self, base: &Norm, x: Tensor<2>) -> Tensor<2> {
@@ -543,7 +546,7 @@ impl Adapter for Lora {
     }
 
     fn merged_embedding(&self, base: &Embedding) -> Option<Tensor<2>> {
-        self.at(base.site).map(|pair| base.weight.clone() + pair.delta().transpose())
+        self.at(base.site).map(|pair| base.weight.dense() + pair.delta().transpose())
     }
 
     fn merged_norm(&self, base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {

@@ -3,7 +3,7 @@
 use burn::prelude::*;
 
 use super::{AdaptError, Adapter, to_vec};
-use crate::model::{Backbone, Frozen, Linear, MemorySource, ModelConfig, ModelError, Norm, SiteKind, Weight};
+use crate::model::{Backbone, Frozen, Linear, MemorySource, ModelConfig, ModelError, Norm, SiteId, SiteKind, Weight};
 
 /// A linear map with an adapter merged into it.
 #[derive(Clone, Debug)]
@@ -81,11 +81,13 @@ impl Writer<'_> {
     fn part(&mut self, part: &Frozen<'_>, adapter: Option<&dyn Adapter>) -> Result<(), AdaptError> {
         match part {
             Frozen::Linear(linear) => {
+                self.check_dense(linear.site, &linear.weight, adapter)?;
                 let merged = adapter.map(|a| a.merged_linear(linear)).transpose()?.flatten();
                 self.linear(linear, merged, adapter)
             }
             Frozen::Embedding(table) => {
-                let merged = adapter.and_then(|a| a.merged_embedding(table)).unwrap_or_else(|| table.weight.clone());
+                self.check_dense(table.site, &table.weight, adapter)?;
+                let merged = adapter.and_then(|a| a.merged_embedding(table)).unwrap_or_else(|| table.weight.dense());
                 let info = self.backbone.sites().info(table.site);
                 check_finite(&info.path, &merged)?;
                 self.table.get_or_insert_with(|| merged.clone());
@@ -97,6 +99,22 @@ impl Writer<'_> {
                 self.norm(norm, merged);
                 Ok(())
             }
+        }
+    }
+
+    /// What an adapter adds would be rounded away in packed weights.
+    fn check_dense(&self, site: SiteId, weight: &Weight, adapter: Option<&dyn Adapter>) -> Result<(), AdaptError> {
+        match (weight.format(), adapter) {
+            (Some(format), Some(adapter)) => Err(AdaptError::Unsupported {
+                method: adapter.method(),
+                action: "be merged into packed weights",
+                reason: format!(
+                    "`{}` is held as {format}: load the model with dense weights (`quantize = \"none\"`) and merge into those; \
+                     the result can be written in fewer bits again",
+                    self.backbone.sites().info(site).path
+                ),
+            }),
+            _ => Ok(()),
         }
     }
 

@@ -59,6 +59,12 @@ pub trait Pass {
         Some(base.weight.dense())
     }
 
+    /// Whether [`Pass::linear`] is the base's own map here. Then the loss can fuse with an output head that is packed; false
+    /// is always safe, and costs memory where the head is packed.
+    fn leaves_alone(&mut self, _base: &Linear) -> bool {
+        false
+    }
+
     /// A normalisation over the last dimension of `[rows, d]`.
     fn norm(&mut self, base: &Norm, x: Tensor<2>) -> Tensor<2> {
         base.apply(x, base.weight.clone(), base.bias.clone())
@@ -98,4 +104,8 @@ pub trait Pass {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Plain;
 
-impl Pass for Plain {}
+impl Pass for Plain {
+    fn leaves_alone(&mut self, _base: &Linear) -> bool {
+        true
+    }
+}

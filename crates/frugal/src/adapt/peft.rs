@@ -264,7 +264,7 @@ fn is_known_base(key: &str, file: &SafetensorsFile, base_prefix: &str, context: 
     let mut same = false;
     backbone.export(&mut |part| {
         let weight = match part {
-            Frozen::Embedding(e) if e.site == site => e.weight.clone(),
+            Frozen::Embedding(e) if e.site == site => e.weight.dense(),
             Frozen::Linear(l) if l.site == site => l.weight.dense(),
             _ => return,
         };

@@ -196,7 +196,7 @@ fn token_table(backbone: &dyn Backbone) -> Option<Tensor<2>> {
         if let Frozen::Embedding(table) = part
             && table.site == first
         {
-            found = Some(table.weight.clone());
+            found = Some(table.weight.dense());
         }
     });
     found

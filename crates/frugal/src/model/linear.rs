@@ -1,22 +1,41 @@
 //! Frozen parts of a backbone: linear maps, tables and norms, on the plain device.
 
+use std::sync::Arc;
+
 use burn::prelude::*;
+use frugal_kernels::Packed;
 
 use super::site::SiteId;
 
-/// A frozen weight matrix `[d_out, d_in]`.
+/// A frozen weight matrix `[d_out, d_in]`, or a table `[rows, d]`.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Weight {
     /// Dense f32.
     Dense(Tensor<2>),
+    /// In a few bits per element.
+    Packed {
+        /// The codes.
+        packed: Arc<Packed>,
+        /// Where its products are computed.
+        device: Device,
+    },
 }
 
 impl Weight {
-    /// The dense matrix `[d_out, d_in]`.
+    /// The dense matrix `[d_out, d_in]`; unpacked anew at each call where it is packed.
     pub fn dense(&self) -> Tensor<2> {
         match self {
             Self::Dense(weight) => weight.clone(),
+            Self::Packed { packed, device } => packed.dense(device),
+        }
+    }
+
+    /// Rows `ids` of a table: `[tokens, d]`. The ids were checked against the table by the caller.
+    pub fn rows(&self, ids: &[u32]) -> Tensor<2> {
+        match self {
+            Self::Dense(weight) => lookup(weight.clone(), ids),
+            Self::Packed { packed, device } => packed.select(ids, device),
         }
     }
 
@@ -24,13 +43,24 @@ impl Weight {
     pub fn dims(&self) -> [usize; 2] {
         match self {
             Self::Dense(weight) => weight.dims(),
+            Self::Packed { packed, .. } => packed.dims(),
         }
     }
 
     /// Bytes held in memory.
     pub fn bytes(&self) -> usize {
-        let [rows, columns] = self.dims();
-        rows * columns * size_of::<f32>()
+        match self {
+            Self::Dense(weight) => weight.dims().iter().product::<usize>() * size_of::<f32>(),
+            Self::Packed { packed, .. } => packed.bytes(),
+        }
+    }
+
+    /// What its codes are called, if it is packed.
+    pub fn format(&self) -> Option<&str> {
+        match self {
+            Self::Dense(_) => None,
+            Self::Packed { packed, .. } => Some(packed.format()),
+        }
     }
 }
 
@@ -50,6 +80,16 @@ impl Linear {
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         match &self.weight {
             Weight::Dense(weight) => frugal_kernels::linear(x, weight.clone(), self.bias.clone()),
+            Weight::Packed { packed, .. } => frugal_kernels::quantized_linear(x, packed, self.bias.clone()),
+        }
+    }
+
+    /// The same with `scale · B A` added to the weight: a `[r, d_in]`, b `[d_out, r]`.
+    pub fn forward_low_rank(&self, x: Tensor<2>, a: Tensor<2>, b: Tensor<2>, scale: f32) -> Tensor<2> {
+        let bias = self.bias.clone();
+        match &self.weight {
+            Weight::Dense(weight) => frugal_kernels::lora_linear(x, weight.clone(), bias, a, b, scale),
+            Weight::Packed { packed, .. } => frugal_kernels::quantized_lora_linear(x, packed, bias, a, b, scale),
         }
     }
 }
@@ -60,13 +100,13 @@ pub struct Embedding {
     /// Where it sits.
     pub site: SiteId,
     /// `[rows, d]`.
-    pub weight: Tensor<2>,
+    pub weight: Weight,
 }
 
 impl Embedding {
     /// Rows of `ids`: `[tokens, d]`. The ids were checked against the table by the caller.
     pub fn forward(&self, ids: &[u32]) -> Tensor<2> {
-        lookup(self.weight.clone(), ids)
+        self.weight.rows(ids)
     }
 }
 

@@ -34,7 +34,7 @@ pub use layout::{Input, SequenceLayout};
 pub use linear::{Embedding, Linear, Norm, Weight, lookup};
 pub use rope::inverse_frequencies;
 pub use site::{SiteId, SiteInfo, SiteKind, SiteTable};
-pub use weights::{Loaded, MemorySource, WeightLoader, WeightSource, read_values};
+pub use weights::{LoadOptions, Loaded, MemorySource, Quantize, WeightLoader, WeightSource, read_values};
 
 use crate::adapt::Pass;
 
@@ -163,8 +163,21 @@ pub trait Backbone: Send + Sync {
 /// # Errors
 /// When tensors are missing, mis-shaped or unreadable.
 pub fn build(config: ModelConfig, source: &dyn WeightSource, device: &Device) -> Result<Arc<dyn Backbone>, ModelError> {
+    build_with(config, source, device, LoadOptions::default())
+}
+
+/// [`build`] with a choice of how matrices are held.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_with(
+    config: ModelConfig,
+    source: &dyn WeightSource,
+    device: &Device,
+    options: LoadOptions,
+) -> Result<Arc<dyn Backbone>, ModelError> {
     let sites = Arc::new(SiteTable::new(&config));
-    let mut loader = WeightLoader::new(source, &sites, device, config.model_type.base_prefix())?;
+    let mut loader = WeightLoader::new(source, &sites, device, config.model_type.base_prefix(), options)?;
     let sites = sites.clone();
     Ok(match config.model_type {
         ModelType::Gpt2 => Arc::new(Gpt2::load(config, sites, &mut loader)?),

@@ -1,8 +1,13 @@
 //! From files to a backbone's frozen tensors.
 
 use std::collections::HashMap;
+use std::str::FromStr;
+use std::sync::Arc;
 
 use burn::prelude::*;
+use frugal_core::gguf::GgmlType;
+use frugal_kernels::{Activations, Packed};
+use serde::{Deserialize, Serialize};
 
 use super::ModelError;
 use super::linear::{Embedding, Linear, Norm, Weight};
@@ -22,6 +27,78 @@ pub trait WeightSource {
     /// # Errors
     /// When the tensor cannot be read.
     fn load(&self, name: &str) -> Result<Loaded, ModelError>;
+    /// The matrix `[d_out, d_in]` of a linear map, or the rows of a table, in the codes that it is stored in; `None` if it is
+    /// stored as numbers.
+    ///
+    /// # Errors
+    /// When the tensor cannot be read.
+    fn load_packed(&self, _name: &str) -> Result<Option<Packed>, ModelError> {
+        Ok(None)
+    }
+}
+
+/// How the matrices of a model are held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Quantize {
+    /// Single precision.
+    #[default]
+    None,
+    /// As the file has them: in its own codes where it is quantised.
+    Stored,
+    /// 8 bits with a scale for each row.
+    Int8,
+    /// 4-bit NormalFloat in groups of 64 (QLoRA).
+    Nf4,
+    /// GGUF's 8 bits in groups of 32.
+    #[serde(rename = "q8_0")]
+    Q8_0,
+    /// GGUF's 4 bits in groups of 32.
+    #[serde(rename = "q4_0")]
+    Q4_0,
+    /// GGUF's 4 bits in groups of 32 with a minimum.
+    #[serde(rename = "q4_1")]
+    Q4_1,
+}
+
+impl FromStr for Quantize {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let known = "none, stored, int8, nf4, q8_0, q4_0, q4_1";
+        serde_json::from_value(name.into()).map_err(|_| format!("unknown way to hold weights; known: {known}"))
+    }
+}
+
+impl Quantize {
+    /// Bytes of `rows` x `cols` elements; the token table and the output head are never below 8 bits.
+    pub fn bytes(self, rows: usize, cols: usize, table: bool) -> usize {
+        let bits = match self {
+            Self::None | Self::Stored => return 4 * rows * cols,
+            Self::Q8_0 => 34 * 8 / 32,
+            Self::Int8 => return rows * (cols + 4),
+            _ if table => return rows * (cols + 4),
+            Self::Nf4 | Self::Q4_0 => return rows * cols * 9 / 16,
+            Self::Q4_1 => 5,
+        };
+        rows * cols * bits / 8
+    }
+}
+
+/// How a model is read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// How matrices are held.
+    pub quantize: Quantize,
+    /// How products with packed matrices are computed.
+    pub activations: Activations,
+}
+
+impl LoadOptions {
+    /// What suits generation: matrices as stored, products of integers where they are packed.
+    pub fn for_generation() -> Self {
+        Self { quantize: Quantize::Stored, activations: Activations::Int8 }
+    }
 }
 
 /// A tensor from a source.
@@ -116,6 +193,7 @@ pub struct WeightLoader<'a> {
     /// Prefix of canonical names that the file leaves out (a bare base model), or has in addition.
     rename: Rename,
     optional_missing: Vec<String>,
+    options: LoadOptions,
 }
 
 #[derive(Clone, Debug)]
@@ -129,14 +207,20 @@ impl<'a> WeightLoader<'a> {
     ///
     /// # Errors
     /// [`ModelError::Load`] with the complete list of missing and mis-shaped tensors.
-    pub fn new(source: &'a dyn WeightSource, sites: &'a SiteTable, device: &Device, base_prefix: &str) -> Result<Self, ModelError> {
+    pub fn new(
+        source: &'a dyn WeightSource,
+        sites: &'a SiteTable,
+        device: &Device,
+        base_prefix: &str,
+        options: LoadOptions,
+    ) -> Result<Self, ModelError> {
         let first = sites.iter().next().map(|(_, s)| format!("{}.weight", s.path)).unwrap_or_default();
         let stripped = first.strip_prefix(base_prefix).map(str::to_owned);
         let rename = match stripped {
             Some(s) if source.shape(&first).is_none() && source.shape(&s).is_some() => Rename::Strip(base_prefix.into()),
             _ => Rename::Same,
         };
-        let mut loader = Self { source, sites, device: device.clone(), rename, optional_missing: Vec::new() };
+        let mut loader = Self { source, sites, device: device.clone(), rename, optional_missing: Vec::new(), options };
         loader.check()?;
         Ok(loader)
     }
@@ -221,9 +305,32 @@ impl<'a> WeightLoader<'a> {
     pub fn linear(&mut self, path: &str) -> Result<Linear, ModelError> {
         let site = self.site(path);
         let info = self.sites.info(site);
-        let weight = if info.kind == SiteKind::Conv1d { contiguous(self.matrix(path)?.transpose()) } else { self.matrix(path)? };
         let bias = if info.has_bias { Some(self.vector(&format!("{path}.bias"))?) } else { None };
-        Ok(Linear { site, weight: Weight::Dense(weight), bias })
+        Ok(Linear { site, weight: self.weight(path, info.kind)?, bias })
+    }
+
+    /// A matrix `[d_out, d_in]` as the options want it held.
+    fn weight(&self, path: &str, kind: SiteKind) -> Result<Weight, ModelError> {
+        let dense = || {
+            let matrix = self.matrix(path)?;
+            Ok::<_, ModelError>(if kind == SiteKind::Conv1d { contiguous(matrix.transpose()) } else { matrix })
+        };
+        let packed = match self.options.quantize {
+            Quantize::None => None,
+            Quantize::Stored => self.source.load_packed(&self.file_name(&format!("{path}.weight")))?,
+            quantize => {
+                let matrix = dense()?;
+                let cols = matrix.dims()[1];
+                let table = matches!(kind, SiteKind::LmHead | SiteKind::Embedding);
+                Some(pack(quantize, &to_vec(matrix), cols, table))
+            }
+        };
+        Ok(match packed {
+            Some(packed) => {
+                Weight::Packed { packed: Arc::new(packed.with_activations(self.options.activations)), device: self.device.clone() }
+            }
+            None => Weight::Dense(dense()?),
+        })
     }
 
     /// A linear map that the file may lack.
@@ -240,7 +347,9 @@ impl<'a> WeightLoader<'a> {
     /// When the tensor cannot be read.
     pub fn embedding(&mut self, path: &str) -> Result<Embedding, ModelError> {
         let site = self.site(path);
-        Ok(Embedding { site, weight: self.matrix(path)? })
+        // The token table comes first and is the only one worth packing.
+        let weight = if site.index() == 0 { self.weight(path, SiteKind::Embedding)? } else { Weight::Dense(self.matrix(path)?) };
+        Ok(Embedding { site, weight })
     }
 
     /// The output head, which shares the token table when tied.
@@ -250,7 +359,7 @@ impl<'a> WeightLoader<'a> {
     pub fn lm_head(&mut self, tokens: &Embedding) -> Result<Linear, ModelError> {
         let site = self.site("lm_head");
         if self.sites.info(site).tied {
-            return Ok(Linear { site, weight: Weight::Dense(tokens.weight.clone()), bias: None });
+            return Ok(Linear { site, weight: tokens.weight.clone(), bias: None });
         }
         self.linear("lm_head")
     }
@@ -274,6 +383,18 @@ impl<'a> WeightLoader<'a> {
         let bias = Some(self.vector(&format!("{path}.bias"))?);
         Ok(Norm { site: self.site(path), weight, bias, eps, center: true, stored_offset: 0.0 })
     }
+}
+
+/// Rounds a matrix; rows that are no whole number of blocks become 8-bit, and so do tables, whose rows matter one by one.
+fn pack(quantize: Quantize, values: &[f32], cols: usize, table: bool) -> Packed {
+    let blocks = match quantize {
+        Quantize::Nf4 if !table => return Packed::nf4(values, cols),
+        Quantize::Q8_0 => Some(GgmlType::Q8_0),
+        Quantize::Q4_0 if !table => Some(GgmlType::Q4_0),
+        Quantize::Q4_1 if !table => Some(GgmlType::Q4_1),
+        _ => None,
+    };
+    blocks.and_then(|blocks| Packed::to_ggml(blocks, values, cols)).unwrap_or_else(|| Packed::int8(values, cols))
 }
 
 /// A transposed view written out once, so that every later product reads it in order.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::adapt::{Pooling, registry};
+use crate::model::Quantize;
 use crate::train::TrainConfig;
 
 /// What a model is trained and judged on.
@@ -103,6 +104,9 @@ pub struct TuneConfig {
     pub task: Task,
     /// Run folder.
     pub out: PathBuf,
+    /// How the frozen weights are held: `none` for single precision, `stored` for the codes of a GGUF file, or `int8`, `nf4`,
+    /// `q8_0`, `q4_0`, `q4_1`.
+    pub quantize: Quantize,
     /// Where to compute.
     pub device: String,
     /// Decides every random choice of the run.
@@ -127,6 +131,7 @@ impl Default for TuneConfig {
             model: "builtin".into(),
             task: Task::default(),
             out: PathBuf::new(),
+            quantize: Quantize::None,
             device: "cpu".into(),
             seed: 0,
             pooling: None,

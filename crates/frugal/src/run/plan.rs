@@ -7,9 +7,9 @@ use serde::Serialize;
 use super::prepare::{Prepared, prepare};
 use super::{RunError, TuneConfig};
 use crate::adapt::{Adapter, BuildContext, Head, Parameter, registry};
-use crate::model::load::Lookup;
-use crate::model::{ModelConfig, SiteTable};
-use crate::train::Batches;
+use crate::model::load::{Lookup, ModelFiles};
+use crate::model::{ModelConfig, ModelType, Quantize, SiteInfo, SiteKind, SiteTable};
+use crate::train::{self, Batches};
 
 const F32: u64 = 4;
 
@@ -87,7 +87,7 @@ pub fn plan(config: &TuneConfig, lookup: &Lookup) -> Result<Plan, RunError> {
     let epochs = if config.train.max_steps > 0 { total_steps as f64 / batches.epoch(0).steps().max(1) as f64 } else { config.train.epochs };
     let micro_batch_tokens = largest_batch(&batches, &prepared, epochs);
     let train_tokens = (prepared.train.encoded.total_tokens as f64 * epochs) as u64;
-    let memory = memory(&prepared, &sites, adapter.as_ref(), trainable, micro_batch_tokens, process);
+    let memory = predicted(&prepared, &sites, adapter.as_ref(), config, trainable, micro_batch_tokens, process);
     let flops_per_token = flops_per_token(model, &sites, adapter.as_ref(), prepared.head.is_none());
     let gemm_gflops = crate::measure::machine::gemm_gflops(&device, Duration::from_millis(300));
     let train_flops = flops_per_token * train_tokens as f64;
@@ -122,37 +122,79 @@ fn largest_batch(batches: &Batches, prepared: &Prepared, epochs: f64) -> u64 {
     (0..epochs.ceil().clamp(1.0, LOOKED_THROUGH) as u64).map(of_epoch).max().unwrap_or(0) as u64
 }
 
-fn memory(prepared: &Prepared, sites: &SiteTable, adapter: &dyn Adapter, trainable: u64, tokens: u64, process: u64) -> Memory {
+fn predicted(
+    prepared: &Prepared,
+    sites: &SiteTable,
+    adapter: &dyn Adapter,
+    config: &TuneConfig,
+    trainable: u64,
+    tokens: u64,
+    process: u64,
+) -> Memory {
     let model = prepared.files.config();
-    let dense = sites.num_parameters() as u64 * F32;
+    let held = held_bytes(sites, config.quantize, &prepared.files);
     let converted = if prepared.files.is_mapped() { 0 } else { prepared.files.stored_bytes() };
     let values: u64 = adapter.parameters().iter().map(|p| p.len() as u64 * F32).sum();
-    let kept = floats_kept_per_token(model, adapter) * tokens * F32;
+    let kept = kept_per_token(model, adapter, config.train.memory);
     let widest = model.intermediate_size.max(model.hidden_size) as u64;
     let logits = if prepared.head.is_some() { 0 } else { LOGIT_ROWS.min(tokens) * model.vocab_size as u64 * F32 };
     Memory {
         process,
-        weights: dense + converted,
+        weights: held + converted,
         // Gradients, two moments, the best weights and a checkpoint in the making, beside the values.
         trainable: values + 5 * trainable * F32,
-        activations: kept,
-        workspace: 4 * widest * tokens * F32 + 2 * logits,
+        activations: kept.between as u64 * tokens * F32,
+        workspace: (4 * widest + kept.again as u64) * tokens * F32 + 2 * logits,
+    }
+}
+
+/// Bytes of the frozen weights in memory.
+fn held_bytes(sites: &SiteTable, quantize: Quantize, files: &ModelFiles) -> u64 {
+    let of = |site: &SiteInfo| match site.kind {
+        _ if site.tied => 0,
+        SiteKind::Norm => site.num_parameters() * F32 as usize,
+        SiteKind::Linear | SiteKind::Conv1d => {
+            quantize.bytes(site.d_out, site.d_in, false) + if site.has_bias { 4 * site.d_out } else { 0 }
+        }
+        SiteKind::Embedding | SiteKind::LmHead => quantize.bytes(site.d_in, site.d_out, true),
+    };
+    match quantize {
+        // Codes are copied as they are; a file of plain numbers stays single precision.
+        Quantize::Stored if files.is_packed() => files.stored_bytes(),
+        _ => sites.iter().map(|(_, site)| of(site) as u64).sum(),
     }
 }
 
 /// Rows of logits formed at a time.
 const LOGIT_ROWS: u64 = 256;
 
-/// Floats that a training forward pass keeps for each token: inputs of norms and of maps, queries, keys, values, the
-/// attention's output, and both halves of the gated feed-forward layer.
-fn floats_kept_per_token(c: &ModelConfig, adapter: &dyn Adapter) -> u64 {
+/// Floats that a training step holds for each token.
+struct Kept {
+    /// From the forward pass to the backward pass.
+    between: usize,
+    /// Computed again for one block at a time, and let go after it.
+    again: usize,
+}
+
+fn kept_per_token(c: &ModelConfig, adapter: &dyn Adapter, memory: train::Memory) -> Kept {
     let (d, ff) = (c.hidden_size, c.intermediate_size);
     let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
-    let gated = c.rope.is_some();
-    let feed_forward = if gated { 3 * ff } else { 2 * ff };
-    let layer = 4 * d + 2 * q + 2 * kv + feed_forward + c.num_attention_heads;
+    // Inputs of the two norms, the attention's output and one number per head of its softmax.
+    let gemma = c.model_type == ModelType::Gemma3Text;
+    let stream = 2 * d + if gemma { 2 * d } else { 0 } + q + c.num_attention_heads;
+    // Queries, keys, values, twice where they are normalised, and what goes into the activation.
+    let normalised = if matches!(c.model_type, ModelType::Qwen3 | ModelType::Gemma3Text) { q + kv } else { 0 };
+    let feed_forward = if c.rope.is_some() { 2 * ff } else { ff };
+    let maps = q + 2 * kv + normalised + feed_forward;
+    // Outputs of norms and of the activation.
+    let light = 2 * d + ff;
     let low_rank: usize = adapter.low_rank_factors().iter().flatten().map(|f| f.a.shape()[0]).sum();
-    (c.num_hidden_layers * layer + low_rank) as u64
+    let (block, again) = match memory {
+        train::Memory::Low => (stream, maps + light),
+        train::Memory::Balanced => (stream + maps, light),
+        train::Memory::Fast => (stream + maps + light, 0),
+    };
+    Kept { between: c.num_hidden_layers * block + low_rank, again }
 }
 
 /// Forward, gradient to the inputs, and gradients of what is trained.

@@ -18,7 +18,7 @@ use super::{Metrics, Observe, Progress, RunError, TuneConfig};
 use crate::adapt::{BuildContext, Entry, Head, Parameter, Pooling, peft, registry};
 use crate::model::load::Lookup;
 use crate::model::save::StoredType;
-use crate::model::{Backbone, SiteTable};
+use crate::model::{Backbone, LoadOptions, SiteTable};
 use crate::train::{Ending, Event, Objective, TrainRun, evaluate, train};
 
 /// The resolved configuration in a run folder.
@@ -81,7 +81,8 @@ pub fn tune(
         example: prepared.shown_example()?,
     });
     observe(&Progress::Begin { what: format!("reading {}", config.model) });
-    let backbone = prepared.files.load(&device)?;
+    let options = LoadOptions { quantize: config.quantize, ..LoadOptions::default() };
+    let backbone = prepared.files.load_with(&device, options)?;
     let sites = prepared.files.sites();
     let mut entry = build_entry(config, &prepared, backbone.as_ref(), &sites, &device)?;
     write_config(&out, config)?;
@@ -206,7 +207,7 @@ fn check_same_run(path: &Path, config: &TuneConfig) -> Result<(), RunError> {
     let Ok(mut before) = frugal_core::config::load::<TuneConfig>(Some(path), &[]) else { return Ok(()) };
     before.resolve();
     let (before, now) = (serde_json::to_value(&before).unwrap_or_default(), serde_json::to_value(config).unwrap_or_default());
-    for key in ["model", "task", "seed", "method", "pooling"] {
+    for key in ["model", "task", "quantize", "seed", "method", "pooling"] {
         if before[key] != now[key] {
             return Err(RunError::OtherRun {
                 path: path.into(),

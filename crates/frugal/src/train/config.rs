@@ -20,6 +20,29 @@ pub enum Scheduler {
     WarmupStableDecay,
 }
 
+/// How much a training step keeps between its forward and its backward pass. The result is the same, bit for bit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Memory {
+    /// The residual stream and the outputs of attention; everything else is computed a second time, block by block.
+    Low,
+    /// Also the outputs of linear maps; norms and activations are computed a second time.
+    #[default]
+    Balanced,
+    /// Everything.
+    Fast,
+}
+
+impl From<Memory> for frugal_kernels::Memory {
+    fn from(memory: Memory) -> Self {
+        match memory {
+            Memory::Low => Self::Low,
+            Memory::Balanced => Self::Balanced,
+            Memory::Fast => Self::Fast,
+        }
+    }
+}
+
 /// Settings of a training run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -39,6 +62,8 @@ pub struct TrainConfig {
     pub packing: bool,
     /// Tokens of a packed micro-batch and of an evaluation batch. A longer example is a batch of its own.
     pub max_tokens: usize,
+    /// What is kept for the backward pass and what is computed again.
+    pub memory: Memory,
     /// Micro-batches of an optimiser step.
     pub gradient_accumulation_steps: usize,
     /// Put examples of similar length together.
@@ -93,6 +118,7 @@ impl Default for TrainConfig {
             batch_size: 8,
             packing: false,
             max_tokens: 2048,
+            memory: Memory::default(),
             gradient_accumulation_steps: 1,
             group_by_length: false,
             max_grad_norm: 1.0,

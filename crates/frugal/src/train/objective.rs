@@ -2,12 +2,12 @@
 
 use burn::prelude::*;
 use burn::tensor::activation::log_softmax;
-use frugal_kernels::{CrossEntropyOptions, IGNORE_INDEX, linear_cross_entropy};
+use frugal_kernels::{CrossEntropyOptions, IGNORE_INDEX, linear_cross_entropy, quantized_cross_entropy};
 
 use super::error::{Set, TrainError};
 use super::{Target, Tokenized};
 use crate::adapt::{Head, Mode, Pass};
-use crate::model::{Backbone, Input, ModelError, SequenceLayout, select_rows};
+use crate::model::{Backbone, Input, ModelError, SequenceLayout, Weight, select_rows};
 
 /// What is minimised.
 #[derive(Clone, Copy)]
@@ -152,10 +152,17 @@ fn token_loss(
         logit_softcap: backbone.config().final_logit_softcapping.map(|cap| cap as f32),
         ..CrossEntropyOptions::default()
     };
-    let weight = pass.plain_weight(head);
+    let packed = match &head.weight {
+        Weight::Packed { packed, .. } if pass.leaves_alone(head) => Some(packed),
+        _ => None,
+    };
+    let weight = if packed.is_some() { None } else { pass.plain_weight(head) };
     let parts = rows.chunks(max_rows.max(1)).map(|rows| {
         let targets: Vec<i32> = rows.iter().map(|&i| targets[i]).collect();
         let hidden_states = select_rows(hidden_states.clone(), rows);
+        if let Some(packed) = packed {
+            return quantized_cross_entropy(hidden_states, packed, head.bias.clone(), &targets, &options);
+        }
         match &weight {
             Some(weight) => linear_cross_entropy(hidden_states, weight.clone(), head.bias.clone(), &targets, &options),
             None => {

@@ -24,9 +24,10 @@ use crate::adapt::{Adapter, GradientSum, Head, Mode, Parameter, StepContext, str
 use crate::model::Backbone;
 
 /// Settings that a resumed run may change. More `epochs` or `max_steps` stretch the schedule from there on.
-const MAY_CHANGE: [&str; 8] = [
+const MAY_CHANGE: [&str; 9] = [
     "epochs",
     "max_steps",
+    "memory",
     "logging_steps",
     "eval_steps",
     "save_steps",
@@ -298,9 +299,9 @@ impl<'a> Trainer<'a> {
         let adapter: &dyn Adapter = &*self.run.adapter;
         let mut pass = adapter.pass(mode);
         let smoothing = self.run.config.label_smoothing;
-        let sum = self
-            .objective()
-            .loss(&batch, self.run.backbone, pass.as_mut(), mode, smoothing, usize::MAX)
+        let memory = frugal_kernels::Memory::from(self.run.config.memory);
+        let sum = memory
+            .scope(|| self.objective().loss(&batch, self.run.backbone, pass.as_mut(), mode, smoothing, usize::MAX))
             .map_err(|source| TrainError::Forward { set: Set::Train, rows: rows.to_vec(), source })?;
         // Each micro-batch counts by its share of the step's targets, so that the split does not matter.
         let mut loss = sum / targets as f64;

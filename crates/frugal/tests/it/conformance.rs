@@ -123,7 +123,7 @@ fn base_bits(backbone: &dyn Backbone) -> Vec<u32> {
             add(to_vec(l.weight.dense()));
             l.bias.iter().for_each(|b| add(to_vec(b.clone())));
         }
-        Frozen::Embedding(e) => add(to_vec(e.weight.clone())),
+        Frozen::Embedding(e) => add(to_vec(e.weight.dense())),
         Frozen::Norm(n) => {
             add(to_vec(n.weight.clone()));
             n.bias.iter().for_each(|b| add(to_vec(b.clone())));

@@ -10,10 +10,16 @@ use super::{HeadTask, Saved, TILE_K, TILE_Q, pieces};
 use crate::attention::AttentionSpec;
 
 /// The gradients of q, k and v, where wanted.
-pub(super) fn backward(saved: &Saved, grad: &FlexTensor, [for_q, for_k, for_v]: [bool; 3]) -> [Option<FlexTensor>; 3] {
+pub(super) fn backward(
+    inputs: &[FlexTensor; 3],
+    saved: &Saved,
+    grad: &FlexTensor,
+    [for_q, for_k, for_v]: [bool; 3],
+) -> [Option<FlexTensor>; 3] {
     let spec = &saved.spec;
     let (heads, dim) = (spec.num_heads, spec.head_dim);
-    let (tokens_q, tokens_k) = (saved.q.layout().shape()[0], saved.k.layout().shape()[0]);
+    let [q, k, v] = inputs.each_ref().map(Matrix::of);
+    let (tokens_q, tokens_k) = (q.rows, k.rows);
     let buffer = |wanted: bool, tokens: usize| vec![0.0; if wanted { tokens * heads * dim } else { 0 }];
     // Keys and values get one gradient per query head first, so that no two tasks share memory.
     let (mut dq, mut dk, mut dv) = (buffer(for_q, tokens_q), buffer(for_k, tokens_k), buffer(for_v, tokens_k));
@@ -27,7 +33,7 @@ pub(super) fn backward(saved: &Saved, grad: &FlexTensor, [for_q, for_k, for_v]: 
                 v: for_v.then(|| task.columns(&shared_v, &task.keys, spec)),
             }
         };
-        head(gradients, &task, saved, Matrix::of(grad));
+        head(gradients, &task, [q, k, v], saved, Matrix::of(grad));
     });
     [
         for_q.then(|| tensor_of(dq, [tokens_q, heads * dim])),
@@ -43,11 +49,11 @@ struct Gradients<'a> {
     v: Option<MatrixMut<'a>>,
 }
 
-fn head(mut gradients: Gradients, task: &HeadTask, saved: &Saved, grad: Matrix) {
+fn head(mut gradients: Gradients, task: &HeadTask, [q, k, v]: [Matrix; 3], saved: &Saved, grad: Matrix) {
     let spec = &saved.spec;
     let (heads, dim) = (spec.num_heads, spec.head_dim);
     let kv_head = task.head * spec.num_kv_heads / heads;
-    let (q, k, v, output) = (Matrix::of(&saved.q), Matrix::of(&saved.k), Matrix::of(&saved.v), Matrix::of(&saved.output));
+    let output = Matrix::of(&saved.output);
     let mut score_buffer = vec![0.0; TILE_Q * TILE_K];
     let mut grad_buffer = vec![0.0; TILE_Q * TILE_K];
     for rows in pieces(0..task.queries.len(), TILE_Q) {

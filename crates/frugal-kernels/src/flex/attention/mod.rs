@@ -12,20 +12,18 @@ use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
 
 use super::matrix::{Matrix, MatrixMut, Shared};
-use super::record::{Operand, dense_rows, record};
+use super::record::{Op, Operand, dense_rows, present, record};
 use crate::attention::AttentionSpec;
+use crate::memory::Cost;
 
 /// Query rows of a tile.
 const TILE_Q: usize = 64;
 /// Keys of a tile.
 const TILE_K: usize = 256;
 
-/// Kept for the backward pass; q, k and v are shared with the graph, not copied.
+/// Kept for the backward pass beside q, k and v; the output is shared with what reads it next.
 #[derive(Clone, Debug)]
 struct Saved {
-    q: FlexTensor,
-    k: FlexTensor,
-    v: FlexTensor,
     output: FlexTensor,
     /// The logarithm of the sum of exponentials, `[tokens_q, num_heads]`.
     lse: Arc<[f32]>,
@@ -35,16 +33,21 @@ struct Saved {
 /// [`attention`](crate::attention()) on Flex.
 pub(crate) fn attention(q: &Tensor<2>, k: &Tensor<2>, v: &Tensor<2>, spec: &AttentionSpec) -> Option<Tensor<2>> {
     let (q, k, v) = (Operand::new(q)?, Operand::new(k)?, Operand::new(v)?);
-    let forward = |wanted: [bool; 3]| {
-        let [q, k, v] = [&q, &k, &v].map(|operand| dense_rows(&operand.tensor));
-        let (output, lse) = forward::forward(Matrix::of(&q), Matrix::of(&k), Matrix::of(&v), spec);
-        let saved = wanted.contains(&true).then(|| Saved { q, k, v, output: output.clone(), lse: lse.into(), spec: spec.clone() });
-        (output, saved)
+    let spec = spec.clone();
+    let op = Op {
+        cost: Cost::Never,
+        reads: |wanted| [wanted.contains(&true); 3],
+        forward: move |inputs: &[Option<FlexTensor>; 3], _| {
+            let [q, k, v] = inputs.each_ref().map(|input| dense_rows(present(input)));
+            let (output, lse) = forward::forward(Matrix::of(&q), Matrix::of(&k), Matrix::of(&v), &spec);
+            (output.clone(), Saved { output, lse: lse.into(), spec: spec.clone() })
+        },
+        backward: |inputs, saved, grad, wanted| {
+            let inputs = inputs.each_ref().map(|input| dense_rows(present(input)));
+            backward::backward(&inputs, &saved, &dense_rows(&grad), wanted)
+        },
     };
-    Some(record([Some(&q), Some(&k), Some(&v)], forward, |saved: Option<Saved>, grad, wanted| match saved {
-        Some(saved) => backward::backward(&saved, &dense_rows(&grad), wanted),
-        None => [None, None, None],
-    }))
+    Some(record([Some(&q), Some(&k), Some(&v)], op))
 }
 
 /// One head of one sequence.

@@ -10,7 +10,7 @@ use frugal_core::tokenizer::TextTokenizer;
 use super::gguf::GgufSource;
 use super::{LoadError, SafetensorsSource, builtin, read_json};
 use crate::adapt::Head;
-use crate::model::{Backbone, ModelConfig, ModelError, SiteTable, WeightSource, build};
+use crate::model::{Backbone, LoadOptions, ModelConfig, ModelError, SiteTable, WeightSource, build_with};
 
 /// How models are looked up.
 #[derive(Clone, Debug)]
@@ -132,6 +132,11 @@ impl ModelFiles {
         matches!(&self.weights, Weights::Folder(source) if source.is_f32())
     }
 
+    /// Whether the file holds matrices in few bits, which can stay so.
+    pub fn is_packed(&self) -> bool {
+        matches!(&self.weights, Weights::Gguf(source) if source.is_packed())
+    }
+
     /// The tokenizer.
     ///
     /// # Errors
@@ -176,7 +181,15 @@ impl ModelFiles {
     /// # Errors
     /// When tensors are missing, mis-shaped or unreadable.
     pub fn load(&self, device: &Device) -> Result<Arc<dyn Backbone>, ModelError> {
-        build(self.config.clone(), self.source(), device)
+        self.load_with(device, LoadOptions::default())
+    }
+
+    /// Reads the weights, with a choice of how matrices are held.
+    ///
+    /// # Errors
+    /// As [`ModelFiles::load`].
+    pub fn load_with(&self, device: &Device, options: LoadOptions) -> Result<Arc<dyn Backbone>, ModelError> {
+        build_with(self.config.clone(), self.source(), device, options)
     }
 }
 

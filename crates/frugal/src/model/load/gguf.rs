@@ -7,6 +7,7 @@ use burn::tensor::TensorData;
 use bytes::Bytes;
 use frugal_core::gguf::{self, Gguf, Layout, NameMap, rows_to_hf};
 use frugal_core::tokenizer::{TextTokenizer, TokenizerSettings};
+use frugal_kernels::Packed;
 use serde_json::Value;
 
 use super::LoadError;
@@ -77,9 +78,24 @@ impl GgufSource {
         self.bytes.len() as u64
     }
 
+    /// Whether matrices are quantised.
+    pub fn is_packed(&self) -> bool {
+        self.file.tensors().iter().any(|tensor| tensor.ggml_type.code_layout().is_some())
+    }
+
     /// Number formats with how many tensors have them.
     pub fn stored_types(&self) -> Vec<(String, usize)> {
         super::count(self.file.tensors().iter().map(|t| format!("{:?}", t.ggml_type)))
+    }
+}
+
+impl GgufSource {
+    /// The file's row for each row in Hugging Face order.
+    fn rotary_order(&self, tensor: &str, rows: usize, heads: usize) -> Result<Vec<usize>, LoadError> {
+        rows_to_hf(rows, heads).ok_or_else(|| LoadError::Json {
+            path: self.path.clone(),
+            reason: format!("`{tensor}`: {rows} rows are not {heads} heads of an even width"),
+        })
     }
 }
 
@@ -111,10 +127,7 @@ impl WeightSource for GgufSource {
             Layout::Same => {}
             Layout::PlusOne => values.iter_mut().for_each(|v| *v -= 1.0),
             Layout::RotaryRows { heads } => {
-                let order = rows_to_hf(rows, *heads).ok_or_else(|| LoadError::Json {
-                    path: self.path.clone(),
-                    reason: format!("`{gguf_name}`: {rows} rows are not {heads} heads of an even width"),
-                })?;
+                let order = self.rotary_order(gguf_name, rows, *heads)?;
                 values = order.into_iter().flat_map(|row| values[row * columns..(row + 1) * columns].iter().copied()).collect();
             }
             Layout::Transposed => {
@@ -123,5 +136,19 @@ impl WeightSource for GgufSource {
         }
         let shape = self.shape(name).ok_or_else(missing)?;
         Ok(Loaded::Data(TensorData::new(values, shape)))
+    }
+
+    fn load_packed(&self, name: &str) -> Result<Option<Packed>, ModelError> {
+        let missing = || ModelError::MissingTensor { source_name: self.describe(), name: name.into() };
+        let (gguf_name, layout) = self.names.get(name).ok_or_else(missing)?;
+        let info = self.file.tensor(gguf_name).ok_or_else(missing)?;
+        let order = match layout {
+            // A layout that is transposed is so in the Hugging Face file: here rows are outputs.
+            Layout::Same | Layout::Transposed => None,
+            Layout::PlusOne => return Ok(None),
+            Layout::RotaryRows { heads } => Some(self.rotary_order(gguf_name, info.rows(), *heads)?),
+        };
+        let bytes = self.file.tensor_bytes(&self.bytes, gguf_name).map_err(LoadError::from)?;
+        Ok(Packed::from_ggml(info.ggml_type, bytes, info.cols(), order.as_deref()))
     }
 }

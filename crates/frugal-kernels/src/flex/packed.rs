@@ -1,0 +1,350 @@
+//! Products with packed matrices: of integers, or in single precision against the matrix unpacked piece by piece.
+
+use std::cell::Cell;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::matrix::{Matrix, MatrixMut, Shared, Threads};
+use crate::packed::{NF4, Numbers, Offset, PANEL, Packed};
+use crate::simd::bytes::{Bytes, CODES, multiversion_bytes};
+use crate::simd::{Isa, LANES, Lanes, multiversion};
+
+/// Elements unpacked at a time: 4 MiB, which the second-level cache nearly holds.
+const TILE: usize = 1 << 20;
+/// Up to this many rows of x, a panel is unpacked and used by the thread that unpacked it.
+const FEW_ROWS: usize = 8;
+/// Bytes of codes that are worth a thread.
+const TASK_BYTES: usize = 1 << 16;
+
+thread_local! {
+    static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
+
+/// Memory of this thread that is kept between calls; its contents are whatever was there.
+fn with_scratch<T>(len: usize, f: impl FnOnce(&mut [f32]) -> T) -> T {
+    // Taken out meanwhile, so that a task that this thread helps with has its own.
+    let mut scratch = SCRATCH.take();
+    if scratch.len() < len {
+        scratch.resize(len, 0.0);
+    }
+    let result = f(&mut scratch[..len]);
+    SCRATCH.set(scratch);
+    result
+}
+
+/// `x · weightᵀ + bias`, `[tokens, rows]`.
+pub(crate) fn affine(x: Matrix, weight: &Packed, bias: Option<&[f32]>) -> Vec<f32> {
+    let rows = weight.dims()[0];
+    let mut y = vec![0.0; x.rows * rows];
+    let mut out = MatrixMut::new(&mut y, x.rows, rows);
+    product(&mut out, x, weight);
+    if let Some(bias) = bias {
+        y.par_chunks_mut(rows.max(1)).with_min_len(16).for_each(|row| row.iter_mut().zip(bias).for_each(|(y, bias)| *y += bias));
+    }
+    y
+}
+
+/// `out = x · weightᵀ`.
+pub(crate) fn product(out: &mut MatrixMut, x: Matrix, weight: &Packed) {
+    let [_, cols] = weight.dims();
+    assert!(x.cols == cols, "x has {} columns and the packed matrix {cols}", x.cols);
+    let dense;
+    let x = if x.has_dense_rows() {
+        x
+    } else {
+        dense = x.to_rows();
+        Matrix::new(&dense, x.rows, x.cols)
+    };
+    if x.rows == 0 || weight.dims()[0] == 0 {
+    } else if cols == 0 {
+        (0..x.rows).for_each(|i| out.row_mut(i).fill(0.0));
+    } else if weight.computes_in_integers() {
+        integer_product(out, x, weight);
+    } else if x.rows <= FEW_ROWS {
+        few_rows(out, x, weight);
+    } else {
+        for_tiles(weight, |tile, rows| out.narrow_cols(&rows).set(x, tile, 1.0, Threads::All));
+    }
+}
+
+/// `out = y · weight`, for y `[tokens, rows]`.
+pub(crate) fn transposed_product(out: &mut MatrixMut, y: Matrix, weight: &Packed) {
+    for_tiles(weight, |tile, rows| {
+        let y = y.window(0, y.rows, rows.start, rows.len());
+        if rows.start == 0 { out.set(y, tile.t(), 1.0, Threads::All) } else { out.add(y, tile.t(), 1.0, Threads::All) }
+    });
+}
+
+/// Calls `f` with some rows of the matrix at a time, transposed: `[cols, rows]`.
+fn for_tiles(weight: &Packed, mut f: impl FnMut(Matrix, Range<usize>)) {
+    let [rows, cols] = weight.dims();
+    let per_tile = (TILE / (cols * PANEL).max(1)).clamp(1, weight.panels().max(1));
+    with_scratch(per_tile * PANEL * cols, |scratch| {
+        for first in (0..weight.panels()).step_by(per_tile) {
+            let panels = first..(first + per_tile).min(weight.panels());
+            let width = panels.len() * PANEL;
+            let tile = &mut scratch[..width * cols];
+            let shared = Shared::new(tile);
+            panels.clone().into_par_iter().for_each(|panel| {
+                // SAFETY: each panel has columns of its own.
+                let out = unsafe { shared.window((panel - first) * PANEL, cols, PANEL, width) };
+                unpack(out, weight, panel);
+            });
+            let valid = first * PANEL..(panels.end * PANEL).min(rows);
+            f(Matrix::new(tile, cols, width).window(0, cols, 0, valid.len()), valid);
+        }
+    });
+}
+
+multiversion!(fn unpack(out: MatrixMut<'_>, weight: &Packed, panel: usize) = unpack_body);
+
+/// Writes a panel transposed, `[cols, PANEL]`.
+#[inline(always)]
+fn unpack_body<I: Isa>(mut out: MatrixMut<'_>, weight: &Packed, panel: usize) {
+    let groups = weight.groups();
+    let codes = &weight.codes[panel * weight.panel_bytes()..][..weight.panel_bytes()];
+    let steps = weight.group / 4;
+    for (g, codes) in codes.chunks_exact(codes.len() / groups).enumerate() {
+        let at = (panel * groups + g) * PANEL;
+        let scales = numbers(&weight.scales, at);
+        for (j, four) in codes.as_chunks::<CODES>().0.iter().enumerate() {
+            let words: [u32; LANES] = std::array::from_fn(|lane| {
+                u32::from_le_bytes([four[4 * lane], four[4 * lane + 1], four[4 * lane + 2], four[4 * lane + 3]])
+            });
+            for i in 0..4 {
+                let mut row = |step: usize, shift: usize, mask: u32| {
+                    let k = g * weight.group + 4 * step + i;
+                    if k >= weight.dims()[1] {
+                        return;
+                    }
+                    let code = |lane: usize| (words[lane] >> shift) & mask;
+                    let row: &mut [f32; LANES] = out.row_mut(k).try_into().expect("a panel has sixteen rows");
+                    match &weight.offset {
+                        Offset::Zero(zero) => {
+                            let zero = i32::from(*zero);
+                            row.iter_mut().enumerate().for_each(|(lane, out)| *out = scales[lane] * (code(lane) as i32 - zero) as f32);
+                        }
+                        Offset::Minimum(minima) => {
+                            let minima = numbers(minima, at);
+                            row.iter_mut().enumerate().for_each(|(l, out)| *out = scales[l] * code(l) as i32 as f32 + minima[l]);
+                        }
+                        Offset::Table => {
+                            row.iter_mut().enumerate().for_each(|(lane, out)| *out = scales[lane] * NF4[(code(lane) & 0x0f) as usize]);
+                        }
+                    }
+                };
+                if weight.bits == 4 {
+                    row(j, 8 * i, 0x0f);
+                    row(j + steps / 2, 8 * i + 4, 0x0f);
+                } else {
+                    row(j, 8 * i, 0xff);
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn numbers(numbers: &Numbers, at: usize) -> [f32; PANEL] {
+    match numbers {
+        Numbers::F16(values) => std::array::from_fn(|lane| values[at + lane].to_f32()),
+        Numbers::F32(values) => std::array::from_fn(|lane| values[at + lane]),
+    }
+}
+
+/// Each panel is unpacked once and meets all rows of x.
+fn few_rows(out: &mut MatrixMut, x: Matrix, weight: &Packed) {
+    let [rows, cols] = weight.dims();
+    let shared = out.share();
+    (0..weight.panels()).into_par_iter().with_min_len((TASK_BYTES / weight.panel_bytes()).max(1)).for_each(|panel| {
+        with_scratch(cols * PANEL, |tile| {
+            unpack(MatrixMut::new(tile, cols, PANEL), weight, panel);
+            for i in 0..x.rows {
+                let mut y = [0.0; LANES];
+                row_times_tile(&mut y, x.row(i), tile);
+                let valid = PANEL.min(rows - panel * PANEL);
+                // SAFETY: each panel has columns of its own.
+                unsafe { shared.write(i, panel * PANEL, &y[..valid]) };
+            }
+        });
+    });
+}
+
+multiversion!(fn row_times_tile(out: &mut [f32; LANES], x: &[f32], tile: &[f32]) = row_times_tile_body);
+
+#[inline(always)]
+fn row_times_tile_body<I: Isa>(out: &mut [f32; LANES], x: &[f32], tile: &[f32]) {
+    let (x_quads, x_rest) = x.as_chunks::<4>();
+    let (tile_quads, tile_rest) = tile.as_chunks::<LANES>().0.as_chunks::<4>();
+    let mut sums = [I::Lanes::splat(0.0); 4];
+    for (x, tile) in x_quads.iter().zip(tile_quads) {
+        for (sum, (x, row)) in sums.iter_mut().zip(x.iter().zip(tile)) {
+            *sum = I::Lanes::load(row).mul_add(I::Lanes::splat(*x), *sum);
+        }
+    }
+    for (x, row) in x_rest.iter().zip(tile_rest) {
+        sums[0] = I::Lanes::load(row).mul_add(I::Lanes::splat(*x), sums[0]);
+    }
+    sums[0].add(sums[1]).add(sums[2].add(sums[3])).store(out);
+}
+
+/// Rows of x in 8 bits, with a scale for each group.
+struct Rounded {
+    /// `[rows, groups * group]`.
+    codes: Vec<i8>,
+    /// `[rows, groups]`.
+    scales: Vec<f32>,
+    /// Sums of the codes, `[rows, groups]`.
+    sums: Vec<i32>,
+}
+
+fn rounded(x: Matrix, group: usize) -> Rounded {
+    let groups = x.cols.div_ceil(group);
+    let width = groups * group;
+    let mut codes = vec![0; x.rows * width];
+    let (mut scales, mut sums) = (vec![0.0; x.rows * groups], vec![0; x.rows * groups]);
+    let rows = codes.par_chunks_mut(width).zip(scales.par_chunks_mut(groups)).zip(sums.par_chunks_mut(groups)).enumerate();
+    // One row is not worth a thread.
+    rows.with_min_len(16).for_each(|(i, ((codes, scales), sums))| round_row(codes, scales, sums, x.row(i), group));
+    Rounded { codes, scales, sums }
+}
+
+multiversion!(fn round_row(codes: &mut [i8], scales: &mut [f32], sums: &mut [i32], x: &[f32], group: usize) = round_row_body);
+
+#[inline(always)]
+fn round_row_body<I: Isa>(codes: &mut [i8], scales: &mut [f32], sums: &mut [i32], x: &[f32], group: usize) {
+    // 1.5 * 2^23: adding it rounds to the nearest integer and leaves that integer in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    let outputs = codes.chunks_exact_mut(group).zip(scales).zip(sums);
+    for (x, ((codes, scale), sum)) in x.chunks(group).zip(outputs) {
+        let mut largest = [0.0f32; LANES];
+        let (blocks, rest) = x.as_chunks::<LANES>();
+        for block in blocks {
+            for (max, x) in largest.iter_mut().zip(block) {
+                *max = if x.abs() > *max { x.abs() } else { *max };
+            }
+        }
+        let largest = largest.iter().chain(rest).fold(0.0f32, |max, x| max.max(x.abs()));
+        *scale = largest / 127.0;
+        let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+        let mut total = 0;
+        for (code, x) in codes.iter_mut().zip(x) {
+            *code = (x * inverse + ROUND).to_bits() as u8 as i8;
+            total += i32::from(*code);
+        }
+        *sum = total;
+    }
+}
+
+/// Rows of x that share a reading of the codes.
+const ROWS: usize = 8;
+
+fn integer_product(out: &mut MatrixMut, x: Matrix, weight: &Packed) {
+    let x_rows = x.rows;
+    let x = rounded(x, weight.group);
+    let shared = out.share();
+    let run = |panel: usize| {
+        let mut first = 0;
+        while first < x_rows {
+            let count = x_rows - first;
+            let mut y = [[0.0; LANES]; ROWS];
+            let count = match count {
+                ROWS.. => (panel_product_of::<ROWS>(&mut y, &x, first, weight, panel), ROWS).1,
+                4.. => (panel_product_of::<4>(&mut y, &x, first, weight, panel), 4).1,
+                _ => (panel_product_of::<1>(&mut y, &x, first, weight, panel), 1).1,
+            };
+            let valid = PANEL.min(weight.dims()[0] - panel * PANEL);
+            for (i, y) in y.iter().take(count).enumerate() {
+                // SAFETY: each panel has columns of its own.
+                unsafe { shared.write(first + i, panel * PANEL, &y[..valid]) };
+            }
+            first += count;
+        }
+    };
+    let work = weight.panel_bytes() * x_rows;
+    if work * weight.panels() <= TASK_BYTES {
+        (0..weight.panels()).for_each(run);
+    } else {
+        (0..weight.panels()).into_par_iter().with_min_len((TASK_BYTES / work.max(1)).max(1)).for_each(run);
+    }
+}
+
+fn panel_product_of<const T: usize>(y: &mut [[f32; LANES]; ROWS], x: &Rounded, first: usize, weight: &Packed, panel: usize) {
+    if weight.bits == 4 { panel_product::<4, T>(y, x, first, weight, panel) } else { panel_product::<8, T>(y, x, first, weight, panel) }
+}
+
+multiversion_bytes!(
+    fn panel_product<const BITS: u32, const T: usize>(
+        y: &mut [[f32; LANES]; ROWS],
+        x: &Rounded,
+        first: usize,
+        weight: &Packed,
+        panel: usize,
+    ) = panel_product_body
+);
+
+/// The products of `T` rows of x from `first` with the rows of a panel.
+#[inline(always)]
+fn panel_product_body<B: Bytes, const BITS: u32, const T: usize>(
+    y: &mut [[f32; LANES]; ROWS],
+    x: &Rounded,
+    first: usize,
+    weight: &Packed,
+    panel: usize,
+) {
+    let (group, groups) = (weight.group, weight.groups());
+    let width = group * groups;
+    let steps = group / 4;
+    let codes = weight.codes[panel * weight.panel_bytes()..][..weight.panel_bytes()].as_chunks::<CODES>().0;
+    let per_group = codes.len() / groups;
+    // The inner loop reads without checks: these are the bounds it keeps to.
+    assert!(
+        per_group * groups == codes.len() && per_group == if BITS == 4 { steps / 2 } else { steps } && first + T <= x.scales.len() / groups
+    );
+    let rows: [&[[i8; 4]]; T] = std::array::from_fn(|t| x.codes[(first + t) * width..][..width].as_chunks::<4>().0);
+    let scales_of = |numbers: &Numbers, at: usize| match numbers {
+        Numbers::F16(values) => B::halves(values[at..][..LANES].try_into().expect("sixteen")),
+        Numbers::F32(values) => B::Lanes::load(values[at..][..LANES].try_into().expect("sixteen")),
+    };
+    let zero = match &weight.offset {
+        Offset::Zero(zero) => i32::from(*zero),
+        Offset::Minimum(_) | Offset::Table => 0,
+    } - if BITS == 8 { B::BYTE_BIAS } else { 0 };
+    let mut totals = [B::Lanes::splat(0.0); T];
+    for g in 0..groups {
+        let mut sums = [B::zero(); T];
+        for j in 0..per_group {
+            // SAFETY: `g < groups` and `j < per_group`, whose product is the number of vectors.
+            let vector = B::load(unsafe { codes.get_unchecked(g * per_group + j) });
+            for t in 0..T {
+                // SAFETY: rows have `groups * steps` quadruples, and `j` is below `steps`, or half of it where two are read.
+                unsafe {
+                    if BITS == 4 {
+                        sums[t] = B::dot_nibble(sums[t], B::low(vector), *rows[t].get_unchecked(g * steps + j));
+                        sums[t] = B::dot_nibble(sums[t], B::high(vector), *rows[t].get_unchecked(g * steps + j + per_group));
+                    } else {
+                        sums[t] = B::dot_byte(sums[t], vector, *rows[t].get_unchecked(g * steps + j));
+                    }
+                }
+            }
+        }
+        let at = (panel * groups + g) * PANEL;
+        let scales = scales_of(&weight.scales, at);
+        for t in 0..T {
+            let (scale, sum) = (x.scales[(first + t) * groups + g], x.sums[(first + t) * groups + g]);
+            let dot = B::float(sums[t], zero * sum);
+            totals[t] = dot.mul_add(scales.mul(B::Lanes::splat(scale)), totals[t]);
+        }
+        if let Offset::Minimum(minima) = &weight.offset {
+            let minima = scales_of(minima, at);
+            for t in 0..T {
+                let (scale, sum) = (x.scales[(first + t) * groups + g], x.sums[(first + t) * groups + g]);
+                totals[t] = minima.mul_add(B::Lanes::splat(scale * sum as f32), totals[t]);
+            }
+        }
+    }
+    for (y, total) in y.iter_mut().zip(totals) {
+        total.store(y);
+    }
+}

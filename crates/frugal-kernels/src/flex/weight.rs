@@ -1,0 +1,90 @@
+//! Frozen weights of linear maps, dense or packed.
+
+use std::sync::Arc;
+
+use burn::backend::flex::FlexTensor;
+use burn::tensor::Tensor;
+
+use super::matrix::{Matrix, MatrixMut, Threads};
+use super::record::{Operand, tensor_of, values};
+use super::{linear, packed};
+use crate::packed::Packed;
+
+/// A weight `[out, in]` as the public functions are given it.
+pub(crate) enum Weight<'a> {
+    /// Single precision; may want a gradient.
+    Dense(&'a Tensor<2>),
+    /// A few bits; never wants one.
+    Packed(&'a Arc<Packed>),
+}
+
+impl Weight<'_> {
+    /// As an input, or as a constant of the operation; `None` when it is dense and not on Flex.
+    pub(super) fn split(&self) -> Option<(Option<Operand>, Option<Arc<Packed>>)> {
+        match self {
+            Self::Dense(weight) => Some((Some(Operand::new(weight)?), None)),
+            Self::Packed(packed) => Some((None, Some((*packed).clone()))),
+        }
+    }
+}
+
+/// A weight `[out, in]` inside an operation.
+#[derive(Clone, Copy)]
+pub(super) enum Base<'a> {
+    Dense(&'a FlexTensor),
+    Packed(&'a Packed),
+}
+
+impl<'a> Base<'a> {
+    /// The two halves of [`Weight::split`] again.
+    pub(super) fn new(dense: Option<&'a FlexTensor>, packed: Option<&'a Arc<Packed>>) -> Self {
+        match packed {
+            Some(packed) => Self::Packed(packed),
+            None => Self::Dense(dense.expect("a weight is dense or packed")),
+        }
+    }
+
+    /// `[out, in]`.
+    pub(super) fn dims(&self) -> [usize; 2] {
+        match self {
+            Self::Dense(weight) => [weight.layout().shape()[0], weight.layout().shape()[1]],
+            Self::Packed(weight) => weight.dims(),
+        }
+    }
+
+    /// `x · weightᵀ + bias`.
+    pub(super) fn affine(&self, x: &FlexTensor, bias: Option<&FlexTensor>) -> Vec<f32> {
+        match self {
+            Self::Dense(weight) => linear::affine(x, weight, bias),
+            Self::Packed(weight) => packed::affine(Matrix::of(x), weight, bias.map(values)),
+        }
+    }
+
+    /// `out = x · weightᵀ`.
+    pub(super) fn product(&self, out: &mut MatrixMut<'_>, x: Matrix<'_>) {
+        match self {
+            Self::Dense(weight) => out.set(x, Matrix::of(weight).t(), 1.0, Threads::All),
+            Self::Packed(weight) => packed::product(out, x, weight),
+        }
+    }
+
+    /// `out = dy · weight`.
+    pub(super) fn transposed_product(&self, out: &mut MatrixMut<'_>, dy: Matrix<'_>) {
+        match self {
+            Self::Dense(weight) => out.set(dy, Matrix::of(weight), 1.0, Threads::All),
+            Self::Packed(weight) => packed::transposed_product(out, dy, weight),
+        }
+    }
+
+    /// `dy · weight + l · a` of a low-rank pair `(l, a)`.
+    pub(super) fn input_gradient(&self, dy: Matrix<'_>, low_rank: Option<(Matrix<'_>, Matrix<'_>)>) -> FlexTensor {
+        let width = self.dims()[1];
+        let mut dx = vec![0.0; dy.rows * width];
+        let mut out = MatrixMut::new(&mut dx, dy.rows, width);
+        self.transposed_product(&mut out, dy);
+        if let Some((low, a)) = low_rank {
+            out.add(low, a, 1.0, Threads::All);
+        }
+        tensor_of(dx, [dy.rows, width])
+    }
+}

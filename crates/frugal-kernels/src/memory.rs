@@ -1,0 +1,56 @@
+//! What a forward pass keeps for its backward pass.
+
+use std::cell::Cell;
+
+thread_local! {
+    static CURRENT: Cell<Memory> = const { Cell::new(Memory::Balanced) };
+}
+
+/// How much a forward pass keeps for its backward pass. Gradients are the same bits whatever is chosen: what is not kept
+/// is computed again by the same kernels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Memory {
+    /// Keep the residual stream and the outputs of attention; compute linear maps, rotations, norms and activations again.
+    Low,
+    /// Keep the outputs of linear maps and of attention; compute norms and activations again.
+    #[default]
+    Balanced,
+    /// Keep everything.
+    Fast,
+}
+
+impl Memory {
+    /// Runs a forward pass on this thread; what it records keeps as much as `self` says.
+    pub fn scope<T>(self, forward: impl FnOnce() -> T) -> T {
+        struct Restore(Memory);
+        impl Drop for Restore {
+            fn drop(&mut self) {
+                CURRENT.set(self.0);
+            }
+        }
+        let _restore = Restore(CURRENT.replace(self));
+        forward()
+    }
+}
+
+/// What it costs to compute an operation's output a second time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cost {
+    /// Element by element.
+    Light,
+    /// A matrix product, or an output whose input would have to be kept in its place.
+    Heavy,
+    /// More than keeping it is worth.
+    Never,
+}
+
+impl Cost {
+    /// Whether the output is to be computed again when the backward pass needs it.
+    pub(crate) fn is_repeated(self) -> bool {
+        match CURRENT.get() {
+            Memory::Low => self != Self::Never,
+            Memory::Balanced => self == Self::Light,
+            Memory::Fast => false,
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! Products of bytes: sixteen sums of four products at a time, on each instruction set.
+
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+
+use half::f16;
+
+#[cfg(target_arch = "x86_64")]
+use super::lanes::{Avx2, Avx512};
+use super::lanes::{Baseline, Isa, LANES};
+
+/// Codes that a vector holds: four neighbours of sixteen rows.
+pub(crate) const CODES: usize = 4 * LANES;
+
+/// An instruction set for products of bytes. As with [`super::Lanes`], the implementations must only be used inside a function
+/// compiled for them, which `multiversion_bytes` sees to.
+pub(crate) trait Bytes: Isa {
+    /// [`CODES`] bytes without sign.
+    type Codes: Copy;
+    /// A sum for each row.
+    type Sums: Copy;
+    /// What [`Bytes::dot_byte`] takes off every code.
+    const BYTE_BIAS: i32;
+
+    fn load(codes: &[u8; CODES]) -> Self::Codes;
+    /// The low halves of the bytes.
+    fn low(codes: Self::Codes) -> Self::Codes;
+    /// The high halves of the bytes.
+    fn high(codes: Self::Codes) -> Self::Codes;
+    fn zero() -> Self::Sums;
+    /// Adds the products of each row's four codes, below 16, with x.
+    fn dot_nibble(sums: Self::Sums, codes: Self::Codes, x: [i8; 4]) -> Self::Sums;
+    /// Adds the products of each row's four codes less [`Bytes::BYTE_BIAS`] with x, which is not -128.
+    fn dot_byte(sums: Self::Sums, codes: Self::Codes, x: [i8; 4]) -> Self::Sums;
+    /// The sums less `offset`, as floating-point numbers.
+    fn float(sums: Self::Sums, offset: i32) -> Self::Lanes;
+    /// Halves as floating-point numbers.
+    fn halves(values: &[f16; LANES]) -> Self::Lanes;
+}
+
+/// `multiversion_bytes!(fn name<const C: T>(args) = body)` defines `name` as `body::<B, C>` compiled for AVX-512 with VNNI,
+/// AVX2 and the baseline.
+macro_rules! multiversion_bytes {
+    ($vis:vis fn $name:ident <$(const $c:ident: $ct:ty),*> ($($arg:ident: $ty:ty),* $(,)?) = $body:ident) => {
+        $vis fn $name <$(const $c: $ct),*> ($($arg: $ty),*) {
+            #[cfg(target_arch = "x86_64")]
+            {
+                use $crate::simd::{Avx2, Avx512};
+
+                #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+                fn vnni <$(const $c: $ct),*> ($($arg: $ty),*) {
+                    $body::<Avx512, $($c),*>($($arg),*)
+                }
+
+                #[target_feature(enable = "avx2,fma,f16c")]
+                fn avx2 <$(const $c: $ct),*> ($($arg: $ty),*) {
+                    $body::<Avx2, $($c),*>($($arg),*)
+                }
+
+                match $crate::simd::bytes::byte_instructions() {
+                    // SAFETY: the processor has the features, as just detected.
+                    $crate::simd::InstructionSet::Avx512 => return unsafe { vnni::<$($c),*>($($arg),*) },
+                    // SAFETY: as above.
+                    $crate::simd::InstructionSet::Avx2 => return unsafe { avx2::<$($c),*>($($arg),*) },
+                    $crate::simd::InstructionSet::Baseline => {}
+                }
+            }
+            $body::<$crate::simd::Baseline, $($c),*>($($arg),*)
+        }
+    };
+}
+pub(crate) use multiversion_bytes;
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn byte_instructions() -> super::InstructionSet {
+    use super::InstructionSet;
+    let halves = is_x86_feature_detected!("f16c");
+    match super::instruction_set() {
+        InstructionSet::Avx512 if halves && is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vnni") => {
+            InstructionSet::Avx512
+        }
+        InstructionSet::Avx512 | InstructionSet::Avx2 if halves => InstructionSet::Avx2,
+        _ => InstructionSet::Baseline,
+    }
+}
+
+impl Bytes for Baseline {
+    type Codes = [u8; CODES];
+    type Sums = [i32; LANES];
+    const BYTE_BIAS: i32 = 0;
+
+    #[inline(always)]
+    fn load(codes: &[u8; CODES]) -> Self::Codes {
+        *codes
+    }
+    #[inline(always)]
+    fn low(codes: Self::Codes) -> Self::Codes {
+        codes.map(|code| code & 0x0f)
+    }
+    #[inline(always)]
+    fn high(codes: Self::Codes) -> Self::Codes {
+        codes.map(|code| code >> 4)
+    }
+    #[inline(always)]
+    fn zero() -> Self::Sums {
+        [0; LANES]
+    }
+    #[inline(always)]
+    fn dot_nibble(mut sums: Self::Sums, codes: Self::Codes, x: [i8; 4]) -> Self::Sums {
+        for (lane, sum) in sums.iter_mut().enumerate() {
+            for i in 0..4 {
+                *sum += i32::from(codes[4 * lane + i]) * i32::from(x[i]);
+            }
+        }
+        sums
+    }
+    #[inline(always)]
+    fn dot_byte(sums: Self::Sums, codes: Self::Codes, x: [i8; 4]) -> Self::Sums {
+        Self::dot_nibble(sums, codes, x)
+    }
+    #[inline(always)]
+    fn float(sums: Self::Sums, offset: i32) -> Self::Lanes {
+        sums.map(|sum| (sum - offset) as f32)
+    }
+    #[inline(always)]
+    fn halves(values: &[f16; LANES]) -> Self::Lanes {
+        values.map(f16::to_f32)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Bytes for Avx512 {
+    type Codes = __m512i;
+    type Sums = __m512i;
+    const BYTE_BIAS: i32 = 0;
+
+    #[inline(always)]
+    fn load(codes: &[u8; CODES]) -> Self::Codes {
+        // SAFETY: the caller is compiled for AVX-512 with VNNI; see the trait. All bytes are there to read.
+        unsafe { _mm512_loadu_si512(codes.as_ptr().cast()) }
+    }
+    #[inline(always)]
+    fn low(codes: Self::Codes) -> Self::Codes {
+        // SAFETY: as above.
+        unsafe { _mm512_and_si512(codes, _mm512_set1_epi8(0x0f)) }
+    }
+    #[inline(always)]
+    fn high(codes: Self::Codes) -> Self::Codes {
+        // SAFETY: as above.
+        unsafe { _mm512_and_si512(_mm512_srli_epi16(codes, 4), _mm512_set1_epi8(0x0f)) }
+    }
+    #[inline(always)]
+    fn zero() -> Self::Sums {
+        // SAFETY: as above.
+        unsafe { _mm512_setzero_si512() }
+    }
+    #[inline(always)]
+    fn dot_nibble(sums: Self::Sums, codes: Self::Codes, x: [i8; 4]) -> Self::Sums {
+        // SAFETY: as above.
+        unsafe { _mm512_dpbusd_epi32(sums, codes, _mm512_set1_epi32(i32::from_ne_bytes(x.map(|x| x as u8)))) }
+    }
+    #[inline(always)]
+    fn dot_byte(sums: Self::Sums, codes: Self::Codes, x: [i8; 4]) -> Self::Sums {
+        Self::dot_nibble(sums, codes, x)
+    }
+    #[inline(always)]
+    fn float(sums: Self::Sums, offset: i32) -> Self::Lanes {
+        // SAFETY: as above.
+        unsafe { _mm512_cvtepi32_ps(_mm512_sub_epi32(sums, _mm512_set1_epi32(offset))) }
+    }
+    #[inline(always)]
+    fn halves(values: &[f16; LANES]) -> Self::Lanes {
+        // SAFETY: as above; sixteen halves are there to read.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(values.as_ptr().cast())) }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Bytes for Avx2 {
+    type Codes = [__m256i; 2];
+    type Sums = [__m256i; 2];
+    // Codes are made signed, because sums of pairs of larger products would not fit 16 bits.
+    const BYTE_BIAS: i32 = 128;
+
+    #[inline(always)]
+    fn load(codes: &[u8; CODES]) -> Self::Codes {
+        // SAFETY: the caller is compiled for AVX2; see the trait. All bytes are there to read.
+        unsafe { [_mm256_loadu_si256(codes.as_ptr().cast()), _mm256_loadu_si256(codes.as_ptr().add(CODES / 2).cast())] }
+    }
+    #[inline(always)]
+    fn low(codes: Self::Codes) -> Self::Codes {
+        // SAFETY: as above.
+        codes.map(|codes| unsafe { _mm256_and_si256(codes, _mm256_set1_epi8(0x0f)) })
+    }
+    #[inline(always)]
+    fn high(codes: Self::Codes) -> Self::Codes {
+        // SAFETY: as above.
+        codes.map(|codes| unsafe { _mm256_and_si256(_mm256_srli_epi16(codes, 4), _mm256_set1_epi8(0x0f)) })
+    }
+    #[inline(always)]
+    fn zero() -> Self::Sums {
+        // SAFETY: as above.
+        unsafe { [_mm256_setzero_si256(); 2] }
+    }
+    #[inline(always)]
+    fn dot_nibble(sums: Self::Sums, codes: Self::Codes, x: [i8; 4]) -> Self::Sums {
+        // SAFETY: as above.
+        unsafe {
+            let x = _mm256_set1_epi32(i32::from_ne_bytes(x.map(|x| x as u8)));
+            let add = |sum, codes| _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), _mm256_set1_epi16(1)));
+            [add(sums[0], codes[0]), add(sums[1], codes[1])]
+        }
+    }
+    #[inline(always)]
+    fn dot_byte(sums: Self::Sums, codes: Self::Codes, x: [i8; 4]) -> Self::Sums {
+        // SAFETY: as above.
+        unsafe {
+            let x = _mm256_set1_epi32(i32::from_ne_bytes(x.map(|x| x as u8)));
+            let add = |sum, codes| {
+                let signed = _mm256_xor_si256(codes, _mm256_set1_epi8(-128));
+                let products = _mm256_maddubs_epi16(_mm256_abs_epi8(signed), _mm256_sign_epi8(x, signed));
+                _mm256_add_epi32(sum, _mm256_madd_epi16(products, _mm256_set1_epi16(1)))
+            };
+            [add(sums[0], codes[0]), add(sums[1], codes[1])]
+        }
+    }
+    #[inline(always)]
+    fn float(sums: Self::Sums, offset: i32) -> Self::Lanes {
+        // SAFETY: as above.
+        sums.map(|sums| unsafe { _mm256_cvtepi32_ps(_mm256_sub_epi32(sums, _mm256_set1_epi32(offset))) })
+    }
+    #[inline(always)]
+    fn halves(values: &[f16; LANES]) -> Self::Lanes {
+        // SAFETY: as above; sixteen halves are there to read.
+        unsafe {
+            let values: *const __m128i = values.as_ptr().cast();
+            [_mm256_cvtph_ps(_mm_loadu_si128(values)), _mm256_cvtph_ps(_mm_loadu_si128(values.add(1)))]
+        }
+    }
+}
