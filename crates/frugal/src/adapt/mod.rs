@@ -1,20 +1,32 @@
 //! Adapters: what is trained beside a frozen backbone, and how it meets it.
 
+mod base;
 pub mod combine;
 pub mod full;
 mod gradients;
 pub mod head;
+pub mod id3;
+pub mod increlora;
 pub mod lora;
+mod low_rank;
 pub mod merge;
+pub mod mola;
+pub mod mos;
+mod own;
 mod parameter;
 mod pass;
 pub mod peft;
+pub mod pela;
 pub mod prompt_tuning;
+pub mod pst;
 pub mod registry;
 mod set;
+pub mod stable_rps;
 pub mod svd;
+pub mod svfit;
 mod target;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use burn::prelude::*;
@@ -175,6 +187,18 @@ pub trait Adapter: Send + Sync {
     /// The same, to update.
     fn parameters_mut(&mut self) -> Vec<&mut Parameter>;
 
+    /// Tensors whose gradient a method wants to see in [`Adapter::before_step`] without training or storing them; it takes
+    /// these gradients out there.
+    fn probes(&self) -> Vec<&Parameter> {
+        Vec::new()
+    }
+
+    /// What goes into an adapter's file: the parameters, unless a method has a smaller form of them. A file is read into the
+    /// parameters of the adapter that its settings build.
+    fn stored(&self) -> Vec<Cow<'_, Parameter>> {
+        self.parameters().into_iter().map(Cow::Borrowed).collect()
+    }
+
     /// Hooks for one forward pass.
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_>;
 
@@ -237,6 +261,12 @@ pub trait Adapter: Send + Sync {
     /// What is missing or has another size.
     fn restore(&mut self, _state: &BTreeMap<String, Vec<f32>>) -> Result<(), String> {
         Ok(())
+    }
+
+    /// Whether the method has reached the form that it promises (its final sparsity, its whole budget); until then no
+    /// evaluation counts as the best one.
+    fn is_complete(&self) -> bool {
+        true
     }
 
     /// Whether rows of a batch may use this adapter while others use another.

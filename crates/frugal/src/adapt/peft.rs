@@ -113,8 +113,8 @@ pub fn save(folder: &Path, entry: &Entry, model: &ModelConfig, base_model: &str)
         head: entry.head.as_ref().map(|h| h.config().clone()),
     };
     let keys = Keys { method, base_prefix: model.model_type.base_prefix(), bare: task_type == "FEATURE_EXTRACTION" };
-    let mut tensors: Vec<(String, Stored<'_>)> =
-        entry.adapter.parameters().into_iter().map(|p| (keys.parameter(p.name()), stored(p))).collect();
+    let parameters = entry.adapter.stored();
+    let mut tensors: Vec<(String, Stored<'_>)> = parameters.iter().map(|p| (keys.parameter(p.name()), stored(p))).collect();
     if let Some(head) = &entry.head {
         tensors.extend(head.parameters().into_iter().map(|p| (keys.head(p.name()), stored(p))));
     }

@@ -11,8 +11,16 @@ use super::{AdaptError, Adapter, BuildContext};
 #[rustfmt::skip]
 pub const METHODS: &[&Method] = &[
     &super::full::METHOD,
+    &super::id3::METHOD,
+    &super::increlora::METHOD,
     &super::lora::METHOD,
+    &super::mola::METHOD,
+    &super::mos::METHOD,
+    &super::pela::METHOD,
     &super::prompt_tuning::METHOD,
+    &super::pst::METHOD,
+    &super::stable_rps::METHOD,
+    &super::svfit::METHOD,
 ];
 
 /// What a method acts on.

@@ -87,7 +87,9 @@ pub fn plan(config: &TuneConfig, lookup: &Lookup) -> Result<Plan, RunError> {
     let epochs = if config.train.max_steps > 0 { total_steps as f64 / batches.epoch(0).steps().max(1) as f64 } else { config.train.epochs };
     let micro_batch_tokens = largest_batch(&batches, &prepared, epochs);
     let train_tokens = (prepared.train.encoded.total_tokens as f64 * epochs) as u64;
-    let memory = memory(&prepared, &sites, adapter.as_ref(), trainable, micro_batch_tokens, process);
+    let held: usize = adapter.parameters().iter().filter(|p| p.is_trainable()).map(|p| p.len()).sum();
+    let held = (held + head_parameters) as u64;
+    let memory = memory(&prepared, &sites, adapter.as_ref(), held, micro_batch_tokens, process);
     let flops_per_token = flops_per_token(model, &sites, adapter.as_ref(), prepared.head.is_none());
     let gemm_gflops = crate::measure::machine::gemm_gflops(&device, Duration::from_millis(300));
     let train_flops = flops_per_token * train_tokens as f64;
@@ -122,7 +124,7 @@ fn largest_batch(batches: &Batches, prepared: &Prepared, epochs: f64) -> u64 {
     (0..epochs.ceil().clamp(1.0, LOOKED_THROUGH) as u64).map(of_epoch).max().unwrap_or(0) as u64
 }
 
-fn memory(prepared: &Prepared, sites: &SiteTable, adapter: &dyn Adapter, trainable: u64, tokens: u64, process: u64) -> Memory {
+fn memory(prepared: &Prepared, sites: &SiteTable, adapter: &dyn Adapter, held: u64, tokens: u64, process: u64) -> Memory {
     let model = prepared.files.config();
     let dense = sites.num_parameters() as u64 * F32;
     let converted = if prepared.files.is_mapped() { 0 } else { prepared.files.stored_bytes() };
@@ -134,7 +136,7 @@ fn memory(prepared: &Prepared, sites: &SiteTable, adapter: &dyn Adapter, trainab
         process,
         weights: dense + converted,
         // Gradients, two moments, the best weights and a checkpoint in the making, beside the values.
-        trainable: values + 5 * trainable * F32,
+        trainable: values + 5 * held * F32,
         activations: kept,
         workspace: 4 * widest * tokens * F32 + 2 * logits,
     }

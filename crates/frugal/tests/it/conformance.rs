@@ -102,6 +102,10 @@ fn bits(adapter: &dyn Adapter) -> Vec<(String, Vec<u32>)> {
     adapter.parameters().into_iter().map(|p| (p.name().to_owned(), p.to_vec().iter().map(|v| v.to_bits()).collect())).collect()
 }
 
+fn stored_bits(adapter: &dyn Adapter) -> Vec<(String, Vec<u32>)> {
+    adapter.stored().into_iter().map(|p| (p.name().to_owned(), p.to_vec().iter().map(|v| v.to_bits()).collect())).collect()
+}
+
 fn base_bits(backbone: &dyn Backbone) -> Vec<u32> {
     let mut all = Vec::new();
     let mut add = |values: Vec<f32>| all.extend(values.iter().map(|v| v.to_bits()));
@@ -194,14 +198,14 @@ fn files_keep_every_bit() {
         let mut head = head(setup.backbone.as_ref(), 1);
         let config = config(setup.method);
         run(&mut setup, &mut head, &examples(), &config);
-        let expected = bits(setup.adapter.as_ref());
+        let expected = stored_bits(setup.adapter.as_ref());
         let entry = Entry { adapter: setup.adapter, head: Some(head) };
         let dir = tempfile::tempdir().unwrap();
         peft::save(dir.path(), &entry, setup.backbone.config(), "base").unwrap();
         let (read, report) =
             peft::load(dir.path(), &context(setup.backbone.as_ref(), 9), false).unwrap_or_else(|e| panic!("{}: {e}", setup.name));
         assert!(report.is_exact());
-        assert_eq!(bits(read.adapter.as_ref()), expected, "{}", setup.name);
+        assert_eq!(stored_bits(read.adapter.as_ref()), expected, "{}", setup.name);
         let logits = |entry: &Entry| {
             let mut pass = entry.adapter.pass(Mode::Eval);
             let hidden = setup.backbone.forward(&Input::new(&IDS, &[4, 5]), pass.as_mut(), None).unwrap();
@@ -254,5 +258,45 @@ fn unknown_settings_are_answered_with_the_nearest() {
         let settings = Map::from_iter([("lora_alhpa".to_owned(), serde_json::json!(1))]);
         let error = (method.build)(&settings, &context(backbone.as_ref(), 0)).err().unwrap().to_string();
         assert!(error.contains("unknown setting `lora_alhpa`") && error.contains(method.name), "{error}");
+    }
+}
+
+#[test]
+fn a_run_that_was_interrupted_ends_like_one_that_was_not() {
+    for method in METHODS {
+        let config = config(method);
+        let finish = |stop_at: Option<u64>| {
+            let folder = tempfile::tempdir().unwrap();
+            let go = |resume: bool, stop_at: Option<u64>| {
+                let mut setup = setup(method, "bert", 2);
+                let (mut head, stop) = (head(setup.backbone.as_ref(), 2), AtomicBool::new(false));
+                let mut observer = |event: &Event| {
+                    if let Event::Step { step, .. } = event
+                        && Some(*step) == stop_at
+                    {
+                        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+                    }
+                };
+                train(TrainRun {
+                    backbone: setup.backbone.as_ref(),
+                    adapter: setup.adapter.as_mut(),
+                    head: Some(&mut head),
+                    train: &examples(),
+                    validation: None,
+                    config: &config,
+                    folder: Some(folder.path()),
+                    resume,
+                    stop: &stop,
+                    observer: &mut observer,
+                })
+                .unwrap_or_else(|e| panic!("{}: {e}", setup.name));
+                (bits(setup.adapter.as_ref()), setup.adapter.state())
+            };
+            if stop_at.is_some() {
+                go(false, stop_at);
+            }
+            go(stop_at.is_some(), None)
+        };
+        assert!(finish(Some(10)) == finish(None), "{}: a resumed run ends elsewhere", method.name);
     }
 }
