@@ -338,9 +338,9 @@ fn panel_product_body<B: Bytes, const BITS: u32, const T: usize>(
         }
         if let Offset::Minimum(minima) = &weight.offset {
             let minima = scales_of(minima, at);
-            for t in 0..T {
+            for (t, total) in totals.iter_mut().enumerate() {
                 let (scale, sum) = (x.scales[(first + t) * groups + g], x.sums[(first + t) * groups + g]);
-                totals[t] = minima.mul_add(B::Lanes::splat(scale * sum as f32), totals[t]);
+                *total = minima.mul_add(B::Lanes::splat(scale * sum as f32), *total);
             }
         }
     }
