@@ -32,6 +32,11 @@ impl GradientSum {
         self.0.get_mut(name).map(Vec::as_mut_slice)
     }
 
+    /// Takes a gradient out, so that the optimiser does not see it.
+    pub fn remove(&mut self, name: &str) -> Option<Vec<f32>> {
+        self.0.remove(name)
+    }
+
     /// Sets the gradient of a parameter.
     pub fn insert(&mut self, name: &str, gradient: Vec<f32>) {
         self.0.insert(name.to_owned(), gradient);

@@ -1,22 +1,33 @@
 //! Adapters: what is trained beside a frozen backbone, and how it meets it.
 
 pub mod adalora;
+mod base;
 pub mod combine;
 mod dense;
 pub mod full;
 mod gradients;
 pub mod head;
+pub mod id3;
+pub mod increlora;
 pub mod lora;
+mod low_rank;
 pub mod merge;
+pub mod mola;
+pub mod mos;
+mod own;
 pub mod p_tuning;
 mod parameter;
 mod pass;
 pub mod peft;
+pub mod pela;
 pub mod prefix_tuning;
 pub mod prompt_tuning;
+pub mod pst;
 pub mod registry;
 mod set;
+pub mod stable_rps;
 pub mod svd;
+pub mod svfit;
 mod target;
 
 use std::collections::BTreeMap;
@@ -179,6 +190,12 @@ pub trait Adapter: Send + Sync {
     /// The same, to update.
     fn parameters_mut(&mut self) -> Vec<&mut Parameter>;
 
+    /// Tensors whose gradient a method wants to see in [`Adapter::before_step`] without training or storing them; it takes
+    /// these gradients out there.
+    fn probes(&self) -> Vec<&Parameter> {
+        Vec::new()
+    }
+
     /// Hooks for one forward pass.
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_>;
 
@@ -247,6 +264,12 @@ pub trait Adapter: Send + Sync {
     /// it, the ranks that are left, the entries that changed.
     fn finished(&self) -> Option<Box<dyn Adapter>> {
         None
+    }
+
+    /// Whether the method has reached the form that it promises (its final sparsity, its whole budget); until then no
+    /// evaluation counts as the best one.
+    fn is_complete(&self) -> bool {
+        true
     }
 
     /// Whether rows of a batch may use this adapter while others use another.

@@ -12,10 +12,18 @@ use super::{AdaptError, Adapter, BuildContext};
 pub const METHODS: &[&Method] = &[
     &super::adalora::METHOD,
     &super::full::METHOD,
+    &super::id3::METHOD,
+    &super::increlora::METHOD,
     &super::lora::METHOD,
+    &super::mola::METHOD,
+    &super::mos::METHOD,
     &super::p_tuning::METHOD,
+    &super::pela::METHOD,
     &super::prefix_tuning::METHOD,
     &super::prompt_tuning::METHOD,
+    &super::pst::METHOD,
+    &super::stable_rps::METHOD,
+    &super::svfit::METHOD,
 ];
 
 /// What a method acts on.

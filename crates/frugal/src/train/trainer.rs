@@ -317,7 +317,8 @@ impl<'a> Trainer<'a> {
         drop(loss);
         let parameters = self.run.adapter.parameters();
         let head = self.run.head.iter().flat_map(|head| head.parameters());
-        self.gradients.add(parameters.into_iter().chain(head), &mut found);
+        let probes = self.run.adapter.probes();
+        self.gradients.add(parameters.into_iter().chain(head).chain(probes), &mut found);
         Ok(f64::from(value))
     }
 
@@ -362,6 +363,9 @@ impl<'a> Trainer<'a> {
         let metric = config.best_metric();
         let value = evaluation.metrics[metric];
         self.evaluation = Some(evaluation);
+        if !self.run.adapter.is_complete() {
+            return Ok(true);
+        }
         let better = self.state.best.as_ref().map_or(!value.is_nan(), |best| config.is_better(value, best.value));
         if !better {
             self.state.evaluations_without_improvement += 1;

@@ -296,3 +296,43 @@ fn unknown_settings_are_answered_with_the_nearest() {
         assert!(error.contains("unknown setting `lora_alhpa`") && error.contains(method.name), "{error}");
     }
 }
+
+#[test]
+fn a_run_that_was_interrupted_ends_like_one_that_was_not() {
+    for method in METHODS {
+        let config = config(method);
+        let finish = |stop_at: Option<u64>| {
+            let folder = tempfile::tempdir().unwrap();
+            let go = |resume: bool, stop_at: Option<u64>| {
+                let mut setup = setup(method, "bert", 2);
+                let (mut head, stop) = (head(setup.backbone.as_ref(), 2), AtomicBool::new(false));
+                let mut observer = |event: &Event| {
+                    if let Event::Step { step, .. } = event
+                        && Some(*step) == stop_at
+                    {
+                        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+                    }
+                };
+                train(TrainRun {
+                    backbone: setup.backbone.as_ref(),
+                    adapter: setup.adapter.as_mut(),
+                    head: Some(&mut head),
+                    train: &examples(),
+                    validation: None,
+                    config: &config,
+                    folder: Some(folder.path()),
+                    resume,
+                    stop: &stop,
+                    observer: &mut observer,
+                })
+                .unwrap_or_else(|e| panic!("{}: {e}", setup.name));
+                (bits(setup.adapter.as_ref()), setup.adapter.state())
+            };
+            if stop_at.is_some() {
+                go(false, stop_at);
+            }
+            go(stop_at.is_some(), None)
+        };
+        assert!(finish(Some(10)) == finish(None), "{}: a resumed run ends elsewhere", method.name);
+    }
+}

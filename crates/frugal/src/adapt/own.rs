@@ -1,0 +1,37 @@
+//! Adapter files of methods that `peft` does not have: the same layout, a `peft_type` of their own, and every setting under its
+//! own name, so that the file alone rebuilds the adapter.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::AdaptError;
+use super::registry::{self, Settings};
+
+/// Typed settings of a method whose target modules have a default of their own, which a flattened field does not take from
+/// the settings' `Default`.
+///
+/// # Errors
+/// [`AdaptError::Settings`].
+pub(super) fn parse<T: DeserializeOwned + Serialize + Default>(method: &'static str, settings: &Settings) -> Result<T, AdaptError> {
+    let mut all = registry::defaults::<T>();
+    all.extend(settings.clone());
+    registry::parse(method, &all)
+}
+
+/// `adapter_config.json` of a method: all its settings, with the targets as [`saved_targets`](super::peft) spells them.
+pub(super) fn to_file<T: Serialize>(peft_type: &str, config: &T, saved_targets: &Value) -> Settings {
+    let mut fields = match serde_json::to_value(config) {
+        Ok(Value::Object(fields)) => fields,
+        _ => Settings::new(),
+    };
+    fields.insert("peft_type".into(), json!(peft_type));
+    fields.insert("target_modules".into(), saved_targets.clone());
+    fields
+}
+
+/// The settings in such a file; what it leaves out has the method's defaults.
+pub(super) fn from_file<T: Serialize + Default>(config: &Settings) -> Settings {
+    let known = registry::defaults::<T>();
+    config.iter().filter(|(name, value)| known.contains_key(*name) && !value.is_null()).map(|(n, v)| (n.clone(), v.clone())).collect()
+}
