@@ -40,7 +40,7 @@ use std::collections::BTreeMap;
 use burn::prelude::*;
 use burn::tensor::IndexingUpdateOp;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::registry::{self, Capabilities, Family, Method};
 use super::{AdaptError, Adapter, BuildContext, GradientSum, Mode, Parameter, Pass, StepContext, Targets, base, own, to_vec};
@@ -216,6 +216,22 @@ impl Site {
         }
     }
 
+    /// The same with the released weights alone; `None` where there is none.
+    fn released_only(&self, device: &Device) -> Option<Self> {
+        let Change::Dense { delta, released } = &self.change else { return None };
+        let (mut places, mut values) = (Vec::new(), Vec::new());
+        for (index, (value, _)) in delta.to_vec().into_iter().zip(released).enumerate().filter(|(_, (_, released))| **released) {
+            places.extend([(index / self.d_in) as f32, (index % self.d_in) as f32]);
+            values.push(value);
+        }
+        if values.is_empty() {
+            return None;
+        }
+        let (places, values) = sparse(&self.path, places, values, device);
+        let (path, base) = (self.path.clone(), self.base.clone());
+        Some(Self { path, d_in: self.d_in, d_out: self.d_out, base, change: Change::Sparse { places, values } })
+    }
+
     fn released(&self) -> usize {
         match &self.change {
             Change::Dense { released, .. } => released.iter().filter(|r| **r).count(),
@@ -338,36 +354,12 @@ impl Adapter for Id3 {
         self.sites.iter_mut().flatten().flat_map(Site::parameters_mut).collect()
     }
 
-    fn finished(&self) -> Option<Box<dyn Adapter>> {
-        let shrink = |site: &Site| {
-            let Change::Dense { delta, released } = &site.change else { return None };
-            let (mut places, mut values) = (Vec::new(), Vec::new());
-            for (index, (value, _)) in delta.to_vec().into_iter().zip(released).enumerate().filter(|(_, (_, r))| **r) {
-                places.extend([(index / site.d_in) as f32, (index % site.d_in) as f32]);
-                values.push(value);
-            }
-            let (places, values) = sparse(&site.path, places, values, &self.device);
-            let change = Change::Sparse { places, values };
-            Some(Site { path: site.path.clone(), base: None, change, ..*site })
-        };
-        if self.config.counts.is_some() {
-            return None;
-        }
-        let sites: Vec<Option<Site>> = self.sites.iter().map(|s| s.as_ref().and_then(shrink).filter(|s| s.released() > 0)).collect();
-        let counts = sites.iter().flatten().map(|site| (site.path.clone(), site.released())).collect();
-        let config = Id3Config { counts: Some(counts), ..self.config.clone() };
-        Some(Box::new(Self { config, sites, device: self.device.clone(), saved_targets: self.saved_targets.clone() }))
-    }
-
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
         Box::new(Id3Pass { adapter: self, mode })
     }
 
     fn peft_config(&self) -> Map<String, Value> {
-        let counts = self.sites.iter().flatten().map(|s| (s.path.as_str(), s.released())).filter(|(_, n)| *n > 0);
-        let mut fields = own::to_file(PEFT_TYPE, &self.config, &self.saved_targets);
-        fields.insert("counts".into(), json!(counts.collect::<BTreeMap<_, _>>()));
-        fields
+        own::to_file(PEFT_TYPE, &self.config, &self.saved_targets)
     }
 
     fn weight_delta(&self, base: &Linear) -> Result<Option<Tensor<2>>, AdaptError> {
@@ -410,6 +402,17 @@ impl Adapter for Id3 {
             }
         }
         Ok(())
+    }
+
+    fn finished(&self) -> Option<Box<dyn Adapter>> {
+        if self.config.counts.is_some() {
+            return None;
+        }
+        let sites: Vec<Option<Site>> =
+            self.sites.iter().map(|site| site.as_ref().and_then(|site| site.released_only(&self.device))).collect();
+        let counts = sites.iter().flatten().map(|site| (site.path.clone(), site.released())).collect();
+        let config = Id3Config { counts: Some(counts), ..self.config.clone() };
+        Some(Box::new(Self { config, sites, device: self.device.clone(), saved_targets: self.saved_targets.clone() }))
     }
 
     fn is_complete(&self) -> bool {

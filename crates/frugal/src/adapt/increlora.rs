@@ -107,8 +107,6 @@ pub struct IncreloraConfig {
     pub lora_dropout: f64,
     /// Sizes of the groups of components by path, as growth left them; set in adapter files.
     pub groups: BTreeMap<String, Vec<usize>>,
-    /// Whether the last group of each map is a reserve; set in adapter files.
-    pub has_reserve: bool,
     /// Which maps.
     #[serde(flatten)]
     pub targets: Targets,
@@ -131,7 +129,6 @@ impl Default for IncreloraConfig {
             lora_alpha: 16.0,
             lora_dropout: 0.0,
             groups: BTreeMap::new(),
-            has_reserve: false,
             targets: Targets::default(),
         }
     }
@@ -207,6 +204,7 @@ impl Pace {
 }
 
 /// Components that came together.
+#[derive(Clone)]
 struct Group {
     size: usize,
     /// `[size, d_in]`.
@@ -241,6 +239,7 @@ impl Importance {
 }
 
 /// One adapted map.
+#[derive(Clone)]
 struct Module {
     path: String,
     d_in: usize,
@@ -304,6 +303,7 @@ impl Module {
 }
 
 /// An IncreLoRA adapter.
+#[derive(Clone)]
 pub struct Increlora {
     config: IncreloraConfig,
     /// Indexed by site.
@@ -358,7 +358,7 @@ impl Increlora {
                 probe: None,
             };
             match adapter.config.groups.get(&info.path) {
-                Some(sizes) => adapter.rebuild(&mut module, sizes, adapter.config.has_reserve),
+                Some(sizes) => adapter.rebuild(&mut module, sizes, false),
                 None => {
                     let group = adapter.group(&module, adapter.config.init_r, 0.0, true, 0);
                     module.groups.push(group);
@@ -560,7 +560,6 @@ impl Adapter for Increlora {
         let groups: BTreeMap<&str, Vec<usize>> = self.modules.iter().flatten().map(|m| (m.path.as_str(), sizes(m))).collect();
         let mut fields = own::to_file(PEFT_TYPE, &self.config, &self.saved_targets);
         fields.insert("groups".into(), json!(groups));
-        fields.insert("has_reserve".into(), json!(self.modules.iter().flatten().any(|m| m.reserve)));
         fields
     }
 
@@ -610,6 +609,19 @@ impl Adapter for Increlora {
             }
         });
         Ok(())
+    }
+
+    fn finished(&self) -> Option<Box<dyn Adapter>> {
+        // What is in reserve has hardly any effect yet.
+        self.modules.iter().flatten().any(|m| m.reserve || m.probe.is_some()).then(|| {
+            let mut finished = self.clone();
+            finished.end_growth();
+            Box::new(finished) as Box<dyn Adapter>
+        })
+    }
+
+    fn is_complete(&self) -> bool {
+        !self.is_growing()
     }
 
     fn supports_mixed_batch(&self) -> bool {

@@ -87,9 +87,9 @@ pub fn plan(config: &TuneConfig, lookup: &Lookup) -> Result<Plan, RunError> {
     let epochs = if config.train.max_steps > 0 { total_steps as f64 / batches.epoch(0).steps().max(1) as f64 } else { config.train.epochs };
     let micro_batch_tokens = largest_batch(&batches, &prepared, epochs);
     let train_tokens = (prepared.train.encoded.total_tokens as f64 * epochs) as u64;
-    let held: usize = adapter.parameters().iter().filter(|p| p.is_trainable()).map(|p| p.len()).sum();
-    let held = (held + head_parameters) as u64;
-    let memory = predicted(&prepared, &sites, adapter.as_ref(), config, held, micro_batch_tokens, process);
+    let trained: usize = adapter.parameters().iter().filter(|p| p.is_trainable()).map(|p| p.len()).sum();
+    let trained = (trained + head_parameters) as u64;
+    let memory = predicted(&prepared, &sites, adapter.as_ref(), config, trained, micro_batch_tokens, process);
     let flops_per_token = flops_per_token(model, &sites, adapter.as_ref(), prepared.head.is_none());
     let gemm_gflops = crate::measure::machine::gemm_gflops(&device, Duration::from_millis(300));
     let train_flops = flops_per_token * train_tokens as f64;
@@ -129,7 +129,7 @@ fn predicted(
     sites: &SiteTable,
     adapter: &dyn Adapter,
     config: &TuneConfig,
-    held_trainable: u64,
+    trained: u64,
     tokens: u64,
     process: u64,
 ) -> Memory {
@@ -144,7 +144,7 @@ fn predicted(
         process,
         weights: held + converted,
         // Gradients, two moments, the best weights and a checkpoint in the making, beside the values.
-        trainable: values + 5 * held_trainable * F32,
+        trainable: values + 5 * trained * F32,
         activations: kept.between as u64 * tokens * F32,
         workspace: (4 * widest + kept.again as u64) * tokens * F32 + 2 * logits,
     }
