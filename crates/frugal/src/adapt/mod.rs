@@ -1,13 +1,25 @@
 //! Adapters: what is trained beside a frozen backbone, and how it meets it.
 
 pub mod adalora;
+pub mod boft;
 pub mod combine;
 mod dense;
+pub mod dora;
+pub mod fourierft;
 pub mod full;
 mod gradients;
 pub mod head;
+pub mod hra;
+pub mod ia3;
+pub mod ln_tuning;
+pub mod loha;
+pub mod lokr;
 pub mod lora;
+mod lycoris;
+mod maps;
 pub mod merge;
+pub mod oft;
+mod orthogonal;
 pub mod p_tuning;
 mod parameter;
 mod pass;
@@ -16,8 +28,12 @@ pub mod prefix_tuning;
 pub mod prompt_tuning;
 pub mod registry;
 mod set;
+pub mod shira;
 pub mod svd;
 mod target;
+mod torch_random;
+pub mod trainable_tokens;
+pub mod vera;
 
 use std::collections::BTreeMap;
 

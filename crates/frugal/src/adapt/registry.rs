@@ -11,11 +11,23 @@ use super::{AdaptError, Adapter, BuildContext};
 #[rustfmt::skip]
 pub const METHODS: &[&Method] = &[
     &super::adalora::METHOD,
+    &super::boft::METHOD,
+    &super::dora::METHOD,
+    &super::fourierft::METHOD,
     &super::full::METHOD,
+    &super::hra::METHOD,
+    &super::ia3::METHOD,
+    &super::ln_tuning::METHOD,
+    &super::loha::METHOD,
+    &super::lokr::METHOD,
     &super::lora::METHOD,
+    &super::oft::METHOD,
     &super::p_tuning::METHOD,
     &super::prefix_tuning::METHOD,
     &super::prompt_tuning::METHOD,
+    &super::shira::METHOD,
+    &super::trainable_tokens::METHOD,
+    &super::vera::METHOD,
 ];
 
 /// What a method acts on.
