@@ -8,6 +8,7 @@ Usage: python scripts/golden/adapters.py [NAME ...]      writes fixtures/adapter
 import json
 import shutil
 import sys
+import tempfile
 import warnings
 
 import common
@@ -15,10 +16,12 @@ import peft
 import torch
 import transformers as hf
 from common import FIXTURES, generator, header, token_ids, write_golden
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 SEED = 20241
 LENGTHS = (11, 7)
+CLASSES = (1, 2)
+BITFIT = "bert-bitfit-seqcls"
 LM, CLS = "CAUSAL_LM", "SEQ_CLS"
 CAUSAL = {
     "llama": hf.LlamaForCausalLM,
@@ -35,7 +38,23 @@ def lora(targets, task=LM, r=4, alpha=8, **fields):
     )
 
 
-# name: (tiny model, class, peft config, what it is for)
+def llama(config, purpose, **more):
+    config.task_type = LM
+    return ("llama", CAUSAL["llama"], config, purpose, more)
+
+
+def bert(config, purpose, **more):
+    config.task_type = CLS
+    return ("bert", hf.BertForSequenceClassification, config, purpose, more)
+
+
+def gpt2(config, purpose, **more):
+    config.task_type = LM
+    return ("gpt2", CAUSAL["gpt2"], config, purpose, more)
+
+
+# name: (tiny model, class, peft config, what it is for, options)
+# options: spread of the random values (0.3), or {part of a parameter's name: spread}
 ADAPTERS = {
     "llama-lora-qv": (
         "llama", CAUSAL["llama"], lora(["q_proj", "v_proj"]), "the usual case"),
@@ -89,6 +108,69 @@ ADAPTERS = {
     "roberta-lora-seqcls": (
         "roberta", hf.RobertaForSequenceClassification, lora(["query", "dense"], CLS),
         "head of two layers (classifier.dense, classifier.out_proj) in modules_to_save"),
+    "llama-ia3": llama(peft.IA3Config(), "targets of peft for this architecture, one of them feed-forward"),
+    "gpt2-ia3": gpt2(peft.IA3Config(fan_in_fan_out=True), "fused qkv, biases are scaled too"),
+    "bert-ia3-seqcls": bert(peft.IA3Config(), "output.dense is matched by suffix, also in attention"),
+    "llama-ln-tuning": llama(peft.LNTuningConfig(), "every norm"),
+    "bert-ln-tuning-seqcls": bert(peft.LNTuningConfig(target_modules=["LayerNorm"]), "gains and biases"),
+    "llama-dora": llama(lora(["q_proj", "v_proj", "down_proj"], use_dora=True), "magnitudes, scale 2"),
+    "llama-dora-rslora": llama(
+        lora("all-linear", use_dora=True, use_rslora=True, rank_pattern={"up_proj": 2}), "with rsLoRA's scale and ranks by pattern"),
+    "gpt2-dora": gpt2(lora(["c_attn"], use_dora=True, fan_in_fan_out=True), "the bias is not scaled"),
+    "bert-dora-seqcls": bert(lora(["query", "value"], use_dora=True), "the bias is not scaled"),
+    "llama-vera": llama(
+        peft.VeraConfig(r=8, target_modules=["q_proj", "v_proj", "down_proj"]), "shared projections of the largest sides, saved"),
+    "llama-vera-prng": llama(
+        peft.VeraConfig(r=8, target_modules="all-linear", save_projection=False, projection_prng_key=11),
+        "projections drawn again from their key"),
+    "bert-vera-seqcls": bert(peft.VeraConfig(r=8, target_modules=["query", "value"]), "with biases"),
+    "llama-loha": llama(
+        peft.LoHaConfig(r=3, alpha=6, target_modules="all-linear", rank_pattern={"q_proj": 2}, alpha_pattern={"mlp.up_proj": 5}),
+        "rank and alpha by pattern", spread=0.6),
+    "bert-loha-seqcls": bert(peft.LoHaConfig(r=3, alpha=6, target_modules=["query", "value"]), "with biases", spread=0.6),
+    "llama-lokr": llama(
+        peft.LoKrConfig(r=2, alpha=4, target_modules="all-linear"), "full w1, factored w2"),
+    "llama-lokr-both": llama(
+        peft.LoKrConfig(r=1, alpha=2, target_modules=["q_proj", "k_proj", "down_proj"], decompose_both=True, decompose_factor=8,
+                        rank_pattern={"k_proj": 16}),
+        "factored w1 where it pays, full w2 where the rank is high", spread=0.6),
+    "bert-lokr-seqcls": bert(peft.LoKrConfig(r=4, alpha=4, target_modules=["query", "intermediate.dense"]), "with biases"),
+    "llama-shira": llama(peft.ShiraConfig(r=2, target_modules=["q_proj", "v_proj", "down_proj"], random_seed=5), "random support"),
+    "bert-shira-seqcls": bert(peft.ShiraConfig(r=2, target_modules=["query", "value"], random_seed=5), "with biases"),
+    "llama-oft": llama(peft.OFTConfig(oft_block_size=8, target_modules="all-linear"), "Neumann series of five terms", spread=0.1),
+    "llama-oft-cayley": llama(
+        peft.OFTConfig(oft_block_size=0, r=4, target_modules=["q_proj", "down_proj"], use_cayley_neumann=False),
+        "exact Cayley transform, four blocks"),
+    "llama-oft-share": llama(
+        peft.OFTConfig(oft_block_size=10, target_modules=["q_proj", "down_proj"], block_share=True, num_cayley_neumann_terms=4),
+        "one block for all, block size adjusted to 8", spread=0.1),
+    "llama-oft-coft": llama(
+        peft.OFTConfig(oft_block_size=16, target_modules=["q_proj", "v_proj"], coft=True, eps=0.9), "constrained rotation"),
+    "bert-oft-seqcls": bert(peft.OFTConfig(oft_block_size=16, target_modules=["query", "value"]), "with biases", spread=0.1),
+    "llama-boft": llama(peft.BOFTConfig(boft_block_size=8, target_modules=["q_proj", "v_proj", "down_proj"]), "one factor"),
+    "llama-boft-butterfly": llama(
+        peft.BOFTConfig(boft_block_size=4, boft_n_butterfly_factor=3, target_modules=["q_proj", "down_proj"]),
+        "three factors with their permutations", butterfly=True),
+    "bert-boft-seqcls": bert(peft.BOFTConfig(boft_block_size=0, boft_block_num=4, target_modules=["query", "value"]), "four blocks"),
+    "llama-fourierft": llama(
+        peft.FourierFTConfig(n_frequency=60, target_modules=["q_proj", "v_proj", "down_proj"], n_frequency_pattern={"v_proj": 40}),
+        "frequencies by pattern"),
+    "bert-fourierft-seqcls": bert(
+        peft.FourierFTConfig(n_frequency=60, scaling=80.0, random_loc_seed=3, target_modules=["query", "value"]), "another seed"),
+    "llama-trainable-tokens": llama(
+        peft.TrainableTokensConfig(token_indices=[31, 17, 54], target_modules=["embed_tokens"]),
+        "rows of the token table, which is the output head too"),
+    "llama-trainable-tokens-untied": (
+        "llama-rope-llama3", CAUSAL["llama"],
+        peft.TrainableTokensConfig(task_type=LM, token_indices=[20, 31, 45], target_modules=["embed_tokens"]),
+        "rows of a token table that is not the output head", {"spread": 1.0}),
+    "llama-pissa": llama(
+        lora(["q_proj", "down_proj"], init_lora_weights="pissa"), "converted to a LoRA of twice the rank for the original model"),
+    "llama-olora": llama(
+        lora(["q_proj", "down_proj"], init_lora_weights="olora"), "converted to a LoRA of twice the rank for the original model"),
+    "llama-hra": llama(peft.HRAConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"]), "four reflections"),
+    "llama-hra-gs": llama(peft.HRAConfig(r=3, apply_GS=True, target_modules=["q_proj", "v_proj"]), "orthogonalised reflections"),
+    "bert-hra-seqcls": bert(peft.HRAConfig(r=4, target_modules=["query", "value"]), "with biases"),
 }
 
 
@@ -103,14 +185,14 @@ def base(folder, cls):
     ).eval()
 
 
-def randomise(model, seed):
+def randomise(model, seed, spread):
     """Give every tensor the adapter trains a random value; returns their names."""
     g = generator(seed)
     names = []
     with torch.no_grad():
         for name, p in sorted(model.named_parameters()):
             if p.requires_grad:
-                p.copy_(0.3 * torch.randn(p.shape, generator=g))
+                p.copy_(spread * torch.randn(p.shape, generator=g))
                 names.append(name)
     return names
 
@@ -125,26 +207,127 @@ def outputs(model, lengths=LENGTHS):
     return tensors
 
 
+def mutated(config):
+    """Whether peft changes the base weights when it initialises this adapter."""
+    return getattr(config, "init_lora_weights", None) in ("pissa", "olora")
+
+
+def subtracted(model, tiny, cls):
+    """What was taken from the base weights, by path."""
+    before = dict(base(FIXTURES / "models" / tiny, cls).named_modules())
+    wrapped = [(n, m) for n, m in model.base_model.model.named_modules() if hasattr(m, "base_layer")]
+    return {f"initial.{n}": before[n].weight.data - m.base_layer.weight.data for n, m in wrapped}
+
+
+def save(model, folder, initial):
+    if initial is None:
+        model.save_pretrained(folder)
+    else:
+        model.save_pretrained(folder, path_initial_model_for_weight_conversion=initial)
+    (folder / "README.md").unlink(missing_ok=True)
+
+
+def gradients(model, lengths=LENGTHS):
+    """Mean loss over all next tokens of both sequences (or over their classes), and its gradients, in float64 after the logits."""
+    total, count = 0.0, 0
+    for ids, label in zip(token_ids(SEED + 1, lengths, 64), CLASSES):
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].double()
+        if logits.ndim == 1:
+            logits, target = logits[None], torch.tensor([label])
+        else:
+            # Virtual tokens come first.
+            logits, target = logits[-ids.shape[1]:][:-1], ids[0, 1:]
+        total = total + torch.nn.functional.cross_entropy(logits, target, reduction="sum")
+        count += len(target)
+    loss = total / count
+    loss.backward()
+    tensors = {"loss": loss.float().reshape(1)}
+    for name, p in model.named_parameters():
+        if p.grad is not None and p.requires_grad:
+            name = "prompt_embeddings" if "prompt_encoder" in name else name
+            for inner in (".modules_to_save.default", ".default", ".token_adapter"):
+                name = name.replace(inner, "")
+            # Files leave this ending out.
+            tensors["grad." + name.replace("lora_magnitude_vector.weight", "lora_magnitude_vector")] = p.grad
+    return tensors
+
+
+def without_cuda():
+    """Lets BOFT keep its butterfly factors: peft sets them to one where its CUDA kernel is missing."""
+    from peft.tuners.boft import layer
+
+    layer.get_fbd_cuda = lambda: True
+    layer.FastBlockDiag.apply = lambda blocks: torch.stack([torch.block_diag(*factor) for factor in blocks])
+
+
+def bitfit(folder, purpose):
+    """BitFit, which peft does not have: every bias of the encoder at a random value, with the head, in peft's layout."""
+    model_dir = FIXTURES / "models" / "bert"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    model = base(model_dir, hf.BertForSequenceClassification)
+    for name, p in model.named_parameters():
+        p.requires_grad_(name.endswith(".bias") or name.startswith("classifier"))
+    trained = randomise(model, SEED, 0.3)
+    stored = {f"base_model.model.{n}": p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    config = {
+        "auto_mapping": None, "base_model_name_or_path": str(model_dir), "exclude_modules": None, "inference_mode": True,
+        "modules_to_save": ["classifier", "score"], "peft_type": "BITFIT", "peft_version": peft.__version__, "revision": None,
+        "target_modules": ".*", "task_type": CLS,
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
+    save_file(stored, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    tensors = outputs(model)
+    tensors |= {k.replace("grad.", "grad.base_model.model."): v for k, v in gradients(model).items()}
+    write_golden(
+        folder,
+        tensors,
+        header(
+            SEED, {"grad.KEY": "gradient of the loss, as the tensor KEY"}, purpose=purpose, model=str(model_dir),
+            model_class="BertForSequenceClassification", classes=CLASSES, trained=trained,
+            trainable_parameters=sum(v.numel() for v in stored.values()), computed_in="float32, eager attention",
+        ),
+    )
+    print(f"{folder.name:24} {len(stored):3} tensors")
+
+
 def main(names):
     warnings.filterwarnings("ignore")
     hf.logging.set_verbosity_error()
-    for name in names or ADAPTERS:
-        tiny, cls, config, purpose = ADAPTERS[name]
+    for name in names or [*ADAPTERS, BITFIT]:
+        if name == BITFIT:
+            bitfit(FIXTURES / "adapters" / name, "every bias, and the head")
+            continue
+        tiny, cls, config, purpose, *more = ADAPTERS[name]
+        more = more[0] if more else {}
+        if more.get("butterfly"):
+            without_cuda()
         model_dir, folder = FIXTURES / "models" / tiny, FIXTURES / "adapters" / name
         shutil.rmtree(folder, ignore_errors=True)
         config.base_model_name_or_path = str(model_dir)
         torch.manual_seed(SEED)
         model = peft.get_peft_model(base(model_dir, cls), config).eval()
-        trained = randomise(model, SEED)
+        initial, taken = None, {}
+        if mutated(config):
+            initial, taken = tempfile.mkdtemp(), subtracted(model, tiny, cls)
+            config.init_lora_weights = True
+            model.save_pretrained(initial)
+        trained = randomise(model, SEED, more.get("spread", 0.3))
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        model.save_pretrained(folder)
-        (folder / "README.md").unlink(missing_ok=True)
+        save(model, folder, initial)
 
         # The golden comes from a fresh base plus the files.
         fresh = base(model_dir, cls)
         before = outputs(fresh)
-        loaded = peft.PeftModel.from_pretrained(fresh, folder).eval()
+        # peft refuses to train a prompt that it reads.
+        prompt = isinstance(config, peft.PromptLearningConfig)
+        loaded = peft.PeftModel.from_pretrained(fresh, folder, is_trainable=not prompt).eval()
+        if prompt:
+            loaded.prompt_encoder.requires_grad_(True)
+        if initial is not None:
+            trainable = sum(p.numel() for p in loaded.parameters() if p.requires_grad)
         tensors = outputs(loaded)
+        tensors |= gradients(loaded) | taken
         effect = 0.0
         for s in range(len(LENGTHS)):
             after = tensors[f"seq{s}.logits"]
@@ -168,12 +351,16 @@ def main(names):
                     "seqS.input_ids": "[tokens] i64, each sequence was run by itself",
                     "seqS.logits": "[tokens (+ virtual tokens in front), vocab], or [labels] for classification",
                     "seqS.base_logits": "[tokens, vocab] without the adapter",
+                    "loss": "[1] mean over the next tokens of all sequences, or over their classes",
+                    "grad.KEY": "gradient of the loss, as the tensor KEY",
+                    "initial.PATH": "what the initialisation took from a weight",
                 },
                 purpose=purpose,
                 model=str(model_dir),
                 model_class=cls.__name__,
                 trainable_parameters=trainable,
                 trained=trained,
+                classes=CLASSES,
                 largest_logit_change=round(effect, 4),
                 computed_in="float32, eager attention",
             ),

@@ -40,7 +40,7 @@ use rand::Rng;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::registry::{self, Capabilities, Family, Method};
+use super::registry::{self, Capabilities, Family, Method, Settings};
 use super::target::{Targets, pattern_value};
 use super::{AdaptError, Adapter, BuildContext, LowRank, MergedLinear, Mode, Parameter, Pass, normal, stream};
 use crate::model::{Embedding, Frozen, Linear, Norm, SiteId, SiteKind};
@@ -146,7 +146,12 @@ impl LoraConfig {
     /// # Errors
     /// [`AdaptError::Config`] naming the field.
     pub fn validate(&self) -> Result<(), AdaptError> {
-        let bad = |field, reason: String| Err(AdaptError::Config { method: NAME, field, reason });
+        self.validate_for(NAME)
+    }
+
+    /// The same for a method built on this one.
+    pub(super) fn validate_for(&self, method: &'static str) -> Result<(), AdaptError> {
+        let bad = |field, reason: String| Err(AdaptError::Config { method, field, reason });
         if self.r == 0 || self.rank_pattern.values().any(|&r| r == 0) {
             return bad("r", "the rank must be at least 1".into());
         }
@@ -217,9 +222,14 @@ const PEFT_VARIANTS: [&str; 13] = [
 const PEFT_MUTATING_INITS: [&str; 5] = ["pissa", "olora", "corda", "lora_ga", "loftq"];
 
 fn from_peft(config: &Map<String, Value>) -> Result<Map<String, Value>, AdaptError> {
-    let bad = |field, reason: String| AdaptError::Config { method: NAME, field, reason };
+    variant_from_peft(NAME, config, &[])
+}
+
+/// Settings of a method built on this one; `own` are the fields of `peft` that make it another method.
+pub(super) fn variant_from_peft(method: &'static str, config: &Settings, own: &[&str]) -> Result<Settings, AdaptError> {
+    let bad = |field, reason: String| AdaptError::Config { method, field, reason };
     let truthy = |value: &Value| !matches!(value, Value::Null | Value::Bool(false)) && value != &json!({}) && value != &json!([]);
-    if let Some(field) = PEFT_VARIANTS.into_iter().find(|f| config.get(*f).is_some_and(truthy)) {
+    if let Some(field) = PEFT_VARIANTS.into_iter().find(|f| !own.contains(f) && config.get(*f).is_some_and(truthy)) {
         return Err(bad(field, "this variant of LoRA is not supported".into()));
     }
     if let Some(init) = config.get("init_lora_weights").and_then(Value::as_str)
@@ -242,15 +252,15 @@ fn from_peft(config: &Map<String, Value>) -> Result<Map<String, Value>, AdaptErr
 }
 
 /// The low-rank pair of one map or table.
-struct Pair {
-    path: String,
+pub(super) struct Pair {
+    pub path: String,
     /// `[r, d_in]`; of a table `[r, rows]`.
-    a: Parameter,
+    pub a: Parameter,
     /// `[d_out, r]`.
-    b: Parameter,
+    pub b: Parameter,
     /// Bias on `B`, `[d_out]`.
-    b_bias: Option<Parameter>,
-    scale: f32,
+    pub b_bias: Option<Parameter>,
+    pub scale: f32,
 }
 
 /// Values for the low-rank pair of one map, at scale 1.
@@ -267,9 +277,10 @@ pub struct Factors {
 
 /// A LoRA adapter.
 pub struct Lora {
-    config: LoraConfig,
+    method: &'static str,
+    pub(super) config: LoraConfig,
     /// Indexed by site.
-    pairs: Vec<Option<Pair>>,
+    pub(super) pairs: Vec<Option<Pair>>,
     /// Trained copies of biases, indexed by site.
     biases: Vec<Option<Parameter>>,
     /// `target_modules` for `peft`.
@@ -284,16 +295,21 @@ impl Lora {
     /// # Errors
     /// Bad settings, no matching map, a rank above a map's sides.
     pub fn new(config: LoraConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
-        config.validate()?;
+        Self::named(NAME, config, context)
+    }
+
+    /// The same under the name of a method built on this one.
+    pub(super) fn named(method: &'static str, config: LoraConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
+        config.validate_for(method)?;
         let mut pairs: Vec<Option<Pair>> = (0..context.sites.len()).map(|_| None).collect();
         let chosen = config.targets().select(context.sites)?;
         for &id in &chosen {
-            pairs[id.index()] = Some(pair(&config, context, id)?);
+            pairs[id.index()] = Some(pair(method, &config, context, id)?);
         }
         let saved_targets = super::peft::saved_targets(&config.targets(), context.sites, &chosen);
-        let biases = biases(&config, context, &pairs)?;
+        let biases = biases(method, &config, context, &pairs)?;
         let transposed = context.sites.iter().any(|(id, site)| site.kind == SiteKind::Conv1d && pairs[id.index()].is_some());
-        Ok(Self { config, pairs, biases, saved_targets, fan_in_fan_out: transposed })
+        Ok(Self { method, config, pairs, biases, saved_targets, fan_in_fan_out: transposed })
     }
 
     /// An adapter of known factors. Its `r` is the commonest rank; the others stand in `rank_pattern`.
@@ -330,23 +346,23 @@ impl Lora {
         Ok(lora)
     }
 
-    fn at(&self, site: SiteId) -> Option<&Pair> {
+    pub(super) fn at(&self, site: SiteId) -> Option<&Pair> {
         self.pairs.get(site.index())?.as_ref()
     }
 
-    fn bias(&self, site: SiteId) -> Option<&Parameter> {
+    pub(super) fn bias(&self, site: SiteId) -> Option<&Parameter> {
         self.biases.get(site.index())?.as_ref()
     }
 }
 
-fn pair(config: &LoraConfig, context: &BuildContext<'_>, id: SiteId) -> Result<Pair, AdaptError> {
+fn pair(method: &'static str, config: &LoraConfig, context: &BuildContext<'_>, id: SiteId) -> Result<Pair, AdaptError> {
     let info = context.sites.info(id);
     let (path, d_in, d_out) = (info.path.clone(), info.d_in, info.d_out);
     let rank = pattern_value("rank_pattern", &config.rank_pattern, &path)?.unwrap_or(config.r);
     let alpha = pattern_value("alpha_pattern", &config.alpha_pattern, &path)?.unwrap_or(config.lora_alpha);
     if rank > d_in.min(d_out) {
         return Err(AdaptError::Config {
-            method: NAME,
+            method,
             field: "r",
             reason: format!("rank {rank} exceeds the smaller side of `{path}` ({d_out} x {d_in}): use at most {}", d_in.min(d_out)),
         });
@@ -382,7 +398,12 @@ fn pair(config: &LoraConfig, context: &BuildContext<'_>, id: SiteId) -> Result<P
 }
 
 /// Trained copies of the biases that `bias` asks for.
-fn biases(config: &LoraConfig, context: &BuildContext<'_>, pairs: &[Option<Pair>]) -> Result<Vec<Option<Parameter>>, AdaptError> {
+fn biases(
+    method: &'static str,
+    config: &LoraConfig,
+    context: &BuildContext<'_>,
+    pairs: &[Option<Pair>],
+) -> Result<Vec<Option<Parameter>>, AdaptError> {
     let mut values: Vec<Option<Vec<f32>>> = vec![None; pairs.len()];
     if let Some(backbone) = context.backbone.filter(|_| config.bias != Bias::None) {
         backbone.export(&mut |part| match part {
@@ -407,7 +428,7 @@ fn biases(config: &LoraConfig, context: &BuildContext<'_>, pairs: &[Option<Pair>
         }
     }
     if config.bias != Bias::None && out.iter().all(Option::is_none) {
-        return Err(AdaptError::Config { method: NAME, field: "bias", reason: "there is no bias to train: use `bias = \"none\"`".into() });
+        return Err(AdaptError::Config { method, field: "bias", reason: "there is no bias to train: use `bias = \"none\"`".into() });
     }
     Ok(out)
 }
@@ -422,7 +443,7 @@ impl Pair {
     }
 
     /// `s B A`, `[d_out, d_in]`.
-    fn delta(&self) -> Tensor<2> {
+    pub fn delta(&self) -> Tensor<2> {
         self.b.get::<2>(Mode::Eval).matmul(self.a.get::<2>(Mode::Eval)) * self.scale
     }
 
@@ -431,13 +452,13 @@ impl Pair {
     }
 }
 
-struct LoraPass<'a> {
-    adapter: &'a Lora,
-    mode: Mode,
+pub(super) struct LoraPass<'a> {
+    pub adapter: &'a Lora,
+    pub mode: Mode,
 }
 
 impl LoraPass<'_> {
-    fn bias(&self, site: SiteId, base: Option<&Tensor<1>>) -> Option<Tensor<1>> {
+    pub fn bias(&self, site: SiteId, base: Option<&Tensor<1>>) -> Option<Tensor<1>> {
         self.adapter.bias(site).map(|b| b.get::<1>(self.mode)).or_else(|| base.cloned())
     }
 }
@@ -499,7 +520,7 @@ pub(super) fn dropout(x: Tensor<2>, p: f64, seed: u64, place: &str) -> Tensor<2>
 
 impl Adapter for Lora {
     fn method(&self) -> &'static str {
-        NAME
+        self.method
     }
 
     fn parameters(&self) -> Vec<&Parameter> {
@@ -534,7 +555,7 @@ impl Adapter for Lora {
     fn unmerged_linear(&self, merged: &Linear) -> Result<Option<MergedLinear>, AdaptError> {
         if self.config.bias != Bias::None {
             let reason = "`bias` replaced the biases of the base; load the base model".into();
-            return Err(AdaptError::Unsupported { method: NAME, action: "be taken out again", reason });
+            return Err(AdaptError::Unsupported { method: self.method, action: "be taken out again", reason });
         }
         Ok(self.at(merged.site).map(|pair| {
             let bias = match (merged.bias.clone(), pair.scaled_b_bias(Mode::Eval)) {

@@ -2,18 +2,30 @@
 
 pub mod adalora;
 mod base;
+pub mod boft;
 pub mod combine;
 mod dense;
+pub mod dora;
+pub mod fourierft;
 pub mod full;
 mod gradients;
 pub mod head;
+pub mod hra;
+pub mod ia3;
 pub mod id3;
 pub mod increlora;
+pub mod ln_tuning;
+pub mod loha;
+pub mod lokr;
 pub mod lora;
 mod low_rank;
+mod lycoris;
+mod maps;
 pub mod merge;
 pub mod mola;
 pub mod mos;
+pub mod oft;
+mod orthogonal;
 mod own;
 pub mod p_tuning;
 mod parameter;
@@ -25,10 +37,14 @@ pub mod prompt_tuning;
 pub mod pst;
 pub mod registry;
 mod set;
+pub mod shira;
 pub mod stable_rps;
 pub mod svd;
 pub mod svfit;
 mod target;
+mod torch_random;
+pub mod trainable_tokens;
+pub mod vera;
 
 use std::collections::BTreeMap;
 

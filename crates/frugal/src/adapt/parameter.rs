@@ -33,6 +33,8 @@ pub struct Parameter {
     value: Tensor<1>,
     trainable: bool,
     lr_scale: f64,
+    whole_numbers: bool,
+    also: Option<String>,
 }
 
 impl Parameter {
@@ -43,7 +45,8 @@ impl Parameter {
     pub fn new(name: impl Into<String>, shape: &[usize], values: Vec<f32>, device: &Device) -> Self {
         let (name, len) = (name.into(), shape.iter().product::<usize>());
         assert_eq!(values.len(), len, "parameter {name}: {} values for shape {shape:?}", values.len());
-        Self { name, shape: shape.to_vec(), value: leaf(values, device), trainable: true, lr_scale: 1.0 }
+        let value = leaf(values, device);
+        Self { name, shape: shape.to_vec(), value, trainable: true, lr_scale: 1.0, whole_numbers: false, also: None }
     }
 
     /// The same, stored in files but not trained.
@@ -54,6 +57,31 @@ impl Parameter {
     /// The same, trained at `lr_scale` times the learning rate.
     pub fn with_lr_scale(self, lr_scale: f64) -> Self {
         Self { lr_scale, ..self }
+    }
+
+    /// The same, not trained from now on.
+    pub fn freeze(self) -> Self {
+        Self { trainable: false, ..self }
+    }
+
+    /// The same, stored in files as 32-bit whole numbers: indices below 2²⁴.
+    pub fn as_whole_numbers(self) -> Self {
+        Self { whole_numbers: true, ..self }
+    }
+
+    /// The same, stored in files a second time under this key: what two tied places share.
+    pub fn also_as(self, name: impl Into<String>) -> Self {
+        Self { also: Some(name.into()), ..self }
+    }
+
+    /// Whether files hold it as whole numbers.
+    pub fn is_whole_numbers(&self) -> bool {
+        self.whole_numbers
+    }
+
+    /// Second key in adapter files.
+    pub fn second_name(&self) -> Option<&str> {
+        self.also.as_deref()
     }
 
     /// Factor on the learning rate.

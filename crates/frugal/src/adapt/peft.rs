@@ -27,6 +27,9 @@ pub const EXTRA_FILE: &str = "frugal.json";
 /// Written as `peft_version`: the version whose format this is.
 const PEFT_VERSION: &str = "0.21.2";
 
+/// Types whose configuration has no `modules_to_save`: `peft` does not keep a classification head with them.
+const WITHOUT_MODULES_TO_SAVE: [&str; 1] = ["TRAINABLE_TOKENS"];
+
 #[derive(Serialize, Deserialize)]
 struct Extra {
     method: String,
@@ -45,7 +48,8 @@ struct Keys<'a> {
 
 impl Keys<'_> {
     fn parameter(&self, name: &str) -> String {
-        if self.method.family == Family::Prompt {
+        // Prompts have no prefix; what the maps share stands above the model and has its own.
+        if self.method.family == Family::Prompt || name.starts_with("base_model.") {
             return name.into();
         }
         let name = if self.bare { name.strip_prefix(self.base_prefix).unwrap_or(name) } else { name };
@@ -108,6 +112,9 @@ pub fn save(folder: &Path, entry: &Entry, model: &ModelConfig, base_model: &str)
             config.insert(key, value);
         }
     }
+    if WITHOUT_MODULES_TO_SAVE.contains(&method.peft_type) {
+        config.remove("modules_to_save");
+    }
     config.sort_keys();
     let extra = Extra {
         method: method.name.into(),
@@ -115,7 +122,11 @@ pub fn save(folder: &Path, entry: &Entry, model: &ModelConfig, base_model: &str)
         head: entry.head.as_ref().map(|h| h.config().clone()),
     };
     let keys = Keys { method, base_prefix: model.model_type.base_prefix(), bare: task_type == "FEATURE_EXTRACTION" };
-    let mut tensors: Vec<(String, Stored<'_>)> = adapter.parameters().into_iter().map(|p| (keys.parameter(p.name()), stored(p))).collect();
+    let mut tensors: Vec<(String, Stored<'_>)> = Vec::new();
+    for p in adapter.parameters() {
+        let names = std::iter::once(p.name()).chain(p.second_name());
+        tensors.extend(names.map(|name| (keys.parameter(name), stored(p))));
+    }
     if let Some(head) = &entry.head {
         tensors.extend(head.parameters().into_iter().map(|p| (keys.head(p.name()), stored(p))));
     }
@@ -126,6 +137,9 @@ pub fn save(folder: &Path, entry: &Entry, model: &ModelConfig, base_model: &str)
 }
 
 fn stored(parameter: &Parameter) -> Stored<'_> {
+    if parameter.is_whole_numbers() {
+        return Stored::whole_numbers(parameter.shape(), parameter.to_vec().into_iter().map(|v| v as i32).collect());
+    }
     Stored::new(parameter.shape(), StoredType::F32, || parameter.to_vec())
 }
 
@@ -232,6 +246,14 @@ fn fill(
     let head = entry.head.iter_mut().flat_map(Head::parameters_mut).map(|p| (keys.head(p.name()), p));
     for (key, parameter) in adapter.chain(head) {
         report.expected.push(key.clone());
+        // The second copy of what is tied must be like the first.
+        if let Some(second) = parameter.second_name().map(|name| keys.parameter(name))
+            && file.shape(&second).is_some()
+            && file.shape(&key).is_some()
+            && file.tensor(&second)?.iter::<f32>().eq(file.tensor(&key)?.iter::<f32>())
+        {
+            unused.retain(|name| *name != second);
+        }
         match file.shape(&key) {
             None => report.missing.push(key.clone()),
             Some(shape) if shape != parameter.shape() => report.mis_shaped.push((key.clone(), parameter.shape().to_vec(), shape)),

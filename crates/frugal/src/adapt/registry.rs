@@ -11,19 +11,31 @@ use super::{AdaptError, Adapter, BuildContext};
 #[rustfmt::skip]
 pub const METHODS: &[&Method] = &[
     &super::adalora::METHOD,
+    &super::boft::METHOD,
+    &super::dora::METHOD,
+    &super::fourierft::METHOD,
     &super::full::METHOD,
+    &super::hra::METHOD,
+    &super::ia3::METHOD,
     &super::id3::METHOD,
     &super::increlora::METHOD,
+    &super::ln_tuning::METHOD,
+    &super::loha::METHOD,
+    &super::lokr::METHOD,
     &super::lora::METHOD,
     &super::mola::METHOD,
     &super::mos::METHOD,
+    &super::oft::METHOD,
     &super::p_tuning::METHOD,
     &super::pela::METHOD,
     &super::prefix_tuning::METHOD,
     &super::prompt_tuning::METHOD,
     &super::pst::METHOD,
+    &super::shira::METHOD,
     &super::stable_rps::METHOD,
     &super::svfit::METHOD,
+    &super::trainable_tokens::METHOD,
+    &super::vera::METHOD,
 ];
 
 /// What a method acts on.

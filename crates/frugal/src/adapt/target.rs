@@ -7,7 +7,7 @@ use regex::Regex;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::model::{SiteId, SiteInfo, SiteTable};
+use crate::model::{SiteId, SiteInfo, SiteKind, SiteTable};
 
 /// A list of names, or one pattern.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -61,7 +61,7 @@ impl Default for Targets {
 #[non_exhaustive]
 pub enum TargetError {
     /// Nothing matched.
-    #[error("`target_modules` matched no linear map of this model{}; it has: {available}", suggestion.as_ref().map_or(String::new(), |s| format!(" (did you mean `{s}`?)")))]
+    #[error("`target_modules` matched nothing of this model that can be adapted{}; it has: {available}", suggestion.as_ref().map_or(String::new(), |s| format!(" (did you mean `{s}`?)")))]
     NoMatch {
         /// Distinct last components of the paths.
         available: String,
@@ -88,7 +88,8 @@ pub enum TargetError {
     },
 }
 
-fn full_match(field: &'static str, pattern: &str) -> Result<Regex, TargetError> {
+/// A pattern over a whole path.
+pub(super) fn full_match(field: &'static str, pattern: &str) -> Result<Regex, TargetError> {
     Regex::new(&format!("^(?:{pattern})$")).map_err(|e| TargetError::Pattern { field, pattern: pattern.into(), reason: e.to_string() })
 }
 
@@ -113,7 +114,7 @@ impl Matcher {
 
     fn matches(&self, site: &SiteInfo) -> bool {
         match self {
-            Self::AllLinear => site.kind.is_inner_linear(),
+            Self::AllLinear => site.kind.is_inner_linear() || site.kind == SiteKind::Norm,
             Self::Pattern(regex) => regex.is_match(&site.path),
             Self::List(list) => list.iter().any(|name| ends_with_component(&site.path, name)),
         }
@@ -126,6 +127,18 @@ impl Targets {
     /// # Errors
     /// When nothing matches, a pattern is malformed or a block number is outside the model.
     pub fn select(&self, sites: &SiteTable) -> Result<Vec<SiteId>, TargetError> {
+        self.choose(sites, |site| site.kind != SiteKind::Norm)
+    }
+
+    /// The norms that these settings select; `all-linear` stands for every norm.
+    ///
+    /// # Errors
+    /// When nothing matches, a pattern is malformed or a block number is outside the model.
+    pub fn select_norms(&self, sites: &SiteTable) -> Result<Vec<SiteId>, TargetError> {
+        self.choose(sites, |site| site.kind == SiteKind::Norm)
+    }
+
+    fn choose(&self, sites: &SiteTable, eligible: impl Fn(&SiteInfo) -> bool) -> Result<Vec<SiteId>, TargetError> {
         let include = Matcher::new("target_modules", &self.target_modules)?;
         let exclude = self.exclude_modules.as_ref().map(|n| Matcher::new("exclude_modules", n)).transpose()?;
         let layer_regexes = self.layer_regexes()?;
@@ -144,13 +157,12 @@ impl Targets {
                 .is_some_and(|layer| wanted.contains(&layer)),
             _ => true,
         };
-        let norm = |site: &SiteInfo| site.kind == crate::model::SiteKind::Norm;
         let chosen: Vec<SiteId> = sites
             .iter()
-            .filter(|(_, s)| !norm(s) && include.matches(s) && !exclude.as_ref().is_some_and(|e| e.matches(s)) && in_layers(s))
+            .filter(|(_, s)| eligible(s) && include.matches(s) && !exclude.as_ref().is_some_and(|e| e.matches(s)) && in_layers(s))
             .map(|(id, _)| id)
             .collect();
-        if chosen.is_empty() { Err(self.no_match(sites)) } else { Ok(chosen) }
+        if chosen.is_empty() { Err(self.no_match(sites, eligible)) } else { Ok(chosen) }
     }
 
     fn layer_regexes(&self) -> Result<Vec<Regex>, TargetError> {
@@ -169,8 +181,9 @@ impl Targets {
         names.iter().map(compile).collect()
     }
 
-    fn no_match(&self, sites: &SiteTable) -> TargetError {
-        let mut names: Vec<&str> = sites.iter().filter(|(_, s)| s.kind.is_inner_linear()).map(|(_, s)| s.name()).collect();
+    fn no_match(&self, sites: &SiteTable, eligible: impl Fn(&SiteInfo) -> bool) -> TargetError {
+        let offered = |s: &SiteInfo| eligible(s) && (s.kind.is_inner_linear() || s.kind == SiteKind::Norm);
+        let mut names: Vec<&str> = sites.iter().filter(|(_, s)| offered(s)).map(|(_, s)| s.name()).collect();
         names.sort_unstable();
         names.dedup();
         let asked = match &self.target_modules {

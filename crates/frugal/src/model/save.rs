@@ -46,6 +46,7 @@ impl StoredType {
 enum Content<'a> {
     Floats(StoredType, Box<dyn Fn() -> Vec<f32> + 'a>),
     Ids(Vec<u32>),
+    WholeNumbers(Vec<i32>),
 }
 
 /// One tensor to write; float values are made when its turn comes.
@@ -66,6 +67,13 @@ impl<'a> Stored<'a> {
     }
 }
 
+impl Stored<'_> {
+    /// Indices, stored as 32-bit whole numbers; as many as `shape` has elements.
+    pub fn whole_numbers(shape: &[usize], values: Vec<i32>) -> Self {
+        Self { shape: shape.to_vec(), content: Content::WholeNumbers(values) }
+    }
+}
+
 impl View for Stored<'_> {
     fn dtype(&self) -> Dtype {
         match self.content {
@@ -73,6 +81,7 @@ impl View for Stored<'_> {
             Content::Floats(StoredType::F16, _) => Dtype::F16,
             Content::Floats(StoredType::Bf16, _) => Dtype::BF16,
             Content::Ids(_) => Dtype::I64,
+            Content::WholeNumbers(_) => Dtype::I32,
         }
     }
 
@@ -85,6 +94,7 @@ impl View for Stored<'_> {
             Content::Floats(StoredType::F32, values) => values().iter().flat_map(|v| v.to_le_bytes()).collect(),
             Content::Floats(StoredType::F16, values) => values().iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect(),
             Content::Floats(StoredType::Bf16, values) => values().iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect(),
+            Content::WholeNumbers(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
             Content::Ids(ids) => ids.iter().flat_map(|id| i64::from(*id).to_le_bytes()).collect(),
         })
     }
@@ -92,6 +102,7 @@ impl View for Stored<'_> {
     fn data_len(&self) -> usize {
         let size = match &self.content {
             Content::Floats(stored_type, _) => stored_type.size(),
+            Content::WholeNumbers(_) => size_of::<i32>(),
             Content::Ids(_) => size_of::<i64>(),
         };
         self.shape.iter().product::<usize>() * size

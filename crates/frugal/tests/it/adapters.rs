@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use burn::prelude::*;
+use burn::tensor::activation::log_softmax;
 use frugal::adapt::{AdapterSet, Choice, Entry, Mode, Parameter, merge, peft, to_vec};
 use frugal::model::load::{Lookup, ModelFiles, SafetensorsFile, read_json};
 use frugal::model::save::StoredType;
@@ -42,6 +44,40 @@ const ADAPTERS: &[&str] = &[
     "llama-prompt-step",
     "llama-adalora",
     "bert-adalora-seqcls",
+    "llama-ia3",
+    "gpt2-ia3",
+    "bert-ia3-seqcls",
+    "llama-ln-tuning",
+    "bert-ln-tuning-seqcls",
+    "llama-dora",
+    "llama-dora-rslora",
+    "gpt2-dora",
+    "bert-dora-seqcls",
+    "llama-vera",
+    "llama-vera-prng",
+    "bert-vera-seqcls",
+    "llama-loha",
+    "bert-loha-seqcls",
+    "llama-lokr",
+    "llama-lokr-both",
+    "bert-lokr-seqcls",
+    "llama-shira",
+    "bert-shira-seqcls",
+    "llama-oft",
+    "llama-oft-cayley",
+    "llama-oft-share",
+    "llama-oft-coft",
+    "bert-oft-seqcls",
+    "llama-boft",
+    "llama-boft-butterfly",
+    "bert-boft-seqcls",
+    "llama-fourierft",
+    "bert-fourierft-seqcls",
+    "llama-trainable-tokens",
+    "llama-trainable-tokens-untied",
+    "llama-hra",
+    "llama-hra-gs",
+    "bert-hra-seqcls",
 ];
 
 struct Case {
@@ -92,6 +128,66 @@ fn logits_match_peft() {
             let worst = max_difference(&found, case.expected(s, found.len()));
             assert!(worst <= TOLERANCE, "{name} sequence {s}: largest difference {worst:e}");
         }
+    }
+}
+
+/// Mean loss over the next tokens of all sequences, or over their classes, as the golden files define it.
+fn loss(case: &Case, entry: &Entry) -> Tensor<1> {
+    let mode = Mode::Train { seed: 0 };
+    let classes = case.description["classes"].as_array().unwrap();
+    let (mut total, mut count) = (Tensor::<1>::zeros([1], &device()), 0);
+    for s in case.golden.sequences() {
+        let ids = case.golden.input_ids(s);
+        let mut pass = entry.adapter.pass(mode);
+        let hidden = case.backbone.forward(&Input::new(ids, &[ids.len()]), pass.as_mut(), None).unwrap();
+        let layout = SequenceLayout::new(&[ids.len()]);
+        let (logits, targets) = match &entry.head {
+            Some(head) => {
+                let logits = head.forward(hidden, &layout, case.backbone.as_ref(), pass.as_mut(), mode);
+                (logits, vec![classes[s].as_i64().unwrap()])
+            }
+            None => {
+                let logits = case.backbone.logits(hidden, pass.as_mut()).unwrap();
+                let (rows, next) = (logits.dims()[0], ids.len() - 1);
+                (logits.narrow(0, rows - next - 1, next), ids[1..].iter().map(|&id| i64::from(id)).collect())
+            }
+        };
+        let index = Tensor::<2, Int>::from_data(TensorData::new(targets.clone(), [targets.len(), 1]), &device());
+        total = total - log_softmax(logits, 1).gather(1, index).sum();
+        count += targets.len();
+    }
+    total / count as f32
+}
+
+#[test]
+fn losses_and_gradients_match_peft() {
+    for &name in ADAPTERS {
+        let case = case(name);
+        if case.golden.float("loss").is_none() {
+            // Methods that train something else than their files hold have tests of their own.
+            assert!(name.contains("prefix") || name.contains("p-tuning") || name.contains("prompt-step") || name.contains("adalora"));
+            continue;
+        }
+        let entry = case.load();
+        let loss = loss(&case, &entry);
+        let (found, expected): (f32, f32) = (loss.clone().into_scalar(), case.golden.float("loss").unwrap()[0]);
+        assert!((found - expected).abs() / expected < 1e-4, "{name}: loss {found} instead of {expected}");
+        let mut gradients = loss.backward();
+        let mut compared = 0;
+        let parameters = entry.adapter.parameters().into_iter().chain(entry.head.iter().flat_map(|h| h.parameters()));
+        for parameter in parameters.filter(|p| p.is_trainable()) {
+            let key = ["grad.base_model.model.", "grad."].map(|prefix| format!("{prefix}{}", parameter.name()));
+            let expected = key.iter().find_map(|key| case.golden.float(key)).unwrap_or_else(|| panic!("{name}: {}", parameter.name()));
+            let found = parameter.take_gradient(&mut gradients).map_or_else(|| vec![0.0; parameter.len()], to_vec);
+            let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|g| f64::from(g).powi(2)).sum::<f64>().sqrt();
+            let size = norm(&mut expected.iter().copied());
+            let difference = norm(&mut found.iter().zip(expected).map(|(a, b)| a - b));
+            // Some are zero but for rounding: keys' biases under softmax.
+            assert!(difference <= 1e-4 * size + 1e-6, "{name}: {}: {difference:e} of {size:e}", parameter.name());
+            compared += 1;
+        }
+        let expected = case.golden.floats.keys().filter(|key| key.starts_with("grad.")).count();
+        assert_eq!(compared, expected, "{name}");
     }
 }
 
@@ -173,7 +269,14 @@ fn check_unmerged(case: &Case, entry: &Entry, merged: &dyn Backbone) {
         maps
     };
     for (base, merged) in maps(case.backbone.as_ref()).iter().zip(maps(merged)) {
-        let found = merge::unmerge(&merged, entry.adapter.as_ref()).unwrap();
+        let found = match merge::unmerge(&merged, entry.adapter.as_ref()) {
+            Ok(found) => found,
+            Err(error) => {
+                let known = ["dora", "trainable-tokens"].contains(&entry.adapter.method());
+                assert!(known && error.to_string().contains("load the base model"), "{error}");
+                continue;
+            }
+        };
         let worst = max_difference(&to_vec(found.weight.dense()), &to_vec(base.weight.dense()));
         assert!(worst < 1e-6, "{}: {worst:e}", case.folder.display());
     }

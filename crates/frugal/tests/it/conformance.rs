@@ -7,7 +7,7 @@ use frugal::adapt::registry::{METHODS, Method};
 use frugal::adapt::{Adapter, BuildContext, Entry, Head, HeadConfig, Mode, Plain, Pooling, merge, peft, to_vec};
 use frugal::model::{Backbone, Frozen, Input, SequenceLayout};
 use frugal::train::{Event, Target, Tokenized, TrainConfig, TrainRun, train};
-use serde_json::Map;
+use serde_json::{Map, json};
 
 use crate::support::{context, device, max_difference, model};
 
@@ -35,7 +35,14 @@ fn setup(method: &'static Method, model_name: &str, seed: u64) -> Setup {
 
 /// The defaults, but for what the tiny models have no room for.
 fn settings(method: &Method) -> Map<String, serde_json::Value> {
-    let small = [("num_virtual_tokens", serde_json::json!(4))];
+    let small = [
+        ("num_virtual_tokens", json!(4)),
+        ("n_frequency", json!(100)),
+        ("oft_block_size", json!(8)),
+        ("r", json!((method.defaults)().get("r").and_then(serde_json::Value::as_u64).unwrap_or(0).min(8))),
+        // The two tokens that tell the classes of the examples apart.
+        ("token_indices", json!([10, 11])),
+    ];
     let known = (method.defaults)();
     small.into_iter().filter(|(name, _)| known.contains_key(*name)).map(|(name, value)| (name.to_owned(), value)).collect()
 }
@@ -291,7 +298,7 @@ fn mixed_batches_equal_separate_ones_where_promised() {
 fn unknown_settings_are_answered_with_the_nearest() {
     let backbone = model("llama", "config.json");
     for method in METHODS {
-        let settings = Map::from_iter([("lora_alhpa".to_owned(), serde_json::json!(1))]);
+        let settings = Map::from_iter([("lora_alhpa".to_owned(), json!(1))]);
         let error = (method.build)(&settings, &context(backbone.as_ref(), 0)).err().unwrap().to_string();
         assert!(error.contains("unknown setting `lora_alhpa`") && error.contains(method.name), "{error}");
     }

@@ -89,10 +89,12 @@ impl SafetensorsFile {
             Dtype::F32 => bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect::<Vec<f32>>(),
             Dtype::F16 => bytes.as_chunks::<2>().0.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect(),
             Dtype::BF16 => bytes.as_chunks::<2>().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect(),
+            // Indices of sparse adapters.
+            Dtype::I32 => bytes.as_chunks::<4>().0.iter().map(|b| i32::from_le_bytes(*b) as f32).collect(),
             other => {
                 return Err(LoadError::Safetensors {
                     path: self.path.clone(),
-                    reason: format!("tensor `{name}` is of type {other:?}; F32, F16 and BF16 can be read"),
+                    reason: format!("tensor `{name}` is of type {other:?}; F32, F16, BF16 and I32 can be read"),
                 }
                 .into());
             }

@@ -1,0 +1,205 @@
+//! # (IA)³: factors on activations
+//!
+//! ## What it does
+//! Learns one factor per channel for keys, values and the hidden channels of the feed-forward part, and nothing else.
+//!
+//! ## Update rule
+//! `y = l ⊙ (x Wᵀ + b)` with `l [d_out]` for ordinary maps, `y = (l ⊙ x) Wᵀ + b` with `l [d_in]` for those in
+//! `feedforward_modules`.
+//!
+//! ## When to use, when not
+//! With very few examples, or where many adapters must be stored: it is the smallest method that acts in every block. With
+//! thousands of examples low-rank methods reach more.
+//!
+//! ## Cost
+//! Trainable: `d_out` (or `d_in`) per map. Extra compute: one multiplication per activation, but no weight gradients at all.
+//! None after merging.
+//!
+//! ## Defaults and where they come from
+//! Targets by architecture as in Hugging Face `peft`: key, value and down projection, and query instead of key for Qwen and
+//! Gemma, as there. The factors start at one. The learning rate is an order above that of low-rank methods, as in the paper
+//! (3e-3).
+//!
+//! ## Departures from the paper
+//! The paper scales the output of the activation function; `peft` and this implementation scale the input of the map
+//! behind it, which is the same channel. On BERT the ending `output.dense` also matches the output map of the attention,
+//! as in `peft`.
+//!
+//! ## References
+//! - Liu, Tam, Muqeeth, Mohta, Huang, Bansal, Raffel: Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than
+//!   In-Context Learning, 2022, arXiv 2205.05638.
+
+use burn::prelude::*;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::maps::{self, At, MapPart, Maps, bad};
+use super::registry::{self, Capabilities, Family, Method};
+use super::target::full_match;
+use super::{AdaptError, BuildContext, MergedLinear, Mode, Names, Parameter, Targets, normal, stream, to_vec};
+use crate::model::ModelType;
+
+const NAME: &str = "ia3";
+
+/// Registry entry.
+pub const METHOD: Method = Method {
+    name: NAME,
+    aliases: &["(ia)3"],
+    family: Family::Scaling,
+    summary: "One learned factor per channel of keys, values and feed-forward",
+    default_lr: 5e-3,
+    peft_type: "IA3",
+    peft_variant: None,
+    capabilities: Capabilities { merge: true, identity_at_init: true, mixed_batch: true },
+    source: include_str!("ia3.rs"),
+    defaults: registry::defaults::<Ia3Config>,
+    check: |settings| registry::parse::<Ia3Config>(NAME, settings)?.validate(),
+    build: |settings, context| Ok(Box::new(build(registry::parse(NAME, settings)?, context)?)),
+    from_peft: |config| maps::from_peft::<Ia3Config>(NAME, config, json!({}), &[]),
+};
+
+/// Settings, with `peft`'s names.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Ia3Config {
+    /// Path endings, or one regular expression over the whole path; by architecture if not given.
+    pub target_modules: Option<Names>,
+    /// Same grammar; wins over the targets.
+    pub exclude_modules: Option<Names>,
+    /// Those of the targets whose input is scaled instead of the output: plain endings of the path, or one regular
+    /// expression; by architecture if not given.
+    pub feedforward_modules: Option<Names>,
+    /// Start at one; otherwise at random values, for tests.
+    pub init_ia3_weights: bool,
+}
+
+impl Default for Ia3Config {
+    fn default() -> Self {
+        Self { target_modules: None, exclude_modules: None, feedforward_modules: None, init_ia3_weights: true }
+    }
+}
+
+impl Ia3Config {
+    /// Checks that the feed-forward maps are among the targets.
+    ///
+    /// # Errors
+    /// [`AdaptError::Config`] naming the field.
+    pub fn validate(&self) -> Result<(), AdaptError> {
+        match (&self.target_modules, &self.feedforward_modules) {
+            (Some(Names::List(targets)), Some(Names::List(inner))) => match inner.iter().find(|name| !targets.contains(name)) {
+                Some(name) => bad(NAME, "feedforward_modules", format!("`{name}` is not among `target_modules`: add it there too")),
+                None => Ok(()),
+            },
+            _ => Ok(()),
+        }
+    }
+}
+
+/// `peft`'s targets and feed-forward maps.
+fn usual(model_type: ModelType) -> (&'static [&'static str], &'static str) {
+    match model_type {
+        ModelType::Llama | ModelType::Mistral => (&["k_proj", "v_proj", "down_proj"], "down_proj"),
+        ModelType::Qwen2 | ModelType::Qwen3 | ModelType::Gemma3Text => (&["q_proj", "v_proj", "down_proj"], "down_proj"),
+        ModelType::Gpt2 => (&["c_attn", "mlp.c_proj"], "mlp.c_proj"),
+        ModelType::Bert | ModelType::Roberta => (&["key", "value", "output.dense"], "output.dense"),
+    }
+}
+
+fn build(mut config: Ia3Config, context: &BuildContext<'_>) -> Result<Maps<Factors>, AdaptError> {
+    config.validate()?;
+    let (targets, feedforward) = usual(context.config.model_type);
+    let list = |names: &[&str]| Names::List(names.iter().map(|n| (*n).to_owned()).collect());
+    let target_modules = config.target_modules.get_or_insert_with(|| list(targets)).clone();
+    let feedforward = config.feedforward_modules.get_or_insert_with(|| list(&[feedforward])).clone();
+    let pattern = match &feedforward {
+        Names::Pattern(pattern) => Some(full_match("feedforward_modules", pattern)?),
+        Names::List(_) => None,
+    };
+    let is_feedforward = |path: &str| match (&pattern, &feedforward) {
+        (Some(pattern), _) => pattern.is_match(path),
+        // Without a dot in front, as in peft.
+        (None, Names::List(names)) => names.iter().any(|name| path.ends_with(name.as_str())),
+        (None, Names::Pattern(_)) => false,
+    };
+    let targets = Targets { target_modules, exclude_modules: config.exclude_modules.clone(), ..Targets::default() };
+    Maps::new(&METHOD, &targets, context, &config, json!({"fan_in_fan_out": false}), |_, info| {
+        let feedforward = is_feedforward(&info.path);
+        let shape = if feedforward { [1, info.d_in] } else { [info.d_out, 1] };
+        let len = shape[0] * shape[1];
+        let mut rng = stream(context.seed, &info.path);
+        let values = if config.init_ia3_weights { vec![1.0; len] } else { (0..len).map(|_| normal(&mut rng)).collect() };
+        Ok(Factors { l: Parameter::new(format!("{}.ia3_l", info.path), &shape, values, &context.device), feedforward })
+    })
+}
+
+/// The factors of one map.
+struct Factors {
+    /// `[d_out, 1]`, or `[1, d_in]` where the input is scaled.
+    l: Parameter,
+    feedforward: bool,
+}
+
+impl Factors {
+    /// Weight and bias times these factors.
+    fn scale(&self, at: &At<'_>, l: Tensor<2>) -> MergedLinear {
+        let len = self.l.len();
+        let bias = at.base.bias.clone().map(|bias| if self.feedforward { bias } else { bias * l.clone().reshape([len]) });
+        MergedLinear { weight: at.base.weight.dense() * l, bias }
+    }
+}
+
+impl MapPart for Factors {
+    fn parameters(&self) -> Vec<&Parameter> {
+        vec![&self.l]
+    }
+
+    fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
+        vec![&mut self.l]
+    }
+
+    fn delta(&self, at: &At<'_>) -> Tensor<2> {
+        self.merged(at).weight - at.base.weight.dense()
+    }
+
+    fn forward(&self, at: &At<'_>, x: Tensor<2>) -> Tensor<2> {
+        let l = self.l.get::<2>(at.mode).reshape([1, self.l.len()]);
+        if self.feedforward { at.base.forward(x * l) } else { at.base.forward(x) * l }
+    }
+
+    fn merged(&self, at: &At<'_>) -> MergedLinear {
+        self.scale(at, self.l.get::<2>(Mode::Eval))
+    }
+
+    fn unmerged(&self, at: &At<'_>) -> Result<MergedLinear, String> {
+        let l = self.l.get::<2>(Mode::Eval);
+        if to_vec(l.clone()).iter().any(|l| l.abs() < 1e-6) {
+            return Err(format!("a factor of `{}` is zero, so its channel is lost; load the base model", at.path));
+        }
+        Ok(self.scale(at, l.recip()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{ModelConfig, SiteTable};
+
+    #[test]
+    fn smollm2_has_the_published_number_of_factors() {
+        // 30 blocks of 192 keys, 192 values and 1536 hidden channels.
+        let config = json!({"model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+            "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 64});
+        let config = ModelConfig::from_json(config, "test").unwrap();
+        let sites = SiteTable::new(&config);
+        let context = BuildContext { config: &config, sites: &sites, backbone: None, device: Device::flex(), seed: 0, tokenize: None };
+        let adapter = (METHOD.build)(&serde_json::Map::new(), &context).unwrap();
+        assert_eq!(adapter.num_trainable(), 57_600);
+    }
+
+    #[test]
+    fn a_feed_forward_map_must_be_a_target() {
+        let settings = maps::object(json!({"target_modules": ["k_proj"], "feedforward_modules": ["down_proj"]}));
+        let message = (METHOD.check)(&settings).unwrap_err().to_string();
+        assert!(message.contains("`down_proj` is not among"), "{message}");
+    }
+}
