@@ -3,7 +3,7 @@
 //! `cargo run --release --example several_adapters`
 
 use frugal::adapt::{AdapterSet, BuildContext, Choice, Entry, registry};
-use frugal::decode::{GenerateConfig, SamplerConfig, generate};
+use frugal::decode::{CacheType, GenerateConfig, SamplerConfig, generate};
 use frugal::device::device;
 use frugal::model::load::{Lookup, ModelFiles};
 
@@ -38,7 +38,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // The same prompt three times: the plain model, the new adapter, the noisy one, in one batch.
     let prompt = tokenizer.encode("a small house", true)?;
     let choice = Choice::PerSequence(vec![None, Some("new".into()), Some("noisy".into())]);
-    let config = GenerateConfig { max_tokens: 12, sampler: SamplerConfig::default(), eos_token_ids: tokenizer.eos_ids().to_vec(), seed: 0 };
+    let config = GenerateConfig {
+        max_tokens: 12,
+        sampler: SamplerConfig::default(),
+        eos_token_ids: tokenizer.eos_ids().to_vec(),
+        seed: 0,
+        cache_type: CacheType::F32,
+    };
     let prompts = vec![prompt; 3];
     let results = generate(backbone.as_ref(), &adapters, choice, &prompts, &config, &mut |_, _| true)?;
     for (who, result) in ["base", "new", "noisy"].iter().zip(&results) {

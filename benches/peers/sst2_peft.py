@@ -109,6 +109,7 @@ def main():
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--dev-rows", type=int, help="only so many rows of dev.tsv")
     parser.add_argument("--out", type=Path, default=ROOT / "benches/results/sst2_peft.json")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -116,7 +117,7 @@ def main():
     hf.utils.logging.disable_progress_bar()
     torch.set_num_threads(args.threads)
 
-    train, dev = rows("train.tsv", args.rows), rows("dev.tsv")
+    train, dev = rows("train.tsv", args.rows), rows("dev.tsv", args.dev_rows)
     model, tokenizer = load(args.seed)
     trained = [p for p in model.parameters() if p.requires_grad]
     per_epoch = -(-len(train) // BATCH)

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use burn::tensor::Tensor;
 
+use crate::cache::KeyValues;
 use crate::flex;
 
 /// What attends to what, and how scores are formed.
@@ -84,6 +85,26 @@ impl AttentionSpec {
 pub fn attention(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, spec: &AttentionSpec) -> Tensor<2> {
     spec.check(&q, &k, &v);
     flex::attention(&q, &k, &v, spec).unwrap_or_else(|| portable::attention(q, k, v, spec))
+}
+
+/// Attention of one new query of each sequence, `[sequences, num_heads * head_dim]`, to the keys that its cache holds, of which
+/// the last is its own. The boundaries in the specification are not read.
+///
+/// # Panics
+/// When the shapes do not fit together, or a cache is empty.
+pub fn cached_attention(q: Tensor<2>, cached: &[&KeyValues], spec: &AttentionSpec) -> Tensor<2> {
+    let width = spec.num_heads * spec.head_dim;
+    assert!(q.dims() == [cached.len(), width], "attention: q {:?} must be {:?}", q.dims(), [cached.len(), width]);
+    assert!(cached.iter().all(|cache| !cache.is_empty()), "attention: a cache is empty");
+    if let Some(output) = flex::cached_attention(&q, cached, spec) {
+        return output;
+    }
+    let device = q.device().inner();
+    let (keys, values): (Vec<_>, Vec<_>) = cached.iter().map(|cache| cache.tensors(&device)).unzip();
+    let mut cu_k = vec![0];
+    cached.iter().for_each(|cache| cu_k.push(cu_k[cu_k.len() - 1] + cache.len()));
+    let spec = AttentionSpec { cu_q: (0..=cached.len()).collect(), cu_k: cu_k.into(), ..spec.clone() };
+    attention(q, Tensor::cat(keys, 0), Tensor::cat(values, 0), &spec)
 }
 
 pub(crate) mod portable {

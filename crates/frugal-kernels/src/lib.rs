@@ -13,6 +13,7 @@
 
 mod activation;
 mod attention;
+mod cache;
 mod cross_entropy;
 mod flex;
 mod linear;
@@ -21,11 +22,13 @@ mod memory;
 mod norm;
 mod optimizer;
 mod packed;
+mod pool;
 mod rope;
 mod simd;
 
 pub use activation::{geglu_tanh, gelu, gelu_tanh, silu, swiglu};
-pub use attention::{AttentionSpec, attention};
+pub use attention::{AttentionSpec, attention, cached_attention};
+pub use cache::{CacheType, KeyValues};
 pub use cross_entropy::{CrossEntropyOptions, IGNORE_INDEX, linear_cross_entropy, quantized_cross_entropy, token_log_probs};
 pub use linear::{linear, lora_linear, quantized_linear, quantized_lora_linear};
 pub use mapped::map_file;
@@ -33,6 +36,7 @@ pub use memory::Memory;
 pub use norm::{layer_norm, rms_norm};
 pub use optimizer::{AdamWStep, adamw_step, grad_norm_sq};
 pub use packed::{Activations, Packed};
+pub use pool::on_pool;
 pub use rope::rope;
 
 /// The operations as compositions of Burn operations, differentiable on every backend.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::Args;
 use frugal::adapt::peft;
-use frugal::decode::SamplerConfig;
+use frugal::decode::{CacheType, SamplerConfig};
 use frugal::model::Quantize;
 use frugal::model::load::{Lookup, read_json};
 use toml::{Table, Value};
@@ -103,12 +103,22 @@ impl Model {
 }
 
 /// How a model that generates is held in memory.
-#[derive(Clone, Copy, Debug, Args)]
+#[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Model")]
 pub struct Storage {
     /// How weights are held: none (single precision), stored (as a GGUF file has them), int8, nf4, q8_0, q4_0, q4_1
     #[arg(long, value_name = "NAME", default_value = "stored")]
     pub quantize: Quantize,
+    /// How keys and values of earlier tokens are held: f32, or f16 for half the memory
+    #[arg(long, value_name = "NAME", default_value = "f32", value_parser = ["f32", "f16"])]
+    cache_type: String,
+}
+
+impl Storage {
+    /// How keys and values are held.
+    pub fn cache_type(&self) -> CacheType {
+        if self.cache_type == "f16" { CacheType::F16 } else { CacheType::F32 }
+    }
 }
 
 /// How tokens are chosen. The temperature's default depends on the command.

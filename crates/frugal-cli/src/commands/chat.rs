@@ -77,7 +77,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
             loaded.files.name()
         );
     }
-    let session = Session::new(loaded.backbone.as_ref(), &loaded.adapters, loaded.choice.clone(), 1)?;
+    let session = Session::with_cache(loaded.backbone.as_ref(), &loaded.adapters, loaded.choice.clone(), 1, args.storage.cache_type())?;
     let mut editor = rustyline::DefaultEditor::new()?;
     // After the editor, which handles the signal itself from its creation on: while it reads it sees Ctrl-C as a key anyway.
     let stop = interrupt::flag("");

@@ -69,6 +69,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         sampler,
         eos_token_ids: tokenizer.eos_ids().to_vec(),
         seed: args.sampling.seed,
+        cache_type: args.storage.cache_type(),
     };
     let stop = interrupt::flag("");
     let mut live = (prompts.len() == 1 && !args.output.json && ui::stdout_is_terminal()).then(|| Live::new(tokenizer));

@@ -16,9 +16,10 @@ mod rope;
 mod weight;
 
 pub(crate) use activation::{Gelu, GeluTanh, Silu, activation, gated};
-pub(crate) use attention::attention;
+pub(crate) use attention::{attention, cached_attention};
 pub(crate) use cross_entropy::{linear_cross_entropy, token_log_probs};
 pub(crate) use linear::{linear, lora_linear};
 pub(crate) use norm::{layer_norm, rms_norm};
+pub(crate) use record::host_rows;
 pub(crate) use rope::rope;
 pub(crate) use weight::Weight;

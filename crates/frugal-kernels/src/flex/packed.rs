@@ -348,3 +348,57 @@ fn panel_product_body<B: Bytes, const BITS: u32, const T: usize>(
         total.store(y);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packed::Activations;
+    use crate::simd::Baseline;
+
+    /// Large codes and inputs, where sums of pairs are largest.
+    #[test]
+    fn every_instruction_set_adds_up_the_same_integers() {
+        let (rows, cols) = (PANEL, 64);
+        let weights: Vec<f32> = (0..rows * cols).map(|i| if i % 3 == 0 { 127.0 } else { -127.0 + (i % 7) as f32 }).collect();
+        let x: Vec<f32> = (0..8 * cols).map(|i| if i % 3 == 0 { 127.0 } else { -127.0 }).collect();
+        let packed = Packed::int8(&weights, cols).with_activations(Activations::Int8);
+        let expected = |t: usize, row: usize| (0..cols).map(|k| x[t * cols + k] * weights[row * cols + k]).sum::<f32>();
+        let x_rows = rounded(Matrix::new(&x, 8, cols), packed.group);
+        let check = |name: &str, y: &[[f32; LANES]; ROWS]| {
+            for (t, y) in y.iter().enumerate() {
+                for (row, y) in y.iter().enumerate() {
+                    assert!((y - expected(t, row)).abs() <= 1e-5 * expected(t, row).abs(), "{name}: {y} instead of {}", expected(t, row));
+                }
+            }
+        };
+        let mut y = [[0.0; LANES]; ROWS];
+        panel_product::<8, ROWS>(&mut y, &x_rows, 0, &packed, 0);
+        check("the processor's", &y);
+        let mut y = [[0.0; LANES]; ROWS];
+        panel_product_body::<Baseline, 8, ROWS>(&mut y, &x_rows, 0, &packed, 0);
+        check("baseline", &y);
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
+            #[target_feature(enable = "avx2,fma,f16c")]
+            fn avx2<const BITS: u32>(y: &mut [[f32; LANES]; ROWS], x: &Rounded, weight: &Packed) {
+                panel_product_body::<crate::simd::Avx2, BITS, ROWS>(y, x, 0, weight, 0);
+            }
+            let mut y = [[0.0; LANES]; ROWS];
+            // SAFETY: the processor has the features, as just detected.
+            unsafe { avx2::<8>(&mut y, &x_rows, &packed) };
+            check("AVX2", &y);
+            let quarter: Vec<f32> = weights.iter().map(|w| w / 127.0).collect();
+            for ggml_type in [frugal_core::gguf::GgmlType::Q4_0, frugal_core::gguf::GgmlType::Q4_1] {
+                let packed = Packed::to_ggml(ggml_type, &quarter, cols).unwrap();
+                let x_rows = rounded(Matrix::new(&x, 8, cols), packed.group);
+                let (mut y, mut baseline) = ([[0.0; LANES]; ROWS], [[0.0; LANES]; ROWS]);
+                // SAFETY: as above.
+                unsafe { avx2::<4>(&mut y, &x_rows, &packed) };
+                panel_product_body::<Baseline, 4, ROWS>(&mut baseline, &x_rows, 0, &packed, 0);
+                for (y, baseline) in y.iter().flatten().zip(baseline.iter().flatten()) {
+                    assert!((y - baseline).abs() <= 1e-5 * baseline.abs().max(1.0), "{ggml_type}: {y} instead of {baseline}");
+                }
+            }
+        }
+    }
+}

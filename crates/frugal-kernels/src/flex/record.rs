@@ -120,9 +120,7 @@ where
     let context = present.fold(DispatchAutodiffContext::Disabled, |context, input| context.merge(input.context));
     let values = inputs.map(|input| input.map(|input| input.tensor.clone()));
     if context == DispatchAutodiffContext::Disabled {
-        let (output, _) = (op.forward)(&values, [false; N]);
-        let kind = DispatchTensorKind::Flex(BackendTensor::Float(output));
-        return Tensor::from_dispatch(DispatchTensor { kind, autodiff: context });
+        return untracked((op.forward)(&values, [false; N]).0);
     }
     let nodes = inputs.map(|input| match input.and_then(|input| input.autodiff.as_ref()) {
         Some(tensor) => tensor.node(),
@@ -154,6 +152,18 @@ where
     };
     let kind = DispatchTensorKind::Autodiff(Box::new(DispatchTensorKind::Flex(BackendTensor::Autodiff(output))));
     Tensor::from_dispatch(DispatchTensor { kind, autodiff: context })
+}
+
+/// A tensor of the plain device.
+pub(crate) fn untracked<const D: usize>(output: FlexTensor) -> Tensor<D> {
+    let kind = DispatchTensorKind::Flex(BackendTensor::Float(output));
+    Tensor::from_dispatch(DispatchTensor { kind, autodiff: DispatchAutodiffContext::Disabled })
+}
+
+/// All elements of a tensor on Flex, row by row; `None` for another backend or type.
+pub(crate) fn host_rows(tensor: &Tensor<2>) -> Option<Vec<f32>> {
+    let operand = Operand::new(tensor)?;
+    Some(values(&contiguous(&operand.tensor)).to_vec())
 }
 
 /// An input that every caller gives.

@@ -1,7 +1,7 @@
 use std::ops::Range;
 
 use burn::tensor::{Device, Tensor};
-use frugal_kernels::{AttentionSpec, attention, portable};
+use frugal_kernels::{AttentionSpec, CacheType, KeyValues, attention, cached_attention, portable};
 
 use crate::support::{Array, assert_close, check, check_finite, random};
 
@@ -141,5 +141,51 @@ fn large_scores_stay_finite() {
     for lengths in [[(5, 5), (70, 300)], [(1, 1), (1, 2000)]] {
         let spec = spec(2, 1, 8, &lengths);
         check_finite("large scores", &inputs(&spec, 1e5), &[true; 3], &|t| attention(t[0].clone(), t[1].clone(), t[2].clone(), &spec));
+    }
+}
+
+/// Caches that end within a block, at its end and after it, of sequences that are in one batch.
+#[test]
+fn attention_to_a_cache_is_that_to_its_keys() {
+    let (heads, kv_heads, dim) = (6, 2, 32);
+    for (cache_type, tolerance) in [(CacheType::F32, 2e-5), (CacheType::F16, 2e-3)] {
+        for window in [None, Some(300)] {
+            let lengths = [1usize, 255, 256, 257, 700];
+            let mut caches = Vec::new();
+            let (mut keys, mut values) = (Vec::new(), Vec::new());
+            for (i, &len) in lengths.iter().enumerate() {
+                let [k, v] = [1, 2].map(|n| random(len, kv_heads * dim, 1.0, 10 * i as u64 + n).tensor(&Device::flex()));
+                let mut cache = KeyValues::new(kv_heads * dim, cache_type);
+                // All but the last at once, then what will be taken back, then the last.
+                let [first, last] = [0..len - 1, len - 1..len].map(|rows| (k.clone().slice(rows.clone()), v.clone().slice(rows)));
+                if len > 1 {
+                    assert!(cache.append(&first.0, &first.1));
+                    assert!(cache.append(&first.0, &first.1));
+                    cache.truncate(len - 1);
+                }
+                assert!(cache.append(&last.0, &last.1));
+                assert_eq!(cache.len(), len);
+                caches.push(cache);
+                keys.push(k);
+                values.push(v);
+            }
+            let cu_k: Vec<usize> = std::iter::once(0).chain(lengths.iter().scan(0, |sum, len| Some((*sum += len, *sum).1))).collect();
+            let spec = AttentionSpec {
+                num_heads: heads,
+                num_kv_heads: kv_heads,
+                head_dim: dim,
+                scale: 0.2,
+                causal: true,
+                window,
+                cu_q: (0..=lengths.len()).collect(),
+                cu_k: cu_k.into(),
+                softcap: None,
+            };
+            let q = random(lengths.len(), heads * dim, 1.0, 99).tensor(&Device::flex());
+            let found = cached_attention(q.clone(), &caches.iter().collect::<Vec<_>>(), &spec);
+            let expected = portable::attention(q, Tensor::cat(keys, 0), Tensor::cat(values, 0), &spec);
+            let expected: Vec<f64> = expected.into_data().try_into_vec::<f32>().unwrap().into_iter().map(f64::from).collect();
+            assert_close("cached attention", &found.into_data().try_into_vec::<f32>().unwrap(), &expected, tolerance);
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! Continuing prompts.
 
+use frugal_kernels::CacheType;
 use serde::Serialize;
 
 use super::{DecodeError, Sampler, SamplerConfig, Session};
@@ -17,6 +18,8 @@ pub struct GenerateConfig {
     pub eos_token_ids: Vec<u32>,
     /// Decides the choices.
     pub seed: u64,
+    /// How keys and values of earlier tokens are held.
+    pub cache_type: CacheType,
 }
 
 /// Why a sequence ended.
@@ -56,7 +59,7 @@ pub fn generate(
     if let Some(index) = prompts.iter().position(Vec::is_empty) {
         return Err(DecodeError::EmptyPrompt { index });
     }
-    let mut session = Session::new(backbone, adapters, choice, prompts.len())?;
+    let mut session = Session::with_cache(backbone, adapters, choice, prompts.len(), config.cache_type)?;
     let seed_of = |i: usize| rand::Rng::random(&mut stream(config.seed, &format!("generate {i}")));
     let mut samplers = (0..prompts.len()).map(|i| Sampler::new(config.sampler.clone(), seed_of(i))).collect::<Result<Vec<_>, _>>()?;
     let mut out: Vec<Generation> = prompts.iter().map(|_| Generation { tokens: Vec::new(), finish: Finish::Length }).collect();

@@ -8,6 +8,8 @@ pub use generate::{Finish, GenerateConfig, Generation, generate};
 pub use sample::{Sampler, SamplerConfig};
 pub use session::Session;
 
+pub use frugal_kernels::CacheType;
+
 use thiserror::Error;
 
 use crate::adapt::AdaptError;

@@ -1,5 +1,7 @@
 //! Sequences in progress: their tokens and the keys and values of these.
 
+use frugal_kernels::CacheType;
+
 use super::DecodeError;
 use crate::adapt::{AdapterSet, Choice, Mode, to_vec};
 use crate::model::{Backbone, Input, KvCache, ModelError, SequenceLayout, select_rows};
@@ -19,10 +21,24 @@ impl<'a> Session<'a> {
     /// # Errors
     /// When the model cannot generate.
     pub fn new(backbone: &'a dyn Backbone, adapters: &'a AdapterSet, choice: Choice, sequences: usize) -> Result<Self, DecodeError> {
+        Self::with_cache(backbone, adapters, choice, sequences, CacheType::F32)
+    }
+
+    /// [`Session::new`] with a choice of how keys and values are held.
+    ///
+    /// # Errors
+    /// As [`Session::new`].
+    pub fn with_cache(
+        backbone: &'a dyn Backbone,
+        adapters: &'a AdapterSet,
+        choice: Choice,
+        sequences: usize,
+        cache_type: CacheType,
+    ) -> Result<Self, DecodeError> {
         if backbone.lm_head().is_none() {
             return Err(DecodeError::NoHead);
         }
-        let cache = KvCache::new(backbone.config().num_hidden_layers, sequences);
+        let cache = KvCache::with_type(backbone.config().num_hidden_layers, sequences, cache_type);
         Ok(Self { backbone, adapters, choice, cache, tokens: vec![Vec::new(); sequences] })
     }
 
@@ -47,6 +63,10 @@ impl<'a> Session<'a> {
     /// # Errors
     /// Token ids that the model lacks, sequences that get too long.
     pub fn feed(&mut self, new: &[&[u32]]) -> Result<Vec<Vec<f32>>, DecodeError> {
+        frugal_kernels::on_pool(|| self.feed_here(new))
+    }
+
+    fn feed_here(&mut self, new: &[&[u32]]) -> Result<Vec<Vec<f32>>, DecodeError> {
         let lengths: Vec<usize> = new.iter().map(|n| n.len()).collect();
         let longest = lengths.iter().copied().max().unwrap_or(0);
         if longest > self.room() {

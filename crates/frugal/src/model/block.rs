@@ -1,7 +1,5 @@
 //! Parts shared by all backbones: attention over ragged sequences with cache and prefix, pooling helpers.
 
-use std::sync::Arc;
-
 use burn::prelude::*;
 use frugal_kernels::AttentionSpec;
 
@@ -29,41 +27,53 @@ pub struct Attend<'a> {
 /// `q` is `[tokens, heads * head_dim]`, `k` and `v` are `[tokens, kv_heads * head_dim]`, rotated where the model
 /// rotates; returns `[tokens, heads * head_dim]`.
 pub fn attend(at: &Attend<'_>, q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, pass: &mut dyn Pass, cache: Option<&mut KvCache>) -> Tensor<2> {
-    let cu_q = at.layout.cu_seqlens.clone();
-    let prefix = pass.key_value(at.layer);
-    let (k, v, cu_k) = if prefix.is_none() && cache.is_none() {
-        (k, v, cu_q.clone())
-    } else {
-        let mut cache = cache;
-        let (mut keys, mut values, mut cu_k) = (Vec::new(), Vec::new(), vec![0]);
-        for (sequence, range) in cu_q.windows(2).enumerate() {
-            let (mut key, mut value) = (k.clone().slice(range[0]..range[1]), v.clone().slice(range[0]..range[1]));
-            if let Some(prefix) = prefix.as_ref().filter(|_| at.layout.past[sequence] == 0) {
-                key = Tensor::cat(vec![prefix.key.clone(), key], 0);
-                value = Tensor::cat(vec![prefix.value.clone(), value], 0);
-            }
-            if let Some(cache) = cache.as_deref_mut() {
-                (key, value) = cache.append(at.layer, sequence, key, value);
-            }
-            cu_k.push(cu_k[sequence] + key.dims()[0]);
-            keys.push(key);
-            values.push(value);
-        }
-        (join(keys), join(values), Arc::from(cu_k))
-    };
     let c = at.config;
-    let spec = AttentionSpec {
+    let boundaries = at.layout.cu_seqlens.clone();
+    let mut spec = AttentionSpec {
         num_heads: c.num_attention_heads,
         num_kv_heads: c.num_key_value_heads,
         head_dim: c.head_dim,
         scale: c.attention_scale as f32,
         causal: at.causal,
         window: at.window,
-        cu_q,
-        cu_k,
+        cu_q: boundaries.clone(),
+        cu_k: boundaries.clone(),
         softcap: None,
     };
-    frugal_kernels::attention(q, k, v, &spec)
+    let prefix = pass.key_value(at.layer);
+    if prefix.is_none() && cache.is_none() {
+        return frugal_kernels::attention(q, k, v, &spec);
+    }
+    let mut cache = cache;
+    let (mut keys, mut values, mut cu_k) = (Vec::new(), Vec::new(), vec![0]);
+    for (sequence, range) in boundaries.windows(2).enumerate() {
+        let (mut key, mut value) = (k.clone().slice(range[0]..range[1]), v.clone().slice(range[0]..range[1]));
+        if let Some(prefix) = prefix.as_ref().filter(|_| at.layout.past[sequence] == 0) {
+            key = Tensor::cat(vec![prefix.key.clone(), key], 0);
+            value = Tensor::cat(vec![prefix.value.clone(), value], 0);
+        }
+        if let Some(cache) = cache.as_deref_mut() {
+            cache.append(at.layer, sequence, key.clone(), value.clone());
+        }
+        keys.push(key);
+        values.push(value);
+    }
+    if let Some(cache) = cache {
+        if boundaries.windows(2).all(|range| range[1] - range[0] == 1)
+            && let Some(output) = cache.attend(at.layer, q.clone(), &spec)
+        {
+            return output;
+        }
+        // Several new tokens after others: what is cached is copied out once.
+        for (sequence, (key, value)) in keys.iter_mut().zip(&mut values).enumerate().filter(|(i, _)| at.layout.past[*i] > 0) {
+            if let Some(cached) = cache.tensors(at.layer, sequence, &key.device().inner()) {
+                (*key, *value) = cached;
+            }
+        }
+    }
+    keys.iter().for_each(|key| cu_k.push(cu_k[cu_k.len() - 1] + key.dims()[0]));
+    spec.cu_k = cu_k.into();
+    frugal_kernels::attention(q, join(keys), join(values), &spec)
 }
 
 fn join(mut parts: Vec<Tensor<2>>) -> Tensor<2> {

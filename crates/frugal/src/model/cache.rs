@@ -1,21 +1,38 @@
 //! Keys and values of earlier tokens, for generation.
 
 use burn::prelude::*;
+use frugal_kernels::{AttentionSpec, CacheType, KeyValues};
 
 use super::layout::SequenceLayout;
 
 /// Cached keys and values of a batch of sequences, grown by every forward pass that is given it.
 #[derive(Clone, Debug)]
 pub struct KvCache {
-    /// `[layers][sequences]`: keys and values, each `[cached, kv_heads * head_dim]`.
-    entries: Vec<Vec<Option<(Tensor<2>, Tensor<2>)>>>,
+    /// `[layers][sequences]`.
+    entries: Vec<Vec<Entry>>,
     past: Vec<usize>,
+    cache_type: CacheType,
+}
+
+/// Keys and values of one sequence in one layer, each `[cached, kv_heads * head_dim]`.
+#[derive(Clone, Debug)]
+enum Entry {
+    Empty,
+    /// In this process's memory, added to in place.
+    Blocks(KeyValues),
+    /// On another device.
+    Tensors(Tensor<2>, Tensor<2>),
 }
 
 impl KvCache {
-    /// An empty cache.
+    /// An empty cache in single precision.
     pub fn new(layers: usize, sequences: usize) -> Self {
-        Self { entries: vec![vec![None; sequences]; layers], past: vec![0; sequences] }
+        Self::with_type(layers, sequences, CacheType::F32)
+    }
+
+    /// An empty cache.
+    pub fn with_type(layers: usize, sequences: usize, cache_type: CacheType) -> Self {
+        Self { entries: vec![vec![Entry::Empty; sequences]; layers], past: vec![0; sequences], cache_type }
     }
 
     /// Tokens of each sequence that are cached.
@@ -23,15 +40,38 @@ impl KvCache {
         &self.past
     }
 
-    /// Adds new keys and values of a sequence and returns all of them.
-    pub fn append(&mut self, layer: usize, sequence: usize, key: Tensor<2>, value: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
+    /// Adds new keys and values of a sequence.
+    pub fn append(&mut self, layer: usize, sequence: usize, key: Tensor<2>, value: Tensor<2>) {
         let entry = &mut self.entries[layer][sequence];
-        let joined = match entry.take() {
-            None => (key, value),
-            Some((k, v)) => (Tensor::cat(vec![k, key], 0), Tensor::cat(vec![v, value], 0)),
+        if matches!(entry, Entry::Empty) {
+            *entry = Entry::Blocks(KeyValues::new(key.dims()[1], self.cache_type));
+        }
+        if let Entry::Blocks(blocks) = entry
+            && blocks.append(&key, &value)
+        {
+            return;
+        }
+        *entry = match std::mem::replace(entry, Entry::Empty) {
+            Entry::Tensors(k, v) => Entry::Tensors(Tensor::cat(vec![k, key], 0), Tensor::cat(vec![v, value], 0)),
+            _ => Entry::Tensors(key, value),
         };
-        *entry = Some(joined.clone());
-        joined
+    }
+
+    /// All keys and values of a sequence; none if nothing was added yet.
+    pub fn tensors(&self, layer: usize, sequence: usize, device: &Device) -> Option<(Tensor<2>, Tensor<2>)> {
+        match &self.entries[layer][sequence] {
+            Entry::Empty => None,
+            Entry::Blocks(blocks) => Some(blocks.tensors(device)),
+            Entry::Tensors(k, v) => Some((k.clone(), v.clone())),
+        }
+    }
+
+    /// Attention of one new query of each sequence to what is cached, which includes its own key; `None` when the cache is on
+    /// another device.
+    pub fn attend(&self, layer: usize, q: Tensor<2>, spec: &AttentionSpec) -> Option<Tensor<2>> {
+        let blocks = |entry| if let &Entry::Blocks(ref blocks) = entry { Some(blocks) } else { None };
+        let cached: Vec<&KeyValues> = self.entries[layer].iter().map(blocks).collect::<Option<_>>()?;
+        Some(frugal_kernels::cached_attention(q, &cached, spec))
     }
 
     /// Records that a pass over `layout` is complete.
@@ -43,16 +83,21 @@ impl KvCache {
 
     /// Forgets what a sequence cached beyond its first `length` tokens.
     pub fn truncate(&mut self, sequence: usize, length: usize) {
+        let past = self.past[sequence];
+        // A method's prefix counts in the entry but not in `past`.
+        let end = |cached: usize| (cached.saturating_sub(past) + length).min(cached);
         for layer in &mut self.entries {
-            let entry = &mut layer[sequence];
-            *entry = entry.take().filter(|_| length > 0).map(|(k, v)| {
-                // A method's prefix counts in the entry but not in `past`.
-                let prefix = k.dims()[0].saturating_sub(self.past[sequence]);
-                let end = (prefix + length).min(k.dims()[0]);
-                (k.slice(0..end), v.slice(0..end))
-            });
+            match &mut layer[sequence] {
+                entry if length == 0 => *entry = Entry::Empty,
+                Entry::Empty => {}
+                Entry::Blocks(blocks) => blocks.truncate(end(blocks.len())),
+                Entry::Tensors(k, v) => {
+                    let end = end(k.dims()[0]);
+                    (*k, *v) = (k.clone().slice(0..end), v.clone().slice(0..end));
+                }
+            }
         }
-        self.past[sequence] = self.past[sequence].min(length);
+        self.past[sequence] = past.min(length);
     }
 
     /// Drops the sequences for which `keep` is false.
@@ -68,7 +113,11 @@ impl KvCache {
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        let entries = self.entries.iter().flatten().flatten();
-        entries.map(|(k, v)| (k.dims().iter().product::<usize>() + v.dims().iter().product::<usize>()) * 4).sum()
+        let of = |entry: &Entry| match entry {
+            Entry::Empty => 0,
+            Entry::Blocks(blocks) => blocks.bytes(),
+            Entry::Tensors(k, v) => (k.dims().iter().product::<usize>() + v.dims().iter().product::<usize>()) * 4,
+        };
+        self.entries.iter().flatten().map(of).sum()
     }
 }

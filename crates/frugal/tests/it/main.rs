@@ -6,6 +6,7 @@ mod combine;
 mod conformance;
 mod linear_algebra;
 mod lora_step;
+mod packed;
 mod real;
 mod steps;
 mod support;

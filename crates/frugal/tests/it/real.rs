@@ -4,9 +4,9 @@ use std::sync::{Arc, OnceLock};
 
 use burn::prelude::*;
 use frugal::adapt::{AdapterSet, Choice, Pass, Plain, to_vec};
-use frugal::decode::{Finish, GenerateConfig, SamplerConfig, generate};
+use frugal::decode::{CacheType, Finish, GenerateConfig, SamplerConfig, generate};
 use frugal::model::load::{Lookup, ModelFiles};
-use frugal::model::{Backbone, Input, mean_pool, select_rows};
+use frugal::model::{Backbone, Input, LoadOptions, Quantize, mean_pool, select_rows};
 
 use crate::support::{Golden, device, fixture, max_difference};
 
@@ -76,10 +76,55 @@ fn smollm2_hidden_states_and_logits_match_transformers() {
     }
 }
 
+/// Logits after each prompt, of the subset of the vocabulary that the fixture has.
+fn logits(backbone: &dyn Backbone, golden: &Golden) -> Vec<Vec<f32>> {
+    let subset = &golden.ids["logits_subset.vocab_ids"];
+    let of = |ids: &Vec<u32>| {
+        let hidden = backbone.forward(&Input::new(ids, &[ids.len()]), &mut Plain, None).unwrap();
+        let all = to_vec(backbone.logits(select_rows(hidden, &[ids.len() - 1]), &mut Plain).unwrap());
+        subset.iter().map(|&id| all[id as usize]).collect()
+    };
+    prompts(golden).iter().map(of).collect()
+}
+
+#[test]
+fn smollm2_in_the_codes_of_its_file_computes_the_same() {
+    let golden = golden("smollm2-135m");
+    let load = |options| files("smollm2-135m").load_with(&device(), options).unwrap();
+    let exact = load(LoadOptions { quantize: Quantize::Stored, ..LoadOptions::default() });
+    let mut bytes = 0;
+    exact.export(&mut |part| {
+        if let frugal::model::Frozen::Linear(linear) = part {
+            assert!(linear.weight.format().is_some());
+            bytes += linear.weight.bytes();
+        }
+    });
+    assert!(bytes < 100_000_000, "{bytes} bytes for 134 million weights of 4 and 8 bits");
+    let integers = load(LoadOptions::for_generation());
+    for (n, (exact, integers)) in logits(exact.as_ref(), &golden).iter().zip(logits(integers.as_ref(), &golden)).enumerate() {
+        let expected = golden.float(&format!("prompt{n}.last_logits_subset")).unwrap();
+        let worst = max_difference(exact, expected);
+        assert!(worst <= LOGITS, "prompt {n}: logits differ by {worst:e}");
+        // Inputs of maps are rounded to 8 bits, so logits move a little; all of them together stay where they were.
+        let (mean, size) = (difference(&integers, expected), difference(&vec![0.0; expected.len()], expected));
+        assert!(mean < 0.03 * size, "prompt {n}: logits differ by {mean} of {size}");
+    }
+}
+
+fn difference(a: &[f32], b: &[f32]) -> f32 {
+    (a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum::<f32>() / a.len() as f32).sqrt()
+}
+
 #[test]
 fn smollm2_continues_ten_prompts_as_transformers_does() {
     let (golden, backbone) = (golden("smollm2-135m"), smollm2());
-    let config = GenerateConfig { max_tokens: 64, sampler: SamplerConfig::default(), eos_token_ids: Vec::new(), seed: 0 };
+    let config = GenerateConfig {
+        max_tokens: 64,
+        sampler: SamplerConfig::default(),
+        eos_token_ids: Vec::new(),
+        seed: 0,
+        cache_type: CacheType::F32,
+    };
     let mut seen = 0;
     let found = generate(backbone.as_ref(), &AdapterSet::default(), Choice::Base, &prompts(&golden), &config, &mut |_, _| {
         seen += 1;

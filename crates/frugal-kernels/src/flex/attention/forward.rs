@@ -114,17 +114,22 @@ fn single_query(task: &HeadTask, keys: &Range<usize>, q: Matrix, k: Matrix, v: M
     let kv_head = task.head * spec.num_kv_heads / spec.num_heads;
     let q = &q.row(task.queries.start)[task.head * dim..][..dim];
     let [k, v] = [k, v].map(|m| m.window(task.keys.start + keys.start, keys.len(), kv_head * dim, dim));
-    let mut scores = vec![0.0; keys.len()];
+    one_query(q, k, v, spec)
+}
+
+/// One query of one head over keys that it sees all: the running softmax and the unnormalised output.
+pub(super) fn one_query(q: &[f32], k: Matrix, v: Matrix, spec: &AttentionSpec) -> (Running, Vec<f32>) {
+    let mut scores = vec![0.0; k.rows];
     query_scores(&mut scores, q, k, spec.scale);
     let mut running = Running::EMPTY;
-    online_softmax(&mut scores, 0..keys.len(), spec.softcap, &mut running);
-    let mut total = vec![0.0; dim];
+    online_softmax(&mut scores, 0..k.rows, spec.softcap, &mut running);
+    let mut total = vec![0.0; v.cols];
     weighted_sum(&mut total, &scores, v);
     (running, total)
 }
 
 /// Adds another part of the same row's softmax.
-fn merge(running: &mut Running, total: &mut [f32], other: Running, values: &[f32]) {
+pub(super) fn merge(running: &mut Running, total: &mut [f32], other: Running, values: &[f32]) {
     let max = running.max.max(other.max);
     let (mine, theirs) = ((running.max - max).exp(), (other.max - max).exp());
     *running = Running { max, sum: running.sum * mine + other.sum * theirs };

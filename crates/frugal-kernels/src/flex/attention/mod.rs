@@ -2,6 +2,7 @@
 //! the logarithm of each row's sum of exponentials.
 
 mod backward;
+mod cached;
 mod forward;
 mod softmax;
 
@@ -12,8 +13,9 @@ use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
 
 use super::matrix::{Matrix, MatrixMut, Shared};
-use super::record::{Op, Operand, dense_rows, present, record};
+use super::record::{Op, Operand, dense_rows, present, record, tensor_of, untracked};
 use crate::attention::AttentionSpec;
+use crate::cache::KeyValues;
 use crate::memory::Cost;
 
 /// Query rows of a tile.
@@ -48,6 +50,18 @@ pub(crate) fn attention(q: &Tensor<2>, k: &Tensor<2>, v: &Tensor<2>, spec: &Atte
         },
     };
     Some(record([Some(&q), Some(&k), Some(&v)], op))
+}
+
+/// [`cached_attention`](crate::cached_attention) on Flex.
+pub(crate) fn cached_attention(q: &Tensor<2>, cached: &[&KeyValues], spec: &AttentionSpec) -> Option<Tensor<2>> {
+    let q = Operand::new(q)?;
+    if q.is_tracked() {
+        return None;
+    }
+    let rows = dense_rows(&q.tensor);
+    let rows = Matrix::of(&rows);
+    let output = cached::attend(rows, cached, spec);
+    Some(untracked(tensor_of(output, [rows.rows, rows.cols])))
 }
 
 /// One head of one sequence.
