@@ -24,6 +24,6 @@ pub(super) fn forward(base: &Linear, x: Tensor<2>, a: Tensor<2>, b: Tensor<2>, s
             let dropped = dropout(x.clone(), p, seed, path);
             base.forward(x) + frugal_kernels::linear(frugal_kernels::linear(dropped, a, None), b, None) * scale
         }
-        _ => frugal_kernels::lora_linear(x, base.weight.dense(), base.bias.clone(), a, b, scale),
+        _ => base.forward_low_rank(x, a, b, scale),
     }
 }
