@@ -496,7 +496,7 @@ impl Pass for AdaLoraPass<'_> {
                 let dropped = dropout(x.clone(), self.adapter.config.lora_dropout, seed, &triplets.path);
                 base.forward(x) + frugal_kernels::linear(frugal_kernels::linear(dropped, a, None), b, None) * scale
             }
-            _ => frugal_kernels::lora_linear(x, base.weight.dense(), base.bias.clone(), a, b, scale),
+            _ => base.forward_low_rank(x, a, b, scale),
         }
     }
 
@@ -506,6 +506,10 @@ impl Pass for AdaLoraPass<'_> {
 
     fn auxiliary_loss(&mut self) -> Option<Tensor<1>> {
         if self.adapter.config.orth_reg_weight > 0.0 { self.adapter.orthogonality(self.mode) } else { None }
+    }
+
+    fn leaves_alone(&mut self, base: &Linear) -> bool {
+        self.adapter.at(base.site).is_none()
     }
 }
 

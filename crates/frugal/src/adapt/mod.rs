@@ -1,23 +1,34 @@
 //! Adapters: what is trained beside a frozen backbone, and how it meets it.
 
 pub mod adalora;
+pub mod bottleneck;
 pub mod combine;
+pub mod compacter;
 mod dense;
+pub mod diff_pruning;
+pub mod fish_mask;
 pub mod full;
 mod gradients;
 pub mod head;
+pub mod houlsby;
 pub mod lora;
+pub mod mam;
 pub mod merge;
 pub mod p_tuning;
+pub mod parallel_adapter;
 mod parameter;
 mod pass;
 pub mod peft;
+pub mod pfeiffer;
 pub mod prefix_tuning;
 pub mod prompt_tuning;
 pub mod registry;
 mod set;
+mod sparse;
+pub mod ssf;
 pub mod svd;
 mod target;
+pub mod unipelt;
 
 use std::collections::BTreeMap;
 

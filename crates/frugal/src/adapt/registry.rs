@@ -11,11 +11,20 @@ use super::{AdaptError, Adapter, BuildContext};
 #[rustfmt::skip]
 pub const METHODS: &[&Method] = &[
     &super::adalora::METHOD,
+    &super::compacter::METHOD,
+    &super::diff_pruning::METHOD,
+    &super::fish_mask::METHOD,
     &super::full::METHOD,
+    &super::houlsby::METHOD,
     &super::lora::METHOD,
+    &super::mam::METHOD,
     &super::p_tuning::METHOD,
+    &super::parallel_adapter::METHOD,
+    &super::pfeiffer::METHOD,
     &super::prefix_tuning::METHOD,
     &super::prompt_tuning::METHOD,
+    &super::ssf::METHOD,
+    &super::unipelt::METHOD,
 ];
 
 /// What a method acts on.
