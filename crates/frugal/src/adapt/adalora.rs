@@ -507,6 +507,10 @@ impl Pass for AdaLoraPass<'_> {
     fn auxiliary_loss(&mut self) -> Option<Tensor<1>> {
         if self.adapter.config.orth_reg_weight > 0.0 { self.adapter.orthogonality(self.mode) } else { None }
     }
+
+    fn leaves_alone(&mut self, base: &Linear) -> bool {
+        self.adapter.at(base.site).is_none()
+    }
 }
 
 impl Adapter for AdaLora {

@@ -44,13 +44,19 @@ pub fn attend(at: &Attend<'_>, q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, pass: &
     if prefix.is_none() && cache.is_none() {
         return frugal_kernels::attention(q, k, v, &spec);
     }
+    // A prefix is one for all sequences, or one of each.
+    let positions = pass.prefix_length();
+    let of_sequence = |rows: &Tensor<2>, sequence: usize| {
+        let shared = rows.dims()[0] == positions;
+        if shared { rows.clone() } else { rows.clone().slice(sequence * positions..(sequence + 1) * positions) }
+    };
     let mut cache = cache;
     let (mut keys, mut values, mut cu_k) = (Vec::new(), Vec::new(), vec![0]);
     for (sequence, range) in boundaries.windows(2).enumerate() {
         let (mut key, mut value) = (k.clone().slice(range[0]..range[1]), v.clone().slice(range[0]..range[1]));
         if let Some(prefix) = prefix.as_ref().filter(|_| at.layout.past[sequence] == 0) {
-            key = Tensor::cat(vec![prefix.key.clone(), key], 0);
-            value = Tensor::cat(vec![prefix.value.clone(), value], 0);
+            key = Tensor::cat(vec![of_sequence(&prefix.key, sequence), key], 0);
+            value = Tensor::cat(vec![of_sequence(&prefix.value, sequence), value], 0);
         }
         if let Some(cache) = cache.as_deref_mut() {
             cache.append(at.layer, sequence, key.clone(), value.clone());

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use frugal::adapt::registry::{METHODS, Method};
 use frugal::adapt::{Adapter, BuildContext, Entry, Head, HeadConfig, Mode, Plain, Pooling, merge, peft, to_vec};
-use frugal::model::{Backbone, Frozen, Input, SequenceLayout};
+use frugal::model::{Backbone, Frozen, Input, KvCache, SequenceLayout};
 use frugal::train::{Event, Target, Tokenized, TrainConfig, TrainRun, train};
 use serde_json::{Map, json};
 
@@ -291,6 +291,28 @@ fn mixed_batches_equal_separate_ones_where_promised() {
         let split = 4 * setup.backbone.config().hidden_size;
         assert!(max_difference(&mixed[..split], &alone[..split]) < 1e-5, "{}", setup.name);
         assert!(max_difference(&mixed[split..], &base[split..]) < 1e-5, "{}", setup.name);
+    }
+}
+
+#[test]
+fn tokens_one_at_a_time_give_what_all_at_once_give() {
+    for method in METHODS {
+        let mut setup = setup(method, "llama", 1);
+        let mut head = head(setup.backbone.as_ref(), 1);
+        run(&mut setup, &mut head, &examples(), &config(method));
+        let (ids, backbone) = (&IDS[..6], setup.backbone.as_ref());
+        let mut pass = setup.adapter.pass(Mode::Eval);
+        let whole = to_vec(backbone.forward(&Input::new(ids, &[ids.len()]), pass.as_mut(), None).unwrap());
+        let mut cache = KvCache::new(backbone.config().num_hidden_layers, 1);
+        let mut single = Vec::new();
+        for id in ids {
+            let layout = SequenceLayout::with_past(&[1], cache.past());
+            let input = Input { input_ids: &[*id], token_type_ids: &[], layout };
+            let mut pass = setup.adapter.pass(Mode::Eval);
+            single.extend(to_vec(backbone.forward(&input, pass.as_mut(), Some(&mut cache)).unwrap()));
+        }
+        let difference = max_difference(&whole, &single);
+        assert!(difference < 1e-4, "{}: {difference:e}", method.name);
     }
 }
 
