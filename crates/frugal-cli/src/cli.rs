@@ -4,7 +4,7 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    adapters, bench, chat, doctor, eval, export, generate, merge, methods, models, plan, pretrain, report, tune, validate,
+    adapters, bench, chat, doctor, eval, export, generate, measure, merge, methods, models, plan, pretrain, report, select, tune, validate,
 };
 
 const STYLES: Styles = Styles::styled()
@@ -37,6 +37,8 @@ pub enum Command {
     Plan(plan::Args),
     Validate(validate::Args),
     Eval(eval::Args),
+    Measure(measure::Args),
+    Select(select::Args),
     Generate(generate::Args),
     Chat(chat::Args),
     Merge(merge::Args),

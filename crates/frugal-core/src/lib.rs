@@ -10,6 +10,7 @@ pub mod fetch;
 pub mod fs;
 pub mod gguf;
 pub mod human;
+pub mod measure;
 pub mod metrics;
 pub mod report;
 pub mod safetensors;

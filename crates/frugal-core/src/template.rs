@@ -125,7 +125,7 @@ impl ChatTemplate {
 }
 
 /// Methods of Python's strings, lists and dicts.
-fn python_method(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
+pub(crate) fn python_method(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
     match (method, value.as_str()) {
         // The crate's own starts words at white space only.
         ("title", Some(text)) if args.is_empty() => Ok(Value::from(title(text))),
@@ -175,7 +175,7 @@ fn raised(error: &Error) -> Option<String> {
 }
 
 /// Detail and line, without the many-line report that the engine gives with debug information.
-fn describe(error: &Error) -> String {
+pub(crate) fn describe(error: &Error) -> String {
     let what = error.detail().map_or_else(|| error.kind().to_string(), |d| format!("{}: {d}", error.kind()));
     error.line().map_or(what.clone(), |line| format!("{what} (line {line})"))
 }

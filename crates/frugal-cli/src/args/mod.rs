@@ -68,6 +68,19 @@ pub fn pair(text: &str) -> Result<(String, String), String> {
     Ok((role.into(), name.into()))
 }
 
+/// Reads a number such as 1500, 1e9, 135M, 2.7B or 1T.
+pub fn quantity(text: &str) -> Result<f64, String> {
+    let (digits, factor) = match text.char_indices().last() {
+        Some((at, 'k' | 'K')) => (&text[..at], 1e3),
+        Some((at, 'm' | 'M')) => (&text[..at], 1e6),
+        Some((at, 'b' | 'B' | 'G')) => (&text[..at], 1e9),
+        Some((at, 't' | 'T')) => (&text[..at], 1e12),
+        _ => (text, 1.0),
+    };
+    let value = digits.parse::<f64>().ok().map(|v| v * factor).filter(|v| v.is_finite() && *v >= 1.0);
+    value.ok_or_else(|| "write a number of at least 1, such as 1500, 1e9, 135M or 2.7B".to_owned())
+}
+
 /// A model and optionally an adapter for it, to be used as they are.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Model")]
@@ -229,6 +242,12 @@ pub fn count_value(count: Option<u64>) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn quantities_have_units() {
+        assert_eq!(["1500", "1e9", "135M", "2.7B", "4k"].map(|t| quantity(t).unwrap()), [1500.0, 1e9, 135e6, 2.7e9, 4000.0]);
+        assert!(["", "M", "-3", "0.5", "inf", "x"].iter().all(|t| quantity(t).is_err()));
+    }
 
     #[test]
     fn flags_become_nested_tables() {

@@ -7,12 +7,14 @@ pub mod doctor;
 pub mod eval;
 pub mod export;
 pub mod generate;
+pub mod measure;
 pub mod merge;
 pub mod methods;
 pub mod models;
 pub mod plan;
 pub mod pretrain;
 pub mod report;
+pub mod select;
 pub mod tune;
 pub mod validate;
 
@@ -28,6 +30,8 @@ pub fn run(command: Command) -> Result<Outcome> {
         Command::Plan(args) => plan::run(&args),
         Command::Validate(args) => validate::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Measure(args) => measure::run(&args),
+        Command::Select(args) => select::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Chat(args) => chat::run(&args),
         Command::Merge(args) => merge::run(&args),

@@ -2,10 +2,10 @@
 //!
 //! What is here is for single pieces of work; [`super::run`] shows whole runs.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use frugal_core::fetch;
-use frugal_core::human::bytes;
+use frugal_core::human::{bytes, duration, significant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::args::Output;
@@ -41,6 +41,67 @@ impl Phase {
 impl Drop for Phase {
     fn drop(&mut self) {
         self.0.finish_and_clear();
+    }
+}
+
+/// Pieces of work that are counted, as the trainer shows its steps.
+pub struct Counter {
+    output: Output,
+    what: String,
+    bar: Option<ProgressBar>,
+    total: u64,
+    done: u64,
+    /// When counting began, and how many pieces were done by then.
+    start: (Instant, u64),
+    said: Instant,
+}
+
+/// Seconds between lines in a pipe.
+const LINES: Duration = Duration::from_secs(10);
+
+impl Counter {
+    /// Of `total` pieces of `what`, `done` are done.
+    pub fn new(output: Output, what: impl Into<String>, total: u64, done: u64) -> Self {
+        let what = what.into();
+        let mut bar = None;
+        if !output.quiet && super::stderr_is_terminal() {
+            let shown = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr())
+                .with_style(style("{pos}/{len} {wide_bar:.cyan} {msg}{eta} left"))
+                .with_message(format!("{what} · "))
+                .with_position(done);
+            shown.enable_steady_tick(TICK);
+            shown.reset_eta();
+            bar = Some(shown);
+        }
+        Self { output, what, bar, total, done, start: (Instant::now(), done), said: Instant::now() }
+    }
+
+    /// One more is done.
+    pub fn step(&mut self) {
+        self.done += 1;
+        let fresh = (self.done - self.start.1) as f64;
+        let speed = fresh / self.start.0.elapsed().as_secs_f64().max(1e-9);
+        let message = format!("{} · {} a second", self.what, significant(speed, 3));
+        match &self.bar {
+            Some(bar) => {
+                bar.set_position(self.done);
+                bar.set_message(format!("{message} · "));
+            }
+            None if !self.output.quiet && (self.said.elapsed() >= LINES || self.done == self.total) => {
+                self.said = Instant::now();
+                let left = duration(self.total.saturating_sub(self.done) as f64 / speed);
+                eprintln!("{}/{} · {message} · {left} left", self.done, self.total);
+            }
+            None => {}
+        }
+    }
+}
+
+impl Drop for Counter {
+    fn drop(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
     }
 }
 

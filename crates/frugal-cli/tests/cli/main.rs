@@ -1,8 +1,10 @@
 //! The program as its users meet it: output, messages, exit codes.
 
 mod bad_input;
+mod eval_tasks;
 mod help;
 mod inspect;
 mod journey;
 mod json;
+mod measure;
 mod support;

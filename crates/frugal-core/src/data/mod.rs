@@ -154,6 +154,15 @@ pub fn parse(path: &Path, bytes: &[u8], options: &LoadOptions) -> Result<Dataset
     Ok(Dataset { rows: examples.len(), examples, lines, format, source: path.to_owned(), sha256 })
 }
 
+/// The records of a file as JSON objects, whatever their fields mean; a table must have a row of column names.
+///
+/// # Errors
+/// As [`load`].
+pub fn objects(path: &Path, bytes: &[u8]) -> Result<Vec<serde_json::Map<String, serde_json::Value>>, DataError> {
+    let options = LoadOptions { header: Some(true), ..LoadOptions::default() };
+    Ok(read::records(path, bytes, &options)?.into_iter().map(|r| r.fields).collect())
+}
+
 impl Dataset {
     /// Number of records.
     pub fn len(&self) -> usize {

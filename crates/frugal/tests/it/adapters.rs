@@ -4,13 +4,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-<<<<<<< HEAD
 use burn::prelude::*;
 use burn::tensor::activation::log_softmax;
-use frugal::adapt::{AdapterSet, Choice, Entry, Mode, Parameter, merge, peft, to_vec};
-=======
 use frugal::adapt::{AdapterSet, Choice, Entry, Mode, Parameter, merge, peft, registry, to_vec};
->>>>>>> peft-b
 use frugal::model::load::{Lookup, ModelFiles, SafetensorsFile, read_json};
 use frugal::model::save::StoredType;
 use frugal::model::{Backbone, Frozen, Input, SequenceLayout};
@@ -49,7 +45,6 @@ const ADAPTERS: &[&str] = &[
     "llama-prompt-step",
     "llama-adalora",
     "bert-adalora-seqcls",
-<<<<<<< HEAD
     "llama-ia3",
     "gpt2-ia3",
     "bert-ia3-seqcls",
@@ -84,7 +79,6 @@ const ADAPTERS: &[&str] = &[
     "llama-hra",
     "llama-hra-gs",
     "bert-hra-seqcls",
-=======
     "llama-houlsby",
     "bert-houlsby",
     "llama-pfeiffer",
@@ -99,7 +93,6 @@ const ADAPTERS: &[&str] = &[
     "bert-mam",
     "llama-unipelt",
     "bert-unipelt",
->>>>>>> peft-b
 ];
 
 struct Case {

@@ -5,6 +5,7 @@ mod backbones;
 mod combine;
 mod conformance;
 mod families;
+mod harness;
 mod linear_algebra;
 mod lora_step;
 mod packed;

@@ -1,5 +1,7 @@
 //! `frugal plan`: what a run would cost, before any weight is read.
 
+mod pretrain;
+
 use anyhow::Result;
 use frugal::model::load::Lookup;
 use frugal::run::{Plan, TuneConfig, plan};
@@ -16,21 +18,32 @@ Examples:
   frugal plan
   frugal plan --model smollm2-135m --data sst2.tsv --r 8
   frugal plan --config run.toml --set train.batch_size=32 --json
+  frugal plan pretrain --parameters 135M --tokens 2.7B
 
 Takes the flags of `frugal tune`. Reads the data and the model's configuration, but no weights.";
 
 /// Show what a run will cost: parameters, memory by part, time
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
 pub struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
     #[command(flatten)]
     run: RunFlags,
     #[command(flatten)]
     output: Output,
 }
 
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    Pretrain(pretrain::Args),
+}
+
 /// Resolves the configuration and shows the plan.
 pub fn run(args: &Args) -> Result<Outcome> {
+    if let Some(Command::Pretrain(args)) = &args.command {
+        return pretrain::run(args);
+    }
     show(&args.run.resolve()?, &args.run.lookup(), args.output)
 }
 

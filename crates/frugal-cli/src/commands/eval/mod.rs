@@ -1,4 +1,6 @@
-//! `frugal eval`: measures a model on data.
+//! `frugal eval`: measures a model on data or on tasks.
+
+mod tasks;
 
 use std::path::PathBuf;
 
@@ -18,19 +20,23 @@ Examples:
   frugal eval --adapter runs/sst2 --data dev.tsv
   frugal eval --model smollm2-135m --data text.jsonl --max-length 512 --truncate
   frugal eval --adapter runs/sms-spam-lora --data sms-spam --json
+  frugal eval --model smollm2-135m --tasks sst2,gsm8k --limit 200 --out runs/eval
+  frugal eval --model smollm2-135m --tasks perplexity:book.txt
+  frugal eval --tasks list
 
-An adapter with a classification head is measured by accuracy, macro-F1 and Matthews
-correlation; anything else by loss and perplexity.";
+With --data, an adapter with a classification head is measured by accuracy, macro-F1 and Matthews
+correlation; anything else by loss and perplexity. With --tasks, a model is asked the questions of
+each task, and the results are those of lm-evaluation-harness, in its format.";
 
-/// Measure a model, with or without an adapter, on data
+/// Measure a model, with or without an adapter, on data or on tasks
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     #[command(flatten)]
     model: Model,
     /// Data file (JSONL, JSON, CSV, TSV or text), or sms-spam for the test part of the built-in set
-    #[arg(long, short, value_name = "FILE", help_heading = "Data")]
-    data: String,
+    #[arg(long, short, value_name = "FILE", help_heading = "Data", required_unless_present = "tasks", conflicts_with = "tasks")]
+    data: Option<String>,
     /// Which column plays which role, for example text=sentence; repeatable
     #[arg(long = "column", value_name = "ROLE=NAME", value_parser = crate::args::pair, help_heading = "Data")]
     columns: Vec<(String, String)>,
@@ -53,6 +59,8 @@ pub struct Args {
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     dump_logits: Option<PathBuf>,
     #[command(flatten)]
+    tasks: tasks::Flags,
+    #[command(flatten)]
     machine: Machine,
     #[command(flatten)]
     output: Output,
@@ -60,12 +68,13 @@ pub struct Args {
 
 /// Measures and prints.
 pub fn run(args: &Args) -> Result<Outcome> {
+    let Some(data) = &args.data else { return tasks::run(args) };
     let (model, adapter) = args.model.resolve()?;
     let request = EvaluateRequest {
         model,
         adapter,
         data: DataConfig {
-            train: args.data.clone(),
+            train: data.clone(),
             columns: args.columns.iter().cloned().collect(),
             max_eval_rows: args.max_rows,
             max_length: args.max_length,
@@ -84,7 +93,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     };
     let Some(found) = found else { return Ok(Outcome::Interrupted) };
     if args.output.json {
-        let mut value = json!({ "model": request.model, "adapter": request.adapter, "data": args.data });
+        let mut value = json!({ "model": request.model, "adapter": request.adapter, "data": data });
         if let (Some(all), serde_json::Value::Object(found)) = (value.as_object_mut(), json!(found)) {
             all.extend(found);
         }

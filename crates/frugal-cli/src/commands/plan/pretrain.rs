@@ -1,0 +1,112 @@
+//! `frugal plan pretrain`: learning rate, batch and schedule of a pre-training run from its size.
+
+use anyhow::{Result, bail};
+use frugal::model::load::ModelFiles;
+use frugal_core::human;
+use frugal_core::measure::step_law::{COMPARED, Recipe, STEP_LAW, optimal_size, tokens_for_compute};
+use frugal_core::table::{Column, Table};
+use serde_json::{Value, json};
+
+use crate::Outcome;
+use crate::args::{Output, lookup, quantity};
+use crate::ui::{self, table};
+
+const EXAMPLES: &str = "\
+Examples:
+  frugal plan pretrain --parameters 1B --tokens 100B
+  frugal plan pretrain --parameters 135M --compute 1e18
+  frugal plan pretrain --compute 1e20 --json
+  frugal plan pretrain --model smollm2-135m --tokens 2.7B --sequence-length 1024
+
+Parameters are those outside the vocabulary. With --compute and no size, both are chosen, with
+--tokens-per-parameter tokens for each parameter; with a size, the tokens that it buys.";
+
+/// Show learning rate, batch size and schedule for a pre-training run of a given size
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Parameters outside the vocabulary
+    #[arg(long, value_name = "N", value_parser = quantity, help_heading = "Size")]
+    parameters: Option<f64>,
+    /// Take the parameters of this model
+    #[arg(long, short, value_name = "MODEL", conflicts_with = "parameters", help_heading = "Size")]
+    model: Option<String>,
+    /// Tokens of training
+    #[arg(long, value_name = "D", value_parser = quantity, required_unless_present = "compute", help_heading = "Size")]
+    tokens: Option<f64>,
+    /// Budget in floating-point operations, instead of tokens
+    #[arg(long, value_name = "C", value_parser = quantity, conflicts_with = "tokens", help_heading = "Size")]
+    compute: Option<f64>,
+    /// Tokens for each parameter where a budget leaves the choice
+    #[arg(long, value_name = "R", default_value_t = 20.0, help_heading = "Size")]
+    tokens_per_parameter: f64,
+    /// Tokens of a sequence
+    #[arg(long, value_name = "N", default_value_t = 2048, help_heading = "Size")]
+    sequence_length: u64,
+    /// Never use the network; also set by HF_HUB_OFFLINE=1
+    #[arg(long, help_heading = "Machine")]
+    offline: bool,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// Reckons and prints.
+pub fn run(args: &Args) -> Result<Outcome> {
+    if args.sequence_length == 0 || !(args.tokens_per_parameter.is_finite() && args.tokens_per_parameter > 0.0) {
+        bail!("--sequence-length and --tokens-per-parameter must be above 0");
+    }
+    let parameters = match (&args.model, args.parameters) {
+        (Some(model), _) => Some(non_embedding(model, args.offline)?),
+        (None, given) => given,
+    };
+    let (parameters, tokens) = match (parameters, args.tokens, args.compute) {
+        (Some(n), Some(d), _) => (n, d),
+        (Some(n), None, Some(c)) => (n, tokens_for_compute(c, n)),
+        (None, None, Some(c)) => optimal_size(c, args.tokens_per_parameter),
+        _ => bail!("the size of the model is missing: give `--parameters` or `--model`, or `--compute` without tokens"),
+    };
+    if tokens < args.sequence_length as f64 {
+        bail!("{} tokens are less than one sequence of {}", human::significant(tokens, 3), args.sequence_length);
+    }
+    let recipe = Recipe::new(&STEP_LAW, parameters, tokens, args.sequence_length);
+    let others = COMPARED.map(|(name, law)| (name, law(parameters, tokens)));
+    // The sizes that the published runs cover.
+    let inside = (5e7..=1e10).contains(&parameters) && (1e9..=2e12).contains(&tokens);
+    if args.output.json {
+        let others: Vec<Value> =
+            others.iter().map(|(name, (rate, batch))| json!({ "law": name, "peak_rate": rate, "batch_tokens": batch })).collect();
+        ui::print_json(&json!({ "recipe": recipe, "inside_fitted_range": inside, "compared": others }))?;
+        return Ok(Outcome::Done);
+    }
+    let whole = |v: f64| human::count(v.round() as u64);
+    ui::print(&table::pairs(&[
+        ("parameters", format!("{} outside the vocabulary", whole(parameters))),
+        ("tokens", format!("{} ({} for each parameter)", whole(tokens), human::significant(tokens / parameters, 3))),
+        ("compute", format!("{:.2e} operations", recipe.compute)),
+        ("learning rate", format!("{:.3e} at the peak, {:.1e} at the end", recipe.peak_rate, recipe.final_rate)),
+        (
+            "batch",
+            format!("{} tokens: {} sequences of {}", whole(recipe.batch_tokens), human::count(recipe.sequences), recipe.sequence_length),
+        ),
+        ("steps", format!("{}, of which {} warm up, then cosine", human::count(recipe.steps), human::count(recipe.warmup_steps))),
+    ]));
+    let mut shown = Table::new([Column::text("law"), Column::number("peak rate"), Column::number("batch tokens")]);
+    shown.row(["step law".to_owned(), format!("{:.3e}", recipe.peak_rate), whole(recipe.batch_tokens)]);
+    for (name, (rate, batch)) in others {
+        shown.row([name.to_owned(), format!("{rate:.3e}"), batch.map_or("-".to_owned(), whole)]);
+    }
+    ui::print("");
+    table::print(&shown);
+    if !inside {
+        ui::note(args.output, "this is outside of the sizes that the law was fitted to: a first guess, to be varied by factors of two");
+    }
+    Ok(Outcome::Done)
+}
+
+/// Parameters of the linear maps within the blocks.
+fn non_embedding(model: &str, offline: bool) -> Result<f64> {
+    let files = ModelFiles::open(model, &lookup(offline))?;
+    let sites = files.sites();
+    let inner = sites.iter().filter(|(_, s)| s.kind.is_inner_linear() && s.layer.is_some());
+    Ok(inner.map(|(_, s)| (s.d_in * s.d_out) as f64).sum())
+}

@@ -1,0 +1,163 @@
+//! Results in the shape that lm-evaluation-harness writes, as JSON and as a table in Markdown.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use super::Prepared;
+use super::task::Task;
+
+/// One number.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    /// Metric.
+    pub metric: String,
+    /// Filter, or `none`.
+    pub filter: String,
+    /// Value.
+    pub value: f64,
+    /// Its standard error, where there is one.
+    pub stderr: Option<f64>,
+    /// Whether more is better.
+    pub higher_is_better: bool,
+}
+
+/// What a task came to.
+#[derive(Clone, Debug)]
+pub struct TaskResult {
+    /// The task.
+    pub task: Task,
+    /// Numbers, metric by metric and filter by filter.
+    pub measured: Vec<Measured>,
+    /// Examples in front of each question.
+    pub num_fewshot: usize,
+    /// Records in the file.
+    pub original: usize,
+    /// Records that were measured.
+    pub effective: usize,
+    /// SHA-256 over the hashes of all samples.
+    pub task_hash: String,
+    /// SHA-256 of the task's templates.
+    pub template_hash: String,
+    /// The first prompt as the model read it.
+    pub example: String,
+    /// SHA-256 of the data file.
+    pub data_sha256: String,
+    /// Answers that an earlier run had given.
+    pub resumed: usize,
+}
+
+/// What a whole evaluation came to.
+#[derive(Clone, Debug, Default)]
+pub struct EvalResults {
+    /// Task by task.
+    pub tasks: Vec<TaskResult>,
+    /// What was evaluated and how: becomes `config`.
+    pub config: Map<String, Value>,
+    /// Source of the chat template, if one was applied.
+    pub chat_template: Option<String>,
+    /// Seconds that it took.
+    pub seconds: f64,
+    /// When it began, in seconds since 1970.
+    pub date: u64,
+}
+
+impl TaskResult {
+    pub(super) fn new(task: &Task, prepared: &Prepared) -> Self {
+        let hashes: String = prepared.samples.iter().map(|s| s.hash.as_str()).collect();
+        let template = serde_json::to_string(&task.prompt).unwrap_or_default();
+        let example = prepared.samples.first().map(|s| match &s.request {
+            super::Request::Choices { context, .. } | super::Request::Generate { context } => context.clone(),
+            super::Request::Rolling { text } => text.chars().take(1000).collect(),
+        });
+        Self {
+            task: task.clone(),
+            measured: Vec::new(),
+            num_fewshot: prepared.num_fewshot,
+            original: prepared.original,
+            effective: prepared.samples.len(),
+            task_hash: super::prompt::sha256(hashes.as_bytes()),
+            template_hash: super::prompt::sha256(template.as_bytes()),
+            example: example.unwrap_or_default(),
+            data_sha256: prepared.sha256.clone(),
+            resumed: 0,
+        }
+    }
+}
+
+impl EvalResults {
+    /// The JSON that lm-evaluation-harness's readers know; template, its hash and the first prompt are additions.
+    pub fn to_json(&self) -> Value {
+        let by_task = |value: &dyn Fn(&TaskResult) -> Value| -> Value {
+            Value::Object(self.tasks.iter().map(|t| (t.task.name.clone(), value(t))).collect())
+        };
+        let scores = |t: &TaskResult| {
+            let mut scores = Map::from_iter([("alias".to_owned(), json!(t.task.name)), ("sample_len".to_owned(), json!(t.effective))]);
+            for m in &t.measured {
+                scores.insert(format!("{},{}", m.metric, m.filter), json!(m.value));
+                scores.insert(format!("{}_stderr,{}", m.metric, m.filter), m.stderr.map_or(json!("N/A"), |e| json!(e)));
+            }
+            Value::Object(scores)
+        };
+        let config = |t: &TaskResult| {
+            let mut config = json!(t.task);
+            config["num_fewshot"] = json!(t.num_fewshot);
+            config["template_sha256"] = json!(t.template_hash);
+            config["data_sha256"] = json!(t.data_sha256);
+            config["example"] = json!(t.example);
+            config
+        };
+        let better = |t: &TaskResult| Value::Object(t.measured.iter().map(|m| (m.metric.clone(), json!(m.higher_is_better))).collect());
+        json!({
+            "results": by_task(&scores),
+            "group_subtasks": by_task(&|_| json!([])),
+            "configs": by_task(&config),
+            "versions": by_task(&|t| json!(t.task.version)),
+            "n-shot": by_task(&|t| json!(t.num_fewshot)),
+            "higher_is_better": by_task(&better),
+            "n-samples": by_task(&|t| json!({ "original": t.original, "effective": t.effective })),
+            "config": self.config,
+            "date": self.date,
+            "chat_template": self.chat_template,
+            "chat_template_sha": self.chat_template.as_ref().map(|t| super::prompt::sha256(t.as_bytes())),
+            "task_hashes": by_task(&|t| json!(t.task_hash)),
+            "total_evaluation_time_seconds": self.seconds.to_string(),
+        })
+    }
+
+    /// The table that lm-evaluation-harness prints.
+    pub fn to_markdown(&self) -> String {
+        let mut rows = vec![["Tasks", "Version", "Filter", "n-shot", "Metric", "", "Value", "", "Stderr"].map(str::to_owned)];
+        for t in &self.tasks {
+            let mut first = true;
+            let mut measured: Vec<&Measured> = t.measured.iter().collect();
+            measured.sort_by(|a, b| (&a.metric, &a.filter).cmp(&(&b.metric, &b.filter)));
+            for m in measured {
+                let [name, version] = if first { [&t.task.name, &t.task.version].map(Clone::clone) } else { Default::default() };
+                first = false;
+                let arrow = if m.higher_is_better { "↑" } else { "↓" };
+                let stderr = m.stderr.map_or("N/A".to_owned(), |e| format!("{e:.4}"));
+                let value = format!("{:.4}", m.value);
+                let shots = t.num_fewshot.to_string();
+                rows.push([name, version, m.filter.clone(), shots, m.metric.clone(), arrow.into(), value, "±".into(), stderr]);
+            }
+        }
+        let widths: Vec<usize> = (0..9).map(|i| rows.iter().map(|r| r[i].chars().count()).max().unwrap_or(0).max(1)).collect();
+        let number = |i: usize| matches!(i, 1 | 3 | 6 | 8);
+        let mut out = String::new();
+        for (n, row) in rows.iter().enumerate() {
+            for (i, cell) in row.iter().enumerate() {
+                let gap = " ".repeat(widths[i] - cell.chars().count());
+                out += &if number(i) && n > 0 { format!("|{gap}{cell}") } else { format!("|{cell}{gap}") };
+            }
+            out.push_str("|\n");
+            if n == 0 {
+                for (i, width) in widths.iter().enumerate() {
+                    let rule = "-".repeat((*width).saturating_sub(1).max(2));
+                    out += &if number(i) { format!("|{rule}:") } else { format!("|{rule}-") };
+                }
+                out.push_str("|\n");
+            }
+        }
+        out
+    }
+}

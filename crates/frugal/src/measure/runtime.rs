@@ -1,0 +1,81 @@
+//! Timing generation on a grid of prompt and answer lengths, for the fit of `frugal_core::measure::runtime`.
+
+use std::time::Instant;
+
+use frugal_core::measure::capacity::Shape;
+use frugal_core::measure::runtime::Timing;
+
+use crate::adapt::{AdapterSet, Choice};
+use crate::decode::{DecodeError, Session};
+use crate::model::{Activation, Backbone, ModelConfig};
+
+/// What is timed.
+#[derive(Clone, Debug)]
+pub struct Grid {
+    /// Prompt lengths in tokens.
+    pub prompts: Vec<usize>,
+    /// Numbers of generated tokens.
+    pub outputs: Vec<usize>,
+    /// Runs of each prompt length that are thrown away first.
+    pub warmup: usize,
+    /// Runs that count.
+    pub trials: usize,
+}
+
+/// Times generation without sampling and without an early end. One run of each prompt length gives the times of all answer
+/// lengths, since an answer begins as every longer one does. `step` is told of each run and ends the work by false.
+///
+/// # Errors
+/// Models that cannot generate, lengths beyond the model's positions.
+pub fn profile(
+    backbone: &dyn Backbone,
+    adapters: &AdapterSet,
+    choice: &Choice,
+    grid: &Grid,
+    step: &mut dyn FnMut() -> bool,
+) -> Result<Vec<Timing>, DecodeError> {
+    let longest = grid.outputs.iter().copied().max().unwrap_or(1).max(1);
+    let vocab = backbone.config().vocab_size;
+    let mut timings = Vec::new();
+    for &prompt in &grid.prompts {
+        // Any tokens will do: the time does not depend on which they are.
+        let ids: Vec<u32> = (0..prompt.max(1)).map(|i| ((i * 7919 + 13) % vocab) as u32).collect();
+        for run in 0..grid.warmup + grid.trials {
+            let start = Instant::now();
+            let mut session = Session::new(backbone, adapters, choice.clone(), 1)?;
+            let mut logits = session.feed(&[&ids])?.remove(0);
+            for output in 1..=longest {
+                let token = likeliest(&logits);
+                let seconds = start.elapsed().as_secs_f64();
+                if run >= grid.warmup && grid.outputs.contains(&output) {
+                    timings.push(Timing { prompt: ids.len(), output, seconds });
+                }
+                if output < longest {
+                    logits = session.feed(&[&[token]])?.remove(0);
+                }
+            }
+            if !step() {
+                return Ok(timings);
+            }
+        }
+    }
+    Ok(timings)
+}
+
+fn likeliest(logits: &[f32]) -> u32 {
+    logits.iter().enumerate().fold((0, f32::NEG_INFINITY), |best, (i, &l)| if l > best.1 { (i as u32, l) } else { best }).0
+}
+
+/// The sizes that the number of operations depends on.
+pub fn shape(config: &ModelConfig) -> Shape {
+    Shape {
+        hidden: config.hidden_size as u64,
+        layers: config.num_hidden_layers as u64,
+        heads: config.num_attention_heads as u64,
+        kv_heads: config.num_key_value_heads as u64,
+        head_dim: config.head_dim as u64,
+        intermediate: config.intermediate_size as u64,
+        gated: matches!(config.activation, Activation::Silu) || config.model_type.name().starts_with("gemma"),
+        vocab: config.vocab_size as u64,
+    }
+}
