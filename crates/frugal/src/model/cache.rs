@@ -24,6 +24,11 @@ impl KvCache {
     }
 
     /// Adds new keys and values of a sequence and returns all of them.
+    pub fn extend(&mut self, layer: usize, sequence: usize, key: Tensor<2>, value: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
+        self.append(layer, sequence, key, value)
+    }
+
+    /// Adds new keys and values of a sequence and returns all of them.
     pub fn append(&mut self, layer: usize, sequence: usize, key: Tensor<2>, value: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
         let entry = &mut self.entries[layer][sequence];
         let joined = match entry.take() {

@@ -9,3 +9,4 @@ mod lora_step;
 mod real;
 mod steps;
 mod support;
+mod variants;
