@@ -116,6 +116,29 @@ MODELS = {
         },
         {},
     ),
+    "mixtral": (
+        hf.MixtralConfig(
+            **BASE, num_local_experts=4, num_experts_per_tok=2, rope_parameters=rope(10000.0)
+        ),
+        hf.MixtralForCausalLM,
+        {"rope_theta": 10000.0},
+        {},
+    ),
+    "deepseek_v3": (
+        hf.DeepseekV3Config(
+            **{**BASE, "num_key_value_heads": 4},
+            q_lora_rank=20,
+            kv_lora_rank=12,
+            qk_nope_head_dim=8,
+            qk_rope_head_dim=4,
+            v_head_dim=6,
+            first_k_dense_replace=2,
+            rope_parameters=rope(10000.0),
+        ),
+        hf.DeepseekV3ForCausalLM,
+        {"rope_theta": 10000.0},
+        {},
+    ),
     "gpt2": (
         hf.GPT2Config(
             n_embd=32,

@@ -118,6 +118,8 @@ impl Full {
 struct FullPass<'a> {
     adapter: &'a Full,
     mode: Mode,
+    /// The load losses of the blocks so far, and their number.
+    load: Option<(Tensor<1>, usize)>,
 }
 
 impl FullPass<'_> {
@@ -148,6 +150,27 @@ impl Pass for FullPass<'_> {
         Some(self.adapter.weight(base.site).map_or_else(|| base.weight.dense(), |w| w.get::<2>(self.mode)))
     }
 
+    /// `E Σ f P`, 1 under an even load: `f` is the share of the tokens' choices that fell on an expert, `P` its mean
+    /// probability (Switch Transformers, arXiv 2101.03961, equations 4 to 6).
+    fn route(&mut self, _layer: usize, probabilities: &Tensor<2>, chosen: &[usize], aux_loss_coef: f64) {
+        if !self.mode.is_train() || aux_loss_coef == 0.0 {
+            return;
+        }
+        let experts = probabilities.dims()[1];
+        let mut share = vec![0.0f32; experts];
+        chosen.iter().for_each(|&e| share[e] += 1.0 / chosen.len() as f32);
+        let share = Tensor::<2>::from_data(TensorData::new(share, [1, experts]), &probabilities.device().inner());
+        let loss = (probabilities.clone().mean_dim(0) * share).sum() * (aux_loss_coef * experts as f64);
+        self.load = Some(match self.load.take() {
+            Some((sum, blocks)) => (sum + loss, blocks + 1),
+            None => (loss, 1),
+        });
+    }
+
+    fn auxiliary_loss(&mut self) -> Option<Tensor<1>> {
+        self.load.take().map(|(sum, blocks)| sum / blocks as f64)
+    }
+
     fn norm(&mut self, base: &Norm, x: Tensor<2>) -> Tensor<2> {
         let weight = self.vector(self.adapter.weight(base.site)).unwrap_or_else(|| base.weight.clone());
         base.apply(x, weight, self.vector(self.adapter.bias(base.site)).or_else(|| base.bias.clone()))
@@ -168,7 +191,7 @@ impl Adapter for Full {
     }
 
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
-        Box::new(FullPass { adapter: self, mode })
+        Box::new(FullPass { adapter: self, mode, load: None })
     }
 
     fn peft_config(&self) -> Map<String, Value> {

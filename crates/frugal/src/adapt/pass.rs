@@ -95,6 +95,15 @@ pub trait Pass {
     /// After block `layer`, with the residual stream `[tokens, d_model]`.
     fn tap(&mut self, _layer: usize, _hidden_states: &Tensor<2>) {}
 
+    /// At a mixture of experts: the router's probabilities `[tokens, experts]`, the experts of each token
+    /// `[tokens * experts_per_token]`, and the weight that the model gives to the loss which keeps the load even.
+    fn route(&mut self, _layer: usize, _probabilities: &Tensor<2>, _chosen: &[usize], _aux_loss_coef: f64) {}
+
+    /// Whether [`Pass::linear`] must see every token's row, in order, because it tells sequences apart by their rows.
+    fn rows_are_tokens(&self) -> bool {
+        false
+    }
+
     /// After the pass: a term `[1]` to add to the training loss (balance of experts, orthogonality, distillation).
     fn auxiliary_loss(&mut self) -> Option<Tensor<1>> {
         None

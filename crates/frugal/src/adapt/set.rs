@@ -176,6 +176,10 @@ impl PerSequencePass<'_> {
 }
 
 impl Pass for PerSequencePass<'_> {
+    fn rows_are_tokens(&self) -> bool {
+        true
+    }
+
     fn embedding(&mut self, base: &Embedding, ids: &[u32]) -> Tensor<2> {
         self.split(ids.len(), |pass, range| pass.embedding(base, &ids[range]))
     }

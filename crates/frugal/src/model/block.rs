@@ -20,6 +20,18 @@ pub struct Attend<'a> {
     pub window: Option<usize>,
     /// Whether a token sees only itself and what is before it.
     pub causal: bool,
+    /// Heads of the queries, of the keys, and their width.
+    pub heads: [usize; 3],
+    /// Factor on the scores.
+    pub scale: f32,
+}
+
+impl<'a> Attend<'a> {
+    /// Attention with the configuration's heads and without a window.
+    pub fn new(config: &'a ModelConfig, layout: &'a SequenceLayout, layer: usize, causal: bool) -> Self {
+        let heads = [config.num_attention_heads, config.num_key_value_heads, config.head_dim];
+        Self { config, layout, layer, window: None, causal, heads, scale: config.attention_scale as f32 }
+    }
 }
 
 /// Attention of each sequence over its cached, prefixed and own keys.
@@ -27,13 +39,12 @@ pub struct Attend<'a> {
 /// `q` is `[tokens, heads * head_dim]`, `k` and `v` are `[tokens, kv_heads * head_dim]`, rotated where the model
 /// rotates; returns `[tokens, heads * head_dim]`.
 pub fn attend(at: &Attend<'_>, q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, pass: &mut dyn Pass, cache: Option<&mut KvCache>) -> Tensor<2> {
-    let c = at.config;
     let boundaries = at.layout.cu_seqlens.clone();
     let mut spec = AttentionSpec {
-        num_heads: c.num_attention_heads,
-        num_kv_heads: c.num_key_value_heads,
-        head_dim: c.head_dim,
-        scale: c.attention_scale as f32,
+        num_heads: at.heads[0],
+        num_kv_heads: at.heads[1],
+        head_dim: at.heads[2],
+        scale: at.scale,
         causal: at.causal,
         window: at.window,
         cu_q: boundaries.clone(),

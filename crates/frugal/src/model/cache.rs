@@ -40,6 +40,13 @@ impl KvCache {
         &self.past
     }
 
+    /// Adds new keys and values of a sequence and gives all of them.
+    pub fn extend(&mut self, layer: usize, sequence: usize, key: Tensor<2>, value: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
+        let device = key.device().inner();
+        self.append(layer, sequence, key.clone(), value.clone());
+        self.tensors(layer, sequence, &device).unwrap_or((key, value))
+    }
+
     /// Adds new keys and values of a sequence.
     pub fn append(&mut self, layer: usize, sequence: usize, key: Tensor<2>, value: Tensor<2>) {
         let entry = &mut self.entries[layer][sequence];

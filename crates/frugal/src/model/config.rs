@@ -21,6 +21,12 @@ pub enum ModelType {
     Qwen3,
     /// Gemma 3, text only: sandwich norms, alternating local and global attention.
     Gemma3Text,
+    /// Mixtral: Llama with a mixture of experts in every block.
+    Mixtral,
+    /// DeepSeek V3 without experts: keys and values from one narrow vector per token (multi-head latent attention).
+    DeepseekV3,
+    /// Native sparse attention, as described in arXiv 2502.11089; a type of our own, as no public format exists.
+    NativeSparse,
     /// GPT-2: learned positions, fused query/key/value.
     Gpt2,
     /// BERT and its sentence-embedding descendants.
@@ -31,12 +37,15 @@ pub enum ModelType {
 
 impl ModelType {
     /// All architectures with their `model_type` spelling.
-    pub const ALL: [(&'static str, ModelType); 8] = [
+    pub const ALL: [(&'static str, ModelType); 11] = [
         ("llama", Self::Llama),
         ("mistral", Self::Mistral),
         ("qwen2", Self::Qwen2),
         ("qwen3", Self::Qwen3),
         ("gemma3_text", Self::Gemma3Text),
+        ("mixtral", Self::Mixtral),
+        ("deepseek_v3", Self::DeepseekV3),
+        ("native_sparse", Self::NativeSparse),
         ("gpt2", Self::Gpt2),
         ("bert", Self::Bert),
         ("roberta", Self::Roberta),
@@ -60,6 +69,9 @@ impl ModelType {
             Self::Qwen2 => "Qwen2ForSequenceClassification",
             Self::Qwen3 => "Qwen3ForSequenceClassification",
             Self::Gemma3Text => "Gemma3TextForSequenceClassification",
+            Self::Mixtral => "MixtralForSequenceClassification",
+            Self::DeepseekV3 => "DeepseekV3ForSequenceClassification",
+            Self::NativeSparse => "NativeSparseForSequenceClassification",
             Self::Gpt2 => "GPT2ForSequenceClassification",
             Self::Bert => "BertForSequenceClassification",
             Self::Roberta => "RobertaForSequenceClassification",
@@ -140,6 +152,49 @@ pub struct RopeConfig {
     pub scaling: RopeScaling,
 }
 
+/// A mixture of experts in place of the feed-forward layer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ExpertsConfig {
+    /// Experts of a block.
+    pub num_local_experts: usize,
+    /// Experts that each token goes through.
+    pub num_experts_per_tok: usize,
+    /// Weight of the loss that keeps the load even.
+    pub router_aux_loss_coef: f64,
+}
+
+/// Latent attention: what is remembered of a token is one narrow vector, from which all heads' keys and values are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LatentConfig {
+    /// Width of the queries' narrow vector; `None` for queries straight from the hidden states.
+    pub q_lora_rank: Option<usize>,
+    /// Width of the keys' and values' narrow vector.
+    pub kv_lora_rank: usize,
+    /// Part of a query or key head without position.
+    pub qk_nope_head_dim: usize,
+    /// Part of a query or key head that is rotated; the key's is shared by all heads.
+    pub qk_rope_head_dim: usize,
+    /// Width of a value head.
+    pub v_head_dim: usize,
+    /// Whether rotated pairs are neighbours rather than halves apart.
+    pub rope_interleave: bool,
+}
+
+/// Native sparse attention: compressed blocks, selected blocks and a window, each with keys and values of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SparseConfig {
+    /// Tokens of a compressed block.
+    pub compress_block: usize,
+    /// Tokens between the starts of two compressed blocks.
+    pub compress_stride: usize,
+    /// Tokens of a block that is selected as a whole.
+    pub select_block: usize,
+    /// Blocks selected for each query, the first and the two most recent ones among them.
+    pub select_count: usize,
+    /// Tokens of the window.
+    pub window: usize,
+}
+
 /// Settings that define a backbone's shape and arithmetic.
 #[derive(Clone, Debug)]
 pub struct ModelConfig {
@@ -185,6 +240,12 @@ pub struct ModelConfig {
     pub output_bias: bool,
     /// Whether the feed-forward projections have biases.
     pub mlp_bias: bool,
+    /// Mixture of experts.
+    pub experts: Option<ExpertsConfig>,
+    /// Latent attention.
+    pub latent: Option<LatentConfig>,
+    /// Native sparse attention.
+    pub sparse: Option<SparseConfig>,
     /// Segment types of an encoder.
     pub type_vocab_size: usize,
     /// Padding id, which RoBERTa's positions start from and decoder heads look for.
@@ -327,7 +388,12 @@ impl ModelConfig {
         let heads = r.size("num_attention_heads")?;
         let layers = r.size("num_hidden_layers")?;
         let default_head_dim = if gemma { 256 } else { hidden_size / heads };
-        let head_dim = r.opt_size("head_dim")?.unwrap_or(default_head_dim);
+        let latent = if model_type == ModelType::DeepseekV3 { Some(latent(r, layers)?) } else { None };
+        let head_dim = match &latent {
+            // The file's `head_dim` is that of the rotated part.
+            Some(latent) => latent.qk_nope_head_dim + latent.qk_rope_head_dim,
+            None => r.opt_size("head_dim")?.unwrap_or(default_head_dim),
+        };
         let max_positions = r.opt_size("max_position_embeddings")?.unwrap_or(if gemma { 131_072 } else { 2048 });
         let theta = r.float("rope_theta", if gemma { 1_000_000.0 } else { 10_000.0 })?;
 
@@ -355,7 +421,7 @@ impl ModelConfig {
             None => (0..layers)
                 .map(|i| match model_type {
                     ModelType::Gemma3Text => (i + 1) % pattern != 0,
-                    ModelType::Mistral => true,
+                    ModelType::Mistral | ModelType::Mixtral => true,
                     ModelType::Qwen2 | ModelType::Qwen3 => i >= max_window_layers,
                     _ => false,
                 })
@@ -386,6 +452,9 @@ impl ModelConfig {
             qkv_bias: attention_bias,
             output_bias: attention_bias && model_type != ModelType::Qwen2,
             mlp_bias: r.flag("mlp_bias", false)?,
+            experts: if model_type == ModelType::Mixtral { Some(experts(r)?) } else { None },
+            latent,
+            sparse: if model_type == ModelType::NativeSparse { Some(sparse(r)?) } else { None },
             type_vocab_size: 0,
             pad_token_id: token_id(r, "pad_token_id"),
             raw: Value::Null,
@@ -424,6 +493,9 @@ impl ModelConfig {
             qkv_bias: true,
             output_bias: true,
             mlp_bias: true,
+            experts: None,
+            latent: None,
+            sparse: None,
             type_vocab_size: 0,
             pad_token_id: token_id(r, "pad_token_id"),
             raw: Value::Null,
@@ -460,10 +532,28 @@ impl ModelConfig {
             qkv_bias: true,
             output_bias: true,
             mlp_bias: true,
+            experts: None,
+            latent: None,
+            sparse: None,
             type_vocab_size: r.opt_size("type_vocab_size")?.unwrap_or(2),
             pad_token_id: token_id(r, "pad_token_id").or(Some(if model_type == ModelType::Roberta { 1 } else { 0 })),
             raw: Value::Null,
         })
+    }
+
+    /// Width of the part of a head that is rotated.
+    pub fn rotary_dim(&self) -> usize {
+        self.latent.map_or(self.head_dim, |latent| latent.qk_rope_head_dim)
+    }
+
+    /// Numbers that a block remembers of each token while it generates.
+    pub fn cache_width(&self) -> usize {
+        match (&self.latent, &self.sparse) {
+            (Some(latent), _) => latent.kv_lora_rank + latent.qk_rope_head_dim,
+            // Each branch has keys and values of its own.
+            (None, Some(_)) => 3 * 2 * self.num_key_value_heads * self.head_dim,
+            (None, None) => 2 * self.num_key_value_heads * self.head_dim,
+        }
     }
 
     /// Longest sequence in tokens that the positions cover.
@@ -482,6 +572,52 @@ impl ModelConfig {
             _ => 0,
         }
     }
+}
+
+fn experts(r: &Reader<'_>) -> Result<ExpertsConfig, ModelError> {
+    let num_local_experts = r.size("num_local_experts")?;
+    let num_experts_per_tok = r.opt_size("num_experts_per_tok")?.unwrap_or(2);
+    if num_experts_per_tok > num_local_experts {
+        return Err(r.bad("num_experts_per_tok", format!("{num_experts_per_tok} of {num_local_experts} experts")));
+    }
+    Ok(ExpertsConfig { num_local_experts, num_experts_per_tok, router_aux_loss_coef: r.float("router_aux_loss_coef", 0.001)? })
+}
+
+fn latent(r: &Reader<'_>, layers: usize) -> Result<LatentConfig, ModelError> {
+    if r.get("first_k_dense_replace").and_then(Value::as_u64).unwrap_or(3) < layers as u64 {
+        return Err(r.bad("first_k_dense_replace", "blocks with experts are not supported for this architecture: only dense ones are"));
+    }
+    let scaling = r.get("rope_parameters").or_else(|| r.get("rope_scaling"));
+    if scaling.and_then(|s| s.get("mscale_all_dim")).and_then(Value::as_f64).is_some_and(|m| m != 0.0) {
+        return Err(r.bad("rope_scaling", "`mscale_all_dim` is not supported"));
+    }
+    let latent = LatentConfig {
+        q_lora_rank: r.opt_size("q_lora_rank")?,
+        kv_lora_rank: r.size("kv_lora_rank")?,
+        qk_nope_head_dim: r.size("qk_nope_head_dim")?,
+        qk_rope_head_dim: r.size("qk_rope_head_dim")?,
+        v_head_dim: r.size("v_head_dim")?,
+        rope_interleave: r.flag("rope_interleave", true)?,
+    };
+    if !latent.qk_rope_head_dim.is_multiple_of(2) {
+        return Err(r.bad("qk_rope_head_dim", "rotary positions need an even width"));
+    }
+    Ok(latent)
+}
+
+fn sparse(r: &Reader<'_>) -> Result<SparseConfig, ModelError> {
+    let size = |key: &str, default: usize| Ok::<_, ModelError>(r.opt_size(key)?.unwrap_or(default));
+    let sparse = SparseConfig {
+        compress_block: size("compress_block", 16)?,
+        compress_stride: size("compress_stride", 8)?,
+        select_block: size("select_block", 16)?,
+        select_count: size("select_count", 4)?,
+        window: size("window", 64)?,
+    };
+    if sparse.select_count < 3 {
+        return Err(r.bad("select_count", "the first and the two most recent blocks are always selected: at least 3"));
+    }
+    Ok(sparse)
 }
 
 fn token_id(r: &Reader<'_>, key: &str) -> Option<u32> {

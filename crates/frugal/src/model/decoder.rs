@@ -1,4 +1,5 @@
-//! One decoder for the Llama family: `llama`, `mistral`, `qwen2`, `qwen3` and `gemma3_text`.
+//! One decoder for the Llama family: `llama`, `mistral`, `qwen2`, `qwen3` and `gemma3_text`, with other kinds of attention
+//! (`deepseek_v3`, `native_sparse`) and feed-forward layers (`mixtral`) in its blocks.
 //!
 //! - Llama: <https://huggingface.co/docs/transformers/model_doc/llama2>
 //! - Gemma 3: <https://huggingface.co/docs/transformers/model_doc/gemma3>
@@ -10,28 +11,47 @@ use burn::prelude::*;
 use super::block::{Attend, attend};
 use super::cache::KvCache;
 use super::config::{Activation, ModelConfig, ModelType};
+use super::experts::Experts;
+use super::latent::Latent;
 use super::layout::{Input, SequenceLayout};
 use super::linear::{Embedding, Linear, Norm};
 use super::rope::{RotaryTable, rotary_table};
 use super::site::SiteTable;
+use super::sparse::Sparse;
 use super::weights::WeightLoader;
 use super::{Backbone, ModelError, check_input};
 use crate::adapt::{Enter, Pass, SubLayer};
 
-struct Block {
-    input_norm: Norm,
+/// How a block attends.
+enum Attention {
+    Grouped(Grouped),
+    Latent(Latent),
+    Sparse(Box<Sparse>),
+}
+
+/// What follows attention.
+enum FeedForward {
+    Gated { gate_proj: Linear, up_proj: Linear, down_proj: Linear },
+    Experts(Experts),
+}
+
+/// Queries that share keys and values in groups: one group per head, one for all, or anything between.
+struct Grouped {
     q_proj: Linear,
     k_proj: Linear,
     v_proj: Linear,
     o_proj: Linear,
     /// Norms of single query and key heads (Qwen 3, Gemma 3).
     qk_norm: Option<(Norm, Norm)>,
+}
+
+struct Block {
+    input_norm: Norm,
+    attention: Attention,
     /// Norm of the attention output (Gemma 3).
     attention_out_norm: Option<Norm>,
     mlp_norm: Norm,
-    gate_proj: Linear,
-    up_proj: Linear,
-    down_proj: Linear,
+    feed_forward: FeedForward,
     /// Norm of the feed-forward output (Gemma 3).
     mlp_out_norm: Option<Norm>,
     sliding: bool,
@@ -74,18 +94,31 @@ impl Decoder {
                 ModelType::Qwen3 | ModelType::Gemma3Text => Some((norm("self_attn.q_norm")?, norm("self_attn.k_norm")?)),
                 _ => None,
             };
+            let attention = match (&config.latent, &config.sparse) {
+                (Some(latent), _) => Attention::Latent(Latent::load(*latent, &config, loader, &p("self_attn"))?),
+                (None, Some(sparse)) => Attention::Sparse(Box::new(Sparse::load(*sparse, loader, &p("self_attn"))?)),
+                (None, None) => Attention::Grouped(Grouped {
+                    q_proj: loader.linear(&p("self_attn.q_proj"))?,
+                    k_proj: loader.linear(&p("self_attn.k_proj"))?,
+                    v_proj: loader.linear(&p("self_attn.v_proj"))?,
+                    o_proj: loader.linear(&p("self_attn.o_proj"))?,
+                    qk_norm,
+                }),
+            };
+            let feed_forward = match &config.experts {
+                Some(experts) => FeedForward::Experts(Experts::load(*experts, loader, &p("block_sparse_moe"))?),
+                None => FeedForward::Gated {
+                    gate_proj: loader.linear(&p("mlp.gate_proj"))?,
+                    up_proj: loader.linear(&p("mlp.up_proj"))?,
+                    down_proj: loader.linear(&p("mlp.down_proj"))?,
+                },
+            };
             blocks.push(Block {
                 input_norm,
-                q_proj: loader.linear(&p("self_attn.q_proj"))?,
-                k_proj: loader.linear(&p("self_attn.k_proj"))?,
-                v_proj: loader.linear(&p("self_attn.v_proj"))?,
-                o_proj: loader.linear(&p("self_attn.o_proj"))?,
-                qk_norm,
+                attention,
                 attention_out_norm,
                 mlp_norm,
-                gate_proj: loader.linear(&p("mlp.gate_proj"))?,
-                up_proj: loader.linear(&p("mlp.up_proj"))?,
-                down_proj: loader.linear(&p("mlp.down_proj"))?,
+                feed_forward,
                 mlp_out_norm,
                 sliding: config.sliding_layers[i],
             });
@@ -101,14 +134,14 @@ impl Decoder {
     fn tables(&self, layout: &SequenceLayout, prefix: usize) -> (RotaryTable, Option<RotaryTable>) {
         let c = &self.config;
         let positions: Vec<u32> = layout.position_ids.iter().map(|p| p + prefix as u32).collect();
-        let table = |rope| rotary_table(rope, c.head_dim, c.max_position_embeddings, &positions, &self.device);
+        let table = |rope| rotary_table(rope, c.rotary_dim(), c.max_position_embeddings, &positions, &self.device);
         let global = c.rope.as_ref().expect("every decoder configuration has rotary settings");
         (table(global), c.rope_local.as_ref().map(table))
     }
 }
 
-impl Block {
-    fn attention(
+impl Grouped {
+    fn forward(
         &self,
         c: &ModelConfig,
         at: &Attend<'_>,
@@ -129,18 +162,28 @@ impl Block {
         let y = attend(at, q, k, v, pass, cache);
         pass.linear(&self.o_proj, y)
     }
+}
 
-    fn mlp(&self, activation: Activation, x: Tensor<2>, pass: &mut dyn Pass) -> Tensor<2> {
-        let gate = pass.linear(&self.gate_proj, x.clone());
-        let up = pass.linear(&self.up_proj, x);
-        let hidden = match activation {
-            Activation::Silu => frugal_kernels::swiglu(gate, up),
-            Activation::GeluTanh => frugal_kernels::geglu_tanh(gate, up),
-            Activation::Gelu => frugal_kernels::gelu(gate) * up,
-            Activation::Relu => burn::tensor::activation::relu(gate) * up,
-        };
-        pass.linear(&self.down_proj, hidden)
+impl FeedForward {
+    fn forward(&self, activation: Activation, layer: usize, x: Tensor<2>, pass: &mut dyn Pass) -> Tensor<2> {
+        match self {
+            Self::Gated { gate_proj, up_proj, down_proj } => gated(activation, [gate_proj, up_proj, down_proj], x, pass),
+            Self::Experts(experts) => experts.forward(activation, layer, x, pass),
+        }
     }
+}
+
+/// `down(act(gate(x)) ⊙ up(x))`.
+pub(super) fn gated(activation: Activation, [gate_proj, up_proj, down_proj]: [&Linear; 3], x: Tensor<2>, pass: &mut dyn Pass) -> Tensor<2> {
+    let gate = pass.linear(gate_proj, x.clone());
+    let up = pass.linear(up_proj, x);
+    let hidden = match activation {
+        Activation::Silu => frugal_kernels::swiglu(gate, up),
+        Activation::GeluTanh => frugal_kernels::geglu_tanh(gate, up),
+        Activation::Gelu => frugal_kernels::gelu(gate) * up,
+        Activation::Relu => burn::tensor::activation::relu(gate) * up,
+    };
+    pass.linear(down_proj, hidden)
 }
 
 /// Applies `f` to single heads: `[tokens, heads * head_dim]` viewed as `[tokens * heads, head_dim]`.
@@ -164,6 +207,10 @@ impl Backbone for Decoder {
 
     fn forward(&self, input: &Input<'_>, pass: &mut dyn Pass, mut cache: Option<&mut KvCache>) -> Result<Tensor<2>, ModelError> {
         check_input(&self.config, input)?;
+        if pass.prefix_length() > 0 && (self.config.latent.is_some() || self.config.sparse.is_some()) {
+            let reason = "keys and values in front of a block fit grouped attention only: use a method that changes weights or the input";
+            return Err(ModelError::Method { model_type: self.config.model_type.name(), reason: reason.into() });
+        }
         let mut layout = input.layout.clone();
         let mut x = pass.embedding(&self.embed_tokens, input.input_ids);
         if let Some(scale) = self.embed_scale {
@@ -177,17 +224,21 @@ impl Backbone for Decoder {
             }
             let window = if block.sliding { self.config.sliding_window } else { None };
             let rotary = if block.sliding { local.as_ref().unwrap_or(&global) } else { &global };
-            let at = Attend { config: &self.config, layout: &layout, layer, window, causal: true };
+            let at = Attend { window, ..Attend::new(&self.config, &layout, layer, true) };
 
             let y = pass.norm(&block.input_norm, x.clone());
-            let mut a = block.attention(&self.config, &at, rotary, y.clone(), pass, cache.as_deref_mut());
+            let mut a = match &block.attention {
+                Attention::Grouped(grouped) => grouped.forward(&self.config, &at, rotary, y.clone(), pass, cache.as_deref_mut()),
+                Attention::Latent(latent) => latent.forward(&at, rotary, y.clone(), pass, cache.as_deref_mut()),
+                Attention::Sparse(sparse) => sparse.forward(&at, rotary, y.clone(), pass, cache.as_deref_mut()),
+            };
             if let Some(norm) = &block.attention_out_norm {
                 a = pass.norm(norm, a);
             }
             x = x + pass.around(layer, SubLayer::Attention, &y, a);
 
             let y = pass.norm(&block.mlp_norm, x.clone());
-            let mut m = block.mlp(self.config.activation, y.clone(), pass);
+            let mut m = block.feed_forward.forward(self.config.activation, layer, y.clone(), pass);
             if let Some(norm) = &block.mlp_out_norm {
                 m = pass.norm(norm, m);
             }
@@ -211,12 +262,19 @@ impl Backbone for Decoder {
         for b in &self.blocks {
             let norms = [Some(&b.input_norm), b.attention_out_norm.as_ref(), Some(&b.mlp_norm), b.mlp_out_norm.as_ref()];
             norms.into_iter().flatten().for_each(|n| visit(Frozen::Norm(n)));
-            if let Some((q, k)) = &b.qk_norm {
-                visit(Frozen::Norm(q));
-                visit(Frozen::Norm(k));
+            match &b.attention {
+                Attention::Grouped(a) => {
+                    a.qk_norm.iter().flat_map(|(q, k)| [q, k]).for_each(|n| visit(Frozen::Norm(n)));
+                    [&a.q_proj, &a.k_proj, &a.v_proj, &a.o_proj].into_iter().for_each(|l| visit(Frozen::Linear(l)));
+                }
+                Attention::Latent(a) => a.export(visit),
+                Attention::Sparse(a) => a.export(visit),
             }
-            for linear in [&b.q_proj, &b.k_proj, &b.v_proj, &b.o_proj, &b.gate_proj, &b.up_proj, &b.down_proj] {
-                visit(Frozen::Linear(linear));
+            match &b.feed_forward {
+                FeedForward::Gated { gate_proj, up_proj, down_proj } => {
+                    [gate_proj, up_proj, down_proj].into_iter().for_each(|l| visit(Frozen::Linear(l)));
+                }
+                FeedForward::Experts(experts) => experts.export(visit),
             }
         }
         visit(Frozen::Norm(&self.norm));

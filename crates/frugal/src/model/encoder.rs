@@ -110,7 +110,7 @@ impl Backbone for Encoder {
             if pass.enter(layer, &x) == Enter::Skip {
                 continue;
             }
-            let at = Attend { config: &self.config, layout: &layout, layer, window: None, causal: false };
+            let at = Attend::new(&self.config, &layout, layer, false);
             let q = pass.linear(&block.query, x.clone());
             let k = pass.linear(&block.key, x.clone());
             let v = pass.linear(&block.value, x.clone());

@@ -91,7 +91,7 @@ impl Backbone for Gpt2 {
             if pass.enter(layer, &x) == Enter::Skip {
                 continue;
             }
-            let at = Attend { config: &self.config, layout: &layout, layer, window: None, causal: true };
+            let at = Attend::new(&self.config, &layout, layer, true);
             let y = pass.norm(&block.ln_1, x.clone());
             let qkv = pass.linear(&block.c_attn, y.clone());
             let part = |i: usize| qkv.clone().narrow(1, i * d, d);

@@ -28,7 +28,7 @@ pub fn random_weights(config: &ModelConfig, seed: u64, device: &Device) -> Memor
                 SiteKind::Linear | SiteKind::LmHead => [site.d_out, site.d_in],
                 _ => [site.d_in, site.d_out],
             };
-            let writes_to_stream = ["o_proj", "down_proj", "c_proj"].contains(&site.name());
+            let writes_to_stream = ["o_proj", "down_proj", "c_proj", "w2"].contains(&site.name());
             let scale = if writes_to_stream { residual } else { std };
             let mut rng = stream(seed, &name);
             let values: Vec<f32> = (0..shape[0] * shape[1]).map(|_| scale * normal(&mut rng)).collect();

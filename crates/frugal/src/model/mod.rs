@@ -8,14 +8,17 @@ mod cache;
 mod config;
 mod decoder;
 mod encoder;
+mod experts;
 mod gpt2;
 mod init;
+mod latent;
 mod layout;
 mod linear;
 pub mod load;
 mod rope;
 pub mod save;
 mod site;
+mod sparse;
 mod weights;
 
 use std::sync::Arc;
@@ -25,7 +28,7 @@ use thiserror::Error;
 
 pub use block::{mean_pool, select_rows};
 pub use cache::KvCache;
-pub use config::{Activation, ModelConfig, ModelType, RopeConfig, RopeScaling};
+pub use config::{Activation, ExpertsConfig, LatentConfig, ModelConfig, ModelType, RopeConfig, RopeScaling, SparseConfig};
 pub use decoder::Decoder;
 pub use encoder::Encoder;
 pub use gpt2::Gpt2;
@@ -50,6 +53,14 @@ pub enum ModelError {
         /// Key at fault.
         key: String,
         /// What is wrong with it.
+        reason: String,
+    },
+    /// A method that this kind of model has no place for.
+    #[error("a model of type `{model_type}` cannot be used with this method: {reason}")]
+    Method {
+        /// Type.
+        model_type: &'static str,
+        /// Why, and what would work.
         reason: String,
     },
     /// No backbone for this architecture.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::config::{ModelConfig, ModelType};
+use super::config::{LatentConfig, ModelConfig, ModelType, SparseConfig};
 
 /// Index of a site in its backbone's [`SiteTable`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -141,27 +141,82 @@ impl SiteTable {
             let p = |name: &str| format!("model.layers.{i}.{name}");
             let l = Some(i);
             self.add(p("input_layernorm"), Norm, l, 1, d, false);
-            self.add(p("self_attn.q_proj"), Linear, l, d, q, c.qkv_bias);
-            self.add(p("self_attn.k_proj"), Linear, l, d, kv, c.qkv_bias);
-            self.add(p("self_attn.v_proj"), Linear, l, d, kv, c.qkv_bias);
+            match (&c.latent, &c.sparse) {
+                (Some(latent), _) => self.latent(c, latent, i),
+                (None, Some(sparse)) => self.sparse(c, sparse, i),
+                (None, None) => {
+                    self.add(p("self_attn.q_proj"), Linear, l, d, q, c.qkv_bias);
+                    self.add(p("self_attn.k_proj"), Linear, l, d, kv, c.qkv_bias);
+                    self.add(p("self_attn.v_proj"), Linear, l, d, kv, c.qkv_bias);
+                }
+            }
             if matches!(c.model_type, ModelType::Qwen3 | ModelType::Gemma3Text) {
                 self.add(p("self_attn.q_norm"), Norm, l, 1, c.head_dim, false);
                 self.add(p("self_attn.k_norm"), Norm, l, 1, c.head_dim, false);
             }
-            self.add(p("self_attn.o_proj"), Linear, l, q, d, c.output_bias);
+            let heads = c.latent.map_or(q, |latent| c.num_attention_heads * latent.v_head_dim);
+            self.add(p("self_attn.o_proj"), Linear, l, heads, d, c.output_bias);
             self.add(p("post_attention_layernorm"), Norm, l, 1, d, false);
             if gemma {
                 self.add(p("pre_feedforward_layernorm"), Norm, l, 1, d, false);
             }
-            self.add(p("mlp.gate_proj"), Linear, l, d, ff, c.mlp_bias);
-            self.add(p("mlp.up_proj"), Linear, l, d, ff, c.mlp_bias);
-            self.add(p("mlp.down_proj"), Linear, l, ff, d, c.mlp_bias);
+            match &c.experts {
+                Some(experts) => {
+                    self.add(p("block_sparse_moe.gate"), Linear, l, d, experts.num_local_experts, false);
+                    for e in 0..experts.num_local_experts {
+                        self.add(p(&format!("block_sparse_moe.experts.{e}.w1")), Linear, l, d, ff, false);
+                        self.add(p(&format!("block_sparse_moe.experts.{e}.w3")), Linear, l, d, ff, false);
+                        self.add(p(&format!("block_sparse_moe.experts.{e}.w2")), Linear, l, ff, d, false);
+                    }
+                }
+                None => {
+                    self.add(p("mlp.gate_proj"), Linear, l, d, ff, c.mlp_bias);
+                    self.add(p("mlp.up_proj"), Linear, l, d, ff, c.mlp_bias);
+                    self.add(p("mlp.down_proj"), Linear, l, ff, d, c.mlp_bias);
+                }
+            }
             if gemma {
                 self.add(p("post_feedforward_layernorm"), Norm, l, 1, d, false);
             }
         }
         self.add("model.norm".into(), Norm, None, 1, d, false);
         self.add_lm_head(c);
+    }
+
+    fn latent(&mut self, c: &ModelConfig, latent: &LatentConfig, layer: usize) {
+        use SiteKind::{Linear, Norm};
+        let p = |name: &str| format!("model.layers.{layer}.self_attn.{name}");
+        let (d, l, queries) = (c.hidden_size, Some(layer), c.num_attention_heads * c.head_dim);
+        match latent.q_lora_rank {
+            Some(rank) => {
+                self.add(p("q_a_proj"), Linear, l, d, rank, c.qkv_bias);
+                self.add(p("q_a_layernorm"), Norm, l, 1, rank, false);
+                self.add(p("q_b_proj"), Linear, l, rank, queries, false);
+            }
+            None => self.add(p("q_proj"), Linear, l, d, queries, false),
+        }
+        self.add(p("kv_a_proj_with_mqa"), Linear, l, d, latent.kv_lora_rank + latent.qk_rope_head_dim, c.qkv_bias);
+        self.add(p("kv_a_layernorm"), Norm, l, 1, latent.kv_lora_rank, false);
+        let expanded = c.num_attention_heads * (latent.qk_nope_head_dim + latent.v_head_dim);
+        self.add(p("kv_b_proj"), Linear, l, latent.kv_lora_rank, expanded, false);
+    }
+
+    fn sparse(&mut self, c: &ModelConfig, sparse: &SparseConfig, layer: usize) {
+        use SiteKind::{Embedding, Linear};
+        let p = |name: &str| format!("model.layers.{layer}.self_attn.{name}");
+        let (d, l) = (c.hidden_size, Some(layer));
+        let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
+        self.add(p("q_proj"), Linear, l, d, q, false);
+        for branch in ["compress", "select", "window"] {
+            self.add(p(&format!("{branch}.k_proj")), Linear, l, d, kv, false);
+            self.add(p(&format!("{branch}.v_proj")), Linear, l, d, kv, false);
+        }
+        for what in ["key", "value"] {
+            self.add(p(&format!("compress.{what}_position")), Embedding, l, sparse.compress_block, c.head_dim, false);
+            self.add(p(&format!("compress.{what}_up")), Linear, l, sparse.compress_block * c.head_dim, 2 * c.head_dim, true);
+            self.add(p(&format!("compress.{what}_down")), Linear, l, 2 * c.head_dim, c.head_dim, true);
+        }
+        self.add(p("gate"), Linear, l, d, 3 * c.num_attention_heads, true);
     }
 
     fn gpt2(&mut self, c: &ModelConfig) {

@@ -22,7 +22,7 @@ pub use export::{ExportFormat, export_adapter_gguf, export_gguf, merge_to_folder
 pub use forgetting::forgetting;
 pub use plan::{Memory, Plan, plan};
 pub use prepare::{Part, Prepared, prepare};
-pub use pretrain::{PretrainConfig, Pretrained, Shape, pretrain};
+pub use pretrain::{AttentionKind, PretrainConfig, Pretrained, Shape, pretrain};
 pub use tune::{Tuned, tune};
 
 use crate::train::Event;

@@ -39,6 +39,31 @@ pub struct Shape {
     pub num_key_value_heads: usize,
     /// Longest sequence.
     pub max_position_embeddings: usize,
+    /// How blocks attend.
+    pub attention: AttentionKind,
+    /// Latent attention: width of what is remembered of a token; four heads by default.
+    pub kv_lora_rank: Option<usize>,
+    /// Latent attention: rotated part of a head; half a head by default.
+    pub qk_rope_head_dim: Option<usize>,
+    /// Experts of a block; 0 for a plain feed-forward layer.
+    pub num_local_experts: usize,
+    /// Experts that each token goes through.
+    pub num_experts_per_tok: usize,
+    /// Weight of the loss that keeps the load of the experts even.
+    pub router_aux_loss_coef: f64,
+}
+
+/// Ways to attend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AttentionKind {
+    /// Keys and values for groups of heads: `num_key_value_heads` from 1 (multi-query) to the number of heads (multi-head).
+    #[default]
+    Grouped,
+    /// Multi-head latent attention.
+    Latent,
+    /// Native sparse attention.
+    Sparse,
 }
 
 impl Default for Shape {
@@ -51,6 +76,12 @@ impl Default for Shape {
             num_attention_heads: 6,
             num_key_value_heads: 2,
             max_position_embeddings: 1024,
+            attention: AttentionKind::Grouped,
+            kv_lora_rank: None,
+            qk_rope_head_dim: None,
+            num_local_experts: 0,
+            num_experts_per_tok: 2,
+            router_aux_loss_coef: 0.01,
         }
     }
 }
@@ -133,6 +164,15 @@ impl PretrainConfig {
         if s.num_attention_heads == 0 || !s.hidden_size.is_multiple_of(2 * s.num_attention_heads.max(1)) {
             add("shape.hidden_size", format!("{} must be a multiple of twice the {} heads", s.hidden_size, s.num_attention_heads));
         }
+        if s.num_local_experts > 0 && s.attention != AttentionKind::Grouped {
+            add("shape.num_local_experts", "experts go with grouped attention only".into());
+        }
+        if s.num_local_experts > 0 && !(1..=s.num_local_experts).contains(&s.num_experts_per_tok) {
+            add("shape.num_experts_per_tok", format!("{} of {} experts", s.num_experts_per_tok, s.num_local_experts));
+        }
+        if s.qk_rope_head_dim.is_some_and(|width| width == 0 || !width.is_multiple_of(2)) {
+            add("shape.qk_rope_head_dim", "rotary positions need an even width".into());
+        }
         if let Err(error) = crate::device::device(&self.device) {
             add("device", error.to_string());
         }
@@ -145,15 +185,38 @@ impl PretrainConfig {
     fn model(&self, tokenizer: &TextTokenizer) -> Result<ModelConfig, RunError> {
         let s = &self.shape;
         let end = tokenizer.id(END);
-        let raw = json!({
-            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": s.vocab_size, "hidden_size": s.hidden_size,
+        let head_dim = s.hidden_size / s.num_attention_heads;
+        let (class, model_type) = match s.attention {
+            AttentionKind::Latent => ("DeepseekV3ForCausalLM", "deepseek_v3"),
+            AttentionKind::Sparse => ("NativeSparseForCausalLM", "native_sparse"),
+            AttentionKind::Grouped if s.num_local_experts > 0 => ("MixtralForCausalLM", "mixtral"),
+            AttentionKind::Grouped => ("LlamaForCausalLM", "llama"),
+        };
+        let mut raw = json!({
+            "architectures": [class], "model_type": model_type, "vocab_size": s.vocab_size, "hidden_size": s.hidden_size,
             "intermediate_size": s.intermediate_size, "num_hidden_layers": s.num_hidden_layers,
             "num_attention_heads": s.num_attention_heads, "num_key_value_heads": s.num_key_value_heads,
-            "head_dim": s.hidden_size / s.num_attention_heads, "max_position_embeddings": s.max_position_embeddings,
+            "head_dim": head_dim, "max_position_embeddings": s.max_position_embeddings,
             "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu", "tie_word_embeddings": true,
             "attention_bias": false, "mlp_bias": false, "initializer_range": 0.02, "bos_token_id": end, "eos_token_id": end,
             "pad_token_id": end, "dtype": self.dtype.torch_name(),
         });
+        let rope = s.qk_rope_head_dim.unwrap_or(head_dim / 2);
+        let more = match s.attention {
+            AttentionKind::Latent => json!({
+                "q_lora_rank": null, "kv_lora_rank": s.kv_lora_rank.unwrap_or(4 * head_dim), "qk_nope_head_dim": head_dim,
+                "qk_rope_head_dim": rope, "v_head_dim": head_dim, "head_dim": rope, "rope_interleave": false,
+                "first_k_dense_replace": s.num_hidden_layers, "num_key_value_heads": s.num_attention_heads,
+            }),
+            AttentionKind::Grouped if s.num_local_experts > 0 => json!({
+                "num_local_experts": s.num_local_experts, "num_experts_per_tok": s.num_experts_per_tok,
+                "router_aux_loss_coef": s.router_aux_loss_coef,
+            }),
+            _ => json!({}),
+        };
+        if let (Some(raw), Some(more)) = (raw.as_object_mut(), more.as_object()) {
+            raw.extend(more.clone());
+        }
         Ok(ModelConfig::from_json(raw, "shape")?)
     }
 }

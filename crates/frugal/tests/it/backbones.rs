@@ -8,8 +8,20 @@ use crate::support::{Golden, assert_close, fixture, model};
 
 const TOLERANCE: f32 = 1e-4;
 
-const MODELS: [&str; 10] =
-    ["llama", "llama-rope-llama3", "llama-rope-linear", "mistral", "qwen2", "qwen3", "gemma3_text", "gpt2", "bert", "roberta"];
+const MODELS: [&str; 12] = [
+    "llama",
+    "llama-rope-llama3",
+    "llama-rope-linear",
+    "mistral",
+    "mixtral",
+    "deepseek_v3",
+    "qwen2",
+    "qwen3",
+    "gemma3_text",
+    "gpt2",
+    "bert",
+    "roberta",
+];
 
 /// Remembers the residual stream after each block.
 #[derive(Default)]

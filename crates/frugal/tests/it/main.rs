@@ -12,3 +12,4 @@ mod packed;
 mod real;
 mod steps;
 mod support;
+mod variants;
