@@ -100,6 +100,10 @@ fn usual(model_type: ModelType) -> (&'static [&'static str], &'static str) {
     match model_type {
         ModelType::Llama | ModelType::Mistral => (&["k_proj", "v_proj", "down_proj"], "down_proj"),
         ModelType::Qwen2 | ModelType::Qwen3 | ModelType::Gemma3Text => (&["q_proj", "v_proj", "down_proj"], "down_proj"),
+        ModelType::Mixtral => (&["k_proj", "v_proj", "w2"], "w2"),
+        // Without a choice in peft: what stands closest to the usual one.
+        ModelType::DeepseekV3 => (&["kv_b_proj", "down_proj"], "down_proj"),
+        ModelType::NativeSparse => (&["k_proj", "v_proj", "down_proj"], "down_proj"),
         ModelType::Gpt2 => (&["c_attn", "mlp.c_proj"], "mlp.c_proj"),
         ModelType::Bert | ModelType::Roberta => (&["key", "value", "output.dense"], "output.dense"),
     }

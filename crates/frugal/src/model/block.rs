@@ -10,8 +10,6 @@ use crate::adapt::Pass;
 
 /// Where an attention call happens.
 pub struct Attend<'a> {
-    /// Sizes.
-    pub config: &'a ModelConfig,
     /// Sequence boundaries of the queries.
     pub layout: &'a SequenceLayout,
     /// Block number.
@@ -28,9 +26,9 @@ pub struct Attend<'a> {
 
 impl<'a> Attend<'a> {
     /// Attention with the configuration's heads and without a window.
-    pub fn new(config: &'a ModelConfig, layout: &'a SequenceLayout, layer: usize, causal: bool) -> Self {
+    pub fn new(config: &ModelConfig, layout: &'a SequenceLayout, layer: usize, causal: bool) -> Self {
         let heads = [config.num_attention_heads, config.num_key_value_heads, config.head_dim];
-        Self { config, layout, layer, window: None, causal, heads, scale: config.attention_scale as f32 }
+        Self { layout, layer, window: None, causal, heads, scale: config.attention_scale as f32 }
     }
 }
 

@@ -76,8 +76,11 @@ impl KvCache {
     /// Attention of one new query of each sequence to what is cached, which includes its own key; `None` when the cache is on
     /// another device.
     pub fn attend(&self, layer: usize, q: Tensor<2>, spec: &AttentionSpec) -> Option<Tensor<2>> {
-        let blocks = |entry| if let &Entry::Blocks(ref blocks) = entry { Some(blocks) } else { None };
-        let cached: Vec<&KeyValues> = self.entries[layer].iter().map(blocks).collect::<Option<_>>()?;
+        let blocks = self.entries[layer].iter().map(|entry| match entry {
+            Entry::Blocks(blocks) => Some(blocks),
+            _ => None,
+        });
+        let cached: Vec<&KeyValues> = blocks.collect::<Option<_>>()?;
         Some(frugal_kernels::cached_attention(q, &cached, spec))
     }
 

@@ -180,9 +180,8 @@ impl Sparse {
                 for member in 0..group {
                     let row = &probabilities[((head * group + member) * q_len + i) * compressed..][..compressed];
                     for (j, p) in row.iter().enumerate() {
-                        for block in j * stride / select_block..=(j * stride + length - 1) / select_block {
-                            scores[block] += p;
-                        }
+                        let overlapping = j * stride / select_block..=(j * stride + length - 1) / select_block;
+                        scores[overlapping].iter_mut().for_each(|score| *score += p);
                     }
                 }
                 let mut chosen = vec![0, own.saturating_sub(1), own];

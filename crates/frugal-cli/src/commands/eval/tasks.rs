@@ -6,6 +6,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Result, bail};
 use clap::ValueEnum;
 use frugal::measure::language_model::HarnessModel;
+use frugal::model::Quantize;
 use frugal_core::fs::write_atomic;
 use frugal_core::human;
 use frugal_core::measure::eval::{Context, EvalEvent, EvalResults, LanguageModel, Task, run as run_task};
@@ -77,7 +78,7 @@ pub(super) fn run(args: &Args) -> Result<Outcome> {
     if let Some(twice) = tasks.iter().enumerate().find_map(|(i, (t, _))| tasks[..i].iter().any(|(o, _)| o.name == t.name).then_some(t)) {
         bail!("the task `{}` is named twice: results have one entry for each name", twice.name);
     }
-    let loaded = Loaded::read_for_text(&args.model, &args.machine, args.output)?;
+    let loaded = Loaded::read_for_text(&args.model, &args.machine, Quantize::None, args.output)?;
     let fingerprint = fingerprint(&loaded, args)?;
     let mut model = HarnessModel {
         backbone: loaded.backbone.as_ref(),

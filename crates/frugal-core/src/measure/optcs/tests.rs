@@ -228,10 +228,10 @@ fn training_on_the_calibration_items_keeps_the_level_and_beats_a_split() {
         // The model is trained on all labelled items and calibrated on the same ones.
         let mut gram = Matrix::zeros(9, 9);
         let mut right = vec![0.0; 9];
-        for i in 0..80 {
+        for (i, &known) in known.iter().take(80).enumerate() {
             let row = rows.row(i);
             for a in 0..9 {
-                right[a] += target(known[i]) * row[a];
+                right[a] += target(known) * row[a];
                 (0..9).for_each(|b| gram.data[a * 9 + b] += row[a] * row[b]);
             }
         }
