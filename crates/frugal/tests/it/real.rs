@@ -105,9 +105,10 @@ fn smollm2_in_the_codes_of_its_file_computes_the_same() {
         let expected = golden.float(&format!("prompt{n}.last_logits_subset")).unwrap();
         let worst = max_difference(exact, expected);
         assert!(worst <= LOGITS, "prompt {n}: logits differ by {worst:e}");
-        // Inputs of maps are rounded to 8 bits, so logits move a little; all of them together stay where they were.
+        // Inputs of maps are rounded to 8 bits in groups of 32, as llama.cpp does: half a percent at each of 210 maps in a
+        // row. All logits together stay where they were.
         let (mean, size) = (difference(&integers, expected), difference(&vec![0.0; expected.len()], expected));
-        assert!(mean < 0.03 * size, "prompt {n}: logits differ by {mean} of {size}");
+        assert!(mean < 0.1 * size, "prompt {n}: logits differ by {mean} of {size}");
     }
 }
 
