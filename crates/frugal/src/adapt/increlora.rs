@@ -64,7 +64,7 @@ pub const METHOD: Method = Method {
     aliases: &["incremental-lora"],
     family: Family::LowRank,
     summary: "LoRA whose rank grows in the maps that matter most",
-    default_lr: 1e-3,
+    default_lr: 3e-3,
     peft_type: PEFT_TYPE,
     peft_variant: None,
     capabilities: Capabilities { merge: true, identity_at_init: true, mixed_batch: true },

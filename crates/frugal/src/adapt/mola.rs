@@ -59,7 +59,7 @@ pub const METHOD: Method = Method {
     aliases: &["lora-experts"],
     family: Family::LowRank,
     summary: "Routed LoRA experts, with a number of its own in every block",
-    default_lr: 3e-4,
+    default_lr: 5e-4,
     peft_type: PEFT_TYPE,
     peft_variant: None,
     capabilities: Capabilities { merge: false, identity_at_init: true, mixed_batch: true },

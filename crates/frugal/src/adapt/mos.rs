@@ -27,8 +27,8 @@
 //!
 //! ## Departures from the paper
 //! The released code gives every kind of projection as many pool rows as there are blocks; a kind that occurs in one place
-//! only (BERT's pooler) has one block here. `r` is lowered to `p + (e − p) L` where a pool is too small for more without
-//! repeats. The files hold pools and indices rather than the assembled matrices. The pair of constant vectors in the
+//! only (BERT's pooler) has one block here. Where a pool is too small for `r` vectors without repeats, `p + (e − p) L` of
+//! them are used, at the same scale. The files hold pools and indices rather than the assembled matrices. The pair of constant vectors in the
 //! released code multiplies by one and is left out.
 //!
 //! ## References
@@ -56,7 +56,7 @@ pub const METHOD: Method = Method {
     aliases: &["mixture-of-shards"],
     family: Family::Shared,
     summary: "Low-rank matrices of all blocks assembled from one pool of shards",
-    default_lr: 5e-4,
+    default_lr: 1e-3,
     peft_type: PEFT_TYPE,
     peft_variant: None,
     capabilities: Capabilities { merge: true, identity_at_init: true, mixed_batch: true },
@@ -245,7 +245,7 @@ fn member(config: &MosConfig, context: &BuildContext<'_>, id: SiteId, pool: usiz
     let index = |which: &str, rows| Parameter::frozen(format!("mos.{path}.index_{which}"), &[rank * l], rows, &context.device);
     let a = draw("A");
     let b = if config.pair_dissociation { draw("B") } else { a.clone() };
-    let scale = (config.lora_alpha / rank as f64) as f32;
+    let scale = (config.lora_alpha / config.r as f64) as f32;
     Member { index_a: index("A", a), index_b: index("B", b), pool, scale, path }
 }
 
