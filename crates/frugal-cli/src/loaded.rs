@@ -33,6 +33,12 @@ impl Loaded {
         Self::read_checked(model, machine, output, options, |files| Ok(files.tokenizer().map(|_| ())?))
     }
 
+    /// The same for measuring: products are exact whatever the weights are held in.
+    pub fn read_for_scoring(model: &Model, machine: &Machine, quantize: Quantize, output: Output) -> Result<Self> {
+        let options = LoadOptions { quantize, ..LoadOptions::default() };
+        Self::read_checked(model, machine, output, options, |files| Ok(files.tokenizer().map(|_| ())?))
+    }
+
     fn read_checked(
         model: &Model,
         machine: &Machine,

@@ -11,6 +11,7 @@ use frugal_core::config;
 use frugal_core::events::{LOG_FILE, read_jsonl};
 use frugal_core::fs::write_atomic;
 use frugal_core::human;
+use frugal_core::measure::efficiency::Efficiency;
 use frugal_core::report::{Comparison, RECORD_FILE, Run, RunRecord, Status};
 use frugal_core::suite::{Job, Suite};
 use indicatif::{ProgressBar, ProgressDrawTarget};
@@ -260,7 +261,12 @@ fn compare(title: &str, suite: &Suite, jobs: &[Resolved], out: &Path) -> Result<
     let run = |resolved: &Resolved| -> Option<Run> {
         let folder = out.join(resolved.job.folder());
         let record = RunRecord::read(&folder.join(RECORD_FILE)).ok()?;
-        Some(Run { name: resolved.job.name.clone(), record, log: read_jsonl(&folder.join(LOG_FILE)).unwrap_or_default() })
+        Some(Run {
+            name: resolved.job.name.clone(),
+            record,
+            log: read_jsonl(&folder.join(LOG_FILE)).unwrap_or_default(),
+            efficiency: Efficiency::read(&folder),
+        })
     };
     let runs: Vec<Run> = jobs.iter().filter_map(run).collect();
     let comparison = Comparison::new(title, suite.description.clone(), Some(&suite.metric), runs);

@@ -2,13 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use frugal_core::events::{LOG_FILE, read_jsonl};
 use frugal_core::fs::write_atomic;
 use frugal_core::human;
-use frugal_core::report::{Comparison, RECORD_FILE, Run, RunRecord};
+use frugal_core::measure::efficiency::Efficiency;
+use frugal_core::report::{Comparison, RECORD_FILE, Run, RunRecord, TaskScores};
 use frugal_core::table::{Column, Table};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::Outcome;
 use crate::args::Output;
@@ -19,7 +20,7 @@ Examples:
   frugal report runs/*
   frugal report runs/bench-text-encoder --metric macro_f1 --out comparison.html
 
-A folder is a run, or holds runs. Runs whose names differ only in a final -seedN are averaged.";
+A folder is a run or what `frugal eval --tasks --out` wrote, or holds such folders. Runs whose names differ only in a final -seedN are averaged.";
 
 /// Compare finished runs: quality against parameters, memory and time
 #[derive(Debug, clap::Args)]
@@ -40,30 +41,63 @@ pub struct Args {
 
 /// Reads the runs and writes the page.
 pub fn run(args: &Args) -> Result<Outcome> {
-    let mut runs = Vec::new();
+    let (mut runs, mut tasks) = (Vec::new(), Vec::new());
     for folder in &args.folders {
         if !folder.is_dir() {
             bail!("{}: no such folder", folder.display());
         }
-        let before = runs.len();
+        let before = runs.len() + tasks.len();
         collect(folder, &mut runs)?;
-        if runs.len() == before {
-            bail!("{}: neither a run nor a folder of runs: no `{RECORD_FILE}` there", folder.display());
+        collect_tasks(folder, &mut tasks)?;
+        if runs.len() + tasks.len() == before {
+            bail!("{}: neither a run nor a folder of runs: no `{RECORD_FILE}` or `{RESULTS_FILE}` there", folder.display());
         }
     }
     let subtitle = match runs.len() {
         1 => "one run".to_owned(),
         n => format!("{n} runs"),
     };
-    let comparison = Comparison::new("Comparison", subtitle, args.metric.as_deref(), runs);
+    let subtitle = match (runs.len(), tasks.len()) {
+        (_, 0) => subtitle,
+        (0, n) => format!("{n} evaluated on tasks"),
+        (_, n) => format!("{subtitle}, {n} evaluated on tasks"),
+    };
+    let scores: Vec<_> = tasks.iter().map(|t: &TaskScores| json!({ "name": t.name, "results": t.results["results"] })).collect();
+    let comparison = Comparison::new("Comparison", subtitle, args.metric.as_deref(), runs).with_tasks(tasks);
     write_atomic(&args.out, comparison.to_html()?.as_bytes())?;
     if args.output.json {
-        ui::print_json(&json!({ "metric": comparison.metric, "runs": comparison.rows(), "report": args.out }))?;
+        ui::print_json(&json!({ "metric": comparison.metric, "runs": comparison.rows(), "tasks": scores, "report": args.out }))?;
     } else {
-        ui::table::print(&table(&comparison));
+        if !comparison.rows().is_empty() {
+            ui::table::print(&table(&comparison));
+        }
         ui::print(&format!("\n{}", args.out.display()));
     }
     Ok(Outcome::Done)
+}
+
+/// What `frugal eval --tasks --out` writes.
+const RESULTS_FILE: &str = "results.json";
+
+/// The evaluation in this folder, or those in the folders within it.
+fn collect_tasks(folder: &Path, tasks: &mut Vec<TaskScores>) -> Result<()> {
+    let mut folders = vec![folder.to_owned()];
+    if !folder.join(RESULTS_FILE).is_file() {
+        folders = std::fs::read_dir(folder)?.flatten().map(|entry| entry.path()).collect();
+        folders.sort();
+    }
+    for folder in folders {
+        let file = folder.join(RESULTS_FILE);
+        if file.is_file() {
+            let results: Value =
+                serde_json::from_slice(&frugal_core::fs::read(&file)?).with_context(|| format!("{}: not JSON", file.display()))?;
+            if results["results"].is_object() {
+                let name = folder.file_name().map_or_else(|| folder.display().to_string(), |n| n.to_string_lossy().into_owned());
+                tasks.push(TaskScores { name, results });
+            }
+        }
+    }
+    Ok(())
 }
 
 fn collect(folder: &Path, runs: &mut Vec<Run>) -> Result<()> {
@@ -72,7 +106,12 @@ fn collect(folder: &Path, runs: &mut Vec<Run>) -> Result<()> {
         let record = RunRecord::read(&file)?;
         let folder_name = folder.canonicalize().ok().and_then(|f| Some(f.file_name()?.to_string_lossy().into_owned()));
         let name = folder_name.unwrap_or_else(|| record.run_info.experiment_name.clone());
-        runs.push(Run { name: without_seed(&name).to_owned(), record, log: read_jsonl(&folder.join(LOG_FILE)).unwrap_or_default() });
+        runs.push(Run {
+            name: without_seed(&name).to_owned(),
+            record,
+            log: read_jsonl(&folder.join(LOG_FILE)).unwrap_or_default(),
+            efficiency: Efficiency::read(folder),
+        });
         return Ok(());
     }
     let mut inner: Vec<PathBuf> = std::fs::read_dir(folder)?.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect();

@@ -13,6 +13,7 @@ const COMMANDS: &[&[&str]] = &[
     &["measure"],
     &["measure", "capacity"],
     &["measure", "code"],
+    &["measure", "efficiency"],
     &["measure", "runtime"],
     &["measure", "spectrum"],
     &["select"],

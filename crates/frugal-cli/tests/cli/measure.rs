@@ -141,3 +141,36 @@ fn generation_is_timed_and_predicted() {
     run("measure runtime --query 8:0").fails(&["8:0", "P:O"]);
     run("measure runtime --endpoint https://example.org").fails(&["plain http://"]);
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_command_is_sampled_while_it_runs() {
+    let folder = folder();
+    let folder = folder.path();
+    let busy = "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done; echo over; sleep 0.3";
+    let found = frugal_in(folder, &["measure", "efficiency", "--json", "--compare", "16M:1,4.5M:0.96", "--", "sh", "-c", busy]).ok();
+    assert!(found.stderr.contains("over"), "{}", found.stderr);
+    let found = found.json();
+    let value = |key: &str| found["efficiency"][key].as_f64().unwrap_or_else(|| panic!("{key} of {found}"));
+    assert!(value("average_memory") > 1e5 && value("average_memory") <= value("peak_memory"), "{found}");
+    assert!(value("utilisation") > 0.0 && value("utilisation") <= 1.1 && value("seconds") >= 0.3, "{found}");
+    assert!((value("energy") - value("average_power") * value("seconds")).abs() < 1e-6 * value("energy"));
+    assert!((found["model_compression_rate"].as_f64().unwrap() - 3.41333).abs() < 1e-5);
+    assert_eq!(frugal_in(folder, &["measure", "efficiency", "--", "sh", "-c", "sleep 0.2; exit 3"]).code, 1);
+    frugal(&["measure", "efficiency", "--", "no-such-program"]).fails(&["no-such-program"]);
+    frugal(&["measure", "efficiency", "--compare", "1M:1", "--", "true"]).fails(&["before and after"]);
+}
+
+#[test]
+fn evaluations_are_joined_in_a_report() {
+    let folder = folder();
+    let folder = folder.path();
+    fs::write(folder.join("a.txt"), TEXT).unwrap();
+    frugal_in(folder, &["eval", "--tasks", "perplexity:a.txt", "--out", "evals/builtin", "--quiet"]).ok();
+    let report = frugal_in(folder, &["report", "evals", "--out", "page.html", "--json"]).ok().json();
+    assert!(report["tasks"][0]["results"]["perplexity"]["bits_per_byte,none"].is_number(), "{report}");
+    let page = fs::read_to_string(folder.join("page.html")).unwrap();
+    assert!(page.contains("<h2>Tasks</h2>") && page.contains("bits_per_byte") && page.contains("builtin"), "{page}");
+    fs::create_dir(folder.join("empty")).unwrap();
+    frugal_in(folder, &["report", "empty"]).fails(&["empty", "results.json"]);
+}

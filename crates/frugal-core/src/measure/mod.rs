@@ -1,6 +1,7 @@
 //! Measuring without tensors: the arithmetic of benchmarks and metrics, one file or folder for each.
 
 pub mod capacity;
+pub mod efficiency;
 pub mod enamel;
 pub mod endpoint;
 pub mod eval;

@@ -1,15 +1,18 @@
 //! Many runs side by side: one table, quality against cost, learning curves.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use serde::Serialize;
+use serde_json::Value;
 
 use super::chart::{self, Chart, ChartError, Mark, Series, colour};
-use super::html::{document, escape, lower_is_better, score, section, title, wrapped};
+use super::html::{document, escape, hex, lower_is_better, score, section, title, wrapped};
+use super::radar::{self, Axis};
 use super::scatter::{Point, Scatter};
 use super::{Evaluation, RunRecord, Status, curves};
 use crate::events::{Scalars, names};
+use crate::measure::efficiency::{Efficiency, normalised};
 use crate::{human, metrics};
 
 /// A run to compare.
@@ -21,6 +24,17 @@ pub struct Run {
     pub record: RunRecord,
     /// Its log.
     pub log: Vec<Scalars>,
+    /// What was sampled while it ran, where it was.
+    pub efficiency: Option<Efficiency>,
+}
+
+/// What `frugal eval --tasks` wrote for a model.
+#[derive(Clone, Debug, Default)]
+pub struct TaskScores {
+    /// Name of the folder.
+    pub name: String,
+    /// The content of its `results.json`.
+    pub results: Value,
 }
 
 /// Mean and standard deviation over seeds.
@@ -69,6 +83,10 @@ pub struct Compared {
     pub train_time: Option<f64>,
     /// The median.
     pub tokens_per_second: Option<f64>,
+    /// Bytes on average over the run, where it was sampled; the median.
+    pub average_memory: Option<f64>,
+    /// Watts on average over the run, where it was sampled; the median.
+    pub average_power: Option<f64>,
     /// What was lost on unrelated text: `adapted - base` of the measure of forgetting.
     pub forgetting: Option<Spread>,
     /// Why runs failed.
@@ -86,6 +104,7 @@ pub struct Comparison {
     pub metric: String,
     runs: Vec<Run>,
     rows: Vec<Compared>,
+    tasks: Vec<TaskScores>,
 }
 
 /// What quality is read from: the test part, or the last one there is.
@@ -103,7 +122,13 @@ impl Comparison {
         let mut rows: Vec<Compared> = names.iter().map(|name| row(name, &metric, runs.iter().filter(|r| r.name == *name))).collect();
         let quality = |row: &Compared| row.quality.map_or(f64::NEG_INFINITY, |q| if lower_is_better(&metric) { -q.mean } else { q.mean });
         rows.sort_by(|a, b| quality(b).total_cmp(&quality(a)).then_with(|| a.name.cmp(&b.name)));
-        Self { title: title.into(), subtitle: subtitle.into(), metric, runs, rows }
+        Self { title: title.into(), subtitle: subtitle.into(), metric, runs, rows, tasks: Vec::new() }
+    }
+
+    /// The same page with the scores of models on tasks.
+    pub fn with_tasks(mut self, tasks: Vec<TaskScores>) -> Self {
+        self.tasks = tasks;
+        self
     }
 
     /// The groups, best first.
@@ -159,7 +184,9 @@ impl Comparison {
     pub fn to_html(&self) -> Result<String, ChartError> {
         let header = format!("<header>\n<h1>{}</h1>\n<p>{}</p>\n</header>\n", escape(&self.title), escape(&self.subtitle));
         let body = [
-            section("Runs", &self.table()),
+            section("Runs", &if self.rows.is_empty() { String::new() } else { self.table() }),
+            section("Tasks", &self.task_table()),
+            section("All measures on one scale", &self.radar()),
             section(&format!("{} against cost", title(&self.metric)), &wrapped("charts", &self.scatters()?)),
             section("Learning curves", &wrapped("charts", &self.curves()?)),
             section("Failures", &self.failures()),
@@ -188,6 +215,82 @@ impl Comparison {
         let _ = write!(html, "</tbody>\n</table></div>\n<p class=\"note\">A click on a heading sorts by it.{spread}</p>\n");
         let _ = writeln!(html, "<script>\n{}</script>", include_str!("sort.js"));
         html
+    }
+
+    /// A row for each model, a column for each task's metric.
+    fn task_table(&self) -> String {
+        let scores = |task: &TaskScores| -> BTreeMap<(String, String), (f64, Option<f64>)> {
+            let mut found = BTreeMap::new();
+            for (name, values) in task.results["results"].as_object().into_iter().flatten() {
+                for (key, value) in values.as_object().into_iter().flatten() {
+                    let (Some((metric, filter)), Some(value)) = (key.split_once(','), value.as_f64()) else { continue };
+                    if metric.ends_with("_stderr") {
+                        continue;
+                    }
+                    let error = values[&format!("{metric}_stderr,{filter}")].as_f64();
+                    let filter = if filter == "none" { String::new() } else { format!(" ({filter})") };
+                    found.insert((name.clone(), format!("{metric}{filter}")), (value, error));
+                }
+            }
+            found
+        };
+        let all: Vec<_> = self.tasks.iter().map(|t| (&t.name, scores(t))).collect();
+        let columns: BTreeSet<&(String, String)> = all.iter().flat_map(|(_, s)| s.keys()).collect();
+        if columns.is_empty() {
+            return String::new();
+        }
+        let mut html = String::from("<div class=\"scroll\"><table>\n<thead><tr><th>Model</th>");
+        for (task, metric) in &columns {
+            let _ = write!(html, "<th class=\"n\">{}<br>{}</th>", escape(task), escape(metric));
+        }
+        html.push_str("</tr></thead>\n<tbody>\n");
+        for (name, scores) in &all {
+            let _ = write!(html, "<tr><th scope=\"row\">{}</th>", escape(name));
+            for column in &columns {
+                let shown = scores.get(*column).map_or("-".to_owned(), |(value, error)| {
+                    error.map_or_else(|| score(*value), |e| format!("{} \u{b1} {}", score(*value), score(e)))
+                });
+                let _ = write!(html, "<td class=\"n\">{shown}</td>");
+            }
+            html.push_str("</tr>\n");
+        }
+        html + "</tbody>\n</table></div>\n<p class=\"note\">With standard errors.</p>\n"
+    }
+
+    /// The best runs by all measures that they have, each from the worst to the best of them.
+    fn radar(&self) -> String {
+        let shown: Vec<&Compared> = self.rows.iter().filter(|r| r.quality.is_some()).take(radar::COLOURS.len()).collect();
+        if shown.len() < 2 {
+            return String::new();
+        }
+        let measures: [(&str, bool, fn(&Compared) -> Option<f64>); 8] = [
+            ("quality", lower_is_better(&self.metric), |r| r.quality.map(|q| q.mean)),
+            ("few parameters", true, |r| Some(r.num_trainable_params as f64)),
+            ("small file", true, |r| Some(r.file_size as f64)),
+            ("little memory", true, |r| r.peak_memory),
+            ("little time", true, |r| r.train_time),
+            ("throughput", false, |r| r.tokens_per_second),
+            ("little memory on average", true, |r| r.average_memory),
+            ("little power", true, |r| r.average_power),
+        ];
+        let axis = |(name, lower, value): (&str, bool, fn(&Compared) -> Option<f64>)| Axis {
+            name: name.to_owned(),
+            values: normalised(&shown.iter().map(|r| value(r)).collect::<Vec<_>>(), lower),
+        };
+        let Some(svg) = radar::svg(&measures.map(axis), shown.len()) else { return String::new() };
+        let svg = svg.replacen("<svg ", "<svg role=\"img\" aria-label=\"The best runs by all measures\" ", 1);
+        let key = |(row, colour): (&&Compared, plotters::style::RGBColor)| {
+            let stroke = hex(colour);
+            format!(
+                "<li><svg class=\"key line\" viewBox=\"0 0 24 8\" aria-hidden=\"true\"><path d=\"M0 4H24\" stroke=\"{stroke}\"/></svg>{}</li>",
+                escape(&row.name)
+            )
+        };
+        let legend: String = shown.iter().zip(radar::COLOURS).map(key).collect();
+        format!(
+            "<figure><figcaption><ul class=\"legend\">{legend}</ul></figcaption><div class=\"chart\">{svg}</div><p class=\"note\">The rim is \
+             the best of the compared runs in each measure, the inner end the worst.</p></figure>\n"
+        )
     }
 
     fn scatters(&self) -> Result<String, ChartError> {
@@ -250,6 +353,7 @@ fn row<'a>(name: &str, metric: &str, runs: impl Iterator<Item = &'a Run>) -> Com
     let done: Vec<&RunRecord> = runs.iter().map(|r| &r.record).filter(|r| r.train_info.status == Status::Success).collect();
     let all = |value: &dyn Fn(&RunRecord) -> Option<f64>| done.iter().filter_map(|r| value(r)).collect::<Vec<f64>>();
     let median = |value: &dyn Fn(&RunRecord) -> Option<f64>| metrics::median(&all(value));
+    let sampled = |value: &dyn Fn(&Efficiency) -> f64| runs.iter().filter_map(|r| r.efficiency.as_ref()).map(value).collect::<Vec<f64>>();
     let method = runs.first().and_then(|r| r.record.run_info.train_config["method"]["name"].as_str()).unwrap_or_default().to_owned();
     Compared {
         name: name.to_owned(),
@@ -261,6 +365,8 @@ fn row<'a>(name: &str, metric: &str, runs: impl Iterator<Item = &'a Run>) -> Com
         peak_memory: median(&|r| r.train_info.peak_memory.map(|b| b as f64)),
         train_time: median(&|r| Some(r.train_info.train_time)),
         tokens_per_second: median(&|r| r.train_info.tokens_per_second()),
+        average_memory: metrics::median(&sampled(&|e| e.average_memory)),
+        average_power: metrics::median(&sampled(&|e| e.average_power)),
         forgetting: Spread::new(&all(&|r| r.forgetting.as_ref().map(|f| f.adapted - f.base))),
         errors: runs.iter().map(|r| r.record.run_info.error_msg.clone()).filter(|e| !e.is_empty()).collect(),
     }
@@ -277,7 +383,7 @@ mod tests {
         record.evaluation[1].adapted.insert("accuracy".into(), accuracy);
         record.train_info.num_trainable_params = parameters;
         record.forgetting = Some(Forgetting { measure: "perplexity".into(), data: "d".into(), base: 20.0, adapted: 21.0 });
-        Run { name: name.into(), record, log: report.log }
+        Run { name: name.into(), record, log: report.log, efficiency: None }
     }
 
     fn comparison() -> Comparison {
@@ -311,11 +417,46 @@ mod tests {
         {
             assert!(html.contains(text), "the page lacks {text}");
         }
-        assert_eq!(html.matches("<figure>").count(), 5);
+        assert_eq!(html.matches("<figure>").count(), 6);
         let outside = html.replace("http://www.w3.org/2000/svg", "");
         for reference in ["http:", "https:", "<link", "@import", "url(", "src="] {
             assert!(!outside.contains(reference), "the page refers to {reference}");
         }
+    }
+
+    #[test]
+    fn models_on_tasks_have_a_table_of_their_own() {
+        let results = serde_json::json!({ "results": {
+            "gsm8k": { "alias": "gsm8k", "exact_match,strict-match": 0.25, "exact_match_stderr,strict-match": 0.0433 },
+            "sst<2>": { "acc,none": 0.575, "acc_stderr,none": "N/A" },
+        } });
+        let tasks = vec![TaskScores { name: "small".into(), results }, TaskScores::default()];
+        let html = Comparison::new("T", "", None, Vec::new()).with_tasks(tasks).to_html().unwrap();
+        for text in ["<h2>Tasks</h2>", "exact_match (strict-match)", "0.2500 \u{b1} 0.0433", "sst&lt;2&gt;", ">0.5750<"] {
+            assert!(html.contains(text), "the page lacks {text}");
+        }
+        assert!(!html.contains("<h2>Runs</h2>") && !html.contains("<figure>"));
+    }
+
+    #[test]
+    fn sampled_runs_are_compared_by_their_averages_too() {
+        let sampled = |name: &str, memory: f64, power: f64| Run {
+            efficiency: Some(Efficiency {
+                seconds: 1.0,
+                average_memory: memory,
+                peak_memory: memory,
+                utilisation: 0.5,
+                average_power: power,
+                power_is_modelled: true,
+                energy: power,
+            }),
+            ..run(name, 0.8, 10)
+        };
+        let found = Comparison::new("T", "", None, vec![sampled("a", 2e9, 30.0), sampled("a", 4e9, 40.0), sampled("b", 1e9, 20.0)]);
+        let a = found.rows().iter().find(|r| r.name == "a").unwrap();
+        assert_eq!((a.average_memory, a.average_power), (Some(3e9), Some(35.0)));
+        assert!(found.to_html().unwrap().contains("little power"));
+        assert!(!comparison().to_html().unwrap().contains("little power"));
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod chart;
 mod comparison;
 mod curves;
 mod html;
+mod radar;
 mod record;
 #[cfg(test)]
 pub(crate) mod sample;
@@ -12,7 +13,7 @@ mod scatter;
 use serde::{Deserialize, Serialize};
 
 pub use chart::ChartError;
-pub use comparison::{Compared, Comparison, Run, Spread};
+pub use comparison::{Compared, Comparison, Run, Spread, TaskScores};
 pub use record::{
     DatasetInfo, Evaluation, Forgetting, MetaInfo, ModelInfo, RECORD_FILE, RecordError, RunInfo, RunRecord, Status, SystemInfo, TrainInfo,
 };

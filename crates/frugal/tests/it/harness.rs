@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use frugal::adapt::{AdapterSet, Choice};
 use frugal::measure::language_model::HarnessModel;
 use frugal_core::measure::eval::{Context, Task, TaskResult, run};
+use frugal_core::measure::spectrum::spectrum;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -115,4 +116,37 @@ fn the_perplexity_of_a_text_is_that_of_lm_evaluation_harness() {
         let theirs = number(&golden, &format!("/scores/{name},none"));
         assert!((ours / theirs - 1.0).abs() < 1e-5, "{name}: {ours} and {theirs}");
     }
+}
+
+#[test]
+fn the_cost_of_a_text_and_the_spread_of_its_states_are_those_of_pytorch() {
+    let golden = golden("capacity");
+    let text = self::golden("perplexity")["text"].as_str().unwrap().to_owned();
+    let (files, backbone) = (files("smollm2-135m"), smollm2());
+    let model = HarnessModel {
+        backbone: backbone.as_ref(),
+        adapters: &AdapterSet::default(),
+        choice: Choice::Base,
+        tokenizer: files.tokenizer().unwrap(),
+        batch_tokens: 4096,
+        fingerprint: String::new(),
+    };
+    let stretches = model.stretches(&text, 1024, 0).unwrap();
+    assert_eq!(stretches.len(), 1);
+    let cost = model.text_cost(&stretches).unwrap();
+    assert_eq!((cost.tokens as f64, cost.bytes as f64), (number(&golden, "/tokens"), number(&golden, "/bytes")));
+    assert!((cost.nats / number(&golden, "/nats") - 1.0).abs() < 1e-5, "{cost:?} {golden}");
+    let spectrum = spectrum(&model.hidden_states(&stretches[0].ids).unwrap(), 576, true).unwrap();
+    for (ours, key) in [
+        (spectrum.matrix_nuclear_norm, "/matrix_nuclear_norm"),
+        (spectrum.nuclear_norm.unwrap(), "/nuclear_norm"),
+        (spectrum.matrix_entropy.unwrap(), "/matrix_entropy"),
+    ] {
+        assert!((ours / number(&golden, key) - 1.0).abs() < 1e-4, "{key}: {ours} and {golden}");
+    }
+    // Half as long stretches cover the same text but for their first tokens.
+    let length = stretches[0].ids.len() / 2;
+    let halves = model.stretches(&text, length, 0).unwrap();
+    assert!(halves.len() == 2 && halves.iter().all(|s| s.ids.len() == length));
+    assert_eq!(model.stretches(&text, length, 1).unwrap().len(), 1);
 }

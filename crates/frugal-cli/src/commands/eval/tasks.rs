@@ -48,6 +48,9 @@ pub struct Flags {
     /// Decides which examples are drawn
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
+    /// How weights are held: none (single precision), stored, int8, nf4, q8_0, q4_0, q4_1
+    #[arg(long, value_name = "NAME", default_value = "none")]
+    quantize: Quantize,
     /// Run programs that the model writes, in a sandbox; humaneval needs it
     #[arg(long)]
     allow_code_execution: bool,
@@ -78,7 +81,7 @@ pub(super) fn run(args: &Args) -> Result<Outcome> {
     if let Some(twice) = tasks.iter().enumerate().find_map(|(i, (t, _))| tasks[..i].iter().any(|(o, _)| o.name == t.name).then_some(t)) {
         bail!("the task `{}` is named twice: results have one entry for each name", twice.name);
     }
-    let loaded = Loaded::read_for_text(&args.model, &args.machine, Quantize::None, args.output)?;
+    let loaded = Loaded::read_for_scoring(&args.model, &args.machine, flags.quantize, args.output)?;
     let fingerprint = fingerprint(&loaded, args)?;
     let mut model = HarnessModel {
         backbone: loaded.backbone.as_ref(),
@@ -155,6 +158,7 @@ fn config(args: &Args, loaded: &Loaded, fingerprint: &str) -> Map<String, serde_
         "model": "frugal",
         "model_args": { "pretrained": loaded.files.name(), "peft": args.model.adapter },
         "model_fingerprint": fingerprint,
+        "quantize": flags.quantize,
         "batch_tokens": args.batch_tokens,
         "device": args.machine.device_name(),
         "limit": (flags.limit > 0).then_some(flags.limit),
@@ -169,7 +173,7 @@ fn config(args: &Args, loaded: &Loaded, fingerprint: &str) -> Map<String, serde_
 
 /// Files of model and adapter by name, size and time: another one of these is another model, whose answers are asked anew.
 fn fingerprint(loaded: &Loaded, args: &Args) -> Result<String> {
-    let mut parts = vec![loaded.files.name().to_owned(), env!("CARGO_PKG_VERSION").to_owned()];
+    let mut parts = vec![loaded.files.name().to_owned(), format!("{:?}", args.tasks.quantize), env!("CARGO_PKG_VERSION").to_owned()];
     let model = loaded.files.path();
     for place in [Some(model), args.model.adapter.as_deref()].into_iter().flatten() {
         let mut files = if place.is_dir() {

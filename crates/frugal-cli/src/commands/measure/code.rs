@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use frugal_core::measure::enamel::{self, LEFT_OUT, Measured, Settings};
+use frugal_core::measure::enamel::{self, Clock, LEFT_OUT, Measured, Settings};
 use frugal_core::measure::sandbox::Sandbox;
 use frugal_core::table::{Column, Table};
 use serde_json::{Value, json};
@@ -24,7 +24,7 @@ or an object of such lists by problem number.
 
 Solutions are programs from elsewhere: they run in a sandbox with limits on time, memory, processes,
 files and output, without network where the system permits it, and only with --allow-code-execution.
-Times mean something only on a machine that does nothing else meanwhile.";
+Times are the processor's; a machine that does nothing else meanwhile gives the best ones.";
 
 /// Measure whether generated code is right and how fast it is
 #[derive(Debug, clap::Args)]
@@ -54,6 +54,9 @@ pub struct Args {
     /// Runs of each test
     #[arg(long, value_name = "N", default_value_t = 6, help_heading = "Measure")]
     repeats: usize,
+    /// Measure the time that passes instead of the processor's, as the reference implementation does
+    #[arg(long, help_heading = "Measure")]
+    wall_clock: bool,
     /// Memory of a solution, in GiB
     #[arg(long, value_name = "GIB", default_value_t = 4.0, help_heading = "Measure")]
     memory: f64,
@@ -89,6 +92,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         repeats: args.repeats,
         memory: (args.memory * f64::from(1 << 30)) as u64,
         seed: args.seed,
+        clock: if args.wall_clock { Clock::Wall } else { Clock::Processor },
         ..Settings::default()
     };
     settings.check()?;

@@ -2,6 +2,7 @@
 
 pub mod capacity;
 pub mod code;
+pub mod efficiency;
 pub mod runtime;
 pub mod spectrum;
 mod texts;
@@ -21,6 +22,7 @@ pub struct Args {
 enum Command {
     Capacity(capacity::Args),
     Code(code::Args),
+    Efficiency(efficiency::Args),
     Runtime(runtime::Args),
     Spectrum(spectrum::Args),
 }
@@ -30,6 +32,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     match &args.command {
         Command::Capacity(args) => capacity::run(args),
         Command::Code(args) => code::run(args),
+        Command::Efficiency(args) => efficiency::run(args),
         Command::Runtime(args) => runtime::run(args),
         Command::Spectrum(args) => spectrum::run(args),
     }

@@ -11,7 +11,7 @@ use frugal_core::table::{Column, Table};
 use serde_json::{Value, json};
 
 use crate::Outcome;
-use crate::args::{Machine, Model, Output};
+use crate::args::{Machine, Model, Output, Storage};
 use crate::loaded::Loaded;
 use crate::ui::progress::Counter;
 use crate::ui::{self, interrupt, table};
@@ -32,6 +32,8 @@ Generating o tokens after a prompt of p takes a(p) + b (o - 1) seconds. The fit 
 pub struct Args {
     #[command(flatten)]
     model: Model,
+    #[command(flatten)]
+    storage: Storage,
     /// A service that speaks OpenAI's protocol over plain HTTP, instead of a model
     #[arg(long, value_name = "URL", conflicts_with_all = ["model", "adapter"], help_heading = "Model")]
     endpoint: Option<String>,
@@ -186,7 +188,7 @@ fn measure(args: &Args) -> Result<Option<Vec<Timing>>> {
         }
         return Ok(Some(timings));
     }
-    let loaded = Loaded::read(&args.model, &args.machine, args.output)?;
+    let loaded = Loaded::read_for_text(&args.model, &args.machine, args.storage.quantize, args.output)?;
     let grid = Grid { prompts: args.prompts.clone(), outputs, warmup: args.warmup, trials: args.trials };
     let mut counter = Counter::new(args.output, "runs", runs as u64, 0);
     timings = profile(loaded.backbone.as_ref(), &loaded.adapters, &loaded.choice, &grid, &mut || {

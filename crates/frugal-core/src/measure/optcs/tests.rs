@@ -170,6 +170,22 @@ fn best(calibration: &[Vec<f64>], good: &[bool], test: &[Vec<f64>], q: f64) -> u
     (0..calibration.len()).max_by_key(|k| (rejections(k), std::cmp::Reverse(*k))).unwrap()
 }
 
+/// Scores of all rows by a ridge regression on the first ones.
+fn trained(rows: &Matrix, known: &[bool], weights: &[f64], penalty: f64) -> Vec<f64> {
+    let d = rows.columns;
+    let (mut gram, mut right) = (Matrix::zeros(d, d), vec![0.0; d]);
+    for (i, (good, weight)) in known.iter().zip(weights).enumerate() {
+        let row = rows.row(i);
+        for a in 0..d {
+            right[a] += weight * target(*good) * row[a];
+            (0..d).for_each(|b| gram.data[a * d + b] += weight * row[a] * row[b]);
+        }
+    }
+    (1..d).for_each(|a| gram.data[a * d + a] += penalty);
+    let model = Cholesky::new(&gram).unwrap().solve(&right);
+    (0..rows.rows).map(|i| dot(rows.row(i), &model)).collect()
+}
+
 const REPETITIONS: usize = 1000;
 const Q: f64 = 0.3;
 
@@ -210,34 +226,12 @@ fn training_on_the_calibration_items_keeps_the_level_and_beats_a_split() {
         fitted.push(outcome(&full(calibration, known, test, &Ridge::default(), Q).unwrap().selected, truth));
         let found = full_model_selection(calibration, known, test, &learners, Q, Pruning::Homo, seed).unwrap();
         chosen.push(outcome(&found.selected, truth));
+        let rows = design(&features);
         // Half of the labelled items train, the other half calibrates.
-        let (rows, weights) = (design(&features), Ridge::default().weights(&known[..40]));
-        let mut gram = Matrix::zeros(9, 9);
-        let mut right = vec![0.0; 9];
-        for i in 0..40 {
-            let row = rows.row(i);
-            for a in 0..9 {
-                right[a] += weights[i] * target(known[i]) * row[a];
-                (0..9).for_each(|b| gram.data[a * 9 + b] += weights[i] * row[a] * row[b]);
-            }
-        }
-        (1..9).for_each(|d| gram.data[d * 9 + d] += 1.0);
-        let model = Cholesky::new(&gram).unwrap().solve(&right);
-        let scores: Vec<f64> = (0..120).map(|i| dot(rows.row(i), &model)).collect();
+        let scores = trained(&rows, &known[..40], &Ridge::default().weights(&known[..40]), 1.0);
         half.push(outcome(&conformal_selection(&scores[40..80], &known[40..], &scores[80..], Q).unwrap().selected, truth));
         // The model is trained on all labelled items and calibrated on the same ones.
-        let mut gram = Matrix::zeros(9, 9);
-        let mut right = vec![0.0; 9];
-        for (i, &known) in known.iter().take(80).enumerate() {
-            let row = rows.row(i);
-            for a in 0..9 {
-                right[a] += target(known) * row[a];
-                (0..9).for_each(|b| gram.data[a * 9 + b] += row[a] * row[b]);
-            }
-        }
-        (1..9).for_each(|d| gram.data[d * 9 + d] += 0.3);
-        let model = Cholesky::new(&gram).unwrap().solve(&right);
-        let scores: Vec<f64> = (0..120).map(|i| dot(rows.row(i), &model)).collect();
+        let scores = trained(&rows, known, &[1.0; 80], 0.3);
         naive.push(outcome(&conformal_selection(&scores[..80], known, &scores[80..], Q).unwrap().selected, truth));
     }
     let [half, fitted, chosen, naive] = [half, fitted, chosen, naive].map(|v| summary(&v));

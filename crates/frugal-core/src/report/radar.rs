@@ -1,0 +1,93 @@
+//! Several measures of several runs on one scale, as a radar chart.
+
+use std::f64::consts::PI;
+use std::fmt::Write;
+
+use super::chart::colour;
+use super::html::{escape, hex};
+
+/// One measure.
+pub(super) struct Axis {
+    pub(super) name: String,
+    /// For each run a value from 0 (worst of the compared) to 1 (best), where it is known.
+    pub(super) values: Vec<Option<f64>>,
+}
+
+const SIZE: f64 = 420.0;
+const RADIUS: f64 = 130.0;
+/// Where the worst value lies, so that it can be told from the centre.
+const INNER: f64 = 0.12;
+
+/// Colours of the runs, in their order.
+pub(super) const COLOURS: [plotters::style::RGBColor; 5] = [colour::TRAIN, colour::VALIDATION, colour::RATE, colour::SPEED, colour::MEMORY];
+
+/// The chart as an SVG element; nothing with fewer than three measures that all runs have.
+pub(super) fn svg(axes: &[Axis], runs: usize) -> Option<String> {
+    let axes: Vec<&Axis> = axes.iter().filter(|a| a.values.len() == runs && a.values.iter().all(Option::is_some)).collect();
+    if axes.len() < 3 || runs == 0 {
+        return None;
+    }
+    let at = |i: usize, share: f64| {
+        let angle = 2.0 * PI * i as f64 / axes.len() as f64 - PI / 2.0;
+        let r = RADIUS * share;
+        (SIZE / 2.0 + r * angle.cos(), SIZE * 0.4 + r * angle.sin())
+    };
+    let path = |points: &mut dyn Iterator<Item = (f64, f64)>| points.map(|(x, y)| format!("{x:.1},{y:.1} ")).collect::<String>();
+    let mut svg = format!("<svg viewBox=\"0 0 {SIZE} {}\" xmlns=\"http://www.w3.org/2000/svg\">", SIZE * 0.8);
+    for ring in [0.25, 0.5, 0.75, 1.0] {
+        let ring = path(&mut (0..axes.len()).map(|i| at(i, ring)));
+        let _ = write!(svg, "<polygon points=\"{}\" fill=\"none\" stroke=\"{}\"/>", ring.trim_end(), hex(colour::GRID));
+    }
+    for (i, axis) in axes.iter().enumerate() {
+        let ((x, y), (tx, ty)) = (at(i, 1.0), at(i, 1.12));
+        let (cx, cy) = at(i, 0.0);
+        let _ = write!(svg, "<line x1=\"{cx:.1}\" y1=\"{cy:.1}\" x2=\"{x:.1}\" y2=\"{y:.1}\" stroke=\"{}\"/>", hex(colour::GRID));
+        let anchor = if (tx - SIZE / 2.0).abs() < 10.0 {
+            "middle"
+        } else if tx > SIZE / 2.0 {
+            "start"
+        } else {
+            "end"
+        };
+        let name = escape(&axis.name);
+        let fill = hex(colour::TEXT);
+        let _ = write!(
+            svg,
+            "<text x=\"{tx:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\" font-size=\"11\" fill=\"{fill}\">{name}</text>",
+            ty + 4.0
+        );
+    }
+    for run in 0..runs {
+        let colour = hex(COLOURS[run % COLOURS.len()]);
+        let share = |axis: &Axis| INNER + (1.0 - INNER) * axis.values[run].unwrap_or(0.0);
+        let points = path(&mut axes.iter().enumerate().map(|(i, axis)| at(i, share(axis))));
+        let _ = write!(svg, "<polygon points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>", points.trim_end());
+    }
+    svg.push_str("</svg>");
+    Some(svg)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn axis(name: &str, values: &[Option<f64>]) -> Axis {
+        Axis { name: name.into(), values: values.to_vec() }
+    }
+
+    #[test]
+    fn the_best_reaches_the_rim_and_the_worst_stays_inside() {
+        let axes = ["a", "b", "c<d"].map(|name| axis(name, &[Some(1.0), Some(0.0)]));
+        let chart = svg(&axes, 2).unwrap();
+        // The first axis points up: 130 above the centre for the best, an eighth of that for the worst.
+        assert!(chart.contains("points=\"210.0,38.0 "), "{chart}");
+        assert!(chart.contains("points=\"210.0,152.4 "), "{chart}");
+        assert!(chart.contains("c&lt;d") && chart.matches("<polygon").count() == 6, "{chart}");
+    }
+
+    #[test]
+    fn measures_that_some_run_lacks_are_left_out() {
+        let axes = [axis("a", &[Some(1.0)]), axis("b", &[Some(1.0)]), axis("c", &[None])];
+        assert!(svg(&axes, 1).is_none() && svg(&[], 0).is_none());
+    }
+}
