@@ -74,6 +74,22 @@ def label_count(stored):
     raise BadInput(f"task_type SEQ_CLS, but none of {', '.join(heads)} in adapter_model.safetensors")
 
 
+def check_type(config):
+    """Refuses what peft has no form for."""
+    if config["peft_type"] not in peft.PeftType.__members__:
+        raise BadInput(f"peft {peft.__version__} has no method {config['peft_type']}")
+    factors = config.get("boft_n_butterfly_factor", 1)
+    if config["peft_type"] == "BOFT" and factors > 1 and not torch.cuda.is_available():
+        raise BadInput(f"peft can hold {factors} factors of BOFT only where its CUDA kernel runs")
+
+
+def take_head(model, stored):
+    """Puts a classification head into the base model and out of `stored`: some methods of peft keep none."""
+    prefix = "base_model.model."
+    heads = {k: stored.pop(k) for k in list(stored) if k.removeprefix(prefix).split(".")[0] in ("score", "classifier")}
+    model.load_state_dict({k.removeprefix(prefix): v for k, v in heads.items()}, strict=False)
+
+
 def check_keys(model, stored):
     """Every stored tensor was used, and nothing kept its initial value."""
     known = peft.get_peft_model_state_dict(model)
@@ -126,7 +142,11 @@ def run(args):
     stored = load_file(file)
     task = config.get("task_type")
     labels = label_count(stored) if task == "SEQ_CLS" else None
-    model = peft.PeftModel.from_pretrained(base_model(args.model, task, labels), args.adapter).eval()
+    check_type(config)
+    base = base_model(args.model, task, labels)
+    if config["peft_type"] == "TRAINABLE_TOKENS":
+        take_head(base, stored)
+    model = peft.PeftModel.from_pretrained(base, args.adapter).eval()
     good = check_keys(model, stored)
     print(f"{config['peft_type']} {task}: {len(stored)} tensors, {sum(t.numel() for t in stored.values())} values")
     if args.expect:

@@ -164,6 +164,21 @@ ADAPTERS = {
         "llama-rope-llama3", CAUSAL["llama"],
         peft.TrainableTokensConfig(task_type=LM, token_indices=[20, 31, 45], target_modules=["embed_tokens"]),
         "rows of a token table that is not the output head", {"spread": 1.0}),
+    "llama-c3a": llama(
+        peft.C3AConfig(block_size=8, target_modules=["q_proj", "v_proj", "down_proj"], block_size_pattern={"down_proj": 16}),
+        "circulant blocks, size by pattern", spread=3.0),
+    "bert-c3a-seqcls": bert(peft.C3AConfig(block_size=16, target_modules=["query", "value"]), "with biases", spread=3.0),
+    "llama-miss": llama(
+        peft.MissConfig(r=10, target_modules=["q_proj", "v_proj", "down_proj"]), "groups of ten inputs, the last one shorter"),
+    "llama-miss-bat": llama(
+        peft.MissConfig(r=8, target_modules=["q_proj", "v_proj", "down_proj"], init_weights="bat"), "blocks multiply the weight"),
+    "bert-miss-seqcls": bert(
+        peft.MissConfig(r=8, mini_r=4, target_modules=["query", "value"], init_weights="mini"), "block repeated along the outputs"),
+    "llama-vblora": llama(
+        peft.VBLoRAConfig(r=2, num_vectors=12, vector_length=8, topk=3, target_modules=["q_proj", "v_proj", "down_proj"]),
+        "mixtures of three of twelve vectors", spread=1.0),
+    "bert-vblora-seqcls": bert(
+        peft.VBLoRAConfig(r=2, num_vectors=12, vector_length=16, target_modules=["query", "value"]), "with biases", spread=1.0),
     "llama-pissa": llama(
         lora(["q_proj", "down_proj"], init_lora_weights="pissa"), "converted to a LoRA of twice the rank for the original model"),
     "llama-olora": llama(
@@ -245,6 +260,7 @@ def gradients(model, lengths=LENGTHS):
     for name, p in model.named_parameters():
         if p.grad is not None and p.requires_grad:
             name = "prompt_embeddings" if "prompt_encoder" in name else name
+            name = "base_model.vblora_vector_bank" if "vector_bank" in name else name
             for inner in (".modules_to_save.default", ".default", ".token_adapter"):
                 name = name.replace(inner, "")
             # Files leave this ending out.
@@ -291,6 +307,13 @@ def bitfit(folder, purpose):
     print(f"{folder.name:24} {len(stored):3} tensors")
 
 
+def true_gradients():
+    """The backward that peft wrote for C3A mirrors the kernel in the gradient of the input; this is its forward, derived by torch."""
+    from peft.tuners.c3a import layer, utils
+
+    layer.BlockCircularConvolution.apply = lambda x, w: torch.nn.functional.linear(x, utils.get_circulant_fast(w))
+
+
 def main(names):
     warnings.filterwarnings("ignore")
     hf.logging.set_verbosity_error()
@@ -302,6 +325,8 @@ def main(names):
         more = more[0] if more else {}
         if more.get("butterfly"):
             without_cuda()
+        if isinstance(config, peft.C3AConfig):
+            true_gradients()
         model_dir, folder = FIXTURES / "models" / tiny, FIXTURES / "adapters" / name
         shutil.rmtree(folder, ignore_errors=True)
         config.base_model_name_or_path = str(model_dir)

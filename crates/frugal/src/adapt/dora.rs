@@ -113,15 +113,14 @@ impl Pass for DoraPass<'_> {
         let Some((pair, factors)) = self.adapter.at(base, mode) else { return self.lora.linear(base, x) };
         let (a, b, factors) = (pair.a.get::<2>(mode), pair.b.get::<2>(mode), factors.unsqueeze::<2>());
         let bias = self.lora.bias(base.site, base.bias.as_ref());
-        let rate = self.adapter.lora.config.lora_dropout;
+        let (rate, plain) = (self.adapter.lora.config.lora_dropout, Linear { bias: None, ..base.clone() });
         let y = match mode {
             Mode::Train { seed } if rate > 0.0 => {
                 let dropped = lora::dropout(x.clone(), rate, seed, &pair.path);
-                let changed = frugal_kernels::lora_linear(dropped.clone(), base.weight.dense(), None, a, b, pair.scale) * factors;
-                let plain = Linear { bias: None, ..base.clone() };
+                let changed = plain.forward_low_rank(dropped.clone(), a, b, pair.scale) * factors;
                 plain.forward(x) - plain.forward(dropped) + changed
             }
-            _ => frugal_kernels::lora_linear(x, base.weight.dense(), None, a, b, pair.scale) * factors,
+            _ => plain.forward_low_rank(x, a, b, pair.scale) * factors,
         };
         match bias {
             Some(bias) => y + bias.unsqueeze::<2>(),
@@ -131,6 +130,10 @@ impl Pass for DoraPass<'_> {
 
     fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
         self.lora.plain_weight(base)
+    }
+
+    fn leaves_alone(&mut self, base: &Linear) -> bool {
+        self.lora.leaves_alone(base)
     }
 
     fn norm(&mut self, base: &Norm, x: Tensor<2>) -> Tensor<2> {

@@ -127,6 +127,10 @@ struct LnTuningPass<'a> {
 }
 
 impl Pass for LnTuningPass<'_> {
+    fn leaves_alone(&mut self, _base: &Linear) -> bool {
+        true
+    }
+
     fn norm(&mut self, base: &Norm, x: Tensor<2>) -> Tensor<2> {
         let (weight, bias) = self.adapter.values(base, self.mode).unwrap_or_else(|| (base.weight.clone(), base.bias.clone()));
         base.apply(x, weight, bias)

@@ -42,7 +42,7 @@ use serde_json::{Map, Value, json};
 
 use super::registry::{self, Capabilities, Family, Method, Settings};
 use super::target::{Targets, pattern_value};
-use super::{AdaptError, Adapter, BuildContext, LowRank, MergedLinear, Mode, Parameter, Pass, normal, stream};
+use super::{AdaptError, Adapter, BuildContext, GradientSum, LowRank, MergedLinear, Mode, Parameter, Pass, StepContext, normal, stream};
 use crate::model::{Embedding, Frozen, Linear, Norm, SiteId, SiteKind};
 
 const NAME: &str = "lora";
@@ -283,6 +283,8 @@ pub struct Lora {
     pub(super) pairs: Vec<Option<Pair>>,
     /// Trained copies of biases, indexed by site.
     biases: Vec<Option<Parameter>>,
+    /// What a variant does to the gradients of a pair before a step.
+    pub(super) gradient_rule: Option<fn(&Pair, &mut GradientSum)>,
     /// `target_modules` for `peft`.
     saved_targets: Value,
     /// Whether the adapted maps are stored transposed, which `peft` wants to be told.
@@ -309,7 +311,28 @@ impl Lora {
         let saved_targets = super::peft::saved_targets(&config.targets(), context.sites, &chosen);
         let biases = biases(method, &config, context, &pairs)?;
         let transposed = context.sites.iter().any(|(id, site)| site.kind == SiteKind::Conv1d && pairs[id.index()].is_some());
-        Ok(Self { method, config, pairs, biases, saved_targets, fan_in_fan_out: transposed })
+        Ok(Self { method, config, pairs, biases, gradient_rule: None, saved_targets, fan_in_fan_out: transposed })
+    }
+
+    /// A plain LoRA of twice the rank and the same scale, with these factors by index of site.
+    pub(super) fn with_doubled_rank(&self, factors: impl Fn(usize) -> Option<(Parameter, Parameter)>) -> Self {
+        let raise = if self.config.use_rslora { 2.0_f64.sqrt() } else { 2.0 };
+        let mut config = LoraConfig { r: 2 * self.config.r, lora_alpha: raise * self.config.lora_alpha, ..self.config.clone() };
+        config.rank_pattern.values_mut().for_each(|r| *r *= 2);
+        config.alpha_pattern.values_mut().for_each(|alpha| *alpha *= raise);
+        let pair = |(site, old): (usize, &Option<Pair>)| {
+            let (old, (a, b)) = (old.as_ref()?, factors(site)?);
+            Some(Pair { path: old.path.clone(), a, b, b_bias: None, scale: old.scale })
+        };
+        Self {
+            method: NAME,
+            pairs: self.pairs.iter().enumerate().map(pair).collect(),
+            biases: self.biases.iter().map(|_| None).collect(),
+            gradient_rule: None,
+            saved_targets: self.saved_targets.clone(),
+            fan_in_fan_out: self.fan_in_fan_out,
+            config,
+        }
     }
 
     /// An adapter of known factors. Its `r` is the commonest rank; the others stand in `rank_pattern`.
@@ -573,6 +596,12 @@ impl Adapter for Lora {
     fn merged_norm(&self, base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
         let bias = self.bias(base.site)?.get::<1>(Mode::Eval);
         Some((base.weight.clone(), Some(bias)))
+    }
+
+    fn before_step(&mut self, _context: &StepContext, gradients: &mut GradientSum) {
+        if let Some(rule) = self.gradient_rule {
+            self.pairs.iter().flatten().for_each(|pair| rule(pair, gradients));
+        }
     }
 
     fn low_rank_factors(&self) -> Option<Vec<LowRank<'_>>> {

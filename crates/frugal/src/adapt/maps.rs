@@ -119,7 +119,11 @@ impl<P: MapPart> Pass for MapsPass<'_, P> {
     }
 
     fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
-        if self.adapter.at(base, self.mode).is_some() { None } else { Some(base.weight.dense()) }
+        if self.leaves_alone(base) { Some(base.weight.dense()) } else { None }
+    }
+
+    fn leaves_alone(&mut self, base: &Linear) -> bool {
+        self.adapter.at(base, self.mode).is_none()
     }
 }
 

@@ -61,30 +61,30 @@ pub(super) fn cayley_neumann(q: Tensor<3>, terms: usize) -> Tensor<3> {
 pub(super) fn inverse(matrices: &Tensor<3>) -> Tensor<3> {
     let ([blocks, b, _], device) = (matrices.dims(), matrices.device().inner());
     let values = to_vec(matrices.clone().inner());
-    let inverted: Vec<f32> = values.chunks_exact(b * b).flat_map(|block| invert(block, b)).collect();
+    let values: Vec<f64> = values.into_iter().map(f64::from).collect();
+    let inverted: Vec<f32> = values.chunks_exact(b * b).flat_map(|block| invert(block, b)).map(|v| v as f32).collect();
     Tensor::from_data(TensorData::new(inverted, [blocks, b, b]), &device)
 }
 
-fn invert(block: &[f32], b: usize) -> Vec<f32> {
+/// The inverse of one matrix `[b, b]`.
+pub(super) fn invert(block: &[f64], b: usize) -> Vec<f64> {
     // Rows of [M | I].
-    let mut rows: Vec<Vec<f64>> = (0..b)
-        .map(|i| (0..2 * b).map(|j| if j < b { f64::from(block[i * b + j]) } else { f64::from(u8::from(j - b == i)) }).collect())
-        .collect();
+    let mut rows: Vec<Vec<f64>> =
+        (0..b).map(|i| (0..2 * b).map(|j| if j < b { block[i * b + j] } else { f64::from(u8::from(j - b == i)) }).collect()).collect();
     for i in 0..b {
         let pivot = (i..b).max_by(|&x, &y| rows[x][i].abs().total_cmp(&rows[y][i].abs())).unwrap_or(i);
         rows.swap(i, pivot);
         let scale = 1.0 / rows[i][i];
         rows[i].iter_mut().for_each(|v| *v *= scale);
         let row = rows[i].clone();
-        for (j, other) in rows.iter_mut().enumerate().filter(|(j, _)| *j != i) {
+        for (_, other) in rows.iter_mut().enumerate().filter(|(j, _)| *j != i) {
             let share = other[i];
             if share != 0.0 {
                 other.iter_mut().zip(&row).for_each(|(o, v)| *o -= share * v);
             }
-            debug_assert!(j != i);
         }
     }
-    rows.iter().flat_map(|row| row[b..].iter().map(|&v| v as f32)).collect()
+    rows.iter().flat_map(|row| row[b..].iter().copied()).collect()
 }
 
 /// `x [rows, d]` times the block-diagonal matrix of `blocks [d / b, b, b]`; a single block is used at every place.

@@ -86,9 +86,17 @@ pub fn randomised_svd(
 /// # Panics
 /// If `matrix` does not have `rows * cols` elements: a broken invariant of the caller.
 pub fn qr(matrix: &[f32], rows: usize, cols: usize) -> Qr {
+    leading_qr(matrix, rows, cols, rows.min(cols))
+}
+
+/// The first `rank` columns of `Q` and rows of `R`.
+///
+/// # Panics
+/// As [`qr`].
+pub fn leading_qr(matrix: &[f32], rows: usize, cols: usize, rank: usize) -> Qr {
     assert_eq!(matrix.len(), rows * cols, "a {rows} x {cols} matrix");
-    let (q, r) = householder(split_columns(matrix, rows, cols));
-    let k = rows.min(cols);
+    let k = rank.min(rows).min(cols);
+    let (q, r) = reflected(split_columns(matrix, rows, cols), k);
     Qr { q: join_columns(&q, rows), r: join_columns(&r, k) }
 }
 
@@ -136,9 +144,14 @@ fn transposed_times(matrix: &[f32], rows: usize, cols: usize, x: &Columns) -> Co
 }
 
 /// Thin `Q` and `R`, both by columns.
-fn householder(mut columns: Columns) -> (Columns, Columns) {
-    let (rows, cols) = (columns.first().map_or(0, Vec::len), columns.len());
-    let k = rows.min(cols);
+fn householder(columns: Columns) -> (Columns, Columns) {
+    let k = columns.first().map_or(0, Vec::len).min(columns.len());
+    reflected(columns, k)
+}
+
+/// The first `k` columns of `Q` and rows of `R`, by columns.
+fn reflected(mut columns: Columns, k: usize) -> (Columns, Columns) {
+    let rows = columns.first().map_or(0, Vec::len);
     let mut reflections: Vec<Option<Vec<f64>>> = Vec::with_capacity(k);
     for j in 0..k {
         let reflection = reflection(&columns[j][j..]);

@@ -138,7 +138,8 @@ impl Targets {
         self.choose(sites, |site| site.kind == SiteKind::Norm)
     }
 
-    fn choose(&self, sites: &SiteTable, eligible: impl Fn(&SiteInfo) -> bool) -> Result<Vec<SiteId>, TargetError> {
+    /// Those of the eligible sites that these settings select.
+    pub(super) fn choose(&self, sites: &SiteTable, eligible: impl Fn(&SiteInfo) -> bool) -> Result<Vec<SiteId>, TargetError> {
         let include = Matcher::new("target_modules", &self.target_modules)?;
         let exclude = self.exclude_modules.as_ref().map(|n| Matcher::new("exclude_modules", n)).transpose()?;
         let layer_regexes = self.layer_regexes()?;

@@ -181,14 +181,18 @@ impl Pass for TokensPass<'_> {
 
     fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
         match self.plain_weight(base) {
-            Some(weight) => frugal_kernels::linear(x, weight, base.bias.clone()),
-            None => base.forward(x),
+            Some(weight) if !self.leaves_alone(base) => frugal_kernels::linear(x, weight, base.bias.clone()),
+            _ => base.forward(x),
         }
     }
 
     fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
         let weight = base.weight.dense();
-        Some(if self.adapter.head == Some(base.site) { self.adapter.replaced(weight, self.mode) } else { weight })
+        Some(if self.leaves_alone(base) { weight } else { self.adapter.replaced(weight, self.mode) })
+    }
+
+    fn leaves_alone(&mut self, base: &Linear) -> bool {
+        self.adapter.head != Some(base.site)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Adapter folders that `peft` wrote, or, of methods it lacks, with what PyTorch makes of their formulas: outputs, round
 //! trips, merging, several at once.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ use frugal::model::save::StoredType;
 use frugal::model::{Backbone, Frozen, Input, SequenceLayout};
 
 use frugal::run::merge_to_folder;
+use serde_json::json;
 
 use crate::support::{Golden, context, device, fixture, max_difference, model};
 
@@ -76,6 +78,16 @@ const ADAPTERS: &[&str] = &[
     "bert-fourierft-seqcls",
     "llama-trainable-tokens",
     "llama-trainable-tokens-untied",
+    "llama-c3a",
+    "bert-c3a-seqcls",
+    "llama-miss",
+    "llama-miss-bat",
+    "bert-miss-seqcls",
+    "llama-vblora",
+    "bert-vblora-seqcls",
+    "llama-pissa",
+    "llama-olora",
+    "bert-bitfit-seqcls",
     "llama-hra",
     "llama-hra-gs",
     "bert-hra-seqcls",
@@ -209,6 +221,30 @@ fn losses_and_gradients_match_peft() {
 }
 
 #[test]
+fn residual_methods_start_from_what_peft_takes_from_the_weights() {
+    for (name, settings, tolerance) in
+        [("pissa", json!({"pissa_niter": 0}), 1e-4), ("pissa", json!({"pissa_niter": 8}), 1e-2), ("olora", json!({}), 1e-4)]
+    {
+        let case = case(&format!("llama-{name}"));
+        let mut settings = settings.as_object().unwrap().clone();
+        settings.extend(
+            [("r", json!(4)), ("lora_alpha", json!(8)), ("target_modules", json!(["q_proj", "down_proj"]))].map(|(k, v)| (k.into(), v)),
+        );
+        let adapter = (registry::find(name).unwrap().build)(&settings, &context(case.backbone.as_ref(), 0)).unwrap();
+        let factors: BTreeMap<&str, Tensor<2>> = adapter.parameters().into_iter().map(|p| (p.name(), p.get::<2>(Mode::Eval))).collect();
+        let mut compared = 0;
+        for (key, (_, expected)) in case.golden.floats.iter().filter(|(key, _)| key.starts_with("initial.")) {
+            let path = key.strip_prefix("initial.").unwrap();
+            let factor = |letter: &str| factors[format!("{path}.lora_{letter}.weight").as_str()].clone();
+            let worst = max_difference(&to_vec(factor("B").matmul(factor("A")) * 2.0), expected);
+            assert!(worst < tolerance, "{name} {path}: {worst:e}");
+            compared += 1;
+        }
+        assert_eq!(compared, 4, "{name}");
+    }
+}
+
+#[test]
 fn the_number_of_trainable_parameters_is_that_of_peft() {
     for &name in ADAPTERS {
         let case = case(name);
@@ -292,13 +328,15 @@ fn check_unmerged(case: &Case, entry: &Entry, merged: &dyn Backbone) {
         let found = match merge::unmerge(&merged, entry.adapter.as_ref()) {
             Ok(found) => found,
             Err(error) => {
-                let known = ["dora", "trainable-tokens"].contains(&entry.adapter.method());
+                let known = ["bitfit", "dora", "trainable-tokens"].contains(&entry.adapter.method());
                 assert!(known && error.to_string().contains("load the base model"), "{error}");
                 continue;
             }
         };
         let worst = max_difference(&to_vec(found.weight.dense()), &to_vec(base.weight.dense()));
-        assert!(worst < 1e-6, "{}: {worst:e}", case.folder.display());
+        // The inverse of a product magnifies rounding.
+        let tolerance = if case.folder.ends_with("llama-miss-bat") { 1e-5 } else { 1e-6 };
+        assert!(worst < tolerance, "{}: {worst:e}", case.folder.display());
     }
 }
 
