@@ -6,6 +6,7 @@ use rand::Rng;
 use super::{Mode, Parameter, stream};
 
 /// `y = x Wᵀ + b`.
+#[derive(Clone)]
 pub(super) struct Dense {
     /// `[d_out, d_in]`.
     pub weight: Parameter,

@@ -26,7 +26,8 @@ pub enum Enter {
     Skip,
 }
 
-/// Keys and values that a method puts in front of every sequence of a layer, each `[positions, kv_heads * head_dim]`.
+/// Keys and values that a method puts in front of every sequence of a layer: each `[positions, kv_heads * head_dim]` for
+/// all sequences, or `[sequences * positions, kv_heads * head_dim]` where every sequence has its own.
 #[derive(Clone, Debug)]
 pub struct KeyValue {
     /// Keys, used as they are (no rotary rotation).

@@ -211,6 +211,10 @@ impl Pass for PromptPass<'_> {
     fn embed(&mut self, hidden_states: Tensor<2>, layout: &mut SequenceLayout) -> Tensor<2> {
         prepend(hidden_states, layout, || self.adapter.prompt_embeddings.get::<2>(self.mode))
     }
+
+    fn leaves_alone(&mut self, _base: &Linear) -> bool {
+        true
+    }
 }
 
 impl Adapter for PromptTuning {

@@ -31,6 +31,11 @@ pub struct Attend<'a> {
 pub fn attend(at: &Attend<'_>, q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, pass: &mut dyn Pass, cache: Option<&mut KvCache>) -> Tensor<2> {
     let cu_q = at.layout.cu_seqlens.clone();
     let prefix = pass.key_value(at.layer);
+    let positions = pass.prefix_length();
+    let of_sequence = |rows: &Tensor<2>, sequence: usize| {
+        let shared = rows.dims()[0] == positions;
+        if shared { rows.clone() } else { rows.clone().slice(sequence * positions..(sequence + 1) * positions) }
+    };
     let (k, v, cu_k) = if prefix.is_none() && cache.is_none() {
         (k, v, cu_q.clone())
     } else {
@@ -39,8 +44,8 @@ pub fn attend(at: &Attend<'_>, q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, pass: &
         for (sequence, range) in cu_q.windows(2).enumerate() {
             let (mut key, mut value) = (k.clone().slice(range[0]..range[1]), v.clone().slice(range[0]..range[1]));
             if let Some(prefix) = prefix.as_ref().filter(|_| at.layout.past[sequence] == 0) {
-                key = Tensor::cat(vec![prefix.key.clone(), key], 0);
-                value = Tensor::cat(vec![prefix.value.clone(), value], 0);
+                key = Tensor::cat(vec![of_sequence(&prefix.key, sequence), key], 0);
+                value = Tensor::cat(vec![of_sequence(&prefix.value, sequence), value], 0);
             }
             if let Some(cache) = cache.as_deref_mut() {
                 (key, value) = cache.append(at.layer, sequence, key, value);

@@ -4,6 +4,7 @@ mod adapters;
 mod backbones;
 mod combine;
 mod conformance;
+mod families;
 mod linear_algebra;
 mod lora_step;
 mod real;
