@@ -33,7 +33,7 @@ class Case:
         self.cache = None
 
     def new(self, name, *shape, around=0.0, scale=0.3):
-        value = around + scale * torch.randn(shape, generator=self.random)
+        value = torch.nn.Parameter(around + scale * torch.randn(shape, generator=self.random))
         self.tensors[name] = value
         return value
 
@@ -60,7 +60,7 @@ class Case:
             for kind in ("weight", "bias"):
                 if getattr(module, kind, None) is not None:
                     value = self.new(f"{self.block(i)}.{name}.{kind}", D, around=1.0 if kind == "weight" else 0.0)
-                    getattr(module, kind).data.copy_(value)
+                    setattr(module, kind, value)
 
     def gate(self, name):
         weight, bias = self.new(f"{name}.weight", 1, D), self.new(f"{name}.bias", 1)
@@ -251,7 +251,17 @@ def logits(case, model, ids):
     return model(input_ids=ids, **extra).logits[0]
 
 
-@torch.no_grad()
+TARGETS = (0, 2)
+
+
+def loss(case, found, sequences):
+    """Mean over the next tokens of all sequences, or over their classes."""
+    if case.llama:
+        terms = [F.cross_entropy(y[:-1], ids[0, 1:], reduction="sum") for y, ids in zip(found, sequences)]
+        return sum(terms) / sum(ids.shape[1] - 1 for ids in sequences)
+    return sum(F.cross_entropy(y[None], torch.tensor([c]), reduction="sum") for y, c in zip(found, TARGETS)) / len(found)
+
+
 def main(names):
     warnings.filterwarnings("ignore")
     hf.logging.set_verbosity_error()
@@ -266,26 +276,29 @@ def main(names):
         before = [logits(Case(tiny, peft_type, settings), plain, ids) for ids in sequences]
         model = base(model_dir, case.cls)
         if not case.llama:
-            model.classifier.weight.copy_(case.new("classifier.weight", CLASSES, D))
-            model.classifier.bias.copy_(case.new("classifier.bias", CLASSES))
+            model.classifier.weight, model.classifier.bias = case.new("classifier.weight", CLASSES, D), case.new("classifier.bias", CLASSES)
         hooks(case, model)
-        tensors, effect = {}, 0.0
-        for s, ids in enumerate(sequences):
-            found = logits(case, model, ids)
-            tensors[f"seq{s}.input_ids"], tensors[f"seq{s}.logits"] = ids[0], found
-            effect = max(effect, (found - before[s]).abs().max().item())
+        found = [logits(case, model, ids) for ids in sequences]
+        tensors = {f"seq{s}.input_ids": ids[0] for s, ids in enumerate(sequences)}
+        tensors |= {f"seq{s}.logits": y.detach() for s, y in enumerate(found)}
+        effect = max((y - b).abs().max().item() for y, b in zip(found, before))
+        total = loss(case, found, sequences)
+        gradients = torch.autograd.grad(total, list(case.tensors.values()))
+        tensors |= {"loss": total.detach()[None]} | {f"grad.{name}": g for name, g in zip(case.tensors, gradients)}
         if effect < 0.1:
             raise SystemExit(f"{name}: the adapter moves the logits by {effect:.1e} only")
         keys = {
             "seqS.input_ids": "[tokens] i64, each sequence was run by itself",
             "seqS.logits": "[tokens, vocab], or [labels] for classification",
+            "loss": "[1], mean over the next tokens of all sequences, or over their classes",
+            "grad.NAME": "gradient of that loss",
         }
         write_golden(
             folder, tensors,
-            header(SEED, keys, purpose=f"{method} by its formula", model=str(model_dir), model_class=case.cls.__name__,
+            header(SEED, keys, purpose=f"{method} by its formula", model=str(model_dir), model_class=case.cls.__name__, classes=TARGETS,
                    trainable_parameters=sum(v.numel() for v in case.tensors.values()), largest_logit_change=round(effect, 4),
                    computed_in="float32, eager attention"))
-        stored = {f"base_model.model.{k}": v.contiguous() for k, v in case.tensors.items()}
+        stored = {f"base_model.model.{k}": v.detach().contiguous() for k, v in case.tensors.items()}
         save_file(stored, folder / "adapter_model.safetensors", metadata={"format": "pt"})
         (folder / "adapter_model.safetensors").chmod(0o644)
         common = dict(

@@ -341,6 +341,8 @@ pub struct AdaLora {
     gradients: BTreeMap<String, Vec<f32>>,
     /// That of the last step, for the file.
     schedule: Schedule,
+    /// The choice is final.
+    settled: bool,
     scale: f32,
     saved_targets: Value,
     fan_in_fan_out: bool,
@@ -369,6 +371,7 @@ impl AdaLora {
             scale: (config.lora_alpha / (config.init_r as f64 + 1e-5)) as f32,
             schedule: config.schedule(config.total_step.unwrap_or(1)),
             sliced: config.rank_pattern.is_some(),
+            settled: false,
             importance: BTreeMap::new(),
             gradients: BTreeMap::new(),
             sites,
@@ -551,6 +554,7 @@ impl Adapter for AdaLora {
         let (step, last) = (context.step, self.schedule.last_choice());
         let (beta1, beta2) = (self.config.beta1 as f32, self.config.beta2 as f32);
         let gradients = std::mem::take(&mut self.gradients);
+        self.settled = step >= last;
         if step > last {
             return self.apply_choice();
         }
@@ -581,14 +585,16 @@ impl Adapter for AdaLora {
             state.insert(format!("alive.{path}"), mask.iter().map(|&alive| f32::from(u8::from(alive))).collect());
         }
         let Schedule { total, tinit, tfinal } = self.schedule;
-        state.insert("schedule".into(), [total, tinit, tfinal].map(|n| n as f32).to_vec());
+        let settled = u64::from(self.settled);
+        state.insert("schedule".into(), [total, tinit, tfinal, settled].map(|n| n as f32).to_vec());
         state
     }
 
     fn restore(&mut self, state: &BTreeMap<String, Vec<f32>>) -> Result<(), String> {
-        let [total, tinit, tfinal] = state.get("schedule").map(Vec::as_slice).unwrap_or_default() else {
-            return Err("`schedule` is missing or not three numbers".into());
+        let [total, tinit, tfinal, settled] = state.get("schedule").map(Vec::as_slice).unwrap_or_default() else {
+            return Err("`schedule` is missing or not four numbers".into());
         };
+        self.settled = *settled > 0.5;
         self.schedule = Schedule { total: *total as u64, tinit: *tinit as u64, tfinal: *tfinal as u64 };
         self.importance.clear();
         let mut alive = BTreeMap::new();
@@ -612,6 +618,10 @@ impl Adapter for AdaLora {
         }
         self.alive = Some(alive).filter(|a| !a.is_empty());
         Ok(())
+    }
+
+    fn is_complete(&self) -> bool {
+        self.settled || self.sliced
     }
 
     fn finished(&self) -> Option<Box<dyn Adapter>> {

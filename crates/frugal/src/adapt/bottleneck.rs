@@ -201,24 +201,6 @@ pub(super) fn not_linear(method: &'static str) -> AdaptError {
     AdaptError::Unsupported { method, action: "be merged", reason }
 }
 
-/// Settings as `peft_config` of a method that `peft` does not know: all of them, and the type.
-pub(super) fn own_config(peft_type: &str, settings: &impl Serialize) -> serde_json::Map<String, serde_json::Value> {
-    let mut fields = match serde_json::to_value(settings) {
-        Ok(serde_json::Value::Object(fields)) => fields,
-        _ => serde_json::Map::new(),
-    };
-    fields.insert("peft_type".into(), peft_type.into());
-    fields
-}
-
-/// The reverse of [`own_config`]: the settings that `T` has, as far as they are there.
-pub(super) fn own_settings<T: Serialize + Default>(
-    config: &serde_json::Map<String, serde_json::Value>,
-) -> Result<serde_json::Map<String, serde_json::Value>, AdaptError> {
-    let known = super::registry::defaults::<T>();
-    Ok(known.into_iter().filter_map(|(key, _)| config.get(&key).cloned().map(|value| (key, value))).collect())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -34,7 +34,8 @@ use burn::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::bottleneck::{NonLinearity, PerHalf, TrainedNorms, not_linear, own_config, own_settings};
+use super::bottleneck::{NonLinearity, PerHalf, TrainedNorms, not_linear};
+use super::own;
 use super::registry::{self, Capabilities, Family, Method};
 use super::target::Layers;
 use super::{AdaptError, Adapter, BuildContext, Mode, Parameter, Pass, SubLayer, normal, stream};
@@ -56,7 +57,7 @@ pub const METHOD: Method = Method {
     defaults: registry::defaults::<CompacterConfig>,
     check: |settings| registry::parse::<CompacterConfig>(NAME, settings)?.validate(),
     build: |settings, context| Ok(Box::new(Compacter::new(registry::parse(NAME, settings)?, context)?)),
-    from_peft: own_settings::<CompacterConfig>,
+    from_peft: |config| Ok(own::from_file::<CompacterConfig>(config)),
 };
 
 /// Settings.
@@ -244,7 +245,7 @@ impl Adapter for Compacter {
     }
 
     fn peft_config(&self) -> Map<String, Value> {
-        own_config("COMPACTER", &self.config)
+        own::all_to_file("COMPACTER", &self.config)
     }
 
     fn weight_delta(&self, _base: &Linear) -> Result<Option<Tensor<2>>, AdaptError> {

@@ -39,7 +39,7 @@ use rand::Rng;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::bottleneck::{own_config, own_settings};
+use super::own;
 use super::registry::{self, Capabilities, Family, Method};
 use super::sparse::{Place, SparseDelta, SparseFile, budget, places, top, with_delta};
 use super::target::{Layers, Names, Targets};
@@ -62,7 +62,7 @@ pub const METHOD: Method = Method {
     defaults: registry::defaults::<DiffPruningConfig>,
     check: |settings| registry::parse::<DiffPruningConfig>(NAME, settings)?.validate(),
     build: |settings, context| DiffPruning::build(registry::parse(NAME, settings)?, context),
-    from_peft: own_settings::<DiffPruningConfig>,
+    from_peft: |config| Ok(own::from_file::<DiffPruningConfig>(config)),
 };
 
 /// Settings.
@@ -250,7 +250,7 @@ impl DiffPruning {
         config.validate()?;
         let places = places(NAME, &config.targets(), context)?;
         if let Some(nnz) = &config.nnz {
-            return Ok(Box::new(SparseFile::new(NAME, own_config("DIFF_PRUNING", &config), &places, nnz, context)?));
+            return Ok(Box::new(SparseFile::new(NAME, own::all_to_file("DIFF_PRUNING", &config), &places, nnz, context)?));
         }
         Ok(Box::new(Self::new(config, places, context)))
     }
@@ -358,6 +358,10 @@ impl Adapter for DiffPruning {
         Ok(())
     }
 
+    fn is_complete(&self) -> bool {
+        self.gated.is_empty()
+    }
+
     fn finished(&self) -> Option<Box<dyn Adapter>> {
         if !self.gated.is_empty() {
             // A run that was broken off before its places were fixed: they are fixed for the file.
@@ -376,7 +380,7 @@ impl Adapter for DiffPruning {
     }
 
     fn peft_config(&self) -> Map<String, Value> {
-        own_config("DIFF_PRUNING", &self.config)
+        own::all_to_file("DIFF_PRUNING", &self.config)
     }
 
     fn weight_delta(&self, base: &Linear) -> Result<Option<Tensor<2>>, AdaptError> {

@@ -34,7 +34,7 @@ use burn::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::bottleneck::{own_config, own_settings};
+use super::own;
 use super::registry::{self, Capabilities, Family, Method};
 use super::sparse::{Place, SparseDelta, SparseFile, budget, places, top, with_delta};
 use super::target::{Layers, Names, Targets};
@@ -57,7 +57,7 @@ pub const METHOD: Method = Method {
     defaults: registry::defaults::<FishMaskConfig>,
     check: |settings| registry::parse::<FishMaskConfig>(NAME, settings)?.validate(),
     build: |settings, context| FishMask::build(registry::parse(NAME, settings)?, context),
-    from_peft: own_settings::<FishMaskConfig>,
+    from_peft: |config| Ok(own::from_file::<FishMaskConfig>(config)),
 };
 
 /// Settings.
@@ -141,7 +141,7 @@ impl FishMask {
         config.validate()?;
         let places = places(NAME, &config.targets(), context)?;
         if let Some(nnz) = &config.nnz {
-            return Ok(Box::new(SparseFile::new(NAME, own_config("FISH_MASK", &config), &places, nnz, context)?));
+            return Ok(Box::new(SparseFile::new(NAME, own::all_to_file("FISH_MASK", &config), &places, nnz, context)?));
         }
         let mut by_site = vec![None; context.sites.len()];
         places.iter().enumerate().for_each(|(index, place)| by_site[place.site.index()] = Some(index));
@@ -209,15 +209,19 @@ impl Adapter for FishMask {
     }
 
     fn parameters(&self) -> Vec<&Parameter> {
-        std::iter::once(&self.sparse.values).chain(&self.probes).collect()
+        vec![&self.sparse.values]
     }
 
     fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
-        std::iter::once(&mut self.sparse.values).chain(&mut self.probes).collect()
+        vec![&mut self.sparse.values]
     }
 
-    fn num_trainable(&self) -> usize {
-        self.sparse.values.len()
+    fn probes(&self) -> Vec<&Parameter> {
+        self.probes.iter().collect()
+    }
+
+    fn is_complete(&self) -> bool {
+        self.sparse.entries.is_some()
     }
 
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
@@ -229,7 +233,6 @@ impl Adapter for FishMask {
             return;
         }
         for (probe, fisher) in self.probes.iter().zip(&mut self.fisher) {
-            // Taken out, so that the optimiser neither moves the probe nor counts its gradient.
             let gradient = gradients.remove(probe.name()).unwrap_or_default();
             fisher.iter_mut().zip(gradient).for_each(|(sum, g)| *sum += g * g);
         }
@@ -269,7 +272,7 @@ impl Adapter for FishMask {
     }
 
     fn peft_config(&self) -> Map<String, Value> {
-        own_config("FISH_MASK", &self.config)
+        own::all_to_file("FISH_MASK", &self.config)
     }
 
     fn weight_delta(&self, base: &Linear) -> Result<Option<Tensor<2>>, AdaptError> {

@@ -31,7 +31,8 @@ use burn::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::bottleneck::{Bottleneck, NonLinearity, PerHalf, TrainedNorms, not_linear, own_config, own_settings};
+use super::bottleneck::{Bottleneck, NonLinearity, PerHalf, TrainedNorms, not_linear};
+use super::own;
 use super::registry::{self, Capabilities, Family, Method};
 use super::target::Layers;
 use super::{AdaptError, Adapter, BuildContext, Mode, Parameter, Pass, SubLayer};
@@ -53,7 +54,7 @@ pub const METHOD: Method = Method {
     defaults: registry::defaults::<HoulsbyConfig>,
     check: |settings| registry::parse::<HoulsbyConfig>(NAME, settings)?.validate(),
     build: |settings, context| Ok(Box::new(Houlsby::new(registry::parse(NAME, settings)?, context)?)),
-    from_peft: own_settings::<HoulsbyConfig>,
+    from_peft: |config| Ok(own::from_file::<HoulsbyConfig>(config)),
 };
 
 /// Settings.
@@ -151,7 +152,7 @@ impl Adapter for Houlsby {
     }
 
     fn peft_config(&self) -> Map<String, Value> {
-        own_config("HOULSBY", &self.config)
+        own::all_to_file("HOULSBY", &self.config)
     }
 
     fn weight_delta(&self, _base: &Linear) -> Result<Option<Tensor<2>>, AdaptError> {

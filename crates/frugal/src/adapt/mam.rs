@@ -32,7 +32,8 @@ use burn::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::bottleneck::{Bottleneck, NonLinearity, PerHalf, not_linear, own_config, own_settings};
+use super::bottleneck::{Bottleneck, NonLinearity, PerHalf, not_linear};
+use super::own;
 use super::prefix_tuning::{Prefix, PrefixTuningConfig};
 use super::registry::{self, Capabilities, Family, Method};
 use super::{AdaptError, Adapter, BuildContext, KeyValue, Mode, Parameter, Pass, SubLayer};
@@ -54,7 +55,7 @@ pub const METHOD: Method = Method {
     defaults: registry::defaults::<MamConfig>,
     check: |settings| registry::parse::<MamConfig>(NAME, settings)?.validate(),
     build: |settings, context| Ok(Box::new(Mam::new(registry::parse(NAME, settings)?, context)?)),
-    from_peft: own_settings::<MamConfig>,
+    from_peft: |config| Ok(own::from_file::<MamConfig>(config)),
 };
 
 /// Settings.
@@ -198,7 +199,7 @@ impl Adapter for Mam {
     }
 
     fn peft_config(&self) -> Map<String, Value> {
-        let mut config = own_config("MAM", &self.config);
+        let mut config = own::all_to_file("MAM", &self.config);
         config.insert("inference_mode".into(), true.into());
         config
     }

@@ -19,13 +19,19 @@ pub(super) fn parse<T: DeserializeOwned + Serialize + Default>(method: &'static 
     registry::parse(method, &all)
 }
 
-/// `adapter_config.json` of a method: all its settings, with the targets as [`saved_targets`](super::peft) spells them.
-pub(super) fn to_file<T: Serialize>(peft_type: &str, config: &T, saved_targets: &Value) -> Settings {
+/// `adapter_config.json` of a method without targets: all its settings.
+pub(super) fn all_to_file<T: Serialize>(peft_type: &str, config: &T) -> Settings {
     let mut fields = match serde_json::to_value(config) {
         Ok(Value::Object(fields)) => fields,
         _ => Settings::new(),
     };
     fields.insert("peft_type".into(), json!(peft_type));
+    fields
+}
+
+/// The same of a method with targets, as [`saved_targets`](super::peft) spells them.
+pub(super) fn to_file<T: Serialize>(peft_type: &str, config: &T, saved_targets: &Value) -> Settings {
+    let mut fields = all_to_file(peft_type, config);
     fields.insert("target_modules".into(), saved_targets.clone());
     fields
 }

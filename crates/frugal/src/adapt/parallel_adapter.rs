@@ -31,7 +31,8 @@ use burn::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::bottleneck::{Bottleneck, NonLinearity, PerHalf, not_linear, own_config, own_settings};
+use super::bottleneck::{Bottleneck, NonLinearity, PerHalf, not_linear};
+use super::own;
 use super::registry::{self, Capabilities, Family, Method};
 use super::target::Layers;
 use super::{AdaptError, Adapter, BuildContext, Mode, Parameter, Pass, SubLayer};
@@ -53,7 +54,7 @@ pub const METHOD: Method = Method {
     defaults: registry::defaults::<ParallelConfig>,
     check: |settings| registry::parse::<ParallelConfig>(NAME, settings)?.validate(),
     build: |settings, context| Ok(Box::new(ParallelAdapter::new(registry::parse(NAME, settings)?, context)?)),
-    from_peft: own_settings::<ParallelConfig>,
+    from_peft: |config| Ok(own::from_file::<ParallelConfig>(config)),
 };
 
 /// What a network stands beside.
@@ -171,7 +172,7 @@ impl Adapter for ParallelAdapter {
     }
 
     fn peft_config(&self) -> Map<String, Value> {
-        own_config("PARALLEL_ADAPTER", &self.config)
+        own::all_to_file("PARALLEL_ADAPTER", &self.config)
     }
 
     fn weight_delta(&self, _base: &Linear) -> Result<Option<Tensor<2>>, AdaptError> {

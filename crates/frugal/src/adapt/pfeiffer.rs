@@ -34,7 +34,8 @@ use burn::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::bottleneck::{Bottleneck, NonLinearity, PerHalf, block_path, not_linear, own_config, own_settings};
+use super::bottleneck::{Bottleneck, NonLinearity, PerHalf, block_path, not_linear};
+use super::own;
 use super::registry::{self, Capabilities, Family, Method};
 use super::target::Layers;
 use super::{AdaptError, Adapter, BuildContext, Mode, Parameter, Pass, SubLayer};
@@ -56,7 +57,7 @@ pub const METHOD: Method = Method {
     defaults: registry::defaults::<PfeifferConfig>,
     check: |settings| registry::parse::<PfeifferConfig>(NAME, settings)?.validate(),
     build: |settings, context| Ok(Box::new(Pfeiffer::new(registry::parse(NAME, settings)?, context)?)),
-    from_peft: own_settings::<PfeifferConfig>,
+    from_peft: |config| Ok(own::from_file::<PfeifferConfig>(config)),
 };
 
 /// Settings.
@@ -174,7 +175,7 @@ impl Adapter for Pfeiffer {
     }
 
     fn peft_config(&self) -> Map<String, Value> {
-        own_config("PFEIFFER", &self.config)
+        own::all_to_file("PFEIFFER", &self.config)
     }
 
     fn weight_delta(&self, _base: &Linear) -> Result<Option<Tensor<2>>, AdaptError> {

@@ -31,7 +31,7 @@ use burn::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::bottleneck::{own_config, own_settings};
+use super::own;
 use super::registry::{self, Capabilities, Family, Method};
 use super::target::{Names, Targets};
 use super::{AdaptError, Adapter, BuildContext, MergedLinear, Mode, Parameter, Pass};
@@ -53,7 +53,7 @@ pub const METHOD: Method = Method {
     defaults: registry::defaults::<SsfConfig>,
     check: |settings| registry::parse::<SsfConfig>(NAME, settings).map(|_| ()),
     build: |settings, context| Ok(Box::new(Ssf::new(registry::parse(NAME, settings)?, context)?)),
-    from_peft: own_settings::<SsfConfig>,
+    from_peft: |config| Ok(own::from_file::<SsfConfig>(config)),
 };
 
 /// Which operations get an offset.
@@ -224,7 +224,7 @@ impl Adapter for Ssf {
     }
 
     fn peft_config(&self) -> Map<String, Value> {
-        own_config("SSF", &self.config)
+        own::all_to_file("SSF", &self.config)
     }
 
     fn weight_delta(&self, base: &Linear) -> Result<Option<Tensor<2>>, AdaptError> {

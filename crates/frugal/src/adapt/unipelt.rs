@@ -37,8 +37,9 @@ use rand::Rng;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::bottleneck::{Bottleneck, NonLinearity, PerHalf, block_path, not_linear, own_config, own_settings};
+use super::bottleneck::{Bottleneck, NonLinearity, PerHalf, block_path, not_linear};
 use super::dense::Dense;
+use super::own;
 use super::prefix_tuning::{Prefix, PrefixTuningConfig};
 use super::registry::{self, Capabilities, Family, Method};
 use super::target::{Names, Targets};
@@ -61,7 +62,7 @@ pub const METHOD: Method = Method {
     defaults: registry::defaults::<UniPeltConfig>,
     check: |settings| registry::parse::<UniPeltConfig>(NAME, settings)?.validate(),
     build: |settings, context| Ok(Box::new(UniPelt::new(registry::parse(NAME, settings)?, context)?)),
-    from_peft: own_settings::<UniPeltConfig>,
+    from_peft: |config| Ok(own::from_file::<UniPeltConfig>(config)),
 };
 
 /// Settings.
@@ -286,7 +287,7 @@ impl Adapter for UniPelt {
     }
 
     fn peft_config(&self) -> Map<String, Value> {
-        own_config("UNIPELT", &self.config)
+        own::all_to_file("UNIPELT", &self.config)
     }
 
     fn weight_delta(&self, _base: &Linear) -> Result<Option<Tensor<2>>, AdaptError> {

@@ -116,7 +116,9 @@ fn what_is_remembered_of_a_token_is_as_wide_as_the_papers_say() {
 fn experts_do_the_same_for_single_adapters_and_for_mixed_batches() {
     let backbone = model("mixtral", "config.json");
     let lora = |seed| {
-        let mut adapter = (registry::find("lora").unwrap().build)(&Map::from_iter([("r".to_owned(), json!(4))]), &context(backbone.as_ref(), seed)).unwrap();
+        let mut adapter =
+            (registry::find("lora").unwrap().build)(&Map::from_iter([("r".to_owned(), json!(4))]), &context(backbone.as_ref(), seed))
+                .unwrap();
         adapter.parameters_mut().into_iter().filter(|p| p.name().contains("lora_B")).for_each(|p| p.set(vec![0.05; p.len()]));
         adapter
     };
