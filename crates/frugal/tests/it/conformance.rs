@@ -310,7 +310,7 @@ fn mixed_batches_equal_separate_ones_where_promised() {
 
 #[test]
 fn tokens_one_at_a_time_give_what_all_at_once_give() {
-    for method in METHODS {
+    for method in METHODS.iter().filter(|method| models(method).contains(&"llama")) {
         let mut setup = setup(method, "llama", 1);
         let mut head = head(setup.backbone.as_ref(), 1);
         run(&mut setup, &mut head, &examples(), &config(method));
