@@ -7,4 +7,5 @@ mod inspect;
 mod journey;
 mod json;
 mod measure;
+mod recipes;
 mod support;

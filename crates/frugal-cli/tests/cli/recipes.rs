@@ -1,0 +1,54 @@
+//! The recipes in `recipes/` and the suites in `benchmarks/`.
+
+use std::path::{Path, PathBuf};
+
+use frugal::adapt::registry::METHODS;
+use frugal::run::TuneConfig;
+use frugal_core::config;
+use frugal_core::suite::Suite;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+#[test]
+fn every_method_has_a_recipe_that_can_be_run() {
+    for method in METHODS {
+        let path = root().join(format!("recipes/{}.toml", method.name));
+        let data = ["data.train=sms-spam".to_owned()];
+        let found = config::load_with::<TuneConfig>(Some(&path), &toml::Table::new(), &data, TuneConfig::problems);
+        let found = found.unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!((found.method.name.as_str(), found.train.lr > 0.0), (method.name, true));
+    }
+}
+
+#[test]
+fn every_suite_is_made_of_runs_that_can_be_run() {
+    let mut suites = Vec::new();
+    for folder in std::fs::read_dir(root().join("benchmarks")).unwrap().flatten() {
+        for file in std::fs::read_dir(folder.path()).into_iter().flatten().flatten().map(|f| f.path()) {
+            if file.extension().is_some_and(|e| e == "toml") && std::fs::read_to_string(&file).unwrap().contains("[[runs]]") {
+                suites.push(file);
+            }
+        }
+    }
+    assert!(suites.len() >= 2, "{suites:?}");
+    for file in suites {
+        for job in Suite::read(&file).unwrap().jobs(Path::new("nowhere")) {
+            let found = config::load_with::<TuneConfig>(None, &job.settings, &[], TuneConfig::problems);
+            found.unwrap_or_else(|e| panic!("{}: {}: {e}", file.display(), job.name));
+        }
+    }
+}
+
+#[test]
+fn every_method_takes_part_in_the_comparison_on_an_encoder() {
+    let suite = Suite::read(&root().join("benchmarks/suites/text-encoder.toml")).unwrap();
+    let jobs = suite.jobs(Path::new("nowhere"));
+    for method in METHODS {
+        // It trains tokens of the user's choice.
+        let apart = method.name == "trainable-tokens";
+        let there = jobs.iter().any(|job| job.settings["method"]["name"].as_str() == Some(method.name));
+        assert!(there != apart, "{}", method.name);
+    }
+}
