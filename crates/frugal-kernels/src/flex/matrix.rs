@@ -7,6 +7,7 @@ use std::ops::Range;
 use burn::backend::flex::FlexTensor;
 use rayon::prelude::*;
 
+use super::gemm::{self, Strided, Target};
 use crate::simd::task_rows;
 
 /// A read-only view of a matrix.
@@ -158,14 +159,23 @@ impl<'a> MatrixMut<'a> {
 
     fn product(&mut self, a: Matrix, b: Matrix, scale: f32, threads: Threads, accumulate: bool) {
         assert!(a.rows == self.rows && b.cols == self.cols && a.cols == b.rows, "matrix product of unequal inner sizes");
+        if gemm::is_better(self.rows, self.cols, a.cols) {
+            let strided = |m: Matrix| Strided { data: m.data.as_ptr(), row_stride: m.row_stride, col_stride: m.col_stride };
+            let target = Target { data: self.data, row_stride: self.row_stride };
+            let sizes = [self.rows, self.cols, a.cols];
+            // SAFETY: the constructors check that each view stays inside its slice, the slice of `self` is borrowed mutably, and
+            // the processor was asked.
+            unsafe { gemm::multiply(sizes, target, strided(a), strided(b), scale, accumulate, matches!(threads, Threads::All)) };
+            return;
+        }
         let parallelism = match threads {
-            Threads::One => gemm::Parallelism::None,
-            Threads::All => gemm::Parallelism::Rayon(0),
+            Threads::One => ::gemm::Parallelism::None,
+            Threads::All => ::gemm::Parallelism::Rayon(0),
         };
         // SAFETY: the constructors check that each view stays inside its slice, the slice of `self`
         // is borrowed mutably so that nothing else reads it, and it is not read unless `accumulate`.
         unsafe {
-            gemm::gemm(
+            ::gemm::gemm(
                 self.rows,
                 self.cols,
                 a.cols,

@@ -284,6 +284,15 @@ multiversion_bytes!(
     ) = panel_product_body
 );
 
+/// Sixteen scales or minima. A function rather than a closure, which would not be compiled for the instruction set.
+#[inline(always)]
+fn lanes_at<B: Bytes>(numbers: &Numbers, at: usize) -> B::Lanes {
+    match numbers {
+        Numbers::F16(values) => B::halves(values[at..][..LANES].try_into().expect("sixteen")),
+        Numbers::F32(values) => B::Lanes::load(values[at..][..LANES].try_into().expect("sixteen")),
+    }
+}
+
 /// The products of `T` rows of x from `first` with the rows of a panel.
 #[inline(always)]
 fn panel_product_body<B: Bytes, const BITS: u32, const T: usize>(
@@ -303,10 +312,6 @@ fn panel_product_body<B: Bytes, const BITS: u32, const T: usize>(
         per_group * groups == codes.len() && per_group == if BITS == 4 { steps / 2 } else { steps } && first + T <= x.scales.len() / groups
     );
     let rows: [&[[i8; 4]]; T] = std::array::from_fn(|t| x.codes[(first + t) * width..][..width].as_chunks::<4>().0);
-    let scales_of = |numbers: &Numbers, at: usize| match numbers {
-        Numbers::F16(values) => B::halves(values[at..][..LANES].try_into().expect("sixteen")),
-        Numbers::F32(values) => B::Lanes::load(values[at..][..LANES].try_into().expect("sixteen")),
-    };
     let zero = match &weight.offset {
         Offset::Zero(zero) => i32::from(*zero),
         Offset::Minimum(_) | Offset::Table => 0,
@@ -330,14 +335,14 @@ fn panel_product_body<B: Bytes, const BITS: u32, const T: usize>(
             }
         }
         let at = (panel * groups + g) * PANEL;
-        let scales = scales_of(&weight.scales, at);
+        let scales = lanes_at::<B>(&weight.scales, at);
         for t in 0..T {
             let (scale, sum) = (x.scales[(first + t) * groups + g], x.sums[(first + t) * groups + g]);
             let dot = B::float(sums[t], zero * sum);
             totals[t] = dot.mul_add(scales.mul(B::Lanes::splat(scale)), totals[t]);
         }
         if let Offset::Minimum(minima) = &weight.offset {
-            let minima = scales_of(minima, at);
+            let minima = lanes_at::<B>(minima, at);
             for (t, total) in totals.iter_mut().enumerate() {
                 let (scale, sum) = (x.scales[(first + t) * groups + g], x.sums[(first + t) * groups + g]);
                 *total = minima.mul_add(B::Lanes::splat(scale * sum as f32), *total);

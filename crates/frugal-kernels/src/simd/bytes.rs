@@ -190,12 +190,15 @@ impl Bytes for Avx2 {
     #[inline(always)]
     fn low(codes: Self::Codes) -> Self::Codes {
         // SAFETY: as above.
-        codes.map(|codes| unsafe { _mm256_and_si256(codes, _mm256_set1_epi8(0x0f)) })
+        unsafe {
+            let mask = _mm256_set1_epi8(0x0f);
+            [_mm256_and_si256(codes[0], mask), _mm256_and_si256(codes[1], mask)]
+        }
     }
     #[inline(always)]
     fn high(codes: Self::Codes) -> Self::Codes {
         // SAFETY: as above.
-        codes.map(|codes| unsafe { _mm256_and_si256(_mm256_srli_epi16(codes, 4), _mm256_set1_epi8(0x0f)) })
+        unsafe { Self::low([_mm256_srli_epi16(codes[0], 4), _mm256_srli_epi16(codes[1], 4)]) }
     }
     #[inline(always)]
     fn zero() -> Self::Sums {
@@ -207,8 +210,7 @@ impl Bytes for Avx2 {
         // SAFETY: as above.
         unsafe {
             let x = _mm256_set1_epi32(i32::from_ne_bytes(x.map(|x| x as u8)));
-            let add = |sum, codes| _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), _mm256_set1_epi16(1)));
-            [add(sums[0], codes[0]), add(sums[1], codes[1])]
+            [add_products(sums[0], codes[0], x), add_products(sums[1], codes[1], x)]
         }
     }
     #[inline(always)]
@@ -216,18 +218,21 @@ impl Bytes for Avx2 {
         // SAFETY: as above.
         unsafe {
             let x = _mm256_set1_epi32(i32::from_ne_bytes(x.map(|x| x as u8)));
-            let add = |sum, codes| {
-                let signed = _mm256_xor_si256(codes, _mm256_set1_epi8(-128));
-                let products = _mm256_maddubs_epi16(_mm256_abs_epi8(signed), _mm256_sign_epi8(x, signed));
-                _mm256_add_epi32(sum, _mm256_madd_epi16(products, _mm256_set1_epi16(1)))
-            };
-            [add(sums[0], codes[0]), add(sums[1], codes[1])]
+            let flip = _mm256_set1_epi8(-128);
+            let codes = [_mm256_xor_si256(codes[0], flip), _mm256_xor_si256(codes[1], flip)];
+            [
+                add_products(sums[0], _mm256_abs_epi8(codes[0]), _mm256_sign_epi8(x, codes[0])),
+                add_products(sums[1], _mm256_abs_epi8(codes[1]), _mm256_sign_epi8(x, codes[1])),
+            ]
         }
     }
     #[inline(always)]
     fn float(sums: Self::Sums, offset: i32) -> Self::Lanes {
         // SAFETY: as above.
-        sums.map(|sums| unsafe { _mm256_cvtepi32_ps(_mm256_sub_epi32(sums, _mm256_set1_epi32(offset))) })
+        unsafe {
+            let offset = _mm256_set1_epi32(offset);
+            [_mm256_cvtepi32_ps(_mm256_sub_epi32(sums[0], offset)), _mm256_cvtepi32_ps(_mm256_sub_epi32(sums[1], offset))]
+        }
     }
     #[inline(always)]
     fn halves(values: &[f16; LANES]) -> Self::Lanes {
@@ -237,4 +242,15 @@ impl Bytes for Avx2 {
             [_mm256_cvtph_ps(_mm_loadu_si128(values)), _mm256_cvtph_ps(_mm_loadu_si128(values.add(1)))]
         }
     }
+}
+
+/// Adds the products of unsigned with signed bytes, four to a sum; products of two neighbours must fit 16 bits.
+///
+/// # Safety
+/// The caller must be compiled for AVX2.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn add_products(sums: __m256i, codes: __m256i, x: __m256i) -> __m256i {
+    // SAFETY: passed on to the caller.
+    unsafe { _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), _mm256_set1_epi16(1))) }
 }

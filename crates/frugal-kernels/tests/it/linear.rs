@@ -9,7 +9,18 @@ fn bias_added(mut y: Vec<f64>, bias: &[f64]) -> Vec<f64> {
 }
 
 /// Sizes around the vector widths, the few-rows path and the blocks of the matrix product.
-const SIZES: [(usize, usize, usize); 7] = [(1, 1, 1), (1, 33, 7), (3, 17, 5), (8, 20, 9), (9, 20, 9), (40, 70, 33), (150, 129, 65)];
+const SIZES: [(usize, usize, usize); 9] = [
+    (1, 1, 1),
+    (1, 33, 7),
+    (3, 17, 5),
+    (8, 20, 9),
+    (9, 20, 9),
+    (40, 70, 33),
+    (150, 129, 65),
+    // Several blocks of depth, and more columns than are copied at a time.
+    (23, 700, 50),
+    (13, 24, 4150),
+];
 
 #[test]
 fn linear_matches_the_reference() {

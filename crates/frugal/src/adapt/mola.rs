@@ -425,7 +425,7 @@ mod tests {
         let (mola, base, x) = filled(1, 1);
         let site = mola.at(base.site).unwrap();
         let (a, b) = (site.a.get::<2>(Mode::Eval), site.b.get::<2>(Mode::Eval));
-        let lora = frugal_kernels::lora_linear(x.clone(), base.weight.dense(), None, a, b, 2.0);
+        let lora = Linear { bias: None, ..base.clone() }.forward_low_rank(x.clone(), a, b, 2.0);
         assert_eq!(to_vec(mola.pass(Mode::Eval).linear(&base, x)), to_vec(lora));
     }
 
