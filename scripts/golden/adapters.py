@@ -183,6 +183,10 @@ ADAPTERS = {
         lora(["q_proj", "down_proj"], init_lora_weights="pissa"), "converted to a LoRA of twice the rank for the original model"),
     "llama-olora": llama(
         lora(["q_proj", "down_proj"], init_lora_weights="olora"), "converted to a LoRA of twice the rank for the original model"),
+    "llama-road": llama(peft.RoadConfig(group_size=16, target_modules=["q_proj", "v_proj", "down_proj"]), "one angle for a pair"),
+    "llama-road-2": llama(peft.RoadConfig(variant="road_2", group_size=8, target_modules=["q_proj", "down_proj"]), "one for an element"),
+    "llama-road-4": llama(peft.RoadConfig(variant="road_4", group_size=16, target_modules=["q_proj", "down_proj"]), "two for an element"),
+    "bert-road-seqcls": bert(peft.RoadConfig(group_size=32, target_modules=["query", "value"]), "outputs with biases"),
     "llama-hra": llama(peft.HRAConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"]), "four reflections"),
     "llama-hra-gs": llama(peft.HRAConfig(r=3, apply_GS=True, target_modules=["q_proj", "v_proj"]), "orthogonalised reflections"),
     "bert-hra-seqcls": bert(peft.HRAConfig(r=4, target_modules=["query", "value"]), "with biases"),

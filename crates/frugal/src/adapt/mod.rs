@@ -52,6 +52,7 @@ pub mod prompt_tuning;
 pub mod pst;
 pub mod registry;
 mod residual;
+pub mod road;
 pub mod rslora;
 mod set;
 pub mod shira;

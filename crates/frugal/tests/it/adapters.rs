@@ -19,93 +19,14 @@ use crate::support::{Golden, context, device, fixture, max_difference, model};
 
 const TOLERANCE: f32 = 1e-4;
 
-const ADAPTERS: &[&str] = &[
-    "llama-lora-qv",
-    "llama-lora-all-rslora",
-    "llama-lora-bias-b",
-    "llama-lora-embed",
-    "llama-lora-regex",
-    "llama-lora-layers",
-    "llama-lora-exclude",
-    "llama-lora-seqcls",
-    "llama-prompt",
-    "qwen2-lora-bias-only",
-    "qwen2-lora-bias-all",
-    "qwen3-lora-all",
-    "gemma3-lora-all",
-    "gemma3-prompt",
-    "gpt2-lora-c_attn",
-    "gpt2-lora-all",
-    "bert-lora-seqcls",
-    "roberta-lora-seqcls",
-    "llama-prefix",
-    "llama-prefix-projection",
-    "gpt2-prefix",
-    "qwen3-prefix",
-    "llama-p-tuning-mlp",
-    "llama-p-tuning-lstm",
-    "llama-prompt-step",
-    "llama-adalora",
-    "bert-adalora-seqcls",
-    "llama-ia3",
-    "gpt2-ia3",
-    "bert-ia3-seqcls",
-    "llama-ln-tuning",
-    "bert-ln-tuning-seqcls",
-    "llama-dora",
-    "llama-dora-rslora",
-    "gpt2-dora",
-    "bert-dora-seqcls",
-    "llama-vera",
-    "llama-vera-prng",
-    "bert-vera-seqcls",
-    "llama-loha",
-    "bert-loha-seqcls",
-    "llama-lokr",
-    "llama-lokr-both",
-    "bert-lokr-seqcls",
-    "llama-shira",
-    "bert-shira-seqcls",
-    "llama-oft",
-    "llama-oft-cayley",
-    "llama-oft-share",
-    "llama-oft-coft",
-    "bert-oft-seqcls",
-    "llama-boft",
-    "llama-boft-butterfly",
-    "bert-boft-seqcls",
-    "llama-fourierft",
-    "bert-fourierft-seqcls",
-    "llama-trainable-tokens",
-    "llama-trainable-tokens-untied",
-    "llama-c3a",
-    "bert-c3a-seqcls",
-    "llama-miss",
-    "llama-miss-bat",
-    "bert-miss-seqcls",
-    "llama-vblora",
-    "bert-vblora-seqcls",
-    "llama-pissa",
-    "llama-olora",
-    "bert-bitfit-seqcls",
-    "llama-hra",
-    "llama-hra-gs",
-    "bert-hra-seqcls",
-    "llama-houlsby",
-    "bert-houlsby",
-    "llama-pfeiffer",
-    "bert-pfeiffer",
-    "llama-parallel-adapter",
-    "bert-parallel-adapter",
-    "llama-compacter",
-    "bert-compacter",
-    "llama-ssf",
-    "bert-ssf",
-    "llama-mam",
-    "bert-mam",
-    "llama-unipelt",
-    "bert-unipelt",
-];
+/// Every folder of `fixtures/adapters`.
+fn adapters() -> Vec<String> {
+    let folders = std::fs::read_dir(fixture("adapters")).unwrap().flatten();
+    let mut names: Vec<String> = folders.map(|folder| folder.file_name().into_string().unwrap()).collect();
+    names.sort();
+    assert!(names.len() > 80, "{names:?}");
+    names
+}
 
 struct Case {
     folder: PathBuf,
@@ -147,7 +68,7 @@ impl Case {
 
 #[test]
 fn logits_match_peft() {
-    for &name in ADAPTERS {
+    for name in &adapters() {
         let case = case(name);
         let entry = case.load();
         for s in case.golden.sequences() {
@@ -188,7 +109,7 @@ fn loss(case: &Case, entry: &Entry) -> Tensor<1> {
 
 #[test]
 fn losses_and_gradients_match_peft() {
-    for &name in ADAPTERS {
+    for name in &adapters() {
         let case = case(name);
         if case.golden.float("loss").is_none() {
             // Methods that train something else than their files hold, and those that peft does not have, are compared elsewhere.
@@ -246,7 +167,7 @@ fn residual_methods_start_from_what_peft_takes_from_the_weights() {
 
 #[test]
 fn the_number_of_trainable_parameters_is_that_of_peft() {
-    for &name in ADAPTERS {
+    for name in &adapters() {
         let case = case(name);
         let entry = case.load();
         let head: usize = entry.head.iter().flat_map(|h| h.parameters()).map(Parameter::len).sum();
@@ -257,7 +178,7 @@ fn the_number_of_trainable_parameters_is_that_of_peft() {
 
 #[test]
 fn saving_and_loading_keeps_every_bit_and_every_key() {
-    for &name in ADAPTERS {
+    for name in &adapters() {
         let case = case(name);
         let entry = case.load();
         let dir = tempfile::tempdir().unwrap();
@@ -293,7 +214,7 @@ fn saving_and_loading_keeps_every_bit_and_every_key() {
 
 #[test]
 fn merged_weights_compute_what_the_adapter_computed() {
-    for &name in ADAPTERS {
+    for name in &adapters() {
         let case = case(name);
         let entry = case.load();
         let method = registry::find(entry.adapter.method()).unwrap();

@@ -44,21 +44,20 @@ fn setup(method: &'static Method, model_name: &str, seed: u64) -> Setup {
     Setup { name: format!("{} on {model_name}", method.name), method, adapter, backbone }
 }
 
-/// The defaults, but for what the tiny models have no room for.
+/// The defaults, but for what the tiny models have no room for: sizes and lengths of pieces are at most 8.
 fn settings(method: &Method) -> Map<String, serde_json::Value> {
-    let small = [
+    let known = (method.defaults)();
+    let few = |name: &str| name == "r" || name.ends_with("_size") || name.ends_with("_length");
+    let pieces = known.iter().filter(|(name, value)| few(name) && value.as_u64() > Some(8)).map(|(name, _)| (name.as_str(), json!(8)));
+    let others = [
         ("num_virtual_tokens", json!(4)),
         ("n_frequency", json!(100)),
-        ("oft_block_size", json!(8)),
-        ("block_size", json!(8)),
-        ("vector_length", json!(8)),
         ("init_vector_bank_bound", json!(0.2)),
-        ("r", json!((method.defaults)().get("r").and_then(serde_json::Value::as_u64).unwrap_or(0).min(8))),
         // The two tokens that tell the classes of the examples apart.
         ("token_indices", json!([10, 11])),
     ];
-    let known = (method.defaults)();
-    small.into_iter().filter(|(name, _)| known.contains_key(*name)).map(|(name, value)| (name.to_owned(), value)).collect()
+    let others = others.into_iter().filter(|(name, _)| known.contains_key(*name));
+    pieces.chain(others).map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 fn head(backbone: &dyn Backbone, seed: u64) -> Head {

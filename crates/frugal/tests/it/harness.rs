@@ -114,7 +114,7 @@ fn the_perplexity_of_a_text_is_that_of_lm_evaluation_harness() {
     for name in ["word_perplexity", "byte_perplexity", "bits_per_byte"] {
         let ours = result.measured.iter().find(|m| m.metric == name).unwrap().value;
         let theirs = number(&golden, &format!("/scores/{name},none"));
-        assert!((ours / theirs - 1.0).abs() < 1e-5, "{name}: {ours} and {theirs}");
+        assert!((ours / theirs - 1.0).abs() < 1e-4, "{name}: {ours} and {theirs}");
     }
 }
 
