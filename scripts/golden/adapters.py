@@ -146,7 +146,7 @@ ADAPTERS = {
         "one block for all, block size adjusted to 8", spread=0.1),
     "llama-oft-coft": llama(
         peft.OFTConfig(oft_block_size=16, target_modules=["q_proj", "v_proj"], coft=True, eps=0.9), "constrained rotation"),
-    "bert-oft-seqcls": bert(peft.OFTConfig(oft_block_size=16, target_modules=["query", "value"]), "with biases", spread=0.1),
+    "bert-oft-seqcls": bert(peft.OFTConfig(oft_block_size=16, target_modules=["query", "value"]), "with biases", spread=0.3),
     "llama-boft": llama(peft.BOFTConfig(boft_block_size=8, target_modules=["q_proj", "v_proj", "down_proj"]), "one factor"),
     "llama-boft-butterfly": llama(
         peft.BOFTConfig(boft_block_size=4, boft_n_butterfly_factor=3, target_modules=["q_proj", "down_proj"]),

@@ -36,6 +36,7 @@ use super::maps::{self, At, MapPart, Maps, bad};
 use super::orthogonal::{cayley, rotate};
 use super::registry::{self, Capabilities, Family, Method};
 use super::{AdaptError, BuildContext, MergedLinear, Mode, Parameter, Targets, normal, stream, to_vec};
+use crate::model::Linear;
 
 const NAME: &str = "boft";
 
@@ -243,7 +244,7 @@ impl MapPart for Rotation {
     }
 
     fn forward(&self, at: &At<'_>, x: Tensor<2>) -> Tensor<2> {
-        let y = frugal_kernels::linear(self.rotated(at, x), at.base.weight.dense(), None);
+        let y = Linear { bias: None, ..at.base.clone() }.forward(self.rotated(at, x));
         let y = y * self.s.get::<2>(at.mode).reshape([1, self.s.len()]);
         match &at.base.bias {
             Some(bias) => y + bias.clone().unsqueeze::<2>(),

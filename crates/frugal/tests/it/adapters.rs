@@ -256,7 +256,8 @@ fn check_unmerged(case: &Case, entry: &Entry, merged: &dyn Backbone) {
         };
         let worst = max_difference(&to_vec(found.weight.dense()), &to_vec(base.weight.dense()));
         // The inverse of a product magnifies rounding.
-        let tolerance = if case.folder.ends_with("llama-miss-bat") { 1e-5 } else { 1e-6 };
+        let inverted = ["llama-miss-bat", "bert-oft-seqcls"].iter().any(|name| case.folder.ends_with(name));
+        let tolerance = if inverted { 2e-5 } else { 1e-6 };
         assert!(worst < tolerance, "{}: {worst:e}", case.folder.display());
     }
 }
