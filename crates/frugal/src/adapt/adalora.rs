@@ -42,6 +42,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::lora::{dropout, whole};
+use super::rank_budget::{Importance, Schedule};
 use super::registry::{self, Capabilities, Family, Method};
 use super::target::{Layers, Names, Targets};
 use super::{AdaptError, Adapter, BuildContext, GradientSum, Mode, Parameter, Pass, StepContext, normal, stream};
@@ -183,34 +184,6 @@ impl AdaLoraConfig {
     }
 }
 
-/// When ranks shrink, in steps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Schedule {
-    total: u64,
-    tinit: u64,
-    tfinal: u64,
-}
-
-impl Schedule {
-    /// Triplets that may live after `step`, and whether a choice is due.
-    fn budget(self, step: u64, initial: usize, target: usize, delta_t: u64) -> (usize, bool) {
-        if step <= self.tinit {
-            return (initial, false);
-        }
-        if step > self.last_choice() {
-            return (target, true);
-        }
-        let left = 1.0 - (step - self.tinit) as f64 / (self.last_choice() - self.tinit) as f64;
-        let budget = (initial - target) as f64 * left.powi(3) + target as f64;
-        (budget as usize, step.is_multiple_of(delta_t))
-    }
-
-    /// After this step the choice is final.
-    fn last_choice(self) -> u64 {
-        self.total.saturating_sub(self.tfinal)
-    }
-}
-
 /// Fields of `peft`'s configuration that mean the same here.
 const PEFT_FIELDS: [&str; 16] = [
     "init_r",
@@ -300,30 +273,6 @@ impl Triplets {
 /// Nothing is trained where no rank is left.
 fn parameter(name: &str, shape: &[usize], values: Vec<f32>, device: &Device) -> Parameter {
     if values.is_empty() { Parameter::frozen(name, shape, values, device) } else { Parameter::new(name, shape, values, device) }
-}
-
-/// Running averages of one parameter's importance.
-#[derive(Default)]
-struct Importance {
-    exp_avg_ipt: Vec<f32>,
-    exp_avg_unc: Vec<f32>,
-}
-
-impl Importance {
-    fn update(&mut self, values: &[f32], gradient: &[f32], beta1: f32, beta2: f32) {
-        self.exp_avg_ipt.resize(values.len(), 0.0);
-        self.exp_avg_unc.resize(values.len(), 0.0);
-        for (((value, gradient), average), uncertainty) in values.iter().zip(gradient).zip(&mut self.exp_avg_ipt).zip(&mut self.exp_avg_unc)
-        {
-            let importance = (value * gradient).abs();
-            *average = beta1 * *average + (1.0 - beta1) * importance;
-            *uncertainty = beta2 * *uncertainty + (1.0 - beta2) * (importance - *average).abs();
-        }
-    }
-
-    fn score(&self, i: usize) -> f32 {
-        self.exp_avg_ipt.get(i).zip(self.exp_avg_unc.get(i)).map_or(0.0, |(a, u)| a * u)
-    }
 }
 
 /// An AdaLoRA adapter.
@@ -669,17 +618,6 @@ impl Adapter for AdaLora {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_budget_falls_by_the_cube_of_what_is_left() {
-        // Written by peft 0.21.2: RankAllocator.budget_schedule(t) with 24 triplets, 12 wanted, total_step 20, tinit 4, tfinal 6,
-        // deltaT 2.
-        let schedule = Schedule { total: 20, tinit: 4, tfinal: 6 };
-        let found: Vec<(usize, bool)> = [1, 4, 5, 6, 8, 11, 13, 14, 15, 20].map(|t| schedule.budget(t, 24, 12, 2)).into();
-        assert_eq!(found, PEFT);
-    }
-    const PEFT: [(usize, bool); 10] =
-        [(24, false), (24, false), (20, false), (18, true), (14, true), (12, false), (12, false), (12, true), (12, true), (12, true)];
 
     #[test]
     fn every_length_of_run_leaves_a_step_to_choose_in() {

@@ -50,6 +50,7 @@ pub mod pissa;
 pub mod prefix_tuning;
 pub mod prompt_tuning;
 pub mod pst;
+mod rank_budget;
 pub mod registry;
 mod residual;
 pub mod road;
