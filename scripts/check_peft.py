@@ -69,7 +69,8 @@ def label_count(stored):
     """Rows of the last layer of the classification head that the folder holds."""
     heads = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
     for key, value in stored.items():
-        if key.removeprefix("base_model.model.") in heads:
+        # Prompt methods wrap the model once less.
+        if key.removeprefix("base_model.").removeprefix("model.") in heads:
             return value.shape[0]
     raise BadInput(f"task_type SEQ_CLS, but none of {', '.join(heads)} in adapter_model.safetensors")
 
