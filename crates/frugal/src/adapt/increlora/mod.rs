@@ -38,12 +38,15 @@
 //! - Zhang, Li, Chen, Jiang, Wang, Qian: IncreLoRA: Incremental Parameter Allocation Method for Parameter-Efficient
 //!   Fine-tuning, 2023, arXiv 2308.12043.
 
+mod schedule;
+
 use std::collections::BTreeMap;
 
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use self::schedule::{Importance, Pace, sensitivity};
 use super::registry::{self, Capabilities, Family, Method};
 use super::{
     AdaptError, Adapter, BuildContext, GradientSum, Mode, Parameter, Pass, StepContext, Targets, lora::dropout, low_rank, normal, own,
@@ -55,8 +58,6 @@ const NAME: &str = "increlora";
 const PEFT_TYPE: &str = "INCRELORA";
 /// `e` of components that are not active yet.
 const RESERVE: f32 = 1e-5;
-/// Share of a run in which growth must end, when its pace is not given.
-const GROWTH_SHARE: f64 = 0.7;
 
 /// Registry entry.
 pub const METHOD: Method = Method {
@@ -68,7 +69,7 @@ pub const METHOD: Method = Method {
     peft_type: PEFT_TYPE,
     peft_variant: None,
     capabilities: Capabilities { merge: true, identity_at_init: true, mixed_batch: true },
-    source: include_str!("increlora.rs"),
+    source: include_str!("mod.rs"),
     defaults: registry::defaults::<IncreloraConfig>,
     check: |settings| registry::parse::<IncreloraConfig>(NAME, settings)?.validate(),
     build: |settings, context| Ok(Box::new(Increlora::new(registry::parse(NAME, settings)?, context)?)),
@@ -166,43 +167,6 @@ impl IncreloraConfig {
     }
 }
 
-/// When and by how much a run grows.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Pace {
-    top_h: usize,
-    init_warmup: u64,
-    interval: u64,
-    warmup: u64,
-}
-
-impl Pace {
-    /// For `missing` components in a run of `total_steps`.
-    fn new(config: &IncreloraConfig, missing: usize, total_steps: u64) -> Self {
-        let growing = missing.div_ceil(config.components());
-        let mut top_h = config.top_h;
-        let interval = if config.incre_interval > 0 {
-            config.incre_interval
-        } else {
-            // The first round comes after two intervals.
-            let steps = (GROWTH_SHARE * total_steps as f64) as u64;
-            let possible = (steps.max(2) - 1) as usize;
-            top_h = top_h.max(growing.div_ceil(possible));
-            (steps / (growing.div_ceil(top_h) as u64 + 1)).max(1)
-        };
-        let or_interval = |steps: u64| if steps > 0 { steps } else { interval };
-        Self { top_h, init_warmup: or_interval(config.init_warmup), interval, warmup: or_interval(config.warmup_steps) }
-    }
-
-    fn grows_at(&self, step: u64) -> bool {
-        step > self.init_warmup && step.is_multiple_of(self.interval)
-    }
-
-    /// Share of the rate of a tensor that has been trained since step `begin`.
-    fn factor(&self, step: u64, begin: u64) -> f64 {
-        ((step - begin.min(step)) as f64 / self.warmup as f64).min(1.0)
-    }
-}
-
 /// Components that came together.
 #[derive(Clone)]
 struct Group {
@@ -217,25 +181,6 @@ struct Group {
     created: u64,
     /// Step since which `e` is trained.
     promoted: u64,
-}
-
-/// Importance of a map.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct Importance {
-    mean: f32,
-    uncertainty: f32,
-}
-
-impl Importance {
-    fn update(&mut self, sensitivity: f32, beta1: f64, beta2: f64) {
-        let mix = |old: f32, new: f32, beta: f64| (beta * f64::from(old) + (1.0 - beta) * f64::from(new)) as f32;
-        self.mean = mix(self.mean, sensitivity, beta1);
-        self.uncertainty = mix(self.uncertainty, (sensitivity - self.mean).abs(), beta2);
-    }
-
-    fn score(&self) -> f32 {
-        self.mean * self.uncertainty
-    }
 }
 
 /// One adapted map.
@@ -313,12 +258,6 @@ pub struct Increlora {
     seed: u64,
     device: Device,
     saved_targets: Value,
-}
-
-/// `Σ |ΔW ⊙ g| / √elements`.
-fn sensitivity(delta: &[f32], gradient: &[f32]) -> f32 {
-    let sum: f64 = delta.iter().zip(gradient).map(|(d, g)| f64::from((d * g).abs())).sum();
-    (sum / (delta.len() as f64).sqrt()) as f32
 }
 
 /// `‖M Mᵀ − I‖` of the rows of `M [k, d]`, `[1]`.
@@ -674,37 +613,6 @@ mod tests {
         let (a, b) = module.directions(Mode::Eval);
         let (a, b) = (to_vec(orthogonality(a))[0], to_vec(orthogonality(b.transpose()))[0]);
         close(&[a, b, (a + b) / 2.0], &[4.898_979_5, 4.242_640_5, 4.570_81]);
-    }
-
-    #[test]
-    fn importance_is_smoothed_with_the_new_mean() {
-        let mut importance = Importance::default();
-        let expected = [(0.15, 0.1275, 0.019_125), (0.5775, 0.471_75, 0.272_436), (0.790_875, 0.582_356, 0.460_571)];
-        for (s, (mean, uncertainty, score)) in [1.0, 3.0, 2.0].into_iter().zip(expected) {
-            importance.update(s, 0.85, 0.85);
-            close(&[importance.mean, importance.uncertainty, importance.score()], &[mean, uncertainty, score]);
-        }
-    }
-
-    #[test]
-    fn a_group_warms_up_from_its_own_beginning() {
-        let config = IncreloraConfig { incre_interval: 100, warmup_steps: 50, ..IncreloraConfig::default() };
-        let pace = Pace::new(&config, 72, 2000);
-        assert_eq!((pace.factor(300, 300), pace.factor(325, 300), pace.factor(350, 300), pace.factor(400, 300)), (0.0, 0.5, 1.0, 1.0));
-        assert!(!pace.grows_at(100) && pace.grows_at(200) && !pace.grows_at(250));
-    }
-
-    #[test]
-    fn rounds_fit_into_the_run() {
-        let config = IncreloraConfig::default();
-        // 72 maps from rank 1 to a mean of 2, five at a time: 15 rounds.
-        let rounds = |pace: Pace, total: u64| (0..total).filter(|&step| pace.grows_at(step)).count();
-        let pace = Pace::new(&config, 72, 1000);
-        assert_eq!(pace, Pace { top_h: 5, init_warmup: 43, interval: 43, warmup: 43 });
-        assert!(rounds(pace, 700) >= 15);
-        let short = Pace::new(&config, 72, 10);
-        assert_eq!((short.top_h, short.interval), (12, 1));
-        assert!(rounds(short, 10) >= 6);
     }
 
     #[test]
