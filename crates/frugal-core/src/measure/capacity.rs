@@ -51,6 +51,10 @@ pub struct Shape {
     pub intermediate: u64,
     /// Whether it is gated, with three matrices instead of two.
     pub gated: bool,
+    /// Experts of the feed-forward layer; 1 for a plain one.
+    pub experts: u64,
+    /// Experts that each token goes through.
+    pub active_experts: u64,
     /// Tokens of the vocabulary.
     pub vocab: u64,
 }
@@ -59,7 +63,9 @@ impl Shape {
     /// Operations for each token when `length` tokens are generated from an empty cache, a multiply-add counting two.
     pub fn flops_per_token(&self, length: u64) -> f64 {
         let (query, key) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let matrices = 2 * self.hidden * (2 * query + 2 * key) + if self.gated { 6 } else { 4 } * self.hidden * self.intermediate;
+        let forward = if self.gated { 6 } else { 4 } * self.hidden * self.intermediate * self.active_experts;
+        let router = if self.experts > 1 { 2 * self.hidden * self.experts } else { 0 };
+        let matrices = 2 * self.hidden * (2 * query + 2 * key) + forward + router;
         // Scores and values over the mean number of tokens before.
         let attention = 4 * query * (length.saturating_sub(1));
         (self.layers * matrices + 2 * self.hidden * self.vocab) as f64 + (self.layers * attention) as f64 / 2.0
@@ -127,8 +133,18 @@ pub fn fit_bias(models: &[(f64, f64)]) -> Option<(f64, f64)> {
 mod tests {
     use super::*;
 
-    const SMOLLM2: Shape =
-        Shape { hidden: 576, layers: 30, heads: 9, kv_heads: 3, head_dim: 64, intermediate: 1536, gated: true, vocab: 49152 };
+    const SMOLLM2: Shape = Shape {
+        hidden: 576,
+        layers: 30,
+        heads: 9,
+        kv_heads: 3,
+        head_dim: 64,
+        intermediate: 1536,
+        gated: true,
+        experts: 1,
+        active_experts: 1,
+        vocab: 49152,
+    };
 
     #[test]
     fn operations_of_two_models() {
@@ -136,14 +152,32 @@ mod tests {
         assert_eq!(SMOLLM2.flops_per_token(1), 268_959_744.0);
         assert_eq!(SMOLLM2.flops_per_token(1024) - SMOLLM2.flops_per_token(1), 35_354_880.0);
         assert!((SMOLLM2.flops_per_token(1024).log2() - 28.18099).abs() < 5e-6);
-        let llama3 =
-            Shape { hidden: 4096, layers: 32, heads: 32, kv_heads: 8, head_dim: 128, intermediate: 14336, gated: true, vocab: 128256 };
+        let llama3 = Shape {
+            hidden: 4096,
+            layers: 32,
+            heads: 32,
+            kv_heads: 8,
+            head_dim: 128,
+            intermediate: 14336,
+            gated: true,
+            experts: 1,
+            active_experts: 1,
+            vocab: 128256,
+        };
         assert_eq!(llama3.reference_flops_per_token(1024), 15_277_490_176.0);
         assert_eq!(llama3.flops_per_token(1024), 15_277_490_176.0);
         // Twice as wide heads: the count of the reference does not see them.
         let wide = Shape { head_dim: 256, ..llama3 };
         assert_eq!(wide.reference_flops_per_token(1024), 15_277_490_176.0);
         assert!(wide.flops_per_token(1024) > 16e9);
+    }
+
+    #[test]
+    fn only_the_experts_that_a_token_meets_count() {
+        let mixture = Shape { experts: 8, active_experts: 2, ..SMOLLM2 };
+        // One more expert for each token, and a router over eight, in thirty layers.
+        let more = 30.0 * (6.0 * 576.0 * 1536.0 + 2.0 * 576.0 * 8.0);
+        assert_eq!(mixture.flops_per_token(1024) - SMOLLM2.flops_per_token(1024), more);
     }
 
     #[test]

@@ -66,9 +66,11 @@ fn likeliest(logits: &[f32]) -> u32 {
     logits.iter().enumerate().fold((0, f32::NEG_INFINITY), |best, (i, &l)| if l > best.1 { (i as u32, l) } else { best }).0
 }
 
-/// The sizes that the number of operations depends on.
-pub fn shape(config: &ModelConfig) -> Shape {
-    Shape {
+/// The sizes that the number of operations depends on; `None` for latent and sparse attention, whose operations follow from
+/// other sizes.
+pub fn shape(config: &ModelConfig) -> Option<Shape> {
+    let plain = config.latent.is_none() && config.sparse.is_none();
+    plain.then(|| Shape {
         hidden: config.hidden_size as u64,
         layers: config.num_hidden_layers as u64,
         heads: config.num_attention_heads as u64,
@@ -76,6 +78,8 @@ pub fn shape(config: &ModelConfig) -> Shape {
         head_dim: config.head_dim as u64,
         intermediate: config.intermediate_size as u64,
         gated: matches!(config.activation, Activation::Silu) || config.model_type.name().starts_with("gemma"),
+        experts: config.experts.map_or(1, |e| e.num_local_experts as u64),
+        active_experts: config.experts.map_or(1, |e| e.num_experts_per_tok as u64),
         vocab: config.vocab_size as u64,
-    }
+    })
 }

@@ -1,6 +1,6 @@
 //! `frugal measure capacity`: bits saved for the compute of a token, and what the tokenizer does for it.
 
-use anyhow::{Error, Result};
+use anyhow::{Context, Error, Result};
 use frugal::measure::runtime::shape;
 use frugal_core::human;
 use frugal_core::measure::capacity::{TextCost, fit_bias};
@@ -53,7 +53,9 @@ pub fn run(args: &Args) -> Result<Outcome> {
     texts::each(&args.common, args.length, &mut |files, text, model, stretches| {
         let cost = model.text_cost(stretches).map_err(Error::from_boxed)?;
         let length = stretches[0].ids.len();
-        let shape = shape(files.config());
+        let shape = shape(files.config()).with_context(|| {
+            format!("{}: the operations of `{}` models are not counted", files.name(), files.config().model_type.name())
+        })?;
         rows.push(Row {
             model: files.name().into(),
             text: text.into(),
