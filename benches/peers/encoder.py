@@ -17,6 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import built
+
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = Path.home() / ".cache/frugal/models/minilm-l6"
 SENTENCES, RUNS = 256, 4
@@ -69,14 +71,13 @@ def run(command):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--program", help="the built example `embed` (default: build and run it with cargo)")
+    parser.add_argument("--program", help="the built example `embed` (default: build it)")
     parser.add_argument("--out", type=Path, default=ROOT / "benches/results/encoder.json")
     parser.add_argument("--peer", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peer:
         return peer(args.peer)
-    cargo = ["cargo", "run", "--quiet", "--release", "--workspace", "--example", "embed", "--"]
-    ours = [args.program] if args.program else cargo
+    ours = [args.program or built.example("embed")]
     lines = (Path(os.environ["FRUGAL_DATA"]) / "sst2/train.tsv").read_text(encoding="utf-8").splitlines()[1:SENTENCES + 1]
     with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as file:
         file.write("\n".join(line.split("\t")[1].strip() for line in lines))

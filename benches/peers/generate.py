@@ -16,6 +16,8 @@ import sys
 import time
 from pathlib import Path
 
+import built
+
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = next((Path.home() / ".cache/frugal/models/smollm2-135m").glob("*.gguf"))
 PROMPT = "The history of the printing press begins"
@@ -61,14 +63,13 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--program", help="the built example `generation` (default: build and run it with cargo)")
+    parser.add_argument("--program", help="the built example `generation` (default: build it)")
     parser.add_argument("--out", type=Path, default=ROOT / "benches/results/generate.json")
     parser.add_argument("--peer", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peer:
         return peer(args.threads)
-    cargo = ["cargo", "run", "--quiet", "--release", "--workspace", "--example", "generation", "--"]
-    ours = [args.program] if args.program else cargo
+    ours = [args.program or built.example("generation")]
     pairs, agree = [], []
     for _ in range(args.pairs):
         frugal = run([*ours, str(MODEL), PROMPT, str(PREFILL), str(DECODE)], args.threads)

@@ -13,6 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import built
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -20,11 +22,10 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--program", help="the built example `lora_step` (default: build and run it with cargo)")
+    parser.add_argument("--program", help="the built example `lora_step` (default: build it)")
     parser.add_argument("--out", type=Path, default=ROOT / "benches/results/lora_scaling.json")
     args = parser.parse_args()
-    cargo = ["cargo", "run", "--quiet", "--release", "--workspace", "--example", "lora_step", "--"]
-    ours = [args.program] if args.program else cargo
+    ours = [args.program or built.example("lora_step")]
 
     def run(**options):
         command = [*ours, "smollm2-135m", str(args.steps), *(f"{key}={value}" for key, value in options.items())]

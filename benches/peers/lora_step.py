@@ -18,6 +18,8 @@ import sys
 import time
 from pathlib import Path
 
+import built
+
 ROOT = Path(__file__).resolve().parents[2]
 BATCH, LENGTH = 4, 256
 MODEL = Path.home() / ".cache/frugal/models/smollm2-135m"
@@ -71,14 +73,13 @@ def main():
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--quantize", default="none")
     parser.add_argument("--memory", default="balanced")
-    parser.add_argument("--program", help="the built example (default: build and run it with cargo)")
+    parser.add_argument("--program", help="the built example (default: build it)")
     parser.add_argument("--out", type=Path, default=ROOT / "benches/results/lora_step.json")
     parser.add_argument("--peer", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peer:
         return peer(args.steps)
-    cargo = ["cargo", "run", "--quiet", "--release", "--workspace", "--example", "lora_step", "--"]
-    ours = [args.program] if args.program else cargo
+    ours = [args.program or built.example("lora_step")]
     rate = lambda r: r["tokens"] / statistics.median(r["seconds"][1:])
     pairs = []
     for i in range(args.pairs):

@@ -15,6 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import built
+
 ROOT = Path(__file__).resolve().parents[2]
 BATCH = 16
 
@@ -23,11 +25,10 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--rows", type=int, default=160)
-    parser.add_argument("--program", help="the built program `frugal` (default: build and run it with cargo)")
+    parser.add_argument("--program", help="the built program `frugal` (default: build it)")
     parser.add_argument("--out", type=Path, default=ROOT / "benches/results/sst2_speed.json")
     args = parser.parse_args()
-    cargo = ["cargo", "run", "--quiet", "--release", "--workspace", "--bin", "frugal", "--"]
-    ours = [args.program] if args.program else cargo
+    ours = [args.program or built.binary("frugal")]
     data = Path(os.environ["FRUGAL_DATA"]) / "sst2"
     pairs = []
     for _ in range(args.pairs):

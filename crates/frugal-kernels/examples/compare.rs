@@ -1,5 +1,5 @@
 //! Times each kernel against its portable composition, interleaved, at the shapes of a small language
-//! model: `cargo run --release --workspace --example compare [name]`.
+//! model: `cargo build --release --workspace --examples`, then `target/release/examples/compare [NAME]`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,6 +1,6 @@
 //! Times LoRA on a stack of feed-forward blocks by Burn's own `apply_lora` and by the kernels of this project, in turn.
 //!
-//! `cargo run --release --workspace --example burn_apply_lora -- [PAIRS]` prints one JSON object. Burn adds `A B` to the dense
+//! `cargo build --release --workspace --examples`, then `target/release/examples/burn_apply_lora [PAIRS]` prints one JSON object. Burn adds `A B` to the dense
 //! weight in every forward pass; here the product of the input with the two factors is added to that with the frozen weight.
 
 use std::error::Error;

@@ -1,6 +1,6 @@
 //! Times sentence embeddings: the Frugal side of `benches/peers/encoder.py`.
 //!
-//! `cargo run --release --workspace --example embed -- MODEL FILE` reads a sentence from each line and prints one JSON object with
+//! `cargo build --release --workspace --examples`, then `target/release/examples/embed MODEL FILE` reads a sentence from each line and prints one JSON object with
 //! the seconds of each of some runs, tokenization included, and the first embedding. Batches are ragged: nothing is padded.
 
 use std::error::Error;

@@ -1,6 +1,6 @@
 //! Times reading and writing text: the Frugal side of `benches/peers/generate.py`.
 //!
-//! `cargo run --release --workspace --example generation -- MODEL PROMPT PREFILL DECODE` prints one JSON object.
+//! `cargo build --release --workspace --examples`, then `target/release/examples/generation MODEL PROMPT PREFILL DECODE` prints one JSON object.
 
 use std::error::Error;
 use std::time::Instant;

@@ -1,6 +1,6 @@
 //! Times LoRA steps on a real model: the Frugal side of `benches/peers/lora_step.py`.
 //!
-//! `cargo run --release --workspace --example lora_step -- MODEL STEPS [memory=low] [quantize=int8] [batch=4]
+//! `cargo build --release --workspace --examples`, then `target/release/examples/lora_step MODEL STEPS [memory=low] [quantize=int8] [batch=4]
 //! [length=256]` prints one JSON object.
 
 use std::error::Error;
