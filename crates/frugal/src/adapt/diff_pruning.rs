@@ -41,7 +41,7 @@ use serde_json::{Map, Value};
 
 use super::own;
 use super::registry::{self, Capabilities, Family, Method};
-use super::sparse::{Place, SparseDelta, SparseFile, budget, places, top, with_delta};
+use super::sparse::{AddsToWeights, DeltaPass, Place, SparseDelta, SparseFile, budget, places, top};
 use super::target::{Layers, Names, Targets};
 use super::{AdaptError, Adapter, BuildContext, Mode, Parameter, Pass, StepContext, stream, to_vec};
 use crate::model::Linear;
@@ -268,14 +268,6 @@ impl DiffPruning {
         }
     }
 
-    fn delta(&self, base: &Linear, mode: Mode) -> Option<Tensor<2>> {
-        let index = (*self.by_site.get(base.site.index())?)?;
-        match self.gated.get(index) {
-            Some(gated) => Some(gated.delta(&self.places[index], &self.config, mode)),
-            None => self.sparse.delta(index, &self.places[index], mode),
-        }
-    }
-
     /// Keeps the largest changes and fixes their places.
     fn project(&mut self) {
         let dense = |(gated, place): (&Gated, &Place)| to_vec(gated.delta(place, &self.config, Mode::Eval));
@@ -289,31 +281,22 @@ impl DiffPruning {
     }
 }
 
-struct DiffPruningPass<'a> {
-    adapter: &'a DiffPruning,
-    mode: Mode,
-}
-
-impl Pass for DiffPruningPass<'_> {
-    fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
-        with_delta(base, x, self.adapter.delta(base, self.mode))
+impl AddsToWeights for DiffPruning {
+    fn delta(&self, base: &Linear, mode: Mode) -> Option<Tensor<2>> {
+        let index = (*self.by_site.get(base.site.index())?)?;
+        match self.gated.get(index) {
+            Some(gated) => Some(gated.delta(&self.places[index], &self.config, mode)),
+            None => self.sparse.delta(index, &self.places[index], mode),
+        }
     }
 
-    fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
-        let weight = base.weight.dense();
-        Some(match self.adapter.delta(base, self.mode) {
-            Some(delta) => weight + delta,
-            None => weight,
-        })
+    fn acts_on(&self, base: &Linear) -> bool {
+        self.by_site.get(base.site.index()).is_some_and(Option::is_some)
     }
 
-    fn leaves_alone(&mut self, base: &Linear) -> bool {
-        self.adapter.by_site.get(base.site.index()).is_none_or(Option::is_none)
-    }
-
-    fn auxiliary_loss(&mut self) -> Option<Tensor<1>> {
-        let open = self.adapter.gated.iter().map(|gated| gated.open(&self.adapter.config, self.mode));
-        open.reduce(|a, b| a + b).map(|open| open * self.adapter.config.sparsity_pen)
+    fn penalty(&self, mode: Mode) -> Option<Tensor<1>> {
+        let open = self.gated.iter().map(|gated| gated.open(&self.config, mode));
+        open.reduce(|a, b| a + b).map(|open| open * self.config.sparsity_pen)
     }
 }
 
@@ -335,7 +318,7 @@ impl Adapter for DiffPruning {
     }
 
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
-        Box::new(DiffPruningPass { adapter: self, mode })
+        Box::new(DeltaPass { adapter: self, mode })
     }
 
     fn after_step(&mut self, context: &StepContext) {

@@ -36,7 +36,7 @@ use serde_json::{Map, Value};
 
 use super::own;
 use super::registry::{self, Capabilities, Family, Method};
-use super::sparse::{Place, SparseDelta, SparseFile, budget, places, top, with_delta};
+use super::sparse::{AddsToWeights, DeltaPass, Place, SparseDelta, SparseFile, budget, places, top};
 use super::target::{Layers, Names, Targets};
 use super::{AdaptError, Adapter, BuildContext, GradientSum, Mode, Parameter, Pass, StepContext};
 use crate::model::Linear;
@@ -169,7 +169,9 @@ impl FishMask {
     fn stop_measuring(&mut self) {
         (self.probes, self.fisher) = (Vec::new(), Vec::new());
     }
+}
 
+impl AddsToWeights for FishMask {
     fn delta(&self, base: &Linear, mode: Mode) -> Option<Tensor<2>> {
         let index = (*self.by_site.get(base.site.index())?)?;
         match self.probes.get(index) {
@@ -178,28 +180,9 @@ impl FishMask {
             None => self.sparse.delta(index, &self.places[index], mode),
         }
     }
-}
 
-struct FishMaskPass<'a> {
-    adapter: &'a FishMask,
-    mode: Mode,
-}
-
-impl Pass for FishMaskPass<'_> {
-    fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
-        with_delta(base, x, self.adapter.delta(base, self.mode))
-    }
-
-    fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
-        let weight = base.weight.dense();
-        Some(match self.adapter.delta(base, self.mode) {
-            Some(delta) => weight + delta,
-            None => weight,
-        })
-    }
-
-    fn leaves_alone(&mut self, base: &Linear) -> bool {
-        self.adapter.by_site.get(base.site.index()).is_none_or(Option::is_none)
+    fn acts_on(&self, base: &Linear) -> bool {
+        self.by_site.get(base.site.index()).is_some_and(Option::is_some)
     }
 }
 
@@ -225,7 +208,7 @@ impl Adapter for FishMask {
     }
 
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
-        Box::new(FishMaskPass { adapter: self, mode })
+        Box::new(DeltaPass { adapter: self, mode })
     }
 
     fn before_step(&mut self, context: &StepContext, gradients: &mut GradientSum) {

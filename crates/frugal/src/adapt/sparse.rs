@@ -213,34 +213,58 @@ impl SparseFile {
     }
 }
 
-struct SparseFilePass<'a> {
-    adapter: &'a SparseFile,
-    mode: Mode,
+/// A method that adds something to weights of linear maps.
+pub(super) trait AddsToWeights {
+    /// What is added to a map, `[d_out, d_in]`.
+    fn delta(&self, base: &Linear, mode: Mode) -> Option<Tensor<2>>;
+
+    /// Whether the method ever changes this map.
+    fn acts_on(&self, base: &Linear) -> bool;
+
+    /// Added to the training loss, `[1]`.
+    fn penalty(&self, _mode: Mode) -> Option<Tensor<1>> {
+        None
+    }
 }
 
-impl Pass for SparseFilePass<'_> {
+/// One forward pass of such a method.
+pub(super) struct DeltaPass<'a, A> {
+    pub adapter: &'a A,
+    pub mode: Mode,
+}
+
+impl<A: AddsToWeights> Pass for DeltaPass<'_, A> {
     fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
-        with_delta(base, x, self.adapter.at(base.site).map(|map| map.delta(self.mode)))
+        match self.adapter.delta(base, self.mode) {
+            Some(delta) => frugal_kernels::linear(x, base.weight.dense() + delta, base.bias.clone()),
+            None => base.forward(x),
+        }
     }
 
     fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
         let weight = base.weight.dense();
-        Some(match self.adapter.at(base.site) {
-            Some(map) => weight + map.delta(self.mode),
+        Some(match self.adapter.delta(base, self.mode) {
+            Some(delta) => weight + delta,
             None => weight,
         })
     }
 
     fn leaves_alone(&mut self, base: &Linear) -> bool {
-        self.adapter.at(base.site).is_none()
+        !self.adapter.acts_on(base)
+    }
+
+    fn auxiliary_loss(&mut self) -> Option<Tensor<1>> {
+        self.adapter.penalty(self.mode)
     }
 }
 
-/// The map with `delta` added to its weight.
-pub(super) fn with_delta(base: &Linear, x: Tensor<2>, delta: Option<Tensor<2>>) -> Tensor<2> {
-    match delta {
-        Some(delta) => frugal_kernels::linear(x, base.weight.dense() + delta, base.bias.clone()),
-        None => base.forward(x),
+impl AddsToWeights for SparseFile {
+    fn delta(&self, base: &Linear, mode: Mode) -> Option<Tensor<2>> {
+        self.at(base.site).map(|map| map.delta(mode))
+    }
+
+    fn acts_on(&self, base: &Linear) -> bool {
+        self.at(base.site).is_some()
     }
 }
 
@@ -258,7 +282,7 @@ impl Adapter for SparseFile {
     }
 
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
-        Box::new(SparseFilePass { adapter: self, mode })
+        Box::new(DeltaPass { adapter: self, mode })
     }
 
     fn peft_config(&self) -> Map<String, Value> {
