@@ -1,5 +1,6 @@
 """Builds Frugal's side of a comparison and says where it is."""
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -17,7 +18,19 @@ def binary(name):
     return build(["--bin", name], name)
 
 
-def build(what, path):
+def bench(name):
+    """The bench program `name`, freshly built."""
+    lines = cargo(["--bench", name], ["--message-format", "json"])
+    found = [json.loads(line) for line in lines if line.startswith("{")]
+    return next(m["executable"] for m in found if m.get("executable") and m["target"]["name"] == name)
+
+
+def cargo(what, options=()):
     # With --workspace, so that features and hence Burn's build are those of everything else.
-    subprocess.run(["cargo", "build", "--quiet", "--release", "--workspace", *what], cwd=ROOT, check=True)
+    command = ["cargo", "build", "--quiet", "--release", "--workspace", *what, *options]
+    return subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+
+
+def build(what, path):
+    cargo(what)
     return str(Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release" / path)

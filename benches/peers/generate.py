@@ -5,7 +5,7 @@ Usage: python benches/peers/generate.py [--pairs 5] [--threads 2] [--out benches
 Both sides read SmolLM2-135M as stored (Q4_1 and Q8_0), use the same number of threads, evaluate the same prompt of 512 tokens
 and then continue a short prompt greedily by 128 tokens. The texts are compared: both round inputs of maps to 8 bits, in groups
 of their own, so a later word may differ; how many tokens agree is part of the result. llama.cpp comes as `llama-cpp-python`,
-built from source for this processor (`pip install llama-cpp-python`).
+built from source for this processor (`pip install llama-cpp-python diskcache`).
 """
 
 import argparse
@@ -30,8 +30,11 @@ def prefill_ids(vocab):
 
 def peer(threads):
     import llama_cpp
+    import numpy
 
     model = llama_cpp.Llama(str(MODEL), n_ctx=1024, n_batch=512, n_ubatch=512, n_threads=threads, n_threads_batch=threads, verbose=False)
+    # `scores` stays empty unless the logits of all tokens are asked for.
+    likeliest = lambda: int(numpy.ctypeslib.as_array(model._ctx.get_logits_ith(-1), shape=(model.n_vocab(),)).argmax())
     prompt = model.tokenize(PROMPT.encode(), add_bos=False)
     prefill, decode, tokens = [], [], []
     for _ in range(3):
@@ -41,11 +44,11 @@ def peer(threads):
         prefill.append(PREFILL / (time.perf_counter() - start))
         model.reset()
         model.eval(prompt)
-        tokens = [int(model.scores[model.n_tokens - 1].argmax())]
+        tokens = [likeliest()]
         start = time.perf_counter()
         for _ in range(DECODE - 1):
             model.eval([tokens[-1]])
-            tokens.append(int(model.scores[model.n_tokens - 1].argmax()))
+            tokens.append(likeliest())
         decode.append((DECODE - 1) / (time.perf_counter() - start))
     info = llama_cpp.llama_print_system_info().decode()
     print(json.dumps({"prompt": prompt, "tokens": tokens, "prefill": prefill, "decode": decode, "system": info}))
@@ -77,6 +80,8 @@ def main():
         if frugal["prompt"] != other["prompt"]:
             sys.exit(f"the two sides do not read the same: {frugal['prompt']} and {other['prompt']}")
         same = next((i for i, (a, b) in enumerate(zip(frugal["tokens"], other["tokens"])) if a != b), DECODE)
+        if same == 0:
+            sys.exit(f"the two sides do not write the same: {frugal['tokens'][:8]} and {other['tokens'][:8]}")
         agree.append(same)
         median = lambda side, what: statistics.median(side[what])
         pairs.append({f"{name}_{what}_tokens_per_second": median(side, what)

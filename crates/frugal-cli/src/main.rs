@@ -37,6 +37,7 @@ impl From<Outcome> for ExitCode {
 }
 
 fn main() -> ExitCode {
+    frugal::device::keep_freed_memory();
     failure::install_panic_hook();
     let cli = Cli::parse();
     let Some(command) = cli.command else {

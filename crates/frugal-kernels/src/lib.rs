@@ -12,6 +12,7 @@
 #![recursion_limit = "256"]
 
 mod activation;
+mod allocator;
 mod attention;
 mod cache;
 mod cross_entropy;
@@ -27,6 +28,7 @@ mod rope;
 mod simd;
 
 pub use activation::{geglu_tanh, gelu, gelu_tanh, silu, swiglu};
+pub use allocator::keep_freed_memory;
 pub use attention::{AttentionSpec, attention, cached_attention};
 pub use cache::{CacheType, KeyValues};
 pub use cross_entropy::{CrossEntropyOptions, IGNORE_INDEX, linear_cross_entropy, quantized_cross_entropy, token_log_probs};

@@ -6,6 +6,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use frugal_core::gguf::{GgmlType, unpack_codes};
 use half::f16;
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 /// Rows that are stored together: one lane of a vector each.
 pub(crate) const PANEL: usize = 16;
@@ -34,13 +35,15 @@ pub(crate) const NF4: [f32; 16] = [
 const NF4_GROUP: usize = 64;
 
 /// What the matrix product does with its other factor.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Activations {
     /// Single precision, against the matrix unpacked piece by piece: the result is that of the dense matrix.
     #[default]
     Exact,
-    /// Rounded to 8 bits for each group of the matrix, so that products are of integers. For inference; the backward pass
-    /// is that of the exact product. NF4, whose values are no integers, computes as [`Activations::Exact`].
+    /// Rounded to 8 bits for each group of the matrix, so that products are of integers: with one group to a row, as in
+    /// [`Packed::int8`], that is W8A8 with a scale for each token. The backward pass is that of the exact product. NF4, whose
+    /// values are no integers, computes as [`Activations::Exact`].
     Int8,
 }
 

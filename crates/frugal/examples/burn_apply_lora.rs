@@ -74,6 +74,7 @@ fn loss(blocks: &[[Map; 3]], x: Tensor<2>) -> Tensor<1> {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
+    frugal::device::keep_freed_memory();
     let pairs: usize = std::env::args().nth(1).map_or(Ok(7), |n| n.parse())?;
     let device = Device::flex();
     let random = |rows, cols| Tensor::<2>::random([rows, cols], Distribution::Normal(0.0, 0.03), &device);

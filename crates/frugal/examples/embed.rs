@@ -16,6 +16,7 @@ const RUNS: usize = 4;
 const BATCH: usize = 4096;
 
 fn main() -> Result<(), Box<dyn Error>> {
+    frugal::device::keep_freed_memory();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [model, file] = arguments.as_slice() else { return Err("usage: embed MODEL FILE".into()) };
     let files = ModelFiles::open(model, &Lookup::default())?;

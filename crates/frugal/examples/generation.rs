@@ -18,6 +18,7 @@ fn best(logits: &[f32]) -> u32 {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
+    frugal::device::keep_freed_memory();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [model, prompt, prefill, decode] = arguments.as_slice() else { return Err("usage: generation MODEL PROMPT PREFILL DECODE".into()) };
     let (prefill, decode): (usize, usize) = (prefill.parse()?, decode.parse()?);

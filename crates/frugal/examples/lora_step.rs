@@ -1,7 +1,7 @@
 //! Times LoRA steps on a real model: the Frugal side of `benches/peers/lora_step.py`.
 //!
-//! `cargo build --release --workspace --examples`, then `target/release/examples/lora_step MODEL STEPS [memory=low] [quantize=int8] [batch=4]
-//! [length=256]` prints one JSON object.
+//! `cargo build --release --workspace --examples`, then `target/release/examples/lora_step MODEL STEPS [memory=low] [quantize=int8]
+//! [activations=int8] [batch=4] [length=256]` prints one JSON object.
 
 use std::error::Error;
 use std::sync::atomic::AtomicBool;
@@ -19,13 +19,17 @@ fn ids(sequence: usize, length: usize, vocab_size: usize) -> Vec<u32> {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
+    frugal::device::keep_freed_memory();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [model, steps, options @ ..] = arguments.as_slice() else { return Err("usage: lora_step MODEL STEPS [KEY=VALUE ...]".into()) };
     let option = |key: &str| options.iter().find_map(|option| option.strip_prefix(key)?.strip_prefix('='));
     let count = |key: &str, default: usize| option(key).map_or(Ok(default), str::parse);
     let (batch, length) = (count("batch", 4)?, count("length", 256)?);
     let device = frugal::device::device("cpu")?;
-    let options = LoadOptions { quantize: option("quantize").unwrap_or("none").parse()?, ..LoadOptions::default() };
+    let options = LoadOptions {
+        quantize: option("quantize").unwrap_or("none").parse()?,
+        activations: serde_json::from_value(Value::from(option("activations").unwrap_or("exact")))?,
+    };
     let backbone = ModelFiles::open(model, &Lookup::default())?.load_with(&device, options)?;
     let context = BuildContext {
         config: backbone.config(),

@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicBool;
 use frugal::run::{PretrainConfig, Progress, pretrain};
 
 fn main() -> Result<(), Box<dyn Error>> {
+    frugal::device::keep_freed_memory();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [data, out, overrides @ ..] = arguments.as_slice() else { return Err("usage: pretrain TEXT OUT [KEY=VALUE ...]".into()) };
     let mut config: PretrainConfig = frugal_core::config::load(None, overrides)?;

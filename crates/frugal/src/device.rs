@@ -1,6 +1,7 @@
 //! Devices by name.
 
 use burn::prelude::*;
+pub use frugal_kernels::keep_freed_memory;
 use thiserror::Error;
 
 /// Names that this build understands.

@@ -32,6 +32,9 @@ pub struct RunFlags {
     /// How frozen weights are held: none, stored, int8, nf4, q8_0, q4_0, q4_1 [default: none]
     #[arg(long, value_name = "NAME", help_heading = "What")]
     pub quantize: Option<String>,
+    /// Inputs of products with weights in few bits: exact, or int8 for products of integers [default: exact]
+    #[arg(long, value_name = "NAME", value_parser = ["exact", "int8"], help_heading = "What")]
+    pub activations: Option<String>,
 
     /// Training file (JSONL, JSON, CSV, TSV or text), or sms-spam, the built-in set
     #[arg(long, short, value_name = "FILE", help_heading = "Data")]
@@ -145,6 +148,7 @@ impl RunFlags {
         layer.set("task", self.task.clone());
         layer.set("pooling", self.pooling.clone());
         layer.set("quantize", self.quantize.clone());
+        layer.set("activations", self.activations.clone());
         layer.set("device", self.device.clone());
         layer.set("seed", count_value(self.seed));
         layer.set("out", path_value(&self.out));
@@ -230,14 +234,14 @@ mod tests {
 
     #[test]
     fn every_flag_reaches_its_setting() {
-        let words = "--model m --task causal-lm --pooling mean --quantize nf4 --data d --eval-data e --test-data t --column text=a --column label=b \
+        let words = "--model m --task causal-lm --pooling mean --quantize nf4 --activations int8 --data d --eval-data e --test-data t --column text=a --column label=b \
                      --max-length 9 --truncate --max-train-rows 8 --max-eval-rows 7 --method lora --r 6 --lora-alpha 5 --lora-dropout 0.25 \
                      --target-modules q_proj,v_proj --lr 0.5 --epochs 4 --max-steps 3 --batch-size 2 --gradient-accumulation-steps 11 \
                      --packing --memory low --lr-scheduler-type cosine --warmup-ratio 0.125 --weight-decay 0.75 --logging-steps 12 --eval-steps 13 \
                      --save-steps 14 --early-stopping-patience 15 --seed 16 --device cpu --set train.max_grad_norm=17";
         let config = serde_json::to_value(flags(words).resolve().unwrap()).unwrap();
         let expected = serde_json::json!({
-            "model": "m", "task": "causal-lm", "pooling": "mean", "quantize": "nf4", "device": "cpu", "seed": 16,
+            "model": "m", "task": "causal-lm", "pooling": "mean", "quantize": "nf4", "activations": "int8", "device": "cpu", "seed": 16,
             "data": {
                 "train": "d", "validation": "e", "test": "t", "columns": { "text": "a", "label": "b" }, "max_length": 9,
                 "truncate": true, "max_train_rows": 8, "max_eval_rows": 7,
@@ -268,6 +272,7 @@ mod tests {
             ("model", "/model"),
             ("task", "/task"),
             ("quantize", "/quantize"),
+            ("activations", "/activations"),
             ("device", "/device"),
             ("seed", "/seed"),
             ("method", "/method/name"),

@@ -129,23 +129,22 @@ fn gelu_tanh_at<I: Isa>(x: f32) -> (f32, f32) {
 
 #[inline(always)]
 fn gelu_at<I: Isa>(x: f32) -> (f32, f32) {
-    // The complementary error function by the Chebyshev fit of Numerical Recipes (erfcc), whose
-    // relative error is below 1.2e-7; only its small tail is computed, so nothing cancels.
+    // erfc(z) = e^(-z^2) t P(t) with t = 1 / (1 + z / 2): P is the polynomial whose largest relative error for z up to 14.2 is
+    // smallest, 4.5e-8. One exponential serves value and slope, and only the small tail is computed, so nothing cancels.
     const INVERSE_SQRT_2PI: f32 = 0.398_942_3;
     let z = x.abs().min(20.0) * std::f32::consts::FRAC_1_SQRT_2;
     let t = 1.0 / mul_add::<I>(0.5, z, 1.0);
     // Written out: as a loop over the coefficients it keeps the compiler from vectorising over x.
-    let p = mul_add::<I>(0.170_872_77, t, -0.822_152_2);
-    let p = mul_add::<I>(p, t, 1.488_515_9);
-    let p = mul_add::<I>(p, t, -1.135_204);
-    let p = mul_add::<I>(p, t, 0.278_868_07);
-    let p = mul_add::<I>(p, t, -0.186_288_06);
-    let p = mul_add::<I>(p, t, 0.096_784_18);
-    let p = mul_add::<I>(p, t, 0.374_091_96);
-    let p = mul_add::<I>(p, t, 1.000_023_7);
-    let p = mul_add::<I>(p, t, -1.265_512_2);
+    let p = mul_add::<I>(-0.059_386_365, t, 0.286_123_54);
+    let p = mul_add::<I>(p, t, -0.490_405_68);
+    let p = mul_add::<I>(p, t, 0.281_732_7);
+    let p = mul_add::<I>(p, t, -0.029_148_286);
+    let p = mul_add::<I>(p, t, 0.203_752_49);
+    let p = mul_add::<I>(p, t, 0.242_835_1);
+    let p = mul_add::<I>(p, t, 0.282_412_1);
+    let p = mul_add::<I>(p, t, 0.282_084_35);
     let gauss = exp::<I>(-z * z);
-    let tail = 0.5 * t * exp::<I>(mul_add::<I>(-z, z, p));
+    let tail = 0.5 * t * p * gauss;
     let phi = if x < 0.0 { tail } else { 1.0 - tail };
     (x * phi, mul_add::<I>(x.clamp(-20.0, 20.0) * INVERSE_SQRT_2PI, gauss, phi))
 }

@@ -97,59 +97,59 @@ fn for_tiles(weight: &Packed, mut f: impl FnMut(Matrix, Range<usize>)) {
     });
 }
 
-multiversion!(fn unpack(out: MatrixMut<'_>, weight: &Packed, panel: usize) = unpack_body);
+fn unpack(out: MatrixMut<'_>, weight: &Packed, panel: usize) {
+    if weight.bits == 4 { unpack_bits::<4>(out, weight, panel) } else { unpack_bits::<8>(out, weight, panel) }
+}
+
+multiversion_bytes!(fn unpack_bits<const BITS: u32>(out: MatrixMut<'_>, weight: &Packed, panel: usize) = unpack_body);
 
 /// Writes a panel transposed, `[cols, PANEL]`.
 #[inline(always)]
-fn unpack_body<I: Isa>(mut out: MatrixMut<'_>, weight: &Packed, panel: usize) {
-    let groups = weight.groups();
-    let codes = &weight.codes[panel * weight.panel_bytes()..][..weight.panel_bytes()];
-    let steps = weight.group / 4;
-    for (g, codes) in codes.chunks_exact(codes.len() / groups).enumerate() {
+fn unpack_body<B: Bytes, const BITS: u32>(mut out: MatrixMut<'_>, weight: &Packed, panel: usize) {
+    let (group, groups) = (weight.group, weight.groups());
+    let codes = weight.codes[panel * weight.panel_bytes()..][..weight.panel_bytes()].as_chunks::<CODES>().0;
+    let per_group = codes.len() / groups;
+    for (g, codes) in codes.chunks_exact(per_group).enumerate() {
         let at = (panel * groups + g) * PANEL;
-        let scales = numbers(&weight.scales, at);
-        for (j, four) in codes.as_chunks::<CODES>().0.iter().enumerate() {
-            let words: [u32; LANES] = std::array::from_fn(|lane| {
-                u32::from_le_bytes([four[4 * lane], four[4 * lane + 1], four[4 * lane + 2], four[4 * lane + 3]])
-            });
-            for i in 0..4 {
-                let mut row = |step: usize, shift: usize, mask: u32| {
-                    let k = g * weight.group + 4 * step + i;
-                    if k >= weight.dims()[1] {
-                        return;
-                    }
-                    let code = |lane: usize| (words[lane] >> shift) & mask;
-                    let row: &mut [f32; LANES] = out.row_mut(k).try_into().expect("a panel has sixteen rows");
-                    match &weight.offset {
-                        Offset::Zero(zero) => {
-                            let zero = i32::from(*zero);
-                            row.iter_mut().enumerate().for_each(|(lane, out)| *out = scales[lane] * (code(lane) as i32 - zero) as f32);
-                        }
-                        Offset::Minimum(minima) => {
-                            let minima = numbers(minima, at);
-                            row.iter_mut().enumerate().for_each(|(l, out)| *out = scales[l] * code(l) as i32 as f32 + minima[l]);
-                        }
-                        Offset::Table => {
-                            row.iter_mut().enumerate().for_each(|(lane, out)| *out = scales[lane] * NF4[(code(lane) & 0x0f) as usize]);
-                        }
-                    }
-                };
-                if weight.bits == 4 {
-                    row(j, 8 * i, 0x0f);
-                    row(j + steps / 2, 8 * i + 4, 0x0f);
-                } else {
-                    row(j, 8 * i, 0xff);
-                }
+        let scales = lanes_at::<B>(&weight.scales, at);
+        let none = B::Lanes::splat(0.0);
+        let terms = match &weight.offset {
+            Offset::Zero(zero) => Terms::Codes { zero: B::Lanes::splat(-f32::from(*zero)), scales, minima: none },
+            Offset::Minimum(minima) => Terms::Codes { zero: none, scales, minima: lanes_at::<B>(minima, at) },
+            Offset::Table => Terms::Table { scales },
+        };
+        for (j, codes) in codes.iter().enumerate() {
+            let codes = B::load(codes);
+            let first = g * group + 4 * j;
+            if BITS == 4 {
+                unpack_vector::<B>(&mut out, first, B::low(codes), &terms);
+                unpack_vector::<B>(&mut out, first + 4 * per_group, B::high(codes), &terms);
+            } else {
+                unpack_vector::<B>(&mut out, first, codes, &terms);
             }
         }
     }
 }
 
+/// What codes of a group stand for.
+enum Terms<L> {
+    /// `(code + zero) · scale + minimum`.
+    Codes { zero: L, scales: L, minima: L },
+    /// The number of a table at that place, times the scale.
+    Table { scales: L },
+}
+
+/// Writes four columns from `first`, as far as there are so many.
 #[inline(always)]
-fn numbers(numbers: &Numbers, at: usize) -> [f32; PANEL] {
-    match numbers {
-        Numbers::F16(values) => std::array::from_fn(|lane| values[at + lane].to_f32()),
-        Numbers::F32(values) => std::array::from_fn(|lane| values[at + lane]),
+fn unpack_vector<B: Bytes>(out: &mut MatrixMut<'_>, first: usize, codes: B::Codes, terms: &Terms<B::Lanes>) {
+    for i in 0..4 {
+        if first + i < out.rows() {
+            let values = match terms {
+                Terms::Codes { zero, scales, minima } => B::code(codes, i).add(*zero).mul_add(*scales, *minima),
+                Terms::Table { scales } => B::look_up(&NF4, codes, i).mul(*scales),
+            };
+            values.store(out.row_mut(first + i).try_into().expect("a panel has sixteen rows"));
+        }
     }
 }
 
@@ -359,6 +359,53 @@ mod tests {
     use super::*;
     use crate::packed::Activations;
     use crate::simd::Baseline;
+
+    /// Every instruction set unpacks the numbers that a row read by itself has, for all formats and widths with a rest.
+    #[test]
+    fn every_instruction_set_unpacks_the_same_numbers() {
+        use frugal_core::gguf::GgmlType;
+        let values =
+            |cols: usize| -> Vec<f32> { (0..3 * PANEL * cols).map(|i| (0.37 * i as f32).sin() * (1.0 + (i % 5) as f32)).collect() };
+        let ggml = |ggml_type| Packed::to_ggml(ggml_type, &values(64), 64).unwrap();
+        let packings = [
+            Packed::int8(&values(70), 70),
+            Packed::nf4(&values(150), 150),
+            ggml(GgmlType::Q8_0),
+            ggml(GgmlType::Q4_0),
+            ggml(GgmlType::Q4_1),
+        ];
+        for packed in packings {
+            let cols = packed.dims()[1];
+            let expected = packed.to_vec();
+            let check = |name: &str, unpack: &dyn Fn(MatrixMut<'_>, usize)| {
+                for panel in 0..3 {
+                    let mut tile = vec![f32::NAN; cols * PANEL];
+                    unpack(MatrixMut::new(&mut tile, cols, PANEL), panel);
+                    for (i, row) in expected.chunks(cols).skip(panel * PANEL).take(PANEL).enumerate() {
+                        let found: Vec<f32> = (0..cols).map(|k| tile[k * PANEL + i]).collect();
+                        assert_eq!(found, row, "{name}: {packed:?}");
+                    }
+                }
+            };
+            check("the processor's", &|out, panel| unpack(out, &packed, panel));
+            let baseline = |out: MatrixMut<'_>, panel| match packed.bits {
+                4 => unpack_body::<Baseline, 4>(out, &packed, panel),
+                _ => unpack_body::<Baseline, 8>(out, &packed, panel),
+            };
+            check("baseline", &baseline);
+            #[cfg(target_arch = "x86_64")]
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
+                #[target_feature(enable = "avx2,fma,f16c")]
+                fn avx2<const BITS: u32>(out: MatrixMut<'_>, weight: &Packed, panel: usize) {
+                    unpack_body::<crate::simd::Avx2, BITS>(out, weight, panel);
+                }
+                // SAFETY: the processor has the features, as just detected.
+                check("AVX2", &|out, panel| unsafe {
+                    if packed.bits == 4 { avx2::<4>(out, &packed, panel) } else { avx2::<8>(out, &packed, panel) }
+                });
+            }
+        }
+    }
 
     /// Large codes and inputs, where sums of pairs are largest.
     #[test]

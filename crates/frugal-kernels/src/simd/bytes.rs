@@ -36,6 +36,10 @@ pub(crate) trait Bytes: Isa {
     fn float(sums: Self::Sums, offset: i32) -> Self::Lanes;
     /// Halves as floating-point numbers.
     fn halves(values: &[f16; LANES]) -> Self::Lanes;
+    /// Code `i`, below 4, of each row as a floating-point number.
+    fn code(codes: Self::Codes, i: usize) -> Self::Lanes;
+    /// The number of `table` that code `i` of each row, below 16, stands for.
+    fn look_up(table: &[f32; LANES], codes: Self::Codes, i: usize) -> Self::Lanes;
 }
 
 /// `multiversion_bytes!(fn name<const C: T>(args) = body)` defines `name` as `body::<B, C>` compiled for AVX-512 with VNNI,
@@ -126,6 +130,14 @@ impl Bytes for Baseline {
     fn halves(values: &[f16; LANES]) -> Self::Lanes {
         values.map(f16::to_f32)
     }
+    #[inline(always)]
+    fn code(codes: Self::Codes, i: usize) -> Self::Lanes {
+        std::array::from_fn(|lane| f32::from(codes[4 * lane + i]))
+    }
+    #[inline(always)]
+    fn look_up(table: &[f32; LANES], codes: Self::Codes, i: usize) -> Self::Lanes {
+        std::array::from_fn(|lane| table[usize::from(codes[4 * lane + i] & 0x0f)])
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -172,6 +184,22 @@ impl Bytes for Avx512 {
     fn halves(values: &[f16; LANES]) -> Self::Lanes {
         // SAFETY: as above; sixteen halves are there to read.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(values.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn code(codes: Self::Codes, i: usize) -> Self::Lanes {
+        // SAFETY: as above.
+        unsafe {
+            let shifted = _mm512_srlv_epi32(codes, _mm512_set1_epi32(8 * i as i32));
+            _mm512_cvtepi32_ps(_mm512_and_si512(shifted, _mm512_set1_epi32(0xff)))
+        }
+    }
+    #[inline(always)]
+    fn look_up(table: &[f32; LANES], codes: Self::Codes, i: usize) -> Self::Lanes {
+        // SAFETY: as above; the table has sixteen numbers, and only the low four bits of a place are read.
+        unsafe {
+            let shifted = _mm512_srlv_epi32(codes, _mm512_set1_epi32(8 * i as i32));
+            _mm512_permutexvar_ps(shifted, _mm512_loadu_ps(table.as_ptr()))
+        }
     }
 }
 
@@ -241,6 +269,41 @@ impl Bytes for Avx2 {
             let values: *const __m128i = values.as_ptr().cast();
             [_mm256_cvtph_ps(_mm_loadu_si128(values)), _mm256_cvtph_ps(_mm_loadu_si128(values.add(1)))]
         }
+    }
+    #[inline(always)]
+    fn code(codes: Self::Codes, i: usize) -> Self::Lanes {
+        // SAFETY: as above.
+        unsafe {
+            let (shift, mask) = (_mm256_set1_epi32(8 * i as i32), _mm256_set1_epi32(0xff));
+            [
+                _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srlv_epi32(codes[0], shift), mask)),
+                _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srlv_epi32(codes[1], shift), mask)),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn look_up(table: &[f32; LANES], codes: Self::Codes, i: usize) -> Self::Lanes {
+        // SAFETY: as above; the table has sixteen numbers, and only the low three bits of a place are read.
+        unsafe {
+            let shift = _mm256_set1_epi32(8 * i as i32);
+            let halves = [_mm256_loadu_ps(table.as_ptr()), _mm256_loadu_ps(table.as_ptr().add(8))];
+            [choose(halves, _mm256_srlv_epi32(codes[0], shift)), choose(halves, _mm256_srlv_epi32(codes[1], shift))]
+        }
+    }
+}
+
+/// The numbers at these places of a table of sixteen.
+///
+/// # Safety
+/// The caller must be compiled for AVX2.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn choose(table: [__m256; 2], places: __m256i) -> __m256 {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        let (low, high) = (_mm256_permutevar8x32_ps(table[0], places), _mm256_permutevar8x32_ps(table[1], places));
+        // The fourth bit, moved to the sign, says which half of the table is meant.
+        _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(places, 28)))
     }
 }
 

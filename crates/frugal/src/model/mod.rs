@@ -31,6 +31,7 @@ pub use cache::KvCache;
 pub use config::{Activation, ExpertsConfig, LatentConfig, ModelConfig, ModelType, RopeConfig, RopeScaling, SparseConfig};
 pub use decoder::Decoder;
 pub use encoder::Encoder;
+pub use frugal_kernels::Activations;
 pub use gpt2::Gpt2;
 pub use init::random_weights;
 pub use layout::{Input, SequenceLayout};

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::adapt::{Pooling, registry};
-use crate::model::Quantize;
+use crate::model::{Activations, Quantize};
 use crate::train::TrainConfig;
 
 /// What a model is trained and judged on.
@@ -107,6 +107,9 @@ pub struct TuneConfig {
     /// How the frozen weights are held: `none` for single precision, `stored` for the codes of a GGUF file, or `int8`, `nf4`,
     /// `q8_0`, `q4_0`, `q4_1`.
     pub quantize: Quantize,
+    /// What products with weights in few bits do with their other factor: `exact` (single precision), or `int8`, rounded to
+    /// 8 bits for each token, so that the forward pass is of integers.
+    pub activations: Activations,
     /// Where to compute.
     pub device: String,
     /// Decides every random choice of the run.
@@ -132,6 +135,7 @@ impl Default for TuneConfig {
             task: Task::default(),
             out: PathBuf::new(),
             quantize: Quantize::None,
+            activations: Activations::Exact,
             device: "cpu".into(),
             seed: 0,
             pooling: None,

@@ -81,7 +81,7 @@ pub fn tune(
         example: prepared.shown_example()?,
     });
     observe(&Progress::Begin { what: format!("reading {}", config.model) });
-    let options = LoadOptions { quantize: config.quantize, ..LoadOptions::default() };
+    let options = LoadOptions { quantize: config.quantize, activations: config.activations };
     let backbone = prepared.files.load_with(&device, options)?;
     let sites = prepared.files.sites();
     let mut entry = build_entry(config, &prepared, backbone.as_ref(), &sites, &device)?;
@@ -207,7 +207,7 @@ fn check_same_run(path: &Path, config: &TuneConfig) -> Result<(), RunError> {
     let Ok(mut before) = frugal_core::config::load::<TuneConfig>(Some(path), &[]) else { return Ok(()) };
     before.resolve();
     let (before, now) = (serde_json::to_value(&before).unwrap_or_default(), serde_json::to_value(config).unwrap_or_default());
-    for key in ["model", "task", "quantize", "seed", "method", "pooling"] {
+    for key in ["model", "task", "quantize", "activations", "seed", "method", "pooling"] {
         if before[key] != now[key] {
             return Err(RunError::OtherRun {
                 path: path.into(),

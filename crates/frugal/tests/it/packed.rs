@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicBool;
 
 use frugal::adapt::{AdaptError, Adapter, BuildContext, merge, registry};
 use frugal::model::load::{Lookup, ModelFiles};
-use frugal::model::{Backbone, LoadOptions, Quantize};
+use frugal::model::{Activations, Backbone, LoadOptions, Quantize};
 use frugal::train::{Event, Memory, Target, Tokenized, TrainConfig, TrainRun, train};
 use serde_json::{Map, json};
 
@@ -35,8 +35,12 @@ fn lora(backbone: &dyn Backbone) -> Box<dyn Adapter> {
 
 /// The loss of each of some steps of LoRA on the built-in model.
 fn losses(quantize: Quantize, memory: Memory) -> Vec<f64> {
+    losses_with(LoadOptions { quantize, ..LoadOptions::default() }, memory)
+}
+
+fn losses_with(options: LoadOptions, memory: Memory) -> Vec<f64> {
     let files = ModelFiles::open("builtin", &Lookup::default()).unwrap();
-    let backbone = files.load_with(&device(), LoadOptions { quantize, ..LoadOptions::default() }).unwrap();
+    let backbone = files.load_with(&device(), options).unwrap();
     let mut adapter = lora(backbone.as_ref());
     let config = TrainConfig { lr: 3e-3, max_steps: 12, batch_size: 4, logging_steps: 1, memory, ..TrainConfig::default() };
     let mut losses = Vec::new();
@@ -70,6 +74,20 @@ fn lora_learns_over_packed_weights_as_over_dense_ones() {
         for (found, expected) in packed.iter().zip(&dense) {
             assert!((found / expected - 1.0).abs() < tolerance, "{quantize:?}: {packed:?} instead of {dense:?}");
         }
+    }
+}
+
+#[test]
+fn lora_learns_with_products_of_integers() {
+    let dense = losses(Quantize::None, Memory::Balanced);
+    let options = |quantize| LoadOptions { quantize, activations: Activations::Int8 };
+    for quantize in [Quantize::Int8, Quantize::Q8_0] {
+        let rounded = losses_with(options(quantize), Memory::Balanced);
+        assert_ne!(rounded, losses(quantize, Memory::Balanced), "products were exact");
+        for (found, expected) in rounded.iter().zip(&dense) {
+            assert!((found / expected - 1.0).abs() < 0.01, "{quantize:?}: {rounded:?} instead of {dense:?}");
+        }
+        assert_eq!(losses_with(options(quantize), Memory::Low), rounded);
     }
 }
 
