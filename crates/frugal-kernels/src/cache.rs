@@ -61,14 +61,25 @@ pub struct KeyValues {
     cache_type: CacheType,
     width: usize,
     len: usize,
+    /// Whether the keys are the values too, which then hold nothing.
+    shared: bool,
     pub(crate) keys: Vec<Block>,
-    pub(crate) values: Vec<Block>,
+    values: Vec<Block>,
 }
 
 impl KeyValues {
     /// An empty cache for rows of `width` numbers.
     pub fn new(width: usize, cache_type: CacheType) -> Self {
-        Self { cache_type, width, len: 0, keys: Vec::new(), values: Vec::new() }
+        Self { cache_type, width, len: 0, shared: false, keys: Vec::new(), values: Vec::new() }
+    }
+
+    /// An empty cache whose values are its keys, held once. What is appended as value is not looked at.
+    pub fn shared(width: usize, cache_type: CacheType) -> Self {
+        Self { shared: true, ..Self::new(width, cache_type) }
+    }
+
+    pub(crate) fn values(&self) -> &[Block] {
+        if self.shared { &self.keys } else { &self.values }
     }
 
     /// Adds positions: key and value are `[positions, width]`. False, with nothing added, when they are not f32 in this
@@ -84,7 +95,9 @@ impl KeyValues {
         while at < keys.len() {
             if self.len.is_multiple_of(BLOCK) {
                 self.keys.push(Block::new(self.cache_type, self.width));
-                self.values.push(Block::new(self.cache_type, self.width));
+                if !self.shared {
+                    self.values.push(Block::new(self.cache_type, self.width));
+                }
             }
             let positions = (BLOCK - self.len % BLOCK).min((keys.len() - at) / self.width);
             let part = at..at + positions * self.width;
@@ -125,8 +138,13 @@ impl KeyValues {
 
     /// Bytes set aside.
     pub fn bytes(&self) -> usize {
+        self.keys.len() * BLOCK * self.bytes_per_position()
+    }
+
+    /// Bytes of one position's key and value.
+    pub fn bytes_per_position(&self) -> usize {
         let size = if self.cache_type == CacheType::F32 { size_of::<f32>() } else { size_of::<f16>() };
-        2 * self.keys.len() * BLOCK * self.width * size
+        self.width * size * if self.shared { 1 } else { 2 }
     }
 
     /// Copies of all keys and values, each `[len, width]`.
@@ -136,6 +154,6 @@ impl KeyValues {
             blocks.iter().for_each(|block| block.copy_to(&mut all));
             Tensor::from_data(TensorData::new(all, [self.len, self.width]), device)
         };
-        (tensor(&self.keys), tensor(&self.values))
+        (tensor(&self.keys), tensor(self.values()))
     }
 }

@@ -9,8 +9,8 @@ use frugal::run::{PretrainConfig, Progress, pretrain};
 
 fn main() -> Result<(), Box<dyn Error>> {
     frugal::device::keep_freed_memory();
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [data, out, overrides @ ..] = arguments.as_slice() else { return Err("usage: pretrain TEXT OUT [KEY=VALUE ...]".into()) };
+    let command: Vec<String> = std::env::args().collect();
+    let [_, data, out, overrides @ ..] = command.as_slice() else { return Err("usage: pretrain TEXT OUT [KEY=VALUE ...]".into()) };
     let mut config: PretrainConfig = frugal_core::config::load(None, overrides)?;
     (config.data, config.out) = (data.clone(), out.into());
     config.resolve();
@@ -19,7 +19,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let resume = config.out.exists();
     let mut print = |progress: &Progress| println!("{}", serde_json::to_string(progress).unwrap_or_default());
-    let done = pretrain(&config, resume, &AtomicBool::new(false), &mut print)?;
+    let done = pretrain(&config, &command, resume, &AtomicBool::new(false), &mut print)?;
     println!("{}", serde_json::to_string_pretty(&done)?);
     Ok(())
 }

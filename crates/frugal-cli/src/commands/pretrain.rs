@@ -83,7 +83,8 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let stop = interrupt::flag("stopping after this step; press Ctrl-C again to end at once");
     let trained = {
         let mut progress = RunProgress::new(args.output);
-        pretrain(&config, args.resume, &stop, &mut |p| progress.on(p))?
+        let command: Vec<String> = std::env::args().collect();
+        pretrain(&config, &command, args.resume, &stop, &mut |p| progress.on(p))?
     };
     if args.output.json {
         ui::print_json(&trained)?;

@@ -27,6 +27,8 @@ const COMMANDS: &[&[&str]] = &[
     &["pretrain"],
     &["bench"],
     &["bench", "adapt"],
+    &["bench", "efficiency"],
+    &["bench", "pretrain"],
     &["report"],
     &["methods"],
     &["methods", "show"],

@@ -1,6 +1,7 @@
 //! The program as its users meet it: output, messages, exit codes.
 
 mod bad_input;
+mod bench;
 mod eval_tasks;
 mod help;
 mod inspect;

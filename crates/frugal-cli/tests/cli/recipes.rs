@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use frugal::adapt::registry::METHODS;
-use frugal::run::TuneConfig;
+use frugal::run::{PretrainConfig, TuneConfig};
 use frugal_core::config;
-use frugal_core::suite::Suite;
+use frugal_core::suite::{Suite, Work};
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
@@ -27,7 +27,7 @@ fn every_suite_is_made_of_runs_that_can_be_run() {
     let mut suites = Vec::new();
     for folder in std::fs::read_dir(root().join("benchmarks")).unwrap().flatten() {
         for file in std::fs::read_dir(folder.path()).into_iter().flatten().flatten().map(|f| f.path()) {
-            if file.extension().is_some_and(|e| e == "toml") && std::fs::read_to_string(&file).unwrap().contains("[[runs]]") {
+            if file.extension().is_some_and(|e| e == "toml") && std::fs::read_to_string(&file).unwrap().contains("description") {
                 suites.push(file);
             }
         }
@@ -35,7 +35,15 @@ fn every_suite_is_made_of_runs_that_can_be_run() {
     assert!(suites.len() >= 2, "{suites:?}");
     for file in suites {
         for job in Suite::read(&file).unwrap().jobs(Path::new("nowhere")) {
-            let found = config::load_with::<TuneConfig>(None, &job.settings, &[], TuneConfig::problems);
+            let mut settings = job.settings.clone();
+            let found = match job.work {
+                Work::Tune => config::load_with::<TuneConfig>(None, &settings, &[], TuneConfig::problems).map(|_| ()),
+                Work::Pretrain => {
+                    settings.insert("out".into(), "runs".into());
+                    config::load_with::<PretrainConfig>(None, &settings, &[], PretrainConfig::problems).map(|_| ())
+                }
+                Work::Eval => Ok(()),
+            };
             found.unwrap_or_else(|e| panic!("{}: {}: {e}", file.display(), job.name));
         }
     }

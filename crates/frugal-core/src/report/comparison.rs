@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::chart::{self, Chart, ChartError, Mark, Series, colour};
-use super::html::{document, escape, hex, lower_is_better, score, section, title, wrapped};
+use super::html::{document, escape, lower_is_better, score, section, title, wrapped};
 use super::radar::{self, Axis};
 use super::scatter::{Point, Scatter};
 use super::{Evaluation, RunRecord, Status, curves};
@@ -260,9 +260,6 @@ impl Comparison {
     /// The best runs by all measures that they have, each from the worst to the best of them.
     fn radar(&self) -> String {
         let shown: Vec<&Compared> = self.rows.iter().filter(|r| r.quality.is_some()).take(radar::COLOURS.len()).collect();
-        if shown.len() < 2 {
-            return String::new();
-        }
         let measures: [(&str, bool, fn(&Compared) -> Option<f64>); 8] = [
             ("quality", lower_is_better(&self.metric), |r| r.quality.map(|q| q.mean)),
             ("few parameters", true, |r| Some(r.num_trainable_params as f64)),
@@ -277,20 +274,8 @@ impl Comparison {
             name: name.to_owned(),
             values: normalised(&shown.iter().map(|r| value(r)).collect::<Vec<_>>(), lower),
         };
-        let Some(svg) = radar::svg(&measures.map(axis), shown.len()) else { return String::new() };
-        let svg = svg.replacen("<svg ", "<svg role=\"img\" aria-label=\"The best runs by all measures\" ", 1);
-        let key = |(row, colour): (&&Compared, plotters::style::RGBColor)| {
-            let stroke = hex(colour);
-            format!(
-                "<li><svg class=\"key line\" viewBox=\"0 0 24 8\" aria-hidden=\"true\"><path d=\"M0 4H24\" stroke=\"{stroke}\"/></svg>{}</li>",
-                escape(&row.name)
-            )
-        };
-        let legend: String = shown.iter().zip(radar::COLOURS).map(key).collect();
-        format!(
-            "<figure><figcaption><ul class=\"legend\">{legend}</ul></figcaption><div class=\"chart\">{svg}</div><p class=\"note\">The rim is \
-             the best of the compared runs in each measure, the inner end the worst.</p></figure>\n"
-        )
+        let names: Vec<&str> = shown.iter().map(|r| r.name.as_str()).collect();
+        radar::figure(&measures.map(axis), &names, "The best runs by all measures")
     }
 
     fn scatters(&self) -> Result<String, ChartError> {

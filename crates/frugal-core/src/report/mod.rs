@@ -3,17 +3,23 @@
 mod chart;
 mod comparison;
 mod curves;
+mod efficiency;
 mod html;
+mod law;
 mod radar;
 mod record;
+mod rows;
 #[cfg(test)]
 pub(crate) mod sample;
 mod scatter;
+mod surface;
 
 use serde::{Deserialize, Serialize};
 
 pub use chart::ChartError;
 pub use comparison::{Compared, Comparison, Run, Spread, TaskScores};
+pub use efficiency::{EfficiencyReport, SystemGroup};
+pub use law::LawReport;
 pub use record::{
     DatasetInfo, Evaluation, Forgetting, MetaInfo, ModelInfo, RECORD_FILE, RecordError, RunInfo, RunRecord, Status, SystemInfo, TrainInfo,
 };

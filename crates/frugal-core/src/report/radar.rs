@@ -67,6 +67,27 @@ pub(super) fn svg(axes: &[Axis], runs: usize) -> Option<String> {
     Some(svg)
 }
 
+/// The chart of the first of the named runs with its key; nothing with fewer than two runs or three measures.
+pub(super) fn figure(axes: &[Axis], names: &[&str], label: &str) -> String {
+    let shown = names.len().min(COLOURS.len());
+    let axes: Vec<Axis> =
+        axes.iter().map(|a| Axis { name: a.name.clone(), values: a.values.iter().take(shown).copied().collect() }).collect();
+    let Some(svg) = (shown > 1).then(|| svg(&axes, shown)).flatten() else { return String::new() };
+    let svg = svg.replacen("<svg ", &format!("<svg role=\"img\" aria-label=\"{}\" ", escape(label)), 1);
+    let key = |(name, colour): (&&str, plotters::style::RGBColor)| {
+        let stroke = hex(colour);
+        format!(
+            "<li><svg class=\"key line\" viewBox=\"0 0 24 8\" aria-hidden=\"true\"><path d=\"M0 4H24\" stroke=\"{stroke}\"/></svg>{}</li>",
+            escape(name)
+        )
+    };
+    let legend: String = names.iter().zip(COLOURS).map(key).collect();
+    format!(
+        "<figure><figcaption><ul class=\"legend\">{legend}</ul></figcaption><div class=\"chart radar\">{svg}</div><p class=\"note\">The rim \
+         is the best of the compared runs in each measure, the inner end the worst.</p></figure>\n"
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -149,13 +149,14 @@ fn large_scores_stay_finite() {
 fn attention_to_a_cache_is_that_to_its_keys() {
     let (heads, kv_heads, dim) = (6, 2, 32);
     for (cache_type, tolerance) in [(CacheType::F32, 2e-5), (CacheType::F16, 2e-3)] {
-        for window in [None, Some(300)] {
+        for (window, shared) in [(None, false), (Some(300), false), (None, true)] {
             let lengths = [1usize, 255, 256, 257, 700];
             let mut caches = Vec::new();
             let (mut keys, mut values) = (Vec::new(), Vec::new());
             for (i, &len) in lengths.iter().enumerate() {
                 let [k, v] = [1, 2].map(|n| random(len, kv_heads * dim, 1.0, 10 * i as u64 + n).tensor(&Device::flex()));
-                let mut cache = KeyValues::new(kv_heads * dim, cache_type);
+                let v = if shared { k.clone() } else { v };
+                let mut cache = if shared { KeyValues::shared } else { KeyValues::new }(kv_heads * dim, cache_type);
                 // All but the last at once, then what will be taken back, then the last.
                 let [first, last] = [0..len - 1, len - 1..len].map(|rows| (k.clone().slice(rows.clone()), v.clone().slice(rows)));
                 if len > 1 {
@@ -165,6 +166,12 @@ fn attention_to_a_cache_is_that_to_its_keys() {
                 }
                 assert!(cache.append(&last.0, &last.1));
                 assert_eq!(cache.len(), len);
+                // Blocks of 256 positions, once or twice.
+                let number = if cache_type == CacheType::F32 { 4 } else { 2 };
+                assert_eq!(cache.bytes_per_position(), kv_heads * dim * number * if shared { 1 } else { 2 });
+                assert_eq!(cache.bytes(), len.div_ceil(256) * 256 * cache.bytes_per_position());
+                let copied = cache.tensors(&Device::flex());
+                assert!(copied.0.dims() == [len, kv_heads * dim] && copied.1.dims() == copied.0.dims());
                 caches.push(cache);
                 keys.push(k);
                 values.push(v);

@@ -2,12 +2,14 @@
 
 use std::time::Instant;
 
+use burn::prelude::*;
 use frugal_core::measure::capacity::Shape;
 use frugal_core::measure::runtime::Timing;
+use serde::Serialize;
 
-use crate::adapt::{AdapterSet, Choice};
+use crate::adapt::{AdapterSet, Choice, Plain};
 use crate::decode::{DecodeError, Session};
-use crate::model::{Activation, Backbone, ModelConfig};
+use crate::model::{Activation, Backbone, Frozen, Input, KvCache, ModelConfig, ModelError};
 
 /// What is timed.
 #[derive(Clone, Debug)]
@@ -64,6 +66,38 @@ pub fn profile(
 
 fn likeliest(logits: &[f32]) -> u32 {
     logits.iter().enumerate().fold((0, f32::NEG_INFINITY), |best, (i, &l)| if l > best.1 { (i as u32, l) } else { best }).0
+}
+
+/// What a model holds in memory while it generates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Footprint {
+    /// Bytes of the weights as they are held.
+    pub weight_bytes: usize,
+    /// Bytes for keys and values, in single precision, of each token of one sequence.
+    pub cache_bytes_per_token: usize,
+}
+
+/// Weighs a model's matrices and what it remembers of a sequence.
+///
+/// # Errors
+/// Models that cannot generate.
+pub fn footprint(backbone: &dyn Backbone) -> Result<Footprint, ModelError> {
+    let sites = backbone.sites();
+    let numbers = |bias: &Option<Tensor<1>>| bias.as_ref().map_or(0, |b| b.dims()[0]) * size_of::<f32>();
+    let mut weight_bytes = 0;
+    backbone.export(&mut |part| {
+        weight_bytes += match part {
+            // A head that is the token table.
+            Frozen::Linear(linear) if sites.info(linear.site).tied => 0,
+            Frozen::Linear(linear) => linear.weight.bytes() + numbers(&linear.bias),
+            Frozen::Embedding(table) => table.weight.bytes(),
+            Frozen::Norm(norm) => norm.weight.dims()[0] * size_of::<f32>() + numbers(&norm.bias),
+        }
+    });
+    let config = backbone.config();
+    let mut cache = KvCache::new(config.num_hidden_layers, 1);
+    backbone.forward(&Input::new(&[0], &[1]), &mut Plain, Some(&mut cache))?;
+    Ok(Footprint { weight_bytes, cache_bytes_per_token: cache.bytes_per_token(0) })
 }
 
 /// The sizes that the number of operations depends on; `None` for latent and sparse attention, whose operations follow from

@@ -22,13 +22,15 @@ pub struct Attend<'a> {
     pub heads: [usize; 3],
     /// Factor on the scores.
     pub scale: f32,
+    /// Whether the values are the keys, so that a cache need hold them once only.
+    pub values_are_keys: bool,
 }
 
 impl<'a> Attend<'a> {
     /// Attention with the configuration's heads and without a window.
     pub fn new(config: &ModelConfig, layout: &'a SequenceLayout, layer: usize, causal: bool) -> Self {
         let heads = [config.num_attention_heads, config.num_key_value_heads, config.head_dim];
-        Self { layout, layer, window: None, causal, heads, scale: config.attention_scale as f32 }
+        Self { layout, layer, window: None, causal, heads, scale: config.attention_scale as f32, values_are_keys: false }
     }
 }
 
@@ -68,7 +70,11 @@ pub fn attend(at: &Attend<'_>, q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, pass: &
             value = Tensor::cat(vec![of_sequence(&prefix.value, sequence), value], 0);
         }
         if let Some(cache) = cache.as_deref_mut() {
-            cache.append(at.layer, sequence, key.clone(), value.clone());
+            if at.values_are_keys {
+                cache.append_shared(at.layer, sequence, key.clone());
+            } else {
+                cache.append(at.layer, sequence, key.clone(), value.clone());
+            }
         }
         keys.push(key);
         values.push(value);

@@ -49,9 +49,18 @@ impl KvCache {
 
     /// Adds new keys and values of a sequence.
     pub fn append(&mut self, layer: usize, sequence: usize, key: Tensor<2>, value: Tensor<2>) {
+        self.add(layer, sequence, key, value, KeyValues::new);
+    }
+
+    /// Adds new vectors of a sequence that are both keys and values; in this process's memory they are held once.
+    pub fn append_shared(&mut self, layer: usize, sequence: usize, memory: Tensor<2>) {
+        self.add(layer, sequence, memory.clone(), memory, KeyValues::shared);
+    }
+
+    fn add(&mut self, layer: usize, sequence: usize, key: Tensor<2>, value: Tensor<2>, empty: fn(usize, CacheType) -> KeyValues) {
         let entry = &mut self.entries[layer][sequence];
         if matches!(entry, Entry::Empty) {
-            *entry = Entry::Blocks(KeyValues::new(key.dims()[1], self.cache_type));
+            *entry = Entry::Blocks(empty(key.dims()[1], self.cache_type));
         }
         if let Entry::Blocks(blocks) = entry
             && blocks.append(&key, &value)
@@ -119,6 +128,16 @@ impl KvCache {
         }
         let mut i = 0;
         self.past.retain(|_| (chosen(i), i += 1).0);
+    }
+
+    /// Bytes that each token of a sequence takes, in all layers together.
+    pub fn bytes_per_token(&self, sequence: usize) -> usize {
+        let of = |entry: &Entry| match entry {
+            Entry::Empty => 0,
+            Entry::Blocks(blocks) => blocks.bytes_per_position(),
+            Entry::Tensors(k, v) => (k.dims()[1] + v.dims()[1]) * 4,
+        };
+        self.entries.iter().map(|layer| of(&layer[sequence])).sum()
     }
 
     /// Bytes held.

@@ -133,7 +133,7 @@ impl Latent {
         let q_nope = q_nope.reshape([tokens, heads, nope]).swap_dims(0, 1).matmul(up_key);
         let q = join_heads(heads, [(q_nope.swap_dims(0, 1).reshape([tokens, heads * rank]), rank), (q_rope, rope)], rank + rope);
         let memory = Tensor::cat(vec![c, k_rope], 1);
-        let at = Attend { heads: [heads, 1, rank + rope], ..*at };
+        let at = Attend { heads: [heads, 1, rank + rope], values_are_keys: true, ..*at };
         let y = attend(&at, q, memory.clone(), memory, pass, Some(cache));
         let y = y.reshape([tokens, heads, rank + rope]).slice([0..tokens, 0..heads, 0..rank]).swap_dims(0, 1);
         y.matmul(up_value.swap_dims(1, 2)).swap_dims(0, 1).reshape([tokens, heads * v_head_dim])

@@ -6,6 +6,8 @@ use std::time::Instant;
 
 use frugal_core::data::{self, Dataset, Example, LoadOptions};
 use frugal_core::encode::{IGNORE, Target, Tokenized};
+use frugal_core::events::{LOG_FILE, Scalars, names, peak_rss_bytes, read_jsonl};
+use frugal_core::report::{DatasetInfo, Evaluation, MetaInfo, ModelInfo, RECORD_FILE, RunInfo, RunRecord, Status, SystemInfo, TrainInfo};
 use frugal_core::tokenizer::{TextTokenizer, train_bpe};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -238,11 +240,19 @@ pub struct Pretrained {
     pub seconds: f64,
 }
 
-/// Trains a tokenizer and a decoder from scratch and writes a Hugging Face folder.
+/// Trains a tokenizer and a decoder from scratch and writes a Hugging Face folder, with the record of the run beside it.
 ///
 /// # Errors
 /// Unreadable text, settings that do not fit together, files that cannot be written.
-pub fn pretrain(config: &PretrainConfig, resume: bool, stop: &AtomicBool, observe: Observe<'_>) -> Result<Pretrained, RunError> {
+pub fn pretrain(
+    config: &PretrainConfig,
+    command: &[String],
+    resume: bool,
+    stop: &AtomicBool,
+    observe: Observe<'_>,
+) -> Result<Pretrained, RunError> {
+    let begin = Instant::now();
+    let created_at = frugal_core::human::utc(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs()));
     let device = crate::device::device(&config.device)?;
     let used = std::fs::read_dir(&config.out).is_ok_and(|mut entries| entries.next().is_some());
     if used && !resume {
@@ -293,19 +303,68 @@ pub fn pretrain(config: &PretrainConfig, resume: bool, stop: &AtomicBool, observ
         observer: &mut observer,
     })?;
     logger.finish()?;
-    let interrupted = outcome.ending == Ending::Interrupted;
+    let (seconds, interrupted) = (start.elapsed().as_secs_f64(), outcome.ending == Ending::Interrupted);
+    let peak_memory = peak_rss_bytes();
     if !interrupted {
         let weights = merge::weights(backbone.as_ref(), Some(&adapter as &dyn Adapter))?;
         tokenizer.save(&config.out)?;
         write_model(&config.out, &weights.config, &weights.tensors, config.dtype)?;
     }
-    Ok(Pretrained {
+    let trained = Pretrained {
         interrupted,
         out: config.out.clone(),
         metrics: outcome.evaluation.map(|e| e.metrics).unwrap_or_default(),
         parameters: sites.num_parameters(),
         tokens: outcome.tokens,
-        seconds: start.elapsed().as_secs_f64(),
+        seconds,
+    };
+    let part = |split: &str, examples: usize| DatasetInfo {
+        split: split.into(),
+        source: config.data.clone(),
+        examples,
+        sha256: dataset.sha256.clone(),
+    };
+    let mut record = record(config, &trained)?;
+    record.run_info.created_at = created_at;
+    record.run_info.total_time = begin.elapsed().as_secs_f64();
+    record.run_info.command = command.to_vec();
+    record.train_info.peak_memory = peak_memory;
+    record.meta_info.model_info.model_type = model.model_type.name().into();
+    record.meta_info.dataset_info = vec![part("train", training.len()), part("validation", validation.len())];
+    record.evaluation.iter_mut().for_each(|e| e.examples = validation.len());
+    record.write(&config.out.join(RECORD_FILE))?;
+    Ok(trained)
+}
+
+/// What the run cost and gained, as fine-tuning records it; there is no model before training to compare with.
+fn record(config: &PretrainConfig, trained: &Pretrained) -> Result<RunRecord, RunError> {
+    let log: Vec<Scalars> = read_jsonl(&config.out.join(LOG_FILE))?;
+    let file_size = std::fs::metadata(config.out.join("model.safetensors")).map_or(0, |m| m.len());
+    let name = config.out.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+    Ok(RunRecord {
+        run_info: RunInfo {
+            experiment_name: name.clone(),
+            train_config: serde_json::to_value(config).unwrap_or_default(),
+            ..RunInfo::default()
+        },
+        train_info: TrainInfo {
+            train_time: trained.seconds,
+            train_tokens: trained.tokens,
+            file_size,
+            num_trainable_params: trained.parameters as u64,
+            num_total_params: trained.parameters as u64,
+            status: if trained.interrupted { Status::Cancelled } else { Status::Success },
+            metrics: log.iter().filter(|s| s.get(names::EVAL_LOSS).is_some()).cloned().collect(),
+            ..TrainInfo::default()
+        },
+        evaluation: vec![Evaluation { split: "validation".into(), adapted: trained.metrics.clone(), ..Evaluation::default() }],
+        forgetting: None,
+        meta_info: MetaInfo {
+            model_info: ModelInfo { name, file_size, ..ModelInfo::default() },
+            package_info: [("frugal".to_owned(), env!("CARGO_PKG_VERSION").to_owned())].into(),
+            system_info: SystemInfo::detect(&config.device),
+            ..MetaInfo::default()
+        },
     })
 }
 

@@ -88,6 +88,8 @@ pub struct TrainConfig {
     pub decay_ratio: f64,
     /// Share of the peak that the decay ends at; no effect on `constant`.
     pub min_lr_ratio: f64,
+    /// Learning rate that the decay ends at, whatever the peak is; wins over `min_lr_ratio` unless 0.
+    pub min_lr: f64,
     /// Decides order, dropout and every other random choice.
     pub seed: u64,
     /// Steps between log entries.
@@ -131,6 +133,7 @@ impl Default for TrainConfig {
             warmup_steps: 0,
             decay_ratio: 0.1,
             min_lr_ratio: 0.0,
+            min_lr: 0.0,
             seed: 42,
             logging_steps: 10,
             eval_steps: 0,
@@ -189,6 +192,7 @@ impl TrainConfig {
         check(share(self.warmup_ratio), "warmup_ratio", &self.warmup_ratio, "within 0 and 1");
         check(share(self.decay_ratio), "decay_ratio", &self.decay_ratio, "within 0 and 1");
         check(share(self.min_lr_ratio), "min_lr_ratio", &self.min_lr_ratio, "within 0 and 1");
+        check((0.0..=self.lr).contains(&self.min_lr) || !positive(self.lr), "min_lr", &self.min_lr, "0, or a rate up to `lr`");
         check(self.logging_steps > 0, "logging_steps", &self.logging_steps, "at least 1");
         let metric = &self.metric_for_best_model;
         check(!metric.is_empty(), "metric_for_best_model", &"nothing", "the name of a metric, such as `loss` or `accuracy`");
@@ -232,6 +236,8 @@ mod tests {
         let fields: Vec<_> = problems.iter().map(|p| p.field).collect();
         assert_eq!(fields, ["lr", "batch_size", "adam_beta2", "label_smoothing"]);
         assert_eq!(problems[1].to_string(), "`batch_size`: 0 given, but it must be at least 1");
+        let floor = TrainConfig { lr: 1e-3, min_lr: 2e-3, ..TrainConfig::default() }.validate().unwrap_err();
+        assert_eq!(floor[0].to_string(), "`min_lr`: 0.002 given, but it must be 0, or a rate up to `lr`");
     }
 
     #[test]

@@ -29,7 +29,7 @@ impl Schedule {
             total: total_steps,
             warmup,
             decay: part(config.decay_ratio).min(total_steps.saturating_sub(warmup)),
-            min: config.min_lr_ratio,
+            min: if config.min_lr > 0.0 { config.min_lr / config.lr } else { config.min_lr_ratio },
         }
     }
 
@@ -65,8 +65,8 @@ mod tests {
 
     // Written by transformers 5.23.0: `get_last_lr` before each of ten steps with lr = 10 of
     // get_constant_schedule_with_warmup(4), get_linear_schedule_with_warmup(2, 10),
-    // get_cosine_schedule_with_warmup(2, 10), get_cosine_with_min_lr_schedule_with_warmup(2, 10, min_lr_rate=0.1) and
-    // get_wsd_schedule(2, num_decay_steps=3, num_training_steps=10, min_lr_ratio=0.1).
+    // get_cosine_schedule_with_warmup(2, 10), get_cosine_with_min_lr_schedule_with_warmup(2, 10, min_lr_rate=0.1),
+    // the same with min_lr=0.25, and get_wsd_schedule(2, num_decay_steps=3, num_training_steps=10, min_lr_ratio=0.1).
     const CONSTANT: [f64; 10] = [0.0, 2.5, 5.0, 7.5, 10.0, 10.0, 10.0, 10.0, 10.0, 10.0];
     const LINEAR: [f64; 10] = [0.0, 5.0, 10.0, 8.75, 7.5, 6.25, 5.0, 3.75, 2.5, 1.25];
     const COSINE: [f64; 10] = [
@@ -93,6 +93,18 @@ mod tests {
         2.3180194846605366,
         1.3425421036992096,
     ];
+    const COSINE_FLOOR: [f64; 10] = [
+        0.0,
+        5.0,
+        10.0,
+        9.628912720992522,
+        8.572145558284419,
+        6.9905817327798125,
+        5.125,
+        3.2594182672201875,
+        1.677854441715581,
+        0.6210872790074772,
+    ];
     const STABLE: [f64; 10] = [1.0, 5.5, 10.0, 10.0, 10.0, 10.0, 10.0, 10.0, 7.75, 3.25];
 
     fn check(kind: Scheduler, warmup_steps: u64, min_lr_ratio: f64, expected: &[f64; 10]) {
@@ -111,6 +123,27 @@ mod tests {
         check(Scheduler::Cosine, 2, 0.0, &COSINE);
         check(Scheduler::Cosine, 2, 0.1, &COSINE_MIN);
         check(Scheduler::WarmupStableDecay, 2, 0.1, &STABLE);
+    }
+
+    #[test]
+    fn an_absolute_floor_does_not_depend_on_the_peak() {
+        let floor = |lr: f64| {
+            let config = TrainConfig {
+                lr,
+                lr_scheduler_type: Scheduler::Cosine,
+                warmup_steps: 2,
+                min_lr: 0.25,
+                min_lr_ratio: 0.5,
+                ..TrainConfig::default()
+            };
+            Schedule::new(&config, 10)
+        };
+        for (step, lr) in COSINE_FLOOR.iter().enumerate() {
+            assert!((floor(10.0).lr(step as u64) - lr).abs() < 1e-12, "step {step}");
+        }
+        for peak in [0.25, 1.0, 10.0] {
+            assert!((floor(peak).lr(10) - 0.25).abs() < 1e-15 && (floor(peak).lr(6) - (peak + 0.25) / 2.0).abs() < 1e-12, "{peak}");
+        }
     }
 
     #[test]

@@ -113,6 +113,29 @@ fn what_is_remembered_of_a_token_is_as_wide_as_the_papers_say() {
 }
 
 #[test]
+fn a_cache_holds_no_more_than_that() {
+    let latent = json!({ "model_type": "deepseek_v3", "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8,
+        "first_k_dense_replace": 2, "num_key_value_heads": 4 });
+    // Numbers of each token and layer, with heads of 8: 2 · 4 · 8, 2 · 2 · 8, 2 · 8, 16 + 4, and three branches of two heads.
+    let kinds = [
+        (json!({ "model_type": "llama", "num_key_value_heads": 4 }), 64),
+        (json!({ "model_type": "llama" }), 32),
+        (json!({ "model_type": "llama", "num_key_value_heads": 1 }), 16),
+        (latent, 20),
+        (json!({ "model_type": "native_sparse" }), 96),
+    ];
+    for (kind, width) in kinds {
+        let config = config(kind);
+        let name = config.model_type.name();
+        let backbone = build(config.clone(), &random_weights(&config, 5, &device()), &device()).unwrap();
+        let found = frugal::measure::runtime::footprint(backbone.as_ref()).unwrap();
+        assert_eq!((found.cache_bytes_per_token, config.cache_width()), (2 * 4 * width, width), "{name}");
+        // Tied embeddings are held once.
+        assert_eq!(found.weight_bytes, 4 * backbone.sites().num_parameters(), "{name}");
+    }
+}
+
+#[test]
 fn experts_do_the_same_for_single_adapters_and_for_mixed_batches() {
     let backbone = model("mixtral", "config.json");
     let lora = |seed| {

@@ -2,11 +2,10 @@
 
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use frugal_core::human;
-use frugal_core::measure::efficiency::{EFFICIENCY_FILE, Efficiency, INTERVAL, PowerModel, Sampler, compression, throughput_per_parameter};
+use frugal_core::measure::efficiency::{EFFICIENCY_FILE, Efficiency, PowerModel, compression, throughput_per_parameter, watch};
 use frugal_core::report::{RECORD_FILE, RunRecord};
 use serde_json::json;
 
@@ -73,17 +72,8 @@ pub fn run(args: &Args) -> Result<Outcome> {
         // Standard output is for the one JSON value.
         command.stdout(std::io::stderr());
     }
-    let begin = Instant::now();
     let mut child = command.spawn().with_context(|| format!("{program}: cannot be started"))?;
-    let mut sampler = Sampler::new(child.id());
-    let mut samples = Vec::new();
-    let status = loop {
-        samples.extend(sampler.sample(begin.elapsed().as_secs_f64()));
-        if let Some(status) = child.try_wait()? {
-            break status;
-        }
-        std::thread::sleep(INTERVAL);
-    };
+    let (status, samples) = watch(&mut child)?;
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let model = PowerModel { idle: args.idle_watts, processor: args.processor_watts };
     let found =

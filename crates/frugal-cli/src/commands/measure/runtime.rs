@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
-use frugal::measure::runtime::{Grid, profile};
+use frugal::measure::runtime::{Footprint, Grid, footprint, profile};
 use frugal_core::human;
 use frugal_core::measure::endpoint::Endpoint;
 use frugal_core::measure::runtime::{Rule, RuntimeFit, Summary, Timing, cells};
@@ -101,7 +101,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
             (serde_json::from_value(fit).with_context(|| format!("{}: not a fit that --save wrote", path.display()))?, json!({}))
         }
         None => {
-            let Some(trials) = measure(args)? else { return Ok(Outcome::Interrupted) };
+            let Some((trials, footprint)) = measure(args)? else { return Ok(Outcome::Interrupted) };
             let summary = if args.denoised { Summary::Fastest } else { Summary::Median };
             let all = cells(&trials, summary);
             let (fitted, held): (Vec<Timing>, Vec<Timing>) = all.iter().copied().partition(|c| args.outputs.contains(&c.output));
@@ -111,6 +111,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
                 "relative_error": fit.relative_error(&fitted, rule),
                 "held_out_relative_error": fit.relative_error(&held, rule),
                 "cells": all,
+                "footprint": footprint,
             });
             (fit, report)
         }
@@ -144,6 +145,9 @@ pub fn run(args: &Args) -> Result<Outcome> {
     if args.fit.is_none() {
         lines.push(("error on fitted answers", percent("relative_error")));
         lines.push(("error on held-out answers", percent("held_out_relative_error")));
+        let bytes = |key: &str| value["footprint"][key].as_u64().map(human::bytes);
+        lines.extend(bytes("weight_bytes").map(|b| ("weights", b)));
+        lines.extend(bytes("cache_bytes_per_token").map(|b| ("keys and values of a token", b)));
     }
     ui::print(&table::pairs(&lines));
     if !costs.is_empty() {
@@ -159,8 +163,8 @@ pub fn run(args: &Args) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-/// All runs of the grid; `None` if it was interrupted.
-fn measure(args: &Args) -> Result<Option<Vec<Timing>>> {
+/// All runs of the grid, and what the model holds where that can be known; `None` if it was interrupted.
+fn measure(args: &Args) -> Result<Option<(Vec<Timing>, Option<Footprint>)>> {
     let outputs: Vec<usize> = args.outputs.iter().chain(&args.held_out).copied().collect();
     if args.trials == 0 || args.prompts.is_empty() || args.prompts.contains(&0) || outputs.contains(&0) {
         bail!("the grid needs prompts and answers of at least one token and at least one trial");
@@ -186,7 +190,7 @@ fn measure(args: &Args) -> Result<Option<Vec<Timing>>> {
                 }
             }
         }
-        return Ok(Some(timings));
+        return Ok(Some((timings, None)));
     }
     let loaded = Loaded::read_for_text(&args.model, &args.machine, args.storage.quantize, args.output)?;
     let grid = Grid { prompts: args.prompts.clone(), outputs, warmup: args.warmup, trials: args.trials };
@@ -195,5 +199,8 @@ fn measure(args: &Args) -> Result<Option<Vec<Timing>>> {
         counter.step();
         !interrupt::asked(&stop)
     })?;
-    Ok((!interrupt::asked(&stop)).then_some(timings))
+    if interrupt::asked(&stop) {
+        return Ok(None);
+    }
+    Ok(Some((timings, Some(footprint(loaded.backbone.as_ref())?))))
 }

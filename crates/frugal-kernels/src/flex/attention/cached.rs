@@ -39,7 +39,7 @@ fn group_of_heads(out: &mut [f32], q: &[f32], cached: &KeyValues, kv_head: usize
     let visible = spec.visible(0, 1, cached.len());
     let mut running = vec![Running::EMPTY; q.len() / dim];
     let (mut keys, mut values) = (Vec::new(), Vec::new());
-    for (i, (k, v)) in cached.keys.iter().zip(&cached.values).enumerate() {
+    for (i, (k, v)) in cached.keys.iter().zip(cached.values()).enumerate() {
         let rows = visible.start.max(i * BLOCK)..visible.end.min((i + 1) * BLOCK);
         if rows.is_empty() {
             continue;

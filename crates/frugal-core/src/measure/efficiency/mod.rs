@@ -27,11 +27,15 @@
 //! # References
 //! Yuan et al.: EfficientLLM: Efficiency in Large Language Models, 2025, arXiv 2505.13840.
 
+mod system;
+
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Duration;
+use std::process::{Child, ExitStatus};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+pub use system::{GENERATION_FILE, Scaled, System, scaled};
 
 /// Name of the file that [`Efficiency`] is kept in beside a run's record.
 pub const EFFICIENCY_FILE: &str = "efficiency.json";
@@ -141,6 +145,23 @@ pub fn normalised(values: &[Option<f64>], lower_is_better: bool) -> Vec<Option<f
         (true, false) => (v - low) / (high - low),
     };
     values.iter().map(|v| v.map(scaled)).collect()
+}
+
+/// Samples a process that was started, and all that it starts, until it ends.
+///
+/// # Errors
+/// If the system does not say whether it has ended.
+pub fn watch(child: &mut Child) -> std::io::Result<(ExitStatus, Vec<Sample>)> {
+    let begin = Instant::now();
+    let mut sampler = Sampler::new(child.id());
+    let mut samples = Vec::new();
+    loop {
+        samples.extend(sampler.sample(begin.elapsed().as_secs_f64()));
+        if let Some(status) = child.try_wait()? {
+            return Ok((status, samples));
+        }
+        std::thread::sleep(INTERVAL);
+    }
 }
 
 /// Samples a program and all processes that it started, where `/proc` tells.
@@ -264,7 +285,7 @@ mod tests {
         let mut sampler = Sampler::new(std::process::id());
         let first = sampler.sample(0.0).unwrap();
         let block = vec![1u8; 64 << 20];
-        let busy = std::time::Instant::now();
+        let busy = Instant::now();
         let mut sum = 0u64;
         while busy.elapsed() < Duration::from_millis(300) {
             sum = sum.wrapping_add(block.iter().map(|b| u64::from(*b)).sum::<u64>());

@@ -28,11 +28,14 @@
 //! Li et al.: Predictable Scale: Part I, Step Law: Optimal Hyperparameter Scaling Law in Large Language Model Pretraining,
 //! 2025, arXiv 2503.04715. Hoffmann et al.: Training Compute-Optimal Large Language Models, 2022, arXiv 2203.15556.
 
+mod study;
+
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use super::linear_algebra::{Matrix, least_squares};
+use super::linear_algebra::dot;
+pub use study::{Bowl, Cell, Compared, Measured, Study, measured};
 
 /// Two power laws: `rate = scale · N^parameters · D^tokens`, `batch = scale · D^tokens` in tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -100,23 +103,28 @@ pub struct Recipe {
 /// Steps above which the published schedule holds as it is.
 const LONG: u64 = 20_000;
 
+/// Steps of warm-up and the final rate that go with a peak rate and a number of steps.
+pub fn schedule(peak_rate: f64, steps: u64) -> (u64, f64) {
+    if steps < LONG { (2000.min(steps / 10), f64::min(1e-5, 0.01 * peak_rate)) } else { (2000, 1e-5) }
+}
+
 impl Recipe {
     /// What `law` says for this size, with a batch of whole sequences.
     pub fn new(law: &Law, parameters: f64, tokens: f64, sequence_length: u64) -> Self {
         let (peak_rate, batch_tokens) = (law.rate(parameters, tokens), law.batch(tokens));
         let sequences = (batch_tokens / sequence_length as f64).round().max(1.0) as u64;
         let steps = ((tokens / (sequences * sequence_length) as f64) as u64).max(1);
-        let short = steps < LONG;
+        let (warmup_steps, final_rate) = schedule(peak_rate, steps);
         Self {
             parameters,
             tokens,
             peak_rate,
-            final_rate: if short { f64::min(1e-5, 0.01 * peak_rate) } else { 1e-5 },
+            final_rate,
             batch_tokens,
             sequences,
             sequence_length,
             steps,
-            warmup_steps: if short { 2000.min(steps / 10) } else { 2000 },
+            warmup_steps,
             compute: 6.0 * parameters * tokens,
         }
     }
@@ -205,12 +213,26 @@ pub fn fit(runs: &[Run], excess: f64, bootstraps: usize, seed: u64) -> Option<Fi
     Some(Fit { law, deviations: std::array::from_fn(deviation), kept: kept.len() })
 }
 
+/// Least squares of the logarithms; `None` if the sizes do not tell the exponents apart.
 fn solve(runs: &[Run]) -> Option<[f64; 5]> {
-    let logs = |value: fn(&Run) -> f64| runs.iter().map(|r| value(r).ln()).collect::<Vec<f64>>();
-    let both = Matrix::from_rows(&runs.iter().map(|r| vec![1.0, r.parameters.ln(), r.tokens.ln()]).collect::<Vec<_>>());
-    let tokens = Matrix::from_rows(&runs.iter().map(|r| vec![1.0, r.tokens.ln()]).collect::<Vec<_>>());
-    let (rate, batch) = (least_squares(&both, &logs(|r| r.rate))?, least_squares(&tokens, &logs(|r| r.batch))?);
-    let all = [rate[0], rate[1], rate[2], batch[0], batch[1]];
+    let count = runs.len() as f64;
+    // About their means: what is left of a bootstrap sample may lie almost on one line.
+    let centred = |value: fn(&Run) -> f64| {
+        let logs: Vec<f64> = runs.iter().map(|r| value(r).ln()).collect();
+        let mean = logs.iter().sum::<f64>() / count;
+        (mean, logs.into_iter().map(|v| v - mean).collect::<Vec<f64>>())
+    };
+    let ((n0, n), (d0, d)) = (centred(|r| r.parameters), centred(|r| r.tokens));
+    let ((rate0, rate), (batch0, batch)) = (centred(|r| r.rate), centred(|r| r.batch));
+    let (nn, nd, dd) = (dot(&n, &n), dot(&n, &d), dot(&d, &d));
+    let determinant = nn * dd - nd * nd;
+    if runs.len() < 3 || !(nn > 1e-12 * count && dd > 1e-12 * count && determinant > 1e-9 * nn * dd) {
+        return None;
+    }
+    let (nr, dr) = (dot(&n, &rate), dot(&d, &rate));
+    let (by_parameters, by_tokens) = ((dd * nr - nd * dr) / determinant, (nn * dr - nd * nr) / determinant);
+    let batch_by_tokens = dot(&d, &batch) / dd;
+    let all = [rate0 - by_parameters * n0 - by_tokens * d0, by_parameters, by_tokens, batch0 - batch_by_tokens * d0, batch_by_tokens];
     all.iter().all(|v| v.is_finite()).then_some(all)
 }
 
@@ -318,5 +340,8 @@ mod tests {
         assert!((found.law.batch_tokens - 0.571).abs() < 0.03 && found.kept > 50, "{found:?}");
         assert!(found.deviations[1] > 0.0 && found.deviations[1] < 0.1, "{found:?}");
         assert!(fit(&exact[..1], 0.0025, 0, 0).is_none());
+        // On one line the exponents cannot be told apart.
+        let line: Vec<Run> = (1..6).map(|i| Run { parameters: 1e8 * f64::from(i), tokens: 2e9 * f64::from(i), ..exact[0] }).collect();
+        assert!(fit(&line, 0.0025, 0, 0).is_none());
     }
 }
