@@ -4,7 +4,7 @@ Usage: python benches/peers/kernels.py [--pairs 5] [--out benches/results/kernel
 
 Frugal's side is the criterion bench `kernels` (crates/frugal-kernels/benches/kernels.rs), whose cases and inputs this script repeats
 in PyTorch with two threads. Both sides compute the same first: the sum of the magnitudes of each result and gradient must agree. A
-packed weight is put beside PyTorch's product with the dense one. Writes a JSON file and, beside it, the table of docs/kernels.md.
+packed weight is put beside PyTorch's product with the dense one. Writes a JSON file and the table in docs/kernels.md.
 """
 
 import argparse
@@ -186,8 +186,10 @@ def main():
     args.out.write_text(json.dumps({"what": "kernels beside PyTorch, two threads", "pairs": args.pairs, "kernels": result}, indent=2) + "\n")
     table = ["| kernel | Frugal (ms) | PyTorch (ms) | times as fast |", "|---|---:|---:|---:|"]
     table += [f"| `{name}` | {r['frugal_ms']:.3f} | {r['torch_ms']:.3f} | {r['ratio']:.2f} |" for name, r in result.items()]
-    args.out.with_suffix(".md").write_text("\n".join(table) + "\n")
     print("\n".join(table))
+    page = ROOT / "docs/kernels.md"
+    before, rest = page.read_text().split("<!-- table -->\n", 1)
+    page.write_text(before + "<!-- table -->\n" + "\n".join(table) + "\n" + rest[rest.index("<!-- end -->"):])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 //! Times every kernel at the shapes of a training step of SmolLM2-135M: 1,024 tokens, width 576, feed-forward width 1536.
 //!
-//! `cargo bench --workspace --bench kernels [FILTER]`. With `--checks` it prints one number for each result instead, which
+//! `cargo bench --workspace --bench kernels [FILTER]`. With `--checks [NAME ...]` it prints one number for each result instead, which
 //! `benches/peers/kernels.py` compares with those of PyTorch, whose operations it times at the same shapes.
 //!
 //! Operations are timed with their backward pass and keep everything between the two, as PyTorch does. Those that keep the
@@ -234,9 +234,12 @@ fn main() {
 
 fn run() {
     let cases = elementwise().into_iter().chain(attentions()).chain(products());
-    if std::env::args().any(|argument| argument == "--checks") {
-        cases.for_each(|case| println!("{} {}", case.name, magnitudes((case.make)()())));
-        optimizer().into_iter().for_each(|(name, mut run)| println!("{name} {:e}", run()));
+    let mut arguments = std::env::args().skip(1);
+    if arguments.next().is_some_and(|argument| argument == "--checks") {
+        let wanted: Vec<String> = arguments.collect();
+        let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|w| w == name);
+        cases.filter(|case| is_wanted(case.name)).for_each(|case| println!("{} {}", case.name, magnitudes((case.make)()())));
+        optimizer().into_iter().filter(|(name, _)| is_wanted(name)).for_each(|(name, mut run)| println!("{name} {:e}", run()));
         return;
     }
     let mut criterion = Criterion::default().configure_from_args();

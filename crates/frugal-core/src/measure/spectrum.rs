@@ -28,6 +28,8 @@
 //! Li et al.: Large Language Model Evaluation via Matrix Nuclear-Norm, 2024, arXiv 2410.10672. Wei et al.: Diff-eRank,
 //! 2024, arXiv 2401.17139, for the entropy.
 
+use std::time::Instant;
+
 use serde::Serialize;
 
 use super::linear_algebra::{Matrix, symmetric_eigenvalues};
@@ -43,6 +45,10 @@ pub struct Spectrum {
     pub nuclear_norm: Option<f64>,
     /// Entropy of the spectrum as a share of the largest possible.
     pub matrix_entropy: Option<f64>,
+    /// What the matrix nuclear-norm took, in seconds.
+    pub seconds: f64,
+    /// What the entropy took.
+    pub entropy_seconds: Option<f64>,
 }
 
 /// Centred rows of length 1; rows that equal the mean are left out.
@@ -113,17 +119,20 @@ pub fn matrix_entropy(x: &Matrix) -> Option<f64> {
 
 /// Measures hidden states `[tokens, width]`; `exact` also computes what needs eigenvalues. `None` of fewer than two tokens.
 pub fn spectrum(states: &[f32], width: usize, exact: bool) -> Option<Spectrum> {
+    let begin = Instant::now();
     let x = normalised(states, width);
     if x.rows < 2 {
         return None;
     }
+    let prepared = begin.elapsed();
     let tokens = x.rows as f64;
-    Some(Spectrum {
-        tokens: x.rows,
-        matrix_nuclear_norm: matrix_nuclear_norm(&x) / tokens,
-        nuclear_norm: exact.then(|| nuclear_norm(&x)).flatten().map(|n| n / tokens),
-        matrix_entropy: exact.then(|| matrix_entropy(&x)).flatten(),
-    })
+    let norm = matrix_nuclear_norm(&x) / tokens;
+    let seconds = begin.elapsed().as_secs_f64();
+    let begin = Instant::now();
+    let matrix_entropy = exact.then(|| matrix_entropy(&x)).flatten();
+    let entropy_seconds = matrix_entropy.map(|_| (begin.elapsed() + prepared).as_secs_f64());
+    let nuclear_norm = exact.then(|| nuclear_norm(&x)).flatten().map(|n| n / tokens);
+    Some(Spectrum { tokens: x.rows, matrix_nuclear_norm: norm, nuclear_norm, matrix_entropy, seconds, entropy_seconds })
 }
 
 #[cfg(test)]

@@ -202,21 +202,88 @@ unsafe fn copy_cols(panel: &mut [f32], b: Strided, col: usize, cols: usize, k: u
     }
 }
 
+/// Side of the squares that are transposed in registers.
+const SIDE: usize = 16;
+
 /// `panel[k * W + line] = source[line * line_stride + k * stride]`, a few k at a time, so that both sides stay in the cache.
 ///
 /// # Safety
-/// `lines <= W`, the panel must have room for `depth * W`, and the source must have all these elements.
+/// `lines <= W`, the panel must have room for `depth * W`, the source must have all these elements, and the processor must have
+/// AVX-512.
 unsafe fn transpose<const W: usize>(panel: &mut [f32], source: *const f32, line_stride: usize, stride: usize, lines: usize, depth: usize) {
-    const STEP: usize = 16;
     let out = panel.as_mut_ptr();
-    for start in (0..depth).step_by(STEP) {
-        let end = (start + STEP).min(depth);
+    for start in (0..depth).step_by(SIDE) {
+        let end = (start + SIDE).min(depth);
+        #[cfg(target_arch = "x86_64")]
+        if stride == 1 && end - start == SIDE {
+            for line in (0..lines).step_by(SIDE) {
+                // SAFETY: passed on to the caller.
+                unsafe {
+                    transpose_square(
+                        out.add(start * W + line),
+                        W,
+                        source.add(line * line_stride + start),
+                        line_stride,
+                        SIDE.min(lines - line),
+                    )
+                };
+            }
+            continue;
+        }
         for line in 0..lines {
             for k in start..end {
                 // SAFETY: passed on to the caller.
                 unsafe { *out.add(k * W + line) = *source.add(line * line_stride + k * stride) };
             }
         }
+    }
+}
+
+/// `out[k * out_stride + line] = source[line * line_stride + k]` for sixteen k and up to sixteen lines.
+///
+/// # Safety
+/// Both sides must have these elements, and the processor must have AVX-512.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn transpose_square(out: *mut f32, out_stride: usize, source: *const f32, line_stride: usize, lines: usize) {
+    use std::arch::x86_64::*;
+
+    let mut rows = [_mm512_setzero_ps(); SIDE];
+    for (line, row) in rows.iter_mut().enumerate().take(lines) {
+        // SAFETY: passed on to the caller.
+        *row = unsafe { _mm512_loadu_ps(source.add(line * line_stride)) };
+    }
+    // Pairs of lines, then fours, then the quarters of the registers change places.
+    let mut pairs = rows;
+    for i in 0..8 {
+        pairs[2 * i] = _mm512_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);
+        pairs[2 * i + 1] = _mm512_unpackhi_ps(rows[2 * i], rows[2 * i + 1]);
+    }
+    let mut fours = rows;
+    for i in 0..4 {
+        let p = [
+            _mm512_castps_pd(pairs[4 * i]),
+            _mm512_castps_pd(pairs[4 * i + 1]),
+            _mm512_castps_pd(pairs[4 * i + 2]),
+            _mm512_castps_pd(pairs[4 * i + 3]),
+        ];
+        fours[4 * i] = _mm512_castpd_ps(_mm512_unpacklo_pd(p[0], p[2]));
+        fours[4 * i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(p[0], p[2]));
+        fours[4 * i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(p[1], p[3]));
+        fours[4 * i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(p[1], p[3]));
+    }
+    for j in 0..4 {
+        let even = [_mm512_shuffle_f32x4::<0x88>(fours[j], fours[4 + j]), _mm512_shuffle_f32x4::<0x88>(fours[8 + j], fours[12 + j])];
+        let odd = [_mm512_shuffle_f32x4::<0xdd>(fours[j], fours[4 + j]), _mm512_shuffle_f32x4::<0xdd>(fours[8 + j], fours[12 + j])];
+        rows[j] = _mm512_shuffle_f32x4::<0x88>(even[0], even[1]);
+        rows[8 + j] = _mm512_shuffle_f32x4::<0xdd>(even[0], even[1]);
+        rows[4 + j] = _mm512_shuffle_f32x4::<0x88>(odd[0], odd[1]);
+        rows[12 + j] = _mm512_shuffle_f32x4::<0xdd>(odd[0], odd[1]);
+    }
+    let mask = ((1u32 << lines) - 1) as __mmask16;
+    for (k, row) in rows.iter().enumerate() {
+        // SAFETY: the mask keeps to the lines; the rest is passed on to the caller.
+        unsafe { _mm512_mask_storeu_ps(out.add(k * out_stride), mask, *row) };
     }
 }
 

@@ -172,6 +172,18 @@ impl<'a> MatrixMut<'a> {
             unsafe { gemm::multiply(sizes, target, strided(a), strided(b), scale, accumulate, matches!(threads, Threads::All)) };
             return;
         }
+        if self.cols < self.rows && gemm::is_better(self.cols, self.rows, a.cols) {
+            // As wide as a low rank: the transposed product fills the vectors.
+            let mut turned = vec![0.0; self.rows * self.cols];
+            MatrixMut::new(&mut turned, self.cols, self.rows).product(b.t(), a.t(), scale, threads, false);
+            for i in 0..self.rows {
+                let column = turned[i..].iter().step_by(self.rows);
+                for (out, value) in self.row_mut(i).iter_mut().zip(column) {
+                    *out = if accumulate { *out + value } else { *value };
+                }
+            }
+            return;
+        }
         let parallelism = match threads {
             Threads::One => ::gemm::Parallelism::None,
             Threads::All => ::gemm::Parallelism::Rayon(0),

@@ -1,6 +1,7 @@
 //! `frugal measure spectrum`: how much hidden states spread.
 
 use anyhow::{Error, Result};
+use frugal_core::human;
 use frugal_core::measure::spectrum::{Spectrum, spectrum};
 use frugal_core::metrics::mean;
 use frugal_core::table::{Column, Table};
@@ -35,7 +36,7 @@ pub struct Args {
 /// Measures and prints.
 pub fn run(args: &Args) -> Result<Outcome> {
     let mut values: Vec<Value> = Vec::new();
-    let headings = ["tokens", "width", "MNN/N", "nuclear norm/N", "matrix entropy"].map(Column::number);
+    let headings = ["tokens", "width", "MNN/N", "nuclear norm/N", "matrix entropy", "MNN time", "entropy time"].map(Column::number);
     let mut shown = Table::new([Column::text("model"), Column::text("text")].into_iter().chain(headings));
     texts::each(&args.common, args.length, &mut |files, text, model, stretches| {
         let width = files.config().hidden_size;
@@ -47,12 +48,15 @@ pub fn run(args: &Args) -> Result<Outcome> {
         let of = |value: &dyn Fn(&Spectrum) -> Option<f64>| mean(&all.iter().filter_map(value).collect::<Vec<_>>());
         let norm = of(&|s| Some(s.matrix_nuclear_norm));
         let (nuclear, entropy) = (of(&|s| s.nuclear_norm), of(&|s| s.matrix_entropy));
+        let (seconds, entropy_seconds) = (of(&|s| Some(s.seconds)), of(&|s| s.entropy_seconds));
         let length = stretches[0].ids.len();
         values.push(json!({
             "model": files.name(), "text": text, "samples": all.len(), "tokens": length, "width": width,
             "matrix_nuclear_norm": norm, "nuclear_norm": nuclear, "matrix_entropy": entropy,
+            "seconds": seconds, "entropy_seconds": entropy_seconds,
         }));
         let number = |v: Option<f64>| v.map_or("-".to_owned(), |v| format!("{v:.4}"));
+        let time = |v: Option<f64>| v.map_or("-".to_owned(), |v| format!("{} ms", human::significant(1e3 * v, 3)));
         shown.row([
             files.name().to_owned(),
             text.to_owned(),
@@ -61,6 +65,8 @@ pub fn run(args: &Args) -> Result<Outcome> {
             number(norm),
             number(nuclear),
             number(entropy),
+            time(seconds),
+            time(entropy_seconds),
         ]);
         Ok(())
     })?;

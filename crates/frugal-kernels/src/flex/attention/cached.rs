@@ -17,44 +17,46 @@ const TASK_WORK: usize = 1 << 17;
 /// The output `[sequences, num_heads * head_dim]` for q of the same shape.
 pub(crate) fn attend(q: Matrix, cached: &[&KeyValues], spec: &AttentionSpec) -> Vec<f32> {
     let (dim, group) = (spec.head_dim, spec.num_heads / spec.num_kv_heads);
-    let mut output = vec![0.0; q.rows * spec.num_heads * dim];
-    let work: usize = cached.iter().map(|cache| cache.len() * spec.num_heads * dim).sum();
-    let head = |(task, out): (usize, &mut [f32])| {
-        let (sequence, kv_head) = (task / spec.num_kv_heads, task % spec.num_kv_heads);
-        let q = &q.row(sequence)[kv_head * group * dim..][..group * dim];
-        group_of_heads(out, q, cached[sequence], kv_head, spec);
-    };
     let width = group * dim;
-    if work < TASK_WORK {
-        output.chunks_mut(width).enumerate().for_each(head);
-    } else {
-        output.par_chunks_mut(width).enumerate().with_max_len(1).for_each(head);
+    let heads = cached.len() * spec.num_kv_heads;
+    let work: usize = cached.iter().map(|cache| cache.len() * spec.num_heads * dim).sum();
+    // A task is a block of the heads that share keys, so that few heads and one long sequence occupy all threads.
+    let tasks: Vec<(usize, usize)> =
+        (0..heads).flat_map(|head| (0..cached[head / spec.num_kv_heads].keys.len()).map(move |block| (head, block))).collect();
+    let part = |&(head, block): &(usize, usize)| {
+        let (sequence, kv_head) = (head / spec.num_kv_heads, head % spec.num_kv_heads);
+        over_block(&q.row(sequence)[kv_head * width..][..width], cached[sequence], block, kv_head, spec)
+    };
+    let parts: Vec<Vec<(Running, Vec<f32>)>> =
+        if work < TASK_WORK { tasks.iter().map(part).collect() } else { tasks.par_iter().with_max_len(1).map(part).collect() };
+    let mut output = vec![0.0; heads * width];
+    let mut running = vec![Running::EMPTY; heads * group];
+    // In the order of the blocks, whatever thread had them.
+    for ((head, _), parts) in tasks.into_iter().zip(parts) {
+        let (out, running) = (&mut output[head * width..][..width], &mut running[head * group..][..group]);
+        for ((out, running), (part, total)) in out.chunks_mut(dim).zip(running).zip(parts) {
+            merge(running, out, part, &total);
+        }
+    }
+    for (out, running) in output.chunks_mut(dim).zip(running) {
+        out.iter_mut().for_each(|value| *value /= running.sum);
     }
     output
 }
 
-/// The heads that share keys, over these block by block.
-fn group_of_heads(out: &mut [f32], q: &[f32], cached: &KeyValues, kv_head: usize, spec: &AttentionSpec) {
+/// What the heads that share keys find in one block; nothing where they see none of it.
+fn over_block(q: &[f32], cached: &KeyValues, block: usize, kv_head: usize, spec: &AttentionSpec) -> Vec<(Running, Vec<f32>)> {
     let (dim, width) = (spec.head_dim, spec.num_kv_heads * spec.head_dim);
     let visible = spec.visible(0, 1, cached.len());
-    let mut running = vec![Running::EMPTY; q.len() / dim];
+    let rows = visible.start.max(block * BLOCK)..visible.end.min((block + 1) * BLOCK);
+    if rows.is_empty() {
+        return Vec::new();
+    }
     let (mut keys, mut values) = (Vec::new(), Vec::new());
-    for (i, (k, v)) in cached.keys.iter().zip(cached.values()).enumerate() {
-        let rows = visible.start.max(i * BLOCK)..visible.end.min((i + 1) * BLOCK);
-        if rows.is_empty() {
-            continue;
-        }
-        let (first, count) = (rows.start - i * BLOCK, rows.len());
-        let k = piece(k, &mut keys, width, first, count, kv_head * dim, dim);
-        let v = piece(v, &mut values, width, first, count, kv_head * dim, dim);
-        for ((q, out), running) in q.chunks(dim).zip(out.chunks_mut(dim)).zip(&mut running) {
-            let (part, total) = one_query(q, k, v, spec);
-            merge(running, out, part, &total);
-        }
-    }
-    for (out, running) in out.chunks_mut(dim).zip(running) {
-        out.iter_mut().for_each(|value| *value /= running.sum);
-    }
+    let first = rows.start - block * BLOCK;
+    let k = piece(&cached.keys[block], &mut keys, width, first, rows.len(), kv_head * dim, dim);
+    let v = piece(&cached.values()[block], &mut values, width, first, rows.len(), kv_head * dim, dim);
+    q.chunks(dim).map(|q| one_query(q, k, v, spec)).collect()
 }
 
 /// Some rows and columns of a block, in single precision.
