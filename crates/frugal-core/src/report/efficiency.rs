@@ -44,6 +44,10 @@ impl EfficiencyReport<'_> {
     }
 }
 
+fn milliseconds(seconds: f64) -> String {
+    format!("{} ms", significant(1000.0 * seconds, 3))
+}
+
 fn on_one_scale(group: &SystemGroup) -> String {
     let table = group.scaled().to_markdown();
     if table.is_empty() { table } else { format!("\nOn one scale, from 0 for the worst of the compared to 1 for the best:\n\n{table}") }
@@ -69,7 +73,7 @@ impl SystemGroup {
             ("average memory", |s| s.average_memory, &bytes),
             ("peak memory", |s| s.peak_memory, &bytes),
             ("utilisation", |s| s.utilisation, &|v| format!("{:.1} %", 100.0 * v)),
-            (latency, |s| s.latency, &human::duration),
+            (latency, |s| s.latency, &milliseconds),
             (throughput, |s| s.throughput, &small),
             ("tokens / s", |s| s.tokens_per_second, &|v| human::count(v.round() as u64)),
             (power, |s| s.power, &|v| format!("{v:.1} W")),
@@ -77,7 +81,7 @@ impl SystemGroup {
             (size, |s| s.size, &bytes),
             ("compression", |s| s.compression, &|v| significant(v, 4)),
             ("cache / token", |s| s.cache_bytes_per_token, &bytes),
-            ("generation / token", |s| s.decode_latency, &human::duration),
+            ("generation / token", |s| s.decode_latency, &milliseconds),
         ];
         let known = columns.into_iter().filter(|(heading, value, _)| {
             // In an evaluation these two say the same as latency and throughput.
@@ -167,7 +171,7 @@ mod tests {
         if let Some(path) = std::env::var_os("FRUGAL_REPORT_OUT") {
             std::fs::write(path, &html).unwrap();
         }
-        for text in ["A &amp; B", "m&lt;qa", "out of &lt;memory&gt;", "power, modelled", "40 ms", "4.00e-4", ">0.00<", ">1.00<"] {
+        for text in ["A &amp; B", "m&lt;qa", "out of &lt;memory&gt;", "power, modelled", "40.0 ms", "4.00e-4", ">0.00<", ">1.00<"] {
             assert!(html.contains(text), "the page lacks {text}");
         }
         // Seven measures are there, so the rim has seven corners; the other columns are left out.

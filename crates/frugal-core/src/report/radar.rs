@@ -15,6 +15,7 @@ pub(super) struct Axis {
 
 const SIZE: f64 = 420.0;
 const RADIUS: f64 = 130.0;
+const SIDE: f64 = 60.0;
 /// Where the worst value lies, so that it can be told from the centre.
 const INNER: f64 = 0.12;
 
@@ -33,7 +34,9 @@ pub(super) fn svg(axes: &[Axis], runs: usize) -> Option<String> {
         (SIZE / 2.0 + r * angle.cos(), SIZE * 0.4 + r * angle.sin())
     };
     let path = |points: &mut dyn Iterator<Item = (f64, f64)>| points.map(|(x, y)| format!("{x:.1},{y:.1} ")).collect::<String>();
-    let mut svg = format!("<svg viewBox=\"0 0 {SIZE} {}\" xmlns=\"http://www.w3.org/2000/svg\">", SIZE * 0.8);
+    // Names on either side reach further than the chart.
+    let (left, width, height) = (-SIDE, SIZE + 2.0 * SIDE, SIZE * 0.8);
+    let mut svg = format!("<svg viewBox=\"{left} 0 {width} {height}\" xmlns=\"http://www.w3.org/2000/svg\">");
     for ring in [0.25, 0.5, 0.75, 1.0] {
         let ring = path(&mut (0..axes.len()).map(|i| at(i, ring)));
         let _ = write!(svg, "<polygon points=\"{}\" fill=\"none\" stroke=\"{}\"/>", ring.trim_end(), hex(colour::GRID));
@@ -82,9 +85,10 @@ pub(super) fn figure(axes: &[Axis], names: &[&str], label: &str) -> String {
         )
     };
     let legend: String = names.iter().zip(COLOURS).map(key).collect();
+    let more = if names.len() > shown { " The first five are shown." } else { "" };
     format!(
         "<figure><figcaption><ul class=\"legend\">{legend}</ul></figcaption><div class=\"chart radar\">{svg}</div><p class=\"note\">The rim \
-         is the best of the compared runs in each measure, the inner end the worst.</p></figure>\n"
+         is the best of the compared runs in each measure, the inner end the worst.{more}</p></figure>\n"
     )
 }
 

@@ -243,8 +243,9 @@ impl Suite {
                 let (name, settings) = (run.name.clone(), run.settings.clone());
                 Job { name, seed, work: Work::Pretrain, settings, point: Some(run.point.clone()) }
             });
-            listed.chain(points).map(move |mut job| {
-                // An evaluation has nothing random.
+            // An evaluation has nothing random.
+            let random = move |job: &Job| job.work != Work::Eval || self.seeds.first() == Some(&seed);
+            listed.chain(points).filter(random).map(move |mut job| {
                 if job.work != Work::Eval {
                     job.settings.insert("seed".into(), Value::Integer(seed.try_into().unwrap_or(i64::MAX)));
                 }
@@ -333,7 +334,7 @@ mod tests {
     fn runs_say_which_command_they_are_for() {
         let text = r#"
             description = "Three kinds"
-            seeds = [3]
+            seeds = [3, 4]
             [tune]
             model = "builtin"
             [pretrain]
@@ -355,7 +356,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("text.txt"), "").unwrap();
         let jobs = Suite::parse(Path::new("s.toml"), text).unwrap().jobs(dir.path());
-        assert_eq!(jobs.iter().map(|j| j.work).collect::<Vec<_>>(), [Work::Tune, Work::Pretrain, Work::Eval]);
+        assert_eq!(jobs.iter().map(|j| j.work).collect::<Vec<_>>(), [Work::Tune, Work::Pretrain, Work::Eval, Work::Tune, Work::Pretrain]);
         let settings =
             format!("data = {:?}\nmax_length = 32\nseed = 3\nshape = {{ num_key_value_heads = 1 }}", dir.path().join("text.txt"));
         assert_eq!(jobs[1].settings, toml::from_str(&settings).unwrap());

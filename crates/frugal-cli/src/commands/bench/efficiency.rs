@@ -91,7 +91,7 @@ fn table(group: &SystemGroup) -> Table {
             shown(s.perplexity, &ui::run::number),
             shown(s.average_memory, &bytes),
             shown(s.utilisation, &|v| format!("{:.1} %", 100.0 * v)),
-            shown(s.latency, &human::duration),
+            shown(s.latency, &|v| format!("{} ms", human::significant(1000.0 * v, 3))),
             shown(s.throughput, &|v| human::significant(v, 3)),
             shown(s.power, &|v| format!("{v:.1} W{}", if s.power_is_modelled { " modelled" } else { "" })),
             shown(s.compression, &|v| human::significant(v, 4)),

@@ -3,7 +3,7 @@
 //! # What it does
 //! For AdamW pre-training the loss is a smooth bowl over (log rate, log batch); two power laws say where its bottom is, from
 //! the number of parameters outside the vocabulary `N` and the number of training tokens `D`. [`fit`] finds such laws from
-//! runs of one's own.
+//! runs of one's own, [`Study`] from a grid of them, which `frugal bench pretrain` makes.
 //!
 //! # Update rule
 //! `η* = 1.79 · N^−0.713 · D^0.307`, `B* = 0.58 · D^0.571` tokens for each step. The schedule that goes with it: linear
@@ -22,7 +22,9 @@
 //! that is below 1e-5. Tokens for a compute budget: `C = 6 N D` with 20 tokens for each parameter (Hoffmann et al., 2022).
 //!
 //! # Departures from the paper
-//! The laws to compare with are written down from the paper's table as it is usually cited.
+//! The laws to compare with are written down from the paper's table as it is usually cited. A [`Study`] takes the loss on held-out
+//! text, which is the same for all runs, instead of the smoothed loss of training; and beside the published procedure it fits the
+//! law to the bottoms of paraboloids through the runs of each size, which no grid rounds.
 //!
 //! # References
 //! Li et al.: Predictable Scale: Part I, Step Law: Optimal Hyperparameter Scaling Law in Large Language Model Pretraining,
