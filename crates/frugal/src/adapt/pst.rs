@@ -395,6 +395,10 @@ impl Adapter for Pst {
         Ok(())
     }
 
+    fn needs_trainer(&self) -> bool {
+        true
+    }
+
     fn is_complete(&self) -> bool {
         self.sparsity == self.config.final_sparsity
     }
