@@ -189,10 +189,10 @@ fn many_rows(y: &mut MatrixMut, x: Matrix, weight: &Sparse) {
                     columns_times(sums, columns, &places.columns[here.clone()], &weight.values[weight.starts[row]..][here]);
                 }
             }
-            for token in 0..TILE.min(x.rows - tile * TILE) {
-                let line: [f32; GROUP] = std::array::from_fn(|i| sums[i][token]);
+            for (token, row) in (tile * TILE..x.rows.min((tile + 1) * TILE)).enumerate() {
+                let line = sums.map(|sums| sums[token]);
                 // SAFETY: each group has columns of its own.
-                unsafe { shared.write(tile * TILE + token, rows.start, &line[..rows.len()]) };
+                unsafe { shared.write(row, rows.start, &line[..rows.len()]) };
             }
         }
     });
