@@ -190,7 +190,7 @@ fn many_rows(y: &mut MatrixMut, x: Matrix, weight: &Sparse) {
                 }
             }
             for (token, row) in (tile * TILE..x.rows.min((tile + 1) * TILE)).enumerate() {
-                let line = sums.map(|sums| sums[token]);
+                let line: [f32; GROUP] = std::array::from_fn(|i| sums[i][token]);
                 // SAFETY: each group has columns of its own.
                 unsafe { shared.write(row, rows.start, &line[..rows.len()]) };
             }
