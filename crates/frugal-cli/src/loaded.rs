@@ -51,6 +51,7 @@ impl Loaded {
         let files = ModelFiles::open(&name, &machine.lookup())?;
         check(&files)?;
         let _phase = Phase::new(output, format!("reading {name}"));
+        let options = peft::load_options(adapter.as_deref(), &files.sites(), options)?;
         let backbone = files.load_with(&device, options)?;
         let mut adapters = AdapterSet::default();
         let mut choice = Choice::Base;

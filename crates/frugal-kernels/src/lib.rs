@@ -26,6 +26,7 @@ mod packed;
 mod pool;
 mod rope;
 mod simd;
+mod sparse;
 
 pub use activation::{geglu_tanh, gelu, gelu_tanh, silu, swiglu};
 pub use allocator::keep_freed_memory;
@@ -40,6 +41,7 @@ pub use optimizer::{AdamWStep, adamw_step, grad_norm_sq};
 pub use packed::{Activations, Packed};
 pub use pool::on_pool;
 pub use rope::rope;
+pub use sparse::{Sparse, sparse_linear};
 
 /// The operations as compositions of Burn operations, differentiable on every backend.
 pub mod portable {

@@ -62,7 +62,7 @@ fn check_pair([out, d]: [usize; 2], a: &Tensor<2>, b: &Tensor<2>) {
     assert!(a_d == d && b_out == out && b_r == r, "lora_linear: a [{r}, {a_d}] and b [{b_out}, {b_r}] do not fit the weight [{out}, {d}]");
 }
 
-fn check(x: &Tensor<2>, [out, d]: [usize; 2], bias: Option<&Tensor<1>>) {
+pub(crate) fn check(x: &Tensor<2>, [out, d]: [usize; 2], bias: Option<&Tensor<1>>) {
     let [tokens, x_d] = x.dims();
     assert!(x_d == d, "linear: x [{tokens}, {x_d}] does not fit the weight [{out}, {d}]");
     assert!(bias.is_none_or(|b| b.dims() == [out]), "linear: the bias must have {out} entries, one per row of the weight");

@@ -29,6 +29,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let options = LoadOptions {
         quantize: option("quantize").unwrap_or("none").parse()?,
         activations: serde_json::from_value(Value::from(option("activations").unwrap_or("exact")))?,
+        ..LoadOptions::default()
     };
     let backbone = ModelFiles::open(model, &Lookup::default())?.load_with(&device, options)?;
     let context = BuildContext {

@@ -54,8 +54,8 @@ fn every_method_takes_part_in_the_comparison_on_an_encoder() {
     let suite = Suite::read(&root().join("benchmarks/suites/text-encoder.toml")).unwrap();
     let jobs = suite.jobs(Path::new("nowhere"));
     for method in METHODS {
-        // It trains tokens of the user's choice.
-        let apart = method.name == "trainable-tokens";
+        // They train tokens, and fuse adapters, of the user's choice.
+        let apart = matches!(method.name, "trainable-tokens" | "adapter-fusion");
         let there = jobs.iter().any(|job| job.settings["method"]["name"].as_str() == Some(method.name));
         assert!(there != apart, "{}", method.name);
     }

@@ -158,7 +158,7 @@ fn weight_rows_body<I: Isa>(out: &mut [MaybeUninit<f32>], x: Matrix, weight: Mat
     }
 }
 
-fn column_sums(matrix: Matrix) -> FlexTensor {
+pub(super) fn column_sums(matrix: Matrix) -> FlexTensor {
     let mut sums = vec![0.0; matrix.cols];
     matrix.add_column_sums(&mut sums);
     tensor_of(sums, [matrix.cols])

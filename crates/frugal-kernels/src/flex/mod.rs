@@ -14,6 +14,7 @@ mod norm;
 mod packed;
 mod record;
 mod rope;
+mod sparse;
 mod weight;
 
 pub(crate) use activation::{Gelu, GeluTanh, Silu, activation, gated};
@@ -23,4 +24,5 @@ pub(crate) use linear::{linear, lora_linear};
 pub(crate) use norm::{layer_norm, rms_norm};
 pub(crate) use record::host_rows;
 pub(crate) use rope::rope;
+pub(crate) use sparse::sparse_linear;
 pub(crate) use weight::Weight;

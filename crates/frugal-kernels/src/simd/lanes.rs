@@ -27,6 +27,17 @@ pub(crate) trait Lanes: Copy {
     fn load(values: &[f32; LANES]) -> Self;
     /// Writes them.
     fn store(self, out: &mut [f32; LANES]);
+    /// The first of `values` in the lanes whose bit is set, in order; 0 in the others.
+    #[inline(always)]
+    fn expand(values: &[f32; LANES], mask: u16) -> Self {
+        let (mut lanes, mut next) = ([0.0; LANES], 0);
+        for (lane, out) in lanes.iter_mut().enumerate() {
+            let bit = usize::from(mask >> lane & 1);
+            *out = if bit == 1 { values[next] } else { 0.0 };
+            next += bit;
+        }
+        Self::load(&lanes)
+    }
     /// `self * b + c`.
     fn mul_add(self, b: Self, c: Self) -> Self;
     /// The larger of each pair; `other` where one is not a number.
@@ -147,6 +158,11 @@ impl Lanes for __m512 {
     fn store(self, out: &mut [f32; LANES]) {
         // SAFETY: as above; there is room for sixteen numbers.
         unsafe { _mm512_storeu_ps(out.as_mut_ptr(), self) }
+    }
+    #[inline(always)]
+    fn expand(values: &[f32; LANES], mask: u16) -> Self {
+        // SAFETY: as above; sixteen numbers are there to read.
+        unsafe { _mm512_maskz_expand_ps(mask, _mm512_loadu_ps(values.as_ptr())) }
     }
     #[inline(always)]
     fn mul_add(self, b: Self, c: Self) -> Self {

@@ -29,7 +29,9 @@ pub(crate) enum InstructionSet {
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn instruction_set() -> InstructionSet {
-    if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl") && is_x86_feature_detected!("avx512dq") {
+    if !is_x86_feature_detected!("popcnt") {
+        InstructionSet::Baseline
+    } else if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl") && is_x86_feature_detected!("avx512dq") {
         InstructionSet::Avx512
     } else if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
         InstructionSet::Avx2
@@ -47,12 +49,12 @@ macro_rules! multiversion {
             {
                 use $crate::simd::{Avx2, Avx512, InstructionSet, instruction_set};
 
-                #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx2,fma")]
+                #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx2,fma,popcnt")]
                 fn avx512 $(<const $c: $ct>)? ($($arg: $ty),*) $(-> $ret)? {
                     $body::<Avx512 $(, $c)?>($($arg),*)
                 }
 
-                #[target_feature(enable = "avx2,fma")]
+                #[target_feature(enable = "avx2,fma,popcnt")]
                 fn avx2 $(<const $c: $ct>)? ($($arg: $ty),*) $(-> $ret)? {
                     $body::<Avx2 $(, $c)?>($($arg),*)
                 }

@@ -10,4 +10,5 @@ mod norm;
 mod optimizer;
 mod packed;
 mod rope;
+mod sparse;
 mod support;

@@ -35,17 +35,20 @@
 //! - Zhang, Chen, Bukharin, Karampatziakis, He, Cheng, Chen, Zhao: AdaLoRA: Adaptive Budget Allocation for
 //!   Parameter-Efficient Fine-Tuning, 2023, arXiv 2303.10512.
 
+mod triplets;
+
 use std::collections::BTreeMap;
 
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use self::triplets::{Triplets, alive_of};
 use super::lora::{dropout, whole};
 use super::rank_budget::{Importance, Schedule};
 use super::registry::{self, Capabilities, Family, Method};
 use super::target::{Layers, Names, Targets};
-use super::{AdaptError, Adapter, BuildContext, GradientSum, Mode, Parameter, Pass, StepContext, normal, stream};
+use super::{AdaptError, Adapter, BuildContext, GradientSum, Mode, Parameter, Pass, StepContext};
 use crate::model::{Linear, SiteId, SiteKind};
 
 const NAME: &str = "adalora";
@@ -218,63 +221,6 @@ fn from_peft(config: &Map<String, Value>) -> Result<Map<String, Value>, AdaptErr
     Ok(settings)
 }
 
-/// The decomposed change of one map.
-struct Triplets {
-    path: String,
-    /// `[r, d_in]`.
-    a: Parameter,
-    /// `[r, 1]`.
-    e: Parameter,
-    /// `[d_out, r]`.
-    b: Parameter,
-}
-
-impl Triplets {
-    fn rank(&self) -> usize {
-        self.e.len()
-    }
-
-    fn parameters(&self) -> [&Parameter; 3] {
-        [&self.a, &self.e, &self.b]
-    }
-
-    fn parameters_mut(&mut self) -> [&mut Parameter; 3] {
-        [&mut self.a, &mut self.e, &mut self.b]
-    }
-
-    /// `E ⊙ A`, `[r, d_in]`.
-    fn scaled_a(&self, mode: Mode) -> Tensor<2> {
-        self.a.get::<2>(mode) * self.e.get::<2>(mode)
-    }
-
-    /// Sets the entries of `E` to zero where `alive` is false.
-    fn mask(&mut self, alive: &[bool]) {
-        let values = self.e.to_vec().into_iter().zip(alive).map(|(e, &alive)| if alive { e } else { 0.0 }).collect();
-        self.e.set(values);
-    }
-
-    /// Only the triplets that are alive.
-    fn slice(&self, alive: &[bool]) -> Self {
-        let keep = |values: Vec<f32>, width: usize, alive: &[bool]| -> Vec<f32> {
-            values.chunks(width).zip(alive).filter(|(_, alive)| **alive).flat_map(|(row, _)| row.to_vec()).collect()
-        };
-        let (d_in, d_out, rank) = (self.a.shape()[1], self.b.shape()[0], alive.iter().filter(|a| **a).count());
-        let b = self.b.to_vec().chunks(alive.len()).flat_map(|row| keep(row.to_vec(), 1, alive)).collect();
-        let device = self.a.get::<2>(Mode::Eval).device();
-        Self {
-            path: self.path.clone(),
-            a: parameter(self.a.name(), &[rank, d_in], keep(self.a.to_vec(), d_in, alive), &device),
-            e: parameter(self.e.name(), &[rank, 1], keep(self.e.to_vec(), 1, alive), &device),
-            b: parameter(self.b.name(), &[d_out, rank], b, &device),
-        }
-    }
-}
-
-/// Nothing is trained where no rank is left.
-fn parameter(name: &str, shape: &[usize], values: Vec<f32>, device: &Device) -> Parameter {
-    if values.is_empty() { Parameter::frozen(name, shape, values, device) } else { Parameter::new(name, shape, values, device) }
-}
-
 /// An AdaLoRA adapter.
 pub struct AdaLora {
     config: AdaLoraConfig,
@@ -307,7 +253,7 @@ impl AdaLora {
         let mut sites: Vec<Option<Triplets>> = (0..context.sites.len()).map(|_| None).collect();
         let chosen = config.targets().select(context.sites)?;
         for &id in &chosen {
-            let triplets = triplets(&config, context, id)?;
+            let triplets = Triplets::new(&config, context, id)?;
             sites[id.index()] = Some(match &config.rank_pattern {
                 Some(pattern) => triplets.slice(alive_of(pattern, &triplets, config.init_r, context)?),
                 None => triplets,
@@ -397,41 +343,6 @@ impl AdaLora {
         let sum = terms.into_iter().reduce(|a, b| a + b)?;
         Some(sum * (self.config.orth_reg_weight / count))
     }
-}
-
-fn triplets(config: &AdaLoraConfig, context: &BuildContext<'_>, id: SiteId) -> Result<Triplets, AdaptError> {
-    let (info, rank) = (context.sites.info(id), config.init_r);
-    let path = info.path.clone();
-    if info.kind == SiteKind::Embedding {
-        let reason = format!("`{path}` is a table of rows, not a linear map");
-        return Err(AdaptError::Config { method: NAME, field: "target_modules", reason });
-    }
-    let mut rng = stream(context.seed, &path);
-    let mut draw = |n: usize| (0..n).map(|_| 0.02 * normal(&mut rng)).collect::<Vec<f32>>();
-    let (a, b) = (draw(rank * info.d_in), draw(info.d_out * rank));
-    Ok(Triplets {
-        a: Parameter::new(format!("{path}.lora_A"), &[rank, info.d_in], a, &context.device),
-        e: Parameter::new(format!("{path}.lora_E"), &[rank, 1], vec![0.0; rank], &context.device),
-        b: Parameter::new(format!("{path}.lora_B"), &[info.d_out, rank], b, &context.device),
-        path,
-    })
-}
-
-/// The mask of a map in `rank_pattern`, whose paths may lack the prefix that bare base models leave out.
-fn alive_of<'a>(
-    pattern: &'a BTreeMap<String, Vec<bool>>,
-    triplets: &Triplets,
-    init_r: usize,
-    context: &BuildContext<'_>,
-) -> Result<&'a [bool], AdaptError> {
-    let full = triplets.e.name();
-    let bare = full.strip_prefix(context.config.model_type.base_prefix()).unwrap_or(full);
-    let bad = |reason: String| AdaptError::Config { method: NAME, field: "rank_pattern", reason };
-    let mask = pattern.get(full).or_else(|| pattern.get(bare)).ok_or_else(|| bad(format!("`{full}` is missing")))?;
-    if mask.len() != init_r {
-        return Err(bad(format!("`{full}` has {} entries instead of {init_r} (`init_r`)", mask.len())));
-    }
-    Ok(mask)
 }
 
 struct AdaLoraPass<'a> {
@@ -567,6 +478,10 @@ impl Adapter for AdaLora {
         }
         self.alive = Some(alive).filter(|a| !a.is_empty());
         Ok(())
+    }
+
+    fn needs_trainer(&self) -> bool {
+        true
     }
 
     fn is_complete(&self) -> bool {

@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use super::dense::Dense;
 use super::target::Layers;
-use super::{AdaptError, BuildContext, Mode, Parameter, SubLayer, TargetError, to_vec};
-use crate::model::{Frozen, Norm, SiteId, SiteKind, SiteTable};
+use super::{AdaptError, BuildContext, Mode, Parameter, Pass, SubLayer, TargetError, to_vec};
+use crate::model::{Frozen, Linear, Norm, SiteId, SiteKind, SiteTable};
 
 /// What stands between the two maps of a bottleneck.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -192,6 +192,89 @@ impl TrainedNorms {
 
     pub fn parameters_mut(&mut self) -> impl Iterator<Item = &mut Parameter> {
         self.at.iter_mut().flatten().flat_map(|(weight, bias)| std::iter::once(weight).chain(bias))
+    }
+}
+
+/// What stands behind the feed-forward of some blocks and adds to the residual stream.
+pub(super) trait BlockNetworks {
+    /// Whether a block has any.
+    fn has(&self, layer: usize) -> bool;
+
+    /// What it adds for its input `[tokens, d_model]`.
+    fn added(&self, layer: usize, x: Tensor<2>, mode: Mode) -> Option<Tensor<2>>;
+
+    /// What it adds to the loss.
+    fn auxiliary_loss(&self, _mode: Mode) -> Option<Tensor<1>> {
+        None
+    }
+}
+
+/// The place behind the feed-forward: encoders with norms behind the sum compute `norm(x + m + a(norm(x + m)))`, decoders with
+/// norms in front `x + m + a(x + m)`.
+pub(super) struct Behind {
+    /// By block: the norm behind the feed-forward's sum (encoders) or in front of the feed-forward (decoders).
+    norms: Vec<Option<SiteId>>,
+    norm_behind: bool,
+}
+
+impl Behind {
+    pub fn new(context: &BuildContext<'_>) -> Self {
+        // Gemma has both of the first two, and its feed-forward reads the first.
+        let names = ["output.LayerNorm", "pre_feedforward_layernorm", "post_attention_layernorm", "ln_2"];
+        let norm = |layer: usize| {
+            let block = block_path(context.sites, layer);
+            names.iter().find_map(|name| context.sites.find(&format!("{block}.{name}")))
+        };
+        let norms = (0..context.config.num_hidden_layers).map(norm).collect();
+        Self { norms, norm_behind: context.config.model_type.is_encoder() }
+    }
+}
+
+/// A pass with networks at that place.
+pub(super) struct BehindPass<'a, T> {
+    networks: &'a T,
+    place: &'a Behind,
+    mode: Mode,
+    /// The residual stream in front of the feed-forward of the block that runs (decoders).
+    residual: Option<Tensor<2>>,
+}
+
+impl<'a, T> BehindPass<'a, T> {
+    pub fn new(networks: &'a T, place: &'a Behind, mode: Mode) -> Self {
+        Self { networks, place, mode, residual: None }
+    }
+}
+
+impl<T: BlockNetworks> Pass for BehindPass<'_, T> {
+    fn norm(&mut self, base: &Norm, x: Tensor<2>) -> Tensor<2> {
+        let normed = |x: Tensor<2>| base.apply(x, base.weight.clone(), base.bias.clone());
+        let layer = self.place.norms.iter().position(|norm| *norm == Some(base.site));
+        let Some(layer) = layer.filter(|layer| self.networks.has(*layer)) else { return normed(x) };
+        if !self.place.norm_behind {
+            self.residual = Some(x.clone());
+            return normed(x);
+        }
+        match self.networks.added(layer, normed(x.clone()), self.mode) {
+            Some(added) => normed(x + added),
+            None => normed(x),
+        }
+    }
+
+    fn around(&mut self, layer: usize, part: SubLayer, _input: &Tensor<2>, output: Tensor<2>) -> Tensor<2> {
+        let residual = self.residual.take().filter(|_| part == SubLayer::Mlp);
+        let added = residual.and_then(|residual| self.networks.added(layer, residual + output.clone(), self.mode));
+        match added {
+            Some(added) => output + added,
+            None => output,
+        }
+    }
+
+    fn leaves_alone(&mut self, _base: &Linear) -> bool {
+        true
+    }
+
+    fn auxiliary_loss(&mut self) -> Option<Tensor<1>> {
+        self.networks.auxiliary_loss(self.mode)
     }
 }
 

@@ -341,6 +341,10 @@ impl Adapter for DiffPruning {
         Ok(())
     }
 
+    fn needs_trainer(&self) -> bool {
+        true
+    }
+
     fn is_complete(&self) -> bool {
         self.gated.is_empty()
     }

@@ -94,7 +94,7 @@ impl Dora {
 
 /// `‖W + s B A‖` of each row, outside the gradient graph.
 fn row_lengths(pair: &Pair, base: &Linear) -> Tensor<1> {
-    let v = base.weight.dense() + pair.delta();
+    let v = base.weight.dense() + pair.delta(Mode::Eval);
     v.powi_scalar(2).sum_dim(1).sqrt().squeeze_dim::<1>(1)
 }
 
@@ -171,7 +171,7 @@ impl Adapter for Dora {
     fn merged_linear(&self, base: &Linear) -> Result<Option<MergedLinear>, AdaptError> {
         let Some((pair, factors)) = self.at(base, Mode::Eval) else { return self.lora.merged_linear(base) };
         let bias = self.lora.bias(base.site).map(|b| b.get::<1>(Mode::Eval)).or_else(|| base.bias.clone());
-        let weight = (base.weight.dense() + pair.delta()) * factors.unsqueeze_dim::<2>(1);
+        let weight = (base.weight.dense() + pair.delta(Mode::Eval)) * factors.unsqueeze_dim::<2>(1);
         Ok(Some(MergedLinear { weight, bias }))
     }
 

@@ -203,6 +203,10 @@ impl Adapter for FishMask {
         self.probes.iter().collect()
     }
 
+    fn needs_trainer(&self) -> bool {
+        true
+    }
+
     fn is_complete(&self) -> bool {
         self.sparse.entries.is_some()
     }

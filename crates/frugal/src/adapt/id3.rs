@@ -415,6 +415,10 @@ impl Adapter for Id3 {
         Some(Box::new(Self { config, sites, device: self.device.clone(), saved_targets: self.saved_targets.clone() }))
     }
 
+    fn needs_trainer(&self) -> bool {
+        true
+    }
+
     fn is_complete(&self) -> bool {
         self.config.counts.is_some() || self.released() == self.config.budget.min(self.candidates())
     }

@@ -27,16 +27,13 @@
 //! - Yeh, Hsieh, Gao, Yang, Oh, Gong: Navigating Text-To-Image Customization: From LyCORIS Fine-Tuning to Model Evaluation,
 //!   2023, arXiv 2309.14859.
 
-use std::collections::BTreeMap;
-
-use burn::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::lycoris::{Scaled, Settings};
-use super::maps::{self, At, MapPart, Maps, kaiming};
+use super::lycoris::{Factors, LycorisConfig};
+use super::maps::{self, Maps, kaiming};
 use super::registry::{self, Capabilities, Family, Method};
-use super::{AdaptError, BuildContext, Mode, Parameter, Targets, stream};
+use super::{AdaptError, BuildContext, Parameter, stream};
 
 const NAME: &str = "loha";
 
@@ -61,106 +58,40 @@ pub const METHOD: Method = Method {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LohaConfig {
-    /// Rank of each factor.
-    pub r: usize,
-    /// Scale numerator.
-    pub alpha: f64,
-    /// Probability of dropping a row of the change while training.
-    pub rank_dropout: f64,
-    /// Probability of leaving a map as it is while training.
-    pub module_dropout: f64,
     /// Start without a change; otherwise with a random one, for tests.
     pub init_weights: bool,
-    /// Rank by path pattern.
-    pub rank_pattern: BTreeMap<String, usize>,
-    /// Scale numerator by path pattern.
-    pub alpha_pattern: BTreeMap<String, f64>,
-    /// Which maps.
+    /// The rest.
     #[serde(flatten)]
-    pub targets: Targets,
+    pub lycoris: LycorisConfig,
 }
 
 impl Default for LohaConfig {
     fn default() -> Self {
-        Self {
-            r: 8,
-            alpha: 8.0,
-            rank_dropout: 0.0,
-            module_dropout: 0.0,
-            init_weights: true,
-            rank_pattern: BTreeMap::new(),
-            alpha_pattern: BTreeMap::new(),
-            targets: Targets::default(),
-        }
+        Self { init_weights: true, lycoris: LycorisConfig::default() }
     }
 }
 
 impl LohaConfig {
-    fn shared(&self) -> Settings<'_> {
-        Settings {
-            method: NAME,
-            r: self.r,
-            alpha: self.alpha,
-            rank_dropout: self.rank_dropout,
-            module_dropout: self.module_dropout,
-            rank_pattern: &self.rank_pattern,
-            alpha_pattern: &self.alpha_pattern,
-        }
-    }
-
     /// Checks ranges.
     ///
     /// # Errors
     /// [`AdaptError::Config`] naming the field.
     pub fn validate(&self) -> Result<(), AdaptError> {
-        self.shared().validate()
+        self.lycoris.validate(NAME)
     }
 }
 
 fn build(config: LohaConfig, context: &BuildContext<'_>) -> Result<Maps<Factors>, AdaptError> {
     config.validate()?;
-    Maps::new(&METHOD, &config.targets, context, &config, json!({"use_effective_conv2d": false}), |_, info| {
-        let scaled = config.shared().of(info, true)?;
+    Maps::new(&METHOD, &config.lycoris.targets, context, &config, json!({"use_effective_conv2d": false}), |_, info| {
+        let scaled = config.lycoris.of(info, true)?;
         let (r, mut rng) = (scaled.r, stream(context.seed, &info.path));
         let mut factor = |name: &str, rows: usize, cols: usize, zero: bool| {
             let values = if zero { vec![0.0; rows * cols] } else { kaiming(&mut rng, rows * cols, cols) };
             Parameter::new(format!("{}.hada_{name}", info.path), &[rows, cols], values, &context.device)
         };
-        let w1 = [factor("w1_a", info.d_out, r, false), factor("w1_b", r, info.d_in, false)];
-        let w2 = [factor("w2_a", info.d_out, r, false), factor("w2_b", r, info.d_in, config.init_weights)];
-        Ok(Factors { w1, w2, scaled })
+        let w1 = vec![factor("w1_a", info.d_out, r, false), factor("w1_b", r, info.d_in, false)];
+        let w2 = vec![factor("w2_a", info.d_out, r, false), factor("w2_b", r, info.d_in, config.init_weights)];
+        Ok(Factors { w1, w2, combine: |a, b| a * b, scaled })
     })
-}
-
-/// The factors of one map.
-struct Factors {
-    /// `[d_out, r]` and `[r, d_in]`.
-    w1: [Parameter; 2],
-    w2: [Parameter; 2],
-    scaled: Scaled,
-}
-
-impl Factors {
-    fn change(&self, mode: Mode) -> Tensor<2> {
-        let product = |w: &[Parameter; 2]| w[0].get::<2>(mode).matmul(w[1].get::<2>(mode));
-        product(&self.w1) * product(&self.w2) * self.scaled.scale
-    }
-}
-
-impl MapPart for Factors {
-    fn parameters(&self) -> Vec<&Parameter> {
-        self.w1.iter().chain(&self.w2).collect()
-    }
-
-    fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
-        self.w1.iter_mut().chain(&mut self.w2).collect()
-    }
-
-    fn delta(&self, at: &At<'_>) -> Tensor<2> {
-        self.change(at.mode)
-    }
-
-    fn forward(&self, at: &At<'_>, x: Tensor<2>) -> Tensor<2> {
-        self.scaled.forward(at, x, self.change(at.mode))
-    }
 }

@@ -27,17 +27,15 @@
 //! - Edalati, Tahaei, Kobyzev, Nia, Clark, Rezagholizadeh: KronA: Parameter Efficient Tuning with Kronecker Adapter, 2022,
 //!   arXiv 2212.10650.
 
-use std::collections::BTreeMap;
-
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::lora::Init;
-use super::lycoris::{Scaled, Settings};
-use super::maps::{self, At, MapPart, Maps, bad, kaiming};
+use super::lycoris::{Factors, LycorisConfig};
+use super::maps::{self, Maps, bad, kaiming};
 use super::registry::{self, Capabilities, Family, Method};
-use super::{AdaptError, BuildContext, Mode, Parameter, Targets, stream};
+use super::{AdaptError, BuildContext, Parameter, stream};
 
 const NAME: &str = "lokr";
 
@@ -62,14 +60,6 @@ pub const METHOD: Method = Method {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LokrConfig {
-    /// Rank of the factors.
-    pub r: usize,
-    /// Scale numerator.
-    pub alpha: f64,
-    /// Probability of dropping a row of the change while training.
-    pub rank_dropout: f64,
-    /// Probability of leaving a map as it is while training.
-    pub module_dropout: f64,
     /// Raise the remaining rows when some are dropped.
     pub rank_dropout_scale: bool,
     /// Factor `w1` too, where that is smaller.
@@ -78,46 +68,24 @@ pub struct LokrConfig {
     pub decompose_factor: i64,
     /// `true`: `w1` zero. `"lycoris"`: `w2` zero. `false`: random, for tests.
     pub init_weights: Init,
-    /// Rank by path pattern.
-    pub rank_pattern: BTreeMap<String, usize>,
-    /// Scale numerator by path pattern.
-    pub alpha_pattern: BTreeMap<String, f64>,
-    /// Which maps.
+    /// The rest.
     #[serde(flatten)]
-    pub targets: Targets,
+    pub lycoris: LycorisConfig,
 }
 
 impl Default for LokrConfig {
     fn default() -> Self {
         Self {
-            r: 8,
-            alpha: 8.0,
-            rank_dropout: 0.0,
-            module_dropout: 0.0,
             rank_dropout_scale: false,
             decompose_both: false,
             decompose_factor: -1,
             init_weights: Init::Default(true),
-            rank_pattern: BTreeMap::new(),
-            alpha_pattern: BTreeMap::new(),
-            targets: Targets::default(),
+            lycoris: LycorisConfig::default(),
         }
     }
 }
 
 impl LokrConfig {
-    fn shared(&self) -> Settings<'_> {
-        Settings {
-            method: NAME,
-            r: self.r,
-            alpha: self.alpha,
-            rank_dropout: self.rank_dropout,
-            module_dropout: self.module_dropout,
-            rank_pattern: &self.rank_pattern,
-            alpha_pattern: &self.alpha_pattern,
-        }
-    }
-
     /// Checks ranges.
     ///
     /// # Errors
@@ -130,7 +98,7 @@ impl LokrConfig {
             Init::Named(name) if name != "lycoris" => {
                 bad(NAME, "init_weights", format!("`{name}` is not supported; supported: true, false, \"lycoris\""))
             }
-            _ => self.shared().validate(),
+            _ => self.lycoris.validate(NAME),
         }
     }
 }
@@ -159,8 +127,8 @@ fn build(config: LokrConfig, context: &BuildContext<'_>) -> Result<Maps<Factors>
         Init::Default(zero) => (*zero, false),
         Init::Named(_) => (false, true),
     };
-    Maps::new(&METHOD, &config.targets, context, &config, json!({"use_effective_conv2d": false}), |_, info| {
-        let scaled = config.shared().of(info, config.rank_dropout_scale)?;
+    Maps::new(&METHOD, &config.lycoris.targets, context, &config, json!({"use_effective_conv2d": false}), |_, info| {
+        let scaled = config.lycoris.of(info, config.rank_dropout_scale)?;
         let (r, mut rng) = (scaled.r, stream(context.seed, &info.path));
         let ((a, b), (c, d)) = (split(info.d_out, config.decompose_factor), split(info.d_in, config.decompose_factor));
         let mut tensor = |name: &str, rows: usize, cols: usize, zero: bool| {
@@ -178,51 +146,14 @@ fn build(config: LokrConfig, context: &BuildContext<'_>) -> Result<Maps<Factors>
         } else {
             vec![tensor("w2", b, d, zero_second)]
         };
-        Ok(Factors { w1, w2, scaled })
+        Ok(Factors { w1, w2, combine: kronecker, scaled })
     })
-}
-
-/// The factors of one map: each a matrix, or two that are multiplied.
-struct Factors {
-    /// `[a, c]`, or `[a, r]` and `[r, c]`.
-    w1: Vec<Parameter>,
-    /// `[b, d]`, or `[b, r]` and `[r, d]`.
-    w2: Vec<Parameter>,
-    scaled: Scaled,
-}
-
-impl Factors {
-    fn change(&self, mode: Mode) -> Tensor<2> {
-        let matrix = |w: &[Parameter]| match w {
-            [a, b] => a.get::<2>(mode).matmul(b.get::<2>(mode)),
-            _ => w[0].get::<2>(mode),
-        };
-        kronecker(matrix(&self.w1), matrix(&self.w2)) * self.scaled.scale
-    }
 }
 
 /// `w1 [a, c] ⊗ w2 [b, d]`, `[a b, c d]`.
 fn kronecker(w1: Tensor<2>, w2: Tensor<2>) -> Tensor<2> {
     let ([a, c], [b, d]) = (w1.dims(), w2.dims());
     (w1.reshape([a, 1, c, 1]) * w2.reshape([1, b, 1, d])).reshape([a * b, c * d])
-}
-
-impl MapPart for Factors {
-    fn parameters(&self) -> Vec<&Parameter> {
-        self.w1.iter().chain(&self.w2).collect()
-    }
-
-    fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
-        self.w1.iter_mut().chain(&mut self.w2).collect()
-    }
-
-    fn delta(&self, at: &At<'_>) -> Tensor<2> {
-        self.change(at.mode)
-    }
-
-    fn forward(&self, at: &At<'_>, x: Tensor<2>) -> Tensor<2> {
-        self.scaled.forward(at, x, self.change(at.mode))
-    }
 }
 
 #[cfg(test)]

@@ -19,11 +19,17 @@
 //! `r = 8`, `lora_alpha = 16`, no dropout, all linear maps but the head: the paper's rank with the scale `alpha / r = 2`
 //! and the targets that later comparisons found best. `A` is Kaiming-uniform with `a = sqrt(5)`, that is uniform within
 //! `±1/sqrt(d_in)`, and `B` zero, as in Hugging Face `peft`; `init_lora_weights = "gaussian"` draws `A` with standard
-//! deviation `1/r`.
+//! deviation `1/r`. `init_lora_weights = "loftq"`, for weights held in few bits, starts from what rounding them lost: in turn
+//! `loftq_iter` times `Q = round(W − s B A)` and `s B A` the largest `r` singular triples of `W − Q`, so that `Q + s B A` is
+//! nearer to `W` than rounding alone. `loftq_config` has `peft`'s defaults, 4 bits (NF4; needs `quantize = "nf4"`, or
+//! `"int8"` for 8) and one turn.
 //!
 //! ## Departures from the paper
 //! The paper scales by `alpha / r` and initialises `A` normally; initialisation follows the released code. Every linear
 //! map is adapted by default, where the paper adapts query and value.
+//!
+//! LoftQ's pair is divided by the scale, which `peft` leaves out. Such an adapter goes with weights rounded in the same way;
+//! commands that read its folder do that by themselves. It cannot be merged, as weights in few bits hold no exact change.
 //!
 //! On a token table (`target_modules` naming it) the change is `E + s (B A)ᵀ` with `A [r, rows]` zero and `B [d_model, r]`
 //! standard normal, on the input side only, as in `peft`: a tied output head keeps the original table.
@@ -31,21 +37,25 @@
 //! ## References
 //! - Hu, Shen, Wallis, Allen-Zhu, Li, Wang, Wang, Chen: LoRA: Low-Rank Adaptation of Large Language Models, 2021,
 //!   arXiv 2106.09685.
+//! - Li, Yu, Liang, He, Karampatziakis, Chen, Zhao: LoftQ: LoRA-Fine-Tuning-Aware Quantization for Large Language Models,
+//!   2023, arXiv 2310.08659.
 //! - Kalajdzievski: A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA, 2023, arXiv 2312.03732.
 
 use std::collections::BTreeMap;
 
 use burn::prelude::*;
 use rand::Rng;
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::registry::{self, Capabilities, Family, Method, Settings};
-use super::target::{Targets, pattern_value};
+use super::registry::{self, Capabilities, Family, Method};
+use super::target::pattern_value;
 use super::{AdaptError, Adapter, BuildContext, GradientSum, LowRank, MergedLinear, Mode, Parameter, Pass, StepContext, normal, stream};
 use crate::model::{Embedding, Frozen, Linear, Norm, SiteId, SiteKind};
 
-const NAME: &str = "lora";
+pub(super) use super::lora_config::variant_from_peft;
+pub use super::lora_config::{Bias, Init, LoraConfig};
+
+pub(super) const NAME: &str = "lora";
 
 /// Registry entry.
 pub const METHOD: Method = Method {
@@ -61,195 +71,8 @@ pub const METHOD: Method = Method {
     defaults: registry::defaults::<LoraConfig>,
     check: |settings| registry::parse::<LoraConfig>(NAME, settings)?.validate(),
     build: |settings, context| Ok(Box::new(Lora::new(registry::parse(NAME, settings)?, context)?)),
-    from_peft,
+    from_peft: |config| variant_from_peft(NAME, config, &[]),
 };
-
-/// Initial values of `A` and `B`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum Init {
-    /// `true`: Kaiming-uniform `A`, zero `B`. `false`: both random, for tests of merging.
-    Default(bool),
-    /// `"gaussian"`: normal `A` with standard deviation `1/r`, zero `B`.
-    Named(String),
-}
-
-/// Which biases are trained.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Bias {
-    /// None.
-    #[default]
-    None,
-    /// Those of the adapted maps.
-    LoraOnly,
-    /// Those of every linear map and norm.
-    All,
-}
-
-/// Settings, with `peft`'s names.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct LoraConfig {
-    /// Rank.
-    pub r: usize,
-    /// Scale numerator.
-    pub lora_alpha: f64,
-    /// Probability of dropping an input element on the low-rank path while training.
-    pub lora_dropout: f64,
-    /// Scale by `lora_alpha / sqrt(r)`.
-    pub use_rslora: bool,
-    /// Initial values.
-    pub init_lora_weights: Init,
-    /// Rank by path pattern.
-    pub rank_pattern: BTreeMap<String, usize>,
-    /// Scale numerator by path pattern.
-    pub alpha_pattern: BTreeMap<String, f64>,
-    /// Which biases are trained too.
-    pub bias: Bias,
-    /// A bias on `B`, scaled like it.
-    pub lora_bias: bool,
-    /// Path endings, one regular expression over the whole path, or `all-linear`.
-    pub target_modules: super::target::Names,
-    /// Same grammar; wins over the targets.
-    pub exclude_modules: Option<super::target::Names>,
-    /// Only these blocks.
-    pub layers_to_transform: Option<super::target::Layers>,
-    /// Name of the list of blocks in the path.
-    pub layers_pattern: Option<super::target::Names>,
-}
-
-impl Default for LoraConfig {
-    fn default() -> Self {
-        let targets = Targets::default();
-        Self {
-            r: 8,
-            lora_alpha: 16.0,
-            lora_dropout: 0.0,
-            use_rslora: false,
-            init_lora_weights: Init::Default(true),
-            rank_pattern: BTreeMap::new(),
-            alpha_pattern: BTreeMap::new(),
-            bias: Bias::None,
-            lora_bias: false,
-            target_modules: targets.target_modules,
-            exclude_modules: None,
-            layers_to_transform: None,
-            layers_pattern: None,
-        }
-    }
-}
-
-impl LoraConfig {
-    /// Checks ranges.
-    ///
-    /// # Errors
-    /// [`AdaptError::Config`] naming the field.
-    pub fn validate(&self) -> Result<(), AdaptError> {
-        self.validate_for(NAME)
-    }
-
-    /// The same for a method built on this one.
-    pub(super) fn validate_for(&self, method: &'static str) -> Result<(), AdaptError> {
-        let bad = |field, reason: String| Err(AdaptError::Config { method, field, reason });
-        if self.r == 0 || self.rank_pattern.values().any(|&r| r == 0) {
-            return bad("r", "the rank must be at least 1".into());
-        }
-        if !(0.0..1.0).contains(&self.lora_dropout) {
-            return bad("lora_dropout", format!("{} is not within 0 (none) and 1 (excluded)", self.lora_dropout));
-        }
-        if !self.lora_alpha.is_finite() || self.alpha_pattern.values().any(|a| !a.is_finite()) {
-            return bad("lora_alpha", "must be a finite number".into());
-        }
-        match &self.init_lora_weights {
-            Init::Named(name) if name != "gaussian" => {
-                bad("init_lora_weights", format!("`{name}` is not supported; supported: true, false, \"gaussian\""))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// The target selection.
-    pub fn targets(&self) -> Targets {
-        Targets {
-            target_modules: self.target_modules.clone(),
-            exclude_modules: self.exclude_modules.clone(),
-            layers_to_transform: self.layers_to_transform.clone(),
-            layers_pattern: self.layers_pattern.clone(),
-        }
-    }
-
-    fn scale(&self, alpha: f64, rank: usize) -> f64 {
-        if self.use_rslora { alpha / (rank as f64).sqrt() } else { alpha / rank as f64 }
-    }
-}
-
-/// Fields of `peft`'s configuration that mean the same here.
-const PEFT_FIELDS: [&str; 13] = [
-    "r",
-    "lora_alpha",
-    "lora_dropout",
-    "use_rslora",
-    "init_lora_weights",
-    "rank_pattern",
-    "alpha_pattern",
-    "bias",
-    "lora_bias",
-    "target_modules",
-    "exclude_modules",
-    "layers_to_transform",
-    "layers_pattern",
-];
-
-/// Variants of `peft`'s LoRA that are another method; truthy values are refused.
-const PEFT_VARIANTS: [&str; 13] = [
-    "use_dora",
-    "use_qalora",
-    "use_bdlora",
-    "alora_invocation_tokens",
-    "arrow_config",
-    "kasa_config",
-    "velora_config",
-    "monteclora_config",
-    "layer_replication",
-    "target_parameters",
-    "trainable_token_indices",
-    "megatron_config",
-    "ensure_weight_tying",
-];
-
-/// Initialisations of `peft` that changed the base weights when training began.
-const PEFT_MUTATING_INITS: [&str; 5] = ["pissa", "olora", "corda", "lora_ga", "loftq"];
-
-fn from_peft(config: &Map<String, Value>) -> Result<Map<String, Value>, AdaptError> {
-    variant_from_peft(NAME, config, &[])
-}
-
-/// Settings of a method built on this one; `own` are the fields of `peft` that make it another method.
-pub(super) fn variant_from_peft(method: &'static str, config: &Settings, own: &[&str]) -> Result<Settings, AdaptError> {
-    let bad = |field, reason: String| AdaptError::Config { method, field, reason };
-    let truthy = |value: &Value| !matches!(value, Value::Null | Value::Bool(false)) && value != &json!({}) && value != &json!([]);
-    if let Some(field) = PEFT_VARIANTS.into_iter().find(|f| !own.contains(f) && config.get(*f).is_some_and(truthy)) {
-        return Err(bad(field, "this variant of LoRA is not supported".into()));
-    }
-    if let Some(init) = config.get("init_lora_weights").and_then(Value::as_str)
-        && PEFT_MUTATING_INITS.iter().any(|name| init.starts_with(name))
-    {
-        let reason = format!(
-            "`{init}` changed the base weights when training began, so the file alone is not enough: convert it to a plain LoRA in peft first"
-        );
-        return Err(bad("init_lora_weights", reason));
-    }
-    if !config.get("target_modules").is_some_and(|t| t.is_array() || t.is_string()) {
-        return Err(bad("target_modules", "must be a list of names or a pattern".into()));
-    }
-    // Absent fields mean peft's defaults, which differ from those here in one.
-    let mut settings = Map::from_iter([("lora_alpha".to_owned(), json!(8))]);
-    settings.extend(PEFT_FIELDS.into_iter().filter_map(|f| Some((f.to_owned(), config.get(f).filter(|v| !v.is_null())?.clone()))));
-    // The values come from the file, so how they were first made no longer matters.
-    settings.insert("init_lora_weights".into(), json!(true));
-    Ok(settings)
-}
 
 /// The low-rank pair of one map or table.
 pub(super) struct Pair {
@@ -307,6 +130,9 @@ impl Lora {
         let chosen = config.targets().select(context.sites)?;
         for &id in &chosen {
             pairs[id.index()] = Some(pair(method, &config, context, id)?);
+        }
+        if let Some(loftq) = config.loftq() {
+            loftq.start(method, &mut pairs, context)?;
         }
         let saved_targets = super::peft::saved_targets(&config.targets(), context.sites, &chosen);
         let biases = biases(method, &config, context, &pairs)?;
@@ -381,7 +207,7 @@ impl Lora {
 fn pair(method: &'static str, config: &LoraConfig, context: &BuildContext<'_>, id: SiteId) -> Result<Pair, AdaptError> {
     let info = context.sites.info(id);
     let (path, d_in, d_out) = (info.path.clone(), info.d_in, info.d_out);
-    let rank = pattern_value("rank_pattern", &config.rank_pattern, &path)?.unwrap_or(config.r);
+    let rank = config.rank(&path)?;
     let alpha = pattern_value("alpha_pattern", &config.alpha_pattern, &path)?.unwrap_or(config.lora_alpha);
     if rank > d_in.min(d_out) {
         return Err(AdaptError::Config {
@@ -466,8 +292,8 @@ impl Pair {
     }
 
     /// `s B A`, `[d_out, d_in]`.
-    pub fn delta(&self) -> Tensor<2> {
-        self.b.get::<2>(Mode::Eval).matmul(self.a.get::<2>(Mode::Eval)) * self.scale
+    pub fn delta(&self, mode: Mode) -> Tensor<2> {
+        self.b.get::<2>(mode).matmul(self.a.get::<2>(mode)) * self.scale
     }
 
     fn scaled_b_bias(&self, mode: Mode) -> Option<Tensor<1>> {
@@ -517,6 +343,11 @@ impl Pass for LoraPass<'_> {
         if self.leaves_alone(base) { Some(base.weight.dense()) } else { None }
     }
 
+    fn effective_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
+        let pair = self.adapter.at(base.site).filter(|_| self.adapter.config.lora_dropout == 0.0)?;
+        Some(base.weight.dense() + pair.delta(self.mode))
+    }
+
     fn leaves_alone(&mut self, base: &Linear) -> bool {
         self.adapter.at(base.site).is_none() && self.adapter.bias(base.site).is_none()
     }
@@ -559,7 +390,7 @@ impl Adapter for Lora {
     }
 
     fn weight_delta(&self, base: &Linear) -> Result<Option<Tensor<2>>, AdaptError> {
-        Ok(self.at(base.site).map(Pair::delta))
+        Ok(self.at(base.site).map(|pair| pair.delta(Mode::Eval)))
     }
 
     fn merged_linear(&self, base: &Linear) -> Result<Option<MergedLinear>, AdaptError> {
@@ -572,7 +403,7 @@ impl Adapter for Lora {
             (Some(own), Some(added)) => Some(own + added),
             (own, added) => own.or(added),
         };
-        Ok(Some(MergedLinear { weight: base.weight.dense() + pair.delta(), bias }))
+        Ok(Some(MergedLinear { weight: base.weight.dense() + pair.delta(Mode::Eval), bias }))
     }
 
     fn unmerged_linear(&self, merged: &Linear) -> Result<Option<MergedLinear>, AdaptError> {
@@ -585,12 +416,12 @@ impl Adapter for Lora {
                 (Some(bias), Some(added)) => Some(bias - added),
                 (bias, _) => bias,
             };
-            MergedLinear { weight: merged.weight.dense() - pair.delta(), bias }
+            MergedLinear { weight: merged.weight.dense() - pair.delta(Mode::Eval), bias }
         }))
     }
 
     fn merged_embedding(&self, base: &Embedding) -> Option<Tensor<2>> {
-        self.at(base.site).map(|pair| base.weight.dense() + pair.delta().transpose())
+        self.at(base.site).map(|pair| base.weight.dense() + pair.delta(Mode::Eval).transpose())
     }
 
     fn merged_norm(&self, base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
@@ -602,6 +433,10 @@ impl Adapter for Lora {
         if let Some(rule) = self.gradient_rule {
             self.pairs.iter().flatten().for_each(|pair| rule(pair, gradients));
         }
+    }
+
+    fn needs_trainer(&self) -> bool {
+        self.gradient_rule.is_some() || self.parameters().iter().any(|p| p.lr_scale() != 1.0)
     }
 
     fn low_rank_factors(&self) -> Option<Vec<LowRank<'_>>> {
@@ -622,7 +457,7 @@ impl Adapter for Lora {
             "target_modules": self.saved_targets,
             "exclude_modules": c.exclude_modules, "layers_to_transform": c.layers_to_transform,
             "layers_pattern": c.layers_pattern, "use_dora": false, "target_parameters": null,
-            "trainable_token_indices": null, "loftq_config": {}, "eva_config": null, "corda_config": null,
+            "trainable_token_indices": null, "loftq_config": c.loftq().map_or_else(|| json!({}), |loftq| json!(loftq)), "eva_config": null, "corda_config": null,
             "lora_ga_config": null, "megatron_config": null, "megatron_core": "megatron.core", "layer_replication": null,
             "use_qalora": false, "qalora_group_size": 16, "alora_invocation_tokens": null, "arrow_config": null,
             "use_bdlora": null, "velora_config": null, "kasa_config": null, "monteclora_config": null,

@@ -1,6 +1,7 @@
 //! Adapters: what is trained beside a frozen backbone, and how it meets it.
 
 pub mod adalora;
+pub mod adapter_fusion;
 mod base;
 pub mod bitfit;
 pub mod boft;
@@ -22,13 +23,15 @@ pub mod ia3;
 pub mod id3;
 pub mod increlora;
 pub mod ln_tuning;
+pub mod loftq;
 pub mod loha;
 pub mod lokr;
 pub mod lora;
+mod lora_config;
 pub mod lora_fa;
 pub mod lora_plus;
 mod low_rank;
-mod lycoris;
+pub mod lycoris;
 pub mod mam;
 mod maps;
 pub mod merge;
@@ -52,6 +55,7 @@ pub mod prompt_tuning;
 pub mod pst;
 mod rank_budget;
 pub mod registry;
+pub mod reparameterize;
 mod residual;
 pub mod road;
 pub mod rslora;
@@ -309,6 +313,12 @@ pub trait Adapter: Send + Sync {
     /// evaluation counts as the best one.
     fn is_complete(&self) -> bool {
         true
+    }
+
+    /// Whether training takes more than gradients: hooks around the optimiser's step, terms of the loss, rates of its own.
+    /// Such an adapter is trained by [`crate::train`] only.
+    fn needs_trainer(&self) -> bool {
+        !self.is_complete() || !self.probes().is_empty() || self.parameters().iter().any(|p| p.lr_scale() != 1.0)
     }
 
     /// Whether rows of a batch may use this adapter while others use another.

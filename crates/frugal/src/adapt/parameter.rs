@@ -135,6 +135,11 @@ impl Parameter {
         self.value = leaf(values, &self.value.device());
     }
 
+    /// Computes with this tensor `[len]` from now on, which may be part of someone else's gradient graph.
+    pub(super) fn bind(&mut self, value: Tensor<1>) {
+        self.value = value;
+    }
+
     /// Takes this parameter's gradient `[len]` out of a backward pass.
     pub fn take_gradient(&self, gradients: &mut Gradients) -> Option<Tensor<1>> {
         if self.trainable { self.value.grad_remove(gradients) } else { None }

@@ -60,6 +60,12 @@ pub trait Pass {
         Some(base.weight.dense())
     }
 
+    /// The weight `[d_out, d_in]` of what [`Pass::linear`] makes of this map, in the gradient graph, where a method can say it
+    /// for less than a product with the identity.
+    fn effective_weight(&mut self, _base: &Linear) -> Option<Tensor<2>> {
+        None
+    }
+
     /// Whether [`Pass::linear`] is the base's own map here. Then the loss can fuse with an output head that is packed; false
     /// is always safe, and costs memory where the head is packed.
     fn leaves_alone(&mut self, _base: &Linear) -> bool {

@@ -11,11 +11,11 @@ use frugal_core::safetensors::LoadReport;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::registry::{self, Family, Method};
+use super::registry::{self, Family, Method, Settings};
 use super::{AdaptError, BuildContext, Entry, Head, HeadConfig, Names, Parameter, Pooling, Targets};
 use crate::model::load::{SafetensorsFile, read_json};
 use crate::model::save::{Stored, StoredType, write_safetensors};
-use crate::model::{Frozen, ModelConfig, SiteId, SiteTable};
+use crate::model::{Frozen, LoadOptions, ModelConfig, SiteId, SiteTable};
 
 /// Settings file of an adapter.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -156,6 +156,35 @@ fn card(method: &Method, base_model: &str, trainable: &usize) -> String {
     )
 }
 
+/// How the weights of a model are read for the adapter in `folder`: as `options` say, but for one that goes with weights
+/// rounded in its own way.
+///
+/// # Errors
+/// When the folder's configuration cannot be read.
+pub fn load_options(folder: Option<&Path>, sites: &SiteTable, options: LoadOptions) -> Result<LoadOptions, AdaptError> {
+    let Some(folder) = folder else { return Ok(options) };
+    let (config, method) = read_config(folder)?;
+    super::loftq::load_options(method, &(method.from_peft)(&config)?, sites, None, options)
+}
+
+/// The configuration of an adapter folder, and whose it is.
+fn read_config(folder: &Path) -> Result<(Settings, &'static Method), AdaptError> {
+    let path = folder.join(CONFIG_FILE);
+    let bad = |path: &Path, reason: String| AdaptError::Folder { path: path.to_owned(), reason };
+    if !path.exists() {
+        return Err(bad(folder, format!("no `{CONFIG_FILE}` there: this is not an adapter folder")));
+    }
+    let Value::Object(config) = read_json(&path).map_err(crate::model::ModelError::from)? else {
+        return Err(bad(&path, "expected a JSON object".into()));
+    };
+    let peft_type = config.get("peft_type").and_then(Value::as_str).ok_or_else(|| bad(&path, "the key `peft_type` is missing".into()))?;
+    let method = match read_extra(&folder.join(EXTRA_FILE))? {
+        Some(extra) => registry::find(&extra.method)?,
+        None => registry::find_peft(peft_type, &config)?,
+    };
+    Ok((config, method))
+}
+
 /// Reads an adapter folder for the backbone that `context` describes.
 ///
 /// Every tensor must be there, have its shape, and be expected; `allow_partial` accepts missing and unexpected ones and
@@ -164,16 +193,8 @@ fn card(method: &Method, base_model: &str, trainable: &usize) -> String {
 /// # Errors
 /// Unsupported methods or variants, files that do not fit the model, values that are not finite.
 pub fn load(folder: &Path, context: &BuildContext<'_>, allow_partial: bool) -> Result<(Entry, LoadReport), AdaptError> {
-    let config_path = folder.join(CONFIG_FILE);
     let bad = |path: &Path, reason: String| AdaptError::Folder { path: path.to_owned(), reason };
-    if !config_path.exists() {
-        return Err(bad(folder, format!("no `{CONFIG_FILE}` there: this is not an adapter folder")));
-    }
-    let Value::Object(config) = read_json(&config_path).map_err(crate::model::ModelError::from)? else {
-        return Err(bad(&config_path, "expected a JSON object".into()));
-    };
-    let peft_type =
-        config.get("peft_type").and_then(Value::as_str).ok_or_else(|| bad(&config_path, "the key `peft_type` is missing".into()))?;
+    let (config, method) = read_config(folder)?;
     let weights_path = folder.join(WEIGHTS_FILE);
     if !weights_path.exists() {
         let reason = if folder.join("adapter_model.bin").exists() {
@@ -184,10 +205,6 @@ pub fn load(folder: &Path, context: &BuildContext<'_>, allow_partial: bool) -> R
         return Err(bad(folder, reason));
     }
     let extra = read_extra(&folder.join(EXTRA_FILE))?;
-    let method = match &extra {
-        Some(extra) => registry::find(&extra.method)?,
-        None => registry::find_peft(peft_type, &config)?,
-    };
     let file = SafetensorsFile::open(&weights_path).map_err(crate::model::ModelError::from)?;
     let adapter = (method.build)(&(method.from_peft)(&config)?, context)?;
     let head = head_for(&file, extra.and_then(|e| e.head), method, context)?;

@@ -466,6 +466,10 @@ impl Adapter for Pela {
         Some((own.weight.get::<1>(Mode::Eval), own.bias.as_ref().map(|b| b.get::<1>(Mode::Eval))))
     }
 
+    fn needs_trainer(&self) -> bool {
+        self.teacher.is_some() || self.config.perturbation_weight > 0.0
+    }
+
     fn supports_mixed_batch(&self) -> bool {
         true
     }

@@ -34,12 +34,12 @@ use burn::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::bottleneck::{Bottleneck, NonLinearity, PerHalf, block_path, not_linear};
+use super::bottleneck::{Behind, BehindPass, BlockNetworks, Bottleneck, NonLinearity, PerHalf, not_linear};
 use super::own;
 use super::registry::{self, Capabilities, Family, Method};
 use super::target::Layers;
 use super::{AdaptError, Adapter, BuildContext, Mode, Parameter, Pass, SubLayer};
-use crate::model::{Linear, Norm, SiteId};
+use crate::model::Linear;
 
 const NAME: &str = "pfeiffer";
 
@@ -95,9 +95,7 @@ impl PfeifferConfig {
 pub struct Pfeiffer {
     config: PfeifferConfig,
     networks: PerHalf<Bottleneck>,
-    /// By block: the norm behind the feed-forward's sum (encoders) or in front of the feed-forward (decoders).
-    norms: Vec<Option<SiteId>>,
-    norm_behind: bool,
+    place: Behind,
 }
 
 impl Pfeiffer {
@@ -109,51 +107,17 @@ impl Pfeiffer {
         config.validate()?;
         let make = |name: &str| Bottleneck::new(name, config.bottleneck_dim, config.non_linearity, context);
         let networks = PerHalf::new(config.layers_to_transform.as_ref(), &[SubLayer::Mlp], context, make)?;
-        // Gemma has both of the first two, and its feed-forward reads the first.
-        let names = ["output.LayerNorm", "pre_feedforward_layernorm", "post_attention_layernorm", "ln_2"];
-        let norm = |layer: usize| {
-            let block = block_path(context.sites, layer);
-            names.iter().find_map(|name| context.sites.find(&format!("{block}.{name}")))
-        };
-        let norms = (0..context.config.num_hidden_layers).map(norm).collect();
-        Ok(Self { config, networks, norms, norm_behind: context.config.model_type.is_encoder() })
-    }
-
-    /// The network of the block whose norm this is.
-    fn at_norm(&self, site: SiteId) -> Option<&Bottleneck> {
-        let layer = self.norms.iter().position(|norm| *norm == Some(site))?;
-        self.networks.get(layer, SubLayer::Mlp)
+        Ok(Self { config, networks, place: Behind::new(context) })
     }
 }
 
-struct PfeifferPass<'a> {
-    adapter: &'a Pfeiffer,
-    mode: Mode,
-    /// The residual stream in front of the feed-forward of the block that runs (decoders).
-    residual: Option<Tensor<2>>,
-}
-
-impl Pass for PfeifferPass<'_> {
-    fn norm(&mut self, base: &Norm, x: Tensor<2>) -> Tensor<2> {
-        let normed = |x: Tensor<2>| base.apply(x, base.weight.clone(), base.bias.clone());
-        let Some(network) = self.adapter.at_norm(base.site) else { return normed(x) };
-        if !self.adapter.norm_behind {
-            self.residual = Some(x.clone());
-            return normed(x);
-        }
-        let added = network.forward(normed(x.clone()), self.mode);
-        normed(x + added)
+impl BlockNetworks for Pfeiffer {
+    fn has(&self, layer: usize) -> bool {
+        self.networks.has(layer)
     }
 
-    fn around(&mut self, layer: usize, part: SubLayer, _input: &Tensor<2>, output: Tensor<2>) -> Tensor<2> {
-        match (self.adapter.networks.get(layer, part), self.residual.take()) {
-            (Some(network), Some(residual)) => output.clone() + network.forward(residual + output, self.mode),
-            _ => output,
-        }
-    }
-
-    fn leaves_alone(&mut self, _base: &Linear) -> bool {
-        true
+    fn added(&self, layer: usize, x: Tensor<2>, mode: Mode) -> Option<Tensor<2>> {
+        Some(self.networks.get(layer, SubLayer::Mlp)?.forward(x, mode))
     }
 }
 
@@ -171,7 +135,7 @@ impl Adapter for Pfeiffer {
     }
 
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
-        Box::new(PfeifferPass { adapter: self, mode, residual: None })
+        Box::new(BehindPass::new(self, &self.place, mode))
     }
 
     fn peft_config(&self) -> Map<String, Value> {

@@ -14,6 +14,11 @@
 //! To get a sparse model for storage or sparse kernels out of one fine-tuning run. Without such a use, a dense adapter is
 //! better at the same cost. A run needs a few hundred steps, the last part of them at the final sparsity.
 //!
+//! The merged model, read with `--quantize sparse`, is held and multiplied without its zeros. At 90 % of zeros that takes 0.13
+//! of the memory of the maps, is 1.6 to 1.9 times as fast as the dense product for 256 rows, and 1.2 to 1.3 times for one row with
+//! weights that come from memory, as in generation; one row with weights in the cache is slower (0.5 to 0.65 times). At 50 %
+//! it takes 0.53 of the memory and is slower everywhere (0.5 to 0.85 times): then only memory speaks for it.
+//!
 //! ## Cost
 //! Trainable: `(r + score_r + 1) (d_in + d_out)` per map. Extra memory while training: a mask and two full-size matrices per
 //! map in a pass. Extra compute: the full gradient of each weight, and a selection over its scores per step. After
@@ -393,6 +398,10 @@ impl Adapter for Pst {
         let Some([sparsity]) = state.get("sparsity").map(Vec::as_slice) else { return Err("no `sparsity`".into()) };
         self.set_sparsity((f64::from(*sparsity) * 1e6).round() / 1e6);
         Ok(())
+    }
+
+    fn needs_trainer(&self) -> bool {
+        true
     }
 
     fn is_complete(&self) -> bool {

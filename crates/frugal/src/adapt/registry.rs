@@ -11,6 +11,7 @@ use super::{AdaptError, Adapter, BuildContext};
 #[rustfmt::skip]
 pub const METHODS: &[&Method] = &[
     &super::adalora::METHOD,
+    &super::adapter_fusion::METHOD,
     &super::bitfit::METHOD,
     &super::boft::METHOD,
     &super::c3a::METHOD,

@@ -3,6 +3,8 @@
 //! Matrices are row-major `[rows, cols]`. Signs are fixed, so that equal matrices give equal factors: the element of
 //! largest magnitude of each left singular vector is positive.
 
+use rayon::prelude::*;
+
 use super::{normal, stream};
 
 /// A thin singular value decomposition `M = U diag(s) Vᵀ` of `k` triples, largest first.
@@ -65,11 +67,11 @@ pub fn randomised_svd(
     let directions: Columns = (0..width).map(|_| (0..cols).map(|_| f64::from(normal(&mut rng))).collect()).collect();
     let mut basis = householder(times(matrix, rows, cols, &directions)).0;
     for _ in 0..power_iterations {
-        let back = householder(transposed_times(matrix, rows, cols, &basis)).0;
+        let back = householder(transposed_times(matrix, cols, &basis)).0;
         basis = householder(times(matrix, rows, cols, &back)).0;
     }
     // Qᵀ M as the columns of its transpose [cols, width].
-    let (right, s, small) = decompose(transposed_times(matrix, rows, cols, &basis));
+    let (right, s, small) = decompose(transposed_times(matrix, cols, &basis));
     let combine = |weights: &Vec<f64>| {
         let mut out = vec![0.0; rows];
         for (w, column) in weights.iter().zip(&basis) {
@@ -113,34 +115,36 @@ fn join_columns(columns: &Columns, rows: usize) -> Vec<f32> {
     (0..rows).flat_map(|i| columns.iter().map(move |c| c[i] as f32)).collect()
 }
 
+/// As eight sums in flight.
 fn dot(a: &[f64], b: &[f64]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<8>(), b[..a.len()].as_chunks::<8>());
+    let mut sums = [0.0; 8];
+    for (a, b) in a.iter().zip(b) {
+        sums.iter_mut().zip(a.iter().zip(b)).for_each(|(sum, (a, b))| *sum += a * b);
+    }
+    sums.iter().sum::<f64>() + a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum::<f64>()
 }
 
 /// `M X`, `X` given by columns.
 fn times(matrix: &[f32], rows: usize, cols: usize, x: &Columns) -> Columns {
-    let mut out = vec![vec![0.0; rows]; x.len()];
-    let mut wide = vec![0.0; cols];
-    for (i, row) in matrix.chunks_exact(cols).enumerate() {
-        wide.iter_mut().zip(row).for_each(|(w, &v)| *w = f64::from(v));
-        for (column, result) in x.iter().zip(&mut out) {
-            result[i] = dot(&wide, column);
-        }
-    }
-    out
+    let row = |row: &[f32]| {
+        let wide: Vec<f64> = row.iter().map(|&v| f64::from(v)).collect();
+        x.iter().map(|column| dot(&wide, column)).collect::<Vec<f64>>()
+    };
+    let by_row: Vec<Vec<f64>> = matrix.par_chunks_exact(cols).map(row).collect();
+    (0..x.len()).map(|j| (0..rows).map(|i| by_row[i][j]).collect()).collect()
 }
 
 /// `Mᵀ X`, `X` given by columns.
-fn transposed_times(matrix: &[f32], rows: usize, cols: usize, x: &Columns) -> Columns {
-    let mut out = vec![vec![0.0; cols]; x.len()];
-    for i in 0..rows {
-        let row = &matrix[i * cols..(i + 1) * cols];
-        for (column, result) in x.iter().zip(&mut out) {
-            let weight = column[i];
-            result.iter_mut().zip(row).for_each(|(r, &v)| *r += weight * f64::from(v));
+fn transposed_times(matrix: &[f32], cols: usize, x: &Columns) -> Columns {
+    let column = |column: &Vec<f64>| {
+        let mut out = vec![0.0; cols];
+        for (row, &weight) in matrix.chunks_exact(cols).zip(column) {
+            out.iter_mut().zip(row).for_each(|(out, &v)| *out += weight * f64::from(v));
         }
-    }
-    out
+        out
+    };
+    x.par_iter().map(column).collect()
 }
 
 /// Thin `Q` and `R`, both by columns.

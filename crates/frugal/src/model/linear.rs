@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use burn::prelude::*;
-use frugal_kernels::Packed;
+use frugal_kernels::{Packed, Sparse};
 
+use super::loftq::Correction;
 use super::site::SiteId;
 
 /// A frozen weight matrix `[d_out, d_in]`, or a table `[rows, d]`.
@@ -19,6 +20,15 @@ pub enum Weight {
         packed: Arc<Packed>,
         /// Where its products are computed.
         device: Device,
+        /// What the rounding lost, where it was asked for.
+        correction: Option<Arc<Correction>>,
+    },
+    /// Without the elements that are zero.
+    Sparse {
+        /// The others, and where they are.
+        sparse: Arc<Sparse>,
+        /// Where its products are computed.
+        device: Device,
     },
 }
 
@@ -27,7 +37,8 @@ impl Weight {
     pub fn dense(&self) -> Tensor<2> {
         match self {
             Self::Dense(weight) => weight.clone(),
-            Self::Packed { packed, device } => packed.dense(device),
+            Self::Packed { packed, device, .. } => packed.dense(device),
+            Self::Sparse { sparse, device } => sparse.dense(device),
         }
     }
 
@@ -35,7 +46,8 @@ impl Weight {
     pub fn rows(&self, ids: &[u32]) -> Tensor<2> {
         match self {
             Self::Dense(weight) => lookup(weight.clone(), ids),
-            Self::Packed { packed, device } => packed.select(ids, device),
+            Self::Packed { packed, device, .. } => packed.select(ids, device),
+            Self::Sparse { .. } => lookup(self.dense(), ids),
         }
     }
 
@@ -44,6 +56,7 @@ impl Weight {
         match self {
             Self::Dense(weight) => weight.dims(),
             Self::Packed { packed, .. } => packed.dims(),
+            Self::Sparse { sparse, .. } => sparse.dims(),
         }
     }
 
@@ -52,14 +65,24 @@ impl Weight {
         match self {
             Self::Dense(weight) => weight.dims().iter().product::<usize>() * size_of::<f32>(),
             Self::Packed { packed, .. } => packed.bytes(),
+            Self::Sparse { sparse, .. } => sparse.bytes(),
         }
     }
 
-    /// What its codes are called, if it is packed.
+    /// What its rounding lost, where it was read so.
+    pub fn correction(&self) -> Option<&Correction> {
+        match self {
+            Self::Packed { correction, .. } => correction.as_deref(),
+            Self::Dense(_) | Self::Sparse { .. } => None,
+        }
+    }
+
+    /// What its form is called, if it is not dense.
     pub fn format(&self) -> Option<&str> {
         match self {
             Self::Dense(_) => None,
             Self::Packed { packed, .. } => Some(packed.format()),
+            Self::Sparse { .. } => Some("sparse"),
         }
     }
 }
@@ -81,6 +104,7 @@ impl Linear {
         match &self.weight {
             Weight::Dense(weight) => frugal_kernels::linear(x, weight.clone(), self.bias.clone()),
             Weight::Packed { packed, .. } => frugal_kernels::quantized_linear(x, packed, self.bias.clone()),
+            Weight::Sparse { sparse, .. } => frugal_kernels::sparse_linear(x, sparse, self.bias.clone()),
         }
     }
 
@@ -90,6 +114,10 @@ impl Linear {
         match &self.weight {
             Weight::Dense(weight) => frugal_kernels::lora_linear(x, weight.clone(), bias, a, b, scale),
             Weight::Packed { packed, .. } => frugal_kernels::quantized_lora_linear(x, packed, bias, a, b, scale),
+            Weight::Sparse { sparse, .. } => {
+                let low = frugal_kernels::linear(frugal_kernels::linear(x.clone(), a, None), b, None);
+                frugal_kernels::sparse_linear(x, sparse, bias) + low * scale
+            }
         }
     }
 }

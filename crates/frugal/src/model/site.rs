@@ -89,6 +89,12 @@ impl SiteTable {
         table
     }
 
+    /// These sites, in this order.
+    pub fn of(sites: Vec<SiteInfo>) -> Self {
+        let by_path = sites.iter().zip(0..).map(|(site, i)| (site.path.clone(), SiteId(i))).collect();
+        Self { sites, by_path }
+    }
+
     /// All sites.
     pub fn iter(&self) -> impl Iterator<Item = (SiteId, &SiteInfo)> {
         self.sites.iter().enumerate().map(|(i, s)| (SiteId(i as u32), s))

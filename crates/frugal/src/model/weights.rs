@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use burn::prelude::*;
 use frugal_core::gguf::GgmlType;
-use frugal_kernels::{Activations, Packed};
+use frugal_kernels::{Activations, Packed, Sparse};
 use serde::{Deserialize, Serialize};
 
 use super::ModelError;
 use super::linear::{Embedding, Linear, Norm, Weight};
+use super::loftq::{self, Correction, Loftq};
 use super::site::{SiteKind, SiteTable};
 use crate::adapt::to_vec;
 
@@ -50,6 +51,8 @@ pub enum Quantize {
     Int8,
     /// 4-bit NormalFloat in groups of 64 (QLoRA).
     Nf4,
+    /// Matrices of which half or more is zero without the zeros, others in single precision; nothing is rounded.
+    Sparse,
     /// GGUF's 8 bits in groups of 32.
     #[serde(rename = "q8_0")]
     Q8_0,
@@ -65,7 +68,7 @@ impl FromStr for Quantize {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
-        let known = "none, stored, int8, nf4, q8_0, q4_0, q4_1";
+        let known = "none, stored, int8, nf4, q8_0, q4_0, q4_1, sparse";
         serde_json::from_value(name.into()).map_err(|_| format!("unknown way to hold weights; known: {known}"))
     }
 }
@@ -74,7 +77,8 @@ impl Quantize {
     /// Bytes of `rows` x `cols` elements; the token table and the output head are never below 8 bits.
     pub fn bytes(self, rows: usize, cols: usize, table: bool) -> usize {
         let bits = match self {
-            Self::None | Self::Stored => return 4 * rows * cols,
+            // How many zeros there are is not known before the weights are read.
+            Self::None | Self::Stored | Self::Sparse => return 4 * rows * cols,
             Self::Q8_0 => 34 * 8 / 32,
             Self::Int8 => return rows * (cols + 4),
             _ if table => return rows * (cols + 4),
@@ -86,18 +90,20 @@ impl Quantize {
 }
 
 /// How a model is read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LoadOptions {
     /// How matrices are held.
     pub quantize: Quantize,
     /// How products with packed matrices are computed.
     pub activations: Activations,
+    /// Maps whose rounding is made up for by a low-rank pair; see [`crate::adapt::loftq::load_options`].
+    pub loftq: Option<Arc<Loftq>>,
 }
 
 impl LoadOptions {
     /// What suits generation: matrices as stored, products of integers where they are packed.
     pub fn for_generation() -> Self {
-        Self { quantize: Quantize::Stored, activations: Activations::Int8 }
+        Self { quantize: Quantize::Stored, activations: Activations::Int8, ..Self::default() }
     }
 }
 
@@ -315,20 +321,33 @@ impl<'a> WeightLoader<'a> {
             let matrix = self.matrix(path)?;
             Ok::<_, ModelError>(if kind == SiteKind::Conv1d { contiguous(matrix.transpose()) } else { matrix })
         };
-        let packed = match self.options.quantize {
-            Quantize::None => None,
-            Quantize::Stored => self.source.load_packed(&self.file_name(&format!("{path}.weight")))?,
+        if self.options.quantize == Quantize::Sparse && kind.is_inner_linear() {
+            return Ok(without_zeros(dense()?));
+        }
+        let packed: Option<(Packed, Option<Correction>)> = match self.options.quantize {
+            Quantize::None | Quantize::Sparse => None,
+            Quantize::Stored => self.source.load_packed(&self.file_name(&format!("{path}.weight")))?.map(|packed| (packed, None)),
             quantize => {
                 let matrix = dense()?;
                 let cols = matrix.dims()[1];
                 let table = matches!(kind, SiteKind::LmHead | SiteKind::Embedding);
-                Some(pack(quantize, &to_vec(matrix), cols, table))
+                let round = |values: &[f32]| pack(quantize, values, cols, table);
+                let loftq = self.options.loftq.as_ref().filter(|_| kind.is_inner_linear());
+                Some(match loftq.and_then(|loftq| Some((loftq, *loftq.ranks.get(path)?))) {
+                    Some((loftq, rank)) => {
+                        let (packed, correction) = loftq::round(&to_vec(matrix), cols, rank, loftq.iterations, round);
+                        (packed, Some(correction))
+                    }
+                    None => (round(&to_vec(matrix)), None),
+                })
             }
         };
         Ok(match packed {
-            Some(packed) => {
-                Weight::Packed { packed: Arc::new(packed.with_activations(self.options.activations)), device: self.device.clone() }
-            }
+            Some((packed, correction)) => Weight::Packed {
+                packed: Arc::new(packed.with_activations(self.options.activations)),
+                device: self.device.clone(),
+                correction: correction.map(Arc::new),
+            },
             None => Weight::Dense(dense()?),
         })
     }
@@ -395,6 +414,17 @@ fn pack(quantize: Quantize, values: &[f32], cols: usize, table: bool) -> Packed 
         _ => None,
     };
     blocks.and_then(|blocks| Packed::to_ggml(blocks, values, cols)).unwrap_or_else(|| Packed::int8(values, cols))
+}
+
+/// The matrix without its zeros, where they are half of it or more.
+fn without_zeros(matrix: Tensor<2>) -> Weight {
+    let ([rows, cols], device) = (matrix.dims(), matrix.device());
+    let values = to_vec(matrix.clone());
+    let zeros = values.iter().filter(|v| **v == 0.0).count();
+    if 2 * zeros < rows * cols {
+        return Weight::Dense(matrix);
+    }
+    Weight::Sparse { sparse: Arc::new(Sparse::new(&values, cols)), device }
 }
 
 /// A transposed view written out once, so that every later product reads it in order.

@@ -10,7 +10,7 @@ use super::{DataConfig, Metrics, Observe, Progress, RunError};
 use crate::adapt::{Adapter, BuildContext, Head, Mode, Pass, Plain, peft, to_vec};
 use crate::model::load::{Lookup, ModelFiles};
 use crate::model::save::{Stored, StoredType, write_safetensors};
-use crate::model::{Backbone, Input, SequenceLayout};
+use crate::model::{Backbone, Input, LoadOptions, SequenceLayout};
 use crate::train::{Objective, evaluate as evaluate_examples};
 
 /// What is measured.
@@ -66,8 +66,9 @@ pub fn evaluate(
     let device = crate::device::device(&request.device)?;
     let files = ModelFiles::open(&request.model, lookup)?;
     observe(&Progress::Begin { what: format!("reading {}", request.model) });
-    let backbone = files.load(&device)?;
     let sites = files.sites();
+    let options = peft::load_options(request.adapter.as_deref(), &sites, LoadOptions::default())?;
+    let backbone = files.load_with(&device, options)?;
     let context = BuildContext {
         config: files.config(),
         sites: &sites,

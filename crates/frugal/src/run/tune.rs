@@ -15,6 +15,7 @@ use super::export::merge_to_folder;
 use super::log::Logger;
 use super::prepare::{Part, Prepared, prepare};
 use super::{Metrics, Observe, Progress, RunError, TuneConfig};
+use crate::adapt::loftq::load_options;
 use crate::adapt::{BuildContext, Entry, Head, Parameter, Pooling, peft, registry};
 use crate::model::load::Lookup;
 use crate::model::save::StoredType;
@@ -81,9 +82,10 @@ pub fn tune(
         example: prepared.shown_example()?,
     });
     observe(&Progress::Begin { what: format!("reading {}", config.model) });
-    let options = LoadOptions { quantize: config.quantize, activations: config.activations };
-    let backbone = prepared.files.load_with(&device, options)?;
     let sites = prepared.files.sites();
+    let options = LoadOptions { activations: config.activations, ..LoadOptions::default() };
+    let options = load_options(method, &config.method.settings, &sites, Some(config.quantize), options)?;
+    let backbone = prepared.files.load_with(&device, options)?;
     let mut entry = build_entry(config, &prepared, backbone.as_ref(), &sites, &device)?;
     write_config(&out, config)?;
     let run = Run { config, prepared: &prepared, backbone: backbone.as_ref(), stop };

@@ -45,7 +45,7 @@ fn setup(method: &'static Method, model_name: &str, seed: u64) -> Setup {
 }
 
 /// The defaults, but for what the tiny models have no room for: sizes and lengths of pieces are at most 8.
-fn settings(method: &Method) -> Map<String, serde_json::Value> {
+pub fn settings(method: &Method) -> Map<String, serde_json::Value> {
     let known = (method.defaults)();
     let few = |name: &str| name == "r" || name.ends_with("_size") || name.ends_with("_length");
     let pieces = known.iter().filter(|(name, value)| few(name) && value.as_u64() > Some(8)).map(|(name, _)| (name.as_str(), json!(8)));
@@ -55,6 +55,8 @@ fn settings(method: &Method) -> Map<String, serde_json::Value> {
         ("init_vector_bank_bound", json!(0.2)),
         // The two tokens that tell the classes of the examples apart.
         ("token_indices", json!([10, 11])),
+        // In place of folders of trained adapters.
+        ("members", json!([{"bottleneck_dim": 4}, {"bottleneck_dim": 6}])),
     ];
     let others = others.into_iter().filter(|(name, _)| known.contains_key(*name));
     pieces.chain(others).map(|(name, value)| (name.to_owned(), value)).collect()

@@ -10,6 +10,7 @@ mod linear_algebra;
 mod lora_step;
 mod packed;
 mod real;
+mod reparameterize;
 mod steps;
 mod support;
 mod variants;

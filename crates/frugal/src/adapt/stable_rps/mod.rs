@@ -382,6 +382,10 @@ impl Adapter for StableRps {
         self.psi.set(values.collect());
     }
 
+    fn needs_trainer(&self) -> bool {
+        self.config.scale_gradient || self.config.scale_update
+    }
+
     fn supports_mixed_batch(&self) -> bool {
         true
     }
