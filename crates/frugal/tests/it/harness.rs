@@ -88,20 +88,17 @@ fn log_likelihoods_of_sst2_are_those_of_lm_evaluation_harness() {
 fn answers_to_gsm8k_are_those_of_lm_evaluation_harness() {
     let Some(data) = data() else { return };
     let (mut golden, out) = (golden("gsm8k"), tempfile::tempdir().unwrap());
-    // A few of the twenty records take long enough.
+    // A few of the two hundred records take long enough; benches/peers/harness.py compares all.
     golden["limit"] = 6.into();
-    let (result, samples) = evaluate("gsm8k", &golden, Some(data), out.path());
+    let (_, samples) = evaluate("gsm8k", &golden, Some(data), out.path());
     let samples: Vec<&Value> = samples.iter().filter(|s| s["filter"] == "strict-match").collect();
     let expected = golden["samples"].as_array().unwrap();
-    assert_eq!((samples.len(), expected.len()), (6, 20));
+    assert_eq!((samples.len(), expected.len()), (6, 200));
     for (ours, theirs) in samples.iter().zip(expected) {
         let prompt = ours.pointer("/arguments/gen_args_0/arg_0").unwrap().as_str().unwrap();
         let digest: String = Sha256::digest(prompt.as_bytes()).iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(theirs["prompt_sha256"], digest, "{prompt}");
         assert_eq!(ours["resps"][0][0], theirs["resps"][0], "record {}", ours["doc_id"]);
-    }
-    for measured in &result.measured {
-        assert_eq!(measured.value, number(&golden, &format!("/scores/{},{}", measured.metric, measured.filter)));
     }
 }
 
