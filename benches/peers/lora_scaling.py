@@ -67,11 +67,12 @@ def plot(lengths, batches):
             axis.plot(x, [row[what] for row in rows], marker="o")
             axis.set_xscale("log", base=2)
             axis.set_xticks(x, [str(v) for v in x])
-            axis.set_ylim(bottom=0)
+            axis.set_ylim(0, 1.1 * max(row[what] for row in rows))
             axis.grid(alpha=0.3)
             axis.set_ylabel(unit)
         # Linear growth is a straight line on linear axes.
         axes[1][column].set_xscale("linear")
+        axes[1][column].set_xlim(0, 1.05 * x[-1])
         axes[1][column].set_xlabel(label)
     for axis in axes.flat:
         axis.tick_params(labelsize=8)
