@@ -80,8 +80,9 @@ fn groups(suite: &Suite, jobs: &[Job]) -> Result<Vec<(Group, Work)>> {
 }
 
 fn table(group: &SystemGroup) -> Table {
-    let headings =
-        ["perplexity", "memory", "utilisation", "latency", "throughput", "power", "compression", "cache/token"].map(Column::number);
+    // Names wrap first, so the numbers must leave them room.
+    let power = if group.systems.iter().any(|s| s.power_is_modelled) { "modelled power" } else { "power" };
+    let headings = ["perplexity", "memory", "busy", "latency", "throughput", power, "size gain", "cache"].map(Column::number);
     let mut table = Table::new(std::iter::once(Column::text("run")).chain(headings));
     for s in &group.systems {
         let shown = |value: Option<f64>, text: &dyn Fn(f64) -> String| value.map_or_else(|| "-".to_owned(), text);
@@ -90,10 +91,10 @@ fn table(group: &SystemGroup) -> Table {
             s.name.clone(),
             shown(s.perplexity, &ui::run::number),
             shown(s.average_memory, &bytes),
-            shown(s.utilisation, &|v| format!("{:.1} %", 100.0 * v)),
+            shown(s.utilisation, &|v| format!("{:.0} %", 100.0 * v)),
             shown(s.latency, &|v| format!("{} ms", human::significant(1000.0 * v, 3))),
             shown(s.throughput, &|v| human::significant(v, 3)),
-            shown(s.power, &|v| format!("{v:.1} W{}", if s.power_is_modelled { " modelled" } else { "" })),
+            shown(s.power, &|v| format!("{v:.1} W")),
             shown(s.compression, &|v| human::significant(v, 4)),
             shown(s.cache_bytes_per_token, &bytes),
         ]);
