@@ -293,7 +293,7 @@ mod tests {
             }
             checked += 1;
         }
-        assert_eq!(checked, 14);
+        assert_eq!(checked, 15);
     }
 
     #[test]
