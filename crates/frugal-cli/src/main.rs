@@ -45,7 +45,7 @@ fn main() -> ExitCode {
         let _ = Cli::command().print_help();
         return ExitCode::SUCCESS;
     };
-    match commands::run(command) {
+    match frugal::device::on_pool(|| commands::run(command)) {
         Ok(outcome) => outcome.into(),
         Err(error) => {
             failure::report(&error);

@@ -20,6 +20,10 @@ fn ids(sequence: usize, length: usize, vocab_size: usize) -> Vec<u32> {
 
 fn main() -> Result<(), Box<dyn Error>> {
     frugal::device::keep_freed_memory();
+    frugal::device::on_pool(|| run().map_err(|error| error.to_string())).map_err(Into::into)
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [model, steps, options @ ..] = arguments.as_slice() else { return Err("usage: lora_step MODEL STEPS [KEY=VALUE ...]".into()) };
     let option = |key: &str| options.iter().find_map(|option| option.strip_prefix(key)?.strip_prefix('='));

@@ -1,10 +1,12 @@
 //! Single-precision matrix products with AVX-512, which the general library is built without.
 //!
-//! Both factors are copied in blocks into the order in which they are read: panels of 12 rows of the first and of 32 columns of the
-//! second. The inner loop keeps 12 x 32 sums in registers. Cuts depend on the shapes alone, so the result is the same for any
-//! number of threads.
+//! The inner loop keeps 12 x 32 sums in registers. Its columns of the second factor are copied into panels by the task that
+//! multiplies them; the first factor is read where it lies if its rows are contiguous, and copied into panels of 12 rows if not. Cuts
+//! along the depth, which decide the order of a sum, follow from the shapes alone, so the result is the same for any number of
+//! threads.
 
 use std::cell::Cell;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
@@ -32,6 +34,17 @@ unsafe impl Send for Target {}
 // SAFETY: as above.
 unsafe impl Sync for Target {}
 
+impl Strided {
+    /// The part from an element on.
+    ///
+    /// # Safety
+    /// The element must lie inside the matrix.
+    unsafe fn at(self, row: usize, col: usize) -> Self {
+        // SAFETY: passed on to the caller.
+        Self { data: unsafe { self.data.add(row * self.row_stride + col * self.col_stride) }, ..self }
+    }
+}
+
 impl Target {
     /// The part from an element on.
     ///
@@ -49,24 +62,26 @@ const ROWS: usize = 12;
 const COLS: usize = 32;
 /// Inner size of a block: a panel of columns fills two thirds of the first-level cache.
 const DEPTH: usize = 256;
-/// Panels of rows and of columns that make a task.
+/// Panels of columns that a task copies, and panels of rows that it multiplies by each of them before it goes on to the next rows: both
+/// stay in the second-level cache.
 const TASK_PANELS: usize = 8;
-/// Columns of the second factor that are copied at a time.
-const WIDTH: usize = 4096;
-/// Elements of a factor that are copied at a time, where it has more than one block of depth.
+/// Elements of the first factor that are copied at a time, where it has more than one block of depth.
 const COPIED: usize = 1 << 20;
 /// Multiply-adds that are worth the threads.
 const THREADS_FROM: usize = 1 << 19;
+/// Rows this many elements apart fall on the same few lines of the first-level cache, and are copied for that.
+const ALIASED: usize = 1024;
 
 thread_local! {
-    static SCRATCH: Cell<[Vec<f32>; 2]> = const { Cell::new([Vec::new(), Vec::new()]) };
+    static ROW_PANELS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    static COL_PANELS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
 /// Whether products of this size are better computed here.
 pub(super) fn is_better(rows: usize, cols: usize, depth: usize) -> bool {
     #[cfg(target_arch = "x86_64")]
     {
-        rows >= 8 && cols >= COLS && depth >= 16 && is_x86_feature_detected!("avx512f")
+        rows >= 8 && cols >= COLS && depth >= 8 && is_x86_feature_detected!("avx512f")
     }
     #[cfg(not(target_arch = "x86_64"))]
     {
@@ -90,75 +105,122 @@ pub(super) unsafe fn multiply(
     threads: bool,
 ) {
     let threads = threads && rows * cols * depth >= THREADS_FROM;
-    let width = cols.min(WIDTH);
-    // Blocks of equal depth, and how many of them are copied at a time.
+    // Blocks of equal depth.
     let blocks = depth.div_ceil(DEPTH);
     let block = depth.div_ceil(blocks);
-    let together = (COPIED / (block * rows.max(width))).clamp(1, blocks);
-    let (row_panels, width_panels) = (rows.div_ceil(ROWS), width.div_ceil(COLS));
+    let (row_panels, col_panels) = (rows.div_ceil(ROWS), cols.div_ceil(COLS));
+    let in_place = a.col_stride == 1 && a.row_stride % ALIASED != 0;
+    // How many blocks the tasks go through before they meet.
+    let together = if in_place { blocks } else { (COPIED / (block * rows)).clamp(1, blocks) };
     // Taken out meanwhile, so that a task that this thread helps with has its own.
-    let [mut a_space, mut b_space] = SCRATCH.take();
-    let grow = |space: &mut Vec<f32>, len: usize| {
-        if space.len() < len {
-            space.resize(len, 0.0);
-        }
-    };
-    grow(&mut a_space, together * row_panels * block * ROWS);
-    grow(&mut b_space, together * width_panels * block * COLS);
-    for first_col in (0..cols).step_by(WIDTH) {
-        let width = WIDTH.min(cols - first_col);
-        let col_panels = width.div_ceil(COLS);
-        for first_block in (0..blocks).step_by(together) {
-            let count = together.min(blocks - first_block);
-            let depth_of = |i: usize| block.min(depth - (first_block + i) * block);
-            let copy_a = |(i, panel): (usize, &mut [f32])| {
+    let mut copied = ROW_PANELS.take();
+    if !in_place {
+        grow(&mut copied, together * row_panels * block * ROWS);
+    }
+    let cut = Cut::of(row_panels, col_panels, if threads { rayon::current_num_threads() } else { 1 });
+    for first_block in (0..blocks).step_by(together) {
+        let count = together.min(blocks - first_block);
+        let depth_of = |i: usize| block.min(depth - (first_block + i) * block);
+        if !in_place {
+            let copy = |(i, panel): (usize, &mut [f32])| {
                 let (k, row) = ((first_block + i / row_panels) * block, i % row_panels * ROWS);
                 // SAFETY: the block lies inside the matrix.
                 unsafe { copy_rows(panel, a, row, ROWS.min(rows - row), k, depth_of(i / row_panels)) };
             };
-            let copy_b = |(i, panel): (usize, &mut [f32])| {
-                let (k, col) = ((first_block + i / col_panels) * block, i % col_panels * COLS);
-                // SAFETY: the block lies inside the matrix.
-                unsafe { copy_cols(panel, b, first_col + col, COLS.min(width - col), k, depth_of(i / col_panels)) };
-            };
-            let a_part = &mut a_space[..count * row_panels * block * ROWS];
-            let b_part = &mut b_space[..count * col_panels * block * COLS];
+            let part = &mut copied[..count * row_panels * block * ROWS];
             if threads {
-                a_part.par_chunks_mut(block * ROWS).enumerate().with_min_len(4).for_each(copy_a);
-                b_part.par_chunks_mut(block * COLS).enumerate().with_min_len(4).for_each(copy_b);
+                part.par_chunks_mut(block * ROWS).enumerate().with_min_len(4).for_each(copy);
             } else {
-                a_part.chunks_mut(block * ROWS).enumerate().for_each(copy_a);
-                b_part.chunks_mut(block * COLS).enumerate().for_each(copy_b);
+                part.chunks_mut(block * ROWS).enumerate().for_each(copy);
             }
-            let (a_part, b_part) = (&*a_part, &*b_part);
-            let col_tasks = col_panels.div_ceil(TASK_PANELS);
-            let task = |task: usize| {
-                let (row_task, col_task) = (task / col_tasks * TASK_PANELS, task % col_tasks * TASK_PANELS);
-                for i in 0..count {
-                    let add = accumulate || first_block + i > 0;
-                    for col in col_task..(col_task + TASK_PANELS).min(col_panels) {
-                        let b = &b_part[(i * col_panels + col) * block * COLS..][..block * COLS];
-                        for row in row_task..(row_task + TASK_PANELS).min(row_panels) {
-                            let a = &a_part[(i * row_panels + row) * block * ROWS..][..block * ROWS];
-                            let (r, n) = (ROWS.min(rows - row * ROWS), COLS.min(width - col * COLS));
-                            // SAFETY: the tile lies inside the target, and each task has tiles of its own.
-                            unsafe {
-                                let c = c.at(row * ROWS, first_col + col * COLS);
-                                tile(r, a, b, depth_of(i), c, n, scale, add);
-                            }
+        }
+        let panels = &*copied;
+        // The first factor's panel of rows, in the block.
+        let left = |i: usize, panel: usize| {
+            if in_place {
+                let (row, k) = (panel * ROWS, (first_block + i) * block);
+                // SAFETY: the element lies inside the matrix.
+                unsafe { a.at(row, k) }
+            } else {
+                let panel = &panels[(i * row_panels + panel) * block * ROWS..][..block * ROWS];
+                Strided { data: panel.as_ptr(), row_stride: 1, col_stride: ROWS }
+            }
+        };
+        let task = |task: usize| {
+            let (my_rows, my_cols) = cut.part(task);
+            let mut space = COL_PANELS.take();
+            grow(&mut space, my_cols.len() * block * COLS);
+            for i in 0..count {
+                let (k, depth) = ((first_block + i) * block, depth_of(i));
+                let add = accumulate || first_block + i > 0;
+                let (first_col, end_col) = (my_cols.start * COLS, cols.min(my_cols.end * COLS));
+                // SAFETY: the block lies inside the matrix.
+                unsafe { copy_cols(&mut space, block * COLS, b, first_col..end_col, k, depth) };
+                for first_row in my_rows.clone().step_by(TASK_PANELS) {
+                    for (panel, col) in space.chunks(block * COLS).zip(my_cols.clone()) {
+                        for row in first_row..(first_row + TASK_PANELS).min(my_rows.end) {
+                            let (r, n) = (ROWS.min(rows - row * ROWS), COLS.min(cols - col * COLS));
+                            // SAFETY: the tile lies inside the target, each task has tiles of its own, and the first factor has
+                            // `r` rows and `depth` columns from here on.
+                            unsafe { tile(r, left(i, row), panel, depth, c.at(row * ROWS, col * COLS), n, scale, add) };
                         }
                     }
                 }
-            };
-            let tasks = row_panels.div_ceil(TASK_PANELS) * col_tasks;
-            if threads {
-                (0..tasks).into_par_iter().with_max_len(1).for_each(task);
-            } else {
-                (0..tasks).for_each(task);
             }
+            COL_PANELS.set(space);
+        };
+        if threads {
+            (0..cut.tasks()).into_par_iter().with_max_len(1).for_each(task);
+        } else {
+            (0..cut.tasks()).for_each(task);
         }
     }
-    SCRATCH.set([a_space, b_space]);
+    ROW_PANELS.set(copied);
+}
+
+fn grow(space: &mut Vec<f32>, len: usize) {
+    if space.len() < len {
+        space.resize(len, 0.0);
+    }
+}
+
+/// How the tiles of a product are dealt out: each task has some panels of rows and at most [`TASK_PANELS`] panels of columns.
+#[derive(Clone, Copy)]
+struct Cut {
+    panels: [usize; 2],
+    per_task: [usize; 2],
+}
+
+impl Cut {
+    /// The cut that is done first, if every thread takes the next task when it has none: a task costs its tiles, the copies of its
+    /// columns, as much as some tiles each, and the way of the rows into the cache.
+    fn of(row_panels: usize, col_panels: usize, threads: usize) -> Self {
+        const COPY: usize = 8;
+        const QUARTER: usize = 4;
+        let cost = |[rows, cols]: [usize; 2]| {
+            let tasks = row_panels.div_ceil(rows) * col_panels.div_ceil(cols);
+            tasks.div_ceil(threads) * (QUARTER * cols * (rows + COPY) + rows)
+        };
+        let parts = row_panels.div_ceil(TASK_PANELS).min(2 * threads);
+        let candidates =
+            (1..=parts).flat_map(|parts| (1..=TASK_PANELS.min(col_panels)).rev().map(move |cols| [row_panels.div_ceil(parts), cols]));
+        let per_task = candidates.min_by_key(|&per_task| cost(per_task)).unwrap_or([1, 1]);
+        Self { panels: [row_panels, col_panels], per_task }
+    }
+
+    fn tasks(self) -> usize {
+        self.panels[0].div_ceil(self.per_task[0]) * self.panels[1].div_ceil(self.per_task[1])
+    }
+
+    /// The panels of rows and of columns of a task.
+    fn part(self, task: usize) -> (Range<usize>, Range<usize>) {
+        let cols = self.panels[1].div_ceil(self.per_task[1]);
+        let range = |axis: usize, i: usize| {
+            let start = i * self.per_task[axis];
+            start..(start + self.per_task[axis]).min(self.panels[axis])
+        };
+        (range(0, task / cols), range(1, task % cols))
+    }
 }
 
 /// Copies rows of a matrix to `[depth, ROWS]`.
@@ -170,9 +232,15 @@ unsafe fn copy_rows(panel: &mut [f32], a: Strided, row: usize, rows: usize, k: u
     // SAFETY: passed on to the caller; the panel has room for `depth` times `ROWS`.
     unsafe {
         let source = a.data.add(row * a.row_stride + k * a.col_stride);
-        if a.row_stride == 1 {
+        let out = panel.as_mut_ptr();
+        if a.row_stride == 1 && rows == ROWS {
             for k in 0..depth {
-                std::ptr::copy_nonoverlapping(source.add(k * a.col_stride), panel.as_mut_ptr().add(k * ROWS), rows);
+                // A length that the compiler knows takes a few moves instead of a call.
+                std::ptr::copy_nonoverlapping(source.add(k * a.col_stride), out.add(k * ROWS), ROWS);
+            }
+        } else if a.row_stride == 1 {
+            for k in 0..depth {
+                std::ptr::copy_nonoverlapping(source.add(k * a.col_stride), out.add(k * ROWS), rows);
             }
         } else {
             transpose::<ROWS>(panel, source, a.row_stride, a.col_stride, rows, depth);
@@ -180,24 +248,40 @@ unsafe fn copy_rows(panel: &mut [f32], a: Strided, row: usize, rows: usize, k: u
     }
 }
 
-/// Copies columns of a matrix to `[depth, COLS]`; what is beyond them is 0.
+/// Copies columns of a matrix to panels `[depth, COLS]`, `panel_len` apart; what is beyond them is 0.
 ///
 /// # Safety
 /// The rows and columns must lie inside the matrix.
-unsafe fn copy_cols(panel: &mut [f32], b: Strided, col: usize, cols: usize, k: usize, depth: usize) {
-    assert!(cols <= COLS && depth * COLS <= panel.len());
-    if cols < COLS {
-        panel[..depth * COLS].fill(0.0);
+unsafe fn copy_cols(panels: &mut [f32], panel_len: usize, b: Strided, cols: Range<usize>, k: usize, depth: usize) {
+    let (whole, rest) = (cols.len() / COLS, cols.len() % COLS);
+    assert!(depth * COLS <= panel_len && cols.len().div_ceil(COLS) * panel_len <= panels.len());
+    if rest > 0 {
+        panels[whole * panel_len..][..depth * COLS].fill(0.0);
     }
+    let out = panels.as_mut_ptr();
     // SAFETY: as in `copy_rows`.
     unsafe {
-        let source = b.data.add(k * b.row_stride + col * b.col_stride);
+        let source = b.data.add(k * b.row_stride + cols.start * b.col_stride);
         if b.col_stride == 1 {
+            // Along the rows, as they lie in memory.
             for k in 0..depth {
-                std::ptr::copy_nonoverlapping(source.add(k * b.row_stride), panel.as_mut_ptr().add(k * COLS), cols);
+                let row = source.add(k * b.row_stride);
+                for panel in 0..whole {
+                    let at = row.add(panel * COLS);
+                    prefetch(at.wrapping_add(8 * b.row_stride));
+                    prefetch(at.wrapping_add(8 * b.row_stride + COLS / 2));
+                    // A length that the compiler knows takes two moves instead of a call.
+                    std::ptr::copy_nonoverlapping(at, out.add(panel * panel_len + k * COLS), COLS);
+                }
+                if rest > 0 {
+                    std::ptr::copy_nonoverlapping(row.add(whole * COLS), out.add(whole * panel_len + k * COLS), rest);
+                }
             }
         } else {
-            transpose::<COLS>(panel, source, b.col_stride, b.row_stride, cols, depth);
+            for (panel, first) in panels.chunks_mut(panel_len).zip((0..cols.len()).step_by(COLS)) {
+                let source = source.add(first * b.col_stride);
+                transpose::<COLS>(panel, source, b.col_stride, b.row_stride, COLS.min(cols.len() - first), depth);
+            }
         }
     }
 }
@@ -250,8 +334,11 @@ unsafe fn transpose_square(out: *mut f32, out_stride: usize, source: *const f32,
 
     let mut rows = [_mm512_setzero_ps(); SIDE];
     for (line, row) in rows.iter_mut().enumerate().take(lines) {
+        let at = source.wrapping_add(line * line_stride);
+        // What comes a few squares on: these are too many streams for the processor to foresee.
+        prefetch(at.wrapping_add(4 * SIDE));
         // SAFETY: passed on to the caller.
-        *row = unsafe { _mm512_loadu_ps(source.add(line * line_stride)) };
+        *row = unsafe { _mm512_loadu_ps(at) };
     }
     // Pairs of lines, then fours, then the quarters of the registers change places.
     let mut pairs = rows;
@@ -287,15 +374,26 @@ unsafe fn transpose_square(out: *mut f32, out_stride: usize, source: *const f32,
     }
 }
 
+/// Asks for the line of an element, which need not exist.
+fn prefetch(at: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint that reads nothing.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast())
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
 /// One tile of the target, `rows` by `cols`.
 ///
 /// # Safety
-/// The tile must be the caller's, and the processor must have AVX-512.
+/// The tile must be the caller's, `a` must have `rows` rows of `depth`, and the processor must have AVX-512.
 #[expect(clippy::too_many_arguments, reason = "the loop around it passes plain numbers")]
-unsafe fn tile(rows: usize, a: &[f32], b: &[f32], depth: usize, c: Target, cols: usize, scale: f32, add: bool) {
-    assert!(a.len() >= depth * ROWS && b.len() >= depth * COLS && cols <= COLS);
+unsafe fn tile(rows: usize, a: Strided, b: &[f32], depth: usize, c: Target, cols: usize, scale: f32, add: bool) {
+    assert!(b.len() >= depth * COLS && cols <= COLS);
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: passed on to the caller; the panels are long enough, as just checked.
+    // SAFETY: passed on to the caller; the panel of columns is long enough, as just checked.
     unsafe {
         match rows {
             1 => kernel::<1>(a, b, depth, c, cols, scale, add),
@@ -313,29 +411,29 @@ unsafe fn tile(rows: usize, a: &[f32], b: &[f32], depth: usize, c: Target, cols:
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = (rows, c, scale, add);
+    let _ = (rows, a, c, scale, add);
 }
 
 /// # Safety
-/// As [`tile`], with panels of at least `depth`.
+/// As [`tile`], with a panel of columns of at least `depth`.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-unsafe fn kernel<const R: usize>(a: &[f32], b: &[f32], depth: usize, c: Target, cols: usize, scale: f32, add: bool) {
+unsafe fn kernel<const R: usize>(a: Strided, b: &[f32], depth: usize, c: Target, cols: usize, scale: f32, add: bool) {
     use std::arch::x86_64::*;
 
-    let (mut a, mut b) = (a.as_ptr(), b.as_ptr());
+    let b = b.as_ptr();
     let mut sums = [[_mm512_setzero_ps(); 2]; R];
-    for _ in 0..depth {
-        // SAFETY: the panels hold `depth` rows of `ROWS` and `COLS` elements.
+    // Threes of rows share an address register.
+    let thirds = [0, 1, 2, 3].map(|third| a.data.wrapping_add(3 * third * a.row_stride));
+    for k in 0..depth {
+        // SAFETY: the first factor has `R` rows of `depth`, the panel `depth` rows of `COLS`.
         unsafe {
-            let right = [_mm512_loadu_ps(b), _mm512_loadu_ps(b.add(16))];
+            let right = [_mm512_loadu_ps(b.add(k * COLS)), _mm512_loadu_ps(b.add(k * COLS + 16))];
             for (r, sums) in sums.iter_mut().enumerate() {
-                let left = _mm512_set1_ps(*a.add(r));
+                let left = _mm512_set1_ps(*thirds[r / 3].add(k * a.col_stride + r % 3 * a.row_stride));
                 sums[0] = _mm512_fmadd_ps(left, right[0], sums[0]);
                 sums[1] = _mm512_fmadd_ps(left, right[1], sums[1]);
             }
-            a = a.add(ROWS);
-            b = b.add(COLS);
         }
     }
     let masks = [(1u32 << cols.min(16)) - 1, (1u32 << cols.saturating_sub(16)) - 1].map(|mask| mask as __mmask16);
@@ -348,6 +446,65 @@ unsafe fn kernel<const R: usize>(a: &[f32], b: &[f32], depth: usize, c: Target, 
                 let out = row.add(16 * half);
                 let before = if add { _mm512_maskz_loadu_ps(masks[half], out) } else { _mm512_setzero_ps() };
                 _mm512_mask_storeu_ps(out, masks[half], _mm512_fmadd_ps(sums[half], scale, before));
+            }
+        }
+    }
+}
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+
+    /// Values that differ from place to place and are exact in every sum.
+    fn value(i: usize) -> f32 {
+        ((i * 7919) % 31) as f32 - 15.0
+    }
+
+    #[test]
+    fn products_are_exact_whatever_the_layout() {
+        if !is_x86_feature_detected!("avx512f") {
+            return;
+        }
+        // Whole and partial tiles, one block of depth and more, and rows that lie on the same lines of the cache.
+        for [rows, cols, depth] in [[8, 32, 8], [13, 45, 300], [100, 129, 1024], [121, 700, 17]] {
+            let data = |len: usize| (0..len).map(value).collect::<Vec<_>>();
+            let (left, right) = (data(rows * depth), data(depth * cols));
+            for (a_turned, b_turned, threads, accumulate) in
+                [(false, false, false, false), (false, true, true, true), (true, false, true, false), (true, true, false, true)]
+            {
+                let view = |data: &[f32], rows: usize, cols: usize, turned: bool| match turned {
+                    false => Strided { data: data.as_ptr(), row_stride: cols, col_stride: 1 },
+                    true => Strided { data: data.as_ptr(), row_stride: 1, col_stride: rows },
+                };
+                let (a, b) = (view(&left, rows, depth, a_turned), view(&right, depth, cols, b_turned));
+                let mut found = vec![3.0; rows * cols];
+                let c = Target { data: found.as_mut_ptr(), row_stride: cols };
+                // SAFETY: the views have the sizes of their slices, and the processor was asked.
+                unsafe { multiply([rows, cols, depth], c, a, b, 0.5, accumulate, threads) };
+                for i in 0..rows {
+                    for j in 0..cols {
+                        let at = |m: Strided, i: usize, j: usize| i * m.row_stride + j * m.col_stride;
+                        let sum: f32 = (0..depth).map(|k| left[at(a, i, k)] * right[at(b, k, j)]).sum();
+                        let expected = 0.5 * sum + if accumulate { 3.0 } else { 0.0 };
+                        assert_eq!(found[i * cols + j], expected, "[{i}, {j}] of {rows} x {cols} x {depth}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_tile_is_dealt_out_once() {
+        for threads in [1, 2, 3, 16, 100] {
+            for [rows, cols] in [[1, 1], [3, 50], [86, 18], [86, 48], [700, 1]] {
+                let cut = Cut::of(rows, cols, threads);
+                let mut dealt = vec![0; rows * cols];
+                for task in 0..cut.tasks() {
+                    let (my_rows, my_cols) = cut.part(task);
+                    assert!(my_cols.len() <= TASK_PANELS && !my_rows.is_empty() && !my_cols.is_empty());
+                    my_rows.for_each(|row| my_cols.clone().for_each(|col| dealt[row * cols + col] += 1));
+                }
+                assert!(dealt.iter().all(|&times| times == 1), "{threads} threads, {rows} x {cols} panels");
             }
         }
     }
