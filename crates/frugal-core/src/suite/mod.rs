@@ -249,6 +249,7 @@ impl Suite {
                 if job.work != Work::Eval {
                     job.settings.insert("seed".into(), Value::Integer(seed.try_into().unwrap_or(i64::MAX)));
                 }
+                job.settings.get_mut("model").into_iter().for_each(|folder| locate(folder, data_dir));
                 match job.settings.get_mut("data") {
                     Some(Value::Table(data)) => {
                         for key in ["train", "validation", "test"] {
@@ -265,7 +266,7 @@ impl Suite {
     }
 }
 
-/// Puts a relative file into the folder of the data, if it is there: what is not may be the name of a built-in data set.
+/// Puts a relative path into the folder of the data, if it is there: what is not may be the name of what is built in.
 fn locate(file: &mut Value, data_dir: &Path) {
     if let Value::String(file) = file {
         let moved = data_dir.join(&*file);

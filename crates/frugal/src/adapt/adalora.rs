@@ -59,7 +59,7 @@ pub const METHOD: Method = Method {
     aliases: &["ada-lora"],
     family: Family::LowRank,
     summary: "LoRA that moves its rank to the maps that need it",
-    default_lr: 2e-3,
+    default_lr: 6e-3,
     peft_type: "ADALORA",
     peft_variant: None,
     capabilities: Capabilities { merge: true, identity_at_init: true, mixed_batch: true },

@@ -44,7 +44,7 @@ pub const METHOD: Method = Method {
     aliases: &["bias-tuning"],
     family: Family::Sparse,
     summary: "Trains the biases of linear maps and norms",
-    default_lr: 1e-3,
+    default_lr: 3e-3,
     peft_type: "BITFIT",
     peft_variant: None,
     capabilities: Capabilities { merge: true, identity_at_init: true, mixed_batch: true },

@@ -47,7 +47,7 @@ pub const METHOD: Method = Method {
     aliases: &["circular-convolution"],
     family: Family::Spectral,
     summary: "Circulant blocks as the change of each weight",
-    default_lr: 1e-2,
+    default_lr: 1e-1,
     peft_type: "C3A",
     peft_variant: None,
     capabilities: Capabilities { merge: true, identity_at_init: false, mixed_batch: true },

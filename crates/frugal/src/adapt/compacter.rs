@@ -49,7 +49,7 @@ pub const METHOD: Method = Method {
     aliases: &["phm-adapter"],
     family: Family::Bottleneck,
     summary: "Serial adapters made of Kronecker products with shared factors",
-    default_lr: 1e-3,
+    default_lr: 3e-3,
     peft_type: "COMPACTER",
     peft_variant: None,
     capabilities: Capabilities { merge: false, identity_at_init: true, mixed_batch: true },

@@ -54,7 +54,7 @@ pub const METHOD: Method = Method {
     aliases: &["diffpruning"],
     family: Family::Sparse,
     summary: "A sparse change of the weights, learned together with where it is",
-    default_lr: 5e-4,
+    default_lr: 5e-3,
     peft_type: "DIFF_PRUNING",
     peft_variant: None,
     capabilities: Capabilities { merge: true, identity_at_init: true, mixed_batch: true },

@@ -49,7 +49,7 @@ pub const METHOD: Method = Method {
     aliases: &["fish"],
     family: Family::Sparse,
     summary: "Trains the few weights that the loss is most sensitive to",
-    default_lr: 5e-4,
+    default_lr: 1.5e-3,
     peft_type: "FISH_MASK",
     peft_variant: None,
     capabilities: Capabilities { merge: true, identity_at_init: true, mixed_batch: true },

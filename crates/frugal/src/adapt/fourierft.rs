@@ -48,7 +48,7 @@ pub const METHOD: Method = Method {
     aliases: &["fourier"],
     family: Family::Spectral,
     summary: "A few trained coefficients of each weight's Fourier transform",
-    default_lr: 3e-3,
+    default_lr: 3e-2,
     peft_type: "FOURIERFT",
     peft_variant: None,
     capabilities: Capabilities { merge: true, identity_at_init: false, mixed_batch: true },

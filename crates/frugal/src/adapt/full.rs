@@ -39,7 +39,7 @@ pub const METHOD: Method = Method {
     aliases: &["full-fine-tuning", "fft"],
     family: Family::Full,
     summary: "Trains every weight: the reference, and what pre-training uses",
-    default_lr: 2e-5,
+    default_lr: 6e-5,
     peft_type: "FULL",
     peft_variant: None,
     capabilities: Capabilities { merge: true, identity_at_init: true, mixed_batch: true },

@@ -47,7 +47,7 @@ pub const METHOD: Method = Method {
     aliases: &["(ia)3"],
     family: Family::Scaling,
     summary: "One learned factor per channel of keys, values and feed-forward",
-    default_lr: 5e-3,
+    default_lr: 1.5e-2,
     peft_type: "IA3",
     peft_variant: None,
     capabilities: Capabilities { merge: true, identity_at_init: true, mixed_batch: true },

@@ -41,7 +41,7 @@ pub const METHOD: Method = Method {
     aliases: &["norm-tuning", "layernorm-tuning"],
     family: Family::Scaling,
     summary: "Trains the gains and biases of the norms",
-    default_lr: 2e-3,
+    default_lr: 6e-3,
     peft_type: "LN_TUNING",
     peft_variant: None,
     capabilities: Capabilities { merge: true, identity_at_init: true, mixed_batch: true },

@@ -46,7 +46,7 @@ pub const METHOD: Method = Method {
     aliases: &["orthogonal"],
     family: Family::Orthogonal,
     summary: "Rotations of blocks of each map's input",
-    default_lr: 2e-3,
+    default_lr: 7e-4,
     peft_type: "OFT",
     peft_variant: None,
     capabilities: Capabilities { merge: true, identity_at_init: true, mixed_batch: true },

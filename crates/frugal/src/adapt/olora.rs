@@ -38,7 +38,7 @@ pub const METHOD: Method = Method {
     aliases: &[],
     family: Family::LowRank,
     summary: "LoRA that starts from the QR decomposition of each weight",
-    default_lr: 1e-4,
+    default_lr: 3e-4,
     peft_type: "LORA",
     // Files are those of `lora`.
     peft_variant: Some(|_| false),

@@ -51,7 +51,7 @@ pub const METHOD: Method = Method {
     aliases: &["p-tuning-v2", "prefix"],
     family: Family::Prompt,
     summary: "Trained keys and values in front of every block",
-    default_lr: 1e-2,
+    default_lr: 3e-2,
     peft_type: "PREFIX_TUNING",
     peft_variant: None,
     capabilities: Capabilities { merge: false, identity_at_init: false, mixed_batch: false },

@@ -45,7 +45,7 @@ pub const METHOD: Method = Method {
     aliases: &["scale-shift"],
     family: Family::Scaling,
     summary: "A factor and an offset for every feature of maps and norms",
-    default_lr: 1e-3,
+    default_lr: 3e-3,
     peft_type: "SSF",
     peft_variant: None,
     capabilities: Capabilities { merge: true, identity_at_init: true, mixed_batch: true },

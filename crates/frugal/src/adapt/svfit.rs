@@ -56,7 +56,7 @@ pub const METHOD: Method = Method {
     aliases: &["singular-values"],
     family: Family::Spectral,
     summary: "Trains the largest singular values of each weight",
-    default_lr: 3e-2,
+    default_lr: 1e-1,
     peft_type: PEFT_TYPE,
     peft_variant: None,
     capabilities: Capabilities { merge: true, identity_at_init: true, mixed_batch: true },

@@ -45,7 +45,7 @@ pub const METHOD: Method = Method {
     aliases: &[],
     family: Family::Shared,
     summary: "Factors on shared frozen random projections",
-    default_lr: 5e-3,
+    default_lr: 1.5e-2,
     peft_type: "VERA",
     peft_variant: None,
     capabilities: Capabilities { merge: true, identity_at_init: true, mixed_batch: true },

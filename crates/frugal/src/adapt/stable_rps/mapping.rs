@@ -160,12 +160,12 @@ impl Usage {
         Self { sum, count }
     }
 
-    /// What the gradient of each parameter is divided by: `(Σ λ)² / n`, 1 where nothing reads it.
-    pub fn gamma(&self) -> Vec<f32> {
-        self.sum.iter().zip(&self.count).map(|(s, n)| if *n > 0.0 { s * s / n } else { 1.0 }).collect()
+    /// What the gradient of each parameter is divided by: `Σ λ`, 1 where nothing reads it.
+    pub fn sums(&self) -> Vec<f32> {
+        self.sum.iter().zip(&self.count).map(|(s, n)| if *n > 0.0 { *s } else { 1.0 }).collect()
     }
 
-    /// Mean `λ` of each parameter, 1 where nothing reads it.
+    /// What the update of each parameter is divided by: the mean `λ`, 1 where nothing reads it. Both make `Γ = (Σ λ)² / n`.
     pub fn mean(&self) -> Vec<f32> {
         self.sum.iter().zip(&self.count).map(|(s, n)| if *n > 0.0 { s / n } else { 1.0 }).collect()
     }
@@ -183,6 +183,11 @@ mod tests {
         Span { offset: 0, rows: 1, cols: len }
     }
 
+    /// `Γ`, which a step of gradient descent is divided by.
+    fn gamma(usage: &Usage) -> Vec<f32> {
+        usage.sums().into_iter().zip(usage.mean()).map(|(sum, mean)| sum * mean).collect()
+    }
+
     #[test]
     fn the_worked_fold() {
         let fold = mapping(Mapper::RandomFold, 4).fold_with(flat(10), |chunk| [2, 0, 3][chunk]);
@@ -191,7 +196,7 @@ mod tests {
         let usage = Usage::new(4, [(indices[..6].to_vec(), 2.0), (indices[6..].to_vec(), 0.5)].into_iter());
         assert_eq!(usage.count, [3.0, 2.0, 2.0, 3.0]);
         assert_eq!(usage.sum, [4.5, 4.0, 2.5, 3.0]);
-        assert_eq!(usage.gamma(), [6.75, 8.0, 3.125, 3.0]);
+        assert_eq!(gamma(&usage), [6.75, 8.0, 3.125, 3.0]);
     }
 
     #[test]
@@ -248,7 +253,7 @@ mod tests {
         let (indices, signs) = (map.indices(flat(n)), map.signs(flat(n)));
         let lambda = |i: usize| if i < n / 2 { 0.3 / sigma } else { 0.1 / sigma };
         let halves = [(indices[..n / 2].to_vec(), lambda(0)), (indices[n / 2..].to_vec(), lambda(n - 1))];
-        let gamma = Usage::new(m, halves.into_iter()).gamma();
+        let gamma = gamma(&Usage::new(m, halves.into_iter()));
         let wave = |i: usize, f: f64| (i as f64 * f).sin() as f32;
         let mut psi: Vec<f32> = (0..m).map(|j| sigma * wave(j + 1, 1.7)).collect();
         let weights = |psi: &[f32]| (0..n).map(|i| lambda(i) * signs[i] * psi[indices[i]]).collect::<Vec<_>>();

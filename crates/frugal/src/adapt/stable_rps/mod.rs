@@ -8,8 +8,8 @@
 //! ## Update rule
 //! `wᵢ = λ gᵢ ψ[idx(i)]` with a random sign `gᵢ` and one `λ` per map. With `m` parameters, flat index `i` in chunk
 //! `c = ⌊i / m⌋` reads `idx(i) = (u(c) + i − c m) mod m`: each chunk is a rotation of the whole array (RANDOMFOLD). The
-//! gradient of `ψⱼ` is divided by `Γⱼ = (Σ λᵢ)² / nⱼ` over the `nⱼ` weights that read it, which makes a step of gradient
-//! descent independent of the scale that `ψ` starts from.
+//! step of `ψⱼ` is divided by `Γⱼ = (Σ λᵢ)² / nⱼ` over the `nⱼ` weights that read it, which makes it independent of the scale
+//! that `ψ` starts from.
 //!
 //! ## When to use, when not
 //! To train a model whose weights must fit a small memory, from scratch or (with a loss that retraining has to make good)
@@ -26,10 +26,12 @@
 //!
 //! ## Departures from the paper
 //! `ψ` is normal with deviation `sigma`; the released code draws it uniformly within `±sigma` and divides by `sigma`, so its
-//! weights start 1.73 times too small. Adam does not see the scale of a gradient, so with it the update of `ψⱼ` is divided by
-//! the mean `λ` of its readers, which has the same purpose (`scale_update`). Signs come from SplitMix64. `mapper = "roast"`
-//! and `"hashed"` are the baselines; they hold an index for every weight. Norms and biases stay as they are, and the head
-//! follows a shared table when they are one matrix.
+//! weights start 1.73 times too small. The released code divides the gradient by all of `Γ`. Adam does not see the scale of a
+//! gradient, but its ε and the clipping of norms do, so `Γ` is divided in two: the gradient by `Σ λᵢ` (`scale_gradient`), which
+//! makes it the mean of the weights' own, and the update by `Σ λᵢ / nⱼ` (`scale_update`), which makes it one of weights. For
+//! gradient descent the two are the paper's `Γ`; with them a run of Adam with clipping does not depend on `sigma` either.
+//! Signs come from SplitMix64. `mapper = "roast"` and `"hashed"` are the baselines; they hold an index for every weight. Norms and
+//! biases stay as they are, and the head follows a shared table when they are one matrix.
 //!
 //! ## References
 //! - Desai, Shrivastava: In defense of parameter sharing for model-compression, 2024, arXiv 2310.11611.
@@ -100,7 +102,7 @@ pub struct StableRpsConfig {
     pub block: [usize; 2],
     /// First values of the array.
     pub init: Init,
-    /// Divide each parameter's gradient by its `Γ`.
+    /// Divide each parameter's gradient by the sum of its readers' `λ`.
     pub scale_gradient: bool,
     /// Divide each parameter's update by the mean `λ` of its readers.
     pub scale_update: bool,
@@ -364,8 +366,8 @@ impl Adapter for StableRps {
         if self.config.scale_gradient
             && let Some(gradient) = gradients.get_mut("rps.psi")
         {
-            let gamma = self.usage().gamma();
-            gradient.iter_mut().zip(gamma).for_each(|(g, gamma)| *g /= gamma);
+            let sums = self.usage().sums();
+            gradient.iter_mut().zip(sums).for_each(|(g, sum)| *g /= sum);
         }
         if self.config.scale_update {
             self.before = self.psi.to_vec();
@@ -445,10 +447,10 @@ mod tests {
         with(llama(16, 24, 1, (4, 2)), json!({"init": "random"}), |mut adapter, _| {
             adapter.scale.set(vec![4.0; adapter.scale.len()]);
             let (context, mut gradients) = (StepContext { step: 0, total_steps: 1, seed: 0 }, GradientSum::default());
-            gradients.insert("rps.psi", vec![16.0; adapter.psi.len()]);
+            gradients.insert("rps.psi", vec![4.0; adapter.psi.len()]);
             let old = adapter.psi.to_vec();
             adapter.before_step(&context, &mut gradients);
-            // With one λ, Γ = n λ².
+            // With one λ, Γ = n λ²: n λ before the step and λ after it.
             let usage = adapter.usage().count.clone();
             gradients.get("rps.psi").unwrap().iter().zip(usage).for_each(|(g, n)| assert!((g - 1.0 / n).abs() < 1e-6));
             adapter.psi.set(old.iter().map(|v| v + 1.0).collect());
