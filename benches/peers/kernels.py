@@ -4,7 +4,7 @@ Usage: python benches/peers/kernels.py [--pairs 5] [--out benches/results/kernel
 
 Frugal's side is the criterion bench `kernels` (crates/frugal-kernels/benches/kernels.rs), whose cases and inputs this script repeats
 in PyTorch with two threads. Both sides compute the same first: the sum of the magnitudes of each result and gradient must agree. A
-packed weight is put beside PyTorch's product with the dense one. Writes a JSON file and the table in docs/kernels.md.
+packed weight is put beside PyTorch's product with the dense one, moments of eight bits beside bitsandbytes. Writes a JSON file and the table in docs/kernels.md.
 """
 
 import argparse
@@ -25,6 +25,7 @@ SECONDS = 0.4
 
 
 def cases():
+    import bitsandbytes
     import numpy
     import torch
     import torch.nn.functional as F
@@ -118,13 +119,18 @@ def cases():
     trained = [values(5817, seed=i + 1, scale=1.0).requires_grad_(True) for i in range(420)]
     for i, parameter in enumerate(trained):
         parameter.grad = values(5817, seed=i, scale=0.1)
-    optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.01, fused=True)
+    eight_bit = [p.detach().clone().requires_grad_(True) for p in trained]
+    for ours, theirs in zip(eight_bit, trained):
+        ours.grad = theirs.grad
 
-    def adamw():
+    def stepped(optimizer, parameters):
         optimizer.step()
-        return [trained[0][:1].detach()]
+        return [parameters[0][:1].detach()]
 
-    found["adamw"] = adamw
+    single = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.01, fused=True)
+    blockwise = bitsandbytes.optim.AdamW8bit(eight_bit, lr=1e-3, weight_decay=0.01)
+    found["adamw"] = lambda: stepped(single, trained)
+    found["adamw_8bit"] = lambda: stepped(blockwise, eight_bit)
     found["grad_norm"] = lambda: [torch.nn.utils.get_total_norm([p.grad for p in trained])]
     return found
 

@@ -14,9 +14,9 @@ use burn::tensor::{Device, Tensor, TensorData};
 use criterion::Criterion;
 use frugal_core::gguf::GgmlType;
 use frugal_kernels::{
-    Activations, AdamWStep, AttentionSpec, CacheType, CrossEntropyOptions, KeyValues, Memory, Packed, adamw_step, attention,
-    cached_attention, geglu_tanh, gelu, gelu_tanh, grad_norm_sq, keep_freed_memory, layer_norm, linear, linear_cross_entropy, lora_linear,
-    on_pool, quantized_linear, rms_norm, rope, silu, swiglu,
+    Activations, AdamWStep, AttentionSpec, Blockwise, CacheType, CrossEntropyOptions, KeyValues, Memory, Packed, adamw_8bit_step,
+    adamw_step, attention, cached_attention, geglu_tanh, gelu, gelu_tanh, grad_norm_sq, keep_freed_memory, layer_norm, linear,
+    linear_cross_entropy, lora_linear, on_pool, quantized_linear, rms_norm, rope, silu, swiglu,
 };
 
 const TOKENS: usize = 1024;
@@ -203,21 +203,33 @@ fn products() -> Vec<Case> {
     cases
 }
 
-fn optimizer() -> [(&'static str, Box<dyn FnMut() -> f64>); 2] {
+fn optimizer() -> [(&'static str, Box<dyn FnMut() -> f64>); 3] {
     let (count, len) = TRAINED;
     let gradients: Vec<Vec<f32>> = (0..count).map(|i| values(len, i, 0.1)).collect();
     let mut state: Vec<[Vec<f32>; 3]> = (0..count).map(|i| [values(len, i + 1, 1.0), vec![0.0; len], vec![0.0; len]]).collect();
+    let mut eight_bit: Vec<(Vec<f32>, [Blockwise; 2])> =
+        (0..count).map(|i| (values(len, i + 1, 1.0), [true, false].map(|signed| Blockwise::zeros(len, signed)))).collect();
+    let settings = |step| AdamWStep { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step, grad_scale: 1.0 };
     let mut step = 0;
-    let same = gradients.clone();
+    let (same, again) = (gradients.clone(), gradients.clone());
+    let mut step_8bit = 0;
+    let adamw_8bit = move || {
+        step_8bit += 1;
+        for ((param, [exp_avg, exp_avg_sq]), gradient) in eight_bit.iter_mut().zip(&again) {
+            adamw_8bit_step(param, gradient, exp_avg, exp_avg_sq, &settings(step_8bit));
+        }
+        f64::from(eight_bit[0].0[0])
+    };
     let adamw = move || {
         step += 1;
-        let h = AdamWStep { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step, grad_scale: 1.0 };
+        let h = settings(step);
         for ([param, exp_avg, exp_avg_sq], gradient) in state.iter_mut().zip(&gradients) {
             adamw_step(param, gradient, exp_avg, exp_avg_sq, &h);
         }
         f64::from(state[0][0][0])
     };
-    [("adamw", Box::new(adamw)), ("grad_norm", Box::new(move || same.iter().map(|g| grad_norm_sq(g)).sum::<f64>().sqrt()))]
+    let grad_norm = move || same.iter().map(|g| grad_norm_sq(g)).sum::<f64>().sqrt();
+    [("adamw", Box::new(adamw)), ("adamw_8bit", Box::new(adamw_8bit)), ("grad_norm", Box::new(grad_norm))]
 }
 
 /// The sum of the magnitudes of each result: says whether two sides computed the same.

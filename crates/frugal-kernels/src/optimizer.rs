@@ -48,7 +48,7 @@ pub fn adamw_step(param: &mut [f32], grad: &[f32], exp_avg: &mut [f32], exp_avg_
 
 /// The numbers that all elements of one step share.
 #[derive(Clone, Copy)]
-struct Coefficients {
+pub(crate) struct Coefficients {
     decay: f32,
     step_size: f32,
     bias2_sqrt: f32,
@@ -60,7 +60,7 @@ struct Coefficients {
 }
 
 impl Coefficients {
-    fn new(h: &AdamWStep) -> Self {
+    pub(crate) fn new(h: &AdamWStep) -> Self {
         let bias1 = 1.0 - h.beta1.powf(h.step as f64);
         let bias2 = 1.0 - h.beta2.powf(h.step as f64);
         Self {
@@ -77,7 +77,7 @@ impl Coefficients {
 }
 
 multiversion!(
-    fn step(param: &mut [f32], exp_avg: &mut [f32], exp_avg_sq: &mut [f32], grad: &[f32], c: Coefficients) = step_body
+    pub(crate) fn step(param: &mut [f32], exp_avg: &mut [f32], exp_avg_sq: &mut [f32], grad: &[f32], c: Coefficients) = step_body
 );
 
 /// Without fused multiply-adds, so that training gives the same numbers on every instruction set.

@@ -9,7 +9,7 @@ use super::{RunError, TuneConfig};
 use crate::adapt::{Adapter, BuildContext, Head, Parameter, registry};
 use crate::model::load::{Lookup, ModelFiles};
 use crate::model::{ModelConfig, ModelType, Quantize, SiteInfo, SiteKind, SiteTable};
-use crate::train::{self, Batches};
+use crate::train::{self, Batches, Optimizer};
 
 const F32: u64 = 4;
 
@@ -139,12 +139,16 @@ fn predicted(
     let values: u64 = adapter.parameters().iter().map(|p| p.len() as u64 * F32).sum();
     let kept = kept_per_token(model, adapter, config.train.memory);
     let widest = model.intermediate_size.max(model.hidden_size) as u64;
+    let moment = match config.train.optim {
+        Optimizer::AdamW => F32,
+        Optimizer::AdamW8bit => 1,
+    };
     let logits = if prepared.head.is_some() { 0 } else { LOGIT_ROWS.min(tokens) * model.vocab_size as u64 * F32 };
     Memory {
         process,
         weights: held + converted,
-        // Gradients, two moments, the best weights and a checkpoint in the making, beside the values.
-        trainable: values + 5 * trained * F32,
+        // Gradients, the best weights and a checkpoint in the making, beside the values, and two moments.
+        trainable: values + 3 * trained * F32 + 2 * trained * moment,
         activations: kept.between as u64 * tokens * F32,
         workspace: (4 * widest + kept.again as u64) * tokens * F32 + 2 * logits,
     }

@@ -11,13 +11,14 @@ use std::path::{Path, PathBuf};
 
 use frugal_core::fs::FileError;
 use frugal_core::safetensors::LoadReport;
+use frugal_kernels::Blockwise;
 use safetensors::{Dtype, SafeTensors, View};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use super::config::TrainConfig;
-use super::optimizer::{AdamW, Moments};
+use super::optimizer::{AdamW, History, Moments};
 use crate::adapt::Parameter;
 
 const FOLDER: &str = "checkpoints";
@@ -214,11 +215,17 @@ impl Checkpoint {
             for name in names {
                 let step = tensors.tensor(&format!("step.{name}")).ok().and_then(|t| t.data().try_into().ok()).map(u64::from_le_bytes);
                 let step = step.ok_or_else(|| self.invalid(format!("{OPTIMIZER}: `step.{name}` is not one number")))?;
-                let exp_avg = self.values(tensors, &format!("exp_avg.{name}"))?;
-                let exp_avg_sq = self.values(tensors, &format!("exp_avg_sq.{name}"))?;
-                all.insert(name.to_owned(), Moments { exp_avg, exp_avg_sq, step });
+                let codes = tensors.tensor(&format!("exp_avg.{name}")).is_ok_and(|t| t.dtype() == Dtype::U8);
+                let moments = if codes {
+                    let part = |moment, signed| self.blockwise(tensors, &format!("{moment}.{name}"), signed);
+                    Moments::EightBit(part("exp_avg", true)?, part("exp_avg_sq", false)?)
+                } else {
+                    let part = |moment| self.values(tensors, &format!("{moment}.{name}"));
+                    Moments::Single(part("exp_avg")?, part("exp_avg_sq")?)
+                };
+                all.insert(name.to_owned(), History { moments, step });
             }
-            optimizer.moments = all;
+            optimizer.histories = all;
             Ok(())
         })
     }
@@ -243,6 +250,18 @@ impl Checkpoint {
             return Err(self.invalid(format!("`{name}` is {:?} instead of F32", tensor.dtype())));
         }
         Ok(tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+    }
+
+    /// Moments of eight bits: their codes, and their scales beside them.
+    fn blockwise(&self, tensors: &SafeTensors<'_>, name: &str, signed: bool) -> Result<Blockwise, CheckpointError> {
+        let codes = tensors.tensor(name).map_err(|e| self.invalid(e.to_string()))?;
+        if codes.dtype() != Dtype::U8 {
+            return Err(self.invalid(format!("`{name}` is {:?} instead of U8", codes.dtype())));
+        }
+        let absmax = self.values(tensors, &format!("{name}.absmax"))?;
+        let scales = absmax.len();
+        Blockwise::from_parts(codes.data().to_vec(), absmax, signed)
+            .ok_or_else(|| self.invalid(format!("`{name}` has {} codes and {scales} scales", codes.data().len())))
     }
 
     pub(super) fn invalid(&self, reason: String) -> CheckpointError {
@@ -271,10 +290,7 @@ pub(super) fn save(
 
     let stored = parameters.iter().map(|p| (p.name().to_owned(), Stored::Parameter(p)));
     write_tensors(&temporary.join(PARAMETERS), stored)?;
-    let stored = optimizer.moments.iter().flat_map(|(name, m)| {
-        let value = |prefix: &str, values| (format!("{prefix}.{name}"), Stored::Values(values, [m.exp_avg.len()]));
-        [value("exp_avg", &m.exp_avg), value("exp_avg_sq", &m.exp_avg_sq), (format!("step.{name}"), Stored::Count(m.step))]
-    });
+    let stored = optimizer.histories.iter().flat_map(|(name, history)| stored_history(name, history));
     write_tensors(&temporary.join(OPTIMIZER), stored)?;
     let stored = adapter_state.iter().map(|(name, values)| (name.clone(), Stored::Values(values, [values.len()])));
     write_tensors(&temporary.join(ADAPTER), stored)?;
@@ -289,6 +305,25 @@ pub(super) fn save(
     std::fs::rename(&temporary, &path).map_err(FileError::at(&path, "cannot write"))?;
     sync_folder(&folder)?;
     Ok(path)
+}
+
+fn stored_history<'a>(name: &str, History { moments, step }: &'a History) -> Vec<(String, Stored<'a>)> {
+    let key = |moment: &str| format!("{moment}.{name}");
+    let values = |key: String, values: &'a [f32]| (key, Stored::Values(values, [values.len()]));
+    let mut stored = vec![(key("step"), Stored::Count(*step))];
+    match moments {
+        Moments::Single(exp_avg, exp_avg_sq) => {
+            stored.extend([values(key("exp_avg"), exp_avg), values(key("exp_avg_sq"), exp_avg_sq)]);
+        }
+        Moments::EightBit(exp_avg, exp_avg_sq) => {
+            for (moment, part) in [("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)] {
+                let codes = part.codes();
+                stored.push((key(moment), Stored::Codes(codes, [codes.len()])));
+                stored.push(values(key(moment) + ".absmax", part.absmax()));
+            }
+        }
+    }
+    stored
 }
 
 /// Deletes checkpoints older than `newest` until `limit` are left, counting `newest` but not the best one.
@@ -320,6 +355,7 @@ fn write_json(path: &Path, value: &impl Serialize) -> Result<(), FileError> {
 enum Stored<'a> {
     Parameter(&'a Parameter),
     Values(&'a [f32], [usize; 1]),
+    Codes(&'a [u8], [usize; 1]),
     Count(u64),
 }
 
@@ -327,6 +363,7 @@ impl View for Stored<'_> {
     fn dtype(&self) -> Dtype {
         match self {
             Self::Count(_) => Dtype::U64,
+            Self::Codes(..) => Dtype::U8,
             _ => Dtype::F32,
         }
     }
@@ -334,7 +371,7 @@ impl View for Stored<'_> {
     fn shape(&self) -> &[usize] {
         match self {
             Self::Parameter(parameter) => parameter.shape(),
-            Self::Values(_, shape) => shape,
+            Self::Values(_, shape) | Self::Codes(_, shape) => shape,
             Self::Count(_) => &[],
         }
     }
@@ -344,6 +381,7 @@ impl View for Stored<'_> {
         Cow::Owned(match self {
             Self::Parameter(parameter) => bytes(&parameter.to_vec()),
             Self::Values(values, _) => bytes(values),
+            Self::Codes(codes, _) => codes.to_vec(),
             Self::Count(count) => count.to_le_bytes().to_vec(),
         })
     }
@@ -352,6 +390,7 @@ impl View for Stored<'_> {
         match self {
             Self::Parameter(parameter) => parameter.len() * size_of::<f32>(),
             Self::Values(values, _) => size_of_val(*values),
+            Self::Codes(codes, _) => codes.len(),
             Self::Count(_) => size_of::<u64>(),
         }
     }

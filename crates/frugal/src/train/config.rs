@@ -43,6 +43,20 @@ impl From<Memory> for frugal_kernels::Memory {
     }
 }
 
+/// Which optimiser.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Optimizer {
+    /// AdamW with moments in single precision.
+    #[default]
+    #[serde(rename = "adamw", alias = "adamw_torch")]
+    AdamW,
+    /// AdamW with moments of eight bits: two bytes for each trained weight instead of eight. Parameters of fewer than 4,096
+    /// elements keep single precision.
+    #[serde(rename = "adamw_8bit", alias = "adamw_bnb_8bit")]
+    AdamW8bit,
+}
+
 /// Settings of a training run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -68,6 +82,8 @@ pub struct TrainConfig {
     pub gradient_accumulation_steps: usize,
     /// Put examples of similar length together.
     pub group_by_length: bool,
+    /// Which optimiser, and how it keeps its moments.
+    pub optim: Optimizer,
     /// Gradients are scaled down to this global norm; 0 for no clipping.
     pub max_grad_norm: f64,
     /// Decoupled weight decay; not applied to biases and vectors.
@@ -123,6 +139,7 @@ impl Default for TrainConfig {
             memory: Memory::default(),
             gradient_accumulation_steps: 1,
             group_by_length: false,
+            optim: Optimizer::default(),
             max_grad_norm: 1.0,
             weight_decay: 0.0,
             adam_beta1: 0.9,

@@ -19,7 +19,7 @@ mod tests;
 
 pub use batch::{Batches, Epoch};
 pub use checkpoint::{Best, Checkpoint, CheckpointError, TrainerState, latest, list};
-pub use config::{ConfigProblem, Memory, Scheduler, TrainConfig};
+pub use config::{ConfigProblem, Memory, Optimizer, Scheduler, TrainConfig};
 pub use error::{Set, TrainError};
 pub use evaluate::{Evaluation, evaluate};
 pub use event::{Event, Observer};

@@ -1,14 +1,15 @@
 //! AdamW over named parameters, with global-norm clipping.
 //!
 //! Weight decay skips biases and vectors (norm gains, scales), as Hugging Face's trainer skips biases and norms. A parameter
-//! without a gradient in a step is left alone, with moments and step count of its own, as in PyTorch.
+//! without a gradient in a step is left alone, with moments and step count of its own, as in PyTorch. Moments of eight bits are those
+//! of bitsandbytes, which keeps those of small parameters in single precision.
 
 use std::collections::BTreeMap;
 
-use frugal_kernels::{AdamWStep, adamw_step, grad_norm_sq};
+use frugal_kernels::{AdamWStep, Blockwise, adamw_8bit_step, adamw_step, grad_norm_sq};
 use thiserror::Error;
 
-use super::config::TrainConfig;
+use super::config::{Optimizer, TrainConfig};
 use crate::adapt::{GradientSum, Parameter};
 
 /// What an optimiser step refuses.
@@ -22,11 +23,36 @@ pub enum OptimizerError {
     },
 }
 
-/// Moments of one parameter.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Moments {
-    pub(super) exp_avg: Vec<f32>,
-    pub(super) exp_avg_sq: Vec<f32>,
+/// Elements from which on moments may have eight bits.
+const EIGHT_BIT_FROM: usize = 4096;
+
+/// First and second moment of one parameter.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Moments {
+    Single(Vec<f32>, Vec<f32>),
+    EightBit(Blockwise, Blockwise),
+}
+
+impl Moments {
+    fn zeros(n: usize, optim: Optimizer) -> Self {
+        match optim {
+            Optimizer::AdamW8bit if n >= EIGHT_BIT_FROM => Self::EightBit(Blockwise::zeros(n, true), Blockwise::zeros(n, false)),
+            Optimizer::AdamW | Optimizer::AdamW8bit => Self::Single(vec![0.0; n], vec![0.0; n]),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Single(exp_avg, _) => exp_avg.len(),
+            Self::EightBit(exp_avg, _) => exp_avg.len(),
+        }
+    }
+}
+
+/// What the optimiser knows of one parameter.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct History {
+    pub(super) moments: Moments,
     /// Updates so far.
     pub(super) step: u64,
 }
@@ -39,7 +65,8 @@ pub struct AdamW {
     eps: f64,
     weight_decay: f64,
     max_grad_norm: f64,
-    pub(super) moments: BTreeMap<String, Moments>,
+    optim: Optimizer,
+    pub(super) histories: BTreeMap<String, History>,
 }
 
 impl AdamW {
@@ -51,7 +78,8 @@ impl AdamW {
             eps: config.adam_epsilon,
             weight_decay: config.weight_decay,
             max_grad_norm: config.max_grad_norm,
-            moments: BTreeMap::new(),
+            optim: config.optim,
+            histories: BTreeMap::new(),
         }
     }
 
@@ -74,11 +102,12 @@ impl AdamW {
         for parameter in parameters.into_iter().filter(|p| p.is_trainable()) {
             let Some(gradient) = gradients.get(parameter.name()) else { continue };
             let n = gradient.len();
-            let moments = self.moments.entry(parameter.name().to_owned()).or_default();
-            if moments.exp_avg.len() != n {
-                *moments = Moments { exp_avg: vec![0.0; n], exp_avg_sq: vec![0.0; n], step: 0 };
+            let new = || History { moments: Moments::zeros(n, self.optim), step: 0 };
+            let history = self.histories.entry(parameter.name().to_owned()).or_insert_with(new);
+            if history.moments.len() != n {
+                *history = new();
             }
-            moments.step += 1;
+            history.step += 1;
             let mut values = parameter.to_vec();
             let step = AdamWStep {
                 lr: lr * parameter.lr_scale(),
@@ -86,10 +115,13 @@ impl AdamW {
                 beta2: self.beta2,
                 eps: self.eps,
                 weight_decay: if decays(parameter) { self.weight_decay } else { 0.0 },
-                step: moments.step,
+                step: history.step,
                 grad_scale: scale as f32,
             };
-            adamw_step(&mut values, gradient, &mut moments.exp_avg, &mut moments.exp_avg_sq, &step);
+            match &mut history.moments {
+                Moments::Single(exp_avg, exp_avg_sq) => adamw_step(&mut values, gradient, exp_avg, exp_avg_sq, &step),
+                Moments::EightBit(exp_avg, exp_avg_sq) => adamw_8bit_step(&mut values, gradient, exp_avg, exp_avg_sq, &step),
+            }
             parameter.set(values);
         }
         Ok(norm)
@@ -157,9 +189,9 @@ mod tests {
         let mut p = Parameter::new("w", &[1, 2], vec![1.0, 2.0], &Device::default());
         let mut optimizer = AdamW::new(&TrainConfig::default());
         step(&mut optimizer, &mut p, &[0.5, 0.5]).unwrap();
-        let (values, moments) = (p.to_vec(), optimizer.moments.clone());
+        let (values, histories) = (p.to_vec(), optimizer.histories.clone());
         let error = step(&mut optimizer, &mut p, &[0.5, f32::NAN]).unwrap_err();
         assert_eq!(error.to_string(), "the gradient of `w` is not finite");
-        assert_eq!((p.to_vec(), optimizer.moments), (values, moments));
+        assert_eq!((p.to_vec(), optimizer.histories), (values, histories));
     }
 }

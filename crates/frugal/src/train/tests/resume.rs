@@ -287,3 +287,54 @@ fn more_epochs_continue_a_finished_run() {
     assert_eq!(longer.losses().len() as u64, outcome.step - done);
     assert_eq!((outcome.epoch, outcome.ending), (4.0, Ending::Finished));
 }
+
+#[test]
+fn moments_of_eight_bits_go_on_from_a_checkpoint() {
+    use crate::train::checkpoint::{self, Checkpoint, TrainerState};
+    use crate::train::optimizer::{AdamW, Moments};
+
+    let config = TrainConfig { optim: Optimizer::AdamW8bit, ..TrainConfig::default() };
+    // One parameter that is large enough for eight bits, and one that is not.
+    let wave = |n: usize, f: f64| (0..n).map(|i| (i as f64 * f).sin() as f32).collect::<Vec<_>>();
+    let parameters = || [("large", 5000), ("small", 100)].map(|(name, n)| Parameter::new(name, &[1, n], wave(n, 0.3), &Device::flex()));
+    let steps = |optimizer: &mut AdamW, parameters: &mut [Parameter; 2], steps: std::ops::Range<u32>| {
+        for step in steps {
+            let mut gradients = GradientSum::default();
+            for parameter in parameters.iter() {
+                gradients.insert(parameter.name(), wave(parameter.len(), 0.7 + f64::from(step)));
+            }
+            optimizer.step(parameters.iter_mut().collect(), &gradients, 1e-2).unwrap();
+        }
+    };
+    let (mut whole, mut optimizer) = (parameters(), AdamW::new(&config));
+    steps(&mut optimizer, &mut whole, 0..3);
+    assert!(matches!(optimizer.histories["large"].moments, Moments::EightBit(..)));
+    assert!(matches!(optimizer.histories["small"].moments, Moments::Single(..)));
+
+    let run = tempfile::tempdir().unwrap();
+    let state = TrainerState {
+        step: 3,
+        epoch: 0,
+        step_in_epoch: 3,
+        tokens: 0,
+        logged_loss: 0.0,
+        logged_steps: 0,
+        last_evaluation: None,
+        best: None,
+        evaluations_without_improvement: 0,
+        config: config.clone(),
+        data_hash: String::new(),
+    };
+    let saved = checkpoint::save(run.path(), &state, &whole.iter().collect::<Vec<_>>(), &optimizer, &BTreeMap::new()).unwrap();
+    let (mut part, mut resumed) = (parameters(), AdamW::new(&config));
+    let opened = Checkpoint::open(&saved).unwrap();
+    opened.load_parameters(part.iter_mut().collect()).unwrap();
+    opened.load_optimizer(&mut resumed).unwrap();
+    assert_eq!(resumed.histories, optimizer.histories);
+    steps(&mut optimizer, &mut whole, 3..6);
+    steps(&mut resumed, &mut part, 3..6);
+    assert_eq!(resumed.histories, optimizer.histories);
+    for (a, b) in whole.iter().zip(&part) {
+        assert_eq!(a.to_vec(), b.to_vec());
+    }
+}
