@@ -1,5 +1,7 @@
 //! `frugal report`: any set of runs on one page.
 
+use std::collections::BTreeSet;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -42,17 +44,22 @@ pub struct Args {
 /// Reads the runs and writes the page.
 pub fn run(args: &Args) -> Result<Outcome> {
     let (mut runs, mut tasks) = (Vec::new(), Vec::new());
+    let mut collections = Vec::new();
     for folder in &args.folders {
         if !folder.is_dir() {
             bail!("{}: no such folder", folder.display());
         }
-        let before = runs.len() + tasks.len();
+        let (first_run, before) = (runs.len(), runs.len() + tasks.len());
         collect(folder, &mut runs)?;
         collect_tasks(folder, &mut tasks)?;
+        if !folder.join(RECORD_FILE).is_file() {
+            collections.push((folder, first_run..runs.len()));
+        }
         if runs.len() + tasks.len() == before {
             bail!("{}: neither a run nor a folder of runs: no `{RECORD_FILE}` or `{RESULTS_FILE}` there", folder.display());
         }
     }
+    tell_apart(&mut runs, &collections);
     let subtitle = match runs.len() {
         1 => "one run".to_owned(),
         n => format!("{n} runs"),
@@ -98,6 +105,21 @@ fn collect_tasks(folder: &Path, tasks: &mut Vec<TaskScores>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Names runs after their folder as well where two folders of runs use one name: they are not seeds of one run.
+fn tell_apart(runs: &mut [Run], collections: &[(&PathBuf, Range<usize>)]) {
+    let names: Vec<BTreeSet<String>> =
+        collections.iter().map(|(_, range)| runs[range.clone()].iter().map(|r| r.name.clone()).collect()).collect();
+    let shared = |name: &str| names.iter().filter(|names| names.contains(name)).count() > 1;
+    for (folder, range) in collections {
+        let same_end = collections.iter().filter(|(other, _)| other.file_name() == folder.file_name()).count() > 1;
+        let folder =
+            folder.file_name().filter(|_| !same_end).map_or_else(|| folder.display().to_string(), |n| n.to_string_lossy().into_owned());
+        for run in runs[range.clone()].iter_mut().filter(|run| shared(&run.name)) {
+            run.name = format!("{folder}/{}", run.name);
+        }
+    }
 }
 
 fn collect(folder: &Path, runs: &mut Vec<Run>) -> Result<()> {

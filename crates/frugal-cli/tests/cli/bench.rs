@@ -80,6 +80,18 @@ fn a_grid_is_run_fitted_and_taken_up_again() {
     assert_eq!(of("out/results.json")["study"], all["study"]);
     // Pre-training runs stand in other comparisons too.
     assert!(run(workshop.path(), "report out --metric loss").ok().stdout.contains("h16-d1024-lr0.03-b128"));
+    // Runs of two folders that share a name are not taken for seeds of one.
+    fs::create_dir(at("again")).unwrap();
+    fs::create_dir(at("again/h8-d512-lr0.01-b64-seed1")).unwrap();
+    for file in ["record.json", "log.jsonl"] {
+        let from = at("out/h8-d512-lr0.01-b64-seed0").join(file);
+        if from.is_file() {
+            fs::copy(from, at("again/h8-d512-lr0.01-b64-seed1").join(file)).unwrap();
+        }
+    }
+    let joined = run(workshop.path(), "report out again --metric loss").ok().stdout;
+    assert!(joined.contains("out/h8-d512-lr0.01-b64 ") && joined.contains("again/h8-d512-lr0.01-b64 "), "{joined}");
+    assert!(!joined.contains("/h8-d512-lr0.03-b64"), "{joined}");
     // Other settings are not mixed in.
     run(workshop.path(), "bench pretrain --suite grid.toml --out out --set train.weight_decay=0.5").fails(&["other settings", "--out"]);
 }
