@@ -1,4 +1,4 @@
-//! Moments of an optimiser in eight bits.
+//! Numbers in eight bits by blocks: the moments of an optimiser, and the scales of 4-bit NormalFloat.
 //!
 //! Source: Dettmers, Lewis, Shleifer, Zettlemoyer: 8-bit Optimizers via Block-wise Quantization, 2022, arXiv 2110.02861; the values,
 //! and the blocks of 256, are those of bitsandbytes.
@@ -61,6 +61,11 @@ impl Blockwise {
         let blocks = values.chunks_mut(MOMENT_BLOCK).zip(self.codes.chunks(MOMENT_BLOCK)).zip(&self.absmax);
         blocks.for_each(|((values, codes), &absmax)| map.read(values, codes, absmax));
         values
+    }
+
+    /// The number that one code stands for.
+    pub(crate) fn at(&self, i: usize) -> f32 {
+        DynamicMap::of(self.signed).values[usize::from(self.codes[i])] * self.absmax[i / MOMENT_BLOCK]
     }
 
     /// Rounds numbers; their sign is lost where there is none.

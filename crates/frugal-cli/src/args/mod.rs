@@ -119,7 +119,7 @@ impl Model {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Model")]
 pub struct Storage {
-    /// How weights are held: none (single precision), stored (as a GGUF file has them), int8, nf4, q8_0, q4_0, q4_1, sparse
+    /// How weights are held: none (single precision), stored (as a GGUF file has them), int8, nf4, nf4_double, q8_0, q4_0, q4_1, sparse
     #[arg(long, value_name = "NAME", default_value = "stored")]
     pub quantize: Quantize,
     /// How keys and values of earlier tokens are held: f32, or f16 for half the memory

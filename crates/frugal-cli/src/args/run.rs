@@ -29,7 +29,7 @@ pub struct RunFlags {
     /// Which positions a classifier reads [default: last, encoders cls]
     #[arg(long, value_name = "WAY", value_parser = ["last", "cls", "mean"], help_heading = "What")]
     pub pooling: Option<String>,
-    /// How frozen weights are held: none, stored, int8, nf4, q8_0, q4_0, q4_1, sparse [default: none]
+    /// How frozen weights are held: none, stored, int8, nf4, nf4_double, q8_0, q4_0, q4_1, sparse [default: none]
     #[arg(long, value_name = "NAME", help_heading = "What")]
     pub quantize: Option<String>,
     /// Inputs of products with weights in few bits: exact, or int8 for products of integers [default: exact]

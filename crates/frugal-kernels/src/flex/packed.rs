@@ -290,6 +290,7 @@ fn lanes_at<B: Bytes>(numbers: &Numbers, at: usize) -> B::Lanes {
     match numbers {
         Numbers::F16(values) => B::halves(values[at..][..LANES].try_into().expect("sixteen")),
         Numbers::F32(values) => B::Lanes::load(values[at..][..LANES].try_into().expect("sixteen")),
+        Numbers::Byte(codes, mean) => B::Lanes::load(&std::array::from_fn(|lane| codes.at(at + lane) + mean)),
     }
 }
 
@@ -370,6 +371,7 @@ mod tests {
         let packings = [
             Packed::int8(&values(70), 70),
             Packed::nf4(&values(150), 150),
+            Packed::nf4_double(&values(150), 150),
             ggml(GgmlType::Q8_0),
             ggml(GgmlType::Q4_0),
             ggml(GgmlType::Q4_1),

@@ -122,11 +122,36 @@ fn nf4_rounds_to_the_nearest_of_its_sixteen_values() {
     }
 }
 
+/// With scales of a byte, a group keeps its codes and its scale is off by half a step of the dynamic values at most, 0.0071 of the
+/// largest distance from the mean scale.
+#[test]
+fn double_quantisation_moves_scales_by_half_a_step_at_most() {
+    let (rows, cols) = (64, 640);
+    let values: Vec<f32> = random(rows, cols, 1.0, 9).data.iter().enumerate().map(|(i, v)| v * (1.0 + (i / 64 % 7) as f32)).collect();
+    let (single, double) = (Packed::nf4(&values, cols), Packed::nf4_double(&values, cols));
+    assert_eq!(double.bytes(), rows * cols / 2 + rows * cols / 64 + 4 * (rows * cols / 64usize).div_ceil(256));
+    let scales: Vec<f32> = values.chunks(64).map(|group| group.iter().fold(0.0f32, |max, v| max.max(v.abs()))).collect();
+    let mean = scales.iter().sum::<f32>() / scales.len() as f32;
+    let furthest = scales.iter().fold(0.0f32, |max, scale| max.max((scale - mean).abs()));
+    let (single, double) = (single.to_vec(), double.to_vec());
+    let mut moved = 0.0f32;
+    for ((single, double), scale) in single.chunks(64).zip(double.chunks(64)).zip(&scales) {
+        for (a, b) in single.iter().zip(double) {
+            // The same share of either scale.
+            let off = (b - a) * scale / a.abs().max(1e-9) * if *a == 0.0 { 0.0 } else { 1.0 };
+            moved = moved.max(off.abs());
+            assert!(off.abs() <= 0.0071 * furthest, "{a} became {b}, the scale is {scale}");
+        }
+    }
+    assert!(moved > 0.0);
+}
+
 fn all_packed() -> Vec<Packed> {
     let values = random(ROWS, COLS, 1.0, 11).data;
     let files = TYPES.iter().map(|&t| Packed::from_ggml(t, &blocks(t), COLS, None).unwrap());
     let odd = random(37, 100, 1.0, 12).data;
-    files.chain([Packed::int8(&values, COLS), Packed::nf4(&values, COLS), Packed::int8(&odd, 100), Packed::nf4(&odd, 100)]).collect()
+    let ours = [Packed::int8, Packed::nf4, Packed::nf4_double];
+    files.chain(ours.iter().map(|pack| pack(&values, COLS))).chain(ours.iter().map(|pack| pack(&odd, 100))).collect()
 }
 
 #[test]

@@ -51,6 +51,8 @@ pub enum Quantize {
     Int8,
     /// 4-bit NormalFloat in groups of 64 (QLoRA).
     Nf4,
+    /// The same with scales of 8 bits (QLoRA's double quantisation).
+    Nf4Double,
     /// Matrices of which half or more is zero without the zeros, others in single precision; nothing is rounded.
     Sparse,
     /// GGUF's 8 bits in groups of 32.
@@ -68,7 +70,7 @@ impl FromStr for Quantize {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
-        let known = "none, stored, int8, nf4, q8_0, q4_0, q4_1, sparse";
+        let known = "none, stored, int8, nf4, nf4_double, q8_0, q4_0, q4_1, sparse";
         serde_json::from_value(name.into()).map_err(|_| format!("unknown way to hold weights; known: {known}"))
     }
 }
@@ -83,6 +85,7 @@ impl Quantize {
             Self::Int8 => return rows * (cols + 4),
             _ if table => return rows * (cols + 4),
             Self::Nf4 | Self::Q4_0 => return rows * cols * 9 / 16,
+            Self::Nf4Double => return rows * cols * 33 / 64 + rows * cols / 4096,
             Self::Q4_1 => 5,
         };
         rows * cols * bits / 8
@@ -408,6 +411,7 @@ impl<'a> WeightLoader<'a> {
 fn pack(quantize: Quantize, values: &[f32], cols: usize, table: bool) -> Packed {
     let blocks = match quantize {
         Quantize::Nf4 if !table => return Packed::nf4(values, cols),
+        Quantize::Nf4Double if !table => return Packed::nf4_double(values, cols),
         Quantize::Q8_0 => Some(GgmlType::Q8_0),
         Quantize::Q4_0 if !table => Some(GgmlType::Q4_0),
         Quantize::Q4_1 if !table => Some(GgmlType::Q4_1),

@@ -48,7 +48,7 @@ pub struct Flags {
     /// Decides which examples are drawn
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// How weights are held: none (single precision), stored, int8, nf4, q8_0, q4_0, q4_1, sparse
+    /// How weights are held: none (single precision), stored, int8, nf4, nf4_double, q8_0, q4_0, q4_1, sparse
     #[arg(long, value_name = "NAME", default_value = "none")]
     quantize: Quantize,
     /// Run programs that the model writes, in a sandbox; humaneval needs it
