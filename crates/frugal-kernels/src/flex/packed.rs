@@ -303,6 +303,23 @@ fn panel_product_body<B: Bytes, const BITS: u32, const T: usize>(
     weight: &Packed,
     panel: usize,
 ) {
+    if T == ROWS && B::FEW_REGISTERS {
+        let (low, high) = y.split_at_mut(ROWS / 2);
+        rows_product::<B, BITS, { ROWS / 2 }>(low, x, first, weight, panel);
+        rows_product::<B, BITS, { ROWS / 2 }>(high, x, first + ROWS / 2, weight, panel);
+    } else {
+        rows_product::<B, BITS, T>(y, x, first, weight, panel);
+    }
+}
+
+#[inline(always)]
+fn rows_product<B: Bytes, const BITS: u32, const T: usize>(
+    y: &mut [[f32; LANES]],
+    x: &Rounded,
+    first: usize,
+    weight: &Packed,
+    panel: usize,
+) {
     let (group, groups) = (weight.group, weight.groups());
     let width = group * groups;
     let steps = group / 4;

@@ -21,6 +21,8 @@ pub(crate) trait Bytes: Isa {
     type Sums: Copy;
     /// What [`Bytes::dot_byte`] takes off every code.
     const BYTE_BIAS: i32;
+    /// Whether the sums of eight rows of x do not fit the registers.
+    const FEW_REGISTERS: bool;
 
     fn load(codes: &[u8; CODES]) -> Self::Codes;
     /// The low halves of the bytes.
@@ -92,6 +94,7 @@ impl Bytes for Baseline {
     type Codes = [u8; CODES];
     type Sums = [i32; LANES];
     const BYTE_BIAS: i32 = 0;
+    const FEW_REGISTERS: bool = false;
 
     #[inline(always)]
     fn load(codes: &[u8; CODES]) -> Self::Codes {
@@ -145,6 +148,7 @@ impl Bytes for Avx512 {
     type Codes = __m512i;
     type Sums = __m512i;
     const BYTE_BIAS: i32 = 0;
+    const FEW_REGISTERS: bool = false;
 
     #[inline(always)]
     fn load(codes: &[u8; CODES]) -> Self::Codes {
@@ -209,6 +213,7 @@ impl Bytes for Avx2 {
     type Sums = [__m256i; 2];
     // Codes are made signed, because sums of pairs of larger products would not fit 16 bits.
     const BYTE_BIAS: i32 = 128;
+    const FEW_REGISTERS: bool = true;
 
     #[inline(always)]
     fn load(codes: &[u8; CODES]) -> Self::Codes {
