@@ -12,7 +12,9 @@
 //!
 //! ## When to use, when not
 //! To get a model with fewer parameters and less arithmetic that is then used or tuned further. Expect a large loss right
-//! after factorising and hundreds of steps to recover it. To adapt a model without changing its size, use LoRA.
+//! after factorising and hundreds of steps to recover it. Recover it on the kind of text that the original knows and adapt it
+//! afterwards: on other text the original's features hold it back (`benchmarks/pela`). To adapt a model without changing its
+//! size, use LoRA.
 //!
 //! ## Cost
 //! Trainable: `r (d_in + d_out)` per map, `1 / compression_ratio` of its weights, and norms and biases. Extra memory while
