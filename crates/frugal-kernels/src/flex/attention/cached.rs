@@ -27,8 +27,10 @@ pub(crate) fn attend(q: Matrix, cached: &[&KeyValues], spec: &AttentionSpec) -> 
         let (sequence, kv_head) = (head / spec.num_kv_heads, head % spec.num_kv_heads);
         over_block(&q.row(sequence)[kv_head * width..][..width], cached[sequence], block, kv_head, spec)
     };
+    // A share for each thread: a task of its own for every block, a few microseconds long, costs more than it evens out.
+    let share = tasks.len().div_ceil(rayon::current_num_threads()).max(1);
     let parts: Vec<Vec<(Running, Vec<f32>)>> =
-        if work < TASK_WORK { tasks.iter().map(part).collect() } else { tasks.par_iter().with_max_len(1).map(part).collect() };
+        if work < TASK_WORK { tasks.iter().map(part).collect() } else { tasks.par_iter().with_min_len(share).map(part).collect() };
     let mut output = vec![0.0; heads * width];
     let mut running = vec![Running::EMPTY; heads * group];
     // In the order of the blocks, whatever thread had them.
