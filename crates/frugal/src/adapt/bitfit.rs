@@ -16,7 +16,7 @@
 //!
 //! ## Defaults and where they come from
 //! All biases; `target_modules` narrows them, for example to `["query", "intermediate.dense"]`, which the paper found to be
-//! nearly as good. The learning rate is the paper's upper end.
+//! nearly as good. The learning rate is three times the paper's upper end, from a sweep (`benchmarks/rates`).
 //!
 //! ## Departures from the paper
 //! None. Hugging Face `peft` has no method of its own for it; the same biases can be read from and written to its LoRA files
