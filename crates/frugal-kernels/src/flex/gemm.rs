@@ -109,7 +109,7 @@ pub(super) unsafe fn multiply(
     let blocks = depth.div_ceil(DEPTH);
     let block = depth.div_ceil(blocks);
     let (row_panels, col_panels) = (rows.div_ceil(ROWS), cols.div_ceil(COLS));
-    let in_place = a.col_stride == 1 && a.row_stride % ALIASED != 0;
+    let in_place = a.col_stride == 1 && !a.row_stride.is_multiple_of(ALIASED);
     // How many blocks the tasks go through before they meet.
     let together = if in_place { blocks } else { (COPIED / (block * rows)).clamp(1, blocks) };
     // Taken out meanwhile, so that a task that this thread helps with has its own.
