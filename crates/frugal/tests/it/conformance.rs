@@ -84,7 +84,8 @@ fn examples() -> Vec<Tokenized> {
 
 /// The method's own rate, raised for models without any training.
 fn config(method: &Method) -> TrainConfig {
-    let lr = 40.0 * method.default_lr;
+    // High rates bear less of it.
+    let lr = (40.0 * method.default_lr).min((16.0 * method.default_lr).clamp(0.04, 0.4));
     TrainConfig {
         lr,
         batch_size: 4,

@@ -155,12 +155,15 @@ pub fn watch(child: &mut Child) -> std::io::Result<(ExitStatus, Vec<Sample>)> {
     let begin = Instant::now();
     let mut sampler = Sampler::new(child.id());
     let mut samples = Vec::new();
+    // Closer at first, so that a short run is seen more than once.
+    let mut pause = INTERVAL / 16;
     loop {
         samples.extend(sampler.sample(begin.elapsed().as_secs_f64()));
         if let Some(status) = child.try_wait()? {
             return Ok((status, samples));
         }
-        std::thread::sleep(INTERVAL);
+        std::thread::sleep(pause);
+        pause = (2 * pause).min(INTERVAL);
     }
 }
 
@@ -207,7 +210,8 @@ impl Sampler {
                 self.seen.insert(*number, stat.ticks / self.ticks);
             }
         }
-        Some(Sample { seconds, memory, processor_seconds: self.seen.values().sum(), joules: joules() })
+        // A program that has ended but was not waited for has no memory left.
+        (memory > 0.0).then(|| Sample { seconds, memory, processor_seconds: self.seen.values().sum(), joules: joules() })
     }
 }
 
