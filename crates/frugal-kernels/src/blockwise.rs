@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 
 use rayon::prelude::*;
 
-use crate::optimizer::{AdamWStep, Coefficients, step};
+use crate::optimizer::{AdamWStep, Coefficients, check, step};
 use crate::simd::{Isa, TASK, multiversion};
 
 /// Elements that share a scale.
@@ -89,15 +89,7 @@ impl Blockwise {
 /// # Panics
 /// When the lengths differ, `step` is 0, the first moment has no sign or the second has one.
 pub fn adamw_8bit_step(param: &mut [f32], grad: &[f32], exp_avg: &mut Blockwise, exp_avg_sq: &mut Blockwise, h: &AdamWStep) {
-    let n = param.len();
-    assert!(
-        grad.len() == n && exp_avg.len() == n && exp_avg_sq.len() == n,
-        "adamw: {n} parameters, {} gradients, {} and {} moments",
-        grad.len(),
-        exp_avg.len(),
-        exp_avg_sq.len()
-    );
-    assert!(h.step > 0, "adamw: steps count from 1");
+    check([param.len(), grad.len(), exp_avg.len(), exp_avg_sq.len()], h);
     assert!(exp_avg.signed && !exp_avg_sq.signed, "adamw: a first moment with and a second without a sign");
     let coefficients = Coefficients::new(h);
     let (first, second) = (DynamicMap::of(true), DynamicMap::of(false));

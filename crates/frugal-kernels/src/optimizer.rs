@@ -28,15 +28,7 @@ pub struct AdamWStep {
 /// # Panics
 /// When the lengths differ or `step` is 0.
 pub fn adamw_step(param: &mut [f32], grad: &[f32], exp_avg: &mut [f32], exp_avg_sq: &mut [f32], h: &AdamWStep) {
-    let n = param.len();
-    assert!(
-        grad.len() == n && exp_avg.len() == n && exp_avg_sq.len() == n,
-        "adamw: {n} parameters, {} gradients, {} and {} moments",
-        grad.len(),
-        exp_avg.len(),
-        exp_avg_sq.len()
-    );
-    assert!(h.step > 0, "adamw: steps count from 1");
+    check([param.len(), grad.len(), exp_avg.len(), exp_avg_sq.len()], h);
     let coefficients = Coefficients::new(h);
     param
         .par_chunks_mut(CHUNK)
@@ -44,6 +36,15 @@ pub fn adamw_step(param: &mut [f32], grad: &[f32], exp_avg: &mut [f32], exp_avg_
         .zip(exp_avg_sq.par_chunks_mut(CHUNK))
         .zip(grad.par_chunks(CHUNK))
         .for_each(|(((param, exp_avg), exp_avg_sq), grad)| step(param, exp_avg, exp_avg_sq, grad, coefficients));
+}
+
+/// Lengths of parameters, gradients and both moments are one, and there is a step.
+pub(crate) fn check([parameters, gradients, exp_avg, exp_avg_sq]: [usize; 4], h: &AdamWStep) {
+    assert!(
+        gradients == parameters && exp_avg == parameters && exp_avg_sq == parameters,
+        "adamw: {parameters} parameters, {gradients} gradients, {exp_avg} and {exp_avg_sq} moments"
+    );
+    assert!(h.step > 0, "adamw: steps count from 1");
 }
 
 /// The numbers that all elements of one step share.

@@ -97,6 +97,25 @@ pub struct TrainerState {
     pub data_hash: String,
 }
 
+impl TrainerState {
+    /// Before the first step.
+    pub(super) fn start(config: TrainConfig, data_hash: String) -> Self {
+        Self {
+            step: 0,
+            epoch: 0,
+            step_in_epoch: 0,
+            tokens: 0,
+            logged_loss: 0.0,
+            logged_steps: 0,
+            last_evaluation: None,
+            best: None,
+            evaluations_without_improvement: 0,
+            config,
+            data_hash,
+        }
+    }
+}
+
 /// Numbers as text: JSON readers may round the last digit.
 mod exact {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};

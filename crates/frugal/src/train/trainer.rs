@@ -131,19 +131,8 @@ impl<'a> Trainer<'a> {
         let config = run.config;
         let batches = Batches::new(run.train, config);
         let total_steps = batches.total_steps(config);
-        let state = TrainerState {
-            step: 0,
-            epoch: 0,
-            step_in_epoch: 0,
-            tokens: 0,
-            logged_loss: 0.0,
-            logged_steps: 0,
-            last_evaluation: None,
-            best: None,
-            evaluations_without_improvement: 0,
-            config: config.clone(),
-            data_hash: if run.folder.is_some() { data_hash(run.train) } else { String::new() },
-        };
+        let data_hash = if run.folder.is_some() { data_hash(run.train) } else { String::new() };
+        let state = TrainerState::start(config.clone(), data_hash);
         let mut trainer = Self {
             schedule: Schedule::new(config, total_steps),
             total_steps,

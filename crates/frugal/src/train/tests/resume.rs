@@ -312,19 +312,7 @@ fn moments_of_eight_bits_go_on_from_a_checkpoint() {
     assert!(matches!(optimizer.histories["small"].moments, Moments::Single(..)));
 
     let run = tempfile::tempdir().unwrap();
-    let state = TrainerState {
-        step: 3,
-        epoch: 0,
-        step_in_epoch: 3,
-        tokens: 0,
-        logged_loss: 0.0,
-        logged_steps: 0,
-        last_evaluation: None,
-        best: None,
-        evaluations_without_improvement: 0,
-        config: config.clone(),
-        data_hash: String::new(),
-    };
+    let state = TrainerState { step: 3, step_in_epoch: 3, ..TrainerState::start(config.clone(), String::new()) };
     let saved = checkpoint::save(run.path(), &state, &whole.iter().collect::<Vec<_>>(), &optimizer, &BTreeMap::new()).unwrap();
     let (mut part, mut resumed) = (parameters(), AdamW::new(&config));
     let opened = Checkpoint::open(&saved).unwrap();
