@@ -70,21 +70,71 @@ impl AttentionSpec {
         for (queries, keys) in self.sequences() {
             let (q_len, k_len) = (queries.len(), keys.len());
             assert!(
-                q_len == 0 || (k_len > 0 && (!self.causal || k_len >= q_len)),
-                "attention: a sequence has {q_len} queries and {k_len} keys; every query needs a key"
+                q_len == 0 || (k_len > 0 && (!self.causal && self.window.is_none() || k_len >= q_len)),
+                "attention: a sequence has {q_len} queries and {k_len} keys; every query needs a key, and with causal or a window \
+                 one of its own position"
             );
         }
     }
 }
 
+/// What is added to the scores, after any cap on them. It may be trained.
+#[derive(Clone, Debug)]
+pub enum ScoreBias {
+    /// A number for each key, `[tokens_k]`: where tokens were merged, the logarithm of how many a key stands for.
+    Keys(Tensor<1>),
+    /// A number for each head, query and key of a sequence, `[num_heads, queries, keys]`, or `[1, queries, keys]` for all heads
+    /// alike. Every sequence begins at its first query and key, so the longest decides the size.
+    Positions(Tensor<3>),
+}
+
+impl ScoreBias {
+    fn check(&self, spec: &AttentionSpec) {
+        match self {
+            Self::Keys(bias) => {
+                let tokens_k = spec.cu_k[spec.cu_k.len() - 1];
+                assert!(bias.dims() == [tokens_k], "attention: the bias {:?} needs a number for each of {tokens_k} keys", bias.dims());
+            }
+            Self::Positions(bias) => {
+                let [heads, queries, keys] = bias.dims();
+                assert!(
+                    heads == 1 || heads == spec.num_heads,
+                    "attention: the bias {:?} must be for 1 head or for {}",
+                    bias.dims(),
+                    spec.num_heads
+                );
+                for (q, k) in spec.sequences() {
+                    let (q_len, k_len) = (q.len(), k.len());
+                    assert!(
+                        q_len <= queries && k_len <= keys,
+                        "attention: the bias {:?} is too small for {q_len} queries and {k_len} keys",
+                        bias.dims()
+                    );
+                }
+            }
+        }
+    }
+}
+
 /// Attention of q `[tokens_q, num_heads * head_dim]` to k and v `[tokens_k, num_kv_heads * head_dim]`,
-/// giving `[tokens_q, num_heads * head_dim]`. Sequences do not see each other.
+/// giving `[tokens_q, num_heads * head_dim]`. Sequences do not see each other. Keys of another sequence than that of the queries
+/// (cross-attention) are no special case: without `causal`, each sequence may have any number of them.
 ///
 /// # Panics
 /// When the shapes and the specification do not fit together, or a query has no key.
 pub fn attention(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, spec: &AttentionSpec) -> Tensor<2> {
     spec.check(&q, &k, &v);
-    flex::attention(&q, &k, &v, spec).unwrap_or_else(|| portable::attention(q, k, v, spec))
+    flex::attention(&q, &k, &v, None, spec).unwrap_or_else(|| portable::attention(q, k, v, spec))
+}
+
+/// [`attention`] with a bias on the scores.
+///
+/// # Panics
+/// As [`attention`], and when the bias does not fit.
+pub fn biased_attention(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, bias: &ScoreBias, spec: &AttentionSpec) -> Tensor<2> {
+    spec.check(&q, &k, &v);
+    bias.check(spec);
+    flex::attention(&q, &k, &v, Some(bias), spec).unwrap_or_else(|| portable::biased_attention(q, k, v, bias, spec))
 }
 
 /// Attention of one new query of each sequence, `[sequences, num_heads * head_dim]`, to the keys that its cache holds, of which
@@ -108,12 +158,21 @@ pub fn cached_attention(q: Tensor<2>, cached: &[&KeyValues], spec: &AttentionSpe
 }
 
 pub(crate) mod portable {
-    use super::AttentionSpec;
+    use super::{AttentionSpec, ScoreBias};
     use burn::tensor::{Bool, Tensor, TensorData, activation::softmax};
 
     /// [`attention`](crate::attention) as a composition of Burn operations; holds one sequence's
     /// score matrix at a time.
     pub fn attention(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, spec: &AttentionSpec) -> Tensor<2> {
+        by_sequence(q, k, v, None, spec)
+    }
+
+    /// [`biased_attention`](crate::biased_attention) as a composition of Burn operations.
+    pub fn biased_attention(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, bias: &ScoreBias, spec: &AttentionSpec) -> Tensor<2> {
+        by_sequence(q, k, v, Some(bias), spec)
+    }
+
+    fn by_sequence(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, bias: Option<&ScoreBias>, spec: &AttentionSpec) -> Tensor<2> {
         let (heads, kv_heads, dim) = (spec.num_heads, spec.num_kv_heads, spec.head_dim);
         let group = heads / kv_heads;
         let mut outputs = Vec::new();
@@ -134,6 +193,15 @@ pub(crate) mod portable {
                 scores = (scores / cap).tanh() * cap;
             }
             let mut scores = scores.reshape([kv_heads, group, q_len, k_len]);
+            match bias {
+                Some(ScoreBias::Keys(bias)) => scores = scores + bias.clone().narrow(0, keys.start, k_len).reshape([1, 1, 1, k_len]),
+                Some(ScoreBias::Positions(bias)) => {
+                    let bias = bias.clone().narrow(1, 0, q_len).narrow(2, 0, k_len);
+                    let by_head = if bias.dims()[0] == 1 { [1, 1] } else { [kv_heads, group] };
+                    scores = scores + bias.reshape([by_head[0], by_head[1], q_len, k_len]);
+                }
+                None => {}
+            }
             if spec.causal || spec.window.is_some() {
                 let mut hidden = vec![true; q_len * k_len];
                 for (i, row) in hidden.chunks_mut(k_len).enumerate() {

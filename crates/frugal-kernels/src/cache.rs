@@ -8,6 +8,9 @@ use crate::flex;
 /// Positions of a block.
 pub(crate) const BLOCK: usize = 256;
 
+/// Numbers of a row that share a scale in [`CacheType::Int8`], as in GGUF's Q8_0.
+pub(crate) const GROUP: usize = 32;
+
 /// How cached keys and values are held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CacheType {
@@ -16,6 +19,8 @@ pub enum CacheType {
     F32,
     /// Half precision: half the memory.
     F16,
+    /// Eight bits with a scale for every 32 numbers: little more than a quarter of the memory.
+    Int8,
 }
 
 /// Numbers of some positions, `[positions, width]`.
@@ -23,6 +28,8 @@ pub enum CacheType {
 pub(crate) enum Block {
     F32(Vec<f32>),
     F16(Vec<f16>),
+    /// `[positions, width]` codes, and a scale for each group of each row.
+    Int8(Vec<i8>, Vec<f16>),
 }
 
 impl Block {
@@ -30,27 +37,48 @@ impl Block {
         match cache_type {
             CacheType::F32 => Self::F32(Vec::with_capacity(BLOCK * width)),
             CacheType::F16 => Self::F16(Vec::with_capacity(BLOCK * width)),
+            CacheType::Int8 => Self::Int8(Vec::with_capacity(BLOCK * width), Vec::with_capacity(BLOCK * width.div_ceil(GROUP))),
         }
     }
 
-    fn extend(&mut self, values: &[f32]) {
+    fn extend(&mut self, values: &[f32], width: usize) {
         match self {
             Self::F32(block) => block.extend_from_slice(values),
             Self::F16(block) => block.extend(values.iter().map(|&v| f16::from_f32(v))),
+            Self::Int8(codes, scales) => {
+                for group in values.chunks(width).flat_map(|row| row.chunks(GROUP)) {
+                    let largest = group.iter().fold(0f32, |largest, v| largest.max(v.abs()));
+                    let scale = f16::from_f32(largest / 127.0);
+                    // With the scale as it is held, so that its rounding costs nothing.
+                    let inverse = if scale.to_f32() > 0.0 { scale.to_f32().recip() } else { 0.0 };
+                    codes.extend(group.iter().map(|v| (v * inverse).round().clamp(-127.0, 127.0) as i8));
+                    scales.push(scale);
+                }
+            }
         }
     }
 
-    fn truncate(&mut self, len: usize) {
+    fn truncate(&mut self, positions: usize, width: usize) {
         match self {
-            Self::F32(block) => block.truncate(len),
-            Self::F16(block) => block.truncate(len),
+            Self::F32(block) => block.truncate(positions * width),
+            Self::F16(block) => block.truncate(positions * width),
+            Self::Int8(codes, scales) => {
+                codes.truncate(positions * width);
+                scales.truncate(positions * width.div_ceil(GROUP));
+            }
         }
     }
 
-    fn copy_to(&self, out: &mut Vec<f32>) {
+    fn copy_to(&self, out: &mut Vec<f32>, width: usize) {
         match self {
             Self::F32(block) => out.extend_from_slice(block),
             Self::F16(block) => out.extend(block.iter().map(|v| v.to_f32())),
+            Self::Int8(codes, scales) => {
+                let groups = codes.chunks(width).flat_map(|row| row.chunks(GROUP));
+                for (codes, scale) in groups.zip(scales) {
+                    out.extend(codes.iter().map(|&code| f32::from(code) * scale.to_f32()));
+                }
+            }
         }
     }
 }
@@ -103,7 +131,7 @@ impl KeyValues {
             let part = at..at + positions * self.width;
             for (blocks, rows) in [(&mut self.keys, &keys), (&mut self.values, &values)] {
                 if let Some(block) = blocks.last_mut() {
-                    block.extend(&rows[part.clone()]);
+                    block.extend(&rows[part.clone()], self.width);
                 }
             }
             self.len += positions;
@@ -131,7 +159,7 @@ impl KeyValues {
         for blocks in [&mut self.keys, &mut self.values] {
             blocks.truncate(len.div_ceil(BLOCK));
             if let Some(last) = blocks.last_mut() {
-                last.truncate((len - (len - 1) / BLOCK * BLOCK) * self.width);
+                last.truncate(len - (len - 1) / BLOCK * BLOCK, self.width);
             }
         }
     }
@@ -143,15 +171,19 @@ impl KeyValues {
 
     /// Bytes of one position's key and value.
     pub fn bytes_per_position(&self) -> usize {
-        let size = if self.cache_type == CacheType::F32 { size_of::<f32>() } else { size_of::<f16>() };
-        self.width * size * if self.shared { 1 } else { 2 }
+        let row = match self.cache_type {
+            CacheType::F32 => self.width * size_of::<f32>(),
+            CacheType::F16 => self.width * size_of::<f16>(),
+            CacheType::Int8 => self.width + self.width.div_ceil(GROUP) * size_of::<f16>(),
+        };
+        row * if self.shared { 1 } else { 2 }
     }
 
     /// Copies of all keys and values, each `[len, width]`.
     pub fn tensors(&self, device: &Device) -> (Tensor<2>, Tensor<2>) {
         let tensor = |blocks: &[Block]| {
             let mut all = Vec::with_capacity(self.len * self.width);
-            blocks.iter().for_each(|block| block.copy_to(&mut all));
+            blocks.iter().for_each(|block| block.copy_to(&mut all, self.width));
             Tensor::from_data(TensorData::new(all, [self.len, self.width]), device)
         };
         (tensor(&self.keys), tensor(self.values()))

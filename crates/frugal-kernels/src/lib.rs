@@ -31,7 +31,7 @@ mod sparse;
 
 pub use activation::{geglu_tanh, gelu, gelu_tanh, silu, swiglu};
 pub use allocator::keep_freed_memory;
-pub use attention::{AttentionSpec, attention, cached_attention};
+pub use attention::{AttentionSpec, ScoreBias, attention, biased_attention, cached_attention};
 pub use blockwise::{Blockwise, MOMENT_BLOCK, adamw_8bit_step};
 pub use cache::{CacheType, KeyValues};
 pub use cross_entropy::{CrossEntropyOptions, IGNORE_INDEX, linear_cross_entropy, quantized_cross_entropy, token_log_probs};

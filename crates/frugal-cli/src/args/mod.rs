@@ -122,15 +122,19 @@ pub struct Storage {
     /// How weights are held: none (single precision), stored (as a GGUF file has them), int8, nf4, nf4_double, q8_0, q4_0, q4_1, sparse
     #[arg(long, value_name = "NAME", default_value = "stored")]
     pub quantize: Quantize,
-    /// How keys and values of earlier tokens are held: f32, or f16 for half the memory
-    #[arg(long, value_name = "NAME", default_value = "f32", value_parser = ["f32", "f16"])]
+    /// How keys and values of earlier tokens are held: f32, f16 for half the memory, int8 for a quarter
+    #[arg(long, value_name = "NAME", default_value = "f32", value_parser = ["f32", "f16", "int8"])]
     cache_type: String,
 }
 
 impl Storage {
     /// How keys and values are held.
     pub fn cache_type(&self) -> CacheType {
-        if self.cache_type == "f16" { CacheType::F16 } else { CacheType::F32 }
+        match self.cache_type.as_str() {
+            "f16" => CacheType::F16,
+            "int8" => CacheType::Int8,
+            _ => CacheType::F32,
+        }
     }
 }
 

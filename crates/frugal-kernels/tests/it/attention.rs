@@ -1,7 +1,7 @@
 use std::ops::Range;
 
 use burn::tensor::{Device, Tensor};
-use frugal_kernels::{AttentionSpec, CacheType, KeyValues, attention, cached_attention, portable};
+use frugal_kernels::{AttentionSpec, CacheType, KeyValues, ScoreBias, attention, biased_attention, cached_attention, portable};
 
 use crate::support::{Array, assert_close, check, check_finite, random};
 
@@ -35,6 +35,11 @@ fn sees(spec: &AttentionSpec, query: usize, key: usize, q_len: usize, k_len: usi
 }
 
 fn reference(q: &[f64], k: &[f64], v: &[f64], spec: &AttentionSpec) -> Vec<f64> {
+    biased_reference(q, k, v, &|_, _, _| 0.0, spec)
+}
+
+/// With a bias for each head, query of its sequence and key row.
+fn biased_reference(q: &[f64], k: &[f64], v: &[f64], bias: &dyn Fn(usize, usize, usize) -> f64, spec: &AttentionSpec) -> Vec<f64> {
     let (heads, kv_heads, dim) = (spec.num_heads, spec.num_kv_heads, spec.head_dim);
     let mut out = vec![0.0; q.len()];
     for (cu_q, cu_k) in spec.cu_q.windows(2).zip(spec.cu_k.windows(2)) {
@@ -49,7 +54,7 @@ fn reference(q: &[f64], k: &[f64], v: &[f64], spec: &AttentionSpec) -> Vec<f64> 
                     let key = &k[at(cu_k[0] + j, kv_heads, kv_head)];
                     let dot: f64 = query.iter().zip(key).map(|(q, k)| q * k).sum();
                     let score = dot * f64::from(spec.scale);
-                    spec.softcap.map(f64::from).map_or(score, |cap| cap * (score / cap).tanh())
+                    spec.softcap.map(f64::from).map_or(score, |cap| cap * (score / cap).tanh()) + bias(head, i, cu_k[0] + j)
                 };
                 let scores: Vec<(usize, f64)> = (0..k_len).filter(|&j| sees(spec, i, j, q_len, k_len)).map(|j| (j, score(j))).collect();
                 let max = scores.iter().map(|s| s.1).fold(f64::MIN, f64::max);
@@ -116,6 +121,81 @@ fn queries_after_a_cache_match_the_reference() {
     check_masks("a few queries", &spec(2, 2, 8, &[(5, 9), (3, 290), (1, 40), (70, 600)]));
 }
 
+/// Queries of one text over the keys of another, of which there may be fewer.
+#[test]
+fn cross_attention_matches_the_reference() {
+    check_spec("more and fewer keys", &spec(4, 2, 6, &[(2, 5), (70, 3), (1, 1), (3, 280)]));
+}
+
+#[test]
+fn a_bias_on_scores_matches_the_reference() {
+    for (name, lengths) in [("small", &[(2, 2), (3, 3)][..]), ("tiles", &[(65, 65), (1, 300)]), ("crossed", &[(5, 2), (1, 7), (0, 2)])] {
+        let base = spec(4, 2, 6, lengths);
+        let own = name != "crossed";
+        let plain = AttentionSpec { causal: own, ..base };
+        for spec in [plain.clone(), AttentionSpec { window: own.then_some(3), softcap: Some(1.5), ..plain }] {
+            let tokens_k = *spec.cu_k.last().unwrap();
+            let [q, k, v] = inputs(&spec, 2.0);
+            let at = |t: &[Tensor<2>], bias: ScoreBias| (t[0].clone(), t[1].clone(), t[2].clone(), bias);
+            let keys = |t: &[Tensor<2>]| at(t, ScoreBias::Keys(t[3].clone().reshape([tokens_k])));
+            check(
+                &format!("{name}, by key"),
+                &[q.clone(), k.clone(), v.clone(), random(1, tokens_k, 1.0, 4)],
+                &[true; 4],
+                &|t| {
+                    let (q, k, v, bias) = keys(t);
+                    biased_attention(q, k, v, &bias, &spec)
+                },
+                &|t| {
+                    let (q, k, v, bias) = keys(t);
+                    portable::biased_attention(q, k, v, &bias, &spec)
+                },
+                &|x| biased_reference(&x[0], &x[1], &x[2], &|_, _, row| x[3][row], &spec),
+                2e-5,
+            );
+            let (longest_q, longest_k) = lengths.iter().fold((0, 0), |(a, b), &(q, k)| (a.max(q), b.max(k)));
+            for heads in [1, 4] {
+                let positions = |t: &[Tensor<2>]| at(t, ScoreBias::Positions(t[3].clone().reshape([heads, longest_q, longest_k])));
+                // Where a sequence begins among the keys, by a row of it.
+                let start = |row: usize| *spec.cu_k.iter().rfind(|&&start| start <= row).unwrap();
+                check(
+                    &format!("{name}, by position, {heads} heads"),
+                    &[q.clone(), k.clone(), v.clone(), random(heads * longest_q, longest_k, 1.0, 5)],
+                    &[true; 4],
+                    &|t| {
+                        let (q, k, v, bias) = positions(t);
+                        biased_attention(q, k, v, &bias, &spec)
+                    },
+                    &|t| {
+                        let (q, k, v, bias) = positions(t);
+                        portable::biased_attention(q, k, v, &bias, &spec)
+                    },
+                    &|x| {
+                        let bias = |head: usize, i: usize, row: usize| x[3][(head % heads * longest_q + i) * longest_k + row - start(row)];
+                        biased_reference(&x[0], &x[1], &x[2], &bias, &spec)
+                    },
+                    2e-5,
+                );
+            }
+        }
+    }
+}
+
+/// A key that stands for two, with the logarithm of two, does what two keys do.
+#[test]
+fn a_merged_key_counts_as_often_as_it_stands_for() {
+    let device = Device::flex();
+    let whole = spec(2, 1, 8, &[(3, 5)]);
+    let [q, k, v] = inputs(&whole, 1.0).map(|a| a.tensor(&device));
+    // The last two keys and values are the same.
+    let twice = |t: Tensor<2>| Tensor::cat(vec![t.clone().narrow(0, 0, 4), t.narrow(0, 3, 1)], 0);
+    let expected = attention(q.clone(), twice(k.clone()), twice(v.clone()), &whole);
+    let bias = ScoreBias::Keys(Tensor::from_floats([0.0, 0.0, 0.0, 2f32.ln()], &device));
+    let found = biased_attention(q, k.narrow(0, 0, 4), v.narrow(0, 0, 4), &bias, &spec(2, 1, 8, &[(3, 4)]));
+    let expected: Vec<f64> = expected.into_data().try_into_vec::<f32>().unwrap().into_iter().map(f64::from).collect();
+    assert_close("merged", &found.into_data().try_into_vec::<f32>().unwrap(), &expected, 1e-5);
+}
+
 #[test]
 fn a_sequence_without_queries_is_skipped() {
     check_spec("empty in the middle", &spec(2, 1, 4, &[(3, 3), (0, 2), (0, 0), (4, 4)]));
@@ -148,7 +228,8 @@ fn large_scores_stay_finite() {
 #[test]
 fn attention_to_a_cache_is_that_to_its_keys() {
     let (heads, kv_heads, dim) = (6, 2, 32);
-    for (cache_type, tolerance) in [(CacheType::F32, 2e-5), (CacheType::F16, 2e-3)] {
+    // The numbers lie in [-1, 1]: a half has eleven bits, eight bits are off by half of 1/127.
+    for (cache_type, rounding) in [(CacheType::F32, 0.0), (CacheType::F16, 0.5f32.powi(11)), (CacheType::Int8, 0.505 / 127.0)] {
         for (window, shared) in [(None, false), (Some(300), false), (None, true)] {
             let lengths = [1usize, 255, 256, 257, 700];
             let mut caches = Vec::new();
@@ -167,14 +248,22 @@ fn attention_to_a_cache_is_that_to_its_keys() {
                 assert!(cache.append(&last.0, &last.1));
                 assert_eq!(cache.len(), len);
                 // Blocks of 256 positions, once or twice.
-                let number = if cache_type == CacheType::F32 { 4 } else { 2 };
-                assert_eq!(cache.bytes_per_position(), kv_heads * dim * number * if shared { 1 } else { 2 });
+                let row = match cache_type {
+                    CacheType::F32 => kv_heads * dim * 4,
+                    CacheType::F16 => kv_heads * dim * 2,
+                    CacheType::Int8 => kv_heads * dim + kv_heads * dim / 32 * 2,
+                };
+                assert_eq!(cache.bytes_per_position(), row * if shared { 1 } else { 2 });
                 assert_eq!(cache.bytes(), len.div_ceil(256) * 256 * cache.bytes_per_position());
                 let copied = cache.tensors(&Device::flex());
-                assert!(copied.0.dims() == [len, kv_heads * dim] && copied.1.dims() == copied.0.dims());
+                for (copied, original) in [(&copied.0, k), (&copied.1, v)] {
+                    let [copied, original] = [copied.clone(), original].map(|t| t.into_data().try_into_vec::<f32>().unwrap());
+                    let largest = copied.iter().zip(&original).fold(0f32, |largest, (a, b)| largest.max((a - b).abs()));
+                    assert!(copied.len() == original.len() && largest <= rounding, "{cache_type:?} is off by {largest}");
+                }
                 caches.push(cache);
-                keys.push(k);
-                values.push(v);
+                keys.push(copied.0);
+                values.push(copied.1);
             }
             let cu_k: Vec<usize> = std::iter::once(0).chain(lengths.iter().scan(0, |sum, len| Some((*sum += len, *sum).1))).collect();
             let spec = AttentionSpec {
@@ -192,7 +281,7 @@ fn attention_to_a_cache_is_that_to_its_keys() {
             let found = cached_attention(q.clone(), &caches.iter().collect::<Vec<_>>(), &spec);
             let expected = portable::attention(q, Tensor::cat(keys, 0), Tensor::cat(values, 0), &spec);
             let expected: Vec<f64> = expected.into_data().try_into_vec::<f32>().unwrap().into_iter().map(f64::from).collect();
-            assert_close("cached attention", &found.into_data().try_into_vec::<f32>().unwrap(), &expected, tolerance);
+            assert_close("cached attention", &found.into_data().try_into_vec::<f32>().unwrap(), &expected, 2e-5);
         }
     }
 }

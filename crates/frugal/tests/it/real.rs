@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use burn::prelude::*;
 use frugal::adapt::{AdapterSet, Choice, Pass, Plain, to_vec};
-use frugal::decode::{CacheType, Finish, GenerateConfig, SamplerConfig, generate};
+use frugal::decode::{CacheType, Finish, GenerateConfig, SamplerConfig, Session, generate};
 use frugal::model::load::{Lookup, ModelFiles};
 use frugal::model::{Backbone, Input, LoadOptions, Quantize, mean_pool, select_rows};
 
@@ -136,6 +136,30 @@ fn smollm2_continues_ten_prompts_as_transformers_does() {
     for (n, generation) in found.iter().enumerate() {
         assert_eq!(generation.tokens, golden.ids[&format!("prompt{n}.greedy_ids")], "prompt {n}");
         assert_eq!(generation.finish, Finish::Length);
+    }
+}
+
+/// The tokens that the reference chose, one by one, over keys and values held in fewer bits.
+#[test]
+fn smollm2_chooses_as_transformers_does_over_a_smaller_cache() {
+    let (golden, backbone) = (golden("smollm2-135m"), smollm2());
+    let adapters = AdapterSet::default();
+    let prompts = prompts(&golden);
+    for (cache_type, agreeing, bytes) in [(CacheType::F32, 640, 1.0), (CacheType::F16, 640, 0.5), (CacheType::Int8, 620, 0.27)] {
+        let mut session = Session::with_cache(backbone.as_ref(), &adapters, Choice::Base, prompts.len(), cache_type).unwrap();
+        let mut logits = session.feed(&prompts.iter().map(Vec::as_slice).collect::<Vec<_>>()).unwrap();
+        let mut found = 0;
+        for step in 0..64 {
+            let tokens: Vec<u32> = (0..prompts.len()).map(|n| golden.ids[&format!("prompt{n}.greedy_ids")][step]).collect();
+            let best = |row: &Vec<f32>| (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap() as u32;
+            found += logits.iter().zip(&tokens).filter(|(row, token)| best(row) == **token).count();
+            logits = session.feed(&tokens.chunks(1).collect::<Vec<_>>()).unwrap();
+        }
+        println!("{cache_type:?}: {found} of 640 tokens, {} bytes", session.cache_bytes());
+        // A block holds 256 positions of 3 heads of 64, as keys and as values, in each of 30 layers.
+        let full = (prompts.len() * 30 * 256 * 3 * 64 * 2 * size_of::<f32>()) as f64;
+        assert!(found >= agreeing, "{cache_type:?}: {found} of 640 tokens");
+        assert!(session.cache_bytes() as f64 <= full * bytes, "{cache_type:?}: {} bytes", session.cache_bytes());
     }
 }
 

@@ -5,17 +5,19 @@ use rayon::prelude::*;
 
 use super::super::matrix::{Matrix, MatrixMut, Shared, Threads};
 use super::super::record::tensor_of;
+use super::bias::Bias;
 use super::softmax::{RowState, dot_product, softmax_backward};
 use super::{HeadTask, Saved, TILE_K, TILE_Q, pieces};
 use crate::attention::AttentionSpec;
 
-/// The gradients of q, k and v, where wanted.
+/// The gradients of q, k, v and the bias, where wanted.
 pub(super) fn backward(
     inputs: &[FlexTensor; 3],
+    bias: Bias,
     saved: &Saved,
     grad: &FlexTensor,
-    [for_q, for_k, for_v]: [bool; 3],
-) -> [Option<FlexTensor>; 3] {
+    [for_q, for_k, for_v, for_bias]: [bool; 4],
+) -> [Option<FlexTensor>; 4] {
     let spec = &saved.spec;
     let (heads, dim) = (spec.num_heads, spec.head_dim);
     let [q, k, v] = inputs.each_ref().map(Matrix::of);
@@ -24,21 +26,34 @@ pub(super) fn backward(
     // Keys and values get one gradient per query head first, so that no two tasks share memory.
     let (mut dq, mut dk, mut dv) = (buffer(for_q, tokens_q), buffer(for_k, tokens_k), buffer(for_v, tokens_k));
     let [shared_q, shared_k, shared_v] = [Shared::new(&mut dq), Shared::new(&mut dk), Shared::new(&mut dv)];
-    HeadTask::all(spec).into_par_iter().with_max_len(1).for_each(|task| {
+    let run = |task: &HeadTask, bias_grad: Option<&mut [f32]>| {
         // SAFETY: each task has its own rows or the columns of its own head.
         let gradients = unsafe {
             Gradients {
                 q: for_q.then(|| task.columns(&shared_q, &task.queries, spec)),
                 k: for_k.then(|| task.columns(&shared_k, &task.keys, spec)),
                 v: for_v.then(|| task.columns(&shared_v, &task.keys, spec)),
+                bias: bias_grad,
             }
         };
-        head(gradients, &task, [q, k, v], saved, Matrix::of(grad));
-    });
+        head(gradients, task, [q, k, v], bias, saved, Matrix::of(grad));
+    };
+    let tasks = HeadTask::all(spec);
+    let mut dbias = Vec::new();
+    if for_bias && bias.head_len() > 0 {
+        // The sequences of a head add to the same numbers, so they take turns.
+        dbias = vec![0.0; heads * bias.head_len()];
+        dbias.par_chunks_mut(bias.head_len()).enumerate().with_max_len(1).for_each(|(head, dbias)| {
+            tasks.iter().filter(|task| task.head == head).for_each(|task| run(task, Some(&mut *dbias)));
+        });
+    } else {
+        tasks.par_iter().with_max_len(1).for_each(|task| run(task, None));
+    }
     [
         for_q.then(|| tensor_of(dq, [tokens_q, heads * dim])),
         for_k.then(|| summed_groups(dk, tokens_k, spec)),
         for_v.then(|| summed_groups(dv, tokens_k, spec)),
+        if for_bias { bias.gradient(dbias, spec) } else { None },
     ]
 }
 
@@ -47,9 +62,11 @@ struct Gradients<'a> {
     q: Option<MatrixMut<'a>>,
     k: Option<MatrixMut<'a>>,
     v: Option<MatrixMut<'a>>,
+    /// The head's gradient of the bias.
+    bias: Option<&'a mut [f32]>,
 }
 
-fn head(mut gradients: Gradients, task: &HeadTask, [q, k, v]: [Matrix; 3], saved: &Saved, grad: Matrix) {
+fn head(mut gradients: Gradients, task: &HeadTask, [q, k, v]: [Matrix; 3], bias: Bias, saved: &Saved, grad: Matrix) {
     let spec = &saved.spec;
     let (heads, dim) = (spec.num_heads, spec.head_dim);
     let kv_head = task.head * spec.num_kv_heads / heads;
@@ -69,8 +86,10 @@ fn head(mut gradients: Gradients, task: &HeadTask, [q, k, v]: [Matrix; 3], saved
             MatrixMut::new(grads, rows.len(), keys.len()).set(grad, v.t(), 1.0, Threads::One);
             let tile_rows = scores.chunks_mut(keys.len()).zip(grads.chunks_mut(keys.len()));
             for (i, ((scores, grads), state)) in tile_rows.zip(&states).enumerate() {
-                let visible = task.visible_in(rows.start + i, &keys, spec);
-                softmax_backward(scores, grads, visible, *state, spec.scale, spec.softcap);
+                let query = rows.start + i;
+                let bias_grad = gradients.bias.as_deref_mut().map(|of_head| bias.gradient_row(of_head, task, query, &keys));
+                let bias = (bias.row(task, query, &keys), bias_grad);
+                softmax_backward(scores, grads, task.visible_in(query, &keys, spec), *state, spec, bias);
             }
             let [weights, grads] = [&*scores, &*grads].map(|data| Matrix::new(data, rows.len(), keys.len()));
             if let Some(dv) = &mut gradients.v {

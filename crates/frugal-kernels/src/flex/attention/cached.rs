@@ -7,9 +7,9 @@ use super::super::matrix::Matrix;
 use super::forward::{merge, one_query};
 use super::softmax::Running;
 use crate::attention::AttentionSpec;
-use crate::cache::{BLOCK, Block, KeyValues};
+use crate::cache::{BLOCK, Block, GROUP, KeyValues};
 use crate::simd::bytes::{Bytes, multiversion_bytes};
-use crate::simd::{LANES, Lanes};
+use crate::simd::{Isa, LANES, Lanes, multiversion};
 
 /// Multiply-adds that are worth a thread.
 const TASK_WORK: usize = 1 << 17;
@@ -58,7 +58,7 @@ fn over_block(q: &[f32], cached: &KeyValues, block: usize, kv_head: usize, spec:
     let first = rows.start - block * BLOCK;
     let k = piece(&cached.keys[block], &mut keys, width, first, rows.len(), kv_head * dim, dim);
     let v = piece(&cached.values()[block], &mut values, width, first, rows.len(), kv_head * dim, dim);
-    q.chunks(dim).map(|q| one_query(q, k, v, spec)).collect()
+    q.chunks(dim).map(|q| one_query(q, k, v, None, spec)).collect()
 }
 
 /// Some rows and columns of a block, in single precision.
@@ -72,6 +72,33 @@ fn piece<'a>(block: &'a Block, space: &'a mut Vec<f32>, width: usize, row: usize
             }
             Matrix::new(space, rows, cols)
         }
+        Block::Int8(codes, scales) => {
+            space.resize(rows * cols, 0.0);
+            let lines = codes.chunks(width).zip(scales.chunks(width.div_ceil(GROUP))).skip(row);
+            for (out, (codes, scales)) in space.chunks_mut(cols).zip(lines) {
+                unpack(out, &codes[col..][..cols], scales, col);
+            }
+            Matrix::new(space, rows, cols)
+        }
+    }
+}
+
+/// Codes of a row from column `col` on times the scales of their groups.
+fn unpack(mut out: &mut [f32], mut codes: &[i8], scales: &[f16], mut col: usize) {
+    while !codes.is_empty() {
+        let (group, count) = (col / GROUP, (GROUP - col % GROUP).min(codes.len()));
+        let (out_group, out_rest) = out.split_at_mut(count);
+        scale_codes(out_group, &codes[..count], scales[group].to_f32());
+        (out, codes, col) = (out_rest, &codes[count..], col + count);
+    }
+}
+
+multiversion!(fn scale_codes(out: &mut [f32], codes: &[i8], scale: f32) = scale_codes_body);
+
+#[inline(always)]
+fn scale_codes_body<I: Isa>(out: &mut [f32], codes: &[i8], scale: f32) {
+    for (out, code) in out.iter_mut().zip(codes) {
+        *out = f32::from(*code) * scale;
     }
 }
 

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use super::super::matrix::{Matrix, MatrixMut, Shared, Threads};
 use super::super::record::tensor_of;
+use super::bias::Bias;
 use super::softmax::{Running, online_softmax, scale_row};
 use super::{HeadTask, TILE_K, TILE_Q, pieces};
 use crate::attention::AttentionSpec;
@@ -16,7 +17,7 @@ use crate::simd::{Isa, LANES, Lanes, dot, dots, mul_add, multiversion};
 const SPLIT: usize = 1024;
 
 /// The output, and the logarithm of the sum of exponentials of each query and head.
-pub(super) fn forward(q: Matrix, k: Matrix, v: Matrix, spec: &AttentionSpec) -> (FlexTensor, Vec<f32>) {
+pub(super) fn forward(q: Matrix, k: Matrix, v: Matrix, bias: Bias, spec: &AttentionSpec) -> (FlexTensor, Vec<f32>) {
     let (heads, dim) = (spec.num_heads, spec.head_dim);
     let mut output = vec![0.0; q.rows * heads * dim];
     let mut lse = vec![0.0; q.rows * heads];
@@ -29,14 +30,14 @@ pub(super) fn forward(q: Matrix, k: Matrix, v: Matrix, spec: &AttentionSpec) -> 
         let first = task.queries.start + rows.start;
         // SAFETY: the tiles are disjoint in rows or in the columns of their head.
         let mut out = unsafe { task.columns(&shared_output, &(first..first + rows.len()), spec) };
-        let running = tile(&mut out, &task, &rows, q, k, v, spec);
+        let running = tile(&mut out, &task, &rows, [q, k, v], bias, spec);
         for (i, running) in running.iter().enumerate() {
             // SAFETY: as above; each tile has its own rows and head.
             unsafe { shared_lse.write((first + i) * heads + task.head, running.lse()) };
         }
     });
 
-    for (task, running, total) in single_queries(&single, q, k, v, spec) {
+    for (task, running, total) in single_queries(&single, [q, k, v], bias, spec) {
         let row = task.queries.start * heads + task.head;
         lse[row] = running.lse();
         output[row * dim..][..dim].iter_mut().zip(total).for_each(|(out, value)| *out = value / running.sum);
@@ -45,7 +46,14 @@ pub(super) fn forward(q: Matrix, k: Matrix, v: Matrix, spec: &AttentionSpec) -> 
 }
 
 /// The output of some queries of one head.
-fn tile(out: &mut MatrixMut, task: &HeadTask, rows: &Range<usize>, q: Matrix, k: Matrix, v: Matrix, spec: &AttentionSpec) -> Vec<Running> {
+fn tile(
+    out: &mut MatrixMut,
+    task: &HeadTask,
+    rows: &Range<usize>,
+    [q, k, v]: [Matrix; 3],
+    bias: Bias,
+    spec: &AttentionSpec,
+) -> Vec<Running> {
     let dim = spec.head_dim;
     let kv_head = task.head * spec.num_kv_heads / spec.num_heads;
     let q = q.window(task.queries.start + rows.start, rows.len(), task.head * dim, dim);
@@ -59,7 +67,7 @@ fn tile(out: &mut MatrixMut, task: &HeadTask, rows: &Range<usize>, q: Matrix, k:
         let totals = total.chunks_mut(dim);
         for (i, ((scores, total), running)) in scores.chunks_mut(keys.len()).zip(totals).zip(&mut running).enumerate() {
             let visible = task.visible_in(rows.start + i, &keys, spec);
-            let factor = online_softmax(scores, visible, spec.softcap, running);
+            let factor = online_softmax(scores, visible, spec.softcap, bias.row(task, rows.start + i, &keys), running);
             if factor != 1.0 {
                 scale_row(total, factor);
             }
@@ -76,9 +84,8 @@ fn tile(out: &mut MatrixMut, task: &HeadTask, rows: &Range<usize>, q: Matrix, k:
 /// The running softmax and the unnormalised output of each head of sequences with one query.
 fn single_queries<'a>(
     tasks: &'a [HeadTask],
-    q: Matrix,
-    k: Matrix,
-    v: Matrix,
+    inputs: [Matrix; 3],
+    bias: Bias,
     spec: &AttentionSpec,
 ) -> Vec<(&'a HeadTask, Running, Vec<f32>)> {
     // The heads that share keys go together over a piece of the keys, which stays in the cache.
@@ -87,7 +94,7 @@ fn single_queries<'a>(
         .flat_map(|group| pieces(group[0].visible(&(0..1), spec), SPLIT).map(move |keys| (group, keys)))
         .collect();
     let piece = |(group, keys): &(&'a [HeadTask], Range<usize>)| -> Vec<_> {
-        group.iter().map(|task| single_query(task, keys, q, k, v, spec)).collect()
+        group.iter().map(|task| single_query(task, keys, inputs, bias, spec)).collect()
     };
     // Entering the thread pool costs more than a short cache.
     let work: usize = groups.iter().map(|(group, keys)| group.len() * keys.len() * spec.head_dim).sum();
@@ -109,20 +116,20 @@ fn single_queries<'a>(
 }
 
 /// One query over some of its keys: the running softmax and the unnormalised output.
-fn single_query(task: &HeadTask, keys: &Range<usize>, q: Matrix, k: Matrix, v: Matrix, spec: &AttentionSpec) -> (Running, Vec<f32>) {
+fn single_query(task: &HeadTask, keys: &Range<usize>, [q, k, v]: [Matrix; 3], bias: Bias, spec: &AttentionSpec) -> (Running, Vec<f32>) {
     let dim = spec.head_dim;
     let kv_head = task.head * spec.num_kv_heads / spec.num_heads;
     let q = &q.row(task.queries.start)[task.head * dim..][..dim];
     let [k, v] = [k, v].map(|m| m.window(task.keys.start + keys.start, keys.len(), kv_head * dim, dim));
-    one_query(q, k, v, spec)
+    one_query(q, k, v, bias.row(task, 0, keys), spec)
 }
 
 /// One query of one head over keys that it sees all: the running softmax and the unnormalised output.
-pub(super) fn one_query(q: &[f32], k: Matrix, v: Matrix, spec: &AttentionSpec) -> (Running, Vec<f32>) {
+pub(super) fn one_query(q: &[f32], k: Matrix, v: Matrix, bias: Option<&[f32]>, spec: &AttentionSpec) -> (Running, Vec<f32>) {
     let mut scores = vec![0.0; k.rows];
     query_scores(&mut scores, q, k, spec.scale);
     let mut running = Running::EMPTY;
-    online_softmax(&mut scores, 0..k.rows, spec.softcap, &mut running);
+    online_softmax(&mut scores, 0..k.rows, spec.softcap, bias, &mut running);
     let mut total = vec![0.0; v.cols];
     weighted_sum(&mut total, &scores, v);
     (running, total)

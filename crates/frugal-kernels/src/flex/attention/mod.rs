@@ -2,6 +2,7 @@
 //! the logarithm of each row's sum of exponentials.
 
 mod backward;
+mod bias;
 mod cached;
 mod forward;
 mod softmax;
@@ -13,10 +14,11 @@ use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
 
 use super::matrix::{Matrix, MatrixMut, Shared};
-use super::record::{Op, Operand, dense_rows, present, record, tensor_of, untracked};
-use crate::attention::AttentionSpec;
+use super::record::{Op, Operand, contiguous, dense_rows, present, record, tensor_of, untracked};
+use crate::attention::{AttentionSpec, ScoreBias};
 use crate::cache::KeyValues;
 use crate::memory::Cost;
+use bias::Bias;
 
 /// Query rows of a tile.
 const TILE_Q: usize = 64;
@@ -32,24 +34,32 @@ struct Saved {
     spec: AttentionSpec,
 }
 
-/// [`attention`](crate::attention()) on Flex.
-pub(crate) fn attention(q: &Tensor<2>, k: &Tensor<2>, v: &Tensor<2>, spec: &AttentionSpec) -> Option<Tensor<2>> {
+/// [`attention`](crate::attention()) and [`biased_attention`](crate::biased_attention) on Flex.
+pub(crate) fn attention(q: &Tensor<2>, k: &Tensor<2>, v: &Tensor<2>, bias: Option<&ScoreBias>, spec: &AttentionSpec) -> Option<Tensor<2>> {
     let (q, k, v) = (Operand::new(q)?, Operand::new(k)?, Operand::new(v)?);
+    let bias = match bias {
+        None => None,
+        Some(ScoreBias::Keys(bias)) => Some(Operand::new(bias)?),
+        Some(ScoreBias::Positions(bias)) => Some(Operand::new(bias)?),
+    };
     let spec = spec.clone();
     let op = Op {
         cost: Cost::Never,
-        reads: |wanted| [wanted.contains(&true); 3],
-        forward: move |inputs: &[Option<FlexTensor>; 3], _| {
-            let [q, k, v] = inputs.each_ref().map(|input| dense_rows(present(input)));
-            let (output, lse) = forward::forward(Matrix::of(&q), Matrix::of(&k), Matrix::of(&v), &spec);
+        reads: |wanted| [wanted.contains(&true); 4],
+        forward: move |[q, k, v, bias]: &[Option<FlexTensor>; 4], _| {
+            let [q, k, v] = [q, k, v].map(|input| dense_rows(present(input)));
+            let bias = bias.as_ref().map(contiguous);
+            let bias = Bias::of(bias.as_ref());
+            let (output, lse) = forward::forward(Matrix::of(&q), Matrix::of(&k), Matrix::of(&v), bias, &spec);
             (output.clone(), Saved { output, lse: lse.into(), spec: spec.clone() })
         },
-        backward: |inputs, saved, grad, wanted| {
-            let inputs = inputs.each_ref().map(|input| dense_rows(present(input)));
-            backward::backward(&inputs, &saved, &dense_rows(&grad), wanted)
+        backward: |[q, k, v, bias], saved, grad, wanted| {
+            let inputs = [q, k, v].each_ref().map(|input| dense_rows(present(input)));
+            let bias = bias.as_ref().map(contiguous);
+            backward::backward(&inputs, Bias::of(bias.as_ref()), &saved, &dense_rows(&grad), wanted)
         },
     };
-    Some(record([Some(&q), Some(&k), Some(&v)], op))
+    Some(record([Some(&q), Some(&k), Some(&v), bias.as_ref()], op))
 }
 
 /// [`cached_attention`](crate::cached_attention) on Flex.

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::attention::AttentionSpec;
 use crate::simd::{Isa, dot, exp, max, mul_add, multiversion, sum, tanh};
 
 /// The running softmax of one query.
@@ -23,16 +24,25 @@ impl Running {
 }
 
 /// Turns the visible scores of a row into `e^(score - max)`, the others into 0, and returns the
-/// factor that brings what was summed before to the new maximum.
-pub(super) fn online_softmax(row: &mut [f32], visible: Range<usize>, softcap: Option<f32>, running: &mut Running) -> f32 {
+/// factor that brings what was summed before to the new maximum. The bias is that of the whole row.
+pub(super) fn online_softmax(
+    row: &mut [f32],
+    visible: Range<usize>,
+    softcap: Option<f32>,
+    bias: Option<&[f32]>,
+    running: &mut Running,
+) -> f32 {
     row[..visible.start].fill(0.0);
     row[visible.end..].fill(0.0);
     if visible.is_empty() {
         return 1.0;
     }
-    let scores = &mut row[visible];
+    let scores = &mut row[visible.clone()];
     if let Some(cap) = softcap {
         cap_scores(scores, cap);
+    }
+    if let Some(bias) = bias {
+        add_row(scores, &bias[visible]);
     }
     exponentials(scores, running)
 }
@@ -69,29 +79,41 @@ pub(super) struct RowState {
     pub(super) delta: f32,
 }
 
+/// A row's bias, and where its gradient is added.
+pub(super) type RowBias<'a> = (Option<&'a [f32]>, Option<&'a mut [f32]>);
+
 /// From scores and the gradient of the weights: `scores` becomes the weights, `grads` the gradient
-/// of the scores, both 0 where the query sees nothing.
+/// of the products of query and keys, both 0 where the query sees nothing.
 pub(super) fn softmax_backward(
     scores: &mut [f32],
     grads: &mut [f32],
     visible: Range<usize>,
     state: RowState,
-    scale: f32,
-    softcap: Option<f32>,
+    spec: &AttentionSpec,
+    (bias, bias_grad): RowBias,
 ) {
     for row in [&mut *scores, &mut *grads] {
         row[..visible.start].fill(0.0);
         row[visible.end..].fill(0.0);
     }
-    let (scores, grads) = (&mut scores[visible.clone()], &mut grads[visible]);
-    match softcap {
-        None => weights_and_gradients(scores, grads, state, scale),
-        Some(cap) => {
-            cap_scores(scores, cap);
-            let slopes: Vec<f32> = scores.iter().map(|score| 1.0 - (score / cap) * (score / cap)).collect();
-            weights_and_gradients(scores, grads, state, scale);
-            grads.iter_mut().zip(slopes).for_each(|(grad, slope)| *grad *= slope);
+    let (scores, grads) = (&mut scores[visible.clone()], &mut grads[visible.clone()]);
+    let slopes: Option<Vec<f32>> = spec.softcap.map(|cap| {
+        cap_scores(scores, cap);
+        scores.iter().map(|score| 1.0 - (score / cap) * (score / cap)).collect()
+    });
+    if let Some(bias) = bias {
+        add_row(scores, &bias[visible.clone()]);
+    }
+    match bias_grad {
+        None => weights_and_gradients(scores, grads, state, spec.scale),
+        Some(bias_grad) => {
+            weights_and_gradients(scores, grads, state, 1.0);
+            add_row(&mut bias_grad[visible], grads);
+            scale_row(grads, spec.scale);
         }
+    }
+    if let Some(slopes) = slopes {
+        grads.iter_mut().zip(slopes).for_each(|(grad, slope)| *grad *= slope);
     }
 }
 
@@ -112,6 +134,15 @@ multiversion!(pub(super) fn scale_row(row: &mut [f32], factor: f32) = scale_row_
 fn scale_row_body<I: Isa>(row: &mut [f32], factor: f32) {
     for value in row {
         *value *= factor;
+    }
+}
+
+multiversion!(fn add_row(row: &mut [f32], values: &[f32]) = add_row_body);
+
+#[inline(always)]
+fn add_row_body<I: Isa>(row: &mut [f32], values: &[f32]) {
+    for (sum, value) in row.iter_mut().zip(values) {
+        *sum += value;
     }
 }
 
