@@ -7,7 +7,9 @@ Needs `lm-eval==0.4.13` and scikit-learn, beside scripts/golden/requirements.txt
 
 import importlib.metadata as md
 import json
+import math
 import re
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +55,12 @@ def choices(rng):
             }
 
 
+def pass_at_k():
+    for n, c, k in [(1, 0, 1), (1, 1, 1), (10, 0, 5), (10, 3, 1), (10, 3, 5), (10, 6, 5), (64, 7, 8), (64, 1, 64), (200, 11, 100)]:
+        score = 1 - Fraction(math.comb(n - c, k), math.comb(n, k))
+        yield {"n": n, "c": c, "k": k, "score": float(score)}
+
+
 def texts(rng):
     for documents in (["one two  three", "four"], [" padded ", "naïve café\nnew line", ""], ["a"]):
         lls = (-rng.exponential(20.0, len(documents))).round(3).tolist()
@@ -79,6 +87,7 @@ def main():
         "exact_match": [{"metric": k, "answer": a, "target": t, "score": exact_match(k, a, t)} for k, a, t in ANSWERS],
         "choices": list(choices(rng)),
         "means": [{"values": v, "mean": m.mean(v), "stderr": m.mean_stderr(v)} for v in values],
+        "pass_at_k": list(pass_at_k()),
         "texts": list(texts(rng)),
         "mcc": {
             "pairs": [[int(g), int(p)] for g, p in zip(gold, predicted)],

@@ -129,6 +129,10 @@ pub(crate) fn python_method(state: &mut State, value: &Value, method: &str, args
     match (method, value.as_str()) {
         // The crate's own starts words at white space only.
         ("title", Some(text)) if args.is_empty() => Ok(Value::from(title(text))),
+        ("index", None) if let ([wanted], Ok(mut items)) = (args, value.try_iter()) => match items.position(|item| item == *wanted) {
+            Some(place) => Ok(Value::from(place)),
+            None => Err(Error::new(ErrorKind::InvalidOperation, format!("{wanted} is not in the list"))),
+        },
         _ => minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args),
     }
 }

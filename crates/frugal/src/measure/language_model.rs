@@ -8,10 +8,10 @@ use std::collections::HashMap;
 
 use frugal_core::data::Message;
 use frugal_core::measure::capacity::TextCost;
-use frugal_core::measure::eval::{Continuations, Generation, LanguageModel, ModelFailure, Sink};
+use frugal_core::measure::eval::{Continuations, Generation, LanguageModel, ModelFailure, Sink, ToContinue};
 use frugal_core::tokenizer::TextTokenizer;
 
-use crate::adapt::{AdapterSet, Choice, Mode, stream, to_vec};
+use crate::adapt::{AdapterSet, Choice, Mode, to_vec};
 use crate::decode::{DecodeError, Sampler, SamplerConfig, Session};
 use crate::model::{Backbone, Input, SequenceLayout, select_rows};
 
@@ -49,6 +49,13 @@ pub struct Stretch {
 struct Scored {
     input: Vec<u32>,
     targets: Vec<u32>,
+}
+
+/// A text to continue, in tokens.
+struct Asked {
+    request: usize,
+    ids: Vec<u32>,
+    seed: u64,
 }
 
 /// Log-likelihood of a row of targets in nats, and whether each was the likeliest token.
@@ -204,27 +211,19 @@ impl HarnessModel<'_> {
     }
 
     /// Continues some prompts together.
-    fn continue_batch(
-        &self,
-        prompts: &[(usize, Vec<u32>)],
-        generation: &Generation,
-        seed: u64,
-        answer: Sink<'_, String>,
-    ) -> Result<bool, ModelFailure> {
-        let config = SamplerConfig { temperature: generation.temperature, ..SamplerConfig::default() };
-        let seed_of = |i: usize| rand::Rng::random(&mut stream(seed, &format!("evaluate {i}")));
-        let mut samplers =
-            prompts.iter().map(|(i, _)| Sampler::new(config.clone(), seed_of(*i))).collect::<Result<Vec<_>, DecodeError>>()?;
+    fn continue_batch(&self, prompts: &[Asked], generation: &Generation, answer: Sink<'_, String>) -> Result<bool, ModelFailure> {
+        let config = SamplerConfig { temperature: generation.temperature, top_p: generation.top_p, ..SamplerConfig::default() };
+        let mut samplers = prompts.iter().map(|p| Sampler::new(config.clone(), p.seed)).collect::<Result<Vec<_>, DecodeError>>()?;
         let mut session = Session::new(self.backbone, self.adapters, self.choice.clone(), prompts.len())?;
         // A stop text of n bytes ends within the last n tokens; a few more, since a decoder treats a beginning in its own way.
         let tail = generation.until.iter().map(String::len).max().unwrap_or(0) + 4;
         let mut written: Vec<Vec<u32>> = vec![Vec::new(); prompts.len()];
         let mut active: Vec<usize> = (0..prompts.len()).collect();
-        let mut logits = session.feed(&prompts.iter().map(|(_, ids)| ids.as_slice()).collect::<Vec<_>>())?;
+        let mut logits = session.feed(&prompts.iter().map(|p| p.ids.as_slice()).collect::<Vec<_>>())?;
         loop {
             let (mut keep, mut next) = (Vec::with_capacity(active.len()), Vec::new());
             for (&i, logits) in active.iter().zip(&mut logits) {
-                let token = samplers[i].next(logits, &prompts[i].1, &written[i]);
+                let token = samplers[i].next(logits, &prompts[i].ids, &written[i]);
                 let mut goes_on = !self.tokenizer.eos_ids().contains(&token);
                 if goes_on {
                     written[i].push(token);
@@ -235,7 +234,7 @@ impl HarnessModel<'_> {
                 keep.push(goes_on);
                 if goes_on {
                     next.push([token]);
-                } else if !answer(prompts[i].0, self.finish(&written[i], generation)?) {
+                } else if !answer(prompts[i].request, self.finish(&written[i], generation)?) {
                     return Ok(false);
                 }
             }
@@ -247,7 +246,7 @@ impl HarnessModel<'_> {
             }
             if session.room() == 0 {
                 for &i in &active {
-                    if !answer(prompts[i].0, self.finish(&written[i], generation)?) {
+                    if !answer(prompts[i].request, self.finish(&written[i], generation)?) {
                         return Ok(false);
                     }
                 }
@@ -313,28 +312,27 @@ impl LanguageModel for HarnessModel<'_> {
 
     fn generate_until(
         &mut self,
-        contexts: &[&str],
+        requests: &[ToContinue<'_>],
         generation: &Generation,
-        seed: u64,
         answer: Sink<'_, String>,
     ) -> Result<(), ModelFailure> {
         let limit = self.backbone.config().max_sequence();
         let room = limit.checked_sub(generation.max_tokens).filter(|r| *r > 0).ok_or_else(|| {
             format!("answers of {} tokens leave no room for a prompt in the model's {limit} positions", generation.max_tokens)
         })?;
-        let mut prompts = Vec::with_capacity(contexts.len());
-        for (i, context) in contexts.iter().enumerate() {
-            let mut ids = self.encode(context)?;
+        let mut prompts = Vec::with_capacity(requests.len());
+        for (i, request) in requests.iter().enumerate() {
+            let mut ids = self.encode(request.context)?;
             if ids.is_empty() {
                 ids.push(self.prefix()?);
             }
             ids.drain(..ids.len().saturating_sub(room));
-            prompts.push((i, ids));
+            prompts.push(Asked { request: i, ids, seed: request.seed });
         }
-        prompts.sort_by(|a, b| b.1.len().cmp(&a.1.len()).then(a.0.cmp(&b.0)));
-        for batch in budgeted(&prompts, self.batch_tokens, |(_, ids)| ids.len() + generation.max_tokens) {
+        prompts.sort_by(|a, b| b.ids.len().cmp(&a.ids.len()).then(a.request.cmp(&b.request)));
+        for batch in budgeted(&prompts, self.batch_tokens, |asked| asked.ids.len() + generation.max_tokens) {
             for part in batch.chunks(MOST_PROMPTS) {
-                if !self.continue_batch(part, generation, seed, answer)? {
+                if !self.continue_batch(part, generation, answer)? {
                     return Ok(());
                 }
             }

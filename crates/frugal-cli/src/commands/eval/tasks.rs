@@ -24,7 +24,8 @@ use crate::ui::{self, interrupt, table};
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Tasks")]
 pub struct Flags {
-    /// Tasks, with commas between: names, NAME:FILE for data of your own, or task files; `list` shows the names
+    /// Tasks, with commas between: names or task files (TOML, or YAML of lm-evaluation-harness), each with :FILE for data of
+    /// your own; `list` shows the names
     #[arg(long, short, value_name = "TASKS", value_delimiter = ',')]
     tasks: Vec<String>,
     /// Only the first N records of each task
@@ -106,11 +107,11 @@ pub(super) fn run(args: &Args) -> Result<Outcome> {
         let mut counter = None;
         let found = run_task(&task, &context, &mut model, &mut |event| {
             match event {
-                EvalEvent::Task { name, samples, answered } => {
+                EvalEvent::Task { name, answers, answered } => {
                     if answered > 0 {
-                        ui::note(args.output, &format!("{name}: {answered} of {samples} answers are there already"));
+                        ui::note(args.output, &format!("{name}: {answered} of {answers} answers are there already"));
                     }
-                    counter = Some(Counter::new(args.output, name, samples as u64, answered as u64));
+                    counter = Some(Counter::new(args.output, name, answers as u64, answered as u64));
                 }
                 EvalEvent::Answered => counter.iter_mut().for_each(Counter::step),
             }

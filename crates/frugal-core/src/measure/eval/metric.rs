@@ -1,5 +1,7 @@
 //! Scores of samples and what they come to.
 
+use std::borrow::Cow;
+
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use regex::Regex;
@@ -32,9 +34,14 @@ pub enum Metric {
         #[serde(default)]
         regexes_to_ignore: Vec<String>,
     },
-    /// Whether the answer, with the target behind it, is a Python program that runs without an error.
-    #[serde(rename = "pass@1")]
-    Pass,
+    /// The chance that of `k` answers at least one, with the target behind it, is a Python program that runs without an error:
+    /// `1 - C(n - c, k) / C(n, k)` where `c` of `n` answers do, the unbiased estimator of Chen et al., 2021, arXiv 2107.03374.
+    #[serde(rename = "pass@k", alias = "pass@1")]
+    Pass {
+        /// Answers of which one must do.
+        #[serde(default = "one")]
+        k: usize,
+    },
     /// Perplexity by white-space separated word.
     WordPerplexity,
     /// Perplexity by byte.
@@ -43,6 +50,10 @@ pub enum Metric {
     TokenPerplexity,
     /// Bits that each byte takes.
     BitsPerByte,
+}
+
+fn one() -> usize {
+    1
 }
 
 /// What one sample adds to a metric.
@@ -69,19 +80,24 @@ pub struct Choices<'a> {
 
 impl Metric {
     /// Name in results.
-    pub fn name(&self) -> &'static str {
-        match self {
+    pub fn name(&self) -> Cow<'static, str> {
+        Cow::Borrowed(match self {
             Self::Acc => "acc",
             Self::AccNorm => "acc_norm",
             Self::AccBytes => "acc_bytes",
             Self::Mcc => "mcc",
             Self::ExactMatch { .. } => "exact_match",
-            Self::Pass => "pass@1",
+            Self::Pass { k } => return Cow::Owned(format!("pass@{k}")),
             Self::WordPerplexity => "word_perplexity",
             Self::BytePerplexity => "byte_perplexity",
             Self::TokenPerplexity => "token_perplexity",
             Self::BitsPerByte => "bits_per_byte",
-        }
+        })
+    }
+
+    /// Of how many answers one must do, where the metric runs them as programs.
+    pub fn attempts(&self) -> Option<usize> {
+        if let Self::Pass { k } = self { Some(*k) } else { None }
     }
 
     /// Whether more is better.
@@ -93,7 +109,7 @@ impl Metric {
     pub fn kind(&self) -> Kind {
         match self {
             Self::Acc | Self::AccNorm | Self::AccBytes | Self::Mcc => Kind::MultipleChoice,
-            Self::ExactMatch { .. } | Self::Pass => Kind::GenerateUntil,
+            Self::ExactMatch { .. } | Self::Pass { .. } => Kind::GenerateUntil,
             Self::WordPerplexity | Self::BytePerplexity | Self::TokenPerplexity | Self::BitsPerByte => Kind::LoglikelihoodRolling,
         }
     }
@@ -139,6 +155,20 @@ impl Metric {
             text
         };
         Score::Value(f64::from(u8::from(plain(answer) == plain(target))))
+    }
+
+    /// Mean score of several written answers.
+    pub fn of_texts(&self, answers: &[String], target: &str) -> Score {
+        let scores = answers.iter().map(|answer| if let Score::Value(v) = self.of_text(answer, target) { v } else { 0.0 });
+        Score::Value(scores.sum::<f64>() / answers.len().max(1) as f64)
+    }
+
+    /// Score of `n` programs of which `c` run without an error.
+    pub fn of_programs(&self, n: usize, c: usize) -> Score {
+        let k = self.attempts().unwrap_or(1);
+        // The product form does not overflow; with fewer failures than k, one of any k succeeds.
+        let none = if n - c < k { 0.0 } else { (n - c + 1..=n).map(|i| 1.0 - k as f64 / i as f64).product() };
+        Score::Value(1.0 - none)
     }
 
     /// Score of a text with its log-likelihood in nats and its number of tokens.
@@ -258,7 +288,7 @@ mod tests {
             let answer = Choices { log_likelihoods: &log_likelihoods, texts: &texts, gold: case["gold"].as_u64().unwrap() as usize };
             for metric in [Metric::Acc, Metric::AccNorm, Metric::AccBytes] {
                 let Score::Value(ours) = metric.of_choices(answer) else { panic!() };
-                close(ours, &case[metric.name()], &case.to_string());
+                close(ours, &case[metric.name().as_ref()], &case.to_string());
             }
         }
         for case in golden["means"].as_array().unwrap() {
@@ -272,8 +302,15 @@ mod tests {
             let lls: Vec<f64> = serde_json::from_value(case["log_likelihoods"].clone()).unwrap();
             for metric in [Metric::WordPerplexity, Metric::BytePerplexity, Metric::BitsPerByte] {
                 let scores: Vec<Score> = texts.iter().zip(&lls).map(|(t, ll)| metric.of_likelihood(*ll, t, 1)).collect();
-                close(metric.aggregate(&scores, 0).unwrap().0, &case[metric.name()], metric.name());
+                close(metric.aggregate(&scores, 0).unwrap().0, &case[metric.name().as_ref()], &metric.name());
             }
+        }
+        let cases = golden["pass_at_k"].as_array().unwrap();
+        assert!(cases.len() >= 8);
+        for case in cases {
+            let [n, c, k] = ["n", "c", "k"].map(|key| case[key].as_u64().unwrap() as usize);
+            let Score::Value(ours) = (Metric::Pass { k }).of_programs(n, c) else { panic!() };
+            close(ours, &case["score"], &case.to_string());
         }
         let mcc = &golden["mcc"];
         let pairs: Vec<(usize, usize)> = serde_json::from_value(mcc["pairs"].clone()).unwrap();

@@ -12,6 +12,7 @@ mod results;
 mod task;
 #[cfg(test)]
 mod tests;
+mod yaml;
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -124,6 +125,15 @@ pub struct Continuations<'a> {
     pub continuations: &'a [String],
 }
 
+/// A text to continue.
+#[derive(Clone, Copy, Debug)]
+pub struct ToContinue<'a> {
+    /// What is given; may be empty.
+    pub context: &'a str,
+    /// Decides what is drawn.
+    pub seed: u64,
+}
+
 /// A model as tasks see it. Answers may come in any order.
 pub trait LanguageModel {
     /// Identifies model and adapter by content, for resuming.
@@ -147,9 +157,8 @@ pub trait LanguageModel {
     /// What the model cannot do.
     fn generate_until(
         &mut self,
-        contexts: &[&str],
+        requests: &[ToContinue<'_>],
         generation: &Generation,
-        seed: u64,
         answer: Sink<'_, String>,
     ) -> Result<(), ModelFailure>;
 
@@ -194,12 +203,12 @@ pub enum EvalEvent<'a> {
     Task {
         /// Name.
         name: &'a str,
-        /// Samples.
-        samples: usize,
+        /// Answers that are wanted.
+        answers: usize,
         /// Of these answered by an earlier run.
         answered: usize,
     },
-    /// A sample was answered.
+    /// An answer is there.
     Answered,
 }
 
@@ -212,7 +221,7 @@ pub type Observe<'a> = &'a mut dyn FnMut(EvalEvent<'_>) -> bool;
 /// # Errors
 /// Anything wrong with the task, the data, the model or the output folder.
 pub fn run(task: &Task, context: &Context, model: &mut dyn LanguageModel, observe: Observe<'_>) -> Result<Option<TaskResult>, EvalError> {
-    if task.metrics.contains(&Metric::Pass) && context.sandbox.is_none() {
+    if task.metrics.iter().any(|m| m.attempts().is_some()) && context.sandbox.is_none() {
         return Err(EvalError::NoExecution { task: task.name.clone() });
     }
     let prepared = prompt::prepare(task, context, model)?;
@@ -220,22 +229,24 @@ pub fn run(task: &Task, context: &Context, model: &mut dyn LanguageModel, observ
         Some(out) => AnswerLog::open(&out.join(format!("answers_{}.jsonl", task.name)))?,
         None => AnswerLog::in_memory(),
     };
-    let open: Vec<&Sample> = prepared.samples.iter().filter(|s| log.get(&s.hash).is_none()).collect();
-    let answered = prepared.samples.len() - open.len();
-    if !observe(EvalEvent::Task { name: &task.name, samples: prepared.samples.len(), answered }) {
+    let all = prepared.samples.iter().flat_map(|s| (0..s.times()).map(move |repeat| (s, s.answer_hash(repeat))));
+    let open: Vec<(&Sample, String)> = all.filter(|(_, hash)| log.get(hash).is_none()).collect();
+    let wanted: usize = prepared.samples.iter().map(Sample::times).sum();
+    let answered = wanted - open.len();
+    if !observe(EvalEvent::Task { name: &task.name, answers: wanted, answered }) {
         return Ok(None);
     }
     let mut failure = None;
     let mut stopped = false;
     let mut keep = |sample: usize, answer: Answer| -> bool {
-        if let Err(error) = log.add(&open[sample].hash, answer) {
+        if let Err(error) = log.add(&open[sample].1, answer) {
             failure = Some(error);
             return false;
         }
         stopped = !observe(EvalEvent::Answered);
         !stopped
     };
-    ask(task, context, model, &open, &mut keep).map_err(EvalError::Model)?;
+    ask(task, model, &open, &mut keep).map_err(EvalError::Model)?;
     if let Some(error) = failure {
         return Err(error.into());
     }
@@ -254,9 +265,8 @@ pub fn run(task: &Task, context: &Context, model: &mut dyn LanguageModel, observ
 
 fn ask(
     task: &Task,
-    context: &Context,
     model: &mut dyn LanguageModel,
-    open: &[&Sample],
+    open: &[(&Sample, String)],
     keep: &mut dyn FnMut(usize, Answer) -> bool,
 ) -> Result<(), ModelFailure> {
     if open.is_empty() {
@@ -266,7 +276,7 @@ fn ask(
         Kind::MultipleChoice => {
             let requests: Vec<Continuations<'_>> = open
                 .iter()
-                .filter_map(|s| match &s.request {
+                .filter_map(|(s, _)| match &s.request {
                     Request::Choices { context, continuations } => Some(Continuations { context, continuations }),
                     _ => None,
                 })
@@ -274,39 +284,49 @@ fn ask(
             model.loglikelihood(&requests, &mut |i, answer| keep(i, Answer::Choices(answer)))
         }
         Kind::GenerateUntil => {
-            let contexts: Vec<&str> = open
+            let requests: Vec<ToContinue<'_>> = open
                 .iter()
-                .filter_map(|s| if let Request::Generate { context } = &s.request { Some(context.as_str()) } else { None })
+                .filter_map(|(s, hash)| match &s.request {
+                    // The hash stands for all that decides the answer, so the same question is answered alike in any company.
+                    Request::Generate { context, .. } => Some(ToContinue { context, seed: prompt::seed_of(hash) }),
+                    _ => None,
+                })
                 .collect();
-            model.generate_until(&contexts, &task.generation, context.seed, &mut |i, text| keep(i, Answer::Text(text)))
+            model.generate_until(&requests, &task.generation, &mut |i, text| keep(i, Answer::Text(text)))
         }
         Kind::LoglikelihoodRolling => {
-            let texts: Vec<&str> =
-                open.iter().filter_map(|s| if let Request::Rolling { text } = &s.request { Some(text.as_str()) } else { None }).collect();
+            let texts: Vec<&str> = open
+                .iter()
+                .filter_map(|(s, _)| if let Request::Rolling { text } = &s.request { Some(text.as_str()) } else { None })
+                .collect();
             model.loglikelihood_rolling(&texts, &mut |i, (sum, tokens)| keep(i, Answer::Rolling(sum, tokens)))
         }
     }
 }
 
-/// A sample with its answer and scores, filter by filter.
+/// Scores by metric.
+type Scores = Vec<(String, Score)>;
+
+/// A sample with its answers and scores, filter by filter.
 struct Scored<'a> {
     sample: &'a Sample,
-    answer: Answer,
-    /// Filter, filtered answer, scores by metric.
-    filters: Vec<(String, Value, Vec<(&'static str, Score)>)>,
+    answers: Vec<Answer>,
+    /// Filter, filtered answers, scores by metric.
+    filters: Vec<(String, Value, Scores)>,
 }
 
 fn score<'a>(task: &Task, context: &Context, prepared: &'a Prepared, log: &AnswerLog) -> Result<Vec<Scored<'a>>, EvalError> {
     let renderer = prompt::Renderer::new(&task.name);
     let mut all = Vec::with_capacity(prepared.samples.len());
     for sample in &prepared.samples {
-        let Some(answer) = log.get(&sample.hash) else {
+        let answers: Option<Vec<Answer>> = (0..sample.times()).map(|repeat| log.get(&sample.answer_hash(repeat)).cloned()).collect();
+        let Some((answers, first)) = answers.and_then(|answers| answers.first().cloned().map(|first| (answers, first))) else {
             let reason = "the model gave no answer".to_owned();
             return Err(EvalError::Record { task: task.name.clone(), row: sample.doc_id, reason });
         };
-        let of = |score: &dyn Fn(&Metric) -> Score| task.metrics.iter().map(|m| (m.name(), score(m))).collect::<Vec<_>>();
+        let of = |score: &dyn Fn(&Metric) -> Score| task.metrics.iter().map(|m| (m.name().into_owned(), score(m))).collect::<Vec<_>>();
         let none = || "none".to_owned();
-        let filters = match answer {
+        let filters = match &first {
             Answer::Choices(lls) => {
                 let log_likelihoods: Vec<f64> = lls.iter().map(|l| l.0).collect();
                 let choices = Choices { log_likelihoods: &log_likelihoods, texts: &sample.choices, gold: sample.gold };
@@ -316,36 +336,43 @@ fn score<'a>(task: &Task, context: &Context, prepared: &'a Prepared, log: &Answe
                 let Request::Rolling { text } = &sample.request else { continue };
                 vec![(none(), json!(sum), of(&|m| m.of_likelihood(*sum, text, *tokens)))]
             }
-            Answer::Text(text) if task.filters.is_empty() => {
-                vec![(none(), json!(text), score_text(task, context, text, &sample.target)?)]
-            }
-            Answer::Text(text) => {
-                let mut filters = Vec::new();
-                for filter in &task.filters {
-                    let found = filter.apply(text, |template| renderer.render(template, &sample.doc, sample.doc_id))?;
-                    let scores = score_text(task, context, &found, &sample.target)?;
-                    filters.push((filter.name.clone(), json!(found), scores));
-                }
-                filters
+            Answer::Text(_) => {
+                let texts: Vec<&str> =
+                    answers.iter().filter_map(|a| if let Answer::Text(t) = a { Some(t.as_str()) } else { None }).collect();
+                let as_it_is = [Filter { name: none(), steps: Vec::new() }];
+                let filters = if task.filters.is_empty() { &as_it_is[..] } else { &task.filters };
+                let filtered = |filter: &Filter| -> Result<_, EvalError> {
+                    let render = |template: &str| renderer.render(template, &sample.doc, sample.doc_id);
+                    let found = texts.iter().map(|text| filter.apply(text, render)).collect::<Result<Vec<_>, _>>()?;
+                    let scores = score_texts(task, context, &found, &sample.target)?;
+                    let shown = if let [only] = found.as_slice() { json!(only) } else { json!(found) };
+                    Ok((filter.name.clone(), shown, scores))
+                };
+                filters.iter().map(filtered).collect::<Result<_, _>>()?
             }
         };
-        all.push(Scored { sample, answer: answer.clone(), filters });
+        all.push(Scored { sample, answers, filters });
     }
     Ok(all)
 }
 
-fn score_text(task: &Task, context: &Context, answer: &str, target: &str) -> Result<Vec<(&'static str, Score)>, EvalError> {
+/// Scores of the answers to one question: programs count together, of the rest the mean.
+fn score_texts(task: &Task, context: &Context, answers: &[String], target: &str) -> Result<Scores, EvalError> {
+    let mut succeeded = 0;
+    if let Some(sandbox) = context.sandbox.as_ref().filter(|_| task.metrics.iter().any(|m| m.attempts().is_some())) {
+        for answer in answers {
+            let run = sandbox.run(&format!("{answer}\n{target}"), b"", &Limits::default())?;
+            succeeded += usize::from(run.ending == Ending::Success);
+        }
+    }
     let score = |metric: &Metric| {
-        let score = match (metric, &context.sandbox) {
-            (Metric::Pass, Some(sandbox)) => {
-                let run = sandbox.run(&format!("{answer}\n{target}"), b"", &Limits::default())?;
-                Score::Value(f64::from(u8::from(run.ending == Ending::Success)))
-            }
-            _ => metric.of_text(answer, target),
+        let score = match metric.attempts() {
+            Some(_) => metric.of_programs(answers.len(), succeeded),
+            None => metric.of_texts(answers, target),
         };
-        Ok((metric.name(), score))
+        (metric.name().into_owned(), score)
     };
-    task.metrics.iter().map(score).collect()
+    Ok(task.metrics.iter().map(score).collect())
 }
 
 fn measure(task: &Task, scored: &[Scored<'_>], seed: u64) -> Vec<Measured> {
@@ -369,7 +396,7 @@ fn write_samples(path: &Path, scored: &[Scored<'_>]) -> Result<(), FileError> {
         for one in scored {
             let arguments = match &one.sample.request {
                 Request::Choices { context, continuations } => continuations.iter().map(|c| vec![context.as_str(), c.as_str()]).collect(),
-                Request::Generate { context } => vec![vec![context.as_str()]],
+                Request::Generate { context, .. } => vec![vec![context.as_str()]],
                 Request::Rolling { text } => vec![vec![text.as_str()]],
             };
             let named = |parts: &[&str]| -> BTreeMap<String, String> {
@@ -377,10 +404,14 @@ fn write_samples(path: &Path, scored: &[Scored<'_>]) -> Result<(), FileError> {
             };
             let arguments: Map<String, Value> =
                 arguments.iter().enumerate().map(|(i, a)| (format!("gen_args_{i}"), json!(named(a)))).collect();
-            let resps = match &one.answer {
+            let of_answer = |answer: &Answer| match answer {
                 Answer::Choices(lls) => json!(lls.iter().map(|l| json!([[l.0, l.1]])).collect::<Vec<_>>()),
-                Answer::Text(text) => json!([[text]]),
-                Answer::Rolling(sum, tokens) => json!([[sum, tokens]]),
+                Answer::Text(text) => json!(text),
+                Answer::Rolling(sum, tokens) => json!([sum, tokens]),
+            };
+            let resps = match one.answers.as_slice() {
+                [choices @ Answer::Choices(_)] => of_answer(choices),
+                answers => json!([answers.iter().map(of_answer).collect::<Vec<_>>()]),
             };
             for (filter, found, scores) in &one.filters {
                 let mut line = json!({
@@ -391,11 +422,11 @@ fn write_samples(path: &Path, scored: &[Scored<'_>]) -> Result<(), FileError> {
                     "resps": resps,
                     "filtered_resps": found,
                     "filter": filter,
-                    "metrics": scores.iter().map(|s| s.0).collect::<Vec<_>>(),
+                    "metrics": scores.iter().map(|s| s.0.as_str()).collect::<Vec<_>>(),
                     "sample_hash": one.sample.hash,
                 });
                 for (name, score) in scores {
-                    line[*name] = match score {
+                    line[name.as_str()] = match score {
                         Score::Value(v) => json!(v),
                         Score::Classes(gold, chosen) => json!([gold, chosen]),
                         Score::Ratio(sum, units) => json!([sum, units]),

@@ -28,10 +28,12 @@ pub enum Request {
         /// Continuations, each with the delimiter in front.
         continuations: Vec<String>,
     },
-    /// Continue this text.
+    /// Continue this text, perhaps several times.
     Generate {
         /// What is given.
         context: String,
+        /// How often.
+        times: usize,
     },
     /// How likely is this text?
     Rolling {
@@ -59,6 +61,18 @@ pub struct Sample {
     pub hash: String,
 }
 
+impl Sample {
+    /// Answers that are asked for.
+    pub(super) fn times(&self) -> usize {
+        if let Request::Generate { times, .. } = self.request { times } else { 1 }
+    }
+
+    /// Identifies one of the answers.
+    pub(super) fn answer_hash(&self, repeat: usize) -> String {
+        if repeat == 0 { self.hash.clone() } else { sha256(format!("{} {repeat}", self.hash).as_bytes()) }
+    }
+}
+
 /// The samples of a task and what they were made from.
 #[derive(Debug)]
 pub struct Prepared {
@@ -77,6 +91,11 @@ pub struct Prepared {
 /// SHA-256 in hexadecimal.
 pub(super) fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// A seed from a hash in hexadecimal.
+pub(super) fn seed_of(hash: &str) -> u64 {
+    hash.get(..16).and_then(|digits| u64::from_str_radix(digits, 16).ok()).unwrap_or_default()
 }
 
 /// Templates of a task over a record.
@@ -103,6 +122,12 @@ impl Renderer {
             EvalError::Template { task: self.task.clone(), row, reason: template::describe(&e), fields }
         })
     }
+
+    /// What an expression comes to; the name of a field is one.
+    fn value(&self, expression: &str, record: &Record, row: usize) -> Result<Value, EvalError> {
+        let text = self.render(&format!("{{{{ ({expression})|tojson }}}}"), record, row)?;
+        serde_json::from_str(&text).map_err(|e| EvalError::Record { task: self.task.clone(), row, reason: format!("`{expression}`: {e}") })
+    }
 }
 
 fn template_object(record: &Record) -> minijinja::Value {
@@ -128,6 +153,8 @@ fn template_value(value: &Value) -> minijinja::Value {
 struct Rendered {
     text: String,
     target: String,
+    /// What the answer begins with.
+    prefix: String,
     choices: Vec<String>,
     gold: usize,
 }
@@ -135,15 +162,17 @@ struct Rendered {
 fn rendered(task: &Task, renderer: &Renderer, record: &Record, row: usize) -> Result<Rendered, EvalError> {
     let text = renderer.render(&task.prompt.text, record, row)?;
     let target = renderer.render(&task.prompt.target, record, row)?;
+    let prefix = renderer.render(&task.prompt.gen_prefix, record, row)?;
     if task.kind != Kind::MultipleChoice {
-        return Ok(Rendered { text, target, choices: Vec::new(), gold: 0 });
+        return Ok(Rendered { text, target, prefix, choices: Vec::new(), gold: 0 });
     }
     let fail = |reason: String| EvalError::Record { task: task.name.clone(), row, reason };
     let choices = if task.prompt.choices_field.is_empty() {
         task.prompt.choices.iter().map(|c| renderer.render(c, record, row)).collect::<Result<Vec<_>, _>>()?
     } else {
         let field = &task.prompt.choices_field;
-        let list = record.get(field).and_then(Value::as_array).ok_or_else(|| fail(format!("`{field}` is not a list of choices")))?;
+        let list = renderer.value(field, record, row)?;
+        let list = list.as_array().ok_or_else(|| fail(format!("`{field}` is not a list of choices")))?;
         list.iter()
             .map(|c| c.as_str().map(str::to_owned).ok_or_else(|| fail(format!("`{field}` holds something that is not text"))))
             .collect::<Result<_, _>>()?
@@ -153,7 +182,7 @@ fn rendered(task: &Task, renderer: &Renderer, record: &Record, row: usize) -> Re
     }
     let gold = gold(&target, &choices)
         .ok_or_else(|| fail(format!("the target {target:?} is neither one of the choices nor its number or letter")))?;
-    Ok(Rendered { text, target, choices, gold })
+    Ok(Rendered { text, target, prefix, choices, gold })
 }
 
 /// A number from 0, the text of a choice, or its letter.
@@ -229,7 +258,7 @@ fn request(task: &Task, context: &Context, model: &dyn LanguageModel, own: &Rend
     if task.kind == Kind::LoglikelihoodRolling {
         return Ok(Request::Rolling { text: own.target.clone() });
     }
-    let answer = |r: &Rendered| r.choices.get(r.gold).unwrap_or(&r.target).clone();
+    let answer = |r: &Rendered| join(&r.prefix, r.choices.get(r.gold).unwrap_or(&r.target), &prompt.target_delimiter);
     let system = join(&context.system, &prompt.description, &prompt.fewshot_delimiter);
     let (text, delimiter) = if context.chat_template {
         let system = Some(&system).filter(|s| !s.is_empty()).map(|s| Message::new("system", s));
@@ -252,7 +281,10 @@ fn request(task: &Task, context: &Context, model: &dyn LanguageModel, own: &Rend
         Kind::MultipleChoice => {
             Request::Choices { context: text, continuations: own.choices.iter().map(|c| format!("{delimiter}{c}")).collect() }
         }
-        _ => Request::Generate { context: text },
+        // As lm-evaluation-harness does: a space before what the answer begins with, unless a turn has just begun.
+        _ if own.prefix.is_empty() => Request::Generate { context: text, times: task.repeats },
+        _ if context.chat_template => Request::Generate { context: text + &own.prefix, times: task.repeats },
+        _ => Request::Generate { context: join(&text, &own.prefix, delimiter), times: task.repeats },
     })
 }
 
@@ -271,7 +303,7 @@ fn join(first: &str, second: &str, delimiter: &str) -> String {
 fn hash(task: &Task, context: &Context, model: &dyn LanguageModel, request: &Request, target: &str) -> String {
     let asked = match request {
         Request::Choices { context, continuations } => serde_json::json!({ "context": context, "continuations": continuations }),
-        Request::Generate { context: text } => {
+        Request::Generate { context: text, .. } => {
             serde_json::json!({ "context": text, "generation": task.generation, "seed": context.seed })
         }
         Request::Rolling { text } => serde_json::json!({ "text": text }),

@@ -66,7 +66,7 @@ impl TaskResult {
         let hashes: String = prepared.samples.iter().map(|s| s.hash.as_str()).collect();
         let template = serde_json::to_string(&task.prompt).unwrap_or_default();
         let example = prepared.samples.first().map(|s| match &s.request {
-            super::Request::Choices { context, .. } | super::Request::Generate { context } => context.clone(),
+            super::Request::Choices { context, .. } | super::Request::Generate { context, .. } => context.clone(),
             super::Request::Rolling { text } => text.chars().take(1000).collect(),
         });
         Self {

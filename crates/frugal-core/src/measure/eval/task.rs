@@ -10,9 +10,11 @@ use super::metric::Metric;
 use crate::suggest;
 
 /// The tasks that need no file.
-const BUILTIN: [(&str, &str); 5] = [
+const BUILTIN: [(&str, &str); 7] = [
     ("gsm8k", include_str!("tasks/gsm8k.toml")),
     ("humaneval", include_str!("tasks/humaneval.toml")),
+    ("humaneval_64", include_str!("tasks/humaneval_64.toml")),
+    ("humaneval_instruct", include_str!("tasks/humaneval_instruct.toml")),
     ("multiple-choice", include_str!("tasks/multiple-choice.toml")),
     ("perplexity", include_str!("tasks/perplexity.toml")),
     ("sst2", include_str!("tasks/sst2.toml")),
@@ -52,8 +54,10 @@ pub struct Prompt {
     pub target: String,
     /// The continuations to choose from.
     pub choices: Vec<String>,
-    /// Field of the record that lists the choices, instead of `choices`.
+    /// Field of the record that lists the choices, or a Jinja expression that does, instead of `choices`.
     pub choices_field: String,
+    /// What the answer begins with: the model goes on from here.
+    pub gen_prefix: String,
     /// Stands between text and target.
     pub target_delimiter: String,
     /// Stands after each example.
@@ -68,6 +72,7 @@ impl Default for Prompt {
             target: String::new(),
             choices: Vec::new(),
             choices_field: String::new(),
+            gen_prefix: String::new(),
             target_delimiter: " ".into(),
             fewshot_delimiter: "\n\n".into(),
         }
@@ -84,11 +89,13 @@ pub struct Generation {
     pub max_tokens: usize,
     /// 0 takes the likeliest token.
     pub temperature: f32,
+    /// Draws among the likeliest tokens that together have this probability.
+    pub top_p: f32,
 }
 
 impl Default for Generation {
     fn default() -> Self {
-        Self { until: Vec::new(), max_tokens: 256, temperature: 0.0 }
+        Self { until: Vec::new(), max_tokens: 256, temperature: 0.0, top_p: 1.0 }
     }
 }
 
@@ -116,11 +123,18 @@ pub struct Task {
     /// How the model writes.
     #[serde(default)]
     pub generation: Generation,
+    /// Answers to each question.
+    #[serde(default = "one")]
+    pub repeats: usize,
     /// Ways of finding the answer in what the model wrote; each gives scores of its own.
     #[serde(default)]
     pub filters: Vec<Filter>,
     /// How answers are scored.
     pub metrics: Vec<Metric>,
+}
+
+fn one() -> usize {
+    1
 }
 
 impl Task {
@@ -145,34 +159,40 @@ impl Task {
         BUILTIN.iter().map(|(name, _)| *name)
     }
 
-    /// The task that `text` names: `NAME`, `NAME:FILE` with data of one's own, or the path of a `.toml` file. Also says in
-    /// which folder its data may be.
+    /// The task that `text` names: `NAME`, the path of a `.toml` file or of a `.yaml` of lm-evaluation-harness, each with
+    /// `:FILE` behind it for data of one's own. Also says in which folder its data may be.
     ///
     /// # Errors
     /// Unknown names, files that are no tasks.
     pub fn find(text: &str) -> Result<(Self, Option<PathBuf>), EvalError> {
-        if Path::new(text).extension().is_some_and(|e| e == "toml") {
-            let path = Path::new(text);
-            let bytes = crate::fs::read(path)?;
-            let toml = String::from_utf8(bytes).map_err(|_| EvalError::Task { task: text.into(), reason: "not UTF-8 text".into() })?;
-            return Ok((Self::from_toml(&toml, text)?, path.parent().map(Path::to_owned)));
-        }
         let (name, file) = text.split_once(':').map_or((text, None), |(name, file)| (name, Some(file)));
-        let mut task = Self::builtin(name).ok_or_else(|| EvalError::UnknownTask {
-            name: name.into(),
-            suggestion: suggest::did_you_mean(name, Self::names()).map(str::to_owned),
-            known: Self::names().collect::<Vec<_>>().join(", "),
-        })??;
+        let path = Path::new(name);
+        let (mut task, folder) = match path.extension().and_then(|e| e.to_str()) {
+            Some("toml") => {
+                let bytes = crate::fs::read(path)?;
+                let toml = String::from_utf8(bytes).map_err(|_| EvalError::Task { task: name.into(), reason: "not UTF-8 text".into() })?;
+                (Self::from_toml(&toml, name)?, path.parent().map(Path::to_owned))
+            }
+            Some("yaml" | "yml") => (super::yaml::read(path)?, path.parent().map(Path::to_owned)),
+            _ => {
+                let builtin = Self::builtin(name).ok_or_else(|| EvalError::UnknownTask {
+                    name: name.into(),
+                    suggestion: suggest::did_you_mean(name, Self::names()).map(str::to_owned),
+                    known: Self::names().collect::<Vec<_>>().join(", "),
+                })??;
+                (builtin, None)
+            }
+        };
         if let Some(file) = file {
             task.source = Source { test: file.into(), fewshot: String::new() };
         }
         if task.source.test.is_empty() {
             return Err(EvalError::Task { task: name.into(), reason: format!("needs data: write `{name}:FILE`") });
         }
-        Ok((task, None))
+        Ok((task, folder))
     }
 
-    fn check(&self) -> Result<(), String> {
+    pub(super) fn check(&self) -> Result<(), String> {
         if self.metrics.is_empty() {
             return Err("`metrics`: give at least one".into());
         }
@@ -190,6 +210,15 @@ impl Task {
         }
         if self.kind == Kind::GenerateUntil && self.generation.max_tokens == 0 {
             return Err("`generation.max_tokens` must be at least 1".into());
+        }
+        if !self.prompt.gen_prefix.is_empty() && self.kind != Kind::GenerateUntil {
+            return Err("`prompt.gen_prefix` belongs to `kind = \"generate_until\"`".into());
+        }
+        if self.repeats == 0 || self.repeats > 1 && (self.kind != Kind::GenerateUntil || self.generation.temperature <= 0.0) {
+            return Err("`repeats` above 1 needs `kind = \"generate_until\"` and a `generation.temperature` above 0".into());
+        }
+        if let Some(k) = self.metrics.iter().filter_map(Metric::attempts).find(|k| !(1..=self.repeats).contains(k)) {
+            return Err(format!("pass@{k} needs `repeats` of at least {}", k.max(1)));
         }
         if self.kind == Kind::LoglikelihoodRolling && self.num_fewshot > 0 {
             return Err("`num_fewshot` has no meaning for `kind = \"loglikelihood_rolling\"`".into());
