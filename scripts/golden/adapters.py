@@ -183,6 +183,10 @@ ADAPTERS = {
         lora(["q_proj", "down_proj"], init_lora_weights="pissa"), "converted to a LoRA of twice the rank for the original model"),
     "llama-olora": llama(
         lora(["q_proj", "down_proj"], init_lora_weights="olora"), "converted to a LoRA of twice the rank for the original model"),
+    "llama-qalora": llama(
+        lora(["q_proj", "v_proj", "down_proj"], use_qalora=True, qalora_group_size=8), "groups of eight inputs", pooled=True),
+    "bert-qalora-seqcls": bert(
+        lora(["query", "value"], use_qalora=True, qalora_group_size=16, use_rslora=True), "with biases", pooled=True),
     "llama-road": llama(peft.RoadConfig(group_size=16, target_modules=["q_proj", "v_proj", "down_proj"]), "one angle for a pair"),
     "llama-road-2": llama(peft.RoadConfig(variant="road_2", group_size=8, target_modules=["q_proj", "down_proj"]), "one for an element"),
     "llama-road-4": llama(peft.RoadConfig(variant="road_4", group_size=16, target_modules=["q_proj", "down_proj"]), "two for an element"),
@@ -272,6 +276,16 @@ def gradients(model, lengths=LENGTHS):
     return tensors
 
 
+def on_plain_maps():
+    """Lets QA-LoRA act on plain maps: peft has it for those of GPTQ only."""
+    from peft.tuners.lora import layer, variants
+
+    plain = layer.Linear.resolve_lora_variant
+    layer.Linear.resolve_lora_variant = lambda self, *, config, **more: (
+        variants.QALoraLinearVariant() if config.use_qalora else plain(self, config=config, **more)
+    )
+
+
 def without_cuda():
     """Lets BOFT keep its butterfly factors: peft sets them to one where its CUDA kernel is missing."""
     from peft.tuners.boft import layer
@@ -329,6 +343,8 @@ def main(names):
         more = more[0] if more else {}
         if more.get("butterfly"):
             without_cuda()
+        if more.get("pooled"):
+            on_plain_maps()
         if isinstance(config, peft.C3AConfig):
             true_gradients()
         model_dir, folder = FIXTURES / "models" / tiny, FIXTURES / "adapters" / name

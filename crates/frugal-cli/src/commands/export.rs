@@ -35,7 +35,7 @@ pub struct Args {
     /// gguf: model and tokenizer in one file; gguf-lora: the adapter alone; hf: a Hugging Face folder
     #[arg(long, value_name = "FORMAT", help_heading = "Output")]
     to: Target,
-    /// Number format: f32, f16, q8_0 for gguf; f32, f16, bf16 for hf [default: f16]
+    /// Number format: f32, f16, q8_0, q4_1, q4_0 for gguf; f32, f16, bf16 for hf [default: f16]
     #[arg(long = "type", value_name = "TYPE", help_heading = "Output")]
     number_type: Option<String>,
     /// File to write, or for hf a folder; must not exist
@@ -101,7 +101,9 @@ fn job(args: &Args) -> Result<Job> {
     let given = args.number_type.as_deref();
     let wrong = |accepted: &str| anyhow::anyhow!("`--type {}`: --to {} takes {accepted}", given.unwrap_or_default(), name(args.to));
     Ok(match args.to {
-        Target::Gguf => Job::Gguf(serde_json::from_value(json!(given.unwrap_or("f16"))).map_err(|_| wrong("f32, f16 or q8_0"))?),
+        Target::Gguf => {
+            Job::Gguf(serde_json::from_value(json!(given.unwrap_or("f16"))).map_err(|_| wrong("f32, f16, q8_0, q4_1 or q4_0"))?)
+        }
         Target::Hf => Job::Hf(serde_json::from_value(json!(given.unwrap_or("f16"))).map_err(|_| wrong("f32, f16 or bf16"))?),
         Target::GgufLora if given.is_some_and(|t| t != "f32") => return Err(wrong("f32 only")),
         Target::GgufLora if args.model.adapter.is_none() => bail!("gguf-lora holds an adapter: give one with `--adapter`"),

@@ -53,12 +53,14 @@ pub fn rope_freqs(config: &Json) -> Result<Option<(&'static str, Vec<f32>)>, Ggu
     Ok(Some((ROPE_FREQS, settings.table(head_dim(config)? / 2, rope.theta))))
 }
 
-/// The type that a tensor is written as when `wanted` is asked for: vectors, norms and positions stay F32, and rows that
-/// are not a whole number of blocks become F16.
+/// The type that a tensor is written as when `wanted` is asked for: vectors, norms and positions stay F32, the token table and
+/// the output head have 8 bits at least, and rows that are not a whole number of blocks become F16.
 pub fn export_type(gguf_name: &str, shape: &[usize], wanted: GgmlType) -> GgmlType {
     if shape.len() < 2 || gguf_name.ends_with("_norm.weight") || gguf_name == "position_embd.weight" {
         return GgmlType::F32;
     }
+    let vocabulary = gguf_name == "token_embd.weight" || gguf_name == "output.weight";
+    let wanted = if vocabulary && matches!(wanted, GgmlType::Q4_0 | GgmlType::Q4_1) { GgmlType::Q8_0 } else { wanted };
     if shape[shape.len() - 1].is_multiple_of(wanted.block_len()) { wanted } else { GgmlType::F16 }
 }
 

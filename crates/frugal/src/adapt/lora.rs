@@ -47,6 +47,7 @@ use burn::prelude::*;
 use rand::Rng;
 use serde_json::{Map, Value, json};
 
+use super::maps::object;
 use super::registry::{self, Capabilities, Family, Method};
 use super::target::pattern_value;
 use super::{AdaptError, Adapter, BuildContext, GradientSum, LowRank, MergedLinear, Mode, Parameter, Pass, StepContext, normal, stream};
@@ -456,14 +457,10 @@ impl Adapter for Lora {
             "rank_pattern": c.rank_pattern, "alpha_pattern": c.alpha_pattern.iter().map(|(k, &v)| (k.clone(), whole(v))).collect::<Map<_, _>>(), "bias": c.bias, "lora_bias": c.lora_bias,
             "target_modules": self.saved_targets,
             "exclude_modules": c.exclude_modules, "layers_to_transform": c.layers_to_transform,
-            "layers_pattern": c.layers_pattern, "use_dora": false, "target_parameters": null,
-            "trainable_token_indices": null, "loftq_config": c.loftq().map_or_else(|| json!({}), |loftq| json!(loftq)), "eva_config": null, "corda_config": null,
-            "lora_ga_config": null, "megatron_config": null, "megatron_core": "megatron.core", "layer_replication": null,
-            "use_qalora": false, "qalora_group_size": 16, "alora_invocation_tokens": null, "arrow_config": null,
-            "use_bdlora": null, "velora_config": null, "kasa_config": null, "monteclora_config": null,
-            "ensure_weight_tying": false,
+            "layers_pattern": c.layers_pattern, "loftq_config": c.loftq().map_or_else(|| json!({}), |loftq| json!(loftq)),
         });
-        let Value::Object(fields) = fields else { unreachable!("a literal object") };
-        fields
+        let mut all = object(super::lora_config::peft_fields_without_use());
+        all.extend(object(fields));
+        all
     }
 }

@@ -164,6 +164,17 @@ const PEFT_FIELDS: [&str; 13] = [
     "layers_pattern",
 ];
 
+/// What `peft` writes of a plain LoRA beside the settings that it has here.
+pub(super) fn peft_fields_without_use() -> Value {
+    json!({
+        "use_dora": false, "target_parameters": null, "trainable_token_indices": null, "loftq_config": {}, "eva_config": null,
+        "corda_config": null, "lora_ga_config": null, "megatron_config": null, "megatron_core": "megatron.core",
+        "layer_replication": null, "use_qalora": false, "qalora_group_size": 16, "alora_invocation_tokens": null,
+        "arrow_config": null, "use_bdlora": null, "velora_config": null, "kasa_config": null, "monteclora_config": null,
+        "ensure_weight_tying": false,
+    })
+}
+
 /// Variants of `peft`'s LoRA that are another method; truthy values are refused.
 const PEFT_VARIANTS: [&str; 13] = [
     "use_dora",

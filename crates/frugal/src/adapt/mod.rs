@@ -53,6 +53,7 @@ pub mod pissa;
 pub mod prefix_tuning;
 pub mod prompt_tuning;
 pub mod pst;
+pub mod qa_lora;
 mod rank_budget;
 pub mod registry;
 pub mod reparameterize;

@@ -46,6 +46,7 @@ pub const METHODS: &[&Method] = &[
     &super::prefix_tuning::METHOD,
     &super::prompt_tuning::METHOD,
     &super::pst::METHOD,
+    &super::qa_lora::METHOD,
     &super::road::METHOD,
     &super::rslora::METHOD,
     &super::shira::METHOD,

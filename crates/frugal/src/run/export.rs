@@ -23,6 +23,10 @@ pub enum ExportFormat {
     F16,
     /// 8-bit blocks.
     Q8_0,
+    /// 4-bit blocks with a step and an offset; the token table and the output head in 8 bits.
+    Q4_1,
+    /// 4-bit blocks with a step; the token table and the output head in 8 bits.
+    Q4_0,
 }
 
 impl ExportFormat {
@@ -31,6 +35,8 @@ impl ExportFormat {
             Self::F32 => GgmlType::F32,
             Self::F16 => GgmlType::F16,
             Self::Q8_0 => GgmlType::Q8_0,
+            Self::Q4_1 => GgmlType::Q4_1,
+            Self::Q4_0 => GgmlType::Q4_0,
         }
     }
 }

@@ -7,6 +7,8 @@ use frugal::adapt::{AdapterSet, Choice, Pass, Plain, to_vec};
 use frugal::decode::{CacheType, Finish, GenerateConfig, SamplerConfig, Session, generate};
 use frugal::model::load::{Lookup, ModelFiles};
 use frugal::model::{Backbone, Input, LoadOptions, Quantize, mean_pool, select_rows};
+use frugal::run::{ExportFormat, export_gguf};
+use frugal_core::gguf::Gguf;
 
 use crate::support::{Golden, device, fixture, max_difference};
 
@@ -136,6 +138,24 @@ fn smollm2_continues_ten_prompts_as_transformers_does() {
     for (n, generation) in found.iter().enumerate() {
         assert_eq!(generation.tokens, golden.ids[&format!("prompt{n}.greedy_ids")], "prompt {n}");
         assert_eq!(generation.finish, Finish::Length);
+    }
+}
+
+/// The weights come from a file of 4-bit blocks with a token table in 8 bits.
+#[test]
+fn smollm2_written_in_four_bits_is_what_was_read() {
+    let files = files("smollm2-135m");
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("again.gguf");
+    export_gguf(&files, smollm2().as_ref(), None, &out, ExportFormat::Q4_1).unwrap();
+    let [read, written] = [files.path(), out.as_path()].map(|path| {
+        let bytes = std::fs::read(path).unwrap();
+        (Gguf::parse(&bytes, "the file").unwrap(), bytes)
+    });
+    assert_eq!(written.0.tensors().len(), read.0.tensors().len());
+    for tensor in read.0.tensors() {
+        let [before, after] = [&read, &written].map(|(gguf, bytes)| gguf.tensor_bytes(bytes, &tensor.name).unwrap());
+        assert!(before == after, "{} changed", tensor.name);
     }
 }
 

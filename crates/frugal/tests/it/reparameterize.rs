@@ -121,6 +121,7 @@ fn methods_that_change_weights_train_on_any_module() {
         "oft",
         "olora",
         "pissa",
+        "qa-lora",
         "road",
         "rslora",
         "shira",
