@@ -105,10 +105,11 @@ struct Opened {
 }
 
 /// Suites that are compiled in: the comparison that takes them, name, text.
-const SUITES: [(&str, &str, &str); 4] = [
+const SUITES: [(&str, &str, &str); 5] = [
     ("efficiency", "efficientllm", include_str!("../../../../../benchmarks/efficientllm/suite.toml")),
     ("pretrain", "step-law", include_str!("../../../../../benchmarks/step-law/suite.toml")),
     ("adapt", "text-decoder", include_str!("../../../../../benchmarks/suites/text-decoder.toml")),
+    ("adapt", "text-generation", include_str!("../../../../../benchmarks/suites/text-generation.toml")),
     ("adapt", "text-encoder", include_str!("../../../../../benchmarks/suites/text-encoder.toml")),
 ];
 
