@@ -87,6 +87,12 @@ def cases():
 
         return op
 
+    def in_both_directions(q, k, v, bias=None):
+        split = lambda t, heads: t.view(4, -1, heads, HEAD_DIM).transpose(1, 2)
+        bias = None if bias is None else bias.view(1, HEADS, 256, 256)
+        y = F.scaled_dot_product_attention(split(q, HEADS), split(k, KV_HEADS), split(v, KV_HEADS), attn_mask=bias, enable_gqa=True)
+        return y.transpose(1, 2).reshape(TOKENS, -1)
+
     qkv = lambda: [values(TOKENS, h * HEAD_DIM, seed=s, scale=1.0) for h, s in [(HEADS, 1), (KV_HEADS, 2), (KV_HEADS, 3)]]
     one = [t.view(1, -1, h, HEAD_DIM).transpose(1, 2).contiguous() for t, h in zip([qkv()[0][:1], *qkv()[1:]], [HEADS, KV_HEADS, KV_HEADS])]
     weight = values(D_FF, D, seed=2, scale=0.05)
@@ -108,6 +114,8 @@ def cases():
         "rope": step([x()], chain(rope)),
         "attention_4x256": step(qkv(), attention(4)),
         "attention_1x1024": step(qkv(), attention(1)),
+        "attention_bias_4x256": step([*qkv(), values(HEADS * 256, 256, seed=4, scale=1.0)], in_both_directions),
+        "cross_attention_4x256x64": step([qkv()[0], *(t[:256].clone() for t in qkv()[1:])], in_both_directions),
         "cached_attention_1024": lambda: inferred(lambda: F.scaled_dot_product_attention(*one, enable_gqa=True)),
         "linear": dense(),
         "linear_1_row": dense_row(),

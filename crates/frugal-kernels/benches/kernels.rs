@@ -14,9 +14,9 @@ use burn::tensor::{Device, Tensor, TensorData};
 use criterion::Criterion;
 use frugal_core::gguf::GgmlType;
 use frugal_kernels::{
-    Activations, AdamWStep, AttentionSpec, Blockwise, CacheType, CrossEntropyOptions, KeyValues, Memory, Packed, adamw_8bit_step,
-    adamw_step, attention, cached_attention, geglu_tanh, gelu, gelu_tanh, grad_norm_sq, keep_freed_memory, layer_norm, linear,
-    linear_cross_entropy, lora_linear, on_pool, quantized_linear, rms_norm, rope, silu, swiglu,
+    Activations, AdamWStep, AttentionSpec, Blockwise, CacheType, CrossEntropyOptions, KeyValues, Memory, Packed, ScoreBias,
+    adamw_8bit_step, adamw_step, attention, biased_attention, cached_attention, geglu_tanh, gelu, gelu_tanh, grad_norm_sq,
+    keep_freed_memory, layer_norm, linear, linear_cross_entropy, lora_linear, on_pool, quantized_linear, rms_norm, rope, silu, swiglu,
 };
 
 const TOKENS: usize = 1024;
@@ -144,6 +144,22 @@ fn attentions() -> Vec<Case> {
     vec![
         case("attention_4x256", || whole(4)),
         case("attention_1x1024", || whole(1)),
+        // A trained bias by position for each head, in both directions.
+        case("attention_bias_4x256", || {
+            let spec = AttentionSpec { causal: false, ..attention_spec(4) };
+            let inputs = [inputs(), vec![matrix(HEADS * TOKENS / 4, TOKENS / 4, 4, 1.0)]].concat();
+            step(inputs, move |t| {
+                let bias = ScoreBias::Positions(t[3].clone().reshape([HEADS, TOKENS / 4, TOKENS / 4]));
+                biased_attention(t[0].clone(), t[1].clone(), t[2].clone(), &bias, &spec)
+            })
+        }),
+        // Four texts of 256 queries over 64 keys each.
+        case("cross_attention_4x256x64", || {
+            let spec = AttentionSpec { causal: false, cu_k: (0..=4).map(|i| i * 64).collect(), ..attention_spec(4) };
+            let keys = |t: &Tensor<2>| t.clone().narrow(0, 0, 256);
+            let [q, k, v] = [&inputs()[0], &keys(&inputs()[1]), &keys(&inputs()[2])].map(Clone::clone);
+            step(vec![q, k, v], move |t| attention(t[0].clone(), t[1].clone(), t[2].clone(), &spec))
+        }),
         case("cached_attention_1024", || {
             let mut cache = KeyValues::new(KV_HEADS * HEAD_DIM, CacheType::F32);
             assert!(cache.append(&inputs()[1], &inputs()[2]), "the cache takes rows of the CPU");

@@ -18,3 +18,15 @@ pub fn keep_freed_memory() {
         }
     }
 }
+
+/// Bytes that the allocator holds though they are free: the next tensors take them before the process grows. 0 where it is not
+/// known.
+pub fn freed_memory() -> u64 {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        // SAFETY: `mallinfo2` only reads the allocator's counts, under its own lock.
+        unsafe { libc::mallinfo2() }.fordblks as u64
+    }
+    #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+    0
+}

@@ -30,7 +30,7 @@ mod simd;
 mod sparse;
 
 pub use activation::{geglu_tanh, gelu, gelu_tanh, silu, swiglu};
-pub use allocator::keep_freed_memory;
+pub use allocator::{freed_memory, keep_freed_memory};
 pub use attention::{AttentionSpec, ScoreBias, attention, biased_attention, cached_attention};
 pub use blockwise::{Blockwise, MOMENT_BLOCK, adamw_8bit_step};
 pub use cache::{CacheType, KeyValues};

@@ -171,7 +171,8 @@ fn rendered(task: &Task, renderer: &Renderer, record: &Record, row: usize) -> Re
         task.prompt.choices.iter().map(|c| renderer.render(c, record, row)).collect::<Result<Vec<_>, _>>()?
     } else {
         let field = &task.prompt.choices_field;
-        let list = renderer.value(field, record, row)?;
+        // A name that is no expression, as `answer choices`, is a field all the same.
+        let list = record.get(field).cloned().map_or_else(|| renderer.value(field, record, row), Ok)?;
         let list = list.as_array().ok_or_else(|| fail(format!("`{field}` is not a list of choices")))?;
         list.iter()
             .map(|c| c.as_str().map(str::to_owned).ok_or_else(|| fail(format!("`{field}` holds something that is not text"))))
