@@ -73,6 +73,8 @@ pub struct Compared {
     pub runs: usize,
     /// The deciding metric.
     pub quality: Option<Spread>,
+    /// Where the runs lack it, the first usual one that they have: runs of another task stand in one table with the rest.
+    pub otherwise: Option<(&'static str, Spread)>,
     /// Trained parameters.
     pub num_trainable_params: u64,
     /// Saved bytes.
@@ -107,6 +109,9 @@ pub struct Comparison {
     tasks: Vec<TaskScores>,
 }
 
+/// Metrics that decide unless one is named, the first that there is.
+const USUAL: [&str; 3] = ["accuracy", "perplexity", "loss"];
+
 /// What quality is read from: the test part, or the last one there is.
 fn judged(record: &RunRecord) -> Option<&Evaluation> {
     record.evaluation.iter().find(|e| e.split == "test").or_else(|| record.evaluation.last())
@@ -116,8 +121,7 @@ impl Comparison {
     /// Groups runs by name. Without `metric` it is `accuracy` where the runs have it, otherwise `perplexity`, otherwise `loss`.
     pub fn new(title: impl Into<String>, subtitle: impl Into<String>, metric: Option<&str>, runs: Vec<Run>) -> Self {
         let has = |name: &&&str| runs.iter().any(|r| judged(&r.record).is_some_and(|e| e.adapted.contains_key(**name)));
-        let known = ["accuracy", "perplexity", "loss"];
-        let metric = metric.or_else(|| known.iter().find(has).copied()).unwrap_or("accuracy").to_owned();
+        let metric = metric.or_else(|| USUAL.iter().find(has).copied()).unwrap_or("accuracy").to_owned();
         let names: BTreeSet<&str> = runs.iter().map(|r| r.name.as_str()).collect();
         let mut rows: Vec<Compared> = names.iter().map(|name| row(name, &metric, runs.iter().filter(|r| r.name == *name))).collect();
         let quality = |row: &Compared| row.quality.map_or(f64::NEG_INFINITY, |q| if lower_is_better(&metric) { -q.mean } else { q.mean });
@@ -141,8 +145,14 @@ impl Comparison {
         self.runs.iter().find_map(|r| Some(r.record.forgetting.as_ref()?.measure.as_str()))
     }
 
+    /// What the runs that lack the deciding metric are judged by.
+    fn other_metrics(&self) -> BTreeSet<&'static str> {
+        self.rows.iter().filter_map(|row| Some(row.otherwise?.0)).collect()
+    }
+
     fn headings(&self) -> Vec<String> {
         let mut all: Vec<String> = vec!["Run".into(), title(&self.metric)];
+        all.extend(self.other_metrics().into_iter().map(title));
         all.extend(["Trainable parameters", "File", "Peak memory", "Training time", "Tokens/s"].map(str::to_owned));
         all.extend(self.forgetting_measure().map(|m| format!("Change of {} elsewhere", m.replace('_', " "))));
         all
@@ -151,14 +161,16 @@ impl Comparison {
     /// Cells of a row: what is shown, and the number that it is sorted by.
     fn cells(&self, row: &Compared) -> Vec<(String, Option<f64>)> {
         let shown = |value: Option<f64>, text: &dyn Fn(f64) -> String| (value.map_or("-".into(), text), value);
-        let mut cells = vec![
-            (row.quality.map_or("-".into(), Spread::text), row.quality.map(|q| q.mean)),
+        let spread = |found: Option<Spread>| (found.map_or("-".into(), Spread::text), found.map(|q| q.mean));
+        let mut cells = vec![spread(row.quality)];
+        cells.extend(self.other_metrics().into_iter().map(|metric| spread(row.otherwise.filter(|o| o.0 == metric).map(|o| o.1))));
+        cells.extend([
             (human::count(row.num_trainable_params), Some(row.num_trainable_params as f64)),
             (human::bytes(row.file_size), Some(row.file_size as f64)),
             shown(row.peak_memory, &|v| human::bytes(v as u64)),
             shown(row.train_time, &human::duration),
             shown(row.tokens_per_second, &|v| human::count(v.round() as u64)),
-        ];
+        ]);
         if self.forgetting_measure().is_some() {
             let signed = |s: Spread| format!("{}{}", if s.mean > 0.0 { "+" } else { "" }, s.text());
             cells.push((row.forgetting.map_or("-".into(), signed), row.forgetting.map(|f| f.mean)));
@@ -340,11 +352,14 @@ fn row<'a>(name: &str, metric: &str, runs: impl Iterator<Item = &'a Run>) -> Com
     let median = |value: &dyn Fn(&RunRecord) -> Option<f64>| metrics::median(&all(value));
     let sampled = |value: &dyn Fn(&Efficiency) -> f64| runs.iter().filter_map(|r| r.efficiency.as_ref()).map(value).collect::<Vec<f64>>();
     let method = runs.first().and_then(|r| r.record.run_info.train_config["method"]["name"].as_str()).unwrap_or_default().to_owned();
+    let of_metric = |metric: &str| Spread::new(&all(&|r| judged(r)?.adapted.get(metric).copied()));
+    let quality = of_metric(metric);
     Compared {
         name: name.to_owned(),
         method,
         runs: done.len(),
-        quality: Spread::new(&all(&|r| judged(r)?.adapted.get(metric).copied())),
+        quality,
+        otherwise: if quality.is_some() { None } else { USUAL.into_iter().find_map(|metric| Some((metric, of_metric(metric)?))) },
         num_trainable_params: done.first().map_or(0, |r| r.train_info.num_trainable_params),
         file_size: done.first().map_or(0, |r| r.train_info.file_size),
         peak_memory: median(&|r| r.train_info.peak_memory.map(|b| b as f64)),
@@ -388,6 +403,16 @@ mod tests {
         assert!((a.mean - 0.82).abs() < 1e-12 && (a.deviation.unwrap() - 0.028_284_271).abs() < 1e-8 && a.count == 2);
         assert_eq!((found.rows()[2].quality, found.rows()[2].errors.len()), (None, 1));
         assert_eq!(found.rows()[0].forgetting.unwrap().mean, 1.0);
+    }
+
+    #[test]
+    fn runs_of_another_task_show_what_they_are_judged_by() {
+        let mut texts = run("texts", 0.0, 7);
+        texts.record.evaluation[1].adapted = [("perplexity".to_owned(), 3.25)].into();
+        let found = Comparison::new("", "", None, vec![run("a", 0.8, 1000), texts]);
+        let table = found.to_markdown();
+        assert!(table.starts_with("| Run | Accuracy | Perplexity | Trainable parameters"), "{table}");
+        assert!(table.contains("| a | 0.8000 | - |") && table.contains("| texts | - | 3.2500 |"), "{table}");
     }
 
     #[test]
