@@ -1,9 +1,9 @@
 //! Single-precision matrix products with AVX-512, which the general library is built without.
 //!
 //! The inner loop keeps 12 x 32 sums in registers. Its columns of the second factor are copied into panels by the task that
-//! multiplies them; the first factor is read where it lies if its rows are contiguous, and copied into panels of 12 rows if not. Cuts
-//! along the depth, which decide the order of a sum, follow from the shapes alone, so the result is the same for any number of
-//! threads.
+//! multiplies them; the first factor is read where it lies if its rows are contiguous, and copied into panels of 12 rows if not. A
+//! second, shallow product can be added to the sums before they are written. Cuts along the depth, which decide the order of a sum,
+//! follow from the shapes alone, so the result is the same for any number of threads.
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -60,11 +60,10 @@ impl Target {
 const ROWS: usize = 12;
 /// Columns of a panel of the second factor: two vectors.
 const COLS: usize = 32;
-/// Inner size of a block: a panel of columns fills two thirds of the first-level cache.
-const DEPTH: usize = 256;
-/// Panels of columns that a task copies, and panels of rows that it multiplies by each of them before it goes on to the next rows: both
-/// stay in the second-level cache.
-const TASK_PANELS: usize = 8;
+/// Inner size of a block: sums stay in registers as long as the panels of a task stay in the second-level cache.
+const DEPTH: usize = 640;
+/// The most panels of columns that a task copies.
+const TASK_PANELS: usize = 4;
 /// Elements of the first factor that are copied at a time, where it has more than one block of depth.
 const COPIED: usize = 1 << 20;
 /// Multiply-adds that are worth the threads.
@@ -81,7 +80,7 @@ thread_local! {
 pub(super) fn is_better(rows: usize, cols: usize, depth: usize) -> bool {
     #[cfg(target_arch = "x86_64")]
     {
-        rows >= 8 && cols >= COLS && depth >= 8 && is_x86_feature_detected!("avx512f")
+        rows >= 8 && cols > COLS / 4 && depth >= 8 && is_x86_feature_detected!("avx512f")
     }
     #[cfg(not(target_arch = "x86_64"))]
     {
@@ -90,16 +89,30 @@ pub(super) fn is_better(rows: usize, cols: usize, depth: usize) -> bool {
     }
 }
 
-/// `c = scale * a * b`, or `c += scale * a * b` with `accumulate`; a is `[rows, depth]`, b `[depth, cols]`.
+/// Two factors, `[rows, depth]` and `[depth, cols]`, whose product is added while the sums are in registers.
+#[derive(Clone, Copy)]
+pub(super) struct Extra {
+    /// Its rows must be contiguous.
+    pub(super) a: Strided,
+    pub(super) b: Strided,
+    pub(super) depth: usize,
+}
+
+/// The deepest [`Extra`].
+pub(super) const EXTRA_DEPTH: usize = 64;
+
+/// `c = scale * (a * b + extra)`, or `c += scale * (a * b + extra)` with `accumulate`; a is `[rows, depth]`, b `[depth, cols]`.
 ///
 /// # Safety
 /// The matrices must lie in memory that may be read and written, nothing else may write to them, and the processor must have
 /// AVX-512.
+#[expect(clippy::too_many_arguments, reason = "the numbers of a matrix product")]
 pub(super) unsafe fn multiply(
     [rows, cols, depth]: [usize; 3],
     c: Target,
     a: Strided,
     b: Strided,
+    extra: Option<Extra>,
     scale: f32,
     accumulate: bool,
     threads: bool,
@@ -108,6 +121,8 @@ pub(super) unsafe fn multiply(
     // Blocks of equal depth.
     let blocks = depth.div_ceil(DEPTH);
     let block = depth.div_ceil(blocks);
+    let extra_depth = extra.map_or(0, |extra| extra.depth);
+    assert!(extra_depth <= EXTRA_DEPTH);
     let (row_panels, col_panels) = (rows.div_ceil(ROWS), cols.div_ceil(COLS));
     let in_place = a.col_stride == 1 && !a.row_stride.is_multiple_of(ALIASED);
     // How many blocks the tasks go through before they meet.
@@ -148,26 +163,37 @@ pub(super) unsafe fn multiply(
         };
         let task = |task: usize| {
             let (my_rows, my_cols) = cut.part(task);
-            let mut space = COL_PANELS.take();
-            grow(&mut space, my_cols.len() * block * COLS);
+            let columns = my_cols.start * COLS..cols.min(my_cols.end * COLS);
+            let (panel_len, extra_len) = (block * COLS, extra_depth * COLS);
+            let mut taken = COL_PANELS.take();
+            grow(&mut taken, my_cols.len() * (panel_len + extra_len));
+            let (space, extra_space) = taken.split_at_mut(my_cols.len() * panel_len);
             for i in 0..count {
                 let (k, depth) = ((first_block + i) * block, depth_of(i));
+                let extra = extra.filter(|_| first_block + i + 1 == blocks);
                 let add = accumulate || first_block + i > 0;
-                let (first_col, end_col) = (my_cols.start * COLS, cols.min(my_cols.end * COLS));
                 // SAFETY: the block lies inside the matrix.
-                unsafe { copy_cols(&mut space, block * COLS, b, first_col..end_col, k, depth) };
-                for first_row in my_rows.clone().step_by(TASK_PANELS) {
-                    for (panel, col) in space.chunks(block * COLS).zip(my_cols.clone()) {
-                        for row in first_row..(first_row + TASK_PANELS).min(my_rows.end) {
-                            let (r, n) = (ROWS.min(rows - row * ROWS), COLS.min(cols - col * COLS));
-                            // SAFETY: the tile lies inside the target, each task has tiles of its own, and the first factor has
-                            // `r` rows and `depth` columns from here on.
-                            unsafe { tile(r, left(i, row), panel, depth, c.at(row * ROWS, col * COLS), n, scale, add) };
-                        }
+                unsafe { copy_cols(space, panel_len, b, columns.clone(), k, depth) };
+                if let Some(extra) = extra {
+                    // SAFETY: as above.
+                    unsafe { copy_cols(extra_space, extra_len, extra.b, columns.clone(), 0, extra.depth) };
+                }
+                for row in my_rows.clone() {
+                    for (at, col) in my_cols.clone().enumerate() {
+                        let (r, n) = (ROWS.min(rows - row * ROWS), COLS.min(cols - col * COLS));
+                        let part = Part { a: left(i, row), b: &space[at * panel_len..], depth };
+                        let more = extra.map(|extra| {
+                            // SAFETY: the element lies inside the matrix.
+                            let a = unsafe { extra.a.at(row * ROWS, 0) };
+                            Part { a, b: &extra_space[at * extra_len..], depth: extra_depth }
+                        });
+                        // SAFETY: the tile lies inside the target, each task has tiles of its own, and the first factors have `r`
+                        // rows of their depth from here on.
+                        unsafe { tile(r, part, more, c.at(row * ROWS, col * COLS), n, scale, add) };
                     }
                 }
             }
-            COL_PANELS.set(space);
+            COL_PANELS.set(taken);
         };
         if threads {
             (0..cut.tasks()).into_par_iter().with_max_len(1).for_each(task);
@@ -176,6 +202,14 @@ pub(super) unsafe fn multiply(
         }
     }
     ROW_PANELS.set(copied);
+}
+
+/// What a tile adds up: rows of a first factor, and a panel of columns of the second.
+#[derive(Clone, Copy)]
+struct Part<'a> {
+    a: Strided,
+    b: &'a [f32],
+    depth: usize,
 }
 
 fn grow(space: &mut Vec<f32>, len: usize) {
@@ -375,7 +409,7 @@ unsafe fn transpose_square(out: *mut f32, out_stride: usize, source: *const f32,
 }
 
 /// Asks for the line of an element, which need not exist.
-fn prefetch(at: *const f32) {
+pub(super) fn prefetch(at: *const f32) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a hint that reads nothing.
     unsafe {
@@ -388,53 +422,65 @@ fn prefetch(at: *const f32) {
 /// One tile of the target, `rows` by `cols`.
 ///
 /// # Safety
-/// The tile must be the caller's, `a` must have `rows` rows of `depth`, and the processor must have AVX-512.
-#[expect(clippy::too_many_arguments, reason = "the loop around it passes plain numbers")]
-unsafe fn tile(rows: usize, a: Strided, b: &[f32], depth: usize, c: Target, cols: usize, scale: f32, add: bool) {
-    assert!(b.len() >= depth * COLS && cols <= COLS);
+/// The tile must be the caller's, first factors must have `rows` rows of their depth, and the processor must have AVX-512.
+unsafe fn tile(rows: usize, part: Part, more: Option<Part>, c: Target, cols: usize, scale: f32, add: bool) {
+    assert!(cols <= COLS && part.b.len() >= part.depth * COLS && more.is_none_or(|more| more.b.len() >= more.depth * COLS));
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: passed on to the caller; the panel of columns is long enough, as just checked.
+    // SAFETY: passed on to the caller; the panels of columns are long enough, as just checked.
     unsafe {
         match rows {
-            1 => kernel::<1>(a, b, depth, c, cols, scale, add),
-            2 => kernel::<2>(a, b, depth, c, cols, scale, add),
-            3 => kernel::<3>(a, b, depth, c, cols, scale, add),
-            4 => kernel::<4>(a, b, depth, c, cols, scale, add),
-            5 => kernel::<5>(a, b, depth, c, cols, scale, add),
-            6 => kernel::<6>(a, b, depth, c, cols, scale, add),
-            7 => kernel::<7>(a, b, depth, c, cols, scale, add),
-            8 => kernel::<8>(a, b, depth, c, cols, scale, add),
-            9 => kernel::<9>(a, b, depth, c, cols, scale, add),
-            10 => kernel::<10>(a, b, depth, c, cols, scale, add),
-            11 => kernel::<11>(a, b, depth, c, cols, scale, add),
-            _ => kernel::<12>(a, b, depth, c, cols, scale, add),
+            1 => kernel::<1>(part, more, c, cols, scale, add),
+            2 => kernel::<2>(part, more, c, cols, scale, add),
+            3 => kernel::<3>(part, more, c, cols, scale, add),
+            4 => kernel::<4>(part, more, c, cols, scale, add),
+            5 => kernel::<5>(part, more, c, cols, scale, add),
+            6 => kernel::<6>(part, more, c, cols, scale, add),
+            7 => kernel::<7>(part, more, c, cols, scale, add),
+            8 => kernel::<8>(part, more, c, cols, scale, add),
+            9 => kernel::<9>(part, more, c, cols, scale, add),
+            10 => kernel::<10>(part, more, c, cols, scale, add),
+            11 => kernel::<11>(part, more, c, cols, scale, add),
+            _ => kernel::<12>(part, more, c, cols, scale, add),
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = (rows, a, c, scale, add);
+    let _ = (rows, part, more, c, scale, add);
 }
 
 /// # Safety
-/// As [`tile`], with a panel of columns of at least `depth`.
+/// As [`tile`], with panels of columns of at least their depth.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-unsafe fn kernel<const R: usize>(a: Strided, b: &[f32], depth: usize, c: Target, cols: usize, scale: f32, add: bool) {
+unsafe fn kernel<const R: usize>(part: Part, more: Option<Part>, c: Target, cols: usize, scale: f32, add: bool) {
     use std::arch::x86_64::*;
 
-    let b = b.as_ptr();
+    if add {
+        // Wanted at the end, when nothing else could be done meanwhile.
+        for r in 0..R {
+            let row = c.data.wrapping_add(r * c.row_stride);
+            prefetch(row);
+            prefetch(row.wrapping_add(COLS / 2));
+        }
+    }
     let mut sums = [[_mm512_setzero_ps(); 2]; R];
-    // Threes of rows share an address register.
-    let thirds = [0, 1, 2, 3].map(|third| a.data.wrapping_add(3 * third * a.row_stride));
-    for k in 0..depth {
-        // SAFETY: the first factor has `R` rows of `depth`, the panel `depth` rows of `COLS`.
-        unsafe {
-            let right = [_mm512_loadu_ps(b.add(k * COLS)), _mm512_loadu_ps(b.add(k * COLS + 16))];
-            for (r, sums) in sums.iter_mut().enumerate() {
-                let left = _mm512_set1_ps(*thirds[r / 3].add(k * a.col_stride + r % 3 * a.row_stride));
-                sums[0] = _mm512_fmadd_ps(left, right[0], sums[0]);
-                sums[1] = _mm512_fmadd_ps(left, right[1], sums[1]);
+    let mut next = Some(part);
+    let mut more = more;
+    while let Some(Part { a, b, depth }) = next {
+        let b = b.as_ptr();
+        // Threes of rows share an address register.
+        let thirds = [0, 1, 2, 3].map(|third| a.data.wrapping_add(3 * third * a.row_stride));
+        for k in 0..depth {
+            // SAFETY: the first factor has `R` rows of `depth`, the panel `depth` rows of `COLS`.
+            unsafe {
+                let right = [_mm512_loadu_ps(b.add(k * COLS)), _mm512_loadu_ps(b.add(k * COLS + 16))];
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    let left = _mm512_set1_ps(*thirds[r / 3].add(k * a.col_stride + r % 3 * a.row_stride));
+                    sums[0] = _mm512_fmadd_ps(left, right[0], sums[0]);
+                    sums[1] = _mm512_fmadd_ps(left, right[1], sums[1]);
+                }
             }
         }
+        next = more.take();
     }
     let masks = [(1u32 << cols.min(16)) - 1, (1u32 << cols.saturating_sub(16)) - 1].map(|mask| mask as __mmask16);
     let scale = _mm512_set1_ps(scale);
@@ -479,12 +525,18 @@ mod tests {
                 let (a, b) = (view(&left, rows, depth, a_turned), view(&right, depth, cols, b_turned));
                 let mut found = vec![3.0; rows * cols];
                 let c = Target { data: found.as_mut_ptr(), row_stride: cols };
+                // A shallow product besides, of as many columns and rows of the same data.
+                let shallow = usize::from(accumulate) * depth.min(5);
+                let low = view(&left, rows, shallow, false);
+                let extra = accumulate.then_some(Extra { a: low, b, depth: shallow });
                 // SAFETY: the views have the sizes of their slices, and the processor was asked.
-                unsafe { multiply([rows, cols, depth], c, a, b, 0.5, accumulate, threads) };
+                unsafe { multiply([rows, cols, depth], c, a, b, extra, 0.5, accumulate, threads) };
                 for i in 0..rows {
                     for j in 0..cols {
                         let at = |m: Strided, i: usize, j: usize| i * m.row_stride + j * m.col_stride;
-                        let sum: f32 = (0..depth).map(|k| left[at(a, i, k)] * right[at(b, k, j)]).sum();
+                        let product =
+                            |a: Strided, depth: usize| -> f32 { (0..depth).map(|k| left[at(a, i, k)] * right[at(b, k, j)]).sum() };
+                        let sum = product(a, depth) + product(low, shallow);
                         let expected = 0.5 * sum + if accumulate { 3.0 } else { 0.0 };
                         assert_eq!(found[i * cols + j], expected, "[{i}, {j}] of {rows} x {cols} x {depth}");
                     }

@@ -7,7 +7,7 @@ use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
-use super::matrix::{Matrix, MatrixMut, Threads, build, product};
+use super::matrix::{Matrix, MatrixMut, Threads, build, build_matrix, product};
 use super::record::{Op, Operand, present, record, tensor_of, values};
 use super::weight::{Base, Weight};
 use crate::memory::Cost;
@@ -26,7 +26,7 @@ pub(crate) fn linear(x: &Tensor<2>, weight: &Weight<'_>, bias: Option<&Tensor<1>
         forward: move |[x, weight, bias]: &[Option<FlexTensor>; 3], _| {
             let x = present(x);
             let weight = Base::new(weight.as_ref(), packed.as_ref());
-            (tensor_of(weight.affine(x, bias.as_ref()), [rows(x), weight.dims()[0]]), packed.clone())
+            (tensor_of(weight.affine(x, bias.as_ref(), None), [rows(x), weight.dims()[0]]), packed.clone())
         },
         backward: |[x, weight, _], packed: Option<Arc<Packed>>, dy, [for_x, _, for_bias]| {
             let dy = Matrix::of(&dy);
@@ -56,16 +56,17 @@ pub(crate) fn lora_linear(
             let (x, a, b) = (present(x), present(a), present(b));
             let weight = Base::new(weight.as_ref(), packed.as_ref());
             let shape = [rows(x), weight.dims()[0]];
-            let low = tensor_of(affine(x, a, None), [shape[0], rows(a)]);
-            let mut y = weight.affine(x, bias.as_ref());
-            MatrixMut::new(&mut y, shape[0], shape[1]).add(Matrix::of(&low), Matrix::of(b).t(), scale, Threads::All);
-            // `x · aᵀ` is kept for the gradient of b.
+            // `scale * x · aᵀ`, which is kept for the gradient of b.
+            let mut low = affine(x, a, None, None);
+            low.iter_mut().for_each(|value| *value *= scale);
+            let low = tensor_of(low, [shape[0], rows(a)]);
+            let y = weight.affine(x, bias.as_ref(), Some((Matrix::of(&low), Matrix::of(b).t())));
             let saved = LoraSaved { packed: packed.clone(), scale, low: wanted[4].then_some(low) };
             (tensor_of(y, shape), saved)
         },
         backward: |[x, weight, _, a, b], saved: LoraSaved, dy, [for_x, for_weight, for_bias, for_a, _]| {
             let dy = Matrix::of(&dy);
-            let db = saved.low.map(|low| matrix_tensor(dy.t(), Matrix::of(&low), saved.scale));
+            let db = saved.low.map(|low| matrix_tensor(dy.t(), Matrix::of(&low), 1.0));
             let dlow = b.map(|b| matrix_tensor(dy, Matrix::of(&b), saved.scale));
             let dlow = dlow.as_ref().map(Matrix::of);
             let da = dlow.zip(x.as_ref()).filter(|_| for_a).map(|(dlow, x)| matrix_tensor(dlow.t(), Matrix::of(x), 1.0));
@@ -83,7 +84,7 @@ pub(crate) fn lora_linear(
 struct LoraSaved {
     packed: Option<Arc<Packed>>,
     scale: f32,
-    /// `x · aᵀ`.
+    /// `scale * x · aᵀ`.
     low: Option<FlexTensor>,
 }
 
@@ -95,18 +96,23 @@ fn matrix_tensor(a: Matrix, b: Matrix, scale: f32) -> FlexTensor {
     tensor_of(product(a, b, scale), [a.rows, b.cols])
 }
 
-/// `x · weightᵀ + bias`.
-pub(super) fn affine(x: &FlexTensor, weight: &FlexTensor, bias: Option<&FlexTensor>) -> Vec<f32> {
+/// `x · weightᵀ + bias + l · bᵀ` of a low-rank pair `(l, bᵀ)`.
+pub(super) fn affine(x: &FlexTensor, weight: &FlexTensor, bias: Option<&FlexTensor>, low_rank: Option<(Matrix, Matrix)>) -> Vec<f32> {
     let (x, weight) = (Matrix::of(x), Matrix::of(weight));
     let bias = bias.map(values);
     if x.rows <= FEW_ROWS && x.has_dense_rows() && weight.has_dense_rows() {
-        return few_rows(x, weight, bias);
+        let mut y = few_rows(x, weight, bias);
+        if let Some((l, b)) = low_rank {
+            MatrixMut::new(&mut y, l.rows, b.cols).add(l, b, 1.0, Threads::All);
+        }
+        return y;
     }
     match bias {
-        None => product(x, weight.t(), 1.0),
+        // SAFETY: the product writes every element.
+        None => unsafe { build_matrix(x.rows, weight.rows, |mut out| out.sum_of(x, weight.t(), low_rank, false)) },
         Some(bias) => {
             let mut y = bias.repeat(x.rows);
-            MatrixMut::new(&mut y, x.rows, weight.rows).add(x, weight.t(), 1.0, Threads::All);
+            MatrixMut::new(&mut y, x.rows, weight.rows).sum_of(x, weight.t(), low_rank, true);
             y
         }
     }

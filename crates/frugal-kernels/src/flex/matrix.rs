@@ -7,7 +7,8 @@ use std::ops::Range;
 use burn::backend::flex::FlexTensor;
 use rayon::prelude::*;
 
-use super::gemm::{self, Strided, Target};
+use super::gemm::{self, Extra, Strided, Target};
+use super::narrow;
 use crate::simd::task_rows;
 
 /// A read-only view of a matrix.
@@ -151,6 +152,26 @@ impl<'a> MatrixMut<'a> {
         SharedMatrix { data: self.data, rows: self.rows, cols: self.cols, row_stride: self.row_stride, lifetime: PhantomData }
     }
 
+    /// `self = a * b + l * r`, of a product `l * r` that is not deep, or `self += a * b + l * r` with `accumulate`.
+    pub(crate) fn sum_of(&mut self, a: Matrix, b: Matrix, low_rank: Option<(Matrix, Matrix)>, accumulate: bool) {
+        if let Some((l, r)) = low_rank
+            && l.has_dense_rows()
+            && l.cols <= gemm::EXTRA_DEPTH
+            && gemm::is_better(self.rows, self.cols, a.cols)
+            && !narrow::is_better(a, b)
+            && !narrow::is_better(b.t(), a.t())
+        {
+            assert!(a.rows == self.rows && b.cols == self.cols && a.cols == b.rows, "matrix product of unequal inner sizes");
+            assert!(l.rows == self.rows && r.cols == self.cols && l.cols == r.rows, "matrix product of unequal inner sizes");
+            self.blocked_product(a, b, low_rank, 1.0, Threads::All, accumulate);
+            return;
+        }
+        self.product(a, b, 1.0, Threads::All, accumulate);
+        if let Some((l, r)) = low_rank {
+            self.add(l, r, 1.0, Threads::All);
+        }
+    }
+
     /// `self = scale * a * b`.
     pub(crate) fn set(&mut self, a: Matrix, b: Matrix, scale: f32, threads: Threads) {
         self.product(a, b, scale, threads, false);
@@ -163,25 +184,11 @@ impl<'a> MatrixMut<'a> {
 
     fn product(&mut self, a: Matrix, b: Matrix, scale: f32, threads: Threads, accumulate: bool) {
         assert!(a.rows == self.rows && b.cols == self.cols && a.cols == b.rows, "matrix product of unequal inner sizes");
-        if gemm::is_better(self.rows, self.cols, a.cols) {
-            let strided = |m: Matrix| Strided { data: m.data.as_ptr(), row_stride: m.row_stride, col_stride: m.col_stride };
-            let target = Target { data: self.data, row_stride: self.row_stride };
-            let sizes = [self.rows, self.cols, a.cols];
-            // SAFETY: the constructors check that each view stays inside its slice, the slice of `self` is borrowed mutably, and
-            // the processor was asked.
-            unsafe { gemm::multiply(sizes, target, strided(a), strided(b), scale, accumulate, matches!(threads, Threads::All)) };
+        if self.narrow_product(a, b, scale, threads, accumulate) {
             return;
         }
-        if self.cols < self.rows && gemm::is_better(self.cols, self.rows, a.cols) {
-            // As wide as a low rank: the transposed product fills the vectors.
-            let mut turned = vec![0.0; self.rows * self.cols];
-            MatrixMut::new(&mut turned, self.cols, self.rows).product(b.t(), a.t(), scale, threads, false);
-            for i in 0..self.rows {
-                let column = turned[i..].iter().step_by(self.rows);
-                for (out, value) in self.row_mut(i).iter_mut().zip(column) {
-                    *out = if accumulate { *out + value } else { *value };
-                }
-            }
+        if gemm::is_better(self.rows, self.cols, a.cols) {
+            self.blocked_product(a, b, None, scale, threads, accumulate);
             return;
         }
         let parallelism = match threads {
@@ -213,6 +220,42 @@ impl<'a> MatrixMut<'a> {
                 parallelism,
             );
         }
+    }
+
+    /// Whether one side was so narrow that the product was computed.
+    fn narrow_product(&mut self, a: Matrix, b: Matrix, scale: f32, threads: Threads, accumulate: bool) -> bool {
+        let out = self.share();
+        // SAFETY: each element is handed out once, and was initialised if it is added to.
+        let put = |i, j, value: f32| unsafe { out.put(i, j, scale * value, accumulate) };
+        if narrow::is_better(a, b) {
+            narrow::product(a, b, threads, put);
+            true
+        } else if narrow::is_better(b.t(), a.t()) {
+            narrow::product(b.t(), a.t(), threads, |j, i, value| put(i, j, value));
+            true
+        } else {
+            false
+        }
+    }
+
+    /// With the products of [`gemm`], which must be better at these sizes.
+    fn blocked_product(
+        &mut self,
+        a: Matrix,
+        b: Matrix,
+        low_rank: Option<(Matrix, Matrix)>,
+        scale: f32,
+        threads: Threads,
+        accumulate: bool,
+    ) {
+        let strided = |m: Matrix| Strided { data: m.data.as_ptr(), row_stride: m.row_stride, col_stride: m.col_stride };
+        let target = Target { data: self.data, row_stride: self.row_stride };
+        let sizes = [self.rows, self.cols, a.cols];
+        let extra = low_rank.map(|(l, r)| Extra { a: strided(l), b: strided(r), depth: l.cols });
+        let threads = matches!(threads, Threads::All);
+        // SAFETY: the constructors check that each view stays inside its slice, the slice of `self` is borrowed mutably, and the
+        // processor was asked.
+        unsafe { gemm::multiply(sizes, target, strided(a), strided(b), extra, scale, accumulate, threads) };
     }
 }
 
@@ -277,6 +320,19 @@ impl SharedMatrix<'_> {
         // SAFETY: the elements lie inside the matrix.
         unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), self.data.add(row * self.row_stride + col), values.len()) };
     }
+
+    /// Writes an element, or adds to it.
+    ///
+    /// # Safety
+    /// Nothing else may touch the element at the same time, and it must have been initialised if it is added to.
+    unsafe fn put(&self, row: usize, col: usize, value: f32, accumulate: bool) {
+        assert!(row < self.rows && col < self.cols);
+        // SAFETY: the element lies inside the matrix; the rest is passed on to the caller.
+        unsafe {
+            let at = self.data.add(row * self.row_stride + col);
+            at.write(if accumulate { at.read() + value } else { value });
+        }
+    }
 }
 
 /// Who shares the work of a product. The result does not depend on it.
@@ -290,14 +346,21 @@ pub(crate) enum Threads {
 
 /// `scale * a * b`, row by row, in memory of its own.
 pub(crate) fn product(a: Matrix, b: Matrix, scale: f32) -> Vec<f32> {
-    let (rows, cols) = (a.rows, b.cols);
     // SAFETY: the product writes every element.
-    unsafe {
-        build(rows * cols, |out| {
-            let data = out.as_mut_ptr().cast();
-            MatrixMut { data, rows, cols, row_stride: cols, lifetime: PhantomData }.set(a, b, scale, Threads::All);
-        })
-    }
+    unsafe { build_matrix(a.rows, b.cols, |mut out| out.set(a, b, scale, Threads::All)) }
+}
+
+/// A matrix, row by row, written by `fill`; see [`build`].
+///
+/// # Safety
+/// `fill` must write every element before it reads it.
+pub(crate) unsafe fn build_matrix(rows: usize, cols: usize, fill: impl FnOnce(MatrixMut<'_>)) -> Vec<f32> {
+    let write = |out: &mut [MaybeUninit<f32>]| {
+        let data = out.as_mut_ptr().cast();
+        fill(MatrixMut { data, rows, cols, row_stride: cols, lifetime: PhantomData });
+    };
+    // SAFETY: passed on to the caller.
+    unsafe { build(rows * cols, write) }
 }
 
 /// A vector of `len` elements written by `fill`; spares clearing memory that is overwritten anyway.

@@ -10,6 +10,7 @@ mod cross_entropy;
 mod gemm;
 mod linear;
 mod matrix;
+mod narrow;
 mod norm;
 mod packed;
 mod record;

@@ -70,6 +70,9 @@ pub(crate) fn product(out: &mut MatrixMut, x: Matrix, weight: &Packed) {
 
 /// `out = y · weight`, for y `[tokens, rows]`.
 pub(crate) fn transposed_product(out: &mut MatrixMut, y: Matrix, weight: &Packed) {
+    if weight.dims()[0] == 0 {
+        (0..out.rows()).for_each(|i| out.row_mut(i).fill(0.0));
+    }
     for_tiles(weight, |tile, rows| {
         let y = y.window(0, y.rows, rows.start, rows.len());
         if rows.start == 0 { out.set(y, tile.t(), 1.0, Threads::All) } else { out.add(y, tile.t(), 1.0, Threads::All) }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
 
-use super::matrix::{Matrix, MatrixMut, Threads};
+use super::matrix::{Matrix, MatrixMut, Threads, build_matrix};
 use super::record::{Operand, tensor_of, values};
 use super::{linear, packed};
 use crate::packed::Packed;
@@ -52,11 +52,17 @@ impl<'a> Base<'a> {
         }
     }
 
-    /// `x · weightᵀ + bias`.
-    pub(super) fn affine(&self, x: &FlexTensor, bias: Option<&FlexTensor>) -> Vec<f32> {
+    /// `x · weightᵀ + bias + l · bᵀ` of a low-rank pair `(l, bᵀ)`.
+    pub(super) fn affine(&self, x: &FlexTensor, bias: Option<&FlexTensor>, low_rank: Option<(Matrix<'_>, Matrix<'_>)>) -> Vec<f32> {
         match self {
-            Self::Dense(weight) => linear::affine(x, weight, bias),
-            Self::Packed(weight) => packed::affine(Matrix::of(x), weight, bias.map(values)),
+            Self::Dense(weight) => linear::affine(x, weight, bias, low_rank),
+            Self::Packed(weight) => {
+                let mut y = packed::affine(Matrix::of(x), weight, bias.map(values));
+                if let Some((l, b)) = low_rank {
+                    MatrixMut::new(&mut y, l.rows, b.cols).add(l, b, 1.0, Threads::All);
+                }
+                y
+            }
         }
     }
 
@@ -79,12 +85,18 @@ impl<'a> Base<'a> {
     /// `dy · weight + l · a` of a low-rank pair `(l, a)`.
     pub(super) fn input_gradient(&self, dy: Matrix<'_>, low_rank: Option<(Matrix<'_>, Matrix<'_>)>) -> FlexTensor {
         let width = self.dims()[1];
-        let mut dx = vec![0.0; dy.rows * width];
-        let mut out = MatrixMut::new(&mut dx, dy.rows, width);
-        self.transposed_product(&mut out, dy);
-        if let Some((low, a)) = low_rank {
-            out.add(low, a, 1.0, Threads::All);
-        }
+        // SAFETY: the product writes every element, and only then is the other added.
+        let dx = unsafe {
+            build_matrix(dy.rows, width, |mut out| match self {
+                Self::Dense(weight) => out.sum_of(dy, Matrix::of(weight), low_rank, false),
+                Self::Packed(weight) => {
+                    packed::transposed_product(&mut out, dy, weight);
+                    if let Some((low, a)) = low_rank {
+                        out.add(low, a, 1.0, Threads::All);
+                    }
+                }
+            })
+        };
         tensor_of(dx, [dy.rows, width])
     }
 }

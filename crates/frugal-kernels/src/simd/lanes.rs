@@ -27,6 +27,15 @@ pub(crate) trait Lanes: Copy {
     fn load(values: &[f32; LANES]) -> Self;
     /// Writes them.
     fn store(self, out: &mut [f32; LANES]);
+    /// Two numbers in turn.
+    #[inline(always)]
+    fn pairs(values: &[f32; 2]) -> Self {
+        let mut lanes = [values[0]; LANES];
+        for lane in lanes.iter_mut().skip(1).step_by(2) {
+            *lane = values[1];
+        }
+        Self::load(&lanes)
+    }
     /// The first of `values` in the lanes whose bit is set, in order; 0 in the others.
     #[inline(always)]
     fn expand(values: &[f32; LANES], mask: u16) -> Self {
@@ -160,6 +169,11 @@ impl Lanes for __m512 {
         unsafe { _mm512_storeu_ps(out.as_mut_ptr(), self) }
     }
     #[inline(always)]
+    fn pairs(values: &[f32; 2]) -> Self {
+        // SAFETY: as above; the two numbers are there to read, as one of twice the size.
+        unsafe { _mm512_castpd_ps(_mm512_set1_pd(values.as_ptr().cast::<f64>().read_unaligned())) }
+    }
+    #[inline(always)]
     fn expand(values: &[f32; LANES], mask: u16) -> Self {
         // SAFETY: as above; sixteen numbers are there to read.
         unsafe { _mm512_maskz_expand_ps(mask, _mm512_loadu_ps(values.as_ptr())) }
@@ -211,6 +225,11 @@ impl Lanes for [__m256; 2] {
             _mm256_storeu_ps(out.as_mut_ptr(), self[0]);
             _mm256_storeu_ps(out.as_mut_ptr().add(8), self[1]);
         }
+    }
+    #[inline(always)]
+    fn pairs(values: &[f32; 2]) -> Self {
+        // SAFETY: as above; the two numbers are there to read, as one of twice the size.
+        unsafe { [_mm256_castpd_ps(_mm256_set1_pd(values.as_ptr().cast::<f64>().read_unaligned())); 2] }
     }
     #[inline(always)]
     fn mul_add(self, b: Self, c: Self) -> Self {

@@ -21,7 +21,7 @@ use crate::memory::Cost;
 use bias::Bias;
 
 /// Query rows of a tile.
-const TILE_Q: usize = 64;
+const TILE_Q: usize = 48;
 /// Keys of a tile.
 const TILE_K: usize = 256;
 
