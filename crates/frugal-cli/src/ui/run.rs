@@ -99,7 +99,7 @@ impl RunProgress {
                 self.begin(*total_steps, 0);
             }
             Event::CheckpointSkipped { reason } => self.say(&format!("passed over a checkpoint: {reason}")),
-            Event::Resumed { step, epoch, path } => {
+            Event::Resumed { step, epoch, path, .. } => {
                 self.say(&format!("continuing after step {step} (epoch {epoch:.2}) from {}", path.display()));
                 let total = self.bar.as_ref().and_then(ProgressBar::length).unwrap_or(0);
                 self.begin(total, *step);

@@ -13,12 +13,14 @@ pub(super) struct Logger<'a> {
     log: Option<RunLog>,
     error: Option<LogError>,
     start: Instant,
+    /// Seconds that earlier processes spent on the run.
+    spent: f64,
     resume: bool,
 }
 
 impl<'a> Logger<'a> {
     pub(super) fn new(out: &'a Path, resume: bool) -> Self {
-        Self { out, log: None, error: None, start: Instant::now(), resume }
+        Self { out, log: None, error: None, start: Instant::now(), spent: 0.0, resume }
     }
 
     pub(super) fn on(&mut self, event: &Event) {
@@ -28,7 +30,10 @@ impl<'a> Logger<'a> {
         let result = match event {
             Event::Started { .. } if !self.resume => RunLog::create(self.out).map(|log| self.log = Some(log)),
             Event::Started { .. } => RunLog::resume(self.out, 0).map(|log| self.log = Some(log)),
-            Event::Resumed { step, .. } => RunLog::resume(self.out, *step).map(|log| self.log = Some(log)),
+            Event::Resumed { step, seconds, .. } => {
+                self.spent = *seconds;
+                RunLog::resume(self.out, *step).map(|log| self.log = Some(log))
+            }
             Event::Step { step, epoch, loss, lr, grad_norm, tokens_per_second, peak_memory_bytes, .. } => {
                 let memory = peak_memory_bytes.unwrap_or(0) as f64;
                 let record = Scalars::new(*step)
@@ -38,7 +43,7 @@ impl<'a> Logger<'a> {
                     .with(names::EPOCH, *epoch)
                     .with(names::TOKENS_PER_SECOND, *tokens_per_second)
                     .with(names::MEMORY_BYTES, memory)
-                    .with(names::ELAPSED_SECONDS, self.start.elapsed().as_secs_f64());
+                    .with(names::ELAPSED_SECONDS, self.spent + self.start.elapsed().as_secs_f64());
                 self.log.as_mut().map_or(Ok(()), |log| log.log(&record))
             }
             Event::Evaluated { step, epoch, metrics, .. } => {

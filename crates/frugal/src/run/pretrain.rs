@@ -303,8 +303,10 @@ pub fn pretrain(
         observer: &mut observer,
     })?;
     logger.finish()?;
-    let (seconds, interrupted) = (start.elapsed().as_secs_f64(), outcome.ending == Ending::Interrupted);
-    let peak_memory = peak_rss_bytes();
+    let (seconds, interrupted) = (outcome.cost.seconds, outcome.ending == Ending::Interrupted);
+    // Of the processes that this one resumes.
+    let earlier = (seconds - start.elapsed().as_secs_f64()).max(0.0);
+    let peak_memory = peak_rss_bytes().map(|peak| peak.max(outcome.cost.peak_memory_bytes));
     if !interrupted {
         let weights = merge::weights(backbone.as_ref(), Some(&adapter as &dyn Adapter))?;
         tokenizer.save(&config.out)?;
@@ -326,7 +328,7 @@ pub fn pretrain(
     };
     let mut record = record(config, &trained)?;
     record.run_info.created_at = created_at;
-    record.run_info.total_time = begin.elapsed().as_secs_f64();
+    record.run_info.total_time = earlier + begin.elapsed().as_secs_f64();
     record.run_info.command = command.to_vec();
     record.train_info.peak_memory = peak_memory;
     record.meta_info.model_info.model_type = model.model_type.name().into();

@@ -20,7 +20,7 @@ use crate::adapt::{BuildContext, Entry, Head, Parameter, Pooling, peft, registry
 use crate::model::load::Lookup;
 use crate::model::save::StoredType;
 use crate::model::{Backbone, LoadOptions, SiteTable};
-use crate::train::{Ending, Event, Objective, TrainRun, evaluate, train};
+use crate::train::{Cost, Ending, Event, Objective, TrainRun, evaluate, train};
 
 /// The resolved configuration in a run folder.
 pub const CONFIG_FILE: &str = "config.toml";
@@ -93,13 +93,15 @@ pub fn tune(
     let base = if config.evaluate_base { run.score("base", &entry, true, observe)? } else { Vec::new() };
     let trained = Instant::now();
     let outcome = run.train(&mut entry, &out, resume, observe)?;
-    let train_time = trained.elapsed().as_secs_f64();
+    let Cost { seconds: train_time, peak_memory_bytes } = outcome.cost;
+    // Of the processes that this one resumes.
+    let earlier = (train_time - trained.elapsed().as_secs_f64()).max(0.0);
     let interrupted = outcome.ending == Ending::Interrupted;
     let adapted = if interrupted { Vec::new() } else { run.score("adapted", &entry, false, observe)? };
     let adapter = if interrupted { None } else { Some(save(&out, &entry, &run, method.name)?) };
 
     // Read before what is measured for the comparison only.
-    let peak_memory = frugal_core::events::peak_rss_bytes();
+    let peak_memory = frugal_core::events::peak_rss_bytes().map(|peak| peak.max(peak_memory_bytes));
     let forgetting = if interrupted || !config.measure_forgetting {
         None
     } else {
@@ -115,7 +117,7 @@ pub fn tune(
     let record = RunRecord {
         run_info: RunInfo {
             created_at,
-            total_time: start.elapsed().as_secs_f64(),
+            total_time: earlier + start.elapsed().as_secs_f64(),
             experiment_name: out.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned()),
             command: command.to_vec(),
             train_config: serde_json::to_value(config).unwrap_or_default(),

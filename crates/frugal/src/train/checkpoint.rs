@@ -27,9 +27,10 @@ const PARAMETERS: &str = "parameters.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const ADAPTER: &str = "adapter_state.safetensors";
 const STATE: &str = "trainer_state.json";
-const FILES: [&str; 4] = [PARAMETERS, OPTIMIZER, ADAPTER, STATE];
-/// Version of the layout; a reader refuses newer ones.
-const VERSION: u32 = 2;
+const COST: &str = "cost.json";
+const FILES: [&str; 5] = [PARAMETERS, OPTIMIZER, ADAPTER, STATE, COST];
+/// Version of the layout; a reader refuses others.
+const VERSION: u32 = 3;
 
 /// A checkpoint that cannot be written or read.
 #[derive(Debug, Error)]
@@ -116,6 +117,15 @@ impl TrainerState {
     }
 }
 
+/// What a run has cost, over all the processes that took part in it; apart from its state, which is the same in every repetition.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Cost {
+    /// Time spent training and evaluating.
+    pub seconds: f64,
+    /// The most memory a process held, in bytes; 0 where it is not known.
+    pub peak_memory_bytes: u64,
+}
+
 /// Numbers as text: JSON readers may round the last digit.
 mod exact {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
@@ -148,6 +158,8 @@ pub struct Checkpoint {
     pub path: PathBuf,
     /// Where the run stood.
     pub state: TrainerState,
+    /// What it had cost.
+    pub cost: Cost,
 }
 
 /// Steps and folders of all checkpoints of a run, valid or not, by rising step.
@@ -192,9 +204,10 @@ impl Checkpoint {
                 return Err(invalid(format!("`{name}` is not as it was written")));
             }
         }
-        let state = frugal_core::fs::read(&path.join(STATE))?;
-        let state = serde_json::from_slice(&state).map_err(|e| invalid(format!("{STATE}: {e}")))?;
-        Ok(Self { path: path.to_owned(), state })
+        let json = |name: &str| frugal_core::fs::read(&path.join(name));
+        let state = serde_json::from_slice(&json(STATE)?).map_err(|e| invalid(format!("{STATE}: {e}")))?;
+        let cost = serde_json::from_slice(&json(COST)?).map_err(|e| invalid(format!("{COST}: {e}")))?;
+        Ok(Self { path: path.to_owned(), state, cost })
     }
 
     /// Sets the values of all parameters.
@@ -297,6 +310,7 @@ pub(super) fn folder_of(run: &Path, step: u64) -> PathBuf {
 pub(super) fn save(
     run: &Path,
     state: &TrainerState,
+    cost: Cost,
     parameters: &[&Parameter],
     optimizer: &AdamW,
     adapter_state: &BTreeMap<String, Vec<f32>>,
@@ -314,6 +328,7 @@ pub(super) fn save(
     let stored = adapter_state.iter().map(|(name, values)| (name.clone(), Stored::Values(values, [values.len()])));
     write_tensors(&temporary.join(ADAPTER), stored)?;
     write_json(&temporary.join(STATE), state)?;
+    write_json(&temporary.join(COST), &cost)?;
 
     let mut files = BTreeMap::new();
     for name in FILES {

@@ -34,6 +34,8 @@ pub enum Event {
         epoch: f64,
         /// The checkpoint.
         path: PathBuf,
+        /// Time spent before it.
+        seconds: f64,
     },
     /// An optimiser step that is logged.
     Step {

@@ -18,7 +18,7 @@ mod trainer;
 mod tests;
 
 pub use batch::{Batches, Epoch};
-pub use checkpoint::{Best, Checkpoint, CheckpointError, TrainerState, latest, list};
+pub use checkpoint::{Best, Checkpoint, CheckpointError, Cost, TrainerState, latest, list};
 pub use config::{ConfigProblem, Memory, Optimizer, Scheduler, TrainConfig};
 pub use error::{Set, TrainError};
 pub use evaluate::{Evaluation, evaluate};

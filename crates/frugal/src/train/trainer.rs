@@ -11,7 +11,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::batch::{Batches, Epoch, num_targets};
-use super::checkpoint::{self, Best, Checkpoint, CheckpointError, TrainerState, hex};
+use super::checkpoint::{self, Best, Checkpoint, CheckpointError, Cost, TrainerState, hex};
 use super::config::{ConfigProblem, TrainConfig};
 use super::error::{Set, TrainError};
 use super::evaluate::{Evaluation, evaluate, metric_names};
@@ -92,6 +92,8 @@ pub struct Outcome {
     pub evaluation: Option<Evaluation>,
     /// The newest checkpoint.
     pub checkpoint: Option<PathBuf>,
+    /// What it cost, with the processes that it resumes.
+    pub cost: Cost,
 }
 
 /// Trains an adapter.
@@ -123,6 +125,9 @@ struct Trainer<'a> {
     evaluation: Option<Evaluation>,
     /// Tokens and seconds of training since the last log entry.
     window: (u64, f64),
+    started: Instant,
+    /// What earlier processes spent on the run.
+    spent: Cost,
 }
 
 impl<'a> Trainer<'a> {
@@ -145,6 +150,8 @@ impl<'a> Trainer<'a> {
             best_values: None,
             evaluation: None,
             window: (0, 0.0),
+            started: Instant::now(),
+            spent: Cost::default(),
             run,
         };
         trainer.start()?;
@@ -168,7 +175,7 @@ impl<'a> Trainer<'a> {
             self.emit(Event::CheckpointSkipped { reason: error.to_string() });
         }
         if let Some(Checkpoint { path, .. }) = found {
-            self.emit(Event::Resumed { step: self.state.step, epoch: self.epochs_done(), path });
+            self.emit(Event::Resumed { step: self.state.step, epoch: self.epochs_done(), path, seconds: self.spent.seconds });
         }
         Ok(())
     }
@@ -186,6 +193,7 @@ impl<'a> Trainer<'a> {
         self.load_weights(checkpoint)?;
         self.state = TrainerState { config: self.run.config.clone(), ..checkpoint.state.clone() };
         self.epoch = self.batches.epoch(self.state.epoch);
+        self.spent = checkpoint.cost;
         self.saved = Some((self.state.step, checkpoint.path.clone()));
         Ok(())
     }
@@ -226,6 +234,7 @@ impl<'a> Trainer<'a> {
         } else if self.run.config.load_best_model_at_end {
             restored_best = self.restore_best();
         }
+        let cost = self.cost();
         Ok(Outcome {
             ending,
             step: self.state.step,
@@ -234,6 +243,7 @@ impl<'a> Trainer<'a> {
             tokens: self.state.tokens,
             best: self.state.best,
             restored_best,
+            cost,
             evaluation: self.evaluation,
             checkpoint: self.saved.map(|(_, path)| path),
         })
@@ -388,7 +398,7 @@ impl<'a> Trainer<'a> {
         if let Some(bad) = parameters.iter().find(|p| p.to_vec().iter().any(|x| !x.is_finite())) {
             return Err(TrainError::Diverged { name: bad.name().to_owned(), step, checkpoint: self.newest() });
         }
-        let path = checkpoint::save(folder, &self.state, &parameters, &self.optimizer, &self.run.adapter.state())?;
+        let path = checkpoint::save(folder, &self.state, self.cost(), &parameters, &self.optimizer, &self.run.adapter.state())?;
         let best = self.state.best.as_ref().map(|best| best.step);
         checkpoint::prune(folder, self.run.config.save_total_limit, step, best)?;
         self.saved = Some((step, path.clone()));
@@ -411,6 +421,13 @@ impl<'a> Trainer<'a> {
         let restored = best.and_then(|best| self.load_weights(&best));
         // The run itself is done and saved: that the best weights are gone is told, but fails nothing.
         restored.map_err(|error| self.emit(Event::CheckpointSkipped { reason: error.to_string() })).is_ok()
+    }
+
+    fn cost(&self) -> Cost {
+        Cost {
+            seconds: self.spent.seconds + self.started.elapsed().as_secs_f64(),
+            peak_memory_bytes: self.spent.peak_memory_bytes.max(peak_rss_bytes().unwrap_or(0)),
+        }
     }
 
     fn objective(&self) -> Objective<'_> {

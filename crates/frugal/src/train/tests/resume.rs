@@ -289,8 +289,23 @@ fn more_epochs_continue_a_finished_run() {
 }
 
 #[test]
+fn the_cost_of_a_resumed_run_adds_up() {
+    let (backbone, data, folder) = (backbone("llama"), data(), tempfile::tempdir().unwrap());
+    let mut whole = setup(&*backbone, &data, folder.path());
+    let cost = whole.run().unwrap().cost;
+    let saved = crate::train::latest(folder.path()).0.unwrap().cost;
+    assert!(saved.seconds > 0.0 && saved.seconds <= cost.seconds, "{saved:?} {cost:?}");
+    // Nothing is left to do, which takes no time of its own.
+    let mut again = setup(&*backbone, &data, folder.path());
+    again.resume = true;
+    let resumed = again.run().unwrap().cost;
+    assert!(resumed.seconds >= saved.seconds && resumed.peak_memory_bytes >= saved.peak_memory_bytes, "{saved:?} {resumed:?}");
+    assert!(matches!(&again.events[1], Event::Resumed { seconds, .. } if *seconds == saved.seconds));
+}
+
+#[test]
 fn moments_of_eight_bits_go_on_from_a_checkpoint() {
-    use crate::train::checkpoint::{self, Checkpoint, TrainerState};
+    use crate::train::checkpoint::{self, Checkpoint, Cost, TrainerState};
     use crate::train::optimizer::{AdamW, Moments};
 
     let config = TrainConfig { optim: Optimizer::AdamW8bit, ..TrainConfig::default() };
@@ -313,7 +328,8 @@ fn moments_of_eight_bits_go_on_from_a_checkpoint() {
 
     let run = tempfile::tempdir().unwrap();
     let state = TrainerState { step: 3, step_in_epoch: 3, ..TrainerState::start(config.clone(), String::new()) };
-    let saved = checkpoint::save(run.path(), &state, &whole.iter().collect::<Vec<_>>(), &optimizer, &BTreeMap::new()).unwrap();
+    let saved =
+        checkpoint::save(run.path(), &state, Cost::default(), &whole.iter().collect::<Vec<_>>(), &optimizer, &BTreeMap::new()).unwrap();
     let (mut part, mut resumed) = (parameters(), AdamW::new(&config));
     let opened = Checkpoint::open(&saved).unwrap();
     opened.load_parameters(part.iter_mut().collect()).unwrap();
