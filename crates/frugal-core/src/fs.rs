@@ -43,6 +43,8 @@ pub fn create_dir(path: &Path) -> Result<(), FileError> {
 
 /// Writes `bytes` under a temporary name in the same folder, flushes them to disk and renames.
 ///
+/// The new file has the permissions of the old one, or without one those that any new file has.
+///
 /// # Errors
 /// [`FileError`] naming the path; the old file, if any, is then untouched.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
@@ -57,22 +59,25 @@ pub fn write_atomic_with(path: &Path, fill: impl FnOnce(&mut dyn Write) -> std::
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     create_dir(folder)?;
     let write = || -> std::io::Result<()> {
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        let mut builder = tempfile::Builder::new();
+        // What any new file has, within the umask: a temporary one is its owner's alone.
+        #[cfg(unix)]
+        builder.permissions(<std::fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o666));
+        let mut file = builder.tempfile_in(folder)?;
         {
             let mut buffer = std::io::BufWriter::new(file.as_file_mut());
             fill(&mut buffer)?;
             buffer.flush()?;
         }
         #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
+        if let Ok(old) = std::fs::metadata(path) {
+            file.as_file().set_permissions(old.permissions())?;
         }
         file.as_file().sync_all()?;
         file.persist(path).map_err(|e| e.error)?;
-        // The rename itself is durable only once the folder is.
+        // The rename is durable only once the folder is; where that cannot be had, the new file is in place all the same.
         #[cfg(unix)]
-        std::fs::File::open(folder)?.sync_all()?;
+        let _ = std::fs::File::open(folder).and_then(|folder| folder.sync_all());
         Ok(())
     };
     write().map_err(FileError::at(path, "cannot write"))
@@ -94,5 +99,20 @@ mod tests {
         assert!(failed.unwrap_err().to_string().contains("disk full"));
         assert_eq!(std::fs::read(&path).unwrap(), b"old");
         assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn permissions_are_those_of_the_old_file_or_of_any_new_one() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let (path, usual) = (dir.path().join("file"), dir.path().join("usual"));
+        std::fs::write(&usual, "").unwrap();
+        write_atomic(&path, b"a").unwrap();
+        assert_eq!(mode(&path), mode(&usual));
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
+        write_atomic(&path, b"b").unwrap();
+        assert_eq!((mode(&path), std::fs::read(&path).unwrap().as_slice()), (0o640, &b"b"[..]));
     }
 }

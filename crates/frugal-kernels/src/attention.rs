@@ -47,13 +47,18 @@ impl AttentionSpec {
         queries.zip(self.cu_k.windows(2).map(|w| w[0]..w[1]))
     }
 
-    fn check(&self, q: &Tensor<2>, k: &Tensor<2>, v: &Tensor<2>) {
+    fn check_heads(&self) {
         let (heads, kv_heads, dim) = (self.num_heads, self.num_kv_heads, self.head_dim);
         assert!(
             kv_heads > 0 && dim > 0 && heads > 0 && heads.is_multiple_of(kv_heads),
             "attention: num_kv_heads {kv_heads} must divide num_heads {heads}, head_dim is {dim}"
         );
         assert!(self.window != Some(0), "attention: a window of 0 hides every key; use None for no window");
+    }
+
+    fn check(&self, q: &Tensor<2>, k: &Tensor<2>, v: &Tensor<2>) {
+        self.check_heads();
+        let (heads, kv_heads, dim) = (self.num_heads, self.num_kv_heads, self.head_dim);
         assert!(
             self.cu_q.len() == self.cu_k.len() && !self.cu_q.is_empty(),
             "attention: cu_q has {} boundaries and cu_k {}; both need sequences + 1",
@@ -143,7 +148,10 @@ pub fn biased_attention(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, bias: &ScoreBi
 /// # Panics
 /// When the shapes do not fit together, or a cache is empty.
 pub fn cached_attention(q: Tensor<2>, cached: &[&KeyValues], spec: &AttentionSpec) -> Tensor<2> {
+    spec.check_heads();
     let width = spec.num_heads * spec.head_dim;
+    let kv_width = spec.num_kv_heads * spec.head_dim;
+    assert!(cached.iter().all(|cache| cache.width() == kv_width), "attention: the rows of a cache are not {kv_width} wide");
     assert!(q.dims() == [cached.len(), width], "attention: q {:?} must be {:?}", q.dims(), [cached.len(), width]);
     assert!(cached.iter().all(|cache| !cache.is_empty()), "attention: a cache is empty");
     if let Some(output) = flex::cached_attention(&q, cached, spec) {

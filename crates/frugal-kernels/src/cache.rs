@@ -48,7 +48,8 @@ impl Block {
             Self::Int8(codes, scales) => {
                 for group in values.chunks(width).flat_map(|row| row.chunks(GROUP)) {
                     let largest = group.iter().fold(0f32, |largest, v| largest.max(v.abs()));
-                    let scale = f16::from_f32(largest / 127.0);
+                    // What is not a number has no code, and must not pass for one.
+                    let scale = if group.iter().any(|v| v.is_nan()) { f16::NAN } else { f16::from_f32(largest / 127.0) };
                     // With the scale as it is held, so that its rounding costs nothing.
                     let inverse = if scale.to_f32() > 0.0 { scale.to_f32().recip() } else { 0.0 };
                     codes.extend(group.iter().map(|v| (v * inverse).round().clamp(-127.0, 127.0) as i8));
@@ -101,9 +102,13 @@ impl KeyValues {
         Self { cache_type, width, len: 0, shared: false, keys: Vec::new(), values: Vec::new() }
     }
 
-    /// An empty cache whose values are its keys, held once. What is appended as value is not looked at.
+    /// An empty cache whose values are its keys, held once. What is appended as value is not read.
     pub fn shared(width: usize, cache_type: CacheType) -> Self {
         Self { shared: true, ..Self::new(width, cache_type) }
+    }
+
+    pub(crate) fn width(&self) -> usize {
+        self.width
     }
 
     pub(crate) fn values(&self) -> &[Block] {
@@ -118,7 +123,8 @@ impl KeyValues {
     #[must_use]
     pub fn append(&mut self, key: &Tensor<2>, value: &Tensor<2>) -> bool {
         assert!(key.dims() == value.dims() && key.dims()[1] == self.width, "cache: key {:?}, value {:?}", key.dims(), value.dims());
-        let (Some(keys), Some(values)) = (flex::host_rows(key), flex::host_rows(value)) else { return false };
+        let values = if self.shared { Some(Vec::new()) } else { flex::host_rows(value) };
+        let (Some(keys), Some(values)) = (flex::host_rows(key), values) else { return false };
         let mut at = 0;
         while at < keys.len() {
             if self.len.is_multiple_of(BLOCK) {

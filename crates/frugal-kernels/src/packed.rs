@@ -129,6 +129,10 @@ struct Row {
     minima: Vec<f32>,
 }
 
+fn assert_rows(values: &[f32], cols: usize) {
+    assert!(cols > 0 && values.len().is_multiple_of(cols), "{} values are no whole rows of {cols}", values.len());
+}
+
 impl Packed {
     /// A matrix of GGUF blocks with `cols` columns; row `i` is row `order[i]` of the file, or row `i`.
     ///
@@ -161,24 +165,39 @@ impl Packed {
         Self::from_ggml(ggml_type, &rows?.concat(), cols, None)
     }
 
-    /// Rounds a dense row-major matrix to 8 bits with one scale per row, `max |w| / 127`.
+    /// Rounds a dense row-major matrix to 8 bits with one scale per row, `max |w| / 127`; rows of more than 32,768 elements have one
+    /// for each so many.
+    ///
+    /// # Panics
+    /// When the values are not whole rows of at least one column.
     pub fn int8(values: &[f32], cols: usize) -> Self {
-        let layout = Layout { group: cols.next_multiple_of(8), bits: 8, half: false, minimum: false };
-        Self::build("int8".into(), [values.len() / cols.max(1), cols], layout, Some(Offset::Zero(128)), |i, row| {
-            let values = &values[i * cols..][..cols];
-            let scale = values.iter().fold(0.0f32, |max, v| max.max(v.abs())) / 127.0;
-            row.scales[0] = scale;
-            let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-            row.codes.iter_mut().zip(values).for_each(|(code, v)| *code = (v * inverse).round() as i8 as u8 ^ 0x80);
+        /// Sums of products of so many codes stay within 32 bits.
+        const LONGEST: usize = 1 << 15;
+        assert_rows(values, cols);
+        let group = cols.next_multiple_of(8).min(LONGEST);
+        let layout = Layout { group, bits: 8, half: false, minimum: false };
+        Self::build("int8".into(), [values.len() / cols, cols], layout, Some(Offset::Zero(128)), |i, row| {
+            let groups = values[i * cols..][..cols].chunks(group).zip(row.codes.chunks_mut(group));
+            for (scale, (values, codes)) in row.scales.iter_mut().zip(groups) {
+                *scale = values.iter().fold(0.0f32, |max, v| max.max(v.abs())) / 127.0;
+                let inverse = if *scale > 0.0 { 1.0 / *scale } else { 0.0 };
+                codes.iter_mut().zip(values).for_each(|(code, v)| *code = (v * inverse).round() as i8 as u8 ^ 0x80);
+            }
         })
     }
 
     /// Rounds a dense row-major matrix to 4-bit NormalFloat with one scale, `max |w|`, for 64 elements.
+    ///
+    /// # Panics
+    /// When the values are not whole rows of at least one column.
     pub fn nf4(values: &[f32], cols: usize) -> Self {
         Self::normal_float("nf4", values, cols)
     }
 
     /// [`Packed::nf4`] with the scales in a byte each, less their mean: 4.13 bits for an element instead of 4.5.
+    ///
+    /// # Panics
+    /// As [`Packed::nf4`].
     pub fn nf4_double(values: &[f32], cols: usize) -> Self {
         let packed = Self::normal_float("nf4_double", values, cols);
         let scales = match packed.scales {
@@ -192,7 +211,8 @@ impl Packed {
         let layout = Layout { group: NF4_GROUP, bits: 4, half: false, minimum: false };
         // Between two neighbours, the nearer one.
         let borders: [f32; 15] = std::array::from_fn(|i| f32::midpoint(NF4[i], NF4[i + 1]));
-        Self::build(name.into(), [values.len() / cols.max(1), cols], layout, Some(Offset::Table), |i, row| {
+        assert_rows(values, cols);
+        Self::build(name.into(), [values.len() / cols, cols], layout, Some(Offset::Table), |i, row| {
             let groups = values[i * cols..][..cols].chunks(NF4_GROUP).zip(row.codes.chunks_mut(NF4_GROUP));
             for (scale, (values, codes)) in row.scales.iter_mut().zip(groups) {
                 *scale = values.iter().fold(0.0f32, |max, v| max.max(v.abs()));

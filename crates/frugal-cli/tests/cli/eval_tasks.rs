@@ -69,6 +69,10 @@ fn a_task_of_ones_own_is_a_file() {
 fn wrong_tasks_are_refused_before_a_model_is_read() {
     frugal(&["eval"]).fails(&["--data"]);
     frugal(&["eval", "--data", "x.tsv", "--tasks", "sst2"]).fails(&["--tasks"]);
+    // A flag of the other mode would do nothing.
+    frugal(&["eval", "--data", "x.tsv", "--limit", "5"]).fails(&["--data", "--limit"]);
+    frugal(&["eval", "--data", "x.tsv", "--quantize", "int8"]).fails(&["--data", "--quantize"]);
+    frugal(&["eval", "--tasks", "sst2", "--max-rows", "5"]).fails(&["--tasks", "--max-rows"]);
     frugal(&["eval", "--tasks", "sst3"]).fails(&["sst3", "did you mean `sst2`"]);
     frugal(&["eval", "--tasks", "perplexity:a.txt,perplexity:b.txt"]).fails(&["perplexity", "twice"]);
     frugal(&["eval", "--tasks", "perplexity:nowhere.txt"]).fails(&["nowhere.txt"]);

@@ -74,6 +74,10 @@ fn a_classifier_from_text_to_scores() {
 
     // A folder in use is left alone; the configuration in it repeats the run.
     run(folder, &format!("tune {flags} --out runs/c")).fails(&["runs/c", "--resume"]);
+    let settings = || fs::read_to_string(folder.join("runs/c/config.toml")).unwrap();
+    let before = settings();
+    run(folder, "tune --resume runs/c --lr 0.5").fails(&["runs/c", "`lr` was"]);
+    assert_eq!(settings(), before);
     let again = run(folder, "tune --config runs/c/config.toml --out runs/again --json --quiet").ok();
     assert!(again.stderr.is_empty(), "{}", again.stderr);
     assert_eq!(again.json()["parts"], tuned["parts"]);
@@ -181,4 +185,13 @@ fn a_run_that_is_killed_three_times_ends_with_the_same_bits() {
     let adapter = |name: &str| fs::read(folder.join(name).join("adapter_model.safetensors")).unwrap();
     assert!(adapter("runs/whole") == adapter("runs/killed"));
     assert_eq!(steps_done(&log), 60);
+    assert_eq!(logged(&log), logged(&folder.join("runs/whole/log.jsonl")));
+}
+
+/// Step, loss and validation loss of every line of a log.
+#[cfg(unix)]
+fn logged(log: &Path) -> Vec<[Value; 3]> {
+    let text = fs::read_to_string(log).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    lines.map(|line| ["step", "loss", "eval_loss"].map(|name| line[name].clone())).collect()
 }

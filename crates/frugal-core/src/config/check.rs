@@ -40,8 +40,7 @@ pub(super) fn deserialize<T: DeserializeOwned + Serialize + Default>(layers: &[L
                 errors.push(ConfigError { origin, key: Some(dotted(&path)), message: "required but not given".into() });
             }
         } else {
-            if let Some(text) = retry_as_string(layers, &table, &failure) {
-                replace(&mut table, &failure.path, text);
+            if retry_as_string(layers, &table, &failure).is_some_and(|text| replace(&mut table, &failure.path, text)) {
                 continue;
             }
             let message = explain::<T>(&failure);
@@ -141,7 +140,7 @@ fn missing(field: &str) -> String {
 fn retry_as_string(layers: &[Layer], table: &Table, failure: &Failure) -> Option<String> {
     let scalar = matches!(get(table, &failure.path)?, Value::Integer(_) | Value::Float(_) | Value::Boolean(_) | Value::Datetime(_));
     let wanted = failure.message.starts_with("invalid type") && failure.message.ends_with("expected a string");
-    if scalar && wanted { layer::setter(layers, &failure.path)?.raw_override().map(str::to_owned) } else { None }
+    if scalar && wanted { layer::setter(layers, &failure.path)?.raw_override(&failure.path).map(str::to_owned) } else { None }
 }
 
 /// Takes out the key, or the whole array if the path goes through one.
@@ -157,17 +156,18 @@ pub(super) fn remove(table: &mut Table, path: &[String]) -> bool {
     }
 }
 
-fn replace(table: &mut Table, path: &[String], text: String) {
+/// Puts text under a key; false if the path does not lead through tables, and nothing has changed.
+fn replace(table: &mut Table, path: &[String], text: String) -> bool {
     match path {
         [key] => {
             table.insert(key.clone(), Value::String(text));
+            true
         }
-        [key, rest @ ..] => {
-            if let Some(Value::Table(inner)) = table.get_mut(key) {
-                replace(inner, rest, text);
-            }
-        }
-        [] => {}
+        [key, rest @ ..] => match table.get_mut(key) {
+            Some(Value::Table(inner)) => replace(inner, rest, text),
+            _ => false,
+        },
+        [] => false,
     }
 }
 

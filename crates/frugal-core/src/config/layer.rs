@@ -18,7 +18,7 @@ pub(super) struct Layer {
 enum Source {
     File { path: PathBuf, text: String },
     Flags,
-    Override { text: String },
+    Override { text: String, key: Vec<String> },
 }
 
 impl Layer {
@@ -67,17 +67,18 @@ impl Layer {
             Err(e) if raw.starts_with(['"', '\'', '[', '{']) => return Err(error(format!("the value is not valid TOML: {}", e.message()))),
             Err(_) => Value::String(raw.to_owned()),
         };
-        match only_leaf(&mut table) {
+        let mut path = Vec::new();
+        match only_leaf(&mut table, &mut path) {
             Some(leaf) => *leaf = value,
             None => return Err(error(format!("`{key}` is not a dotted key such as `train.lr`"))),
         }
-        Ok(Self { table, source: Source::Override { text: text.to_owned() } })
+        Ok(Self { table, source: Source::Override { text: text.to_owned(), key: path } })
     }
 
-    /// The text of an override's value as typed.
-    pub(super) fn raw_override(&self) -> Option<&str> {
+    /// The value as typed of an override of this very key, not of a table or an array around it.
+    pub(super) fn raw_override(&self, path: &[String]) -> Option<&str> {
         match &self.source {
-            Source::Override { text } => text.split_once('=').map(|(_, raw)| raw.trim()),
+            Source::Override { text, key } if key == path => text.split_once('=').map(|(_, raw)| raw.trim()),
             _ => None,
         }
     }
@@ -86,7 +87,7 @@ impl Layer {
         match &self.source {
             Source::File { path, text } => Origin::File { path: path.clone(), line: line_of(text, key), column: None },
             Source::Flags => Origin::Flag,
-            Source::Override { text } => Origin::Override(text.clone()),
+            Source::Override { text, .. } => Origin::Override(text.clone()),
         }
     }
 }
@@ -123,14 +124,16 @@ pub fn merge(base: &mut Table, over: &Table) {
     }
 }
 
-fn only_leaf(table: &mut Table) -> Option<&mut Value> {
+/// The only value that is not a table; its path is appended to `path`.
+fn only_leaf<'a>(table: &'a mut Table, path: &mut Vec<String>) -> Option<&'a mut Value> {
     let mut entries = table.iter_mut();
-    let (_, value) = entries.next()?;
+    let (key, value) = entries.next()?;
     if entries.next().is_some() {
         return None;
     }
+    path.push(key.clone());
     match value {
-        Value::Table(inner) => only_leaf(inner),
+        Value::Table(inner) => only_leaf(inner, path),
         leaf => Some(leaf),
     }
 }

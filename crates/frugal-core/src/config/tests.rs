@@ -165,6 +165,27 @@ fn mistakes_inside_a_tagged_enum_are_found_there() {
 }
 
 #[test]
+fn only_the_value_of_an_override_itself_is_read_as_text() {
+    #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    struct Outer {
+        names: Vec<String>,
+        inner: Inner,
+    }
+    #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    struct Inner {
+        note: String,
+    }
+    let with = |text: &str| load::<Outer>(None, &strings(&[text])).map_err(|e| e.to_string());
+    assert_eq!(with("inner.note=1.50").unwrap().inner.note, "1.50");
+    let error = with("names=[\"a\", 2]").unwrap_err();
+    assert_eq!(error, "override `names=[\"a\", 2]`: `names.1`: expected a string, found integer `2`");
+    let error = with("inner={ note = 3 }").unwrap_err();
+    assert_eq!(error, "override `inner={ note = 3 }`: `inner.note`: expected a string, found integer `3`");
+}
+
+#[test]
 fn values_that_fail_validation_are_reported_where_they_were_set() {
     let (dir, path) = file("\n[train]\nsteps = 0\n");
     let check = |run: &Run| if run.train.steps == 0 { vec![("train.steps".into(), "must be at least 1".into())] } else { Vec::new() };

@@ -62,11 +62,7 @@ impl Serialize for Scalars {
         let mut map = serializer.serialize_map(Some(1 + self.values.len()))?;
         map.serialize_entry("step", &self.step)?;
         for (name, value) in &self.values {
-            match *value {
-                value if value.is_finite() => map.serialize_entry(name, &value)?,
-                value if value.is_nan() => map.serialize_entry(name, "NaN")?,
-                value => map.serialize_entry(name, if value > 0.0 { "Infinity" } else { "-Infinity" })?,
-            }
+            map.serialize_entry(name, &Number(*value))?;
         }
         map.end()
     }
@@ -90,23 +86,82 @@ impl<'de> Deserialize<'de> for Scalars {
                         step = Some(map.next_value()?);
                         continue;
                     }
-                    let number = match map.next_value::<serde_json::Value>()? {
-                        serde_json::Value::Number(n) => n.as_f64(),
-                        serde_json::Value::String(s) => match s.as_str() {
-                            "NaN" => Some(f64::NAN),
-                            "Infinity" => Some(f64::INFINITY),
-                            "-Infinity" => Some(f64::NEG_INFINITY),
-                            _ => None,
-                        },
-                        _ => None,
-                    };
-                    values.extend(number.map(|number| (name, number)));
+                    let number = Number::from_json(&map.next_value::<serde_json::Value>()?);
+                    values.extend(number.map(|number| (name, number.0)));
                 }
                 let step = step.ok_or_else(|| serde::de::Error::missing_field("step"))?;
                 Ok(Scalars { step, values })
             }
         }
         deserializer.deserialize_map(Flat)
+    }
+}
+
+/// A number in JSON, with strings for those that JSON lacks.
+struct Number(f64);
+
+impl Number {
+    fn from_json(value: &serde_json::Value) -> Option<Self> {
+        match value {
+            serde_json::Value::Number(n) => n.as_f64(),
+            serde_json::Value::String(s) => match s.as_str() {
+                "NaN" => Some(f64::NAN),
+                "Infinity" => Some(f64::INFINITY),
+                "-Infinity" => Some(f64::NEG_INFINITY),
+                _ => None,
+            },
+            _ => None,
+        }
+        .map(Self)
+    }
+}
+
+impl Serialize for Number {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            value if value.is_finite() => serializer.serialize_f64(value),
+            value if value.is_nan() => serializer.serialize_str("NaN"),
+            value => serializer.serialize_str(if value > 0.0 { "Infinity" } else { "-Infinity" }),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Number {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match serde_json::Value::deserialize(deserializer)? {
+            // What serde_json makes of a number that JSON lacks.
+            serde_json::Value::Null => Ok(Self(f64::NAN)),
+            value => Self::from_json(&value).ok_or_else(|| serde::de::Error::custom(format!("expected a number, found {value}"))),
+        }
+    }
+}
+
+/// A number as [`Scalars`] writes it, for `#[serde(with)]`; null is read as NaN.
+pub(crate) mod number {
+    use super::{Deserialize, Deserializer, Number, Serialize, Serializer};
+
+    pub(crate) fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+        Number(*value).serialize(serializer)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+        Ok(Number::deserialize(deserializer)?.0)
+    }
+}
+
+/// As [`number`], for numbers by name.
+pub(crate) mod numbers {
+    use std::collections::BTreeMap;
+
+    use super::{Deserialize, Deserializer, Number, Serializer};
+
+    pub(crate) fn serialize<S: Serializer>(values: &BTreeMap<String, f64>, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(values.iter().map(|(name, value)| (name, Number(*value))))
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, f64>, D::Error> {
+        let values = BTreeMap::<String, Number>::deserialize(deserializer)?;
+        Ok(values.into_iter().map(|(name, value)| (name, value.0)).collect())
     }
 }
 

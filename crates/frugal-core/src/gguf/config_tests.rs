@@ -118,6 +118,16 @@ fn gemma_keeps_its_two_kinds_of_layers() {
 }
 
 #[test]
+fn gemma_has_defaults_of_its_own() {
+    let mut config = fixture("gemma3_text", "config_legacy.json");
+    for key in ["head_dim", "rope_theta", "query_pre_attn_scalar"] {
+        config.as_object_mut().unwrap().remove(key).unwrap();
+    }
+    let found = round_trip(&config);
+    assert_eq!((found["head_dim"].as_u64(), found["rope_theta"].as_f64()), (Some(256), Some(1e6)));
+}
+
+#[test]
 fn what_is_missing_is_named() {
     let mut config = fixture("llama", "config.json");
     config.as_object_mut().unwrap().remove("rms_norm_eps");
@@ -137,13 +147,12 @@ fn what_is_missing_is_named() {
     assert!(read(&[("general.architecture", "mamba".into())]).contains("\"mamba\""));
     assert!(read(&[("general.architecture", "llama".into())]).contains("llama.embedding_length: missing"));
     let llama = |key: &'static str, value: u32| (key, Value::U32(value));
-    let layers = [
-        ("general.architecture", "llama".into()),
-        llama("llama.embedding_length", 32),
-        llama("llama.attention.head_count", 4),
-        llama("llama.block_count", 1_000_000_000),
-    ];
-    assert!(read(&layers).contains("llama.block_count: 1000000000, but no tensor is named blk.999999999.*"));
+    let layers = |count: u32| {
+        let head = [("general.architecture", "llama".into()), llama("llama.embedding_length", 32)];
+        read(&[&head[..], &[llama("llama.attention.head_count", 4), llama("llama.block_count", count)]].concat())
+    };
+    assert!(layers(4096).contains("llama.block_count: 4096, but no tensor is named blk.4095.*"));
+    assert!(layers(1_000_000_000).contains("llama.block_count: 1000000000, but a model can have 4096 layers at most"));
     let moe = [("general.architecture", "llama".into()), ("llama.expert_count", 8_u32.into())];
     assert!(read(&moe).contains("experts"));
 }

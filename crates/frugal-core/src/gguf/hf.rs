@@ -38,10 +38,11 @@ pub(super) fn optional_number(config: &Json, key: &str) -> Result<Option<f64>, G
     }
 }
 
-/// Dimension of a head: `head_dim`, else hidden size / heads.
+/// Dimension of a head: `head_dim`, else Gemma's own, else hidden size / heads.
 pub(super) fn head_dim(config: &Json) -> Result<usize, GgufProblem> {
     match optional_count(config, "head_dim")? {
         Some(dim) => Ok(dim),
+        None if architecture(config)? == Architecture::Gemma3 => Ok(256),
         None => Ok(count(config, "hidden_size")? / count(config, "num_attention_heads")?),
     }
 }
@@ -74,5 +75,6 @@ pub(super) fn rope(config: &Json) -> Result<Rope, GgufProblem> {
         ),
     };
     let kind = ["rope_type", "type"].iter().find_map(|key| scaling.get(key).and_then(Json::as_str)).unwrap_or("default").to_owned();
-    Ok(Rope { theta: theta.unwrap_or(10_000.0), local_theta, scaling, kind })
+    let usual = if architecture(config)? == Architecture::Gemma3 { 1_000_000.0 } else { 10_000.0 };
+    Ok(Rope { theta: theta.unwrap_or(usual), local_theta, scaling, kind })
 }

@@ -9,6 +9,8 @@ use super::{Architecture, Gguf, GgufError, GgufProblem, Value};
 pub(super) const ROPE_FREQS: &str = "rope_freqs.weight";
 /// Layers of Gemma 3 27B, whose attention scale alone is not that of the head dimension.
 pub(super) const GEMMA3_27B_LAYERS: usize = 62;
+/// More layers than any model has: what is made for each must not grow with a number in the file.
+const MAX_LAYERS: usize = 4096;
 /// Gemma 3 before the key existed: every sixth layer attends to everything.
 pub(super) const GEMMA3_PATTERN: usize = 6;
 
@@ -73,6 +75,10 @@ impl<'a> Keys<'a> {
     /// The number of layers, of which the last must have tensors.
     fn layers(&self) -> Result<usize, GgufProblem> {
         let layers = self.count("block_count")?;
+        if layers > MAX_LAYERS {
+            let why = format!("{layers}, but a model can have {MAX_LAYERS} layers at most");
+            return Err(GgufProblem::metadata(&self.key("block_count"), why));
+        }
         let last = format!("blk.{}.", layers - 1);
         if !self.gguf.tensors().iter().any(|info| info.name.starts_with(&last)) {
             return Err(GgufProblem::metadata(&self.key("block_count"), format!("{layers}, but no tensor is named {last}*")));

@@ -24,7 +24,7 @@ pub use container::{Gguf, TensorInfo};
 pub use error::{GgufError, GgufProblem};
 pub use export::{export_type, gguf_metadata, rope_freqs};
 pub use import::hf_config;
-pub use names::{Architecture, Layout, Mapped, NameMap, rows_to_gguf, rows_to_hf};
+pub use names::{Architecture, Layout, Mapped, NameMap, rotary_to_gguf, rotary_to_hf, rows_to_gguf, rows_to_hf};
 pub use quantize::quantize;
 pub use tokenizer::{GgufTokenizer, tokenizer, tokenizer_metadata};
 pub use value::{Array, Value};

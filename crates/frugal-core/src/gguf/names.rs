@@ -72,7 +72,7 @@ impl Architecture {
 pub enum Layout {
     /// Not at all.
     Same,
-    /// Its rows are in another order: see [`rows_to_hf`] and [`rows_to_gguf`].
+    /// Its rows, the elements of a vector, are in another order: see [`rotary_to_hf`] and [`rotary_to_gguf`].
     RotaryRows {
         /// Heads among the rows (key/value heads for a key projection).
         heads: usize,
@@ -228,6 +228,26 @@ pub fn rows_to_gguf(rows: usize, heads: usize) -> Option<Vec<usize>> {
     row_map(rows, heads, |half, pair, side| (2 * pair + side, side * half + pair))
 }
 
+/// The values of a [`Layout::RotaryRows`] tensor of this shape, from the order of the GGUF file to that of Hugging Face.
+///
+/// A vector, the bias of a projection, is one column. `None` as in [`rows_to_hf`].
+pub fn rotary_to_hf(values: &[f32], shape: &[usize], heads: usize) -> Option<Vec<f32>> {
+    let rows = shape.first().copied().unwrap_or(1);
+    Some(moved(values, &rows_to_hf(rows, heads)?))
+}
+
+/// The inverse of [`rotary_to_hf`].
+pub fn rotary_to_gguf(values: &[f32], shape: &[usize], heads: usize) -> Option<Vec<f32>> {
+    let rows = shape.first().copied().unwrap_or(1);
+    Some(moved(values, &rows_to_gguf(rows, heads)?))
+}
+
+/// The rows in this order.
+fn moved(values: &[f32], order: &[usize]) -> Vec<f32> {
+    let columns = values.len() / order.len().max(1);
+    order.iter().flat_map(|row| values[row * columns..(row + 1) * columns].iter().copied()).collect()
+}
+
 fn row_map(rows: usize, heads: usize, places: impl Fn(usize, usize, usize) -> (usize, usize)) -> Option<Vec<usize>> {
     if heads == 0 || !rows.is_multiple_of(heads) || !(rows / heads).is_multiple_of(2) {
         return None;
@@ -313,5 +333,18 @@ mod tests {
         let (to_hf, to_gguf) = (rows_to_hf(48, 4).unwrap(), rows_to_gguf(48, 4).unwrap());
         assert!((0..48).all(|row| to_gguf[to_hf[row]] == row));
         assert!(rows_to_hf(8, 3).is_none() && rows_to_hf(9, 3).is_none() && rows_to_hf(8, 0).is_none());
+    }
+
+    #[test]
+    fn a_vector_is_one_column_of_rows() {
+        let values = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0];
+        let stored = rotary_to_gguf(&values, &[6], 1).unwrap();
+        assert_eq!(stored, [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]);
+        assert_eq!(rotary_to_hf(&stored, &[6], 1).unwrap(), values);
+        assert_eq!(rotary_to_gguf(&values, &[6, 1], 1).unwrap(), stored);
+        // Rows of two columns move whole.
+        let wide: Vec<f32> = (0..8u8).map(f32::from).collect();
+        assert_eq!(rotary_to_gguf(&wide, &[4, 2], 1).unwrap(), [0.0, 1.0, 4.0, 5.0, 2.0, 3.0, 6.0, 7.0]);
+        assert!(rotary_to_gguf(&values, &[6], 4).is_none() && rotary_to_hf(&values, &[6], 2).is_none());
     }
 }

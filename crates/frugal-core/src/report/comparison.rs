@@ -6,7 +6,7 @@ use std::fmt::Write;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::chart::{self, Chart, ChartError, Mark, Series, colour};
+use super::chart::{self, Chart, ChartError, Mark, Series};
 use super::html::{document, escape, lower_is_better, score, section, title, wrapped};
 use super::radar::{self, Axis};
 use super::scatter::{Point, Scatter};
@@ -91,6 +91,8 @@ pub struct Compared {
     pub average_power: Option<f64>,
     /// What was lost on unrelated text: `adapted - base` of the measure of forgetting.
     pub forgetting: Option<Spread>,
+    /// That measure, `perplexity` or `probe_accuracy`.
+    pub forgetting_measure: Option<String>,
     /// Why runs failed.
     pub errors: Vec<String>,
 }
@@ -124,7 +126,8 @@ impl Comparison {
         let metric = metric.or_else(|| USUAL.iter().find(has).copied()).unwrap_or("accuracy").to_owned();
         let names: BTreeSet<&str> = runs.iter().map(|r| r.name.as_str()).collect();
         let mut rows: Vec<Compared> = names.iter().map(|name| row(name, &metric, runs.iter().filter(|r| r.name == *name))).collect();
-        let quality = |row: &Compared| row.quality.map_or(f64::NEG_INFINITY, |q| if lower_is_better(&metric) { -q.mean } else { q.mean });
+        let signed = |mean: f64| if lower_is_better(&metric) { -mean } else { mean };
+        let quality = |row: &Compared| row.quality.map(|q| signed(q.mean)).filter(|q| !q.is_nan()).unwrap_or(f64::NEG_INFINITY);
         rows.sort_by(|a, b| quality(b).total_cmp(&quality(a)).then_with(|| a.name.cmp(&b.name)));
         Self { title: title.into(), subtitle: subtitle.into(), metric, runs, rows, tasks: Vec::new() }
     }
@@ -141,8 +144,8 @@ impl Comparison {
     }
 
     /// What forgetting is measured by, where it is.
-    fn forgetting_measure(&self) -> Option<&str> {
-        self.runs.iter().find_map(|r| Some(r.record.forgetting.as_ref()?.measure.as_str()))
+    fn forgetting_measures(&self) -> BTreeSet<&str> {
+        self.rows.iter().filter_map(|row| row.forgetting_measure.as_deref()).collect()
     }
 
     /// What the runs that lack the deciding metric are judged by.
@@ -154,7 +157,7 @@ impl Comparison {
         let mut all: Vec<String> = vec!["Run".into(), title(&self.metric)];
         all.extend(self.other_metrics().into_iter().map(title));
         all.extend(["Trainable parameters", "File", "Peak memory", "Training time", "Tokens/s"].map(str::to_owned));
-        all.extend(self.forgetting_measure().map(|m| format!("Change of {} elsewhere", m.replace('_', " "))));
+        all.extend(self.forgetting_measures().into_iter().map(|m| format!("Change of {} elsewhere", m.replace('_', " "))));
         all
     }
 
@@ -171,10 +174,11 @@ impl Comparison {
             shown(row.train_time, &human::duration),
             shown(row.tokens_per_second, &|v| human::count(v.round() as u64)),
         ]);
-        if self.forgetting_measure().is_some() {
-            let signed = |s: Spread| format!("{}{}", if s.mean > 0.0 { "+" } else { "" }, s.text());
-            cells.push((row.forgetting.map_or("-".into(), signed), row.forgetting.map(|f| f.mean)));
-        }
+        let signed = |s: Spread| format!("{}{}", if s.mean > 0.0 { "+" } else { "" }, s.text());
+        cells.extend(self.forgetting_measures().into_iter().map(|measure| {
+            let found = row.forgetting.filter(|_| row.forgetting_measure.as_deref() == Some(measure));
+            (found.map_or("-".into(), signed), found.map(|f| f.mean))
+        }));
         cells
     }
 
@@ -271,7 +275,7 @@ impl Comparison {
 
     /// The best runs by all measures that they have, each from the worst to the best of them.
     fn radar(&self) -> String {
-        let shown: Vec<&Compared> = self.rows.iter().filter(|r| r.quality.is_some()).take(radar::COLOURS.len()).collect();
+        let rated: Vec<&Compared> = self.rows.iter().filter(|r| r.quality.is_some()).collect();
         let measures: [(&str, bool, fn(&Compared) -> Option<f64>); 8] = [
             ("quality", lower_is_better(&self.metric), |r| r.quality.map(|q| q.mean)),
             ("few parameters", true, |r| Some(r.num_trainable_params as f64)),
@@ -284,9 +288,9 @@ impl Comparison {
         ];
         let axis = |(name, lower, value): (&str, bool, fn(&Compared) -> Option<f64>)| Axis {
             name: name.to_owned(),
-            values: normalised(&shown.iter().map(|r| value(r)).collect::<Vec<_>>(), lower),
+            values: normalised(&rated.iter().map(|r| value(r)).collect::<Vec<_>>(), lower),
         };
-        let names: Vec<&str> = shown.iter().map(|r| r.name.as_str()).collect();
+        let names: Vec<&str> = rated.iter().map(|r| r.name.as_str()).collect();
         radar::figure(&measures.map(axis), &names, "The best runs by all measures")
     }
 
@@ -316,20 +320,24 @@ impl Comparison {
         Ok(html)
     }
 
-    /// Loss of the best groups, of the first run of each.
+    /// Loss of the best groups, of the first finished run of each that logged it, in the colours that the radar chart has.
     fn curves(&self) -> Result<String, ChartError> {
-        let colours = [colour::TRAIN, colour::VALIDATION, colour::RATE, colour::SPEED, colour::MEMORY];
         let mut html = String::new();
         for (title, name) in [("Training loss", names::LOSS), ("Validation loss", names::EVAL_LOSS)] {
-            let log =
-                |row: &Compared| self.runs.iter().find(|r| r.name == row.name).map(|r| curves::points(&r.log, name)).unwrap_or_default();
-            let logs = self.rows.iter().filter(|r| r.quality.is_some()).map(|r| (r.name.clone(), log(r))).filter(|(_, l)| !l.is_empty());
-            let series: Vec<Series> = logs
-                .zip(colours)
-                .map(|((label, points), colour)| {
+            let log = |row: &Compared| {
+                let done = self.runs.iter().filter(|r| r.name == row.name && r.record.train_info.status == Status::Success);
+                done.map(|r| curves::points(&r.log, name)).find(|points| !points.is_empty()).unwrap_or_default()
+            };
+            let rated = self.rows.iter().filter(|r| r.quality.is_some());
+            let series: Vec<Series> = rated
+                .zip(radar::COLOURS)
+                .map(|(row, colour)| {
+                    let points = log(row);
                     let points = if points.len() < 40 { points } else { chart::smooth(&points) };
-                    Series { label, colour, mark: if name == names::LOSS { Mark::Line } else { Mark::Dotted }, points }
+                    let mark = if name == names::LOSS { Mark::Line } else { Mark::Dotted };
+                    Series { label: row.name.clone(), colour, mark, points }
                 })
+                .filter(|series| !series.points.is_empty())
                 .collect();
             let chart = Chart { title, unit: "Cross-entropy (nats)".into(), series, from_zero: false };
             html += &curves::figure(&chart, "The best runs, one seed of each")?;
@@ -354,6 +362,8 @@ fn row<'a>(name: &str, metric: &str, runs: impl Iterator<Item = &'a Run>) -> Com
     let method = runs.first().and_then(|r| r.record.run_info.train_config["method"]["name"].as_str()).unwrap_or_default().to_owned();
     let of_metric = |metric: &str| Spread::new(&all(&|r| judged(r)?.adapted.get(metric).copied()));
     let quality = of_metric(metric);
+    let forgetting_measure = done.iter().find_map(|r| Some(r.forgetting.as_ref()?.measure.clone()));
+    let lost = all(&|r| r.forgetting.as_ref().filter(|f| Some(&f.measure) == forgetting_measure.as_ref()).map(|f| f.adapted - f.base));
     Compared {
         name: name.to_owned(),
         method,
@@ -367,7 +377,8 @@ fn row<'a>(name: &str, metric: &str, runs: impl Iterator<Item = &'a Run>) -> Com
         tokens_per_second: median(&|r| r.train_info.tokens_per_second()),
         average_memory: metrics::median(&sampled(&|e| e.average_memory)),
         average_power: metrics::median(&sampled(&|e| e.average_power)),
-        forgetting: Spread::new(&all(&|r| r.forgetting.as_ref().map(|f| f.adapted - f.base))),
+        forgetting: Spread::new(&lost),
+        forgetting_measure,
         errors: runs.iter().map(|r| r.record.run_info.error_msg.clone()).filter(|e| !e.is_empty()).collect(),
     }
 }
@@ -375,6 +386,7 @@ fn row<'a>(name: &str, metric: &str, runs: impl Iterator<Item = &'a Run>) -> Com
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::html::hex;
     use crate::report::{Forgetting, sample};
 
     fn run(name: &str, accuracy: f64, parameters: u64) -> Run {
@@ -413,6 +425,37 @@ mod tests {
         let table = found.to_markdown();
         assert!(table.starts_with("| Run | Accuracy | Perplexity | Trainable parameters"), "{table}");
         assert!(table.contains("| a | 0.8000 | - |") && table.contains("| texts | - | 3.2500 |"), "{table}");
+    }
+
+    #[test]
+    fn each_measure_of_forgetting_has_a_column() {
+        let mut encoder = run("encoder", 0.7, 10);
+        encoder.record.forgetting = Some(Forgetting { measure: "probe_accuracy".into(), data: "d".into(), base: 0.5, adapted: 0.25 });
+        let table = Comparison::new("", "", None, vec![run("a", 0.8, 1000), encoder]).to_markdown();
+        assert!(table.contains("| Change of perplexity elsewhere | Change of probe accuracy elsewhere |"), "{table}");
+        let cells = |name: &str| table.lines().find(|l| l.starts_with(&format!("| {name} |"))).unwrap().to_owned();
+        assert!(cells("a").ends_with("| +1.0000 | - |") && cells("encoder").ends_with("| - | \u{2212}0.2500 |"), "{table}");
+    }
+
+    #[test]
+    fn curves_are_those_of_finished_runs_in_the_colour_of_their_row() {
+        let mut failed = run("a", 0.8, 10);
+        failed.record.train_info.status = Status::Failed;
+        failed.log = vec![Scalars::new(1).with(names::LOSS, 1e6)];
+        let mut silent = run("b", 0.9, 10);
+        silent.log.clear();
+        let html = Comparison::new("T", "", None, vec![failed, run("a", 0.8, 10), silent]).curves().unwrap();
+        assert!(html.contains(&hex(radar::COLOURS[1])) && !html.contains(&hex(radar::COLOURS[0])) && !html.contains("1000000"), "{html}");
+    }
+
+    #[test]
+    fn the_scale_is_that_of_all_runs_even_when_not_all_are_drawn() {
+        let radar = |last: u64| {
+            let runs = (0..6u8).map(|i| run(&format!("r{i}"), 0.9 - 0.1 * f64::from(i), if i == 5 { last } else { 100 }));
+            Comparison::new("T", "", None, runs.collect()).radar()
+        };
+        assert!(radar(100).contains("The first five are shown."));
+        assert_ne!(radar(100), radar(1), "the sixth run has the fewest parameters");
     }
 
     #[test]

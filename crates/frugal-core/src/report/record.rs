@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use thiserror::Error;
 
-use crate::events::Scalars;
+use crate::events::{self, Scalars};
 use crate::fs::{self, FileError};
 
 /// Name of the record in a run folder.
@@ -56,7 +56,7 @@ pub struct RunInfo {
 pub struct TrainInfo {
     /// Most resident memory of the process, in bytes, where the system says.
     pub peak_memory: Option<u64>,
-    /// Training without loading and evaluation, in seconds.
+    /// Training with its own evaluations and checkpoints, without loading and scoring, over all processes of a resumed run, in seconds.
     pub train_time: f64,
     /// Tokens that training processed.
     pub train_tokens: u64,
@@ -102,8 +102,10 @@ pub struct Evaluation {
     /// Number of examples.
     pub examples: usize,
     /// The model as it was before training.
+    #[serde(with = "events::numbers")]
     pub base: BTreeMap<String, f64>,
     /// The model after training.
+    #[serde(with = "events::numbers")]
     pub adapted: BTreeMap<String, f64>,
 }
 
@@ -115,8 +117,10 @@ pub struct Forgetting {
     /// What it was measured on.
     pub data: String,
     /// The model as it was before training.
+    #[serde(with = "events::number")]
     pub base: f64,
     /// The model after training.
+    #[serde(with = "events::number")]
     pub adapted: f64,
 }
 
@@ -267,6 +271,25 @@ mod tests {
         std::fs::write(&path, "{\n\"run_info\": 3}").unwrap();
         let error = RunRecord::read(&path).unwrap_err().to_string();
         assert!(error.contains("record.json: not a run record") && error.contains("line 2"), "{error}");
+    }
+
+    #[test]
+    fn numbers_that_json_lacks_come_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(RECORD_FILE);
+        let mut record = crate::report::sample::report().record;
+        record.evaluation[0].adapted = [("perplexity".to_owned(), f64::INFINITY)].into();
+        record.forgetting = Some(Forgetting { base: 3.5, adapted: f64::INFINITY, ..Forgetting::default() });
+        record.write(&path).unwrap();
+        assert_eq!(RunRecord::read(&path).unwrap(), record);
+        // Records of earlier versions hold null for them.
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, text.replace("\"Infinity\"", "null")).unwrap();
+        let read = RunRecord::read(&path).unwrap();
+        assert!(read.evaluation[0].adapted["perplexity"].is_nan() && read.forgetting.unwrap().adapted.is_nan());
+        std::fs::write(&path, text.replace("\"Infinity\"", "\"much\"")).unwrap();
+        let error = RunRecord::read(&path).unwrap_err().to_string();
+        assert!(error.contains("expected a number, found \"much\""), "{error}");
     }
 
     #[cfg(target_os = "linux")]

@@ -31,6 +31,8 @@ pub(super) struct Scatter<'a> {
 const FINE: i32 = 4;
 const SIZE: (u32, u32) = (560, 330);
 const TEXT: f64 = 11.0;
+/// Radius of a marked point.
+const MARK: i32 = 4 * FINE;
 
 /// Indices of the points that no other point beats: none is at least as good at no higher cost, and better in one of the two.
 pub(super) fn front(points: &[Point], lower_is_better: bool) -> Vec<usize> {
@@ -39,6 +41,43 @@ pub(super) fn front(points: &[Point], lower_is_better: bool) -> Vec<usize> {
     let mut found: Vec<usize> = (0..points.len()).filter(|&i| !points.iter().any(|other| beats(other, &points[i]))).collect();
     found.sort_by(|&a, &b| points[a].x.total_cmp(&points[b].x));
     found
+}
+
+/// A name and the rectangle that it takes: left, top, right and bottom in drawn pixels.
+struct Label {
+    text: String,
+    area: [i32; 4],
+}
+
+fn overlap(a: &[i32; 4], b: &[i32; 4]) -> bool {
+    a[0] < b[2] && b[0] < a[2] && a[1] < b[3] && b[1] < a[3]
+}
+
+/// Names beside their points: to the right, to the left, above or below, whichever is the first free place within `bounds`;
+/// without one a name is left out. Points that cannot be told apart share a label.
+fn labels(points: &[(&str, (i32, i32))], bounds: [i32; 4]) -> Vec<Label> {
+    let mut groups: Vec<(String, (i32, i32))> = Vec::new();
+    for &(name, (x, y)) in points {
+        match groups.iter_mut().find(|(_, at)| (at.0 - x).abs() <= MARK && (at.1 - y).abs() <= MARK) {
+            Some((text, _)) => *text = format!("{text}, {name}"),
+            None => groups.push((name.to_owned(), (x, y))),
+        }
+    }
+    let marks: Vec<[i32; 4]> = groups.iter().map(|(_, (x, y))| [x - MARK, y - MARK, x + MARK, y + MARK]).collect();
+    let mut placed: Vec<Label> = Vec::new();
+    for (text, (x, y)) in groups {
+        // A letter is about 0.6 of the text's height wide.
+        let width = (0.6 * TEXT * f64::from(FINE) * text.chars().count() as f64).ceil() as i32;
+        let (height, gap) = (13 * FINE, 7 * FINE);
+        let corners = [(x + gap, y - height), (x - gap - width, y - height), (x - width / 2, y - gap - height), (x - width / 2, y + gap)];
+        let areas = corners.map(|(left, top)| [left, top, left + width, top + height]);
+        let inside = |a: &[i32; 4]| a[0] >= bounds[0] && a[1] >= bounds[1] && a[2] <= bounds[2] && a[3] <= bounds[3];
+        let taken = |a: &[i32; 4]| marks.iter().chain(placed.iter().map(|l| &l.area)).any(|other| overlap(a, other));
+        if let Some(area) = areas.into_iter().find(|area| inside(area) && !taken(area)) {
+            placed.push(Label { text, area });
+        }
+    }
+    placed
 }
 
 /// Round values within a range, at most a handful: 1, 2, 5, 10, ... times `unit`, or only the powers of ten.
@@ -76,9 +115,9 @@ impl Scatter<'_> {
             points.iter().map(|p| value(p)).fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)))
         };
         let (x, y) = (bounds(|p| p.x), bounds(|p| p.y));
-        // Room for the names, which stand to the right of their points.
+        // Room for the names, most of which stand to the right of their points.
         let x = (x.0 / 1.3, (x.1 * 1.3).max(x.0 * 2.0));
-        let x = (x.0, x.1 * (x.1 / x.0).powf(0.22));
+        let x = (x.0, x.1 * (x.1 / x.0).powf(0.3));
         let room = (0.12 * (y.1 - y.0)).max(1e-3);
         let y = (y.0 - room, y.1 + room);
         let font = |size: f64| ("sans-serif", size * f64::from(FINE) * 1.24).into_font().color(&colour::TEXT);
@@ -113,11 +152,14 @@ impl Scatter<'_> {
         for (i, point) in owned.iter().enumerate() {
             let best = front.contains(&i);
             let style = if best { colour::TRAIN.filled() } else { colour::AXIS.mix(0.75).filled() };
-            chart.draw_series(std::iter::once(Circle::new((point.x, point.y), if best { 4 } else { 3 } * FINE, style)))?;
-            if best {
-                let name = EmptyElement::at((point.x, point.y)) + Text::new(point.name.clone(), (7 * FINE, -(13 * FINE)), font(TEXT));
-                chart.draw_series(std::iter::once(name))?;
-            }
+            chart.draw_series(std::iter::once(Circle::new((point.x, point.y), if best { MARK } else { 3 * FINE }, style)))?;
+        }
+        let named: Vec<(&str, (i32, i32))> =
+            front.iter().map(|&i| (owned[i].name.as_str(), chart.backend_coord(&(owned[i].x, owned[i].y)))).collect();
+        // Over the edge of the chart is free too, but not over the numbers of its axes.
+        let (across, down) = chart.plotting_area().get_pixel_range();
+        for Label { text, area } in labels(&named, [across.start, 0, SIZE.0 as i32 * FINE, down.end]) {
+            root.draw(&Text::new(text, (area[0], area[1]), font(TEXT)))?;
         }
         root.present()?;
         Ok(())
@@ -146,6 +188,29 @@ mod tests {
         assert_eq!(ticks((7.0, 300.0), 1.0), [10.0, 20.0, 50.0, 100.0, 200.0]);
         assert_eq!(ticks((5e3, 3e8), 1.0), [1e4, 1e5, 1e6, 1e7, 1e8]);
         assert_eq!(ticks((150.0 * 1048576.0, 700.0 * 1048576.0), 1048576.0)[0], 200.0 * 1048576.0);
+    }
+
+    #[test]
+    fn labels_do_not_lie_on_each_other() {
+        let bounds = [200, 0, 2240, 1100];
+        let points = [
+            ("middle", (1000, 500)),
+            ("near", (1060, 500)),
+            ("same", (1002, 499)),
+            ("edge", (2200, 300)),
+            ("corner", (210, 1090)),
+            ("top", (700, 8)),
+        ];
+        let found = labels(&points, bounds);
+        let texts: Vec<&str> = found.iter().map(|l| l.text.as_str()).collect();
+        assert_eq!(texts, ["middle, same", "near", "edge", "corner", "top"]);
+        for (i, a) in found.iter().enumerate() {
+            assert!(found[..i].iter().all(|b| !overlap(&a.area, &b.area)), "{} lies on another", a.text);
+            assert!(points.iter().all(|(_, (x, y))| !overlap(&a.area, &[x - MARK, y - MARK, x + MARK, y + MARK])), "{}", a.text);
+            assert!(a.area[0] >= bounds[0] && a.area[1] >= bounds[1] && a.area[2] <= bounds[2] && a.area[3] <= bounds[3], "{}", a.text);
+        }
+        // Where there is no room the name is left out.
+        assert!(labels(&[("much too long", (50, 50))], [0, 0, 100, 100]).is_empty());
     }
 
     #[test]

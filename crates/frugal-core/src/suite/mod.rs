@@ -174,6 +174,10 @@ impl Suite {
         if suite.seeds.is_empty() {
             return Err(invalid("`seeds` is empty: list at least one".into()));
         }
+        let mut seeds = BTreeSet::new();
+        if let Some(seed) = suite.seeds.iter().find(|seed| !seeds.insert(**seed)) {
+            return Err(invalid(format!("`seeds` has {seed} more than once: list each seed once")));
+        }
         if suite.runs.is_empty() && suite.grid.is_none() {
             return Err(invalid("there is no `[[runs]]`".into()));
         }
@@ -396,6 +400,7 @@ mod tests {
             ("nonsense", "s.toml: TOML parse error"),
             (&format!("{head}runs = []"), "no `[[runs]]`"),
             (&format!("{head}seeds = []\nruns = [{{ name = \"a\" }}]"), "`seeds` is empty"),
+            (&format!("{head}seeds = [3, 1, 3]\nruns = [{{ name = \"a\" }}]"), "`seeds` has 3 more than once"),
             (&format!("{head}runs = [{{ train = {{}} }}]"), "run 1 has neither"),
             (&format!("{head}runs = [{{ name = \"a\" }}, {{ name = \"a\" }}]"), "two runs are called `a`"),
             (&format!("{head}runs = [{{ name = \"../a\" }}]"), "cannot name a run"),

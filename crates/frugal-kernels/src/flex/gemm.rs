@@ -1,7 +1,8 @@
 //! Single-precision matrix products with AVX-512, which the general library is built without.
 //!
 //! The inner loop keeps 12 x 32 sums in registers. Its columns of the second factor are copied into panels by the task that
-//! multiplies them; the first factor is read where it lies if its rows are contiguous, and copied into panels of 12 rows if not. A
+//! multiplies them; the first factor is read where it lies if its rows are contiguous and do not fall on the same lines of the
+//! first-level cache, and copied into panels of 12 rows if not. A
 //! second, shallow product can be added to the sums before they are written. Cuts along the depth, which decide the order of a sum,
 //! follow from the shapes alone, so the result is the same for any number of threads.
 
@@ -489,7 +490,7 @@ unsafe fn kernel<const R: usize>(part: Part, more: Option<Part>, c: Target, cols
         unsafe {
             let row = c.data.add(r * c.row_stride);
             for half in 0..2 {
-                let out = row.add(16 * half);
+                let out = row.wrapping_add(16 * half);
                 let before = if add { _mm512_maskz_loadu_ps(masks[half], out) } else { _mm512_setzero_ps() };
                 _mm512_mask_storeu_ps(out, masks[half], _mm512_fmadd_ps(sums[half], scale, before));
             }

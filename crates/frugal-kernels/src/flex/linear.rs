@@ -1,4 +1,4 @@
-//! Linear maps through Flex's own matrix product, and a path for a few rows.
+//! Linear maps by products of matrices, and a path for a few rows.
 
 use std::mem::MaybeUninit;
 use std::sync::Arc;

@@ -67,7 +67,7 @@ impl<'a> Matrix<'a> {
         &self.data[i * self.row_stride..][..self.cols]
     }
 
-    /// Adds the sum of each column to `sums`; blocks of rows are summed first, in a fixed order.
+    /// Adds the sum of each column to `sums`, in a fixed order: where rows are contiguous, blocks of them are summed first.
     pub(crate) fn add_column_sums(&self, sums: &mut [f32]) {
         if !self.has_dense_rows() {
             let columns = self.t();
@@ -131,6 +131,14 @@ impl<'a> MatrixMut<'a> {
         self.rows
     }
 
+    /// Makes all elements 0, which need not have been initialised.
+    pub(crate) fn clear(&mut self) {
+        for i in 0..self.rows {
+            // SAFETY: the constructors ensure that the rows lie inside memory borrowed mutably.
+            unsafe { self.data.add(i * self.row_stride).write_bytes(0, self.cols) };
+        }
+    }
+
     /// Some of the rows.
     pub(crate) fn narrow_rows(&mut self, rows: &Range<usize>) -> MatrixMut<'_> {
         assert!(rows.start <= rows.end && rows.end <= self.rows);
@@ -154,6 +162,7 @@ impl<'a> MatrixMut<'a> {
 
     /// `self = a * b + l * r`, of a product `l * r` that is not deep, or `self += a * b + l * r` with `accumulate`.
     pub(crate) fn sum_of(&mut self, a: Matrix, b: Matrix, low_rank: Option<(Matrix, Matrix)>, accumulate: bool) {
+        let low_rank = low_rank.filter(|(l, _)| l.cols > 0);
         if let Some((l, r)) = low_rank
             && l.has_dense_rows()
             && l.cols <= gemm::EXTRA_DEPTH

@@ -69,7 +69,7 @@ fn by_rows(x: Matrix, a: Matrix, threads: usize, put: impl Fn(usize, usize, f32)
             }
         }
     }
-    let per_task = if threads > 1 { (4 * TASK / x.cols).min(x.rows.div_ceil(threads)).next_multiple_of(ROWS) } else { x.rows };
+    let per_task = if threads > 1 { (4 * TASK / x.cols).clamp(1, x.rows.div_ceil(threads)).next_multiple_of(ROWS) } else { x.rows };
     in_tasks(x.rows.div_ceil(per_task), threads, |task| {
         let rows = task * per_task..x.rows.min((task + 1) * per_task);
         let mut out = vec![[0.0; GROUP]; rows.len()];
@@ -232,7 +232,7 @@ mod tests {
     #[test]
     fn products_are_exact_whatever_the_layout() {
         // Whole and partial vectors, blocks and tasks; a narrow side of one, of fours and between.
-        for [n, depth, r] in [[5, 64, 1], [700, 65, 8], [33, 100, 7], [1000, 79, 16], [40, 700, 4]] {
+        for [n, depth, r] in [[5, 64, 1], [700, 65, 8], [33, 100, 7], [1000, 79, 16], [40, 700, 4], [9, 70_000, 8]] {
             let (left, right) = (values(n * depth), values(depth * r));
             for (turned_left, turned_right, threads) in
                 [(false, false, Threads::One), (false, true, Threads::All), (true, false, Threads::All), (true, true, Threads::One)]

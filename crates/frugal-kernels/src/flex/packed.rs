@@ -58,7 +58,7 @@ pub(crate) fn product(out: &mut MatrixMut, x: Matrix, weight: &Packed) {
     };
     if x.rows == 0 || weight.dims()[0] == 0 {
     } else if cols == 0 {
-        (0..x.rows).for_each(|i| out.row_mut(i).fill(0.0));
+        out.clear();
     } else if weight.computes_in_integers() {
         integer_product(out, x, weight);
     } else if x.rows <= FEW_ROWS {
@@ -71,7 +71,7 @@ pub(crate) fn product(out: &mut MatrixMut, x: Matrix, weight: &Packed) {
 /// `out = y · weight`, for y `[tokens, rows]`.
 pub(crate) fn transposed_product(out: &mut MatrixMut, y: Matrix, weight: &Packed) {
     if weight.dims()[0] == 0 {
-        (0..out.rows()).for_each(|i| out.row_mut(i).fill(0.0));
+        out.clear();
     }
     for_tiles(weight, |tile, rows| {
         let y = y.window(0, y.rows, rows.start, rows.len());
@@ -229,7 +229,8 @@ fn round_row_body<I: Isa>(codes: &mut [i8], scales: &mut [f32], sums: &mut [i32]
             }
         }
         let largest = largest.iter().chain(rest).fold(0.0f32, |max, x| max.max(x.abs()));
-        *scale = largest / 127.0;
+        // What is not a number has no code, and must not pass for one.
+        *scale = if x.iter().fold(false, |found, x| found | x.is_nan()) { f32::NAN } else { largest / 127.0 };
         let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
         let mut total = 0;
         for (code, x) in codes.iter_mut().zip(x) {

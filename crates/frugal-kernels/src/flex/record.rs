@@ -90,7 +90,7 @@ pub(crate) fn values(tensor: &FlexTensor) -> &[f32] {
 
 /// A tensor that owns `data`, laid out row by row.
 pub(crate) fn tensor_of<const D: usize>(data: Vec<f32>, shape: [usize; D]) -> FlexTensor {
-    debug_assert_eq!(data.len(), shape.iter().product::<usize>());
+    assert_eq!(data.len(), shape.iter().product::<usize>(), "the values of a tensor {shape:?}");
     FlexTensor::new(Bytes::from_elems(data), Layout::contiguous(Shape::from(shape)), DType::F32)
 }
 

@@ -2,7 +2,8 @@
 //!
 //! For a few rows of x the weight is what has to be read: each block of its row is spread to the places of its nonzeros and
 //! meets sixteen elements of x at once. For many rows the work is what counts: each nonzero meets the same column of x for 64
-//! rows at once.
+//! rows at once. Zeros of the weight are not multiplied there, so an infinite element of x is passed over where a few rows of x, like
+//! a dense product, find a sum that is not a number.
 
 use std::sync::Arc;
 

@@ -181,6 +181,36 @@ fn a_bias_on_scores_matches_the_reference() {
     }
 }
 
+/// A bias of minus infinity hides a key, and may hide all those that are read first.
+#[test]
+fn keys_that_a_bias_hides_leave_the_others_as_they_are() {
+    for (queries, keys, hidden) in [(2, 300, 256), (1, 1100, 1024)] {
+        let spec = spec(2, 1, 4, &[(queries, keys)]);
+        let [q, k, v] = inputs(&spec, 1.0).map(|array| array.tensor(&Device::flex()));
+        let bias: Vec<f32> = (0..keys).map(|i| if i < hidden { f32::NEG_INFINITY } else { 0.0 }).collect();
+        let bias = ScoreBias::Keys(Tensor::from_data(bias.as_slice(), &Device::flex()));
+        let found = biased_attention(q.clone(), k.clone(), v.clone(), &bias, &spec);
+        let seen = AttentionSpec { cu_k: [0, keys - hidden].into(), ..spec };
+        let rest = |t: Tensor<2>| t.slice([hidden..keys, 0..4]);
+        let expected = attention(q, rest(k), rest(v), &seen);
+        let distance: f32 = (found - expected).abs().max().into_scalar();
+        assert!(distance < 1e-6, "{distance} with {hidden} of {keys} keys hidden");
+    }
+}
+
+#[test]
+#[should_panic(expected = "rows of a cache are not 4 wide")]
+fn a_cache_of_other_heads_is_refused() {
+    let cache = {
+        let mut cache = KeyValues::new(8, CacheType::F32);
+        let rows = random(1, 8, 1.0, 1).tensor(&Device::flex());
+        assert!(cache.append(&rows, &rows));
+        cache
+    };
+    let spec = spec(2, 1, 4, &[(1, 1)]);
+    cached_attention(random(1, 8, 1.0, 2).tensor(&Device::flex()), &[&cache], &spec);
+}
+
 /// A key that stands for two, with the logarithm of two, does what two keys do.
 #[test]
 fn a_merged_key_counts_as_often_as_it_stands_for() {

@@ -86,6 +86,26 @@ fn int8_rounds_to_the_nearest_of_255_steps() {
     assert!(Packed::int8(&[0.0; 8], 8).to_vec().iter().all(|v| *v == 0.0));
 }
 
+/// Sums of products of integers stay within 32 bits however long a row is.
+#[test]
+fn integer_products_of_long_rows_do_not_overflow() {
+    const COLS: usize = 70_000;
+    let packed = Arc::new(Packed::int8(&vec![1.0; 2 * COLS], COLS).with_activations(Activations::Int8));
+    let x = Tensor::<2>::ones([1, COLS], &Device::flex());
+    for found in vec(quantized_linear(x, &packed, None)) {
+        assert!((found / COLS as f32 - 1.0).abs() < 1e-3, "{found}");
+    }
+}
+
+#[test]
+fn integer_products_keep_what_is_not_a_number() {
+    let packed = Arc::new(Packed::int8(&[1.0; 64], 32).with_activations(Activations::Int8));
+    let mut values = [0.5; 32];
+    values[3] = f32::NAN;
+    let x = Tensor::<1>::from_data(values.as_slice(), &Device::flex()).unsqueeze::<2>();
+    assert!(vec(quantized_linear(x, &packed, None)).iter().all(|v| v.is_nan()));
+}
+
 /// The values of a group over its largest are rounded to the nearest of the sixteen that the paper lists.
 #[test]
 fn nf4_rounds_to_the_nearest_of_its_sixteen_values() {

@@ -82,7 +82,7 @@ pub struct AdaLoraConfig {
     pub lora_alpha: f64,
     /// Probability of dropping an input element on the low-rank path while training.
     pub lora_dropout: f64,
-    /// Steps before ranks shrink; by default a tenth of the run.
+    /// Steps before ranks shrink; by default a tenth of the run, at most all but the last.
     pub tinit: Option<u64>,
     /// Steps at the end with fixed ranks; by default four tenths of the run.
     pub tfinal: Option<u64>,
@@ -182,8 +182,9 @@ impl AdaLoraConfig {
     /// When ranks shrink in a run of this many steps.
     fn schedule(&self, run_steps: u64) -> Schedule {
         let total = self.total_step.unwrap_or(run_steps).max(1);
-        let tinit = self.tinit.unwrap_or(total / 10);
-        Schedule { total, tinit, tfinal: self.tfinal.unwrap_or(total * 2 / 5).min(total.saturating_sub(tinit + 1)) }
+        // The last step is left to choose in.
+        let tinit = self.tinit.unwrap_or(total / 10).min(total - 1);
+        Schedule { total, tinit, tfinal: self.tfinal.unwrap_or(total * 2 / 5).min(total - tinit - 1) }
     }
 }
 
@@ -247,7 +248,7 @@ impl AdaLora {
     /// Builds the triplets of every selected map.
     ///
     /// # Errors
-    /// Bad settings, no matching map, a rank above a map's sides, a pattern that does not fit.
+    /// Bad settings, no matching map, a table among the targets, a pattern that does not fit.
     pub fn new(config: AdaLoraConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
         config.validate()?;
         let mut sites: Vec<Option<Triplets>> = (0..context.sites.len()).map(|_| None).collect();
@@ -289,12 +290,13 @@ impl AdaLora {
         let of = |p: &Parameter| self.importance.get(p.name()).unwrap_or(&nothing);
         let score = |t: &Triplets| {
             let (rank, d_in, d_out) = (t.rank(), t.a.shape()[1], t.b.shape()[0]);
+            let (of_a, of_e, of_b) = (of(&t.a), of(&t.e), of(&t.b));
             let mean = |sum: f32, n: usize| sum / n as f32;
             (0..rank)
                 .map(|i| {
-                    let a = mean((0..d_in).map(|j| of(&t.a).score(i * d_in + j)).sum(), d_in);
-                    let b = mean((0..d_out).map(|j| of(&t.b).score(j * rank + i)).sum(), d_out);
-                    of(&t.e).score(i) + (a + b)
+                    let a = mean((0..d_in).map(|j| of_a.score(i * d_in + j)).sum(), d_in);
+                    let b = mean((0..d_out).map(|j| of_b.score(j * rank + i)).sum(), d_out);
+                    of_e.score(i) + (a + b)
                 })
                 .collect()
         };
@@ -330,7 +332,9 @@ impl AdaLora {
     fn orthogonality(&self, mode: Mode) -> Option<Tensor<1>> {
         let distance = |covariance: Tensor<2>| {
             let [n, _] = covariance.dims();
-            (covariance.clone() - Tensor::eye(n, &covariance.device().inner())).powi_scalar(2).sum().sqrt()
+            let square = (covariance.clone() - Tensor::eye(n, &covariance.device().inner())).powi_scalar(2).sum();
+            // The root has no slope at exactly zero.
+            (square + 1e-12).sqrt()
         };
         let live = self.sites.iter().flatten().filter(|t| t.rank() > 0);
         let terms: Vec<Tensor<1>> = live
@@ -533,6 +537,17 @@ impl Adapter for AdaLora {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::adapt::to_vec;
+    use crate::model::{ModelConfig, SiteTable};
+
+    fn build(settings: Value) -> AdaLora {
+        let raw = json!({"model_type": "llama", "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 16});
+        let config = ModelConfig::from_json(raw, "test").unwrap();
+        let sites = SiteTable::new(&config);
+        let context = BuildContext { config: &config, sites: &sites, backbone: None, device: Device::default(), seed: 1, tokenize: None };
+        AdaLora::new(registry::parse(NAME, settings.as_object().unwrap()).unwrap(), &context).unwrap()
+    }
 
     #[test]
     fn every_length_of_run_leaves_a_step_to_choose_in() {
@@ -540,5 +555,41 @@ mod tests {
             let s = AdaLoraConfig::default().schedule(steps);
             assert!(s.tinit < s.total - s.tfinal || steps == 1 && s.tinit == 0, "{s:?}");
         }
+    }
+
+    #[test]
+    fn a_late_start_still_shrinks_ranks_and_can_be_read_again() {
+        for tinit in [4, 5, 1000] {
+            let config = AdaLoraConfig { tinit: Some(tinit), ..AdaLoraConfig::default() };
+            let s = config.schedule(5);
+            assert_eq!((s.tinit, s.budget(s.last_choice(), 24, 16, 1).0), (4, 16), "{s:?}");
+            let saved = AdaLoraConfig { tinit: Some(s.tinit), tfinal: Some(s.tfinal), total_step: Some(s.total), ..config };
+            saved.validate().unwrap();
+        }
+    }
+
+    #[test]
+    fn orthogonal_directions_have_a_finite_gradient() {
+        let mut adapter = build(json!({"init_r": 2, "target_r": 1, "target_modules": ["q_proj"]}));
+        for triplets in adapter.sites.iter_mut().flatten() {
+            let unit = |row: usize, column: usize| f32::from(u8::from(row == column));
+            triplets.a.set((0..2 * 8).map(|i| unit(i / 8, i % 8)).collect());
+            triplets.b.set((0..8 * 2).map(|i| unit(i / 2, i % 2)).collect());
+        }
+        let mut gradients = adapter.orthogonality(Mode::Train { seed: 0 }).unwrap().backward();
+        let found: Vec<f32> = adapter.parameters().iter().filter_map(|p| p.take_gradient(&mut gradients)).flat_map(to_vec).collect();
+        assert!(!found.is_empty() && found.iter().all(|g| g.is_finite()), "{found:?}");
+    }
+
+    #[test]
+    fn a_triplet_scores_its_entry_and_the_means_of_its_directions() {
+        let mut adapter = build(json!({"init_r": 2, "target_r": 1, "target_modules": ["q_proj"]}));
+        let importance = |values: Vec<f32>| Importance { exp_avg_unc: vec![1.0; values.len()], exp_avg_ipt: values };
+        let path = "model.layers.0.self_attn.q_proj";
+        let rows = [[1.0f32; 8], [3.0; 8]].concat();
+        adapter.importance.insert(format!("{path}.lora_A"), importance(rows));
+        adapter.importance.insert(format!("{path}.lora_E"), importance(vec![10.0, 20.0]));
+        adapter.importance.insert(format!("{path}.lora_B"), importance([5.0, 7.0].repeat(8)));
+        assert_eq!(adapter.scores(), [vec![16.0f32, 30.0]]);
     }
 }

@@ -171,6 +171,9 @@ impl MapPart for Spectrum {
     fn delta(&self, at: &At<'_>) -> Tensor<2> {
         let c = self.coefficients.get::<1>(at.mode) * self.scale;
         let both = Tensor::cat(vec![c.clone(), c], 0).unsqueeze::<2>();
-        (self.waves.rows.clone() * both).matmul(self.waves.cols.clone().transpose())
+        let (rows, cols) = (self.waves.rows.clone(), self.waves.cols.clone());
+        // The coefficients go to the smaller side.
+        let (rows, cols) = if rows.dims()[0] < cols.dims()[0] { (rows * both, cols) } else { (rows, cols * both) };
+        frugal_kernels::linear(rows, cols, None)
     }
 }

@@ -34,10 +34,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::maps::{self, At, MapPart, Maps, bad};
+use super::peft::saved_targets;
 use super::registry::{self, Capabilities, Family, Method};
-use super::target::full_match;
+use super::target::{ends_with_component, full_match};
 use super::{AdaptError, BuildContext, MergedLinear, Mode, Names, Parameter, Targets, normal, stream, to_vec};
-use crate::model::ModelType;
+use crate::model::{ModelType, SiteId, SiteTable};
 
 const NAME: &str = "ia3";
 
@@ -114,7 +115,12 @@ fn build(mut config: Ia3Config, context: &BuildContext<'_>) -> Result<Maps<Facto
     let (targets, feedforward) = usual(context.config.model_type);
     let list = |names: &[&str]| Names::List(names.iter().map(|n| (*n).to_owned()).collect());
     let target_modules = config.target_modules.get_or_insert_with(|| list(targets)).clone();
-    let feedforward = config.feedforward_modules.get_or_insert_with(|| list(&[feedforward])).clone();
+    let mut targets = Targets { target_modules, exclude_modules: config.exclude_modules.clone(), ..Targets::default() };
+    let chosen = maps::linear_maps(NAME, &targets, context)?;
+    let paths: Vec<&str> = chosen.iter().map(|&id| context.sites.info(id).path.as_str()).collect();
+    // The usual maps need not be among the user's.
+    let usual = if paths.iter().any(|path| path.ends_with(feedforward)) { list(&[feedforward]) } else { list(&[]) };
+    let feedforward = config.feedforward_modules.get_or_insert(usual).clone();
     let pattern = match &feedforward {
         Names::Pattern(pattern) => Some(full_match("feedforward_modules", pattern)?),
         Names::List(_) => None,
@@ -125,7 +131,15 @@ fn build(mut config: Ia3Config, context: &BuildContext<'_>) -> Result<Maps<Facto
         (None, Names::List(names)) => names.iter().any(|name| path.ends_with(name.as_str())),
         (None, Names::Pattern(_)) => false,
     };
-    let targets = Targets { target_modules, exclude_modules: config.exclude_modules.clone(), ..Targets::default() };
+    // The list of targets that the file will have; none where they are a pattern.
+    let listed = serde_json::from_value::<Vec<String>>(saved_targets(&targets, context.sites, &chosen)).ok();
+    if let (Some(mut listed), Names::List(names)) = (listed, &feedforward)
+        && names.iter().any(|name| !listed.contains(name))
+    {
+        let names = among_targets(&mut listed, context.sites, &chosen, &is_feedforward);
+        config.feedforward_modules = Some(Names::List(names));
+        targets.target_modules = Names::List(listed);
+    }
     Maps::new(&METHOD, &targets, context, &config, json!({"fan_in_fan_out": false}), |_, info| {
         let feedforward = is_feedforward(&info.path);
         let shape = if feedforward { [1, info.d_in] } else { [info.d_out, 1] };
@@ -134,6 +148,28 @@ fn build(mut config: Ia3Config, context: &BuildContext<'_>) -> Result<Maps<Facto
         let values = if config.init_ia3_weights { vec![1.0; len] } else { (0..len).map(|_| normal(&mut rng)).collect() };
         Ok(Factors { l: Parameter::new(format!("{}.ia3_l", info.path), &shape, values, &context.device), feedforward })
     })
+}
+
+/// Names of the feed-forward maps that are all in the list of targets, as `peft` wants them; endings that it lacks are added
+/// to it, where they select nothing new.
+fn among_targets(listed: &mut Vec<String>, sites: &SiteTable, chosen: &[SiteId], is_feedforward: &dyn Fn(&str) -> bool) -> Vec<String> {
+    let path = |id: &SiteId| sites.info(*id).path.as_str();
+    let no_other = |name: &str| chosen.iter().map(path).all(|path| is_feedforward(path) || !path.ends_with(name));
+    let nothing_new = |name: &str| sites.iter().all(|(id, s)| !ends_with_component(&s.path, name) || chosen.contains(&id));
+    let mut names: Vec<String> = Vec::new();
+    for path in chosen.iter().map(path).filter(|path| is_feedforward(path)) {
+        if names.iter().any(|name| path.ends_with(name.as_str())) {
+            continue;
+        }
+        let known = listed.iter().find(|name| ends_with_component(path, name) && no_other(name)).cloned();
+        let mut endings = path.rmatch_indices('.').map(|(i, _)| &path[i + 1..]);
+        let name = known.unwrap_or_else(|| endings.find(|name| no_other(name) && nothing_new(name)).unwrap_or(path).to_owned());
+        if !listed.contains(&name) {
+            listed.push(name.clone());
+        }
+        names.push(name);
+    }
+    names
 }
 
 /// The factors of one map.
@@ -186,7 +222,7 @@ impl MapPart for Factors {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{ModelConfig, SiteTable};
+    use crate::model::ModelConfig;
 
     #[test]
     fn smollm2_has_the_published_number_of_factors() {
@@ -198,6 +234,38 @@ mod tests {
         let context = BuildContext { config: &config, sites: &sites, backbone: None, device: Device::flex(), seed: 0, tokenize: None };
         let adapter = (METHOD.build)(&serde_json::Map::new(), &context).unwrap();
         assert_eq!(adapter.num_trainable(), 57_600);
+    }
+
+    /// Files that are written of adapters with the user's own targets build the same adapter.
+    #[test]
+    fn feed_forward_maps_in_files_are_among_the_targets() {
+        let llama = json!({"model_type": "llama", "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 16});
+        let bert = json!({"model_type": "bert", "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "vocab_size": 16, "max_position_embeddings": 8, "type_vocab_size": 2});
+        let gpt2 = json!({"model_type": "gpt2", "n_embd": 8, "n_layer": 2, "n_head": 2, "vocab_size": 16, "n_positions": 8});
+        for (raw, settings, inner) in [
+            (&llama, json!({"target_modules": ["k_proj", "v_proj"]}), json!([])),
+            (&llama, json!({"target_modules": ["k_proj", "mlp.down_proj"]}), json!(["mlp.down_proj"])),
+            (&llama, json!({"target_modules": "all-linear"}), json!(["down_proj"])),
+            (&llama, json!({"target_modules": ".*_proj"}), json!(["down_proj"])),
+            (&bert, json!({"target_modules": "all-linear"}), json!(["output.dense"])),
+            (&bert, json!({"target_modules": ["attention.output.dense"]}), json!(["attention.output.dense"])),
+            (&gpt2, json!({"target_modules": "all-linear"}), json!(["mlp.c_proj"])),
+            (&gpt2, json!({"target_modules": ["c_attn"]}), json!([])),
+        ] {
+            let config = ModelConfig::from_json(raw.clone(), "test").unwrap();
+            let sites = SiteTable::new(&config);
+            let context = BuildContext { config: &config, sites: &sites, backbone: None, device: Device::flex(), seed: 0, tokenize: None };
+            let shapes = |adapter: &dyn crate::adapt::Adapter| -> Vec<(String, Vec<usize>)> {
+                adapter.parameters().iter().map(|p| (p.name().to_owned(), p.shape().to_vec())).collect()
+            };
+            let adapter = (METHOD.build)(&maps::object(settings), &context).unwrap();
+            let saved = adapter.peft_config();
+            assert_eq!(saved["feedforward_modules"], inner, "{saved:?}");
+            let again = (METHOD.build)(&(METHOD.from_peft)(&saved).unwrap(), &context).unwrap();
+            assert_eq!(shapes(again.as_ref()), shapes(adapter.as_ref()));
+        }
     }
 
     #[test]

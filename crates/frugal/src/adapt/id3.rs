@@ -14,8 +14,8 @@
 //! storage and not memory: where memory is short, use LoRA.
 //!
 //! ## Cost
-//! Trainable: `budget`. Extra memory: a change, a gradient and two moments for every candidate weight. Extra compute: the
-//! gradients of all candidates and two passes over their scores per step. None after merging. The file holds three numbers
+//! Trainable: `budget`. Extra memory: a change, a gradient, two moments and a score for every candidate weight. Extra compute:
+//! the gradients of all candidates and two passes over their scores per step. None after merging. The file holds three numbers
 //! per released weight.
 //!
 //! ## Defaults and where they come from
@@ -42,6 +42,7 @@ use burn::tensor::IndexingUpdateOp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::maps::linear_maps;
 use super::registry::{self, Capabilities, Family, Method};
 use super::{AdaptError, Adapter, BuildContext, GradientSum, Mode, Parameter, Pass, StepContext, Targets, base, own, to_vec};
 use crate::model::{Linear, SiteId};
@@ -193,13 +194,25 @@ impl Site {
             Change::Dense { delta, .. } => delta.get::<2>(mode),
             Change::Sparse { places, values } => {
                 let values = values.get::<1>(mode);
-                let flat: Vec<i64> = places.to_vec().chunks_exact(2).map(|p| p[0] as i64 * self.d_in as i64 + p[1] as i64).collect();
+                // A damaged file must not reach outside the matrix.
+                let (d_in, last) = (self.d_in, self.len() - 1);
+                let at = |row: f32, column: f32| (row as usize).saturating_mul(d_in).saturating_add(column as usize).min(last);
+                let flat: Vec<i64> = places.to_vec().chunks_exact(2).map(|p| at(p[0], p[1]) as i64).collect();
                 let device = values.device().inner();
                 let indices = Tensor::<1, Int>::from_data(TensorData::from(flat.as_slice()), &device);
                 let zeros = Tensor::<1>::zeros([self.len()], &device);
                 zeros.select_assign(0, indices, values, IndexingUpdateOp::Add).reshape([self.d_out, self.d_in])
             }
         }
+    }
+
+    /// Score of every weight that is still frozen, not a number for the others; empty without a gradient.
+    fn scores(&self, gradients: &GradientSum, exp: f64, eps: f64) -> Vec<f32> {
+        let Change::Dense { delta, released } = &self.change else { return Vec::new() };
+        let (Some(gradient), Some(base)) = (gradients.get(delta.name()), &self.base) else { return Vec::new() };
+        // Frozen weights are those of the base.
+        let weights = to_vec(base.clone()).into_iter().zip(released);
+        gradient.iter().zip(weights).map(|(&g, (w, &taken))| if taken { f32::NAN } else { score(g, w, exp, eps) }).collect()
     }
 
     fn parameters(&self) -> Vec<&Parameter> {
@@ -260,10 +273,10 @@ impl Id3 {
     /// Makes all selected weights candidates, or takes those that a file lists.
     ///
     /// # Errors
-    /// Bad settings, no matching map.
+    /// Bad settings, no matching map, a table among the targets, counts that the maps do not have.
     pub fn new(config: Id3Config, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
         config.validate()?;
-        let chosen = config.targets.select(context.sites)?;
+        let chosen = linear_maps(NAME, &config.targets, context)?;
         let mut weights = base::linear_weights(context);
         let mut sites: Vec<Option<Site>> = (0..context.sites.len()).map(|_| None).collect();
         for &id in &chosen {
@@ -276,6 +289,10 @@ impl Id3 {
                 },
                 Some(counts) => {
                     let Some(&n) = counts.get(&path).filter(|n| **n > 0) else { continue };
+                    if n > d_in * d_out {
+                        let reason = format!("`{path}` has {} weights, not {n}: the file is damaged or another model's", d_in * d_out);
+                        return Err(AdaptError::Config { method: NAME, field: "counts", reason });
+                    }
                     let (places, values) = sparse(&path, vec![0.0; 2 * n], vec![0.0; n], &context.device);
                     Change::Sparse { places, values }
                 }
@@ -301,17 +318,12 @@ impl Id3 {
     /// Releases the `count` best of the frozen weights that have a gradient.
     fn release(&mut self, count: usize, gradients: &GradientSum) {
         let (exp, eps) = (self.config.exp, self.config.eps);
-        let sites: Vec<&Site> = self.sites.iter().flatten().collect();
+        // Once for both passes.
+        let scores: Vec<Vec<f32>> = self.sites.iter().flatten().map(|site| site.scores(gradients, exp, eps)).collect();
         let chosen = highest(count, |each| {
-            for (tensor, site) in sites.iter().enumerate() {
-                let Change::Dense { delta, released } = &site.change else { continue };
-                let (Some(gradient), Some(base)) = (gradients.get(delta.name()), &site.base) else { continue };
-                // Frozen weights are those of the base.
-                for (index, ((&g, &w), &taken)) in gradient.iter().zip(&to_vec(base.clone())).zip(released).enumerate() {
-                    let score = score(g, w, exp, eps);
-                    if !taken && score.is_finite() {
-                        each(tensor, index, score);
-                    }
+            for (tensor, scores) in scores.iter().enumerate() {
+                for (index, &score) in scores.iter().enumerate().filter(|(_, score)| score.is_finite()) {
+                    each(tensor, index, score);
                 }
             }
         });
@@ -338,6 +350,10 @@ impl Pass for Id3Pass<'_> {
     fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
         let weight = base.weight.dense();
         Some(self.adapter.at(base.site).map_or_else(|| weight.clone(), |site| weight.clone() + site.delta(self.mode)))
+    }
+
+    fn leaves_alone(&mut self, base: &Linear) -> bool {
+        self.adapter.at(base.site).is_none()
     }
 }
 
@@ -435,6 +451,69 @@ impl Adapter for Id3 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{ModelConfig, SiteTable, Weight};
+
+    fn sites() -> (ModelConfig, SiteTable) {
+        let raw = serde_json::json!({"model_type": "llama", "hidden_size": 4, "intermediate_size": 6, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 16});
+        let config = ModelConfig::from_json(raw, "test").unwrap();
+        let sites = SiteTable::new(&config);
+        (config, sites)
+    }
+
+    fn build(settings: Value) -> Result<Id3, AdaptError> {
+        let (config, sites) = sites();
+        let context = BuildContext { config: &config, sites: &sites, backbone: None, device: Device::default(), seed: 1, tokenize: None };
+        Id3::new(registry::parse(NAME, settings.as_object().unwrap())?, &context)
+    }
+
+    const QUERY: &str = "model.layers.0.self_attn.q_proj";
+
+    #[test]
+    fn tables_are_refused() {
+        let message = build(serde_json::json!({"target_modules": ["q_proj", "embed_tokens"]})).err().unwrap().to_string();
+        assert!(message.contains("`model.embed_tokens` is a table"), "{message}");
+    }
+
+    #[test]
+    fn counts_and_places_of_damaged_files_do_no_harm() {
+        let with = |n: usize| build(serde_json::json!({"target_modules": ["q_proj"], "counts": {QUERY: n}}));
+        let message = with(17).err().unwrap().to_string();
+        assert!(message.contains("`counts`") && message.contains("has 16 weights, not 17"), "{message}");
+        let mut adapter = with(2).unwrap();
+        let site = adapter.sites.iter_mut().flatten().next().unwrap();
+        for (parameter, values) in site.parameters_mut().into_iter().zip([vec![-3.0, 1.0, 1e30, 1e30], vec![1.0, 2.0]]) {
+            parameter.set(values);
+        }
+        let mut expected = [0.0f32; 16];
+        (expected[1], expected[15]) = (1.0, 2.0);
+        close(&to_vec(site.delta(Mode::Eval)), &expected);
+    }
+
+    #[test]
+    fn other_maps_are_left_alone() {
+        let (adapter, (_, sites)) = (build(serde_json::json!({"target_modules": ["q_proj"]})).unwrap(), sites());
+        let map = |path: &str| {
+            let weight = Weight::Dense(Tensor::<2>::zeros([4, 4], &Device::default()));
+            Linear { site: sites.find(path).unwrap(), weight, bias: None }
+        };
+        let mut pass = adapter.pass(Mode::Eval);
+        assert!(!pass.leaves_alone(&map(QUERY)) && pass.leaves_alone(&map("model.layers.0.self_attn.k_proj")));
+    }
+
+    #[test]
+    fn released_weights_are_not_released_again() {
+        let mut adapter = build(serde_json::json!({"target_modules": ["q_proj"], "exp": 0.0})).unwrap();
+        let mut gradients = GradientSum::default();
+        gradients.insert(&format!("{QUERY}.id3_delta"), (0..16).map(|i| i as f32).collect());
+        let site = adapter.sites.iter_mut().flatten().next().unwrap();
+        site.base = Some(Tensor::<2>::ones([4, 4], &Device::default()));
+        for count in [2, 3] {
+            adapter.release(count, &gradients);
+        }
+        let released = adapter.state().remove(QUERY).unwrap();
+        assert_eq!(released, [f32::from(0b1111_1000_0000_0000u16)]);
+    }
 
     fn close(found: &[f32], expected: &[f32]) {
         assert_eq!(found.len(), expected.len());

@@ -21,8 +21,9 @@
 //! 30 positions and `scaling = 4`, as in the paper; a bottleneck of 64, where the paper takes 512 for large models.
 //!
 //! ## Departures from the paper
-//! The prefix is trained directly; `prefix_projection` trains it through two maps as the paper does. The networks change nothing
-//! before training, the prefix does.
+//! The prefix is trained directly, from random keys and zero values: it adds nothing before training, but takes its share of
+//! the attention. `prefix_projection` trains it through two maps as the paper does, from random keys and values. The networks
+//! change nothing before training.
 //!
 //! ## References
 //! - He, Zhou, Ma, Berg-Kirkpatrick, Neubig: Towards a Unified View of Parameter-Efficient Transfer Learning, 2021,
@@ -34,7 +35,7 @@ use serde_json::{Map, Value};
 
 use super::bottleneck::{Bottleneck, NonLinearity, PerHalf, not_linear};
 use super::own;
-use super::prefix_tuning::{Prefix, PrefixTuningConfig};
+use super::prefix_tuning::{Prefix, PrefixTuningConfig, Start};
 use super::registry::{self, Capabilities, Family, Method};
 use super::{AdaptError, Adapter, BuildContext, KeyValue, Mode, Parameter, Pass, SubLayer};
 use crate::model::Linear;
@@ -138,7 +139,7 @@ impl Mam {
         config.validate()?;
         let make = |name: &str| Bottleneck::new(name, config.bottleneck_dim, config.non_linearity, context);
         Ok(Self {
-            prefix: (config.num_virtual_tokens > 0).then(|| Prefix::new(&config.prefix(), context)),
+            prefix: (config.num_virtual_tokens > 0).then(|| Prefix::new(&config.prefix(), Start::ZeroValues, context)),
             networks: PerHalf::new(None, &[SubLayer::Mlp], context, make)?,
             config,
         })

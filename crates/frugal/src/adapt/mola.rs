@@ -46,6 +46,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::lora::dropout;
+use super::maps::linear_maps;
 use super::registry::{self, Capabilities, Family, Method};
 use super::{AdaptError, Adapter, BuildContext, Mode, Parameter, Pass, Targets, low_rank, own, stream, to_vec};
 use crate::model::{Linear, SiteId};
@@ -163,10 +164,10 @@ impl Mola {
     /// Builds experts and routers of every selected map.
     ///
     /// # Errors
-    /// Bad settings, no matching map, more entries of `num_experts` than blocks.
+    /// Bad settings, no matching map, tables among the targets.
     pub fn new(config: MolaConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
         config.validate()?;
-        let chosen = config.targets.select(context.sites)?;
+        let chosen = linear_maps(NAME, &config.targets, context)?;
         let mut sites: Vec<Option<Experts>> = (0..context.sites.len()).map(|_| None).collect();
         for &id in &chosen {
             sites[id.index()] = Some(experts(&config, context, id));
@@ -308,6 +309,10 @@ impl Pass for MolaPass<'_> {
 
     fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
         self.adapter.at(base.site).is_none().then(|| base.weight.dense())
+    }
+
+    fn leaves_alone(&mut self, base: &Linear) -> bool {
+        self.adapter.at(base.site).is_none()
     }
 
     fn auxiliary_loss(&mut self) -> Option<Tensor<1>> {

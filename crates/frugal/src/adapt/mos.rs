@@ -43,6 +43,7 @@ use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::maps::linear_maps;
 use super::registry::{self, Capabilities, Family, Method};
 use super::{AdaptError, Adapter, BuildContext, Mode, Parameter, Pass, Targets, low_rank, own, stream};
 use crate::model::{Linear, SiteId, SiteInfo};
@@ -168,7 +169,12 @@ pub struct Mos {
 /// The path with the block's number left out: maps with the same one share a pool.
 fn kind_of(site: &SiteInfo) -> String {
     let layer = site.layer.map(|l| l.to_string());
-    site.path.split('.').map(|part| if Some(part) == layer.as_deref() { "*" } else { part }).collect::<Vec<_>>().join(".")
+    let mut parts: Vec<&str> = site.path.split('.').collect();
+    // A later component of the same number is something else, such as an expert.
+    if let Some(number) = parts.iter_mut().find(|part| Some(**part) == layer.as_deref()) {
+        *number = "*";
+    }
+    parts.join(".")
 }
 
 /// Rows `index` of a pool `[rows, width / l]`, `l` of them side by side: `[index / l, width]`.
@@ -181,10 +187,10 @@ impl Mos {
     /// Builds pools and indices for every selected map.
     ///
     /// # Errors
-    /// Bad settings, no matching map, a width that the number of shards does not divide.
+    /// Bad settings, no matching map, tables among the targets, a width that the number of shards does not divide.
     pub fn new(config: MosConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
         config.validate()?;
-        let chosen = config.targets.select(context.sites)?;
+        let chosen = linear_maps(NAME, &config.targets, context)?;
         let mut kinds: BTreeMap<String, Vec<SiteId>> = BTreeMap::new();
         for &id in &chosen {
             kinds.entry(kind_of(context.sites.info(id))).or_default().push(id);
@@ -208,7 +214,9 @@ impl Mos {
     /// `A [r, d_in]` and `B [d_out, r]` of a map.
     fn assembled(&self, member: &Member, mode: Mode) -> (Tensor<2>, Tensor<2>) {
         let (pool, l) = (&self.pools[member.pool], self.config.shards_per_vector);
-        let rows = |index: &Parameter| index.to_vec().into_iter().map(|i| i as usize).collect::<Vec<_>>();
+        // Indices come from a file.
+        let last = pool.a.shape()[0] - 1;
+        let rows = |index: &Parameter| index.to_vec().into_iter().map(|i| (i as usize).min(last)).collect::<Vec<_>>();
         let a = assemble(pool.a.get::<2>(mode), &rows(&member.index_a), l);
         let b = assemble(pool.b.get::<2>(mode), &rows(&member.index_b), l);
         (a, b.transpose())
@@ -265,6 +273,10 @@ impl Pass for MosPass<'_> {
     fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
         self.adapter.at(base.site).is_none().then(|| base.weight.dense())
     }
+
+    fn leaves_alone(&mut self, base: &Linear) -> bool {
+        self.adapter.at(base.site).is_none()
+    }
 }
 
 impl Adapter for Mos {
@@ -306,7 +318,7 @@ impl Adapter for Mos {
 mod tests {
     use super::*;
     use crate::adapt::to_vec;
-    use crate::model::{ModelConfig, SiteTable};
+    use crate::model::{ModelConfig, SiteKind, SiteTable};
 
     fn build(raw: Value, settings: Value, seed: u64) -> Mos {
         let config = ModelConfig::from_json(raw, "test").unwrap();
@@ -382,6 +394,30 @@ mod tests {
             assert_eq!(to_vec(b.transpose()), pool.b.to_vec()[block * 2 * 8..(block + 1) * 2 * 8]);
             assert_eq!(member.scale, 8.0);
         }
+    }
+
+    #[test]
+    fn only_the_number_of_the_block_is_left_out_of_a_pool() {
+        let site = |path: &str, layer: Option<usize>| {
+            let path = path.to_owned();
+            kind_of(&SiteInfo { path, kind: SiteKind::Linear, layer, d_in: 8, d_out: 8, has_bias: false, tied: false })
+        };
+        let expert = |layer: usize| site(&format!("model.layers.{layer}.block_sparse_moe.experts.1.w1"), Some(layer));
+        assert_eq!(expert(1), "model.layers.*.block_sparse_moe.experts.1.w1");
+        assert_eq!(expert(1), expert(2));
+        assert_eq!(site("pooler.dense", None), "pooler.dense");
+    }
+
+    #[test]
+    fn indices_beyond_the_pool_name_its_last_row() {
+        let mut mos = tiny(serde_json::json!({}));
+        let rows = mos.members.iter().flatten().next().map(|m| mos.pools[m.pool].a.shape()[0]).unwrap();
+        let mut assembled = |index: f32| {
+            mos.members.iter_mut().flatten().for_each(|m| m.index_a.set(vec![index; m.index_a.len()]));
+            let member = mos.members.iter().flatten().next().unwrap();
+            to_vec(mos.assembled(member, Mode::Eval).0)
+        };
+        assert_eq!(assembled(1e9), assembled(rows as f32 - 1.0));
     }
 
     #[test]

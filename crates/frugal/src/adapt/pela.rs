@@ -377,6 +377,10 @@ impl Pass for PelaPass<'_> {
         self.adapter.at(base.site).is_none().then(|| base.weight.dense())
     }
 
+    fn leaves_alone(&mut self, base: &Linear) -> bool {
+        self.adapter.at(base.site).is_none()
+    }
+
     fn norm(&mut self, base: &Norm, x: Tensor<2>) -> Tensor<2> {
         let Some(own) = &self.adapter.norms[base.site.index()] else { return base.apply(x, base.weight.clone(), base.bias.clone()) };
         let bias = self.vector(own.bias.as_ref(), base.bias.as_ref());

@@ -32,6 +32,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::lora::{self, LoraConfig};
+use super::maps::bad;
 use super::registry::{self, Capabilities, Family, Method, Settings};
 use super::residual::{self, Factors, Residual, Weight};
 use super::svd::{Svd, randomised_svd, svd};
@@ -78,7 +79,15 @@ fn parse(settings: &Settings) -> Result<PissaConfig, AdaptError> {
     let mut all = settings.clone();
     all.entry("lora_alpha").or_insert(json!(8.0));
     let config: PissaConfig = registry::parse(NAME, &all)?;
-    residual::validate(NAME, &config.lora).map(|()| config)
+    residual::validate(NAME, &config.lora)?;
+    // The singular values are divided by the scale.
+    if config.lora.lora_alpha <= 0.0 {
+        return bad(NAME, "lora_alpha", format!("{} is not a positive number", config.lora.lora_alpha));
+    }
+    if let Some((path, alpha)) = config.lora.alpha_pattern.iter().find(|(_, alpha)| **alpha <= 0.0) {
+        return bad(NAME, "alpha_pattern", format!("{alpha} for `{path}` is not a positive number"));
+    }
+    Ok(config)
 }
 
 fn build(config: PissaConfig, context: &BuildContext<'_>) -> Result<Residual, AdaptError> {
@@ -100,4 +109,17 @@ fn principal(found: &Svd, weight: &Weight) -> Factors {
     let a = (0..r * weight.d_in).map(|n| root[n / weight.d_in] * found.vt[n]).collect();
     let b = (0..weight.d_out * r).map(|n| found.u[n / r * k + n % r] * root[n % r]).collect();
     Factors { a, b }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scales_are_positive() {
+        let parsed = |settings: serde_json::Value| parse(settings.as_object().unwrap()).map_err(|e| e.to_string());
+        assert!(parsed(json!({"lora_alpha": 0.0})).unwrap_err().contains("lora_alpha"));
+        assert!(parsed(json!({"alpha_pattern": {"q_proj": -1.0}})).unwrap_err().contains("alpha_pattern"));
+        assert!(parsed(json!({"alpha_pattern": {"q_proj": 4.0}})).is_ok());
+    }
 }

@@ -113,6 +113,15 @@ impl PrefixTuningConfig {
     }
 }
 
+/// Values before training.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Start {
+    /// As the settings say.
+    Settings,
+    /// Random keys and zero values, so that positions differ and add nothing; through maps as the settings say.
+    ZeroValues,
+}
+
 /// Keys and values of all blocks; shared with the methods that combine a prefix with something else.
 pub(super) struct Prefix {
     source: Source,
@@ -130,7 +139,7 @@ enum Source {
 }
 
 impl Prefix {
-    pub fn new(config: &PrefixTuningConfig, context: &BuildContext<'_>) -> Self {
+    pub fn new(config: &PrefixTuningConfig, start: Start, context: &BuildContext<'_>) -> Self {
         let c = context.config;
         let (rows, layers, width) = (config.num_virtual_tokens, c.num_hidden_layers, width(c));
         let (device, total) = (&context.device, layers * 2 * width);
@@ -149,7 +158,13 @@ impl Prefix {
                 },
             }
         } else {
-            let values = if zero { vec![0.0; rows * total] } else { draw(rows * total) };
+            let values: Vec<f32> = match start {
+                Start::ZeroValues => {
+                    (0..rows * layers).flat_map(|_| draw(width).into_iter().chain(std::iter::repeat_n(0.0, width))).collect()
+                }
+                Start::Settings if zero => vec![0.0; rows * total],
+                Start::Settings => draw(rows * total),
+            };
             Source::Table(Parameter::new("prompt_embeddings", &[rows, total], values, device))
         };
         Self { source, rows, layers, width }
@@ -221,7 +236,7 @@ impl PrefixTuning {
     /// Bad settings.
     pub fn new(config: PrefixTuningConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
         config.validate()?;
-        Ok(Self { prefix: Prefix::new(&config, context), num_key_value_heads: context.config.num_key_value_heads, config })
+        Ok(Self { prefix: Prefix::new(&config, Start::Settings, context), num_key_value_heads: context.config.num_key_value_heads, config })
     }
 }
 
@@ -285,5 +300,46 @@ impl Adapter for PrefixTuning {
 
     fn supports_mixed_batch(&self) -> bool {
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapt::to_vec;
+    use crate::model::SiteTable;
+
+    /// Two positions before training, for two blocks with keys of width 8.
+    fn prefix(settings: Value, start: Start) -> Prefix {
+        let raw = json!({"model_type": "llama", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 64});
+        let config = ModelConfig::from_json(raw, "test").unwrap();
+        let sites = SiteTable::new(&config);
+        let context = BuildContext { config: &config, sites: &sites, backbone: None, device: Device::default(), seed: 1, tokenize: None };
+        Prefix::new(&serde_json::from_value(settings).unwrap(), start, &context)
+    }
+
+    fn table(settings: Value, start: Start) -> Vec<f32> {
+        to_vec(prefix(settings, start).table(Mode::Eval))
+    }
+
+    #[test]
+    fn zero_values_come_with_keys_that_differ() {
+        let prefix = prefix(json!({"num_virtual_tokens": 2}), Start::ZeroValues);
+        let table = prefix.table(Mode::Eval);
+        for layer in 0..2 {
+            let KeyValue { key, value } = prefix.key_value(&table, layer);
+            assert_eq!(to_vec(value), [0.0; 2 * 8]);
+            let keys = to_vec(key);
+            assert!(keys[..8].iter().zip(&keys[8..]).all(|(first, second)| *first != 0.0 && first != second));
+        }
+    }
+
+    #[test]
+    fn settings_decide_otherwise() {
+        let zero = table(json!({"num_virtual_tokens": 2, "init_weights": "zero"}), Start::Settings);
+        assert_eq!(zero, [0.0; 2 * 2 * 2 * 8]);
+        let projected = json!({"num_virtual_tokens": 2, "prefix_projection": true});
+        assert_eq!(table(projected.clone(), Start::ZeroValues), table(projected, Start::Settings));
     }
 }

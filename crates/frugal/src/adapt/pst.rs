@@ -46,6 +46,7 @@ use burn::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use super::maps::linear_maps;
 use super::registry::{self, Capabilities, Family, Method};
 use super::{AdaptError, Adapter, BuildContext, MergedLinear, Mode, Parameter, Pass, StepContext, Targets, normal, own, stream, to_vec};
 use crate::model::{Linear, SiteId};
@@ -145,14 +146,17 @@ impl PstConfig {
             return bad(if self.r == 0 { "r" } else { "score_r" }, "the rank must be at least 1".into());
         }
         for (field, value) in [
-            ("initial_sparsity", self.initial_sparsity),
-            ("final_sparsity", self.final_sparsity),
+            ("initial_sparsity", rounded(self.initial_sparsity)),
+            ("final_sparsity", rounded(self.final_sparsity)),
             ("initial_warmup", self.initial_warmup),
             ("final_warmup", self.final_warmup),
         ] {
             if !(0.0..1.0).contains(&value) {
                 return bad(field, format!("{value} is not a share of at least 0 and below 1"));
             }
+        }
+        if let Some(share) = self.current_sparsity.filter(|share| !(0.0..=1.0).contains(share)) {
+            return bad("current_sparsity", format!("{share} is not a share from 0 to 1"));
         }
         if self.initial_sparsity > self.final_sparsity {
             return bad("initial_sparsity", format!("{} exceeds `final_sparsity` ({})", self.initial_sparsity, self.final_sparsity));
@@ -175,8 +179,13 @@ impl PstConfig {
         } else {
             last + (first - last) * (1.0 - (step - begin) / (end - begin)).powi(3)
         };
-        (value * 1e6).round() / 1e6
+        rounded(value)
     }
+}
+
+/// A share with six decimals.
+fn rounded(share: f64) -> f64 {
+    (share * 1e6).round() / 1e6
 }
 
 /// What is trained for one map.
@@ -306,16 +315,19 @@ impl Pst {
     /// Builds the factors of every selected map.
     ///
     /// # Errors
-    /// Bad settings, no matching map.
+    /// Bad settings, no matching map, tables among the targets.
     pub fn new(config: PstConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
         config.validate()?;
-        let chosen = config.targets.select(context.sites)?;
+        let chosen = linear_maps(NAME, &config.targets, context)?;
         let mut sites: Vec<Option<Site>> = (0..context.sites.len()).map(|_| None).collect();
         for &id in &chosen {
             sites[id.index()] = Some(Site::new(&config, context, id));
         }
         let saved_targets = super::peft::saved_targets(&config.targets, context.sites, &chosen);
-        Ok(Self { sparsity: config.current_sparsity.unwrap_or(config.initial_sparsity), config, sites, saved_targets })
+        // As the schedule rounds, so that it arrives at the final one exactly.
+        let (first, last) = (rounded(config.initial_sparsity), rounded(config.final_sparsity));
+        let config = PstConfig { initial_sparsity: first, final_sparsity: last, ..config };
+        Ok(Self { sparsity: rounded(config.current_sparsity.unwrap_or(first)), config, sites, saved_targets })
     }
 
     fn at(&self, site: SiteId) -> Option<&Site> {
@@ -347,6 +359,10 @@ impl Pass for PstPass<'_> {
 
     fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
         Some(self.adapter.masked(base, self.mode).unwrap_or_else(|| base.weight.dense()))
+    }
+
+    fn leaves_alone(&mut self, base: &Linear) -> bool {
+        self.adapter.at(base.site).is_none()
     }
 }
 
@@ -396,7 +412,7 @@ impl Adapter for Pst {
 
     fn restore(&mut self, state: &BTreeMap<String, Vec<f32>>) -> Result<(), String> {
         let Some([sparsity]) = state.get("sparsity").map(Vec::as_slice) else { return Err("no `sparsity`".into()) };
-        self.set_sparsity((f64::from(*sparsity) * 1e6).round() / 1e6);
+        self.set_sparsity(rounded(f64::from(*sparsity)));
         Ok(())
     }
 
@@ -441,15 +457,20 @@ mod tests {
         assert_eq!((zeros(10, 0.7), zeros(7, 0.5), zeros(100, 0.999)), (7, 3, 99));
     }
 
-    /// One 2 x 3 map with the worked example's values.
-    fn worked() -> (Pst, Linear) {
+    /// On a model whose first map is 2 x 3.
+    fn small(settings: Value) -> (Result<Pst, AdaptError>, SiteTable) {
         let raw = json!({"model_type": "llama", "hidden_size": 3, "head_dim": 2, "intermediate_size": 3, "num_hidden_layers": 1,
             "num_attention_heads": 1, "num_key_value_heads": 1, "vocab_size": 4});
         let model = ModelConfig::from_json(raw, "test").unwrap();
         let sites = SiteTable::new(&model);
         let context = BuildContext { config: &model, sites: &sites, backbone: None, device: Device::default(), seed: 1, tokenize: None };
-        let settings = json!({"r": 1, "score_r": 1, "target_modules": ["q_proj"], "current_sparsity": 0.5});
-        let mut pst = Pst::new(registry::parse(NAME, settings.as_object().unwrap()).unwrap(), &context).unwrap();
+        (Pst::new(registry::parse(NAME, settings.as_object().unwrap()).unwrap(), &context), sites)
+    }
+
+    /// One 2 x 3 map with the worked example's values.
+    fn worked() -> (Pst, Linear) {
+        let (pst, sites) = small(json!({"r": 1, "score_r": 1, "target_modules": ["q_proj"], "current_sparsity": 0.5}));
+        let mut pst = pst.unwrap();
         let values: [&[f32]; 6] = [&[1.0, -1.0], &[0.0; 3], &[1.0, 0.0], &[0.0, -1.9, 0.0], &[0.0, 2.0], &[-0.2, 0.0, 1.0]];
         pst.parameters_mut().into_iter().zip(values).for_each(|(p, v)| p.set(v.to_vec()));
         let weight = Tensor::<2>::from_data([[1.0, -2.0, 3.0], [-4.0, 0.5, 0.1]], &Device::default());
@@ -477,6 +498,27 @@ mod tests {
         let (g, m, w) = ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [0.0, 0.0, 1.0, 1.0, 0.0, 1.0], [1.0f32, -2.0, 3.0, -4.0, 0.5, 0.1]);
         let full: Vec<f32> = (0..6).map(|i| g[i] * m[i] + w[i].signum() * g[i] * w[i]).collect();
         close(&gradient(1), &[full[0] - full[3], full[1] - full[4], full[2] - full[5]]);
+    }
+
+    #[test]
+    fn a_final_sparsity_of_many_decimals_is_reached() {
+        let mut pst = small(json!({"final_sparsity": 2.0 / 3.0})).0.unwrap();
+        assert!(!pst.is_complete());
+        pst.after_step(&StepContext { step: 10, total_steps: 10, seed: 0 });
+        assert!(pst.is_complete());
+        let state = pst.state();
+        pst.restore(&state).unwrap();
+        assert!(pst.is_complete());
+    }
+
+    #[test]
+    fn shares_are_within_0_and_1_and_tables_refused() {
+        let message = |settings: Value| (METHOD.check)(settings.as_object().unwrap()).unwrap_err().to_string();
+        for (field, value) in [("current_sparsity", 1.5), ("current_sparsity", -0.1), ("final_sparsity", 0.999_999_9)] {
+            assert!(message(json!({field: value})).contains(field), "{field} {value}");
+        }
+        let message = small(json!({"target_modules": ["q_proj", "embed_tokens"]})).0.err().unwrap().to_string();
+        assert!(message.contains("`model.embed_tokens` is a table"), "{message}");
     }
 
     #[test]

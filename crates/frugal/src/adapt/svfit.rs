@@ -40,6 +40,7 @@ use burn::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use super::maps::linear_maps;
 use super::registry::{self, Capabilities, Family, Method};
 use super::svd::{Svd, randomised_svd, svd};
 use super::{AdaptError, Adapter, BuildContext, Mode, Names, Parameter, Pass, Targets, base, low_rank, own, to_vec};
@@ -225,10 +226,10 @@ impl Svfit {
     /// Decomposes every selected map.
     ///
     /// # Errors
-    /// Bad settings, no matching map.
+    /// Bad settings, no matching map, tables among the targets.
     pub fn new(config: SvfitConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
         config.validate()?;
-        let chosen = config.targets.select(context.sites)?;
+        let chosen = linear_maps(NAME, &config.targets, context)?;
         let weights = base::linear_weights(context);
         let mut sites: Vec<Option<Atoms>> = (0..context.sites.len()).map(|_| None).collect();
         for &id in &chosen {
@@ -257,6 +258,10 @@ impl Pass for SvfitPass<'_> {
 
     fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
         self.adapter.at(base.site).is_none().then(|| base.weight.dense())
+    }
+
+    fn leaves_alone(&mut self, base: &Linear) -> bool {
+        self.adapter.at(base.site).is_none()
     }
 }
 

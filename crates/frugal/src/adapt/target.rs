@@ -38,7 +38,7 @@ pub struct Targets {
     /// The same grammar; wins over the targets.
     #[serde(default)]
     pub exclude_modules: Option<Names>,
-    /// Only these blocks (for list targets).
+    /// Only these blocks (for lists and `all-linear`).
     #[serde(default)]
     pub layers_to_transform: Option<Layers>,
     /// Name of the list of blocks in the path, where it is not the component before the number.
@@ -86,6 +86,15 @@ pub enum TargetError {
         /// Last there is.
         last: usize,
     },
+    /// Block numbers beside a pattern.
+    #[error(
+        "`layers_to_transform` does not go with `target_modules` as the regular expression `{pattern}`: give a list of names, or put the \
+         block numbers into the expression"
+    )]
+    LayersWithPattern {
+        /// Text.
+        pattern: String,
+    },
 }
 
 /// A pattern over a whole path.
@@ -93,7 +102,8 @@ pub(super) fn full_match(field: &'static str, pattern: &str) -> Result<Regex, Ta
     Regex::new(&format!("^(?:{pattern})$")).map_err(|e| TargetError::Pattern { field, pattern: pattern.into(), reason: e.to_string() })
 }
 
-fn ends_with_component(path: &str, name: &str) -> bool {
+/// Whether a name is the whole path or its last components.
+pub(super) fn ends_with_component(path: &str, name: &str) -> bool {
     path == name || path.strip_suffix(name).is_some_and(|head| head.ends_with('.'))
 }
 
@@ -141,6 +151,9 @@ impl Targets {
     /// Those of the eligible sites that these settings select.
     pub(super) fn choose(&self, sites: &SiteTable, eligible: impl Fn(&SiteInfo) -> bool) -> Result<Vec<SiteId>, TargetError> {
         let include = Matcher::new("target_modules", &self.target_modules)?;
+        if let (Matcher::Pattern(_), Names::Pattern(pattern), Some(_)) = (&include, &self.target_modules, &self.layers_to_transform) {
+            return Err(TargetError::LayersWithPattern { pattern: pattern.clone() });
+        }
         let exclude = self.exclude_modules.as_ref().map(|n| Matcher::new("exclude_modules", n)).transpose()?;
         let layer_regexes = self.layer_regexes()?;
         let wanted: Option<Vec<usize>> = self.layers_to_transform.as_ref().map(|l| match l {
@@ -151,12 +164,14 @@ impl Targets {
         if let Some(&layer) = wanted.iter().flatten().find(|&&i| i > last) {
             return Err(TargetError::Layer { layer, last });
         }
-        let in_layers = |site: &SiteInfo| match (&wanted, &self.target_modules) {
-            (Some(wanted), Names::List(_)) => layer_regexes
-                .iter()
-                .find_map(|r| r.captures(&site.path)?.get(1)?.as_str().parse::<usize>().ok())
-                .is_some_and(|layer| wanted.contains(&layer)),
-            _ => true,
+        // The same rule for lists and `all-linear`, which files spell out as a list.
+        let layer = |site: &SiteInfo| {
+            let known = site.layer.filter(|_| self.layers_pattern.is_none());
+            known.or_else(|| layer_regexes.iter().find_map(|r| r.captures(&site.path)?.get(1)?.as_str().parse().ok()))
+        };
+        let in_layers = |site: &SiteInfo| match &wanted {
+            Some(wanted) => layer(site).is_some_and(|layer| wanted.contains(&layer)),
+            None => true,
         };
         let chosen: Vec<SiteId> = sites
             .iter()
@@ -265,6 +280,31 @@ mod tests {
         assert_eq!(paths(&targets), ["model.layers.0.self_attn.q_proj", "model.layers.2.self_attn.q_proj"]);
         let outside = Targets { layers_to_transform: Some(Layers::One(3)), ..targets };
         assert!(outside.select(&sites()).unwrap_err().to_string().contains("blocks 0 to 2"));
+    }
+
+    #[test]
+    fn layers_filter_all_linear_and_the_file_selects_the_same() {
+        let sites = sites();
+        for layers_pattern in [None, Some(Names::Pattern("layers".into()))] {
+            let targets = Targets { layers_to_transform: Some(Layers::Many(vec![0, 2])), layers_pattern, ..Targets::default() };
+            let found = paths(&targets);
+            assert_eq!(found.len(), 2 * 7);
+            assert!(found.iter().all(|p| p.starts_with("model.layers.0.") || p.starts_with("model.layers.2.")), "{found:?}");
+            let saved = crate::adapt::peft::saved_targets(&targets, &sites, &targets.select(&sites).unwrap());
+            let target_modules = serde_json::from_value(saved).unwrap();
+            assert_eq!(paths(&Targets { target_modules, ..targets }), found);
+        }
+    }
+
+    #[test]
+    fn layers_do_not_go_with_a_pattern() {
+        let targets = Targets {
+            target_modules: Names::Pattern(r".*\.q_proj".into()),
+            layers_to_transform: Some(Layers::One(1)),
+            ..Targets::default()
+        };
+        let message = targets.select(&sites()).unwrap_err().to_string();
+        assert!(message.contains("`layers_to_transform`") && message.contains("give a list"), "{message}");
     }
 
     #[test]

@@ -180,10 +180,11 @@ impl Pass for TokensPass<'_> {
     }
 
     fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
-        match self.plain_weight(base) {
-            Some(weight) if !self.leaves_alone(base) => frugal_kernels::linear(x, weight, base.bias.clone()),
-            _ => base.forward(x),
+        // First, since reading the weight unpacks it.
+        if self.leaves_alone(base) {
+            return base.forward(x);
         }
+        frugal_kernels::linear(x, self.adapter.replaced(base.weight.dense(), self.mode), base.bias.clone())
     }
 
     fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {

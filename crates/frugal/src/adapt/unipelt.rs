@@ -23,7 +23,9 @@
 //! ## Departures from the paper
 //! The paper's gates see the whole sequence, which in a decoder would show every token those after it; hence the rule above.
 //! The network behind the feed-forward reads that half's output rather than the normed sum. A closed gate makes the prefix
-//! zero, as in the released code, but does not take its positions out of the softmax. Gates start near a half.
+//! zero, as in the released code, but does not take its positions out of the softmax. Gates start near a half. The prefix adds
+//! nothing before training, but takes its share of the attention: its keys start at random, its values at zero. BERT's pooler
+//! sees one token of a sequence, whose gate is its own.
 //!
 //! ## References
 //! - Mao, Mathias, Hou, Almahairi, Ma, Han, Yih, Khabsa: UniPELT: A Unified Framework for Parameter-Efficient Language
@@ -40,7 +42,7 @@ use serde_json::{Map, Value};
 use super::bottleneck::{Bottleneck, NonLinearity, PerHalf, block_path, not_linear};
 use super::dense::Dense;
 use super::own;
-use super::prefix_tuning::{Prefix, PrefixTuningConfig};
+use super::prefix_tuning::{Prefix, PrefixTuningConfig, Start};
 use super::registry::{self, Capabilities, Family, Method};
 use super::target::{Names, Targets};
 use super::{AdaptError, Adapter, BuildContext, KeyValue, Mode, Parameter, Pass, SubLayer, stream};
@@ -173,7 +175,7 @@ impl UniPelt {
         let prefix = PrefixTuningConfig { num_virtual_tokens: config.num_virtual_tokens, ..PrefixTuningConfig::default() };
         Ok(Self {
             pairs,
-            prefix: Prefix::new(&prefix, context),
+            prefix: Prefix::new(&prefix, Start::ZeroValues, context),
             prefix_gates: (0..count).map(|layer| gate(&format!("{}.prefix_gate", block_path(context.sites, layer)))).collect(),
             first_maps: (0..count).map(first_map).collect(),
             networks: PerHalf::new(None, &[SubLayer::Mlp], context, network)?,
@@ -200,7 +202,8 @@ impl UniPeltPass<'_> {
     /// The gate of every token, `[tokens, 1]`.
     fn token_gates(&self, gate: &Dense, x: Tensor<2>) -> Tensor<2> {
         let own = sigmoid(gate.forward(x, self.mode));
-        if self.adapter.causal {
+        // A pooler has one row for each sequence.
+        if self.adapter.causal || own.dims()[0] + 1 == self.cu_seqlens.len() {
             return own;
         }
         let of_token: Vec<usize> = self.cu_seqlens.windows(2).enumerate().flat_map(|(s, w)| std::iter::repeat_n(s, w[1] - w[0])).collect();
@@ -296,5 +299,38 @@ impl Adapter for UniPelt {
 
     fn supports_mixed_batch(&self) -> bool {
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{ModelConfig, SiteTable, Weight};
+
+    #[test]
+    fn a_pooler_has_one_gate_for_each_sequence() {
+        let raw = serde_json::json!({"model_type": "bert", "hidden_size": 4, "intermediate_size": 8, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "vocab_size": 16, "max_position_embeddings": 8, "type_vocab_size": 2});
+        let model = ModelConfig::from_json(raw, "test").unwrap();
+        let sites = SiteTable::new(&model);
+        let device = Device::default();
+        let context = BuildContext { config: &model, sites: &sites, backbone: None, device: device.clone(), seed: 1, tokenize: None };
+        let settings = serde_json::json!({"r": 2, "num_virtual_tokens": 2, "bottleneck_dim": 2, "target_modules": ["pooler.dense"]});
+        let mut unipelt = UniPelt::new(serde_json::from_value(settings).unwrap(), &context).unwrap();
+        for parameter in unipelt.parameters_mut() {
+            parameter.set((0..parameter.len()).map(|i| (i as f32 * 0.7 + 0.3).sin()).collect());
+        }
+        let site = sites.iter().find(|(_, s)| s.path.ends_with("pooler.dense")).map(|(id, _)| id).unwrap();
+        let base = Linear { site, weight: Weight::Dense(Tensor::eye(4, &device)), bias: None };
+        let rows = Tensor::<2>::from_data([[0.1, -0.4, 0.7, 0.2], [0.9, 0.3, -0.5, 0.6]], &device);
+        let run = |lengths: &[usize], x: Tensor<2>| {
+            let mut pass = unipelt.pass(Mode::Eval);
+            let tokens: usize = lengths.iter().sum();
+            pass.embed(Tensor::zeros([tokens, 4], &device), &mut SequenceLayout::new(lengths));
+            crate::adapt::to_vec(pass.linear(&base, x))
+        };
+        // As if each row were a sequence of its own.
+        let alone = [run(&[1], rows.clone().slice(0..1)), run(&[1], rows.clone().slice(1..2))].concat();
+        run(&[3, 2], rows).iter().zip(&alone).for_each(|(found, expected)| assert!((found - expected).abs() < 1e-6, "{found} {expected}"));
     }
 }

@@ -71,7 +71,7 @@ pub fn generate(
     loop {
         let mut keep = Vec::with_capacity(active.len());
         let mut next = Vec::new();
-        for (&i, logits) in active.iter().zip(&mut logits) {
+        for ((&i, logits), room) in active.iter().zip(&mut logits).zip(session.rooms()) {
             let token = samplers[i].next(logits, &prompts[i], &out[i].tokens);
             let ended = config.eos_token_ids.contains(&token);
             if ended {
@@ -82,7 +82,7 @@ pub fn generate(
                     return Ok(out);
                 }
             }
-            let goes_on = !ended && out[i].tokens.len() < config.max_tokens;
+            let goes_on = !ended && room > 0 && out[i].tokens.len() < config.max_tokens;
             keep.push(goes_on);
             if goes_on {
                 next.push([token]);
@@ -91,9 +91,43 @@ pub fn generate(
         session.retain(&keep);
         let mut kept = keep.iter();
         active.retain(|_| *kept.next().unwrap_or(&false));
-        if active.is_empty() || session.room() == 0 {
+        if active.is_empty() {
             return Ok(out);
         }
         logits = session.feed(&next.iter().map(<[u32; 1]>::as_slice).collect::<Vec<_>>())?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use burn::prelude::Device;
+
+    use super::*;
+    use crate::model::load::{SafetensorsSource, read_json};
+    use crate::model::{ModelConfig, build};
+
+    #[test]
+    fn a_full_sequence_does_not_end_the_others() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models/llama");
+        let model = ModelConfig::from_json(read_json(&folder.join("config.json")).unwrap(), "llama").unwrap();
+        let limit = model.max_sequence();
+        let backbone = build(model, &SafetensorsSource::open(&folder).unwrap(), &Device::flex()).unwrap();
+        let config = GenerateConfig {
+            max_tokens: 20,
+            sampler: SamplerConfig::default(),
+            eos_token_ids: Vec::new(),
+            seed: 3,
+            cache_type: CacheType::F32,
+        };
+        let prompt = |length: usize| (0..length).map(|i| (i % 40) as u32 + 3).collect::<Vec<_>>();
+        let lengths = |prompts: &[Vec<u32>]| -> Vec<usize> {
+            let found = generate(backbone.as_ref(), &AdapterSet::default(), Choice::Base, prompts, &config, &mut |_, _| true).unwrap();
+            found.iter().map(|g| g.tokens.len()).collect()
+        };
+        // The last token of a full sequence needs no room of its own.
+        assert_eq!(lengths(&[prompt(limit - 4), prompt(5), prompt(limit)]), [5, 20, 1]);
+        assert_eq!(lengths(&[prompt(5)]), [20]);
     }
 }

@@ -52,10 +52,15 @@ impl<'a> Session<'a> {
         self.cache.bytes()
     }
 
-    /// Tokens that each sequence may still get.
+    /// Tokens that every sequence may still get: the room of the longest one.
     pub fn room(&self) -> usize {
-        let used = self.cache.past().iter().copied().max().unwrap_or(0);
-        self.backbone.config().max_sequence().saturating_sub(used)
+        self.rooms().into_iter().min().unwrap_or(self.backbone.config().max_sequence())
+    }
+
+    /// Tokens that each sequence may still get.
+    pub fn rooms(&self) -> Vec<usize> {
+        let limit = self.backbone.config().max_sequence();
+        self.cache.past().iter().map(|&used| limit.saturating_sub(used)).collect()
     }
 
     /// Appends at least one token to every sequence; returns the logits `[vocab]` that follow each.
@@ -68,10 +73,9 @@ impl<'a> Session<'a> {
 
     fn feed_here(&mut self, new: &[&[u32]]) -> Result<Vec<Vec<f32>>, DecodeError> {
         let lengths: Vec<usize> = new.iter().map(|n| n.len()).collect();
-        let longest = lengths.iter().copied().max().unwrap_or(0);
-        if longest > self.room() {
-            let limit = self.backbone.config().max_sequence();
-            return Err(ModelError::TooLong { length: limit - self.room() + longest, limit }.into());
+        let limit = self.backbone.config().max_sequence();
+        if let Some((&more, &used)) = lengths.iter().zip(self.cache.past()).find(|&(&more, &used)| used + more > limit) {
+            return Err(ModelError::TooLong { length: used + more, limit }.into());
         }
         let layout = SequenceLayout::with_past(&lengths, self.cache.past());
         let ids = new.concat();

@@ -222,14 +222,16 @@ impl HarnessModel<'_> {
         let mut logits = session.feed(&prompts.iter().map(|p| p.ids.as_slice()).collect::<Vec<_>>())?;
         loop {
             let (mut keep, mut next) = (Vec::with_capacity(active.len()), Vec::new());
-            for (&i, logits) in active.iter().zip(&mut logits) {
+            for ((&i, logits), room) in active.iter().zip(&mut logits).zip(session.rooms()) {
                 let token = samplers[i].next(logits, &prompts[i].ids, &written[i]);
                 let mut goes_on = !self.tokenizer.eos_ids().contains(&token);
                 if goes_on {
                     written[i].push(token);
                     let end = &written[i][written[i].len().saturating_sub(tail)..];
                     let text = self.tokenizer.decode(end, true)?;
-                    goes_on = written[i].len() < generation.max_tokens && !generation.until.iter().any(|stop| text.contains(stop.as_str()));
+                    goes_on = room > 0
+                        && written[i].len() < generation.max_tokens
+                        && !generation.until.iter().any(|stop| text.contains(stop.as_str()));
                 }
                 keep.push(goes_on);
                 if goes_on {
@@ -242,14 +244,6 @@ impl HarnessModel<'_> {
             let mut kept = keep.iter();
             active.retain(|_| *kept.next().unwrap_or(&false));
             if active.is_empty() {
-                return Ok(true);
-            }
-            if session.room() == 0 {
-                for &i in &active {
-                    if !answer(prompts[i].request, self.finish(&written[i], generation)?) {
-                        return Ok(false);
-                    }
-                }
                 return Ok(true);
             }
             logits = session.feed(&next.iter().map(<[u32; 1]>::as_slice).collect::<Vec<_>>())?;

@@ -10,8 +10,8 @@ use super::{DataConfig, Metrics, Observe, Progress, RunError};
 use crate::adapt::{Adapter, BuildContext, Head, Mode, Pass, Plain, peft, to_vec};
 use crate::model::load::{Lookup, ModelFiles};
 use crate::model::save::{Stored, StoredType, write_safetensors};
-use crate::model::{Backbone, Input, LoadOptions, SequenceLayout};
-use crate::train::{Objective, evaluate as evaluate_examples};
+use crate::model::{Backbone, Input, LoadOptions};
+use crate::train::{Objective, Tokenized, evaluate as evaluate_examples};
 
 /// What is measured.
 #[derive(Clone, Debug)]
@@ -92,8 +92,8 @@ pub fn evaluate(
     let adapter = entry.as_ref().map(|e| e.adapter.as_ref());
     let objective = head.map_or(Objective::CausalLm, Objective::Classification);
     if let Some(path) = &request.dump_logits {
-        let rows: Vec<&[u32]> = part.examples().iter().take(DUMPED).map(|e| e.input_ids.as_slice()).collect();
-        dump(path, &rows, backbone.as_ref(), adapter, head)?;
+        let examples = &part.examples()[..DUMPED.min(part.examples().len())];
+        dump(path, examples, backbone.as_ref(), adapter, head)?;
     }
     let Some(found) = evaluate_examples(backbone.as_ref(), adapter, objective, part.examples(), request.max_tokens, stop)? else {
         return Ok(None);
@@ -114,18 +114,19 @@ pub fn evaluate(
 /// Writes `input_ids.N` (`[tokens]`) and `logits.N` (`[tokens, vocab]`, or `[labels]` with a head) of each sequence.
 fn dump(
     path: &std::path::Path,
-    rows: &[&[u32]],
+    examples: &[Tokenized],
     backbone: &dyn Backbone,
     adapter: Option<&dyn Adapter>,
     head: Option<&Head>,
 ) -> Result<(), RunError> {
     let mut tensors = Vec::new();
-    for (n, ids) in rows.iter().enumerate() {
+    for (n, Tokenized { input_ids: ids, token_type_ids, .. }) in examples.iter().enumerate() {
         let mut pass: Box<dyn Pass + '_> = adapter.map_or_else(|| Box::new(Plain) as _, |a| a.pass(Mode::Eval));
-        let hidden = backbone.forward(&Input::new(ids, &[ids.len()]), pass.as_mut(), None)?;
+        let input = Input { token_type_ids, ..Input::new(ids, &[ids.len()]) };
+        let hidden = backbone.forward(&input, pass.as_mut(), None)?;
         let (shape, logits) = match head {
             Some(head) => {
-                let logits = head.forward(hidden, &SequenceLayout::new(&[ids.len()]), backbone, pass.as_mut(), Mode::Eval);
+                let logits = head.forward(hidden, &input.layout, backbone, pass.as_mut(), Mode::Eval);
                 (vec![logits.dims()[1]], to_vec::<2>(logits))
             }
             None => {

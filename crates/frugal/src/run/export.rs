@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use frugal_core::gguf::{self, GgmlType, Layout, NameMap, TensorSpec, rows_to_gguf};
+use frugal_core::gguf::{self, GgmlType, Layout, NameMap, TensorSpec, rotary_to_gguf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -120,32 +120,30 @@ pub fn export_gguf(
     let specs: Vec<TensorSpec> = tensors.iter().map(|(spec, ..)| spec.clone()).collect();
     gguf::write(out, &metadata, &specs, |i| {
         let (spec, layout, values) = &tensors[i];
-        Ok(to_layout(values(), &spec.shape, *layout))
+        to_layout(values(), spec, *layout).map_err(std::io::Error::other)
     })?;
     Ok(())
 }
 
 /// Elements in Hugging Face order, turned into the order of the GGUF tensor of this shape.
-fn to_layout(mut values: Vec<f32>, shape: &[usize], layout: Layout) -> Vec<f32> {
-    let columns = shape.last().copied().unwrap_or(1);
+fn to_layout(mut values: Vec<f32>, spec: &TensorSpec, layout: Layout) -> Result<Vec<f32>, String> {
+    let columns = spec.shape.last().copied().unwrap_or(1);
     let rows = values.len() / columns.max(1);
-    match layout {
+    Ok(match layout {
         Layout::Same => values,
         Layout::PlusOne => {
             values.iter_mut().for_each(|v| *v += 1.0);
             values
         }
-        Layout::RotaryRows { heads } => reorder(values, columns, heads),
+        Layout::RotaryRows { heads } => reorder(&spec.name, &values, &spec.shape, heads)?,
         // The stored matrix is [columns, rows].
         Layout::Transposed => (0..rows).flat_map(|r| (0..columns).map(move |c| (r, c))).map(|(r, c)| values[c * rows + r]).collect(),
-    }
+    })
 }
 
-fn reorder(values: Vec<f32>, columns: usize, heads: usize) -> Vec<f32> {
-    match rows_to_gguf(values.len() / columns, heads) {
-        Some(order) => order.into_iter().flat_map(|row| values[row * columns..(row + 1) * columns].iter().copied()).collect(),
-        None => values,
-    }
+fn reorder(name: &str, values: &[f32], shape: &[usize], heads: usize) -> Result<Vec<f32>, String> {
+    let rows = shape.first().copied().unwrap_or(1);
+    rotary_to_gguf(values, shape, heads).ok_or_else(|| format!("tensor `{name}`: {rows} rows are not {heads} heads of an even width"))
 }
 
 /// Writes a LoRA adapter as a GGUF file for programs that apply it at run time.
@@ -170,7 +168,7 @@ pub fn export_adapter_gguf(files: &ModelFiles, adapter: &dyn Adapter, out: &Path
         // Readers scale by alpha / rank of the file's alpha; the adapter's own scale goes into B so that any pattern works.
         let b_values: Vec<f32> = b.to_vec().iter().map(|v| v * scale * rank / ALPHA).collect();
         let b_values = match mapped.layout {
-            Layout::RotaryRows { heads } => reorder(b_values, b.shape()[1], heads),
+            Layout::RotaryRows { heads } => reorder(&mapped.name, &b_values, b.shape(), heads).map_err(RunError::Invalid)?,
             _ => b_values,
         };
         let spec = |suffix: &str, shape: &[usize]| TensorSpec {
@@ -189,3 +187,18 @@ pub fn export_adapter_gguf(files: &ModelFiles, adapter: &dyn Adapter, out: &Path
 
 /// The alpha that a GGUF adapter declares.
 const ALPHA: f32 = 16.0;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_that_rotate_are_reordered_or_refused() {
+        let values: Vec<f32> = (0..6u8).map(f32::from).collect();
+        let spec = |shape: &[usize]| TensorSpec { name: "blk.0.attn_q.bias".into(), shape: shape.to_vec(), ggml_type: GgmlType::F32 };
+        let stored = |shape: &[usize], heads| to_layout(values.clone(), &spec(shape), Layout::RotaryRows { heads });
+        assert_eq!(stored(&[6], 1).unwrap(), [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]);
+        assert_eq!(stored(&[2, 3], 1).unwrap(), values);
+        assert_eq!(stored(&[6], 4).unwrap_err(), "tensor `blk.0.attn_q.bias`: 6 rows are not 4 heads of an even width");
+    }
+}

@@ -3,6 +3,7 @@
 mod config;
 mod evaluate;
 mod export;
+mod folder;
 mod forgetting;
 mod log;
 mod plan;
@@ -70,8 +71,16 @@ pub enum RunError {
         /// The folder.
         path: PathBuf,
     },
+    /// Resume in a folder that is not that of a run.
+    #[error("{}: the folder has neither `{file}` nor checkpoints, so there is no run to continue: name the folder of a run, or choose another `--out`", path.display())]
+    NoRun {
+        /// The folder.
+        path: PathBuf,
+        /// The configuration file that a run has.
+        file: &'static str,
+    },
     /// Resume of a run that was another one.
-    #[error("{}: `{key}` was {before} when the run began and is {now}: resume with the settings in config.toml, or start a new run", path.display())]
+    #[error("{}: `{key}` was {before} when the run began and is {now}: resume with the settings in that file, or start a new run", path.display())]
     OtherRun {
         /// The run's configuration file.
         path: PathBuf,

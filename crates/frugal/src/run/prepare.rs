@@ -132,13 +132,15 @@ pub(super) fn read(file: &str, config: &DataConfig) -> Result<Dataset, RunError>
 
 fn datasets(config: &DataConfig, seed: u64) -> Result<(Dataset, Option<Dataset>, Option<Dataset>), RunError> {
     let cut = |d: Dataset, rows: usize| if rows == 0 { d } else { d.take(rows) };
+    let eval = |file: &Option<String>| file.as_ref().map(|f| Ok::<_, RunError>(cut(read(f, config)?, config.max_eval_rows))).transpose();
     if let Ok(builtin) = data::builtin(&config.train)
         && !Path::new(&config.train).exists()
     {
-        let eval = |d| Some(cut(d, config.max_eval_rows));
-        return Ok((cut(builtin.train, config.max_train_rows), eval(builtin.validation), eval(builtin.test)));
+        // Files that are given stand in for the set's own parts.
+        let part = |file, own| Ok::<_, RunError>(eval(file)?.unwrap_or_else(|| cut(own, config.max_eval_rows)));
+        let (validation, test) = (part(&config.validation, builtin.validation)?, part(&config.test, builtin.test)?);
+        return Ok((cut(builtin.train, config.max_train_rows), Some(validation), Some(test)));
     }
-    let eval = |file: &Option<String>| file.as_ref().map(|f| Ok::<_, RunError>(cut(read(f, config)?, config.max_eval_rows))).transpose();
     let mut train = cut(read(&config.train, config)?, config.max_train_rows);
     let (mut validation, test) = (eval(&config.validation)?, eval(&config.test)?);
     if validation.is_none() && config.validation_share > 0.0 {
@@ -147,4 +149,25 @@ fn datasets(config: &DataConfig, seed: u64) -> Result<(Dataset, Option<Dataset>,
         train = parts.remove(0);
     }
     Ok((train, validation, test))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn given_files_replace_the_parts_of_the_built_in_set() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("dev.tsv");
+        std::fs::write(&file, "label\ttext\nham\tsee you soon\nspam\twin a prize now\n").unwrap();
+        let own = DataConfig { train: "sms-spam".into(), max_eval_rows: 50, ..DataConfig::default() };
+        let given = DataConfig { validation: Some(file.display().to_string()), ..own.clone() };
+        let rows = |config: &DataConfig| {
+            let (_, validation, test) = datasets(config, 0).unwrap();
+            (validation.unwrap().len(), test.unwrap().len())
+        };
+        assert_eq!((rows(&own), rows(&given)), ((50, 50), (2, 50)));
+        let missing = DataConfig { test: Some("nowhere.tsv".into()), ..own };
+        assert!(datasets(&missing, 0).unwrap_err().to_string().contains("nowhere.tsv"));
+    }
 }

@@ -12,16 +12,19 @@ use frugal_core::tokenizer::{TextTokenizer, train_bpe};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::folder::{ConfigFile, check_same_run, claim};
 use super::log::Logger;
 use super::{Metrics, Observe, Progress, RunError};
 use crate::adapt::full::{Full, FullConfig};
 use crate::adapt::{Adapter, BuildContext, merge};
 use crate::model::save::{StoredType, write_model};
 use crate::model::{ModelConfig, SiteTable, build, random_weights};
-use crate::train::{Ending, Event, Scheduler, TrainConfig, TrainRun, train};
+use crate::train::{Ending, Event, Objective, Scheduler, TrainConfig, TrainRun, evaluate, train};
 
 /// Marks the end of a document.
 const END: &str = "<|endoftext|>";
+/// The resolved configuration in a run folder.
+const CONFIG_FILE: &str = "pretrain.toml";
 
 /// Sizes of the new model, a decoder of the Llama family with tied embeddings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -230,7 +233,7 @@ pub struct Pretrained {
     pub interrupted: bool,
     /// Model folder.
     pub out: PathBuf,
-    /// Metrics on the held-out documents.
+    /// Metrics of the written weights on the held-out documents; none if it was stopped.
     pub metrics: Metrics,
     /// Parameters.
     pub parameters: usize,
@@ -254,9 +257,9 @@ pub fn pretrain(
     let begin = Instant::now();
     let created_at = frugal_core::human::utc(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs()));
     let device = crate::device::device(&config.device)?;
-    let used = std::fs::read_dir(&config.out).is_ok_and(|mut entries| entries.next().is_some());
-    if used && !resume {
-        return Err(RunError::OutputExists { path: config.out.clone() });
+    claim(&config.out, CONFIG_FILE, resume)?;
+    if resume {
+        check_settings(&config.out.join(CONFIG_FILE), config)?;
     }
     observe(&Progress::Begin { what: format!("reading {}", config.data) });
     let dataset = data::load(Path::new(&config.data), &LoadOptions { format: Some(data::Format::Text), ..LoadOptions::default() })?;
@@ -281,12 +284,12 @@ pub fn pretrain(
         BuildContext { config: &model, sites: &sites, backbone: Some(backbone.as_ref()), device, seed: config.seed, tokenize: None };
     let mut adapter = Full::new(FullConfig {}, &context)?;
     frugal_core::fs::create_dir(&config.out)?;
-    let text = frugal_core::config::to_toml(config).map_err(|e| RunError::Invalid(format!("the configuration cannot be written: {e}")))?;
-    frugal_core::fs::write_atomic(&config.out.join("pretrain.toml"), text.as_bytes())?;
+    let mut file = ConfigFile::new(config.out.join(CONFIG_FILE), config, resume)?;
 
     let start = Instant::now();
     let mut logger = Logger::new(&config.out, resume);
     let mut observer = |event: &Event| {
+        file.on(event);
         logger.on(event);
         observe(&Progress::Train(event.clone()));
     };
@@ -302,11 +305,24 @@ pub fn pretrain(
         stop,
         observer: &mut observer,
     })?;
+    file.finish()?;
     logger.finish()?;
-    let (seconds, interrupted) = (outcome.cost.seconds, outcome.ending == Ending::Interrupted);
+    let seconds = outcome.cost.seconds;
     // Of the processes that this one resumes.
     let earlier = (seconds - start.elapsed().as_secs_f64()).max(0.0);
     let peak_memory = peak_rss_bytes().map(|peak| peak.max(outcome.cost.peak_memory_bytes));
+    let evaluation = match outcome.evaluation {
+        _ if outcome.ending == Ending::Interrupted => None,
+        // At its end a run was evaluated with its last weights.
+        Some(last) if !outcome.restored_best => Some(last),
+        _ => {
+            observe(&Progress::Begin { what: "evaluating the held-out text".into() });
+            let adapter: &dyn Adapter = &adapter;
+            evaluate(backbone.as_ref(), Some(adapter), Objective::CausalLm, &validation, config.train.max_tokens, stop)?
+        }
+    };
+    // A run is not done before it was measured; a resume measures again.
+    let interrupted = evaluation.is_none();
     if !interrupted {
         let weights = merge::weights(backbone.as_ref(), Some(&adapter as &dyn Adapter))?;
         tokenizer.save(&config.out)?;
@@ -315,7 +331,7 @@ pub fn pretrain(
     let trained = Pretrained {
         interrupted,
         out: config.out.clone(),
-        metrics: outcome.evaluation.map(|e| e.metrics).unwrap_or_default(),
+        metrics: evaluation.map(|e| e.metrics).unwrap_or_default(),
         parameters: sites.num_parameters(),
         tokens: outcome.tokens,
         seconds,
@@ -336,6 +352,16 @@ pub fn pretrain(
     record.evaluation.iter_mut().for_each(|e| e.examples = validation.len());
     record.write(&config.out.join(RECORD_FILE))?;
     Ok(trained)
+}
+
+/// A resumed run must be the one that began.
+fn check_settings(path: &Path, config: &PretrainConfig) -> Result<(), RunError> {
+    let Ok(mut before) = frugal_core::config::load::<PretrainConfig>(Some(path), &[]) else { return Ok(()) };
+    before.resolve();
+    let sizes = serde_json::to_value(&config.shape).unwrap_or_default();
+    let shape: Vec<String> = sizes.as_object().into_iter().flatten().map(|(key, _)| format!("shape.{key}")).collect();
+    let keys: Vec<&str> = shape.iter().map(String::as_str).chain(["seed"]).collect();
+    check_same_run(path, &before, config, &keys)
 }
 
 /// What the run cost and gained, as fine-tuning records it; there is no model before training to compare with.
@@ -387,4 +413,90 @@ fn pieces(dataset: &Dataset, tokenizer: &TextTokenizer, max_length: usize) -> Re
         }
     }
     Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use super::*;
+
+    /// A tiny model, evaluated after every step.
+    fn config(folder: &Path) -> PretrainConfig {
+        let data = folder.join("text.txt");
+        let words = ["house", "boat", "tree", "road", "bird", "coat", "lamp"];
+        let line = |i: usize| format!("the {} by the {} has a {}\n", words[i % 7], words[i * i % 5], words[(i + i / 7) % 6]);
+        std::fs::write(&data, (0..120).map(line).collect::<String>()).unwrap();
+        let shape = Shape {
+            vocab_size: 300,
+            hidden_size: 16,
+            intermediate_size: 32,
+            num_hidden_layers: 1,
+            num_attention_heads: 2,
+            num_key_value_heads: 1,
+            max_position_embeddings: 32,
+            ..Shape::default()
+        };
+        let mut config = PretrainConfig {
+            data: data.display().to_string(),
+            validation_share: 0.1,
+            max_length: 16,
+            out: folder.join("run"),
+            shape,
+            ..PretrainConfig::default()
+        };
+        config.train = TrainConfig { max_steps: 4, max_tokens: 128, eval_steps: 1, ..config.train };
+        config.resolve();
+        config
+    }
+
+    fn go(config: &PretrainConfig, resume: bool) -> Result<Pretrained, RunError> {
+        pretrain(config, &[], resume, &AtomicBool::new(false), &mut |_| {})
+    }
+
+    #[test]
+    fn the_record_is_of_the_weights_that_are_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = config(folder.path());
+        config.train.load_best_model_at_end = true;
+        // It rises until the model is much worse than after the first step.
+        (config.train.lr, config.train.warmup_ratio, config.train.max_steps) = (3.0, 1.0, 6);
+        let mut evaluated = Vec::new();
+        let mut observe = |progress: &Progress| {
+            if let Progress::Train(Event::Evaluated { metrics, .. }) = progress {
+                evaluated.push(metrics["loss"]);
+            }
+        };
+        let made = pretrain(&config, &[], false, &AtomicBool::new(false), &mut observe).unwrap();
+        let best = evaluated.iter().copied().fold(f64::INFINITY, f64::min);
+        assert!(evaluated.last().is_some_and(|last| *last > best), "{evaluated:?}");
+        assert!((made.metrics["loss"] - best).abs() < 1e-9, "{} of {evaluated:?}", made.metrics["loss"]);
+        // Nothing is left to train, but the weights are the same.
+        assert_eq!(go(&config, true).unwrap().metrics, made.metrics);
+    }
+
+    #[test]
+    fn another_shape_is_not_resumed() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = config(folder.path());
+        let stop = AtomicBool::new(false);
+        let mut observe = |progress: &Progress| {
+            if matches!(progress, Progress::Train(Event::Step { step: 2, .. })) {
+                stop.store(true, Ordering::Relaxed);
+            }
+        };
+        config.train.logging_steps = 1;
+        assert!(pretrain(&config, &[], false, &stop, &mut observe).unwrap().interrupted);
+        let stored = std::fs::read(config.out.join(CONFIG_FILE)).unwrap();
+        config.shape.num_key_value_heads = 2;
+        let error = go(&config, true).unwrap_err().to_string();
+        assert!(error.contains("`shape.num_key_value_heads` was 1") && error.contains("is 2"), "{error}");
+        config.shape.num_key_value_heads = 1;
+        // Only the trainer knows that this is refused.
+        let lr = std::mem::replace(&mut config.train.lr, 0.5);
+        assert!(matches!(go(&config, true), Err(RunError::Train(_))));
+        assert_eq!(std::fs::read(config.out.join(CONFIG_FILE)).unwrap(), stored);
+        config.train.lr = lr;
+        assert!(!go(&config, true).unwrap().interrupted);
+    }
 }

@@ -12,6 +12,7 @@ use frugal_core::report::{
 use serde::Serialize;
 
 use super::export::merge_to_folder;
+use super::folder::{ConfigFile, check_same_run, claim};
 use super::log::Logger;
 use super::prepare::{Part, Prepared, prepare};
 use super::{Metrics, Observe, Progress, RunError, TuneConfig};
@@ -73,7 +74,11 @@ pub fn tune(
     let created_at = frugal_core::human::utc(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs()));
     let device = crate::device::device(&config.device)?;
     let method = registry::find(&config.method.name)?;
-    let out = claim(config, resume)?;
+    let out = config.out.clone();
+    claim(&out, CONFIG_FILE, resume)?;
+    if resume {
+        check_settings(&out.join(CONFIG_FILE), config)?;
+    }
     observe(&Progress::Begin { what: format!("tokenizing {}", config.data.train) });
     let prepared = prepare(config, lookup)?;
     observe(&Progress::Data {
@@ -87,29 +92,31 @@ pub fn tune(
     let options = load_options(method, &config.method.settings, &sites, Some(config.quantize), options)?;
     let backbone = prepared.files.load_with(&device, options)?;
     let mut entry = build_entry(config, &prepared, backbone.as_ref(), &sites, &device)?;
-    write_config(&out, config)?;
+    let file = ConfigFile::new(out.join(CONFIG_FILE), config, resume)?;
     let run = Run { config, prepared: &prepared, backbone: backbone.as_ref(), stop };
 
-    let base = if config.evaluate_base { run.score("base", &entry, true, observe)? } else { Vec::new() };
+    let base = if config.evaluate_base { run.score("base", &entry, true, observe)? } else { None };
     let trained = Instant::now();
-    let outcome = run.train(&mut entry, &out, resume, observe)?;
+    let outcome = run.train(&mut entry, &out, resume, file, observe)?;
     let Cost { seconds: train_time, peak_memory_bytes } = outcome.cost;
     // Of the processes that this one resumes.
     let earlier = (train_time - trained.elapsed().as_secs_f64()).max(0.0);
-    let interrupted = outcome.ending == Ending::Interrupted;
-    let adapted = if interrupted { Vec::new() } else { run.score("adapted", &entry, false, observe)? };
-    let adapter = if interrupted { None } else { Some(save(&out, &entry, &run, method.name)?) };
+    let cut_short = outcome.ending == Ending::Interrupted;
+    let adapted = if cut_short { None } else { run.score("adapted", &entry, false, observe)? };
+    let adapter = if cut_short { None } else { Some(save(&out, &entry, &run, method.name)?) };
 
     // Read before what is measured for the comparison only.
     let peak_memory = frugal_core::events::peak_rss_bytes().map(|peak| peak.max(peak_memory_bytes));
-    let forgetting = if interrupted || !config.measure_forgetting {
+    let forgetting = if adapted.is_none() || !config.measure_forgetting {
         None
     } else {
         observe(&Progress::Begin { what: "measuring what was forgotten".into() });
         super::forgetting(&prepared.files, backbone.as_ref(), entry.adapter.as_ref(), config.train.max_tokens, stop)?
     };
 
-    let parts = scores(&prepared, &base, &adapted);
+    // A run is not done before everything was measured; a resume measures again.
+    let interrupted = adapted.is_none() || (config.measure_forgetting && forgetting.is_none());
+    let parts = scores(&prepared, &base.unwrap_or_default(), &adapted.unwrap_or_default());
     let head_parameters: usize = entry.head.iter().flat_map(Head::parameters).map(Parameter::len).sum();
     let num_trainable = entry.adapter.num_trainable() + head_parameters;
     let extra = if method.name == "full" { head_parameters } else { num_trainable };
@@ -146,6 +153,9 @@ pub fn tune(
     Ok(Tuned { interrupted, record, parts, adapter, report: Some(report_path), out })
 }
 
+/// Metrics of each part that was evaluated.
+type Scores = Vec<(&'static str, Metrics)>;
+
 struct Run<'a> {
     config: &'a TuneConfig,
     prepared: &'a Prepared,
@@ -154,24 +164,32 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Metrics of the validation and test part.
-    fn score(&self, who: &str, entry: &Entry, base: bool, observe: Observe<'_>) -> Result<Vec<(&'static str, Metrics)>, RunError> {
+    /// Metrics of the validation and test part; `None` if the run was stopped before the end.
+    fn score(&self, who: &str, entry: &Entry, base: bool, observe: Observe<'_>) -> Result<Option<Scores>, RunError> {
         let mut found = Vec::new();
         for part in [self.prepared.validation.as_ref(), self.prepared.test.as_ref()].into_iter().flatten() {
             observe(&Progress::Begin { what: format!("evaluating the {who} model on the {} part", part.name) });
             let adapter = if base { None } else { Some(entry.adapter.as_ref()) };
             let objective = entry.head.as_ref().map_or(Objective::CausalLm, Objective::Classification);
             let result = evaluate(self.backbone, adapter, objective, part.examples(), self.config.train.max_tokens, self.stop)?;
-            let Some(result) = result else { break };
+            let Some(result) = result else { return Ok(None) };
             observe(&Progress::Scores { who: who.into(), part: part.name.into(), metrics: result.metrics.clone() });
             found.push((part.name, result.metrics));
         }
-        Ok(found)
+        Ok(Some(found))
     }
 
-    fn train(&self, entry: &mut Entry, out: &Path, resume: bool, observe: Observe<'_>) -> Result<crate::train::Outcome, RunError> {
+    fn train(
+        &self,
+        entry: &mut Entry,
+        out: &Path,
+        resume: bool,
+        mut file: ConfigFile,
+        observe: Observe<'_>,
+    ) -> Result<crate::train::Outcome, RunError> {
         let mut logger = Logger::new(out, resume);
         let mut observer = |event: &Event| {
+            file.on(event);
             logger.on(event);
             observe(&Progress::Train(event.clone()));
         };
@@ -187,41 +205,17 @@ impl Run<'_> {
             stop: self.stop,
             observer: &mut observer,
         })?;
+        file.finish()?;
         logger.finish()?;
         Ok(outcome)
     }
 }
 
-/// The run folder, which is new, empty, or that of the run that is resumed. It comes into being with the first file, so that
-/// a run that cannot start leaves nothing behind.
-fn claim(config: &TuneConfig, resume: bool) -> Result<PathBuf, RunError> {
-    let out = config.out.clone();
-    let used = std::fs::read_dir(&out).is_ok_and(|mut entries| entries.next().is_some());
-    if used && !resume {
-        return Err(RunError::OutputExists { path: out });
-    }
-    if used && out.join(CONFIG_FILE).exists() {
-        check_same_run(&out.join(CONFIG_FILE), config)?;
-    }
-    Ok(out)
-}
-
 /// A resumed run must be the one that began.
-fn check_same_run(path: &Path, config: &TuneConfig) -> Result<(), RunError> {
+fn check_settings(path: &Path, config: &TuneConfig) -> Result<(), RunError> {
     let Ok(mut before) = frugal_core::config::load::<TuneConfig>(Some(path), &[]) else { return Ok(()) };
     before.resolve();
-    let (before, now) = (serde_json::to_value(&before).unwrap_or_default(), serde_json::to_value(config).unwrap_or_default());
-    for key in ["model", "task", "quantize", "activations", "seed", "method", "pooling"] {
-        if before[key] != now[key] {
-            return Err(RunError::OtherRun {
-                path: path.into(),
-                key: key.into(),
-                before: before[key].to_string(),
-                now: now[key].to_string(),
-            });
-        }
-    }
-    Ok(())
+    check_same_run(path, &before, config, &["model", "task", "quantize", "activations", "seed", "method", "pooling"])
 }
 
 fn build_entry(
@@ -245,11 +239,6 @@ fn build_entry(
     let adapter = (method.build)(&config.method.settings, &context)?;
     let head = prepared.head.clone().map(|head| Head::new(head, prepared.files.config(), device, config.seed));
     Ok(Entry { adapter, head })
-}
-
-fn write_config(out: &Path, config: &TuneConfig) -> Result<(), RunError> {
-    let text = frugal_core::config::to_toml(config).map_err(|e| RunError::Invalid(format!("the configuration cannot be written: {e}")))?;
-    Ok(frugal_core::fs::write_atomic(&out.join(CONFIG_FILE), text.as_bytes())?)
 }
 
 /// Writes the adapter into the run folder itself; a fully trained model goes into `model/` with its head, where its class has
@@ -340,4 +329,38 @@ fn example(prepared: &Prepared) -> Result<Option<report::Example>, RunError> {
         }
     };
     Ok(Some(report::Example { segments, tokens: first.len(), trained_tokens: first.trained(), label }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use super::*;
+    use crate::run::DataConfig;
+
+    #[test]
+    fn a_run_that_is_stopped_while_it_is_scored_is_not_done() {
+        let folder = tempfile::tempdir().unwrap();
+        let lookup = Lookup { cache: folder.path().join("cache"), offline: true };
+        let mut config = TuneConfig { out: folder.path().join("run"), evaluate_base: false, ..TuneConfig::default() };
+        config.data = DataConfig { train: "sms-spam".into(), max_train_rows: 64, max_eval_rows: 8, ..DataConfig::default() };
+        config.train.max_steps = 1;
+        config.resolve();
+        let stop = AtomicBool::new(false);
+        let mut observe = |progress: &Progress| {
+            if matches!(progress, Progress::Begin { what } if what.starts_with("evaluating the adapted")) {
+                stop.store(true, Ordering::Relaxed);
+            }
+        };
+        let stopped = tune(&config, &[], &lookup, false, &stop, &mut observe).unwrap();
+        assert!(stopped.interrupted);
+        assert_eq!(stopped.record.train_info.status, Status::Cancelled);
+        assert!(stopped.parts.iter().all(|p| p.adapted.is_empty()));
+
+        stop.store(false, Ordering::Relaxed);
+        let done = tune(&config, &[], &lookup, true, &stop, &mut |_| {}).unwrap();
+        assert!(!done.interrupted);
+        assert_eq!(done.record.train_info.status, Status::Success);
+        assert!(done.parts.len() == 2 && done.parts.iter().all(|p| p.adapted.contains_key("loss")));
+    }
 }

@@ -21,7 +21,8 @@ use super::config::TrainConfig;
 use super::optimizer::{AdamW, History, Moments};
 use crate::adapt::Parameter;
 
-const FOLDER: &str = "checkpoints";
+/// Folder of the checkpoints in a run folder.
+pub(crate) const FOLDER: &str = "checkpoints";
 const MANIFEST: &str = "manifest.json";
 const PARAMETERS: &str = "parameters.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";

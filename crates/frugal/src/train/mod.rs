@@ -18,6 +18,7 @@ mod trainer;
 mod tests;
 
 pub use batch::{Batches, Epoch};
+pub(crate) use checkpoint::FOLDER as CHECKPOINTS;
 pub use checkpoint::{Best, Checkpoint, CheckpointError, Cost, TrainerState, latest, list};
 pub use config::{ConfigProblem, Memory, Optimizer, Scheduler, TrainConfig};
 pub use error::{Set, TrainError};

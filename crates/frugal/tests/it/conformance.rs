@@ -85,7 +85,7 @@ fn examples() -> Vec<Tokenized> {
 /// The method's own rate, raised for models without any training.
 fn config(method: &Method) -> TrainConfig {
     // High rates bear less of it.
-    let lr = (40.0 * method.default_lr).min((16.0 * method.default_lr).clamp(0.04, 0.4));
+    let lr = (40.0 * method.default_lr).min((16.0 * method.default_lr).clamp(0.04, 0.1));
     TrainConfig {
         lr,
         batch_size: 4,

@@ -38,25 +38,25 @@ pub struct Args {
     #[arg(long, short, value_name = "FILE", help_heading = "Data", required_unless_present = "tasks", conflicts_with = "tasks")]
     data: Option<String>,
     /// Which column plays which role, for example text=sentence; repeatable
-    #[arg(long = "column", value_name = "ROLE=NAME", value_parser = crate::args::pair, help_heading = "Data")]
+    #[arg(long = "column", value_name = "ROLE=NAME", value_parser = crate::args::pair, help_heading = "Data", conflicts_with = "tasks")]
     columns: Vec<(String, String)>,
     /// Longest example in tokens [default: what the model allows]
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, help_heading = "Data")]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, help_heading = "Data", conflicts_with = "tasks")]
     max_length: usize,
     /// Cut longer examples instead of refusing them
-    #[arg(long, help_heading = "Data")]
+    #[arg(long, help_heading = "Data", conflicts_with = "tasks")]
     truncate: bool,
     /// Only the first N examples
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, help_heading = "Data")]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, help_heading = "Data", conflicts_with = "tasks")]
     max_rows: usize,
     /// Also count the loss of prompts, not only of completions
-    #[arg(long, help_heading = "Data")]
+    #[arg(long, help_heading = "Data", conflicts_with = "tasks")]
     whole_text: bool,
     /// Tokens of a batch
     #[arg(long, value_name = "N", default_value_t = 4096, help_heading = "Machine")]
     batch_tokens: usize,
     /// Write the logits of the first examples as safetensors, for comparison with other programs
-    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    #[arg(long, value_name = "FILE", help_heading = "Output", conflicts_with = "tasks")]
     dump_logits: Option<PathBuf>,
     #[command(flatten)]
     tasks: tasks::Flags,

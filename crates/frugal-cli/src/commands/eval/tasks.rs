@@ -29,37 +29,37 @@ pub struct Flags {
     #[arg(long, short, value_name = "TASKS", value_delimiter = ',')]
     tasks: Vec<String>,
     /// Only the first N records of each task
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, conflicts_with = "data")]
     limit: usize,
     /// Examples in front of each question [default: the task's]
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", conflicts_with = "data")]
     num_fewshot: Option<usize>,
     /// Which records become examples
-    #[arg(long, value_name = "HOW", value_enum, default_value_t = FewshotOrder::Random)]
+    #[arg(long, value_name = "HOW", value_enum, default_value_t = FewshotOrder::Random, conflicts_with = "data")]
     fewshot_order: FewshotOrder,
     /// Write prompts by the model's chat template
-    #[arg(long)]
+    #[arg(long, conflicts_with = "data")]
     apply_chat_template: bool,
     /// Examples as turns of the conversation; needs --apply-chat-template
-    #[arg(long, requires = "apply_chat_template")]
+    #[arg(long, requires = "apply_chat_template", conflicts_with = "data")]
     fewshot_as_multiturn: bool,
     /// Instruction in front of everything
-    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true, conflicts_with = "data")]
     system_instruction: String,
     /// Decides which examples are drawn
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "data")]
     seed: u64,
     /// How weights are held: none (single precision), stored, int8, nf4, nf4_double, q8_0, q4_0, q4_1, sparse
-    #[arg(long, value_name = "NAME", default_value = "none")]
+    #[arg(long, value_name = "NAME", default_value = "none", conflicts_with = "data")]
     quantize: Quantize,
     /// Run programs that the model writes, in a sandbox; humaneval needs it
-    #[arg(long)]
+    #[arg(long, conflicts_with = "data")]
     allow_code_execution: bool,
     /// Folder with the tasks' data sets [default: $FRUGAL_DATA]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", conflicts_with = "data")]
     data_dir: Option<PathBuf>,
     /// Keep answers, samples and results in this folder; the same command goes on where it was stopped
-    #[arg(long, short, value_name = "DIR")]
+    #[arg(long, short, value_name = "DIR", conflicts_with = "data")]
     out: Option<PathBuf>,
 }
 

@@ -135,11 +135,13 @@ pub fn compression(size_before: f64, size_after: f64, score_before: f64, score_a
     size_before / size_after * (score_after / score_before)
 }
 
-/// Values of compared systems on a scale from 0 (worst) to 1 (best); all 1 if they do not differ. Missing values stay so.
+/// Values of compared systems on a scale from 0 (worst) to 1 (best); all 1 if they do not differ. Missing values stay so, and
+/// what is not finite is worst.
 pub fn normalised(values: &[Option<f64>], lower_is_better: bool) -> Vec<Option<f64>> {
-    let known = || values.iter().flatten().copied();
+    let known = || values.iter().flatten().copied().filter(|v| v.is_finite());
     let (low, high) = (known().fold(f64::INFINITY, f64::min), known().fold(f64::NEG_INFINITY, f64::max));
     let scaled = |v: f64| match (high > low, lower_is_better) {
+        _ if !v.is_finite() => 0.0,
         (false, _) => 1.0,
         (true, true) => (high - v) / (high - low),
         (true, false) => (v - low) / (high - low),
@@ -281,6 +283,7 @@ mod tests {
         assert_eq!(normalised(&[Some(1.0), Some(3.0)], true), [Some(1.0), Some(0.0)]);
         assert_eq!(normalised(&[Some(2.0), Some(2.0)], true), [Some(1.0), Some(1.0)]);
         assert_eq!(normalised(&[None], true), [None]);
+        assert_eq!(normalised(&[Some(1.0), Some(f64::INFINITY), Some(2.0)], true), [Some(1.0), Some(0.0), Some(0.0)]);
     }
 
     #[cfg(target_os = "linux")]

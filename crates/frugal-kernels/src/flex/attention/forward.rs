@@ -138,6 +138,9 @@ pub(super) fn one_query(q: &[f32], k: Matrix, v: Matrix, bias: Option<&[f32]>, s
 /// Adds another part of the same row's softmax.
 pub(super) fn merge(running: &mut Running, total: &mut [f32], other: Running, values: &[f32]) {
     let max = running.max.max(other.max);
+    if max == f32::NEG_INFINITY {
+        return;
+    }
     let (mine, theirs) = ((running.max - max).exp(), (other.max - max).exp());
     *running = Running { max, sum: running.sum * mine + other.sum * theirs };
     total.iter_mut().zip(values).for_each(|(total, value)| *total = *total * mine + value * theirs);

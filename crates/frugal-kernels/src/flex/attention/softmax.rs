@@ -62,6 +62,11 @@ multiversion!(fn exponentials(scores: &mut [f32], running: &mut Running) -> f32 
 #[inline(always)]
 fn exponentials_body<I: Isa>(scores: &mut [f32], running: &mut Running) -> f32 {
     let max = max::<I>(scores).max(running.max);
+    if max == f32::NEG_INFINITY {
+        // A bias has hidden all keys so far.
+        scores.fill(0.0);
+        return 1.0;
+    }
     for score in &mut *scores {
         *score = exp::<I>(*score - max);
     }

@@ -47,12 +47,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use self::schedule::{Importance, Pace, sensitivity};
+use super::maps::linear_maps;
 use super::registry::{self, Capabilities, Family, Method};
 use super::{
     AdaptError, Adapter, BuildContext, GradientSum, Mode, Parameter, Pass, StepContext, Targets, lora::dropout, low_rank, normal, own,
     stream, to_vec,
 };
-use crate::model::{Linear, SiteId};
+use crate::model::{Linear, SiteId, SiteInfo};
 
 const NAME: &str = "increlora";
 const PEFT_TYPE: &str = "INCRELORA";
@@ -227,18 +228,24 @@ impl Module {
         b.matmul(a) * self.scale(alpha)
     }
 
-    /// Turns the first `count` components of the reserve active.
-    fn promote(&mut self, count: usize, step: u64, device: &Device) {
+    /// Turns the first `count` components of the reserve active, and keeps this step's gradients of these alone.
+    fn promote(&mut self, count: usize, step: u64, device: &Device, gradients: &mut GradientSum) {
         let Some(last) = self.groups.pop() else { return };
         let (d_in, d_out) = (self.d_in, self.d_out);
-        let (e, a, b) = (last.e.to_vec()[..count].to_vec(), last.a.to_vec()[..count * d_in].to_vec(), last.b.to_vec());
-        let b = b.chunks_exact(last.size).flat_map(|row| row[..count].to_vec()).collect();
-        let cut = |parameter: &Parameter, shape: [usize; 2], values| Parameter::new(parameter.name(), &shape, values, device);
+        let rows = |values: &[f32]| -> Vec<f32> { values[..values.len() / last.size * count].to_vec() };
+        let columns = |values: &[f32]| -> Vec<f32> { values.chunks_exact(last.size).flat_map(|row| row[..count].to_vec()).collect() };
+        let mut cut = |parameter: &Parameter, shape: [usize; 2], kept: &dyn Fn(&[f32]) -> Vec<f32>| {
+            // The optimiser wants gradients as long as the values.
+            if let Some(gradient) = gradients.remove(parameter.name()) {
+                gradients.insert(parameter.name(), kept(&gradient));
+            }
+            Parameter::new(parameter.name(), &shape, kept(&parameter.to_vec()), device)
+        };
         self.groups.push(Group {
             size: count,
-            a: cut(&last.a, [count, d_in], a),
-            e: cut(&last.e, [count, 1], e),
-            b: cut(&last.b, [d_out, count], b),
+            a: cut(&last.a, [count, d_in], &rows),
+            e: cut(&last.e, [count, 1], &rows),
+            b: cut(&last.b, [d_out, count], &columns),
             // Without advance learning the directions begin with their components.
             created: if last.a.is_trainable() { last.created } else { step },
             promoted: step,
@@ -265,17 +272,29 @@ fn orthogonality(rows: Tensor<2>) -> Tensor<1> {
     let k = rows.dims()[0];
     let unit = Tensor::<2>::eye(k, &rows.device().inner());
     let off = rows.clone().matmul(rows.transpose()) - unit;
-    off.clone().mul(off).sum().sqrt()
+    // The root has no slope at exactly zero.
+    (off.clone().mul(off).sum() + 1e-12).sqrt()
+}
+
+/// Checks the sizes of a map's groups, which are the file's.
+fn check_groups(info: &SiteInfo, sizes: &[usize]) -> Result<(), AdaptError> {
+    let most = info.d_in * info.d_out;
+    let fits = sizes.iter().try_fold(most, |left, &size| left.checked_sub(size)).is_some();
+    if fits && !sizes.is_empty() && !sizes.contains(&0) {
+        return Ok(());
+    }
+    let reason = format!("`{}` has the sizes {sizes:?}: give at least one, each at least 1, together at most {most}", info.path);
+    Err(AdaptError::Config { method: NAME, field: "groups", reason })
 }
 
 impl Increlora {
     /// Builds the first components of every selected map.
     ///
     /// # Errors
-    /// Bad settings, no matching map.
+    /// Bad settings, no matching map, a table among the targets, groups that no map can have.
     pub fn new(config: IncreloraConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
         config.validate()?;
-        let chosen = config.targets.select(context.sites)?;
+        let chosen = linear_maps(NAME, &config.targets, context)?;
         let mut adapter = Self {
             target_total: config.target_rank * chosen.len(),
             modules: (0..context.sites.len()).map(|_| None).collect(),
@@ -297,7 +316,10 @@ impl Increlora {
                 probe: None,
             };
             match adapter.config.groups.get(&info.path) {
-                Some(sizes) => adapter.rebuild(&mut module, sizes, false),
+                Some(sizes) => {
+                    check_groups(info, sizes)?;
+                    adapter.rebuild(&mut module, sizes, false);
+                }
                 None => {
                     let group = adapter.group(&module, adapter.config.init_r, 0.0, true, 0);
                     module.groups.push(group);
@@ -402,7 +424,7 @@ impl Increlora {
     }
 
     /// One round: the most important maps turn their reserve active.
-    fn grow(&mut self, top_h: usize, step: u64) {
+    fn grow(&mut self, top_h: usize, step: u64, gradients: &mut GradientSum) {
         let mut order: Vec<(usize, f32)> =
             self.modules.iter().enumerate().filter_map(|(i, m)| Some((i, m.as_ref()?.importance.score()))).collect();
         order.sort_by(|a, b| b.1.total_cmp(&a.1));
@@ -413,7 +435,7 @@ impl Increlora {
                 break;
             }
             let Some(mut module) = self.modules[index].take() else { continue };
-            module.promote(count, step, &self.device);
+            module.promote(count, step, &self.device, gradients);
             self.add_reserve(&mut module, step);
             self.modules[index] = Some(module);
             missing -= count;
@@ -456,7 +478,11 @@ impl Pass for IncreloraPass<'_> {
     }
 
     fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
-        self.adapter.at(base.site).is_none().then(|| base.weight.dense())
+        self.leaves_alone(base).then(|| base.weight.dense())
+    }
+
+    fn leaves_alone(&mut self, base: &Linear) -> bool {
+        self.adapter.at(base.site).is_none()
     }
 
     fn auxiliary_loss(&mut self) -> Option<Tensor<1>> {
@@ -512,7 +538,7 @@ impl Adapter for Increlora {
         if self.is_growing() {
             self.update_importance(gradients);
             if pace.grows_at(context.step) {
-                self.grow(pace.top_h, context.step);
+                self.grow(pace.top_h, context.step, gradients);
             }
         }
         self.set_rates(&pace, context.step);
@@ -532,6 +558,9 @@ impl Adapter for Increlora {
             let stored = state.get(&module.path).ok_or_else(|| format!("no ranks of `{}`", module.path))?;
             if stored.len() < 7 || stored.len() % 3 != 1 {
                 return Err(format!("{} numbers for the ranks of `{}`", stored.len(), module.path));
+            }
+            if stored[4..].chunks_exact(3).any(|group| group[0] < 1.0) {
+                return Err(format!("a group of `{}` has no component", module.path));
             }
         }
         self.each_module(|adapter, module| {

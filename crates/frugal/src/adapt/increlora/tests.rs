@@ -1,13 +1,31 @@
 use super::*;
-use crate::model::{ModelConfig, SiteTable};
+use crate::model::{ModelConfig, SiteTable, Weight};
 
-fn build(settings: Value) -> Increlora {
+fn sites() -> (ModelConfig, SiteTable) {
     let raw = json!({"model_type": "bert", "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2,
         "num_attention_heads": 2, "vocab_size": 16, "max_position_embeddings": 8, "type_vocab_size": 2});
     let config = ModelConfig::from_json(raw, "test").unwrap();
     let sites = SiteTable::new(&config);
+    (config, sites)
+}
+
+fn try_build(settings: Value) -> Result<Increlora, AdaptError> {
+    let (config, sites) = sites();
     let context = BuildContext { config: &config, sites: &sites, backbone: None, device: Device::default(), seed: 1, tokenize: None };
-    Increlora::new(registry::parse(NAME, settings.as_object().unwrap()).unwrap(), &context).unwrap()
+    Increlora::new(registry::parse(NAME, settings.as_object().unwrap()).unwrap(), &context)
+}
+
+fn build(settings: Value) -> Increlora {
+    try_build(settings).unwrap()
+}
+
+/// What a backward pass would leave for everything that is trained.
+fn gradients(adapter: &Increlora) -> GradientSum {
+    let mut gradients = GradientSum::default();
+    for parameter in adapter.parameters().into_iter().filter(|p| p.is_trainable()) {
+        gradients.insert(parameter.name(), parameter.to_vec());
+    }
+    gradients
 }
 
 fn close(found: &[f32], expected: &[f32]) {
@@ -55,12 +73,12 @@ fn growth_spends_the_budget_exactly_on_the_most_important() {
             let mean = if i == 3 || i == 7 { 2.0 } else { 1.0 };
             module.importance = Importance { mean, uncertainty: 1.0 };
         }
-        adapter.grow(top_h, 10);
+        adapter.grow(top_h, 10, &mut GradientSum::default());
         let ranks: Vec<usize> = adapter.modules.iter().flatten().map(Module::rank).collect();
         assert!(ranks[3] == 1 + incre_rank_num && ranks[7] == 1 + incre_rank_num, "{ranks:?}");
         let mut rounds = 1;
         while adapter.is_growing() {
-            adapter.grow(top_h, 10 * (rounds + 1));
+            adapter.grow(top_h, 10 * (rounds + 1), &mut GradientSum::default());
             rounds += 1;
             assert!(adapter.total() <= 12 * target_rank);
         }
@@ -85,4 +103,58 @@ fn counts_at_uniform_rank_are_those_of_the_paper() {
         let adapter = Increlora::new(registry::parse(NAME, settings.as_object().unwrap()).unwrap(), &context).unwrap();
         assert_eq!(adapter.num_trainable(), expected + 72 * rank);
     }
+}
+
+#[test]
+fn gradients_of_a_group_that_is_cut_to_the_budget_are_cut_with_it() {
+    // Two maps of one component, 6 wanted: the round gives 3 and the 1 that is left.
+    let mut adapter = build(json!({"target_rank": 3, "incre_rank_num": 3, "top_h": 2, "target_modules": ["query"]}));
+    let mut found = gradients(&adapter);
+    adapter.grow(2, 10, &mut found);
+    assert_eq!(adapter.modules.iter().flatten().map(Module::rank).collect::<Vec<_>>(), [4, 2]);
+    let parameters = adapter.parameters();
+    let mut left = 0;
+    for (parameter, gradient) in parameters.iter().filter_map(|p| Some((p, found.get(p.name())?))) {
+        // They were made of the values, and still go with them.
+        assert_eq!(gradient, parameter.to_vec(), "{}", parameter.name());
+        left += 1;
+    }
+    // The weights of the new components had none yet.
+    assert_eq!(left, 2 * (3 + 2));
+}
+
+#[test]
+fn tables_are_refused() {
+    let message = try_build(json!({"target_modules": ["query", "word_embeddings"]})).err().unwrap().to_string();
+    assert!(message.contains("word_embeddings` is a table"), "{message}");
+}
+
+#[test]
+fn groups_of_damaged_files_are_refused() {
+    let path = "bert.encoder.layer.0.attention.self.query";
+    let with = |sizes: Value| try_build(json!({"target_modules": ["query"], "groups": {path: sizes}}));
+    for sizes in [json!([]), json!([1, 0]), json!([1, 64]), json!([1, u64::MAX])] {
+        let message = with(sizes).err().unwrap().to_string();
+        assert!(message.contains("`groups`") && message.contains(path), "{message}");
+    }
+    assert_eq!(with(json!([1, 2])).unwrap().modules.iter().flatten().next().unwrap().rank(), 3);
+}
+
+#[test]
+fn orthogonal_directions_have_a_finite_gradient() {
+    let rows = Parameter::new("a", &[2, 2], vec![1.0, 0.0, 0.0, 1.0], &Device::default());
+    let mut found = orthogonality(rows.get::<2>(Mode::Train { seed: 0 })).backward();
+    let gradient = to_vec(rows.take_gradient(&mut found).unwrap());
+    assert!(gradient.iter().all(|g| g.is_finite()), "{gradient:?}");
+}
+
+#[test]
+fn other_maps_are_left_alone() {
+    let (adapter, (_, sites)) = (build(json!({"target_modules": ["query"]})), sites());
+    let map = |name: &str| {
+        let weight = Weight::Dense(Tensor::<2>::zeros([8, 8], &Device::default()));
+        Linear { site: sites.find(&format!("bert.encoder.layer.0.attention.self.{name}")).unwrap(), weight, bias: None }
+    };
+    let mut pass = adapter.pass(Mode::Eval);
+    assert!(!pass.leaves_alone(&map("query")) && pass.leaves_alone(&map("key")));
 }

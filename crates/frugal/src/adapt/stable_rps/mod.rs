@@ -16,8 +16,9 @@
 //! from a trained one. It saves no arithmetic. To adapt a model to a task, low-rank methods lose nothing of the base.
 //!
 //! ## Cost
-//! Trainable: `⌊n / compression⌋` for `n` weights. Extra memory: in a pass, each weight that is read is formed. Extra compute:
-//! forming it, and a gradient of the array's length per map. After merging none, but then the weights are as many as before.
+//! Trainable: `⌊n / compression⌋` for `n` weights. Extra memory: in a pass, each weight that is read is formed; its factor `λ gᵢ`
+//! is kept from the first pass on. Extra compute: forming it, and a gradient of the array's length per map. After merging
+//! none, but then the weights are as many as before.
 //!
 //! ## Defaults and where they come from
 //! `compression = 10` lies in the middle of the range of the paper; `sigma = 0.05`, the mapping, the gradient scaling, the
@@ -39,6 +40,8 @@
 //!   arXiv 2207.10702.
 
 mod mapping;
+
+use std::sync::{Mutex, PoisonError};
 
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -156,6 +159,8 @@ struct Shared {
     index: usize,
     /// Parameter of each weight, for mappers without structure.
     indices: Option<Tensor<1, Int>>,
+    /// `λ`, and `λ gᵢ` of every weight, once they were needed.
+    factors: Mutex<Option<(f32, Tensor<1>)>>,
 }
 
 /// A STABLE-RPS adapter.
@@ -208,7 +213,8 @@ impl StableRps {
         for &id in chosen.iter().filter(|id| !context.sites.info(**id).tied) {
             let info = context.sites.info(id);
             let (rows, cols) = if info.kind == SiteKind::Embedding { (info.d_in, info.d_out) } else { (info.d_out, info.d_in) };
-            sites[id.index()] = Some(Shared { span: Span { offset, rows, cols }, index: matrices, indices: None });
+            let span = Span { offset, rows, cols };
+            sites[id.index()] = Some(Shared { span, index: matrices, indices: None, factors: Mutex::new(None) });
             (offset, matrices) = (offset + rows * cols, matrices + 1);
         }
         let m = (offset as f64 / config.compression) as usize;
@@ -274,17 +280,35 @@ impl StableRps {
         self.sites.get(site.index())?.as_ref()
     }
 
-    /// The matrix `[rows, cols]` of a site.
-    fn weight(&self, shared: &Shared, mode: Mode) -> Tensor<2> {
-        let psi = self.psi.get::<1>(mode);
+    /// The matrix `[rows, cols]` of a site, read from this `ψ`.
+    fn weight(&self, shared: &Shared, psi: &Tensor<1>) -> Tensor<2> {
         let device = psi.device().inner();
         let read = match &shared.indices {
-            Some(indices) => psi.select(0, indices.clone()),
+            Some(indices) => psi.clone().select(0, indices.clone()),
             None => Tensor::cat(self.mapping.fold(shared.span).into_iter().map(|range| psi.clone().slice([range])).collect(), 0),
         };
+        (read * self.factors(shared, &device)).reshape([shared.span.rows, shared.span.cols])
+    }
+
+    /// `λ gᵢ` of every weight of a site.
+    fn factors(&self, shared: &Shared, device: &Device) -> Tensor<1> {
         let lambda = self.scale.to_vec()[shared.index];
+        let mut known = shared.factors.lock().unwrap_or_else(PoisonError::into_inner);
+        // A file that is read later brings its own `λ`.
+        if let Some((of, factors)) = known.as_ref()
+            && *of == lambda
+        {
+            return factors.clone();
+        }
         let factors: Vec<f32> = self.mapping.signs(shared.span).into_iter().map(|sign| sign * lambda).collect();
-        (read * Tensor::<1>::from_data(TensorData::from(factors.as_slice()), &device)).reshape([shared.span.rows, shared.span.cols])
+        let factors = Tensor::<1>::from_data(TensorData::from(factors.as_slice()), device);
+        *known = Some((lambda, factors.clone()));
+        factors
+    }
+
+    /// The matrix of a site outside the gradient graph.
+    fn plain(&self, shared: &Shared) -> Tensor<2> {
+        self.weight(shared, &self.psi.get::<1>(Mode::Eval))
     }
 
     fn usage(&mut self) -> &Usage {
@@ -297,12 +321,13 @@ impl StableRps {
 
 struct StableRpsPass<'a> {
     adapter: &'a StableRps,
-    mode: Mode,
+    /// Taken once, so that all matrices add to one gradient instead of holding one each.
+    psi: Tensor<1>,
 }
 
 impl StableRpsPass<'_> {
     fn weight(&self, site: SiteId) -> Option<Tensor<2>> {
-        self.adapter.at(site).map(|shared| self.adapter.weight(shared, self.mode))
+        self.adapter.at(site).map(|shared| self.adapter.weight(shared, &self.psi))
     }
 }
 
@@ -321,6 +346,10 @@ impl Pass for StableRpsPass<'_> {
     fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
         Some(self.weight(base.site).unwrap_or_else(|| base.weight.dense()))
     }
+
+    fn leaves_alone(&mut self, base: &Linear) -> bool {
+        self.adapter.at(base.site).is_none()
+    }
 }
 
 impl Adapter for StableRps {
@@ -337,7 +366,7 @@ impl Adapter for StableRps {
     }
 
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
-        Box::new(StableRpsPass { adapter: self, mode })
+        Box::new(StableRpsPass { adapter: self, psi: self.psi.get::<1>(mode) })
     }
 
     fn peft_config(&self) -> Map<String, Value> {
@@ -345,11 +374,11 @@ impl Adapter for StableRps {
     }
 
     fn weight_delta(&self, base: &Linear) -> Result<Option<Tensor<2>>, AdaptError> {
-        Ok(self.at(base.site).map(|shared| self.weight(shared, Mode::Eval) - base.weight.dense()))
+        Ok(self.at(base.site).map(|shared| self.plain(shared) - base.weight.dense()))
     }
 
     fn merged_linear(&self, base: &Linear) -> Result<Option<MergedLinear>, AdaptError> {
-        let merged = |shared| MergedLinear { weight: self.weight(shared, Mode::Eval), bias: base.bias.clone() };
+        let merged = |shared| MergedLinear { weight: self.plain(shared), bias: base.bias.clone() };
         Ok(self.at(base.site).map(merged))
     }
 
@@ -359,7 +388,7 @@ impl Adapter for StableRps {
     }
 
     fn merged_embedding(&self, base: &Embedding) -> Option<Tensor<2>> {
-        self.at(base.site).map(|shared| self.weight(shared, Mode::Eval))
+        self.at(base.site).map(|shared| self.plain(shared))
     }
 
     fn before_step(&mut self, _context: &StepContext, gradients: &mut GradientSum) {
@@ -427,7 +456,7 @@ mod tests {
                 let (span, index) = adapter.at(id).map(|s| (s.span, s.index)).unwrap();
                 let (indices, signs) = (adapter.mapping.indices(span), adapter.mapping.signs(span));
                 let psi = adapter.psi.to_vec();
-                let weight = adapter.weight(adapter.at(id).unwrap(), Mode::Train { seed: 0 });
+                let weight = adapter.weight(adapter.at(id).unwrap(), &adapter.psi.get::<1>(Mode::Train { seed: 0 }));
                 let expected: Vec<f32> = indices.iter().zip(&signs).map(|(&j, s)| scales[index] * s * psi[j]).collect();
                 assert_eq!(to_vec(weight.clone().inner()), expected);
                 let dense: Vec<f32> = (0..span.len()).map(|i| (i as f32 * 0.3).cos()).collect();
@@ -467,6 +496,25 @@ mod tests {
             assert_eq!(adapter.num_trainable(), (64 * 16 + 16 * 16) / 10);
             let base = Linear { site: head, weight: Weight::Dense(Tensor::zeros([64, 16], &Device::default())), bias: None };
             assert_eq!(adapter.merged_linear(&base).unwrap().unwrap().weight.dims(), [64, 16]);
+            let other = Linear { site: sites.find("model.layers.0.self_attn.k_proj").unwrap(), ..base.clone() };
+            let mut pass = adapter.pass(Mode::Eval);
+            assert_eq!((pass.leaves_alone(&base), pass.leaves_alone(&other)), (false, true));
+        });
+    }
+
+    #[test]
+    fn matrices_of_a_pass_add_to_one_gradient_and_follow_their_scales() {
+        with(llama(16, 24, 1, (4, 2)), json!({"init": "random"}), |mut adapter, sites| {
+            let maps = ["q_proj", "o_proj"].map(|name| sites.find(&format!("model.layers.0.self_attn.{name}")).unwrap());
+            let gradient = |adapter: &StableRps, sites: &[SiteId]| {
+                let psi = adapter.psi.get::<1>(Mode::Train { seed: 0 });
+                let sums = sites.iter().map(|&id| adapter.weight(adapter.at(id).unwrap(), &psi).sum());
+                to_vec(adapter.psi.take_gradient(&mut sums.reduce(|a, b| a + b).unwrap().backward()).unwrap())
+            };
+            let (first, second, both) = (gradient(&adapter, &maps[..1]), gradient(&adapter, &maps[1..]), gradient(&adapter, &maps));
+            both.iter().zip(first.iter().zip(&second)).for_each(|(sum, (a, b))| assert!((sum - a - b).abs() < 1e-5));
+            adapter.scale.set(vec![2.0; adapter.scale.len()]);
+            gradient(&adapter, &maps).iter().zip(&both).for_each(|(new, old)| assert!((new - 2.0 * old).abs() < 1e-5));
         });
     }
 }

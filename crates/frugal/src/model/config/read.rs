@@ -210,6 +210,7 @@ impl ModelConfig {
     fn gpt2(r: &Reader<'_>) -> Result<Self, ModelError> {
         let hidden_size = r.size("n_embd")?;
         let heads = r.size("n_head")?;
+        check_heads(r, "n_head", heads, hidden_size)?;
         let layers = r.size("n_layer")?;
         let positions = r.size("n_positions")?;
         for key in ["scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn"] {
@@ -251,6 +252,7 @@ impl ModelConfig {
     fn encoder(r: &Reader<'_>, model_type: ModelType) -> Result<Self, ModelError> {
         let hidden_size = r.size("hidden_size")?;
         let heads = r.size("num_attention_heads")?;
+        check_heads(r, "num_attention_heads", heads, hidden_size)?;
         let layers = r.size("num_hidden_layers")?;
         let positions = r.get("position_embedding_type").and_then(Value::as_str).unwrap_or("absolute");
         if positions != "absolute" {
@@ -286,6 +288,14 @@ impl ModelConfig {
             raw: Value::Null,
         })
     }
+}
+
+/// Where the file does not give the width of a head, the heads share that of the model.
+fn check_heads(r: &Reader<'_>, key: &str, heads: usize, hidden_size: usize) -> Result<(), ModelError> {
+    if !hidden_size.is_multiple_of(heads) {
+        return Err(r.bad(key, format!("{heads} heads cannot share a width of {hidden_size} evenly")));
+    }
+    Ok(())
 }
 
 fn experts(r: &Reader<'_>) -> Result<ExpertsConfig, ModelError> {
@@ -347,4 +357,24 @@ fn activation(r: &Reader<'_>, keys: &[&str], default: &str) -> Result<Activation
         "relu" => Activation::Relu,
         other => return Err(r.bad(key, format!("activation `{other}` is not supported"))),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn heads_share_the_width_evenly() {
+        let gpt2 = json!({"model_type": "gpt2", "n_embd": 64, "n_head": 6, "n_layer": 1, "n_positions": 8, "vocab_size": 9});
+        let bert = json!({"model_type": "bert", "hidden_size": 64, "num_attention_heads": 6, "num_hidden_layers": 1,
+            "intermediate_size": 8, "max_position_embeddings": 8, "vocab_size": 9});
+        for (mut raw, key) in [(gpt2, "n_head"), (bert, "num_attention_heads")] {
+            let error = ModelConfig::from_json(raw.clone(), "config.json").unwrap_err().to_string();
+            assert!(error.contains(key) && error.contains("64"), "{error}");
+            raw[key] = json!(4);
+            assert_eq!(ModelConfig::from_json(raw, "config.json").unwrap().head_dim, 16);
+        }
+    }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::TensorData;
 use bytes::Bytes;
-use frugal_core::gguf::{self, Gguf, Layout, NameMap, rows_to_hf};
+use frugal_core::gguf::{self, Gguf, Layout, NameMap, rotary_to_hf, rows_to_hf};
 use frugal_core::tokenizer::{TextTokenizer, TokenizerSettings};
 use frugal_kernels::Packed;
 use serde_json::Value;
@@ -90,12 +90,11 @@ impl GgufSource {
 }
 
 impl GgufSource {
-    /// The file's row for each row in Hugging Face order.
-    fn rotary_order(&self, tensor: &str, rows: usize, heads: usize) -> Result<Vec<usize>, LoadError> {
-        rows_to_hf(rows, heads).ok_or_else(|| LoadError::Json {
-            path: self.path.clone(),
-            reason: format!("`{tensor}`: {rows} rows are not {heads} heads of an even width"),
-        })
+    /// Rows that cannot be put in Hugging Face order.
+    fn uneven(&self, tensor: &str, shape: &[usize], heads: usize) -> LoadError {
+        let rows = shape.first().copied().unwrap_or(1);
+        let reason = format!("`{tensor}`: {rows} rows are not {heads} heads of an even width");
+        LoadError::Json { path: self.path.clone(), reason }
     }
 }
 
@@ -127,8 +126,8 @@ impl WeightSource for GgufSource {
             Layout::Same => {}
             Layout::PlusOne => values.iter_mut().for_each(|v| *v -= 1.0),
             Layout::RotaryRows { heads } => {
-                let order = self.rotary_order(gguf_name, rows, *heads)?;
-                values = order.into_iter().flat_map(|row| values[row * columns..(row + 1) * columns].iter().copied()).collect();
+                let shape = info.shape();
+                values = rotary_to_hf(&values, &shape, *heads).ok_or_else(|| self.uneven(gguf_name, &shape, *heads))?;
             }
             Layout::Transposed => {
                 values = (0..columns).flat_map(|c| (0..rows).map(move |r| (r, c))).map(|(r, c)| values[r * columns + c]).collect()
@@ -146,9 +145,41 @@ impl WeightSource for GgufSource {
             // A layout that is transposed is so in the Hugging Face file: here rows are outputs.
             Layout::Same | Layout::Transposed => None,
             Layout::PlusOne => return Ok(None),
-            Layout::RotaryRows { heads } => Some(self.rotary_order(gguf_name, info.rows(), *heads)?),
+            // The elements of a vector move one by one, which blocks cannot.
+            Layout::RotaryRows { .. } if info.dims.len() < 2 => return Ok(None),
+            Layout::RotaryRows { heads } => {
+                Some(rows_to_hf(info.rows(), *heads).ok_or_else(|| self.uneven(gguf_name, &info.shape(), *heads))?)
+            }
         };
         let bytes = self.file.tensor_bytes(&self.bytes, gguf_name).map_err(LoadError::from)?;
         Ok(Packed::from_ggml(info.ggml_type, bytes, info.cols(), order.as_deref()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use frugal_core::gguf::{GgmlType, TensorSpec};
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_bias_of_a_rotated_projection_comes_back_in_its_own_order() {
+        let config = json!({
+            "model_type": "llama", "attention_bias": true, "hidden_size": 6, "num_attention_heads": 1, "num_hidden_layers": 1,
+            "intermediate_size": 6, "max_position_embeddings": 8, "rms_norm_eps": 1e-5, "vocab_size": 2,
+        });
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tiny.gguf");
+        let spec = |name: &str, shape: &[usize]| TensorSpec { name: name.into(), shape: shape.to_vec(), ggml_type: GgmlType::F32 };
+        let tensors = [spec("blk.0.attn_q.bias", &[6]), spec("token_embd.weight", &[2, 6])];
+        let metadata = gguf::gguf_metadata(&config, "tiny", GgmlType::F32).unwrap();
+        let bias = [0.0, 3.0, 1.0, 4.0, 2.0, 5.0];
+        gguf::write(&path, &metadata, &tensors, |i| Ok(if i == 0 { bias.to_vec() } else { vec![0.0; 12] })).unwrap();
+        let source = GgufSource::open(&path).unwrap();
+        let name = "model.layers.0.self_attn.q_proj.bias";
+        let Ok(Loaded::Data(data)) = source.load(name) else { panic!("the bias cannot be read") };
+        assert_eq!(data.try_to_vec::<f32>().unwrap(), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+        assert_eq!(source.shape(name), Some(vec![6]));
     }
 }
