@@ -183,8 +183,8 @@ impl AdaLoraConfig {
     fn schedule(&self, run_steps: u64) -> Schedule {
         let total = self.total_step.unwrap_or(run_steps).max(1);
         // The last step is left to choose in.
-        let tinit = self.tinit.unwrap_or(total / 10).min(total - 1);
-        Schedule { total, tinit, tfinal: self.tfinal.unwrap_or(total * 2 / 5).min(total - tinit - 1) }
+        let tinit = self.tinit.unwrap_or(total / 10).min(total.saturating_sub(1));
+        Schedule { total, tinit, tfinal: self.tfinal.unwrap_or(total * 2 / 5).min(total.saturating_sub(tinit + 1)) }
     }
 }
 
