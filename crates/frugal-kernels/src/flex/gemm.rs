@@ -6,10 +6,11 @@
 //! second, shallow product can be added to the sums before they are written. Cuts along the depth, which decide the order of a sum,
 //! follow from the shapes alone, so the result is the same for any number of threads.
 
-use std::cell::Cell;
 use std::ops::Range;
 
 use rayon::prelude::*;
+
+use super::scratch::Scratch;
 
 /// A matrix by its strides.
 #[derive(Clone, Copy)]
@@ -72,11 +73,6 @@ const THREADS_FROM: usize = 1 << 19;
 /// Rows this many elements apart fall on the same few lines of the first-level cache, and are copied for that.
 const ALIASED: usize = 1024;
 
-thread_local! {
-    static ROW_PANELS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
-    static COL_PANELS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
-}
-
 /// Whether products of this size are better computed here.
 pub(super) fn is_better(rows: usize, cols: usize, depth: usize) -> bool {
     #[cfg(target_arch = "x86_64")]
@@ -128,11 +124,7 @@ pub(super) unsafe fn multiply(
     let in_place = a.col_stride == 1 && !a.row_stride.is_multiple_of(ALIASED);
     // How many blocks the tasks go through before they meet.
     let together = if in_place { blocks } else { (COPIED / (block * rows)).clamp(1, blocks) };
-    // Taken out meanwhile, so that a task that this thread helps with has its own.
-    let mut copied = ROW_PANELS.take();
-    if !in_place {
-        grow(&mut copied, together * row_panels * block * ROWS);
-    }
+    let mut copied = Scratch::new(if in_place { 0 } else { together * row_panels * block * ROWS });
     let cut = Cut::of(row_panels, col_panels, if threads { rayon::current_num_threads() } else { 1 });
     for first_block in (0..blocks).step_by(together) {
         let count = together.min(blocks - first_block);
@@ -166,9 +158,8 @@ pub(super) unsafe fn multiply(
             let (my_rows, my_cols) = cut.part(task);
             let columns = my_cols.start * COLS..cols.min(my_cols.end * COLS);
             let (panel_len, extra_len) = (block * COLS, extra_depth * COLS);
-            let mut taken = COL_PANELS.take();
-            grow(&mut taken, my_cols.len() * (panel_len + extra_len));
-            let (space, extra_space) = taken.split_at_mut(my_cols.len() * panel_len);
+            let mut space = Scratch::new(my_cols.len() * (panel_len + extra_len));
+            let (space, extra_space) = space.split_at_mut(my_cols.len() * panel_len);
             for i in 0..count {
                 let (k, depth) = ((first_block + i) * block, depth_of(i));
                 let extra = extra.filter(|_| first_block + i + 1 == blocks);
@@ -194,7 +185,6 @@ pub(super) unsafe fn multiply(
                     }
                 }
             }
-            COL_PANELS.set(taken);
         };
         if threads {
             (0..cut.tasks()).into_par_iter().with_max_len(1).for_each(task);
@@ -202,7 +192,6 @@ pub(super) unsafe fn multiply(
             (0..cut.tasks()).for_each(task);
         }
     }
-    ROW_PANELS.set(copied);
 }
 
 /// What a tile adds up: rows of a first factor, and a panel of columns of the second.
@@ -211,12 +200,6 @@ struct Part<'a> {
     a: Strided,
     b: &'a [f32],
     depth: usize,
-}
-
-fn grow(space: &mut Vec<f32>, len: usize) {
-    if space.len() < len {
-        space.resize(len, 0.0);
-    }
 }
 
 /// How the tiles of a product are dealt out: each task has some panels of rows and at most [`TASK_PANELS`] panels of columns.

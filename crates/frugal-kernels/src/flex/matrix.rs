@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::gemm::{self, Extra, Strided, Target};
 use super::narrow;
-use crate::simd::task_rows;
+use crate::simd::{TASK, task_rows};
 
 /// A read-only view of a matrix.
 #[derive(Clone, Copy)]
@@ -52,8 +52,18 @@ impl<'a> Matrix<'a> {
 
     /// All elements, row by row.
     pub(crate) fn to_rows(self) -> Vec<f32> {
-        let element = |i: usize, j: usize| self.data[i * self.row_stride + j * self.col_stride];
-        (0..self.rows).flat_map(|i| (0..self.cols).map(move |j| element(i, j))).collect()
+        let mut rows = vec![0.0; self.rows * self.cols];
+        self.copy_rows_to(&mut rows);
+        rows
+    }
+
+    /// Writes all elements, row by row.
+    pub(crate) fn copy_rows_to(self, out: &mut [f32]) {
+        assert_eq!(out.len(), self.rows * self.cols);
+        for (i, out) in out.chunks_exact_mut(self.cols.max(1)).enumerate() {
+            let row = self.data[i * self.row_stride..].iter().step_by(self.col_stride.max(1));
+            out.iter_mut().zip(row).for_each(|(out, value)| *out = *value);
+        }
     }
 
     /// Whether each row is contiguous.
@@ -370,6 +380,13 @@ pub(crate) unsafe fn build_matrix(rows: usize, cols: usize, fill: impl FnOnce(Ma
     };
     // SAFETY: passed on to the caller.
     unsafe { build(rows * cols, write) }
+}
+
+/// A vector of zeros, which all threads write.
+pub(crate) fn zeros(len: usize) -> Vec<f32> {
+    let clear = |part: &mut [MaybeUninit<f32>]| part.iter_mut().for_each(|value| _ = value.write(0.0));
+    // SAFETY: the parts are all of it.
+    unsafe { build(len, |out| out.par_chunks_mut(TASK).for_each(clear)) }
 }
 
 /// A vector of `len` elements written by `fill`; spares clearing memory that is overwritten anyway.

@@ -15,6 +15,7 @@ mod norm;
 mod packed;
 mod record;
 mod rope;
+mod scratch;
 mod sparse;
 mod weight;
 

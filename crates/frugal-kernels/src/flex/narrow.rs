@@ -9,6 +9,7 @@ use rayon::prelude::*;
 
 use super::gemm::prefetch;
 use super::matrix::{Matrix, Threads};
+use super::scratch::Scratch;
 use crate::simd::{Isa, LANES, Lanes, TASK, multiversion};
 
 /// Columns of the widest matrix that counts as narrow, where the columns of the large one are contiguous; [`GROUP`] where its rows
@@ -43,41 +44,51 @@ pub(super) fn product(large: Matrix, narrow: Matrix, threads: Threads, put: impl
     } else if narrow.has_dense_rows() {
         by_columns(large.t(), narrow, threads, put);
     } else {
-        let copied = narrow.to_rows();
+        let copied = rows_of(narrow);
         by_columns(large.t(), Matrix::new(&copied, narrow.rows, narrow.cols), threads, put);
     }
 }
 
+/// A copy, row by row.
+fn rows_of(matrix: Matrix) -> Scratch {
+    let mut copied = Scratch::new(matrix.rows * matrix.cols);
+    matrix.copy_rows_to(&mut copied);
+    copied
+}
+
 /// `x * a` of `[n, depth]`, with contiguous rows, and `[depth, r]`, where r is at most [`GROUP`].
 fn by_rows(x: Matrix, a: Matrix, threads: usize, put: impl Fn(usize, usize, f32) + Sync) {
-    // Two rows at a time: `[pairs, GROUP, 2]`.
-    let mut paired = vec![[0.0; LANES]; a.rows.div_ceil(2)];
-    if a.has_dense_rows() {
-        for k in 0..a.rows {
-            a.row(k).iter().zip(paired[k / 2][k % 2..].iter_mut().step_by(2)).for_each(|(value, lane)| *lane = *value);
-        }
-    } else {
-        let copied;
-        let mut columns = a.t();
-        if !columns.has_dense_rows() {
-            copied = columns.to_rows();
-            columns = Matrix::new(&copied, columns.rows, columns.cols);
-        }
-        for j in 0..a.cols {
-            for (pair, values) in paired.iter_mut().zip(columns.row(j).chunks(2)) {
-                pair[2 * j..][..values.len()].copy_from_slice(values);
-            }
-        }
-    }
+    let mut paired = Scratch::zeros(a.rows.div_ceil(2) * LANES);
+    let (paired, _) = paired.as_chunks_mut();
+    pair_rows(paired, a);
+    let paired = &*paired;
     let per_task = if threads > 1 { (4 * TASK / x.cols).clamp(1, x.rows.div_ceil(threads)).next_multiple_of(ROWS) } else { x.rows };
     in_tasks(x.rows.div_ceil(per_task), threads, |task| {
         let rows = task * per_task..x.rows.min((task + 1) * per_task);
-        let mut out = vec![[0.0; GROUP]; rows.len()];
-        sum_rows(&mut out, x.narrow_rows(rows.start, rows.len()), &paired);
+        let mut out = Scratch::new(rows.len() * GROUP);
+        let (out, _) = out.as_chunks_mut();
+        sum_rows(out, x.narrow_rows(rows.start, rows.len()), paired);
         for (i, row) in rows.zip(out) {
             row[..a.cols].iter().enumerate().for_each(|(j, &value)| put(i, j, value));
         }
     });
+}
+
+/// Two rows at a time: `[depth, r]` to `[depth / 2, GROUP, 2]`, whose other places are 0 already.
+fn pair_rows(paired: &mut [[f32; LANES]], a: Matrix) {
+    if a.has_dense_rows() {
+        for k in 0..a.rows {
+            a.row(k).iter().zip(paired[k / 2][k % 2..].iter_mut().step_by(2)).for_each(|(value, lane)| *lane = *value);
+        }
+    } else if a.t().has_dense_rows() {
+        for j in 0..a.cols {
+            for (pair, values) in paired.iter_mut().zip(a.t().row(j).chunks(2)) {
+                pair[2 * j..][..values.len()].copy_from_slice(values);
+            }
+        }
+    } else {
+        pair_rows(paired, Matrix::new(&rows_of(a), a.rows, a.cols));
+    }
 }
 
 multiversion!(fn sum_rows(out: &mut [[f32; GROUP]], x: Matrix<'_>, paired: &[[f32; LANES]]) = sum_rows_body);
@@ -135,7 +146,7 @@ fn by_columns(x: Matrix, l: Matrix, threads: usize, put: impl Fn(usize, usize, f
     let width = x.cols.div_ceil(tasks).next_multiple_of(COLS);
     in_tasks(x.cols.div_ceil(width), threads, |task| {
         let cols = task * width..x.cols.min((task + 1) * width);
-        let mut out = vec![0.0; width * l.cols];
+        let mut out = Scratch::zeros(width * l.cols);
         sum_columns(&mut out, x, cols.clone(), l);
         for (j, row) in out.chunks_exact(width).enumerate() {
             row.iter().zip(cols.clone()).for_each(|(&value, i)| put(i, j, value));

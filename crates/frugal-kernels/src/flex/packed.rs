@@ -1,11 +1,11 @@
 //! Products with packed matrices: of integers, or in single precision against the matrix unpacked piece by piece.
 
-use std::cell::Cell;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::matrix::{Matrix, MatrixMut, Shared, Threads};
+use super::scratch::Scratch;
 use crate::packed::{NF4, Numbers, Offset, PANEL, Packed};
 use crate::simd::bytes::{Bytes, CODES, multiversion_bytes};
 use crate::simd::{Isa, LANES, Lanes, multiversion};
@@ -16,22 +16,6 @@ const TILE: usize = 1 << 20;
 const FEW_ROWS: usize = 8;
 /// Bytes of codes that are worth a thread.
 const TASK_BYTES: usize = 1 << 16;
-
-thread_local! {
-    static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
-}
-
-/// Memory of this thread that is kept between calls; its contents are whatever was there.
-fn with_scratch<T>(len: usize, f: impl FnOnce(&mut [f32]) -> T) -> T {
-    // Taken out meanwhile, so that a task that this thread helps with has its own.
-    let mut scratch = SCRATCH.take();
-    if scratch.len() < len {
-        scratch.resize(len, 0.0);
-    }
-    let result = f(&mut scratch[..len]);
-    SCRATCH.set(scratch);
-    result
-}
 
 /// `x · weightᵀ + bias`, `[tokens, rows]`.
 pub(crate) fn affine(x: Matrix, weight: &Packed, bias: Option<&[f32]>) -> Vec<f32> {
@@ -83,21 +67,20 @@ pub(crate) fn transposed_product(out: &mut MatrixMut, y: Matrix, weight: &Packed
 fn for_tiles(weight: &Packed, mut f: impl FnMut(Matrix, Range<usize>)) {
     let [rows, cols] = weight.dims();
     let per_tile = (TILE / (cols * PANEL).max(1)).clamp(1, weight.panels().max(1));
-    with_scratch(per_tile * PANEL * cols, |scratch| {
-        for first in (0..weight.panels()).step_by(per_tile) {
-            let panels = first..(first + per_tile).min(weight.panels());
-            let width = panels.len() * PANEL;
-            let tile = &mut scratch[..width * cols];
-            let shared = Shared::new(tile);
-            panels.clone().into_par_iter().for_each(|panel| {
-                // SAFETY: each panel has columns of its own.
-                let out = unsafe { shared.window((panel - first) * PANEL, cols, PANEL, width) };
-                unpack(out, weight, panel);
-            });
-            let valid = first * PANEL..(panels.end * PANEL).min(rows);
-            f(Matrix::new(tile, cols, width).window(0, cols, 0, valid.len()), valid);
-        }
-    });
+    let mut scratch = Scratch::new(per_tile * PANEL * cols);
+    for first in (0..weight.panels()).step_by(per_tile) {
+        let panels = first..(first + per_tile).min(weight.panels());
+        let width = panels.len() * PANEL;
+        let tile = &mut scratch[..width * cols];
+        let shared = Shared::new(tile);
+        panels.clone().into_par_iter().for_each(|panel| {
+            // SAFETY: each panel has columns of its own.
+            let out = unsafe { shared.window((panel - first) * PANEL, cols, PANEL, width) };
+            unpack(out, weight, panel);
+        });
+        let valid = first * PANEL..(panels.end * PANEL).min(rows);
+        f(Matrix::new(tile, cols, width).window(0, cols, 0, valid.len()), valid);
+    }
 }
 
 fn unpack(out: MatrixMut<'_>, weight: &Packed, panel: usize) {
@@ -161,16 +144,15 @@ fn few_rows(out: &mut MatrixMut, x: Matrix, weight: &Packed) {
     let [rows, cols] = weight.dims();
     let shared = out.share();
     (0..weight.panels()).into_par_iter().with_min_len((TASK_BYTES / weight.panel_bytes()).max(1)).for_each(|panel| {
-        with_scratch(cols * PANEL, |tile| {
-            unpack(MatrixMut::new(tile, cols, PANEL), weight, panel);
-            for i in 0..x.rows {
-                let mut y = [0.0; LANES];
-                row_times_tile(&mut y, x.row(i), tile);
-                let valid = PANEL.min(rows - panel * PANEL);
-                // SAFETY: each panel has columns of its own.
-                unsafe { shared.write(i, panel * PANEL, &y[..valid]) };
-            }
-        });
+        let mut tile = Scratch::new(cols * PANEL);
+        unpack(MatrixMut::new(&mut tile, cols, PANEL), weight, panel);
+        for i in 0..x.rows {
+            let mut y = [0.0; LANES];
+            row_times_tile(&mut y, x.row(i), &tile);
+            let valid = PANEL.min(rows - panel * PANEL);
+            // SAFETY: each panel has columns of its own.
+            unsafe { shared.write(i, panel * PANEL, &y[..valid]) };
+        }
     });
 }
 

@@ -3,8 +3,9 @@
 use burn::backend::flex::FlexTensor;
 use rayon::prelude::*;
 
-use super::super::matrix::{Matrix, MatrixMut, Shared, Threads};
+use super::super::matrix::{Matrix, MatrixMut, Shared, Threads, zeros};
 use super::super::record::tensor_of;
+use super::super::scratch::Scratch;
 use super::bias::Bias;
 use super::softmax::{RowState, dot_product, softmax_backward};
 use super::{HeadTask, Saved, TILE_K, TILE_Q, pieces};
@@ -22,7 +23,7 @@ pub(super) fn backward(
     let (heads, dim) = (spec.num_heads, spec.head_dim);
     let [q, k, v] = inputs.each_ref().map(Matrix::of);
     let (tokens_q, tokens_k) = (q.rows, k.rows);
-    let buffer = |wanted: bool, tokens: usize| vec![0.0; if wanted { tokens * heads * dim } else { 0 }];
+    let buffer = |wanted: bool, tokens: usize| zeros(if wanted { tokens * heads * dim } else { 0 });
     // Keys and values get one gradient per query head first, so that no two tasks share memory.
     let (mut dq, mut dk, mut dv) = (buffer(for_q, tokens_q), buffer(for_k, tokens_k), buffer(for_v, tokens_k));
     let [shared_q, shared_k, shared_v] = [Shared::new(&mut dq), Shared::new(&mut dk), Shared::new(&mut dv)];
@@ -71,8 +72,8 @@ fn head(mut gradients: Gradients, task: &HeadTask, [q, k, v]: [Matrix; 3], bias:
     let (heads, dim) = (spec.num_heads, spec.head_dim);
     let kv_head = task.head * spec.num_kv_heads / heads;
     let output = Matrix::of(&saved.output);
-    let mut score_buffer = vec![0.0; TILE_Q * TILE_K];
-    let mut grad_buffer = vec![0.0; TILE_Q * TILE_K];
+    let mut buffers = Scratch::new(2 * TILE_Q * TILE_K);
+    let (score_buffer, grad_buffer) = buffers.split_at_mut(TILE_Q * TILE_K);
     for rows in pieces(0..task.queries.len(), TILE_Q) {
         let first = task.queries.start + rows.start;
         let [q, output, grad] = [q, output, grad].map(|m| m.window(first, rows.len(), task.head * dim, dim));

@@ -5,8 +5,9 @@ use std::ops::Range;
 use burn::backend::flex::FlexTensor;
 use rayon::prelude::*;
 
-use super::super::matrix::{Matrix, MatrixMut, Shared, Threads};
+use super::super::matrix::{Matrix, MatrixMut, Shared, Threads, zeros};
 use super::super::record::tensor_of;
+use super::super::scratch::Scratch;
 use super::bias::Bias;
 use super::softmax::{Running, online_softmax, scale_row};
 use super::{HeadTask, TILE_K, TILE_Q, pieces};
@@ -19,7 +20,7 @@ const SPLIT: usize = 1024;
 /// The output, and the logarithm of the sum of exponentials of each query and head.
 pub(super) fn forward(q: Matrix, k: Matrix, v: Matrix, bias: Bias, spec: &AttentionSpec) -> (FlexTensor, Vec<f32>) {
     let (heads, dim) = (spec.num_heads, spec.head_dim);
-    let mut output = vec![0.0; q.rows * heads * dim];
+    let mut output = zeros(q.rows * heads * dim);
     let mut lse = vec![0.0; q.rows * heads];
     let (shared_output, shared_lse) = (Shared::new(&mut output), Shared::new(&mut lse));
     let (single, tiled): (Vec<_>, Vec<_>) = HeadTask::all(spec).into_iter().partition(|task| task.queries.len() == 1);
@@ -58,8 +59,8 @@ fn tile(
     let kv_head = task.head * spec.num_kv_heads / spec.num_heads;
     let q = q.window(task.queries.start + rows.start, rows.len(), task.head * dim, dim);
     let mut running = vec![Running::EMPTY; rows.len()];
-    let mut scores = vec![0.0; rows.len() * TILE_K];
-    let mut total = vec![0.0; rows.len() * dim];
+    let mut scores = Scratch::new(rows.len() * TILE_K);
+    let mut total = Scratch::zeros(rows.len() * dim);
     for keys in pieces(task.visible(rows, spec), TILE_K) {
         let scores = &mut scores[..rows.len() * keys.len()];
         let [k, v] = [k, v].map(|m| m.window(task.keys.start + keys.start, keys.len(), kv_head * dim, dim));
