@@ -68,9 +68,10 @@ def peer(steps):
 FLOP = 4 * 134.5e6 + 6 * 2.44e6 + 14 * (LENGTH / 2) * 576 * 30
 
 
-def gemm_rate(program):
-    """Floating-point operations a second of plain matrix products, by `frugal doctor`."""
-    return 1e9 * json.loads(subprocess.run([program, "doctor", "--json"], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout)["gemm_gflops"]
+def gemm_rates(program):
+    """Floating-point operations a second of plain matrix products, at the median and at best, by `frugal doctor`."""
+    found = json.loads(subprocess.run([program, "doctor", "--json"], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout)
+    return 1e9 * found["gemm_gflops_sustained"], 1e9 * found["gemm_gflops"]
 
 
 def run(command):
@@ -100,22 +101,23 @@ def main():
     for i in range(args.pairs):
         frugal = run([*ours, "smollm2-135m", str(args.steps), f"quantize={args.quantize}", f"activations={args.activations}",
                       f"memory={args.memory}"])
-        limit = gemm_rate(doctor) / FLOP
+        sustained, best = (products / FLOP for products in gemm_rates(doctor))
         other = run([sys.executable, __file__, "--peer", "--steps", str(args.steps)])
         worst = max(abs(a - b) / b for a, b in zip(frugal["losses"], other["losses"]))
         if worst > bound:
             sys.exit(f"the two sides do not compute the same: losses {frugal['losses']} and {other['losses']}")
         pairs.append({"frugal_tokens_per_second": rate(frugal), "peft_tokens_per_second": rate(other),
                       "frugal_peak_mib": frugal["peak_rss_bytes"] / 2**20, "peft_peak_mib": other["peak_rss_bytes"] / 2**20,
-                      "share_of_gemm_limit": rate(frugal) / limit, "largest_loss_difference": worst})
+                      "share_of_gemm_limit": rate(frugal) / sustained, "share_of_best_gemm": rate(frugal) / best,
+                      "largest_loss_difference": worst})
         print(json.dumps(pairs[-1]), file=sys.stderr)
     speed = [p["frugal_tokens_per_second"] / p["peft_tokens_per_second"] for p in pairs]
     memory = [p["frugal_peak_mib"] / p["peft_peak_mib"] for p in pairs]
-    share = statistics.median(p["share_of_gemm_limit"] for p in pairs)
+    share, of_best = (statistics.median(p[key] for p in pairs) for key in ("share_of_gemm_limit", "share_of_best_gemm"))
     result = {"what": "LoRA step, SmolLM2-135M, 4 x 256 tokens, against peft in float32",
               "quantize": args.quantize, "activations": args.activations, "memory": args.memory, "speed_ratio": statistics.median(speed),
               "memory_ratio": statistics.median(memory),
-              "share_of_gemm_limit": share, "pairs": pairs}
+              "share_of_gemm_limit": share, "share_of_best_gemm": of_best, "pairs": pairs}
     args.out.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps({k: v for k, v in result.items() if k != "pairs"}))
 

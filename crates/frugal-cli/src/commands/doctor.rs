@@ -59,11 +59,13 @@ pub fn run(args: &Args) -> Result<Outcome> {
             "devices": device::NAMES,
             "cache": { "path": cache, "bytes": cache_bytes, "models": models },
             "gemm_gflops": ceilings.gemm_gflops,
+            "gemm_gflops_sustained": ceilings.gemm_gflops_sustained,
             "read_gb_per_s": ceilings.read_gb_per_s,
             "problems": problems,
         }))?;
     } else {
-        let Ceilings { gemm_gflops, read_gb_per_s } = ceilings;
+        let Ceilings { gemm_gflops, gemm_gflops_sustained, read_gb_per_s } = ceilings;
+        let [best, sustained] = [gemm_gflops, gemm_gflops_sustained].map(|rate| human::significant(rate, 3));
         let none = || "unknown".to_owned();
         let memory = match (system.memory, available) {
             (Some(total), Some(available)) => format!("{}, {} available", human::bytes(total), human::bytes(available)),
@@ -76,7 +78,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
             ("vector units", simd().join(", ")),
             ("memory", memory),
             ("devices", device::NAMES.join(", ")),
-            ("matrix products", format!("{} GFLOP/s in f32 on {device_name}", human::significant(gemm_gflops, 3))),
+            ("matrix products", format!("{best} GFLOP/s at best, {sustained} sustained, in f32 on {device_name}")),
             ("memory reads", format!("{} GB/s", human::significant(read_gb_per_s, 3))),
             ("cache", format!("{}, {}", cache.display(), human::bytes(cache_bytes))),
             ("models in it", if models.is_empty() { "none".into() } else { models.join(", ") }),

@@ -243,18 +243,22 @@ impl<'a> MatrixMut<'a> {
 
     /// Whether one side was so narrow that the product was computed.
     fn narrow_product(&mut self, a: Matrix, b: Matrix, scale: f32, threads: Threads, accumulate: bool) -> bool {
-        let out = self.share();
-        // SAFETY: each element is handed out once, and was initialised if it is added to.
-        let put = |i, j, value: f32| unsafe { out.put(i, j, scale * value, accumulate) };
+        let out = self.sink(scale, accumulate);
         if narrow::is_better(a, b) {
-            narrow::product(a, b, threads, put);
+            narrow::product(a, b, threads, &out);
             true
         } else if narrow::is_better(b.t(), a.t()) {
-            narrow::product(b.t(), a.t(), threads, |j, i, value| put(i, j, value));
+            narrow::product(b.t(), a.t(), threads, &out.t());
             true
         } else {
             false
         }
+    }
+
+    /// For a narrow product, scaled, perhaps added to what is there.
+    pub(super) fn sink(&mut self, scale: f32, accumulate: bool) -> Sink<'_> {
+        let (dims, strides) = ([self.rows, self.cols], [self.row_stride, 1]);
+        Sink { data: self.data, dims, strides, scale, accumulate, lifetime: PhantomData }
     }
 
     /// With the products of [`gemm`], which must be better at these sizes.
@@ -339,17 +343,60 @@ impl SharedMatrix<'_> {
         // SAFETY: the elements lie inside the matrix.
         unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), self.data.add(row * self.row_stride + col), values.len()) };
     }
+}
 
-    /// Writes an element, or adds to it.
+/// Where parallel tasks put the values of a product, each in its places; what is there has been initialised if it is added to.
+pub(super) struct Sink<'a> {
+    data: *mut f32,
+    dims: [usize; 2],
+    strides: [usize; 2],
+    scale: f32,
+    accumulate: bool,
+    lifetime: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: as for `Shared`.
+unsafe impl Sync for Sink<'_> {}
+
+impl Sink<'_> {
+    /// The transposed view.
+    pub(super) fn t(self) -> Self {
+        let ([rows, cols], [row_stride, col_stride]) = (self.dims, self.strides);
+        Self { dims: [cols, rows], strides: [col_stride, row_stride], ..self }
+    }
+
+    /// The first values of a row.
     ///
     /// # Safety
-    /// Nothing else may touch the element at the same time, and it must have been initialised if it is added to.
-    unsafe fn put(&self, row: usize, col: usize, value: f32, accumulate: bool) {
-        assert!(row < self.rows && col < self.cols);
-        // SAFETY: the element lies inside the matrix; the rest is passed on to the caller.
+    /// Nothing else may touch these elements at the same time.
+    pub(super) unsafe fn put_row(&self, row: usize, values: &[f32]) {
+        assert!(row < self.dims[0] && values.len() <= self.dims[1]);
+        // SAFETY: the elements lie inside the matrix; the rest is passed on to the caller.
+        unsafe { self.put(row * self.strides[0], self.strides[1], values) };
+    }
+
+    /// Values of a column, from a row on.
+    ///
+    /// # Safety
+    /// As [`Sink::put_row`].
+    pub(super) unsafe fn put_col(&self, first_row: usize, col: usize, values: &[f32]) {
+        assert!(col < self.dims[1] && first_row + values.len() <= self.dims[0]);
+        // SAFETY: as above.
+        unsafe { self.put(first_row * self.strides[0] + col * self.strides[1], self.strides[0], values) };
+    }
+
+    /// # Safety
+    /// As [`Sink::put_row`], and the elements must lie inside the matrix.
+    #[inline(always)]
+    unsafe fn put(&self, start: usize, stride: usize, values: &[f32]) {
+        // SAFETY: passed on to the caller.
         unsafe {
-            let at = self.data.add(row * self.row_stride + col);
-            at.write(if accumulate { at.read() + value } else { value });
+            let start = self.data.add(start);
+            match (stride, self.accumulate) {
+                (1, false) => values.iter().enumerate().for_each(|(i, value)| start.add(i).write(self.scale * value)),
+                (_, false) => values.iter().enumerate().for_each(|(i, value)| start.add(i * stride).write(self.scale * value)),
+                (_, true) => values.iter().enumerate().for_each(|(i, value)| *start.add(i * stride) += self.scale * value),
+            }
         }
     }
 }

@@ -8,7 +8,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::gemm::prefetch;
-use super::matrix::{Matrix, Threads};
+use super::matrix::{Matrix, Sink, Threads};
 use super::scratch::Scratch;
 use crate::simd::{Isa, LANES, Lanes, TASK, multiversion};
 
@@ -33,19 +33,19 @@ pub(super) fn is_better(large: Matrix, narrow: Matrix) -> bool {
     lines_up && (1..=widest).contains(&narrow.cols) && narrow.cols <= large.rows && large.cols >= SHORTEST
 }
 
-/// `large * narrow`, of `[n, depth]` and `[depth, r]`: hands out each value with its place in `[n, r]`, perhaps from several threads.
-pub(super) fn product(large: Matrix, narrow: Matrix, threads: Threads, put: impl Fn(usize, usize, f32) + Sync) {
+/// `large * narrow`, of `[n, depth]` and `[depth, r]`.
+pub(super) fn product(large: Matrix, narrow: Matrix, threads: Threads, out: &Sink) {
     let threads = match threads {
         Threads::All if large.rows * large.cols >= TASK => rayon::current_num_threads(),
         _ => 1,
     };
     if large.has_dense_rows() {
-        by_rows(large, narrow, threads, put);
+        by_rows(large, narrow, threads, out);
     } else if narrow.has_dense_rows() {
-        by_columns(large.t(), narrow, threads, put);
+        by_columns(large.t(), narrow, threads, out);
     } else {
         let copied = rows_of(narrow);
-        by_columns(large.t(), Matrix::new(&copied, narrow.rows, narrow.cols), threads, put);
+        by_columns(large.t(), Matrix::new(&copied, narrow.rows, narrow.cols), threads, out);
     }
 }
 
@@ -57,7 +57,7 @@ fn rows_of(matrix: Matrix) -> Scratch {
 }
 
 /// `x * a` of `[n, depth]`, with contiguous rows, and `[depth, r]`, where r is at most [`GROUP`].
-fn by_rows(x: Matrix, a: Matrix, threads: usize, put: impl Fn(usize, usize, f32) + Sync) {
+fn by_rows(x: Matrix, a: Matrix, threads: usize, out: &Sink) {
     let mut paired = Scratch::zeros(a.rows.div_ceil(2) * LANES);
     let (paired, _) = paired.as_chunks_mut();
     pair_rows(paired, a);
@@ -65,11 +65,12 @@ fn by_rows(x: Matrix, a: Matrix, threads: usize, put: impl Fn(usize, usize, f32)
     let per_task = if threads > 1 { (4 * TASK / x.cols).clamp(1, x.rows.div_ceil(threads)).next_multiple_of(ROWS) } else { x.rows };
     in_tasks(x.rows.div_ceil(per_task), threads, |task| {
         let rows = task * per_task..x.rows.min((task + 1) * per_task);
-        let mut out = Scratch::new(rows.len() * GROUP);
-        let (out, _) = out.as_chunks_mut();
-        sum_rows(out, x.narrow_rows(rows.start, rows.len()), paired);
-        for (i, row) in rows.zip(out) {
-            row[..a.cols].iter().enumerate().for_each(|(j, &value)| put(i, j, value));
+        let mut sums = Scratch::new(rows.len() * GROUP);
+        let (sums, _) = sums.as_chunks_mut();
+        sum_rows(sums, x.narrow_rows(rows.start, rows.len()), paired);
+        for (i, row) in rows.zip(sums) {
+            // SAFETY: each task has rows of its own.
+            unsafe { out.put_row(i, &row[..a.cols]) };
         }
     });
 }
@@ -141,15 +142,16 @@ fn sum_tile<I: Isa, const N: usize>(out: &mut [[f32; GROUP]], x: Matrix, first: 
 }
 
 /// `lᵀ * x`, of `[depth, r]` and `[depth, n]`, both with contiguous rows.
-fn by_columns(x: Matrix, l: Matrix, threads: usize, put: impl Fn(usize, usize, f32) + Sync) {
+fn by_columns(x: Matrix, l: Matrix, threads: usize, out: &Sink) {
     let tasks = threads * x.cols.div_ceil(threads * BLOCK[1]);
     let width = x.cols.div_ceil(tasks).next_multiple_of(COLS);
     in_tasks(x.cols.div_ceil(width), threads, |task| {
         let cols = task * width..x.cols.min((task + 1) * width);
-        let mut out = Scratch::zeros(width * l.cols);
-        sum_columns(&mut out, x, cols.clone(), l);
-        for (j, row) in out.chunks_exact(width).enumerate() {
-            row.iter().zip(cols.clone()).for_each(|(&value, i)| put(i, j, value));
+        let mut sums = Scratch::zeros(width * l.cols);
+        sum_columns(&mut sums, x, cols.clone(), l);
+        for (j, row) in sums.chunks_exact(width).enumerate() {
+            // SAFETY: each task has rows of its own.
+            unsafe { out.put_col(cols.start, j, &row[..cols.len()]) };
         }
     });
 }
@@ -231,8 +233,7 @@ fn add_tile<I: Isa, const N: usize>(out: &mut [f32], width: usize, x: &[&[f32]],
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-
+    use super::super::matrix::MatrixMut;
     use super::*;
 
     /// Values that differ from place to place and are exact in every sum.
@@ -255,14 +256,16 @@ mod tests {
                     continue;
                 }
                 assert!(is_better(large, narrow));
-                let found = Mutex::new(vec![None; n * r]);
-                product(large, narrow, threads, |i, j, value| {
-                    assert!(found.lock().unwrap()[i * r + j].replace(value).is_none(), "[{i}, {j}] is handed out once");
-                });
+                let mut written = vec![f32::NAN; n * r];
+                product(large, narrow, threads, &MatrixMut::new(&mut written, n, r).sink(1.0, false));
+                // Transposed, and added twice over to what is there.
+                let mut added = vec![3.0; n * r];
+                product(large, narrow, threads, &MatrixMut::new(&mut added, r, n).sink(2.0, true).t());
                 let (large, narrow) = (large.to_rows(), narrow.to_rows());
-                let expected = |i: usize, j: usize| (0..depth).map(|k| large[i * depth + k] * narrow[k * r + j]).sum::<f32>();
-                for (at, found) in found.into_inner().unwrap().into_iter().enumerate() {
-                    assert_eq!(found, Some(expected(at / r, at % r)), "{n} x {depth} x {r} at {at}");
+                for (i, j) in (0..n).flat_map(|i| (0..r).map(move |j| (i, j))) {
+                    let expected = (0..depth).map(|k| large[i * depth + k] * narrow[k * r + j]).sum::<f32>();
+                    let found = [written[i * r + j], added[j * n + i]];
+                    assert_eq!(found, [expected, 3.0 + 2.0 * expected], "{n} x {depth} x {r} at [{i}, {j}]");
                 }
             }
         }

@@ -13,25 +13,28 @@ use serde::Serialize;
 pub struct Ceilings {
     /// Matrix products in f32, 10⁹ floating-point operations per second (a multiply-add counts two).
     pub gemm_gflops: f64,
+    /// The same at the median instead of the best: what long work can count on.
+    pub gemm_gflops_sustained: f64,
     /// Reading memory with all cores, 10⁹ bytes per second.
     pub read_gb_per_s: f64,
 }
 
-/// Measures for about `budget` on this device; the best of the repetitions counts, since others use the machine too.
+/// Measures for about `budget` on this device; the best of the repetitions is the ceiling, since others use the machine too.
 pub fn ceilings(device: &Device, budget: Duration) -> Ceilings {
-    Ceilings { gemm_gflops: gemm_gflops(device, budget / 2), read_gb_per_s: read_gb_per_s(budget / 2) }
+    let [gemm_gflops, gemm_gflops_sustained] = gemm_gflops(device, budget / 2);
+    Ceilings { gemm_gflops, gemm_gflops_sustained, read_gb_per_s: read_gb_per_s(budget / 2) }
 }
 
-/// Best rate over `budget` of the product that a transformer spends its time on: many tokens times a weight matrix.
-pub fn gemm_gflops(device: &Device, budget: Duration) -> f64 {
+/// Best and median rate over `budget` of the product that a transformer spends its time on: many tokens times a weight matrix.
+pub fn gemm_gflops(device: &Device, budget: Duration) -> [f64; 2] {
     const ROWS: usize = 1024;
     const WIDTH: usize = 768;
     let x = Tensor::<2>::random([ROWS, WIDTH], Distribution::Default, device);
     let w = Tensor::<2>::random([WIDTH, WIDTH], Distribution::Default, device);
     let operations = 2.0 * (ROWS * WIDTH * WIDTH) as f64;
     // Read at the end only: on other devices products would otherwise wait for the copy.
-    best_seconds(budget, || drop(black_box(frugal_kernels::linear(x.clone(), w.clone(), None).sum().into_data())))
-        .map_or(0.0, |s| operations / s / 1e9)
+    repeat(budget, || drop(black_box(frugal_kernels::linear(x.clone(), w.clone(), None).sum().into_data())))
+        .map(|seconds| operations / seconds / 1e9)
 }
 
 /// Best rate over `budget` of summing an array that no cache holds.
@@ -46,18 +49,20 @@ pub fn read_gb_per_s(budget: Duration) -> f64 {
         });
         black_box(parts.sum::<f32>());
     };
-    best_seconds(budget, sum).map_or(0.0, |s| (ELEMENTS * size_of::<f32>()) as f64 / s / 1e9)
+    let [best, _] = repeat(budget, sum);
+    (ELEMENTS * size_of::<f32>()) as f64 / best / 1e9
 }
 
-fn best_seconds(budget: Duration, mut work: impl FnMut()) -> Option<f64> {
+/// The shortest and the median time of the repetitions that `budget` allows, in seconds.
+fn repeat(budget: Duration, mut work: impl FnMut()) -> [f64; 2] {
     work();
     let start = Instant::now();
-    let mut best: Option<f64> = None;
-    while best.is_none() || start.elapsed() < budget {
+    let mut seconds = Vec::new();
+    while seconds.is_empty() || start.elapsed() < budget {
         let begin = Instant::now();
         work();
-        let seconds = begin.elapsed().as_secs_f64();
-        best = Some(best.map_or(seconds, |b| b.min(seconds)));
+        seconds.push(begin.elapsed().as_secs_f64());
     }
-    best
+    seconds.sort_by(f64::total_cmp);
+    [seconds[0], seconds[seconds.len() / 2]]
 }

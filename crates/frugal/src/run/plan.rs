@@ -92,7 +92,7 @@ pub fn plan(config: &TuneConfig, lookup: &Lookup) -> Result<Plan, RunError> {
     let trained = (trained + head_parameters) as u64;
     let memory = predicted(&prepared, &sites, adapter.as_ref(), config, trained, micro_batch_tokens, process);
     let flops_per_token = flops_per_token(model, &sites, adapter.as_ref(), prepared.head.is_none());
-    let gemm_gflops = crate::measure::machine::gemm_gflops(&device, Duration::from_millis(300));
+    let [gemm_gflops, _] = crate::measure::machine::gemm_gflops(&device, Duration::from_millis(300));
     let train_flops = flops_per_token * train_tokens as f64;
     Ok(Plan {
         model_parameters: sites.num_parameters() as u64,
