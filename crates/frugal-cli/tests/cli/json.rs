@@ -41,7 +41,7 @@ fn models_say_whether_they_are_there() {
 #[test]
 fn the_doctor_measures() {
     let machine = frugal(&["doctor", "--json", "--quiet"]).ok().json();
-    for key in ["/gemm_gflops", "/read_gb_per_s", "/system/threads"] {
+    for key in ["/gemm_gflops", "/gemm_gflops_sustained", "/read_gb_per_s", "/system/threads"] {
         assert!(machine.pointer(key).unwrap().as_f64().unwrap() > 0.0, "{key}: {machine}");
     }
     assert!(machine["devices"].as_array().unwrap().contains(&"cpu".into()));

@@ -2,9 +2,9 @@
 //!
 //! The inner loop keeps 12 x 32 sums in registers. Its columns of the second factor are copied into panels by the task that
 //! multiplies them; the first factor is read where it lies if its rows are contiguous and do not fall on the same lines of the
-//! first-level cache, and copied into panels of 12 rows if not. A
-//! second, shallow product can be added to the sums before they are written. Cuts along the depth, which decide the order of a sum,
-//! follow from the shapes alone, so the result is the same for any number of threads.
+//! first-level cache, and copied into panels of 12 rows if not. A second, shallow product can be added to the sums before they are
+//! written. Cuts along the depth, which decide the order of a sum, follow from the shapes alone, so the result is the same for any
+//! number of threads.
 
 use std::ops::Range;
 

@@ -61,8 +61,7 @@ impl<'a> Matrix<'a> {
     pub(crate) fn copy_rows_to(self, out: &mut [f32]) {
         assert_eq!(out.len(), self.rows * self.cols);
         for (i, out) in out.chunks_exact_mut(self.cols.max(1)).enumerate() {
-            let row = self.data[i * self.row_stride..].iter().step_by(self.col_stride.max(1));
-            out.iter_mut().zip(row).for_each(|(out, value)| *out = *value);
+            out.iter_mut().enumerate().for_each(|(j, out)| *out = self.data[i * self.row_stride + j * self.col_stride]);
         }
     }
 
@@ -245,10 +244,10 @@ impl<'a> MatrixMut<'a> {
     fn narrow_product(&mut self, a: Matrix, b: Matrix, scale: f32, threads: Threads, accumulate: bool) -> bool {
         let out = self.sink(scale, accumulate);
         if narrow::is_better(a, b) {
-            narrow::product(a, b, threads, &out);
+            narrow::product(a, b, threads, out);
             true
         } else if narrow::is_better(b.t(), a.t()) {
-            narrow::product(b.t(), a.t(), threads, &out.t());
+            narrow::product(b.t(), a.t(), threads, out.t());
             true
         } else {
             false
@@ -429,7 +428,7 @@ pub(crate) unsafe fn build_matrix(rows: usize, cols: usize, fill: impl FnOnce(Ma
     unsafe { build(rows * cols, write) }
 }
 
-/// A vector of zeros, which all threads write.
+/// A vector of zeros, cleared by all threads.
 pub(crate) fn zeros(len: usize) -> Vec<f32> {
     let clear = |part: &mut [MaybeUninit<f32>]| part.iter_mut().for_each(|value| _ = value.write(0.0));
     // SAFETY: the parts are all of it.

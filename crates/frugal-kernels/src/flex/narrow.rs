@@ -34,18 +34,18 @@ pub(super) fn is_better(large: Matrix, narrow: Matrix) -> bool {
 }
 
 /// `large * narrow`, of `[n, depth]` and `[depth, r]`.
-pub(super) fn product(large: Matrix, narrow: Matrix, threads: Threads, out: &Sink) {
+pub(super) fn product(large: Matrix, narrow: Matrix, threads: Threads, out: Sink) {
     let threads = match threads {
         Threads::All if large.rows * large.cols >= TASK => rayon::current_num_threads(),
         _ => 1,
     };
     if large.has_dense_rows() {
-        by_rows(large, narrow, threads, out);
+        by_rows(large, narrow, threads, &out);
     } else if narrow.has_dense_rows() {
-        by_columns(large.t(), narrow, threads, out);
+        by_columns(large.t(), narrow, threads, &out);
     } else {
         let copied = rows_of(narrow);
-        by_columns(large.t(), Matrix::new(&copied, narrow.rows, narrow.cols), threads, out);
+        by_columns(large.t(), Matrix::new(&copied, narrow.rows, narrow.cols), threads, &out);
     }
 }
 
@@ -257,10 +257,10 @@ mod tests {
                 }
                 assert!(is_better(large, narrow));
                 let mut written = vec![f32::NAN; n * r];
-                product(large, narrow, threads, &MatrixMut::new(&mut written, n, r).sink(1.0, false));
+                product(large, narrow, threads, MatrixMut::new(&mut written, n, r).sink(1.0, false));
                 // Transposed, and added twice over to what is there.
                 let mut added = vec![3.0; n * r];
-                product(large, narrow, threads, &MatrixMut::new(&mut added, r, n).sink(2.0, true).t());
+                product(large, narrow, threads, MatrixMut::new(&mut added, r, n).sink(2.0, true).t());
                 let (large, narrow) = (large.to_rows(), narrow.to_rows());
                 for (i, j) in (0..n).flat_map(|i| (0..r).map(move |j| (i, j))) {
                     let expected = (0..depth).map(|k| large[i * depth + k] * narrow[k * r + j]).sum::<f32>();

@@ -9,8 +9,7 @@ const LINE: usize = 16;
 
 /// A line of the cache, so that vectors lie within one.
 #[derive(Clone, Copy)]
-#[repr(align(64))]
-#[expect(dead_code, reason = "read as a slice of numbers")]
+#[repr(C, align(64))]
 struct Line([f32; LINE]);
 
 thread_local! {
@@ -26,9 +25,12 @@ pub(super) struct Scratch {
 impl Scratch {
     /// Memory for `len` values, which hold whatever was left there.
     pub(super) fn new(len: usize) -> Self {
+        if len == 0 {
+            return Self { lines: Vec::new(), len };
+        }
         let mut lines = FREE.with_borrow_mut(Vec::pop).unwrap_or_default();
         if lines.len() * LINE < len {
-            lines.resize(len.div_ceil(LINE), Line([0.0; LINE]));
+            lines = vec![Line([0.0; LINE]); len.div_ceil(LINE)];
         }
         Self { lines, len }
     }
@@ -43,6 +45,9 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
+        if self.lines.is_empty() {
+            return;
+        }
         // A thread that ends keeps nothing.
         _ = FREE.try_with(|free| free.borrow_mut().push(std::mem::take(&mut self.lines)));
     }

@@ -212,7 +212,7 @@ impl Rotation {
 
     /// `x B`: the last factor acts first.
     fn rotated(&self, at: &At<'_>, x: Tensor<2>) -> Tensor<2> {
-        self.factors(at).into_iter().enumerate().rev().fold(x, |x, (level, blocks)| self.apply(x, level, blocks))
+        at.keep(|| self.factors(at)).into_iter().enumerate().rev().fold(x, |x, (level, blocks)| self.apply(x, level, blocks))
     }
 
     fn scaled(&self, weight: Tensor<2>, scales: Tensor<2>, at: &At<'_>) -> MergedLinear {
@@ -241,6 +241,10 @@ impl MapPart for Rotation {
 
     fn delta(&self, at: &At<'_>) -> Tensor<2> {
         self.merged(at).weight - at.base.weight.dense()
+    }
+
+    fn forms_weight(&self) -> bool {
+        false
     }
 
     fn forward(&self, at: &At<'_>, x: Tensor<2>) -> Tensor<2> {

@@ -374,6 +374,10 @@ impl Adapter for DiffPruning {
         Ok(self.delta(base, Mode::Eval))
     }
 
+    fn forms_weight(&self, base: &Linear) -> bool {
+        self.acts_on(base)
+    }
+
     fn supports_mixed_batch(&self) -> bool {
         true
     }

@@ -31,7 +31,7 @@ use serde_json::{Map, Value, json};
 use super::lora::{self, Lora, LoraConfig, LoraPass, Pair};
 use super::maps::{bad, frozen_maps, linear_maps};
 use super::registry::{self, Capabilities, Family, Method};
-use super::{AdaptError, Adapter, BuildContext, MergedLinear, Mode, Parameter, Pass, to_vec};
+use super::{AdaptError, Adapter, BuildContext, Kept, MergedLinear, Mode, Parameter, Pass, to_vec};
 use crate::model::{Embedding, Linear, Norm, SiteId};
 
 const NAME: &str = "dora";
@@ -86,9 +86,10 @@ impl Dora {
     }
 
     /// The pair of an adapted map and the factors `m / ‖V‖` of its rows.
-    fn at(&self, base: &Linear, mode: Mode) -> Option<(&Pair, Tensor<1>)> {
+    fn at(&self, base: &Linear, mode: Mode, kept: Option<&Kept>) -> Option<(&Pair, Tensor<1>)> {
         let (pair, magnitude) = (self.lora.at(base.site)?, self.magnitudes[base.site.index()].as_ref()?);
-        Some((pair, magnitude.get::<1>(mode) / row_lengths(pair, base)))
+        let factors = || magnitude.get::<1>(mode) / row_lengths(pair, base);
+        Some((pair, kept.map_or_else(factors, |kept| kept.keep(base.site, factors))))
     }
 }
 
@@ -101,6 +102,7 @@ fn row_lengths(pair: &Pair, base: &Linear) -> Tensor<1> {
 struct DoraPass<'a> {
     adapter: &'a Dora,
     lora: LoraPass<'a>,
+    kept: Option<&'a Kept>,
 }
 
 impl Pass for DoraPass<'_> {
@@ -110,7 +112,7 @@ impl Pass for DoraPass<'_> {
 
     fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
         let mode = self.lora.mode;
-        let Some((pair, factors)) = self.adapter.at(base, mode) else { return self.lora.linear(base, x) };
+        let Some((pair, factors)) = self.adapter.at(base, mode, self.kept) else { return self.lora.linear(base, x) };
         let (a, b, factors) = (pair.a.get::<2>(mode), pair.b.get::<2>(mode), factors.unsqueeze::<2>());
         let bias = self.lora.bias(base.site, base.bias.as_ref());
         let (rate, plain) = (self.adapter.lora.config.lora_dropout, Linear { bias: None, ..base.clone() });
@@ -155,7 +157,11 @@ impl Adapter for Dora {
     }
 
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
-        Box::new(DoraPass { adapter: self, lora: LoraPass { adapter: &self.lora, mode } })
+        Box::new(DoraPass { adapter: self, lora: LoraPass { adapter: &self.lora, mode }, kept: None })
+    }
+
+    fn pass_keeping<'a>(&'a self, kept: &'a Kept) -> Box<dyn Pass + 'a> {
+        Box::new(DoraPass { adapter: self, lora: LoraPass { adapter: &self.lora, mode: Mode::Eval }, kept: Some(kept) })
     }
 
     fn peft_config(&self) -> Map<String, Value> {
@@ -169,7 +175,7 @@ impl Adapter for Dora {
     }
 
     fn merged_linear(&self, base: &Linear) -> Result<Option<MergedLinear>, AdaptError> {
-        let Some((pair, factors)) = self.at(base, Mode::Eval) else { return self.lora.merged_linear(base) };
+        let Some((pair, factors)) = self.at(base, Mode::Eval, None) else { return self.lora.merged_linear(base) };
         let bias = self.lora.bias(base.site).map(|b| b.get::<1>(Mode::Eval)).or_else(|| base.bias.clone());
         let weight = (base.weight.dense() + pair.delta(Mode::Eval)) * factors.unsqueeze_dim::<2>(1);
         Ok(Some(MergedLinear { weight, bias }))

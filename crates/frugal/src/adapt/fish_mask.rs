@@ -266,6 +266,10 @@ impl Adapter for FishMask {
         Ok(self.delta(base, Mode::Eval))
     }
 
+    fn forms_weight(&self, base: &Linear) -> bool {
+        self.acts_on(base)
+    }
+
     fn supports_mixed_batch(&self) -> bool {
         true
     }

@@ -155,9 +155,13 @@ impl MapPart for Reflections {
         self.merged(at).weight - at.base.weight.dense()
     }
 
+    fn forms_weight(&self) -> bool {
+        false
+    }
+
     fn forward(&self, at: &At<'_>, x: Tensor<2>) -> Tensor<2> {
         // x (W H₁ ... H_r)ᵀ = (x H_r ... H₁) Wᵀ.
-        at.base.forward(Self::reflect(x, self.vectors(at.mode).into_iter().rev()))
+        at.base.forward(Self::reflect(x, at.keep(|| self.vectors(at.mode)).into_iter().rev()))
     }
 
     fn merged(&self, at: &At<'_>) -> MergedLinear {

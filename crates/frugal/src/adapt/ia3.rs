@@ -201,6 +201,10 @@ impl MapPart for Factors {
         self.merged(at).weight - at.base.weight.dense()
     }
 
+    fn forms_weight(&self) -> bool {
+        false
+    }
+
     fn forward(&self, at: &At<'_>, x: Tensor<2>) -> Tensor<2> {
         let l = self.l.get::<2>(at.mode).reshape([1, self.l.len()]);
         if self.feedforward { at.base.forward(x * l) } else { at.base.forward(x) * l }

@@ -439,6 +439,10 @@ impl Adapter for Id3 {
         self.config.counts.is_some() || self.released() == self.config.budget.min(self.candidates())
     }
 
+    fn forms_weight(&self, base: &Linear) -> bool {
+        self.at(base.site).is_some()
+    }
+
     fn supports_mixed_batch(&self) -> bool {
         true
     }

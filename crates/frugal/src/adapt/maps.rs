@@ -6,6 +6,7 @@ use burn::prelude::*;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use super::kept::Kept;
 use super::registry::{self, Settings};
 use super::{AdaptError, Adapter, BuildContext, MergedLinear, Mode, Parameter, Pass, StepContext, Targets};
 use crate::model::{Frozen, Linear, SiteId, SiteInfo, SiteKind};
@@ -20,6 +21,17 @@ pub(super) struct At<'a> {
     pub shared: &'a [Parameter],
     /// Whether gradients are recorded.
     pub mode: Mode,
+    kept: Option<&'a Kept>,
+}
+
+impl At<'_> {
+    /// What follows from the parameters alone: formed once where they do not change from one pass to the next.
+    pub fn keep<T: Clone + Send + 'static>(&self, form: impl FnOnce() -> T) -> T {
+        match self.kept {
+            Some(kept) => kept.keep(self.base.site, form),
+            None => form(),
+        }
+    }
 }
 
 /// What is trained of one linear map.
@@ -36,6 +48,11 @@ pub(super) trait MapPart: Send + Sync {
     /// The map's output, `[tokens, d_in]` to `[tokens, d_out]`.
     fn forward(&self, at: &At<'_>, x: Tensor<2>) -> Tensor<2> {
         frugal_kernels::linear(x, at.base.weight.dense() + self.delta(at), at.base.bias.clone())
+    }
+
+    /// Whether [`MapPart::forward`] forms a whole weight, as it does unless a method has its own; see [`Adapter::forms_weight`].
+    fn forms_weight(&self) -> bool {
+        true
     }
 
     /// The map with the part merged into it.
@@ -99,20 +116,21 @@ impl<P: MapPart> Maps<P> {
         Self { shared, shared_saved: saved, ..self }
     }
 
-    fn at<'a>(&'a self, base: &'a Linear, mode: Mode) -> Option<(&'a P, At<'a>)> {
+    fn at<'a>(&'a self, base: &'a Linear, mode: Mode, kept: Option<&'a Kept>) -> Option<(&'a P, At<'a>)> {
         let (path, part) = self.parts.get(base.site.index())?.as_ref()?;
-        Some((part, At { base, path, shared: &self.shared, mode }))
+        Some((part, At { base, path, shared: &self.shared, mode, kept }))
     }
 }
 
 struct MapsPass<'a, P> {
     adapter: &'a Maps<P>,
     mode: Mode,
+    kept: Option<&'a Kept>,
 }
 
 impl<P: MapPart> Pass for MapsPass<'_, P> {
     fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
-        match self.adapter.at(base, self.mode) {
+        match self.adapter.at(base, self.mode, self.kept) {
             Some((part, at)) => part.forward(&at, x),
             None => base.forward(x),
         }
@@ -123,7 +141,7 @@ impl<P: MapPart> Pass for MapsPass<'_, P> {
     }
 
     fn leaves_alone(&mut self, base: &Linear) -> bool {
-        self.adapter.at(base, self.mode).is_none()
+        self.adapter.at(base, self.mode, None).is_none()
     }
 }
 
@@ -147,7 +165,11 @@ impl<P: MapPart> Adapter for Maps<P> {
     }
 
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
-        Box::new(MapsPass { adapter: self, mode })
+        Box::new(MapsPass { adapter: self, mode, kept: None })
+    }
+
+    fn pass_keeping<'a>(&'a self, kept: &'a Kept) -> Box<dyn Pass + 'a> {
+        Box::new(MapsPass { adapter: self, mode: Mode::Eval, kept: Some(kept) })
     }
 
     fn peft_config(&self) -> Map<String, Value> {
@@ -155,16 +177,20 @@ impl<P: MapPart> Adapter for Maps<P> {
     }
 
     fn weight_delta(&self, base: &Linear) -> Result<Option<Tensor<2>>, AdaptError> {
-        Ok(self.at(base, Mode::Eval).map(|(part, at)| part.merged(&at).weight - base.weight.dense()))
+        Ok(self.at(base, Mode::Eval, None).map(|(part, at)| part.merged(&at).weight - base.weight.dense()))
     }
 
     fn merged_linear(&self, base: &Linear) -> Result<Option<MergedLinear>, AdaptError> {
-        Ok(self.at(base, Mode::Eval).map(|(part, at)| part.merged(&at)))
+        Ok(self.at(base, Mode::Eval, None).map(|(part, at)| part.merged(&at)))
+    }
+
+    fn forms_weight(&self, base: &Linear) -> bool {
+        self.at(base, Mode::Eval, None).is_some_and(|(part, _)| part.forms_weight())
     }
 
     fn unmerged_linear(&self, merged: &Linear) -> Result<Option<MergedLinear>, AdaptError> {
         let unsupported = |reason| AdaptError::Unsupported { method: self.method, action: "be taken out again", reason };
-        self.at(merged, Mode::Eval).map(|(part, at)| part.unmerged(&at).map_err(unsupported)).transpose()
+        self.at(merged, Mode::Eval, None).map(|(part, at)| part.unmerged(&at).map_err(unsupported)).transpose()
     }
 
     fn after_step(&mut self, _context: &StepContext) {

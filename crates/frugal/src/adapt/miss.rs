@@ -182,6 +182,10 @@ impl MapPart for Block {
         self.projection(at.mode).transpose().repeat_dim(1, d_in.div_ceil(r)).narrow(1, 0, d_in)
     }
 
+    fn forms_weight(&self) -> bool {
+        false
+    }
+
     fn forward(&self, at: &At<'_>, x: Tensor<2>) -> Tensor<2> {
         if self.kind == Kind::Bat {
             return frugal_kernels::linear(x, at.base.weight.dense() + self.delta(at), at.base.bias.clone());

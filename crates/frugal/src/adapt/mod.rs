@@ -22,6 +22,7 @@ pub mod hra;
 pub mod ia3;
 pub mod id3;
 pub mod increlora;
+mod kept;
 pub mod ln_tuning;
 pub mod loftq;
 pub mod loha;
@@ -82,6 +83,7 @@ use thiserror::Error;
 
 pub use gradients::GradientSum;
 pub use head::{Head, HeadConfig, Pooling};
+pub use kept::{Fixed, Kept};
 pub use parameter::{Mode, Parameter, to_vec};
 pub use pass::{Enter, KeyValue, Pass, Plain, SubLayer};
 pub use set::{AdapterSet, Choice, Entry};
@@ -243,6 +245,12 @@ pub trait Adapter: Send + Sync {
     /// Hooks for one forward pass.
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_>;
 
+    /// Hooks for one of several passes without gradients, between which the parameters stay as they are: what a method forms of
+    /// them may be kept.
+    fn pass_keeping<'a>(&'a self, _kept: &'a Kept) -> Box<dyn Pass + 'a> {
+        self.pass(Mode::Eval)
+    }
+
     /// Fields of `adapter_config.json` except those that every method has.
     fn peft_config(&self) -> serde_json::Map<String, Value>;
 
@@ -259,6 +267,17 @@ pub trait Adapter: Send + Sync {
     fn merged_linear(&self, base: &Linear) -> Result<Option<MergedLinear>, AdaptError> {
         let delta = self.weight_delta(base)?;
         Ok(delta.map(|delta| MergedLinear { weight: base.weight.dense() + delta, bias: base.bias.clone() }))
+    }
+
+    /// Whether [`Pass::linear`] forms a whole weight for this map, so that several passes without gradients do better to form
+    /// [`Adapter::merged_linear`] once. Only where that leaves the bias as it is.
+    fn forms_weight(&self, _base: &Linear) -> bool {
+        false
+    }
+
+    /// The same of [`Pass::embedding`] and [`Adapter::merged_embedding`].
+    fn forms_table(&self, _base: &Embedding) -> bool {
+        false
     }
 
     /// Takes the adapter out of a map that [`Adapter::merged_linear`] gave; `None` where it leaves the map alone.

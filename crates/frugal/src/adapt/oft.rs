@@ -199,8 +199,12 @@ impl MapPart for Rotation {
         self.merged(at).weight - at.base.weight.dense()
     }
 
+    fn forms_weight(&self) -> bool {
+        false
+    }
+
     fn forward(&self, at: &At<'_>, x: Tensor<2>) -> Tensor<2> {
-        at.base.forward(rotate(x, self.blocks(at.mode)))
+        at.base.forward(rotate(x, at.keep(|| self.blocks(at.mode))))
     }
 
     fn merged(&self, at: &At<'_>) -> MergedLinear {

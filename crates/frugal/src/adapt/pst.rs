@@ -424,6 +424,10 @@ impl Adapter for Pst {
         self.sparsity == self.config.final_sparsity
     }
 
+    fn forms_weight(&self, base: &Linear) -> bool {
+        self.at(base.site).is_some()
+    }
+
     fn supports_mixed_batch(&self) -> bool {
         true
     }

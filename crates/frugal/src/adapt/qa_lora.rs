@@ -194,6 +194,10 @@ impl MapPart for Pair {
         self.change(at.mode)
     }
 
+    fn forms_weight(&self) -> bool {
+        false
+    }
+
     fn forward(&self, at: &At<'_>, x: Tensor<2>) -> Tensor<2> {
         let (a, b) = (self.spread_a(at.mode), self.b.get::<2>(at.mode));
         match at.mode {

@@ -202,6 +202,10 @@ impl MapPart for Rotation {
         self.merged(at).weight - at.base.weight.dense()
     }
 
+    fn forms_weight(&self) -> bool {
+        false
+    }
+
     fn forward(&self, at: &At<'_>, x: Tensor<2>) -> Tensor<2> {
         self.turn(at.base.forward(x), self.columns(at.mode))
     }

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use burn::prelude::*;
 
+use super::kept::Kept;
 use super::{AdaptError, Adapter, Head, Mode, Pass, Plain, SubLayer};
 use crate::model::{Embedding, Linear, Norm, SequenceLayout};
 
@@ -28,29 +29,46 @@ pub struct Entry {
     pub head: Option<Head>,
 }
 
-/// Adapters by name.
+/// Adapters by name, on one backbone. Whole weights that a method forms ([`Adapter::forms_weight`]) are kept from one pass without
+/// gradients to the next, as long as the adapter is in the set.
 #[derive(Default)]
 pub struct AdapterSet {
-    entries: Vec<(String, Entry)>,
+    loaded: Vec<Loaded>,
+}
+
+struct Loaded {
+    name: String,
+    entry: Entry,
+    kept: Kept,
+}
+
+impl Loaded {
+    fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
+        let adapter = self.entry.adapter.as_ref();
+        match mode {
+            Mode::Eval => self.kept.pass(adapter),
+            Mode::Train { .. } => adapter.pass(mode),
+        }
+    }
 }
 
 impl AdapterSet {
     /// Adds an adapter, or replaces the one of the same name.
     pub fn insert(&mut self, name: impl Into<String>, entry: Entry) {
         let name = name.into();
-        self.entries.retain(|(n, _)| *n != name);
-        self.entries.push((name, entry));
+        self.loaded.retain(|loaded| loaded.name != name);
+        self.loaded.push(Loaded { name, entry, kept: Kept::default() });
     }
 
     /// Removes an adapter.
     pub fn remove(&mut self, name: &str) -> Option<Entry> {
-        let index = self.entries.iter().position(|(n, _)| n == name)?;
-        Some(self.entries.remove(index).1)
+        let index = self.loaded.iter().position(|loaded| loaded.name == name)?;
+        Some(self.loaded.remove(index).entry)
     }
 
     /// Names in the order of insertion.
     pub fn names(&self) -> Vec<&str> {
-        self.entries.iter().map(|(n, _)| n.as_str()).collect()
+        self.loaded.iter().map(|loaded| loaded.name.as_str()).collect()
     }
 
     /// The adapter of this name.
@@ -58,7 +76,11 @@ impl AdapterSet {
     /// # Errors
     /// [`AdaptError::UnknownAdapter`] with the names that there are.
     pub fn get(&self, name: &str) -> Result<&Entry, AdaptError> {
-        let found = self.entries.iter().find(|(n, _)| n == name).map(|(_, e)| e);
+        Ok(&self.find(name)?.entry)
+    }
+
+    fn find(&self, name: &str) -> Result<&Loaded, AdaptError> {
+        let found = self.loaded.iter().find(|loaded| loaded.name == name);
         found.ok_or_else(|| AdaptError::UnknownAdapter { name: name.into(), loaded: self.names().join(", ") })
     }
 
@@ -69,7 +91,7 @@ impl AdapterSet {
     pub fn pass(&self, choice: &Choice, layout: &SequenceLayout, mode: Mode) -> Result<Box<dyn Pass + '_>, AdaptError> {
         match choice {
             Choice::Base => Ok(Box::new(Plain)),
-            Choice::One(name) => Ok(self.get(name)?.adapter.pass(mode)),
+            Choice::One(name) => Ok(self.find(name)?.pass(mode)),
             Choice::Combined(parts) => {
                 let parts = parts.iter().map(|(name, weight)| Ok((self.mixable(name)?.pass(mode), *weight)));
                 Ok(Box::new(CombinedPass { parts: parts.collect::<Result<_, AdaptError>>()? }))
@@ -96,10 +118,11 @@ impl AdapterSet {
         }
     }
 
-    fn mixable(&self, name: &str) -> Result<&dyn Adapter, AdaptError> {
-        let adapter = self.get(name)?.adapter.as_ref();
+    fn mixable(&self, name: &str) -> Result<&Loaded, AdaptError> {
+        let loaded = self.find(name)?;
+        let adapter = loaded.entry.adapter.as_ref();
         if adapter.supports_mixed_batch() {
-            return Ok(adapter);
+            return Ok(loaded);
         }
         Err(AdaptError::Unsupported {
             method: adapter.method(),

@@ -296,6 +296,10 @@ impl Adapter for SparseFile {
         Ok(self.at(base.site).map(|map| map.delta(Mode::Eval)))
     }
 
+    fn forms_weight(&self, base: &Linear) -> bool {
+        self.acts_on(base)
+    }
+
     fn supports_mixed_batch(&self) -> bool {
         true
     }

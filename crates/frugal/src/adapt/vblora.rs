@@ -199,8 +199,12 @@ impl MapPart for Logits {
         b.matmul(a)
     }
 
+    fn forms_weight(&self) -> bool {
+        false
+    }
+
     fn forward(&self, at: &At<'_>, x: Tensor<2>) -> Tensor<2> {
-        let (a, b) = self.factors(at);
+        let (a, b) = at.keep(|| self.factors(at));
         match at.mode {
             Mode::Train { seed } if self.dropout > 0.0 => {
                 let dropped = dropout(x.clone(), self.dropout, seed, at.path);

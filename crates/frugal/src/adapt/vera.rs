@@ -167,6 +167,10 @@ impl MapPart for Factors {
         (b * scale_b.unsqueeze_dim::<2>(1)).matmul(a * scale_d.unsqueeze_dim::<2>(1))
     }
 
+    fn forms_weight(&self) -> bool {
+        false
+    }
+
     fn forward(&self, at: &At<'_>, x: Tensor<2>) -> Tensor<2> {
         let (a, b) = Self::projections(at);
         let y = at.base.forward(x.clone());

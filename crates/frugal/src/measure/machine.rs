@@ -13,7 +13,7 @@ use serde::Serialize;
 pub struct Ceilings {
     /// Matrix products in f32, 10⁹ floating-point operations per second (a multiply-add counts two).
     pub gemm_gflops: f64,
-    /// The same at the median instead of the best: what long work can count on.
+    /// The same at the median of the repetitions, as figures of longer work are.
     pub gemm_gflops_sustained: f64,
     /// Reading memory with all cores, 10⁹ bytes per second.
     pub read_gb_per_s: f64,

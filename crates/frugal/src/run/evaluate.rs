@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::prepare::{encode_part, read};
 use super::{DataConfig, Metrics, Observe, Progress, RunError};
-use crate::adapt::{Adapter, BuildContext, Head, Mode, Pass, Plain, peft, to_vec};
+use crate::adapt::{Adapter, BuildContext, Fixed, Head, Mode, peft, to_vec};
 use crate::model::load::{Lookup, ModelFiles};
 use crate::model::save::{Stored, StoredType, write_safetensors};
 use crate::model::{Backbone, Input, LoadOptions};
@@ -119,9 +119,10 @@ fn dump(
     adapter: Option<&dyn Adapter>,
     head: Option<&Head>,
 ) -> Result<(), RunError> {
+    let fixed = Fixed::new(adapter);
     let mut tensors = Vec::new();
     for (n, Tokenized { input_ids: ids, token_type_ids, .. }) in examples.iter().enumerate() {
-        let mut pass: Box<dyn Pass + '_> = adapter.map_or_else(|| Box::new(Plain) as _, |a| a.pass(Mode::Eval));
+        let mut pass = fixed.pass();
         let input = Input { token_type_ids, ..Input::new(ids, &[ids.len()]) };
         let hidden = backbone.forward(&input, pass.as_mut(), None)?;
         let (shape, logits) = match head {

@@ -13,7 +13,7 @@ use frugal_core::encode::{IGNORE, Target, Tokenized};
 use frugal_core::report::Forgetting;
 
 use super::RunError;
-use crate::adapt::{Adapter, Mode, Pass, Plain, to_vec};
+use crate::adapt::{Adapter, Fixed, to_vec};
 use crate::model::load::ModelFiles;
 use crate::model::{Backbone, Input, mean_pool};
 use crate::train::{Objective, evaluate};
@@ -102,11 +102,12 @@ fn labelled(files: &ModelFiles, dataset: &Dataset) -> Result<Vec<(Vec<u32>, f64)
 
 /// Mean hidden states and a constant, one row for each text.
 fn features(backbone: &dyn Backbone, adapter: Option<&dyn Adapter>, rows: &[(Vec<u32>, f64)]) -> Result<Vec<Vec<f64>>, RunError> {
+    let fixed = Fixed::new(adapter);
     let mut all = Vec::with_capacity(rows.len());
     for batch in rows.chunks(BATCH) {
         let lengths: Vec<usize> = batch.iter().map(|(ids, _)| ids.len()).collect();
         let tokens: Vec<u32> = batch.iter().flat_map(|(ids, _)| ids.iter().copied()).collect();
-        let mut pass: Box<dyn Pass + '_> = adapter.map_or_else(|| Box::new(Plain) as _, |a| a.pass(Mode::Eval));
+        let mut pass = fixed.pass();
         let input = Input::new(&tokens, &lengths);
         let hidden = backbone.forward(&input, pass.as_mut(), None)?;
         let pooled: Tensor<2> = mean_pool(hidden, &input.layout.cu_seqlens);

@@ -9,7 +9,7 @@ use frugal_core::metrics::ClassificationReport;
 use super::error::{Set, TrainError};
 use super::objective::{MicroBatch, Objective, cross_entropy};
 use super::{Target, Tokenized};
-use crate::adapt::{Adapter, Mode, Pass, Plain, to_vec};
+use crate::adapt::{Adapter, Fixed, Mode, to_vec};
 use crate::model::Backbone;
 
 /// Rows of vocabulary logits formed at a time.
@@ -47,13 +47,14 @@ pub fn evaluate(
     let rows: Vec<u32> = (0..examples.len() as u32).filter(|&i| super::batch::num_targets(&examples[i as usize]) > 0).collect();
     let (mut loss, mut targets) = (0.0, 0);
     let (mut gold, mut predicted) = (Vec::new(), Vec::new());
+    let fixed = Fixed::new(adapter);
     for range in super::batch::pack(&rows, max_tokens, |row| examples[row as usize].input_ids.len()) {
         if stop.load(Ordering::Relaxed) {
             return Ok(None);
         }
         let rows = &rows[range];
         let batch = MicroBatch::new(rows.iter().map(|&row| &examples[row as usize]));
-        let mut pass: Box<dyn Pass + '_> = adapter.map_or_else(|| Box::new(Plain) as _, |a| a.pass(Mode::Eval));
+        let mut pass = fixed.pass();
         let failed = |source| TrainError::Forward { set: Set::Evaluation, rows: rows.to_vec(), source };
         let sum = match objective {
             Objective::CausalLm => objective.loss(&batch, backbone, pass.as_mut(), Mode::Eval, 0.0, LOGIT_ROWS).map_err(failed)?,

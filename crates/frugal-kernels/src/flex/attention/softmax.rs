@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::super::scratch::Scratch;
 use crate::attention::AttentionSpec;
 use crate::simd::{Isa, dot, exp, max, mul_add, multiversion, sum, tanh};
 
@@ -102,9 +103,11 @@ pub(super) fn softmax_backward(
         row[visible.end..].fill(0.0);
     }
     let (scores, grads) = (&mut scores[visible.clone()], &mut grads[visible.clone()]);
-    let slopes: Option<Vec<f32>> = spec.softcap.map(|cap| {
+    let slopes = spec.softcap.map(|cap| {
         cap_scores(scores, cap);
-        scores.iter().map(|score| 1.0 - (score / cap) * (score / cap)).collect()
+        let mut slopes = Scratch::new(scores.len());
+        slopes.iter_mut().zip(&*scores).for_each(|(slope, score)| *slope = 1.0 - (score / cap) * (score / cap));
+        slopes
     });
     if let Some(bias) = bias {
         add_row(scores, &bias[visible.clone()]);
@@ -118,7 +121,7 @@ pub(super) fn softmax_backward(
         }
     }
     if let Some(slopes) = slopes {
-        grads.iter_mut().zip(slopes).for_each(|(grad, slope)| *grad *= slope);
+        grads.iter_mut().zip(&*slopes).for_each(|(grad, slope)| *grad *= slope);
     }
 }
 

@@ -417,6 +417,14 @@ impl Adapter for StableRps {
         self.config.scale_gradient || self.config.scale_update
     }
 
+    fn forms_weight(&self, base: &Linear) -> bool {
+        self.at(base.site).is_some()
+    }
+
+    fn forms_table(&self, base: &Embedding) -> bool {
+        self.at(base.site).is_some()
+    }
+
     fn supports_mixed_batch(&self) -> bool {
         true
     }
