@@ -51,7 +51,10 @@ impl Loaded {
         let files = ModelFiles::open(&name, &machine.lookup())?;
         check(&files)?;
         let _phase = Phase::new(output, format!("reading {name}"));
-        let options = peft::load_options(adapter.as_deref(), &files.sites(), options)?;
+        let options = match &adapter {
+            Some(folder) => peft::made_for(folder, files.name(), peft::load_options(Some(folder.as_path()), &files.sites(), options))?,
+            None => options,
+        };
         let backbone = files.load_with(&device, options)?;
         let mut adapters = AdapterSet::default();
         let mut choice = Choice::Base;
@@ -64,7 +67,7 @@ impl Loaded {
                 seed: 0,
                 tokenize: None,
             };
-            let (entry, _) = peft::load(&folder, &context, false)?;
+            let (entry, _) = peft::made_for(&folder, files.name(), peft::load(&folder, &context, false))?;
             adapters.insert(ADAPTER, entry);
             choice = Choice::One(ADAPTER.into());
         }

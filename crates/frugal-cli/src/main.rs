@@ -6,6 +6,7 @@ mod args;
 mod cli;
 mod commands;
 mod failure;
+mod folder;
 mod loaded;
 mod ui;
 

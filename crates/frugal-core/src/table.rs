@@ -1,6 +1,6 @@
 //! Tables for a terminal or a pipe: words to the left, numbers to the right.
 
-use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, LineStyle, TableStyle};
+use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, LineStyle, TableStyle, Width};
 
 /// A column's heading and alignment.
 #[derive(Clone, Debug)]
@@ -19,6 +19,18 @@ impl Column {
     pub fn number(heading: impl Into<String>) -> Self {
         Self { heading: heading.into(), number: true }
     }
+}
+
+/// Spaces between columns.
+const GAP: u16 = 2;
+/// Longer words, such as paths, break before numbers do, except those of the first column.
+const LONG_WORD: u16 = 16;
+
+/// Characters of a column's widest cell and of its longest word.
+#[derive(Clone, Copy, Default)]
+struct Widths {
+    cell: u16,
+    word: u16,
 }
 
 /// Rows under headings.
@@ -40,7 +52,8 @@ impl Table {
         self
     }
 
-    /// The table as text without a line end after the last row. Words wrap to fit `width` characters, where it is given.
+    /// The table as text without a line end after the last row. Cells wrap to fit `width` characters, where it is given: those
+    /// of words first, then `12.5 MiB` and the like as well; the words of the first column, which names the rows, break last.
     ///
     /// `unicode` draws the rule under the headings with a line character, otherwise the text is plain ASCII.
     pub fn render(&self, width: Option<u16>, unicode: bool) -> String {
@@ -54,17 +67,44 @@ impl Table {
         for row in &self.rows {
             table.add_row((0..self.columns.len()).map(|i| row.get(i).map_or("", String::as_str)));
         }
-        for (i, column) in self.columns.iter().enumerate() {
+        let widths: Vec<Widths> = (0..self.columns.len()).map(|i| self.widths(i)).collect();
+        // What the columns after the first need.
+        let others = |whole_numbers: bool| {
+            let least = |(column, w): (&Column, &Widths)| GAP + if column.number && whole_numbers { w.cell } else { w.word.min(LONG_WORD) };
+            self.columns.iter().zip(&widths).skip(1).map(least).fold(0, u16::saturating_add)
+        };
+        let name = widths.first().map_or(0, |w| w.word);
+        let numbers_fit = width.is_none_or(|width| others(true).saturating_add(name) <= width);
+        let name = width.map_or(name, |width| name.min(width.saturating_sub(others(false))));
+        for (i, (column, widths)) in self.columns.iter().zip(&widths).enumerate() {
             let Some(shown) = table.column_mut(i) else { continue };
             // One more space stands between columns anyway.
-            shown.set_padding((if i == 0 { 0 } else { 1 }, 0));
+            let padding = if i == 0 { 0 } else { GAP - 1 };
+            shown.set_padding((padding, 0));
             if column.number {
                 shown.set_cell_alignment(CellAlignment::Right);
-                // Numbers never wrap.
+            }
+            if i == 0 {
+                shown.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(name)));
+            } else if column.number && numbers_fit {
                 shown.set_constraint(ColumnConstraint::ContentWidth);
+            } else if column.number {
+                shown.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(widths.word + padding)));
             }
         }
         table.trim_fmt()
+    }
+
+    /// How wide a column is at its widest.
+    fn widths(&self, i: usize) -> Widths {
+        let heading = std::iter::once(self.columns[i].heading.as_str());
+        let cells = heading.chain(self.rows.iter().filter_map(|row| row.get(i).map(String::as_str)));
+        // Longer ones do not fit anywhere.
+        let width = |text: &str| u16::try_from(text.chars().count()).unwrap_or(u16::MAX).min(1000);
+        cells.fold(Widths::default(), |widest, cell| Widths {
+            cell: widest.cell.max(width(cell)),
+            word: cell.split_whitespace().map(width).fold(widest.word, u16::max),
+        })
     }
 }
 
@@ -102,6 +142,20 @@ long name
 none"
         );
         assert_eq!(sample().render(Some(42), true), expected);
+    }
+
+    #[test]
+    fn names_stay_whole_where_numbers_and_other_words_can_give_way() {
+        let mut table = Table::new([Column::text("Method"), Column::text("What it does"), Column::number("Peak memory")]);
+        table.row(["trainable-tokens", "trains rows of the token table", "125.8 MiB"]);
+        for width in [32, 36, 37, 60] {
+            let text = table.render(Some(width), true);
+            let widest = text.lines().map(|line| line.chars().count()).max().unwrap_or(0);
+            assert!(text.contains("trainable-tokens") && widest <= usize::from(width), "{width}:\n{text}");
+            assert_eq!(text.contains("125.8 MiB"), width >= 37, "{width}:\n{text}");
+        }
+        // Nothing is left to give way.
+        assert!(!table.render(Some(25), true).contains("trainable-tokens"));
     }
 
     #[test]

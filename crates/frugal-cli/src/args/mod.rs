@@ -9,7 +9,7 @@ use clap::Args;
 use frugal::adapt::peft;
 use frugal::decode::{CacheType, SamplerConfig};
 use frugal::model::Quantize;
-use frugal::model::load::{Lookup, read_json};
+use frugal::model::load::{LoadError, Lookup, read_json};
 use toml::{Table, Value};
 
 pub use run::RunFlags;
@@ -102,6 +102,9 @@ impl Model {
             bail!("{}: no such folder", folder.display());
         }
         if !file.is_file() {
+            if let Some(error) = LoadError::full_run(folder) {
+                return Err(error.into());
+            }
             bail!("{}: neither an adapter folder nor a finished run: no `{}` there", folder.display(), peft::CONFIG_FILE);
         }
         let model = match &self.model {

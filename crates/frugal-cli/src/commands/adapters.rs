@@ -1,11 +1,11 @@
 //! `frugal adapters`: making adapters from adapters.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use clap::Subcommand;
-use frugal::adapt::combine::{CombinationType, CombineOptions, Combined, Rank, combine, to_lora};
-use frugal::adapt::{Adapter, BuildContext, Entry, peft};
+use frugal::adapt::combine::{CombinationType, CombineOptions, Combined, Rank, combine, combine_heads, to_lora};
+use frugal::adapt::{Adapter, BuildContext, Entry, Head, peft};
 use frugal::model::Backbone;
 use frugal::model::load::ModelFiles;
 use frugal_core::human;
@@ -25,7 +25,8 @@ Examples:
 
 Types are those of Hugging Face peft. linear, cat, ties, dare_linear, dare_ties and
 magnitude_prune work on the factors of LoRA adapters; svd and those that end in _svd on
-whole weight changes, which every method has that can be merged.";
+whole weight changes, which every method has that can be merged. Classification heads for
+the same labels are added with the same weights, with linear, cat and svd.";
 
 const TO_LORA_EXAMPLES: &str = "\
 Examples:
@@ -84,7 +85,7 @@ struct Shared {
     /// Model [default: the one that the first adapter was made for]
     #[arg(long, short, value_name = "MODEL")]
     model: Option<String>,
-    /// Rank of the result, for the ways that truncate [default: 16]
+    /// Rank where the change is truncated [default: its own, at most 16]
     #[arg(long = "r", value_name = "RANK", conflicts_with = "energy")]
     rank: Option<usize>,
     /// Instead of a rank: the share of each change's squared norm to keep
@@ -99,11 +100,15 @@ struct Shared {
     output: Output,
 }
 
+/// Largest rank of a truncated change where none is given.
+const USUAL_RANK: usize = 16;
+
 impl Shared {
     fn rank(&self) -> Rank {
         match (self.energy, self.rank) {
             (Some(share), _) => Rank::Energy(share),
-            (None, rank) => Rank::Fixed(rank.unwrap_or(16)),
+            (None, Some(rank)) => Rank::Fixed(rank),
+            (None, None) => Rank::AtMost(USUAL_RANK),
         }
     }
 }
@@ -115,14 +120,13 @@ fn weighted(text: &str) -> Result<(PathBuf, f32), String> {
 }
 
 fn combination_type(text: &str) -> Result<CombinationType, String> {
-    serde_json::from_value(json!(text.replace('-', "_")))
-        .map_err(|_| format!("no such type; `{text}` is not one of those listed in the help"))
+    serde_json::from_value(json!(text.replace('-', "_"))).map_err(|error| error.to_string())
 }
 
 /// Runs what was asked for.
 pub fn run(args: &Args) -> Result<Outcome> {
     match &args.what {
-        What::Combine(args) => make(&args.adapters, &args.shared, |parts, backbone, context| {
+        What::Combine(args) => make(&args.adapters, &args.shared, args.combination_type, |parts, backbone, context| {
             let options = CombineOptions {
                 combination_type: args.combination_type,
                 density: args.density,
@@ -131,7 +135,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
             };
             Ok(combine(parts, &options, backbone, context)?)
         }),
-        What::ToLora(args) => make(&[(args.adapter.clone(), 1.0)], &args.shared, |parts, backbone, context| {
+        What::ToLora(args) => make(&[(args.adapter.clone(), 1.0)], &args.shared, CombinationType::Svd, |parts, backbone, context| {
             Ok(to_lora(parts[0].0, args.shared.rank(), backbone, context)?)
         }),
     }
@@ -140,29 +144,30 @@ pub fn run(args: &Args) -> Result<Outcome> {
 fn make(
     folders: &[(PathBuf, f32)],
     shared: &Shared,
+    combination_type: CombinationType,
     combine: impl FnOnce(&[(&dyn Adapter, f32)], &dyn Backbone, &BuildContext<'_>) -> Result<Combined>,
 ) -> Result<Outcome> {
     free_folder(&shared.out)?;
     let (name, _) = Model { model: shared.model.clone(), adapter: Some(folders[0].0.clone()) }.resolve()?;
+    for (folder, _) in folders {
+        peft::check_unrounded(folder, "be combined or converted")?;
+    }
     let device = shared.machine.device()?;
     let files = ModelFiles::open(&name, &shared.machine.lookup())?;
     let phase = Phase::new(shared.output, format!("reading {name}"));
     let backbone = files.load(&device)?;
     let context =
         BuildContext { config: files.config(), sites: &files.sites(), backbone: Some(backbone.as_ref()), device, seed: 0, tokenize: None };
-    let mut entries: Vec<Entry> = folders.iter().map(|(folder, _)| Ok(peft::load(folder, &context, false)?.0)).collect::<Result<_>>()?;
+    let read = |folder: &Path| -> Result<Entry> { Ok(peft::made_for(folder, files.name(), peft::load(folder, &context, false))?.0) };
+    let entries: Vec<Entry> = folders.iter().map(|(folder, _)| read(folder)).collect::<Result<_>>()?;
     drop(phase);
+    let head = head(&entries, folders, combination_type)?;
     let phase = Phase::new(shared.output, "combining");
     let parts: Vec<(&dyn Adapter, f32)> =
         entries.iter().zip(folders).map(|(entry, (_, weight))| (entry.adapter.as_ref(), *weight)).collect();
     let combined = combine(&parts, backbone.as_ref(), &context)?;
     drop(phase);
-    // A head has no weighted sum that means anything; that of a single adapter stays.
-    let heads = entries.iter().filter(|entry| entry.head.is_some()).count();
-    let head = if entries.len() == 1 { entries[0].head.take() } else { None };
-    if heads > 0 && head.is_none() {
-        bail!("classification heads cannot be combined: combine adapters of one task without heads, or convert one at a time");
-    }
+    let lost = combined.relative_error.powi(2);
     let parameters: usize = frugal::adapt::Adapter::num_trainable(&combined.adapter);
     let (least, most) = combined.ranks.values().fold((usize::MAX, 0), |(low, high), &r| (low.min(r), high.max(r)));
     peft::save(&shared.out, &Entry { adapter: Box::new(combined.adapter), head }, files.config(), files.name())?;
@@ -175,10 +180,30 @@ fn make(
             ("places", combined.ranks.len().to_string()),
             ("ranks", if least == most { most.to_string() } else { format!("{least} to {most}") }),
             ("parameters", human::count(parameters as u64)),
-            ("lost by truncation", format!("{} % of the change", human::significant(100.0 * combined.relative_error, 3))),
+            ("lost by truncation", format!("{} % of the change's squared norm", human::significant(100.0 * lost, 3))),
             ("adapter", shared.out.display().to_string()),
         ];
         ui::print(&crate::ui::table::pairs(&rows));
     }
     Ok(Outcome::Done)
+}
+
+/// The head of the result; that of a single adapter stays as it is.
+fn head(entries: &[Entry], folders: &[(PathBuf, f32)], combination_type: CombinationType) -> Result<Option<Head>> {
+    if let [entry] = entries {
+        return Ok(entry.head.clone());
+    }
+    let mut heads = Vec::new();
+    let mut without = None;
+    for (entry, (folder, weight)) in entries.iter().zip(folders) {
+        match &entry.head {
+            Some(head) => heads.push((head, *weight)),
+            None => without = Some(folder),
+        }
+    }
+    match without {
+        Some(_) if heads.is_empty() => Ok(None),
+        Some(folder) => bail!("{}: has no classification head, and others have one: combine adapters of one task", folder.display()),
+        None => Ok(Some(combine_heads(&heads, combination_type)?)),
+    }
 }

@@ -13,7 +13,7 @@ use frugal_core::tokenizer::TextTokenizer;
 use rustyline::error::ReadlineError;
 use serde_json::json;
 
-use super::generate::Live;
+use super::generate::{Live, needs_chat_template};
 use crate::args::{Machine, Model, Output, Sampling, Storage};
 use crate::loaded::Loaded;
 use crate::ui::{self, interrupt};
@@ -36,7 +36,7 @@ const HELP: &str = "\
 
 /// Talk to a model in the terminal
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, allow_negative_numbers = true)]
 pub struct Args {
     #[command(flatten)]
     model: Model,
@@ -71,12 +71,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         let source = String::from_utf8(frugal_core::fs::read(path)?).with_context(|| format!("{}: not UTF-8 text", path.display()))?;
         tokenizer.set_chat_template(&source)?;
     }
-    if !tokenizer.has_chat_template() {
-        bail!(
-            "`{}` has no chat template: it was not made for conversations. Use `frugal generate`, or give one with `--chat-template`",
-            loaded.files.name()
-        );
-    }
+    needs_chat_template(&tokenizer, loaded.files.name(), "Use `frugal generate`, or give one with `--chat-template`")?;
     let session = Session::with_cache(loaded.backbone.as_ref(), &loaded.adapters, loaded.choice.clone(), 1, args.storage.cache_type())?;
     let mut editor = rustyline::DefaultEditor::new()?;
     // After the editor, which handles the signal itself from its creation on: while it reads it sees Ctrl-C as a key anyway.

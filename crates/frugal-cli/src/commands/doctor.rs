@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 use frugal::device;
 use frugal::measure::machine::{Ceilings, ceilings};
+use frugal::measure::threads;
 use frugal_core::report::SystemInfo;
 use frugal_core::{fetch, human};
 use serde_json::json;
@@ -53,6 +54,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         ui::print_json(&json!({
             "version": env!("CARGO_PKG_VERSION"),
             "system": system,
+            "threads_used": threads(),
             "simd": simd(),
             "available_memory": available,
             "device": device_name,
@@ -74,7 +76,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         ui::print(&table::pairs(&[
             ("frugal", format!("{} ({} {})", env!("CARGO_PKG_VERSION"), system.system, system.machine)),
             ("processor", system.processor.clone().unwrap_or_else(none)),
-            ("threads", system.threads.to_string()),
+            ("threads", shown_threads(system.threads, threads())),
             ("vector units", simd().join(", ")),
             ("memory", memory),
             ("devices", device::NAMES.join(", ")),
@@ -96,6 +98,11 @@ fn problems(cache: &Path) -> Vec<String> {
         found.push(format!("the cache cannot be written: {}: {error}; set FRUGAL_CACHE to a folder that can", existing.display()));
     }
     found
+}
+
+/// How many threads there are, and how many take part where it is another number.
+fn shown_threads(all: usize, used: usize) -> String {
+    if used == all { all.to_string() } else { format!("{all}, {used} used") }
 }
 
 /// Memory that could be used now.
@@ -143,4 +150,14 @@ fn folder_bytes(folder: &Path) -> u64 {
         }
     }
     total
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_that_stand_aside_are_told() {
+        assert_eq!([shown_threads(2, 2), shown_threads(2, 1)], ["2", "2, 1 used"]);
+    }
 }

@@ -27,7 +27,7 @@ Several prompts are continued together, in one batch.";
 
 /// Continue one prompt or many
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, allow_negative_numbers = true)]
 pub struct Args {
     /// Text to continue; repeatable
     #[arg(long = "prompt", short, value_name = "TEXT", required_unless_present = "file")]
@@ -56,6 +56,20 @@ pub struct Args {
     output: Output,
 }
 
+impl Args {
+    fn is_chat(&self) -> bool {
+        self.chat || self.system.is_some()
+    }
+}
+
+/// Refuses a model whose tokenizer cannot write a conversation; `instead` says what to do.
+pub fn needs_chat_template(tokenizer: &TextTokenizer, model: &str, instead: &str) -> Result<()> {
+    if !tokenizer.has_chat_template() {
+        bail!("`{model}` has no chat template: it was not made for conversations. {instead}");
+    }
+    Ok(())
+}
+
 /// Generates and prints.
 pub fn run(args: &Args) -> Result<Outcome> {
     let sampler = args.sampling.config(args.temperature);
@@ -63,6 +77,10 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let prompts = prompts(args)?;
     let loaded = Loaded::read_for_text(&args.model, &args.machine, args.storage.quantize, args.output)?;
     let tokenizer = loaded.files.tokenizer()?;
+    if args.is_chat() {
+        let instead = "Leave out `--chat` and `--system`, or give one in `frugal chat` with `--chat-template`";
+        needs_chat_template(tokenizer, loaded.files.name(), instead)?;
+    }
     let encoded = prompts.iter().map(|prompt| encode(prompt, tokenizer, args)).collect::<Result<Vec<_>>>()?;
     let config = GenerateConfig {
         max_tokens: args.sampling.max_tokens,
@@ -73,7 +91,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     };
     let stop = interrupt::flag("");
     let mut live = (prompts.len() == 1 && !args.output.json && ui::stdout_is_terminal()).then(|| Live::new(tokenizer));
-    if live.is_some() && !args.chat && args.system.is_none() {
+    if live.is_some() && !args.is_chat() {
         ui::write(&style(&prompts[0]).dim().to_string());
     }
     let start = Instant::now();
@@ -131,7 +149,7 @@ fn describe(result: &Generation, prompt: &str, prompt_tokens: usize, tokenizer: 
 }
 
 fn encode(prompt: &str, tokenizer: &TextTokenizer, args: &Args) -> Result<Vec<u32>> {
-    if !args.chat && args.system.is_none() {
+    if !args.is_chat() {
         return Ok(tokenizer.encode(prompt, true)?);
     }
     let system = args.system.iter().map(|text| Message::new("system", text));

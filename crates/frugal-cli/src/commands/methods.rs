@@ -63,6 +63,7 @@ fn describe(method: &Method) -> Value {
         "capabilities": method.capabilities,
         "default_lr": method.default_lr,
         "peft_type": method.peft_type,
+        "in_peft": method.is_in_peft(),
         "defaults": (method.defaults)(),
     })
 }
@@ -86,11 +87,13 @@ fn capabilities(method: &Method) -> Vec<String> {
 fn show(method: &Method) {
     ui::print(&markdown::render(&method.documentation(), ui::width()));
     let can = capabilities(method);
+    let in_peft = if method.is_in_peft() { "yes" } else { "no" };
     let mut rows = vec![
         ("aliases", method.aliases.join(", ")),
         ("capabilities", if can.is_empty() { "none".into() } else { can.join(", ") }),
         ("learning rate", format!("{:e}", method.default_lr)),
         ("peft_type", method.peft_type.into()),
+        ("peft reads it", in_peft.into()),
     ];
     rows.retain(|(_, value)| !value.is_empty());
     ui::print(&format!("\n{}", table::pairs(&rows)));

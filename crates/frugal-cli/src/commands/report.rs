@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use crate::Outcome;
 use crate::args::Output;
+use crate::folder::RESULTS_FILE;
 use crate::ui;
 
 const EXAMPLES: &str = "\
@@ -44,7 +45,7 @@ pub struct Args {
 /// Reads the runs and writes the page.
 pub fn run(args: &Args) -> Result<Outcome> {
     let (mut runs, mut tasks) = (Vec::new(), Vec::new());
-    let mut collections = Vec::new();
+    let (mut collections, mut left_out) = (Vec::new(), Vec::new());
     for folder in &args.folders {
         if !folder.is_dir() {
             bail!("{}: no such folder", folder.display());
@@ -56,8 +57,13 @@ pub fn run(args: &Args) -> Result<Outcome> {
             collections.push((folder, first_run..runs.len()));
         }
         if runs.len() + tasks.len() == before {
-            bail!("{}: neither a run nor a folder of runs: no `{RECORD_FILE}` or `{RESULTS_FILE}` there", folder.display());
+            let folder = folder.display();
+            left_out.push(format!("{folder}: neither a run nor a folder of runs: no `{RECORD_FILE}` or `{RESULTS_FILE}` there"));
         }
+    }
+    match left_out.first() {
+        Some(first) if runs.is_empty() && tasks.is_empty() => bail!("{first}"),
+        _ => left_out.iter().for_each(|why| ui::warn(args.output, &format!("{why}; left out"))),
     }
     tell_apart(&mut runs, &collections);
     let subtitle = match runs.len() {
@@ -71,6 +77,11 @@ pub fn run(args: &Args) -> Result<Outcome> {
     };
     let scores: Vec<_> = tasks.iter().map(|t: &TaskScores| json!({ "name": t.name, "results": t.results["results"] })).collect();
     let comparison = Comparison::new("Comparison", subtitle, args.metric.as_deref(), runs).with_tasks(tasks);
+    let known = comparison.metrics();
+    if let Some(unknown) = args.metric.as_deref().filter(|metric| !known.is_empty() && !known.contains(metric)) {
+        let known: Vec<&str> = known.into_iter().collect();
+        bail!("`--metric {unknown}`: no run has it; they have: {}", known.join(", "));
+    }
     write_atomic(&args.out, comparison.to_html()?.as_bytes())?;
     if args.output.json {
         ui::print_json(&json!({ "metric": comparison.metric, "runs": comparison.rows(), "tasks": scores, "report": args.out }))?;
@@ -82,9 +93,6 @@ pub fn run(args: &Args) -> Result<Outcome> {
     }
     Ok(Outcome::Done)
 }
-
-/// What `frugal eval --tasks --out` writes.
-const RESULTS_FILE: &str = "results.json";
 
 /// The evaluation in this folder, or those in the folders within it.
 fn collect_tasks(folder: &Path, tasks: &mut Vec<TaskScores>) -> Result<()> {
@@ -164,8 +172,8 @@ pub fn table(comparison: &Comparison) -> Table {
             row.name.clone(),
             number(row.quality.map(|q| q.mean)),
             number(row.quality.and_then(|q| q.deviation)),
-            human::count(row.num_trainable_params),
-            human::bytes(row.file_size),
+            row.num_trainable_params.map_or_else(|| "-".into(), human::count),
+            row.file_size.map_or_else(|| "-".into(), human::bytes),
             row.peak_memory.map_or_else(|| "-".into(), |b| human::bytes(b as u64)),
             row.train_time.map_or_else(|| "-".into(), human::duration),
             row.tokens_per_second.map_or_else(|| "-".into(), |s| human::count(s.round() as u64)),
@@ -176,7 +184,19 @@ pub fn table(comparison: &Comparison) -> Table {
 
 #[cfg(test)]
 mod tests {
+    use frugal_core::report::Status;
+
     use super::*;
+
+    #[test]
+    fn a_failed_run_has_no_numbers() {
+        let mut record = RunRecord::default();
+        record.train_info.status = Status::Failed;
+        let runs = vec![Run { name: "broken".into(), record, ..Run::default() }];
+        let text = table(&Comparison::new("", "", None, runs)).render(None, false);
+        let cells: Vec<&str> = text.lines().last().unwrap().split_whitespace().collect();
+        assert_eq!(cells, ["broken", "-", "-", "-", "-", "-", "-", "-"]);
+    }
 
     #[test]
     fn only_a_number_after_seed_is_a_seed() {

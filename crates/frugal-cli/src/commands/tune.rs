@@ -23,10 +23,13 @@ Examples:
   frugal tune --config run.toml --set train.lr=2e-4 --out runs/second
   frugal tune --resume runs/sst2
 
-Without model and data, the built-in model learns to recognise spam. The run folder holds
-the adapter in the format of Hugging Face peft, the resolved configuration, checkpoints,
-log, TensorBoard events and a report. Ctrl-C writes a checkpoint and ends with status 130;
---resume continues exactly where the run stopped.";
+Without model, data, task, method and --config, the built-in model learns to recognise spam: a
+demonstration with --lr 3e-3 --epochs 2 --pooling mean unless you say otherwise. With any of
+them, the defaults above hold.
+
+The run folder holds the adapter in the format of Hugging Face peft, the resolved
+configuration, checkpoints, log, TensorBoard events and a report. Ctrl-C writes a checkpoint
+and ends with status 130; --resume continues exactly where the run stopped.";
 
 /// Adapt a model to data and show what it cost and gained
 #[derive(Debug, clap::Args)]
@@ -49,8 +52,16 @@ pub struct Args {
 
 /// Resolves the configuration, trains, prints the comparison.
 pub fn run(args: &Args) -> Result<Outcome> {
-    let (flags, resume) = resumed(args)?;
+    let (flags, resumed) = resumed(args)?;
     let mut config = flags.resolve()?;
+    if let Some(folder) = &resumed
+        && config.out != *folder
+    {
+        let (run, out) = (folder.display(), config.out.display());
+        bail!(
+            "{run}: a run is continued in its own folder: leave out `{out}`, or begin there with `--config {run}/config.toml --out {out}`"
+        );
+    }
     if config.out.as_os_str().is_empty() {
         config.out = default_out(&config);
     }
@@ -61,7 +72,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let stop = interrupt::flag("stopping after this step; press Ctrl-C again to end at once");
     let tuned = {
         let mut progress = RunProgress::new(args.output);
-        tune(&config, &command, &args.run.lookup(), resume, &stop, &mut |p| progress.on(p))?
+        tune(&config, &command, &args.run.lookup(), resumed.is_some(), &stop, &mut |p| progress.on(p))?
     };
     if args.output.json {
         ui::print_json(&describe(&tuned))?;
@@ -73,11 +84,11 @@ pub fn run(args: &Args) -> Result<Outcome> {
     Ok(if tuned.interrupted { Outcome::Interrupted } else { Outcome::Done })
 }
 
-/// The flags with the run folder in them; a run that is continued starts from its own configuration.
-fn resumed(args: &Args) -> Result<(RunFlags, bool)> {
+/// The flags with the run folder in them, and the folder of a run that is continued, which starts from its own configuration.
+fn resumed(args: &Args) -> Result<(RunFlags, Option<PathBuf>)> {
     let mut flags = args.run.clone();
     flags.out = args.out.clone();
-    let Some(folder) = &args.resume else { return Ok((flags, false)) };
+    let Some(folder) = &args.resume else { return Ok((flags, None)) };
     let Some(folder) = folder.as_ref().or(args.out.as_ref()) else {
         bail!("which run? Name its folder: `--resume DIR`");
     };
@@ -88,8 +99,9 @@ fn resumed(args: &Args) -> Result<(RunFlags, bool)> {
     if flags.config.config.is_none() && config.is_file() {
         flags.config.config = Some(config);
     }
-    flags.out = Some(folder.clone());
-    Ok((flags, true))
+    // Another folder that was given is not the run's, which shows once everything is resolved.
+    flags.out.get_or_insert_with(|| folder.clone());
+    Ok((flags, Some(folder.clone())))
 }
 
 /// A folder in `runs` that is not in use, named after data and method.

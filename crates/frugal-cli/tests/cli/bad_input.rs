@@ -1,9 +1,11 @@
 //! Every mistake gets one clear message and exit code 2, and leaves nothing behind.
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
+use std::process::Stdio;
 
-use crate::support::{fixture, folder, frugal, frugal_in};
+use crate::support::{Run, command, fixture, folder, frugal, frugal_in};
 
 #[test]
 fn mistyped_names_are_answered_with_the_nearest() {
@@ -41,6 +43,39 @@ fn a_model_without_tokenizer_cannot_read_text() {
 fn sampling_out_of_range_names_the_setting() {
     frugal(&["generate", "-p", "x", "--top-p", "0"]).fails(&["`top_p`"]);
     frugal(&["generate", "-p", "x", "--temperature=-1"]).fails(&["`temperature`"]);
+}
+
+#[test]
+fn a_negative_number_is_a_value_and_no_flag() {
+    frugal(&["generate", "-p", "x", "--temperature", "-1"]).fails(&["`temperature`"]);
+    frugal(&["generate", "-p", "x", "--top-p", "-0.5"]).fails(&["`top_p`"]);
+    frugal(&["plan", "--lr", "-1"]).fails(&["`train.lr`", "-1 given"]);
+    frugal(&["plan", "--r", "-3"]).fails(&["invalid value '-3'", "--r"]);
+    frugal(&["plan", "pretrain", "--parameters", "-1", "--tokens", "1B"]).fails(&["at least 1"]);
+    frugal(&["eval", "--tasks", "sst2", "--limit", "-1"]).fails(&["invalid value '-1'", "--limit"]);
+}
+
+#[test]
+fn a_model_without_chat_template_holds_no_conversation() {
+    frugal(&["generate", "--chat", "-p", "x"]).fails(&["`builtin` has no chat template", "Leave out `--chat`"]);
+    frugal(&["generate", "--system", "y", "-p", "x"]).fails(&["`builtin` has no chat template"]);
+    frugal(&["chat"]).fails(&["`builtin` has no chat template", "`frugal generate`"]);
+}
+
+#[test]
+fn a_conversation_does_not_replace_a_file() {
+    let folder = folder();
+    let at = |name: &str| folder.path().join(name);
+    fs::write(at("t.jinja"), "{{ messages[0].content }}").unwrap();
+    fs::write(at("c.jsonl"), "kept").unwrap();
+    let pipe = Stdio::piped;
+    let mut chat = command(folder.path());
+    let mut chat = chat.args(["chat", "--chat-template", "t.jinja"]).stdin(pipe()).stdout(pipe()).stderr(pipe()).spawn().unwrap();
+    chat.stdin.take().unwrap().write_all(b"/save c.jsonl\n/save own.jsonl\n/save own.jsonl\n/quit\n").unwrap();
+    let run = Run::from(chat.wait_with_output().unwrap()).ok();
+    assert!(run.stderr.contains("c.jsonl: exists already") && !run.stderr.contains("own.jsonl: exists"), "{}", run.stderr);
+    assert_eq!(fs::read_to_string(at("c.jsonl")).unwrap(), "kept");
+    assert!(at("own.jsonl").is_file());
 }
 
 #[test]

@@ -92,6 +92,12 @@ fn a_grid_is_run_fitted_and_taken_up_again() {
     let joined = run(workshop.path(), "report out again --metric loss").ok().stdout;
     assert!(joined.contains("out/h8-d512-lr0.01-b64 ") && joined.contains("again/h8-d512-lr0.01-b64 "), "{joined}");
     assert!(!joined.contains("/h8-d512-lr0.03-b64"), "{joined}");
+    // A folder without runs is left out beside others, and refused alone; so is a metric that no run has.
+    fs::create_dir(at("empty")).unwrap();
+    let beside = run(workshop.path(), "report out empty --metric loss").ok();
+    assert!(beside.stderr.contains("empty: neither a run") && beside.stderr.contains("left out"), "{}", beside.stderr);
+    run(workshop.path(), "report empty").fails(&["empty: neither a run"]);
+    run(workshop.path(), "report out --metric foo").fails(&["`--metric foo`", "loss"]);
     // Other settings are not mixed in.
     run(workshop.path(), "bench pretrain --suite grid.toml --out out --set train.weight_decay=0.5").fails(&["other settings", "--out"]);
 }
@@ -108,6 +114,31 @@ fn a_run_that_fails_is_told_and_tried_again() {
     let text = "the red house is near the blue boat and the white tree is near the grey road \n".repeat(80);
     fs::write(workshop.path().join("text.txt"), text).unwrap();
     run(workshop.path(), "bench pretrain --suite grid.toml --out out").ok();
+}
+
+#[test]
+fn a_run_that_cannot_start_is_found_before_the_first_one_starts() {
+    let folder = folder();
+    let at = |name: &str| folder.path().join(name);
+    let suite = r#"
+        description = "Two ranks"
+        [tune]
+        data = { train = "sms-spam", max_train_rows = 50, max_eval_rows = 10 }
+        train = { max_steps = 1 }
+        [[runs]]
+        method = { name = "lora", r = 2 }
+        [[runs]]
+        name = "too-high"
+        method = { name = "lora", r = 3200 }
+    "#;
+    fs::write(at("ranks.toml"), suite).unwrap();
+    run(folder.path(), "bench adapt --suite ranks.toml --out out").fails(&["run `too-high`", "rank 3200"]);
+    assert!(!at("out").exists());
+    // What something else has written stays.
+    fs::create_dir(at("run")).unwrap();
+    fs::write(at("run/record.json"), "{}").unwrap();
+    run(folder.path(), "bench adapt --suite ranks.toml --out run").fails(&["run holds a training run", "another `--out`"]);
+    assert_eq!(fs::read_dir(at("run")).unwrap().count(), 1);
 }
 
 #[test]

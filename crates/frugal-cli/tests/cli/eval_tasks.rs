@@ -66,16 +66,30 @@ fn a_task_of_ones_own_is_a_file() {
 }
 
 #[test]
+fn what_is_there_is_not_replaced() {
+    let folder = folder();
+    let folder = folder.path();
+    fs::create_dir(folder.join("run")).unwrap();
+    fs::write(folder.join("run/record.json"), "{}").unwrap();
+    fs::write(folder.join("text.txt"), "A text.\n").unwrap();
+    let words = ["eval", "--tasks", "perplexity:text.txt", "--out", "run"];
+    frugal_in(folder, &words).fails(&["run holds a training run", "another `--out`"]);
+    frugal_in(folder, &["eval", "--data", "text.txt", "--dump-logits", "text.txt"]).fails(&["text.txt: exists already", "`--dump-logits`"]);
+    assert_eq!(fs::read_dir(folder.join("run")).unwrap().count(), 1);
+    assert_eq!(fs::read_to_string(folder.join("text.txt")).unwrap(), "A text.\n");
+}
+
+#[test]
 fn wrong_tasks_are_refused_before_a_model_is_read() {
     frugal(&["eval"]).fails(&["--data"]);
     frugal(&["eval", "--data", "x.tsv", "--tasks", "sst2"]).fails(&["--tasks"]);
     // A flag of the other mode would do nothing.
     frugal(&["eval", "--data", "x.tsv", "--limit", "5"]).fails(&["--data", "--limit"]);
-    frugal(&["eval", "--data", "x.tsv", "--quantize", "int8"]).fails(&["--data", "--quantize"]);
     frugal(&["eval", "--tasks", "sst2", "--max-rows", "5"]).fails(&["--tasks", "--max-rows"]);
     frugal(&["eval", "--tasks", "sst3"]).fails(&["sst3", "did you mean `sst2`"]);
     frugal(&["eval", "--tasks", "perplexity:a.txt,perplexity:b.txt"]).fails(&["perplexity", "twice"]);
     frugal(&["eval", "--tasks", "perplexity:nowhere.txt"]).fails(&["nowhere.txt"]);
+    frugal(&["eval", "--tasks", "sst2", "--apply-chat-template"]).fails(&["`builtin` has no chat template", "`--apply-chat-template`"]);
     let tasks = frugal(&["eval", "--tasks", "list", "--json"]).ok().json();
     assert!(tasks.as_array().unwrap().iter().any(|t| t["name"] == "gsm8k"));
 }

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::support::frugal;
+use crate::support::{Run, command, folder, frugal};
 
 fn names(list: &Value) -> Vec<&str> {
     list.as_array().unwrap().iter().map(|m| m["name"].as_str().unwrap()).collect()
@@ -40,7 +40,10 @@ fn models_say_whether_they_are_there() {
 
 #[test]
 fn the_doctor_measures() {
-    let machine = frugal(&["doctor", "--json", "--quiet"]).ok().json();
+    let folder = folder();
+    let mut doctor = command(folder.path());
+    let machine = Run::from(doctor.env("RAYON_NUM_THREADS", "1").args(["doctor", "--json", "--quiet"]).output().unwrap()).ok().json();
+    assert_eq!(machine["threads_used"], 1, "{machine}");
     for key in ["/gemm_gflops", "/gemm_gflops_sustained", "/read_gb_per_s", "/system/threads"] {
         assert!(machine.pointer(key).unwrap().as_f64().unwrap() > 0.0, "{key}: {machine}");
     }

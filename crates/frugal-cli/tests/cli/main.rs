@@ -1,5 +1,6 @@
 //! The program as its users meet it: output, messages, exit codes.
 
+mod adapters;
 mod bad_input;
 mod bench;
 mod eval_tasks;
@@ -10,3 +11,4 @@ mod json;
 mod measure;
 mod recipes;
 mod support;
+mod tune;

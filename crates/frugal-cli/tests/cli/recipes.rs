@@ -6,6 +6,7 @@ use frugal::adapt::registry::METHODS;
 use frugal::run::{PretrainConfig, TuneConfig};
 use frugal_core::config;
 use frugal_core::suite::{Suite, Work};
+use serde_json::{Value, json};
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
@@ -19,6 +20,23 @@ fn every_method_has_a_recipe_that_can_be_run() {
         let found = config::load_with::<TuneConfig>(Some(&path), &toml::Table::new(), &data, TuneConfig::problems);
         let found = found.unwrap_or_else(|e| panic!("{e}"));
         assert_eq!((found.method.name.as_str(), found.train.lr > 0.0), (method.name, true));
+    }
+}
+
+#[test]
+fn a_recipe_holds_every_setting_that_is_set_by_default() {
+    let same = |a: &Value, b: &Value| a == b || a.as_f64().is_some_and(|a| Some(a) == b.as_f64());
+    for method in METHODS {
+        let text = std::fs::read_to_string(root().join(format!("recipes/{}.toml", method.name))).unwrap();
+        // The file may break the line anywhere.
+        assert!(text.replace("\n# ", " ").contains(&format!("`frugal methods show {}` explains all", method.name)), "{}", method.name);
+        let given = serde_json::to_value(&toml::from_str::<toml::Table>(&text).unwrap()["method"]).unwrap();
+        let is_set = |value: &Value| !value.is_null() && *value != json!({});
+        for (name, default) in (method.defaults)().into_iter().filter(|(_, value)| is_set(value)) {
+            // They train tokens, and fuse adapters, of the user's choice.
+            let chosen = ["token_indices", "adapters"].contains(&name.as_str());
+            assert!(chosen || same(&given[&name], &default), "{}: `{name}` is {}, by default {default}", method.name, given[&name]);
+        }
     }
 }
 

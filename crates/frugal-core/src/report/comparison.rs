@@ -75,10 +75,10 @@ pub struct Compared {
     pub quality: Option<Spread>,
     /// Where the runs lack it, the first usual one that they have: runs of another task stand in one table with the rest.
     pub otherwise: Option<(&'static str, Spread)>,
-    /// Trained parameters.
-    pub num_trainable_params: u64,
-    /// Saved bytes.
-    pub file_size: u64,
+    /// Trained parameters of a run that finished.
+    pub num_trainable_params: Option<u64>,
+    /// Saved bytes of a run that finished.
+    pub file_size: Option<u64>,
     /// Bytes; the median.
     pub peak_memory: Option<f64>,
     /// Seconds of training; the median.
@@ -143,6 +143,12 @@ impl Comparison {
         &self.rows
     }
 
+    /// What the runs that finished can be judged by.
+    pub fn metrics(&self) -> BTreeSet<&str> {
+        let done = self.runs.iter().filter(|r| r.record.train_info.status == Status::Success);
+        done.filter_map(|r| judged(&r.record)).flat_map(|e| e.adapted.keys().map(String::as_str)).collect()
+    }
+
     /// What forgetting is measured by, where it is.
     fn forgetting_measures(&self) -> BTreeSet<&str> {
         self.rows.iter().filter_map(|row| row.forgetting_measure.as_deref()).collect()
@@ -168,8 +174,8 @@ impl Comparison {
         let mut cells = vec![spread(row.quality)];
         cells.extend(self.other_metrics().into_iter().map(|metric| spread(row.otherwise.filter(|o| o.0 == metric).map(|o| o.1))));
         cells.extend([
-            (human::count(row.num_trainable_params), Some(row.num_trainable_params as f64)),
-            (human::bytes(row.file_size), Some(row.file_size as f64)),
+            shown(row.num_trainable_params.map(|n| n as f64), &|v| human::count(v as u64)),
+            shown(row.file_size.map(|b| b as f64), &|v| human::bytes(v as u64)),
             shown(row.peak_memory, &|v| human::bytes(v as u64)),
             shown(row.train_time, &human::duration),
             shown(row.tokens_per_second, &|v| human::count(v.round() as u64)),
@@ -278,8 +284,8 @@ impl Comparison {
         let rated: Vec<&Compared> = self.rows.iter().filter(|r| r.quality.is_some()).collect();
         let measures: [(&str, bool, fn(&Compared) -> Option<f64>); 8] = [
             ("quality", lower_is_better(&self.metric), |r| r.quality.map(|q| q.mean)),
-            ("few parameters", true, |r| Some(r.num_trainable_params as f64)),
-            ("small file", true, |r| Some(r.file_size as f64)),
+            ("few parameters", true, |r| r.num_trainable_params.map(|n| n as f64)),
+            ("small file", true, |r| r.file_size.map(|b| b as f64)),
             ("little memory", true, |r| r.peak_memory),
             ("little time", true, |r| r.train_time),
             ("throughput", false, |r| r.tokens_per_second),
@@ -297,7 +303,7 @@ impl Comparison {
     fn scatters(&self) -> Result<String, ChartError> {
         let quality = title(&self.metric);
         let costs: [(&str, &str, f64, fn(f64) -> String, fn(&Compared) -> Option<f64>); 3] = [
-            ("Parameters", "Trainable parameters", 1.0, |v| human::count(v.round() as u64), |r| Some(r.num_trainable_params as f64)),
+            ("Parameters", "Trainable parameters", 1.0, |v| human::count(v.round() as u64), |r| r.num_trainable_params.map(|n| n as f64)),
             ("Memory", "Peak memory", f64::from(1 << 20), |v| human::bytes(v as u64), |r| r.peak_memory),
             ("Time", "Training time", 1.0, human::duration, |r| r.train_time),
         ];
@@ -370,8 +376,8 @@ fn row<'a>(name: &str, metric: &str, runs: impl Iterator<Item = &'a Run>) -> Com
         runs: done.len(),
         quality,
         otherwise: if quality.is_some() { None } else { USUAL.into_iter().find_map(|metric| Some((metric, of_metric(metric)?))) },
-        num_trainable_params: done.first().map_or(0, |r| r.train_info.num_trainable_params),
-        file_size: done.first().map_or(0, |r| r.train_info.file_size),
+        num_trainable_params: done.first().map(|r| r.train_info.num_trainable_params),
+        file_size: done.first().map(|r| r.train_info.file_size),
         peak_memory: median(&|r| r.train_info.peak_memory.map(|b| b as f64)),
         train_time: median(&|r| Some(r.train_info.train_time)),
         tokens_per_second: median(&|r| r.train_info.tokens_per_second()),
@@ -519,6 +525,17 @@ mod tests {
         assert_eq!(lines.len(), 5);
         assert!(lines[0].starts_with("| Run | Accuracy | Trainable parameters |"), "{text}");
         assert!(lines[2].starts_with("| b | 0.9000 | 90,000 |"), "{text}");
-        assert!(lines[4].starts_with("| broken | - |"), "{text}");
+        // A run that failed has trained and saved nothing.
+        assert!(lines[4].starts_with("| broken | - | - | - | - |"), "{text}");
+    }
+
+    #[test]
+    fn what_finished_runs_can_be_judged_by_is_known() {
+        let mut failed = run("a", 0.5, 1);
+        failed.record.train_info.status = Status::Failed;
+        failed.record.evaluation[1].adapted.insert("half_done".into(), 1.0);
+        let found = Comparison::new("", "", None, vec![run("a", 0.5, 1), failed]);
+        let metrics = found.metrics();
+        assert!(metrics.contains("accuracy") && !metrics.contains("half_done") && !metrics.contains("foo"), "{metrics:?}");
     }
 }

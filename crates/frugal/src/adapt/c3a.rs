@@ -36,7 +36,7 @@ use serde_json::json;
 use super::lora::Init;
 use super::maps::{self, At, MapPart, Maps, bad};
 use super::registry::{self, Capabilities, Family, Method};
-use super::target::pattern_value;
+use super::target::{check_patterns, pattern_value};
 use super::{AdaptError, BuildContext, Parameter, Targets, normal, stream};
 
 const NAME: &str = "c3a";
@@ -110,6 +110,7 @@ impl C3aConfig {
 
 fn build(config: C3aConfig, context: &BuildContext<'_>) -> Result<Maps<Kernel>, AdaptError> {
     config.validate()?;
+    check_patterns("block_size_pattern", &config.block_size_pattern, context.sites)?;
     let targets = Targets {
         target_modules: config.target_modules.clone(),
         layers_to_transform: config.layers_to_transform.clone(),

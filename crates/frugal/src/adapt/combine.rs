@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::lora::{Factors, Lora};
 use super::svd::randomised_svd;
-use super::{AdaptError, Adapter, BuildContext, stream, to_vec};
+use super::{AdaptError, Adapter, BuildContext, Head, loftq, stream, to_vec};
 use crate::model::{Backbone, Frozen};
 
 /// How adapters become one.
@@ -52,6 +52,11 @@ impl CombinationType {
         matches!(self, Self::Svd | Self::TiesSvd | Self::DareLinearSvd | Self::DareTiesSvd | Self::MagnitudePruneSvd)
     }
 
+    /// Whether it is a weighted sum, as that of classification heads is.
+    pub fn is_sum(self) -> bool {
+        self.prunes().is_none()
+    }
+
     fn prunes(self) -> Option<Pruning> {
         match self {
             Self::Cat | Self::Linear | Self::Svd => None,
@@ -76,6 +81,8 @@ enum Pruning {
 pub enum Rank {
     /// This rank everywhere.
     Fixed(usize),
+    /// That of each change, but no more than this.
+    AtMost(usize),
     /// At each place the smallest rank that keeps this share of the change's squared norm.
     Energy(f64),
 }
@@ -127,7 +134,23 @@ pub fn combine(
     context: &BuildContext<'_>,
 ) -> Result<Combined, AdaptError> {
     check(options)?;
+    for (adapter, _) in parts {
+        loftq::check(*adapter, "be combined or converted")?;
+    }
     if options.combination_type.on_weights() { on_weights(parts, options, backbone, context) } else { on_factors(parts, options, context) }
+}
+
+/// The classification head beside adapters that are combined in this way: the sum of theirs with the same weights.
+///
+/// # Errors
+/// Ways that are no sum, heads that have none.
+pub fn combine_heads(heads: &[(&Head, f32)], combination_type: CombinationType) -> Result<Head, AdaptError> {
+    let refused = |reason| AdaptError::Heads { reason };
+    if !combination_type.is_sum() {
+        let reason = format!("{} is no weighted sum: use `linear`, `cat` or `svd`", serde_json::json!(combination_type));
+        return Err(refused(reason));
+    }
+    Head::weighted_sum(heads).map_err(refused)
 }
 
 fn check(options: &CombineOptions) -> Result<(), AdaptError> {
@@ -136,7 +159,7 @@ fn check(options: &CombineOptions) -> Result<(), AdaptError> {
         return bad("density", format!("{} is not above 0 and at most 1", options.density));
     }
     match options.rank {
-        Rank::Fixed(0) => bad("r", "the rank must be at least 1".into()),
+        Rank::Fixed(0) | Rank::AtMost(0) => bad("r", "the rank must be at least 1".into()),
         Rank::Energy(share) if !(share > 0.0 && share <= 1.0) => bad("energy", format!("{share} is not above 0 and at most 1")),
         _ => Ok(()),
     }
@@ -305,12 +328,15 @@ const POWER_ITERATIONS: usize = 4;
 /// Up to this side a decomposition is exact.
 const EXACT: usize = 128;
 
+/// A singular value below this share of the largest is rounding.
+const NOTHING: f32 = 1e-6;
+
 /// `[rows, cols]` as rank, `A [rank, cols]`, `B [rows, rank]`, and the squared norm of what is cut off.
 fn truncate(delta: &[f32], rows: usize, cols: usize, rank: Rank) -> (usize, Vec<f32>, Vec<f32>, f64) {
     let whole: f64 = delta.iter().map(|&v| f64::from(v).powi(2)).sum();
     let full = rows.min(cols);
     let mut tried = match rank {
-        Rank::Fixed(rank) => rank.min(full),
+        Rank::Fixed(rank) | Rank::AtMost(rank) => rank.min(full),
         Rank::Energy(_) => 8.min(full),
     };
     loop {
@@ -326,6 +352,7 @@ fn truncate(delta: &[f32], rows: usize, cols: usize, rank: Rank) -> (usize, Vec<
             .collect();
         let kept = match rank {
             Rank::Fixed(_) => Some(tried),
+            Rank::AtMost(_) => Some(svd.s.iter().take_while(|&&s| s > NOTHING * svd.s[0]).count().max(1)),
             Rank::Energy(share) => energies.iter().position(|&e| e >= share * whole * (1.0 - 1e-6)).map(|i| i + 1),
         };
         let Some(kept) = kept.or((tried == full).then_some(full)) else {
@@ -365,6 +392,17 @@ mod tests {
         // Standard error of the mean: sqrt((1 - 0.2) / 0.2 / 1e5) = 0.0063.
         assert!((mean - 1.0).abs() < 0.03, "{mean}");
         assert!(values.iter().all(|&v| v == 0.0 || v == 5.0));
+    }
+
+    #[test]
+    fn a_rank_that_the_change_does_not_have_is_not_kept() {
+        // Of rank 2, with entries that round.
+        let delta: Vec<f32> =
+            (0..20).flat_map(|i| (0..12).map(move |j| (0.3 * i as f32).sin() * (j as f32 + 0.1) + 0.7 * j as f32)).collect();
+        for (rank, kept) in [(Rank::AtMost(8), 2), (Rank::AtMost(1), 1), (Rank::Fixed(8), 8)] {
+            assert_eq!(truncate(&delta, 20, 12, rank).0, kept, "{rank:?}");
+        }
+        assert_eq!(truncate(&[0.0; 12], 4, 3, Rank::AtMost(2)).0, 1);
     }
 
     #[test]

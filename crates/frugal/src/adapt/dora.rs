@@ -12,7 +12,7 @@
 //!
 //! ## Cost
 //! Trainable: LoRA's and `d_out` per map. Extra compute over LoRA: `r d_in d_out` multiply-adds per map and step for the
-//! lengths of the rows, whatever the number of tokens. None after merging.
+//! lengths of the rows, whatever the number of tokens; `V` itself is not formed. None after merging.
 //!
 //! ## Defaults and where they come from
 //! Those of `lora`. `m` starts at the row lengths of `W`, so nothing changes at first.
@@ -63,6 +63,8 @@ pub struct Dora {
     lora: Lora,
     /// Row lengths, indexed by site.
     magnitudes: Vec<Option<Parameter>>,
+    /// `‖W‖²` of each row, indexed by site.
+    squares: Vec<Option<Tensor<1>>>,
 }
 
 impl Dora {
@@ -75,28 +77,39 @@ impl Dora {
         let chosen = linear_maps(NAME, &config.targets(), context)?;
         let frozen = frozen_maps(context, &chosen);
         let lora = Lora::named(NAME, config, context)?;
+        let squares: Vec<Option<Tensor<1>>> = frozen.iter().map(|base| base.as_ref().map(row_squares)).collect();
         let magnitude = |id: SiteId| {
             let pair = lora.at(id)?;
             let len = context.sites.info(id).d_out;
-            let values = frozen[id.index()].as_ref().map_or_else(|| vec![1.0; len], |base| to_vec(row_lengths(pair, base)));
+            let base = frozen[id.index()].as_ref().zip(squares[id.index()].as_ref());
+            let values = base.map_or_else(|| vec![1.0; len], |(base, squares)| to_vec(row_lengths(pair, base, squares)));
             Some(Parameter::new(format!("{}.lora_magnitude_vector", pair.path), &[len], values, &context.device))
         };
         let magnitudes = context.sites.iter().map(|(id, _)| magnitude(id)).collect();
-        Ok(Self { lora, magnitudes })
+        Ok(Self { lora, magnitudes, squares })
     }
 
     /// The pair of an adapted map and the factors `m / ‖V‖` of its rows.
     fn at(&self, base: &Linear, mode: Mode, kept: Option<&Kept>) -> Option<(&Pair, Tensor<1>)> {
         let (pair, magnitude) = (self.lora.at(base.site)?, self.magnitudes[base.site.index()].as_ref()?);
-        let factors = || magnitude.get::<1>(mode) / row_lengths(pair, base);
+        let squares = || self.squares[base.site.index()].clone().unwrap_or_else(|| row_squares(base));
+        let factors = || magnitude.get::<1>(mode) / row_lengths(pair, base, &squares());
         Some((pair, kept.map_or_else(factors, |kept| kept.keep(base.site, factors))))
     }
 }
 
-/// `‖W + s B A‖` of each row, outside the gradient graph.
-fn row_lengths(pair: &Pair, base: &Linear) -> Tensor<1> {
-    let v = base.weight.dense() + pair.delta(Mode::Eval);
-    v.powi_scalar(2).sum_dim(1).sqrt().squeeze_dim::<1>(1)
+/// `‖W‖²` of each row.
+fn row_squares(base: &Linear) -> Tensor<1> {
+    base.weight.dense().powi_scalar(2).sum_dim(1).squeeze_dim::<1>(1)
+}
+
+/// `‖V‖` of each row, outside the gradient graph, from `‖V‖² = ‖W‖² + (2 s W Aᵀ + s² B A Aᵀ) · B`.
+fn row_lengths(pair: &Pair, base: &Linear, squares: &Tensor<1>) -> Tensor<1> {
+    let (a, b, s) = (pair.a.get::<2>(Mode::Eval), pair.b.get::<2>(Mode::Eval), pair.scale);
+    let wa = frugal_kernels::linear(a.clone(), base.weight.dense(), None).transpose();
+    let ba = b.clone().matmul(a.clone().matmul(a.transpose()));
+    let change = ((wa * (2.0 * s) + ba * (s * s)) * b).sum_dim(1).squeeze_dim::<1>(1);
+    (squares.clone() + change).clamp_min(0.0).sqrt()
 }
 
 struct DoraPass<'a> {

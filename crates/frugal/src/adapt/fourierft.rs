@@ -36,7 +36,7 @@ use serde_json::json;
 
 use super::maps::{self, At, MapPart, Maps, bad};
 use super::registry::{self, Capabilities, Family, Method};
-use super::target::pattern_value;
+use super::target::{check_patterns, pattern_value};
 use super::torch_random::TorchGenerator;
 use super::{AdaptError, BuildContext, Parameter, Targets, normal, stream};
 
@@ -132,6 +132,7 @@ impl Waves {
 
 fn build(config: FourierConfig, context: &BuildContext<'_>) -> Result<Maps<Spectrum>, AdaptError> {
     config.validate()?;
+    check_patterns("n_frequency_pattern", &config.n_frequency_pattern, context.sites)?;
     let mut known: HashMap<(usize, usize, usize), Arc<Waves>> = HashMap::new();
     let constants = json!({"bias": "none", "fan_in_fan_out": false});
     Maps::new(&METHOD, &config.targets, context, &config, constants, |_, info| {

@@ -9,7 +9,7 @@
 //!
 //! ## When to use, when not
 //! When memory allows and the task is far from what the model knows. It forgets more than low-rank methods and its file is
-//! as large as the model.
+//! as large as the model. It needs the weights in full (`quantize = "none"`).
 //!
 //! ## Cost
 //! Trainable: everything. Extra memory: a copy of the weights, their gradients and two moments each.
@@ -29,7 +29,7 @@ use serde_json::{Map, Value, json};
 
 use super::registry::{self, Capabilities, Family, Method};
 use super::{AdaptError, Adapter, BuildContext, MergedLinear, Mode, Parameter, Pass, to_vec};
-use crate::model::{Embedding, Frozen, Linear, Norm, SiteId, lookup};
+use crate::model::{Backbone, Embedding, Frozen, Linear, Norm, SiteId, lookup};
 
 const NAME: &str = "full";
 
@@ -72,7 +72,7 @@ impl Full {
     /// Copies the backbone's weights; without a backbone (planning) all are zero.
     ///
     /// # Errors
-    /// None today; the signature is that of every method.
+    /// Weights in few bits, whose place the trained ones could not take.
     pub fn new(_config: FullConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
         let mut sites: Vec<Site> = (0..context.sites.len()).map(|_| Site::default()).collect();
         let tied = context.sites.iter().find(|(_, s)| s.tied).map(|(id, _)| id);
@@ -85,6 +85,7 @@ impl Full {
                 bias: bias.map(|b| Parameter::new(format!("{path}.bias"), &[b.len()], b, device)),
             };
         };
+        context.backbone.map_or(Ok(()), check_dense)?;
         match context.backbone {
             Some(backbone) => backbone.export(&mut |part| match part {
                 Frozen::Linear(l) if Some(l.site) == tied => {}
@@ -113,6 +114,25 @@ impl Full {
     fn bias(&self, site: SiteId) -> Option<&Parameter> {
         self.sites[site.index()].bias.as_ref()
     }
+}
+
+/// Training from weights in few bits would save nothing, and the result could not take their place.
+fn check_dense(backbone: &dyn Backbone) -> Result<(), AdaptError> {
+    let mut packed = None;
+    backbone.export(&mut |part| {
+        let (site, format) = match part {
+            Frozen::Linear(l) => (l.site, l.weight.format()),
+            Frozen::Embedding(e) => (e.site, e.weight.format()),
+            Frozen::Norm(_) => return,
+        };
+        if packed.is_none() {
+            packed = format.map(|format| (site, format.to_owned()));
+        }
+    });
+    let Some((site, format)) = packed else { return Ok(()) };
+    let path = &backbone.sites().info(site).path;
+    let reason = format!("`{path}` is held as {format}: full training needs `quantize = \"none\"`");
+    Err(AdaptError::Unsupported { method: NAME, action: "start from packed weights", reason })
 }
 
 struct FullPass<'a> {

@@ -38,6 +38,7 @@ pub struct HeadConfig {
 }
 
 /// A trained classification head.
+#[derive(Clone)]
 pub struct Head {
     config: HeadConfig,
     /// RoBERTa's extra layer.
@@ -88,6 +89,36 @@ impl Head {
             parameter.set(values);
         }
         Ok(Some(head))
+    }
+
+    /// The head whose logits are the sum of those of these heads with these weights.
+    ///
+    /// # Errors
+    /// Why there is none: other classes, other positions, a layer that is not linear.
+    pub fn weighted_sum(heads: &[(&Self, f32)]) -> Result<Self, String> {
+        let Some((first, _)) = heads.first() else { return Err("there is none".into()) };
+        for (other, _) in heads {
+            let (a, b) = (&first.config, &other.config);
+            if a.labels != b.labels {
+                return Err(format!("one tells {} apart, another {}: give adapters of one task", a.labels.join(", "), b.labels.join(", ")));
+            }
+            if a.pooling != b.pooling {
+                let name = |pooling: Pooling| format!("`pooling = {}`", serde_json::json!(pooling));
+                return Err(format!("one has {}, another {}: give adapters that were trained alike", name(a.pooling), name(b.pooling)));
+            }
+        }
+        if first.dense.is_some() {
+            return Err("there is a layer that is not linear in them (`classifier.dense`): convert the adapters one at a time".into());
+        }
+        let mut sum = (*first).clone();
+        for (i, parameter) in sum.parameters_mut().into_iter().enumerate() {
+            let mut values = vec![0.0; parameter.len()];
+            for (head, weight) in heads {
+                values.iter_mut().zip(head.parameters()[i].to_vec()).for_each(|(sum, value)| *sum += weight * value);
+            }
+            parameter.set(values);
+        }
+        Ok(sum)
     }
 
     /// Classes and pooling.

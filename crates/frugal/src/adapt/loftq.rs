@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::lora::{self, LoraConfig, Pair};
 use super::registry::{self, Method, Settings};
-use super::{AdaptError, BuildContext};
+use super::{AdaptError, Adapter, BuildContext};
 use crate::model::{Frozen, LoadOptions, Loftq, Quantize, SiteTable};
 
 /// How the weights are rounded, with `peft`'s names.
@@ -81,6 +81,33 @@ impl LoftqConfig {
     }
 }
 
+/// Whether these settings ask for it.
+fn is_asked(method: &Method, settings: &Settings) -> bool {
+    method.name == lora::NAME && settings.get("init_lora_weights").is_some_and(|init| init == "loftq")
+}
+
+/// Refuses settings of an adapter that goes with weights rounded in its own way; `action` is what it cannot.
+///
+/// # Errors
+/// [`AdaptError::Unsupported`].
+pub(super) fn check_settings(method: &Method, settings: &Settings, action: &'static str) -> Result<(), AdaptError> {
+    if !is_asked(method, settings) {
+        return Ok(());
+    }
+    let reason = "a LoftQ adapter goes only with weights that are rounded in the same way, and those hold no exact change: use it with \
+                  `--adapter`, or train one that starts without `loftq`"
+        .into();
+    Err(AdaptError::Unsupported { method: lora::NAME, action, reason })
+}
+
+/// The same of an adapter.
+///
+/// # Errors
+/// [`AdaptError::Unsupported`].
+pub fn check(adapter: &dyn Adapter, action: &'static str) -> Result<(), AdaptError> {
+    check_settings(registry::find(adapter.method())?, &adapter.peft_config(), action)
+}
+
 /// How the weights of a model are read for a method with these settings: as `options` say, but for a method that starts from
 /// what rounding them lost. `None` for `quantize` means that the method may choose.
 ///
@@ -93,8 +120,7 @@ pub fn load_options(
     quantize: Option<Quantize>,
     options: LoadOptions,
 ) -> Result<LoadOptions, AdaptError> {
-    let asked = method.name == lora::NAME && settings.get("init_lora_weights").is_some_and(|init| init == "loftq");
-    if !asked {
+    if !is_asked(method, settings) {
         return Ok(LoadOptions { quantize: quantize.unwrap_or(options.quantize), ..options });
     }
     let config: LoraConfig = registry::parse(method.name, settings)?;

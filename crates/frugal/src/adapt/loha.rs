@@ -83,6 +83,7 @@ impl LohaConfig {
 
 fn build(config: LohaConfig, context: &BuildContext<'_>) -> Result<Maps<Factors>, AdaptError> {
     config.validate()?;
+    config.lycoris.check_patterns(context.sites)?;
     Maps::new(&METHOD, &config.lycoris.targets, context, &config, json!({"use_effective_conv2d": false}), |_, info| {
         let scaled = config.lycoris.of(info, true)?;
         let (r, mut rng) = (scaled.r, stream(context.seed, &info.path));

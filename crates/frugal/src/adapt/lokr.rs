@@ -123,6 +123,7 @@ fn split(n: usize, factor: i64) -> (usize, usize) {
 
 fn build(config: LokrConfig, context: &BuildContext<'_>) -> Result<Maps<Factors>, AdaptError> {
     config.validate()?;
+    config.lycoris.check_patterns(context.sites)?;
     let (zero_first, zero_second) = match &config.init_weights {
         Init::Default(zero) => (*zero, false),
         Init::Named(_) => (false, true),

@@ -49,7 +49,7 @@ use serde_json::{Map, Value, json};
 
 use super::maps::object;
 use super::registry::{self, Capabilities, Family, Method};
-use super::target::pattern_value;
+use super::target::{check_patterns, pattern_value};
 use super::{AdaptError, Adapter, BuildContext, GradientSum, LowRank, MergedLinear, Mode, Parameter, Pass, StepContext, normal, stream};
 use crate::model::{Embedding, Frozen, Linear, Norm, SiteId, SiteKind};
 
@@ -127,6 +127,8 @@ impl Lora {
     /// The same under the name of a method built on this one.
     pub(super) fn named(method: &'static str, config: LoraConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
         config.validate_for(method)?;
+        check_patterns("rank_pattern", &config.rank_pattern, context.sites)?;
+        check_patterns("alpha_pattern", &config.alpha_pattern, context.sites)?;
         let mut pairs: Vec<Option<Pair>> = (0..context.sites.len()).map(|_| None).collect();
         let chosen = config.targets().select(context.sites)?;
         for &id in &chosen {

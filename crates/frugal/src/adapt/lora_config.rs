@@ -13,7 +13,7 @@ use super::target::{Layers, Names, Targets, pattern_value};
 
 /// Initial values of `A` and `B`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "must be true, false or a name")]
 pub enum Init {
     /// `true`: Kaiming-uniform `A`, zero `B`. `false`: both random, for tests of merging.
     Default(bool),

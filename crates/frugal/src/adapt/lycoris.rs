@@ -7,9 +7,9 @@ use rand::Rng;
 use serde::{Deserialize, Serialize};
 
 use super::maps::{At, MapPart, bad, check_dropout};
-use super::target::{Targets, pattern_value};
+use super::target::{Targets, check_patterns, pattern_value};
 use super::{AdaptError, Mode, Parameter, stream};
-use crate::model::SiteInfo;
+use crate::model::{SiteInfo, SiteTable};
 
 /// Rank and scale of one map, and how it is dropped while training.
 #[derive(Clone, Copy)]
@@ -72,6 +72,12 @@ impl LycorisConfig {
         }
         check_dropout(method, "rank_dropout", self.rank_dropout)?;
         check_dropout(method, "module_dropout", self.module_dropout)
+    }
+
+    /// Checks that every pattern names something of this model.
+    pub(super) fn check_patterns(&self, sites: &SiteTable) -> Result<(), AdaptError> {
+        check_patterns("rank_pattern", &self.rank_pattern, sites)?;
+        Ok(check_patterns("alpha_pattern", &self.alpha_pattern, sites)?)
     }
 
     /// Those of one map.

@@ -2,7 +2,7 @@
 
 use burn::prelude::*;
 
-use super::{AdaptError, Adapter, to_vec};
+use super::{AdaptError, Adapter, loftq, to_vec};
 use crate::model::{Backbone, Frozen, Linear, MemorySource, ModelConfig, ModelError, Norm, SiteId, SiteKind, Weight};
 
 /// A linear map with an adapter merged into it.
@@ -30,6 +30,9 @@ pub struct Weights {
 /// [`AdaptError::Unsupported`] for methods that no weight can express, [`AdaptError::NotFinite`] when a merged weight is
 /// infinite or not a number.
 pub fn weights(backbone: &dyn Backbone, adapter: Option<&dyn Adapter>) -> Result<Weights, AdaptError> {
+    if let Some(adapter) = adapter {
+        loftq::check(adapter, "be merged")?;
+    }
     let mut out = Writer { backbone, tensors: MemorySource::default(), table: None, untied: false };
     let mut failure = None;
     backbone.export(&mut |part| {

@@ -153,12 +153,28 @@ pub enum AdaptError {
         reason: String,
     },
     /// The tensors of an adapter file do not fit the adapter.
-    #[error("{}: the tensors do not fit the adapter and this model\n{report}", path.display())]
+    #[error("{}: the tensors do not fit the adapter and this model: {}", path.display(), peft::misfits(report))]
     Tensors {
         /// File.
         path: std::path::PathBuf,
         /// Lists of tensors.
         report: Box<frugal_core::safetensors::LoadReport>,
+    },
+    /// An adapter of another model.
+    #[error("the adapter was made for `{base_model}`, not for `{model}`")]
+    OtherModel {
+        /// The model that its folder names.
+        base_model: String,
+        /// What the user asked for.
+        model: String,
+        /// How it does not fit.
+        source: Box<AdaptError>,
+    },
+    /// Classification heads that do not become one.
+    #[error("the classification heads cannot be combined: {reason}")]
+    Heads {
+        /// Why, and what would work.
+        reason: String,
     },
     /// A file cannot be written.
     #[error(transparent)]
@@ -182,6 +198,13 @@ pub enum AdaptError {
         /// What there is.
         loaded: String,
     },
+}
+
+impl AdaptError {
+    /// Whether an adapter and a model that do not belong together could be the reason.
+    fn is_misfit(&self) -> bool {
+        matches!(self, Self::Target(_) | Self::Config { .. } | Self::Tensors { .. } | Self::Unsupported { .. })
+    }
 }
 
 /// What a method needs to build an adapter; known before any weight is read.

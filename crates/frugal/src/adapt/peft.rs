@@ -27,6 +27,15 @@ pub const EXTRA_FILE: &str = "frugal.json";
 /// Written as `peft_version`: the version whose format this is.
 const PEFT_VERSION: &str = "0.21.2";
 
+/// The types of that version; those of other methods are written in its layout and read by this program only.
+#[rustfmt::skip]
+pub(super) const TYPES_OF_PEFT: [&str; 45] = [
+    "ADALORA", "ADAMSS", "ADAPTION_PROMPT", "BEFT", "BOFT", "C3A", "CARTRIDGE", "CPT", "DEFT", "DELORA", "FOURIERFT", "FROD",
+    "GLORA", "GRALORA", "HIRA", "HRA", "IA3", "LILY", "LN_TUNING", "LOHA", "LOKR", "LORA", "MISS", "MULTITASK_PROMPT_TUNING",
+    "OFT", "OSF", "PEANUT", "POLY", "PREFIX_TUNING", "PROMPT_TUNING", "PSOFT", "PVERA", "P_TUNING", "RANDLORA", "ROAD",
+    "SHADOW", "SHIRA", "SUPERTUNING", "TINYLORA", "TRAINABLE_TOKENS", "UNILORA", "VBLORA", "VERA", "WAVEFT", "XLORA",
+];
+
 /// Types whose configuration has no `modules_to_save`: `peft` does not keep a classification head with them.
 const WITHOUT_MODULES_TO_SAVE: [&str; 1] = ["TRAINABLE_TOKENS"];
 
@@ -132,7 +141,8 @@ pub fn save(folder: &Path, entry: &Entry, model: &ModelConfig, base_model: &str)
     }
     write_safetensors(&folder.join(WEIGHTS_FILE), tensors)?;
     write_json(&folder.join(EXTRA_FILE), &json!(extra))?;
-    write_atomic(&folder.join("README.md"), card(method, base_model, &adapter.num_trainable()).as_bytes())?;
+    let head: usize = entry.head.as_ref().map_or(0, |head| head.parameters().into_iter().map(Parameter::len).sum());
+    write_atomic(&folder.join("README.md"), card(method, base_model, adapter.num_trainable(), head).as_bytes())?;
     write_json(&folder.join(CONFIG_FILE), &Value::Object(config))
 }
 
@@ -148,11 +158,20 @@ fn write_json(path: &Path, value: &Value) -> Result<(), AdaptError> {
     Ok(write_atomic(path, (text + "\n").as_bytes())?)
 }
 
-fn card(method: &Method, base_model: &str, trainable: &usize) -> String {
+/// The model card, with the numbers of trained parameters of the adapter and of its head.
+fn card(method: &Method, base_model: &str, adapter: usize, head: usize) -> String {
+    let (library, use_it) = if method.is_in_peft() {
+        ("library_name: peft\n", "Written by Frugal in the layout of `peft`: load it with `PeftModel.from_pretrained` or")
+    } else {
+        ("", "Written by Frugal; `peft` does not have this method: load it with")
+    };
+    let of_head = if head > 0 { format!(", {head} of them in the classification head") } else { String::new() };
     format!(
-        "---\nbase_model: {base_model}\nlibrary_name: peft\n---\n\n# {} adapter for {base_model}\n\n{}. {trainable} trained parameters. \
-         Written by Frugal in the layout of `peft`; load it with `PeftModel.from_pretrained` or `frugal --adapter`.\n",
-        method.name, method.summary
+        "---\nbase_model: {base_model}\n{library}---\n\n# {} adapter for {base_model}\n\n{}. {} trained parameters{of_head}. \
+         {use_it} `frugal eval --adapter DIR`.\n",
+        method.name,
+        method.summary,
+        adapter + head
     )
 }
 
@@ -164,7 +183,60 @@ fn card(method: &Method, base_model: &str, trainable: &usize) -> String {
 pub fn load_options(folder: Option<&Path>, sites: &SiteTable, options: LoadOptions) -> Result<LoadOptions, AdaptError> {
     let Some(folder) = folder else { return Ok(options) };
     let (config, method) = read_config(folder)?;
-    super::loftq::load_options(method, &(method.from_peft)(&config)?, sites, None, options)
+    super::loftq::load_options(method, &settings(method, &config, sites)?, sites, None, options)
+}
+
+/// Refuses an adapter that goes with weights rounded in its own way, before any weight is read; `action` is what it cannot.
+///
+/// # Errors
+/// [`AdaptError::Unsupported`] for such an adapter, or when the folder's configuration cannot be read.
+pub fn check_unrounded(folder: &Path, action: &'static str) -> Result<(), AdaptError> {
+    let (config, method) = read_config(folder)?;
+    super::loftq::check_settings(method, &(method.from_peft)(&config)?, action)
+}
+
+/// The method's settings in a file, as far as they speak of this model.
+fn settings(method: &Method, config: &Settings, sites: &SiteTable) -> Result<Settings, AdaptError> {
+    Ok(super::target::for_model((method.from_peft)(config)?, sites))
+}
+
+/// What came of reading the adapter in `folder` for the model that the user calls `model`: where the two do not fit and the
+/// adapter was made for another model, the error says so first.
+///
+/// # Errors
+/// Those of `found`.
+pub fn made_for<T>(folder: &Path, model: &str, found: Result<T, AdaptError>) -> Result<T, AdaptError> {
+    // Models are moved and have several owners, so the last part of a path or repository counts.
+    let last = |name: &str| Path::new(name).file_name().map(ToOwned::to_owned);
+    found.map_err(|error| match base_model(folder) {
+        Some(base_model) if error.is_misfit() && last(&base_model) != last(model) => {
+            AdaptError::OtherModel { base_model, model: model.into(), source: Box::new(error) }
+        }
+        _ => error,
+    })
+}
+
+fn base_model(folder: &Path) -> Option<String> {
+    Some(read_json(&folder.join(CONFIG_FILE)).ok()?.get("base_model_name_or_path")?.as_str()?.to_owned())
+}
+
+/// Tensors that are named before the rest is counted.
+const NAMED: usize = 5;
+
+/// How many tensors do not fit, and the first of them.
+pub(super) fn misfits(report: &LoadReport) -> String {
+    let mis_shaped =
+        report.mis_shaped.iter().map(|(name, expected, found)| format!("{name}: expected {expected:?}, the file has {found:?}"));
+    let missing = report.missing.iter().map(|name| format!("{name}: missing"));
+    let unexpected = report.unexpected.iter().map(|name| format!("{name}: unexpected"));
+    let all: Vec<String> = mis_shaped.chain(missing).chain(unexpected).collect();
+    let counts =
+        [(report.mis_shaped.len(), "with another shape"), (report.missing.len(), "missing"), (report.unexpected.len(), "unexpected")];
+    let counts = counts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!(", {count} {what}")).collect::<String>();
+    let named: String = all.iter().take(NAMED).map(|line| format!("\n  {line}")).collect();
+    let more = all.len().saturating_sub(NAMED);
+    let more = if more > 0 { format!("\n  and {more} more") } else { String::new() };
+    format!("{} expected{counts}{named}{more}", report.expected.len())
 }
 
 /// The configuration of an adapter folder, and whose it is.
@@ -206,7 +278,7 @@ pub fn load(folder: &Path, context: &BuildContext<'_>, allow_partial: bool) -> R
     }
     let extra = read_extra(&folder.join(EXTRA_FILE))?;
     let file = SafetensorsFile::open(&weights_path).map_err(crate::model::ModelError::from)?;
-    let adapter = (method.build)(&(method.from_peft)(&config)?, context)?;
+    let adapter = (method.build)(&settings(method, &config, context.sites)?, context)?;
     let head = head_for(&file, extra.and_then(|e| e.head), method, context)?;
     let mut entry = Entry { adapter, head };
     let report = fill(&mut entry, &file, &weights_path, method, context, allow_partial)?;
@@ -310,4 +382,20 @@ fn is_known_base(key: &str, file: &SafetensorsFile, base_prefix: &str, context: 
         same = super::to_vec(weight).into_iter().eq(stored.iter::<f32>());
     });
     same
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_card_counts_the_head_and_names_what_can_load_it() {
+        let of = |method: &str, head| card(registry::find(method).unwrap(), "base", 10, head);
+        let lora = of("lora", 4);
+        assert!(lora.contains("library_name: peft") && lora.contains("PeftModel.from_pretrained"), "{lora}");
+        assert!(lora.contains(" 14 trained parameters, 4 of them in the classification head. "), "{lora}");
+        let own = of("houlsby", 0);
+        assert!(!own.contains("library_name") && !own.contains("PeftModel") && own.contains(" 10 trained parameters. "), "{own}");
+        assert!([&lora, &own].iter().all(|card| card.contains("`frugal eval --adapter DIR`")));
+    }
 }

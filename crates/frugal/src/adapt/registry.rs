@@ -137,6 +137,11 @@ impl Method {
         let lines = self.source.lines().map_while(|line| line.strip_prefix("//!"));
         lines.map(|line| line.strip_prefix(' ').unwrap_or(line)).collect::<Vec<_>>().join("\n")
     }
+
+    /// Whether `peft` has a method of its `peft_type`, so that Python reads its adapter files.
+    pub fn is_in_peft(&self) -> bool {
+        super::peft::TYPES_OF_PEFT.contains(&self.peft_type)
+    }
 }
 
 /// The method of this name or alias; `_` and `-` are the same, case does not matter.
@@ -185,7 +190,15 @@ pub(super) fn parse<T: DeserializeOwned + Serialize + Default>(method: &'static 
     if !unknown.is_empty() {
         return Err(AdaptError::Settings { method, reason: unknown.join("; ") });
     }
-    serde_json::from_value(Value::Object(settings.clone())).map_err(|e| AdaptError::Settings { method, reason: e.to_string() })
+    serde_json::from_value(Value::Object(settings.clone())).map_err(|error| {
+        // Beside the defaults alone, the one at fault shows itself.
+        let of_one = settings.iter().find_map(|(key, value)| {
+            let mut all = known.clone();
+            all.insert(key.clone(), value.clone());
+            Some(format!("`{key}`: {}", serde_json::from_value::<T>(Value::Object(all)).err()?))
+        });
+        AdaptError::Settings { method, reason: of_one.unwrap_or_else(|| error.to_string()) }
+    })
 }
 
 /// Every setting with its default.
@@ -198,6 +211,8 @@ pub(super) fn defaults<T: Serialize + Default>() -> Settings {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -221,6 +236,19 @@ mod tests {
             let found: Vec<&str> = text.lines().filter_map(|l| l.strip_prefix("## ")).collect();
             assert_eq!(found, headings, "{}", method.name);
         }
+    }
+
+    #[test]
+    fn a_setting_of_the_wrong_kind_is_named() {
+        let settings = |value: Value| value.as_object().unwrap().clone();
+        for method in ["lora", "loha", "ia3"] {
+            let check = find(method).unwrap().check;
+            let message = check(&settings(json!({"target_modules": 5}))).unwrap_err().to_string();
+            let expected = "`target_modules`: must be a list of names, a pattern or \"all-linear\"";
+            assert_eq!(message, format!("method `{method}`: {expected}"));
+        }
+        let message = (find("lora").unwrap().check)(&settings(json!({"lora_alpha": 8, "r": "many"}))).unwrap_err().to_string();
+        assert!(message.contains("`r`: invalid type"), "{message}");
     }
 
     #[test]

@@ -229,13 +229,19 @@ impl Svfit {
     /// Bad settings, no matching map, tables among the targets.
     pub fn new(config: SvfitConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
         config.validate()?;
-        let chosen = linear_maps(NAME, &config.targets, context)?;
+        let mut targets = config.targets.clone();
+        // The usual names are those of several architectures.
+        let usual = SvfitConfig::default().targets.target_modules;
+        if let Some(known) = usual.of_model(context.sites).filter(|_| targets.target_modules == usual) {
+            targets.target_modules = known;
+        }
+        let chosen = linear_maps(NAME, &targets, context)?;
         let weights = base::linear_weights(context);
         let mut sites: Vec<Option<Atoms>> = (0..context.sites.len()).map(|_| None).collect();
         for &id in &chosen {
             sites[id.index()] = Some(Atoms::new(&config, context, id, weights[id.index()].as_ref()));
         }
-        let saved_targets = super::peft::saved_targets(&config.targets, context.sites, &chosen);
+        let saved_targets = super::peft::saved_targets(&targets, context.sites, &chosen);
         Ok(Self { config, sites, saved_targets })
     }
 

@@ -5,13 +5,15 @@ use std::collections::BTreeMap;
 use frugal_core::suggest::did_you_mean;
 use regex::Regex;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use thiserror::Error;
 
+use super::registry::Settings;
 use crate::model::{SiteId, SiteInfo, SiteKind, SiteTable};
 
 /// A list of names, or one pattern.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "must be a list of names, a pattern or \"all-linear\"")]
 pub enum Names {
     /// A regular expression over the whole path, or `all-linear`.
     Pattern(String),
@@ -21,7 +23,7 @@ pub enum Names {
 
 /// One block number or several.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "must be a block number or a list of them")]
 pub enum Layers {
     /// One.
     One(usize),
@@ -60,14 +62,29 @@ impl Default for Targets {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum TargetError {
-    /// Nothing matched.
-    #[error("`target_modules` matched nothing of this model that can be adapted{}; it has: {available}", suggestion.as_ref().map_or(String::new(), |s| format!(" (did you mean `{s}`?)")))]
+    /// An entry that matched nothing.
+    #[error("`{field}`: `{entry}` matched nothing of this model{}; it has: {available}", suggestion.as_ref().map_or(String::new(), |s| format!(" (did you mean `{s}`?)")))]
     NoMatch {
+        /// Field.
+        field: &'static str,
+        /// Name or pattern.
+        entry: String,
         /// Distinct last components of the paths.
         available: String,
         /// Nearest name.
         suggestion: Option<String>,
     },
+    /// A name where only a pattern can stand.
+    #[error("`{field}`: `{text}` matched nothing: a single text is a pattern for the whole path; write [\"{text}\"]")]
+    NotAPath {
+        /// Field.
+        field: &'static str,
+        /// Text.
+        text: String,
+    },
+    /// Everything that was named is excluded again.
+    #[error("`exclude_modules` and `layers_to_transform` leave nothing of what `target_modules` names")]
+    NothingLeft,
     /// A pattern is not a regular expression.
     #[error("`{field}`: `{pattern}` is not a regular expression: {reason}")]
     Pattern {
@@ -105,6 +122,84 @@ pub(super) fn full_match(field: &'static str, pattern: &str) -> Result<Regex, Ta
 /// Whether a name is the whole path or its last components.
 pub(super) fn ends_with_component(path: &str, name: &str) -> bool {
     path == name || path.strip_suffix(name).is_some_and(|head| head.ends_with('.'))
+}
+
+/// Whether a name is that of a place in this model.
+fn names_a_site(sites: &SiteTable, name: &str) -> bool {
+    sites.iter().any(|(_, site)| ends_with_component(&site.path, name))
+}
+
+/// Why this entry matched nothing; `offered` are the places that could have been meant.
+fn no_match(field: &'static str, entry: &str, sites: &SiteTable, offered: impl Fn(&SiteInfo) -> bool) -> TargetError {
+    let offered = |s: &SiteInfo| offered(s) && (s.kind.is_inner_linear() || s.kind == SiteKind::Norm);
+    let mut names: Vec<&str> = sites.iter().filter(|(_, s)| offered(s)).map(|(_, s)| s.name()).collect();
+    names.sort_unstable();
+    names.dedup();
+    let suggestion = did_you_mean(entry, names.iter().copied()).map(str::to_owned);
+    TargetError::NoMatch { field, entry: entry.into(), available: names.join(", "), suggestion }
+}
+
+impl Names {
+    /// Why they matched nothing, or this entry of them.
+    fn no_match(&self, field: &'static str, entry: &str, sites: &SiteTable, offered: impl Fn(&SiteInfo) -> bool) -> TargetError {
+        match self {
+            Self::Pattern(text) if names_a_site(sites, text) => TargetError::NotAPath { field, text: text.clone() },
+            _ => no_match(field, entry, sites, offered),
+        }
+    }
+
+    fn match_any(&self, field: &'static str, sites: &SiteTable) -> Result<bool, TargetError> {
+        let matcher = Matcher::new(field, self)?;
+        Ok(sites.iter().any(|(_, site)| matcher.matches(site)))
+    }
+
+    /// Every entry must match something: one that does not is a mistake that nothing else would show.
+    fn check(&self, field: &'static str, sites: &SiteTable, offered: impl Fn(&SiteInfo) -> bool) -> Result<(), TargetError> {
+        let stray = match self {
+            Self::List(names) => names.iter().find(|name| !names_a_site(sites, name)),
+            Self::Pattern(pattern) => (!self.match_any(field, sites)?).then_some(pattern),
+        };
+        stray.map_or(Ok(()), |entry| Err(self.no_match(field, entry, sites, offered)))
+    }
+
+    /// What of them this model has, if anything: for lists that serve several architectures.
+    pub(super) fn of_model(&self, sites: &SiteTable) -> Option<Self> {
+        match self {
+            Self::List(names) => {
+                let known: Vec<String> = names.iter().filter(|name| names_a_site(sites, name)).cloned().collect();
+                (!known.is_empty()).then_some(Self::List(known))
+            }
+            // What is no pattern is kept, to be refused.
+            Self::Pattern(_) => self.match_any("", sites).unwrap_or(true).then(|| self.clone()),
+        }
+    }
+}
+
+/// Settings of a file as far as they speak of this model: like `peft`, readers pass over what a model lacks. Where that is all of
+/// the targets, they stay and are refused.
+pub(super) fn for_model(mut settings: Settings, sites: &SiteTable) -> Settings {
+    let names = |settings: &Settings, field: &str| Names::deserialize(settings.get(field)?).ok();
+    let given = names(&settings, "target_modules");
+    let known = given.as_ref().and_then(|names| names.of_model(sites));
+    if let (Some(Names::List(given)), Some(Names::List(known))) = (given, known) {
+        // `ia3` has its feed-forward maps among the targets.
+        if let Some(Value::Array(inner)) = settings.get_mut("feedforward_modules") {
+            inner.retain(|name| name.as_str().is_none_or(|name| known.iter().any(|k| k == name) || !given.iter().any(|g| g == name)));
+        }
+        settings.insert("target_modules".into(), json!(known));
+    }
+    if let Some(excluded) = names(&settings, "exclude_modules") {
+        match excluded.of_model(sites) {
+            Some(known) => settings.insert("exclude_modules".into(), json!(known)),
+            None => settings.remove("exclude_modules"),
+        };
+    }
+    for (field, value) in settings.iter_mut() {
+        if let (true, Value::Object(patterns)) = (field.ends_with("_pattern"), value) {
+            patterns.retain(|key, value| !value.is_number() || match_path("", key, sites).unwrap_or(true));
+        }
+    }
+    settings
 }
 
 enum Matcher {
@@ -178,7 +273,15 @@ impl Targets {
             .filter(|(_, s)| eligible(s) && include.matches(s) && !exclude.as_ref().is_some_and(|e| e.matches(s)) && in_layers(s))
             .map(|(id, _)| id)
             .collect();
-        if chosen.is_empty() { Err(self.no_match(sites, eligible)) } else { Ok(chosen) }
+        if chosen.is_empty() {
+            let named = sites.iter().any(|(_, s)| eligible(s) && include.matches(s));
+            return Err(if named { TargetError::NothingLeft } else { self.no_match(sites, eligible) });
+        }
+        self.target_modules.check("target_modules", sites, &eligible)?;
+        if let Some(names) = &self.exclude_modules {
+            names.check("exclude_modules", sites, &eligible)?;
+        }
+        Ok(chosen)
     }
 
     fn layer_regexes(&self) -> Result<Vec<Regex>, TargetError> {
@@ -198,17 +301,35 @@ impl Targets {
     }
 
     fn no_match(&self, sites: &SiteTable, eligible: impl Fn(&SiteInfo) -> bool) -> TargetError {
-        let offered = |s: &SiteInfo| eligible(s) && (s.kind.is_inner_linear() || s.kind == SiteKind::Norm);
-        let mut names: Vec<&str> = sites.iter().filter(|(_, s)| offered(s)).map(|(_, s)| s.name()).collect();
-        names.sort_unstable();
-        names.dedup();
-        let asked = match &self.target_modules {
-            Names::Pattern(p) => p.clone(),
-            Names::List(list) => list.first().cloned().unwrap_or_default(),
+        let entry = match &self.target_modules {
+            Names::Pattern(p) => p.as_str(),
+            Names::List(list) => list.first().map_or("[]", String::as_str),
         };
-        let suggestion = did_you_mean(&asked, names.iter().copied()).map(str::to_owned);
-        TargetError::NoMatch { available: names.join(", "), suggestion }
+        self.target_modules.no_match("target_modules", entry, sites, eligible)
     }
+}
+
+/// `^(.*\.)?(KEY)$`.
+fn ending(field: &'static str, key: &str) -> Result<Regex, TargetError> {
+    Regex::new(&format!(r"^(.*\.)?({key})$")).map_err(|e| TargetError::Pattern { field, pattern: key.into(), reason: e.to_string() })
+}
+
+fn match_path(field: &'static str, key: &str, sites: &SiteTable) -> Result<bool, TargetError> {
+    let regex = ending(field, key)?;
+    Ok(sites.iter().any(|(_, site)| regex.is_match(&site.path)))
+}
+
+/// Every key must match some path of the model: one that does not is a mistake that nothing else would show.
+///
+/// # Errors
+/// A key that matches nothing or is not a regular expression.
+pub(super) fn check_patterns<V>(field: &'static str, patterns: &BTreeMap<String, V>, sites: &SiteTable) -> Result<(), TargetError> {
+    for key in patterns.keys() {
+        if !match_path(field, key, sites)? {
+            return Err(no_match(field, key, sites, |site| site.kind.is_inner_linear()));
+        }
+    }
+    Ok(())
 }
 
 /// Value of the first key whose pattern `^(.*\.)?(KEY)$` matches the path (`rank_pattern`, `alpha_pattern`).
@@ -217,12 +338,7 @@ impl Targets {
 /// When a key is not a regular expression.
 pub fn pattern_value<V: Copy>(field: &'static str, patterns: &BTreeMap<String, V>, path: &str) -> Result<Option<V>, TargetError> {
     for (key, &value) in patterns {
-        let regex = Regex::new(&format!(r"^(.*\.)?({key})$")).map_err(|e| TargetError::Pattern {
-            field,
-            pattern: key.clone(),
-            reason: e.to_string(),
-        })?;
-        if regex.is_match(path) {
+        if ending(field, key)?.is_match(path) {
             return Ok(Some(value));
         }
     }
@@ -258,8 +374,63 @@ mod tests {
 
     #[test]
     fn a_list_matches_whole_components() {
-        let found = paths(&Targets { target_modules: list(&["proj", "layers.1.self_attn.q_proj"]), ..Targets::default() });
+        let found = paths(&Targets { target_modules: list(&["layers.1.self_attn.q_proj"]), ..Targets::default() });
         assert_eq!(found, ["model.layers.1.self_attn.q_proj"]);
+        assert!(refused(list(&["proj"]), None).contains("`proj` matched nothing"));
+    }
+
+    fn refused(target_modules: Names, exclude_modules: Option<Names>) -> String {
+        Targets { target_modules, exclude_modules, ..Targets::default() }.select(&sites()).unwrap_err().to_string()
+    }
+
+    fn text(pattern: &str) -> Names {
+        Names::Pattern(pattern.into())
+    }
+
+    #[test]
+    fn a_name_as_a_single_text_is_answered_with_a_list() {
+        let targets = refused(text("q_proj"), None);
+        assert_eq!(
+            targets,
+            "`target_modules`: `q_proj` matched nothing: a single text is a pattern for the whole path; write [\"q_proj\"]"
+        );
+        assert!(refused(text("self_attn.q_proj"), None).contains("write [\"self_attn.q_proj\"]"));
+        let excluded = refused(text("all-linear"), Some(text("q_proj")));
+        assert!(excluded.contains("`exclude_modules`") && excluded.contains("write [\"q_proj\"]"), "{excluded}");
+    }
+
+    #[test]
+    fn an_entry_that_matches_nothing_is_named() {
+        let some = list(&["q_proj", "v_porj"]);
+        let message = refused(some, None);
+        assert!(message.contains("`target_modules`: `v_porj`") && message.contains("did you mean `v_proj`"), "{message}");
+        for names in [list(&["zzz"]), text("zzz")] {
+            assert!(refused(text("all-linear"), Some(names)).contains("`exclude_modules`: `zzz` matched nothing"));
+        }
+        let patterns = BTreeMap::from([("q_proj".to_owned(), 4), ("zzz".to_owned(), 4)]);
+        let message = check_patterns("rank_pattern", &patterns, &sites()).unwrap_err().to_string();
+        assert!(message.contains("`rank_pattern`: `zzz` matched nothing"), "{message}");
+        // It is there, but nothing is left of it.
+        assert!(refused(list(&["q_proj"]), Some(list(&["q_proj"]))).contains("leave nothing"));
+    }
+
+    #[test]
+    fn files_may_name_what_this_model_lacks() {
+        let settings = |value: Value| value.as_object().unwrap().clone();
+        let file = settings(json!({
+            "target_modules": ["q_proj", "query", "w2"], "exclude_modules": ["key"], "feedforward_modules": ["w2"],
+            "rank_pattern": {"q_proj": 4, "query": 2}, "r": 8,
+        }));
+        let known = json!({"target_modules": ["q_proj"], "feedforward_modules": [], "rank_pattern": {"q_proj": 4}, "r": 8});
+        assert_eq!(for_model(file, &sites()), settings(known));
+        let strange = settings(json!({"target_modules": ["query"]}));
+        assert_eq!(for_model(strange.clone(), &sites()), strange);
+    }
+
+    #[test]
+    fn what_is_neither_names_nor_a_pattern_says_what_it_must_be() {
+        let message = serde_json::from_value::<Names>(json!(5)).unwrap_err().to_string();
+        assert_eq!(message, "must be a list of names, a pattern or \"all-linear\"");
     }
 
     #[test]

@@ -160,8 +160,10 @@ impl UniPelt {
     pub fn new(config: UniPeltConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
         config.validate()?;
         let (d, count, device) = (context.config.hidden_size, context.config.num_hidden_layers, &context.device);
-        let usual = ["q_proj", "v_proj", "query", "value", "c_attn"].map(str::to_owned).to_vec();
-        let targets = Targets { target_modules: config.target_modules.clone().unwrap_or(Names::List(usual)), ..Targets::default() };
+        // Those of several architectures.
+        let usual = Names::List(["q_proj", "v_proj", "query", "value", "c_attn"].map(str::to_owned).to_vec());
+        let target_modules = config.target_modules.clone().or_else(|| usual.of_model(context.sites)).unwrap_or(usual);
+        let targets = Targets { target_modules, ..Targets::default() };
         let mut pairs: Vec<Option<GatedPair>> = (0..context.sites.len()).map(|_| None).collect();
         for id in targets.select(context.sites)? {
             pairs[id.index()] = Some(GatedPair::new(&config, context, id)?);

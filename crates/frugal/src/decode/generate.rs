@@ -44,7 +44,7 @@ pub struct Generation {
 /// Continues all prompts together; `on_token` sees each new token with its prompt's number as it is chosen, and ends
 /// everything by returning false.
 ///
-/// A prompt's choices follow from the seed and its number, not from the other prompts.
+/// A prompt's choices follow from the seed and the prompt, not from its place or the other prompts; equal prompts differ.
 ///
 /// # Errors
 /// Empty prompts, prompts longer than the model allows, models without a head.
@@ -60,7 +60,10 @@ pub fn generate(
         return Err(DecodeError::EmptyPrompt { index });
     }
     let mut session = Session::with_cache(backbone, adapters, choice, prompts.len(), config.cache_type)?;
-    let seed_of = |i: usize| rand::Rng::random(&mut stream(config.seed, &format!("generate {i}")));
+    let seed_of = |i: usize| {
+        let equal_before = prompts[..i].iter().filter(|prompt| **prompt == prompts[i]).count();
+        rand::Rng::random(&mut stream(config.seed, &format!("generate {equal_before} {:?}", prompts[i])))
+    };
     let mut samplers = (0..prompts.len()).map(|i| Sampler::new(config.sampler.clone(), seed_of(i))).collect::<Result<Vec<_>, _>>()?;
     let mut out: Vec<Generation> = prompts.iter().map(|_| Generation { tokens: Vec::new(), finish: Finish::Length }).collect();
     if config.max_tokens == 0 || prompts.is_empty() {
@@ -101,6 +104,7 @@ pub fn generate(
 #[cfg(test)]
 mod tests {
     use std::path::Path;
+    use std::sync::Arc;
 
     use burn::prelude::Device;
 
@@ -108,24 +112,44 @@ mod tests {
     use crate::model::load::{SafetensorsSource, read_json};
     use crate::model::{ModelConfig, build};
 
-    #[test]
-    fn a_full_sequence_does_not_end_the_others() {
+    fn backbone() -> Arc<dyn Backbone> {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models/llama");
         let model = ModelConfig::from_json(read_json(&folder.join("config.json")).unwrap(), "llama").unwrap();
-        let limit = model.max_sequence();
-        let backbone = build(model, &SafetensorsSource::open(&folder).unwrap(), &Device::flex()).unwrap();
+        build(model, &SafetensorsSource::open(&folder).unwrap(), &Device::flex()).unwrap()
+    }
+
+    fn prompt(length: usize) -> Vec<u32> {
+        (0..length).map(|i| (i % 40) as u32 + 3).collect()
+    }
+
+    /// The new tokens of each prompt.
+    fn generated(backbone: &dyn Backbone, temperature: f32, prompts: &[Vec<u32>]) -> Vec<Vec<u32>> {
         let config = GenerateConfig {
             max_tokens: 20,
-            sampler: SamplerConfig::default(),
+            sampler: SamplerConfig { temperature, ..SamplerConfig::default() },
             eos_token_ids: Vec::new(),
             seed: 3,
             cache_type: CacheType::F32,
         };
-        let prompt = |length: usize| (0..length).map(|i| (i % 40) as u32 + 3).collect::<Vec<_>>();
-        let lengths = |prompts: &[Vec<u32>]| -> Vec<usize> {
-            let found = generate(backbone.as_ref(), &AdapterSet::default(), Choice::Base, prompts, &config, &mut |_, _| true).unwrap();
-            found.iter().map(|g| g.tokens.len()).collect()
-        };
+        let found = generate(backbone, &AdapterSet::default(), Choice::Base, prompts, &config, &mut |_, _| true).unwrap();
+        found.into_iter().map(|g| g.tokens).collect()
+    }
+
+    #[test]
+    fn what_is_drawn_does_not_depend_on_the_place_of_a_prompt() {
+        let backbone = backbone();
+        let drawn = |lengths: &[usize]| generated(backbone.as_ref(), 1.0, &lengths.iter().map(|n| prompt(*n)).collect::<Vec<_>>());
+        let (alone, together) = (drawn(&[5]), drawn(&[7, 5, 5]));
+        assert_eq!(alone[0], together[1]);
+        assert_ne!(together[1], together[2], "a prompt that is given twice gets two answers");
+        assert_eq!(drawn(&[5, 5, 7]), [together[1].clone(), together[2].clone(), together[0].clone()]);
+    }
+
+    #[test]
+    fn a_full_sequence_does_not_end_the_others() {
+        let backbone = backbone();
+        let limit = backbone.config().max_sequence();
+        let lengths = |prompts: &[Vec<u32>]| generated(backbone.as_ref(), 0.0, prompts).iter().map(Vec::len).collect::<Vec<_>>();
         // The last token of a full sequence needs no room of its own.
         assert_eq!(lengths(&[prompt(limit - 4), prompt(5), prompt(limit)]), [5, 20, 1]);
         assert_eq!(lengths(&[prompt(5)]), [20]);

@@ -124,7 +124,7 @@ pub struct TuneConfig {
     pub data: DataConfig,
     /// Method.
     pub method: MethodConfig,
-    /// Training. A learning rate of 0 means the method's own.
+    /// Training. A learning rate of 0, in files `auto`, means the method's own.
     pub train: TrainConfig,
 }
 
@@ -188,5 +188,26 @@ impl TuneConfig {
             add(&format!("train.{}", problem.field), problem.reason);
         }
         found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_of_0_does_not_mean_the_methods_own() {
+        let load = |set: &str| frugal_core::config::load::<TuneConfig>(None, &[set.to_owned()]);
+        for set in ["train.lr=0", "train.lr=0.0", "train.learning_rate=0"] {
+            let error = load(set).unwrap_err().to_string();
+            let key = set.split('=').next().unwrap();
+            assert_eq!(error, format!("override `{set}`: `{key}`: 0 given, but it must be a positive number"));
+        }
+        let own = registry::find("lora").unwrap().default_lr;
+        for (set, lr) in [("train.lr=auto", own), ("train.epochs=2", own), ("model=x", own), ("train.lr=0.25", 0.25)] {
+            let mut config = load(set).unwrap();
+            config.resolve();
+            assert_eq!(config.train.lr, lr, "{set}");
+        }
     }
 }

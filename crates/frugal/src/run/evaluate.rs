@@ -1,16 +1,17 @@
 //! Measuring a model, with or without an adapter, on a data file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use serde::Serialize;
 
 use super::prepare::{encode_part, read};
-use super::{DataConfig, Metrics, Observe, Progress, RunError};
+use super::tune::CONFIG_FILE;
+use super::{DataConfig, Metrics, Observe, Progress, RunError, TuneConfig};
 use crate::adapt::{Adapter, BuildContext, Fixed, Head, Mode, peft, to_vec};
 use crate::model::load::{Lookup, ModelFiles};
 use crate::model::save::{Stored, StoredType, write_safetensors};
-use crate::model::{Backbone, Input, LoadOptions};
+use crate::model::{Backbone, Input, LoadOptions, Quantize};
 use crate::train::{Objective, Tokenized, evaluate as evaluate_examples};
 
 /// What is measured.
@@ -27,6 +28,8 @@ pub struct EvaluateRequest {
     pub device: String,
     /// Tokens of a batch.
     pub max_tokens: usize,
+    /// How weights are held.
+    pub quantize: Quantize,
     /// Also write the logits of the first examples there, for comparison with other programs.
     pub dump_logits: Option<PathBuf>,
 }
@@ -48,6 +51,12 @@ pub struct Evaluated {
     pub sha256: String,
 }
 
+/// How the run that made an adapter held the model's weights; single precision if the folder is not that of a run.
+pub fn quantize_of(adapter: &Path) -> Quantize {
+    let run = frugal_core::config::load::<TuneConfig>(Some(&adapter.join(CONFIG_FILE)), &[]);
+    run.map_or(Quantize::None, |run| run.quantize)
+}
+
 /// Examples whose logits are written on request.
 const DUMPED: usize = 8;
 
@@ -67,7 +76,10 @@ pub fn evaluate(
     let files = ModelFiles::open(&request.model, lookup)?;
     observe(&Progress::Begin { what: format!("reading {}", request.model) });
     let sites = files.sites();
-    let options = peft::load_options(request.adapter.as_deref(), &sites, LoadOptions::default())?;
+    let mut options = LoadOptions { quantize: request.quantize, ..LoadOptions::default() };
+    if let Some(folder) = &request.adapter {
+        options = peft::made_for(folder, files.name(), peft::load_options(Some(folder), &sites, options))?;
+    }
     let backbone = files.load_with(&device, options)?;
     let context = BuildContext {
         config: files.config(),
@@ -77,7 +89,8 @@ pub fn evaluate(
         seed: 0,
         tokenize: None,
     };
-    let entry = request.adapter.as_ref().map(|folder| peft::load(folder, &context, false)).transpose()?.map(|(entry, _)| entry);
+    let load = |folder: &PathBuf| peft::made_for(folder, files.name(), peft::load(folder, &context, false));
+    let entry = request.adapter.as_ref().map(load).transpose()?.map(|(entry, _)| entry);
     let own_head = if entry.is_none() { files.head(&device)? } else { None };
     let head = entry.as_ref().and_then(|e| e.head.as_ref()).or(own_head.as_ref());
     let dataset = match frugal_core::data::builtin(&request.data.train) {

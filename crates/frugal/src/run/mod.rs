@@ -18,7 +18,7 @@ use serde::Serialize;
 use thiserror::Error;
 
 pub use config::{DataConfig, MethodConfig, Task, TuneConfig};
-pub use evaluate::{EvaluateRequest, Evaluated, evaluate};
+pub use evaluate::{EvaluateRequest, Evaluated, evaluate, quantize_of};
 pub use export::{ExportFormat, export_adapter_gguf, export_gguf, merge_to_folder};
 pub use forgetting::forgetting;
 pub use plan::{Memory, Plan, plan};
@@ -91,6 +91,41 @@ pub enum RunError {
         /// Its value now.
         now: String,
     },
+    /// Data with too few rows to measure on some of them.
+    #[error("{}: too few rows ({rows}) to hold out a share of {share} for validation: give {help}", path.display())]
+    TooFewRows {
+        /// The data file.
+        path: PathBuf,
+        /// Its rows.
+        rows: usize,
+        /// The share.
+        share: f64,
+        /// What to give instead.
+        help: &'static str,
+    },
+    /// Data with too few classes to tell apart.
+    #[error("{}: classification needs at least two labels, found: {}", path.display(), labels_text(found))]
+    Labels {
+        /// The data file.
+        path: PathBuf,
+        /// Its labels.
+        found: Vec<String>,
+    },
+    /// A model that is broken before anything was trained.
+    #[error(
+        "`{model}`: its own loss on the {part} data ({data}) is {loss} before any training, which is no number to go on from: \
+         its weights or these examples are damaged"
+    )]
+    BaseLoss {
+        /// What the user called the model.
+        model: String,
+        /// `validation` or `test`.
+        part: &'static str,
+        /// The data file.
+        data: String,
+        /// The loss.
+        loss: f64,
+    },
     /// Something that this combination cannot do.
     #[error("{0}")]
     Invalid(String),
@@ -99,6 +134,14 @@ pub enum RunError {
 impl From<crate::model::load::LoadError> for RunError {
     fn from(error: crate::model::load::LoadError) -> Self {
         Self::Model(error.into())
+    }
+}
+
+fn labels_text(found: &[String]) -> String {
+    if found.is_empty() {
+        "none; conversations, prompts and plain text are learned with `--task causal-lm`".into()
+    } else {
+        found.join(", ")
     }
 }
 

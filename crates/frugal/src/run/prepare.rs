@@ -80,11 +80,7 @@ pub fn prepare(config: &TuneConfig, lookup: &Lookup) -> Result<Prepared, RunErro
         Task::Classification => {
             let labels = train.labels();
             if labels.len() < 2 {
-                let found = if labels.is_empty() { "none".into() } else { labels.join(", ") };
-                return Err(RunError::Invalid(format!(
-                    "{}: classification needs at least two labels, found: {found}",
-                    train.source.display()
-                )));
+                return Err(RunError::Labels { path: train.source, found: labels });
             }
             Some(HeadConfig { labels, pooling: config.pooling.unwrap_or(Pooling::default_for(files.config().model_type)) })
         }
@@ -130,6 +126,13 @@ pub(super) fn read(file: &str, config: &DataConfig) -> Result<Dataset, RunError>
     Ok(data::load(Path::new(file), &options)?)
 }
 
+/// Divides the records at random into what is left and what is held out for validation; `help` says what to give where there
+/// are too few of them.
+pub(super) fn hold_out(dataset: &Dataset, share: f64, seed: u64, help: &'static str) -> Result<[Dataset; 2], RunError> {
+    let parts = dataset.split(&[1.0 - share, share], seed).ok().and_then(|parts| parts.try_into().ok());
+    parts.ok_or_else(|| RunError::TooFewRows { path: dataset.source.clone(), rows: dataset.len(), share, help })
+}
+
 fn datasets(config: &DataConfig, seed: u64) -> Result<(Dataset, Option<Dataset>, Option<Dataset>), RunError> {
     let cut = |d: Dataset, rows: usize| if rows == 0 { d } else { d.take(rows) };
     let eval = |file: &Option<String>| file.as_ref().map(|f| Ok::<_, RunError>(cut(read(f, config)?, config.max_eval_rows))).transpose();
@@ -144,9 +147,9 @@ fn datasets(config: &DataConfig, seed: u64) -> Result<(Dataset, Option<Dataset>,
     let mut train = cut(read(&config.train, config)?, config.max_train_rows);
     let (mut validation, test) = (eval(&config.validation)?, eval(&config.test)?);
     if validation.is_none() && config.validation_share > 0.0 {
-        let mut parts = train.split(&[1.0 - config.validation_share, config.validation_share], seed)?;
-        validation = parts.pop().map(|d| cut(d, config.max_eval_rows));
-        train = parts.remove(0);
+        let help = "a validation file with `--eval-data`, or another `data.validation_share` (0 for no validation)";
+        let [rest, held_out] = hold_out(&train, config.validation_share, seed, help)?;
+        (train, validation) = (rest, Some(cut(held_out, config.max_eval_rows)));
     }
     Ok((train, validation, test))
 }
@@ -169,5 +172,30 @@ mod tests {
         assert_eq!((rows(&own), rows(&given)), ((50, 50), (2, 50)));
         let missing = DataConfig { test: Some("nowhere.tsv".into()), ..own };
         assert!(datasets(&missing, 0).unwrap_err().to_string().contains("nowhere.tsv"));
+    }
+
+    #[test]
+    fn too_few_rows_to_hold_any_out_are_told_with_the_file_and_a_way_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("one.tsv").display().to_string();
+        std::fs::write(&file, "label\ttext\nham\tsee you soon\n").unwrap();
+        let config = DataConfig { train: file.clone(), ..DataConfig::default() };
+        let error = datasets(&config, 0).unwrap_err().to_string();
+        let said = format!("{file}: too few rows (1) to hold out a share of 0.1 for validation: give a validation file with `--eval-data`");
+        assert!(error.starts_with(&said), "{error}");
+        // What it advises helps.
+        assert!(datasets(&DataConfig { validation: Some(file), ..config.clone() }, 0).is_ok());
+        assert!(datasets(&DataConfig { validation_share: 0.0, ..config }, 0).is_ok());
+    }
+
+    #[test]
+    fn data_without_labels_are_pointed_to_the_other_task() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("chat.jsonl");
+        let turns = r#"{"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "good day"}]}"#;
+        std::fs::write(&file, format!("{turns}\n").repeat(20)).unwrap();
+        let data = DataConfig { train: file.display().to_string(), ..DataConfig::default() };
+        let error = prepare(&TuneConfig { data, ..TuneConfig::default() }, &Lookup::default()).err().unwrap().to_string();
+        assert!(error.contains("chat.jsonl") && error.contains("found: none") && error.contains("`--task causal-lm`"), "{error}");
     }
 }

@@ -14,6 +14,7 @@ use serde_json::json;
 
 use super::folder::{ConfigFile, check_same_run, claim};
 use super::log::Logger;
+use super::prepare::hold_out;
 use super::{Metrics, Observe, Progress, RunError};
 use crate::adapt::full::{Full, FullConfig};
 use crate::adapt::{Adapter, BuildContext, merge};
@@ -254,17 +255,27 @@ pub fn pretrain(
     stop: &AtomicBool,
     observe: Observe<'_>,
 ) -> Result<Pretrained, RunError> {
+    let claimed = claim(&config.out, CONFIG_FILE, resume)?;
+    pretrain_in_folder(config, command, resume, stop, observe).inspect_err(|_| claimed.give_back())
+}
+
+/// The run, in a folder that is its own.
+fn pretrain_in_folder(
+    config: &PretrainConfig,
+    command: &[String],
+    resume: bool,
+    stop: &AtomicBool,
+    observe: Observe<'_>,
+) -> Result<Pretrained, RunError> {
     let begin = Instant::now();
     let created_at = frugal_core::human::utc(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs()));
     let device = crate::device::device(&config.device)?;
-    claim(&config.out, CONFIG_FILE, resume)?;
     if resume {
         check_settings(&config.out.join(CONFIG_FILE), config)?;
     }
     observe(&Progress::Begin { what: format!("reading {}", config.data) });
     let dataset = data::load(Path::new(&config.data), &LoadOptions { format: Some(data::Format::Text), ..LoadOptions::default() })?;
-    let mut parts = dataset.split(&[1.0 - config.validation_share, config.validation_share], config.seed)?;
-    let (validation, training) = (parts.pop().unwrap_or_else(|| dataset.take(0)), parts.remove(0));
+    let [training, validation] = hold_out(&dataset, config.validation_share, config.seed, "more text, or another `validation_share`")?;
     observe(&Progress::Begin { what: format!("training a tokenizer of {} tokens", config.shape.vocab_size) });
     let tokenizer = train_bpe(texts(&training).map(str::to_owned), config.shape.vocab_size, &[END])?;
     let (training, validation) = (pieces(&training, &tokenizer, config.max_length)?, pieces(&validation, &tokenizer, config.max_length)?);

@@ -18,7 +18,7 @@ use super::prepare::{Part, Prepared, prepare};
 use super::{Metrics, Observe, Progress, RunError, TuneConfig};
 use crate::adapt::loftq::load_options;
 use crate::adapt::{BuildContext, Entry, Head, Parameter, Pooling, peft, registry};
-use crate::model::load::Lookup;
+use crate::model::load::{Lookup, MODEL_FOLDER, ModelFiles};
 use crate::model::save::StoredType;
 use crate::model::{Backbone, LoadOptions, SiteTable};
 use crate::train::{Cost, Ending, Event, Objective, TrainRun, evaluate, train};
@@ -70,12 +70,24 @@ pub fn tune(
     stop: &AtomicBool,
     observe: Observe<'_>,
 ) -> Result<Tuned, RunError> {
+    let claimed = claim(&config.out, CONFIG_FILE, resume)?;
+    tune_in_folder(config, command, lookup, resume, stop, observe).inspect_err(|_| claimed.give_back())
+}
+
+/// The run, in a folder that is its own.
+fn tune_in_folder(
+    config: &TuneConfig,
+    command: &[String],
+    lookup: &Lookup,
+    resume: bool,
+    stop: &AtomicBool,
+    observe: Observe<'_>,
+) -> Result<Tuned, RunError> {
     let start = Instant::now();
     let created_at = frugal_core::human::utc(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs()));
     let device = crate::device::device(&config.device)?;
     let method = registry::find(&config.method.name)?;
     let out = config.out.clone();
-    claim(&out, CONFIG_FILE, resume)?;
     if resume {
         check_settings(&out.join(CONFIG_FILE), config)?;
     }
@@ -173,6 +185,10 @@ impl Run<'_> {
             let objective = entry.head.as_ref().map_or(Objective::CausalLm, Objective::Classification);
             let result = evaluate(self.backbone, adapter, objective, part.examples(), self.config.train.max_tokens, self.stop)?;
             let Some(result) = result else { return Ok(None) };
+            if let Some(&loss) = result.metrics.get("loss").filter(|loss| base && !loss.is_finite()) {
+                let (model, data) = (self.config.model.clone(), part.source.clone());
+                return Err(RunError::BaseLoss { model, part: part.name, data, loss });
+            }
             observe(&Progress::Scores { who: who.into(), part: part.name.into(), metrics: result.metrics.clone() });
             found.push((part.name, result.metrics));
         }
@@ -241,13 +257,16 @@ fn build_entry(
     Ok(Entry { adapter, head })
 }
 
-/// Writes the adapter into the run folder itself; a fully trained model goes into `model/` with its head, where its class has
-/// a place for such a head.
+/// Whether a whole model comes out: when all of it was trained, and its class has a place for the head.
+fn ends_in_model(method: &str, head: Option<&Head>, files: &ModelFiles) -> bool {
+    method == "full" && head.is_none_or(|h| h.config().pooling == Pooling::default_for(files.config().model_type))
+}
+
+/// Writes the adapter into the run folder itself, or a whole model with its head into a folder in it.
 fn save(out: &Path, entry: &Entry, run: &Run<'_>, method: &str) -> Result<PathBuf, RunError> {
     let files = &run.prepared.files;
-    let head = entry.head.as_ref().map(|h| h.config().pooling);
-    if method == "full" && head.is_none_or(|pooling| pooling == Pooling::default_for(files.config().model_type)) {
-        let folder = out.join("model");
+    if ends_in_model(method, entry.head.as_ref(), files) {
+        let folder = out.join(MODEL_FOLDER);
         merge_to_folder(files, run.backbone, Some(entry), &folder, StoredType::F32)?;
         return Ok(folder);
     }
@@ -338,14 +357,39 @@ mod tests {
     use super::*;
     use crate::run::DataConfig;
 
-    #[test]
-    fn a_run_that_is_stopped_while_it_is_scored_is_not_done() {
-        let folder = tempfile::tempdir().unwrap();
-        let lookup = Lookup { cache: folder.path().join("cache"), offline: true };
-        let mut config = TuneConfig { out: folder.path().join("run"), evaluate_base: false, ..TuneConfig::default() };
+    /// One step on a few messages, and how models are looked up.
+    fn one_step(folder: &Path) -> (TuneConfig, Lookup) {
+        let mut config = TuneConfig { out: folder.join("run"), evaluate_base: false, ..TuneConfig::default() };
         config.data = DataConfig { train: "sms-spam".into(), max_train_rows: 64, max_eval_rows: 8, ..DataConfig::default() };
         config.train.max_steps = 1;
         config.resolve();
+        (config, Lookup { cache: folder.join("cache"), offline: true })
+    }
+
+    #[test]
+    fn a_model_that_is_broken_before_training_is_what_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut config, lookup) = one_step(folder.path());
+        let broken = folder.path().join("broken");
+        let files = ModelFiles::open("builtin", &lookup).unwrap();
+        merge_to_folder(&files, files.load(&Device::flex()).unwrap().as_ref(), None, &broken, StoredType::F32).unwrap();
+        let weights = broken.join("model.safetensors");
+        let mut bytes = std::fs::read(&weights).unwrap();
+        let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        bytes[8 + header..].chunks_exact_mut(4).for_each(|value| value.copy_from_slice(&f32::NAN.to_le_bytes()));
+        std::fs::write(&weights, bytes).unwrap();
+        (config.model, config.evaluate_base) = (broken.display().to_string(), true);
+        let error = tune(&config, &[], &lookup, false, &AtomicBool::new(false), &mut |_| {}).unwrap_err();
+        let text = error.to_string();
+        assert!(matches!(error, RunError::BaseLoss { part: "validation", .. }), "{text}");
+        assert!(text.contains(&config.model) && text.contains("its own loss") && text.contains("is NaN"), "{text}");
+        assert!(!config.out.exists());
+    }
+
+    #[test]
+    fn a_run_that_is_stopped_while_it_is_scored_is_not_done() {
+        let folder = tempfile::tempdir().unwrap();
+        let (config, lookup) = one_step(folder.path());
         let stop = AtomicBool::new(false);
         let mut observe = |progress: &Progress| {
             if matches!(progress, Progress::Begin { what } if what.starts_with("evaluating the adapted")) {

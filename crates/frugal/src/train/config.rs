@@ -61,8 +61,8 @@ pub enum Optimizer {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainConfig {
-    /// Peak learning rate.
-    #[serde(alias = "learning_rate")]
+    /// Peak learning rate; 0, in files `auto`, where a run is to take the method's own.
+    #[serde(alias = "learning_rate", with = "super::rate")]
     pub lr: f64,
     /// Passes over the data; a fraction ends within a pass.
     #[serde(alias = "num_train_epochs")]
@@ -243,6 +243,24 @@ mod tests {
         assert_eq!(config.batch_size, TrainConfig::default().batch_size);
         let unknown = serde_json::from_str::<TrainConfig>(r#"{"lr_rate": 1.0}"#).unwrap_err().to_string();
         assert!(unknown.contains("lr_rate") && unknown.contains("warmup_ratio"), "{unknown}");
+    }
+
+    #[test]
+    fn a_rate_of_0_is_refused_where_it_is_written() {
+        let rate =
+            |text: &str| serde_json::from_str::<TrainConfig>(&format!(r#"{{"lr": {text}}}"#)).map(|c| c.lr).map_err(|e| e.to_string());
+        for zero in ["0", "0.0", "-0.0"] {
+            let error = rate(zero).unwrap_err();
+            assert!(error.starts_with("0 given, but it must be a positive number"), "{zero}: {error}");
+        }
+        assert_eq!([rate("2"), rate("0.5"), rate("-1")], [Ok(2.0), Ok(0.5), Ok(-1.0)]);
+        let error = rate(r#""fast""#).unwrap_err();
+        assert!(error.contains("\"fast\", expected a number or `auto`"), "{error}");
+        // Without a rate, as it is written and read again.
+        let unset = TrainConfig { lr: 0.0, ..TrainConfig::default() };
+        let text = serde_json::to_string(&unset).unwrap();
+        assert!(text.contains(r#""lr":"auto""#), "{text}");
+        assert_eq!(serde_json::from_str::<TrainConfig>(&text).unwrap(), unset);
     }
 
     #[test]

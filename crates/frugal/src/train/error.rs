@@ -117,6 +117,21 @@ pub enum TrainError {
         /// Each difference.
         differences: Vec<String>,
     },
+    /// A resumed run that would end before what is done already.
+    #[error(
+        "{}: `{setting}` can be raised, not lowered below the {done} steps done: as it is now, the run has {planned}",
+        path.display()
+    )]
+    Shortened {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The setting that decides how long the run is.
+        setting: &'static str,
+        /// Steps done.
+        done: u64,
+        /// Steps that the run would have.
+        planned: u64,
+    },
     /// A checkpoint that cannot be written or read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),

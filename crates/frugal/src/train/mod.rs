@@ -11,6 +11,7 @@ mod evaluate;
 mod event;
 mod objective;
 mod optimizer;
+mod rate;
 mod schedule;
 mod trainer;
 

@@ -23,7 +23,8 @@ use super::{Target, Tokenized};
 use crate::adapt::{Adapter, GradientSum, Head, Mode, Parameter, StepContext, stream, to_vec};
 use crate::model::Backbone;
 
-/// Settings that a resumed run may change. More `epochs` or `max_steps` stretch the schedule from there on.
+/// Settings that a resumed run may change. More `epochs` or `max_steps` stretch the schedule from there on; fewer than are
+/// done are refused.
 const MAY_CHANGE: [&str; 9] = [
     "epochs",
     "max_steps",
@@ -188,6 +189,11 @@ impl<'a> Trainer<'a> {
         }
         if !differences.is_empty() {
             return Err(TrainError::Resume { path: checkpoint.path.clone(), differences });
+        }
+        let (done, planned) = (checkpoint.state.step, self.total_steps);
+        if done > planned {
+            let setting = if self.run.config.max_steps > 0 { "max_steps" } else { "epochs" };
+            return Err(TrainError::Shortened { path: checkpoint.path.clone(), setting, done, planned });
         }
         checkpoint.load_optimizer(&mut self.optimizer)?;
         self.load_weights(checkpoint)?;

@@ -6,7 +6,10 @@ use std::sync::atomic::AtomicBool;
 use burn::prelude::*;
 use frugal::adapt::full::{Full, FullConfig};
 use frugal::adapt::{Adapter, AdapterSet, BuildContext, Choice, Entry, Mode, Plain, registry, to_vec};
-use frugal::model::{Backbone, Input, KvCache, Loaded, MemorySource, ModelConfig, SequenceLayout, WeightSource, build, random_weights};
+use frugal::model::load::{Lookup, ModelFiles};
+use frugal::model::{
+    Backbone, Input, KvCache, LoadOptions, Loaded, MemorySource, ModelConfig, Quantize, SequenceLayout, WeightSource, build, random_weights,
+};
 use frugal::train::{Event, Target, Tokenized, TrainConfig, TrainRun, train};
 use serde_json::{Map, Value, json};
 
@@ -171,6 +174,15 @@ fn an_even_load_of_experts_costs_one() {
     // Every token goes to every expert, so the shares are even whatever the probabilities.
     let loss = to_vec(pass.auxiliary_loss().unwrap().inner())[0];
     assert!((loss - 1.0).abs() < 1e-5, "{loss}");
+}
+
+#[test]
+fn full_training_does_not_start_from_weights_in_few_bits() {
+    let files = ModelFiles::open("builtin", &Lookup::default()).unwrap();
+    let options = LoadOptions { quantize: Quantize::Int8, ..LoadOptions::default() };
+    let backbone = files.load_with(&device(), options).unwrap();
+    let message = Full::new(FullConfig {}, &context(backbone.as_ref(), 0)).err().unwrap().to_string();
+    assert!(message.contains("int8: full training needs `quantize = \"none\"`") && !message.contains("merge"), "{message}");
 }
 
 #[test]

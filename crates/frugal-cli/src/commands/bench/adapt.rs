@@ -14,6 +14,7 @@ use super::jobs::{Resolved, resolve, run_all};
 use super::{Flags, Opened, end};
 use crate::Outcome;
 use crate::commands::report::table;
+use crate::folder::RESULTS_FILE;
 use crate::ui;
 
 pub fn run(flags: &Flags, opened: &Opened) -> Result<Outcome> {
@@ -50,6 +51,6 @@ fn compare(title: &str, suite: &Suite, jobs: &[Resolved], out: &Path) -> Result<
     write_atomic(&out.join("report.html"), comparison.to_html()?.as_bytes())?;
     write_atomic(&out.join("results.md"), comparison.to_markdown().as_bytes())?;
     let rows = serde_json::to_string_pretty(&json!({ "metric": comparison.metric, "runs": comparison.rows() }))?;
-    write_atomic(&out.join("results.json"), (rows + "\n").as_bytes())?;
+    write_atomic(&out.join(RESULTS_FILE), (rows + "\n").as_bytes())?;
     Ok(comparison)
 }

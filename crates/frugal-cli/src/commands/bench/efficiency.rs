@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::jobs::{resolve, run_all};
 use super::{Flags, Opened, end};
 use crate::Outcome;
+use crate::folder::RESULTS_FILE;
 use crate::ui;
 
 pub fn run(flags: &Flags, opened: &Opened) -> Result<Outcome> {
@@ -41,7 +42,7 @@ pub fn run(flags: &Flags, opened: &Opened) -> Result<Outcome> {
     let entry = |g: &SystemGroup| json!({ "name": g.name, "command": g.work.name(), "baseline": g.baseline, "systems": g.systems, "scaled": scaled(&g.systems) });
     let results: Vec<Value> = groups.iter().map(entry).collect();
     let text = serde_json::to_string_pretty(&json!({ "description": suite.description, "groups": results }))? + "\n";
-    write_atomic(&out.join("results.json"), text.as_bytes())?;
+    write_atomic(&out.join(RESULTS_FILE), text.as_bytes())?;
     if flags.output.json {
         ui::print_json(&json!({ "suite": title, "groups": results, "out": out }))?;
     } else {
@@ -80,7 +81,7 @@ fn groups(suite: &Suite, jobs: &[Job]) -> Result<Vec<(Group, Work)>> {
 }
 
 fn table(group: &SystemGroup) -> Table {
-    // Names wrap first, so the numbers must leave them room.
+    // Numbers break where there is no room for them: short headings leave them some.
     let power = if group.systems.iter().any(|s| s.power_is_modelled) { "modelled power" } else { "power" };
     let headings = ["perplexity", "memory", "busy", "latency", "throughput", power, "size gain", "cache"].map(Column::number);
     let mut table = Table::new(std::iter::once(Column::text("run")).chain(headings));

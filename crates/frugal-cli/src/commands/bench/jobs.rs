@@ -1,8 +1,10 @@
 //! The runs of a suite: checked before the first one starts, each in a process of its own, taken up again where they stopped.
 
-use std::io::Read;
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -19,7 +21,7 @@ use serde_json::Value;
 use super::Flags;
 use super::score::{self, ScoreConfig};
 use crate::args::Output;
-use crate::ui::progress::style;
+use crate::ui::progress::{Phase, style};
 use crate::ui::{self, interrupt};
 
 /// A run with its settings resolved.
@@ -138,30 +140,60 @@ pub fn check(job: &Job, overrides: &[String]) -> Result<Settings> {
 /// Does the runs that are not done; whether it was stopped before the last. With `sampled`, memory, processor time and power
 /// of each are sampled, and models are timed at generating.
 pub fn run_all(jobs: &[Resolved], out: &Path, output: Output, sampled: bool) -> Result<bool> {
-    let stop = interrupt::flag("stopping this run with a checkpoint; press Ctrl-C again to end at once");
-    let bar = progress_bar(jobs.len() as u64, output);
-    let (started, mut done, mut kept) = (Instant::now(), 0u32, 0u64);
-    let mut stopped = false;
+    let mut open = Vec::new();
     for resolved in jobs {
-        let name = resolved.job.folder();
-        let folder = out.join(&name);
-        if finished(&folder, &resolved.settings, sampled)? {
-            kept += 1;
-        } else {
-            bar.set_message(format!("{name} · "));
-            let line = one(resolved, &folder, sampled)?;
-            if interrupt::asked(&stop) {
-                stopped = true;
-                break;
-            }
-            done += 1;
-            let left = started.elapsed().as_secs_f64() / f64::from(done) * (jobs.len() as f64 - kept as f64 - f64::from(done));
-            report_line(&bar, output, &format!("{name}: {line} · about {} left", human::duration(left)));
+        if !finished(&out.join(resolved.job.folder()), &resolved.settings, sampled)? {
+            open.push(resolved);
         }
+    }
+    let stop = interrupt::flag("stopping this run with a checkpoint; press Ctrl-C again to end at once");
+    if !planned(&open, output, &stop)? {
+        return Ok(true);
+    }
+    let bar = progress_bar(jobs.len() as u64, output);
+    bar.inc((jobs.len() - open.len()) as u64);
+    let started = Instant::now();
+    let mut stopped = false;
+    for (done, resolved) in (1u32..).zip(&open) {
+        let name = resolved.job.folder();
+        bar.set_message(format!("{name} · "));
+        let line = one(resolved, &out.join(&name), sampled)?;
+        if interrupt::asked(&stop) {
+            stopped = true;
+            break;
+        }
+        let left = started.elapsed().as_secs_f64() / f64::from(done) * (open.len() as f64 - f64::from(done));
+        report_line(&bar, output, &format!("{name}: {line} · about {} left", human::duration(left)));
         bar.inc(1);
     }
     bar.finish_and_clear();
     Ok(stopped)
+}
+
+/// Plans the runs of `frugal tune`, so that a method that does not fit the model is found before the first of them starts;
+/// false if it was stopped. Seeds of one name are alike. In processes of their own, since what a plan of all weights takes
+/// would stay with this one.
+fn planned(open: &[&Resolved], output: Output, stop: &AtomicBool) -> Result<bool> {
+    let mut names = BTreeSet::new();
+    let tuned: Vec<&&Resolved> = open.iter().filter(|r| r.job.work == Work::Tune && names.insert(r.job.name.as_str())).collect();
+    if tuned.is_empty() {
+        return Ok(true);
+    }
+    let _phase = Phase::new(output, format!("checking the runs of `frugal tune`: {}", tuned.len()));
+    for resolved in tuned {
+        let mut settings = tempfile::NamedTempFile::new().context("the settings of a run cannot be kept for a check")?;
+        settings.write_all(resolved.settings.to_toml()?.as_bytes())?;
+        let mut command = this_program()?;
+        command.args(["plan", "--quiet", "--json", "--config"]).arg(settings.path());
+        let ended = run(command, None)?;
+        if interrupt::asked(stop) {
+            return Ok(false);
+        }
+        if !ended.status.success() {
+            bail!("run `{}`: {}", resolved.job.name, ended.reason());
+        }
+    }
+    Ok(true)
 }
 
 /// Whether a run is done; one with other settings is not to be mixed in.

@@ -10,12 +10,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use clap::Subcommand;
-use frugal_core::suite::Suite;
+use frugal_core::suite::{Job, Suite};
 use serde_json::json;
 
 use self::jobs::Resolved;
 use crate::Outcome;
 use crate::args::Output;
+use crate::folder::claim;
 use crate::ui;
 
 const ADAPT: &str = "\
@@ -115,15 +116,20 @@ const SUITES: [(&str, &str, &str); 5] = [
 
 /// Runs what was asked for.
 pub fn run(args: &Args) -> Result<Outcome> {
-    let (kind, flags): (&str, &Flags) = match &args.what {
-        What::Adapt(flags) => ("adapt", flags),
-        What::Efficiency(flags) => ("efficiency", flags),
-        What::Pretrain(flags) => ("pretrain", flags),
+    // With the key of its results that those of the others lack.
+    let (kind, key, flags): (&str, &str, &Flags) = match &args.what {
+        What::Adapt(flags) => ("adapt", "runs", flags),
+        What::Efficiency(flags) => ("efficiency", "groups", flags),
+        What::Pretrain(flags) => ("pretrain", "study", flags),
     };
     let Some(name) = flags.suite.as_ref().filter(|_| !flags.list) else { return list(kind, flags.output) };
     let suite = open(name)?;
     let title = title(Path::new(name));
     let out = flags.out.clone().unwrap_or_else(|| PathBuf::from(format!("runs/bench-{title}")));
+    if !flags.dry_run {
+        let runs: Vec<String> = suite.jobs(&flags.data_dir).iter().map(Job::folder).collect();
+        claim(&out, key, |name| runs.iter().any(|run| run == name.strip_suffix(".toml").unwrap_or(name)))?;
+    }
     let opened = Opened { suite, title, out };
     match &args.what {
         What::Adapt(_) => adapt::run(flags, &opened),

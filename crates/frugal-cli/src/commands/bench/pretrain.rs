@@ -12,6 +12,7 @@ use serde_json::json;
 use super::jobs::{resolve, run_all};
 use super::{Flags, Opened, end};
 use crate::Outcome;
+use crate::folder::RESULTS_FILE;
 use crate::ui;
 
 pub fn run(flags: &Flags, opened: &Opened) -> Result<Outcome> {
@@ -31,7 +32,7 @@ pub fn run(flags: &Flags, opened: &Opened) -> Result<Outcome> {
     write_atomic(&out.join("report.html"), report.to_html().as_bytes())?;
     write_atomic(&out.join("results.md"), report.to_markdown().as_bytes())?;
     let results = json!({ "description": suite.description, "published": STEP_LAW, "study": study });
-    write_atomic(&out.join("results.json"), (serde_json::to_string_pretty(&results)? + "\n").as_bytes())?;
+    write_atomic(&out.join(RESULTS_FILE), (serde_json::to_string_pretty(&results)? + "\n").as_bytes())?;
     if flags.output.json {
         ui::print_json(&json!({ "suite": title, "study": study, "failures": failures, "out": out }))?;
     } else {

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::jobs::{Ended, run as process, this_program};
+use crate::folder::RESULTS_FILE;
 
 /// What is scored and timed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -77,7 +78,7 @@ fn record(config: &ScoreConfig, folder: &Path, results: &Path, seconds: f64) -> 
     let read = |path: &Path| -> Result<Value> {
         serde_json::from_slice(&frugal_core::fs::read(path)?).with_context(|| format!("{}: not JSON", path.display()))
     };
-    let scores = read(&results.join("results.json"))?;
+    let scores = read(&results.join(RESULTS_FILE))?;
     let task = scores["results"].as_object().and_then(|tasks| tasks.values().next()).cloned().unwrap_or_default();
     let score = |name: &str| task[format!("{name},none")].as_f64();
     let perplexity = score("token_perplexity").context("the evaluation found no perplexity")?;

@@ -4,8 +4,9 @@ mod tasks;
 
 use std::path::PathBuf;
 
-use anyhow::Result;
-use frugal::run::{DataConfig, EvaluateRequest, Evaluated, evaluate};
+use anyhow::{Result, bail};
+use frugal::model::Quantize;
+use frugal::run::{DataConfig, EvaluateRequest, Evaluated, evaluate, quantize_of};
 use frugal_core::human;
 use frugal_core::table::{Column, Table};
 use serde_json::json;
@@ -30,7 +31,7 @@ each task, and the results are those of lm-evaluation-harness, in its format.";
 
 /// Measure a model, with or without an adapter, on data or on tasks
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, allow_negative_numbers = true)]
 pub struct Args {
     #[command(flatten)]
     model: Model,
@@ -46,7 +47,7 @@ pub struct Args {
     /// Cut longer examples instead of refusing them
     #[arg(long, help_heading = "Data", conflicts_with = "tasks")]
     truncate: bool,
-    /// Only the first N examples
+    /// Only the first N examples; 0 for all
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, help_heading = "Data", conflicts_with = "tasks")]
     max_rows: usize,
     /// Also count the loss of prompts, not only of completions
@@ -66,9 +67,20 @@ pub struct Args {
     output: Output,
 }
 
+impl Args {
+    /// How weights are held: as the adapter was trained, unless something else is asked for.
+    fn quantize(&self) -> Result<Quantize> {
+        let (_, adapter) = self.model.resolve()?;
+        Ok(self.tasks.quantize.unwrap_or_else(|| adapter.as_deref().map_or(Quantize::None, quantize_of)))
+    }
+}
+
 /// Measures and prints.
 pub fn run(args: &Args) -> Result<Outcome> {
     let Some(data) = &args.data else { return tasks::run(args) };
+    if let Some(file) = args.dump_logits.as_ref().filter(|file| file.exists()) {
+        bail!("{}: exists already; choose another file for `--dump-logits`", file.display());
+    }
     let (model, adapter) = args.model.resolve()?;
     let request = EvaluateRequest {
         model,
@@ -85,6 +97,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         device: args.machine.device_name().into(),
         max_tokens: args.batch_tokens,
         dump_logits: args.dump_logits.clone(),
+        quantize: args.quantize()?,
     };
     let stop = interrupt::flag("stopping; press Ctrl-C again to end at once");
     let found = {

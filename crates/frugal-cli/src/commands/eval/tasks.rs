@@ -16,6 +16,8 @@ use serde_json::{Map, json};
 
 use super::Args;
 use crate::Outcome;
+use crate::commands::generate::needs_chat_template;
+use crate::folder::{RESULTS_FILE, claim};
 use crate::loaded::Loaded;
 use crate::ui::progress::Counter;
 use crate::ui::{self, interrupt, table};
@@ -28,7 +30,7 @@ pub struct Flags {
     /// your own; `list` shows the names
     #[arg(long, short, value_name = "TASKS", value_delimiter = ',')]
     tasks: Vec<String>,
-    /// Only the first N records of each task
+    /// Only the first N records of each task; 0 for all
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, conflicts_with = "data")]
     limit: usize,
     /// Examples in front of each question [default: the task's]
@@ -50,8 +52,9 @@ pub struct Flags {
     #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "data")]
     seed: u64,
     /// How weights are held: none (single precision), stored, int8, nf4, nf4_double, q8_0, q4_0, q4_1, sparse
-    #[arg(long, value_name = "NAME", default_value = "none", conflicts_with = "data")]
-    quantize: Quantize,
+    /// [default: as in the run of the adapter, or none]
+    #[arg(long, value_name = "NAME")]
+    pub(super) quantize: Option<Quantize>,
     /// Run programs that the model writes, in a sandbox; humaneval needs it
     #[arg(long, conflicts_with = "data")]
     allow_code_execution: bool,
@@ -82,7 +85,10 @@ pub(super) fn run(args: &Args) -> Result<Outcome> {
     if let Some(twice) = tasks.iter().enumerate().find_map(|(i, (t, _))| tasks[..i].iter().any(|(o, _)| o.name == t.name).then_some(t)) {
         bail!("the task `{}` is named twice: results have one entry for each name", twice.name);
     }
-    let loaded = Loaded::read_for_scoring(&args.model, &args.machine, flags.quantize, args.output)?;
+    if let Some(out) = &flags.out {
+        claim(out, "results", |name| name.starts_with("answers_"))?;
+    }
+    let loaded = Loaded::read_for_scoring(&args.model, &args.machine, args.quantize()?, args.output)?;
     let fingerprint = fingerprint(&loaded, args)?;
     let mut model = HarnessModel {
         backbone: loaded.backbone.as_ref(),
@@ -94,8 +100,9 @@ pub(super) fn run(args: &Args) -> Result<Outcome> {
     };
     let stop = interrupt::flag("stopping after this batch; press Ctrl-C again to end at once");
     let (begin, date) = (Instant::now(), SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()));
-    let mut results = EvalResults { config: config(args, &loaded, model.fingerprint()), date, ..EvalResults::default() };
+    let mut results = EvalResults { config: config(args, &loaded, model.fingerprint())?, date, ..EvalResults::default() };
     if flags.apply_chat_template {
+        needs_chat_template(model.tokenizer, loaded.files.name(), "Leave out `--apply-chat-template`")?;
         results.chat_template = model.tokenizer.chat_template().map(|t| t.source().to_owned());
     }
     let sandbox = flags.allow_code_execution.then(|| Sandbox::new(None)).transpose()?;
@@ -123,7 +130,7 @@ pub(super) fn run(args: &Args) -> Result<Outcome> {
         results.seconds = begin.elapsed().as_secs_f64();
         if let Some(out) = &flags.out {
             let json = serde_json::to_string_pretty(&results.to_json())? + "\n";
-            write_atomic(&out.join("results.json"), json.as_bytes())?;
+            write_atomic(&out.join(RESULTS_FILE), json.as_bytes())?;
             write_atomic(&out.join("results.md"), results.to_markdown().as_bytes())?;
         }
     }
@@ -153,13 +160,13 @@ fn context(flags: &Flags, task_folder: Option<PathBuf>) -> Context {
     }
 }
 
-fn config(args: &Args, loaded: &Loaded, fingerprint: &str) -> Map<String, serde_json::Value> {
+fn config(args: &Args, loaded: &Loaded, fingerprint: &str) -> Result<Map<String, serde_json::Value>> {
     let flags = &args.tasks;
     let model = json!({
         "model": "frugal",
         "model_args": { "pretrained": loaded.files.name(), "peft": args.model.adapter },
         "model_fingerprint": fingerprint,
-        "quantize": flags.quantize,
+        "quantize": args.quantize()?,
         "batch_tokens": args.batch_tokens,
         "device": args.machine.device_name(),
         "limit": (flags.limit > 0).then_some(flags.limit),
@@ -169,12 +176,12 @@ fn config(args: &Args, loaded: &Loaded, fingerprint: &str) -> Map<String, serde_
         "random_seed": flags.seed,
         "frugal_version": env!("CARGO_PKG_VERSION"),
     });
-    if let serde_json::Value::Object(map) = model { map } else { Map::new() }
+    Ok(if let serde_json::Value::Object(map) = model { map } else { Map::new() })
 }
 
 /// Files of model and adapter by name, size and time: another one of these is another model, whose answers are asked anew.
 fn fingerprint(loaded: &Loaded, args: &Args) -> Result<String> {
-    let mut parts = vec![loaded.files.name().to_owned(), format!("{:?}", args.tasks.quantize), env!("CARGO_PKG_VERSION").to_owned()];
+    let mut parts = vec![loaded.files.name().to_owned(), format!("{:?}", args.quantize()?), env!("CARGO_PKG_VERSION").to_owned()];
     let model = loaded.files.path();
     for place in [Some(model), args.model.adapter.as_deref()].into_iter().flatten() {
         let mut files = if place.is_dir() {

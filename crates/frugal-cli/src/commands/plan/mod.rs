@@ -24,7 +24,7 @@ Takes the flags of `frugal tune`. Reads the data and the model's configuration, 
 
 /// Show what a run will cost: parameters, memory by part, time
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
+#[command(after_help = EXAMPLES, args_conflicts_with_subcommands = true, allow_negative_numbers = true)]
 pub struct Args {
     #[command(subcommand)]
     command: Option<Command>,

@@ -23,7 +23,7 @@ Parameters are those outside the vocabulary. With --compute and no size, both ar
 
 /// Show learning rate, batch size and schedule for a pre-training run of a given size
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, allow_negative_numbers = true)]
 pub struct Args {
     /// Parameters outside the vocabulary
     #[arg(long, value_name = "N", value_parser = quantity, help_heading = "Size")]

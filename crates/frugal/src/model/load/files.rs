@@ -81,6 +81,9 @@ impl ModelFiles {
             if let Some(file) = only_gguf(folder) {
                 return Self::gguf(name, &file);
             }
+            if let Some(error) = LoadError::full_run(folder) {
+                return Err(error.into());
+            }
         }
         let config = ModelConfig::from_json(read_json(&config_path)?, &config_path.display().to_string())?;
         let weights = SafetensorsSource::open(folder)?;

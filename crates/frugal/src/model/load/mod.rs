@@ -66,6 +66,14 @@ pub enum LoadError {
         /// Folder.
         folder: PathBuf,
     },
+    /// The folder of a run that trained the whole model, given as a model or as an adapter.
+    #[error("{}: the run in this folder trained the whole model instead of an adapter: give `--model {}`", folder.display(), model.display())]
+    FullRun {
+        /// Folder of the run.
+        folder: PathBuf,
+        /// Folder of the model in it.
+        model: PathBuf,
+    },
     /// A model without a tokenizer.
     #[error("{}: no `tokenizer.json` there: save the model's fast tokenizer beside it", folder.display())]
     NoTokenizer {
@@ -92,6 +100,17 @@ pub enum LoadError {
         /// Folder.
         folder: PathBuf,
     },
+}
+
+/// Folder of the model in the folder of a run that trained the whole of it.
+pub const MODEL_FOLDER: &str = "model";
+
+impl LoadError {
+    /// [`LoadError::FullRun`], if `folder` is that of such a run.
+    pub fn full_run(folder: &Path) -> Option<Self> {
+        let model = folder.join(MODEL_FOLDER);
+        model.join("config.json").is_file().then(|| Self::FullRun { folder: folder.into(), model })
+    }
 }
 
 /// Reads a JSON file.

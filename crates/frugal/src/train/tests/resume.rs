@@ -289,6 +289,26 @@ fn more_epochs_continue_a_finished_run() {
 }
 
 #[test]
+fn a_resume_that_would_end_before_the_steps_done_is_refused() {
+    let (backbone, data, folder) = (backbone("llama"), data(), tempfile::tempdir().unwrap());
+    let done = setup(&*backbone, &data, folder.path()).run().unwrap().step;
+    let resumed = |max_steps, epochs| {
+        let mut again = setup(&*backbone, &data, folder.path());
+        again.resume = true;
+        (again.config.max_steps, again.config.epochs) = (max_steps, epochs);
+        let outcome = again.run();
+        // Nobody was told that the run goes on, so nothing of it is written anew.
+        (outcome.map(|o| o.step).map_err(|e| e.to_string()), again.events.is_empty())
+    };
+    let (refused, silent) = resumed(done - 1, 2.5);
+    let told = format!("`max_steps` can be raised, not lowered below the {done} steps done: as it is now, the run has {}", done - 1);
+    assert!(silent && refused.as_ref().is_err_and(|e| e.ends_with(&told)), "{refused:?}");
+    let (refused, silent) = resumed(0, 1.0);
+    assert!(silent && refused.as_ref().is_err_and(|e| e.contains("`epochs` can be raised")), "{refused:?}");
+    assert_eq!(resumed(done, 2.5), (Ok(done), false));
+}
+
+#[test]
 fn the_cost_of_a_resumed_run_adds_up() {
     let (backbone, data, folder) = (backbone("llama"), data(), tempfile::tempdir().unwrap());
     let mut whole = setup(&*backbone, &data, folder.path());
