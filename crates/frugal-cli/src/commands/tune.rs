@@ -33,7 +33,7 @@ and ends with status 130; --resume continues exactly where the run stopped.";
 
 /// Adapt a model to data and show what it cost and gained
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, allow_negative_numbers = true)]
 pub struct Args {
     #[command(flatten)]
     run: RunFlags,

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use frugal::run::prepare;
+use frugal::run::plan;
 use frugal_core::config::ConfigErrors;
 use serde_json::{Value, json};
 
@@ -18,12 +18,12 @@ Examples:
   frugal validate run.toml --set data.max_length=128
   frugal validate --model smollm2-135m --data chats.jsonl --task causal-lm
 
-Reports every mistake of the configuration together, then looks for the model and reads
-all of the data. Exit status: 0 if the run could start, 1 if not.";
+Reports every mistake of the configuration together, then looks for the model, reads all of
+the data and fits the method to the model. Exit status: 0 if the run could start, 1 if not.";
 
 /// Check a configuration, its model and every record of its data
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, allow_negative_numbers = true)]
 pub struct Args {
     /// Configuration file, the same as --config
     #[arg(value_name = "FILE", conflicts_with = "config")]
@@ -63,10 +63,9 @@ pub fn run(args: &Args) -> Result<Outcome> {
 fn check(flags: &RunFlags, output: Output) -> Result<String> {
     let config = flags.resolve()?;
     let _phase = Phase::new(output, format!("reading {}", config.data.train));
-    let prepared = prepare(&config, &flags.lookup())?;
-    let parts: Vec<_> =
-        prepared.parts().map(|p| (p.name.to_owned(), p.examples().len(), p.encoded.total_tokens, p.encoded.longest)).collect();
-    Ok(parts_lines(&parts, prepared.parts().map(|p| p.encoded.truncated).sum()))
+    // With the method made for the model, as far as that needs no weights.
+    let plan = plan(&config, &flags.lookup())?;
+    Ok(parts_lines(&plan.parts, plan.truncated))
 }
 
 fn problems(error: &anyhow::Error) -> Vec<Value> {

@@ -92,3 +92,14 @@ fn an_adapter_is_measured_on_weights_held_as_it_was_trained() {
     assert_eq!(loss(""), loss("--quantize nf4"));
     assert_ne!(loss(""), loss("--quantize none"));
 }
+
+#[test]
+fn a_method_that_does_not_fit_the_model_is_found_without_training() {
+    let folder = folder();
+    fs::write(folder.path().join("run.toml"), "[data]\ntrain = \"sms-spam\"\n[method]\nname = \"lora\"\nr = 1000\n").unwrap();
+    for (words, told) in [("--config run.toml", "rank 1000 exceeds"), ("--data sms-spam --lr -1", "positive"), ("--data sms-spam", "")] {
+        let checked = run(folder.path(), &format!("validate {words} --max-train-rows 64 --json"));
+        let problems = checked.json()["problems"].to_string();
+        assert!(checked.code == i32::from(!told.is_empty()) && problems.contains(told), "{words}: {problems}");
+    }
+}

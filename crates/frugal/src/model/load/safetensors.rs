@@ -35,7 +35,8 @@ impl SafetensorsFile {
     /// When the header is malformed or does not match the length.
     pub fn from_bytes(bytes: Bytes, path: &Path) -> Result<Self, LoadError> {
         let bad = |reason: String| LoadError::Safetensors { path: path.into(), reason };
-        let header = SafeTensors::read_metadata(&bytes).map_err(|e| bad(e.to_string()))?;
+        let header = SafeTensors::read_metadata(&bytes)
+            .map_err(|e| bad(format!("{e}: it is cut off, damaged or no safetensors file, fetch it again")))?;
         let (header_len, metadata) = header;
         let data_start = 8 + header_len;
         let described = data_start.checked_add(metadata.data_len());
