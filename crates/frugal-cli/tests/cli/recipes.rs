@@ -78,3 +78,23 @@ fn every_method_takes_part_in_the_comparison_on_an_encoder() {
         assert!(there != apart, "{}", method.name);
     }
 }
+
+#[test]
+fn a_recipe_for_a_model_is_a_run_that_was_made() {
+    let made = Suite::read(&root().join("benchmarks/rates/decoder.toml")).unwrap().jobs(Path::new("nowhere"));
+    let recipes: Vec<PathBuf> =
+        std::fs::read_dir(root().join("recipes/smollm2-135m")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(!recipes.is_empty());
+    for path in recipes {
+        let data = ["data.train=train.tsv".to_owned()];
+        let found = config::load_with::<TuneConfig>(Some(&path), &toml::Table::new(), &data, TuneConfig::problems).unwrap();
+        let run = |job: &frugal_core::suite::Job| {
+            let run = config::load_with::<TuneConfig>(None, &job.settings, &[], TuneConfig::problems).unwrap();
+            (run.model, run.method.name, run.method.settings, run.train)
+        };
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        assert!(found.method.name == name && path.parent().unwrap().ends_with(&found.model), "{}", path.display());
+        let wanted = (found.model, found.method.name, found.method.settings, found.train);
+        assert!(made.iter().any(|job| run(job) == wanted), "{}", path.display());
+    }
+}

@@ -6,6 +6,7 @@
 use std::fmt;
 
 use half::{bf16, f16};
+use rayon::prelude::*;
 
 /// How a tensor's elements are stored.
 #[allow(non_camel_case_types, missing_docs, reason = "GGML's own names")]
@@ -108,11 +109,13 @@ impl fmt::Display for GgmlType {
     }
 }
 
+/// Blocks that one thread decodes at a time.
+const TASK: usize = 1024;
+
 /// The elements stored in `bytes`, a whole number of blocks (a rest shorter than a block is ignored).
 pub fn dequantize(ggml_type: GgmlType, bytes: &[u8]) -> Vec<f32> {
     let (block_len, block_bytes) = (ggml_type.block_len(), ggml_type.block_bytes());
     let mut out = vec![0.0; bytes.len() / block_bytes * block_len];
-    let pairs = bytes.chunks_exact(block_bytes).zip(out.chunks_exact_mut(block_len));
     let decode: fn(&[u8], &mut [f32]) = match ggml_type {
         GgmlType::F32 => |b, out| out[0] = f32::from_le_bytes([b[0], b[1], b[2], b[3]]),
         GgmlType::F16 => |b, out| out[0] = half_at(b, 0),
@@ -126,7 +129,10 @@ pub fn dequantize(ggml_type: GgmlType, bytes: &[u8]) -> Vec<f32> {
         GgmlType::Q5_K => q5_k,
         GgmlType::Q6_K => q6_k,
     };
-    pairs.for_each(|(block, out)| decode(block, out));
+    let parts = bytes.par_chunks(TASK * block_bytes).zip(out.par_chunks_mut(TASK * block_len));
+    parts.for_each(|(bytes, out)| {
+        bytes.chunks_exact(block_bytes).zip(out.chunks_exact_mut(block_len)).for_each(|(block, out)| decode(block, out));
+    });
     out
 }
 

@@ -61,10 +61,11 @@ pub fn merge_to_folder(
     if let Some(head) = head.filter(|_| fits) {
         add_head(&mut weights, head);
     }
+    // The weights first: where there is no room for them, nothing is left that stands in the way of the next try.
+    write_model(out, &weights.config, &weights.tensors, stored_type)?;
     if let Ok(tokenizer) = files.tokenizer() {
         tokenizer.save(out)?;
     }
-    write_model(out, &weights.config, &weights.tensors, stored_type)?;
     Ok(fits)
 }
 
