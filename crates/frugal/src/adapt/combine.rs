@@ -14,6 +14,7 @@ use rand::Rng;
 use serde::{Deserialize, Serialize};
 
 use super::lora::{Factors, Lora};
+use super::registry;
 use super::svd::randomised_svd;
 use super::{AdaptError, Adapter, BuildContext, Head, loftq, stream, to_vec};
 use crate::model::{Backbone, Frozen};
@@ -171,7 +172,13 @@ fn on_factors(parts: &[(&dyn Adapter, f32)], options: &CombineOptions, context: 
     let mut places: BTreeMap<String, Place> = BTreeMap::new();
     for (adapter, weight) in parts {
         let factors = adapter.low_rank_factors().ok_or_else(|| {
-            unsupported(*adapter, "it is more than low-rank factors of linear maps: use one of the ways that end in `svd`")
+            let of_weights = registry::find(adapter.method()).is_ok_and(|method| method.capabilities.merge);
+            let reason = if of_weights {
+                "it is more than low-rank factors of linear maps: use one of the ways that end in `svd`"
+            } else {
+                "it is no change of weights: only the others can be combined"
+            };
+            unsupported(*adapter, reason)
         })?;
         for f in factors {
             places.entry(f.path.to_owned()).or_default().push((f.a.shape()[0], weight * f.scale, f.a.to_vec(), f.b.to_vec()));

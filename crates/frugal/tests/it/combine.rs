@@ -80,6 +80,7 @@ fn what_does_not_go_together_says_what_would() {
     assert!(message([qv, bias], CombinationType::Svd, 1.0).contains("changes biases"));
     assert!(message([qv, bias], CombinationType::Linear, 1.0).contains("end in `svd`"));
     assert!(message([qv, prompt], CombinationType::Svd, 1.0).contains("prompt-tuning"));
+    assert!(message([qv, prompt], CombinationType::Linear, 1.0).contains("no change of weights"));
     assert!(message([qv, rs], CombinationType::Ties, 0.0).contains("`density`"));
     assert_eq!(message([qv, rs], CombinationType::Cat, 1.0), "");
 }
