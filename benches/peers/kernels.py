@@ -20,7 +20,7 @@ from pathlib import Path
 import built
 
 ROOT = Path(__file__).resolve().parents[2]
-TOKENS, D, D_FF, VOCAB, HEADS, KV_HEADS, HEAD_DIM, RANK, CHAIN = 1024, 576, 1536, 49152, 9, 3, 64, 8, 8
+TOKENS, D, D_FF, VOCAB, HEADS, KV_HEADS, HEAD_DIM, RANK, CHAIN, ADAPTERS = 1024, 576, 1536, 49152, 9, 3, 64, 8, 8, 4
 SECONDS = 0.4
 
 
@@ -60,6 +60,15 @@ def cases():
 
         return op
 
+    def residual(f):
+        def op(x, y):
+            for _ in range(CHAIN):
+                x = x + y
+                y = f(x)
+            return y
+
+        return step([values(TOKENS, D, seed=seed, scale=2.0) for seed in (1, 2)], op)
+
     def gated(f):
         def op(gate, *ups):
             for up in ups:
@@ -98,6 +107,12 @@ def cases():
     weight = values(D_FF, D, seed=2, scale=0.05)
     a, b = values(RANK, D, seed=3, scale=0.1), values(D_FF, RANK, seed=4, scale=0.1)
     rows = lambda: values(TOKENS, D, seed=1, scale=1.0)
+    pair = lambda i: [values(RANK, D, seed=2 * i + 3, scale=0.1), values(D_FF, RANK, seed=2 * i + 4, scale=0.1)]
+
+    def multi_lora(x, *factors):
+        low = [F.linear(F.linear(part, a), b) for part, a, b in zip(x.chunk(ADAPTERS), factors[::2], factors[1::2])]
+        return F.linear(x, weight) + 2.0 * torch.cat(low)
+
     head = values(VOCAB, D, seed=2, scale=0.05)
     targets = torch.tensor([i * 7919 % VOCAB for i in range(TOKENS)])
     row = values(1, D, seed=1, scale=1.0)
@@ -106,6 +121,8 @@ def cases():
     found = {
         "rms_norm": step([x()], chain(lambda x: F.rms_norm(x, (D,), gain, 1e-5))),
         "layer_norm": step([x()], chain(lambda x: F.layer_norm(x, (D,), gain, bias, 1e-5))),
+        "add_rms_norm": residual(lambda x: F.rms_norm(x, (D,), gain, 1e-5)),
+        "add_layer_norm": residual(lambda x: F.layer_norm(x, (D,), gain, bias, 1e-5)),
         "silu": step(wide(1), chain(F.silu)),
         "gelu": step(wide(1), chain(F.gelu)),
         "gelu_tanh": step(wide(1), chain(lambda x: F.gelu(x, approximate="tanh"))),
@@ -120,6 +137,7 @@ def cases():
         "linear": dense(),
         "linear_1_row": dense_row(),
         "lora_linear": step([rows(), a, b], lambda x, a, b: F.linear(x, weight) + 2.0 * F.linear(F.linear(x, a), b)),
+        "multi_lora_linear": step([rows(), *(factor for i in range(ADAPTERS) for factor in pair(i))], multi_lora),
         "linear_cross_entropy": step([rows()], lambda x: F.cross_entropy(F.linear(x, head), targets, reduction="sum").view(1, 1)),
     }
     for name in ["quantized_linear_int8", "quantized_linear_nf4", "quantized_linear_q4_0", "w8a8_linear", "w4a8_linear"]:

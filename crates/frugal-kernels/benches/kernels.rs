@@ -14,9 +14,10 @@ use burn::tensor::{Device, Tensor, TensorData};
 use criterion::Criterion;
 use frugal_core::gguf::GgmlType;
 use frugal_kernels::{
-    Activations, AdamWStep, AttentionSpec, Blockwise, CacheType, CrossEntropyOptions, KeyValues, Memory, Packed, ScoreBias,
-    adamw_8bit_step, adamw_step, attention, biased_attention, cached_attention, geglu_tanh, gelu, gelu_tanh, grad_norm_sq,
-    keep_freed_memory, layer_norm, linear, linear_cross_entropy, lora_linear, on_pool, quantized_linear, rms_norm, rope, silu, swiglu,
+    Activations, AdamWStep, AttentionSpec, Blockwise, CacheType, CrossEntropyOptions, KeyValues, LowRankRows, Memory, Packed, ScoreBias,
+    adamw_8bit_step, adamw_step, add_layer_norm, add_rms_norm, attention, biased_attention, cached_attention, geglu_tanh, gelu, gelu_tanh,
+    grad_norm_sq, keep_freed_memory, layer_norm, linear, linear_cross_entropy, lora_linear, multi_lora_linear, on_pool, quantized_linear,
+    rms_norm, rope, silu, swiglu,
 };
 
 const TOKENS: usize = 1024;
@@ -27,6 +28,8 @@ const HEADS: usize = 9;
 const KV_HEADS: usize = 3;
 const HEAD_DIM: usize = 64;
 const RANK: usize = 8;
+/// Pairs that share the rows of a product.
+const ADAPTERS: usize = 4;
 /// Times that an operation which keeps the shape is applied.
 const CHAIN: usize = 8;
 /// Trained tensors of LoRA on all linear maps, and elements of each.
@@ -102,6 +105,14 @@ fn elementwise() -> Vec<Case> {
     fn narrow(f: impl Fn(Tensor<2>) -> Tensor<2> + 'static) -> Run {
         step(vec![matrix(TOKENS, D, 1, 2.0)], move |t| chain(&t[0], &f))
     }
+    // The norm is what is added next.
+    fn residual(f: impl Fn(Tensor<2>, Tensor<2>) -> [Tensor<2>; 2] + 'static) -> Run {
+        step([1, 2].map(|seed| matrix(TOKENS, D, seed, 2.0)).into(), move |t| {
+            let start = [t[0].clone(), t[1].clone()];
+            let [_, norm] = (0..CHAIN).fold(start, |[sum, norm], _| f(sum, norm));
+            norm
+        })
+    }
     fn wide(f: fn(Tensor<2>) -> Tensor<2>) -> Run {
         step(vec![matrix(TOKENS, D_FF, 1, 2.0)], move |t| chain(&t[0], f))
     }
@@ -119,6 +130,14 @@ fn elementwise() -> Vec<Case> {
         case("layer_norm", move || {
             let (gain, bias) = (gain(), vector(D, 4, 0.5));
             narrow(move |x| layer_norm(x, gain.clone(), Some(bias.clone()), 1e-5))
+        }),
+        case("add_rms_norm", move || {
+            let gain = gain();
+            residual(move |x, y| add_rms_norm(x, y, gain.clone(), 1e-5))
+        }),
+        case("add_layer_norm", move || {
+            let (gain, bias) = (gain(), vector(D, 4, 0.5));
+            residual(move |x, y| add_layer_norm(x, y, gain.clone(), Some(bias.clone()), 1e-5))
         }),
         case("silu", || wide(silu)),
         case("gelu", || wide(gelu)),
@@ -189,6 +208,21 @@ fn products() -> Vec<Case> {
             let weight = weight();
             let inputs = vec![rows(TOKENS), matrix(RANK, D, 3, 0.1), matrix(D_FF, RANK, 4, 0.1)];
             step(inputs, move |t| lora_linear(t[0].clone(), weight.clone(), None, t[1].clone(), t[2].clone(), 2.0))
+        }),
+        case("multi_lora_linear", || {
+            let weight = weight();
+            let pair = |i: usize| [matrix(RANK, D, 2 * i + 3, 0.1), matrix(D_FF, RANK, 2 * i + 4, 0.1)];
+            let inputs = std::iter::once(rows(TOKENS)).chain((0..ADAPTERS).flat_map(pair)).collect();
+            step(inputs, move |t| {
+                let share = TOKENS / ADAPTERS;
+                let pairs = t[1..].as_chunks::<2>().0.iter().enumerate().map(|(i, [a, b])| LowRankRows {
+                    rows: i * share..(i + 1) * share,
+                    a: a.clone(),
+                    b: b.clone(),
+                    scale: 2.0,
+                });
+                multi_lora_linear(t[0].clone(), weight.clone(), None, &pairs.collect::<Vec<_>>())
+            })
         }),
         case("linear_cross_entropy", || {
             let head = matrix(VOCAB, D, 2, 0.05);

@@ -35,10 +35,12 @@ pub use attention::{AttentionSpec, ScoreBias, attention, biased_attention, cache
 pub use blockwise::{Blockwise, MOMENT_BLOCK, adamw_8bit_step};
 pub use cache::{CacheType, KeyValues};
 pub use cross_entropy::{CrossEntropyOptions, IGNORE_INDEX, linear_cross_entropy, quantized_cross_entropy, token_log_probs};
-pub use linear::{linear, lora_linear, quantized_linear, quantized_lora_linear};
+pub use linear::{
+    LowRankRows, linear, lora_linear, multi_lora_linear, quantized_linear, quantized_lora_linear, quantized_multi_lora_linear,
+};
 pub use mapped::map_file;
 pub use memory::Memory;
-pub use norm::{layer_norm, rms_norm};
+pub use norm::{add, add_layer_norm, add_rms_norm, layer_norm, rms_norm};
 pub use optimizer::{AdamWStep, adamw_step, grad_norm_sq};
 pub use packed::{Activations, Packed};
 pub use pool::on_pool;

@@ -1,5 +1,6 @@
 //! Linear maps, plain and with a low-rank correction.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
@@ -57,6 +58,55 @@ pub fn quantized_lora_linear(
     fused.unwrap_or_else(|| portable::lora_linear(x.clone(), weight.dense(&x.device().inner()), bias, a, b, scale))
 }
 
+/// A low-rank correction `scale · (x · aᵀ) · bᵀ` of some rows of x: a `[r, in]`, b `[out, r]`.
+#[derive(Clone, Debug)]
+pub struct LowRankRows {
+    /// The rows.
+    pub rows: Range<usize>,
+    /// `[r, in]`.
+    pub a: Tensor<2>,
+    /// `[out, r]`.
+    pub b: Tensor<2>,
+    /// Factor on the correction.
+    pub scale: f32,
+}
+
+/// [`linear`] with a low-rank correction of its own for each of several ranges of rows, as when the sequences of a batch use
+/// different adapters: the weight is read once for all of them. The ranges must ascend without an overlap; rows between them get none.
+///
+/// # Panics
+/// When the shapes do not fit together.
+pub fn multi_lora_linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, pairs: &[LowRankRows]) -> Tensor<2> {
+    check(&x, weight.dims(), bias.as_ref());
+    check_rows(&x, weight.dims(), pairs);
+    let fused = flex::multi_lora_linear(&x, &flex::Weight::Dense(&weight), bias.as_ref(), pairs);
+    fused.unwrap_or_else(|| portable::multi_lora_linear(x, weight, bias, pairs))
+}
+
+/// [`multi_lora_linear`] with a packed weight `[out, in]`.
+///
+/// # Panics
+/// When the shapes do not fit together.
+pub fn quantized_multi_lora_linear(x: Tensor<2>, weight: &Arc<Packed>, bias: Option<Tensor<1>>, pairs: &[LowRankRows]) -> Tensor<2> {
+    check(&x, weight.dims(), bias.as_ref());
+    check_rows(&x, weight.dims(), pairs);
+    let fused = flex::multi_lora_linear(&x, &flex::Weight::Packed(weight), bias.as_ref(), pairs);
+    fused.unwrap_or_else(|| portable::multi_lora_linear(x.clone(), weight.dense(&x.device().inner()), bias, pairs))
+}
+
+fn check_rows(x: &Tensor<2>, dims: [usize; 2], pairs: &[LowRankRows]) {
+    let mut end = 0;
+    for LowRankRows { rows, a, b, .. } in pairs {
+        check_pair(dims, a, b);
+        assert!(
+            rows.start >= end && rows.end >= rows.start,
+            "multi_lora_linear: the rows {rows:?} start before those in front of them end"
+        );
+        end = rows.end;
+    }
+    assert!(end <= x.dims()[0], "multi_lora_linear: x has {} rows, the pairs ask for {end}", x.dims()[0]);
+}
+
 fn check_pair([out, d]: [usize; 2], a: &Tensor<2>, b: &Tensor<2>) {
     let ([r, a_d], [b_out, b_r]) = (a.dims(), b.dims());
     assert!(a_d == d && b_out == out && b_r == r, "lora_linear: a [{r}, {a_d}] and b [{b_out}, {b_r}] do not fit the weight [{out}, {d}]");
@@ -71,6 +121,8 @@ pub(crate) fn check(x: &Tensor<2>, [out, d]: [usize; 2], bias: Option<&Tensor<1>
 pub(crate) mod portable {
     use burn::tensor::Tensor;
 
+    use super::LowRankRows;
+
     /// [`linear`](crate::linear) as a composition of Burn operations.
     pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
         let y = x.matmul(weight.transpose());
@@ -84,5 +136,16 @@ pub(crate) mod portable {
     pub fn lora_linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, a: Tensor<2>, b: Tensor<2>, scale: f32) -> Tensor<2> {
         let low = x.clone().matmul(a.transpose()).matmul(b.transpose());
         linear(x, weight, bias) + low * scale
+    }
+
+    /// [`multi_lora_linear`](crate::multi_lora_linear) as a composition of Burn operations.
+    pub fn multi_lora_linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, pairs: &[LowRankRows]) -> Tensor<2> {
+        let mut y = linear(x.clone(), weight, bias);
+        for LowRankRows { rows, a, b, scale } in pairs.iter().filter(|pair| !pair.rows.is_empty()) {
+            let low = x.clone().slice(rows.clone()).matmul(a.clone().transpose()).matmul(b.clone().transpose());
+            let part = y.clone().slice(rows.clone()) + low * *scale;
+            y = y.slice_assign([rows.clone()], part);
+        }
+        y
     }
 }

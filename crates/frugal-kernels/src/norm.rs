@@ -1,4 +1,4 @@
-//! Root-mean-square and layer normalisation over the last dimension.
+//! Root-mean-square and layer normalisation over the last dimension, and the residual sum before them.
 
 use burn::tensor::Tensor;
 
@@ -23,6 +23,40 @@ pub fn rms_norm(x: Tensor<2>, weight: Tensor<1>, eps: f64) -> Tensor<2> {
 pub fn layer_norm(x: Tensor<2>, weight: Tensor<1>, bias: Option<Tensor<1>>, eps: f64) -> Tensor<2> {
     check(&x, &weight, bias.as_ref());
     flex::layer_norm(&x, &weight, bias.as_ref(), eps).unwrap_or_else(|| portable::layer_norm(x, weight, bias, eps))
+}
+
+/// `x + y`, both `[tokens, d]`.
+///
+/// # Panics
+/// When the shapes differ.
+pub fn add(x: Tensor<2>, y: Tensor<2>) -> Tensor<2> {
+    check_sum(&x, &y);
+    flex::add(&x, &y).unwrap_or_else(|| portable::add(x, y))
+}
+
+/// The sum `x + y`, both `[tokens, d]`, and its [`rms_norm`], in one pass over memory. The gradient that the sum gets besides is
+/// added up in the backward pass of the norm.
+///
+/// # Panics
+/// When the shapes do not fit together.
+pub fn add_rms_norm(x: Tensor<2>, y: Tensor<2>, weight: Tensor<1>, eps: f64) -> [Tensor<2>; 2] {
+    check_sum(&x, &y);
+    check(&x, &weight, None);
+    flex::add_rms_norm(&x, &y, &weight, eps).unwrap_or_else(|| portable::add_rms_norm(x, y, weight, eps))
+}
+
+/// The sum `x + y`, both `[tokens, d]`, and its [`layer_norm`]; as [`add_rms_norm`].
+///
+/// # Panics
+/// When the shapes do not fit together.
+pub fn add_layer_norm(x: Tensor<2>, y: Tensor<2>, weight: Tensor<1>, bias: Option<Tensor<1>>, eps: f64) -> [Tensor<2>; 2] {
+    check_sum(&x, &y);
+    check(&x, &weight, bias.as_ref());
+    flex::add_layer_norm(&x, &y, &weight, bias.as_ref(), eps).unwrap_or_else(|| portable::add_layer_norm(x, y, weight, bias, eps))
+}
+
+fn check_sum(x: &Tensor<2>, y: &Tensor<2>) {
+    assert!(x.dims() == y.dims(), "residual sum: {:?} and {:?} are not of one shape", x.dims(), y.dims());
 }
 
 fn check(x: &Tensor<2>, weight: &Tensor<1>, bias: Option<&Tensor<1>>) {
@@ -52,5 +86,21 @@ pub(crate) mod portable {
             Some(bias) => y + bias.unsqueeze::<2>(),
             None => y,
         }
+    }
+    /// [`add`](crate::add) as a composition of Burn operations.
+    pub fn add(x: Tensor<2>, y: Tensor<2>) -> Tensor<2> {
+        x + y
+    }
+
+    /// [`add_rms_norm`](crate::add_rms_norm) as a composition of Burn operations.
+    pub fn add_rms_norm(x: Tensor<2>, y: Tensor<2>, weight: Tensor<1>, eps: f64) -> [Tensor<2>; 2] {
+        let sum = add(x, y);
+        [sum.clone(), rms_norm(sum, weight, eps)]
+    }
+
+    /// [`add_layer_norm`](crate::add_layer_norm) as a composition of Burn operations.
+    pub fn add_layer_norm(x: Tensor<2>, y: Tensor<2>, weight: Tensor<1>, bias: Option<Tensor<1>>, eps: f64) -> [Tensor<2>; 2] {
+        let sum = add(x, y);
+        [sum.clone(), layer_norm(sum, weight, bias, eps)]
     }
 }

@@ -159,7 +159,7 @@ pub(crate) fn activation<A: Activation>(x: &Tensor<2>) -> Option<Tensor<2>> {
             let x = contiguous(present(x));
             (like(&x, map(values(&x), |out, range| A::forward(out, &values(&x)[range]))), ())
         },
-        backward: |[x], (), grad, _| {
+        backward: |[x], (), grad, _, _| {
             [x.map(|x| {
                 let (x, grad) = (contiguous(&x), contiguous(&grad));
                 let dx = map(values(&x), |out, range| A::backward(out, &values(&x)[range.clone()], &values(&grad)[range]));
@@ -181,7 +181,7 @@ pub(crate) fn gated<A: Activation>(gate: &Tensor<2>, up: &Tensor<2>) -> Option<T
             let y = map(values(&gate), |out, range| A::gated(out, &values(&gate)[range.clone()], &values(&up)[range]));
             (like(&gate, y), ())
         },
-        backward: |[gate, up], (), grad, [_, for_up]| {
+        backward: |[gate, up], (), grad, [_, for_up], _| {
             let Some(gate) = gate else { return [None, None] };
             let (gate, grad) = (contiguous(&gate), contiguous(&grad));
             match up {

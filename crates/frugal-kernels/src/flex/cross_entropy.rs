@@ -34,7 +34,7 @@ pub(crate) fn linear_cross_entropy(
             let loss: f64 = head.run(&opts, wanted).iter().sum();
             (tensor_of(vec![loss as f32], [1]), head.into_gradients())
         },
-        backward: |_, gradients: [Option<FlexTensor>; 3], grad, _| {
+        backward: |_, gradients: [Option<FlexTensor>; 3], grad, _, _| {
             let factor = values(&grad)[0];
             gradients.map(|gradient| gradient.map(|gradient| scaled(gradient, factor)))
         },

@@ -28,9 +28,9 @@ pub(crate) fn linear(x: &Tensor<2>, weight: &Weight<'_>, bias: Option<&Tensor<1>
             let weight = Base::new(weight.as_ref(), packed.as_ref());
             (tensor_of(weight.affine(x, bias.as_ref(), None), [rows(x), weight.dims()[0]]), packed.clone())
         },
-        backward: |[x, weight, _], packed: Option<Arc<Packed>>, dy, [for_x, _, for_bias]| {
+        backward: |[x, weight, _], packed: Option<Arc<Packed>>, dy, [for_x, _, for_bias], [waiting, ..]| {
             let dy = Matrix::of(&dy);
-            let dx = for_x.then(|| Base::new(weight.as_ref(), packed.as_ref()).input_gradient(dy, None));
+            let dx = for_x.then(|| Base::new(weight.as_ref(), packed.as_ref()).input_gradient(dy, None, waiting));
             let dweight = x.map(|x| matrix_tensor(dy.t(), Matrix::of(&x), 1.0));
             [dx, dweight, for_bias.then(|| column_sums(dy))]
         },
@@ -64,7 +64,7 @@ pub(crate) fn lora_linear(
             let saved = LoraSaved { packed: packed.clone(), scale, low: wanted[4].then_some(low) };
             (tensor_of(y, shape), saved)
         },
-        backward: |[x, weight, _, a, b], saved: LoraSaved, dy, [for_x, for_weight, for_bias, for_a, _]| {
+        backward: |[x, weight, _, a, b], saved: LoraSaved, dy, [for_x, for_weight, for_bias, for_a, _], [waiting, ..]| {
             let dy = Matrix::of(&dy);
             let db = saved.low.map(|low| matrix_tensor(dy.t(), Matrix::of(&low), 1.0));
             let dlow = b.map(|b| matrix_tensor(dy, Matrix::of(&b), saved.scale));
@@ -72,7 +72,7 @@ pub(crate) fn lora_linear(
             let da = dlow.zip(x.as_ref()).filter(|_| for_a).map(|(dlow, x)| matrix_tensor(dlow.t(), Matrix::of(x), 1.0));
             let low_rank = a.as_ref().map(Matrix::of);
             let base = for_x.then(|| Base::new(weight.as_ref(), saved.packed.as_ref()));
-            let dx = base.map(|base| base.input_gradient(dy, dlow.zip(low_rank)));
+            let dx = base.map(|base| base.input_gradient(dy, dlow.zip(low_rank), waiting));
             let dweight = x.filter(|_| for_weight).map(|x| matrix_tensor(dy.t(), Matrix::of(&x), 1.0));
             [dx, dweight, for_bias.then(|| column_sums(dy)), da, db]
         },
@@ -92,7 +92,7 @@ pub(super) fn rows(tensor: &FlexTensor) -> usize {
     tensor.layout().shape()[0]
 }
 
-fn matrix_tensor(a: Matrix, b: Matrix, scale: f32) -> FlexTensor {
+pub(super) fn matrix_tensor(a: Matrix, b: Matrix, scale: f32) -> FlexTensor {
     tensor_of(product(a, b, scale), [a.rows, b.cols])
 }
 

@@ -5,11 +5,13 @@
 //! are the same for any number of threads and with or without gradients.
 
 mod activation;
+mod add;
 mod attention;
 mod cross_entropy;
 mod gemm;
 mod linear;
 mod matrix;
+mod multi_lora;
 mod narrow;
 mod norm;
 mod packed;
@@ -17,13 +19,16 @@ mod record;
 mod rope;
 mod scratch;
 mod sparse;
+mod waiting;
 mod weight;
 
 pub(crate) use activation::{Gelu, GeluTanh, Silu, activation, gated};
+pub(crate) use add::add;
 pub(crate) use attention::{attention, cached_attention};
 pub(crate) use cross_entropy::{linear_cross_entropy, token_log_probs};
 pub(crate) use linear::{linear, lora_linear};
-pub(crate) use norm::{layer_norm, rms_norm};
+pub(crate) use multi_lora::multi_lora_linear;
+pub(crate) use norm::{add_layer_norm, add_rms_norm, layer_norm, rms_norm};
 pub(crate) use record::host_rows;
 pub(crate) use rope::rope;
 pub(crate) use sparse::sparse_linear;

@@ -7,19 +7,44 @@ use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
+use super::add;
 use super::matrix::{Matrix, build};
-use super::record::{Op, Operand, contiguous, dense_rows, present, record, tensor_of, values};
+use super::record::{Op, Operand, contiguous, dense_rows, present, record, record_computed, tensor_of, values};
 use crate::memory::Cost;
 use crate::simd::{Isa, LANES, Lanes, mul_add, multiversion, sum, task_rows};
 
 /// [`rms_norm`](crate::rms_norm) on Flex.
 pub(crate) fn rms_norm(x: &Tensor<2>, weight: &Tensor<1>, eps: f64) -> Option<Tensor<2>> {
-    normalize(x, weight, None, eps, false)
+    normalize(x, weight, None, Kind { eps, center: false })
 }
 
 /// [`layer_norm`](crate::layer_norm) on Flex.
 pub(crate) fn layer_norm(x: &Tensor<2>, weight: &Tensor<1>, bias: Option<&Tensor<1>>, eps: f64) -> Option<Tensor<2>> {
-    normalize(x, weight, bias, eps, true)
+    normalize(x, weight, bias, Kind { eps, center: true })
+}
+
+/// [`add_rms_norm`](crate::add_rms_norm) on Flex.
+pub(crate) fn add_rms_norm(x: &Tensor<2>, y: &Tensor<2>, weight: &Tensor<1>, eps: f64) -> Option<[Tensor<2>; 2]> {
+    add_normalize([x, y], weight, None, Kind { eps, center: false })
+}
+
+/// [`add_layer_norm`](crate::add_layer_norm) on Flex.
+pub(crate) fn add_layer_norm(
+    x: &Tensor<2>,
+    y: &Tensor<2>,
+    weight: &Tensor<1>,
+    bias: Option<&Tensor<1>>,
+    eps: f64,
+) -> Option<[Tensor<2>; 2]> {
+    add_normalize([x, y], weight, bias, Kind { eps, center: true })
+}
+
+/// Which normalisation.
+#[derive(Clone, Copy, Debug)]
+struct Kind {
+    eps: f64,
+    /// Whether the mean is taken off.
+    center: bool,
 }
 
 /// What normalised a row: `(x - mean) * scale`.
@@ -29,41 +54,92 @@ struct Statistics {
     scale: f32,
 }
 
-fn normalize(x: &Tensor<2>, weight: &Tensor<1>, bias: Option<&Tensor<1>>, eps: f64, center: bool) -> Option<Tensor<2>> {
+type Saved = (Arc<[Statistics]>, Kind);
+
+fn normalize(x: &Tensor<2>, weight: &Tensor<1>, bias: Option<&Tensor<1>>, kind: Kind) -> Option<Tensor<2>> {
     let (x, weight, bias) = (Operand::new(x)?, Operand::new(weight)?, Operand::optional(bias)?);
-    let op = Op {
+    Some(record([Some(&x), Some(&weight), bias.as_ref()], op(kind)))
+}
+
+/// The sum and its normalisation: two operations, whose forward passes are one pass over memory.
+fn add_normalize([x, y]: [&Tensor<2>; 2], weight: &Tensor<1>, bias: Option<&Tensor<1>>, kind: Kind) -> Option<[Tensor<2>; 2]> {
+    let (x, y, weight, bias) = (Operand::new(x)?, Operand::new(y)?, Operand::new(weight)?, Operand::optional(bias)?);
+    let [first, second] = [&x, &y].map(|term| dense_rows(&term.tensor));
+    let [first, second] = [&first, &second].map(Matrix::of);
+    let mut normalized = None;
+    let fill = |sum: &mut [MaybeUninit<f32>]| {
+        let bias = bias.as_ref().map(|bias| &bias.tensor);
+        normalized = Some(forward(Input::Sum { sum, of: [first, second] }, &weight.tensor, bias, kind));
+    };
+    // SAFETY: the pass writes each row of the sum whole.
+    let sum = tensor_of(unsafe { build(first.rows * first.cols, fill) }, [first.rows, first.cols]);
+    let sum: Tensor<2> = record_computed([Some(&x), Some(&y)], add::op(), Some((sum, ())));
+    let x = Operand::new(&sum)?;
+    let normalized = record_computed([Some(&x), Some(&weight), bias.as_ref()], op(kind), normalized);
+    Some([sum, normalized])
+}
+
+fn op(kind: Kind) -> Op<impl Fn(&[Option<FlexTensor>; 3], [bool; 3]) -> (FlexTensor, Saved) + Clone + Send + 'static, Saved, 3> {
+    Op {
         cost: Cost::Light,
         reads: |[for_x, for_weight, _]| [for_x || for_weight, for_x, false],
-        forward: move |[x, weight, bias]: &[Option<FlexTensor>; 3], _| {
-            let (x, weight, bias) = (dense_rows(present(x)), contiguous(present(weight)), bias.as_ref().map(contiguous));
-            let rows = Matrix::of(&x);
-            let bias = bias.as_ref().map(values);
-            let per_task = task_rows(rows.cols);
-            let mut statistics = vec![Statistics { mean: 0.0, scale: 0.0 }; rows.rows];
-            let fill = |out: &mut [MaybeUninit<f32>]| {
-                if rows.cols == 0 {
-                    return;
-                }
-                let tasks = out.par_chunks_mut(per_task * rows.cols).zip(statistics.par_chunks_mut(per_task)).enumerate();
-                tasks.for_each(|(task, (out, statistics))| {
-                    let rows = rows.narrow_rows(task * per_task, statistics.len());
-                    forward_rows(out, statistics, rows, values(&weight), bias, eps as f32, center);
-                });
-            };
-            // SAFETY: the tasks cover the output and each row is written whole.
-            let y = unsafe { build(rows.rows * rows.cols, fill) };
-            (tensor_of(y, [rows.rows, rows.cols]), (Arc::from(statistics), center))
+        forward: move |[x, weight, bias]: &[Option<FlexTensor>; 3], _: [bool; 3]| {
+            let x = dense_rows(present(x));
+            forward(Input::Given(Matrix::of(&x)), present(weight), bias.as_ref(), kind)
         },
         backward,
+    }
+}
+
+/// What is normalised.
+enum Input<'a> {
+    Given(Matrix<'a>),
+    /// The sum of two matrices, which is still to be written.
+    Sum {
+        sum: &'a mut [MaybeUninit<f32>],
+        of: [Matrix<'a>; 2],
+    },
+}
+
+fn forward(input: Input<'_>, weight: &FlexTensor, bias: Option<&FlexTensor>, kind: Kind) -> (FlexTensor, Saved) {
+    let (weight, bias) = (contiguous(weight), bias.map(contiguous));
+    let (weight, bias) = (values(&weight), bias.as_ref().map(values));
+    let Kind { eps, center } = kind;
+    let (Input::Given(Matrix { rows, cols, .. }) | Input::Sum { of: [Matrix { rows, cols, .. }, _], .. }) = input;
+    let per_task = task_rows(cols);
+    let mut statistics = vec![Statistics { mean: 0.0, scale: 0.0 }; rows];
+    let fill = |out: &mut [MaybeUninit<f32>]| {
+        if cols == 0 {
+            return;
+        }
+        let tasks = out.par_chunks_mut(per_task * cols).zip(statistics.par_chunks_mut(per_task)).enumerate();
+        match input {
+            Input::Given(x) => tasks.for_each(|(task, (out, statistics))| {
+                let x = x.narrow_rows(task * per_task, statistics.len());
+                forward_rows(out, statistics, x, weight, bias, eps as f32, center);
+            }),
+            Input::Sum { sum, of } => tasks.zip(sum.par_chunks_mut(per_task * cols)).for_each(|((task, (out, statistics)), sum)| {
+                let [x, y] = of.map(|term| term.narrow_rows(task * per_task, statistics.len()));
+                for (i, sum) in sum.chunks_exact_mut(cols).enumerate() {
+                    add::write_sum(sum, x.row(i), y.row(i));
+                }
+                // SAFETY: all rows have just been written.
+                let sum = unsafe { sum.assume_init_ref() };
+                forward_rows(out, statistics, Matrix::new(sum, x.rows, cols), weight, bias, eps as f32, center);
+            }),
+        }
     };
-    Some(record([Some(&x), Some(&weight), bias.as_ref()], op))
+    // SAFETY: the tasks cover the output and each row is written whole.
+    let y = unsafe { build(rows * cols, fill) };
+    (tensor_of(y, [rows, cols]), (Arc::from(statistics), kind))
 }
 
 fn backward(
     [x, weight, _]: [Option<FlexTensor>; 3],
-    (statistics, center): (Arc<[Statistics]>, bool),
+    (statistics, Kind { center, .. }): Saved,
     grad: FlexTensor,
     [for_x, for_weight, for_bias]: [bool; 3],
+    [waiting, ..]: &mut [Option<FlexTensor>; 3],
 ) -> [Option<FlexTensor>; 3] {
     let (x, grad) = (x.map(|x| dense_rows(&x)), dense_rows(&grad));
     let grad = Matrix::of(&grad);
@@ -77,13 +153,16 @@ fn backward(
     }
     let per_task = task_rows(d);
     let dx = weight.filter(|_| for_x).map(|weight| {
-        let weight = contiguous(&weight);
+        let (weight, waiting) = (contiguous(&weight), waiting.take().map(|waiting| dense_rows(&waiting)));
+        let waiting = waiting.as_ref().map(Matrix::of);
         let fill = |out: &mut [MaybeUninit<f32>]| {
             out.par_chunks_mut(per_task * d).enumerate().for_each(|(task, out)| {
                 let start = task * per_task;
                 let count = out.len() / d;
                 let statistics = &statistics[start..start + count];
-                input_gradient(out, x.narrow_rows(start, count), grad.narrow_rows(start, count), values(&weight), statistics, center);
+                let [x, grad] = [x, grad].map(|rows| rows.narrow_rows(start, count));
+                let waiting = waiting.map(|rows| rows.narrow_rows(start, count));
+                input_gradient(out, x, grad, values(&weight), statistics, center, waiting);
             });
         };
         // SAFETY: the tasks cover the output and each row is written whole.
@@ -172,11 +251,12 @@ multiversion!(
         weight: &[f32],
         statistics: &[Statistics],
         center: bool,
+        waiting: Option<Matrix<'_>>,
     ) = input_gradient_body
 );
 
 /// With n = (x - mean) * scale and g = grad * weight: `scale * (g - mean(g) - n * mean(g n))`, the
-/// second term only where the mean was taken off.
+/// second term only where the mean was taken off. What waits is added.
 #[inline(always)]
 fn input_gradient_body<I: Isa>(
     out: &mut [MaybeUninit<f32>],
@@ -185,6 +265,7 @@ fn input_gradient_body<I: Isa>(
     weight: &[f32],
     statistics: &[Statistics],
     center: bool,
+    waiting: Option<Matrix>,
 ) {
     let d = x.cols;
     let weight = &weight[..d];
@@ -192,9 +273,18 @@ fn input_gradient_body<I: Isa>(
         let (row, grad) = (x.row(i), grad.row(i));
         let [along, total] = projections::<I>(row, grad, weight, mean, scale).map(|sum| sum / d as f32);
         let total = if center { total } else { 0.0 };
-        for (((out, x), grad), weight) in out.iter_mut().zip(row).zip(grad).zip(weight) {
+        let gradient = |x: f32, grad: f32, weight: f32| {
             let n = (x - mean) * scale;
-            out.write(scale * mul_add::<I>(-n, along, mul_add::<I>(*grad, *weight, -total)));
+            scale * mul_add::<I>(-n, along, mul_add::<I>(grad, weight, -total))
+        };
+        let inputs = out.iter_mut().zip(row).zip(grad).zip(weight);
+        match waiting {
+            Some(waiting) => {
+                for ((((out, x), grad), weight), waiting) in inputs.zip(waiting.row(i)) {
+                    out.write(waiting + gradient(*x, *grad, *weight));
+                }
+            }
+            None => inputs.for_each(|(((out, x), grad), weight)| _ = out.write(gradient(*x, *grad, *weight))),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The bridge to Burn's tensors: unwrapping inputs, recording a backward step.
 
 use std::fmt::{self, Debug, Formatter};
+use std::sync::Arc;
 
 use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
@@ -13,7 +14,9 @@ use burn::backend::flex::{FlexTensor, Layout};
 use burn::backend::{Autodiff, BackendTensor, DispatchAutodiffContext, DispatchTensor, DispatchTensorKind, Flex, tensor::FloatTensor};
 use burn::tensor::{Bytes, DType, Shape, Tensor};
 
+use super::add::sum;
 use super::matrix::Matrix;
+use super::waiting::{self, Place};
 use crate::memory::Cost;
 
 type AutodiffTensor = FloatTensor<Autodiff<Flex>>;
@@ -90,13 +93,29 @@ pub(crate) fn values(tensor: &FlexTensor) -> &[f32] {
 
 /// A tensor that owns `data`, laid out row by row.
 pub(crate) fn tensor_of<const D: usize>(data: Vec<f32>, shape: [usize; D]) -> FlexTensor {
-    assert_eq!(data.len(), shape.iter().product::<usize>(), "the values of a tensor {shape:?}");
-    FlexTensor::new(Bytes::from_elems(data), Layout::contiguous(Shape::from(shape)), DType::F32)
+    shaped(data, Shape::from(shape))
+}
+
+/// [`tensor_of`] with a shape whose number of dimensions is not known.
+pub(crate) fn shaped(data: Vec<f32>, shape: Shape) -> FlexTensor {
+    assert_eq!(data.len(), shape.num_elements(), "the values of a tensor {shape:?}");
+    FlexTensor::new(Bytes::from_elems(data), Layout::contiguous(shape), DType::F32)
 }
 
 /// The gradients for the inputs, given those that were kept, what else the forward pass saved, the gradient of the
-/// output and which inputs want one.
-pub(crate) type BackwardFn<S, const N: usize> = fn([Option<FlexTensor>; N], S, FlexTensor, [bool; N]) -> [Option<FlexTensor>; N];
+/// output, which inputs want one and what these have got from elsewhere so far. A pass that takes from there gives the sum.
+pub(crate) type BackwardFn<S, const N: usize> =
+    fn([Option<FlexTensor>; N], S, FlexTensor, [bool; N], &mut [Option<FlexTensor>; N]) -> [Option<FlexTensor>; N];
+
+/// A gradient that waits for the rest of its sum, to be added to in place; `None` when there is none or something else reads it too.
+pub(crate) fn take_writable(waiting: &mut Option<FlexTensor>) -> Option<FlexTensor> {
+    waiting.take_if(|gradient| is_writable(gradient))
+}
+
+/// Whether the tensor is all of its memory, and nothing else reads it.
+pub(super) fn is_writable(tensor: &FlexTensor) -> bool {
+    tensor.is_unique() && tensor.layout().contiguous_offsets() == Some((0, tensor.storage::<f32>().len()))
+}
 
 /// An operation on `N` inputs: how it is computed and differentiated. An absent input counts all the same.
 pub(crate) struct Op<F, S, const N: usize> {
@@ -116,18 +135,33 @@ where
     F: Fn(&[Option<FlexTensor>; N], [bool; N]) -> (FlexTensor, S) + Clone + Send + 'static,
     S: Clone + Debug + Send + 'static,
 {
+    record_computed(inputs, op, None)
+}
+
+/// [`record`] of an operation whose forward pass something else may have computed.
+pub(crate) fn record_computed<F, S, const N: usize, const D: usize>(
+    inputs: [Option<&Operand>; N],
+    op: Op<F, S, N>,
+    computed: Option<(FlexTensor, S)>,
+) -> Tensor<D>
+where
+    F: Fn(&[Option<FlexTensor>; N], [bool; N]) -> (FlexTensor, S) + Clone + Send + 'static,
+    S: Clone + Debug + Send + 'static,
+{
     let present = inputs.iter().flatten();
     let context = present.fold(DispatchAutodiffContext::Disabled, |context, input| context.merge(input.context));
     let values = inputs.map(|input| input.map(|input| input.tensor.clone()));
+    let run = |wanted: [bool; N]| computed.unwrap_or_else(|| (op.forward)(&values, wanted));
     if context == DispatchAutodiffContext::Disabled {
-        return untracked((op.forward)(&values, [false; N]).0);
+        return untracked(run([false; N]).0);
     }
     let nodes = inputs.map(|input| match input.and_then(|input| input.autodiff.as_ref()) {
         Some(tensor) => tensor.node(),
         None => AutodiffTensor::new(tensor_of(Vec::new(), [0])).node(),
     });
     let wanted = inputs.map(|input| input.is_some_and(Operand::is_tracked));
-    let step = Step(op.backward).prepare::<BalancedCheckpointing>(nodes);
+    let place = Arc::new(Place::default());
+    let step = Step { backward: op.backward, _place: place.clone() }.prepare::<BalancedCheckpointing>(nodes);
     let step = if wanted.contains(&true) && op.cost.is_repeated() {
         let again = Again { forward: op.forward.clone(), inputs: inputs.map(|input| input.map(Operand::source)) };
         step.memory_bound().retro_forward(again).parents(inputs.iter().flatten().filter_map(|input| input.tracked()))
@@ -136,7 +170,7 @@ where
     };
     let output = match step.stateful() {
         OpsKind::Tracked(mut step) => {
-            let (output, saved) = (op.forward)(&values, wanted);
+            let (output, saved) = run(wanted);
             let reads = (op.reads)(wanted);
             let kept = std::array::from_fn(|i| {
                 let input = inputs[i].filter(|_| reads[i])?;
@@ -146,9 +180,11 @@ where
                     None => input.source(),
                 })
             });
-            step.finish((Kept(kept), saved), output)
+            let output = step.finish((Kept(kept), saved), output);
+            place.is_of(output.id());
+            output
         }
-        OpsKind::UnTracked(step) => step.finish((op.forward)(&values, [false; N]).0),
+        OpsKind::UnTracked(step) => step.finish(run([false; N]).0),
     };
     let kind = DispatchTensorKind::Autodiff(Box::new(DispatchTensorKind::Flex(BackendTensor::Autodiff(output))));
     Tensor::from_dispatch(DispatchTensor { kind, autodiff: context })
@@ -209,7 +245,11 @@ where
 }
 
 #[derive(Debug)]
-struct Step<S, const N: usize>(BackwardFn<S, N>);
+struct Step<S, const N: usize> {
+    backward: BackwardFn<S, N>,
+    /// Given up with the step.
+    _place: Arc<Place>,
+}
 
 impl<S, const N: usize> Backward<Flex, N> for Step<S, N>
 where
@@ -227,9 +267,19 @@ where
                 Source::Node(id) => dense(checkpointer.retrieve_node_output::<FlexTensor>(id)),
             })
         });
-        for (parent, grad) in ops.parents.into_iter().zip((self.0)(inputs, saved, grad, wanted)) {
+        let mut waiting = ops.parents.each_ref().map(|parent| {
+            let parent = parent.as_ref().filter(|parent| waiting::take(parent.id))?;
+            Some(grads.consume::<Flex>(parent))
+        });
+        let own = (self.backward)(inputs, saved, grad, wanted, &mut waiting);
+        for ((parent, own), waiting) in ops.parents.into_iter().zip(own).zip(waiting) {
+            let grad = match (own, waiting) {
+                (Some(own), Some(waiting)) => Some(sum(own, waiting)),
+                (own, waiting) => own.or(waiting),
+            };
             if let (Some(parent), Some(grad)) = (parent, grad) {
                 grads.register::<Flex>(parent.id, grad);
+                waiting::came(parent.id);
             }
         }
     }

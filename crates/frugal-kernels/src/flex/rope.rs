@@ -26,7 +26,7 @@ pub(crate) fn rope(x: &Tensor<2>, cos: &Tensor<2>, sin: &Tensor<2>, head_dim: us
             let y = rotated(&dense_rows(present(x)), &cos, &sin, head_dim, 1.0);
             (y, (cos.clone(), sin.clone(), head_dim))
         },
-        backward: |_, (cos, sin, head_dim), grad, [for_x]| [for_x.then(|| rotated(&dense_rows(&grad), &cos, &sin, head_dim, -1.0))],
+        backward: |_, (cos, sin, head_dim), grad, [for_x], _| [for_x.then(|| rotated(&dense_rows(&grad), &cos, &sin, head_dim, -1.0))],
     };
     Some(record([Some(&x)], op))
 }

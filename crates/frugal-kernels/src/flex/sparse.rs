@@ -56,7 +56,7 @@ pub(crate) fn sparse_linear(x: &Tensor<2>, weight: &Arc<Sparse>, bias: Option<&T
             let y = affine(Matrix::of(x), &weight, bias.as_ref().map(values));
             (tensor_of(y, [rows(x), weight.dims()[0]]), weight.clone())
         },
-        backward: |_, weight: Arc<Sparse>, dy, [for_x, for_bias]| {
+        backward: |_, weight: Arc<Sparse>, dy, [for_x, for_bias], _| {
             let dy = Matrix::of(&dy);
             [for_x.then(|| input_gradient(dy, &weight)), for_bias.then(|| column_sums(dy))]
         },

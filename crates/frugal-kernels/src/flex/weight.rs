@@ -6,7 +6,7 @@ use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
 
 use super::matrix::{Matrix, MatrixMut, Threads, build_matrix};
-use super::record::{Operand, tensor_of, values};
+use super::record::{Operand, take_writable, tensor_of, values};
 use super::{linear, packed};
 use crate::packed::Packed;
 
@@ -82,9 +82,20 @@ impl<'a> Base<'a> {
         }
     }
 
-    /// `dy · weight + l · a` of a low-rank pair `(l, a)`.
-    pub(super) fn input_gradient(&self, dy: Matrix<'_>, low_rank: Option<(Matrix<'_>, Matrix<'_>)>) -> FlexTensor {
+    /// `dy · weight + l · a` of a low-rank pair `(l, a)`, added to the gradient that waits where that can be done on the way.
+    pub(super) fn input_gradient(
+        &self,
+        dy: Matrix<'_>,
+        low_rank: Option<(Matrix<'_>, Matrix<'_>)>,
+        waiting: &mut Option<FlexTensor>,
+    ) -> FlexTensor {
         let width = self.dims()[1];
+        if let Self::Dense(weight) = self
+            && let Some(mut dx) = take_writable(waiting)
+        {
+            MatrixMut::new(dx.storage_mut(), dy.rows, width).sum_of(dy, Matrix::of(weight), low_rank, true);
+            return dx;
+        }
         // SAFETY: the product writes every element, and only then is the other added.
         let dx = unsafe {
             build_matrix(dy.rows, width, |mut out| match self {

@@ -2,6 +2,7 @@
 #![recursion_limit = "256"]
 
 mod activation;
+mod add;
 mod attention;
 mod cross_entropy;
 mod linear;

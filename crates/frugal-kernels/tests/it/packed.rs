@@ -2,8 +2,10 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
 use frugal_core::gguf::{GgmlType, dequantize, quantize};
-use frugal_kernels::{Activations, CrossEntropyOptions, Packed, linear, linear_cross_entropy, lora_linear};
-use frugal_kernels::{quantized_cross_entropy, quantized_linear, quantized_lora_linear};
+use frugal_kernels::{
+    Activations, CrossEntropyOptions, LowRankRows, Packed, linear, linear_cross_entropy, lora_linear, multi_lora_linear,
+    quantized_cross_entropy, quantized_linear, quantized_lora_linear, quantized_multi_lora_linear,
+};
 
 use crate::support::{Array, assert_close, random};
 
@@ -236,12 +238,21 @@ fn gradients_pass_through_a_packed_base() {
         let outcome = |packed: Option<&Arc<Packed>>| {
             let inputs = [leaf(13, cols, 1), leaf(4, cols, 2), leaf(rows, 4, 3)];
             let [x, a, b] = inputs.clone();
-            let (y, z) = match packed {
-                Some(p) => (quantized_lora_linear(x.clone(), p, None, a, b, 0.7), quantized_linear(x, p, None)),
-                None => (lora_linear(x.clone(), weight.clone(), None, a, b, 0.7), linear(x, weight.clone(), None)),
+            let some = [LowRankRows { rows: 2..9, a: a.clone(), b: b.clone(), scale: -0.4 }];
+            let (y, some, z) = match packed {
+                Some(p) => (
+                    quantized_lora_linear(x.clone(), p, None, a, b, 0.7),
+                    quantized_multi_lora_linear(x.clone(), p, None, &some),
+                    quantized_linear(x, p, None),
+                ),
+                None => (
+                    lora_linear(x.clone(), weight.clone(), None, a, b, 0.7),
+                    multi_lora_linear(x.clone(), weight.clone(), None, &some),
+                    linear(x, weight.clone(), None),
+                ),
             };
             let factor = random(13, rows, 1.0, 8).tensor(&Device::flex());
-            let grads = ((y * factor).sum() + z.sum()).backward();
+            let grads = ((y * factor.clone()).sum() + (some * factor).sum() + z.sum()).backward();
             inputs.map(|input| input.grad(&grads).unwrap())
         };
         for (i, (found, expected)) in outcome(Some(&packed)).into_iter().zip(outcome(None)).enumerate() {

@@ -48,7 +48,7 @@ use super::lora::{dropout, whole};
 use super::rank_budget::{Importance, Schedule};
 use super::registry::{self, Capabilities, Family, Method};
 use super::target::{Layers, Names, Targets};
-use super::{AdaptError, Adapter, BuildContext, GradientSum, Mode, Parameter, Pass, StepContext};
+use super::{AdaptError, Adapter, BuildContext, GradientSum, LowRankChange, Mode, Parameter, Pass, StepContext};
 use crate::model::{Linear, SiteId, SiteKind};
 
 const NAME: &str = "adalora";
@@ -369,6 +369,12 @@ impl Pass for AdaLoraPass<'_> {
 
     fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
         if self.adapter.at(base.site).is_some() { None } else { Some(base.weight.dense()) }
+    }
+
+    fn low_rank(&mut self, base: &Linear) -> Option<LowRankChange> {
+        let drops = self.mode.is_train() && self.adapter.config.lora_dropout > 0.0;
+        let triplets = self.adapter.at(base.site).filter(|t| t.rank() > 0 && !drops)?;
+        Some(LowRankChange { a: triplets.scaled_a(self.mode), b: triplets.b.get(self.mode), scale: self.adapter.scale })
     }
 
     fn auxiliary_loss(&mut self) -> Option<Tensor<1>> {

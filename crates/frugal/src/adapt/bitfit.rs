@@ -141,9 +141,8 @@ impl Pass for BitfitPass<'_> {
         self.adapter.at(base.site, self.mode).is_none()
     }
 
-    fn norm(&mut self, base: &Norm, x: Tensor<2>) -> Tensor<2> {
-        let bias = self.adapter.at(base.site, self.mode).or_else(|| base.bias.clone());
-        base.apply(x, base.weight.clone(), bias)
+    fn plain_norm(&mut self, base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
+        Some((base.weight.clone(), self.adapter.at(base.site, self.mode).or_else(|| base.bias.clone())))
     }
 }
 

@@ -178,11 +178,11 @@ impl TrainedNorms {
         Self { at }
     }
 
-    /// The norm, with the trained copy where there is one.
-    pub fn apply(&self, base: &Norm, x: Tensor<2>, mode: Mode) -> Tensor<2> {
+    /// Gain and bias of the norm, trained where there is a copy.
+    pub fn values(&self, base: &Norm, mode: Mode) -> (Tensor<1>, Option<Tensor<1>>) {
         match self.at.get(base.site.index()).and_then(Option::as_ref) {
-            Some((weight, bias)) => base.apply(x, weight.get::<1>(mode), bias.as_ref().map(|b| b.get::<1>(mode))),
-            None => base.apply(x, base.weight.clone(), base.bias.clone()),
+            Some((weight, bias)) => (weight.get(mode), bias.as_ref().map(|bias| bias.get(mode))),
+            None => base.values(),
         }
     }
 
@@ -245,11 +245,18 @@ impl<'a, T> BehindPass<'a, T> {
     }
 }
 
+impl<T: BlockNetworks> BehindPass<'_, T> {
+    /// The block whose networks this norm stands by.
+    fn layer(&self, norm: &Norm) -> Option<usize> {
+        let layer = self.place.norms.iter().position(|site| *site == Some(norm.site));
+        layer.filter(|layer| self.networks.has(*layer))
+    }
+}
+
 impl<T: BlockNetworks> Pass for BehindPass<'_, T> {
     fn norm(&mut self, base: &Norm, x: Tensor<2>) -> Tensor<2> {
         let normed = |x: Tensor<2>| base.apply(x, base.weight.clone(), base.bias.clone());
-        let layer = self.place.norms.iter().position(|norm| *norm == Some(base.site));
-        let Some(layer) = layer.filter(|layer| self.networks.has(*layer)) else { return normed(x) };
+        let Some(layer) = self.layer(base) else { return normed(x) };
         if !self.place.norm_behind {
             self.residual = Some(x.clone());
             return normed(x);
@@ -258,6 +265,10 @@ impl<T: BlockNetworks> Pass for BehindPass<'_, T> {
             Some(added) => normed(x + added),
             None => normed(x),
         }
+    }
+
+    fn plain_norm(&mut self, base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
+        self.layer(base).is_none().then(|| base.values())
     }
 
     fn around(&mut self, layer: usize, part: SubLayer, _input: &Tensor<2>, output: Tensor<2>) -> Tensor<2> {

@@ -151,8 +151,8 @@ impl Pass for DoraPass<'_> {
         self.lora.leaves_alone(base)
     }
 
-    fn norm(&mut self, base: &Norm, x: Tensor<2>) -> Tensor<2> {
-        self.lora.norm(base, x)
+    fn plain_norm(&mut self, base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
+        self.lora.plain_norm(base)
     }
 }
 

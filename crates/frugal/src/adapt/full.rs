@@ -191,9 +191,9 @@ impl Pass for FullPass<'_> {
         self.load.take().map(|(sum, blocks)| sum / blocks as f64)
     }
 
-    fn norm(&mut self, base: &Norm, x: Tensor<2>) -> Tensor<2> {
+    fn plain_norm(&mut self, base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
         let weight = self.vector(self.adapter.weight(base.site)).unwrap_or_else(|| base.weight.clone());
-        base.apply(x, weight, self.vector(self.adapter.bias(base.site)).or_else(|| base.bias.clone()))
+        Some((weight, self.vector(self.adapter.bias(base.site)).or_else(|| base.bias.clone())))
     }
 }
 

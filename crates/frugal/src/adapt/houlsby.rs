@@ -125,8 +125,8 @@ impl Pass for HoulsbyPass<'_> {
         }
     }
 
-    fn norm(&mut self, base: &Norm, x: Tensor<2>) -> Tensor<2> {
-        self.adapter.norms.apply(base, x, self.mode)
+    fn plain_norm(&mut self, base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
+        Some(self.adapter.norms.values(base, self.mode))
     }
 
     fn leaves_alone(&mut self, _base: &Linear) -> bool {

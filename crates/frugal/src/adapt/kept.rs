@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use burn::prelude::*;
 
-use super::{Adapter, Enter, KeyValue, MergedLinear, Pass, SubLayer};
+use super::{Adapter, Enter, KeyValue, LowRankChange, MergedLinear, Pass, SubLayer};
 use crate::model::{Embedding, Linear, Norm, SequenceLayout, SiteId, lookup};
 
 /// What was formed of one adapter on one backbone: a value of each kind for each site.
@@ -98,12 +98,20 @@ impl Pass for KeptPass<'_> {
         self.inner.leaves_alone(base)
     }
 
+    fn low_rank(&mut self, base: &Linear) -> Option<LowRankChange> {
+        if self.adapter.forms_weight(base) { None } else { self.inner.low_rank(base) }
+    }
+
     fn embed(&mut self, hidden_states: Tensor<2>, layout: &mut SequenceLayout) -> Tensor<2> {
         self.inner.embed(hidden_states, layout)
     }
 
     fn norm(&mut self, base: &Norm, x: Tensor<2>) -> Tensor<2> {
         self.inner.norm(base, x)
+    }
+
+    fn plain_norm(&mut self, base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
+        self.inner.plain_norm(base)
     }
 
     fn key_value(&mut self, layer: usize) -> Option<KeyValue> {

@@ -131,9 +131,8 @@ impl Pass for LnTuningPass<'_> {
         true
     }
 
-    fn norm(&mut self, base: &Norm, x: Tensor<2>) -> Tensor<2> {
-        let (weight, bias) = self.adapter.values(base, self.mode).unwrap_or_else(|| (base.weight.clone(), base.bias.clone()));
-        base.apply(x, weight, bias)
+    fn plain_norm(&mut self, base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
+        Some(self.adapter.values(base, self.mode).unwrap_or_else(|| base.values()))
     }
 }
 

@@ -50,7 +50,10 @@ use serde_json::{Map, Value, json};
 use super::maps::object;
 use super::registry::{self, Capabilities, Family, Method};
 use super::target::{check_patterns, pattern_value};
-use super::{AdaptError, Adapter, BuildContext, GradientSum, LowRank, MergedLinear, Mode, Parameter, Pass, StepContext, normal, stream};
+use super::{
+    AdaptError, Adapter, BuildContext, GradientSum, LowRank, LowRankChange, MergedLinear, Mode, Parameter, Pass, StepContext, normal,
+    stream,
+};
 use crate::model::{Embedding, Frozen, Linear, Norm, SiteId, SiteKind};
 
 pub(super) use super::lora_config::variant_from_peft;
@@ -355,8 +358,17 @@ impl Pass for LoraPass<'_> {
         self.adapter.at(base.site).is_none() && self.adapter.bias(base.site).is_none()
     }
 
-    fn norm(&mut self, base: &Norm, x: Tensor<2>) -> Tensor<2> {
-        base.apply(x, base.weight.clone(), self.bias(base.site, base.bias.as_ref()))
+    fn low_rank(&mut self, base: &Linear) -> Option<LowRankChange> {
+        let pair = self.adapter.at(base.site)?;
+        let drops = self.mode.is_train() && self.adapter.config.lora_dropout > 0.0;
+        if drops || pair.b_bias.is_some() || self.adapter.bias(base.site).is_some() {
+            return None;
+        }
+        Some(LowRankChange { a: pair.a.get(self.mode), b: pair.b.get(self.mode), scale: pair.scale })
+    }
+
+    fn plain_norm(&mut self, base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
+        Some((base.weight.clone(), self.bias(base.site, base.bias.as_ref())))
     }
 }
 

@@ -85,7 +85,7 @@ pub use gradients::GradientSum;
 pub use head::{Head, HeadConfig, Pooling};
 pub use kept::{Fixed, Kept};
 pub use parameter::{Mode, Parameter, to_vec};
-pub use pass::{Enter, KeyValue, Pass, Plain, SubLayer};
+pub use pass::{Enter, KeyValue, LowRankChange, Pass, Plain, SubLayer};
 pub use set::{AdapterSet, Choice, Entry};
 pub use target::{Layers, Names, TargetError, Targets};
 

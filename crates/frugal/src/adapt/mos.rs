@@ -45,7 +45,7 @@ use serde_json::{Map, Value};
 
 use super::maps::linear_maps;
 use super::registry::{self, Capabilities, Family, Method};
-use super::{AdaptError, Adapter, BuildContext, Mode, Parameter, Pass, Targets, low_rank, own, stream};
+use super::{AdaptError, Adapter, BuildContext, LowRankChange, Mode, Parameter, Pass, Targets, low_rank, own, stream};
 use crate::model::{Linear, SiteId, SiteInfo};
 
 const NAME: &str = "mos";
@@ -268,6 +268,13 @@ impl Pass for MosPass<'_> {
         let (a, b) = self.adapter.assembled(member, self.mode);
         let dropping = low_rank::Dropping { p: self.adapter.config.lora_dropout, mode: self.mode, path: &member.path };
         low_rank::forward(base, x, a, b, member.scale, &dropping)
+    }
+
+    fn low_rank(&mut self, base: &Linear) -> Option<LowRankChange> {
+        let drops = self.mode.is_train() && self.adapter.config.lora_dropout > 0.0;
+        let member = self.adapter.at(base.site).filter(|_| !drops)?;
+        let (a, b) = self.adapter.assembled(member, self.mode);
+        Some(LowRankChange { a, b, scale: member.scale })
     }
 
     fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {

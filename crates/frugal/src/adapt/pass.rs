@@ -36,6 +36,17 @@ pub struct KeyValue {
     pub value: Tensor<2>,
 }
 
+/// A low-rank change `scale · b a` of a weight: a `[r, d_in]`, b `[d_out, r]`.
+#[derive(Clone, Debug)]
+pub struct LowRankChange {
+    /// `[r, d_in]`.
+    pub a: Tensor<2>,
+    /// `[d_out, r]`.
+    pub b: Tensor<2>,
+    /// Factor on the product.
+    pub scale: f32,
+}
+
 /// Hooks of one forward pass.
 pub trait Pass {
     /// Input embeddings `[tokens, d_model]` on their way to the first block; may put positions in front of each
@@ -72,9 +83,32 @@ pub trait Pass {
         false
     }
 
+    /// The change of the weight where [`Pass::linear`] is the base's own map with this one added, and nothing else. Lets sequences
+    /// with different adapters share one product with the base.
+    fn low_rank(&mut self, _base: &Linear) -> Option<LowRankChange> {
+        None
+    }
+
     /// A normalisation over the last dimension of `[rows, d]`.
     fn norm(&mut self, base: &Norm, x: Tensor<2>) -> Tensor<2> {
-        base.apply(x, base.weight.clone(), base.bias.clone())
+        let (weight, bias) = self.plain_norm(base).unwrap_or_else(|| base.values());
+        base.apply(x, weight, bias)
+    }
+
+    /// Gain and bias `[d]` of a normalisation where the method keeps it one; a method for which [`Pass::norm`] does more gives
+    /// `None`. Lets the norm fuse with the sum in front of it.
+    fn plain_norm(&mut self, base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
+        Some(base.values())
+    }
+
+    /// The residual stream and what a sub-layer adds to it, both `[tokens, d_model]`: their sum, and [`Pass::norm`] of it. Not
+    /// for methods to change.
+    fn add_norm(&mut self, base: &Norm, x: Tensor<2>, residual: Tensor<2>) -> [Tensor<2>; 2] {
+        if let Some((weight, bias)) = self.plain_norm(base) {
+            return base.apply_to_sum(x, residual, weight, bias);
+        }
+        let sum = frugal_kernels::add(x, residual);
+        [sum.clone(), self.norm(base, sum)]
     }
 
     /// Keys and values in front of every sequence of block `layer`.

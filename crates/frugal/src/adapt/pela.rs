@@ -381,10 +381,9 @@ impl Pass for PelaPass<'_> {
         self.adapter.at(base.site).is_none()
     }
 
-    fn norm(&mut self, base: &Norm, x: Tensor<2>) -> Tensor<2> {
-        let Some(own) = &self.adapter.norms[base.site.index()] else { return base.apply(x, base.weight.clone(), base.bias.clone()) };
-        let bias = self.vector(own.bias.as_ref(), base.bias.as_ref());
-        base.apply(x, own.weight.get::<1>(self.mode), bias)
+    fn plain_norm(&mut self, base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
+        let Some(own) = &self.adapter.norms[base.site.index()] else { return Some(base.values()) };
+        Some((own.weight.get::<1>(self.mode), self.vector(own.bias.as_ref(), base.bias.as_ref())))
     }
 
     fn tap(&mut self, layer: usize, hidden_states: &Tensor<2>) {

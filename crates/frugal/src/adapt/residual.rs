@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::lora::{Init, Lora, LoraConfig, Pair};
 use super::maps::{bad, frozen_maps, linear_maps};
-use super::{AdaptError, Adapter, BuildContext, Mode, Parameter, Pass, lora, to_vec};
+use super::{AdaptError, Adapter, BuildContext, LowRankChange, Mode, Parameter, Pass, lora, to_vec};
 use crate::model::{Linear, SiteId};
 
 /// Initial factors of a weight `[d_out, d_in]`: `A₀ [r, d_in]` and `B₀ [d_out, r]`.
@@ -122,6 +122,12 @@ impl Pass for ResidualPass<'_> {
 
     fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
         if self.leaves_alone(base) { Some(base.weight.dense()) } else { None }
+    }
+
+    fn low_rank(&mut self, base: &Linear) -> Option<LowRankChange> {
+        let drops = self.mode.is_train() && self.adapter.lora.config.lora_dropout > 0.0;
+        let (pair, a, b) = self.adapter.at(base.site, self.mode).filter(|_| !drops)?;
+        Some(LowRankChange { a, b, scale: pair.scale })
     }
 
     fn leaves_alone(&mut self, base: &Linear) -> bool {

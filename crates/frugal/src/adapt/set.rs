@@ -3,9 +3,10 @@
 use std::ops::Range;
 
 use burn::prelude::*;
+use frugal_kernels::LowRankRows;
 
 use super::kept::Kept;
-use super::{AdaptError, Adapter, Head, Mode, Pass, Plain, SubLayer};
+use super::{AdaptError, Adapter, Head, LowRankChange, Mode, Pass, Plain, SubLayer};
 use crate::model::{Embedding, Linear, Norm, SequenceLayout};
 
 /// Which adapters act in a forward pass.
@@ -159,6 +160,10 @@ impl Pass for CombinedPass<'_> {
         self.combine(Plain.norm(base, x.clone()), |pass| pass.norm(base, x.clone()))
     }
 
+    fn plain_norm(&mut self, _base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
+        None
+    }
+
     fn around(&mut self, layer: usize, part: SubLayer, input: &Tensor<2>, output: Tensor<2>) -> Tensor<2> {
         self.combine(output.clone(), |pass| pass.around(layer, part, input, output.clone()))
     }
@@ -182,19 +187,34 @@ struct PerSequencePass<'a> {
 }
 
 impl PerSequencePass<'_> {
-    /// Each part's share of `rows` rows: one per sequence (heads), or one or several per token.
-    fn split(&mut self, rows: usize, mut each: impl FnMut(&mut dyn Pass, Range<usize>) -> Tensor<2>) -> Tensor<2> {
+    /// The parts with their share of `rows` rows: one per sequence (heads), or one or several per token.
+    fn shares(&mut self, rows: usize) -> impl Iterator<Item = (&mut dyn Pass, Range<usize>)> {
         let (sequences, tokens) = self.parts.last().map_or((0, 0), |p| (p.sequences.end, p.tokens.end));
-        let outputs = self.parts.iter_mut().map(|part| {
+        self.parts.iter_mut().map(move |part| {
             let range = if rows == sequences {
                 part.sequences.clone()
             } else {
                 let per_token = rows / tokens;
                 part.tokens.start * per_token..part.tokens.end * per_token
             };
-            each(part.pass.as_mut(), range)
-        });
-        Tensor::cat(outputs.collect(), 0)
+            (part.pass.as_mut() as &mut dyn Pass, range)
+        })
+    }
+
+    fn split(&mut self, rows: usize, mut each: impl FnMut(&mut dyn Pass, Range<usize>) -> Tensor<2>) -> Tensor<2> {
+        Tensor::cat(self.shares(rows).map(|(pass, range)| each(pass, range)).collect(), 0)
+    }
+
+    /// What the parts add to a map's own product, if none of them does more.
+    fn low_rank_rows(&mut self, base: &Linear, rows: usize) -> Option<Vec<LowRankRows>> {
+        let mut pairs = Vec::new();
+        for (pass, rows) in self.shares(rows) {
+            if !pass.leaves_alone(base) {
+                let LowRankChange { a, b, scale } = pass.low_rank(base)?;
+                pairs.push(LowRankRows { rows, a, b, scale });
+            }
+        }
+        Some(pairs)
     }
 }
 
@@ -208,11 +228,19 @@ impl Pass for PerSequencePass<'_> {
     }
 
     fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
-        self.split(x.dims()[0], |pass, range| pass.linear(base, x.clone().slice(range)))
+        let rows = x.dims()[0];
+        match self.low_rank_rows(base, rows) {
+            Some(pairs) => base.forward_low_rank_rows(x, &pairs),
+            None => self.split(rows, |pass, range| pass.linear(base, x.clone().slice(range))),
+        }
     }
 
     fn norm(&mut self, base: &Norm, x: Tensor<2>) -> Tensor<2> {
         self.split(x.dims()[0], |pass, range| pass.norm(base, x.clone().slice(range)))
+    }
+
+    fn plain_norm(&mut self, _base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
+        None
     }
 
     fn around(&mut self, layer: usize, part: SubLayer, input: &Tensor<2>, output: Tensor<2>) -> Tensor<2> {

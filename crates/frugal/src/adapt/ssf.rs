@@ -201,6 +201,10 @@ impl Pass for SsfPass<'_> {
         }
     }
 
+    fn plain_norm(&mut self, base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
+        self.adapter.at(base.site).is_none().then(|| base.values())
+    }
+
     fn leaves_alone(&mut self, base: &Linear) -> bool {
         self.adapter.at(base.site).is_none()
     }

@@ -43,7 +43,7 @@ use serde_json::{Map, Value, json};
 use super::maps::linear_maps;
 use super::registry::{self, Capabilities, Family, Method};
 use super::svd::{Svd, randomised_svd, svd};
-use super::{AdaptError, Adapter, BuildContext, Mode, Names, Parameter, Pass, Targets, base, low_rank, own, to_vec};
+use super::{AdaptError, Adapter, BuildContext, LowRankChange, Mode, Names, Parameter, Pass, Targets, base, low_rank, own, to_vec};
 use crate::model::{Linear, SiteId};
 
 const NAME: &str = "svfit";
@@ -260,6 +260,11 @@ impl Pass for SvfitPass<'_> {
         let Some(atoms) = self.adapter.at(base.site) else { return base.forward(x) };
         let (a, u) = (atoms.a(&self.adapter.config, self.mode), atoms.u.get::<2>(self.mode));
         low_rank::forward(base, x, a, u, 1.0, &low_rank::Dropping { p: 0.0, mode: self.mode, path: &atoms.path })
+    }
+
+    fn low_rank(&mut self, base: &Linear) -> Option<LowRankChange> {
+        let atoms = self.adapter.at(base.site)?;
+        Some(LowRankChange { a: atoms.a(&self.adapter.config, self.mode), b: atoms.u.get(self.mode), scale: 1.0 })
     }
 
     fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {

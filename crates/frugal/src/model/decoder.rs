@@ -235,14 +235,14 @@ impl Backbone for Decoder {
             if let Some(norm) = &block.attention_out_norm {
                 a = pass.norm(norm, a);
             }
-            x = x + pass.around(layer, SubLayer::Attention, &y, a);
+            let a = pass.around(layer, SubLayer::Attention, &y, a);
 
-            let y = pass.norm(&block.mlp_norm, x.clone());
+            let [h, y] = pass.add_norm(&block.mlp_norm, x, a);
             let mut m = block.feed_forward.forward(self.config.activation, layer, y.clone(), pass);
             if let Some(norm) = &block.mlp_out_norm {
                 m = pass.norm(norm, m);
             }
-            x = x + pass.around(layer, SubLayer::Mlp, &y, m);
+            x = frugal_kernels::add(h, pass.around(layer, SubLayer::Mlp, &y, m));
             pass.tap(layer, &x);
         }
         if let Some(cache) = cache {

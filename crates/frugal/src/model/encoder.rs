@@ -117,12 +117,12 @@ impl Backbone for Encoder {
             let a = attend(&at, q, k, v, pass, None);
             let a = pass.linear(&block.attention_output, a);
             let a = pass.around(layer, SubLayer::Attention, &x, a);
-            x = pass.norm(&block.attention_norm, x + a);
+            [_, x] = pass.add_norm(&block.attention_norm, x, a);
 
             let m = pass.linear(&block.intermediate, x.clone());
             let m = pass.linear(&block.output, activate(self.config.activation, m));
             let m = pass.around(layer, SubLayer::Mlp, &x, m);
-            x = pass.norm(&block.output_norm, x + m);
+            [_, x] = pass.add_norm(&block.output_norm, x, m);
             pass.tap(layer, &x);
         }
         Ok(drop_prepended(x, &layout))

@@ -97,12 +97,12 @@ impl Backbone for Gpt2 {
             let part = |i: usize| qkv.clone().narrow(1, i * d, d);
             let a = attend(&at, part(0), part(1), part(2), pass, cache.as_deref_mut());
             let a = pass.linear(&block.attn_c_proj, a);
-            x = x + pass.around(layer, SubLayer::Attention, &y, a);
+            let a = pass.around(layer, SubLayer::Attention, &y, a);
 
-            let y = pass.norm(&block.ln_2, x.clone());
+            let [h, y] = pass.add_norm(&block.ln_2, x, a);
             let m = pass.linear(&block.c_fc, y.clone());
             let m = pass.linear(&block.mlp_c_proj, activate(self.config.activation, m));
-            x = x + pass.around(layer, SubLayer::Mlp, &y, m);
+            x = frugal_kernels::add(h, pass.around(layer, SubLayer::Mlp, &y, m));
             pass.tap(layer, &x);
         }
         if let Some(cache) = cache {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use burn::prelude::*;
+use frugal_kernels::LowRankRows;
 use frugal_kernels::{Packed, Sparse};
 
 use super::loftq::Correction;
@@ -120,6 +121,27 @@ impl Linear {
             }
         }
     }
+
+    /// The same with a low-rank change of its own for each of several ranges of rows.
+    pub fn forward_low_rank_rows(&self, x: Tensor<2>, pairs: &[LowRankRows]) -> Tensor<2> {
+        let bias = self.bias.clone();
+        match &self.weight {
+            Weight::Dense(weight) => frugal_kernels::multi_lora_linear(x, weight.clone(), bias, pairs),
+            Weight::Packed { packed, .. } => frugal_kernels::quantized_multi_lora_linear(x, packed, bias, pairs),
+            Weight::Sparse { sparse, .. } => {
+                let change = |LowRankRows { rows, a, b, scale }: &LowRankRows| {
+                    let low = frugal_kernels::linear(x.clone().slice(rows.clone()), a.clone(), None);
+                    (rows.clone(), frugal_kernels::linear(low, b.clone(), None) * *scale)
+                };
+                let changes: Vec<_> = pairs.iter().map(change).collect();
+                let y = frugal_kernels::sparse_linear(x, sparse, bias);
+                changes.into_iter().fold(y, |y, (rows, change)| {
+                    let part = y.clone().slice(rows.clone()) + change;
+                    y.slice_assign([rows], part)
+                })
+            }
+        }
+    }
 }
 
 /// A frozen table of rows.
@@ -164,8 +186,22 @@ pub struct Norm {
 }
 
 impl Norm {
+    /// Gain and bias.
+    pub fn values(&self) -> (Tensor<1>, Option<Tensor<1>>) {
+        (self.weight.clone(), self.bias.clone())
+    }
+
     /// `[rows, d]` to the same, with this gain and bias.
     pub fn apply(&self, x: Tensor<2>, weight: Tensor<1>, bias: Option<Tensor<1>>) -> Tensor<2> {
         if self.center { frugal_kernels::layer_norm(x, weight, bias, self.eps) } else { frugal_kernels::rms_norm(x, weight, self.eps) }
+    }
+
+    /// `x + y`, both `[rows, d]`, and its normalisation with this gain and bias.
+    pub fn apply_to_sum(&self, x: Tensor<2>, y: Tensor<2>, weight: Tensor<1>, bias: Option<Tensor<1>>) -> [Tensor<2>; 2] {
+        if self.center {
+            frugal_kernels::add_layer_norm(x, y, weight, bias, self.eps)
+        } else {
+            frugal_kernels::add_rms_norm(x, y, weight, self.eps)
+        }
     }
 }

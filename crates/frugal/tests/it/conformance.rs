@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use burn::tensor::{Tensor, TensorData};
 use frugal::adapt::registry::{METHODS, Method};
 use frugal::adapt::{AdaptError, Adapter, BuildContext, Entry, Fixed, Head, HeadConfig, Mode, Pass, Plain, Pooling, merge, peft, to_vec};
 use frugal::model::{Backbone, Frozen, Input, KvCache, SequenceLayout};
@@ -316,6 +317,31 @@ fn mixed_batches_equal_separate_ones_where_promised() {
         let split = 4 * setup.backbone.config().hidden_size;
         assert!(max_difference(&mixed[..split], &alone[..split]) < 1e-5, "{}", setup.name);
         assert!(max_difference(&mixed[split..], &base[split..]) < 1e-5, "{}", setup.name);
+    }
+}
+
+#[test]
+fn the_norm_of_a_sum_is_the_norm() {
+    for mut setup in setups() {
+        let mut head = head(setup.backbone.as_ref(), 1);
+        let config = config(setup.method);
+        run(&mut setup, &mut head, &examples(), &config);
+        let d = setup.backbone.config().hidden_size;
+        let terms = |shift: usize| {
+            let values: Vec<f32> = (0..IDS.len() * d).map(|i| ((i + shift) as f32 * 0.37).sin()).collect();
+            Tensor::<2>::from_data(TensorData::new(values, [IDS.len(), d]), &device())
+        };
+        let mut norms = Vec::new();
+        setup.backbone.export(&mut |part| {
+            if let Frozen::Norm(norm) = part {
+                norms.push(norm.clone());
+            }
+        });
+        for norm in norms.iter().filter(|norm| norm.weight.dims() == [d]) {
+            let [_, fused] = setup.adapter.pass(Mode::Eval).add_norm(norm, terms(1), terms(2));
+            let expected = setup.adapter.pass(Mode::Eval).norm(norm, frugal_kernels::add(terms(1), terms(2)));
+            assert_eq!(to_vec(fused), to_vec(expected), "{}: `norm` is changed and `plain_norm` does not say so", setup.name);
+        }
     }
 }
 

@@ -53,7 +53,7 @@ pub(crate) fn attention(q: &Tensor<2>, k: &Tensor<2>, v: &Tensor<2>, bias: Optio
             let (output, lse) = forward::forward(Matrix::of(&q), Matrix::of(&k), Matrix::of(&v), bias, &spec);
             (output.clone(), Saved { output, lse: lse.into(), spec: spec.clone() })
         },
-        backward: |[q, k, v, bias], saved, grad, wanted| {
+        backward: |[q, k, v, bias], saved, grad, wanted, _| {
             let inputs = [q, k, v].each_ref().map(|input| dense_rows(present(input)));
             let bias = bias.as_ref().map(contiguous);
             backward::backward(&inputs, Bias::of(bias.as_ref()), &saved, &dense_rows(&grad), wanted)
