@@ -58,7 +58,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let count = |i: usize, default: usize| counts.get(i).map_or(Ok(default), |count| count.parse());
     let (sequences, tokens) = (count(0, 8)?, count(1, 32)?);
     let files = ModelFiles::open(model, &Lookup::default())?;
-    let backbone = files.load_with(&frugal::device::device("cpu")?, LoadOptions::default())?;
+    let backbone = files.load_with(&frugal::device::device("cpu")?, LoadOptions::for_generation())?;
     let names: Vec<String> = (0..sequences).map(|i| format!("adapter-{i}")).collect();
     let mut adapters = AdapterSet::default();
     for (name, seed) in names.iter().zip(1..) {

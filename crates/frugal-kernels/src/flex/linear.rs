@@ -8,7 +8,7 @@ use burn::tensor::Tensor;
 use rayon::prelude::*;
 
 use super::matrix::{Matrix, MatrixMut, Threads, build, build_matrix, product};
-use super::record::{Op, Operand, present, record, tensor_of, values};
+use super::record::{Op, Operand, present, record, tensor_of};
 use super::weight::{Base, Weight};
 use crate::memory::Cost;
 use crate::packed::Packed;
@@ -56,10 +56,8 @@ pub(crate) fn lora_linear(
             let (x, a, b) = (present(x), present(a), present(b));
             let weight = Base::new(weight.as_ref(), packed.as_ref());
             let shape = [rows(x), weight.dims()[0]];
-            // `scale * x · aᵀ`, which is kept for the gradient of b.
-            let mut low = affine(x, a, None, None);
-            low.iter_mut().for_each(|value| *value *= scale);
-            let low = tensor_of(low, [shape[0], rows(a)]);
+            // Kept for the gradient of b.
+            let low = tensor_of(scaled_low(Matrix::of(x), Matrix::of(a), scale), [shape[0], rows(a)]);
             let y = weight.affine(x, bias.as_ref(), Some((Matrix::of(&low), Matrix::of(b).t())));
             let saved = LoraSaved { packed: packed.clone(), scale, low: wanted[4].then_some(low) };
             (tensor_of(y, shape), saved)
@@ -96,10 +94,15 @@ pub(super) fn matrix_tensor(a: Matrix, b: Matrix, scale: f32) -> FlexTensor {
     tensor_of(product(a, b, scale), [a.rows, b.cols])
 }
 
+/// `scale * x · aᵀ`.
+pub(super) fn scaled_low(x: Matrix, a: Matrix, scale: f32) -> Vec<f32> {
+    let mut low = affine(x, a, None, None);
+    low.iter_mut().for_each(|value| *value *= scale);
+    low
+}
+
 /// `x · weightᵀ + bias + l · bᵀ` of a low-rank pair `(l, bᵀ)`.
-pub(super) fn affine(x: &FlexTensor, weight: &FlexTensor, bias: Option<&FlexTensor>, low_rank: Option<(Matrix, Matrix)>) -> Vec<f32> {
-    let (x, weight) = (Matrix::of(x), Matrix::of(weight));
-    let bias = bias.map(values);
+pub(super) fn affine(x: Matrix, weight: Matrix, bias: Option<&[f32]>, low_rank: Option<(Matrix, Matrix)>) -> Vec<f32> {
     if x.rows <= FEW_ROWS && x.has_dense_rows() && weight.has_dense_rows() {
         let mut y = few_rows(x, weight, bias);
         if let Some((l, b)) = low_rank {

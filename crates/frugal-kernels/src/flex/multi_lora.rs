@@ -7,7 +7,7 @@ use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
-use super::linear::{column_sums, matrix_tensor, rows};
+use super::linear::{column_sums, matrix_tensor, rows, scaled_low};
 use super::matrix::{Matrix, MatrixMut, Threads, product};
 use super::record::{Op, Operand, contiguous, present, record, tensor_of, values};
 use super::weight::{Base, Weight};
@@ -47,7 +47,7 @@ pub(crate) fn multi_lora_linear(x: &Tensor<2>, weight: &Weight<'_>, bias: Option
             let mut y = weight.affine(x, bias.as_ref(), None);
             let lows = each(&pairs, &mut y, shape, |pair, mut y, threads| {
                 let [a, b] = pair.factors(joined);
-                let low = scaled_product(pair.of(Matrix::of(x)), a.t(), pair.scale, threads);
+                let low = scaled_low(pair.of(Matrix::of(x)), a, pair.scale);
                 y.add(pair.low(&low), b.t(), 1.0, threads);
                 low
             });
@@ -76,7 +76,7 @@ fn backward(
 ) -> [Option<FlexTensor>; 4] {
     let (dy, joined) = (Matrix::of(&dy), joined.as_ref().map(contiguous));
     let joined = joined.as_ref().map(values);
-    let dlow = |pair: &Pair| scaled_product(pair.of(dy), pair.factors(joined)[1], pair.scale, Threads::All);
+    let dlow = |pair: &Pair| product(pair.of(dy), pair.factors(joined)[1], pair.scale);
     let dlows: Vec<Vec<f32>> = if for_x || for_pairs { saved.pairs.iter().map(dlow).collect() } else { Vec::new() };
     let dx = for_x.then(|| {
         let base = Base::new(weight.as_ref(), saved.packed.as_ref());
@@ -162,10 +162,4 @@ fn each<R: Send>(
     } else {
         parts.into_iter().map(|part| run(part, Threads::All)).collect()
     }
-}
-
-fn scaled_product(a: Matrix, b: Matrix, scale: f32, threads: Threads) -> Vec<f32> {
-    let mut product = vec![0.0; a.rows * b.cols];
-    MatrixMut::new(&mut product, a.rows, b.cols).set(a, b, scale, threads);
-    product
 }

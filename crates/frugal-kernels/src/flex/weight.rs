@@ -55,7 +55,7 @@ impl<'a> Base<'a> {
     /// `x · weightᵀ + bias + l · bᵀ` of a low-rank pair `(l, bᵀ)`.
     pub(super) fn affine(&self, x: &FlexTensor, bias: Option<&FlexTensor>, low_rank: Option<(Matrix<'_>, Matrix<'_>)>) -> Vec<f32> {
         match self {
-            Self::Dense(weight) => linear::affine(x, weight, bias, low_rank),
+            Self::Dense(weight) => linear::affine(Matrix::of(x), Matrix::of(weight), bias.map(values), low_rank),
             Self::Packed(weight) => {
                 let mut y = packed::affine(Matrix::of(x), weight, bias.map(values));
                 if let Some((l, b)) = low_rank {
