@@ -1,8 +1,9 @@
-//! A model with its adapter, read and ready to use.
+//! A model with its adapters, read and ready to use.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use frugal::adapt::{AdapterSet, BuildContext, Choice, Entry, peft};
 use frugal::model::load::ModelFiles;
 use frugal::model::{Backbone, LoadOptions, Quantize};
@@ -10,7 +11,7 @@ use frugal::model::{Backbone, LoadOptions, Quantize};
 use crate::args::{Machine, Model, Output};
 use crate::ui::progress::Phase;
 
-/// What `--model` and `--adapter` name.
+/// What `--model` and `--adapter` name. Adapters are called what their folders are.
 pub struct Loaded {
     pub files: ModelFiles,
     pub backbone: Arc<dyn Backbone>,
@@ -18,64 +19,98 @@ pub struct Loaded {
     pub choice: Choice,
 }
 
-/// Name of the one adapter in the set.
-const ADAPTER: &str = "adapter";
-
 impl Loaded {
     /// Finds and reads model and adapter.
     pub fn read(model: &Model, machine: &Machine, output: Output) -> Result<Self> {
-        Self::read_checked(model, machine, output, LoadOptions::default(), |_| Ok(()))
+        Self::read_checked(model, &adapters_of(model), machine, output, LoadOptions::default(), |_| Ok(()))
     }
 
     /// The same for generation: the model must have a tokenizer, which is found out before the weights are read.
     pub fn read_for_text(model: &Model, machine: &Machine, quantize: Quantize, output: Output) -> Result<Self> {
+        Self::read_several_for_text(model, &adapters_of(model), machine, quantize, output)
+    }
+
+    /// The same with these adapters in place of the one of `model`.
+    pub fn read_several_for_text(
+        model: &Model,
+        adapters: &[PathBuf],
+        machine: &Machine,
+        quantize: Quantize,
+        output: Output,
+    ) -> Result<Self> {
         let options = LoadOptions { quantize, ..LoadOptions::for_generation() };
-        Self::read_checked(model, machine, output, options, |files| Ok(files.tokenizer().map(|_| ())?))
+        Self::read_checked(model, adapters, machine, output, options, |files| Ok(files.tokenizer().map(|_| ())?))
     }
 
     /// The same for measuring: products are exact whatever the weights are held in.
     pub fn read_for_scoring(model: &Model, machine: &Machine, quantize: Quantize, output: Output) -> Result<Self> {
         let options = LoadOptions { quantize, ..LoadOptions::default() };
-        Self::read_checked(model, machine, output, options, |files| Ok(files.tokenizer().map(|_| ())?))
+        Self::read_checked(model, &adapters_of(model), machine, output, options, |files| Ok(files.tokenizer().map(|_| ())?))
     }
 
     fn read_checked(
         model: &Model,
+        folders: &[PathBuf],
         machine: &Machine,
         output: Output,
         options: LoadOptions,
         check: impl Fn(&ModelFiles) -> Result<()>,
     ) -> Result<Self> {
         let device = machine.device()?;
-        let (name, adapter) = model.resolve()?;
+        let name = model_name(model, folders)?;
         let files = ModelFiles::open(&name, &machine.lookup())?;
         check(&files)?;
         let _phase = Phase::new(output, format!("reading {name}"));
-        let options = match &adapter {
-            Some(folder) => peft::made_for(folder, files.name(), peft::load_options(Some(folder.as_path()), &files.sites(), options))?,
-            None => options,
-        };
-        let backbone = files.load_with(&device, options)?;
-        let mut adapters = AdapterSet::default();
-        let mut choice = Choice::Base;
-        if let Some(folder) = adapter {
-            let context = BuildContext {
-                config: files.config(),
-                sites: &files.sites(),
-                backbone: Some(backbone.as_ref()),
-                device,
-                seed: 0,
-                tokenize: None,
-            };
-            let (entry, _) = peft::made_for(&folder, files.name(), peft::load(&folder, &context, false))?;
-            adapters.insert(ADAPTER, entry);
-            choice = Choice::One(ADAPTER.into());
+        let sites = files.sites();
+        let mut held = None;
+        for folder in folders {
+            let options = peft::made_for(folder, files.name(), peft::load_options(Some(folder), &sites, options.clone()))?;
+            if held.get_or_insert_with(|| options.clone()) != &options {
+                bail!("{}: the adapters go with weights that are rounded in different ways: use each by itself", folder.display());
+            }
         }
+        let backbone = files.load_with(&device, held.unwrap_or(options))?;
+        let context =
+            BuildContext { config: files.config(), sites: &sites, backbone: Some(backbone.as_ref()), device, seed: 0, tokenize: None };
+        let mut adapters = AdapterSet::default();
+        for folder in folders {
+            let (entry, _) = peft::made_for(folder, files.name(), peft::load(folder, &context, false))?;
+            adapters.insert(adapter_name(folder), entry);
+        }
+        let choice = folders.first().map_or(Choice::Base, |folder| Choice::One(adapter_name(folder)));
         Ok(Self { files, backbone, adapters, choice })
     }
 
     /// The adapter, if there is one.
     pub fn entry(&self) -> Option<&Entry> {
-        self.adapters.get(ADAPTER).ok()
+        self.adapters.get(self.adapters.names().first()?).ok()
+    }
+}
+
+/// What the adapter in a folder is called.
+pub fn adapter_name(folder: &Path) -> String {
+    folder.display().to_string()
+}
+
+fn adapters_of(model: &Model) -> Vec<PathBuf> {
+    model.adapter.iter().cloned().collect()
+}
+
+/// The model that is named, or else the one that all adapters were made for; each folder must be an adapter's.
+fn model_name(model: &Model, folders: &[PathBuf]) -> Result<String> {
+    let mut found: Option<(String, &Path)> = None;
+    for folder in folders {
+        let (name, _) = Model { model: model.model.clone(), adapter: Some(folder.clone()) }.resolve()?;
+        match &found {
+            Some((first, other)) if *first != name => {
+                let (other, folder) = (other.display(), folder.display());
+                bail!("{other} was made for `{first}` and {folder} for `{name}`: if they are the same model, name it with `--model`");
+            }
+            _ => found = Some((name, folder)),
+        }
+    }
+    match found {
+        Some((name, _)) => Ok(name),
+        None => Ok(Model { model: model.model.clone(), adapter: None }.resolve()?.0),
     }
 }

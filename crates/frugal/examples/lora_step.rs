@@ -1,21 +1,57 @@
 //! Times LoRA steps on a real model: the Frugal side of `benches/peers/lora_step.py`.
 //!
 //! `cargo build --release --workspace --examples`, then `target/release/examples/lora_step MODEL STEPS [memory=low] [quantize=int8]
-//! [activations=int8] [batch=4] [length=256]` prints one JSON object.
+//! [activations=int8] [batch=4] [length=256]` prints one JSON object. With `products` in place of STEPS it times nothing but the matrix
+//! products that a step makes with the model's weights.
 
 use std::error::Error;
+use std::hint::black_box;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
+use burn::prelude::*;
 use frugal::adapt::{BuildContext, registry};
-use frugal::model::LoadOptions;
 use frugal::model::load::{Lookup, ModelFiles};
+use frugal::model::{Backbone, Frozen, LoadOptions};
 use frugal::train::{Event, Scheduler, Target, Tokenized, TrainConfig, TrainRun, train};
 use serde_json::{Map, Value, json};
 
 /// Token ids that both sides compute: spread over the vocabulary, without a pattern that is easy to learn.
 fn ids(sequence: usize, length: usize, vocab_size: usize) -> Vec<u32> {
     (0..length).map(|i| (((sequence * length + i) * 7919 + 13) % vocab_size) as u32).collect()
+}
+
+/// Logits that are held at a time, as in the loss.
+const MAX_LOGITS: usize = 1 << 24;
+
+/// Floating-point operations a second of the products of `tokens` rows with every weight, towards the output and back towards the
+/// input, and nothing else. The weights come from memory, as in a step; the median of three rounds.
+fn products(backbone: &dyn Backbone, tokens: usize) -> f64 {
+    let mut weights = Vec::new();
+    backbone.export(&mut |part| {
+        if let Frozen::Linear(linear) = part {
+            weights.push(linear.weight.dense());
+        }
+    });
+    let round = |_| {
+        let (mut operations, mut seconds) = (0, 0.0);
+        for weight in &weights {
+            let [d_out, d_in] = weight.dims();
+            let rows = tokens.min(MAX_LOGITS / d_out);
+            let [x, dy] = [d_in, d_out].map(|width| Tensor::<2>::ones([rows, width], backbone.device()));
+            let start = Instant::now();
+            for _ in 0..tokens / rows {
+                black_box(frugal_kernels::linear(x.clone(), weight.clone(), None));
+                black_box(frugal_kernels::linear(dy.clone(), weight.clone().transpose(), None));
+                operations += 4 * rows * d_in * d_out;
+            }
+            seconds += start.elapsed().as_secs_f64();
+        }
+        operations as f64 / seconds
+    };
+    let mut rates = [0, 1, 2].map(round);
+    rates.sort_by(f64::total_cmp);
+    rates[1]
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -36,6 +72,10 @@ fn run() -> Result<(), Box<dyn Error>> {
         ..LoadOptions::default()
     };
     let backbone = ModelFiles::open(model, &Lookup::default())?.load_with(&device, options)?;
+    if steps == "products" {
+        println!("{}", json!({ "operations_per_second": products(backbone.as_ref(), batch * length) }));
+        return Ok(());
+    }
     let context = BuildContext {
         config: backbone.config(),
         sites: backbone.sites(),

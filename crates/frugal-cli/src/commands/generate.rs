@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use console::style;
+use frugal::adapt::Choice;
 use frugal::decode::{GenerateConfig, Generation, generate};
 use frugal_core::data::Message;
 use frugal_core::human;
@@ -14,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::Outcome;
 use crate::args::{Machine, Model, Output, Sampling, Storage};
-use crate::loaded::Loaded;
+use crate::loaded::{Loaded, adapter_name};
 use crate::ui::{self, interrupt};
 
 const EXAMPLES: &str = "\
@@ -23,7 +24,8 @@ Examples:
   frugal generate -m smollm2-135m --chat -p \"Why is the sky blue?\" --max-tokens 80
   frugal generate -m smollm2-135m --adapter runs/support --prompts questions.txt --json
 
-Several prompts are continued together, in one batch.";
+Several prompts are continued together, in one batch. A record of a JSONL file may name an adapter of its own:
+  {\"prompt\": \"My parcel is late.\", \"adapter\": \"runs/support\"}";
 
 /// Continue one prompt or many
 #[derive(Debug, clap::Args)]
@@ -32,7 +34,7 @@ pub struct Args {
     /// Text to continue; repeatable
     #[arg(long = "prompt", short, value_name = "TEXT", required_unless_present = "file")]
     prompts: Vec<String>,
-    /// File with a prompt on each line, or JSONL with a `prompt` in each record; - for standard input
+    /// File with a prompt on each line, or JSONL with a `prompt` and perhaps an `adapter` in each record; - for standard input
     #[arg(long = "prompts", value_name = "FILE")]
     file: Option<PathBuf>,
     /// Treat each prompt as a message to an assistant, by the model's chat template
@@ -74,8 +76,17 @@ pub fn needs_chat_template(tokenizer: &TextTokenizer, model: &str, instead: &str
 pub fn run(args: &Args) -> Result<Outcome> {
     let sampler = args.sampling.config(args.temperature);
     sampler.validate()?;
-    let prompts = prompts(args)?;
-    let loaded = Loaded::read_for_text(&args.model, &args.machine, args.storage.quantize, args.output)?;
+    let (prompts, adapters): (Vec<String>, Vec<Option<PathBuf>>) = prompts(args)?.into_iter().map(|p| (p.text, p.adapter)).unzip();
+    let mut folders: Vec<PathBuf> = args.model.adapter.iter().chain(adapters.iter().flatten()).cloned().collect();
+    folders.sort();
+    folders.dedup();
+    let loaded = Loaded::read_several_for_text(&args.model, &folders, &args.machine, args.storage.quantize, args.output)?;
+    let mut names: Vec<Option<String>> = adapters.iter().map(|folder| folder.as_deref().map(adapter_name)).collect();
+    let choice = if names.windows(2).all(|pair| pair[0] == pair[1]) {
+        names.swap_remove(0).map_or(Choice::Base, Choice::One)
+    } else {
+        Choice::PerSequence(names)
+    };
     let tokenizer = loaded.files.tokenizer()?;
     if args.is_chat() {
         let instead = "Leave out `--chat` and `--system`, or give one in `frugal chat` with `--chat-template`";
@@ -103,7 +114,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         }
         !interrupt::asked(&stop)
     };
-    let results = generate(loaded.backbone.as_ref(), &loaded.adapters, loaded.choice, &encoded, &config, &mut on_token)?;
+    let results = generate(loaded.backbone.as_ref(), &loaded.adapters, choice, &encoded, &config, &mut on_token)?;
     let seconds = start.elapsed().as_secs_f64();
     let tokens: usize = results.iter().map(|r| r.tokens.len()).sum();
     let prompt_seconds = first_token.map_or(seconds, |t| t.as_secs_f64());
@@ -113,9 +124,12 @@ pub fn run(args: &Args) -> Result<Outcome> {
     match live {
         Some(live) => live.finish()?,
         None if args.output.json => {
-            let results = results.iter().zip(&prompts).zip(&encoded);
-            let results =
-                results.map(|((result, prompt), ids)| describe(result, prompt, ids.len(), tokenizer)).collect::<Result<Vec<_>>>()?;
+            let described = results.iter().zip(&prompts).zip(&adapters).zip(&encoded).map(|(((result, prompt), adapter), ids)| {
+                let mut value = describe(result, prompt, ids.len(), tokenizer)?;
+                value["adapter"] = json!(adapter);
+                Ok(value)
+            });
+            let results = described.collect::<Result<Vec<_>>>()?;
             let mut value = json!({ "model": loaded.files.name(), "adapter": args.model.adapter, "seconds": seconds, "prompt_seconds": prompt_seconds, "tokens_per_second": speed });
             if let [Value::Object(only)] = results.as_slice() {
                 only.iter().for_each(|(key, field)| value[key] = field.clone());
@@ -157,9 +171,16 @@ fn encode(prompt: &str, tokenizer: &TextTokenizer, args: &Args) -> Result<Vec<u3
     Ok(tokenizer.encode(&tokenizer.render_chat(&messages, true)?, false)?)
 }
 
+/// A text to continue, and the folder of the adapter to do it with.
+struct Prompt {
+    text: String,
+    adapter: Option<PathBuf>,
+}
+
 /// The prompts of the flags, then those of the file.
-fn prompts(args: &Args) -> Result<Vec<String>> {
-    let mut prompts = args.prompts.clone();
+fn prompts(args: &Args) -> Result<Vec<Prompt>> {
+    let plain = |text: &str| Prompt { text: text.to_owned(), adapter: args.model.adapter.clone() };
+    let mut prompts: Vec<Prompt> = args.prompts.iter().map(|text| plain(text)).collect();
     if let Some(path) = &args.file {
         let name = path.display();
         let text = if path == Path::new("-") {
@@ -172,7 +193,8 @@ fn prompts(args: &Args) -> Result<Vec<String>> {
         };
         let records = path.extension().is_some_and(|e| e == "jsonl");
         for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-            prompts.push(if records { record(line).with_context(|| format!("{name}:{}", i + 1))? } else { line.into() });
+            let plain = plain(line);
+            prompts.push(if records { record(line, plain.adapter).with_context(|| format!("{name}:{}", i + 1))? } else { plain });
         }
     }
     if prompts.is_empty() {
@@ -181,10 +203,17 @@ fn prompts(args: &Args) -> Result<Vec<String>> {
     Ok(prompts)
 }
 
-fn record(line: &str) -> Result<String> {
+/// A record of a JSONL file; `adapter` is for one that names none.
+fn record(line: &str, adapter: Option<PathBuf>) -> Result<Prompt> {
     let value: Value = serde_json::from_str(line).context("malformed JSON")?;
-    let prompt = value.get("prompt").and_then(Value::as_str).context("no text under the key `prompt`")?;
-    Ok(prompt.to_owned())
+    let text = value.get("prompt").and_then(Value::as_str).context("no text under the key `prompt`")?.to_owned();
+    let adapter = match value.get("adapter") {
+        None => adapter,
+        Some(Value::Null) => None,
+        Some(Value::String(folder)) => Some(folder.into()),
+        Some(other) => bail!("`adapter` is {other}: name a folder, or null for the model as it is"),
+    };
+    Ok(Prompt { text, adapter })
 }
 
 /// Text shown while it comes into being.

@@ -105,6 +105,37 @@ fn a_language_model_from_text_to_gguf() {
 }
 
 #[test]
+fn prompts_of_one_batch_use_adapters_of_their_own() {
+    let workshop = workshop();
+    let folder = workshop.path();
+    for (name, more) in [("a", "--lr 0.02"), ("b", "--method dora --lr 0.05"), ("c", "--method prompt-tuning")] {
+        run(folder, &format!("tune --model model --data prompts.jsonl --task causal-lm --epochs 1 {more} --out runs/{name} --quiet")).ok();
+    }
+    let alone = |adapter: &str| {
+        let words = format!("generate --model model {adapter} --prompt the --max-tokens 8 --json");
+        run(folder, &words).ok().json()["token_ids"].clone()
+    };
+    let batch = |adapters: &[&str]| {
+        let records: String = adapters.iter().map(|adapter| format!("{{\"prompt\": \"the\"{adapter}}}\n")).collect();
+        fs::write(folder.join("batch.jsonl"), records).unwrap();
+        run(folder, "generate --adapter runs/a --prompts batch.jsonl --max-tokens 8 --json")
+    };
+    let found = batch(&["", ", \"adapter\": \"runs/b\"", ", \"adapter\": null"]).ok().json();
+    let results = found["results"].as_array().unwrap();
+    for (result, (name, words)) in
+        results.iter().zip([("runs/a".into(), "--adapter runs/a"), ("runs/b".into(), "--adapter runs/b"), (Value::Null, "")])
+    {
+        assert_eq!((&result["adapter"], &result["token_ids"]), (&name, &alone(words)));
+    }
+    assert!(results[0]["token_ids"] != results[2]["token_ids"] && results[1]["token_ids"] != results[2]["token_ids"], "{found}");
+    let none = batch(&[", \"adapter\": null"]).ok().json();
+    assert_eq!((&none["adapter"], &none["token_ids"]), (&Value::Null, &alone("")));
+    batch(&["", ", \"adapter\": \"runs/c\""]).fails(&["prompt-tuning", "batch of their own"]);
+    batch(&["", ", \"adapter\": \"runs/missing\""]).fails(&["runs/missing", "no such folder"]);
+    batch(&[", \"adapter\": 3"]).fails(&["batch.jsonl:1", "`adapter` is 3"]);
+}
+
+#[test]
 fn data_that_cannot_be_learnt_from_is_refused() {
     let workshop = workshop();
     let folder = workshop.path();

@@ -4,15 +4,19 @@ use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
-use super::matrix::{Matrix, MatrixMut, Threads};
+use super::matrix::{Matrix, MatrixMut, Threads, zeros};
 use super::record::{Op, Operand, present, record, tensor_of, values};
 use super::weight::{Base, Weight};
 use crate::cross_entropy::{CrossEntropyOptions, IGNORE_INDEX};
 use crate::memory::Cost;
 use crate::simd::{Isa, TASK, exp, max, mul_add, multiversion, sum as sum_of, tanh, task_rows};
 
-/// Logits held at a time: 32 MiB.
-const MAX_LOGITS: usize = 1 << 23;
+/// Logits held at a time: 64 MiB. The weight is gone through, and copied, for each part of the tokens.
+const MAX_LOGITS: usize = 1 << 24;
+/// Rows that products treat at once: parts of as many, or of a multiple, leave none of them over.
+const ROWS: usize = 12;
+/// Elements between rows of logits, a line of the cache: rows that all start on the same lines would be copied by products.
+const PADDING: usize = 16;
 
 /// [`linear_cross_entropy`](crate::linear_cross_entropy) on Flex.
 ///
@@ -104,27 +108,30 @@ impl<'a> Head<'a> {
         let mut bias_grad = vec![0.0; if for_bias { vocab } else { 0 }];
         let hidden = Matrix::of(&self.hidden);
         let mut losses = Vec::with_capacity(count);
-        let chunk = (MAX_LOGITS / vocab.max(1)).clamp(16, 1024).min(count.max(1));
-        let mut buffer = vec![0.0; chunk * vocab];
+        let most = (MAX_LOGITS / vocab.max(1)).clamp(16, 1024).next_multiple_of(ROWS);
+        let parts = count.div_ceil(most).max(1);
+        let chunk = count.div_ceil(parts).next_multiple_of(ROWS).clamp(1, count.max(1));
+        let stride = vocab + PADDING;
+        let mut buffer = zeros(chunk * stride);
         for start in (0..count).step_by(chunk) {
             let len = chunk.min(count - start);
             let hidden = hidden.narrow_rows(start, len);
-            let logits = &mut buffer[..len * vocab];
-            self.weight.product(&mut MatrixMut::new(logits, len, vocab), hidden);
+            let logits = &mut buffer[..len * stride];
+            self.weight.product(&mut MatrixMut::new(logits, len, stride).narrow_cols(&(0..vocab)), hidden);
             let rows_per_task = task_rows(vocab);
             let labels = &self.labels[start..start + len];
             let with_gradient = wanted.contains(&true);
             let chunk_losses: Vec<Vec<f64>> = logits
-                .par_chunks_mut(rows_per_task * vocab)
+                .par_chunks_mut(rows_per_task * stride)
                 .zip(labels.par_chunks(rows_per_task))
                 .map(|(rows, labels)| {
-                    let rows = rows.chunks_mut(vocab).zip(labels);
-                    rows.map(|(row, label)| token_loss(row, self.bias, *label, opts, with_gradient)).collect()
+                    let rows = rows.chunks_mut(stride).zip(labels);
+                    rows.map(|(row, label)| token_loss(&mut row[..vocab], self.bias, *label, opts, with_gradient)).collect()
                 })
                 .collect();
             losses.extend(chunk_losses.into_iter().flatten());
             // From here on `logits` holds the gradient of the logits.
-            let gradient = Matrix::new(logits, len, vocab);
+            let gradient = Matrix::new(logits, len, stride).window(0, len, 0, vocab);
             if for_hidden {
                 let target = &mut hidden_grad[start * d..][..len * d];
                 self.weight.transposed_product(&mut MatrixMut::new(target, len, d), gradient);
