@@ -11,7 +11,7 @@ use frugal::model::{Backbone, LoadOptions, Quantize};
 use crate::args::{Machine, Model, Output};
 use crate::ui::progress::Phase;
 
-/// What `--model` and `--adapter` name. Adapters are called what their folders are.
+/// What `--model` and `--adapter` name. An adapter bears the name of its folder.
 pub struct Loaded {
     pub files: ModelFiles,
     pub backbone: Arc<dyn Backbone>,

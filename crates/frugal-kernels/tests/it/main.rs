@@ -1,10 +1,11 @@
-//! The kernels against double-precision references, finite differences and the portable compositions.
+//! The kernels against double-precision references, finite differences, the portable compositions and PyTorch.
 #![recursion_limit = "256"]
 
 mod activation;
 mod add;
 mod attention;
 mod cross_entropy;
+mod golden;
 mod linear;
 mod memory;
 mod norm;
