@@ -1,4 +1,4 @@
-//! Activations of the feed-forward block; the backward recomputes them.
+//! Activations of the feed-forward block; the backward recomputes them, in the memory of the gradient it is given.
 
 use std::mem::MaybeUninit;
 
@@ -7,7 +7,7 @@ use burn::tensor::Tensor;
 use rayon::prelude::*;
 
 use super::matrix::build;
-use super::record::{Op, Operand, contiguous, present, record, tensor_of, values};
+use super::record::{Op, Operand, contiguous, owned, present, record, tensor_of, values};
 use crate::memory::Cost;
 use crate::simd::{Isa, TASK, exp, mul_add, multiversion, sigmoid};
 
@@ -15,12 +15,12 @@ use crate::simd::{Isa, TASK, exp, mul_add, multiversion, sigmoid};
 pub(crate) trait Activation: 'static {
     /// Writes `f(x)`.
     fn forward(out: &mut [MaybeUninit<f32>], x: &[f32]);
-    /// Writes `f'(x) * grad`.
-    fn backward(out: &mut [MaybeUninit<f32>], x: &[f32], grad: &[f32]);
+    /// Makes the gradient of `f(x)` that of x: `f'(x) * grad`.
+    fn backward(grad: &mut [f32], x: &[f32]);
     /// Writes `f(gate) * up`.
     fn gated(out: &mut [MaybeUninit<f32>], gate: &[f32], up: &[f32]);
-    /// Writes `f'(gate) * up * grad` and `f(gate) * grad`.
-    fn gated_backward(dgate: &mut [MaybeUninit<f32>], dup: &mut [MaybeUninit<f32>], gate: &[f32], up: &[f32], grad: &[f32]);
+    /// Makes the gradient of `f(gate) * up` that of up, `f(gate) * grad`, and writes that of gate, `f'(gate) * up * grad`.
+    fn gated_backward(dgate: &mut [MaybeUninit<f32>], grad: &mut [f32], gate: &[f32], up: &[f32]);
 }
 
 /// Implements [`Activation`] from a function that gives the value and the slope at a point.
@@ -31,12 +31,10 @@ macro_rules! activation {
 
         const _: () = {
             multiversion!(fn forward(out: &mut [MaybeUninit<f32>], x: &[f32]) = forward_body);
-            multiversion!(fn backward(out: &mut [MaybeUninit<f32>], x: &[f32], grad: &[f32]) = backward_body);
+            multiversion!(fn backward(grad: &mut [f32], x: &[f32]) = backward_body);
             multiversion!(fn gated(out: &mut [MaybeUninit<f32>], gate: &[f32], up: &[f32]) = gated_body);
             multiversion!(
-                fn gated_backward(
-                    dgate: &mut [MaybeUninit<f32>], dup: &mut [MaybeUninit<f32>], gate: &[f32], up: &[f32], grad: &[f32]
-                ) = gated_backward_body
+                fn gated_backward(dgate: &mut [MaybeUninit<f32>], grad: &mut [f32], gate: &[f32], up: &[f32]) = gated_backward_body
             );
 
             #[inline(always)]
@@ -47,9 +45,9 @@ macro_rules! activation {
             }
 
             #[inline(always)]
-            fn backward_body<I: Isa>(out: &mut [MaybeUninit<f32>], x: &[f32], grad: &[f32]) {
-                for ((out, x), grad) in out.iter_mut().zip(x).zip(grad) {
-                    out.write($value_and_slope::<I>(*x).1 * grad);
+            fn backward_body<I: Isa>(grad: &mut [f32], x: &[f32]) {
+                for (grad, x) in grad.iter_mut().zip(x) {
+                    *grad *= $value_and_slope::<I>(*x).1;
                 }
             }
 
@@ -61,18 +59,11 @@ macro_rules! activation {
             }
 
             #[inline(always)]
-            fn gated_backward_body<I: Isa>(
-                dgate: &mut [MaybeUninit<f32>],
-                dup: &mut [MaybeUninit<f32>],
-                gate: &[f32],
-                up: &[f32],
-                grad: &[f32],
-            ) {
-                let outputs = dgate.iter_mut().zip(dup);
-                for ((dgate, dup), ((gate, up), grad)) in outputs.zip(gate.iter().zip(up).zip(grad)) {
+            fn gated_backward_body<I: Isa>(dgate: &mut [MaybeUninit<f32>], grad: &mut [f32], gate: &[f32], up: &[f32]) {
+                for ((dgate, grad), (gate, up)) in dgate.iter_mut().zip(grad).zip(gate.iter().zip(up)) {
                     let (value, slope) = $value_and_slope::<I>(*gate);
-                    dgate.write(slope * up * grad);
-                    dup.write(value * grad);
+                    dgate.write(slope * up * *grad);
+                    *grad *= value;
                 }
             }
 
@@ -80,14 +71,14 @@ macro_rules! activation {
                 fn forward(out: &mut [MaybeUninit<f32>], x: &[f32]) {
                     forward(out, x);
                 }
-                fn backward(out: &mut [MaybeUninit<f32>], x: &[f32], grad: &[f32]) {
-                    backward(out, x, grad);
+                fn backward(grad: &mut [f32], x: &[f32]) {
+                    backward(grad, x);
                 }
                 fn gated(out: &mut [MaybeUninit<f32>], gate: &[f32], up: &[f32]) {
                     gated(out, gate, up);
                 }
-                fn gated_backward(dgate: &mut [MaybeUninit<f32>], dup: &mut [MaybeUninit<f32>], gate: &[f32], up: &[f32], grad: &[f32]) {
-                    gated_backward(dgate, dup, gate, up, grad);
+                fn gated_backward(dgate: &mut [MaybeUninit<f32>], grad: &mut [f32], gate: &[f32], up: &[f32]) {
+                    gated_backward(dgate, grad, gate, up);
                 }
             }
         };
@@ -161,9 +152,10 @@ pub(crate) fn activation<A: Activation>(x: &Tensor<2>) -> Option<Tensor<2>> {
         },
         backward: |[x], (), grad, _, _| {
             [x.map(|x| {
-                let (x, grad) = (contiguous(&x), contiguous(&grad));
-                let dx = map(values(&x), |out, range| A::backward(out, &values(&x)[range.clone()], &values(&grad)[range]));
-                like(&x, dx)
+                let (x, mut grad) = (contiguous(&x), owned(grad));
+                let pieces = grad.storage_mut().par_chunks_mut(TASK).zip(values(&x).par_chunks(TASK));
+                pieces.for_each(|(grad, x)| A::backward(grad, x));
+                grad
             })]
         },
     };
@@ -183,13 +175,15 @@ pub(crate) fn gated<A: Activation>(gate: &Tensor<2>, up: &Tensor<2>) -> Option<T
         },
         backward: |[gate, up], (), grad, [_, for_up], _| {
             let Some(gate) = gate else { return [None, None] };
-            let (gate, grad) = (contiguous(&gate), contiguous(&grad));
+            let gate = contiguous(&gate);
             match up {
                 Some(up) => {
-                    let [dgate, dup] = gated_backward::<A>(values(&gate), values(&contiguous(&up)), values(&grad));
-                    [Some(like(&gate, dgate)), for_up.then(|| like(&gate, dup))]
+                    let mut grad = owned(grad);
+                    let dgate = gated_backward::<A>(values(&gate), values(&contiguous(&up)), grad.storage_mut());
+                    [Some(like(&gate, dgate)), for_up.then_some(grad)]
                 }
                 None => {
+                    let grad = contiguous(&grad);
                     let dup = map(values(&gate), |out, range| A::gated(out, &values(&gate)[range.clone()], &values(&grad)[range]));
                     [None, Some(like(&gate, dup))]
                 }
@@ -218,17 +212,15 @@ fn map(x: &[f32], fill: impl Fn(&mut [MaybeUninit<f32>], std::ops::Range<usize>)
     }
 }
 
-fn gated_backward<A: Activation>(gate: &[f32], up: &[f32], grad: &[f32]) -> [Vec<f32>; 2] {
-    let mut dup = Vec::new();
-    // SAFETY: as in `map`, for both outputs.
-    let dgate = unsafe {
+/// The gradient of gate; that of up takes the place of `grad`.
+fn gated_backward<A: Activation>(gate: &[f32], up: &[f32], grad: &mut [f32]) -> Vec<f32> {
+    assert!(up.len() == gate.len() && grad.len() == gate.len(), "the gradient of a gated activation is of its shape");
+    // SAFETY: as in `map`.
+    unsafe {
         build(gate.len(), |dgate| {
-            dup = build(gate.len(), |dup| {
-                let outputs = dgate.par_chunks_mut(TASK).zip(dup.par_chunks_mut(TASK));
-                let inputs = gate.par_chunks(TASK).zip(up.par_chunks(TASK)).zip(grad.par_chunks(TASK));
-                outputs.zip(inputs).for_each(|((dgate, dup), ((gate, up), grad))| A::gated_backward(dgate, dup, gate, up, grad));
-            });
+            let inputs = gate.par_chunks(TASK).zip(up.par_chunks(TASK));
+            let pieces = dgate.par_chunks_mut(TASK).zip(grad.par_chunks_mut(TASK)).zip(inputs);
+            pieces.for_each(|((dgate, grad), (gate, up))| A::gated_backward(dgate, grad, gate, up));
         })
-    };
-    [dgate, dup]
+    }
 }

@@ -81,6 +81,11 @@ pub(crate) fn contiguous(tensor: &FlexTensor) -> FlexTensor {
     if tensor.is_contiguous() { tensor.clone() } else { tensor.to_contiguous() }
 }
 
+/// The tensor, row by row in memory of its own that may be written to; a copy when it is not.
+pub(crate) fn owned(tensor: FlexTensor) -> FlexTensor {
+    if is_writable(&tensor) { tensor } else { shaped(values(&contiguous(&tensor)).to_vec(), tensor.layout().shape().clone()) }
+}
+
 /// A matrix with contiguous rows; a copy when it has none.
 pub(crate) fn dense_rows(tensor: &FlexTensor) -> FlexTensor {
     if Matrix::of(tensor).has_dense_rows() { tensor.clone() } else { tensor.to_contiguous() }
