@@ -4,6 +4,7 @@ use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
+use super::gemm::ROWS;
 use super::matrix::{Matrix, MatrixMut, Threads, zeros};
 use super::record::{Op, Operand, present, record, tensor_of, values};
 use super::weight::{Base, Weight};
@@ -13,8 +14,6 @@ use crate::simd::{Isa, TASK, exp, max, mul_add, multiversion, sum as sum_of, tan
 
 /// Logits held at a time: 64 MiB. The weight is gone through, and copied, for each part of the tokens.
 const MAX_LOGITS: usize = 1 << 24;
-/// Rows that products treat at once: parts of as many, or of a multiple, leave none of them over.
-const ROWS: usize = 12;
 /// Elements between rows of logits, a line of the cache: rows that all start on the same lines would be copied by products.
 const PADDING: usize = 16;
 
@@ -108,6 +107,7 @@ impl<'a> Head<'a> {
         let mut bias_grad = vec![0.0; if for_bias { vocab } else { 0 }];
         let hidden = Matrix::of(&self.hidden);
         let mut losses = Vec::with_capacity(count);
+        // Whole panels of rows, and parts of one size, since the weight is gone through for the last one too.
         let most = (MAX_LOGITS / vocab.max(1)).clamp(16, 1024).next_multiple_of(ROWS);
         let parts = count.div_ceil(most).max(1);
         let chunk = count.div_ceil(parts).next_multiple_of(ROWS).clamp(1, count.max(1));

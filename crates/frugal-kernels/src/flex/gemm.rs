@@ -59,7 +59,7 @@ impl Target {
 }
 
 /// Rows of a panel of the first factor.
-const ROWS: usize = 12;
+pub(super) const ROWS: usize = 12;
 /// Columns of a panel of the second factor: two vectors.
 const COLS: usize = 32;
 /// Inner size of a block: sums stay in registers as long as the panels of a task stay in the second-level cache.

@@ -1,19 +1,10 @@
 use burn::tensor::Tensor;
 use frugal_kernels::portable;
 
-use crate::support::{Array, check, matmul_t, random, row};
+use crate::support::{Array, check, matmul_t, normalized, random, row};
 
 const SHAPES: [(usize, usize); 4] = [(1, 3), (3, 16), (70, 577), (600, 64)];
 const EPS: f64 = 1e-5;
-
-fn normalized(x: &[f64], d: usize, center: bool) -> Vec<f64> {
-    let rows = x.chunks(d).flat_map(|row| {
-        let mean = if center { row.iter().sum::<f64>() / d as f64 } else { 0.0 };
-        let square = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / d as f64;
-        row.iter().map(move |x| (x - mean) / (square + EPS).sqrt())
-    });
-    rows.collect()
-}
 
 fn sums(x: &[f64], y: &[f64]) -> Vec<f64> {
     x.iter().zip(y).map(|(x, y)| x + y).collect()
@@ -64,7 +55,7 @@ fn norms_of_sums_match_the_reference() {
             &|t| both(portable::add_rms_norm(t[0].clone(), t[1].clone(), row(&t[2]), EPS)),
             &|v| {
                 let sum = sums(&v[0], &v[1]);
-                let norm: Vec<f64> = normalized(&sum, d, false).iter().enumerate().map(|(i, n)| n * v[2][i % d]).collect();
+                let norm: Vec<f64> = normalized(&sum, d, false, EPS).iter().enumerate().map(|(i, n)| n * v[2][i % d]).collect();
                 beside(&sum, &norm, d)
             },
             3e-5,
@@ -77,7 +68,8 @@ fn norms_of_sums_match_the_reference() {
             &|t| both(portable::add_layer_norm(t[0].clone(), t[1].clone(), row(&t[2]), Some(row(&t[3])), EPS)),
             &|v| {
                 let sum = sums(&v[0], &v[1]);
-                let norm: Vec<f64> = normalized(&sum, d, true).iter().enumerate().map(|(i, n)| n * v[2][i % d] + v[3][i % d]).collect();
+                let norm: Vec<f64> =
+                    normalized(&sum, d, true, EPS).iter().enumerate().map(|(i, n)| n * v[2][i % d] + v[3][i % d]).collect();
                 beside(&sum, &norm, d)
             },
             3e-5,
@@ -130,7 +122,7 @@ fn gradients_of_all_uses_are_added_up() {
             },
             &|v| {
                 let h = matmul_t(&v[0], &v[1], d);
-                let y: Vec<f64> = normalized(&h, d, false).iter().enumerate().map(|(i, n)| n * v[3][i % d]).collect();
+                let y: Vec<f64> = normalized(&h, d, false, EPS).iter().enumerate().map(|(i, n)| n * v[3][i % d]).collect();
                 let first = matmul_t(&y, &v[1], d);
                 let low = matmul_t(&matmul_t(&y, &v[4], d), &v[5], 2);
                 let second: Vec<f64> = matmul_t(&y, &v[2], d).iter().zip(low).map(|(y, low)| y + 0.5 * low).collect();

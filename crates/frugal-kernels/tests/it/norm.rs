@@ -1,20 +1,10 @@
 use burn::tensor::Device;
 use frugal_kernels::portable;
 
-use crate::support::{Array, check, check_finite, random, row};
+use crate::support::{Array, check, check_finite, normalized, random, row};
 
 const SHAPES: [(usize, usize); 6] = [(1, 3), (2, 5), (3, 16), (4, 33), (70, 577), (600, 64)];
 const EPS: f64 = 1e-5;
-
-fn normalized(x: &[f64], d: usize, center: bool) -> Vec<f64> {
-    x.chunks(d)
-        .flat_map(|row| {
-            let mean = if center { row.iter().sum::<f64>() / d as f64 } else { 0.0 };
-            let square = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / d as f64;
-            row.iter().map(move |x| (x - mean) / (square + EPS).sqrt())
-        })
-        .collect()
-}
 
 #[test]
 fn rms_norm_matches_the_reference() {
@@ -25,7 +15,7 @@ fn rms_norm_matches_the_reference() {
             &[true, true],
             &|t| frugal_kernels::rms_norm(t[0].clone(), row(&t[1]), EPS),
             &|t| portable::rms_norm(t[0].clone(), row(&t[1]), EPS),
-            &|v| normalized(&v[0], d, false).iter().enumerate().map(|(i, n)| n * v[1][i % d]).collect(),
+            &|v| normalized(&v[0], d, false, EPS).iter().enumerate().map(|(i, n)| n * v[1][i % d]).collect(),
             2e-5,
         );
     }
@@ -40,7 +30,7 @@ fn layer_norm_matches_the_reference() {
             &[true, true, true],
             &|t| frugal_kernels::layer_norm(t[0].clone(), row(&t[1]), Some(row(&t[2])), EPS),
             &|t| portable::layer_norm(t[0].clone(), row(&t[1]), Some(row(&t[2])), EPS),
-            &|v| normalized(&v[0], d, true).iter().enumerate().map(|(i, n)| n * v[1][i % d] + v[2][i % d]).collect(),
+            &|v| normalized(&v[0], d, true, EPS).iter().enumerate().map(|(i, n)| n * v[1][i % d] + v[2][i % d]).collect(),
             3e-5,
         );
         check(
@@ -49,7 +39,7 @@ fn layer_norm_matches_the_reference() {
             &[true, true],
             &|t| frugal_kernels::layer_norm(t[0].clone(), row(&t[1]), None, EPS),
             &|t| portable::layer_norm(t[0].clone(), row(&t[1]), None, EPS),
-            &|v| normalized(&v[0], d, true).iter().enumerate().map(|(i, n)| n * v[1][i % d]).collect(),
+            &|v| normalized(&v[0], d, true, EPS).iter().enumerate().map(|(i, n)| n * v[1][i % d]).collect(),
             3e-5,
         );
     }

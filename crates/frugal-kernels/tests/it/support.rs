@@ -204,3 +204,13 @@ pub(crate) fn row(tensor: &Tensor<2>) -> Tensor<1> {
 pub(crate) fn matmul_t(a: &[f64], b: &[f64], k: usize) -> Vec<f64> {
     a.chunks(k).flat_map(|a| b.chunks(k).map(move |b| a.iter().zip(b).map(|(a, b)| a * b).sum())).collect()
 }
+
+/// Rows of width `d`, each divided by the root of its mean square plus `eps`, the mean taken off before with `center`.
+pub(crate) fn normalized(x: &[f64], d: usize, center: bool, eps: f64) -> Vec<f64> {
+    let rows = x.chunks(d).flat_map(|row| {
+        let mean = if center { row.iter().sum::<f64>() / d as f64 } else { 0.0 };
+        let square = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / d as f64;
+        row.iter().map(move |x| (x - mean) / (square + eps).sqrt())
+    });
+    rows.collect()
+}

@@ -44,11 +44,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use self::triplets::{Triplets, alive_of};
-use super::lora::{dropout, whole};
+use super::lora::whole;
 use super::rank_budget::{Importance, Schedule};
 use super::registry::{self, Capabilities, Family, Method};
 use super::target::{Layers, Names, Targets};
-use super::{AdaptError, Adapter, BuildContext, GradientSum, LowRankChange, Mode, Parameter, Pass, StepContext};
+use super::{AdaptError, Adapter, BuildContext, GradientSum, LowRankChange, Mode, Parameter, Pass, StepContext, low_rank};
 use crate::model::{Linear, SiteId, SiteKind};
 
 const NAME: &str = "adalora";
@@ -358,13 +358,8 @@ impl Pass for AdaLoraPass<'_> {
     fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
         let Some(triplets) = self.adapter.at(base.site).filter(|t| t.rank() > 0) else { return base.forward(x) };
         let (a, b, scale) = (triplets.scaled_a(self.mode), triplets.b.get::<2>(self.mode), self.adapter.scale);
-        match self.mode {
-            Mode::Train { seed } if self.adapter.config.lora_dropout > 0.0 => {
-                let dropped = dropout(x.clone(), self.adapter.config.lora_dropout, seed, &triplets.path);
-                base.forward(x) + frugal_kernels::linear(frugal_kernels::linear(dropped, a, None), b, None) * scale
-            }
-            _ => base.forward_low_rank(x, a, b, scale),
-        }
+        let dropping = low_rank::Dropping { p: self.adapter.config.lora_dropout, mode: self.mode, path: &triplets.path };
+        low_rank::forward(base, x, a, b, scale, &dropping)
     }
 
     fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {

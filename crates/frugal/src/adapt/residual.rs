@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::lora::{Init, Lora, LoraConfig, Pair};
 use super::maps::{bad, frozen_maps, linear_maps};
-use super::{AdaptError, Adapter, BuildContext, LowRankChange, Mode, Parameter, Pass, lora, to_vec};
+use super::{AdaptError, Adapter, BuildContext, LowRankChange, Mode, Parameter, Pass, lora, low_rank, to_vec};
 use crate::model::{Linear, SiteId};
 
 /// Initial factors of a weight `[d_out, d_in]`: `A₀ [r, d_in]` and `B₀ [d_out, r]`.
@@ -109,15 +109,8 @@ struct ResidualPass<'a> {
 impl Pass for ResidualPass<'_> {
     fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
         let Some((pair, a, b)) = self.adapter.at(base.site, self.mode) else { return base.forward(x) };
-        let rate = self.adapter.lora.config.lora_dropout;
-        match self.mode {
-            Mode::Train { seed } if rate > 0.0 => {
-                let dropped = lora::dropout(x.clone(), rate, seed, &pair.path);
-                let change = frugal_kernels::linear(frugal_kernels::linear(dropped, a, None), b, None);
-                base.forward(x) + change * pair.scale
-            }
-            _ => base.forward_low_rank(x, a, b, pair.scale),
-        }
+        let dropping = low_rank::Dropping { p: self.adapter.lora.config.lora_dropout, mode: self.mode, path: &pair.path };
+        low_rank::forward(base, x, a, b, pair.scale, &dropping)
     }
 
     fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
