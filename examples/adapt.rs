@@ -1,4 +1,5 @@
-//! Adapts the built-in model to the built-in data from a program: what `frugal tune` does, with the scores as values.
+//! Adapts the built-in model to the built-in data from a program: what `frugal tune` does, with the
+//! scores as values.
 //!
 //! `cargo run --release --example adapt`
 
@@ -10,7 +11,11 @@ use frugal::run::{Progress, TuneConfig, tune};
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let folder = tempfile::tempdir()?;
     // Every setting of the configuration file is a field; the rest keep their defaults.
-    let mut config = TuneConfig { model: "builtin".into(), out: folder.path().join("run"), ..TuneConfig::default() };
+    let mut config = TuneConfig {
+        model: "builtin".into(),
+        out: folder.path().join("run"),
+        ..TuneConfig::default()
+    };
     config.data.train = "sms-spam".into();
     config.data.max_train_rows = 320;
     config.data.max_eval_rows = 100;
@@ -27,7 +32,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let tuned = tune(&config, &[], &Lookup::default(), false, &stop, &mut observe)?;
 
     let costs = &tuned.record.train_info;
-    println!("{} of {} parameters trained in {:.1} s", costs.num_trainable_params, costs.num_total_params, costs.train_time);
-    println!("the adapter is in {}", tuned.adapter.ok_or("the run was interrupted")?.display());
+    println!(
+        "{} of {} parameters trained in {:.1} s",
+        costs.num_trainable_params, costs.num_total_params, costs.train_time
+    );
+    println!(
+        "the adapter is in {}",
+        tuned.adapter.ok_or("the run was interrupted")?.display()
+    );
     Ok(())
 }

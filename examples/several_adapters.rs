@@ -1,4 +1,5 @@
-//! Several adapters on one model, chosen for each sequence of a batch. The model's weights exist once.
+//! Several adapters on one model, chosen for each sequence of a batch. The model's weights exist
+//! once.
 //!
 //! `cargo run --release --example several_adapters`
 
@@ -12,8 +13,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let backbone = files.load(&device("cpu")?)?;
     let tokenizer = files.tokenizer()?;
 
-    // In place of trained adapters, `peft::load` would give them: two new ones with the method's defaults. LoRA changes
-    // nothing until it is trained, so one of them gets values that do something.
+    // In place of trained adapters, `peft::load` would give them: two new ones with the method's
+    // defaults. LoRA changes nothing until it is trained, so one of them gets values that do
+    // something.
     let lora = registry::find("lora")?;
     let mut adapters = AdapterSet::default();
     for (name, seed) in [("new", 1), ("noisy", 2)] {
@@ -28,11 +30,19 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let mut adapter = (lora.build)(&(lora.defaults)(), &context)?;
         if name == "noisy" {
             for parameter in adapter.parameters_mut() {
-                let values = (0..parameter.len()).map(|i| 0.05 * ((i * 7919 % 13) as f32 - 6.0)).collect();
+                let values = (0..parameter.len())
+                    .map(|i| 0.05 * ((i * 7919 % 13) as f32 - 6.0))
+                    .collect();
                 parameter.set(values);
             }
         }
-        adapters.insert(name, Entry { adapter, head: None });
+        adapters.insert(
+            name,
+            Entry {
+                adapter,
+                head: None,
+            },
+        );
     }
 
     // The same prompt three times: the plain model, the new adapter, the noisy one, in one batch.
@@ -46,10 +56,20 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         cache_type: CacheType::F32,
     };
     let prompts = vec![prompt; 3];
-    let results = generate(backbone.as_ref(), &adapters, choice, &prompts, &config, &mut |_, _| true)?;
+    let results = generate(
+        backbone.as_ref(),
+        &adapters,
+        choice,
+        &prompts,
+        &config,
+        &mut |_, _| true,
+    )?;
     for (who, result) in ["base", "new", "noisy"].iter().zip(&results) {
         println!("{who:>5}: {:?}", tokenizer.decode(&result.tokens, true)?);
     }
-    assert_eq!(results[0].tokens, results[1].tokens, "an untrained LoRA adapter changes nothing");
+    assert_eq!(
+        results[0].tokens, results[1].tokens,
+        "an untrained LoRA adapter changes nothing"
+    );
     Ok(())
 }

@@ -4,7 +4,8 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    adapters, bench, chat, doctor, eval, export, generate, measure, merge, methods, models, plan, pretrain, report, select, tune, validate,
+    adapters, bench, chat, doctor, eval, export, generate, measure, merge, methods, models, plan,
+    pretrain, report, select, tune, validate,
 };
 
 const STYLES: Styles = Styles::styled()
@@ -22,7 +23,8 @@ Start here:
 
 Exit status: 0 success, 1 a check that failed, 2 wrong usage or failure, 130 interrupted.";
 
-/// Adapt, train, run and measure transformer models with few parameters, little memory and little compute.
+/// Adapt, train, run and measure transformer models with few parameters, little memory and little
+/// compute.
 #[derive(Debug, Parser)]
 #[command(name = "frugal", version, styles = STYLES, after_help = EXAMPLES, max_term_width = 110)]
 pub struct Cli {

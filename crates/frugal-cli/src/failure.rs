@@ -12,7 +12,9 @@ pub fn report(error: &anyhow::Error) {
         && mistakes.len() > 1
     {
         eprintln!("{label} the configuration has {} mistakes", mistakes.len());
-        mistakes.iter().for_each(|mistake| eprintln!("{}", indent(&format!("  {mistake}"))));
+        mistakes
+            .iter()
+            .for_each(|mistake| eprintln!("{}", indent(&format!("  {mistake}"))));
         return;
     }
     eprintln!("{label} {}", indent(&error.to_string()));
@@ -48,10 +50,23 @@ pub fn install_panic_hook() {
 }
 
 fn on_panic(info: &PanicHookInfo<'_>) {
-    let place = info.location().map_or(String::new(), |l| format!(" ({}:{})", l.file(), l.line()));
-    let text = info.payload().downcast_ref::<&str>().copied().or_else(|| info.payload().downcast_ref::<String>().map(String::as_str));
-    eprintln!("{} internal error: {}{place}", style("error:").red().bold().for_stderr(), text.unwrap_or("no message"));
-    eprintln!("  This is a bug. Please report it with the command line: {}/issues", env!("CARGO_PKG_REPOSITORY"));
+    let place = info
+        .location()
+        .map_or(String::new(), |l| format!(" ({}:{})", l.file(), l.line()));
+    let text = info
+        .payload()
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| info.payload().downcast_ref::<String>().map(String::as_str));
+    eprintln!(
+        "{} internal error: {}{place}",
+        style("error:").red().bold().for_stderr(),
+        text.unwrap_or("no message")
+    );
+    eprintln!(
+        "  This is a bug. Please report it with the command line: {}/issues",
+        env!("CARGO_PKG_REPOSITORY")
+    );
     std::process::exit(2);
 }
 
@@ -62,7 +77,9 @@ mod tests {
     #[test]
     fn causes_are_said_once() {
         let io = anyhow::anyhow!("No such file");
-        let outer = io.context("a.txt: cannot read: No such file").context("no data");
+        let outer = io
+            .context("a.txt: cannot read: No such file")
+            .context("no data");
         assert_eq!(causes(&outer), ["a.txt: cannot read: No such file"]);
     }
 }

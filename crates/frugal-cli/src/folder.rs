@@ -10,14 +10,23 @@ use serde_json::Value;
 /// What `frugal eval --tasks` and `frugal bench` write.
 pub const RESULTS_FILE: &str = "results.json";
 
-/// Refuses a folder that something else has written, whose files would be replaced. One's own has results with this key, or
-/// entries from before there were results, which `begun` knows by name.
+/// Refuses a folder that something else has written, whose files would be replaced. One's own has
+/// results with this key, or entries from before there were results, which `begun` knows by name.
 pub fn claim(folder: &Path, key: &str, begun: impl Fn(&str) -> bool) -> Result<()> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let names: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
-    let results = std::fs::read(folder.join(RESULTS_FILE)).ok().map(|bytes| serde_json::from_slice::<Value>(&bytes).unwrap_or_default());
+    let names: Vec<String> = entries
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    let results = std::fs::read(folder.join(RESULTS_FILE))
+        .ok()
+        .map(|bytes| serde_json::from_slice::<Value>(&bytes).unwrap_or_default());
     let other = match results {
-        _ if names.iter().any(|name| name == RECORD_FILE || name == LOG_FILE) => "a training run",
+        _ if names
+            .iter()
+            .any(|name| name == RECORD_FILE || name == LOG_FILE) =>
+        {
+            "a training run"
+        }
         Some(results) if results.get(key).is_some() => return Ok(()),
         Some(_) => "results of another kind",
         None if names.is_empty() || names.iter().any(|name| begun(name)) => return Ok(()),
@@ -34,10 +43,16 @@ mod tests {
     fn only_ones_own_folder_is_written_to_again() {
         let folder = tempfile::tempdir().unwrap();
         let file = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
-        let claimed = || claim(folder.path(), "runs", |name| name == "lora-seed0.toml").map_err(|error| error.to_string());
+        let claimed = || {
+            claim(folder.path(), "runs", |name| name == "lora-seed0.toml")
+                .map_err(|error| error.to_string())
+        };
         let refused = |what: &str| {
             let error = claimed().unwrap_err();
-            assert!(error.ends_with(&format!(" holds {what}: choose another `--out`")), "{error}");
+            assert!(
+                error.ends_with(&format!(" holds {what}: choose another `--out`")),
+                "{error}"
+            );
         };
         assert!(claim(&folder.path().join("new"), "runs", |_| false).is_ok());
         assert_eq!(claimed(), Ok(()));

@@ -22,11 +22,24 @@ pub struct Loaded {
 impl Loaded {
     /// Finds and reads model and adapter.
     pub fn read(model: &Model, machine: &Machine, output: Output) -> Result<Self> {
-        Self::read_checked(model, &adapters_of(model), machine, output, LoadOptions::default(), |_| Ok(()))
+        Self::read_checked(
+            model,
+            &adapters_of(model),
+            machine,
+            output,
+            LoadOptions::default(),
+            |_| Ok(()),
+        )
     }
 
-    /// The same for generation: the model must have a tokenizer, which is found out before the weights are read.
-    pub fn read_for_text(model: &Model, machine: &Machine, quantize: Quantize, output: Output) -> Result<Self> {
+    /// The same for generation: the model must have a tokenizer, which is found out before the
+    /// weights are read.
+    pub fn read_for_text(
+        model: &Model,
+        machine: &Machine,
+        quantize: Quantize,
+        output: Output,
+    ) -> Result<Self> {
         Self::read_several_for_text(model, &adapters_of(model), machine, quantize, output)
     }
 
@@ -38,14 +51,34 @@ impl Loaded {
         quantize: Quantize,
         output: Output,
     ) -> Result<Self> {
-        let options = LoadOptions { quantize, ..LoadOptions::for_generation() };
-        Self::read_checked(model, adapters, machine, output, options, |files| Ok(files.tokenizer().map(|_| ())?))
+        let options = LoadOptions {
+            quantize,
+            ..LoadOptions::for_generation()
+        };
+        Self::read_checked(model, adapters, machine, output, options, |files| {
+            Ok(files.tokenizer().map(|_| ())?)
+        })
     }
 
     /// The same for measuring: products are exact whatever the weights are held in.
-    pub fn read_for_scoring(model: &Model, machine: &Machine, quantize: Quantize, output: Output) -> Result<Self> {
-        let options = LoadOptions { quantize, ..LoadOptions::default() };
-        Self::read_checked(model, &adapters_of(model), machine, output, options, |files| Ok(files.tokenizer().map(|_| ())?))
+    pub fn read_for_scoring(
+        model: &Model,
+        machine: &Machine,
+        quantize: Quantize,
+        output: Output,
+    ) -> Result<Self> {
+        let options = LoadOptions {
+            quantize,
+            ..LoadOptions::default()
+        };
+        Self::read_checked(
+            model,
+            &adapters_of(model),
+            machine,
+            output,
+            options,
+            |files| Ok(files.tokenizer().map(|_| ())?),
+        )
     }
 
     fn read_checked(
@@ -64,21 +97,42 @@ impl Loaded {
         let sites = files.sites();
         let mut held = None;
         for folder in folders {
-            let options = peft::made_for(folder, files.name(), peft::load_options(Some(folder), &sites, options.clone()))?;
+            let options = peft::made_for(
+                folder,
+                files.name(),
+                peft::load_options(Some(folder), &sites, options.clone()),
+            )?;
             if held.get_or_insert_with(|| options.clone()) != &options {
-                bail!("{}: the adapters go with weights that are rounded in different ways: use each by itself", folder.display());
+                bail!(
+                    "{}: the adapters go with weights that are rounded in different ways: use each by itself",
+                    folder.display()
+                );
             }
         }
         let backbone = files.load_with(&device, held.unwrap_or(options))?;
-        let context =
-            BuildContext { config: files.config(), sites: &sites, backbone: Some(backbone.as_ref()), device, seed: 0, tokenize: None };
+        let context = BuildContext {
+            config: files.config(),
+            sites: &sites,
+            backbone: Some(backbone.as_ref()),
+            device,
+            seed: 0,
+            tokenize: None,
+        };
         let mut adapters = AdapterSet::default();
         for folder in folders {
-            let (entry, _) = peft::made_for(folder, files.name(), peft::load(folder, &context, false))?;
+            let (entry, _) =
+                peft::made_for(folder, files.name(), peft::load(folder, &context, false))?;
             adapters.insert(adapter_name(folder), entry);
         }
-        let choice = folders.first().map_or(Choice::Base, |folder| Choice::One(adapter_name(folder)));
-        Ok(Self { files, backbone, adapters, choice })
+        let choice = folders
+            .first()
+            .map_or(Choice::Base, |folder| Choice::One(adapter_name(folder)));
+        Ok(Self {
+            files,
+            backbone,
+            adapters,
+            choice,
+        })
     }
 
     /// The adapter, if there is one.
@@ -96,21 +150,33 @@ fn adapters_of(model: &Model) -> Vec<PathBuf> {
     model.adapter.iter().cloned().collect()
 }
 
-/// The model that is named, or else the one that all adapters were made for; each folder must be an adapter's.
+/// The model that is named, or else the one that all adapters were made for; each folder must be an
+/// adapter's.
 fn model_name(model: &Model, folders: &[PathBuf]) -> Result<String> {
     let mut found: Option<(String, &Path)> = None;
     for folder in folders {
-        let (name, _) = Model { model: model.model.clone(), adapter: Some(folder.clone()) }.resolve()?;
+        let (name, _) = Model {
+            model: model.model.clone(),
+            adapter: Some(folder.clone()),
+        }
+        .resolve()?;
         match &found {
             Some((first, other)) if *first != name => {
                 let (other, folder) = (other.display(), folder.display());
-                bail!("{other} was made for `{first}` and {folder} for `{name}`: if they are the same model, name it with `--model`");
+                bail!(
+                    "{other} was made for `{first}` and {folder} for `{name}`: if they are the same model, name it with `--model`"
+                );
             }
             _ => found = Some((name, folder)),
         }
     }
     match found {
         Some((name, _)) => Ok(name),
-        None => Ok(Model { model: model.model.clone(), adapter: None }.resolve()?.0),
+        None => Ok(Model {
+            model: model.model.clone(),
+            adapter: None,
+        }
+        .resolve()?
+        .0),
     }
 }

@@ -1,6 +1,7 @@
 //! The `frugal` program: parses the command line, runs one command, answers with an exit code.
 //!
-//! 0 is success, 1 a negative result (a check that found something), 2 wrong usage or failure, 130 interrupted.
+//! 0 is success, 1 a negative result (a check that found something), 2 wrong usage or failure, 130
+//! interrupted.
 
 mod args;
 mod cli;

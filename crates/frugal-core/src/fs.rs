@@ -21,7 +21,11 @@ impl FileError {
     /// For `map_err`.
     pub fn at(path: &Path, action: &'static str) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
-        move |source| Self { path, action, source }
+        move |source| Self {
+            path,
+            action,
+            source,
+        }
     }
 }
 
@@ -55,14 +59,22 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
 ///
 /// # Errors
 /// [`FileError`] naming the path; the old file, if any, is then untouched.
-pub fn write_atomic_with(path: &Path, fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<(), FileError> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+pub fn write_atomic_with(
+    path: &Path,
+    fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
+) -> Result<(), FileError> {
+    let folder = path
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     create_dir(folder)?;
     let write = || -> std::io::Result<()> {
         let mut builder = tempfile::Builder::new();
         // What any new file has, within the umask: a temporary one is its owner's alone.
         #[cfg(unix)]
-        builder.permissions(<std::fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o666));
+        builder.permissions(
+            <std::fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o666),
+        );
         let mut file = builder.tempfile_in(folder)?;
         {
             let mut buffer = std::io::BufWriter::new(file.as_file_mut());
@@ -75,7 +87,8 @@ pub fn write_atomic_with(path: &Path, fill: impl FnOnce(&mut dyn Write) -> std::
         }
         file.as_file().sync_all()?;
         file.persist(path).map_err(|e| e.error)?;
-        // The rename is durable only once the folder is; where that cannot be had, the new file is in place all the same.
+        // The rename is durable only once the folder is; where that cannot be had, the new file is
+        // in place all the same.
         #[cfg(unix)]
         let _ = std::fs::File::open(folder).and_then(|folder| folder.sync_all());
         Ok(())
@@ -98,7 +111,10 @@ mod tests {
         });
         assert!(failed.unwrap_err().to_string().contains("disk full"));
         assert_eq!(std::fs::read(&path).unwrap(), b"old");
-        assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+        assert_eq!(
+            std::fs::read_dir(path.parent().unwrap()).unwrap().count(),
+            1
+        );
     }
 
     #[cfg(unix)]
@@ -113,6 +129,9 @@ mod tests {
         assert_eq!(mode(&path), mode(&usual));
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
         write_atomic(&path, b"b").unwrap();
-        assert_eq!((mode(&path), std::fs::read(&path).unwrap().as_slice()), (0o640, &b"b"[..]));
+        assert_eq!(
+            (mode(&path), std::fs::read(&path).unwrap().as_slice()),
+            (0o640, &b"b"[..])
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! The part of Frugal that needs no tensors: data, tokenizers, templates, file formats, metrics, records and reports.
+//! The part of Frugal that needs no tensors: data, tokenizers, templates, file formats, metrics,
+//! records and reports.
 //!
 //! It builds and tests in seconds; everything that links Burn lives in the crates above.
 

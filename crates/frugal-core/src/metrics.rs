@@ -7,7 +7,9 @@ use thiserror::Error;
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum MetricError {
     /// Different numbers of gold labels and predictions.
-    #[error("{gold} gold labels but {predicted} predictions; there must be one prediction for each example")]
+    #[error(
+        "{gold} gold labels but {predicted} predictions; there must be one prediction for each example"
+    )]
     Lengths {
         /// Gold labels.
         gold: usize,
@@ -44,7 +46,8 @@ pub struct ClassScores {
     pub support: usize,
 }
 
-/// Scores of a classifier, as `sklearn.metrics.classification_report(labels=range(n), zero_division=0)` defines them.
+/// Scores of a classifier, as
+/// `sklearn.metrics.classification_report(labels=range(n), zero_division=0)` defines them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ClassificationReport {
     /// Share of the examples that are right.
@@ -66,9 +69,16 @@ impl ClassificationReport {
     ///
     /// # Errors
     /// If the lengths differ, are zero, or a class has no label.
-    pub fn new(gold: &[usize], predicted: &[usize], labels: &[String]) -> Result<Self, MetricError> {
+    pub fn new(
+        gold: &[usize],
+        predicted: &[usize],
+        labels: &[String],
+    ) -> Result<Self, MetricError> {
         if gold.len() != predicted.len() {
-            return Err(MetricError::Lengths { gold: gold.len(), predicted: predicted.len() });
+            return Err(MetricError::Lengths {
+                gold: gold.len(),
+                predicted: predicted.len(),
+            });
         }
         if gold.is_empty() {
             return Err(MetricError::Empty);
@@ -76,12 +86,18 @@ impl ClassificationReport {
         let mut confusion = vec![vec![0; labels.len()]; labels.len()];
         for (example, (&g, &p)) in gold.iter().zip(predicted).enumerate() {
             if let Some(&class) = [g, p].iter().find(|class| **class >= labels.len()) {
-                return Err(MetricError::Class { example, class, labels: labels.len() });
+                return Err(MetricError::Class {
+                    example,
+                    class,
+                    labels: labels.len(),
+                });
             }
             confusion[g][p] += 1;
         }
         let support: Vec<usize> = confusion.iter().map(|row| row.iter().sum()).collect();
-        let claimed: Vec<usize> = (0..labels.len()).map(|class| confusion.iter().map(|row| row[class]).sum()).collect();
+        let claimed: Vec<usize> = (0..labels.len())
+            .map(|class| confusion.iter().map(|row| row[class]).sum())
+            .collect();
         let scores = |class: usize| {
             let right = confusion[class][class];
             ClassScores {
@@ -106,18 +122,36 @@ impl ClassificationReport {
 }
 
 /// The R_K statistic of Gorodkin (2004), the multi-class form of Matthews correlation.
-fn matthews_correlation(right: usize, examples: usize, support: &[usize], claimed: &[usize]) -> f64 {
+fn matthews_correlation(
+    right: usize,
+    examples: usize,
+    support: &[usize],
+    claimed: &[usize],
+) -> f64 {
     // In i128 the products are exact for any number of examples that fits in memory.
-    let dot = |a: &[usize], b: &[usize]| a.iter().zip(b).map(|(a, b)| *a as i128 * *b as i128).sum::<i128>();
+    let dot = |a: &[usize], b: &[usize]| {
+        a.iter()
+            .zip(b)
+            .map(|(a, b)| *a as i128 * *b as i128)
+            .sum::<i128>()
+    };
     let n = examples as i128;
     let between = right as i128 * n - dot(support, claimed);
     let gold = n * n - dot(support, support);
     let predicted = n * n - dot(claimed, claimed);
-    if gold == 0 || predicted == 0 { 0.0 } else { between as f64 / ((gold as f64).sqrt() * (predicted as f64).sqrt()) }
+    if gold == 0 || predicted == 0 {
+        0.0
+    } else {
+        between as f64 / ((gold as f64).sqrt() * (predicted as f64).sqrt())
+    }
 }
 
 fn ratio(part: usize, whole: usize) -> f64 {
-    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
+    if whole == 0 {
+        0.0
+    } else {
+        part as f64 / whole as f64
+    }
 }
 
 /// `exp(sum_nll / tokens)`, with the negative log-likelihood in nats; `None` without tokens.
@@ -125,7 +159,8 @@ pub fn perplexity(sum_nll: f64, tokens: usize) -> Option<f64> {
     (tokens > 0).then(|| (sum_nll / tokens as f64).exp())
 }
 
-/// Negative log-likelihood in bits for each UTF-8 byte of text, comparable between tokenizers; `None` without bytes.
+/// Negative log-likelihood in bits for each UTF-8 byte of text, comparable between tokenizers;
+/// `None` without bytes.
 pub fn bits_per_byte(sum_nll: f64, bytes: usize) -> Option<f64> {
     (bytes > 0).then(|| sum_nll / std::f64::consts::LN_2 / bytes as f64)
 }
@@ -146,7 +181,10 @@ pub fn wilson_interval(correct: usize, total: usize) -> Option<(f64, f64)> {
         let centre = p + Z * Z / (2.0 * n);
         let half = Z * (p * (1.0 - p) / n + Z * Z / (4.0 * n * n)).sqrt();
         let scale = 1.0 + Z * Z / n;
-        (((centre - half) / scale).max(0.0), ((centre + half) / scale).min(1.0))
+        (
+            ((centre - half) / scale).max(0.0),
+            ((centre + half) / scale).min(1.0),
+        )
     })
 }
 
@@ -160,7 +198,8 @@ pub fn median(values: &[f64]) -> Option<f64> {
     quantile(values, 0.5)
 }
 
-/// The `q`-quantile for `q` in 0..=1, interpolated linearly between neighbours (NumPy's default); `None` of nothing.
+/// The `q`-quantile for `q` in 0..=1, interpolated linearly between neighbours (NumPy's default);
+/// `None` of nothing.
 pub fn quantile(values: &[f64], q: f64) -> Option<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -214,7 +253,10 @@ mod tests {
     }
 
     fn close(ours: f64, reference: f64, what: &str) {
-        assert!((ours - reference).abs() <= 1e-12, "{what}: {ours} but the reference has {reference}");
+        assert!(
+            (ours - reference).abs() <= 1e-12,
+            "{what}: {ours} but the reference has {reference}"
+        );
     }
 
     fn labels(count: usize) -> Vec<String> {
@@ -227,13 +269,22 @@ mod tests {
         struct Golden {
             cases: Vec<Case>,
         }
-        let golden: Golden = serde_json::from_str(include_str!("../../../fixtures/metrics/classification.json")).unwrap();
+        let golden: Golden = serde_json::from_str(include_str!(
+            "../../../fixtures/metrics/classification.json"
+        ))
+        .unwrap();
         assert_eq!(golden.cases.len(), 13);
         for case in golden.cases {
-            let report = ClassificationReport::new(&case.gold, &case.predicted, &labels(case.classes)).unwrap();
+            let report =
+                ClassificationReport::new(&case.gold, &case.predicted, &labels(case.classes))
+                    .unwrap();
             close(report.accuracy, case.accuracy, &case.name);
             close(report.macro_f1, case.macro_f1, &case.name);
-            close(report.matthews_correlation, case.matthews_correlation, &case.name);
+            close(
+                report.matthews_correlation,
+                case.matthews_correlation,
+                &case.name,
+            );
             assert_eq!(report.confusion, case.confusion, "{}", case.name);
             assert_eq!(report.classes.len(), case.classes);
             for (i, class) in report.classes.iter().enumerate() {
@@ -247,12 +298,18 @@ mod tests {
 
     #[test]
     fn statistics_agree_with_numpy_and_scipy() {
-        let golden: Statistics = serde_json::from_str(include_str!("../../../fixtures/metrics/statistics.json")).unwrap();
+        let golden: Statistics =
+            serde_json::from_str(include_str!("../../../fixtures/metrics/statistics.json"))
+                .unwrap();
         for sample in golden.samples {
             close(mean(&sample.values).unwrap(), sample.mean, "mean");
             close(median(&sample.values).unwrap(), sample.median, "median");
             for (q, reference) in sample.q.iter().zip(&sample.quantiles) {
-                close(quantile(&sample.values, *q).unwrap(), *reference, "quantile");
+                close(
+                    quantile(&sample.values, *q).unwrap(),
+                    *reference,
+                    "quantile",
+                );
             }
         }
         for case in golden.wilson {
@@ -260,24 +317,56 @@ mod tests {
             close(low, case.low, "wilson low");
             close(high, case.high, "wilson high");
         }
-        assert_eq!((mean(&[]), median(&[]), quantile(&[], 0.9), wilson_interval(0, 0)), (None, None, None, None));
+        assert_eq!(
+            (
+                mean(&[]),
+                median(&[]),
+                quantile(&[], 0.9),
+                wilson_interval(0, 0)
+            ),
+            (None, None, None, None)
+        );
     }
 
     #[test]
     fn likelihoods_have_known_values() {
-        // A uniform guess over 50 tokens has perplexity 50; over 256 byte values it takes 8 bits a byte.
+        // A uniform guess over 50 tokens has perplexity 50; over 256 byte values it takes 8 bits a
+        // byte.
         close(perplexity(7.0 * 50f64.ln(), 7).unwrap(), 50.0, "perplexity");
-        close(bits_per_byte(10.0 * 256f64.ln(), 10).unwrap(), 8.0, "bits per byte");
+        close(
+            bits_per_byte(10.0 * 256f64.ln(), 10).unwrap(),
+            8.0,
+            "bits per byte",
+        );
         close(standard_error(50, 100).unwrap(), 0.05, "standard error");
-        assert_eq!((perplexity(1.0, 0), bits_per_byte(1.0, 0), standard_error(0, 0)), (None, None, None));
+        assert_eq!(
+            (
+                perplexity(1.0, 0),
+                bits_per_byte(1.0, 0),
+                standard_error(0, 0)
+            ),
+            (None, None, None)
+        );
     }
 
     #[test]
     fn bad_predictions_are_refused() {
         let two = labels(2);
-        assert_eq!(ClassificationReport::new(&[], &[], &two), Err(MetricError::Empty));
-        assert_eq!(ClassificationReport::new(&[0], &[], &two), Err(MetricError::Lengths { gold: 1, predicted: 0 }));
+        assert_eq!(
+            ClassificationReport::new(&[], &[], &two),
+            Err(MetricError::Empty)
+        );
+        assert_eq!(
+            ClassificationReport::new(&[0], &[], &two),
+            Err(MetricError::Lengths {
+                gold: 1,
+                predicted: 0
+            })
+        );
         let error = ClassificationReport::new(&[0, 1], &[0, 2], &two).unwrap_err();
-        assert_eq!(error.to_string(), "example 1: class 2 is not one of the 2 labels (0..2)");
+        assert_eq!(
+            error.to_string(),
+            "example 1: class 2 is not one of the 2 labels (0..2)"
+        );
     }
 }

@@ -31,13 +31,19 @@ impl fmt::Display for LoadReport {
         let lists = [("missing", &self.missing), ("unexpected", &self.unexpected)];
         for (kind, names) in lists.into_iter().filter(|(_, names)| !names.is_empty()) {
             write!(f, "\n  {} {kind}:", names.len())?;
-            names.iter().take(SHOWN).try_for_each(|name| write!(f, "\n    {name}"))?;
+            names
+                .iter()
+                .take(SHOWN)
+                .try_for_each(|name| write!(f, "\n    {name}"))?;
             more(f, names.len())?;
         }
         if !self.mis_shaped.is_empty() {
             write!(f, "\n  {} with another shape:", self.mis_shaped.len())?;
             for (name, expected, found) in self.mis_shaped.iter().take(SHOWN) {
-                write!(f, "\n    {name}: expected {expected:?}, the file has {found:?}")?;
+                write!(
+                    f,
+                    "\n    {name}: expected {expected:?}, the file has {found:?}"
+                )?;
             }
             more(f, self.mis_shaped.len())?;
         }
@@ -46,7 +52,11 @@ impl fmt::Display for LoadReport {
 }
 
 fn more(f: &mut fmt::Formatter<'_>, total: usize) -> fmt::Result {
-    if total > SHOWN { write!(f, "\n    and {} more", total - SHOWN) } else { Ok(()) }
+    if total > SHOWN {
+        write!(f, "\n    and {} more", total - SHOWN)
+    } else {
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -56,8 +66,18 @@ mod tests {
     #[test]
     fn long_lists_are_cut_and_counted() {
         let missing = (0..10).map(|i| format!("t{i}")).collect();
-        let report = LoadReport { expected: vec!["t".into()], missing, ..LoadReport::default() };
+        let report = LoadReport {
+            expected: vec!["t".into()],
+            missing,
+            ..LoadReport::default()
+        };
         let text = report.to_string();
-        assert!(text.contains("10 missing") && text.contains("t7") && !text.contains("t8") && text.contains("and 2 more"), "{text}");
+        assert!(
+            text.contains("10 missing")
+                && text.contains("t7")
+                && !text.contains("t8")
+                && text.contains("and 2 more"),
+            "{text}"
+        );
     }
 }

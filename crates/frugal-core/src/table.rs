@@ -1,6 +1,8 @@
 //! Tables for a terminal or a pipe: words to the left, numbers to the right.
 
-use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, LineStyle, TableStyle, Width};
+use comfy_table::{
+    CellAlignment, ColumnConstraint, ContentArrangement, LineStyle, TableStyle, Width,
+};
 
 /// A column's heading and alignment.
 #[derive(Clone, Debug)]
@@ -12,12 +14,18 @@ pub struct Column {
 impl Column {
     /// A column of words.
     pub fn text(heading: impl Into<String>) -> Self {
-        Self { heading: heading.into(), number: false }
+        Self {
+            heading: heading.into(),
+            number: false,
+        }
     }
 
     /// A column of numbers, aligned to the right.
     pub fn number(heading: impl Into<String>) -> Self {
-        Self { heading: heading.into(), number: true }
+        Self {
+            heading: heading.into(),
+            number: true,
+        }
     }
 }
 
@@ -43,7 +51,10 @@ pub struct Table {
 impl Table {
     /// A table without rows.
     pub fn new(columns: impl IntoIterator<Item = Column>) -> Self {
-        Self { columns: columns.into_iter().collect(), rows: Vec::new() }
+        Self {
+            columns: columns.into_iter().collect(),
+            rows: Vec::new(),
+        }
     }
 
     /// Adds a row; missing cells are empty.
@@ -52,16 +63,22 @@ impl Table {
         self
     }
 
-    /// The table as text without a line end after the last row. Cells wrap to fit `width` characters, where it is given: those
-    /// of words first, then `12.5 MiB` and the like as well; the words of the first column, which names the rows, break last.
+    /// The table as text without a line end after the last row. Cells wrap to fit `width`
+    /// characters, where it is given: those of words first, then `12.5 MiB` and the like as well;
+    /// the words of the first column, which names the rows, break last.
     ///
-    /// `unicode` draws the rule under the headings with a line character, otherwise the text is plain ASCII.
+    /// `unicode` draws the rule under the headings with a line character, otherwise the text is
+    /// plain ASCII.
     pub fn render(&self, width: Option<u16>, unicode: bool) -> String {
         let rule = if unicode { '\u{2500}' } else { '-' };
         let mut table = comfy_table::Table::new();
-        table.load_style(TableStyle::new().header_separator(LineStyle::none().fill(rule).junction(rule)));
+        table.load_style(
+            TableStyle::new().header_separator(LineStyle::none().fill(rule).junction(rule)),
+        );
         if let Some(width) = width {
-            table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
+            table
+                .set_content_arrangement(ContentArrangement::Dynamic)
+                .set_width(width);
         }
         table.set_header(self.columns.iter().map(|column| column.heading.as_str()));
         for row in &self.rows {
@@ -70,14 +87,27 @@ impl Table {
         let widths: Vec<Widths> = (0..self.columns.len()).map(|i| self.widths(i)).collect();
         // What the columns after the first need.
         let others = |whole_numbers: bool| {
-            let least = |(column, w): (&Column, &Widths)| GAP + if column.number && whole_numbers { w.cell } else { w.word.min(LONG_WORD) };
-            self.columns.iter().zip(&widths).skip(1).map(least).fold(0, u16::saturating_add)
+            let least = |(column, w): (&Column, &Widths)| {
+                GAP + if column.number && whole_numbers {
+                    w.cell
+                } else {
+                    w.word.min(LONG_WORD)
+                }
+            };
+            self.columns
+                .iter()
+                .zip(&widths)
+                .skip(1)
+                .map(least)
+                .fold(0, u16::saturating_add)
         };
         let name = widths.first().map_or(0, |w| w.word);
         let numbers_fit = width.is_none_or(|width| others(true).saturating_add(name) <= width);
         let name = width.map_or(name, |width| name.min(width.saturating_sub(others(false))));
         for (i, (column, widths)) in self.columns.iter().zip(&widths).enumerate() {
-            let Some(shown) = table.column_mut(i) else { continue };
+            let Some(shown) = table.column_mut(i) else {
+                continue;
+            };
             // One more space stands between columns anyway.
             let padding = if i == 0 { 0 } else { GAP - 1 };
             shown.set_padding((padding, 0));
@@ -89,7 +119,9 @@ impl Table {
             } else if column.number && numbers_fit {
                 shown.set_constraint(ColumnConstraint::ContentWidth);
             } else if column.number {
-                shown.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(widths.word + padding)));
+                shown.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(
+                    widths.word + padding,
+                )));
             }
         }
         table.trim_fmt()
@@ -98,12 +130,23 @@ impl Table {
     /// How wide a column is at its widest.
     fn widths(&self, i: usize) -> Widths {
         let heading = std::iter::once(self.columns[i].heading.as_str());
-        let cells = heading.chain(self.rows.iter().filter_map(|row| row.get(i).map(String::as_str)));
+        let cells = heading.chain(
+            self.rows
+                .iter()
+                .filter_map(|row| row.get(i).map(String::as_str)),
+        );
         // Longer ones do not fit anywhere.
-        let width = |text: &str| u16::try_from(text.chars().count()).unwrap_or(u16::MAX).min(1000);
+        let width = |text: &str| {
+            u16::try_from(text.chars().count())
+                .unwrap_or(u16::MAX)
+                .min(1000)
+        };
         cells.fold(Widths::default(), |widest, cell| Widths {
             cell: widest.cell.max(width(cell)),
-            word: cell.split_whitespace().map(width).fold(widest.word, u16::max),
+            word: cell
+                .split_whitespace()
+                .map(width)
+                .fold(widest.word, u16::max),
         })
     }
 }
@@ -113,8 +156,15 @@ mod tests {
     use super::*;
 
     fn sample() -> Table {
-        let mut table = Table::new([Column::text("Method"), Column::number("Trainable"), Column::number("Accuracy")]);
-        table.row(["lora", "487,424", "0.9731"]).row(["prompt tuning with a long name", "5,760", "0.9"]).row(["none"]);
+        let mut table = Table::new([
+            Column::text("Method"),
+            Column::number("Trainable"),
+            Column::number("Accuracy"),
+        ]);
+        table
+            .row(["lora", "487,424", "0.9731"])
+            .row(["prompt tuning with a long name", "5,760", "0.9"])
+            .row(["none"]);
         table
     }
 
@@ -146,12 +196,27 @@ none"
 
     #[test]
     fn names_stay_whole_where_numbers_and_other_words_can_give_way() {
-        let mut table = Table::new([Column::text("Method"), Column::text("What it does"), Column::number("Peak memory")]);
-        table.row(["trainable-tokens", "trains rows of the token table", "125.8 MiB"]);
+        let mut table = Table::new([
+            Column::text("Method"),
+            Column::text("What it does"),
+            Column::number("Peak memory"),
+        ]);
+        table.row([
+            "trainable-tokens",
+            "trains rows of the token table",
+            "125.8 MiB",
+        ]);
         for width in [32, 36, 37, 60] {
             let text = table.render(Some(width), true);
-            let widest = text.lines().map(|line| line.chars().count()).max().unwrap_or(0);
-            assert!(text.contains("trainable-tokens") && widest <= usize::from(width), "{width}:\n{text}");
+            let widest = text
+                .lines()
+                .map(|line| line.chars().count())
+                .max()
+                .unwrap_or(0);
+            assert!(
+                text.contains("trainable-tokens") && widest <= usize::from(width),
+                "{width}:\n{text}"
+            );
             assert_eq!(text.contains("125.8 MiB"), width >= 37, "{width}:\n{text}");
         }
         // Nothing is left to give way.
@@ -160,6 +225,9 @@ none"
 
     #[test]
     fn headings_stand_alone() {
-        assert_eq!(Table::new([Column::text("Name")]).render(None, false), "Name\n----");
+        assert_eq!(
+            Table::new([Column::text("Name")]).render(None, false),
+            "Name\n----"
+        );
     }
 }

@@ -22,7 +22,9 @@ const CLOCK: &str = "__clock";
 #[derive(Debug, ThisError)]
 pub enum TemplateError {
     /// There is no template to render with.
-    #[error("the tokenizer has no chat template; give one (chat_template.jinja), or use prompt and completion instead of messages")]
+    #[error(
+        "the tokenizer has no chat template; give one (chat_template.jinja), or use prompt and completion instead of messages"
+    )]
     Missing,
     /// The template is not valid Jinja.
     #[error("the chat template does not compile: {0}")]
@@ -56,18 +58,24 @@ pub struct ChatTemplate {
 
 impl fmt::Debug for ChatTemplate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ChatTemplate").field("source", &self.source).finish_non_exhaustive()
+        f.debug_struct("ChatTemplate")
+            .field("source", &self.source)
+            .finish_non_exhaustive()
     }
 }
 
 impl ChatTemplate {
-    /// Compiles a template; the special tokens come from `settings`, whose own template is not looked at.
+    /// Compiles a template; the special tokens come from `settings`, whose own template is not
+    /// looked at.
     ///
     /// # Errors
     /// [`TemplateError::Compile`] with the line at fault.
     pub fn new(source: &str, settings: &TokenizerSettings) -> Result<Self, TemplateError> {
         let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        let syntax = SyntaxConfig::builder()
+            .trim_blocks(true)
+            .lstrip_blocks(true)
+            .build();
         environment.set_syntax(syntax.map_err(|e| TemplateError::Compile(describe(&e)))?);
         environment.set_unknown_method_callback(python_method);
         environment.add_filter("tojson", tojson);
@@ -86,22 +94,35 @@ impl ChatTemplate {
         }
         let compiled = environment.add_template_owned(NAME, without_generation_tags(source));
         compiled.map_err(|e| TemplateError::Compile(describe(&e)))?;
-        Ok(Self { source: source.to_owned(), environment })
+        Ok(Self {
+            source: source.to_owned(),
+            environment,
+        })
     }
 
-    /// Writes a conversation as the model reads it, ending with the start of an answer if `add_generation_prompt`.
+    /// Writes a conversation as the model reads it, ending with the start of an answer if
+    /// `add_generation_prompt`.
     ///
     /// # Errors
-    /// [`TemplateError::Refused`] when the template rejects the conversation, [`TemplateError::Failed`] when it breaks.
-    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, TemplateError> {
-        let message = |m: &Message| context! { role => m.role.as_str(), content => m.content.as_str() };
+    /// [`TemplateError::Refused`] when the template rejects the conversation,
+    /// [`TemplateError::Failed`] when it breaks.
+    pub fn render(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+    ) -> Result<String, TemplateError> {
+        let message =
+            |m: &Message| context! { role => m.role.as_str(), content => m.content.as_str() };
         let context = context! {
             messages => messages.iter().map(message).collect::<Vec<_>>(),
             tools => (),
             documents => (),
             add_generation_prompt => add_generation_prompt,
         };
-        let render = self.environment.get_template(NAME).and_then(|t| t.render(context));
+        let render = self
+            .environment
+            .get_template(NAME)
+            .and_then(|t| t.render(context));
         render.map_err(|e| match raised(&e) {
             Some(message) => TemplateError::Refused(message),
             None => TemplateError::Failed(describe(&e)),
@@ -120,19 +141,32 @@ impl ChatTemplate {
 
     /// SHA-256 of the source, in hexadecimal.
     pub fn sha256(&self) -> String {
-        Sha256::digest(self.source.as_bytes()).iter().map(|b| format!("{b:02x}")).collect()
+        Sha256::digest(self.source.as_bytes())
+            .iter()
+            .map(|b| format!("{b:02x}"))
+            .collect()
     }
 }
 
 /// Methods of Python's strings, lists and dicts.
-pub(crate) fn python_method(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
+pub(crate) fn python_method(
+    state: &mut State,
+    value: &Value,
+    method: &str,
+    args: &[Value],
+) -> Result<Value, Error> {
     match (method, value.as_str()) {
         // The crate's own starts words at white space only.
         ("title", Some(text)) if args.is_empty() => Ok(Value::from(title(text))),
-        ("index", None) if let ([wanted], Ok(mut items)) = (args, value.try_iter()) => match items.position(|item| item == *wanted) {
-            Some(place) => Ok(Value::from(place)),
-            None => Err(Error::new(ErrorKind::InvalidOperation, format!("{wanted} is not in the list"))),
-        },
+        ("index", None) if let ([wanted], Ok(mut items)) = (args, value.try_iter()) => {
+            match items.position(|item| item == *wanted) {
+                Some(place) => Ok(Value::from(place)),
+                None => Err(Error::new(
+                    ErrorKind::InvalidOperation,
+                    format!("{wanted} is not in the list"),
+                )),
+            }
+        }
         _ => minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args),
     }
 }
@@ -152,12 +186,18 @@ fn title(text: &str) -> String {
     out
 }
 
-/// `{% generation %}` marks the assistant's text for `transformers` and renders nothing itself. It becomes a condition that
-/// always holds, which keeps the whitespace rules of a tag.
+/// `{% generation %}` marks the assistant's text for `transformers` and renders nothing itself. It
+/// becomes a condition that always holds, which keeps the whitespace rules of a tag.
 fn without_generation_tags(source: &str) -> String {
-    static TAG: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}").expect("valid pattern"));
+    static TAG: LazyLock<Regex> = LazyLock::new(|| {
+        Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}").expect("valid pattern")
+    });
     let tag = |found: &regex::Captures<'_>| {
-        let body = if found.get(2).is_some() { "endif" } else { "if true" };
+        let body = if found.get(2).is_some() {
+            "endif"
+        } else {
+            "if true"
+        };
         format!("{{%{} {body} {}%}}", &found[1], &found[3])
     };
     TAG.replace_all(source, tag).into_owned()
@@ -180,18 +220,30 @@ fn raised(error: &Error) -> Option<String> {
 
 /// Detail and line, without the many-line report that the engine gives with debug information.
 pub(crate) fn describe(error: &Error) -> String {
-    let what = error.detail().map_or_else(|| error.kind().to_string(), |d| format!("{}: {d}", error.kind()));
-    error.line().map_or(what.clone(), |line| format!("{what} (line {line})"))
+    let what = error.detail().map_or_else(
+        || error.kind().to_string(),
+        |d| format!("{}: {d}", error.kind()),
+    );
+    error
+        .line()
+        .map_or(what.clone(), |line| format!("{what} (line {line})"))
 }
 
-/// JSON as Python's `json.dumps(value, ensure_ascii=False)` writes it; the engine's own filter also escapes HTML.
+/// JSON as Python's `json.dumps(value, ensure_ascii=False)` writes it; the engine's own filter also
+/// escapes HTML.
 fn tojson(value: &Value, indent: Option<Value>, options: Kwargs) -> Result<Value, Error> {
     let indent = match indent {
         Some(indent) => Some(indent),
         None => options.get("indent")?,
     };
-    let escaped = minijinja::filters::tojson(value, indent.filter(|i| !i.is_none()), Kwargs::from_iter([] as [(&str, Value); 0]))?;
-    Ok(Value::from(without_html_escapes(escaped.as_str().unwrap_or_default())))
+    let escaped = minijinja::filters::tojson(
+        value,
+        indent.filter(|i| !i.is_none()),
+        Kwargs::from_iter([] as [(&str, Value); 0]),
+    )?;
+    Ok(Value::from(without_html_escapes(
+        escaped.as_str().unwrap_or_default(),
+    )))
 }
 
 fn without_html_escapes(json: &str) -> String {
@@ -200,7 +252,12 @@ fn without_html_escapes(json: &str) -> String {
     while let Some(at) = rest.find('\\') {
         out.push_str(&rest[..at]);
         let escape = &rest[at..];
-        let plain = [("\\u003c", '<'), ("\\u003e", '>'), ("\\u0026", '&'), ("\\u0027", '\'')];
+        let plain = [
+            ("\\u003c", '<'),
+            ("\\u003e", '>'),
+            ("\\u0026", '&'),
+            ("\\u0027", '\''),
+        ];
         if let Some((code, c)) = plain.into_iter().find(|(code, _)| escape.starts_with(code)) {
             out.push(c);
             rest = &escape[code.len()..];
@@ -217,9 +274,21 @@ fn without_html_escapes(json: &str) -> String {
 
 fn strftime_now(state: &State, format: String) -> Result<String, Error> {
     use std::fmt::Write;
-    let now = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
-    let seconds = state.lookup(CLOCK).and_then(|v| i64::try_from(v).ok()).unwrap_or_else(now);
-    let invalid = || Error::new(ErrorKind::InvalidOperation, format!("strftime_now cannot format {format:?}"));
+    let now = || {
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| d.as_secs() as i64)
+    };
+    let seconds = state
+        .lookup(CLOCK)
+        .and_then(|v| i64::try_from(v).ok())
+        .unwrap_or_else(now);
+    let invalid = || {
+        Error::new(
+            ErrorKind::InvalidOperation,
+            format!("strftime_now cannot format {format:?}"),
+        )
+    };
     let time = chrono::DateTime::from_timestamp(seconds, 0).ok_or_else(invalid)?;
     let mut out = String::new();
     write!(out, "{}", time.format(&format)).map_err(|_| invalid())?;
@@ -235,7 +304,11 @@ mod tests {
     use super::*;
 
     fn settings() -> TokenizerSettings {
-        TokenizerSettings { bos_token: Some("<s>".into()), eos_token: Some("</s>".into()), ..TokenizerSettings::default() }
+        TokenizerSettings {
+            bos_token: Some("<s>".into()),
+            eos_token: Some("</s>".into()),
+            ..TokenizerSettings::default()
+        }
     }
 
     /// Every conversation through every template, against `transformers` with jinja2.
@@ -246,14 +319,21 @@ mod tests {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             let golden: Json = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-            let mut template = ChatTemplate::new(golden["template"].as_str().unwrap(), &settings()).unwrap();
+            let mut template =
+                ChatTemplate::new(golden["template"].as_str().unwrap(), &settings()).unwrap();
             template.set_clock(golden["clock"].as_i64().unwrap());
             for case in golden["cases"].as_array().unwrap() {
-                let messages: Vec<Message> = serde_json::from_value(case["messages"].clone()).unwrap();
-                let result = template.render(&messages, case["add_generation_prompt"].as_bool().unwrap());
+                let messages: Vec<Message> =
+                    serde_json::from_value(case["messages"].clone()).unwrap();
+                let result =
+                    template.render(&messages, case["add_generation_prompt"].as_bool().unwrap());
                 match (result, case["rendered"].as_str(), case["error"].as_str()) {
-                    (Ok(text), Some(expected), _) => assert_eq!(text, expected, "{}: {messages:?}", path.display()),
-                    (Err(TemplateError::Refused(why)), _, Some(expected)) => assert_eq!(why, expected, "{}", path.display()),
+                    (Ok(text), Some(expected), _) => {
+                        assert_eq!(text, expected, "{}: {messages:?}", path.display())
+                    }
+                    (Err(TemplateError::Refused(why)), _, Some(expected)) => {
+                        assert_eq!(why, expected, "{}", path.display())
+                    }
                     (result, ..) => panic!("{}: {case}: {result:?}", path.display()),
                 }
                 checked += 1;
@@ -264,16 +344,28 @@ mod tests {
 
     #[test]
     fn errors_name_the_line() {
-        let error = ChatTemplate::new("a\n{% if %}", &settings()).unwrap_err().to_string();
-        assert!(error.contains("line 2") && error.lines().count() == 1, "{error}");
-        let template = ChatTemplate::new("a\n\n{{ messages[0].role.nope() }}", &settings()).unwrap();
-        let error = template.render(&[Message::new("user", "x")], false).unwrap_err().to_string();
+        let error = ChatTemplate::new("a\n{% if %}", &settings())
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("line 2") && error.lines().count() == 1,
+            "{error}"
+        );
+        let template =
+            ChatTemplate::new("a\n\n{{ messages[0].role.nope() }}", &settings()).unwrap();
+        let error = template
+            .render(&[Message::new("user", "x")], false)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("line 3"), "{error}");
     }
 
     #[test]
     fn a_bad_date_format_is_an_error() {
         let template = ChatTemplate::new("{{ strftime_now('%!') }}", &settings()).unwrap();
-        assert!(matches!(template.render(&[], false), Err(TemplateError::Failed(_))));
+        assert!(matches!(
+            template.render(&[], false),
+            Err(TemplateError::Failed(_))
+        ));
     }
 }

@@ -1,5 +1,6 @@
-//! Times each kernel against its portable composition, interleaved, at the shapes of a small language
-//! model: `cargo build --release --workspace --examples`, then `target/release/examples/compare [NAME]`.
+//! Times each kernel against its portable composition, interleaved, at the shapes of a small
+//! language model: `cargo build --release --workspace --examples`, then
+//! `target/release/examples/compare [NAME]`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,7 +19,11 @@ const RANK: usize = 8;
 const ROUNDS: usize = 11;
 
 fn random(rows: usize, cols: usize) -> Tensor<2> {
-    Tensor::random([rows, cols], Distribution::Normal(0.0, 0.05), &Device::flex())
+    Tensor::random(
+        [rows, cols],
+        Distribution::Normal(0.0, 0.05),
+        &Device::flex(),
+    )
 }
 
 fn vector(n: usize) -> Tensor<1> {
@@ -38,7 +43,10 @@ fn summary(mut times: Vec<Duration>) -> [f64; 2] {
 /// Runs all once to warm up, then in turns; prints the medians and the minima of the first two less
 /// those of the third, and their ratio.
 fn compare(name: &str, fused: &dyn Fn(), composed: &dyn Fn(), overhead: &dyn Fn()) {
-    if std::env::args().nth(1).is_some_and(|only| !name.contains(&only)) {
+    if std::env::args()
+        .nth(1)
+        .is_some_and(|only| !name.contains(&only))
+    {
         return;
     }
     let mut times = [const { Vec::new() }; 3];
@@ -55,7 +63,10 @@ fn compare(name: &str, fused: &dyn Fn(), composed: &dyn Fn(), overhead: &dyn Fn(
     print!("{name:<52}");
     for i in 0..2 {
         let (fused, composed) = (fused[i] - overhead[i], composed[i] - overhead[i]);
-        print!(" {fused:>9.3} ms {composed:>9.3} ms {:>7.2}x   ", composed / fused);
+        print!(
+            " {fused:>9.3} ms {composed:>9.3} ms {:>7.2}x   ",
+            composed / fused
+        );
     }
     println!();
 }
@@ -73,11 +84,22 @@ fn both<const N: usize>(
     fused: impl Fn([Tensor<2>; N]) -> Tensor<2>,
     composed: impl Fn([Tensor<2>; N]) -> Tensor<2>,
 ) {
-    compare_calls(&format!("{name}, forward"), || drop(fused(inputs.clone())), || drop(composed(inputs.clone())));
+    compare_calls(
+        &format!("{name}, forward"),
+        || drop(fused(inputs.clone())),
+        || drop(composed(inputs.clone())),
+    );
     let mut tracks = track.iter();
-    let leaves = inputs.each_ref().map(|input| if tracks.next() == Some(&true) { tracked(input) } else { input.clone() });
+    let leaves = inputs.each_ref().map(|input| {
+        if tracks.next() == Some(&true) {
+            tracked(input)
+        } else {
+            input.clone()
+        }
+    });
     let [rows, cols] = fused(inputs).dims();
-    // The gradient that arrives is not a constant, as in a model; making it is not the kernel's cost.
+    // The gradient that arrives is not a constant, as in a model; making it is not the kernel's
+    // cost.
     let weights = random(rows, cols);
     let output = tracked(&random(rows, cols));
     let step = |op: &dyn Fn([Tensor<2>; N]) -> Tensor<2>| {
@@ -90,7 +112,12 @@ fn both<const N: usize>(
         let grads = (output.clone() * weights.clone()).sum().backward();
         assert!(output.grad(&grads).is_some());
     };
-    compare(&format!("{name}, forward + backward"), &|| step(&fused), &|| step(&composed), &overhead);
+    compare(
+        &format!("{name}, forward + backward"),
+        &|| step(&fused),
+        &|| step(&composed),
+        &overhead,
+    );
 }
 
 fn spec(lengths: &[(usize, usize)]) -> AttentionSpec {
@@ -127,7 +154,12 @@ fn linear_maps() {
         );
         both(
             &format!("lora_linear {d} to {out}"),
-            [random(TOKENS, d), random(out, d), random(RANK, d), random(out, RANK)],
+            [
+                random(TOKENS, d),
+                random(out, d),
+                random(RANK, d),
+                random(out, RANK),
+            ],
             [true, false, true, true],
             |[x, w, a, b]| frugal_kernels::lora_linear(x, w, None, a, b, 2.0),
             |[x, w, a, b]| portable::lora_linear(x, w, None, a, b, 2.0),
@@ -141,7 +173,12 @@ fn linear_maps() {
         |[x, w]| portable::linear(x, w, None),
     );
     for rows in [1, 4, 8] {
-        let (x, w, a, b) = (random(rows, D), random(D_FF, D), random(RANK, D), random(D_FF, RANK));
+        let (x, w, a, b) = (
+            random(rows, D),
+            random(D_FF, D),
+            random(RANK, D),
+            random(D_FF, RANK),
+        );
         compare_calls(
             &format!("linear {D} to {D_FF}, {rows} rows"),
             || drop(frugal_kernels::linear(x.clone(), w.clone(), None)),
@@ -149,8 +186,26 @@ fn linear_maps() {
         );
         compare_calls(
             &format!("lora_linear {D} to {D_FF}, {rows} rows"),
-            || drop(frugal_kernels::lora_linear(x.clone(), w.clone(), None, a.clone(), b.clone(), 2.0)),
-            || drop(portable::lora_linear(x.clone(), w.clone(), None, a.clone(), b.clone(), 2.0)),
+            || {
+                drop(frugal_kernels::lora_linear(
+                    x.clone(),
+                    w.clone(),
+                    None,
+                    a.clone(),
+                    b.clone(),
+                    2.0,
+                ))
+            },
+            || {
+                drop(portable::lora_linear(
+                    x.clone(),
+                    w.clone(),
+                    None,
+                    a.clone(),
+                    b.clone(),
+                    2.0,
+                ))
+            },
         );
     }
     let (x, w) = (random(1, D), random(VOCAB, D));
@@ -174,25 +229,51 @@ fn losses() {
     let (h, w) = (random(TOKENS, D), random(VOCAB, D));
     compare_calls(
         "token_log_probs",
-        || drop(frugal_kernels::token_log_probs(h.clone(), w.clone(), None, &targets)),
-        || drop(portable::token_log_probs(h.clone(), w.clone(), None, &targets)),
+        || {
+            drop(frugal_kernels::token_log_probs(
+                h.clone(),
+                w.clone(),
+                None,
+                &targets,
+            ))
+        },
+        || {
+            drop(portable::token_log_probs(
+                h.clone(),
+                w.clone(),
+                None,
+                &targets,
+            ))
+        },
     );
 }
 
 fn attentions() {
     let (width, kv_width) = (HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM);
-    for (name, lengths) in [("4 x 256", vec![(256, 256); 4]), ("1 x 1024", vec![(1024, 1024)]), ("32 x 32", vec![(32, 32); 32])] {
+    for (name, lengths) in [
+        ("4 x 256", vec![(256, 256); 4]),
+        ("1 x 1024", vec![(1024, 1024)]),
+        ("32 x 32", vec![(32, 32); 32]),
+    ] {
         let spec = spec(&lengths);
         both(
             &format!("attention {name}"),
-            [random(TOKENS, width), random(TOKENS, kv_width), random(TOKENS, kv_width)],
+            [
+                random(TOKENS, width),
+                random(TOKENS, kv_width),
+                random(TOKENS, kv_width),
+            ],
             [true; 3],
             |[q, k, v]| attention(q, k, v, &spec),
             |[q, k, v]| portable::attention(q, k, v, &spec),
         );
     }
     for cached in [128, 1024, 4096] {
-        let (q, k, v) = (random(1, width), random(cached, kv_width), random(cached, kv_width));
+        let (q, k, v) = (
+            random(1, width),
+            random(cached, kv_width),
+            random(cached, kv_width),
+        );
         let spec = spec(&[(1, cached)]);
         compare_calls(
             &format!("attention, 1 query, {cached} keys"),
@@ -204,11 +285,41 @@ fn attentions() {
 
 fn pointwise() {
     let pair = || [random(TOKENS, D_FF), random(TOKENS, D_FF)];
-    both("swiglu", pair(), [true; 2], |[g, u]| frugal_kernels::swiglu(g, u), |[g, u]| portable::swiglu(g, u));
-    both("geglu_tanh", pair(), [true; 2], |[g, u]| frugal_kernels::geglu_tanh(g, u), |[g, u]| portable::geglu_tanh(g, u));
-    both("silu", [random(TOKENS, D_FF)], [true], |[x]| frugal_kernels::silu(x), |[x]| portable::silu(x));
-    both("gelu", [random(TOKENS, D_FF)], [true], |[x]| frugal_kernels::gelu(x), |[x]| portable::gelu(x));
-    both("gelu_tanh", [random(TOKENS, D_FF)], [true], |[x]| frugal_kernels::gelu_tanh(x), |[x]| portable::gelu_tanh(x));
+    both(
+        "swiglu",
+        pair(),
+        [true; 2],
+        |[g, u]| frugal_kernels::swiglu(g, u),
+        |[g, u]| portable::swiglu(g, u),
+    );
+    both(
+        "geglu_tanh",
+        pair(),
+        [true; 2],
+        |[g, u]| frugal_kernels::geglu_tanh(g, u),
+        |[g, u]| portable::geglu_tanh(g, u),
+    );
+    both(
+        "silu",
+        [random(TOKENS, D_FF)],
+        [true],
+        |[x]| frugal_kernels::silu(x),
+        |[x]| portable::silu(x),
+    );
+    both(
+        "gelu",
+        [random(TOKENS, D_FF)],
+        [true],
+        |[x]| frugal_kernels::gelu(x),
+        |[x]| portable::gelu(x),
+    );
+    both(
+        "gelu_tanh",
+        [random(TOKENS, D_FF)],
+        [true],
+        |[x]| frugal_kernels::gelu_tanh(x),
+        |[x]| portable::gelu_tanh(x),
+    );
     let (weight, bias) = (vector(D), vector(D));
     both(
         "rms_norm",

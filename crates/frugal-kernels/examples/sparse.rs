@@ -1,9 +1,9 @@
-//! Times the product with a sparse matrix against the one with the same matrix held densely, in turn, at the shapes of
-//! SmolLM2-135M: `cargo build --release --workspace --examples`, then `target/release/examples/sparse [ROUNDS]` prints one
-//! JSON line for each case.
+//! Times the product with a sparse matrix against the one with the same matrix held densely, in
+//! turn, at the shapes of SmolLM2-135M: `cargo build --release --workspace --examples`, then
+//! `target/release/examples/sparse [ROUNDS]` prints one JSON line for each case.
 //!
-//! `cached` uses one matrix again and again, `streamed` goes through as many different ones as 256 MB of dense weights, as a
-//! model does with each token that it generates.
+//! `cached` uses one matrix again and again, `streamed` goes through as many different ones as 256
+//! MB of dense weights, as a model does with each token that it generates.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,7 +22,10 @@ fn pruned([out, d]: [usize; 2], sparsity: f64) -> (Tensor<2>, Arc<Sparse>) {
     let mut sorted: Vec<f32> = values.iter().map(|v| v.abs()).collect();
     sorted.sort_by(f32::total_cmp);
     let border = sorted[(sparsity * sorted.len() as f64) as usize];
-    values.iter_mut().filter(|v| v.abs() < border).for_each(|v| *v = 0.0);
+    values
+        .iter_mut()
+        .filter(|v| v.abs() < border)
+        .for_each(|v| *v = 0.0);
     let sparse = Arc::new(Sparse::new(&values, d));
     (sparse.dense(&device), sparse)
 }
@@ -33,23 +36,46 @@ fn median(mut times: Vec<Duration>) -> f64 {
 }
 
 fn main() {
-    let rounds: usize = std::env::args().nth(1).and_then(|n| n.parse().ok()).unwrap_or(21);
+    let rounds: usize = std::env::args()
+        .nth(1)
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(21);
     for shape @ [out, d] in SHAPES {
         for sparsity in [0.5, 0.7, 0.9] {
             let different = STREAM / (4 * out * d);
             let matrices: Vec<_> = (0..different).map(|_| pruned(shape, sparsity)).collect();
             for (weights, matrices) in [("cached", &matrices[..1]), ("streamed", &matrices[..])] {
                 for rows in [1, 8, 32, 256] {
-                    let x = Tensor::<2>::random([rows, d], Distribution::Normal(0.0, 1.0), &Device::flex());
+                    let x = Tensor::<2>::random(
+                        [rows, d],
+                        Distribution::Normal(0.0, 1.0),
+                        &Device::flex(),
+                    );
                     // Short products are timed together, each with its matrix.
-                    let calls = (256 / rows).max(8).max(if weights == "streamed" { matrices.len() } else { 0 });
+                    let calls = (256 / rows).max(8).max(if weights == "streamed" {
+                        matrices.len()
+                    } else {
+                        0
+                    });
                     let mut times = [Vec::new(), Vec::new()];
                     for round in 0..=rounds {
                         let start = Instant::now();
-                        (0..calls).for_each(|i| drop(linear(x.clone(), matrices[i % matrices.len()].0.clone(), None)));
+                        (0..calls).for_each(|i| {
+                            drop(linear(
+                                x.clone(),
+                                matrices[i % matrices.len()].0.clone(),
+                                None,
+                            ))
+                        });
                         let dense = start.elapsed() / calls as u32;
                         let start = Instant::now();
-                        (0..calls).for_each(|i| drop(sparse_linear(x.clone(), &matrices[i % matrices.len()].1, None)));
+                        (0..calls).for_each(|i| {
+                            drop(sparse_linear(
+                                x.clone(),
+                                &matrices[i % matrices.len()].1,
+                                None,
+                            ))
+                        });
                         let sparse = start.elapsed() / calls as u32;
                         // The first round warms up.
                         if round > 0 {

@@ -38,7 +38,12 @@ pub fn silu(x: Tensor<2>) -> Tensor<2> {
 }
 
 fn check(gate: &Tensor<2>, up: &Tensor<2>) {
-    assert!(gate.dims() == up.dims(), "gated activation: gate {:?} and up {:?} must have one shape", gate.dims(), up.dims());
+    assert!(
+        gate.dims() == up.dims(),
+        "gated activation: gate {:?} and up {:?} must have one shape",
+        gate.dims(),
+        up.dims()
+    );
 }
 
 pub(crate) mod portable {

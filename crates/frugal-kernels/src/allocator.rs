@@ -1,10 +1,12 @@
 //! What the C library's allocator does with memory that was freed.
 
-/// Makes the allocator keep freed memory for the next tensor instead of giving it back to the system, and serve all threads from
-/// one heap. Call it once, first thing in a program; it does nothing where the C library is not GNU's.
+/// Makes the allocator keep freed memory for the next tensor instead of giving it back to the
+/// system, and serve all threads from one heap. Call it once, first thing in a program; it does
+/// nothing where the C library is not GNU's.
 ///
-/// Tensors live for microseconds and are asked for again at once: a step of training took up to a quarter longer when the
-/// system had to hand out and clear its pages anew. Peak memory grew by 1 %.
+/// Tensors live for microseconds and are asked for again at once: a step of training took up to a
+/// quarter longer when the system had to hand out and clear its pages anew. Peak memory grew by 1
+/// %.
 pub fn keep_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
@@ -19,8 +21,8 @@ pub fn keep_freed_memory() {
     }
 }
 
-/// Bytes that the allocator holds though they are free: the next tensors take them before the process grows. 0 where it is not
-/// known.
+/// Bytes that the allocator holds though they are free: the next tensors take them before the
+/// process grows. 0 where it is not known.
 pub fn freed_memory() -> u64 {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {

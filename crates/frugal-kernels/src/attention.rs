@@ -18,7 +18,8 @@ pub struct AttentionSpec {
     pub head_dim: usize,
     /// Factor on the scores, usually `1 / sqrt(head_dim)`.
     pub scale: f32,
-    /// Query i of a sequence with `q_len` queries and `k_len` keys sees keys `j <= i + k_len - q_len`.
+    /// Query i of a sequence with `q_len` queries and `k_len` keys sees keys
+    /// `j <= i + k_len - q_len`.
     pub causal: bool,
     /// Sliding window: a key is seen only when it is fewer than this many positions before the
     /// query; without `causal`, fewer than this many positions away on either side.
@@ -37,12 +38,18 @@ impl AttentionSpec {
         let position = (i + k_len).saturating_sub(q_len);
         let window = self.window.unwrap_or(usize::MAX);
         let start = (position + 1).saturating_sub(window);
-        let end = if self.causal { position + 1 } else { position.saturating_add(window) };
+        let end = if self.causal {
+            position + 1
+        } else {
+            position.saturating_add(window)
+        };
         start.min(k_len)..end.min(k_len)
     }
 
     /// The sequences of the batch, as ranges of query rows and of key rows.
-    pub(crate) fn sequences(&self) -> impl Iterator<Item = (std::ops::Range<usize>, std::ops::Range<usize>)> + '_ {
+    pub(crate) fn sequences(
+        &self,
+    ) -> impl Iterator<Item = (std::ops::Range<usize>, std::ops::Range<usize>)> + '_ {
         let queries = self.cu_q.windows(2).map(|w| w[0]..w[1]);
         queries.zip(self.cu_k.windows(2).map(|w| w[0]..w[1]))
     }
@@ -53,7 +60,10 @@ impl AttentionSpec {
             kv_heads > 0 && dim > 0 && heads > 0 && heads.is_multiple_of(kv_heads),
             "attention: num_kv_heads {kv_heads} must divide num_heads {heads}, head_dim is {dim}"
         );
-        assert!(self.window != Some(0), "attention: a window of 0 hides every key; use None for no window");
+        assert!(
+            self.window != Some(0),
+            "attention: a window of 0 hides every key; use None for no window"
+        );
     }
 
     fn check(&self, q: &Tensor<2>, k: &Tensor<2>, v: &Tensor<2>) {
@@ -66,16 +76,33 @@ impl AttentionSpec {
             self.cu_k.len()
         );
         for (name, cu) in [("cu_q", &self.cu_q), ("cu_k", &self.cu_k)] {
-            assert!(cu[0] == 0 && cu.is_sorted(), "attention: {name} must start at 0 and not decrease");
+            assert!(
+                cu[0] == 0 && cu.is_sorted(),
+                "attention: {name} must start at 0 and not decrease"
+            );
         }
-        let [tokens_q, tokens_k] = [self.cu_q[self.cu_q.len() - 1], self.cu_k[self.cu_k.len() - 1]];
-        assert!(q.dims() == [tokens_q, heads * dim], "attention: q {:?} must be {:?}", q.dims(), [tokens_q, heads * dim]);
+        let [tokens_q, tokens_k] = [
+            self.cu_q[self.cu_q.len() - 1],
+            self.cu_k[self.cu_k.len() - 1],
+        ];
+        assert!(
+            q.dims() == [tokens_q, heads * dim],
+            "attention: q {:?} must be {:?}",
+            q.dims(),
+            [tokens_q, heads * dim]
+        );
         let expected = [tokens_k, kv_heads * dim];
-        assert!(k.dims() == expected && v.dims() == expected, "attention: k {:?} and v {:?} must be {expected:?}", k.dims(), v.dims());
+        assert!(
+            k.dims() == expected && v.dims() == expected,
+            "attention: k {:?} and v {:?} must be {expected:?}",
+            k.dims(),
+            v.dims()
+        );
         for (queries, keys) in self.sequences() {
             let (q_len, k_len) = (queries.len(), keys.len());
             assert!(
-                q_len == 0 || (k_len > 0 && (!self.causal && self.window.is_none() || k_len >= q_len)),
+                q_len == 0
+                    || (k_len > 0 && (!self.causal && self.window.is_none() || k_len >= q_len)),
                 "attention: a sequence has {q_len} queries and {k_len} keys; every query needs a key, and with causal or a window \
                  one of its own position"
             );
@@ -86,10 +113,12 @@ impl AttentionSpec {
 /// What is added to the scores, after any cap on them. It may be trained.
 #[derive(Clone, Debug)]
 pub enum ScoreBias {
-    /// A number for each key, `[tokens_k]`: where tokens were merged, the logarithm of how many a key stands for.
+    /// A number for each key, `[tokens_k]`: where tokens were merged, the logarithm of how many a
+    /// key stands for.
     Keys(Tensor<1>),
-    /// A number for each head, query and key of a sequence, `[num_heads, queries, keys]`, or `[1, queries, keys]` for all heads
-    /// alike. Every sequence begins at its first query and key, so the longest decides the size.
+    /// A number for each head, query and key of a sequence, `[num_heads, queries, keys]`, or
+    /// `[1, queries, keys]` for all heads alike. Every sequence begins at its first query and key,
+    /// so the longest decides the size.
     Positions(Tensor<3>),
 }
 
@@ -98,7 +127,11 @@ impl ScoreBias {
         match self {
             Self::Keys(bias) => {
                 let tokens_k = spec.cu_k[spec.cu_k.len() - 1];
-                assert!(bias.dims() == [tokens_k], "attention: the bias {:?} needs a number for each of {tokens_k} keys", bias.dims());
+                assert!(
+                    bias.dims() == [tokens_k],
+                    "attention: the bias {:?} needs a number for each of {tokens_k} keys",
+                    bias.dims()
+                );
             }
             Self::Positions(bias) => {
                 let [heads, queries, keys] = bias.dims();
@@ -121,9 +154,10 @@ impl ScoreBias {
     }
 }
 
-/// Attention of q `[tokens_q, num_heads * head_dim]` to k and v `[tokens_k, num_kv_heads * head_dim]`,
-/// giving `[tokens_q, num_heads * head_dim]`. Sequences do not see each other. Keys of another sequence than that of the queries
-/// (cross-attention) are no special case: without `causal`, each sequence may have any number of them.
+/// Attention of q `[tokens_q, num_heads * head_dim]` to k and v
+/// `[tokens_k, num_kv_heads * head_dim]`, giving `[tokens_q, num_heads * head_dim]`. Sequences do
+/// not see each other. Keys of another sequence than that of the queries (cross-attention) are no
+/// special case: without `causal`, each sequence may have any number of them.
 ///
 /// # Panics
 /// When the shapes and the specification do not fit together, or a query has no key.
@@ -136,14 +170,22 @@ pub fn attention(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, spec: &AttentionSpec)
 ///
 /// # Panics
 /// As [`attention`], and when the bias does not fit.
-pub fn biased_attention(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, bias: &ScoreBias, spec: &AttentionSpec) -> Tensor<2> {
+pub fn biased_attention(
+    q: Tensor<2>,
+    k: Tensor<2>,
+    v: Tensor<2>,
+    bias: &ScoreBias,
+    spec: &AttentionSpec,
+) -> Tensor<2> {
     spec.check(&q, &k, &v);
     bias.check(spec);
-    flex::attention(&q, &k, &v, Some(bias), spec).unwrap_or_else(|| portable::biased_attention(q, k, v, bias, spec))
+    flex::attention(&q, &k, &v, Some(bias), spec)
+        .unwrap_or_else(|| portable::biased_attention(q, k, v, bias, spec))
 }
 
-/// Attention of one new query of each sequence, `[sequences, num_heads * head_dim]`, to the keys that its cache holds, of which
-/// the last is its own. The boundaries in the specification are not read.
+/// Attention of one new query of each sequence, `[sequences, num_heads * head_dim]`, to the keys
+/// that its cache holds, of which the last is its own. The boundaries in the specification are not
+/// read.
 ///
 /// # Panics
 /// When the shapes do not fit together, or a cache is empty.
@@ -151,17 +193,35 @@ pub fn cached_attention(q: Tensor<2>, cached: &[&KeyValues], spec: &AttentionSpe
     spec.check_heads();
     let width = spec.num_heads * spec.head_dim;
     let kv_width = spec.num_kv_heads * spec.head_dim;
-    assert!(cached.iter().all(|cache| cache.width() == kv_width), "attention: the rows of a cache are not {kv_width} wide");
-    assert!(q.dims() == [cached.len(), width], "attention: q {:?} must be {:?}", q.dims(), [cached.len(), width]);
-    assert!(cached.iter().all(|cache| !cache.is_empty()), "attention: a cache is empty");
+    assert!(
+        cached.iter().all(|cache| cache.width() == kv_width),
+        "attention: the rows of a cache are not {kv_width} wide"
+    );
+    assert!(
+        q.dims() == [cached.len(), width],
+        "attention: q {:?} must be {:?}",
+        q.dims(),
+        [cached.len(), width]
+    );
+    assert!(
+        cached.iter().all(|cache| !cache.is_empty()),
+        "attention: a cache is empty"
+    );
     if let Some(output) = flex::cached_attention(&q, cached, spec) {
         return output;
     }
     let device = q.device().inner();
-    let (keys, values): (Vec<_>, Vec<_>) = cached.iter().map(|cache| cache.tensors(&device)).unzip();
+    let (keys, values): (Vec<_>, Vec<_>) =
+        cached.iter().map(|cache| cache.tensors(&device)).unzip();
     let mut cu_k = vec![0];
-    cached.iter().for_each(|cache| cu_k.push(cu_k[cu_k.len() - 1] + cache.len()));
-    let spec = AttentionSpec { cu_q: (0..=cached.len()).collect(), cu_k: cu_k.into(), ..spec.clone() };
+    cached
+        .iter()
+        .for_each(|cache| cu_k.push(cu_k[cu_k.len() - 1] + cache.len()));
+    let spec = AttentionSpec {
+        cu_q: (0..=cached.len()).collect(),
+        cu_k: cu_k.into(),
+        ..spec.clone()
+    };
     attention(q, Tensor::cat(keys, 0), Tensor::cat(values, 0), &spec)
 }
 
@@ -176,11 +236,23 @@ pub(crate) mod portable {
     }
 
     /// [`biased_attention`](crate::biased_attention) as a composition of Burn operations.
-    pub fn biased_attention(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, bias: &ScoreBias, spec: &AttentionSpec) -> Tensor<2> {
+    pub fn biased_attention(
+        q: Tensor<2>,
+        k: Tensor<2>,
+        v: Tensor<2>,
+        bias: &ScoreBias,
+        spec: &AttentionSpec,
+    ) -> Tensor<2> {
         by_sequence(q, k, v, Some(bias), spec)
     }
 
-    fn by_sequence(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, bias: Option<&ScoreBias>, spec: &AttentionSpec) -> Tensor<2> {
+    fn by_sequence(
+        q: Tensor<2>,
+        k: Tensor<2>,
+        v: Tensor<2>,
+        bias: Option<&ScoreBias>,
+        spec: &AttentionSpec,
+    ) -> Tensor<2> {
         let (heads, kv_heads, dim) = (spec.num_heads, spec.num_kv_heads, spec.head_dim);
         let group = heads / kv_heads;
         let mut outputs = Vec::new();
@@ -190,22 +262,38 @@ pub(crate) mod portable {
                 continue;
             }
             // Query heads that share a key head become extra rows of one matrix product.
-            let q = q.clone().narrow(0, queries.start, q_len).reshape([q_len, kv_heads, group, dim]).permute([1, 2, 0, 3]).reshape([
-                kv_heads,
-                group * q_len,
-                dim,
-            ]);
-            let split = |t: &Tensor<2>| t.clone().narrow(0, keys.start, k_len).reshape([k_len, kv_heads, dim]).swap_dims(0, 1);
+            let q = q
+                .clone()
+                .narrow(0, queries.start, q_len)
+                .reshape([q_len, kv_heads, group, dim])
+                .permute([1, 2, 0, 3])
+                .reshape([kv_heads, group * q_len, dim]);
+            let split = |t: &Tensor<2>| {
+                t.clone()
+                    .narrow(0, keys.start, k_len)
+                    .reshape([k_len, kv_heads, dim])
+                    .swap_dims(0, 1)
+            };
             let mut scores = q.matmul(split(&k).transpose()) * spec.scale;
             if let Some(cap) = spec.softcap {
                 scores = (scores / cap).tanh() * cap;
             }
             let mut scores = scores.reshape([kv_heads, group, q_len, k_len]);
             match bias {
-                Some(ScoreBias::Keys(bias)) => scores = scores + bias.clone().narrow(0, keys.start, k_len).reshape([1, 1, 1, k_len]),
+                Some(ScoreBias::Keys(bias)) => {
+                    scores = scores
+                        + bias
+                            .clone()
+                            .narrow(0, keys.start, k_len)
+                            .reshape([1, 1, 1, k_len])
+                }
                 Some(ScoreBias::Positions(bias)) => {
                     let bias = bias.clone().narrow(1, 0, q_len).narrow(2, 0, k_len);
-                    let by_head = if bias.dims()[0] == 1 { [1, 1] } else { [kv_heads, group] };
+                    let by_head = if bias.dims()[0] == 1 {
+                        [1, 1]
+                    } else {
+                        [kv_heads, group]
+                    };
                     scores = scores + bias.reshape([by_head[0], by_head[1], q_len, k_len]);
                 }
                 None => {}
@@ -215,12 +303,19 @@ pub(crate) mod portable {
                 for (i, row) in hidden.chunks_mut(k_len).enumerate() {
                     row[spec.visible(i, q_len, k_len)].fill(false);
                 }
-                let mask = Tensor::<4, Bool>::from_data(TensorData::new(hidden, [1, 1, q_len, k_len]), &scores.device());
+                let mask = Tensor::<4, Bool>::from_data(
+                    TensorData::new(hidden, [1, 1, q_len, k_len]),
+                    &scores.device(),
+                );
                 let shape = scores.shape();
                 scores = scores.mask_fill(mask.expand(shape), f32::NEG_INFINITY);
             }
             let weights = softmax(scores, 3).reshape([kv_heads, group * q_len, k_len]);
-            let out = weights.matmul(split(&v)).reshape([kv_heads, group, q_len, dim]).permute([2, 0, 1, 3]).reshape([q_len, heads * dim]);
+            let out = weights
+                .matmul(split(&v))
+                .reshape([kv_heads, group, q_len, dim])
+                .permute([2, 0, 1, 3])
+                .reshape([q_len, heads * dim]);
             outputs.push(out);
         }
         if outputs.is_empty() {

@@ -1,7 +1,8 @@
-//! Numbers in eight bits by blocks: the moments of an optimiser, and the scales of 4-bit NormalFloat.
+//! Numbers in eight bits by blocks: the moments of an optimiser, and the scales of 4-bit
+//! NormalFloat.
 //!
-//! Source: Dettmers, Lewis, Shleifer, Zettlemoyer: 8-bit Optimizers via Block-wise Quantization, 2022, arXiv 2110.02861; the values,
-//! and the blocks of 256, are those of bitsandbytes.
+//! Source: Dettmers, Lewis, Shleifer, Zettlemoyer: 8-bit Optimizers via Block-wise Quantization,
+//! 2022, arXiv 2110.02861; the values, and the blocks of 256, are those of bitsandbytes.
 
 use std::sync::LazyLock;
 
@@ -13,8 +14,8 @@ use crate::simd::{Isa, TASK, multiversion};
 /// Elements that share a scale.
 pub const MOMENT_BLOCK: usize = 256;
 
-/// Numbers held as a byte each: the largest magnitude of a block of [`MOMENT_BLOCK`], and for each element the nearest of 256 shares
-/// of it, which lie closer together the smaller they are.
+/// Numbers held as a byte each: the largest magnitude of a block of [`MOMENT_BLOCK`], and for each
+/// element the nearest of 256 shares of it, which lie closer together the smaller they are.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Blockwise {
     codes: Vec<u8>,
@@ -26,12 +27,20 @@ impl Blockwise {
     /// `len` zeros; without a sign the shares that are not negative have all 256 codes.
     pub fn zeros(len: usize, signed: bool) -> Self {
         let map = DynamicMap::of(signed);
-        Self { codes: vec![map.zero as u8; len], absmax: vec![0.0; len.div_ceil(MOMENT_BLOCK)], signed }
+        Self {
+            codes: vec![map.zero as u8; len],
+            absmax: vec![0.0; len.div_ceil(MOMENT_BLOCK)],
+            signed,
+        }
     }
 
     /// From its codes and scales; `None` if there is not one scale for each block.
     pub fn from_parts(codes: Vec<u8>, absmax: Vec<f32>, signed: bool) -> Option<Self> {
-        (absmax.len() == codes.len().div_ceil(MOMENT_BLOCK)).then_some(Self { codes, absmax, signed })
+        (absmax.len() == codes.len().div_ceil(MOMENT_BLOCK)).then_some(Self {
+            codes,
+            absmax,
+            signed,
+        })
     }
 
     /// One byte for each element.
@@ -58,14 +67,18 @@ impl Blockwise {
     pub fn to_vec(&self) -> Vec<f32> {
         let map = DynamicMap::of(self.signed);
         let mut values = vec![0.0; self.len()];
-        let blocks = values.chunks_mut(MOMENT_BLOCK).zip(self.codes.chunks(MOMENT_BLOCK)).zip(&self.absmax);
+        let blocks = values
+            .chunks_mut(MOMENT_BLOCK)
+            .zip(self.codes.chunks(MOMENT_BLOCK))
+            .zip(&self.absmax);
         blocks.for_each(|((values, codes), &absmax)| map.read(values, codes, absmax));
         values
     }
 
     /// The number that one code stands for.
     pub(crate) fn at(&self, i: usize) -> f32 {
-        DynamicMap::of(self.signed).values[usize::from(self.codes[i])] * self.absmax[i / MOMENT_BLOCK]
+        DynamicMap::of(self.signed).values[usize::from(self.codes[i])]
+            * self.absmax[i / MOMENT_BLOCK]
     }
 
     /// Rounds numbers; their sign is lost where there is none.
@@ -73,41 +86,73 @@ impl Blockwise {
     /// # Panics
     /// When there are not as many numbers.
     pub fn set(&mut self, values: &[f32]) {
-        assert_eq!(values.len(), self.len(), "blockwise: as many values as codes");
+        assert_eq!(
+            values.len(),
+            self.len(),
+            "blockwise: as many values as codes"
+        );
         let map = DynamicMap::of(self.signed);
-        let blocks = values.chunks(MOMENT_BLOCK).zip(self.codes.chunks_mut(MOMENT_BLOCK)).zip(&mut self.absmax);
+        let blocks = values
+            .chunks(MOMENT_BLOCK)
+            .zip(self.codes.chunks_mut(MOMENT_BLOCK))
+            .zip(&mut self.absmax);
         blocks.for_each(|((values, codes), absmax)| *absmax = map.write(values, codes));
     }
 
     fn tasks(&mut self) -> impl IndexedParallelIterator<Item = (&mut [u8], &mut [f32])> {
-        self.codes.par_chunks_mut(TASK).zip(self.absmax.par_chunks_mut(TASK / MOMENT_BLOCK))
+        self.codes
+            .par_chunks_mut(TASK)
+            .zip(self.absmax.par_chunks_mut(TASK / MOMENT_BLOCK))
     }
 }
 
-/// One AdamW step in place with moments of eight bits: [`crate::adamw_step`] on what they stand for, rounded again afterwards.
+/// One AdamW step in place with moments of eight bits: [`crate::adamw_step`] on what they stand
+/// for, rounded again afterwards.
 ///
 /// # Panics
 /// When the lengths differ, `step` is 0, the first moment has no sign or the second has one.
-pub fn adamw_8bit_step(param: &mut [f32], grad: &[f32], exp_avg: &mut Blockwise, exp_avg_sq: &mut Blockwise, h: &AdamWStep) {
-    check([param.len(), grad.len(), exp_avg.len(), exp_avg_sq.len()], h);
-    assert!(exp_avg.signed && !exp_avg_sq.signed, "adamw: a first moment with and a second without a sign");
+pub fn adamw_8bit_step(
+    param: &mut [f32],
+    grad: &[f32],
+    exp_avg: &mut Blockwise,
+    exp_avg_sq: &mut Blockwise,
+    h: &AdamWStep,
+) {
+    check(
+        [param.len(), grad.len(), exp_avg.len(), exp_avg_sq.len()],
+        h,
+    );
+    assert!(
+        exp_avg.signed && !exp_avg_sq.signed,
+        "adamw: a first moment with and a second without a sign"
+    );
     let coefficients = Coefficients::new(h);
     let (first, second) = (DynamicMap::of(true), DynamicMap::of(false));
-    let tasks = param.par_chunks_mut(TASK).zip(grad.par_chunks(TASK)).zip(exp_avg.tasks()).zip(exp_avg_sq.tasks());
-    tasks.for_each(|(((param, grad), (m_codes, m_absmax)), (v_codes, v_absmax))| {
-        let blocks = param.chunks_mut(MOMENT_BLOCK).zip(grad.chunks(MOMENT_BLOCK));
-        let m_blocks = m_codes.chunks_mut(MOMENT_BLOCK).zip(m_absmax);
-        let v_blocks = v_codes.chunks_mut(MOMENT_BLOCK).zip(v_absmax);
-        for (((param, grad), (m_codes, m_absmax)), (v_codes, v_absmax)) in blocks.zip(m_blocks).zip(v_blocks) {
-            let (mut m, mut v) = ([0.0; MOMENT_BLOCK], [0.0; MOMENT_BLOCK]);
-            let (m, v) = (&mut m[..param.len()], &mut v[..param.len()]);
-            first.read(m, m_codes, *m_absmax);
-            second.read(v, v_codes, *v_absmax);
-            step(param, m, v, grad, coefficients);
-            *m_absmax = first.write(m, m_codes);
-            *v_absmax = second.write(v, v_codes);
-        }
-    });
+    let tasks = param
+        .par_chunks_mut(TASK)
+        .zip(grad.par_chunks(TASK))
+        .zip(exp_avg.tasks())
+        .zip(exp_avg_sq.tasks());
+    tasks.for_each(
+        |(((param, grad), (m_codes, m_absmax)), (v_codes, v_absmax))| {
+            let blocks = param
+                .chunks_mut(MOMENT_BLOCK)
+                .zip(grad.chunks(MOMENT_BLOCK));
+            let m_blocks = m_codes.chunks_mut(MOMENT_BLOCK).zip(m_absmax);
+            let v_blocks = v_codes.chunks_mut(MOMENT_BLOCK).zip(v_absmax);
+            for (((param, grad), (m_codes, m_absmax)), (v_codes, v_absmax)) in
+                blocks.zip(m_blocks).zip(v_blocks)
+            {
+                let (mut m, mut v) = ([0.0; MOMENT_BLOCK], [0.0; MOMENT_BLOCK]);
+                let (m, v) = (&mut m[..param.len()], &mut v[..param.len()]);
+                first.read(m, m_codes, *m_absmax);
+                second.read(v, v_codes, *v_absmax);
+                step(param, m, v, grad, coefficients);
+                *m_absmax = first.write(m, m_codes);
+                *v_absmax = second.write(v, v_codes);
+            }
+        },
+    );
 }
 
 /// Exponents of ten that the shares span.
@@ -126,7 +171,8 @@ struct DynamicMap {
     zero: i32,
     /// For each cell, how many codes from zero the nearest share to its lower end is.
     nearest: [i32; CELLS],
-    /// And the number in the cell from which on it is the next one, if there is one. No cell has two.
+    /// And the number in the cell from which on it is the next one, if there is one. No cell has
+    /// two.
     middle: [f32; CELLS],
 }
 
@@ -157,14 +203,29 @@ impl DynamicMap {
             }
             values[zero + k] = share as f32;
         }
-        let middles: Vec<f32> = shares.windows(2).map(|pair| ((pair[0] + pair[1]) / 2.0) as f32).chain([f32::INFINITY]).collect();
-        let low = |cell: usize| if cell == 0 { 0.0 } else { f32::from_bits((FIRST_CELL + cell as u32) << BELOW_CELL) };
+        let middles: Vec<f32> = shares
+            .windows(2)
+            .map(|pair| ((pair[0] + pair[1]) / 2.0) as f32)
+            .chain([f32::INFINITY])
+            .collect();
+        let low = |cell: usize| {
+            if cell == 0 {
+                0.0
+            } else {
+                f32::from_bits((FIRST_CELL + cell as u32) << BELOW_CELL)
+            }
+        };
         let (mut nearest, mut middle) = ([0; CELLS], [f32::INFINITY; CELLS]);
         for cell in 0..CELLS {
             let k = middles.partition_point(|&middle| middle < low(cell));
             (nearest[cell], middle[cell]) = (k as i32, middles[k]);
         }
-        Self { values, zero: zero as i32, nearest, middle }
+        Self {
+            values,
+            zero: zero as i32,
+            nearest,
+            middle,
+        }
     }
 
     fn read(&self, values: &mut [f32], codes: &[u8], absmax: f32) {
@@ -181,7 +242,10 @@ multiversion!(fn read(values: &mut [f32], codes: &[u8], shares: &[f32; 256], abs
 
 #[inline(always)]
 fn read_body<I: Isa>(values: &mut [f32], codes: &[u8], shares: &[f32; 256], absmax: f32) {
-    values.iter_mut().zip(codes).for_each(|(value, &code)| *value = shares[usize::from(code)] * absmax);
+    values
+        .iter_mut()
+        .zip(codes)
+        .for_each(|(value, &code)| *value = shares[usize::from(code)] * absmax);
 }
 
 multiversion!(fn write(values: &[f32], codes: &mut [u8], map: &DynamicMap) -> f32 = write_body);
@@ -189,9 +253,15 @@ multiversion!(fn write(values: &[f32], codes: &mut [u8], map: &DynamicMap) -> f3
 /// Without branches, so that the compiler can take several elements at a time.
 #[inline(always)]
 fn write_body<I: Isa>(values: &[f32], codes: &mut [u8], map: &DynamicMap) -> f32 {
-    let largest = values.iter().fold(0u32, |largest, value| largest.max(value.abs().to_bits()));
+    let largest = values
+        .iter()
+        .fold(0u32, |largest, value| largest.max(value.abs().to_bits()));
     let absmax = f32::from_bits(largest);
-    let inverse = if absmax > 0.0 { (1.0 / absmax).min(f32::MAX) } else { 0.0 };
+    let inverse = if absmax > 0.0 {
+        (1.0 / absmax).min(f32::MAX)
+    } else {
+        0.0
+    };
     for (value, code) in values.iter().zip(codes) {
         let share = value * inverse;
         let magnitude = share.abs();
@@ -208,12 +278,17 @@ mod tests {
 
     #[test]
     fn shares_are_those_of_the_reference() {
-        // bitsandbytes 0.50: create_dynamic_map(signed=True) and (signed=False), some of their values.
+        // bitsandbytes 0.50: create_dynamic_map(signed=True) and (signed=False), some of their
+        // values.
         let (signed, unsigned) = (DynamicMap::new(true), DynamicMap::new(false));
         for (map, expected) in [(&signed, &SIGNED_VALUES[..]), (&unsigned, &UNSIGNED_VALUES)] {
             assert!(map.values.is_sorted());
             for &(code, value) in expected {
-                assert!((map.values[code] - value).abs() <= 1e-6 * value.abs(), "{code}: {}", map.values[code]);
+                assert!(
+                    (map.values[code] - value).abs() <= 1e-6 * value.abs(),
+                    "{code}: {}",
+                    map.values[code]
+                );
             }
         }
     }
@@ -227,24 +302,44 @@ mod tests {
         (254, 0.992_968_74),
         (255, 1.0),
     ];
-    const UNSIGNED_VALUES: [(usize, f32); 7] =
-        [(0, 0.0), (1, 3.25e-7), (63, 0.010_703_126), (127, 0.103_515_625), (200, 0.616_796_85), (254, 0.996_484_4), (255, 1.0)];
+    const UNSIGNED_VALUES: [(usize, f32); 7] = [
+        (0, 0.0),
+        (1, 3.25e-7),
+        (63, 0.010_703_126),
+        (127, 0.103_515_625),
+        (200, 0.616_796_85),
+        (254, 0.996_484_4),
+        (255, 1.0),
+    ];
 
     #[test]
     fn codes_are_those_of_the_reference() {
-        // bitsandbytes 0.50: quantize_blockwise of 3 sin(0.37 i)^5 and of its squares, blocks of 256. On the processor it searches
-        // coarsely and misses the nearest by one code in places, and by more for a share below 1e-5 (the zero in front becomes 131 and 7).
-        let values: Vec<f32> = (0..600).map(|i| (f64::from(i) * 0.37).sin().powi(5) as f32 * 3.0).collect();
+        // bitsandbytes 0.50: quantize_blockwise of 3 sin(0.37 i)^5 and of its squares, blocks of
+        // 256. On the processor it searches coarsely and misses the nearest by one code in places,
+        // and by more for a share below 1e-5 (the zero in front becomes 131 and 7).
+        let values: Vec<f32> = (0..600)
+            .map(|i| (f64::from(i) * 0.37).sin().powi(5) as f32 * 3.0)
+            .collect();
         let mut first = Blockwise::zeros(600, true);
         first.set(&values);
-        assert_eq!(first.codes()[..10], [127, 152, 193, 224, 253, 242, 206, 169, 135, 118]);
+        assert_eq!(
+            first.codes()[..10],
+            [127, 152, 193, 224, 253, 242, 206, 169, 135, 118]
+        );
         assert_eq!(first.codes()[595..], [140, 177, 211, 246, 251]);
-        for (absmax, expected) in first.absmax().iter().zip([2.999_963_3, 2.999_021, 2.987_607_2]) {
+        for (absmax, expected) in first
+            .absmax()
+            .iter()
+            .zip([2.999_963_3, 2.999_021, 2.987_607_2])
+        {
             assert!((absmax - expected).abs() < 1e-5, "{absmax}");
         }
         let mut second = Blockwise::zeros(600, false);
         second.set(&values.iter().map(|v| v * v).collect::<Vec<_>>());
-        for (code, expected) in second.codes()[1..8].iter().zip([10u8, 69, 160, 249, 208, 127, 33]) {
+        for (code, expected) in second.codes()[1..8]
+            .iter()
+            .zip([10u8, 69, 160, 249, 208, 127, 33])
+        {
             assert!(code.abs_diff(expected) <= 1, "{code} instead of {expected}");
         }
     }
@@ -252,17 +347,30 @@ mod tests {
     #[test]
     fn a_step_is_that_of_the_numbers_the_moments_stand_for() {
         let n = 3 * MOMENT_BLOCK + 17;
-        let wave = |scale: f32, f: f32| (0..n).map(|i| scale * (i as f32 * f).sin()).collect::<Vec<_>>();
+        let wave = |scale: f32, f: f32| {
+            (0..n)
+                .map(|i| scale * (i as f32 * f).sin())
+                .collect::<Vec<_>>()
+        };
         let (mut param, mut expected) = (wave(1.0, 0.7), wave(1.0, 0.7));
         let (mut m8, mut v8) = (Blockwise::zeros(n, true), Blockwise::zeros(n, false));
         for step in 1..=4 {
-            let h = AdamWStep { lr: 1e-2, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.1, step, grad_scale: 0.5 };
+            let h = AdamWStep {
+                lr: 1e-2,
+                beta1: 0.9,
+                beta2: 0.99,
+                eps: 1e-8,
+                weight_decay: 0.1,
+                step,
+                grad_scale: 0.5,
+            };
             let grad = wave(0.1, 0.3 + step as f32);
             let (mut m, mut v) = (m8.to_vec(), v8.to_vec());
             adamw_8bit_step(&mut param, &grad, &mut m8, &mut v8, &h);
             crate::adamw_step(&mut expected, &grad, &mut m, &mut v, &h);
             assert_eq!(param, expected);
-            let (mut rounded, mut rounded_sq) = (Blockwise::zeros(n, true), Blockwise::zeros(n, false));
+            let (mut rounded, mut rounded_sq) =
+                (Blockwise::zeros(n, true), Blockwise::zeros(n, false));
             rounded.set(&m);
             rounded_sq.set(&v);
             assert_eq!((&m8, &v8), (&rounded, &rounded_sq));
@@ -280,7 +388,10 @@ mod tests {
                 let mut code = [0];
                 map.write(&[share, 1.0], &mut code);
                 let found = distance(usize::from(code[0]));
-                assert!(found <= best * (1.0 + 1e-5) + f32::MIN_POSITIVE, "{share}: {found} instead of {best}");
+                assert!(
+                    found <= best * (1.0 + 1e-5) + f32::MIN_POSITIVE,
+                    "{share}: {found} instead of {best}"
+                );
             }
         }
     }

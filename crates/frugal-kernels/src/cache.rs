@@ -37,7 +37,10 @@ impl Block {
         match cache_type {
             CacheType::F32 => Self::F32(Vec::with_capacity(BLOCK * width)),
             CacheType::F16 => Self::F16(Vec::with_capacity(BLOCK * width)),
-            CacheType::Int8 => Self::Int8(Vec::with_capacity(BLOCK * width), Vec::with_capacity(BLOCK * width.div_ceil(GROUP))),
+            CacheType::Int8 => Self::Int8(
+                Vec::with_capacity(BLOCK * width),
+                Vec::with_capacity(BLOCK * width.div_ceil(GROUP)),
+            ),
         }
     }
 
@@ -49,10 +52,22 @@ impl Block {
                 for group in values.chunks(width).flat_map(|row| row.chunks(GROUP)) {
                     let largest = group.iter().fold(0f32, |largest, v| largest.max(v.abs()));
                     // What is not a number has no code, and must not pass for one.
-                    let scale = if group.iter().any(|v| v.is_nan()) { f16::NAN } else { f16::from_f32(largest / 127.0) };
+                    let scale = if group.iter().any(|v| v.is_nan()) {
+                        f16::NAN
+                    } else {
+                        f16::from_f32(largest / 127.0)
+                    };
                     // With the scale as it is held, so that its rounding costs nothing.
-                    let inverse = if scale.to_f32() > 0.0 { scale.to_f32().recip() } else { 0.0 };
-                    codes.extend(group.iter().map(|v| (v * inverse).round().clamp(-127.0, 127.0) as i8));
+                    let inverse = if scale.to_f32() > 0.0 {
+                        scale.to_f32().recip()
+                    } else {
+                        0.0
+                    };
+                    codes.extend(
+                        group
+                            .iter()
+                            .map(|v| (v * inverse).round().clamp(-127.0, 127.0) as i8),
+                    );
                     scales.push(scale);
                 }
             }
@@ -84,7 +99,8 @@ impl Block {
     }
 }
 
-/// Keys and values of one sequence in one layer, each `[len, width]`. What is added is copied once and stays where it is.
+/// Keys and values of one sequence in one layer, each `[len, width]`. What is added is copied once
+/// and stays where it is.
 #[derive(Clone, Debug)]
 pub struct KeyValues {
     cache_type: CacheType,
@@ -99,12 +115,22 @@ pub struct KeyValues {
 impl KeyValues {
     /// An empty cache for rows of `width` numbers.
     pub fn new(width: usize, cache_type: CacheType) -> Self {
-        Self { cache_type, width, len: 0, shared: false, keys: Vec::new(), values: Vec::new() }
+        Self {
+            cache_type,
+            width,
+            len: 0,
+            shared: false,
+            keys: Vec::new(),
+            values: Vec::new(),
+        }
     }
 
     /// An empty cache whose values are its keys, held once. What is appended as value is not read.
     pub fn shared(width: usize, cache_type: CacheType) -> Self {
-        Self { shared: true, ..Self::new(width, cache_type) }
+        Self {
+            shared: true,
+            ..Self::new(width, cache_type)
+        }
     }
 
     pub(crate) fn width(&self) -> usize {
@@ -112,19 +138,34 @@ impl KeyValues {
     }
 
     pub(crate) fn values(&self) -> &[Block] {
-        if self.shared { &self.keys } else { &self.values }
+        if self.shared {
+            &self.keys
+        } else {
+            &self.values
+        }
     }
 
-    /// Adds positions: key and value are `[positions, width]`. False, with nothing added, when they are not f32 in this
-    /// process's memory (on another device than the CPU).
+    /// Adds positions: key and value are `[positions, width]`. False, with nothing added, when they
+    /// are not f32 in this process's memory (on another device than the CPU).
     ///
     /// # Panics
     /// When the shapes do not fit.
     #[must_use]
     pub fn append(&mut self, key: &Tensor<2>, value: &Tensor<2>) -> bool {
-        assert!(key.dims() == value.dims() && key.dims()[1] == self.width, "cache: key {:?}, value {:?}", key.dims(), value.dims());
-        let values = if self.shared { Some(Vec::new()) } else { flex::host_rows(value) };
-        let (Some(keys), Some(values)) = (flex::host_rows(key), values) else { return false };
+        assert!(
+            key.dims() == value.dims() && key.dims()[1] == self.width,
+            "cache: key {:?}, value {:?}",
+            key.dims(),
+            value.dims()
+        );
+        let values = if self.shared {
+            Some(Vec::new())
+        } else {
+            flex::host_rows(value)
+        };
+        let (Some(keys), Some(values)) = (flex::host_rows(key), values) else {
+            return false;
+        };
         let mut at = 0;
         while at < keys.len() {
             if self.len.is_multiple_of(BLOCK) {
@@ -189,7 +230,9 @@ impl KeyValues {
     pub fn tensors(&self, device: &Device) -> (Tensor<2>, Tensor<2>) {
         let tensor = |blocks: &[Block]| {
             let mut all = Vec::with_capacity(self.len * self.width);
-            blocks.iter().for_each(|block| block.copy_to(&mut all, self.width));
+            blocks
+                .iter()
+                .for_each(|block| block.copy_to(&mut all, self.width));
             Tensor::from_data(TensorData::new(all, [self.len, self.width]), device)
         };
         (tensor(&self.keys), tensor(self.values()))

@@ -36,11 +36,18 @@ pub fn linear_cross_entropy(
     opts: &CrossEntropyOptions,
 ) -> Tensor<1> {
     check(&hidden, weight.dims(), bias.as_ref(), targets);
-    flex::linear_cross_entropy(&hidden, &flex::Weight::Dense(&weight), bias.as_ref(), targets, opts)
-        .unwrap_or_else(|| portable::linear_cross_entropy(hidden, weight, bias, targets, opts))
+    flex::linear_cross_entropy(
+        &hidden,
+        &flex::Weight::Dense(&weight),
+        bias.as_ref(),
+        targets,
+        opts,
+    )
+    .unwrap_or_else(|| portable::linear_cross_entropy(hidden, weight, bias, targets, opts))
 }
 
-/// [`linear_cross_entropy`] with a packed weight `[vocab, d]`; no gradient is formed for the weight.
+/// [`linear_cross_entropy`] with a packed weight `[vocab, d]`; no gradient is formed for the
+/// weight.
 ///
 /// # Panics
 /// As [`linear_cross_entropy`].
@@ -52,7 +59,13 @@ pub fn quantized_cross_entropy(
     opts: &CrossEntropyOptions,
 ) -> Tensor<1> {
     check(&hidden, weight.dims(), bias.as_ref(), targets);
-    let fused = flex::linear_cross_entropy(&hidden, &flex::Weight::Packed(weight), bias.as_ref(), targets, opts);
+    let fused = flex::linear_cross_entropy(
+        &hidden,
+        &flex::Weight::Packed(weight),
+        bias.as_ref(),
+        targets,
+        opts,
+    );
     fused.unwrap_or_else(|| {
         let weight = weight.dense(&hidden.device().inner());
         portable::linear_cross_entropy(hidden, weight, bias, targets, opts)
@@ -65,20 +78,38 @@ pub fn quantized_cross_entropy(
 ///
 /// # Panics
 /// When the shapes do not fit together or a target is outside the vocabulary.
-pub fn token_log_probs(hidden: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, targets: &[i32]) -> Vec<f32> {
+pub fn token_log_probs(
+    hidden: Tensor<2>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    targets: &[i32],
+) -> Vec<f32> {
     check(&hidden, weight.dims(), bias.as_ref(), targets);
-    flex::token_log_probs(&hidden, &flex::Weight::Dense(&weight), bias.as_ref(), targets)
-        .unwrap_or_else(|| portable::token_log_probs(hidden, weight, bias, targets))
+    flex::token_log_probs(
+        &hidden,
+        &flex::Weight::Dense(&weight),
+        bias.as_ref(),
+        targets,
+    )
+    .unwrap_or_else(|| portable::token_log_probs(hidden, weight, bias, targets))
 }
 
-fn check(hidden: &Tensor<2>, [vocab, weight_d]: [usize; 2], bias: Option<&Tensor<1>>, targets: &[i32]) {
+fn check(
+    hidden: &Tensor<2>,
+    [vocab, weight_d]: [usize; 2],
+    bias: Option<&Tensor<1>>,
+    targets: &[i32],
+) {
     let [tokens, d] = hidden.dims();
     assert!(
         d == weight_d && targets.len() == tokens,
         "cross entropy: hidden [{tokens}, {d}], weight [{vocab}, {weight_d}] and {} targets do not fit",
         targets.len()
     );
-    assert!(bias.is_none_or(|b| b.dims() == [vocab]), "cross entropy: the bias must have {vocab} entries, one per row of the weight");
+    assert!(
+        bias.is_none_or(|b| b.dims() == [vocab]),
+        "cross entropy: the bias must have {vocab} entries, one per row of the weight"
+    );
     for &target in targets {
         assert!(
             target == IGNORE_INDEX || (0..vocab as i64).contains(&i64::from(target)),
@@ -93,10 +124,17 @@ pub(crate) mod portable {
 
     /// The rows that count and their targets, as index tensors on the plain device.
     fn counted(targets: &[i32], rows: std::ops::Range<usize>) -> (Vec<i32>, Vec<i32>) {
-        rows.filter(|&i| targets[i] != IGNORE_INDEX).map(|i| (i as i32, targets[i])).unzip()
+        rows.filter(|&i| targets[i] != IGNORE_INDEX)
+            .map(|i| (i as i32, targets[i]))
+            .unzip()
     }
 
-    fn logits(hidden: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, softcap: Option<f32>) -> Tensor<2> {
+    fn logits(
+        hidden: Tensor<2>,
+        weight: Tensor<2>,
+        bias: Option<Tensor<1>>,
+        softcap: Option<f32>,
+    ) -> Tensor<2> {
         let mut logits = crate::linear::portable::linear(hidden, weight, bias);
         if let Some(cap) = softcap {
             logits = (logits / cap).tanh() * cap;
@@ -139,7 +177,12 @@ pub(crate) mod portable {
     }
 
     /// [`token_log_probs`](crate::token_log_probs) as a composition of Burn operations.
-    pub fn token_log_probs(hidden: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, targets: &[i32]) -> Vec<f32> {
+    pub fn token_log_probs(
+        hidden: Tensor<2>,
+        weight: Tensor<2>,
+        bias: Option<Tensor<1>>,
+        targets: &[i32],
+    ) -> Vec<f32> {
         const CHUNK: usize = 64;
         let (hidden, weight) = (hidden.inner(), weight.inner());
         let bias = bias.map(Tensor::inner);
@@ -151,7 +194,8 @@ pub(crate) mod portable {
                 continue;
             }
             let count = rows.len();
-            let index = Tensor::<1, Int>::from_data(TensorData::new(rows.clone(), [count]), &device);
+            let index =
+                Tensor::<1, Int>::from_data(TensorData::new(rows.clone(), [count]), &device);
             let labels = Tensor::<2, Int>::from_data(TensorData::new(labels, [count, 1]), &device);
             let selected = hidden.clone().select(0, index);
             let log_probs = log_softmax(logits(selected, weight.clone(), bias.clone(), None), 1);

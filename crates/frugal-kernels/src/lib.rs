@@ -34,9 +34,13 @@ pub use allocator::{freed_memory, keep_freed_memory};
 pub use attention::{AttentionSpec, ScoreBias, attention, biased_attention, cached_attention};
 pub use blockwise::{Blockwise, MOMENT_BLOCK, adamw_8bit_step};
 pub use cache::{CacheType, KeyValues};
-pub use cross_entropy::{CrossEntropyOptions, IGNORE_INDEX, linear_cross_entropy, quantized_cross_entropy, token_log_probs};
+pub use cross_entropy::{
+    CrossEntropyOptions, IGNORE_INDEX, linear_cross_entropy, quantized_cross_entropy,
+    token_log_probs,
+};
 pub use linear::{
-    LowRankRows, linear, lora_linear, multi_lora_linear, quantized_linear, quantized_lora_linear, quantized_multi_lora_linear,
+    LowRankRows, linear, lora_linear, multi_lora_linear, quantized_linear, quantized_lora_linear,
+    quantized_multi_lora_linear,
 };
 pub use mapped::map_file;
 pub use memory::Memory;

@@ -8,13 +8,15 @@ use burn::tensor::Tensor;
 use crate::flex;
 use crate::packed::Packed;
 
-/// `x · weightᵀ + bias`: x `[tokens, in]`, weight `[out, in]`, bias `[out]`, result `[tokens, out]`.
+/// `x · weightᵀ + bias`: x `[tokens, in]`, weight `[out, in]`, bias `[out]`, result
+/// `[tokens, out]`.
 ///
 /// # Panics
 /// When the shapes do not fit together.
 pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
     check(&x, weight.dims(), bias.as_ref());
-    flex::linear(&x, &flex::Weight::Dense(&weight), bias.as_ref()).unwrap_or_else(|| portable::linear(x, weight, bias))
+    flex::linear(&x, &flex::Weight::Dense(&weight), bias.as_ref())
+        .unwrap_or_else(|| portable::linear(x, weight, bias))
 }
 
 /// [`linear`] with a packed weight `[out, in]`; no gradient is formed for the weight.
@@ -33,11 +35,25 @@ pub fn quantized_linear(x: Tensor<2>, weight: &Arc<Packed>, bias: Option<Tensor<
 ///
 /// # Panics
 /// When the shapes do not fit together.
-pub fn lora_linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, a: Tensor<2>, b: Tensor<2>, scale: f32) -> Tensor<2> {
+pub fn lora_linear(
+    x: Tensor<2>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    a: Tensor<2>,
+    b: Tensor<2>,
+    scale: f32,
+) -> Tensor<2> {
     check(&x, weight.dims(), bias.as_ref());
     check_pair(weight.dims(), &a, &b);
-    flex::lora_linear(&x, &flex::Weight::Dense(&weight), bias.as_ref(), &a, &b, scale)
-        .unwrap_or_else(|| portable::lora_linear(x, weight, bias, a, b, scale))
+    flex::lora_linear(
+        &x,
+        &flex::Weight::Dense(&weight),
+        bias.as_ref(),
+        &a,
+        &b,
+        scale,
+    )
+    .unwrap_or_else(|| portable::lora_linear(x, weight, bias, a, b, scale))
 }
 
 /// [`lora_linear`] with a packed weight `[out, in]`.
@@ -54,8 +70,24 @@ pub fn quantized_lora_linear(
 ) -> Tensor<2> {
     check(&x, weight.dims(), bias.as_ref());
     check_pair(weight.dims(), &a, &b);
-    let fused = flex::lora_linear(&x, &flex::Weight::Packed(weight), bias.as_ref(), &a, &b, scale);
-    fused.unwrap_or_else(|| portable::lora_linear(x.clone(), weight.dense(&x.device().inner()), bias, a, b, scale))
+    let fused = flex::lora_linear(
+        &x,
+        &flex::Weight::Packed(weight),
+        bias.as_ref(),
+        &a,
+        &b,
+        scale,
+    );
+    fused.unwrap_or_else(|| {
+        portable::lora_linear(
+            x.clone(),
+            weight.dense(&x.device().inner()),
+            bias,
+            a,
+            b,
+            scale,
+        )
+    })
 }
 
 /// A low-rank correction `scale · (x · aᵀ) · bᵀ` of some rows of x: a `[r, in]`, b `[out, r]`.
@@ -71,12 +103,18 @@ pub struct LowRankRows {
     pub scale: f32,
 }
 
-/// [`linear`] with a low-rank correction of its own for each of several ranges of rows, as when the sequences of a batch use
-/// different adapters: the weight is read once for all of them. The ranges must ascend without an overlap; rows between them get none.
+/// [`linear`] with a low-rank correction of its own for each of several ranges of rows, as when the
+/// sequences of a batch use different adapters: the weight is read once for all of them. The ranges
+/// must ascend without an overlap; rows between them get none.
 ///
 /// # Panics
 /// When the shapes do not fit together.
-pub fn multi_lora_linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, pairs: &[LowRankRows]) -> Tensor<2> {
+pub fn multi_lora_linear(
+    x: Tensor<2>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    pairs: &[LowRankRows],
+) -> Tensor<2> {
     check(&x, weight.dims(), bias.as_ref());
     check_rows(&x, weight.dims(), pairs);
     let fused = flex::multi_lora_linear(&x, &flex::Weight::Dense(&weight), bias.as_ref(), pairs);
@@ -87,11 +125,18 @@ pub fn multi_lora_linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>
 ///
 /// # Panics
 /// When the shapes do not fit together.
-pub fn quantized_multi_lora_linear(x: Tensor<2>, weight: &Arc<Packed>, bias: Option<Tensor<1>>, pairs: &[LowRankRows]) -> Tensor<2> {
+pub fn quantized_multi_lora_linear(
+    x: Tensor<2>,
+    weight: &Arc<Packed>,
+    bias: Option<Tensor<1>>,
+    pairs: &[LowRankRows],
+) -> Tensor<2> {
     check(&x, weight.dims(), bias.as_ref());
     check_rows(&x, weight.dims(), pairs);
     let fused = flex::multi_lora_linear(&x, &flex::Weight::Packed(weight), bias.as_ref(), pairs);
-    fused.unwrap_or_else(|| portable::multi_lora_linear(x.clone(), weight.dense(&x.device().inner()), bias, pairs))
+    fused.unwrap_or_else(|| {
+        portable::multi_lora_linear(x.clone(), weight.dense(&x.device().inner()), bias, pairs)
+    })
 }
 
 fn check_rows(x: &Tensor<2>, dims: [usize; 2], pairs: &[LowRankRows]) {
@@ -104,18 +149,31 @@ fn check_rows(x: &Tensor<2>, dims: [usize; 2], pairs: &[LowRankRows]) {
         );
         end = rows.end;
     }
-    assert!(end <= x.dims()[0], "multi_lora_linear: x has {} rows, the pairs ask for {end}", x.dims()[0]);
+    assert!(
+        end <= x.dims()[0],
+        "multi_lora_linear: x has {} rows, the pairs ask for {end}",
+        x.dims()[0]
+    );
 }
 
 fn check_pair([out, d]: [usize; 2], a: &Tensor<2>, b: &Tensor<2>) {
     let ([r, a_d], [b_out, b_r]) = (a.dims(), b.dims());
-    assert!(a_d == d && b_out == out && b_r == r, "lora_linear: a [{r}, {a_d}] and b [{b_out}, {b_r}] do not fit the weight [{out}, {d}]");
+    assert!(
+        a_d == d && b_out == out && b_r == r,
+        "lora_linear: a [{r}, {a_d}] and b [{b_out}, {b_r}] do not fit the weight [{out}, {d}]"
+    );
 }
 
 pub(crate) fn check(x: &Tensor<2>, [out, d]: [usize; 2], bias: Option<&Tensor<1>>) {
     let [tokens, x_d] = x.dims();
-    assert!(x_d == d, "linear: x [{tokens}, {x_d}] does not fit the weight [{out}, {d}]");
-    assert!(bias.is_none_or(|b| b.dims() == [out]), "linear: the bias must have {out} entries, one per row of the weight");
+    assert!(
+        x_d == d,
+        "linear: x [{tokens}, {x_d}] does not fit the weight [{out}, {d}]"
+    );
+    assert!(
+        bias.is_none_or(|b| b.dims() == [out]),
+        "linear: the bias must have {out} entries, one per row of the weight"
+    );
 }
 
 pub(crate) mod portable {
@@ -133,16 +191,32 @@ pub(crate) mod portable {
     }
 
     /// [`lora_linear`](crate::lora_linear) as a composition of Burn operations.
-    pub fn lora_linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, a: Tensor<2>, b: Tensor<2>, scale: f32) -> Tensor<2> {
+    pub fn lora_linear(
+        x: Tensor<2>,
+        weight: Tensor<2>,
+        bias: Option<Tensor<1>>,
+        a: Tensor<2>,
+        b: Tensor<2>,
+        scale: f32,
+    ) -> Tensor<2> {
         let low = x.clone().matmul(a.transpose()).matmul(b.transpose());
         linear(x, weight, bias) + low * scale
     }
 
     /// [`multi_lora_linear`](crate::multi_lora_linear) as a composition of Burn operations.
-    pub fn multi_lora_linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, pairs: &[LowRankRows]) -> Tensor<2> {
+    pub fn multi_lora_linear(
+        x: Tensor<2>,
+        weight: Tensor<2>,
+        bias: Option<Tensor<1>>,
+        pairs: &[LowRankRows],
+    ) -> Tensor<2> {
         let mut y = linear(x.clone(), weight, bias);
         for LowRankRows { rows, a, b, scale } in pairs.iter().filter(|pair| !pair.rows.is_empty()) {
-            let low = x.clone().slice(rows.clone()).matmul(a.clone().transpose()).matmul(b.clone().transpose());
+            let low = x
+                .clone()
+                .slice(rows.clone())
+                .matmul(a.clone().transpose())
+                .matmul(b.clone().transpose());
             let part = y.clone().slice(rows.clone()) + low * *scale;
             y = y.slice_assign([rows.clone()], part);
         }

@@ -15,9 +15,9 @@ pub fn map_file(path: &Path) -> io::Result<Bytes> {
     if file.metadata()?.len() == 0 {
         return Ok(Bytes::new());
     }
-    // SAFETY: the mapping is private and read-only. Changing a model file while it is in use is outside the contract
-    // of every program that maps files; the writers of this project replace files by renaming, which leaves the mapped
-    // inode as it was.
+    // SAFETY: the mapping is private and read-only. Changing a model file while it is in use is
+    // outside the contract of every program that maps files; the writers of this project replace
+    // files by renaming, which leaves the mapped inode as it was.
     let map = unsafe { memmap2::Mmap::map(&file)? };
     Ok(Bytes::from_owner(map))
 }

@@ -6,11 +6,12 @@ thread_local! {
     static CURRENT: Cell<Memory> = const { Cell::new(Memory::Balanced) };
 }
 
-/// How much a forward pass keeps for its backward pass. Gradients are the same bits whatever is chosen: what is not kept
-/// is computed again by the same kernels.
+/// How much a forward pass keeps for its backward pass. Gradients are the same bits whatever is
+/// chosen: what is not kept is computed again by the same kernels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Memory {
-    /// Keep the residual stream and the outputs of attention; compute linear maps, rotations, norms and activations again.
+    /// Keep the residual stream and the outputs of attention; compute linear maps, rotations, norms
+    /// and activations again.
     Low,
     /// Keep the outputs of linear maps and of attention; compute norms and activations again.
     #[default]

@@ -1,10 +1,12 @@
-//! Root-mean-square and layer normalisation over the last dimension, and the residual sum before them.
+//! Root-mean-square and layer normalisation over the last dimension, and the residual sum before
+//! them.
 
 use burn::tensor::Tensor;
 
 use crate::flex;
 
-/// RMS normalisation of each row: `x / sqrt(mean(x^2) + eps) * weight`, x `[tokens, d]`, weight `[d]`.
+/// RMS normalisation of each row: `x / sqrt(mean(x^2) + eps) * weight`, x `[tokens, d]`, weight
+/// `[d]`.
 ///
 /// Per-head normalisation is the same call on `[tokens * heads, head_dim]`.
 ///
@@ -15,14 +17,15 @@ pub fn rms_norm(x: Tensor<2>, weight: Tensor<1>, eps: f64) -> Tensor<2> {
     flex::rms_norm(&x, &weight, eps).unwrap_or_else(|| portable::rms_norm(x, weight, eps))
 }
 
-/// Layer normalisation of each row: `(x - mean) / sqrt(var + eps) * weight + bias`, x `[tokens, d]`,
-/// weight and bias `[d]`.
+/// Layer normalisation of each row: `(x - mean) / sqrt(var + eps) * weight + bias`, x
+/// `[tokens, d]`, weight and bias `[d]`.
 ///
 /// # Panics
 /// When the shapes do not fit together.
 pub fn layer_norm(x: Tensor<2>, weight: Tensor<1>, bias: Option<Tensor<1>>, eps: f64) -> Tensor<2> {
     check(&x, &weight, bias.as_ref());
-    flex::layer_norm(&x, &weight, bias.as_ref(), eps).unwrap_or_else(|| portable::layer_norm(x, weight, bias, eps))
+    flex::layer_norm(&x, &weight, bias.as_ref(), eps)
+        .unwrap_or_else(|| portable::layer_norm(x, weight, bias, eps))
 }
 
 /// `x + y`, both `[tokens, d]`.
@@ -34,29 +37,42 @@ pub fn add(x: Tensor<2>, y: Tensor<2>) -> Tensor<2> {
     flex::add(&x, &y).unwrap_or_else(|| portable::add(x, y))
 }
 
-/// The sum `x + y`, both `[tokens, d]`, and its [`rms_norm`], in one pass over memory. The gradient that the sum gets besides is
-/// added up in the backward pass of the norm.
+/// The sum `x + y`, both `[tokens, d]`, and its [`rms_norm`], in one pass over memory. The gradient
+/// that the sum gets besides is added up in the backward pass of the norm.
 ///
 /// # Panics
 /// When the shapes do not fit together.
 pub fn add_rms_norm(x: Tensor<2>, y: Tensor<2>, weight: Tensor<1>, eps: f64) -> [Tensor<2>; 2] {
     check_sum(&x, &y);
     check(&x, &weight, None);
-    flex::add_rms_norm(&x, &y, &weight, eps).unwrap_or_else(|| portable::add_rms_norm(x, y, weight, eps))
+    flex::add_rms_norm(&x, &y, &weight, eps)
+        .unwrap_or_else(|| portable::add_rms_norm(x, y, weight, eps))
 }
 
 /// The sum `x + y`, both `[tokens, d]`, and its [`layer_norm`]; as [`add_rms_norm`].
 ///
 /// # Panics
 /// When the shapes do not fit together.
-pub fn add_layer_norm(x: Tensor<2>, y: Tensor<2>, weight: Tensor<1>, bias: Option<Tensor<1>>, eps: f64) -> [Tensor<2>; 2] {
+pub fn add_layer_norm(
+    x: Tensor<2>,
+    y: Tensor<2>,
+    weight: Tensor<1>,
+    bias: Option<Tensor<1>>,
+    eps: f64,
+) -> [Tensor<2>; 2] {
     check_sum(&x, &y);
     check(&x, &weight, bias.as_ref());
-    flex::add_layer_norm(&x, &y, &weight, bias.as_ref(), eps).unwrap_or_else(|| portable::add_layer_norm(x, y, weight, bias, eps))
+    flex::add_layer_norm(&x, &y, &weight, bias.as_ref(), eps)
+        .unwrap_or_else(|| portable::add_layer_norm(x, y, weight, bias, eps))
 }
 
 fn check_sum(x: &Tensor<2>, y: &Tensor<2>) {
-    assert!(x.dims() == y.dims(), "residual sum: {:?} and {:?} are not of one shape", x.dims(), y.dims());
+    assert!(
+        x.dims() == y.dims(),
+        "residual sum: {:?} and {:?} are not of one shape",
+        x.dims(),
+        y.dims()
+    );
 }
 
 fn check(x: &Tensor<2>, weight: &Tensor<1>, bias: Option<&Tensor<1>>) {
@@ -78,9 +94,17 @@ pub(crate) mod portable {
     }
 
     /// [`layer_norm`](crate::layer_norm) as a composition of Burn operations.
-    pub fn layer_norm(x: Tensor<2>, weight: Tensor<1>, bias: Option<Tensor<1>>, eps: f64) -> Tensor<2> {
+    pub fn layer_norm(
+        x: Tensor<2>,
+        weight: Tensor<1>,
+        bias: Option<Tensor<1>>,
+        eps: f64,
+    ) -> Tensor<2> {
         let centred = x.clone() - x.mean_dim(1);
-        let deviation = (centred.clone() * centred.clone()).mean_dim(1).add_scalar(eps).sqrt();
+        let deviation = (centred.clone() * centred.clone())
+            .mean_dim(1)
+            .add_scalar(eps)
+            .sqrt();
         let y = centred / deviation * weight.unsqueeze::<2>();
         match bias {
             Some(bias) => y + bias.unsqueeze::<2>(),
@@ -99,7 +123,13 @@ pub(crate) mod portable {
     }
 
     /// [`add_layer_norm`](crate::add_layer_norm) as a composition of Burn operations.
-    pub fn add_layer_norm(x: Tensor<2>, y: Tensor<2>, weight: Tensor<1>, bias: Option<Tensor<1>>, eps: f64) -> [Tensor<2>; 2] {
+    pub fn add_layer_norm(
+        x: Tensor<2>,
+        y: Tensor<2>,
+        weight: Tensor<1>,
+        bias: Option<Tensor<1>>,
+        eps: f64,
+    ) -> [Tensor<2>; 2] {
         let sum = add(x, y);
         [sum.clone(), layer_norm(sum, weight, bias, eps)]
     }

@@ -27,15 +27,26 @@ pub struct AdamWStep {
 ///
 /// # Panics
 /// When the lengths differ or `step` is 0.
-pub fn adamw_step(param: &mut [f32], grad: &[f32], exp_avg: &mut [f32], exp_avg_sq: &mut [f32], h: &AdamWStep) {
-    check([param.len(), grad.len(), exp_avg.len(), exp_avg_sq.len()], h);
+pub fn adamw_step(
+    param: &mut [f32],
+    grad: &[f32],
+    exp_avg: &mut [f32],
+    exp_avg_sq: &mut [f32],
+    h: &AdamWStep,
+) {
+    check(
+        [param.len(), grad.len(), exp_avg.len(), exp_avg_sq.len()],
+        h,
+    );
     let coefficients = Coefficients::new(h);
     param
         .par_chunks_mut(CHUNK)
         .zip(exp_avg.par_chunks_mut(CHUNK))
         .zip(exp_avg_sq.par_chunks_mut(CHUNK))
         .zip(grad.par_chunks(CHUNK))
-        .for_each(|(((param, exp_avg), exp_avg_sq), grad)| step(param, exp_avg, exp_avg_sq, grad, coefficients));
+        .for_each(|(((param, exp_avg), exp_avg_sq), grad)| {
+            step(param, exp_avg, exp_avg_sq, grad, coefficients)
+        });
 }
 
 /// Lengths of parameters, gradients and both moments are one, and there is a step.
@@ -83,7 +94,13 @@ multiversion!(
 
 /// Without fused multiply-adds, so that training gives the same numbers on every instruction set.
 #[inline(always)]
-fn step_body<I: Isa>(param: &mut [f32], exp_avg: &mut [f32], exp_avg_sq: &mut [f32], grad: &[f32], c: Coefficients) {
+fn step_body<I: Isa>(
+    param: &mut [f32],
+    exp_avg: &mut [f32],
+    exp_avg_sq: &mut [f32],
+    grad: &[f32],
+    c: Coefficients,
+) {
     for (((p, m), v), g) in param.iter_mut().zip(exp_avg).zip(exp_avg_sq).zip(grad) {
         let g = g * c.grad_scale;
         *m += c.weight1 * (g - *m);

@@ -13,7 +13,8 @@ use crate::blockwise::Blockwise;
 /// Rows that are stored together: one lane of a vector each.
 pub(crate) const PANEL: usize = 16;
 
-/// The 16 values of 4-bit NormalFloat, which split a normal distribution into equal shares (QLoRA, appendix E).
+/// The 16 values of 4-bit NormalFloat, which split a normal distribution into equal shares (QLoRA,
+/// appendix E).
 pub(crate) const NF4: [f32; 16] = [
     -1.0,
     -0.696_192_8,
@@ -40,12 +41,14 @@ const NF4_GROUP: usize = 64;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Activations {
-    /// Single precision, against the matrix unpacked piece by piece: the result is that of the dense matrix.
+    /// Single precision, against the matrix unpacked piece by piece: the result is that of the
+    /// dense matrix.
     #[default]
     Exact,
-    /// Rounded to 8 bits for each group of the matrix, so that products are of integers: with one group to a row, as in
-    /// [`Packed::int8`], that is W8A8 with a scale for each token. The backward pass is that of the exact product. NF4, whose
-    /// values are no integers, computes as [`Activations::Exact`].
+    /// Rounded to 8 bits for each group of the matrix, so that products are of integers: with one
+    /// group to a row, as in [`Packed::int8`], that is W8A8 with a scale for each token. The
+    /// backward pass is that of the exact product. NF4, whose values are no integers, computes as
+    /// [`Activations::Exact`].
     Int8,
 }
 
@@ -90,9 +93,11 @@ pub(crate) enum Offset {
     Table,
 }
 
-/// A frozen matrix `[rows, cols]` in codes of 4 or 8 bits with scales for groups of neighbours in a row.
+/// A frozen matrix `[rows, cols]` in codes of 4 or 8 bits with scales for groups of neighbours in a
+/// row.
 ///
-/// Rows lie in panels of 16, so that one vector holds the same place of 16 rows. Codes of 5 and 6 bits take a byte.
+/// Rows lie in panels of 16, so that one vector holds the same place of 16 rows. Codes of 5 and 6
+/// bits take a byte.
 pub struct Packed {
     format: String,
     rows: usize,
@@ -101,7 +106,8 @@ pub struct Packed {
     pub(crate) group: usize,
     /// 4 or 8.
     pub(crate) bits: u32,
-    /// `[panels, groups, group / 4, PANEL, 4]` bytes; of 4-bit codes, the low halves hold the first half of the group.
+    /// `[panels, groups, group / 4, PANEL, 4]` bytes; of 4-bit codes, the low halves hold the first
+    /// half of the group.
     pub(crate) codes: Vec<u8>,
     pub(crate) scales: Numbers,
     pub(crate) offset: Offset,
@@ -130,28 +136,66 @@ struct Row {
 }
 
 fn assert_rows(values: &[f32], cols: usize) {
-    assert!(cols > 0 && values.len().is_multiple_of(cols), "{} values are no whole rows of {cols}", values.len());
+    assert!(
+        cols > 0 && values.len().is_multiple_of(cols),
+        "{} values are no whole rows of {cols}",
+        values.len()
+    );
 }
 
 impl Packed {
-    /// A matrix of GGUF blocks with `cols` columns; row `i` is row `order[i]` of the file, or row `i`.
+    /// A matrix of GGUF blocks with `cols` columns; row `i` is row `order[i]` of the file, or row
+    /// `i`.
     ///
     /// `None` for floating-point types.
     ///
     /// # Panics
     /// When the bytes are not whole rows, or a row is no whole number of blocks.
-    pub fn from_ggml(ggml_type: GgmlType, bytes: &[u8], cols: usize, order: Option<&[usize]>) -> Option<Self> {
+    pub fn from_ggml(
+        ggml_type: GgmlType,
+        bytes: &[u8],
+        cols: usize,
+        order: Option<&[usize]>,
+    ) -> Option<Self> {
         let codes = ggml_type.code_layout()?;
         let row_bytes = cols / ggml_type.block_len() * ggml_type.block_bytes();
-        assert!(cols.is_multiple_of(ggml_type.block_len()) && row_bytes > 0 && bytes.len().is_multiple_of(row_bytes));
+        assert!(
+            cols.is_multiple_of(ggml_type.block_len())
+                && row_bytes > 0
+                && bytes.len().is_multiple_of(row_bytes)
+        );
         let rows = bytes.len() / row_bytes;
-        assert!(order.is_none_or(|order| order.len() == rows), "an order of other than {rows} rows");
-        let layout = Layout { group: codes.group, bits: if codes.bits == 4 { 4 } else { 8 }, half: codes.half, minimum: codes.minimum };
-        let offset = if codes.minimum { None } else { Some(Offset::Zero(codes.zero)) };
-        Some(Self::build(ggml_type.to_string(), [rows, cols], layout, offset, |i, row| {
-            let bytes = &bytes[order.map_or(i, |order| order[i]) * row_bytes..][..row_bytes];
-            unpack_codes(ggml_type, bytes, &mut row.codes, &mut row.scales, &mut row.minima);
-        }))
+        assert!(
+            order.is_none_or(|order| order.len() == rows),
+            "an order of other than {rows} rows"
+        );
+        let layout = Layout {
+            group: codes.group,
+            bits: if codes.bits == 4 { 4 } else { 8 },
+            half: codes.half,
+            minimum: codes.minimum,
+        };
+        let offset = if codes.minimum {
+            None
+        } else {
+            Some(Offset::Zero(codes.zero))
+        };
+        Some(Self::build(
+            ggml_type.to_string(),
+            [rows, cols],
+            layout,
+            offset,
+            |i, row| {
+                let bytes = &bytes[order.map_or(i, |order| order[i]) * row_bytes..][..row_bytes];
+                unpack_codes(
+                    ggml_type,
+                    bytes,
+                    &mut row.codes,
+                    &mut row.scales,
+                    &mut row.minima,
+                );
+            },
+        ))
     }
 
     /// Rounds a dense row-major matrix to the blocks of a GGUF type: Q8_0, Q4_0 or Q4_1.
@@ -161,12 +205,15 @@ impl Packed {
         if cols == 0 || !cols.is_multiple_of(ggml_type.block_len()) {
             return None;
         }
-        let rows: Option<Vec<Vec<u8>>> = values.par_chunks(cols).map(|row| frugal_core::gguf::quantize(ggml_type, row).ok()).collect();
+        let rows: Option<Vec<Vec<u8>>> = values
+            .par_chunks(cols)
+            .map(|row| frugal_core::gguf::quantize(ggml_type, row).ok())
+            .collect();
         Self::from_ggml(ggml_type, &rows?.concat(), cols, None)
     }
 
-    /// Rounds a dense row-major matrix to 8 bits with one scale per row, `max |w| / 127`; rows of more than 32,768 elements have one
-    /// for each so many.
+    /// Rounds a dense row-major matrix to 8 bits with one scale per row, `max |w| / 127`; rows of
+    /// more than 32,768 elements have one for each so many.
     ///
     /// # Panics
     /// When the values are not whole rows of at least one column.
@@ -175,18 +222,35 @@ impl Packed {
         const LONGEST: usize = 1 << 15;
         assert_rows(values, cols);
         let group = cols.next_multiple_of(8).min(LONGEST);
-        let layout = Layout { group, bits: 8, half: false, minimum: false };
-        Self::build("int8".into(), [values.len() / cols, cols], layout, Some(Offset::Zero(128)), |i, row| {
-            let groups = values[i * cols..][..cols].chunks(group).zip(row.codes.chunks_mut(group));
-            for (scale, (values, codes)) in row.scales.iter_mut().zip(groups) {
-                *scale = values.iter().fold(0.0f32, |max, v| max.max(v.abs())) / 127.0;
-                let inverse = if *scale > 0.0 { 1.0 / *scale } else { 0.0 };
-                codes.iter_mut().zip(values).for_each(|(code, v)| *code = (v * inverse).round() as i8 as u8 ^ 0x80);
-            }
-        })
+        let layout = Layout {
+            group,
+            bits: 8,
+            half: false,
+            minimum: false,
+        };
+        Self::build(
+            "int8".into(),
+            [values.len() / cols, cols],
+            layout,
+            Some(Offset::Zero(128)),
+            |i, row| {
+                let groups = values[i * cols..][..cols]
+                    .chunks(group)
+                    .zip(row.codes.chunks_mut(group));
+                for (scale, (values, codes)) in row.scales.iter_mut().zip(groups) {
+                    *scale = values.iter().fold(0.0f32, |max, v| max.max(v.abs())) / 127.0;
+                    let inverse = if *scale > 0.0 { 1.0 / *scale } else { 0.0 };
+                    codes
+                        .iter_mut()
+                        .zip(values)
+                        .for_each(|(code, v)| *code = (v * inverse).round() as i8 as u8 ^ 0x80);
+                }
+            },
+        )
     }
 
-    /// Rounds a dense row-major matrix to 4-bit NormalFloat with one scale, `max |w|`, for 64 elements.
+    /// Rounds a dense row-major matrix to 4-bit NormalFloat with one scale, `max |w|`, for 64
+    /// elements.
     ///
     /// # Panics
     /// When the values are not whole rows of at least one column.
@@ -194,7 +258,8 @@ impl Packed {
         Self::normal_float("nf4", values, cols)
     }
 
-    /// [`Packed::nf4`] with the scales in a byte each, less their mean: 4.13 bits for an element instead of 4.5.
+    /// [`Packed::nf4`] with the scales in a byte each, less their mean: 4.13 bits for an element
+    /// instead of 4.5.
     ///
     /// # Panics
     /// As [`Packed::nf4`].
@@ -208,18 +273,33 @@ impl Packed {
     }
 
     fn normal_float(name: &str, values: &[f32], cols: usize) -> Self {
-        let layout = Layout { group: NF4_GROUP, bits: 4, half: false, minimum: false };
+        let layout = Layout {
+            group: NF4_GROUP,
+            bits: 4,
+            half: false,
+            minimum: false,
+        };
         // Between two neighbours, the nearer one.
         let borders: [f32; 15] = std::array::from_fn(|i| f32::midpoint(NF4[i], NF4[i + 1]));
         assert_rows(values, cols);
-        Self::build(name.into(), [values.len() / cols, cols], layout, Some(Offset::Table), |i, row| {
-            let groups = values[i * cols..][..cols].chunks(NF4_GROUP).zip(row.codes.chunks_mut(NF4_GROUP));
-            for (scale, (values, codes)) in row.scales.iter_mut().zip(groups) {
-                *scale = values.iter().fold(0.0f32, |max, v| max.max(v.abs()));
-                let inverse = if *scale > 0.0 { 1.0 / *scale } else { 0.0 };
-                codes.iter_mut().zip(values).for_each(|(code, v)| *code = borders.partition_point(|border| v * inverse > *border) as u8);
-            }
-        })
+        Self::build(
+            name.into(),
+            [values.len() / cols, cols],
+            layout,
+            Some(Offset::Table),
+            |i, row| {
+                let groups = values[i * cols..][..cols]
+                    .chunks(NF4_GROUP)
+                    .zip(row.codes.chunks_mut(NF4_GROUP));
+                for (scale, (values, codes)) in row.scales.iter_mut().zip(groups) {
+                    *scale = values.iter().fold(0.0f32, |max, v| max.max(v.abs()));
+                    let inverse = if *scale > 0.0 { 1.0 / *scale } else { 0.0 };
+                    codes.iter_mut().zip(values).for_each(|(code, v)| {
+                        *code = borders.partition_point(|border| v * inverse > *border) as u8
+                    });
+                }
+            },
+        )
     }
 
     fn build(
@@ -229,42 +309,90 @@ impl Packed {
         offset: Option<Offset>,
         fill: impl Fn(usize, &mut Row) + Sync,
     ) -> Self {
-        let Layout { group, bits, half, minimum } = layout;
+        let Layout {
+            group,
+            bits,
+            half,
+            minimum,
+        } = layout;
         let (panels, groups) = (rows.div_ceil(PANEL), cols.div_ceil(group));
         let panel_bytes = groups * group * PANEL * bits as usize / 8;
         let mut codes = vec![0; panels * panel_bytes];
         let per_panel = groups * PANEL;
-        let (mut scales, mut minima) = (vec![0.0; panels * per_panel], vec![0.0; if minimum { panels * per_panel } else { 0 }]);
+        let (mut scales, mut minima) = (
+            vec![0.0; panels * per_panel],
+            vec![0.0; if minimum { panels * per_panel } else { 0 }],
+        );
         // Every panel has its own part of the minima, if there are any.
-        let mut minima_of: Vec<&mut [f32]> = if minimum { minima.chunks_mut(per_panel.max(1)).collect() } else { Vec::new() };
+        let mut minima_of: Vec<&mut [f32]> = if minimum {
+            minima.chunks_mut(per_panel.max(1)).collect()
+        } else {
+            Vec::new()
+        };
         minima_of.resize_with(panels, Default::default);
         let zero = match &offset {
             Some(Offset::Zero(zero)) => *zero,
             Some(Offset::Table) => 7,
             _ => 0,
         };
-        let parts = codes.par_chunks_mut(panel_bytes.max(1)).zip(scales.par_chunks_mut(per_panel.max(1))).zip(minima_of);
-        parts.enumerate().for_each(|(panel, ((codes, scales), minima))| {
-            let mut row = Row { codes: Vec::new(), scales: vec![0.0; groups], minima: vec![0.0; groups] };
-            for lane in 0..PANEL.min(rows - panel * PANEL) {
-                row.codes.clear();
-                row.codes.resize(groups * group, zero);
-                fill(panel * PANEL + lane, &mut row);
-                place(codes, lane, &row.codes, group, bits);
-                scales.iter_mut().skip(lane).step_by(PANEL).zip(&row.scales).for_each(|(to, from)| *to = *from);
-                minima.iter_mut().skip(lane).step_by(PANEL).zip(&row.minima).for_each(|(to, from)| *to = *from);
-            }
-        });
+        let parts = codes
+            .par_chunks_mut(panel_bytes.max(1))
+            .zip(scales.par_chunks_mut(per_panel.max(1)))
+            .zip(minima_of);
+        parts
+            .enumerate()
+            .for_each(|(panel, ((codes, scales), minima))| {
+                let mut row = Row {
+                    codes: Vec::new(),
+                    scales: vec![0.0; groups],
+                    minima: vec![0.0; groups],
+                };
+                for lane in 0..PANEL.min(rows - panel * PANEL) {
+                    row.codes.clear();
+                    row.codes.resize(groups * group, zero);
+                    fill(panel * PANEL + lane, &mut row);
+                    place(codes, lane, &row.codes, group, bits);
+                    scales
+                        .iter_mut()
+                        .skip(lane)
+                        .step_by(PANEL)
+                        .zip(&row.scales)
+                        .for_each(|(to, from)| *to = *from);
+                    minima
+                        .iter_mut()
+                        .skip(lane)
+                        .step_by(PANEL)
+                        .zip(&row.minima)
+                        .for_each(|(to, from)| *to = *from);
+                }
+            });
         let numbers = |values: Vec<f32>| {
-            if half { Numbers::F16(values.into_iter().map(f16::from_f32).collect()) } else { Numbers::F32(values) }
+            if half {
+                Numbers::F16(values.into_iter().map(f16::from_f32).collect())
+            } else {
+                Numbers::F32(values)
+            }
         };
         let offset = offset.unwrap_or_else(|| Offset::Minimum(numbers(minima)));
-        Self { format, rows, cols, group, bits, codes, scales: numbers(scales), offset, activations: Activations::Exact }
+        Self {
+            format,
+            rows,
+            cols,
+            group,
+            bits,
+            codes,
+            scales: numbers(scales),
+            offset,
+            activations: Activations::Exact,
+        }
     }
 
     /// The same matrix with another way to multiply.
     pub fn with_activations(self, activations: Activations) -> Self {
-        Self { activations, ..self }
+        Self {
+            activations,
+            ..self
+        }
     }
 
     /// What it calls its format: a GGUF type, `int8`, `nf4` or `nf4_double`.
@@ -279,7 +407,13 @@ impl Packed {
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        self.codes.len() + self.scales.bytes() + if let Offset::Minimum(minima) = &self.offset { minima.bytes() } else { 0 }
+        self.codes.len()
+            + self.scales.bytes()
+            + if let Offset::Minimum(minima) = &self.offset {
+                minima.bytes()
+            } else {
+                0
+            }
     }
 
     /// Whether products are of integers.
@@ -313,7 +447,9 @@ impl Packed {
     /// When there is no such row.
     pub fn gather(&self, rows: &[u32]) -> Vec<f32> {
         let mut out = vec![0.0; rows.len() * self.cols];
-        out.par_chunks_mut(self.cols.max(1)).zip(rows).for_each(|(out, &row)| self.read_row(row as usize, out));
+        out.par_chunks_mut(self.cols.max(1))
+            .zip(rows)
+            .for_each(|(out, &row)| self.read_row(row as usize, out));
         out
     }
 
@@ -321,10 +457,16 @@ impl Packed {
         assert!(row < self.rows, "row {row} of {}", self.rows);
         let (panel, lane) = (row / PANEL, row % PANEL);
         let codes = &self.codes[panel * self.panel_bytes()..][..self.panel_bytes()];
-        let at = |numbers: &Numbers, group: usize| numbers.at((panel * self.groups() + group) * PANEL + lane);
+        let at = |numbers: &Numbers, group: usize| {
+            numbers.at((panel * self.groups() + group) * PANEL + lane)
+        };
         for (k, out) in out.iter_mut().enumerate() {
             let (byte, shift) = position(k, lane, self.group, self.bits);
-            let code = if self.bits == 4 { (codes[byte] >> shift) & 0x0f } else { codes[byte] };
+            let code = if self.bits == 4 {
+                (codes[byte] >> shift) & 0x0f
+            } else {
+                codes[byte]
+            };
             let scale = at(&self.scales, k / self.group);
             *out = match &self.offset {
                 Offset::Zero(zero) => scale * f32::from(i16::from(code) - i16::from(*zero)),
@@ -336,7 +478,10 @@ impl Packed {
 
     /// The dense matrix.
     pub fn dense(&self, device: &Device) -> Tensor<2> {
-        Tensor::from_data(TensorData::new(self.to_vec(), [self.rows, self.cols]), device)
+        Tensor::from_data(
+            TensorData::new(self.to_vec(), [self.rows, self.cols]),
+            device,
+        )
     }
 
     /// The dense rows at these places, `[rows, cols]`.
@@ -344,7 +489,10 @@ impl Packed {
     /// # Panics
     /// When there is no such row.
     pub fn select(&self, rows: &[u32], device: &Device) -> Tensor<2> {
-        Tensor::from_data(TensorData::new(self.gather(rows), [rows.len(), self.cols]), device)
+        Tensor::from_data(
+            TensorData::new(self.gather(rows), [rows.len(), self.cols]),
+            device,
+        )
     }
 }
 
@@ -355,7 +503,10 @@ fn position(k: usize, lane: usize, group: usize, bits: u32) -> (usize, u32) {
         return (g * group * PANEL + j * 4 * PANEL + lane * 4 + i, 0);
     }
     let half = group / 8;
-    (g * group * PANEL / 2 + j % half * 4 * PANEL + lane * 4 + i, if j < half { 0 } else { 4 })
+    (
+        g * group * PANEL / 2 + j % half * 4 * PANEL + lane * 4 + i,
+        if j < half { 0 } else { 4 },
+    )
 }
 
 fn place(panel: &mut [u8], lane: usize, codes: &[u8], group: usize, bits: u32) {

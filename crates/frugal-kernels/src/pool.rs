@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long a thread looks for work without a pause, which the gaps between operations seldom exceed.
+/// How long a thread looks for work without a pause, which the gaps between operations seldom
+/// exceed.
 const BUSY: Duration = Duration::from_millis(2);
 /// The longest pause after that.
 const PAUSE: Duration = Duration::from_millis(5);
@@ -17,16 +18,17 @@ const AWAKE: usize = 16;
 static PROGRAMS: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
-    /// Whether this thread runs such a call, or stays awake for one: then it must not begin to stay awake.
+    /// Whether this thread runs such a call, or stays awake for one: then it must not begin to stay
+    /// awake.
     static ENGAGED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs `f` on a thread of the pool; a program does best to run whole in it. Operations inside hand work to the other threads
-/// without sleeping and waking on this one, which for operations of a few microseconds is most of their time, and a thirtieth
-/// of a step of training.
+/// Runs `f` on a thread of the pool; a program does best to run whole in it. Operations inside hand
+/// work to the other threads without sleeping and waking on this one, which for operations of a few
+/// microseconds is most of their time, and a thirtieth of a step of training.
 ///
-/// Up to 16 threads look for work meanwhile instead of sleeping; where there is none for 2 ms they pause, for 5 ms at most. `f`
-/// must not wait for another thread that needs the pool.
+/// Up to 16 threads look for work meanwhile instead of sleeping; where there is none for 2 ms they
+/// pause, for 5 ms at most. `f` must not wait for another thread that needs the pool.
 pub fn on_pool<T: Send>(f: impl FnOnce() -> T + Send) -> T {
     if rayon::current_thread_index().is_some() {
         return f();
@@ -68,7 +70,9 @@ struct Engaged {
 
 impl Engaged {
     fn new() -> Self {
-        Self { before: ENGAGED.replace(true) }
+        Self {
+            before: ENGAGED.replace(true),
+        }
     }
 }
 
@@ -104,12 +108,17 @@ mod tests {
 
     #[test]
     fn programs_of_several_threads_all_come_to_an_end() {
-        // Fails where another test has begun to use the pool, which then has as many threads as processors.
-        _ = rayon::ThreadPoolBuilder::new().num_threads(4).build_global();
+        // Fails where another test has begun to use the pool, which then has as many threads as
+        // processors.
+        _ = rayon::ThreadPoolBuilder::new()
+            .num_threads(4)
+            .build_global();
         let sum = |n: u64| on_pool(|| on_pool(|| rayon::join(|| (0..n).sum::<u64>(), || n))).0;
         thread::scope(|scope| {
             for _ in 0..3 {
-                scope.spawn(|| (0..200).for_each(|n| assert_eq!(sum(n), n * n.saturating_sub(1) / 2)));
+                scope.spawn(|| {
+                    (0..200).for_each(|n| assert_eq!(sum(n), n * n.saturating_sub(1) / 2))
+                });
             }
         });
         assert!(std::panic::catch_unwind(|| on_pool(|| panic!("of the program"))).is_err());

@@ -10,9 +10,9 @@ use crate::flex;
 /// Neighbours in a row whose zeros share a mask.
 pub(crate) const BLOCK: usize = 16;
 
-/// A frozen matrix `[rows, cols]` of which only the elements other than zero are held: a bit for each element, and the
-/// values of those whose bit is set, in order: 0.53 of the memory of the dense matrix where half of it is zeros, and 0.13
-/// where nine tenths are.
+/// A frozen matrix `[rows, cols]` of which only the elements other than zero are held: a bit for
+/// each element, and the values of those whose bit is set, in order: 0.53 of the memory of the
+/// dense matrix where half of it is zeros, and 0.13 where nine tenths are.
 pub struct Sparse {
     rows: usize,
     cols: usize,
@@ -26,7 +26,14 @@ pub struct Sparse {
 
 impl Debug for Sparse {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        write!(f, "Sparse([{}, {}], {} of {} elements)", self.rows, self.cols, self.nonzeros(), self.rows * self.cols)
+        write!(
+            f,
+            "Sparse([{}, {}], {} of {} elements)",
+            self.rows,
+            self.cols,
+            self.nonzeros(),
+            self.rows * self.cols
+        )
     }
 }
 
@@ -36,10 +43,18 @@ impl Sparse {
     /// # Panics
     /// When the values are not whole rows.
     pub fn new(values: &[f32], cols: usize) -> Self {
-        assert!(cols > 0 && values.len().is_multiple_of(cols), "{} values are not rows of {cols}", values.len());
+        assert!(
+            cols > 0 && values.len().is_multiple_of(cols),
+            "{} values are not rows of {cols}",
+            values.len()
+        );
         let bit = |(i, v): (usize, &f32)| u16::from(*v != 0.0) << i;
         let mask = |block: &[f32]| block.iter().enumerate().map(bit).sum::<u16>();
-        let masks = values.chunks(cols).flat_map(|row| row.chunks(BLOCK)).map(mask).collect();
+        let masks = values
+            .chunks(cols)
+            .flat_map(|row| row.chunks(BLOCK))
+            .map(mask)
+            .collect();
         let mut kept = Vec::new();
         let mut starts = vec![0];
         for row in values.chunks(cols) {
@@ -47,7 +62,13 @@ impl Sparse {
             starts.push(kept.len());
         }
         kept.extend([0.0; BLOCK]);
-        Self { rows: values.len() / cols, cols, masks, values: kept, starts }
+        Self {
+            rows: values.len() / cols,
+            cols,
+            masks,
+            values: kept,
+            starts,
+        }
     }
 
     /// `[rows, cols]`.
@@ -69,17 +90,26 @@ impl Sparse {
     pub fn to_vec(&self) -> Vec<f32> {
         let mut values = self.values.iter();
         let mut out = vec![0.0; self.rows * self.cols];
-        let blocks = out.chunks_mut(self.cols).flat_map(|row| row.chunks_mut(BLOCK));
+        let blocks = out
+            .chunks_mut(self.cols)
+            .flat_map(|row| row.chunks_mut(BLOCK));
         for (block, mask) in blocks.zip(&self.masks) {
-            let set = block.iter_mut().enumerate().filter(|(i, _)| mask >> i & 1 == 1);
-            set.zip(&mut values).for_each(|((_, out), value)| *out = *value);
+            let set = block
+                .iter_mut()
+                .enumerate()
+                .filter(|(i, _)| mask >> i & 1 == 1);
+            set.zip(&mut values)
+                .for_each(|((_, out), value)| *out = *value);
         }
         out
     }
 
     /// The dense matrix.
     pub fn dense(&self, device: &Device) -> Tensor<2> {
-        Tensor::from_data(TensorData::new(self.to_vec(), [self.rows, self.cols]), device)
+        Tensor::from_data(
+            TensorData::new(self.to_vec(), [self.rows, self.cols]),
+            device,
+        )
     }
 
     /// Blocks of a row; the last one may end beyond it.
@@ -88,13 +118,14 @@ impl Sparse {
     }
 }
 
-/// `x · weightᵀ + bias` with a sparse weight `[out, in]`: x `[tokens, in]`, result `[tokens, out]`; no gradient is formed for
-/// the weight.
+/// `x · weightᵀ + bias` with a sparse weight `[out, in]`: x `[tokens, in]`, result `[tokens, out]`;
+/// no gradient is formed for the weight.
 ///
 /// # Panics
 /// When the shapes do not fit together.
 pub fn sparse_linear(x: Tensor<2>, weight: &Arc<Sparse>, bias: Option<Tensor<1>>) -> Tensor<2> {
     crate::linear::check(&x, weight.dims(), bias.as_ref());
-    flex::sparse_linear(&x, weight, bias.as_ref())
-        .unwrap_or_else(|| crate::portable::linear(x.clone(), weight.dense(&x.device().inner()), bias))
+    flex::sparse_linear(&x, weight, bias.as_ref()).unwrap_or_else(|| {
+        crate::portable::linear(x.clone(), weight.dense(&x.device().inner()), bias)
+    })
 }

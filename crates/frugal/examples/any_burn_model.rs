@@ -1,8 +1,9 @@
-//! Adapts a model that knows nothing of this library: a plain Burn network that reads handwritten digits learns to read
-//! them lying on their side, while its own weights stay as they are.
+//! Adapts a model that knows nothing of this library: a plain Burn network that reads handwritten
+//! digits learns to read them lying on their side, while its own weights stay as they are.
 //!
-//! `cargo run --release --example any_burn_model -- DIGITS.csv [METHOD] [key=value ...]`, with lines of 64 grey values from 0
-//! to 16 and the digit: `optdigits.tra` of the UCI repository, or `digits.csv` in scikit-learn (there compressed).
+//! `cargo run --release --example any_burn_model -- DIGITS.csv [METHOD] [key=value ...]`, with
+//! lines of 64 grey values from 0 to 16 and the digit: `optdigits.tra` of the UCI repository, or
+//! `digits.csv` in scikit-learn (there compressed).
 
 use std::error::Error;
 
@@ -51,13 +52,24 @@ impl Digits {
     fn read(path: &str) -> Result<Self, Box<dyn Error>> {
         let (mut pixels, mut labels) = (Vec::new(), Vec::new());
         for (line, text) in std::fs::read_to_string(path)?.lines().enumerate() {
-            let numbers: Vec<f32> = text.split(',').map(|n| n.trim().parse()).collect::<Result<_, _>>().unwrap_or_default();
+            let numbers: Vec<f32> = text
+                .split(',')
+                .map(|n| n.trim().parse())
+                .collect::<Result<_, _>>()
+                .unwrap_or_default();
             // scikit-learn's file starts with a line about the file.
-            let (Some((label, image)), true) = (numbers.split_last(), numbers.len() == SIDE * SIDE + 1) else {
+            let (Some((label, image)), true) =
+                (numbers.split_last(), numbers.len() == SIDE * SIDE + 1)
+            else {
                 if line == 0 {
                     continue;
                 }
-                return Err(format!("{path}: line {}: expected {} grey values and the digit", line + 1, SIDE * SIDE).into());
+                return Err(format!(
+                    "{path}: line {}: expected {} grey values and the digit",
+                    line + 1,
+                    SIDE * SIDE
+                )
+                .into());
             };
             pixels.extend(image.iter().map(|p| p / 16.0));
             labels.push(*label as i64);
@@ -67,34 +79,68 @@ impl Digits {
 
     /// The same pictures, turned by a quarter.
     fn turned(&self) -> Self {
-        let turn = |image: &[f32]| (0..SIDE * SIDE).map(|i| image[i % SIDE * SIDE + SIDE - 1 - i / SIDE]).collect::<Vec<f32>>();
-        Self { pixels: self.pixels.chunks(SIDE * SIDE).flat_map(turn).collect(), labels: self.labels.clone() }
+        let turn = |image: &[f32]| {
+            (0..SIDE * SIDE)
+                .map(|i| image[i % SIDE * SIDE + SIDE - 1 - i / SIDE])
+                .collect::<Vec<f32>>()
+        };
+        Self {
+            pixels: self.pixels.chunks(SIDE * SIDE).flat_map(turn).collect(),
+            labels: self.labels.clone(),
+        }
     }
 
     fn split(self) -> (Self, Self) {
         let at = self.labels.len() * 2 / 3;
-        let part = |pixels: &[f32], labels: &[i64]| Self { pixels: pixels.to_vec(), labels: labels.to_vec() };
+        let part = |pixels: &[f32], labels: &[i64]| Self {
+            pixels: pixels.to_vec(),
+            labels: labels.to_vec(),
+        };
         let train = part(&self.pixels[..at * SIDE * SIDE], &self.labels[..at]);
-        (train, part(&self.pixels[at * SIDE * SIDE..], &self.labels[at..]))
+        (
+            train,
+            part(&self.pixels[at * SIDE * SIDE..], &self.labels[at..]),
+        )
     }
 
     fn batch(&self, rows: std::ops::Range<usize>, device: &Device) -> (Tensor<2>, Tensor<1, Int>) {
         let pixels = &self.pixels[rows.start * SIDE * SIDE..rows.end * SIDE * SIDE];
-        let x = Tensor::from_data(TensorData::new(pixels.to_vec(), [rows.len(), SIDE * SIDE]), device);
-        (x, Tensor::from_data(TensorData::from(&self.labels[rows]), device))
+        let x = Tensor::from_data(
+            TensorData::new(pixels.to_vec(), [rows.len(), SIDE * SIDE]),
+            device,
+        );
+        (
+            x,
+            Tensor::from_data(TensorData::from(&self.labels[rows]), device),
+        )
     }
 
     /// The share of right answers.
     fn accuracy(&self, forward: impl Fn(Tensor<2>) -> Tensor<2>) -> f64 {
         let (x, labels) = self.batch(0..self.labels.len(), &Device::flex());
-        let right = forward(x).argmax(1).flatten::<1>(0, 1).equal(labels).int().sum().into_scalar::<i64>();
+        let right = forward(x)
+            .argmax(1)
+            .flatten::<1>(0, 1)
+            .equal(labels)
+            .int()
+            .sum()
+            .into_scalar::<i64>();
         right as f64 / self.labels.len() as f64
     }
 
     /// Trains by Burn's Adam; `forward` says how the module computes.
-    fn train<M: Module>(&self, mut module: M, epochs: usize, lr: f64, forward: impl Fn(&M, Tensor<2>) -> Tensor<2>) -> M {
+    fn train<M: Module>(
+        &self,
+        mut module: M,
+        epochs: usize,
+        lr: f64,
+        forward: impl Fn(&M, Tensor<2>) -> Tensor<2>,
+    ) -> M {
         let device = Device::flex().autodiff();
-        let (mut optimizer, cross_entropy) = (AdamConfig::new().init(), CrossEntropyLossConfig::new().init(&device));
+        let (mut optimizer, cross_entropy) = (
+            AdamConfig::new().init(),
+            CrossEntropyLossConfig::new().init(&device),
+        );
         for _ in 0..epochs {
             for start in (0..self.labels.len()).step_by(32) {
                 let (x, labels) = self.batch(start..(start + 32).min(self.labels.len()), &device);
@@ -109,11 +155,18 @@ impl Digits {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
-    let path = arguments.next().ok_or("give the path of a file of digits, then perhaps a method and its settings")?;
+    let path = arguments
+        .next()
+        .ok_or("give the path of a file of digits, then perhaps a method and its settings")?;
     let method = registry::find(&arguments.next().unwrap_or_else(|| "lora".into()))?;
     let setting = |text: String| -> Result<(String, Value), Box<dyn Error>> {
-        let (key, value) = text.split_once('=').ok_or_else(|| format!("`{text}`: expected key=value"))?;
-        Ok((key.into(), serde_json::from_str(value).unwrap_or_else(|_| Value::String(value.into()))))
+        let (key, value) = text
+            .split_once('=')
+            .ok_or_else(|| format!("`{text}`: expected key=value"))?;
+        Ok((
+            key.into(),
+            serde_json::from_str(value).unwrap_or_else(|_| Value::String(value.into())),
+        ))
     };
     let settings: Settings = arguments.map(setting).collect::<Result<_, _>>()?;
 
@@ -123,14 +176,31 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (train_turned, test_turned) = (train.turned(), test.turned());
     let model = train.train(Mlp::new(&device), 20, 2e-3, |model, x| model.forward(x));
     let plain = model.valid();
-    println!("the model, upright: {:.3}; turned: {:.3}", test.accuracy(|x| plain.forward(x)), test_turned.accuracy(|x| plain.forward(x)));
+    println!(
+        "the model, upright: {:.3}; turned: {:.3}",
+        test.accuracy(|x| plain.forward(x)),
+        test_turned.accuracy(|x| plain.forward(x))
+    );
 
     let adapted = Adapted::new(model, method, &settings, 1)?;
-    println!("{}: {} trained parameters beside {}", method.name, adapted.num_trainable(), plain.num_params());
-    let adapted = train_turned.train(adapted, 20, 4.0 * method.default_lr, |adapted, x| adapted.with(|model| model.forward(x)));
+    println!(
+        "{}: {} trained parameters beside {}",
+        method.name,
+        adapted.num_trainable(),
+        plain.num_params()
+    );
+    let adapted = train_turned.train(adapted, 20, 4.0 * method.default_lr, |adapted, x| {
+        adapted.with(|model| model.forward(x))
+    });
     let valid = adapted.valid();
-    println!("adapted, turned: {:.3}", test_turned.accuracy(|x| valid.with(|model| model.forward(x))));
+    println!(
+        "adapted, turned: {:.3}",
+        test_turned.accuracy(|x| valid.with(|model| model.forward(x)))
+    );
     let merged = valid.merge();
-    println!("merged into a plain model, turned: {:.3}", test_turned.accuracy(|x| merged.forward(x)));
+    println!(
+        "merged into a plain model, turned: {:.3}",
+        test_turned.accuracy(|x| merged.forward(x))
+    );
     Ok(())
 }

@@ -1,7 +1,10 @@
-//! Times LoRA on a stack of feed-forward blocks by Burn's own `apply_lora` and by the kernels of this project, in turn.
+//! Times LoRA on a stack of feed-forward blocks by Burn's own `apply_lora` and by the kernels of
+//! this project, in turn.
 //!
-//! `cargo build --release --workspace --examples`, then `target/release/examples/burn_apply_lora [PAIRS]` prints one JSON object. Burn adds `A B` to the dense
-//! weight in every forward pass; here the product of the input with the two factors is added to that with the frozen weight.
+//! `cargo build --release --workspace --examples`, then
+//! `target/release/examples/burn_apply_lora [PAIRS]` prints one JSON object. Burn adds `A B` to the
+//! dense weight in every forward pass; here the product of the input with the two factors is added
+//! to that with the frozen weight.
 
 use std::error::Error;
 use std::time::Instant;
@@ -54,13 +57,28 @@ impl Map {
     fn new(weight: &Tensor<2>) -> Self {
         let [d_out, d_in] = weight.dims();
         let device = Device::flex();
-        let a = Tensor::random([RANK, d_in], Distribution::Normal(0.0, 1.0 / RANK as f64), &device);
+        let a = Tensor::random(
+            [RANK, d_in],
+            Distribution::Normal(0.0, 1.0 / RANK as f64),
+            &device,
+        );
         let tracked = |tensor: Tensor<2>| Tensor::from_inner(tensor).require_grad();
-        Self { weight: weight.clone(), a: tracked(a), b: tracked(Tensor::zeros([d_out, RANK], &device)) }
+        Self {
+            weight: weight.clone(),
+            a: tracked(a),
+            b: tracked(Tensor::zeros([d_out, RANK], &device)),
+        }
     }
 
     fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        frugal_kernels::lora_linear(x, self.weight.clone(), None, self.a.clone(), self.b.clone(), (ALPHA / RANK as f64) as f32)
+        frugal_kernels::lora_linear(
+            x,
+            self.weight.clone(),
+            None,
+            self.a.clone(),
+            self.b.clone(),
+            (ALPHA / RANK as f64) as f32,
+        )
     }
 }
 
@@ -77,22 +95,37 @@ fn main() -> Result<(), Box<dyn Error>> {
     frugal::device::keep_freed_memory();
     let pairs: usize = std::env::args().nth(1).map_or(Ok(7), |n| n.parse())?;
     let device = Device::flex();
-    let random = |rows, cols| Tensor::<2>::random([rows, cols], Distribution::Normal(0.0, 0.03), &device);
-    let weights: Vec<[Tensor<2>; 3]> = (0..LAYERS).map(|_| [random(D_FF, D), random(D_FF, D), random(D, D_FF)]).collect();
+    let random =
+        |rows, cols| Tensor::<2>::random([rows, cols], Distribution::Normal(0.0, 0.03), &device);
+    let weights: Vec<[Tensor<2>; 3]> = (0..LAYERS)
+        .map(|_| [random(D_FF, D), random(D_FF, D), random(D, D_FF)])
+        .collect();
     let x = Tensor::<2>::random([TOKENS, D], Distribution::Normal(0.0, 1.0), &device);
 
     let autodiff = device.clone().autodiff();
     let linear = |weight: &Tensor<2>| {
         let [d_out, d_in] = weight.dims();
-        let mut linear = LinearConfig::new(d_in, d_out).with_bias(false).init(&autodiff);
+        let mut linear = LinearConfig::new(d_in, d_out)
+            .with_bias(false)
+            .init(&autodiff);
         // Burn holds weights transposed; written out once, so that both sides read theirs in order.
         let data = weight.clone().transpose().into_data();
         linear.weight = Param::from_tensor(Tensor::from_data(data, &autodiff));
         linear
     };
-    let block = |[gate, up, down]: &[Tensor<2>; 3]| Block { gate: linear(gate), up: linear(up), down: linear(down) };
-    let stack = Stack { blocks: weights.iter().map(block).collect() }.apply_lora(Lora::new(RANK, ALPHA));
-    let maps: Vec<[Map; 3]> = weights.iter().map(|block| block.each_ref().map(Map::new)).collect();
+    let block = |[gate, up, down]: &[Tensor<2>; 3]| Block {
+        gate: linear(gate),
+        up: linear(up),
+        down: linear(down),
+    };
+    let stack = Stack {
+        blocks: weights.iter().map(block).collect(),
+    }
+    .apply_lora(Lora::new(RANK, ALPHA));
+    let maps: Vec<[Map; 3]> = weights
+        .iter()
+        .map(|block| block.each_ref().map(Map::new))
+        .collect();
 
     let value = |loss: &Tensor<1>| loss.clone().inner().into_scalar::<f32>();
     let (mut ratios, mut seconds, mut losses) = (Vec::new(), [Vec::new(), Vec::new()], [0.0; 2]);

@@ -1,7 +1,8 @@
 //! Times sentence embeddings: the Frugal side of `benches/peers/encoder.py`.
 //!
-//! `cargo build --release --workspace --examples`, then `target/release/examples/embed MODEL FILE` reads a sentence from each line and prints one JSON object with
-//! the seconds of each of some runs, tokenization included, and the first embedding. Batches are ragged: nothing is padded.
+//! `cargo build --release --workspace --examples`, then `target/release/examples/embed MODEL FILE`
+//! reads a sentence from each line and prints one JSON object with the seconds of each of some
+//! runs, tokenization included, and the first embedding. Batches are ragged: nothing is padded.
 
 use std::error::Error;
 use std::time::Instant;
@@ -18,7 +19,9 @@ const BATCH: usize = 4096;
 fn main() -> Result<(), Box<dyn Error>> {
     frugal::device::keep_freed_memory();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [model, file] = arguments.as_slice() else { return Err("usage: embed MODEL FILE".into()) };
+    let [model, file] = arguments.as_slice() else {
+        return Err("usage: embed MODEL FILE".into());
+    };
     let files = ModelFiles::open(model, &Lookup::default())?;
     let backbone = files.load(&frugal::device::device("cpu")?)?;
     let tokenizer = files.tokenizer()?;
@@ -28,15 +31,28 @@ fn main() -> Result<(), Box<dyn Error>> {
     for _ in 0..RUNS {
         let start = Instant::now();
         embeddings.clear();
-        let ids: Vec<Vec<u32>> = sentences.iter().map(|s| tokenizer.encode(s, true)).collect::<Result<_, _>>()?;
+        let ids: Vec<Vec<u32>> = sentences
+            .iter()
+            .map(|s| tokenizer.encode(s, true))
+            .collect::<Result<_, _>>()?;
         let mut first = 0;
         while first < ids.len() {
             let mut tokens = 0;
-            let fits = ids[first..].iter().take_while(|ids| (tokens += ids.len(), tokens <= BATCH).1).count().max(1);
+            let fits = ids[first..]
+                .iter()
+                .take_while(|ids| (tokens += ids.len(), tokens <= BATCH).1)
+                .count()
+                .max(1);
             let batch = &ids[first..first + fits];
-            let (all, lengths) = (batch.concat(), batch.iter().map(Vec::len).collect::<Vec<_>>());
+            let (all, lengths) = (
+                batch.concat(),
+                batch.iter().map(Vec::len).collect::<Vec<_>>(),
+            );
             let input = Input::new(&all, &lengths);
-            let pooled = mean_pool(backbone.forward(&input, &mut Plain, None)?, &input.layout.cu_seqlens);
+            let pooled = mean_pool(
+                backbone.forward(&input, &mut Plain, None)?,
+                &input.layout.cu_seqlens,
+            );
             let width = pooled.dims()[1];
             for row in to_vec(pooled).chunks(width) {
                 let length = row.iter().map(|v| v * v).sum::<f32>().sqrt();

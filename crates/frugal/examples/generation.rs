@@ -1,6 +1,7 @@
 //! Times reading and writing text: the Frugal side of `benches/peers/generate.py`.
 //!
-//! `cargo build --release --workspace --examples`, then `target/release/examples/generation MODEL PROMPT PREFILL DECODE` prints one JSON object.
+//! `cargo build --release --workspace --examples`, then
+//! `target/release/examples/generation MODEL PROMPT PREFILL DECODE` prints one JSON object.
 
 use std::error::Error;
 use std::time::Instant;
@@ -13,23 +14,40 @@ use serde_json::json;
 
 /// The likeliest token.
 fn best(logits: &[f32]) -> u32 {
-    let largest = logits.iter().enumerate().fold((0, f32::NEG_INFINITY), |best, (i, &v)| if v > best.1 { (i, v) } else { best });
+    let largest = logits
+        .iter()
+        .enumerate()
+        .fold((0, f32::NEG_INFINITY), |best, (i, &v)| {
+            if v > best.1 { (i, v) } else { best }
+        });
     largest.0 as u32
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
     frugal::device::keep_freed_memory();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [model, prompt, prefill, decode] = arguments.as_slice() else { return Err("usage: generation MODEL PROMPT PREFILL DECODE".into()) };
+    let [model, prompt, prefill, decode] = arguments.as_slice() else {
+        return Err("usage: generation MODEL PROMPT PREFILL DECODE".into());
+    };
     let (prefill, decode): (usize, usize) = (prefill.parse()?, decode.parse()?);
     let device = frugal::device::device("cpu")?;
     let files = ModelFiles::open(model, &Lookup::default())?;
     let backbone = files.load_with(&device, LoadOptions::for_generation())?;
     let adapters = AdapterSet::default();
-    let session = || Session::with_cache(backbone.as_ref(), &adapters, Choice::Base, 1, CacheType::F16);
+    let session = || {
+        Session::with_cache(
+            backbone.as_ref(),
+            &adapters,
+            Choice::Base,
+            1,
+            CacheType::F16,
+        )
+    };
     let prompt = files.tokenizer()?.encode(prompt, false)?;
     let vocab_size = files.config().vocab_size;
-    let ids: Vec<u32> = (0..prefill).map(|i| ((i * 7919 + 13) % vocab_size) as u32).collect();
+    let ids: Vec<u32> = (0..prefill)
+        .map(|i| ((i * 7919 + 13) % vocab_size) as u32)
+        .collect();
     let (mut read, mut written, mut tokens) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..3 {
         let mut reading = session()?;
@@ -45,6 +63,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
         written.push((decode - 1) as f64 / start.elapsed().as_secs_f64());
     }
-    println!("{}", json!({ "prompt": prompt, "tokens": tokens, "prefill": read, "decode": written }));
+    println!(
+        "{}",
+        json!({ "prompt": prompt, "tokens": tokens, "prefill": read, "decode": written })
+    );
     Ok(())
 }

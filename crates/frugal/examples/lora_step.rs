@@ -1,7 +1,8 @@
 //! Times LoRA steps on a real model: the Frugal side of `benches/peers/lora_step.py`.
 //!
-//! `cargo build --release --workspace --examples`, then `target/release/examples/lora_step MODEL STEPS [memory=low] [quantize=int8]
-//! [activations=int8] [batch=4] [length=256]` prints one JSON object. With `products` in place of STEPS it times nothing but the matrix
+//! `cargo build --release --workspace --examples`, then
+//! `target/release/examples/lora_step MODEL STEPS [memory=low] [quantize=int8] [activations=int8] [batch=4] [length=256]`
+//! prints one JSON object. With `products` in place of STEPS it times nothing but the matrix
 //! products that a step makes with the model's weights.
 
 use std::error::Error;
@@ -16,16 +17,20 @@ use frugal::model::{Backbone, Frozen, LoadOptions};
 use frugal::train::{Event, Scheduler, Target, Tokenized, TrainConfig, TrainRun, train};
 use serde_json::{Map, Value, json};
 
-/// Token ids that both sides compute: spread over the vocabulary, without a pattern that is easy to learn.
+/// Token ids that both sides compute: spread over the vocabulary, without a pattern that is easy to
+/// learn.
 fn ids(sequence: usize, length: usize, vocab_size: usize) -> Vec<u32> {
-    (0..length).map(|i| (((sequence * length + i) * 7919 + 13) % vocab_size) as u32).collect()
+    (0..length)
+        .map(|i| (((sequence * length + i) * 7919 + 13) % vocab_size) as u32)
+        .collect()
 }
 
 /// Logits that are held at a time, as in the loss.
 const MAX_LOGITS: usize = 1 << 24;
 
-/// Floating-point operations a second of the products of `tokens` rows with every weight, towards the output and back towards the
-/// input, and nothing else. The weights come from memory, as in a step; the median of three rounds.
+/// Floating-point operations a second of the products of `tokens` rows with every weight, towards
+/// the output and back towards the input, and nothing else. The weights come from memory, as in a
+/// step; the median of three rounds.
 fn products(backbone: &dyn Backbone, tokens: usize) -> f64 {
     let mut weights = Vec::new();
     backbone.export(&mut |part| {
@@ -38,11 +43,16 @@ fn products(backbone: &dyn Backbone, tokens: usize) -> f64 {
         for weight in &weights {
             let [d_out, d_in] = weight.dims();
             let rows = tokens.min(MAX_LOGITS / d_out);
-            let [x, dy] = [d_in, d_out].map(|width| Tensor::<2>::ones([rows, width], backbone.device()));
+            let [x, dy] =
+                [d_in, d_out].map(|width| Tensor::<2>::ones([rows, width], backbone.device()));
             let start = Instant::now();
             for _ in 0..tokens / rows {
                 black_box(frugal_kernels::linear(x.clone(), weight.clone(), None));
-                black_box(frugal_kernels::linear(dy.clone(), weight.clone().transpose(), None));
+                black_box(frugal_kernels::linear(
+                    dy.clone(),
+                    weight.clone().transpose(),
+                    None,
+                ));
                 operations += 4 * rows * d_in * d_out;
             }
             seconds += start.elapsed().as_secs_f64();
@@ -61,8 +71,14 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 fn run() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [model, steps, options @ ..] = arguments.as_slice() else { return Err("usage: lora_step MODEL STEPS [KEY=VALUE ...]".into()) };
-    let option = |key: &str| options.iter().find_map(|option| option.strip_prefix(key)?.strip_prefix('='));
+    let [model, steps, options @ ..] = arguments.as_slice() else {
+        return Err("usage: lora_step MODEL STEPS [KEY=VALUE ...]".into());
+    };
+    let option = |key: &str| {
+        options
+            .iter()
+            .find_map(|option| option.strip_prefix(key)?.strip_prefix('='))
+    };
     let count = |key: &str, default: usize| option(key).map_or(Ok(default), str::parse);
     let (batch, length) = (count("batch", 4)?, count("length", 256)?);
     let device = frugal::device::device("cpu")?;
@@ -73,7 +89,10 @@ fn run() -> Result<(), Box<dyn Error>> {
     };
     let backbone = ModelFiles::open(model, &Lookup::default())?.load_with(&device, options)?;
     if steps == "products" {
-        println!("{}", json!({ "operations_per_second": products(backbone.as_ref(), batch * length) }));
+        println!(
+            "{}",
+            json!({ "operations_per_second": products(backbone.as_ref(), batch * length) })
+        );
         return Ok(());
     }
     let context = BuildContext {
@@ -84,16 +103,35 @@ fn run() -> Result<(), Box<dyn Error>> {
         seed: 0,
         tokenize: None,
     };
-    let settings = Map::from_iter([("r".to_owned(), json!(8)), ("lora_alpha".to_owned(), json!(16))]);
+    let settings = Map::from_iter([
+        ("r".to_owned(), json!(8)),
+        ("lora_alpha".to_owned(), json!(16)),
+    ]);
     let mut adapter = (registry::find("lora")?.build)(&settings, &context)?;
     for parameter in adapter.parameters_mut() {
-        let scale = if parameter.name().contains("lora_A") { 1.0 / (parameter.shape()[1] as f64).sqrt() } else { 0.0 };
-        parameter.set((0..parameter.len()).map(|k| (scale * (0.37 * k as f64).sin()) as f32).collect());
+        let scale = if parameter.name().contains("lora_A") {
+            1.0 / (parameter.shape()[1] as f64).sqrt()
+        } else {
+            0.0
+        };
+        parameter.set(
+            (0..parameter.len())
+                .map(|k| (scale * (0.37 * k as f64).sin()) as f32)
+                .collect(),
+        );
     }
     let example = |s: usize| {
         let input_ids = ids(s, length, backbone.config().vocab_size);
-        let targets = input_ids[1..].iter().map(|&id| id as i32).chain([-100]).collect();
-        Tokenized { input_ids, token_type_ids: vec![], labels: Target::Tokens(targets) }
+        let targets = input_ids[1..]
+            .iter()
+            .map(|&id| id as i32)
+            .chain([-100])
+            .collect();
+        Tokenized {
+            input_ids,
+            token_type_ids: vec![],
+            labels: Target::Tokens(targets),
+        }
     };
     let examples: Vec<Tokenized> = (0..batch).map(example).collect();
     let config = TrainConfig {
@@ -129,6 +167,9 @@ fn run() -> Result<(), Box<dyn Error>> {
         observer: &mut observer,
     })?;
     let peak = frugal_core::events::peak_rss_bytes();
-    println!("{}", json!({ "tokens": batch * length, "losses": losses, "seconds": seconds, "peak_rss_bytes": peak }));
+    println!(
+        "{}",
+        json!({ "tokens": batch * length, "losses": losses, "seconds": seconds, "peak_rss_bytes": peak })
+    );
     Ok(())
 }

@@ -10,7 +10,9 @@ use frugal::run::{PretrainConfig, Progress, pretrain};
 fn main() -> Result<(), Box<dyn Error>> {
     frugal::device::keep_freed_memory();
     let command: Vec<String> = std::env::args().collect();
-    let [_, data, out, overrides @ ..] = command.as_slice() else { return Err("usage: pretrain TEXT OUT [KEY=VALUE ...]".into()) };
+    let [_, data, out, overrides @ ..] = command.as_slice() else {
+        return Err("usage: pretrain TEXT OUT [KEY=VALUE ...]".into());
+    };
     let mut config: PretrainConfig = frugal_core::config::load(None, overrides)?;
     (config.data, config.out) = (data.clone(), out.into());
     config.resolve();
@@ -18,8 +20,15 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Err(format!("{key}: {reason}").into());
     }
     let resume = config.out.exists();
-    let mut print = |progress: &Progress| println!("{}", serde_json::to_string(progress).unwrap_or_default());
-    let done = pretrain(&config, &command, resume, &AtomicBool::new(false), &mut print)?;
+    let mut print =
+        |progress: &Progress| println!("{}", serde_json::to_string(progress).unwrap_or_default());
+    let done = pretrain(
+        &config,
+        &command,
+        resume,
+        &AtomicBool::new(false),
+        &mut print,
+    )?;
     println!("{}", serde_json::to_string_pretty(&done)?);
     Ok(())
 }

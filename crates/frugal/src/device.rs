@@ -26,7 +26,8 @@ pub struct UnknownDevice {
     name: String,
 }
 
-/// The device of this name: `cpu`, or with the cargo feature of that name `cuda`, `rocm`, `vulkan`, `metal`, `webgpu`.
+/// The device of this name: `cpu`, or with the cargo feature of that name `cuda`, `rocm`, `vulkan`,
+/// `metal`, `webgpu`.
 ///
 /// # Errors
 /// Names that this build does not have.

@@ -1,4 +1,5 @@
-//! Adapts, trains, runs and measures transformer models with few parameters, little memory and little compute.
+//! Adapts, trains, runs and measures transformer models with few parameters, little memory and
+//! little compute.
 #![recursion_limit = "256"]
 
 pub mod adapt;

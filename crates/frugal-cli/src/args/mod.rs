@@ -30,7 +30,8 @@ pub struct Output {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Machine")]
 pub struct Machine {
-    /// Where to compute: cpu, or cuda, rocm, vulkan, metal, webgpu in builds with that feature [default: cpu]
+    /// Where to compute: cpu, or cuda, rocm, vulkan, metal, webgpu in builds with that feature
+    /// [default: cpu]
     #[arg(long, value_name = "NAME")]
     pub device: Option<String>,
     /// Never use the network; also set by HF_HUB_OFFLINE=1
@@ -64,7 +65,9 @@ pub fn lookup(offline: bool) -> Lookup {
 
 /// Reads `ROLE=NAME`.
 pub fn pair(text: &str) -> Result<(String, String), String> {
-    let (role, name) = text.split_once('=').ok_or("write ROLE=NAME, for example text=sentence")?;
+    let (role, name) = text
+        .split_once('=')
+        .ok_or("write ROLE=NAME, for example text=sentence")?;
     Ok((role.into(), name.into()))
 }
 
@@ -77,7 +80,11 @@ pub fn quantity(text: &str) -> Result<f64, String> {
         Some((at, 't' | 'T')) => (&text[..at], 1e12),
         _ => (text, 1.0),
     };
-    let value = digits.parse::<f64>().ok().map(|v| v * factor).filter(|v| v.is_finite() && *v >= 1.0);
+    let value = digits
+        .parse::<f64>()
+        .ok()
+        .map(|v| v * factor)
+        .filter(|v| v.is_finite() && *v >= 1.0);
     value.ok_or_else(|| "write a number of at least 1, such as 1500, 1e9, 135M or 2.7B".to_owned())
 }
 
@@ -85,7 +92,8 @@ pub fn quantity(text: &str) -> Result<f64, String> {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Model")]
 pub struct Model {
-    /// Name (see `frugal models`), folder, GGUF file, or org/name on the Hugging Face hub [default: the adapter's, else builtin]
+    /// Name (see `frugal models`), folder, GGUF file, or org/name on the Hugging Face hub [default:
+    /// the adapter's, else builtin]
     #[arg(long, short, value_name = "MODEL")]
     pub model: Option<String>,
     /// Adapter folder or run folder
@@ -96,7 +104,9 @@ pub struct Model {
 impl Model {
     /// Name of the model, and the adapter's folder, which must be one.
     pub fn resolve(&self) -> Result<(String, Option<PathBuf>)> {
-        let Some(folder) = &self.adapter else { return Ok((self.model.clone().unwrap_or_else(|| "builtin".into()), None)) };
+        let Some(folder) = &self.adapter else {
+            return Ok((self.model.clone().unwrap_or_else(|| "builtin".into()), None));
+        };
         let file = folder.join(peft::CONFIG_FILE);
         if !folder.is_dir() {
             bail!("{}: no such folder", folder.display());
@@ -105,13 +115,23 @@ impl Model {
             if let Some(error) = LoadError::full_run(folder) {
                 return Err(error.into());
             }
-            bail!("{}: neither an adapter folder nor a finished run: no `{}` there", folder.display(), peft::CONFIG_FILE);
+            bail!(
+                "{}: neither an adapter folder nor a finished run: no `{}` there",
+                folder.display(),
+                peft::CONFIG_FILE
+            );
         }
         let model = match &self.model {
             Some(model) => model.clone(),
-            None => match read_json(&file)?.get("base_model_name_or_path").and_then(|name| name.as_str()) {
+            None => match read_json(&file)?
+                .get("base_model_name_or_path")
+                .and_then(|name| name.as_str())
+            {
                 Some(name) => name.to_owned(),
-                None => bail!("{}: does not say which model it is for: give one with `--model`", file.display()),
+                None => bail!(
+                    "{}: does not say which model it is for: give one with `--model`",
+                    file.display()
+                ),
             },
         };
         Ok((model, Some(folder.clone())))
@@ -122,10 +142,12 @@ impl Model {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Model")]
 pub struct Storage {
-    /// How weights are held: none (single precision), stored (as a GGUF file has them), int8, nf4, nf4_double, q8_0, q4_0, q4_1, sparse
+    /// How weights are held: none (single precision), stored (as a GGUF file has them), int8, nf4,
+    /// nf4_double, q8_0, q4_0, q4_1, sparse
     #[arg(long, value_name = "NAME", default_value = "stored")]
     pub quantize: Quantize,
-    /// How keys and values of earlier tokens are held: f32, f16 for half the memory, int8 for a quarter
+    /// How keys and values of earlier tokens are held: f32, f16 for half the memory, int8 for a
+    /// quarter
     #[arg(long, value_name = "NAME", default_value = "f32", value_parser = ["f32", "f16", "int8"])]
     cache_type: String,
 }
@@ -161,10 +183,20 @@ pub struct Sampling {
     #[arg(long, value_name = "X", default_value_t = 1.0)]
     pub repetition_penalty: f32,
     /// Makes every token that was generated less likely by this
-    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 0.0,
+        allow_negative_numbers = true
+    )]
     pub presence_penalty: f32,
     /// The same for each time it was generated
-    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 0.0,
+        allow_negative_numbers = true
+    )]
     pub frequency_penalty: f32,
     /// Decides the random choices
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -193,7 +225,8 @@ pub struct Config {
     /// TOML file with any of the settings; flags win over it
     #[arg(long, short, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Change one setting, for example train.weight_decay=0.01; repeatable, wins over file and flags
+    /// Change one setting, for example train.weight_decay=0.01; repeatable, wins over file and
+    /// flags
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
 }
@@ -212,10 +245,14 @@ impl Layer {
     /// Sets a dotted key if the flag was given.
     pub fn set<T: Into<Value>>(&mut self, key: &str, value: Option<T>) {
         let Some(value) = value else { return };
-        let (tables, leaf) = key.rsplit_once('.').map_or((None, key), |(tables, leaf)| (Some(tables), leaf));
+        let (tables, leaf) = key
+            .rsplit_once('.')
+            .map_or((None, key), |(tables, leaf)| (Some(tables), leaf));
         let mut table = &mut self.0;
         for name in tables.into_iter().flat_map(|t| t.split('.')) {
-            let inner = table.entry(name).or_insert_with(|| Value::Table(Table::new()));
+            let inner = table
+                .entry(name)
+                .or_insert_with(|| Value::Table(Table::new()));
             match inner {
                 Value::Table(inner) => table = inner,
                 // Keys are constants of this program; none is both a value and a table.
@@ -252,8 +289,15 @@ mod tests {
 
     #[test]
     fn quantities_have_units() {
-        assert_eq!(["1500", "1e9", "135M", "2.7B", "4k"].map(|t| quantity(t).unwrap()), [1500.0, 1e9, 135e6, 2.7e9, 4000.0]);
-        assert!(["", "M", "-3", "0.5", "inf", "x"].iter().all(|t| quantity(t).is_err()));
+        assert_eq!(
+            ["1500", "1e9", "135M", "2.7B", "4k"].map(|t| quantity(t).unwrap()),
+            [1500.0, 1e9, 135e6, 2.7e9, 4000.0]
+        );
+        assert!(
+            ["", "M", "-3", "0.5", "inf", "x"]
+                .iter()
+                .all(|t| quantity(t).is_err())
+        );
     }
 
     #[test]
@@ -264,7 +308,8 @@ mod tests {
         layer.set("train.epochs", None::<f64>);
         layer.switch("train.packing", true);
         layer.switch("data.truncate", false);
-        let expected: Table = toml::from_str("model = 'm'\n[train]\nlr = 0.1\npacking = true").unwrap();
+        let expected: Table =
+            toml::from_str("model = 'm'\n[train]\nlr = 0.1\npacking = true").unwrap();
         assert_eq!(layer.table(), &expected);
     }
 }

@@ -1,6 +1,7 @@
 //! The flags that describe a fine-tuning run; `tune`, `plan` and `validate` share them.
 //!
-//! None has a value unless it was given, so that a configuration file keeps what the command line does not say.
+//! None has a value unless it was given, so that a configuration file keeps what the command line
+//! does not say.
 
 use std::path::PathBuf;
 
@@ -20,7 +21,8 @@ const BUILTIN: &str = include_str!("builtin.toml");
 /// What a run is made of.
 #[derive(Clone, Debug, Args)]
 pub struct RunFlags {
-    /// Name (see `frugal models`), folder, GGUF file, or org/name on the Hugging Face hub [default: builtin]
+    /// Name (see `frugal models`), folder, GGUF file, or org/name on the Hugging Face hub [default:
+    /// builtin]
     #[arg(long, short, value_name = "MODEL", help_heading = "What")]
     pub model: Option<String>,
     /// What is learned [default: classification]
@@ -29,10 +31,12 @@ pub struct RunFlags {
     /// Which positions a classifier reads [default: last, encoders cls]
     #[arg(long, value_name = "WAY", value_parser = ["last", "cls", "mean"], help_heading = "What")]
     pub pooling: Option<String>,
-    /// How frozen weights are held: none, stored, int8, nf4, nf4_double, q8_0, q4_0, q4_1, sparse [default: none]
+    /// How frozen weights are held: none, stored, int8, nf4, nf4_double, q8_0, q4_0, q4_1, sparse
+    /// [default: none]
     #[arg(long, value_name = "NAME", help_heading = "What")]
     pub quantize: Option<String>,
-    /// Inputs of products with weights in few bits: exact, or int8 for products of integers [default: exact]
+    /// Inputs of products with weights in few bits: exact, or int8 for products of integers
+    /// [default: exact]
     #[arg(long, value_name = "NAME", value_parser = ["exact", "int8"], help_heading = "What")]
     pub activations: Option<String>,
 
@@ -74,7 +78,12 @@ pub struct RunFlags {
     #[arg(long, value_name = "P", help_heading = "Method")]
     pub lora_dropout: Option<f64>,
     /// Endings of the layers to adapt, comma-separated, or all-linear [default: the method's]
-    #[arg(long, value_name = "NAMES", value_delimiter = ',', help_heading = "Method")]
+    #[arg(
+        long,
+        value_name = "NAMES",
+        value_delimiter = ',',
+        help_heading = "Method"
+    )]
     pub target_modules: Vec<String>,
 
     /// Peak learning rate [default: the method's]
@@ -95,7 +104,8 @@ pub struct RunFlags {
     /// Fill micro-batches with whole examples up to train.max_tokens tokens
     #[arg(long, help_heading = "Training")]
     pub packing: bool,
-    /// What is kept for the backward pass: low, balanced, fast; the result is the same [default: balanced]
+    /// What is kept for the backward pass: low, balanced, fast; the result is the same [default:
+    /// balanced]
     #[arg(long, value_name = "NAME", help_heading = "Training")]
     pub memory: Option<String>,
     /// Shape of the learning rate: constant, linear, cosine, warmup_stable_decay [default: linear]
@@ -123,7 +133,8 @@ pub struct RunFlags {
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub seed: Option<u64>,
 
-    /// Where to compute: cpu, or cuda, rocm, vulkan, metal, webgpu in builds with that feature [default: cpu]
+    /// Where to compute: cpu, or cuda, rocm, vulkan, metal, webgpu in builds with that feature
+    /// [default: cpu]
     #[arg(long, value_name = "NAME", help_heading = "Machine")]
     pub device: Option<String>,
     /// Never use the network; also set by HF_HUB_OFFLINE=1
@@ -143,7 +154,11 @@ impl RunFlags {
     fn layer(&self) -> Layer {
         let built_in = self.is_silent();
         let own_method = self.method.is_some() || self.overrides("method.name");
-        let mut layer = if built_in && !own_method { Layer::from_toml(BUILTIN) } else { Layer::default() };
+        let mut layer = if built_in && !own_method {
+            Layer::from_toml(BUILTIN)
+        } else {
+            Layer::default()
+        };
         layer.set("model", self.model.clone());
         layer.set("task", self.task.clone());
         layer.set("pooling", self.pooling.clone());
@@ -153,10 +168,19 @@ impl RunFlags {
         layer.set("seed", count_value(self.seed));
         layer.set("out", path_value(&self.out));
 
-        layer.set("data.train", self.data.clone().or_else(|| built_in.then(|| BUILTIN_DATA.into())));
+        layer.set(
+            "data.train",
+            self.data
+                .clone()
+                .or_else(|| built_in.then(|| BUILTIN_DATA.into())),
+        );
         layer.set("data.validation", self.eval_data.clone());
         layer.set("data.test", self.test_data.clone());
-        let columns: Table = self.columns.iter().map(|(role, name)| (role.clone(), Value::from(name.as_str()))).collect();
+        let columns: Table = self
+            .columns
+            .iter()
+            .map(|(role, name)| (role.clone(), Value::from(name.as_str())))
+            .collect();
         layer.set("data.columns", (!columns.is_empty()).then_some(columns));
         layer.set("data.max_length", count_value(self.max_length));
         layer.switch("data.truncate", self.truncate);
@@ -173,7 +197,10 @@ impl RunFlags {
         layer.set("train.epochs", self.epochs);
         layer.set("train.max_steps", count_value(self.max_steps));
         layer.set("train.batch_size", count_value(self.batch_size));
-        layer.set("train.gradient_accumulation_steps", count_value(self.gradient_accumulation_steps));
+        layer.set(
+            "train.gradient_accumulation_steps",
+            count_value(self.gradient_accumulation_steps),
+        );
         layer.switch("train.packing", self.packing);
         layer.set("train.memory", self.memory.clone());
         layer.set("train.lr_scheduler_type", self.lr_scheduler_type.clone());
@@ -182,15 +209,24 @@ impl RunFlags {
         layer.set("train.logging_steps", count_value(self.logging_steps));
         layer.set("train.eval_steps", count_value(self.eval_steps));
         layer.set("train.save_steps", count_value(self.save_steps));
-        layer.set("train.early_stopping_patience", count_value(self.early_stopping_patience));
+        layer.set(
+            "train.early_stopping_patience",
+            count_value(self.early_stopping_patience),
+        );
         layer
     }
 
-    /// Whether nothing was said about what to adapt and to what: then both are the built-in ones. With a model of one's own,
-    /// data must be given.
+    /// Whether nothing was said about what to adapt and to what: then both are the built-in ones.
+    /// With a model of one's own, data must be given.
     fn is_silent(&self) -> bool {
-        let flags = self.model.is_none() && self.data.is_none() && self.task.is_none() && self.config.config.is_none();
-        flags && !["model", "data.train", "task"].into_iter().any(|key| self.overrides(key))
+        let flags = self.model.is_none()
+            && self.data.is_none()
+            && self.task.is_none()
+            && self.config.config.is_none();
+        flags
+            && !["model", "data.train", "task"]
+                .into_iter()
+                .any(|key| self.overrides(key))
     }
 
     fn overrides(&self, key: &str) -> bool {
@@ -211,11 +247,16 @@ impl RunFlags {
         super::lookup(self.offline)
     }
 
-    /// File, flags and overrides together, checked and with everything filled in that depends on other settings.
+    /// File, flags and overrides together, checked and with everything filled in that depends on
+    /// other settings.
     pub fn resolve(&self) -> Result<TuneConfig, ConfigErrors> {
         let layer = self.layer();
-        let mut config: TuneConfig =
-            config::load_with(self.config.config.as_deref(), layer.table(), &self.config.overrides, TuneConfig::problems)?;
+        let mut config: TuneConfig = config::load_with(
+            self.config.config.as_deref(),
+            layer.table(),
+            &self.config.overrides,
+            TuneConfig::problems,
+        )?;
         config.resolve();
         Ok(config)
     }
@@ -228,7 +269,8 @@ mod tests {
     use super::*;
 
     fn flags(words: &str) -> RunFlags {
-        let matches = RunFlags::augment_args(Command::new("test").no_binary_name(true)).get_matches_from(words.split_whitespace());
+        let matches = RunFlags::augment_args(Command::new("test").no_binary_name(true))
+            .get_matches_from(words.split_whitespace());
         RunFlags::from_arg_matches(&matches).unwrap()
     }
 
@@ -258,7 +300,9 @@ mod tests {
 
     fn assert_contains(found: &serde_json::Value, expected: &serde_json::Value, at: &str) {
         match expected.as_object() {
-            Some(map) => map.iter().for_each(|(key, value)| assert_contains(&found[key], value, &format!("{at}.{key}"))),
+            Some(map) => map.iter().for_each(|(key, value)| {
+                assert_contains(&found[key], value, &format!("{at}.{key}"))
+            }),
             None => assert_eq!(found, expected, "{at}"),
         }
     }
@@ -278,15 +322,28 @@ mod tests {
             ("method", "/method/name"),
             ("epochs", "/train/epochs"),
             ("batch_size", "/train/batch_size"),
-            ("gradient_accumulation_steps", "/train/gradient_accumulation_steps"),
+            (
+                "gradient_accumulation_steps",
+                "/train/gradient_accumulation_steps",
+            ),
             ("memory", "/train/memory"),
             ("lr_scheduler_type", "/train/lr_scheduler_type"),
             ("warmup_ratio", "/train/warmup_ratio"),
             ("weight_decay", "/train/weight_decay"),
             ("logging_steps", "/train/logging_steps"),
         ] {
-            let help = command.get_arguments().find(|a| a.get_id() == flag).unwrap().get_help().unwrap().to_string();
-            let told = help.split("[default: ").nth(1).and_then(|d| d.split(']').next()).unwrap_or_else(|| panic!("{flag}: {help}"));
+            let help = command
+                .get_arguments()
+                .find(|a| a.get_id() == flag)
+                .unwrap()
+                .get_help()
+                .unwrap()
+                .to_string();
+            let told = help
+                .split("[default: ")
+                .nth(1)
+                .and_then(|d| d.split(']').next())
+                .unwrap_or_else(|| panic!("{flag}: {help}"));
             match defaults.pointer(key).unwrap() {
                 serde_json::Value::String(text) => assert_eq!(told, text, "{flag}"),
                 number => assert_eq!(told.parse::<f64>().ok(), number.as_f64(), "{flag}"),
@@ -299,11 +356,31 @@ mod tests {
     #[test]
     fn the_built_in_data_is_not_put_under_a_model_of_ones_own() {
         let silent = flags("--r 4 --lr 0.5").resolve().unwrap();
-        assert_eq!((silent.data.train.as_str(), silent.train.lr, silent.train.epochs), ("sms-spam", 0.5, 2.0));
+        assert_eq!(
+            (
+                silent.data.train.as_str(),
+                silent.train.lr,
+                silent.train.epochs
+            ),
+            ("sms-spam", 0.5, 2.0)
+        );
         // Another method keeps its own settings.
         let other = flags("--method prompt-tuning").resolve().unwrap();
-        assert_eq!((other.data.train.as_str(), other.train.lr, other.train.epochs), ("sms-spam", 0.03, 1.0));
-        let error = flags("--model smollm2-135m").resolve().unwrap_err().to_string();
-        assert!(error.contains("`data.train`") && error.contains("--data FILE"), "{error}");
+        assert_eq!(
+            (
+                other.data.train.as_str(),
+                other.train.lr,
+                other.train.epochs
+            ),
+            ("sms-spam", 0.03, 1.0)
+        );
+        let error = flags("--model smollm2-135m")
+            .resolve()
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("`data.train`") && error.contains("--data FILE"),
+            "{error}"
+        );
     }
 }

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use clap::Subcommand;
-use frugal::adapt::combine::{CombinationType, CombineOptions, Combined, Rank, combine, combine_heads, to_lora};
+use frugal::adapt::combine::{
+    CombinationType, CombineOptions, Combined, Rank, combine, combine_heads, to_lora,
+};
 use frugal::adapt::{Adapter, BuildContext, Entry, Head, peft};
 use frugal::model::Backbone;
 use frugal::model::load::ModelFiles;
@@ -56,7 +58,8 @@ pub struct CombineArgs {
     /// Adapter folders, each with its weight if that is not 1
     #[arg(required = true, value_name = "DIR[=WEIGHT]", value_parser = weighted)]
     adapters: Vec<(PathBuf, f32)>,
-    /// linear, cat, svd, ties, ties_svd, dare_linear, dare_linear_svd, dare_ties, dare_ties_svd, magnitude_prune, magnitude_prune_svd
+    /// linear, cat, svd, ties, ties_svd, dare_linear, dare_linear_svd, dare_ties, dare_ties_svd,
+    /// magnitude_prune, magnitude_prune_svd
     #[arg(long = "type", value_name = "TYPE", default_value = "linear", value_parser = combination_type)]
     combination_type: CombinationType,
     /// Share of elements that ties, dare and magnitude_prune keep
@@ -114,9 +117,17 @@ impl Shared {
 }
 
 fn weighted(text: &str) -> Result<(PathBuf, f32), String> {
-    let Some((folder, weight)) = text.rsplit_once('=') else { return Ok((text.into(), 1.0)) };
-    let weight: f32 = weight.parse().map_err(|_| format!("`{weight}` is not a number: write DIR=WEIGHT, for example runs/a=0.5"))?;
-    if weight.is_finite() { Ok((folder.into(), weight)) } else { Err("the weight must be finite".into()) }
+    let Some((folder, weight)) = text.rsplit_once('=') else {
+        return Ok((text.into(), 1.0));
+    };
+    let weight: f32 = weight.parse().map_err(|_| {
+        format!("`{weight}` is not a number: write DIR=WEIGHT, for example runs/a=0.5")
+    })?;
+    if weight.is_finite() {
+        Ok((folder.into(), weight))
+    } else {
+        Err("the weight must be finite".into())
+    }
 }
 
 fn combination_type(text: &str) -> Result<CombinationType, String> {
@@ -126,18 +137,28 @@ fn combination_type(text: &str) -> Result<CombinationType, String> {
 /// Runs what was asked for.
 pub fn run(args: &Args) -> Result<Outcome> {
     match &args.what {
-        What::Combine(args) => make(&args.adapters, &args.shared, args.combination_type, |parts, backbone, context| {
-            let options = CombineOptions {
-                combination_type: args.combination_type,
-                density: args.density,
-                rank: args.shared.rank(),
-                seed: args.seed,
-            };
-            Ok(combine(parts, &options, backbone, context)?)
-        }),
-        What::ToLora(args) => make(&[(args.adapter.clone(), 1.0)], &args.shared, CombinationType::Svd, |parts, backbone, context| {
-            Ok(to_lora(parts[0].0, args.shared.rank(), backbone, context)?)
-        }),
+        What::Combine(args) => make(
+            &args.adapters,
+            &args.shared,
+            args.combination_type,
+            |parts, backbone, context| {
+                let options = CombineOptions {
+                    combination_type: args.combination_type,
+                    density: args.density,
+                    rank: args.shared.rank(),
+                    seed: args.seed,
+                };
+                Ok(combine(parts, &options, backbone, context)?)
+            },
+        ),
+        What::ToLora(args) => make(
+            &[(args.adapter.clone(), 1.0)],
+            &args.shared,
+            CombinationType::Svd,
+            |parts, backbone, context| {
+                Ok(to_lora(parts[0].0, args.shared.rank(), backbone, context)?)
+            },
+        ),
     }
 }
 
@@ -148,7 +169,11 @@ fn make(
     combine: impl FnOnce(&[(&dyn Adapter, f32)], &dyn Backbone, &BuildContext<'_>) -> Result<Combined>,
 ) -> Result<Outcome> {
     free_folder(&shared.out)?;
-    let (name, _) = Model { model: shared.model.clone(), adapter: Some(folders[0].0.clone()) }.resolve()?;
+    let (name, _) = Model {
+        model: shared.model.clone(),
+        adapter: Some(folders[0].0.clone()),
+    }
+    .resolve()?;
     for (folder, _) in folders {
         peft::check_unrounded(folder, "be combined or converted")?;
     }
@@ -156,21 +181,46 @@ fn make(
     let files = ModelFiles::open(&name, &shared.machine.lookup())?;
     let phase = Phase::new(shared.output, format!("reading {name}"));
     let backbone = files.load(&device)?;
-    let context =
-        BuildContext { config: files.config(), sites: &files.sites(), backbone: Some(backbone.as_ref()), device, seed: 0, tokenize: None };
-    let read = |folder: &Path| -> Result<Entry> { Ok(peft::made_for(folder, files.name(), peft::load(folder, &context, false))?.0) };
-    let entries: Vec<Entry> = folders.iter().map(|(folder, _)| read(folder)).collect::<Result<_>>()?;
+    let context = BuildContext {
+        config: files.config(),
+        sites: &files.sites(),
+        backbone: Some(backbone.as_ref()),
+        device,
+        seed: 0,
+        tokenize: None,
+    };
+    let read = |folder: &Path| -> Result<Entry> {
+        Ok(peft::made_for(folder, files.name(), peft::load(folder, &context, false))?.0)
+    };
+    let entries: Vec<Entry> = folders
+        .iter()
+        .map(|(folder, _)| read(folder))
+        .collect::<Result<_>>()?;
     drop(phase);
     let head = head(&entries, folders, combination_type)?;
     let phase = Phase::new(shared.output, "combining");
-    let parts: Vec<(&dyn Adapter, f32)> =
-        entries.iter().zip(folders).map(|(entry, (_, weight))| (entry.adapter.as_ref(), *weight)).collect();
+    let parts: Vec<(&dyn Adapter, f32)> = entries
+        .iter()
+        .zip(folders)
+        .map(|(entry, (_, weight))| (entry.adapter.as_ref(), *weight))
+        .collect();
     let combined = combine(&parts, backbone.as_ref(), &context)?;
     drop(phase);
     let lost = combined.relative_error.powi(2);
     let parameters: usize = frugal::adapt::Adapter::num_trainable(&combined.adapter);
-    let (least, most) = combined.ranks.values().fold((usize::MAX, 0), |(low, high), &r| (low.min(r), high.max(r)));
-    peft::save(&shared.out, &Entry { adapter: Box::new(combined.adapter), head }, files.config(), files.name())?;
+    let (least, most) = combined
+        .ranks
+        .values()
+        .fold((usize::MAX, 0), |(low, high), &r| (low.min(r), high.max(r)));
+    peft::save(
+        &shared.out,
+        &Entry {
+            adapter: Box::new(combined.adapter),
+            head,
+        },
+        files.config(),
+        files.name(),
+    )?;
     if shared.output.json {
         ui::print_json(&json!({
             "out": shared.out, "parameters": parameters, "ranks": combined.ranks, "relative_error": combined.relative_error,
@@ -178,9 +228,22 @@ fn make(
     } else {
         let rows = [
             ("places", combined.ranks.len().to_string()),
-            ("ranks", if least == most { most.to_string() } else { format!("{least} to {most}") }),
+            (
+                "ranks",
+                if least == most {
+                    most.to_string()
+                } else {
+                    format!("{least} to {most}")
+                },
+            ),
             ("parameters", human::count(parameters as u64)),
-            ("lost by truncation", format!("{} % of the change's squared norm", human::significant(100.0 * lost, 3))),
+            (
+                "lost by truncation",
+                format!(
+                    "{} % of the change's squared norm",
+                    human::significant(100.0 * lost, 3)
+                ),
+            ),
             ("adapter", shared.out.display().to_string()),
         ];
         ui::print(&crate::ui::table::pairs(&rows));
@@ -189,7 +252,11 @@ fn make(
 }
 
 /// The head of the result; that of a single adapter stays as it is.
-fn head(entries: &[Entry], folders: &[(PathBuf, f32)], combination_type: CombinationType) -> Result<Option<Head>> {
+fn head(
+    entries: &[Entry],
+    folders: &[(PathBuf, f32)],
+    combination_type: CombinationType,
+) -> Result<Option<Head>> {
     if let [entry] = entries {
         return Ok(entry.head.clone());
     }
@@ -203,7 +270,10 @@ fn head(entries: &[Entry], folders: &[(PathBuf, f32)], combination_type: Combina
     }
     match without {
         Some(_) if heads.is_empty() => Ok(None),
-        Some(folder) => bail!("{}: has no classification head, and others have one: combine adapters of one task", folder.display()),
+        Some(folder) => bail!(
+            "{}: has no classification head, and others have one: combine adapters of one task",
+            folder.display()
+        ),
         None => Ok(Some(combine_heads(&heads, combination_type)?)),
     }
 }

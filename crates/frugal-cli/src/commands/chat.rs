@@ -49,7 +49,12 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     chat_template: Option<PathBuf>,
     /// 0 takes the likeliest token; higher is more varied
-    #[arg(long, value_name = "T", default_value_t = 0.7, help_heading = "Sampling")]
+    #[arg(
+        long,
+        value_name = "T",
+        default_value_t = 0.7,
+        help_heading = "Sampling"
+    )]
     temperature: f32,
     #[command(flatten)]
     sampling: Sampling,
@@ -62,19 +67,34 @@ pub struct Args {
 
 /// Reads, answers, repeats.
 pub fn run(args: &Args) -> Result<Outcome> {
-    let output = Output { json: false, quiet: args.quiet };
+    let output = Output {
+        json: false,
+        quiet: args.quiet,
+    };
     let sampler = args.sampling.config(args.temperature);
     let mut sampler = Sampler::new(sampler, args.sampling.seed)?;
     let loaded = Loaded::read_for_text(&args.model, &args.machine, args.storage.quantize, output)?;
     let mut tokenizer = loaded.files.tokenizer()?.clone();
     if let Some(path) = &args.chat_template {
-        let source = String::from_utf8(frugal_core::fs::read(path)?).with_context(|| format!("{}: not UTF-8 text", path.display()))?;
+        let source = String::from_utf8(frugal_core::fs::read(path)?)
+            .with_context(|| format!("{}: not UTF-8 text", path.display()))?;
         tokenizer.set_chat_template(&source)?;
     }
-    needs_chat_template(&tokenizer, loaded.files.name(), "Use `frugal generate`, or give one with `--chat-template`")?;
-    let session = Session::with_cache(loaded.backbone.as_ref(), &loaded.adapters, loaded.choice.clone(), 1, args.storage.cache_type())?;
+    needs_chat_template(
+        &tokenizer,
+        loaded.files.name(),
+        "Use `frugal generate`, or give one with `--chat-template`",
+    )?;
+    let session = Session::with_cache(
+        loaded.backbone.as_ref(),
+        &loaded.adapters,
+        loaded.choice.clone(),
+        1,
+        args.storage.cache_type(),
+    )?;
     let mut editor = rustyline::DefaultEditor::new()?;
-    // After the editor, which handles the signal itself from its creation on: while it reads it sees Ctrl-C as a key anyway.
+    // After the editor, which handles the signal itself from its creation on: while it reads it
+    // sees Ctrl-C as a key anyway.
     let stop = interrupt::flag("");
     let mut chat = Chat {
         session,
@@ -87,7 +107,16 @@ pub fn run(args: &Args) -> Result<Outcome> {
         output,
     };
     chat.start(args.system.as_deref());
-    ui::note(output, &style(format!("{} · /help for commands, Ctrl-D to end", loaded.files.name())).dim().for_stderr().to_string());
+    ui::note(
+        output,
+        &style(format!(
+            "{} · /help for commands, Ctrl-D to end",
+            loaded.files.name()
+        ))
+        .dim()
+        .for_stderr()
+        .to_string(),
+    );
     loop {
         match editor.readline("> ") {
             Ok(line) if line.trim().is_empty() => {}
@@ -127,12 +156,17 @@ struct Chat<'a> {
 
 impl Chat<'_> {
     fn start(&mut self, system: Option<&str>) {
-        self.messages = system.iter().map(|text| Message::new("system", *text)).collect();
+        self.messages = system
+            .iter()
+            .map(|text| Message::new("system", *text))
+            .collect();
     }
 
     /// Does what a line that starts with `/` says; false ends the conversation.
     fn command(&mut self, command: &str) -> Result<bool> {
-        let (name, rest) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
+        let (name, rest) = command
+            .split_once(char::is_whitespace)
+            .unwrap_or((command, ""));
         let rest = rest.trim();
         match name {
             "quit" | "exit" => return Ok(false),
@@ -189,29 +223,45 @@ impl Chat<'_> {
         live.finish()?;
         if ui::stderr_is_terminal() {
             let speed = generated.len() as f64 / start.elapsed().as_secs_f64();
-            let line = format!("{} tokens · {} tok/s", generated.len(), human::significant(speed, 3));
+            let line = format!(
+                "{} tokens · {} tok/s",
+                generated.len(),
+                human::significant(speed, 3)
+            );
             ui::note(self.output, &style(line).dim().for_stderr().to_string());
         }
         let content = self.tokenizer.decode(&generated, true)?;
-        self.messages.push(Message { role: "assistant".into(), content });
+        self.messages.push(Message {
+            role: "assistant".into(),
+            content,
+        });
         Ok(())
     }
 
     /// Token ids of the conversation; its oldest turns are dropped when it no longer fits.
     fn prompt(&mut self) -> Result<Vec<u32>> {
         loop {
-            let ids = self.tokenizer.encode(&self.tokenizer.render_chat(&self.messages, true)?, false)?;
+            let ids = self
+                .tokenizer
+                .encode(&self.tokenizer.render_chat(&self.messages, true)?, false)?;
             if ids.len() + self.max_tokens.min(self.max_sequence / 4) <= self.max_sequence {
                 return Ok(ids);
             }
             let first = usize::from(self.messages[0].role == "system");
             if self.messages.len() <= first + 1 {
                 self.messages.pop();
-                bail!("the message has {} tokens, too many for the model's {}", ids.len(), self.max_sequence);
+                bail!(
+                    "the message has {} tokens, too many for the model's {}",
+                    ids.len(),
+                    self.max_sequence
+                );
             }
             // A question and its answer.
             self.messages.drain(first..first + 2);
-            ui::warn(self.output, "the conversation is too long for the model: its oldest turn is forgotten");
+            ui::warn(
+                self.output,
+                "the conversation is too long for the model: its oldest turn is forgotten",
+            );
         }
     }
 }

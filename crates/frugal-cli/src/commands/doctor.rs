@@ -40,11 +40,18 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<Outcome> {
     let device = args.machine.device()?;
     let ceilings = {
-        let _phase = Phase::new(args.output, "measuring matrix products and memory for 2 seconds");
+        let _phase = Phase::new(
+            args.output,
+            "measuring matrix products and memory for 2 seconds",
+        );
         ceilings(&device, BUDGET)
     };
     let cache = fetch::cache_dir();
-    let models: Vec<&str> = fetch::MODELS.iter().map(|m| m.name).filter(|name| fetch::resolve(name, &cache).is_some()).collect();
+    let models: Vec<&str> = fetch::MODELS
+        .iter()
+        .map(|m| m.name)
+        .filter(|name| fetch::resolve(name, &cache).is_some())
+        .collect();
     let cache_bytes = folder_bytes(&cache);
     let problems = problems(&cache);
     let device_name = args.machine.device_name();
@@ -66,50 +73,104 @@ pub fn run(args: &Args) -> Result<Outcome> {
             "problems": problems,
         }))?;
     } else {
-        let Ceilings { gemm_gflops, gemm_gflops_sustained, read_gb_per_s } = ceilings;
-        let [best, sustained] = [gemm_gflops, gemm_gflops_sustained].map(|rate| human::significant(rate, 3));
+        let Ceilings {
+            gemm_gflops,
+            gemm_gflops_sustained,
+            read_gb_per_s,
+        } = ceilings;
+        let [best, sustained] =
+            [gemm_gflops, gemm_gflops_sustained].map(|rate| human::significant(rate, 3));
         let none = || "unknown".to_owned();
         let memory = match (system.memory, available) {
-            (Some(total), Some(available)) => format!("{}, {} available", human::bytes(total), human::bytes(available)),
+            (Some(total), Some(available)) => format!(
+                "{}, {} available",
+                human::bytes(total),
+                human::bytes(available)
+            ),
             (total, _) => total.map_or_else(none, human::bytes),
         };
         ui::print(&table::pairs(&[
-            ("frugal", format!("{} ({} {})", env!("CARGO_PKG_VERSION"), system.system, system.machine)),
+            (
+                "frugal",
+                format!(
+                    "{} ({} {})",
+                    env!("CARGO_PKG_VERSION"),
+                    system.system,
+                    system.machine
+                ),
+            ),
             ("processor", system.processor.clone().unwrap_or_else(none)),
             ("threads", shown_threads(system.threads, threads())),
             ("vector units", simd().join(", ")),
             ("memory", memory),
             ("devices", device::NAMES.join(", ")),
-            ("matrix products", format!("{best} GFLOP/s at best, {sustained} sustained, in f32 on {device_name}")),
-            ("memory reads", format!("{} GB/s", human::significant(read_gb_per_s, 3))),
-            ("cache", format!("{}, {}", cache.display(), human::bytes(cache_bytes))),
-            ("models in it", if models.is_empty() { "none".into() } else { models.join(", ") }),
+            (
+                "matrix products",
+                format!("{best} GFLOP/s at best, {sustained} sustained, in f32 on {device_name}"),
+            ),
+            (
+                "memory reads",
+                format!("{} GB/s", human::significant(read_gb_per_s, 3)),
+            ),
+            (
+                "cache",
+                format!("{}, {}", cache.display(), human::bytes(cache_bytes)),
+            ),
+            (
+                "models in it",
+                if models.is_empty() {
+                    "none".into()
+                } else {
+                    models.join(", ")
+                },
+            ),
         ]));
-        problems.iter().for_each(|problem| ui::print(&format!("problem: {problem}")));
+        problems
+            .iter()
+            .for_each(|problem| ui::print(&format!("problem: {problem}")));
     }
-    Ok(if problems.is_empty() { Outcome::Done } else { Outcome::Negative })
+    Ok(if problems.is_empty() {
+        Outcome::Done
+    } else {
+        Outcome::Negative
+    })
 }
 
 /// What would get in the way of work.
 fn problems(cache: &Path) -> Vec<String> {
-    let existing = cache.ancestors().find(|p| p.exists()).unwrap_or(Path::new("."));
+    let existing = cache
+        .ancestors()
+        .find(|p| p.exists())
+        .unwrap_or(Path::new("."));
     let mut found = Vec::new();
     if let Err(error) = tempfile::tempfile_in(existing) {
-        found.push(format!("the cache cannot be written: {}: {error}; set FRUGAL_CACHE to a folder that can", existing.display()));
+        found.push(format!(
+            "the cache cannot be written: {}: {error}; set FRUGAL_CACHE to a folder that can",
+            existing.display()
+        ));
     }
     found
 }
 
 /// How many threads there are, and how many take part where it is another number.
 fn shown_threads(all: usize, used: usize) -> String {
-    if used == all { all.to_string() } else { format!("{all}, {used} used") }
+    if used == all {
+        all.to_string()
+    } else {
+        format!("{all}, {used} used")
+    }
 }
 
 /// Memory that could be used now.
 fn available_memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+    line.trim()
+        .strip_suffix("kB")?
+        .trim()
+        .parse::<u64>()
+        .ok()?
+        .checked_mul(1024)
 }
 
 /// Vector instruction sets that kernels can choose from at run time.
@@ -121,19 +182,32 @@ fn simd() -> Vec<&'static str> {
         ("fma", std::arch::is_x86_feature_detected!("fma")),
         ("f16c", std::arch::is_x86_feature_detected!("f16c")),
         ("avx512f", std::arch::is_x86_feature_detected!("avx512f")),
-        ("avx512vnni", std::arch::is_x86_feature_detected!("avx512vnni")),
-        ("avx512bf16", std::arch::is_x86_feature_detected!("avx512bf16")),
+        (
+            "avx512vnni",
+            std::arch::is_x86_feature_detected!("avx512vnni"),
+        ),
+        (
+            "avx512bf16",
+            std::arch::is_x86_feature_detected!("avx512bf16"),
+        ),
     ];
     #[cfg(target_arch = "aarch64")]
     let found = [
         ("neon", std::arch::is_aarch64_feature_detected!("neon")),
         ("fp16", std::arch::is_aarch64_feature_detected!("fp16")),
-        ("dotprod", std::arch::is_aarch64_feature_detected!("dotprod")),
+        (
+            "dotprod",
+            std::arch::is_aarch64_feature_detected!("dotprod"),
+        ),
         ("sve", std::arch::is_aarch64_feature_detected!("sve")),
     ];
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let found: [(&'static str, bool); 0] = [];
-    found.into_iter().filter(|(_, has)| *has).map(|(name, _)| name).collect()
+    found
+        .into_iter()
+        .filter(|(_, has)| *has)
+        .map(|(name, _)| name)
+        .collect()
 }
 
 fn folder_bytes(folder: &Path) -> u64 {
@@ -158,6 +232,9 @@ mod tests {
 
     #[test]
     fn threads_that_stand_aside_are_told() {
-        assert_eq!([shown_threads(2, 2), shown_threads(2, 1)], ["2", "2, 1 used"]);
+        assert_eq!(
+            [shown_threads(2, 2), shown_threads(2, 1)],
+            ["2", "2, 1 used"]
+        );
     }
 }

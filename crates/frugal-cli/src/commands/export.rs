@@ -32,7 +32,8 @@ programs such as llama.cpp that apply it at run time.";
 pub struct Args {
     #[command(flatten)]
     model: Model,
-    /// gguf: model and tokenizer in one file; gguf-lora: the adapter alone; hf: a Hugging Face folder
+    /// gguf: model and tokenizer in one file; gguf-lora: the adapter alone; hf: a Hugging Face
+    /// folder
     #[arg(long, value_name = "FORMAT", help_heading = "Output")]
     to: Target,
     /// Number format: f32, f16, q8_0, q4_1, q4_0 for gguf; f32, f16, bf16 for hf [default: f16]
@@ -69,7 +70,10 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let job = job(args)?;
     match job {
         Job::Hf(_) => free_folder(&args.out)?,
-        _ if args.out.exists() => bail!("{}: exists already; choose another `--out`", args.out.display()),
+        _ if args.out.exists() => bail!(
+            "{}: exists already; choose another `--out`",
+            args.out.display()
+        ),
         _ => {}
     }
     let loaded = Loaded::read(&args.model, &args.machine, args.output)?;
@@ -87,7 +91,9 @@ pub fn run(args: &Args) -> Result<Outcome> {
     } else {
         match (job, adapter) {
             (Job::Gguf(format), _) => export_gguf(files, backbone, adapter, &args.out, format)?,
-            (Job::Hf(stored), _) => complete = merge_to_folder(files, backbone, loaded.entry(), &args.out, stored)?,
+            (Job::Hf(stored), _) => {
+                complete = merge_to_folder(files, backbone, loaded.entry(), &args.out, stored)?
+            }
             (Job::GgufLora, Some(adapter)) => export_adapter_gguf(files, adapter, &args.out)?,
             (Job::GgufLora, None) => bail!("gguf-lora holds an adapter: give one with `--adapter`"),
         }
@@ -102,26 +108,43 @@ pub fn run(args: &Args) -> Result<Outcome> {
 /// Target and number format, which must go together.
 fn job(args: &Args) -> Result<Job> {
     let given = args.number_type.as_deref();
-    let wrong = |accepted: &str| anyhow::anyhow!("`--type {}`: --to {} takes {accepted}", given.unwrap_or_default(), name(args.to));
+    let wrong = |accepted: &str| {
+        anyhow::anyhow!(
+            "`--type {}`: --to {} takes {accepted}",
+            given.unwrap_or_default(),
+            name(args.to)
+        )
+    };
     Ok(match args.to {
-        Target::Gguf => {
-            Job::Gguf(serde_json::from_value(json!(given.unwrap_or("f16"))).map_err(|_| wrong("f32, f16, q8_0, q4_1 or q4_0"))?)
-        }
-        Target::Hf => Job::Hf(serde_json::from_value(json!(given.unwrap_or("f16"))).map_err(|_| wrong("f32, f16 or bf16"))?),
+        Target::Gguf => Job::Gguf(
+            serde_json::from_value(json!(given.unwrap_or("f16")))
+                .map_err(|_| wrong("f32, f16, q8_0, q4_1 or q4_0"))?,
+        ),
+        Target::Hf => Job::Hf(
+            serde_json::from_value(json!(given.unwrap_or("f16")))
+                .map_err(|_| wrong("f32, f16 or bf16"))?,
+        ),
         Target::GgufLora if given.is_some_and(|t| t != "f32") => return Err(wrong("f32 only")),
-        Target::GgufLora if args.model.adapter.is_none() => bail!("gguf-lora holds an adapter: give one with `--adapter`"),
+        Target::GgufLora if args.model.adapter.is_none() => {
+            bail!("gguf-lora holds an adapter: give one with `--adapter`")
+        }
         Target::GgufLora => Job::GgufLora,
     })
 }
 
 fn name(target: Target) -> String {
-    target.to_possible_value().map_or_else(String::new, |v| v.get_name().to_owned())
+    target
+        .to_possible_value()
+        .map_or_else(String::new, |v| v.get_name().to_owned())
 }
 
 /// Refuses a folder that has something in it.
 pub fn free_folder(path: &Path) -> Result<()> {
     if path.is_file() || std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some()) {
-        bail!("{}: exists already and is not an empty folder; choose another `--out`", path.display());
+        bail!(
+            "{}: exists already and is not an empty folder; choose another `--out`",
+            path.display()
+        );
     }
     Ok(())
 }
@@ -129,7 +152,10 @@ pub fn free_folder(path: &Path) -> Result<()> {
 /// Heads are no part of a language model's file.
 pub fn warn_about_head(loaded: &Loaded, output: Output) {
     if loaded.entry().is_some_and(|e| e.head.is_some()) {
-        ui::warn(output, "the adapter's classification head has no place in this format and was left out");
+        ui::warn(
+            output,
+            "the adapter's classification head has no place in this format and was left out",
+        );
     }
 }
 
@@ -141,7 +167,11 @@ pub fn finish(out: &Path, dry_run: bool, output: Output) -> Result<Outcome> {
     } else if dry_run {
         ui::print(&format!("would write {}", out.display()));
     } else {
-        ui::print(&format!("written: {} ({})", out.display(), human::bytes(bytes)));
+        ui::print(&format!(
+            "written: {} ({})",
+            out.display(),
+            human::bytes(bytes)
+        ));
     }
     Ok(Outcome::Done)
 }

@@ -32,9 +32,15 @@ Several prompts are continued together, in one batch. A record of a JSONL file m
 #[command(after_help = EXAMPLES, allow_negative_numbers = true)]
 pub struct Args {
     /// Text to continue; repeatable
-    #[arg(long = "prompt", short, value_name = "TEXT", required_unless_present = "file")]
+    #[arg(
+        long = "prompt",
+        short,
+        value_name = "TEXT",
+        required_unless_present = "file"
+    )]
     prompts: Vec<String>,
-    /// File with a prompt on each line, or JSONL with a `prompt` and perhaps an `adapter` in each record; - for standard input
+    /// File with a prompt on each line, or JSONL with a `prompt` and perhaps an `adapter` in each
+    /// record; - for standard input
     #[arg(long = "prompts", value_name = "FILE")]
     file: Option<PathBuf>,
     /// Treat each prompt as a message to an assistant, by the model's chat template
@@ -48,7 +54,12 @@ pub struct Args {
     #[command(flatten)]
     storage: Storage,
     /// 0 takes the likeliest token; higher is more varied
-    #[arg(long, value_name = "T", default_value_t = 0.0, help_heading = "Sampling")]
+    #[arg(
+        long,
+        value_name = "T",
+        default_value_t = 0.0,
+        help_heading = "Sampling"
+    )]
     temperature: f32,
     #[command(flatten)]
     sampling: Sampling,
@@ -76,12 +87,30 @@ pub fn needs_chat_template(tokenizer: &TextTokenizer, model: &str, instead: &str
 pub fn run(args: &Args) -> Result<Outcome> {
     let sampler = args.sampling.config(args.temperature);
     sampler.validate()?;
-    let (prompts, adapters): (Vec<String>, Vec<Option<PathBuf>>) = prompts(args)?.into_iter().map(|p| (p.text, p.adapter)).unzip();
-    let mut folders: Vec<PathBuf> = args.model.adapter.iter().chain(adapters.iter().flatten()).cloned().collect();
+    let (prompts, adapters): (Vec<String>, Vec<Option<PathBuf>>) = prompts(args)?
+        .into_iter()
+        .map(|p| (p.text, p.adapter))
+        .unzip();
+    let mut folders: Vec<PathBuf> = args
+        .model
+        .adapter
+        .iter()
+        .chain(adapters.iter().flatten())
+        .cloned()
+        .collect();
     folders.sort();
     folders.dedup();
-    let loaded = Loaded::read_several_for_text(&args.model, &folders, &args.machine, args.storage.quantize, args.output)?;
-    let mut names: Vec<Option<String>> = adapters.iter().map(|folder| folder.as_deref().map(adapter_name)).collect();
+    let loaded = Loaded::read_several_for_text(
+        &args.model,
+        &folders,
+        &args.machine,
+        args.storage.quantize,
+        args.output,
+    )?;
+    let mut names: Vec<Option<String>> = adapters
+        .iter()
+        .map(|folder| folder.as_deref().map(adapter_name))
+        .collect();
     let choice = if names.windows(2).all(|pair| pair[0] == pair[1]) {
         names.swap_remove(0).map_or(Choice::Base, Choice::One)
     } else {
@@ -92,7 +121,10 @@ pub fn run(args: &Args) -> Result<Outcome> {
         let instead = "Leave out `--chat` and `--system`, or give one in `frugal chat` with `--chat-template`";
         needs_chat_template(tokenizer, loaded.files.name(), instead)?;
     }
-    let encoded = prompts.iter().map(|prompt| encode(prompt, tokenizer, args)).collect::<Result<Vec<_>>>()?;
+    let encoded = prompts
+        .iter()
+        .map(|prompt| encode(prompt, tokenizer, args))
+        .collect::<Result<Vec<_>>>()?;
     let config = GenerateConfig {
         max_tokens: args.sampling.max_tokens,
         sampler,
@@ -101,7 +133,8 @@ pub fn run(args: &Args) -> Result<Outcome> {
         cache_type: args.storage.cache_type(),
     };
     let stop = interrupt::flag("");
-    let mut live = (prompts.len() == 1 && !args.output.json && ui::stdout_is_terminal()).then(|| Live::new(tokenizer));
+    let mut live = (prompts.len() == 1 && !args.output.json && ui::stdout_is_terminal())
+        .then(|| Live::new(tokenizer));
     if live.is_some() && !args.is_chat() {
         ui::write(&style(&prompts[0]).dim().to_string());
     }
@@ -114,25 +147,42 @@ pub fn run(args: &Args) -> Result<Outcome> {
         }
         !interrupt::asked(&stop)
     };
-    let results = generate(loaded.backbone.as_ref(), &loaded.adapters, choice, &encoded, &config, &mut on_token)?;
+    let results = generate(
+        loaded.backbone.as_ref(),
+        &loaded.adapters,
+        choice,
+        &encoded,
+        &config,
+        &mut on_token,
+    )?;
     let seconds = start.elapsed().as_secs_f64();
     let tokens: usize = results.iter().map(|r| r.tokens.len()).sum();
     let prompt_seconds = first_token.map_or(seconds, |t| t.as_secs_f64());
     // The first token of each prompt comes out of reading the prompt.
     let speed = tokens.saturating_sub(prompts.len()) as f64 / (seconds - prompt_seconds).max(1e-9);
-    let speed = if tokens > prompts.len() { Some(speed) } else { None };
+    let speed = if tokens > prompts.len() {
+        Some(speed)
+    } else {
+        None
+    };
     match live {
         Some(live) => live.finish()?,
         None if args.output.json => {
-            let described = results.iter().zip(&prompts).zip(&adapters).zip(&encoded).map(|(((result, prompt), adapter), ids)| {
-                let mut value = describe(result, prompt, ids.len(), tokenizer)?;
-                value["adapter"] = json!(adapter);
-                Ok(value)
-            });
+            let described = results
+                .iter()
+                .zip(&prompts)
+                .zip(&adapters)
+                .zip(&encoded)
+                .map(|(((result, prompt), adapter), ids)| {
+                    let mut value = describe(result, prompt, ids.len(), tokenizer)?;
+                    value["adapter"] = json!(adapter);
+                    Ok(value)
+                });
             let results = described.collect::<Result<Vec<_>>>()?;
             let mut value = json!({ "model": loaded.files.name(), "adapter": args.model.adapter, "seconds": seconds, "prompt_seconds": prompt_seconds, "tokens_per_second": speed });
             if let [Value::Object(only)] = results.as_slice() {
-                only.iter().for_each(|(key, field)| value[key] = field.clone());
+                only.iter()
+                    .for_each(|(key, field)| value[key] = field.clone());
             }
             value["results"] = json!(results);
             ui::print_json(&value)?;
@@ -140,22 +190,42 @@ pub fn run(args: &Args) -> Result<Outcome> {
         None => {
             for (i, (result, prompt)) in results.iter().zip(&prompts).enumerate() {
                 if prompts.len() > 1 {
-                    ui::print(&format!("{}{}", if i > 0 { "\n" } else { "" }, style(format!("> {prompt}")).bold()));
+                    ui::print(&format!(
+                        "{}{}",
+                        if i > 0 { "\n" } else { "" },
+                        style(format!("> {prompt}")).bold()
+                    ));
                 }
                 ui::print(&tokenizer.decode(&result.tokens, true)?);
             }
         }
     }
     if ui::stderr_is_terminal() && !args.output.json {
-        let speed = speed.map_or(String::new(), |s| format!(" · {} tok/s", human::significant(s, 3)));
+        let speed = speed.map_or(String::new(), |s| {
+            format!(" · {} tok/s", human::significant(s, 3))
+        });
         let prompt_tokens: usize = encoded.iter().map(Vec::len).sum();
-        let line = format!("{} prompt tokens in {} · {} new{speed}", prompt_tokens, human::duration(prompt_seconds), tokens);
+        let line = format!(
+            "{} prompt tokens in {} · {} new{speed}",
+            prompt_tokens,
+            human::duration(prompt_seconds),
+            tokens
+        );
         ui::note(args.output, &style(line).dim().for_stderr().to_string());
     }
-    Ok(if interrupt::asked(&stop) { Outcome::Interrupted } else { Outcome::Done })
+    Ok(if interrupt::asked(&stop) {
+        Outcome::Interrupted
+    } else {
+        Outcome::Done
+    })
 }
 
-fn describe(result: &Generation, prompt: &str, prompt_tokens: usize, tokenizer: &TextTokenizer) -> Result<Value> {
+fn describe(
+    result: &Generation,
+    prompt: &str,
+    prompt_tokens: usize,
+    tokenizer: &TextTokenizer,
+) -> Result<Value> {
     let text = tokenizer.decode(&result.tokens, true)?;
     Ok(
         json!({ "prompt": prompt, "text": text, "prompt_tokens": prompt_tokens, "tokens": result.tokens.len(), "token_ids": result.tokens, "finish": result.finish }),
@@ -179,22 +249,40 @@ struct Prompt {
 
 /// The prompts of the flags, then those of the file.
 fn prompts(args: &Args) -> Result<Vec<Prompt>> {
-    let plain = |text: &str| Prompt { text: text.to_owned(), adapter: args.model.adapter.clone() };
+    let plain = |text: &str| Prompt {
+        text: text.to_owned(),
+        adapter: args.model.adapter.clone(),
+    };
     let mut prompts: Vec<Prompt> = args.prompts.iter().map(|text| plain(text)).collect();
     if let Some(path) = &args.file {
         let name = path.display();
         let text = if path == Path::new("-") {
             let mut text = String::new();
-            std::io::stdin().read_to_string(&mut text).context("standard input: cannot read")?;
+            std::io::stdin()
+                .read_to_string(&mut text)
+                .context("standard input: cannot read")?;
             text
         } else {
             let bytes = frugal_core::fs::read(path)?;
-            String::from_utf8(bytes).map_err(|e| anyhow::anyhow!("{name}: not UTF-8 text after byte {}", e.utf8_error().valid_up_to()))?
+            String::from_utf8(bytes).map_err(|e| {
+                anyhow::anyhow!(
+                    "{name}: not UTF-8 text after byte {}",
+                    e.utf8_error().valid_up_to()
+                )
+            })?
         };
         let records = path.extension().is_some_and(|e| e == "jsonl");
-        for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        for (i, line) in text
+            .lines()
+            .enumerate()
+            .filter(|(_, line)| !line.trim().is_empty())
+        {
             let plain = plain(line);
-            prompts.push(if records { record(line, plain.adapter).with_context(|| format!("{name}:{}", i + 1))? } else { plain });
+            prompts.push(if records {
+                record(line, plain.adapter).with_context(|| format!("{name}:{}", i + 1))?
+            } else {
+                plain
+            });
         }
     }
     if prompts.is_empty() {
@@ -206,7 +294,11 @@ fn prompts(args: &Args) -> Result<Vec<Prompt>> {
 /// A record of a JSONL file; `adapter` is for one that names none.
 fn record(line: &str, adapter: Option<PathBuf>) -> Result<Prompt> {
     let value: Value = serde_json::from_str(line).context("malformed JSON")?;
-    let text = value.get("prompt").and_then(Value::as_str).context("no text under the key `prompt`")?.to_owned();
+    let text = value
+        .get("prompt")
+        .and_then(Value::as_str)
+        .context("no text under the key `prompt`")?
+        .to_owned();
     let adapter = match value.get("adapter") {
         None => adapter,
         Some(Value::Null) => None,
@@ -225,7 +317,10 @@ pub struct Live<'a> {
 impl<'a> Live<'a> {
     /// Shows nothing yet.
     pub fn new(tokenizer: &'a TextTokenizer) -> Self {
-        Self { stream: tokenizer.stream(), error: None }
+        Self {
+            stream: tokenizer.stream(),
+            error: None,
+        }
     }
 
     /// Shows what the token completes.

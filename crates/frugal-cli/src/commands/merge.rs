@@ -27,7 +27,8 @@ turns it into GGUF.";
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Name, folder, GGUF file, or org/name on the hub [default: the model that the adapter was made for]
+    /// Name, folder, GGUF file, or org/name on the hub [default: the model that the adapter was
+    /// made for]
     #[arg(long, short, value_name = "MODEL", help_heading = "Model")]
     model: Option<String>,
     /// Adapter folder or run folder
@@ -52,14 +53,23 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<Outcome> {
     free_folder(&args.out)?;
     let stored: StoredType = serde_json::from_value(json!(args.stored_type))?;
-    let model = Model { model: args.model.clone(), adapter: Some(args.adapter.clone()) };
+    let model = Model {
+        model: args.model.clone(),
+        adapter: Some(args.adapter.clone()),
+    };
     let loaded = Loaded::read(&model, &args.machine, args.output)?;
     let phase = Phase::new(args.output, "merging");
     let adapter = loaded.entry().map(|e| e.adapter.as_ref());
     if args.dry_run {
         merge::weights(loaded.backbone.as_ref(), adapter)?;
     } else {
-        let complete = merge_to_folder(&loaded.files, loaded.backbone.as_ref(), loaded.entry(), &args.out, stored)?;
+        let complete = merge_to_folder(
+            &loaded.files,
+            loaded.backbone.as_ref(),
+            loaded.entry(),
+            &args.out,
+            stored,
+        )?;
         if !complete {
             warn_about_head(&loaded, args.output);
         }

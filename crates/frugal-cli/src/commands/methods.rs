@@ -38,7 +38,9 @@ enum Action {
 /// Prints the table or one method.
 pub fn run(args: &Args) -> Result<Outcome> {
     match &args.action {
-        None if args.output.json => ui::print_json(&METHODS.iter().map(|m| describe(m)).collect::<Vec<_>>())?,
+        None if args.output.json => {
+            ui::print_json(&METHODS.iter().map(|m| describe(m)).collect::<Vec<_>>())?
+        }
         None => list(),
         Some(Action::Show { name }) => {
             let method = find(name)?;
@@ -69,10 +71,16 @@ fn describe(method: &Method) -> Value {
 }
 
 fn list() {
-    let mut table = Table::new(["name", "family", "what it trains", "capabilities"].map(Column::text));
+    let mut table =
+        Table::new(["name", "family", "what it trains", "capabilities"].map(Column::text));
     for method in METHODS {
         let family = json!(method.family).as_str().unwrap_or_default().to_owned();
-        table.row([method.name.into(), family, method.summary.into(), capabilities(method).join(", ")]);
+        table.row([
+            method.name.into(),
+            family,
+            method.summary.into(),
+            capabilities(method).join(", "),
+        ]);
     }
     table::print(&table);
     ui::print("\n`frugal methods show NAME` explains one.");
@@ -80,8 +88,13 @@ fn list() {
 
 /// Names of what the method can do.
 fn capabilities(method: &Method) -> Vec<String> {
-    let Value::Object(all) = json!(method.capabilities) else { return Vec::new() };
-    all.into_iter().filter(|(_, can)| can == &Value::Bool(true)).map(|(name, _)| name.replace('_', "-")).collect()
+    let Value::Object(all) = json!(method.capabilities) else {
+        return Vec::new();
+    };
+    all.into_iter()
+        .filter(|(_, can)| can == &Value::Bool(true))
+        .map(|(name, _)| name.replace('_', "-"))
+        .collect()
 }
 
 fn show(method: &Method) {
@@ -90,7 +103,14 @@ fn show(method: &Method) {
     let in_peft = if method.is_in_peft() { "yes" } else { "no" };
     let mut rows = vec![
         ("aliases", method.aliases.join(", ")),
-        ("capabilities", if can.is_empty() { "none".into() } else { can.join(", ") }),
+        (
+            "capabilities",
+            if can.is_empty() {
+                "none".into()
+            } else {
+                can.join(", ")
+            },
+        ),
         ("learning rate", format!("{:e}", method.default_lr)),
         ("peft_type", method.peft_type.into()),
         ("peft reads it", in_peft.into()),
@@ -100,7 +120,10 @@ fn show(method: &Method) {
     let settings = (method.defaults)();
     if !settings.is_empty() {
         ui::print("\nSettings (in a file under [method], or --set method.NAME=VALUE):");
-        let settings: Vec<(String, String)> = settings.into_iter().map(|(name, default)| (format!("  {name}"), shown(&default))).collect();
+        let settings: Vec<(String, String)> = settings
+            .into_iter()
+            .map(|(name, default)| (format!("  {name}"), shown(&default)))
+            .collect();
         ui::print(&table::pairs(&settings));
     }
 }

@@ -51,7 +51,8 @@ pub struct Args {
     /// Decides every random choice [default: 0]
     #[arg(long, value_name = "N", help_heading = "Training")]
     seed: Option<u64>,
-    /// Where to compute: cpu, or cuda, rocm, vulkan, metal, webgpu in builds with that feature [default: cpu]
+    /// Where to compute: cpu, or cuda, rocm, vulkan, metal, webgpu in builds with that feature
+    /// [default: cpu]
     #[arg(long, value_name = "NAME", help_heading = "Machine")]
     device: Option<String>,
     #[command(flatten)]
@@ -84,7 +85,9 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let trained = {
         let mut progress = RunProgress::new(args.output);
         let command: Vec<String> = std::env::args().collect();
-        pretrain(&config, &command, args.resume, &stop, &mut |p| progress.on(p))?
+        pretrain(&config, &command, args.resume, &stop, &mut |p| {
+            progress.on(p)
+        })?
     };
     if args.output.json {
         ui::print_json(&trained)?;
@@ -95,11 +98,22 @@ pub fn run(args: &Args) -> Result<Outcome> {
         ui::print(&table::pairs(&[
             ("parameters", human::count(trained.parameters as u64)),
             ("held-out text", scores(&trained.metrics)),
-            ("training", format!("{}, {} tokens/s", human::duration(trained.seconds), human::count(speed.round() as u64))),
+            (
+                "training",
+                format!(
+                    "{}, {} tokens/s",
+                    human::duration(trained.seconds),
+                    human::count(speed.round() as u64)
+                ),
+            ),
             ("model", trained.out.display().to_string()),
         ]));
     }
-    Ok(if trained.interrupted { Outcome::Interrupted } else { Outcome::Done })
+    Ok(if trained.interrupted {
+        Outcome::Interrupted
+    } else {
+        Outcome::Done
+    })
 }
 
 fn resolve(args: &Args) -> Result<PretrainConfig, ConfigErrors> {
@@ -114,8 +128,12 @@ fn resolve(args: &Args) -> Result<PretrainConfig, ConfigErrors> {
     layer.set("train.epochs", args.epochs);
     layer.set("train.max_steps", count_value(args.max_steps));
     layer.set("train.max_tokens", count_value(args.batch_tokens));
-    let mut config: PretrainConfig =
-        config::load_with(args.config.config.as_deref(), layer.table(), &args.config.overrides, PretrainConfig::problems)?;
+    let mut config: PretrainConfig = config::load_with(
+        args.config.config.as_deref(),
+        layer.table(),
+        &args.config.overrides,
+        PretrainConfig::problems,
+    )?;
     config.resolve();
     Ok(config)
 }

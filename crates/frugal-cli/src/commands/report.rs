@@ -63,7 +63,9 @@ pub fn run(args: &Args) -> Result<Outcome> {
     }
     match left_out.first() {
         Some(first) if runs.is_empty() && tasks.is_empty() => bail!("{first}"),
-        _ => left_out.iter().for_each(|why| ui::warn(args.output, &format!("{why}; left out"))),
+        _ => left_out
+            .iter()
+            .for_each(|why| ui::warn(args.output, &format!("{why}; left out"))),
     }
     tell_apart(&mut runs, &collections);
     let subtitle = match runs.len() {
@@ -75,16 +77,29 @@ pub fn run(args: &Args) -> Result<Outcome> {
         (0, n) => format!("{n} evaluated on tasks"),
         (_, n) => format!("{subtitle}, {n} evaluated on tasks"),
     };
-    let scores: Vec<_> = tasks.iter().map(|t: &TaskScores| json!({ "name": t.name, "results": t.results["results"] })).collect();
-    let comparison = Comparison::new("Comparison", subtitle, args.metric.as_deref(), runs).with_tasks(tasks);
+    let scores: Vec<_> = tasks
+        .iter()
+        .map(|t: &TaskScores| json!({ "name": t.name, "results": t.results["results"] }))
+        .collect();
+    let comparison =
+        Comparison::new("Comparison", subtitle, args.metric.as_deref(), runs).with_tasks(tasks);
     let known = comparison.metrics();
-    if let Some(unknown) = args.metric.as_deref().filter(|metric| !known.is_empty() && !known.contains(metric)) {
+    if let Some(unknown) = args
+        .metric
+        .as_deref()
+        .filter(|metric| !known.is_empty() && !known.contains(metric))
+    {
         let known: Vec<&str> = known.into_iter().collect();
-        bail!("`--metric {unknown}`: no run has it; they have: {}", known.join(", "));
+        bail!(
+            "`--metric {unknown}`: no run has it; they have: {}",
+            known.join(", ")
+        );
     }
     write_atomic(&args.out, comparison.to_html()?.as_bytes())?;
     if args.output.json {
-        ui::print_json(&json!({ "metric": comparison.metric, "runs": comparison.rows(), "tasks": scores, "report": args.out }))?;
+        ui::print_json(
+            &json!({ "metric": comparison.metric, "runs": comparison.rows(), "tasks": scores, "report": args.out }),
+        )?;
     } else {
         if !comparison.rows().is_empty() {
             ui::table::print(&table(&comparison));
@@ -98,16 +113,22 @@ pub fn run(args: &Args) -> Result<Outcome> {
 fn collect_tasks(folder: &Path, tasks: &mut Vec<TaskScores>) -> Result<()> {
     let mut folders = vec![folder.to_owned()];
     if !folder.join(RESULTS_FILE).is_file() {
-        folders = std::fs::read_dir(folder)?.flatten().map(|entry| entry.path()).collect();
+        folders = std::fs::read_dir(folder)?
+            .flatten()
+            .map(|entry| entry.path())
+            .collect();
         folders.sort();
     }
     for folder in folders {
         let file = folder.join(RESULTS_FILE);
         if file.is_file() {
-            let results: Value =
-                serde_json::from_slice(&frugal_core::fs::read(&file)?).with_context(|| format!("{}: not JSON", file.display()))?;
+            let results: Value = serde_json::from_slice(&frugal_core::fs::read(&file)?)
+                .with_context(|| format!("{}: not JSON", file.display()))?;
             if results["results"].is_object() {
-                let name = folder.file_name().map_or_else(|| folder.display().to_string(), |n| n.to_string_lossy().into_owned());
+                let name = folder.file_name().map_or_else(
+                    || folder.display().to_string(),
+                    |n| n.to_string_lossy().into_owned(),
+                );
                 tasks.push(TaskScores { name, results });
             }
         }
@@ -115,16 +136,28 @@ fn collect_tasks(folder: &Path, tasks: &mut Vec<TaskScores>) -> Result<()> {
     Ok(())
 }
 
-/// Names runs after their folder as well where two folders of runs use one name: they are not seeds of one run.
+/// Names runs after their folder as well where two folders of runs use one name: they are not seeds
+/// of one run.
 fn tell_apart(runs: &mut [Run], collections: &[(&PathBuf, Range<usize>)]) {
-    let names: Vec<BTreeSet<String>> =
-        collections.iter().map(|(_, range)| runs[range.clone()].iter().map(|r| r.name.clone()).collect()).collect();
+    let names: Vec<BTreeSet<String>> = collections
+        .iter()
+        .map(|(_, range)| runs[range.clone()].iter().map(|r| r.name.clone()).collect())
+        .collect();
     let shared = |name: &str| names.iter().filter(|names| names.contains(name)).count() > 1;
     for (folder, range) in collections {
-        let same_end = collections.iter().filter(|(other, _)| other.file_name() == folder.file_name()).count() > 1;
-        let folder =
-            folder.file_name().filter(|_| !same_end).map_or_else(|| folder.display().to_string(), |n| n.to_string_lossy().into_owned());
-        for run in runs[range.clone()].iter_mut().filter(|run| shared(&run.name)) {
+        let same_end = collections
+            .iter()
+            .filter(|(other, _)| other.file_name() == folder.file_name())
+            .count()
+            > 1;
+        let folder = folder.file_name().filter(|_| !same_end).map_or_else(
+            || folder.display().to_string(),
+            |n| n.to_string_lossy().into_owned(),
+        );
+        for run in runs[range.clone()]
+            .iter_mut()
+            .filter(|run| shared(&run.name))
+        {
             run.name = format!("{folder}/{}", run.name);
         }
     }
@@ -134,7 +167,10 @@ fn collect(folder: &Path, runs: &mut Vec<Run>) -> Result<()> {
     let file = folder.join(RECORD_FILE);
     if file.is_file() {
         let record = RunRecord::read(&file)?;
-        let folder_name = folder.canonicalize().ok().and_then(|f| Some(f.file_name()?.to_string_lossy().into_owned()));
+        let folder_name = folder
+            .canonicalize()
+            .ok()
+            .and_then(|f| Some(f.file_name()?.to_string_lossy().into_owned()));
         let name = folder_name.unwrap_or_else(|| record.run_info.experiment_name.clone());
         runs.push(Run {
             name: without_seed(&name).to_owned(),
@@ -144,7 +180,11 @@ fn collect(folder: &Path, runs: &mut Vec<Run>) -> Result<()> {
         });
         return Ok(());
     }
-    let mut inner: Vec<PathBuf> = std::fs::read_dir(folder)?.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
+    let mut inner: Vec<PathBuf> = std::fs::read_dir(folder)?
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.is_dir())
+        .collect();
     inner.sort();
     for folder in inner {
         if folder.join(RECORD_FILE).is_file() {
@@ -157,14 +197,27 @@ fn collect(folder: &Path, runs: &mut Vec<Run>) -> Result<()> {
 /// `lora` of `lora-seed3`.
 fn without_seed(name: &str) -> &str {
     match name.rsplit_once("-seed") {
-        Some((head, digits)) if !digits.is_empty() && digits.chars().all(|c| c.is_ascii_digit()) => head,
+        Some((head, digits))
+            if !digits.is_empty() && digits.chars().all(|c| c.is_ascii_digit()) =>
+        {
+            head
+        }
         _ => name,
     }
 }
 
 /// The comparison for a terminal.
 pub fn table(comparison: &Comparison) -> Table {
-    let headings = [&comparison.metric, "±", "parameters", "file", "memory", "time", "tokens/s"].map(Column::number);
+    let headings = [
+        &comparison.metric,
+        "±",
+        "parameters",
+        "file",
+        "memory",
+        "time",
+        "tokens/s",
+    ]
+    .map(Column::number);
     let mut table = Table::new(std::iter::once(Column::text("run")).chain(headings));
     for row in comparison.rows() {
         let number = |value: Option<f64>| value.map_or_else(|| "-".into(), ui::run::number);
@@ -172,11 +225,14 @@ pub fn table(comparison: &Comparison) -> Table {
             row.name.clone(),
             number(row.quality.map(|q| q.mean)),
             number(row.quality.and_then(|q| q.deviation)),
-            row.num_trainable_params.map_or_else(|| "-".into(), human::count),
+            row.num_trainable_params
+                .map_or_else(|| "-".into(), human::count),
             row.file_size.map_or_else(|| "-".into(), human::bytes),
-            row.peak_memory.map_or_else(|| "-".into(), |b| human::bytes(b as u64)),
+            row.peak_memory
+                .map_or_else(|| "-".into(), |b| human::bytes(b as u64)),
             row.train_time.map_or_else(|| "-".into(), human::duration),
-            row.tokens_per_second.map_or_else(|| "-".into(), |s| human::count(s.round() as u64)),
+            row.tokens_per_second
+                .map_or_else(|| "-".into(), |s| human::count(s.round() as u64)),
         ]);
     }
     table
@@ -192,7 +248,11 @@ mod tests {
     fn a_failed_run_has_no_numbers() {
         let mut record = RunRecord::default();
         record.train_info.status = Status::Failed;
-        let runs = vec![Run { name: "broken".into(), record, ..Run::default() }];
+        let runs = vec![Run {
+            name: "broken".into(),
+            record,
+            ..Run::default()
+        }];
         let text = table(&Comparison::new("", "", None, runs)).render(None, false);
         let cells: Vec<&str> = text.lines().last().unwrap().split_whitespace().collect();
         assert_eq!(cells, ["broken", "-", "-", "-", "-", "-", "-", "-"]);
@@ -201,7 +261,14 @@ mod tests {
     #[test]
     fn only_a_number_after_seed_is_a_seed() {
         assert_eq!(
-            ["lora-seed3", "lora", "lora-seed", "a-seedling", "a-seed1-seed22"].map(without_seed),
+            [
+                "lora-seed3",
+                "lora",
+                "lora-seed",
+                "a-seedling",
+                "a-seed1-seed22"
+            ]
+            .map(without_seed),
             ["lora", "lora", "lora-seed", "a-seedling", "a-seed1"]
         );
     }

@@ -41,19 +41,42 @@ pub struct Args {
     #[arg(long, value_name = "COLUMN", help_heading = "Data")]
     label: String,
     /// Outcomes above this are good; true counts 1, false 0
-    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true, help_heading = "Data")]
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 0.0,
+        allow_negative_numbers = true,
+        help_heading = "Data"
+    )]
     above: f64,
     /// Columns with scores, of models that have not seen the calibration items
-    #[arg(long, value_name = "COLUMNS", value_delimiter = ',', required_unless_present = "features", help_heading = "Data")]
+    #[arg(
+        long,
+        value_name = "COLUMNS",
+        value_delimiter = ',',
+        required_unless_present = "features",
+        help_heading = "Data"
+    )]
     scores: Vec<String>,
     /// Columns to train on instead
-    #[arg(long, value_name = "COLUMNS", value_delimiter = ',', conflicts_with = "scores", help_heading = "Data")]
+    #[arg(
+        long,
+        value_name = "COLUMNS",
+        value_delimiter = ',',
+        conflicts_with = "scores",
+        help_heading = "Data"
+    )]
     features: Vec<String>,
     /// Column that names an item in the output [default: its number from 1]
     #[arg(long, value_name = "COLUMN", help_heading = "Data")]
     id: Option<String>,
     /// Largest expected share of items that are not good among the chosen
-    #[arg(long, value_name = "Q", default_value_t = 0.1, help_heading = "Selection")]
+    #[arg(
+        long,
+        value_name = "Q",
+        default_value_t = 0.1,
+        help_heading = "Selection"
+    )]
     fdr: f64,
     /// How candidates are thinned out where a score is chosen for each item
     #[arg(long, value_name = "HOW", value_enum, default_value_t = Thinning::Homo, help_heading = "Selection")]
@@ -62,7 +85,12 @@ pub struct Args {
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_values_t = [1.0], help_heading = "Selection")]
     penalties: Vec<f64>,
     /// Decides the numbers that thin out; choose it before you look at results
-    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Selection")]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        help_heading = "Selection"
+    )]
     seed: u64,
     #[command(flatten)]
     output: Output,
@@ -82,41 +110,93 @@ enum Thinning {
 /// Selects and prints.
 pub fn run(args: &Args) -> Result<Outcome> {
     let (known, new) = (read(&args.calibration)?, read(&args.test)?);
-    let good = column(&known, &args.label, &args.calibration)?.iter().map(|y| *y > args.above).collect::<Vec<_>>();
+    let good = column(&known, &args.label, &args.calibration)?
+        .iter()
+        .map(|y| *y > args.above)
+        .collect::<Vec<_>>();
     let pruning = match args.pruning {
         Thinning::Homo => Pruning::Homo,
         Thinning::Hete => Pruning::Hete,
         Thinning::Dtm => Pruning::Dtm,
     };
-    if let Some(bad) = args.penalties.iter().find(|p| !(p.is_finite() && **p > 0.0)) {
+    if let Some(bad) = args
+        .penalties
+        .iter()
+        .find(|p| !(p.is_finite() && **p > 0.0))
+    {
         bail!("--penalties: {bad} must be above 0");
     }
-    let columns = |names: &[String], items: &[Map<String, Value>], path: &Path| -> Result<Vec<Vec<f64>>> {
-        names.iter().map(|name| column(items, name, path)).collect()
-    };
+    let columns =
+        |names: &[String], items: &[Map<String, Value>], path: &Path| -> Result<Vec<Vec<f64>>> {
+            names.iter().map(|name| column(items, name, path)).collect()
+        };
     let (procedure, models, found) = if args.features.is_empty() {
-        let (calibration, test) = (columns(&args.scores, &known, &args.calibration)?, columns(&args.scores, &new, &args.test)?);
+        let (calibration, test) = (
+            columns(&args.scores, &known, &args.calibration)?,
+            columns(&args.scores, &new, &args.test)?,
+        );
         let (procedure, found) = match (calibration.as_slice(), test.as_slice()) {
-            ([calibration], [test]) => ("conformal selection", optcs::conformal_selection(calibration, &good, test, args.fdr)?),
-            _ => ("OptCS-MSel", optcs::model_selection(&calibration, &good, &test, args.fdr, pruning, args.seed)?),
+            ([calibration], [test]) => (
+                "conformal selection",
+                optcs::conformal_selection(calibration, &good, test, args.fdr)?,
+            ),
+            _ => (
+                "OptCS-MSel",
+                optcs::model_selection(&calibration, &good, &test, args.fdr, pruning, args.seed)?,
+            ),
         };
         (procedure, args.scores.clone(), found)
     } else {
-        let (calibration, test) = (columns(&args.features, &known, &args.calibration)?, columns(&args.features, &new, &args.test)?);
+        let (calibration, test) = (
+            columns(&args.features, &known, &args.calibration)?,
+            columns(&args.features, &new, &args.test)?,
+        );
         let (calibration, test) = (transposed(&calibration), transposed(&test));
-        let learners: Vec<Ridge> = args.penalties.iter().map(|&penalty| Ridge { penalty, ..Ridge::default() }).collect();
+        let learners: Vec<Ridge> = args
+            .penalties
+            .iter()
+            .map(|&penalty| Ridge {
+                penalty,
+                ..Ridge::default()
+            })
+            .collect();
         let (procedure, found) = match learners.as_slice() {
-            [only] => ("OptCS-Full", optcs::full(&calibration, &good, &test, only, args.fdr)?),
-            _ => ("OptCS-Full-MSel", optcs::full_model_selection(&calibration, &good, &test, &learners, args.fdr, pruning, args.seed)?),
+            [only] => (
+                "OptCS-Full",
+                optcs::full(&calibration, &good, &test, only, args.fdr)?,
+            ),
+            _ => (
+                "OptCS-Full-MSel",
+                optcs::full_model_selection(
+                    &calibration,
+                    &good,
+                    &test,
+                    &learners,
+                    args.fdr,
+                    pruning,
+                    args.seed,
+                )?,
+            ),
         };
-        (procedure, args.penalties.iter().map(|p| format!("penalty {p}")).collect(), found)
+        (
+            procedure,
+            args.penalties
+                .iter()
+                .map(|p| format!("penalty {p}"))
+                .collect(),
+            found,
+        )
     };
     let name = |j: usize| match &args.id {
         None => Ok((j + 1).to_string()),
         Some(id) => match new[j].get(id) {
             Some(Value::String(text)) => Ok(text.clone()),
             Some(other) => Ok(other.to_string()),
-            None => bail!("{}: item {} has no column `{id}`", args.test.display(), j + 1),
+            None => bail!(
+                "{}: item {} has no column `{id}`",
+                args.test.display(),
+                j + 1
+            ),
         },
     };
     let names = (0..new.len()).map(name).collect::<Result<Vec<_>>>()?;
@@ -124,7 +204,14 @@ pub fn run(args: &Args) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-fn print(args: &Args, procedure: &str, models: &[String], names: &[String], good: &[bool], found: &Selection) -> Result<()> {
+fn print(
+    args: &Args,
+    procedure: &str,
+    models: &[String],
+    names: &[String],
+    good: &[bool],
+    found: &Selection,
+) -> Result<()> {
     if args.output.json {
         let item = |&j: &usize| json!({ "item": names[j], "row": j + 1, "p_value": found.p_values[j], "score": models[found.models[j]] });
         return ui::print_json(&json!({
@@ -140,16 +227,33 @@ fn print(args: &Args, procedure: &str, models: &[String], names: &[String], good
         }));
     }
     if !found.selected.is_empty() {
-        let mut shown = Table::new([Column::text("item"), Column::number("p-value"), Column::text("score")]);
+        let mut shown = Table::new([
+            Column::text("item"),
+            Column::number("p-value"),
+            Column::text("score"),
+        ]);
         for &j in &found.selected {
-            shown.row([names[j].clone(), format!("{:.4}", found.p_values[j]), models[found.models[j]].clone()]);
+            shown.row([
+                names[j].clone(),
+                format!("{:.4}", found.p_values[j]),
+                models[found.models[j]].clone(),
+            ]);
         }
         table::print(&shown);
     }
-    let of = format!("{} of {} items selected at FDR {} by {procedure}", found.selected.len(), names.len(), args.fdr);
+    let of = format!(
+        "{} of {} items selected at FDR {} by {procedure}",
+        found.selected.len(),
+        names.len(),
+        args.fdr
+    );
     ui::note(
         args.output,
-        &format!("{of}; {} calibration items, the smallest p-value they allow is {:.4}", good.len(), 1.0 / (good.len() + 1) as f64),
+        &format!(
+            "{of}; {} calibration items, the smallest p-value they allow is {:.4}",
+            good.len(),
+            1.0 / (good.len() + 1) as f64
+        ),
     );
     Ok(())
 }
@@ -172,10 +276,24 @@ fn column(items: &[Map<String, Value>], name: &str, path: &Path) -> Result<Vec<f
     };
     let of = |(i, item): (usize, &Map<String, Value>)| {
         let value = item.get(name).with_context(|| {
-            let columns = item.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-            format!("{}: item {} has no column `{name}`; it has {columns}", path.display(), i + 1)
+            let columns = item
+                .keys()
+                .map(String::as_str)
+                .collect::<Vec<_>>()
+                .join(", ");
+            format!(
+                "{}: item {} has no column `{name}`; it has {columns}",
+                path.display(),
+                i + 1
+            )
         })?;
-        number(value).with_context(|| format!("{}: item {}: `{name}` is {value}, which is no number", path.display(), i + 1))
+        number(value).with_context(|| {
+            format!(
+                "{}: item {}: `{name}` is {value}, which is no number",
+                path.display(),
+                i + 1
+            )
+        })
     };
     items.iter().enumerate().map(of).collect()
 }
@@ -183,5 +301,7 @@ fn column(items: &[Map<String, Value>], name: &str, path: &Path) -> Result<Vec<f
 /// Columns to rows.
 fn transposed(columns: &[Vec<f64>]) -> Vec<Vec<f64>> {
     let items = columns.first().map_or(0, Vec::len);
-    (0..items).map(|i| columns.iter().map(|c| c[i]).collect()).collect()
+    (0..items)
+        .map(|i| columns.iter().map(|c| c[i]).collect())
+        .collect()
 }

@@ -72,28 +72,51 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let stop = interrupt::flag("stopping after this step; press Ctrl-C again to end at once");
     let tuned = {
         let mut progress = RunProgress::new(args.output);
-        tune(&config, &command, &args.run.lookup(), resumed.is_some(), &stop, &mut |p| progress.on(p))?
+        tune(
+            &config,
+            &command,
+            &args.run.lookup(),
+            resumed.is_some(),
+            &stop,
+            &mut |p| progress.on(p),
+        )?
     };
     if args.output.json {
         ui::print_json(&describe(&tuned))?;
     } else if tuned.interrupted {
-        ui::note(args.output, &format!("continue with: frugal tune --resume {}", tuned.out.display()));
+        ui::note(
+            args.output,
+            &format!(
+                "continue with: frugal tune --resume {}",
+                tuned.out.display()
+            ),
+        );
     } else {
         print(&tuned);
     }
-    Ok(if tuned.interrupted { Outcome::Interrupted } else { Outcome::Done })
+    Ok(if tuned.interrupted {
+        Outcome::Interrupted
+    } else {
+        Outcome::Done
+    })
 }
 
-/// The flags with the run folder in them, and the folder of a run that is continued, which starts from its own configuration.
+/// The flags with the run folder in them, and the folder of a run that is continued, which starts
+/// from its own configuration.
 fn resumed(args: &Args) -> Result<(RunFlags, Option<PathBuf>)> {
     let mut flags = args.run.clone();
     flags.out = args.out.clone();
-    let Some(folder) = &args.resume else { return Ok((flags, None)) };
+    let Some(folder) = &args.resume else {
+        return Ok((flags, None));
+    };
     let Some(folder) = folder.as_ref().or(args.out.as_ref()) else {
         bail!("which run? Name its folder: `--resume DIR`");
     };
     if !folder.is_dir() {
-        bail!("{}: no such folder, so there is no run to continue", folder.display());
+        bail!(
+            "{}: no such folder, so there is no run to continue",
+            folder.display()
+        );
     }
     let config = folder.join("config.toml");
     if flags.config.config.is_none() && config.is_file() {
@@ -106,11 +129,18 @@ fn resumed(args: &Args) -> Result<(RunFlags, Option<PathBuf>)> {
 
 /// A folder in `runs` that is not in use, named after data and method.
 fn default_out(config: &TuneConfig) -> PathBuf {
-    let data = Path::new(&config.data.train).file_stem().unwrap_or_default().to_string_lossy();
+    let data = Path::new(&config.data.train)
+        .file_stem()
+        .unwrap_or_default()
+        .to_string_lossy();
     let name = format!("runs/{data}-{}", config.method.name);
-    let free = |path: &Path| std::fs::read_dir(path).map_or(true, |mut entries| entries.next().is_none());
+    let free =
+        |path: &Path| std::fs::read_dir(path).map_or(true, |mut entries| entries.next().is_none());
     let numbered = (2..).map(|n| PathBuf::from(format!("{name}-{n}")));
-    std::iter::once(PathBuf::from(&name)).chain(numbered).find(|path| free(path)).unwrap_or_else(|| name.into())
+    std::iter::once(PathBuf::from(&name))
+        .chain(numbered)
+        .find(|path| free(path))
+        .unwrap_or_else(|| name.into())
 }
 
 fn describe(tuned: &Tuned) -> Value {
@@ -140,13 +170,32 @@ fn print(tuned: &Tuned) {
     table::print(&comparison(&tuned.record.evaluation));
     let train = &tuned.record.train_info;
     let share = human::share(train.num_trainable_params, train.num_total_params);
-    let speed = train.tokens_per_second().map_or_else(|| "-".into(), |s| format!("{} tokens/s", human::count(s.round() as u64)));
-    let shown = |path: &Option<PathBuf>| path.as_ref().map(|p| p.display().to_string()).unwrap_or_default();
+    let speed = train.tokens_per_second().map_or_else(
+        || "-".into(),
+        |s| format!("{} tokens/s", human::count(s.round() as u64)),
+    );
+    let shown = |path: &Option<PathBuf>| {
+        path.as_ref()
+            .map(|p| p.display().to_string())
+            .unwrap_or_default()
+    };
     let mut rows = vec![
-        ("trainable parameters", format!("{} ({share})", human::count(train.num_trainable_params))),
-        ("peak memory", train.peak_memory.map_or_else(|| "-".into(), human::bytes)),
-        ("training", format!("{}, {speed}", human::duration(train.train_time))),
-        ("everything", human::duration(tuned.record.run_info.total_time)),
+        (
+            "trainable parameters",
+            format!("{} ({share})", human::count(train.num_trainable_params)),
+        ),
+        (
+            "peak memory",
+            train.peak_memory.map_or_else(|| "-".into(), human::bytes),
+        ),
+        (
+            "training",
+            format!("{}, {speed}", human::duration(train.train_time)),
+        ),
+        (
+            "everything",
+            human::duration(tuned.record.run_info.total_time),
+        ),
         ("file size", human::bytes(train.file_size)),
         ("adapter", shown(&tuned.adapter)),
         ("report", shown(&tuned.report)),
@@ -158,13 +207,31 @@ fn print(tuned: &Tuned) {
 /// Metrics of each part before and after.
 fn comparison(parts: &[Evaluation]) -> Table {
     let [part, metric] = ["part", "metric"].map(Column::text);
-    let mut table = Table::new([part, metric].into_iter().chain(["base", "adapted", "change"].map(Column::number)));
+    let mut table = Table::new(
+        [part, metric]
+            .into_iter()
+            .chain(["base", "adapted", "change"].map(Column::number)),
+    );
     for scores in parts {
         for (i, (name, adapted)) in ordered(&scores.adapted).into_iter().enumerate() {
             let base = scores.base.get(name);
-            let part = if i == 0 { format!("{} ({})", scores.split, human::count(scores.examples as u64)) } else { String::new() };
+            let part = if i == 0 {
+                format!(
+                    "{} ({})",
+                    scores.split,
+                    human::count(scores.examples as u64)
+                )
+            } else {
+                String::new()
+            };
             let change = base.map_or_else(|| "-".into(), |base| format!("{:+.4}", adapted - base));
-            table.row([part, name.to_owned(), base.map_or_else(|| "-".into(), |b| number(*b)), number(adapted), change]);
+            table.row([
+                part,
+                name.to_owned(),
+                base.map_or_else(|| "-".into(), |b| number(*b)),
+                number(adapted),
+                change,
+            ]);
         }
     }
     table

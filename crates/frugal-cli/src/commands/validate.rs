@@ -45,7 +45,11 @@ pub fn run(args: &Args) -> Result<Outcome> {
             Err(error) => (false, problems(error)),
         };
         ui::print_json(&json!({ "valid": valid, "problems": problems }))?;
-        return Ok(if valid { Outcome::Done } else { Outcome::Negative });
+        return Ok(if valid {
+            Outcome::Done
+        } else {
+            Outcome::Negative
+        });
     }
     match checked {
         Ok(found) => {
@@ -70,7 +74,10 @@ fn check(flags: &RunFlags, output: Output) -> Result<String> {
 
 fn problems(error: &anyhow::Error) -> Vec<Value> {
     match error.downcast_ref::<ConfigErrors>() {
-        Some(ConfigErrors(mistakes)) => mistakes.iter().map(|m| json!({ "key": m.key, "message": m.to_string() })).collect(),
+        Some(ConfigErrors(mistakes)) => mistakes
+            .iter()
+            .map(|m| json!({ "key": m.key, "message": m.to_string() }))
+            .collect(),
         None => vec![json!({ "key": null, "message": error.to_string() })],
     }
 }

@@ -4,7 +4,8 @@ use console::style;
 
 use super::text::wrap;
 
-/// Renders headings, paragraphs, lists and `code` at a width; without colours where standard output takes none.
+/// Renders headings, paragraphs, lists and `code` at a width; without colours where standard output
+/// takes none.
 pub fn render(text: &str, width: usize) -> String {
     let mut out = String::new();
     let mut last = None;
@@ -38,8 +39,14 @@ fn blocks(text: &str) -> Vec<(Kind, String)> {
     let mut blocks: Vec<(Kind, String)> = Vec::new();
     let mut open = false;
     for line in text.lines().map(str::trim) {
-        let start = [("# ", Kind::Title), ("## ", Kind::Heading), ("- ", Kind::Item)];
-        let started = start.into_iter().find_map(|(mark, kind)| Some((kind, line.strip_prefix(mark)?)));
+        let start = [
+            ("# ", Kind::Title),
+            ("## ", Kind::Heading),
+            ("- ", Kind::Item),
+        ];
+        let started = start
+            .into_iter()
+            .find_map(|(mark, kind)| Some((kind, line.strip_prefix(mark)?)));
         match (started, blocks.last_mut()) {
             (Some((kind, words)), _) => {
                 blocks.push((kind, words.into()));
@@ -66,8 +73,12 @@ fn inline(text: &str) -> String {
         if i % 2 == 0 {
             out.push_str(part);
         } else if console::colors_enabled() {
-            // Word by word, so that a line break within the code does not carry the colour into the margin.
-            let words: Vec<String> = part.split(' ').map(|word| style(word).cyan().to_string()).collect();
+            // Word by word, so that a line break within the code does not carry the colour into the
+            // margin.
+            let words: Vec<String> = part
+                .split(' ')
+                .map(|word| style(word).cyan().to_string())
+                .collect();
             out.push_str(&words.join(" "));
         } else {
             out.push_str(&format!("`{part}`"));
@@ -83,7 +94,11 @@ mod tests {
     #[test]
     fn paragraphs_flow_and_lists_stay_lists() {
         console::set_colors_enabled(false);
-        let text = "# Title\n\n## Head\nOne two\nthree `code`.\n\n- first\n  item\n- second\n## Next";
-        assert_eq!(render(text, 16), "Title\n\nHead\n  One two three\n  `code`.\n\n  - first item\n  - second\n\nNext");
+        let text =
+            "# Title\n\n## Head\nOne two\nthree `code`.\n\n- first\n  item\n- second\n## Next";
+        assert_eq!(
+            render(text, 16),
+            "Title\n\nHead\n  One two three\n  `code`.\n\n  - first item\n  - second\n\nNext"
+        );
     }
 }

@@ -18,7 +18,8 @@ pub fn print(line: &str) {
     write(&format!("{line}\n"));
 }
 
-/// Writes to standard output at once. A reader that has gone away (`frugal ... | head`) ends the program quietly.
+/// Writes to standard output at once. A reader that has gone away (`frugal ... | head`) ends the
+/// program quietly.
 pub fn write(text: &str) {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
@@ -47,7 +48,10 @@ pub fn note(output: Output, text: &str) {
 /// Something that may be a mistake.
 pub fn warn(output: Output, text: &str) {
     if !output.quiet {
-        eprintln!("{} {text}", console::style("warning:").yellow().bold().for_stderr());
+        eprintln!(
+            "{} {text}",
+            console::style("warning:").yellow().bold().for_stderr()
+        );
     }
 }
 
@@ -71,5 +75,7 @@ pub fn width() -> usize {
 
 /// Columns of the terminal that standard error goes to.
 pub fn stderr_width() -> usize {
-    console::Term::stderr().size_checked().map_or(80, |(_, columns)| usize::from(columns))
+    console::Term::stderr()
+        .size_checked()
+        .map_or(80, |(_, columns)| usize::from(columns))
 }

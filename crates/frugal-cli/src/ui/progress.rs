@@ -15,7 +15,9 @@ const BAR_CHARS: &str = "━╸ ";
 
 pub fn style(template: &str) -> ProgressStyle {
     // The templates are constants of this file; a mistake in one shows as the plain default bar.
-    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars(BAR_CHARS)
+    ProgressStyle::with_template(template)
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .progress_chars(BAR_CHARS)
 }
 
 /// One step of work of unknown length, shown while the value lives.
@@ -25,7 +27,8 @@ impl Phase {
     /// Shows `text` with a spinner on a terminal, as a line in a pipe.
     pub fn new(output: Output, text: impl Into<String>) -> Self {
         let text = text.into();
-        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()).with_style(style("{spinner:.cyan} {msg}"));
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr())
+            .with_style(style("{spinner:.cyan} {msg}"));
         if output.quiet {
             bar.set_draw_target(ProgressDrawTarget::hidden());
         } else if !super::stderr_is_terminal() {
@@ -73,7 +76,15 @@ impl Counter {
             shown.reset_eta();
             bar = Some(shown);
         }
-        Self { output, what, bar, total, done, start: (Instant::now(), done), said: Instant::now() }
+        Self {
+            output,
+            what,
+            bar,
+            total,
+            done,
+            start: (Instant::now(), done),
+            said: Instant::now(),
+        }
     }
 
     /// One more is done.
@@ -87,7 +98,9 @@ impl Counter {
                 bar.set_position(self.done);
                 bar.set_message(format!("{message} · "));
             }
-            None if !self.output.quiet && (self.said.elapsed() >= LINES || self.done == self.total) => {
+            None if !self.output.quiet
+                && (self.said.elapsed() >= LINES || self.done == self.total) =>
+            {
                 self.said = Instant::now();
                 let left = duration(self.total.saturating_sub(self.done) as f64 / speed);
                 eprintln!("{}/{} · {message} · {left} left", self.done, self.total);
@@ -115,7 +128,11 @@ pub struct FetchProgress {
 impl FetchProgress {
     /// Shows nothing yet.
     pub fn new(output: Output) -> Self {
-        Self { output, bar: None, file: String::new() }
+        Self {
+            output,
+            bar: None,
+            file: String::new(),
+        }
     }
 
     /// Shows how far the fetch is.
@@ -124,11 +141,17 @@ impl FetchProgress {
             return;
         }
         match progress {
-            fetch::Progress::Download { package, number, of } => {
+            fetch::Progress::Download {
+                package,
+                number,
+                of,
+            } => {
                 let text = format!("downloading {package} ({number} of {of})");
                 if super::stderr_is_terminal() {
                     self.clear();
-                    let bar = ProgressBar::new_spinner().with_style(style("{spinner:.cyan} {msg} {elapsed:.dim}")).with_message(text);
+                    let bar = ProgressBar::new_spinner()
+                        .with_style(style("{spinner:.cyan} {msg} {elapsed:.dim}"))
+                        .with_message(text);
                     bar.enable_steady_tick(TICK);
                     self.bar = Some(bar);
                 } else {
@@ -148,8 +171,13 @@ impl FetchProgress {
                 }
                 if first {
                     self.clear();
-                    let template = "  unpacking {msg} {bar:30.cyan} {decimal_bytes}/{decimal_total_bytes}";
-                    self.bar = Some(ProgressBar::new(of).with_style(style(template)).with_message(self.file.clone()));
+                    let template =
+                        "  unpacking {msg} {bar:30.cyan} {decimal_bytes}/{decimal_total_bytes}";
+                    self.bar = Some(
+                        ProgressBar::new(of)
+                            .with_style(style(template))
+                            .with_message(self.file.clone()),
+                    );
                 }
                 if let Some(bar) = &self.bar {
                     bar.set_position(done);

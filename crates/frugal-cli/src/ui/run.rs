@@ -26,7 +26,12 @@ pub struct RunProgress {
 impl RunProgress {
     /// Shows nothing yet.
     pub fn new(output: Output) -> Self {
-        Self { output, phase: None, bar: None, started: (Instant::now(), 0) }
+        Self {
+            output,
+            phase: None,
+            bar: None,
+            started: (Instant::now(), 0),
+        }
     }
 
     /// Shows one thing that happened.
@@ -40,7 +45,11 @@ impl RunProgress {
                 self.phase = None;
                 self.phase = Some(Phase::new(self.output, what.clone()));
             }
-            Progress::Data { parts, truncated, example } => {
+            Progress::Data {
+                parts,
+                truncated,
+                example,
+            } => {
                 self.phase = None;
                 data(parts, *truncated, example);
             }
@@ -70,9 +79,10 @@ impl RunProgress {
             bar.set_position(step);
             bar.reset_eta();
         } else if super::stderr_is_terminal() {
-            let bar = ProgressBar::with_draw_target(Some(total_steps), ProgressDrawTarget::stderr())
-                .with_style(style("{pos}/{len} {wide_bar:.cyan} {msg}{eta} left"))
-                .with_position(step);
+            let bar =
+                ProgressBar::with_draw_target(Some(total_steps), ProgressDrawTarget::stderr())
+                    .with_style(style("{pos}/{len} {wide_bar:.cyan} {msg}{eta} left"))
+                    .with_position(step);
             bar.enable_steady_tick(TICK);
             self.bar = Some(bar);
         }
@@ -92,24 +102,55 @@ impl RunProgress {
 
     fn train(&mut self, event: &Event) {
         match event {
-            Event::Started { total_steps, examples, skipped, trainable_parameters } => {
-                let skipped = if *skipped > 0 { format!(" ({} without a target left out)", count(*skipped as u64)) } else { String::new() };
+            Event::Started {
+                total_steps,
+                examples,
+                skipped,
+                trainable_parameters,
+            } => {
+                let skipped = if *skipped > 0 {
+                    format!(" ({} without a target left out)", count(*skipped as u64))
+                } else {
+                    String::new()
+                };
                 let (examples, steps) = (count(*examples as u64), count(*total_steps));
-                eprintln!("training {} parameters on {examples} examples{skipped}: {steps} steps", count(*trainable_parameters as u64));
+                eprintln!(
+                    "training {} parameters on {examples} examples{skipped}: {steps} steps",
+                    count(*trainable_parameters as u64)
+                );
                 self.begin(*total_steps, 0);
             }
-            Event::CheckpointSkipped { reason } => self.say(&format!("passed over a checkpoint: {reason}")),
-            Event::Resumed { step, epoch, path, .. } => {
-                self.say(&format!("continuing after step {step} (epoch {epoch:.2}) from {}", path.display()));
+            Event::CheckpointSkipped { reason } => {
+                self.say(&format!("passed over a checkpoint: {reason}"))
+            }
+            Event::Resumed {
+                step, epoch, path, ..
+            } => {
+                self.say(&format!(
+                    "continuing after step {step} (epoch {epoch:.2}) from {}",
+                    path.display()
+                ));
                 let total = self.bar.as_ref().and_then(ProgressBar::length).unwrap_or(0);
                 self.begin(total, *step);
             }
-            Event::Step { step, total_steps, epoch, loss, lr, tokens_per_second, peak_memory_bytes, .. } => {
-                let memory = peak_memory_bytes.map_or(String::new(), |n| format!(" · {} peak", bytes(n)));
+            Event::Step {
+                step,
+                total_steps,
+                epoch,
+                loss,
+                lr,
+                tokens_per_second,
+                peak_memory_bytes,
+                ..
+            } => {
+                let memory =
+                    peak_memory_bytes.map_or(String::new(), |n| format!(" · {} peak", bytes(n)));
                 let speed = format!("{} tok/s", count(tokens_per_second.round() as u64));
                 // The bar must stay within one line.
                 let numbers = match &self.bar {
-                    Some(_) if super::stderr_width() < NARROW => format!("loss {loss:.4} · {speed}"),
+                    Some(_) if super::stderr_width() < NARROW => {
+                        format!("loss {loss:.4} · {speed}")
+                    }
                     _ => format!("loss {loss:.4} · lr {lr:.1e} · {speed}{memory}"),
                 };
                 match &self.bar {
@@ -119,19 +160,41 @@ impl RunProgress {
                     }
                     None => {
                         let left = duration(self.seconds_left(*step, *total_steps));
-                        eprintln!("step {step}/{total_steps} · epoch {epoch:.2} · {numbers} · {left} left");
+                        eprintln!(
+                            "step {step}/{total_steps} · epoch {epoch:.2} · {numbers} · {left} left"
+                        );
                     }
                 }
             }
-            Event::Evaluated { step, epoch, metrics, seconds } => {
-                self.say(&format!("step {step} · epoch {epoch:.2} · validation: {} · {}", scores(metrics), duration(*seconds)));
+            Event::Evaluated {
+                step,
+                epoch,
+                metrics,
+                seconds,
+            } => {
+                self.say(&format!(
+                    "step {step} · epoch {epoch:.2} · validation: {} · {}",
+                    scores(metrics),
+                    duration(*seconds)
+                ));
             }
-            Event::NewBest { step, metric, value } => self.say(&format!("step {step} · best {metric} so far: {}", number(*value))),
+            Event::NewBest {
+                step,
+                metric,
+                value,
+            } => self.say(&format!(
+                "step {step} · best {metric} so far: {}",
+                number(*value)
+            )),
             Event::EarlyStop { step, evaluations } => {
-                self.say(&format!("step {step} · stopped: {evaluations} evaluations without improvement"));
+                self.say(&format!(
+                    "step {step} · stopped: {evaluations} evaluations without improvement"
+                ));
             }
             Event::Interrupted { step, path } => {
-                let saved = path.as_ref().map_or(String::new(), |p| format!(", saved in {}", p.display()));
+                let saved = path
+                    .as_ref()
+                    .map_or(String::new(), |p| format!(", saved in {}", p.display()));
                 self.say(&format!("step {step} · interrupted{saved}"));
             }
             // Checkpoints are routine, and events to come are no reason to fail.
@@ -158,11 +221,18 @@ fn data(parts: &[(String, usize, usize, usize)], truncated: usize, example: &str
 /// One line for each part.
 pub fn parts_lines(parts: &[(String, usize, usize, usize)], truncated: usize) -> String {
     let line = |(name, examples, tokens, longest): &(String, usize, usize, usize)| {
-        format!("{name}: {} examples, {} tokens, longest {longest}", count(*examples as u64), count(*tokens as u64))
+        format!(
+            "{name}: {} examples, {} tokens, longest {longest}",
+            count(*examples as u64),
+            count(*tokens as u64)
+        )
     };
     let mut lines: Vec<String> = parts.iter().map(line).collect();
     if truncated > 0 {
-        lines.push(format!("{} examples were cut to the allowed length", count(truncated as u64)));
+        lines.push(format!(
+            "{} examples were cut to the allowed length",
+            count(truncated as u64)
+        ));
     }
     lines.join("\n")
 }
@@ -171,7 +241,10 @@ pub fn parts_lines(parts: &[(String, usize, usize, usize)], truncated: usize) ->
 pub fn example_lines(example: &str) -> String {
     const LINES: usize = 12;
     let width = super::width();
-    let mut lines: Vec<String> = example.lines().map(|line| truncate_str(line.trim_end(), width, "…").into_owned()).collect();
+    let mut lines: Vec<String> = example
+        .lines()
+        .map(|line| truncate_str(line.trim_end(), width, "…").into_owned())
+        .collect();
     if lines.len() > LINES {
         // The last line sums up.
         let last = lines.pop();
@@ -184,18 +257,40 @@ pub fn example_lines(example: &str) -> String {
 
 /// Metrics in a line.
 pub fn scores(metrics: &Metrics) -> String {
-    ordered(metrics).into_iter().map(|(name, value)| format!("{name} {}", number(value))).collect::<Vec<_>>().join(" · ")
+    ordered(metrics)
+        .into_iter()
+        .map(|(name, value)| format!("{name} {}", number(value)))
+        .collect::<Vec<_>>()
+        .join(" · ")
 }
 
 /// Metrics with those that people look for first.
 pub fn ordered(metrics: &Metrics) -> Vec<(&str, f64)> {
-    const FIRST: [&str; 5] = ["accuracy", "macro_f1", "matthews_correlation", "perplexity", "loss"];
-    let mut metrics: Vec<(&str, f64)> = metrics.iter().map(|(name, value)| (name.as_str(), *value)).collect();
-    metrics.sort_by_key(|(name, _)| FIRST.iter().position(|first| first == name).unwrap_or(FIRST.len()));
+    const FIRST: [&str; 5] = [
+        "accuracy",
+        "macro_f1",
+        "matthews_correlation",
+        "perplexity",
+        "loss",
+    ];
+    let mut metrics: Vec<(&str, f64)> = metrics
+        .iter()
+        .map(|(name, value)| (name.as_str(), *value))
+        .collect();
+    metrics.sort_by_key(|(name, _)| {
+        FIRST
+            .iter()
+            .position(|first| first == name)
+            .unwrap_or(FIRST.len())
+    });
     metrics
 }
 
 /// A metric as people read it.
 pub fn number(value: f64) -> String {
-    if value.abs() < 100.0 { format!("{value:.4}") } else { significant(value, 5) }
+    if value.abs() < 100.0 {
+        format!("{value:.4}")
+    } else {
+        significant(value, 5)
+    }
 }

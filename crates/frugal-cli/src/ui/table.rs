@@ -12,7 +12,11 @@ pub fn print(table: &Table) {
 
 /// Names and values, one pair a line, values in one column; long values continue under themselves.
 pub fn pairs<N: AsRef<str>>(rows: &[(N, String)]) -> String {
-    let widest = rows.iter().map(|(name, _)| measure_text_width(name.as_ref())).max().unwrap_or(0);
+    let widest = rows
+        .iter()
+        .map(|(name, _)| measure_text_width(name.as_ref()))
+        .max()
+        .unwrap_or(0);
     let width = super::width();
     let rest = " ".repeat(widest + 2);
     let line = |(name, value): &(N, String)| {

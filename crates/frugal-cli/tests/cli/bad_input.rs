@@ -9,28 +9,36 @@ use crate::support::{Run, command, fixture, folder, frugal, frugal_in};
 
 #[test]
 fn mistyped_names_are_answered_with_the_nearest() {
-    frugal(&["methods", "show", "lroa"]).fails(&["`lroa`", "did you mean `lora`?", "prompt-tuning"]);
+    frugal(&["methods", "show", "lroa"]).fails(&[
+        "`lroa`",
+        "did you mean `lora`?",
+        "prompt-tuning",
+    ]);
     frugal(&["models", "fetch", "smolm2-135m"]).fails(&["smolm2-135m", "smollm2-135m"]);
     frugal(&["models", "inspect", "smollm2-135n"]).fails(&["did you mean `smollm2-135m`?"]);
 }
 
 #[test]
 fn a_model_that_is_not_fetched_says_how_to_get_it() {
-    frugal(&["generate", "-m", "smollm2-135m", "-p", "x"]).fails(&["frugal models fetch smollm2-135m"]);
+    frugal(&["generate", "-m", "smollm2-135m", "-p", "x"])
+        .fails(&["frugal models fetch smollm2-135m"]);
 }
 
 #[test]
 fn an_adapter_is_not_a_model() {
     let adapter = fixture("adapters/llama-lora-qv");
-    frugal(&["generate", "-m", adapter.to_str().unwrap(), "-p", "x"]).fails(&["this is an adapter", "--adapter"]);
+    frugal(&["generate", "-m", adapter.to_str().unwrap(), "-p", "x"])
+        .fails(&["this is an adapter", "--adapter"]);
 }
 
 #[test]
 fn a_model_is_not_an_adapter() {
     let model = fixture("models/llama");
     let model = model.to_str().unwrap();
-    frugal(&["generate", "-m", model, "--adapter", model, "-p", "x"]).fails(&["adapter_config.json"]);
-    frugal(&["generate", "-m", model, "--adapter", "nowhere", "-p", "x"]).fails(&["nowhere: no such folder"]);
+    frugal(&["generate", "-m", model, "--adapter", model, "-p", "x"])
+        .fails(&["adapter_config.json"]);
+    frugal(&["generate", "-m", model, "--adapter", "nowhere", "-p", "x"])
+        .fails(&["nowhere: no such folder"]);
 }
 
 #[test]
@@ -57,7 +65,8 @@ fn a_negative_number_is_a_value_and_no_flag() {
 
 #[test]
 fn a_model_without_chat_template_holds_no_conversation() {
-    frugal(&["generate", "--chat", "-p", "x"]).fails(&["`builtin` has no chat template", "Leave out `--chat`"]);
+    frugal(&["generate", "--chat", "-p", "x"])
+        .fails(&["`builtin` has no chat template", "Leave out `--chat`"]);
     frugal(&["generate", "--system", "y", "-p", "x"]).fails(&["`builtin` has no chat template"]);
     frugal(&["chat"]).fails(&["`builtin` has no chat template", "`frugal generate`"]);
 }
@@ -70,10 +79,24 @@ fn a_conversation_does_not_replace_a_file() {
     fs::write(at("c.jsonl"), "kept").unwrap();
     let pipe = Stdio::piped;
     let mut chat = command(folder.path());
-    let mut chat = chat.args(["chat", "--chat-template", "t.jinja"]).stdin(pipe()).stdout(pipe()).stderr(pipe()).spawn().unwrap();
-    chat.stdin.take().unwrap().write_all(b"/save c.jsonl\n/save own.jsonl\n/save own.jsonl\n/quit\n").unwrap();
+    let mut chat = chat
+        .args(["chat", "--chat-template", "t.jinja"])
+        .stdin(pipe())
+        .stdout(pipe())
+        .stderr(pipe())
+        .spawn()
+        .unwrap();
+    chat.stdin
+        .take()
+        .unwrap()
+        .write_all(b"/save c.jsonl\n/save own.jsonl\n/save own.jsonl\n/quit\n")
+        .unwrap();
     let run = Run::from(chat.wait_with_output().unwrap()).ok();
-    assert!(run.stderr.contains("c.jsonl: exists already") && !run.stderr.contains("own.jsonl: exists"), "{}", run.stderr);
+    assert!(
+        run.stderr.contains("c.jsonl: exists already") && !run.stderr.contains("own.jsonl: exists"),
+        "{}",
+        run.stderr
+    );
     assert_eq!(fs::read_to_string(at("c.jsonl")).unwrap(), "kept");
     assert!(at("own.jsonl").is_file());
 }
@@ -95,12 +118,21 @@ fn damaged_weights_are_refused() {
     let cut = whole[..whole.len() - 4].to_vec();
     let mut lying = whole.clone();
     lying[..8].copy_from_slice(&u64::MAX.to_le_bytes());
-    for (name, bytes) in [("cut", cut), ("lying", lying), ("empty", Vec::new()), ("short", whole[..5].to_vec())] {
+    for (name, bytes) in [
+        ("cut", cut),
+        ("lying", lying),
+        ("empty", Vec::new()),
+        ("short", whole[..5].to_vec()),
+    ] {
         let folder = folder();
         copy_of("models/llama", folder.path());
         fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
         let run = frugal(&["models", "inspect", folder.path().to_str().unwrap()]);
-        assert!(run.stderr.contains("model.safetensors"), "{name}: {}", run.stderr);
+        assert!(
+            run.stderr.contains("model.safetensors"),
+            "{name}: {}",
+            run.stderr
+        );
         run.fails(&[]);
     }
 }
@@ -111,7 +143,13 @@ fn damaged_gguf_files_are_refused() {
     let folder = folder();
     let mut lying = whole.clone();
     lying[8..16].copy_from_slice(&u64::MAX.to_le_bytes());
-    for bytes in [whole[..whole.len() / 2].to_vec(), lying, b"GGUF".to_vec(), b"PK\x03\x04".to_vec(), Vec::new()] {
+    for bytes in [
+        whole[..whole.len() / 2].to_vec(),
+        lying,
+        b"GGUF".to_vec(),
+        b"PK\x03\x04".to_vec(),
+        Vec::new(),
+    ] {
         let path = folder.path().join("model.gguf");
         fs::write(&path, bytes).unwrap();
         frugal_in(folder.path(), &["models", "inspect", "model.gguf"]).fails(&["model.gguf"]);
@@ -121,12 +159,18 @@ fn damaged_gguf_files_are_refused() {
 #[test]
 fn prompt_files_name_the_line_at_fault() {
     let folder = folder();
-    fs::write(folder.path().join("p.jsonl"), "{\"prompt\": \"a\"}\n{\"text\": \"b\"}\n").unwrap();
+    fs::write(
+        folder.path().join("p.jsonl"),
+        "{\"prompt\": \"a\"}\n{\"text\": \"b\"}\n",
+    )
+    .unwrap();
     fs::write(folder.path().join("empty.txt"), "\n\n").unwrap();
     fs::write(folder.path().join("latin.txt"), b"caf\xe9\n").unwrap();
-    frugal_in(folder.path(), &["generate", "--prompts", "p.jsonl"]).fails(&["p.jsonl:2", "`prompt`"]);
+    frugal_in(folder.path(), &["generate", "--prompts", "p.jsonl"])
+        .fails(&["p.jsonl:2", "`prompt`"]);
     frugal_in(folder.path(), &["generate", "--prompts", "empty.txt"]).fails(&["no prompt"]);
-    frugal_in(folder.path(), &["generate", "--prompts", "latin.txt"]).fails(&["latin.txt", "UTF-8"]);
+    frugal_in(folder.path(), &["generate", "--prompts", "latin.txt"])
+        .fails(&["latin.txt", "UTF-8"]);
     frugal_in(folder.path(), &["generate", "--prompts", "missing.txt"]).fails(&["missing.txt"]);
 }
 
@@ -143,12 +187,29 @@ fn all_mistakes_of_a_configuration_are_reported_together() {
         "run.toml:8: `train.batch_size`: 0 given",
         "override `train.lr=fast`",
     ];
-    frugal_in(folder.path(), &["tune", "--config", "run.toml", "--set", "train.lr=fast"]).fails(&found);
+    frugal_in(
+        folder.path(),
+        &["tune", "--config", "run.toml", "--set", "train.lr=fast"],
+    )
+    .fails(&found);
     // The same as an answer instead of a failure.
-    let run = frugal_in(folder.path(), &["validate", "run.toml", "--set", "train.lr=fast", "--json"]);
+    let run = frugal_in(
+        folder.path(),
+        &["validate", "run.toml", "--set", "train.lr=fast", "--json"],
+    );
     assert_eq!(run.code, 1);
-    assert_eq!((&run.json()["valid"], run.json()["problems"].as_array().unwrap().len()), (&false.into(), 5));
-    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is written");
+    assert_eq!(
+        (
+            &run.json()["valid"],
+            run.json()["problems"].as_array().unwrap().len()
+        ),
+        (&false.into(), 5)
+    );
+    assert_eq!(
+        fs::read_dir(folder.path()).unwrap().count(),
+        1,
+        "nothing is written"
+    );
 }
 
 #[test]

@@ -51,7 +51,11 @@ fn help_of_every_command() {
 fn the_help_lists_every_command() {
     let help = frugal(&["--help"]).ok().stdout;
     for command in COMMANDS {
-        assert!(help.contains(&format!("\n  {} ", command[0])), "{}", command[0]);
+        assert!(
+            help.contains(&format!("\n  {} ", command[0])),
+            "{}",
+            command[0]
+        );
     }
 }
 
@@ -75,9 +79,17 @@ fn wrong_usage_is_answered_with_the_usage() {
 
 #[test]
 fn pipes_get_no_colours() {
-    for args in [&["--help"][..], &["methods"], &["methods", "show", "lora"], &["models"]] {
+    for args in [
+        &["--help"][..],
+        &["methods"],
+        &["methods", "show", "lora"],
+        &["models"],
+    ] {
         let run = frugal(args).ok();
-        assert!(!run.stdout.contains('\x1b') && !run.stderr.contains('\x1b'), "{args:?}");
+        assert!(
+            !run.stdout.contains('\x1b') && !run.stderr.contains('\x1b'),
+            "{args:?}"
+        );
     }
 }
 
@@ -87,7 +99,15 @@ fn a_reader_that_goes_away_is_no_error() {
     // A closed pipe from the first byte on.
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
-    let child = command(folder.path()).args(["methods", "--json"]).stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
+    let child = command(folder.path())
+        .args(["methods", "--json"])
+        .stdout(writer)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     let output = child.wait_with_output().unwrap();
-    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b""[..]));
+    assert_eq!(
+        (output.status.code(), output.stderr.as_slice()),
+        (Some(0), &b""[..])
+    );
 }

@@ -25,7 +25,8 @@ impl From<Output> for Run {
 impl Run {
     /// Standard output as JSON; nothing else may be there.
     pub fn json(&self) -> serde_json::Value {
-        serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("not one JSON value: {e}\n{}\n{}", self.stdout, self.stderr))
+        serde_json::from_str(&self.stdout)
+            .unwrap_or_else(|e| panic!("not one JSON value: {e}\n{}\n{}", self.stdout, self.stderr))
     }
 
     /// Asserts success.
@@ -38,11 +39,19 @@ impl Run {
     pub fn fails(self, words: &[&str]) -> Self {
         assert_eq!(self.code, 2, "{}\n{}", self.stdout, self.stderr);
         assert!(self.stdout.is_empty(), "output on failure: {}", self.stdout);
-        let errors = self.stderr.lines().filter(|line| line.starts_with("error: ")).count();
+        let errors = self
+            .stderr
+            .lines()
+            .filter(|line| line.starts_with("error: "))
+            .count();
         assert_eq!(errors, 1, "{}", self.stderr);
         assert!(!self.stderr.contains("internal error"), "{}", self.stderr);
         for word in words {
-            assert!(self.stderr.contains(word), "`{word}` is not in:\n{}", self.stderr);
+            assert!(
+                self.stderr.contains(word),
+                "`{word}` is not in:\n{}",
+                self.stderr
+            );
         }
         self
     }
@@ -51,7 +60,11 @@ impl Run {
 /// The program in a folder of its own, with an empty cache and no colours.
 pub fn command(folder: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_frugal"));
-    command.current_dir(folder).env("FRUGAL_CACHE", folder.join("cache")).env("FRUGAL_OFFLINE", "1").env_remove("RUST_BACKTRACE");
+    command
+        .current_dir(folder)
+        .env("FRUGAL_CACHE", folder.join("cache"))
+        .env("FRUGAL_OFFLINE", "1")
+        .env_remove("RUST_BACKTRACE");
     command
 }
 
@@ -63,7 +76,11 @@ pub fn frugal(args: &[&str]) -> Run {
 
 /// Runs the program in this folder.
 pub fn frugal_in(folder: &Path, args: &[&str]) -> Run {
-    command(folder).args(args).output().expect("the program starts").into()
+    command(folder)
+        .args(args)
+        .output()
+        .expect("the program starts")
+        .into()
 }
 
 /// An empty folder.
@@ -73,5 +90,9 @@ pub fn folder() -> TempDir {
 
 /// A committed file or folder.
 pub fn fixture(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(path).canonicalize().expect("the fixture is there")
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../fixtures")
+        .join(path)
+        .canonicalize()
+        .expect("the fixture is there")
 }

@@ -1,4 +1,5 @@
-//! Deserialising again and again, each time without the key that failed, until every mistake has been seen.
+//! Deserialising again and again, each time without the key that failed, until every mistake has
+//! been seen.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -18,9 +19,14 @@ pub(super) struct Failure {
 }
 
 /// The merged layers as `T`, if they have that form; the mistakes are appended to `errors`.
-pub(super) fn deserialize<T: DeserializeOwned + Serialize + Default>(layers: &[Layer], errors: &mut Vec<ConfigError>) -> Option<T> {
+pub(super) fn deserialize<T: DeserializeOwned + Serialize + Default>(
+    layers: &[Layer],
+    errors: &mut Vec<ConfigError>,
+) -> Option<T> {
     let mut table = Table::new();
-    layers.iter().for_each(|layer| layer::merge(&mut table, &layer.table));
+    layers
+        .iter()
+        .for_each(|layer| layer::merge(&mut table, &layer.table));
     let mut removed: Vec<Vec<String>> = Vec::new();
     loop {
         let failure = match attempt::<T>(&table) {
@@ -37,14 +43,24 @@ pub(super) fn deserialize<T: DeserializeOwned + Serialize + Default>(layers: &[L
             // A field that is missing because it was removed as wrong is not a second mistake.
             if !removed.contains(&path) {
                 let origin = layer::origin(layers, &failure.path);
-                errors.push(ConfigError { origin, key: Some(dotted(&path)), message: "required but not given".into() });
+                errors.push(ConfigError {
+                    origin,
+                    key: Some(dotted(&path)),
+                    message: "required but not given".into(),
+                });
             }
         } else {
-            if retry_as_string(layers, &table, &failure).is_some_and(|text| replace(&mut table, &failure.path, text)) {
+            if retry_as_string(layers, &table, &failure)
+                .is_some_and(|text| replace(&mut table, &failure.path, text))
+            {
                 continue;
             }
             let message = explain::<T>(&failure);
-            errors.push(ConfigError { origin: layer::origin(layers, &failure.path), key: Some(dotted(&failure.path)), message });
+            errors.push(ConfigError {
+                origin: layer::origin(layers, &failure.path),
+                key: Some(dotted(&failure.path)),
+                message,
+            });
         }
         if !remove(&mut table, &failure.path) {
             return None;
@@ -80,14 +96,17 @@ pub(super) fn attempt<T: DeserializeOwned>(table: &Table) -> Result<T, Failure> 
         while !path.is_empty() && get(table, &path).is_none() {
             path.pop();
         }
-        Failure { path, message: e.inner().message().to_owned() }
+        Failure {
+            path,
+            message: e.inner().message().to_owned(),
+        }
     })
 }
 
 /// The key inside a table that is at fault.
 ///
-/// serde reads tagged enums and unknown fields by way of a copy, so the reported path can end at the table. The child at
-/// fault is the one that, taken away, changes the error.
+/// serde reads tagged enums and unknown fields by way of a copy, so the reported path can end at
+/// the table. The child at fault is the one that, taken away, changes the error.
 fn narrow<T: DeserializeOwned>(table: &Table, mut failure: Failure) -> Failure {
     if failure.message.starts_with("missing field") {
         return failure;
@@ -123,10 +142,15 @@ fn child_at_fault<T: DeserializeOwned>(table: &Table, failure: &Failure) -> Opti
     }
     match required[..] {
         [only] => Some(only.clone()),
-        // Besides the culprit, the tag of an enum is missed when taken away, and before anything else.
+        // Besides the culprit, the tag of an enum is missed when taken away, and before anything
+        // else.
         [a, b] => {
             let tag = without(&[a, b])?.message;
-            Some(if tag == missing(a) { b.clone() } else { a.clone() })
+            Some(if tag == missing(a) {
+                b.clone()
+            } else {
+                a.clone()
+            })
         }
         _ => None,
     }
@@ -138,9 +162,19 @@ fn missing(field: &str) -> String {
 
 /// `revision=123` where a string is wanted means the string.
 fn retry_as_string(layers: &[Layer], table: &Table, failure: &Failure) -> Option<String> {
-    let scalar = matches!(get(table, &failure.path)?, Value::Integer(_) | Value::Float(_) | Value::Boolean(_) | Value::Datetime(_));
-    let wanted = failure.message.starts_with("invalid type") && failure.message.ends_with("expected a string");
-    if scalar && wanted { layer::setter(layers, &failure.path)?.raw_override(&failure.path).map(str::to_owned) } else { None }
+    let scalar = matches!(
+        get(table, &failure.path)?,
+        Value::Integer(_) | Value::Float(_) | Value::Boolean(_) | Value::Datetime(_)
+    );
+    let wanted = failure.message.starts_with("invalid type")
+        && failure.message.ends_with("expected a string");
+    if scalar && wanted {
+        layer::setter(layers, &failure.path)?
+            .raw_override(&failure.path)
+            .map(str::to_owned)
+    } else {
+        None
+    }
 }
 
 /// Takes out the key, or the whole array if the path goes through one.
@@ -192,26 +226,39 @@ fn explain<T: Serialize + Default>(failure: &Failure) -> String {
     if message.starts_with("unknown variant") {
         let asked = message.split('`').nth(1).unwrap_or_default();
         let known = accepted(message);
-        let near = did_you_mean(asked, known.iter().copied()).map_or(String::new(), |near| format!("; did you mean `{near}`?"));
+        let near = did_you_mean(asked, known.iter().copied())
+            .map_or(String::new(), |near| format!("; did you mean `{near}`?"));
         return format!("`{asked}` is not accepted{near} (one of {})", list(&known));
     }
-    let rest = message.strip_prefix("invalid type: ").or_else(|| message.strip_prefix("invalid value: "));
+    let rest = message
+        .strip_prefix("invalid type: ")
+        .or_else(|| message.strip_prefix("invalid value: "));
     match rest.and_then(|rest| rest.rsplit_once(", expected ")) {
-        Some((found, wanted)) => format!("expected {}, found {}", in_words(wanted), in_words(found)),
+        Some((found, wanted)) => {
+            format!("expected {}, found {}", in_words(wanted), in_words(found))
+        }
         None => message.to_owned(),
     }
 }
 
 /// The names in backticks after "expected".
 fn accepted(message: &str) -> Vec<&str> {
-    message.split_once(", expected ").map_or(Vec::new(), |(_, names)| names.split('`').skip(1).step_by(2).collect())
+    message
+        .split_once(", expected ")
+        .map_or(Vec::new(), |(_, names)| {
+            names.split('`').skip(1).step_by(2).collect()
+        })
 }
 
 fn list(names: &[&str]) -> String {
     if names.is_empty() {
         return "nothing".into();
     }
-    names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+    names
+        .iter()
+        .map(|name| format!("`{name}`"))
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// A table of the defaults that knows the key which was put into the wrong one.
@@ -248,8 +295,14 @@ mod tests {
 
     #[test]
     fn names_are_read_from_both_forms_of_serde() {
-        assert_eq!(accepted("unknown field `x`, expected `a` or `b`"), ["a", "b"]);
-        assert_eq!(accepted("unknown variant `x`, expected one of `a`, `b`, `c`"), ["a", "b", "c"]);
+        assert_eq!(
+            accepted("unknown field `x`, expected `a` or `b`"),
+            ["a", "b"]
+        );
+        assert_eq!(
+            accepted("unknown variant `x`, expected one of `a`, `b`, `c`"),
+            ["a", "b", "c"]
+        );
         assert!(accepted("unknown field `x`, there are no fields").is_empty());
     }
 }

@@ -41,7 +41,10 @@ impl fmt::Display for ConfigError {
         match &self.origin {
             Origin::File { path, line, column } => {
                 write!(f, "{}:", path.display())?;
-                [line, column].into_iter().flatten().try_for_each(|n| write!(f, "{n}:"))?;
+                [line, column]
+                    .into_iter()
+                    .flatten()
+                    .try_for_each(|n| write!(f, "{n}:"))?;
                 write!(f, " ")?;
             }
             Origin::Flag => write!(f, "command line: ")?,

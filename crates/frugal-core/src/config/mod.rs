@@ -1,7 +1,9 @@
-//! Typed configuration files: TOML, then flags, then dotted overrides, with every mistake reported at once.
+//! Typed configuration files: TOML, then flags, then dotted overrides, with every mistake reported
+//! at once.
 //!
-//! A configuration is any struct with `#[serde(default, deny_unknown_fields)]`. Without `deny_unknown_fields` serde drops
-//! unknown keys silently; [`tables_that_ignore_keys`] finds such tables in a test.
+//! A configuration is any struct with `#[serde(default, deny_unknown_fields)]`. Without
+//! `deny_unknown_fields` serde drops unknown keys silently; [`tables_that_ignore_keys`] finds such
+//! tables in a test.
 
 mod check;
 mod defaults;
@@ -17,21 +19,25 @@ pub use error::{ConfigError, ConfigErrors, Origin};
 use layer::Layer;
 pub use layer::merge;
 
-/// Reads `T` from a TOML file and overrides such as `train.lr=2e-4`; later ones win, absent keys keep
-/// the value they have in `T::default()`.
+/// Reads `T` from a TOML file and overrides such as `train.lr=2e-4`; later ones win, absent keys
+/// keep the value they have in `T::default()`.
 ///
 /// An override's value is TOML; a bare word (`model=org/name`) is a string.
 ///
 /// # Errors
 /// All mistakes together: unreadable file, TOML syntax, bad overrides, unknown keys, wrong types.
-pub fn load<T: DeserializeOwned + Serialize + Default>(file: Option<&Path>, overrides: &[String]) -> Result<T, ConfigErrors> {
+pub fn load<T: DeserializeOwned + Serialize + Default>(
+    file: Option<&Path>,
+    overrides: &[String],
+) -> Result<T, ConfigErrors> {
     load_with(file, &toml::Table::new(), overrides, |_| Vec::new())
 }
 
-/// As [`load`], with typed command-line flags between the file and the overrides, and a check of the values.
+/// As [`load`], with typed command-line flags between the file and the overrides, and a check of
+/// the values.
 ///
-/// `validate` sees the configuration without the keys that are wrong in themselves and returns (dotted key, message) pairs;
-/// they are reported where the key was set.
+/// `validate` sees the configuration without the keys that are wrong in themselves and returns
+/// (dotted key, message) pairs; they are reported where the key was set.
 ///
 /// # Errors
 /// As [`load`], or what `validate` found.
@@ -63,9 +69,16 @@ pub fn load_with<T: DeserializeOwned + Serialize + Default>(
         let wrong: Vec<String> = errors.iter().filter_map(|e| e.key.clone()).collect();
         for (key, message) in validate(value) {
             // A key of the wrong type was left out; what that leads to is no second mistake either.
-            if !wrong.iter().any(|w| *w == key || w.starts_with(&format!("{key}."))) {
+            if !wrong
+                .iter()
+                .any(|w| *w == key || w.starts_with(&format!("{key}.")))
+            {
                 let path: Vec<String> = key.split('.').map(str::to_owned).collect();
-                errors.push(ConfigError { origin: layer::origin(&layers, &path), key: Some(key), message });
+                errors.push(ConfigError {
+                    origin: layer::origin(&layers, &path),
+                    key: Some(key),
+                    message,
+                });
             }
         }
     }
@@ -82,7 +95,11 @@ pub fn load_with<T: DeserializeOwned + Serialize + Default>(
 pub fn to_toml<T: Serialize>(config: &T) -> Result<String, ConfigErrors> {
     let fail = |e: &dyn std::fmt::Display| {
         let message = format!("the configuration cannot be written as TOML: {e}");
-        ConfigErrors(vec![ConfigError { origin: Origin::None, key: None, message }])
+        ConfigErrors(vec![ConfigError {
+            origin: Origin::None,
+            key: None,
+            message,
+        }])
     };
     let text = toml::to_string_pretty(config).map_err(|e| fail(&e))?;
     // The writer accepts integers that the reader does not.
@@ -90,16 +107,27 @@ pub fn to_toml<T: Serialize>(config: &T) -> Result<String, ConfigErrors> {
     Ok(text)
 }
 
-/// Dotted names of the tables of `T` that accept a key they do not know (`""` is the root); for use in tests.
+/// Dotted names of the tables of `T` that accept a key they do not know (`""` is the root); for use
+/// in tests.
 ///
 /// # Errors
 /// If the default of `T` has no TOML form.
-pub fn tables_that_ignore_keys<T: DeserializeOwned + Serialize + Default>() -> Result<Vec<String>, ConfigErrors> {
+pub fn tables_that_ignore_keys<T: DeserializeOwned + Serialize + Default>()
+-> Result<Vec<String>, ConfigErrors> {
     let defaults: toml::Table = toml::from_str(&to_toml(&T::default())?).unwrap_or_default();
     let mut tables = vec![String::new()];
     check::each_table(&defaults, &mut |path, _| tables.push(path.join(".")));
-    let probe = |table: &str| if table.is_empty() { "no-such-key=0".to_owned() } else { format!("{table}.no-such-key=0") };
-    Ok(tables.into_iter().filter(|table| load::<T>(None, &[probe(table)]).is_ok()).collect())
+    let probe = |table: &str| {
+        if table.is_empty() {
+            "no-such-key=0".to_owned()
+        } else {
+            format!("{table}.no-such-key=0")
+        }
+    };
+    Ok(tables
+        .into_iter()
+        .filter(|table| load::<T>(None, &[probe(table)]).is_ok())
+        .collect())
 }
 
 #[cfg(test)]

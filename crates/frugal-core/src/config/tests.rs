@@ -26,7 +26,13 @@ struct Train {
 
 impl Default for Train {
     fn default() -> Self {
-        Self { lr: 2e-4, decay: 0.1, steps: 100, schedule: Schedule::Cosine, layers: vec![0, 1] }
+        Self {
+            lr: 2e-4,
+            decay: 0.1,
+            steps: 100,
+            schedule: Schedule::Cosine,
+            layers: vec![0, 1],
+        }
     }
 }
 
@@ -56,7 +62,11 @@ enum Adapter {
 
 impl Default for Adapter {
     fn default() -> Self {
-        Self::Lora { r: 8, alpha: 16.0, targets: vec!["q_proj".into()] }
+        Self::Lora {
+            r: 8,
+            alpha: 16.0,
+            targets: vec!["q_proj".into()],
+        }
     }
 }
 
@@ -76,30 +86,71 @@ fn mistakes(text: &str, overrides: &[&str]) -> Vec<String> {
     let (dir, path) = file(text);
     let prefix = format!("{}/", dir.path().display());
     let errors = load::<Run>(Some(&path), &strings(overrides)).unwrap_err();
-    errors.to_string().lines().map(|line| line.replace(&prefix, "")).collect()
+    errors
+        .to_string()
+        .lines()
+        .map(|line| line.replace(&prefix, ""))
+        .collect()
 }
 
 #[test]
 fn later_layers_win_and_bare_words_are_strings() {
     let (_dir, path) = file("model = \"a\"\nseed = 1\n[train]\nlr = 1\nsteps = 7\n");
     let flags: toml::Table = toml::from_str("seed = 2\n[train]\nsteps = 8").unwrap();
-    let overrides = strings(&["model=org/name", "train.steps=9", "train.steps=10", "train.layers=[3, 4]", "metadata=12"]);
+    let overrides = strings(&[
+        "model=org/name",
+        "train.steps=9",
+        "train.steps=10",
+        "train.layers=[3, 4]",
+        "metadata=12",
+    ]);
     let run: Run = load_with(Some(&path), &flags, &overrides, |_| Vec::new()).unwrap();
-    assert_eq!((run.model.as_str(), run.seed, run.train.lr, run.train.steps), ("org/name", 2, 1.0, 10));
+    assert_eq!(
+        (run.model.as_str(), run.seed, run.train.lr, run.train.steps),
+        ("org/name", 2, 1.0, 10)
+    );
     assert_eq!(run.train.layers, [3, 4]);
-    assert_eq!(run.metadata.as_deref(), Some("12"), "a number where a string is wanted is the string as typed");
-    assert_eq!(run.train.schedule, Schedule::Cosine, "absent keys keep their default");
+    assert_eq!(
+        run.metadata.as_deref(),
+        Some("12"),
+        "a number where a string is wanted is the string as typed"
+    );
+    assert_eq!(
+        run.train.schedule,
+        Schedule::Cosine,
+        "absent keys keep their default"
+    );
 }
 
 #[test]
 fn what_is_written_loads_to_the_same_value() {
-    let mut run: Run = load(None, &strings(&["train.lr=1e-7", "train.decay=0.3", "model='a\"b'", "train.layers=[]"])).unwrap();
+    let mut run: Run = load(
+        None,
+        &strings(&[
+            "train.lr=1e-7",
+            "train.decay=0.3",
+            "model='a\"b'",
+            "train.layers=[]",
+        ]),
+    )
+    .unwrap();
     run.metadata = Some("two\nlines".into());
     let (_dir, path) = file(&to_toml(&run).unwrap());
     assert_eq!(load::<Run>(Some(&path), &[]).unwrap(), run);
-    assert!(to_toml(&run).unwrap().contains("decay = 0.3\n"), "f32 keeps its short form");
-    let too_large = Run { seed: u64::MAX, ..Run::default() };
-    assert!(to_toml(&too_large).unwrap_err().to_string().contains("cannot be written as TOML"));
+    assert!(
+        to_toml(&run).unwrap().contains("decay = 0.3\n"),
+        "f32 keeps its short form"
+    );
+    let too_large = Run {
+        seed: u64::MAX,
+        ..Run::default()
+    };
+    assert!(
+        to_toml(&too_large)
+            .unwrap_err()
+            .to_string()
+            .contains("cannot be written as TOML")
+    );
 }
 
 #[test]
@@ -120,7 +171,16 @@ fn all_mistakes_are_reported_at_once() {
         "override `seed=`: no value; for an empty string write `seed=\"\"`",
         "override `a b=1`: `a b` is not a dotted key such as `train.lr`",
     ];
-    let mut found = mistakes(text, &["nonsense", "train.layers=[1", "train.stepz=4", "seed=", "a b=1"]);
+    let mut found = mistakes(
+        text,
+        &[
+            "nonsense",
+            "train.layers=[1",
+            "train.stepz=4",
+            "seed=",
+            "a b=1",
+        ],
+    );
     let mut expected: Vec<String> = expected.map(str::to_owned).to_vec();
     found.sort();
     expected.sort();
@@ -130,24 +190,46 @@ fn all_mistakes_are_reported_at_once() {
 #[test]
 fn an_override_is_named_when_it_spoils_a_good_file() {
     let found = mistakes("[train]\nlr = 1e-3\n", &["train.lr=fast"]);
-    assert_eq!(found, ["override `train.lr=fast`: `train.lr`: expected a number, found string \"fast\""]);
+    assert_eq!(
+        found,
+        ["override `train.lr=fast`: `train.lr`: expected a number, found string \"fast\""]
+    );
 }
 
 #[test]
 fn syntax_errors_give_line_and_column() {
     let found = mistakes("[train]\nlr = = 3\n", &["seed=x"]);
-    assert!(found[0].starts_with("run.toml:2:6: not valid TOML: "), "{found:?}");
-    assert!(found.iter().any(|e| e.starts_with("override `seed=x`: `seed`: expected a whole number")), "{found:?}");
+    assert!(
+        found[0].starts_with("run.toml:2:6: not valid TOML: "),
+        "{found:?}"
+    );
+    assert!(
+        found
+            .iter()
+            .any(|e| e.starts_with("override `seed=x`: `seed`: expected a whole number")),
+        "{found:?}"
+    );
     let twice = mistakes("seed = 1\nseed = 2\n", &[]);
-    assert!(twice[0].starts_with("run.toml:2:1: not valid TOML: duplicate key"), "{twice:?}");
+    assert!(
+        twice[0].starts_with("run.toml:2:1: not valid TOML: duplicate key"),
+        "{twice:?}"
+    );
 }
 
 #[test]
 fn unreadable_files_and_required_fields_are_named() {
-    let missing = load::<Run>(Some(Path::new("no/such.toml")), &[]).unwrap_err().to_string();
-    assert!(missing.starts_with("no/such.toml: cannot read: "), "{missing}");
+    let missing = load::<Run>(Some(Path::new("no/such.toml")), &[])
+        .unwrap_err()
+        .to_string();
+    assert!(
+        missing.starts_with("no/such.toml: cannot read: "),
+        "{missing}"
+    );
     let found = mistakes("[adapter]\nmethod = \"prompt\"\n", &["train.steps=x"]);
-    assert!(found.contains(&"run.toml:1: `adapter.tokens`: required but not given".to_owned()), "{found:?}");
+    assert!(
+        found.contains(&"run.toml:1: `adapter.tokens`: required but not given".to_owned()),
+        "{found:?}"
+    );
     assert_eq!(found.len(), 2, "{found:?}");
     let (_dir, path) = file("");
     std::fs::write(&path, b"seed = 1\nmodel = \"\xff\"\n").unwrap();
@@ -158,10 +240,21 @@ fn unreadable_files_and_required_fields_are_named() {
 #[test]
 fn mistakes_inside_a_tagged_enum_are_found_there() {
     let found = mistakes("[adapter]\nmethod = \"prompt\"\ntokens = \"many\"\n", &[]);
-    assert_eq!(found, ["run.toml:3: `adapter.tokens`: expected a whole number that is not negative, found string \"many\""]);
+    assert_eq!(
+        found,
+        [
+            "run.toml:3: `adapter.tokens`: expected a whole number that is not negative, found string \"many\""
+        ]
+    );
     let found = mistakes("[adapter]\nmethod = \"lroa\"\nr = 4\n", &["seed=x"]);
     let method = "run.toml:2: `adapter.method`: `lroa` is not accepted; did you mean `lora`? (one of `lora`, `prompt`)";
-    assert_eq!(found, [method, "override `seed=x`: `seed`: expected a whole number that is not negative, found string \"x\""]);
+    assert_eq!(
+        found,
+        [
+            method,
+            "override `seed=x`: `seed`: expected a whole number that is not negative, found string \"x\""
+        ]
+    );
 }
 
 #[test]
@@ -180,22 +273,45 @@ fn only_the_value_of_an_override_itself_is_read_as_text() {
     let with = |text: &str| load::<Outer>(None, &strings(&[text])).map_err(|e| e.to_string());
     assert_eq!(with("inner.note=1.50").unwrap().inner.note, "1.50");
     let error = with("names=[\"a\", 2]").unwrap_err();
-    assert_eq!(error, "override `names=[\"a\", 2]`: `names.1`: expected a string, found integer `2`");
+    assert_eq!(
+        error,
+        "override `names=[\"a\", 2]`: `names.1`: expected a string, found integer `2`"
+    );
     let error = with("inner={ note = 3 }").unwrap_err();
-    assert_eq!(error, "override `inner={ note = 3 }`: `inner.note`: expected a string, found integer `3`");
+    assert_eq!(
+        error,
+        "override `inner={ note = 3 }`: `inner.note`: expected a string, found integer `3`"
+    );
 }
 
 #[test]
 fn values_that_fail_validation_are_reported_where_they_were_set() {
     let (dir, path) = file("\n[train]\nsteps = 0\n");
-    let check = |run: &Run| if run.train.steps == 0 { vec![("train.steps".into(), "must be at least 1".into())] } else { Vec::new() };
-    let error = load_with::<Run>(Some(&path), &toml::Table::new(), &[], check).unwrap_err().to_string();
-    assert_eq!(error, format!("{}/run.toml:3: `train.steps`: must be at least 1", dir.path().display()));
+    let check = |run: &Run| {
+        if run.train.steps == 0 {
+            vec![("train.steps".into(), "must be at least 1".into())]
+        } else {
+            Vec::new()
+        }
+    };
+    let error = load_with::<Run>(Some(&path), &toml::Table::new(), &[], check)
+        .unwrap_err()
+        .to_string();
+    assert_eq!(
+        error,
+        format!(
+            "{}/run.toml:3: `train.steps`: must be at least 1",
+            dir.path().display()
+        )
+    );
 }
 
 #[test]
 fn tables_that_would_drop_keys_are_found() {
-    assert_eq!(tables_that_ignore_keys::<Run>().unwrap(), Vec::<String>::new());
+    assert_eq!(
+        tables_that_ignore_keys::<Run>().unwrap(),
+        Vec::<String>::new()
+    );
 
     #[derive(Default, Serialize, Deserialize)]
     #[serde(default, deny_unknown_fields)]
@@ -219,7 +335,13 @@ fn one_key_of_a_table_leaves_its_neighbours_alone() {
     }
     impl Default for Outer {
         fn default() -> Self {
-            Self { train: Inner { lr: 0.5, steps: 7, ..Inner::default() } }
+            Self {
+                train: Inner {
+                    lr: 0.5,
+                    steps: 7,
+                    ..Inner::default()
+                },
+            }
         }
     }
     #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -230,22 +352,52 @@ fn one_key_of_a_table_leaves_its_neighbours_alone() {
         steps: u64,
         note: Option<String>,
     }
-    let with = |overrides: &[&str]| load::<Outer>(None, &overrides.iter().map(|o| (*o).to_owned()).collect::<Vec<_>>());
-    let outer = |lr, steps| Outer { train: Inner { lr, steps, note: None } };
+    let with = |overrides: &[&str]| {
+        load::<Outer>(
+            None,
+            &overrides
+                .iter()
+                .map(|o| (*o).to_owned())
+                .collect::<Vec<_>>(),
+        )
+    };
+    let outer = |lr, steps| Outer {
+        train: Inner {
+            lr,
+            steps,
+            note: None,
+        },
+    };
     assert_eq!(with(&[]).unwrap(), outer(0.5, 7));
     // Without the defaults of `Outer` the other key would be 0.
     assert_eq!(with(&["train.steps=9"]).unwrap(), outer(0.5, 9));
     assert_eq!(with(&["train.lr=2.0"]).unwrap(), outer(2.0, 7));
-    // A value that is given counts, even one that the table's own type would have anyway, and under any of its names.
+    // A value that is given counts, even one that the table's own type would have anyway, and under
+    // any of its names.
     assert_eq!(with(&["train.lr=0.0"]).unwrap(), outer(0.0, 7));
     assert_eq!(with(&["train.learning_rate=3.0"]).unwrap(), outer(3.0, 7));
-    assert_eq!(with(&["train.note=x"]).unwrap().train, Inner { note: Some("x".into()), ..outer(0.5, 7).train });
+    assert_eq!(
+        with(&["train.note=x"]).unwrap().train,
+        Inner {
+            note: Some("x".into()),
+            ..outer(0.5, 7).train
+        }
+    );
     // Two names for one key: the later source wins.
-    assert_eq!(with(&["train.learning_rate=3.0", "train.lr=4.0"]).unwrap(), outer(4.0, 7));
-    assert_eq!(with(&["train.lr=4.0", "train.learning_rate=3.0"]).unwrap(), outer(3.0, 7));
+    assert_eq!(
+        with(&["train.learning_rate=3.0", "train.lr=4.0"]).unwrap(),
+        outer(4.0, 7)
+    );
+    assert_eq!(
+        with(&["train.lr=4.0", "train.learning_rate=3.0"]).unwrap(),
+        outer(3.0, 7)
+    );
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("run.toml");
     std::fs::write(&path, "[train]\nlr = 1.0\nlearning_rate = 2.0\n").unwrap();
     let error = load::<Outer>(Some(&path), &[]).unwrap_err().to_string();
-    assert!(error.contains("run.toml") && error.contains("duplicate field `lr`"), "{error}");
+    assert!(
+        error.contains("run.toml") && error.contains("duplicate field `lr`"),
+        "{error}"
+    );
 }

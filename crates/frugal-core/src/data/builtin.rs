@@ -19,19 +19,34 @@ pub struct Builtin {
 
 macro_rules! part {
     ($name:literal, $part:literal) => {
-        (concat!($name, "/", $part, ".tsv"), include_bytes!(concat!("../../../../assets/data/", $name, "/", $part, ".tsv")).as_slice())
+        (
+            concat!($name, "/", $part, ".tsv"),
+            include_bytes!(concat!(
+                "../../../../assets/data/",
+                $name,
+                "/",
+                $part,
+                ".tsv"
+            ))
+            .as_slice(),
+        )
     };
 }
 
-/// Opens a built-in data set. There is `sms-spam`, the SMS Spam Collection: text messages labelled `ham` or `spam`.
+/// Opens a built-in data set. There is `sms-spam`, the SMS Spam Collection: text messages labelled
+/// `ham` or `spam`.
 ///
 /// # Errors
 /// When no data set has that name.
 pub fn builtin(name: &str) -> Result<Builtin, DataError> {
     if name != "sms-spam" {
-        return Err(DataError::Builtin { name: name.to_owned(), known: "sms-spam".to_owned() });
+        return Err(DataError::Builtin {
+            name: name.to_owned(),
+            known: "sms-spam".to_owned(),
+        });
     }
-    let open = |(path, bytes): (&str, &[u8])| parse(Path::new(path), bytes, &LoadOptions::default());
+    let open =
+        |(path, bytes): (&str, &[u8])| parse(Path::new(path), bytes, &LoadOptions::default());
     Ok(Builtin {
         train: open(part!("sms-spam", "train"))?,
         validation: open(part!("sms-spam", "validation"))?,

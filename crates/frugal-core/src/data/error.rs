@@ -43,7 +43,9 @@ pub enum DataError {
         problem: String,
     },
     /// Fractions that do not divide a data set.
-    #[error("cannot split {rows} rows into {fractions:?}: the fractions must be above 0 and add up to at most 1, and no part may be empty")]
+    #[error(
+        "cannot split {rows} rows into {fractions:?}: the fractions must be above 0 and add up to at most 1, and no part may be empty"
+    )]
     Split {
         /// The fractions asked for.
         fractions: Vec<f64>,
@@ -62,10 +64,17 @@ pub enum DataError {
 
 impl DataError {
     pub(super) fn line(path: &Path, line: usize, problem: impl Into<String>) -> Self {
-        Self::Line { path: path.to_owned(), line, problem: problem.into() }
+        Self::Line {
+            path: path.to_owned(),
+            line,
+            problem: problem.into(),
+        }
     }
 
     pub(super) fn options(path: &Path, problem: impl Into<String>) -> Self {
-        Self::Options { path: path.to_owned(), problem: problem.into() }
+        Self::Options {
+            path: path.to_owned(),
+            problem: problem.into(),
+        }
     }
 }

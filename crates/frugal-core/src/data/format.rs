@@ -108,12 +108,16 @@ fn synonyms(key: &str) -> &'static [&'static str] {
 
 /// The name under which `key` is there, its own first.
 fn present<'a>(key: &'a str, has: &dyn Fn(&str) -> bool) -> Option<&'a str> {
-    std::iter::once(key).chain(synonyms(key).iter().copied()).find(|name| has(name))
+    std::iter::once(key)
+        .chain(synonyms(key).iter().copied())
+        .find(|name| has(name))
 }
 
 /// The first format whose required keys are all there.
 pub(super) fn detect(has: &dyn Fn(&str) -> bool) -> Option<Format> {
-    Format::ALL.into_iter().find(|f| f.required().iter().all(|key| present(key, has).is_some()))
+    Format::ALL
+        .into_iter()
+        .find(|f| f.required().iter().all(|key| present(key, has).is_some()))
 }
 
 /// One sentence on what keys are known.
@@ -127,15 +131,26 @@ pub(super) fn accepted() -> String {
 
 /// Names of all keys that a column can be mapped to.
 fn keys() -> Vec<&'static str> {
-    let mut keys: Vec<&str> = Format::ALL.into_iter().flat_map(|f| f.required().iter().chain(f.optional()).copied()).collect();
+    let mut keys: Vec<&str> = Format::ALL
+        .into_iter()
+        .flat_map(|f| f.required().iter().chain(f.optional()).copied())
+        .collect();
     keys.sort_unstable();
     keys.dedup();
     keys
 }
 
 /// Turns records into examples of one format.
-pub(super) fn examples(path: &Path, records: &[Record], options: &LoadOptions) -> Result<(Format, Vec<Example>), DataError> {
-    let Some(first) = records.first() else { return Err(DataError::Empty { path: path.to_owned() }) };
+pub(super) fn examples(
+    path: &Path,
+    records: &[Record],
+    options: &LoadOptions,
+) -> Result<(Format, Vec<Example>), DataError> {
+    let Some(first) = records.first() else {
+        return Err(DataError::Empty {
+            path: path.to_owned(),
+        });
+    };
     check_columns(path, first, options)?;
     let has = |name: &str| options.columns.contains_key(name) || first.fields.contains_key(name);
     let format = match options.format {
@@ -150,23 +165,43 @@ pub(super) fn examples(path: &Path, records: &[Record], options: &LoadOptions) -
             DataError::line(path, first.line, problem)
         })?,
     };
-    let row = |record| Row { path, record, options, format };
-    Ok((format, records.iter().map(|r| row(r).example()).collect::<Result<_, _>>()?))
+    let row = |record| Row {
+        path,
+        record,
+        options,
+        format,
+    };
+    Ok((
+        format,
+        records
+            .iter()
+            .map(|r| row(r).example())
+            .collect::<Result<_, _>>()?,
+    ))
 }
 
 fn check_columns(path: &Path, first: &Record, options: &LoadOptions) -> Result<(), DataError> {
     let suggest = |name: &str, known: &[&str]| {
-        did_you_mean(name, known.iter().copied()).map_or(String::new(), |near| format!(" (did you mean {near:?}?)"))
+        did_you_mean(name, known.iter().copied())
+            .map_or(String::new(), |near| format!(" (did you mean {near:?}?)"))
     };
     for (ours, theirs) in &options.columns {
         let known = keys();
         if !known.contains(&ours.as_str()) {
-            let problem = format!("columns: {ours:?} is no key{}; the keys are {}", suggest(ours, &known), known.join(", "));
+            let problem = format!(
+                "columns: {ours:?} is no key{}; the keys are {}",
+                suggest(ours, &known),
+                known.join(", ")
+            );
             return Err(DataError::options(path, problem));
         }
         if !first.fields.contains_key(theirs) {
             let found: Vec<&str> = first.fields.keys().map(String::as_str).collect();
-            let problem = format!("columns: no column {theirs:?}{}; the file has {}", suggest(theirs, &found), found.join(", "));
+            let problem = format!(
+                "columns: no column {theirs:?}{}; the file has {}",
+                suggest(theirs, &found),
+                found.join(", ")
+            );
             return Err(DataError::options(path, problem));
         }
     }
@@ -190,7 +225,9 @@ impl Row<'_> {
         let fields = &self.record.fields;
         match self.options.columns.get(key) {
             Some(column) => fields.get(column),
-            None => present(key, &|name| fields.contains_key(name)).and_then(|name| fields.get(name)),
+            None => {
+                present(key, &|name| fields.contains_key(name)).and_then(|name| fields.get(name))
+            }
         }
     }
 
@@ -199,7 +236,11 @@ impl Row<'_> {
             let column = self.options.columns.get(key).map_or(key, String::as_str);
             let found: Vec<&str> = self.record.fields.keys().map(String::as_str).collect();
             let needed = self.format.required().join(", ");
-            self.problem(format!("no {column:?}; a {} record needs {needed}, this one has {}", self.format, found.join(", ")))
+            self.problem(format!(
+                "no {column:?}; a {} record needs {needed}, this one has {}",
+                self.format,
+                found.join(", ")
+            ))
         })
     }
 
@@ -224,7 +265,10 @@ impl Row<'_> {
             Value::String(_) => Err(self.problem("the label is empty")),
             Value::Number(number) => Ok(number.to_string()),
             Value::Bool(value) => Ok(value.to_string()),
-            other => Err(self.problem(format!("\"label\" must be a string, a number or a boolean, not {}", kind(other)))),
+            other => Err(self.problem(format!(
+                "\"label\" must be a string, a number or a boolean, not {}",
+                kind(other)
+            ))),
         }
     }
 
@@ -254,59 +298,98 @@ impl Row<'_> {
             };
             Ok(Message::new(role, content))
         };
-        self.list("messages")?.iter().enumerate().map(turn).collect()
+        self.list("messages")?
+            .iter()
+            .enumerate()
+            .map(turn)
+            .collect()
     }
 
     /// Content given as a list of parts, of which only text can be used.
     fn text_parts(&self, place: &str, parts: &[Value]) -> Result<String, DataError> {
         let text = |part: &Value| {
-            part.get("text").and_then(Value::as_str).filter(|_| part.get("type").is_some_and(|t| t == "text")).map(str::to_owned)
+            part.get("text")
+                .and_then(Value::as_str)
+                .filter(|_| part.get("type").is_some_and(|t| t == "text"))
+                .map(str::to_owned)
         };
         let texts: Option<Vec<String>> = parts.iter().map(text).collect();
-        let texts = texts.ok_or_else(|| self.problem(format!("{place}: only content parts of type \"text\" can be used")))?;
+        let texts = texts.ok_or_else(|| {
+            self.problem(format!(
+                "{place}: only content parts of type \"text\" can be used"
+            ))
+        })?;
         Ok(texts.concat())
     }
 
     fn conversations(&self) -> Result<Vec<Message>, DataError> {
         let turn = |(i, item): (usize, &Value)| {
-            let (Some(Value::String(from)), Some(Value::String(value))) = (item.get("from"), item.get("value")) else {
-                return Err(self.problem(format!("conversations[{i}] needs the strings \"from\" and \"value\"")));
+            let (Some(Value::String(from)), Some(Value::String(value))) =
+                (item.get("from"), item.get("value"))
+            else {
+                return Err(self.problem(format!(
+                    "conversations[{i}] needs the strings \"from\" and \"value\""
+                )));
             };
-            let role = match from.as_str() {
-                "system" => "system",
-                "human" | "user" => "user",
-                "gpt" | "assistant" | "chatgpt" | "bot" | "model" => "assistant",
-                other => return Err(self.problem(format!("conversations[{i}]: \"from\" must be system, human or gpt, not {other:?}"))),
-            };
+            let role =
+                match from.as_str() {
+                    "system" => "system",
+                    "human" | "user" => "user",
+                    "gpt" | "assistant" | "chatgpt" | "bot" | "model" => "assistant",
+                    other => return Err(self.problem(format!(
+                        "conversations[{i}]: \"from\" must be system, human or gpt, not {other:?}"
+                    ))),
+                };
             Ok(Message::new(role, value))
         };
-        self.list("conversations")?.iter().enumerate().map(turn).collect()
+        self.list("conversations")?
+            .iter()
+            .enumerate()
+            .map(turn)
+            .collect()
     }
 
     fn example(&self) -> Result<Example, DataError> {
         Ok(match self.format {
             Format::Messages => Example::Messages(self.messages()?),
             Format::Sharegpt => Example::Messages(self.conversations()?),
-            Format::Preference => {
-                Example::Preference { prompt: self.text("prompt")?, chosen: self.text("chosen")?, rejected: self.text("rejected")? }
-            }
-            Format::PromptCompletion => Example::PromptCompletion { prompt: self.text("prompt")?, completion: self.text("completion")? },
+            Format::Preference => Example::Preference {
+                prompt: self.text("prompt")?,
+                chosen: self.text("chosen")?,
+                rejected: self.text("rejected")?,
+            },
+            Format::PromptCompletion => Example::PromptCompletion {
+                prompt: self.text("prompt")?,
+                completion: self.text("completion")?,
+            },
             Format::Alpaca => {
                 let instruction = self.text("instruction")?;
                 let prompt = match self.optional_text("input")? {
                     Some(input) => format!("{instruction}\n\n{input}"),
                     None => instruction,
                 };
-                Example::PromptCompletion { prompt, completion: self.text("output")? }
+                Example::PromptCompletion {
+                    prompt,
+                    completion: self.text("output")?,
+                }
             }
-            Format::Triplet => {
-                Example::Triplet { anchor: self.text("anchor")?, positive: self.text("positive")?, negative: self.text("negative")? }
-            }
-            Format::Pair => Example::Pair { anchor: self.text("anchor")?, positive: self.text("positive")? },
-            Format::Classification => {
-                Example::Classification { text: self.text("text")?, text_pair: self.optional_text("text_pair")?, label: self.label()? }
-            }
-            Format::Text => Example::Text { text: self.text("text")? },
+            Format::Triplet => Example::Triplet {
+                anchor: self.text("anchor")?,
+                positive: self.text("positive")?,
+                negative: self.text("negative")?,
+            },
+            Format::Pair => Example::Pair {
+                anchor: self.text("anchor")?,
+                positive: self.text("positive")?,
+            },
+            Format::Classification => Example::Classification {
+                text: self.text("text")?,
+                text_pair: self.optional_text("text_pair")?,
+                label: self.label()?,
+            },
+            Format::Text => Example::Text {
+                text: self.text("text")?,
+            },
         })
     }
 }

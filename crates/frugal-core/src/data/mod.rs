@@ -31,7 +31,10 @@ pub struct Message {
 impl Message {
     /// A turn of the given role.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self { role: role.into(), content: content.into() }
+        Self {
+            role: role.into(),
+            content: content.into(),
+        }
     }
 }
 
@@ -105,12 +108,14 @@ pub enum Documents {
 pub struct LoadOptions {
     /// Format of the records; otherwise told from the keys of the first one.
     pub format: Option<Format>,
-    /// Our name of a column to its name in the file, or to its number from 1 in a table without header:
-    /// `{ text = "review", label = "stars" }`.
+    /// Our name of a column to its name in the file, or to its number from 1 in a table without
+    /// header: `{ text = "review", label = "stars" }`.
     pub columns: BTreeMap<String, String>,
-    /// Whether the first row of a `.csv` or `.tsv` file holds column names; otherwise told from that row.
+    /// Whether the first row of a `.csv` or `.tsv` file holds column names; otherwise told from
+    /// that row.
     pub header: Option<bool>,
-    /// Where a document of a `.txt` file ends; otherwise at blank lines if there are any, else at each line.
+    /// Where a document of a `.txt` file ends; otherwise at blank lines if there are any, else at
+    /// each line.
     pub documents: Option<Documents>,
 }
 
@@ -142,25 +147,46 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Dataset, DataError> {
     parse(path, &crate::fs::read(path)?, options)
 }
 
-/// As [`load`], for the content of a file that was read already; `path` tells its kind and is named in errors.
+/// As [`load`], for the content of a file that was read already; `path` tells its kind and is named
+/// in errors.
 ///
 /// # Errors
 /// As [`load`].
 pub fn parse(path: &Path, bytes: &[u8], options: &LoadOptions) -> Result<Dataset, DataError> {
     let records = read::records(path, bytes, options)?;
     let (format, examples) = format::examples(path, &records, options)?;
-    let sha256 = Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
+    let sha256 = Sha256::digest(bytes)
+        .iter()
+        .map(|b| format!("{b:02x}"))
+        .collect();
     let lines = records.iter().map(|r| r.line).collect();
-    Ok(Dataset { rows: examples.len(), examples, lines, format, source: path.to_owned(), sha256 })
+    Ok(Dataset {
+        rows: examples.len(),
+        examples,
+        lines,
+        format,
+        source: path.to_owned(),
+        sha256,
+    })
 }
 
-/// The records of a file as JSON objects, whatever their fields mean; a table must have a row of column names.
+/// The records of a file as JSON objects, whatever their fields mean; a table must have a row of
+/// column names.
 ///
 /// # Errors
 /// As [`load`].
-pub fn objects(path: &Path, bytes: &[u8]) -> Result<Vec<serde_json::Map<String, serde_json::Value>>, DataError> {
-    let options = LoadOptions { header: Some(true), ..LoadOptions::default() };
-    Ok(read::records(path, bytes, &options)?.into_iter().map(|r| r.fields).collect())
+pub fn objects(
+    path: &Path,
+    bytes: &[u8],
+) -> Result<Vec<serde_json::Map<String, serde_json::Value>>, DataError> {
+    let options = LoadOptions {
+        header: Some(true),
+        ..LoadOptions::default()
+    };
+    Ok(read::records(path, bytes, &options)?
+        .into_iter()
+        .map(|r| r.fields)
+        .collect())
 }
 
 impl Dataset {
@@ -182,7 +208,10 @@ impl Dataset {
         };
         let names: BTreeSet<String> = self.examples.iter().filter_map(label).collect();
         let mut names: Vec<String> = names.into_iter().collect();
-        let numbers: Option<Vec<f64>> = names.iter().map(|n| n.parse().ok().filter(|v: &f64| v.is_finite())).collect();
+        let numbers: Option<Vec<f64>> = names
+            .iter()
+            .map(|n| n.parse().ok().filter(|v: &f64| v.is_finite()))
+            .collect();
         if let Some(numbers) = numbers {
             let mut order: Vec<usize> = (0..names.len()).collect();
             order.sort_by(|a, b| numbers[*a].total_cmp(&numbers[*b]));
@@ -196,20 +225,30 @@ impl Dataset {
         self.select(&(0..n.min(self.len())).collect::<Vec<_>>())
     }
 
-    /// Divides the records at random, each part in the order of the file. A part has nearly the same share of every class;
-    /// what the fractions leave over is dropped. The same seed gives the same parts.
+    /// Divides the records at random, each part in the order of the file. A part has nearly the
+    /// same share of every class; what the fractions leave over is dropped. The same seed gives the
+    /// same parts.
     ///
     /// # Errors
     /// When a fraction is not above 0, they add up to more than 1, or a part would be empty.
     pub fn split(&self, fractions: &[f64], seed: u64) -> Result<Vec<Self>, DataError> {
-        let refused = || DataError::Split { fractions: fractions.to_vec(), rows: self.len() };
+        let refused = || DataError::Split {
+            fractions: fractions.to_vec(),
+            rows: self.len(),
+        };
         // Three times 1/3 may add up to a little more than 1.
-        if fractions.iter().any(|f| !f.is_finite() || *f <= 0.0) || fractions.iter().sum::<f64>() > 1.0 + 1e-9 {
+        if fractions.iter().any(|f| !f.is_finite() || *f <= 0.0)
+            || fractions.iter().sum::<f64>() > 1.0 + 1e-9
+        {
             return Err(refused());
         }
         let mut strata: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
         for (i, example) in self.examples.iter().enumerate() {
-            let label = if let Example::Classification { label, .. } = example { label.as_str() } else { "" };
+            let label = if let Example::Classification { label, .. } = example {
+                label.as_str()
+            } else {
+                ""
+            };
             strata.entry(label).or_default().push(i);
         }
         let mut rng = ChaCha8Rng::seed_from_u64(seed);

@@ -25,36 +25,67 @@ struct Row {
     cells: Vec<String>,
 }
 
-pub(super) fn table(path: &Path, text: &str, delimiter: u8, quotes: Quotes, options: &LoadOptions) -> Result<Vec<Record>, DataError> {
+pub(super) fn table(
+    path: &Path,
+    text: &str,
+    delimiter: u8,
+    quotes: Quotes,
+    options: &LoadOptions,
+) -> Result<Vec<Record>, DataError> {
     if quotes == Quotes::Allowed {
         check_quotes(path, text, delimiter)?;
     }
     let rows = rows(path, text, delimiter, quotes)?;
-    let Some((first, rest)) = rows.split_first() else { return Ok(Vec::new()) };
-    let header = options.header.unwrap_or_else(|| is_header(&first.cells, options));
+    let Some((first, rest)) = rows.split_first() else {
+        return Ok(Vec::new());
+    };
+    let header = options
+        .header
+        .unwrap_or_else(|| is_header(&first.cells, options));
     let (names, body) = match header {
-        true => (first.cells.iter().map(|c| c.trim().to_owned()).collect(), rest),
+        true => (
+            first.cells.iter().map(|c| c.trim().to_owned()).collect(),
+            rest,
+        ),
         false => (name_columns(path, &rows, options)?, &rows[..]),
     };
-    if let Some(twice) = names.iter().enumerate().find_map(|(i, n)| names[..i].contains(n).then_some(n)) {
-        return Err(DataError::line(path, first.line, format!("two columns are named {twice:?}")));
+    if let Some(twice) = names
+        .iter()
+        .enumerate()
+        .find_map(|(i, n)| names[..i].contains(n).then_some(n))
+    {
+        return Err(DataError::line(
+            path,
+            first.line,
+            format!("two columns are named {twice:?}"),
+        ));
     }
     let record = |row: &Row| Record {
         line: row.line,
-        fields: names.iter().cloned().zip(row.cells.iter().cloned().map(Value::String)).collect::<Map<_, _>>(),
+        fields: names
+            .iter()
+            .cloned()
+            .zip(row.cells.iter().cloned().map(Value::String))
+            .collect::<Map<_, _>>(),
     };
     Ok(body.iter().map(record).collect())
 }
 
 fn rows(path: &Path, text: &str, delimiter: u8, quotes: Quotes) -> Result<Vec<Row>, DataError> {
-    let mut reader =
-        csv::ReaderBuilder::new().has_headers(false).delimiter(delimiter).quoting(quotes == Quotes::Allowed).from_reader(text.as_bytes());
+    let mut reader = csv::ReaderBuilder::new()
+        .has_headers(false)
+        .delimiter(delimiter)
+        .quoting(quotes == Quotes::Allowed)
+        .from_reader(text.as_bytes());
     // The reader's own line numbers are those before the blank lines in front of a record.
     let (mut counted, mut line) = (0, 1);
     let mut line_at = |position: Option<&csv::Position>| {
         let from = position.map_or(counted, |p| p.byte() as usize);
         let start = text.len() - text[from..].trim_start_matches(['\r', '\n']).len();
-        line += text.as_bytes()[counted..start].iter().filter(|b| **b == b'\n').count();
+        line += text.as_bytes()[counted..start]
+            .iter()
+            .filter(|b| **b == b'\n')
+            .count();
         counted = start;
         line
     };
@@ -62,20 +93,25 @@ fn rows(path: &Path, text: &str, delimiter: u8, quotes: Quotes) -> Result<Vec<Ro
     for record in reader.records() {
         let record = record.map_err(|e| {
             let problem = match e.kind() {
-                csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
+                csv::ErrorKind::UnequalLengths {
+                    expected_len, len, ..
+                } => {
                     format!("expected {expected_len} columns as in the first row, found {len}")
                 }
                 _ => e.to_string(),
             };
             DataError::line(path, line_at(e.position()), problem)
         })?;
-        rows.push(Row { line: line_at(record.position()), cells: record.iter().map(str::to_owned).collect() });
+        rows.push(Row {
+            line: line_at(record.position()),
+            cells: record.iter().map(str::to_owned).collect(),
+        });
     }
     Ok(rows)
 }
 
-/// The reader takes a quote that is never closed for the rest of the file, and text after a closing quote for part of the
-/// field; both are damage.
+/// The reader takes a quote that is never closed for the rest of the file, and text after a closing
+/// quote for part of the field; both are damage.
 fn check_quotes(path: &Path, text: &str, delimiter: u8) -> Result<(), DataError> {
     let bytes = text.as_bytes();
     let (mut line, mut opened, mut at_start) = (1, None, true);
@@ -102,7 +138,11 @@ fn check_quotes(path: &Path, text: &str, delimiter: u8) -> Result<(), DataError>
         i += 1;
     }
     match opened {
-        Some(line) => Err(DataError::line(path, line, "a quote is opened here and never closed")),
+        Some(line) => Err(DataError::line(
+            path,
+            line,
+            "a quote is opened here and never closed",
+        )),
         None => Ok(()),
     }
 }
@@ -114,12 +154,20 @@ fn is_header(cells: &[String], options: &LoadOptions) -> bool {
     if !options.columns.is_empty() && by_number {
         return false;
     }
-    options.columns.values().any(|c| names.contains(&c.as_str())) || format::detect(&|name| names.contains(&name)).is_some()
+    options
+        .columns
+        .values()
+        .any(|c| names.contains(&c.as_str()))
+        || format::detect(&|name| names.contains(&name)).is_some()
 }
 
-/// Names the columns of a table without header by their number, and if nothing else says what they are, tells the label of a
-/// two-column table by its repetitions.
-fn name_columns(path: &Path, rows: &[Row], options: &LoadOptions) -> Result<Vec<String>, DataError> {
+/// Names the columns of a table without header by their number, and if nothing else says what they
+/// are, tells the label of a two-column table by its repetitions.
+fn name_columns(
+    path: &Path,
+    rows: &[Row],
+    options: &LoadOptions,
+) -> Result<Vec<String>, DataError> {
     let first = &rows[0];
     let numbers = (1..=first.cells.len()).map(|n| n.to_string()).collect();
     if !options.columns.is_empty() {
@@ -127,27 +175,44 @@ fn name_columns(path: &Path, rows: &[Row], options: &LoadOptions) -> Result<Vec<
     }
     let distinct = |column: usize| {
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-        rows.iter().for_each(|row| *counts.entry(&row.cells[column]).or_default() += 1);
+        rows.iter()
+            .for_each(|row| *counts.entry(&row.cells[column]).or_default() += 1);
         counts
     };
     if let [_] = first.cells[..] {
-        return if options.header == Some(false) { Ok(vec!["text".into()]) } else { Err(unclear(path, first)) };
+        return if options.header == Some(false) {
+            Ok(vec!["text".into()])
+        } else {
+            Err(unclear(path, first))
+        };
     }
     if let [_, _] = first.cells[..] {
         let counts = [distinct(0), distinct(1)];
         let label = usize::from(counts[1].len() < counts[0].len());
         let values = &counts[label];
         // A value of the first row that never returns is a column name rather than a label.
-        let returns = options.header == Some(false) || values.get(first.cells[label].as_str()).is_some_and(|n| *n > 1);
+        let returns = options.header == Some(false)
+            || values
+                .get(first.cells[label].as_str())
+                .is_some_and(|n| *n > 1);
         if values.len() < counts[1 - label].len() && values.len() <= MOST_LABELS && returns {
-            return Ok(if label == 0 { vec!["label".into(), "text".into()] } else { vec!["text".into(), "label".into()] });
+            return Ok(if label == 0 {
+                vec!["label".into(), "text".into()]
+            } else {
+                vec!["text".into(), "label".into()]
+            });
         }
     }
     Err(unclear(path, first))
 }
 
 fn unclear(path: &Path, first: &Row) -> DataError {
-    let cells: Vec<String> = first.cells.iter().take(8).map(|c| format!("{:?}", c.chars().take(30).collect::<String>())).collect();
+    let cells: Vec<String> = first
+        .cells
+        .iter()
+        .take(8)
+        .map(|c| format!("{:?}", c.chars().take(30).collect::<String>()))
+        .collect();
     let problem = format!(
         "the first row ({}) has no column names of a known format. {}. Or map columns, as in columns = {{ text = \"review\", label = \"stars\" }}; \
          for a table without column names give header = false and numbers, as in columns = {{ label = \"1\", text = \"2\" }}",

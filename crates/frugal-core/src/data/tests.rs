@@ -9,7 +9,11 @@ fn read(name: &str, content: &str) -> Result<Dataset, DataError> {
 }
 
 fn read_with(name: &str, content: &str, options: &str) -> Result<Dataset, DataError> {
-    parse(Path::new(name), content.as_bytes(), &toml::from_str(options).unwrap())
+    parse(
+        Path::new(name),
+        content.as_bytes(),
+        &toml::from_str(options).unwrap(),
+    )
 }
 
 fn error(name: &str, content: &str) -> String {
@@ -17,99 +21,261 @@ fn error(name: &str, content: &str) -> String {
 }
 
 fn class(text: &str, label: &str) -> Example {
-    Example::Classification { text: text.into(), text_pair: None, label: label.into() }
+    Example::Classification {
+        text: text.into(),
+        text_pair: None,
+        label: label.into(),
+    }
 }
 
 fn completion(prompt: &str, completion: &str) -> Example {
-    Example::PromptCompletion { prompt: prompt.into(), completion: completion.into() }
+    Example::PromptCompletion {
+        prompt: prompt.into(),
+        completion: completion.into(),
+    }
 }
 
 #[test]
 fn every_format_is_told_from_its_keys() {
-    let turns = || Example::Messages(vec![Message::new("user", "q"), Message::new("assistant", "a")]);
+    let turns = || {
+        Example::Messages(vec![
+            Message::new("user", "q"),
+            Message::new("assistant", "a"),
+        ])
+    };
     let cases = [
-        (r#"{"text": "t"}"#, Format::Text, Example::Text { text: "t".into() }),
-        (r#"{"prompt": "p", "completion": "c"}"#, Format::PromptCompletion, completion("p", "c")),
-        (r##"{"question": "q", "answer": "a #### 1"}"##, Format::PromptCompletion, completion("q", "a #### 1")),
-        (r#"{"instruction": "i", "input": "", "output": "o", "text": "whole"}"#, Format::Alpaca, completion("i", "o")),
-        (r#"{"instruction": "i", "input": "x", "output": "o"}"#, Format::Alpaca, completion("i\n\nx", "o")),
-        (r#"{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "x": 1}]}"#, Format::Messages, turns()),
+        (
+            r#"{"text": "t"}"#,
+            Format::Text,
+            Example::Text { text: "t".into() },
+        ),
+        (
+            r#"{"prompt": "p", "completion": "c"}"#,
+            Format::PromptCompletion,
+            completion("p", "c"),
+        ),
+        (
+            r##"{"question": "q", "answer": "a #### 1"}"##,
+            Format::PromptCompletion,
+            completion("q", "a #### 1"),
+        ),
+        (
+            r#"{"instruction": "i", "input": "", "output": "o", "text": "whole"}"#,
+            Format::Alpaca,
+            completion("i", "o"),
+        ),
+        (
+            r#"{"instruction": "i", "input": "x", "output": "o"}"#,
+            Format::Alpaca,
+            completion("i\n\nx", "o"),
+        ),
+        (
+            r#"{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "x": 1}]}"#,
+            Format::Messages,
+            turns(),
+        ),
         (
             r#"{"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}, {"role": "assistant", "content": "a"}]}"#,
             Format::Messages,
             turns(),
         ),
-        (r#"{"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}"#, Format::Sharegpt, turns()),
-        (r#"{"sentence": "s", "label": 1, "idx": 7}"#, Format::Classification, class("s", "1")),
-        (r#"{"text": "s", "label": true}"#, Format::Classification, class("s", "true")),
+        (
+            r#"{"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}"#,
+            Format::Sharegpt,
+            turns(),
+        ),
+        (
+            r#"{"sentence": "s", "label": 1, "idx": 7}"#,
+            Format::Classification,
+            class("s", "1"),
+        ),
+        (
+            r#"{"text": "s", "label": true}"#,
+            Format::Classification,
+            class("s", "true"),
+        ),
         (
             r#"{"premise": "a", "hypothesis": "b", "label": "no"}"#,
             Format::Classification,
-            Example::Classification { text: "a".into(), text_pair: Some("b".into()), label: "no".into() },
+            Example::Classification {
+                text: "a".into(),
+                text_pair: Some("b".into()),
+                label: "no".into(),
+            },
         ),
-        (r#"{"anchor": "a", "positive": "p"}"#, Format::Pair, Example::Pair { anchor: "a".into(), positive: "p".into() }),
+        (
+            r#"{"anchor": "a", "positive": "p"}"#,
+            Format::Pair,
+            Example::Pair {
+                anchor: "a".into(),
+                positive: "p".into(),
+            },
+        ),
         (
             r#"{"anchor": "a", "positive": "p", "negative": "n"}"#,
             Format::Triplet,
-            Example::Triplet { anchor: "a".into(), positive: "p".into(), negative: "n".into() },
+            Example::Triplet {
+                anchor: "a".into(),
+                positive: "p".into(),
+                negative: "n".into(),
+            },
         ),
         (
             r#"{"prompt": "p", "chosen": "c", "rejected": "r"}"#,
             Format::Preference,
-            Example::Preference { prompt: "p".into(), chosen: "c".into(), rejected: "r".into() },
+            Example::Preference {
+                prompt: "p".into(),
+                chosen: "c".into(),
+                rejected: "r".into(),
+            },
         ),
     ];
     for (record, format, example) in cases {
-        for (name, content) in [("a.jsonl", format!("{record}\n\n{record}")), ("a.json", format!(" [{record},\n{record}]\n"))] {
+        for (name, content) in [
+            ("a.jsonl", format!("{record}\n\n{record}")),
+            ("a.json", format!(" [{record},\n{record}]\n")),
+        ] {
             let data = read(name, &content).unwrap();
-            assert_eq!((data.format, &data.examples, data.rows), (format, &vec![example.clone(); 2], 2), "{name}: {record}");
+            assert_eq!(
+                (data.format, &data.examples, data.rows),
+                (format, &vec![example.clone(); 2], 2),
+                "{name}: {record}"
+            );
         }
     }
 }
 
 #[test]
 fn lines_are_those_of_the_file() {
-    assert_eq!(read("a.jsonl", "\n{\"text\":\"a\"}\r\n\r\n{\"text\":\"b\"}").unwrap().lines, [2, 4]);
-    assert_eq!(read("a.json", "\n[\n\n{\"text\":\n\"a\"}, {\"text\":\"b\"},\n{\"text\":\"c\"}]").unwrap().lines, [4, 5, 6]);
-    assert_eq!(read("a.csv", "text,label\n\"a\nb\",1\n\nc,2\n").unwrap().lines, [2, 5]);
-    assert_eq!(read("a.tsv", "text\tlabel\r\na\t1\r\nc\t2\r\n").unwrap().lines, [2, 3]);
+    assert_eq!(
+        read("a.jsonl", "\n{\"text\":\"a\"}\r\n\r\n{\"text\":\"b\"}")
+            .unwrap()
+            .lines,
+        [2, 4]
+    );
+    assert_eq!(
+        read(
+            "a.json",
+            "\n[\n\n{\"text\":\n\"a\"}, {\"text\":\"b\"},\n{\"text\":\"c\"}]"
+        )
+        .unwrap()
+        .lines,
+        [4, 5, 6]
+    );
+    assert_eq!(
+        read("a.csv", "text,label\n\"a\nb\",1\n\nc,2\n")
+            .unwrap()
+            .lines,
+        [2, 5]
+    );
+    assert_eq!(
+        read("a.tsv", "text\tlabel\r\na\t1\r\nc\t2\r\n")
+            .unwrap()
+            .lines,
+        [2, 3]
+    );
     assert_eq!(read("a.txt", "\na\nb\n\n\nc\n").unwrap().lines, [2, 6]);
 }
 
 #[test]
 fn text_files_end_documents_at_blank_lines_or_at_every_line() {
     let texts = |d: Dataset| -> Vec<String> {
-        d.examples.into_iter().map(|e| if let Example::Text { text } = e { text } else { panic!("{e:?}") }).collect()
+        d.examples
+            .into_iter()
+            .map(|e| {
+                if let Example::Text { text } = e {
+                    text
+                } else {
+                    panic!("{e:?}")
+                }
+            })
+            .collect()
     };
-    assert_eq!(texts(read("a.txt", "a\nb\n\nc\n \nd\n\n").unwrap()), ["a\nb", "c", "d"]);
-    assert_eq!(texts(read("a.txt", "\na\nb\nc\n\n").unwrap()), ["a", "b", "c"]);
-    assert_eq!(texts(read_with("a.txt", "a\nb\n\nc", "documents = 'lines'").unwrap()), ["a", "b", "c"]);
-    assert_eq!(texts(read_with("a.txt", "a\nb", "documents = 'blocks'").unwrap()), ["a\nb"]);
+    assert_eq!(
+        texts(read("a.txt", "a\nb\n\nc\n \nd\n\n").unwrap()),
+        ["a\nb", "c", "d"]
+    );
+    assert_eq!(
+        texts(read("a.txt", "\na\nb\nc\n\n").unwrap()),
+        ["a", "b", "c"]
+    );
+    assert_eq!(
+        texts(read_with("a.txt", "a\nb\n\nc", "documents = 'lines'").unwrap()),
+        ["a", "b", "c"]
+    );
+    assert_eq!(
+        texts(read_with("a.txt", "a\nb", "documents = 'blocks'").unwrap()),
+        ["a\nb"]
+    );
 }
 
 #[test]
 fn tables_with_and_without_header() {
-    let expected = vec![class("good, \"film\"", "1"), class("bad film", "0"), class("dull", "0")];
+    let expected = vec![
+        class("good, \"film\"", "1"),
+        class("bad film", "0"),
+        class("dull", "0"),
+    ];
     let csv = "\"good, \"\"film\"\"\",1\nbad film,0\ndull,0\n";
     let tsv = "1\tgood, \"film\"\n0\tbad film\n0\tdull\n";
-    assert_eq!(read("a.csv", &format!("text,label\n{csv}")).unwrap().examples, expected);
-    assert_eq!(read("a.tsv", &format!("\u{feff}label\tsentence\n{tsv}")).unwrap().examples, expected);
-    assert_eq!(read_with("a.csv", csv, "header = false").unwrap().examples, expected);
-    // The label of the first row comes back in another, so it is data.
-    assert_eq!(read("a.tsv", &format!("{tsv}1\tfine\n")).unwrap().examples[..3], expected);
-    // A label that never comes back may be a column name.
-    assert!(error("a.tsv", &format!("stars\treview\n{tsv}")).contains("a.tsv:1: the first row (\"stars\", \"review\")"));
     assert_eq!(
-        read_with("a.tsv", &format!("stars\treview\n{tsv}"), "columns = { text = 'review', label = 'stars' }").unwrap().examples,
+        read("a.csv", &format!("text,label\n{csv}"))
+            .unwrap()
+            .examples,
         expected
     );
-    assert_eq!(read_with("a.tsv", tsv, "columns = { text = '2', label = '1' }").unwrap().examples, expected);
+    assert_eq!(
+        read("a.tsv", &format!("\u{feff}label\tsentence\n{tsv}"))
+            .unwrap()
+            .examples,
+        expected
+    );
+    assert_eq!(
+        read_with("a.csv", csv, "header = false").unwrap().examples,
+        expected
+    );
+    // The label of the first row comes back in another, so it is data.
+    assert_eq!(
+        read("a.tsv", &format!("{tsv}1\tfine\n")).unwrap().examples[..3],
+        expected
+    );
+    // A label that never comes back may be a column name.
+    assert!(
+        error("a.tsv", &format!("stars\treview\n{tsv}"))
+            .contains("a.tsv:1: the first row (\"stars\", \"review\")")
+    );
+    assert_eq!(
+        read_with(
+            "a.tsv",
+            &format!("stars\treview\n{tsv}"),
+            "columns = { text = 'review', label = 'stars' }"
+        )
+        .unwrap()
+        .examples,
+        expected
+    );
+    assert_eq!(
+        read_with("a.tsv", tsv, "columns = { text = '2', label = '1' }")
+            .unwrap()
+            .examples,
+        expected
+    );
     let three = "7\tgood\t1\n8\tbad\t0\n";
     assert!(error("a.tsv", three).contains("header = false"));
-    let data = read_with("a.tsv", three, "header = false\ncolumns = { text = '2', label = '3' }").unwrap();
+    let data = read_with(
+        "a.tsv",
+        three,
+        "header = false\ncolumns = { text = '2', label = '3' }",
+    )
+    .unwrap();
     assert_eq!(data.examples, [class("good", "1"), class("bad", "0")]);
     // An unbalanced quote is text in a tab-separated file.
-    assert_eq!(read("a.tsv", "label\ttext\n0\t\"a\n1\tb\n").unwrap().examples, [class("\"a", "0"), class("b", "1")]);
+    assert_eq!(
+        read("a.tsv", "label\ttext\n0\t\"a\n1\tb\n")
+            .unwrap()
+            .examples,
+        [class("\"a", "0"), class("b", "1")]
+    );
 }
 
 #[test]
@@ -117,7 +283,11 @@ fn columns_can_be_mapped_in_json_too() {
     let options = "columns = { prompt = 'q', completion = 'a' }";
     let data = read_with("a.jsonl", r#"{"q": "x", "a": "y", "text": "t"}"#, options).unwrap();
     assert_eq!(data.examples, [completion("x", "y")]);
-    let error = |options: &str| read_with("a.jsonl", r#"{"question": "x", "reply": "y"}"#, options).unwrap_err().to_string();
+    let error = |options: &str| {
+        read_with("a.jsonl", r#"{"question": "x", "reply": "y"}"#, options)
+            .unwrap_err()
+            .to_string()
+    };
     assert!(error("columns = { promt = 'question' }").contains("did you mean \"prompt\""));
     assert!(error("columns = { completion = 'repli' }").contains("did you mean \"reply\""));
 }
@@ -125,55 +295,174 @@ fn columns_can_be_mapped_in_json_too() {
 #[test]
 fn an_explicit_format_overrides_the_keys() {
     let record = r#"{"text": "t", "label": "x"}"#;
-    assert_eq!(read_with("a.jsonl", record, "format = 'text'").unwrap().examples, [Example::Text { text: "t".into() }]);
-    let error = read_with("a.jsonl", record, "format = 'pair'").unwrap_err().to_string();
-    assert_eq!(error, "a.jsonl:1: no \"anchor\"; a pair record needs anchor, positive, this one has text, label");
+    assert_eq!(
+        read_with("a.jsonl", record, "format = 'text'")
+            .unwrap()
+            .examples,
+        [Example::Text { text: "t".into() }]
+    );
+    let error = read_with("a.jsonl", record, "format = 'pair'")
+        .unwrap_err()
+        .to_string();
+    assert_eq!(
+        error,
+        "a.jsonl:1: no \"anchor\"; a pair record needs anchor, positive, this one has text, label"
+    );
 }
 
 #[test]
 fn errors_name_the_file_the_line_and_what_was_expected() {
     let cases = [
-        ("a.jsonl", "{\"text\":\"a\"}\n{\"text\":", "a.jsonl:2: expected one JSON object per line"),
-        ("a.jsonl", "{\"text\":\"a\"}\n[1]", "a.jsonl:2: expected a JSON object, found a list"),
-        ("a.jsonl", "{\"text\":\"a\"}\n{\"txt\":\"a\"}", "a.jsonl:2: no \"text\"; a text record needs text, this one has txt"),
-        ("a.jsonl", "{\"text\":\"a\"}\n{\"text\":3}", "a.jsonl:2: \"text\" must be a string, not a number"),
-        ("a.jsonl", "{\"text\":\"a\",\"label\":null}", "a.jsonl:1: \"label\" must be a string, a number or a boolean, not null"),
-        ("a.jsonl", "{\"text\":\"a\",\"label\":\"\"}", "a.jsonl:1: the label is empty"),
-        ("a.jsonl", "{\"foo\":1}", "Accepted keys: messages for messages; conversations for sharegpt; prompt + chosen + rejected"),
-        ("a.jsonl", "{\"messages\":[{\"role\":\"user\"}]}", "a.jsonl:1: messages[0] needs a string \"content\""),
-        ("a.jsonl", "{\"messages\":[]}", "a.jsonl:1: \"messages\" is an empty list"),
-        ("a.jsonl", "{\"conversations\":[{\"from\":\"tool\",\"value\":\"\"}]}", "must be system, human or gpt, not \"tool\""),
-        ("a.json", "{\"text\":\"a\"}", "a.json:1: expected a JSON array"),
-        ("a.json", "[{\"text\":\"a\"},\n{\"text\":}]", "a.json:2: malformed JSON"),
-        ("a.json", "[{\"text\":\"a\"}\n{\"text\":\"b\"}]", "a.json:2: malformed JSON: expected `,` or `]`"),
-        ("a.json", "[{\"text\":\"a\"},\n", "a.json:2: the JSON array does not end"),
-        ("a.json", "[{\"text\":\"a\"},\n]", "a.json:2: malformed JSON: a comma"),
-        ("a.json", "[{\"text\":\"a\"}]\nx", "a.json:2: malformed JSON: text after the end"),
-        ("a.csv", "text,label\na,1\nb\n", "a.csv:3: expected 2 columns as in the first row, found 1"),
-        ("a.csv", "text,label\na,1\n\"b,2\n", "a.csv:3: a quote is opened here and never closed"),
-        ("a.csv", "text,label\n\"a\"b,1\n", "a.csv:2: text after a closing quote"),
-        ("a.csv", "text,text\na,1\n", "a.csv:1: two columns are named \"text\""),
+        (
+            "a.jsonl",
+            "{\"text\":\"a\"}\n{\"text\":",
+            "a.jsonl:2: expected one JSON object per line",
+        ),
+        (
+            "a.jsonl",
+            "{\"text\":\"a\"}\n[1]",
+            "a.jsonl:2: expected a JSON object, found a list",
+        ),
+        (
+            "a.jsonl",
+            "{\"text\":\"a\"}\n{\"txt\":\"a\"}",
+            "a.jsonl:2: no \"text\"; a text record needs text, this one has txt",
+        ),
+        (
+            "a.jsonl",
+            "{\"text\":\"a\"}\n{\"text\":3}",
+            "a.jsonl:2: \"text\" must be a string, not a number",
+        ),
+        (
+            "a.jsonl",
+            "{\"text\":\"a\",\"label\":null}",
+            "a.jsonl:1: \"label\" must be a string, a number or a boolean, not null",
+        ),
+        (
+            "a.jsonl",
+            "{\"text\":\"a\",\"label\":\"\"}",
+            "a.jsonl:1: the label is empty",
+        ),
+        (
+            "a.jsonl",
+            "{\"foo\":1}",
+            "Accepted keys: messages for messages; conversations for sharegpt; prompt + chosen + rejected",
+        ),
+        (
+            "a.jsonl",
+            "{\"messages\":[{\"role\":\"user\"}]}",
+            "a.jsonl:1: messages[0] needs a string \"content\"",
+        ),
+        (
+            "a.jsonl",
+            "{\"messages\":[]}",
+            "a.jsonl:1: \"messages\" is an empty list",
+        ),
+        (
+            "a.jsonl",
+            "{\"conversations\":[{\"from\":\"tool\",\"value\":\"\"}]}",
+            "must be system, human or gpt, not \"tool\"",
+        ),
+        (
+            "a.json",
+            "{\"text\":\"a\"}",
+            "a.json:1: expected a JSON array",
+        ),
+        (
+            "a.json",
+            "[{\"text\":\"a\"},\n{\"text\":}]",
+            "a.json:2: malformed JSON",
+        ),
+        (
+            "a.json",
+            "[{\"text\":\"a\"}\n{\"text\":\"b\"}]",
+            "a.json:2: malformed JSON: expected `,` or `]`",
+        ),
+        (
+            "a.json",
+            "[{\"text\":\"a\"},\n",
+            "a.json:2: the JSON array does not end",
+        ),
+        (
+            "a.json",
+            "[{\"text\":\"a\"},\n]",
+            "a.json:2: malformed JSON: a comma",
+        ),
+        (
+            "a.json",
+            "[{\"text\":\"a\"}]\nx",
+            "a.json:2: malformed JSON: text after the end",
+        ),
+        (
+            "a.csv",
+            "text,label\na,1\nb\n",
+            "a.csv:3: expected 2 columns as in the first row, found 1",
+        ),
+        (
+            "a.csv",
+            "text,label\na,1\n\"b,2\n",
+            "a.csv:3: a quote is opened here and never closed",
+        ),
+        (
+            "a.csv",
+            "text,label\n\"a\"b,1\n",
+            "a.csv:2: text after a closing quote",
+        ),
+        (
+            "a.csv",
+            "text,text\na,1\n",
+            "a.csv:1: two columns are named \"text\"",
+        ),
         ("a.jsonl", "\n \n", "a.jsonl: the data set is empty"),
         ("a.json", "[]", "a.json: the data set is empty"),
         ("a.csv", "text,label\n", "a.csv: the data set is empty"),
         ("a.txt", "", "a.txt: the data set is empty"),
-        ("a.parquet", "", "a.parquet: expected a file ending in .jsonl"),
+        (
+            "a.parquet",
+            "",
+            "a.parquet: expected a file ending in .jsonl",
+        ),
     ];
     for (name, content, expected) in cases {
         let error = error(name, content);
-        assert!(error.contains(expected), "{content:?}\n got {error}\nwant {expected}");
+        assert!(
+            error.contains(expected),
+            "{content:?}\n got {error}\nwant {expected}"
+        );
     }
-    let error = parse(Path::new("a.txt"), b"one\ntwo \xff", &LoadOptions::default()).unwrap_err().to_string();
-    assert_eq!(error, "a.txt:2: byte 0xff is not UTF-8; convert the file to UTF-8");
+    let error = parse(
+        Path::new("a.txt"),
+        b"one\ntwo \xff",
+        &LoadOptions::default(),
+    )
+    .unwrap_err()
+    .to_string();
+    assert_eq!(
+        error,
+        "a.txt:2: byte 0xff is not UTF-8; convert the file to UTF-8"
+    );
     let folder = tempfile::tempdir().unwrap();
-    assert!(load(folder.path(), &LoadOptions::default()).unwrap_err().to_string().ends_with("is a folder; give a file"));
-    assert!(load(&folder.path().join("no.csv"), &LoadOptions::default()).unwrap_err().to_string().contains("cannot read"));
+    assert!(
+        load(folder.path(), &LoadOptions::default())
+            .unwrap_err()
+            .to_string()
+            .ends_with("is a folder; give a file")
+    );
+    assert!(
+        load(&folder.path().join("no.csv"), &LoadOptions::default())
+            .unwrap_err()
+            .to_string()
+            .contains("cannot read")
+    );
 }
 
 #[test]
 fn labels_are_ordered_by_value_if_they_are_numbers() {
     let labels = |values: &[&str]| {
-        let rows = values.iter().map(|v| format!("{{\"text\":\"t\",\"label\":{v}}}\n")).collect::<String>();
+        let rows = values
+            .iter()
+            .map(|v| format!("{{\"text\":\"t\",\"label\":{v}}}\n"))
+            .collect::<String>();
         read("a.jsonl", &rows).unwrap().labels()
     };
     assert_eq!(labels(&["10", "9", "-1", "9"]), ["-1", "9", "10"]);
@@ -184,18 +473,35 @@ fn labels_are_ordered_by_value_if_they_are_numbers() {
 
 #[test]
 fn splits_are_disjoint_stratified_and_repeatable() {
-    let rows = (0..200).map(|i| format!("{{\"text\":\"{i}\",\"label\":{}}}\n", u8::from(i % 5 == 0))).collect::<String>();
+    let rows = (0..200)
+        .map(|i| format!("{{\"text\":\"{i}\",\"label\":{}}}\n", u8::from(i % 5 == 0)))
+        .collect::<String>();
     let data = read("a.jsonl", &rows).unwrap();
     let parts = data.split(&[0.7, 0.1, 0.2], 7).unwrap();
-    assert_eq!(parts.iter().map(Dataset::len).collect::<Vec<_>>(), [140, 20, 40]);
-    let spam = |d: &Dataset| d.examples.iter().filter(|e| matches!(e, Example::Classification { label, .. } if label == "1")).count();
+    assert_eq!(
+        parts.iter().map(Dataset::len).collect::<Vec<_>>(),
+        [140, 20, 40]
+    );
+    let spam = |d: &Dataset| {
+        d.examples
+            .iter()
+            .filter(|e| matches!(e, Example::Classification { label, .. } if label == "1"))
+            .count()
+    };
     assert_eq!(parts.iter().map(spam).collect::<Vec<_>>(), [28, 4, 8]);
     let lines: HashSet<usize> = parts.iter().flat_map(|p| p.lines.clone()).collect();
     assert_eq!(lines.len(), 200);
     assert!(parts.iter().all(|p| p.lines.is_sorted() && p.rows == 200));
     assert_eq!(parts, data.split(&[0.7, 0.1, 0.2], 7).unwrap());
     assert_ne!(parts, data.split(&[0.7, 0.1, 0.2], 8).unwrap());
-    assert_eq!(data.split(&[1.0 / 3.0; 3], 0).unwrap().iter().map(Dataset::len).sum::<usize>(), 200);
+    assert_eq!(
+        data.split(&[1.0 / 3.0; 3], 0)
+            .unwrap()
+            .iter()
+            .map(Dataset::len)
+            .sum::<usize>(),
+        200
+    );
     for bad in [&[0.5, 0.6][..], &[0.5, 0.0], &[f64::NAN], &[0.9, 0.0001]] {
         assert!(data.split(bad, 0).is_err(), "{bad:?}");
     }
@@ -207,19 +513,39 @@ fn splits_are_disjoint_stratified_and_repeatable() {
 fn the_built_in_parts_share_no_message() {
     let data = builtin("sms-spam").unwrap();
     let key = |e: &Example| match e {
-        Example::Classification { text, .. } => text.to_lowercase().split_whitespace().collect::<Vec<_>>().join(" "),
+        Example::Classification { text, .. } => text
+            .to_lowercase()
+            .split_whitespace()
+            .collect::<Vec<_>>()
+            .join(" "),
         other => panic!("{other:?}"),
     };
     let parts = [&data.train, &data.validation, &data.test];
-    let keys: Vec<HashSet<String>> = parts.iter().map(|p| p.examples.iter().map(key).collect()).collect();
-    assert!(keys[0].is_disjoint(&keys[1]) && keys[0].is_disjoint(&keys[2]) && keys[1].is_disjoint(&keys[2]));
+    let keys: Vec<HashSet<String>> = parts
+        .iter()
+        .map(|p| p.examples.iter().map(key).collect())
+        .collect();
+    assert!(
+        keys[0].is_disjoint(&keys[1])
+            && keys[0].is_disjoint(&keys[2])
+            && keys[1].is_disjoint(&keys[2])
+    );
     assert_eq!(parts.map(Dataset::len), [3902, 558, 1114]);
     for part in parts {
         assert_eq!(part.labels(), ["ham", "spam"]);
-        let spam = part.examples.iter().filter(|e| matches!(e, Example::Classification { label, .. } if label == "spam")).count();
+        let spam = part
+            .examples
+            .iter()
+            .filter(|e| matches!(e, Example::Classification { label, .. } if label == "spam"))
+            .count();
         assert!((spam as f64 / part.len() as f64 - 0.134).abs() < 0.001);
     }
-    assert!(builtin("sst2").unwrap_err().to_string().contains("sms-spam"));
+    assert!(
+        builtin("sst2")
+            .unwrap_err()
+            .to_string()
+            .contains("sms-spam")
+    );
 }
 
 fn any_file() -> impl Strategy<Value = Vec<u8>> {
@@ -249,7 +575,10 @@ fn any_file() -> impl Strategy<Value = Vec<u8>> {
         "\\",
         "\\u12",
     ]);
-    prop_oneof![prop::collection::vec(any::<u8>(), 0..200), prop::collection::vec(pieces, 0..40).prop_map(|p| p.concat().into_bytes()),]
+    prop_oneof![
+        prop::collection::vec(any::<u8>(), 0..200),
+        prop::collection::vec(pieces, 0..40).prop_map(|p| p.concat().into_bytes()),
+    ]
 }
 
 proptest! {

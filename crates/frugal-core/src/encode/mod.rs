@@ -45,14 +45,20 @@ pub struct EncodeOptions {
 impl EncodeOptions {
     /// Refuses examples of more than `max_length` tokens and trains completions only.
     pub fn new(max_length: usize) -> Self {
-        Self { max_length, truncate: false, completion_only: true, prompt_template: None }
+        Self {
+            max_length,
+            truncate: false,
+            completion_only: true,
+            prompt_template: None,
+        }
     }
 }
 
 /// What is to be learnt from the ids.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// For each position the id it must predict, that is the next one of the input, or [`IGNORE`]. The last is [`IGNORE`].
+    /// For each position the id it must predict, that is the next one of the input, or [`IGNORE`].
+    /// The last is [`IGNORE`].
     Tokens(Vec<i32>),
     /// Position in the list of labels.
     Class(usize),
@@ -167,7 +173,9 @@ pub enum EncodeError {
         template: String,
     },
     /// A limit that leaves no room.
-    #[error("max_length {max_length} leaves no room for a text beside the {special} special tokens")]
+    #[error(
+        "max_length {max_length} leaves no room for a text beside the {special} special tokens"
+    )]
     NoRoom {
         /// The limit.
         max_length: usize,
@@ -224,17 +232,36 @@ struct Row {
 ///
 /// # Errors
 /// Names the file and the line at fault.
-pub fn encode_all(dataset: &Dataset, tokenizer: &TextTokenizer, task: Task<'_>, options: &EncodeOptions) -> Result<Encoded, EncodeError> {
+pub fn encode_all(
+    dataset: &Dataset,
+    tokenizer: &TextTokenizer,
+    task: Task<'_>,
+    options: &EncodeOptions,
+) -> Result<Encoded, EncodeError> {
     check(dataset, tokenizer, task, options)?;
-    let mut encoded = Encoded { examples: vec![], rows: vec![], truncated: 0, dropped: 0, total_tokens: 0, trained_tokens: 0, longest: 0 };
+    let mut encoded = Encoded {
+        examples: vec![],
+        rows: vec![],
+        truncated: 0,
+        dropped: 0,
+        total_tokens: 0,
+        trained_tokens: 0,
+        longest: 0,
+    };
     let mut too_long: Option<(usize, usize)> = None;
     let mut too_long_count = 0;
     for (i, (example, line)) in dataset.examples.iter().zip(&dataset.lines).enumerate() {
         let row = match task {
             Task::CausalLm => causal::encode(example, tokenizer, options),
-            Task::SequenceClassification { labels } => classify::encode(example, tokenizer, labels, options),
+            Task::SequenceClassification { labels } => {
+                classify::encode(example, tokenizer, labels, options)
+            }
         };
-        let Row { tokenized, length } = row.map_err(|problem| EncodeError::Row { path: dataset.source.clone(), line: *line, problem })?;
+        let Row { tokenized, length } = row.map_err(|problem| EncodeError::Row {
+            path: dataset.source.clone(),
+            line: *line,
+            problem,
+        })?;
         if length > options.max_length {
             too_long.get_or_insert((*line, length));
             too_long_count += 1;
@@ -252,33 +279,81 @@ pub fn encode_all(dataset: &Dataset, tokenizer: &TextTokenizer, task: Task<'_>, 
     }
     if let Some((line, length)) = too_long.filter(|_| !options.truncate) {
         let (max_length, count, rows) = (options.max_length, too_long_count, dataset.len());
-        return Err(EncodeError::TooLong { path: dataset.source.clone(), line, length, max_length, count, rows });
+        return Err(EncodeError::TooLong {
+            path: dataset.source.clone(),
+            line,
+            length,
+            max_length,
+            count,
+            rows,
+        });
     }
     if encoded.examples.is_empty() {
-        return Err(EncodeError::NothingToTrain { path: dataset.source.clone(), rows: dataset.len() });
+        return Err(EncodeError::NothingToTrain {
+            path: dataset.source.clone(),
+            rows: dataset.len(),
+        });
     }
     Ok(encoded)
 }
 
-fn check(dataset: &Dataset, tokenizer: &TextTokenizer, task: Task<'_>, options: &EncodeOptions) -> Result<(), EncodeError> {
+fn check(
+    dataset: &Dataset,
+    tokenizer: &TextTokenizer,
+    task: Task<'_>,
+    options: &EncodeOptions,
+) -> Result<(), EncodeError> {
     let (serves, task, needed) = match (task, dataset.format) {
         (Task::CausalLm, format) => (
-            matches!(format, Format::Text | Format::PromptCompletion | Format::Alpaca | Format::Messages | Format::Sharegpt),
+            matches!(
+                format,
+                Format::Text
+                    | Format::PromptCompletion
+                    | Format::Alpaca
+                    | Format::Messages
+                    | Format::Sharegpt
+            ),
             "language modelling",
             "text, prompt and completion, or messages",
         ),
-        (Task::SequenceClassification { .. }, format) => (format == Format::Classification, "classification", "text and label"),
+        (Task::SequenceClassification { .. }, format) => (
+            format == Format::Classification,
+            "classification",
+            "text and label",
+        ),
     };
     if !serves {
-        return Err(EncodeError::Format { path: dataset.source.clone(), format: dataset.format, task, needed });
+        return Err(EncodeError::Format {
+            path: dataset.source.clone(),
+            format: dataset.format,
+            task,
+            needed,
+        });
     }
-    if let Some(template) = options.prompt_template.as_ref().filter(|t| !t.contains("{prompt}")) {
-        return Err(EncodeError::PromptTemplate { template: template.clone() });
+    if let Some(template) = options
+        .prompt_template
+        .as_ref()
+        .filter(|t| !t.contains("{prompt}"))
+    {
+        return Err(EncodeError::PromptTemplate {
+            template: template.clone(),
+        });
     }
-    let pair = dataset.examples.iter().any(|e| matches!(e, crate::data::Example::Classification { text_pair: Some(_), .. }));
+    let pair = dataset.examples.iter().any(|e| {
+        matches!(
+            e,
+            crate::data::Example::Classification {
+                text_pair: Some(_),
+                ..
+            }
+        )
+    });
     let special = tokenizer.added_tokens(pair);
     if options.max_length <= special {
-        return Err(EncodeError::NoRoom { max_length: options.max_length, special });
+        return Err(EncodeError::NoRoom {
+            max_length: options.max_length,
+            special,
+        });
     }
     Ok(())
 }

@@ -7,12 +7,16 @@ const DIM: &str = "\x1b[2m";
 const GREEN: &str = "\x1b[32m";
 const RESET: &str = "\x1b[0m";
 
-/// Shows which tokens are only given and which are trained, each line with its kind in front; with `colour` given ones are
-/// dim and trained ones green.
+/// Shows which tokens are only given and which are trained, each line with its kind in front; with
+/// `colour` given ones are dim and trained ones green.
 ///
 /// # Errors
 /// When the tokenizer cannot decode the ids.
-pub fn show(example: &Tokenized, tokenizer: &TextTokenizer, colour: bool) -> Result<String, TokenizerError> {
+pub fn show(
+    example: &Tokenized,
+    tokenizer: &TextTokenizer,
+    colour: bool,
+) -> Result<String, TokenizerError> {
     let ids = &example.input_ids;
     let targets: &[i32] = match &example.labels {
         Target::Tokens(targets) => targets,
@@ -23,7 +27,9 @@ pub fn show(example: &Tokenized, tokenizer: &TextTokenizer, colour: bool) -> Res
     let mut out = String::new();
     let mut start = 0;
     while start < ids.len() {
-        let end = (start + 1..ids.len()).find(|&i| trained(i) != trained(start)).unwrap_or(ids.len());
+        let end = (start + 1..ids.len())
+            .find(|&i| trained(i) != trained(start))
+            .unwrap_or(ids.len());
         let before = tokenizer.decode(&ids[..start], false)?;
         let whole = tokenizer.decode(&ids[..end], false)?;
         let text = match whole.strip_prefix(&before) {
@@ -31,7 +37,11 @@ pub fn show(example: &Tokenized, tokenizer: &TextTokenizer, colour: bool) -> Res
             // The run starts inside a character.
             None => tokenizer.decode(&ids[start..end], false)?,
         };
-        let (kind, style) = if trained(start) { ("trained", GREEN) } else { ("given", DIM) };
+        let (kind, style) = if trained(start) {
+            ("trained", GREEN)
+        } else {
+            ("given", DIM)
+        };
         let (style, reset) = if colour { (style, RESET) } else { ("", "") };
         for (i, line) in text.split_inclusive('\n').enumerate() {
             let kind = if i == 0 { kind } else { "" };
@@ -40,7 +50,11 @@ pub fn show(example: &Tokenized, tokenizer: &TextTokenizer, colour: bool) -> Res
         start = end;
     }
     match example.labels {
-        Target::Tokens(_) => out.push_str(&format!("{} tokens, {} of them trained\n", example.len(), example.trained())),
+        Target::Tokens(_) => out.push_str(&format!(
+            "{} tokens, {} of them trained\n",
+            example.len(),
+            example.trained()
+        )),
         Target::Class(class) => out.push_str(&format!("{} tokens, class {class}\n", example.len())),
     }
     Ok(out)

@@ -55,8 +55,9 @@ impl JsonlLog {
 
     /// Opens a log to go on with it; a file that does not exist is an empty log.
     ///
-    /// A half-written last line is cut off. With `after`, so is everything from the first record whose `step` is greater,
-    /// so that a run that goes on from a checkpoint at that step leaves the same log as one that never stopped.
+    /// A half-written last line is cut off. With `after`, so is everything from the first record
+    /// whose `step` is greater, so that a run that goes on from a checkpoint at that step leaves
+    /// the same log as one that never stopped.
     ///
     /// # Errors
     /// If the file cannot be read or written, or a line before the last is not a JSON object.
@@ -74,10 +75,14 @@ impl JsonlLog {
             keep = end;
         }
         let log = Self::open(path)?;
-        log.file.set_len(keep as u64).map_err(FileError::at(path, "cannot shorten"))?;
+        log.file
+            .set_len(keep as u64)
+            .map_err(FileError::at(path, "cannot shorten"))?;
         // A last record that is complete but for its line end.
         if keep > 0 && bytes[keep - 1] != b'\n' {
-            (&log.file).write_all(b"\n").map_err(FileError::at(path, "cannot write"))?;
+            (&log.file)
+                .write_all(b"\n")
+                .map_err(FileError::at(path, "cannot write"))?;
         }
         Ok(log)
     }
@@ -87,9 +92,15 @@ impl JsonlLog {
     /// # Errors
     /// If the record is not a JSON object or the file cannot be written.
     pub fn append<T: Serialize>(&mut self, record: &T) -> Result<(), LogError> {
-        let mut line = serde_json::to_vec(record).map_err(|source| LogError::Record { path: self.path.clone(), source })?;
+        let mut line = serde_json::to_vec(record).map_err(|source| LogError::Record {
+            path: self.path.clone(),
+            source,
+        })?;
         line.push(b'\n');
-        Ok(self.file.write_all(&line).map_err(FileError::at(&self.path, "cannot write"))?)
+        Ok(self
+            .file
+            .write_all(&line)
+            .map_err(FileError::at(&self.path, "cannot write"))?)
     }
 
     /// Waits until everything written is on the disk.
@@ -97,12 +108,20 @@ impl JsonlLog {
     /// # Errors
     /// If the system cannot write.
     pub fn sync(&self) -> Result<(), FileError> {
-        self.file.sync_data().map_err(FileError::at(&self.path, "cannot write"))
+        self.file
+            .sync_data()
+            .map_err(FileError::at(&self.path, "cannot write"))
     }
 
     fn open(path: &Path) -> Result<Self, LogError> {
-        let file = OpenOptions::new().append(true).open(path).map_err(FileError::at(path, "cannot open"))?;
-        Ok(Self { file, path: path.to_owned() })
+        let file = OpenOptions::new()
+            .append(true)
+            .open(path)
+            .map_err(FileError::at(path, "cannot open"))?;
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+        })
     }
 }
 
@@ -113,12 +132,17 @@ impl JsonlLog {
 pub fn read_jsonl<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, LogError> {
     let lines = whole_lines(path, &fs::read(path)?)?;
     let parse = |(i, (line, _)): (usize, (serde_json::Value, usize))| {
-        serde_json::from_value(line).map_err(|e| LogError::Line { path: path.to_owned(), line: i + 1, message: e.to_string() })
+        serde_json::from_value(line).map_err(|e| LogError::Line {
+            path: path.to_owned(),
+            line: i + 1,
+            message: e.to_string(),
+        })
     };
     lines.into_iter().enumerate().map(parse).collect()
 }
 
-/// The objects of the file, each with the byte position after it. The last line may be damaged; it is then left out.
+/// The objects of the file, each with the byte position after it. The last line may be damaged; it
+/// is then left out.
 fn whole_lines(path: &Path, bytes: &[u8]) -> Result<Vec<(serde_json::Value, usize)>, LogError> {
     let mut lines = Vec::new();
     let mut start = 0;
@@ -127,8 +151,20 @@ fn whole_lines(path: &Path, bytes: &[u8]) -> Result<Vec<(serde_json::Value, usiz
         match serde_json::from_slice::<serde_json::Value>(line) {
             Ok(value) if value.is_object() => lines.push((value, end)),
             _ if end == bytes.len() => break,
-            Ok(_) => return Err(LogError::Line { path: path.to_owned(), line: i + 1, message: "not a JSON object".into() }),
-            Err(e) => return Err(LogError::Line { path: path.to_owned(), line: i + 1, message: format!("not valid JSON: {e}") }),
+            Ok(_) => {
+                return Err(LogError::Line {
+                    path: path.to_owned(),
+                    line: i + 1,
+                    message: "not a JSON object".into(),
+                });
+            }
+            Err(e) => {
+                return Err(LogError::Line {
+                    path: path.to_owned(),
+                    line: i + 1,
+                    message: format!("not valid JSON: {e}"),
+                });
+            }
         }
         start = end;
     }
@@ -155,13 +191,32 @@ mod tests {
         for cut in first..=whole.len() {
             let (_dir, path) = log_with(&whole[..cut]);
             let complete = cut + 1 >= whole.len();
-            assert_eq!(read_jsonl::<Value>(&path).unwrap().len(), if complete { 2 } else { 1 }, "cut at {cut}");
-            JsonlLog::resume(&path, None).unwrap().append(&json!({"step": 3})).unwrap();
-            let kept = if complete { &whole[..] } else { &whole[..first] };
-            assert_eq!(std::fs::read(&path).unwrap(), [kept, b"{\"step\":3}\n"].concat(), "cut at {cut}");
+            assert_eq!(
+                read_jsonl::<Value>(&path).unwrap().len(),
+                if complete { 2 } else { 1 },
+                "cut at {cut}"
+            );
+            JsonlLog::resume(&path, None)
+                .unwrap()
+                .append(&json!({"step": 3}))
+                .unwrap();
+            let kept = if complete {
+                &whole[..]
+            } else {
+                &whole[..first]
+            };
+            assert_eq!(
+                std::fs::read(&path).unwrap(),
+                [kept, b"{\"step\":3}\n"].concat(),
+                "cut at {cut}"
+            );
         }
         let (_dir, path) = log_with(b"{\"step\":1}\n\0\0\0\0\n");
-        assert_eq!(read_jsonl::<Value>(&path).unwrap().len(), 1, "a block of zeros after a power cut");
+        assert_eq!(
+            read_jsonl::<Value>(&path).unwrap().len(),
+            1,
+            "a block of zeros after a power cut"
+        );
     }
 
     #[test]
@@ -169,7 +224,8 @@ mod tests {
         let text = b"{\"run\":\"a\"}\n{\"step\":1}\n{ \"step\" : 2 }\n{\"step\":2,\"eval_loss\":1}\n{\"step\":3}\n{\"note\":\"late\"}\n{\"step\":4";
         let (_dir, path) = log_with(text);
         JsonlLog::resume(&path, Some(2)).unwrap();
-        let kept = b"{\"run\":\"a\"}\n{\"step\":1}\n{ \"step\" : 2 }\n{\"step\":2,\"eval_loss\":1}\n";
+        let kept =
+            b"{\"run\":\"a\"}\n{\"step\":1}\n{ \"step\" : 2 }\n{\"step\":2,\"eval_loss\":1}\n";
         assert_eq!(std::fs::read(&path).unwrap(), kept);
     }
 
@@ -186,7 +242,10 @@ mod tests {
     #[test]
     fn a_new_log_replaces_an_old_one() {
         let (_dir, path) = log_with(b"{\"step\":9}\n");
-        JsonlLog::create(&path).unwrap().append(&json!({"step": 1})).unwrap();
+        JsonlLog::create(&path)
+            .unwrap()
+            .append(&json!({"step": 1}))
+            .unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"{\"step\":1}\n");
         let (_dir, absent) = log_with(b"");
         std::fs::remove_file(&absent).unwrap();

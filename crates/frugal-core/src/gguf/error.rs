@@ -19,10 +19,14 @@ pub enum GgufProblem {
     #[error("not a GGUF file: it starts with {0:02x?}, not with \"GGUF\"")]
     Magic(Vec<u8>),
     /// A version this reader does not know.
-    #[error("GGUF version {0} is not supported (2 and 3 are, little endian); convert the model again with a current llama.cpp")]
+    #[error(
+        "GGUF version {0} is not supported (2 and 3 are, little endian); convert the model again with a current llama.cpp"
+    )]
     Version(u32),
     /// The file ends, or a length in it points, beyond its end.
-    #[error("byte {at}: {what} needs {needed} bytes, the file has {left} left; it is cut off or damaged, fetch it again")]
+    #[error(
+        "byte {at}: {what} needs {needed} bytes, the file has {left} left; it is cut off or damaged, fetch it again"
+    )]
     Truncated {
         /// Position in the file.
         at: u64,
@@ -111,10 +115,16 @@ pub enum GgufProblem {
 impl GgufProblem {
     /// Names the file.
     pub fn in_file(self, file: &str) -> GgufError {
-        GgufError { file: file.to_owned(), problem: self }
+        GgufError {
+            file: file.to_owned(),
+            problem: self,
+        }
     }
 
     pub(crate) fn metadata(key: &str, why: impl Into<String>) -> Self {
-        Self::Metadata { key: key.to_owned(), why: why.into() }
+        Self::Metadata {
+            key: key.to_owned(),
+            why: why.into(),
+        }
     }
 }

@@ -13,9 +13,16 @@ use super::{Architecture, GgmlType, GgufProblem, Value};
 ///
 /// # Errors
 /// [`GgufProblem`] that names the config's key which is missing or has no GGUF form.
-pub fn gguf_metadata(config: &Json, name: &str, ggml_type: GgmlType) -> Result<Vec<(String, Value)>, GgufProblem> {
+pub fn gguf_metadata(
+    config: &Json,
+    name: &str,
+    ggml_type: GgmlType,
+) -> Result<Vec<(String, Value)>, GgufProblem> {
     let architecture = architecture(config)?;
-    let mut keys = Keys { prefix: architecture.gguf_name(), list: Vec::new() };
+    let mut keys = Keys {
+        prefix: architecture.gguf_name(),
+        list: Vec::new(),
+    };
     let general: [(&str, Value); 5] = [
         ("general.architecture", architecture.gguf_name().into()),
         ("general.type", "model".into()),
@@ -23,7 +30,8 @@ pub fn gguf_metadata(config: &Json, name: &str, ggml_type: GgmlType) -> Result<V
         ("general.file_type", file_type(ggml_type)?.into()),
         ("general.quantization_version", 2_u32.into()),
     ];
-    keys.list.extend(general.map(|(key, value)| (key.to_owned(), value)));
+    keys.list
+        .extend(general.map(|(key, value)| (key.to_owned(), value)));
     if architecture == Architecture::Gpt2 {
         gpt2(config, &mut keys)?
     } else {
@@ -32,7 +40,8 @@ pub fn gguf_metadata(config: &Json, name: &str, ggml_type: GgmlType) -> Result<V
     Ok(keys.list)
 }
 
-/// The tensor `rope_freqs.weight` that goes with a config, if its rotary scaling needs one: name and values.
+/// The tensor `rope_freqs.weight` that goes with a config, if its rotary scaling needs one: name
+/// and values.
 ///
 /// # Errors
 /// [`GgufProblem`] that names the config's key which is missing.
@@ -50,18 +59,31 @@ pub fn rope_freqs(config: &Json) -> Result<Option<(&'static str, Vec<f32>)>, Ggu
         high_freq_factor: number(&rope.scaling, "high_freq_factor")?,
         original: number(&rope.scaling, "original_max_position_embeddings")?,
     };
-    Ok(Some((ROPE_FREQS, settings.table(head_dim(config)? / 2, rope.theta))))
+    Ok(Some((
+        ROPE_FREQS,
+        settings.table(head_dim(config)? / 2, rope.theta),
+    )))
 }
 
-/// The type that a tensor is written as when `wanted` is asked for: vectors, norms and positions stay F32, the token table and
-/// the output head have 8 bits at least, and rows that are not a whole number of blocks become F16.
+/// The type that a tensor is written as when `wanted` is asked for: vectors, norms and positions
+/// stay F32, the token table and the output head have 8 bits at least, and rows that are not a
+/// whole number of blocks become F16.
 pub fn export_type(gguf_name: &str, shape: &[usize], wanted: GgmlType) -> GgmlType {
-    if shape.len() < 2 || gguf_name.ends_with("_norm.weight") || gguf_name == "position_embd.weight" {
+    if shape.len() < 2 || gguf_name.ends_with("_norm.weight") || gguf_name == "position_embd.weight"
+    {
         return GgmlType::F32;
     }
     let vocabulary = gguf_name == "token_embd.weight" || gguf_name == "output.weight";
-    let wanted = if vocabulary && matches!(wanted, GgmlType::Q4_0 | GgmlType::Q4_1) { GgmlType::Q8_0 } else { wanted };
-    if shape[shape.len() - 1].is_multiple_of(wanted.block_len()) { wanted } else { GgmlType::F16 }
+    let wanted = if vocabulary && matches!(wanted, GgmlType::Q4_0 | GgmlType::Q4_1) {
+        GgmlType::Q8_0
+    } else {
+        wanted
+    };
+    if shape[shape.len() - 1].is_multiple_of(wanted.block_len()) {
+        wanted
+    } else {
+        GgmlType::F16
+    }
 }
 
 /// GGML's code for "mostly this type".
@@ -73,7 +95,9 @@ fn file_type(ggml_type: GgmlType) -> Result<u32, GgufProblem> {
         GgmlType::Q4_1 => Ok(3),
         GgmlType::Q8_0 => Ok(7),
         GgmlType::BF16 => Ok(32),
-        other => Err(GgufProblem::Unsupported(format!("cannot write {other}; use F32, F16, BF16, Q8_0, Q4_0 or Q4_1"))),
+        other => Err(GgufProblem::Unsupported(format!(
+            "cannot write {other}; use F32, F16, BF16, Q8_0, Q4_0 or Q4_1"
+        ))),
     }
 }
 
@@ -84,7 +108,8 @@ struct Keys {
 
 impl Keys {
     fn push(&mut self, suffix: &str, value: impl Into<Value>) {
-        self.list.push((format!("{}.{suffix}", self.prefix), value.into()));
+        self.list
+            .push((format!("{}.{suffix}", self.prefix), value.into()));
     }
 
     /// Counts come from `hf::count`, which holds them to 32 bits.
@@ -94,17 +119,29 @@ impl Keys {
 }
 
 fn gpt2(config: &Json, keys: &mut Keys) -> Result<(), GgufProblem> {
-    let activation = config.get("activation_function").and_then(Json::as_str).unwrap_or("gelu_new");
+    let activation = config
+        .get("activation_function")
+        .and_then(Json::as_str)
+        .unwrap_or("gelu_new");
     if !matches!(activation, "gelu_new" | "gelu_pytorch_tanh") {
-        return Err(unsupported("activation_function", "llama.cpp runs GPT-2 with gelu_new only"));
+        return Err(unsupported(
+            "activation_function",
+            "llama.cpp runs GPT-2 with gelu_new only",
+        ));
     }
     let embd = count(config, "n_embd")?;
     keys.push_count("context_length", count(config, "n_positions")?);
     keys.push_count("embedding_length", embd);
     keys.push_count("block_count", count(config, "n_layer")?);
-    keys.push_count("feed_forward_length", optional_count(config, "n_inner")?.unwrap_or(4 * embd));
+    keys.push_count(
+        "feed_forward_length",
+        optional_count(config, "n_inner")?.unwrap_or(4 * embd),
+    );
     keys.push_count("attention.head_count", count(config, "n_head")?);
-    keys.push("attention.layer_norm_epsilon", number(config, "layer_norm_epsilon")? as f32);
+    keys.push(
+        "attention.layer_norm_epsilon",
+        number(config, "layer_norm_epsilon")? as f32,
+    );
     Ok(())
 }
 
@@ -117,10 +154,16 @@ fn decoder(config: &Json, architecture: Architecture, keys: &mut Keys) -> Result
     keys.push_count("block_count", count(config, "num_hidden_layers")?);
     keys.push_count("feed_forward_length", count(config, "intermediate_size")?);
     keys.push_count("attention.head_count", heads);
-    keys.push_count("attention.head_count_kv", optional_count(config, "num_key_value_heads")?.unwrap_or(heads));
+    keys.push_count(
+        "attention.head_count_kv",
+        optional_count(config, "num_key_value_heads")?.unwrap_or(heads),
+    );
     keys.push_count("attention.key_length", head_dim);
     keys.push_count("attention.value_length", head_dim);
-    keys.push("attention.layer_norm_rms_epsilon", number(config, "rms_norm_eps")? as f32);
+    keys.push(
+        "attention.layer_norm_rms_epsilon",
+        number(config, "rms_norm_eps")? as f32,
+    );
     keys.push_count("vocab_size", count(config, "vocab_size")?);
     keys.push_count("rope.dimension_count", head_dim);
     keys.push("rope.freq_base", rope.theta as f32);
@@ -129,40 +172,74 @@ fn decoder(config: &Json, architecture: Architecture, keys: &mut Keys) -> Result
         "default" | "llama3" => {}
         kind @ ("linear" | "yarn") => {
             keys.push("rope.scaling.type", kind);
-            keys.push("rope.scaling.factor", number(&rope.scaling, "factor")? as f32);
+            keys.push(
+                "rope.scaling.factor",
+                number(&rope.scaling, "factor")? as f32,
+            );
             if kind == "yarn" {
-                keys.push_count("rope.scaling.original_context_length", count(&rope.scaling, "original_max_position_embeddings")?);
+                keys.push_count(
+                    "rope.scaling.original_context_length",
+                    count(&rope.scaling, "original_max_position_embeddings")?,
+                );
             }
         }
-        other => return Err(unsupported("rope_scaling", &format!("type {other:?} cannot be written"))),
+        other => {
+            return Err(unsupported(
+                "rope_scaling",
+                &format!("type {other:?} cannot be written"),
+            ));
+        }
     }
     if architecture == Architecture::Gemma3 {
         return gemma3(config, head_dim, rope.local_theta, keys);
     }
-    let sliding = config.get("use_sliding_window").and_then(Json::as_bool).unwrap_or(true);
+    let sliding = config
+        .get("use_sliding_window")
+        .and_then(Json::as_bool)
+        .unwrap_or(true);
     if let Some(window) = optional_count(config, "sliding_window")?.filter(|_| sliding) {
         keys.push_count("attention.sliding_window", window);
     }
     Ok(())
 }
 
-fn gemma3(config: &Json, head_dim: usize, local_theta: Option<f64>, keys: &mut Keys) -> Result<(), GgufProblem> {
+fn gemma3(
+    config: &Json,
+    head_dim: usize,
+    local_theta: Option<f64>,
+    keys: &mut Keys,
+) -> Result<(), GgufProblem> {
     let layers = count(config, "num_hidden_layers")?;
     let hidden_per_head = count(config, "hidden_size")? / count(config, "num_attention_heads")?;
     // The file has no key for it: readers know it from the model's size.
-    let implied = if layers == GEMMA3_27B_LAYERS { hidden_per_head } else { head_dim };
-    if optional_number(config, "query_pre_attn_scalar")?.is_some_and(|scalar| scalar != implied as f64) {
-        return Err(unsupported("query_pre_attn_scalar", &format!("GGUF readers take {implied} for this model")));
+    let implied = if layers == GEMMA3_27B_LAYERS {
+        hidden_per_head
+    } else {
+        head_dim
+    };
+    if optional_number(config, "query_pre_attn_scalar")?
+        .is_some_and(|scalar| scalar != implied as f64)
+    {
+        return Err(unsupported(
+            "query_pre_attn_scalar",
+            &format!("GGUF readers take {implied} for this model"),
+        ));
     }
     if optional_number(config, "attn_logit_softcapping")?.is_some() {
-        return Err(unsupported("attn_logit_softcapping", "GGUF readers ignore it for this family"));
+        return Err(unsupported(
+            "attn_logit_softcapping",
+            "GGUF readers ignore it for this family",
+        ));
     }
     if let Some(cap) = optional_number(config, "final_logit_softcapping")? {
         keys.push("final_logit_softcapping", cap as f32);
     }
     keys.push_count("attention.sliding_window", count(config, "sliding_window")?);
     keys.push("rope.freq_base_swa", local_theta.unwrap_or(10_000.0) as f32);
-    keys.push_count("attention.sliding_window_pattern", sliding_pattern(config, layers)?);
+    keys.push_count(
+        "attention.sliding_window_pattern",
+        sliding_pattern(config, layers)?,
+    );
     Ok(())
 }
 
@@ -173,8 +250,16 @@ fn sliding_pattern(config: &Json, layers: usize) -> Result<usize, GgufProblem> {
     };
     let full: Vec<bool> = kinds.iter().map(|kind| kind == "full_attention").collect();
     let pattern = full.iter().position(|&full| full).unwrap_or(layers) + 1;
-    if full.len() != layers || full.iter().enumerate().any(|(layer, &full)| full != ((layer + 1) % pattern == 0)) {
-        return Err(unsupported("layer_types", "not one per layer with full_attention at regular distances"));
+    if full.len() != layers
+        || full
+            .iter()
+            .enumerate()
+            .any(|(layer, &full)| full != ((layer + 1) % pattern == 0))
+    {
+        return Err(unsupported(
+            "layer_types",
+            "not one per layer with full_attention at regular distances",
+        ));
     }
     Ok(pattern)
 }

@@ -14,13 +14,22 @@ fn every_type_decodes_bit_for_bit() {
     let (bytes, gguf) = load("blocks.gguf");
     let mut seen = 0;
     for info in gguf.tensors().iter().filter(|t| !t.name.ends_with(".f32")) {
-        let expected = gguf.tensor_f32(&bytes, &format!("{}.f32", info.name)).unwrap();
+        let expected = gguf
+            .tensor_f32(&bytes, &format!("{}.f32", info.name))
+            .unwrap();
         let found = gguf.tensor_f32(&bytes, &info.name).unwrap();
         assert_eq!(found.len(), expected.len(), "{}", info.name);
-        assert_eq!(info.shape(), gguf.tensor(&format!("{}.f32", info.name)).unwrap().shape());
+        assert_eq!(
+            info.shape(),
+            gguf.tensor(&format!("{}.f32", info.name)).unwrap().shape()
+        );
         for (i, (f, e)) in found.iter().zip(&expected).enumerate() {
             // 0 * inf gives a NaN whose sign bit depends on the processor.
-            assert!(f.to_bits() == e.to_bits() || f.is_nan() && e.is_nan(), "{} [{i}]: {f:e}, expected {e:e}", info.name);
+            assert!(
+                f.to_bits() == e.to_bits() || f.is_nan() && e.is_nan(),
+                "{} [{i}]: {f:e}, expected {e:e}",
+                info.name
+            );
         }
         assert!(expected.iter().filter(|e| e.is_finite()).count() > expected.len() / 2);
         seen += 1;
@@ -41,14 +50,23 @@ fn every_value_type_is_read() {
         ("v.f32", Value::F32(1e-5)),
         ("v.bool", Value::Bool(true)),
         ("v.string", Value::String("grüße, 世界".into())),
-        ("v.strings", Value::Array(Array::String(vec!["a".into(), String::new(), "▁b".into()]))),
+        (
+            "v.strings",
+            Value::Array(Array::String(vec!["a".into(), String::new(), "▁b".into()])),
+        ),
         ("v.ints", Value::Array(Array::I32(vec![1, -2, 3]))),
         ("v.floats", Value::Array(Array::F32(vec![0.5, -1e4]))),
         ("v.bools", Value::Array(Array::Bool(vec![true, false]))),
         ("v.u64", Value::U64(u64::MAX)),
         ("v.i64", Value::I64(i64::MIN)),
         ("v.f64", Value::F64(0.1)),
-        ("v.nested", Value::Array(Array::Array(vec![Array::I32(vec![1, 2]), Array::I32(vec![3])]))),
+        (
+            "v.nested",
+            Value::Array(Array::Array(vec![
+                Array::I32(vec![1, 2]),
+                Array::I32(vec![3]),
+            ])),
+        ),
     ];
     for (key, value) in expected {
         assert_eq!(gguf.get(key), Some(&value), "{key}");
@@ -60,7 +78,13 @@ fn every_value_type_is_read() {
 fn quantising_gives_the_reference_bytes() {
     let (bytes, gguf) = load("quantize.gguf");
     let values = gguf.tensor_f32(&bytes, "values").unwrap();
-    for ggml_type in [GgmlType::F16, GgmlType::BF16, GgmlType::Q8_0, GgmlType::Q4_0, GgmlType::Q4_1] {
+    for ggml_type in [
+        GgmlType::F16,
+        GgmlType::BF16,
+        GgmlType::Q8_0,
+        GgmlType::Q4_0,
+        GgmlType::Q4_1,
+    ] {
         let name = ggml_type.to_string().to_lowercase();
         let expected = gguf.tensor_bytes(&bytes, &name).unwrap();
         let found = quantize(ggml_type, &values).unwrap();
@@ -70,7 +94,12 @@ fn quantising_gives_the_reference_bytes() {
             .enumerate()
             .filter(|(_, (f, e))| f != e)
             .collect();
-        assert!(wrong.is_empty() && found.len() == expected.len(), "{ggml_type}: {} blocks differ, first {:?}", wrong.len(), wrong.first());
+        assert!(
+            wrong.is_empty() && found.len() == expected.len(),
+            "{ggml_type}: {} blocks differ, first {:?}",
+            wrong.len(),
+            wrong.first()
+        );
     }
     assert!(quantize(GgmlType::Q6_K, &values).is_err());
     assert!(quantize(GgmlType::Q8_0, &values[..33]).is_err());

@@ -19,7 +19,8 @@ pub(super) const GEMMA3_PATTERN: usize = 6;
 /// Keys are spelled as transformers 4 wrote them, which 5 reads too.
 ///
 /// # Errors
-/// [`GgufError`] that names the key which is missing, contradictory or beyond what these families can do.
+/// [`GgufError`] that names the key which is missing, contradictory or beyond what these families
+/// can do.
 pub fn hf_config(gguf: &Gguf, all: &[u8]) -> Result<Json, GgufError> {
     let result = Keys::new(gguf).and_then(|keys| match keys.architecture {
         Architecture::Gpt2 => gpt2(&keys),
@@ -36,11 +37,24 @@ struct Keys<'a> {
 impl<'a> Keys<'a> {
     fn new(gguf: &'a Gguf) -> Result<Self, GgufProblem> {
         let key = "general.architecture";
-        let name = gguf.get(key).and_then(Value::as_str).ok_or_else(|| GgufProblem::metadata(key, "missing or not text"))?;
-        if let Some(kind) = gguf.get("general.type").and_then(Value::as_str).filter(|&kind| kind != "model") {
-            return Err(GgufProblem::metadata("general.type", format!("{kind:?} is not a model")));
+        let name = gguf
+            .get(key)
+            .and_then(Value::as_str)
+            .ok_or_else(|| GgufProblem::metadata(key, "missing or not text"))?;
+        if let Some(kind) = gguf
+            .get("general.type")
+            .and_then(Value::as_str)
+            .filter(|&kind| kind != "model")
+        {
+            return Err(GgufProblem::metadata(
+                "general.type",
+                format!("{kind:?} is not a model"),
+            ));
         }
-        Ok(Self { gguf, architecture: Architecture::from_gguf(name)? })
+        Ok(Self {
+            gguf,
+            architecture: Architecture::from_gguf(name)?,
+        })
     }
 
     fn key(&self, suffix: &str) -> String {
@@ -53,23 +67,33 @@ impl<'a> Keys<'a> {
 
     /// A positive count; an array is one count when all its elements are equal.
     fn optional_count(&self, suffix: &str) -> Result<Option<usize>, GgufProblem> {
-        let Some(value) = self.get(suffix) else { return Ok(None) };
+        let Some(value) = self.get(suffix) else {
+            return Ok(None);
+        };
         let single = match value.as_array() {
             None => value.as_u64(),
             Some(array) => {
                 let values = array.to_u64s().unwrap_or_default();
                 if values.iter().any(|v| Some(v) != values.first()) {
-                    return Err(GgufProblem::metadata(&self.key(suffix), "differs between layers, which is not supported"));
+                    return Err(GgufProblem::metadata(
+                        &self.key(suffix),
+                        "differs between layers, which is not supported",
+                    ));
                 }
                 values.first().copied()
             }
         };
-        let count = single.and_then(|n| u32::try_from(n).ok()).filter(|&n| n > 0);
-        count.map(|n| Some(n as usize)).ok_or_else(|| GgufProblem::metadata(&self.key(suffix), "not a positive count"))
+        let count = single
+            .and_then(|n| u32::try_from(n).ok())
+            .filter(|&n| n > 0);
+        count
+            .map(|n| Some(n as usize))
+            .ok_or_else(|| GgufProblem::metadata(&self.key(suffix), "not a positive count"))
     }
 
     fn count(&self, suffix: &str) -> Result<usize, GgufProblem> {
-        self.optional_count(suffix)?.ok_or_else(|| GgufProblem::metadata(&self.key(suffix), "missing"))
+        self.optional_count(suffix)?
+            .ok_or_else(|| GgufProblem::metadata(&self.key(suffix), "missing"))
     }
 
     /// The number of layers, of which the last must have tensors.
@@ -80,24 +104,39 @@ impl<'a> Keys<'a> {
             return Err(GgufProblem::metadata(&self.key("block_count"), why));
         }
         let last = format!("blk.{}.", layers - 1);
-        if !self.gguf.tensors().iter().any(|info| info.name.starts_with(&last)) {
-            return Err(GgufProblem::metadata(&self.key("block_count"), format!("{layers}, but no tensor is named {last}*")));
+        if !self
+            .gguf
+            .tensors()
+            .iter()
+            .any(|info| info.name.starts_with(&last))
+        {
+            return Err(GgufProblem::metadata(
+                &self.key("block_count"),
+                format!("{layers}, but no tensor is named {last}*"),
+            ));
         }
         Ok(layers)
     }
 
     fn optional_number(&self, suffix: &str) -> Result<Option<f64>, GgufProblem> {
-        let Some(value) = self.get(suffix) else { return Ok(None) };
+        let Some(value) = self.get(suffix) else {
+            return Ok(None);
+        };
         let number = value.as_f64().filter(|number| number.is_finite());
-        number.map(Some).ok_or_else(|| GgufProblem::metadata(&self.key(suffix), "not a finite number"))
+        number
+            .map(Some)
+            .ok_or_else(|| GgufProblem::metadata(&self.key(suffix), "not a finite number"))
     }
 
     fn number(&self, suffix: &str) -> Result<f64, GgufProblem> {
-        self.optional_number(suffix)?.ok_or_else(|| GgufProblem::metadata(&self.key(suffix), "missing"))
+        self.optional_number(suffix)?
+            .ok_or_else(|| GgufProblem::metadata(&self.key(suffix), "missing"))
     }
 
     fn token(&self, name: &str) -> Option<u64> {
-        self.gguf.get(&format!("tokenizer.ggml.{name}_token_id")).and_then(Value::as_u64)
+        self.gguf
+            .get(&format!("tokenizer.ggml.{name}_token_id"))
+            .and_then(Value::as_u64)
     }
 
     fn has(&self, tensor: &str) -> bool {
@@ -106,7 +145,10 @@ impl<'a> Keys<'a> {
 
     fn vocab_size(&self) -> Result<usize, GgufProblem> {
         let name = "token_embd.weight";
-        self.gguf.tensor(name).map(|info| info.rows()).ok_or_else(|| GgufProblem::NoTensor(name.into()))
+        self.gguf
+            .tensor(name)
+            .map(|info| info.rows())
+            .ok_or_else(|| GgufProblem::NoTensor(name.into()))
     }
 
     /// Adds what every family has.
@@ -115,10 +157,16 @@ impl<'a> Keys<'a> {
         config["tie_word_embeddings"] = (!self.has("output.weight")).into();
         let eos = self.token("eos");
         // Chat models end a turn with another token than a text.
-        let eot = self.token("eot").filter(|_| eos.is_some()).filter(|&eot| Some(eot) != eos);
+        let eot = self
+            .token("eot")
+            .filter(|_| eos.is_some())
+            .filter(|&eot| Some(eot) != eos);
         let ids = [
             ("bos_token_id", json!(self.token("bos"))),
-            ("eos_token_id", eot.map_or(json!(eos), |eot| json!([eos, eot]))),
+            (
+                "eos_token_id",
+                eot.map_or(json!(eos), |eot| json!([eos, eot])),
+            ),
             ("pad_token_id", json!(self.token("padding"))),
         ];
         for (key, id) in ids.into_iter().filter(|(_, id)| !id.is_null()) {
@@ -146,15 +194,26 @@ fn gpt2(keys: &Keys<'_>) -> Result<Json, GgufProblem> {
 
 fn decoder(keys: &Keys<'_>, all: &[u8]) -> Result<Json, GgufProblem> {
     if keys.optional_number_or_count("expert_count")? {
-        return Err(GgufProblem::metadata(&keys.key("expert_count"), "mixtures of experts are not supported"));
+        return Err(GgufProblem::metadata(
+            &keys.key("expert_count"),
+            "mixtures of experts are not supported",
+        ));
     }
     let hidden = keys.count("embedding_length")?;
     let heads = keys.count("attention.head_count")?;
     let layers = keys.layers()?;
-    let head_dim = keys.optional_count("attention.key_length")?.unwrap_or(hidden / heads);
+    let head_dim = keys
+        .optional_count("attention.key_length")?
+        .unwrap_or(hidden / heads);
     for suffix in ["attention.value_length", "rope.dimension_count"] {
-        if let Some(other) = keys.optional_count(suffix)?.filter(|&other| other != head_dim) {
-            return Err(GgufProblem::metadata(&keys.key(suffix), format!("{other} differs from the head dimension {head_dim}")));
+        if let Some(other) = keys
+            .optional_count(suffix)?
+            .filter(|&other| other != head_dim)
+        {
+            return Err(GgufProblem::metadata(
+                &keys.key(suffix),
+                format!("{other} differs from the head dimension {head_dim}"),
+            ));
         }
     }
     let theta = keys.optional_number("rope.freq_base")?.unwrap_or(10_000.0);
@@ -199,25 +258,54 @@ fn decoder(keys: &Keys<'_>, all: &[u8]) -> Result<Json, GgufProblem> {
     keys.finish(config)
 }
 
-fn gemma3(keys: &Keys<'_>, config: &mut Json, layers: usize, head_dim: usize, hidden_per_head: usize) -> Result<(), GgufProblem> {
+fn gemma3(
+    keys: &Keys<'_>,
+    config: &mut Json,
+    layers: usize,
+    head_dim: usize,
+    hidden_per_head: usize,
+) -> Result<(), GgufProblem> {
     let pattern_key = "attention.sliding_window_pattern";
     let full: Vec<bool> = match keys.get(pattern_key) {
-        Some(Value::Array(super::Array::Bool(sliding))) if sliding.len() == layers => sliding.iter().map(|sliding| !sliding).collect(),
-        Some(Value::Array(_)) => return Err(GgufProblem::metadata(&keys.key(pattern_key), "not one truth value per layer")),
+        Some(Value::Array(super::Array::Bool(sliding))) if sliding.len() == layers => {
+            sliding.iter().map(|sliding| !sliding).collect()
+        }
+        Some(Value::Array(_)) => {
+            return Err(GgufProblem::metadata(
+                &keys.key(pattern_key),
+                "not one truth value per layer",
+            ));
+        }
         _ => {
             let pattern = keys.optional_count(pattern_key)?.unwrap_or(GEMMA3_PATTERN);
             config["sliding_window_pattern"] = pattern.into();
-            (0..layers).map(|layer| (layer + 1) % pattern == 0).collect()
+            (0..layers)
+                .map(|layer| (layer + 1) % pattern == 0)
+                .collect()
         }
     };
     if let Some(object) = config.as_object_mut() {
         object.remove("hidden_act");
     }
-    let kinds = full.iter().map(|&full| if full { "full_attention" } else { "sliding_attention" });
+    let kinds = full.iter().map(|&full| {
+        if full {
+            "full_attention"
+        } else {
+            "sliding_attention"
+        }
+    });
     config["layer_types"] = kinds.collect::<Vec<_>>().into();
     config["hidden_activation"] = "gelu_pytorch_tanh".into();
-    config["query_pre_attn_scalar"] = if layers == GEMMA3_27B_LAYERS { hidden_per_head } else { head_dim }.into();
-    config["rope_local_base_freq"] = keys.optional_number("rope.freq_base_swa")?.unwrap_or(10_000.0).into();
+    config["query_pre_attn_scalar"] = if layers == GEMMA3_27B_LAYERS {
+        hidden_per_head
+    } else {
+        head_dim
+    }
+    .into();
+    config["rope_local_base_freq"] = keys
+        .optional_number("rope.freq_base_swa")?
+        .unwrap_or(10_000.0)
+        .into();
     config["sliding_window"] = keys.count("attention.sliding_window")?.into();
     config["attention_bias"] = false.into();
     config["attn_logit_softcapping"] = Json::Null;
@@ -225,14 +313,28 @@ fn gemma3(keys: &Keys<'_>, config: &mut Json, layers: usize, head_dim: usize, hi
     Ok(())
 }
 
-fn rope_scaling(keys: &Keys<'_>, all: &[u8], theta: f64, head_dim: usize) -> Result<Json, GgufProblem> {
+fn rope_scaling(
+    keys: &Keys<'_>,
+    all: &[u8],
+    theta: f64,
+    head_dim: usize,
+) -> Result<Json, GgufProblem> {
     if let Some(info) = keys.gguf.tensor(ROPE_FREQS) {
-        let table = keys.gguf.tensor_f32(all, ROPE_FREQS).map_err(|error| error.problem)?;
+        let table = keys
+            .gguf
+            .tensor_f32(all, ROPE_FREQS)
+            .map_err(|error| error.problem)?;
         if table.len() != head_dim / 2 {
             let dims = info.dims.iter().map(|&dim| dim as u64).collect();
-            return Err(GgufProblem::Dims { name: ROPE_FREQS.into(), dims, why: format!("expected {} elements", head_dim / 2) });
+            return Err(GgufProblem::Dims {
+                name: ROPE_FREQS.into(),
+                dims,
+                why: format!("expected {} elements", head_dim / 2),
+            });
         }
-        let Some(settings) = Llama3::from_table(&table, theta)? else { return Ok(Json::Null) };
+        let Some(settings) = Llama3::from_table(&table, theta)? else {
+            return Ok(Json::Null);
+        };
         return Ok(json!({
             "rope_type": "llama3",
             "factor": settings.factor,
@@ -242,13 +344,18 @@ fn rope_scaling(keys: &Keys<'_>, all: &[u8], theta: f64, head_dim: usize) -> Res
         }));
     }
     // Files before GGUF settled on `scaling.factor`.
-    let factor = keys.optional_number("rope.scaling.factor")?.or(keys.optional_number("rope.scale_linear")?);
+    let factor = keys
+        .optional_number("rope.scaling.factor")?
+        .or(keys.optional_number("rope.scale_linear")?);
     let kind = match keys.get("rope.scaling.type") {
-        Some(value) => value.as_str().ok_or_else(|| GgufProblem::metadata(&keys.key("rope.scaling.type"), "not text"))?,
+        Some(value) => value
+            .as_str()
+            .ok_or_else(|| GgufProblem::metadata(&keys.key("rope.scaling.type"), "not text"))?,
         None if factor.is_some_and(|factor| factor != 1.0) => "linear",
         None => "none",
     };
-    let factor = || factor.ok_or_else(|| GgufProblem::metadata(&keys.key("rope.scaling.factor"), "missing"));
+    let factor =
+        || factor.ok_or_else(|| GgufProblem::metadata(&keys.key("rope.scaling.factor"), "missing"));
     match kind {
         "none" => Ok(Json::Null),
         "linear" => Ok(json!({"rope_type": "linear", "factor": factor()?})),
@@ -257,7 +364,10 @@ fn rope_scaling(keys: &Keys<'_>, all: &[u8], theta: f64, head_dim: usize) -> Res
             "factor": factor()?,
             "original_max_position_embeddings": keys.count("rope.scaling.original_context_length")?,
         })),
-        other => Err(GgufProblem::metadata(&keys.key("rope.scaling.type"), format!("{other:?} is not supported"))),
+        other => Err(GgufProblem::metadata(
+            &keys.key("rope.scaling.type"),
+            format!("{other:?} is not supported"),
+        )),
     }
 }
 
@@ -266,7 +376,10 @@ impl Keys<'_> {
     fn optional_number_or_count(&self, suffix: &str) -> Result<bool, GgufProblem> {
         match self.get(suffix) {
             None => Ok(false),
-            Some(value) => value.as_u64().map(|n| n > 0).ok_or_else(|| GgufProblem::metadata(&self.key(suffix), "not a count")),
+            Some(value) => value
+                .as_u64()
+                .map(|n| n > 0)
+                .ok_or_else(|| GgufProblem::metadata(&self.key(suffix), "not a count")),
         }
     }
 }

@@ -1,8 +1,9 @@
 //! GGUF model files: reading, dequantising, writing, and their names in Hugging Face terms.
 //!
-//! [`Gguf::parse`] reads the header of a file that the caller has mapped or read; tensor data stays where it is.
-//! [`hf_config`] and [`NameMap`] say what the file is in Hugging Face terms; [`write()`] with [`gguf_metadata`] goes the
-//! other way. Layout: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
+//! [`Gguf::parse`] reads the header of a file that the caller has mapped or read; tensor data stays
+//! where it is. [`hf_config`] and [`NameMap`] say what the file is in Hugging Face terms;
+//! [`write()`] with [`gguf_metadata`] goes the other way. Layout:
+//! <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
 
 mod blocks;
 mod codes;
@@ -24,7 +25,9 @@ pub use container::{Gguf, TensorInfo};
 pub use error::{GgufError, GgufProblem};
 pub use export::{export_type, gguf_metadata, rope_freqs};
 pub use import::hf_config;
-pub use names::{Architecture, Layout, Mapped, NameMap, rotary_to_gguf, rotary_to_hf, rows_to_gguf, rows_to_hf};
+pub use names::{
+    Architecture, Layout, Mapped, NameMap, rotary_to_gguf, rotary_to_hf, rows_to_gguf, rows_to_hf,
+};
 pub use quantize::quantize;
 pub use tokenizer::{GgufTokenizer, tokenizer, tokenizer_metadata};
 pub use value::{Array, Value};

@@ -4,10 +4,12 @@ use half::{bf16, f16};
 
 use super::{GgmlType, GgufProblem};
 
-/// The bytes of `values` as `ggml_type`: F32, F16, BF16, Q8_0, Q4_0 or Q4_1, rounded as GGML's reference does.
+/// The bytes of `values` as `ggml_type`: F32, F16, BF16, Q8_0, Q4_0 or Q4_1, rounded as GGML's
+/// reference does.
 ///
 /// # Errors
-/// [`GgufProblem::Unsupported`] for another type, or when the values are not a whole number of blocks.
+/// [`GgufProblem::Unsupported`] for another type, or when the values are not a whole number of
+/// blocks.
 pub fn quantize(ggml_type: GgmlType, values: &[f32]) -> Result<Vec<u8>, GgufProblem> {
     let block: fn(&[f32], &mut Vec<u8>) = match ggml_type {
         GgmlType::F32 => |x, out| out.extend(x[0].to_le_bytes()),
@@ -16,14 +18,23 @@ pub fn quantize(ggml_type: GgmlType, values: &[f32]) -> Result<Vec<u8>, GgufProb
         GgmlType::Q8_0 => q8_0,
         GgmlType::Q4_0 => q4_0,
         GgmlType::Q4_1 => q4_1,
-        _ => return Err(GgufProblem::Unsupported(format!("cannot write {ggml_type}; use F32, F16, BF16, Q8_0, Q4_0 or Q4_1"))),
+        _ => {
+            return Err(GgufProblem::Unsupported(format!(
+                "cannot write {ggml_type}; use F32, F16, BF16, Q8_0, Q4_0 or Q4_1"
+            )));
+        }
     };
     let len = ggml_type.block_len();
     if !values.len().is_multiple_of(len) {
-        return Err(GgufProblem::Unsupported(format!("cannot write {} values as {ggml_type}, whose blocks hold {len}", values.len())));
+        return Err(GgufProblem::Unsupported(format!(
+            "cannot write {} values as {ggml_type}, whose blocks hold {len}",
+            values.len()
+        )));
     }
     let mut out = Vec::with_capacity(values.len() / len * ggml_type.block_bytes());
-    values.chunks_exact(len).for_each(|values| block(values, &mut out));
+    values
+        .chunks_exact(len)
+        .for_each(|values| block(values, &mut out));
     Ok(out)
 }
 
@@ -45,7 +56,10 @@ fn q8_0(x: &[f32], out: &mut Vec<u8>) {
 
 fn q4_0(x: &[f32], out: &mut Vec<u8>) {
     // The first value of the largest magnitude gets code 0 (that is, -8).
-    let extreme = x.iter().fold(0.0_f32, |extreme, &v| if v.abs() > extreme.abs() { v } else { extreme });
+    let extreme = x.iter().fold(
+        0.0_f32,
+        |extreme, &v| if v.abs() > extreme.abs() { v } else { extreme },
+    );
     let d = extreme / -8.0;
     let id = inverse(d);
     push_half(d, out);
@@ -53,7 +67,11 @@ fn q4_0(x: &[f32], out: &mut Vec<u8>) {
 }
 
 fn q4_1(x: &[f32], out: &mut Vec<u8>) {
-    let (min, max) = x.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(min, max), &v| (min.min(v), max.max(v)));
+    let (min, max) = x
+        .iter()
+        .fold((f32::INFINITY, f32::NEG_INFINITY), |(min, max), &v| {
+            (min.min(v), max.max(v))
+        });
     let d = (max - min) / 15.0;
     let id = inverse(d);
     push_half(d, out);
@@ -64,5 +82,9 @@ fn q4_1(x: &[f32], out: &mut Vec<u8>) {
 fn push_nibbles(x: &[f32], code: impl Fn(f32) -> f32, out: &mut Vec<u8>) {
     let code = |v: f32| (code(v) as u8).min(15);
     let (low, high) = x.split_at(x.len() / 2);
-    out.extend(low.iter().zip(high).map(|(&low, &high)| code(low) | code(high) << 4));
+    out.extend(
+        low.iter()
+            .zip(high)
+            .map(|(&low, &high)| code(low) | code(high) << 4),
+    );
 }

@@ -97,7 +97,8 @@ impl Value {
         }
     }
 
-    /// The value as a floating-point number; a 32-bit one keeps its shortest decimal form (1e-5 stays 1e-5).
+    /// The value as a floating-point number; a 32-bit one keeps its shortest decimal form (1e-5
+    /// stays 1e-5).
     pub fn as_f64(&self) -> Option<f64> {
         match *self {
             Self::F32(v) => v.to_string().parse().ok(),
@@ -108,17 +109,29 @@ impl Value {
 
     /// The value if it is text.
     pub fn as_str(&self) -> Option<&str> {
-        if let Self::String(text) = self { Some(text) } else { None }
+        if let Self::String(text) = self {
+            Some(text)
+        } else {
+            None
+        }
     }
 
     /// The value if it is a truth value.
     pub fn as_bool(&self) -> Option<bool> {
-        if let Self::Bool(value) = *self { Some(value) } else { None }
+        if let Self::Bool(value) = *self {
+            Some(value)
+        } else {
+            None
+        }
     }
 
     /// The value if it is an array.
     pub fn as_array(&self) -> Option<&Array> {
-        if let Self::Array(array) = self { Some(array) } else { None }
+        if let Self::Array(array) = self {
+            Some(array)
+        } else {
+            None
+        }
     }
 }
 
@@ -168,12 +181,20 @@ impl Array {
 
     /// The elements if they are text.
     pub fn as_strings(&self) -> Option<&[String]> {
-        if let Self::String(values) = self { Some(values) } else { None }
+        if let Self::String(values) = self {
+            Some(values)
+        } else {
+            None
+        }
     }
 
     /// The elements if they are 32-bit floating-point numbers.
     pub fn as_f32s(&self) -> Option<&[f32]> {
-        if let Self::F32(values) = self { Some(values) } else { None }
+        if let Self::F32(values) = self {
+            Some(values)
+        } else {
+            None
+        }
     }
 
     /// The elements as non-negative integers, whatever integer type holds them.

@@ -22,17 +22,29 @@ impl TensorSpec {
     fn checked_bytes(&self) -> Result<u64, GgufProblem> {
         let wrong = |why: &str| {
             let dims = self.shape.iter().rev().map(|&dim| dim as u64).collect();
-            GgufProblem::Dims { name: self.name.clone(), dims, why: why.to_owned() }
+            GgufProblem::Dims {
+                name: self.name.clone(),
+                dims,
+                why: why.to_owned(),
+            }
         };
         if self.shape.is_empty() || self.shape.len() > 4 || self.shape.contains(&0) {
             return Err(wrong("one to four, none zero, can be written"));
         }
         let block = self.ggml_type.block_len();
         if !self.shape[self.shape.len() - 1].is_multiple_of(block) {
-            return Err(wrong(&format!("the first must be a multiple of {block} for {}", self.ggml_type)));
+            return Err(wrong(&format!(
+                "the first must be a multiple of {block} for {}",
+                self.ggml_type
+            )));
         }
-        let elements = self.shape.iter().try_fold(1_u64, |product, &dim| product.checked_mul(dim as u64));
-        elements.and_then(|n| (n / block as u64).checked_mul(self.ggml_type.block_bytes() as u64)).ok_or_else(|| wrong("too large"))
+        let elements = self
+            .shape
+            .iter()
+            .try_fold(1_u64, |product, &dim| product.checked_mul(dim as u64));
+        elements
+            .and_then(|n| (n / block as u64).checked_mul(self.ggml_type.block_bytes() as u64))
+            .ok_or_else(|| wrong("too large"))
     }
 }
 
@@ -47,13 +59,14 @@ pub enum WriteError {
     File(#[from] FileError),
 }
 
-/// Writes `path`: `metadata` and `tensors`, in this order, each tensor's values as `values(index)` gives them.
+/// Writes `path`: `metadata` and `tensors`, in this order, each tensor's values as `values(index)`
+/// gives them.
 ///
 /// One tensor is in memory at a time. The file appears whole or not at all.
 ///
 /// # Errors
-/// [`WriteError`] for a duplicate name, an impossible shape, values that do not fill a shape, or the file system;
-/// an error of `values` comes back as [`WriteError::File`].
+/// [`WriteError`] for a duplicate name, an impossible shape, values that do not fill a shape, or
+/// the file system; an error of `values` comes back as [`WriteError::File`].
 pub fn write(
     path: &Path,
     metadata: &[(String, Value)],
@@ -68,7 +81,12 @@ pub fn write(
             let bytes = super::quantize(tensor.ggml_type, &values).map_err(io::Error::other)?;
             let expected: usize = tensor.shape.iter().product();
             if values.len() != expected {
-                let text = format!("tensor {}: {} values for shape {:?}", tensor.name, values.len(), tensor.shape);
+                let text = format!(
+                    "tensor {}: {} values for shape {:?}",
+                    tensor.name,
+                    values.len(),
+                    tensor.shape
+                );
                 return Err(io::Error::new(io::ErrorKind::InvalidData, text));
             }
             file.write_all(&bytes)?;
@@ -79,11 +97,16 @@ pub fn write(
     Ok(())
 }
 
-/// The metadata of a LoRA adapter file; its tensors are `NAME.lora_a` `[rank, in]` and `NAME.lora_b` `[out, rank]` for each
-/// adapted `NAME` such as `blk.0.attn_q.weight`.
+/// The metadata of a LoRA adapter file; its tensors are `NAME.lora_a` `[rank, in]` and
+/// `NAME.lora_b` `[out, rank]` for each adapted `NAME` such as `blk.0.attn_q.weight`.
 ///
-/// `lora_b` has its rows in the base file's order ([`super::rows_to_gguf`]); `token_embd.weight.lora_a` is transposed.
-pub fn lora_metadata(architecture: super::Architecture, name: &str, alpha: f32) -> Vec<(String, Value)> {
+/// `lora_b` has its rows in the base file's order ([`super::rows_to_gguf`]);
+/// `token_embd.weight.lora_a` is transposed.
+pub fn lora_metadata(
+    architecture: super::Architecture,
+    name: &str,
+    alpha: f32,
+) -> Vec<(String, Value)> {
     let pairs: [(&str, Value); 5] = [
         ("general.architecture", architecture.gguf_name().into()),
         ("general.type", "adapter".into()),
@@ -107,10 +130,16 @@ fn header(metadata: &[(String, Value)], tensors: &[TensorSpec]) -> Result<Vec<u8
     out.extend((metadata.len() as u64).to_le_bytes());
     for (key, value) in metadata {
         if !names.insert(key) {
-            return Err(GgufProblem::Duplicate { what: "metadata key", name: key.clone() });
+            return Err(GgufProblem::Duplicate {
+                what: "metadata key",
+                name: key.clone(),
+            });
         }
         if key == "general.alignment" && value.as_u64() != Some(DEFAULT_ALIGNMENT) {
-            return Err(GgufProblem::metadata(key, format!("files are written with an alignment of {DEFAULT_ALIGNMENT}")));
+            return Err(GgufProblem::metadata(
+                key,
+                format!("files are written with an alignment of {DEFAULT_ALIGNMENT}"),
+            ));
         }
         string(&mut out, key);
         out.extend(value.type_code().to_le_bytes());
@@ -120,17 +149,25 @@ fn header(metadata: &[(String, Value)], tensors: &[TensorSpec]) -> Result<Vec<u8
     let mut offset = 0_u64;
     for tensor in tensors {
         if !names.insert(&tensor.name) {
-            return Err(GgufProblem::Duplicate { what: "tensor", name: tensor.name.clone() });
+            return Err(GgufProblem::Duplicate {
+                what: "tensor",
+                name: tensor.name.clone(),
+            });
         }
         let bytes = tensor.checked_bytes()?;
         string(&mut out, &tensor.name);
         out.extend((tensor.shape.len() as u32).to_le_bytes());
-        tensor.shape.iter().rev().for_each(|&dim| out.extend((dim as u64).to_le_bytes()));
+        tensor
+            .shape
+            .iter()
+            .rev()
+            .for_each(|&dim| out.extend((dim as u64).to_le_bytes()));
         out.extend(tensor.ggml_type.code().to_le_bytes());
         out.extend(offset.to_le_bytes());
         let padded = bytes.checked_next_multiple_of(DEFAULT_ALIGNMENT);
-        offset =
-            padded.and_then(|bytes| offset.checked_add(bytes)).ok_or_else(|| GgufProblem::Unsupported("the file is too large".into()))?;
+        offset = padded
+            .and_then(|bytes| offset.checked_add(bytes))
+            .ok_or_else(|| GgufProblem::Unsupported("the file is too large".into()))?;
     }
     out.resize(out.len() + padding(out.len() as u64), 0);
     Ok(out)
@@ -185,17 +222,28 @@ mod tests {
     use crate::gguf::Gguf;
 
     fn spec(name: &str, shape: &[usize], ggml_type: GgmlType) -> TensorSpec {
-        TensorSpec { name: name.into(), shape: shape.into(), ggml_type }
+        TensorSpec {
+            name: name.into(),
+            shape: shape.into(),
+            ggml_type,
+        }
     }
 
     /// The Python package wrote the fixture; rewriting what was read from it gives the same bytes.
     #[test]
     fn a_rewritten_file_is_the_same_file() {
-        let path = format!("{}/../../fixtures/gguf/quantize.gguf", env!("CARGO_MANIFEST_DIR"));
+        let path = format!(
+            "{}/../../fixtures/gguf/quantize.gguf",
+            env!("CARGO_MANIFEST_DIR")
+        );
         let bytes = std::fs::read(path).unwrap();
         let gguf = Gguf::parse(&bytes, "quantize.gguf").unwrap();
         let values = gguf.tensor_f32(&bytes, "values").unwrap();
-        let specs: Vec<_> = gguf.tensors().iter().map(|t| spec(&t.name, &t.shape(), t.ggml_type)).collect();
+        let specs: Vec<_> = gguf
+            .tensors()
+            .iter()
+            .map(|t| spec(&t.name, &t.shape(), t.ggml_type))
+            .collect();
         let dir = tempfile::tempdir().unwrap();
         let copy = dir.path().join("copy.gguf");
         write(&copy, gguf.metadata(), &specs, |_| Ok(values.clone())).unwrap();
@@ -204,11 +252,17 @@ mod tests {
 
     #[test]
     fn every_value_type_is_written_as_it_was_read() {
-        let path = format!("{}/../../fixtures/gguf/blocks.gguf", env!("CARGO_MANIFEST_DIR"));
+        let path = format!(
+            "{}/../../fixtures/gguf/blocks.gguf",
+            env!("CARGO_MANIFEST_DIR")
+        );
         let bytes = std::fs::read(path).unwrap();
         let gguf = Gguf::parse(&bytes, "blocks.gguf").unwrap();
         let again = header(gguf.metadata(), &[]).unwrap();
-        assert_eq!(Gguf::parse(&again, "again").unwrap().metadata(), gguf.metadata());
+        assert_eq!(
+            Gguf::parse(&again, "again").unwrap().metadata(),
+            gguf.metadata()
+        );
         let metadata = 24..again.len() - 64;
         assert_eq!(again[metadata.clone()], bytes[metadata]);
     }
@@ -224,16 +278,31 @@ mod tests {
             (&[key("k"), key("k")], &[], "\"k\" occurs twice"),
             (&[key("general.alignment")], &[], "alignment of 32"),
             (&[], &[ok.clone(), ok.clone()], "\"a\" occurs twice"),
-            (&[], &[spec("a", &[2, 33], GgmlType::Q8_0)], "multiple of 32"),
+            (
+                &[],
+                &[spec("a", &[2, 33], GgmlType::Q8_0)],
+                "multiple of 32",
+            ),
             (&[], &[spec("a", &[0], GgmlType::F32)], "none zero"),
-            (&[], &[spec("a", &[usize::MAX, 32], GgmlType::F16)], "too large"),
+            (
+                &[],
+                &[spec("a", &[usize::MAX, 32], GgmlType::F16)],
+                "too large",
+            ),
         ];
         for (metadata, tensors, says) in cases {
-            let error = write(&path, metadata, tensors, |_| Ok(vec![0.0; 64])).unwrap_err().to_string();
+            let error = write(&path, metadata, tensors, |_| Ok(vec![0.0; 64]))
+                .unwrap_err()
+                .to_string();
             assert!(error.contains(says), "{error}");
         }
-        let error = write(&path, &[], std::slice::from_ref(&ok), |_| Ok(vec![0.0; 32])).unwrap_err().to_string();
-        assert!(error.contains("tensor a: 32 values for shape [2, 32]"), "{error}");
+        let error = write(&path, &[], std::slice::from_ref(&ok), |_| Ok(vec![0.0; 32]))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("tensor a: 32 values for shape [2, 32]"),
+            "{error}"
+        );
         assert!(write(&path, &[], &[ok], |_| Err(io::Error::other("no data"))).is_err());
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }

@@ -1,34 +1,37 @@
 //! Information capacity: how many bits a model saves for the compute that a token costs.
 //!
 //! # What it does
-//! A text has so many bits for each token of a tokenizer; coding with the model's probabilities takes fewer. The difference,
-//! divided by the logarithm of the operations that a token costs, says how much a model makes of its compute. Unlike
-//! perplexity it credits a tokenizer that spells a text with few tokens.
+//! A text has so many bits for each token of a tokenizer; coding with the model's probabilities
+//! takes fewer. The difference, divided by the logarithm of the operations that a token costs, says
+//! how much a model makes of its compute. Unlike perplexity it credits a tokenizer that spells a
+//! text with few tokens.
 //!
 //! # Update rule
-//! `TS` = bits of the text / tokens, `H` = bits that the model needs / tokens, `N` = operations for each generated token:
-//! `IC = (TS − H + b) / log2 N`.
+//! `TS` = bits of the text / tokens, `H` = bits that the model needs / tokens, `N` = operations for
+//! each generated token: `IC = (TS − H + b) / log2 N`.
 //!
 //! # When to use, when not
-//! To compare models on one text in one language. `b` belongs to a collection of texts; with another one the values have
-//! another scale and may be negative. Texts that the model was trained on raise it.
+//! To compare models on one text in one language. `b` belongs to a collection of texts; with
+//! another one the values have another scale and may be negative. Texts that the model was trained
+//! on raise it.
 //!
 //! # Cost
 //! One forward pass over the text.
 //!
 //! # Defaults and where they come from
-//! Samples of 1024 tokens, of which the first one only serves as context; `N` of generating 1024 tokens with a growing
-//! cache; `b` = −24, the reference's value for its mixed texts. [`fit_bias`] finds the value for a text of one's own from
-//! models of one family.
+//! Samples of 1024 tokens, of which the first one only serves as context; `N` of generating 1024
+//! tokens with a growing cache; `b` = −24, the reference's value for its mixed texts. [`fit_bias`]
+//! finds the value for a text of one's own from models of one family.
 //!
 //! # Departures from the paper
-//! The bytes of a sample are counted in the text itself, not in what its tokens decode to, and `TS` weighs samples by their
-//! tokens like `H` does; both agree with the reference for samples of full length in plain text. Beside the reference's
-//! count of operations, which takes the width of a head from the hidden size, there is one with the real width.
+//! The bytes of a sample are counted in the text itself, not in what its tokens decode to, and `TS`
+//! weighs samples by their tokens like `H` does; both agree with the reference for samples of full
+//! length in plain text. Beside the reference's count of operations, which takes the width of a
+//! head from the hidden size, there is one with the real width.
 //!
 //! # References
-//! Yuan et al.: Information Capacity: Evaluating the Efficiency of Large Language Models via Text Compression, 2025,
-//! arXiv 2511.08066.
+//! Yuan et al.: Information Capacity: Evaluating the Efficiency of Large Language Models via Text
+//! Compression, 2025, arXiv 2511.08066.
 
 use serde::{Deserialize, Serialize};
 
@@ -60,20 +63,32 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// Operations for each token when `length` tokens are generated from an empty cache, a multiply-add counting two.
+    /// Operations for each token when `length` tokens are generated from an empty cache, a
+    /// multiply-add counting two.
     pub fn flops_per_token(&self, length: u64) -> f64 {
         let (query, key) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let forward = if self.gated { 6 } else { 4 } * self.hidden * self.intermediate * self.active_experts;
-        let router = if self.experts > 1 { 2 * self.hidden * self.experts } else { 0 };
+        let forward =
+            if self.gated { 6 } else { 4 } * self.hidden * self.intermediate * self.active_experts;
+        let router = if self.experts > 1 {
+            2 * self.hidden * self.experts
+        } else {
+            0
+        };
         let matrices = 2 * self.hidden * (2 * query + 2 * key) + forward + router;
         // Scores and values over the mean number of tokens before.
         let attention = 4 * query * (length.saturating_sub(1));
-        (self.layers * matrices + 2 * self.hidden * self.vocab) as f64 + (self.layers * attention) as f64 / 2.0
+        (self.layers * matrices + 2 * self.hidden * self.vocab) as f64
+            + (self.layers * attention) as f64 / 2.0
     }
 
     /// The same as the reference implementation counts: heads share the hidden size evenly.
     pub fn reference_flops_per_token(&self, length: u64) -> f64 {
-        Self { head_dim: self.hidden / self.heads.max(1), gated: true, ..*self }.flops_per_token(length)
+        Self {
+            head_dim: self.hidden / self.heads.max(1),
+            gated: true,
+            ..*self
+        }
+        .flops_per_token(length)
     }
 }
 
@@ -109,7 +124,8 @@ impl TextCost {
         self.text_size() - self.bits()
     }
 
-    /// Information capacity at `flops` operations for each token, with the bias of the collection of texts.
+    /// Information capacity at `flops` operations for each token, with the bias of the collection
+    /// of texts.
     pub fn information_capacity(&self, flops: f64, bias: f64) -> f64 {
         information_capacity(self.text_size(), self.bits(), flops, bias)
     }
@@ -120,12 +136,21 @@ pub fn information_capacity(text_size: f64, bits: f64, flops: f64, bias: f64) ->
     (text_size - bits + bias) / flops.log2()
 }
 
-/// The bias that gives models of one family the same capacity, from (gain, operations) of each; with that capacity.
+/// The bias that gives models of one family the same capacity, from (gain, operations) of each;
+/// with that capacity.
 ///
 /// `None` of fewer than two sizes.
 pub fn fit_bias(models: &[(f64, f64)]) -> Option<(f64, f64)> {
-    let x = Matrix::from_rows(&models.iter().map(|(_, flops)| vec![1.0, flops.log2()]).collect::<Vec<_>>());
-    let line = least_squares(&x, &models.iter().map(|(gain, _)| *gain).collect::<Vec<_>>())?;
+    let x = Matrix::from_rows(
+        &models
+            .iter()
+            .map(|(_, flops)| vec![1.0, flops.log2()])
+            .collect::<Vec<_>>(),
+    );
+    let line = least_squares(
+        &x,
+        &models.iter().map(|(gain, _)| *gain).collect::<Vec<_>>(),
+    )?;
     Some((-line[0], line[1]))
 }
 
@@ -150,7 +175,10 @@ mod tests {
     fn operations_of_two_models() {
         assert_eq!(SMOLLM2.flops_per_token(1024), 304_314_624.0);
         assert_eq!(SMOLLM2.flops_per_token(1), 268_959_744.0);
-        assert_eq!(SMOLLM2.flops_per_token(1024) - SMOLLM2.flops_per_token(1), 35_354_880.0);
+        assert_eq!(
+            SMOLLM2.flops_per_token(1024) - SMOLLM2.flops_per_token(1),
+            35_354_880.0
+        );
         assert!((SMOLLM2.flops_per_token(1024).log2() - 28.18099).abs() < 5e-6);
         let llama3 = Shape {
             hidden: 4096,
@@ -167,38 +195,65 @@ mod tests {
         assert_eq!(llama3.reference_flops_per_token(1024), 15_277_490_176.0);
         assert_eq!(llama3.flops_per_token(1024), 15_277_490_176.0);
         // Twice as wide heads: the count of the reference does not see them.
-        let wide = Shape { head_dim: 256, ..llama3 };
+        let wide = Shape {
+            head_dim: 256,
+            ..llama3
+        };
         assert_eq!(wide.reference_flops_per_token(1024), 15_277_490_176.0);
         assert!(wide.flops_per_token(1024) > 16e9);
     }
 
     #[test]
     fn only_the_experts_that_a_token_meets_count() {
-        let mixture = Shape { experts: 8, active_experts: 2, ..SMOLLM2 };
+        let mixture = Shape {
+            experts: 8,
+            active_experts: 2,
+            ..SMOLLM2
+        };
         // One more expert for each token, and a router over eight, in thirty layers.
         let more = 30.0 * (6.0 * 576.0 * 1536.0 + 2.0 * 576.0 * 8.0);
-        assert_eq!(mixture.flops_per_token(1024) - SMOLLM2.flops_per_token(1024), more);
+        assert_eq!(
+            mixture.flops_per_token(1024) - SMOLLM2.flops_per_token(1024),
+            more
+        );
     }
 
     #[test]
     fn worked_capacities() {
         let flops = SMOLLM2.flops_per_token(1024);
         assert!((information_capacity(36.0, 4.0, flops, -24.0) - 0.283879).abs() < 5e-7);
-        let cost = TextCost { tokens: 1000, bytes: 4500, nats: 4.0 * std::f64::consts::LN_2 * 1000.0 };
+        let cost = TextCost {
+            tokens: 1000,
+            bytes: 4500,
+            nats: 4.0 * std::f64::consts::LN_2 * 1000.0,
+        };
         assert!((cost.text_size() - 36.0).abs() < 1e-12 && (cost.bits() - 4.0).abs() < 1e-12);
         assert!((cost.information_capacity(flops, -24.0) - 0.283879).abs() < 5e-7);
         assert!((cost.bits_per_byte() - 4.0 / 4.5).abs() < 1e-12);
         // A uniform guess over V tokens takes log2 V bits.
-        let uniform = TextCost { tokens: 10, bytes: 40, nats: 10.0 * 49152f64.ln() };
+        let uniform = TextCost {
+            tokens: 10,
+            bytes: 40,
+            nats: 10.0 * 49152f64.ln(),
+        };
         assert!((uniform.bits() - 49152f64.log2()).abs() < 1e-12);
         // Twice the samples change nothing.
-        let twice = TextCost { tokens: 2000, bytes: 9000, nats: 2.0 * cost.nats };
-        assert_eq!(twice.information_capacity(flops, -24.0), cost.information_capacity(flops, -24.0));
+        let twice = TextCost {
+            tokens: 2000,
+            bytes: 9000,
+            nats: 2.0 * cost.nats,
+        };
+        assert_eq!(
+            twice.information_capacity(flops, -24.0),
+            cost.information_capacity(flops, -24.0)
+        );
     }
 
     #[test]
     fn the_bias_of_a_family_is_found() {
-        let models: Vec<(f64, f64)> = [1e8, 4e8, 1e9, 7e9].map(|n: f64| (0.41 * n.log2() + 21.5, n)).to_vec();
+        let models: Vec<(f64, f64)> = [1e8, 4e8, 1e9, 7e9]
+            .map(|n: f64| (0.41 * n.log2() + 21.5, n))
+            .to_vec();
         let (bias, capacity) = fit_bias(&models).unwrap();
         assert!((bias + 21.5).abs() < 1e-9 && (capacity - 0.41).abs() < 1e-9);
         for (gain, flops) in models {

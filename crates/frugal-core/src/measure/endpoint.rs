@@ -1,4 +1,5 @@
-//! A text-completion service that speaks OpenAI's protocol over plain HTTP, as far as measuring its time needs it.
+//! A text-completion service that speaks OpenAI's protocol over plain HTTP, as far as measuring its
+//! time needs it.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -65,15 +66,38 @@ impl Endpoint {
     /// # Errors
     /// Addresses that are not plain HTTP.
     pub fn new(url: &str, model: &str) -> Result<Self, EndpointError> {
-        let bad = |reason: &str| EndpointError::Address { url: url.into(), reason: reason.into() };
-        let rest = url.strip_prefix("http://").ok_or_else(|| bad("only plain http:// is spoken here"))?;
-        let (host, path) = rest.split_once('/').map_or((rest, ""), |(host, path)| (host, path.trim_end_matches('/')));
-        if host.is_empty() || host.contains(char::is_whitespace) || path.contains(char::is_whitespace) {
+        let bad = |reason: &str| EndpointError::Address {
+            url: url.into(),
+            reason: reason.into(),
+        };
+        let rest = url
+            .strip_prefix("http://")
+            .ok_or_else(|| bad("only plain http:// is spoken here"))?;
+        let (host, path) = rest.split_once('/').map_or((rest, ""), |(host, path)| {
+            (host, path.trim_end_matches('/'))
+        });
+        if host.is_empty()
+            || host.contains(char::is_whitespace)
+            || path.contains(char::is_whitespace)
+        {
             return Err(bad("it names no host"));
         }
-        let host = if host.contains(':') { host.to_owned() } else { format!("{host}:80") };
-        let path = if path.is_empty() { "/v1".to_owned() } else { format!("/{path}") };
-        Ok(Self { url: url.into(), host, path, model: model.into() })
+        let host = if host.contains(':') {
+            host.to_owned()
+        } else {
+            format!("{host}:80")
+        };
+        let path = if path.is_empty() {
+            "/v1".to_owned()
+        } else {
+            format!("/{path}")
+        };
+        Ok(Self {
+            url: url.into(),
+            host,
+            path,
+            model: model.into(),
+        })
     }
 
     /// Asks for exactly `tokens` tokens after a prompt of about `words` tokens.
@@ -89,18 +113,33 @@ impl Endpoint {
         let start = Instant::now();
         let answer = self.post("/completions", &body.to_string())?;
         let seconds = start.elapsed().as_secs_f64();
-        let count = |key: &str| answer["usage"][key].as_u64().and_then(|n| usize::try_from(n).ok());
+        let count = |key: &str| {
+            answer["usage"][key]
+                .as_u64()
+                .and_then(|n| usize::try_from(n).ok())
+        };
         match (count("prompt_tokens"), count("completion_tokens")) {
-            (Some(prompt_tokens), Some(completion_tokens)) => Ok(Completion { prompt_tokens, completion_tokens, seconds }),
-            _ => Err(self.answer(format!("no `usage` with token counts in the answer: {}", shortened(&answer.to_string())))),
+            (Some(prompt_tokens), Some(completion_tokens)) => Ok(Completion {
+                prompt_tokens,
+                completion_tokens,
+                seconds,
+            }),
+            _ => Err(self.answer(format!(
+                "no `usage` with token counts in the answer: {}",
+                shortened(&answer.to_string())
+            ))),
         }
     }
 
     fn post(&self, call: &str, body: &str) -> Result<Value, EndpointError> {
-        let failed = |source| EndpointError::Connection { url: self.url.clone(), source };
+        let failed = |source| EndpointError::Connection {
+            url: self.url.clone(),
+            source,
+        };
         let address = self.host.to_socket_addrs().map_err(failed)?.next();
         let address = address.ok_or_else(|| self.answer("the host has no address".into()))?;
-        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(10)).map_err(failed)?;
+        let mut stream =
+            TcpStream::connect_timeout(&address, Duration::from_secs(10)).map_err(failed)?;
         stream.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
         stream.set_nodelay(true).map_err(failed)?;
         let request = format!(
@@ -116,11 +155,15 @@ impl Endpoint {
         if status != 200 {
             return Err(self.answer(format!("status {status}: {}", shortened(&text))));
         }
-        serde_json::from_str(&text).map_err(|e| self.answer(format!("not JSON ({e}): {}", shortened(&text))))
+        serde_json::from_str(&text)
+            .map_err(|e| self.answer(format!("not JSON ({e}): {}", shortened(&text))))
     }
 
     fn answer(&self, reason: String) -> EndpointError {
-        EndpointError::Answer { url: self.url.clone(), reason }
+        EndpointError::Answer {
+            url: self.url.clone(),
+            reason,
+        }
     }
 }
 
@@ -136,7 +179,12 @@ fn read_response(reader: &mut impl BufRead) -> std::io::Result<(u16, Vec<u8>)> {
     let malformed = || std::io::Error::new(std::io::ErrorKind::InvalidData, "not an HTTP answer");
     let mut line = String::new();
     reader.read_line(&mut line)?;
-    let status = line.split_whitespace().nth(1).and_then(|s| s.parse().ok()).filter(|_| line.starts_with("HTTP/")).ok_or_else(malformed)?;
+    let status = line
+        .split_whitespace()
+        .nth(1)
+        .and_then(|s| s.parse().ok())
+        .filter(|_| line.starts_with("HTTP/"))
+        .ok_or_else(malformed)?;
     let (mut length, mut chunked) = (None, false);
     loop {
         line.clear();
@@ -160,7 +208,8 @@ fn read_response(reader: &mut impl BufRead) -> std::io::Result<(u16, Vec<u8>)> {
         loop {
             line.clear();
             reader.read_line(&mut line)?;
-            let size = u64::from_str_radix(line.trim().split(';').next().unwrap_or_default(), 16).map_err(|_| malformed())?;
+            let size = u64::from_str_radix(line.trim().split(';').next().unwrap_or_default(), 16)
+                .map_err(|_| malformed())?;
             if size == 0 || content.len() as u64 + size > MOST {
                 break;
             }
@@ -169,7 +218,10 @@ fn read_response(reader: &mut impl BufRead) -> std::io::Result<(u16, Vec<u8>)> {
             reader.read_line(&mut line)?;
         }
     } else {
-        reader.by_ref().take(length.unwrap_or(MOST).min(MOST)).read_to_end(&mut content)?;
+        reader
+            .by_ref()
+            .take(length.unwrap_or(MOST).min(MOST))
+            .read_to_end(&mut content)?;
     }
     Ok((status, content))
 }
@@ -181,7 +233,8 @@ mod tests {
     use super::super::runtime::{Rule, RuntimeFit, Summary, Timing, cells};
     use super::*;
 
-    /// A service that takes 2 ms for each word of the prompt and 6 ms for each token, and says so in chunks.
+    /// A service that takes 2 ms for each word of the prompt and 6 ms for each token, and says so
+    /// in chunks.
     fn service(requests: usize) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -200,12 +253,25 @@ mod tests {
                 let mut body = vec![0; length];
                 reader.read_exact(&mut body).unwrap();
                 let asked: Value = serde_json::from_slice(&body).unwrap();
-                let (words, tokens) = (asked["prompt"].as_str().unwrap().split(' ').count(), asked["max_tokens"].as_u64().unwrap());
+                let (words, tokens) = (
+                    asked["prompt"].as_str().unwrap().split(' ').count(),
+                    asked["max_tokens"].as_u64().unwrap(),
+                );
                 std::thread::sleep(Duration::from_millis(2 * words as u64 + 6 * tokens));
-                let answer = json!({ "usage": { "prompt_tokens": words, "completion_tokens": tokens } }).to_string();
+                let answer =
+                    json!({ "usage": { "prompt_tokens": words, "completion_tokens": tokens } })
+                        .to_string();
                 let (first, second) = answer.split_at(10);
-                let chunks = format!("{:x}\r\n{first}\r\n{:x}\r\n{second}\r\n0\r\n\r\n", first.len(), second.len());
-                write!(stream, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}").unwrap();
+                let chunks = format!(
+                    "{:x}\r\n{first}\r\n{:x}\r\n{second}\r\n0\r\n\r\n",
+                    first.len(),
+                    second.len()
+                );
+                write!(
+                    stream,
+                    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}"
+                )
+                .unwrap();
             }
         });
         format!("http://{address}/v1")
@@ -214,21 +280,30 @@ mod tests {
     #[test]
     fn the_times_of_a_local_service_are_found_again() {
         let (prompts, outputs, trials) = ([1, 10, 20], [1, 4, 8], 4);
-        let endpoint = Endpoint::new(&service(prompts.len() * outputs.len() * trials), "m").unwrap();
+        let endpoint =
+            Endpoint::new(&service(prompts.len() * outputs.len() * trials), "m").unwrap();
         let mut timings = Vec::new();
         for prompt in prompts {
             for output in outputs {
                 for _ in 0..trials {
                     let done = endpoint.complete(prompt, output).unwrap();
-                    assert_eq!((done.prompt_tokens, done.completion_tokens), (prompt, output));
-                    timings.push(Timing { prompt: done.prompt_tokens, output: done.completion_tokens, seconds: done.seconds });
+                    assert_eq!(
+                        (done.prompt_tokens, done.completion_tokens),
+                        (prompt, output)
+                    );
+                    timings.push(Timing {
+                        prompt: done.prompt_tokens,
+                        output: done.completion_tokens,
+                        seconds: done.seconds,
+                    });
                 }
             }
         }
         let fit = RuntimeFit::new(&cells(&timings, Summary::Fastest), false).unwrap();
         // A sleep is never shorter than asked for, and on a busy machine somewhat longer.
         assert!(fit.beta > 0.0055 && fit.beta < 0.012, "{fit:?}");
-        let slope = (fit.prompt_seconds(20, Rule::Linear) - fit.prompt_seconds(1, Rule::Linear)) / 19.0;
+        let slope =
+            (fit.prompt_seconds(20, Rule::Linear) - fit.prompt_seconds(1, Rule::Linear)) / 19.0;
         assert!(slope > 0.0015 && slope < 0.004, "{fit:?}");
     }
 
@@ -237,8 +312,16 @@ mod tests {
         let address = |url: &str| Endpoint::new(url, "m").map(|_| ()).unwrap_err().to_string();
         assert!(address("https://example.org/v1").contains("plain http://"));
         assert!(address("http:///v1").contains("no host"));
-        let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        assert!(Endpoint::new(&format!("http://{closed}"), "m").unwrap().complete(1, 1).is_err());
+        let closed = TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
+        assert!(
+            Endpoint::new(&format!("http://{closed}"), "m")
+                .unwrap()
+                .complete(1, 1)
+                .is_err()
+        );
         let answers = |text: &'static str| {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             let url = format!("http://{}", listener.local_addr().unwrap());
@@ -248,9 +331,16 @@ mod tests {
                 let _ = stream.read(&mut seen);
                 let _ = stream.write_all(text.as_bytes());
             });
-            Endpoint::new(&url, "m").unwrap().complete(1, 1).unwrap_err().to_string()
+            Endpoint::new(&url, "m")
+                .unwrap()
+                .complete(1, 1)
+                .unwrap_err()
+                .to_string()
         };
-        assert!(answers("HTTP/1.1 404 Not Found\r\nContent-Length: 7\r\n\r\nnothing").contains("status 404: nothing"));
+        assert!(
+            answers("HTTP/1.1 404 Not Found\r\nContent-Length: 7\r\n\r\nnothing")
+                .contains("status 404: nothing")
+        );
         assert!(answers("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}").contains("usage"));
         assert!(answers("hello\r\n\r\n").contains("not an HTTP answer"));
     }

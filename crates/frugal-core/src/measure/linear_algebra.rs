@@ -14,7 +14,11 @@ pub struct Matrix {
 impl Matrix {
     /// A matrix of zeros.
     pub fn zeros(rows: usize, columns: usize) -> Self {
-        Self { rows, columns, data: vec![0.0; rows * columns] }
+        Self {
+            rows,
+            columns,
+            data: vec![0.0; rows * columns],
+        }
     }
 
     /// From rows of equal length; shorter rows are filled with zeros.
@@ -46,7 +50,10 @@ impl Matrix {
             for a in 0..n {
                 let scaled = weight * row[a];
                 if scaled != 0.0 {
-                    out.data[a * n..a * n + a + 1].iter_mut().zip(row).for_each(|(o, b)| *o += scaled * b);
+                    out.data[a * n..a * n + a + 1]
+                        .iter_mut()
+                        .zip(row)
+                        .for_each(|(o, b)| *o += scaled * b);
                 }
             }
         }
@@ -78,7 +85,8 @@ impl Cholesky {
         let mut lower = matrix.data.clone();
         for i in 0..n {
             for j in 0..=i {
-                let sum = lower[i * n + j] - dot(&lower[i * n..i * n + j], &lower[j * n..j * n + j]);
+                let sum =
+                    lower[i * n + j] - dot(&lower[i * n..i * n + j], &lower[j * n..j * n + j]);
                 if i == j {
                     if sum.is_nan() || sum <= 0.0 {
                         return None;
@@ -101,17 +109,21 @@ impl Cholesky {
             x[i] = sum / self.lower[i * n + i];
         }
         for i in (0..n).rev() {
-            let sum = x[i] - (i + 1..n).map(|k| self.lower[k * n + i] * x[k]).sum::<f64>();
+            let sum = x[i]
+                - (i + 1..n)
+                    .map(|k| self.lower[k * n + i] * x[k])
+                    .sum::<f64>();
             x[i] = sum / self.lower[i * n + i];
         }
         x
     }
 }
 
-/// Eigenvalues of a symmetric matrix, in no particular order: Householder's reduction to three diagonals, then QL steps
-/// with implicit shifts (Wilkinson and Reinsch, 1971).
+/// Eigenvalues of a symmetric matrix, in no particular order: Householder's reduction to three
+/// diagonals, then QL steps with implicit shifts (Wilkinson and Reinsch, 1971).
 ///
-/// Returns `None` if an eigenvalue does not converge in 50 steps, which finite input does not bring about.
+/// Returns `None` if an eigenvalue does not converge in 50 steps, which finite input does not bring
+/// about.
 pub fn symmetric_eigenvalues(matrix: &Matrix) -> Option<Vec<f64>> {
     let n = matrix.rows;
     if n == 0 {
@@ -169,7 +181,9 @@ fn ql(d: &mut [f64], e: &mut [f64]) -> bool {
     let n = d.len();
     for l in 0..n {
         for step in 0.. {
-            let m = (l..n - 1).find(|&m| e[m].abs() <= f64::EPSILON * (d[m].abs() + d[m + 1].abs())).unwrap_or(n - 1);
+            let m = (l..n - 1)
+                .find(|&m| e[m].abs() <= f64::EPSILON * (d[m].abs() + d[m + 1].abs()))
+                .unwrap_or(n - 1);
             if m == l {
                 break;
             }
@@ -217,7 +231,10 @@ pub fn least_squares(x: &Matrix, y: &[f64]) -> Option<Vec<f64>> {
     }
     let mut right = vec![0.0; x.columns];
     for (i, value) in y.iter().enumerate() {
-        right.iter_mut().zip(x.row(i)).for_each(|(r, v)| *r += v * value);
+        right
+            .iter_mut()
+            .zip(x.row(i))
+            .for_each(|(r, v)| *r += v * value);
     }
     Cholesky::new(&x.gram(None)).map(|c| c.solve(&right))
 }
@@ -228,7 +245,11 @@ mod tests {
 
     fn wave(rows: usize, columns: usize) -> Matrix {
         let value = |k: usize| (0.37 * k as f64 + 0.003 * (k * k) as f64).sin();
-        Matrix { rows, columns, data: (0..rows * columns).map(value).collect() }
+        Matrix {
+            rows,
+            columns,
+            data: (0..rows * columns).map(value).collect(),
+        }
     }
 
     #[test]
@@ -237,14 +258,21 @@ mod tests {
         let expected: Vec<f64> = (0..8).map(|i| f64::from(i) - 3.5).collect();
         let right: Vec<f64> = (0..8).map(|i| dot(gram.row(i), &expected)).collect();
         let found = Cholesky::new(&gram).unwrap().solve(&right);
-        assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-10), "{found:?}");
+        assert!(
+            found
+                .iter()
+                .zip(&expected)
+                .all(|(a, b)| (a - b).abs() < 1e-10),
+            "{found:?}"
+        );
         assert!(Cholesky::new(&Matrix::from_rows(&[vec![1.0, 2.0], vec![2.0, 1.0]])).is_none());
     }
 
     #[test]
     fn eigenvalues_have_the_moments_of_the_matrix() {
         // [[2, 1], [1, 2]] has 1 and 3; a diagonal matrix has its diagonal.
-        let mut two = symmetric_eigenvalues(&Matrix::from_rows(&[vec![2.0, 1.0], vec![1.0, 2.0]])).unwrap();
+        let mut two =
+            symmetric_eigenvalues(&Matrix::from_rows(&[vec![2.0, 1.0], vec![1.0, 2.0]])).unwrap();
         two.sort_by(f64::total_cmp);
         assert!((two[0] - 1.0).abs() < 1e-12 && (two[1] - 3.0).abs() < 1e-12);
         for n in [1, 3, 17, 60] {
@@ -254,18 +282,41 @@ mod tests {
             let square: f64 = matrix.data.iter().map(|v| v * v).sum();
             let trace: f64 = (0..n).map(|i| matrix.row(i)[i]).sum();
             let scale = trace.max(1.0);
-            assert!((values.iter().sum::<f64>() - trace).abs() < 1e-10 * scale, "{n}");
-            assert!((values.iter().map(|v| v * v).sum::<f64>() - square).abs() < 1e-9 * scale * scale, "{n}");
+            assert!(
+                (values.iter().sum::<f64>() - trace).abs() < 1e-10 * scale,
+                "{n}"
+            );
+            assert!(
+                (values.iter().map(|v| v * v).sum::<f64>() - square).abs() < 1e-9 * scale * scale,
+                "{n}"
+            );
             let cube: f64 = (0..n)
-                .map(|i| (0..n).map(|j| matrix.row(i)[j] * (0..n).map(|k| matrix.row(j)[k] * matrix.row(k)[i]).sum::<f64>()).sum::<f64>())
+                .map(|i| {
+                    (0..n)
+                        .map(|j| {
+                            matrix.row(i)[j]
+                                * (0..n)
+                                    .map(|k| matrix.row(j)[k] * matrix.row(k)[i])
+                                    .sum::<f64>()
+                        })
+                        .sum::<f64>()
+                })
                 .sum();
-            assert!((values.iter().map(|v| v.powi(3)).sum::<f64>() - cube).abs() < 1e-8 * scale.powi(3), "{n}");
+            assert!(
+                (values.iter().map(|v| v.powi(3)).sum::<f64>() - cube).abs() < 1e-8 * scale.powi(3),
+                "{n}"
+            );
         }
     }
 
     #[test]
     fn a_line_is_found() {
-        let x = Matrix::from_rows(&[vec![1.0, 0.0], vec![1.0, 1.0], vec![1.0, 2.0], vec![1.0, 3.0]]);
+        let x = Matrix::from_rows(&[
+            vec![1.0, 0.0],
+            vec![1.0, 1.0],
+            vec![1.0, 2.0],
+            vec![1.0, 3.0],
+        ]);
         let found = least_squares(&x, &[1.0, 3.0, 5.0, 7.0]).unwrap();
         assert!((found[0] - 1.0).abs() < 1e-12 && (found[1] - 2.0).abs() < 1e-12);
     }

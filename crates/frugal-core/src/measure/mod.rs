@@ -1,4 +1,5 @@
-//! Measuring without tensors: the arithmetic of benchmarks and metrics, one file or folder for each.
+//! Measuring without tensors: the arithmetic of benchmarks and metrics, one file or folder for
+//! each.
 
 pub mod capacity;
 pub mod efficiency;

@@ -1,12 +1,13 @@
 //! Running Python programs that a model wrote, held in by the operating system.
 //!
-//! Each program runs in a process of its own with limits on processor time, memory, processes, open files and the size of
-//! files (`setrlimit`), a wall clock outside of it, a cap on its output, an empty environment, and a scratch folder that is
-//! deleted afterwards. Where `unshare` is permitted it also has no network, sees no other processes, and everything it
-//! started ends with it; a program started by root runs as another user. [`Isolation`] says what holds on this machine.
+//! Each program runs in a process of its own with limits on processor time, memory, processes, open
+//! files and the size of files (`setrlimit`), a wall clock outside of it, a cap on its output, an
+//! empty environment, and a scratch folder that is deleted afterwards. Where `unshare` is permitted
+//! it also has no network, sees no other processes, and everything it started ends with it; a
+//! program started by root runs as another user. [`Isolation`] says what holds on this machine.
 //!
-//! This protects the machine from mistakes and from the usual mischief. It is no defence against someone who attacks the
-//! kernel, and files that everyone may read can be read.
+//! This protects the machine from mistakes and from the usual mischief. It is no defence against
+//! someone who attacks the kernel, and files that everyone may read can be read.
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -22,7 +23,9 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 pub enum SandboxError {
     /// No interpreter that works inside.
-    #[error("no Python that runs in the sandbox (tried {tried}): install python3, or name one with `--python`")]
+    #[error(
+        "no Python that runs in the sandbox (tried {tried}): install python3, or name one with `--python`"
+    )]
     NoPython {
         /// What was tried.
         tried: String,
@@ -51,7 +54,14 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { wall_seconds: 10.0, cpu_seconds: 10, memory: 1 << 30, processes: 16, file_bytes: 16 << 20, output_bytes: 1 << 20 }
+        Self {
+            wall_seconds: 10.0,
+            cpu_seconds: 10,
+            memory: 1 << 30,
+            processes: 16,
+            file_bytes: 16 << 20,
+            output_bytes: 1 << 20,
+        }
     }
 }
 
@@ -69,10 +79,19 @@ pub struct Isolation {
 impl Isolation {
     /// One sentence for people.
     pub fn describe(&self) -> String {
-        let held = |holds: bool, yes: &str, no: &str| if holds { yes.to_owned() } else { no.to_owned() };
+        let held =
+            |holds: bool, yes: &str, no: &str| if holds { yes.to_owned() } else { no.to_owned() };
         [
-            held(self.no_network, "no network", "the network is NOT cut off (unshare is not permitted here)"),
-            held(self.own_processes, "own process space", "processes that leave their group may outlive it"),
+            held(
+                self.no_network,
+                "no network",
+                "the network is NOT cut off (unshare is not permitted here)",
+            ),
+            held(
+                self.own_processes,
+                "own process space",
+                "processes that leave their group may outlive it",
+            ),
             held(self.other_user, "another user", "the same user"),
         ]
         .join(", ")
@@ -143,19 +162,31 @@ exec(program, {"__name__": "__main__", "__builtins__": __builtins__})
 "#;
 
 impl Sandbox {
-    /// Finds the strongest isolation that works here, with the Python named or the first one that runs.
+    /// Finds the strongest isolation that works here, with the Python named or the first one that
+    /// runs.
     ///
     /// # Errors
     /// When no interpreter runs.
     pub fn new(python: Option<&Path>) -> Result<Self, SandboxError> {
         let candidates: Vec<PathBuf> = match python {
             Some(path) => vec![path.to_owned()],
-            None => ["python3", "/usr/bin/python3", "/usr/local/bin/python3"].map(PathBuf::from).to_vec(),
+            None => ["python3", "/usr/bin/python3", "/usr/local/bin/python3"]
+                .map(PathBuf::from)
+                .to_vec(),
         };
         let candidates: Vec<PathBuf> = candidates.iter().filter_map(|p| executable(p)).collect();
         // A number of its own keeps the processes of two sandboxes from being counted together.
         let user = 200_000 + std::process::id() % 50_000;
-        let root = ["unshare", "--net", "--pid", "--ipc", "--fork", "--kill-child"].map(str::to_owned).to_vec();
+        let root = [
+            "unshare",
+            "--net",
+            "--pid",
+            "--ipc",
+            "--fork",
+            "--kill-child",
+        ]
+        .map(str::to_owned)
+        .to_vec();
         let id = |flag: &str| format!("--{flag}={user}");
         let other = vec![
             "setpriv".into(),
@@ -165,7 +196,17 @@ impl Sandbox {
             "--no-new-privs".into(),
             "--bounding-set=-all".into(),
         ];
-        let own = ["unshare", "--user", "--map-current-user", "--net", "--pid", "--ipc", "--fork", "--kill-child"].map(str::to_owned);
+        let own = [
+            "unshare",
+            "--user",
+            "--map-current-user",
+            "--net",
+            "--pid",
+            "--ipc",
+            "--fork",
+            "--kill-child",
+        ]
+        .map(str::to_owned);
         let ladder = [
             ([root.clone(), other.clone()].concat(), true, true),
             (own.to_vec(), true, false),
@@ -175,16 +216,38 @@ impl Sandbox {
         ];
         for (wrapper, apart, other_user) in ladder {
             for python in &candidates {
-                let isolation = Isolation { no_network: apart, own_processes: apart, other_user };
-                let sandbox = Self { wrapper: wrapper.clone(), python: python.clone(), isolation, user: other_user.then_some(user) };
-                let probe = sandbox.run("import json, random\nprint(json.dumps(6 * 7))", b"", &Limits::default());
+                let isolation = Isolation {
+                    no_network: apart,
+                    own_processes: apart,
+                    other_user,
+                };
+                let sandbox = Self {
+                    wrapper: wrapper.clone(),
+                    python: python.clone(),
+                    isolation,
+                    user: other_user.then_some(user),
+                };
+                let probe = sandbox.run(
+                    "import json, random\nprint(json.dumps(6 * 7))",
+                    b"",
+                    &Limits::default(),
+                );
                 if probe.is_ok_and(|p| p.ending == Ending::Success && p.stdout == "42\n") {
                     return Ok(sandbox);
                 }
             }
         }
-        let tried = candidates.iter().map(|p| p.display().to_string()).collect::<Vec<_>>();
-        Err(SandboxError::NoPython { tried: if tried.is_empty() { "python3".into() } else { tried.join(", ") } })
+        let tried = candidates
+            .iter()
+            .map(|p| p.display().to_string())
+            .collect::<Vec<_>>();
+        Err(SandboxError::NoPython {
+            tried: if tried.is_empty() {
+                "python3".into()
+            } else {
+                tried.join(", ")
+            },
+        })
     }
 
     /// What holds on this machine.
@@ -201,20 +264,48 @@ impl Sandbox {
     ///
     /// # Errors
     /// When it cannot be started; whatever it does itself is an [`Execution`].
-    pub fn run(&self, program: &str, stdin: &[u8], limits: &Limits) -> Result<Execution, SandboxError> {
+    pub fn run(
+        &self,
+        program: &str,
+        stdin: &[u8],
+        limits: &Limits,
+    ) -> Result<Execution, SandboxError> {
         let scratch = tempfile::tempdir()?;
         std::fs::write(scratch.path().join("program.py"), program)?;
         #[cfg(unix)]
         if let Some(user) = self.user {
             std::os::unix::fs::chown(scratch.path(), Some(user), Some(user))?;
         }
-        let mut words = self.wrapper.iter().cloned().chain([self.python.display().to_string()]);
+        let mut words = self
+            .wrapper
+            .iter()
+            .cloned()
+            .chain([self.python.display().to_string()]);
         let mut command = Command::new(words.next().unwrap_or_default());
         command.args(words).args(["-I", "-B", "-c", PROLOGUE]);
-        command.args([limits.cpu_seconds, limits.memory, limits.processes, limits.file_bytes].map(|n| n.to_string()));
-        command.env_clear().env("PATH", "/usr/bin:/bin:/usr/sbin:/sbin").env("HOME", scratch.path()).env("TMPDIR", scratch.path());
-        command.env("PYTHONHASHSEED", "0").env("OMP_NUM_THREADS", "1").env("OPENBLAS_NUM_THREADS", "1").current_dir(scratch.path());
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.args(
+            [
+                limits.cpu_seconds,
+                limits.memory,
+                limits.processes,
+                limits.file_bytes,
+            ]
+            .map(|n| n.to_string()),
+        );
+        command
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin:/usr/sbin:/sbin")
+            .env("HOME", scratch.path())
+            .env("TMPDIR", scratch.path());
+        command
+            .env("PYTHONHASHSEED", "0")
+            .env("OMP_NUM_THREADS", "1")
+            .env("OPENBLAS_NUM_THREADS", "1")
+            .current_dir(scratch.path());
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         #[cfg(unix)]
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let start = Instant::now();
@@ -225,7 +316,11 @@ impl Sandbox {
 
 /// The interpreter behind what may be a wrapper script.
 fn executable(python: &Path) -> Option<PathBuf> {
-    let asked = Command::new(python).args(["-I", "-c", "import sys; print(sys.executable)"]).stdin(Stdio::null()).output().ok()?;
+    let asked = Command::new(python)
+        .args(["-I", "-c", "import sys; print(sys.executable)"])
+        .stdin(Stdio::null())
+        .output()
+        .ok()?;
     let path = String::from_utf8(asked.stdout).ok()?;
     (asked.status.success() && !path.trim().is_empty()).then(|| PathBuf::from(path.trim()))
 }
@@ -234,8 +329,14 @@ fn executable(python: &Path) -> Option<PathBuf> {
 fn watch(mut child: Child, stdin: &[u8], limits: &Limits, start: Instant) -> Execution {
     let total = Arc::new(AtomicU64::new(0));
     let readers = [
-        child.stdout.take().map(|s| reader(Box::new(s), &total, limits.output_bytes)),
-        child.stderr.take().map(|s| reader(Box::new(s), &total, limits.output_bytes)),
+        child
+            .stdout
+            .take()
+            .map(|s| reader(Box::new(s), &total, limits.output_bytes)),
+        child
+            .stderr
+            .take()
+            .map(|s| reader(Box::new(s), &total, limits.output_bytes)),
     ];
     if let Some(mut pipe) = child.stdin.take() {
         let bytes = stdin.to_vec();
@@ -252,7 +353,11 @@ fn watch(mut child: Child, stdin: &[u8], limits: &Limits, start: Instant) -> Exe
                 let over = start.elapsed().as_secs_f64() > limits.wall_seconds;
                 let much = total.load(Ordering::Relaxed) > limits.output_bytes;
                 if over || much {
-                    ending = Some(if much { Ending::Output } else { Ending::Timeout });
+                    ending = Some(if much {
+                        Ending::Output
+                    } else {
+                        Ending::Timeout
+                    });
                     end(&mut child);
                 }
             }
@@ -272,23 +377,42 @@ fn watch(mut child: Child, stdin: &[u8], limits: &Limits, start: Instant) -> Exe
     }
     let ending = ending.unwrap_or_else(|| match status.and_then(|s| s.code()) {
         Some(0) => Ending::Success,
-        Some(_) if stderr.trim_end().lines().last().is_some_and(|l| l.starts_with("MemoryError")) => Ending::Memory,
+        Some(_)
+            if stderr
+                .trim_end()
+                .lines()
+                .last()
+                .is_some_and(|l| l.starts_with("MemoryError")) =>
+        {
+            Ending::Memory
+        }
         // 128 + SIGKILL or SIGXCPU: out of processor time, as the wrapper passes it on.
         Some(137 | 152) => Ending::Timeout,
         Some(_) => Ending::Failure,
         None => Ending::Killed,
     });
-    Execution { ending, stdout, stderr, seconds }
+    Execution {
+        ending,
+        stdout,
+        stderr,
+        seconds,
+    }
 }
 
-fn reader(mut pipe: Box<dyn Read + Send>, total: &Arc<AtomicU64>, keep: u64) -> std::thread::JoinHandle<String> {
+fn reader(
+    mut pipe: Box<dyn Read + Send>,
+    total: &Arc<AtomicU64>,
+    keep: u64,
+) -> std::thread::JoinHandle<String> {
     let total = total.clone();
     std::thread::spawn(move || {
         let mut kept = Vec::new();
         let mut buffer = [0; 1 << 14];
         while let Ok(n @ 1..) = pipe.read(&mut buffer) {
             let before = total.fetch_add(n as u64, Ordering::Relaxed);
-            let room = usize::try_from(keep.saturating_sub(before)).unwrap_or(usize::MAX).min(n);
+            let room = usize::try_from(keep.saturating_sub(before))
+                .unwrap_or(usize::MAX)
+                .min(n);
             kept.extend_from_slice(&buffer[..room]);
             if before > keep {
                 // It is being ended; what it still writes is thrown away.
@@ -306,7 +430,10 @@ fn end(child: &mut Child) {
 }
 
 fn end_group(group: u32) {
-    let _ = Command::new("kill").args(["-KILL", "--", &format!("-{group}")]).stderr(Stdio::null()).status();
+    let _ = Command::new("kill")
+        .args(["-KILL", "--", &format!("-{group}")])
+        .stderr(Stdio::null())
+        .status();
 }
 
 #[cfg(all(test, target_os = "linux"))]
@@ -314,62 +441,146 @@ mod tests {
     use super::*;
 
     fn run_once(program: &str, limits: Limits) -> Execution {
-        Sandbox::new(None).unwrap().run(program, b"", &limits).unwrap()
+        Sandbox::new(None)
+            .unwrap()
+            .run(program, b"", &limits)
+            .unwrap()
     }
 
     fn short() -> Limits {
-        Limits { wall_seconds: 2.0, cpu_seconds: 2, ..Limits::default() }
+        Limits {
+            wall_seconds: 2.0,
+            cpu_seconds: 2,
+            ..Limits::default()
+        }
     }
 
     #[test]
     fn programs_run_and_their_errors_are_seen() {
         let sandbox = Sandbox::new(None).unwrap();
-        eprintln!("{}: {}", sandbox.python().display(), sandbox.isolation().describe());
-        let run = sandbox.run("import sys\nprint(sys.stdin.read().upper(), __name__)", b"abc", &short()).unwrap();
-        assert_eq!((run.ending, run.stdout.as_str()), (Ending::Success, "ABC __main__\n"));
+        eprintln!(
+            "{}: {}",
+            sandbox.python().display(),
+            sandbox.isolation().describe()
+        );
+        let run = sandbox
+            .run(
+                "import sys\nprint(sys.stdin.read().upper(), __name__)",
+                b"abc",
+                &short(),
+            )
+            .unwrap();
+        assert_eq!(
+            (run.ending, run.stdout.as_str()),
+            (Ending::Success, "ABC __main__\n")
+        );
         let failed = sandbox.run("assert 1 == 2, 'no'", b"", &short()).unwrap();
-        assert!(failed.ending == Ending::Failure && failed.stderr.contains("AssertionError: no"), "{failed:?}");
+        assert!(
+            failed.ending == Ending::Failure && failed.stderr.contains("AssertionError: no"),
+            "{failed:?}"
+        );
     }
 
     #[test]
     fn an_endless_loop_ends() {
         let run = run_once(
             "while True:\n    try:\n        x = 1\n    except BaseException:\n        pass",
-            Limits { wall_seconds: 0.7, ..short() },
+            Limits {
+                wall_seconds: 0.7,
+                ..short()
+            },
         );
-        assert!(run.ending == Ending::Timeout && run.seconds < 3.0, "{run:?}");
+        assert!(
+            run.ending == Ending::Timeout && run.seconds < 3.0,
+            "{run:?}"
+        );
         // One that only sleeps uses no processor time.
-        let sleeping = run_once("import time\ntime.sleep(60)", Limits { wall_seconds: 0.7, ..short() });
-        assert!(sleeping.ending == Ending::Timeout && sleeping.seconds < 3.0, "{sleeping:?}");
+        let sleeping = run_once(
+            "import time\ntime.sleep(60)",
+            Limits {
+                wall_seconds: 0.7,
+                ..short()
+            },
+        );
+        assert!(
+            sleeping.ending == Ending::Timeout && sleeping.seconds < 3.0,
+            "{sleeping:?}"
+        );
     }
 
     #[test]
     fn a_hog_of_memory_is_refused() {
-        let run = run_once("x = []\nwhile True:\n    x.append(bytearray(1 << 24))", Limits { memory: 256 << 20, ..short() });
+        let run = run_once(
+            "x = []\nwhile True:\n    x.append(bytearray(1 << 24))",
+            Limits {
+                memory: 256 << 20,
+                ..short()
+            },
+        );
         assert_eq!(run.ending, Ending::Memory, "{run:?}");
     }
 
     #[test]
     fn huge_output_is_cut() {
-        let run = run_once("while True:\n    print('x' * 10000)", Limits { output_bytes: 100_000, ..short() });
-        assert!(run.ending == Ending::Output && run.stdout.len() <= 100_000, "{:?} {}", run.ending, run.stdout.len());
+        let run = run_once(
+            "while True:\n    print('x' * 10000)",
+            Limits {
+                output_bytes: 100_000,
+                ..short()
+            },
+        );
+        assert!(
+            run.ending == Ending::Output && run.stdout.len() <= 100_000,
+            "{:?} {}",
+            run.ending,
+            run.stdout.len()
+        );
     }
 
     #[test]
     fn a_fork_bomb_goes_nowhere() {
         let bomb = "import os\ncount = 0\nwhile True:\n    try:\n        if os.fork() == 0:\n            import time\n            time.sleep(30)\n            os._exit(0)\n        count += 1\n        print(count, flush=True)\n    except OSError as e:\n        print('refused', e.errno, flush=True)\n        break";
         let sandbox = Sandbox::new(None).unwrap();
-        let run = sandbox.run(bomb, b"", &Limits { processes: 8, ..short() }).unwrap();
+        let run = sandbox
+            .run(
+                bomb,
+                b"",
+                &Limits {
+                    processes: 8,
+                    ..short()
+                },
+            )
+            .unwrap();
         assert!(run.stdout.contains("refused 11"), "{run:?}");
-        assert!(run.stdout.lines().count() < 20 && run.seconds < 5.0, "{run:?}");
+        assert!(
+            run.stdout.lines().count() < 20 && run.seconds < 5.0,
+            "{run:?}"
+        );
     }
 
     #[test]
     fn files_stay_small_and_in_the_scratch_folder() {
         let program = "import os\nf = open('big', 'wb')\ntry:\n    for _ in range(100):\n        f.write(b'x' * 65536)\n        f.flush()\nexcept OSError as e:\n    print('refused', e.errno)\nprint(os.getcwd(), os.path.getsize('big'), sorted(os.environ))";
-        let run = run_once(program, Limits { file_bytes: 1 << 20, ..short() });
-        assert!(run.stdout.starts_with("refused 27\n") && run.stdout.contains(" 1048576 "), "{run:?}");
-        let folder = run.stdout.lines().nth(1).unwrap().split(' ').next().unwrap().to_owned();
+        let run = run_once(
+            program,
+            Limits {
+                file_bytes: 1 << 20,
+                ..short()
+            },
+        );
+        assert!(
+            run.stdout.starts_with("refused 27\n") && run.stdout.contains(" 1048576 "),
+            "{run:?}"
+        );
+        let folder = run
+            .stdout
+            .lines()
+            .nth(1)
+            .unwrap()
+            .split(' ')
+            .next()
+            .unwrap()
+            .to_owned();
         assert!(!Path::new(&folder).exists(), "{folder}");
         assert!(!run.stdout.contains("CARGO"), "{run:?}");
     }
@@ -383,13 +594,19 @@ mod tests {
             "import socket\ntry:\n    socket.create_connection(('127.0.0.1', {port}), 1)\n    print('open')\nexcept OSError:\n    print('closed')"
         );
         let found = sandbox.run(&program, b"", &short()).unwrap();
-        let expected = if sandbox.isolation().no_network { "closed\n" } else { "open\n" };
+        let expected = if sandbox.isolation().no_network {
+            "closed\n"
+        } else {
+            "open\n"
+        };
         assert_eq!(found.stdout, expected, "{found:?}");
     }
 
     #[test]
     fn a_python_that_is_none_is_named() {
-        let error = Sandbox::new(Some(Path::new("/nowhere/python9"))).unwrap_err().to_string();
+        let error = Sandbox::new(Some(Path::new("/nowhere/python9")))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("--python"), "{error}");
     }
 }

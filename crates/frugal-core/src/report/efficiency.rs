@@ -32,14 +32,30 @@ pub struct EfficiencyReport<'a> {
 impl EfficiencyReport<'_> {
     /// All tables in Markdown.
     pub fn to_markdown(&self) -> String {
-        let group = |g: &SystemGroup| format!("## {}\n\n{}\n{}\n{}", g.name, g.raw().to_markdown(), g.note(), on_one_scale(g));
+        let group = |g: &SystemGroup| {
+            format!(
+                "## {}\n\n{}\n{}\n{}",
+                g.name,
+                g.raw().to_markdown(),
+                g.note(),
+                on_one_scale(g)
+            )
+        };
         self.groups.iter().map(group).collect::<Vec<_>>().join("\n")
     }
 
     /// The page: HTML with its style and charts inside, without links to other files.
     pub fn to_html(&self) -> String {
-        let header = format!("<header>\n<h1>{}</h1>\n<p>{}</p>\n</header>\n", escape(self.title), escape(self.subtitle));
-        let body: String = self.groups.iter().map(|g| section(&g.name, &g.html())).collect();
+        let header = format!(
+            "<header>\n<h1>{}</h1>\n<p>{}</p>\n</header>\n",
+            escape(self.title),
+            escape(self.subtitle)
+        );
+        let body: String = self
+            .groups
+            .iter()
+            .map(|g| section(&g.name, &g.html()))
+            .collect();
         document(self.title, &header, &body)
     }
 }
@@ -50,7 +66,13 @@ fn milliseconds(seconds: f64) -> String {
 
 fn on_one_scale(group: &SystemGroup) -> String {
     let table = group.scaled().to_markdown();
-    if table.is_empty() { table } else { format!("\nOn one scale, from 0 for the worst of the compared to 1 for the best:\n\n{table}") }
+    if table.is_empty() {
+        table
+    } else {
+        format!(
+            "\nOn one scale, from 0 for the worst of the compared to 1 for the best:\n\n{table}"
+        )
+    }
 }
 
 impl SystemGroup {
@@ -63,21 +85,41 @@ impl SystemGroup {
         };
         let modelled = self.systems.iter().any(|s| s.power_is_modelled);
         let power = if modelled { "power, modelled" } else { "power" };
-        let size = if self.work == Work::Tune { "file" } else { "weights" };
+        let size = if self.work == Work::Tune {
+            "file"
+        } else {
+            "weights"
+        };
         let bytes = |v: f64| human::bytes(v as u64);
-        let small = |v: f64| if v < 1e-3 { format!("{v:.2e}") } else { significant(v, 3) };
-        type Column<'a> = (&'a str, fn(&System) -> Option<f64>, &'a dyn Fn(f64) -> String);
+        let small = |v: f64| {
+            if v < 1e-3 {
+                format!("{v:.2e}")
+            } else {
+                significant(v, 3)
+            }
+        };
+        type Column<'a> = (
+            &'a str,
+            fn(&System) -> Option<f64>,
+            &'a dyn Fn(f64) -> String,
+        );
         let columns: [Column<'_>; 14] = [
             ("parameters", |s| s.parameters, &|v| human::count(v as u64)),
             ("perplexity", |s| s.perplexity, &score),
             ("average memory", |s| s.average_memory, &bytes),
             ("peak memory", |s| s.peak_memory, &bytes),
-            ("utilisation", |s| s.utilisation, &|v| format!("{:.1} %", 100.0 * v)),
+            ("utilisation", |s| s.utilisation, &|v| {
+                format!("{:.1} %", 100.0 * v)
+            }),
             (latency, |s| s.latency, &milliseconds),
             (throughput, |s| s.throughput, &small),
-            ("tokens / s", |s| s.tokens_per_second, &|v| human::count(v.round() as u64)),
+            ("tokens / s", |s| s.tokens_per_second, &|v| {
+                human::count(v.round() as u64)
+            }),
             (power, |s| s.power, &|v| format!("{v:.1} W")),
-            ("energy / token", |s| s.energy_per_token, &|v| format!("{} mJ", significant(1000.0 * v, 3))),
+            ("energy / token", |s| s.energy_per_token, &|v| {
+                format!("{} mJ", significant(1000.0 * v, 3))
+            }),
             (size, |s| s.size, &bytes),
             ("compression", |s| s.compression, &|v| significant(v, 4)),
             ("cache / token", |s| s.cache_bytes_per_token, &bytes),
@@ -85,12 +127,15 @@ impl SystemGroup {
         ];
         let known = columns.into_iter().filter(|(heading, value, _)| {
             // In an evaluation these two say the same as latency and throughput.
-            let again = self.work == Work::Eval && ["tokens / s", "generation / token"].contains(heading);
+            let again =
+                self.work == Work::Eval && ["tokens / s", "generation / token"].contains(heading);
             !again && self.systems.iter().any(|s| value(s).is_some())
         });
         let known: Vec<Column<'_>> = known.collect();
         let row = |s: &System| {
-            let cells = known.iter().map(|(_, value, text)| value(s).map_or("-".into(), text));
+            let cells = known
+                .iter()
+                .map(|(_, value, text)| value(s).map_or("-".into(), text));
             std::iter::once(s.name.clone()).chain(cells).collect()
         };
         let headings = std::iter::once("run").chain(known.iter().map(|(heading, ..)| *heading));
@@ -104,35 +149,61 @@ impl SystemGroup {
             return Rows::new([], Vec::new());
         }
         let row = |(i, s): (usize, &System)| {
-            let cells = measures.iter().map(|m| m.values[i].map_or("-".into(), |v| format!("{v:.2}")));
+            let cells = measures
+                .iter()
+                .map(|m| m.values[i].map_or("-".into(), |v| format!("{v:.2}")));
             std::iter::once(s.name.clone()).chain(cells).collect()
         };
-        Rows::new(std::iter::once("run").chain(measures.iter().map(|m| m.name)), self.systems.iter().enumerate().map(row).collect())
+        Rows::new(
+            std::iter::once("run").chain(measures.iter().map(|m| m.name)),
+            self.systems.iter().enumerate().map(row).collect(),
+        )
     }
 
     fn note(&self) -> String {
         let sampled = match self.work {
-            Work::Eval => "Memory, utilisation and power are those of a program that reads the model and generates",
-            _ => "Memory, utilisation and power are those of the whole program, tokenizer, evaluation and saving included",
+            Work::Eval => {
+                "Memory, utilisation and power are those of a program that reads the model and generates"
+            }
+            _ => {
+                "Memory, utilisation and power are those of the whole program, tokenizer, evaluation and saving included"
+            }
         };
-        let power =
-            if self.systems.iter().any(|s| s.power_is_modelled) { "; power is modelled from utilisation, not measured" } else { "" };
-        let compression = format!("Compression is by size and inverse perplexity against {}.", self.baseline);
+        let power = if self.systems.iter().any(|s| s.power_is_modelled) {
+            "; power is modelled from utilisation, not measured"
+        } else {
+            ""
+        };
+        let compression = format!(
+            "Compression is by size and inverse perplexity against {}.",
+            self.baseline
+        );
         format!("{sampled}{power}. {compression}\n")
     }
 
     fn html(&self) -> String {
         let names: Vec<&str> = self.systems.iter().map(|s| s.name.as_str()).collect();
-        let axes: Vec<Axis> = scaled(&self.systems).into_iter().map(|m| Axis { name: m.name.to_owned(), values: m.values }).collect();
+        let axes: Vec<Axis> = scaled(&self.systems)
+            .into_iter()
+            .map(|m| Axis {
+                name: m.name.to_owned(),
+                values: m.values,
+            })
+            .collect();
         let failures: String = self
             .systems
             .iter()
-            .flat_map(|s| s.errors.iter().map(|e| format!("<p><b>{}</b> {}</p>\n", escape(&s.name), escape(e))))
+            .flat_map(|s| {
+                s.errors
+                    .iter()
+                    .map(|e| format!("<p><b>{}</b> {}</p>\n", escape(&s.name), escape(e)))
+            })
             .collect();
         let parts = [
             self.raw().to_html(self.note().trim_end()),
             radar::figure(&axes, &names, "All measures of the group"),
-            self.scaled().to_html("Each measure from 0 for the worst of the compared to 1 for the best."),
+            self.scaled()
+                .to_html("Each measure from 0 for the worst of the compared to 1 for the best."),
         ];
         parts.concat() + &failures
     }
@@ -159,38 +230,77 @@ mod tests {
         };
         let mut systems = vec![system("mha", 1.0), system("m<qa", 0.0)];
         systems[1].errors.push("out of <memory>".into());
-        vec![SystemGroup { name: "Attention".into(), work: Work::Pretrain, baseline: "mha".into(), systems }]
+        vec![SystemGroup {
+            name: "Attention".into(),
+            work: Work::Pretrain,
+            baseline: "mha".into(),
+            systems,
+        }]
     }
 
     #[test]
     fn the_page_shows_raw_and_scaled_measures_and_a_radar() {
         let groups = groups();
-        let report = EfficiencyReport { title: "A & B", subtitle: "tiny", groups: &groups };
+        let report = EfficiencyReport {
+            title: "A & B",
+            subtitle: "tiny",
+            groups: &groups,
+        };
         let html = report.to_html();
         // FRUGAL_REPORT_OUT=FILE keeps the page to be looked at.
         if let Some(path) = std::env::var_os("FRUGAL_REPORT_OUT") {
             std::fs::write(path, &html).unwrap();
         }
-        for text in ["A &amp; B", "m&lt;qa", "out of &lt;memory&gt;", "power, modelled", "40.0 ms", "4.00e-4", ">0.00<", ">1.00<"] {
+        for text in [
+            "A &amp; B",
+            "m&lt;qa",
+            "out of &lt;memory&gt;",
+            "power, modelled",
+            "40.0 ms",
+            "4.00e-4",
+            ">0.00<",
+            ">1.00<",
+        ] {
             assert!(html.contains(text), "the page lacks {text}");
         }
         // Seven measures are there, so the rim has seven corners; the other columns are left out.
-        assert!(html.contains("<figure>") && !html.contains("compression<") && !html.contains("peak memory"), "{html}");
+        assert!(
+            html.contains("<figure>")
+                && !html.contains("compression<")
+                && !html.contains("peak memory"),
+            "{html}"
+        );
         let outside = html.replace("http://www.w3.org/2000/svg", "");
         for reference in ["http:", "https:", "<link", "url(", "src=", "NaN"] {
-            assert!(!outside.contains(reference), "the page refers to {reference}");
+            assert!(
+                !outside.contains(reference),
+                "the page refers to {reference}"
+            );
         }
     }
 
     #[test]
     fn the_markdown_has_both_tables() {
         let groups = groups();
-        let text = EfficiencyReport { title: "", subtitle: "", groups: &groups }.to_markdown();
+        let text = EfficiencyReport {
+            title: "",
+            subtitle: "",
+            groups: &groups,
+        }
+        .to_markdown();
         assert!(
             text.starts_with("## Attention\n\n| run | parameters | perplexity | average memory | utilisation | latency of a step |"),
             "{text}"
         );
-        assert!(text.contains("| run | quality | memory | utilisation | latency | throughput | power | cache |"), "{text}");
-        assert!(text.contains("| mha | 0.00 | 0.00 | 1.00 | 0.00 | 1.00 | 1.00 | 0.00 |"), "{text}");
+        assert!(
+            text.contains(
+                "| run | quality | memory | utilisation | latency | throughput | power | cache |"
+            ),
+            "{text}"
+        );
+        assert!(
+            text.contains("| mha | 0.00 | 0.00 | 1.00 | 0.00 | 1.00 | 1.00 | 0.00 |"),
+            "{text}"
+        );
     }
 }

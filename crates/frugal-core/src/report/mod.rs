@@ -21,7 +21,8 @@ pub use comparison::{Compared, Comparison, Run, Spread, TaskScores};
 pub use efficiency::{EfficiencyReport, SystemGroup};
 pub use law::LawReport;
 pub use record::{
-    DatasetInfo, Evaluation, Forgetting, MetaInfo, ModelInfo, RECORD_FILE, RecordError, RunInfo, RunRecord, Status, SystemInfo, TrainInfo,
+    DatasetInfo, Evaluation, Forgetting, MetaInfo, ModelInfo, RECORD_FILE, RecordError, RunInfo,
+    RunRecord, Status, SystemInfo, TrainInfo,
 };
 
 use crate::events::Scalars;
@@ -41,7 +42,8 @@ pub struct RunReport {
     pub example: Option<Example>,
 }
 
-/// One example as the model saw it, with the text that was trained on apart from the text that was only read.
+/// One example as the model saw it, with the text that was trained on apart from the text that was
+/// only read.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Example {
     /// The pieces, in order.
@@ -64,7 +66,8 @@ pub struct Segment {
 }
 
 impl RunReport {
-    /// The page: HTML with its style and charts inside, without scripts, fonts or links to other files.
+    /// The page: HTML with its style and charts inside, without scripts, fonts or links to other
+    /// files.
     ///
     /// # Errors
     /// If the plotting library cannot draw a chart.

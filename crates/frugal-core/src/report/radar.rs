@@ -20,11 +20,20 @@ const SIDE: f64 = 60.0;
 const INNER: f64 = 0.12;
 
 /// Colours of the runs, in their order.
-pub(super) const COLOURS: [plotters::style::RGBColor; 5] = [colour::TRAIN, colour::VALIDATION, colour::RATE, colour::SPEED, colour::MEMORY];
+pub(super) const COLOURS: [plotters::style::RGBColor; 5] = [
+    colour::TRAIN,
+    colour::VALIDATION,
+    colour::RATE,
+    colour::SPEED,
+    colour::MEMORY,
+];
 
 /// The chart as an SVG element; nothing with fewer than three measures that all runs have.
 pub(super) fn svg(axes: &[Axis], runs: usize) -> Option<String> {
-    let axes: Vec<&Axis> = axes.iter().filter(|a| a.values.len() == runs && a.values.iter().all(Option::is_some)).collect();
+    let axes: Vec<&Axis> = axes
+        .iter()
+        .filter(|a| a.values.len() == runs && a.values.iter().all(Option::is_some))
+        .collect();
     if axes.len() < 3 || runs == 0 {
         return None;
     }
@@ -33,18 +42,32 @@ pub(super) fn svg(axes: &[Axis], runs: usize) -> Option<String> {
         let r = RADIUS * share;
         (SIZE / 2.0 + r * angle.cos(), SIZE * 0.4 + r * angle.sin())
     };
-    let path = |points: &mut dyn Iterator<Item = (f64, f64)>| points.map(|(x, y)| format!("{x:.1},{y:.1} ")).collect::<String>();
+    let path = |points: &mut dyn Iterator<Item = (f64, f64)>| {
+        points
+            .map(|(x, y)| format!("{x:.1},{y:.1} "))
+            .collect::<String>()
+    };
     // Names on either side reach further than the chart.
     let (left, width, height) = (-SIDE, SIZE + 2.0 * SIDE, SIZE * 0.8);
-    let mut svg = format!("<svg viewBox=\"{left} 0 {width} {height}\" xmlns=\"http://www.w3.org/2000/svg\">");
+    let mut svg =
+        format!("<svg viewBox=\"{left} 0 {width} {height}\" xmlns=\"http://www.w3.org/2000/svg\">");
     for ring in [0.25, 0.5, 0.75, 1.0] {
         let ring = path(&mut (0..axes.len()).map(|i| at(i, ring)));
-        let _ = write!(svg, "<polygon points=\"{}\" fill=\"none\" stroke=\"{}\"/>", ring.trim_end(), hex(colour::GRID));
+        let _ = write!(
+            svg,
+            "<polygon points=\"{}\" fill=\"none\" stroke=\"{}\"/>",
+            ring.trim_end(),
+            hex(colour::GRID)
+        );
     }
     for (i, axis) in axes.iter().enumerate() {
         let ((x, y), (tx, ty)) = (at(i, 1.0), at(i, 1.12));
         let (cx, cy) = at(i, 0.0);
-        let _ = write!(svg, "<line x1=\"{cx:.1}\" y1=\"{cy:.1}\" x2=\"{x:.1}\" y2=\"{y:.1}\" stroke=\"{}\"/>", hex(colour::GRID));
+        let _ = write!(
+            svg,
+            "<line x1=\"{cx:.1}\" y1=\"{cy:.1}\" x2=\"{x:.1}\" y2=\"{y:.1}\" stroke=\"{}\"/>",
+            hex(colour::GRID)
+        );
         let anchor = if (tx - SIZE / 2.0).abs() < 10.0 {
             "middle"
         } else if tx > SIZE / 2.0 {
@@ -64,19 +87,35 @@ pub(super) fn svg(axes: &[Axis], runs: usize) -> Option<String> {
         let colour = hex(COLOURS[run % COLOURS.len()]);
         let share = |axis: &Axis| INNER + (1.0 - INNER) * axis.values[run].unwrap_or(0.0);
         let points = path(&mut axes.iter().enumerate().map(|(i, axis)| at(i, share(axis))));
-        let _ = write!(svg, "<polygon points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>", points.trim_end());
+        let _ = write!(
+            svg,
+            "<polygon points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>",
+            points.trim_end()
+        );
     }
     svg.push_str("</svg>");
     Some(svg)
 }
 
-/// The chart of the first of the named runs with its key; nothing with fewer than two runs or three measures.
+/// The chart of the first of the named runs with its key; nothing with fewer than two runs or three
+/// measures.
 pub(super) fn figure(axes: &[Axis], names: &[&str], label: &str) -> String {
     let shown = names.len().min(COLOURS.len());
-    let axes: Vec<Axis> =
-        axes.iter().map(|a| Axis { name: a.name.clone(), values: a.values.iter().take(shown).copied().collect() }).collect();
-    let Some(svg) = (shown > 1).then(|| svg(&axes, shown)).flatten() else { return String::new() };
-    let svg = svg.replacen("<svg ", &format!("<svg role=\"img\" aria-label=\"{}\" ", escape(label)), 1);
+    let axes: Vec<Axis> = axes
+        .iter()
+        .map(|a| Axis {
+            name: a.name.clone(),
+            values: a.values.iter().take(shown).copied().collect(),
+        })
+        .collect();
+    let Some(svg) = (shown > 1).then(|| svg(&axes, shown)).flatten() else {
+        return String::new();
+    };
+    let svg = svg.replacen(
+        "<svg ",
+        &format!("<svg role=\"img\" aria-label=\"{}\" ", escape(label)),
+        1,
+    );
     let key = |(name, colour): (&&str, plotters::style::RGBColor)| {
         let stroke = hex(colour);
         format!(
@@ -85,7 +124,11 @@ pub(super) fn figure(axes: &[Axis], names: &[&str], label: &str) -> String {
         )
     };
     let legend: String = names.iter().zip(COLOURS).map(key).collect();
-    let more = if names.len() > shown { " The first five are shown." } else { "" };
+    let more = if names.len() > shown {
+        " The first five are shown."
+    } else {
+        ""
+    };
     format!(
         "<figure><figcaption><ul class=\"legend\">{legend}</ul></figcaption><div class=\"chart radar\">{svg}</div><p class=\"note\">The rim \
          is the best of the compared runs in each measure, the inner end the worst.{more}</p></figure>\n"
@@ -97,22 +140,33 @@ mod tests {
     use super::*;
 
     fn axis(name: &str, values: &[Option<f64>]) -> Axis {
-        Axis { name: name.into(), values: values.to_vec() }
+        Axis {
+            name: name.into(),
+            values: values.to_vec(),
+        }
     }
 
     #[test]
     fn the_best_reaches_the_rim_and_the_worst_stays_inside() {
         let axes = ["a", "b", "c<d"].map(|name| axis(name, &[Some(1.0), Some(0.0)]));
         let chart = svg(&axes, 2).unwrap();
-        // The first axis points up: 130 above the centre for the best, an eighth of that for the worst.
+        // The first axis points up: 130 above the centre for the best, an eighth of that for the
+        // worst.
         assert!(chart.contains("points=\"210.0,38.0 "), "{chart}");
         assert!(chart.contains("points=\"210.0,152.4 "), "{chart}");
-        assert!(chart.contains("c&lt;d") && chart.matches("<polygon").count() == 6, "{chart}");
+        assert!(
+            chart.contains("c&lt;d") && chart.matches("<polygon").count() == 6,
+            "{chart}"
+        );
     }
 
     #[test]
     fn measures_that_some_run_lacks_are_left_out() {
-        let axes = [axis("a", &[Some(1.0)]), axis("b", &[Some(1.0)]), axis("c", &[None])];
+        let axes = [
+            axis("a", &[Some(1.0)]),
+            axis("b", &[Some(1.0)]),
+            axis("c", &[None]),
+        ];
         assert!(svg(&axes, 1).is_none() && svg(&[], 0).is_none());
     }
 }

@@ -15,8 +15,9 @@ pub const RECORD_FILE: &str = "record.json";
 
 /// A run in one object, written to `record.json`.
 ///
-/// Parts and field names are those of the result files of Hugging Face peft's method comparison where it has them;
-/// `evaluation`, `command` and the fields about several data files are additions.
+/// Parts and field names are those of the result files of Hugging Face peft's method comparison
+/// where it has them; `evaluation`, `command` and the fields about several data files are
+/// additions.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RunRecord {
     /// What was run.
@@ -56,7 +57,8 @@ pub struct RunInfo {
 pub struct TrainInfo {
     /// Most resident memory of the process, in bytes, where the system says.
     pub peak_memory: Option<u64>,
-    /// Training with its own evaluations and checkpoints, without loading and scoring, over all processes of a resumed run, in seconds.
+    /// Training with its own evaluations and checkpoints, without loading and scoring, over all
+    /// processes of a resumed run, in seconds.
     pub train_time: f64,
     /// Tokens that training processed.
     pub train_tokens: u64,
@@ -75,7 +77,8 @@ pub struct TrainInfo {
 impl TrainInfo {
     /// Tokens for each second of training; `None` before there are any.
     pub fn tokens_per_second(&self) -> Option<f64> {
-        (self.train_time > 0.0 && self.train_tokens > 0).then(|| self.train_tokens as f64 / self.train_time)
+        (self.train_time > 0.0 && self.train_tokens > 0)
+            .then(|| self.train_tokens as f64 / self.train_time)
     }
 }
 
@@ -191,7 +194,13 @@ impl SystemInfo {
     pub fn detect(accelerator: &str) -> Self {
         let read = |path: &str| std::fs::read_to_string(path).ok();
         let field = |text: String, name: &str| {
-            text.lines().find_map(|line| Some(line.strip_prefix(name)?.trim_matches([' ', '\t', ':']).to_owned()))
+            text.lines().find_map(|line| {
+                Some(
+                    line.strip_prefix(name)?
+                        .trim_matches([' ', '\t', ':'])
+                        .to_owned(),
+                )
+            })
         };
         let memory = read("/proc/meminfo").and_then(|text| field(text, "MemTotal"));
         Self {
@@ -200,7 +209,13 @@ impl SystemInfo {
             machine: std::env::consts::ARCH.into(),
             processor: read("/proc/cpuinfo").and_then(|text| field(text, "model name")),
             threads: std::thread::available_parallelism().map_or(1, usize::from),
-            memory: memory.and_then(|text| text.strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)),
+            memory: memory.and_then(|text| {
+                text.strip_suffix("kB")?
+                    .trim()
+                    .parse::<u64>()
+                    .ok()?
+                    .checked_mul(1024)
+            }),
             accelerator: accelerator.into(),
         }
     }
@@ -228,7 +243,10 @@ impl RunRecord {
     /// # Errors
     /// If the file cannot be written.
     pub fn write(&self, path: &Path) -> Result<(), RecordError> {
-        let mut text = serde_json::to_string_pretty(self).map_err(|source| RecordError::Json { path: path.to_owned(), source })?;
+        let mut text = serde_json::to_string_pretty(self).map_err(|source| RecordError::Json {
+            path: path.to_owned(),
+            source,
+        })?;
         text.push('\n');
         Ok(fs::write_atomic(path, text.as_bytes())?)
     }
@@ -238,7 +256,10 @@ impl RunRecord {
     /// # Errors
     /// If the file cannot be read or is not a record.
     pub fn read(path: &Path) -> Result<Self, RecordError> {
-        serde_json::from_slice(&fs::read(path)?).map_err(|source| RecordError::Json { path: path.to_owned(), source })
+        serde_json::from_slice(&fs::read(path)?).map_err(|source| RecordError::Json {
+            path: path.to_owned(),
+            source,
+        })
     }
 }
 
@@ -255,10 +276,21 @@ mod tests {
         record.write(&path).unwrap();
         let json: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
         // The fields that the comparison's own processing script reads.
-        for field in ["/run_info/created_at", "/run_info/total_time", "/run_info/experiment_name", "/run_info/train_config"] {
+        for field in [
+            "/run_info/created_at",
+            "/run_info/total_time",
+            "/run_info/experiment_name",
+            "/run_info/train_config",
+        ] {
             assert!(json.pointer(field).is_some(), "{field}");
         }
-        for field in ["train_time", "file_size", "num_trainable_params", "num_total_params", "metrics"] {
+        for field in [
+            "train_time",
+            "file_size",
+            "num_trainable_params",
+            "num_total_params",
+            "metrics",
+        ] {
             assert!(json["train_info"].get(field).is_some(), "{field}");
         }
         assert_eq!(json["run_info"]["peft_config"]["peft_type"], "LORA");
@@ -270,7 +302,10 @@ mod tests {
         assert_eq!(RunRecord::read(&path).unwrap(), record);
         std::fs::write(&path, "{\n\"run_info\": 3}").unwrap();
         let error = RunRecord::read(&path).unwrap_err().to_string();
-        assert!(error.contains("record.json: not a run record") && error.contains("line 2"), "{error}");
+        assert!(
+            error.contains("record.json: not a run record") && error.contains("line 2"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -279,24 +314,41 @@ mod tests {
         let path = dir.path().join(RECORD_FILE);
         let mut record = crate::report::sample::report().record;
         record.evaluation[0].adapted = [("perplexity".to_owned(), f64::INFINITY)].into();
-        record.forgetting = Some(Forgetting { base: 3.5, adapted: f64::INFINITY, ..Forgetting::default() });
+        record.forgetting = Some(Forgetting {
+            base: 3.5,
+            adapted: f64::INFINITY,
+            ..Forgetting::default()
+        });
         record.write(&path).unwrap();
         assert_eq!(RunRecord::read(&path).unwrap(), record);
         // Records of earlier versions hold null for them.
         let text = std::fs::read_to_string(&path).unwrap();
         std::fs::write(&path, text.replace("\"Infinity\"", "null")).unwrap();
         let read = RunRecord::read(&path).unwrap();
-        assert!(read.evaluation[0].adapted["perplexity"].is_nan() && read.forgetting.unwrap().adapted.is_nan());
+        assert!(
+            read.evaluation[0].adapted["perplexity"].is_nan()
+                && read.forgetting.unwrap().adapted.is_nan()
+        );
         std::fs::write(&path, text.replace("\"Infinity\"", "\"much\"")).unwrap();
         let error = RunRecord::read(&path).unwrap_err().to_string();
-        assert!(error.contains("expected a number, found \"much\""), "{error}");
+        assert!(
+            error.contains("expected a number, found \"much\""),
+            "{error}"
+        );
     }
 
     #[cfg(target_os = "linux")]
     #[test]
     fn the_machine_is_described() {
         let system = SystemInfo::detect("cpu");
-        assert_eq!((system.system.as_str(), system.accelerator.as_str()), ("linux", "cpu"));
-        assert!(system.threads >= 1 && system.memory.unwrap() > 1 << 26 && !system.release.unwrap().contains('\n'));
+        assert_eq!(
+            (system.system.as_str(), system.accelerator.as_str()),
+            ("linux", "cpu")
+        );
+        assert!(
+            system.threads >= 1
+                && system.memory.unwrap() > 1 << 26
+                && !system.release.unwrap().contains('\n')
+        );
     }
 }

@@ -11,8 +11,14 @@ pub(super) struct Rows {
 }
 
 impl Rows {
-    pub(super) fn new<'a>(headings: impl IntoIterator<Item = &'a str>, rows: Vec<Vec<String>>) -> Self {
-        Self { headings: headings.into_iter().map(str::to_owned).collect(), rows }
+    pub(super) fn new<'a>(
+        headings: impl IntoIterator<Item = &'a str>,
+        rows: Vec<Vec<String>>,
+    ) -> Self {
+        Self {
+            headings: headings.into_iter().map(str::to_owned).collect(),
+            rows,
+        }
     }
 
     /// The table with a note below it; nothing without rows.
@@ -28,11 +34,19 @@ impl Rows {
             cells.iter().enumerate().map(cell).collect()
         };
         let mut html = String::from("<div class=\"scroll\"><table>\n");
-        let _ = writeln!(html, "<thead><tr>{}</tr></thead>\n<tbody>", line(&self.headings, "th"));
+        let _ = writeln!(
+            html,
+            "<thead><tr>{}</tr></thead>\n<tbody>",
+            line(&self.headings, "th")
+        );
         for row in &self.rows {
             let _ = writeln!(html, "<tr>{}</tr>", line(row, "td"));
         }
-        let note = if note.is_empty() { String::new() } else { format!("<p class=\"note\">{}</p>\n", escape(note)) };
+        let note = if note.is_empty() {
+            String::new()
+        } else {
+            format!("<p class=\"note\">{}</p>\n", escape(note))
+        };
         html + "</tbody>\n</table></div>\n" + &note
     }
 
@@ -42,7 +56,11 @@ impl Rows {
             return String::new();
         }
         let columns = self.headings.len().saturating_sub(1);
-        let mut text = format!("| {} |\n|---|{}\n", self.headings.join(" | "), "---:|".repeat(columns));
+        let mut text = format!(
+            "| {} |\n|---|{}\n",
+            self.headings.join(" | "),
+            "---:|".repeat(columns)
+        );
         for row in &self.rows {
             let _ = writeln!(text, "| {} |", row.join(" | "));
         }
@@ -59,8 +77,15 @@ mod tests {
         let rows = Rows::new(["a", "b"], vec![vec!["x<y".into(), "1".into()]]);
         assert_eq!(rows.to_markdown(), "| a | b |\n|---|---:|\n| x<y | 1 |\n");
         let html = rows.to_html("n & m");
-        assert!(html.contains("<th>a</th><th class=\"n\">b</th>") && html.contains("<td>x&lt;y</td><td class=\"n\">1</td>"), "{html}");
-        assert!(html.ends_with("<p class=\"note\">n &amp; m</p>\n") && !rows.to_html("").contains("note"));
+        assert!(
+            html.contains("<th>a</th><th class=\"n\">b</th>")
+                && html.contains("<td>x&lt;y</td><td class=\"n\">1</td>"),
+            "{html}"
+        );
+        assert!(
+            html.ends_with("<p class=\"note\">n &amp; m</p>\n")
+                && !rows.to_html("").contains("note")
+        );
         let empty = Rows::new(["a"], Vec::new());
         assert!(empty.to_html("n").is_empty() && empty.to_markdown().is_empty());
     }

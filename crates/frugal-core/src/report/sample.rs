@@ -8,9 +8,14 @@ use crate::events::names;
 
 pub(crate) fn report() -> RunReport {
     let scores = |accuracy, macro_f1, matthews, loss| {
-        [("accuracy", accuracy), ("macro_f1", macro_f1), ("matthews_correlation", matthews), ("loss", loss)]
-            .map(|(n, v)| (n.to_owned(), v))
-            .into()
+        [
+            ("accuracy", accuracy),
+            ("macro_f1", macro_f1),
+            ("matthews_correlation", matthews),
+            ("loss", loss),
+        ]
+        .map(|(n, v)| (n.to_owned(), v))
+        .into()
     };
     let data = |split: &str, examples, sha256: &str| DatasetInfo {
         split: split.into(),
@@ -86,15 +91,29 @@ fn log() -> Vec<Scalars> {
     let steps = 1_000;
     for step in 1..=steps {
         let (t, noise) = (f64::from(step), rng.random_range(-1.0..1.0));
-        let rate = if step <= 50 { 2e-4 * t / 50.0 } else { 1e-4 * (1.0 + (std::f64::consts::PI * (t - 50.0) / 950.0).cos()) };
+        let rate = if step <= 50 {
+            2e-4 * t / 50.0
+        } else {
+            1e-4 * (1.0 + (std::f64::consts::PI * (t - 50.0) / 950.0).cos())
+        };
         let train = Scalars::new(step as u64)
             .with(names::LOSS, 0.27 + 0.6 * (-t / 120.0).exp() + 0.09 * noise)
             .with(names::LEARNING_RATE, rate)
-            .with(names::TOKENS_PER_SECOND, 365.0 + 22.0 * rng.random_range(-1.0..1.0) - if step % 97 == 0 { 90.0 } else { 0.0 })
-            .with(names::MEMORY_BYTES, 0.9e9 + 0.25e9 * (1.0 - (-t / 30.0).exp()));
+            .with(
+                names::TOKENS_PER_SECOND,
+                365.0 + 22.0 * rng.random_range(-1.0..1.0)
+                    - if step % 97 == 0 { 90.0 } else { 0.0 },
+            )
+            .with(
+                names::MEMORY_BYTES,
+                0.9e9 + 0.25e9 * (1.0 - (-t / 30.0).exp()),
+            );
         records.push(train);
         if step % 100 == 0 {
-            records.push(Scalars::new(step as u64).with(names::EVAL_LOSS, 0.29 + 0.5 * (-t / 150.0).exp() + 0.02 * (t / 1000.0).powi(2)));
+            records.push(Scalars::new(step as u64).with(
+                names::EVAL_LOSS,
+                0.29 + 0.5 * (-t / 150.0).exp() + 0.02 * (t / 1000.0).powi(2),
+            ));
         }
     }
     records

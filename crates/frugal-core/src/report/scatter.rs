@@ -34,11 +34,16 @@ const TEXT: f64 = 11.0;
 /// Radius of a marked point.
 const MARK: i32 = 4 * FINE;
 
-/// Indices of the points that no other point beats: none is at least as good at no higher cost, and better in one of the two.
+/// Indices of the points that no other point beats: none is at least as good at no higher cost, and
+/// better in one of the two.
 pub(super) fn front(points: &[Point], lower_is_better: bool) -> Vec<usize> {
     let quality = |p: &Point| if lower_is_better { -p.y } else { p.y };
-    let beats = |a: &Point, b: &Point| quality(a) >= quality(b) && a.x <= b.x && (quality(a) > quality(b) || a.x < b.x);
-    let mut found: Vec<usize> = (0..points.len()).filter(|&i| !points.iter().any(|other| beats(other, &points[i]))).collect();
+    let beats = |a: &Point, b: &Point| {
+        quality(a) >= quality(b) && a.x <= b.x && (quality(a) > quality(b) || a.x < b.x)
+    };
+    let mut found: Vec<usize> = (0..points.len())
+        .filter(|&i| !points.iter().any(|other| beats(other, &points[i])))
+        .collect();
     found.sort_by(|&a, &b| points[a].x.total_cmp(&points[b].x));
     found
 }
@@ -53,26 +58,45 @@ fn overlap(a: &[i32; 4], b: &[i32; 4]) -> bool {
     a[0] < b[2] && b[0] < a[2] && a[1] < b[3] && b[1] < a[3]
 }
 
-/// Names beside their points: to the right, to the left, above or below, whichever is the first free place within `bounds`;
-/// without one a name is left out. Points that cannot be told apart share a label.
+/// Names beside their points: to the right, to the left, above or below, whichever is the first
+/// free place within `bounds`; without one a name is left out. Points that cannot be told apart
+/// share a label.
 fn labels(points: &[(&str, (i32, i32))], bounds: [i32; 4]) -> Vec<Label> {
     let mut groups: Vec<(String, (i32, i32))> = Vec::new();
     for &(name, (x, y)) in points {
-        match groups.iter_mut().find(|(_, at)| (at.0 - x).abs() <= MARK && (at.1 - y).abs() <= MARK) {
+        match groups
+            .iter_mut()
+            .find(|(_, at)| (at.0 - x).abs() <= MARK && (at.1 - y).abs() <= MARK)
+        {
             Some((text, _)) => *text = format!("{text}, {name}"),
             None => groups.push((name.to_owned(), (x, y))),
         }
     }
-    let marks: Vec<[i32; 4]> = groups.iter().map(|(_, (x, y))| [x - MARK, y - MARK, x + MARK, y + MARK]).collect();
+    let marks: Vec<[i32; 4]> = groups
+        .iter()
+        .map(|(_, (x, y))| [x - MARK, y - MARK, x + MARK, y + MARK])
+        .collect();
     let mut placed: Vec<Label> = Vec::new();
     for (text, (x, y)) in groups {
         // A letter is about 0.6 of the text's height wide.
         let width = (0.6 * TEXT * f64::from(FINE) * text.chars().count() as f64).ceil() as i32;
         let (height, gap) = (13 * FINE, 7 * FINE);
-        let corners = [(x + gap, y - height), (x - gap - width, y - height), (x - width / 2, y - gap - height), (x - width / 2, y + gap)];
+        let corners = [
+            (x + gap, y - height),
+            (x - gap - width, y - height),
+            (x - width / 2, y - gap - height),
+            (x - width / 2, y + gap),
+        ];
         let areas = corners.map(|(left, top)| [left, top, left + width, top + height]);
-        let inside = |a: &[i32; 4]| a[0] >= bounds[0] && a[1] >= bounds[1] && a[2] <= bounds[2] && a[3] <= bounds[3];
-        let taken = |a: &[i32; 4]| marks.iter().chain(placed.iter().map(|l| &l.area)).any(|other| overlap(a, other));
+        let inside = |a: &[i32; 4]| {
+            a[0] >= bounds[0] && a[1] >= bounds[1] && a[2] <= bounds[2] && a[3] <= bounds[3]
+        };
+        let taken = |a: &[i32; 4]| {
+            marks
+                .iter()
+                .chain(placed.iter().map(|l| &l.area))
+                .any(|other| overlap(a, other))
+        };
         if let Some(area) = areas.into_iter().find(|area| inside(area) && !taken(area)) {
             placed.push(Label { text, area });
         }
@@ -80,18 +104,25 @@ fn labels(points: &[(&str, (i32, i32))], bounds: [i32; 4]) -> Vec<Label> {
     placed
 }
 
-/// Round values within a range, at most a handful: 1, 2, 5, 10, ... times `unit`, or only the powers of ten.
+/// Round values within a range, at most a handful: 1, 2, 5, 10, ... times `unit`, or only the
+/// powers of ten.
 fn ticks((low, high): (f64, f64), unit: f64) -> Vec<f64> {
     let powers = (low / unit).log10().floor() as i32..=(high / unit).log10().ceil() as i32;
     let of = |steps: &[f64]| -> Vec<f64> {
-        let all = powers.clone().flat_map(|p| steps.iter().map(move |s| s * 10f64.powi(p) * unit));
+        let all = powers
+            .clone()
+            .flat_map(|p| steps.iter().map(move |s| s * 10f64.powi(p) * unit));
         all.filter(|v| (low..=high).contains(v)).collect()
     };
-    [&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0][..], &[1.0, 2.0, 5.0], &[1.0, 3.0]]
-        .into_iter()
-        .map(of)
-        .find(|t| t.len() <= 6)
-        .unwrap_or_else(|| of(&[1.0]))
+    [
+        &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0][..],
+        &[1.0, 2.0, 5.0],
+        &[1.0, 3.0],
+    ]
+    .into_iter()
+    .map(of)
+    .find(|t| t.len() <= 6)
+    .unwrap_or_else(|| of(&[1.0]))
 }
 
 impl Scatter<'_> {
@@ -104,15 +135,29 @@ impl Scatter<'_> {
         }
         let mut svg = String::new();
         {
-            let root = SVGBackend::with_string(&mut svg, (SIZE.0 * FINE as u32, SIZE.1 * FINE as u32)).into_drawing_area();
-            self.draw(&root, &points).map_err(|e| ChartError { title: self.title.into(), message: e.to_string() })?;
+            let root =
+                SVGBackend::with_string(&mut svg, (SIZE.0 * FINE as u32, SIZE.1 * FINE as u32))
+                    .into_drawing_area();
+            self.draw(&root, &points).map_err(|e| ChartError {
+                title: self.title.into(),
+                message: e.to_string(),
+            })?;
         }
         Ok(Some(svg))
     }
 
-    fn draw(&self, root: &DrawingArea<SVGBackend<'_>, Shift>, points: &[&Point]) -> Result<(), Box<dyn std::error::Error>> {
+    fn draw(
+        &self,
+        root: &DrawingArea<SVGBackend<'_>, Shift>,
+        points: &[&Point],
+    ) -> Result<(), Box<dyn std::error::Error>> {
         let bounds = |value: fn(&Point) -> f64| {
-            points.iter().map(|p| value(p)).fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)))
+            points
+                .iter()
+                .map(|p| value(p))
+                .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| {
+                    (low.min(v), high.max(v))
+                })
         };
         let (x, y) = (bounds(|p| p.x), bounds(|p| p.y));
         // Room for the names, most of which stand to the right of their points.
@@ -120,14 +165,21 @@ impl Scatter<'_> {
         let x = (x.0, x.1 * (x.1 / x.0).powf(0.3));
         let room = (0.12 * (y.1 - y.0)).max(1e-3);
         let y = (y.0 - room, y.1 + room);
-        let font = |size: f64| ("sans-serif", size * f64::from(FINE) * 1.24).into_font().color(&colour::TEXT);
+        let font = |size: f64| {
+            ("sans-serif", size * f64::from(FINE) * 1.24)
+                .into_font()
+                .color(&colour::TEXT)
+        };
         let decimals = (-((y.1 - y.0) / 5.0).log10().floor()).clamp(0.0, 6.0) as usize;
         let mut chart = ChartBuilder::on(root)
             .margin_top(10 * FINE)
             .margin_right(14 * FINE)
             .x_label_area_size(44 * FINE)
             .y_label_area_size(62 * FINE)
-            .build_cartesian_2d((x.0..x.1).log_scale().with_key_points(ticks(x, self.unit)), y.0..y.1)?;
+            .build_cartesian_2d(
+                (x.0..x.1).log_scale().with_key_points(ticks(x, self.unit)),
+                y.0..y.1,
+            )?;
         chart
             .configure_mesh()
             .disable_x_mesh()
@@ -144,21 +196,47 @@ impl Scatter<'_> {
             .x_desc(self.cost)
             .y_desc(self.quality)
             .draw()?;
-        let owned: Vec<Point> = points.iter().map(|p| Point { name: p.name.clone(), x: p.x, y: p.y }).collect();
+        let owned: Vec<Point> = points
+            .iter()
+            .map(|p| Point {
+                name: p.name.clone(),
+                x: p.x,
+                y: p.y,
+            })
+            .collect();
         let front = front(&owned, self.lower_is_better);
         let steps = front.iter().map(|&i| (owned[i].x, owned[i].y));
-        chart
-            .draw_series(std::iter::once(PathElement::new(steps.collect::<Vec<_>>(), colour::TRAIN.mix(0.5).stroke_width(FINE as u32))))?;
+        chart.draw_series(std::iter::once(PathElement::new(
+            steps.collect::<Vec<_>>(),
+            colour::TRAIN.mix(0.5).stroke_width(FINE as u32),
+        )))?;
         for (i, point) in owned.iter().enumerate() {
             let best = front.contains(&i);
-            let style = if best { colour::TRAIN.filled() } else { colour::AXIS.mix(0.75).filled() };
-            chart.draw_series(std::iter::once(Circle::new((point.x, point.y), if best { MARK } else { 3 * FINE }, style)))?;
+            let style = if best {
+                colour::TRAIN.filled()
+            } else {
+                colour::AXIS.mix(0.75).filled()
+            };
+            chart.draw_series(std::iter::once(Circle::new(
+                (point.x, point.y),
+                if best { MARK } else { 3 * FINE },
+                style,
+            )))?;
         }
-        let named: Vec<(&str, (i32, i32))> =
-            front.iter().map(|&i| (owned[i].name.as_str(), chart.backend_coord(&(owned[i].x, owned[i].y)))).collect();
+        let named: Vec<(&str, (i32, i32))> = front
+            .iter()
+            .map(|&i| {
+                (
+                    owned[i].name.as_str(),
+                    chart.backend_coord(&(owned[i].x, owned[i].y)),
+                )
+            })
+            .collect();
         // Over the edge of the chart is free too, but not over the numbers of its axes.
         let (across, down) = chart.plotting_area().get_pixel_range();
-        for Label { text, area } in labels(&named, [across.start, 0, SIZE.0 as i32 * FINE, down.end]) {
+        for Label { text, area } in
+            labels(&named, [across.start, 0, SIZE.0 as i32 * FINE, down.end])
+        {
             root.draw(&Text::new(text, (area[0], area[1]), font(TEXT)))?;
         }
         root.present()?;
@@ -171,8 +249,20 @@ mod tests {
     use super::*;
 
     fn points() -> Vec<Point> {
-        let of = |(name, x, y): (&str, f64, f64)| Point { name: name.into(), x, y };
-        [("cheap", 10.0, 0.8), ("good", 1000.0, 0.9), ("beaten", 100.0, 0.7), ("even", 10.0, 0.8), ("costly", 2000.0, 0.9)].map(of).into()
+        let of = |(name, x, y): (&str, f64, f64)| Point {
+            name: name.into(),
+            x,
+            y,
+        };
+        [
+            ("cheap", 10.0, 0.8),
+            ("good", 1000.0, 0.9),
+            ("beaten", 100.0, 0.7),
+            ("even", 10.0, 0.8),
+            ("costly", 2000.0, 0.9),
+        ]
+        .map(of)
+        .into()
     }
 
     #[test]
@@ -184,10 +274,16 @@ mod tests {
 
     #[test]
     fn ticks_are_round_and_few() {
-        assert_eq!(ticks((120.0, 700.0), 1.0), [200.0, 300.0, 400.0, 500.0, 600.0]);
+        assert_eq!(
+            ticks((120.0, 700.0), 1.0),
+            [200.0, 300.0, 400.0, 500.0, 600.0]
+        );
         assert_eq!(ticks((7.0, 300.0), 1.0), [10.0, 20.0, 50.0, 100.0, 200.0]);
         assert_eq!(ticks((5e3, 3e8), 1.0), [1e4, 1e5, 1e6, 1e7, 1e8]);
-        assert_eq!(ticks((150.0 * 1048576.0, 700.0 * 1048576.0), 1048576.0)[0], 200.0 * 1048576.0);
+        assert_eq!(
+            ticks((150.0 * 1048576.0, 700.0 * 1048576.0), 1048576.0)[0],
+            200.0 * 1048576.0
+        );
     }
 
     #[test]
@@ -205,9 +301,27 @@ mod tests {
         let texts: Vec<&str> = found.iter().map(|l| l.text.as_str()).collect();
         assert_eq!(texts, ["middle, same", "near", "edge", "corner", "top"]);
         for (i, a) in found.iter().enumerate() {
-            assert!(found[..i].iter().all(|b| !overlap(&a.area, &b.area)), "{} lies on another", a.text);
-            assert!(points.iter().all(|(_, (x, y))| !overlap(&a.area, &[x - MARK, y - MARK, x + MARK, y + MARK])), "{}", a.text);
-            assert!(a.area[0] >= bounds[0] && a.area[1] >= bounds[1] && a.area[2] <= bounds[2] && a.area[3] <= bounds[3], "{}", a.text);
+            assert!(
+                found[..i].iter().all(|b| !overlap(&a.area, &b.area)),
+                "{} lies on another",
+                a.text
+            );
+            assert!(
+                points.iter().all(|(_, (x, y))| !overlap(
+                    &a.area,
+                    &[x - MARK, y - MARK, x + MARK, y + MARK]
+                )),
+                "{}",
+                a.text
+            );
+            assert!(
+                a.area[0] >= bounds[0]
+                    && a.area[1] >= bounds[1]
+                    && a.area[2] <= bounds[2]
+                    && a.area[3] <= bounds[3],
+                "{}",
+                a.text
+            );
         }
         // Where there is no room the name is left out.
         assert!(labels(&[("much too long", (50, 50))], [0, 0, 100, 100]).is_empty());
@@ -225,8 +339,32 @@ mod tests {
             lower_is_better: false,
         };
         let svg = scatter(points()).svg().unwrap().unwrap();
-        assert!(svg.contains("cheap") && svg.contains("good") && !svg.contains("beaten") && !svg.contains("NaN"), "{svg}");
-        assert!(scatter(vec![Point { name: "x".into(), x: 0.0, y: 1.0 }]).svg().unwrap().is_none());
-        assert!(scatter(vec![Point { name: "x".into(), x: 5.0, y: 1.0 }]).svg().unwrap().is_some());
+        assert!(
+            svg.contains("cheap")
+                && svg.contains("good")
+                && !svg.contains("beaten")
+                && !svg.contains("NaN"),
+            "{svg}"
+        );
+        assert!(
+            scatter(vec![Point {
+                name: "x".into(),
+                x: 0.0,
+                y: 1.0
+            }])
+            .svg()
+            .unwrap()
+            .is_none()
+        );
+        assert!(
+            scatter(vec![Point {
+                name: "x".into(),
+                x: 5.0,
+                y: 1.0
+            }])
+            .svg()
+            .unwrap()
+            .is_some()
+        );
     }
 }

@@ -10,7 +10,8 @@ use crate::measure::step_law::{COMPARED, STEP_LAW, schedule};
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Grid {
-    /// What each model's `shape` changes of the shared one; a `name` replaces `hN` with its hidden size.
+    /// What each model's `shape` changes of the shared one; a `name` replaces `hN` with its hidden
+    /// size.
     pub shapes: Vec<Table>,
     /// Tokens of training.
     pub tokens: Vec<u64>,
@@ -18,7 +19,8 @@ pub struct Grid {
     pub lr: Vec<f64>,
     /// Tokens of an optimiser step; rounded to whole sequences.
     pub batch_tokens: Vec<u64>,
-    /// Configurations that are run for every shape and number of tokens beside the grid, to compare with.
+    /// Configurations that are run for every shape and number of tokens beside the grid, to compare
+    /// with.
     #[serde(default)]
     pub beside: Vec<Beside>,
     /// Runs whose loss is within this share of the best of their size count as near the optimum.
@@ -82,35 +84,67 @@ impl Grid {
         if !(self.excess.is_finite() && self.excess > 0.0) {
             return Err("`grid.excess` must be above 0".into());
         }
-        let sequence = whole(pretrain, "max_length").map_err(|e| format!("`pretrain.{e}`, which the grid counts batches in"))?;
+        let sequence = whole(pretrain, "max_length")
+            .map_err(|e| format!("`pretrain.{e}`, which the grid counts batches in"))?;
         let mut runs = Vec::new();
         for shape in &self.shapes {
             let mut shape = shape.clone();
-            let own_name = shape.remove("name").and_then(|n| n.as_str().map(str::to_owned));
+            let own_name = shape
+                .remove("name")
+                .and_then(|n| n.as_str().map(str::to_owned));
             let mut settings = pretrain.clone();
-            merge(&mut settings, &Table::from_iter([("shape".to_owned(), Value::Table(shape))]));
+            merge(
+                &mut settings,
+                &Table::from_iter([("shape".to_owned(), Value::Table(shape))]),
+            );
             let (parameters, hidden) = parameters(&settings)?;
             let label = own_name.unwrap_or_else(|| format!("h{hidden}"));
             for &tokens in &self.tokens {
-                let mut add = |name: String, rate: f64, batch: f64, beside: Option<String>| -> Result<(), String> {
+                let mut add = |name: String,
+                               rate: f64,
+                               batch: f64,
+                               beside: Option<String>|
+                 -> Result<(), String> {
                     if !(rate.is_finite() && rate > 0.0) || batch < 1.0 || (tokens as f64) < batch {
-                        return Err(format!("run `{name}`: a rate of {rate} with {batch} of {tokens} tokens for each step cannot be run"));
+                        return Err(format!(
+                            "run `{name}`: a rate of {rate} with {batch} of {tokens} tokens for each step cannot be run"
+                        ));
                     }
                     let (training, batch) = training(pretrain, rate, batch, tokens, sequence);
                     let mut settings = settings.clone();
                     merge(&mut settings, &training);
-                    let point = Point { parameters: parameters as f64, tokens: tokens as f64, rate, batch, beside };
-                    runs.push(GridRun { name, point, settings });
+                    let point = Point {
+                        parameters: parameters as f64,
+                        tokens: tokens as f64,
+                        rate,
+                        batch,
+                        beside,
+                    };
+                    runs.push(GridRun {
+                        name,
+                        point,
+                        settings,
+                    });
                     Ok(())
                 };
                 for &rate in &self.lr {
                     for &batch in &self.batch_tokens {
-                        add(format!("{label}-d{tokens}-lr{rate}-b{batch}"), rate, batch as f64, None)?;
+                        add(
+                            format!("{label}-d{tokens}-lr{rate}-b{batch}"),
+                            rate,
+                            batch as f64,
+                            None,
+                        )?;
                     }
                 }
                 for beside in &self.beside {
                     let (rate, batch) = beside.values(parameters as f64, tokens as f64)?;
-                    add(format!("{label}-d{tokens}-{}", beside.name), rate, batch, Some(beside.name.clone()))?;
+                    add(
+                        format!("{label}-d{tokens}-{}", beside.name),
+                        rate,
+                        batch,
+                        Some(beside.name.clone()),
+                    )?;
                 }
             }
         }
@@ -121,11 +155,20 @@ impl Grid {
 impl Beside {
     fn values(&self, parameters: f64, tokens: f64) -> Result<(f64, f64), String> {
         let law = match self.name.as_str() {
-            "step-law" => Some((STEP_LAW.rate(parameters, tokens), Some(STEP_LAW.batch(tokens)))),
-            name => COMPARED.iter().find(|(known, _)| *known == name).map(|(_, law)| law(parameters, tokens)),
+            "step-law" => Some((
+                STEP_LAW.rate(parameters, tokens),
+                Some(STEP_LAW.batch(tokens)),
+            )),
+            name => COMPARED
+                .iter()
+                .find(|(known, _)| *known == name)
+                .map(|(_, law)| law(parameters, tokens)),
         };
         let rate = self.lr.or(law.map(|l| round(l.0)));
-        let batch = self.batch_tokens.map(|b| b as f64).or(law.and_then(|l| l.1));
+        let batch = self
+            .batch_tokens
+            .map(|b| b as f64)
+            .or(law.and_then(|l| l.1));
         rate.zip(batch).ok_or_else(|| {
             format!("`grid.beside`: `{}` is no law with a rate and a batch: give it `lr` and `batch_tokens`, or take `step-law`", self.name)
         })
@@ -138,27 +181,63 @@ fn round(value: f64) -> f64 {
 }
 
 fn whole(table: &Table, key: &str) -> Result<u64, String> {
-    let value = table.get(key).and_then(Value::as_integer).filter(|v| *v > 0);
-    value.map(|v| v as u64).ok_or_else(|| format!("{key}` is needed"))
+    let value = table
+        .get(key)
+        .and_then(Value::as_integer)
+        .filter(|v| *v > 0);
+    value
+        .map(|v| v as u64)
+        .ok_or_else(|| format!("{key}` is needed"))
 }
 
-/// Parameters outside the vocabulary, `L (2 h² + 2 h k + 3 h f)` with keys of width `k`, and the hidden size.
+/// Parameters outside the vocabulary, `L (2 h² + 2 h k + 3 h f)` with keys of width `k`, and the
+/// hidden size.
 fn parameters(settings: &Table) -> Result<(u64, u64), String> {
-    let shape = settings.get("shape").and_then(Value::as_table).cloned().unwrap_or_default();
-    if shape.get("attention").and_then(Value::as_str).is_some_and(|kind| kind != "grouped") {
-        return Err("the grid counts parameters of grouped attention only: leave `shape.attention` out".into());
+    let shape = settings
+        .get("shape")
+        .and_then(Value::as_table)
+        .cloned()
+        .unwrap_or_default();
+    if shape
+        .get("attention")
+        .and_then(Value::as_str)
+        .is_some_and(|kind| kind != "grouped")
+    {
+        return Err(
+            "the grid counts parameters of grouped attention only: leave `shape.attention` out"
+                .into(),
+        );
     }
-    let of = |key: &str| whole(&shape, key).map_err(|e| format!("`shape.{e}` in [pretrain.shape] or in every one of `grid.shapes`"));
-    let (h, f, layers) = (of("hidden_size")?, of("intermediate_size")?, of("num_hidden_layers")?);
+    let of = |key: &str| {
+        whole(&shape, key).map_err(|e| {
+            format!("`shape.{e}` in [pretrain.shape] or in every one of `grid.shapes`")
+        })
+    };
+    let (h, f, layers) = (
+        of("hidden_size")?,
+        of("intermediate_size")?,
+        of("num_hidden_layers")?,
+    );
     let keys = h / of("num_attention_heads")? * of("num_key_value_heads")?;
-    let experts = shape.get("num_local_experts").and_then(Value::as_integer).unwrap_or(0).max(0) as u64;
-    Ok((layers * (2 * h * h + 2 * h * keys + 3 * h * f * experts.max(1) + h * experts), h))
+    let experts = shape
+        .get("num_local_experts")
+        .and_then(Value::as_integer)
+        .unwrap_or(0)
+        .max(0) as u64;
+    Ok((
+        layers * (2 * h * h + 2 * h * keys + 3 * h * f * experts.max(1) + h * experts),
+        h,
+    ))
 }
 
-/// Settings under `train`, and the batch that they make: whole sequences, in micro-batches of at most the shared `max_tokens`.
+/// Settings under `train`, and the batch that they make: whole sequences, in micro-batches of at
+/// most the shared `max_tokens`.
 fn training(pretrain: &Table, rate: f64, batch: f64, tokens: u64, sequence: u64) -> (Table, f64) {
     let sequences = (batch / sequence as f64).round().max(1.0) as u64;
-    let shared = pretrain.get("train").and_then(Value::as_table).and_then(|t| whole(t, "max_tokens").ok());
+    let shared = pretrain
+        .get("train")
+        .and_then(Value::as_table)
+        .and_then(|t| whole(t, "max_tokens").ok());
     let most = (shared.unwrap_or(4096) / sequence).max(1);
     let parts = sequences.div_ceil(most);
     let micro = sequences.div_ceil(parts) * sequence;
@@ -176,8 +255,14 @@ fn training(pretrain: &Table, rate: f64, batch: f64, tokens: u64, sequence: u64)
         ("warmup_ratio", Value::Float(0.0)),
         ("min_lr", Value::Float(round(floor))),
     ];
-    let train = train.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-    (Table::from_iter([("train".to_owned(), Value::Table(train))]), batch as f64)
+    let train = train
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), value))
+        .collect();
+    (
+        Table::from_iter([("train".to_owned(), Value::Table(train))]),
+        batch as f64,
+    )
 }
 
 fn integer(value: u64) -> Value {
@@ -197,8 +282,12 @@ mod tests {
     "#;
 
     fn grid(text: &str) -> Result<Vec<GridRun>, String> {
-        let text = format!("shapes = [{{ hidden_size = 32, intermediate_size = 88 }}]\ntokens = [100000]\n{text}");
-        toml::from_str::<Grid>(&text).unwrap().runs(&toml::from_str(PRETRAIN).unwrap())
+        let text = format!(
+            "shapes = [{{ hidden_size = 32, intermediate_size = 88 }}]\ntokens = [100000]\n{text}"
+        );
+        toml::from_str::<Grid>(&text)
+            .unwrap()
+            .runs(&toml::from_str(PRETRAIN).unwrap())
     }
 
     #[test]
@@ -207,17 +296,48 @@ mod tests {
         let names: Vec<&str> = runs.iter().map(|r| r.name.as_str()).collect();
         assert_eq!(
             names[..4],
-            ["h32-d100000-lr0.004-b64", "h32-d100000-lr0.004-b1000", "h32-d100000-lr0.004-b2048", "h32-d100000-lr0.008-b64"]
+            [
+                "h32-d100000-lr0.004-b64",
+                "h32-d100000-lr0.004-b1000",
+                "h32-d100000-lr0.004-b2048",
+                "h32-d100000-lr0.008-b64"
+            ]
         );
         assert_eq!(runs[0].point.parameters, dense_parameters(32, 88, 2) as f64);
-        let train: Vec<&Table> = runs.iter().map(|r| r.settings["train"].as_table().unwrap()).collect();
+        let train: Vec<&Table> = runs
+            .iter()
+            .map(|r| r.settings["train"].as_table().unwrap())
+            .collect();
         let of = |i: usize, key: &str| train[i][key].as_integer().unwrap();
         // 1562 steps of 64 tokens; a tenth warms up, and the floor is absolute.
-        assert_eq!((of(0, "max_steps"), of(0, "warmup_steps"), of(0, "max_tokens")), (1562, 156, 64));
-        assert_eq!((train[0]["min_lr"].as_float(), train[0]["weight_decay"].as_float()), (Some(1e-5), Some(0.1)));
+        assert_eq!(
+            (
+                of(0, "max_steps"),
+                of(0, "warmup_steps"),
+                of(0, "max_tokens")
+            ),
+            (1562, 156, 64)
+        );
+        assert_eq!(
+            (
+                train[0]["min_lr"].as_float(),
+                train[0]["weight_decay"].as_float()
+            ),
+            (Some(1e-5), Some(0.1))
+        );
         // 1000 tokens are 16 sequences: two micro-batches of 512.
-        assert_eq!((of(1, "max_tokens"), of(1, "gradient_accumulation_steps"), runs[1].point.batch), (512, 2, 1024.0));
-        assert_eq!((of(2, "gradient_accumulation_steps"), of(2, "max_steps")), (4, 48));
+        assert_eq!(
+            (
+                of(1, "max_tokens"),
+                of(1, "gradient_accumulation_steps"),
+                runs[1].point.batch
+            ),
+            (512, 2, 1024.0)
+        );
+        assert_eq!(
+            (of(2, "gradient_accumulation_steps"), of(2, "max_steps")),
+            (4, 48)
+        );
     }
 
     #[test]
@@ -228,8 +348,18 @@ mod tests {
         .unwrap();
         let law = &runs[1].point;
         // 1.79 · 25088^-0.713 · 1e5^0.307 and 0.58 · 1e5^0.571 = 415.2 tokens: six sequences of 64.
-        assert!((law.rate / 0.04475 - 1.0).abs() < 1e-3 && law.batch == 384.0, "{law:?}");
-        assert_eq!((runs[2].point.rate, runs[2].point.batch, runs[2].point.beside.as_deref()), (3e-4, 512.0, Some("constant")));
+        assert!(
+            (law.rate / 0.04475 - 1.0).abs() < 1e-3 && law.batch == 384.0,
+            "{law:?}"
+        );
+        assert_eq!(
+            (
+                runs[2].point.rate,
+                runs[2].point.batch,
+                runs[2].point.beside.as_deref()
+            ),
+            (3e-4, 512.0, Some("constant"))
+        );
         assert_eq!(runs[2].settings["train"]["min_lr"].as_float(), Some(3e-6));
     }
 
@@ -239,17 +369,31 @@ mod tests {
             ("lr = []\nbatch_tokens = [64]", "`grid.lr` is empty"),
             ("lr = [-1.0]\nbatch_tokens = [64]", "cannot be run"),
             ("lr = [0.1]\nbatch_tokens = [200000]", "cannot be run"),
-            ("lr = [0.1]\nbatch_tokens = [64]\nbeside = [{ name = \"openai\" }]", "no law with a rate and a batch"),
-            ("lr = [0.1]\nbatch_tokens = [64]\nexcess = 0.0", "`grid.excess`"),
+            (
+                "lr = [0.1]\nbatch_tokens = [64]\nbeside = [{ name = \"openai\" }]",
+                "no law with a rate and a batch",
+            ),
+            (
+                "lr = [0.1]\nbatch_tokens = [64]\nexcess = 0.0",
+                "`grid.excess`",
+            ),
         ] {
             let message = grid(text).unwrap_err();
             assert!(message.contains(part), "{message}");
         }
-        let one = "shapes = [{ hidden_size = 32 }]\ntokens = [100000]\nlr = [0.1]\nbatch_tokens = [64]";
+        let one =
+            "shapes = [{ hidden_size = 32 }]\ntokens = [100000]\nlr = [0.1]\nbatch_tokens = [64]";
         let grid: Grid = toml::from_str(one).unwrap();
         let of = |pretrain: &str| grid.runs(&toml::from_str(pretrain).unwrap()).unwrap_err();
-        assert!(of(PRETRAIN).contains("`shape.intermediate_size` is needed"), "{}", of(PRETRAIN));
+        assert!(
+            of(PRETRAIN).contains("`shape.intermediate_size` is needed"),
+            "{}",
+            of(PRETRAIN)
+        );
         assert!(of("data = \"text.txt\"").contains("`pretrain.max_length` is needed"));
-        assert!(of("max_length = 64\nshape = { attention = \"latent\" }").contains("grouped attention only"));
+        assert!(
+            of("max_length = 64\nshape = { attention = \"latent\" }")
+                .contains("grouped attention only")
+        );
     }
 }

@@ -18,8 +18,9 @@
 //! train = { lr = 2e-4 }
 //! ```
 //!
-//! A run's `command` is `tune`, `pretrain` or `eval`, each with a table of its own for what its runs share; the default is the
-//! one whose table is there. A [`Grid`] adds pre-training runs over shapes, tokens, rates and batches.
+//! A run's `command` is `tune`, `pretrain` or `eval`, each with a table of its own for what its
+//! runs share; the default is the one whose table is there. A [`Grid`] adds pre-training runs over
+//! shapes, tokens, rates and batches.
 
 mod grid;
 
@@ -169,14 +170,20 @@ impl Suite {
     /// # Errors
     /// Text that is not a suite.
     pub fn parse(path: &Path, text: &str) -> Result<Self, SuiteError> {
-        let invalid = |reason: String| SuiteError::Invalid { path: path.to_owned(), reason };
-        let mut suite: Self = toml::from_str(text).map_err(|e| invalid(e.to_string().trim_end().to_owned()))?;
+        let invalid = |reason: String| SuiteError::Invalid {
+            path: path.to_owned(),
+            reason,
+        };
+        let mut suite: Self =
+            toml::from_str(text).map_err(|e| invalid(e.to_string().trim_end().to_owned()))?;
         if suite.seeds.is_empty() {
             return Err(invalid("`seeds` is empty: list at least one".into()));
         }
         let mut seeds = BTreeSet::new();
         if let Some(seed) = suite.seeds.iter().find(|seed| !seeds.insert(**seed)) {
-            return Err(invalid(format!("`seeds` has {seed} more than once: list each seed once")));
+            return Err(invalid(format!(
+                "`seeds` has {seed} more than once: list each seed once"
+            )));
         }
         if suite.runs.is_empty() && suite.grid.is_none() {
             return Err(invalid("there is no `[[runs]]`".into()));
@@ -186,27 +193,59 @@ impl Suite {
         }
         let mut names = BTreeSet::new();
         for (i, run) in suite.runs.iter().enumerate() {
-            let name = run_name(run).ok_or_else(|| invalid(format!("run {} has neither `name` nor `method.name`", i + 1)))?;
-            suite.work(run).map_err(|reason| invalid(format!("run `{name}`: {reason}")))?;
-            names.insert(name.to_owned()).then_some(()).ok_or_else(|| twice(name)).map_err(invalid)?;
+            let name = run_name(run).ok_or_else(|| {
+                invalid(format!(
+                    "run {} has neither `name` nor `method.name`",
+                    i + 1
+                ))
+            })?;
+            suite
+                .work(run)
+                .map_err(|reason| invalid(format!("run `{name}`: {reason}")))?;
+            names
+                .insert(name.to_owned())
+                .then_some(())
+                .ok_or_else(|| twice(name))
+                .map_err(invalid)?;
         }
         for point in &suite.points {
-            names.insert(point.name.clone()).then_some(()).ok_or_else(|| twice(&point.name)).map_err(invalid)?;
+            names
+                .insert(point.name.clone())
+                .then_some(())
+                .ok_or_else(|| twice(&point.name))
+                .map_err(invalid)?;
         }
         for group in &suite.groups {
             if group.runs.is_empty() {
                 return Err(invalid(format!("group `{}` has no runs", group.name)));
             }
             if let Some(unknown) = group.runs.iter().find(|name| !names.contains(*name)) {
-                return Err(invalid(format!("group `{}`: there is no run `{unknown}`", group.name)));
+                return Err(invalid(format!(
+                    "group `{}`: there is no run `{unknown}`",
+                    group.name
+                )));
             }
-            if let Some(unknown) = group.baseline.as_ref().filter(|name| !group.runs.contains(name)) {
-                return Err(invalid(format!("group `{}`: its baseline `{unknown}` is none of its runs", group.name)));
+            if let Some(unknown) = group
+                .baseline
+                .as_ref()
+                .filter(|name| !group.runs.contains(name))
+            {
+                return Err(invalid(format!(
+                    "group `{}`: its baseline `{unknown}` is none of its runs",
+                    group.name
+                )));
             }
         }
         for name in &names {
-            if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) || name.starts_with('.') {
-                return Err(invalid(format!("`{name}` cannot name a run: use letters, digits, `-`, `_` and `.`")));
+            if name.is_empty()
+                || !name
+                    .chars()
+                    .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+                || name.starts_with('.')
+            {
+                return Err(invalid(format!(
+                    "`{name}` cannot name a run: use letters, digits, `-`, `_` and `.`"
+                )));
             }
         }
         Ok(suite)
@@ -215,10 +254,19 @@ impl Suite {
     /// What a run does: its `command`, or the only one that has shared settings, or `tune`.
     fn work(&self, run: &Table) -> Result<Work, String> {
         if let Some(given) = run.get("command") {
-            return Work::deserialize(given.clone()).map_err(|_| format!("`command` is {given}, but it must be tune, pretrain or eval"));
+            return Work::deserialize(given.clone()).map_err(|_| {
+                format!("`command` is {given}, but it must be tune, pretrain or eval")
+            });
         }
-        let shared: Vec<Work> = Work::ALL.into_iter().filter(|work| !self.shared(*work).is_empty()).collect();
-        Ok(if let [work] = shared[..] { work } else { Work::Tune })
+        let shared: Vec<Work> = Work::ALL
+            .into_iter()
+            .filter(|work| !self.shared(*work).is_empty())
+            .collect();
+        Ok(if let [work] = shared[..] {
+            work
+        } else {
+            Work::Tune
+        })
     }
 
     fn shared(&self, work: Work) -> &Table {
@@ -235,29 +283,53 @@ impl Suite {
     pub fn jobs(&self, data_dir: &Path) -> Vec<Job> {
         let each = |seed: u64| {
             let listed = self.runs.iter().filter_map(move |run| {
-                let (name, work) = (run_name(run)?.to_owned(), self.work(run).unwrap_or_default());
+                let (name, work) = (
+                    run_name(run)?.to_owned(),
+                    self.work(run).unwrap_or_default(),
+                );
                 let mut settings = self.shared(work).clone();
                 merge(&mut settings, run);
                 for key in ["name", "command"] {
                     settings.remove(key);
                 }
-                Some(Job { name, seed, work, settings, point: None })
+                Some(Job {
+                    name,
+                    seed,
+                    work,
+                    settings,
+                    point: None,
+                })
             });
             let points = self.points.iter().map(move |run| {
                 let (name, settings) = (run.name.clone(), run.settings.clone());
-                Job { name, seed, work: Work::Pretrain, settings, point: Some(run.point.clone()) }
+                Job {
+                    name,
+                    seed,
+                    work: Work::Pretrain,
+                    settings,
+                    point: Some(run.point.clone()),
+                }
             });
             // An evaluation has nothing random.
-            let random = move |job: &Job| job.work != Work::Eval || self.seeds.first() == Some(&seed);
+            let random =
+                move |job: &Job| job.work != Work::Eval || self.seeds.first() == Some(&seed);
             listed.chain(points).filter(random).map(move |mut job| {
                 if job.work != Work::Eval {
-                    job.settings.insert("seed".into(), Value::Integer(seed.try_into().unwrap_or(i64::MAX)));
+                    job.settings.insert(
+                        "seed".into(),
+                        Value::Integer(seed.try_into().unwrap_or(i64::MAX)),
+                    );
                 }
-                job.settings.get_mut("model").into_iter().for_each(|folder| locate(folder, data_dir));
+                job.settings
+                    .get_mut("model")
+                    .into_iter()
+                    .for_each(|folder| locate(folder, data_dir));
                 match job.settings.get_mut("data") {
                     Some(Value::Table(data)) => {
                         for key in ["train", "validation", "test"] {
-                            data.get_mut(key).into_iter().for_each(|file| locate(file, data_dir));
+                            data.get_mut(key)
+                                .into_iter()
+                                .for_each(|file| locate(file, data_dir));
                         }
                     }
                     Some(file) => locate(file, data_dir),
@@ -270,7 +342,8 @@ impl Suite {
     }
 }
 
-/// Puts a relative path into the folder of the data, if it is there: what is not may be the name of what is built in.
+/// Puts a relative path into the folder of the data, if it is there: what is not may be the name of
+/// what is built in.
 fn locate(file: &mut Value, data_dir: &Path) {
     if let Value::String(file) = file {
         let moved = data_dir.join(&*file);
@@ -288,9 +361,9 @@ fn twice(name: &str) -> String {
 pub fn matches(pattern: &str, name: &str) -> bool {
     match pattern.split_once('*') {
         None => pattern == name,
-        Some((head, rest)) => {
-            name.strip_prefix(head).is_some_and(|tail| (0..=tail.len()).any(|i| tail.is_char_boundary(i) && matches(rest, &tail[i..])))
-        }
+        Some((head, rest)) => name.strip_prefix(head).is_some_and(|tail| {
+            (0..=tail.len()).any(|i| tail.is_char_boundary(i) && matches(rest, &tail[i..]))
+        }),
     }
 }
 
@@ -325,7 +398,10 @@ mod tests {
         let suite = Suite::parse(Path::new("s.toml"), TEXT).unwrap();
         let jobs = suite.jobs(dir.path());
         let folders: Vec<String> = jobs.iter().map(Job::folder).collect();
-        assert_eq!(folders, ["lora-seed0", "fast-seed0", "lora-seed7", "fast-seed7"]);
+        assert_eq!(
+            folders,
+            ["lora-seed0", "fast-seed0", "lora-seed7", "fast-seed7"]
+        );
         let fast: Table = toml::from_str(&format!(
             "model = \"minilm-l6\"\nseed = 7\nmethod = {{ name = \"lora\" }}\n\
              data = {{ train = {:?}, validation = \"sms-spam\" }}\ntrain = {{ epochs = 2, lr = 1e-2 }}",
@@ -360,15 +436,37 @@ mod tests {
         "#;
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("text.txt"), "").unwrap();
-        let jobs = Suite::parse(Path::new("s.toml"), text).unwrap().jobs(dir.path());
-        assert_eq!(jobs.iter().map(|j| j.work).collect::<Vec<_>>(), [Work::Tune, Work::Pretrain, Work::Eval, Work::Tune, Work::Pretrain]);
-        let settings =
-            format!("data = {:?}\nmax_length = 32\nseed = 3\nshape = {{ num_key_value_heads = 1 }}", dir.path().join("text.txt"));
+        let jobs = Suite::parse(Path::new("s.toml"), text)
+            .unwrap()
+            .jobs(dir.path());
+        assert_eq!(
+            jobs.iter().map(|j| j.work).collect::<Vec<_>>(),
+            [
+                Work::Tune,
+                Work::Pretrain,
+                Work::Eval,
+                Work::Tune,
+                Work::Pretrain
+            ]
+        );
+        let settings = format!(
+            "data = {:?}\nmax_length = 32\nseed = 3\nshape = {{ num_key_value_heads = 1 }}",
+            dir.path().join("text.txt")
+        );
         assert_eq!(jobs[1].settings, toml::from_str(&settings).unwrap());
-        assert_eq!(jobs[2].settings, toml::from_str("quantize = \"q4_0\"").unwrap());
+        assert_eq!(
+            jobs[2].settings,
+            toml::from_str("quantize = \"q4_0\"").unwrap()
+        );
         // With one table of shared settings there is nothing to say.
         let one = "description = \"\"\n[pretrain]\nmax_length = 32\n[[runs]]\nname = \"a\"";
-        assert_eq!(Suite::parse(Path::new("s.toml"), one).unwrap().jobs(dir.path())[0].work, Work::Pretrain);
+        assert_eq!(
+            Suite::parse(Path::new("s.toml"), one)
+                .unwrap()
+                .jobs(dir.path())[0]
+                .work,
+            Work::Pretrain
+        );
     }
 
     #[test]
@@ -384,38 +482,90 @@ mod tests {
             lr = [0.01]
             batch_tokens = [64, 128]
         "#;
-        let jobs = Suite::parse(Path::new("s.toml"), text).unwrap().jobs(Path::new("."));
-        assert_eq!((jobs.len(), jobs[0].name.as_str(), jobs[7].name.as_str()), (8, "h32-d4000-lr0.01-b64", "wide-d8000-lr0.01-b128"));
+        let jobs = Suite::parse(Path::new("s.toml"), text)
+            .unwrap()
+            .jobs(Path::new("."));
+        assert_eq!(
+            (jobs.len(), jobs[0].name.as_str(), jobs[7].name.as_str()),
+            (8, "h32-d4000-lr0.01-b64", "wide-d8000-lr0.01-b128")
+        );
         // Two key-value heads of four: 2 (2 · 32² + 2 · 32 · 16 + 3 · 32 · 64).
         assert_eq!(jobs[0].point.as_ref().unwrap().parameters, 18432.0);
-        assert!(["h32*", "*-b64", "h32-d4000-lr0.01-b64", "*lr0.01*", "*"].iter().all(|p| matches(p, &jobs[0].name)));
-        assert!(["h32", "*-b6", "wide*", "", "h32*b128*"].iter().all(|p| !matches(p, &jobs[0].name)));
+        assert!(
+            ["h32*", "*-b64", "h32-d4000-lr0.01-b64", "*lr0.01*", "*"]
+                .iter()
+                .all(|p| matches(p, &jobs[0].name))
+        );
+        assert!(
+            ["h32", "*-b6", "wide*", "", "h32*b128*"]
+                .iter()
+                .all(|p| !matches(p, &jobs[0].name))
+        );
     }
 
     #[test]
     fn mistakes_are_named() {
-        let error = |text: &str| Suite::parse(Path::new("s.toml"), text).unwrap_err().to_string();
+        let error = |text: &str| {
+            Suite::parse(Path::new("s.toml"), text)
+                .unwrap_err()
+                .to_string()
+        };
         let head = "description = \"\"\n";
         for (text, part) in [
             ("nonsense", "s.toml: TOML parse error"),
             (&format!("{head}runs = []"), "no `[[runs]]`"),
-            (&format!("{head}seeds = []\nruns = [{{ name = \"a\" }}]"), "`seeds` is empty"),
-            (&format!("{head}seeds = [3, 1, 3]\nruns = [{{ name = \"a\" }}]"), "`seeds` has 3 more than once"),
-            (&format!("{head}runs = [{{ train = {{}} }}]"), "run 1 has neither"),
-            (&format!("{head}runs = [{{ name = \"a\" }}, {{ name = \"a\" }}]"), "two runs are called `a`"),
-            (&format!("{head}runs = [{{ name = \"../a\" }}]"), "cannot name a run"),
-            (&format!("{head}runs = [{{ name = \"a\", command = \"dance\" }}]"), "must be tune, pretrain or eval"),
             (
-                &format!("{head}runs = [{{ name = \"a\" }}]\ngroups = [{{ name = \"g\", runs = [\"b\"] }}]"),
+                &format!("{head}seeds = []\nruns = [{{ name = \"a\" }}]"),
+                "`seeds` is empty",
+            ),
+            (
+                &format!("{head}seeds = [3, 1, 3]\nruns = [{{ name = \"a\" }}]"),
+                "`seeds` has 3 more than once",
+            ),
+            (
+                &format!("{head}runs = [{{ train = {{}} }}]"),
+                "run 1 has neither",
+            ),
+            (
+                &format!("{head}runs = [{{ name = \"a\" }}, {{ name = \"a\" }}]"),
+                "two runs are called `a`",
+            ),
+            (
+                &format!("{head}runs = [{{ name = \"../a\" }}]"),
+                "cannot name a run",
+            ),
+            (
+                &format!("{head}runs = [{{ name = \"a\", command = \"dance\" }}]"),
+                "must be tune, pretrain or eval",
+            ),
+            (
+                &format!(
+                    "{head}runs = [{{ name = \"a\" }}]\ngroups = [{{ name = \"g\", runs = [\"b\"] }}]"
+                ),
                 "group `g`: there is no run `b`",
             ),
-            (&format!("{head}runs = [{{ name = \"a\" }}]\ngroups = [{{ name = \"g\", runs = [] }}]"), "group `g` has no runs"),
             (
-                &format!("{head}runs = [{{ name = \"a\" }}]\ngroups = [{{ name = \"g\", runs = [\"a\"], baseline = \"c\" }}]"),
+                &format!(
+                    "{head}runs = [{{ name = \"a\" }}]\ngroups = [{{ name = \"g\", runs = [] }}]"
+                ),
+                "group `g` has no runs",
+            ),
+            (
+                &format!(
+                    "{head}runs = [{{ name = \"a\" }}]\ngroups = [{{ name = \"g\", runs = [\"a\"], baseline = \"c\" }}]"
+                ),
                 "its baseline `c` is none of its runs",
             ),
-            (&format!("{head}[grid]\nshapes = [{{}}]\ntokens = [1]\nlr = [1.0]\nbatch_tokens = [1]"), "`pretrain.max_length` is needed"),
-            (&format!("{head}epochs = 3\nruns = [{{ name = \"a\" }}]"), "unknown field `epochs`"),
+            (
+                &format!(
+                    "{head}[grid]\nshapes = [{{}}]\ntokens = [1]\nlr = [1.0]\nbatch_tokens = [1]"
+                ),
+                "`pretrain.max_length` is needed",
+            ),
+            (
+                &format!("{head}epochs = 3\nruns = [{{ name = \"a\" }}]"),
+                "unknown field `epochs`",
+            ),
         ] {
             let message = error(text);
             assert!(message.contains(part), "{message}");

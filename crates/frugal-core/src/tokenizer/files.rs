@@ -16,21 +16,27 @@ const GENERATION: &str = "generation_config.json";
 const MODEL: &str = "config.json";
 
 impl TextTokenizer {
-    /// Reads `tokenizer.json` and, where they exist, `tokenizer_config.json`, `special_tokens_map.json`,
-    /// `chat_template.jinja` and the `eos_token_id` of `generation_config.json` (or `config.json`).
+    /// Reads `tokenizer.json` and, where they exist, `tokenizer_config.json`,
+    /// `special_tokens_map.json`, `chat_template.jinja` and the `eos_token_id` of
+    /// `generation_config.json` (or `config.json`).
     ///
-    /// As in transformers 5, `add_bos_token` and `add_eos_token` of `tokenizer_config.json` are ignored: the post-processor
-    /// in `tokenizer.json` says what is added.
+    /// As in transformers 5, `add_bos_token` and `add_eos_token` of `tokenizer_config.json` are
+    /// ignored: the post-processor in `tokenizer.json` says what is added.
     ///
     /// # Errors
     /// Names the file that is missing, unreadable or malformed.
     pub fn from_folder(folder: &Path) -> Result<Self, TokenizerError> {
         let path = folder.join(TOKENIZER);
         if !path.exists() {
-            return Err(TokenizerError::Missing { folder: folder.to_owned() });
+            return Err(TokenizerError::Missing {
+                folder: folder.to_owned(),
+            });
         }
-        let tokenizer = Tokenizer::from_bytes(fs::read(&path)?)
-            .map_err(|e| TokenizerError::Malformed { path: path.clone(), reason: format!("not a tokenizer: {e}") })?;
+        let tokenizer =
+            Tokenizer::from_bytes(fs::read(&path)?).map_err(|e| TokenizerError::Malformed {
+                path: path.clone(),
+                reason: format!("not a tokenizer: {e}"),
+            })?;
         let config = read_object(&folder.join(CONFIG))?.unwrap_or_default();
         let special = read_object(&folder.join(SPECIAL))?.unwrap_or_default();
         let mut settings = TokenizerSettings {
@@ -41,11 +47,22 @@ impl TextTokenizer {
             eos_token_ids: eos_token_ids(folder)?,
             chat_template: chat_template(folder, &config)?,
             // Files without a limit hold 1e30 here.
-            model_max_length: config.get("model_max_length").and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok()),
+            model_max_length: config
+                .get("model_max_length")
+                .and_then(Value::as_u64)
+                .and_then(|n| usize::try_from(n).ok()),
             ..TokenizerSettings::default()
         };
         settings.other = config;
-        for key in ["bos_token", "eos_token", "pad_token", "unk_token", "chat_template", "add_bos_token", "add_eos_token"] {
+        for key in [
+            "bos_token",
+            "eos_token",
+            "pad_token",
+            "unk_token",
+            "chat_template",
+            "add_bos_token",
+            "add_eos_token",
+        ] {
             settings.other.remove(key);
         }
         Self::new(tokenizer, settings)
@@ -56,28 +73,39 @@ impl TextTokenizer {
     /// # Errors
     /// Says which of the two is malformed.
     pub fn from_json(tokenizer: &str, config: &str) -> Result<Self, TokenizerError> {
-        let malformed = |file: &str, reason: String| TokenizerError::Malformed { path: file.into(), reason };
-        let tokenizer = Tokenizer::from_bytes(tokenizer).map_err(|e| malformed(TOKENIZER, format!("not a tokenizer: {e}")))?;
-        let config: Map<String, Value> = serde_json::from_str(config).map_err(|e| malformed(CONFIG, e.to_string()))?;
+        let malformed = |file: &str, reason: String| TokenizerError::Malformed {
+            path: file.into(),
+            reason,
+        };
+        let tokenizer = Tokenizer::from_bytes(tokenizer)
+            .map_err(|e| malformed(TOKENIZER, format!("not a tokenizer: {e}")))?;
+        let config: Map<String, Value> =
+            serde_json::from_str(config).map_err(|e| malformed(CONFIG, e.to_string()))?;
         let token = |name| special_token(name, &config, &Map::new());
         let settings = TokenizerSettings {
             bos_token: token("bos_token"),
             eos_token: token("eos_token"),
             pad_token: token("pad_token"),
             unk_token: token("unk_token"),
-            chat_template: config.get("chat_template").and_then(Value::as_str).map(str::to_owned),
+            chat_template: config
+                .get("chat_template")
+                .and_then(Value::as_str)
+                .map(str::to_owned),
             ..TokenizerSettings::default()
         };
         Self::new(tokenizer, settings)
     }
 
-    /// Writes `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json` and, if there is a template,
-    /// `chat_template.jinja`, so that `AutoTokenizer` of transformers loads the folder.
+    /// Writes `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json` and, if there is
+    /// a template, `chat_template.jinja`, so that `AutoTokenizer` of transformers loads the folder.
     ///
     /// # Errors
     /// Names the file that cannot be written.
     pub fn save(&self, folder: &Path) -> Result<(), TokenizerError> {
-        let text = self.inner().to_string(true).map_err(TokenizerError::failed("be written as JSON"))?;
+        let text = self
+            .inner()
+            .to_string(true)
+            .map_err(TokenizerError::failed("be written as JSON"))?;
         fs::write_atomic(&folder.join(TOKENIZER), text.as_bytes())?;
         let settings = self.settings();
         let tokens = [
@@ -86,15 +114,19 @@ impl TextTokenizer {
             ("pad_token", &settings.pad_token),
             ("unk_token", &settings.unk_token),
         ];
-        let special: Map<String, Value> =
-            tokens.into_iter().filter_map(|(name, token)| Some((name.to_owned(), json!(token.as_ref()?)))).collect();
+        let special: Map<String, Value> = tokens
+            .into_iter()
+            .filter_map(|(name, token)| Some((name.to_owned(), json!(token.as_ref()?))))
+            .collect();
         let mut config = settings.other.clone();
         config.extend(special.clone());
         if let Some(length) = settings.model_max_length {
             config.insert("model_max_length".into(), json!(length));
         }
         // The one class that takes everything from tokenizer.json.
-        config.entry("tokenizer_class").or_insert_with(|| json!("PreTrainedTokenizerFast"));
+        config
+            .entry("tokenizer_class")
+            .or_insert_with(|| json!("PreTrainedTokenizerFast"));
         write_object(&folder.join(CONFIG), config)?;
         write_object(&folder.join(SPECIAL), special)?;
         if let Some(template) = &settings.chat_template {
@@ -105,14 +137,20 @@ impl TextTokenizer {
 }
 
 fn write_object(path: &Path, object: Map<String, Value>) -> Result<(), TokenizerError> {
-    Ok(fs::write_atomic(path, format!("{:#}\n", Value::Object(object)).as_bytes())?)
+    Ok(fs::write_atomic(
+        path,
+        format!("{:#}\n", Value::Object(object)).as_bytes(),
+    )?)
 }
 
 fn read_object(path: &Path) -> Result<Option<Map<String, Value>>, TokenizerError> {
     if !path.exists() {
         return Ok(None);
     }
-    let malformed = |reason| TokenizerError::Malformed { path: path.to_owned(), reason };
+    let malformed = |reason| TokenizerError::Malformed {
+        path: path.to_owned(),
+        reason,
+    };
     match serde_json::from_slice(&fs::read(path)?) {
         Ok(Value::Object(object)) => Ok(Some(object)),
         Ok(_) => Err(malformed("expected a JSON object".into())),
@@ -121,20 +159,39 @@ fn read_object(path: &Path) -> Result<Option<Map<String, Value>>, TokenizerError
 }
 
 /// A special token is a string, or an object with its text under `content`.
-fn special_token(name: &str, config: &Map<String, Value>, special: &Map<String, Value>) -> Option<String> {
-    let text = |v: &Value| v.as_str().or_else(|| v.get("content")?.as_str()).map(str::to_owned);
-    [config, special].into_iter().find_map(|file| file.get(name).and_then(text))
+fn special_token(
+    name: &str,
+    config: &Map<String, Value>,
+    special: &Map<String, Value>,
+) -> Option<String> {
+    let text = |v: &Value| {
+        v.as_str()
+            .or_else(|| v.get("content")?.as_str())
+            .map(str::to_owned)
+    };
+    [config, special]
+        .into_iter()
+        .find_map(|file| file.get(name).and_then(text))
 }
 
 fn eos_token_ids(folder: &Path) -> Result<Vec<u32>, TokenizerError> {
     for name in [GENERATION, MODEL] {
         let path = folder.join(name);
-        let Some(value) = read_object(&path)?.and_then(|o| o.get("eos_token_id").cloned()).filter(|v| !v.is_null()) else { continue };
+        let Some(value) = read_object(&path)?
+            .and_then(|o| o.get("eos_token_id").cloned())
+            .filter(|v| !v.is_null())
+        else {
+            continue;
+        };
         let malformed = || TokenizerError::Malformed {
             path: path.clone(),
             reason: format!("eos_token_id must be an id or a list of ids, not {value}"),
         };
-        let id = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok()).ok_or_else(malformed);
+        let id = |v: &Value| {
+            v.as_u64()
+                .and_then(|n| u32::try_from(n).ok())
+                .ok_or_else(malformed)
+        };
         return match &value {
             Value::Array(ids) => ids.iter().map(id).collect(),
             one => Ok(vec![id(one)?]),
@@ -143,23 +200,36 @@ fn eos_token_ids(folder: &Path) -> Result<Vec<u32>, TokenizerError> {
     Ok(Vec::new())
 }
 
-/// `chat_template.jinja` wins over the key of the config, which holds a template or a list of named ones.
-fn chat_template(folder: &Path, config: &Map<String, Value>) -> Result<Option<String>, TokenizerError> {
+/// `chat_template.jinja` wins over the key of the config, which holds a template or a list of named
+/// ones.
+fn chat_template(
+    folder: &Path,
+    config: &Map<String, Value>,
+) -> Result<Option<String>, TokenizerError> {
     let path = folder.join(TEMPLATE);
     if path.exists() {
         let text = String::from_utf8(fs::read(&path)?);
-        return text.map(Some).map_err(|_| TokenizerError::Malformed { path, reason: "not UTF-8".into() });
+        return text.map(Some).map_err(|_| TokenizerError::Malformed {
+            path,
+            reason: "not UTF-8".into(),
+        });
     }
     match config.get("chat_template") {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(template)) => Ok(Some(template.clone())),
         Some(Value::Array(named)) => {
-            let default = named.iter().find(|t| t.get("name").is_some_and(|n| n == "default"));
-            Ok(default.and_then(|t| t.get("template")?.as_str()).map(str::to_owned))
+            let default = named
+                .iter()
+                .find(|t| t.get("name").is_some_and(|n| n == "default"));
+            Ok(default
+                .and_then(|t| t.get("template")?.as_str())
+                .map(str::to_owned))
         }
         Some(_) => Err(TokenizerError::Malformed {
             path: folder.join(CONFIG),
-            reason: "chat_template must be a string or a list of objects with `name` and `template`".into(),
+            reason:
+                "chat_template must be a string or a list of objects with `name` and `template`"
+                    .into(),
         }),
     }
 }

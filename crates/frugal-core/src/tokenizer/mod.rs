@@ -1,4 +1,5 @@
-//! Text to token ids and back: a `tokenizers` tokenizer together with what Hugging Face keeps beside it.
+//! Text to token ids and back: a `tokenizers` tokenizer together with what Hugging Face keeps
+//! beside it.
 
 mod files;
 mod stream;
@@ -65,11 +66,15 @@ pub enum TokenizerError {
 
 impl TokenizerError {
     fn failed(action: &'static str) -> impl FnOnce(tokenizers::Error) -> Self {
-        move |e| Self::Failed { action, reason: e.to_string() }
+        move |e| Self::Failed {
+            action,
+            reason: e.to_string(),
+        }
     }
 }
 
-/// What a tokenizer file does not say itself: special tokens, end-of-sequence ids and the chat template.
+/// What a tokenizer file does not say itself: special tokens, end-of-sequence ids and the chat
+/// template.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TokenizerSettings {
     /// First token of a sequence.
@@ -82,9 +87,11 @@ pub struct TokenizerSettings {
     pub unk_token: Option<String>,
     /// Ids that end a generation, beside that of `eos_token`.
     pub eos_token_ids: Vec<u32>,
-    /// Put `bos_token` first whenever special tokens are added. Nothing changes for a tokenizer that does so already.
+    /// Put `bos_token` first whenever special tokens are added. Nothing changes for a tokenizer
+    /// that does so already.
     pub add_bos_token: bool,
-    /// Put `eos_token` last whenever special tokens are added. Nothing changes for a tokenizer that does so already.
+    /// Put `eos_token` last whenever special tokens are added. Nothing changes for a tokenizer that
+    /// does so already.
     pub add_eos_token: bool,
     /// Jinja source of the chat template.
     pub chat_template: Option<String>,
@@ -118,23 +125,36 @@ pub struct Spans {
 
 impl From<Encoding> for Spans {
     fn from(e: Encoding) -> Self {
-        Self { ids: e.get_ids().to_vec(), offsets: e.get_offsets().to_vec(), token_type_ids: e.get_type_ids().to_vec() }
+        Self {
+            ids: e.get_ids().to_vec(),
+            offsets: e.get_offsets().to_vec(),
+            token_type_ids: e.get_type_ids().to_vec(),
+        }
     }
 }
 
 impl TextTokenizer {
-    /// Joins a tokenizer and its settings. Padding and truncation that the tokenizer file asks for are switched off: batches
-    /// are padded, and long texts refused or cut, where they are encoded.
+    /// Joins a tokenizer and its settings. Padding and truncation that the tokenizer file asks for
+    /// are switched off: batches are padded, and long texts refused or cut, where they are encoded.
     ///
     /// # Errors
-    /// When `bos_token` or `eos_token` is not in the vocabulary, or the chat template does not compile.
-    pub fn new(mut tokenizer: Tokenizer, settings: TokenizerSettings) -> Result<Self, TokenizerError> {
+    /// When `bos_token` or `eos_token` is not in the vocabulary, or the chat template does not
+    /// compile.
+    pub fn new(
+        mut tokenizer: Tokenizer,
+        settings: TokenizerSettings,
+    ) -> Result<Self, TokenizerError> {
         tokenizer.with_padding(None);
-        tokenizer.with_truncation(None).map_err(TokenizerError::failed("switch off truncation"))?;
+        tokenizer
+            .with_truncation(None)
+            .map_err(TokenizerError::failed("switch off truncation"))?;
         let id_of = |name, token: &Option<String>| {
             let Some(token) = token else { return Ok(None) };
             let id = tokenizer.token_to_id(token);
-            id.map(Some).ok_or_else(|| TokenizerError::UnknownToken { name, token: token.clone() })
+            id.map(Some).ok_or_else(|| TokenizerError::UnknownToken {
+                name,
+                token: token.clone(),
+            })
         };
         let bos_id = id_of("bos_token", &settings.bos_token)?;
         let eos_id = id_of("eos_token", &settings.eos_token)?;
@@ -144,13 +164,30 @@ impl TextTokenizer {
                 eos_ids.push(*id);
             }
         }
-        let pad_id = settings.pad_token.as_ref().and_then(|t| tokenizer.token_to_id(t)).or(eos_ids.first().copied()).unwrap_or(0);
+        let pad_id = settings
+            .pad_token
+            .as_ref()
+            .and_then(|t| tokenizer.token_to_id(t))
+            .or(eos_ids.first().copied())
+            .unwrap_or(0);
         add_special_tokens(&mut tokenizer, &settings, bos_id, eos_id)?;
-        let template = settings.chat_template.as_deref().map(|source| ChatTemplate::new(source, &settings)).transpose()?;
-        Ok(Self { tokenizer: Arc::new(tokenizer), settings, template, bos_id, eos_ids, pad_id })
+        let template = settings
+            .chat_template
+            .as_deref()
+            .map(|source| ChatTemplate::new(source, &settings))
+            .transpose()?;
+        Ok(Self {
+            tokenizer: Arc::new(tokenizer),
+            settings,
+            template,
+            bos_id,
+            eos_ids,
+            pad_id,
+        })
     }
 
-    /// Token ids of a text. With `add_special_tokens` the post-processor adds what the model expects around it.
+    /// Token ids of a text. With `add_special_tokens` the post-processor adds what the model
+    /// expects around it.
     ///
     /// # Errors
     /// When the tokenizer fails, for example on a character it can neither spell nor replace.
@@ -162,12 +199,20 @@ impl TextTokenizer {
     ///
     /// # Errors
     /// As [`Self::encode`].
-    pub fn encode_spans(&self, text: &str, add_special_tokens: bool) -> Result<Spans, TokenizerError> {
-        let encoding = self.tokenizer.encode(text, add_special_tokens).map_err(TokenizerError::failed("encode the text"))?;
+    pub fn encode_spans(
+        &self,
+        text: &str,
+        add_special_tokens: bool,
+    ) -> Result<Spans, TokenizerError> {
+        let encoding = self
+            .tokenizer
+            .encode(text, add_special_tokens)
+            .map_err(TokenizerError::failed("encode the text"))?;
         Ok(encoding.into())
     }
 
-    /// One text, or two, as an encoder reads them: special tokens around them and a token type for each id.
+    /// One text, or two, as an encoder reads them: special tokens around them and a token type for
+    /// each id.
     ///
     /// # Errors
     /// As [`Self::encode`].
@@ -176,7 +221,11 @@ impl TextTokenizer {
             Some(pair) => (text, pair).into(),
             None => text.into(),
         };
-        Ok(self.tokenizer.encode(input, true).map_err(TokenizerError::failed("encode the text"))?.into())
+        Ok(self
+            .tokenizer
+            .encode(input, true)
+            .map_err(TokenizerError::failed("encode the text"))?
+            .into())
     }
 
     /// Text of token ids.
@@ -184,7 +233,9 @@ impl TextTokenizer {
     /// # Errors
     /// When the decoder of the tokenizer fails.
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, TokenizerError> {
-        self.tokenizer.decode(ids, skip_special_tokens).map_err(TokenizerError::failed("decode the ids"))
+        self.tokenizer
+            .decode(ids, skip_special_tokens)
+            .map_err(TokenizerError::failed("decode the ids"))
     }
 
     /// A decoder for ids that arrive one by one. Special tokens are left out.
@@ -202,8 +253,9 @@ impl TextTokenizer {
         &self.eos_ids
     }
 
-    /// Id that fills short sequences of a batch: the pad token, else the end of sequence, else 0. It may be the id of the end
-    /// of sequence, so what is padding must be told from lengths and never from this id.
+    /// Id that fills short sequences of a batch: the pad token, else the end of sequence, else 0.
+    /// It may be the id of the end of sequence, so what is padding must be told from lengths and
+    /// never from this id.
     pub fn pad_id(&self) -> u32 {
         self.pad_id
     }
@@ -225,12 +277,16 @@ impl TextTokenizer {
 
     /// Whether the token has a meaning of its own and is no text.
     pub fn is_special(&self, id: u32) -> bool {
-        self.tokenizer.get_added_vocabulary().is_special_token(&self.token(id).unwrap_or_default())
+        self.tokenizer
+            .get_added_vocabulary()
+            .is_special_token(&self.token(id).unwrap_or_default())
     }
 
     /// How many tokens are added around one text, or around two.
     pub fn added_tokens(&self, pair: bool) -> usize {
-        self.tokenizer.get_post_processor().map_or(0, |p| p.added_tokens(pair))
+        self.tokenizer
+            .get_post_processor()
+            .map_or(0, |p| p.added_tokens(pair))
     }
 
     /// Special tokens and the like.
@@ -263,20 +319,28 @@ impl TextTokenizer {
         Ok(())
     }
 
-    /// Fixes what `strftime_now` in the chat template answers, in seconds since 1970 (UTC), so that a run can be repeated.
+    /// Fixes what `strftime_now` in the chat template answers, in seconds since 1970 (UTC), so that
+    /// a run can be repeated.
     pub fn set_template_clock(&mut self, unix_seconds: i64) {
         if let Some(template) = &mut self.template {
             template.set_clock(unix_seconds);
         }
     }
 
-    /// A conversation as the model was trained to read it. Encode the result without adding special tokens: the template has
-    /// written them.
+    /// A conversation as the model was trained to read it. Encode the result without adding special
+    /// tokens: the template has written them.
     ///
     /// # Errors
     /// When there is no template, or it refuses the conversation.
-    pub fn render_chat(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, TemplateError> {
-        self.template.as_ref().ok_or(TemplateError::Missing)?.render(messages, add_generation_prompt)
+    pub fn render_chat(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+    ) -> Result<String, TemplateError> {
+        self.template
+            .as_ref()
+            .ok_or(TemplateError::Missing)?
+            .render(messages, add_generation_prompt)
     }
 
     /// SHA-256 of the chat template's source, in hexadecimal.
@@ -285,8 +349,8 @@ impl TextTokenizer {
     }
 }
 
-/// Appends BOS and EOS to the post-processor where the settings ask for them and it does not add them yet, so that a saved
-/// `tokenizer.json` does the same in other tools.
+/// Appends BOS and EOS to the post-processor where the settings ask for them and it does not add
+/// them yet, so that a saved `tokenizer.json` does the same in other tools.
 fn add_special_tokens(
     tokenizer: &mut Tokenizer,
     settings: &TokenizerSettings,
@@ -296,23 +360,52 @@ fn add_special_tokens(
     if !settings.add_bos_token && !settings.add_eos_token {
         return Ok(());
     }
-    let sample = tokenizer.encode("a", true).map_err(TokenizerError::failed("encode the text"))?;
-    let (first, last) = (sample.get_ids().first().copied(), sample.get_ids().last().copied());
-    let bos = settings.bos_token.as_ref().zip(bos_id).filter(|(_, id)| settings.add_bos_token && first != Some(*id));
-    let eos = settings.eos_token.as_ref().zip(eos_id).filter(|(_, id)| settings.add_eos_token && last != Some(*id));
+    let sample = tokenizer
+        .encode("a", true)
+        .map_err(TokenizerError::failed("encode the text"))?;
+    let (first, last) = (
+        sample.get_ids().first().copied(),
+        sample.get_ids().last().copied(),
+    );
+    let bos = settings
+        .bos_token
+        .as_ref()
+        .zip(bos_id)
+        .filter(|(_, id)| settings.add_bos_token && first != Some(*id));
+    let eos = settings
+        .eos_token
+        .as_ref()
+        .zip(eos_id)
+        .filter(|(_, id)| settings.add_eos_token && last != Some(*id));
     if bos.is_none() && eos.is_none() {
         return Ok(());
     }
-    let failed = |e: String| TokenizerError::Failed { action: "add special tokens", reason: e };
+    let failed = |e: String| TokenizerError::Failed {
+        action: "add special tokens",
+        reason: e,
+    };
     let piece = |token: Option<(&String, u32)>, kind: u8| token.map(|(t, _)| format!("{t}:{kind}"));
     let part = |text: &str, kind: u8| -> Vec<String> {
-        [piece(bos, kind), Some(format!("{text}:{kind}")), piece(eos, kind)].into_iter().flatten().collect()
+        [
+            piece(bos, kind),
+            Some(format!("{text}:{kind}")),
+            piece(eos, kind),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
     };
     let template = TemplateProcessing::builder()
         .try_single(part("$A", 0))
         .and_then(|b| b.try_pair([part("$A", 0), part("$B", 1)].concat()))
         .map_err(|e| failed(e.to_string()))?
-        .special_tokens([bos, eos].into_iter().flatten().map(|(t, id)| (t.clone(), id)).collect::<Vec<_>>())
+        .special_tokens(
+            [bos, eos]
+                .into_iter()
+                .flatten()
+                .map(|(t, id)| (t.clone(), id))
+                .collect::<Vec<_>>(),
+        )
         .build()
         .map_err(|e| failed(e.to_string()))?;
     let template = PostProcessorWrapper::Template(template);

@@ -2,13 +2,14 @@
 
 use super::{TextTokenizer, TokenizerError};
 
-/// A character is at most four bytes, so at most four byte tokens; when more are pending the bytes are simply not UTF-8.
+/// A character is at most four bytes, so at most four byte tokens; when more are pending the bytes
+/// are simply not UTF-8.
 const PENDING: usize = 8;
 
 /// Turns ids that arrive one by one into text, holding back bytes until they form whole characters.
 ///
-/// A token is decoded together with the ones before it, because decoders treat the start of a text in their own way (they
-/// drop its leading space, for example).
+/// A token is decoded together with the ones before it, because decoders treat the start of a text
+/// in their own way (they drop its leading space, for example).
 #[derive(Clone, Debug)]
 pub struct TextStream<'a> {
     tokenizer: &'a TextTokenizer,
@@ -20,7 +21,11 @@ pub struct TextStream<'a> {
 
 impl<'a> TextStream<'a> {
     pub(super) fn new(tokenizer: &'a TextTokenizer) -> Self {
-        Self { tokenizer, ids: Vec::new(), done: 0 }
+        Self {
+            tokenizer,
+            ids: Vec::new(),
+            done: 0,
+        }
     }
 
     /// Takes one more id and returns the text it completes, if any.
@@ -43,7 +48,9 @@ impl<'a> TextStream<'a> {
     fn take(&mut self, all: bool) -> Result<Option<String>, TokenizerError> {
         let before = self.tokenizer.decode(&self.ids[..self.done], true)?;
         let now = self.tokenizer.decode(&self.ids, true)?;
-        let new = now.strip_prefix(&before).unwrap_or(if all { &now } else { "" });
+        let new = now
+            .strip_prefix(&before)
+            .unwrap_or(if all { &now } else { "" });
         if new.is_empty() || (new.ends_with(char::REPLACEMENT_CHARACTER) && !all) {
             return Ok(None);
         }

@@ -1,4 +1,5 @@
-//! Activations of the feed-forward block; the backward recomputes them, in the memory of the gradient it is given.
+//! Activations of the feed-forward block; the backward recomputes them, in the memory of the
+//! gradient it is given.
 
 use std::mem::MaybeUninit;
 
@@ -19,7 +20,8 @@ pub(crate) trait Activation: 'static {
     fn backward(grad: &mut [f32], x: &[f32]);
     /// Writes `f(gate) * up`.
     fn gated(out: &mut [MaybeUninit<f32>], gate: &[f32], up: &[f32]);
-    /// Makes the gradient of `f(gate) * up` that of up, `f(gate) * grad`, and writes that of gate, `f'(gate) * up * grad`.
+    /// Makes the gradient of `f(gate) * up` that of up, `f(gate) * grad`, and writes that of gate,
+    /// `f'(gate) * up * grad`.
     fn gated_backward(dgate: &mut [MaybeUninit<f32>], grad: &mut [f32], gate: &[f32], up: &[f32]);
 }
 
@@ -120,8 +122,9 @@ fn gelu_tanh_at<I: Isa>(x: f32) -> (f32, f32) {
 
 #[inline(always)]
 fn gelu_at<I: Isa>(x: f32) -> (f32, f32) {
-    // erfc(z) = e^(-z^2) t P(t) with t = 1 / (1 + z / 2): P is the polynomial whose largest relative error for z up to 14.2 is
-    // smallest, 4.5e-8. One exponential serves value and slope, and only the small tail is computed, so nothing cancels.
+    // erfc(z) = e^(-z^2) t P(t) with t = 1 / (1 + z / 2): P is the polynomial whose largest
+    // relative error for z up to 14.2 is smallest, 4.5e-8. One exponential serves value and slope,
+    // and only the small tail is computed, so nothing cancels.
     const INVERSE_SQRT_2PI: f32 = 0.398_942_3;
     let z = x.abs().min(20.0) * std::f32::consts::FRAC_1_SQRT_2;
     let t = 1.0 / mul_add::<I>(0.5, z, 1.0);
@@ -137,7 +140,10 @@ fn gelu_at<I: Isa>(x: f32) -> (f32, f32) {
     let gauss = exp::<I>(-z * z);
     let tail = 0.5 * t * p * gauss;
     let phi = if x < 0.0 { tail } else { 1.0 - tail };
-    (x * phi, mul_add::<I>(x.clamp(-20.0, 20.0) * INVERSE_SQRT_2PI, gauss, phi))
+    (
+        x * phi,
+        mul_add::<I>(x.clamp(-20.0, 20.0) * INVERSE_SQRT_2PI, gauss, phi),
+    )
 }
 
 /// `f(x)`, element by element.
@@ -148,12 +154,21 @@ pub(crate) fn activation<A: Activation>(x: &Tensor<2>) -> Option<Tensor<2>> {
         reads: |wanted| wanted,
         forward: |[x]: &[Option<FlexTensor>; 1], _| {
             let x = contiguous(present(x));
-            (like(&x, map(values(&x), |out, range| A::forward(out, &values(&x)[range]))), ())
+            (
+                like(
+                    &x,
+                    map(values(&x), |out, range| A::forward(out, &values(&x)[range])),
+                ),
+                (),
+            )
         },
         backward: |[x], (), grad, _, _| {
             [x.map(|x| {
                 let (x, mut grad) = (contiguous(&x), owned(grad));
-                let pieces = grad.storage_mut().par_chunks_mut(TASK).zip(values(&x).par_chunks(TASK));
+                let pieces = grad
+                    .storage_mut()
+                    .par_chunks_mut(TASK)
+                    .zip(values(&x).par_chunks(TASK));
                 pieces.for_each(|(grad, x)| A::backward(grad, x));
                 grad
             })]
@@ -170,21 +185,31 @@ pub(crate) fn gated<A: Activation>(gate: &Tensor<2>, up: &Tensor<2>) -> Option<T
         reads: |[for_gate, for_up]| [for_gate || for_up, for_gate],
         forward: |[gate, up]: &[Option<FlexTensor>; 2], _| {
             let (gate, up) = (contiguous(present(gate)), contiguous(present(up)));
-            let y = map(values(&gate), |out, range| A::gated(out, &values(&gate)[range.clone()], &values(&up)[range]));
+            let y = map(values(&gate), |out, range| {
+                A::gated(out, &values(&gate)[range.clone()], &values(&up)[range])
+            });
             (like(&gate, y), ())
         },
         backward: |[gate, up], (), grad, [_, for_up], _| {
-            let Some(gate) = gate else { return [None, None] };
+            let Some(gate) = gate else {
+                return [None, None];
+            };
             let gate = contiguous(&gate);
             match up {
                 Some(up) => {
                     let mut grad = owned(grad);
-                    let dgate = gated_backward::<A>(values(&gate), values(&contiguous(&up)), grad.storage_mut());
+                    let dgate = gated_backward::<A>(
+                        values(&gate),
+                        values(&contiguous(&up)),
+                        grad.storage_mut(),
+                    );
                     [Some(like(&gate, dgate)), for_up.then_some(grad)]
                 }
                 None => {
                     let grad = contiguous(&grad);
-                    let dup = map(values(&gate), |out, range| A::gated(out, &values(&gate)[range.clone()], &values(&grad)[range]));
+                    let dup = map(values(&gate), |out, range| {
+                        A::gated(out, &values(&gate)[range.clone()], &values(&grad)[range])
+                    });
                     [None, Some(like(&gate, dup))]
                 }
             }
@@ -199,7 +224,10 @@ fn like(tensor: &FlexTensor, data: Vec<f32>) -> FlexTensor {
 }
 
 /// A vector as long as `x`, filled piece by piece.
-fn map(x: &[f32], fill: impl Fn(&mut [MaybeUninit<f32>], std::ops::Range<usize>) + Sync) -> Vec<f32> {
+fn map(
+    x: &[f32],
+    fill: impl Fn(&mut [MaybeUninit<f32>], std::ops::Range<usize>) + Sync,
+) -> Vec<f32> {
     // SAFETY: the chunks cover the output, and the activations write each element of a chunk.
     unsafe {
         build(x.len(), |out| {
@@ -214,12 +242,18 @@ fn map(x: &[f32], fill: impl Fn(&mut [MaybeUninit<f32>], std::ops::Range<usize>)
 
 /// The gradient of gate; that of up takes the place of `grad`.
 fn gated_backward<A: Activation>(gate: &[f32], up: &[f32], grad: &mut [f32]) -> Vec<f32> {
-    assert!(up.len() == gate.len() && grad.len() == gate.len(), "the gradient of a gated activation is of its shape");
+    assert!(
+        up.len() == gate.len() && grad.len() == gate.len(),
+        "the gradient of a gated activation is of its shape"
+    );
     // SAFETY: as in `map`.
     unsafe {
         build(gate.len(), |dgate| {
             let inputs = gate.par_chunks(TASK).zip(up.par_chunks(TASK));
-            let pieces = dgate.par_chunks_mut(TASK).zip(grad.par_chunks_mut(TASK)).zip(inputs);
+            let pieces = dgate
+                .par_chunks_mut(TASK)
+                .zip(grad.par_chunks_mut(TASK))
+                .zip(inputs);
             pieces.for_each(|((dgate, grad), (gate, up))| A::gated_backward(dgate, grad, gate, up));
         })
     }

@@ -12,9 +12,11 @@ use crate::cross_entropy::{CrossEntropyOptions, IGNORE_INDEX};
 use crate::memory::Cost;
 use crate::simd::{Isa, TASK, exp, max, mul_add, multiversion, sum as sum_of, tanh, task_rows};
 
-/// Logits held at a time: 64 MiB. The weight is gone through, and copied, for each part of the tokens.
+/// Logits held at a time: 64 MiB. The weight is gone through, and copied, for each part of the
+/// tokens.
 const MAX_LOGITS: usize = 1 << 24;
-/// Elements between rows of logits, a line of the cache: rows that all start on the same lines would be copied by products.
+/// Elements between rows of logits, a line of the cache: rows that all start on the same lines
+/// would be copied by products.
 const PADDING: usize = 16;
 
 /// [`linear_cross_entropy`](crate::linear_cross_entropy) on Flex.
@@ -27,13 +29,22 @@ pub(crate) fn linear_cross_entropy(
     targets: &[i32],
     opts: &CrossEntropyOptions,
 ) -> Option<Tensor<1>> {
-    let (hidden, (weight, packed), bias) = (Operand::new(hidden)?, weight.split()?, Operand::optional(bias)?);
+    let (hidden, (weight, packed), bias) = (
+        Operand::new(hidden)?,
+        weight.split()?,
+        Operand::optional(bias)?,
+    );
     let (targets, opts) = (targets.to_vec(), *opts);
     let op = Op {
         cost: Cost::Never,
         reads: |_| [false; 3],
         forward: move |[hidden, weight, bias]: &[Option<FlexTensor>; 3], wanted| {
-            let mut head = Head::new(present(hidden), Base::new(weight.as_ref(), packed.as_ref()), bias.as_ref(), &targets);
+            let mut head = Head::new(
+                present(hidden),
+                Base::new(weight.as_ref(), packed.as_ref()),
+                bias.as_ref(),
+                &targets,
+            );
             let loss: f64 = head.run(&opts, wanted).iter().sum();
             (tensor_of(vec![loss as f32], [1]), head.into_gradients())
         },
@@ -46,10 +57,24 @@ pub(crate) fn linear_cross_entropy(
 }
 
 /// [`token_log_probs`](crate::token_log_probs) on Flex.
-pub(crate) fn token_log_probs(hidden: &Tensor<2>, weight: &Weight<'_>, bias: Option<&Tensor<1>>, targets: &[i32]) -> Option<Vec<f32>> {
-    let (hidden, (weight, packed), bias) = (Operand::new(hidden)?, weight.split()?, Operand::optional(bias)?);
+pub(crate) fn token_log_probs(
+    hidden: &Tensor<2>,
+    weight: &Weight<'_>,
+    bias: Option<&Tensor<1>>,
+    targets: &[i32],
+) -> Option<Vec<f32>> {
+    let (hidden, (weight, packed), bias) = (
+        Operand::new(hidden)?,
+        weight.split()?,
+        Operand::optional(bias)?,
+    );
     let weight = weight.as_ref().map(|weight| &weight.tensor);
-    let mut head = Head::new(&hidden.tensor, Base::new(weight, packed.as_ref()), bias.as_ref().map(|bias| &bias.tensor), targets);
+    let mut head = Head::new(
+        &hidden.tensor,
+        Base::new(weight, packed.as_ref()),
+        bias.as_ref().map(|bias| &bias.tensor),
+        targets,
+    );
     let losses = head.run(&CrossEntropyOptions::default(), [false; 3]);
     let mut log_probs = vec![0.0; targets.len()];
     for (row, loss) in head.rows.iter().zip(losses) {
@@ -60,7 +85,10 @@ pub(crate) fn token_log_probs(hidden: &Tensor<2>, weight: &Weight<'_>, bias: Opt
 
 fn scaled(mut tensor: FlexTensor, factor: f32) -> FlexTensor {
     if factor != 1.0 {
-        tensor.storage_mut::<f32>().par_chunks_mut(TASK).for_each(|chunk| chunk.iter_mut().for_each(|v| *v *= factor));
+        tensor
+            .storage_mut::<f32>()
+            .par_chunks_mut(TASK)
+            .for_each(|chunk| chunk.iter_mut().for_each(|v| *v *= factor));
     }
     tensor
 }
@@ -81,10 +109,23 @@ struct Head<'a> {
 }
 
 impl<'a> Head<'a> {
-    fn new(hidden: &FlexTensor, weight: Base<'a>, bias: Option<&'a FlexTensor>, targets: &[i32]) -> Self {
-        let counted = targets.iter().enumerate().filter(|(_, target)| **target != IGNORE_INDEX);
-        let (rows, labels): (Vec<usize>, Vec<usize>) = counted.map(|(row, target)| (row, *target as usize)).unzip();
-        let hidden = if rows.len() == targets.len() { hidden.clone() } else { gathered(hidden, &rows) };
+    fn new(
+        hidden: &FlexTensor,
+        weight: Base<'a>,
+        bias: Option<&'a FlexTensor>,
+        targets: &[i32],
+    ) -> Self {
+        let counted = targets
+            .iter()
+            .enumerate()
+            .filter(|(_, target)| **target != IGNORE_INDEX);
+        let (rows, labels): (Vec<usize>, Vec<usize>) =
+            counted.map(|(row, target)| (row, *target as usize)).unzip();
+        let hidden = if rows.len() == targets.len() {
+            hidden.clone()
+        } else {
+            gathered(hidden, &rows)
+        };
         Self {
             tokens: targets.len(),
             rows,
@@ -107,17 +148,26 @@ impl<'a> Head<'a> {
         let mut bias_grad = vec![0.0; if for_bias { vocab } else { 0 }];
         let hidden = Matrix::of(&self.hidden);
         let mut losses = Vec::with_capacity(count);
-        // Whole panels of rows, and parts of one size, since the weight is gone through for the last one too.
-        let most = (MAX_LOGITS / vocab.max(1)).clamp(16, 1024).next_multiple_of(ROWS);
+        // Whole panels of rows, and parts of one size, since the weight is gone through for the
+        // last one too.
+        let most = (MAX_LOGITS / vocab.max(1))
+            .clamp(16, 1024)
+            .next_multiple_of(ROWS);
         let parts = count.div_ceil(most).max(1);
-        let chunk = count.div_ceil(parts).next_multiple_of(ROWS).clamp(1, count.max(1));
+        let chunk = count
+            .div_ceil(parts)
+            .next_multiple_of(ROWS)
+            .clamp(1, count.max(1));
         let stride = vocab + PADDING;
         let mut buffer = zeros(chunk * stride);
         for start in (0..count).step_by(chunk) {
             let len = chunk.min(count - start);
             let hidden = hidden.narrow_rows(start, len);
             let logits = &mut buffer[..len * stride];
-            self.weight.product(&mut MatrixMut::new(logits, len, stride).narrow_cols(&(0..vocab)), hidden);
+            self.weight.product(
+                &mut MatrixMut::new(logits, len, stride).narrow_cols(&(0..vocab)),
+                hidden,
+            );
             let rows_per_task = task_rows(vocab);
             let labels = &self.labels[start..start + len];
             let with_gradient = wanted.contains(&true);
@@ -126,7 +176,10 @@ impl<'a> Head<'a> {
                 .zip(labels.par_chunks(rows_per_task))
                 .map(|(rows, labels)| {
                     let rows = rows.chunks_mut(stride).zip(labels);
-                    rows.map(|(row, label)| token_loss(&mut row[..vocab], self.bias, *label, opts, with_gradient)).collect()
+                    rows.map(|(row, label)| {
+                        token_loss(&mut row[..vocab], self.bias, *label, opts, with_gradient)
+                    })
+                    .collect()
                 })
                 .collect();
             losses.extend(chunk_losses.into_iter().flatten());
@@ -134,10 +187,16 @@ impl<'a> Head<'a> {
             let gradient = Matrix::new(logits, len, stride).window(0, len, 0, vocab);
             if for_hidden {
                 let target = &mut hidden_grad[start * d..][..len * d];
-                self.weight.transposed_product(&mut MatrixMut::new(target, len, d), gradient);
+                self.weight
+                    .transposed_product(&mut MatrixMut::new(target, len, d), gradient);
             }
             if for_weight {
-                MatrixMut::new(&mut weight_grad, vocab, d).add(gradient.t(), hidden, 1.0, Threads::All);
+                MatrixMut::new(&mut weight_grad, vocab, d).add(
+                    gradient.t(),
+                    hidden,
+                    1.0,
+                    Threads::All,
+                );
             }
             if for_bias {
                 gradient.add_column_sums(&mut bias_grad);
@@ -161,22 +220,39 @@ impl<'a> Head<'a> {
             }
             tensor_of(grad, [self.tokens, d])
         });
-        [hidden, self.weight_grad.map(|grad| tensor_of(grad, [vocab, d])), self.bias_grad.map(|grad| tensor_of(grad, [vocab]))]
+        [
+            hidden,
+            self.weight_grad.map(|grad| tensor_of(grad, [vocab, d])),
+            self.bias_grad.map(|grad| tensor_of(grad, [vocab])),
+        ]
     }
 }
 
 fn gathered(hidden: &FlexTensor, rows: &[usize]) -> FlexTensor {
-    let dense = if Matrix::of(hidden).has_dense_rows() { hidden.clone() } else { hidden.to_contiguous() };
+    let dense = if Matrix::of(hidden).has_dense_rows() {
+        hidden.clone()
+    } else {
+        hidden.to_contiguous()
+    };
     let source = Matrix::of(&dense);
     let mut data = Vec::with_capacity(rows.len() * source.cols);
-    rows.iter().for_each(|row| data.extend_from_slice(source.row(*row)));
+    rows.iter()
+        .for_each(|row| data.extend_from_slice(source.row(*row)));
     tensor_of(data, [rows.len(), source.cols])
 }
 
 /// The loss of one token; turns its logits into their gradient when asked to.
-fn token_loss(row: &mut [f32], bias: Option<&[f32]>, label: usize, opts: &CrossEntropyOptions, with_gradient: bool) -> f64 {
+fn token_loss(
+    row: &mut [f32],
+    bias: Option<&[f32]>,
+    label: usize,
+    opts: &CrossEntropyOptions,
+    with_gradient: bool,
+) -> f64 {
     if let Some(bias) = bias {
-        row.iter_mut().zip(bias).for_each(|(logit, bias)| *logit += bias);
+        row.iter_mut()
+            .zip(bias)
+            .for_each(|(logit, bias)| *logit += bias);
     }
     if let Some(cap) = opts.logit_softcap {
         cap_logits(row, cap);
@@ -191,9 +267,17 @@ fn token_loss(row: &mut [f32], bias: Option<&[f32]>, label: usize, opts: &CrossE
         loss -= uniform * sum(row);
     }
     if with_gradient {
-        let slope = opts.logit_softcap.map_or(1.0, |cap| 1.0 - (target / f64::from(cap)).powi(2));
+        let slope = opts
+            .logit_softcap
+            .map_or(1.0, |cap| 1.0 - (target / f64::from(cap)).powi(2));
         let cap = opts.logit_softcap.unwrap_or(f32::INFINITY);
-        to_gradient(row, lse as f32, (1.0 + 2.0 * z_loss * lse) as f32, uniform as f32, cap.recip());
+        to_gradient(
+            row,
+            lse as f32,
+            (1.0 + 2.0 * z_loss * lse) as f32,
+            uniform as f32,
+            cap.recip(),
+        );
         row[label] -= ((1.0 - smoothing) * slope) as f32;
     }
     loss
@@ -239,7 +323,13 @@ multiversion!(fn to_gradient(row: &mut [f32], lse: f32, factor: f32, uniform: f3
 
 /// `(factor * e^(x - lse) - uniform) * (1 - (x / cap)^2)`.
 #[inline(always)]
-fn to_gradient_body<I: Isa>(row: &mut [f32], lse: f32, factor: f32, uniform: f32, inverse_cap: f32) {
+fn to_gradient_body<I: Isa>(
+    row: &mut [f32],
+    lse: f32,
+    factor: f32,
+    uniform: f32,
+    inverse_cap: f32,
+) {
     for value in row {
         let u = *value * inverse_cap;
         *value = mul_add::<I>(factor, exp::<I>(*value - lse), -uniform) * (1.0 - u * u);

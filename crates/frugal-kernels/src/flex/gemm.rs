@@ -1,10 +1,11 @@
 //! Single-precision matrix products with AVX-512, which the general library is built without.
 //!
-//! The inner loop keeps 12 x 32 sums in registers. Its columns of the second factor are copied into panels by the task that
-//! multiplies them; the first factor is read where it lies if its rows are contiguous and do not fall on the same lines of the
-//! first-level cache, and copied into panels of 12 rows if not. A second, shallow product can be added to the sums before they are
-//! written. Cuts along the depth, which decide the order of a sum, follow from the shapes alone, so the result is the same for any
-//! number of threads.
+//! The inner loop keeps 12 x 32 sums in registers. Its columns of the second factor are copied into
+//! panels by the task that multiplies them; the first factor is read where it lies if its rows are
+//! contiguous and do not fall on the same lines of the first-level cache, and copied into panels of
+//! 12 rows if not. A second, shallow product can be added to the sums before they are written. Cuts
+//! along the depth, which decide the order of a sum, follow from the shapes alone, so the result is
+//! the same for any number of threads.
 
 use std::ops::Range;
 
@@ -43,7 +44,10 @@ impl Strided {
     /// The element must lie inside the matrix.
     unsafe fn at(self, row: usize, col: usize) -> Self {
         // SAFETY: passed on to the caller.
-        Self { data: unsafe { self.data.add(row * self.row_stride + col * self.col_stride) }, ..self }
+        Self {
+            data: unsafe { self.data.add(row * self.row_stride + col * self.col_stride) },
+            ..self
+        }
     }
 }
 
@@ -54,7 +58,10 @@ impl Target {
     /// The element must lie inside the matrix.
     unsafe fn at(self, row: usize, col: usize) -> Self {
         // SAFETY: passed on to the caller.
-        Self { data: unsafe { self.data.add(row * self.row_stride + col) }, ..self }
+        Self {
+            data: unsafe { self.data.add(row * self.row_stride + col) },
+            ..self
+        }
     }
 }
 
@@ -62,15 +69,18 @@ impl Target {
 pub(super) const ROWS: usize = 12;
 /// Columns of a panel of the second factor: two vectors.
 const COLS: usize = 32;
-/// Inner size of a block: sums stay in registers as long as the panels of a task stay in the second-level cache.
+/// Inner size of a block: sums stay in registers as long as the panels of a task stay in the
+/// second-level cache.
 const DEPTH: usize = 640;
 /// The most panels of columns that a task copies.
 const TASK_PANELS: usize = 4;
-/// Elements of the first factor that are copied at a time, where it has more than one block of depth.
+/// Elements of the first factor that are copied at a time, where it has more than one block of
+/// depth.
 const COPIED: usize = 1 << 20;
 /// Multiply-adds that are worth the threads.
 const THREADS_FROM: usize = 1 << 19;
-/// Rows this many elements apart fall on the same few lines of the first-level cache, and are copied for that.
+/// Rows this many elements apart fall on the same few lines of the first-level cache, and are
+/// copied for that.
 const ALIASED: usize = 1024;
 
 /// Whether products of this size are better computed here.
@@ -86,7 +96,8 @@ pub(super) fn is_better(rows: usize, cols: usize, depth: usize) -> bool {
     }
 }
 
-/// Two factors, `[rows, depth]` and `[depth, cols]`, whose product is added while the sums are in registers.
+/// Two factors, `[rows, depth]` and `[depth, cols]`, whose product is added while the sums are in
+/// registers.
 #[derive(Clone, Copy)]
 pub(super) struct Extra {
     /// Its rows must be contiguous.
@@ -98,11 +109,12 @@ pub(super) struct Extra {
 /// The deepest [`Extra`].
 pub(super) const EXTRA_DEPTH: usize = 64;
 
-/// `c = scale * (a * b + extra)`, or `c += scale * (a * b + extra)` with `accumulate`; a is `[rows, depth]`, b `[depth, cols]`.
+/// `c = scale * (a * b + extra)`, or `c += scale * (a * b + extra)` with `accumulate`; a is
+/// `[rows, depth]`, b `[depth, cols]`.
 ///
 /// # Safety
-/// The matrices must lie in memory that may be read and written, nothing else may write to them, and the processor must have
-/// AVX-512.
+/// The matrices must lie in memory that may be read and written, nothing else may write to them,
+/// and the processor must have AVX-512.
 #[expect(clippy::too_many_arguments, reason = "the numbers of a matrix product")]
 pub(super) unsafe fn multiply(
     [rows, cols, depth]: [usize; 3],
@@ -123,21 +135,52 @@ pub(super) unsafe fn multiply(
     let (row_panels, col_panels) = (rows.div_ceil(ROWS), cols.div_ceil(COLS));
     let in_place = a.col_stride == 1 && !a.row_stride.is_multiple_of(ALIASED);
     // How many blocks the tasks go through before they meet.
-    let together = if in_place { blocks } else { (COPIED / (block * rows)).clamp(1, blocks) };
-    let mut copied = Scratch::new(if in_place { 0 } else { together * row_panels * block * ROWS });
-    let cut = Cut::of(row_panels, col_panels, if threads { rayon::current_num_threads() } else { 1 });
+    let together = if in_place {
+        blocks
+    } else {
+        (COPIED / (block * rows)).clamp(1, blocks)
+    };
+    let mut copied = Scratch::new(if in_place {
+        0
+    } else {
+        together * row_panels * block * ROWS
+    });
+    let cut = Cut::of(
+        row_panels,
+        col_panels,
+        if threads {
+            rayon::current_num_threads()
+        } else {
+            1
+        },
+    );
     for first_block in (0..blocks).step_by(together) {
         let count = together.min(blocks - first_block);
         let depth_of = |i: usize| block.min(depth - (first_block + i) * block);
         if !in_place {
             let copy = |(i, panel): (usize, &mut [f32])| {
-                let (k, row) = ((first_block + i / row_panels) * block, i % row_panels * ROWS);
+                let (k, row) = (
+                    (first_block + i / row_panels) * block,
+                    i % row_panels * ROWS,
+                );
                 // SAFETY: the block lies inside the matrix.
-                unsafe { copy_rows(panel, a, row, ROWS.min(rows - row), k, depth_of(i / row_panels)) };
+                unsafe {
+                    copy_rows(
+                        panel,
+                        a,
+                        row,
+                        ROWS.min(rows - row),
+                        k,
+                        depth_of(i / row_panels),
+                    )
+                };
             };
             let part = &mut copied[..count * row_panels * block * ROWS];
             if threads {
-                part.par_chunks_mut(block * ROWS).enumerate().with_min_len(4).for_each(copy);
+                part.par_chunks_mut(block * ROWS)
+                    .enumerate()
+                    .with_min_len(4)
+                    .for_each(copy);
             } else {
                 part.chunks_mut(block * ROWS).enumerate().for_each(copy);
             }
@@ -151,7 +194,11 @@ pub(super) unsafe fn multiply(
                 unsafe { a.at(row, k) }
             } else {
                 let panel = &panels[(i * row_panels + panel) * block * ROWS..][..block * ROWS];
-                Strided { data: panel.as_ptr(), row_stride: 1, col_stride: ROWS }
+                Strided {
+                    data: panel.as_ptr(),
+                    row_stride: 1,
+                    col_stride: ROWS,
+                }
             }
         };
         let task = |task: usize| {
@@ -168,26 +215,46 @@ pub(super) unsafe fn multiply(
                 unsafe { copy_cols(space, panel_len, b, columns.clone(), k, depth) };
                 if let Some(extra) = extra {
                     // SAFETY: as above.
-                    unsafe { copy_cols(extra_space, extra_len, extra.b, columns.clone(), 0, extra.depth) };
+                    unsafe {
+                        copy_cols(
+                            extra_space,
+                            extra_len,
+                            extra.b,
+                            columns.clone(),
+                            0,
+                            extra.depth,
+                        )
+                    };
                 }
                 for row in my_rows.clone() {
                     for (at, col) in my_cols.clone().enumerate() {
                         let (r, n) = (ROWS.min(rows - row * ROWS), COLS.min(cols - col * COLS));
-                        let part = Part { a: left(i, row), b: &space[at * panel_len..], depth };
+                        let part = Part {
+                            a: left(i, row),
+                            b: &space[at * panel_len..],
+                            depth,
+                        };
                         let more = extra.map(|extra| {
                             // SAFETY: the element lies inside the matrix.
                             let a = unsafe { extra.a.at(row * ROWS, 0) };
-                            Part { a, b: &extra_space[at * extra_len..], depth: extra_depth }
+                            Part {
+                                a,
+                                b: &extra_space[at * extra_len..],
+                                depth: extra_depth,
+                            }
                         });
-                        // SAFETY: the tile lies inside the target, each task has tiles of its own, and the first factors have `r`
-                        // rows of their depth from here on.
+                        // SAFETY: the tile lies inside the target, each task has tiles of its own,
+                        // and the first factors have `r` rows of their depth from here on.
                         unsafe { tile(r, part, more, c.at(row * ROWS, col * COLS), n, scale, add) };
                     }
                 }
             }
         };
         if threads {
-            (0..cut.tasks()).into_par_iter().with_max_len(1).for_each(task);
+            (0..cut.tasks())
+                .into_par_iter()
+                .with_max_len(1)
+                .for_each(task);
         } else {
             (0..cut.tasks()).for_each(task);
         }
@@ -202,7 +269,8 @@ struct Part<'a> {
     depth: usize,
 }
 
-/// How the tiles of a product are dealt out: each task has some panels of rows and at most [`TASK_PANELS`] panels of columns.
+/// How the tiles of a product are dealt out: each task has some panels of rows and at most
+/// [`TASK_PANELS`] panels of columns.
 #[derive(Clone, Copy)]
 struct Cut {
     panels: [usize; 2],
@@ -210,8 +278,9 @@ struct Cut {
 }
 
 impl Cut {
-    /// The cut that is done first, if every thread takes the next task when it has none: a task costs its tiles, the copies of its
-    /// columns, as much as some tiles each, and the way of the rows into the cache.
+    /// The cut that is done first, if every thread takes the next task when it has none: a task
+    /// costs its tiles, the copies of its columns, as much as some tiles each, and the way of the
+    /// rows into the cache.
     fn of(row_panels: usize, col_panels: usize, threads: usize) -> Self {
         const COPY: usize = 8;
         const QUARTER: usize = 4;
@@ -220,10 +289,18 @@ impl Cut {
             tasks.div_ceil(threads) * (QUARTER * cols * (rows + COPY) + rows)
         };
         let parts = row_panels.div_ceil(TASK_PANELS).min(2 * threads);
-        let candidates =
-            (1..=parts).flat_map(|parts| (1..=TASK_PANELS.min(col_panels)).rev().map(move |cols| [row_panels.div_ceil(parts), cols]));
-        let per_task = candidates.min_by_key(|&per_task| cost(per_task)).unwrap_or([1, 1]);
-        Self { panels: [row_panels, col_panels], per_task }
+        let candidates = (1..=parts).flat_map(|parts| {
+            (1..=TASK_PANELS.min(col_panels))
+                .rev()
+                .map(move |cols| [row_panels.div_ceil(parts), cols])
+        });
+        let per_task = candidates
+            .min_by_key(|&per_task| cost(per_task))
+            .unwrap_or([1, 1]);
+        Self {
+            panels: [row_panels, col_panels],
+            per_task,
+        }
     }
 
     fn tasks(self) -> usize {
@@ -245,7 +322,14 @@ impl Cut {
 ///
 /// # Safety
 /// The rows and columns must lie inside the matrix.
-unsafe fn copy_rows(panel: &mut [f32], a: Strided, row: usize, rows: usize, k: usize, depth: usize) {
+unsafe fn copy_rows(
+    panel: &mut [f32],
+    a: Strided,
+    row: usize,
+    rows: usize,
+    k: usize,
+    depth: usize,
+) {
     assert!(rows <= ROWS && depth * ROWS <= panel.len());
     // SAFETY: passed on to the caller; the panel has room for `depth` times `ROWS`.
     unsafe {
@@ -254,11 +338,19 @@ unsafe fn copy_rows(panel: &mut [f32], a: Strided, row: usize, rows: usize, k: u
         if a.row_stride == 1 && rows == ROWS {
             for k in 0..depth {
                 // A length that the compiler knows takes a few moves instead of a call.
-                std::ptr::copy_nonoverlapping(source.add(k * a.col_stride), out.add(k * ROWS), ROWS);
+                std::ptr::copy_nonoverlapping(
+                    source.add(k * a.col_stride),
+                    out.add(k * ROWS),
+                    ROWS,
+                );
             }
         } else if a.row_stride == 1 {
             for k in 0..depth {
-                std::ptr::copy_nonoverlapping(source.add(k * a.col_stride), out.add(k * ROWS), rows);
+                std::ptr::copy_nonoverlapping(
+                    source.add(k * a.col_stride),
+                    out.add(k * ROWS),
+                    rows,
+                );
             }
         } else {
             transpose::<ROWS>(panel, source, a.row_stride, a.col_stride, rows, depth);
@@ -266,11 +358,19 @@ unsafe fn copy_rows(panel: &mut [f32], a: Strided, row: usize, rows: usize, k: u
     }
 }
 
-/// Copies columns of a matrix to panels `[depth, COLS]`, `panel_len` apart; what is beyond them is 0.
+/// Copies columns of a matrix to panels `[depth, COLS]`, `panel_len` apart; what is beyond them is
+/// 0.
 ///
 /// # Safety
 /// The rows and columns must lie inside the matrix.
-unsafe fn copy_cols(panels: &mut [f32], panel_len: usize, b: Strided, cols: Range<usize>, k: usize, depth: usize) {
+unsafe fn copy_cols(
+    panels: &mut [f32],
+    panel_len: usize,
+    b: Strided,
+    cols: Range<usize>,
+    k: usize,
+    depth: usize,
+) {
     let (whole, rest) = (cols.len() / COLS, cols.len() % COLS);
     assert!(depth * COLS <= panel_len && cols.len().div_ceil(COLS) * panel_len <= panels.len());
     if rest > 0 {
@@ -292,13 +392,27 @@ unsafe fn copy_cols(panels: &mut [f32], panel_len: usize, b: Strided, cols: Rang
                     std::ptr::copy_nonoverlapping(at, out.add(panel * panel_len + k * COLS), COLS);
                 }
                 if rest > 0 {
-                    std::ptr::copy_nonoverlapping(row.add(whole * COLS), out.add(whole * panel_len + k * COLS), rest);
+                    std::ptr::copy_nonoverlapping(
+                        row.add(whole * COLS),
+                        out.add(whole * panel_len + k * COLS),
+                        rest,
+                    );
                 }
             }
         } else {
-            for (panel, first) in panels.chunks_mut(panel_len).zip((0..cols.len()).step_by(COLS)) {
+            for (panel, first) in panels
+                .chunks_mut(panel_len)
+                .zip((0..cols.len()).step_by(COLS))
+            {
                 let source = source.add(first * b.col_stride);
-                transpose::<COLS>(panel, source, b.col_stride, b.row_stride, COLS.min(cols.len() - first), depth);
+                transpose::<COLS>(
+                    panel,
+                    source,
+                    b.col_stride,
+                    b.row_stride,
+                    COLS.min(cols.len() - first),
+                    depth,
+                );
             }
         }
     }
@@ -307,12 +421,20 @@ unsafe fn copy_cols(panels: &mut [f32], panel_len: usize, b: Strided, cols: Rang
 /// Side of the squares that are transposed in registers.
 const SIDE: usize = 16;
 
-/// `panel[k * W + line] = source[line * line_stride + k * stride]`, a few k at a time, so that both sides stay in the cache.
+/// `panel[k * W + line] = source[line * line_stride + k * stride]`, a few k at a time, so that both
+/// sides stay in the cache.
 ///
 /// # Safety
-/// `lines <= W`, the panel must have room for `depth * W`, the source must have all these elements, and the processor must have
-/// AVX-512.
-unsafe fn transpose<const W: usize>(panel: &mut [f32], source: *const f32, line_stride: usize, stride: usize, lines: usize, depth: usize) {
+/// `lines <= W`, the panel must have room for `depth * W`, the source must have all these elements,
+/// and the processor must have AVX-512.
+unsafe fn transpose<const W: usize>(
+    panel: &mut [f32],
+    source: *const f32,
+    line_stride: usize,
+    stride: usize,
+    lines: usize,
+    depth: usize,
+) {
     let out = panel.as_mut_ptr();
     for start in (0..depth).step_by(SIDE) {
         let end = (start + SIDE).min(depth);
@@ -341,13 +463,20 @@ unsafe fn transpose<const W: usize>(panel: &mut [f32], source: *const f32, line_
     }
 }
 
-/// `out[k * out_stride + line] = source[line * line_stride + k]` for sixteen k and up to sixteen lines.
+/// `out[k * out_stride + line] = source[line * line_stride + k]` for sixteen k and up to sixteen
+/// lines.
 ///
 /// # Safety
 /// Both sides must have these elements, and the processor must have AVX-512.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-unsafe fn transpose_square(out: *mut f32, out_stride: usize, source: *const f32, line_stride: usize, lines: usize) {
+unsafe fn transpose_square(
+    out: *mut f32,
+    out_stride: usize,
+    source: *const f32,
+    line_stride: usize,
+    lines: usize,
+) {
     use std::arch::x86_64::*;
 
     let mut rows = [_mm512_setzero_ps(); SIDE];
@@ -378,8 +507,14 @@ unsafe fn transpose_square(out: *mut f32, out_stride: usize, source: *const f32,
         fours[4 * i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(p[1], p[3]));
     }
     for j in 0..4 {
-        let even = [_mm512_shuffle_f32x4::<0x88>(fours[j], fours[4 + j]), _mm512_shuffle_f32x4::<0x88>(fours[8 + j], fours[12 + j])];
-        let odd = [_mm512_shuffle_f32x4::<0xdd>(fours[j], fours[4 + j]), _mm512_shuffle_f32x4::<0xdd>(fours[8 + j], fours[12 + j])];
+        let even = [
+            _mm512_shuffle_f32x4::<0x88>(fours[j], fours[4 + j]),
+            _mm512_shuffle_f32x4::<0x88>(fours[8 + j], fours[12 + j]),
+        ];
+        let odd = [
+            _mm512_shuffle_f32x4::<0xdd>(fours[j], fours[4 + j]),
+            _mm512_shuffle_f32x4::<0xdd>(fours[8 + j], fours[12 + j]),
+        ];
         rows[j] = _mm512_shuffle_f32x4::<0x88>(even[0], even[1]);
         rows[8 + j] = _mm512_shuffle_f32x4::<0xdd>(even[0], even[1]);
         rows[4 + j] = _mm512_shuffle_f32x4::<0x88>(odd[0], odd[1]);
@@ -406,9 +541,22 @@ pub(super) fn prefetch(at: *const f32) {
 /// One tile of the target, `rows` by `cols`.
 ///
 /// # Safety
-/// The tile must be the caller's, first factors must have `rows` rows of their depth, and the processor must have AVX-512.
-unsafe fn tile(rows: usize, part: Part, more: Option<Part>, c: Target, cols: usize, scale: f32, add: bool) {
-    assert!(cols <= COLS && part.b.len() >= part.depth * COLS && more.is_none_or(|more| more.b.len() >= more.depth * COLS));
+/// The tile must be the caller's, first factors must have `rows` rows of their depth, and the
+/// processor must have AVX-512.
+unsafe fn tile(
+    rows: usize,
+    part: Part,
+    more: Option<Part>,
+    c: Target,
+    cols: usize,
+    scale: f32,
+    add: bool,
+) {
+    assert!(
+        cols <= COLS
+            && part.b.len() >= part.depth * COLS
+            && more.is_none_or(|more| more.b.len() >= more.depth * COLS)
+    );
     #[cfg(target_arch = "x86_64")]
     // SAFETY: passed on to the caller; the panels of columns are long enough, as just checked.
     unsafe {
@@ -435,7 +583,14 @@ unsafe fn tile(rows: usize, part: Part, more: Option<Part>, c: Target, cols: usi
 /// As [`tile`], with panels of columns of at least their depth.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-unsafe fn kernel<const R: usize>(part: Part, more: Option<Part>, c: Target, cols: usize, scale: f32, add: bool) {
+unsafe fn kernel<const R: usize>(
+    part: Part,
+    more: Option<Part>,
+    c: Target,
+    cols: usize,
+    scale: f32,
+    add: bool,
+) {
     use std::arch::x86_64::*;
 
     if add {
@@ -456,9 +611,13 @@ unsafe fn kernel<const R: usize>(part: Part, more: Option<Part>, c: Target, cols
         for k in 0..depth {
             // SAFETY: the first factor has `R` rows of `depth`, the panel `depth` rows of `COLS`.
             unsafe {
-                let right = [_mm512_loadu_ps(b.add(k * COLS)), _mm512_loadu_ps(b.add(k * COLS + 16))];
+                let right = [
+                    _mm512_loadu_ps(b.add(k * COLS)),
+                    _mm512_loadu_ps(b.add(k * COLS + 16)),
+                ];
                 for (r, sums) in sums.iter_mut().enumerate() {
-                    let left = _mm512_set1_ps(*thirds[r / 3].add(k * a.col_stride + r % 3 * a.row_stride));
+                    let left =
+                        _mm512_set1_ps(*thirds[r / 3].add(k * a.col_stride + r % 3 * a.row_stride));
                     sums[0] = _mm512_fmadd_ps(left, right[0], sums[0]);
                     sums[1] = _mm512_fmadd_ps(left, right[1], sums[1]);
                 }
@@ -466,7 +625,11 @@ unsafe fn kernel<const R: usize>(part: Part, more: Option<Part>, c: Target, cols
         }
         next = more.take();
     }
-    let masks = [(1u32 << cols.min(16)) - 1, (1u32 << cols.saturating_sub(16)) - 1].map(|mask| mask as __mmask16);
+    let masks = [
+        (1u32 << cols.min(16)) - 1,
+        (1u32 << cols.saturating_sub(16)) - 1,
+    ]
+    .map(|mask| mask as __mmask16);
     let scale = _mm512_set1_ps(scale);
     for (r, sums) in sums.iter().enumerate() {
         // SAFETY: the masks keep to the columns of the tile.
@@ -474,7 +637,11 @@ unsafe fn kernel<const R: usize>(part: Part, more: Option<Part>, c: Target, cols
             let row = c.data.add(r * c.row_stride);
             for half in 0..2 {
                 let out = row.wrapping_add(16 * half);
-                let before = if add { _mm512_maskz_loadu_ps(masks[half], out) } else { _mm512_setzero_ps() };
+                let before = if add {
+                    _mm512_maskz_loadu_ps(masks[half], out)
+                } else {
+                    _mm512_setzero_ps()
+                };
                 _mm512_mask_storeu_ps(out, masks[half], _mm512_fmadd_ps(sums[half], scale, before));
             }
         }
@@ -495,34 +662,75 @@ mod tests {
         if !is_x86_feature_detected!("avx512f") {
             return;
         }
-        // Whole and partial tiles, one block of depth and more, and rows that lie on the same lines of the cache.
+        // Whole and partial tiles, one block of depth and more, and rows that lie on the same lines
+        // of the cache.
         for [rows, cols, depth] in [[8, 32, 8], [13, 45, 300], [100, 129, 1024], [121, 700, 17]] {
             let data = |len: usize| (0..len).map(value).collect::<Vec<_>>();
             let (left, right) = (data(rows * depth), data(depth * cols));
-            for (a_turned, b_turned, threads, accumulate) in
-                [(false, false, false, false), (false, true, true, true), (true, false, true, false), (true, true, false, true)]
-            {
+            for (a_turned, b_turned, threads, accumulate) in [
+                (false, false, false, false),
+                (false, true, true, true),
+                (true, false, true, false),
+                (true, true, false, true),
+            ] {
                 let view = |data: &[f32], rows: usize, cols: usize, turned: bool| match turned {
-                    false => Strided { data: data.as_ptr(), row_stride: cols, col_stride: 1 },
-                    true => Strided { data: data.as_ptr(), row_stride: 1, col_stride: rows },
+                    false => Strided {
+                        data: data.as_ptr(),
+                        row_stride: cols,
+                        col_stride: 1,
+                    },
+                    true => Strided {
+                        data: data.as_ptr(),
+                        row_stride: 1,
+                        col_stride: rows,
+                    },
                 };
-                let (a, b) = (view(&left, rows, depth, a_turned), view(&right, depth, cols, b_turned));
+                let (a, b) = (
+                    view(&left, rows, depth, a_turned),
+                    view(&right, depth, cols, b_turned),
+                );
                 let mut found = vec![3.0; rows * cols];
-                let c = Target { data: found.as_mut_ptr(), row_stride: cols };
+                let c = Target {
+                    data: found.as_mut_ptr(),
+                    row_stride: cols,
+                };
                 // A shallow product besides, of as many columns and rows of the same data.
                 let shallow = usize::from(accumulate) * depth.min(5);
                 let low = view(&left, rows, shallow, false);
-                let extra = accumulate.then_some(Extra { a: low, b, depth: shallow });
+                let extra = accumulate.then_some(Extra {
+                    a: low,
+                    b,
+                    depth: shallow,
+                });
                 // SAFETY: the views have the sizes of their slices, and the processor was asked.
-                unsafe { multiply([rows, cols, depth], c, a, b, extra, 0.5, accumulate, threads) };
+                unsafe {
+                    multiply(
+                        [rows, cols, depth],
+                        c,
+                        a,
+                        b,
+                        extra,
+                        0.5,
+                        accumulate,
+                        threads,
+                    )
+                };
                 for i in 0..rows {
                     for j in 0..cols {
-                        let at = |m: Strided, i: usize, j: usize| i * m.row_stride + j * m.col_stride;
-                        let product =
-                            |a: Strided, depth: usize| -> f32 { (0..depth).map(|k| left[at(a, i, k)] * right[at(b, k, j)]).sum() };
+                        let at =
+                            |m: Strided, i: usize, j: usize| i * m.row_stride + j * m.col_stride;
+                        let product = |a: Strided, depth: usize| -> f32 {
+                            (0..depth)
+                                .map(|k| left[at(a, i, k)] * right[at(b, k, j)])
+                                .sum()
+                        };
                         let sum = product(a, depth) + product(low, shallow);
                         let expected = 0.5 * sum + if accumulate { 3.0 } else { 0.0 };
-                        assert_eq!(found[i * cols + j], expected, "[{i}, {j}] of {rows} x {cols} x {depth}");
+                        assert_eq!(
+                            found[i * cols + j],
+                            expected,
+                            "[{i}, {j}] of {rows} x {cols} x {depth}"
+                        );
                     }
                 }
             }
@@ -537,10 +745,17 @@ mod tests {
                 let mut dealt = vec![0; rows * cols];
                 for task in 0..cut.tasks() {
                     let (my_rows, my_cols) = cut.part(task);
-                    assert!(my_cols.len() <= TASK_PANELS && !my_rows.is_empty() && !my_cols.is_empty());
-                    my_rows.for_each(|row| my_cols.clone().for_each(|col| dealt[row * cols + col] += 1));
+                    assert!(
+                        my_cols.len() <= TASK_PANELS && !my_rows.is_empty() && !my_cols.is_empty()
+                    );
+                    my_rows.for_each(|row| {
+                        my_cols.clone().for_each(|col| dealt[row * cols + col] += 1)
+                    });
                 }
-                assert!(dealt.iter().all(|&times| times == 1), "{threads} threads, {rows} x {cols} panels");
+                assert!(
+                    dealt.iter().all(|&times| times == 1),
+                    "{threads} threads, {rows} x {cols} panels"
+                );
             }
         }
     }

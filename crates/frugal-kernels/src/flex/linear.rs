@@ -18,7 +18,11 @@ use crate::simd::{Isa, dot, dots, multiversion, task_rows};
 const FEW_ROWS: usize = 8;
 
 /// [`linear`](crate::linear) on Flex.
-pub(crate) fn linear(x: &Tensor<2>, weight: &Weight<'_>, bias: Option<&Tensor<1>>) -> Option<Tensor<2>> {
+pub(crate) fn linear(
+    x: &Tensor<2>,
+    weight: &Weight<'_>,
+    bias: Option<&Tensor<1>>,
+) -> Option<Tensor<2>> {
     let (x, (weight, packed), bias) = (Operand::new(x)?, weight.split()?, Operand::optional(bias)?);
     let op = Op {
         cost: Cost::Heavy,
@@ -26,11 +30,23 @@ pub(crate) fn linear(x: &Tensor<2>, weight: &Weight<'_>, bias: Option<&Tensor<1>
         forward: move |[x, weight, bias]: &[Option<FlexTensor>; 3], _| {
             let x = present(x);
             let weight = Base::new(weight.as_ref(), packed.as_ref());
-            (tensor_of(weight.affine(x, bias.as_ref(), None), [rows(x), weight.dims()[0]]), packed.clone())
+            (
+                tensor_of(
+                    weight.affine(x, bias.as_ref(), None),
+                    [rows(x), weight.dims()[0]],
+                ),
+                packed.clone(),
+            )
         },
-        backward: |[x, weight, _], packed: Option<Arc<Packed>>, dy, [for_x, _, for_bias], [waiting, ..]| {
+        backward: |[x, weight, _],
+                   packed: Option<Arc<Packed>>,
+                   dy,
+                   [for_x, _, for_bias],
+                   [waiting, ..]| {
             let dy = Matrix::of(&dy);
-            let dx = for_x.then(|| Base::new(weight.as_ref(), packed.as_ref()).input_gradient(dy, None, waiting));
+            let dx = for_x.then(|| {
+                Base::new(weight.as_ref(), packed.as_ref()).input_gradient(dy, None, waiting)
+            });
             let dweight = x.map(|x| matrix_tensor(dy.t(), Matrix::of(&x), 1.0));
             [dx, dweight, for_bias.then(|| column_sums(dy))]
         },
@@ -51,31 +67,58 @@ pub(crate) fn lora_linear(
     let (a, b) = (Operand::new(a)?, Operand::new(b)?);
     let op = Op {
         cost: Cost::Heavy,
-        reads: |[for_x, for_weight, _, for_a, _]| [for_weight || for_a, for_x, false, for_x, for_x || for_a],
+        reads: |[for_x, for_weight, _, for_a, _]| {
+            [for_weight || for_a, for_x, false, for_x, for_x || for_a]
+        },
         forward: move |[x, weight, bias, a, b]: &[Option<FlexTensor>; 5], wanted: [bool; 5]| {
             let (x, a, b) = (present(x), present(a), present(b));
             let weight = Base::new(weight.as_ref(), packed.as_ref());
             let shape = [rows(x), weight.dims()[0]];
             // Kept for the gradient of b.
-            let low = tensor_of(scaled_low(Matrix::of(x), Matrix::of(a), scale), [shape[0], rows(a)]);
-            let y = weight.affine(x, bias.as_ref(), Some((Matrix::of(&low), Matrix::of(b).t())));
-            let saved = LoraSaved { packed: packed.clone(), scale, low: wanted[4].then_some(low) };
+            let low = tensor_of(
+                scaled_low(Matrix::of(x), Matrix::of(a), scale),
+                [shape[0], rows(a)],
+            );
+            let y = weight.affine(
+                x,
+                bias.as_ref(),
+                Some((Matrix::of(&low), Matrix::of(b).t())),
+            );
+            let saved = LoraSaved {
+                packed: packed.clone(),
+                scale,
+                low: wanted[4].then_some(low),
+            };
             (tensor_of(y, shape), saved)
         },
-        backward: |[x, weight, _, a, b], saved: LoraSaved, dy, [for_x, for_weight, for_bias, for_a, _], [waiting, ..]| {
+        backward: |[x, weight, _, a, b],
+                   saved: LoraSaved,
+                   dy,
+                   [for_x, for_weight, for_bias, for_a, _],
+                   [waiting, ..]| {
             let dy = Matrix::of(&dy);
-            let db = saved.low.map(|low| matrix_tensor(dy.t(), Matrix::of(&low), 1.0));
+            let db = saved
+                .low
+                .map(|low| matrix_tensor(dy.t(), Matrix::of(&low), 1.0));
             let dlow = b.map(|b| matrix_tensor(dy, Matrix::of(&b), saved.scale));
             let dlow = dlow.as_ref().map(Matrix::of);
-            let da = dlow.zip(x.as_ref()).filter(|_| for_a).map(|(dlow, x)| matrix_tensor(dlow.t(), Matrix::of(x), 1.0));
+            let da = dlow
+                .zip(x.as_ref())
+                .filter(|_| for_a)
+                .map(|(dlow, x)| matrix_tensor(dlow.t(), Matrix::of(x), 1.0));
             let low_rank = a.as_ref().map(Matrix::of);
             let base = for_x.then(|| Base::new(weight.as_ref(), saved.packed.as_ref()));
             let dx = base.map(|base| base.input_gradient(dy, dlow.zip(low_rank), waiting));
-            let dweight = x.filter(|_| for_weight).map(|x| matrix_tensor(dy.t(), Matrix::of(&x), 1.0));
+            let dweight = x
+                .filter(|_| for_weight)
+                .map(|x| matrix_tensor(dy.t(), Matrix::of(&x), 1.0));
             [dx, dweight, for_bias.then(|| column_sums(dy)), da, db]
         },
     };
-    Some(record([Some(&x), weight.as_ref(), bias.as_ref(), Some(&a), Some(&b)], op))
+    Some(record(
+        [Some(&x), weight.as_ref(), bias.as_ref(), Some(&a), Some(&b)],
+        op,
+    ))
 }
 
 #[derive(Clone, Debug)]
@@ -102,7 +145,12 @@ pub(super) fn scaled_low(x: Matrix, a: Matrix, scale: f32) -> Vec<f32> {
 }
 
 /// `x · weightᵀ + bias + l · bᵀ` of a low-rank pair `(l, bᵀ)`.
-pub(super) fn affine(x: Matrix, weight: Matrix, bias: Option<&[f32]>, low_rank: Option<(Matrix, Matrix)>) -> Vec<f32> {
+pub(super) fn affine(
+    x: Matrix,
+    weight: Matrix,
+    bias: Option<&[f32]>,
+    low_rank: Option<(Matrix, Matrix)>,
+) -> Vec<f32> {
     if x.rows <= FEW_ROWS && x.has_dense_rows() && weight.has_dense_rows() {
         let mut y = few_rows(x, weight, bias);
         if let Some((l, b)) = low_rank {
@@ -112,7 +160,11 @@ pub(super) fn affine(x: Matrix, weight: Matrix, bias: Option<&[f32]>, low_rank: 
     }
     match bias {
         // SAFETY: the product writes every element.
-        None => unsafe { build_matrix(x.rows, weight.rows, |mut out| out.sum_of(x, weight.t(), low_rank, false)) },
+        None => unsafe {
+            build_matrix(x.rows, weight.rows, |mut out| {
+                out.sum_of(x, weight.t(), low_rank, false)
+            })
+        },
         Some(bias) => {
             let mut y = bias.repeat(x.rows);
             MatrixMut::new(&mut y, x.rows, weight.rows).sum_of(x, weight.t(), low_rank, true);
@@ -126,10 +178,12 @@ fn few_rows(x: Matrix, weight: Matrix, bias: Option<&[f32]>) -> Vec<f32> {
     let per_task = task_rows(x.cols);
     // Transposed, `[out, tokens]`, so that tasks write to disjoint pieces.
     let write = |out: &mut [MaybeUninit<f32>]| {
-        out.par_chunks_mut(per_task * x.rows).enumerate().for_each(|(task, out)| {
-            let weight = weight.narrow_rows(task * per_task, out.len() / x.rows);
-            weight_rows(out, x, weight);
-        });
+        out.par_chunks_mut(per_task * x.rows)
+            .enumerate()
+            .for_each(|(task, out)| {
+                let weight = weight.narrow_rows(task * per_task, out.len() / x.rows);
+                weight_rows(out, x, weight);
+            });
     };
     if x.rows == 0 {
         return Vec::new();
@@ -137,10 +191,13 @@ fn few_rows(x: Matrix, weight: Matrix, bias: Option<&[f32]>) -> Vec<f32> {
     // SAFETY: the tasks cover all of `out` and each writes its whole piece.
     let mut y = unsafe { build(x.rows * weight.rows, write) };
     if x.rows > 1 {
-        y = (0..x.rows).flat_map(|token| y.iter().skip(token).step_by(x.rows).copied()).collect();
+        y = (0..x.rows)
+            .flat_map(|token| y.iter().skip(token).step_by(x.rows).copied())
+            .collect();
     }
     if let Some(bias) = bias {
-        y.chunks_mut(bias.len().max(1)).for_each(|row| row.iter_mut().zip(bias).for_each(|(y, bias)| *y += bias));
+        y.chunks_mut(bias.len().max(1))
+            .for_each(|row| row.iter_mut().zip(bias).for_each(|(y, bias)| *y += bias));
     }
     y
 }

@@ -1,8 +1,8 @@
 //! Kernels for the CPU backend Flex, each with its own backward pass.
 //!
 //! Every function here returns `None` when an input is not `f32` on Flex; the caller then uses the
-//! portable composition. However work is dealt out, the order of a sum depends on the shapes alone, so results
-//! are the same for any number of threads and with or without gradients.
+//! portable composition. However work is dealt out, the order of a sum depends on the shapes alone,
+//! so results are the same for any number of threads and with or without gradients.
 
 mod activation;
 mod add;

@@ -19,26 +19,55 @@ use crate::packed::Packed;
 const FEW_ROWS: usize = 64;
 
 /// [`multi_lora_linear`](crate::multi_lora_linear) on Flex.
-pub(crate) fn multi_lora_linear(x: &Tensor<2>, weight: &Weight<'_>, bias: Option<&Tensor<1>>, pairs: &[LowRankRows]) -> Option<Tensor<2>> {
+pub(crate) fn multi_lora_linear(
+    x: &Tensor<2>,
+    weight: &Weight<'_>,
+    bias: Option<&Tensor<1>>,
+    pairs: &[LowRankRows],
+) -> Option<Tensor<2>> {
     let (x, (weight, packed), bias) = (Operand::new(x)?, weight.split()?, Operand::optional(bias)?);
-    let operands = pairs.iter().map(|pair| Some((Operand::new(&pair.a)?, Operand::new(&pair.b)?))).collect::<Option<Vec<_>>>()?;
+    let operands = pairs
+        .iter()
+        .map(|pair| Some((Operand::new(&pair.a)?, Operand::new(&pair.b)?)))
+        .collect::<Option<Vec<_>>>()?;
     // Trained pairs are joined, so that the operation has as many inputs whatever their number.
-    let trained = operands.iter().any(|(a, b)| a.is_tracked() || b.is_tracked());
+    let trained = operands
+        .iter()
+        .any(|(a, b)| a.is_tracked() || b.is_tracked());
     let flat = |tensor: &Tensor<2>| tensor.clone().reshape([-1]);
-    let joined = trained.then(|| Tensor::<1>::cat(pairs.iter().flat_map(|pair| [flat(&pair.a), flat(&pair.b)]).collect(), 0));
+    let joined = trained.then(|| {
+        Tensor::<1>::cat(
+            pairs
+                .iter()
+                .flat_map(|pair| [flat(&pair.a), flat(&pair.b)])
+                .collect(),
+            0,
+        )
+    });
     let joined = Operand::optional(joined.as_ref())?;
     let mut end = 0;
     let placed = pairs.iter().zip(operands).map(|(pair, (a, b))| {
         let ([r, d], [out, _]) = (pair.a.dims(), pair.b.dims());
         let (start, middle) = (end, end + r * d);
         end = middle + out * r;
-        let factors = if trained { Factors::Joined([start..middle, middle..end]) } else { Factors::Own([a.tensor, b.tensor]) };
-        Pair { rows: pair.rows.clone(), r, scale: pair.scale, factors }
+        let factors = if trained {
+            Factors::Joined([start..middle, middle..end])
+        } else {
+            Factors::Own([a.tensor, b.tensor])
+        };
+        Pair {
+            rows: pair.rows.clone(),
+            r,
+            scale: pair.scale,
+            factors,
+        }
     });
     let pairs: Arc<[Pair]> = placed.collect();
     let op = Op {
         cost: Cost::Heavy,
-        reads: |[for_x, for_weight, _, for_pairs]| [for_weight || for_pairs, for_x, false, for_x || for_pairs],
+        reads: |[for_x, for_weight, _, for_pairs]| {
+            [for_weight || for_pairs, for_x, false, for_x || for_pairs]
+        },
         forward: move |[x, weight, bias, joined]: &[Option<FlexTensor>; 4], wanted: [bool; 4]| {
             let (x, joined) = (present(x), joined.as_ref().map(contiguous));
             let joined = joined.as_ref().map(values);
@@ -52,11 +81,21 @@ pub(crate) fn multi_lora_linear(x: &Tensor<2>, weight: &Weight<'_>, bias: Option
                 low
             });
             let lows = if wanted[3] { lows } else { Vec::new() };
-            (tensor_of(y, shape), Saved { packed: packed.clone(), pairs: pairs.clone(), lows: lows.into() })
+            (
+                tensor_of(y, shape),
+                Saved {
+                    packed: packed.clone(),
+                    pairs: pairs.clone(),
+                    lows: lows.into(),
+                },
+            )
         },
         backward,
     };
-    Some(record([Some(&x), weight.as_ref(), bias.as_ref(), joined.as_ref()], op))
+    Some(record(
+        [Some(&x), weight.as_ref(), bias.as_ref(), joined.as_ref()],
+        op,
+    ))
 }
 
 #[derive(Clone, Debug)]
@@ -77,18 +116,29 @@ fn backward(
     let (dy, joined) = (Matrix::of(&dy), joined.as_ref().map(contiguous));
     let joined = joined.as_ref().map(values);
     let dlow = |pair: &Pair| product(pair.of(dy), pair.factors(joined)[1], pair.scale);
-    let dlows: Vec<Vec<f32>> = if for_x || for_pairs { saved.pairs.iter().map(dlow).collect() } else { Vec::new() };
+    let dlows: Vec<Vec<f32>> = if for_x || for_pairs {
+        saved.pairs.iter().map(dlow).collect()
+    } else {
+        Vec::new()
+    };
     let dx = for_x.then(|| {
         let base = Base::new(weight.as_ref(), saved.packed.as_ref());
         let mut dx = base.input_gradient(dy, None, waiting);
         for (pair, dlow) in saved.pairs.iter().zip(&dlows) {
             let mut dx = MatrixMut::new(dx.storage_mut(), dy.rows, base.dims()[1]);
-            dx.narrow_rows(&pair.rows).add(pair.low(dlow), pair.factors(joined)[0], 1.0, Threads::All);
+            dx.narrow_rows(&pair.rows).add(
+                pair.low(dlow),
+                pair.factors(joined)[0],
+                1.0,
+                Threads::All,
+            );
         }
         dx
     });
     let x = x.as_ref().map(Matrix::of);
-    let dweight = x.filter(|_| for_weight).map(|x| matrix_tensor(dy.t(), x, 1.0));
+    let dweight = x
+        .filter(|_| for_weight)
+        .map(|x| matrix_tensor(dy.t(), x, 1.0));
     let dpairs = x.filter(|_| for_pairs).map(|x| {
         let mut gradients = Vec::with_capacity(joined.map_or(0, <[f32]>::len));
         for ((pair, dlow), low) in saved.pairs.iter().zip(&dlows).zip(saved.lows.iter()) {
@@ -131,7 +181,10 @@ impl Pair {
             Factors::Joined([a, b]) => {
                 let joined = joined.expect("trained pairs are joined");
                 let width = |place: &Range<usize>| place.len().checked_div(self.r).unwrap_or(0);
-                [Matrix::new(&joined[a.clone()], self.r, width(a)), Matrix::new(&joined[b.clone()], width(b), self.r)]
+                [
+                    Matrix::new(&joined[a.clone()], self.r, width(a)),
+                    Matrix::new(&joined[b.clone()], width(b), self.r),
+                ]
             }
         }
     }
@@ -156,10 +209,18 @@ fn each<R: Send>(
         parts.push((pair, &mut part[(pair.rows.start - end) * cols..]));
         (out, end) = (rest, pair.rows.end);
     }
-    let run = |(pair, part): (&Pair, &mut [f32]), threads| f(pair, MatrixMut::new(part, pair.rows.len(), cols), threads);
+    let run = |(pair, part): (&Pair, &mut [f32]), threads| {
+        f(pair, MatrixMut::new(part, pair.rows.len(), cols), threads)
+    };
     if rows <= FEW_ROWS {
-        parts.into_par_iter().map(|part| run(part, Threads::One)).collect()
+        parts
+            .into_par_iter()
+            .map(|part| run(part, Threads::One))
+            .collect()
     } else {
-        parts.into_iter().map(|part| run(part, Threads::All)).collect()
+        parts
+            .into_iter()
+            .map(|part| run(part, Threads::All))
+            .collect()
     }
 }

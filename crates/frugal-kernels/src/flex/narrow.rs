@@ -1,7 +1,7 @@
 //! Products of a large matrix with a narrow one, such as the factors of a low-rank change.
 //!
-//! There is little to compute for each element of the large matrix, so that it is read once, as it lies in memory, and copied
-//! nowhere.
+//! There is little to compute for each element of the large matrix, so that it is read once, as it
+//! lies in memory, and copied nowhere.
 
 use std::ops::Range;
 
@@ -12,8 +12,8 @@ use super::matrix::{Matrix, Sink, Threads};
 use super::scratch::Scratch;
 use crate::simd::{Isa, LANES, Lanes, TASK, multiversion};
 
-/// Columns of the widest matrix that counts as narrow, where the columns of the large one are contiguous; [`GROUP`] where its rows
-/// are.
+/// Columns of the widest matrix that counts as narrow, where the columns of the large one are
+/// contiguous; [`GROUP`] where its rows are.
 const WIDEST: usize = 16;
 /// The shortest sums that are worth it.
 const SHORTEST: usize = 4 * LANES;
@@ -23,14 +23,22 @@ const GROUP: usize = LANES / 2;
 const ROWS: usize = 6;
 /// Columns of a large matrix that are treated at once: two vectors.
 const COLS: usize = 2 * LANES;
-/// Rows of a large matrix that are gone through at a time, and the most columns: what the first-level cache holds.
+/// Rows of a large matrix that are gone through at a time, and the most columns: what the
+/// first-level cache holds.
 const BLOCK: [usize; 2] = [16, 384];
 
 /// Whether `large * narrow` is better computed here.
 pub(super) fn is_better(large: Matrix, narrow: Matrix) -> bool {
-    let widest = if large.has_dense_rows() { GROUP } else { WIDEST };
+    let widest = if large.has_dense_rows() {
+        GROUP
+    } else {
+        WIDEST
+    };
     let lines_up = large.has_dense_rows() || large.t().has_dense_rows();
-    lines_up && (1..=widest).contains(&narrow.cols) && narrow.cols <= large.rows && large.cols >= SHORTEST
+    lines_up
+        && (1..=widest).contains(&narrow.cols)
+        && narrow.cols <= large.rows
+        && large.cols >= SHORTEST
 }
 
 /// `large * narrow`, of `[n, depth]` and `[depth, r]`.
@@ -45,7 +53,12 @@ pub(super) fn product(large: Matrix, narrow: Matrix, threads: Threads, out: Sink
         by_columns(large.t(), narrow, threads, &out);
     } else {
         let copied = rows_of(narrow);
-        by_columns(large.t(), Matrix::new(&copied, narrow.rows, narrow.cols), threads, &out);
+        by_columns(
+            large.t(),
+            Matrix::new(&copied, narrow.rows, narrow.cols),
+            threads,
+            &out,
+        );
     }
 }
 
@@ -62,7 +75,13 @@ fn by_rows(x: Matrix, a: Matrix, threads: usize, out: &Sink) {
     let (paired, _) = paired.as_chunks_mut();
     pair_rows(paired, a);
     let paired = &*paired;
-    let per_task = if threads > 1 { (4 * TASK / x.cols).clamp(1, x.rows.div_ceil(threads)).next_multiple_of(ROWS) } else { x.rows };
+    let per_task = if threads > 1 {
+        (4 * TASK / x.cols)
+            .clamp(1, x.rows.div_ceil(threads))
+            .next_multiple_of(ROWS)
+    } else {
+        x.rows
+    };
     in_tasks(x.rows.div_ceil(per_task), threads, |task| {
         let rows = task * per_task..x.rows.min((task + 1) * per_task);
         let mut sums = Scratch::new(rows.len() * GROUP);
@@ -79,7 +98,10 @@ fn by_rows(x: Matrix, a: Matrix, threads: usize, out: &Sink) {
 fn pair_rows(paired: &mut [[f32; LANES]], a: Matrix) {
     if a.has_dense_rows() {
         for k in 0..a.rows {
-            a.row(k).iter().zip(paired[k / 2][k % 2..].iter_mut().step_by(2)).for_each(|(value, lane)| *lane = *value);
+            a.row(k)
+                .iter()
+                .zip(paired[k / 2][k % 2..].iter_mut().step_by(2))
+                .for_each(|(value, lane)| *lane = *value);
         }
     } else if a.t().has_dense_rows() {
         for j in 0..a.cols {
@@ -109,7 +131,12 @@ fn sum_rows_body<I: Isa>(out: &mut [[f32; GROUP]], x: Matrix, paired: &[[f32; LA
 
 /// Some rows. Even lanes add up the products of even places, odd lanes of odd ones.
 #[inline(always)]
-fn sum_tile<I: Isa, const N: usize>(out: &mut [[f32; GROUP]], x: Matrix, first: usize, paired: &[[f32; LANES]]) {
+fn sum_tile<I: Isa, const N: usize>(
+    out: &mut [[f32; GROUP]],
+    x: Matrix,
+    first: usize,
+    paired: &[[f32; LANES]],
+) {
     let (whole, rest) = paired.split_at(x.cols / 2);
     let mut rows = [&[][..]; N];
     let mut last = [[0.0; 2]; N];
@@ -175,7 +202,13 @@ fn sum_columns_body<I: Isa>(out: &mut [f32], x: Matrix, cols: Range<usize>, l: M
     for k in (0..x.rows).step_by(BLOCK[0]) {
         let depth = BLOCK[0].min(x.rows - k);
         for col in (0..whole).step_by(COLS) {
-            let rows: [&[f32]; BLOCK[0]] = std::array::from_fn(|i| if i < depth { &x.row(k + i)[cols.start + col..] } else { &[] });
+            let rows: [&[f32]; BLOCK[0]] = std::array::from_fn(|i| {
+                if i < depth {
+                    &x.row(k + i)[cols.start + col..]
+                } else {
+                    &[]
+                }
+            });
             if k + 2 * BLOCK[0] <= x.rows {
                 for i in 0..BLOCK[0] {
                     let next = &x.row(k + BLOCK[0] + i)[cols.start + col..];
@@ -187,7 +220,8 @@ fn sum_columns_body<I: Isa>(out: &mut [f32], x: Matrix, cols: Range<usize>, l: M
         }
         if whole < cols.len() {
             for (padded, i) in padded.iter_mut().zip(0..depth) {
-                padded[..cols.len() - whole].copy_from_slice(&x.row(k + i)[cols.start + whole..cols.end]);
+                padded[..cols.len() - whole]
+                    .copy_from_slice(&x.row(k + i)[cols.start + whole..cols.end]);
             }
             let rows: [&[f32]; BLOCK[0]] = std::array::from_fn(|i| &padded[i][..]);
             add_columns::<I>(out, width, whole, &rows[..depth], l, k);
@@ -197,7 +231,14 @@ fn sum_columns_body<I: Isa>(out: &mut [f32], x: Matrix, cols: Range<usize>, l: M
 
 /// A few rows' part of [`COLS`] columns of the sums.
 #[inline(always)]
-fn add_columns<I: Isa>(out: &mut [f32], width: usize, col: usize, x: &[&[f32]], l: Matrix, k: usize) {
+fn add_columns<I: Isa>(
+    out: &mut [f32],
+    width: usize,
+    col: usize,
+    x: &[&[f32]],
+    l: Matrix,
+    k: usize,
+) {
     let fours = l.cols / 4 * 4;
     for j in (0..fours).step_by(4) {
         add_tile::<I, 4>(&mut out[j * width + col..], width, x, l, k, j);
@@ -208,7 +249,14 @@ fn add_columns<I: Isa>(out: &mut [f32], width: usize, col: usize, x: &[&[f32]], 
 }
 
 #[inline(always)]
-fn add_tile<I: Isa, const N: usize>(out: &mut [f32], width: usize, x: &[&[f32]], l: Matrix, k: usize, j: usize) {
+fn add_tile<I: Isa, const N: usize>(
+    out: &mut [f32],
+    width: usize,
+    x: &[&[f32]],
+    l: Matrix,
+    k: usize,
+    j: usize,
+) {
     let mut sums = [[I::Lanes::splat(0.0); 2]; N];
     for (t, sums) in sums.iter_mut().enumerate() {
         let part = out[t * width..][..COLS].as_chunks::<LANES>().0;
@@ -244,28 +292,62 @@ mod tests {
     #[test]
     fn products_are_exact_whatever_the_layout() {
         // Whole and partial vectors, blocks and tasks; a narrow side of one, of fours and between.
-        for [n, depth, r] in [[5, 64, 1], [700, 65, 8], [33, 100, 7], [1000, 79, 16], [40, 700, 4], [9, 70_000, 8]] {
+        for [n, depth, r] in [
+            [5, 64, 1],
+            [700, 65, 8],
+            [33, 100, 7],
+            [1000, 79, 16],
+            [40, 700, 4],
+            [9, 70_000, 8],
+        ] {
             let (left, right) = (values(n * depth), values(depth * r));
-            for (turned_left, turned_right, threads) in
-                [(false, false, Threads::One), (false, true, Threads::All), (true, false, Threads::All), (true, true, Threads::One)]
-            {
-                let view =
-                    |data, rows, cols, turned| if turned { Matrix::new(data, cols, rows).t() } else { Matrix::new(data, rows, cols) };
-                let (large, narrow) = (view(&left, n, depth, turned_left), view(&right, depth, r, turned_right));
+            for (turned_left, turned_right, threads) in [
+                (false, false, Threads::One),
+                (false, true, Threads::All),
+                (true, false, Threads::All),
+                (true, true, Threads::One),
+            ] {
+                let view = |data, rows, cols, turned| {
+                    if turned {
+                        Matrix::new(data, cols, rows).t()
+                    } else {
+                        Matrix::new(data, rows, cols)
+                    }
+                };
+                let (large, narrow) = (
+                    view(&left, n, depth, turned_left),
+                    view(&right, depth, r, turned_right),
+                );
                 if !turned_left && r > GROUP {
                     continue;
                 }
                 assert!(is_better(large, narrow));
                 let mut written = vec![f32::NAN; n * r];
-                product(large, narrow, threads, MatrixMut::new(&mut written, n, r).sink(1.0, false));
+                product(
+                    large,
+                    narrow,
+                    threads,
+                    MatrixMut::new(&mut written, n, r).sink(1.0, false),
+                );
                 // Transposed, and added twice over to what is there.
                 let mut added = vec![3.0; n * r];
-                product(large, narrow, threads, MatrixMut::new(&mut added, r, n).sink(2.0, true).t());
+                product(
+                    large,
+                    narrow,
+                    threads,
+                    MatrixMut::new(&mut added, r, n).sink(2.0, true).t(),
+                );
                 let (large, narrow) = (large.to_rows(), narrow.to_rows());
                 for (i, j) in (0..n).flat_map(|i| (0..r).map(move |j| (i, j))) {
-                    let expected = (0..depth).map(|k| large[i * depth + k] * narrow[k * r + j]).sum::<f32>();
+                    let expected = (0..depth)
+                        .map(|k| large[i * depth + k] * narrow[k * r + j])
+                        .sum::<f32>();
                     let found = [written[i * r + j], added[j * n + i]];
-                    assert_eq!(found, [expected, 3.0 + 2.0 * expected], "{n} x {depth} x {r} at [{i}, {j}]");
+                    assert_eq!(
+                        found,
+                        [expected, 3.0 + 2.0 * expected],
+                        "{n} x {depth} x {r} at [{i}, {j}]"
+                    );
                 }
             }
         }

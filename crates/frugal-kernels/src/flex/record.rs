@@ -11,7 +11,10 @@ use burn::backend::autodiff::checkpoint::strategy::BalancedCheckpointing;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::flex::{FlexTensor, Layout};
-use burn::backend::{Autodiff, BackendTensor, DispatchAutodiffContext, DispatchTensor, DispatchTensorKind, Flex, tensor::FloatTensor};
+use burn::backend::{
+    Autodiff, BackendTensor, DispatchAutodiffContext, DispatchTensor, DispatchTensorKind, Flex,
+    tensor::FloatTensor,
+};
 use burn::tensor::{Bytes, DType, Shape, Tensor};
 
 use super::add::sum;
@@ -32,11 +35,16 @@ pub(crate) struct Operand {
 impl Operand {
     /// `None` when the tensor is not `f32` on Flex.
     pub(crate) fn new<const D: usize>(tensor: &Tensor<D>) -> Option<Self> {
-        let DispatchTensor { kind, autodiff: context } = tensor.clone().into_dispatch();
+        let DispatchTensor {
+            kind,
+            autodiff: context,
+        } = tensor.clone().into_dispatch();
         let (tensor, autodiff) = match kind {
             DispatchTensorKind::Flex(BackendTensor::Float(tensor)) => (tensor, None),
             DispatchTensorKind::Autodiff(inner) => match *inner {
-                DispatchTensorKind::Flex(BackendTensor::Autodiff(tensor)) => (tensor.primitive().clone(), Some(tensor)),
+                DispatchTensorKind::Flex(BackendTensor::Autodiff(tensor)) => {
+                    (tensor.primitive().clone(), Some(tensor))
+                }
                 _ => return None,
             },
             _ => return None,
@@ -44,7 +52,11 @@ impl Operand {
         if tensor.dtype() != DType::F32 {
             return None;
         }
-        Some(Self { tensor: dense(tensor), autodiff, context })
+        Some(Self {
+            tensor: dense(tensor),
+            autodiff,
+            context,
+        })
     }
 
     /// [`Operand::new`] of a tensor that may be absent.
@@ -62,7 +74,10 @@ impl Operand {
     }
 
     fn source(&self) -> Source {
-        self.tracked().map_or_else(|| Source::Values(self.tensor.clone()), |tensor| Source::Node(tensor.id()))
+        self.tracked().map_or_else(
+            || Source::Values(self.tensor.clone()),
+            |tensor| Source::Node(tensor.id()),
+        )
     }
 }
 
@@ -70,30 +85,53 @@ impl Operand {
 fn dense(tensor: FlexTensor) -> FlexTensor {
     let layout = tensor.layout();
     let usable = match (layout.strides(), layout.shape().as_slice()) {
-        (&[row, col], &[rows, cols]) => (col == 1 && row >= cols as isize) || (row == 1 && col >= rows as isize),
+        (&[row, col], &[rows, cols]) => {
+            (col == 1 && row >= cols as isize) || (row == 1 && col >= rows as isize)
+        }
         _ => layout.is_contiguous(),
     };
-    if usable { tensor } else { tensor.to_contiguous() }
+    if usable {
+        tensor
+    } else {
+        tensor.to_contiguous()
+    }
 }
 
 /// The tensor laid out row by row without gaps; a copy when it is not.
 pub(crate) fn contiguous(tensor: &FlexTensor) -> FlexTensor {
-    if tensor.is_contiguous() { tensor.clone() } else { tensor.to_contiguous() }
+    if tensor.is_contiguous() {
+        tensor.clone()
+    } else {
+        tensor.to_contiguous()
+    }
 }
 
 /// The tensor, row by row in memory of its own that may be written to; a copy when it is not.
 pub(crate) fn owned(tensor: FlexTensor) -> FlexTensor {
-    if is_writable(&tensor) { tensor } else { shaped(values(&contiguous(&tensor)).to_vec(), tensor.layout().shape().clone()) }
+    if is_writable(&tensor) {
+        tensor
+    } else {
+        shaped(
+            values(&contiguous(&tensor)).to_vec(),
+            tensor.layout().shape().clone(),
+        )
+    }
 }
 
 /// A matrix with contiguous rows; a copy when it has none.
 pub(crate) fn dense_rows(tensor: &FlexTensor) -> FlexTensor {
-    if Matrix::of(tensor).has_dense_rows() { tensor.clone() } else { tensor.to_contiguous() }
+    if Matrix::of(tensor).has_dense_rows() {
+        tensor.clone()
+    } else {
+        tensor.to_contiguous()
+    }
 }
 
 /// The values of a contiguous tensor.
 pub(crate) fn values(tensor: &FlexTensor) -> &[f32] {
-    tensor.as_slice().unwrap_or_else(|| panic!("a kernel needs contiguous f32 values, not {tensor:?}"))
+    tensor
+        .as_slice()
+        .unwrap_or_else(|| panic!("a kernel needs contiguous f32 values, not {tensor:?}"))
 }
 
 /// A tensor that owns `data`, laid out row by row.
@@ -103,39 +141,60 @@ pub(crate) fn tensor_of<const D: usize>(data: Vec<f32>, shape: [usize; D]) -> Fl
 
 /// [`tensor_of`] with a shape whose number of dimensions is not known.
 pub(crate) fn shaped(data: Vec<f32>, shape: Shape) -> FlexTensor {
-    assert_eq!(data.len(), shape.num_elements(), "the values of a tensor {shape:?}");
-    FlexTensor::new(Bytes::from_elems(data), Layout::contiguous(shape), DType::F32)
+    assert_eq!(
+        data.len(),
+        shape.num_elements(),
+        "the values of a tensor {shape:?}"
+    );
+    FlexTensor::new(
+        Bytes::from_elems(data),
+        Layout::contiguous(shape),
+        DType::F32,
+    )
 }
 
-/// The gradients for the inputs, given those that were kept, what else the forward pass saved, the gradient of the
-/// output, which inputs want one and what these have got from elsewhere so far. A pass that takes from there gives the sum.
-pub(crate) type BackwardFn<S, const N: usize> =
-    fn([Option<FlexTensor>; N], S, FlexTensor, [bool; N], &mut [Option<FlexTensor>; N]) -> [Option<FlexTensor>; N];
+/// The gradients for the inputs, given those that were kept, what else the forward pass saved, the
+/// gradient of the output, which inputs want one and what these have got from elsewhere so far. A
+/// pass that takes from there gives the sum.
+pub(crate) type BackwardFn<S, const N: usize> = fn(
+    [Option<FlexTensor>; N],
+    S,
+    FlexTensor,
+    [bool; N],
+    &mut [Option<FlexTensor>; N],
+) -> [Option<FlexTensor>; N];
 
-/// A gradient that waits for the rest of its sum, to be added to in place; `None` when there is none or something else reads it too.
+/// A gradient that waits for the rest of its sum, to be added to in place; `None` when there is
+/// none or something else reads it too.
 pub(crate) fn take_writable(waiting: &mut Option<FlexTensor>) -> Option<FlexTensor> {
     waiting.take_if(|gradient| is_writable(gradient))
 }
 
 /// Whether the tensor is all of its memory, and nothing else reads it.
 pub(super) fn is_writable(tensor: &FlexTensor) -> bool {
-    tensor.is_unique() && tensor.layout().contiguous_offsets() == Some((0, tensor.storage::<f32>().len()))
+    tensor.is_unique()
+        && tensor.layout().contiguous_offsets() == Some((0, tensor.storage::<f32>().len()))
 }
 
-/// An operation on `N` inputs: how it is computed and differentiated. An absent input counts all the same.
+/// An operation on `N` inputs: how it is computed and differentiated. An absent input counts all
+/// the same.
 pub(crate) struct Op<F, S, const N: usize> {
     /// What it costs to compute the output again.
     pub(crate) cost: Cost,
     /// Which inputs the backward pass reads, given which want a gradient.
     pub(crate) reads: fn([bool; N]) -> [bool; N],
-    /// The output, and what to keep for the backward pass besides inputs, given which inputs want a gradient.
+    /// The output, and what to keep for the backward pass besides inputs, given which inputs want a
+    /// gradient.
     pub(crate) forward: F,
     /// The gradients.
     pub(crate) backward: BackwardFn<S, N>,
 }
 
 /// Runs an operation and, when an input is tracked, records its backward pass.
-pub(crate) fn record<F, S, const N: usize, const D: usize>(inputs: [Option<&Operand>; N], op: Op<F, S, N>) -> Tensor<D>
+pub(crate) fn record<F, S, const N: usize, const D: usize>(
+    inputs: [Option<&Operand>; N],
+    op: Op<F, S, N>,
+) -> Tensor<D>
 where
     F: Fn(&[Option<FlexTensor>; N], [bool; N]) -> (FlexTensor, S) + Clone + Send + 'static,
     S: Clone + Debug + Send + 'static,
@@ -154,22 +213,35 @@ where
     S: Clone + Debug + Send + 'static,
 {
     let present = inputs.iter().flatten();
-    let context = present.fold(DispatchAutodiffContext::Disabled, |context, input| context.merge(input.context));
+    let context = present.fold(DispatchAutodiffContext::Disabled, |context, input| {
+        context.merge(input.context)
+    });
     let values = inputs.map(|input| input.map(|input| input.tensor.clone()));
     let run = |wanted: [bool; N]| computed.unwrap_or_else(|| (op.forward)(&values, wanted));
     if context == DispatchAutodiffContext::Disabled {
         return untracked(run([false; N]).0);
     }
-    let nodes = inputs.map(|input| match input.and_then(|input| input.autodiff.as_ref()) {
-        Some(tensor) => tensor.node(),
-        None => AutodiffTensor::new(tensor_of(Vec::new(), [0])).node(),
-    });
+    let nodes = inputs.map(
+        |input| match input.and_then(|input| input.autodiff.as_ref()) {
+            Some(tensor) => tensor.node(),
+            None => AutodiffTensor::new(tensor_of(Vec::new(), [0])).node(),
+        },
+    );
     let wanted = inputs.map(|input| input.is_some_and(Operand::is_tracked));
     let place = Arc::new(Place::default());
-    let step = Step { backward: op.backward, _place: place.clone() }.prepare::<BalancedCheckpointing>(nodes);
+    let step = Step {
+        backward: op.backward,
+        _place: place.clone(),
+    }
+    .prepare::<BalancedCheckpointing>(nodes);
     let step = if wanted.contains(&true) && op.cost.is_repeated() {
-        let again = Again { forward: op.forward.clone(), inputs: inputs.map(|input| input.map(Operand::source)) };
-        step.memory_bound().retro_forward(again).parents(inputs.iter().flatten().filter_map(|input| input.tracked()))
+        let again = Again {
+            forward: op.forward.clone(),
+            inputs: inputs.map(|input| input.map(Operand::source)),
+        };
+        step.memory_bound()
+            .retro_forward(again)
+            .parents(inputs.iter().flatten().filter_map(|input| input.tracked()))
     } else {
         step.compute_bound()
     };
@@ -191,14 +263,22 @@ where
         }
         OpsKind::UnTracked(step) => step.finish(run([false; N]).0),
     };
-    let kind = DispatchTensorKind::Autodiff(Box::new(DispatchTensorKind::Flex(BackendTensor::Autodiff(output))));
-    Tensor::from_dispatch(DispatchTensor { kind, autodiff: context })
+    let kind = DispatchTensorKind::Autodiff(Box::new(DispatchTensorKind::Flex(
+        BackendTensor::Autodiff(output),
+    )));
+    Tensor::from_dispatch(DispatchTensor {
+        kind,
+        autodiff: context,
+    })
 }
 
 /// A tensor of the plain device.
 pub(crate) fn untracked<const D: usize>(output: FlexTensor) -> Tensor<D> {
     let kind = DispatchTensorKind::Flex(BackendTensor::Float(output));
-    Tensor::from_dispatch(DispatchTensor { kind, autodiff: DispatchAutodiffContext::Disabled })
+    Tensor::from_dispatch(DispatchTensor {
+        kind,
+        autodiff: DispatchAutodiffContext::Disabled,
+    })
 }
 
 /// All elements of a tensor on Flex, row by row; `None` for another backend or type.
@@ -230,7 +310,9 @@ struct Again<F, const N: usize> {
 
 impl<F, const N: usize> Debug for Again<F, N> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Again").field("inputs", &self.inputs).finish_non_exhaustive()
+        f.debug_struct("Again")
+            .field("inputs", &self.inputs)
+            .finish_non_exhaustive()
     }
 }
 
@@ -262,7 +344,12 @@ where
 {
     type State = (Kept<N>, S);
 
-    fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
+    fn backward(
+        self,
+        ops: Ops<Self::State, N>,
+        grads: &mut Gradients,
+        checkpointer: &mut Checkpointer,
+    ) {
         let grad = dense(grads.consume::<Flex>(&ops.node));
         let wanted = ops.parents.each_ref().map(Option::is_some);
         let (Kept(kept), saved) = ops.state;

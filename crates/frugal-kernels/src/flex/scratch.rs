@@ -26,7 +26,10 @@ impl Scratch {
     /// Memory for `len` values, which hold whatever was left there.
     pub(super) fn new(len: usize) -> Self {
         if len == 0 {
-            return Self { lines: Vec::new(), len };
+            return Self {
+                lines: Vec::new(),
+                len,
+            };
         }
         let mut lines = FREE.with_borrow_mut(Vec::pop).unwrap_or_default();
         if lines.len() * LINE < len {

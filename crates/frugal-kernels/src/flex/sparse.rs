@@ -1,9 +1,10 @@
 //! Products with matrices that have many zeros.
 //!
-//! For a few rows of x the weight is what has to be read: each block of its row is spread to the places of its nonzeros and
-//! meets sixteen elements of x at once. For many rows the work is what counts: each nonzero meets the same column of x for 64
-//! rows at once. Zeros of the weight are not multiplied there, so an infinite element of x is passed over where a few rows of x, like
-//! a dense product, find a sum that is not a number.
+//! For a few rows of x the weight is what has to be read: each block of its row is spread to the
+//! places of its nonzeros and meets sixteen elements of x at once. For many rows the work is what
+//! counts: each nonzero meets the same column of x for 64 rows at once. Zeros of the weight are not
+//! multiplied there, so an infinite element of x is passed over where a few rows of x, like a dense
+//! product, find a sum that is not a number.
 
 use std::sync::Arc;
 
@@ -24,7 +25,8 @@ const FEW_ROWS: usize = 8;
 const TILE: usize = 4 * LANES;
 /// Rows of the weight whose results are written together.
 const GROUP: usize = 16;
-/// Blocks of columns that are gone through together: with [`TILE`] rows of x, 32 KiB, which the first-level cache holds.
+/// Blocks of columns that are gone through together: with [`TILE`] rows of x, 32 KiB, which the
+/// first-level cache holds.
 const CHUNK: usize = 8;
 
 /// The places of the bits that are set, for every byte; what follows them is never used.
@@ -46,7 +48,11 @@ const PLACES: [[u32; 8]; 256] = {
 };
 
 /// [`sparse_linear`](crate::sparse_linear) on Flex.
-pub(crate) fn sparse_linear(x: &Tensor<2>, weight: &Arc<Sparse>, bias: Option<&Tensor<1>>) -> Option<Tensor<2>> {
+pub(crate) fn sparse_linear(
+    x: &Tensor<2>,
+    weight: &Arc<Sparse>,
+    bias: Option<&Tensor<1>>,
+) -> Option<Tensor<2>> {
     let (x, bias, weight) = (Operand::new(x)?, Operand::optional(bias)?, weight.clone());
     let op = Op {
         cost: Cost::Heavy,
@@ -58,18 +64,27 @@ pub(crate) fn sparse_linear(x: &Tensor<2>, weight: &Arc<Sparse>, bias: Option<&T
         },
         backward: |_, weight: Arc<Sparse>, dy, [for_x, for_bias], _| {
             let dy = Matrix::of(&dy);
-            [for_x.then(|| input_gradient(dy, &weight)), for_bias.then(|| column_sums(dy))]
+            [
+                for_x.then(|| input_gradient(dy, &weight)),
+                for_bias.then(|| column_sums(dy)),
+            ]
         },
     };
     Some(record([Some(&x), bias.as_ref()], op))
 }
 
-/// `dy · weight`, by way of the dense matrix: one product of a training step, where the weight is read once for many rows.
+/// `dy · weight`, by way of the dense matrix: one product of a training step, where the weight is
+/// read once for many rows.
 fn input_gradient(dy: Matrix, weight: &Sparse) -> FlexTensor {
     let [out, cols] = weight.dims();
     let mut dx = vec![0.0; dy.rows * cols];
     let dense = weight.to_vec();
-    MatrixMut::new(&mut dx, dy.rows, cols).set(dy, Matrix::new(&dense, out, cols), 1.0, Threads::All);
+    MatrixMut::new(&mut dx, dy.rows, cols).set(
+        dy,
+        Matrix::new(&dense, out, cols),
+        1.0,
+        Threads::All,
+    );
     tensor_of(dx, [dy.rows, cols])
 }
 
@@ -87,7 +102,9 @@ fn affine(x: Matrix, weight: &Sparse, bias: Option<&[f32]>) -> Vec<f32> {
         many_rows(&mut target, x, weight)
     }
     if let Some(bias) = bias {
-        y.par_chunks_mut(out).with_min_len(16).for_each(|row| row.iter_mut().zip(bias).for_each(|(y, bias)| *y += bias));
+        y.par_chunks_mut(out)
+            .with_min_len(16)
+            .for_each(|row| row.iter_mut().zip(bias).for_each(|(y, bias)| *y += bias));
     }
     y
 }
@@ -96,26 +113,38 @@ fn few_rows(y: &mut MatrixMut, x: Matrix, weight: &Sparse) {
     let (width, count) = (weight.blocks() * BLOCK, x.rows);
     // Filled up to whole blocks.
     let mut padded = vec![0.0; count * width];
-    padded.chunks_mut(width).zip(x.to_rows().chunks(x.cols)).for_each(|(to, from)| to[..x.cols].copy_from_slice(from));
+    padded
+        .chunks_mut(width)
+        .zip(x.to_rows().chunks(x.cols))
+        .for_each(|(to, from)| to[..x.cols].copy_from_slice(from));
     let [out, cols] = weight.dims();
     let shared = y.share();
     let groups = out.div_ceil(GROUP);
-    (0..groups).into_par_iter().with_min_len(TASK.div_ceil(GROUP * cols)).for_each(|group| {
-        let rows = group * GROUP..(group * GROUP + GROUP).min(out);
-        let mut sums = [0.0; FEW_ROWS * GROUP];
-        rows_times(&mut sums, &padded, weight, rows.start, rows.len());
-        for (token, sums) in sums.chunks(GROUP).take(count).enumerate() {
-            // SAFETY: each group has columns of its own.
-            unsafe { shared.write(token, rows.start, &sums[..rows.len()]) };
-        }
-    });
+    (0..groups)
+        .into_par_iter()
+        .with_min_len(TASK.div_ceil(GROUP * cols))
+        .for_each(|group| {
+            let rows = group * GROUP..(group * GROUP + GROUP).min(out);
+            let mut sums = [0.0; FEW_ROWS * GROUP];
+            rows_times(&mut sums, &padded, weight, rows.start, rows.len());
+            for (token, sums) in sums.chunks(GROUP).take(count).enumerate() {
+                // SAFETY: each group has columns of its own.
+                unsafe { shared.write(token, rows.start, &sums[..rows.len()]) };
+            }
+        });
 }
 
 multiversion!(fn rows_times(out: &mut [f32], x: &[f32], weight: &Sparse, first: usize, count: usize) = rows_times_body);
 
 /// Writes the products of `count` rows of the weight with all rows of x, `[FEW_ROWS, GROUP]`.
 #[inline(always)]
-fn rows_times_body<I: Isa>(out: &mut [f32], x: &[f32], weight: &Sparse, first: usize, count: usize) {
+fn rows_times_body<I: Isa>(
+    out: &mut [f32],
+    x: &[f32],
+    weight: &Sparse,
+    first: usize,
+    count: usize,
+) {
     let blocks = weight.blocks();
     let x_rows: &[[f32; BLOCK]] = x.as_chunks().0;
     let (quads, rest) = x_rows.split_at(x_rows.len() / blocks / 4 * 4 * blocks);
@@ -132,13 +161,16 @@ fn rows_times_body<I: Isa>(out: &mut [f32], x: &[f32], weight: &Sparse, first: u
                     *sum = block.mul_add(I::Lanes::load(&quad[j * blocks + b]), *sum);
                 }
             }
-            sums.iter().enumerate().for_each(|(j, sum)| out[(token + j) * GROUP + i] = sum.sum());
+            sums.iter()
+                .enumerate()
+                .for_each(|(j, sum)| out[(token + j) * GROUP + i] = sum.sum());
             token += 4;
         }
         for x in rest.chunks_exact(blocks) {
             let mut sums = [I::Lanes::splat(0.0); 4];
             let mut at = 0;
-            let ((mask_quads, mask_rest), (x_quads, x_rest)) = (masks.as_chunks::<4>(), x.as_chunks::<4>());
+            let ((mask_quads, mask_rest), (x_quads, x_rest)) =
+                (masks.as_chunks::<4>(), x.as_chunks::<4>());
             for (masks, x) in mask_quads.iter().zip(x_quads) {
                 for (sum, (mask, x)) in sums.iter_mut().zip(masks.iter().zip(x)) {
                     *sum = spread::<I>(values, &mut at, *mask).mul_add(I::Lanes::load(x), *sum);
@@ -156,7 +188,9 @@ fn rows_times_body<I: Isa>(out: &mut [f32], x: &[f32], weight: &Sparse, first: u
 /// The next values in the places of the mask.
 #[inline(always)]
 fn spread<I: Isa>(values: &[f32], at: &mut usize, mask: u16) -> I::Lanes {
-    let sixteen = values[*at..*at + BLOCK].first_chunk().expect("sixteen values");
+    let sixteen = values[*at..*at + BLOCK]
+        .first_chunk()
+        .expect("sixteen values");
     *at += mask.count_ones() as usize;
     I::Lanes::expand(sixteen, mask)
 }
@@ -166,17 +200,24 @@ fn many_rows(y: &mut MatrixMut, x: Matrix, weight: &Sparse) {
     let tiles = x.rows.div_ceil(TILE);
     // Transposed in tiles, `[tiles, cols, TILE]`; the last one is filled up with zeros.
     let mut columns = vec![0.0; tiles * cols * TILE];
-    columns.par_chunks_mut(cols * TILE).enumerate().for_each(|(tile, columns)| {
-        let here = x.narrow_rows(tile * TILE, TILE.min(x.rows - tile * TILE));
-        if here.has_dense_rows() {
-            for token in 0..here.rows {
-                here.row(token).iter().enumerate().for_each(|(k, value)| columns[k * TILE + token] = *value);
+    columns
+        .par_chunks_mut(cols * TILE)
+        .enumerate()
+        .for_each(|(tile, columns)| {
+            let here = x.narrow_rows(tile * TILE, TILE.min(x.rows - tile * TILE));
+            if here.has_dense_rows() {
+                for token in 0..here.rows {
+                    here.row(token)
+                        .iter()
+                        .enumerate()
+                        .for_each(|(k, value)| columns[k * TILE + token] = *value);
+                }
+            } else {
+                let across = here.t();
+                (0..cols)
+                    .for_each(|k| columns[k * TILE..][..here.rows].copy_from_slice(across.row(k)));
             }
-        } else {
-            let across = here.t();
-            (0..cols).for_each(|k| columns[k * TILE..][..here.rows].copy_from_slice(across.row(k)));
-        }
-    });
+        });
     let columns: &[[f32; TILE]] = columns.as_chunks().0;
     let shared = y.share();
     (0..out.div_ceil(GROUP)).into_par_iter().for_each(|group| {
@@ -187,7 +228,12 @@ fn many_rows(y: &mut MatrixMut, x: Matrix, weight: &Sparse) {
             for (chunk, columns) in columns.chunks(CHUNK * BLOCK).enumerate() {
                 for ((sums, row), places) in sums.iter_mut().zip(rows.clone()).zip(&places) {
                     let here = places.starts[chunk]..places.starts[chunk + 1];
-                    columns_times(sums, columns, &places.columns[here.clone()], &weight.values[weight.starts[row]..][here]);
+                    columns_times(
+                        sums,
+                        columns,
+                        &places.columns[here.clone()],
+                        &weight.values[weight.starts[row]..][here],
+                    );
                 }
             }
             for (token, row) in (tile * TILE..x.rows.min((tile + 1) * TILE)).enumerate() {
@@ -241,13 +287,26 @@ multiversion!(fn columns_times(out: &mut [f32; TILE], columns: &[[f32; TILE]], p
 
 /// Adds the sum of columns times values, for the rows of a tile.
 #[inline(always)]
-fn columns_times_body<I: Isa>(out: &mut [f32; TILE], columns: &[[f32; TILE]], places: &[u32], values: &[f32]) {
-    let mut sums: [I::Lanes; TILE / LANES] = std::array::from_fn(|i| I::Lanes::load(&out.as_chunks().0[i]));
+fn columns_times_body<I: Isa>(
+    out: &mut [f32; TILE],
+    columns: &[[f32; TILE]],
+    places: &[u32],
+    values: &[f32],
+) {
+    let mut sums: [I::Lanes; TILE / LANES] =
+        std::array::from_fn(|i| I::Lanes::load(&out.as_chunks().0[i]));
     for (place, value) in places.iter().zip(values) {
-        let (column, value) = (columns[*place as usize].as_chunks().0, I::Lanes::splat(*value));
+        let (column, value) = (
+            columns[*place as usize].as_chunks().0,
+            I::Lanes::splat(*value),
+        );
         for (sum, column) in sums.iter_mut().zip(column) {
             *sum = value.mul_add(I::Lanes::load(column), *sum);
         }
     }
-    out.as_chunks_mut().0.iter_mut().zip(sums).for_each(|(out, sum)| sum.store(out));
+    out.as_chunks_mut()
+        .0
+        .iter_mut()
+        .zip(sums)
+        .for_each(|(out, sum)| sum.store(out));
 }

@@ -1,8 +1,9 @@
 //! Gradients that wait for the rest of their sum.
 //!
-//! An output that is used more than once gets a gradient from each use. Burn adds them up one by one, each in a pass of its own
-//! over memory and on one thread. A kernel can take what has come so far and add its own to it as it writes. Burn keeps the
-//! gradients and does not tell whether there is one already; this table does, for the outputs of the operations here.
+//! An output that is used more than once gets a gradient from each use. Burn adds them up one by
+//! one, each in a pass of its own over memory and on one thread. A kernel can take what has come so
+//! far and add its own to it as it writes. Burn keeps the gradients and does not tell whether there
+//! is one already; this table does, for the outputs of the operations here.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};

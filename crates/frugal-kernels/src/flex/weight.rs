@@ -53,9 +53,19 @@ impl<'a> Base<'a> {
     }
 
     /// `x · weightᵀ + bias + l · bᵀ` of a low-rank pair `(l, bᵀ)`.
-    pub(super) fn affine(&self, x: &FlexTensor, bias: Option<&FlexTensor>, low_rank: Option<(Matrix<'_>, Matrix<'_>)>) -> Vec<f32> {
+    pub(super) fn affine(
+        &self,
+        x: &FlexTensor,
+        bias: Option<&FlexTensor>,
+        low_rank: Option<(Matrix<'_>, Matrix<'_>)>,
+    ) -> Vec<f32> {
         match self {
-            Self::Dense(weight) => linear::affine(Matrix::of(x), Matrix::of(weight), bias.map(values), low_rank),
+            Self::Dense(weight) => linear::affine(
+                Matrix::of(x),
+                Matrix::of(weight),
+                bias.map(values),
+                low_rank,
+            ),
             Self::Packed(weight) => {
                 let mut y = packed::affine(Matrix::of(x), weight, bias.map(values));
                 if let Some((l, b)) = low_rank {
@@ -82,7 +92,8 @@ impl<'a> Base<'a> {
         }
     }
 
-    /// `dy · weight + l · a` of a low-rank pair `(l, a)`, added to the gradient that waits where that can be done on the way.
+    /// `dy · weight + l · a` of a low-rank pair `(l, a)`, added to the gradient that waits where
+    /// that can be done on the way.
     pub(super) fn input_gradient(
         &self,
         dy: Matrix<'_>,
@@ -93,7 +104,12 @@ impl<'a> Base<'a> {
         if let Self::Dense(weight) = self
             && let Some(mut dx) = take_writable(waiting)
         {
-            MatrixMut::new(dx.storage_mut(), dy.rows, width).sum_of(dy, Matrix::of(weight), low_rank, true);
+            MatrixMut::new(dx.storage_mut(), dy.rows, width).sum_of(
+                dy,
+                Matrix::of(weight),
+                low_rank,
+                true,
+            );
             return dx;
         }
         // SAFETY: the product writes every element, and only then is the other added.

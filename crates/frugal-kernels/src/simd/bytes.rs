@@ -12,8 +12,8 @@ use super::lanes::{Baseline, Isa, LANES};
 /// Codes that a vector holds: four neighbours of sixteen rows.
 pub(crate) const CODES: usize = 4 * LANES;
 
-/// An instruction set for products of bytes. As with [`super::Lanes`], the implementations must only be used inside a function
-/// compiled for them, which `multiversion_bytes` sees to.
+/// An instruction set for products of bytes. As with [`super::Lanes`], the implementations must
+/// only be used inside a function compiled for them, which `multiversion_bytes` sees to.
 pub(crate) trait Bytes: Isa {
     /// [`CODES`] bytes without sign.
     type Codes: Copy;
@@ -32,7 +32,8 @@ pub(crate) trait Bytes: Isa {
     fn zero() -> Self::Sums;
     /// Adds the products of each row's four codes, below 16, with x.
     fn dot_nibble(sums: Self::Sums, codes: Self::Codes, x: [i8; 4]) -> Self::Sums;
-    /// Adds the products of each row's four codes less [`Bytes::BYTE_BIAS`] with x, which is not -128.
+    /// Adds the products of each row's four codes less [`Bytes::BYTE_BIAS`] with x, which is not
+    /// -128.
     fn dot_byte(sums: Self::Sums, codes: Self::Codes, x: [i8; 4]) -> Self::Sums;
     /// The sums less `offset`, as floating-point numbers.
     fn float(sums: Self::Sums, offset: i32) -> Self::Lanes;
@@ -44,8 +45,8 @@ pub(crate) trait Bytes: Isa {
     fn look_up(table: &[f32; LANES], codes: Self::Codes, i: usize) -> Self::Lanes;
 }
 
-/// `multiversion_bytes!(fn name<const C: T>(args) = body)` defines `name` as `body::<B, C>` compiled for AVX-512 with VNNI,
-/// AVX2 and the baseline.
+/// `multiversion_bytes!(fn name<const C: T>(args) = body)` defines `name` as `body::<B, C>`
+/// compiled for AVX-512 with VNNI, AVX2 and the baseline.
 macro_rules! multiversion_bytes {
     ($vis:vis fn $name:ident <$(const $c:ident: $ct:ty),*> ($($arg:ident: $ty:ty),* $(,)?) = $body:ident) => {
         $vis fn $name <$(const $c: $ct),*> ($($arg: $ty),*) {
@@ -82,7 +83,11 @@ pub(crate) fn byte_instructions() -> super::InstructionSet {
     use super::InstructionSet;
     let halves = is_x86_feature_detected!("f16c");
     match super::instruction_set() {
-        InstructionSet::Avx512 if halves && is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vnni") => {
+        InstructionSet::Avx512
+            if halves
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vnni") =>
+        {
             InstructionSet::Avx512
         }
         InstructionSet::Avx512 | InstructionSet::Avx2 if halves => InstructionSet::Avx2,
@@ -152,7 +157,8 @@ impl Bytes for Avx512 {
 
     #[inline(always)]
     fn load(codes: &[u8; CODES]) -> Self::Codes {
-        // SAFETY: the caller is compiled for AVX-512 with VNNI; see the trait. All bytes are there to read.
+        // SAFETY: the caller is compiled for AVX-512 with VNNI; see the trait. All bytes are there
+        // to read.
         unsafe { _mm512_loadu_si512(codes.as_ptr().cast()) }
     }
     #[inline(always)]
@@ -173,7 +179,13 @@ impl Bytes for Avx512 {
     #[inline(always)]
     fn dot_nibble(sums: Self::Sums, codes: Self::Codes, x: [i8; 4]) -> Self::Sums {
         // SAFETY: as above.
-        unsafe { _mm512_dpbusd_epi32(sums, codes, _mm512_set1_epi32(i32::from_ne_bytes(x.map(|x| x as u8)))) }
+        unsafe {
+            _mm512_dpbusd_epi32(
+                sums,
+                codes,
+                _mm512_set1_epi32(i32::from_ne_bytes(x.map(|x| x as u8))),
+            )
+        }
     }
     #[inline(always)]
     fn dot_byte(sums: Self::Sums, codes: Self::Codes, x: [i8; 4]) -> Self::Sums {
@@ -199,7 +211,8 @@ impl Bytes for Avx512 {
     }
     #[inline(always)]
     fn look_up(table: &[f32; LANES], codes: Self::Codes, i: usize) -> Self::Lanes {
-        // SAFETY: as above; the table has sixteen numbers, and only the low four bits of a place are read.
+        // SAFETY: as above; the table has sixteen numbers, and only the low four bits of a place
+        // are read.
         unsafe {
             let shifted = _mm512_srlv_epi32(codes, _mm512_set1_epi32(8 * i as i32));
             _mm512_permutexvar_ps(shifted, _mm512_loadu_ps(table.as_ptr()))
@@ -218,20 +231,33 @@ impl Bytes for Avx2 {
     #[inline(always)]
     fn load(codes: &[u8; CODES]) -> Self::Codes {
         // SAFETY: the caller is compiled for AVX2; see the trait. All bytes are there to read.
-        unsafe { [_mm256_loadu_si256(codes.as_ptr().cast()), _mm256_loadu_si256(codes.as_ptr().add(CODES / 2).cast())] }
+        unsafe {
+            [
+                _mm256_loadu_si256(codes.as_ptr().cast()),
+                _mm256_loadu_si256(codes.as_ptr().add(CODES / 2).cast()),
+            ]
+        }
     }
     #[inline(always)]
     fn low(codes: Self::Codes) -> Self::Codes {
         // SAFETY: as above.
         unsafe {
             let mask = _mm256_set1_epi8(0x0f);
-            [_mm256_and_si256(codes[0], mask), _mm256_and_si256(codes[1], mask)]
+            [
+                _mm256_and_si256(codes[0], mask),
+                _mm256_and_si256(codes[1], mask),
+            ]
         }
     }
     #[inline(always)]
     fn high(codes: Self::Codes) -> Self::Codes {
         // SAFETY: as above.
-        unsafe { Self::low([_mm256_srli_epi16(codes[0], 4), _mm256_srli_epi16(codes[1], 4)]) }
+        unsafe {
+            Self::low([
+                _mm256_srli_epi16(codes[0], 4),
+                _mm256_srli_epi16(codes[1], 4),
+            ])
+        }
     }
     #[inline(always)]
     fn zero() -> Self::Sums {
@@ -243,7 +269,10 @@ impl Bytes for Avx2 {
         // SAFETY: as above.
         unsafe {
             let x = _mm256_set1_epi32(i32::from_ne_bytes(x.map(|x| x as u8)));
-            [add_products(sums[0], codes[0], x), add_products(sums[1], codes[1], x)]
+            [
+                add_products(sums[0], codes[0], x),
+                add_products(sums[1], codes[1], x),
+            ]
         }
     }
     #[inline(always)]
@@ -252,10 +281,21 @@ impl Bytes for Avx2 {
         unsafe {
             let x = _mm256_set1_epi32(i32::from_ne_bytes(x.map(|x| x as u8)));
             let flip = _mm256_set1_epi8(-128);
-            let codes = [_mm256_xor_si256(codes[0], flip), _mm256_xor_si256(codes[1], flip)];
+            let codes = [
+                _mm256_xor_si256(codes[0], flip),
+                _mm256_xor_si256(codes[1], flip),
+            ];
             [
-                add_products(sums[0], _mm256_abs_epi8(codes[0]), _mm256_sign_epi8(x, codes[0])),
-                add_products(sums[1], _mm256_abs_epi8(codes[1]), _mm256_sign_epi8(x, codes[1])),
+                add_products(
+                    sums[0],
+                    _mm256_abs_epi8(codes[0]),
+                    _mm256_sign_epi8(x, codes[0]),
+                ),
+                add_products(
+                    sums[1],
+                    _mm256_abs_epi8(codes[1]),
+                    _mm256_sign_epi8(x, codes[1]),
+                ),
             ]
         }
     }
@@ -264,7 +304,10 @@ impl Bytes for Avx2 {
         // SAFETY: as above.
         unsafe {
             let offset = _mm256_set1_epi32(offset);
-            [_mm256_cvtepi32_ps(_mm256_sub_epi32(sums[0], offset)), _mm256_cvtepi32_ps(_mm256_sub_epi32(sums[1], offset))]
+            [
+                _mm256_cvtepi32_ps(_mm256_sub_epi32(sums[0], offset)),
+                _mm256_cvtepi32_ps(_mm256_sub_epi32(sums[1], offset)),
+            ]
         }
     }
     #[inline(always)]
@@ -272,7 +315,10 @@ impl Bytes for Avx2 {
         // SAFETY: as above; sixteen halves are there to read.
         unsafe {
             let values: *const __m128i = values.as_ptr().cast();
-            [_mm256_cvtph_ps(_mm_loadu_si128(values)), _mm256_cvtph_ps(_mm_loadu_si128(values.add(1)))]
+            [
+                _mm256_cvtph_ps(_mm_loadu_si128(values)),
+                _mm256_cvtph_ps(_mm_loadu_si128(values.add(1))),
+            ]
         }
     }
     #[inline(always)]
@@ -288,11 +334,18 @@ impl Bytes for Avx2 {
     }
     #[inline(always)]
     fn look_up(table: &[f32; LANES], codes: Self::Codes, i: usize) -> Self::Lanes {
-        // SAFETY: as above; the table has sixteen numbers, and only the low three bits of a place are read.
+        // SAFETY: as above; the table has sixteen numbers, and only the low three bits of a place
+        // are read.
         unsafe {
             let shift = _mm256_set1_epi32(8 * i as i32);
-            let halves = [_mm256_loadu_ps(table.as_ptr()), _mm256_loadu_ps(table.as_ptr().add(8))];
-            [choose(halves, _mm256_srlv_epi32(codes[0], shift)), choose(halves, _mm256_srlv_epi32(codes[1], shift))]
+            let halves = [
+                _mm256_loadu_ps(table.as_ptr()),
+                _mm256_loadu_ps(table.as_ptr().add(8)),
+            ];
+            [
+                choose(halves, _mm256_srlv_epi32(codes[0], shift)),
+                choose(halves, _mm256_srlv_epi32(codes[1], shift)),
+            ]
         }
     }
 }
@@ -306,13 +359,21 @@ impl Bytes for Avx2 {
 unsafe fn choose(table: [__m256; 2], places: __m256i) -> __m256 {
     // SAFETY: passed on to the caller.
     unsafe {
-        let (low, high) = (_mm256_permutevar8x32_ps(table[0], places), _mm256_permutevar8x32_ps(table[1], places));
+        let (low, high) = (
+            _mm256_permutevar8x32_ps(table[0], places),
+            _mm256_permutevar8x32_ps(table[1], places),
+        );
         // The fourth bit, moved to the sign, says which half of the table is meant.
-        _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(places, 28)))
+        _mm256_blendv_ps(
+            low,
+            high,
+            _mm256_castsi256_ps(_mm256_slli_epi32(places, 28)),
+        )
     }
 }
 
-/// Adds the products of unsigned with signed bytes, four to a sum; products of two neighbours must fit 16 bits.
+/// Adds the products of unsigned with signed bytes, four to a sum; products of two neighbours must
+/// fit 16 bits.
 ///
 /// # Safety
 /// The caller must be compiled for AVX2.
@@ -320,5 +381,10 @@ unsafe fn choose(table: [__m256; 2], places: __m256i) -> __m256 {
 #[inline(always)]
 unsafe fn add_products(sums: __m256i, codes: __m256i, x: __m256i) -> __m256i {
     // SAFETY: passed on to the caller.
-    unsafe { _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), _mm256_set1_epi16(1))) }
+    unsafe {
+        _mm256_add_epi32(
+            sums,
+            _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), _mm256_set1_epi16(1)),
+        )
+    }
 }

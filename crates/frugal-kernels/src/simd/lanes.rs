@@ -18,8 +18,8 @@ pub(crate) trait Isa: Copy {
     type Lanes: Lanes;
 }
 
-/// [`LANES`] numbers. The implementations for an instruction set must only be used inside a function
-/// compiled for it, which `multiversion` sees to.
+/// [`LANES`] numbers. The implementations for an instruction set must only be used inside a
+/// function compiled for it, which `multiversion` sees to.
 pub(crate) trait Lanes: Copy {
     /// The same number everywhere.
     fn splat(value: f32) -> Self;
@@ -83,7 +83,11 @@ pub(crate) trait Lanes: Copy {
         let mut half = LANES / 2;
         while half > 0 {
             for i in 0..half {
-                lanes[i] = if lanes[i] > lanes[i + half] { lanes[i] } else { lanes[i + half] };
+                lanes[i] = if lanes[i] > lanes[i + half] {
+                    lanes[i]
+                } else {
+                    lanes[i + half]
+                };
             }
             half /= 2;
         }
@@ -134,7 +138,11 @@ impl Lanes for [f32; LANES] {
     #[inline(always)]
     fn max(self, mut other: Self) -> Self {
         for i in 0..LANES {
-            other[i] = if self[i] > other[i] { self[i] } else { other[i] };
+            other[i] = if self[i] > other[i] {
+                self[i]
+            } else {
+                other[i]
+            };
         }
         other
     }
@@ -171,7 +179,11 @@ impl Lanes for __m512 {
     #[inline(always)]
     fn pairs(values: &[f32; 2]) -> Self {
         // SAFETY: as above; the two numbers are there to read, as one of twice the size.
-        unsafe { _mm512_castpd_ps(_mm512_set1_pd(values.as_ptr().cast::<f64>().read_unaligned())) }
+        unsafe {
+            _mm512_castpd_ps(_mm512_set1_pd(
+                values.as_ptr().cast::<f64>().read_unaligned(),
+            ))
+        }
     }
     #[inline(always)]
     fn expand(values: &[f32; LANES], mask: u16) -> Self {
@@ -191,7 +203,12 @@ impl Lanes for __m512 {
     #[inline(always)]
     fn sum(self) -> f32 {
         // SAFETY: as above.
-        unsafe { sum_of_8(_mm256_add_ps(_mm512_castps512_ps256(self), _mm512_extractf32x8_ps(self, 1))) }
+        unsafe {
+            sum_of_8(_mm256_add_ps(
+                _mm512_castps512_ps256(self),
+                _mm512_extractf32x8_ps(self, 1),
+            ))
+        }
     }
 }
 
@@ -216,7 +233,12 @@ impl Lanes for [__m256; 2] {
     #[inline(always)]
     fn load(values: &[f32; LANES]) -> Self {
         // SAFETY: as above; sixteen numbers are there to read.
-        unsafe { [_mm256_loadu_ps(values.as_ptr()), _mm256_loadu_ps(values.as_ptr().add(8))] }
+        unsafe {
+            [
+                _mm256_loadu_ps(values.as_ptr()),
+                _mm256_loadu_ps(values.as_ptr().add(8)),
+            ]
+        }
     }
     #[inline(always)]
     fn store(self, out: &mut [f32; LANES]) {
@@ -229,17 +251,31 @@ impl Lanes for [__m256; 2] {
     #[inline(always)]
     fn pairs(values: &[f32; 2]) -> Self {
         // SAFETY: as above; the two numbers are there to read, as one of twice the size.
-        unsafe { [_mm256_castpd_ps(_mm256_set1_pd(values.as_ptr().cast::<f64>().read_unaligned())); 2] }
+        unsafe {
+            [_mm256_castpd_ps(_mm256_set1_pd(
+                values.as_ptr().cast::<f64>().read_unaligned(),
+            )); 2]
+        }
     }
     #[inline(always)]
     fn mul_add(self, b: Self, c: Self) -> Self {
         // SAFETY: as above.
-        unsafe { [_mm256_fmadd_ps(self[0], b[0], c[0]), _mm256_fmadd_ps(self[1], b[1], c[1])] }
+        unsafe {
+            [
+                _mm256_fmadd_ps(self[0], b[0], c[0]),
+                _mm256_fmadd_ps(self[1], b[1], c[1]),
+            ]
+        }
     }
     #[inline(always)]
     fn max(self, other: Self) -> Self {
         // SAFETY: as above.
-        unsafe { [_mm256_max_ps(self[0], other[0]), _mm256_max_ps(self[1], other[1])] }
+        unsafe {
+            [
+                _mm256_max_ps(self[0], other[0]),
+                _mm256_max_ps(self[1], other[1]),
+            ]
+        }
     }
     #[inline(always)]
     fn sum(self) -> f32 {
@@ -257,7 +293,10 @@ impl Lanes for [__m256; 2] {
 unsafe fn sum_of_8(values: __m256) -> f32 {
     // SAFETY: passed on to the caller.
     unsafe {
-        let four = _mm_add_ps(_mm256_castps256_ps128(values), _mm256_extractf128_ps(values, 1));
+        let four = _mm_add_ps(
+            _mm256_castps256_ps128(values),
+            _mm256_extractf128_ps(values, 1),
+        );
         let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
         _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)))
     }

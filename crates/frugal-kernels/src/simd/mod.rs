@@ -1,8 +1,8 @@
 //! Compiling one loop for several instruction sets, and the arithmetic such loops share.
 //!
-//! A kernel is written once, for any [`Isa`]. [`multiversion`] compiles it for AVX-512, for AVX2 with FMA
-//! and for the target's baseline, and picks one when called. Element-wise loops are plain Rust that
-//! the compiler turns into vector instructions; sums go through [`Lanes`].
+//! A kernel is written once, for any [`Isa`]. [`multiversion`] compiles it for AVX-512, for AVX2
+//! with FMA and for the target's baseline, and picks one when called. Element-wise loops are plain
+//! Rust that the compiler turns into vector instructions; sums go through [`Lanes`].
 
 pub(crate) mod bytes;
 mod lanes;
@@ -31,7 +31,10 @@ pub(crate) enum InstructionSet {
 pub(crate) fn instruction_set() -> InstructionSet {
     if !is_x86_feature_detected!("popcnt") {
         InstructionSet::Baseline
-    } else if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl") && is_x86_feature_detected!("avx512dq") {
+    } else if is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512dq")
+    {
         InstructionSet::Avx512
     } else if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
         InstructionSet::Avx2
@@ -94,7 +97,13 @@ pub(crate) fn exp<I: Isa>(x: f32) -> f32 {
     let n = shifted - ROUND;
     let r = mul_add::<I>(n, -LN_2_LOW, mul_add::<I>(n, -LN_2_HIGH, x));
     let mut p = 1.987_569_1e-4;
-    for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5] {
+    for coefficient in [
+        1.398_199_9e-3,
+        8.333_452e-3,
+        4.166_579_6e-2,
+        0.166_666_65,
+        0.5,
+    ] {
         p = mul_add::<I>(p, r, coefficient);
     }
     let p = mul_add::<I>(p, r * r, r) + 1.0;
@@ -121,7 +130,8 @@ pub(crate) fn max<I: Isa>(values: &[f32]) -> f32 {
     for block in blocks {
         lanes = I::Lanes::load(block).max(lanes);
     }
-    rest.iter().fold(lanes.largest(), |max, value| max.max(*value))
+    rest.iter()
+        .fold(lanes.largest(), |max, value| max.max(*value))
 }
 
 /// The sum, lane by lane and then over the lanes.
@@ -150,7 +160,9 @@ pub(crate) fn dot<I: Isa>(a: &[f32], b: &[f32]) -> f32 {
         *sum = I::Lanes::load(a).mul_add(I::Lanes::load(b), *sum);
     }
     let sum = sums[0].add(sums[1]).add(sums[2].add(sums[3]));
-    I::Lanes::load_part(a_rest).mul_add(I::Lanes::load_part(b_rest), sum).sum()
+    I::Lanes::load_part(a_rest)
+        .mul_add(I::Lanes::load_part(b_rest), sum)
+        .sum()
 }
 
 /// The dot products of several slices with `b`, all of one length.
@@ -197,11 +209,17 @@ mod tests {
     }
 
     fn check(f: fn(&mut [f32], &[f32])) {
-        let x: Vec<f32> =
-            (0..2_000_000).map(|i| -87.3 + 175.6 * i as f32 / 2e6).chain((-60..0).flat_map(|e| [2f32.powi(e), -(2f32.powi(e))])).collect();
+        let x: Vec<f32> = (0..2_000_000)
+            .map(|i| -87.3 + 175.6 * i as f32 / 2e6)
+            .chain((-60..0).flat_map(|e| [2f32.powi(e), -(2f32.powi(e))]))
+            .collect();
         let mut out = vec![0.0; x.len()];
         f(&mut out, &x);
-        let worst = x.iter().zip(&out).map(|(x, y)| (f64::from(*y) / f64::from(*x).exp() - 1.0).abs()).fold(0.0, f64::max);
+        let worst = x
+            .iter()
+            .zip(&out)
+            .map(|(x, y)| (f64::from(*y) / f64::from(*x).exp() - 1.0).abs())
+            .fold(0.0, f64::max);
         assert!(worst < 2e-7, "relative error {worst:e}");
     }
 
@@ -230,7 +248,11 @@ mod tests {
         for n in [0, 1, 7, 16, 17, 31, 64, 100, 200] {
             let a: Vec<f32> = (0..n).map(|i| (i as f32 * 0.7).sin()).collect();
             let b: Vec<f32> = (0..n).map(|i| (i as f32 * 1.3).cos()).collect();
-            let expected: f64 = a.iter().zip(&b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+            let expected: f64 = a
+                .iter()
+                .zip(&b)
+                .map(|(a, b)| f64::from(*a) * f64::from(*b))
+                .sum();
             assert!((f64::from(dot_all(&a, &b)) - expected).abs() < 1e-5);
             assert!((f64::from(dot::<Baseline>(&a, &b)) - expected).abs() < 1e-5);
         }
@@ -247,7 +269,8 @@ mod tests {
     /// Sums add up the lanes in one order on every instruction set.
     #[test]
     fn lanes_agree_between_instruction_sets() {
-        let values: [f32; LANES] = std::array::from_fn(|i| (i as f32 * 1.7).sin() * 3f32.powi(i as i32 - 8));
+        let values: [f32; LANES] =
+            std::array::from_fn(|i| (i as f32 * 1.7).sin() * 3f32.powi(i as i32 - 8));
         assert_eq!(lanes_all(&values), lanes_body::<Baseline>(&values));
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2") {

@@ -43,7 +43,12 @@ type Kind<F> = (&'static str, F, F, fn(f64) -> f64);
 fn gated_activations_match_the_reference() {
     let kinds: [Kind<Gated>; 2] = [
         ("swiglu", frugal_kernels::swiglu, portable::swiglu, silu),
-        ("geglu_tanh", frugal_kernels::geglu_tanh, portable::geglu_tanh, gelu_tanh),
+        (
+            "geglu_tanh",
+            frugal_kernels::geglu_tanh,
+            portable::geglu_tanh,
+            gelu_tanh,
+        ),
     ];
     for (name, kernel, composed, f) in kinds {
         for (rows, cols) in SHAPES {
@@ -54,7 +59,12 @@ fn gated_activations_match_the_reference() {
                 &[true, true],
                 &|t| kernel(t[0].clone(), t[1].clone()),
                 &|t| composed(t[0].clone(), t[1].clone()),
-                &|v| v[0].iter().zip(&v[1]).map(|(gate, up)| f(*gate) * up).collect(),
+                &|v| {
+                    v[0].iter()
+                        .zip(&v[1])
+                        .map(|(gate, up)| f(*gate) * up)
+                        .collect()
+                },
                 2e-6,
             );
         }
@@ -66,7 +76,12 @@ fn plain_activations_match_the_reference() {
     let kinds: [Kind<Plain>; 3] = [
         ("silu", frugal_kernels::silu, portable::silu, silu),
         ("gelu", frugal_kernels::gelu, portable::gelu, gelu),
-        ("gelu_tanh", frugal_kernels::gelu_tanh, portable::gelu_tanh, gelu_tanh),
+        (
+            "gelu_tanh",
+            frugal_kernels::gelu_tanh,
+            portable::gelu_tanh,
+            gelu_tanh,
+        ),
     ];
     for (name, kernel, composed, f) in kinds {
         for (rows, cols) in SHAPES {
@@ -85,23 +100,47 @@ fn plain_activations_match_the_reference() {
 
 #[test]
 fn extreme_inputs_give_finite_results() {
-    let x = Array { data: vec![-3e38, -1e20, -200.0, -88.0, -13.0, -0.0, 0.0, 13.0, 88.0, 200.0, 1e20, 3e38], shape: [1, 12] };
+    let x = Array {
+        data: vec![
+            -3e38, -1e20, -200.0, -88.0, -13.0, -0.0, 0.0, 13.0, 88.0, 200.0, 1e20, 3e38,
+        ],
+        shape: [1, 12],
+    };
     let up = random(1, 12, 1.0, 1);
-    for (name, kernel) in [("swiglu", frugal_kernels::swiglu as Gated), ("geglu_tanh", frugal_kernels::geglu_tanh)] {
-        check_finite(name, &[x.clone(), up.clone()], &[true, true], &|t| kernel(t[0].clone(), t[1].clone()));
+    for (name, kernel) in [
+        ("swiglu", frugal_kernels::swiglu as Gated),
+        ("geglu_tanh", frugal_kernels::geglu_tanh),
+    ] {
+        check_finite(name, &[x.clone(), up.clone()], &[true, true], &|t| {
+            kernel(t[0].clone(), t[1].clone())
+        });
     }
-    for (name, kernel) in
-        [("silu", frugal_kernels::silu as Plain), ("gelu", frugal_kernels::gelu), ("gelu_tanh", frugal_kernels::gelu_tanh)]
-    {
-        check_finite(name, std::slice::from_ref(&x), &[true], &|t| kernel(t[0].clone()));
-        let y = kernel(x.tensor(&Device::flex())).into_data().try_into_vec::<f32>().unwrap();
+    for (name, kernel) in [
+        ("silu", frugal_kernels::silu as Plain),
+        ("gelu", frugal_kernels::gelu),
+        ("gelu_tanh", frugal_kernels::gelu_tanh),
+    ] {
+        check_finite(name, std::slice::from_ref(&x), &[true], &|t| {
+            kernel(t[0].clone())
+        });
+        let y = kernel(x.tensor(&Device::flex()))
+            .into_data()
+            .try_into_vec::<f32>()
+            .unwrap();
         assert_eq!((y[0], y[11]), (-0.0, 3e38), "{name} saturates");
     }
 }
 
 #[test]
 fn no_rows_give_no_rows() {
-    let empty = Array { data: Vec::new(), shape: [0, 8] }.tensor(&Device::flex());
-    assert_eq!(frugal_kernels::swiglu(empty.clone(), empty.clone()).dims(), [0, 8]);
+    let empty = Array {
+        data: Vec::new(),
+        shape: [0, 8],
+    }
+    .tensor(&Device::flex());
+    assert_eq!(
+        frugal_kernels::swiglu(empty.clone(), empty.clone()).dims(),
+        [0, 8]
+    );
     assert_eq!(frugal_kernels::gelu(empty).dims(), [0, 8]);
 }

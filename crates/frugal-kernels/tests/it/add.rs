@@ -12,7 +12,10 @@ fn sums(x: &[f64], y: &[f64]) -> Vec<f64> {
 
 /// Row by row, the sum and then its norm.
 fn beside(sum: &[f64], norm: &[f64], d: usize) -> Vec<f64> {
-    sum.chunks(d).zip(norm.chunks(d)).flat_map(|(sum, norm)| [sum, norm].concat()).collect()
+    sum.chunks(d)
+        .zip(norm.chunks(d))
+        .flat_map(|(sum, norm)| [sum, norm].concat())
+        .collect()
 }
 
 #[test]
@@ -46,16 +49,39 @@ fn sums_match_the_reference() {
 fn norms_of_sums_match_the_reference() {
     for (rows, d) in SHAPES {
         let both = |[sum, norm]: [Tensor<2>; 2]| Tensor::cat(vec![sum, norm], 1);
-        let inputs = [random(rows, d, 2.0, 1), random(rows, d, 2.0, 2), random(1, d, 1.0, 3), random(1, d, 1.0, 4)];
+        let inputs = [
+            random(rows, d, 2.0, 1),
+            random(rows, d, 2.0, 2),
+            random(1, d, 1.0, 3),
+            random(1, d, 1.0, 4),
+        ];
         check(
             &format!("add_rms_norm {rows}x{d}"),
             &inputs[..3],
             &[true; 3],
-            &|t| both(frugal_kernels::add_rms_norm(t[0].clone(), t[1].clone(), row(&t[2]), EPS)),
-            &|t| both(portable::add_rms_norm(t[0].clone(), t[1].clone(), row(&t[2]), EPS)),
+            &|t| {
+                both(frugal_kernels::add_rms_norm(
+                    t[0].clone(),
+                    t[1].clone(),
+                    row(&t[2]),
+                    EPS,
+                ))
+            },
+            &|t| {
+                both(portable::add_rms_norm(
+                    t[0].clone(),
+                    t[1].clone(),
+                    row(&t[2]),
+                    EPS,
+                ))
+            },
             &|v| {
                 let sum = sums(&v[0], &v[1]);
-                let norm: Vec<f64> = normalized(&sum, d, false, EPS).iter().enumerate().map(|(i, n)| n * v[2][i % d]).collect();
+                let norm: Vec<f64> = normalized(&sum, d, false, EPS)
+                    .iter()
+                    .enumerate()
+                    .map(|(i, n)| n * v[2][i % d])
+                    .collect();
                 beside(&sum, &norm, d)
             },
             3e-5,
@@ -64,12 +90,31 @@ fn norms_of_sums_match_the_reference() {
             &format!("add_layer_norm {rows}x{d}"),
             &inputs,
             &[true; 4],
-            &|t| both(frugal_kernels::add_layer_norm(t[0].clone(), t[1].clone(), row(&t[2]), Some(row(&t[3])), EPS)),
-            &|t| both(portable::add_layer_norm(t[0].clone(), t[1].clone(), row(&t[2]), Some(row(&t[3])), EPS)),
+            &|t| {
+                both(frugal_kernels::add_layer_norm(
+                    t[0].clone(),
+                    t[1].clone(),
+                    row(&t[2]),
+                    Some(row(&t[3])),
+                    EPS,
+                ))
+            },
+            &|t| {
+                both(portable::add_layer_norm(
+                    t[0].clone(),
+                    t[1].clone(),
+                    row(&t[2]),
+                    Some(row(&t[3])),
+                    EPS,
+                ))
+            },
             &|v| {
                 let sum = sums(&v[0], &v[1]);
-                let norm: Vec<f64> =
-                    normalized(&sum, d, true, EPS).iter().enumerate().map(|(i, n)| n * v[2][i % d] + v[3][i % d]).collect();
+                let norm: Vec<f64> = normalized(&sum, d, true, EPS)
+                    .iter()
+                    .enumerate()
+                    .map(|(i, n)| n * v[2][i % d] + v[3][i % d])
+                    .collect();
                 beside(&sum, &norm, d)
             },
             3e-5,
@@ -80,14 +125,23 @@ fn norms_of_sums_match_the_reference() {
 #[test]
 fn one_pass_gives_the_bits_of_two() {
     let device = burn::tensor::Device::flex();
-    let [x, y, gain] = [random(70, 577, 2.0, 1), random(70, 577, 2.0, 2), random(1, 577, 1.0, 3)].map(|a: Array| a.tensor(&device));
+    let [x, y, gain] = [
+        random(70, 577, 2.0, 1),
+        random(70, 577, 2.0, 2),
+        random(1, 577, 1.0, 3),
+    ]
+    .map(|a: Array| a.tensor(&device));
     let [sum, norm] = frugal_kernels::add_rms_norm(x.clone(), y.clone(), row(&gain), EPS);
     let expected = frugal_kernels::add(x, y);
     assert_eq!(sum.into_data(), expected.clone().into_data());
-    assert_eq!(norm.into_data(), frugal_kernels::rms_norm(expected, row(&gain), EPS).into_data());
+    assert_eq!(
+        norm.into_data(),
+        frugal_kernels::rms_norm(expected, row(&gain), EPS).into_data()
+    );
 }
 
-/// One output that linear maps, a norm, a sum and operations of Burn use gets the gradients of all of them.
+/// One output that linear maps, a norm, a sum and operations of Burn use gets the gradients of all
+/// of them.
 #[test]
 fn gradients_of_all_uses_are_added_up() {
     for (rows, d) in [(2, 5), (40, 96)] {
@@ -122,12 +176,22 @@ fn gradients_of_all_uses_are_added_up() {
             },
             &|v| {
                 let h = matmul_t(&v[0], &v[1], d);
-                let y: Vec<f64> = normalized(&h, d, false, EPS).iter().enumerate().map(|(i, n)| n * v[3][i % d]).collect();
+                let y: Vec<f64> = normalized(&h, d, false, EPS)
+                    .iter()
+                    .enumerate()
+                    .map(|(i, n)| n * v[3][i % d])
+                    .collect();
                 let first = matmul_t(&y, &v[1], d);
                 let low = matmul_t(&matmul_t(&y, &v[4], d), &v[5], 2);
-                let second: Vec<f64> = matmul_t(&y, &v[2], d).iter().zip(low).map(|(y, low)| y + 0.5 * low).collect();
+                let second: Vec<f64> = matmul_t(&y, &v[2], d)
+                    .iter()
+                    .zip(low)
+                    .map(|(y, low)| y + 0.5 * low)
+                    .collect();
                 let silu = |x: f64| x / (1.0 + (-x).exp());
-                (0..h.len()).map(|i| h[i] + first[i] + silu(second[i]) + y[i] * y[i] * h[i]).collect()
+                (0..h.len())
+                    .map(|i| h[i] + first[i] + silu(second[i]) + y[i] * y[i] * h[i])
+                    .collect()
             },
             1e-4,
         );

@@ -1,12 +1,20 @@
 use std::ops::Range;
 
 use burn::tensor::{Device, Tensor};
-use frugal_kernels::{AttentionSpec, CacheType, KeyValues, ScoreBias, attention, biased_attention, cached_attention, portable};
+use frugal_kernels::{
+    AttentionSpec, CacheType, KeyValues, ScoreBias, attention, biased_attention, cached_attention,
+    portable,
+};
 
 use crate::support::{Array, assert_close, check, check_finite, random};
 
 /// A batch of sequences with these numbers of queries and keys.
-fn spec(heads: usize, kv_heads: usize, head_dim: usize, lengths: &[(usize, usize)]) -> AttentionSpec {
+fn spec(
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    lengths: &[(usize, usize)],
+) -> AttentionSpec {
     let boundaries = |pick: fn(&(usize, usize)) -> usize| {
         let ends = lengths.iter().scan(0, |end, length| {
             *end += pick(length);
@@ -39,30 +47,45 @@ fn reference(q: &[f64], k: &[f64], v: &[f64], spec: &AttentionSpec) -> Vec<f64> 
 }
 
 /// With a bias for each head, query of its sequence and key row.
-fn biased_reference(q: &[f64], k: &[f64], v: &[f64], bias: &dyn Fn(usize, usize, usize) -> f64, spec: &AttentionSpec) -> Vec<f64> {
+fn biased_reference(
+    q: &[f64],
+    k: &[f64],
+    v: &[f64],
+    bias: &dyn Fn(usize, usize, usize) -> f64,
+    spec: &AttentionSpec,
+) -> Vec<f64> {
     let (heads, kv_heads, dim) = (spec.num_heads, spec.num_kv_heads, spec.head_dim);
     let mut out = vec![0.0; q.len()];
     for (cu_q, cu_k) in spec.cu_q.windows(2).zip(spec.cu_k.windows(2)) {
         let (q_len, k_len) = (cu_q[1] - cu_q[0], cu_k[1] - cu_k[0]);
         for i in 0..q_len {
             for head in 0..heads {
-                let at =
-                    |row: usize, width: usize, head: usize| -> Range<usize> { (row * width + head) * dim..(row * width + head + 1) * dim };
+                let at = |row: usize, width: usize, head: usize| -> Range<usize> {
+                    (row * width + head) * dim..(row * width + head + 1) * dim
+                };
                 let query = &q[at(cu_q[0] + i, heads, head)];
                 let kv_head = head / (heads / kv_heads);
                 let score = |j: usize| {
                     let key = &k[at(cu_k[0] + j, kv_heads, kv_head)];
                     let dot: f64 = query.iter().zip(key).map(|(q, k)| q * k).sum();
                     let score = dot * f64::from(spec.scale);
-                    spec.softcap.map(f64::from).map_or(score, |cap| cap * (score / cap).tanh()) + bias(head, i, cu_k[0] + j)
+                    spec.softcap
+                        .map(f64::from)
+                        .map_or(score, |cap| cap * (score / cap).tanh())
+                        + bias(head, i, cu_k[0] + j)
                 };
-                let scores: Vec<(usize, f64)> = (0..k_len).filter(|&j| sees(spec, i, j, q_len, k_len)).map(|j| (j, score(j))).collect();
+                let scores: Vec<(usize, f64)> = (0..k_len)
+                    .filter(|&j| sees(spec, i, j, q_len, k_len))
+                    .map(|j| (j, score(j)))
+                    .collect();
                 let max = scores.iter().map(|s| s.1).fold(f64::MIN, f64::max);
                 let sum: f64 = scores.iter().map(|s| (s.1 - max).exp()).sum();
                 for (j, score) in scores {
                     let value = &v[at(cu_k[0] + j, kv_heads, kv_head)];
                     let out = &mut out[at(cu_q[0] + i, heads, head)];
-                    out.iter_mut().zip(value).for_each(|(out, v)| *out += (score - max).exp() / sum * v);
+                    out.iter_mut()
+                        .zip(value)
+                        .for_each(|(out, v)| *out += (score - max).exp() / sum * v);
                 }
             }
         }
@@ -73,7 +96,11 @@ fn biased_reference(q: &[f64], k: &[f64], v: &[f64], bias: &dyn Fn(usize, usize,
 fn inputs(spec: &AttentionSpec, scale: f32) -> [Array; 3] {
     let (tokens_q, tokens_k) = (*spec.cu_q.last().unwrap(), *spec.cu_k.last().unwrap());
     let width = spec.num_kv_heads * spec.head_dim;
-    [random(tokens_q, spec.num_heads * spec.head_dim, scale, 1), random(tokens_k, width, scale, 2), random(tokens_k, width, 1.0, 3)]
+    [
+        random(tokens_q, spec.num_heads * spec.head_dim, scale, 1),
+        random(tokens_k, width, scale, 2),
+        random(tokens_k, width, 1.0, 3),
+    ]
 }
 
 #[track_caller]
@@ -92,13 +119,35 @@ fn check_spec(name: &str, spec: &AttentionSpec) {
 /// Every kind of mask on one batch.
 fn check_masks(name: &str, base: &AttentionSpec) {
     check_spec(&format!("{name}, bidirectional"), base);
-    check_spec(&format!("{name}, causal"), &AttentionSpec { causal: true, ..base.clone() });
+    check_spec(
+        &format!("{name}, causal"),
+        &AttentionSpec {
+            causal: true,
+            ..base.clone()
+        },
+    );
     for window in [1, 3, 70] {
-        let local = AttentionSpec { window: Some(window), ..base.clone() };
+        let local = AttentionSpec {
+            window: Some(window),
+            ..base.clone()
+        };
         check_spec(&format!("{name}, window {window}"), &local);
-        check_spec(&format!("{name}, causal window {window}"), &AttentionSpec { causal: true, ..local });
+        check_spec(
+            &format!("{name}, causal window {window}"),
+            &AttentionSpec {
+                causal: true,
+                ..local
+            },
+        );
     }
-    check_spec(&format!("{name}, softcap"), &AttentionSpec { causal: true, softcap: Some(1.5), ..base.clone() });
+    check_spec(
+        &format!("{name}, softcap"),
+        &AttentionSpec {
+            causal: true,
+            softcap: Some(1.5),
+            ..base.clone()
+        },
+    );
 }
 
 #[test]
@@ -111,32 +160,59 @@ fn small_batches_match_the_reference() {
 /// Lengths around the tile sizes.
 #[test]
 fn large_batches_match_the_reference() {
-    check_masks("tiles", &spec(2, 1, 8, &[(64, 64), (65, 65), (1, 1), (300, 300)]));
+    check_masks(
+        "tiles",
+        &spec(2, 1, 8, &[(64, 64), (65, 65), (1, 1), (300, 300)]),
+    );
     check_masks("head of 64", &spec(3, 3, 64, &[(129, 129), (40, 40)]));
 }
 
 #[test]
 fn queries_after_a_cache_match_the_reference() {
-    check_masks("single queries", &spec(4, 2, 16, &[(1, 7), (1, 300), (1, 2100)]));
-    check_masks("a few queries", &spec(2, 2, 8, &[(5, 9), (3, 290), (1, 40), (70, 600)]));
+    check_masks(
+        "single queries",
+        &spec(4, 2, 16, &[(1, 7), (1, 300), (1, 2100)]),
+    );
+    check_masks(
+        "a few queries",
+        &spec(2, 2, 8, &[(5, 9), (3, 290), (1, 40), (70, 600)]),
+    );
 }
 
 /// Queries of one text over the keys of another, of which there may be fewer.
 #[test]
 fn cross_attention_matches_the_reference() {
-    check_spec("more and fewer keys", &spec(4, 2, 6, &[(2, 5), (70, 3), (1, 1), (3, 280)]));
+    check_spec(
+        "more and fewer keys",
+        &spec(4, 2, 6, &[(2, 5), (70, 3), (1, 1), (3, 280)]),
+    );
 }
 
 #[test]
 fn a_bias_on_scores_matches_the_reference() {
-    for (name, lengths) in [("small", &[(2, 2), (3, 3)][..]), ("tiles", &[(65, 65), (1, 300)]), ("crossed", &[(5, 2), (1, 7), (0, 2)])] {
+    for (name, lengths) in [
+        ("small", &[(2, 2), (3, 3)][..]),
+        ("tiles", &[(65, 65), (1, 300)]),
+        ("crossed", &[(5, 2), (1, 7), (0, 2)]),
+    ] {
         let base = spec(4, 2, 6, lengths);
         let own = name != "crossed";
-        let plain = AttentionSpec { causal: own, ..base };
-        for spec in [plain.clone(), AttentionSpec { window: own.then_some(3), softcap: Some(1.5), ..plain }] {
+        let plain = AttentionSpec {
+            causal: own,
+            ..base
+        };
+        for spec in [
+            plain.clone(),
+            AttentionSpec {
+                window: own.then_some(3),
+                softcap: Some(1.5),
+                ..plain
+            },
+        ] {
             let tokens_k = *spec.cu_k.last().unwrap();
             let [q, k, v] = inputs(&spec, 2.0);
-            let at = |t: &[Tensor<2>], bias: ScoreBias| (t[0].clone(), t[1].clone(), t[2].clone(), bias);
+            let at =
+                |t: &[Tensor<2>], bias: ScoreBias| (t[0].clone(), t[1].clone(), t[2].clone(), bias);
             let keys = |t: &[Tensor<2>]| at(t, ScoreBias::Keys(t[3].clone().reshape([tokens_k])));
             check(
                 &format!("{name}, by key"),
@@ -153,14 +229,26 @@ fn a_bias_on_scores_matches_the_reference() {
                 &|x| biased_reference(&x[0], &x[1], &x[2], &|_, _, row| x[3][row], &spec),
                 2e-5,
             );
-            let (longest_q, longest_k) = lengths.iter().fold((0, 0), |(a, b), &(q, k)| (a.max(q), b.max(k)));
+            let (longest_q, longest_k) = lengths
+                .iter()
+                .fold((0, 0), |(a, b), &(q, k)| (a.max(q), b.max(k)));
             for heads in [1, 4] {
-                let positions = |t: &[Tensor<2>]| at(t, ScoreBias::Positions(t[3].clone().reshape([heads, longest_q, longest_k])));
+                let positions = |t: &[Tensor<2>]| {
+                    at(
+                        t,
+                        ScoreBias::Positions(t[3].clone().reshape([heads, longest_q, longest_k])),
+                    )
+                };
                 // Where a sequence begins among the keys, by a row of it.
                 let start = |row: usize| *spec.cu_k.iter().rfind(|&&start| start <= row).unwrap();
                 check(
                     &format!("{name}, by position, {heads} heads"),
-                    &[q.clone(), k.clone(), v.clone(), random(heads * longest_q, longest_k, 1.0, 5)],
+                    &[
+                        q.clone(),
+                        k.clone(),
+                        v.clone(),
+                        random(heads * longest_q, longest_k, 1.0, 5),
+                    ],
                     &[true; 4],
                     &|t| {
                         let (q, k, v, bias) = positions(t);
@@ -171,7 +259,9 @@ fn a_bias_on_scores_matches_the_reference() {
                         portable::biased_attention(q, k, v, &bias, &spec)
                     },
                     &|x| {
-                        let bias = |head: usize, i: usize, row: usize| x[3][(head % heads * longest_q + i) * longest_k + row - start(row)];
+                        let bias = |head: usize, i: usize, row: usize| {
+                            x[3][(head % heads * longest_q + i) * longest_k + row - start(row)]
+                        };
                         biased_reference(&x[0], &x[1], &x[2], &bias, &spec)
                     },
                     2e-5,
@@ -187,14 +277,22 @@ fn keys_that_a_bias_hides_leave_the_others_as_they_are() {
     for (queries, keys, hidden) in [(2, 300, 256), (1, 1100, 1024)] {
         let spec = spec(2, 1, 4, &[(queries, keys)]);
         let [q, k, v] = inputs(&spec, 1.0).map(|array| array.tensor(&Device::flex()));
-        let bias: Vec<f32> = (0..keys).map(|i| if i < hidden { f32::NEG_INFINITY } else { 0.0 }).collect();
+        let bias: Vec<f32> = (0..keys)
+            .map(|i| if i < hidden { f32::NEG_INFINITY } else { 0.0 })
+            .collect();
         let bias = ScoreBias::Keys(Tensor::from_data(bias.as_slice(), &Device::flex()));
         let found = biased_attention(q.clone(), k.clone(), v.clone(), &bias, &spec);
-        let seen = AttentionSpec { cu_k: [0, keys - hidden].into(), ..spec };
+        let seen = AttentionSpec {
+            cu_k: [0, keys - hidden].into(),
+            ..spec
+        };
         let rest = |t: Tensor<2>| t.slice([hidden..keys, 0..4]);
         let expected = attention(q, rest(k), rest(v), &seen);
         let distance: f32 = (found - expected).abs().max().into_scalar();
-        assert!(distance < 1e-6, "{distance} with {hidden} of {keys} keys hidden");
+        assert!(
+            distance < 1e-6,
+            "{distance} with {hidden} of {keys} keys hidden"
+        );
     }
 }
 
@@ -208,7 +306,11 @@ fn a_cache_of_other_heads_is_refused() {
         cache
     };
     let spec = spec(2, 1, 4, &[(1, 1)]);
-    cached_attention(random(1, 8, 1.0, 2).tensor(&Device::flex()), &[&cache], &spec);
+    cached_attention(
+        random(1, 8, 1.0, 2).tensor(&Device::flex()),
+        &[&cache],
+        &spec,
+    );
 }
 
 /// A key that stands for two, with the logarithm of two, does what two keys do.
@@ -221,27 +323,61 @@ fn a_merged_key_counts_as_often_as_it_stands_for() {
     let twice = |t: Tensor<2>| Tensor::cat(vec![t.clone().narrow(0, 0, 4), t.narrow(0, 3, 1)], 0);
     let expected = attention(q.clone(), twice(k.clone()), twice(v.clone()), &whole);
     let bias = ScoreBias::Keys(Tensor::from_floats([0.0, 0.0, 0.0, 2f32.ln()], &device));
-    let found = biased_attention(q, k.narrow(0, 0, 4), v.narrow(0, 0, 4), &bias, &spec(2, 1, 8, &[(3, 4)]));
-    let expected: Vec<f64> = expected.into_data().try_into_vec::<f32>().unwrap().into_iter().map(f64::from).collect();
-    assert_close("merged", &found.into_data().try_into_vec::<f32>().unwrap(), &expected, 1e-5);
+    let found = biased_attention(
+        q,
+        k.narrow(0, 0, 4),
+        v.narrow(0, 0, 4),
+        &bias,
+        &spec(2, 1, 8, &[(3, 4)]),
+    );
+    let expected: Vec<f64> = expected
+        .into_data()
+        .try_into_vec::<f32>()
+        .unwrap()
+        .into_iter()
+        .map(f64::from)
+        .collect();
+    assert_close(
+        "merged",
+        &found.into_data().try_into_vec::<f32>().unwrap(),
+        &expected,
+        1e-5,
+    );
 }
 
 #[test]
 fn a_sequence_without_queries_is_skipped() {
-    check_spec("empty in the middle", &spec(2, 1, 4, &[(3, 3), (0, 2), (0, 0), (4, 4)]));
+    check_spec(
+        "empty in the middle",
+        &spec(2, 1, 4, &[(3, 3), (0, 2), (0, 0), (4, 4)]),
+    );
 }
 
 #[test]
 fn queries_one_by_one_agree_with_all_at_once() {
     let device = Device::flex();
-    let whole = AttentionSpec { causal: true, ..spec(4, 2, 16, &[(90, 90)]) };
+    let whole = AttentionSpec {
+        causal: true,
+        ..spec(4, 2, 16, &[(90, 90)])
+    };
     let [q, k, v] = inputs(&whole, 1.0).map(|a| a.tensor(&device));
     let all = attention(q.clone(), k.clone(), v.clone(), &whole);
     for i in [0, 1, 63, 64, 89] {
-        let one = AttentionSpec { causal: true, ..spec(4, 2, 16, &[(1, i + 1)]) };
-        let out = attention(q.clone().narrow(0, i, 1), k.clone().narrow(0, 0, i + 1), v.clone().narrow(0, 0, i + 1), &one);
+        let one = AttentionSpec {
+            causal: true,
+            ..spec(4, 2, 16, &[(1, i + 1)])
+        };
+        let out = attention(
+            q.clone().narrow(0, i, 1),
+            k.clone().narrow(0, 0, i + 1),
+            v.clone().narrow(0, 0, i + 1),
+            &one,
+        );
         let values = |t: Tensor<2>| t.into_data().try_into_vec::<f32>().unwrap();
-        let expected: Vec<f64> = values(all.clone().narrow(0, i, 1)).into_iter().map(f64::from).collect();
+        let expected: Vec<f64> = values(all.clone().narrow(0, i, 1))
+            .into_iter()
+            .map(f64::from)
+            .collect();
         assert_close(&format!("query {i}"), &values(out), &expected, 1e-5);
     }
 }
@@ -250,7 +386,9 @@ fn queries_one_by_one_agree_with_all_at_once() {
 fn large_scores_stay_finite() {
     for lengths in [[(5, 5), (70, 300)], [(1, 1), (1, 2000)]] {
         let spec = spec(2, 1, 8, &lengths);
-        check_finite("large scores", &inputs(&spec, 1e5), &[true; 3], &|t| attention(t[0].clone(), t[1].clone(), t[2].clone(), &spec));
+        check_finite("large scores", &inputs(&spec, 1e5), &[true; 3], &|t| {
+            attention(t[0].clone(), t[1].clone(), t[2].clone(), &spec)
+        });
     }
 }
 
@@ -259,17 +397,28 @@ fn large_scores_stay_finite() {
 fn attention_to_a_cache_is_that_to_its_keys() {
     let (heads, kv_heads, dim) = (6, 2, 32);
     // The numbers lie in [-1, 1]: a half has eleven bits, eight bits are off by half of 1/127.
-    for (cache_type, rounding) in [(CacheType::F32, 0.0), (CacheType::F16, 0.5f32.powi(11)), (CacheType::Int8, 0.505 / 127.0)] {
+    for (cache_type, rounding) in [
+        (CacheType::F32, 0.0),
+        (CacheType::F16, 0.5f32.powi(11)),
+        (CacheType::Int8, 0.505 / 127.0),
+    ] {
         for (window, shared) in [(None, false), (Some(300), false), (None, true)] {
             let lengths = [1usize, 255, 256, 257, 700];
             let mut caches = Vec::new();
             let (mut keys, mut values) = (Vec::new(), Vec::new());
             for (i, &len) in lengths.iter().enumerate() {
-                let [k, v] = [1, 2].map(|n| random(len, kv_heads * dim, 1.0, 10 * i as u64 + n).tensor(&Device::flex()));
+                let [k, v] = [1, 2].map(|n| {
+                    random(len, kv_heads * dim, 1.0, 10 * i as u64 + n).tensor(&Device::flex())
+                });
                 let v = if shared { k.clone() } else { v };
-                let mut cache = if shared { KeyValues::shared } else { KeyValues::new }(kv_heads * dim, cache_type);
+                let mut cache = if shared {
+                    KeyValues::shared
+                } else {
+                    KeyValues::new
+                }(kv_heads * dim, cache_type);
                 // All but the last at once, then what will be taken back, then the last.
-                let [first, last] = [0..len - 1, len - 1..len].map(|rows| (k.clone().slice(rows.clone()), v.clone().slice(rows)));
+                let [first, last] = [0..len - 1, len - 1..len]
+                    .map(|rows| (k.clone().slice(rows.clone()), v.clone().slice(rows)));
                 if len > 1 {
                     assert!(cache.append(&first.0, &first.1));
                     assert!(cache.append(&first.0, &first.1));
@@ -284,18 +433,34 @@ fn attention_to_a_cache_is_that_to_its_keys() {
                     CacheType::Int8 => kv_heads * dim + kv_heads * dim / 32 * 2,
                 };
                 assert_eq!(cache.bytes_per_position(), row * if shared { 1 } else { 2 });
-                assert_eq!(cache.bytes(), len.div_ceil(256) * 256 * cache.bytes_per_position());
+                assert_eq!(
+                    cache.bytes(),
+                    len.div_ceil(256) * 256 * cache.bytes_per_position()
+                );
                 let copied = cache.tensors(&Device::flex());
                 for (copied, original) in [(&copied.0, k), (&copied.1, v)] {
-                    let [copied, original] = [copied.clone(), original].map(|t| t.into_data().try_into_vec::<f32>().unwrap());
-                    let largest = copied.iter().zip(&original).fold(0f32, |largest, (a, b)| largest.max((a - b).abs()));
-                    assert!(copied.len() == original.len() && largest <= rounding, "{cache_type:?} is off by {largest}");
+                    let [copied, original] = [copied.clone(), original]
+                        .map(|t| t.into_data().try_into_vec::<f32>().unwrap());
+                    let largest = copied
+                        .iter()
+                        .zip(&original)
+                        .fold(0f32, |largest, (a, b)| largest.max((a - b).abs()));
+                    assert!(
+                        copied.len() == original.len() && largest <= rounding,
+                        "{cache_type:?} is off by {largest}"
+                    );
                 }
                 caches.push(cache);
                 keys.push(copied.0);
                 values.push(copied.1);
             }
-            let cu_k: Vec<usize> = std::iter::once(0).chain(lengths.iter().scan(0, |sum, len| Some((*sum += len, *sum).1))).collect();
+            let cu_k: Vec<usize> = std::iter::once(0)
+                .chain(
+                    lengths
+                        .iter()
+                        .scan(0, |sum, len| Some((*sum += len, *sum).1)),
+                )
+                .collect();
             let spec = AttentionSpec {
                 num_heads: heads,
                 num_kv_heads: kv_heads,
@@ -309,9 +474,21 @@ fn attention_to_a_cache_is_that_to_its_keys() {
             };
             let q = random(lengths.len(), heads * dim, 1.0, 99).tensor(&Device::flex());
             let found = cached_attention(q.clone(), &caches.iter().collect::<Vec<_>>(), &spec);
-            let expected = portable::attention(q, Tensor::cat(keys, 0), Tensor::cat(values, 0), &spec);
-            let expected: Vec<f64> = expected.into_data().try_into_vec::<f32>().unwrap().into_iter().map(f64::from).collect();
-            assert_close("cached attention", &found.into_data().try_into_vec::<f32>().unwrap(), &expected, 2e-5);
+            let expected =
+                portable::attention(q, Tensor::cat(keys, 0), Tensor::cat(values, 0), &spec);
+            let expected: Vec<f64> = expected
+                .into_data()
+                .try_into_vec::<f32>()
+                .unwrap()
+                .into_iter()
+                .map(f64::from)
+                .collect();
+            assert_close(
+                "cached attention",
+                &found.into_data().try_into_vec::<f32>().unwrap(),
+                &expected,
+                2e-5,
+            );
         }
     }
 }

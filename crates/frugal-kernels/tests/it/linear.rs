@@ -4,7 +4,8 @@ use frugal_kernels::{LowRankRows, portable};
 use crate::support::{Array, check, matmul_t, random, row};
 
 fn bias_added(mut y: Vec<f64>, bias: &[f64]) -> Vec<f64> {
-    y.chunks_mut(bias.len()).for_each(|row| row.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
+    y.chunks_mut(bias.len())
+        .for_each(|row| row.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
     y
 }
 
@@ -41,7 +42,11 @@ fn linear_matches_the_reference() {
 #[test]
 fn linear_with_bias_matches_the_reference() {
     for (tokens, d, out) in SIZES {
-        let inputs = [random(tokens, d, 1.0, 1), random(out, d, 1.0, 2), random(1, out, 1.0, 3)];
+        let inputs = [
+            random(tokens, d, 1.0, 1),
+            random(out, d, 1.0, 2),
+            random(1, out, 1.0, 3),
+        ];
         check(
             &format!("linear with bias {tokens}x{d}x{out}"),
             &inputs,
@@ -59,9 +64,23 @@ fn lora_linear_matches_the_reference() {
     for (tokens, d, out) in SIZES {
         for r in [1, 3, 8] {
             let scale = 0.7;
-            let inputs =
-                [random(tokens, d, 1.0, 1), random(out, d, 1.0, 2), random(1, out, 1.0, 3), random(r, d, 1.0, 4), random(out, r, 1.0, 5)];
-            let op = |t: &[Tensor<2>]| (t[0].clone(), t[1].clone(), Some(row(&t[2])), t[3].clone(), t[4].clone(), scale);
+            let inputs = [
+                random(tokens, d, 1.0, 1),
+                random(out, d, 1.0, 2),
+                random(1, out, 1.0, 3),
+                random(r, d, 1.0, 4),
+                random(out, r, 1.0, 5),
+            ];
+            let op = |t: &[Tensor<2>]| {
+                (
+                    t[0].clone(),
+                    t[1].clone(),
+                    Some(row(&t[2])),
+                    t[3].clone(),
+                    t[4].clone(),
+                    scale,
+                )
+            };
             check(
                 &format!("lora_linear {tokens}x{d}x{out} r {r}"),
                 &inputs,
@@ -77,7 +96,10 @@ fn lora_linear_matches_the_reference() {
                 &|v| {
                     let low = matmul_t(&matmul_t(&v[0], &v[3], d), &v[4], r);
                     let y = bias_added(matmul_t(&v[0], &v[1], d), &v[2]);
-                    y.iter().zip(low).map(|(y, low)| y + f64::from(scale) * low).collect()
+                    y.iter()
+                        .zip(low)
+                        .map(|(y, low)| y + f64::from(scale) * low)
+                        .collect()
                 },
                 5e-5,
             );
@@ -105,23 +127,38 @@ fn rows_with_pairs_of_their_own_match_the_reference() {
             random(out, ranks[1], 1.0, 7),
         ];
         let pairs = |t: &[Tensor<2>]| -> [LowRankRows; 2] {
-            let pair =
-                |i: usize| LowRankRows { rows: ranges[i].clone(), a: t[3 + 2 * i].clone(), b: t[4 + 2 * i].clone(), scale: scales[i] };
+            let pair = |i: usize| LowRankRows {
+                rows: ranges[i].clone(),
+                a: t[3 + 2 * i].clone(),
+                b: t[4 + 2 * i].clone(),
+                scale: scales[i],
+            };
             [pair(0), pair(1)]
         };
         check(
             &format!("multi_lora_linear {tokens}x{d}x{out}"),
             &inputs,
             &[true; 7],
-            &|t| frugal_kernels::multi_lora_linear(t[0].clone(), t[1].clone(), Some(row(&t[2])), &pairs(t)),
-            &|t| portable::multi_lora_linear(t[0].clone(), t[1].clone(), Some(row(&t[2])), &pairs(t)),
+            &|t| {
+                frugal_kernels::multi_lora_linear(
+                    t[0].clone(),
+                    t[1].clone(),
+                    Some(row(&t[2])),
+                    &pairs(t),
+                )
+            },
+            &|t| {
+                portable::multi_lora_linear(t[0].clone(), t[1].clone(), Some(row(&t[2])), &pairs(t))
+            },
             &|v| {
                 let mut y = bias_added(matmul_t(&v[0], &v[1], d), &v[2]);
                 for i in 0..2 {
                     let rows = &v[0][ranges[i].start * d..ranges[i].end * d];
                     let low = matmul_t(&matmul_t(rows, &v[3 + 2 * i], d), &v[4 + 2 * i], ranks[i]);
                     let y = &mut y[ranges[i].start * out..ranges[i].end * out];
-                    y.iter_mut().zip(low).for_each(|(y, low)| *y += f64::from(scales[i]) * low);
+                    y.iter_mut()
+                        .zip(low)
+                        .for_each(|(y, low)| *y += f64::from(scales[i]) * low);
                 }
                 y
             },
@@ -134,13 +171,29 @@ fn rows_with_pairs_of_their_own_match_the_reference() {
 fn a_pair_without_rows_changes_nothing_and_gets_no_gradient() {
     let device = burn::tensor::Device::flex();
     let [x, weight] = [random(6, 4, 1.0, 3), random(3, 4, 1.0, 4)].map(|a| a.tensor(&device));
-    let [a, b] = [random(2, 4, 1.0, 1), random(3, 2, 1.0, 2)].map(|a| Tensor::from_inner(a.tensor(&device)).require_grad());
-    let pair = LowRankRows { rows: 2..2, a: a.clone(), b: b.clone(), scale: 1.0 };
+    let [a, b] = [random(2, 4, 1.0, 1), random(3, 2, 1.0, 2)]
+        .map(|a| Tensor::from_inner(a.tensor(&device)).require_grad());
+    let pair = LowRankRows {
+        rows: 2..2,
+        a: a.clone(),
+        b: b.clone(),
+        scale: 1.0,
+    };
     let y = frugal_kernels::multi_lora_linear(x.clone(), weight.clone(), None, &[pair]);
-    assert_eq!(y.clone().inner().into_data(), frugal_kernels::linear(x, weight, None).into_data());
+    assert_eq!(
+        y.clone().inner().into_data(),
+        frugal_kernels::linear(x, weight, None).into_data()
+    );
     let gradients = y.sum().backward();
     for parameter in [a, b] {
-        assert!(parameter.grad(&gradients).unwrap().into_data().iter::<f32>().all(|g| g == 0.0));
+        assert!(
+            parameter
+                .grad(&gradients)
+                .unwrap()
+                .into_data()
+                .iter::<f32>()
+                .all(|g| g == 0.0)
+        );
     }
 }
 
@@ -148,15 +201,27 @@ fn a_pair_without_rows_changes_nothing_and_gets_no_gradient() {
 #[should_panic(expected = "start before those in front of them end")]
 fn rows_of_pairs_that_overlap_are_refused() {
     let device = burn::tensor::Device::flex();
-    let pair = |rows| LowRankRows { rows, a: random(2, 4, 1.0, 1).tensor(&device), b: random(3, 2, 1.0, 2).tensor(&device), scale: 1.0 };
+    let pair = |rows| LowRankRows {
+        rows,
+        a: random(2, 4, 1.0, 1).tensor(&device),
+        b: random(3, 2, 1.0, 2).tensor(&device),
+        scale: 1.0,
+    };
     let [x, weight] = [random(6, 4, 1.0, 3), random(3, 4, 1.0, 4)].map(|a| a.tensor(&device));
     frugal_kernels::multi_lora_linear(x, weight, None, &[pair(0..4), pair(3..6)]);
 }
 
 #[test]
 fn linear_of_no_tokens_is_empty() {
-    let empty = Array { data: Vec::new(), shape: [0, 4] };
+    let empty = Array {
+        data: Vec::new(),
+        shape: [0, 4],
+    };
     let device = burn::tensor::Device::flex();
-    let y = frugal_kernels::linear(empty.tensor(&device), random(3, 4, 1.0, 1).tensor(&device), None);
+    let y = frugal_kernels::linear(
+        empty.tensor(&device),
+        random(3, 4, 1.0, 1).tensor(&device),
+        None,
+    );
     assert_eq!(y.dims(), [0, 3]);
 }

@@ -1,4 +1,5 @@
-//! The kernels against double-precision references, finite differences, the portable compositions and PyTorch.
+//! The kernels against double-precision references, finite differences, the portable compositions
+//! and PyTorch.
 #![recursion_limit = "256"]
 
 mod activation;

@@ -6,7 +6,10 @@ use crate::support::{Array, assert_close, check, random};
 /// Tables of angles that differ by position and pair.
 fn tables(tokens: usize, half: usize) -> [Array; 2] {
     let angle = |i: usize| (i / half) as f32 * 0.37 + (i % half) as f32 * 0.11;
-    let table = |f: fn(f32) -> f32| Array { data: (0..tokens * half).map(|i| f(angle(i))).collect(), shape: [tokens, half] };
+    let table = |f: fn(f32) -> f32| Array {
+        data: (0..tokens * half).map(|i| f(angle(i))).collect(),
+        shape: [tokens, half],
+    };
     [table(f32::cos), table(f32::sin)]
 }
 
@@ -16,7 +19,11 @@ fn rotated(x: &[f64], cos: &[f64], sin: &[f64], width: usize, head_dim: usize) -
     for (i, value) in y.iter_mut().enumerate() {
         let (token, j) = (i / width, i % width % head_dim);
         let pair = token * half + j % half;
-        *value = if j < half { x[i] * cos[pair] - x[i + half] * sin[pair] } else { x[i] * cos[pair] + x[i - half] * sin[pair] };
+        *value = if j < half {
+            x[i] * cos[pair] - x[i + half] * sin[pair]
+        } else {
+            x[i] * cos[pair] + x[i - half] * sin[pair]
+        };
     }
     y
 }
@@ -42,8 +49,18 @@ fn turning_back_restores_the_input() {
     let device = Device::flex();
     let x = random(9, 32, 1.0, 1);
     let [cos, sin] = tables(9, 8);
-    let turned = frugal_kernels::rope(x.tensor(&device), cos.tensor(&device), sin.tensor(&device), 16);
+    let turned = frugal_kernels::rope(
+        x.tensor(&device),
+        cos.tensor(&device),
+        sin.tensor(&device),
+        16,
+    );
     let back = frugal_kernels::rope(turned, cos.tensor(&device), sin.tensor(&device).neg(), 16);
     let expected: Vec<f64> = x.data.iter().map(|&x| f64::from(x)).collect();
-    assert_close("rotated back", &back.into_data().try_into_vec::<f32>().unwrap(), &expected, 1e-6);
+    assert_close(
+        "rotated back",
+        &back.into_data().try_into_vec::<f32>().unwrap(),
+        &expected,
+        1e-6,
+    );
 }

@@ -10,12 +10,20 @@ fn pruned(rows: usize, cols: usize, sparsity: f64) -> Array {
     let mut matrix = random(rows, cols, 1.0, 2);
     let mut sorted: Vec<f32> = matrix.data.iter().map(|v| v.abs()).collect();
     sorted.sort_by(f32::total_cmp);
-    let border = sorted.get((sparsity * sorted.len() as f64) as usize).copied().unwrap_or(f32::INFINITY);
-    matrix.data.iter_mut().filter(|v| v.abs() < border).for_each(|v| *v = 0.0);
+    let border = sorted
+        .get((sparsity * sorted.len() as f64) as usize)
+        .copied()
+        .unwrap_or(f32::INFINITY);
+    matrix
+        .data
+        .iter_mut()
+        .filter(|v| v.abs() < border)
+        .for_each(|v| *v = 0.0);
     matrix
 }
 
-/// Sizes around the blocks of columns, the groups of rows and the tiles of x, with and without whole ones.
+/// Sizes around the blocks of columns, the groups of rows and the tiles of x, with and without
+/// whole ones.
 const SIZES: [(usize, usize, usize); 11] = [
     (1, 1, 1),
     (1, 33, 7),
@@ -36,14 +44,26 @@ fn sparse_linear_is_the_product_with_the_dense_matrix() {
         for (tokens, d, out) in SIZES {
             let weight = pruned(out, d, sparsity);
             let sparse = Arc::new(Sparse::new(&weight.data, d));
-            let (wide, dense) = (weight.data.iter().map(|v| f64::from(*v)).collect::<Vec<_>>(), weight.tensor(&Device::flex()));
+            let (wide, dense) = (
+                weight
+                    .data
+                    .iter()
+                    .map(|v| f64::from(*v))
+                    .collect::<Vec<_>>(),
+                weight.tensor(&Device::flex()),
+            );
             check(
                 &format!("sparse linear {tokens}x{d}x{out} at {sparsity}"),
                 &[random(tokens, d, 1.0, 1), random(1, out, 1.0, 3)],
                 &[true, true],
                 &|t| sparse_linear(t[0].clone(), &sparse, Some(row(&t[1]))),
                 &|t| portable::linear(t[0].clone(), dense.clone(), Some(row(&t[1]))),
-                &|v| matmul_t(&v[0], &wide, d).chunks(out).flat_map(|y| y.iter().zip(&v[1]).map(|(y, b)| y + b)).collect(),
+                &|v| {
+                    matmul_t(&v[0], &wide, d)
+                        .chunks(out)
+                        .flat_map(|y| y.iter().zip(&v[1]).map(|(y, b)| y + b))
+                        .collect()
+                },
                 2e-5,
             );
         }
@@ -55,11 +75,18 @@ fn the_elements_are_those_of_the_dense_matrix() {
     for (rows, cols, sparsity) in [(3, 5, 0.4), (17, 16, 0.0), (20, 100, 0.9), (4, 40, 1.0)] {
         let matrix = pruned(rows, cols, sparsity);
         let sparse = Sparse::new(&matrix.data, cols);
-        assert!(sparse.to_vec() == matrix.data, "{rows}x{cols} at {sparsity}");
-        assert_eq!(sparse.nonzeros(), matrix.data.iter().filter(|v| **v != 0.0).count());
+        assert!(
+            sparse.to_vec() == matrix.data,
+            "{rows}x{cols} at {sparsity}"
+        );
+        assert_eq!(
+            sparse.nonzeros(),
+            matrix.data.iter().filter(|v| **v != 0.0).count()
+        );
         assert_eq!(sparse.dims(), [rows, cols]);
     }
-    // A row of 2 and 3: two masks, two values with sixteen zeros behind them, two places where rows start.
+    // A row of 2 and 3: two masks, two values with sixteen zeros behind them, two places where rows
+    // start.
     let row = Sparse::new(&[vec![0.0; 20], vec![2.0, 3.0]].concat(), 22);
     assert_eq!(row.bytes(), 2 * 2 + 18 * 4 + 2 * 8);
 }

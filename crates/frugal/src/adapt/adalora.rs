@@ -1,39 +1,46 @@
 //! # AdaLoRA: low-rank adaptation that spends its rank where it matters
 //!
 //! ## What it does
-//! Learns a change of chosen linear maps in the form of a singular value decomposition and, while training, takes away the
-//! parts that turn out unimportant, so that maps which need more rank keep more.
+//! Learns a change of chosen linear maps in the form of a singular value decomposition and, while
+//! training, takes away the parts that turn out unimportant, so that maps which need more rank keep
+//! more.
 //!
 //! ## Update rule
-//! `y = x Wᵀ + s · x (E ⊙ A)ᵀ Bᵀ`, with `A [r, d_in]`, `E [r, 1]`, `B [d_out, r]` and `s = lora_alpha / (init_r + 1e-5)`.
-//! The loss gains `orth_reg_weight · mean(‖A Aᵀ − I‖, ‖Bᵀ B − I‖)` over all maps. After step `t`, for every element
-//! `w` with gradient `g`: `I = |w g|`, `Ī ← β₁ Ī + (1 − β₁) I`, `U ← β₂ U + (1 − β₂) |I − Ī|`. A triplet (row of `A`, entry of
-//! `E`, column of `B`) scores `s(E) + mean s(A) + mean s(B)` with `s = Ī U`. From `tinit` on, every `deltaT` steps, the entries of
-//! `E` with the lowest scores are set to zero, so that
-//! `b(t) = b_T + (b₀ − b_T) (1 − (t − tinit) / (total_step − tfinal − tinit))³` of all triplets are left; the choice stays fixed
-//! for the last `tfinal` steps.
+//! `y = x Wᵀ + s · x (E ⊙ A)ᵀ Bᵀ`, with `A [r, d_in]`, `E [r, 1]`, `B [d_out, r]` and
+//! `s = lora_alpha / (init_r + 1e-5)`. The loss gains
+//! `orth_reg_weight · mean(‖A Aᵀ − I‖, ‖Bᵀ B − I‖)` over all maps. After step `t`, for every
+//! element `w` with gradient `g`: `I = |w g|`, `Ī ← β₁ Ī + (1 − β₁) I`,
+//! `U ← β₂ U + (1 − β₂) |I − Ī|`. A triplet (row of `A`, entry of `E`, column of `B`) scores
+//! `s(E) + mean s(A) + mean s(B)` with `s = Ī U`. From `tinit` on, every `deltaT` steps, the
+//! entries of `E` with the lowest scores are set to zero, so that
+//! `b(t) = b_T + (b₀ − b_T) (1 − (t − tinit) / (total_step − tfinal − tinit))³` of all triplets are
+//! left; the choice stays fixed for the last `tfinal` steps.
 //!
 //! ## When to use, when not
-//! When the number of stored parameters counts and maps differ much in what they need. It costs more per step than LoRA and
-//! needs a run long enough to rank its triplets; in short runs LoRA is as good.
+//! When the number of stored parameters counts and maps differ much in what they need. It costs
+//! more per step than LoRA and needs a run long enough to rank its triplets; in short runs LoRA is
+//! as good.
 //!
 //! ## Cost
-//! Trainable: `init_r (d_in + d_out + 1)` per map; kept: `target_r` of `init_r` of these on average. Extra memory: two running
-//! averages per trainable number. Extra compute: that of LoRA, and the regulariser. None after merging.
+//! Trainable: `init_r (d_in + d_out + 1)` per map; kept: `target_r` of `init_r` of these on
+//! average. Extra memory: two running averages per trainable number. Extra compute: that of LoRA,
+//! and the regulariser. None after merging.
 //!
 //! ## Defaults and where they come from
-//! `init_r = 12`, `target_r = 8`, `beta1 = beta2 = 0.85`, `orth_reg_weight = 0.5`, `A` and `B` normal with standard deviation
-//! 0.02 and `E` zero, as in Hugging Face `peft`. `total_step` is by default the length of the run, `tinit` a tenth and
-//! `tfinal` four tenths of it, about the paper's shares.
+//! `init_r = 12`, `target_r = 8`, `beta1 = beta2 = 0.85`, `orth_reg_weight = 0.5`, `A` and `B`
+//! normal with standard deviation 0.02 and `E` zero, as in Hugging Face `peft`. `total_step` is by
+//! default the length of the run, `tinit` a tenth and `tfinal` four tenths of it, about the paper's
+//! shares.
 //!
 //! ## Departures from the paper
-//! Importance multiplies the updated values with the gradients of the step that updated them, and triplets that score exactly
-//! the threshold go too; both as in `peft`. Gradients are taken before clipping. Gradients of zeroed entries keep flowing, so
-//! that a triplet can come back until the choice is fixed.
+//! Importance multiplies the updated values with the gradients of the step that updated them, and
+//! triplets that score exactly the threshold go too; both as in `peft`. Gradients are taken before
+//! clipping. Gradients of zeroed entries keep flowing, so that a triplet can come back until the
+//! choice is fixed.
 //!
 //! ## References
-//! - Zhang, Chen, Bukharin, Karampatziakis, He, Cheng, Chen, Zhao: AdaLoRA: Adaptive Budget Allocation for
-//!   Parameter-Efficient Fine-Tuning, 2023, arXiv 2303.10512.
+//! - Zhang, Chen, Bukharin, Karampatziakis, He, Cheng, Chen, Zhao: AdaLoRA: Adaptive Budget
+//!   Allocation for Parameter-Efficient Fine-Tuning, 2023, arXiv 2303.10512.
 
 mod triplets;
 
@@ -48,7 +55,10 @@ use super::lora::whole;
 use super::rank_budget::{Importance, Schedule};
 use super::registry::{self, Capabilities, Family, Method};
 use super::target::{Layers, Names, Targets};
-use super::{AdaptError, Adapter, BuildContext, GradientSum, LowRankChange, Mode, Parameter, Pass, StepContext, low_rank};
+use super::{
+    AdaptError, Adapter, BuildContext, GradientSum, LowRankChange, Mode, Parameter, Pass,
+    StepContext, low_rank,
+};
 use crate::model::{Linear, SiteId, SiteKind};
 
 const NAME: &str = "adalora";
@@ -62,11 +72,20 @@ pub const METHOD: Method = Method {
     default_lr: 6e-3,
     peft_type: "ADALORA",
     peft_variant: None,
-    capabilities: Capabilities { merge: true, identity_at_init: true, mixed_batch: true },
+    capabilities: Capabilities {
+        merge: true,
+        identity_at_init: true,
+        mixed_batch: true,
+    },
     source: include_str!("adalora.rs"),
     defaults: registry::defaults::<AdaLoraConfig>,
     check: |settings| registry::parse::<AdaLoraConfig>(NAME, settings)?.validate(),
-    build: |settings, context| Ok(Box::new(AdaLora::new(registry::parse(NAME, settings)?, context)?)),
+    build: |settings, context| {
+        Ok(Box::new(AdaLora::new(
+            registry::parse(NAME, settings)?,
+            context,
+        )?))
+    },
     from_peft,
 };
 
@@ -139,7 +158,13 @@ impl AdaLoraConfig {
     /// # Errors
     /// [`AdaptError::Config`] naming the field.
     pub fn validate(&self) -> Result<(), AdaptError> {
-        let bad = |field, reason: &str| Err(AdaptError::Config { method: NAME, field, reason: reason.into() });
+        let bad = |field, reason: &str| {
+            Err(AdaptError::Config {
+                method: NAME,
+                field,
+                reason: reason.into(),
+            })
+        };
         if self.target_r == 0 || self.target_r > self.init_r {
             return bad("target_r", "must be from 1 to `init_r`");
         }
@@ -165,7 +190,10 @@ impl AdaLoraConfig {
         if let Some(total) = self.total_step
             && total <= self.tinit.unwrap_or(0) + self.tfinal.unwrap_or(0)
         {
-            return bad("total_step", "`tinit` and `tfinal` leave no step to choose ranks in: raise it or lower them");
+            return bad(
+                "total_step",
+                "`tinit` and `tfinal` leave no step to choose ranks in: raise it or lower them",
+            );
         }
         Ok(())
     }
@@ -183,8 +211,18 @@ impl AdaLoraConfig {
     fn schedule(&self, run_steps: u64) -> Schedule {
         let total = self.total_step.unwrap_or(run_steps).max(1);
         // The last step is left to choose in.
-        let tinit = self.tinit.unwrap_or(total / 10).min(total.saturating_sub(1));
-        Schedule { total, tinit, tfinal: self.tfinal.unwrap_or(total * 2 / 5).min(total.saturating_sub(tinit + 1)) }
+        let tinit = self
+            .tinit
+            .unwrap_or(total / 10)
+            .min(total.saturating_sub(1));
+        Schedule {
+            total,
+            tinit,
+            tfinal: self
+                .tfinal
+                .unwrap_or(total * 2 / 5)
+                .min(total.saturating_sub(tinit + 1)),
+        }
     }
 }
 
@@ -209,16 +247,38 @@ const PEFT_FIELDS: [&str; 16] = [
 ];
 
 fn from_peft(config: &Map<String, Value>) -> Result<Map<String, Value>, AdaptError> {
-    let bad = |field, reason: &str| AdaptError::Config { method: NAME, field, reason: reason.into() };
-    if config.get("bias").and_then(Value::as_str).is_some_and(|bias| bias != "none") {
+    let bad = |field, reason: &str| AdaptError::Config {
+        method: NAME,
+        field,
+        reason: reason.into(),
+    };
+    if config
+        .get("bias")
+        .and_then(Value::as_str)
+        .is_some_and(|bias| bias != "none")
+    {
         return Err(bad("bias", "trained biases are not supported"));
     }
-    if !config.get("target_modules").is_some_and(|t| t.is_array() || t.is_string()) {
-        return Err(bad("target_modules", "must be a list of names or a pattern"));
+    if !config
+        .get("target_modules")
+        .is_some_and(|t| t.is_array() || t.is_string())
+    {
+        return Err(bad(
+            "target_modules",
+            "must be a list of names or a pattern",
+        ));
     }
-    let mut settings =
-        Map::from_iter([("lora_alpha".to_owned(), json!(8)), ("tinit".to_owned(), json!(0)), ("tfinal".to_owned(), json!(0))]);
-    settings.extend(PEFT_FIELDS.into_iter().filter_map(|f| Some((f.to_owned(), config.get(f).filter(|v| !v.is_null())?.clone()))));
+    let mut settings = Map::from_iter([
+        ("lora_alpha".to_owned(), json!(8)),
+        ("tinit".to_owned(), json!(0)),
+        ("tfinal".to_owned(), json!(0)),
+    ]);
+    settings.extend(PEFT_FIELDS.into_iter().filter_map(|f| {
+        Some((
+            f.to_owned(),
+            config.get(f).filter(|v| !v.is_null())?.clone(),
+        ))
+    }));
     Ok(settings)
 }
 
@@ -256,14 +316,18 @@ impl AdaLora {
         for &id in &chosen {
             let triplets = Triplets::new(&config, context, id)?;
             sites[id.index()] = Some(match &config.rank_pattern {
-                Some(pattern) => triplets.slice(alive_of(pattern, &triplets, config.init_r, context)?),
+                Some(pattern) => {
+                    triplets.slice(alive_of(pattern, &triplets, config.init_r, context)?)
+                }
                 None => triplets,
             });
         }
         let alive = config.rank_pattern.as_ref().map(|_| BTreeMap::new());
         let mut adapter = Self {
             saved_targets: super::peft::saved_targets(&config.targets(), context.sites, &chosen),
-            fan_in_fan_out: chosen.iter().any(|&id| context.sites.info(id).kind == SiteKind::Conv1d),
+            fan_in_fan_out: chosen
+                .iter()
+                .any(|&id| context.sites.info(id).kind == SiteKind::Conv1d),
             scale: (config.lora_alpha / (config.init_r as f64 + 1e-5)) as f32,
             schedule: config.schedule(config.total_step.unwrap_or(1)),
             sliced: config.rank_pattern.is_some(),
@@ -275,7 +339,12 @@ impl AdaLora {
             config,
         };
         if let Some(pattern) = adapter.config.rank_pattern.take() {
-            adapter.alive = Some(pattern.into_iter().map(|(key, mask)| (key.trim_end_matches(".lora_E").to_owned(), mask)).collect());
+            adapter.alive = Some(
+                pattern
+                    .into_iter()
+                    .map(|(key, mask)| (key.trim_end_matches(".lora_E").to_owned(), mask))
+                    .collect(),
+            );
         }
         Ok(adapter)
     }
@@ -312,7 +381,10 @@ impl AdaLora {
         let threshold = sorted.len().checked_sub(budget + 1).map(|i| sorted[i]);
         let mut alive = BTreeMap::new();
         for (triplets, scores) in self.sites.iter_mut().flatten().zip(scores) {
-            let mask: Vec<bool> = scores.iter().map(|score| threshold.is_none_or(|t| *score > t)).collect();
+            let mask: Vec<bool> = scores
+                .iter()
+                .map(|score| threshold.is_none_or(|t| *score > t))
+                .collect();
             triplets.mask(&mask);
             alive.insert(triplets.path.clone(), mask);
         }
@@ -332,7 +404,9 @@ impl AdaLora {
     fn orthogonality(&self, mode: Mode) -> Option<Tensor<1>> {
         let distance = |covariance: Tensor<2>| {
             let [n, _] = covariance.dims();
-            let square = (covariance.clone() - Tensor::eye(n, &covariance.device().inner())).powi_scalar(2).sum();
+            let square = (covariance.clone() - Tensor::eye(n, &covariance.device().inner()))
+                .powi_scalar(2)
+                .sum();
             // The root has no slope at exactly zero.
             (square + 1e-12).sqrt()
         };
@@ -340,7 +414,10 @@ impl AdaLora {
         let terms: Vec<Tensor<1>> = live
             .flat_map(|t| {
                 let (a, b) = (t.a.get::<2>(mode), t.b.get::<2>(mode));
-                [distance(a.clone().matmul(a.transpose())), distance(b.clone().transpose().matmul(b))]
+                [
+                    distance(a.clone().matmul(a.transpose())),
+                    distance(b.clone().transpose().matmul(b)),
+                ]
             })
             .collect();
         let count = terms.len() as f64;
@@ -356,24 +433,49 @@ struct AdaLoraPass<'a> {
 
 impl Pass for AdaLoraPass<'_> {
     fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
-        let Some(triplets) = self.adapter.at(base.site).filter(|t| t.rank() > 0) else { return base.forward(x) };
-        let (a, b, scale) = (triplets.scaled_a(self.mode), triplets.b.get::<2>(self.mode), self.adapter.scale);
-        let dropping = low_rank::Dropping { p: self.adapter.config.lora_dropout, mode: self.mode, path: &triplets.path };
+        let Some(triplets) = self.adapter.at(base.site).filter(|t| t.rank() > 0) else {
+            return base.forward(x);
+        };
+        let (a, b, scale) = (
+            triplets.scaled_a(self.mode),
+            triplets.b.get::<2>(self.mode),
+            self.adapter.scale,
+        );
+        let dropping = low_rank::Dropping {
+            p: self.adapter.config.lora_dropout,
+            mode: self.mode,
+            path: &triplets.path,
+        };
         low_rank::forward(base, x, a, b, scale, &dropping)
     }
 
     fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
-        if self.adapter.at(base.site).is_some() { None } else { Some(base.weight.dense()) }
+        if self.adapter.at(base.site).is_some() {
+            None
+        } else {
+            Some(base.weight.dense())
+        }
     }
 
     fn low_rank(&mut self, base: &Linear) -> Option<LowRankChange> {
         let drops = self.mode.is_train() && self.adapter.config.lora_dropout > 0.0;
-        let triplets = self.adapter.at(base.site).filter(|t| t.rank() > 0 && !drops)?;
-        Some(LowRankChange { a: triplets.scaled_a(self.mode), b: triplets.b.get(self.mode), scale: self.adapter.scale })
+        let triplets = self
+            .adapter
+            .at(base.site)
+            .filter(|t| t.rank() > 0 && !drops)?;
+        Some(LowRankChange {
+            a: triplets.scaled_a(self.mode),
+            b: triplets.b.get(self.mode),
+            scale: self.adapter.scale,
+        })
     }
 
     fn auxiliary_loss(&mut self) -> Option<Tensor<1>> {
-        if self.adapter.config.orth_reg_weight > 0.0 { self.adapter.orthogonality(self.mode) } else { None }
+        if self.adapter.config.orth_reg_weight > 0.0 {
+            self.adapter.orthogonality(self.mode)
+        } else {
+            None
+        }
     }
 
     fn leaves_alone(&mut self, base: &Linear) -> bool {
@@ -387,15 +489,26 @@ impl Adapter for AdaLora {
     }
 
     fn parameters(&self) -> Vec<&Parameter> {
-        self.sites.iter().flatten().flat_map(Triplets::parameters).collect()
+        self.sites
+            .iter()
+            .flatten()
+            .flat_map(Triplets::parameters)
+            .collect()
     }
 
     fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
-        self.sites.iter_mut().flatten().flat_map(Triplets::parameters_mut).collect()
+        self.sites
+            .iter_mut()
+            .flatten()
+            .flat_map(Triplets::parameters_mut)
+            .collect()
     }
 
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
-        Box::new(AdaLoraPass { adapter: self, mode })
+        Box::new(AdaLoraPass {
+            adapter: self,
+            mode,
+        })
     }
 
     fn weight_delta(&self, base: &Linear) -> Result<Option<Tensor<2>>, AdaptError> {
@@ -407,8 +520,11 @@ impl Adapter for AdaLora {
         self.schedule = self.config.schedule(context.total_steps);
         self.gradients.clear();
         if !self.sliced && context.step + 1 < self.schedule.last_choice() {
-            self.gradients =
-                self.parameters().iter().filter_map(|p| Some((p.name().to_owned(), gradients.get(p.name())?.to_vec()))).collect();
+            self.gradients = self
+                .parameters()
+                .iter()
+                .filter_map(|p| Some((p.name().to_owned(), gradients.get(p.name())?.to_vec())))
+                .collect();
         }
     }
 
@@ -425,13 +541,18 @@ impl Adapter for AdaLora {
         }
         for parameter in self.sites.iter().flatten().flat_map(Triplets::parameters) {
             if let Some(gradient) = gradients.get(parameter.name()) {
-                let importance = self.importance.entry(parameter.name().to_owned()).or_default();
+                let importance = self
+                    .importance
+                    .entry(parameter.name().to_owned())
+                    .or_default();
                 importance.update(&parameter.to_vec(), gradient, beta1, beta2);
             }
         }
         let maps = self.sites.iter().flatten().count();
         let (initial, target) = (maps * self.config.init_r, maps * self.config.target_r);
-        let (budget, due) = self.schedule.budget(step, initial, target, self.config.delta_t);
+        let (budget, due) = self
+            .schedule
+            .budget(step, initial, target, self.config.delta_t);
         if due || step == last {
             self.choose(budget);
         }
@@ -443,41 +564,81 @@ impl Adapter for AdaLora {
     fn state(&self) -> BTreeMap<String, Vec<f32>> {
         let mut state = BTreeMap::new();
         for (name, importance) in &self.importance {
-            state.insert(format!("exp_avg_ipt.{name}"), importance.exp_avg_ipt.clone());
-            state.insert(format!("exp_avg_unc.{name}"), importance.exp_avg_unc.clone());
+            state.insert(
+                format!("exp_avg_ipt.{name}"),
+                importance.exp_avg_ipt.clone(),
+            );
+            state.insert(
+                format!("exp_avg_unc.{name}"),
+                importance.exp_avg_unc.clone(),
+            );
         }
         for (path, mask) in self.alive.iter().flatten() {
-            state.insert(format!("alive.{path}"), mask.iter().map(|&alive| f32::from(u8::from(alive))).collect());
+            state.insert(
+                format!("alive.{path}"),
+                mask.iter()
+                    .map(|&alive| f32::from(u8::from(alive)))
+                    .collect(),
+            );
         }
-        let Schedule { total, tinit, tfinal } = self.schedule;
+        let Schedule {
+            total,
+            tinit,
+            tfinal,
+        } = self.schedule;
         let settled = u64::from(self.settled);
-        state.insert("schedule".into(), [total, tinit, tfinal, settled].map(|n| n as f32).to_vec());
+        state.insert(
+            "schedule".into(),
+            [total, tinit, tfinal, settled].map(|n| n as f32).to_vec(),
+        );
         state
     }
 
     fn restore(&mut self, state: &BTreeMap<String, Vec<f32>>) -> Result<(), String> {
-        let [total, tinit, tfinal, settled] = state.get("schedule").map(Vec::as_slice).unwrap_or_default() else {
+        let [total, tinit, tfinal, settled] =
+            state.get("schedule").map(Vec::as_slice).unwrap_or_default()
+        else {
             return Err("`schedule` is missing or not four numbers".into());
         };
         self.settled = *settled > 0.5;
-        self.schedule = Schedule { total: *total as u64, tinit: *tinit as u64, tfinal: *tfinal as u64 };
+        self.schedule = Schedule {
+            total: *total as u64,
+            tinit: *tinit as u64,
+            tfinal: *tfinal as u64,
+        };
         self.importance.clear();
         let mut alive = BTreeMap::new();
         for triplets in self.sites.iter().flatten() {
             if let Some(mask) = state.get(&format!("alive.{}", triplets.path)) {
                 if !self.sliced && mask.len() != triplets.rank() {
-                    return Err(format!("`alive.{}` has {} numbers instead of {}", triplets.path, mask.len(), triplets.rank()));
+                    return Err(format!(
+                        "`alive.{}` has {} numbers instead of {}",
+                        triplets.path,
+                        mask.len(),
+                        triplets.rank()
+                    ));
                 }
-                alive.insert(triplets.path.clone(), mask.iter().map(|m| *m > 0.5).collect());
+                alive.insert(
+                    triplets.path.clone(),
+                    mask.iter().map(|m| *m > 0.5).collect(),
+                );
             }
             for parameter in triplets.parameters() {
                 let of = |kind: &str| state.get(&format!("{kind}.{}", parameter.name()));
                 if let (Some(average), Some(uncertainty)) = (of("exp_avg_ipt"), of("exp_avg_unc")) {
                     if average.len() != parameter.len() || uncertainty.len() != parameter.len() {
-                        return Err(format!("the importance of `{}` does not have {} numbers", parameter.name(), parameter.len()));
+                        return Err(format!(
+                            "the importance of `{}` does not have {} numbers",
+                            parameter.name(),
+                            parameter.len()
+                        ));
                     }
-                    let importance = Importance { exp_avg_ipt: average.clone(), exp_avg_unc: uncertainty.clone() };
-                    self.importance.insert(parameter.name().to_owned(), importance);
+                    let importance = Importance {
+                        exp_avg_ipt: average.clone(),
+                        exp_avg_unc: uncertainty.clone(),
+                    };
+                    self.importance
+                        .insert(parameter.name().to_owned(), importance);
                 }
             }
         }
@@ -498,7 +659,11 @@ impl Adapter for AdaLora {
         let slice = |t: &Triplets| alive.get(&t.path).map(|mask| t.slice(mask));
         Some(Box::new(Self {
             config: self.config.clone(),
-            sites: self.sites.iter().map(|t| t.as_ref().and_then(slice)).collect(),
+            sites: self
+                .sites
+                .iter()
+                .map(|t| t.as_ref().and_then(slice))
+                .collect(),
             alive: self.alive.clone(),
             sliced: true,
             importance: BTreeMap::new(),
@@ -511,7 +676,11 @@ impl Adapter for AdaLora {
     fn peft_config(&self) -> Map<String, Value> {
         let (c, s) = (&self.config, &self.schedule);
         let pattern = self.alive.as_ref().filter(|_| self.sliced);
-        let pattern = pattern.map(|a| a.iter().map(|(path, mask)| (format!("{path}.lora_E"), json!(mask))).collect::<Map<_, _>>());
+        let pattern = pattern.map(|a| {
+            a.iter()
+                .map(|(path, mask)| (format!("{path}.lora_E"), json!(mask)))
+                .collect::<Map<_, _>>()
+        });
         let fields = json!({
             "peft_type": "ADALORA", "init_r": c.init_r, "target_r": c.target_r, "tinit": s.tinit, "tfinal": s.tfinal,
             "deltaT": c.delta_t, "beta1": c.beta1, "beta2": c.beta2, "orth_reg_weight": c.orth_reg_weight, "total_step": s.total,
@@ -526,7 +695,9 @@ impl Adapter for AdaLora {
             "use_bdlora": null, "velora_config": null, "kasa_config": null, "monteclora_config": null,
             "ensure_weight_tying": false,
         });
-        let Value::Object(fields) = fields else { unreachable!("a literal object") };
+        let Value::Object(fields) = fields else {
+            unreachable!("a literal object")
+        };
         fields
     }
 
@@ -546,25 +717,51 @@ mod tests {
             "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 16});
         let config = ModelConfig::from_json(raw, "test").unwrap();
         let sites = SiteTable::new(&config);
-        let context = BuildContext { config: &config, sites: &sites, backbone: None, device: Device::default(), seed: 1, tokenize: None };
-        AdaLora::new(registry::parse(NAME, settings.as_object().unwrap()).unwrap(), &context).unwrap()
+        let context = BuildContext {
+            config: &config,
+            sites: &sites,
+            backbone: None,
+            device: Device::default(),
+            seed: 1,
+            tokenize: None,
+        };
+        AdaLora::new(
+            registry::parse(NAME, settings.as_object().unwrap()).unwrap(),
+            &context,
+        )
+        .unwrap()
     }
 
     #[test]
     fn every_length_of_run_leaves_a_step_to_choose_in() {
         for steps in 1..100 {
             let s = AdaLoraConfig::default().schedule(steps);
-            assert!(s.tinit < s.total - s.tfinal || steps == 1 && s.tinit == 0, "{s:?}");
+            assert!(
+                s.tinit < s.total - s.tfinal || steps == 1 && s.tinit == 0,
+                "{s:?}"
+            );
         }
     }
 
     #[test]
     fn a_late_start_still_shrinks_ranks_and_can_be_read_again() {
         for tinit in [4, 5, 1000] {
-            let config = AdaLoraConfig { tinit: Some(tinit), ..AdaLoraConfig::default() };
+            let config = AdaLoraConfig {
+                tinit: Some(tinit),
+                ..AdaLoraConfig::default()
+            };
             let s = config.schedule(5);
-            assert_eq!((s.tinit, s.budget(s.last_choice(), 24, 16, 1).0), (4, 16), "{s:?}");
-            let saved = AdaLoraConfig { tinit: Some(s.tinit), tfinal: Some(s.tfinal), total_step: Some(s.total), ..config };
+            assert_eq!(
+                (s.tinit, s.budget(s.last_choice(), 24, 16, 1).0),
+                (4, 16),
+                "{s:?}"
+            );
+            let saved = AdaLoraConfig {
+                tinit: Some(s.tinit),
+                tfinal: Some(s.tfinal),
+                total_step: Some(s.total),
+                ..config
+            };
             saved.validate().unwrap();
         }
     }
@@ -574,23 +771,47 @@ mod tests {
         let mut adapter = build(json!({"init_r": 2, "target_r": 1, "target_modules": ["q_proj"]}));
         for triplets in adapter.sites.iter_mut().flatten() {
             let unit = |row: usize, column: usize| f32::from(u8::from(row == column));
-            triplets.a.set((0..2 * 8).map(|i| unit(i / 8, i % 8)).collect());
-            triplets.b.set((0..8 * 2).map(|i| unit(i / 2, i % 2)).collect());
+            triplets
+                .a
+                .set((0..2 * 8).map(|i| unit(i / 8, i % 8)).collect());
+            triplets
+                .b
+                .set((0..8 * 2).map(|i| unit(i / 2, i % 2)).collect());
         }
-        let mut gradients = adapter.orthogonality(Mode::Train { seed: 0 }).unwrap().backward();
-        let found: Vec<f32> = adapter.parameters().iter().filter_map(|p| p.take_gradient(&mut gradients)).flat_map(to_vec).collect();
-        assert!(!found.is_empty() && found.iter().all(|g| g.is_finite()), "{found:?}");
+        let mut gradients = adapter
+            .orthogonality(Mode::Train { seed: 0 })
+            .unwrap()
+            .backward();
+        let found: Vec<f32> = adapter
+            .parameters()
+            .iter()
+            .filter_map(|p| p.take_gradient(&mut gradients))
+            .flat_map(to_vec)
+            .collect();
+        assert!(
+            !found.is_empty() && found.iter().all(|g| g.is_finite()),
+            "{found:?}"
+        );
     }
 
     #[test]
     fn a_triplet_scores_its_entry_and_the_means_of_its_directions() {
         let mut adapter = build(json!({"init_r": 2, "target_r": 1, "target_modules": ["q_proj"]}));
-        let importance = |values: Vec<f32>| Importance { exp_avg_unc: vec![1.0; values.len()], exp_avg_ipt: values };
+        let importance = |values: Vec<f32>| Importance {
+            exp_avg_unc: vec![1.0; values.len()],
+            exp_avg_ipt: values,
+        };
         let path = "model.layers.0.self_attn.q_proj";
         let rows = [[1.0f32; 8], [3.0; 8]].concat();
-        adapter.importance.insert(format!("{path}.lora_A"), importance(rows));
-        adapter.importance.insert(format!("{path}.lora_E"), importance(vec![10.0, 20.0]));
-        adapter.importance.insert(format!("{path}.lora_B"), importance([5.0, 7.0].repeat(8)));
+        adapter
+            .importance
+            .insert(format!("{path}.lora_A"), importance(rows));
+        adapter
+            .importance
+            .insert(format!("{path}.lora_E"), importance(vec![10.0, 20.0]));
+        adapter
+            .importance
+            .insert(format!("{path}.lora_B"), importance([5.0, 7.0].repeat(8)));
         assert_eq!(adapter.scores(), [vec![16.0f32, 30.0]]);
     }
 }

@@ -5,7 +5,8 @@ use burn::prelude::*;
 use super::BuildContext;
 use crate::model::Frozen;
 
-/// Weight `[d_out, d_in]` of every linear map by site, shared with the backbone; all `None` when planning.
+/// Weight `[d_out, d_in]` of every linear map by site, shared with the backbone; all `None` when
+/// planning.
 pub(super) fn linear_weights(context: &BuildContext<'_>) -> Vec<Option<Tensor<2>>> {
     let mut weights = vec![None; context.sites.len()];
     if let Some(backbone) = context.backbone {

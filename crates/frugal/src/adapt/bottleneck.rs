@@ -1,4 +1,5 @@
-//! What the adapters with a bottleneck share: the network, where it stands in a block, and trained copies of norms.
+//! What the adapters with a bottleneck share: the network, where it stands in a block, and trained
+//! copies of norms.
 
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -45,21 +46,38 @@ pub(super) struct Bottleneck {
 }
 
 impl Bottleneck {
-    /// A uniform map down as in PyTorch, with zero bias, and a zero map up, so that nothing changes at first.
-    pub fn new(name: &str, dim: usize, activation: NonLinearity, context: &BuildContext<'_>) -> Self {
+    /// A uniform map down as in PyTorch, with zero bias, and a zero map up, so that nothing changes
+    /// at first.
+    pub fn new(
+        name: &str,
+        dim: usize,
+        activation: NonLinearity,
+        context: &BuildContext<'_>,
+    ) -> Self {
         let (d, device) = (context.config.hidden_size, &context.device);
         let mut down = Dense::uniform(&format!("{name}.down"), d, dim, context.seed, device);
-        down.bias.iter_mut().for_each(|bias| bias.set(vec![0.0; dim]));
-        Self { down, up: Dense::zero(&format!("{name}.up"), dim, d, device), activation }
+        down.bias
+            .iter_mut()
+            .for_each(|bias| bias.set(vec![0.0; dim]));
+        Self {
+            down,
+            up: Dense::zero(&format!("{name}.up"), dim, d, device),
+            activation,
+        }
     }
 
     /// `[tokens, d_model]` to the same.
     pub fn forward(&self, x: Tensor<2>, mode: Mode) -> Tensor<2> {
-        self.up.forward(self.activation.apply(self.down.forward(x, mode)), mode)
+        self.up
+            .forward(self.activation.apply(self.down.forward(x, mode)), mode)
     }
 
     pub fn copy(&self) -> Self {
-        Self { down: self.down.clone(), up: self.up.clone(), activation: self.activation }
+        Self {
+            down: self.down.clone(),
+            up: self.up.clone(),
+            activation: self.activation,
+        }
     }
 
     pub fn parameters(&self) -> impl Iterator<Item = &Parameter> {
@@ -113,24 +131,39 @@ impl<T> PerHalf<T> {
 
     /// The same with `copy` of each.
     pub fn copy(&self, copy: impl Fn(&T) -> T) -> Self {
-        Self { at: self.at.iter().map(|[attention, mlp]| [attention.as_ref().map(&copy), mlp.as_ref().map(&copy)]).collect() }
+        Self {
+            at: self
+                .at
+                .iter()
+                .map(|[attention, mlp]| [attention.as_ref().map(&copy), mlp.as_ref().map(&copy)])
+                .collect(),
+        }
     }
 
     /// Whether a block has any.
     pub fn has(&self, layer: usize) -> bool {
-        self.at.get(layer).is_some_and(|halves| halves.iter().any(Option::is_some))
+        self.at
+            .get(layer)
+            .is_some_and(|halves| halves.iter().any(Option::is_some))
     }
 }
 
 /// Block numbers that `layers_to_transform` means; all without it.
-pub(super) fn chosen_layers(layers: Option<&Layers>, count: usize) -> Result<Vec<usize>, AdaptError> {
+pub(super) fn chosen_layers(
+    layers: Option<&Layers>,
+    count: usize,
+) -> Result<Vec<usize>, AdaptError> {
     let chosen = match layers {
         None => (0..count).collect(),
         Some(Layers::One(layer)) => vec![*layer],
         Some(Layers::Many(layers)) => layers.clone(),
     };
     match chosen.iter().find(|layer| **layer >= count) {
-        Some(&layer) => Err(TargetError::Layer { layer, last: count.saturating_sub(1) }.into()),
+        Some(&layer) => Err(TargetError::Layer {
+            layer,
+            last: count.saturating_sub(1),
+        }
+        .into()),
         None => Ok(chosen),
     }
 }
@@ -138,9 +171,15 @@ pub(super) fn chosen_layers(layers: Option<&Layers>, count: usize) -> Result<Vec
 /// Path of a block, for example `model.layers.0`.
 pub(super) fn block_path(sites: &SiteTable, layer: usize) -> String {
     let number = layer.to_string();
-    let site = sites.iter().find(|(_, site)| site.layer == Some(layer)).map_or("", |(_, site)| site.path.as_str());
+    let site = sites
+        .iter()
+        .find(|(_, site)| site.layer == Some(layer))
+        .map_or("", |(_, site)| site.path.as_str());
     let components: Vec<&str> = site.split('.').collect();
-    let end = components.iter().position(|c| *c == number).map_or(0, |i| i + 1);
+    let end = components
+        .iter()
+        .position(|c| *c == number)
+        .map_or(0, |i| i + 1);
     components[..end].join(".")
 }
 
@@ -151,14 +190,21 @@ pub(super) struct TrainedNorms {
 }
 
 impl TrainedNorms {
-    /// Copies the norms of the blocks for which `wanted`; without a backbone (planning) they start at one and zero.
+    /// Copies the norms of the blocks for which `wanted`; without a backbone (planning) they start
+    /// at one and zero.
     pub fn new(context: &BuildContext<'_>, wanted: impl Fn(usize) -> bool) -> Self {
-        let mut at: Vec<Option<(Parameter, Option<Parameter>)>> = (0..context.sites.len()).map(|_| None).collect();
+        let mut at: Vec<Option<(Parameter, Option<Parameter>)>> =
+            (0..context.sites.len()).map(|_| None).collect();
         let mut set = |id: SiteId, weight: Vec<f32>, bias: Option<Vec<f32>>| {
             let info = context.sites.info(id);
             if info.layer.is_some_and(&wanted) {
                 let new = |kind: &str, values: Vec<f32>| {
-                    Parameter::new(format!("{}.{kind}", info.path), &[values.len()], values, &context.device)
+                    Parameter::new(
+                        format!("{}.{kind}", info.path),
+                        &[values.len()],
+                        values,
+                        &context.device,
+                    )
                 };
                 at[id.index()] = Some((new("weight", weight), bias.map(|bias| new("bias", bias))));
             }
@@ -166,12 +212,24 @@ impl TrainedNorms {
         match context.backbone {
             Some(backbone) => backbone.export(&mut |part| {
                 if let Frozen::Norm(norm) = part {
-                    set(norm.site, to_vec(norm.weight.clone()), norm.bias.clone().map(to_vec));
+                    set(
+                        norm.site,
+                        to_vec(norm.weight.clone()),
+                        norm.bias.clone().map(to_vec),
+                    );
                 }
             }),
             None => {
-                for (id, info) in context.sites.iter().filter(|(_, info)| info.kind == SiteKind::Norm) {
-                    set(id, vec![1.0; info.d_out], info.has_bias.then(|| vec![0.0; info.d_out]));
+                for (id, info) in context
+                    .sites
+                    .iter()
+                    .filter(|(_, info)| info.kind == SiteKind::Norm)
+                {
+                    set(
+                        id,
+                        vec![1.0; info.d_out],
+                        info.has_bias.then(|| vec![0.0; info.d_out]),
+                    );
                 }
             }
         }
@@ -187,11 +245,17 @@ impl TrainedNorms {
     }
 
     pub fn parameters(&self) -> impl Iterator<Item = &Parameter> {
-        self.at.iter().flatten().flat_map(|(weight, bias)| std::iter::once(weight).chain(bias))
+        self.at
+            .iter()
+            .flatten()
+            .flat_map(|(weight, bias)| std::iter::once(weight).chain(bias))
     }
 
     pub fn parameters_mut(&mut self) -> impl Iterator<Item = &mut Parameter> {
-        self.at.iter_mut().flatten().flat_map(|(weight, bias)| std::iter::once(weight).chain(bias))
+        self.at
+            .iter_mut()
+            .flatten()
+            .flat_map(|(weight, bias)| std::iter::once(weight).chain(bias))
     }
 }
 
@@ -209,10 +273,11 @@ pub(super) trait BlockNetworks {
     }
 }
 
-/// The place behind the feed-forward: encoders with norms behind the sum compute `norm(x + m + a(norm(x + m)))`, decoders with
-/// norms in front `x + m + a(x + m)`.
+/// The place behind the feed-forward: encoders with norms behind the sum compute
+/// `norm(x + m + a(norm(x + m)))`, decoders with norms in front `x + m + a(x + m)`.
 pub(super) struct Behind {
-    /// By block: the norm behind the feed-forward's sum (encoders) or in front of the feed-forward (decoders).
+    /// By block: the norm behind the feed-forward's sum (encoders) or in front of the feed-forward
+    /// (decoders).
     norms: Vec<Option<SiteId>>,
     norm_behind: bool,
 }
@@ -220,13 +285,23 @@ pub(super) struct Behind {
 impl Behind {
     pub fn new(context: &BuildContext<'_>) -> Self {
         // Gemma has both of the first two, and its feed-forward reads the first.
-        let names = ["output.LayerNorm", "pre_feedforward_layernorm", "post_attention_layernorm", "ln_2"];
+        let names = [
+            "output.LayerNorm",
+            "pre_feedforward_layernorm",
+            "post_attention_layernorm",
+            "ln_2",
+        ];
         let norm = |layer: usize| {
             let block = block_path(context.sites, layer);
-            names.iter().find_map(|name| context.sites.find(&format!("{block}.{name}")))
+            names
+                .iter()
+                .find_map(|name| context.sites.find(&format!("{block}.{name}")))
         };
         let norms = (0..context.config.num_hidden_layers).map(norm).collect();
-        Self { norms, norm_behind: context.config.model_type.is_encoder() }
+        Self {
+            norms,
+            norm_behind: context.config.model_type.is_encoder(),
+        }
     }
 }
 
@@ -241,14 +316,23 @@ pub(super) struct BehindPass<'a, T> {
 
 impl<'a, T> BehindPass<'a, T> {
     pub fn new(networks: &'a T, place: &'a Behind, mode: Mode) -> Self {
-        Self { networks, place, mode, residual: None }
+        Self {
+            networks,
+            place,
+            mode,
+            residual: None,
+        }
     }
 }
 
 impl<T: BlockNetworks> BehindPass<'_, T> {
     /// The block whose networks this norm stands by.
     fn layer(&self, norm: &Norm) -> Option<usize> {
-        let layer = self.place.norms.iter().position(|site| *site == Some(norm.site));
+        let layer = self
+            .place
+            .norms
+            .iter()
+            .position(|site| *site == Some(norm.site));
         layer.filter(|layer| self.networks.has(*layer))
     }
 }
@@ -256,7 +340,9 @@ impl<T: BlockNetworks> BehindPass<'_, T> {
 impl<T: BlockNetworks> Pass for BehindPass<'_, T> {
     fn norm(&mut self, base: &Norm, x: Tensor<2>) -> Tensor<2> {
         let normed = |x: Tensor<2>| base.apply(x, base.weight.clone(), base.bias.clone());
-        let Some(layer) = self.layer(base) else { return normed(x) };
+        let Some(layer) = self.layer(base) else {
+            return normed(x);
+        };
         if !self.place.norm_behind {
             self.residual = Some(x.clone());
             return normed(x);
@@ -271,9 +357,18 @@ impl<T: BlockNetworks> Pass for BehindPass<'_, T> {
         self.layer(base).is_none().then(|| base.values())
     }
 
-    fn around(&mut self, layer: usize, part: SubLayer, _input: &Tensor<2>, output: Tensor<2>) -> Tensor<2> {
+    fn around(
+        &mut self,
+        layer: usize,
+        part: SubLayer,
+        _input: &Tensor<2>,
+        output: Tensor<2>,
+    ) -> Tensor<2> {
         let residual = self.residual.take().filter(|_| part == SubLayer::Mlp);
-        let added = residual.and_then(|residual| self.networks.added(layer, residual + output.clone(), self.mode));
+        let added = residual.and_then(|residual| {
+            self.networks
+                .added(layer, residual + output.clone(), self.mode)
+        });
         match added {
             Some(added) => output + added,
             None => output,
@@ -292,7 +387,11 @@ impl<T: BlockNetworks> Pass for BehindPass<'_, T> {
 /// Why a network with a non-linearity cannot be merged.
 pub(super) fn not_linear(method: &'static str) -> AdaptError {
     let reason = "its networks are not linear, so no weight can express them; ship the adapter beside the model".into();
-    AdaptError::Unsupported { method, action: "be merged", reason }
+    AdaptError::Unsupported {
+        method,
+        action: "be merged",
+        reason,
+    }
 }
 
 #[cfg(test)]
@@ -310,7 +409,12 @@ mod tests {
 
     #[test]
     fn a_block_that_is_not_there_is_named() {
-        let message = chosen_layers(Some(&Layers::Many(vec![0, 7])), 6).unwrap_err().to_string();
-        assert!(message.contains("block 7") && message.contains("0 to 5"), "{message}");
+        let message = chosen_layers(Some(&Layers::Many(vec![0, 7])), 6)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.contains("block 7") && message.contains("0 to 5"),
+            "{message}"
+        );
     }
 }

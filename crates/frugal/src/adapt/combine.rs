@@ -1,11 +1,13 @@
 //! Several adapters as one, and any change of weights as a LoRA.
 //!
-//! The ways to combine, their names and their arithmetic are those of `peft`'s `add_weighted_adapter`: on the factors
-//! `A` and `B` of LoRA adapters (`linear`, `cat`, `ties`, ...), or on whole weight changes `ΔW`, which every mergeable method
-//! has, followed by a truncated singular value decomposition (`svd`, `ties_svd`, ...).
+//! The ways to combine, their names and their arithmetic are those of `peft`'s
+//! `add_weighted_adapter`: on the factors `A` and `B` of LoRA adapters (`linear`, `cat`, `ties`,
+//! ...), or on whole weight changes `ΔW`, which every mergeable method has, followed by a truncated
+//! singular value decomposition (`svd`, `ties_svd`, ...).
 //!
 //! - Task arithmetic (`linear`, `svd`): Ilharco et al., arXiv 2212.04089.
-//! - TIES: Yadav et al., arXiv 2306.01708: keep the largest elements, elect a sign, average what agrees.
+//! - TIES: Yadav et al., arXiv 2306.01708: keep the largest elements, elect a sign, average what
+//!   agrees.
 //! - DARE: Yu et al., arXiv 2311.03099: drop elements at random, rescale the rest.
 
 use std::collections::BTreeMap;
@@ -50,7 +52,14 @@ pub enum CombinationType {
 impl CombinationType {
     /// Whether it works on whole weight changes, so that every mergeable method can take part.
     pub fn on_weights(self) -> bool {
-        matches!(self, Self::Svd | Self::TiesSvd | Self::DareLinearSvd | Self::DareTiesSvd | Self::MagnitudePruneSvd)
+        matches!(
+            self,
+            Self::Svd
+                | Self::TiesSvd
+                | Self::DareLinearSvd
+                | Self::DareTiesSvd
+                | Self::MagnitudePruneSvd
+        )
     }
 
     /// Whether it is a weighted sum, as that of classification heads is.
@@ -61,13 +70,20 @@ impl CombinationType {
     fn prunes(self) -> Option<Pruning> {
         match self {
             Self::Cat | Self::Linear | Self::Svd => None,
-            Self::Ties | Self::TiesSvd | Self::MagnitudePrune | Self::MagnitudePruneSvd => Some(Pruning::Magnitude),
-            Self::DareLinear | Self::DareLinearSvd | Self::DareTies | Self::DareTiesSvd => Some(Pruning::Random),
+            Self::Ties | Self::TiesSvd | Self::MagnitudePrune | Self::MagnitudePruneSvd => {
+                Some(Pruning::Magnitude)
+            }
+            Self::DareLinear | Self::DareLinearSvd | Self::DareTies | Self::DareTiesSvd => {
+                Some(Pruning::Random)
+            }
         }
     }
 
     fn elects(self) -> bool {
-        matches!(self, Self::Ties | Self::TiesSvd | Self::DareTies | Self::DareTiesSvd)
+        matches!(
+            self,
+            Self::Ties | Self::TiesSvd | Self::DareTies | Self::DareTiesSvd
+        )
     }
 }
 
@@ -112,15 +128,29 @@ pub struct Combined {
 }
 
 fn unsupported(adapter: &dyn Adapter, reason: impl Into<String>) -> AdaptError {
-    AdaptError::Unsupported { method: adapter.method(), action: "be turned into a LoRA this way", reason: reason.into() }
+    AdaptError::Unsupported {
+        method: adapter.method(),
+        action: "be turned into a LoRA this way",
+        reason: reason.into(),
+    }
 }
 
 /// A LoRA that changes the weights as `adapter` does, up to truncation.
 ///
 /// # Errors
 /// A method that no weight can express, or that changes more than linear maps.
-pub fn to_lora(adapter: &dyn Adapter, rank: Rank, backbone: &dyn Backbone, context: &BuildContext<'_>) -> Result<Combined, AdaptError> {
-    let options = CombineOptions { combination_type: CombinationType::Svd, density: 1.0, rank, seed: 0 };
+pub fn to_lora(
+    adapter: &dyn Adapter,
+    rank: Rank,
+    backbone: &dyn Backbone,
+    context: &BuildContext<'_>,
+) -> Result<Combined, AdaptError> {
+    let options = CombineOptions {
+        combination_type: CombinationType::Svd,
+        density: 1.0,
+        rank,
+        seed: 0,
+    };
     combine(&[(adapter, 1.0)], &options, backbone, context)
 }
 
@@ -138,35 +168,61 @@ pub fn combine(
     for (adapter, _) in parts {
         loftq::check(*adapter, "be combined or converted")?;
     }
-    if options.combination_type.on_weights() { on_weights(parts, options, backbone, context) } else { on_factors(parts, options, context) }
+    if options.combination_type.on_weights() {
+        on_weights(parts, options, backbone, context)
+    } else {
+        on_factors(parts, options, context)
+    }
 }
 
-/// The classification head beside adapters that are combined in this way: the sum of theirs with the same weights.
+/// The classification head beside adapters that are combined in this way: the sum of theirs with
+/// the same weights.
 ///
 /// # Errors
 /// Ways that are no sum, heads that have none.
-pub fn combine_heads(heads: &[(&Head, f32)], combination_type: CombinationType) -> Result<Head, AdaptError> {
+pub fn combine_heads(
+    heads: &[(&Head, f32)],
+    combination_type: CombinationType,
+) -> Result<Head, AdaptError> {
     let refused = |reason| AdaptError::Heads { reason };
     if !combination_type.is_sum() {
-        let reason = format!("{} is no weighted sum: use `linear`, `cat` or `svd`", serde_json::json!(combination_type));
+        let reason = format!(
+            "{} is no weighted sum: use `linear`, `cat` or `svd`",
+            serde_json::json!(combination_type)
+        );
         return Err(refused(reason));
     }
     Head::weighted_sum(heads).map_err(refused)
 }
 
 fn check(options: &CombineOptions) -> Result<(), AdaptError> {
-    let bad = |field, reason: String| Err(AdaptError::Config { method: "lora", field, reason });
+    let bad = |field, reason: String| {
+        Err(AdaptError::Config {
+            method: "lora",
+            field,
+            reason,
+        })
+    };
     if !(options.density > 0.0 && options.density <= 1.0) {
-        return bad("density", format!("{} is not above 0 and at most 1", options.density));
+        return bad(
+            "density",
+            format!("{} is not above 0 and at most 1", options.density),
+        );
     }
     match options.rank {
         Rank::Fixed(0) | Rank::AtMost(0) => bad("r", "the rank must be at least 1".into()),
-        Rank::Energy(share) if !(share > 0.0 && share <= 1.0) => bad("energy", format!("{share} is not above 0 and at most 1")),
+        Rank::Energy(share) if !(share > 0.0 && share <= 1.0) => {
+            bad("energy", format!("{share} is not above 0 and at most 1"))
+        }
         _ => Ok(()),
     }
 }
 
-fn on_factors(parts: &[(&dyn Adapter, f32)], options: &CombineOptions, context: &BuildContext<'_>) -> Result<Combined, AdaptError> {
+fn on_factors(
+    parts: &[(&dyn Adapter, f32)],
+    options: &CombineOptions,
+    context: &BuildContext<'_>,
+) -> Result<Combined, AdaptError> {
     // For each path: rank, weights, A and B of the adapters that change it.
     type Place = Vec<(usize, f32, Vec<f32>, Vec<f32>)>;
     let mut places: BTreeMap<String, Place> = BTreeMap::new();
@@ -181,7 +237,12 @@ fn on_factors(parts: &[(&dyn Adapter, f32)], options: &CombineOptions, context: 
             unsupported(*adapter, reason)
         })?;
         for f in factors {
-            places.entry(f.path.to_owned()).or_default().push((f.a.shape()[0], weight * f.scale, f.a.to_vec(), f.b.to_vec()));
+            places.entry(f.path.to_owned()).or_default().push((
+                f.a.shape()[0],
+                weight * f.scale,
+                f.a.to_vec(),
+                f.b.to_vec(),
+            ));
         }
     }
     let combined = places.into_iter().map(|(path, place)| {
@@ -203,14 +264,27 @@ fn on_factors(parts: &[(&dyn Adapter, f32)], options: &CombineOptions, context: 
     });
     let factors: Vec<Factors> = combined.collect::<Result<_, AdaptError>>()?;
     let ranks = factors.iter().map(|f| (f.path.clone(), f.rank)).collect();
-    Ok(Combined { adapter: Lora::from_factors(factors, context)?, relative_error: 0.0, ranks })
+    Ok(Combined {
+        adapter: Lora::from_factors(factors, context)?,
+        relative_error: 0.0,
+        ranks,
+    })
 }
 
 /// Factors one after the other: `A` by rows, `B` by columns, weights on `A`.
 fn stack(path: String, rank: usize, place: &[(usize, f32, Vec<f32>, Vec<f32>)]) -> Factors {
-    let a = place.iter().flat_map(|(_, w, a, _)| a.iter().map(move |v| v * w)).collect();
+    let a = place
+        .iter()
+        .flat_map(|(_, w, a, _)| a.iter().map(move |v| v * w))
+        .collect();
     let rows = place[0].3.len() / place[0].0;
-    let b = (0..rows).flat_map(|i| place.iter().flat_map(move |(r, _, _, b)| b[i * r..(i + 1) * r].iter().copied())).collect();
+    let b = (0..rows)
+        .flat_map(|i| {
+            place
+                .iter()
+                .flat_map(move |(r, _, _, b)| b[i * r..(i + 1) * r].iter().copied())
+        })
+        .collect();
     Factors { path, rank, a, b }
 }
 
@@ -245,68 +319,128 @@ fn on_weights(
         return Err(error);
     }
     if factors.is_empty() {
-        return Err(AdaptError::Config { method: "lora", field: "weights", reason: "the combined change is zero everywhere".into() });
+        return Err(AdaptError::Config {
+            method: "lora",
+            field: "weights",
+            reason: "the combined change is zero everywhere".into(),
+        });
     }
     let ranks = factors.iter().map(|f| (f.path.clone(), f.rank)).collect();
-    let relative_error = if whole > 0.0 { (lost / whole).max(0.0).sqrt() } else { 0.0 };
-    Ok(Combined { adapter: Lora::from_factors(factors, context)?, relative_error, ranks })
+    let relative_error = if whole > 0.0 {
+        (lost / whole).max(0.0).sqrt()
+    } else {
+        0.0
+    };
+    Ok(Combined {
+        adapter: Lora::from_factors(factors, context)?,
+        relative_error,
+        ranks,
+    })
 }
 
-/// Path, sides `[d_out, d_in]` and weighted changes of a linear map that at least one adapter changes.
+/// Path, sides `[d_out, d_in]` and weighted changes of a linear map that at least one adapter
+/// changes.
 type Change = (String, [usize; 2], Vec<(Vec<f32>, f32)>);
 
-fn change(part: &Frozen<'_>, parts: &[(&dyn Adapter, f32)], backbone: &dyn Backbone) -> Result<Option<Change>, AdaptError> {
+fn change(
+    part: &Frozen<'_>,
+    parts: &[(&dyn Adapter, f32)],
+    backbone: &dyn Backbone,
+) -> Result<Option<Change>, AdaptError> {
     let mut changes = Vec::new();
     for (adapter, weight) in parts {
         match part {
             Frozen::Linear(base) => {
-                let Some(merged) = adapter.merged_linear(base)? else { continue };
+                let Some(merged) = adapter.merged_linear(base)? else {
+                    continue;
+                };
                 let same_bias = match (&merged.bias, &base.bias) {
                     (None, None) => true,
                     (Some(a), Some(b)) => to_vec(a.clone()) == to_vec(b.clone()),
                     _ => false,
                 };
                 if !same_bias {
-                    return Err(unsupported(*adapter, "it changes biases, which low-rank factors cannot hold: merge it instead"));
+                    return Err(unsupported(
+                        *adapter,
+                        "it changes biases, which low-rank factors cannot hold: merge it instead",
+                    ));
                 }
-                let delta = adapter.weight_delta(base)?.unwrap_or_else(|| merged.weight - base.weight.dense());
+                let delta = adapter
+                    .weight_delta(base)?
+                    .unwrap_or_else(|| merged.weight - base.weight.dense());
                 changes.push((to_vec(delta), *weight));
             }
             Frozen::Norm(norm) if adapter.merged_norm(norm).is_some() => {
-                return Err(unsupported(*adapter, "it changes norms, which low-rank factors cannot hold: merge it instead"));
+                return Err(unsupported(
+                    *adapter,
+                    "it changes norms, which low-rank factors cannot hold: merge it instead",
+                ));
             }
             Frozen::Embedding(table) if adapter.merged_embedding(table).is_some() => {
-                return Err(unsupported(*adapter, "it changes the token table: merge it instead"));
+                return Err(unsupported(
+                    *adapter,
+                    "it changes the token table: merge it instead",
+                ));
             }
             _ => {}
         }
     }
-    let Frozen::Linear(base) = part else { return Ok(None) };
+    let Frozen::Linear(base) = part else {
+        return Ok(None);
+    };
     if changes.is_empty() {
         return Ok(None);
     }
-    Ok(Some((backbone.sites().info(base.site).path.clone(), base.weight.dims(), changes)))
+    Ok(Some((
+        backbone.sites().info(base.site).path.clone(),
+        base.weight.dims(),
+        changes,
+    )))
 }
 
 /// The mixture of equally long vectors with these weights.
 fn mix(mut parts: Vec<(Vec<f32>, f32)>, options: &CombineOptions, place: &str) -> Vec<f32> {
     let kind = options.combination_type;
-    for (index, (values, _)) in parts.iter_mut().enumerate().filter(|_| options.density < 1.0) {
+    for (index, (values, _)) in parts
+        .iter_mut()
+        .enumerate()
+        .filter(|_| options.density < 1.0)
+    {
         match kind.prunes() {
             Some(Pruning::Magnitude) => keep_largest(values, options.density),
-            Some(Pruning::Random) => drop_at_random(values, options.density, options.seed, &format!("{place} {index}")),
+            Some(Pruning::Random) => drop_at_random(
+                values,
+                options.density,
+                options.seed,
+                &format!("{place} {index}"),
+            ),
             None => {}
         }
     }
     let len = parts.first().map_or(0, |(values, _)| values.len());
     if !kind.elects() {
-        return (0..len).map(|i| parts.iter().map(|(values, weight)| values[i] * weight).sum()).collect();
+        return (0..len)
+            .map(|i| {
+                parts
+                    .iter()
+                    .map(|(values, weight)| values[i] * weight)
+                    .sum()
+            })
+            .collect();
     }
     let elect = |i: usize| {
         // As peft does, the sign is elected before weighting, and ties are positive.
-        let sign = if parts.iter().map(|(values, _)| values[i]).sum::<f32>() >= 0.0 { 1.0 } else { -1.0 };
-        let agreeing = parts.iter().filter(|(values, _)| values[i] != 0.0 && values[i].signum() == sign);
-        let (sum, count) = agreeing.fold((0.0, 0.0_f32), |(sum, count), (values, weight)| (sum + values[i] * weight, count + 1.0));
+        let sign = if parts.iter().map(|(values, _)| values[i]).sum::<f32>() >= 0.0 {
+            1.0
+        } else {
+            -1.0
+        };
+        let agreeing = parts
+            .iter()
+            .filter(|(values, _)| values[i] != 0.0 && values[i].signum() == sign);
+        let (sum, count) = agreeing.fold((0.0, 0.0_f32), |(sum, count), (values, weight)| {
+            (sum + values[i] * weight, count + 1.0)
+        });
         sum / count.max(1.0)
     };
     (0..len).map(elect).collect()
@@ -324,12 +458,16 @@ fn keep_largest(values: &mut [f32], density: f64) {
 fn drop_at_random(values: &mut [f32], density: f64, seed: u64, place: &str) {
     let mut rng = stream(seed, place);
     for value in values {
-        *value = if rng.random::<f64>() < density { *value / density as f32 } else { 0.0 };
+        *value = if rng.random::<f64>() < density {
+            *value / density as f32
+        } else {
+            0.0
+        };
     }
 }
 
-/// Directions beyond the rank, and turns towards the leading ones, of the random projection. Pruned changes have spectra
-/// that fall slowly, which takes more turns than weights do.
+/// Directions beyond the rank, and turns towards the leading ones, of the random projection. Pruned
+/// changes have spectra that fall slowly, which takes more turns than weights do.
 const OVERSAMPLING: usize = 16;
 const POWER_ITERATIONS: usize = 4;
 /// Up to this side a decomposition is exact.
@@ -338,8 +476,14 @@ const EXACT: usize = 128;
 /// A singular value below this share of the largest is rounding.
 const NOTHING: f32 = 1e-6;
 
-/// `[rows, cols]` as rank, `A [rank, cols]`, `B [rows, rank]`, and the squared norm of what is cut off.
-fn truncate(delta: &[f32], rows: usize, cols: usize, rank: Rank) -> (usize, Vec<f32>, Vec<f32>, f64) {
+/// `[rows, cols]` as rank, `A [rank, cols]`, `B [rows, rank]`, and the squared norm of what is cut
+/// off.
+fn truncate(
+    delta: &[f32],
+    rows: usize,
+    cols: usize,
+    rank: Rank,
+) -> (usize, Vec<f32>, Vec<f32>, f64) {
     let whole: f64 = delta.iter().map(|&v| f64::from(v).powi(2)).sum();
     let full = rows.min(cols);
     let mut tried = match rank {
@@ -359,8 +503,17 @@ fn truncate(delta: &[f32], rows: usize, cols: usize, rank: Rank) -> (usize, Vec<
             .collect();
         let kept = match rank {
             Rank::Fixed(_) => Some(tried),
-            Rank::AtMost(_) => Some(svd.s.iter().take_while(|&&s| s > NOTHING * svd.s[0]).count().max(1)),
-            Rank::Energy(share) => energies.iter().position(|&e| e >= share * whole * (1.0 - 1e-6)).map(|i| i + 1),
+            Rank::AtMost(_) => Some(
+                svd.s
+                    .iter()
+                    .take_while(|&&s| s > NOTHING * svd.s[0])
+                    .count()
+                    .max(1),
+            ),
+            Rank::Energy(share) => energies
+                .iter()
+                .position(|&e| e >= share * whole * (1.0 - 1e-6))
+                .map(|i| i + 1),
         };
         let Some(kept) = kept.or((tried == full).then_some(full)) else {
             tried = (2 * tried).min(full);
@@ -368,9 +521,20 @@ fn truncate(delta: &[f32], rows: usize, cols: usize, rank: Rank) -> (usize, Vec<
         };
         let k = svd.s.len();
         let root: Vec<f32> = svd.s.iter().map(|s| s.sqrt()).collect();
-        let a = (0..kept).flat_map(|j| svd.vt[j * cols..(j + 1) * cols].iter().map(move |v| (v, j))).map(|(v, j)| v * root[j]).collect();
-        let b = (0..rows).flat_map(|i| (0..kept).map(move |j| (i, j))).map(|(i, j)| svd.u[i * k + j] * root[j]).collect();
-        return (kept, a, b, (whole - energies.get(kept - 1).copied().unwrap_or(0.0)).max(0.0));
+        let a = (0..kept)
+            .flat_map(|j| svd.vt[j * cols..(j + 1) * cols].iter().map(move |v| (v, j)))
+            .map(|(v, j)| v * root[j])
+            .collect();
+        let b = (0..rows)
+            .flat_map(|i| (0..kept).map(move |j| (i, j)))
+            .map(|(i, j)| svd.u[i * k + j] * root[j])
+            .collect();
+        return (
+            kept,
+            a,
+            b,
+            (whole - energies.get(kept - 1).copied().unwrap_or(0.0)).max(0.0),
+        );
     }
 }
 
@@ -379,16 +543,38 @@ mod tests {
     use super::*;
 
     fn options(combination_type: CombinationType, density: f64) -> CombineOptions {
-        CombineOptions { combination_type, density, rank: Rank::Fixed(1), seed: 3 }
+        CombineOptions {
+            combination_type,
+            density,
+            rank: Rank::Fixed(1),
+            seed: 3,
+        }
     }
 
     #[test]
     fn ties_keeps_elects_and_averages() {
-        // Worked by hand: density 0.5 keeps {4, -3} and {-5, 2}; signs of the sums (4, -5, 2 - 3): +, -, -.
-        let parts = vec![(vec![4.0, 0.5, -3.0, 0.1], 1.0), (vec![0.2, -5.0, 2.0, 0.1], 2.0)];
-        assert_eq!(mix(parts.clone(), &options(CombinationType::Ties, 0.5), ""), [4.0, -10.0, -3.0, 0.0]);
-        assert_eq!(mix(parts.clone(), &options(CombinationType::MagnitudePrune, 0.5), ""), [4.0, -10.0, 1.0, 0.0]);
-        assert_eq!(mix(parts, &options(CombinationType::Linear, 0.5), ""), [4.4, -9.5, 1.0, 0.3]);
+        // Worked by hand: density 0.5 keeps {4, -3} and {-5, 2}; signs of the sums (4, -5, 2 - 3):
+        // +, -, -.
+        let parts = vec![
+            (vec![4.0, 0.5, -3.0, 0.1], 1.0),
+            (vec![0.2, -5.0, 2.0, 0.1], 2.0),
+        ];
+        assert_eq!(
+            mix(parts.clone(), &options(CombinationType::Ties, 0.5), ""),
+            [4.0, -10.0, -3.0, 0.0]
+        );
+        assert_eq!(
+            mix(
+                parts.clone(),
+                &options(CombinationType::MagnitudePrune, 0.5),
+                ""
+            ),
+            [4.0, -10.0, 1.0, 0.0]
+        );
+        assert_eq!(
+            mix(parts, &options(CombinationType::Linear, 0.5), ""),
+            [4.4, -9.5, 1.0, 0.3]
+        );
     }
 
     #[test]
@@ -404,9 +590,16 @@ mod tests {
     #[test]
     fn a_rank_that_the_change_does_not_have_is_not_kept() {
         // Of rank 2, with entries that round.
-        let delta: Vec<f32> =
-            (0..20).flat_map(|i| (0..12).map(move |j| (0.3 * i as f32).sin() * (j as f32 + 0.1) + 0.7 * j as f32)).collect();
-        for (rank, kept) in [(Rank::AtMost(8), 2), (Rank::AtMost(1), 1), (Rank::Fixed(8), 8)] {
+        let delta: Vec<f32> = (0..20)
+            .flat_map(|i| {
+                (0..12).map(move |j| (0.3 * i as f32).sin() * (j as f32 + 0.1) + 0.7 * j as f32)
+            })
+            .collect();
+        for (rank, kept) in [
+            (Rank::AtMost(8), 2),
+            (Rank::AtMost(1), 1),
+            (Rank::Fixed(8), 8),
+        ] {
             assert_eq!(truncate(&delta, 20, 12, rank).0, kept, "{rank:?}");
         }
         assert_eq!(truncate(&[0.0; 12], 4, 3, Rank::AtMost(2)).0, 1);
@@ -420,8 +613,15 @@ mod tests {
             let (found, a, b, error) = truncate(&delta, 4, 3, Rank::Energy(share));
             assert_eq!((found, a.len(), b.len()), (rank, rank * 3, rank * 4));
             assert!((error - lost).abs() < 1e-5, "{error}");
-            let at = |i: usize, j: usize| (0..rank).map(|k| b[i * rank + k] * a[k * 3 + j]).sum::<f32>();
-            assert!((at(0, 0) - 3.0).abs() < 1e-5 && (at(2, 2) - if rank == 3 { 1.0 } else { 0.0 }).abs() < 1e-5);
+            let at = |i: usize, j: usize| {
+                (0..rank)
+                    .map(|k| b[i * rank + k] * a[k * 3 + j])
+                    .sum::<f32>()
+            };
+            assert!(
+                (at(0, 0) - 3.0).abs() < 1e-5
+                    && (at(2, 2) - if rank == 3 { 1.0 } else { 0.0 }).abs() < 1e-5
+            );
         }
     }
 }

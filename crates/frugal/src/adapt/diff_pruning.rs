@@ -1,35 +1,39 @@
 //! # Diff pruning: a sparse change of the weights, learned together with where it is
 //!
 //! ## What it does
-//! Adds a change to the model's own weights and learns for every entry whether to keep it, by a relaxed gate and a price on
-//! open gates. Then only the largest changes are kept and trained on.
+//! Adds a change to the model's own weights and learns for every entry whether to keep it, by a
+//! relaxed gate and a price on open gates. Then only the largest changes are kept and trained on.
 //!
 //! ## Update rule
 //! `y = x (W + z ⊙ w)ᵀ`. While the places are learned, `z = min(1, max(0, s (ζ − γ) + γ))` with
 //! `s = σ(log u − log(1 − u) + α)`, `u` uniform for every entry and pass, and the loss gains
-//! `sparsity_pen · Σ σ(α − log(−γ / ζ))`, the expected number of open gates. With `structured`, `z` is multiplied by one gate per
-//! matrix. For the last `fixmask_ratio` of the run, `z` is 1 at the `density` of all entries with the largest `|z w|` and 0
-//! elsewhere.
+//! `sparsity_pen · Σ σ(α − log(−γ / ζ))`, the expected number of open gates. With `structured`, `z`
+//! is multiplied by one gate per matrix. For the last `fixmask_ratio` of the run, `z` is 1 at the
+//! `density` of all entries with the largest `|z w|` and 0 elsewhere.
 //!
 //! ## When to use, when not
-//! When the change must be sparse and the run is long enough to find its places; `fish-mask` fixes them at once. While the
-//! places are learned it needs more memory than full training: two numbers per weight instead of one.
+//! When the change must be sparse and the run is long enough to find its places; `fish-mask` fixes
+//! them at once. While the places are learned it needs more memory than full training: two numbers
+//! per weight instead of one.
 //!
 //! ## Cost
-//! Trainable at first: two numbers per entry of the chosen maps; kept: `density` of the entries. Extra compute: a random number
-//! and a gate per entry and pass. None after merging.
+//! Trainable at first: two numbers per entry of the chosen maps; kept: `density` of the entries.
+//! Extra compute: a random number and a gate per entry and pass. None after merging.
 //!
 //! ## Defaults and where they come from
-//! Half a per cent of the entries, `γ = −1.5`, `ζ = 1.5`, `α` starting at 5, a price of `1.25e-7` and gates per matrix: the settings
-//! of the released code. Gates learn 100 times as fast as the change; the released code gives them a rate of their own too.
+//! Half a per cent of the entries, `γ = −1.5`, `ζ = 1.5`, `α` starting at 5, a price of `1.25e-7`
+//! and gates per matrix: the settings of the released code. Gates learn 100 times as fast as the
+//! change; the released code gives them a rate of their own too.
 //!
 //! ## Departures from the paper
-//! The paper prunes after training and then trains on with the mask in a second run; here that is the last part of one run.
-//! Biases, norms and tables stay frozen.
+//! The paper prunes after training and then trains on with the mask in a second run; here that is
+//! the last part of one run. Biases, norms and tables stay frozen.
 //!
 //! ## References
-//! - Guo, Rush, Kim: Parameter-Efficient Transfer Learning with Diff Pruning, 2020, arXiv 2012.07463.
-//! - Louizos, Welling, Kingma: Learning Sparse Neural Networks through L0 Regularization, 2017, arXiv 1712.01312.
+//! - Guo, Rush, Kim: Parameter-Efficient Transfer Learning with Diff Pruning, 2020, arXiv
+//!   2012.07463.
+//! - Louizos, Welling, Kingma: Learning Sparse Neural Networks through L0 Regularization, 2017,
+//!   arXiv 1712.01312.
 
 use std::collections::BTreeMap;
 
@@ -41,9 +45,13 @@ use serde_json::{Map, Value};
 
 use super::own;
 use super::registry::{self, Capabilities, Family, Method};
-use super::sparse::{AddsToWeights, DeltaPass, Place, SparseDelta, SparseFile, budget, places, top};
+use super::sparse::{
+    AddsToWeights, DeltaPass, Place, SparseDelta, SparseFile, budget, places, top,
+};
 use super::target::{Layers, Names, Targets};
-use super::{AdaptError, Adapter, BuildContext, Mode, Parameter, Pass, StepContext, stream, to_vec};
+use super::{
+    AdaptError, Adapter, BuildContext, Mode, Parameter, Pass, StepContext, stream, to_vec,
+};
 use crate::model::Linear;
 
 const NAME: &str = "diff-pruning";
@@ -57,7 +65,11 @@ pub const METHOD: Method = Method {
     default_lr: 5e-3,
     peft_type: "DIFF_PRUNING",
     peft_variant: None,
-    capabilities: Capabilities { merge: true, identity_at_init: true, mixed_batch: true },
+    capabilities: Capabilities {
+        merge: true,
+        identity_at_init: true,
+        mixed_batch: true,
+    },
     source: include_str!("diff_pruning.rs"),
     defaults: registry::defaults::<DiffPruningConfig>,
     check: |settings| registry::parse::<DiffPruningConfig>(NAME, settings)?.validate(),
@@ -120,7 +132,13 @@ impl DiffPruningConfig {
     /// # Errors
     /// [`AdaptError::Config`] naming the field.
     pub fn validate(&self) -> Result<(), AdaptError> {
-        let bad = |field, reason: &str| Err(AdaptError::Config { method: NAME, field, reason: reason.into() });
+        let bad = |field, reason: &str| {
+            Err(AdaptError::Config {
+                method: NAME,
+                field,
+                reason: reason.into(),
+            })
+        };
         if !(self.density > 0.0 && self.density <= 1.0) {
             return bad("density", "must be above 0 and at most 1");
         }
@@ -182,10 +200,16 @@ impl Gated {
         let start = config.alpha_init as f32;
         let alpha = |name: &str, shape: &[usize]| {
             let values = vec![start; shape.iter().product()];
-            Parameter::new(format!("{}.{name}", place.path), shape, values, device).with_lr_scale(config.alpha_lr_scale)
+            Parameter::new(format!("{}.{name}", place.path), shape, values, device)
+                .with_lr_scale(config.alpha_lr_scale)
         };
         Self {
-            w: Parameter::new(format!("{}.diff", place.path), &shape, vec![0.0; place.len()], device),
+            w: Parameter::new(
+                format!("{}.diff", place.path),
+                &shape,
+                vec![0.0; place.len()],
+                device,
+            ),
             alpha: alpha("alpha", &shape),
             group: config.structured.then(|| alpha("group_alpha", &[1])),
         }
@@ -193,7 +217,10 @@ impl Gated {
 
     /// `z ⊙ w`; gates have noise while training.
     fn delta(&self, place: &Place, config: &DiffPruningConfig, mode: Mode) -> Tensor<2> {
-        let (mut alpha, mut group) = (self.alpha.get::<2>(mode), self.group.as_ref().map(|g| g.get::<1>(mode)));
+        let (mut alpha, mut group) = (
+            self.alpha.get::<2>(mode),
+            self.group.as_ref().map(|g| g.get::<1>(mode)),
+        );
         if let Mode::Train { seed } = mode {
             let mut rng = stream(seed, &place.path);
             let mut noise = |n: usize| -> Vec<f32> {
@@ -201,8 +228,13 @@ impl Gated {
                 (0..n).map(|_| logit(rng.random::<f32>())).collect()
             };
             let device = alpha.device().inner();
-            alpha = alpha + Tensor::from_data(TensorData::new(noise(place.len()), [place.d_out, place.d_in]), &device);
-            group = group.map(|g| g + Tensor::<1>::from_data(TensorData::new(noise(1), [1]), &device));
+            alpha = alpha
+                + Tensor::from_data(
+                    TensorData::new(noise(place.len()), [place.d_out, place.d_in]),
+                    &device,
+                );
+            group =
+                group.map(|g| g + Tensor::<1>::from_data(TensorData::new(noise(1), [1]), &device));
         }
         let delta = config.gate(alpha) * self.w.get::<2>(mode);
         match group {
@@ -225,7 +257,9 @@ impl Gated {
     }
 
     fn parameters_mut(&mut self) -> impl Iterator<Item = &mut Parameter> {
-        [&mut self.w, &mut self.alpha].into_iter().chain(&mut self.group)
+        [&mut self.w, &mut self.alpha]
+            .into_iter()
+            .chain(&mut self.group)
     }
 }
 
@@ -246,21 +280,36 @@ impl DiffPruning {
     ///
     /// # Errors
     /// Bad settings, no matching map.
-    pub fn build(config: DiffPruningConfig, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+    pub fn build(
+        config: DiffPruningConfig,
+        context: &BuildContext<'_>,
+    ) -> Result<Box<dyn Adapter>, AdaptError> {
         config.validate()?;
         let places = places(NAME, &config.targets(), context)?;
         if let Some(nnz) = &config.nnz {
-            return Ok(Box::new(SparseFile::new(NAME, own::all_to_file("DIFF_PRUNING", &config), &places, nnz, context)?));
+            return Ok(Box::new(SparseFile::new(
+                NAME,
+                own::all_to_file("DIFF_PRUNING", &config),
+                &places,
+                nnz,
+                context,
+            )?));
         }
         Ok(Box::new(Self::new(config, places, context)))
     }
 
     fn new(config: DiffPruningConfig, places: Vec<Place>, context: &BuildContext<'_>) -> Self {
         let mut by_site = vec![None; context.sites.len()];
-        places.iter().enumerate().for_each(|(index, place)| by_site[place.site.index()] = Some(index));
+        places
+            .iter()
+            .enumerate()
+            .for_each(|(index, place)| by_site[place.site.index()] = Some(index));
         Self {
             sparse: SparseDelta::new(budget(&places, config.density), &context.device),
-            gated: places.iter().map(|place| Gated::new(place, &config, &context.device)).collect(),
+            gated: places
+                .iter()
+                .map(|place| Gated::new(place, &config, &context.device))
+                .collect(),
             device: context.device.clone(),
             config,
             places,
@@ -270,11 +319,19 @@ impl DiffPruning {
 
     /// Keeps the largest changes and fixes their places.
     fn project(&mut self) {
-        let dense = |(gated, place): (&Gated, &Place)| to_vec(gated.delta(place, &self.config, Mode::Eval));
+        let dense =
+            |(gated, place): (&Gated, &Place)| to_vec(gated.delta(place, &self.config, Mode::Eval));
         let changes: Vec<Vec<f32>> = self.gated.iter().zip(&self.places).map(dense).collect();
-        let sizes: Vec<Vec<f32>> = changes.iter().map(|map| map.iter().map(|v| v.abs()).collect()).collect();
+        let sizes: Vec<Vec<f32>> = changes
+            .iter()
+            .map(|map| map.iter().map(|v| v.abs()).collect())
+            .collect();
         let entries = top(&sizes, self.sparse.values.len());
-        let kept = entries.iter().zip(&changes).flat_map(|(entries, map)| entries.iter().map(|&i| map[i as usize])).collect();
+        let kept = entries
+            .iter()
+            .zip(&changes)
+            .flat_map(|(entries, map)| entries.iter().map(|&i| map[i as usize]))
+            .collect();
         self.sparse.values.set(kept);
         self.sparse.entries = Some(entries);
         self.gated.clear();
@@ -291,12 +348,18 @@ impl AddsToWeights for DiffPruning {
     }
 
     fn acts_on(&self, base: &Linear) -> bool {
-        self.by_site.get(base.site.index()).is_some_and(Option::is_some)
+        self.by_site
+            .get(base.site.index())
+            .is_some_and(Option::is_some)
     }
 
     fn penalty(&self, mode: Mode) -> Option<Tensor<1>> {
-        let open = self.gated.iter().map(|gated| gated.open(&self.config, mode));
-        open.reduce(|a, b| a + b).map(|open| open * self.config.sparsity_pen)
+        let open = self
+            .gated
+            .iter()
+            .map(|gated| gated.open(&self.config, mode));
+        open.reduce(|a, b| a + b)
+            .map(|open| open * self.config.sparsity_pen)
     }
 }
 
@@ -306,11 +369,15 @@ impl Adapter for DiffPruning {
     }
 
     fn parameters(&self) -> Vec<&Parameter> {
-        std::iter::once(&self.sparse.values).chain(self.gated.iter().flat_map(Gated::parameters)).collect()
+        std::iter::once(&self.sparse.values)
+            .chain(self.gated.iter().flat_map(Gated::parameters))
+            .collect()
     }
 
     fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
-        std::iter::once(&mut self.sparse.values).chain(self.gated.iter_mut().flat_map(Gated::parameters_mut)).collect()
+        std::iter::once(&mut self.sparse.values)
+            .chain(self.gated.iter_mut().flat_map(Gated::parameters_mut))
+            .collect()
     }
 
     fn num_trainable(&self) -> usize {
@@ -318,7 +385,10 @@ impl Adapter for DiffPruning {
     }
 
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
-        Box::new(DeltaPass { adapter: self, mode })
+        Box::new(DeltaPass {
+            adapter: self,
+            mode,
+        })
     }
 
     fn after_step(&mut self, context: &StepContext) {
@@ -329,14 +399,22 @@ impl Adapter for DiffPruning {
     }
 
     fn state(&self) -> BTreeMap<String, Vec<f32>> {
-        self.sparse.state(&self.places).map(|entries| ("entries".to_owned(), entries)).into_iter().collect()
+        self.sparse
+            .state(&self.places)
+            .map(|entries| ("entries".to_owned(), entries))
+            .into_iter()
+            .collect()
     }
 
     fn restore(&mut self, state: &BTreeMap<String, Vec<f32>>) -> Result<(), String> {
         self.sparse.restore(state.get("entries"), &self.places)?;
         self.gated = match self.sparse.entries {
             Some(_) => Vec::new(),
-            None => self.places.iter().map(|place| Gated::new(place, &self.config, &self.device)).collect(),
+            None => self
+                .places
+                .iter()
+                .map(|place| Gated::new(place, &self.config, &self.device))
+                .collect(),
         };
         Ok(())
     }
@@ -363,7 +441,11 @@ impl Adapter for DiffPruning {
             projected.project();
             return projected.finished();
         }
-        Some(Box::new(self.sparse.finished(NAME, self.peft_config(), &self.places)))
+        Some(Box::new(self.sparse.finished(
+            NAME,
+            self.peft_config(),
+            &self.places,
+        )))
     }
 
     fn peft_config(&self) -> Map<String, Value> {
@@ -385,7 +467,11 @@ impl Adapter for DiffPruning {
 
 impl Gated {
     fn copy(&self) -> Self {
-        Self { w: self.w.clone(), alpha: self.alpha.clone(), group: self.group.clone() }
+        Self {
+            w: self.w.clone(),
+            alpha: self.alpha.clone(),
+            group: self.group.clone(),
+        }
     }
 }
 
@@ -395,12 +481,25 @@ mod tests {
 
     #[test]
     fn gates_are_open_closed_or_between_as_their_formula_says() {
-        let config = DiffPruningConfig { concrete_lower: -0.1, concrete_upper: 1.1, ..DiffPruningConfig::default() };
-        let logits = Tensor::<1>::from_data(TensorData::from([-5.0f32, -1.0, 0.0, 1.0, 5.0]), &Device::default());
+        let config = DiffPruningConfig {
+            concrete_lower: -0.1,
+            concrete_upper: 1.1,
+            ..DiffPruningConfig::default()
+        };
+        let logits = Tensor::<1>::from_data(
+            TensorData::from([-5.0f32, -1.0, 0.0, 1.0, 5.0]),
+            &Device::default(),
+        );
         // By hand: σ(1) = 0.731059, so s (ζ − γ) + γ = 0.777270; σ(±5) falls outside [1/12, 11/12].
         let expected = [0.0, 0.222_730, 0.5, 0.777_270, 1.0];
         let found = to_vec(config.gate(logits.clone()));
-        assert!(found.iter().zip(expected).all(|(f, e)| (f - e).abs() < 1e-5), "{found:?}");
+        assert!(
+            found
+                .iter()
+                .zip(expected)
+                .all(|(f, e)| (f - e).abs() < 1e-5),
+            "{found:?}"
+        );
         // σ(α − log(0.1 / 1.1)) = σ(α + 2.397895).
         let open = to_vec(config.open(logits));
         assert!((open[2] - 0.916_667).abs() < 1e-5, "{open:?}");
@@ -408,14 +507,30 @@ mod tests {
 
     #[test]
     fn the_share_of_open_gates_is_the_probability_that_the_price_counts() {
-        let config = DiffPruningConfig { alpha_init: 0.4, structured: false, ..DiffPruningConfig::default() };
-        let place = Place { site: crate::model::SiteId(0), path: "m".into(), d_in: 200, d_out: 100 };
+        let config = DiffPruningConfig {
+            alpha_init: 0.4,
+            structured: false,
+            ..DiffPruningConfig::default()
+        };
+        let place = Place {
+            site: crate::model::SiteId(0),
+            path: "m".into(),
+            d_in: 200,
+            d_out: 100,
+        };
         let mut gated = Gated::new(&place, &config, &Device::default());
         gated.w.set(vec![1.0; place.len()]);
-        let delta = to_vec(gated.delta(&place, &config, Mode::Train { seed: 3 }).inner());
+        let delta = to_vec(
+            gated
+                .delta(&place, &config, Mode::Train { seed: 3 })
+                .inner(),
+        );
         let open = delta.iter().filter(|v| **v > 0.0).count() as f32 / delta.len() as f32;
         let expected = to_vec(gated.open(&config, Mode::Eval))[0] / delta.len() as f32;
         // σ(0.4) = 0.598688; three standard deviations of the share are 0.0104.
-        assert!((expected - 0.598_688).abs() < 1e-4 && (open - expected).abs() < 0.0104, "{open} {expected}");
+        assert!(
+            (expected - 0.598_688).abs() < 1e-4 && (open - expected).abs() < 0.0104,
+            "{open} {expected}"
+        );
     }
 }

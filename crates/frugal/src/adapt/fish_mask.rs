@@ -1,29 +1,31 @@
 //! # FISH mask: training the weights that matter most
 //!
 //! ## What it does
-//! Measures which of the model's own weights the loss is most sensitive to, and trains only those. The choice is made once,
-//! in the first steps of the run, and then stays.
+//! Measures which of the model's own weights the loss is most sensitive to, and trains only those.
+//! The choice is made once, in the first steps of the run, and then stays.
 //!
 //! ## Update rule
-//! `F_i = Σ g_i²` over the first `fisher_steps` steps, in which nothing moves; `y = x (W + Δ)ᵀ` where `Δ` is trained in the
-//! `density` of all entries with the largest `F` and zero elsewhere.
+//! `F_i = Σ g_i²` over the first `fisher_steps` steps, in which nothing moves; `y = x (W + Δ)ᵀ`
+//! where `Δ` is trained in the `density` of all entries with the largest `F` and zero elsewhere.
 //!
 //! ## When to use, when not
-//! When the change must be sparse: it merges without cost, several can be shipped as short lists, and two that touch
-//! different entries do not disturb each other. It needs as much memory as full training while it measures; LoRA reaches the
-//! same quality with less.
+//! When the change must be sparse: it merges without cost, several can be shipped as short lists,
+//! and two that touch different entries do not disturb each other. It needs as much memory as full
+//! training while it measures; LoRA reaches the same quality with less.
 //!
 //! ## Cost
-//! Trainable: `density` of the entries of all chosen maps. Extra memory: a gradient and a sum of squares for every entry while
-//! measuring, one dense matrix per map afterwards. None after merging.
+//! Trainable: `density` of the entries of all chosen maps. Extra memory: a gradient and a sum of
+//! squares for every entry while measuring, one dense matrix per map afterwards. None after
+//! merging.
 //!
 //! ## Defaults and where they come from
-//! Half a per cent of the entries, the paper's main setting; all linear maps but the head. 16 steps of measuring, or a quarter
-//! of the run if that is less.
+//! Half a per cent of the entries, the paper's main setting; all linear maps but the head. 16 steps
+//! of measuring, or a quarter of the run if that is less.
 //!
 //! ## Departures from the paper
-//! The paper squares the gradient of each example; here each step's gradient is squared, so that a sample is a batch. The labels
-//! are the true ones, as in the released code (the empirical Fisher information). Biases, norms and tables are not candidates.
+//! The paper squares the gradient of each example; here each step's gradient is squared, so that a
+//! sample is a batch. The labels are the true ones, as in the released code (the empirical Fisher
+//! information). Biases, norms and tables are not candidates.
 //!
 //! ## References
 //! - Sung, Nair, Raffel: Training Neural Networks with Fixed Sparse Masks, 2021, arXiv 2111.09839.
@@ -36,7 +38,9 @@ use serde_json::{Map, Value};
 
 use super::own;
 use super::registry::{self, Capabilities, Family, Method};
-use super::sparse::{AddsToWeights, DeltaPass, Place, SparseDelta, SparseFile, budget, places, top};
+use super::sparse::{
+    AddsToWeights, DeltaPass, Place, SparseDelta, SparseFile, budget, places, top,
+};
 use super::target::{Layers, Names, Targets};
 use super::{AdaptError, Adapter, BuildContext, GradientSum, Mode, Parameter, Pass, StepContext};
 use crate::model::Linear;
@@ -52,7 +56,11 @@ pub const METHOD: Method = Method {
     default_lr: 1.5e-3,
     peft_type: "FISH_MASK",
     peft_variant: None,
-    capabilities: Capabilities { merge: true, identity_at_init: true, mixed_batch: true },
+    capabilities: Capabilities {
+        merge: true,
+        identity_at_init: true,
+        mixed_batch: true,
+    },
     source: include_str!("fish_mask.rs"),
     defaults: registry::defaults::<FishMaskConfig>,
     check: |settings| registry::parse::<FishMaskConfig>(NAME, settings)?.validate(),
@@ -98,7 +106,13 @@ impl FishMaskConfig {
     /// # Errors
     /// [`AdaptError::Config`] naming the field.
     pub fn validate(&self) -> Result<(), AdaptError> {
-        let bad = |field, reason: &str| Err(AdaptError::Config { method: NAME, field, reason: reason.into() });
+        let bad = |field, reason: &str| {
+            Err(AdaptError::Config {
+                method: NAME,
+                field,
+                reason: reason.into(),
+            })
+        };
         if !(self.density > 0.0 && self.density <= 1.0) {
             return bad("density", "must be above 0 and at most 1");
         }
@@ -125,7 +139,8 @@ pub struct FishMask {
     /// Index into `places` by site.
     by_site: Vec<Option<usize>>,
     sparse: SparseDelta,
-    /// While measuring: a dense change of every map, which stays zero and whose gradient is that of the weight.
+    /// While measuring: a dense change of every map, which stays zero and whose gradient is that of
+    /// the weight.
     probes: Vec<Parameter>,
     /// While measuring: sums of squared gradients.
     fisher: Vec<Vec<f32>>,
@@ -137,14 +152,26 @@ impl FishMask {
     ///
     /// # Errors
     /// Bad settings, no matching map.
-    pub fn build(config: FishMaskConfig, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+    pub fn build(
+        config: FishMaskConfig,
+        context: &BuildContext<'_>,
+    ) -> Result<Box<dyn Adapter>, AdaptError> {
         config.validate()?;
         let places = places(NAME, &config.targets(), context)?;
         if let Some(nnz) = &config.nnz {
-            return Ok(Box::new(SparseFile::new(NAME, own::all_to_file("FISH_MASK", &config), &places, nnz, context)?));
+            return Ok(Box::new(SparseFile::new(
+                NAME,
+                own::all_to_file("FISH_MASK", &config),
+                &places,
+                nnz,
+                context,
+            )?));
         }
         let mut by_site = vec![None; context.sites.len()];
-        places.iter().enumerate().for_each(|(index, place)| by_site[place.site.index()] = Some(index));
+        places
+            .iter()
+            .enumerate()
+            .for_each(|(index, place)| by_site[place.site.index()] = Some(index));
         let mut adapter = Self {
             sparse: SparseDelta::new(budget(&places, config.density), &context.device),
             probes: Vec::new(),
@@ -160,10 +187,19 @@ impl FishMask {
 
     fn start_measuring(&mut self) {
         let probe = |place: &Place| {
-            Parameter::new(format!("{}.probe", place.path), &[place.d_out, place.d_in], vec![0.0; place.len()], &self.device)
+            Parameter::new(
+                format!("{}.probe", place.path),
+                &[place.d_out, place.d_in],
+                vec![0.0; place.len()],
+                &self.device,
+            )
         };
         self.probes = self.places.iter().map(probe).collect();
-        self.fisher = self.places.iter().map(|place| vec![0.0; place.len()]).collect();
+        self.fisher = self
+            .places
+            .iter()
+            .map(|place| vec![0.0; place.len()])
+            .collect();
     }
 
     fn stop_measuring(&mut self) {
@@ -182,7 +218,9 @@ impl AddsToWeights for FishMask {
     }
 
     fn acts_on(&self, base: &Linear) -> bool {
-        self.by_site.get(base.site.index()).is_some_and(Option::is_some)
+        self.by_site
+            .get(base.site.index())
+            .is_some_and(Option::is_some)
     }
 }
 
@@ -212,7 +250,10 @@ impl Adapter for FishMask {
     }
 
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
-        Box::new(DeltaPass { adapter: self, mode })
+        Box::new(DeltaPass {
+            adapter: self,
+            mode,
+        })
     }
 
     fn before_step(&mut self, context: &StepContext, gradients: &mut GradientSum) {
@@ -221,7 +262,10 @@ impl Adapter for FishMask {
         }
         for (probe, fisher) in self.probes.iter().zip(&mut self.fisher) {
             let gradient = gradients.remove(probe.name()).unwrap_or_default();
-            fisher.iter_mut().zip(gradient).for_each(|(sum, g)| *sum += g * g);
+            fisher
+                .iter_mut()
+                .zip(gradient)
+                .for_each(|(sum, g)| *sum += g * g);
         }
         let last = self.config.fisher_steps.min(context.total_steps / 4).max(1);
         if context.step + 1 >= last {
@@ -236,8 +280,18 @@ impl Adapter for FishMask {
     }
 
     fn state(&self) -> BTreeMap<String, Vec<f32>> {
-        let fisher = self.places.iter().zip(&self.fisher).map(|(place, sum)| (format!("fisher.{}", place.path), sum.clone()));
-        fisher.chain(self.sparse.state(&self.places).map(|entries| ("entries".to_owned(), entries))).collect()
+        let fisher = self
+            .places
+            .iter()
+            .zip(&self.fisher)
+            .map(|(place, sum)| (format!("fisher.{}", place.path), sum.clone()));
+        fisher
+            .chain(
+                self.sparse
+                    .state(&self.places)
+                    .map(|entries| ("entries".to_owned(), entries)),
+            )
+            .collect()
     }
 
     fn restore(&mut self, state: &BTreeMap<String, Vec<f32>>) -> Result<(), String> {
@@ -248,14 +302,22 @@ impl Adapter for FishMask {
         }
         self.start_measuring();
         for (place, sum) in self.places.iter().zip(&mut self.fisher) {
-            let saved = state.get(&format!("fisher.{}", place.path)).filter(|saved| saved.len() == sum.len());
-            *sum = saved.ok_or_else(|| format!("`fisher.{}` is missing or has another size", place.path))?.clone();
+            let saved = state
+                .get(&format!("fisher.{}", place.path))
+                .filter(|saved| saved.len() == sum.len());
+            *sum = saved
+                .ok_or_else(|| format!("`fisher.{}` is missing or has another size", place.path))?
+                .clone();
         }
         Ok(())
     }
 
     fn finished(&self) -> Option<Box<dyn Adapter>> {
-        Some(Box::new(self.sparse.finished(NAME, self.peft_config(), &self.places)))
+        Some(Box::new(self.sparse.finished(
+            NAME,
+            self.peft_config(),
+            &self.places,
+        )))
     }
 
     fn peft_config(&self) -> Map<String, Value> {

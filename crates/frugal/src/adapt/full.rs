@@ -1,18 +1,20 @@
 //! # Full fine-tuning
 //!
 //! ## What it does
-//! Trains every weight of the model: the reference that parameter-efficient methods are measured against, and what
-//! pre-training from scratch uses.
+//! Trains every weight of the model: the reference that parameter-efficient methods are measured
+//! against, and what pre-training from scratch uses.
 //!
 //! ## Update rule
 //! `W ← W − η · step(∇W)` for every tensor.
 //!
 //! ## When to use, when not
-//! When memory allows and the task is far from what the model knows. It forgets more than low-rank methods and its file is
-//! as large as the model. It needs the weights in full (`quantize = "none"`).
+//! When memory allows and the task is far from what the model knows. It forgets more than low-rank
+//! methods and its file is as large as the model. It needs the weights in full
+//! (`quantize = "none"`).
 //!
 //! ## Cost
-//! Trainable: everything. Extra memory: a copy of the weights, their gradients and two moments each.
+//! Trainable: everything. Extra memory: a copy of the weights, their gradients and two moments
+//! each.
 //!
 //! ## Defaults and where they come from
 //! No settings.
@@ -21,7 +23,8 @@
 //! None: there is no paper.
 //!
 //! ## References
-//! - Howard, Ruder: Universal Language Model Fine-tuning for Text Classification, 2018, arXiv 1801.06146.
+//! - Howard, Ruder: Universal Language Model Fine-tuning for Text Classification, 2018, arXiv
+//!   1801.06146.
 
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -42,11 +45,20 @@ pub const METHOD: Method = Method {
     default_lr: 6e-5,
     peft_type: "FULL",
     peft_variant: None,
-    capabilities: Capabilities { merge: true, identity_at_init: true, mixed_batch: true },
+    capabilities: Capabilities {
+        merge: true,
+        identity_at_init: true,
+        mixed_batch: true,
+    },
     source: include_str!("full.rs"),
     defaults: registry::defaults::<FullConfig>,
     check: |settings| registry::parse::<FullConfig>(NAME, settings).map(|_| ()),
-    build: |settings, context| Ok(Box::new(Full::new(registry::parse(NAME, settings)?, context)?)),
+    build: |settings, context| {
+        Ok(Box::new(Full::new(
+            registry::parse(NAME, settings)?,
+            context,
+        )?))
+    },
     from_peft: |_| Ok(Map::new()),
 };
 
@@ -81,7 +93,12 @@ impl Full {
         let mut set = |id: SiteId, shape: &[usize], weight: Vec<f32>, bias: Option<Vec<f32>>| {
             let path = &context.sites.info(id).path;
             sites[id.index()] = Site {
-                weight: Some(Parameter::new(format!("{path}.weight"), shape, weight, device)),
+                weight: Some(Parameter::new(
+                    format!("{path}.weight"),
+                    shape,
+                    weight,
+                    device,
+                )),
                 bias: bias.map(|b| Parameter::new(format!("{path}.bias"), &[b.len()], b, device)),
             };
         };
@@ -89,9 +106,21 @@ impl Full {
         match context.backbone {
             Some(backbone) => backbone.export(&mut |part| match part {
                 Frozen::Linear(l) if Some(l.site) == tied => {}
-                Frozen::Linear(l) => set(l.site, &l.weight.dims(), to_vec(l.weight.dense()), l.bias.clone().map(to_vec)),
-                Frozen::Embedding(e) => set(e.site, &e.weight.dims(), to_vec(e.weight.dense()), None),
-                Frozen::Norm(n) => set(n.site, &n.weight.dims(), to_vec(n.weight.clone()), n.bias.clone().map(to_vec)),
+                Frozen::Linear(l) => set(
+                    l.site,
+                    &l.weight.dims(),
+                    to_vec(l.weight.dense()),
+                    l.bias.clone().map(to_vec),
+                ),
+                Frozen::Embedding(e) => {
+                    set(e.site, &e.weight.dims(), to_vec(e.weight.dense()), None)
+                }
+                Frozen::Norm(n) => set(
+                    n.site,
+                    &n.weight.dims(),
+                    to_vec(n.weight.clone()),
+                    n.bias.clone().map(to_vec),
+                ),
             }),
             None => {
                 for (id, s) in context.sites.iter().filter(|(_, s)| !s.tied) {
@@ -100,7 +129,10 @@ impl Full {
                 }
             }
         }
-        Ok(Self { sites, tied_head: tied.zip(table) })
+        Ok(Self {
+            sites,
+            tied_head: tied.zip(table),
+        })
     }
 
     fn weight(&self, site: SiteId) -> Option<&Parameter> {
@@ -129,10 +161,16 @@ fn check_dense(backbone: &dyn Backbone) -> Result<(), AdaptError> {
             packed = format.map(|format| (site, format.to_owned()));
         }
     });
-    let Some((site, format)) = packed else { return Ok(()) };
+    let Some((site, format)) = packed else {
+        return Ok(());
+    };
     let path = &backbone.sites().info(site).path;
     let reason = format!("`{path}` is held as {format}: full training needs `quantize = \"none\"`");
-    Err(AdaptError::Unsupported { method: NAME, action: "start from packed weights", reason })
+    Err(AdaptError::Unsupported {
+        method: NAME,
+        action: "start from packed weights",
+        reason,
+    })
 }
 
 struct FullPass<'a> {
@@ -158,7 +196,11 @@ impl Pass for FullPass<'_> {
 
     fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
         match self.adapter.weight(base.site) {
-            Some(weight) => frugal_kernels::linear(x, weight.get::<2>(self.mode), self.vector(self.adapter.bias(base.site))),
+            Some(weight) => frugal_kernels::linear(
+                x,
+                weight.get::<2>(self.mode),
+                self.vector(self.adapter.bias(base.site)),
+            ),
             None => base.forward(x),
         }
     }
@@ -167,20 +209,36 @@ impl Pass for FullPass<'_> {
         if self.adapter.bias(base.site).is_some() {
             return None;
         }
-        Some(self.adapter.weight(base.site).map_or_else(|| base.weight.dense(), |w| w.get::<2>(self.mode)))
+        Some(
+            self.adapter
+                .weight(base.site)
+                .map_or_else(|| base.weight.dense(), |w| w.get::<2>(self.mode)),
+        )
     }
 
-    /// `E Σ f P`, 1 under an even load: `f` is the share of the tokens' choices that fell on an expert, `P` its mean
-    /// probability (Switch Transformers, arXiv 2101.03961, equations 4 to 6).
-    fn route(&mut self, _layer: usize, probabilities: &Tensor<2>, chosen: &[usize], aux_loss_coef: f64) {
+    /// `E Σ f P`, 1 under an even load: `f` is the share of the tokens' choices that fell on an
+    /// expert, `P` its mean probability (Switch Transformers, arXiv 2101.03961, equations 4 to 6).
+    fn route(
+        &mut self,
+        _layer: usize,
+        probabilities: &Tensor<2>,
+        chosen: &[usize],
+        aux_loss_coef: f64,
+    ) {
         if !self.mode.is_train() || aux_loss_coef == 0.0 {
             return;
         }
         let experts = probabilities.dims()[1];
         let mut share = vec![0.0f32; experts];
-        chosen.iter().for_each(|&e| share[e] += 1.0 / chosen.len() as f32);
-        let share = Tensor::<2>::from_data(TensorData::new(share, [1, experts]), &probabilities.device().inner());
-        let loss = (probabilities.clone().mean_dim(0) * share).sum() * (aux_loss_coef * experts as f64);
+        chosen
+            .iter()
+            .for_each(|&e| share[e] += 1.0 / chosen.len() as f32);
+        let share = Tensor::<2>::from_data(
+            TensorData::new(share, [1, experts]),
+            &probabilities.device().inner(),
+        );
+        let loss =
+            (probabilities.clone().mean_dim(0) * share).sum() * (aux_loss_coef * experts as f64);
         self.load = Some(match self.load.take() {
             Some((sum, blocks)) => (sum + loss, blocks + 1),
             None => (loss, 1),
@@ -192,8 +250,14 @@ impl Pass for FullPass<'_> {
     }
 
     fn plain_norm(&mut self, base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
-        let weight = self.vector(self.adapter.weight(base.site)).unwrap_or_else(|| base.weight.clone());
-        Some((weight, self.vector(self.adapter.bias(base.site)).or_else(|| base.bias.clone())))
+        let weight = self
+            .vector(self.adapter.weight(base.site))
+            .unwrap_or_else(|| base.weight.clone());
+        Some((
+            weight,
+            self.vector(self.adapter.bias(base.site))
+                .or_else(|| base.bias.clone()),
+        ))
     }
 }
 
@@ -203,15 +267,25 @@ impl Adapter for Full {
     }
 
     fn parameters(&self) -> Vec<&Parameter> {
-        self.sites.iter().flat_map(|s| s.weight.iter().chain(&s.bias)).collect()
+        self.sites
+            .iter()
+            .flat_map(|s| s.weight.iter().chain(&s.bias))
+            .collect()
     }
 
     fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
-        self.sites.iter_mut().flat_map(|s| s.weight.iter_mut().chain(&mut s.bias)).collect()
+        self.sites
+            .iter_mut()
+            .flat_map(|s| s.weight.iter_mut().chain(&mut s.bias))
+            .collect()
     }
 
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
-        Box::new(FullPass { adapter: self, mode, load: None })
+        Box::new(FullPass {
+            adapter: self,
+            mode,
+            load: None,
+        })
     }
 
     fn peft_config(&self) -> Map<String, Value> {
@@ -219,13 +293,20 @@ impl Adapter for Full {
     }
 
     fn weight_delta(&self, base: &Linear) -> Result<Option<Tensor<2>>, AdaptError> {
-        Ok(self.weight(base.site).map(|w| w.get::<2>(Mode::Eval) - base.weight.dense()))
+        Ok(self
+            .weight(base.site)
+            .map(|w| w.get::<2>(Mode::Eval) - base.weight.dense()))
     }
 
     fn merged_linear(&self, base: &Linear) -> Result<Option<MergedLinear>, AdaptError> {
-        let Some(weight) = self.weight(base.site) else { return Ok(None) };
+        let Some(weight) = self.weight(base.site) else {
+            return Ok(None);
+        };
         let bias = self.bias(base.site).map(|b| b.get::<1>(Mode::Eval));
-        Ok(Some(MergedLinear { weight: weight.get::<2>(Mode::Eval), bias }))
+        Ok(Some(MergedLinear {
+            weight: weight.get::<2>(Mode::Eval),
+            bias,
+        }))
     }
 
     fn unmerged_linear(&self, _merged: &Linear) -> Result<Option<MergedLinear>, AdaptError> {

@@ -6,15 +6,22 @@ use burn::tensor::Gradients;
 
 use super::{Parameter, to_vec};
 
-/// Gradients by parameter name, summed over the micro-batches of a step; each `[len]` like its parameter's values.
+/// Gradients by parameter name, summed over the micro-batches of a step; each `[len]` like its
+/// parameter's values.
 #[derive(Debug, Default)]
 pub struct GradientSum(BTreeMap<String, Vec<f32>>);
 
 impl GradientSum {
     /// Adds what a backward pass found.
-    pub fn add<'a>(&mut self, parameters: impl Iterator<Item = &'a Parameter>, gradients: &mut Gradients) {
+    pub fn add<'a>(
+        &mut self,
+        parameters: impl Iterator<Item = &'a Parameter>,
+        gradients: &mut Gradients,
+    ) {
         for parameter in parameters {
-            let Some(gradient) = parameter.take_gradient(gradients).map(to_vec) else { continue };
+            let Some(gradient) = parameter.take_gradient(gradients).map(to_vec) else {
+                continue;
+            };
             match self.0.get_mut(parameter.name()) {
                 Some(sum) => sum.iter_mut().zip(&gradient).for_each(|(sum, g)| *sum += g),
                 None => self.insert(parameter.name(), gradient),
@@ -44,7 +51,9 @@ impl GradientSum {
 
     /// Names and gradients, sorted by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &[f32])> {
-        self.0.iter().map(|(name, gradient)| (name.as_str(), gradient.as_slice()))
+        self.0
+            .iter()
+            .map(|(name, gradient)| (name.as_str(), gradient.as_slice()))
     }
 
     /// Forgets everything.

@@ -1,13 +1,17 @@
 //! Classification heads: the part of a task that every method trains in full (`modules_to_save`).
 //!
-//! Names, shapes and arithmetic are those of Hugging Face's `*ForSequenceClassification` classes, so that the files load
-//! there: `score` without bias on decoders, `classifier` on BERT, `classifier.dense` + `classifier.out_proj` on RoBERTa.
+//! Names, shapes and arithmetic are those of Hugging Face's `*ForSequenceClassification` classes,
+//! so that the files load there: `score` without bias on decoders, `classifier` on BERT,
+//! `classifier.dense` + `classifier.out_proj` on RoBERTa.
 
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::{Mode, Parameter, Pass, normal, stream};
-use crate::model::{Backbone, ModelConfig, ModelError, ModelType, SequenceLayout, WeightSource, mean_pool, read_values, select_rows};
+use crate::model::{
+    Backbone, ModelConfig, ModelError, ModelType, SequenceLayout, WeightSource, mean_pool,
+    read_values, select_rows,
+};
 
 /// Which positions a head reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,7 +28,11 @@ pub enum Pooling {
 impl Pooling {
     /// What Hugging Face's classes do for this architecture.
     pub fn default_for(model_type: ModelType) -> Self {
-        if model_type.is_encoder() { Self::Cls } else { Self::Last }
+        if model_type.is_encoder() {
+            Self::Cls
+        } else {
+            Self::Last
+        }
     }
 }
 
@@ -55,19 +63,32 @@ impl Head {
             let mut rng = stream(seed, name);
             (0..n).map(|_| 0.02 * normal(&mut rng)).collect()
         };
-        let matrix = |name: &str, rows: usize| Parameter::new(name, &[rows, d], draw(name, rows * d), device);
+        let matrix = |name: &str, rows: usize| {
+            Parameter::new(name, &[rows, d], draw(name, rows * d), device)
+        };
         let vector = |name: &str, n: usize| Parameter::new(name, &[n], vec![0.0; n], device);
         match model.model_type {
-            ModelType::Bert => {
-                Self { dense: None, weight: matrix("classifier.weight", labels), bias: Some(vector("classifier.bias", labels)), config }
-            }
+            ModelType::Bert => Self {
+                dense: None,
+                weight: matrix("classifier.weight", labels),
+                bias: Some(vector("classifier.bias", labels)),
+                config,
+            },
             ModelType::Roberta => Self {
-                dense: Some((matrix("classifier.dense.weight", d), vector("classifier.dense.bias", d))),
+                dense: Some((
+                    matrix("classifier.dense.weight", d),
+                    vector("classifier.dense.bias", d),
+                )),
                 weight: matrix("classifier.out_proj.weight", labels),
                 bias: Some(vector("classifier.out_proj.bias", labels)),
                 config,
             },
-            _ => Self { dense: None, weight: matrix("score.weight", labels), bias: None, config },
+            _ => Self {
+                dense: None,
+                weight: matrix("score.weight", labels),
+                bias: None,
+                config,
+            },
         }
     }
 
@@ -75,14 +96,31 @@ impl Head {
     ///
     /// # Errors
     /// A head that is missing, damaged or of another shape than the model's list of classes.
-    pub fn of_model(model: &ModelConfig, source: &dyn WeightSource, device: &Device) -> Result<Option<Self>, ModelError> {
+    pub fn of_model(
+        model: &ModelConfig,
+        source: &dyn WeightSource,
+        device: &Device,
+    ) -> Result<Option<Self>, ModelError> {
         if !model.is_classifier() {
             return Ok(None);
         }
-        let names = model.raw.get("id2label").and_then(|names| names.as_object());
-        let count = names.map(|names| names.len()).or_else(|| usize::try_from(model.raw.get("num_labels")?.as_u64()?).ok()).unwrap_or(2);
-        let label = |i: usize| names.and_then(|n| n.get(&i.to_string())?.as_str()).map_or_else(|| format!("LABEL_{i}"), str::to_owned);
-        let config = HeadConfig { labels: (0..count).map(label).collect(), pooling: Pooling::default_for(model.model_type) };
+        let names = model
+            .raw
+            .get("id2label")
+            .and_then(|names| names.as_object());
+        let count = names
+            .map(|names| names.len())
+            .or_else(|| usize::try_from(model.raw.get("num_labels")?.as_u64()?).ok())
+            .unwrap_or(2);
+        let label = |i: usize| {
+            names
+                .and_then(|n| n.get(&i.to_string())?.as_str())
+                .map_or_else(|| format!("LABEL_{i}"), str::to_owned)
+        };
+        let config = HeadConfig {
+            labels: (0..count).map(label).collect(),
+            pooling: Pooling::default_for(model.model_type),
+        };
         let mut head = Self::new(config, model, device, 0);
         for parameter in head.parameters_mut() {
             let values = read_values(source, parameter.name(), parameter.shape())?;
@@ -96,15 +134,25 @@ impl Head {
     /// # Errors
     /// Why there is none: other classes, other positions, a layer that is not linear.
     pub fn weighted_sum(heads: &[(&Self, f32)]) -> Result<Self, String> {
-        let Some((first, _)) = heads.first() else { return Err("there is none".into()) };
+        let Some((first, _)) = heads.first() else {
+            return Err("there is none".into());
+        };
         for (other, _) in heads {
             let (a, b) = (&first.config, &other.config);
             if a.labels != b.labels {
-                return Err(format!("one tells {} apart, another {}: give adapters of one task", a.labels.join(", "), b.labels.join(", ")));
+                return Err(format!(
+                    "one tells {} apart, another {}: give adapters of one task",
+                    a.labels.join(", "),
+                    b.labels.join(", ")
+                ));
             }
             if a.pooling != b.pooling {
                 let name = |pooling: Pooling| format!("`pooling = {}`", serde_json::json!(pooling));
-                return Err(format!("one has {}, another {}: give adapters that were trained alike", name(a.pooling), name(b.pooling)));
+                return Err(format!(
+                    "one has {}, another {}: give adapters that were trained alike",
+                    name(a.pooling),
+                    name(b.pooling)
+                ));
             }
         }
         if first.dense.is_some() {
@@ -114,7 +162,10 @@ impl Head {
         for (i, parameter) in sum.parameters_mut().into_iter().enumerate() {
             let mut values = vec![0.0; parameter.len()];
             for (head, weight) in heads {
-                values.iter_mut().zip(head.parameters()[i].to_vec()).for_each(|(sum, value)| *sum += weight * value);
+                values
+                    .iter_mut()
+                    .zip(head.parameters()[i].to_vec())
+                    .for_each(|(sum, value)| *sum += weight * value);
             }
             parameter.set(values);
         }
@@ -128,7 +179,11 @@ impl Head {
 
     /// Name under which `peft` lists it in `modules_to_save`.
     pub fn module_name(&self) -> &'static str {
-        if self.bias.is_some() { "classifier" } else { "score" }
+        if self.bias.is_some() {
+            "classifier"
+        } else {
+            "score"
+        }
     }
 
     /// All parameters in a fixed order.
@@ -140,7 +195,10 @@ impl Head {
     /// The same, to update.
     pub fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
         let dense = self.dense.iter_mut().flat_map(|(w, b)| [w, b]);
-        dense.chain([&mut self.weight]).chain(&mut self.bias).collect()
+        dense
+            .chain([&mut self.weight])
+            .chain(&mut self.bias)
+            .collect()
     }
 
     /// Logits `[sequences, labels]` from final hidden states `[tokens, d_model]`.
@@ -164,9 +222,16 @@ impl Head {
             }
         };
         let pooled = match &self.dense {
-            Some((weight, bias)) => frugal_kernels::linear(pooled, weight.get::<2>(mode), Some(bias.get::<1>(mode))).tanh(),
+            Some((weight, bias)) => {
+                frugal_kernels::linear(pooled, weight.get::<2>(mode), Some(bias.get::<1>(mode)))
+                    .tanh()
+            }
             None => pooled,
         };
-        frugal_kernels::linear(pooled, self.weight.get::<2>(mode), self.bias.as_ref().map(|b| b.get::<1>(mode)))
+        frugal_kernels::linear(
+            pooled,
+            self.weight.get::<2>(mode),
+            self.bias.as_ref().map(|b| b.get::<1>(mode)),
+        )
     }
 }

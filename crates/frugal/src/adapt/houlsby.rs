@@ -1,31 +1,34 @@
 //! # Serial adapters: small networks behind attention and feed-forward
 //!
 //! ## What it does
-//! Puts a small network with a bottleneck behind both halves of every block. The model stays frozen, but for its norms.
+//! Puts a small network with a bottleneck behind both halves of every block. The model stays
+//! frozen, but for its norms.
 //!
 //! ## Update rule
-//! What a half adds to the residual stream becomes `h + f(h W_dᵀ + b_d) W_uᵀ + b_u` with `W_d [bottleneck_dim, d_model]`,
-//! `W_u [d_model, bottleneck_dim]` and a non-linearity `f`.
+//! What a half adds to the residual stream becomes `h + f(h W_dᵀ + b_d) W_uᵀ + b_u` with
+//! `W_d [bottleneck_dim, d_model]`, `W_u [d_model, bottleneck_dim]` and a non-linearity `f`.
 //!
 //! ## When to use, when not
-//! When the task needs more than a low-rank change of weights can give, and a few per cent more time per token are
-//! acceptable. Where the adapter shall vanish into the weights, use LoRA; for half the parameters, `pfeiffer`.
+//! When the task needs more than a low-rank change of weights can give, and a few per cent more
+//! time per token are acceptable. Where the adapter shall vanish into the weights, use LoRA; for
+//! half the parameters, `pfeiffer`.
 //!
 //! ## Cost
-//! Trainable: `2 · bottleneck_dim · d_model + bottleneck_dim + d_model` per half, and the norms of the blocks. Extra compute:
-//! `2 · bottleneck_dim · d_model` multiply-adds per token and half, also after training; it cannot be merged.
+//! Trainable: `2 · bottleneck_dim · d_model + bottleneck_dim + d_model` per half, and the norms of
+//! the blocks. Extra compute: `2 · bottleneck_dim · d_model` multiply-adds per token and half, also
+//! after training; it cannot be merged.
 //!
 //! ## Defaults and where they come from
-//! A bottleneck of 64, the size that the paper found robust, with ReLU; norms are trained as in the paper
-//! (`train_layer_norm`). `W_d` is uniform within `±1/sqrt(d_model)`, everything else zero.
+//! A bottleneck of 64, the size that the paper found robust, with ReLU; norms are trained as in the
+//! paper (`train_layer_norm`). `W_d` is uniform within `±1/sqrt(d_model)`, everything else zero.
 //!
 //! ## Departures from the paper
-//! The map up starts at zero, where the paper draws it near zero, so that nothing changes before training. Only the norms of
-//! the blocks are trained, not those at the two ends of the model.
+//! The map up starts at zero, where the paper draws it near zero, so that nothing changes before
+//! training. Only the norms of the blocks are trained, not those at the two ends of the model.
 //!
 //! ## References
-//! - Houlsby, Giurgiu, Jastrzebski, Morrone, de Laroussilhe, Gesmundo, Attariyan, Gelly: Parameter-Efficient Transfer
-//!   Learning for NLP, 2019, arXiv 1902.00751.
+//! - Houlsby, Giurgiu, Jastrzebski, Morrone, de Laroussilhe, Gesmundo, Attariyan, Gelly:
+//!   Parameter-Efficient Transfer Learning for NLP, 2019, arXiv 1902.00751.
 
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -49,11 +52,20 @@ pub const METHOD: Method = Method {
     default_lr: 1e-3,
     peft_type: "HOULSBY",
     peft_variant: None,
-    capabilities: Capabilities { merge: false, identity_at_init: true, mixed_batch: true },
+    capabilities: Capabilities {
+        merge: false,
+        identity_at_init: true,
+        mixed_batch: true,
+    },
     source: include_str!("houlsby.rs"),
     defaults: registry::defaults::<HoulsbyConfig>,
     check: |settings| registry::parse::<HoulsbyConfig>(NAME, settings)?.validate(),
-    build: |settings, context| Ok(Box::new(Houlsby::new(registry::parse(NAME, settings)?, context)?)),
+    build: |settings, context| {
+        Ok(Box::new(Houlsby::new(
+            registry::parse(NAME, settings)?,
+            context,
+        )?))
+    },
     from_peft: |config| Ok(own::from_file::<HoulsbyConfig>(config)),
 };
 
@@ -73,7 +85,12 @@ pub struct HoulsbyConfig {
 
 impl Default for HoulsbyConfig {
     fn default() -> Self {
-        Self { bottleneck_dim: 64, non_linearity: NonLinearity::Relu, train_layer_norm: true, layers_to_transform: None }
+        Self {
+            bottleneck_dim: 64,
+            non_linearity: NonLinearity::Relu,
+            train_layer_norm: true,
+            layers_to_transform: None,
+        }
     }
 }
 
@@ -84,7 +101,11 @@ impl HoulsbyConfig {
     /// [`AdaptError::Config`] naming the field.
     pub fn validate(&self) -> Result<(), AdaptError> {
         if self.bottleneck_dim == 0 {
-            return Err(AdaptError::Config { method: NAME, field: "bottleneck_dim", reason: "must be at least 1".into() });
+            return Err(AdaptError::Config {
+                method: NAME,
+                field: "bottleneck_dim",
+                reason: "must be at least 1".into(),
+            });
         }
         Ok(())
     }
@@ -105,10 +126,20 @@ impl Houlsby {
     pub fn new(config: HoulsbyConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
         config.validate()?;
         let halves = [SubLayer::Attention, SubLayer::Mlp];
-        let make = |name: &str| Bottleneck::new(name, config.bottleneck_dim, config.non_linearity, context);
+        let make = |name: &str| {
+            Bottleneck::new(name, config.bottleneck_dim, config.non_linearity, context)
+        };
         let networks = PerHalf::new(config.layers_to_transform.as_ref(), &halves, context, make)?;
-        let norms = if config.train_layer_norm { TrainedNorms::new(context, |layer| networks.has(layer)) } else { TrainedNorms::default() };
-        Ok(Self { config, networks, norms })
+        let norms = if config.train_layer_norm {
+            TrainedNorms::new(context, |layer| networks.has(layer))
+        } else {
+            TrainedNorms::default()
+        };
+        Ok(Self {
+            config,
+            networks,
+            norms,
+        })
     }
 }
 
@@ -118,7 +149,13 @@ struct HoulsbyPass<'a> {
 }
 
 impl Pass for HoulsbyPass<'_> {
-    fn around(&mut self, layer: usize, part: SubLayer, _input: &Tensor<2>, output: Tensor<2>) -> Tensor<2> {
+    fn around(
+        &mut self,
+        layer: usize,
+        part: SubLayer,
+        _input: &Tensor<2>,
+        output: Tensor<2>,
+    ) -> Tensor<2> {
         match self.adapter.networks.get(layer, part) {
             Some(network) => output.clone() + network.forward(output, self.mode),
             None => output,
@@ -140,15 +177,26 @@ impl Adapter for Houlsby {
     }
 
     fn parameters(&self) -> Vec<&Parameter> {
-        self.networks.iter().flat_map(Bottleneck::parameters).chain(self.norms.parameters()).collect()
+        self.networks
+            .iter()
+            .flat_map(Bottleneck::parameters)
+            .chain(self.norms.parameters())
+            .collect()
     }
 
     fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
-        self.networks.iter_mut().flat_map(Bottleneck::parameters_mut).chain(self.norms.parameters_mut()).collect()
+        self.networks
+            .iter_mut()
+            .flat_map(Bottleneck::parameters_mut)
+            .chain(self.norms.parameters_mut())
+            .collect()
     }
 
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
-        Box::new(HoulsbyPass { adapter: self, mode })
+        Box::new(HoulsbyPass {
+            adapter: self,
+            mode,
+        })
     }
 
     fn peft_config(&self) -> Map<String, Value> {

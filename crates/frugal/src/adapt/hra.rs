@@ -1,31 +1,32 @@
 //! # HRA: Householder reflection adaptation
 //!
 //! ## What it does
-//! Multiplies each weight by a chain of trained reflections: an orthogonal change that is low-rank as well.
+//! Multiplies each weight by a chain of trained reflections: an orthogonal change that is low-rank
+//! as well.
 //!
 //! ## Update rule
-//! `W' = W Π (I − 2 uᵢ uᵢᵀ / ‖uᵢ‖²)` over `r` trained vectors `u [d_in, r]`; with `apply_GS` the vectors are made orthogonal
-//! first and all reflections act at once, `W' = W (I − 2 U Uᵀ)`.
+//! `W' = W Π (I − 2 uᵢ uᵢᵀ / ‖uᵢ‖²)` over `r` trained vectors `u [d_in, r]`; with `apply_GS` the
+//! vectors are made orthogonal first and all reflections act at once, `W' = W (I − 2 U Uᵀ)`.
 //!
 //! ## When to use, when not
-//! As LoRA, where lengths and angles of the weights should stay. Without biases or norms in between, reflections cannot
-//! scale.
+//! As LoRA, where lengths and angles of the weights should stay. Without biases or norms in
+//! between, reflections cannot scale.
 //!
 //! ## Cost
-//! Trainable: `r d_in` per map, half of LoRA's on a square map. Extra compute: `2 r d_in` multiply-adds per token forward,
-//! one reflection after the other. None after merging.
+//! Trainable: `r d_in` per map, half of LoRA's on a square map. Extra compute: `2 r d_in`
+//! multiply-adds per token forward, one reflection after the other. None after merging.
 //!
 //! ## Defaults and where they come from
-//! `r = 8`, vectors in equal pairs so that their reflections cancel, Kaiming-uniform with `a = sqrt(5)`: Hugging Face
-//! `peft`. An odd `r` starts at random and so changes the model.
+//! `r = 8`, vectors in equal pairs so that their reflections cancel, Kaiming-uniform with
+//! `a = sqrt(5)`: Hugging Face `peft`. An odd `r` starts at random and so changes the model.
 //!
 //! ## Departures from the paper
-//! With `apply_GS` the vectors start at random: equal pairs cannot be made orthogonal, where `peft` divides by zero. The
-//! paper's orthogonality penalty is not offered, as in `peft`.
+//! With `apply_GS` the vectors start at random: equal pairs cannot be made orthogonal, where `peft`
+//! divides by zero. The paper's orthogonality penalty is not offered, as in `peft`.
 //!
 //! ## References
-//! - Yuan, Liu, Xu: Bridging The Gap between Low-rank and Orthogonal Adaptation via Householder Reflection Adaptation, 2024,
-//!   arXiv 2405.17484.
+//! - Yuan, Liu, Xu: Bridging The Gap between Low-rank and Orthogonal Adaptation via Householder
+//!   Reflection Adaptation, 2024, arXiv 2405.17484.
 
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -46,12 +47,18 @@ pub const METHOD: Method = Method {
     default_lr: 2e-3,
     peft_type: "HRA",
     peft_variant: None,
-    capabilities: Capabilities { merge: true, identity_at_init: true, mixed_batch: true },
+    capabilities: Capabilities {
+        merge: true,
+        identity_at_init: true,
+        mixed_batch: true,
+    },
     source: include_str!("hra.rs"),
     defaults: registry::defaults::<HraConfig>,
     check: |settings| registry::parse::<HraConfig>(NAME, settings)?.validate(),
     build: |settings, context| Ok(Box::new(build(registry::parse(NAME, settings)?, context)?)),
-    from_peft: |config| maps::from_peft::<HraConfig>(NAME, config, json!({}), &[("bias", &[json!("none")])]),
+    from_peft: |config| {
+        maps::from_peft::<HraConfig>(NAME, config, json!({}), &[("bias", &[json!("none")])])
+    },
 };
 
 /// Settings, with `peft`'s names.
@@ -72,7 +79,12 @@ pub struct HraConfig {
 
 impl Default for HraConfig {
     fn default() -> Self {
-        Self { r: 8, apply_gs: false, init_weights: true, targets: Targets::default() }
+        Self {
+            r: 8,
+            apply_gs: false,
+            init_weights: true,
+            targets: Targets::default(),
+        }
     }
 }
 
@@ -82,25 +94,56 @@ impl HraConfig {
     /// # Errors
     /// [`AdaptError::Config`] naming the field.
     pub fn validate(&self) -> Result<(), AdaptError> {
-        if self.r == 0 { bad(NAME, "r", "must be at least 1") } else { Ok(()) }
+        if self.r == 0 {
+            bad(NAME, "r", "must be at least 1")
+        } else {
+            Ok(())
+        }
     }
 }
 
 fn build(config: HraConfig, context: &BuildContext<'_>) -> Result<Maps<Reflections>, AdaptError> {
     config.validate()?;
-    let (r, paired) = (config.r, config.init_weights && !config.apply_gs && config.r.is_multiple_of(2));
-    Maps::new(&METHOD, &config.targets, context, &config, json!({"bias": "none"}), |_, info| {
-        if config.apply_gs && r > info.d_in {
-            return bad(NAME, "r", format!("`{}` has room for {} orthogonal vectors", info.path, info.d_in));
-        }
-        let mut rng = stream(context.seed, &info.path);
-        let different = if paired { r / 2 } else { r };
-        let drawn = kaiming(&mut rng, info.d_in * different, different);
-        let column = |j: usize| if paired { j / 2 } else { j };
-        let values = (0..info.d_in * r).map(|n| drawn[n / r * different + column(n % r)]).collect();
-        let u = Parameter::new(format!("{}.hra_u", info.path), &[info.d_in, r], values, &context.device);
-        Ok(Reflections { u, orthogonal: config.apply_gs })
-    })
+    let (r, paired) = (
+        config.r,
+        config.init_weights && !config.apply_gs && config.r.is_multiple_of(2),
+    );
+    Maps::new(
+        &METHOD,
+        &config.targets,
+        context,
+        &config,
+        json!({"bias": "none"}),
+        |_, info| {
+            if config.apply_gs && r > info.d_in {
+                return bad(
+                    NAME,
+                    "r",
+                    format!(
+                        "`{}` has room for {} orthogonal vectors",
+                        info.path, info.d_in
+                    ),
+                );
+            }
+            let mut rng = stream(context.seed, &info.path);
+            let different = if paired { r / 2 } else { r };
+            let drawn = kaiming(&mut rng, info.d_in * different, different);
+            let column = |j: usize| if paired { j / 2 } else { j };
+            let values = (0..info.d_in * r)
+                .map(|n| drawn[n / r * different + column(n % r)])
+                .collect();
+            let u = Parameter::new(
+                format!("{}.hra_u", info.path),
+                &[info.d_in, r],
+                values,
+                &context.device,
+            );
+            Ok(Reflections {
+                u,
+                orthogonal: config.apply_gs,
+            })
+        },
+    )
 }
 
 /// The reflections of one map.
@@ -137,8 +180,15 @@ impl Reflections {
 
     fn reflected(&self, at: &At<'_>, inverse: bool) -> MergedLinear {
         let (weight, vectors) = (at.base.weight.dense(), self.vectors(Mode::Eval).into_iter());
-        let weight = if inverse { Self::reflect(weight, vectors.rev()) } else { Self::reflect(weight, vectors) };
-        MergedLinear { weight, bias: at.base.bias.clone() }
+        let weight = if inverse {
+            Self::reflect(weight, vectors.rev())
+        } else {
+            Self::reflect(weight, vectors)
+        };
+        MergedLinear {
+            weight,
+            bias: at.base.bias.clone(),
+        }
     }
 }
 
@@ -161,7 +211,10 @@ impl MapPart for Reflections {
 
     fn forward(&self, at: &At<'_>, x: Tensor<2>) -> Tensor<2> {
         // x (W H₁ ... H_r)ᵀ = (x H_r ... H₁) Wᵀ.
-        at.base.forward(Self::reflect(x, at.keep(|| self.vectors(at.mode)).into_iter().rev()))
+        at.base.forward(Self::reflect(
+            x,
+            at.keep(|| self.vectors(at.mode)).into_iter().rev(),
+        ))
     }
 
     fn merged(&self, at: &At<'_>) -> MergedLinear {

@@ -1,4 +1,5 @@
-//! What a method would form anew in each pass, kept where its parameters do not change from one pass to the next.
+//! What a method would form anew in each pass, kept where its parameters do not change from one
+//! pass to the next.
 
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
@@ -18,7 +19,9 @@ impl Kept {
     pub fn keep<T: Clone + Send + 'static>(&self, site: SiteId, form: impl FnOnce() -> T) -> T {
         let key = (site, TypeId::of::<T>());
         let all = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = all().get(&key).and_then(|value| value.downcast_ref::<T>().cloned());
+        let known = all()
+            .get(&key)
+            .and_then(|value| value.downcast_ref::<T>().cloned());
         known.unwrap_or_else(|| {
             let formed = form();
             all().insert(key, Box::new(formed.clone()));
@@ -28,12 +31,16 @@ impl Kept {
 
     /// Hooks for one pass without gradients.
     pub(super) fn pass<'a>(&'a self, adapter: &'a dyn Adapter) -> Box<dyn Pass + 'a> {
-        Box::new(KeptPass { adapter, kept: self, inner: adapter.pass_keeping(self) })
+        Box::new(KeptPass {
+            adapter,
+            kept: self,
+            inner: adapter.pass_keeping(self),
+        })
     }
 }
 
-/// An adapter, or none, over the passes of an evaluation on one backbone: whole weights that it forms ([`Adapter::forms_weight`])
-/// are formed once.
+/// An adapter, or none, over the passes of an evaluation on one backbone: whole weights that it
+/// forms ([`Adapter::forms_weight`]) are formed once.
 pub struct Fixed<'a> {
     adapter: Option<&'a dyn Adapter>,
     kept: Kept,
@@ -42,7 +49,10 @@ pub struct Fixed<'a> {
 impl<'a> Fixed<'a> {
     /// The adapter, which does not change as long as it is borrowed.
     pub fn new(adapter: Option<&'a dyn Adapter>) -> Self {
-        Self { adapter, kept: Kept::default() }
+        Self {
+            adapter,
+            kept: Kept::default(),
+        }
     }
 
     /// Hooks for the next pass.
@@ -66,14 +76,24 @@ impl KeptPass<'_> {
         if !self.adapter.forms_weight(base) {
             return None;
         }
-        self.kept.keep(base.site, || self.adapter.merged_linear(base).ok().flatten())
+        self.kept.keep(base.site, || {
+            self.adapter.merged_linear(base).ok().flatten()
+        })
     }
 }
 
 impl Pass for KeptPass<'_> {
     fn embedding(&mut self, base: &Embedding, ids: &[u32]) -> Tensor<2> {
-        let table = if self.adapter.forms_table(base) { self.kept.keep(base.site, || self.adapter.merged_embedding(base)) } else { None };
-        table.map_or_else(|| self.inner.embedding(base, ids), |table| lookup(table, ids))
+        let table = if self.adapter.forms_table(base) {
+            self.kept
+                .keep(base.site, || self.adapter.merged_embedding(base))
+        } else {
+            None
+        };
+        table.map_or_else(
+            || self.inner.embedding(base, ids),
+            |table| lookup(table, ids),
+        )
     }
 
     fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
@@ -99,7 +119,11 @@ impl Pass for KeptPass<'_> {
     }
 
     fn low_rank(&mut self, base: &Linear) -> Option<LowRankChange> {
-        if self.adapter.forms_weight(base) { None } else { self.inner.low_rank(base) }
+        if self.adapter.forms_weight(base) {
+            None
+        } else {
+            self.inner.low_rank(base)
+        }
     }
 
     fn embed(&mut self, hidden_states: Tensor<2>, layout: &mut SequenceLayout) -> Tensor<2> {
@@ -122,7 +146,13 @@ impl Pass for KeptPass<'_> {
         self.inner.prefix_length()
     }
 
-    fn around(&mut self, layer: usize, part: SubLayer, input: &Tensor<2>, output: Tensor<2>) -> Tensor<2> {
+    fn around(
+        &mut self,
+        layer: usize,
+        part: SubLayer,
+        input: &Tensor<2>,
+        output: Tensor<2>,
+    ) -> Tensor<2> {
         self.inner.around(layer, part, input, output)
     }
 
@@ -134,8 +164,15 @@ impl Pass for KeptPass<'_> {
         self.inner.tap(layer, hidden_states);
     }
 
-    fn route(&mut self, layer: usize, probabilities: &Tensor<2>, chosen: &[usize], aux_loss_coef: f64) {
-        self.inner.route(layer, probabilities, chosen, aux_loss_coef);
+    fn route(
+        &mut self,
+        layer: usize,
+        probabilities: &Tensor<2>,
+        chosen: &[usize],
+        aux_loss_coef: f64,
+    ) {
+        self.inner
+            .route(layer, probabilities, chosen, aux_loss_coef);
     }
 
     fn rows_are_tokens(&self) -> bool {

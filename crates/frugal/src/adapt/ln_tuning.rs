@@ -7,22 +7,24 @@
 //! `y = norm(x) ⊙ g + b`, with `g` and `b` trained from the model's own values.
 //!
 //! ## When to use, when not
-//! As the cheapest adaptation of a model whose behaviour, not knowledge, should change; it was found to rival low-rank
-//! methods when text models are turned into multi-modal ones. It has little room to store facts.
+//! As the cheapest adaptation of a model whose behaviour, not knowledge, should change; it was
+//! found to rival low-rank methods when text models are turned into multi-modal ones. It has little
+//! room to store facts.
 //!
 //! ## Cost
-//! Trainable: `d_model` per norm, twice that with biases. No extra compute forward, almost none backward. None after merging.
+//! Trainable: `d_model` per norm, twice that with biases. No extra compute forward, almost none
+//! backward. None after merging.
 //!
 //! ## Defaults and where they come from
-//! Every norm of the model. Hugging Face `peft` lists the norms by architecture, which leaves out the norms of queries and
-//! keys where a model has them; name them in `target_modules` to choose.
+//! Every norm of the model. Hugging Face `peft` lists the norms by architecture, which leaves out
+//! the norms of queries and keys where a model has them; name them in `target_modules` to choose.
 //!
 //! ## Departures from the paper
 //! None.
 //!
 //! ## References
-//! - Zhao, Tu, Wei, Mei, Xie: Tuning LayerNorm in Attention: Towards Efficient Multi-Modal LLM Finetuning, 2023,
-//!   arXiv 2312.11420.
+//! - Zhao, Tu, Wei, Mei, Xie: Tuning LayerNorm in Attention: Towards Efficient Multi-Modal LLM
+//!   Finetuning, 2023, arXiv 2312.11420.
 
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -44,11 +46,20 @@ pub const METHOD: Method = Method {
     default_lr: 6e-3,
     peft_type: "LN_TUNING",
     peft_variant: None,
-    capabilities: Capabilities { merge: true, identity_at_init: true, mixed_batch: true },
+    capabilities: Capabilities {
+        merge: true,
+        identity_at_init: true,
+        mixed_batch: true,
+    },
     source: include_str!("ln_tuning.rs"),
     defaults: registry::defaults::<LnTuningConfig>,
     check: |settings| registry::parse::<LnTuningConfig>(NAME, settings).map(|_| ()),
-    build: |settings, context| Ok(Box::new(LnTuning::new(registry::parse(NAME, settings)?, context)?)),
+    build: |settings, context| {
+        Ok(Box::new(LnTuning::new(
+            registry::parse(NAME, settings)?,
+            context,
+        )?))
+    },
     from_peft: |config| maps::from_peft::<LnTuningConfig>(NAME, config, json!({}), &[]),
 };
 
@@ -84,20 +95,39 @@ impl LnTuning {
     pub fn new(config: LnTuningConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
         let all = Targets::default();
         let targets = Targets {
-            target_modules: config.target_modules.clone().unwrap_or_else(|| all.target_modules.clone()),
+            target_modules: config
+                .target_modules
+                .clone()
+                .unwrap_or_else(|| all.target_modules.clone()),
             exclude_modules: config.exclude_modules.clone(),
             ..all
         };
         let chosen = targets.select_norms(context.sites)?;
         let device = &context.device;
         let copy = |path: &str, weight: Vec<f32>, bias: Option<Vec<f32>>| Copy {
-            weight: Parameter::new(format!("{path}.ln_tuning_layers.weight"), &[weight.len()], weight, device),
-            bias: bias.map(|b| Parameter::new(format!("{path}.ln_tuning_layers.bias"), &[b.len()], b, device)),
+            weight: Parameter::new(
+                format!("{path}.ln_tuning_layers.weight"),
+                &[weight.len()],
+                weight,
+                device,
+            ),
+            bias: bias.map(|b| {
+                Parameter::new(
+                    format!("{path}.ln_tuning_layers.bias"),
+                    &[b.len()],
+                    b,
+                    device,
+                )
+            }),
         };
         let mut copies: Vec<Option<Copy>> = (0..context.sites.len()).map(|_| None).collect();
         for &id in &chosen {
             let info = context.sites.info(id);
-            copies[id.index()] = Some(copy(&info.path, vec![1.0; info.d_out], info.has_bias.then(|| vec![0.0; info.d_out])));
+            copies[id.index()] = Some(copy(
+                &info.path,
+                vec![1.0; info.d_out],
+                info.has_bias.then(|| vec![0.0; info.d_out]),
+            ));
         }
         if let Some(backbone) = context.backbone {
             backbone.export(&mut |part| {
@@ -105,18 +135,30 @@ impl LnTuning {
                     && let Some(slot) = copies[norm.site.index()].as_mut()
                 {
                     let path = &context.sites.info(norm.site).path;
-                    *slot = copy(path, to_vec(norm.weight.clone() - norm.stored_offset), norm.bias.clone().map(to_vec));
+                    *slot = copy(
+                        path,
+                        to_vec(norm.weight.clone() - norm.stored_offset),
+                        norm.bias.clone().map(to_vec),
+                    );
                 }
             });
         }
-        Ok(Self { saved_targets: super::peft::saved_targets(&targets, context.sites, &chosen), config, copies })
+        Ok(Self {
+            saved_targets: super::peft::saved_targets(&targets, context.sites, &chosen),
+            config,
+            copies,
+        })
     }
 
     /// Gain and bias of a norm, as the model uses them.
     fn values(&self, base: &Norm, mode: Mode) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
         let copy = self.copies.get(base.site.index())?.as_ref()?;
         let weight = copy.weight.get::<1>(mode);
-        let weight = if base.stored_offset == 0.0 { weight } else { weight + base.stored_offset };
+        let weight = if base.stored_offset == 0.0 {
+            weight
+        } else {
+            weight + base.stored_offset
+        };
         Some((weight, copy.bias.as_ref().map(|b| b.get::<1>(mode))))
     }
 }
@@ -132,7 +174,11 @@ impl Pass for LnTuningPass<'_> {
     }
 
     fn plain_norm(&mut self, base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
-        Some(self.adapter.values(base, self.mode).unwrap_or_else(|| base.values()))
+        Some(
+            self.adapter
+                .values(base, self.mode)
+                .unwrap_or_else(|| base.values()),
+        )
     }
 }
 
@@ -142,20 +188,33 @@ impl Adapter for LnTuning {
     }
 
     fn parameters(&self) -> Vec<&Parameter> {
-        self.copies.iter().flatten().flat_map(|c| std::iter::once(&c.weight).chain(&c.bias)).collect()
+        self.copies
+            .iter()
+            .flatten()
+            .flat_map(|c| std::iter::once(&c.weight).chain(&c.bias))
+            .collect()
     }
 
     fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
-        self.copies.iter_mut().flatten().flat_map(|c| std::iter::once(&mut c.weight).chain(&mut c.bias)).collect()
+        self.copies
+            .iter_mut()
+            .flatten()
+            .flat_map(|c| std::iter::once(&mut c.weight).chain(&mut c.bias))
+            .collect()
     }
 
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
-        Box::new(LnTuningPass { adapter: self, mode })
+        Box::new(LnTuningPass {
+            adapter: self,
+            mode,
+        })
     }
 
     fn peft_config(&self) -> Map<String, Value> {
         let exclude = &self.config.exclude_modules;
-        maps::object(json!({"peft_type": METHOD.peft_type, "target_modules": self.saved_targets, "exclude_modules": exclude}))
+        maps::object(
+            json!({"peft_type": METHOD.peft_type, "target_modules": self.saved_targets, "exclude_modules": exclude}),
+        )
     }
 
     fn weight_delta(&self, _base: &Linear) -> Result<Option<Tensor<2>>, AdaptError> {

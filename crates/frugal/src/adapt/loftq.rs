@@ -24,7 +24,10 @@ pub struct LoftqConfig {
 
 impl Default for LoftqConfig {
     fn default() -> Self {
-        Self { loftq_bits: 4, loftq_iter: 1 }
+        Self {
+            loftq_bits: 4,
+            loftq_iter: 1,
+        }
     }
 }
 
@@ -32,31 +35,65 @@ impl LoftqConfig {
     pub(super) fn validate(self, method: &'static str) -> Result<(), AdaptError> {
         if method != lora::NAME {
             let reason = "`loftq` is a start of `lora` only".into();
-            return Err(AdaptError::Config { method, field: "init_lora_weights", reason });
+            return Err(AdaptError::Config {
+                method,
+                field: "init_lora_weights",
+                reason,
+            });
         }
         match self {
-            Self { loftq_bits: 4 | 8, loftq_iter: 1.. } => Ok(()),
-            Self { loftq_bits, loftq_iter } => {
-                let reason = format!("`loftq_bits` must be 4 or 8 and `loftq_iter` at least 1, not {loftq_bits} and {loftq_iter}");
-                Err(AdaptError::Config { method, field: "loftq_config", reason })
+            Self {
+                loftq_bits: 4 | 8,
+                loftq_iter: 1..,
+            } => Ok(()),
+            Self {
+                loftq_bits,
+                loftq_iter,
+            } => {
+                let reason = format!(
+                    "`loftq_bits` must be 4 or 8 and `loftq_iter` at least 1, not {loftq_bits} and {loftq_iter}"
+                );
+                Err(AdaptError::Config {
+                    method,
+                    field: "loftq_config",
+                    reason,
+                })
             }
         }
     }
 
     /// How the weights are held, and its name.
     fn quantize(self) -> (Quantize, &'static str) {
-        if self.loftq_bits == 4 { (Quantize::Nf4, "nf4") } else { (Quantize::Int8, "int8") }
+        if self.loftq_bits == 4 {
+            (Quantize::Nf4, "nf4")
+        } else {
+            (Quantize::Int8, "int8")
+        }
     }
 
     /// Sets pairs to the corrections of the weights; without a backbone (planning) they stay.
-    pub(super) fn start(self, method: &'static str, pairs: &mut [Option<Pair>], context: &BuildContext<'_>) -> Result<(), AdaptError> {
-        let Some(backbone) = context.backbone else { return Ok(()) };
-        let mut missing: Option<String> = pairs.iter().flatten().next().map(|pair| pair.path.clone());
+    pub(super) fn start(
+        self,
+        method: &'static str,
+        pairs: &mut [Option<Pair>],
+        context: &BuildContext<'_>,
+    ) -> Result<(), AdaptError> {
+        let Some(backbone) = context.backbone else {
+            return Ok(());
+        };
+        let mut missing: Option<String> =
+            pairs.iter().flatten().next().map(|pair| pair.path.clone());
         let mut left = pairs.iter().flatten().count();
         backbone.export(&mut |part| {
             let Frozen::Linear(map) = part else { return };
-            let Some(pair) = pairs[map.site.index()].as_mut() else { return };
-            match map.weight.correction().filter(|correction| correction.rank == pair.a.shape()[0]) {
+            let Some(pair) = pairs[map.site.index()].as_mut() else {
+                return;
+            };
+            match map
+                .weight
+                .correction()
+                .filter(|correction| correction.rank == pair.a.shape()[0])
+            {
                 Some(correction) => {
                     // Half of the scale on each side.
                     let root = pair.scale.sqrt();
@@ -77,27 +114,43 @@ impl LoftqConfig {
              `quantize = \"{}\"` and these settings (only linear maps can be targets)",
             self.quantize().1
         );
-        Err(AdaptError::Config { method, field: "init_lora_weights", reason })
+        Err(AdaptError::Config {
+            method,
+            field: "init_lora_weights",
+            reason,
+        })
     }
 }
 
 /// Whether these settings ask for it.
 fn is_asked(method: &Method, settings: &Settings) -> bool {
-    method.name == lora::NAME && settings.get("init_lora_weights").is_some_and(|init| init == "loftq")
+    method.name == lora::NAME
+        && settings
+            .get("init_lora_weights")
+            .is_some_and(|init| init == "loftq")
 }
 
-/// Refuses settings of an adapter that goes with weights rounded in its own way; `action` is what it cannot.
+/// Refuses settings of an adapter that goes with weights rounded in its own way; `action` is what
+/// it cannot.
 ///
 /// # Errors
 /// [`AdaptError::Unsupported`].
-pub(super) fn check_settings(method: &Method, settings: &Settings, action: &'static str) -> Result<(), AdaptError> {
+pub(super) fn check_settings(
+    method: &Method,
+    settings: &Settings,
+    action: &'static str,
+) -> Result<(), AdaptError> {
     if !is_asked(method, settings) {
         return Ok(());
     }
     let reason = "a LoftQ adapter goes only with weights that are rounded in the same way, and those hold no exact change: use it with \
                   `--adapter`, or train one that starts without `loftq`"
         .into();
-    Err(AdaptError::Unsupported { method: lora::NAME, action, reason })
+    Err(AdaptError::Unsupported {
+        method: lora::NAME,
+        action,
+        reason,
+    })
 }
 
 /// The same of an adapter.
@@ -105,14 +158,20 @@ pub(super) fn check_settings(method: &Method, settings: &Settings, action: &'sta
 /// # Errors
 /// [`AdaptError::Unsupported`].
 pub fn check(adapter: &dyn Adapter, action: &'static str) -> Result<(), AdaptError> {
-    check_settings(registry::find(adapter.method())?, &adapter.peft_config(), action)
+    check_settings(
+        registry::find(adapter.method())?,
+        &adapter.peft_config(),
+        action,
+    )
 }
 
-/// How the weights of a model are read for a method with these settings: as `options` say, but for a method that starts from
-/// what rounding them lost. `None` for `quantize` means that the method may choose.
+/// How the weights of a model are read for a method with these settings: as `options` say, but for
+/// a method that starts from what rounding them lost. `None` for `quantize` means that the method
+/// may choose.
 ///
 /// # Errors
-/// Bad settings; [`AdaptError::Config`] where the method needs weights in few bits and `quantize` is something else.
+/// Bad settings; [`AdaptError::Config`] where the method needs weights in few bits and `quantize`
+/// is something else.
 pub fn load_options(
     method: &'static Method,
     settings: &Settings,
@@ -121,21 +180,41 @@ pub fn load_options(
     options: LoadOptions,
 ) -> Result<LoadOptions, AdaptError> {
     if !is_asked(method, settings) {
-        return Ok(LoadOptions { quantize: quantize.unwrap_or(options.quantize), ..options });
+        return Ok(LoadOptions {
+            quantize: quantize.unwrap_or(options.quantize),
+            ..options
+        });
     }
     let config: LoraConfig = registry::parse(method.name, settings)?;
     config.validate()?;
     let loftq = config.loftq().unwrap_or_default();
     let (needed, name) = loftq.quantize();
     if quantize.is_some_and(|given| given != needed) {
-        let reason = format!("`loftq` with {} bits starts from weights in few bits: add `quantize = \"{name}\"`", loftq.loftq_bits);
-        return Err(AdaptError::Config { method: method.name, field: "init_lora_weights", reason });
+        let reason = format!(
+            "`loftq` with {} bits starts from weights in few bits: add `quantize = \"{name}\"`",
+            loftq.loftq_bits
+        );
+        return Err(AdaptError::Config {
+            method: method.name,
+            field: "init_lora_weights",
+            reason,
+        });
     }
     let chosen = config.targets().select(sites)?;
     let rank = |id| {
         let path = &sites.info(id).path;
         Ok((path.clone(), config.rank(path)?))
     };
-    let ranks = chosen.into_iter().map(rank).collect::<Result<_, AdaptError>>()?;
-    Ok(LoadOptions { quantize: needed, loftq: Some(Arc::new(Loftq { ranks, iterations: loftq.loftq_iter })), ..options })
+    let ranks = chosen
+        .into_iter()
+        .map(rank)
+        .collect::<Result<_, AdaptError>>()?;
+    Ok(LoadOptions {
+        quantize: needed,
+        loftq: Some(Arc::new(Loftq {
+            ranks,
+            iterations: loftq.loftq_iter,
+        })),
+        ..options
+    })
 }

@@ -17,7 +17,8 @@ use super::target::{Layers, Names, Targets, pattern_value};
 pub enum Init {
     /// `true`: Kaiming-uniform `A`, zero `B`. `false`: both random, for tests of merging.
     Default(bool),
-    /// `"gaussian"`: normal `A` with standard deviation `1/r`, zero `B`. `"loftq"`: what rounding the weights lost.
+    /// `"gaussian"`: normal `A` with standard deviation `1/r`, zero `B`. `"loftq"`: what rounding
+    /// the weights lost.
     Named(String),
 }
 
@@ -101,22 +102,42 @@ impl LoraConfig {
 
     /// The same for a method built on this one.
     pub(super) fn validate_for(&self, method: &'static str) -> Result<(), AdaptError> {
-        let bad = |field, reason: String| Err(AdaptError::Config { method, field, reason });
+        let bad = |field, reason: String| {
+            Err(AdaptError::Config {
+                method,
+                field,
+                reason,
+            })
+        };
         if self.r == 0 || self.rank_pattern.values().any(|&r| r == 0) {
             return bad("r", "the rank must be at least 1".into());
         }
         if !(0.0..1.0).contains(&self.lora_dropout) {
-            return bad("lora_dropout", format!("{} is not within 0 (none) and 1 (excluded)", self.lora_dropout));
+            return bad(
+                "lora_dropout",
+                format!(
+                    "{} is not within 0 (none) and 1 (excluded)",
+                    self.lora_dropout
+                ),
+            );
         }
         if !self.lora_alpha.is_finite() || self.alpha_pattern.values().any(|a| !a.is_finite()) {
             return bad("lora_alpha", "must be a finite number".into());
         }
         match &self.init_lora_weights {
-            Init::Named(name) if name == "loftq" => self.loftq_config.unwrap_or_default().validate(method),
-            _ if self.loftq_config.is_some() => bad("loftq_config", "needs `init_lora_weights = \"loftq\"`".into()),
-            Init::Named(name) if name != "gaussian" => {
-                bad("init_lora_weights", format!("`{name}` is not supported; supported: true, false, \"gaussian\", \"loftq\""))
+            Init::Named(name) if name == "loftq" => {
+                self.loftq_config.unwrap_or_default().validate(method)
             }
+            _ if self.loftq_config.is_some() => bad(
+                "loftq_config",
+                "needs `init_lora_weights = \"loftq\"`".into(),
+            ),
+            Init::Named(name) if name != "gaussian" => bad(
+                "init_lora_weights",
+                format!(
+                    "`{name}` is not supported; supported: true, false, \"gaussian\", \"loftq\""
+                ),
+            ),
             _ => Ok(()),
         }
     }
@@ -143,7 +164,11 @@ impl LoraConfig {
     }
 
     pub(super) fn scale(&self, alpha: f64, rank: usize) -> f64 {
-        if self.use_rslora { alpha / (rank as f64).sqrt() } else { alpha / rank as f64 }
+        if self.use_rslora {
+            alpha / (rank as f64).sqrt()
+        } else {
+            alpha / rank as f64
+        }
     }
 }
 
@@ -195,30 +220,63 @@ const PEFT_VARIANTS: [&str; 13] = [
 /// Initialisations of `peft` that changed the base weights when training began.
 const PEFT_MUTATING_INITS: [&str; 4] = ["pissa", "olora", "corda", "lora_ga"];
 
-/// Settings of a method built on this one; `own` are the fields of `peft` that make it another method.
-pub(super) fn variant_from_peft(method: &'static str, config: &Settings, own: &[&str]) -> Result<Settings, AdaptError> {
-    let bad = |field, reason: String| AdaptError::Config { method, field, reason };
-    let truthy = |value: &Value| !matches!(value, Value::Null | Value::Bool(false)) && value != &json!({}) && value != &json!([]);
-    if let Some(field) = PEFT_VARIANTS.into_iter().find(|f| !own.contains(f) && config.get(*f).is_some_and(truthy)) {
+/// Settings of a method built on this one; `own` are the fields of `peft` that make it another
+/// method.
+pub(super) fn variant_from_peft(
+    method: &'static str,
+    config: &Settings,
+    own: &[&str],
+) -> Result<Settings, AdaptError> {
+    let bad = |field, reason: String| AdaptError::Config {
+        method,
+        field,
+        reason,
+    };
+    let truthy = |value: &Value| {
+        !matches!(value, Value::Null | Value::Bool(false))
+            && value != &json!({})
+            && value != &json!([])
+    };
+    if let Some(field) = PEFT_VARIANTS
+        .into_iter()
+        .find(|f| !own.contains(f) && config.get(*f).is_some_and(truthy))
+    {
         return Err(bad(field, "this variant of LoRA is not supported".into()));
     }
     if let Some(init) = config.get("init_lora_weights").and_then(Value::as_str)
-        && PEFT_MUTATING_INITS.iter().any(|name| init.starts_with(name))
+        && PEFT_MUTATING_INITS
+            .iter()
+            .any(|name| init.starts_with(name))
     {
         let reason = format!(
             "`{init}` changed the base weights when training began, so the file alone is not enough: convert it to a plain LoRA in peft first"
         );
         return Err(bad("init_lora_weights", reason));
     }
-    if !config.get("target_modules").is_some_and(|t| t.is_array() || t.is_string()) {
-        return Err(bad("target_modules", "must be a list of names or a pattern".into()));
+    if !config
+        .get("target_modules")
+        .is_some_and(|t| t.is_array() || t.is_string())
+    {
+        return Err(bad(
+            "target_modules",
+            "must be a list of names or a pattern".into(),
+        ));
     }
     // Absent fields mean peft's defaults, which differ from those here in one.
     let mut settings = Map::from_iter([("lora_alpha".to_owned(), json!(8))]);
-    settings.extend(PEFT_FIELDS.into_iter().filter_map(|f| Some((f.to_owned(), config.get(f).filter(|v| !v.is_null())?.clone()))));
+    settings.extend(PEFT_FIELDS.into_iter().filter_map(|f| {
+        Some((
+            f.to_owned(),
+            config.get(f).filter(|v| !v.is_null())?.clone(),
+        ))
+    }));
     if config.get("init_lora_weights") == Some(&json!("loftq")) {
         // The weights must be rounded as they were then.
-        settings.extend(config.get("loftq_config").map(|value| ("loftq_config".to_owned(), value.clone())));
+        settings.extend(
+            config
+                .get("loftq_config")
+                .map(|value| ("loftq_config".to_owned(), value.clone())),
+        );
         return Ok(settings);
     }
     // The values come from the file, so how they were first made no longer matters.

@@ -4,27 +4,28 @@
 //! LoRA that trains only `B`: the random projection `A` stays as it was drawn.
 //!
 //! ## Update rule
-//! That of `lora` with `A` fixed. With `adjust_gradients` the gradient of `B` becomes `G (A Aᵀ + δ I)⁻¹ / s²`, with
-//! `δ = 1e-8`: among all changes of `B` the one whose change of `W` is nearest to the full gradient.
+//! That of `lora` with `A` fixed. With `adjust_gradients` the gradient of `B` becomes
+//! `G (A Aᵀ + δ I)⁻¹ / s²`, with `δ = 1e-8`: among all changes of `B` the one whose change of `W`
+//! is nearest to the full gradient.
 //!
 //! ## When to use, when not
-//! Where optimiser memory or file size is short: half of the parameters are trained, and `A` could be drawn again. Needs a
-//! somewhat higher rank than LoRA for the same quality.
+//! Where optimiser memory or file size is short: half of the parameters are trained, and `A` could
+//! be drawn again. Needs a somewhat higher rank than LoRA for the same quality.
 //!
 //! ## Cost
-//! Trainable: `r d_out` per map. For the gradient of `B` only `x Aᵀ` (`r` numbers per token) must be kept, not `x`. None
-//! after merging.
+//! Trainable: `r d_out` per map. For the gradient of `B` only `x Aᵀ` (`r` numbers per token) must
+//! be kept, not `x`. None after merging.
 //!
 //! ## Defaults and where they come from
 //! Those of `lora`; adjusted gradients as in Hugging Face `peft`'s optimiser for LoRA-FA.
 //!
 //! ## Departures from the paper
-//! The first version of the paper has no adjustment: `adjust_gradients = false`. Tables are refused, because their `A`
-//! starts at zero.
+//! The first version of the paper has no adjustment: `adjust_gradients = false`. Tables are
+//! refused, because their `A` starts at zero.
 //!
 //! ## References
-//! - Zhang, Zhang, Shi, Chu, Li: LoRA-FA: Memory-efficient Low-rank Adaptation for Large Language Models Fine-tuning, 2023,
-//!   arXiv 2308.03303.
+//! - Zhang, Zhang, Shi, Chu, Li: LoRA-FA: Memory-efficient Low-rank Adaptation for Large Language
+//!   Models Fine-tuning, 2023, arXiv 2308.03303.
 
 use serde::{Deserialize, Serialize};
 
@@ -49,7 +50,11 @@ pub const METHOD: Method = Method {
     peft_type: "LORA",
     // Files do not show it.
     peft_variant: Some(|_| false),
-    capabilities: Capabilities { merge: true, identity_at_init: true, mixed_batch: true },
+    capabilities: Capabilities {
+        merge: true,
+        identity_at_init: true,
+        mixed_batch: true,
+    },
     source: include_str!("lora_fa.rs"),
     defaults: registry::defaults::<LoraFaConfig>,
     check: |settings| parse(settings).map(|_| ()),
@@ -70,7 +75,10 @@ pub struct LoraFaConfig {
 
 impl Default for LoraFaConfig {
     fn default() -> Self {
-        Self { adjust_gradients: true, lora: LoraConfig::default() }
+        Self {
+            adjust_gradients: true,
+            lora: LoraConfig::default(),
+        }
     }
 }
 
@@ -91,12 +99,16 @@ fn build(config: LoraFaConfig, context: &BuildContext<'_>) -> Result<Lora, Adapt
 
 /// `G (A Aᵀ + δ I)⁻¹ / s²` in place of the gradient `G [d_out, r]` of `B`.
 fn adjust(pair: &Pair, gradients: &mut GradientSum) {
-    let Some(gradient) = gradients.get_mut(pair.b.name()) else { return };
+    let Some(gradient) = gradients.get_mut(pair.b.name()) else {
+        return;
+    };
     let (r, d_in) = (pair.a.shape()[0], pair.a.shape()[1]);
     let a: Vec<f64> = pair.a.to_vec().into_iter().map(f64::from).collect();
     let row = |i: usize| &a[i * d_in..(i + 1) * d_in];
     let product = |i: usize, j: usize| row(i).iter().zip(row(j)).map(|(x, y)| x * y).sum::<f64>();
-    let gram: Vec<f64> = (0..r * r).map(|n| product(n / r, n % r) + if n / r == n % r { DELTA } else { 0.0 }).collect();
+    let gram: Vec<f64> = (0..r * r)
+        .map(|n| product(n / r, n % r) + if n / r == n % r { DELTA } else { 0.0 })
+        .collect();
     let inverse = invert(&gram, r);
     let scale = 1.0 / (f64::from(pair.scale) * f64::from(pair.scale));
     for g in gradient.chunks_exact_mut(r) {
@@ -128,6 +140,12 @@ mod tests {
         gradients.insert("b", vec![16.0, 4.0, -32.0, 1.0]);
         adjust(&pair, &mut gradients);
         let found = gradients.get("b").unwrap();
-        assert!(found.iter().zip([1.0, 1.0, -2.0, 0.25]).all(|(a, b)| (a - b).abs() < 1e-6), "{found:?}");
+        assert!(
+            found
+                .iter()
+                .zip([1.0, 1.0, -2.0, 0.25])
+                .all(|(a, b)| (a - b).abs() < 1e-6),
+            "{found:?}"
+        );
     }
 }

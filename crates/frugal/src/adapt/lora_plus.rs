@@ -4,11 +4,12 @@
 //! LoRA whose matrix `B` is trained at a higher rate than `A`.
 //!
 //! ## Update rule
-//! That of `lora`; the optimiser steps `B` (and a bias on it) at `loraplus_lr_ratio · lr` and `A` at `lr`.
+//! That of `lora`; the optimiser steps `B` (and a bias on it) at `loraplus_lr_ratio · lr` and `A`
+//! at `lr`.
 //!
 //! ## When to use, when not
-//! Where LoRA learns slowly: with equal rates `A` moves too much for `B` in wide models. Costs nothing extra, but the base
-//! rate must be lower than LoRA's.
+//! Where LoRA learns slowly: with equal rates `A` moves too much for `B` in wide models. Costs
+//! nothing extra, but the base rate must be lower than LoRA's.
 //!
 //! ## Cost
 //! That of LoRA.
@@ -17,11 +18,13 @@
 //! `loraplus_lr_ratio = 16`, the paper's recommendation; the rest as in `lora`.
 //!
 //! ## Departures from the paper
-//! The paper also has a rate of its own for adapters on token tables; here `B` of a table has the ratio, too. Files are plain
-//! LoRA files, as in Hugging Face `peft`, where LoRA+ is a way to build the optimiser.
+//! The paper also has a rate of its own for adapters on token tables; here `B` of a table has the
+//! ratio, too. Files are plain LoRA files, as in Hugging Face `peft`, where LoRA+ is a way to build
+//! the optimiser.
 //!
 //! ## References
-//! - Hayou, Ghosh, Yu: LoRA+: Efficient Low Rank Adaptation of Large Models, 2024, arXiv 2402.12354.
+//! - Hayou, Ghosh, Yu: LoRA+: Efficient Low Rank Adaptation of Large Models, 2024, arXiv
+//!   2402.12354.
 
 use serde::{Deserialize, Serialize};
 
@@ -42,7 +45,11 @@ pub const METHOD: Method = Method {
     peft_type: "LORA",
     // Files do not show it.
     peft_variant: Some(|_| false),
-    capabilities: Capabilities { merge: true, identity_at_init: true, mixed_batch: true },
+    capabilities: Capabilities {
+        merge: true,
+        identity_at_init: true,
+        mixed_batch: true,
+    },
     source: include_str!("lora_plus.rs"),
     defaults: registry::defaults::<LoraPlusConfig>,
     check: |settings| parse(settings).map(|_| ()),
@@ -63,7 +70,10 @@ pub struct LoraPlusConfig {
 
 impl Default for LoraPlusConfig {
     fn default() -> Self {
-        Self { loraplus_lr_ratio: 16.0, lora: LoraConfig::default() }
+        Self {
+            loraplus_lr_ratio: 16.0,
+            lora: LoraConfig::default(),
+        }
     }
 }
 
@@ -71,7 +81,11 @@ fn parse(settings: &Settings) -> Result<LoraPlusConfig, AdaptError> {
     let config: LoraPlusConfig = registry::parse(NAME, settings)?;
     config.lora.validate_for(NAME)?;
     let ratio = config.loraplus_lr_ratio;
-    if ratio.is_finite() && ratio > 0.0 { Ok(config) } else { bad(NAME, "loraplus_lr_ratio", "must be above 0") }
+    if ratio.is_finite() && ratio > 0.0 {
+        Ok(config)
+    } else {
+        bad(NAME, "loraplus_lr_ratio", "must be above 0")
+    }
 }
 
 fn build(config: LoraPlusConfig, context: &BuildContext<'_>) -> Result<Lora, AdaptError> {
@@ -98,10 +112,26 @@ mod tests {
             "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 64});
         let config = ModelConfig::from_json(config, "test").unwrap();
         let sites = SiteTable::new(&config);
-        let context = BuildContext { config: &config, sites: &sites, backbone: None, device: Device::flex(), seed: 0, tokenize: None };
+        let context = BuildContext {
+            config: &config,
+            sites: &sites,
+            backbone: None,
+            device: Device::flex(),
+            seed: 0,
+            tokenize: None,
+        };
         let adapter = build(parse(&Settings::new()).unwrap(), &context).unwrap();
         for parameter in adapter.parameters() {
-            assert_eq!(parameter.lr_scale(), if parameter.name().contains("lora_B") { 16.0 } else { 1.0 }, "{}", parameter.name());
+            assert_eq!(
+                parameter.lr_scale(),
+                if parameter.name().contains("lora_B") {
+                    16.0
+                } else {
+                    1.0
+                },
+                "{}",
+                parameter.name()
+            );
         }
     }
 }

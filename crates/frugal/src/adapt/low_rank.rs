@@ -16,13 +16,22 @@ pub(super) struct Dropping<'a> {
     pub path: &'a str,
 }
 
-/// `base(x) + scale · dropout(x) Aᵀ Bᵀ`: x `[tokens, d_in]`, a `[r, d_in]`, b `[d_out, r]`, result `[tokens, d_out]`.
-pub(super) fn forward(base: &Linear, x: Tensor<2>, a: Tensor<2>, b: Tensor<2>, scale: f32, dropping: &Dropping<'_>) -> Tensor<2> {
+/// `base(x) + scale · dropout(x) Aᵀ Bᵀ`: x `[tokens, d_in]`, a `[r, d_in]`, b `[d_out, r]`, result
+/// `[tokens, d_out]`.
+pub(super) fn forward(
+    base: &Linear,
+    x: Tensor<2>,
+    a: Tensor<2>,
+    b: Tensor<2>,
+    scale: f32,
+    dropping: &Dropping<'_>,
+) -> Tensor<2> {
     let Dropping { p, mode, path } = *dropping;
     match mode {
         Mode::Train { seed } if p > 0.0 => {
             let dropped = dropout(x.clone(), p, seed, path);
-            base.forward(x) + frugal_kernels::linear(frugal_kernels::linear(dropped, a, None), b, None) * scale
+            base.forward(x)
+                + frugal_kernels::linear(frugal_kernels::linear(dropped, a, None), b, None) * scale
         }
         _ => base.forward_low_rank(x, a, b, scale),
     }

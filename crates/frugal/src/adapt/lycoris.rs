@@ -1,4 +1,5 @@
-//! What the methods of the LyCORIS family share: settings, the two kinds of dropout, and a change made of two matrices.
+//! What the methods of the LyCORIS family share: settings, the two kinds of dropout, and a change
+//! made of two matrices.
 
 use std::collections::BTreeMap;
 
@@ -83,9 +84,16 @@ impl LycorisConfig {
     /// Those of one map.
     pub(super) fn of(&self, info: &SiteInfo, rescale: bool) -> Result<Scaled, AdaptError> {
         let r = pattern_value("rank_pattern", &self.rank_pattern, &info.path)?.unwrap_or(self.r);
-        let alpha = pattern_value("alpha_pattern", &self.alpha_pattern, &info.path)?.unwrap_or(self.alpha);
+        let alpha =
+            pattern_value("alpha_pattern", &self.alpha_pattern, &info.path)?.unwrap_or(self.alpha);
         let scale = (alpha / r as f64) as f32;
-        Ok(Scaled { r, scale, rescale, rank_dropout: self.rank_dropout, module_dropout: self.module_dropout })
+        Ok(Scaled {
+            r,
+            scale,
+            rescale,
+            rank_dropout: self.rank_dropout,
+            module_dropout: self.module_dropout,
+        })
     }
 }
 
@@ -100,7 +108,9 @@ impl Scaled {
             }
             if self.rank_dropout > 0.0 {
                 let rows = delta.dims()[0];
-                let mut keep: Vec<f32> = (0..rows).map(|_| f32::from(u8::from(rng.random::<f64>() > self.rank_dropout))).collect();
+                let mut keep: Vec<f32> = (0..rows)
+                    .map(|_| f32::from(u8::from(rng.random::<f64>() > self.rank_dropout)))
+                    .collect();
                 let kept: f32 = keep.iter().sum();
                 if self.rescale && kept > 0.0 {
                     keep.iter_mut().for_each(|k| *k *= rows as f32 / kept);
@@ -113,7 +123,8 @@ impl Scaled {
     }
 }
 
-/// The factors of one map: two matrices that are combined into its change, each in one piece or as two that are multiplied.
+/// The factors of one map: two matrices that are combined into its change, each in one piece or as
+/// two that are multiplied.
 pub(super) struct Factors {
     pub w1: Vec<Parameter>,
     pub w2: Vec<Parameter>,

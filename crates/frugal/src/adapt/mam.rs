@@ -1,33 +1,34 @@
 //! # MAM adapter: a prefix in attention, a parallel network beside the feed-forward
 //!
 //! ## What it does
-//! Combines prefix tuning with scaled parallel adapters, each where it is strongest: a small prefix in attention, a larger
-//! network beside the feed-forward.
+//! Combines prefix tuning with scaled parallel adapters, each where it is strongest: a small prefix
+//! in attention, a larger network beside the feed-forward.
 //!
 //! ## Update rule
-//! Block `l` attends over `[P_K; K]` and `[P_V; V]` as in `prefix-tuning`, and its feed-forward computes
-//! `ffn(x) + s · (f(x W_dᵀ + b_d) W_uᵀ + b_u)` as in `parallel-adapter`.
+//! Block `l` attends over `[P_K; K]` and `[P_V; V]` as in `prefix-tuning`, and its feed-forward
+//! computes `ffn(x) + s · (f(x W_dᵀ + b_d) W_uᵀ + b_u)` as in `parallel-adapter`.
 //!
 //! ## When to use, when not
-//! When quality counts more than size and the adapter need not be merged. For the same number of parameters the parallel
-//! adapter alone is nearly as good and simpler.
+//! When quality counts more than size and the adapter need not be merged. For the same number of
+//! parameters the parallel adapter alone is nearly as good and simpler.
 //!
 //! ## Cost
 //! Trainable: `num_virtual_tokens * layers * 2 * kv_heads * head_dim` and
-//! `2 · bottleneck_dim · d_model + bottleneck_dim + d_model` per block. Extra compute: attention over the prefix and the networks,
-//! also after training; it cannot be merged.
+//! `2 · bottleneck_dim · d_model + bottleneck_dim + d_model` per block. Extra compute: attention
+//! over the prefix and the networks, also after training; it cannot be merged.
 //!
 //! ## Defaults and where they come from
-//! 30 positions and `scaling = 4`, as in the paper; a bottleneck of 64, where the paper takes 512 for large models.
+//! 30 positions and `scaling = 4`, as in the paper; a bottleneck of 64, where the paper takes 512
+//! for large models.
 //!
 //! ## Departures from the paper
-//! The prefix is trained directly, from random keys and zero values: it adds nothing before training, but takes its share of
-//! the attention. `prefix_projection` trains it through two maps as the paper does, from random keys and values. The networks
-//! change nothing before training.
+//! The prefix is trained directly, from random keys and zero values: it adds nothing before
+//! training, but takes its share of the attention. `prefix_projection` trains it through two maps
+//! as the paper does, from random keys and values. The networks change nothing before training.
 //!
 //! ## References
-//! - He, Zhou, Ma, Berg-Kirkpatrick, Neubig: Towards a Unified View of Parameter-Efficient Transfer Learning, 2021,
-//!   arXiv 2110.04366.
+//! - He, Zhou, Ma, Berg-Kirkpatrick, Neubig: Towards a Unified View of Parameter-Efficient Transfer
+//!   Learning, 2021, arXiv 2110.04366.
 
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -51,11 +52,20 @@ pub const METHOD: Method = Method {
     default_lr: 1e-3,
     peft_type: "MAM",
     peft_variant: None,
-    capabilities: Capabilities { merge: false, identity_at_init: false, mixed_batch: false },
+    capabilities: Capabilities {
+        merge: false,
+        identity_at_init: false,
+        mixed_batch: false,
+    },
     source: include_str!("mam.rs"),
     defaults: registry::defaults::<MamConfig>,
     check: |settings| registry::parse::<MamConfig>(NAME, settings)?.validate(),
-    build: |settings, context| Ok(Box::new(Mam::new(registry::parse(NAME, settings)?, context)?)),
+    build: |settings, context| {
+        Ok(Box::new(Mam::new(
+            registry::parse(NAME, settings)?,
+            context,
+        )?))
+    },
     from_peft: |config| Ok(own::from_file::<MamConfig>(config)),
 };
 
@@ -99,7 +109,13 @@ impl MamConfig {
     /// # Errors
     /// [`AdaptError::Config`] naming the field.
     pub fn validate(&self) -> Result<(), AdaptError> {
-        let bad = |field, reason: &str| Err(AdaptError::Config { method: NAME, field, reason: reason.into() });
+        let bad = |field, reason: &str| {
+            Err(AdaptError::Config {
+                method: NAME,
+                field,
+                reason: reason.into(),
+            })
+        };
         if self.bottleneck_dim == 0 {
             return bad("bottleneck_dim", "must be at least 1");
         }
@@ -137,9 +153,12 @@ impl Mam {
     /// Bad settings.
     pub fn new(config: MamConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
         config.validate()?;
-        let make = |name: &str| Bottleneck::new(name, config.bottleneck_dim, config.non_linearity, context);
+        let make = |name: &str| {
+            Bottleneck::new(name, config.bottleneck_dim, config.non_linearity, context)
+        };
         Ok(Self {
-            prefix: (config.num_virtual_tokens > 0).then(|| Prefix::new(&config.prefix(), Start::ZeroValues, context)),
+            prefix: (config.num_virtual_tokens > 0)
+                .then(|| Prefix::new(&config.prefix(), Start::ZeroValues, context)),
             networks: PerHalf::new(None, &[SubLayer::Mlp], context, make)?,
             config,
         })
@@ -155,16 +174,29 @@ struct MamPass<'a> {
 
 impl Pass for MamPass<'_> {
     fn key_value(&mut self, layer: usize) -> Option<KeyValue> {
-        Some(self.adapter.prefix.as_ref()?.key_value(self.table.as_ref()?, layer))
+        Some(
+            self.adapter
+                .prefix
+                .as_ref()?
+                .key_value(self.table.as_ref()?, layer),
+        )
     }
 
     fn prefix_length(&self) -> usize {
         self.adapter.prefix.as_ref().map_or(0, Prefix::rows)
     }
 
-    fn around(&mut self, layer: usize, part: SubLayer, input: &Tensor<2>, output: Tensor<2>) -> Tensor<2> {
+    fn around(
+        &mut self,
+        layer: usize,
+        part: SubLayer,
+        input: &Tensor<2>,
+        output: Tensor<2>,
+    ) -> Tensor<2> {
         match self.adapter.networks.get(layer, part) {
-            Some(network) => output + network.forward(input.clone(), self.mode) * self.adapter.config.scaling,
+            Some(network) => {
+                output + network.forward(input.clone(), self.mode) * self.adapter.config.scaling
+            }
             None => output,
         }
     }
@@ -181,22 +213,41 @@ impl Adapter for Mam {
 
     fn parameters(&self) -> Vec<&Parameter> {
         let prefix = self.prefix.iter().flat_map(Prefix::parameters);
-        prefix.chain(self.networks.iter().flat_map(Bottleneck::parameters)).collect()
+        prefix
+            .chain(self.networks.iter().flat_map(Bottleneck::parameters))
+            .collect()
     }
 
     fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
         let prefix = self.prefix.iter_mut().flat_map(Prefix::parameters_mut);
-        prefix.chain(self.networks.iter_mut().flat_map(Bottleneck::parameters_mut)).collect()
+        prefix
+            .chain(
+                self.networks
+                    .iter_mut()
+                    .flat_map(Bottleneck::parameters_mut),
+            )
+            .collect()
     }
 
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
-        Box::new(MamPass { adapter: self, mode, table: self.prefix.as_ref().map(|prefix| prefix.table(mode)) })
+        Box::new(MamPass {
+            adapter: self,
+            mode,
+            table: self.prefix.as_ref().map(|prefix| prefix.table(mode)),
+        })
     }
 
     fn finished(&self) -> Option<Box<dyn Adapter>> {
         let prefix = self.prefix.as_ref()?.finished()?;
-        let config = MamConfig { inference_mode: true, ..self.config.clone() };
-        Some(Box::new(Self { config, prefix: Some(prefix), networks: self.networks.copy(Bottleneck::copy) }))
+        let config = MamConfig {
+            inference_mode: true,
+            ..self.config.clone()
+        };
+        Some(Box::new(Self {
+            config,
+            prefix: Some(prefix),
+            networks: self.networks.copy(Bottleneck::copy),
+        }))
     }
 
     fn peft_config(&self) -> Map<String, Value> {

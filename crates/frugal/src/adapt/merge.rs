@@ -3,7 +3,9 @@
 use burn::prelude::*;
 
 use super::{AdaptError, Adapter, loftq, to_vec};
-use crate::model::{Backbone, Frozen, Linear, MemorySource, ModelConfig, ModelError, Norm, SiteId, SiteKind, Weight};
+use crate::model::{
+    Backbone, Frozen, Linear, MemorySource, ModelConfig, ModelError, Norm, SiteId, SiteKind, Weight,
+};
 
 /// A linear map with an adapter merged into it.
 #[derive(Clone, Debug)]
@@ -27,13 +29,21 @@ pub struct Weights {
 /// An adapter that makes a tied output head differ from the token table unties them.
 ///
 /// # Errors
-/// [`AdaptError::Unsupported`] for methods that no weight can express, [`AdaptError::NotFinite`] when a merged weight is
-/// infinite or not a number.
-pub fn weights(backbone: &dyn Backbone, adapter: Option<&dyn Adapter>) -> Result<Weights, AdaptError> {
+/// [`AdaptError::Unsupported`] for methods that no weight can express, [`AdaptError::NotFinite`]
+/// when a merged weight is infinite or not a number.
+pub fn weights(
+    backbone: &dyn Backbone,
+    adapter: Option<&dyn Adapter>,
+) -> Result<Weights, AdaptError> {
     if let Some(adapter) = adapter {
         loftq::check(adapter, "be merged")?;
     }
-    let mut out = Writer { backbone, tensors: MemorySource::default(), table: None, untied: false };
+    let mut out = Writer {
+        backbone,
+        tensors: MemorySource::default(),
+        table: None,
+        untied: false,
+    };
     let mut failure = None;
     backbone.export(&mut |part| {
         if failure.is_none() {
@@ -50,7 +60,10 @@ pub fn weights(backbone: &dyn Backbone, adapter: Option<&dyn Adapter>) -> Result
             raw.insert("tie_word_embeddings".into(), false.into());
         }
     }
-    Ok(Weights { config, tensors: out.tensors })
+    Ok(Weights {
+        config,
+        tensors: out.tensors,
+    })
 }
 
 impl Weights {
@@ -69,7 +82,14 @@ impl Weights {
 /// [`AdaptError::Unsupported`] for methods whose merge loses the base.
 pub fn unmerge(merged: &Linear, adapter: &dyn Adapter) -> Result<Linear, AdaptError> {
     let base = adapter.unmerged_linear(merged)?;
-    Ok(base.map_or_else(|| merged.clone(), |m| Linear { site: merged.site, weight: Weight::Dense(m.weight), bias: m.bias }))
+    Ok(base.map_or_else(
+        || merged.clone(),
+        |m| Linear {
+            site: merged.site,
+            weight: Weight::Dense(m.weight),
+            bias: m.bias,
+        },
+    ))
 }
 
 struct Writer<'a> {
@@ -85,16 +105,22 @@ impl Writer<'_> {
         match part {
             Frozen::Linear(linear) => {
                 self.check_dense(linear.site, &linear.weight, adapter)?;
-                let merged = adapter.map(|a| a.merged_linear(linear)).transpose()?.flatten();
+                let merged = adapter
+                    .map(|a| a.merged_linear(linear))
+                    .transpose()?
+                    .flatten();
                 self.linear(linear, merged, adapter)
             }
             Frozen::Embedding(table) => {
                 self.check_dense(table.site, &table.weight, adapter)?;
-                let merged = adapter.and_then(|a| a.merged_embedding(table)).unwrap_or_else(|| table.weight.dense());
+                let merged = adapter
+                    .and_then(|a| a.merged_embedding(table))
+                    .unwrap_or_else(|| table.weight.dense());
                 let info = self.backbone.sites().info(table.site);
                 check_finite(&info.path, &merged)?;
                 self.table.get_or_insert_with(|| merged.clone());
-                self.tensors.insert_matrix(format!("{}.weight", info.path), merged);
+                self.tensors
+                    .insert_matrix(format!("{}.weight", info.path), merged);
                 Ok(())
             }
             Frozen::Norm(norm) => {
@@ -106,7 +132,12 @@ impl Writer<'_> {
     }
 
     /// What an adapter adds would be rounded away in packed weights.
-    fn check_dense(&self, site: SiteId, weight: &Weight, adapter: Option<&dyn Adapter>) -> Result<(), AdaptError> {
+    fn check_dense(
+        &self,
+        site: SiteId,
+        weight: &Weight,
+        adapter: Option<&dyn Adapter>,
+    ) -> Result<(), AdaptError> {
         match (weight.format(), adapter) {
             (Some(format), Some(adapter)) => Err(AdaptError::Unsupported {
                 method: adapter.method(),
@@ -121,27 +152,49 @@ impl Writer<'_> {
         }
     }
 
-    fn linear(&mut self, linear: &Linear, merged: Option<MergedLinear>, adapter: Option<&dyn Adapter>) -> Result<(), AdaptError> {
+    fn linear(
+        &mut self,
+        linear: &Linear,
+        merged: Option<MergedLinear>,
+        adapter: Option<&dyn Adapter>,
+    ) -> Result<(), AdaptError> {
         let info = self.backbone.sites().info(linear.site);
-        let MergedLinear { weight, bias } =
-            merged.unwrap_or_else(|| MergedLinear { weight: linear.weight.dense(), bias: linear.bias.clone() });
+        let MergedLinear { weight, bias } = merged.unwrap_or_else(|| MergedLinear {
+            weight: linear.weight.dense(),
+            bias: linear.bias.clone(),
+        });
         check_finite(&info.path, &weight)?;
         if bias.is_some() && !info.has_bias {
-            let reason =
-                format!("`{}` has no bias in this architecture, so the adapter's has no place in a model file; use it unmerged", info.path);
-            return Err(AdaptError::Unsupported { method: adapter.map_or("", |a| a.method()), action: "be merged", reason });
+            let reason = format!(
+                "`{}` has no bias in this architecture, so the adapter's has no place in a model file; use it unmerged",
+                info.path
+            );
+            return Err(AdaptError::Unsupported {
+                method: adapter.map_or("", |a| a.method()),
+                action: "be merged",
+                reason,
+            });
         }
         if info.tied {
-            let same = self.table.as_ref().is_some_and(|table| to_vec(table.clone()) == to_vec(weight.clone()));
+            let same = self
+                .table
+                .as_ref()
+                .is_some_and(|table| to_vec(table.clone()) == to_vec(weight.clone()));
             if same {
                 return Ok(());
             }
             self.untied = true;
         }
-        let stored = if info.kind == SiteKind::Conv1d { weight.transpose() } else { weight };
-        self.tensors.insert_matrix(format!("{}.weight", info.path), stored);
+        let stored = if info.kind == SiteKind::Conv1d {
+            weight.transpose()
+        } else {
+            weight
+        };
+        self.tensors
+            .insert_matrix(format!("{}.weight", info.path), stored);
         if let Some(bias) = bias {
-            self.tensors.insert_vector(format!("{}.bias", info.path), bias);
+            self.tensors
+                .insert_vector(format!("{}.bias", info.path), bias);
         }
         Ok(())
     }
@@ -149,7 +202,14 @@ impl Writer<'_> {
     fn norm(&mut self, norm: &Norm, merged: Option<(Tensor<1>, Option<Tensor<1>>)>) {
         let path = &self.backbone.sites().info(norm.site).path;
         let (weight, bias) = merged.unwrap_or_else(|| (norm.weight.clone(), norm.bias.clone()));
-        self.tensors.insert_vector(format!("{path}.weight"), if norm.stored_offset == 0.0 { weight } else { weight - norm.stored_offset });
+        self.tensors.insert_vector(
+            format!("{path}.weight"),
+            if norm.stored_offset == 0.0 {
+                weight
+            } else {
+                weight - norm.stored_offset
+            },
+        );
         if let Some(bias) = bias {
             self.tensors.insert_vector(format!("{path}.bias"), bias);
         }
@@ -158,5 +218,9 @@ impl Writer<'_> {
 
 fn check_finite(path: &str, weight: &Tensor<2>) -> Result<(), AdaptError> {
     let total: f32 = weight.clone().abs().sum().into_scalar();
-    if total.is_finite() { Ok(()) } else { Err(AdaptError::NotFinite { path: path.into() }) }
+    if total.is_finite() {
+        Ok(())
+    } else {
+        Err(AdaptError::NotFinite { path: path.into() })
+    }
 }

@@ -183,7 +183,9 @@ pub enum AdaptError {
     #[error(transparent)]
     Model(#[from] crate::model::ModelError),
     /// A choice of adapters that does not fit the batch.
-    #[error("{given} adapters were chosen for a batch of {sequences} sequences: give one per sequence")]
+    #[error(
+        "{given} adapters were chosen for a batch of {sequences} sequences: give one per sequence"
+    )]
     Choices {
         /// Choices.
         given: usize,
@@ -203,7 +205,10 @@ pub enum AdaptError {
 impl AdaptError {
     /// Whether an adapter and a model that do not belong together could be the reason.
     fn is_misfit(&self) -> bool {
-        matches!(self, Self::Target(_) | Self::Config { .. } | Self::Tensors { .. } | Self::Unsupported { .. })
+        matches!(
+            self,
+            Self::Target(_) | Self::Config { .. } | Self::Tensors { .. } | Self::Unsupported { .. }
+        )
     }
 }
 
@@ -248,7 +253,8 @@ pub struct StepContext {
 
 /// An adapter: named parameters, a forward pass over a backbone, and its file form.
 ///
-/// Everything else (optimiser, checkpoints, resume, merge, several adapters at once) works on this trait alone.
+/// Everything else (optimiser, checkpoints, resume, merge, several adapters at once) works on this
+/// trait alone.
 pub trait Adapter: Send + Sync {
     /// Registered name of the method.
     fn method(&self) -> &'static str;
@@ -259,8 +265,8 @@ pub trait Adapter: Send + Sync {
     /// The same, to update.
     fn parameters_mut(&mut self) -> Vec<&mut Parameter>;
 
-    /// Tensors whose gradient a method wants to see in [`Adapter::before_step`] without training or storing them; it takes
-    /// these gradients out there.
+    /// Tensors whose gradient a method wants to see in [`Adapter::before_step`] without training or
+    /// storing them; it takes these gradients out there.
     fn probes(&self) -> Vec<&Parameter> {
         Vec::new()
     }
@@ -268,8 +274,8 @@ pub trait Adapter: Send + Sync {
     /// Hooks for one forward pass.
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_>;
 
-    /// Hooks for one of several passes without gradients, between which the parameters stay as they are: what a method forms of
-    /// them may be kept.
+    /// Hooks for one of several passes without gradients, between which the parameters stay as they
+    /// are: what a method forms of them may be kept.
     fn pass_keeping<'a>(&'a self, _kept: &'a Kept) -> Box<dyn Pass + 'a> {
         self.pass(Mode::Eval)
     }
@@ -277,7 +283,8 @@ pub trait Adapter: Send + Sync {
     /// Fields of `adapter_config.json` except those that every method has.
     fn peft_config(&self) -> serde_json::Map<String, Value>;
 
-    /// What the adapter adds to a linear map's weight `[d_out, d_in]`; `None` where it leaves the map alone.
+    /// What the adapter adds to a linear map's weight `[d_out, d_in]`; `None` where it leaves the
+    /// map alone.
     ///
     /// # Errors
     /// [`AdaptError::Unsupported`] for methods that no weight can express.
@@ -289,11 +296,15 @@ pub trait Adapter: Send + Sync {
     /// [`AdaptError::Unsupported`] for methods that no weight can express.
     fn merged_linear(&self, base: &Linear) -> Result<Option<MergedLinear>, AdaptError> {
         let delta = self.weight_delta(base)?;
-        Ok(delta.map(|delta| MergedLinear { weight: base.weight.dense() + delta, bias: base.bias.clone() }))
+        Ok(delta.map(|delta| MergedLinear {
+            weight: base.weight.dense() + delta,
+            bias: base.bias.clone(),
+        }))
     }
 
-    /// Whether [`Pass::linear`] forms a whole weight for this map, so that several passes without gradients do better to form
-    /// [`Adapter::merged_linear`] once. Only where that leaves the bias as it is.
+    /// Whether [`Pass::linear`] forms a whole weight for this map, so that several passes without
+    /// gradients do better to form [`Adapter::merged_linear`] once. Only where that leaves the bias
+    /// as it is.
     fn forms_weight(&self, _base: &Linear) -> bool {
         false
     }
@@ -303,13 +314,17 @@ pub trait Adapter: Send + Sync {
         false
     }
 
-    /// Takes the adapter out of a map that [`Adapter::merged_linear`] gave; `None` where it leaves the map alone.
+    /// Takes the adapter out of a map that [`Adapter::merged_linear`] gave; `None` where it leaves
+    /// the map alone.
     ///
     /// # Errors
     /// [`AdaptError::Unsupported`] for methods whose merge loses the base.
     fn unmerged_linear(&self, merged: &Linear) -> Result<Option<MergedLinear>, AdaptError> {
         let delta = self.weight_delta(merged)?;
-        Ok(delta.map(|delta| MergedLinear { weight: merged.weight.dense() - delta, bias: merged.bias.clone() }))
+        Ok(delta.map(|delta| MergedLinear {
+            weight: merged.weight.dense() - delta,
+            bias: merged.bias.clone(),
+        }))
     }
 
     /// A table with the adapter merged into it.
@@ -322,18 +337,21 @@ pub trait Adapter: Send + Sync {
         None
     }
 
-    /// The adapter as low-rank factors of linear maps, where it is no more than that; for export to other formats.
+    /// The adapter as low-rank factors of linear maps, where it is no more than that; for export to
+    /// other formats.
     fn low_rank_factors(&self) -> Option<Vec<LowRank<'_>>> {
         None
     }
 
-    /// Before the optimiser's step: a method may read the gradients (importance), mask or rescale them.
+    /// Before the optimiser's step: a method may read the gradients (importance), mask or rescale
+    /// them.
     fn before_step(&mut self, _context: &StepContext, _gradients: &mut GradientSum) {}
 
     /// After the optimiser's step.
     fn after_step(&mut self, _context: &StepContext) {}
 
-    /// What a resumed run needs besides the parameters: running statistics, masks. Empty for most methods.
+    /// What a resumed run needs besides the parameters: running statistics, masks. Empty for most
+    /// methods.
     fn state(&self) -> BTreeMap<String, Vec<f32>> {
         BTreeMap::new()
     }
@@ -346,22 +364,24 @@ pub trait Adapter: Send + Sync {
         Ok(())
     }
 
-    /// The adapter as files keep it, where that is less than what is trained: a prompt without the network that made
-    /// it, the ranks that are left, the entries that changed.
+    /// The adapter as files keep it, where that is less than what is trained: a prompt without the
+    /// network that made it, the ranks that are left, the entries that changed.
     fn finished(&self) -> Option<Box<dyn Adapter>> {
         None
     }
 
-    /// Whether the method has reached the form that it promises (its final sparsity, its whole budget); until then no
-    /// evaluation counts as the best one.
+    /// Whether the method has reached the form that it promises (its final sparsity, its whole
+    /// budget); until then no evaluation counts as the best one.
     fn is_complete(&self) -> bool {
         true
     }
 
-    /// Whether training takes more than gradients: hooks around the optimiser's step, terms of the loss, rates of its own.
-    /// Such an adapter is trained by [`crate::train`] only.
+    /// Whether training takes more than gradients: hooks around the optimiser's step, terms of the
+    /// loss, rates of its own. Such an adapter is trained by [`crate::train`] only.
     fn needs_trainer(&self) -> bool {
-        !self.is_complete() || !self.probes().is_empty() || self.parameters().iter().any(|p| p.lr_scale() != 1.0)
+        !self.is_complete()
+            || !self.probes().is_empty()
+            || self.parameters().iter().any(|p| p.lr_scale() != 1.0)
     }
 
     /// Whether rows of a batch may use this adapter while others use another.
@@ -369,7 +389,11 @@ pub trait Adapter: Send + Sync {
 
     /// Number of trainable elements.
     fn num_trainable(&self) -> usize {
-        self.parameters().iter().filter(|p| p.is_trainable()).map(|p| p.len()).sum()
+        self.parameters()
+            .iter()
+            .filter(|p| p.is_trainable())
+            .map(|p| p.len())
+            .sum()
     }
 }
 

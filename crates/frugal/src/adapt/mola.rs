@@ -1,40 +1,44 @@
 //! # MoLA: layer-wise allocation of LoRA experts
 //!
 //! ## What it does
-//! Puts several LoRA experts and a router beside each linear map and lets every token choose its best `top_k`; blocks get
-//! different numbers of experts.
+//! Puts several LoRA experts and a router beside each linear map and lets every token choose its
+//! best `top_k`; blocks get different numbers of experts.
 //!
 //! ## Update rule
-//! `s = softmax(G x)` over the `N` experts of the map; `wᵢ = sᵢ / Σ s` over the `top_k` largest, 0 elsewhere;
-//! `y = x Wᵀ + (lora_alpha / r) Σ wᵢ Bᵢ Aᵢ dropout(x)`. The loss gains
-//! `router_aux_loss_coef · Σ over blocks of N Σₑ fₑ Pₑ`, where `fₑ` is the share of choices that went to expert `e` and `Pₑ`
-//! its mean probability, over all tokens and all adapted maps of the block; 1 per block when balanced.
+//! `s = softmax(G x)` over the `N` experts of the map; `wᵢ = sᵢ / Σ s` over the `top_k` largest, 0
+//! elsewhere; `y = x Wᵀ + (lora_alpha / r) Σ wᵢ Bᵢ Aᵢ dropout(x)`. The loss gains
+//! `router_aux_loss_coef · Σ over blocks of N Σₑ fₑ Pₑ`, where `fₑ` is the share of choices that
+//! went to expert `e` and `Pₑ` its mean probability, over all tokens and all adapted maps of the
+//! block; 1 per block when balanced.
 //!
 //! ## When to use, when not
-//! For mixtures of tasks in one adapter, where one low-rank change is too little. The result depends on the input, so it
-//! cannot be merged and every token pays for routing: for one task, LoRA is cheaper.
+//! For mixtures of tasks in one adapter, where one low-rank change is too little. The result
+//! depends on the input, so it cannot be merged and every token pays for routing: for one task,
+//! LoRA is cheaper.
 //!
 //! ## Cost
-//! Trainable: `N (r (d_in + d_out) + d_in)` per map. Extra memory while training: `N r` numbers per token and map. Extra
-//! compute: `2 N (r (d_in + d_out) + d_in)` multiply-adds per token and map: all experts are computed in one product and
-//! those not chosen are weighted with 0.
+//! Trainable: `N (r (d_in + d_out) + d_in)` per map. Extra memory while training: `N r` numbers per
+//! token and map. Extra compute: `2 N (r (d_in + d_out) + d_in)` multiply-adds per token and map:
+//! all experts are computed in one product and those not chosen are weighted with 0.
 //!
 //! ## Defaults and where they come from
-//! `num_experts = [2, 4, 6, 8]` (the paper's inverted triangle: one entry per quarter of the blocks), `top_k = 2`, `r = 8`,
-//! `lora_alpha = 16`, `lora_dropout = 0.05` and all linear maps as in the released scripts. `router_aux_loss_coef = 0.001` is
-//! the released coefficient; there a flag turns the term on, here 0 turns it off. `A` and `G` are uniform within
-//! `±1/sqrt(d_in)`, `B` zero.
+//! `num_experts = [2, 4, 6, 8]` (the paper's inverted triangle: one entry per quarter of the
+//! blocks), `top_k = 2`, `r = 8`, `lora_alpha = 16`, `lora_dropout = 0.05` and all linear maps as
+//! in the released scripts. `router_aux_loss_coef = 0.001` is the released coefficient; there a
+//! flag turns the term on, here 0 turns it off. `A` and `G` are uniform within `±1/sqrt(d_in)`, `B`
+//! zero.
 //!
 //! ## Departures from the paper
-//! `num_experts` may have any length: block `j` of `m` gets entry `⌊length · j / m⌋`, and a map outside the blocks (BERT's
-//! pooler) the last. `top_k` is lowered to the number of experts; equal probabilities go to the lower index. Dropout is drawn
-//! once per map, not once per expert. Experts lie side by side in one matrix: rows `i r .. (i + 1) r` of `A`, the same
-//! columns of `B`. A later version of the paper finds middle blocks to need most experts, so the allocation is a setting
+//! `num_experts` may have any length: block `j` of `m` gets entry `⌊length · j / m⌋`, and a map
+//! outside the blocks (BERT's pooler) the last. `top_k` is lowered to the number of experts; equal
+//! probabilities go to the lower index. Dropout is drawn once per map, not once per expert. Experts
+//! lie side by side in one matrix: rows `i r .. (i + 1) r` of `A`, the same columns of `B`. A later
+//! version of the paper finds middle blocks to need most experts, so the allocation is a setting
 //! rather than a law.
 //!
 //! ## References
-//! - Gao, Chen, Rao, Sun, Liu, Peng, Zhang, Guo, Yang, Subrahmanian: Higher Layers Need More LoRA Experts, 2024,
-//!   arXiv 2402.08562.
+//! - Gao, Chen, Rao, Sun, Liu, Peng, Zhang, Guo, Yang, Subrahmanian: Higher Layers Need More LoRA
+//!   Experts, 2024, arXiv 2402.08562.
 //! - Fedus, Zoph, Shazeer: Switch Transformers, 2021, arXiv 2101.03961 (the balance term).
 
 use std::collections::BTreeMap;
@@ -48,7 +52,10 @@ use serde_json::{Map, Value};
 use super::lora::dropout;
 use super::maps::linear_maps;
 use super::registry::{self, Capabilities, Family, Method};
-use super::{AdaptError, Adapter, BuildContext, Mode, Parameter, Pass, Targets, low_rank, own, stream, to_vec};
+use super::{
+    AdaptError, Adapter, BuildContext, Mode, Parameter, Pass, Targets, low_rank, own, stream,
+    to_vec,
+};
 use crate::model::{Linear, SiteId};
 
 const NAME: &str = "mola";
@@ -63,11 +70,20 @@ pub const METHOD: Method = Method {
     default_lr: 5e-4,
     peft_type: PEFT_TYPE,
     peft_variant: None,
-    capabilities: Capabilities { merge: false, identity_at_init: true, mixed_batch: true },
+    capabilities: Capabilities {
+        merge: false,
+        identity_at_init: true,
+        mixed_batch: true,
+    },
     source: include_str!("mola.rs"),
     defaults: registry::defaults::<MolaConfig>,
     check: |settings| registry::parse::<MolaConfig>(NAME, settings)?.validate(),
-    build: |settings, context| Ok(Box::new(Mola::new(registry::parse(NAME, settings)?, context)?)),
+    build: |settings, context| {
+        Ok(Box::new(Mola::new(
+            registry::parse(NAME, settings)?,
+            context,
+        )?))
+    },
     from_peft: |config| Ok(own::from_file::<MolaConfig>(config)),
 };
 
@@ -112,21 +128,48 @@ impl MolaConfig {
     /// # Errors
     /// [`AdaptError::Config`] naming the field.
     pub fn validate(&self) -> Result<(), AdaptError> {
-        let bad = |field, reason: String| Err(AdaptError::Config { method: NAME, field, reason });
+        let bad = |field, reason: String| {
+            Err(AdaptError::Config {
+                method: NAME,
+                field,
+                reason,
+            })
+        };
         if self.r == 0 || self.top_k == 0 {
-            return bad(if self.r == 0 { "r" } else { "top_k" }, "must be at least 1".into());
+            return bad(
+                if self.r == 0 { "r" } else { "top_k" },
+                "must be at least 1".into(),
+            );
         }
         if self.num_experts.is_empty() || self.num_experts.contains(&0) {
-            return bad("num_experts", "needs one entry or more, each at least 1, such as [2, 4, 6, 8]".into());
+            return bad(
+                "num_experts",
+                "needs one entry or more, each at least 1, such as [2, 4, 6, 8]".into(),
+            );
         }
         if !(0.0..1.0).contains(&self.lora_dropout) {
-            return bad("lora_dropout", format!("{} is not within 0 (none) and 1 (excluded)", self.lora_dropout));
+            return bad(
+                "lora_dropout",
+                format!(
+                    "{} is not within 0 (none) and 1 (excluded)",
+                    self.lora_dropout
+                ),
+            );
         }
         if !(self.lora_alpha.is_finite() && self.lora_alpha > 0.0) {
-            return bad("lora_alpha", format!("{} is not a positive number", self.lora_alpha));
+            return bad(
+                "lora_alpha",
+                format!("{} is not a positive number", self.lora_alpha),
+            );
         }
         if !(self.router_aux_loss_coef.is_finite() && self.router_aux_loss_coef >= 0.0) {
-            return bad("router_aux_loss_coef", format!("{} is not a number of at least 0", self.router_aux_loss_coef));
+            return bad(
+                "router_aux_loss_coef",
+                format!(
+                    "{} is not a number of at least 0",
+                    self.router_aux_loss_coef
+                ),
+            );
         }
         Ok(())
     }
@@ -173,7 +216,11 @@ impl Mola {
             sites[id.index()] = Some(experts(&config, context, id));
         }
         let saved_targets = super::peft::saved_targets(&config.targets, context.sites, &chosen);
-        Ok(Self { config, sites, saved_targets })
+        Ok(Self {
+            config,
+            sites,
+            saved_targets,
+        })
     }
 
     fn at(&self, site: SiteId) -> Option<&Experts> {
@@ -188,12 +235,29 @@ fn experts(config: &MolaConfig, context: &BuildContext<'_>, id: SiteId) -> Exper
     let (rows, bound) = (count * config.r, 1.0 / (d_in as f32).sqrt());
     let draw = |what: &str, rows: usize| -> Vec<f32> {
         let mut rng = stream(context.seed, &format!("{path} {what}"));
-        (0..rows * d_in).map(|_| rng.random_range(-bound..bound)).collect()
+        (0..rows * d_in)
+            .map(|_| rng.random_range(-bound..bound))
+            .collect()
     };
     Experts {
-        a: Parameter::new(format!("{path}.lora_A.weight"), &[rows, d_in], draw("lora_A", rows), device),
-        b: Parameter::new(format!("{path}.lora_B.weight"), &[d_out, rows], vec![0.0; d_out * rows], device),
-        router: Parameter::new(format!("{path}.router.weight"), &[count, d_in], draw("router", count), device),
+        a: Parameter::new(
+            format!("{path}.lora_A.weight"),
+            &[rows, d_in],
+            draw("lora_A", rows),
+            device,
+        ),
+        b: Parameter::new(
+            format!("{path}.lora_B.weight"),
+            &[d_out, rows],
+            vec![0.0; d_out * rows],
+            device,
+        ),
+        router: Parameter::new(
+            format!("{path}.router.weight"),
+            &[count, d_in],
+            draw("router", count),
+            device,
+        ),
         layer: info.layer,
         count,
         path,
@@ -227,9 +291,14 @@ fn route(logits: Tensor<2>, top_k: usize) -> Routing {
         }
     }
     let device = probabilities.device().inner();
-    let kept = probabilities.clone() * Tensor::<2>::from_data(TensorData::new(mask, [tokens, experts]), &device);
+    let kept = probabilities.clone()
+        * Tensor::<2>::from_data(TensorData::new(mask, [tokens, experts]), &device);
     let weights = kept.clone() / kept.sum_dim(1);
-    Routing { probabilities, weights, chosen }
+    Routing {
+        probabilities,
+        weights,
+        chosen,
+    }
 }
 
 /// Choices and probabilities of one block, pooled over its maps.
@@ -244,12 +313,21 @@ impl Load {
     fn new(routing: &Routing) -> Self {
         let [tokens, experts] = routing.probabilities.dims();
         let probabilities = routing.probabilities.clone().sum_dim(0).reshape([experts]);
-        Self { chosen: routing.chosen.clone(), probabilities, tokens }
+        Self {
+            chosen: routing.chosen.clone(),
+            probabilities,
+            tokens,
+        }
     }
 
     fn join(self, other: Self) -> Self {
         Self {
-            chosen: self.chosen.iter().zip(&other.chosen).map(|(a, b)| a + b).collect(),
+            chosen: self
+                .chosen
+                .iter()
+                .zip(&other.chosen)
+                .map(|(a, b)| a + b)
+                .collect(),
             probabilities: self.probabilities + other.probabilities,
             tokens: self.tokens + other.tokens,
         }
@@ -258,9 +336,14 @@ impl Load {
     /// `N Σ f P`, `[1]`.
     fn balance(self) -> Tensor<1> {
         let (experts, selections) = (self.chosen.len() as f32, self.chosen.iter().sum::<f32>());
-        let factors: Vec<f32> = self.chosen.iter().map(|c| experts * c / (selections * self.tokens as f32)).collect();
+        let factors: Vec<f32> = self
+            .chosen
+            .iter()
+            .map(|c| experts * c / (selections * self.tokens as f32))
+            .collect();
         let device = self.probabilities.device().inner();
-        (self.probabilities * Tensor::<1>::from_data(TensorData::from(factors.as_slice()), &device)).sum()
+        (self.probabilities * Tensor::<1>::from_data(TensorData::from(factors.as_slice()), &device))
+            .sum()
     }
 }
 
@@ -287,28 +370,47 @@ impl MolaPass<'_> {
 
 impl Pass for MolaPass<'_> {
     fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
-        let Some(site) = self.adapter.at(base.site) else { return base.forward(x) };
+        let Some(site) = self.adapter.at(base.site) else {
+            return base.forward(x);
+        };
         let (config, mode) = (&self.adapter.config, self.mode);
-        let (a, b, scale) = (site.a.get::<2>(mode), site.b.get::<2>(mode), (config.lora_alpha / config.r as f64) as f32);
+        let (a, b, scale) = (
+            site.a.get::<2>(mode),
+            site.b.get::<2>(mode),
+            (config.lora_alpha / config.r as f64) as f32,
+        );
         if site.count == 1 {
             // The only expert's weight is 1 whatever the router says.
-            let dropping = low_rank::Dropping { p: config.lora_dropout, mode, path: &site.path };
+            let dropping = low_rank::Dropping {
+                p: config.lora_dropout,
+                mode,
+                path: &site.path,
+            };
             return low_rank::forward(base, x, a, b, scale, &dropping);
         }
-        let routing = route(frugal_kernels::linear(x.clone(), site.router.get::<2>(mode), None), config.top_k);
+        let routing = route(
+            frugal_kernels::linear(x.clone(), site.router.get::<2>(mode), None),
+            config.top_k,
+        );
         self.record(site.layer, &routing);
         let seen = match mode {
-            Mode::Train { seed } if config.lora_dropout > 0.0 => dropout(x.clone(), config.lora_dropout, seed, &site.path),
+            Mode::Train { seed } if config.lora_dropout > 0.0 => {
+                dropout(x.clone(), config.lora_dropout, seed, &site.path)
+            }
             _ => x.clone(),
         };
         let tokens = x.dims()[0];
         let inner = frugal_kernels::linear(seen, a, None).reshape([tokens, site.count, config.r]);
-        let weighted = (inner * routing.weights.unsqueeze_dim::<3>(2)).reshape([tokens, site.count * config.r]);
+        let weighted = (inner * routing.weights.unsqueeze_dim::<3>(2))
+            .reshape([tokens, site.count * config.r]);
         base.forward(x) + frugal_kernels::linear(weighted, b, None) * scale
     }
 
     fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
-        self.adapter.at(base.site).is_none().then(|| base.weight.dense())
+        self.adapter
+            .at(base.site)
+            .is_none()
+            .then(|| base.weight.dense())
     }
 
     fn leaves_alone(&mut self, base: &Linear) -> bool {
@@ -317,7 +419,10 @@ impl Pass for MolaPass<'_> {
 
     fn auxiliary_loss(&mut self) -> Option<Tensor<1>> {
         let loads = std::mem::take(&mut self.loads);
-        let total = loads.into_values().map(Load::balance).reduce(|sum, loss| sum + loss)?;
+        let total = loads
+            .into_values()
+            .map(Load::balance)
+            .reduce(|sum, loss| sum + loss)?;
         Some(total * self.adapter.config.router_aux_loss_coef)
     }
 }
@@ -328,15 +433,27 @@ impl Adapter for Mola {
     }
 
     fn parameters(&self) -> Vec<&Parameter> {
-        self.sites.iter().flatten().flat_map(|s| [&s.a, &s.b, &s.router]).collect()
+        self.sites
+            .iter()
+            .flatten()
+            .flat_map(|s| [&s.a, &s.b, &s.router])
+            .collect()
     }
 
     fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
-        self.sites.iter_mut().flatten().flat_map(|s| [&mut s.a, &mut s.b, &mut s.router]).collect()
+        self.sites
+            .iter_mut()
+            .flatten()
+            .flat_map(|s| [&mut s.a, &mut s.b, &mut s.router])
+            .collect()
     }
 
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
-        Box::new(MolaPass { adapter: self, mode, loads: BTreeMap::new() })
+        Box::new(MolaPass {
+            adapter: self,
+            mode,
+            loads: BTreeMap::new(),
+        })
     }
 
     fn peft_config(&self) -> Map<String, Value> {
@@ -345,7 +462,11 @@ impl Adapter for Mola {
 
     fn weight_delta(&self, _base: &Linear) -> Result<Option<Tensor<2>>, AdaptError> {
         let reason = "its experts are chosen by the input, which no single weight can express; use it unmerged".into();
-        Err(AdaptError::Unsupported { method: NAME, action: "be merged", reason })
+        Err(AdaptError::Unsupported {
+            method: NAME,
+            action: "be merged",
+            reason,
+        })
     }
 
     fn supports_mixed_batch(&self) -> bool {
@@ -360,7 +481,10 @@ mod tests {
 
     fn close(found: &[f32], expected: &[f32]) {
         assert_eq!(found.len(), expected.len());
-        found.iter().zip(expected).for_each(|(f, e)| assert!((f - e).abs() < 1e-6, "{found:?} instead of {expected:?}"));
+        found
+            .iter()
+            .zip(expected)
+            .for_each(|(f, e)| assert!((f - e).abs() < 1e-6, "{found:?} instead of {expected:?}"));
     }
 
     fn logits(rows: usize) -> Tensor<2> {
@@ -368,19 +492,35 @@ mod tests {
         Tensor::from_data(TensorData::new(values, [rows, 4]), &Device::default())
     }
 
-    fn build(hidden: usize, ff: usize, layers: usize, heads: (usize, usize), config: MolaConfig) -> Mola {
+    fn build(
+        hidden: usize,
+        ff: usize,
+        layers: usize,
+        heads: (usize, usize),
+        config: MolaConfig,
+    ) -> Mola {
         let raw = serde_json::json!({"model_type": "llama", "hidden_size": hidden, "intermediate_size": ff, "num_hidden_layers": layers,
             "num_attention_heads": heads.0, "num_key_value_heads": heads.1, "vocab_size": 64});
         let model = ModelConfig::from_json(raw, "test").unwrap();
         let sites = SiteTable::new(&model);
-        let context = BuildContext { config: &model, sites: &sites, backbone: None, device: Device::default(), seed: 3, tokenize: None };
+        let context = BuildContext {
+            config: &model,
+            sites: &sites,
+            backbone: None,
+            device: Device::default(),
+            seed: 3,
+            tokenize: None,
+        };
         Mola::new(config, &context).unwrap()
     }
 
     #[test]
     fn tokens_go_to_their_most_probable_experts() {
         let routing = route(logits(1), 2);
-        close(&to_vec(routing.probabilities), &[0.643_914, 0.236_883, 0.087_144, 0.032_059]);
+        close(
+            &to_vec(routing.probabilities),
+            &[0.643_914, 0.236_883, 0.087_144, 0.032_059],
+        );
         close(&to_vec(routing.weights), &[0.731_059, 0.268_941, 0.0, 0.0]);
         let equal = route(Tensor::zeros([1, 3], &Device::default()), 2);
         close(&to_vec(equal.weights), &[0.5, 0.5, 0.0]);
@@ -393,7 +533,10 @@ mod tests {
         let loss = |routing: &Routing| to_vec(Load::new(routing).balance());
         close(&loss(&route(logits(4), 2)), &[1.761_594]);
         // Two tokens whose choices and probabilities mirror each other.
-        let mirrored = Tensor::<2>::from_data([[5.0, 5.0, 0.0, 0.0], [0.0, 0.0, 5.0, 5.0]], &Device::default());
+        let mirrored = Tensor::<2>::from_data(
+            [[5.0, 5.0, 0.0, 0.0], [0.0, 0.0, 5.0, 5.0]],
+            &Device::default(),
+        );
         close(&loss(&route(mirrored, 2)), &[1.0]);
         let joined = Load::new(&route(logits(1), 2)).join(Load::new(&route(logits(3), 2)));
         close(&to_vec(joined.balance()), &[1.761_594]);
@@ -401,28 +544,69 @@ mod tests {
 
     #[test]
     fn counts_follow_the_allocation() {
-        let smollm =
-            |num_experts: Vec<usize>| build(576, 1536, 30, (9, 3), MolaConfig { num_experts, ..MolaConfig::default() }).num_trainable();
+        let smollm = |num_experts: Vec<usize>| {
+            build(
+                576,
+                1536,
+                30,
+                (9, 3),
+                MolaConfig {
+                    num_experts,
+                    ..MolaConfig::default()
+                },
+            )
+            .num_trainable()
+        };
         assert_eq!(smollm(vec![2, 4, 6, 8]), 12_787_200);
         assert_eq!(smollm(vec![5]), 12_960_000);
         let config = MolaConfig::default();
-        let llama: Vec<usize> = (0..32).map(|layer| config.experts(Some(layer), 32)).collect();
-        assert_eq!((llama[7], llama[8], llama[24], llama.iter().sum::<usize>()), (2, 4, 8, 160));
+        let llama: Vec<usize> = (0..32)
+            .map(|layer| config.experts(Some(layer), 32))
+            .collect();
+        assert_eq!(
+            (llama[7], llama[8], llama[24], llama.iter().sum::<usize>()),
+            (2, 4, 8, 160)
+        );
     }
 
     /// A small adapter with nothing zero, a map of its and an input.
     fn filled(num_experts: usize, top_k: usize) -> (Mola, Linear, Tensor<2>) {
-        let config = MolaConfig { num_experts: vec![num_experts], top_k, lora_dropout: 0.0, ..MolaConfig::default() };
+        let config = MolaConfig {
+            num_experts: vec![num_experts],
+            top_k,
+            lora_dropout: 0.0,
+            ..MolaConfig::default()
+        };
         let mut mola = build(16, 24, 1, (4, 2), config);
         for parameter in mola.parameters_mut() {
-            parameter.set((0..parameter.len()).map(|i| (i as f32 * 0.37).sin()).collect());
+            parameter.set(
+                (0..parameter.len())
+                    .map(|i| (i as f32 * 0.37).sin())
+                    .collect(),
+            );
         }
         let index = mola.sites.iter().position(Option::is_some).unwrap();
         let device = Device::default();
         let wave = |rows: usize, f: f32| {
-            Tensor::<2>::from_data(TensorData::new((0..rows * 16).map(|i| (i as f32 * f).cos()).collect::<Vec<_>>(), [rows, 16]), &device)
+            Tensor::<2>::from_data(
+                TensorData::new(
+                    (0..rows * 16)
+                        .map(|i| (i as f32 * f).cos())
+                        .collect::<Vec<_>>(),
+                    [rows, 16],
+                ),
+                &device,
+            )
         };
-        (mola, Linear { site: SiteId(index as u32), weight: Weight::Dense(wave(16, 0.11)), bias: None }, wave(5, 0.53))
+        (
+            mola,
+            Linear {
+                site: SiteId(index as u32),
+                weight: Weight::Dense(wave(16, 0.11)),
+                bias: None,
+            },
+            wave(5, 0.53),
+        )
     }
 
     #[test]
@@ -430,7 +614,11 @@ mod tests {
         let (mola, base, x) = filled(1, 1);
         let site = mola.at(base.site).unwrap();
         let (a, b) = (site.a.get::<2>(Mode::Eval), site.b.get::<2>(Mode::Eval));
-        let lora = Linear { bias: None, ..base.clone() }.forward_low_rank(x.clone(), a, b, 2.0);
+        let lora = Linear {
+            bias: None,
+            ..base.clone()
+        }
+        .forward_low_rank(x.clone(), a, b, 2.0);
         assert_eq!(to_vec(mola.pass(Mode::Eval).linear(&base, x)), to_vec(lora));
     }
 
@@ -439,8 +627,15 @@ mod tests {
         let (mola, base, x) = filled(4, 2);
         let found = to_vec(mola.pass(Mode::Eval).linear(&base, x.clone()));
         let site = mola.at(base.site).unwrap();
-        let (a, b, r) = (site.a.get::<2>(Mode::Eval), site.b.get::<2>(Mode::Eval), mola.config.r);
-        let routing = route(frugal_kernels::linear(x.clone(), site.router.get::<2>(Mode::Eval), None), 2);
+        let (a, b, r) = (
+            site.a.get::<2>(Mode::Eval),
+            site.b.get::<2>(Mode::Eval),
+            mola.config.r,
+        );
+        let routing = route(
+            frugal_kernels::linear(x.clone(), site.router.get::<2>(Mode::Eval), None),
+            2,
+        );
         for token in 0..5 {
             let x = x.clone().slice(token..token + 1);
             let weights = to_vec(routing.weights.clone().slice(token..token + 1));
@@ -451,7 +646,10 @@ mod tests {
                 y = y + low.matmul(b.clone().slice([0..16, range]).transpose()) * (2.0 * weight);
             }
             let expected = to_vec(y);
-            found[token * 16..(token + 1) * 16].iter().zip(&expected).for_each(|(f, e)| assert!((f - e).abs() < 1e-4, "{f} {e}"));
+            found[token * 16..(token + 1) * 16]
+                .iter()
+                .zip(&expected)
+                .for_each(|(f, e)| assert!((f - e).abs() < 1e-4, "{f} {e}"));
         }
     }
 }

@@ -1,39 +1,43 @@
 //! # MoS: mixture of shards
 //!
 //! ## What it does
-//! Assembles the low-rank matrices of all blocks from one pool of short vector pieces ("shards") per kind of projection, so
-//! that blocks share parameters and still differ.
+//! Assembles the low-rank matrices of all blocks from one pool of short vector pieces ("shards")
+//! per kind of projection, so that blocks share parameters and still differ.
 //!
 //! ## Update rule
-//! `y = x Wᵀ + (lora_alpha / r) · dropout(x) Aₖᵀ Bₖᵀ`. Row `j` of `Aₖ [r, d_in]` is `l` rows of the pool `P_A [e L l, d_in / l]`
-//! one after another, those that the index vector of block `k` names at `j l .. j l + l`; column `j` of `Bₖ` likewise from
-//! `P_B [e L l, d_out / l]`. `L` is the number of blocks. The indices are drawn once: `(r − p) l` without repeats from the
-//! public rows, independently for `A` and `B` (pair dissociation), then the `p l` rows that are the block's own (shard
-//! privatisation).
+//! `y = x Wᵀ + (lora_alpha / r) · dropout(x) Aₖᵀ Bₖᵀ`. Row `j` of `Aₖ [r, d_in]` is `l` rows of the
+//! pool `P_A [e L l, d_in / l]` one after another, those that the index vector of block `k` names
+//! at `j l .. j l + l`; column `j` of `Bₖ` likewise from `P_B [e L l, d_out / l]`. `L` is the
+//! number of blocks. The indices are drawn once: `(r − p) l` without repeats from the public rows,
+//! independently for `A` and `B` (pair dissociation), then the `p l` rows that are the block's own
+//! (shard privatisation).
 //!
 //! ## When to use, when not
-//! When adapters must be small, for example many of them beside one model: at the size of LoRA of rank `e` it acts with
-//! rank `r`. Where size does not matter, LoRA of a higher rank is simpler and faster to assemble.
+//! When adapters must be small, for example many of them beside one model: at the size of LoRA of
+//! rank `e` it acts with rank `r`. Where size does not matter, LoRA of a higher rank is simpler and
+//! faster to assemble.
 //!
 //! ## Cost
-//! Trainable: `e (d_in + d_out)` per map on average, exactly that of LoRA of rank `e`, whatever `r`, `l` and `p` are. Extra
-//! memory and compute while training: those of LoRA of rank `r`, and one gather per map. None after merging.
+//! Trainable: `e (d_in + d_out)` per map on average, exactly that of LoRA of rank `e`, whatever
+//! `r`, `l` and `p` are. Extra memory and compute while training: those of LoRA of rank `r`, and
+//! one gather per map. None after merging.
 //!
 //! ## Defaults and where they come from
-//! `equivalent_rank = 2`, `r = 8`, `lora_alpha = 16`, `lora_dropout = 0.1` and all linear maps are those of the released
-//! scripts. They leave shards per vector and private rank to their command line; 4 and 1 are values within the paper's
-//! ablations that divide the widths of common models. `P_A` is uniform within `±1/sqrt(d_in)` (the fan-in of the whole
-//! vector), `P_B` zero.
+//! `equivalent_rank = 2`, `r = 8`, `lora_alpha = 16`, `lora_dropout = 0.1` and all linear maps are
+//! those of the released scripts. They leave shards per vector and private rank to their command
+//! line; 4 and 1 are values within the paper's ablations that divide the widths of common models.
+//! `P_A` is uniform within `±1/sqrt(d_in)` (the fan-in of the whole vector), `P_B` zero.
 //!
 //! ## Departures from the paper
-//! The released code gives every kind of projection as many pool rows as there are blocks; a kind that occurs in one place
-//! only (BERT's pooler) has one block here. Where a pool is too small for `r` vectors without repeats, `p + (e − p) L` of
-//! them are used, at the same scale. The files hold pools and indices rather than the assembled matrices. The pair of constant vectors in the
+//! The released code gives every kind of projection as many pool rows as there are blocks; a kind
+//! that occurs in one place only (BERT's pooler) has one block here. Where a pool is too small for
+//! `r` vectors without repeats, `p + (e − p) L` of them are used, at the same scale. The files hold
+//! pools and indices rather than the assembled matrices. The pair of constant vectors in the
 //! released code multiplies by one and is left out.
 //!
 //! ## References
-//! - Wang, Chen, Chen, Dong, Xue, Jiang, Kong, Wu: MoS: Unleashing Parameter Efficiency of Low-Rank Adaptation with Mixture of
-//!   Shards, 2025, arXiv 2410.00938.
+//! - Wang, Chen, Chen, Dong, Xue, Jiang, Kong, Wu: MoS: Unleashing Parameter Efficiency of Low-Rank
+//!   Adaptation with Mixture of Shards, 2025, arXiv 2410.00938.
 
 use std::collections::BTreeMap;
 
@@ -45,7 +49,10 @@ use serde_json::{Map, Value};
 
 use super::maps::linear_maps;
 use super::registry::{self, Capabilities, Family, Method};
-use super::{AdaptError, Adapter, BuildContext, LowRankChange, Mode, Parameter, Pass, Targets, low_rank, own, stream};
+use super::{
+    AdaptError, Adapter, BuildContext, LowRankChange, Mode, Parameter, Pass, Targets, low_rank,
+    own, stream,
+};
 use crate::model::{Linear, SiteId, SiteInfo};
 
 const NAME: &str = "mos";
@@ -60,11 +67,20 @@ pub const METHOD: Method = Method {
     default_lr: 1e-3,
     peft_type: PEFT_TYPE,
     peft_variant: None,
-    capabilities: Capabilities { merge: true, identity_at_init: true, mixed_batch: true },
+    capabilities: Capabilities {
+        merge: true,
+        identity_at_init: true,
+        mixed_batch: true,
+    },
     source: include_str!("mos.rs"),
     defaults: registry::defaults::<MosConfig>,
     check: |settings| registry::parse::<MosConfig>(NAME, settings)?.validate(),
-    build: |settings, context| Ok(Box::new(Mos::new(registry::parse(NAME, settings)?, context)?)),
+    build: |settings, context| {
+        Ok(Box::new(Mos::new(
+            registry::parse(NAME, settings)?,
+            context,
+        )?))
+    },
     from_peft: |config| Ok(own::from_file::<MosConfig>(config)),
 };
 
@@ -112,29 +128,61 @@ impl MosConfig {
     /// # Errors
     /// [`AdaptError::Config`] naming the field.
     pub fn validate(&self) -> Result<(), AdaptError> {
-        let bad = |field, reason: String| Err(AdaptError::Config { method: NAME, field, reason });
+        let bad = |field, reason: String| {
+            Err(AdaptError::Config {
+                method: NAME,
+                field,
+                reason,
+            })
+        };
         if self.equivalent_rank == 0 || self.shards_per_vector == 0 {
-            let field = if self.equivalent_rank == 0 { "equivalent_rank" } else { "shards_per_vector" };
+            let field = if self.equivalent_rank == 0 {
+                "equivalent_rank"
+            } else {
+                "shards_per_vector"
+            };
             return bad(field, "must be at least 1".into());
         }
         if self.private_rank > self.equivalent_rank {
-            return bad("private_rank", format!("{} exceeds `equivalent_rank` ({})", self.private_rank, self.equivalent_rank));
+            return bad(
+                "private_rank",
+                format!(
+                    "{} exceeds `equivalent_rank` ({})",
+                    self.private_rank, self.equivalent_rank
+                ),
+            );
         }
         if self.r < self.private_rank.max(1) {
-            return bad("r", format!("{} is below `private_rank` ({}) or 1", self.r, self.private_rank));
+            return bad(
+                "r",
+                format!(
+                    "{} is below `private_rank` ({}) or 1",
+                    self.r, self.private_rank
+                ),
+            );
         }
         if !(0.0..1.0).contains(&self.lora_dropout) {
-            return bad("lora_dropout", format!("{} is not within 0 (none) and 1 (excluded)", self.lora_dropout));
+            return bad(
+                "lora_dropout",
+                format!(
+                    "{} is not within 0 (none) and 1 (excluded)",
+                    self.lora_dropout
+                ),
+            );
         }
         if !(self.lora_alpha.is_finite() && self.lora_alpha > 0.0) {
-            return bad("lora_alpha", format!("{} is not a positive number", self.lora_alpha));
+            return bad(
+                "lora_alpha",
+                format!("{} is not a positive number", self.lora_alpha),
+            );
         }
         Ok(())
     }
 
     /// Rank of a pair whose pool is shared by `blocks` maps.
     fn rank(&self, blocks: usize) -> usize {
-        self.r.min(self.private_rank + (self.equivalent_rank - self.private_rank) * blocks)
+        self.r
+            .min(self.private_rank + (self.equivalent_rank - self.private_rank) * blocks)
     }
 }
 
@@ -171,7 +219,10 @@ fn kind_of(site: &SiteInfo) -> String {
     let layer = site.layer.map(|l| l.to_string());
     let mut parts: Vec<&str> = site.path.split('.').collect();
     // A later component of the same number is something else, such as an expert.
-    if let Some(number) = parts.iter_mut().find(|part| Some(**part) == layer.as_deref()) {
+    if let Some(number) = parts
+        .iter_mut()
+        .find(|part| Some(**part) == layer.as_deref())
+    {
         *number = "*";
     }
     parts.join(".")
@@ -187,24 +238,34 @@ impl Mos {
     /// Builds pools and indices for every selected map.
     ///
     /// # Errors
-    /// Bad settings, no matching map, tables among the targets, a width that the number of shards does not divide.
+    /// Bad settings, no matching map, tables among the targets, a width that the number of shards
+    /// does not divide.
     pub fn new(config: MosConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
         config.validate()?;
         let chosen = linear_maps(NAME, &config.targets, context)?;
         let mut kinds: BTreeMap<String, Vec<SiteId>> = BTreeMap::new();
         for &id in &chosen {
-            kinds.entry(kind_of(context.sites.info(id))).or_default().push(id);
+            kinds
+                .entry(kind_of(context.sites.info(id)))
+                .or_default()
+                .push(id);
         }
         let mut members: Vec<Option<Member>> = (0..context.sites.len()).map(|_| None).collect();
         let mut pools = Vec::new();
         for (kind, ids) in &kinds {
             for (block, &id) in ids.iter().enumerate() {
-                members[id.index()] = Some(member(&config, context, id, pools.len(), block, ids.len()));
+                members[id.index()] =
+                    Some(member(&config, context, id, pools.len(), block, ids.len()));
             }
             pools.push(pool(&config, context, kind, ids)?);
         }
         let saved_targets = super::peft::saved_targets(&config.targets, context.sites, &chosen);
-        Ok(Self { config, pools, members, saved_targets })
+        Ok(Self {
+            config,
+            pools,
+            members,
+            saved_targets,
+        })
     }
 
     fn at(&self, site: SiteId) -> Option<&Member> {
@@ -216,45 +277,115 @@ impl Mos {
         let (pool, l) = (&self.pools[member.pool], self.config.shards_per_vector);
         // Indices come from a file.
         let last = pool.a.shape()[0] - 1;
-        let rows = |index: &Parameter| index.to_vec().into_iter().map(|i| (i as usize).min(last)).collect::<Vec<_>>();
+        let rows = |index: &Parameter| {
+            index
+                .to_vec()
+                .into_iter()
+                .map(|i| (i as usize).min(last))
+                .collect::<Vec<_>>()
+        };
         let a = assemble(pool.a.get::<2>(mode), &rows(&member.index_a), l);
         let b = assemble(pool.b.get::<2>(mode), &rows(&member.index_b), l);
         (a, b.transpose())
     }
 }
 
-fn pool(config: &MosConfig, context: &BuildContext<'_>, kind: &str, ids: &[SiteId]) -> Result<Pool, AdaptError> {
+fn pool(
+    config: &MosConfig,
+    context: &BuildContext<'_>,
+    kind: &str,
+    ids: &[SiteId],
+) -> Result<Pool, AdaptError> {
     let (info, l) = (context.sites.info(ids[0]), config.shards_per_vector);
-    if let Some(width) = [info.d_in, info.d_out].into_iter().find(|width| width % l != 0) {
-        let reason = format!("{l} does not divide {width}, a side of `{}`: use a common divisor of all adapted widths", info.path);
-        return Err(AdaptError::Config { method: NAME, field: "shards_per_vector", reason });
+    if let Some(width) = [info.d_in, info.d_out]
+        .into_iter()
+        .find(|width| width % l != 0)
+    {
+        let reason = format!(
+            "{l} does not divide {width}, a side of `{}`: use a common divisor of all adapted widths",
+            info.path
+        );
+        return Err(AdaptError::Config {
+            method: NAME,
+            field: "shards_per_vector",
+            reason,
+        });
     }
     let rows = config.equivalent_rank * ids.len() * l;
-    let (bound, mut rng) = (1.0 / (info.d_in as f32).sqrt(), stream(context.seed, &format!("mos pool {kind}")));
-    let a = (0..rows * info.d_in / l).map(|_| rng.random_range(-bound..bound)).collect();
+    let (bound, mut rng) = (
+        1.0 / (info.d_in as f32).sqrt(),
+        stream(context.seed, &format!("mos pool {kind}")),
+    );
+    let a = (0..rows * info.d_in / l)
+        .map(|_| rng.random_range(-bound..bound))
+        .collect();
     Ok(Pool {
-        a: Parameter::new(format!("mos.{kind}.pool_A"), &[rows, info.d_in / l], a, &context.device),
-        b: Parameter::new(format!("mos.{kind}.pool_B"), &[rows, info.d_out / l], vec![0.0; rows * info.d_out / l], &context.device),
+        a: Parameter::new(
+            format!("mos.{kind}.pool_A"),
+            &[rows, info.d_in / l],
+            a,
+            &context.device,
+        ),
+        b: Parameter::new(
+            format!("mos.{kind}.pool_B"),
+            &[rows, info.d_out / l],
+            vec![0.0; rows * info.d_out / l],
+            &context.device,
+        ),
     })
 }
 
 /// Draws the index vectors of block `block` of `blocks`.
-fn member(config: &MosConfig, context: &BuildContext<'_>, id: SiteId, pool: usize, block: usize, blocks: usize) -> Member {
-    let (path, l) = (context.sites.info(id).path.clone(), config.shards_per_vector);
+fn member(
+    config: &MosConfig,
+    context: &BuildContext<'_>,
+    id: SiteId,
+    pool: usize,
+    block: usize,
+    blocks: usize,
+) -> Member {
+    let (path, l) = (
+        context.sites.info(id).path.clone(),
+        config.shards_per_vector,
+    );
     let rank = config.rank(blocks);
     let public = (config.equivalent_rank - config.private_rank) * blocks * l;
-    let private = public + block * config.private_rank * l..public + (block + 1) * config.private_rank * l;
+    let private =
+        public + block * config.private_rank * l..public + (block + 1) * config.private_rank * l;
     let draw = |which: &str| -> Vec<f32> {
         let mut rows: Vec<usize> = (0..public).collect();
-        rows.shuffle(&mut stream(context.seed, &format!("mos index {which} {path}")));
+        rows.shuffle(&mut stream(
+            context.seed,
+            &format!("mos index {which} {path}"),
+        ));
         rows.truncate((rank - config.private_rank) * l);
-        rows.into_iter().chain(private.clone()).map(|i| i as f32).collect()
+        rows.into_iter()
+            .chain(private.clone())
+            .map(|i| i as f32)
+            .collect()
     };
-    let index = |which: &str, rows| Parameter::frozen(format!("mos.{path}.index_{which}"), &[rank * l], rows, &context.device);
+    let index = |which: &str, rows| {
+        Parameter::frozen(
+            format!("mos.{path}.index_{which}"),
+            &[rank * l],
+            rows,
+            &context.device,
+        )
+    };
     let a = draw("A");
-    let b = if config.pair_dissociation { draw("B") } else { a.clone() };
+    let b = if config.pair_dissociation {
+        draw("B")
+    } else {
+        a.clone()
+    };
     let scale = (config.lora_alpha / config.r as f64) as f32;
-    Member { index_a: index("A", a), index_b: index("B", b), pool, scale, path }
+    Member {
+        index_a: index("A", a),
+        index_b: index("B", b),
+        pool,
+        scale,
+        path,
+    }
 }
 
 struct MosPass<'a> {
@@ -264,9 +395,15 @@ struct MosPass<'a> {
 
 impl Pass for MosPass<'_> {
     fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
-        let Some(member) = self.adapter.at(base.site) else { return base.forward(x) };
+        let Some(member) = self.adapter.at(base.site) else {
+            return base.forward(x);
+        };
         let (a, b) = self.adapter.assembled(member, self.mode);
-        let dropping = low_rank::Dropping { p: self.adapter.config.lora_dropout, mode: self.mode, path: &member.path };
+        let dropping = low_rank::Dropping {
+            p: self.adapter.config.lora_dropout,
+            mode: self.mode,
+            path: &member.path,
+        };
         low_rank::forward(base, x, a, b, member.scale, &dropping)
     }
 
@@ -274,11 +411,18 @@ impl Pass for MosPass<'_> {
         let drops = self.mode.is_train() && self.adapter.config.lora_dropout > 0.0;
         let member = self.adapter.at(base.site).filter(|_| !drops)?;
         let (a, b) = self.adapter.assembled(member, self.mode);
-        Some(LowRankChange { a, b, scale: member.scale })
+        Some(LowRankChange {
+            a,
+            b,
+            scale: member.scale,
+        })
     }
 
     fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
-        self.adapter.at(base.site).is_none().then(|| base.weight.dense())
+        self.adapter
+            .at(base.site)
+            .is_none()
+            .then(|| base.weight.dense())
     }
 
     fn leaves_alone(&mut self, base: &Linear) -> bool {
@@ -292,17 +436,36 @@ impl Adapter for Mos {
     }
 
     fn parameters(&self) -> Vec<&Parameter> {
-        let indices = self.members.iter().flatten().flat_map(|m| [&m.index_a, &m.index_b]);
-        self.pools.iter().flat_map(|p| [&p.a, &p.b]).chain(indices).collect()
+        let indices = self
+            .members
+            .iter()
+            .flatten()
+            .flat_map(|m| [&m.index_a, &m.index_b]);
+        self.pools
+            .iter()
+            .flat_map(|p| [&p.a, &p.b])
+            .chain(indices)
+            .collect()
     }
 
     fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
-        let indices = self.members.iter_mut().flatten().flat_map(|m| [&mut m.index_a, &mut m.index_b]);
-        self.pools.iter_mut().flat_map(|p| [&mut p.a, &mut p.b]).chain(indices).collect()
+        let indices = self
+            .members
+            .iter_mut()
+            .flatten()
+            .flat_map(|m| [&mut m.index_a, &mut m.index_b]);
+        self.pools
+            .iter_mut()
+            .flat_map(|p| [&mut p.a, &mut p.b])
+            .chain(indices)
+            .collect()
     }
 
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
-        Box::new(MosPass { adapter: self, mode })
+        Box::new(MosPass {
+            adapter: self,
+            mode,
+        })
     }
 
     fn peft_config(&self) -> Map<String, Value> {
@@ -330,7 +493,14 @@ mod tests {
     fn build(raw: Value, settings: Value, seed: u64) -> Mos {
         let config = ModelConfig::from_json(raw, "test").unwrap();
         let sites = SiteTable::new(&config);
-        let context = BuildContext { config: &config, sites: &sites, backbone: None, device: Device::default(), seed, tokenize: None };
+        let context = BuildContext {
+            config: &config,
+            sites: &sites,
+            backbone: None,
+            device: Device::default(),
+            seed,
+            tokenize: None,
+        };
         Mos::new(serde_json::from_value(settings).unwrap(), &context).unwrap()
     }
 
@@ -346,7 +516,9 @@ mod tests {
     #[test]
     fn the_budget_is_that_of_lora_of_the_equivalent_rank() {
         // The log of the released code for LLaMA-2-7B says 4,997,120 and 19,988,480.
-        let count = |raw, e: usize, r: usize| build(raw, serde_json::json!({"equivalent_rank": e, "r": r}), 1).num_trainable();
+        let count = |raw, e: usize, r: usize| {
+            build(raw, serde_json::json!({"equivalent_rank": e, "r": r}), 1).num_trainable()
+        };
         assert_eq!(count(llama(4096, 11008, 32, 32, 32), 2, 8), 4_997_120);
         assert_eq!(count(llama(576, 1536, 30, 9, 3), 2, 8), 610_560);
         assert_eq!(count(llama(576, 1536, 30, 9, 3), 8, 32), 2_442_240);
@@ -354,23 +526,42 @@ mod tests {
 
     #[test]
     fn vectors_are_assembled_from_shards_in_order() {
-        let pool =
-            Tensor::<2>::from_data(TensorData::new((0..8).flat_map(|i| [i as f32; 2]).collect::<Vec<_>>(), [8, 2]), &Device::default());
+        let pool = Tensor::<2>::from_data(
+            TensorData::new(
+                (0..8).flat_map(|i| [i as f32; 2]).collect::<Vec<_>>(),
+                [8, 2],
+            ),
+            &Device::default(),
+        );
         let a = assemble(pool, &[2, 0, 3, 1, 4, 5], 2);
-        assert_eq!(to_vec(a), [2.0, 2.0, 0.0, 0.0, 3.0, 3.0, 1.0, 1.0, 4.0, 4.0, 5.0, 5.0]);
+        assert_eq!(
+            to_vec(a),
+            [2.0, 2.0, 0.0, 0.0, 3.0, 3.0, 1.0, 1.0, 4.0, 4.0, 5.0, 5.0]
+        );
     }
 
     #[test]
     fn private_shards_are_private_and_public_ones_do_not_repeat() {
-        let mos = tiny(serde_json::json!({"equivalent_rank": 3, "r": 5, "private_rank": 1, "shards_per_vector": 2}));
-        let (public, members): (usize, Vec<&Member>) =
-            (2 * 3 * 2, mos.members.iter().flatten().filter(|m| m.path.ends_with("q_proj")).collect());
+        let mos = tiny(
+            serde_json::json!({"equivalent_rank": 3, "r": 5, "private_rank": 1, "shards_per_vector": 2}),
+        );
+        let (public, members): (usize, Vec<&Member>) = (
+            2 * 3 * 2,
+            mos.members
+                .iter()
+                .flatten()
+                .filter(|m| m.path.ends_with("q_proj"))
+                .collect(),
+        );
         assert_eq!(members.len(), 3);
         let mut seen = Vec::new();
         for (block, member) in members.iter().enumerate() {
             for index in [&member.index_a, &member.index_b] {
                 let mut rows: Vec<usize> = index.to_vec().iter().map(|&i| i as usize).collect();
-                assert_eq!(rows[rows.len() - 2..], [public + 2 * block, public + 2 * block + 1]);
+                assert_eq!(
+                    rows[rows.len() - 2..],
+                    [public + 2 * block, public + 2 * block + 1]
+                );
                 rows.truncate(rows.len() - 2);
                 assert!(rows.iter().all(|&row| row < public));
                 rows.sort_unstable();
@@ -380,25 +571,49 @@ mod tests {
             seen.push(member.index_a.to_vec());
         }
         assert_ne!(seen[0][..8], seen[1][..8]);
-        let paired = tiny(serde_json::json!({"equivalent_rank": 3, "r": 5, "pair_dissociation": false}));
-        assert!(paired.members.iter().flatten().all(|m| m.index_a.to_vec() == m.index_b.to_vec()));
+        let paired =
+            tiny(serde_json::json!({"equivalent_rank": 3, "r": 5, "pair_dissociation": false}));
+        assert!(
+            paired
+                .members
+                .iter()
+                .flatten()
+                .all(|m| m.index_a.to_vec() == m.index_b.to_vec())
+        );
     }
 
     #[test]
     fn a_wholly_private_pool_in_one_piece_is_lora() {
-        let mut mos = tiny(serde_json::json!({"equivalent_rank": 2, "r": 2, "private_rank": 2, "shards_per_vector": 1}));
+        let mut mos = tiny(
+            serde_json::json!({"equivalent_rank": 2, "r": 2, "private_rank": 2, "shards_per_vector": 1}),
+        );
         for (i, pool) in mos.pools.iter_mut().enumerate() {
-            let values = |p: &Parameter, s: f32| (0..p.len()).map(|j| ((i + j) as f32 * s).sin()).collect::<Vec<_>>();
+            let values = |p: &Parameter, s: f32| {
+                (0..p.len())
+                    .map(|j| ((i + j) as f32 * s).sin())
+                    .collect::<Vec<_>>()
+            };
             let (a, b) = (values(&pool.a, 0.7), values(&pool.b, 1.3));
             pool.a.set(a);
             pool.b.set(b);
         }
-        let blocks: Vec<&Member> = mos.members.iter().flatten().filter(|m| m.path.ends_with("k_proj")).collect();
+        let blocks: Vec<&Member> = mos
+            .members
+            .iter()
+            .flatten()
+            .filter(|m| m.path.ends_with("k_proj"))
+            .collect();
         for (block, member) in blocks.into_iter().enumerate() {
             let (a, b) = mos.assembled(member, Mode::Eval);
             let pool = &mos.pools[member.pool];
-            assert_eq!(to_vec(a), pool.a.to_vec()[block * 2 * 16..(block + 1) * 2 * 16]);
-            assert_eq!(to_vec(b.transpose()), pool.b.to_vec()[block * 2 * 8..(block + 1) * 2 * 8]);
+            assert_eq!(
+                to_vec(a),
+                pool.a.to_vec()[block * 2 * 16..(block + 1) * 2 * 16]
+            );
+            assert_eq!(
+                to_vec(b.transpose()),
+                pool.b.to_vec()[block * 2 * 8..(block + 1) * 2 * 8]
+            );
             assert_eq!(member.scale, 8.0);
         }
     }
@@ -407,9 +622,22 @@ mod tests {
     fn only_the_number_of_the_block_is_left_out_of_a_pool() {
         let site = |path: &str, layer: Option<usize>| {
             let path = path.to_owned();
-            kind_of(&SiteInfo { path, kind: SiteKind::Linear, layer, d_in: 8, d_out: 8, has_bias: false, tied: false })
+            kind_of(&SiteInfo {
+                path,
+                kind: SiteKind::Linear,
+                layer,
+                d_in: 8,
+                d_out: 8,
+                has_bias: false,
+                tied: false,
+            })
         };
-        let expert = |layer: usize| site(&format!("model.layers.{layer}.block_sparse_moe.experts.1.w1"), Some(layer));
+        let expert = |layer: usize| {
+            site(
+                &format!("model.layers.{layer}.block_sparse_moe.experts.1.w1"),
+                Some(layer),
+            )
+        };
         assert_eq!(expert(1), "model.layers.*.block_sparse_moe.experts.1.w1");
         assert_eq!(expert(1), expert(2));
         assert_eq!(site("pooler.dense", None), "pooler.dense");
@@ -418,9 +646,18 @@ mod tests {
     #[test]
     fn indices_beyond_the_pool_name_its_last_row() {
         let mut mos = tiny(serde_json::json!({}));
-        let rows = mos.members.iter().flatten().next().map(|m| mos.pools[m.pool].a.shape()[0]).unwrap();
+        let rows = mos
+            .members
+            .iter()
+            .flatten()
+            .next()
+            .map(|m| mos.pools[m.pool].a.shape()[0])
+            .unwrap();
         let mut assembled = |index: f32| {
-            mos.members.iter_mut().flatten().for_each(|m| m.index_a.set(vec![index; m.index_a.len()]));
+            mos.members
+                .iter_mut()
+                .flatten()
+                .for_each(|m| m.index_a.set(vec![index; m.index_a.len()]));
             let member = mos.members.iter().flatten().next().unwrap();
             to_vec(mos.assembled(member, Mode::Eval).0)
         };
@@ -429,7 +666,11 @@ mod tests {
 
     #[test]
     fn a_shared_row_receives_the_sum_of_its_uses() {
-        let pool = Tensor::<2>::from_data([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], &Device::default().autodiff()).require_grad();
+        let pool = Tensor::<2>::from_data(
+            [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]],
+            &Device::default().autodiff(),
+        )
+        .require_grad();
         let weights = Tensor::<2>::from_data([[1.0, 10.0, 100.0, 1000.0]], &Device::default());
         let first = (assemble(pool.clone(), &[0, 2], 2) * weights.clone()).sum();
         let second = (assemble(pool.clone(), &[2, 0], 2) * weights * 3.0).sum();
@@ -441,8 +682,24 @@ mod tests {
     fn a_width_that_shards_do_not_divide_is_named() {
         let config = ModelConfig::from_json(llama(16, 24, 3, 4, 2), "test").unwrap();
         let sites = SiteTable::new(&config);
-        let context = BuildContext { config: &config, sites: &sites, backbone: None, device: Device::default(), seed: 1, tokenize: None };
-        let message = Mos::new(MosConfig { shards_per_vector: 5, ..MosConfig::default() }, &context).err().unwrap().to_string();
+        let context = BuildContext {
+            config: &config,
+            sites: &sites,
+            backbone: None,
+            device: Device::default(),
+            seed: 1,
+            tokenize: None,
+        };
+        let message = Mos::new(
+            MosConfig {
+                shards_per_vector: 5,
+                ..MosConfig::default()
+            },
+            &context,
+        )
+        .err()
+        .unwrap()
+        .to_string();
         assert!(message.contains("5 does not divide 24"), "{message}");
     }
 }

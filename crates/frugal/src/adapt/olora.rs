@@ -1,28 +1,32 @@
 //! # OLoRA: orthonormal LoRA
 //!
 //! ## What it does
-//! LoRA that starts from the leading part of each weight's QR decomposition, with orthonormal columns in `B`.
+//! LoRA that starts from the leading part of each weight's QR decomposition, with orthonormal
+//! columns in `B`.
 //!
 //! ## Update rule
-//! `W = Q R`; `B₀` are the first `r` columns of `Q`, `A₀` the first `r` rows of `R`; the map is `W + s (B A − B₀ A₀)`.
+//! `W = Q R`; `B₀` are the first `r` columns of `Q`, `A₀` the first `r` rows of `R`; the map is
+//! `W + s (B A − B₀ A₀)`.
 //!
 //! ## When to use, when not
-//! As `pissa`, with a cheaper decomposition; the directions are those of the first columns of the weight, not the largest
-//! ones.
+//! As `pissa`, with a cheaper decomposition; the directions are those of the first columns of the
+//! weight, not the largest ones.
 //!
 //! ## Cost
-//! Trainable: LoRA's. Extra compute: twice LoRA's, and once `r` reflections of each weight. Files hold twice the rank. None
-//! after merging.
+//! Trainable: LoRA's. Extra compute: twice LoRA's, and once `r` reflections of each weight. Files
+//! hold twice the rank. None after merging.
 //!
 //! ## Defaults and where they come from
-//! Those of `lora`; signs of the factors as LAPACK has them, so that the initial values are those of Hugging Face `peft`.
+//! Those of `lora`; signs of the factors as LAPACK has them, so that the initial values are those
+//! of Hugging Face `peft`.
 //!
 //! ## Departures from the paper
-//! The frozen residual is not stored: the initial factors are subtracted in the forward pass. Files are plain LoRA files
-//! of rank `2r` for the original model; read back they are a `lora` adapter.
+//! The frozen residual is not stored: the initial factors are subtracted in the forward pass. Files
+//! are plain LoRA files of rank `2r` for the original model; read back they are a `lora` adapter.
 //!
 //! ## References
-//! - Büyükakyüz: OLoRA: Orthonormal Low-Rank Adaptation of Large Language Models, 2024, arXiv 2406.01775.
+//! - Büyükakyüz: OLoRA: Orthonormal Low-Rank Adaptation of Large Language Models, 2024, arXiv
+//!   2406.01775.
 
 use super::lora::{self, LoraConfig};
 use super::registry::{self, Capabilities, Family, Method, Settings};
@@ -42,7 +46,11 @@ pub const METHOD: Method = Method {
     peft_type: "LORA",
     // Files are those of `lora`.
     peft_variant: Some(|_| false),
-    capabilities: Capabilities { merge: true, identity_at_init: true, mixed_batch: true },
+    capabilities: Capabilities {
+        merge: true,
+        identity_at_init: true,
+        mixed_batch: true,
+    },
     source: include_str!("olora.rs"),
     defaults: registry::defaults::<LoraConfig>,
     check: |settings| parse(settings).map(|_| ()),

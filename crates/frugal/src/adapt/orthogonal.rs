@@ -5,7 +5,8 @@ use burn::tensor::TensorData;
 
 use super::to_vec;
 
-/// Skew-symmetric matrices `[blocks, b, b]` with these entries above the diagonal, row by row: `[blocks, b (b - 1) / 2]`.
+/// Skew-symmetric matrices `[blocks, b, b]` with these entries above the diagonal, row by row:
+/// `[blocks, b (b - 1) / 2]`.
 pub(super) fn skew(entries: Tensor<2>, b: usize) -> Tensor<3> {
     let blocks = entries.dims()[0];
     if b == 1 {
@@ -33,13 +34,15 @@ fn identity(b: usize, device: &Device) -> Tensor<3> {
 pub(super) fn cayley(q: Tensor<3>) -> Tensor<3> {
     let one = identity(q.dims()[1], &q.device());
     let sum = q.clone() + one.clone();
-    // One step of Newton's iteration from the inverse itself leaves the value and gives it its gradient.
+    // One step of Newton's iteration from the inverse itself leaves the value and gives it its
+    // gradient.
     let inverse = inverse(&sum);
     let inverse = inverse.clone() * 2.0 - inverse.clone().matmul(sum).matmul(inverse);
     (one - q).matmul(inverse)
 }
 
-/// The same by the first terms of Neumann's series, as `peft` sums them: `I + 2Q + 2Q² + ... + 2Qⁿ⁻² + Qⁿ⁻¹`.
+/// The same by the first terms of Neumann's series, as `peft` sums them:
+/// `I + 2Q + 2Q² + ... + 2Qⁿ⁻² + Qⁿ⁻¹`.
 pub(super) fn cayley_neumann(q: Tensor<3>, terms: usize) -> Tensor<3> {
     let mut sum = identity(q.dims()[1], &q.device()).expand(q.dims());
     if terms > 1 {
@@ -57,22 +60,40 @@ pub(super) fn cayley_neumann(q: Tensor<3>, terms: usize) -> Tensor<3> {
     sum
 }
 
-/// Inverses of matrices `[blocks, b, b]` by elimination in double precision, outside the gradient graph.
+/// Inverses of matrices `[blocks, b, b]` by elimination in double precision, outside the gradient
+/// graph.
 pub(super) fn inverse(matrices: &Tensor<3>) -> Tensor<3> {
     let ([blocks, b, _], device) = (matrices.dims(), matrices.device().inner());
     let values = to_vec(matrices.clone().inner());
     let values: Vec<f64> = values.into_iter().map(f64::from).collect();
-    let inverted: Vec<f32> = values.chunks_exact(b * b).flat_map(|block| invert(block, b)).map(|v| v as f32).collect();
+    let inverted: Vec<f32> = values
+        .chunks_exact(b * b)
+        .flat_map(|block| invert(block, b))
+        .map(|v| v as f32)
+        .collect();
     Tensor::from_data(TensorData::new(inverted, [blocks, b, b]), &device)
 }
 
 /// The inverse of one matrix `[b, b]`.
 pub(super) fn invert(block: &[f64], b: usize) -> Vec<f64> {
     // Rows of [M | I].
-    let mut rows: Vec<Vec<f64>> =
-        (0..b).map(|i| (0..2 * b).map(|j| if j < b { block[i * b + j] } else { f64::from(u8::from(j - b == i)) }).collect()).collect();
+    let mut rows: Vec<Vec<f64>> = (0..b)
+        .map(|i| {
+            (0..2 * b)
+                .map(|j| {
+                    if j < b {
+                        block[i * b + j]
+                    } else {
+                        f64::from(u8::from(j - b == i))
+                    }
+                })
+                .collect()
+        })
+        .collect();
     for i in 0..b {
-        let pivot = (i..b).max_by(|&x, &y| rows[x][i].abs().total_cmp(&rows[y][i].abs())).unwrap_or(i);
+        let pivot = (i..b)
+            .max_by(|&x, &y| rows[x][i].abs().total_cmp(&rows[y][i].abs()))
+            .unwrap_or(i);
         rows.swap(i, pivot);
         let scale = 1.0 / rows[i][i];
         rows[i].iter_mut().for_each(|v| *v *= scale);
@@ -80,20 +101,33 @@ pub(super) fn invert(block: &[f64], b: usize) -> Vec<f64> {
         for (_, other) in rows.iter_mut().enumerate().filter(|(j, _)| *j != i) {
             let share = other[i];
             if share != 0.0 {
-                other.iter_mut().zip(&row).for_each(|(o, v)| *o -= share * v);
+                other
+                    .iter_mut()
+                    .zip(&row)
+                    .for_each(|(o, v)| *o -= share * v);
             }
         }
     }
-    rows.iter().flat_map(|row| row[b..].iter().copied()).collect()
+    rows.iter()
+        .flat_map(|row| row[b..].iter().copied())
+        .collect()
 }
 
-/// `x [rows, d]` times the block-diagonal matrix of `blocks [d / b, b, b]`; a single block is used at every place.
+/// `x [rows, d]` times the block-diagonal matrix of `blocks [d / b, b, b]`; a single block is used
+/// at every place.
 pub(super) fn rotate(x: Tensor<2>, blocks: Tensor<3>) -> Tensor<2> {
     let ([rows, d], [count, b, _]) = (x.dims(), blocks.dims());
     if count == 1 {
-        return x.reshape([rows * d / b, b]).matmul(blocks.squeeze_dim::<2>(0)).reshape([rows, d]);
+        return x
+            .reshape([rows * d / b, b])
+            .matmul(blocks.squeeze_dim::<2>(0))
+            .reshape([rows, d]);
     }
-    x.reshape([rows, count, b]).swap_dims(0, 1).matmul(blocks).swap_dims(0, 1).reshape([rows, d])
+    x.reshape([rows, count, b])
+        .swap_dims(0, 1)
+        .matmul(blocks)
+        .swap_dims(0, 1)
+        .reshape([rows, d])
 }
 
 #[cfg(test)]
@@ -102,20 +136,33 @@ mod tests {
 
     #[test]
     fn a_rotation_of_the_plane() {
-        // Q = [[0, q], [-q, 0]]: (1 − q²)/(1 + q²) = cos, 2q/(1 + q²) = sin of the angle, here 0.6 and 0.8 for q = 1/2.
+        // Q = [[0, q], [-q, 0]]: (1 − q²)/(1 + q²) = cos, 2q/(1 + q²) = sin of the angle, here 0.6
+        // and 0.8 for q = 1/2.
         let entries = Tensor::<2>::from_data([[0.5]], &Device::flex());
         let found = to_vec(cayley(skew(entries, 2)));
         let expected = [0.6, -0.8, 0.8, 0.6];
-        assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "{found:?}");
+        assert!(
+            found
+                .iter()
+                .zip(expected)
+                .all(|(a, b)| (a - b).abs() < 1e-6),
+            "{found:?}"
+        );
     }
 
     #[test]
     fn the_series_approaches_the_transform() {
         let entries = Tensor::<2>::from_data([[0.05, -0.02, 0.03]], &Device::flex());
-        let (exact, series) = (cayley(skew(entries.clone(), 3)), cayley_neumann(skew(entries.clone().neg(), 3), 12));
+        let (exact, series) = (
+            cayley(skew(entries.clone(), 3)),
+            cayley_neumann(skew(entries.clone().neg(), 3), 12),
+        );
         let worst: f32 = (exact - series).abs().max().into_scalar();
         assert!(worst < 1e-6, "{worst:e}");
-        assert_eq!(to_vec(cayley_neumann(skew(entries.clone(), 3), 3)), to_vec(cayley_neumann(skew(entries, 3), 4)));
+        assert_eq!(
+            to_vec(cayley_neumann(skew(entries.clone(), 3), 3)),
+            to_vec(cayley_neumann(skew(entries, 3), 4))
+        );
     }
 
     #[test]
@@ -128,8 +175,14 @@ mod tests {
     fn one_block_serves_every_place() {
         let x = Tensor::<2>::from_data([[1.0, 2.0, 3.0, 4.0]], &Device::flex());
         let swap = Tensor::<3>::from_data([[[0.0, 1.0], [1.0, 0.0]]], &Device::flex());
-        assert_eq!(to_vec(rotate(x.clone(), swap.clone())), [2.0, 1.0, 4.0, 3.0]);
+        assert_eq!(
+            to_vec(rotate(x.clone(), swap.clone())),
+            [2.0, 1.0, 4.0, 3.0]
+        );
         let identity = Tensor::<2>::eye(2, &Device::flex()).unsqueeze::<3>();
-        assert_eq!(to_vec(rotate(x, Tensor::cat(vec![swap, identity], 0))), [2.0, 1.0, 3.0, 4.0]);
+        assert_eq!(
+            to_vec(rotate(x, Tensor::cat(vec![swap, identity], 0))),
+            [2.0, 1.0, 3.0, 4.0]
+        );
     }
 }

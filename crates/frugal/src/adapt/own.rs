@@ -1,5 +1,5 @@
-//! Adapter files of methods that `peft` does not have: the same layout, a `peft_type` of their own, and every setting under its
-//! own name, so that the file alone rebuilds the adapter.
+//! Adapter files of methods that `peft` does not have: the same layout, a `peft_type` of their own,
+//! and every setting under its own name, so that the file alone rebuilds the adapter.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -8,12 +8,15 @@ use serde_json::{Value, json};
 use super::AdaptError;
 use super::registry::{self, Settings};
 
-/// Typed settings of a method whose target modules have a default of their own, which a flattened field does not take from
-/// the settings' `Default`.
+/// Typed settings of a method whose target modules have a default of their own, which a flattened
+/// field does not take from the settings' `Default`.
 ///
 /// # Errors
 /// [`AdaptError::Settings`].
-pub(super) fn parse<T: DeserializeOwned + Serialize + Default>(method: &'static str, settings: &Settings) -> Result<T, AdaptError> {
+pub(super) fn parse<T: DeserializeOwned + Serialize + Default>(
+    method: &'static str,
+    settings: &Settings,
+) -> Result<T, AdaptError> {
     let mut all = registry::defaults::<T>();
     all.extend(settings.clone());
     registry::parse(method, &all)
@@ -30,7 +33,11 @@ pub(super) fn all_to_file<T: Serialize>(peft_type: &str, config: &T) -> Settings
 }
 
 /// The same of a method with targets, as [`saved_targets`](super::peft) spells them.
-pub(super) fn to_file<T: Serialize>(peft_type: &str, config: &T, saved_targets: &Value) -> Settings {
+pub(super) fn to_file<T: Serialize>(
+    peft_type: &str,
+    config: &T,
+    saved_targets: &Value,
+) -> Settings {
     let mut fields = all_to_file(peft_type, config);
     fields.insert("target_modules".into(), saved_targets.clone());
     fields
@@ -39,5 +46,9 @@ pub(super) fn to_file<T: Serialize>(peft_type: &str, config: &T, saved_targets: 
 /// The settings in such a file; what it leaves out has the method's defaults.
 pub(super) fn from_file<T: Serialize + Default>(config: &Settings) -> Settings {
     let known = registry::defaults::<T>();
-    config.iter().filter(|(name, value)| known.contains_key(*name) && !value.is_null()).map(|(n, v)| (n.clone(), v.clone())).collect()
+    config
+        .iter()
+        .filter(|(name, value)| known.contains_key(*name) && !value.is_null())
+        .map(|(n, v)| (n.clone(), v.clone()))
+        .collect()
 }

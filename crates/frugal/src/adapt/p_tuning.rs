@@ -1,29 +1,32 @@
 //! # P-tuning: a prompt that a small network makes
 //!
 //! ## What it does
-//! Learns input embeddings that stand in front of every sequence, as prompt tuning does, but through an encoder that ties
-//! them together while training. Afterwards only its output is kept.
+//! Learns input embeddings that stand in front of every sequence, as prompt tuning does, but
+//! through an encoder that ties them together while training. Afterwards only its output is kept.
 //!
 //! ## Update rule
-//! `h₀ = [F(P); E(x)]` with `P [num_virtual_tokens, d_model]` and `F` a network of three linear maps with ReLU between them
-//! (`MLP`), or a bidirectional LSTM of `encoder_num_layers` layers and two linear maps (`LSTM`).
+//! `h₀ = [F(P); E(x)]` with `P [num_virtual_tokens, d_model]` and `F` a network of three linear
+//! maps with ReLU between them (`MLP`), or a bidirectional LSTM of `encoder_num_layers` layers and
+//! two linear maps (`LSTM`).
 //!
 //! ## When to use, when not
-//! Where prompt tuning learns too slowly: the encoder lets few steps move all positions together. The finished adapter is as
-//! small as that of prompt tuning, and as limited. A saved prompt can be used, but its training cannot be taken up again.
+//! Where prompt tuning learns too slowly: the encoder lets few steps move all positions together.
+//! The finished adapter is as small as that of prompt tuning, and as limited. A saved prompt can be
+//! used, but its training cannot be taken up again.
 //!
 //! ## Cost
-//! Trainable while training: the encoder, `num_virtual_tokens * d + 2 d h + h² + 2 h + d` numbers for `MLP` with hidden
-//! size `h`. Kept: `num_virtual_tokens * d`. Extra compute: that many positions in every sequence, also after training; it
-//! cannot be merged.
+//! Trainable while training: the encoder, `num_virtual_tokens * d + 2 d h + h² + 2 h + d` numbers
+//! for `MLP` with hidden size `h`. Kept: `num_virtual_tokens * d`. Extra compute: that many
+//! positions in every sequence, also after training; it cannot be merged.
 //!
 //! ## Defaults and where they come from
-//! 20 positions and `MLP` with a hidden size of `d_model`, as in Hugging Face `peft`; initial values are PyTorch's: a standard
-//! normal table, uniform maps. The paper uses the LSTM.
+//! 20 positions and `MLP` with a hidden size of `d_model`, as in Hugging Face `peft`; initial
+//! values are PyTorch's: a standard normal table, uniform maps. The paper uses the LSTM.
 //!
 //! ## Departures from the paper
-//! All positions stand in front; the paper also places them inside templates. With an encoder whose head reads the first
-//! token, the head reads the first real token; `peft` gives it the first prompt position.
+//! All positions stand in front; the paper also places them inside templates. With an encoder whose
+//! head reads the first token, the head reads the first real token; `peft` gives it the first
+//! prompt position.
 //!
 //! ## References
 //! - Liu, Zheng, Du, Ding, Qian, Yang, Tang: GPT Understands, Too, 2021, arXiv 2103.10385.
@@ -52,19 +55,41 @@ pub const METHOD: Method = Method {
     default_lr: 1e-2,
     peft_type: "P_TUNING",
     peft_variant: None,
-    capabilities: Capabilities { merge: false, identity_at_init: false, mixed_batch: false },
+    capabilities: Capabilities {
+        merge: false,
+        identity_at_init: false,
+        mixed_batch: false,
+    },
     source: include_str!("p_tuning.rs"),
     defaults: registry::defaults::<PTuningConfig>,
     check: |settings| registry::parse::<PTuningConfig>(NAME, settings)?.validate(),
-    build: |settings, context| Ok(Box::new(PTuning::new(registry::parse(NAME, settings)?, context)?)),
+    build: |settings, context| {
+        Ok(Box::new(PTuning::new(
+            registry::parse(NAME, settings)?,
+            context,
+        )?))
+    },
     from_peft,
 };
 
 fn from_peft(config: &Map<String, Value>) -> Result<Map<String, Value>, AdaptError> {
     check_peft(NAME, config)?;
-    let fields = ["num_virtual_tokens", "encoder_reparameterization_type", "encoder_hidden_size", "encoder_num_layers", "encoder_dropout"];
-    let mut settings: Map<String, Value> =
-        fields.into_iter().filter_map(|f| Some((f.to_owned(), config.get(f).filter(|v| !v.is_null())?.clone()))).collect();
+    let fields = [
+        "num_virtual_tokens",
+        "encoder_reparameterization_type",
+        "encoder_hidden_size",
+        "encoder_num_layers",
+        "encoder_dropout",
+    ];
+    let mut settings: Map<String, Value> = fields
+        .into_iter()
+        .filter_map(|f| {
+            Some((
+                f.to_owned(),
+                config.get(f).filter(|v| !v.is_null())?.clone(),
+            ))
+        })
+        .collect();
     settings.insert("inference_mode".into(), json!(true));
     Ok(settings)
 }
@@ -117,7 +142,13 @@ impl PTuningConfig {
     /// # Errors
     /// [`AdaptError::Config`] naming the field.
     pub fn validate(&self) -> Result<(), AdaptError> {
-        let bad = |field, reason: &str| Err(AdaptError::Config { method: NAME, field, reason: reason.into() });
+        let bad = |field, reason: &str| {
+            Err(AdaptError::Config {
+                method: NAME,
+                field,
+                reason: reason.into(),
+            })
+        };
         if self.num_virtual_tokens == 0 {
             return bad("num_virtual_tokens", "must be at least 1");
         }
@@ -148,12 +179,20 @@ impl Lstm {
         let parameter = |name: &str, shape: &[usize]| {
             let name = format!("lstm_head.{name}_{suffix}");
             let mut rng = stream(context.seed, &name);
-            let values = (0..shape.iter().product()).map(|_| rng.random_range(-bound..bound)).collect();
+            let values = (0..shape.iter().product())
+                .map(|_| rng.random_range(-bound..bound))
+                .collect();
             Parameter::new(name, shape, values, &context.device)
         };
         Self {
-            input: Dense { weight: parameter("weight_ih", &[4 * h, d_in]), bias: Some(parameter("bias_ih", &[4 * h])) },
-            hidden: Dense { weight: parameter("weight_hh", &[4 * h, h]), bias: Some(parameter("bias_hh", &[4 * h])) },
+            input: Dense {
+                weight: parameter("weight_ih", &[4 * h, d_in]),
+                bias: Some(parameter("bias_ih", &[4 * h])),
+            },
+            hidden: Dense {
+                weight: parameter("weight_hh", &[4 * h, h]),
+                bias: Some(parameter("bias_hh", &[4 * h])),
+            },
         }
     }
 
@@ -184,7 +223,9 @@ impl Lstm {
     }
 
     fn parameters_mut(&mut self) -> impl Iterator<Item = &mut Parameter> {
-        self.input.parameters_mut().chain(self.hidden.parameters_mut())
+        self.input
+            .parameters_mut()
+            .chain(self.hidden.parameters_mut())
     }
 }
 
@@ -193,7 +234,11 @@ enum Source {
     /// `[rows, d]`: the positions themselves.
     Rows(Parameter),
     /// Rows, and the network that they go through.
-    Encoded { embedding: Parameter, layers: Vec<[Lstm; 2]>, head: Vec<Dense> },
+    Encoded {
+        embedding: Parameter,
+        layers: Vec<[Lstm; 2]>,
+        head: Vec<Dense>,
+    },
 }
 
 impl Source {
@@ -203,25 +248,58 @@ impl Source {
         let mut rng = stream(context.seed, "embedding.weight");
         let values: Vec<f32> = (0..rows * d).map(|_| normal(&mut rng)).collect();
         if config.inference_mode {
-            return Self::Rows(Parameter::new("prompt_embeddings", &[rows, d], values, &context.device));
+            return Self::Rows(Parameter::new(
+                "prompt_embeddings",
+                &[rows, d],
+                values,
+                &context.device,
+            ));
         }
-        let dense = |i: usize, d_in, d_out| Dense::uniform(&format!("mlp_head.{i}"), d_in, d_out, context.seed, &context.device);
-        let lstm = |layer: usize, suffix: &str| Lstm::new(&format!("l{layer}{suffix}"), if layer == 0 { d } else { 2 * h }, h, context);
+        let dense = |i: usize, d_in, d_out| {
+            Dense::uniform(
+                &format!("mlp_head.{i}"),
+                d_in,
+                d_out,
+                context.seed,
+                &context.device,
+            )
+        };
+        let lstm = |layer: usize, suffix: &str| {
+            Lstm::new(
+                &format!("l{layer}{suffix}"),
+                if layer == 0 { d } else { 2 * h },
+                h,
+                context,
+            )
+        };
         let (layers, head) = match config.encoder_reparameterization_type {
-            EncoderType::Mlp => (Vec::new(), vec![dense(0, d, h), dense(2, h, h), dense(4, h, d)]),
+            EncoderType::Mlp => (
+                Vec::new(),
+                vec![dense(0, d, h), dense(2, h, h), dense(4, h, d)],
+            ),
             EncoderType::Lstm => (
-                (0..config.encoder_num_layers).map(|i| [lstm(i, ""), lstm(i, "_reverse")]).collect(),
+                (0..config.encoder_num_layers)
+                    .map(|i| [lstm(i, ""), lstm(i, "_reverse")])
+                    .collect(),
                 vec![dense(0, 2 * h, 2 * h), dense(2, 2 * h, d)],
             ),
         };
-        Self::Encoded { embedding: Parameter::new("embedding.weight", &[rows, d], values, &context.device), layers, head }
+        Self::Encoded {
+            embedding: Parameter::new("embedding.weight", &[rows, d], values, &context.device),
+            layers,
+            head,
+        }
     }
 
     /// `[rows, d]`.
     fn rows(&self, dropout_rate: f64, mode: Mode) -> Tensor<2> {
         let (embedding, layers, head) = match self {
             Self::Rows(rows) => return rows.get::<2>(mode),
-            Self::Encoded { embedding, layers, head } => (embedding, layers, head),
+            Self::Encoded {
+                embedding,
+                layers,
+                head,
+            } => (embedding, layers, head),
         };
         let mut x = embedding.get::<2>(mode);
         for (i, [forward, backward]) in layers.iter().enumerate() {
@@ -231,7 +309,13 @@ impl Source {
             {
                 x = dropout(x, dropout_rate, seed, &format!("lstm_head.{i}"));
             }
-            x = Tensor::cat(vec![forward.forward(x.clone(), false, mode), backward.forward(x, true, mode)], 1);
+            x = Tensor::cat(
+                vec![
+                    forward.forward(x.clone(), false, mode),
+                    backward.forward(x, true, mode),
+                ],
+                1,
+            );
         }
         for (i, map) in head.iter().enumerate() {
             x = map.forward(if i > 0 { relu(x) } else { x }, mode);
@@ -293,9 +377,16 @@ impl Adapter for PTuning {
     fn parameters(&self) -> Vec<&Parameter> {
         match &self.source {
             Source::Rows(rows) => vec![rows],
-            Source::Encoded { embedding, layers, head } => {
+            Source::Encoded {
+                embedding,
+                layers,
+                head,
+            } => {
                 let lstm = layers.iter().flatten().flat_map(Lstm::parameters);
-                std::iter::once(embedding).chain(lstm).chain(head.iter().flat_map(Dense::parameters)).collect()
+                std::iter::once(embedding)
+                    .chain(lstm)
+                    .chain(head.iter().flat_map(Dense::parameters))
+                    .collect()
             }
         }
     }
@@ -303,24 +394,44 @@ impl Adapter for PTuning {
     fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
         match &mut self.source {
             Source::Rows(rows) => vec![rows],
-            Source::Encoded { embedding, layers, head } => {
+            Source::Encoded {
+                embedding,
+                layers,
+                head,
+            } => {
                 let lstm = layers.iter_mut().flatten().flat_map(Lstm::parameters_mut);
-                std::iter::once(embedding).chain(lstm).chain(head.iter_mut().flat_map(Dense::parameters_mut)).collect()
+                std::iter::once(embedding)
+                    .chain(lstm)
+                    .chain(head.iter_mut().flat_map(Dense::parameters_mut))
+                    .collect()
             }
         }
     }
 
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
-        Box::new(PTuningPass { adapter: self, mode })
+        Box::new(PTuningPass {
+            adapter: self,
+            mode,
+        })
     }
 
     fn finished(&self) -> Option<Box<dyn Adapter>> {
-        let Source::Encoded { .. } = &self.source else { return None };
+        let Source::Encoded { .. } = &self.source else {
+            return None;
+        };
         let rows = self.rows(Mode::Eval);
         let (shape, device) = (rows.dims(), rows.device());
         Some(Box::new(Self {
-            config: PTuningConfig { inference_mode: true, ..self.config.clone() },
-            source: Source::Rows(Parameter::new("prompt_embeddings", &shape, to_vec(rows), &device)),
+            config: PTuningConfig {
+                inference_mode: true,
+                ..self.config.clone()
+            },
+            source: Source::Rows(Parameter::new(
+                "prompt_embeddings",
+                &shape,
+                to_vec(rows),
+                &device,
+            )),
             ..*self
         }))
     }
@@ -334,7 +445,9 @@ impl Adapter for PTuning {
             "encoder_hidden_size": c.encoder_hidden_size.unwrap_or(self.token_dim), "encoder_num_layers": c.encoder_num_layers,
             "encoder_dropout": c.encoder_dropout, "modules_to_save": null,
         });
-        let Value::Object(fields) = fields else { unreachable!("a literal object") };
+        let Value::Object(fields) = fields else {
+            unreachable!("a literal object")
+        };
         fields
     }
 

@@ -1,31 +1,34 @@
 //! # Parallel adapters: small networks beside the feed-forward
 //!
 //! ## What it does
-//! Adds to the output of a half of a block that of a small network which reads the same input. Everything in the model
-//! stays frozen.
+//! Adds to the output of a half of a block that of a small network which reads the same input.
+//! Everything in the model stays frozen.
 //!
 //! ## Update rule
-//! `half(x) + s · (f(x W_dᵀ + b_d) W_uᵀ + b_u)` with `W_d [bottleneck_dim, d_model]`, `W_u [d_model, bottleneck_dim]`, a
-//! non-linearity `f` and `s = scaling`.
+//! `half(x) + s · (f(x W_dᵀ + b_d) W_uᵀ + b_u)` with `W_d [bottleneck_dim, d_model]`,
+//! `W_u [d_model, bottleneck_dim]`, a non-linearity `f` and `s = scaling`.
 //!
 //! ## When to use, when not
-//! The strongest of the bottleneck adapters in the paper's comparison when it stands beside the feed-forward. Where the
-//! adapter shall vanish into the weights, use LoRA, which is its linear case for a single map.
+//! The strongest of the bottleneck adapters in the paper's comparison when it stands beside the
+//! feed-forward. Where the adapter shall vanish into the weights, use LoRA, which is its linear
+//! case for a single map.
 //!
 //! ## Cost
 //! Trainable: `2 · bottleneck_dim · d_model + bottleneck_dim + d_model` per half. Extra compute:
-//! `2 · bottleneck_dim · d_model` multiply-adds per token and half, also after training; it cannot be merged.
+//! `2 · bottleneck_dim · d_model` multiply-adds per token and half, also after training; it cannot
+//! be merged.
 //!
 //! ## Defaults and where they come from
-//! Beside the feed-forward with `scaling = 4` and ReLU, as the paper recommends; a bottleneck of 64 (the paper uses 512 for
-//! its best results). `W_d` is uniform within `±1/sqrt(d_model)`, everything else zero.
+//! Beside the feed-forward with `scaling = 4` and ReLU, as the paper recommends; a bottleneck of 64
+//! (the paper uses 512 for its best results). `W_d` is uniform within `±1/sqrt(d_model)`,
+//! everything else zero.
 //!
 //! ## Departures from the paper
 //! None in the update; the paper's `W_d` is drawn as LoRA's, which is the same distribution.
 //!
 //! ## References
-//! - He, Zhou, Ma, Berg-Kirkpatrick, Neubig: Towards a Unified View of Parameter-Efficient Transfer Learning, 2021,
-//!   arXiv 2110.04366.
+//! - He, Zhou, Ma, Berg-Kirkpatrick, Neubig: Towards a Unified View of Parameter-Efficient Transfer
+//!   Learning, 2021, arXiv 2110.04366.
 
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -49,11 +52,20 @@ pub const METHOD: Method = Method {
     default_lr: 1e-3,
     peft_type: "PARALLEL_ADAPTER",
     peft_variant: None,
-    capabilities: Capabilities { merge: false, identity_at_init: true, mixed_batch: true },
+    capabilities: Capabilities {
+        merge: false,
+        identity_at_init: true,
+        mixed_batch: true,
+    },
     source: include_str!("parallel_adapter.rs"),
     defaults: registry::defaults::<ParallelConfig>,
     check: |settings| registry::parse::<ParallelConfig>(NAME, settings)?.validate(),
-    build: |settings, context| Ok(Box::new(ParallelAdapter::new(registry::parse(NAME, settings)?, context)?)),
+    build: |settings, context| {
+        Ok(Box::new(ParallelAdapter::new(
+            registry::parse(NAME, settings)?,
+            context,
+        )?))
+    },
     from_peft: |config| Ok(own::from_file::<ParallelConfig>(config)),
 };
 
@@ -88,7 +100,13 @@ pub struct ParallelConfig {
 
 impl Default for ParallelConfig {
     fn default() -> Self {
-        Self { bottleneck_dim: 64, non_linearity: NonLinearity::Relu, scaling: 4.0, beside: Beside::Mlp, layers_to_transform: None }
+        Self {
+            bottleneck_dim: 64,
+            non_linearity: NonLinearity::Relu,
+            scaling: 4.0,
+            beside: Beside::Mlp,
+            layers_to_transform: None,
+        }
     }
 }
 
@@ -98,7 +116,13 @@ impl ParallelConfig {
     /// # Errors
     /// [`AdaptError::Config`] naming the field.
     pub fn validate(&self) -> Result<(), AdaptError> {
-        let bad = |field, reason: &str| Err(AdaptError::Config { method: NAME, field, reason: reason.into() });
+        let bad = |field, reason: &str| {
+            Err(AdaptError::Config {
+                method: NAME,
+                field,
+                reason: reason.into(),
+            })
+        };
         if self.bottleneck_dim == 0 {
             return bad("bottleneck_dim", "must be at least 1");
         }
@@ -130,8 +154,15 @@ impl ParallelAdapter {
     /// Bad settings, blocks that the model lacks.
     pub fn new(config: ParallelConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
         config.validate()?;
-        let make = |name: &str| Bottleneck::new(name, config.bottleneck_dim, config.non_linearity, context);
-        let networks = PerHalf::new(config.layers_to_transform.as_ref(), config.halves(), context, make)?;
+        let make = |name: &str| {
+            Bottleneck::new(name, config.bottleneck_dim, config.non_linearity, context)
+        };
+        let networks = PerHalf::new(
+            config.layers_to_transform.as_ref(),
+            config.halves(),
+            context,
+            make,
+        )?;
         Ok(Self { config, networks })
     }
 }
@@ -142,9 +173,17 @@ struct ParallelPass<'a> {
 }
 
 impl Pass for ParallelPass<'_> {
-    fn around(&mut self, layer: usize, part: SubLayer, input: &Tensor<2>, output: Tensor<2>) -> Tensor<2> {
+    fn around(
+        &mut self,
+        layer: usize,
+        part: SubLayer,
+        input: &Tensor<2>,
+        output: Tensor<2>,
+    ) -> Tensor<2> {
         match self.adapter.networks.get(layer, part) {
-            Some(network) => output + network.forward(input.clone(), self.mode) * self.adapter.config.scaling,
+            Some(network) => {
+                output + network.forward(input.clone(), self.mode) * self.adapter.config.scaling
+            }
             None => output,
         }
     }
@@ -160,15 +199,24 @@ impl Adapter for ParallelAdapter {
     }
 
     fn parameters(&self) -> Vec<&Parameter> {
-        self.networks.iter().flat_map(Bottleneck::parameters).collect()
+        self.networks
+            .iter()
+            .flat_map(Bottleneck::parameters)
+            .collect()
     }
 
     fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
-        self.networks.iter_mut().flat_map(Bottleneck::parameters_mut).collect()
+        self.networks
+            .iter_mut()
+            .flat_map(Bottleneck::parameters_mut)
+            .collect()
     }
 
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
-        Box::new(ParallelPass { adapter: self, mode })
+        Box::new(ParallelPass {
+            adapter: self,
+            mode,
+        })
     }
 
     fn peft_config(&self) -> Map<String, Value> {

@@ -24,8 +24,8 @@ impl Mode {
 
 /// A named tensor that an adapter owns.
 ///
-/// The values are one flat leaf of the gradient graph: optimisers, checkpoints and files see `[len]` whatever the
-/// rank, and a method views it with [`Parameter::get`].
+/// The values are one flat leaf of the gradient graph: optimisers, checkpoints and files see
+/// `[len]` whatever the rank, and a method views it with [`Parameter::get`].
 #[derive(Clone, Debug)]
 pub struct Parameter {
     name: String,
@@ -41,17 +41,44 @@ impl Parameter {
     /// A trainable tensor; `name` is its key in adapter files without the wrapper's prefix.
     ///
     /// # Panics
-    /// If `values` does not have as many elements as `shape`: a broken invariant of the calling method.
-    pub fn new(name: impl Into<String>, shape: &[usize], values: Vec<f32>, device: &Device) -> Self {
+    /// If `values` does not have as many elements as `shape`: a broken invariant of the calling
+    /// method.
+    pub fn new(
+        name: impl Into<String>,
+        shape: &[usize],
+        values: Vec<f32>,
+        device: &Device,
+    ) -> Self {
         let (name, len) = (name.into(), shape.iter().product::<usize>());
-        assert_eq!(values.len(), len, "parameter {name}: {} values for shape {shape:?}", values.len());
+        assert_eq!(
+            values.len(),
+            len,
+            "parameter {name}: {} values for shape {shape:?}",
+            values.len()
+        );
         let value = leaf(values, device);
-        Self { name, shape: shape.to_vec(), value, trainable: true, lr_scale: 1.0, whole_numbers: false, also: None }
+        Self {
+            name,
+            shape: shape.to_vec(),
+            value,
+            trainable: true,
+            lr_scale: 1.0,
+            whole_numbers: false,
+            also: None,
+        }
     }
 
     /// The same, stored in files but not trained.
-    pub fn frozen(name: impl Into<String>, shape: &[usize], values: Vec<f32>, device: &Device) -> Self {
-        Self { trainable: false, ..Self::new(name, shape, values, device) }
+    pub fn frozen(
+        name: impl Into<String>,
+        shape: &[usize],
+        values: Vec<f32>,
+        device: &Device,
+    ) -> Self {
+        Self {
+            trainable: false,
+            ..Self::new(name, shape, values, device)
+        }
     }
 
     /// The same, trained at `lr_scale` times the learning rate.
@@ -61,17 +88,26 @@ impl Parameter {
 
     /// The same, not trained from now on.
     pub fn freeze(self) -> Self {
-        Self { trainable: false, ..self }
+        Self {
+            trainable: false,
+            ..self
+        }
     }
 
     /// The same, stored in files as 32-bit whole numbers: indices below 2²⁴.
     pub fn as_whole_numbers(self) -> Self {
-        Self { whole_numbers: true, ..self }
+        Self {
+            whole_numbers: true,
+            ..self
+        }
     }
 
     /// The same, stored in files a second time under this key: what two tied places share.
     pub fn also_as(self, name: impl Into<String>) -> Self {
-        Self { also: Some(name.into()), ..self }
+        Self {
+            also: Some(name.into()),
+            ..self
+        }
     }
 
     /// Whether files hold it as whole numbers.
@@ -116,8 +152,16 @@ impl Parameter {
 
     /// The tensor with its shape; in the gradient graph when training.
     pub fn get<const D: usize>(&self, mode: Mode) -> Tensor<D> {
-        let shape: [usize; D] = self.shape.as_slice().try_into().expect("a method asks for the rank that it created");
-        let value = if mode.is_train() && self.trainable { self.value.clone() } else { self.value.clone().inner() };
+        let shape: [usize; D] = self
+            .shape
+            .as_slice()
+            .try_into()
+            .expect("a method asks for the rank that it created");
+        let value = if mode.is_train() && self.trainable {
+            self.value.clone()
+        } else {
+            self.value.clone().inner()
+        };
         value.reshape(shape)
     }
 
@@ -131,26 +175,44 @@ impl Parameter {
     /// # Panics
     /// If the number of elements differs: callers check shapes first.
     pub fn set(&mut self, values: Vec<f32>) {
-        assert_eq!(values.len(), self.len(), "parameter {}: wrong number of values", self.name);
+        assert_eq!(
+            values.len(),
+            self.len(),
+            "parameter {}: wrong number of values",
+            self.name
+        );
         self.value = leaf(values, &self.value.device());
     }
 
-    /// Computes with this tensor `[len]` from now on, which may be part of someone else's gradient graph.
+    /// Computes with this tensor `[len]` from now on, which may be part of someone else's gradient
+    /// graph.
     pub(super) fn bind(&mut self, value: Tensor<1>) {
         self.value = value;
     }
 
     /// Takes this parameter's gradient `[len]` out of a backward pass.
     pub fn take_gradient(&self, gradients: &mut Gradients) -> Option<Tensor<1>> {
-        if self.trainable { self.value.grad_remove(gradients) } else { None }
+        if self.trainable {
+            self.value.grad_remove(gradients)
+        } else {
+            None
+        }
     }
 }
 
 fn leaf(values: Vec<f32>, device: &Device) -> Tensor<1> {
-    Tensor::<1>::from_data(TensorData::from(values.as_slice()), &device.clone().inner().autodiff()).require_grad()
+    Tensor::<1>::from_data(
+        TensorData::from(values.as_slice()),
+        &device.clone().inner().autodiff(),
+    )
+    .require_grad()
 }
 
 /// Elements of a tensor in row-major order.
 pub fn to_vec<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    tensor.into_data().convert::<f32>().try_into_vec::<f32>().expect("converted to f32 just before")
+    tensor
+        .into_data()
+        .convert::<f32>()
+        .try_into_vec::<f32>()
+        .expect("converted to f32 just before")
 }

@@ -1,40 +1,43 @@
 //! # Pfeiffer adapters: one small network per block, behind the feed-forward
 //!
 //! ## What it does
-//! Puts a small network with a bottleneck at the end of every block, where attention and feed-forward have both done their
-//! work. Everything in the model stays frozen.
+//! Puts a small network with a bottleneck at the end of every block, where attention and
+//! feed-forward have both done their work. Everything in the model stays frozen.
 //!
 //! ## Update rule
-//! With the residual stream `x`, the feed-forward's output `m` and `a(h) = f(h W_dᵀ + b_d) W_uᵀ + b_u`:
-//! encoders with norms behind the sum compute `norm(x + m + a(norm(x + m)))`, decoders with norms in front compute
-//! `x + m + a(x + m)`.
+//! With the residual stream `x`, the feed-forward's output `m` and
+//! `a(h) = f(h W_dᵀ + b_d) W_uᵀ + b_u`: encoders with norms behind the sum compute
+//! `norm(x + m + a(norm(x + m)))`, decoders with norms in front compute `x + m + a(x + m)`.
 //!
 //! ## When to use, when not
-//! As `houlsby`, for half its parameters and extra compute and nearly its quality. Where the adapter shall vanish into the
-//! weights, use LoRA.
+//! As `houlsby`, for half its parameters and extra compute and nearly its quality. Where the
+//! adapter shall vanish into the weights, use LoRA.
 //!
 //! ## Cost
 //! Trainable: `2 · bottleneck_dim · d_model + bottleneck_dim + d_model` per block. Extra compute:
-//! `2 · bottleneck_dim · d_model` multiply-adds per token and block, and in encoders a second norm, also after training; it
-//! cannot be merged.
+//! `2 · bottleneck_dim · d_model` multiply-adds per token and block, and in encoders a second norm,
+//! also after training; it cannot be merged.
 //!
 //! ## Defaults and where they come from
-//! A bottleneck of 64 with ReLU; the paper divides the width of its models by 16 (48 of 768). `W_d` is uniform within
-//! `±1/sqrt(d_model)`, everything else zero.
+//! A bottleneck of 64 with ReLU; the paper divides the width of its models by 16 (48 of 768). `W_d`
+//! is uniform within `±1/sqrt(d_model)`, everything else zero.
 //!
 //! ## Departures from the paper
-//! The map up starts at zero, so that nothing changes before training. The placement is that of the released
-//! implementation (AdapterHub): the network reads the normed sum and its output is added before the same norm.
+//! The map up starts at zero, so that nothing changes before training. The placement is that of the
+//! released implementation (AdapterHub): the network reads the normed sum and its output is added
+//! before the same norm.
 //!
 //! ## References
-//! - Pfeiffer, Kamath, Rücklé, Cho, Gurevych: AdapterFusion: Non-Destructive Task Composition for Transfer Learning, 2020,
-//!   arXiv 2005.00247.
+//! - Pfeiffer, Kamath, Rücklé, Cho, Gurevych: AdapterFusion: Non-Destructive Task Composition for
+//!   Transfer Learning, 2020, arXiv 2005.00247.
 
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::bottleneck::{Behind, BehindPass, BlockNetworks, Bottleneck, NonLinearity, PerHalf, not_linear};
+use super::bottleneck::{
+    Behind, BehindPass, BlockNetworks, Bottleneck, NonLinearity, PerHalf, not_linear,
+};
 use super::own;
 use super::registry::{self, Capabilities, Family, Method};
 use super::target::Layers;
@@ -52,11 +55,20 @@ pub const METHOD: Method = Method {
     default_lr: 1e-3,
     peft_type: "PFEIFFER",
     peft_variant: None,
-    capabilities: Capabilities { merge: false, identity_at_init: true, mixed_batch: true },
+    capabilities: Capabilities {
+        merge: false,
+        identity_at_init: true,
+        mixed_batch: true,
+    },
     source: include_str!("pfeiffer.rs"),
     defaults: registry::defaults::<PfeifferConfig>,
     check: |settings| registry::parse::<PfeifferConfig>(NAME, settings)?.validate(),
-    build: |settings, context| Ok(Box::new(Pfeiffer::new(registry::parse(NAME, settings)?, context)?)),
+    build: |settings, context| {
+        Ok(Box::new(Pfeiffer::new(
+            registry::parse(NAME, settings)?,
+            context,
+        )?))
+    },
     from_peft: |config| Ok(own::from_file::<PfeifferConfig>(config)),
 };
 
@@ -74,7 +86,11 @@ pub struct PfeifferConfig {
 
 impl Default for PfeifferConfig {
     fn default() -> Self {
-        Self { bottleneck_dim: 64, non_linearity: NonLinearity::Relu, layers_to_transform: None }
+        Self {
+            bottleneck_dim: 64,
+            non_linearity: NonLinearity::Relu,
+            layers_to_transform: None,
+        }
     }
 }
 
@@ -85,7 +101,11 @@ impl PfeifferConfig {
     /// [`AdaptError::Config`] naming the field.
     pub fn validate(&self) -> Result<(), AdaptError> {
         if self.bottleneck_dim == 0 {
-            return Err(AdaptError::Config { method: NAME, field: "bottleneck_dim", reason: "must be at least 1".into() });
+            return Err(AdaptError::Config {
+                method: NAME,
+                field: "bottleneck_dim",
+                reason: "must be at least 1".into(),
+            });
         }
         Ok(())
     }
@@ -105,9 +125,20 @@ impl Pfeiffer {
     /// Bad settings, blocks that the model lacks.
     pub fn new(config: PfeifferConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
         config.validate()?;
-        let make = |name: &str| Bottleneck::new(name, config.bottleneck_dim, config.non_linearity, context);
-        let networks = PerHalf::new(config.layers_to_transform.as_ref(), &[SubLayer::Mlp], context, make)?;
-        Ok(Self { config, networks, place: Behind::new(context) })
+        let make = |name: &str| {
+            Bottleneck::new(name, config.bottleneck_dim, config.non_linearity, context)
+        };
+        let networks = PerHalf::new(
+            config.layers_to_transform.as_ref(),
+            &[SubLayer::Mlp],
+            context,
+            make,
+        )?;
+        Ok(Self {
+            config,
+            networks,
+            place: Behind::new(context),
+        })
     }
 }
 
@@ -127,11 +158,17 @@ impl Adapter for Pfeiffer {
     }
 
     fn parameters(&self) -> Vec<&Parameter> {
-        self.networks.iter().flat_map(Bottleneck::parameters).collect()
+        self.networks
+            .iter()
+            .flat_map(Bottleneck::parameters)
+            .collect()
     }
 
     fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
-        self.networks.iter_mut().flat_map(Bottleneck::parameters_mut).collect()
+        self.networks
+            .iter_mut()
+            .flat_map(Bottleneck::parameters_mut)
+            .collect()
     }
 
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {

@@ -1,38 +1,41 @@
 //! # Prefix tuning: trained keys and values in front of every block
 //!
 //! ## What it does
-//! Learns a few keys and values for every block, which every token of a sequence can attend to. Nothing inside the model
-//! changes.
+//! Learns a few keys and values for every block, which every token of a sequence can attend to.
+//! Nothing inside the model changes.
 //!
 //! ## Update rule
-//! Block `l` attends over `[P_K; K]` and `[P_V; V]` with `P_K, P_V [num_virtual_tokens, kv_heads · head_dim]` of its own.
-//! For one head this equals `(1 − λ) attn(q, K, V) + λ attn(q, P_K, P_V)`, where `λ` is the share of the softmax that falls
+//! Block `l` attends over `[P_K; K]` and `[P_V; V]` with
+//! `P_K, P_V [num_virtual_tokens, kv_heads · head_dim]` of its own. For one head this equals
+//! `(1 − λ) attn(q, K, V) + λ attn(q, P_K, P_V)`, where `λ` is the share of the softmax that falls
 //! on the prefix. With `prefix_projection` the rows of all blocks come from
 //! `tanh(E W₁ᵀ + b₁) W₂ᵀ + b₂`, of which only the result is kept.
 //!
 //! ## When to use, when not
-//! When the model's weights must stay as they are and a prompt at the input is too weak. It reaches every block, so it
-//! learns faster than prompt tuning; LoRA is usually better for the same number of parameters. Without `prefix_projection`
-//! this is P-tuning v2.
+//! When the model's weights must stay as they are and a prompt at the input is too weak. It reaches
+//! every block, so it learns faster than prompt tuning; LoRA is usually better for the same number
+//! of parameters. Without `prefix_projection` this is P-tuning v2.
 //!
 //! ## Cost
-//! Trainable: `num_virtual_tokens * layers * 2 * kv_heads * head_dim` (with projection, while training, the two maps and
-//! `num_virtual_tokens * kv_heads * head_dim`). Extra compute: attention over that many more positions; no extra tokens
-//! pass the feed-forward maps. It cannot be merged.
+//! Trainable: `num_virtual_tokens * layers * 2 * kv_heads * head_dim` (with projection, while
+//! training, the two maps and `num_virtual_tokens * kv_heads * head_dim`). Extra compute: attention
+//! over that many more positions; no extra tokens pass the feed-forward maps. It cannot be merged.
 //!
 //! ## Defaults and where they come from
-//! 20 positions, no projection, standard normal values, as in Hugging Face `peft`; `init_weights = "zero"` starts at zero,
-//! which dilutes attention but adds nothing to it. `encoder_hidden_size` is that of the keys. The paper uses 5 to 200
-//! positions.
+//! 20 positions, no projection, standard normal values, as in Hugging Face `peft`;
+//! `init_weights = "zero"` starts at zero, which dilutes attention but adds nothing to it.
+//! `encoder_hidden_size` is that of the keys. The paper uses 5 to 200 positions.
 //!
 //! ## Departures from the paper
-//! Prefix keys are used as they are, without rotary rotation, and tokens take the positions after them, as in `peft`. Rows
-//! are shaped for the key and value heads of the model, fewer than its query heads where those are grouped.
+//! Prefix keys are used as they are, without rotary rotation, and tokens take the positions after
+//! them, as in `peft`. Rows are shaped for the key and value heads of the model, fewer than its
+//! query heads where those are grouped.
 //!
 //! ## References
-//! - Li, Liang: Prefix-Tuning: Optimizing Continuous Prompts for Generation, 2021, arXiv 2101.00190.
-//! - Liu, Ji, Fu, Tam, Du, Yang, Tang: P-Tuning v2: Prompt Tuning Can Be Comparable to Fine-tuning Universally Across Scales
-//!   and Tasks, 2021, arXiv 2110.07602.
+//! - Li, Liang: Prefix-Tuning: Optimizing Continuous Prompts for Generation, 2021, arXiv
+//!   2101.00190.
+//! - Liu, Ji, Fu, Tam, Du, Yang, Tang: P-Tuning v2: Prompt Tuning Can Be Comparable to Fine-tuning
+//!   Universally Across Scales and Tasks, 2021, arXiv 2110.07602.
 
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -54,19 +57,40 @@ pub const METHOD: Method = Method {
     default_lr: 3e-2,
     peft_type: "PREFIX_TUNING",
     peft_variant: None,
-    capabilities: Capabilities { merge: false, identity_at_init: false, mixed_batch: false },
+    capabilities: Capabilities {
+        merge: false,
+        identity_at_init: false,
+        mixed_batch: false,
+    },
     source: include_str!("prefix_tuning.rs"),
     defaults: registry::defaults::<PrefixTuningConfig>,
     check: |settings| registry::parse::<PrefixTuningConfig>(NAME, settings)?.validate(),
-    build: |settings, context| Ok(Box::new(PrefixTuning::new(registry::parse(NAME, settings)?, context)?)),
+    build: |settings, context| {
+        Ok(Box::new(PrefixTuning::new(
+            registry::parse(NAME, settings)?,
+            context,
+        )?))
+    },
     from_peft,
 };
 
 fn from_peft(config: &Map<String, Value>) -> Result<Map<String, Value>, AdaptError> {
     super::prompt_tuning::check_peft(NAME, config)?;
-    let fields = ["num_virtual_tokens", "prefix_projection", "encoder_hidden_size", "init_weights"];
-    let mut settings: Map<String, Value> =
-        fields.into_iter().filter_map(|f| Some((f.to_owned(), config.get(f).filter(|v| !v.is_null())?.clone()))).collect();
+    let fields = [
+        "num_virtual_tokens",
+        "prefix_projection",
+        "encoder_hidden_size",
+        "init_weights",
+    ];
+    let mut settings: Map<String, Value> = fields
+        .into_iter()
+        .filter_map(|f| {
+            Some((
+                f.to_owned(),
+                config.get(f).filter(|v| !v.is_null())?.clone(),
+            ))
+        })
+        .collect();
     settings.insert("inference_mode".into(), json!(true));
     Ok(settings)
 }
@@ -89,7 +113,13 @@ pub struct PrefixTuningConfig {
 
 impl Default for PrefixTuningConfig {
     fn default() -> Self {
-        Self { num_virtual_tokens: 20, prefix_projection: false, encoder_hidden_size: None, init_weights: None, inference_mode: false }
+        Self {
+            num_virtual_tokens: 20,
+            prefix_projection: false,
+            encoder_hidden_size: None,
+            init_weights: None,
+            inference_mode: false,
+        }
     }
 }
 
@@ -99,7 +129,13 @@ impl PrefixTuningConfig {
     /// # Errors
     /// [`AdaptError::Config`] naming the field.
     pub fn validate(&self) -> Result<(), AdaptError> {
-        let bad = |field, reason: String| Err(AdaptError::Config { method: NAME, field, reason });
+        let bad = |field, reason: String| {
+            Err(AdaptError::Config {
+                method: NAME,
+                field,
+                reason,
+            })
+        };
         if self.num_virtual_tokens == 0 {
             return bad("num_virtual_tokens", "must be at least 1".into());
         }
@@ -107,7 +143,10 @@ impl PrefixTuningConfig {
             return bad("encoder_hidden_size", "must be at least 1".into());
         }
         match &self.init_weights {
-            Some(name) if name != "zero" => bad("init_weights", format!("`{name}` is not supported; supported: \"zero\" or nothing")),
+            Some(name) if name != "zero" => bad(
+                "init_weights",
+                format!("`{name}` is not supported; supported: \"zero\" or nothing"),
+            ),
             _ => Ok(()),
         }
     }
@@ -118,11 +157,13 @@ impl PrefixTuningConfig {
 pub(super) enum Start {
     /// As the settings say.
     Settings,
-    /// Random keys and zero values, so that positions differ and add nothing; through maps as the settings say.
+    /// Random keys and zero values, so that positions differ and add nothing; through maps as the
+    /// settings say.
     ZeroValues,
 }
 
-/// Keys and values of all blocks; shared with the methods that combine a prefix with something else.
+/// Keys and values of all blocks; shared with the methods that combine a prefix with something
+/// else.
 pub(super) struct Prefix {
     source: Source,
     rows: usize,
@@ -135,7 +176,11 @@ enum Source {
     /// `[rows, layers * 2 * width]`.
     Table(Parameter),
     /// `[rows, width]`, then two maps.
-    Projected { embedding: Parameter, first: Dense, last: Dense },
+    Projected {
+        embedding: Parameter,
+        first: Dense,
+        last: Dense,
+    },
 }
 
 impl Prefix {
@@ -149,7 +194,12 @@ impl Prefix {
         let source = if config.prefix_projection && !config.inference_mode {
             let hidden = config.encoder_hidden_size.unwrap_or(width);
             Source::Projected {
-                embedding: Parameter::new("embedding.weight", &[rows, width], draw(rows * width), device),
+                embedding: Parameter::new(
+                    "embedding.weight",
+                    &[rows, width],
+                    draw(rows * width),
+                    device,
+                ),
                 first: Dense::uniform("transform.0", width, hidden, context.seed, device),
                 last: if zero {
                     Dense::zero("transform.2", hidden, total, device)
@@ -159,22 +209,40 @@ impl Prefix {
             }
         } else {
             let values: Vec<f32> = match start {
-                Start::ZeroValues => {
-                    (0..rows * layers).flat_map(|_| draw(width).into_iter().chain(std::iter::repeat_n(0.0, width))).collect()
-                }
+                Start::ZeroValues => (0..rows * layers)
+                    .flat_map(|_| {
+                        draw(width)
+                            .into_iter()
+                            .chain(std::iter::repeat_n(0.0, width))
+                    })
+                    .collect(),
                 Start::Settings if zero => vec![0.0; rows * total],
                 Start::Settings => draw(rows * total),
             };
-            Source::Table(Parameter::new("prompt_embeddings", &[rows, total], values, device))
+            Source::Table(Parameter::new(
+                "prompt_embeddings",
+                &[rows, total],
+                values,
+                device,
+            ))
         };
-        Self { source, rows, layers, width }
+        Self {
+            source,
+            rows,
+            layers,
+            width,
+        }
     }
 
     /// `[rows, layers * 2 * width]`.
     pub fn table(&self, mode: Mode) -> Tensor<2> {
         match &self.source {
             Source::Table(table) => table.get::<2>(mode),
-            Source::Projected { embedding, first, last } => last.forward(first.forward(embedding.get::<2>(mode), mode).tanh(), mode),
+            Source::Projected {
+                embedding,
+                first,
+                last,
+            } => last.forward(first.forward(embedding.get::<2>(mode), mode).tanh(), mode),
         }
     }
 
@@ -185,34 +253,61 @@ impl Prefix {
 
     /// A block's part of [`Prefix::table`].
     pub fn key_value(&self, table: &Tensor<2>, layer: usize) -> KeyValue {
-        let part = |i: usize| table.clone().narrow(1, (2 * layer + i) * self.width, self.width);
-        KeyValue { key: part(0), value: part(1) }
+        let part = |i: usize| {
+            table
+                .clone()
+                .narrow(1, (2 * layer + i) * self.width, self.width)
+        };
+        KeyValue {
+            key: part(0),
+            value: part(1),
+        }
     }
 
     /// The same prefix without the maps that made it; `None` if there are none.
     pub fn finished(&self) -> Option<Self> {
-        let Source::Projected { embedding, .. } = &self.source else { return None };
+        let Source::Projected { embedding, .. } = &self.source else {
+            return None;
+        };
         let device = embedding.get::<2>(Mode::Eval).device();
         let shape = [self.rows, self.layers * 2 * self.width];
-        let table = Parameter::new("prompt_embeddings", &shape, super::to_vec(self.table(Mode::Eval)), &device);
-        Some(Self { source: Source::Table(table), ..*self })
+        let table = Parameter::new(
+            "prompt_embeddings",
+            &shape,
+            super::to_vec(self.table(Mode::Eval)),
+            &device,
+        );
+        Some(Self {
+            source: Source::Table(table),
+            ..*self
+        })
     }
 
     pub fn parameters(&self) -> Vec<&Parameter> {
         match &self.source {
             Source::Table(table) => vec![table],
-            Source::Projected { embedding, first, last } => {
-                std::iter::once(embedding).chain(first.parameters()).chain(last.parameters()).collect()
-            }
+            Source::Projected {
+                embedding,
+                first,
+                last,
+            } => std::iter::once(embedding)
+                .chain(first.parameters())
+                .chain(last.parameters())
+                .collect(),
         }
     }
 
     pub fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
         match &mut self.source {
             Source::Table(table) => vec![table],
-            Source::Projected { embedding, first, last } => {
-                std::iter::once(embedding).chain(first.parameters_mut()).chain(last.parameters_mut()).collect()
-            }
+            Source::Projected {
+                embedding,
+                first,
+                last,
+            } => std::iter::once(embedding)
+                .chain(first.parameters_mut())
+                .chain(last.parameters_mut())
+                .collect(),
         }
     }
 }
@@ -236,7 +331,11 @@ impl PrefixTuning {
     /// Bad settings.
     pub fn new(config: PrefixTuningConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
         config.validate()?;
-        Ok(Self { prefix: Prefix::new(&config, Start::Settings, context), num_key_value_heads: context.config.num_key_value_heads, config })
+        Ok(Self {
+            prefix: Prefix::new(&config, Start::Settings, context),
+            num_key_value_heads: context.config.num_key_value_heads,
+            config,
+        })
     }
 }
 
@@ -273,13 +372,23 @@ impl Adapter for PrefixTuning {
     }
 
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
-        Box::new(PrefixPass { prefix: &self.prefix, table: self.prefix.table(mode) })
+        Box::new(PrefixPass {
+            prefix: &self.prefix,
+            table: self.prefix.table(mode),
+        })
     }
 
     fn finished(&self) -> Option<Box<dyn Adapter>> {
         let prefix = self.prefix.finished()?;
-        let config = PrefixTuningConfig { inference_mode: true, ..self.config.clone() };
-        Some(Box::new(Self { config, prefix, num_key_value_heads: self.num_key_value_heads }))
+        let config = PrefixTuningConfig {
+            inference_mode: true,
+            ..self.config.clone()
+        };
+        Some(Box::new(Self {
+            config,
+            prefix,
+            num_key_value_heads: self.num_key_value_heads,
+        }))
     }
 
     fn peft_config(&self) -> Map<String, Value> {
@@ -290,7 +399,9 @@ impl Adapter for PrefixTuning {
             "encoder_hidden_size": c.encoder_hidden_size.unwrap_or(self.prefix.width), "prefix_projection": c.prefix_projection,
             "init_weights": c.init_weights, "modules_to_save": null,
         });
-        let Value::Object(fields) = fields else { unreachable!("a literal object") };
+        let Value::Object(fields) = fields else {
+            unreachable!("a literal object")
+        };
         fields
     }
 
@@ -315,7 +426,14 @@ mod tests {
             "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 64});
         let config = ModelConfig::from_json(raw, "test").unwrap();
         let sites = SiteTable::new(&config);
-        let context = BuildContext { config: &config, sites: &sites, backbone: None, device: Device::default(), seed: 1, tokenize: None };
+        let context = BuildContext {
+            config: &config,
+            sites: &sites,
+            backbone: None,
+            device: Device::default(),
+            seed: 1,
+            tokenize: None,
+        };
         Prefix::new(&serde_json::from_value(settings).unwrap(), start, &context)
     }
 
@@ -331,15 +449,26 @@ mod tests {
             let KeyValue { key, value } = prefix.key_value(&table, layer);
             assert_eq!(to_vec(value), [0.0; 2 * 8]);
             let keys = to_vec(key);
-            assert!(keys[..8].iter().zip(&keys[8..]).all(|(first, second)| *first != 0.0 && first != second));
+            assert!(
+                keys[..8]
+                    .iter()
+                    .zip(&keys[8..])
+                    .all(|(first, second)| *first != 0.0 && first != second)
+            );
         }
     }
 
     #[test]
     fn settings_decide_otherwise() {
-        let zero = table(json!({"num_virtual_tokens": 2, "init_weights": "zero"}), Start::Settings);
+        let zero = table(
+            json!({"num_virtual_tokens": 2, "init_weights": "zero"}),
+            Start::Settings,
+        );
         assert_eq!(zero, [0.0; 2 * 2 * 2 * 8]);
         let projected = json!({"num_virtual_tokens": 2, "prefix_projection": true});
-        assert_eq!(table(projected.clone(), Start::ZeroValues), table(projected, Start::Settings));
+        assert_eq!(
+            table(projected.clone(), Start::ZeroValues),
+            table(projected, Start::Settings)
+        );
     }
 }

@@ -1,42 +1,48 @@
 //! # PST: parameter-efficient sparsity
 //!
 //! ## What it does
-//! Prunes linear maps while fine-tuning them: a low-rank change of the weights and a low-rank score of what to keep are
-//! trained, and in the end the model has sparse weights and nothing else.
+//! Prunes linear maps while fine-tuning them: a low-rank change of the weights and a low-rank score
+//! of what to keep are trained, and in the end the model has sparse weights and nothing else.
 //!
 //! ## Update rule
-//! `W = W₀ + beta · U V`, `S = |W| + alpha1 · A B + alpha2 · (R 1ᵀ + 1 Cᵀ)`; `M` is 0 at the `⌊v d_out d_in⌋` smallest
-//! elements of `S` and 1 elsewhere; `y = x (M ⊙ W)ᵀ + b`. The mask passes its gradient straight through: with `G` the gradient
-//! of `M ⊙ W`, that of `S` is `G ⊙ W`, and `W` gets `G ⊙ M + sign(W) ⊙ G ⊙ W`. The sparsity rises as
-//! `v(t) = v_f + (v₀ − v_f) (1 − (t − t_i) / (T − t_i − t_f))³` between the warm-ups `t_i` and `t_f`.
+//! `W = W₀ + beta · U V`, `S = |W| + alpha1 · A B + alpha2 · (R 1ᵀ + 1 Cᵀ)`; `M` is 0 at the
+//! `⌊v d_out d_in⌋` smallest elements of `S` and 1 elsewhere; `y = x (M ⊙ W)ᵀ + b`. The mask passes
+//! its gradient straight through: with `G` the gradient of `M ⊙ W`, that of `S` is `G ⊙ W`, and `W`
+//! gets `G ⊙ M + sign(W) ⊙ G ⊙ W`. The sparsity rises as
+//! `v(t) = v_f + (v₀ − v_f) (1 − (t − t_i) / (T − t_i − t_f))³` between the warm-ups `t_i` and
+//! `t_f`.
 //!
 //! ## When to use, when not
-//! To get a sparse model for storage or sparse kernels out of one fine-tuning run. Without such a use, a dense adapter is
-//! better at the same cost. A run needs a few hundred steps, the last part of them at the final sparsity.
+//! To get a sparse model for storage or sparse kernels out of one fine-tuning run. Without such a
+//! use, a dense adapter is better at the same cost. A run needs a few hundred steps, the last part
+//! of them at the final sparsity.
 //!
-//! The merged model, read with `--quantize sparse`, is held and multiplied without its zeros. At 90 % of zeros that takes 0.13
-//! of the memory of the maps, is 1.6 to 1.9 times as fast as the dense product for 256 rows, and 1.2 to 1.3 times for one row with
-//! weights that come from memory, as in generation; one row with weights in the cache is slower (0.5 to 0.65 times). At 50 %
-//! it takes 0.53 of the memory and is slower everywhere (0.5 to 0.85 times): then only memory speaks for it.
+//! The merged model, read with `--quantize sparse`, is held and multiplied without its zeros. At 90
+//! % of zeros that takes 0.13 of the memory of the maps, is 1.6 to 1.9 times as fast as the dense
+//! product for 256 rows, and 1.2 to 1.3 times for one row with weights that come from memory, as in
+//! generation; one row with weights in the cache is slower (0.5 to 0.65 times). At 50 % it takes
+//! 0.53 of the memory and is slower everywhere (0.5 to 0.85 times): then only memory speaks for it.
 //!
 //! ## Cost
-//! Trainable: `(r + score_r + 1) (d_in + d_out)` per map. Extra memory while training: a mask and two full-size matrices per
-//! map in a pass. Extra compute: the full gradient of each weight, and a selection over its scores per step. After
-//! merging none: the weights are sparse.
+//! Trainable: `(r + score_r + 1) (d_in + d_out)` per map. Extra memory while training: a mask and
+//! two full-size matrices per map in a pass. Extra compute: the full gradient of each weight, and a
+//! selection over its scores per step. After merging none: the weights are sparse.
 //!
 //! ## Defaults and where they come from
-//! Ranks 8, `beta = alpha1 = alpha2 = 1`, `final_sparsity = 0.9`, warm-ups 0.1 and 0.3 of the run, as released. `V`, `B`,
-//! `R`, `C` are zero, so training begins as magnitude pruning. `U`, `A` have deviation `1/√r`, which suits short runs at a higher
-//! rate; `init = "official"` draws them from N(0, 1) as released, for rates near 3e-5.
+//! Ranks 8, `beta = alpha1 = alpha2 = 1`, `final_sparsity = 0.9`, warm-ups 0.1 and 0.3 of the run,
+//! as released. `V`, `B`, `R`, `C` are zero, so training begins as magnitude pruning. `U`, `A` have
+//! deviation `1/√r`, which suits short runs at a higher rate; `init = "official"` draws them from
+//! N(0, 1) as released, for rates near 3e-5.
 //!
 //! ## Departures from the paper
-//! A task head is trained; the released optimiser leaves it at its random start. The mask is made once per step instead of in
-//! every pass; equal scores are pruned from the lower index. Sparsity is rounded to six decimals, so that files can say it
-//! exactly. While it rises no evaluation counts as the best one.
+//! A task head is trained; the released optimiser leaves it at its random start. The mask is made
+//! once per step instead of in every pass; equal scores are pruned from the lower index. Sparsity
+//! is rounded to six decimals, so that files can say it exactly. While it rises no evaluation
+//! counts as the best one.
 //!
 //! ## References
-//! - Li, Luo, Tan, Wang, Huang, Li, Bai: Parameter-Efficient Sparsity for Large Language Models Fine-Tuning, 2022,
-//!   arXiv 2205.11005.
+//! - Li, Luo, Tan, Wang, Huang, Li, Bai: Parameter-Efficient Sparsity for Large Language Models
+//!   Fine-Tuning, 2022, arXiv 2205.11005.
 //! - Zhu, Gupta: To prune, or not to prune, 2017, arXiv 1710.01878 (the schedule).
 
 use std::collections::BTreeMap;
@@ -48,7 +54,10 @@ use serde_json::{Map, Value, json};
 
 use super::maps::linear_maps;
 use super::registry::{self, Capabilities, Family, Method};
-use super::{AdaptError, Adapter, BuildContext, MergedLinear, Mode, Parameter, Pass, StepContext, Targets, normal, own, stream, to_vec};
+use super::{
+    AdaptError, Adapter, BuildContext, MergedLinear, Mode, Parameter, Pass, StepContext, Targets,
+    normal, own, stream, to_vec,
+};
 use crate::model::{Linear, SiteId};
 
 const NAME: &str = "pst";
@@ -63,11 +72,20 @@ pub const METHOD: Method = Method {
     default_lr: 5e-4,
     peft_type: PEFT_TYPE,
     peft_variant: None,
-    capabilities: Capabilities { merge: true, identity_at_init: true, mixed_batch: true },
+    capabilities: Capabilities {
+        merge: true,
+        identity_at_init: true,
+        mixed_batch: true,
+    },
     source: include_str!("pst.rs"),
     defaults: registry::defaults::<PstConfig>,
     check: |settings| registry::parse::<PstConfig>(NAME, settings)?.validate(),
-    build: |settings, context| Ok(Box::new(Pst::new(registry::parse(NAME, settings)?, context)?)),
+    build: |settings, context| {
+        Ok(Box::new(Pst::new(
+            registry::parse(NAME, settings)?,
+            context,
+        )?))
+    },
     from_peft: |config| Ok(own::from_file::<PstConfig>(config)),
 };
 
@@ -141,9 +159,18 @@ impl PstConfig {
     /// # Errors
     /// [`AdaptError::Config`] naming the field.
     pub fn validate(&self) -> Result<(), AdaptError> {
-        let bad = |field, reason: String| Err(AdaptError::Config { method: NAME, field, reason });
+        let bad = |field, reason: String| {
+            Err(AdaptError::Config {
+                method: NAME,
+                field,
+                reason,
+            })
+        };
         if self.r == 0 || self.score_r == 0 {
-            return bad(if self.r == 0 { "r" } else { "score_r" }, "the rank must be at least 1".into());
+            return bad(
+                if self.r == 0 { "r" } else { "score_r" },
+                "the rank must be at least 1".into(),
+            );
         }
         for (field, value) in [
             ("initial_sparsity", rounded(self.initial_sparsity)),
@@ -152,17 +179,35 @@ impl PstConfig {
             ("final_warmup", self.final_warmup),
         ] {
             if !(0.0..1.0).contains(&value) {
-                return bad(field, format!("{value} is not a share of at least 0 and below 1"));
+                return bad(
+                    field,
+                    format!("{value} is not a share of at least 0 and below 1"),
+                );
             }
         }
-        if let Some(share) = self.current_sparsity.filter(|share| !(0.0..=1.0).contains(share)) {
-            return bad("current_sparsity", format!("{share} is not a share from 0 to 1"));
+        if let Some(share) = self
+            .current_sparsity
+            .filter(|share| !(0.0..=1.0).contains(share))
+        {
+            return bad(
+                "current_sparsity",
+                format!("{share} is not a share from 0 to 1"),
+            );
         }
         if self.initial_sparsity > self.final_sparsity {
-            return bad("initial_sparsity", format!("{} exceeds `final_sparsity` ({})", self.initial_sparsity, self.final_sparsity));
+            return bad(
+                "initial_sparsity",
+                format!(
+                    "{} exceeds `final_sparsity` ({})",
+                    self.initial_sparsity, self.final_sparsity
+                ),
+            );
         }
         if self.initial_warmup + self.final_warmup >= 1.0 {
-            return bad("final_warmup", "the two warm-ups leave no step for sparsity to rise: lower one".into());
+            return bad(
+                "final_warmup",
+                "the two warm-ups leave no step for sparsity to rise: lower one".into(),
+            );
         }
         Ok(())
     }
@@ -170,7 +215,10 @@ impl PstConfig {
     /// Share of zeros after `step` of `total` steps.
     fn sparsity(&self, step: u64, total: u64) -> f64 {
         let (step, total) = (step as f64, total as f64);
-        let (begin, end) = ((self.initial_warmup * total).floor(), total - (self.final_warmup * total).floor());
+        let (begin, end) = (
+            (self.initial_warmup * total).floor(),
+            total - (self.final_warmup * total).floor(),
+        );
         let (first, last) = (self.initial_sparsity, self.final_sparsity);
         let value = if step > end || end <= begin {
             last
@@ -206,7 +254,8 @@ struct Site {
     mask: Mutex<Option<Tensor<2>>>,
 }
 
-/// Indices of the `⌊share · n⌋` smallest scores as zeros in a vector of ones; of equal ones the earlier.
+/// Indices of the `⌊share · n⌋` smallest scores as zeros in a vector of ones; of equal ones the
+/// earlier.
 fn keep(scores: &[f32], share: f64) -> Vec<f32> {
     let mut mask = vec![1.0; scores.len()];
     // The slack keeps products such as 0.7 · 10 from falling below a whole number.
@@ -234,11 +283,20 @@ impl Site {
         let (path, d_in, d_out) = (&info.path, info.d_in, info.d_out);
         let draw = |what: &str, rank: usize| -> Vec<f32> {
             let mut rng = stream(context.seed, &format!("{path} {what}"));
-            let deviation = if config.init == Init::Official { 1.0 } else { 1.0 / (rank as f32).sqrt() };
-            (0..d_out * rank).map(|_| deviation * normal(&mut rng)).collect()
+            let deviation = if config.init == Init::Official {
+                1.0
+            } else {
+                1.0 / (rank as f32).sqrt()
+            };
+            (0..d_out * rank)
+                .map(|_| deviation * normal(&mut rng))
+                .collect()
         };
-        let make = |what: &str, shape: [usize; 2], values| Parameter::new(format!("{path}.pst_{what}"), &shape, values, device);
-        let zeros = |what: &str, shape: [usize; 2]| make(what, shape, vec![0.0; shape[0] * shape[1]]);
+        let make = |what: &str, shape: [usize; 2], values| {
+            Parameter::new(format!("{path}.pst_{what}"), &shape, values, device)
+        };
+        let zeros =
+            |what: &str, shape: [usize; 2]| make(what, shape, vec![0.0; shape[0] * shape[1]]);
         Self {
             u: make("U", [d_out, config.r], draw("U", config.r)),
             v: zeros("V", [config.r, d_in]),
@@ -251,11 +309,25 @@ impl Site {
     }
 
     fn parameters(&self) -> [&Parameter; 6] {
-        [&self.u, &self.v, &self.a, &self.b, &self.rows, &self.columns]
+        [
+            &self.u,
+            &self.v,
+            &self.a,
+            &self.b,
+            &self.rows,
+            &self.columns,
+        ]
     }
 
     fn parameters_mut(&mut self) -> [&mut Parameter; 6] {
-        [&mut self.u, &mut self.v, &mut self.a, &mut self.b, &mut self.rows, &mut self.columns]
+        [
+            &mut self.u,
+            &mut self.v,
+            &mut self.a,
+            &mut self.b,
+            &mut self.rows,
+            &mut self.columns,
+        ]
     }
 
     /// `W₀ + β U V`.
@@ -265,9 +337,15 @@ impl Site {
 
     /// `S` of this weight.
     fn scores(&self, weight: &Tensor<2>, config: &PstConfig, mode: Mode) -> Tensor<2> {
-        let magnitude = if config.detach_magnitude { weight.clone().detach().abs() } else { weight.clone().abs() };
+        let magnitude = if config.detach_magnitude {
+            weight.clone().detach().abs()
+        } else {
+            weight.clone().abs()
+        };
         let learned = self.a.get::<2>(mode).matmul(self.b.get::<2>(mode)) * config.alpha1;
-        magnitude + learned + (self.rows.get::<2>(mode) + self.columns.get::<2>(mode)) * config.alpha2
+        magnitude
+            + learned
+            + (self.rows.get::<2>(mode) + self.columns.get::<2>(mode)) * config.alpha2
     }
 
     /// The mask of these scores, which is kept until [`Site::forget`].
@@ -325,9 +403,21 @@ impl Pst {
         }
         let saved_targets = super::peft::saved_targets(&config.targets, context.sites, &chosen);
         // As the schedule rounds, so that it arrives at the final one exactly.
-        let (first, last) = (rounded(config.initial_sparsity), rounded(config.final_sparsity));
-        let config = PstConfig { initial_sparsity: first, final_sparsity: last, ..config };
-        Ok(Self { sparsity: rounded(config.current_sparsity.unwrap_or(first)), config, sites, saved_targets })
+        let (first, last) = (
+            rounded(config.initial_sparsity),
+            rounded(config.final_sparsity),
+        );
+        let config = PstConfig {
+            initial_sparsity: first,
+            final_sparsity: last,
+            ..config
+        };
+        Ok(Self {
+            sparsity: rounded(config.current_sparsity.unwrap_or(first)),
+            config,
+            sites,
+            saved_targets,
+        })
     }
 
     fn at(&self, site: SiteId) -> Option<&Site> {
@@ -335,7 +425,8 @@ impl Pst {
     }
 
     fn masked(&self, base: &Linear, mode: Mode) -> Option<Tensor<2>> {
-        self.at(base.site).map(|site| site.masked(base.weight.dense(), &self.config, self.sparsity, mode))
+        self.at(base.site)
+            .map(|site| site.masked(base.weight.dense(), &self.config, self.sparsity, mode))
     }
 
     fn set_sparsity(&mut self, sparsity: f64) {
@@ -358,7 +449,11 @@ impl Pass for PstPass<'_> {
     }
 
     fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
-        Some(self.adapter.masked(base, self.mode).unwrap_or_else(|| base.weight.dense()))
+        Some(
+            self.adapter
+                .masked(base, self.mode)
+                .unwrap_or_else(|| base.weight.dense()),
+        )
     }
 
     fn leaves_alone(&mut self, base: &Linear) -> bool {
@@ -372,15 +467,26 @@ impl Adapter for Pst {
     }
 
     fn parameters(&self) -> Vec<&Parameter> {
-        self.sites.iter().flatten().flat_map(Site::parameters).collect()
+        self.sites
+            .iter()
+            .flatten()
+            .flat_map(Site::parameters)
+            .collect()
     }
 
     fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
-        self.sites.iter_mut().flatten().flat_map(Site::parameters_mut).collect()
+        self.sites
+            .iter_mut()
+            .flatten()
+            .flat_map(Site::parameters_mut)
+            .collect()
     }
 
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
-        Box::new(PstPass { adapter: self, mode })
+        Box::new(PstPass {
+            adapter: self,
+            mode,
+        })
     }
 
     fn peft_config(&self) -> Map<String, Value> {
@@ -390,16 +496,25 @@ impl Adapter for Pst {
     }
 
     fn weight_delta(&self, base: &Linear) -> Result<Option<Tensor<2>>, AdaptError> {
-        Ok(self.masked(base, Mode::Eval).map(|weight| weight - base.weight.dense()))
+        Ok(self
+            .masked(base, Mode::Eval)
+            .map(|weight| weight - base.weight.dense()))
     }
 
     fn merged_linear(&self, base: &Linear) -> Result<Option<MergedLinear>, AdaptError> {
-        Ok(self.masked(base, Mode::Eval).map(|weight| MergedLinear { weight, bias: base.bias.clone() }))
+        Ok(self.masked(base, Mode::Eval).map(|weight| MergedLinear {
+            weight,
+            bias: base.bias.clone(),
+        }))
     }
 
     fn unmerged_linear(&self, _merged: &Linear) -> Result<Option<MergedLinear>, AdaptError> {
         let reason = "pruned weights are gone; load the base model".into();
-        Err(AdaptError::Unsupported { method: NAME, action: "be taken out again", reason })
+        Err(AdaptError::Unsupported {
+            method: NAME,
+            action: "be taken out again",
+            reason,
+        })
     }
 
     fn after_step(&mut self, context: &StepContext) {
@@ -411,7 +526,9 @@ impl Adapter for Pst {
     }
 
     fn restore(&mut self, state: &BTreeMap<String, Vec<f32>>) -> Result<(), String> {
-        let Some([sparsity]) = state.get("sparsity").map(Vec::as_slice) else { return Err("no `sparsity`".into()) };
+        let Some([sparsity]) = state.get("sparsity").map(Vec::as_slice) else {
+            return Err("no `sparsity`".into());
+        };
         self.set_sparsity(rounded(f64::from(*sparsity)));
         Ok(())
     }
@@ -440,25 +557,54 @@ mod tests {
 
     fn close(found: &[f32], expected: &[f32]) {
         assert_eq!(found.len(), expected.len());
-        found.iter().zip(expected).for_each(|(f, e)| assert!((f - e).abs() < 1e-5, "{found:?} instead of {expected:?}"));
+        found
+            .iter()
+            .zip(expected)
+            .for_each(|(f, e)| assert!((f - e).abs() < 1e-5, "{found:?} instead of {expected:?}"));
     }
 
     #[test]
     fn sparsity_rises_as_the_cube() {
         let config = PstConfig::default();
-        let expected = [(0, 0.0), (100, 0.0), (101, 0.004_493), (250, 0.520_312), (400, 0.7875), (550, 0.885_938), (700, 0.9), (1000, 0.9)];
+        let expected = [
+            (0, 0.0),
+            (100, 0.0),
+            (101, 0.004_493),
+            (250, 0.520_312),
+            (400, 0.7875),
+            (550, 0.885_938),
+            (700, 0.9),
+            (1000, 0.9),
+        ];
         for (step, value) in expected {
-            assert!((config.sparsity(step, 1000) - value).abs() < 1e-6, "{step}: {}", config.sparsity(step, 1000));
+            assert!(
+                (config.sparsity(step, 1000) - value).abs() < 1e-6,
+                "{step}: {}",
+                config.sparsity(step, 1000)
+            );
         }
-        assert!((0..1000).all(|step| config.sparsity(step, 1000) <= config.sparsity(step + 1, 1000)));
+        assert!(
+            (0..1000).all(|step| config.sparsity(step, 1000) <= config.sparsity(step + 1, 1000))
+        );
     }
 
     #[test]
     fn the_smallest_scores_are_pruned_and_ties_from_the_left() {
-        assert_eq!(keep(&[0.8, 0.1, 4.0, 5.8, 2.5, 3.1], 0.5), [0.0, 0.0, 1.0, 1.0, 0.0, 1.0]);
+        assert_eq!(
+            keep(&[0.8, 0.1, 4.0, 5.8, 2.5, 3.1], 0.5),
+            [0.0, 0.0, 1.0, 1.0, 0.0, 1.0]
+        );
         assert_eq!(keep(&[1.0, 1.0, 1.0, 0.5], 0.5), [0.0, 1.0, 1.0, 0.0]);
-        let zeros = |n: usize, share: f64| keep(&vec![1.0; n], share).iter().filter(|k| **k == 0.0).count();
-        assert_eq!((zeros(10, 0.7), zeros(7, 0.5), zeros(100, 0.999)), (7, 3, 99));
+        let zeros = |n: usize, share: f64| {
+            keep(&vec![1.0; n], share)
+                .iter()
+                .filter(|k| **k == 0.0)
+                .count()
+        };
+        assert_eq!(
+            (zeros(10, 0.7), zeros(7, 0.5), zeros(100, 0.999)),
+            (7, 3, 99)
+        );
     }
 
     /// On a model whose first map is 2 x 3.
@@ -467,18 +613,51 @@ mod tests {
             "num_attention_heads": 1, "num_key_value_heads": 1, "vocab_size": 4});
         let model = ModelConfig::from_json(raw, "test").unwrap();
         let sites = SiteTable::new(&model);
-        let context = BuildContext { config: &model, sites: &sites, backbone: None, device: Device::default(), seed: 1, tokenize: None };
-        (Pst::new(registry::parse(NAME, settings.as_object().unwrap()).unwrap(), &context), sites)
+        let context = BuildContext {
+            config: &model,
+            sites: &sites,
+            backbone: None,
+            device: Device::default(),
+            seed: 1,
+            tokenize: None,
+        };
+        (
+            Pst::new(
+                registry::parse(NAME, settings.as_object().unwrap()).unwrap(),
+                &context,
+            ),
+            sites,
+        )
     }
 
     /// One 2 x 3 map with the worked example's values.
     fn worked() -> (Pst, Linear) {
-        let (pst, sites) = small(json!({"r": 1, "score_r": 1, "target_modules": ["q_proj"], "current_sparsity": 0.5}));
+        let (pst, sites) = small(
+            json!({"r": 1, "score_r": 1, "target_modules": ["q_proj"], "current_sparsity": 0.5}),
+        );
         let mut pst = pst.unwrap();
-        let values: [&[f32]; 6] = [&[1.0, -1.0], &[0.0; 3], &[1.0, 0.0], &[0.0, -1.9, 0.0], &[0.0, 2.0], &[-0.2, 0.0, 1.0]];
-        pst.parameters_mut().into_iter().zip(values).for_each(|(p, v)| p.set(v.to_vec()));
-        let weight = Tensor::<2>::from_data([[1.0, -2.0, 3.0], [-4.0, 0.5, 0.1]], &Device::default());
-        (pst, Linear { site: sites.find("model.layers.0.self_attn.q_proj").unwrap(), weight: Weight::Dense(weight), bias: None })
+        let values: [&[f32]; 6] = [
+            &[1.0, -1.0],
+            &[0.0; 3],
+            &[1.0, 0.0],
+            &[0.0, -1.9, 0.0],
+            &[0.0, 2.0],
+            &[-0.2, 0.0, 1.0],
+        ];
+        pst.parameters_mut()
+            .into_iter()
+            .zip(values)
+            .for_each(|(p, v)| p.set(v.to_vec()));
+        let weight =
+            Tensor::<2>::from_data([[1.0, -2.0, 3.0], [-4.0, 0.5, 0.1]], &Device::default());
+        (
+            pst,
+            Linear {
+                site: sites.find("model.layers.0.self_attn.q_proj").unwrap(),
+                weight: Weight::Dense(weight),
+                bias: None,
+            },
+        )
     }
 
     #[test]
@@ -493,22 +672,39 @@ mod tests {
         let y = pst.pass(Mode::Train { seed: 0 }).linear(&base, x);
         close(&to_vec(y.clone().inner()), &[0.0, -4.0, 0.0, 0.0, 3.0, 0.1]);
         // y = Ŵᵀ, so weights on y are the gradient of Ŵ transposed: G = [[1, 2, 3], [4, 5, 6]].
-        let mut gradients = (y * Tensor::<2>::from_data([[1.0, 4.0], [2.0, 5.0], [3.0, 6.0]], &device)).sum().backward();
-        let mut gradient = |i: usize| to_vec(pst.parameters()[i].take_gradient(&mut gradients).unwrap());
+        let mut gradients =
+            (y * Tensor::<2>::from_data([[1.0, 4.0], [2.0, 5.0], [3.0, 6.0]], &device))
+                .sum()
+                .backward();
+        let mut gradient =
+            |i: usize| to_vec(pst.parameters()[i].take_gradient(&mut gradients).unwrap());
         close(&gradient(4), &[6.0, -12.9]);
         close(&gradient(5), &[-15.0, -1.5, 9.6]);
         close(&gradient(3), &[1.0, -4.0, 9.0]);
         // ∂L/∂(UV) = G ⊙ M + sign(W) ⊙ G ⊙ W, and V gets Uᵀ of it.
-        let (g, m, w) = ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [0.0, 0.0, 1.0, 1.0, 0.0, 1.0], [1.0f32, -2.0, 3.0, -4.0, 0.5, 0.1]);
-        let full: Vec<f32> = (0..6).map(|i| g[i] * m[i] + w[i].signum() * g[i] * w[i]).collect();
-        close(&gradient(1), &[full[0] - full[3], full[1] - full[4], full[2] - full[5]]);
+        let (g, m, w) = (
+            [1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+            [0.0, 0.0, 1.0, 1.0, 0.0, 1.0],
+            [1.0f32, -2.0, 3.0, -4.0, 0.5, 0.1],
+        );
+        let full: Vec<f32> = (0..6)
+            .map(|i| g[i] * m[i] + w[i].signum() * g[i] * w[i])
+            .collect();
+        close(
+            &gradient(1),
+            &[full[0] - full[3], full[1] - full[4], full[2] - full[5]],
+        );
     }
 
     #[test]
     fn a_final_sparsity_of_many_decimals_is_reached() {
         let mut pst = small(json!({"final_sparsity": 2.0 / 3.0})).0.unwrap();
         assert!(!pst.is_complete());
-        pst.after_step(&StepContext { step: 10, total_steps: 10, seed: 0 });
+        pst.after_step(&StepContext {
+            step: 10,
+            total_steps: 10,
+            seed: 0,
+        });
         assert!(pst.is_complete());
         let state = pst.state();
         pst.restore(&state).unwrap();
@@ -517,12 +713,30 @@ mod tests {
 
     #[test]
     fn shares_are_within_0_and_1_and_tables_refused() {
-        let message = |settings: Value| (METHOD.check)(settings.as_object().unwrap()).unwrap_err().to_string();
-        for (field, value) in [("current_sparsity", 1.5), ("current_sparsity", -0.1), ("final_sparsity", 0.999_999_9)] {
-            assert!(message(json!({field: value})).contains(field), "{field} {value}");
+        let message = |settings: Value| {
+            (METHOD.check)(settings.as_object().unwrap())
+                .unwrap_err()
+                .to_string()
+        };
+        for (field, value) in [
+            ("current_sparsity", 1.5),
+            ("current_sparsity", -0.1),
+            ("final_sparsity", 0.999_999_9),
+        ] {
+            assert!(
+                message(json!({field: value})).contains(field),
+                "{field} {value}"
+            );
         }
-        let message = small(json!({"target_modules": ["q_proj", "embed_tokens"]})).0.err().unwrap().to_string();
-        assert!(message.contains("`model.embed_tokens` is a table"), "{message}");
+        let message = small(json!({"target_modules": ["q_proj", "embed_tokens"]}))
+            .0
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(
+            message.contains("`model.embed_tokens` is a table"),
+            "{message}"
+        );
     }
 
     #[test]
@@ -530,14 +744,34 @@ mod tests {
         let count = |raw: Value, settings: Value| {
             let model = ModelConfig::from_json(raw, "test").unwrap();
             let sites = SiteTable::new(&model);
-            let context =
-                BuildContext { config: &model, sites: &sites, backbone: None, device: Device::default(), seed: 1, tokenize: None };
-            Pst::new(registry::parse(NAME, settings.as_object().unwrap()).unwrap(), &context).unwrap().num_trainable()
+            let context = BuildContext {
+                config: &model,
+                sites: &sites,
+                backbone: None,
+                device: Device::default(),
+                seed: 1,
+                tokenize: None,
+            };
+            Pst::new(
+                registry::parse(NAME, settings.as_object().unwrap()).unwrap(),
+                &context,
+            )
+            .unwrap()
+            .num_trainable()
         };
         let bert = json!({"model_type": "bert", "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
             "num_attention_heads": 12, "vocab_size": 16, "max_position_embeddings": 8, "type_vocab_size": 2});
-        assert_eq!(count(bert.clone(), json!({"exclude_modules": ["pooler.dense"]})), 2_820_096);
-        assert_eq!(count(bert, json!({"r": 4, "score_r": 4, "exclude_modules": ["pooler.dense"]})), 1_492_992);
+        assert_eq!(
+            count(bert.clone(), json!({"exclude_modules": ["pooler.dense"]})),
+            2_820_096
+        );
+        assert_eq!(
+            count(
+                bert,
+                json!({"r": 4, "score_r": 4, "exclude_modules": ["pooler.dense"]})
+            ),
+            1_492_992
+        );
         let smollm = json!({"model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
             "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 64});
         assert_eq!(count(smollm, json!({})), 5_189_760);

@@ -1,4 +1,5 @@
-//! Budgets of rank: how many parts may live at which step, and how important each is (AdaLoRA, arXiv 2303.10512).
+//! Budgets of rank: how many parts may live at which step, and how important each is (AdaLoRA,
+//! arXiv 2303.10512).
 
 /// When ranks shrink, in steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +40,11 @@ impl Importance {
     pub fn update(&mut self, values: &[f32], gradient: &[f32], beta1: f32, beta2: f32) {
         self.exp_avg_ipt.resize(values.len(), 0.0);
         self.exp_avg_unc.resize(values.len(), 0.0);
-        for (((value, gradient), average), uncertainty) in values.iter().zip(gradient).zip(&mut self.exp_avg_ipt).zip(&mut self.exp_avg_unc)
+        for (((value, gradient), average), uncertainty) in values
+            .iter()
+            .zip(gradient)
+            .zip(&mut self.exp_avg_ipt)
+            .zip(&mut self.exp_avg_unc)
         {
             let importance = (value * gradient).abs();
             *average = beta1 * *average + (1.0 - beta1) * importance;
@@ -48,7 +53,10 @@ impl Importance {
     }
 
     pub fn score(&self, i: usize) -> f32 {
-        self.exp_avg_ipt.get(i).zip(self.exp_avg_unc.get(i)).map_or(0.0, |(a, u)| a * u)
+        self.exp_avg_ipt
+            .get(i)
+            .zip(self.exp_avg_unc.get(i))
+            .map_or(0.0, |(a, u)| a * u)
     }
 }
 
@@ -58,12 +66,28 @@ mod tests {
 
     #[test]
     fn the_budget_falls_by_the_cube_of_what_is_left() {
-        // Written by peft 0.21.2: RankAllocator.budget_schedule(t) with 24 triplets, 12 wanted, total_step 20, tinit 4, tfinal 6,
-        // deltaT 2.
-        let schedule = Schedule { total: 20, tinit: 4, tfinal: 6 };
-        let found: Vec<(usize, bool)> = [1, 4, 5, 6, 8, 11, 13, 14, 15, 20].map(|t| schedule.budget(t, 24, 12, 2)).into();
+        // Written by peft 0.21.2: RankAllocator.budget_schedule(t) with 24 triplets, 12 wanted,
+        // total_step 20, tinit 4, tfinal 6, deltaT 2.
+        let schedule = Schedule {
+            total: 20,
+            tinit: 4,
+            tfinal: 6,
+        };
+        let found: Vec<(usize, bool)> = [1, 4, 5, 6, 8, 11, 13, 14, 15, 20]
+            .map(|t| schedule.budget(t, 24, 12, 2))
+            .into();
         assert_eq!(found, PEFT);
     }
-    const PEFT: [(usize, bool); 10] =
-        [(24, false), (24, false), (20, false), (18, true), (14, true), (12, false), (12, false), (12, true), (12, true), (12, true)];
+    const PEFT: [(usize, bool); 10] = [
+        (24, false),
+        (24, false),
+        (20, false),
+        (18, true),
+        (14, true),
+        (12, false),
+        (12, false),
+        (12, true),
+        (12, true),
+        (12, true),
+    ];
 }

@@ -115,7 +115,8 @@ pub struct Method {
     pub default_lr: f64,
     /// `peft_type` of its adapter files.
     pub peft_type: &'static str,
-    /// Where several methods share a `peft_type`: whether an `adapter_config.json` is one of this method.
+    /// Where several methods share a `peft_type`: whether an `adapter_config.json` is one of this
+    /// method.
     pub peft_variant: Option<fn(&Settings) -> bool>,
     /// What it can do.
     pub capabilities: Capabilities,
@@ -134,8 +135,14 @@ pub struct Method {
 impl Method {
     /// The documentation: the header of its source file.
     pub fn documentation(&self) -> String {
-        let lines = self.source.lines().map_while(|line| line.strip_prefix("//!"));
-        lines.map(|line| line.strip_prefix(' ').unwrap_or(line)).collect::<Vec<_>>().join("\n")
+        let lines = self
+            .source
+            .lines()
+            .map_while(|line| line.strip_prefix("//!"));
+        lines
+            .map(|line| line.strip_prefix(' ').unwrap_or(line))
+            .collect::<Vec<_>>()
+            .join("\n")
     }
 
     /// Whether `peft` has a method of its `peft_type`, so that Python reads its adapter files.
@@ -150,54 +157,84 @@ impl Method {
 /// [`AdaptError::UnknownMethod`] with the nearest name and all names.
 pub fn find(name: &str) -> Result<&'static Method, AdaptError> {
     let asked = name.to_lowercase().replace('_', "-");
-    let found = METHODS.iter().find(|m| m.name == asked || m.aliases.contains(&asked.as_str()));
+    let found = METHODS
+        .iter()
+        .find(|m| m.name == asked || m.aliases.contains(&asked.as_str()));
     found.copied().ok_or_else(|| AdaptError::UnknownMethod {
         name: name.into(),
         suggestion: did_you_mean(&asked, METHODS.iter().map(|m| m.name)).map(str::to_owned),
-        known: METHODS.iter().map(|m| m.name).collect::<Vec<_>>().join(", "),
+        known: METHODS
+            .iter()
+            .map(|m| m.name)
+            .collect::<Vec<_>>()
+            .join(", "),
     })
 }
 
-/// The method that wrote this `adapter_config.json`: of those with its `peft_type` the one whose variant it is, or else
-/// the plain one.
+/// The method that wrote this `adapter_config.json`: of those with its `peft_type` the one whose
+/// variant it is, or else the plain one.
 ///
 /// # Errors
 /// [`AdaptError::UnknownMethod`].
 pub fn find_peft(peft_type: &str, config: &Settings) -> Result<&'static Method, AdaptError> {
     let of_type = || METHODS.iter().filter(|m| m.peft_type == peft_type);
     let variant = of_type().find(|m| m.peft_variant.is_some_and(|is| is(config)));
-    variant.or_else(|| of_type().find(|m| m.peft_variant.is_none())).copied().ok_or_else(|| AdaptError::UnknownMethod {
-        name: format!("peft_type {peft_type}"),
-        suggestion: None,
-        known: METHODS.iter().map(|m| m.peft_type).collect::<Vec<_>>().join(", "),
-    })
+    variant
+        .or_else(|| of_type().find(|m| m.peft_variant.is_none()))
+        .copied()
+        .ok_or_else(|| AdaptError::UnknownMethod {
+            name: format!("peft_type {peft_type}"),
+            suggestion: None,
+            known: METHODS
+                .iter()
+                .map(|m| m.peft_type)
+                .collect::<Vec<_>>()
+                .join(", "),
+        })
 }
 
 /// A method's typed settings; unknown names come with the nearest known one.
 ///
 /// # Errors
 /// [`AdaptError::Settings`].
-pub(super) fn parse<T: DeserializeOwned + Serialize + Default>(method: &'static str, settings: &Settings) -> Result<T, AdaptError> {
+pub(super) fn parse<T: DeserializeOwned + Serialize + Default>(
+    method: &'static str,
+    settings: &Settings,
+) -> Result<T, AdaptError> {
     let known = defaults::<T>();
     let unknown: Vec<String> = settings
         .keys()
         .filter(|key| !known.contains_key(*key))
-        .map(|key| match did_you_mean(key, known.keys().map(String::as_str)) {
-            Some(near) => format!("unknown setting `{key}` (did you mean `{near}`?)"),
-            None => format!("unknown setting `{key}`; it has: {}", known.keys().cloned().collect::<Vec<_>>().join(", ")),
-        })
+        .map(
+            |key| match did_you_mean(key, known.keys().map(String::as_str)) {
+                Some(near) => format!("unknown setting `{key}` (did you mean `{near}`?)"),
+                None => format!(
+                    "unknown setting `{key}`; it has: {}",
+                    known.keys().cloned().collect::<Vec<_>>().join(", ")
+                ),
+            },
+        )
         .collect();
     if !unknown.is_empty() {
-        return Err(AdaptError::Settings { method, reason: unknown.join("; ") });
+        return Err(AdaptError::Settings {
+            method,
+            reason: unknown.join("; "),
+        });
     }
     serde_json::from_value(Value::Object(settings.clone())).map_err(|error| {
         // Beside the defaults alone, the one at fault shows itself.
         let of_one = settings.iter().find_map(|(key, value)| {
             let mut all = known.clone();
             all.insert(key.clone(), value.clone());
-            Some(format!("`{key}`: {}", serde_json::from_value::<T>(Value::Object(all)).err()?))
+            Some(format!(
+                "`{key}`: {}",
+                serde_json::from_value::<T>(Value::Object(all)).err()?
+            ))
         });
-        AdaptError::Settings { method, reason: of_one.unwrap_or_else(|| error.to_string()) }
+        AdaptError::Settings {
+            method,
+            reason: of_one.unwrap_or_else(|| error.to_string()),
+        }
     })
 }
 
@@ -243,11 +280,16 @@ mod tests {
         let settings = |value: Value| value.as_object().unwrap().clone();
         for method in ["lora", "loha", "ia3"] {
             let check = find(method).unwrap().check;
-            let message = check(&settings(json!({"target_modules": 5}))).unwrap_err().to_string();
+            let message = check(&settings(json!({"target_modules": 5})))
+                .unwrap_err()
+                .to_string();
             let expected = "`target_modules`: must be a list of names, a pattern or \"all-linear\"";
             assert_eq!(message, format!("method `{method}`: {expected}"));
         }
-        let message = (find("lora").unwrap().check)(&settings(json!({"lora_alpha": 8, "r": "many"}))).unwrap_err().to_string();
+        let message =
+            (find("lora").unwrap().check)(&settings(json!({"lora_alpha": 8, "r": "many"})))
+                .unwrap_err()
+                .to_string();
         assert!(message.contains("`r`: invalid type"), "{message}");
     }
 
@@ -255,6 +297,9 @@ mod tests {
     fn a_mistyped_name_is_answered_with_the_nearest() {
         assert_eq!(find("Prompt_Tuning").unwrap().name, "prompt-tuning");
         let message = find("lroa").err().unwrap().to_string();
-        assert!(message.contains("did you mean `lora`?") && message.contains("prompt-tuning"), "{message}");
+        assert!(
+            message.contains("did you mean `lora`?") && message.contains("prompt-tuning"),
+            "{message}"
+        );
     }
 }

@@ -1,15 +1,18 @@
 //! Low-rank adapters that start from a part of the weight itself.
 //!
-//! The frozen map is `W − s B₀ A₀`, where `A₀` and `B₀` are the initial factors; with the trained ones the map is
-//! `W + s (B A − B₀ A₀)`, which is LoRA of twice the rank with `[A; A₀]` and `[B, −B₀]`. So the backbone is never changed,
-//! and files are plain LoRA files for the original model, as `peft` writes them when it is given the initial adapter.
+//! The frozen map is `W − s B₀ A₀`, where `A₀` and `B₀` are the initial factors; with the trained
+//! ones the map is `W + s (B A − B₀ A₀)`, which is LoRA of twice the rank with `[A; A₀]` and
+//! `[B, −B₀]`. So the backbone is never changed, and files are plain LoRA files for the original
+//! model, as `peft` writes them when it is given the initial adapter.
 
 use burn::prelude::*;
 use serde_json::{Map, Value};
 
 use super::lora::{Init, Lora, LoraConfig, Pair};
 use super::maps::{bad, frozen_maps, linear_maps};
-use super::{AdaptError, Adapter, BuildContext, LowRankChange, Mode, Parameter, Pass, lora, low_rank, to_vec};
+use super::{
+    AdaptError, Adapter, BuildContext, LowRankChange, Mode, Parameter, Pass, lora, low_rank, to_vec,
+};
 use crate::model::{Linear, SiteId};
 
 /// Initial factors of a weight `[d_out, d_in]`: `A₀ [r, d_in]` and `B₀ [d_out, r]`.
@@ -41,11 +44,19 @@ pub(super) struct Residual {
 pub(super) fn validate(method: &'static str, config: &LoraConfig) -> Result<(), AdaptError> {
     config.validate_for(method)?;
     if config.bias != lora::Bias::None || config.lora_bias {
-        return bad(method, "bias", "only the weights are trained: use `bias = \"none\"` and `lora_bias = false`");
+        return bad(
+            method,
+            "bias",
+            "only the weights are trained: use `bias = \"none\"` and `lora_bias = false`",
+        );
     }
     match config.init_lora_weights {
         Init::Default(true) => Ok(()),
-        _ => bad(method, "init_lora_weights", "the initial values are this method's own"),
+        _ => bad(
+            method,
+            "init_lora_weights",
+            "the initial values are this method's own",
+        ),
     }
 }
 
@@ -63,7 +74,10 @@ impl Residual {
         let frozen = frozen_maps(context, &chosen);
         let mut initial: Vec<Option<(Tensor<2>, Tensor<2>)>> = vec![None; context.sites.len()];
         for &id in &chosen {
-            let (info, Some(pair)) = (context.sites.info(id), lora.pairs[id.index()].as_mut()) else { continue };
+            let (info, Some(pair)) = (context.sites.info(id), lora.pairs[id.index()].as_mut())
+            else {
+                continue;
+            };
             let (rank, d_out, d_in) = (pair.a.shape()[0], info.d_out, info.d_in);
             if 2 * rank > d_in.min(d_out) {
                 let reason = format!(
@@ -76,15 +90,31 @@ impl Residual {
             let factors = match &frozen[id.index()] {
                 Some(base) => {
                     let values = to_vec(base.weight.dense());
-                    factorise(&Weight { values, d_out, d_in, rank, scale: pair.scale })
+                    factorise(&Weight {
+                        values,
+                        d_out,
+                        d_in,
+                        rank,
+                        scale: pair.scale,
+                    })
                 }
-                None => Factors { a: vec![0.0; rank * d_in], b: vec![0.0; d_out * rank] },
+                None => Factors {
+                    a: vec![0.0; rank * d_in],
+                    b: vec![0.0; d_out * rank],
+                },
             };
             pair.a.set(factors.a);
             pair.b.set(factors.b);
-            initial[id.index()] = Some((pair.a.get::<2>(Mode::Eval), pair.b.get::<2>(Mode::Eval).neg()));
+            initial[id.index()] = Some((
+                pair.a.get::<2>(Mode::Eval),
+                pair.b.get::<2>(Mode::Eval).neg(),
+            ));
         }
-        Ok(Self { method, lora, initial })
+        Ok(Self {
+            method,
+            lora,
+            initial,
+        })
     }
 
     /// The pair of an adapted map, and both pairs as one: `[A; A₀]` and `[B, −B₀]`.
@@ -98,7 +128,11 @@ impl Residual {
 
 /// A constant beside trained tensors.
 fn same_side(tensor: &Tensor<2>, mode: Mode) -> Tensor<2> {
-    if mode.is_train() { Tensor::from_inner(tensor.clone()) } else { tensor.clone() }
+    if mode.is_train() {
+        Tensor::from_inner(tensor.clone())
+    } else {
+        tensor.clone()
+    }
 }
 
 struct ResidualPass<'a> {
@@ -108,19 +142,33 @@ struct ResidualPass<'a> {
 
 impl Pass for ResidualPass<'_> {
     fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
-        let Some((pair, a, b)) = self.adapter.at(base.site, self.mode) else { return base.forward(x) };
-        let dropping = low_rank::Dropping { p: self.adapter.lora.config.lora_dropout, mode: self.mode, path: &pair.path };
+        let Some((pair, a, b)) = self.adapter.at(base.site, self.mode) else {
+            return base.forward(x);
+        };
+        let dropping = low_rank::Dropping {
+            p: self.adapter.lora.config.lora_dropout,
+            mode: self.mode,
+            path: &pair.path,
+        };
         low_rank::forward(base, x, a, b, pair.scale, &dropping)
     }
 
     fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
-        if self.leaves_alone(base) { Some(base.weight.dense()) } else { None }
+        if self.leaves_alone(base) {
+            Some(base.weight.dense())
+        } else {
+            None
+        }
     }
 
     fn low_rank(&mut self, base: &Linear) -> Option<LowRankChange> {
         let drops = self.mode.is_train() && self.adapter.lora.config.lora_dropout > 0.0;
         let (pair, a, b) = self.adapter.at(base.site, self.mode).filter(|_| !drops)?;
-        Some(LowRankChange { a, b, scale: pair.scale })
+        Some(LowRankChange {
+            a,
+            b,
+            scale: pair.scale,
+        })
     }
 
     fn leaves_alone(&mut self, base: &Linear) -> bool {
@@ -142,7 +190,10 @@ impl Adapter for Residual {
     }
 
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
-        Box::new(ResidualPass { adapter: self, mode })
+        Box::new(ResidualPass {
+            adapter: self,
+            mode,
+        })
     }
 
     fn peft_config(&self) -> Map<String, Value> {
@@ -150,7 +201,9 @@ impl Adapter for Residual {
     }
 
     fn weight_delta(&self, base: &Linear) -> Result<Option<Tensor<2>>, AdaptError> {
-        Ok(self.at(base.site, Mode::Eval).map(|(pair, a, b)| b.matmul(a) * pair.scale))
+        Ok(self
+            .at(base.site, Mode::Eval)
+            .map(|(pair, a, b)| b.matmul(a) * pair.scale))
     }
 
     fn finished(&self) -> Option<Box<dyn Adapter>> {

@@ -4,28 +4,30 @@
 //! Turns and stretches pairs of each map's outputs by trained angles and factors.
 //!
 //! ## Update rule
-//! `y' = y ⊙ α₁ cos θ₁ + rot(y) ⊙ α₂ sin θ₂` with `y = x Wᵀ + b` and `rot(y₁, y₂) = (−y₂, y₁)`. In each group of `group_size`
-//! outputs, element `i` is paired with element `i + group_size/2`. `road_1` has one angle and one factor for a pair, `road_2`
-//! one for each element, `road_4` one for each of the two terms of each element.
+//! `y' = y ⊙ α₁ cos θ₁ + rot(y) ⊙ α₂ sin θ₂` with `y = x Wᵀ + b` and `rot(y₁, y₂) = (−y₂, y₁)`. In
+//! each group of `group_size` outputs, element `i` is paired with element `i + group_size/2`.
+//! `road_1` has one angle and one factor for a pair, `road_2` one for each element, `road_4` one
+//! for each of the two terms of each element.
 //!
 //! ## When to use, when not
-//! Where thousands of adapters share one model: a batch of mixed adapters costs two products by element. It cannot mix
-//! outputs that are not a pair; for more capacity use LoRA or OFT.
+//! Where thousands of adapters share one model: a batch of mixed adapters costs two products by
+//! element. It cannot mix outputs that are not a pair; for more capacity use LoRA or OFT.
 //!
 //! ## Cost
-//! Trainable per map: `d_out` (`road_1`), `2 d_out` (`road_2`), `4 d_out` (`road_4`). Extra compute: three multiply-adds per
-//! output. None after merging.
+//! Trainable per map: `d_out` (`road_1`), `2 d_out` (`road_2`), `4 d_out` (`road_4`). Extra
+//! compute: three multiply-adds per output. None after merging.
 //!
 //! ## Defaults and where they come from
-//! `road_1`, `group_size = 64`, angles zero and factors one, so that nothing changes at the start, as in Hugging Face `peft`.
-//! All linear maps but the head are adapted.
+//! `road_1`, `group_size = 64`, angles zero and factors one, so that nothing changes at the start,
+//! as in Hugging Face `peft`. All linear maps but the head are adapted.
 //!
 //! ## Departures from the paper
-//! Pairs lie half a group apart rather than side by side, as in `peft`; outputs have no order, so only files differ.
+//! Pairs lie half a group apart rather than side by side, as in `peft`; outputs have no order, so
+//! only files differ.
 //!
 //! ## References
-//! - Liao, Monz: 3-in-1: 2D Rotary Adaptation for Efficient Finetuning, Efficient Batching and Composability, 2024,
-//!   arXiv 2409.00119, equation 4.
+//! - Liao, Monz: 3-in-1: 2D Rotary Adaptation for Efficient Finetuning, Efficient Batching and
+//!   Composability, 2024, arXiv 2409.00119, equation 4.
 
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -33,7 +35,9 @@ use serde_json::json;
 
 use super::maps::{self, At, MapPart, Maps, bad};
 use super::registry::{self, Capabilities, Family, Method};
-use super::{AdaptError, BuildContext, MergedLinear, Mode, Names, Parameter, Targets, normal, stream, to_vec};
+use super::{
+    AdaptError, BuildContext, MergedLinear, Mode, Names, Parameter, Targets, normal, stream, to_vec,
+};
 
 const NAME: &str = "road";
 
@@ -46,7 +50,11 @@ pub const METHOD: Method = Method {
     default_lr: 5e-3,
     peft_type: "ROAD",
     peft_variant: None,
-    capabilities: Capabilities { merge: true, identity_at_init: true, mixed_batch: true },
+    capabilities: Capabilities {
+        merge: true,
+        identity_at_init: true,
+        mixed_batch: true,
+    },
     source: include_str!("road.rs"),
     defaults: registry::defaults::<RoadConfig>,
     check: |settings| registry::parse::<RoadConfig>(NAME, settings)?.validate(),
@@ -86,7 +94,12 @@ pub struct RoadConfig {
 
 impl Default for RoadConfig {
     fn default() -> Self {
-        Self { variant: Variant::Road1, group_size: 64, init_weights: true, target_modules: Targets::default().target_modules }
+        Self {
+            variant: Variant::Road1,
+            group_size: 64,
+            init_weights: true,
+            target_modules: Targets::default().target_modules,
+        }
     }
 }
 
@@ -97,17 +110,36 @@ impl RoadConfig {
     /// [`AdaptError::Config`] naming the field.
     pub fn validate(&self) -> Result<(), AdaptError> {
         let even = self.group_size > 0 && self.group_size.is_multiple_of(2);
-        if even { Ok(()) } else { bad(NAME, "group_size", format!("{} is not a positive even number", self.group_size)) }
+        if even {
+            Ok(())
+        } else {
+            bad(
+                NAME,
+                "group_size",
+                format!("{} is not a positive even number", self.group_size),
+            )
+        }
     }
 }
 
 fn build(config: RoadConfig, context: &BuildContext<'_>) -> Result<Maps<Rotation>, AdaptError> {
     config.validate()?;
-    let RoadConfig { variant, group_size, init_weights, .. } = config;
-    let targets = Targets { target_modules: config.target_modules.clone(), ..Targets::default() };
+    let RoadConfig {
+        variant,
+        group_size,
+        init_weights,
+        ..
+    } = config;
+    let targets = Targets {
+        target_modules: config.target_modules.clone(),
+        ..Targets::default()
+    };
     Maps::new(&METHOD, &targets, context, &config, json!({}), |_, info| {
         if !info.d_out.is_multiple_of(group_size) {
-            let reason = format!("{group_size} does not divide the {} outputs of `{}`", info.d_out, info.path);
+            let reason = format!(
+                "{group_size} does not divide the {} outputs of `{}`",
+                info.d_out, info.path
+            );
             return bad(NAME, "group_size", reason);
         }
         let n = match variant {
@@ -116,9 +148,31 @@ fn build(config: RoadConfig, context: &BuildContext<'_>) -> Result<Maps<Rotation
             Variant::Road4 => 2 * info.d_out,
         };
         let mut rng = stream(context.seed, &info.path);
-        let mut values = |mean: f32| (0..n).map(|_| if init_weights { mean } else { mean + 0.5 * normal(&mut rng) }).collect::<Vec<f32>>();
-        let parameter = |name: &str, values| Parameter::new(format!("{}.{name}", info.path), &[n], values, &context.device);
-        Ok(Rotation { theta: parameter("road_theta", values(0.0)), alpha: parameter("road_alpha", values(1.0)), variant, group_size })
+        let mut values = |mean: f32| {
+            (0..n)
+                .map(|_| {
+                    if init_weights {
+                        mean
+                    } else {
+                        mean + 0.5 * normal(&mut rng)
+                    }
+                })
+                .collect::<Vec<f32>>()
+        };
+        let parameter = |name: &str, values| {
+            Parameter::new(
+                format!("{}.{name}", info.path),
+                &[n],
+                values,
+                &context.device,
+            )
+        };
+        Ok(Rotation {
+            theta: parameter("road_theta", values(0.0)),
+            alpha: parameter("road_alpha", values(1.0)),
+            variant,
+            group_size,
+        })
     })
 }
 
@@ -131,14 +185,16 @@ struct Rotation {
 }
 
 impl Rotation {
-    /// What an output is multiplied by, and what its partner is: `[groups, 2, group_size / 2]` each.
+    /// What an output is multiplied by, and what its partner is: `[groups, 2, group_size / 2]`
+    /// each.
     fn columns(&self, mode: Mode) -> (Tensor<3>, Tensor<3>) {
         let (theta, alpha) = (self.theta.get::<1>(mode), self.alpha.get::<1>(mode));
         let half = self.group_size / 2;
         match self.variant {
             Variant::Road1 => {
                 let groups = theta.dims()[0] / half;
-                let [theta, alpha] = [theta, alpha].map(|v| v.reshape([groups, 1, half]).expand([groups, 2, half]));
+                let [theta, alpha] =
+                    [theta, alpha].map(|v| v.reshape([groups, 1, half]).expand([groups, 2, half]));
                 (alpha.clone() * theta.clone().cos(), alpha * theta.sin())
             }
             Variant::Road2 => {
@@ -149,10 +205,17 @@ impl Rotation {
             Variant::Road4 => {
                 let groups = theta.dims()[0] / (2 * self.group_size);
                 let term = |v: &Tensor<1>, i: usize| {
-                    let v = v.clone().reshape([groups, 2, self.group_size]).slice([0..groups, i..i + 1, 0..self.group_size]);
+                    let v = v.clone().reshape([groups, 2, self.group_size]).slice([
+                        0..groups,
+                        i..i + 1,
+                        0..self.group_size,
+                    ]);
                     v.reshape([groups, 2, half])
                 };
-                (term(&alpha, 0) * term(&theta, 0).cos(), term(&alpha, 1) * term(&theta, 1).sin())
+                (
+                    term(&alpha, 0) * term(&theta, 0).cos(),
+                    term(&alpha, 1) * term(&theta, 1).sin(),
+                )
             }
         }
     }
@@ -183,8 +246,13 @@ impl Rotation {
 
 impl Rotation {
     fn turned(&self, at: &At<'_>, columns: &(Tensor<3>, Tensor<3>)) -> MergedLinear {
-        let weight = self.turn(at.base.weight.dense().transpose(), columns.clone()).transpose();
-        let bias = at.base.bias.clone().map(|bias| self.turn(bias.unsqueeze::<2>(), columns.clone()).squeeze_dim::<1>(0));
+        let weight = self
+            .turn(at.base.weight.dense().transpose(), columns.clone())
+            .transpose();
+        let bias = at.base.bias.clone().map(|bias| {
+            self.turn(bias.unsqueeze::<2>(), columns.clone())
+                .squeeze_dim::<1>(0)
+        });
         MergedLinear { weight, bias }
     }
 }
@@ -216,6 +284,8 @@ impl MapPart for Rotation {
 
     fn unmerged(&self, at: &At<'_>) -> Result<MergedLinear, String> {
         let columns = self.columns_back();
-        columns.map(|columns| self.turned(at, &columns)).ok_or_else(|| "a factor is zero, so the base is lost; load the base model".into())
+        columns
+            .map(|columns| self.turned(at, &columns))
+            .ok_or_else(|| "a factor is zero, so the base is lost; load the base model".into())
     }
 }

@@ -1,26 +1,29 @@
 //! # rsLoRA: rank-stabilised LoRA
 //!
 //! ## What it does
-//! LoRA with a scale that keeps the size of the change, and of its gradients, the same at every rank.
+//! LoRA with a scale that keeps the size of the change, and of its gradients, the same at every
+//! rank.
 //!
 //! ## Update rule
 //! `y = x Wᵀ + s · x Aᵀ Bᵀ` with `s = lora_alpha / sqrt(r)`.
 //!
 //! ## When to use, when not
-//! Instead of `lora` at high ranks (32 and more), where `lora_alpha / r` leaves most of the rank unused. At low ranks the
-//! two differ only by a constant.
+//! Instead of `lora` at high ranks (32 and more), where `lora_alpha / r` leaves most of the rank
+//! unused. At low ranks the two differ only by a constant.
 //!
 //! ## Cost
 //! That of LoRA at the same rank.
 //!
 //! ## Defaults and where they come from
-//! `r = 32`, `lora_alpha = 16`: a rank at which the scale matters, and `s` of 2.8. The rest as in `lora`.
+//! `r = 32`, `lora_alpha = 16`: a rank at which the scale matters, and `s` of 2.8. The rest as in
+//! `lora`.
 //!
 //! ## Departures from the paper
 //! None. Files are LoRA files with `use_rslora`.
 //!
 //! ## References
-//! - Kalajdzievski: A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA, 2023, arXiv 2312.03732.
+//! - Kalajdzievski: A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA, 2023, arXiv
+//!   2312.03732.
 
 use serde_json::{Value, json};
 
@@ -39,8 +42,15 @@ pub const METHOD: Method = Method {
     summary: "LoRA whose scale suits high ranks",
     default_lr: 3e-4,
     peft_type: "LORA",
-    peft_variant: Some(|config| config.get("use_rslora") == Some(&Value::Bool(true)) && config.get("use_dora") != Some(&Value::Bool(true))),
-    capabilities: Capabilities { merge: true, identity_at_init: true, mixed_batch: true },
+    peft_variant: Some(|config| {
+        config.get("use_rslora") == Some(&Value::Bool(true))
+            && config.get("use_dora") != Some(&Value::Bool(true))
+    }),
+    capabilities: Capabilities {
+        merge: true,
+        identity_at_init: true,
+        mixed_batch: true,
+    },
     source: include_str!("rslora.rs"),
     defaults: || with_defaults(&registry::defaults::<LoraConfig>(), true),
     check: |settings| parse(settings).map(|_| ()),
@@ -62,7 +72,15 @@ fn with_defaults(settings: &Settings, replace: bool) -> Settings {
 fn parse(settings: &Settings) -> Result<LoraConfig, AdaptError> {
     let config: LoraConfig = registry::parse(NAME, &with_defaults(settings, false))?;
     config.validate_for(NAME)?;
-    if config.use_rslora { Ok(config) } else { bad(NAME, "use_rslora", "is what this method is; use `lora` without it") }
+    if config.use_rslora {
+        Ok(config)
+    } else {
+        bad(
+            NAME,
+            "use_rslora",
+            "is what this method is; use `lora` without it",
+        )
+    }
 }
 
 #[cfg(test)]
@@ -73,7 +91,12 @@ mod tests {
     fn the_scale_is_switched_on_by_itself() {
         let config = parse(&Settings::new()).unwrap();
         assert!(config.use_rslora && config.r == 32);
-        let message = parse(&Settings::from_iter([("use_rslora".to_owned(), json!(false))])).unwrap_err().to_string();
+        let message = parse(&Settings::from_iter([(
+            "use_rslora".to_owned(),
+            json!(false),
+        )]))
+        .unwrap_err()
+        .to_string();
         assert!(message.contains("use `lora`"), "{message}");
     }
 }

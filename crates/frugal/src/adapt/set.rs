@@ -30,8 +30,8 @@ pub struct Entry {
     pub head: Option<Head>,
 }
 
-/// Adapters by name, on one backbone. Whole weights that a method forms ([`Adapter::forms_weight`]) are kept from one pass without
-/// gradients to the next, as long as the adapter is in the set.
+/// Adapters by name, on one backbone. Whole weights that a method forms ([`Adapter::forms_weight`])
+/// are kept from one pass without gradients to the next, as long as the adapter is in the set.
 #[derive(Default)]
 pub struct AdapterSet {
     loaded: Vec<Loaded>,
@@ -58,7 +58,11 @@ impl AdapterSet {
     pub fn insert(&mut self, name: impl Into<String>, entry: Entry) {
         let name = name.into();
         self.loaded.retain(|loaded| loaded.name != name);
-        self.loaded.push(Loaded { name, entry, kept: Kept::default() });
+        self.loaded.push(Loaded {
+            name,
+            entry,
+            kept: Kept::default(),
+        });
     }
 
     /// Removes an adapter.
@@ -69,7 +73,10 @@ impl AdapterSet {
 
     /// Names in the order of insertion.
     pub fn names(&self) -> Vec<&str> {
-        self.loaded.iter().map(|loaded| loaded.name.as_str()).collect()
+        self.loaded
+            .iter()
+            .map(|loaded| loaded.name.as_str())
+            .collect()
     }
 
     /// The adapter of this name.
@@ -82,35 +89,63 @@ impl AdapterSet {
 
     fn find(&self, name: &str) -> Result<&Loaded, AdaptError> {
         let found = self.loaded.iter().find(|loaded| loaded.name == name);
-        found.ok_or_else(|| AdaptError::UnknownAdapter { name: name.into(), loaded: self.names().join(", ") })
+        found.ok_or_else(|| AdaptError::UnknownAdapter {
+            name: name.into(),
+            loaded: self.names().join(", "),
+        })
     }
 
     /// Hooks for a pass over a batch of this layout.
     ///
     /// # Errors
-    /// Unknown names, a number of choices that differs from the number of sequences, a method that cannot be mixed.
-    pub fn pass(&self, choice: &Choice, layout: &SequenceLayout, mode: Mode) -> Result<Box<dyn Pass + '_>, AdaptError> {
+    /// Unknown names, a number of choices that differs from the number of sequences, a method that
+    /// cannot be mixed.
+    pub fn pass(
+        &self,
+        choice: &Choice,
+        layout: &SequenceLayout,
+        mode: Mode,
+    ) -> Result<Box<dyn Pass + '_>, AdaptError> {
         match choice {
             Choice::Base => Ok(Box::new(Plain)),
             Choice::One(name) => Ok(self.find(name)?.pass(mode)),
             Choice::Combined(parts) => {
-                let parts = parts.iter().map(|(name, weight)| Ok((self.mixable(name)?.pass(mode), *weight)));
-                Ok(Box::new(CombinedPass { parts: parts.collect::<Result<_, AdaptError>>()? }))
+                let parts = parts
+                    .iter()
+                    .map(|(name, weight)| Ok((self.mixable(name)?.pass(mode), *weight)));
+                Ok(Box::new(CombinedPass {
+                    parts: parts.collect::<Result<_, AdaptError>>()?,
+                }))
             }
             Choice::PerSequence(names) => {
                 if names.len() != layout.sequences() {
-                    return Err(AdaptError::Choices { given: names.len(), sequences: layout.sequences() });
+                    return Err(AdaptError::Choices {
+                        given: names.len(),
+                        sequences: layout.sequences(),
+                    });
                 }
                 let mut parts: Vec<Part<'_>> = Vec::new();
-                for (i, (name, range)) in names.iter().map(Option::as_deref).zip(layout.cu_seqlens.windows(2)).enumerate() {
+                for (i, (name, range)) in names
+                    .iter()
+                    .map(Option::as_deref)
+                    .zip(layout.cu_seqlens.windows(2))
+                    .enumerate()
+                {
                     match parts.last_mut() {
-                        Some(part) if part.name.as_deref() == name => (part.tokens.end, part.sequences.end) = (range[1], i + 1),
+                        Some(part) if part.name.as_deref() == name => {
+                            (part.tokens.end, part.sequences.end) = (range[1], i + 1)
+                        }
                         _ => {
                             let pass: Box<dyn Pass + '_> = match name {
                                 Some(name) => self.mixable(name)?.pass(mode),
                                 None => Box::new(Plain),
                             };
-                            parts.push(Part { name: name.map(str::to_owned), pass, tokens: range[0]..range[1], sequences: i..i + 1 });
+                            parts.push(Part {
+                                name: name.map(str::to_owned),
+                                pass,
+                                tokens: range[0]..range[1],
+                                sequences: i..i + 1,
+                            });
                         }
                     }
                 }
@@ -128,7 +163,9 @@ impl AdapterSet {
         Err(AdaptError::Unsupported {
             method: adapter.method(),
             action: "share a batch with other adapters",
-            reason: "it changes the positions of a batch; run its sequences in a batch of their own".into(),
+            reason:
+                "it changes the positions of a batch; run its sequences in a batch of their own"
+                    .into(),
         })
     }
 }
@@ -139,11 +176,17 @@ struct CombinedPass<'a> {
 }
 
 impl CombinedPass<'_> {
-    fn combine<const D: usize>(&mut self, plain: Tensor<D>, mut adapted: impl FnMut(&mut dyn Pass) -> Tensor<D>) -> Tensor<D> {
-        self.parts.iter_mut().fold(plain.clone(), |sum, (pass, weight)| {
-            let change = adapted(pass.as_mut()) - plain.clone();
-            sum + change * *weight
-        })
+    fn combine<const D: usize>(
+        &mut self,
+        plain: Tensor<D>,
+        mut adapted: impl FnMut(&mut dyn Pass) -> Tensor<D>,
+    ) -> Tensor<D> {
+        self.parts
+            .iter_mut()
+            .fold(plain.clone(), |sum, (pass, weight)| {
+                let change = adapted(pass.as_mut()) - plain.clone();
+                sum + change * *weight
+            })
     }
 }
 
@@ -157,15 +200,25 @@ impl Pass for CombinedPass<'_> {
     }
 
     fn norm(&mut self, base: &Norm, x: Tensor<2>) -> Tensor<2> {
-        self.combine(Plain.norm(base, x.clone()), |pass| pass.norm(base, x.clone()))
+        self.combine(Plain.norm(base, x.clone()), |pass| {
+            pass.norm(base, x.clone())
+        })
     }
 
     fn plain_norm(&mut self, _base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
         None
     }
 
-    fn around(&mut self, layer: usize, part: SubLayer, input: &Tensor<2>, output: Tensor<2>) -> Tensor<2> {
-        self.combine(output.clone(), |pass| pass.around(layer, part, input, output.clone()))
+    fn around(
+        &mut self,
+        layer: usize,
+        part: SubLayer,
+        input: &Tensor<2>,
+        output: Tensor<2>,
+    ) -> Tensor<2> {
+        self.combine(output.clone(), |pass| {
+            pass.around(layer, part, input, output.clone())
+        })
     }
 
     fn plain_weight(&mut self, _base: &Linear) -> Option<Tensor<2>> {
@@ -187,9 +240,13 @@ struct PerSequencePass<'a> {
 }
 
 impl PerSequencePass<'_> {
-    /// The parts with their share of `rows` rows: one per sequence (heads), or one or several per token.
+    /// The parts with their share of `rows` rows: one per sequence (heads), or one or several per
+    /// token.
     fn shares(&mut self, rows: usize) -> impl Iterator<Item = (&mut dyn Pass, Range<usize>)> {
-        let (sequences, tokens) = self.parts.last().map_or((0, 0), |p| (p.sequences.end, p.tokens.end));
+        let (sequences, tokens) = self
+            .parts
+            .last()
+            .map_or((0, 0), |p| (p.sequences.end, p.tokens.end));
         self.parts.iter_mut().map(move |part| {
             let range = if rows == sequences {
                 part.sequences.clone()
@@ -201,8 +258,17 @@ impl PerSequencePass<'_> {
         })
     }
 
-    fn split(&mut self, rows: usize, mut each: impl FnMut(&mut dyn Pass, Range<usize>) -> Tensor<2>) -> Tensor<2> {
-        Tensor::cat(self.shares(rows).map(|(pass, range)| each(pass, range)).collect(), 0)
+    fn split(
+        &mut self,
+        rows: usize,
+        mut each: impl FnMut(&mut dyn Pass, Range<usize>) -> Tensor<2>,
+    ) -> Tensor<2> {
+        Tensor::cat(
+            self.shares(rows)
+                .map(|(pass, range)| each(pass, range))
+                .collect(),
+            0,
+        )
     }
 
     /// What the parts add to a map's own product, if none of them does more.
@@ -231,21 +297,36 @@ impl Pass for PerSequencePass<'_> {
         let rows = x.dims()[0];
         match self.low_rank_rows(base, rows) {
             Some(pairs) => base.forward_low_rank_rows(x, &pairs),
-            None => self.split(rows, |pass, range| pass.linear(base, x.clone().slice(range))),
+            None => self.split(rows, |pass, range| {
+                pass.linear(base, x.clone().slice(range))
+            }),
         }
     }
 
     fn norm(&mut self, base: &Norm, x: Tensor<2>) -> Tensor<2> {
-        self.split(x.dims()[0], |pass, range| pass.norm(base, x.clone().slice(range)))
+        self.split(x.dims()[0], |pass, range| {
+            pass.norm(base, x.clone().slice(range))
+        })
     }
 
     fn plain_norm(&mut self, _base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
         None
     }
 
-    fn around(&mut self, layer: usize, part: SubLayer, input: &Tensor<2>, output: Tensor<2>) -> Tensor<2> {
+    fn around(
+        &mut self,
+        layer: usize,
+        part: SubLayer,
+        input: &Tensor<2>,
+        output: Tensor<2>,
+    ) -> Tensor<2> {
         self.split(input.dims()[0], |pass, range| {
-            pass.around(layer, part, &input.clone().slice(range.clone()), output.clone().slice(range))
+            pass.around(
+                layer,
+                part,
+                &input.clone().slice(range.clone()),
+                output.clone().slice(range),
+            )
         })
     }
 

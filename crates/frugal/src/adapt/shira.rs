@@ -7,23 +7,25 @@
 //! `ΔW[i, j] = w[k]` at the `r (d_in + d_out)` chosen places `(i, j)`, zero elsewhere.
 //!
 //! ## When to use, when not
-//! Where adapters are switched often on a deployed model: merging overwrites one or two percent of the weights. Several
-//! adapters overlap little. At equal size LoRA trains faster.
+//! Where adapters are switched often on a deployed model: merging overwrites one or two percent of
+//! the weights. Several adapters overlap little. At equal size LoRA trains faster.
 //!
 //! ## Cost
-//! Trainable: `r (d_in + d_out)` per map, as LoRA; files hold two whole numbers per value besides. Extra compute: forming
-//! `ΔW` per map and step, and a gradient of the whole weight backward. None after merging.
+//! Trainable: `r (d_in + d_out)` per map, as LoRA; files hold two whole numbers per value besides.
+//! Extra compute: forming `ΔW` per map and step, and a gradient of the whole weight backward. None
+//! after merging.
 //!
 //! ## Defaults and where they come from
 //! `r = 32` and a random support: Hugging Face `peft`. The values start at zero.
 //!
 //! ## Departures from the paper
-//! Of the paper's supports (random, magnitude, gradient, SNIP, strided) the random one is offered, as in `peft`. With
-//! `random_seed` the support is the one that PyTorch draws from that seed; without, it follows from the run's seed.
+//! Of the paper's supports (random, magnitude, gradient, SNIP, strided) the random one is offered,
+//! as in `peft`. With `random_seed` the support is the one that PyTorch draws from that seed;
+//! without, it follows from the run's seed.
 //!
 //! ## References
-//! - Bhardwaj, Pandey, Priyadarshi, Ganapathy, Kadambi, Esteves, Borse, Whatmough, Garrepalli, van Baalen, Teague, Nagel:
-//!   Sparse High Rank Adapters, 2024, arXiv 2406.13175.
+//! - Bhardwaj, Pandey, Priyadarshi, Ganapathy, Kadambi, Esteves, Borse, Whatmough, Garrepalli, van
+//!   Baalen, Teague, Nagel: Sparse High Rank Adapters, 2024, arXiv 2406.13175.
 
 use burn::prelude::*;
 use burn::tensor::IndexingUpdateOp;
@@ -48,12 +50,23 @@ pub const METHOD: Method = Method {
     default_lr: 2e-3,
     peft_type: "SHIRA",
     peft_variant: None,
-    capabilities: Capabilities { merge: true, identity_at_init: true, mixed_batch: true },
+    capabilities: Capabilities {
+        merge: true,
+        identity_at_init: true,
+        mixed_batch: true,
+    },
     source: include_str!("shira.rs"),
     defaults: registry::defaults::<ShiraConfig>,
     check: |settings| registry::parse::<ShiraConfig>(NAME, settings)?.validate(),
     build: |settings, context| Ok(Box::new(build(registry::parse(NAME, settings)?, context)?)),
-    from_peft: |config| maps::from_peft::<ShiraConfig>(NAME, config, json!({}), &[("mask_type", &[json!("random")])]),
+    from_peft: |config| {
+        maps::from_peft::<ShiraConfig>(
+            NAME,
+            config,
+            json!({}),
+            &[("mask_type", &[json!("random")])],
+        )
+    },
 };
 
 /// Settings, with `peft`'s names.
@@ -72,7 +85,12 @@ pub struct ShiraConfig {
 
 impl Default for ShiraConfig {
     fn default() -> Self {
-        Self { r: 32, random_seed: None, init_weights: true, target_modules: Targets::default().target_modules }
+        Self {
+            r: 32,
+            random_seed: None,
+            init_weights: true,
+            target_modules: Targets::default().target_modules,
+        }
     }
 }
 
@@ -82,30 +100,57 @@ impl ShiraConfig {
     /// # Errors
     /// [`AdaptError::Config`] naming the field.
     pub fn validate(&self) -> Result<(), AdaptError> {
-        if self.r == 0 { bad(NAME, "r", "must be at least 1") } else { Ok(()) }
+        if self.r == 0 {
+            bad(NAME, "r", "must be at least 1")
+        } else {
+            Ok(())
+        }
     }
 }
 
 fn build(config: ShiraConfig, context: &BuildContext<'_>) -> Result<Maps<Support>, AdaptError> {
     config.validate()?;
-    let targets = Targets { target_modules: config.target_modules.clone(), ..Targets::default() };
+    let targets = Targets {
+        target_modules: config.target_modules.clone(),
+        ..Targets::default()
+    };
     let constants = json!({"mask_type": "random", "fan_in_fan_out": false});
     Maps::new(&METHOD, &targets, context, &config, constants, |_, info| {
         let (places, count) = (info.d_in * info.d_out, config.r * (info.d_in + info.d_out));
         if count > places {
-            let reason = format!("{} asks for {count} of the {places} elements of `{}`: use a smaller one", config.r, info.path);
+            let reason = format!(
+                "{} asks for {count} of the {places} elements of `{}`: use a smaller one",
+                config.r, info.path
+            );
             return bad(NAME, "r", reason);
         }
         let mut rng = stream(context.seed, &info.path);
-        let mut generator = TorchGenerator::new(config.random_seed.unwrap_or_else(|| u64::from(rng.next_u32())));
+        let mut generator = TorchGenerator::new(
+            config
+                .random_seed
+                .unwrap_or_else(|| u64::from(rng.next_u32())),
+        );
         let mut chosen = generator.permutation(places, count);
         chosen.sort_unstable();
-        let (rows, cols) = (chosen.iter().map(|i| (i / info.d_in) as f32), chosen.iter().map(|i| (i % info.d_in) as f32));
-        let values = if config.init_weights { vec![0.0; count] } else { (0..count).map(|_| normal(&mut rng)).collect() };
+        let (rows, cols) = (
+            chosen.iter().map(|i| (i / info.d_in) as f32),
+            chosen.iter().map(|i| (i % info.d_in) as f32),
+        );
+        let values = if config.init_weights {
+            vec![0.0; count]
+        } else {
+            (0..count).map(|_| normal(&mut rng)).collect()
+        };
         let (path, device) = (&info.path, &context.device);
         Ok(Support {
             weight: Parameter::new(format!("{path}.shira_weight"), &[count], values, device),
-            indices: Parameter::frozen(format!("{path}.shira_indices"), &[2, count], rows.chain(cols).collect(), device).as_whole_numbers(),
+            indices: Parameter::frozen(
+                format!("{path}.shira_indices"),
+                &[2, count],
+                rows.chain(cols).collect(),
+                device,
+            )
+            .as_whole_numbers(),
         })
     })
 }
@@ -131,10 +176,19 @@ impl MapPart for Support {
         let ([d_out, d_in], weight) = (at.base.weight.dims(), self.weight.get::<1>(at.mode));
         let indices = self.indices.to_vec();
         let (rows, cols) = indices.split_at(self.weight.len());
-        let flat: Vec<i64> = rows.iter().zip(cols).map(|(&i, &j)| (i as usize * d_in + j as usize).min(d_out * d_in - 1) as i64).collect();
-        let flat = Tensor::<1, Int>::from_data(TensorData::from(flat.as_slice()), &weight.device().inner());
+        let flat: Vec<i64> = rows
+            .iter()
+            .zip(cols)
+            .map(|(&i, &j)| (i as usize * d_in + j as usize).min(d_out * d_in - 1) as i64)
+            .collect();
+        let flat = Tensor::<1, Int>::from_data(
+            TensorData::from(flat.as_slice()),
+            &weight.device().inner(),
+        );
         let zeros = Tensor::<1>::zeros([d_out * d_in], &weight.device());
-        zeros.select_assign(0, flat, weight, IndexingUpdateOp::Add).reshape([d_out, d_in])
+        zeros
+            .select_assign(0, flat, weight, IndexingUpdateOp::Add)
+            .reshape([d_out, d_in])
     }
 }
 
@@ -149,10 +203,25 @@ mod tests {
             "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 64});
         let config = ModelConfig::from_json(config, "test").unwrap();
         let sites = SiteTable::new(&config);
-        let context = BuildContext { config: &config, sites: &sites, backbone: None, device: Device::flex(), seed: 0, tokenize: None };
-        let build = |r: usize| (METHOD.build)(&maps::object(json!({"r": r, "target_modules": ["q_proj", "v_proj"]})), &context);
+        let context = BuildContext {
+            config: &config,
+            sites: &sites,
+            backbone: None,
+            device: Device::flex(),
+            seed: 0,
+            tokenize: None,
+        };
+        let build = |r: usize| {
+            (METHOD.build)(
+                &maps::object(json!({"r": r, "target_modules": ["q_proj", "v_proj"]})),
+                &context,
+            )
+        };
         assert_eq!(build(3).unwrap().num_trainable(), 2 * 3 * (64 + 48));
         let message = build(11).err().unwrap().to_string();
-        assert!(message.contains("528 of the 512 elements of `model.layers.0.self_attn.v_proj`"), "{message}");
+        assert!(
+            message.contains("528 of the 512 elements of `model.layers.0.self_attn.v_proj`"),
+            "{message}"
+        );
     }
 }

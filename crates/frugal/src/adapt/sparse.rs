@@ -1,4 +1,5 @@
-//! Few entries of a model's own weights: which, how much is added to them, and the form that files keep.
+//! Few entries of a model's own weights: which, how much is added to them, and the form that files
+//! keep.
 
 use std::collections::BTreeMap;
 
@@ -26,15 +27,28 @@ impl Place {
 }
 
 /// The linear maps that `targets` selects.
-pub(super) fn places(method: &'static str, targets: &Targets, context: &BuildContext<'_>) -> Result<Vec<Place>, AdaptError> {
+pub(super) fn places(
+    method: &'static str,
+    targets: &Targets,
+    context: &BuildContext<'_>,
+) -> Result<Vec<Place>, AdaptError> {
     let chosen = targets.select(context.sites)?;
     let place = |site: SiteId| {
         let info = context.sites.info(site);
         if info.kind == SiteKind::Embedding {
             let reason = format!("`{}` is a table of rows, not a linear map", info.path);
-            return Err(AdaptError::Config { method, field: "target_modules", reason });
+            return Err(AdaptError::Config {
+                method,
+                field: "target_modules",
+                reason,
+            });
         }
-        Ok(Place { site, path: info.path.clone(), d_in: info.d_in, d_out: info.d_out })
+        Ok(Place {
+            site,
+            path: info.path.clone(),
+            d_in: info.d_in,
+            d_out: info.d_out,
+        })
     };
     chosen.into_iter().map(place).collect()
 }
@@ -45,7 +59,8 @@ pub(super) fn budget(places: &[Place], density: f64) -> usize {
     ((all as f64 * density) as usize).clamp(1, all.max(1))
 }
 
-/// The `count` entries with the highest scores over all maps, as sorted indices into each map; of equals the first.
+/// The `count` entries with the highest scores over all maps, as sorted indices into each map; of
+/// equals the first.
 pub(super) fn top(scores: &[Vec<f32>], count: usize) -> Vec<Vec<u32>> {
     let mut all: Vec<f32> = scores.concat();
     let count = count.min(all.len());
@@ -54,7 +69,11 @@ pub(super) fn top(scores: &[Vec<f32>], count: usize) -> Vec<Vec<u32>> {
     }
     let (_, threshold, _) = all.select_nth_unstable_by(count - 1, |a, b| b.total_cmp(a));
     let threshold = *threshold;
-    let above: usize = scores.iter().flatten().filter(|s| s.total_cmp(&threshold).is_gt()).count();
+    let above: usize = scores
+        .iter()
+        .flatten()
+        .filter(|s| s.total_cmp(&threshold).is_gt())
+        .count();
     let mut equals_left = count - above;
     let mut pick = |score: &f32| match score.total_cmp(&threshold) {
         std::cmp::Ordering::Greater => true,
@@ -64,7 +83,14 @@ pub(super) fn top(scores: &[Vec<f32>], count: usize) -> Vec<Vec<u32>> {
         }
         _ => false,
     };
-    scores.iter().map(|map| (0..map.len() as u32).filter(|&i| pick(&map[i as usize])).collect()).collect()
+    scores
+        .iter()
+        .map(|map| {
+            (0..map.len() as u32)
+                .filter(|&i| pick(&map[i as usize]))
+                .collect()
+        })
+        .collect()
 }
 
 /// A fixed number of entries, chosen while training, and what is added to each.
@@ -77,7 +103,10 @@ pub(super) struct SparseDelta {
 
 impl SparseDelta {
     pub fn new(count: usize, device: &Device) -> Self {
-        Self { values: Parameter::new("sparse_delta.values", &[count], vec![0.0; count], device), entries: None }
+        Self {
+            values: Parameter::new("sparse_delta.values", &[count], vec![0.0; count], device),
+            entries: None,
+        }
     }
 
     /// What is added to map number `index`; `None` before the choice and where no entry is chosen.
@@ -86,17 +115,35 @@ impl SparseDelta {
         let start: usize = entries[..index].iter().map(Vec::len).sum();
         let here = &entries[index];
         let values = self.values.get::<1>(mode).slice(start..start + here.len());
-        (!here.is_empty()).then(|| scatter(here.iter().map(|&i| i as usize), values, place.d_out, place.d_in))
+        (!here.is_empty()).then(|| {
+            scatter(
+                here.iter().map(|&i| i as usize),
+                values,
+                place.d_out,
+                place.d_in,
+            )
+        })
     }
 
     /// The choice as numbers: which map, row and column, for each entry.
     pub fn state(&self, places: &[Place]) -> Option<Vec<f32>> {
         let triple = |(index, i): (usize, u32)| {
             let d_in = places[index].d_in;
-            [index as f32, (i as usize / d_in) as f32, (i as usize % d_in) as f32]
+            [
+                index as f32,
+                (i as usize / d_in) as f32,
+                (i as usize % d_in) as f32,
+            ]
         };
         let entries = self.entries.as_ref()?;
-        Some(entries.iter().enumerate().flat_map(|(index, map)| map.iter().map(move |&i| (index, i))).flat_map(triple).collect())
+        Some(
+            entries
+                .iter()
+                .enumerate()
+                .flat_map(|(index, map)| map.iter().map(move |&i| (index, i)))
+                .flat_map(triple)
+                .collect(),
+        )
     }
 
     /// The reverse of [`SparseDelta::state`].
@@ -106,13 +153,20 @@ impl SparseDelta {
             return Ok(());
         };
         if state.len() != 3 * self.values.len() {
-            return Err(format!("`entries` has {} numbers instead of {}", state.len(), 3 * self.values.len()));
+            return Err(format!(
+                "`entries` has {} numbers instead of {}",
+                state.len(),
+                3 * self.values.len()
+            ));
         }
         let mut entries = vec![Vec::new(); places.len()];
         for triple in state.chunks(3) {
             let [index, row, column] = [0, 1, 2].map(|i| triple[i] as usize);
-            let place = places.get(index).filter(|p| row < p.d_out && column < p.d_in);
-            let place = place.ok_or_else(|| "`entries` names a place outside the model".to_owned())?;
+            let place = places
+                .get(index)
+                .filter(|p| row < p.d_out && column < p.d_in);
+            let place =
+                place.ok_or_else(|| "`entries` names a place outside the model".to_owned())?;
             entries[index].push((row * place.d_in + column) as u32);
         }
         self.entries = Some(entries);
@@ -120,30 +174,57 @@ impl SparseDelta {
     }
 
     /// The form that files keep.
-    pub fn finished(&self, method: &'static str, config: Map<String, Value>, places: &[Place]) -> SparseFile {
+    pub fn finished(
+        &self,
+        method: &'static str,
+        config: Map<String, Value>,
+        places: &[Place],
+    ) -> SparseFile {
         let nothing = vec![Vec::new(); places.len()];
         let entries = self.entries.as_ref().unwrap_or(&nothing);
         let values = self.values.to_vec();
         let device = self.values.get::<1>(Mode::Eval).device();
         let mut start = 0;
         let mut maps = Vec::new();
-        for (place, entries) in places.iter().zip(entries).filter(|(_, entries)| !entries.is_empty()) {
-            let numbers = |f: fn(usize, usize) -> usize| entries.iter().map(move |&i| f(i as usize, place.d_in) as f32);
+        for (place, entries) in places
+            .iter()
+            .zip(entries)
+            .filter(|(_, entries)| !entries.is_empty())
+        {
+            let numbers = |f: fn(usize, usize) -> usize| {
+                entries
+                    .iter()
+                    .map(move |&i| f(i as usize, place.d_in) as f32)
+            };
             let indices = numbers(|i, d| i / d).chain(numbers(|i, d| i % d)).collect();
             let kept = values[start..start + entries.len()].to_vec();
             start += entries.len();
             maps.push(MapEntries::new(place, indices, kept, &device));
         }
-        SparseFile { method, config, maps }
+        SparseFile {
+            method,
+            config,
+            maps,
+        }
     }
 }
 
 /// `values` at flat positions of a matrix that is zero elsewhere.
-fn scatter(positions: impl Iterator<Item = usize>, values: Tensor<1>, d_out: usize, d_in: usize) -> Tensor<2> {
+fn scatter(
+    positions: impl Iterator<Item = usize>,
+    values: Tensor<1>,
+    d_out: usize,
+    d_in: usize,
+) -> Tensor<2> {
     let positions: Vec<i64> = positions.map(|i| i as i64).collect();
-    let positions = Tensor::<1, Int>::from_data(TensorData::from(positions.as_slice()), &values.device().inner());
+    let positions = Tensor::<1, Int>::from_data(
+        TensorData::from(positions.as_slice()),
+        &values.device().inner(),
+    );
     let zeros = Tensor::<1>::zeros([d_out * d_in], &values.device());
-    zeros.select_assign(0, positions, values, IndexingUpdateOp::Add).reshape([d_out, d_in])
+    zeros
+        .select_assign(0, positions, values, IndexingUpdateOp::Add)
+        .reshape([d_out, d_in])
 }
 
 /// Changed entries of one map.
@@ -159,8 +240,18 @@ impl MapEntries {
     fn new(place: &Place, indices: Vec<f32>, values: Vec<f32>, device: &Device) -> Self {
         let n = values.len();
         Self {
-            indices: Parameter::frozen(format!("{}.sparse_indices", place.path), &[2, n], indices, device),
-            values: Parameter::new(format!("{}.sparse_values", place.path), &[n], values, device),
+            indices: Parameter::frozen(
+                format!("{}.sparse_indices", place.path),
+                &[2, n],
+                indices,
+                device,
+            ),
+            values: Parameter::new(
+                format!("{}.sparse_values", place.path),
+                &[n],
+                values,
+                device,
+            ),
             place: place.clone(),
         }
     }
@@ -170,7 +261,10 @@ impl MapEntries {
         let (rows, columns) = indices.split_at(self.values.len());
         let Place { d_in, d_out, .. } = self.place;
         // A damaged file must not reach outside the matrix.
-        let flat = rows.iter().zip(columns).map(|(&row, &column)| (row as usize * d_in + column as usize).min(d_out * d_in - 1));
+        let flat = rows
+            .iter()
+            .zip(columns)
+            .map(|(&row, &column)| (row as usize * d_in + column as usize).min(d_out * d_in - 1));
         scatter(flat, self.values.get::<1>(mode), d_out, d_in)
     }
 }
@@ -191,21 +285,44 @@ impl SparseFile {
         nnz: &BTreeMap<String, usize>,
         context: &BuildContext<'_>,
     ) -> Result<Self, AdaptError> {
-        let bad = |reason: String| AdaptError::Config { method, field: "nnz", reason };
+        let bad = |reason: String| AdaptError::Config {
+            method,
+            field: "nnz",
+            reason,
+        };
         // Bare base models leave a prefix out of their paths.
-        let means = |path: &str, place: &Place| place.path == *path || place.path.ends_with(&format!(".{path}"));
-        if let Some(path) = nnz.keys().find(|path| !places.iter().any(|place| means(path, place))) {
+        let means = |path: &str, place: &Place| {
+            place.path == *path || place.path.ends_with(&format!(".{path}"))
+        };
+        if let Some(path) = nnz
+            .keys()
+            .find(|path| !places.iter().any(|place| means(path, place)))
+        {
             return Err(bad(format!("the model has no targeted map `{path}`")));
         }
         let mut maps = Vec::new();
         for place in places {
-            let Some((path, &n)) = nnz.iter().find(|(path, _)| means(path, place)) else { continue };
+            let Some((path, &n)) = nnz.iter().find(|(path, _)| means(path, place)) else {
+                continue;
+            };
             if n > place.len() {
-                return Err(bad(format!("`{path}` has {} entries, not {n}", place.len())));
+                return Err(bad(format!(
+                    "`{path}` has {} entries, not {n}",
+                    place.len()
+                )));
             }
-            maps.push(MapEntries::new(place, vec![0.0; 2 * n], vec![0.0; n], &context.device));
+            maps.push(MapEntries::new(
+                place,
+                vec![0.0; 2 * n],
+                vec![0.0; n],
+                &context.device,
+            ));
         }
-        Ok(Self { method, config, maps })
+        Ok(Self {
+            method,
+            config,
+            maps,
+        })
     }
 
     fn at(&self, site: SiteId) -> Option<&MapEntries> {
@@ -236,7 +353,9 @@ pub(super) struct DeltaPass<'a, A> {
 impl<A: AddsToWeights> Pass for DeltaPass<'_, A> {
     fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
         match self.adapter.delta(base, self.mode) {
-            Some(delta) => frugal_kernels::linear(x, base.weight.dense() + delta, base.bias.clone()),
+            Some(delta) => {
+                frugal_kernels::linear(x, base.weight.dense() + delta, base.bias.clone())
+            }
             None => base.forward(x),
         }
     }
@@ -274,20 +393,33 @@ impl Adapter for SparseFile {
     }
 
     fn parameters(&self) -> Vec<&Parameter> {
-        self.maps.iter().flat_map(|map| [&map.values, &map.indices]).collect()
+        self.maps
+            .iter()
+            .flat_map(|map| [&map.values, &map.indices])
+            .collect()
     }
 
     fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
-        self.maps.iter_mut().flat_map(|map| [&mut map.values, &mut map.indices]).collect()
+        self.maps
+            .iter_mut()
+            .flat_map(|map| [&mut map.values, &mut map.indices])
+            .collect()
     }
 
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
-        Box::new(DeltaPass { adapter: self, mode })
+        Box::new(DeltaPass {
+            adapter: self,
+            mode,
+        })
     }
 
     fn peft_config(&self) -> Map<String, Value> {
         let mut config = self.config.clone();
-        let nnz: Map<String, Value> = self.maps.iter().map(|map| (map.place.path.clone(), json!(map.values.len()))).collect();
+        let nnz: Map<String, Value> = self
+            .maps
+            .iter()
+            .map(|map| (map.place.path.clone(), json!(map.values.len())))
+            .collect();
         config.insert("nnz".into(), nnz.into());
         config
     }
@@ -322,12 +454,18 @@ mod tests {
     #[test]
     fn values_are_added_where_they_belong() {
         let device = Device::default();
-        let place = |d_out, d_in| Place { site: SiteId(0), path: "m".into(), d_in, d_out };
+        let place = |d_out, d_in| Place {
+            site: SiteId(0),
+            path: "m".into(),
+            d_in,
+            d_out,
+        };
         let places = [place(2, 3), place(2, 2)];
         let mut sparse = SparseDelta::new(3, &device);
         sparse.entries = Some(vec![vec![1, 5], vec![2]]);
         sparse.values.set(vec![7.0, 8.0, 9.0]);
-        let dense = |i: usize| super::super::to_vec(sparse.delta(i, &places[i], Mode::Eval).unwrap());
+        let dense =
+            |i: usize| super::super::to_vec(sparse.delta(i, &places[i], Mode::Eval).unwrap());
         assert_eq!(dense(0), [0.0, 7.0, 0.0, 0.0, 0.0, 8.0]);
         assert_eq!(dense(1), [0.0, 0.0, 9.0, 0.0]);
         let state = sparse.state(&places).unwrap();

@@ -1,31 +1,34 @@
 //! # SSF: scaling and shifting features
 //!
 //! ## What it does
-//! Learns a factor and an offset for every output feature of the model's linear maps and norms. After training both vanish
-//! into the weights.
+//! Learns a factor and an offset for every output feature of the model's linear maps and norms.
+//! After training both vanish into the weights.
 //!
 //! ## Update rule
-//! `y = γ ⊙ op(x) + β` behind every chosen linear map and every norm. Merged: `W' = diag(γ) W`, `b' = γ ⊙ b + β`.
+//! `y = γ ⊙ op(x) + β` behind every chosen linear map and every norm. Merged: `W' = diag(γ) W`,
+//! `b' = γ ⊙ b + β`.
 //!
 //! ## When to use, when not
-//! When the adapter must be very small, mergeable, and the task needs features weighted differently rather than new ones.
-//! LoRA reaches further.
+//! When the adapter must be very small, mergeable, and the task needs features weighted differently
+//! rather than new ones. LoRA reaches further.
 //!
 //! ## Cost
-//! Trainable: `2 d_out` per map or norm with a bias, `d_out` per one without. Extra memory while training: the output of
-//! every adapted operation. None after merging.
+//! Trainable: `2 d_out` per map or norm with a bias, `d_out` per one without. Extra memory while
+//! training: the output of every adapted operation. None after merging.
 //!
 //! ## Defaults and where they come from
-//! All linear maps but the head and all norms, as in the paper; factors start at one and offsets at zero.
+//! All linear maps but the head and all norms, as in the paper; factors start at one and offsets at
+//! zero.
 //!
 //! ## Departures from the paper
-//! The paper draws initial values with standard deviation 0.02 around one and zero; here nothing changes before training. An
-//! offset exists where the model has a bias to take it up after training (`shift = "where_bias"`); with `shift = "all"` every
-//! map has one, which models without biases cannot be merged with. Token tables are left alone.
+//! The paper draws initial values with standard deviation 0.02 around one and zero; here nothing
+//! changes before training. An offset exists where the model has a bias to take it up after
+//! training (`shift = "where_bias"`); with `shift = "all"` every map has one, which models without
+//! biases cannot be merged with. Token tables are left alone.
 //!
 //! ## References
-//! - Lian, Zhou, Feng, Wang: Scaling & Shifting Your Features: A New Baseline for Efficient Model Tuning, 2022,
-//!   arXiv 2210.08823.
+//! - Lian, Zhou, Feng, Wang: Scaling & Shifting Your Features: A New Baseline for Efficient Model
+//!   Tuning, 2022, arXiv 2210.08823.
 
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -48,11 +51,20 @@ pub const METHOD: Method = Method {
     default_lr: 3e-3,
     peft_type: "SSF",
     peft_variant: None,
-    capabilities: Capabilities { merge: true, identity_at_init: true, mixed_batch: true },
+    capabilities: Capabilities {
+        merge: true,
+        identity_at_init: true,
+        mixed_batch: true,
+    },
     source: include_str!("ssf.rs"),
     defaults: registry::defaults::<SsfConfig>,
     check: |settings| registry::parse::<SsfConfig>(NAME, settings).map(|_| ()),
-    build: |settings, context| Ok(Box::new(Ssf::new(registry::parse(NAME, settings)?, context)?)),
+    build: |settings, context| {
+        Ok(Box::new(Ssf::new(
+            registry::parse(NAME, settings)?,
+            context,
+        )?))
+    },
     from_peft: |config| Ok(own::from_file::<SsfConfig>(config)),
 };
 
@@ -85,7 +97,12 @@ pub struct SsfConfig {
 
 impl Default for SsfConfig {
     fn default() -> Self {
-        Self { target_modules: Targets::default().target_modules, exclude_modules: None, norms: true, shift: Shift::WhereBias }
+        Self {
+            target_modules: Targets::default().target_modules,
+            exclude_modules: None,
+            norms: true,
+            shift: Shift::WhereBias,
+        }
     }
 }
 
@@ -142,7 +159,13 @@ impl Ssf {
         };
         let mut chosen = targets.select(context.sites)?;
         if config.norms {
-            chosen.extend(context.sites.iter().filter(|(_, site)| site.kind == SiteKind::Norm).map(|(id, _)| id));
+            chosen.extend(
+                context
+                    .sites
+                    .iter()
+                    .filter(|(_, site)| site.kind == SiteKind::Norm)
+                    .map(|(id, _)| id),
+            );
         }
         chosen.sort_unstable();
         let mut sites: Vec<Option<ScaleShift>> = (0..context.sites.len()).map(|_| None).collect();
@@ -150,7 +173,11 @@ impl Ssf {
             let info = context.sites.info(id);
             if info.kind == SiteKind::Embedding {
                 let reason = format!("`{}` is a table of rows, not a linear map", info.path);
-                return Err(AdaptError::Config { method: NAME, field: "target_modules", reason });
+                return Err(AdaptError::Config {
+                    method: NAME,
+                    field: "target_modules",
+                    reason,
+                });
             }
             let shifted = match config.shift {
                 Shift::WhereBias => info.has_bias,
@@ -158,9 +185,17 @@ impl Ssf {
                 Shift::None => false,
             };
             let new = |kind: &str, value: f32| {
-                Parameter::new(format!("{}.{kind}", info.path), &[info.d_out], vec![value; info.d_out], &context.device)
+                Parameter::new(
+                    format!("{}.{kind}", info.path),
+                    &[info.d_out],
+                    vec![value; info.d_out],
+                    &context.device,
+                )
             };
-            sites[id.index()] = Some(ScaleShift { scale: new("ssf_scale", 1.0), shift: shifted.then(|| new("ssf_shift", 0.0)) });
+            sites[id.index()] = Some(ScaleShift {
+                scale: new("ssf_scale", 1.0),
+                shift: shifted.then(|| new("ssf_shift", 0.0)),
+            });
         }
         Ok(Self { config, sites })
     }
@@ -190,7 +225,11 @@ impl Pass for SsfPass<'_> {
     }
 
     fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
-        if self.adapter.at(base.site).is_some() { None } else { Some(base.weight.dense()) }
+        if self.adapter.at(base.site).is_some() {
+            None
+        } else {
+            Some(base.weight.dense())
+        }
     }
 
     fn norm(&mut self, base: &Norm, x: Tensor<2>) -> Tensor<2> {
@@ -216,15 +255,26 @@ impl Adapter for Ssf {
     }
 
     fn parameters(&self) -> Vec<&Parameter> {
-        self.sites.iter().flatten().flat_map(ScaleShift::parameters).collect()
+        self.sites
+            .iter()
+            .flatten()
+            .flat_map(ScaleShift::parameters)
+            .collect()
     }
 
     fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
-        self.sites.iter_mut().flatten().flat_map(ScaleShift::parameters_mut).collect()
+        self.sites
+            .iter_mut()
+            .flatten()
+            .flat_map(ScaleShift::parameters_mut)
+            .collect()
     }
 
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
-        Box::new(SsfPass { adapter: self, mode })
+        Box::new(SsfPass {
+            adapter: self,
+            mode,
+        })
     }
 
     fn peft_config(&self) -> Map<String, Value> {
@@ -232,35 +282,63 @@ impl Adapter for Ssf {
     }
 
     fn weight_delta(&self, base: &Linear) -> Result<Option<Tensor<2>>, AdaptError> {
-        let Some(site) = self.at(base.site) else { return Ok(None) };
-        Ok(Some(Self::scaled(base.weight.dense(), site.scale.get::<1>(Mode::Eval) - 1.0)))
+        let Some(site) = self.at(base.site) else {
+            return Ok(None);
+        };
+        Ok(Some(Self::scaled(
+            base.weight.dense(),
+            site.scale.get::<1>(Mode::Eval) - 1.0,
+        )))
     }
 
     fn merged_linear(&self, base: &Linear) -> Result<Option<MergedLinear>, AdaptError> {
-        let Some(site) = self.at(base.site) else { return Ok(None) };
+        let Some(site) = self.at(base.site) else {
+            return Ok(None);
+        };
         let weight = Self::scaled(base.weight.dense(), site.scale.get::<1>(Mode::Eval));
-        Ok(Some(MergedLinear { weight, bias: site.bias(base.bias.clone()) }))
+        Ok(Some(MergedLinear {
+            weight,
+            bias: site.bias(base.bias.clone()),
+        }))
     }
 
     fn unmerged_linear(&self, merged: &Linear) -> Result<Option<MergedLinear>, AdaptError> {
-        let Some(site) = self.at(merged.site) else { return Ok(None) };
+        let Some(site) = self.at(merged.site) else {
+            return Ok(None);
+        };
         let scale = site.scale.to_vec();
         if scale.contains(&0.0) {
-            let reason = format!("`{}` has a factor of zero, behind which the base is lost; load the base model", site.scale.name());
-            return Err(AdaptError::Unsupported { method: NAME, action: "be taken out again", reason });
+            let reason = format!(
+                "`{}` has a factor of zero, behind which the base is lost; load the base model",
+                site.scale.name()
+            );
+            return Err(AdaptError::Unsupported {
+                method: NAME,
+                action: "be taken out again",
+                reason,
+            });
         }
         let inverse = site.scale.get::<1>(Mode::Eval).recip();
         let unshifted = |bias: Tensor<1>| match &site.shift {
             Some(shift) => bias - shift.get::<1>(Mode::Eval),
             None => bias,
         };
-        let bias = merged.bias.clone().map(|bias| unshifted(bias) * inverse.clone());
-        Ok(Some(MergedLinear { weight: Self::scaled(merged.weight.dense(), inverse), bias }))
+        let bias = merged
+            .bias
+            .clone()
+            .map(|bias| unshifted(bias) * inverse.clone());
+        Ok(Some(MergedLinear {
+            weight: Self::scaled(merged.weight.dense(), inverse),
+            bias,
+        }))
     }
 
     fn merged_norm(&self, base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
         let site = self.at(base.site)?;
-        Some((base.weight.clone() * site.scale.get::<1>(Mode::Eval), site.bias(base.bias.clone())))
+        Some((
+            base.weight.clone() * site.scale.get::<1>(Mode::Eval),
+            site.bias(base.bias.clone()),
+        ))
     }
 
     fn supports_mixed_batch(&self) -> bool {

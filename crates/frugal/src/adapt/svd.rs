@@ -1,7 +1,7 @@
 //! Singular value and QR decompositions of weight matrices, in double precision.
 //!
-//! Matrices are row-major `[rows, cols]`. Signs are fixed, so that equal matrices give equal factors: the element of
-//! largest magnitude of each left singular vector is positive.
+//! Matrices are row-major `[rows, cols]`. Signs are fixed, so that equal matrices give equal
+//! factors: the element of largest magnitude of each left singular vector is positive.
 
 use rayon::prelude::*;
 
@@ -38,14 +38,19 @@ pub fn svd(matrix: &[f32], rows: usize, cols: usize) -> Svd {
     assert_eq!(matrix.len(), rows * cols, "a {rows} x {cols} matrix");
     // The work is in the columns, so the short side goes there.
     let wide = rows < cols;
-    let columns = if wide { split_rows(matrix, cols) } else { split_columns(matrix, rows, cols) };
+    let columns = if wide {
+        split_rows(matrix, cols)
+    } else {
+        split_columns(matrix, rows, cols)
+    };
     let (left, s, right) = decompose(columns);
     let (u, v) = if wide { (right, left) } else { (left, right) };
     finish(u, s, v, rows, cols)
 }
 
-/// The `rank` largest singular triples, approximately: the matrix is projected to `rank + oversampling` random directions,
-/// which `power_iterations` turn towards the leading ones (2 are enough for most weights).
+/// The `rank` largest singular triples, approximately: the matrix is projected to
+/// `rank + oversampling` random directions, which `power_iterations` turn towards the leading ones
+/// (2 are enough for most weights).
 ///
 /// # Panics
 /// If `matrix` does not have `rows * cols` elements: a broken invariant of the caller.
@@ -64,7 +69,9 @@ pub fn randomised_svd(
         return truncate(svd(matrix, rows, cols), rows, cols, rank);
     }
     let mut rng = stream(seed, "randomised svd");
-    let directions: Columns = (0..width).map(|_| (0..cols).map(|_| f64::from(normal(&mut rng))).collect()).collect();
+    let directions: Columns = (0..width)
+        .map(|_| (0..cols).map(|_| f64::from(normal(&mut rng))).collect())
+        .collect();
     let mut basis = householder(times(matrix, rows, cols, &directions)).0;
     for _ in 0..power_iterations {
         let back = householder(transposed_times(matrix, cols, &basis)).0;
@@ -79,11 +86,16 @@ pub fn randomised_svd(
         }
         out
     };
-    truncate(finish(small.iter().map(combine).collect(), s, right, rows, cols), rows, cols, rank)
+    truncate(
+        finish(small.iter().map(combine).collect(), s, right, rows, cols),
+        rows,
+        cols,
+        rank,
+    )
 }
 
-/// QR by Householder reflections. The signs are those of LAPACK: the diagonal of `R` is opposite in sign to the leading
-/// element of the column that was reflected.
+/// QR by Householder reflections. The signs are those of LAPACK: the diagonal of `R` is opposite in
+/// sign to the leading element of the column that was reflected.
 ///
 /// # Panics
 /// If `matrix` does not have `rows * cols` elements: a broken invariant of the caller.
@@ -99,20 +111,30 @@ pub fn leading_qr(matrix: &[f32], rows: usize, cols: usize, rank: usize) -> Qr {
     assert_eq!(matrix.len(), rows * cols, "a {rows} x {cols} matrix");
     let k = rank.min(rows).min(cols);
     let (q, r) = reflected(split_columns(matrix, rows, cols), k);
-    Qr { q: join_columns(&q, rows), r: join_columns(&r, k) }
+    Qr {
+        q: join_columns(&q, rows),
+        r: join_columns(&r, k),
+    }
 }
 
 fn split_columns(matrix: &[f32], rows: usize, cols: usize) -> Columns {
-    (0..cols).map(|j| (0..rows).map(|i| f64::from(matrix[i * cols + j])).collect()).collect()
+    (0..cols)
+        .map(|j| (0..rows).map(|i| f64::from(matrix[i * cols + j])).collect())
+        .collect()
 }
 
 fn split_rows(matrix: &[f32], cols: usize) -> Columns {
-    matrix.chunks_exact(cols).map(|row| row.iter().map(|&v| f64::from(v)).collect()).collect()
+    matrix
+        .chunks_exact(cols)
+        .map(|row| row.iter().map(|&v| f64::from(v)).collect())
+        .collect()
 }
 
 /// `[rows, columns.len()]` row by row.
 fn join_columns(columns: &Columns, rows: usize) -> Vec<f32> {
-    (0..rows).flat_map(|i| columns.iter().map(move |c| c[i] as f32)).collect()
+    (0..rows)
+        .flat_map(|i| columns.iter().map(move |c| c[i] as f32))
+        .collect()
 }
 
 /// As eight sums in flight.
@@ -120,7 +142,9 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
     let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<8>(), b[..a.len()].as_chunks::<8>());
     let mut sums = [0.0; 8];
     for (a, b) in a.iter().zip(b) {
-        sums.iter_mut().zip(a.iter().zip(b)).for_each(|(sum, (a, b))| *sum += a * b);
+        sums.iter_mut()
+            .zip(a.iter().zip(b))
+            .for_each(|(sum, (a, b))| *sum += a * b);
     }
     sums.iter().sum::<f64>() + a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum::<f64>()
 }
@@ -129,10 +153,14 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
 fn times(matrix: &[f32], rows: usize, cols: usize, x: &Columns) -> Columns {
     let row = |row: &[f32]| {
         let wide: Vec<f64> = row.iter().map(|&v| f64::from(v)).collect();
-        x.iter().map(|column| dot(&wide, column)).collect::<Vec<f64>>()
+        x.iter()
+            .map(|column| dot(&wide, column))
+            .collect::<Vec<f64>>()
     };
     let by_row: Vec<Vec<f64>> = matrix.par_chunks_exact(cols).map(row).collect();
-    (0..x.len()).map(|j| (0..rows).map(|i| by_row[i][j]).collect()).collect()
+    (0..x.len())
+        .map(|j| (0..rows).map(|i| by_row[i][j]).collect())
+        .collect()
 }
 
 /// `Mᵀ X`, `X` given by columns.
@@ -140,7 +168,9 @@ fn transposed_times(matrix: &[f32], cols: usize, x: &Columns) -> Columns {
     let column = |column: &Vec<f64>| {
         let mut out = vec![0.0; cols];
         for (row, &weight) in matrix.chunks_exact(cols).zip(column) {
-            out.iter_mut().zip(row).for_each(|(out, &v)| *out += weight * f64::from(v));
+            out.iter_mut()
+                .zip(row)
+                .for_each(|(out, &v)| *out += weight * f64::from(v));
         }
         out
     };
@@ -160,7 +190,9 @@ fn reflected(mut columns: Columns, k: usize) -> (Columns, Columns) {
     for j in 0..k {
         let reflection = reflection(&columns[j][j..]);
         if let Some(v) = &reflection {
-            columns[j..].iter_mut().for_each(|column| reflect(&mut column[j..], v));
+            columns[j..]
+                .iter_mut()
+                .for_each(|column| reflect(&mut column[j..], v));
         }
         reflections.push(reflection);
     }
@@ -180,7 +212,8 @@ fn reflected(mut columns: Columns, k: usize) -> (Columns, Columns) {
     (q, columns)
 }
 
-/// The unit normal of the mirror that leaves only the first element; `None` where that is so already.
+/// The unit normal of the mirror that leaves only the first element; `None` where that is so
+/// already.
 fn reflection(x: &[f64]) -> Option<Vec<f64>> {
     let rest = dot(&x[1..], &x[1..]);
     if rest == 0.0 {
@@ -199,7 +232,8 @@ fn reflect(x: &mut [f64], v: &[f64]) {
     x.iter_mut().zip(v).for_each(|(x, v)| *x -= twice * v);
 }
 
-/// Left vectors, singular values and right vectors of a matrix with no more columns than rows, in falling order.
+/// Left vectors, singular values and right vectors of a matrix with no more columns than rows, in
+/// falling order.
 fn decompose(columns: Columns) -> (Columns, Vec<f64>, Columns) {
     let (rows, cols) = (columns.first().map_or(0, Vec::len), columns.len());
     if rows > cols {
@@ -221,7 +255,9 @@ fn decompose(columns: Columns) -> (Columns, Vec<f64>, Columns) {
 fn jacobi(mut a: Columns) -> (Columns, Vec<f64>, Columns) {
     const SWEEPS: usize = 60;
     let n = a.len();
-    let mut v: Columns = (0..n).map(|j| (0..n).map(|i| f64::from(u8::from(i == j))).collect()).collect();
+    let mut v: Columns = (0..n)
+        .map(|j| (0..n).map(|i| f64::from(u8::from(i == j))).collect())
+        .collect();
     let total: f64 = a.iter().map(|c| dot(c, c)).sum();
     let nothing = f64::EPSILON * f64::EPSILON * total;
     for _ in 0..SWEEPS {
@@ -261,8 +297,15 @@ fn jacobi(mut a: Columns) -> (Columns, Vec<f64>, Columns) {
         let direction = direction.unwrap_or_else(|| complement(&left, a[j].len()));
         left.push(direction);
     }
-    let right = order.iter().map(|&(_, j)| std::mem::take(&mut v[j])).collect();
-    (left, order.into_iter().map(|(norm, _)| norm).collect(), right)
+    let right = order
+        .iter()
+        .map(|&(_, j)| std::mem::take(&mut v[j]))
+        .collect();
+    (
+        left,
+        order.into_iter().map(|(norm, _)| norm).collect(),
+        right,
+    )
 }
 
 fn rotate(a: &mut [f64], b: &mut [f64], c: f64, s: f64) {
@@ -296,20 +339,35 @@ fn complement(basis: &Columns, len: usize) -> Vec<f64> {
 /// Fixes the signs and rounds.
 fn finish(mut u: Columns, s: Vec<f64>, mut v: Columns, rows: usize, cols: usize) -> Svd {
     for (left, right) in u.iter_mut().zip(&mut v) {
-        let largest = left.iter().fold(0.0_f64, |best, &e| if e.abs() > best.abs() { e } else { best });
+        let largest = left.iter().fold(
+            0.0_f64,
+            |best, &e| if e.abs() > best.abs() { e } else { best },
+        );
         if largest < 0.0 {
-            left.iter_mut().chain(right.iter_mut()).for_each(|e| *e = -*e);
+            left.iter_mut()
+                .chain(right.iter_mut())
+                .for_each(|e| *e = -*e);
         }
     }
     debug_assert!(v.iter().all(|v| v.len() == cols));
     let vt = v.iter().flatten().map(|&e| e as f32).collect();
-    Svd { u: join_columns(&u, rows), s: s.into_iter().map(|s| s as f32).collect(), vt }
+    Svd {
+        u: join_columns(&u, rows),
+        s: s.into_iter().map(|s| s as f32).collect(),
+        vt,
+    }
 }
 
 fn truncate(full: Svd, rows: usize, cols: usize, rank: usize) -> Svd {
     let (k, keep) = (full.s.len(), rank.min(full.s.len()));
-    let u = (0..rows).flat_map(|i| full.u[i * k..i * k + keep].iter().copied()).collect();
-    Svd { u, s: full.s[..keep].to_vec(), vt: full.vt[..keep * cols].to_vec() }
+    let u = (0..rows)
+        .flat_map(|i| full.u[i * k..i * k + keep].iter().copied())
+        .collect();
+    Svd {
+        u,
+        s: full.s[..keep].to_vec(),
+        vt: full.vt[..keep * cols].to_vec(),
+    }
 }
 
 #[cfg(test)]
@@ -318,35 +376,57 @@ mod tests {
 
     fn product(svd: &Svd, rows: usize, cols: usize) -> Vec<f32> {
         let k = svd.s.len();
-        let element = |i: usize, j: usize| (0..k).map(|t| svd.u[i * k + t] * svd.s[t] * svd.vt[t * cols + j]).sum();
-        (0..rows * cols).map(|n| element(n / cols, n % cols)).collect()
+        let element = |i: usize, j: usize| {
+            (0..k)
+                .map(|t| svd.u[i * k + t] * svd.s[t] * svd.vt[t * cols + j])
+                .sum()
+        };
+        (0..rows * cols)
+            .map(|n| element(n / cols, n % cols))
+            .collect()
     }
 
     fn worst(a: &[f32], b: &[f32]) -> f32 {
-        a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+        a.iter()
+            .zip(b)
+            .map(|(a, b)| (a - b).abs())
+            .fold(0.0, f32::max)
     }
 
     #[test]
     fn a_worked_example() {
         // [[3, 0], [4, 5]]: the eigenvalues of MᵀM = [[25, 20], [20, 25]] are 45 and 5.
         let found = svd(&[3.0, 0.0, 4.0, 5.0], 2, 2);
-        assert!(worst(&found.s, &[45.0_f32.sqrt(), 5.0_f32.sqrt()]) < 1e-6, "{found:?}");
+        assert!(
+            worst(&found.s, &[45.0_f32.sqrt(), 5.0_f32.sqrt()]) < 1e-6,
+            "{found:?}"
+        );
         let (a, b) = (0.1_f32.sqrt(), 0.9_f32.sqrt());
         assert!(worst(&found.u, &[a, b, b, -a]) < 1e-6, "{found:?}");
         let half = 0.5_f32.sqrt();
-        assert!(worst(&found.vt, &[half, half, half, -half]) < 1e-6, "{found:?}");
+        assert!(
+            worst(&found.vt, &[half, half, half, -half]) < 1e-6,
+            "{found:?}"
+        );
     }
 
     #[test]
     fn missing_rank_is_completed_by_orthonormal_vectors() {
         // Rank 1 of 3.
-        let matrix: Vec<f32> = (0..12).map(|n| ((n / 3 + 1) * (n % 3 + 2)) as f32).collect();
+        let matrix: Vec<f32> = (0..12)
+            .map(|n| ((n / 3 + 1) * (n % 3 + 2)) as f32)
+            .collect();
         let found = svd(&matrix, 4, 3);
         assert!(found.s[1] < 1e-6 && found.s[2] < 1e-6, "{found:?}");
         assert!(worst(&product(&found, 4, 3), &matrix) < 1e-5);
         for (i, j) in [(0, 1), (0, 2), (1, 2), (1, 1), (2, 2)] {
-            let dot: f32 = (0..4).map(|r| found.u[r * 3 + i] * found.u[r * 3 + j]).sum();
-            assert!((dot - f32::from(u8::from(i == j))).abs() < 1e-6, "{i} {j}: {dot}");
+            let dot: f32 = (0..4)
+                .map(|r| found.u[r * 3 + i] * found.u[r * 3 + j])
+                .sum();
+            assert!(
+                (dot - f32::from(u8::from(i == j))).abs() < 1e-6,
+                "{i} {j}: {dot}"
+            );
         }
     }
 
@@ -357,10 +437,23 @@ mod tests {
         let mut rng = stream(1, "test");
         let mut random = |n: usize| (0..n * 12).map(|_| normal(&mut rng)).collect::<Vec<f32>>();
         let (left, right) = (qr(&random(rows), rows, 12).q, qr(&random(cols), cols, 12).q);
-        let element = |i: usize, j: usize| (0..12).map(|t| left[i * 12 + t] * right[j * 12 + t] * 0.5_f32.powi(t as i32)).sum();
-        let matrix: Vec<f32> = (0..rows * cols).map(|n| element(n / cols, n % cols)).collect();
-        let (found, exact) = (randomised_svd(&matrix, rows, cols, 4, 4, 2, 3), truncate(svd(&matrix, rows, cols), rows, cols, 4));
-        assert!(worst(&found.s, &[1.0, 0.5, 0.25, 0.125]) < 1e-5, "{:?}", found.s);
+        let element = |i: usize, j: usize| {
+            (0..12)
+                .map(|t| left[i * 12 + t] * right[j * 12 + t] * 0.5_f32.powi(t as i32))
+                .sum()
+        };
+        let matrix: Vec<f32> = (0..rows * cols)
+            .map(|n| element(n / cols, n % cols))
+            .collect();
+        let (found, exact) = (
+            randomised_svd(&matrix, rows, cols, 4, 4, 2, 3),
+            truncate(svd(&matrix, rows, cols), rows, cols, 4),
+        );
+        assert!(
+            worst(&found.s, &[1.0, 0.5, 0.25, 0.125]) < 1e-5,
+            "{:?}",
+            found.s
+        );
         assert!(worst(&found.u, &exact.u) < 1e-3 && worst(&found.vt, &exact.vt) < 1e-3);
     }
 }

@@ -1,6 +1,8 @@
-//! PyTorch's random numbers on the CPU, for what `peft` draws again from a seed instead of storing it.
+//! PyTorch's random numbers on the CPU, for what `peft` draws again from a seed instead of storing
+//! it.
 //!
-//! The generator is the Mersenne Twister MT19937 seeded as in its reference code (Matsumoto, Nishimura, 1998).
+//! The generator is the Mersenne Twister MT19937 seeded as in its reference code (Matsumoto,
+//! Nishimura, 1998).
 
 const N: usize = 624;
 const M: usize = 397;
@@ -17,7 +19,9 @@ impl TorchGenerator {
         let mut state = [seed as u32; N];
         for i in 1..N {
             let last = state[i - 1];
-            state[i] = 1_812_433_253_u32.wrapping_mul(last ^ (last >> 30)).wrapping_add(i as u32);
+            state[i] = 1_812_433_253_u32
+                .wrapping_mul(last ^ (last >> 30))
+                .wrapping_add(i as u32);
         }
         Self { state, next: N }
     }
@@ -70,22 +74,34 @@ mod tests {
     fn the_stream_is_that_of_the_reference_code() {
         // The first numbers and the 10,000th of MT19937 from its default seed.
         let mut generator = TorchGenerator::new(5489);
-        assert_eq!([generator.random(), generator.random()], [3_499_211_612, 581_869_302]);
-        assert_eq!((2..10_000).map(|_| generator.random()).last(), Some(4_123_659_995));
+        assert_eq!(
+            [generator.random(), generator.random()],
+            [3_499_211_612, 581_869_302]
+        );
+        assert_eq!(
+            (2..10_000).map(|_| generator.random()).last(),
+            Some(4_123_659_995)
+        );
     }
 
     #[test]
     fn permutations_are_those_of_torch() {
         // torch.randperm(10, generator=torch.Generator().manual_seed(777)), PyTorch 2.15.
         assert_eq!(TorchGenerator::new(777).permutation(10, 10), PERMUTATION);
-        assert_eq!(TorchGenerator::new(777).permutation(10, 4), PERMUTATION[..4]);
+        assert_eq!(
+            TorchGenerator::new(777).permutation(10, 4),
+            PERMUTATION[..4]
+        );
     }
 
     #[test]
     fn uniform_numbers_are_those_of_torch() {
         // torch.empty(4).uniform_(-0.5, 0.5, generator=torch.Generator().manual_seed(3)).
         let found = TorchGenerator::new(3).uniform(4, 0.5);
-        assert!(found.iter().zip(UNIFORM).all(|(a, b)| (a - b).abs() < 1e-7), "{found:?}");
+        assert!(
+            found.iter().zip(UNIFORM).all(|(a, b)| (a - b).abs() < 1e-7),
+            "{found:?}"
+        );
     }
 
     const PERMUTATION: [usize; 10] = [5, 9, 0, 3, 1, 7, 4, 8, 6, 2];

@@ -1,28 +1,31 @@
 //! # Trainable tokens
 //!
 //! ## What it does
-//! Trains the embeddings of a few tokens, for words that the model should learn or markers of a format.
+//! Trains the embeddings of a few tokens, for words that the model should learn or markers of a
+//! format.
 //!
 //! ## Update rule
-//! The rows of `token_indices` in the token table are replaced by trained ones; where the output head is the same table, its
-//! rows are too.
+//! The rows of `token_indices` in the token table are replaced by trained ones; where the output
+//! head is the same table, its rows are too.
 //!
 //! ## When to use, when not
 //! For tokens that are new to the model. It changes how these tokens are read, and nothing else.
 //!
 //! ## Cost
-//! Trainable: `d_model` per token. Extra compute: a second lookup, and with a tied head a product with the trained rows.
-//! None after merging.
+//! Trainable: `d_model` per token. Extra compute: a second lookup, and with a tied head a product
+//! with the trained rows. None after merging.
 //!
 //! ## Defaults and where they come from
-//! The input table of the model; rows start as they are (`init_weights = false`: at random). `token_indices` has no default.
+//! The input table of the model; rows start as they are (`init_weights = false`: at random).
+//! `token_indices` has no default.
 //!
 //! ## Departures from the paper
-//! There is no paper; settings and files are those of Hugging Face `peft`, which does not keep a classification head with
-//! this method, whereas Frugal writes it beside the rows.
+//! There is no paper; settings and files are those of Hugging Face `peft`, which does not keep a
+//! classification head with this method, whereas Frugal writes it beside the rows.
 //!
 //! ## References
-//! - Hugging Face `peft`: Trainable Tokens, <https://huggingface.co/docs/peft/package_reference/trainable_tokens>.
+//! - Hugging Face `peft`: Trainable Tokens,
+//!   <https://huggingface.co/docs/peft/package_reference/trainable_tokens>.
 
 use burn::prelude::*;
 use burn::tensor::IndexingUpdateOp;
@@ -32,7 +35,10 @@ use serde_json::{Map, Value, json};
 use super::maps::{self, bad};
 use super::registry::{self, Capabilities, Family, Method};
 use super::target::Names;
-use super::{AdaptError, Adapter, BuildContext, MergedLinear, Mode, Parameter, Pass, Targets, normal, stream, to_vec};
+use super::{
+    AdaptError, Adapter, BuildContext, MergedLinear, Mode, Parameter, Pass, Targets, normal,
+    stream, to_vec,
+};
 use crate::model::{Embedding, Frozen, Linear, SiteId, SiteKind, lookup};
 
 const NAME: &str = "trainable-tokens";
@@ -46,11 +52,20 @@ pub const METHOD: Method = Method {
     default_lr: 1e-2,
     peft_type: "TRAINABLE_TOKENS",
     peft_variant: None,
-    capabilities: Capabilities { merge: true, identity_at_init: true, mixed_batch: true },
+    capabilities: Capabilities {
+        merge: true,
+        identity_at_init: true,
+        mixed_batch: true,
+    },
     source: include_str!("trainable_tokens.rs"),
     defaults: registry::defaults::<TokensConfig>,
     check: |settings| registry::parse::<TokensConfig>(NAME, settings)?.validate(),
-    build: |settings, context| Ok(Box::new(TrainableTokens::new(registry::parse(NAME, settings)?, context)?)),
+    build: |settings, context| {
+        Ok(Box::new(TrainableTokens::new(
+            registry::parse(NAME, settings)?,
+            context,
+        )?))
+    },
     from_peft: |config| maps::from_peft::<TokensConfig>(NAME, config, json!({}), &[]),
 };
 
@@ -68,7 +83,11 @@ pub struct TokensConfig {
 
 impl Default for TokensConfig {
     fn default() -> Self {
-        Self { token_indices: Vec::new(), target_modules: None, init_weights: true }
+        Self {
+            token_indices: Vec::new(),
+            target_modules: None,
+            init_weights: true,
+        }
     }
 }
 
@@ -111,7 +130,10 @@ impl TrainableTokens {
         let sites = context.sites;
         let table = match &config.target_modules {
             Some(names) => {
-                let targets = Targets { target_modules: names.clone(), ..Targets::default() };
+                let targets = Targets {
+                    target_modules: names.clone(),
+                    ..Targets::default()
+                };
                 match targets.select(sites)?.as_slice() {
                     [one] if sites.info(*one).kind == SiteKind::Embedding => *one,
                     _ => return bad(NAME, "target_modules", "must name one token table"),
@@ -122,30 +144,65 @@ impl TrainableTokens {
                 None => return bad(NAME, "target_modules", "the model has no token table"),
             },
         };
-        let (info, is_input) = (sites.info(table), sites.iter().next().is_some_and(|(id, _)| id == table));
-        if let Some(id) = config.token_indices.iter().find(|&&id| id as usize >= info.d_in) {
-            return bad(NAME, "token_indices", format!("{id} is outside the {} rows of `{}`", info.d_in, info.path));
+        let (info, is_input) = (
+            sites.info(table),
+            sites.iter().next().is_some_and(|(id, _)| id == table),
+        );
+        if let Some(id) = config
+            .token_indices
+            .iter()
+            .find(|&&id| id as usize >= info.d_in)
+        {
+            return bad(
+                NAME,
+                "token_indices",
+                format!("{id} is outside the {} rows of `{}`", info.d_in, info.path),
+            );
         }
-        let head = sites.iter().find(|(_, s)| s.tied && is_input).map(|(id, _)| id);
+        let head = sites
+            .iter()
+            .find(|(_, s)| s.tied && is_input)
+            .map(|(id, _)| id);
         let shape = [config.token_indices.len(), info.d_out];
         let mut rng = stream(context.seed, &info.path);
         let mut values: Vec<f32> = (0..shape[0] * shape[1]).map(|_| normal(&mut rng)).collect();
         if let (Some(backbone), true) = (context.backbone, config.init_weights) {
             backbone.export(&mut |part| match part {
-                Frozen::Embedding(e) if e.site == table => values = to_vec(e.weight.rows(&config.token_indices)),
+                Frozen::Embedding(e) if e.site == table => {
+                    values = to_vec(e.weight.rows(&config.token_indices))
+                }
                 _ => {}
             });
         }
-        let mut rows = Parameter::new(format!("{}.trainable_tokens_delta", info.path), &shape, values, &context.device);
+        let mut rows = Parameter::new(
+            format!("{}.trainable_tokens_delta", info.path),
+            &shape,
+            values,
+            &context.device,
+        );
         if let Some(head) = head {
             rows = rows.also_as(format!("{}.trainable_tokens_delta", sites.info(head).path));
         }
-        let targets = config.target_modules.clone().unwrap_or_else(|| Names::List(vec![info.name().to_owned()]));
-        Ok(Self { table, head, rows, saved_targets: json!(targets), config })
+        let targets = config
+            .target_modules
+            .clone()
+            .unwrap_or_else(|| Names::List(vec![info.name().to_owned()]));
+        Ok(Self {
+            table,
+            head,
+            rows,
+            saved_targets: json!(targets),
+            config,
+        })
     }
 
     fn indices(&self, device: &Device) -> Tensor<1, Int> {
-        let ids: Vec<i64> = self.config.token_indices.iter().map(|&id| i64::from(id)).collect();
+        let ids: Vec<i64> = self
+            .config
+            .token_indices
+            .iter()
+            .map(|&id| i64::from(id))
+            .collect();
         Tensor::from_data(TensorData::from(ids.as_slice()), &device.clone().inner())
     }
 
@@ -153,7 +210,11 @@ impl TrainableTokens {
     fn replaced(&self, table: Tensor<2>, mode: Mode) -> Tensor<2> {
         let rows = self.rows.get::<2>(mode);
         let indices = self.indices(&table.device());
-        let table = if mode.is_train() { Tensor::from_inner(table) } else { table };
+        let table = if mode.is_train() {
+            Tensor::from_inner(table)
+        } else {
+            table
+        };
         let change = rows - table.clone().select(0, indices.clone());
         table.select_assign(0, indices, change, IndexingUpdateOp::Add)
     }
@@ -170,11 +231,21 @@ impl Pass for TokensPass<'_> {
         if base.site != self.adapter.table {
             return y;
         }
-        let place = |id: &u32| self.adapter.config.token_indices.iter().position(|t| t == id);
+        let place = |id: &u32| {
+            self.adapter
+                .config
+                .token_indices
+                .iter()
+                .position(|t| t == id)
+        };
         let places: Vec<Option<usize>> = ids.iter().map(place).collect();
         let rows: Vec<u32> = places.iter().map(|p| p.unwrap_or(0) as u32).collect();
-        let kept: Vec<f32> = places.iter().map(|p| f32::from(u8::from(p.is_none()))).collect();
-        let kept = Tensor::<2>::from_data(TensorData::new(kept, [ids.len(), 1]), &y.device().inner());
+        let kept: Vec<f32> = places
+            .iter()
+            .map(|p| f32::from(u8::from(p.is_none())))
+            .collect();
+        let kept =
+            Tensor::<2>::from_data(TensorData::new(kept, [ids.len(), 1]), &y.device().inner());
         let trained = lookup(self.adapter.rows.get::<2>(self.mode), &rows);
         trained * (kept.clone().neg() + 1.0) + y * kept
     }
@@ -184,12 +255,20 @@ impl Pass for TokensPass<'_> {
         if self.leaves_alone(base) {
             return base.forward(x);
         }
-        frugal_kernels::linear(x, self.adapter.replaced(base.weight.dense(), self.mode), base.bias.clone())
+        frugal_kernels::linear(
+            x,
+            self.adapter.replaced(base.weight.dense(), self.mode),
+            base.bias.clone(),
+        )
     }
 
     fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
         let weight = base.weight.dense();
-        Some(if self.leaves_alone(base) { weight } else { self.adapter.replaced(weight, self.mode) })
+        Some(if self.leaves_alone(base) {
+            weight
+        } else {
+            self.adapter.replaced(weight, self.mode)
+        })
     }
 
     fn leaves_alone(&mut self, base: &Linear) -> bool {
@@ -211,21 +290,31 @@ impl Adapter for TrainableTokens {
     }
 
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
-        Box::new(TokensPass { adapter: self, mode })
+        Box::new(TokensPass {
+            adapter: self,
+            mode,
+        })
     }
 
     fn peft_config(&self) -> Map<String, Value> {
         let mut config = maps::object(json!(self.config));
-        config.extend(maps::object(json!({"peft_type": METHOD.peft_type, "target_modules": self.saved_targets})));
+        config.extend(maps::object(
+            json!({"peft_type": METHOD.peft_type, "target_modules": self.saved_targets}),
+        ));
         config
     }
 
     fn weight_delta(&self, base: &Linear) -> Result<Option<Tensor<2>>, AdaptError> {
-        Ok(self.merged_linear(base)?.map(|merged| merged.weight - base.weight.dense()))
+        Ok(self
+            .merged_linear(base)?
+            .map(|merged| merged.weight - base.weight.dense()))
     }
 
     fn merged_linear(&self, base: &Linear) -> Result<Option<MergedLinear>, AdaptError> {
-        let merged = || MergedLinear { weight: self.replaced(base.weight.dense(), Mode::Eval), bias: base.bias.clone() };
+        let merged = || MergedLinear {
+            weight: self.replaced(base.weight.dense(), Mode::Eval),
+            bias: base.bias.clone(),
+        };
         Ok((self.head == Some(base.site)).then(merged))
     }
 
@@ -234,7 +323,11 @@ impl Adapter for TrainableTokens {
             return Ok(None);
         }
         let reason = "it replaced rows of the table; load the base model".into();
-        Err(AdaptError::Unsupported { method: NAME, action: "be taken out again", reason })
+        Err(AdaptError::Unsupported {
+            method: NAME,
+            action: "be taken out again",
+            reason,
+        })
     }
 
     fn merged_embedding(&self, base: &Embedding) -> Option<Tensor<2>> {
@@ -252,7 +345,11 @@ mod tests {
 
     #[test]
     fn tokens_must_be_named_once() {
-        let message = |settings: Value| (METHOD.check)(&maps::object(settings)).unwrap_err().to_string();
+        let message = |settings: Value| {
+            (METHOD.check)(&maps::object(settings))
+                .unwrap_err()
+                .to_string()
+        };
         assert!(message(json!({})).contains("name the ids"));
         assert!(message(json!({"token_indices": [4, 7, 4]})).contains("4 is there twice"));
     }

@@ -1,35 +1,40 @@
 //! # UniPELT: LoRA, a prefix and adapters, each behind a gate
 //!
 //! ## What it does
-//! Trains three methods side by side and lets each block decide from its input how much of each to use.
+//! Trains three methods side by side and lets each block decide from its input how much of each to
+//! use.
 //!
 //! ## Update rule
-//! With gates `g = σ(x w_g + b_g)`: query and value maps add `g · s · x Aᵀ Bᵀ`; the prefix of a block enters attention as
-//! `[g P_K; K]` and `[g P_V; V]`; what the feed-forward adds to the residual stream becomes `h + g · (f(h W_dᵀ + b_d) W_uᵀ + b_u)`.
-//! In encoders a gate is the mean over the tokens of its sequence; in decoders a token has its own, and the prefix that
-//! of the sequence's first token.
+//! With gates `g = σ(x w_g + b_g)`: query and value maps add `g · s · x Aᵀ Bᵀ`; the prefix of a
+//! block enters attention as `[g P_K; K]` and `[g P_V; V]`; what the feed-forward adds to the
+//! residual stream becomes `h + g · (f(h W_dᵀ + b_d) W_uᵀ + b_u)`. In encoders a gate is the mean
+//! over the tokens of its sequence; in decoders a token has its own, and the prefix that of the
+//! sequence's first token.
 //!
 //! ## When to use, when not
-//! When it is unclear which method suits a task with few examples and size matters little. It cannot be merged; where one
-//! of the three is known to work, use that.
+//! When it is unclear which method suits a task with few examples and size matters little. It
+//! cannot be merged; where one of the three is known to work, use that.
 //!
 //! ## Cost
-//! Trainable: those of the three methods, and `d + 1` per gate. Extra compute: those of the three methods, also after training.
+//! Trainable: those of the three methods, and `d + 1` per gate. Extra compute: those of the three
+//! methods, also after training.
 //!
 //! ## Defaults and where they come from
-//! LoRA of rank 8 and scale 2 on query and value, 10 prefix positions, a bottleneck of 48 with ReLU: the paper's settings
-//! for BERT-base, with one gate per LoRA map and per block for the others.
+//! LoRA of rank 8 and scale 2 on query and value, 10 prefix positions, a bottleneck of 48 with
+//! ReLU: the paper's settings for BERT-base, with one gate per LoRA map and per block for the
+//! others.
 //!
 //! ## Departures from the paper
-//! The paper's gates see the whole sequence, which in a decoder would show every token those after it; hence the rule above.
-//! The network behind the feed-forward reads that half's output rather than the normed sum. A closed gate makes the prefix
-//! zero, as in the released code, but does not take its positions out of the softmax. Gates start near a half. The prefix adds
-//! nothing before training, but takes its share of the attention: its keys start at random, its values at zero. BERT's pooler
-//! sees one token of a sequence, whose gate is its own.
+//! The paper's gates see the whole sequence, which in a decoder would show every token those after
+//! it; hence the rule above. The network behind the feed-forward reads that half's output rather
+//! than the normed sum. A closed gate makes the prefix zero, as in the released code, but does not
+//! take its positions out of the softmax. Gates start near a half. The prefix adds nothing before
+//! training, but takes its share of the attention: its keys start at random, its values at zero.
+//! BERT's pooler sees one token of a sequence, whose gate is its own.
 //!
 //! ## References
-//! - Mao, Mathias, Hou, Almahairi, Ma, Han, Yih, Khabsa: UniPELT: A Unified Framework for Parameter-Efficient Language
-//!   Model Tuning, 2021, arXiv 2110.07577.
+//! - Mao, Mathias, Hou, Almahairi, Ma, Han, Yih, Khabsa: UniPELT: A Unified Framework for
+//!   Parameter-Efficient Language Model Tuning, 2021, arXiv 2110.07577.
 
 use std::sync::Arc;
 
@@ -59,11 +64,20 @@ pub const METHOD: Method = Method {
     default_lr: 1e-3,
     peft_type: "UNIPELT",
     peft_variant: None,
-    capabilities: Capabilities { merge: false, identity_at_init: false, mixed_batch: false },
+    capabilities: Capabilities {
+        merge: false,
+        identity_at_init: false,
+        mixed_batch: false,
+    },
     source: include_str!("unipelt.rs"),
     defaults: registry::defaults::<UniPeltConfig>,
     check: |settings| registry::parse::<UniPeltConfig>(NAME, settings)?.validate(),
-    build: |settings, context| Ok(Box::new(UniPelt::new(registry::parse(NAME, settings)?, context)?)),
+    build: |settings, context| {
+        Ok(Box::new(UniPelt::new(
+            registry::parse(NAME, settings)?,
+            context,
+        )?))
+    },
     from_peft: |config| Ok(own::from_file::<UniPeltConfig>(config)),
 };
 
@@ -87,7 +101,14 @@ pub struct UniPeltConfig {
 
 impl Default for UniPeltConfig {
     fn default() -> Self {
-        Self { r: 8, lora_alpha: 16.0, target_modules: None, num_virtual_tokens: 10, bottleneck_dim: 48, non_linearity: NonLinearity::Relu }
+        Self {
+            r: 8,
+            lora_alpha: 16.0,
+            target_modules: None,
+            num_virtual_tokens: 10,
+            bottleneck_dim: 48,
+            non_linearity: NonLinearity::Relu,
+        }
     }
 }
 
@@ -97,14 +118,26 @@ impl UniPeltConfig {
     /// # Errors
     /// [`AdaptError::Config`] naming the field.
     pub fn validate(&self) -> Result<(), AdaptError> {
-        let sizes = [("r", self.r), ("num_virtual_tokens", self.num_virtual_tokens), ("bottleneck_dim", self.bottleneck_dim)];
+        let sizes = [
+            ("r", self.r),
+            ("num_virtual_tokens", self.num_virtual_tokens),
+            ("bottleneck_dim", self.bottleneck_dim),
+        ];
         for (field, value) in sizes {
             if value == 0 {
-                return Err(AdaptError::Config { method: NAME, field, reason: "must be at least 1".into() });
+                return Err(AdaptError::Config {
+                    method: NAME,
+                    field,
+                    reason: "must be at least 1".into(),
+                });
             }
         }
         if !(self.lora_alpha > 0.0 && self.lora_alpha.is_finite()) {
-            return Err(AdaptError::Config { method: NAME, field: "lora_alpha", reason: "must be a positive number".into() });
+            return Err(AdaptError::Config {
+                method: NAME,
+                field: "lora_alpha",
+                reason: "must be a positive number".into(),
+            });
         }
         Ok(())
     }
@@ -120,19 +153,34 @@ struct GatedPair {
 }
 
 impl GatedPair {
-    fn new(config: &UniPeltConfig, context: &BuildContext<'_>, id: SiteId) -> Result<Self, AdaptError> {
+    fn new(
+        config: &UniPeltConfig,
+        context: &BuildContext<'_>,
+        id: SiteId,
+    ) -> Result<Self, AdaptError> {
         let info = context.sites.info(id);
         let (path, device, r) = (&info.path, &context.device, config.r);
         if info.kind == SiteKind::Embedding {
             let reason = format!("`{path}` is a table of rows, not a linear map");
-            return Err(AdaptError::Config { method: NAME, field: "target_modules", reason });
+            return Err(AdaptError::Config {
+                method: NAME,
+                field: "target_modules",
+                reason,
+            });
         }
         let bound = 1.0 / (info.d_in as f32).sqrt();
         let mut rng = stream(context.seed, path);
-        let a = (0..r * info.d_in).map(|_| rng.random_range(-bound..bound)).collect();
+        let a = (0..r * info.d_in)
+            .map(|_| rng.random_range(-bound..bound))
+            .collect();
         Ok(Self {
             a: Parameter::new(format!("{path}.lora_A.weight"), &[r, info.d_in], a, device),
-            b: Parameter::new(format!("{path}.lora_B.weight"), &[info.d_out, r], vec![0.0; info.d_out * r], device),
+            b: Parameter::new(
+                format!("{path}.lora_B.weight"),
+                &[info.d_out, r],
+                vec![0.0; info.d_out * r],
+                device,
+            ),
             gate: Dense::uniform(&format!("{path}.gate"), info.d_in, 1, context.seed, device),
         })
     }
@@ -159,26 +207,54 @@ impl UniPelt {
     /// Bad settings, no matching map.
     pub fn new(config: UniPeltConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
         config.validate()?;
-        let (d, count, device) = (context.config.hidden_size, context.config.num_hidden_layers, &context.device);
+        let (d, count, device) = (
+            context.config.hidden_size,
+            context.config.num_hidden_layers,
+            &context.device,
+        );
         // Those of several architectures.
-        let usual = Names::List(["q_proj", "v_proj", "query", "value", "c_attn"].map(str::to_owned).to_vec());
-        let target_modules = config.target_modules.clone().or_else(|| usual.of_model(context.sites)).unwrap_or(usual);
-        let targets = Targets { target_modules, ..Targets::default() };
+        let usual = Names::List(
+            ["q_proj", "v_proj", "query", "value", "c_attn"]
+                .map(str::to_owned)
+                .to_vec(),
+        );
+        let target_modules = config
+            .target_modules
+            .clone()
+            .or_else(|| usual.of_model(context.sites))
+            .unwrap_or(usual);
+        let targets = Targets {
+            target_modules,
+            ..Targets::default()
+        };
         let mut pairs: Vec<Option<GatedPair>> = (0..context.sites.len()).map(|_| None).collect();
         for id in targets.select(context.sites)? {
             pairs[id.index()] = Some(GatedPair::new(&config, context, id)?);
         }
         let gate = |name: &str| Dense::uniform(name, d, 1, context.seed, device);
-        let network =
-            |name: &str| (Bottleneck::new(name, config.bottleneck_dim, config.non_linearity, context), gate(&format!("{name}.gate")));
-        let first_map = |layer: usize| {
-            context.sites.iter().find(|(_, site)| site.layer == Some(layer) && site.kind.is_inner_linear()).map(|(id, _)| id)
+        let network = |name: &str| {
+            (
+                Bottleneck::new(name, config.bottleneck_dim, config.non_linearity, context),
+                gate(&format!("{name}.gate")),
+            )
         };
-        let prefix = PrefixTuningConfig { num_virtual_tokens: config.num_virtual_tokens, ..PrefixTuningConfig::default() };
+        let first_map = |layer: usize| {
+            context
+                .sites
+                .iter()
+                .find(|(_, site)| site.layer == Some(layer) && site.kind.is_inner_linear())
+                .map(|(id, _)| id)
+        };
+        let prefix = PrefixTuningConfig {
+            num_virtual_tokens: config.num_virtual_tokens,
+            ..PrefixTuningConfig::default()
+        };
         Ok(Self {
             pairs,
             prefix: Prefix::new(&prefix, Start::ZeroValues, context),
-            prefix_gates: (0..count).map(|layer| gate(&format!("{}.prefix_gate", block_path(context.sites, layer)))).collect(),
+            prefix_gates: (0..count)
+                .map(|layer| gate(&format!("{}.prefix_gate", block_path(context.sites, layer))))
+                .collect(),
             first_maps: (0..count).map(first_map).collect(),
             networks: PerHalf::new(None, &[SubLayer::Mlp], context, network)?,
             causal: !context.config.model_type.is_encoder(),
@@ -208,7 +284,12 @@ impl UniPeltPass<'_> {
         if self.adapter.causal || own.dims()[0] + 1 == self.cu_seqlens.len() {
             return own;
         }
-        let of_token: Vec<usize> = self.cu_seqlens.windows(2).enumerate().flat_map(|(s, w)| std::iter::repeat_n(s, w[1] - w[0])).collect();
+        let of_token: Vec<usize> = self
+            .cu_seqlens
+            .windows(2)
+            .enumerate()
+            .flat_map(|(s, w)| std::iter::repeat_n(s, w[1] - w[0]))
+            .collect();
         select_rows(mean_pool(own, &self.cu_seqlens), &of_token)
     }
 
@@ -233,15 +314,22 @@ impl Pass for UniPeltPass<'_> {
         if adapter.first_maps.contains(&Some(base.site)) {
             self.attention_input = Some(x.clone());
         }
-        let Some(pair) = adapter.at(base.site) else { return base.forward(x) };
+        let Some(pair) = adapter.at(base.site) else {
+            return base.forward(x);
+        };
         let gate = self.token_gates(&pair.gate, x.clone());
         let scale = adapter.config.lora_alpha / adapter.config.r as f64;
         let low = frugal_kernels::linear(x.clone(), pair.a.get::<2>(self.mode), None);
-        base.forward(x) + frugal_kernels::linear(low, pair.b.get::<2>(self.mode), None) * gate * scale
+        base.forward(x)
+            + frugal_kernels::linear(low, pair.b.get::<2>(self.mode), None) * gate * scale
     }
 
     fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
-        if self.adapter.at(base.site).is_some() { None } else { Some(base.weight.dense()) }
+        if self.adapter.at(base.site).is_some() {
+            None
+        } else {
+            Some(base.weight.dense())
+        }
     }
 
     fn leaves_alone(&mut self, base: &Linear) -> bool {
@@ -253,16 +341,34 @@ impl Pass for UniPeltPass<'_> {
         let gates = self.sequence_gates(&self.adapter.prefix_gates[layer], input);
         let KeyValue { key, value } = self.adapter.prefix.key_value(&self.table, layer);
         let sequences = gates.dims()[0];
-        let gated = |rows: Tensor<2>| Tensor::cat((0..sequences).map(|s| rows.clone() * gates.clone().slice(s..s + 1)).collect(), 0);
-        Some(KeyValue { key: gated(key), value: gated(value) })
+        let gated = |rows: Tensor<2>| {
+            Tensor::cat(
+                (0..sequences)
+                    .map(|s| rows.clone() * gates.clone().slice(s..s + 1))
+                    .collect(),
+                0,
+            )
+        };
+        Some(KeyValue {
+            key: gated(key),
+            value: gated(value),
+        })
     }
 
     fn prefix_length(&self) -> usize {
         self.adapter.prefix.rows()
     }
 
-    fn around(&mut self, layer: usize, part: SubLayer, _input: &Tensor<2>, output: Tensor<2>) -> Tensor<2> {
-        let Some((network, gate)) = self.adapter.networks.get(layer, part) else { return output };
+    fn around(
+        &mut self,
+        layer: usize,
+        part: SubLayer,
+        _input: &Tensor<2>,
+        output: Tensor<2>,
+    ) -> Tensor<2> {
+        let Some((network, gate)) = self.adapter.networks.get(layer, part) else {
+            return output;
+        };
         let gate = self.token_gates(gate, output.clone());
         output.clone() + network.forward(output, self.mode) * gate
     }
@@ -274,21 +380,49 @@ impl Adapter for UniPelt {
     }
 
     fn parameters(&self) -> Vec<&Parameter> {
-        let pairs = self.pairs.iter().flatten().flat_map(|p| [&p.a, &p.b].into_iter().chain(p.gate.parameters()));
-        let networks = self.networks.iter().flat_map(|(network, gate)| network.parameters().chain(gate.parameters()));
-        pairs.chain(self.prefix.parameters()).chain(self.prefix_gates.iter().flat_map(Dense::parameters)).chain(networks).collect()
+        let pairs = self
+            .pairs
+            .iter()
+            .flatten()
+            .flat_map(|p| [&p.a, &p.b].into_iter().chain(p.gate.parameters()));
+        let networks = self
+            .networks
+            .iter()
+            .flat_map(|(network, gate)| network.parameters().chain(gate.parameters()));
+        pairs
+            .chain(self.prefix.parameters())
+            .chain(self.prefix_gates.iter().flat_map(Dense::parameters))
+            .chain(networks)
+            .collect()
     }
 
     fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
-        let pairs = self.pairs.iter_mut().flatten().flat_map(|p| [&mut p.a, &mut p.b].into_iter().chain(p.gate.parameters_mut()));
-        let networks = self.networks.iter_mut().flat_map(|(network, gate)| network.parameters_mut().chain(gate.parameters_mut()));
+        let pairs = self.pairs.iter_mut().flatten().flat_map(|p| {
+            [&mut p.a, &mut p.b]
+                .into_iter()
+                .chain(p.gate.parameters_mut())
+        });
+        let networks = self
+            .networks
+            .iter_mut()
+            .flat_map(|(network, gate)| network.parameters_mut().chain(gate.parameters_mut()));
         let gates = self.prefix_gates.iter_mut().flat_map(Dense::parameters_mut);
-        pairs.chain(self.prefix.parameters_mut()).chain(gates).chain(networks).collect()
+        pairs
+            .chain(self.prefix.parameters_mut())
+            .chain(gates)
+            .chain(networks)
+            .collect()
     }
 
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
         let table = self.prefix.table(mode);
-        Box::new(UniPeltPass { adapter: self, mode, table, cu_seqlens: Arc::from([0]), attention_input: None })
+        Box::new(UniPeltPass {
+            adapter: self,
+            mode,
+            table,
+            cu_seqlens: Arc::from([0]),
+            attention_input: None,
+        })
     }
 
     fn peft_config(&self) -> Map<String, Value> {
@@ -316,23 +450,55 @@ mod tests {
         let model = ModelConfig::from_json(raw, "test").unwrap();
         let sites = SiteTable::new(&model);
         let device = Device::default();
-        let context = BuildContext { config: &model, sites: &sites, backbone: None, device: device.clone(), seed: 1, tokenize: None };
+        let context = BuildContext {
+            config: &model,
+            sites: &sites,
+            backbone: None,
+            device: device.clone(),
+            seed: 1,
+            tokenize: None,
+        };
         let settings = serde_json::json!({"r": 2, "num_virtual_tokens": 2, "bottleneck_dim": 2, "target_modules": ["pooler.dense"]});
-        let mut unipelt = UniPelt::new(serde_json::from_value(settings).unwrap(), &context).unwrap();
+        let mut unipelt =
+            UniPelt::new(serde_json::from_value(settings).unwrap(), &context).unwrap();
         for parameter in unipelt.parameters_mut() {
-            parameter.set((0..parameter.len()).map(|i| (i as f32 * 0.7 + 0.3).sin()).collect());
+            parameter.set(
+                (0..parameter.len())
+                    .map(|i| (i as f32 * 0.7 + 0.3).sin())
+                    .collect(),
+            );
         }
-        let site = sites.iter().find(|(_, s)| s.path.ends_with("pooler.dense")).map(|(id, _)| id).unwrap();
-        let base = Linear { site, weight: Weight::Dense(Tensor::eye(4, &device)), bias: None };
+        let site = sites
+            .iter()
+            .find(|(_, s)| s.path.ends_with("pooler.dense"))
+            .map(|(id, _)| id)
+            .unwrap();
+        let base = Linear {
+            site,
+            weight: Weight::Dense(Tensor::eye(4, &device)),
+            bias: None,
+        };
         let rows = Tensor::<2>::from_data([[0.1, -0.4, 0.7, 0.2], [0.9, 0.3, -0.5, 0.6]], &device);
         let run = |lengths: &[usize], x: Tensor<2>| {
             let mut pass = unipelt.pass(Mode::Eval);
             let tokens: usize = lengths.iter().sum();
-            pass.embed(Tensor::zeros([tokens, 4], &device), &mut SequenceLayout::new(lengths));
+            pass.embed(
+                Tensor::zeros([tokens, 4], &device),
+                &mut SequenceLayout::new(lengths),
+            );
             crate::adapt::to_vec(pass.linear(&base, x))
         };
         // As if each row were a sequence of its own.
-        let alone = [run(&[1], rows.clone().slice(0..1)), run(&[1], rows.clone().slice(1..2))].concat();
-        run(&[3, 2], rows).iter().zip(&alone).for_each(|(found, expected)| assert!((found - expected).abs() < 1e-6, "{found} {expected}"));
+        let alone = [
+            run(&[1], rows.clone().slice(0..1)),
+            run(&[1], rows.clone().slice(1..2)),
+        ]
+        .concat();
+        run(&[3, 2], rows)
+            .iter()
+            .zip(&alone)
+            .for_each(|(found, expected)| {
+                assert!((found - expected).abs() < 1e-6, "{found} {expected}")
+            });
     }
 }

@@ -1,32 +1,35 @@
 //! # VB-LoRA: vector bank
 //!
 //! ## What it does
-//! LoRA whose factors are put together from a bank of vectors that all maps share: each piece is a mixture of the few
-//! vectors that its logits rank highest.
+//! LoRA whose factors are put together from a bank of vectors that all maps share: each piece is a
+//! mixture of the few vectors that its logits rank highest.
 //!
 //! ## Update rule
-//! Each piece of `A [r, d_in]` and `B [d_out, r]` is `Σ softmax(top-k logits) · bank[top-k]` with pieces of
-//! `vector_length`; `y = x Wᵀ + x Aᵀ Bᵀ`.
+//! Each piece of `A [r, d_in]` and `B [d_out, r]` is `Σ softmax(top-k logits) · bank[top-k]` with
+//! pieces of `vector_length`; `y = x Wᵀ + x Aᵀ Bᵀ`.
 //!
 //! ## When to use, when not
-//! For very small files over many maps: what is stored per map are `k` indices and weights per piece. Training holds the
-//! logits over the whole bank and is slower than LoRA.
+//! For very small files over many maps: what is stored per map are `k` indices and weights per
+//! piece. Training holds the logits over the whole bank and is slower than LoRA.
 //!
 //! ## Cost
-//! Trainable: `r (d_in + d_out) / vector_length · num_vectors` logits per map, and the bank once. Extra compute: LoRA's,
-//! and choosing the vectors. None after merging.
+//! Trainable: `r (d_in + d_out) / vector_length · num_vectors` logits per map, and the bank once.
+//! Extra compute: LoRA's, and choosing the vectors. None after merging.
 //!
 //! ## Defaults and where they come from
-//! `r = 4`, `num_vectors = 256`, `topk = 2`, bank uniform within 0.02, logits normal with deviation 0.1: Hugging Face
-//! `peft`. `vector_length = 64`, which divides the sides of most small models; `peft` has 256. The bank and the logits
-//! learn at the same rate; the paper's rates are 1e-3 and 1e-2.
+//! `r = 4`, `num_vectors = 256`, `topk = 2`, bank uniform within 0.02, logits normal with deviation
+//! 0.1: Hugging Face `peft`. `vector_length = 64`, which divides the sides of most small models;
+//! `peft` has 256. The bank and the logits learn at the same rate; the paper's rates are 1e-3 and
+//! 1e-2.
 //!
 //! ## Departures from the paper
-//! Files hold the logits; the form with top-k weights only (`save_only_topk_weights`) is not offered. The factors are
-//! random, not zero, at the start, as in the paper, so the model changes a little before training.
+//! Files hold the logits; the form with top-k weights only (`save_only_topk_weights`) is not
+//! offered. The factors are random, not zero, at the start, as in the paper, so the model changes a
+//! little before training.
 //!
 //! ## References
-//! - Li, Han, Ji: VB-LoRA: Extreme Parameter Efficient Fine-Tuning with Vector Banks, 2024, arXiv 2405.15179.
+//! - Li, Han, Ji: VB-LoRA: Extreme Parameter Efficient Fine-Tuning with Vector Banks, 2024, arXiv
+//!   2405.15179.
 
 use burn::prelude::*;
 use burn::tensor::activation::softmax;
@@ -50,13 +53,20 @@ pub const METHOD: Method = Method {
     default_lr: 5e-3,
     peft_type: "VBLORA",
     peft_variant: None,
-    capabilities: Capabilities { merge: true, identity_at_init: false, mixed_batch: true },
+    capabilities: Capabilities {
+        merge: true,
+        identity_at_init: false,
+        mixed_batch: true,
+    },
     source: include_str!("vblora.rs"),
     defaults: registry::defaults::<VbloraConfig>,
     check: |settings| registry::parse::<VbloraConfig>(NAME, settings)?.validate(),
     build: |settings, context| Ok(Box::new(build(registry::parse(NAME, settings)?, context)?)),
     from_peft: |config| {
-        let fixed = [("bias", &[json!("none")][..]), ("save_only_topk_weights", &[json!(false)][..])];
+        let fixed = [
+            ("bias", &[json!("none")][..]),
+            ("save_only_topk_weights", &[json!(false)][..]),
+        ];
         maps::from_peft::<VbloraConfig>(NAME, config, json!({"vector_length": 256}), &fixed)
     },
 };
@@ -105,13 +115,24 @@ impl VbloraConfig {
     /// # Errors
     /// [`AdaptError::Config`] naming the field.
     pub fn validate(&self) -> Result<(), AdaptError> {
-        for (field, value) in [("r", self.r), ("num_vectors", self.num_vectors), ("vector_length", self.vector_length)] {
+        for (field, value) in [
+            ("r", self.r),
+            ("num_vectors", self.num_vectors),
+            ("vector_length", self.vector_length),
+        ] {
             if value == 0 {
                 return bad(NAME, field, "must be at least 1");
             }
         }
         if self.topk == 0 || self.topk > self.num_vectors {
-            return bad(NAME, "topk", format!("must be within 1 and the {} vectors of the bank", self.num_vectors));
+            return bad(
+                NAME,
+                "topk",
+                format!(
+                    "must be within 1 and the {} vectors of the bank",
+                    self.num_vectors
+                ),
+            );
         }
         if !(self.init_vector_bank_bound.is_finite() && self.init_vector_bank_bound > 0.0) {
             return bad(NAME, "init_vector_bank_bound", "must be above 0");
@@ -122,29 +143,63 @@ impl VbloraConfig {
 
 fn build(config: VbloraConfig, context: &BuildContext<'_>) -> Result<Maps<Logits>, AdaptError> {
     config.validate()?;
-    let (r, n, length, device) = (config.r, config.num_vectors, config.vector_length, &context.device);
-    let constants = json!({"bias": "none", "fan_in_fan_out": false, "save_only_topk_weights": false});
-    let maps = Maps::new(&METHOD, &config.targets, context, &config, constants, |_, info| {
-        let (path, d_in, d_out) = (&info.path, info.d_in, info.d_out);
-        if !d_in.is_multiple_of(length) || !d_out.is_multiple_of(length) {
-            return bad(NAME, "vector_length", format!("{length} does not divide both sides of `{path}` ({d_out} x {d_in})"));
-        }
-        let mut rng = stream(context.seed, path);
-        let mut logits = |name: &str, shape: [usize; 3]| {
-            let values = (0..shape.iter().product()).map(|_| config.init_logits_std as f32 * normal(&mut rng)).collect();
-            Parameter::new(format!("{path}.vblora_logits_{name}"), &shape, values, device)
-        };
-        Ok(Logits {
-            a: logits("A", [r, d_in / length, n]),
-            b: logits("B", [d_out / length, r, n]),
-            topk: config.topk,
-            dropout: config.vblora_dropout,
-        })
-    })?;
+    let (r, n, length, device) = (
+        config.r,
+        config.num_vectors,
+        config.vector_length,
+        &context.device,
+    );
+    let constants =
+        json!({"bias": "none", "fan_in_fan_out": false, "save_only_topk_weights": false});
+    let maps = Maps::new(
+        &METHOD,
+        &config.targets,
+        context,
+        &config,
+        constants,
+        |_, info| {
+            let (path, d_in, d_out) = (&info.path, info.d_in, info.d_out);
+            if !d_in.is_multiple_of(length) || !d_out.is_multiple_of(length) {
+                return bad(
+                    NAME,
+                    "vector_length",
+                    format!("{length} does not divide both sides of `{path}` ({d_out} x {d_in})"),
+                );
+            }
+            let mut rng = stream(context.seed, path);
+            let mut logits = |name: &str, shape: [usize; 3]| {
+                let values = (0..shape.iter().product())
+                    .map(|_| config.init_logits_std as f32 * normal(&mut rng))
+                    .collect();
+                Parameter::new(
+                    format!("{path}.vblora_logits_{name}"),
+                    &shape,
+                    values,
+                    device,
+                )
+            };
+            Ok(Logits {
+                a: logits("A", [r, d_in / length, n]),
+                b: logits("B", [d_out / length, r, n]),
+                topk: config.topk,
+                dropout: config.vblora_dropout,
+            })
+        },
+    )?;
     let bound = config.init_vector_bank_bound as f32;
     let mut rng = stream(context.seed, "vector bank");
-    let bank = (0..n * length).map(|_| rng.random_range(-bound..bound)).collect();
-    Ok(maps.with_shared(vec![Parameter::new("base_model.vblora_vector_bank", &[n, length], bank, device)], true))
+    let bank = (0..n * length)
+        .map(|_| rng.random_range(-bound..bound))
+        .collect();
+    Ok(maps.with_shared(
+        vec![Parameter::new(
+            "base_model.vblora_vector_bank",
+            &[n, length],
+            bank,
+            device,
+        )],
+        true,
+    ))
 }
 
 /// The logits of one map.
@@ -171,17 +226,23 @@ impl Logits {
             chosen.extend(order[..k].iter().map(|&i| i as i64));
         }
         let device = logits.device().inner();
-        let places = Tensor::<3, Int>::from_data(TensorData::new(chosen.clone(), [x, y, k]), &device);
+        let places =
+            Tensor::<3, Int>::from_data(TensorData::new(chosen.clone(), [x, y, k]), &device);
         let weights = softmax(logits.gather(2, places), 2).reshape([x * y, 1, k]);
         let rows = Tensor::<1, Int>::from_data(TensorData::from(chosen.as_slice()), &device);
-        weights.matmul(bank.select(0, rows).reshape([x * y, k, length])).reshape([x, y, length])
+        weights
+            .matmul(bank.select(0, rows).reshape([x * y, k, length]))
+            .reshape([x, y, length])
     }
 
     /// `A [r, d_in]` and `B [d_out, r]`.
     fn factors(&self, at: &At<'_>) -> (Tensor<2>, Tensor<2>) {
         let (a, b) = (self.mixtures(&self.a, at), self.mixtures(&self.b, at));
         let ([r, pieces, length], [rows, _, _]) = (a.dims(), b.dims());
-        (a.reshape([r, pieces * length]), b.swap_dims(1, 2).reshape([rows * length, r]))
+        (
+            a.reshape([r, pieces * length]),
+            b.swap_dims(1, 2).reshape([rows * length, r]),
+        )
     }
 }
 
@@ -208,7 +269,8 @@ impl MapPart for Logits {
         match at.mode {
             Mode::Train { seed } if self.dropout > 0.0 => {
                 let dropped = dropout(x.clone(), self.dropout, seed, at.path);
-                at.base.forward(x) + frugal_kernels::linear(frugal_kernels::linear(dropped, a, None), b, None)
+                at.base.forward(x)
+                    + frugal_kernels::linear(frugal_kernels::linear(dropped, a, None), b, None)
             }
             _ => at.base.forward_low_rank(x, a, b, 1.0),
         }

@@ -1,30 +1,33 @@
 //! # VeRA: vector-based random matrix adaptation
 //!
 //! ## What it does
-//! One pair of frozen random projections serves all maps; only two vectors of factors per map are trained.
+//! One pair of frozen random projections serves all maps; only two vectors of factors per map are
+//! trained.
 //!
 //! ## Update rule
-//! `y = x Wᵀ + b ⊙ ((d ⊙ (x Aᵀ)) Bᵀ)` with `A [r, d_in]`, `B [d_out, r]` random and frozen, `d [r]` and `b [d_out]`
-//! trained. Maps of different sizes use the leading part of the shared `A` and `B`.
+//! `y = x Wᵀ + b ⊙ ((d ⊙ (x Aᵀ)) Bᵀ)` with `A [r, d_in]`, `B [d_out, r]` random and frozen, `d [r]`
+//! and `b [d_out]` trained. Maps of different sizes use the leading part of the shared `A` and `B`.
 //!
 //! ## When to use, when not
-//! Where many adapters of one model must be stored: with the projections drawn again from their key (`save_projection =
-//! false`) a file holds `r + d_out` numbers per map. Each step costs more than LoRA's, because the rank must be high.
+//! Where many adapters of one model must be stored: with the projections drawn again from their key
+//! (`save_projection = false`) a file holds `r + d_out` numbers per map. Each step costs more than
+//! LoRA's, because the rank must be high.
 //!
 //! ## Cost
-//! Trainable: `r + d_out` per map. Extra memory: `r (max d_in + max d_out)` once. Extra compute: `2 r (d_in + d_out)`
-//! multiply-adds per token forward. None after merging.
+//! Trainable: `r + d_out` per map. Extra memory: `r (max d_in + max d_out)` once. Extra compute:
+//! `2 r (d_in + d_out)` multiply-adds per token forward. None after merging.
 //!
 //! ## Defaults and where they come from
-//! `r = 256`, `d_initial = 0.1`, `b` zero: paper and Hugging Face `peft`. The projections are Kaiming-uniform and drawn by
-//! PyTorch's generator from `projection_prng_key`, exactly as `peft` draws them. The learning rate is an order above
-//! LoRA's, as in the paper.
+//! `r = 256`, `d_initial = 0.1`, `b` zero: paper and Hugging Face `peft`. The projections are
+//! Kaiming-uniform and drawn by PyTorch's generator from `projection_prng_key`, exactly as `peft`
+//! draws them. The learning rate is an order above LoRA's, as in the paper.
 //!
 //! ## Departures from the paper
 //! None. Training biases (`bias` of `peft`) is not offered.
 //!
 //! ## References
-//! - Kopiczko, Blankevoort, Asano: VeRA: Vector-based Random Matrix Adaptation, 2023, arXiv 2310.11454.
+//! - Kopiczko, Blankevoort, Asano: VeRA: Vector-based Random Matrix Adaptation, 2023, arXiv
+//!   2310.11454.
 
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -48,12 +51,18 @@ pub const METHOD: Method = Method {
     default_lr: 1.5e-2,
     peft_type: "VERA",
     peft_variant: None,
-    capabilities: Capabilities { merge: true, identity_at_init: true, mixed_batch: true },
+    capabilities: Capabilities {
+        merge: true,
+        identity_at_init: true,
+        mixed_batch: true,
+    },
     source: include_str!("vera.rs"),
     defaults: registry::defaults::<VeraConfig>,
     check: |settings| registry::parse::<VeraConfig>(NAME, settings)?.validate(),
     build: |settings, context| Ok(Box::new(build(registry::parse(NAME, settings)?, context)?)),
-    from_peft: |config| maps::from_peft::<VeraConfig>(NAME, config, json!({}), &[("bias", &[json!("none")])]),
+    from_peft: |config| {
+        maps::from_peft::<VeraConfig>(NAME, config, json!({}), &[("bias", &[json!("none")])])
+    },
 };
 
 /// Settings, with `peft`'s names.
@@ -120,8 +129,18 @@ fn build(config: VeraConfig, context: &BuildContext<'_>) -> Result<Maps<Factors>
     let maps = Maps::new(&METHOD, &targets, context, &config, constants, |_, info| {
         (d_in, d_out) = (d_in.max(info.d_in), d_out.max(info.d_out));
         Ok(Factors {
-            b: Parameter::new(format!("{}.vera_lambda_b", info.path), &[info.d_out], vec![0.0; info.d_out], device),
-            d: Parameter::new(format!("{}.vera_lambda_d", info.path), &[r], vec![config.d_initial as f32; r], device),
+            b: Parameter::new(
+                format!("{}.vera_lambda_b", info.path),
+                &[info.d_out],
+                vec![0.0; info.d_out],
+                device,
+            ),
+            d: Parameter::new(
+                format!("{}.vera_lambda_d", info.path),
+                &[r],
+                vec![config.d_initial as f32; r],
+                device,
+            ),
             dropout: config.vera_dropout,
         })
     })?;
@@ -129,9 +148,17 @@ fn build(config: VeraConfig, context: &BuildContext<'_>) -> Result<Maps<Factors>
     let mut projection = |name: &str, rows: usize, cols: usize| {
         // Kaiming-uniform for a rectifier, by the number of columns.
         let bound = 3.0_f64.sqrt() * (2.0_f64.sqrt() / (cols as f64).sqrt());
-        Parameter::frozen(format!("base_model.{name}"), &[rows, cols], generator.uniform(rows * cols, bound as f32), device)
+        Parameter::frozen(
+            format!("base_model.{name}"),
+            &[rows, cols],
+            generator.uniform(rows * cols, bound as f32),
+            device,
+        )
     };
-    let (a, b) = (projection("vera_A", r, d_in), projection("vera_B", d_out, r));
+    let (a, b) = (
+        projection("vera_A", r, d_in),
+        projection("vera_B", d_out, r),
+    );
     Ok(maps.with_shared(vec![a, b], config.save_projection))
 }
 
@@ -147,7 +174,10 @@ struct Factors {
 impl Factors {
     /// `A [r, d_in]` and `B [d_out, r]` for a map of this size.
     fn projections(at: &At<'_>) -> (Tensor<2>, Tensor<2>) {
-        let ([d_out, d_in], [a, b]) = (at.base.weight.dims(), [0, 1].map(|i| at.shared[i].get::<2>(Mode::Eval)));
+        let ([d_out, d_in], [a, b]) = (
+            at.base.weight.dims(),
+            [0, 1].map(|i| at.shared[i].get::<2>(Mode::Eval)),
+        );
         (a.narrow(1, 0, d_in), b.narrow(0, 0, d_out))
     }
 }
@@ -192,9 +222,31 @@ mod tests {
         // Key 0, r = 8, sides 24 and 16, PyTorch 2.15.
         let mut generator = TorchGenerator::new(0);
         let bound = |fan_in: f32| (6.0 / fan_in).sqrt();
-        let (a, b) = (generator.uniform(8 * 24, bound(24.0)), generator.uniform(16 * 8, bound(8.0)));
-        let close = |found: &[f32], expected: [f32; 4]| found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6);
-        assert!(close(&a, [-0.003_743_41, 0.268_221_8, -0.411_522_57, -0.367_969_5]), "{:?}", &a[..4]);
-        assert!(close(&b, [-0.610_875_5, 0.038_624_64, -0.610_490_86, -0.476_733_27]), "{:?}", &b[..4]);
+        let (a, b) = (
+            generator.uniform(8 * 24, bound(24.0)),
+            generator.uniform(16 * 8, bound(8.0)),
+        );
+        let close = |found: &[f32], expected: [f32; 4]| {
+            found
+                .iter()
+                .zip(expected)
+                .all(|(a, b)| (a - b).abs() < 1e-6)
+        };
+        assert!(
+            close(
+                &a,
+                [-0.003_743_41, 0.268_221_8, -0.411_522_57, -0.367_969_5]
+            ),
+            "{:?}",
+            &a[..4]
+        );
+        assert!(
+            close(
+                &b,
+                [-0.610_875_5, 0.038_624_64, -0.610_490_86, -0.476_733_27]
+            ),
+            "{:?}",
+            &b[..4]
+        );
     }
 }

@@ -41,10 +41,11 @@ pub struct Generation {
     pub finish: Finish,
 }
 
-/// Continues all prompts together; `on_token` sees each new token with its prompt's number as it is chosen, and ends
-/// everything by returning false.
+/// Continues all prompts together; `on_token` sees each new token with its prompt's number as it is
+/// chosen, and ends everything by returning false.
 ///
-/// A prompt's choices follow from the seed and the prompt, not from its place or the other prompts; equal prompts differ.
+/// A prompt's choices follow from the seed and the prompt, not from its place or the other prompts;
+/// equal prompts differ.
 ///
 /// # Errors
 /// Empty prompts, prompts longer than the model allows, models without a head.
@@ -59,13 +60,28 @@ pub fn generate(
     if let Some(index) = prompts.iter().position(Vec::is_empty) {
         return Err(DecodeError::EmptyPrompt { index });
     }
-    let mut session = Session::with_cache(backbone, adapters, choice, prompts.len(), config.cache_type)?;
+    let mut session =
+        Session::with_cache(backbone, adapters, choice, prompts.len(), config.cache_type)?;
     let seed_of = |i: usize| {
-        let equal_before = prompts[..i].iter().filter(|prompt| **prompt == prompts[i]).count();
-        rand::Rng::random(&mut stream(config.seed, &format!("generate {equal_before} {:?}", prompts[i])))
+        let equal_before = prompts[..i]
+            .iter()
+            .filter(|prompt| **prompt == prompts[i])
+            .count();
+        rand::Rng::random(&mut stream(
+            config.seed,
+            &format!("generate {equal_before} {:?}", prompts[i]),
+        ))
     };
-    let mut samplers = (0..prompts.len()).map(|i| Sampler::new(config.sampler.clone(), seed_of(i))).collect::<Result<Vec<_>, _>>()?;
-    let mut out: Vec<Generation> = prompts.iter().map(|_| Generation { tokens: Vec::new(), finish: Finish::Length }).collect();
+    let mut samplers = (0..prompts.len())
+        .map(|i| Sampler::new(config.sampler.clone(), seed_of(i)))
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut out: Vec<Generation> = prompts
+        .iter()
+        .map(|_| Generation {
+            tokens: Vec::new(),
+            finish: Finish::Length,
+        })
+        .collect();
     if config.max_tokens == 0 || prompts.is_empty() {
         return Ok(out);
     }
@@ -114,8 +130,15 @@ mod tests {
 
     fn backbone() -> Arc<dyn Backbone> {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models/llama");
-        let model = ModelConfig::from_json(read_json(&folder.join("config.json")).unwrap(), "llama").unwrap();
-        build(model, &SafetensorsSource::open(&folder).unwrap(), &Device::flex()).unwrap()
+        let model =
+            ModelConfig::from_json(read_json(&folder.join("config.json")).unwrap(), "llama")
+                .unwrap();
+        build(
+            model,
+            &SafetensorsSource::open(&folder).unwrap(),
+            &Device::flex(),
+        )
+        .unwrap()
     }
 
     fn prompt(length: usize) -> Vec<u32> {
@@ -126,32 +149,67 @@ mod tests {
     fn generated(backbone: &dyn Backbone, temperature: f32, prompts: &[Vec<u32>]) -> Vec<Vec<u32>> {
         let config = GenerateConfig {
             max_tokens: 20,
-            sampler: SamplerConfig { temperature, ..SamplerConfig::default() },
+            sampler: SamplerConfig {
+                temperature,
+                ..SamplerConfig::default()
+            },
             eos_token_ids: Vec::new(),
             seed: 3,
             cache_type: CacheType::F32,
         };
-        let found = generate(backbone, &AdapterSet::default(), Choice::Base, prompts, &config, &mut |_, _| true).unwrap();
+        let found = generate(
+            backbone,
+            &AdapterSet::default(),
+            Choice::Base,
+            prompts,
+            &config,
+            &mut |_, _| true,
+        )
+        .unwrap();
         found.into_iter().map(|g| g.tokens).collect()
     }
 
     #[test]
     fn what_is_drawn_does_not_depend_on_the_place_of_a_prompt() {
         let backbone = backbone();
-        let drawn = |lengths: &[usize]| generated(backbone.as_ref(), 1.0, &lengths.iter().map(|n| prompt(*n)).collect::<Vec<_>>());
+        let drawn = |lengths: &[usize]| {
+            generated(
+                backbone.as_ref(),
+                1.0,
+                &lengths.iter().map(|n| prompt(*n)).collect::<Vec<_>>(),
+            )
+        };
         let (alone, together) = (drawn(&[5]), drawn(&[7, 5, 5]));
         assert_eq!(alone[0], together[1]);
-        assert_ne!(together[1], together[2], "a prompt that is given twice gets two answers");
-        assert_eq!(drawn(&[5, 5, 7]), [together[1].clone(), together[2].clone(), together[0].clone()]);
+        assert_ne!(
+            together[1], together[2],
+            "a prompt that is given twice gets two answers"
+        );
+        assert_eq!(
+            drawn(&[5, 5, 7]),
+            [
+                together[1].clone(),
+                together[2].clone(),
+                together[0].clone()
+            ]
+        );
     }
 
     #[test]
     fn a_full_sequence_does_not_end_the_others() {
         let backbone = backbone();
         let limit = backbone.config().max_sequence();
-        let lengths = |prompts: &[Vec<u32>]| generated(backbone.as_ref(), 0.0, prompts).iter().map(Vec::len).collect::<Vec<_>>();
+        let lengths = |prompts: &[Vec<u32>]| {
+            generated(backbone.as_ref(), 0.0, prompts)
+                .iter()
+                .map(Vec::len)
+                .collect::<Vec<_>>()
+        };
         // The last token of a full sequence needs no room of its own.
-        assert_eq!(lengths(&[prompt(limit - 4), prompt(5), prompt(limit)]), [5, 20, 1]);
+        assert_eq!(
+            lengths(&[prompt(limit - 4), prompt(5), prompt(limit)]),
+            [5, 20, 1]
+        );
         assert_eq!(lengths(&[prompt(5)]), [20]);
     }
 }

@@ -31,7 +31,9 @@ pub enum DecodeError {
     #[error("this model has no language-model head and cannot generate text")]
     NoHead,
     /// Nothing to continue.
-    #[error("prompt {index} has no tokens: give a text, or a model whose tokenizer adds a start token")]
+    #[error(
+        "prompt {index} has no tokens: give a text, or a model whose tokenizer adds a start token"
+    )]
     EmptyPrompt {
         /// Number of the prompt, from 0.
         index: usize,

@@ -30,7 +30,15 @@ pub struct SamplerConfig {
 
 impl Default for SamplerConfig {
     fn default() -> Self {
-        Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0, presence_penalty: 0.0, frequency_penalty: 0.0 }
+        Self {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+        }
     }
 }
 
@@ -40,7 +48,12 @@ impl SamplerConfig {
     /// # Errors
     /// [`DecodeError::Config`] naming the field.
     pub fn validate(&self) -> Result<(), DecodeError> {
-        let bad = |field, reason: &str| Err(DecodeError::Config { field, reason: reason.into() });
+        let bad = |field, reason: &str| {
+            Err(DecodeError::Config {
+                field,
+                reason: reason.into(),
+            })
+        };
         if !(self.temperature.is_finite() && self.temperature >= 0.0) {
             return bad("temperature", "must be 0 (the likeliest token) or more");
         }
@@ -73,10 +86,14 @@ impl Sampler {
     /// Settings out of range.
     pub fn new(config: SamplerConfig, seed: u64) -> Result<Self, DecodeError> {
         config.validate()?;
-        Ok(Self { config, rng: ChaCha8Rng::seed_from_u64(seed) })
+        Ok(Self {
+            config,
+            rng: ChaCha8Rng::seed_from_u64(seed),
+        })
     }
 
-    /// The next token after `context` (the prompt) and `generated`, from `logits` `[vocab]`, which are changed.
+    /// The next token after `context` (the prompt) and `generated`, from `logits` `[vocab]`, which
+    /// are changed.
     pub fn next(&mut self, logits: &mut [f32], context: &[u32], generated: &[u32]) -> u32 {
         self.penalise(logits, context, generated);
         let c = &self.config;
@@ -85,14 +102,21 @@ impl Sampler {
         }
         // Candidates by falling logit; equal logits by rising id, so that the order is fixed.
         let mut order: Vec<u32> = (0..logits.len() as u32).collect();
-        let by_logit = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+        let by_logit = |a: &u32, b: &u32| {
+            logits[*b as usize]
+                .total_cmp(&logits[*a as usize])
+                .then(a.cmp(b))
+        };
         if c.top_k > 0 && c.top_k < order.len() {
             order.select_nth_unstable_by(c.top_k - 1, by_logit);
             order.truncate(c.top_k);
         }
         order.sort_unstable_by(by_logit);
         let highest = logits[order[0] as usize];
-        let mut weights: Vec<f64> = order.iter().map(|&id| f64::from((logits[id as usize] - highest) / c.temperature).exp()).collect();
+        let mut weights: Vec<f64> = order
+            .iter()
+            .map(|&id| f64::from((logits[id as usize] - highest) / c.temperature).exp())
+            .collect();
         if c.min_p > 0.0 {
             weights.truncate(weights.partition_point(|&w| w >= f64::from(c.min_p)).max(1));
         }
@@ -121,12 +145,18 @@ impl Sampler {
             seen.dedup();
             for id in seen {
                 let logit = &mut logits[id as usize];
-                *logit = if *logit > 0.0 { *logit / c.repetition_penalty } else { *logit * c.repetition_penalty };
+                *logit = if *logit > 0.0 {
+                    *logit / c.repetition_penalty
+                } else {
+                    *logit * c.repetition_penalty
+                };
             }
         }
         if c.presence_penalty != 0.0 || c.frequency_penalty != 0.0 {
             let mut counts: HashMap<u32, f32> = HashMap::new();
-            generated.iter().for_each(|&id| *counts.entry(id).or_default() += 1.0);
+            generated
+                .iter()
+                .for_each(|&id| *counts.entry(id).or_default() += 1.0);
             for (id, count) in counts {
                 logits[id as usize] -= c.presence_penalty + c.frequency_penalty * count;
             }
@@ -136,7 +166,12 @@ impl Sampler {
 
 /// Index of the largest value, the first of equals.
 fn argmax(values: &[f32]) -> u32 {
-    let best = values.iter().enumerate().fold((0, f32::NEG_INFINITY), |best, (i, &v)| if v > best.1 { (i, v) } else { best });
+    let best = values
+        .iter()
+        .enumerate()
+        .fold((0, f32::NEG_INFINITY), |best, (i, &v)| {
+            if v > best.1 { (i, v) } else { best }
+        });
     best.0 as u32
 }
 
@@ -160,11 +195,20 @@ mod tests {
 
     fn assert_shares(config: SamplerConfig, expected: [f64; 4]) {
         let found = shares(config);
-        assert!(found.iter().zip(expected).all(|(f, e)| (f - e).abs() < 0.015), "{found:?} is not {expected:?}");
+        assert!(
+            found
+                .iter()
+                .zip(expected)
+                .all(|(f, e)| (f - e).abs() < 0.015),
+            "{found:?} is not {expected:?}"
+        );
     }
 
     fn hot() -> SamplerConfig {
-        SamplerConfig { temperature: 1.0, ..SamplerConfig::default() }
+        SamplerConfig {
+            temperature: 1.0,
+            ..SamplerConfig::default()
+        }
     }
 
     #[test]
@@ -177,36 +221,103 @@ mod tests {
     fn frequencies_follow_the_probabilities() {
         assert_shares(hot(), [0.5, 0.25, 0.125, 0.125]);
         // Temperature 0.5 squares the probabilities.
-        assert_shares(SamplerConfig { temperature: 0.5, ..hot() }, [16.0 / 22.0, 4.0 / 22.0, 1.0 / 22.0, 1.0 / 22.0]);
+        assert_shares(
+            SamplerConfig {
+                temperature: 0.5,
+                ..hot()
+            },
+            [16.0 / 22.0, 4.0 / 22.0, 1.0 / 22.0, 1.0 / 22.0],
+        );
     }
 
     #[test]
     fn filters_keep_what_they_should() {
-        assert_shares(SamplerConfig { top_k: 2, ..hot() }, [2.0 / 3.0, 1.0 / 3.0, 0.0, 0.0]);
-        assert_shares(SamplerConfig { top_p: 0.7, ..hot() }, [2.0 / 3.0, 1.0 / 3.0, 0.0, 0.0]);
-        assert_shares(SamplerConfig { min_p: 0.3, ..hot() }, [2.0 / 3.0, 1.0 / 3.0, 0.0, 0.0]);
-        assert_shares(SamplerConfig { top_p: 0.01, ..hot() }, [1.0, 0.0, 0.0, 0.0]);
+        assert_shares(
+            SamplerConfig { top_k: 2, ..hot() },
+            [2.0 / 3.0, 1.0 / 3.0, 0.0, 0.0],
+        );
+        assert_shares(
+            SamplerConfig {
+                top_p: 0.7,
+                ..hot()
+            },
+            [2.0 / 3.0, 1.0 / 3.0, 0.0, 0.0],
+        );
+        assert_shares(
+            SamplerConfig {
+                min_p: 0.3,
+                ..hot()
+            },
+            [2.0 / 3.0, 1.0 / 3.0, 0.0, 0.0],
+        );
+        assert_shares(
+            SamplerConfig {
+                top_p: 0.01,
+                ..hot()
+            },
+            [1.0, 0.0, 0.0, 0.0],
+        );
     }
 
     #[test]
     fn penalties_lower_what_occurred() {
-        let mut sampler = Sampler::new(SamplerConfig { repetition_penalty: 2.0, ..SamplerConfig::default() }, 0).unwrap();
+        let mut sampler = Sampler::new(
+            SamplerConfig {
+                repetition_penalty: 2.0,
+                ..SamplerConfig::default()
+            },
+            0,
+        )
+        .unwrap();
         let mut values = [4.0, 3.0, -1.0, 0.5];
         assert_eq!(sampler.next(&mut values, &[0, 2], &[0]), 1);
         assert_eq!(values, [2.0, 3.0, -2.0, 0.5]);
-        let config = SamplerConfig { presence_penalty: 0.5, frequency_penalty: 1.0, ..SamplerConfig::default() };
+        let config = SamplerConfig {
+            presence_penalty: 0.5,
+            frequency_penalty: 1.0,
+            ..SamplerConfig::default()
+        };
         let mut values = [4.0, 3.0, 0.0, 0.0];
-        assert_eq!(Sampler::new(config, 0).unwrap().next(&mut values, &[1], &[0, 0]), 1);
+        assert_eq!(
+            Sampler::new(config, 0)
+                .unwrap()
+                .next(&mut values, &[1], &[0, 0]),
+            1
+        );
         assert_eq!(values, [1.5, 3.0, 0.0, 0.0]);
     }
 
     #[test]
     fn bad_settings_name_their_field() {
         for (config, field) in [
-            (SamplerConfig { temperature: -1.0, ..hot() }, "temperature"),
-            (SamplerConfig { top_p: 0.0, ..hot() }, "top_p"),
-            (SamplerConfig { min_p: 1.0, ..hot() }, "min_p"),
-            (SamplerConfig { repetition_penalty: 0.0, ..hot() }, "repetition_penalty"),
+            (
+                SamplerConfig {
+                    temperature: -1.0,
+                    ..hot()
+                },
+                "temperature",
+            ),
+            (
+                SamplerConfig {
+                    top_p: 0.0,
+                    ..hot()
+                },
+                "top_p",
+            ),
+            (
+                SamplerConfig {
+                    min_p: 1.0,
+                    ..hot()
+                },
+                "min_p",
+            ),
+            (
+                SamplerConfig {
+                    repetition_penalty: 0.0,
+                    ..hot()
+                },
+                "repetition_penalty",
+            ),
         ] {
             assert!(config.validate().unwrap_err().to_string().contains(field));
         }

@@ -20,7 +20,12 @@ impl<'a> Session<'a> {
     ///
     /// # Errors
     /// When the model cannot generate.
-    pub fn new(backbone: &'a dyn Backbone, adapters: &'a AdapterSet, choice: Choice, sequences: usize) -> Result<Self, DecodeError> {
+    pub fn new(
+        backbone: &'a dyn Backbone,
+        adapters: &'a AdapterSet,
+        choice: Choice,
+        sequences: usize,
+    ) -> Result<Self, DecodeError> {
         Self::with_cache(backbone, adapters, choice, sequences, CacheType::F32)
     }
 
@@ -39,7 +44,13 @@ impl<'a> Session<'a> {
             return Err(DecodeError::NoHead);
         }
         let cache = KvCache::with_type(backbone.config().num_hidden_layers, sequences, cache_type);
-        Ok(Self { backbone, adapters, choice, cache, tokens: vec![Vec::new(); sequences] })
+        Ok(Self {
+            backbone,
+            adapters,
+            choice,
+            cache,
+            tokens: vec![Vec::new(); sequences],
+        })
     }
 
     /// Tokens of each sequence so far.
@@ -54,13 +65,20 @@ impl<'a> Session<'a> {
 
     /// Tokens that every sequence may still get: the room of the longest one.
     pub fn room(&self) -> usize {
-        self.rooms().into_iter().min().unwrap_or(self.backbone.config().max_sequence())
+        self.rooms()
+            .into_iter()
+            .min()
+            .unwrap_or(self.backbone.config().max_sequence())
     }
 
     /// Tokens that each sequence may still get.
     pub fn rooms(&self) -> Vec<usize> {
         let limit = self.backbone.config().max_sequence();
-        self.cache.past().iter().map(|&used| limit.saturating_sub(used)).collect()
+        self.cache
+            .past()
+            .iter()
+            .map(|&used| limit.saturating_sub(used))
+            .collect()
     }
 
     /// Appends at least one token to every sequence; returns the logits `[vocab]` that follow each.
@@ -74,31 +92,63 @@ impl<'a> Session<'a> {
     fn feed_here(&mut self, new: &[&[u32]]) -> Result<Vec<Vec<f32>>, DecodeError> {
         let lengths: Vec<usize> = new.iter().map(|n| n.len()).collect();
         let limit = self.backbone.config().max_sequence();
-        if let Some((&more, &used)) = lengths.iter().zip(self.cache.past()).find(|&(&more, &used)| used + more > limit) {
-            return Err(ModelError::TooLong { length: used + more, limit }.into());
+        if let Some((&more, &used)) = lengths
+            .iter()
+            .zip(self.cache.past())
+            .find(|&(&more, &used)| used + more > limit)
+        {
+            return Err(ModelError::TooLong {
+                length: used + more,
+                limit,
+            }
+            .into());
         }
         let layout = SequenceLayout::with_past(&lengths, self.cache.past());
         let ids = new.concat();
         let mut pass = self.adapters.pass(&self.choice, &layout, Mode::Eval)?;
         let last = layout.last_tokens();
-        let input = Input { input_ids: &ids, token_type_ids: &[], layout };
-        let hidden = self.backbone.forward(&input, pass.as_mut(), Some(&mut self.cache))?;
-        let logits = self.backbone.logits(select_rows(hidden, &last), pass.as_mut()).ok_or(DecodeError::NoHead)?;
-        self.tokens.iter_mut().zip(new).for_each(|(tokens, new)| tokens.extend_from_slice(new));
+        let input = Input {
+            input_ids: &ids,
+            token_type_ids: &[],
+            layout,
+        };
+        let hidden = self
+            .backbone
+            .forward(&input, pass.as_mut(), Some(&mut self.cache))?;
+        let logits = self
+            .backbone
+            .logits(select_rows(hidden, &last), pass.as_mut())
+            .ok_or(DecodeError::NoHead)?;
+        self.tokens
+            .iter_mut()
+            .zip(new)
+            .for_each(|(tokens, new)| tokens.extend_from_slice(new));
         let vocab = logits.dims()[1];
-        Ok(to_vec::<2>(logits).chunks(vocab).map(<[f32]>::to_vec).collect())
+        Ok(to_vec::<2>(logits)
+            .chunks(vocab)
+            .map(<[f32]>::to_vec)
+            .collect())
     }
 
-    /// Makes the only sequence equal `tokens` and returns the logits after it, computing only what differs from before.
+    /// Makes the only sequence equal `tokens` and returns the logits after it, computing only what
+    /// differs from before.
     ///
     /// # Errors
     /// As [`Session::feed`]; an empty sequence.
     pub fn set(&mut self, tokens: &[u32]) -> Result<Vec<f32>, DecodeError> {
-        let Some(last) = tokens.len().checked_sub(1) else { return Err(DecodeError::EmptyPrompt { index: 0 }) };
-        let common = self.tokens[0].iter().zip(tokens).take_while(|(a, b)| a == b).count().min(last);
+        let Some(last) = tokens.len().checked_sub(1) else {
+            return Err(DecodeError::EmptyPrompt { index: 0 });
+        };
+        let common = self.tokens[0]
+            .iter()
+            .zip(tokens)
+            .take_while(|(a, b)| a == b)
+            .count()
+            .min(last);
         // Positions that a method put in front stay.
         let in_front = self.cache.past()[0] - self.tokens[0].len();
-        self.cache.truncate(0, if common == 0 { 0 } else { in_front + common });
+        self.cache
+            .truncate(0, if common == 0 { 0 } else { in_front + common });
         self.tokens[0].truncate(common);
         Ok(self.feed(&[&tokens[common..]])?.remove(0))
     }

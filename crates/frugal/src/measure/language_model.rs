@@ -1,14 +1,17 @@
 //! A backbone, with or without adapter, as the evaluation harness sees it.
 //!
-//! Tokens, truncation and windows are those of lm-evaluation-harness for causal models: spaces at the end of a context
-//! belong to the continuation, context and continuation are tokenized together, what is too long loses its beginning,
-//! and whole texts are scored in disjoint windows of the model's length.
+//! Tokens, truncation and windows are those of lm-evaluation-harness for causal models: spaces at
+//! the end of a context belong to the continuation, context and continuation are tokenized
+//! together, what is too long loses its beginning, and whole texts are scored in disjoint windows
+//! of the model's length.
 
 use std::collections::HashMap;
 
 use frugal_core::data::Message;
 use frugal_core::measure::capacity::TextCost;
-use frugal_core::measure::eval::{Continuations, Generation, LanguageModel, ModelFailure, Sink, ToContinue};
+use frugal_core::measure::eval::{
+    Continuations, Generation, LanguageModel, ModelFailure, Sink, ToContinue,
+};
 use frugal_core::tokenizer::TextTokenizer;
 
 use crate::adapt::{AdapterSet, Choice, Mode, to_vec};
@@ -64,14 +67,26 @@ type Likelihood = (f64, bool);
 impl HarnessModel<'_> {
     fn encode(&self, text: &str) -> Result<Vec<u32>, ModelFailure> {
         // A chat template has written the start token already.
-        let bos = self.tokenizer.settings().bos_token.as_deref().filter(|b| !b.is_empty());
-        Ok(self.tokenizer.encode(text, !bos.is_some_and(|bos| text.starts_with(bos)))?)
+        let bos = self
+            .tokenizer
+            .settings()
+            .bos_token
+            .as_deref()
+            .filter(|b| !b.is_empty());
+        Ok(self
+            .tokenizer
+            .encode(text, !bos.is_some_and(|bos| text.starts_with(bos)))?)
     }
 
     /// The token before a text that has nothing before it.
     fn prefix(&self) -> Result<u32, ModelFailure> {
-        let id = self.tokenizer.bos_id().or(self.tokenizer.eos_ids().first().copied());
-        id.ok_or_else(|| "the tokenizer has neither a start nor an end token to put in front of a text".into())
+        let id = self
+            .tokenizer
+            .bos_id()
+            .or(self.tokenizer.eos_ids().first().copied());
+        id.ok_or_else(|| {
+            "the tokenizer has neither a start nor an end token to put in front of a text".into()
+        })
     }
 
     fn pair(&self, context: &str, continuation: &str) -> Result<Scored, ModelFailure> {
@@ -86,11 +101,17 @@ impl HarnessModel<'_> {
             (whole[..from].to_vec(), whole[from..].to_vec())
         };
         if targets.is_empty() {
-            return Err(format!("the continuation {continuation:?} has no tokens of its own").into());
+            return Err(
+                format!("the continuation {continuation:?} has no tokens of its own").into(),
+            );
         }
         let limit = self.backbone.config().max_sequence();
         if targets.len() > limit {
-            return Err(format!("a continuation of {} tokens is longer than the model's {limit} positions", targets.len()).into());
+            return Err(format!(
+                "a continuation of {} tokens is longer than the model's {limit} positions",
+                targets.len()
+            )
+            .into());
         }
         let mut input = [context.as_slice(), &targets[..targets.len() - 1]].concat();
         let cut = input.len().saturating_sub(limit);
@@ -98,21 +119,34 @@ impl HarnessModel<'_> {
         Ok(Scored { input, targets })
     }
 
-    /// Windows of a text that together predict each of its tokens once; the last one reads as much before it as fits.
+    /// Windows of a text that together predict each of its tokens once; the last one reads as much
+    /// before it as fits.
     fn windows(&self, text: &str) -> Result<Vec<Scored>, ModelFailure> {
-        Ok(windows(&self.encode(text)?, self.prefix()?, self.backbone.config().max_sequence()))
+        Ok(windows(
+            &self.encode(text)?,
+            self.prefix()?,
+            self.backbone.config().max_sequence(),
+        ))
     }
 
-    /// Negative log-likelihood in nats of all tokens but the first of each sequence, given those before.
+    /// Negative log-likelihood in nats of all tokens but the first of each sequence, given those
+    /// before.
     ///
     /// # Errors
-    /// Sequences of fewer than two tokens or longer than the model's positions, models without output head.
+    /// Sequences of fewer than two tokens or longer than the model's positions, models without
+    /// output head.
     pub fn negative_log_likelihoods(&self, sequences: &[&[u32]]) -> Result<Vec<f64>, ModelFailure> {
         let scored = |ids: &&[u32]| match ids.len() {
             0 | 1 => Err("a sequence needs two tokens to be scored".to_owned()),
-            n => Ok(Scored { input: ids[..n - 1].to_vec(), targets: ids[1..].to_vec() }),
+            n => Ok(Scored {
+                input: ids[..n - 1].to_vec(),
+                targets: ids[1..].to_vec(),
+            }),
         };
-        let requests = sequences.iter().map(scored).collect::<Result<Vec<_>, _>>()?;
+        let requests = sequences
+            .iter()
+            .map(scored)
+            .collect::<Result<Vec<_>, _>>()?;
         let mut sums = vec![0.0; sequences.len()];
         self.score(&requests, &mut |i, (sum, _)| {
             sums[i] = -sum;
@@ -128,25 +162,47 @@ impl HarnessModel<'_> {
     pub fn hidden_states(&self, ids: &[u32]) -> Result<Vec<f32>, ModelFailure> {
         let layout = SequenceLayout::new(&[ids.len()]);
         let mut pass = self.adapters.pass(&self.choice, &layout, Mode::Eval)?;
-        Ok(to_vec::<2>(self.backbone.forward(&Input { input_ids: ids, token_type_ids: &[], layout }, pass.as_mut(), None)?))
+        Ok(to_vec::<2>(self.backbone.forward(
+            &Input {
+                input_ids: ids,
+                token_type_ids: &[],
+                layout,
+            },
+            pass.as_mut(),
+            None,
+        )?))
     }
 
-    /// Consecutive stretches of `length` tokens of a text, at most `most` of them (0 for all), without special tokens. A
-    /// shorter rest is left out unless it is all there is.
+    /// Consecutive stretches of `length` tokens of a text, at most `most` of them (0 for all),
+    /// without special tokens. A shorter rest is left out unless it is all there is.
     ///
     /// # Errors
     /// When the tokenizer fails.
-    pub fn stretches(&self, text: &str, length: usize, most: usize) -> Result<Vec<Stretch>, ModelFailure> {
+    pub fn stretches(
+        &self,
+        text: &str,
+        length: usize,
+        most: usize,
+    ) -> Result<Vec<Stretch>, ModelFailure> {
         let spans = self.tokenizer.encode_spans(text, false)?;
         let length = length.clamp(2, self.backbone.config().max_sequence());
         let all = spans.ids.chunks(length).zip(spans.offsets.chunks(length));
         let whole = all.filter(|(ids, _)| ids.len() == length || spans.ids.len() < length);
         let stretch = |(ids, offsets): (&[u32], &[(usize, usize)])| {
             // The first token only serves as context.
-            let bytes = offsets.last().map_or(0, |o| o.1).saturating_sub(offsets.first().map_or(0, |o| o.1));
-            Stretch { ids: ids.to_vec(), bytes: bytes as u64 }
+            let bytes = offsets
+                .last()
+                .map_or(0, |o| o.1)
+                .saturating_sub(offsets.first().map_or(0, |o| o.1));
+            Stretch {
+                ids: ids.to_vec(),
+                bytes: bytes as u64,
+            }
         };
-        Ok(whole.take(if most == 0 { usize::MAX } else { most }).map(stretch).collect())
+        Ok(whole
+            .take(if most == 0 { usize::MAX } else { most })
+            .map(stretch)
+            .collect())
     }
 
     /// What stretches of a text cost.
@@ -165,20 +221,38 @@ impl HarnessModel<'_> {
     /// Scores all requests, longest first; equal inputs are computed once.
     fn score(&self, requests: &[Scored], answer: Sink<'_, Likelihood>) -> Result<(), ModelFailure> {
         let mut same: HashMap<&[u32], Vec<usize>> = HashMap::new();
-        requests.iter().enumerate().for_each(|(i, r)| same.entry(&r.input).or_default().push(i));
+        requests
+            .iter()
+            .enumerate()
+            .for_each(|(i, r)| same.entry(&r.input).or_default().push(i));
         let mut groups: Vec<(&[u32], Vec<usize>)> = same.into_iter().collect();
         groups.sort_by(|a, b| b.0.len().cmp(&a.0.len()).then_with(|| a.1.cmp(&b.1)));
         for batch in budgeted(&groups, self.batch_tokens, |(input, _)| input.len()) {
             let lengths: Vec<usize> = batch.iter().map(|(input, _)| input.len()).collect();
-            let ids: Vec<u32> = batch.iter().flat_map(|(input, _)| input.iter().copied()).collect();
+            let ids: Vec<u32> = batch
+                .iter()
+                .flat_map(|(input, _)| input.iter().copied())
+                .collect();
             let layout = SequenceLayout::new(&lengths);
             let ends = layout.cu_seqlens.clone();
             let mut pass = self.adapters.pass(&self.choice, &layout, Mode::Eval)?;
-            let hidden = self.backbone.forward(&Input { input_ids: &ids, token_type_ids: &[], layout }, pass.as_mut(), None)?;
+            let hidden = self.backbone.forward(
+                &Input {
+                    input_ids: &ids,
+                    token_type_ids: &[],
+                    layout,
+                },
+                pass.as_mut(),
+                None,
+            )?;
             // Which rows predict which tokens of which request.
             let mut rows: Vec<(usize, Vec<(usize, u32)>)> = Vec::new();
             for (n, (_, members)) in batch.iter().enumerate() {
-                let longest = members.iter().map(|&i| requests[i].targets.len()).max().unwrap_or(0);
+                let longest = members
+                    .iter()
+                    .map(|&i| requests[i].targets.len())
+                    .max()
+                    .unwrap_or(0);
                 for back in (1..=longest).rev() {
                     let targets = members.iter().filter_map(|&i| {
                         let targets = &requests[i].targets;
@@ -190,7 +264,10 @@ impl HarnessModel<'_> {
             let mut sums: HashMap<usize, Likelihood> = HashMap::new();
             for part in rows.chunks(LOGIT_ROWS) {
                 let indices: Vec<usize> = part.iter().map(|(row, _)| *row).collect();
-                let logits = self.backbone.logits(select_rows(hidden.clone(), &indices), pass.as_mut()).ok_or(DecodeError::NoHead)?;
+                let logits = self
+                    .backbone
+                    .logits(select_rows(hidden.clone(), &indices), pass.as_mut())
+                    .ok_or(DecodeError::NoHead)?;
                 let vocab = logits.dims()[1];
                 for (logits, (_, targets)) in to_vec::<2>(logits).chunks(vocab).zip(part) {
                     let row = Row::new(logits);
@@ -203,7 +280,10 @@ impl HarnessModel<'_> {
             }
             let mut done: Vec<(usize, Likelihood)> = sums.into_iter().collect();
             done.sort_by_key(|(i, _)| *i);
-            if !done.into_iter().all(|(i, likelihood)| answer(i, likelihood)) {
+            if !done
+                .into_iter()
+                .all(|(i, likelihood)| answer(i, likelihood))
+            {
                 return Ok(());
             }
         }
@@ -211,15 +291,34 @@ impl HarnessModel<'_> {
     }
 
     /// Continues some prompts together.
-    fn continue_batch(&self, prompts: &[Asked], generation: &Generation, answer: Sink<'_, String>) -> Result<bool, ModelFailure> {
-        let config = SamplerConfig { temperature: generation.temperature, top_p: generation.top_p, ..SamplerConfig::default() };
-        let mut samplers = prompts.iter().map(|p| Sampler::new(config.clone(), p.seed)).collect::<Result<Vec<_>, DecodeError>>()?;
-        let mut session = Session::new(self.backbone, self.adapters, self.choice.clone(), prompts.len())?;
-        // A stop text of n bytes ends within the last n tokens; a few more, since a decoder treats a beginning in its own way.
+    fn continue_batch(
+        &self,
+        prompts: &[Asked],
+        generation: &Generation,
+        answer: Sink<'_, String>,
+    ) -> Result<bool, ModelFailure> {
+        let config = SamplerConfig {
+            temperature: generation.temperature,
+            top_p: generation.top_p,
+            ..SamplerConfig::default()
+        };
+        let mut samplers = prompts
+            .iter()
+            .map(|p| Sampler::new(config.clone(), p.seed))
+            .collect::<Result<Vec<_>, DecodeError>>()?;
+        let mut session = Session::new(
+            self.backbone,
+            self.adapters,
+            self.choice.clone(),
+            prompts.len(),
+        )?;
+        // A stop text of n bytes ends within the last n tokens; a few more, since a decoder treats
+        // a beginning in its own way.
         let tail = generation.until.iter().map(String::len).max().unwrap_or(0) + 4;
         let mut written: Vec<Vec<u32>> = vec![Vec::new(); prompts.len()];
         let mut active: Vec<usize> = (0..prompts.len()).collect();
-        let mut logits = session.feed(&prompts.iter().map(|p| p.ids.as_slice()).collect::<Vec<_>>())?;
+        let mut logits =
+            session.feed(&prompts.iter().map(|p| p.ids.as_slice()).collect::<Vec<_>>())?;
         loop {
             let (mut keep, mut next) = (Vec::with_capacity(active.len()), Vec::new());
             for ((&i, logits), room) in active.iter().zip(&mut logits).zip(session.rooms()) {
@@ -231,7 +330,10 @@ impl HarnessModel<'_> {
                     let text = self.tokenizer.decode(end, true)?;
                     goes_on = room > 0
                         && written[i].len() < generation.max_tokens
-                        && !generation.until.iter().any(|stop| text.contains(stop.as_str()));
+                        && !generation
+                            .until
+                            .iter()
+                            .any(|stop| text.contains(stop.as_str()));
                 }
                 keep.push(goes_on);
                 if goes_on {
@@ -252,7 +354,12 @@ impl HarnessModel<'_> {
 
     fn finish(&self, tokens: &[u32], generation: &Generation) -> Result<String, ModelFailure> {
         let text = self.tokenizer.decode(tokens, true)?;
-        let end = generation.until.iter().filter_map(|stop| text.find(stop.as_str())).min().unwrap_or(text.len());
+        let end = generation
+            .until
+            .iter()
+            .filter_map(|stop| text.find(stop.as_str()))
+            .min()
+            .unwrap_or(text.len());
         Ok(text[..end].to_owned())
     }
 }
@@ -262,7 +369,11 @@ impl LanguageModel for HarnessModel<'_> {
         &self.fingerprint
     }
 
-    fn loglikelihood(&mut self, requests: &[Continuations<'_>], answer: Sink<'_, Vec<(f64, bool)>>) -> Result<(), ModelFailure> {
+    fn loglikelihood(
+        &mut self,
+        requests: &[Continuations<'_>],
+        answer: Sink<'_, Vec<(f64, bool)>>,
+    ) -> Result<(), ModelFailure> {
         let mut owners = Vec::new();
         let mut scored = Vec::new();
         for (owner, request) in requests.iter().enumerate() {
@@ -271,8 +382,13 @@ impl LanguageModel for HarnessModel<'_> {
                 scored.push(self.pair(request.context, continuation)?);
             }
         }
-        let first: Vec<usize> = (0..requests.len()).map(|r| owners.partition_point(|o| *o < r)).collect();
-        let mut found: Vec<Vec<Option<Likelihood>>> = requests.iter().map(|r| vec![None; r.continuations.len()]).collect();
+        let first: Vec<usize> = (0..requests.len())
+            .map(|r| owners.partition_point(|o| *o < r))
+            .collect();
+        let mut found: Vec<Vec<Option<Likelihood>>> = requests
+            .iter()
+            .map(|r| vec![None; r.continuations.len()])
+            .collect();
         self.score(&scored, &mut |i, likelihood| {
             let owner = owners[i];
             found[owner][i - first[owner]] = Some(likelihood);
@@ -281,7 +397,11 @@ impl LanguageModel for HarnessModel<'_> {
         })
     }
 
-    fn loglikelihood_rolling(&mut self, texts: &[&str], answer: Sink<'_, (f64, usize)>) -> Result<(), ModelFailure> {
+    fn loglikelihood_rolling(
+        &mut self,
+        texts: &[&str],
+        answer: Sink<'_, (f64, usize)>,
+    ) -> Result<(), ModelFailure> {
         let mut owners = Vec::new();
         let mut scored = Vec::new();
         let mut left = vec![0; texts.len()];
@@ -321,10 +441,21 @@ impl LanguageModel for HarnessModel<'_> {
                 ids.push(self.prefix()?);
             }
             ids.drain(..ids.len().saturating_sub(room));
-            prompts.push(Asked { request: i, ids, seed: request.seed });
+            prompts.push(Asked {
+                request: i,
+                ids,
+                seed: request.seed,
+            });
         }
-        prompts.sort_by(|a, b| b.ids.len().cmp(&a.ids.len()).then(a.request.cmp(&b.request)));
-        for batch in budgeted(&prompts, self.batch_tokens, |asked| asked.ids.len() + generation.max_tokens) {
+        prompts.sort_by(|a, b| {
+            b.ids
+                .len()
+                .cmp(&a.ids.len())
+                .then(a.request.cmp(&b.request))
+        });
+        for batch in budgeted(&prompts, self.batch_tokens, |asked| {
+            asked.ids.len() + generation.max_tokens
+        }) {
             for part in batch.chunks(MOST_PROMPTS) {
                 if !self.continue_batch(part, generation, answer)? {
                     return Ok(());
@@ -348,7 +479,10 @@ fn windows(tokens: &[u32], prefix: u32, limit: usize) -> Vec<Scored> {
             0 => [&[prefix], &tokens[..end - 1]].concat(),
             _ => tokens[end - 1 - limit..end - 1].to_vec(),
         };
-        windows.push(Scored { input, targets: tokens[predicted..end].to_vec() });
+        windows.push(Scored {
+            input,
+            targets: tokens[predicted..end].to_vec(),
+        });
         predicted = end;
     }
     windows
@@ -380,14 +514,25 @@ struct Row {
 impl Row {
     fn new(logits: &[f32]) -> Self {
         let (likeliest, most) =
-            logits.iter().enumerate().fold((0, f32::NEG_INFINITY), |best, (i, &l)| if l > best.1 { (i, l) } else { best });
+            logits
+                .iter()
+                .enumerate()
+                .fold((0, f32::NEG_INFINITY), |best, (i, &l)| {
+                    if l > best.1 { (i, l) } else { best }
+                });
         // In f64: the sum has as many terms as the vocabulary has tokens.
         let sum: f64 = logits.iter().map(|&l| f64::from(l - most).exp()).sum();
-        Self { log_sum: f64::from(most) + sum.ln(), likeliest: likeliest as u32 }
+        Self {
+            log_sum: f64::from(most) + sum.ln(),
+            likeliest: likeliest as u32,
+        }
     }
 
     fn log_probability(&self, logits: &[f32], token: u32) -> f64 {
-        logits.get(token as usize).map_or(f64::NEG_INFINITY, |&l| f64::from(l)) - self.log_sum
+        logits
+            .get(token as usize)
+            .map_or(f64::NEG_INFINITY, |&l| f64::from(l))
+            - self.log_sum
     }
 }
 
@@ -403,13 +548,23 @@ mod tests {
         assert!(budgeted(&[] as &[usize], 6, |n| *n).is_empty());
     }
 
-    /// Numbers of `lm_eval.utils.get_rolling_token_windows` with `make_disjoint_window`, without the targets in the context.
+    /// Numbers of `lm_eval.utils.get_rolling_token_windows` with `make_disjoint_window`, without
+    /// the targets in the context.
     #[test]
     fn windows_are_those_of_lm_evaluation_harness() {
-        let found: Vec<(Vec<u32>, Vec<u32>)> =
-            windows(&(1..=10).collect::<Vec<_>>(), 0, 4).into_iter().map(|w| (w.input, w.targets)).collect();
-        let expected = [([0, 1, 2, 3], vec![1, 2, 3, 4]), ([4, 5, 6, 7], vec![5, 6, 7, 8]), ([6, 7, 8, 9], vec![9, 10])];
-        assert_eq!(found, expected.map(|(input, targets)| (input.to_vec(), targets)));
+        let found: Vec<(Vec<u32>, Vec<u32>)> = windows(&(1..=10).collect::<Vec<_>>(), 0, 4)
+            .into_iter()
+            .map(|w| (w.input, w.targets))
+            .collect();
+        let expected = [
+            ([0, 1, 2, 3], vec![1, 2, 3, 4]),
+            ([4, 5, 6, 7], vec![5, 6, 7, 8]),
+            ([6, 7, 8, 9], vec![9, 10]),
+        ];
+        assert_eq!(
+            found,
+            expected.map(|(input, targets)| (input.to_vec(), targets))
+        );
         assert!(windows(&[], 0, 4).is_empty());
     }
 

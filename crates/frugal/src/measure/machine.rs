@@ -11,7 +11,8 @@ use serde::Serialize;
 /// Measured ceilings.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Ceilings {
-    /// Matrix products in f32, 10⁹ floating-point operations per second (a multiply-add counts two).
+    /// Matrix products in f32, 10⁹ floating-point operations per second (a multiply-add counts
+    /// two).
     pub gemm_gflops: f64,
     /// The same at the median of the repetitions, as figures of longer work are.
     pub gemm_gflops_sustained: f64,
@@ -19,13 +20,19 @@ pub struct Ceilings {
     pub read_gb_per_s: f64,
 }
 
-/// Measures for about `budget` on this device; the best of the repetitions is the ceiling, since others use the machine too.
+/// Measures for about `budget` on this device; the best of the repetitions is the ceiling, since
+/// others use the machine too.
 pub fn ceilings(device: &Device, budget: Duration) -> Ceilings {
     let [gemm_gflops, gemm_gflops_sustained] = gemm_gflops(device, budget / 2);
-    Ceilings { gemm_gflops, gemm_gflops_sustained, read_gb_per_s: read_gb_per_s(budget / 2) }
+    Ceilings {
+        gemm_gflops,
+        gemm_gflops_sustained,
+        read_gb_per_s: read_gb_per_s(budget / 2),
+    }
 }
 
-/// Best and median rate over `budget` of the product that a transformer spends its time on: many tokens times a weight matrix.
+/// Best and median rate over `budget` of the product that a transformer spends its time on: many
+/// tokens times a weight matrix.
 pub fn gemm_gflops(device: &Device, budget: Duration) -> [f64; 2] {
     const ROWS: usize = 1024;
     const WIDTH: usize = 768;
@@ -33,8 +40,14 @@ pub fn gemm_gflops(device: &Device, budget: Duration) -> [f64; 2] {
     let w = Tensor::<2>::random([WIDTH, WIDTH], Distribution::Default, device);
     let operations = 2.0 * (ROWS * WIDTH * WIDTH) as f64;
     // One element is read, so that devices which work on their own are waited for.
-    repeat(budget, || drop(black_box(frugal_kernels::linear(x.clone(), w.clone(), None).slice([0..1, 0..1]).into_data())))
-        .map(|seconds| operations / seconds / 1e9)
+    repeat(budget, || {
+        drop(black_box(
+            frugal_kernels::linear(x.clone(), w.clone(), None)
+                .slice([0..1, 0..1])
+                .into_data(),
+        ))
+    })
+    .map(|seconds| operations / seconds / 1e9)
 }
 
 /// Best rate over `budget` of summing an array that no cache holds.
@@ -44,7 +57,11 @@ pub fn read_gb_per_s(budget: Duration) -> f64 {
     let sum = || {
         let parts = data.par_chunks(1 << 16).map(|chunk| {
             let mut lanes = [0.0f32; 16];
-            chunk.as_chunks::<16>().0.iter().for_each(|block| lanes.iter_mut().zip(block).for_each(|(l, v)| *l += v));
+            chunk
+                .as_chunks::<16>()
+                .0
+                .iter()
+                .for_each(|block| lanes.iter_mut().zip(block).for_each(|(l, v)| *l += v));
             lanes.iter().sum::<f32>()
         });
         black_box(parts.sum::<f32>());

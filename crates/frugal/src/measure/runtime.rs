@@ -1,4 +1,5 @@
-//! Timing generation on a grid of prompt and answer lengths, for the fit of `frugal_core::measure::runtime`.
+//! Timing generation on a grid of prompt and answer lengths, for the fit of
+//! `frugal_core::measure::runtime`.
 
 use std::time::Instant;
 
@@ -24,8 +25,9 @@ pub struct Grid {
     pub trials: usize,
 }
 
-/// Times generation without sampling and without an early end. One run of each prompt length gives the times of all answer
-/// lengths, since an answer begins as every longer one does. `step` is told of each run and ends the work by false.
+/// Times generation without sampling and without an early end. One run of each prompt length gives
+/// the times of all answer lengths, since an answer begins as every longer one does. `step` is told
+/// of each run and ends the work by false.
 ///
 /// # Errors
 /// Models that cannot generate, lengths beyond the model's positions.
@@ -41,7 +43,9 @@ pub fn profile(
     let mut timings = Vec::new();
     for &prompt in &grid.prompts {
         // Any tokens will do: the time does not depend on which they are.
-        let ids: Vec<u32> = (0..prompt.max(1)).map(|i| ((i * 7919 + 13) % vocab) as u32).collect();
+        let ids: Vec<u32> = (0..prompt.max(1))
+            .map(|i| ((i * 7919 + 13) % vocab) as u32)
+            .collect();
         for run in 0..grid.warmup + grid.trials {
             let start = Instant::now();
             let mut session = Session::new(backbone, adapters, choice.clone(), 1)?;
@@ -50,7 +54,11 @@ pub fn profile(
                 let token = likeliest(&logits);
                 let seconds = start.elapsed().as_secs_f64();
                 if run >= grid.warmup && grid.outputs.contains(&output) {
-                    timings.push(Timing { prompt: ids.len(), output, seconds });
+                    timings.push(Timing {
+                        prompt: ids.len(),
+                        output,
+                        seconds,
+                    });
                 }
                 if output < longest {
                     logits = session.feed(&[&[token]])?.remove(0);
@@ -65,7 +73,13 @@ pub fn profile(
 }
 
 fn likeliest(logits: &[f32]) -> u32 {
-    logits.iter().enumerate().fold((0, f32::NEG_INFINITY), |best, (i, &l)| if l > best.1 { (i as u32, l) } else { best }).0
+    logits
+        .iter()
+        .enumerate()
+        .fold((0, f32::NEG_INFINITY), |best, (i, &l)| {
+            if l > best.1 { (i as u32, l) } else { best }
+        })
+        .0
 }
 
 /// What a model holds in memory while it generates.
@@ -83,7 +97,8 @@ pub struct Footprint {
 /// Models that cannot generate.
 pub fn footprint(backbone: &dyn Backbone) -> Result<Footprint, ModelError> {
     let sites = backbone.sites();
-    let numbers = |bias: &Option<Tensor<1>>| bias.as_ref().map_or(0, |b| b.dims()[0]) * size_of::<f32>();
+    let numbers =
+        |bias: &Option<Tensor<1>>| bias.as_ref().map_or(0, |b| b.dims()[0]) * size_of::<f32>();
     let mut weight_bytes = 0;
     backbone.export(&mut |part| {
         weight_bytes += match part {
@@ -97,11 +112,14 @@ pub fn footprint(backbone: &dyn Backbone) -> Result<Footprint, ModelError> {
     let config = backbone.config();
     let mut cache = KvCache::new(config.num_hidden_layers, 1);
     backbone.forward(&Input::new(&[0], &[1]), &mut Plain, Some(&mut cache))?;
-    Ok(Footprint { weight_bytes, cache_bytes_per_token: cache.bytes_per_token(0) })
+    Ok(Footprint {
+        weight_bytes,
+        cache_bytes_per_token: cache.bytes_per_token(0),
+    })
 }
 
-/// The sizes that the number of operations depends on; `None` for latent and sparse attention, whose operations follow from
-/// other sizes.
+/// The sizes that the number of operations depends on; `None` for latent and sparse attention,
+/// whose operations follow from other sizes.
 pub fn shape(config: &ModelConfig) -> Option<Shape> {
     let plain = config.latent.is_none() && config.sparse.is_none();
     plain.then(|| Shape {
@@ -111,7 +129,8 @@ pub fn shape(config: &ModelConfig) -> Option<Shape> {
         kv_heads: config.num_key_value_heads as u64,
         head_dim: config.head_dim as u64,
         intermediate: config.intermediate_size as u64,
-        gated: matches!(config.activation, Activation::Silu) || config.model_type.name().starts_with("gemma"),
+        gated: matches!(config.activation, Activation::Silu)
+            || config.model_type.name().starts_with("gemma"),
         experts: config.experts.map_or(1, |e| e.num_local_experts as u64),
         active_experts: config.experts.map_or(1, |e| e.num_experts_per_tok as u64),
         vocab: config.vocab_size as u64,

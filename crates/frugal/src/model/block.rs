@@ -1,4 +1,5 @@
-//! Parts shared by all backbones: attention over ragged sequences with cache and prefix, pooling helpers.
+//! Parts shared by all backbones: attention over ragged sequences with cache and prefix, pooling
+//! helpers.
 
 use burn::prelude::*;
 use frugal_kernels::AttentionSpec;
@@ -28,17 +29,41 @@ pub struct Attend<'a> {
 
 impl<'a> Attend<'a> {
     /// Attention with the configuration's heads and without a window.
-    pub fn new(config: &ModelConfig, layout: &'a SequenceLayout, layer: usize, causal: bool) -> Self {
-        let heads = [config.num_attention_heads, config.num_key_value_heads, config.head_dim];
-        Self { layout, layer, window: None, causal, heads, scale: config.attention_scale as f32, values_are_keys: false }
+    pub fn new(
+        config: &ModelConfig,
+        layout: &'a SequenceLayout,
+        layer: usize,
+        causal: bool,
+    ) -> Self {
+        let heads = [
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+        ];
+        Self {
+            layout,
+            layer,
+            window: None,
+            causal,
+            heads,
+            scale: config.attention_scale as f32,
+            values_are_keys: false,
+        }
     }
 }
 
 /// Attention of each sequence over its cached, prefixed and own keys.
 ///
-/// `q` is `[tokens, heads * head_dim]`, `k` and `v` are `[tokens, kv_heads * head_dim]`, rotated where the model
-/// rotates; returns `[tokens, heads * head_dim]`.
-pub fn attend(at: &Attend<'_>, q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, pass: &mut dyn Pass, cache: Option<&mut KvCache>) -> Tensor<2> {
+/// `q` is `[tokens, heads * head_dim]`, `k` and `v` are `[tokens, kv_heads * head_dim]`, rotated
+/// where the model rotates; returns `[tokens, heads * head_dim]`.
+pub fn attend(
+    at: &Attend<'_>,
+    q: Tensor<2>,
+    k: Tensor<2>,
+    v: Tensor<2>,
+    pass: &mut dyn Pass,
+    cache: Option<&mut KvCache>,
+) -> Tensor<2> {
     let boundaries = at.layout.cu_seqlens.clone();
     let mut spec = AttentionSpec {
         num_heads: at.heads[0],
@@ -59,12 +84,20 @@ pub fn attend(at: &Attend<'_>, q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, pass: &
     let positions = pass.prefix_length();
     let of_sequence = |rows: &Tensor<2>, sequence: usize| {
         let shared = rows.dims()[0] == positions;
-        if shared { rows.clone() } else { rows.clone().slice(sequence * positions..(sequence + 1) * positions) }
+        if shared {
+            rows.clone()
+        } else {
+            rows.clone()
+                .slice(sequence * positions..(sequence + 1) * positions)
+        }
     };
     let mut cache = cache;
     let (mut keys, mut values, mut cu_k) = (Vec::new(), Vec::new(), vec![0]);
     for (sequence, range) in boundaries.windows(2).enumerate() {
-        let (mut key, mut value) = (k.clone().slice(range[0]..range[1]), v.clone().slice(range[0]..range[1]));
+        let (mut key, mut value) = (
+            k.clone().slice(range[0]..range[1]),
+            v.clone().slice(range[0]..range[1]),
+        );
         if let Some(prefix) = prefix.as_ref().filter(|_| at.layout.past[sequence] == 0) {
             key = Tensor::cat(vec![of_sequence(&prefix.key, sequence), key], 0);
             value = Tensor::cat(vec![of_sequence(&prefix.value, sequence), value], 0);
@@ -86,26 +119,39 @@ pub fn attend(at: &Attend<'_>, q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, pass: &
             return output;
         }
         // Several new tokens after others: what is cached is copied out once.
-        for (sequence, (key, value)) in keys.iter_mut().zip(&mut values).enumerate().filter(|(i, _)| at.layout.past[*i] > 0) {
+        for (sequence, (key, value)) in keys
+            .iter_mut()
+            .zip(&mut values)
+            .enumerate()
+            .filter(|(i, _)| at.layout.past[*i] > 0)
+        {
             if let Some(cached) = cache.tensors(at.layer, sequence, &key.device().inner()) {
                 (*key, *value) = cached;
             }
         }
     }
-    keys.iter().for_each(|key| cu_k.push(cu_k[cu_k.len() - 1] + key.dims()[0]));
+    keys.iter()
+        .for_each(|key| cu_k.push(cu_k[cu_k.len() - 1] + key.dims()[0]));
     spec.cu_k = cu_k.into();
     frugal_kernels::attention(q, join(keys), join(values), &spec)
 }
 
 fn join(mut parts: Vec<Tensor<2>>) -> Tensor<2> {
-    if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(parts, 0) }
+    if parts.len() == 1 {
+        parts.remove(0)
+    } else {
+        Tensor::cat(parts, 0)
+    }
 }
 
 /// Rows of `x` `[tokens, d]` at these indices.
 pub fn select_rows(x: Tensor<2>, rows: &[usize]) -> Tensor<2> {
     let device = x.device().inner();
     let rows: Vec<i64> = rows.iter().map(|&r| r as i64).collect();
-    x.select(0, Tensor::<1, Int>::from_data(TensorData::from(rows.as_slice()), &device))
+    x.select(
+        0,
+        Tensor::<1, Int>::from_data(TensorData::from(rows.as_slice()), &device),
+    )
 }
 
 /// Removes the positions that a method put in front of each sequence.
@@ -113,12 +159,19 @@ pub fn drop_prepended(x: Tensor<2>, layout: &SequenceLayout) -> Tensor<2> {
     if layout.prepended == 0 {
         return x;
     }
-    let rows: Vec<usize> = layout.cu_seqlens.windows(2).flat_map(|w| w[0] + layout.prepended..w[1]).collect();
+    let rows: Vec<usize> = layout
+        .cu_seqlens
+        .windows(2)
+        .flat_map(|w| w[0] + layout.prepended..w[1])
+        .collect();
     select_rows(x, &rows)
 }
 
 /// Mean of each sequence's rows: `[tokens, d]` to `[sequences, d]`.
 pub fn mean_pool(x: Tensor<2>, cu_seqlens: &[usize]) -> Tensor<2> {
-    let means = cu_seqlens.windows(2).map(|w| x.clone().slice(w[0]..w[1]).mean_dim(0)).collect();
+    let means = cu_seqlens
+        .windows(2)
+        .map(|w| x.clone().slice(w[0]..w[1]).mean_dim(0))
+        .collect();
     Tensor::cat(means, 0)
 }

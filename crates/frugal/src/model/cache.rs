@@ -32,7 +32,11 @@ impl KvCache {
 
     /// An empty cache.
     pub fn with_type(layers: usize, sequences: usize, cache_type: CacheType) -> Self {
-        Self { entries: vec![vec![Entry::Empty; sequences]; layers], past: vec![0; sequences], cache_type }
+        Self {
+            entries: vec![vec![Entry::Empty; sequences]; layers],
+            past: vec![0; sequences],
+            cache_type,
+        }
     }
 
     /// Tokens of each sequence that are cached.
@@ -41,10 +45,17 @@ impl KvCache {
     }
 
     /// Adds new keys and values of a sequence and gives all of them.
-    pub fn extend(&mut self, layer: usize, sequence: usize, key: Tensor<2>, value: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
+    pub fn extend(
+        &mut self,
+        layer: usize,
+        sequence: usize,
+        key: Tensor<2>,
+        value: Tensor<2>,
+    ) -> (Tensor<2>, Tensor<2>) {
         let device = key.device().inner();
         self.append(layer, sequence, key.clone(), value.clone());
-        self.tensors(layer, sequence, &device).unwrap_or((key, value))
+        self.tensors(layer, sequence, &device)
+            .unwrap_or((key, value))
     }
 
     /// Adds new keys and values of a sequence.
@@ -52,12 +63,20 @@ impl KvCache {
         self.add(layer, sequence, key, value, KeyValues::new);
     }
 
-    /// Adds new vectors of a sequence that are both keys and values; in this process's memory they are held once.
+    /// Adds new vectors of a sequence that are both keys and values; in this process's memory they
+    /// are held once.
     pub fn append_shared(&mut self, layer: usize, sequence: usize, memory: Tensor<2>) {
         self.add(layer, sequence, memory.clone(), memory, KeyValues::shared);
     }
 
-    fn add(&mut self, layer: usize, sequence: usize, key: Tensor<2>, value: Tensor<2>, empty: fn(usize, CacheType) -> KeyValues) {
+    fn add(
+        &mut self,
+        layer: usize,
+        sequence: usize,
+        key: Tensor<2>,
+        value: Tensor<2>,
+        empty: fn(usize, CacheType) -> KeyValues,
+    ) {
         let entry = &mut self.entries[layer][sequence];
         if matches!(entry, Entry::Empty) {
             *entry = Entry::Blocks(empty(key.dims()[1], self.cache_type));
@@ -68,13 +87,20 @@ impl KvCache {
             return;
         }
         *entry = match std::mem::replace(entry, Entry::Empty) {
-            Entry::Tensors(k, v) => Entry::Tensors(Tensor::cat(vec![k, key], 0), Tensor::cat(vec![v, value], 0)),
+            Entry::Tensors(k, v) => {
+                Entry::Tensors(Tensor::cat(vec![k, key], 0), Tensor::cat(vec![v, value], 0))
+            }
             _ => Entry::Tensors(key, value),
         };
     }
 
     /// All keys and values of a sequence; none if nothing was added yet.
-    pub fn tensors(&self, layer: usize, sequence: usize, device: &Device) -> Option<(Tensor<2>, Tensor<2>)> {
+    pub fn tensors(
+        &self,
+        layer: usize,
+        sequence: usize,
+        device: &Device,
+    ) -> Option<(Tensor<2>, Tensor<2>)> {
         match &self.entries[layer][sequence] {
             Entry::Empty => None,
             Entry::Blocks(blocks) => Some(blocks.tensors(device)),
@@ -82,8 +108,8 @@ impl KvCache {
         }
     }
 
-    /// Attention of one new query of each sequence to what is cached, which includes its own key; `None` when the cache is on
-    /// another device.
+    /// Attention of one new query of each sequence to what is cached, which includes its own key;
+    /// `None` when the cache is on another device.
     pub fn attend(&self, layer: usize, q: Tensor<2>, spec: &AttentionSpec) -> Option<Tensor<2>> {
         let blocks = self.entries[layer].iter().map(|entry| match entry {
             Entry::Blocks(blocks) => Some(blocks),
@@ -145,7 +171,9 @@ impl KvCache {
         let of = |entry: &Entry| match entry {
             Entry::Empty => 0,
             Entry::Blocks(blocks) => blocks.bytes(),
-            Entry::Tensors(k, v) => (k.dims().iter().product::<usize>() + v.dims().iter().product::<usize>()) * 4,
+            Entry::Tensors(k, v) => {
+                (k.dims().iter().product::<usize>() + v.dims().iter().product::<usize>()) * 4
+            }
         };
         self.entries.iter().flatten().map(of).sum()
     }

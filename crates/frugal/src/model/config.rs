@@ -1,7 +1,7 @@
 //! Model configuration: a Hugging Face `config.json`, read into one structure for every backbone.
 //!
-//! Both spellings of the rotary settings are understood: `rope_theta` + `rope_scaling` (transformers 4)
-//! and `rope_parameters` (transformers 5).
+//! Both spellings of the rotary settings are understood: `rope_theta` + `rope_scaling`
+//! (transformers 4) and `rope_parameters` (transformers 5).
 
 mod read;
 
@@ -23,9 +23,11 @@ pub enum ModelType {
     Gemma3Text,
     /// Mixtral: Llama with a mixture of experts in every block.
     Mixtral,
-    /// DeepSeek V3 without experts: keys and values from one narrow vector per token (multi-head latent attention).
+    /// DeepSeek V3 without experts: keys and values from one narrow vector per token (multi-head
+    /// latent attention).
     DeepseekV3,
-    /// Native sparse attention, as described in arXiv 2502.11089; a type of our own, as no public format exists.
+    /// Native sparse attention, as described in arXiv 2502.11089; a type of our own, as no public
+    /// format exists.
     NativeSparse,
     /// GPT-2: learned positions, fused query/key/value.
     Gpt2,
@@ -53,7 +55,10 @@ impl ModelType {
 
     /// Hugging Face's `model_type`.
     pub fn name(self) -> &'static str {
-        Self::ALL.iter().find(|(_, t)| *t == self).map_or("unknown", |(name, _)| name)
+        Self::ALL
+            .iter()
+            .find(|(_, t)| *t == self)
+            .map_or("unknown", |(name, _)| name)
     }
 
     /// Whether the model reads its input in both directions and has no language-model head.
@@ -163,7 +168,8 @@ pub struct ExpertsConfig {
     pub router_aux_loss_coef: f64,
 }
 
-/// Latent attention: what is remembered of a token is one narrow vector, from which all heads' keys and values are made.
+/// Latent attention: what is remembered of a token is one narrow vector, from which all heads' keys
+/// and values are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LatentConfig {
     /// Width of the queries' narrow vector; `None` for queries straight from the hidden states.
@@ -180,7 +186,8 @@ pub struct LatentConfig {
     pub rope_interleave: bool,
 }
 
-/// Native sparse attention: compressed blocks, selected blocks and a window, each with keys and values of its own.
+/// Native sparse attention: compressed blocks, selected blocks and a window, each with keys and
+/// values of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SparseConfig {
     /// Tokens of a compressed block.
@@ -262,7 +269,8 @@ impl ModelConfig {
 
     /// Width of the part of a head that is rotated.
     pub fn rotary_dim(&self) -> usize {
-        self.latent.map_or(self.head_dim, |latent| latent.qk_rope_head_dim)
+        self.latent
+            .map_or(self.head_dim, |latent| latent.qk_rope_head_dim)
     }
 
     /// Numbers that a block remembers of each token while it generates.
@@ -279,7 +287,9 @@ impl ModelConfig {
     pub fn max_sequence(&self) -> usize {
         match self.model_type {
             // RoBERTa's position table starts at `padding id + 1`.
-            ModelType::Roberta => self.max_position_embeddings.saturating_sub(self.first_position() as usize),
+            ModelType::Roberta => self
+                .max_position_embeddings
+                .saturating_sub(self.first_position() as usize),
             _ => self.max_position_embeddings,
         }
     }

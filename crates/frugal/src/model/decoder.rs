@@ -1,5 +1,6 @@
-//! One decoder for the Llama family: `llama`, `mistral`, `qwen2`, `qwen3` and `gemma3_text`, with other kinds of attention
-//! (`deepseek_v3`, `native_sparse`) and feed-forward layers (`mixtral`) in its blocks.
+//! One decoder for the Llama family: `llama`, `mistral`, `qwen2`, `qwen3` and `gemma3_text`, with
+//! other kinds of attention (`deepseek_v3`, `native_sparse`) and feed-forward layers (`mixtral`) in
+//! its blocks.
 //!
 //! - Llama: <https://huggingface.co/docs/transformers/model_doc/llama2>
 //! - Gemma 3: <https://huggingface.co/docs/transformers/model_doc/gemma3>
@@ -31,11 +32,16 @@ enum Attention {
 
 /// What follows attention.
 enum FeedForward {
-    Gated { gate_proj: Linear, up_proj: Linear, down_proj: Linear },
+    Gated {
+        gate_proj: Linear,
+        up_proj: Linear,
+        down_proj: Linear,
+    },
     Experts(Experts),
 }
 
-/// Queries that share keys and values in groups: one group per head, one for all, or anything between.
+/// Queries that share keys and values in groups: one group per head, one for all, or anything
+/// between.
 struct Grouped {
     q_proj: Linear,
     k_proj: Linear,
@@ -75,7 +81,11 @@ impl Decoder {
     ///
     /// # Errors
     /// Whatever reading a tensor gives.
-    pub fn load(config: ModelConfig, sites: Arc<SiteTable>, loader: &mut WeightLoader<'_>) -> Result<Self, ModelError> {
+    pub fn load(
+        config: ModelConfig,
+        sites: Arc<SiteTable>,
+        loader: &mut WeightLoader<'_>,
+    ) -> Result<Self, ModelError> {
         let gemma = config.model_type == ModelType::Gemma3Text;
         // Gemma stores gains as an offset from 1.
         let offset = if gemma { 1.0 } else { 0.0 };
@@ -86,17 +96,27 @@ impl Decoder {
             let mut norm = |name: &str| loader.rms_norm(&p(name), eps, offset);
             let input_norm = norm("input_layernorm")?;
             let (attention_out_norm, mlp_norm, mlp_out_norm) = if gemma {
-                (Some(norm("post_attention_layernorm")?), norm("pre_feedforward_layernorm")?, Some(norm("post_feedforward_layernorm")?))
+                (
+                    Some(norm("post_attention_layernorm")?),
+                    norm("pre_feedforward_layernorm")?,
+                    Some(norm("post_feedforward_layernorm")?),
+                )
             } else {
                 (None, norm("post_attention_layernorm")?, None)
             };
             let qk_norm = match config.model_type {
-                ModelType::Qwen3 | ModelType::Gemma3Text => Some((norm("self_attn.q_norm")?, norm("self_attn.k_norm")?)),
+                ModelType::Qwen3 | ModelType::Gemma3Text => {
+                    Some((norm("self_attn.q_norm")?, norm("self_attn.k_norm")?))
+                }
                 _ => None,
             };
             let attention = match (&config.latent, &config.sparse) {
-                (Some(latent), _) => Attention::Latent(Latent::load(*latent, &config, loader, &p("self_attn"))?),
-                (None, Some(sparse)) => Attention::Sparse(Box::new(Sparse::load(*sparse, loader, &p("self_attn"))?)),
+                (Some(latent), _) => {
+                    Attention::Latent(Latent::load(*latent, &config, loader, &p("self_attn"))?)
+                }
+                (None, Some(sparse)) => {
+                    Attention::Sparse(Box::new(Sparse::load(*sparse, loader, &p("self_attn"))?))
+                }
                 (None, None) => Attention::Grouped(Grouped {
                     q_proj: loader.linear(&p("self_attn.q_proj"))?,
                     k_proj: loader.linear(&p("self_attn.k_proj"))?,
@@ -106,7 +126,9 @@ impl Decoder {
                 }),
             };
             let feed_forward = match &config.experts {
-                Some(experts) => FeedForward::Experts(Experts::load(*experts, loader, &p("block_sparse_moe"))?),
+                Some(experts) => {
+                    FeedForward::Experts(Experts::load(*experts, loader, &p("block_sparse_moe"))?)
+                }
                 None => FeedForward::Gated {
                     gate_proj: loader.linear(&p("mlp.gate_proj"))?,
                     up_proj: loader.linear(&p("mlp.up_proj"))?,
@@ -128,14 +150,38 @@ impl Decoder {
         let norm = loader.rms_norm("model.norm", eps, offset)?;
         // The reference keeps this factor in the embedding's precision, f32 here.
         let embed_scale = gemma.then(|| (config.hidden_size as f32).sqrt());
-        Ok(Self { sites, device: loader.device().clone(), embed_tokens, embed_scale, blocks, norm, lm_head, config })
+        Ok(Self {
+            sites,
+            device: loader.device().clone(),
+            embed_tokens,
+            embed_scale,
+            blocks,
+            norm,
+            lm_head,
+            config,
+        })
     }
 
     fn tables(&self, layout: &SequenceLayout, prefix: usize) -> (RotaryTable, Option<RotaryTable>) {
         let c = &self.config;
-        let positions: Vec<u32> = layout.position_ids.iter().map(|p| p + prefix as u32).collect();
-        let table = |rope| rotary_table(rope, c.rotary_dim(), c.max_position_embeddings, &positions, &self.device);
-        let global = c.rope.as_ref().expect("every decoder configuration has rotary settings");
+        let positions: Vec<u32> = layout
+            .position_ids
+            .iter()
+            .map(|p| p + prefix as u32)
+            .collect();
+        let table = |rope| {
+            rotary_table(
+                rope,
+                c.rotary_dim(),
+                c.max_position_embeddings,
+                &positions,
+                &self.device,
+            )
+        };
+        let global = c
+            .rope
+            .as_ref()
+            .expect("every decoder configuration has rotary settings");
         (table(global), c.rope_local.as_ref().map(table))
     }
 }
@@ -165,16 +211,31 @@ impl Grouped {
 }
 
 impl FeedForward {
-    fn forward(&self, activation: Activation, layer: usize, x: Tensor<2>, pass: &mut dyn Pass) -> Tensor<2> {
+    fn forward(
+        &self,
+        activation: Activation,
+        layer: usize,
+        x: Tensor<2>,
+        pass: &mut dyn Pass,
+    ) -> Tensor<2> {
         match self {
-            Self::Gated { gate_proj, up_proj, down_proj } => gated(activation, [gate_proj, up_proj, down_proj], x, pass),
+            Self::Gated {
+                gate_proj,
+                up_proj,
+                down_proj,
+            } => gated(activation, [gate_proj, up_proj, down_proj], x, pass),
             Self::Experts(experts) => experts.forward(activation, layer, x, pass),
         }
     }
 }
 
 /// `down(act(gate(x)) ⊙ up(x))`.
-pub(super) fn gated(activation: Activation, [gate_proj, up_proj, down_proj]: [&Linear; 3], x: Tensor<2>, pass: &mut dyn Pass) -> Tensor<2> {
+pub(super) fn gated(
+    activation: Activation,
+    [gate_proj, up_proj, down_proj]: [&Linear; 3],
+    x: Tensor<2>,
+    pass: &mut dyn Pass,
+) -> Tensor<2> {
     let gate = pass.linear(gate_proj, x.clone());
     let up = pass.linear(up_proj, x);
     let hidden = match activation {
@@ -186,7 +247,8 @@ pub(super) fn gated(activation: Activation, [gate_proj, up_proj, down_proj]: [&L
     pass.linear(down_proj, hidden)
 }
 
-/// Applies `f` to single heads: `[tokens, heads * head_dim]` viewed as `[tokens * heads, head_dim]`.
+/// Applies `f` to single heads: `[tokens, heads * head_dim]` viewed as
+/// `[tokens * heads, head_dim]`.
 fn per_head(x: Tensor<2>, head_dim: usize, f: impl FnOnce(Tensor<2>) -> Tensor<2>) -> Tensor<2> {
     let [tokens, width] = x.dims();
     f(x.reshape([tokens * width / head_dim, head_dim])).reshape([tokens, width])
@@ -205,11 +267,21 @@ impl Backbone for Decoder {
         &self.device
     }
 
-    fn forward(&self, input: &Input<'_>, pass: &mut dyn Pass, mut cache: Option<&mut KvCache>) -> Result<Tensor<2>, ModelError> {
+    fn forward(
+        &self,
+        input: &Input<'_>,
+        pass: &mut dyn Pass,
+        mut cache: Option<&mut KvCache>,
+    ) -> Result<Tensor<2>, ModelError> {
         check_input(&self.config, input)?;
-        if pass.prefix_length() > 0 && (self.config.latent.is_some() || self.config.sparse.is_some()) {
+        if pass.prefix_length() > 0
+            && (self.config.latent.is_some() || self.config.sparse.is_some())
+        {
             let reason = "keys and values in front of a block fit grouped attention only: use a method that changes weights or the input";
-            return Err(ModelError::Method { model_type: self.config.model_type.name(), reason: reason.into() });
+            return Err(ModelError::Method {
+                model_type: self.config.model_type.name(),
+                reason: reason.into(),
+            });
         }
         let mut layout = input.layout.clone();
         let mut x = pass.embedding(&self.embed_tokens, input.input_ids);
@@ -222,15 +294,37 @@ impl Backbone for Decoder {
             if pass.enter(layer, &x) == Enter::Skip {
                 continue;
             }
-            let window = if block.sliding { self.config.sliding_window } else { None };
-            let rotary = if block.sliding { local.as_ref().unwrap_or(&global) } else { &global };
-            let at = Attend { window, ..Attend::new(&self.config, &layout, layer, true) };
+            let window = if block.sliding {
+                self.config.sliding_window
+            } else {
+                None
+            };
+            let rotary = if block.sliding {
+                local.as_ref().unwrap_or(&global)
+            } else {
+                &global
+            };
+            let at = Attend {
+                window,
+                ..Attend::new(&self.config, &layout, layer, true)
+            };
 
             let y = pass.norm(&block.input_norm, x.clone());
             let mut a = match &block.attention {
-                Attention::Grouped(grouped) => grouped.forward(&self.config, &at, rotary, y.clone(), pass, cache.as_deref_mut()),
-                Attention::Latent(latent) => latent.forward(&at, rotary, y.clone(), pass, cache.as_deref_mut()),
-                Attention::Sparse(sparse) => sparse.forward(&at, rotary, y.clone(), pass, cache.as_deref_mut()),
+                Attention::Grouped(grouped) => grouped.forward(
+                    &self.config,
+                    &at,
+                    rotary,
+                    y.clone(),
+                    pass,
+                    cache.as_deref_mut(),
+                ),
+                Attention::Latent(latent) => {
+                    latent.forward(&at, rotary, y.clone(), pass, cache.as_deref_mut())
+                }
+                Attention::Sparse(sparse) => {
+                    sparse.forward(&at, rotary, y.clone(), pass, cache.as_deref_mut())
+                }
             };
             if let Some(norm) = &block.attention_out_norm {
                 a = pass.norm(norm, a);
@@ -238,7 +332,9 @@ impl Backbone for Decoder {
             let a = pass.around(layer, SubLayer::Attention, &y, a);
 
             let [h, y] = pass.add_norm(&block.mlp_norm, x, a);
-            let mut m = block.feed_forward.forward(self.config.activation, layer, y.clone(), pass);
+            let mut m = block
+                .feed_forward
+                .forward(self.config.activation, layer, y.clone(), pass);
             if let Some(norm) = &block.mlp_out_norm {
                 m = pass.norm(norm, m);
             }
@@ -260,19 +356,38 @@ impl Backbone for Decoder {
         use super::Frozen;
         visit(Frozen::Embedding(&self.embed_tokens));
         for b in &self.blocks {
-            let norms = [Some(&b.input_norm), b.attention_out_norm.as_ref(), Some(&b.mlp_norm), b.mlp_out_norm.as_ref()];
-            norms.into_iter().flatten().for_each(|n| visit(Frozen::Norm(n)));
+            let norms = [
+                Some(&b.input_norm),
+                b.attention_out_norm.as_ref(),
+                Some(&b.mlp_norm),
+                b.mlp_out_norm.as_ref(),
+            ];
+            norms
+                .into_iter()
+                .flatten()
+                .for_each(|n| visit(Frozen::Norm(n)));
             match &b.attention {
                 Attention::Grouped(a) => {
-                    a.qk_norm.iter().flat_map(|(q, k)| [q, k]).for_each(|n| visit(Frozen::Norm(n)));
-                    [&a.q_proj, &a.k_proj, &a.v_proj, &a.o_proj].into_iter().for_each(|l| visit(Frozen::Linear(l)));
+                    a.qk_norm
+                        .iter()
+                        .flat_map(|(q, k)| [q, k])
+                        .for_each(|n| visit(Frozen::Norm(n)));
+                    [&a.q_proj, &a.k_proj, &a.v_proj, &a.o_proj]
+                        .into_iter()
+                        .for_each(|l| visit(Frozen::Linear(l)));
                 }
                 Attention::Latent(a) => a.export(visit),
                 Attention::Sparse(a) => a.export(visit),
             }
             match &b.feed_forward {
-                FeedForward::Gated { gate_proj, up_proj, down_proj } => {
-                    [gate_proj, up_proj, down_proj].into_iter().for_each(|l| visit(Frozen::Linear(l)));
+                FeedForward::Gated {
+                    gate_proj,
+                    up_proj,
+                    down_proj,
+                } => {
+                    [gate_proj, up_proj, down_proj]
+                        .into_iter()
+                        .for_each(|l| visit(Frozen::Linear(l)));
                 }
                 FeedForward::Experts(experts) => experts.export(visit),
             }

@@ -1,4 +1,5 @@
-//! One encoder for `bert` and `roberta`: post-norm blocks, learned positions, attention in both directions.
+//! One encoder for `bert` and `roberta`: post-norm blocks, learned positions, attention in both
+//! directions.
 //!
 //! <https://huggingface.co/docs/transformers/model_doc/bert>
 
@@ -45,7 +46,11 @@ impl Encoder {
     ///
     /// # Errors
     /// Whatever reading a tensor gives.
-    pub fn load(config: ModelConfig, sites: Arc<SiteTable>, loader: &mut WeightLoader<'_>) -> Result<Self, ModelError> {
+    pub fn load(
+        config: ModelConfig,
+        sites: Arc<SiteTable>,
+        loader: &mut WeightLoader<'_>,
+    ) -> Result<Self, ModelError> {
         let eps = config.norm_eps;
         let base = config.model_type.base_prefix();
         let mut blocks = Vec::with_capacity(config.num_hidden_layers);
@@ -63,11 +68,17 @@ impl Encoder {
             });
         }
         let pooler_path = format!("{base}pooler.dense");
-        let pooler = if sites.find(&pooler_path).is_some() { loader.optional_linear(&pooler_path)? } else { None };
+        let pooler = if sites.find(&pooler_path).is_some() {
+            loader.optional_linear(&pooler_path)?
+        } else {
+            None
+        };
         Ok(Self {
             word_embeddings: loader.embedding(&format!("{base}embeddings.word_embeddings"))?,
-            position_embeddings: loader.embedding(&format!("{base}embeddings.position_embeddings"))?,
-            token_type_embeddings: loader.embedding(&format!("{base}embeddings.token_type_embeddings"))?,
+            position_embeddings: loader
+                .embedding(&format!("{base}embeddings.position_embeddings"))?,
+            token_type_embeddings: loader
+                .embedding(&format!("{base}embeddings.token_type_embeddings"))?,
             embedding_norm: loader.layer_norm(&format!("{base}embeddings.LayerNorm"), eps)?,
             device: loader.device().clone(),
             config,
@@ -91,9 +102,16 @@ impl Backbone for Encoder {
         &self.device
     }
 
-    fn forward(&self, input: &Input<'_>, pass: &mut dyn Pass, cache: Option<&mut KvCache>) -> Result<Tensor<2>, ModelError> {
+    fn forward(
+        &self,
+        input: &Input<'_>,
+        pass: &mut dyn Pass,
+        cache: Option<&mut KvCache>,
+    ) -> Result<Tensor<2>, ModelError> {
         if cache.is_some() {
-            return Err(ModelError::NotCausal { model_type: self.config.model_type.name() });
+            return Err(ModelError::NotCausal {
+                model_type: self.config.model_type.name(),
+            });
         }
         check_input(&self.config, input)?;
         let mut layout = input.layout.clone();
@@ -104,7 +122,9 @@ impl Backbone for Encoder {
         let positions: Vec<u32> = layout.position_ids.iter().map(|p| p + first).collect();
         super::check_positions(&self.config, &positions)?;
         let types = segment_ids(input, &layout, added);
-        let x = words + pass.embedding(&self.position_embeddings, &positions) + pass.embedding(&self.token_type_embeddings, &types);
+        let x = words
+            + pass.embedding(&self.position_embeddings, &positions)
+            + pass.embedding(&self.token_type_embeddings, &types);
         let mut x = pass.norm(&self.embedding_norm, x);
         for (layer, block) in self.blocks.iter().enumerate() {
             if pass.enter(layer, &x) == Enter::Skip {
@@ -138,7 +158,14 @@ impl Backbone for Encoder {
         visit(Frozen::Embedding(&self.token_type_embeddings));
         visit(Frozen::Norm(&self.embedding_norm));
         for b in &self.blocks {
-            for linear in [&b.query, &b.key, &b.value, &b.attention_output, &b.intermediate, &b.output] {
+            for linear in [
+                &b.query,
+                &b.key,
+                &b.value,
+                &b.attention_output,
+                &b.intermediate,
+                &b.output,
+            ] {
                 visit(Frozen::Linear(linear));
             }
             visit(Frozen::Norm(&b.attention_norm));
@@ -151,7 +178,11 @@ impl Backbone for Encoder {
 }
 
 /// Segment id of every position; positions that a method added get segment 0.
-fn segment_ids(input: &Input<'_>, layout: &super::layout::SequenceLayout, added: usize) -> Vec<u32> {
+fn segment_ids(
+    input: &Input<'_>,
+    layout: &super::layout::SequenceLayout,
+    added: usize,
+) -> Vec<u32> {
     if input.token_type_ids.is_empty() {
         return vec![0; layout.tokens()];
     }

@@ -42,7 +42,11 @@ impl Gpt2 {
     ///
     /// # Errors
     /// Whatever reading a tensor gives.
-    pub fn load(config: ModelConfig, sites: Arc<SiteTable>, loader: &mut WeightLoader<'_>) -> Result<Self, ModelError> {
+    pub fn load(
+        config: ModelConfig,
+        sites: Arc<SiteTable>,
+        loader: &mut WeightLoader<'_>,
+    ) -> Result<Self, ModelError> {
         let eps = config.norm_eps;
         let mut blocks = Vec::with_capacity(config.num_hidden_layers);
         for i in 0..config.num_hidden_layers {
@@ -60,7 +64,16 @@ impl Gpt2 {
         let wpe = loader.embedding("transformer.wpe")?;
         let ln_f = loader.layer_norm("transformer.ln_f", eps)?;
         let lm_head = loader.lm_head(&wte)?;
-        Ok(Self { config, sites, device: loader.device().clone(), wte, wpe, blocks, ln_f, lm_head })
+        Ok(Self {
+            config,
+            sites,
+            device: loader.device().clone(),
+            wte,
+            wpe,
+            blocks,
+            ln_f,
+            lm_head,
+        })
     }
 }
 
@@ -77,7 +90,12 @@ impl Backbone for Gpt2 {
         &self.device
     }
 
-    fn forward(&self, input: &Input<'_>, pass: &mut dyn Pass, mut cache: Option<&mut KvCache>) -> Result<Tensor<2>, ModelError> {
+    fn forward(
+        &self,
+        input: &Input<'_>,
+        pass: &mut dyn Pass,
+        mut cache: Option<&mut KvCache>,
+    ) -> Result<Tensor<2>, ModelError> {
         check_input(&self.config, input)?;
         let d = self.config.hidden_size;
         let mut layout = input.layout.clone();

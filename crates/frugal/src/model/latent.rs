@@ -1,8 +1,10 @@
-//! Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, equations 9 to 19; names as in `transformers`' DeepSeek V3).
+//! Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, equations 9 to 19; names as in
+//! `transformers`' DeepSeek V3).
 //!
-//! A token is remembered as one narrow vector `c` and one rotated key part that all heads share. While training, every head's
-//! keys and values are made from `c`. While generating, the matrices that would make them move to the other side: to the
-//! query (`qᵀ W_UK c`) and behind the weighted sum (`W_UV Σ a c`), so that what is cached stays narrow.
+//! A token is remembered as one narrow vector `c` and one rotated key part that all heads share.
+//! While training, every head's keys and values are made from `c`. While generating, the matrices
+//! that would make them move to the other side: to the query (`qᵀ W_UK c`) and behind the weighted
+//! sum (`W_UV Σ a c`), so that what is cached stays narrow.
 
 use burn::prelude::*;
 
@@ -36,7 +38,12 @@ impl Latent {
     ///
     /// # Errors
     /// Whatever reading a tensor gives.
-    pub fn load(config: LatentConfig, model: &ModelConfig, loader: &mut WeightLoader<'_>, path: &str) -> Result<Self, ModelError> {
+    pub fn load(
+        config: LatentConfig,
+        model: &ModelConfig,
+        loader: &mut WeightLoader<'_>,
+        path: &str,
+    ) -> Result<Self, ModelError> {
         let p = |name: &str| format!("{path}.{name}");
         // The norms inside have an epsilon of their own in the reference.
         const EPS: f64 = 1e-6;
@@ -68,7 +75,12 @@ impl Latent {
         pass: &mut dyn Pass,
         cache: Option<&mut KvCache>,
     ) -> Tensor<2> {
-        let LatentConfig { kv_lora_rank: rank, qk_nope_head_dim: nope, qk_rope_head_dim: rope, .. } = self.config;
+        let LatentConfig {
+            kv_lora_rank: rank,
+            qk_nope_head_dim: nope,
+            qk_rope_head_dim: rope,
+            ..
+        } = self.config;
         let q = match &self.queries {
             Queries::Direct(q_proj) => pass.linear(q_proj, x.clone()),
             Queries::Narrow(a, norm, b) => {
@@ -82,7 +94,9 @@ impl Latent {
         let c = pass.norm(&self.kv_a_norm, c);
         let (q_rope, k_rope) = (self.rotate(q_rope, rotary), self.rotate(k_rope, rotary));
         let y = match (cache, pass.plain_weight(&self.kv_b_proj)) {
-            (Some(cache), Some(weight)) => self.absorbed(at, weight, [q_nope, q_rope, c, k_rope], pass, cache),
+            (Some(cache), Some(weight)) => {
+                self.absorbed(at, weight, [q_nope, q_rope, c, k_rope], pass, cache)
+            }
             (cache, _) => self.expanded(at, [q_nope, q_rope, c, k_rope], pass, cache),
         };
         pass.linear(&self.o_proj, y)
@@ -90,7 +104,11 @@ impl Latent {
 
     fn rotate(&self, x: Tensor<2>, rotary: &RotaryTable) -> Tensor<2> {
         let width = self.config.qk_rope_head_dim;
-        let x = if self.config.rope_interleave { halves(x, width) } else { x };
+        let x = if self.config.rope_interleave {
+            halves(x, width)
+        } else {
+            x
+        };
         frugal_kernels::rope(x, rotary.cos.clone(), rotary.sin.clone(), width)
     }
 
@@ -102,16 +120,27 @@ impl Latent {
         pass: &mut dyn Pass,
         cache: Option<&mut KvCache>,
     ) -> Tensor<2> {
-        let LatentConfig { qk_nope_head_dim: nope, qk_rope_head_dim: rope, v_head_dim, .. } = self.config;
+        let LatentConfig {
+            qk_nope_head_dim: nope,
+            qk_rope_head_dim: rope,
+            v_head_dim,
+            ..
+        } = self.config;
         let (heads, tokens) = (self.heads, c.dims()[0]);
         let [k_nope, v] = split_heads(pass.linear(&self.kv_b_proj, c), heads, [nope, v_head_dim]);
-        let k_rope = k_rope.reshape([tokens, 1, rope]).expand([tokens, heads, rope]).reshape([tokens, heads * rope]);
+        let k_rope = k_rope
+            .reshape([tokens, 1, rope])
+            .expand([tokens, heads, rope])
+            .reshape([tokens, heads * rope]);
         // One width for all: zeros add nothing to scores, and what they give in values is cut off.
         let width = (nope + rope).max(v_head_dim);
         let q = join_heads(heads, [(q_nope, nope), (q_rope, rope)], width);
         let k = join_heads(heads, [(k_nope, nope), (k_rope, rope)], width);
         let v = join_heads(heads, [(v, v_head_dim)], width);
-        let at = Attend { heads: [heads, heads, width], ..*at };
+        let at = Attend {
+            heads: [heads, heads, width],
+            ..*at
+        };
         let y = attend(&at, q, k, v, pass, cache);
         split_heads(y, heads, [v_head_dim, width - v_head_dim])[0].clone()
     }
@@ -125,18 +154,43 @@ impl Latent {
         pass: &mut dyn Pass,
         cache: &mut KvCache,
     ) -> Tensor<2> {
-        let LatentConfig { kv_lora_rank: rank, qk_nope_head_dim: nope, qk_rope_head_dim: rope, v_head_dim, .. } = self.config;
+        let LatentConfig {
+            kv_lora_rank: rank,
+            qk_nope_head_dim: nope,
+            qk_rope_head_dim: rope,
+            v_head_dim,
+            ..
+        } = self.config;
         let (heads, tokens) = (self.heads, c.dims()[0]);
         let weight = weight.reshape([heads, nope + v_head_dim, rank]);
         let up_key = weight.clone().slice([0..heads, 0..nope, 0..rank]);
         let up_value = weight.slice([0..heads, nope..nope + v_head_dim, 0..rank]);
-        let q_nope = q_nope.reshape([tokens, heads, nope]).swap_dims(0, 1).matmul(up_key);
-        let q = join_heads(heads, [(q_nope.swap_dims(0, 1).reshape([tokens, heads * rank]), rank), (q_rope, rope)], rank + rope);
+        let q_nope = q_nope
+            .reshape([tokens, heads, nope])
+            .swap_dims(0, 1)
+            .matmul(up_key);
+        let q = join_heads(
+            heads,
+            [
+                (q_nope.swap_dims(0, 1).reshape([tokens, heads * rank]), rank),
+                (q_rope, rope),
+            ],
+            rank + rope,
+        );
         let memory = Tensor::cat(vec![c, k_rope], 1);
-        let at = Attend { heads: [heads, 1, rank + rope], values_are_keys: true, ..*at };
+        let at = Attend {
+            heads: [heads, 1, rank + rope],
+            values_are_keys: true,
+            ..*at
+        };
         let y = attend(&at, q, memory.clone(), memory, pass, Some(cache));
-        let y = y.reshape([tokens, heads, rank + rope]).slice([0..tokens, 0..heads, 0..rank]).swap_dims(0, 1);
-        y.matmul(up_value.swap_dims(1, 2)).swap_dims(0, 1).reshape([tokens, heads * v_head_dim])
+        let y = y
+            .reshape([tokens, heads, rank + rope])
+            .slice([0..tokens, 0..heads, 0..rank])
+            .swap_dims(0, 1);
+        y.matmul(up_value.swap_dims(1, 2))
+            .swap_dims(0, 1)
+            .reshape([tokens, heads * v_head_dim])
     }
 
     /// Visits all weights.
@@ -160,24 +214,45 @@ impl Latent {
 fn split_heads(x: Tensor<2>, heads: usize, [a, b]: [usize; 2]) -> [Tensor<2>; 2] {
     let tokens = x.dims()[0];
     let x = x.reshape([tokens, heads, a + b]);
-    let part = |from: usize, width: usize| x.clone().slice([0..tokens, 0..heads, from..from + width]).reshape([tokens, heads * width]);
-    [part(0, a), if b > 0 { part(a, b) } else { Tensor::empty([tokens, 0], &x.device()) }]
+    let part = |from: usize, width: usize| {
+        x.clone()
+            .slice([0..tokens, 0..heads, from..from + width])
+            .reshape([tokens, heads * width])
+    };
+    [
+        part(0, a),
+        if b > 0 {
+            part(a, b)
+        } else {
+            Tensor::empty([tokens, 0], &x.device())
+        },
+    ]
 }
 
 /// Parts of heads side by side, filled up with zeros to `width`: `[tokens, heads * width]`.
-fn join_heads<const N: usize>(heads: usize, parts: [(Tensor<2>, usize); N], width: usize) -> Tensor<2> {
+fn join_heads<const N: usize>(
+    heads: usize,
+    parts: [(Tensor<2>, usize); N],
+    width: usize,
+) -> Tensor<2> {
     let tokens = parts[0].0.dims()[0];
     let device = parts[0].0.device().inner();
     let used: usize = parts.iter().map(|(_, width)| width).sum();
-    let mut parts: Vec<Tensor<3>> = parts.into_iter().map(|(x, width)| x.reshape([tokens, heads, width])).collect();
+    let mut parts: Vec<Tensor<3>> = parts
+        .into_iter()
+        .map(|(x, width)| x.reshape([tokens, heads, width]))
+        .collect();
     if used < width {
         parts.push(Tensor::zeros([tokens, heads, width - used], &device));
     }
     Tensor::cat(parts, 2).reshape([tokens, heads * width])
 }
 
-/// Neighbouring pairs `(x0, x1), (x2, x3), ...` of every head as halves `(x0, x2, ..., x1, x3, ...)`.
+/// Neighbouring pairs `(x0, x1), (x2, x3), ...` of every head as halves
+/// `(x0, x2, ..., x1, x3, ...)`.
 fn halves(x: Tensor<2>, width: usize) -> Tensor<2> {
     let [tokens, total] = x.dims();
-    x.reshape([tokens, total / width, width / 2, 2]).swap_dims(2, 3).reshape([tokens, total])
+    x.reshape([tokens, total / width, width / 2, 2])
+        .swap_dims(2, 3)
+        .reshape([tokens, total])
 }

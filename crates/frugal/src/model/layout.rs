@@ -29,7 +29,12 @@ impl SequenceLayout {
             cu_seqlens.push(cu_seqlens[cu_seqlens.len() - 1] + length);
             position_ids.extend((past..past + length).map(|p| p as u32));
         }
-        Self { cu_seqlens: cu_seqlens.into(), position_ids, past: past.to_vec(), prepended: 0 }
+        Self {
+            cu_seqlens: cu_seqlens.into(),
+            position_ids,
+            past: past.to_vec(),
+            prepended: 0,
+        }
     }
 
     /// Number of sequences.
@@ -55,7 +60,10 @@ impl SequenceLayout {
     /// The layout after `count` positions were put in front of every sequence.
     pub fn prepend(&self, count: usize) -> Self {
         let lengths: Vec<usize> = self.lengths().iter().map(|n| n + count).collect();
-        Self { prepended: self.prepended + count, ..Self::with_past(&lengths, &self.past) }
+        Self {
+            prepended: self.prepended + count,
+            ..Self::with_past(&lengths, &self.past)
+        }
     }
 }
 
@@ -73,6 +81,10 @@ pub struct Input<'a> {
 impl<'a> Input<'a> {
     /// Sequences of these lengths.
     pub fn new(input_ids: &'a [u32], lengths: &[usize]) -> Self {
-        Self { input_ids, token_type_ids: &[], layout: SequenceLayout::new(lengths) }
+        Self {
+            input_ids,
+            token_type_ids: &[],
+            layout: SequenceLayout::new(lengths),
+        }
     }
 }

@@ -104,19 +104,34 @@ impl Linear {
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         match &self.weight {
             Weight::Dense(weight) => frugal_kernels::linear(x, weight.clone(), self.bias.clone()),
-            Weight::Packed { packed, .. } => frugal_kernels::quantized_linear(x, packed, self.bias.clone()),
-            Weight::Sparse { sparse, .. } => frugal_kernels::sparse_linear(x, sparse, self.bias.clone()),
+            Weight::Packed { packed, .. } => {
+                frugal_kernels::quantized_linear(x, packed, self.bias.clone())
+            }
+            Weight::Sparse { sparse, .. } => {
+                frugal_kernels::sparse_linear(x, sparse, self.bias.clone())
+            }
         }
     }
 
     /// The same with `scale · B A` added to the weight: a `[r, d_in]`, b `[d_out, r]`.
-    pub fn forward_low_rank(&self, x: Tensor<2>, a: Tensor<2>, b: Tensor<2>, scale: f32) -> Tensor<2> {
+    pub fn forward_low_rank(
+        &self,
+        x: Tensor<2>,
+        a: Tensor<2>,
+        b: Tensor<2>,
+        scale: f32,
+    ) -> Tensor<2> {
         let bias = self.bias.clone();
         match &self.weight {
-            Weight::Dense(weight) => frugal_kernels::lora_linear(x, weight.clone(), bias, a, b, scale),
-            Weight::Packed { packed, .. } => frugal_kernels::quantized_lora_linear(x, packed, bias, a, b, scale),
+            Weight::Dense(weight) => {
+                frugal_kernels::lora_linear(x, weight.clone(), bias, a, b, scale)
+            }
+            Weight::Packed { packed, .. } => {
+                frugal_kernels::quantized_lora_linear(x, packed, bias, a, b, scale)
+            }
             Weight::Sparse { sparse, .. } => {
-                let low = frugal_kernels::linear(frugal_kernels::linear(x.clone(), a, None), b, None);
+                let low =
+                    frugal_kernels::linear(frugal_kernels::linear(x.clone(), a, None), b, None);
                 frugal_kernels::sparse_linear(x, sparse, bias) + low * scale
             }
         }
@@ -126,12 +141,20 @@ impl Linear {
     pub fn forward_low_rank_rows(&self, x: Tensor<2>, pairs: &[LowRankRows]) -> Tensor<2> {
         let bias = self.bias.clone();
         match &self.weight {
-            Weight::Dense(weight) => frugal_kernels::multi_lora_linear(x, weight.clone(), bias, pairs),
-            Weight::Packed { packed, .. } => frugal_kernels::quantized_multi_lora_linear(x, packed, bias, pairs),
+            Weight::Dense(weight) => {
+                frugal_kernels::multi_lora_linear(x, weight.clone(), bias, pairs)
+            }
+            Weight::Packed { packed, .. } => {
+                frugal_kernels::quantized_multi_lora_linear(x, packed, bias, pairs)
+            }
             Weight::Sparse { sparse, .. } => {
                 let change = |LowRankRows { rows, a, b, scale }: &LowRankRows| {
-                    let low = frugal_kernels::linear(x.clone().slice(rows.clone()), a.clone(), None);
-                    (rows.clone(), frugal_kernels::linear(low, b.clone(), None) * *scale)
+                    let low =
+                        frugal_kernels::linear(x.clone().slice(rows.clone()), a.clone(), None);
+                    (
+                        rows.clone(),
+                        frugal_kernels::linear(low, b.clone(), None) * *scale,
+                    )
                 };
                 let changes: Vec<_> = pairs.iter().map(change).collect();
                 let y = frugal_kernels::sparse_linear(x, sparse, bias);
@@ -193,11 +216,21 @@ impl Norm {
 
     /// `[rows, d]` to the same, with this gain and bias.
     pub fn apply(&self, x: Tensor<2>, weight: Tensor<1>, bias: Option<Tensor<1>>) -> Tensor<2> {
-        if self.center { frugal_kernels::layer_norm(x, weight, bias, self.eps) } else { frugal_kernels::rms_norm(x, weight, self.eps) }
+        if self.center {
+            frugal_kernels::layer_norm(x, weight, bias, self.eps)
+        } else {
+            frugal_kernels::rms_norm(x, weight, self.eps)
+        }
     }
 
     /// `x + y`, both `[rows, d]`, and its normalisation with this gain and bias.
-    pub fn apply_to_sum(&self, x: Tensor<2>, y: Tensor<2>, weight: Tensor<1>, bias: Option<Tensor<1>>) -> [Tensor<2>; 2] {
+    pub fn apply_to_sum(
+        &self,
+        x: Tensor<2>,
+        y: Tensor<2>,
+        weight: Tensor<1>,
+        bias: Option<Tensor<1>>,
+    ) -> [Tensor<2>; 2] {
         if self.center {
             frugal_kernels::add_layer_norm(x, y, weight, bias, self.eps)
         } else {

@@ -1,7 +1,8 @@
 //! Backbones: frozen, shareable transformer models that adapters act on.
 //!
-//! All of them read ragged batches ([`SequenceLayout`]): the tokens of all sequences one after another, no padding,
-//! so packing several sequences into one call is exact. Hidden states are `[tokens, d_model]`.
+//! All of them read ragged batches ([`SequenceLayout`]): the tokens of all sequences one after
+//! another, no padding, so packing several sequences into one call is exact. Hidden states are
+//! `[tokens, d_model]`.
 
 mod block;
 mod cache;
@@ -29,7 +30,10 @@ use thiserror::Error;
 
 pub use block::{mean_pool, select_rows};
 pub use cache::KvCache;
-pub use config::{Activation, ExpertsConfig, LatentConfig, ModelConfig, ModelType, RopeConfig, RopeScaling, SparseConfig};
+pub use config::{
+    Activation, ExpertsConfig, LatentConfig, ModelConfig, ModelType, RopeConfig, RopeScaling,
+    SparseConfig,
+};
 pub use decoder::Decoder;
 pub use encoder::Encoder;
 pub use frugal_kernels::Activations;
@@ -40,7 +44,9 @@ pub use linear::{Embedding, Linear, Norm, Weight, lookup};
 pub use loftq::{Correction, Loftq};
 pub use rope::inverse_frequencies;
 pub use site::{SiteId, SiteInfo, SiteKind, SiteTable};
-pub use weights::{LoadOptions, Loaded, MemorySource, Quantize, WeightLoader, WeightSource, read_values};
+pub use weights::{
+    LoadOptions, Loaded, MemorySource, Quantize, WeightLoader, WeightSource, read_values,
+};
 
 use crate::adapt::Pass;
 
@@ -91,7 +97,9 @@ pub enum ModelError {
         name: String,
     },
     /// A token id outside the table.
-    #[error("token id {id} at position {position} is outside the vocabulary of {vocab_size}: the tokenizer does not belong to this model")]
+    #[error(
+        "token id {id} at position {position} is outside the vocabulary of {vocab_size}: the tokenizer does not belong to this model"
+    )]
     TokenId {
         /// The id.
         id: u32,
@@ -101,7 +109,9 @@ pub enum ModelError {
         vocab_size: usize,
     },
     /// Ids and layout disagree, or a sequence is empty.
-    #[error("the input has {tokens} tokens but its layout describes {described}, in sequences of at least one token")]
+    #[error(
+        "the input has {tokens} tokens but its layout describes {described}, in sequences of at least one token"
+    )]
     Layout {
         /// Number of ids.
         tokens: usize,
@@ -109,7 +119,9 @@ pub enum ModelError {
         described: usize,
     },
     /// A sequence longer than the positions of the model.
-    #[error("a sequence of {length} tokens is longer than the model's {limit} positions: shorten it, or allow truncation")]
+    #[error(
+        "a sequence of {length} tokens is longer than the model's {limit} positions: shorten it, or allow truncation"
+    )]
     TooLong {
         /// Tokens.
         length: usize,
@@ -137,8 +149,8 @@ pub enum Frozen<'a> {
     Norm(&'a Norm),
 }
 
-/// A frozen model. It lives on the plain device and never enters the gradient graph; adapters meet it in
-/// [`Backbone::forward`].
+/// A frozen model. It lives on the plain device and never enters the gradient graph; adapters meet
+/// it in [`Backbone::forward`].
 pub trait Backbone: Send + Sync {
     /// Sizes and settings.
     fn config(&self) -> &ModelConfig;
@@ -149,8 +161,14 @@ pub trait Backbone: Send + Sync {
     /// Hidden states after the final norm, `[tokens, d_model]`; fills the cache if one is given.
     ///
     /// # Errors
-    /// Ids outside the vocabulary, sequences longer than the positions, a cache given to an encoder.
-    fn forward(&self, input: &Input<'_>, pass: &mut dyn Pass, cache: Option<&mut KvCache>) -> Result<Tensor<2>, ModelError>;
+    /// Ids outside the vocabulary, sequences longer than the positions, a cache given to an
+    /// encoder.
+    fn forward(
+        &self,
+        input: &Input<'_>,
+        pass: &mut dyn Pass,
+        cache: Option<&mut KvCache>,
+    ) -> Result<Tensor<2>, ModelError>;
     /// The output head over the vocabulary, where there is one.
     fn lm_head(&self) -> Option<&Linear> {
         None
@@ -176,7 +194,11 @@ pub trait Backbone: Send + Sync {
 ///
 /// # Errors
 /// When tensors are missing, mis-shaped or unreadable.
-pub fn build(config: ModelConfig, source: &dyn WeightSource, device: &Device) -> Result<Arc<dyn Backbone>, ModelError> {
+pub fn build(
+    config: ModelConfig,
+    source: &dyn WeightSource,
+    device: &Device,
+) -> Result<Arc<dyn Backbone>, ModelError> {
     build_with(config, source, device, LoadOptions::default())
 }
 
@@ -191,7 +213,13 @@ pub fn build_with(
     options: LoadOptions,
 ) -> Result<Arc<dyn Backbone>, ModelError> {
     let sites = Arc::new(SiteTable::new(&config));
-    let mut loader = WeightLoader::new(source, &sites, device, config.model_type.base_prefix(), options)?;
+    let mut loader = WeightLoader::new(
+        source,
+        &sites,
+        device,
+        config.model_type.base_prefix(),
+        options,
+    )?;
     let sites = sites.clone();
     Ok(match config.model_type {
         ModelType::Gpt2 => Arc::new(Gpt2::load(config, sites, &mut loader)?),
@@ -202,11 +230,22 @@ pub fn build_with(
 
 fn check_input(config: &ModelConfig, input: &Input<'_>) -> Result<(), ModelError> {
     let (tokens, described) = (input.input_ids.len(), input.layout.tokens());
-    if tokens != described || tokens == 0 || input.layout.cu_seqlens.windows(2).any(|w| w[0] >= w[1]) {
+    if tokens != described
+        || tokens == 0
+        || input.layout.cu_seqlens.windows(2).any(|w| w[0] >= w[1])
+    {
         return Err(ModelError::Layout { tokens, described });
     }
-    if let Some(position) = input.input_ids.iter().position(|&id| id as usize >= config.vocab_size) {
-        return Err(ModelError::TokenId { id: input.input_ids[position], position, vocab_size: config.vocab_size });
+    if let Some(position) = input
+        .input_ids
+        .iter()
+        .position(|&id| id as usize >= config.vocab_size)
+    {
+        return Err(ModelError::TokenId {
+            id: input.input_ids[position],
+            position,
+            vocab_size: config.vocab_size,
+        });
     }
     Ok(())
 }
@@ -216,7 +255,10 @@ fn check_positions(config: &ModelConfig, positions: &[u32]) -> Result<(), ModelE
     let last = positions.iter().copied().max().unwrap_or(0) as usize;
     if last >= config.max_position_embeddings {
         let first = config.first_position() as usize;
-        return Err(ModelError::TooLong { length: last + 1 - first, limit: config.max_sequence() });
+        return Err(ModelError::TooLong {
+            length: last + 1 - first,
+            limit: config.max_sequence(),
+        });
     }
     Ok(())
 }

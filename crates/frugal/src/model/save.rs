@@ -57,20 +57,33 @@ pub struct Stored<'a> {
 
 impl<'a> Stored<'a> {
     /// `values` must give as many elements as `shape` has, in row-major order.
-    pub fn new(shape: &[usize], stored_type: StoredType, values: impl Fn() -> Vec<f32> + 'a) -> Self {
-        Self { shape: shape.to_vec(), content: Content::Floats(stored_type, Box::new(values)) }
+    pub fn new(
+        shape: &[usize],
+        stored_type: StoredType,
+        values: impl Fn() -> Vec<f32> + 'a,
+    ) -> Self {
+        Self {
+            shape: shape.to_vec(),
+            content: Content::Floats(stored_type, Box::new(values)),
+        }
     }
 
     /// Token ids `[tokens]`, stored as 64-bit whole numbers.
     pub fn ids(ids: &[u32]) -> Self {
-        Self { shape: vec![ids.len()], content: Content::Ids(ids.to_vec()) }
+        Self {
+            shape: vec![ids.len()],
+            content: Content::Ids(ids.to_vec()),
+        }
     }
 }
 
 impl Stored<'_> {
     /// Indices, stored as 32-bit whole numbers; as many as `shape` has elements.
     pub fn whole_numbers(shape: &[usize], values: Vec<i32>) -> Self {
-        Self { shape: shape.to_vec(), content: Content::WholeNumbers(values) }
+        Self {
+            shape: shape.to_vec(),
+            content: Content::WholeNumbers(values),
+        }
     }
 }
 
@@ -91,11 +104,22 @@ impl View for Stored<'_> {
 
     fn data(&self) -> Cow<'_, [u8]> {
         Cow::Owned(match &self.content {
-            Content::Floats(StoredType::F32, values) => values().iter().flat_map(|v| v.to_le_bytes()).collect(),
-            Content::Floats(StoredType::F16, values) => values().iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect(),
-            Content::Floats(StoredType::Bf16, values) => values().iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect(),
+            Content::Floats(StoredType::F32, values) => {
+                values().iter().flat_map(|v| v.to_le_bytes()).collect()
+            }
+            Content::Floats(StoredType::F16, values) => values()
+                .iter()
+                .flat_map(|v| half::f16::from_f32(*v).to_le_bytes())
+                .collect(),
+            Content::Floats(StoredType::Bf16, values) => values()
+                .iter()
+                .flat_map(|v| half::bf16::from_f32(*v).to_le_bytes())
+                .collect(),
             Content::WholeNumbers(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-            Content::Ids(ids) => ids.iter().flat_map(|id| i64::from(*id).to_le_bytes()).collect(),
+            Content::Ids(ids) => ids
+                .iter()
+                .flat_map(|id| i64::from(*id).to_le_bytes())
+                .collect(),
         })
     }
 
@@ -114,7 +138,10 @@ impl View for Stored<'_> {
 /// # Errors
 /// [`FileError`] naming the path; an older file is then untouched.
 pub fn write_safetensors(path: &Path, tensors: Vec<(String, Stored<'_>)>) -> Result<(), FileError> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = path
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     frugal_core::fs::create_dir(folder)?;
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let write = || -> std::io::Result<()> {
@@ -138,18 +165,28 @@ pub fn write_safetensors(path: &Path, tensors: Vec<(String, Stored<'_>)>) -> Res
     write().map_err(FileError::at(path, "cannot write"))
 }
 
-/// Writes `config.json` and `model.safetensors`; the configuration last, so that a folder with one is complete.
+/// Writes `config.json` and `model.safetensors`; the configuration last, so that a folder with one
+/// is complete.
 ///
 /// # Errors
 /// [`FileError`] naming the path.
-pub fn write_model(folder: &Path, config: &ModelConfig, tensors: &MemorySource, stored_type: StoredType) -> Result<(), FileError> {
-    let all = tensors.iter().map(|(name, shape, values)| (name, Stored::new(&shape, stored_type, values))).collect();
+pub fn write_model(
+    folder: &Path,
+    config: &ModelConfig,
+    tensors: &MemorySource,
+    stored_type: StoredType,
+) -> Result<(), FileError> {
+    let all = tensors
+        .iter()
+        .map(|(name, shape, values)| (name, Stored::new(&shape, stored_type, values)))
+        .collect();
     write_safetensors(&folder.join("model.safetensors"), all)?;
     let mut raw = config.raw.clone();
     if let Some(map) = raw.as_object_mut() {
         map.remove("torch_dtype");
         map.insert("dtype".into(), stored_type.torch_name().into());
     }
-    let text = serde_json::to_string_pretty(&raw).map_err(|e| FileError::at(folder, "cannot write config.json")(e.into()))?;
+    let text = serde_json::to_string_pretty(&raw)
+        .map_err(|e| FileError::at(folder, "cannot write config.json")(e.into()))?;
     frugal_core::fs::write_atomic(&folder.join("config.json"), (text + "\n").as_bytes())
 }

@@ -91,13 +91,20 @@ impl SiteTable {
 
     /// These sites, in this order.
     pub fn of(sites: Vec<SiteInfo>) -> Self {
-        let by_path = sites.iter().zip(0..).map(|(site, i)| (site.path.clone(), SiteId(i))).collect();
+        let by_path = sites
+            .iter()
+            .zip(0..)
+            .map(|(site, i)| (site.path.clone(), SiteId(i)))
+            .collect();
         Self { sites, by_path }
     }
 
     /// All sites.
     pub fn iter(&self) -> impl Iterator<Item = (SiteId, &SiteInfo)> {
-        self.sites.iter().enumerate().map(|(i, s)| (SiteId(i as u32), s))
+        self.sites
+            .iter()
+            .enumerate()
+            .map(|(i, s)| (SiteId(i as u32), s))
     }
 
     /// Number of sites.
@@ -125,13 +132,37 @@ impl SiteTable {
         self.sites.iter().map(SiteInfo::num_parameters).sum()
     }
 
-    fn add(&mut self, path: String, kind: SiteKind, layer: Option<usize>, d_in: usize, d_out: usize, has_bias: bool) {
-        self.by_path.insert(path.clone(), SiteId(self.sites.len() as u32));
-        self.sites.push(SiteInfo { path, kind, layer, d_in, d_out, has_bias, tied: false });
+    fn add(
+        &mut self,
+        path: String,
+        kind: SiteKind,
+        layer: Option<usize>,
+        d_in: usize,
+        d_out: usize,
+        has_bias: bool,
+    ) {
+        self.by_path
+            .insert(path.clone(), SiteId(self.sites.len() as u32));
+        self.sites.push(SiteInfo {
+            path,
+            kind,
+            layer,
+            d_in,
+            d_out,
+            has_bias,
+            tied: false,
+        });
     }
 
     fn add_lm_head(&mut self, c: &ModelConfig) {
-        self.add("lm_head".into(), SiteKind::LmHead, None, c.hidden_size, c.vocab_size, false);
+        self.add(
+            "lm_head".into(),
+            SiteKind::LmHead,
+            None,
+            c.hidden_size,
+            c.vocab_size,
+            false,
+        );
         if let Some(head) = self.sites.last_mut() {
             head.tied = c.tie_word_embeddings;
         }
@@ -140,9 +171,19 @@ impl SiteTable {
     fn decoder(&mut self, c: &ModelConfig) {
         use SiteKind::{Embedding, Linear, Norm};
         let (d, ff) = (c.hidden_size, c.intermediate_size);
-        let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
+        let (q, kv) = (
+            c.num_attention_heads * c.head_dim,
+            c.num_key_value_heads * c.head_dim,
+        );
         let gemma = c.model_type == ModelType::Gemma3Text;
-        self.add("model.embed_tokens".into(), Embedding, None, c.vocab_size, d, false);
+        self.add(
+            "model.embed_tokens".into(),
+            Embedding,
+            None,
+            c.vocab_size,
+            d,
+            false,
+        );
         for i in 0..c.num_hidden_layers {
             let p = |name: &str| format!("model.layers.{i}.{name}");
             let l = Some(i);
@@ -160,7 +201,9 @@ impl SiteTable {
                 self.add(p("self_attn.q_norm"), Norm, l, 1, c.head_dim, false);
                 self.add(p("self_attn.k_norm"), Norm, l, 1, c.head_dim, false);
             }
-            let heads = c.latent.map_or(q, |latent| c.num_attention_heads * latent.v_head_dim);
+            let heads = c
+                .latent
+                .map_or(q, |latent| c.num_attention_heads * latent.v_head_dim);
             self.add(p("self_attn.o_proj"), Linear, l, heads, d, c.output_bias);
             self.add(p("post_attention_layernorm"), Norm, l, 1, d, false);
             if gemma {
@@ -168,11 +211,39 @@ impl SiteTable {
             }
             match &c.experts {
                 Some(experts) => {
-                    self.add(p("block_sparse_moe.gate"), Linear, l, d, experts.num_local_experts, false);
+                    self.add(
+                        p("block_sparse_moe.gate"),
+                        Linear,
+                        l,
+                        d,
+                        experts.num_local_experts,
+                        false,
+                    );
                     for e in 0..experts.num_local_experts {
-                        self.add(p(&format!("block_sparse_moe.experts.{e}.w1")), Linear, l, d, ff, false);
-                        self.add(p(&format!("block_sparse_moe.experts.{e}.w3")), Linear, l, d, ff, false);
-                        self.add(p(&format!("block_sparse_moe.experts.{e}.w2")), Linear, l, ff, d, false);
+                        self.add(
+                            p(&format!("block_sparse_moe.experts.{e}.w1")),
+                            Linear,
+                            l,
+                            d,
+                            ff,
+                            false,
+                        );
+                        self.add(
+                            p(&format!("block_sparse_moe.experts.{e}.w3")),
+                            Linear,
+                            l,
+                            d,
+                            ff,
+                            false,
+                        );
+                        self.add(
+                            p(&format!("block_sparse_moe.experts.{e}.w2")),
+                            Linear,
+                            l,
+                            ff,
+                            d,
+                            false,
+                        );
                     }
                 }
                 None => {
@@ -192,7 +263,11 @@ impl SiteTable {
     fn latent(&mut self, c: &ModelConfig, latent: &LatentConfig, layer: usize) {
         use SiteKind::{Linear, Norm};
         let p = |name: &str| format!("model.layers.{layer}.self_attn.{name}");
-        let (d, l, queries) = (c.hidden_size, Some(layer), c.num_attention_heads * c.head_dim);
+        let (d, l, queries) = (
+            c.hidden_size,
+            Some(layer),
+            c.num_attention_heads * c.head_dim,
+        );
         match latent.q_lora_rank {
             Some(rank) => {
                 self.add(p("q_a_proj"), Linear, l, d, rank, c.qkv_bias);
@@ -201,26 +276,64 @@ impl SiteTable {
             }
             None => self.add(p("q_proj"), Linear, l, d, queries, false),
         }
-        self.add(p("kv_a_proj_with_mqa"), Linear, l, d, latent.kv_lora_rank + latent.qk_rope_head_dim, c.qkv_bias);
+        self.add(
+            p("kv_a_proj_with_mqa"),
+            Linear,
+            l,
+            d,
+            latent.kv_lora_rank + latent.qk_rope_head_dim,
+            c.qkv_bias,
+        );
         self.add(p("kv_a_layernorm"), Norm, l, 1, latent.kv_lora_rank, false);
         let expanded = c.num_attention_heads * (latent.qk_nope_head_dim + latent.v_head_dim);
-        self.add(p("kv_b_proj"), Linear, l, latent.kv_lora_rank, expanded, false);
+        self.add(
+            p("kv_b_proj"),
+            Linear,
+            l,
+            latent.kv_lora_rank,
+            expanded,
+            false,
+        );
     }
 
     fn sparse(&mut self, c: &ModelConfig, sparse: &SparseConfig, layer: usize) {
         use SiteKind::{Embedding, Linear};
         let p = |name: &str| format!("model.layers.{layer}.self_attn.{name}");
         let (d, l) = (c.hidden_size, Some(layer));
-        let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
+        let (q, kv) = (
+            c.num_attention_heads * c.head_dim,
+            c.num_key_value_heads * c.head_dim,
+        );
         self.add(p("q_proj"), Linear, l, d, q, false);
         for branch in ["compress", "select", "window"] {
             self.add(p(&format!("{branch}.k_proj")), Linear, l, d, kv, false);
             self.add(p(&format!("{branch}.v_proj")), Linear, l, d, kv, false);
         }
         for what in ["key", "value"] {
-            self.add(p(&format!("compress.{what}_position")), Embedding, l, sparse.compress_block, c.head_dim, false);
-            self.add(p(&format!("compress.{what}_up")), Linear, l, sparse.compress_block * c.head_dim, 2 * c.head_dim, true);
-            self.add(p(&format!("compress.{what}_down")), Linear, l, 2 * c.head_dim, c.head_dim, true);
+            self.add(
+                p(&format!("compress.{what}_position")),
+                Embedding,
+                l,
+                sparse.compress_block,
+                c.head_dim,
+                false,
+            );
+            self.add(
+                p(&format!("compress.{what}_up")),
+                Linear,
+                l,
+                sparse.compress_block * c.head_dim,
+                2 * c.head_dim,
+                true,
+            );
+            self.add(
+                p(&format!("compress.{what}_down")),
+                Linear,
+                l,
+                2 * c.head_dim,
+                c.head_dim,
+                true,
+            );
         }
         self.add(p("gate"), Linear, l, d, 3 * c.num_attention_heads, true);
     }
@@ -228,8 +341,22 @@ impl SiteTable {
     fn gpt2(&mut self, c: &ModelConfig) {
         use SiteKind::{Conv1d, Embedding, Norm};
         let (d, ff) = (c.hidden_size, c.intermediate_size);
-        self.add("transformer.wte".into(), Embedding, None, c.vocab_size, d, false);
-        self.add("transformer.wpe".into(), Embedding, None, c.max_position_embeddings, d, false);
+        self.add(
+            "transformer.wte".into(),
+            Embedding,
+            None,
+            c.vocab_size,
+            d,
+            false,
+        );
+        self.add(
+            "transformer.wpe".into(),
+            Embedding,
+            None,
+            c.max_position_embeddings,
+            d,
+            false,
+        );
         for i in 0..c.num_hidden_layers {
             let p = |name: &str| format!("transformer.h.{i}.{name}");
             let l = Some(i);
@@ -248,10 +375,38 @@ impl SiteTable {
         use SiteKind::{Embedding, Linear, Norm};
         let (d, ff) = (c.hidden_size, c.intermediate_size);
         let base = c.model_type.base_prefix();
-        self.add(format!("{base}embeddings.word_embeddings"), Embedding, None, c.vocab_size, d, false);
-        self.add(format!("{base}embeddings.position_embeddings"), Embedding, None, c.max_position_embeddings, d, false);
-        self.add(format!("{base}embeddings.token_type_embeddings"), Embedding, None, c.type_vocab_size, d, false);
-        self.add(format!("{base}embeddings.LayerNorm"), Norm, None, 1, d, true);
+        self.add(
+            format!("{base}embeddings.word_embeddings"),
+            Embedding,
+            None,
+            c.vocab_size,
+            d,
+            false,
+        );
+        self.add(
+            format!("{base}embeddings.position_embeddings"),
+            Embedding,
+            None,
+            c.max_position_embeddings,
+            d,
+            false,
+        );
+        self.add(
+            format!("{base}embeddings.token_type_embeddings"),
+            Embedding,
+            None,
+            c.type_vocab_size,
+            d,
+            false,
+        );
+        self.add(
+            format!("{base}embeddings.LayerNorm"),
+            Norm,
+            None,
+            1,
+            d,
+            true,
+        );
         for i in 0..c.num_hidden_layers {
             let p = |name: &str| format!("{base}encoder.layer.{i}.{name}");
             let l = Some(i);

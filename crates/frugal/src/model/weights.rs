@@ -15,7 +15,8 @@ use super::loftq::{self, Correction, Loftq};
 use super::site::{SiteKind, SiteTable};
 use crate::adapt::to_vec;
 
-/// Where a backbone's tensors come from, by Hugging Face name (`model.layers.0.self_attn.q_proj.weight`).
+/// Where a backbone's tensors come from, by Hugging Face name
+/// (`model.layers.0.self_attn.q_proj.weight`).
 pub trait WeightSource {
     /// What errors call it: a path.
     fn describe(&self) -> String;
@@ -28,8 +29,8 @@ pub trait WeightSource {
     /// # Errors
     /// When the tensor cannot be read.
     fn load(&self, name: &str) -> Result<Loaded, ModelError>;
-    /// The matrix `[d_out, d_in]` of a linear map, or the rows of a table, in the codes that it is stored in; `None` if it is
-    /// stored as numbers.
+    /// The matrix `[d_out, d_in]` of a linear map, or the rows of a table, in the codes that it is
+    /// stored in; `None` if it is stored as numbers.
     ///
     /// # Errors
     /// When the tensor cannot be read.
@@ -53,7 +54,8 @@ pub enum Quantize {
     Nf4,
     /// The same with scales of 8 bits (QLoRA's double quantisation).
     Nf4Double,
-    /// Matrices of which half or more is zero without the zeros, others in single precision; nothing is rounded.
+    /// Matrices of which half or more is zero without the zeros, others in single precision;
+    /// nothing is rounded.
     Sparse,
     /// GGUF's 8 bits in groups of 32.
     #[serde(rename = "q8_0")]
@@ -71,12 +73,14 @@ impl FromStr for Quantize {
 
     fn from_str(name: &str) -> Result<Self, String> {
         let known = "none, stored, int8, nf4, nf4_double, q8_0, q4_0, q4_1, sparse";
-        serde_json::from_value(name.into()).map_err(|_| format!("unknown way to hold weights; known: {known}"))
+        serde_json::from_value(name.into())
+            .map_err(|_| format!("unknown way to hold weights; known: {known}"))
     }
 }
 
 impl Quantize {
-    /// Bytes of `rows` x `cols` elements; the token table and the output head are never below 8 bits.
+    /// Bytes of `rows` x `cols` elements; the token table and the output head are never below 8
+    /// bits.
     pub fn bytes(self, rows: usize, cols: usize, table: bool) -> usize {
         let bits = match self {
             // How many zeros there are is not known before the weights are read.
@@ -99,14 +103,19 @@ pub struct LoadOptions {
     pub quantize: Quantize,
     /// How products with packed matrices are computed.
     pub activations: Activations,
-    /// Maps whose rounding is made up for by a low-rank pair; see [`crate::adapt::loftq::load_options`].
+    /// Maps whose rounding is made up for by a low-rank pair; see
+    /// [`crate::adapt::loftq::load_options`].
     pub loftq: Option<Arc<Loftq>>,
 }
 
 impl LoadOptions {
     /// What suits generation: matrices as stored, products of integers where they are packed.
     pub fn for_generation() -> Self {
-        Self { quantize: Quantize::Stored, activations: Activations::Int8, ..Self::default() }
+        Self {
+            quantize: Quantize::Stored,
+            activations: Activations::Int8,
+            ..Self::default()
+        }
     }
 }
 
@@ -124,15 +133,25 @@ pub enum Loaded {
 ///
 /// # Errors
 /// When it is missing, mis-shaped or unreadable.
-pub fn read_values(source: &dyn WeightSource, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
-    let mut report = frugal_core::safetensors::LoadReport { expected: vec![name.into()], ..Default::default() };
+pub fn read_values(
+    source: &dyn WeightSource,
+    name: &str,
+    shape: &[usize],
+) -> Result<Vec<f32>, ModelError> {
+    let mut report = frugal_core::safetensors::LoadReport {
+        expected: vec![name.into()],
+        ..Default::default()
+    };
     match source.shape(name) {
         Some(found) if found == shape => {}
         Some(found) => report.mis_shaped.push((name.into(), shape.to_vec(), found)),
         None => report.missing.push(name.into()),
     }
     if !report.is_exact() {
-        return Err(ModelError::Load { source_name: source.describe(), report: Box::new(report) });
+        return Err(ModelError::Load {
+            source_name: source.describe(),
+            report: Box::new(report),
+        });
     }
     Ok(match source.load(name)? {
         Loaded::Data(data) => data.iter::<f32>().collect(),
@@ -166,10 +185,24 @@ impl MemorySource {
     }
 
     /// Name, shape and elements of every tensor; the elements are copied out only when asked for.
-    pub fn iter(&self) -> impl Iterator<Item = (String, Vec<usize>, Box<dyn Fn() -> Vec<f32> + '_>)> {
+    pub fn iter(
+        &self,
+    ) -> impl Iterator<Item = (String, Vec<usize>, Box<dyn Fn() -> Vec<f32> + '_>)> {
         type Values<'a> = Box<dyn Fn() -> Vec<f32> + 'a>;
-        let matrices = self.matrices.iter().map(|(n, t)| (n.clone(), t.dims().to_vec(), Box::new(|| to_vec(t.clone())) as Values<'_>));
-        let vectors = self.vectors.iter().map(|(n, t)| (n.clone(), t.dims().to_vec(), Box::new(|| to_vec(t.clone())) as Values<'_>));
+        let matrices = self.matrices.iter().map(|(n, t)| {
+            (
+                n.clone(),
+                t.dims().to_vec(),
+                Box::new(|| to_vec(t.clone())) as Values<'_>,
+            )
+        });
+        let vectors = self.vectors.iter().map(|(n, t)| {
+            (
+                n.clone(),
+                t.dims().to_vec(),
+                Box::new(|| to_vec(t.clone())) as Values<'_>,
+            )
+        });
         matrices.chain(vectors)
     }
 }
@@ -180,21 +213,34 @@ impl WeightSource for MemorySource {
     }
 
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        self.matrices.get(name).map(|t| t.dims().to_vec()).or_else(|| self.vectors.get(name).map(|t| t.dims().to_vec()))
+        self.matrices
+            .get(name)
+            .map(|t| t.dims().to_vec())
+            .or_else(|| self.vectors.get(name).map(|t| t.dims().to_vec()))
     }
 
     fn names(&self) -> Vec<String> {
-        self.matrices.keys().chain(self.vectors.keys()).cloned().collect()
+        self.matrices
+            .keys()
+            .chain(self.vectors.keys())
+            .cloned()
+            .collect()
     }
 
     fn load(&self, name: &str) -> Result<Loaded, ModelError> {
         let matrix = self.matrices.get(name).cloned().map(Loaded::Matrix);
         let vector = || self.vectors.get(name).cloned().map(Loaded::Vector);
-        matrix.or_else(vector).ok_or_else(|| ModelError::MissingTensor { source_name: self.describe(), name: name.into() })
+        matrix
+            .or_else(vector)
+            .ok_or_else(|| ModelError::MissingTensor {
+                source_name: self.describe(),
+                name: name.into(),
+            })
     }
 }
 
-/// Builds frozen parts from a source after checking that every expected tensor is there with its shape.
+/// Builds frozen parts from a source after checking that every expected tensor is there with its
+/// shape.
 pub struct WeightLoader<'a> {
     source: &'a dyn WeightSource,
     sites: &'a SiteTable,
@@ -212,7 +258,8 @@ enum Rename {
 }
 
 impl<'a> WeightLoader<'a> {
-    /// Checks the whole file against the sites first, so that nothing is read from a file that does not fit.
+    /// Checks the whole file against the sites first, so that nothing is read from a file that does
+    /// not fit.
     ///
     /// # Errors
     /// [`ModelError::Load`] with the complete list of missing and mis-shaped tensors.
@@ -223,13 +270,26 @@ impl<'a> WeightLoader<'a> {
         base_prefix: &str,
         options: LoadOptions,
     ) -> Result<Self, ModelError> {
-        let first = sites.iter().next().map(|(_, s)| format!("{}.weight", s.path)).unwrap_or_default();
+        let first = sites
+            .iter()
+            .next()
+            .map(|(_, s)| format!("{}.weight", s.path))
+            .unwrap_or_default();
         let stripped = first.strip_prefix(base_prefix).map(str::to_owned);
         let rename = match stripped {
-            Some(s) if source.shape(&first).is_none() && source.shape(&s).is_some() => Rename::Strip(base_prefix.into()),
+            Some(s) if source.shape(&first).is_none() && source.shape(&s).is_some() => {
+                Rename::Strip(base_prefix.into())
+            }
             _ => Rename::Same,
         };
-        let mut loader = Self { source, sites, device: device.clone(), rename, optional_missing: Vec::new(), options };
+        let mut loader = Self {
+            source,
+            sites,
+            device: device.clone(),
+            rename,
+            optional_missing: Vec::new(),
+            options,
+        };
         loader.check()?;
         Ok(loader)
     }
@@ -282,7 +342,10 @@ impl<'a> WeightLoader<'a> {
         if report.missing.is_empty() && report.mis_shaped.is_empty() {
             return Ok(());
         }
-        Err(ModelError::Load { source_name: self.source.describe(), report: Box::new(report) })
+        Err(ModelError::Load {
+            source_name: self.source.describe(),
+            report: Box::new(report),
+        })
     }
 
     fn matrix(&self, path: &str) -> Result<Tensor<2>, ModelError> {
@@ -290,7 +353,12 @@ impl<'a> WeightLoader<'a> {
         Ok(match self.source.load(&name)? {
             Loaded::Data(data) => Tensor::from_data(data, &self.device),
             Loaded::Matrix(tensor) => tensor,
-            Loaded::Vector(_) => return Err(ModelError::MissingTensor { source_name: self.source.describe(), name }),
+            Loaded::Vector(_) => {
+                return Err(ModelError::MissingTensor {
+                    source_name: self.source.describe(),
+                    name,
+                });
+            }
         })
     }
 
@@ -299,12 +367,19 @@ impl<'a> WeightLoader<'a> {
         Ok(match self.source.load(&name)? {
             Loaded::Data(data) => Tensor::from_data(data, &self.device),
             Loaded::Vector(tensor) => tensor,
-            Loaded::Matrix(_) => return Err(ModelError::MissingTensor { source_name: self.source.describe(), name }),
+            Loaded::Matrix(_) => {
+                return Err(ModelError::MissingTensor {
+                    source_name: self.source.describe(),
+                    name,
+                });
+            }
         })
     }
 
     fn site(&self, path: &str) -> super::SiteId {
-        self.sites.find(path).expect("backbones ask for paths of their own site table")
+        self.sites
+            .find(path)
+            .expect("backbones ask for paths of their own site table")
     }
 
     /// A linear map with its bias if the site has one.
@@ -314,35 +389,57 @@ impl<'a> WeightLoader<'a> {
     pub fn linear(&mut self, path: &str) -> Result<Linear, ModelError> {
         let site = self.site(path);
         let info = self.sites.info(site);
-        let bias = if info.has_bias { Some(self.vector(&format!("{path}.bias"))?) } else { None };
-        Ok(Linear { site, weight: self.weight(path, info.kind)?, bias })
+        let bias = if info.has_bias {
+            Some(self.vector(&format!("{path}.bias"))?)
+        } else {
+            None
+        };
+        Ok(Linear {
+            site,
+            weight: self.weight(path, info.kind)?,
+            bias,
+        })
     }
 
     /// A matrix `[d_out, d_in]` as the options want it held.
     fn weight(&self, path: &str, kind: SiteKind) -> Result<Weight, ModelError> {
         let dense = || {
             let matrix = self.matrix(path)?;
-            Ok::<_, ModelError>(if kind == SiteKind::Conv1d { contiguous(matrix.transpose()) } else { matrix })
+            Ok::<_, ModelError>(if kind == SiteKind::Conv1d {
+                contiguous(matrix.transpose())
+            } else {
+                matrix
+            })
         };
         if self.options.quantize == Quantize::Sparse && kind.is_inner_linear() {
             return Ok(without_zeros(dense()?));
         }
         let packed: Option<(Packed, Option<Correction>)> = match self.options.quantize {
             Quantize::None | Quantize::Sparse => None,
-            Quantize::Stored => self.source.load_packed(&self.file_name(&format!("{path}.weight")))?.map(|packed| (packed, None)),
+            Quantize::Stored => self
+                .source
+                .load_packed(&self.file_name(&format!("{path}.weight")))?
+                .map(|packed| (packed, None)),
             quantize => {
                 let matrix = dense()?;
                 let cols = matrix.dims()[1];
                 let table = matches!(kind, SiteKind::LmHead | SiteKind::Embedding);
                 let round = |values: &[f32]| pack(quantize, values, cols, table);
-                let loftq = self.options.loftq.as_ref().filter(|_| kind.is_inner_linear());
-                Some(match loftq.and_then(|loftq| Some((loftq, *loftq.ranks.get(path)?))) {
-                    Some((loftq, rank)) => {
-                        let (packed, correction) = loftq::round(&to_vec(matrix), cols, rank, loftq.iterations, round);
-                        (packed, Some(correction))
-                    }
-                    None => (round(&to_vec(matrix)), None),
-                })
+                let loftq = self
+                    .options
+                    .loftq
+                    .as_ref()
+                    .filter(|_| kind.is_inner_linear());
+                Some(
+                    match loftq.and_then(|loftq| Some((loftq, *loftq.ranks.get(path)?))) {
+                        Some((loftq, rank)) => {
+                            let (packed, correction) =
+                                loftq::round(&to_vec(matrix), cols, rank, loftq.iterations, round);
+                            (packed, Some(correction))
+                        }
+                        None => (round(&to_vec(matrix)), None),
+                    },
+                )
             }
         };
         Ok(match packed {
@@ -360,7 +457,15 @@ impl<'a> WeightLoader<'a> {
     /// # Errors
     /// When the tensor is there but cannot be read.
     pub fn optional_linear(&mut self, path: &str) -> Result<Option<Linear>, ModelError> {
-        if self.optional_missing.iter().any(|name| name.starts_with(path)) { Ok(None) } else { self.linear(path).map(Some) }
+        if self
+            .optional_missing
+            .iter()
+            .any(|name| name.starts_with(path))
+        {
+            Ok(None)
+        } else {
+            self.linear(path).map(Some)
+        }
     }
 
     /// A table.
@@ -370,7 +475,11 @@ impl<'a> WeightLoader<'a> {
     pub fn embedding(&mut self, path: &str) -> Result<Embedding, ModelError> {
         let site = self.site(path);
         // The token table comes first and is the only one worth packing.
-        let weight = if site.index() == 0 { self.weight(path, SiteKind::Embedding)? } else { Weight::Dense(self.matrix(path)?) };
+        let weight = if site.index() == 0 {
+            self.weight(path, SiteKind::Embedding)?
+        } else {
+            Weight::Dense(self.matrix(path)?)
+        };
         Ok(Embedding { site, weight })
     }
 
@@ -381,7 +490,11 @@ impl<'a> WeightLoader<'a> {
     pub fn lm_head(&mut self, tokens: &Embedding) -> Result<Linear, ModelError> {
         let site = self.site("lm_head");
         if self.sites.info(site).tied {
-            return Ok(Linear { site, weight: tokens.weight.clone(), bias: None });
+            return Ok(Linear {
+                site,
+                weight: tokens.weight.clone(),
+                bias: None,
+            });
         }
         self.linear("lm_head")
     }
@@ -392,8 +505,19 @@ impl<'a> WeightLoader<'a> {
     /// When the tensor cannot be read.
     pub fn rms_norm(&mut self, path: &str, eps: f64, offset: f32) -> Result<Norm, ModelError> {
         let stored = self.vector(&format!("{path}.weight"))?;
-        let weight = if offset == 0.0 { stored } else { stored + offset };
-        Ok(Norm { site: self.site(path), weight, bias: None, eps, center: false, stored_offset: offset })
+        let weight = if offset == 0.0 {
+            stored
+        } else {
+            stored + offset
+        };
+        Ok(Norm {
+            site: self.site(path),
+            weight,
+            bias: None,
+            eps,
+            center: false,
+            stored_offset: offset,
+        })
     }
 
     /// A layer norm.
@@ -403,11 +527,19 @@ impl<'a> WeightLoader<'a> {
     pub fn layer_norm(&mut self, path: &str, eps: f64) -> Result<Norm, ModelError> {
         let weight = self.vector(&format!("{path}.weight"))?;
         let bias = Some(self.vector(&format!("{path}.bias"))?);
-        Ok(Norm { site: self.site(path), weight, bias, eps, center: true, stored_offset: 0.0 })
+        Ok(Norm {
+            site: self.site(path),
+            weight,
+            bias,
+            eps,
+            center: true,
+            stored_offset: 0.0,
+        })
     }
 }
 
-/// Rounds a matrix; rows that are no whole number of blocks become 8-bit, and so do tables, whose rows matter one by one.
+/// Rounds a matrix; rows that are no whole number of blocks become 8-bit, and so do tables, whose
+/// rows matter one by one.
 fn pack(quantize: Quantize, values: &[f32], cols: usize, table: bool) -> Packed {
     let blocks = match quantize {
         Quantize::Nf4 if !table => return Packed::nf4(values, cols),
@@ -417,7 +549,9 @@ fn pack(quantize: Quantize, values: &[f32], cols: usize, table: bool) -> Packed 
         Quantize::Q4_1 if !table => Some(GgmlType::Q4_1),
         _ => None,
     };
-    blocks.and_then(|blocks| Packed::to_ggml(blocks, values, cols)).unwrap_or_else(|| Packed::int8(values, cols))
+    blocks
+        .and_then(|blocks| Packed::to_ggml(blocks, values, cols))
+        .unwrap_or_else(|| Packed::int8(values, cols))
 }
 
 /// The matrix without its zeros, where they are half of it or more.
@@ -428,7 +562,10 @@ fn without_zeros(matrix: Tensor<2>) -> Weight {
     if 2 * zeros < rows * cols {
         return Weight::Dense(matrix);
     }
-    Weight::Sparse { sparse: Arc::new(Sparse::new(&values, cols)), device }
+    Weight::Sparse {
+        sparse: Arc::new(Sparse::new(&values, cols)),
+        device,
+    }
 }
 
 /// A transposed view written out once, so that every later product reads it in order.

@@ -90,7 +90,10 @@ pub struct MethodConfig {
 
 impl Default for MethodConfig {
     fn default() -> Self {
-        Self { name: "lora".into(), settings: Map::new() }
+        Self {
+            name: "lora".into(),
+            settings: Map::new(),
+        }
     }
 }
 
@@ -104,11 +107,12 @@ pub struct TuneConfig {
     pub task: Task,
     /// Run folder.
     pub out: PathBuf,
-    /// How the frozen weights are held: `none` for single precision, `stored` for the codes of a GGUF file, or `int8`, `nf4`,
-    /// `q8_0`, `q4_0`, `q4_1`, or `sparse` for a pruned model.
+    /// How the frozen weights are held: `none` for single precision, `stored` for the codes of a
+    /// GGUF file, or `int8`, `nf4`, `q8_0`, `q4_0`, `q4_1`, or `sparse` for a pruned model.
     pub quantize: Quantize,
-    /// What products with weights in few bits do with their other factor: `exact` (single precision), or `int8`, rounded to
-    /// 8 bits for each token, so that the forward pass is of integers.
+    /// What products with weights in few bits do with their other factor: `exact` (single
+    /// precision), or `int8`, rounded to 8 bits for each token, so that the forward pass is of
+    /// integers.
     pub activations: Activations,
     /// Where to compute.
     pub device: String,
@@ -143,13 +147,19 @@ impl Default for TuneConfig {
             measure_forgetting: false,
             data: DataConfig::default(),
             method: MethodConfig::default(),
-            train: TrainConfig { lr: 0.0, epochs: 1.0, batch_size: 16, ..TrainConfig::default() },
+            train: TrainConfig {
+                lr: 0.0,
+                epochs: 1.0,
+                batch_size: 16,
+                ..TrainConfig::default()
+            },
         }
     }
 }
 
 impl TuneConfig {
-    /// Fills in what depends on other settings: the method's learning rate, the seed of the training part.
+    /// Fills in what depends on other settings: the method's learning rate, the seed of the
+    /// training part.
     pub fn resolve(&mut self) {
         if self.train.lr == 0.0
             && let Ok(method) = registry::find(&self.method.name)
@@ -164,10 +174,19 @@ impl TuneConfig {
         let mut found = Vec::new();
         let mut add = |key: &str, reason: String| found.push((key.to_owned(), reason));
         if self.data.train.is_empty() {
-            add("data.train", "no training data: give `--data FILE`, or `sms-spam` for the built-in set".into());
+            add(
+                "data.train",
+                "no training data: give `--data FILE`, or `sms-spam` for the built-in set".into(),
+            );
         }
         if !(0.0..1.0).contains(&self.data.validation_share) {
-            add("data.validation_share", format!("{} given, but it must be at least 0 and below 1", self.data.validation_share));
+            add(
+                "data.validation_share",
+                format!(
+                    "{} given, but it must be at least 0 and below 1",
+                    self.data.validation_share
+                ),
+            );
         }
         if let Err(error) = crate::device::device(&self.device) {
             add("device", error.to_string());
@@ -201,10 +220,18 @@ mod tests {
         for set in ["train.lr=0", "train.lr=0.0", "train.learning_rate=0"] {
             let error = load(set).unwrap_err().to_string();
             let key = set.split('=').next().unwrap();
-            assert_eq!(error, format!("override `{set}`: `{key}`: 0 given, but it must be a positive number"));
+            assert_eq!(
+                error,
+                format!("override `{set}`: `{key}`: 0 given, but it must be a positive number")
+            );
         }
         let own = registry::find("lora").unwrap().default_lr;
-        for (set, lr) in [("train.lr=auto", own), ("train.epochs=2", own), ("model=x", own), ("train.lr=0.25", 0.25)] {
+        for (set, lr) in [
+            ("train.lr=auto", own),
+            ("train.epochs=2", own),
+            ("model=x", own),
+            ("train.lr=0.25", 0.25),
+        ] {
             let mut config = load(set).unwrap();
             config.resolve();
             assert_eq!(config.train.lr, lr, "{set}");

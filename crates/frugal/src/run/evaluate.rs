@@ -21,8 +21,8 @@ pub struct EvaluateRequest {
     pub model: String,
     /// Adapter folder.
     pub adapter: Option<PathBuf>,
-    /// Data file and how it is read; only `train` (the file), `format`, `columns`, `max_eval_rows`, `max_length`,
-    /// `truncate` and `completion_only` matter.
+    /// Data file and how it is read; only `train` (the file), `format`, `columns`, `max_eval_rows`,
+    /// `max_length`, `truncate` and `completion_only` matter.
     pub data: DataConfig,
     /// Device.
     pub device: String,
@@ -51,7 +51,8 @@ pub struct Evaluated {
     pub sha256: String,
 }
 
-/// How the run that made an adapter held the model's weights; single precision if the folder is not that of a run.
+/// How the run that made an adapter held the model's weights; single precision if the folder is not
+/// that of a run.
 pub fn quantize_of(adapter: &Path) -> Quantize {
     let run = frugal_core::config::load::<TuneConfig>(Some(&adapter.join(CONFIG_FILE)), &[]);
     run.map_or(Quantize::None, |run| run.quantize)
@@ -60,7 +61,8 @@ pub fn quantize_of(adapter: &Path) -> Quantize {
 /// Examples whose logits are written on request.
 const DUMPED: usize = 8;
 
-/// Evaluates; an adapter or a model with a head makes it classification, anything else language modelling.
+/// Evaluates; an adapter or a model with a head makes it classification, anything else language
+/// modelling.
 ///
 /// Returns `None` if `stop` was set before the end.
 ///
@@ -74,11 +76,20 @@ pub fn evaluate(
 ) -> Result<Option<Evaluated>, RunError> {
     let device = crate::device::device(&request.device)?;
     let files = ModelFiles::open(&request.model, lookup)?;
-    observe(&Progress::Begin { what: format!("reading {}", request.model) });
+    observe(&Progress::Begin {
+        what: format!("reading {}", request.model),
+    });
     let sites = files.sites();
-    let mut options = LoadOptions { quantize: request.quantize, ..LoadOptions::default() };
+    let mut options = LoadOptions {
+        quantize: request.quantize,
+        ..LoadOptions::default()
+    };
     if let Some(folder) = &request.adapter {
-        options = peft::made_for(folder, files.name(), peft::load_options(Some(folder), &sites, options))?;
+        options = peft::made_for(
+            folder,
+            files.name(),
+            peft::load_options(Some(folder), &sites, options),
+        )?;
     }
     let backbone = files.load_with(&device, options)?;
     let context = BuildContext {
@@ -89,31 +100,74 @@ pub fn evaluate(
         seed: 0,
         tokenize: None,
     };
-    let load = |folder: &PathBuf| peft::made_for(folder, files.name(), peft::load(folder, &context, false));
-    let entry = request.adapter.as_ref().map(load).transpose()?.map(|(entry, _)| entry);
-    let own_head = if entry.is_none() { files.head(&device)? } else { None };
-    let head = entry.as_ref().and_then(|e| e.head.as_ref()).or(own_head.as_ref());
+    let load = |folder: &PathBuf| {
+        peft::made_for(folder, files.name(), peft::load(folder, &context, false))
+    };
+    let entry = request
+        .adapter
+        .as_ref()
+        .map(load)
+        .transpose()?
+        .map(|(entry, _)| entry);
+    let own_head = if entry.is_none() {
+        files.head(&device)?
+    } else {
+        None
+    };
+    let head = entry
+        .as_ref()
+        .and_then(|e| e.head.as_ref())
+        .or(own_head.as_ref());
     let dataset = match frugal_core::data::builtin(&request.data.train) {
         Ok(builtin) if !std::path::Path::new(&request.data.train).exists() => builtin.test,
         _ => read(&request.data.train, &request.data)?,
     };
-    let dataset = if request.data.max_eval_rows == 0 { dataset } else { dataset.take(request.data.max_eval_rows) };
+    let dataset = if request.data.max_eval_rows == 0 {
+        dataset
+    } else {
+        dataset.take(request.data.max_eval_rows)
+    };
     let limit = files.config().max_sequence();
-    let max_length = if request.data.max_length == 0 { limit } else { request.data.max_length.min(limit) };
-    let part = encode_part("test", &dataset, &files, head.map(|h| h.config()), &request.data, max_length)?;
-    observe(&Progress::Begin { what: format!("evaluating {} examples", part.examples().len()) });
+    let max_length = if request.data.max_length == 0 {
+        limit
+    } else {
+        request.data.max_length.min(limit)
+    };
+    let part = encode_part(
+        "test",
+        &dataset,
+        &files,
+        head.map(|h| h.config()),
+        &request.data,
+        max_length,
+    )?;
+    observe(&Progress::Begin {
+        what: format!("evaluating {} examples", part.examples().len()),
+    });
     let adapter = entry.as_ref().map(|e| e.adapter.as_ref());
     let objective = head.map_or(Objective::CausalLm, Objective::Classification);
     if let Some(path) = &request.dump_logits {
         let examples = &part.examples()[..DUMPED.min(part.examples().len())];
         dump(path, examples, backbone.as_ref(), adapter, head)?;
     }
-    let Some(found) = evaluate_examples(backbone.as_ref(), adapter, objective, part.examples(), request.max_tokens, stop)? else {
+    let Some(found) = evaluate_examples(
+        backbone.as_ref(),
+        adapter,
+        objective,
+        part.examples(),
+        request.max_tokens,
+        stop,
+    )?
+    else {
         return Ok(None);
     };
     let labels = head.map(|h| h.config().labels.clone()).unwrap_or_default();
     let mut confusion = vec![vec![0; labels.len()]; labels.len()];
-    found.gold.iter().zip(&found.predicted).for_each(|(&gold, &predicted)| confusion[gold][predicted] += 1);
+    found
+        .gold
+        .iter()
+        .zip(&found.predicted)
+        .for_each(|(&gold, &predicted)| confusion[gold][predicted] += 1);
     Ok(Some(Evaluated {
         metrics: found.metrics,
         examples: part.examples().len(),
@@ -124,7 +178,8 @@ pub fn evaluate(
     }))
 }
 
-/// Writes `input_ids.N` (`[tokens]`) and `logits.N` (`[tokens, vocab]`, or `[labels]` with a head) of each sequence.
+/// Writes `input_ids.N` (`[tokens]`) and `logits.N` (`[tokens, vocab]`, or `[labels]` with a head)
+/// of each sequence.
 fn dump(
     path: &std::path::Path,
     examples: &[Tokenized],
@@ -134,22 +189,39 @@ fn dump(
 ) -> Result<(), RunError> {
     let fixed = Fixed::new(adapter);
     let mut tensors = Vec::new();
-    for (n, Tokenized { input_ids: ids, token_type_ids, .. }) in examples.iter().enumerate() {
+    for (
+        n,
+        Tokenized {
+            input_ids: ids,
+            token_type_ids,
+            ..
+        },
+    ) in examples.iter().enumerate()
+    {
         let mut pass = fixed.pass();
-        let input = Input { token_type_ids, ..Input::new(ids, &[ids.len()]) };
+        let input = Input {
+            token_type_ids,
+            ..Input::new(ids, &[ids.len()])
+        };
         let hidden = backbone.forward(&input, pass.as_mut(), None)?;
         let (shape, logits) = match head {
             Some(head) => {
-                let logits = head.forward(hidden, &input.layout, backbone, pass.as_mut(), Mode::Eval);
+                let logits =
+                    head.forward(hidden, &input.layout, backbone, pass.as_mut(), Mode::Eval);
                 (vec![logits.dims()[1]], to_vec::<2>(logits))
             }
             None => {
-                let logits = backbone.logits(hidden, pass.as_mut()).ok_or_else(|| RunError::Invalid("this model has no logits".into()))?;
+                let logits = backbone
+                    .logits(hidden, pass.as_mut())
+                    .ok_or_else(|| RunError::Invalid("this model has no logits".into()))?;
                 (logits.dims().to_vec(), to_vec::<2>(logits))
             }
         };
         tensors.push((format!("input_ids.{n}"), Stored::ids(ids)));
-        tensors.push((format!("logits.{n}"), Stored::new(&shape, StoredType::F32, move || logits.clone())));
+        tensors.push((
+            format!("logits.{n}"),
+            Stored::new(&shape, StoredType::F32, move || logits.clone()),
+        ));
     }
     Ok(write_safetensors(path, tensors)?)
 }

@@ -43,8 +43,9 @@ impl ExportFormat {
 
 /// Writes the model, with the adapter merged into it, as a Hugging Face folder with its tokenizer.
 ///
-/// A classification head goes in under the names of Hugging Face's `*ForSequenceClassification` classes, with the names of
-/// its classes; false says that it had to be left out, because it reads other positions than these classes do.
+/// A classification head goes in under the names of Hugging Face's `*ForSequenceClassification`
+/// classes, with the names of its classes; false says that it had to be left out, because it reads
+/// other positions than these classes do.
 ///
 /// # Errors
 /// Adapters that cannot be merged, files that cannot be written.
@@ -57,11 +58,13 @@ pub fn merge_to_folder(
 ) -> Result<bool, RunError> {
     let mut weights = merge::weights(backbone, entry.map(|e| e.adapter.as_ref()))?;
     let head = entry.and_then(|e| e.head.as_ref());
-    let fits = head.is_none_or(|h| h.config().pooling == Pooling::default_for(weights.config.model_type));
+    let fits =
+        head.is_none_or(|h| h.config().pooling == Pooling::default_for(weights.config.model_type));
     if let Some(head) = head.filter(|_| fits) {
         add_head(&mut weights, head);
     }
-    // The weights first: where there is no room for them, nothing is left that stands in the way of the next try.
+    // The weights first: where there is no room for them, nothing is left that stands in the way of
+    // the next try.
     write_model(out, &weights.config, &weights.tensors, stored_type)?;
     if let Ok(tokenizer) = files.tokenizer() {
         tokenizer.save(out)?;
@@ -72,17 +75,32 @@ pub fn merge_to_folder(
 fn add_head(weights: &mut merge::Weights, head: &Head) {
     for parameter in head.parameters() {
         match parameter.shape() {
-            [_] => weights.tensors.insert_vector(parameter.name().into(), parameter.get::<1>(Mode::Eval)),
-            _ => weights.tensors.insert_matrix(parameter.name().into(), parameter.get::<2>(Mode::Eval)),
+            [_] => weights
+                .tensors
+                .insert_vector(parameter.name().into(), parameter.get::<1>(Mode::Eval)),
+            _ => weights
+                .tensors
+                .insert_matrix(parameter.name().into(), parameter.get::<2>(Mode::Eval)),
         }
     }
     // The classes have no output over the vocabulary.
     weights.tensors.remove("lm_head.weight");
     let labels = &head.config().labels;
-    let id2label: Map<String, Value> = labels.iter().enumerate().map(|(i, label)| (i.to_string(), json!(label))).collect();
-    let label2id: Map<String, Value> = labels.iter().enumerate().map(|(i, label)| (label.clone(), json!(i))).collect();
+    let id2label: Map<String, Value> = labels
+        .iter()
+        .enumerate()
+        .map(|(i, label)| (i.to_string(), json!(label)))
+        .collect();
+    let label2id: Map<String, Value> = labels
+        .iter()
+        .enumerate()
+        .map(|(i, label)| (label.clone(), json!(i)))
+        .collect();
     if let Some(raw) = weights.config.raw.as_object_mut() {
-        raw.insert("architectures".into(), json!([weights.config.model_type.classifier_class()]));
+        raw.insert(
+            "architectures".into(),
+            json!([weights.config.model_type.classifier_class()]),
+        );
         raw.insert("id2label".into(), Value::Object(id2label));
         raw.insert("label2id".into(), Value::Object(label2id));
     }
@@ -102,19 +120,34 @@ pub fn export_gguf(
     let weights = merge::weights(backbone, adapter)?;
     let raw = &weights.config.raw;
     let map = NameMap::from_config(raw).map_err(gguf::WriteError::from)?;
-    let mut metadata = gguf::gguf_metadata(raw, files.name(), format.ggml()).map_err(gguf::WriteError::from)?;
+    let mut metadata =
+        gguf::gguf_metadata(raw, files.name(), format.ggml()).map_err(gguf::WriteError::from)?;
     metadata.extend(files.gguf_tokenizer_metadata()?);
     let mut tensors: Vec<(TensorSpec, Layout, Box<dyn Fn() -> Vec<f32> + '_>)> = Vec::new();
     for (name, mut shape, values) in weights.tensors.iter() {
-        let mapped = map.to_gguf(&name).ok_or_else(|| RunError::Invalid(format!("tensor `{name}` has no name in GGUF files")))?;
+        let mapped = map.to_gguf(&name).ok_or_else(|| {
+            RunError::Invalid(format!("tensor `{name}` has no name in GGUF files"))
+        })?;
         if mapped.layout == Layout::Transposed {
             shape.reverse();
         }
         let ggml_type = gguf::export_type(&mapped.name, &shape, format.ggml());
-        tensors.push((TensorSpec { name: mapped.name, shape, ggml_type }, mapped.layout, values));
+        tensors.push((
+            TensorSpec {
+                name: mapped.name,
+                shape,
+                ggml_type,
+            },
+            mapped.layout,
+            values,
+        ));
     }
     if let Some((name, values)) = gguf::rope_freqs(raw).map_err(gguf::WriteError::from)? {
-        let spec = TensorSpec { name: name.into(), shape: vec![values.len()], ggml_type: GgmlType::F32 };
+        let spec = TensorSpec {
+            name: name.into(),
+            shape: vec![values.len()],
+            ggml_type: GgmlType::F32,
+        };
         tensors.push((spec, Layout::Same, Box::new(move || values.clone())));
     }
     tensors.sort_by(|a, b| a.0.name.cmp(&b.0.name));
@@ -138,38 +171,59 @@ fn to_layout(mut values: Vec<f32>, spec: &TensorSpec, layout: Layout) -> Result<
         }
         Layout::RotaryRows { heads } => reorder(&spec.name, &values, &spec.shape, heads)?,
         // The stored matrix is [columns, rows].
-        Layout::Transposed => (0..rows).flat_map(|r| (0..columns).map(move |c| (r, c))).map(|(r, c)| values[c * rows + r]).collect(),
+        Layout::Transposed => (0..rows)
+            .flat_map(|r| (0..columns).map(move |c| (r, c)))
+            .map(|(r, c)| values[c * rows + r])
+            .collect(),
     })
 }
 
 fn reorder(name: &str, values: &[f32], shape: &[usize], heads: usize) -> Result<Vec<f32>, String> {
     let rows = shape.first().copied().unwrap_or(1);
-    rotary_to_gguf(values, shape, heads).ok_or_else(|| format!("tensor `{name}`: {rows} rows are not {heads} heads of an even width"))
+    rotary_to_gguf(values, shape, heads).ok_or_else(|| {
+        format!("tensor `{name}`: {rows} rows are not {heads} heads of an even width")
+    })
 }
 
 /// Writes a LoRA adapter as a GGUF file for programs that apply it at run time.
 ///
 /// # Errors
 /// Other methods, tables among the adapted maps, architectures without a GGUF form.
-pub fn export_adapter_gguf(files: &ModelFiles, adapter: &dyn Adapter, out: &Path) -> Result<(), RunError> {
-    let factors = adapter
-        .low_rank_factors()
-        .ok_or_else(|| RunError::Invalid(format!("`{}` adapters have no GGUF form, only lora: merge it instead", adapter.method())))?;
+pub fn export_adapter_gguf(
+    files: &ModelFiles,
+    adapter: &dyn Adapter,
+    out: &Path,
+) -> Result<(), RunError> {
+    let factors = adapter.low_rank_factors().ok_or_else(|| {
+        RunError::Invalid(format!(
+            "`{}` adapters have no GGUF form, only lora: merge it instead",
+            adapter.method()
+        ))
+    })?;
     let map = NameMap::from_config(&files.config().raw).map_err(gguf::WriteError::from)?;
     let mut tensors: Vec<(TensorSpec, Vec<f32>)> = Vec::new();
     for LowRank { path, a, b, scale } in factors {
         let name = format!("{path}.weight");
-        let mapped = map.to_gguf(&name).ok_or_else(|| RunError::Invalid(format!("`{path}` has no name in GGUF files")))?;
+        let mapped = map
+            .to_gguf(&name)
+            .ok_or_else(|| RunError::Invalid(format!("`{path}` has no name in GGUF files")))?;
         if a.name().ends_with("lora_embedding_A") {
             return Err(RunError::Invalid(format!(
                 "`{path}` is a token table, which a GGUF adapter cannot hold here: merge the adapter instead"
             )));
         }
         let rank = a.shape()[0] as f32;
-        // Readers scale by alpha / rank of the file's alpha; the adapter's own scale goes into B so that any pattern works.
-        let b_values: Vec<f32> = b.to_vec().iter().map(|v| v * scale * rank / ALPHA).collect();
+        // Readers scale by alpha / rank of the file's alpha; the adapter's own scale goes into B so
+        // that any pattern works.
+        let b_values: Vec<f32> = b
+            .to_vec()
+            .iter()
+            .map(|v| v * scale * rank / ALPHA)
+            .collect();
         let b_values = match mapped.layout {
-            Layout::RotaryRows { heads } => reorder(&mapped.name, &b_values, b.shape(), heads).map_err(RunError::Invalid)?,
+            Layout::RotaryRows { heads } => {
+                reorder(&mapped.name, &b_values, b.shape(), heads).map_err(RunError::Invalid)?
+            }
             _ => b_values,
         };
         let spec = |suffix: &str, shape: &[usize]| TensorSpec {
@@ -196,10 +250,19 @@ mod tests {
     #[test]
     fn rows_that_rotate_are_reordered_or_refused() {
         let values: Vec<f32> = (0..6u8).map(f32::from).collect();
-        let spec = |shape: &[usize]| TensorSpec { name: "blk.0.attn_q.bias".into(), shape: shape.to_vec(), ggml_type: GgmlType::F32 };
-        let stored = |shape: &[usize], heads| to_layout(values.clone(), &spec(shape), Layout::RotaryRows { heads });
+        let spec = |shape: &[usize]| TensorSpec {
+            name: "blk.0.attn_q.bias".into(),
+            shape: shape.to_vec(),
+            ggml_type: GgmlType::F32,
+        };
+        let stored = |shape: &[usize], heads| {
+            to_layout(values.clone(), &spec(shape), Layout::RotaryRows { heads })
+        };
         assert_eq!(stored(&[6], 1).unwrap(), [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]);
         assert_eq!(stored(&[2, 3], 1).unwrap(), values);
-        assert_eq!(stored(&[6], 4).unwrap_err(), "tensor `blk.0.attn_q.bias`: 6 rows are not 4 heads of an even width");
+        assert_eq!(
+            stored(&[6], 4).unwrap_err(),
+            "tensor `blk.0.attn_q.bias`: 6 rows are not 4 heads of an even width"
+        );
     }
 }

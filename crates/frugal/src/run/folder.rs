@@ -23,30 +23,50 @@ pub(super) struct Claim {
     used: bool,
 }
 
-/// Checks that the folder is new, empty, or that of the run that is resumed, which has `config_file` or checkpoints. It comes
-/// into being with the first file, so that a run that cannot start leaves nothing behind.
-pub(super) fn claim(out: &Path, config_file: &'static str, resume: bool) -> Result<Claim, RunError> {
+/// Checks that the folder is new, empty, or that of the run that is resumed, which has
+/// `config_file` or checkpoints. It comes into being with the first file, so that a run that cannot
+/// start leaves nothing behind.
+pub(super) fn claim(
+    out: &Path,
+    config_file: &'static str,
+    resume: bool,
+) -> Result<Claim, RunError> {
     let used = std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
     if used && !resume {
         return Err(RunError::OutputExists { path: out.into() });
     }
     if used && !out.join(config_file).exists() && !out.join(CHECKPOINTS).exists() {
-        return Err(RunError::NoRun { path: out.into(), file: config_file });
+        return Err(RunError::NoRun {
+            path: out.into(),
+            file: config_file,
+        });
     }
-    Ok(Claim { out: out.into(), config_file, existed: out.exists(), used })
+    Ok(Claim {
+        out: out.into(),
+        config_file,
+        existed: out.exists(),
+        used,
+    })
 }
 
 impl Claim {
-    /// After a run that failed: takes away what it began with, so that the next one can have the folder. One that was in use
-    /// before, or holds a checkpoint or a logged step, stays as it is; so does every file that is not of a run.
+    /// After a run that failed: takes away what it began with, so that the next one can have the
+    /// folder. One that was in use before, or holds a checkpoint or a logged step, stays as it is;
+    /// so does every file that is not of a run.
     pub(super) fn give_back(&self) {
         let logged = std::fs::metadata(self.out.join(LOG_FILE)).is_ok_and(|log| log.len() > 0);
         if self.used || logged || !train::list(&self.out).is_empty() {
             return;
         }
-        for path in std::fs::read_dir(&self.out).into_iter().flatten().flatten().map(|entry| entry.path()) {
+        for path in std::fs::read_dir(&self.out)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path())
+        {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            // What cannot be removed only stands in the way of the next run; the failure of this one is what has to be told.
+            // What cannot be removed only stands in the way of the next run; the failure of this
+            // one is what has to be told.
             let _ = if name == CHECKPOINTS {
                 std::fs::remove_dir_all(&path)
             } else if name == self.config_file || name == LOG_FILE || name.starts_with(EVENTS) {
@@ -63,19 +83,36 @@ impl Claim {
 }
 
 /// A resumed run must be the one that began: compares these keys, dotted where they are in a table.
-pub(super) fn check_same_run(path: &Path, before: &impl Serialize, now: &impl Serialize, keys: &[&str]) -> Result<(), RunError> {
-    let (before, now) = (serde_json::to_value(before).unwrap_or_default(), serde_json::to_value(now).unwrap_or_default());
+pub(super) fn check_same_run(
+    path: &Path,
+    before: &impl Serialize,
+    now: &impl Serialize,
+    keys: &[&str],
+) -> Result<(), RunError> {
+    let (before, now) = (
+        serde_json::to_value(before).unwrap_or_default(),
+        serde_json::to_value(now).unwrap_or_default(),
+    );
     for key in keys {
-        let of = |config: &Value| key.split('.').fold(config.clone(), |value, part| value[part].clone());
+        let of = |config: &Value| {
+            key.split('.')
+                .fold(config.clone(), |value, part| value[part].clone())
+        };
         let (before, now) = (of(&before), of(&now));
         if before != now {
-            return Err(RunError::OtherRun { path: path.into(), key: (*key).into(), before: before.to_string(), now: now.to_string() });
+            return Err(RunError::OtherRun {
+                path: path.into(),
+                key: (*key).into(),
+                before: before.to_string(),
+                now: now.to_string(),
+            });
         }
     }
     Ok(())
 }
 
-/// The configuration file of a run; that of a resumed run is replaced once the trainer has accepted the checkpoint.
+/// The configuration file of a run; that of a resumed run is replaced once the trainer has accepted
+/// the checkpoint.
 pub(super) struct ConfigFile {
     path: PathBuf,
     text: String,
@@ -84,14 +121,23 @@ pub(super) struct ConfigFile {
 }
 
 impl ConfigFile {
-    pub(super) fn new(path: PathBuf, config: &impl Serialize, resume: bool) -> Result<Self, RunError> {
-        let text =
-            frugal_core::config::to_toml(config).map_err(|e| RunError::Invalid(format!("the configuration cannot be written: {e}")))?;
+    pub(super) fn new(
+        path: PathBuf,
+        config: &impl Serialize,
+        resume: bool,
+    ) -> Result<Self, RunError> {
+        let text = frugal_core::config::to_toml(config)
+            .map_err(|e| RunError::Invalid(format!("the configuration cannot be written: {e}")))?;
         let waiting = resume && path.exists();
         if !waiting {
             write_atomic(&path, text.as_bytes())?;
         }
-        Ok(Self { path, text, waiting, error: None })
+        Ok(Self {
+            path,
+            text,
+            waiting,
+            error: None,
+        })
     }
 
     pub(super) fn on(&mut self, event: &Event) {
@@ -128,18 +174,29 @@ mod tests {
     fn a_run_that_failed_takes_back_what_it_began_with_and_nothing_else() {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("run");
-        let write = |name: &str, text: &str| write_atomic(&out.join(name), text.as_bytes()).unwrap();
+        let write =
+            |name: &str, text: &str| write_atomic(&out.join(name), text.as_bytes()).unwrap();
         let left = || {
             let entries = std::fs::read_dir(&out).unwrap().flatten();
-            let mut names: Vec<String> = entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+            let mut names: Vec<String> = entries
+                .map(|e| e.file_name().to_string_lossy().into_owned())
+                .collect();
             names.sort();
             names
         };
-        // A run that fails in a folder after it wrote these files beside what every run begins with.
+        // A run that fails in a folder after it wrote these files beside what every run begins
+        // with.
         let failed = |resume, files: &[(&str, &str)]| {
             let claimed = claim(&out, "config.toml", resume).unwrap();
-            let begun = [("config.toml", "seed = 0"), ("log.jsonl", ""), ("events.out.tfevents.1.host", "x")];
-            begun.iter().chain(files).for_each(|(name, text)| write(name, text));
+            let begun = [
+                ("config.toml", "seed = 0"),
+                ("log.jsonl", ""),
+                ("events.out.tfevents.1.host", "x"),
+            ];
+            begun
+                .iter()
+                .chain(files)
+                .for_each(|(name, text)| write(name, text));
             claimed.give_back();
         };
         let emptied = || {
@@ -154,7 +211,11 @@ mod tests {
         failed(false, &[]);
         assert!(left().is_empty(), "the folder was there before");
         failed(false, &[("log.jsonl", "{\"step\": 10}\n")]);
-        assert_eq!(left().len(), 3, "steps that were logged are worth something");
+        assert_eq!(
+            left().len(),
+            3,
+            "steps that were logged are worth something"
+        );
         failed(true, &[]);
         assert_eq!(left().len(), 3, "it was another run's");
         emptied();
@@ -169,8 +230,13 @@ mod tests {
         now.shape.hidden_size = 384;
         let check = |keys: &[&str]| check_same_run(Path::new("pretrain.toml"), &before, &now, keys);
         assert!(check(&["seed", "shape.vocab_size"]).is_ok());
-        let error = check(&["seed", "shape.hidden_size"]).unwrap_err().to_string();
-        assert!(error.contains("`shape.hidden_size` was 192") && error.contains("is 384"), "{error}");
+        let error = check(&["seed", "shape.hidden_size"])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("`shape.hidden_size` was 192") && error.contains("is 384"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -180,10 +246,18 @@ mod tests {
         let text = || std::fs::read_to_string(&path).unwrap();
         ConfigFile::new(path.clone(), &PretrainConfig::default(), false).unwrap();
         let first = text();
-        let other = PretrainConfig { seed: 7, ..PretrainConfig::default() };
+        let other = PretrainConfig {
+            seed: 7,
+            ..PretrainConfig::default()
+        };
         let mut file = ConfigFile::new(path.clone(), &other, true).unwrap();
         assert_eq!(text(), first);
-        file.on(&Event::Started { total_steps: 1, examples: 1, skipped: 0, trainable_parameters: 1 });
+        file.on(&Event::Started {
+            total_steps: 1,
+            examples: 1,
+            skipped: 0,
+            trainable_parameters: 1,
+        });
         file.finish().unwrap();
         assert!(text().contains("seed = 7"));
     }

@@ -1,9 +1,10 @@
 //! What an adapted model lost on text that has nothing to do with its task.
 //!
-//! A decoder is asked how surprising everyday messages are to it: the perplexity of the legitimate texts among the built-in
-//! SMS messages. An encoder has no such measure; instead a ridge regression from its mean hidden states tells spam from
-//! legitimate messages, once with the model as it was and once as it is now: the accuracy of that probe says how much of what
-//! the representation held is still there.
+//! A decoder is asked how surprising everyday messages are to it: the perplexity of the legitimate
+//! texts among the built-in SMS messages. An encoder has no such measure; instead a ridge
+//! regression from its mean hidden states tells spam from legitimate messages, once with the model
+//! as it was and once as it is now: the accuracy of that probe says how much of what the
+//! representation held is still there.
 
 use std::sync::atomic::AtomicBool;
 
@@ -41,26 +42,53 @@ pub fn forgetting(
     stop: &AtomicBool,
 ) -> Result<Option<Forgetting>, RunError> {
     let messages = data::builtin("sms-spam")?;
-    let measured =
-        |measure: &str, data: &str, (base, adapted): (f64, f64)| Forgetting { measure: measure.into(), data: data.into(), base, adapted };
+    let measured = |measure: &str, data: &str, (base, adapted): (f64, f64)| Forgetting {
+        measure: measure.into(),
+        data: data.into(),
+        base,
+        adapted,
+    };
     if backbone.lm_head().is_some() {
         let texts = texts(files, &messages.test)?;
         let perplexity = |adapter: Option<&dyn Adapter>| -> Result<Option<f64>, RunError> {
-            let found = evaluate(backbone, adapter, Objective::CausalLm, &texts, max_tokens, stop)?;
+            let found = evaluate(
+                backbone,
+                adapter,
+                Objective::CausalLm,
+                &texts,
+                max_tokens,
+                stop,
+            )?;
             Ok(found.map(|f| f.metrics["loss"].exp()))
         };
         let found = perplexity(None)?.zip(perplexity(Some(adapter))?);
-        return Ok(found.map(|pair| measured("perplexity", "legitimate messages of sms-spam", pair)));
+        return Ok(
+            found.map(|pair| measured("perplexity", "legitimate messages of sms-spam", pair))
+        );
     }
-    let (learn, judge) = (labelled(files, &messages.train)?, labelled(files, &messages.test)?);
+    let (learn, judge) = (
+        labelled(files, &messages.train)?,
+        labelled(files, &messages.test)?,
+    );
     let accuracy = |adapter: Option<&dyn Adapter>| -> Result<f64, RunError> {
         let features = |rows: &[(Vec<u32>, f64)]| features(backbone, adapter, rows);
-        let weights = ridge(&features(&learn)?, &learn.iter().map(|(_, y)| *y).collect::<Vec<_>>());
+        let weights = ridge(
+            &features(&learn)?,
+            &learn.iter().map(|(_, y)| *y).collect::<Vec<_>>(),
+        );
         let judged = features(&judge)?;
-        let right = judged.iter().zip(&judge).filter(|(x, (_, y))| (dot(&weights, x) > 0.0) == (*y > 0.0)).count();
+        let right = judged
+            .iter()
+            .zip(&judge)
+            .filter(|(x, (_, y))| (dot(&weights, x) > 0.0) == (*y > 0.0))
+            .count();
         Ok(right as f64 / judge.len() as f64)
     };
-    Ok(Some(measured("probe_accuracy", "sms-spam", (accuracy(None)?, accuracy(Some(adapter))?))))
+    Ok(Some(measured(
+        "probe_accuracy",
+        "sms-spam",
+        (accuracy(None)?, accuracy(Some(adapter))?),
+    )))
 }
 
 /// Token ids, cut to the longest length.
@@ -78,13 +106,28 @@ fn texts(files: &ModelFiles, dataset: &Dataset) -> Result<Vec<Tokenized>, RunErr
     });
     let example = |text: &String| {
         let input_ids = ids(files, text)?;
-        let targets = input_ids[1..].iter().map(|&id| id as i32).chain([IGNORE]).collect();
-        Ok(Tokenized { token_type_ids: Vec::new(), labels: Target::Tokens(targets), input_ids })
+        let targets = input_ids[1..]
+            .iter()
+            .map(|&id| id as i32)
+            .chain([IGNORE])
+            .collect();
+        Ok(Tokenized {
+            token_type_ids: Vec::new(),
+            labels: Target::Tokens(targets),
+            input_ids,
+        })
     };
-    ham.take(TEXTS).map(example).filter(|e| e.as_ref().map_or(true, |e: &Tokenized| e.input_ids.len() > 1)).collect()
+    ham.take(TEXTS)
+        .map(example)
+        .filter(|e| {
+            e.as_ref()
+                .map_or(true, |e: &Tokenized| e.input_ids.len() > 1)
+        })
+        .collect()
 }
 
-/// Messages as token ids, with 1 for spam and -1 for the rest; as many of each as there are, up to a half of all.
+/// Messages as token ids, with 1 for spam and -1 for the rest; as many of each as there are, up to
+/// a half of all.
 fn labelled(files: &ModelFiles, dataset: &Dataset) -> Result<Vec<(Vec<u32>, f64)>, RunError> {
     let mut left = [PROBED / 2; 2];
     let mut rows = Vec::new();
@@ -101,19 +144,31 @@ fn labelled(files: &ModelFiles, dataset: &Dataset) -> Result<Vec<(Vec<u32>, f64)
 }
 
 /// Mean hidden states and a constant, one row for each text.
-fn features(backbone: &dyn Backbone, adapter: Option<&dyn Adapter>, rows: &[(Vec<u32>, f64)]) -> Result<Vec<Vec<f64>>, RunError> {
+fn features(
+    backbone: &dyn Backbone,
+    adapter: Option<&dyn Adapter>,
+    rows: &[(Vec<u32>, f64)],
+) -> Result<Vec<Vec<f64>>, RunError> {
     let fixed = Fixed::new(adapter);
     let mut all = Vec::with_capacity(rows.len());
     for batch in rows.chunks(BATCH) {
         let lengths: Vec<usize> = batch.iter().map(|(ids, _)| ids.len()).collect();
-        let tokens: Vec<u32> = batch.iter().flat_map(|(ids, _)| ids.iter().copied()).collect();
+        let tokens: Vec<u32> = batch
+            .iter()
+            .flat_map(|(ids, _)| ids.iter().copied())
+            .collect();
         let mut pass = fixed.pass();
         let input = Input::new(&tokens, &lengths);
         let hidden = backbone.forward(&input, pass.as_mut(), None)?;
         let pooled: Tensor<2> = mean_pool(hidden, &input.layout.cu_seqlens);
         let width = pooled.dims()[1];
         let values = to_vec(pooled);
-        all.extend(values.chunks(width).map(|row| row.iter().map(|&v| f64::from(v)).chain([1.0]).collect::<Vec<f64>>()));
+        all.extend(values.chunks(width).map(|row| {
+            row.iter()
+                .map(|&v| f64::from(v))
+                .chain([1.0])
+                .collect::<Vec<f64>>()
+        }));
     }
     Ok(all)
 }
@@ -122,7 +177,8 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(x, y)| x * y).sum()
 }
 
-/// The weights `w` that minimise `Σ (w·x − y)² + λ |w|²`, by Cholesky's factorisation of the normal equations.
+/// The weights `w` that minimise `Σ (w·x − y)² + λ |w|²`, by Cholesky's factorisation of the normal
+/// equations.
 fn ridge(x: &[Vec<f64>], y: &[f64]) -> Vec<f64> {
     let width = x.first().map_or(0, Vec::len);
     let mut gram = vec![vec![0.0; width]; width];
@@ -141,7 +197,11 @@ fn ridge(x: &[Vec<f64>], y: &[f64]) -> Vec<f64> {
         gram[i][i] += lambda;
         for j in 0..=i {
             let known = dot(&gram[i][..j], &gram[j][..j]);
-            gram[i][j] = if i == j { (gram[i][i] - known).sqrt() } else { (gram[i][j] - known) / gram[j][j] };
+            gram[i][j] = if i == j {
+                (gram[i][i] - known).sqrt()
+            } else {
+                (gram[i][j] - known) / gram[j][j]
+            };
         }
     }
     for i in 0..width {
@@ -160,13 +220,20 @@ mod tests {
 
     #[test]
     fn the_ridge_solves_its_normal_equations() {
-        let x: Vec<Vec<f64>> = (0..9).map(|i| vec![(f64::from(i) * 0.7).sin(), (f64::from(i) * 1.3).cos(), 1.0]).collect();
+        let x: Vec<Vec<f64>> = (0..9)
+            .map(|i| vec![(f64::from(i) * 0.7).sin(), (f64::from(i) * 1.3).cos(), 1.0])
+            .collect();
         let y: Vec<f64> = (0..9).map(|i| f64::from(i % 3) - 1.0).collect();
         let w = ridge(&x, &y);
         let lambda = RIDGE * x.iter().flatten().map(|v| v * v).sum::<f64>() / 27.0;
         for j in 0..3 {
             // The gradient of the objective at its minimum.
-            let gradient: f64 = x.iter().zip(&y).map(|(row, y)| row[j] * (dot(&w, row) - y)).sum::<f64>() + lambda * w[j];
+            let gradient: f64 = x
+                .iter()
+                .zip(&y)
+                .map(|(row, y)| row[j] * (dot(&w, row) - y))
+                .sum::<f64>()
+                + lambda * w[j];
             assert!(gradient.abs() < 1e-12, "{gradient}");
         }
     }

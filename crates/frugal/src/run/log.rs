@@ -20,7 +20,14 @@ pub(super) struct Logger<'a> {
 
 impl<'a> Logger<'a> {
     pub(super) fn new(out: &'a Path, resume: bool) -> Self {
-        Self { out, log: None, error: None, start: Instant::now(), spent: 0.0, resume }
+        Self {
+            out,
+            log: None,
+            error: None,
+            start: Instant::now(),
+            spent: 0.0,
+            resume,
+        }
     }
 
     pub(super) fn on(&mut self, event: &Event) {
@@ -28,13 +35,25 @@ impl<'a> Logger<'a> {
             return;
         }
         let result = match event {
-            // A resumed run's log is cut where its checkpoint is, which is told later, if there is one.
-            Event::Started { .. } if !self.resume => RunLog::create(self.out).map(|log| self.log = Some(log)),
+            // A resumed run's log is cut where its checkpoint is, which is told later, if there is
+            // one.
+            Event::Started { .. } if !self.resume => {
+                RunLog::create(self.out).map(|log| self.log = Some(log))
+            }
             Event::Resumed { step, seconds, .. } => {
                 self.spent = *seconds;
                 RunLog::resume(self.out, *step).map(|log| self.log = Some(log))
             }
-            Event::Step { step, epoch, loss, lr, grad_norm, tokens_per_second, peak_memory_bytes, .. } => {
+            Event::Step {
+                step,
+                epoch,
+                loss,
+                lr,
+                grad_norm,
+                tokens_per_second,
+                peak_memory_bytes,
+                ..
+            } => {
                 let memory = peak_memory_bytes.unwrap_or(0) as f64;
                 let record = Scalars::new(*step)
                     .with(names::LOSS, *loss)
@@ -43,15 +62,28 @@ impl<'a> Logger<'a> {
                     .with(names::EPOCH, *epoch)
                     .with(names::TOKENS_PER_SECOND, *tokens_per_second)
                     .with(names::MEMORY_BYTES, memory)
-                    .with(names::ELAPSED_SECONDS, self.spent + self.start.elapsed().as_secs_f64());
+                    .with(
+                        names::ELAPSED_SECONDS,
+                        self.spent + self.start.elapsed().as_secs_f64(),
+                    );
                 self.log(&record)
             }
-            Event::Evaluated { step, epoch, metrics, .. } => {
+            Event::Evaluated {
+                step,
+                epoch,
+                metrics,
+                ..
+            } => {
                 let start = Scalars::new(*step).with(names::EPOCH, *epoch);
-                let record = metrics.iter().fold(start, |record, (name, value)| record.with(&format!("eval_{name}"), *value));
+                let record = metrics.iter().fold(start, |record, (name, value)| {
+                    record.with(&format!("eval_{name}"), *value)
+                });
                 self.log(&record)
             }
-            Event::Saved { .. } => self.log.as_mut().map_or(Ok(()), |log| log.sync().map_err(Into::into)),
+            Event::Saved { .. } => self
+                .log
+                .as_mut()
+                .map_or(Ok(()), |log| log.sync().map_err(Into::into)),
             _ => Ok(()),
         };
         self.error = result.err();
@@ -87,7 +119,12 @@ mod tests {
 
     use super::*;
 
-    const STARTED: Event = Event::Started { total_steps: 9, examples: 9, skipped: 0, trainable_parameters: 1 };
+    const STARTED: Event = Event::Started {
+        total_steps: 9,
+        examples: 9,
+        skipped: 0,
+        trainable_parameters: 1,
+    };
 
     fn step(step: u64) -> Event {
         let loss = 1.0 / step as f64;
@@ -109,18 +146,30 @@ mod tests {
         let mut logger = Logger::new(out, resume);
         logger.on(&STARTED);
         if let Some(step) = from {
-            logger.on(&Event::Resumed { step, epoch: 0.5, path: out.into(), seconds: 1.0 });
+            logger.on(&Event::Resumed {
+                step,
+                epoch: 0.5,
+                path: out.into(),
+                seconds: 1.0,
+            });
         }
         let last = *steps.end();
         steps.for_each(|n| logger.on(&step(n)));
-        logger.on(&Event::Evaluated { step: last, epoch: 0.5, metrics: BTreeMap::from([("loss".into(), 1.0)]), seconds: 0.1 });
+        logger.on(&Event::Evaluated {
+            step: last,
+            epoch: 0.5,
+            metrics: BTreeMap::from([("loss".into(), 1.0)]),
+            seconds: 0.1,
+        });
         logger.finish().unwrap();
     }
 
     /// Step, loss and validation loss of every line.
     fn lines(out: &Path) -> Vec<(u64, Option<f64>, Option<f64>)> {
         let log: Vec<Scalars> = read_jsonl(&out.join(LOG_FILE)).unwrap();
-        log.iter().map(|s| (s.step, s.get(names::LOSS), s.get(names::EVAL_LOSS))).collect()
+        log.iter()
+            .map(|s| (s.step, s.get(names::LOSS), s.get(names::EVAL_LOSS)))
+            .collect()
     }
 
     #[test]
@@ -132,10 +181,28 @@ mod tests {
         process(part.path(), true, Some(4), 5..=7);
         // The checkpoint is older than the log.
         process(part.path(), true, Some(6), 7..=9);
-        let steps = |out: &Path| lines(out).into_iter().filter(|line| line.1.is_some()).collect::<Vec<_>>();
+        let steps = |out: &Path| {
+            lines(out)
+                .into_iter()
+                .filter(|line| line.1.is_some())
+                .collect::<Vec<_>>()
+        };
         assert_eq!(steps(part.path()), steps(whole.path()));
-        assert_eq!(steps(whole.path()).iter().map(|line| line.0).collect::<Vec<_>>(), (1..=9).collect::<Vec<_>>());
-        assert_eq!(lines(whole.path()).iter().filter(|line| line.2.is_some()).map(|line| line.0).collect::<Vec<_>>(), [4, 9]);
+        assert_eq!(
+            steps(whole.path())
+                .iter()
+                .map(|line| line.0)
+                .collect::<Vec<_>>(),
+            (1..=9).collect::<Vec<_>>()
+        );
+        assert_eq!(
+            lines(whole.path())
+                .iter()
+                .filter(|line| line.2.is_some())
+                .map(|line| line.0)
+                .collect::<Vec<_>>(),
+            [4, 9]
+        );
     }
 
     #[test]
@@ -143,7 +210,13 @@ mod tests {
         let out = tempfile::tempdir().unwrap();
         process(out.path(), false, None, 1..=3);
         process(out.path(), true, None, 1..=2);
-        assert_eq!(lines(out.path()).iter().map(|line| line.0).collect::<Vec<_>>(), [1, 2, 2]);
+        assert_eq!(
+            lines(out.path())
+                .iter()
+                .map(|line| line.0)
+                .collect::<Vec<_>>(),
+            [1, 2, 2]
+        );
         let mut stopped = Logger::new(out.path(), true);
         stopped.on(&STARTED);
         stopped.finish().unwrap();

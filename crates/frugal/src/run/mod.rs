@@ -1,4 +1,5 @@
-//! Whole runs: what `frugal tune`, `plan`, `eval`, `pretrain`, `merge` and `export` do, for programs.
+//! Whole runs: what `frugal tune`, `plan`, `eval`, `pretrain`, `merge` and `export` do, for
+//! programs.
 
 mod config;
 mod evaluate;

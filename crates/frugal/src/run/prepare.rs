@@ -47,7 +47,13 @@ pub struct Prepared {
 impl Prepared {
     /// The parts that there are.
     pub fn parts(&self) -> impl Iterator<Item = &Part> {
-        [Some(&self.train), self.validation.as_ref(), self.test.as_ref()].into_iter().flatten()
+        [
+            Some(&self.train),
+            self.validation.as_ref(),
+            self.test.as_ref(),
+        ]
+        .into_iter()
+        .flatten()
     }
 
     /// One training example with what is trained marked.
@@ -57,8 +63,12 @@ impl Prepared {
     pub fn shown_example(&self) -> Result<String, RunError> {
         let tokenizer = self.files.tokenizer()?;
         let example = self.train.examples().first();
-        let mut text = example.map(|e| encode::show(e, tokenizer, false)).transpose()?.unwrap_or_default();
-        if let (Some(head), Some(encode::Target::Class(class))) = (&self.head, example.map(|e| &e.labels))
+        let mut text = example
+            .map(|e| encode::show(e, tokenizer, false))
+            .transpose()?
+            .unwrap_or_default();
+        if let (Some(head), Some(encode::Target::Class(class))) =
+            (&self.head, example.map(|e| &e.labels))
             && let Some(label) = head.labels.get(*class)
         {
             text.truncate(text.trim_end().len());
@@ -80,17 +90,48 @@ pub fn prepare(config: &TuneConfig, lookup: &Lookup) -> Result<Prepared, RunErro
         Task::Classification => {
             let labels = train.labels();
             if labels.len() < 2 {
-                return Err(RunError::Labels { path: train.source, found: labels });
+                return Err(RunError::Labels {
+                    path: train.source,
+                    found: labels,
+                });
             }
-            Some(HeadConfig { labels, pooling: config.pooling.unwrap_or(Pooling::default_for(files.config().model_type)) })
+            Some(HeadConfig {
+                labels,
+                pooling: config
+                    .pooling
+                    .unwrap_or(Pooling::default_for(files.config().model_type)),
+            })
         }
     };
     let limit = files.config().max_sequence();
-    let max_length = if config.data.max_length == 0 { limit } else { config.data.max_length.min(limit) };
-    let part = |name: &'static str, dataset: &Dataset| encode_part(name, dataset, &files, head.as_ref(), &config.data, max_length);
-    let (train, validation, test) =
-        (part("train", &train)?, validation.map(|d| part("validation", &d)).transpose()?, test.map(|d| part("test", &d)).transpose()?);
-    Ok(Prepared { files, train, validation, test, head, max_length })
+    let max_length = if config.data.max_length == 0 {
+        limit
+    } else {
+        config.data.max_length.min(limit)
+    };
+    let part = |name: &'static str, dataset: &Dataset| {
+        encode_part(
+            name,
+            dataset,
+            &files,
+            head.as_ref(),
+            &config.data,
+            max_length,
+        )
+    };
+    let (train, validation, test) = (
+        part("train", &train)?,
+        validation.map(|d| part("validation", &d)).transpose()?,
+        test.map(|d| part("test", &d)).transpose()?,
+    );
+    Ok(Prepared {
+        files,
+        train,
+        validation,
+        test,
+        head,
+        max_length,
+    })
 }
 
 /// Tokenizes a data set for a task.
@@ -112,37 +153,77 @@ pub(super) fn encode_part(
         prompt_template: config.prompt_template.clone(),
     };
     let task = match head {
-        Some(head) => encode::Task::SequenceClassification { labels: &head.labels },
+        Some(head) => encode::Task::SequenceClassification {
+            labels: &head.labels,
+        },
         None => encode::Task::CausalLm,
     };
     let encoded = encode::encode_all(dataset, files.tokenizer()?, task, &options)?;
-    Ok(Part { name, source: dataset.source.display().to_string(), sha256: dataset.sha256.clone(), encoded })
+    Ok(Part {
+        name,
+        source: dataset.source.display().to_string(),
+        sha256: dataset.sha256.clone(),
+        encoded,
+    })
 }
 
 /// Reads one file as the settings say.
 pub(super) fn read(file: &str, config: &DataConfig) -> Result<Dataset, RunError> {
-    let options =
-        LoadOptions { format: config.format, columns: config.columns.clone(), header: config.header, documents: config.documents };
+    let options = LoadOptions {
+        format: config.format,
+        columns: config.columns.clone(),
+        header: config.header,
+        documents: config.documents,
+    };
     Ok(data::load(Path::new(file), &options)?)
 }
 
-/// Divides the records at random into what is left and what is held out for validation; `help` says what to give where there
-/// are too few of them.
-pub(super) fn hold_out(dataset: &Dataset, share: f64, seed: u64, help: &'static str) -> Result<[Dataset; 2], RunError> {
-    let parts = dataset.split(&[1.0 - share, share], seed).ok().and_then(|parts| parts.try_into().ok());
-    parts.ok_or_else(|| RunError::TooFewRows { path: dataset.source.clone(), rows: dataset.len(), share, help })
+/// Divides the records at random into what is left and what is held out for validation; `help` says
+/// what to give where there are too few of them.
+pub(super) fn hold_out(
+    dataset: &Dataset,
+    share: f64,
+    seed: u64,
+    help: &'static str,
+) -> Result<[Dataset; 2], RunError> {
+    let parts = dataset
+        .split(&[1.0 - share, share], seed)
+        .ok()
+        .and_then(|parts| parts.try_into().ok());
+    parts.ok_or_else(|| RunError::TooFewRows {
+        path: dataset.source.clone(),
+        rows: dataset.len(),
+        share,
+        help,
+    })
 }
 
-fn datasets(config: &DataConfig, seed: u64) -> Result<(Dataset, Option<Dataset>, Option<Dataset>), RunError> {
+fn datasets(
+    config: &DataConfig,
+    seed: u64,
+) -> Result<(Dataset, Option<Dataset>, Option<Dataset>), RunError> {
     let cut = |d: Dataset, rows: usize| if rows == 0 { d } else { d.take(rows) };
-    let eval = |file: &Option<String>| file.as_ref().map(|f| Ok::<_, RunError>(cut(read(f, config)?, config.max_eval_rows))).transpose();
+    let eval = |file: &Option<String>| {
+        file.as_ref()
+            .map(|f| Ok::<_, RunError>(cut(read(f, config)?, config.max_eval_rows)))
+            .transpose()
+    };
     if let Ok(builtin) = data::builtin(&config.train)
         && !Path::new(&config.train).exists()
     {
         // Files that are given stand in for the set's own parts.
-        let part = |file, own| Ok::<_, RunError>(eval(file)?.unwrap_or_else(|| cut(own, config.max_eval_rows)));
-        let (validation, test) = (part(&config.validation, builtin.validation)?, part(&config.test, builtin.test)?);
-        return Ok((cut(builtin.train, config.max_train_rows), Some(validation), Some(test)));
+        let part = |file, own| {
+            Ok::<_, RunError>(eval(file)?.unwrap_or_else(|| cut(own, config.max_eval_rows)))
+        };
+        let (validation, test) = (
+            part(&config.validation, builtin.validation)?,
+            part(&config.test, builtin.test)?,
+        );
+        return Ok((
+            cut(builtin.train, config.max_train_rows),
+            Some(validation),
+            Some(test),
+        ));
     }
     let mut train = cut(read(&config.train, config)?, config.max_train_rows);
     let (mut validation, test) = (eval(&config.validation)?, eval(&config.test)?);
@@ -162,16 +243,35 @@ mod tests {
     fn given_files_replace_the_parts_of_the_built_in_set() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("dev.tsv");
-        std::fs::write(&file, "label\ttext\nham\tsee you soon\nspam\twin a prize now\n").unwrap();
-        let own = DataConfig { train: "sms-spam".into(), max_eval_rows: 50, ..DataConfig::default() };
-        let given = DataConfig { validation: Some(file.display().to_string()), ..own.clone() };
+        std::fs::write(
+            &file,
+            "label\ttext\nham\tsee you soon\nspam\twin a prize now\n",
+        )
+        .unwrap();
+        let own = DataConfig {
+            train: "sms-spam".into(),
+            max_eval_rows: 50,
+            ..DataConfig::default()
+        };
+        let given = DataConfig {
+            validation: Some(file.display().to_string()),
+            ..own.clone()
+        };
         let rows = |config: &DataConfig| {
             let (_, validation, test) = datasets(config, 0).unwrap();
             (validation.unwrap().len(), test.unwrap().len())
         };
         assert_eq!((rows(&own), rows(&given)), ((50, 50), (2, 50)));
-        let missing = DataConfig { test: Some("nowhere.tsv".into()), ..own };
-        assert!(datasets(&missing, 0).unwrap_err().to_string().contains("nowhere.tsv"));
+        let missing = DataConfig {
+            test: Some("nowhere.tsv".into()),
+            ..own
+        };
+        assert!(
+            datasets(&missing, 0)
+                .unwrap_err()
+                .to_string()
+                .contains("nowhere.tsv")
+        );
     }
 
     #[test]
@@ -179,13 +279,36 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("one.tsv").display().to_string();
         std::fs::write(&file, "label\ttext\nham\tsee you soon\n").unwrap();
-        let config = DataConfig { train: file.clone(), ..DataConfig::default() };
+        let config = DataConfig {
+            train: file.clone(),
+            ..DataConfig::default()
+        };
         let error = datasets(&config, 0).unwrap_err().to_string();
-        let said = format!("{file}: too few rows (1) to hold out a share of 0.1 for validation: give a validation file with `--eval-data`");
+        let said = format!(
+            "{file}: too few rows (1) to hold out a share of 0.1 for validation: give a validation file with `--eval-data`"
+        );
         assert!(error.starts_with(&said), "{error}");
         // What it advises helps.
-        assert!(datasets(&DataConfig { validation: Some(file), ..config.clone() }, 0).is_ok());
-        assert!(datasets(&DataConfig { validation_share: 0.0, ..config }, 0).is_ok());
+        assert!(
+            datasets(
+                &DataConfig {
+                    validation: Some(file),
+                    ..config.clone()
+                },
+                0
+            )
+            .is_ok()
+        );
+        assert!(
+            datasets(
+                &DataConfig {
+                    validation_share: 0.0,
+                    ..config
+                },
+                0
+            )
+            .is_ok()
+        );
     }
 
     #[test]
@@ -194,8 +317,25 @@ mod tests {
         let file = folder.path().join("chat.jsonl");
         let turns = r#"{"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "good day"}]}"#;
         std::fs::write(&file, format!("{turns}\n").repeat(20)).unwrap();
-        let data = DataConfig { train: file.display().to_string(), ..DataConfig::default() };
-        let error = prepare(&TuneConfig { data, ..TuneConfig::default() }, &Lookup::default()).err().unwrap().to_string();
-        assert!(error.contains("chat.jsonl") && error.contains("found: none") && error.contains("`--task causal-lm`"), "{error}");
+        let data = DataConfig {
+            train: file.display().to_string(),
+            ..DataConfig::default()
+        };
+        let error = prepare(
+            &TuneConfig {
+                data,
+                ..TuneConfig::default()
+            },
+            &Lookup::default(),
+        )
+        .err()
+        .unwrap()
+        .to_string();
+        assert!(
+            error.contains("chat.jsonl")
+                && error.contains("found: none")
+                && error.contains("`--task causal-lm`"),
+            "{error}"
+        );
     }
 }

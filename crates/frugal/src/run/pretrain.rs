@@ -7,7 +7,10 @@ use std::time::Instant;
 use frugal_core::data::{self, Dataset, Example, LoadOptions};
 use frugal_core::encode::{IGNORE, Target, Tokenized};
 use frugal_core::events::{LOG_FILE, Scalars, names, peak_rss_bytes, read_jsonl};
-use frugal_core::report::{DatasetInfo, Evaluation, MetaInfo, ModelInfo, RECORD_FILE, RunInfo, RunRecord, Status, SystemInfo, TrainInfo};
+use frugal_core::report::{
+    DatasetInfo, Evaluation, MetaInfo, ModelInfo, RECORD_FILE, RunInfo, RunRecord, Status,
+    SystemInfo, TrainInfo,
+};
 use frugal_core::tokenizer::{TextTokenizer, train_bpe};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -63,7 +66,8 @@ pub struct Shape {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AttentionKind {
-    /// Keys and values for groups of heads: `num_key_value_heads` from 1 (multi-query) to the number of heads (multi-head).
+    /// Keys and values for groups of heads: `num_key_value_heads` from 1 (multi-query) to the
+    /// number of heads (multi-head).
     #[default]
     Grouped,
     /// Multi-head latent attention.
@@ -161,23 +165,59 @@ impl PretrainConfig {
             add("out", "no output folder: give `--out DIR`".into());
         }
         if !(self.validation_share > 0.0 && self.validation_share < 1.0) {
-            add("validation_share", format!("{} given, but it must be above 0 and below 1", self.validation_share));
+            add(
+                "validation_share",
+                format!(
+                    "{} given, but it must be above 0 and below 1",
+                    self.validation_share
+                ),
+            );
         }
         if self.max_length < 2 || self.max_length > self.shape.max_position_embeddings {
-            add("max_length", format!("{} given, but it must be 2 to shape.max_position_embeddings", self.max_length));
+            add(
+                "max_length",
+                format!(
+                    "{} given, but it must be 2 to shape.max_position_embeddings",
+                    self.max_length
+                ),
+            );
         }
         let s = &self.shape;
-        if s.num_attention_heads == 0 || !s.hidden_size.is_multiple_of(2 * s.num_attention_heads.max(1)) {
-            add("shape.hidden_size", format!("{} must be a multiple of twice the {} heads", s.hidden_size, s.num_attention_heads));
+        if s.num_attention_heads == 0
+            || !s
+                .hidden_size
+                .is_multiple_of(2 * s.num_attention_heads.max(1))
+        {
+            add(
+                "shape.hidden_size",
+                format!(
+                    "{} must be a multiple of twice the {} heads",
+                    s.hidden_size, s.num_attention_heads
+                ),
+            );
         }
         if s.num_local_experts > 0 && s.attention != AttentionKind::Grouped {
-            add("shape.num_local_experts", "experts go with grouped attention only".into());
+            add(
+                "shape.num_local_experts",
+                "experts go with grouped attention only".into(),
+            );
         }
         if s.num_local_experts > 0 && !(1..=s.num_local_experts).contains(&s.num_experts_per_tok) {
-            add("shape.num_experts_per_tok", format!("{} of {} experts", s.num_experts_per_tok, s.num_local_experts));
+            add(
+                "shape.num_experts_per_tok",
+                format!(
+                    "{} of {} experts",
+                    s.num_experts_per_tok, s.num_local_experts
+                ),
+            );
         }
-        if s.qk_rope_head_dim.is_some_and(|width| width == 0 || !width.is_multiple_of(2)) {
-            add("shape.qk_rope_head_dim", "rotary positions need an even width".into());
+        if s.qk_rope_head_dim
+            .is_some_and(|width| width == 0 || !width.is_multiple_of(2))
+        {
+            add(
+                "shape.qk_rope_head_dim",
+                "rotary positions need an even width".into(),
+            );
         }
         if let Err(error) = crate::device::device(&self.device) {
             add("device", error.to_string());
@@ -244,7 +284,8 @@ pub struct Pretrained {
     pub seconds: f64,
 }
 
-/// Trains a tokenizer and a decoder from scratch and writes a Hugging Face folder, with the record of the run beside it.
+/// Trains a tokenizer and a decoder from scratch and writes a Hugging Face folder, with the record
+/// of the run beside it.
 ///
 /// # Errors
 /// Unreadable text, settings that do not fit together, files that cannot be written.
@@ -268,31 +309,81 @@ fn pretrain_in_folder(
     observe: Observe<'_>,
 ) -> Result<Pretrained, RunError> {
     let begin = Instant::now();
-    let created_at = frugal_core::human::utc(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs()));
+    let created_at = frugal_core::human::utc(
+        std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .map_or(0, |d| d.as_secs()),
+    );
     let device = crate::device::device(&config.device)?;
     if resume {
         check_settings(&config.out.join(CONFIG_FILE), config)?;
     }
-    observe(&Progress::Begin { what: format!("reading {}", config.data) });
-    let dataset = data::load(Path::new(&config.data), &LoadOptions { format: Some(data::Format::Text), ..LoadOptions::default() })?;
-    let [training, validation] = hold_out(&dataset, config.validation_share, config.seed, "more text, or another `validation_share`")?;
-    observe(&Progress::Begin { what: format!("training a tokenizer of {} tokens", config.shape.vocab_size) });
-    let tokenizer = train_bpe(texts(&training).map(str::to_owned), config.shape.vocab_size, &[END])?;
-    let (training, validation) = (pieces(&training, &tokenizer, config.max_length)?, pieces(&validation, &tokenizer, config.max_length)?);
+    observe(&Progress::Begin {
+        what: format!("reading {}", config.data),
+    });
+    let dataset = data::load(
+        Path::new(&config.data),
+        &LoadOptions {
+            format: Some(data::Format::Text),
+            ..LoadOptions::default()
+        },
+    )?;
+    let [training, validation] = hold_out(
+        &dataset,
+        config.validation_share,
+        config.seed,
+        "more text, or another `validation_share`",
+    )?;
+    observe(&Progress::Begin {
+        what: format!("training a tokenizer of {} tokens", config.shape.vocab_size),
+    });
+    let tokenizer = train_bpe(
+        texts(&training).map(str::to_owned),
+        config.shape.vocab_size,
+        &[END],
+    )?;
+    let (training, validation) = (
+        pieces(&training, &tokenizer, config.max_length)?,
+        pieces(&validation, &tokenizer, config.max_length)?,
+    );
     let model = config.model(&tokenizer)?;
     let sites = SiteTable::new(&model);
     let tokens = |part: &[Tokenized]| part.iter().map(Tokenized::len).sum::<usize>();
     observe(&Progress::Data {
         parts: vec![
-            ("train".into(), training.len(), tokens(&training), training.iter().map(Tokenized::len).max().unwrap_or(0)),
-            ("validation".into(), validation.len(), tokens(&validation), validation.iter().map(Tokenized::len).max().unwrap_or(0)),
+            (
+                "train".into(),
+                training.len(),
+                tokens(&training),
+                training.iter().map(Tokenized::len).max().unwrap_or(0),
+            ),
+            (
+                "validation".into(),
+                validation.len(),
+                tokens(&validation),
+                validation.iter().map(Tokenized::len).max().unwrap_or(0),
+            ),
         ],
         truncated: 0,
-        example: training.first().map(|e| frugal_core::encode::show(e, &tokenizer, false)).transpose()?.unwrap_or_default(),
+        example: training
+            .first()
+            .map(|e| frugal_core::encode::show(e, &tokenizer, false))
+            .transpose()?
+            .unwrap_or_default(),
     });
-    let backbone = build(model.clone(), &random_weights(&model, config.seed, &device), &device)?;
-    let context =
-        BuildContext { config: &model, sites: &sites, backbone: Some(backbone.as_ref()), device, seed: config.seed, tokenize: None };
+    let backbone = build(
+        model.clone(),
+        &random_weights(&model, config.seed, &device),
+        &device,
+    )?;
+    let context = BuildContext {
+        config: &model,
+        sites: &sites,
+        backbone: Some(backbone.as_ref()),
+        device,
+        seed: config.seed,
+        tokenize: None,
+    };
     let mut adapter = Full::new(FullConfig {}, &context)?;
     frugal_core::fs::create_dir(&config.out)?;
     let mut file = ConfigFile::new(config.out.join(CONFIG_FILE), config, resume)?;
@@ -327,9 +418,18 @@ fn pretrain_in_folder(
         // At its end a run was evaluated with its last weights.
         Some(last) if !outcome.restored_best => Some(last),
         _ => {
-            observe(&Progress::Begin { what: "evaluating the held-out text".into() });
+            observe(&Progress::Begin {
+                what: "evaluating the held-out text".into(),
+            });
             let adapter: &dyn Adapter = &adapter;
-            evaluate(backbone.as_ref(), Some(adapter), Objective::CausalLm, &validation, config.train.max_tokens, stop)?
+            evaluate(
+                backbone.as_ref(),
+                Some(adapter),
+                Objective::CausalLm,
+                &validation,
+                config.train.max_tokens,
+                stop,
+            )?
         }
     };
     // A run is not done before it was measured; a resume measures again.
@@ -359,27 +459,44 @@ fn pretrain_in_folder(
     record.run_info.command = command.to_vec();
     record.train_info.peak_memory = peak_memory;
     record.meta_info.model_info.model_type = model.model_type.name().into();
-    record.meta_info.dataset_info = vec![part("train", training.len()), part("validation", validation.len())];
-    record.evaluation.iter_mut().for_each(|e| e.examples = validation.len());
+    record.meta_info.dataset_info = vec![
+        part("train", training.len()),
+        part("validation", validation.len()),
+    ];
+    record
+        .evaluation
+        .iter_mut()
+        .for_each(|e| e.examples = validation.len());
     record.write(&config.out.join(RECORD_FILE))?;
     Ok(trained)
 }
 
 /// A resumed run must be the one that began.
 fn check_settings(path: &Path, config: &PretrainConfig) -> Result<(), RunError> {
-    let Ok(mut before) = frugal_core::config::load::<PretrainConfig>(Some(path), &[]) else { return Ok(()) };
+    let Ok(mut before) = frugal_core::config::load::<PretrainConfig>(Some(path), &[]) else {
+        return Ok(());
+    };
     before.resolve();
     let sizes = serde_json::to_value(&config.shape).unwrap_or_default();
-    let shape: Vec<String> = sizes.as_object().into_iter().flatten().map(|(key, _)| format!("shape.{key}")).collect();
+    let shape: Vec<String> = sizes
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(key, _)| format!("shape.{key}"))
+        .collect();
     let keys: Vec<&str> = shape.iter().map(String::as_str).chain(["seed"]).collect();
     check_same_run(path, &before, config, &keys)
 }
 
-/// What the run cost and gained, as fine-tuning records it; there is no model before training to compare with.
+/// What the run cost and gained, as fine-tuning records it; there is no model before training to
+/// compare with.
 fn record(config: &PretrainConfig, trained: &Pretrained) -> Result<RunRecord, RunError> {
     let log: Vec<Scalars> = read_jsonl(&config.out.join(LOG_FILE))?;
     let file_size = std::fs::metadata(config.out.join("model.safetensors")).map_or(0, |m| m.len());
-    let name = config.out.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+    let name = config
+        .out
+        .file_name()
+        .map_or_else(String::new, |n| n.to_string_lossy().into_owned());
     Ok(RunRecord {
         run_info: RunInfo {
             experiment_name: name.clone(),
@@ -392,14 +509,30 @@ fn record(config: &PretrainConfig, trained: &Pretrained) -> Result<RunRecord, Ru
             file_size,
             num_trainable_params: trained.parameters as u64,
             num_total_params: trained.parameters as u64,
-            status: if trained.interrupted { Status::Cancelled } else { Status::Success },
-            metrics: log.iter().filter(|s| s.get(names::EVAL_LOSS).is_some()).cloned().collect(),
+            status: if trained.interrupted {
+                Status::Cancelled
+            } else {
+                Status::Success
+            },
+            metrics: log
+                .iter()
+                .filter(|s| s.get(names::EVAL_LOSS).is_some())
+                .cloned()
+                .collect(),
             ..TrainInfo::default()
         },
-        evaluation: vec![Evaluation { split: "validation".into(), adapted: trained.metrics.clone(), ..Evaluation::default() }],
+        evaluation: vec![Evaluation {
+            split: "validation".into(),
+            adapted: trained.metrics.clone(),
+            ..Evaluation::default()
+        }],
         forgetting: None,
         meta_info: MetaInfo {
-            model_info: ModelInfo { name, file_size, ..ModelInfo::default() },
+            model_info: ModelInfo {
+                name,
+                file_size,
+                ..ModelInfo::default()
+            },
             package_info: [("frugal".to_owned(), env!("CARGO_PKG_VERSION").to_owned())].into(),
             system_info: SystemInfo::detect(&config.device),
             ..MetaInfo::default()
@@ -408,19 +541,37 @@ fn record(config: &PretrainConfig, trained: &Pretrained) -> Result<RunRecord, Ru
 }
 
 fn texts(dataset: &Dataset) -> impl Iterator<Item = &str> + Send {
-    dataset.examples.iter().filter_map(|e| if let Example::Text { text } = e { Some(text.as_str()) } else { None })
+    dataset.examples.iter().filter_map(|e| {
+        if let Example::Text { text } = e {
+            Some(text.as_str())
+        } else {
+            None
+        }
+    })
 }
 
 /// Documents, each ended by [`END`], in pieces of at most `max_length` tokens.
-fn pieces(dataset: &Dataset, tokenizer: &TextTokenizer, max_length: usize) -> Result<Vec<Tokenized>, RunError> {
+fn pieces(
+    dataset: &Dataset,
+    tokenizer: &TextTokenizer,
+    max_length: usize,
+) -> Result<Vec<Tokenized>, RunError> {
     let end = tokenizer.id(END);
     let mut out = Vec::new();
     for text in texts(dataset) {
         let mut ids = tokenizer.encode(text, false)?;
         ids.extend(end);
         for piece in ids.chunks(max_length).filter(|p| p.len() > 1) {
-            let targets = piece[1..].iter().map(|&id| id as i32).chain([IGNORE]).collect();
-            out.push(Tokenized { input_ids: piece.to_vec(), token_type_ids: Vec::new(), labels: Target::Tokens(targets) });
+            let targets = piece[1..]
+                .iter()
+                .map(|&id| id as i32)
+                .chain([IGNORE])
+                .collect();
+            out.push(Tokenized {
+                input_ids: piece.to_vec(),
+                token_type_ids: Vec::new(),
+                labels: Target::Tokens(targets),
+            });
         }
     }
     Ok(out)
@@ -436,7 +587,14 @@ mod tests {
     fn config(folder: &Path) -> PretrainConfig {
         let data = folder.join("text.txt");
         let words = ["house", "boat", "tree", "road", "bird", "coat", "lamp"];
-        let line = |i: usize| format!("the {} by the {} has a {}\n", words[i % 7], words[i * i % 5], words[(i + i / 7) % 6]);
+        let line = |i: usize| {
+            format!(
+                "the {} by the {} has a {}\n",
+                words[i % 7],
+                words[i * i % 5],
+                words[(i + i / 7) % 6]
+            )
+        };
         std::fs::write(&data, (0..120).map(line).collect::<String>()).unwrap();
         let shape = Shape {
             vocab_size: 300,
@@ -456,7 +614,12 @@ mod tests {
             shape,
             ..PretrainConfig::default()
         };
-        config.train = TrainConfig { max_steps: 4, max_tokens: 128, eval_steps: 1, ..config.train };
+        config.train = TrainConfig {
+            max_steps: 4,
+            max_tokens: 128,
+            eval_steps: 1,
+            ..config.train
+        };
         config.resolve();
         config
     }
@@ -471,7 +634,11 @@ mod tests {
         let mut config = config(folder.path());
         config.train.load_best_model_at_end = true;
         // It rises until the model is much worse than after the first step.
-        (config.train.lr, config.train.warmup_ratio, config.train.max_steps) = (3.0, 1.0, 6);
+        (
+            config.train.lr,
+            config.train.warmup_ratio,
+            config.train.max_steps,
+        ) = (3.0, 1.0, 6);
         let mut evaluated = Vec::new();
         let mut observe = |progress: &Progress| {
             if let Progress::Train(Event::Evaluated { metrics, .. }) = progress {
@@ -480,8 +647,15 @@ mod tests {
         };
         let made = pretrain(&config, &[], false, &AtomicBool::new(false), &mut observe).unwrap();
         let best = evaluated.iter().copied().fold(f64::INFINITY, f64::min);
-        assert!(evaluated.last().is_some_and(|last| *last > best), "{evaluated:?}");
-        assert!((made.metrics["loss"] - best).abs() < 1e-9, "{} of {evaluated:?}", made.metrics["loss"]);
+        assert!(
+            evaluated.last().is_some_and(|last| *last > best),
+            "{evaluated:?}"
+        );
+        assert!(
+            (made.metrics["loss"] - best).abs() < 1e-9,
+            "{} of {evaluated:?}",
+            made.metrics["loss"]
+        );
         // Nothing is left to train, but the weights are the same.
         assert_eq!(go(&config, true).unwrap().metrics, made.metrics);
     }
@@ -497,11 +671,18 @@ mod tests {
             }
         };
         config.train.logging_steps = 1;
-        assert!(pretrain(&config, &[], false, &stop, &mut observe).unwrap().interrupted);
+        assert!(
+            pretrain(&config, &[], false, &stop, &mut observe)
+                .unwrap()
+                .interrupted
+        );
         let stored = std::fs::read(config.out.join(CONFIG_FILE)).unwrap();
         config.shape.num_key_value_heads = 2;
         let error = go(&config, true).unwrap_err().to_string();
-        assert!(error.contains("`shape.num_key_value_heads` was 1") && error.contains("is 2"), "{error}");
+        assert!(
+            error.contains("`shape.num_key_value_heads` was 1") && error.contains("is 2"),
+            "{error}"
+        );
         config.shape.num_key_value_heads = 1;
         // Only the trainer knows that this is refused.
         let lr = std::mem::replace(&mut config.train.lr, 0.5);

@@ -7,7 +7,8 @@ use std::time::Instant;
 use burn::prelude::*;
 use frugal_core::events::{Scalars, names, read_jsonl};
 use frugal_core::report::{
-    self, DatasetInfo, MetaInfo, ModelInfo, RECORD_FILE, RunInfo, RunRecord, RunReport, Status, SystemInfo, TrainInfo,
+    self, DatasetInfo, MetaInfo, ModelInfo, RECORD_FILE, RunInfo, RunRecord, RunReport, Status,
+    SystemInfo, TrainInfo,
 };
 use serde::Serialize;
 
@@ -71,7 +72,8 @@ pub fn tune(
     observe: Observe<'_>,
 ) -> Result<Tuned, RunError> {
     let claimed = claim(&config.out, CONFIG_FILE, resume)?;
-    tune_in_folder(config, command, lookup, resume, stop, observe).inspect_err(|_| claimed.give_back())
+    tune_in_folder(config, command, lookup, resume, stop, observe)
+        .inspect_err(|_| claimed.give_back())
 }
 
 /// The run, in a folder that is its own.
@@ -84,60 +86,130 @@ fn tune_in_folder(
     observe: Observe<'_>,
 ) -> Result<Tuned, RunError> {
     let start = Instant::now();
-    let created_at = frugal_core::human::utc(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs()));
+    let created_at = frugal_core::human::utc(
+        std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .map_or(0, |d| d.as_secs()),
+    );
     let device = crate::device::device(&config.device)?;
     let method = registry::find(&config.method.name)?;
     let out = config.out.clone();
     if resume {
         check_settings(&out.join(CONFIG_FILE), config)?;
     }
-    observe(&Progress::Begin { what: format!("tokenizing {}", config.data.train) });
+    observe(&Progress::Begin {
+        what: format!("tokenizing {}", config.data.train),
+    });
     let prepared = prepare(config, lookup)?;
     observe(&Progress::Data {
-        parts: prepared.parts().map(|p| (p.name.to_owned(), p.examples().len(), p.encoded.total_tokens, p.encoded.longest)).collect(),
+        parts: prepared
+            .parts()
+            .map(|p| {
+                (
+                    p.name.to_owned(),
+                    p.examples().len(),
+                    p.encoded.total_tokens,
+                    p.encoded.longest,
+                )
+            })
+            .collect(),
         truncated: prepared.parts().map(|p| p.encoded.truncated).sum(),
         example: prepared.shown_example()?,
     });
-    observe(&Progress::Begin { what: format!("reading {}", config.model) });
+    observe(&Progress::Begin {
+        what: format!("reading {}", config.model),
+    });
     let sites = prepared.files.sites();
-    let options = LoadOptions { activations: config.activations, ..LoadOptions::default() };
-    let options = load_options(method, &config.method.settings, &sites, Some(config.quantize), options)?;
+    let options = LoadOptions {
+        activations: config.activations,
+        ..LoadOptions::default()
+    };
+    let options = load_options(
+        method,
+        &config.method.settings,
+        &sites,
+        Some(config.quantize),
+        options,
+    )?;
     let backbone = prepared.files.load_with(&device, options)?;
     let mut entry = build_entry(config, &prepared, backbone.as_ref(), &sites, &device)?;
     let file = ConfigFile::new(out.join(CONFIG_FILE), config, resume)?;
-    let run = Run { config, prepared: &prepared, backbone: backbone.as_ref(), stop };
+    let run = Run {
+        config,
+        prepared: &prepared,
+        backbone: backbone.as_ref(),
+        stop,
+    };
 
-    let base = if config.evaluate_base { run.score("base", &entry, true, observe)? } else { None };
+    let base = if config.evaluate_base {
+        run.score("base", &entry, true, observe)?
+    } else {
+        None
+    };
     let trained = Instant::now();
     let outcome = run.train(&mut entry, &out, resume, file, observe)?;
-    let Cost { seconds: train_time, peak_memory_bytes } = outcome.cost;
+    let Cost {
+        seconds: train_time,
+        peak_memory_bytes,
+    } = outcome.cost;
     // Of the processes that this one resumes.
     let earlier = (train_time - trained.elapsed().as_secs_f64()).max(0.0);
     let cut_short = outcome.ending == Ending::Interrupted;
-    let adapted = if cut_short { None } else { run.score("adapted", &entry, false, observe)? };
-    let adapter = if cut_short { None } else { Some(save(&out, &entry, &run, method.name)?) };
+    let adapted = if cut_short {
+        None
+    } else {
+        run.score("adapted", &entry, false, observe)?
+    };
+    let adapter = if cut_short {
+        None
+    } else {
+        Some(save(&out, &entry, &run, method.name)?)
+    };
 
     // Read before what is measured for the comparison only.
     let peak_memory = frugal_core::events::peak_rss_bytes().map(|peak| peak.max(peak_memory_bytes));
     let forgetting = if adapted.is_none() || !config.measure_forgetting {
         None
     } else {
-        observe(&Progress::Begin { what: "measuring what was forgotten".into() });
-        super::forgetting(&prepared.files, backbone.as_ref(), entry.adapter.as_ref(), config.train.max_tokens, stop)?
+        observe(&Progress::Begin {
+            what: "measuring what was forgotten".into(),
+        });
+        super::forgetting(
+            &prepared.files,
+            backbone.as_ref(),
+            entry.adapter.as_ref(),
+            config.train.max_tokens,
+            stop,
+        )?
     };
 
     // A run is not done before everything was measured; a resume measures again.
     let interrupted = adapted.is_none() || (config.measure_forgetting && forgetting.is_none());
-    let parts = scores(&prepared, &base.unwrap_or_default(), &adapted.unwrap_or_default());
-    let head_parameters: usize = entry.head.iter().flat_map(Head::parameters).map(Parameter::len).sum();
+    let parts = scores(
+        &prepared,
+        &base.unwrap_or_default(),
+        &adapted.unwrap_or_default(),
+    );
+    let head_parameters: usize = entry
+        .head
+        .iter()
+        .flat_map(Head::parameters)
+        .map(Parameter::len)
+        .sum();
     let num_trainable = entry.adapter.num_trainable() + head_parameters;
-    let extra = if method.name == "full" { head_parameters } else { num_trainable };
+    let extra = if method.name == "full" {
+        head_parameters
+    } else {
+        num_trainable
+    };
     let log: Vec<Scalars> = read_jsonl(&out.join(frugal_core::events::LOG_FILE))?;
     let record = RunRecord {
         run_info: RunInfo {
             created_at,
             total_time: earlier + start.elapsed().as_secs_f64(),
-            experiment_name: out.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned()),
+            experiment_name: out
+                .file_name()
+                .map_or_else(String::new, |n| n.to_string_lossy().into_owned()),
             command: command.to_vec(),
             train_config: serde_json::to_value(config).unwrap_or_default(),
             peft_config: serde_json::Value::Object(entry.adapter.peft_config()),
@@ -150,19 +222,39 @@ fn tune_in_folder(
             file_size: adapter.as_deref().map_or(0, weights_size),
             num_trainable_params: num_trainable as u64,
             num_total_params: (sites.num_parameters() + extra) as u64,
-            status: if interrupted { Status::Cancelled } else { Status::Success },
-            metrics: log.iter().filter(|s| s.get(names::EVAL_LOSS).is_some()).cloned().collect(),
+            status: if interrupted {
+                Status::Cancelled
+            } else {
+                Status::Success
+            },
+            metrics: log
+                .iter()
+                .filter(|s| s.get(names::EVAL_LOSS).is_some())
+                .cloned()
+                .collect(),
         },
         evaluation: parts
             .iter()
-            .map(|p| report::Evaluation { split: p.part.clone(), examples: p.examples, base: p.base.clone(), adapted: p.adapted.clone() })
+            .map(|p| report::Evaluation {
+                split: p.part.clone(),
+                examples: p.examples,
+                base: p.base.clone(),
+                adapted: p.adapted.clone(),
+            })
             .collect(),
         forgetting,
         meta_info: meta(config, &prepared),
     };
     record.write(&out.join(RECORD_FILE))?;
     let report_path = write_report(&out, &record, log, &prepared)?;
-    Ok(Tuned { interrupted, record, parts, adapter, report: Some(report_path), out })
+    Ok(Tuned {
+        interrupted,
+        record,
+        parts,
+        adapter,
+        report: Some(report_path),
+        out,
+    })
 }
 
 /// Metrics of each part that was evaluated.
@@ -177,19 +269,62 @@ struct Run<'a> {
 
 impl Run<'_> {
     /// Metrics of the validation and test part; `None` if the run was stopped before the end.
-    fn score(&self, who: &str, entry: &Entry, base: bool, observe: Observe<'_>) -> Result<Option<Scores>, RunError> {
+    fn score(
+        &self,
+        who: &str,
+        entry: &Entry,
+        base: bool,
+        observe: Observe<'_>,
+    ) -> Result<Option<Scores>, RunError> {
         let mut found = Vec::new();
-        for part in [self.prepared.validation.as_ref(), self.prepared.test.as_ref()].into_iter().flatten() {
-            observe(&Progress::Begin { what: format!("evaluating the {who} model on the {} part", part.name) });
-            let adapter = if base { None } else { Some(entry.adapter.as_ref()) };
-            let objective = entry.head.as_ref().map_or(Objective::CausalLm, Objective::Classification);
-            let result = evaluate(self.backbone, adapter, objective, part.examples(), self.config.train.max_tokens, self.stop)?;
-            let Some(result) = result else { return Ok(None) };
-            if let Some(&loss) = result.metrics.get("loss").filter(|loss| base && !loss.is_finite()) {
+        for part in [
+            self.prepared.validation.as_ref(),
+            self.prepared.test.as_ref(),
+        ]
+        .into_iter()
+        .flatten()
+        {
+            observe(&Progress::Begin {
+                what: format!("evaluating the {who} model on the {} part", part.name),
+            });
+            let adapter = if base {
+                None
+            } else {
+                Some(entry.adapter.as_ref())
+            };
+            let objective = entry
+                .head
+                .as_ref()
+                .map_or(Objective::CausalLm, Objective::Classification);
+            let result = evaluate(
+                self.backbone,
+                adapter,
+                objective,
+                part.examples(),
+                self.config.train.max_tokens,
+                self.stop,
+            )?;
+            let Some(result) = result else {
+                return Ok(None);
+            };
+            if let Some(&loss) = result
+                .metrics
+                .get("loss")
+                .filter(|loss| base && !loss.is_finite())
+            {
                 let (model, data) = (self.config.model.clone(), part.source.clone());
-                return Err(RunError::BaseLoss { model, part: part.name, data, loss });
+                return Err(RunError::BaseLoss {
+                    model,
+                    part: part.name,
+                    data,
+                    loss,
+                });
             }
-            observe(&Progress::Scores { who: who.into(), part: part.name.into(), metrics: result.metrics.clone() });
+            observe(&Progress::Scores {
+                who: who.into(),
+                part: part.name.into(),
+                metrics: result.metrics.clone(),
+            });
             found.push((part.name, result.metrics));
         }
         Ok(Some(found))
@@ -229,9 +364,24 @@ impl Run<'_> {
 
 /// A resumed run must be the one that began.
 fn check_settings(path: &Path, config: &TuneConfig) -> Result<(), RunError> {
-    let Ok(mut before) = frugal_core::config::load::<TuneConfig>(Some(path), &[]) else { return Ok(()) };
+    let Ok(mut before) = frugal_core::config::load::<TuneConfig>(Some(path), &[]) else {
+        return Ok(());
+    };
     before.resolve();
-    check_same_run(path, &before, config, &["model", "task", "quantize", "activations", "seed", "method", "pooling"])
+    check_same_run(
+        path,
+        &before,
+        config,
+        &[
+            "model",
+            "task",
+            "quantize",
+            "activations",
+            "seed",
+            "method",
+            "pooling",
+        ],
+    )
 }
 
 fn build_entry(
@@ -253,16 +403,23 @@ fn build_entry(
         tokenize: Some(&tokenize),
     };
     let adapter = (method.build)(&config.method.settings, &context)?;
-    let head = prepared.head.clone().map(|head| Head::new(head, prepared.files.config(), device, config.seed));
+    let head = prepared
+        .head
+        .clone()
+        .map(|head| Head::new(head, prepared.files.config(), device, config.seed));
     Ok(Entry { adapter, head })
 }
 
-/// Whether a whole model comes out: when all of it was trained, and its class has a place for the head.
+/// Whether a whole model comes out: when all of it was trained, and its class has a place for the
+/// head.
 fn ends_in_model(method: &str, head: Option<&Head>, files: &ModelFiles) -> bool {
-    method == "full" && head.is_none_or(|h| h.config().pooling == Pooling::default_for(files.config().model_type))
+    method == "full"
+        && head
+            .is_none_or(|h| h.config().pooling == Pooling::default_for(files.config().model_type))
 }
 
-/// Writes the adapter into the run folder itself, or a whole model with its head into a folder in it.
+/// Writes the adapter into the run folder itself, or a whole model with its head into a folder in
+/// it.
 fn save(out: &Path, entry: &Entry, run: &Run<'_>, method: &str) -> Result<PathBuf, RunError> {
     let files = &run.prepared.files;
     if ends_in_model(method, entry.head.as_ref(), files) {
@@ -279,19 +436,38 @@ fn weights_size(folder: &Path) -> u64 {
     size(peft::WEIGHTS_FILE) + size("model.safetensors")
 }
 
-fn scores(prepared: &Prepared, base: &[(&'static str, Metrics)], adapted: &[(&'static str, Metrics)]) -> Vec<PartScores> {
+fn scores(
+    prepared: &Prepared,
+    base: &[(&'static str, Metrics)],
+    adapted: &[(&'static str, Metrics)],
+) -> Vec<PartScores> {
     let of = |scores: &[(&'static str, Metrics)], part: &str| {
-        scores.iter().find(|(p, _)| *p == part).map(|(_, m)| m.clone()).unwrap_or_default()
+        scores
+            .iter()
+            .find(|(p, _)| *p == part)
+            .map(|(_, m)| m.clone())
+            .unwrap_or_default()
     };
-    let parts = [prepared.validation.as_ref(), prepared.test.as_ref()].into_iter().flatten();
+    let parts = [prepared.validation.as_ref(), prepared.test.as_ref()]
+        .into_iter()
+        .flatten();
     parts
-        .map(|p| PartScores { part: p.name.into(), examples: p.examples().len(), base: of(base, p.name), adapted: of(adapted, p.name) })
+        .map(|p| PartScores {
+            part: p.name.into(),
+            examples: p.examples().len(),
+            base: of(base, p.name),
+            adapted: of(adapted, p.name),
+        })
         .collect()
 }
 
 fn meta(config: &TuneConfig, prepared: &Prepared) -> MetaInfo {
-    let dataset =
-        |p: &Part| DatasetInfo { split: p.name.into(), source: p.source.clone(), examples: p.examples().len(), sha256: p.sha256.clone() };
+    let dataset = |p: &Part| DatasetInfo {
+        split: p.name.into(),
+        source: p.source.clone(),
+        examples: p.examples().len(),
+        sha256: p.sha256.clone(),
+    };
     MetaInfo {
         model_info: ModelInfo {
             name: config.model.clone(),
@@ -305,7 +481,12 @@ fn meta(config: &TuneConfig, prepared: &Prepared) -> MetaInfo {
     }
 }
 
-fn write_report(out: &Path, record: &RunRecord, log: Vec<Scalars>, prepared: &Prepared) -> Result<PathBuf, RunError> {
+fn write_report(
+    out: &Path,
+    record: &RunRecord,
+    log: Vec<Scalars>,
+    prepared: &Prepared,
+) -> Result<PathBuf, RunError> {
     let info = &record.run_info.train_config;
     let subtitle = format!(
         "{} on {}, {}",
@@ -313,9 +494,16 @@ fn write_report(out: &Path, record: &RunRecord, log: Vec<Scalars>, prepared: &Pr
         info["model"].as_str().unwrap_or_default(),
         prepared.train.source
     );
-    let page =
-        RunReport { title: record.run_info.experiment_name.clone(), subtitle, record: record.clone(), log, example: example(prepared)? };
-    let html = page.to_html().map_err(|e| RunError::Invalid(format!("the report cannot be drawn: {e}")))?;
+    let page = RunReport {
+        title: record.run_info.experiment_name.clone(),
+        subtitle,
+        record: record.clone(),
+        log,
+        example: example(prepared)?,
+    };
+    let html = page
+        .to_html()
+        .map_err(|e| RunError::Invalid(format!("the report cannot be drawn: {e}")))?;
     let path = out.join(REPORT_FILE);
     frugal_core::fs::write_atomic(&path, html.as_bytes())?;
     Ok(path)
@@ -325,29 +513,51 @@ fn write_report(out: &Path, record: &RunRecord, log: Vec<Scalars>, prepared: &Pr
 fn example(prepared: &Prepared) -> Result<Option<report::Example>, RunError> {
     use frugal_core::encode::{IGNORE, Target};
     let tokenizer = prepared.files.tokenizer()?;
-    let Some(first) = prepared.train.examples().first() else { return Ok(None) };
+    let Some(first) = prepared.train.examples().first() else {
+        return Ok(None);
+    };
     let decode = |ids: &[u32]| tokenizer.decode(ids, false);
     let (segments, label) = match &first.labels {
         Target::Class(class) => {
-            let label = prepared.head.as_ref().and_then(|h| h.labels.get(*class)).cloned();
-            (vec![report::Segment { text: decode(&first.input_ids)?, trained: false }], label)
+            let label = prepared
+                .head
+                .as_ref()
+                .and_then(|h| h.labels.get(*class))
+                .cloned();
+            (
+                vec![report::Segment {
+                    text: decode(&first.input_ids)?,
+                    trained: false,
+                }],
+                label,
+            )
         }
         Target::Tokens(targets) => {
             // A token is trained where the position before it has a target.
-            let trained: Vec<bool> =
-                std::iter::once(false).chain(targets.iter().map(|t| *t != IGNORE)).take(first.input_ids.len()).collect();
+            let trained: Vec<bool> = std::iter::once(false)
+                .chain(targets.iter().map(|t| *t != IGNORE))
+                .take(first.input_ids.len())
+                .collect();
             let mut segments = Vec::new();
             let mut begin = 0;
             for end in 1..=trained.len() {
                 if end == trained.len() || trained[end] != trained[begin] {
-                    segments.push(report::Segment { text: decode(&first.input_ids[begin..end])?, trained: trained[begin] });
+                    segments.push(report::Segment {
+                        text: decode(&first.input_ids[begin..end])?,
+                        trained: trained[begin],
+                    });
                     begin = end;
                 }
             }
             (segments, None)
         }
     };
-    Ok(Some(report::Example { segments, tokens: first.len(), trained_tokens: first.trained(), label }))
+    Ok(Some(report::Example {
+        segments,
+        tokens: first.len(),
+        trained_tokens: first.trained(),
+        label,
+    }))
 }
 
 #[cfg(test)]
@@ -359,11 +569,26 @@ mod tests {
 
     /// One step on a few messages, and how models are looked up.
     fn one_step(folder: &Path) -> (TuneConfig, Lookup) {
-        let mut config = TuneConfig { out: folder.join("run"), evaluate_base: false, ..TuneConfig::default() };
-        config.data = DataConfig { train: "sms-spam".into(), max_train_rows: 64, max_eval_rows: 8, ..DataConfig::default() };
+        let mut config = TuneConfig {
+            out: folder.join("run"),
+            evaluate_base: false,
+            ..TuneConfig::default()
+        };
+        config.data = DataConfig {
+            train: "sms-spam".into(),
+            max_train_rows: 64,
+            max_eval_rows: 8,
+            ..DataConfig::default()
+        };
         config.train.max_steps = 1;
         config.resolve();
-        (config, Lookup { cache: folder.join("cache"), offline: true })
+        (
+            config,
+            Lookup {
+                cache: folder.join("cache"),
+                offline: true,
+            },
+        )
     }
 
     #[test]
@@ -372,17 +597,48 @@ mod tests {
         let (mut config, lookup) = one_step(folder.path());
         let broken = folder.path().join("broken");
         let files = ModelFiles::open("builtin", &lookup).unwrap();
-        merge_to_folder(&files, files.load(&Device::flex()).unwrap().as_ref(), None, &broken, StoredType::F32).unwrap();
+        merge_to_folder(
+            &files,
+            files.load(&Device::flex()).unwrap().as_ref(),
+            None,
+            &broken,
+            StoredType::F32,
+        )
+        .unwrap();
         let weights = broken.join("model.safetensors");
         let mut bytes = std::fs::read(&weights).unwrap();
         let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-        bytes[8 + header..].chunks_exact_mut(4).for_each(|value| value.copy_from_slice(&f32::NAN.to_le_bytes()));
+        bytes[8 + header..]
+            .chunks_exact_mut(4)
+            .for_each(|value| value.copy_from_slice(&f32::NAN.to_le_bytes()));
         std::fs::write(&weights, bytes).unwrap();
         (config.model, config.evaluate_base) = (broken.display().to_string(), true);
-        let error = tune(&config, &[], &lookup, false, &AtomicBool::new(false), &mut |_| {}).unwrap_err();
+        let error = tune(
+            &config,
+            &[],
+            &lookup,
+            false,
+            &AtomicBool::new(false),
+            &mut |_| {},
+        )
+        .unwrap_err();
         let text = error.to_string();
-        assert!(matches!(error, RunError::BaseLoss { part: "validation", .. }), "{text}");
-        assert!(text.contains(&config.model) && text.contains("its own loss") && text.contains("is NaN"), "{text}");
+        assert!(
+            matches!(
+                error,
+                RunError::BaseLoss {
+                    part: "validation",
+                    ..
+                }
+            ),
+            "{text}"
+        );
+        assert!(
+            text.contains(&config.model)
+                && text.contains("its own loss")
+                && text.contains("is NaN"),
+            "{text}"
+        );
         assert!(!config.out.exists());
     }
 
@@ -392,7 +648,8 @@ mod tests {
         let (config, lookup) = one_step(folder.path());
         let stop = AtomicBool::new(false);
         let mut observe = |progress: &Progress| {
-            if matches!(progress, Progress::Begin { what } if what.starts_with("evaluating the adapted")) {
+            if matches!(progress, Progress::Begin { what } if what.starts_with("evaluating the adapted"))
+            {
                 stop.store(true, Ordering::Relaxed);
             }
         };

@@ -1,4 +1,5 @@
-//! Which examples meet in which micro-batch: a pure function of configuration, data lengths and epoch.
+//! Which examples meet in which micro-batch: a pure function of configuration, data lengths and
+//! epoch.
 //!
 //! A resume therefore needs no more than an epoch and a step within it.
 
@@ -49,7 +50,9 @@ impl Batches {
     /// Examples without any target are left out.
     pub fn new(train: &[Tokenized], config: &TrainConfig) -> Self {
         Self {
-            rows: (0..train.len() as u32).filter(|&i| num_targets(&train[i as usize]) > 0).collect(),
+            rows: (0..train.len() as u32)
+                .filter(|&i| num_targets(&train[i as usize]) > 0)
+                .collect(),
             lengths: train.iter().map(|e| e.input_ids.len() as u32).collect(),
             seed: config.seed,
             batch_size: config.batch_size,
@@ -73,9 +76,16 @@ impl Batches {
         }
         let micro_batches = match self.max_tokens {
             Some(budget) => pack(&order, budget, |row| self.length(row)),
-            None => (0..order.len()).step_by(self.batch_size).map(|i| i..(i + self.batch_size).min(order.len())).collect(),
+            None => (0..order.len())
+                .step_by(self.batch_size)
+                .map(|i| i..(i + self.batch_size).min(order.len()))
+                .collect(),
         };
-        Epoch { order, micro_batches, accumulation: self.accumulation }
+        Epoch {
+            order,
+            micro_batches,
+            accumulation: self.accumulation,
+        }
     }
 
     /// Optimiser steps of a run: `max_steps`, or those of the epochs, the last one in part.
@@ -86,19 +96,30 @@ impl Batches {
         let (whole, part) = (config.epochs.floor() as u64, config.epochs.fract());
         let of_part = |steps: u64| (part * steps as f64).ceil() as u64;
         if self.max_tokens.is_none() {
-            let steps = self.rows.len().div_ceil(self.batch_size).div_ceil(self.accumulation) as u64;
+            let steps = self
+                .rows
+                .len()
+                .div_ceil(self.batch_size)
+                .div_ceil(self.accumulation) as u64;
             return whole * steps + of_part(steps);
         }
-        let last = if part > 0.0 { of_part(self.epoch(whole).steps()) } else { 0 };
-        (0..whole).map(|epoch| self.epoch(epoch).steps()).sum::<u64>() + last
+        let last = if part > 0.0 {
+            of_part(self.epoch(whole).steps())
+        } else {
+            0
+        };
+        (0..whole)
+            .map(|epoch| self.epoch(epoch).steps())
+            .sum::<u64>()
+            + last
     }
 
     fn length(&self, row: u32) -> usize {
         self.lengths[row as usize] as usize
     }
 
-    /// Sorts spans of the order by falling length; the span with the longest example comes first, so that a run that
-    /// does not fit in memory fails at once.
+    /// Sorts spans of the order by falling length; the span with the longest example comes first,
+    /// so that a run that does not fit in memory fails at once.
     fn group(&self, order: &mut [u32]) {
         let batches = (order.len() / (4 * self.batch_size)).clamp(1, GROUP_BATCHES);
         let span = batches * self.batch_size;
@@ -106,14 +127,19 @@ impl Batches {
             chunk.sort_by_key(|&row| std::cmp::Reverse(self.length(row)));
         }
         let heads = (0..order.len()).step_by(span);
-        if let Some(longest) = heads.max_by_key(|&i| (self.length(order[i]), std::cmp::Reverse(i))) {
+        if let Some(longest) = heads.max_by_key(|&i| (self.length(order[i]), std::cmp::Reverse(i)))
+        {
             order.swap(0, longest);
         }
     }
 }
 
 /// Cuts an order of rows wherever the next row would exceed the budget of tokens.
-pub(super) fn pack(order: &[u32], budget: usize, length: impl Fn(u32) -> usize) -> Vec<Range<usize>> {
+pub(super) fn pack(
+    order: &[u32],
+    budget: usize,
+    length: impl Fn(u32) -> usize,
+) -> Vec<Range<usize>> {
     let mut batches = Vec::new();
     let (mut start, mut tokens) = (0, 0);
     for (i, &row) in order.iter().enumerate() {
@@ -137,9 +163,13 @@ impl Epoch {
 
     /// The micro-batches of a step of this epoch, as rows of the data.
     pub fn step(&self, step: u64) -> impl Iterator<Item = &[u32]> {
-        let start = (step as usize).saturating_mul(self.accumulation).min(self.micro_batches.len());
+        let start = (step as usize)
+            .saturating_mul(self.accumulation)
+            .min(self.micro_batches.len());
         let end = (start + self.accumulation).min(self.micro_batches.len());
-        self.micro_batches[start..end].iter().map(|range| &self.order[range.clone()])
+        self.micro_batches[start..end]
+            .iter()
+            .map(|range| &self.order[range.clone()])
     }
 }
 
@@ -149,12 +179,18 @@ mod tests {
     use proptest::prelude::*;
 
     fn examples(lengths: &[usize]) -> Vec<Tokenized> {
-        let example = |&n: &usize| Tokenized { input_ids: vec![1; n], token_type_ids: vec![], labels: Target::Class(0) };
+        let example = |&n: &usize| Tokenized {
+            input_ids: vec![1; n],
+            token_type_ids: vec![],
+            labels: Target::Class(0),
+        };
         lengths.iter().map(example).collect()
     }
 
     fn rows(epoch: &Epoch) -> Vec<Vec<u32>> {
-        (0..epoch.steps()).flat_map(|s| epoch.step(s).map(<[u32]>::to_vec).collect::<Vec<_>>()).collect()
+        (0..epoch.steps())
+            .flat_map(|s| epoch.step(s).map(<[u32]>::to_vec).collect::<Vec<_>>())
+            .collect()
     }
 
     proptest! {
@@ -184,7 +220,15 @@ mod tests {
     #[test]
     fn the_order_follows_from_seed_and_epoch() {
         let data = examples(&[3; 30]);
-        let with = |seed| Batches::new(&data, &TrainConfig { seed, ..TrainConfig::default() });
+        let with = |seed| {
+            Batches::new(
+                &data,
+                &TrainConfig {
+                    seed,
+                    ..TrainConfig::default()
+                },
+            )
+        };
         assert_eq!(with(1).epoch(4), with(1).epoch(4));
         assert_ne!(with(1).epoch(4), with(1).epoch(5));
         assert_ne!(with(1).epoch(4), with(2).epoch(4));
@@ -193,25 +237,53 @@ mod tests {
     #[test]
     fn totals_follow_epochs_and_max_steps() {
         let data = examples(&[10; 21]);
-        let config = TrainConfig { epochs: 2.5, batch_size: 4, gradient_accumulation_steps: 2, ..TrainConfig::default() };
+        let config = TrainConfig {
+            epochs: 2.5,
+            batch_size: 4,
+            gradient_accumulation_steps: 2,
+            ..TrainConfig::default()
+        };
         // 6 micro-batches, 3 steps an epoch; half an epoch rounds up to 2.
         assert_eq!(Batches::new(&data, &config).total_steps(&config), 8);
-        let packed = TrainConfig { packing: true, max_tokens: 40, ..config.clone() };
+        let packed = TrainConfig {
+            packing: true,
+            max_tokens: 40,
+            ..config.clone()
+        };
         assert_eq!(Batches::new(&data, &packed).total_steps(&packed), 8);
-        let fixed = TrainConfig { max_steps: 5, ..config };
+        let fixed = TrainConfig {
+            max_steps: 5,
+            ..config
+        };
         assert_eq!(Batches::new(&data, &fixed).total_steps(&fixed), 5);
     }
 
     #[test]
     fn grouped_batches_start_with_the_longest_and_have_similar_lengths() {
         let lengths: Vec<usize> = (1..=64).collect();
-        let config = TrainConfig { group_by_length: true, batch_size: 4, ..TrainConfig::default() };
+        let config = TrainConfig {
+            group_by_length: true,
+            batch_size: 4,
+            ..TrainConfig::default()
+        };
         let spread = |config: &TrainConfig| -> usize {
             let span = |batch: &Vec<u32>| batch.iter().max().unwrap() - batch.iter().min().unwrap();
-            rows(&Batches::new(&examples(&lengths), config).epoch(0)).iter().map(|b| span(b) as usize).sum()
+            rows(&Batches::new(&examples(&lengths), config).epoch(0))
+                .iter()
+                .map(|b| span(b) as usize)
+                .sum()
         };
-        assert_eq!(rows(&Batches::new(&examples(&lengths), &config).epoch(0))[0][0], 63);
-        assert!(spread(&config) * 2 < spread(&TrainConfig { group_by_length: false, ..config.clone() }));
+        assert_eq!(
+            rows(&Batches::new(&examples(&lengths), &config).epoch(0))[0][0],
+            63
+        );
+        assert!(
+            spread(&config) * 2
+                < spread(&TrainConfig {
+                    group_by_length: false,
+                    ..config.clone()
+                })
+        );
     }
 
     #[test]

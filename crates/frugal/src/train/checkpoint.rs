@@ -1,7 +1,8 @@
 //! Checkpoints of a run: `checkpoints/step-N/` in its folder.
 //!
-//! A checkpoint is written under another name, flushed to disk and renamed; its `manifest.json`, written last, lists size
-//! and SHA-256 of every file. A folder that does not match its manifest does not count.
+//! A checkpoint is written under another name, flushed to disk and renamed; its `manifest.json`,
+//! written last, lists size and SHA-256 of every file. A folder that does not match its manifest
+//! does not count.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -118,7 +119,8 @@ impl TrainerState {
     }
 }
 
-/// What a run has cost, over all the processes that took part in it; apart from its state, which is the same in every repetition.
+/// What a run has cost, over all the processes that took part in it; apart from its state, which is
+/// the same in every repetition.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Cost {
     /// Time spent training and evaluating.
@@ -136,7 +138,9 @@ mod exact {
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(D::Error::custom)
     }
 }
 
@@ -165,9 +169,20 @@ pub struct Checkpoint {
 
 /// Steps and folders of all checkpoints of a run, valid or not, by rising step.
 pub fn list(run: &Path) -> Vec<(u64, PathBuf)> {
-    let step = |path: &Path| path.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok();
-    let entries = std::fs::read_dir(run.join(FOLDER)).into_iter().flatten().flatten();
-    let mut found: Vec<_> = entries.filter_map(|entry| Some((step(&entry.path())?, entry.path()))).collect();
+    let step = |path: &Path| {
+        path.file_name()?
+            .to_str()?
+            .strip_prefix("step-")?
+            .parse()
+            .ok()
+    };
+    let entries = std::fs::read_dir(run.join(FOLDER))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let mut found: Vec<_> = entries
+        .filter_map(|entry| Some((step(&entry.path())?, entry.path())))
+        .collect();
     found.sort();
     found
 }
@@ -190,9 +205,14 @@ impl Checkpoint {
     /// # Errors
     /// A missing, torn or changed file, or another version.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
-        let invalid = |reason: String| CheckpointError::Invalid { path: path.to_owned(), reason };
-        let manifest = frugal_core::fs::read(&path.join(MANIFEST)).map_err(|e| invalid(e.to_string()))?;
-        let manifest: Manifest = serde_json::from_slice(&manifest).map_err(|e| invalid(format!("{MANIFEST}: {e}")))?;
+        let invalid = |reason: String| CheckpointError::Invalid {
+            path: path.to_owned(),
+            reason,
+        };
+        let manifest =
+            frugal_core::fs::read(&path.join(MANIFEST)).map_err(|e| invalid(e.to_string()))?;
+        let manifest: Manifest =
+            serde_json::from_slice(&manifest).map_err(|e| invalid(format!("{MANIFEST}: {e}")))?;
         if manifest.version != VERSION {
             return Err(invalid(format!(
                 "layout version {} instead of {VERSION}: written by another version of this program",
@@ -200,15 +220,24 @@ impl Checkpoint {
             )));
         }
         for name in FILES {
-            let expected = manifest.files.get(name).ok_or_else(|| invalid(format!("{MANIFEST} does not list `{name}`")))?;
+            let expected = manifest
+                .files
+                .get(name)
+                .ok_or_else(|| invalid(format!("{MANIFEST} does not list `{name}`")))?;
             if file_entry(&path.join(name)).map_err(|e| invalid(e.to_string()))? != *expected {
                 return Err(invalid(format!("`{name}` is not as it was written")));
             }
         }
         let json = |name: &str| frugal_core::fs::read(&path.join(name));
-        let state = serde_json::from_slice(&json(STATE)?).map_err(|e| invalid(format!("{STATE}: {e}")))?;
-        let cost = serde_json::from_slice(&json(COST)?).map_err(|e| invalid(format!("{COST}: {e}")))?;
-        Ok(Self { path: path.to_owned(), state, cost })
+        let state =
+            serde_json::from_slice(&json(STATE)?).map_err(|e| invalid(format!("{STATE}: {e}")))?;
+        let cost =
+            serde_json::from_slice(&json(COST)?).map_err(|e| invalid(format!("{COST}: {e}")))?;
+        Ok(Self {
+            path: path.to_owned(),
+            state,
+            cost,
+        })
     }
 
     /// Sets the values of all parameters.
@@ -224,13 +253,25 @@ impl Checkpoint {
                 match tensors.tensor(&name) {
                     Err(_) => report.missing.push(name),
                     Ok(t) if t.shape() == parameter.shape() => {}
-                    Ok(t) => report.mis_shaped.push((name, parameter.shape().to_vec(), t.shape().to_vec())),
+                    Ok(t) => report.mis_shaped.push((
+                        name,
+                        parameter.shape().to_vec(),
+                        t.shape().to_vec(),
+                    )),
                 }
             }
-            report.unexpected = tensors.names().into_iter().filter(|n| !report.expected.iter().any(|e| e == n)).map(Into::into).collect();
+            report.unexpected = tensors
+                .names()
+                .into_iter()
+                .filter(|n| !report.expected.iter().any(|e| e == n))
+                .map(Into::into)
+                .collect();
             report.unexpected.sort();
             if !report.is_exact() {
-                return Err(CheckpointError::Tensors { path: self.path.clone(), report: Box::new(report) });
+                return Err(CheckpointError::Tensors {
+                    path: self.path.clone(),
+                    report: Box::new(report),
+                });
             }
             for parameter in parameters {
                 let values = self.values(tensors, parameter.name())?;
@@ -243,14 +284,28 @@ impl Checkpoint {
     /// Sets the optimiser's moments.
     pub(super) fn load_optimizer(&self, optimizer: &mut AdamW) -> Result<(), CheckpointError> {
         self.read(OPTIMIZER, |tensors| {
-            let names: Vec<&str> = tensors.names().into_iter().filter_map(|name| name.strip_prefix("step.")).collect();
+            let names: Vec<&str> = tensors
+                .names()
+                .into_iter()
+                .filter_map(|name| name.strip_prefix("step."))
+                .collect();
             let mut all = BTreeMap::new();
             for name in names {
-                let step = tensors.tensor(&format!("step.{name}")).ok().and_then(|t| t.data().try_into().ok()).map(u64::from_le_bytes);
-                let step = step.ok_or_else(|| self.invalid(format!("{OPTIMIZER}: `step.{name}` is not one number")))?;
-                let codes = tensors.tensor(&format!("exp_avg.{name}")).is_ok_and(|t| t.dtype() == Dtype::U8);
+                let step = tensors
+                    .tensor(&format!("step.{name}"))
+                    .ok()
+                    .and_then(|t| t.data().try_into().ok())
+                    .map(u64::from_le_bytes);
+                let step = step.ok_or_else(|| {
+                    self.invalid(format!("{OPTIMIZER}: `step.{name}` is not one number"))
+                })?;
+                let codes = tensors
+                    .tensor(&format!("exp_avg.{name}"))
+                    .is_ok_and(|t| t.dtype() == Dtype::U8);
                 let moments = if codes {
-                    let part = |moment, signed| self.blockwise(tensors, &format!("{moment}.{name}"), signed);
+                    let part = |moment, signed| {
+                        self.blockwise(tensors, &format!("{moment}.{name}"), signed)
+                    };
                     Moments::EightBit(part("exp_avg", true)?, part("exp_avg_sq", false)?)
                 } else {
                     let part = |moment| self.values(tensors, &format!("{moment}.{name}"));
@@ -267,38 +322,65 @@ impl Checkpoint {
     pub(super) fn adapter_state(&self) -> Result<BTreeMap<String, Vec<f32>>, CheckpointError> {
         self.read(ADAPTER, |tensors| {
             let names = tensors.names().into_iter();
-            names.map(|name| Ok((name.to_owned(), self.values(tensors, name)?))).collect()
+            names
+                .map(|name| Ok((name.to_owned(), self.values(tensors, name)?)))
+                .collect()
         })
     }
 
-    fn read<T>(&self, name: &str, use_it: impl FnOnce(&SafeTensors<'_>) -> Result<T, CheckpointError>) -> Result<T, CheckpointError> {
+    fn read<T>(
+        &self,
+        name: &str,
+        use_it: impl FnOnce(&SafeTensors<'_>) -> Result<T, CheckpointError>,
+    ) -> Result<T, CheckpointError> {
         let bytes = frugal_core::fs::read(&self.path.join(name))?;
-        let tensors = SafeTensors::deserialize(&bytes).map_err(|e| self.invalid(format!("{name}: {e}")))?;
+        let tensors =
+            SafeTensors::deserialize(&bytes).map_err(|e| self.invalid(format!("{name}: {e}")))?;
         use_it(&tensors)
     }
 
     fn values(&self, tensors: &SafeTensors<'_>, name: &str) -> Result<Vec<f32>, CheckpointError> {
-        let tensor = tensors.tensor(name).map_err(|e| self.invalid(e.to_string()))?;
+        let tensor = tensors
+            .tensor(name)
+            .map_err(|e| self.invalid(e.to_string()))?;
         if tensor.dtype() != Dtype::F32 {
             return Err(self.invalid(format!("`{name}` is {:?} instead of F32", tensor.dtype())));
         }
-        Ok(tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+        Ok(tensor
+            .data()
+            .chunks_exact(4)
+            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+            .collect())
     }
 
     /// Moments of eight bits: their codes, and their scales beside them.
-    fn blockwise(&self, tensors: &SafeTensors<'_>, name: &str, signed: bool) -> Result<Blockwise, CheckpointError> {
-        let codes = tensors.tensor(name).map_err(|e| self.invalid(e.to_string()))?;
+    fn blockwise(
+        &self,
+        tensors: &SafeTensors<'_>,
+        name: &str,
+        signed: bool,
+    ) -> Result<Blockwise, CheckpointError> {
+        let codes = tensors
+            .tensor(name)
+            .map_err(|e| self.invalid(e.to_string()))?;
         if codes.dtype() != Dtype::U8 {
             return Err(self.invalid(format!("`{name}` is {:?} instead of U8", codes.dtype())));
         }
         let absmax = self.values(tensors, &format!("{name}.absmax"))?;
         let scales = absmax.len();
-        Blockwise::from_parts(codes.data().to_vec(), absmax, signed)
-            .ok_or_else(|| self.invalid(format!("`{name}` has {} codes and {scales} scales", codes.data().len())))
+        Blockwise::from_parts(codes.data().to_vec(), absmax, signed).ok_or_else(|| {
+            self.invalid(format!(
+                "`{name}` has {} codes and {scales} scales",
+                codes.data().len()
+            ))
+        })
     }
 
     pub(super) fn invalid(&self, reason: String) -> CheckpointError {
-        CheckpointError::Invalid { path: self.path.clone(), reason }
+        CheckpointError::Invalid {
+            path: self.path.clone(),
+            reason,
+        }
     }
 }
 
@@ -322,11 +404,18 @@ pub(super) fn save(
     remove(&temporary)?;
     frugal_core::fs::create_dir(&temporary)?;
 
-    let stored = parameters.iter().map(|p| (p.name().to_owned(), Stored::Parameter(p)));
+    let stored = parameters
+        .iter()
+        .map(|p| (p.name().to_owned(), Stored::Parameter(p)));
     write_tensors(&temporary.join(PARAMETERS), stored)?;
-    let stored = optimizer.histories.iter().flat_map(|(name, history)| stored_history(name, history));
+    let stored = optimizer
+        .histories
+        .iter()
+        .flat_map(|(name, history)| stored_history(name, history));
     write_tensors(&temporary.join(OPTIMIZER), stored)?;
-    let stored = adapter_state.iter().map(|(name, values)| (name.clone(), Stored::Values(values, [values.len()])));
+    let stored = adapter_state
+        .iter()
+        .map(|(name, values)| (name.clone(), Stored::Values(values, [values.len()])));
     write_tensors(&temporary.join(ADAPTER), stored)?;
     write_json(&temporary.join(STATE), state)?;
     write_json(&temporary.join(COST), &cost)?;
@@ -335,20 +424,32 @@ pub(super) fn save(
     for name in FILES {
         files.insert(name.to_owned(), file_entry(&temporary.join(name))?);
     }
-    write_json(&temporary.join(MANIFEST), &Manifest { version: VERSION, files })?;
+    write_json(
+        &temporary.join(MANIFEST),
+        &Manifest {
+            version: VERSION,
+            files,
+        },
+    )?;
     remove(&path)?;
     std::fs::rename(&temporary, &path).map_err(FileError::at(&path, "cannot write"))?;
     sync_folder(&folder)?;
     Ok(path)
 }
 
-fn stored_history<'a>(name: &str, History { moments, step }: &'a History) -> Vec<(String, Stored<'a>)> {
+fn stored_history<'a>(
+    name: &str,
+    History { moments, step }: &'a History,
+) -> Vec<(String, Stored<'a>)> {
     let key = |moment: &str| format!("{moment}.{name}");
     let values = |key: String, values: &'a [f32]| (key, Stored::Values(values, [values.len()]));
     let mut stored = vec![(key("step"), Stored::Count(*step))];
     match moments {
         Moments::Single(exp_avg, exp_avg_sq) => {
-            stored.extend([values(key("exp_avg"), exp_avg), values(key("exp_avg_sq"), exp_avg_sq)]);
+            stored.extend([
+                values(key("exp_avg"), exp_avg),
+                values(key("exp_avg_sq"), exp_avg_sq),
+            ]);
         }
         Moments::EightBit(exp_avg, exp_avg_sq) => {
             for (moment, part) in [("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)] {
@@ -361,12 +462,21 @@ fn stored_history<'a>(name: &str, History { moments, step }: &'a History) -> Vec
     stored
 }
 
-/// Deletes checkpoints older than `newest` until `limit` are left, counting `newest` but not the best one.
-pub(super) fn prune(run: &Path, limit: usize, newest: u64, best: Option<u64>) -> Result<(), CheckpointError> {
+/// Deletes checkpoints older than `newest` until `limit` are left, counting `newest` but not the
+/// best one.
+pub(super) fn prune(
+    run: &Path,
+    limit: usize,
+    newest: u64,
+    best: Option<u64>,
+) -> Result<(), CheckpointError> {
     if limit == 0 {
         return Ok(());
     }
-    let older: Vec<_> = list(run).into_iter().filter(|(step, _)| *step < newest && Some(*step) != best).collect();
+    let older: Vec<_> = list(run)
+        .into_iter()
+        .filter(|(step, _)| *step < newest && Some(*step) != best)
+        .collect();
     for (_, path) in older.iter().take(older.len().saturating_sub(limit - 1)) {
         remove(path)?;
     }
@@ -375,13 +485,16 @@ pub(super) fn prune(run: &Path, limit: usize, newest: u64, best: Option<u64>) ->
 
 fn remove(folder: &Path) -> Result<(), FileError> {
     match std::fs::remove_dir_all(folder) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(FileError::at(folder, "cannot remove")(e)),
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(FileError::at(folder, "cannot remove")(e))
+        }
         _ => Ok(()),
     }
 }
 
 fn write_json(path: &Path, value: &impl Serialize) -> Result<(), FileError> {
-    let mut text = serde_json::to_vec_pretty(value).map_err(|e| FileError::at(path, "cannot write")(e.into()))?;
+    let mut text = serde_json::to_vec_pretty(value)
+        .map_err(|e| FileError::at(path, "cannot write")(e.into()))?;
     text.push(b'\n');
     frugal_core::fs::write_atomic(path, &text)
 }
@@ -412,7 +525,12 @@ impl View for Stored<'_> {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        let bytes = |values: &[f32]| values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+        let bytes = |values: &[f32]| {
+            values
+                .iter()
+                .flat_map(|x| x.to_le_bytes())
+                .collect::<Vec<u8>>()
+        };
         Cow::Owned(match self {
             Self::Parameter(parameter) => bytes(&parameter.to_vec()),
             Self::Values(values, _) => bytes(values),
@@ -432,10 +550,16 @@ impl View for Stored<'_> {
 }
 
 /// Writes one tensor after the other, so that memory holds a copy of one at a time.
-fn write_tensors<'a>(path: &Path, tensors: impl Iterator<Item = (String, Stored<'a>)>) -> Result<(), FileError> {
+fn write_tensors<'a>(
+    path: &Path,
+    tensors: impl Iterator<Item = (String, Stored<'a>)>,
+) -> Result<(), FileError> {
     let action = "cannot write";
-    safetensors::serialize_to_file(tensors, None, path).map_err(|e| FileError::at(path, action)(std::io::Error::other(e)))?;
-    File::open(path).and_then(|file| file.sync_all()).map_err(FileError::at(path, action))
+    safetensors::serialize_to_file(tensors, None, path)
+        .map_err(|e| FileError::at(path, action)(std::io::Error::other(e)))?;
+    File::open(path)
+        .and_then(|file| file.sync_all())
+        .map_err(FileError::at(path, action))
 }
 
 fn file_entry(path: &Path) -> Result<FileEntry, FileError> {
@@ -445,7 +569,10 @@ fn file_entry(path: &Path) -> Result<FileEntry, FileError> {
         loop {
             let n = file.read(&mut buffer)?;
             if n == 0 {
-                return Ok(FileEntry { bytes, sha256: hex(&hash.finalize()) });
+                return Ok(FileEntry {
+                    bytes,
+                    sha256: hex(&hash.finalize()),
+                });
             }
             hash.update(&buffer[..n]);
             bytes += n as u64;
@@ -460,6 +587,8 @@ pub(super) fn hex(bytes: &[u8]) -> String {
 
 fn sync_folder(folder: &Path) -> Result<(), FileError> {
     #[cfg(unix)]
-    File::open(folder).and_then(|f| f.sync_all()).map_err(FileError::at(folder, "cannot flush"))?;
+    File::open(folder)
+        .and_then(|f| f.sync_all())
+        .map_err(FileError::at(folder, "cannot flush"))?;
     Ok(())
 }

@@ -20,11 +20,13 @@ pub enum Scheduler {
     WarmupStableDecay,
 }
 
-/// How much a training step keeps between its forward and its backward pass. The result is the same, bit for bit.
+/// How much a training step keeps between its forward and its backward pass. The result is the
+/// same, bit for bit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Memory {
-    /// The residual stream and the outputs of attention; everything else is computed a second time, block by block.
+    /// The residual stream and the outputs of attention; everything else is computed a second time,
+    /// block by block.
     Low,
     /// Also the outputs of linear maps; norms and activations are computed a second time.
     #[default]
@@ -51,8 +53,8 @@ pub enum Optimizer {
     #[default]
     #[serde(rename = "adamw", alias = "adamw_torch")]
     AdamW,
-    /// AdamW with moments of eight bits: two bytes for each trained weight instead of eight. Parameters of fewer than 4,096
-    /// elements keep single precision.
+    /// AdamW with moments of eight bits: two bytes for each trained weight instead of eight.
+    /// Parameters of fewer than 4,096 elements keep single precision.
     #[serde(rename = "adamw_8bit", alias = "adamw_bnb_8bit")]
     AdamW8bit,
 }
@@ -74,7 +76,8 @@ pub struct TrainConfig {
     pub batch_size: usize,
     /// Fill micro-batches up to `max_tokens` instead of counting examples.
     pub packing: bool,
-    /// Tokens of a packed micro-batch and of an evaluation batch. A longer example is a batch of its own.
+    /// Tokens of a packed micro-batch and of an evaluation batch. A longer example is a batch of
+    /// its own.
     pub max_tokens: usize,
     /// What is kept for the backward pass and what is computed again.
     pub memory: Memory,
@@ -104,7 +107,8 @@ pub struct TrainConfig {
     pub decay_ratio: f64,
     /// Share of the peak that the decay ends at; no effect on `constant`.
     pub min_lr_ratio: f64,
-    /// Learning rate that the decay ends at, whatever the peak is; wins over `min_lr_ratio` unless 0.
+    /// Learning rate that the decay ends at, whatever the peak is; wins over `min_lr_ratio` unless
+    /// 0.
     pub min_lr: f64,
     /// Decides order, dropout and every other random choice.
     pub seed: u64,
@@ -118,7 +122,8 @@ pub struct TrainConfig {
     pub save_total_limit: usize,
     /// End with the weights of the best evaluation instead of the last.
     pub load_best_model_at_end: bool,
-    /// Metric that decides which evaluation is best; smaller wins for `loss` and `perplexity`, larger for the rest.
+    /// Metric that decides which evaluation is best; smaller wins for `loss` and `perplexity`,
+    /// larger for the rest.
     pub metric_for_best_model: String,
     /// Evaluations without improvement after which the run stops; 0 for never.
     pub early_stopping_patience: u32,
@@ -188,44 +193,142 @@ impl TrainConfig {
         let mut problems = Vec::new();
         let mut check = |ok: bool, field, value: &dyn fmt::Display, expected: &str| {
             if !ok {
-                problems.push(ConfigProblem { field, reason: format!("{value} given, but it must be {expected}") });
+                problems.push(ConfigProblem {
+                    field,
+                    reason: format!("{value} given, but it must be {expected}"),
+                });
             }
         };
         let positive = |x: f64| x.is_finite() && x > 0.0;
         let non_negative = |x: f64| x.is_finite() && x >= 0.0;
         let share = |x: f64| (0.0..=1.0).contains(&x);
         check(positive(self.lr), "lr", &self.lr, "a positive number");
-        check(self.max_steps > 0 || positive(self.epochs), "epochs", &self.epochs, "a positive number unless `max_steps` is set");
-        check(self.epochs <= 1e6, "epochs", &self.epochs, "at most 1000000");
-        check(self.batch_size > 0, "batch_size", &self.batch_size, "at least 1");
-        check(self.max_tokens > 0, "max_tokens", &self.max_tokens, "at least 1");
+        check(
+            self.max_steps > 0 || positive(self.epochs),
+            "epochs",
+            &self.epochs,
+            "a positive number unless `max_steps` is set",
+        );
+        check(
+            self.epochs <= 1e6,
+            "epochs",
+            &self.epochs,
+            "at most 1000000",
+        );
+        check(
+            self.batch_size > 0,
+            "batch_size",
+            &self.batch_size,
+            "at least 1",
+        );
+        check(
+            self.max_tokens > 0,
+            "max_tokens",
+            &self.max_tokens,
+            "at least 1",
+        );
         let steps = self.gradient_accumulation_steps;
-        check(steps > 0, "gradient_accumulation_steps", &steps, "at least 1");
-        check(non_negative(self.max_grad_norm), "max_grad_norm", &self.max_grad_norm, "0 (no clipping) or a positive number");
-        check(non_negative(self.weight_decay), "weight_decay", &self.weight_decay, "0 or a positive number");
-        check((0.0..1.0).contains(&self.adam_beta1), "adam_beta1", &self.adam_beta1, "within 0 and 1 (excluded)");
-        check((0.0..1.0).contains(&self.adam_beta2), "adam_beta2", &self.adam_beta2, "within 0 and 1 (excluded)");
-        check(positive(self.adam_epsilon), "adam_epsilon", &self.adam_epsilon, "a positive number");
-        check(share(self.warmup_ratio), "warmup_ratio", &self.warmup_ratio, "within 0 and 1");
-        check(share(self.decay_ratio), "decay_ratio", &self.decay_ratio, "within 0 and 1");
-        check(share(self.min_lr_ratio), "min_lr_ratio", &self.min_lr_ratio, "within 0 and 1");
-        check((0.0..=self.lr).contains(&self.min_lr) || !positive(self.lr), "min_lr", &self.min_lr, "0, or a rate up to `lr`");
-        check(self.logging_steps > 0, "logging_steps", &self.logging_steps, "at least 1");
+        check(
+            steps > 0,
+            "gradient_accumulation_steps",
+            &steps,
+            "at least 1",
+        );
+        check(
+            non_negative(self.max_grad_norm),
+            "max_grad_norm",
+            &self.max_grad_norm,
+            "0 (no clipping) or a positive number",
+        );
+        check(
+            non_negative(self.weight_decay),
+            "weight_decay",
+            &self.weight_decay,
+            "0 or a positive number",
+        );
+        check(
+            (0.0..1.0).contains(&self.adam_beta1),
+            "adam_beta1",
+            &self.adam_beta1,
+            "within 0 and 1 (excluded)",
+        );
+        check(
+            (0.0..1.0).contains(&self.adam_beta2),
+            "adam_beta2",
+            &self.adam_beta2,
+            "within 0 and 1 (excluded)",
+        );
+        check(
+            positive(self.adam_epsilon),
+            "adam_epsilon",
+            &self.adam_epsilon,
+            "a positive number",
+        );
+        check(
+            share(self.warmup_ratio),
+            "warmup_ratio",
+            &self.warmup_ratio,
+            "within 0 and 1",
+        );
+        check(
+            share(self.decay_ratio),
+            "decay_ratio",
+            &self.decay_ratio,
+            "within 0 and 1",
+        );
+        check(
+            share(self.min_lr_ratio),
+            "min_lr_ratio",
+            &self.min_lr_ratio,
+            "within 0 and 1",
+        );
+        check(
+            (0.0..=self.lr).contains(&self.min_lr) || !positive(self.lr),
+            "min_lr",
+            &self.min_lr,
+            "0, or a rate up to `lr`",
+        );
+        check(
+            self.logging_steps > 0,
+            "logging_steps",
+            &self.logging_steps,
+            "at least 1",
+        );
         let metric = &self.metric_for_best_model;
-        check(!metric.is_empty(), "metric_for_best_model", &"nothing", "the name of a metric, such as `loss` or `accuracy`");
+        check(
+            !metric.is_empty(),
+            "metric_for_best_model",
+            &"nothing",
+            "the name of a metric, such as `loss` or `accuracy`",
+        );
         let smoothing = self.label_smoothing;
-        check((0.0..1.0).contains(&smoothing), "label_smoothing", &smoothing, "within 0 and 1 (excluded)");
-        if problems.is_empty() { Ok(()) } else { Err(problems) }
+        check(
+            (0.0..1.0).contains(&smoothing),
+            "label_smoothing",
+            &smoothing,
+            "within 0 and 1 (excluded)",
+        );
+        if problems.is_empty() {
+            Ok(())
+        } else {
+            Err(problems)
+        }
     }
 
     /// The metric's name as evaluations spell it: Hugging Face's `eval_` in front is optional.
     pub fn best_metric(&self) -> &str {
-        self.metric_for_best_model.strip_prefix("eval_").unwrap_or(&self.metric_for_best_model)
+        self.metric_for_best_model
+            .strip_prefix("eval_")
+            .unwrap_or(&self.metric_for_best_model)
     }
 
     /// Whether `value` of the metric beats `best`.
     pub fn is_better(&self, value: f64, best: f64) -> bool {
-        if matches!(self.best_metric(), "loss" | "perplexity") { value < best } else { value > best }
+        if matches!(self.best_metric(), "loss" | "perplexity") {
+            value < best
+        } else {
+            value > best
+        }
     }
 }
 
@@ -235,29 +338,51 @@ mod tests {
 
     #[test]
     fn hugging_face_spellings_are_read() {
-        let text =
-            r#"{"learning_rate": 0.5, "num_train_epochs": 1.5, "lr_scheduler_type": "warmup_stable_decay", "label_smoothing_factor": 0.1}"#;
+        let text = r#"{"learning_rate": 0.5, "num_train_epochs": 1.5, "lr_scheduler_type": "warmup_stable_decay", "label_smoothing_factor": 0.1}"#;
         let config: TrainConfig = serde_json::from_str(text).unwrap();
-        assert_eq!((config.lr, config.epochs, config.label_smoothing), (0.5, 1.5, 0.1));
+        assert_eq!(
+            (config.lr, config.epochs, config.label_smoothing),
+            (0.5, 1.5, 0.1)
+        );
         assert_eq!(config.lr_scheduler_type, Scheduler::WarmupStableDecay);
         assert_eq!(config.batch_size, TrainConfig::default().batch_size);
-        let unknown = serde_json::from_str::<TrainConfig>(r#"{"lr_rate": 1.0}"#).unwrap_err().to_string();
-        assert!(unknown.contains("lr_rate") && unknown.contains("warmup_ratio"), "{unknown}");
+        let unknown = serde_json::from_str::<TrainConfig>(r#"{"lr_rate": 1.0}"#)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            unknown.contains("lr_rate") && unknown.contains("warmup_ratio"),
+            "{unknown}"
+        );
     }
 
     #[test]
     fn a_rate_of_0_is_refused_where_it_is_written() {
-        let rate =
-            |text: &str| serde_json::from_str::<TrainConfig>(&format!(r#"{{"lr": {text}}}"#)).map(|c| c.lr).map_err(|e| e.to_string());
+        let rate = |text: &str| {
+            serde_json::from_str::<TrainConfig>(&format!(r#"{{"lr": {text}}}"#))
+                .map(|c| c.lr)
+                .map_err(|e| e.to_string())
+        };
         for zero in ["0", "0.0", "-0.0"] {
             let error = rate(zero).unwrap_err();
-            assert!(error.starts_with("0 given, but it must be a positive number"), "{zero}: {error}");
+            assert!(
+                error.starts_with("0 given, but it must be a positive number"),
+                "{zero}: {error}"
+            );
         }
-        assert_eq!([rate("2"), rate("0.5"), rate("-1")], [Ok(2.0), Ok(0.5), Ok(-1.0)]);
+        assert_eq!(
+            [rate("2"), rate("0.5"), rate("-1")],
+            [Ok(2.0), Ok(0.5), Ok(-1.0)]
+        );
         let error = rate(r#""fast""#).unwrap_err();
-        assert!(error.contains("\"fast\", expected a number or `auto`"), "{error}");
+        assert!(
+            error.contains("\"fast\", expected a number or `auto`"),
+            "{error}"
+        );
         // Without a rate, as it is written and read again.
-        let unset = TrainConfig { lr: 0.0, ..TrainConfig::default() };
+        let unset = TrainConfig {
+            lr: 0.0,
+            ..TrainConfig::default()
+        };
         let text = serde_json::to_string(&unset).unwrap();
         assert!(text.contains(r#""lr":"auto""#), "{text}");
         assert_eq!(serde_json::from_str::<TrainConfig>(&text).unwrap(), unset);
@@ -266,19 +391,47 @@ mod tests {
     #[test]
     fn all_problems_are_reported_at_once() {
         TrainConfig::default().validate().unwrap();
-        let bad = TrainConfig { lr: f64::NAN, batch_size: 0, adam_beta2: 1.0, label_smoothing: 1.0, ..TrainConfig::default() };
+        let bad = TrainConfig {
+            lr: f64::NAN,
+            batch_size: 0,
+            adam_beta2: 1.0,
+            label_smoothing: 1.0,
+            ..TrainConfig::default()
+        };
         let problems = bad.validate().unwrap_err();
         let fields: Vec<_> = problems.iter().map(|p| p.field).collect();
-        assert_eq!(fields, ["lr", "batch_size", "adam_beta2", "label_smoothing"]);
-        assert_eq!(problems[1].to_string(), "`batch_size`: 0 given, but it must be at least 1");
-        let floor = TrainConfig { lr: 1e-3, min_lr: 2e-3, ..TrainConfig::default() }.validate().unwrap_err();
-        assert_eq!(floor[0].to_string(), "`min_lr`: 0.002 given, but it must be 0, or a rate up to `lr`");
+        assert_eq!(
+            fields,
+            ["lr", "batch_size", "adam_beta2", "label_smoothing"]
+        );
+        assert_eq!(
+            problems[1].to_string(),
+            "`batch_size`: 0 given, but it must be at least 1"
+        );
+        let floor = TrainConfig {
+            lr: 1e-3,
+            min_lr: 2e-3,
+            ..TrainConfig::default()
+        }
+        .validate()
+        .unwrap_err();
+        assert_eq!(
+            floor[0].to_string(),
+            "`min_lr`: 0.002 given, but it must be 0, or a rate up to `lr`"
+        );
     }
 
     #[test]
     fn smaller_loss_and_larger_accuracy_win() {
-        let by = |metric: &str| TrainConfig { metric_for_best_model: metric.into(), ..TrainConfig::default() };
-        assert!(by("eval_loss").is_better(1.0, 2.0) && !by("loss").is_better(2.0, 1.0) && by("accuracy").is_better(0.9, 0.8));
+        let by = |metric: &str| TrainConfig {
+            metric_for_best_model: metric.into(),
+            ..TrainConfig::default()
+        };
+        assert!(
+            by("eval_loss").is_better(1.0, 2.0)
+                && !by("loss").is_better(2.0, 1.0)
+                && by("accuracy").is_better(0.9, 0.8)
+        );
         assert!(!by("accuracy").is_better(0.9, 0.9) && !by("loss").is_better(f64::NAN, 1.0));
     }
 }

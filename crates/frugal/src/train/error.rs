@@ -48,12 +48,15 @@ pub enum TrainError {
         reason: String,
     },
     /// Nothing to learn from, or to measure.
-    #[error("the {set} data has no example with anything to predict: check the column mapping and whether truncation removed the answers")]
+    #[error(
+        "the {set} data has no example with anything to predict: check the column mapping and whether truncation removed the answers"
+    )]
     Empty {
         /// Part of the data.
         set: Set,
     },
-    /// A loss or gradient that is infinite or not a number. Nothing of this step was applied or saved.
+    /// A loss or gradient that is infinite or not a number. Nothing of this step was applied or
+    /// saved.
     #[error(
         "{what} is not finite at step {step} (epoch {epoch:.2}); training examples of the batch: {}; {}; lower `lr`, add warm-up, or look at these examples",
         rows_text(rows),
@@ -72,7 +75,10 @@ pub enum TrainError {
         checkpoint: Option<PathBuf>,
     },
     /// A weight that became infinite or not a number. It was not saved.
-    #[error("parameter `{name}` is not finite after step {step}; {}; lower `lr` or add warm-up", checkpoint_text(checkpoint))]
+    #[error(
+        "parameter `{name}` is not finite after step {step}; {}; lower `lr` or add warm-up",
+        checkpoint_text(checkpoint)
+    )]
     Diverged {
         /// The parameter.
         name: String,
@@ -143,9 +149,17 @@ const SHOWN: usize = 16;
 fn rows_text(rows: &[u32]) -> String {
     let shown: Vec<String> = rows.iter().take(SHOWN).map(ToString::to_string).collect();
     let more = rows.len().saturating_sub(SHOWN);
-    if more > 0 { format!("{} and {more} more", shown.join(", ")) } else { shown.join(", ") }
+    if more > 0 {
+        format!("{} and {more} more", shown.join(", "))
+    } else {
+        shown.join(", ")
+    }
 }
 
 fn checkpoint_text(checkpoint: &Option<PathBuf>) -> String {
-    checkpoint.as_ref().map_or("no checkpoint was written yet".into(), |path| format!("the last good checkpoint is {}", path.display()))
+    checkpoint
+        .as_ref()
+        .map_or("no checkpoint was written yet".into(), |path| {
+            format!("the last good checkpoint is {}", path.display())
+        })
 }

@@ -18,7 +18,8 @@ const LOGIT_ROWS: usize = 256;
 /// What an evaluation found.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Evaluation {
-    /// Metrics by name: `loss` always, `perplexity` for language modelling, `accuracy` and more for classification.
+    /// Metrics by name: `loss` always, `perplexity` for language modelling, `accuracy` and more for
+    /// classification.
     pub metrics: BTreeMap<String, f64>,
     /// True classes in the order of the examples; empty for language modelling.
     pub gold: Vec<usize>,
@@ -30,11 +31,12 @@ pub struct Evaluation {
 
 /// Evaluates a backbone, with `adapter` if one is given, in batches of at most `max_tokens` tokens.
 ///
-/// The loss is the plain cross-entropy, without label smoothing. Returns `None` if `stop` was set before the end.
+/// The loss is the plain cross-entropy, without label smoothing. Returns `None` if `stop` was set
+/// before the end.
 ///
 /// # Errors
-/// No example, examples that do not fit the objective or the model, a backbone without output head for language
-/// modelling.
+/// No example, examples that do not fit the objective or the model, a backbone without output head
+/// for language modelling.
 pub fn evaluate(
     backbone: &dyn Backbone,
     adapter: Option<&dyn Adapter>,
@@ -44,22 +46,34 @@ pub fn evaluate(
     stop: &AtomicBool,
 ) -> Result<Option<Evaluation>, TrainError> {
     objective.check(Set::Evaluation, backbone, examples)?;
-    let rows: Vec<u32> = (0..examples.len() as u32).filter(|&i| super::batch::num_targets(&examples[i as usize]) > 0).collect();
+    let rows: Vec<u32> = (0..examples.len() as u32)
+        .filter(|&i| super::batch::num_targets(&examples[i as usize]) > 0)
+        .collect();
     let (mut loss, mut targets) = (0.0, 0);
     let (mut gold, mut predicted) = (Vec::new(), Vec::new());
     let fixed = Fixed::new(adapter);
-    for range in super::batch::pack(&rows, max_tokens, |row| examples[row as usize].input_ids.len()) {
+    for range in super::batch::pack(&rows, max_tokens, |row| {
+        examples[row as usize].input_ids.len()
+    }) {
         if stop.load(Ordering::Relaxed) {
             return Ok(None);
         }
         let rows = &rows[range];
         let batch = MicroBatch::new(rows.iter().map(|&row| &examples[row as usize]));
         let mut pass = fixed.pass();
-        let failed = |source| TrainError::Forward { set: Set::Evaluation, rows: rows.to_vec(), source };
+        let failed = |source| TrainError::Forward {
+            set: Set::Evaluation,
+            rows: rows.to_vec(),
+            source,
+        };
         let sum = match objective {
-            Objective::CausalLm => objective.loss(&batch, backbone, pass.as_mut(), Mode::Eval, 0.0, LOGIT_ROWS).map_err(failed)?,
+            Objective::CausalLm => objective
+                .loss(&batch, backbone, pass.as_mut(), Mode::Eval, 0.0, LOGIT_ROWS)
+                .map_err(failed)?,
             Objective::Classification(head) => {
-                let logits = batch.class_logits(head, backbone, pass.as_mut(), Mode::Eval).map_err(failed)?;
+                let logits = batch
+                    .class_logits(head, backbone, pass.as_mut(), Mode::Eval)
+                    .map_err(failed)?;
                 predicted.extend(largest(logits.clone()));
                 cross_entropy(logits, &batch.targets, 0.0)
             }
@@ -75,31 +89,58 @@ pub fn evaluate(
     let loss = loss / targets as f64;
     let mut metrics = match objective {
         Objective::CausalLm => BTreeMap::from([("perplexity".to_owned(), loss.exp())]),
-        Objective::Classification(head) => classification_metrics(&gold, &predicted, &head.config().labels),
+        Objective::Classification(head) => {
+            classification_metrics(&gold, &predicted, &head.config().labels)
+        }
     };
     metrics.insert("loss".into(), loss);
-    Ok(Some(Evaluation { metrics, gold, predicted, targets }))
+    Ok(Some(Evaluation {
+        metrics,
+        gold,
+        predicted,
+        targets,
+    }))
 }
 
 /// Names of the metrics that [`evaluate`] gives for an objective.
 pub(super) fn metric_names(objective: Objective<'_>) -> Vec<String> {
     let mut names: Vec<String> = match objective {
         Objective::CausalLm => vec!["perplexity".into()],
-        Objective::Classification(head) => classification_metrics(&[0], &[0], &head.config().labels).into_keys().collect(),
+        Objective::Classification(head) => {
+            classification_metrics(&[0], &[0], &head.config().labels)
+                .into_keys()
+                .collect()
+        }
     };
     names.push("loss".into());
     names
 }
 
-fn classification_metrics(gold: &[usize], predicted: &[usize], labels: &[String]) -> BTreeMap<String, f64> {
-    let report = ClassificationReport::new(gold, predicted, labels).expect("every example was checked against the labels");
-    let metrics = [("accuracy", report.accuracy), ("macro_f1", report.macro_f1), ("matthews_correlation", report.matthews_correlation)];
-    metrics.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+fn classification_metrics(
+    gold: &[usize],
+    predicted: &[usize],
+    labels: &[String],
+) -> BTreeMap<String, f64> {
+    let report = ClassificationReport::new(gold, predicted, labels)
+        .expect("every example was checked against the labels");
+    let metrics = [
+        ("accuracy", report.accuracy),
+        ("macro_f1", report.macro_f1),
+        ("matthews_correlation", report.matthews_correlation),
+    ];
+    metrics
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect()
 }
 
 /// Index of the largest logit of each row; the first one among equals.
 fn largest(logits: Tensor<2>) -> Vec<usize> {
     let classes = logits.dims()[1];
-    let first_largest = |row: &[f32]| row.iter().enumerate().fold(0, |best, (i, x)| if *x > row[best] { i } else { best });
+    let first_largest = |row: &[f32]| {
+        row.iter()
+            .enumerate()
+            .fold(0, |best, (i, x)| if *x > row[best] { i } else { best })
+    };
     to_vec(logits).chunks(classes).map(first_largest).collect()
 }

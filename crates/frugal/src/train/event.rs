@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-/// Something that happened in a run. Steps are optimiser steps, counted from 1; epochs count from 0 with fractions.
+/// Something that happened in a run. Steps are optimiser steps, counted from 1; epochs count from 0
+/// with fractions.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 #[non_exhaustive]

@@ -1,7 +1,8 @@
-//! Training: batches, objectives, optimiser, schedule, evaluation, checkpoints and the loop that joins them.
+//! Training: batches, objectives, optimiser, schedule, evaluation, checkpoints and the loop that
+//! joins them.
 //!
-//! A run is a pure function of its configuration, its data and the starting weights: interrupting it anywhere and
-//! resuming gives the same bits as never stopping.
+//! A run is a pure function of its configuration, its data and the starting weights: interrupting
+//! it anywhere and resuming gives the same bits as never stopping.
 
 mod batch;
 mod checkpoint;

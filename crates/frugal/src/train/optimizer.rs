@@ -1,8 +1,9 @@
 //! AdamW over named parameters, with global-norm clipping.
 //!
-//! Weight decay skips biases and vectors (norm gains, scales), as Hugging Face's trainer skips biases and norms. A parameter
-//! without a gradient in a step is left alone, with moments and step count of its own, as in PyTorch. Moments of eight bits are those
-//! of bitsandbytes, which keeps those of small parameters in single precision.
+//! Weight decay skips biases and vectors (norm gains, scales), as Hugging Face's trainer skips
+//! biases and norms. A parameter without a gradient in a step is left alone, with moments and step
+//! count of its own, as in PyTorch. Moments of eight bits are those of bitsandbytes, which keeps
+//! those of small parameters in single precision.
 
 use std::collections::BTreeMap;
 
@@ -36,7 +37,9 @@ pub(super) enum Moments {
 impl Moments {
     fn zeros(n: usize, optim: Optimizer) -> Self {
         match optim {
-            Optimizer::AdamW8bit if n >= EIGHT_BIT_FROM => Self::EightBit(Blockwise::zeros(n, true), Blockwise::zeros(n, false)),
+            Optimizer::AdamW8bit if n >= EIGHT_BIT_FROM => {
+                Self::EightBit(Blockwise::zeros(n, true), Blockwise::zeros(n, false))
+            }
             Optimizer::AdamW | Optimizer::AdamW8bit => Self::Single(vec![0.0; n], vec![0.0; n]),
         }
     }
@@ -83,27 +86,47 @@ impl AdamW {
         }
     }
 
-    /// Updates every trainable parameter that has a gradient; returns the global gradient norm before clipping.
+    /// Updates every trainable parameter that has a gradient; returns the global gradient norm
+    /// before clipping.
     ///
     /// # Errors
     /// A gradient that is not finite; nothing has changed then.
-    pub(super) fn step(&mut self, parameters: Vec<&mut Parameter>, gradients: &GradientSum, lr: f64) -> Result<f64, OptimizerError> {
+    pub(super) fn step(
+        &mut self,
+        parameters: Vec<&mut Parameter>,
+        gradients: &GradientSum,
+        lr: f64,
+    ) -> Result<f64, OptimizerError> {
         let mut sum = 0.0;
         for (name, gradient) in gradients.iter() {
             let square = grad_norm_sq(gradient);
             if !square.is_finite() {
-                return Err(OptimizerError::NonFinite { name: name.to_owned() });
+                return Err(OptimizerError::NonFinite {
+                    name: name.to_owned(),
+                });
             }
             sum += square;
         }
         let norm = sum.sqrt();
         // The epsilon and the comparison are those of torch.nn.utils.clip_grad_norm_.
-        let scale = if self.max_grad_norm > 0.0 { (self.max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
+        let scale = if self.max_grad_norm > 0.0 {
+            (self.max_grad_norm / (norm + 1e-6)).min(1.0)
+        } else {
+            1.0
+        };
         for parameter in parameters.into_iter().filter(|p| p.is_trainable()) {
-            let Some(gradient) = gradients.get(parameter.name()) else { continue };
+            let Some(gradient) = gradients.get(parameter.name()) else {
+                continue;
+            };
             let n = gradient.len();
-            let new = || History { moments: Moments::zeros(n, self.optim), step: 0 };
-            let history = self.histories.entry(parameter.name().to_owned()).or_insert_with(new);
+            let new = || History {
+                moments: Moments::zeros(n, self.optim),
+                step: 0,
+            };
+            let history = self
+                .histories
+                .entry(parameter.name().to_owned())
+                .or_insert_with(new);
             if history.moments.len() != n {
                 *history = new();
             }
@@ -114,13 +137,21 @@ impl AdamW {
                 beta1: self.beta1,
                 beta2: self.beta2,
                 eps: self.eps,
-                weight_decay: if decays(parameter) { self.weight_decay } else { 0.0 },
+                weight_decay: if decays(parameter) {
+                    self.weight_decay
+                } else {
+                    0.0
+                },
                 step: history.step,
                 grad_scale: scale as f32,
             };
             match &mut history.moments {
-                Moments::Single(exp_avg, exp_avg_sq) => adamw_step(&mut values, gradient, exp_avg, exp_avg_sq, &step),
-                Moments::EightBit(exp_avg, exp_avg_sq) => adamw_8bit_step(&mut values, gradient, exp_avg, exp_avg_sq, &step),
+                Moments::Single(exp_avg, exp_avg_sq) => {
+                    adamw_step(&mut values, gradient, exp_avg, exp_avg_sq, &step)
+                }
+                Moments::EightBit(exp_avg, exp_avg_sq) => {
+                    adamw_8bit_step(&mut values, gradient, exp_avg, exp_avg_sq, &step)
+                }
             }
             parameter.set(values);
         }
@@ -137,7 +168,11 @@ mod tests {
     use super::*;
     use burn::prelude::Device;
 
-    fn step(optimizer: &mut AdamW, parameter: &mut Parameter, gradient: &[f32]) -> Result<f64, OptimizerError> {
+    fn step(
+        optimizer: &mut AdamW,
+        parameter: &mut Parameter,
+        gradient: &[f32],
+    ) -> Result<f64, OptimizerError> {
         let mut gradients = GradientSum::default();
         gradients.insert(parameter.name(), gradient.to_vec());
         optimizer.step(vec![parameter], &gradients, 0.1)
@@ -145,9 +180,13 @@ mod tests {
 
     #[test]
     fn steps_equal_those_of_torch() {
-        // Written by torch 2.15.0: AdamW(lr=0.1, weight_decay=0.1) on [[1.0, -2.0]] with clip_grad_norm_(1.0) of the
-        // gradients [[3.0, 4.0]], then [[0.1, -0.2]].
-        let config = TrainConfig { weight_decay: 0.1, max_grad_norm: 1.0, ..TrainConfig::default() };
+        // Written by torch 2.15.0: AdamW(lr=0.1, weight_decay=0.1) on [[1.0, -2.0]] with
+        // clip_grad_norm_(1.0) of the gradients [[3.0, 4.0]], then [[0.1, -0.2]].
+        let config = TrainConfig {
+            weight_decay: 0.1,
+            max_grad_norm: 1.0,
+            ..TrainConfig::default()
+        };
         let mut p = Parameter::new("w", &[1, 2], vec![1.0, -2.0], &Device::default());
         let mut optimizer = AdamW::new(&config);
         assert_eq!(step(&mut optimizer, &mut p, &[3.0, 4.0]), Ok(5.0));
@@ -173,7 +212,10 @@ mod tests {
 
     #[test]
     fn decay_skips_vectors_and_biases() {
-        let config = TrainConfig { weight_decay: 0.5, ..TrainConfig::default() };
+        let config = TrainConfig {
+            weight_decay: 0.5,
+            ..TrainConfig::default()
+        };
         let after = |name: &str, shape: &[usize]| {
             let mut p = Parameter::new(name, shape, vec![1.0], &Device::default());
             step(&mut AdamW::new(&config), &mut p, &[0.0]).unwrap();

@@ -23,8 +23,8 @@ use super::{Target, Tokenized};
 use crate::adapt::{Adapter, GradientSum, Head, Mode, Parameter, StepContext, stream, to_vec};
 use crate::model::Backbone;
 
-/// Settings that a resumed run may change. More `epochs` or `max_steps` stretch the schedule from there on; fewer than are
-/// done are refused.
+/// Settings that a resumed run may change. More `epochs` or `max_steps` stretch the schedule from
+/// there on; fewer than are done are refused.
 const MAY_CHANGE: [&str; 9] = [
     "epochs",
     "max_steps",
@@ -103,8 +103,8 @@ pub struct Outcome {
 /// `load_best_model_at_end`.
 ///
 /// # Errors
-/// Settings, data or checkpoints that do not go together, all before any work; a loss or gradient that is not finite;
-/// a checkpoint that cannot be written.
+/// Settings, data or checkpoints that do not go together, all before any work; a loss or gradient
+/// that is not finite; a checkpoint that cannot be written.
 pub fn train(run: TrainRun<'_>) -> Result<Outcome, TrainError> {
     Trainer::new(run)?.run()
 }
@@ -137,7 +137,11 @@ impl<'a> Trainer<'a> {
         let config = run.config;
         let batches = Batches::new(run.train, config);
         let total_steps = batches.total_steps(config);
-        let data_hash = if run.folder.is_some() { data_hash(run.train) } else { String::new() };
+        let data_hash = if run.folder.is_some() {
+            data_hash(run.train)
+        } else {
+            String::new()
+        };
         let state = TrainerState::start(config.clone(), data_hash);
         let mut trainer = Self {
             schedule: Schedule::new(config, total_steps),
@@ -162,21 +166,42 @@ impl<'a> Trainer<'a> {
     fn start(&mut self) -> Result<(), TrainError> {
         let (found, skipped) = match self.run.folder {
             Some(folder) if self.run.resume => checkpoint::latest(folder),
-            Some(folder) if !checkpoint::list(folder).is_empty() => return Err(TrainError::FolderInUse { folder: folder.to_owned() }),
+            Some(folder) if !checkpoint::list(folder).is_empty() => {
+                return Err(TrainError::FolderInUse {
+                    folder: folder.to_owned(),
+                });
+            }
             _ => (None, Vec::new()),
         };
         if let Some(checkpoint) = &found {
             self.restore(checkpoint)?;
         }
         let examples = self.batches.examples();
-        let trainable = self.parameters().iter().filter(|p| p.is_trainable()).map(|p| p.len()).sum();
+        let trainable = self
+            .parameters()
+            .iter()
+            .filter(|p| p.is_trainable())
+            .map(|p| p.len())
+            .sum();
         let left_out = self.run.train.len() - examples;
-        self.emit(Event::Started { total_steps: self.total_steps, examples, skipped: left_out, trainable_parameters: trainable });
+        self.emit(Event::Started {
+            total_steps: self.total_steps,
+            examples,
+            skipped: left_out,
+            trainable_parameters: trainable,
+        });
         for error in skipped {
-            self.emit(Event::CheckpointSkipped { reason: error.to_string() });
+            self.emit(Event::CheckpointSkipped {
+                reason: error.to_string(),
+            });
         }
         if let Some(Checkpoint { path, .. }) = found {
-            self.emit(Event::Resumed { step: self.state.step, epoch: self.epochs_done(), path, seconds: self.spent.seconds });
+            self.emit(Event::Resumed {
+                step: self.state.step,
+                epoch: self.epochs_done(),
+                path,
+                seconds: self.spent.seconds,
+            });
         }
         Ok(())
     }
@@ -188,16 +213,31 @@ impl<'a> Trainer<'a> {
             differences.push("the training data are not the same".into());
         }
         if !differences.is_empty() {
-            return Err(TrainError::Resume { path: checkpoint.path.clone(), differences });
+            return Err(TrainError::Resume {
+                path: checkpoint.path.clone(),
+                differences,
+            });
         }
         let (done, planned) = (checkpoint.state.step, self.total_steps);
         if done > planned {
-            let setting = if self.run.config.max_steps > 0 { "max_steps" } else { "epochs" };
-            return Err(TrainError::Shortened { path: checkpoint.path.clone(), setting, done, planned });
+            let setting = if self.run.config.max_steps > 0 {
+                "max_steps"
+            } else {
+                "epochs"
+            };
+            return Err(TrainError::Shortened {
+                path: checkpoint.path.clone(),
+                setting,
+                done,
+                planned,
+            });
         }
         checkpoint.load_optimizer(&mut self.optimizer)?;
         self.load_weights(checkpoint)?;
-        self.state = TrainerState { config: self.run.config.clone(), ..checkpoint.state.clone() };
+        self.state = TrainerState {
+            config: self.run.config.clone(),
+            ..checkpoint.state.clone()
+        };
         self.epoch = self.batches.epoch(self.state.epoch);
         self.spent = checkpoint.cost;
         self.saved = Some((self.state.step, checkpoint.path.clone()));
@@ -206,7 +246,10 @@ impl<'a> Trainer<'a> {
 
     /// Puts the weights of a checkpoint, and what the method keeps beside them, in place.
     fn load_weights(&mut self, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
-        self.run.adapter.restore(&checkpoint.adapter_state()?).map_err(|reason| checkpoint.invalid(reason))?;
+        self.run
+            .adapter
+            .restore(&checkpoint.adapter_state()?)
+            .map_err(|reason| checkpoint.invalid(reason))?;
         checkpoint.load_parameters(self.parameters_mut())
     }
 
@@ -226,7 +269,10 @@ impl<'a> Trainer<'a> {
             }
             if stalled {
                 let evaluations = self.state.evaluations_without_improvement;
-                self.emit(Event::EarlyStop { step: self.state.step, evaluations });
+                self.emit(Event::EarlyStop {
+                    step: self.state.step,
+                    evaluations,
+                });
                 break Ending::EarlyStopped;
             }
             if self.is_stopped() || !self.step()? {
@@ -236,7 +282,10 @@ impl<'a> Trainer<'a> {
         let mut restored_best = false;
         if ending == Ending::Interrupted {
             self.save()?;
-            self.emit(Event::Interrupted { step: self.state.step, path: self.newest() });
+            self.emit(Event::Interrupted {
+                step: self.state.step,
+                path: self.newest(),
+            });
         } else if self.run.config.load_best_model_at_end {
             restored_best = self.restore_best();
         }
@@ -258,7 +307,11 @@ impl<'a> Trainer<'a> {
     /// One optimiser step; `false` if it was given up because the run is to stop.
     fn step(&mut self) -> Result<bool, TrainError> {
         let started = Instant::now();
-        let micro_batches: Vec<Vec<u32>> = self.epoch.step(self.state.step_in_epoch).map(<[u32]>::to_vec).collect();
+        let micro_batches: Vec<Vec<u32>> = self
+            .epoch
+            .step(self.state.step_in_epoch)
+            .map(<[u32]>::to_vec)
+            .collect();
         let rows = micro_batches.concat();
         let examples = rows.iter().map(|&row| &self.run.train[row as usize]);
         let targets: usize = examples.clone().map(num_targets).sum();
@@ -275,40 +328,76 @@ impl<'a> Trainer<'a> {
             loss += self.micro_batch(rows, Mode::Train { seed }, targets, micro_batches.len())?;
         }
 
-        let (lr, seed) = (self.schedule.lr(self.state.step), self.seed(&format!("step {}", self.state.step)));
-        let context = StepContext { step: self.state.step, total_steps: self.total_steps, seed };
+        let (lr, seed) = (
+            self.schedule.lr(self.state.step),
+            self.seed(&format!("step {}", self.state.step)),
+        );
+        let context = StepContext {
+            step: self.state.step,
+            total_steps: self.total_steps,
+            seed,
+        };
         self.run.adapter.before_step(&context, &mut self.gradients);
         let parameters = parameters_mut(&mut *self.run.adapter, &mut self.run.head);
         let norm = self.optimizer.step(parameters, &self.gradients, lr);
-        let grad_norm = norm.map_err(|OptimizerError::NonFinite { name }| self.non_finite(format!("the gradient of `{name}`"), &rows))?;
+        let grad_norm = norm.map_err(|OptimizerError::NonFinite { name }| {
+            self.non_finite(format!("the gradient of `{name}`"), &rows)
+        })?;
         self.gradients.clear();
         self.state.step += 1;
         self.state.step_in_epoch += 1;
         self.state.tokens += tokens as u64;
         self.state.logged_loss += loss;
         self.state.logged_steps += 1;
-        self.run.adapter.after_step(&StepContext { step: self.state.step, total_steps: self.total_steps, seed });
+        self.run.adapter.after_step(&StepContext {
+            step: self.state.step,
+            total_steps: self.total_steps,
+            seed,
+        });
         if self.state.step_in_epoch == self.epoch.steps() {
             self.state.epoch += 1;
             self.state.step_in_epoch = 0;
             self.epoch = self.batches.epoch(self.state.epoch);
         }
-        self.window = (self.window.0 + tokens as u64, self.window.1 + started.elapsed().as_secs_f64());
+        self.window = (
+            self.window.0 + tokens as u64,
+            self.window.1 + started.elapsed().as_secs_f64(),
+        );
         self.log(lr, grad_norm);
         Ok(true)
     }
 
     /// Adds the gradient of one micro-batch; returns its part of the step's loss.
-    fn micro_batch(&mut self, rows: &[u32], mode: Mode, targets: usize, micro_batches: usize) -> Result<f64, TrainError> {
+    fn micro_batch(
+        &mut self,
+        rows: &[u32],
+        mode: Mode,
+        targets: usize,
+        micro_batches: usize,
+    ) -> Result<f64, TrainError> {
         let batch = MicroBatch::new(rows.iter().map(|&row| &self.run.train[row as usize]));
         let adapter: &dyn Adapter = &*self.run.adapter;
         let mut pass = adapter.pass(mode);
         let smoothing = self.run.config.label_smoothing;
         let memory = frugal_kernels::Memory::from(self.run.config.memory);
         let sum = memory
-            .scope(|| self.objective().loss(&batch, self.run.backbone, pass.as_mut(), mode, smoothing, usize::MAX))
-            .map_err(|source| TrainError::Forward { set: Set::Train, rows: rows.to_vec(), source })?;
-        // Each micro-batch counts by its share of the step's targets, so that the split does not matter.
+            .scope(|| {
+                self.objective().loss(
+                    &batch,
+                    self.run.backbone,
+                    pass.as_mut(),
+                    mode,
+                    smoothing,
+                    usize::MAX,
+                )
+            })
+            .map_err(|source| TrainError::Forward {
+                set: Set::Train,
+                rows: rows.to_vec(),
+                source,
+            })?;
+        // Each micro-batch counts by its share of the step's targets, so that the split does not
+        // matter.
         let mut loss = sum / targets as f64;
         if let Some(auxiliary) = pass.auxiliary_loss() {
             loss = loss + auxiliary / micro_batches as f64;
@@ -323,12 +412,18 @@ impl<'a> Trainer<'a> {
         let parameters = self.run.adapter.parameters();
         let head = self.run.head.iter().flat_map(|head| head.parameters());
         let probes = self.run.adapter.probes();
-        self.gradients.add(parameters.into_iter().chain(head).chain(probes), &mut found);
+        self.gradients
+            .add(parameters.into_iter().chain(head).chain(probes), &mut found);
         Ok(f64::from(value))
     }
 
     fn log(&mut self, lr: f64, grad_norm: f64) {
-        if !self.state.step.is_multiple_of(self.run.config.logging_steps) && self.state.step != self.total_steps {
+        if !self
+            .state
+            .step
+            .is_multiple_of(self.run.config.logging_steps)
+            && self.state.step != self.total_steps
+        {
             return;
         }
         let loss = self.state.logged_loss / self.state.logged_steps as f64;
@@ -349,21 +444,41 @@ impl<'a> Trainer<'a> {
 
     fn evaluation_is_due(&self, finished: bool) -> bool {
         let interval = self.run.config.eval_steps;
-        let at_interval = if interval > 0 { self.state.step.is_multiple_of(interval) } else { self.state.step_in_epoch == 0 };
+        let at_interval = if interval > 0 {
+            self.state.step.is_multiple_of(interval)
+        } else {
+            self.state.step_in_epoch == 0
+        };
         let again = self.state.last_evaluation == Some(self.state.step);
         self.run.validation.is_some() && self.state.step > 0 && !again && (finished || at_interval)
     }
 
     /// Evaluates; `false` if it was given up because the run is to stop.
     fn evaluate(&mut self) -> Result<bool, TrainError> {
-        let Some(validation) = self.run.validation else { return Ok(true) };
+        let Some(validation) = self.run.validation else {
+            return Ok(true);
+        };
         let (config, started) = (self.run.config, Instant::now());
         let adapter: &dyn Adapter = &*self.run.adapter;
-        let found = evaluate(self.run.backbone, Some(adapter), self.objective(), validation, config.max_tokens, self.run.stop)?;
-        let Some(evaluation) = found else { return Ok(false) };
+        let found = evaluate(
+            self.run.backbone,
+            Some(adapter),
+            self.objective(),
+            validation,
+            config.max_tokens,
+            self.run.stop,
+        )?;
+        let Some(evaluation) = found else {
+            return Ok(false);
+        };
         let step = self.state.step;
         let metrics = evaluation.metrics.clone();
-        self.emit(Event::Evaluated { step, epoch: self.epochs_done(), metrics, seconds: started.elapsed().as_secs_f64() });
+        self.emit(Event::Evaluated {
+            step,
+            epoch: self.epochs_done(),
+            metrics,
+            seconds: started.elapsed().as_secs_f64(),
+        });
         self.state.last_evaluation = Some(step);
         let metric = config.best_metric();
         let value = evaluation.metrics[metric];
@@ -371,40 +486,76 @@ impl<'a> Trainer<'a> {
         if !self.run.adapter.is_complete() {
             return Ok(true);
         }
-        let better = self.state.best.as_ref().map_or(!value.is_nan(), |best| config.is_better(value, best.value));
+        let better = self
+            .state
+            .best
+            .as_ref()
+            .map_or(!value.is_nan(), |best| config.is_better(value, best.value));
         if !better {
             self.state.evaluations_without_improvement += 1;
             return Ok(true);
         }
         self.state.evaluations_without_improvement = 0;
-        self.state.best = Some(Best { step, metric: metric.into(), value });
+        self.state.best = Some(Best {
+            step,
+            metric: metric.into(),
+            value,
+        });
         if self.run.folder.is_none() && config.load_best_model_at_end {
             let values = self.parameters().iter().map(|p| p.to_vec()).collect();
             self.best_values = Some((values, self.run.adapter.state()));
         }
-        self.emit(Event::NewBest { step, metric: metric.into(), value });
+        self.emit(Event::NewBest {
+            step,
+            metric: metric.into(),
+            value,
+        });
         Ok(true)
     }
 
     fn save_is_due(&self, ending: bool) -> bool {
         let interval = self.run.config.save_steps;
-        let at_interval = if interval > 0 { self.state.step.is_multiple_of(interval) } else { self.state.step_in_epoch == 0 };
-        let is_best = self.state.best.as_ref().is_some_and(|best| best.step == self.state.step);
+        let at_interval = if interval > 0 {
+            self.state.step.is_multiple_of(interval)
+        } else {
+            self.state.step_in_epoch == 0
+        };
+        let is_best = self
+            .state
+            .best
+            .as_ref()
+            .is_some_and(|best| best.step == self.state.step);
         ending || at_interval || is_best
     }
 
     /// Writes a checkpoint unless there is one of this step, or nothing was done yet.
     fn save(&mut self) -> Result<(), TrainError> {
-        let Some(folder) = self.run.folder else { return Ok(()) };
+        let Some(folder) = self.run.folder else {
+            return Ok(());
+        };
         let step = self.state.step;
         if step == 0 || self.saved.as_ref().is_some_and(|(saved, _)| *saved == step) {
             return Ok(());
         }
         let parameters = self.parameters();
-        if let Some(bad) = parameters.iter().find(|p| p.to_vec().iter().any(|x| !x.is_finite())) {
-            return Err(TrainError::Diverged { name: bad.name().to_owned(), step, checkpoint: self.newest() });
+        if let Some(bad) = parameters
+            .iter()
+            .find(|p| p.to_vec().iter().any(|x| !x.is_finite()))
+        {
+            return Err(TrainError::Diverged {
+                name: bad.name().to_owned(),
+                step,
+                checkpoint: self.newest(),
+            });
         }
-        let path = checkpoint::save(folder, &self.state, self.cost(), &parameters, &self.optimizer, &self.run.adapter.state())?;
+        let path = checkpoint::save(
+            folder,
+            &self.state,
+            self.cost(),
+            &parameters,
+            &self.optimizer,
+            &self.run.adapter.state(),
+        )?;
         let best = self.state.best.as_ref().map(|best| best.step);
         checkpoint::prune(folder, self.run.config.save_total_limit, step, best)?;
         self.saved = Some((step, path.clone()));
@@ -412,37 +563,67 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// Puts the weights of the best evaluation back; `false` if they are the last ones anyway or are gone.
+    /// Puts the weights of the best evaluation back; `false` if they are the last ones anyway or
+    /// are gone.
     fn restore_best(&mut self) -> bool {
-        let Some(step) = self.state.best.as_ref().map(|best| best.step).filter(|&step| step != self.state.step) else {
+        let Some(step) = self
+            .state
+            .best
+            .as_ref()
+            .map(|best| best.step)
+            .filter(|&step| step != self.state.step)
+        else {
             return false;
         };
         if let Some((values, state)) = self.best_values.take() {
             let restored = self.run.adapter.restore(&state);
-            self.parameters_mut().into_iter().zip(values).for_each(|(parameter, values)| parameter.set(values));
+            self.parameters_mut()
+                .into_iter()
+                .zip(values)
+                .for_each(|(parameter, values)| parameter.set(values));
             return restored.is_ok();
         }
-        let Some(folder) = self.run.folder else { return false };
+        let Some(folder) = self.run.folder else {
+            return false;
+        };
         let best = Checkpoint::open(&checkpoint::folder_of(folder, step));
         let restored = best.and_then(|best| self.load_weights(&best));
-        // The run itself is done and saved: that the best weights are gone is told, but fails nothing.
-        restored.map_err(|error| self.emit(Event::CheckpointSkipped { reason: error.to_string() })).is_ok()
+        // The run itself is done and saved: that the best weights are gone is told, but fails
+        // nothing.
+        restored
+            .map_err(|error| {
+                self.emit(Event::CheckpointSkipped {
+                    reason: error.to_string(),
+                })
+            })
+            .is_ok()
     }
 
     fn cost(&self) -> Cost {
         Cost {
             seconds: self.spent.seconds + self.started.elapsed().as_secs_f64(),
-            peak_memory_bytes: self.spent.peak_memory_bytes.max(peak_rss_bytes().unwrap_or(0)),
+            peak_memory_bytes: self
+                .spent
+                .peak_memory_bytes
+                .max(peak_rss_bytes().unwrap_or(0)),
         }
     }
 
     fn objective(&self) -> Objective<'_> {
-        self.run.head.as_deref().map_or(Objective::CausalLm, Objective::Classification)
+        self.run
+            .head
+            .as_deref()
+            .map_or(Objective::CausalLm, Objective::Classification)
     }
 
     fn parameters(&self) -> Vec<&Parameter> {
         let head = self.run.head.iter().flat_map(|head| head.parameters());
-        self.run.adapter.parameters().into_iter().chain(head).collect()
+        self.run
+            .adapter
+            .parameters()
+            .into_iter()
+            .chain(head)
+            .collect()
     }
 
     fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
@@ -466,7 +647,13 @@ impl<'a> Trainer<'a> {
     }
 
     fn non_finite(&self, what: String, rows: &[u32]) -> TrainError {
-        TrainError::NonFinite { what, step: self.state.step + 1, epoch: self.epochs_done(), rows: rows.to_vec(), checkpoint: self.newest() }
+        TrainError::NonFinite {
+            what,
+            step: self.state.step + 1,
+            epoch: self.epochs_done(),
+            rows: rows.to_vec(),
+            checkpoint: self.newest(),
+        }
     }
 
     fn newest(&self) -> Option<PathBuf> {
@@ -474,37 +661,65 @@ impl<'a> Trainer<'a> {
     }
 }
 
-fn parameters_mut<'b>(adapter: &'b mut dyn Adapter, head: &'b mut Option<&mut Head>) -> Vec<&'b mut Parameter> {
-    adapter.parameters_mut().into_iter().chain(head.iter_mut().flat_map(|head| head.parameters_mut())).collect()
+fn parameters_mut<'b>(
+    adapter: &'b mut dyn Adapter,
+    head: &'b mut Option<&mut Head>,
+) -> Vec<&'b mut Parameter> {
+    adapter
+        .parameters_mut()
+        .into_iter()
+        .chain(head.iter_mut().flat_map(|head| head.parameters_mut()))
+        .collect()
 }
 
 /// Everything that can be known to fail before any work is done.
 fn check(run: &TrainRun<'_>) -> Result<(), TrainError> {
     run.config.validate().map_err(TrainError::Config)?;
-    let objective = run.head.as_deref().map_or(Objective::CausalLm, Objective::Classification);
+    let objective = run
+        .head
+        .as_deref()
+        .map_or(Objective::CausalLm, Objective::Classification);
     objective.check(Set::Train, run.backbone, run.train)?;
     match run.validation {
         Some(validation) => {
             objective.check(Set::Evaluation, run.backbone, validation)?;
             let known = metric_names(objective);
             if !known.iter().any(|name| name == run.config.best_metric()) {
-                return Err(TrainError::Metric { name: run.config.metric_for_best_model.clone(), known: known.join(", ") });
+                return Err(TrainError::Metric {
+                    name: run.config.metric_for_best_model.clone(),
+                    known: known.join(", "),
+                });
             }
         }
         None if run.config.early_stopping_patience > 0 => {
             let reason = "early stopping needs validation data".into();
-            return Err(TrainError::Config(vec![ConfigProblem { field: "early_stopping_patience", reason }]));
+            return Err(TrainError::Config(vec![ConfigProblem {
+                field: "early_stopping_patience",
+                reason,
+            }]));
         }
         None => {}
     }
     let head = run.head.iter().flat_map(|head| head.parameters());
-    let mut names: Vec<&str> = run.adapter.parameters().into_iter().chain(head).map(Parameter::name).collect();
+    let mut names: Vec<&str> = run
+        .adapter
+        .parameters()
+        .into_iter()
+        .chain(head)
+        .map(Parameter::name)
+        .collect();
     names.sort_unstable();
     if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-        return Err(TrainError::Setup(format!("two parameters are named `{}`", pair[0])));
+        return Err(TrainError::Setup(format!(
+            "two parameters are named `{}`",
+            pair[0]
+        )));
     }
     if run.adapter.num_trainable() == 0 && run.head.is_none() {
-        return Err(TrainError::Setup(format!("method `{}` has nothing to train", run.adapter.method())));
+        return Err(TrainError::Setup(format!(
+            "method `{}` has nothing to train",
+            run.adapter.method()
+        )));
     }
     Ok(())
 }
@@ -514,11 +729,21 @@ fn config_differences(stored: &TrainConfig, given: &TrainConfig) -> Vec<String> 
         Ok(Value::Object(fields)) => fields,
         _ => unreachable!("settings are plain numbers, flags and names"),
     };
-    // The stored settings were read from JSON, which may have rounded a last digit: the given ones go the same way.
-    let given = serde_json::to_string(given).ok().and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_else(|| given.clone());
+    // The stored settings were read from JSON, which may have rounded a last digit: the given ones
+    // go the same way.
+    let given = serde_json::to_string(given)
+        .ok()
+        .and_then(|text| serde_json::from_str(&text).ok())
+        .unwrap_or_else(|| given.clone());
     let (stored, given) = (fields(stored), fields(&given));
-    let differs = |(name, value): &(&String, &Value)| !MAY_CHANGE.contains(&name.as_str()) && given.get(*name) != Some(value);
-    stored.iter().filter(differs).map(|(name, value)| format!("`{name}` was {value}, now {}", given[name])).collect()
+    let differs = |(name, value): &(&String, &Value)| {
+        !MAY_CHANGE.contains(&name.as_str()) && given.get(*name) != Some(value)
+    };
+    stored
+        .iter()
+        .filter(differs)
+        .map(|(name, value)| format!("`{name}` was {value}, now {}", given[name]))
+        .collect()
 }
 
 fn data_hash(examples: &[Tokenized]) -> String {

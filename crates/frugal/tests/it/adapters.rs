@@ -1,5 +1,5 @@
-//! Adapter folders that `peft` wrote, or, of methods it lacks, with what PyTorch makes of their formulas: outputs, round
-//! trips, merging, several at once.
+//! Adapter folders that `peft` wrote, or, of methods it lacks, with what PyTorch makes of their
+//! formulas: outputs, round trips, merging, several at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -8,7 +8,10 @@ use std::sync::Arc;
 use burn::prelude::*;
 use burn::tensor::activation::log_softmax;
 use frugal::adapt::combine::{CombinationType, Rank, combine_heads, to_lora};
-use frugal::adapt::{AdapterSet, Choice, Entry, Head, HeadConfig, Mode, Parameter, Pooling, loftq, merge, peft, registry, to_vec};
+use frugal::adapt::{
+    AdapterSet, Choice, Entry, Head, HeadConfig, Mode, Parameter, Pooling, loftq, merge, peft,
+    registry, to_vec,
+};
 use frugal::model::load::{Lookup, ModelFiles, SafetensorsFile, read_json};
 use frugal::model::save::StoredType;
 use frugal::model::{Backbone, Frozen, Input, LoadOptions, Quantize, SequenceLayout};
@@ -23,7 +26,9 @@ const TOLERANCE: f32 = 1e-4;
 /// Every folder of `fixtures/adapters`.
 fn adapters() -> Vec<String> {
     let folders = std::fs::read_dir(fixture("adapters")).unwrap().flatten();
-    let mut names: Vec<String> = folders.map(|folder| folder.file_name().into_string().unwrap()).collect();
+    let mut names: Vec<String> = folders
+        .map(|folder| folder.file_name().into_string().unwrap())
+        .collect();
     names.sort();
     assert!(names.len() > 80, "{names:?}");
     names
@@ -38,21 +43,45 @@ struct Case {
 
 fn case(name: &str) -> Case {
     let folder = fixture("adapters").join(name);
-    let description: serde_json::Value = serde_json::from_slice(&std::fs::read(folder.join("golden.json")).unwrap()).unwrap();
-    let base = description["model"].as_str().unwrap().strip_prefix("fixtures/models/").unwrap();
-    Case { backbone: model(base, "config.json"), golden: Golden::read(&folder.join("golden.safetensors")), folder, description }
+    let description: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(folder.join("golden.json")).unwrap()).unwrap();
+    let base = description["model"]
+        .as_str()
+        .unwrap()
+        .strip_prefix("fixtures/models/")
+        .unwrap();
+    Case {
+        backbone: model(base, "config.json"),
+        golden: Golden::read(&folder.join("golden.safetensors")),
+        folder,
+        description,
+    }
 }
 
 impl Case {
     fn load(&self) -> Entry {
-        peft::load(&self.folder, &context(self.backbone.as_ref(), 0), false).unwrap().0
+        peft::load(&self.folder, &context(self.backbone.as_ref(), 0), false)
+            .unwrap()
+            .0
     }
 
     /// Logits of one sequence, of the head where the adapter has one.
-    fn logits(&self, entry: &Entry, backbone: &dyn Backbone, sequence: usize, plain: bool) -> Vec<f32> {
+    fn logits(
+        &self,
+        entry: &Entry,
+        backbone: &dyn Backbone,
+        sequence: usize,
+        plain: bool,
+    ) -> Vec<f32> {
         let ids = self.golden.input_ids(sequence);
-        let mut pass = if plain { Box::new(frugal::adapt::Plain) } else { entry.adapter.pass(Mode::Eval) };
-        let hidden = backbone.forward(&Input::new(ids, &[ids.len()]), pass.as_mut(), None).unwrap();
+        let mut pass = if plain {
+            Box::new(frugal::adapt::Plain)
+        } else {
+            entry.adapter.pass(Mode::Eval)
+        };
+        let hidden = backbone
+            .forward(&Input::new(ids, &[ids.len()]), pass.as_mut(), None)
+            .unwrap();
         let layout = SequenceLayout::new(&[ids.len()]);
         to_vec(match &entry.head {
             Some(head) => head.forward(hidden, &layout, backbone, pass.as_mut(), Mode::Eval),
@@ -75,12 +104,16 @@ fn logits_match_peft() {
         for s in case.golden.sequences() {
             let found = case.logits(&entry, case.backbone.as_ref(), s, false);
             let worst = max_difference(&found, case.expected(s, found.len()));
-            assert!(worst <= TOLERANCE, "{name} sequence {s}: largest difference {worst:e}");
+            assert!(
+                worst <= TOLERANCE,
+                "{name} sequence {s}: largest difference {worst:e}"
+            );
         }
     }
 }
 
-/// Mean loss over the next tokens of all sequences, or over their classes, as the golden files define it.
+/// Mean loss over the next tokens of all sequences, or over their classes, as the golden files
+/// define it.
 fn loss(case: &Case, entry: &Entry) -> Tensor<1> {
     let mode = Mode::Train { seed: 0 };
     let classes = case.description["classes"].as_array().unwrap();
@@ -88,20 +121,30 @@ fn loss(case: &Case, entry: &Entry) -> Tensor<1> {
     for s in case.golden.sequences() {
         let ids = case.golden.input_ids(s);
         let mut pass = entry.adapter.pass(mode);
-        let hidden = case.backbone.forward(&Input::new(ids, &[ids.len()]), pass.as_mut(), None).unwrap();
+        let hidden = case
+            .backbone
+            .forward(&Input::new(ids, &[ids.len()]), pass.as_mut(), None)
+            .unwrap();
         let layout = SequenceLayout::new(&[ids.len()]);
         let (logits, targets) = match &entry.head {
             Some(head) => {
-                let logits = head.forward(hidden, &layout, case.backbone.as_ref(), pass.as_mut(), mode);
+                let logits =
+                    head.forward(hidden, &layout, case.backbone.as_ref(), pass.as_mut(), mode);
                 (logits, vec![classes[s].as_i64().unwrap()])
             }
             None => {
                 let logits = case.backbone.logits(hidden, pass.as_mut()).unwrap();
                 let (rows, next) = (logits.dims()[0], ids.len() - 1);
-                (logits.narrow(0, rows - next - 1, next), ids[1..].iter().map(|&id| i64::from(id)).collect())
+                (
+                    logits.narrow(0, rows - next - 1, next),
+                    ids[1..].iter().map(|&id| i64::from(id)).collect(),
+                )
             }
         };
-        let index = Tensor::<2, Int>::from_data(TensorData::new(targets.clone(), [targets.len(), 1]), &device());
+        let index = Tensor::<2, Int>::from_data(
+            TensorData::new(targets.clone(), [targets.len(), 1]),
+            &device(),
+        );
         total = total - log_softmax(logits, 1).gather(1, index).sum();
         count += targets.len();
     }
@@ -113,51 +156,104 @@ fn losses_and_gradients_match_peft() {
     for name in &adapters() {
         let case = case(name);
         if case.golden.float("loss").is_none() {
-            // Methods that train something else than their files hold, and those that peft does not have, are compared elsewhere.
+            // Methods that train something else than their files hold, and those that peft does not
+            // have, are compared elsewhere.
             let elsewhere = ["prefix", "p-tuning", "prompt-step", "adalora"];
-            let own = case.description["generator"].as_str().unwrap().ends_with("adapters_own.py");
-            assert!(own || elsewhere.iter().any(|part| name.contains(part)), "{name}");
+            let own = case.description["generator"]
+                .as_str()
+                .unwrap()
+                .ends_with("adapters_own.py");
+            assert!(
+                own || elsewhere.iter().any(|part| name.contains(part)),
+                "{name}"
+            );
             continue;
         }
         let entry = case.load();
         let loss = loss(&case, &entry);
-        let (found, expected): (f32, f32) = (loss.clone().into_scalar(), case.golden.float("loss").unwrap()[0]);
-        assert!((found - expected).abs() / expected < 1e-4, "{name}: loss {found} instead of {expected}");
+        let (found, expected): (f32, f32) = (
+            loss.clone().into_scalar(),
+            case.golden.float("loss").unwrap()[0],
+        );
+        assert!(
+            (found - expected).abs() / expected < 1e-4,
+            "{name}: loss {found} instead of {expected}"
+        );
         let mut gradients = loss.backward();
         let mut compared = 0;
-        let parameters = entry.adapter.parameters().into_iter().chain(entry.head.iter().flat_map(|h| h.parameters()));
+        let parameters = entry
+            .adapter
+            .parameters()
+            .into_iter()
+            .chain(entry.head.iter().flat_map(|h| h.parameters()));
         for parameter in parameters.filter(|p| p.is_trainable()) {
-            let key = ["grad.base_model.model.", "grad."].map(|prefix| format!("{prefix}{}", parameter.name()));
-            let expected = key.iter().find_map(|key| case.golden.float(key)).unwrap_or_else(|| panic!("{name}: {}", parameter.name()));
-            let found = parameter.take_gradient(&mut gradients).map_or_else(|| vec![0.0; parameter.len()], to_vec);
-            let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|g| f64::from(g).powi(2)).sum::<f64>().sqrt();
+            let key = ["grad.base_model.model.", "grad."]
+                .map(|prefix| format!("{prefix}{}", parameter.name()));
+            let expected = key
+                .iter()
+                .find_map(|key| case.golden.float(key))
+                .unwrap_or_else(|| panic!("{name}: {}", parameter.name()));
+            let found = parameter
+                .take_gradient(&mut gradients)
+                .map_or_else(|| vec![0.0; parameter.len()], to_vec);
+            let norm = |v: &mut dyn Iterator<Item = f32>| {
+                v.map(|g| f64::from(g).powi(2)).sum::<f64>().sqrt()
+            };
             let size = norm(&mut expected.iter().copied());
             let difference = norm(&mut found.iter().zip(expected).map(|(a, b)| a - b));
             // Some are zero but for rounding: keys' biases under softmax.
-            assert!(difference <= 1e-4 * size + 1e-6, "{name}: {}: {difference:e} of {size:e}", parameter.name());
+            assert!(
+                difference <= 1e-4 * size + 1e-6,
+                "{name}: {}: {difference:e} of {size:e}",
+                parameter.name()
+            );
             compared += 1;
         }
-        let expected = case.golden.floats.keys().filter(|key| key.starts_with("grad.")).count();
+        let expected = case
+            .golden
+            .floats
+            .keys()
+            .filter(|key| key.starts_with("grad."))
+            .count();
         assert_eq!(compared, expected, "{name}");
     }
 }
 
 #[test]
 fn residual_methods_start_from_what_peft_takes_from_the_weights() {
-    for (name, settings, tolerance) in
-        [("pissa", json!({"pissa_niter": 0}), 1e-4), ("pissa", json!({"pissa_niter": 8}), 1e-2), ("olora", json!({}), 1e-4)]
-    {
+    for (name, settings, tolerance) in [
+        ("pissa", json!({"pissa_niter": 0}), 1e-4),
+        ("pissa", json!({"pissa_niter": 8}), 1e-2),
+        ("olora", json!({}), 1e-4),
+    ] {
         let case = case(&format!("llama-{name}"));
         let mut settings = settings.as_object().unwrap().clone();
         settings.extend(
-            [("r", json!(4)), ("lora_alpha", json!(8)), ("target_modules", json!(["q_proj", "down_proj"]))].map(|(k, v)| (k.into(), v)),
+            [
+                ("r", json!(4)),
+                ("lora_alpha", json!(8)),
+                ("target_modules", json!(["q_proj", "down_proj"])),
+            ]
+            .map(|(k, v)| (k.into(), v)),
         );
-        let adapter = (registry::find(name).unwrap().build)(&settings, &context(case.backbone.as_ref(), 0)).unwrap();
-        let factors: BTreeMap<&str, Tensor<2>> = adapter.parameters().into_iter().map(|p| (p.name(), p.get::<2>(Mode::Eval))).collect();
+        let adapter =
+            (registry::find(name).unwrap().build)(&settings, &context(case.backbone.as_ref(), 0))
+                .unwrap();
+        let factors: BTreeMap<&str, Tensor<2>> = adapter
+            .parameters()
+            .into_iter()
+            .map(|p| (p.name(), p.get::<2>(Mode::Eval)))
+            .collect();
         let mut compared = 0;
-        for (key, (_, expected)) in case.golden.floats.iter().filter(|(key, _)| key.starts_with("initial.")) {
+        for (key, (_, expected)) in case
+            .golden
+            .floats
+            .iter()
+            .filter(|(key, _)| key.starts_with("initial."))
+        {
             let path = key.strip_prefix("initial.").unwrap();
-            let factor = |letter: &str| factors[format!("{path}.lora_{letter}.weight").as_str()].clone();
+            let factor =
+                |letter: &str| factors[format!("{path}.lora_{letter}.weight").as_str()].clone();
             let worst = max_difference(&to_vec(factor("B").matmul(factor("A")) * 2.0), expected);
             assert!(worst < tolerance, "{name} {path}: {worst:e}");
             compared += 1;
@@ -171,7 +267,12 @@ fn the_number_of_trainable_parameters_is_that_of_peft() {
     for name in &adapters() {
         let case = case(name);
         let entry = case.load();
-        let head: usize = entry.head.iter().flat_map(|h| h.parameters()).map(Parameter::len).sum();
+        let head: usize = entry
+            .head
+            .iter()
+            .flat_map(|h| h.parameters())
+            .map(Parameter::len)
+            .sum();
         let expected = case.description["trainable_parameters"].as_u64().unwrap() as usize;
         assert_eq!(entry.adapter.num_trainable() + head, expected, "{name}");
     }
@@ -183,32 +284,70 @@ fn saving_and_loading_keeps_every_bit_and_every_key() {
         let case = case(name);
         let entry = case.load();
         let dir = tempfile::tempdir().unwrap();
-        peft::save(dir.path(), &entry, case.backbone.config(), case.description["model"].as_str().unwrap()).unwrap();
-        let again = peft::load(dir.path(), &context(case.backbone.as_ref(), 0), false).unwrap().0;
+        peft::save(
+            dir.path(),
+            &entry,
+            case.backbone.config(),
+            case.description["model"].as_str().unwrap(),
+        )
+        .unwrap();
+        let again = peft::load(dir.path(), &context(case.backbone.as_ref(), 0), false)
+            .unwrap()
+            .0;
         let bits = |e: &Entry| -> Vec<(String, Vec<u32>)> {
-            let all = e.adapter.parameters().into_iter().chain(e.head.iter().flat_map(|h| h.parameters()));
-            all.map(|p| (p.name().to_owned(), p.to_vec().iter().map(|v| v.to_bits()).collect())).collect()
+            let all = e
+                .adapter
+                .parameters()
+                .into_iter()
+                .chain(e.head.iter().flat_map(|h| h.parameters()));
+            all.map(|p| {
+                (
+                    p.name().to_owned(),
+                    p.to_vec().iter().map(|v| v.to_bits()).collect(),
+                )
+            })
+            .collect()
         };
         assert_eq!(bits(&entry), bits(&again), "{name}");
         let names = |folder: &std::path::Path| {
-            let file = frugal::model::load::SafetensorsFile::open(&folder.join(peft::WEIGHTS_FILE)).unwrap();
-            file.names().into_iter().filter(|n| !n.ends_with("base_layer.weight")).map(|n| (file.shape(&n), n)).collect::<Vec<_>>()
+            let file = frugal::model::load::SafetensorsFile::open(&folder.join(peft::WEIGHTS_FILE))
+                .unwrap();
+            file.names()
+                .into_iter()
+                .filter(|n| !n.ends_with("base_layer.weight"))
+                .map(|n| (file.shape(&n), n))
+                .collect::<Vec<_>>()
         };
         assert_eq!(names(dir.path()), names(&case.folder), "{name}");
-        // Every field of peft's own file, in its order, with its value, except those that describe where it came from.
+        // Every field of peft's own file, in its order, with its value, except those that describe
+        // where it came from.
         let fields = |folder: &std::path::Path| -> serde_json::Map<String, serde_json::Value> {
             serde_json::from_slice(&std::fs::read(folder.join(peft::CONFIG_FILE)).unwrap()).unwrap()
         };
         let (ours, theirs) = (fields(dir.path()), fields(&case.folder));
-        assert_eq!(ours.keys().collect::<Vec<_>>(), theirs.keys().collect::<Vec<_>>(), "{name}");
+        assert_eq!(
+            ours.keys().collect::<Vec<_>>(),
+            theirs.keys().collect::<Vec<_>>(),
+            "{name}"
+        );
         for (key, value) in &theirs {
             let same = match (&ours[key], value) {
-                (serde_json::Value::Number(a), serde_json::Value::Number(b)) => a.as_f64() == b.as_f64(),
+                (serde_json::Value::Number(a), serde_json::Value::Number(b)) => {
+                    a.as_f64() == b.as_f64()
+                }
                 // peft lists full paths in no order; ours are the shortest endings.
-                _ if ["target_modules", "exclude_modules", "layers_to_transform"].contains(&key.as_str()) => true,
+                _ if ["target_modules", "exclude_modules", "layers_to_transform"]
+                    .contains(&key.as_str()) =>
+                {
+                    true
+                }
                 (a, b) => a == b,
             };
-            assert!(same, "{name}: `{key}` is {} and should be {value}", ours[key]);
+            assert!(
+                same,
+                "{name}: `{key}` is {} and should be {value}",
+                ours[key]
+            );
         }
     }
 }
@@ -222,12 +361,18 @@ fn merged_weights_compute_what_the_adapter_computed() {
         if !method.capabilities.merge || name == "llama-lora-bias-b" {
             continue;
         }
-        let merged = merge::weights(case.backbone.as_ref(), Some(entry.adapter.as_ref())).unwrap().build(&device()).unwrap();
+        let merged = merge::weights(case.backbone.as_ref(), Some(entry.adapter.as_ref()))
+            .unwrap()
+            .build(&device())
+            .unwrap();
         check_unmerged(&case, &entry, merged.as_ref());
         for s in case.golden.sequences() {
             let found = case.logits(&entry, merged.as_ref(), s, true);
             let worst = max_difference(&found, case.expected(s, found.len()));
-            assert!(worst <= TOLERANCE, "{name} sequence {s}: largest difference {worst:e}");
+            assert!(
+                worst <= TOLERANCE,
+                "{name} sequence {s}: largest difference {worst:e}"
+            );
         }
     }
 }
@@ -250,14 +395,20 @@ fn check_unmerged(case: &Case, entry: &Entry, merged: &dyn Backbone) {
         let found = match merge::unmerge(&merged, entry.adapter.as_ref()) {
             Ok(found) => found,
             Err(error) => {
-                let known = ["bitfit", "dora", "trainable-tokens"].contains(&entry.adapter.method());
-                assert!(known && error.to_string().contains("load the base model"), "{error}");
+                let known =
+                    ["bitfit", "dora", "trainable-tokens"].contains(&entry.adapter.method());
+                assert!(
+                    known && error.to_string().contains("load the base model"),
+                    "{error}"
+                );
                 continue;
             }
         };
         let worst = max_difference(&to_vec(found.weight.dense()), &to_vec(base.weight.dense()));
         // The inverse of a product magnifies rounding.
-        let inverted = ["llama-miss-bat", "bert-oft-seqcls"].iter().any(|name| case.folder.ends_with(name));
+        let inverted = ["llama-miss-bat", "bert-oft-seqcls"]
+            .iter()
+            .any(|name| case.folder.ends_with(name));
         let tolerance = if inverted { 2e-5 } else { 1e-6 };
         assert!(worst < tolerance, "{}: {worst:e}", case.folder.display());
     }
@@ -265,9 +416,15 @@ fn check_unmerged(case: &Case, entry: &Entry, merged: &dyn Backbone) {
 
 #[test]
 fn what_cannot_be_merged_says_why() {
-    for (name, reason) in [("llama-prompt", "adds positions"), ("llama-lora-bias-b", "has no bias in this architecture")] {
+    for (name, reason) in [
+        ("llama-prompt", "adds positions"),
+        ("llama-lora-bias-b", "has no bias in this architecture"),
+    ] {
         let case = case(name);
-        let message = merge::weights(case.backbone.as_ref(), Some(case.load().adapter.as_ref())).err().unwrap().to_string();
+        let message = merge::weights(case.backbone.as_ref(), Some(case.load().adapter.as_ref()))
+            .err()
+            .unwrap()
+            .to_string();
         assert!(message.contains(reason), "{message}");
     }
 }
@@ -278,60 +435,140 @@ fn adapters_are_switched_disabled_combined_and_chosen_per_sequence() {
     let mut set = AdapterSet::default();
     set.insert("qv", case.load());
     set.insert("regex", self::case("llama-lora-regex").load());
-    let (a, b) = (case.golden.input_ids(0).to_vec(), case.golden.input_ids(1).to_vec());
+    let (a, b) = (
+        case.golden.input_ids(0).to_vec(),
+        case.golden.input_ids(1).to_vec(),
+    );
     let ids = [a.clone(), b.clone()].concat();
     let run = |choice: &Choice| {
         let layout = SequenceLayout::new(&[a.len(), b.len()]);
         let mut pass = set.pass(choice, &layout, Mode::Eval).unwrap();
-        let hidden = case.backbone.forward(&Input { input_ids: &ids, token_type_ids: &[], layout }, pass.as_mut(), None).unwrap();
+        let hidden = case
+            .backbone
+            .forward(
+                &Input {
+                    input_ids: &ids,
+                    token_type_ids: &[],
+                    layout,
+                },
+                pass.as_mut(),
+                None,
+            )
+            .unwrap();
         to_vec(case.backbone.logits(hidden, pass.as_mut()).unwrap())
     };
     let one = |name: &str| Choice::One(name.into());
     let (base, qv, regex) = (run(&Choice::Base), run(&one("qv")), run(&one("regex")));
     let split = a.len() * case.backbone.config().vocab_size;
-    let mixed = run(&Choice::PerSequence(vec![Some("qv".into()), Some("regex".into())]));
+    let mixed = run(&Choice::PerSequence(vec![
+        Some("qv".into()),
+        Some("regex".into()),
+    ]));
     assert!(max_difference(&mixed[..split], &qv[..split]) < TOLERANCE);
     assert!(max_difference(&mixed[split..], &regex[split..]) < TOLERANCE);
     let half_off = run(&Choice::PerSequence(vec![None, Some("qv".into())]));
     assert!(max_difference(&half_off[..split], &base[..split]) < TOLERANCE);
     assert!(max_difference(&half_off[split..], &qv[split..]) < TOLERANCE);
     assert!(max_difference(&run(&Choice::Combined(vec![("qv".into(), 1.0)])), &qv) < TOLERANCE);
-    assert!(max_difference(&run(&Choice::Combined(vec![("qv".into(), 0.0), ("regex".into(), 0.0)])), &base) < TOLERANCE);
+    assert!(
+        max_difference(
+            &run(&Choice::Combined(vec![
+                ("qv".into(), 0.0),
+                ("regex".into(), 0.0)
+            ])),
+            &base
+        ) < TOLERANCE
+    );
     assert!(max_difference(&base, &qv) > 0.1);
-    let wrong = set.pass(&Choice::PerSequence(vec![None]), &SequenceLayout::new(&[1, 1]), Mode::Eval).err().unwrap().to_string();
+    let wrong = set
+        .pass(
+            &Choice::PerSequence(vec![None]),
+            &SequenceLayout::new(&[1, 1]),
+            Mode::Eval,
+        )
+        .err()
+        .unwrap()
+        .to_string();
     assert!(wrong.contains("one per sequence"), "{wrong}");
-    let unknown = set.pass(&one("vq"), &SequenceLayout::new(&[1]), Mode::Eval).err().unwrap().to_string();
+    let unknown = set
+        .pass(&one("vq"), &SequenceLayout::new(&[1]), Mode::Eval)
+        .err()
+        .unwrap()
+        .to_string();
     assert!(unknown.contains("qv, regex"), "{unknown}");
 }
 
 #[test]
 fn a_merged_classifier_keeps_its_head() {
     for (name, class, key) in [
-        ("llama-lora-seqcls", "LlamaForSequenceClassification", "score.weight"),
-        ("bert-lora-seqcls", "BertForSequenceClassification", "classifier.bias"),
-        ("roberta-lora-seqcls", "RobertaForSequenceClassification", "classifier.out_proj.weight"),
+        (
+            "llama-lora-seqcls",
+            "LlamaForSequenceClassification",
+            "score.weight",
+        ),
+        (
+            "bert-lora-seqcls",
+            "BertForSequenceClassification",
+            "classifier.bias",
+        ),
+        (
+            "roberta-lora-seqcls",
+            "RobertaForSequenceClassification",
+            "classifier.out_proj.weight",
+        ),
     ] {
         let (case, dir) = (case(name), tempfile::tempdir().unwrap());
-        let base = fixture("models").join(case.description["model"].as_str().unwrap().strip_prefix("fixtures/models/").unwrap());
+        let base = fixture("models").join(
+            case.description["model"]
+                .as_str()
+                .unwrap()
+                .strip_prefix("fixtures/models/")
+                .unwrap(),
+        );
         let files = ModelFiles::open(base.to_str().unwrap(), &Lookup::default()).unwrap();
         let entry = case.load();
-        assert!(merge_to_folder(&files, case.backbone.as_ref(), Some(&entry), dir.path(), StoredType::F32).unwrap());
+        assert!(
+            merge_to_folder(
+                &files,
+                case.backbone.as_ref(),
+                Some(&entry),
+                dir.path(),
+                StoredType::F32
+            )
+            .unwrap()
+        );
         let config = read_json(&dir.path().join("config.json")).unwrap();
         assert_eq!(config["architectures"][0], class);
         assert_eq!(config["id2label"].as_object().unwrap().len(), 3);
         let file = SafetensorsFile::open(&dir.path().join("model.safetensors")).unwrap();
         let parameters = entry.head.as_ref().unwrap().parameters();
         let parameter = parameters.iter().find(|p| p.name() == key).unwrap();
-        assert_eq!(file.tensor(key).unwrap().iter::<f32>().collect::<Vec<_>>(), parameter.to_vec(), "{name}");
+        assert_eq!(
+            file.tensor(key).unwrap().iter::<f32>().collect::<Vec<_>>(),
+            parameter.to_vec(),
+            "{name}"
+        );
         assert!(file.shape("lm_head.weight").is_none());
         // Read back, it is the same classifier.
         let merged = ModelFiles::open(dir.path().to_str().unwrap(), &Lookup::default()).unwrap();
-        let (backbone, head) = (merged.load(&device()).unwrap(), merged.head(&device()).unwrap().unwrap());
-        assert_eq!(head.config().labels, entry.head.as_ref().unwrap().config().labels);
-        let plain = Entry { head: Some(head), ..case.load() };
+        let (backbone, head) = (
+            merged.load(&device()).unwrap(),
+            merged.head(&device()).unwrap().unwrap(),
+        );
+        assert_eq!(
+            head.config().labels,
+            entry.head.as_ref().unwrap().config().labels
+        );
+        let plain = Entry {
+            head: Some(head),
+            ..case.load()
+        };
         for s in case.golden.sequences() {
             let found = case.logits(&plain, backbone.as_ref(), s, true);
-            assert!(max_difference(&found, case.expected(s, found.len())) <= TOLERANCE, "{name} sequence {s}");
+            assert!(
+                max_difference(&found, case.expected(s, found.len())) <= TOLERANCE,
+                "{name} sequence {s}"
+            );
         }
     }
 }
@@ -346,11 +583,16 @@ fn peft_has_the_methods_whose_files_it_wrote() {
         };
         let peft_type = field(peft::CONFIG_FILE, "peft_type");
         // A formula that stands among the cases of peft.
-        if !field("golden.json", "generator").ends_with("adapters_own.py") && peft_type != "BITFIT" {
+        if !field("golden.json", "generator").ends_with("adapters_own.py") && peft_type != "BITFIT"
+        {
             wrote.insert(peft_type);
         }
     }
-    let known: BTreeSet<String> = registry::METHODS.iter().filter(|m| m.is_in_peft()).map(|m| m.peft_type.to_owned()).collect();
+    let known: BTreeSet<String> = registry::METHODS
+        .iter()
+        .filter(|m| m.is_in_peft())
+        .map(|m| m.peft_type.to_owned())
+        .collect();
     assert_eq!(known, wrote);
 }
 
@@ -365,55 +607,126 @@ fn the_documentation_says_of_every_method_who_reads_its_files() {
         .filter(|row: &Vec<&str>| matches!(row.len(), 2 | 4))
         .collect();
     for method in registry::METHODS {
-        let of_method: Vec<_> = rows.iter().filter(|row| row[0].contains(&format!("`{}`", method.name))).collect();
+        let of_method: Vec<_> = rows
+            .iter()
+            .filter(|row| row[0].contains(&format!("`{}`", method.name)))
+            .collect();
         assert_eq!(of_method.len(), 1, "{}", method.name);
         match of_method[0].as_slice() {
             [_, _, loads, merges] => {
-                assert_eq!((*loads == "yes", *merges == "yes"), (method.is_in_peft(), method.capabilities.merge), "{}", method.name);
+                assert_eq!(
+                    (*loads == "yes", *merges == "yes"),
+                    (method.is_in_peft(), method.capabilities.merge),
+                    "{}",
+                    method.name
+                );
             }
-            row => assert!(method.is_in_peft() && row[1].contains(method.peft_type), "{}", method.name),
+            row => assert!(
+                method.is_in_peft() && row[1].contains(method.peft_type),
+                "{}",
+                method.name
+            ),
         }
     }
 }
 
 #[test]
 fn an_adapter_of_another_model_says_so_before_what_does_not_fit() {
-    let (folder, backbone) = (fixture("adapters/gemma3-lora-all"), model("llama", "config.json"));
+    let (folder, backbone) = (
+        fixture("adapters/gemma3-lora-all"),
+        model("llama", "config.json"),
+    );
     let read = |called: &str| {
         let found = peft::load(&folder, &context(backbone.as_ref(), 0), false);
         peft::made_for(&folder, called, found).err().unwrap()
     };
     let error = read("models/llama");
-    assert_eq!(error.to_string(), "the adapter was made for `fixtures/models/gemma3_text`, not for `models/llama`");
-    // One block too many, of seven maps with two tensors each: the first five, and how many there are.
+    assert_eq!(
+        error.to_string(),
+        "the adapter was made for `fixtures/models/gemma3_text`, not for `models/llama`"
+    );
+    // One block too many, of seven maps with two tensors each: the first five, and how many there
+    // are.
     let cause = std::error::Error::source(&error).unwrap().to_string();
-    assert!(cause.contains("14 unexpected") && cause.lines().count() == 7 && cause.lines().last().unwrap().contains(" more"), "{cause}");
+    assert!(
+        cause.contains("14 unexpected")
+            && cause.lines().count() == 7
+            && cause.lines().last().unwrap().contains(" more"),
+        "{cause}"
+    );
     // The same model somewhere else: its file is at fault.
-    assert!(read("elsewhere/gemma3_text").to_string().contains("adapter_model.safetensors: the tensors do not fit"));
+    assert!(
+        read("elsewhere/gemma3_text")
+            .to_string()
+            .contains("adapter_model.safetensors: the tensors do not fit")
+    );
 }
 
 #[test]
 fn classification_heads_are_added_where_that_is_linear() {
     let (one, two) = (case("bert-lora-seqcls"), case("bert-dora-seqcls"));
     let heads = [&one, &two].map(|case| case.load().head.unwrap());
-    let sum = combine_heads(&[(&heads[0], 0.3), (&heads[1], 0.7)], CombinationType::Linear).unwrap();
-    let logits = |head: &Head| one.logits(&Entry { head: Some(head.clone()), ..one.load() }, one.backbone.as_ref(), 0, true);
+    let sum = combine_heads(
+        &[(&heads[0], 0.3), (&heads[1], 0.7)],
+        CombinationType::Linear,
+    )
+    .unwrap();
+    let logits = |head: &Head| {
+        one.logits(
+            &Entry {
+                head: Some(head.clone()),
+                ..one.load()
+            },
+            one.backbone.as_ref(),
+            0,
+            true,
+        )
+    };
     let (a, b) = (logits(&heads[0]), logits(&heads[1]));
     assert!(max_difference(&a, &b) > 1e-2);
     let expected: Vec<f32> = a.iter().zip(&b).map(|(a, b)| 0.3 * a + 0.7 * b).collect();
     assert!(max_difference(&logits(&sum), &expected) < TOLERANCE);
 
-    let refused = |other: &Head, kind| combine_heads(&[(&heads[0], 0.5), (other, 0.5)], kind).err().unwrap().to_string();
-    assert!(refused(&heads[1], CombinationType::Ties).contains("\"ties\" is no weighted sum: use `linear`"));
+    let refused = |other: &Head, kind| {
+        combine_heads(&[(&heads[0], 0.5), (other, 0.5)], kind)
+            .err()
+            .unwrap()
+            .to_string()
+    };
+    assert!(
+        refused(&heads[1], CombinationType::Ties)
+            .contains("\"ties\" is no weighted sum: use `linear`")
+    );
     let known = heads[0].config();
     let with = |config: HeadConfig| Head::new(config, one.backbone.config(), &device(), 0);
     let labels = vec!["no".to_owned(), "yes".to_owned()];
-    let message = refused(&with(HeadConfig { labels, ..known.clone() }), CombinationType::Cat);
-    assert!(message.contains("no, yes") && message.contains(&known.labels.join(", ")), "{message}");
-    let message = refused(&with(HeadConfig { pooling: Pooling::Mean, ..known.clone() }), CombinationType::Svd);
-    assert!(message.contains("`pooling = \"cls\"`") && message.contains("`pooling = \"mean\"`"), "{message}");
+    let message = refused(
+        &with(HeadConfig {
+            labels,
+            ..known.clone()
+        }),
+        CombinationType::Cat,
+    );
+    assert!(
+        message.contains("no, yes") && message.contains(&known.labels.join(", ")),
+        "{message}"
+    );
+    let message = refused(
+        &with(HeadConfig {
+            pooling: Pooling::Mean,
+            ..known.clone()
+        }),
+        CombinationType::Svd,
+    );
+    assert!(
+        message.contains("`pooling = \"cls\"`") && message.contains("`pooling = \"mean\"`"),
+        "{message}"
+    );
     let hidden = case("roberta-lora-seqcls").load().head.unwrap();
-    let message = combine_heads(&[(&hidden, 0.5), (&hidden, 0.5)], CombinationType::Linear).err().unwrap().to_string();
+    let message = combine_heads(&[(&hidden, 0.5), (&hidden, 0.5)], CombinationType::Linear)
+        .err()
+        .unwrap()
+        .to_string();
     assert!(message.contains("`classifier.dense`"), "{message}");
 }
 
@@ -423,10 +736,20 @@ fn what_goes_with_rounded_weights_is_neither_merged_nor_converted() {
     let method = registry::find("lora").unwrap();
     let settings = json!({"r": 2, "target_modules": ["q_proj"], "init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 8}});
     let settings = settings.as_object().unwrap().clone();
-    let options = loftq::load_options(method, &settings, &files.sites(), Some(Quantize::Int8), LoadOptions::default()).unwrap();
+    let options = loftq::load_options(
+        method,
+        &settings,
+        &files.sites(),
+        Some(Quantize::Int8),
+        LoadOptions::default(),
+    )
+    .unwrap();
     let backbone = files.load_with(&device(), options).unwrap();
     let context = context(backbone.as_ref(), 0);
-    let entry = Entry { adapter: (method.build)(&settings, &context).unwrap(), head: None };
+    let entry = Entry {
+        adapter: (method.build)(&settings, &context).unwrap(),
+        head: None,
+    };
     let folder = tempfile::tempdir().unwrap();
     peft::save(folder.path(), &entry, files.config(), "builtin").unwrap();
     let adapter = entry.adapter.as_ref();
@@ -437,7 +760,10 @@ fn what_goes_with_rounded_weights_is_neither_merged_nor_converted() {
     ];
     for refusal in refusals {
         let message = refusal.unwrap().to_string();
-        assert!(message.contains("rounded in the same way") && !message.contains("quantize"), "{message}");
+        assert!(
+            message.contains("rounded in the same way") && !message.contains("quantize"),
+            "{message}"
+        );
     }
     assert!(peft::check_unrounded(&fixture("adapters/llama-lora-qv"), "be converted").is_ok());
 }

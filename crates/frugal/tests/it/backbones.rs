@@ -38,7 +38,10 @@ fn golden(name: &str) -> Golden {
 }
 
 fn types(golden: &Golden, sequence: usize) -> &[u32] {
-    golden.ids.get(&format!("seq{sequence}.token_type_ids")).map_or(&[], Vec::as_slice)
+    golden
+        .ids
+        .get(&format!("seq{sequence}.token_type_ids"))
+        .map_or(&[], Vec::as_slice)
 }
 
 #[test]
@@ -50,21 +53,46 @@ fn hidden_states_and_logits_match_transformers() {
             let backbone = model(name, config);
             for s in golden.sequences() {
                 let ids = golden.input_ids(s);
-                let input = Input { token_type_ids: types(&golden, s), ..Input::new(ids, &[ids.len()]) };
+                let input = Input {
+                    token_type_ids: types(&golden, s),
+                    ..Input::new(ids, &[ids.len()])
+                };
                 let mut taps = Taps::default();
                 let hidden = backbone.forward(&input, &mut taps, None).unwrap();
                 for (layer, found) in taps.0.into_iter().enumerate() {
                     let key = format!("seq{s}.block.{layer}");
-                    assert_close(&format!("{name}/{config} {key}"), found, golden.float(&key).unwrap(), TOLERANCE);
+                    assert_close(
+                        &format!("{name}/{config} {key}"),
+                        found,
+                        golden.float(&key).unwrap(),
+                        TOLERANCE,
+                    );
                 }
                 let key = format!("seq{s}.last_hidden_state");
-                assert_close(&format!("{name}/{config} {key}"), hidden.clone(), golden.float(&key).unwrap(), TOLERANCE);
-                if let Some(expected) = golden.float(&format!("seq{s}.logits")).filter(|_| backbone.lm_head().is_some()) {
+                assert_close(
+                    &format!("{name}/{config} {key}"),
+                    hidden.clone(),
+                    golden.float(&key).unwrap(),
+                    TOLERANCE,
+                );
+                if let Some(expected) = golden
+                    .float(&format!("seq{s}.logits"))
+                    .filter(|_| backbone.lm_head().is_some())
+                {
                     let logits = backbone.logits(hidden.clone(), &mut Plain).unwrap();
-                    assert_close(&format!("{name}/{config} logits {s}"), logits, expected, TOLERANCE);
+                    assert_close(
+                        &format!("{name}/{config} logits {s}"),
+                        logits,
+                        expected,
+                        TOLERANCE,
+                    );
                 }
                 if let Some(expected) = golden.float(&format!("seq{s}.pooler_output")) {
-                    let pooled = backbone.pooler().unwrap().forward(hidden.slice(0..1)).tanh();
+                    let pooled = backbone
+                        .pooler()
+                        .unwrap()
+                        .forward(hidden.slice(0..1))
+                        .tanh();
                     assert_close(&format!("{name} pooler {s}"), pooled, expected, TOLERANCE);
                 }
             }
@@ -76,37 +104,86 @@ fn hidden_states_and_logits_match_transformers() {
 fn a_ragged_batch_equals_its_sequences() {
     for name in MODELS {
         let (golden, backbone) = (golden(name), model(name, "config.json"));
-        let all: Vec<u32> = golden.sequences().iter().flat_map(|&s| golden.input_ids(s).to_vec()).collect();
-        let segment_ids: Vec<u32> = golden.sequences().iter().flat_map(|&s| types(&golden, s).to_vec()).collect();
-        let lengths: Vec<usize> = golden.sequences().iter().map(|&s| golden.input_ids(s).len()).collect();
-        let input = Input { token_type_ids: &segment_ids, ..Input::new(&all, &lengths) };
+        let all: Vec<u32> = golden
+            .sequences()
+            .iter()
+            .flat_map(|&s| golden.input_ids(s).to_vec())
+            .collect();
+        let segment_ids: Vec<u32> = golden
+            .sequences()
+            .iter()
+            .flat_map(|&s| types(&golden, s).to_vec())
+            .collect();
+        let lengths: Vec<usize> = golden
+            .sequences()
+            .iter()
+            .map(|&s| golden.input_ids(s).len())
+            .collect();
+        let input = Input {
+            token_type_ids: &segment_ids,
+            ..Input::new(&all, &lengths)
+        };
         let hidden = backbone.forward(&input, &mut Plain, None).unwrap();
-        let expected: Vec<f32> =
-            golden.sequences().iter().flat_map(|s| golden.float(&format!("seq{s}.last_hidden_state")).unwrap().to_vec()).collect();
+        let expected: Vec<f32> = golden
+            .sequences()
+            .iter()
+            .flat_map(|s| {
+                golden
+                    .float(&format!("seq{s}.last_hidden_state"))
+                    .unwrap()
+                    .to_vec()
+            })
+            .collect();
         assert_close(name, hidden, &expected, TOLERANCE);
     }
 }
 
 #[test]
 fn token_by_token_with_a_cache_equals_all_at_once() {
-    for name in MODELS.into_iter().filter(|n| !["bert", "roberta"].contains(n)) {
+    for name in MODELS
+        .into_iter()
+        .filter(|n| !["bert", "roberta"].contains(n))
+    {
         let (golden, backbone) = (golden(name), model(name, "config.json"));
-        let sequences: Vec<&[u32]> = golden.sequences().into_iter().map(|s| golden.input_ids(s)).collect();
+        let sequences: Vec<&[u32]> = golden
+            .sequences()
+            .into_iter()
+            .map(|s| golden.input_ids(s))
+            .collect();
         let mut cache = KvCache::new(backbone.config().num_hidden_layers, sequences.len());
         let shortest = sequences.iter().map(|s| s.len()).min().unwrap();
         let mut rows: Vec<Vec<Tensor<2>>> = vec![Vec::new(); sequences.len()];
         for (start, end) in std::iter::once((0, 3)).chain((3..shortest).map(|i| (i, i + 1))) {
-            let ids: Vec<u32> = sequences.iter().flat_map(|s| s[start..end].to_vec()).collect();
-            let layout = SequenceLayout::with_past(&vec![end - start; sequences.len()], cache.past());
-            let hidden = backbone.forward(&Input { input_ids: &ids, token_type_ids: &[], layout }, &mut Plain, Some(&mut cache)).unwrap();
+            let ids: Vec<u32> = sequences
+                .iter()
+                .flat_map(|s| s[start..end].to_vec())
+                .collect();
+            let layout =
+                SequenceLayout::with_past(&vec![end - start; sequences.len()], cache.past());
+            let hidden = backbone
+                .forward(
+                    &Input {
+                        input_ids: &ids,
+                        token_type_ids: &[],
+                        layout,
+                    },
+                    &mut Plain,
+                    Some(&mut cache),
+                )
+                .unwrap();
             for (s, rows) in rows.iter_mut().enumerate() {
-                rows.push(hidden.clone().slice(s * (end - start)..(s + 1) * (end - start)));
+                rows.push(
+                    hidden
+                        .clone()
+                        .slice(s * (end - start)..(s + 1) * (end - start)),
+                );
             }
         }
         for (s, rows) in rows.into_iter().enumerate() {
             let found = Tensor::cat(rows, 0);
             let d = found.dims()[1];
-            let expected = &golden.float(&format!("seq{s}.last_hidden_state")).unwrap()[..shortest * d];
+            let expected =
+                &golden.float(&format!("seq{s}.last_hidden_state")).unwrap()[..shortest * d];
             assert_close(&format!("{name} sequence {s}"), found, expected, TOLERANCE);
         }
     }
@@ -116,11 +193,23 @@ fn token_by_token_with_a_cache_equals_all_at_once() {
 fn ids_outside_the_vocabulary_and_too_long_inputs_are_refused() {
     let backbone = model("gpt2", "config.json");
     let vocab = backbone.config().vocab_size as u32;
-    let error = backbone.forward(&Input::new(&[0, vocab], &[2]), &mut Plain, None).unwrap_err().to_string();
-    assert!(error.contains("position 1") && error.contains("tokenizer"), "{error}");
+    let error = backbone
+        .forward(&Input::new(&[0, vocab], &[2]), &mut Plain, None)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("position 1") && error.contains("tokenizer"),
+        "{error}"
+    );
     let long = vec![1; backbone.config().max_position_embeddings + 1];
-    let error = backbone.forward(&Input::new(&long, &[long.len()]), &mut Plain, None).unwrap_err().to_string();
+    let error = backbone
+        .forward(&Input::new(&long, &[long.len()]), &mut Plain, None)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("truncation"), "{error}");
-    let error = backbone.forward(&Input::new(&[], &[0]), &mut Plain, None).unwrap_err().to_string();
+    let error = backbone
+        .forward(&Input::new(&[], &[0]), &mut Plain, None)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("0 tokens"), "{error}");
 }

@@ -1,4 +1,5 @@
-//! Integration tests: reference outputs of PyTorch, `transformers` and `peft` (see `scripts/golden`).
+//! Integration tests: reference outputs of PyTorch, `transformers` and `peft` (see
+//! `scripts/golden`).
 
 mod adapters;
 mod backbones;

@@ -27,7 +27,9 @@ impl Mlp {
             linear.bias = Some(Param::from_tensor(wave(seed + 7, 1, device).reshape([D])));
             linear
         };
-        Self { layers: vec![layer(1), layer(2)] }
+        Self {
+            layers: vec![layer(1), layer(2)],
+        }
     }
 
     fn forward(&self, x: Tensor<2>) -> Tensor<2> {
@@ -37,7 +39,9 @@ impl Mlp {
 
 /// `[rows, D]` of numbers without a pattern.
 fn wave(seed: usize, rows: usize, device: &Device) -> Tensor<2> {
-    let values: Vec<f32> = (0..rows * D).map(|i| ((i * i + 31 * seed) as f32 * 0.7 + i as f32).sin() * 0.3).collect();
+    let values: Vec<f32> = (0..rows * D)
+        .map(|i| ((i * i + 31 * seed) as f32 * 0.7 + i as f32).sin() * 0.3)
+        .collect();
     Tensor::from_data(TensorData::new(values, [rows, D]), device)
 }
 
@@ -49,7 +53,11 @@ fn loss(model: &Mlp) -> Tensor<1> {
     let autodiff = model.layers[0].weight.val().is_autodiff();
     let x = wave(30, 5, &device());
     let y = model.forward(if autodiff { Tensor::from_inner(x) } else { x });
-    let target = if autodiff { Tensor::from_inner(target()) } else { target() };
+    let target = if autodiff {
+        Tensor::from_inner(target())
+    } else {
+        target()
+    };
     (y - target).powi_scalar(2).mean()
 }
 
@@ -102,9 +110,14 @@ fn values(module: &impl Module) -> Vec<f32> {
 
 #[test]
 fn methods_that_change_weights_train_on_any_module() {
-    let usable: Vec<&Method> = METHODS.iter().filter(|m| adapted(m, &settings_here(m)).is_ok()).copied().collect();
+    let usable: Vec<&Method> = METHODS
+        .iter()
+        .filter(|m| adapted(m, &settings_here(m)).is_ok())
+        .copied()
+        .collect();
     let names: Vec<&str> = usable.iter().map(|m| m.name).collect();
-    // Whatever can be merged, but for what a trainer tells about its steps, and what acts on norms or tables.
+    // Whatever can be merged, but for what a trainer tells about its steps, and what acts on norms
+    // or tables.
     let others = [
         "adalora",
         "diff-pruning",
@@ -119,7 +132,11 @@ fn methods_that_change_weights_train_on_any_module() {
         "stable-rps",
         "trainable-tokens",
     ];
-    let expected: Vec<&str> = METHODS.iter().filter(|m| m.capabilities.merge && !others.contains(&m.name)).map(|m| m.name).collect();
+    let expected: Vec<&str> = METHODS
+        .iter()
+        .filter(|m| m.capabilities.merge && !others.contains(&m.name))
+        .map(|m| m.name)
+        .collect();
     assert_eq!(names, expected);
     let base = values(&Mlp::new(&device()));
     for method in METHODS.iter().filter(|m| names.contains(&m.name)) {
@@ -127,7 +144,11 @@ fn methods_that_change_weights_train_on_any_module() {
         let first = value(before.with(loss));
         let plain = value(loss(&Mlp::new(&device())));
         if method.capabilities.identity_at_init {
-            assert!((first - plain).abs() < 1e-5, "{}: {first} instead of {plain}", method.name);
+            assert!(
+                (first - plain).abs() < 1e-5,
+                "{}: {first} instead of {plain}",
+                method.name
+            );
         }
         let after = train(before, 0.02, 30);
         let last = value(after.with(loss));
@@ -136,10 +157,16 @@ fn methods_that_change_weights_train_on_any_module() {
         assert_eq!(values(&after)[..base.len()], base, "{}", method.name);
 
         let valid = after.valid();
-        assert!((value(valid.with(loss)) - last).abs() < 1e-4, "{}", method.name);
+        assert!(
+            (value(valid.with(loss)) - last).abs() < 1e-4,
+            "{}",
+            method.name
+        );
         let outputs = to_vec(valid.with(|m| m.forward(wave(30, 5, &device()))));
         let merged = valid.merge();
-        assert!(merged.layers[0].weight.base().dims() == [D, D] && merged.num_params() == base.len());
+        assert!(
+            merged.layers[0].weight.base().dims() == [D, D] && merged.num_params() == base.len()
+        );
         let difference = max_difference(&outputs, &to_vec(merged.forward(wave(30, 5, &device()))));
         assert!(difference < 1e-5, "{}: {difference}", method.name);
     }
@@ -147,22 +174,39 @@ fn methods_that_change_weights_train_on_any_module() {
 
 #[test]
 fn lora_is_the_plain_formula() {
-    let model = train(adapted(find("lora").unwrap(), &settings_here(find("lora").unwrap())).unwrap(), 0.02, 3);
+    let model = train(
+        adapted(find("lora").unwrap(), &settings_here(find("lora").unwrap())).unwrap(),
+        0.02,
+        3,
+    );
     let names = model.names();
-    assert_eq!(names[..2], ["layers.0.lora_A.weight", "layers.0.lora_B.weight"]);
+    assert_eq!(
+        names[..2],
+        ["layers.0.lora_A.weight", "layers.0.lora_B.weight"]
+    );
     let all = values(&model);
     let base = 2 * (D * D + D);
     let (r, scale) = (8, 16.0 / 8.0);
     let at = |i: usize| all[base + i * r * D..base + (i + 1) * r * D].to_vec();
-    let tracked =
-        |values: Vec<f32>, dims: [usize; 2]| Tensor::<2>::from_data(TensorData::new(values, dims), &device().autodiff()).require_grad();
-    let factors: Vec<[Tensor<2>; 2]> = (0..2).map(|i| [tracked(at(2 * i), [r, D]), tracked(at(2 * i + 1), [D, r])]).collect();
+    let tracked = |values: Vec<f32>, dims: [usize; 2]| {
+        Tensor::<2>::from_data(TensorData::new(values, dims), &device().autodiff()).require_grad()
+    };
+    let factors: Vec<[Tensor<2>; 2]> = (0..2)
+        .map(|i| [tracked(at(2 * i), [r, D]), tracked(at(2 * i + 1), [D, r])])
+        .collect();
     let plain = Mlp::new(&device());
     let map = |x: Tensor<2>, i: usize| {
         let [a, b] = factors[i].clone();
         let weight = plain.layers[i].weight.val();
-        let bias = plain.layers[i].bias.as_ref().unwrap().val().unsqueeze::<2>();
-        x.clone().matmul(Tensor::from_inner(weight)) + x.matmul(a.transpose()).matmul(b.transpose()) * scale + Tensor::from_inner(bias)
+        let bias = plain.layers[i]
+            .bias
+            .as_ref()
+            .unwrap()
+            .val()
+            .unsqueeze::<2>();
+        x.clone().matmul(Tensor::from_inner(weight))
+            + x.matmul(a.transpose()).matmul(b.transpose()) * scale
+            + Tensor::from_inner(bias)
     };
     let y = map(map(Tensor::from_inner(wave(30, 5, &device())), 0).tanh(), 1);
     let expected = (y - Tensor::from_inner(target())).powi_scalar(2).mean();
@@ -219,7 +263,18 @@ impl burn::module::ModuleMapper for Nudge {
 #[test]
 fn gradients_are_those_of_finite_differences() {
     // What two layers share (`mos`, `vblora`) counts once, with the sum over its uses.
-    for name in ["lora", "loha", "lokr", "oft", "fourierft", "mos", "vblora", "vera", "ia3", "ssf"] {
+    for name in [
+        "lora",
+        "loha",
+        "lokr",
+        "oft",
+        "fourierft",
+        "mos",
+        "vblora",
+        "vera",
+        "ia3",
+        "ssf",
+    ] {
         let method = find(name).unwrap();
         let model = train(adapted(method, &settings_here(method)).unwrap(), 0.02, 3);
         let gradients = GradientsParams::from_grads(model.with(loss).backward(), &model);
@@ -230,26 +285,62 @@ fn gradients_are_those_of_finite_differences() {
         let mut worst = (0.0f32, 0.0f32);
         for tensor in 0..tensors {
             let gradient = to_vec(gradients.get::<1>(ids.0[first + tensor]).unwrap());
-            let element = (0..gradient.len()).max_by(|&a, &b| gradient[a].abs().total_cmp(&gradient[b].abs())).unwrap();
+            let element = (0..gradient.len())
+                .max_by(|&a, &b| gradient[a].abs().total_cmp(&gradient[b].abs()))
+                .unwrap();
             let nudged = |step: f32| {
-                let model = model.clone().map(&mut Nudge { tensor: first + tensor, element, step, seen: 0 });
+                let model = model.clone().map(&mut Nudge {
+                    tensor: first + tensor,
+                    element,
+                    step,
+                    seen: 0,
+                });
                 value(model.with(loss))
             };
             let step = 2e-3;
             let numeric = (nudged(step) - nudged(-step)) / (2.0 * step);
-            worst = (worst.0.max((numeric - gradient[element]).abs()), worst.1.max(gradient[element].abs()));
+            worst = (
+                worst.0.max((numeric - gradient[element]).abs()),
+                worst.1.max(gradient[element].abs()),
+            );
         }
-        assert!(worst.1 > 1e-3 && worst.0 < 0.02 * worst.1, "{name}: {worst:?}");
+        assert!(
+            worst.1 > 1e-3 && worst.0 < 0.02 * worst.1,
+            "{name}: {worst:?}"
+        );
     }
 }
 
 #[test]
 fn what_weights_cannot_hold_is_refused_with_a_reason() {
-    let message = |name: &str| adapted(find(name).unwrap(), &settings_here(find(name).unwrap())).err().unwrap().to_string();
-    assert!(message("prompt-tuning").contains("more than weights"), "{}", message("prompt-tuning"));
-    assert!(message("pst").contains("more than gradients"), "{}", message("pst"));
-    assert!(message("lora-plus").contains("more than gradients"), "{}", message("lora-plus"));
-    let settings = json!({"target_modules": ["layers.2"]}).as_object().cloned().unwrap();
-    let message = adapted(find("lora").unwrap(), &settings).err().unwrap().to_string();
+    let message = |name: &str| {
+        adapted(find(name).unwrap(), &settings_here(find(name).unwrap()))
+            .err()
+            .unwrap()
+            .to_string()
+    };
+    assert!(
+        message("prompt-tuning").contains("more than weights"),
+        "{}",
+        message("prompt-tuning")
+    );
+    assert!(
+        message("pst").contains("more than gradients"),
+        "{}",
+        message("pst")
+    );
+    assert!(
+        message("lora-plus").contains("more than gradients"),
+        "{}",
+        message("lora-plus")
+    );
+    let settings = json!({"target_modules": ["layers.2"]})
+        .as_object()
+        .cloned()
+        .unwrap();
+    let message = adapted(find("lora").unwrap(), &settings)
+        .err()
+        .unwrap()
+        .to_string();
     assert!(message.contains("matched nothing"), "{message}");
 }

@@ -26,12 +26,17 @@ pub fn run(flags: &Flags, opened: &Opened) -> Result<Outcome> {
     let stopped = run_all(&jobs, out, flags.output, false)?;
     let comparison = compare(title, suite, &jobs, out)?;
     if flags.output.json {
-        ui::print_json(&json!({ "suite": title, "metric": comparison.metric, "runs": comparison.rows(), "out": out }))?;
+        ui::print_json(
+            &json!({ "suite": title, "metric": comparison.metric, "runs": comparison.rows(), "out": out }),
+        )?;
     } else {
         ui::table::print(&table(&comparison));
         ui::print(&format!("\n{}", out.join("report.html").display()));
     }
-    Ok(end(stopped, comparison.rows().iter().any(|row| !row.errors.is_empty())))
+    Ok(end(
+        stopped,
+        comparison.rows().iter().any(|row| !row.errors.is_empty()),
+    ))
 }
 
 /// The comparison of all runs that there are, written beside them.
@@ -50,7 +55,9 @@ fn compare(title: &str, suite: &Suite, jobs: &[Resolved], out: &Path) -> Result<
     let comparison = Comparison::new(title, suite.description.clone(), Some(&suite.metric), runs);
     write_atomic(&out.join("report.html"), comparison.to_html()?.as_bytes())?;
     write_atomic(&out.join("results.md"), comparison.to_markdown().as_bytes())?;
-    let rows = serde_json::to_string_pretty(&json!({ "metric": comparison.metric, "runs": comparison.rows() }))?;
+    let rows = serde_json::to_string_pretty(
+        &json!({ "metric": comparison.metric, "runs": comparison.rows() }),
+    )?;
     write_atomic(&out.join(RESULTS_FILE), (rows + "\n").as_bytes())?;
     Ok(comparison)
 }

@@ -1,4 +1,5 @@
-//! The runs of a suite: checked before the first one starts, each in a process of its own, taken up again where they stopped.
+//! The runs of a suite: checked before the first one starts, each in a process of its own, taken up
+//! again where they stopped.
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
@@ -12,7 +13,9 @@ use frugal::run::{PretrainConfig, TuneConfig};
 use frugal_core::config;
 use frugal_core::fs::write_atomic;
 use frugal_core::human;
-use frugal_core::measure::efficiency::{EFFICIENCY_FILE, Efficiency, GENERATION_FILE, PowerModel, watch};
+use frugal_core::measure::efficiency::{
+    EFFICIENCY_FILE, Efficiency, GENERATION_FILE, PowerModel, watch,
+};
 use frugal_core::report::{RECORD_FILE, RunRecord, Status};
 use frugal_core::suite::{Job, Suite, Work, matches};
 use indicatif::{ProgressBar, ProgressDrawTarget};
@@ -57,7 +60,14 @@ impl Settings {
     /// Data files.
     fn files(&self) -> Vec<&String> {
         match self {
-            Self::Tune(c) => [Some(&c.data.train), c.data.validation.as_ref(), c.data.test.as_ref()].into_iter().flatten().collect(),
+            Self::Tune(c) => [
+                Some(&c.data.train),
+                c.data.validation.as_ref(),
+                c.data.test.as_ref(),
+            ]
+            .into_iter()
+            .flatten()
+            .collect(),
             Self::Pretrain(c) => vec![&c.data],
             Self::Score(c) => vec![&c.data],
         }
@@ -73,39 +83,65 @@ impl Settings {
     }
 }
 
-/// Every run's configuration, checked before the first of them starts; those that `--only` and `--seeds` leave.
-pub fn resolve(suite: &Suite, flags: &Flags, out: &Path, allowed: &[Work]) -> Result<Vec<Resolved>> {
+/// Every run's configuration, checked before the first of them starts; those that `--only` and
+/// `--seeds` leave.
+pub fn resolve(
+    suite: &Suite,
+    flags: &Flags,
+    out: &Path,
+    allowed: &[Work],
+) -> Result<Vec<Resolved>> {
     let jobs = suite.jobs(&flags.data_dir);
     if let Some(other) = jobs.iter().find(|job| !allowed.contains(&job.work)) {
         let (work, other) = (other.work.name(), &other.name);
-        bail!("run `{other}` is one of `frugal {work}`, which this comparison does not take; `frugal bench efficiency` takes all kinds");
+        bail!(
+            "run `{other}` is one of `frugal {work}`, which this comparison does not take; `frugal bench efficiency` takes all kinds"
+        );
     }
-    if let Some(unknown) = flags.only.iter().find(|pattern| jobs.iter().all(|job| !matches(pattern, &job.name))) {
+    if let Some(unknown) = flags
+        .only
+        .iter()
+        .find(|pattern| jobs.iter().all(|job| !matches(pattern, &job.name)))
+    {
         let mut names: Vec<&str> = jobs.iter().map(|job| job.name.as_str()).collect();
         names.dedup();
-        let more = if names.len() > SHOWN_NAMES { ", ..." } else { "" };
+        let more = if names.len() > SHOWN_NAMES {
+            ", ..."
+        } else {
+            ""
+        };
         names.truncate(SHOWN_NAMES);
-        bail!("the suite has no run `{unknown}`; it has: {}{more}", names.join(", "));
+        bail!(
+            "the suite has no run `{unknown}`; it has: {}{more}",
+            names.join(", ")
+        );
     }
     let wanted = |job: &Job| {
-        let named = flags.only.is_empty() || flags.only.iter().any(|pattern| matches(pattern, &job.name));
+        let named =
+            flags.only.is_empty() || flags.only.iter().any(|pattern| matches(pattern, &job.name));
         named && (flags.seeds.is_empty() || flags.seeds.contains(&job.seed))
     };
     let jobs: Vec<Job> = jobs.into_iter().filter(wanted).collect();
     if jobs.is_empty() {
         bail!("no run is left: the suite's seeds are {:?}", suite.seeds);
     }
-    jobs.into_iter().map(|job| one_resolved(job, flags, out)).collect()
+    jobs.into_iter()
+        .map(|job| one_resolved(job, flags, out))
+        .collect()
 }
 
 /// More names than this help nobody to find the right one.
 const SHOWN_NAMES: usize = 60;
 
 fn one_resolved(job: Job, flags: &Flags, out: &Path) -> Result<Resolved> {
-    let mut settings = check(&job, &flags.overrides).with_context(|| format!("run `{}`", job.name))?;
+    let mut settings =
+        check(&job, &flags.overrides).with_context(|| format!("run `{}`", job.name))?;
     for file in settings.files() {
         if !Path::new(file).exists() && frugal_core::data::builtin(file).is_err() {
-            bail!("{file}: no such file in {}: say where the suite's data are with `--data-dir`", flags.data_dir.display());
+            bail!(
+                "{file}: no such file in {}: say where the suite's data are with `--data-dir`",
+                flags.data_dir.display()
+            );
         }
     }
     let folder = out.join(job.folder());
@@ -121,7 +157,12 @@ fn one_resolved(job: Job, flags: &Flags, out: &Path) -> Result<Resolved> {
 pub fn check(job: &Job, overrides: &[String]) -> Result<Settings> {
     match job.work {
         Work::Tune => {
-            let mut config = config::load_with::<TuneConfig>(None, &job.settings, overrides, TuneConfig::problems)?;
+            let mut config = config::load_with::<TuneConfig>(
+                None,
+                &job.settings,
+                overrides,
+                TuneConfig::problems,
+            )?;
             config.resolve();
             Ok(Settings::Tune(Box::new(config)))
         }
@@ -129,24 +170,39 @@ pub fn check(job: &Job, overrides: &[String]) -> Result<Settings> {
             // No setting of a suite, but a run without one would be refused.
             let mut table = job.settings.clone();
             table.insert("out".into(), "runs".into());
-            let mut config = config::load_with::<PretrainConfig>(None, &table, overrides, PretrainConfig::problems)?;
+            let mut config = config::load_with::<PretrainConfig>(
+                None,
+                &table,
+                overrides,
+                PretrainConfig::problems,
+            )?;
             config.resolve();
             Ok(Settings::Pretrain(Box::new(config)))
         }
-        Work::Eval => Ok(Settings::Score(config::load_with(None, &job.settings, overrides, ScoreConfig::problems)?)),
+        Work::Eval => Ok(Settings::Score(config::load_with(
+            None,
+            &job.settings,
+            overrides,
+            ScoreConfig::problems,
+        )?)),
     }
 }
 
-/// Does the runs that are not done; whether it was stopped before the last. With `sampled`, memory, processor time and power
-/// of each are sampled, and models are timed at generating.
+/// Does the runs that are not done; whether it was stopped before the last. With `sampled`, memory,
+/// processor time and power of each are sampled, and models are timed at generating.
 pub fn run_all(jobs: &[Resolved], out: &Path, output: Output, sampled: bool) -> Result<bool> {
     let mut open = Vec::new();
     for resolved in jobs {
-        if !finished(&out.join(resolved.job.folder()), &resolved.settings, sampled)? {
+        if !finished(
+            &out.join(resolved.job.folder()),
+            &resolved.settings,
+            sampled,
+        )? {
             open.push(resolved);
         }
     }
-    let stop = interrupt::flag("stopping this run with a checkpoint; press Ctrl-C again to end at once");
+    let stop =
+        interrupt::flag("stopping this run with a checkpoint; press Ctrl-C again to end at once");
     if !planned(&open, output, &stop)? {
         return Ok(true);
     }
@@ -162,29 +218,43 @@ pub fn run_all(jobs: &[Resolved], out: &Path, output: Output, sampled: bool) -> 
             stopped = true;
             break;
         }
-        let left = started.elapsed().as_secs_f64() / f64::from(done) * (open.len() as f64 - f64::from(done));
-        report_line(&bar, output, &format!("{name}: {line} · about {} left", human::duration(left)));
+        let left = started.elapsed().as_secs_f64() / f64::from(done)
+            * (open.len() as f64 - f64::from(done));
+        report_line(
+            &bar,
+            output,
+            &format!("{name}: {line} · about {} left", human::duration(left)),
+        );
         bar.inc(1);
     }
     bar.finish_and_clear();
     Ok(stopped)
 }
 
-/// Plans the runs of `frugal tune`, so that a method that does not fit the model is found before the first of them starts;
-/// false if it was stopped. Seeds of one name are alike. In processes of their own, since what a plan of all weights takes
-/// would stay with this one.
+/// Plans the runs of `frugal tune`, so that a method that does not fit the model is found before
+/// the first of them starts; false if it was stopped. Seeds of one name are alike. In processes of
+/// their own, since what a plan of all weights takes would stay with this one.
 fn planned(open: &[&Resolved], output: Output, stop: &AtomicBool) -> Result<bool> {
     let mut names = BTreeSet::new();
-    let tuned: Vec<&&Resolved> = open.iter().filter(|r| r.job.work == Work::Tune && names.insert(r.job.name.as_str())).collect();
+    let tuned: Vec<&&Resolved> = open
+        .iter()
+        .filter(|r| r.job.work == Work::Tune && names.insert(r.job.name.as_str()))
+        .collect();
     if tuned.is_empty() {
         return Ok(true);
     }
-    let _phase = Phase::new(output, format!("checking the runs of `frugal tune`: {}", tuned.len()));
+    let _phase = Phase::new(
+        output,
+        format!("checking the runs of `frugal tune`: {}", tuned.len()),
+    );
     for resolved in tuned {
-        let mut settings = tempfile::NamedTempFile::new().context("the settings of a run cannot be kept for a check")?;
+        let mut settings = tempfile::NamedTempFile::new()
+            .context("the settings of a run cannot be kept for a check")?;
         settings.write_all(resolved.settings.to_toml()?.as_bytes())?;
         let mut command = this_program()?;
-        command.args(["plan", "--quiet", "--json", "--config"]).arg(settings.path());
+        command
+            .args(["plan", "--quiet", "--json", "--config"])
+            .arg(settings.path());
         let ended = run(command, None)?;
         if interrupt::asked(stop) {
             return Ok(false);
@@ -198,7 +268,9 @@ fn planned(open: &[&Resolved], output: Output, stop: &AtomicBool) -> Result<bool
 
 /// Whether a run is done; one with other settings is not to be mixed in.
 fn finished(folder: &Path, settings: &Settings, sampled: bool) -> Result<bool> {
-    let Ok(record) = RunRecord::read(&folder.join(RECORD_FILE)) else { return Ok(false) };
+    let Ok(record) = RunRecord::read(&folder.join(RECORD_FILE)) else {
+        return Ok(false);
+    };
     if record.train_info.status != Status::Success {
         return Ok(false);
     }
@@ -211,7 +283,10 @@ fn finished(folder: &Path, settings: &Settings, sampled: bool) -> Result<bool> {
     // Numbers of the record went through text, so the given ones do too.
     let given: Value = serde_json::from_str(&settings.to_json()?.to_string())?;
     if plain(record.run_info.train_config) != plain(given) {
-        bail!("{}: this run was made with other settings: give another `--out`, or remove the folder", folder.display());
+        bail!(
+            "{}: this run was made with other settings: give another `--out`, or remove the folder",
+            folder.display()
+        );
     }
     let timed = matches!(settings, Settings::Tune(_)) || folder.join(GENERATION_FILE).exists();
     Ok(!sampled || timed && folder.join(EFFICIENCY_FILE).exists())
@@ -232,8 +307,15 @@ fn one(resolved: &Resolved, folder: &Path, sampled: bool) -> Result<String> {
     };
     if ended.status.success() {
         let record = RunRecord::read(&folder.join(RECORD_FILE))?;
-        let scores = record.evaluation.last().map(|e| crate::ui::run::scores(&e.adapted)).unwrap_or_default();
-        return Ok(format!("{scores} · {}", human::duration(record.run_info.total_time)));
+        let scores = record
+            .evaluation
+            .last()
+            .map(|e| crate::ui::run::scores(&e.adapted))
+            .unwrap_or_default();
+        return Ok(format!(
+            "{scores} · {}",
+            human::duration(record.run_info.total_time)
+        ));
     }
     if ended.status.code() == Some(130) {
         return Ok("interrupted".into());
@@ -251,7 +333,12 @@ fn one(resolved: &Resolved, folder: &Path, sampled: bool) -> Result<String> {
 /// A run of `frugal tune` or `frugal pretrain`, gone on with where it was stopped.
 fn train(resolved: &Resolved, settings: &Path, folder: &Path, sampled: bool) -> Result<Ended> {
     let mut command = this_program()?;
-    command.arg(resolved.job.work.name()).arg("--config").arg(settings).args(["--quiet", "--json", "--out"]).arg(folder);
+    command
+        .arg(resolved.job.work.name())
+        .arg("--config")
+        .arg(settings)
+        .args(["--quiet", "--json", "--out"])
+        .arg(folder);
     if folder.exists() {
         // A failed attempt has nothing to go on from but its checkpoints.
         let record = folder.join(RECORD_FILE);
@@ -265,7 +352,10 @@ fn train(resolved: &Resolved, settings: &Path, folder: &Path, sampled: bool) -> 
     }
     let ended = run(command, sampled.then_some(folder))?;
     if sampled && ended.status.success() && matches!(resolved.settings, Settings::Pretrain(_)) {
-        return run(score::generation(&folder.to_string_lossy(), None, folder)?, None);
+        return run(
+            score::generation(&folder.to_string_lossy(), None, folder)?,
+            None,
+        );
     }
     Ok(ended)
 }
@@ -280,18 +370,27 @@ impl Ended {
     /// What it said about its failure.
     fn reason(&self) -> String {
         let said = self.message.trim().trim_start_matches("error: ");
-        if said.is_empty() { format!("ended with {}", self.status) } else { said.to_owned() }
+        if said.is_empty() {
+            format!("ended with {}", self.status)
+        } else {
+            said.to_owned()
+        }
     }
 }
 
 /// A command line of this program.
 pub(super) fn this_program() -> Result<Command> {
-    Ok(Command::new(std::env::current_exe().context("this program's own file cannot be found")?))
+    Ok(Command::new(
+        std::env::current_exe().context("this program's own file cannot be found")?,
+    ))
 }
 
 /// Runs a process to its end; with a folder, what it cost is kept there.
 pub(super) fn run(mut command: Command, sampled: Option<&Path>) -> Result<Ended> {
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
     let mut child = command.spawn().context("the run cannot be started")?;
     let stderr = child.stderr.take();
     // Read beside the run, which would wait for a full pipe.
@@ -306,14 +405,20 @@ pub(super) fn run(mut command: Command, sampled: Option<&Path>) -> Result<Ended>
         Some(folder) => {
             let (status, samples) = watch(&mut child)?;
             let processors = std::thread::available_parallelism().map_or(1, usize::from);
-            if let (true, Some(found)) = (status.success(), Efficiency::new(&samples, processors, PowerModel::default())) {
+            if let (true, Some(found)) = (
+                status.success(),
+                Efficiency::new(&samples, processors, PowerModel::default()),
+            ) {
                 let text = serde_json::to_string_pretty(&found)? + "\n";
                 write_atomic(&folder.join(EFFICIENCY_FILE), text.as_bytes())?;
             }
             status
         }
     };
-    Ok(Ended { status, message: message.join().unwrap_or_default() })
+    Ok(Ended {
+        status,
+        message: message.join().unwrap_or_default(),
+    })
 }
 
 fn progress_bar(length: u64, output: Output) -> ProgressBar {
@@ -321,7 +426,8 @@ fn progress_bar(length: u64, output: Output) -> ProgressBar {
         return ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::hidden());
     }
     let template = "{pos}/{len} {wide_bar:.cyan} {msg}{elapsed}";
-    ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr()).with_style(style(template))
+    ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr())
+        .with_style(style(template))
 }
 
 fn report_line(bar: &ProgressBar, output: Output, text: &str) {

@@ -107,11 +107,31 @@ struct Opened {
 
 /// Suites that are compiled in: the comparison that takes them, name, text.
 const SUITES: [(&str, &str, &str); 5] = [
-    ("efficiency", "efficientllm", include_str!("../../../../../benchmarks/efficientllm/suite.toml")),
-    ("pretrain", "step-law", include_str!("../../../../../benchmarks/step-law/suite.toml")),
-    ("adapt", "text-decoder", include_str!("../../../../../benchmarks/suites/text-decoder.toml")),
-    ("adapt", "text-generation", include_str!("../../../../../benchmarks/suites/text-generation.toml")),
-    ("adapt", "text-encoder", include_str!("../../../../../benchmarks/suites/text-encoder.toml")),
+    (
+        "efficiency",
+        "efficientllm",
+        include_str!("../../../../../benchmarks/efficientllm/suite.toml"),
+    ),
+    (
+        "pretrain",
+        "step-law",
+        include_str!("../../../../../benchmarks/step-law/suite.toml"),
+    ),
+    (
+        "adapt",
+        "text-decoder",
+        include_str!("../../../../../benchmarks/suites/text-decoder.toml"),
+    ),
+    (
+        "adapt",
+        "text-generation",
+        include_str!("../../../../../benchmarks/suites/text-generation.toml"),
+    ),
+    (
+        "adapt",
+        "text-encoder",
+        include_str!("../../../../../benchmarks/suites/text-encoder.toml"),
+    ),
 ];
 
 /// Runs what was asked for.
@@ -122,13 +142,25 @@ pub fn run(args: &Args) -> Result<Outcome> {
         What::Efficiency(flags) => ("efficiency", "groups", flags),
         What::Pretrain(flags) => ("pretrain", "study", flags),
     };
-    let Some(name) = flags.suite.as_ref().filter(|_| !flags.list) else { return list(kind, flags.output) };
+    let Some(name) = flags.suite.as_ref().filter(|_| !flags.list) else {
+        return list(kind, flags.output);
+    };
     let suite = open(name)?;
     let title = title(Path::new(name));
-    let out = flags.out.clone().unwrap_or_else(|| PathBuf::from(format!("runs/bench-{title}")));
+    let out = flags
+        .out
+        .clone()
+        .unwrap_or_else(|| PathBuf::from(format!("runs/bench-{title}")));
     if !flags.dry_run {
-        let runs: Vec<String> = suite.jobs(&flags.data_dir).iter().map(Job::folder).collect();
-        claim(&out, key, |name| runs.iter().any(|run| run == name.strip_suffix(".toml").unwrap_or(name)))?;
+        let runs: Vec<String> = suite
+            .jobs(&flags.data_dir)
+            .iter()
+            .map(Job::folder)
+            .collect();
+        claim(&out, key, |name| {
+            runs.iter()
+                .any(|run| run == name.strip_suffix(".toml").unwrap_or(name))
+        })?;
     }
     let opened = Opened { suite, title, out };
     match &args.what {
@@ -142,21 +174,34 @@ pub fn run(args: &Args) -> Result<Outcome> {
 fn title(path: &Path) -> String {
     let name = |path: &Path| path.file_stem().map(|s| s.to_string_lossy().into_owned());
     let own = name(path).unwrap_or_default();
-    if own == "suite" { path.parent().and_then(name).unwrap_or(own) } else { own }
+    if own == "suite" {
+        path.parent().and_then(name).unwrap_or(own)
+    } else {
+        own
+    }
 }
 
 fn list(kind: &str, output: Output) -> Result<Outcome> {
     let of_kind = SUITES.iter().filter(|(takes, ..)| *takes == kind);
-    let suites: Vec<(&str, Suite)> =
-        of_kind.map(|(_, name, text)| Ok((*name, Suite::parse(Path::new(name), text)?))).collect::<Result<_>>()?;
+    let suites: Vec<(&str, Suite)> = of_kind
+        .map(|(_, name, text)| Ok((*name, Suite::parse(Path::new(name), text)?)))
+        .collect::<Result<_>>()?;
     let runs = |s: &Suite| s.jobs(Path::new(".")).len() / s.seeds.len();
     if output.json {
         let entry = |(name, s): &(&str, Suite)| json!({ "name": name, "description": s.description, "runs": runs(s), "seeds": s.seeds });
         ui::print_json(&suites.iter().map(entry).collect::<Vec<_>>())?;
     } else {
         for (name, s) in &suites {
-            let seeds = if s.seeds.len() == 1 { "1 seed".to_owned() } else { format!("{} seeds", s.seeds.len()) };
-            ui::print(&format!("{name}: {} ({} runs with {seeds})", s.description, runs(s)));
+            let seeds = if s.seeds.len() == 1 {
+                "1 seed".to_owned()
+            } else {
+                format!("{} seeds", s.seeds.len())
+            };
+            ui::print(&format!(
+                "{name}: {} ({} runs with {seeds})",
+                s.description,
+                runs(s)
+            ));
         }
     }
     Ok(Outcome::Done)
@@ -175,7 +220,8 @@ fn open(name: &str) -> Result<Suite> {
 }
 
 fn dry_run(jobs: &[Resolved]) -> Outcome {
-    jobs.iter().for_each(|r| ui::print(&format!("{}: {}", r.job.folder(), r.settings.summary())));
+    jobs.iter()
+        .for_each(|r| ui::print(&format!("{}: {}", r.job.folder(), r.settings.summary())));
     Outcome::Done
 }
 
@@ -193,7 +239,13 @@ mod tests {
 
     #[test]
     fn suites_are_called_by_file_or_folder() {
-        let titles = ["text-encoder", "a/mine.toml", "benchmarks/mos/suite.toml", "suite.toml"].map(|p| title(Path::new(p)));
+        let titles = [
+            "text-encoder",
+            "a/mine.toml",
+            "benchmarks/mos/suite.toml",
+            "suite.toml",
+        ]
+        .map(|p| title(Path::new(p)));
         assert_eq!(titles, ["text-encoder", "mine", "mos", "suite"]);
     }
 

@@ -36,28 +36,59 @@ pub struct Args {
     #[command(flatten)]
     model: Model,
     /// Data file (JSONL, JSON, CSV, TSV or text), or sms-spam for the test part of the built-in set
-    #[arg(long, short, value_name = "FILE", help_heading = "Data", required_unless_present = "tasks", conflicts_with = "tasks")]
+    #[arg(
+        long,
+        short,
+        value_name = "FILE",
+        help_heading = "Data",
+        required_unless_present = "tasks",
+        conflicts_with = "tasks"
+    )]
     data: Option<String>,
     /// Which column plays which role, for example text=sentence; repeatable
     #[arg(long = "column", value_name = "ROLE=NAME", value_parser = crate::args::pair, help_heading = "Data", conflicts_with = "tasks")]
     columns: Vec<(String, String)>,
     /// Longest example in tokens [default: what the model allows]
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, help_heading = "Data", conflicts_with = "tasks")]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        hide_default_value = true,
+        help_heading = "Data",
+        conflicts_with = "tasks"
+    )]
     max_length: usize,
     /// Cut longer examples instead of refusing them
     #[arg(long, help_heading = "Data", conflicts_with = "tasks")]
     truncate: bool,
     /// Only the first N examples; 0 for all
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, help_heading = "Data", conflicts_with = "tasks")]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        hide_default_value = true,
+        help_heading = "Data",
+        conflicts_with = "tasks"
+    )]
     max_rows: usize,
     /// Also count the loss of prompts, not only of completions
     #[arg(long, help_heading = "Data", conflicts_with = "tasks")]
     whole_text: bool,
     /// Tokens of a batch
-    #[arg(long, value_name = "N", default_value_t = 4096, help_heading = "Machine")]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 4096,
+        help_heading = "Machine"
+    )]
     batch_tokens: usize,
     /// Write the logits of the first examples as safetensors, for comparison with other programs
-    #[arg(long, value_name = "FILE", help_heading = "Output", conflicts_with = "tasks")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        help_heading = "Output",
+        conflicts_with = "tasks"
+    )]
     dump_logits: Option<PathBuf>,
     #[command(flatten)]
     tasks: tasks::Flags,
@@ -71,15 +102,23 @@ impl Args {
     /// How weights are held: as the adapter was trained, unless something else is asked for.
     fn quantize(&self) -> Result<Quantize> {
         let (_, adapter) = self.model.resolve()?;
-        Ok(self.tasks.quantize.unwrap_or_else(|| adapter.as_deref().map_or(Quantize::None, quantize_of)))
+        Ok(self
+            .tasks
+            .quantize
+            .unwrap_or_else(|| adapter.as_deref().map_or(Quantize::None, quantize_of)))
     }
 }
 
 /// Measures and prints.
 pub fn run(args: &Args) -> Result<Outcome> {
-    let Some(data) = &args.data else { return tasks::run(args) };
+    let Some(data) = &args.data else {
+        return tasks::run(args);
+    };
     if let Some(file) = args.dump_logits.as_ref().filter(|file| file.exists()) {
-        bail!("{}: exists already; choose another file for `--dump-logits`", file.display());
+        bail!(
+            "{}: exists already; choose another file for `--dump-logits`",
+            file.display()
+        );
     }
     let (model, adapter) = args.model.resolve()?;
     let request = EvaluateRequest {
@@ -102,12 +141,17 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let stop = interrupt::flag("stopping; press Ctrl-C again to end at once");
     let found = {
         let mut progress = RunProgress::new(args.output);
-        evaluate(&request, &args.machine.lookup(), &stop, &mut |p| progress.on(p))?
+        evaluate(&request, &args.machine.lookup(), &stop, &mut |p| {
+            progress.on(p)
+        })?
     };
-    let Some(found) = found else { return Ok(Outcome::Interrupted) };
+    let Some(found) = found else {
+        return Ok(Outcome::Interrupted);
+    };
     if args.output.json {
         let mut value = json!({ "model": request.model, "adapter": request.adapter, "data": data });
-        if let (Some(all), serde_json::Value::Object(found)) = (value.as_object_mut(), json!(found)) {
+        if let (Some(all), serde_json::Value::Object(found)) = (value.as_object_mut(), json!(found))
+        {
             all.extend(found);
         }
         ui::print_json(&value)?;
@@ -124,15 +168,26 @@ fn print(found: &Evaluated) {
     }
     table::print(&table);
     if (2..=SHOWN_CLASSES).contains(&found.labels.len()) {
-        let headings = found.labels.iter().map(|label| Column::number(format!("as {label}")));
+        let headings = found
+            .labels
+            .iter()
+            .map(|label| Column::number(format!("as {label}")));
         let mut table = Table::new([Column::text("examples of")].into_iter().chain(headings));
         for (label, row) in found.labels.iter().zip(&found.confusion) {
-            table.row([label.clone()].into_iter().chain(row.iter().map(|n| human::count(*n as u64))));
+            table.row(
+                [label.clone()]
+                    .into_iter()
+                    .chain(row.iter().map(|n| human::count(*n as u64))),
+            );
         }
         ui::print("");
         table::print(&table);
     }
-    ui::print(&format!("\n{} examples, {} tokens", human::count(found.examples as u64), human::count(found.tokens as u64)));
+    ui::print(&format!(
+        "\n{} examples, {} tokens",
+        human::count(found.examples as u64),
+        human::count(found.tokens as u64)
+    ));
 }
 
 /// More classes than this make a table that nobody reads.

@@ -9,7 +9,9 @@ use frugal::measure::language_model::HarnessModel;
 use frugal::model::Quantize;
 use frugal_core::fs::write_atomic;
 use frugal_core::human;
-use frugal_core::measure::eval::{Context, EvalEvent, EvalResults, LanguageModel, Task, run as run_task};
+use frugal_core::measure::eval::{
+    Context, EvalEvent, EvalResults, LanguageModel, Task, run as run_task,
+};
 use frugal_core::measure::sandbox::Sandbox;
 use frugal_core::table::{Column, Table};
 use serde_json::{Map, json};
@@ -26,12 +28,18 @@ use crate::ui::{self, interrupt, table};
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Tasks")]
 pub struct Flags {
-    /// Tasks, with commas between: names or task files (TOML, or YAML of lm-evaluation-harness), each with :FILE for data of
-    /// your own; `list` shows the names
+    /// Tasks, with commas between: names or task files (TOML, or YAML of lm-evaluation-harness),
+    /// each with :FILE for data of your own; `list` shows the names
     #[arg(long, short, value_name = "TASKS", value_delimiter = ',')]
     tasks: Vec<String>,
     /// Only the first N records of each task; 0 for all
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, conflicts_with = "data")]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        hide_default_value = true,
+        conflicts_with = "data"
+    )]
     limit: usize,
     /// Examples in front of each question [default: the task's]
     #[arg(long, value_name = "K", conflicts_with = "data")]
@@ -46,13 +54,19 @@ pub struct Flags {
     #[arg(long, requires = "apply_chat_template", conflicts_with = "data")]
     fewshot_as_multiturn: bool,
     /// Instruction in front of everything
-    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true, conflicts_with = "data")]
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        hide_default_value = true,
+        conflicts_with = "data"
+    )]
     system_instruction: String,
     /// Decides which examples are drawn
     #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "data")]
     seed: u64,
-    /// How weights are held: none (single precision), stored, int8, nf4, nf4_double, q8_0, q4_0, q4_1, sparse
-    /// [default: as in the run of the adapter, or none]
+    /// How weights are held: none (single precision), stored, int8, nf4, nf4_double, q8_0, q4_0,
+    /// q4_1, sparse [default: as in the run of the adapter, or none]
     #[arg(long, value_name = "NAME")]
     pub(super) quantize: Option<Quantize>,
     /// Run programs that the model writes, in a sandbox; humaneval needs it
@@ -61,7 +75,8 @@ pub struct Flags {
     /// Folder with the tasks' data sets [default: $FRUGAL_DATA]
     #[arg(long, value_name = "DIR", conflicts_with = "data")]
     data_dir: Option<PathBuf>,
-    /// Keep answers, samples and results in this folder; the same command goes on where it was stopped
+    /// Keep answers, samples and results in this folder; the same command goes on where it was
+    /// stopped
     #[arg(long, short, value_name = "DIR", conflicts_with = "data")]
     out: Option<PathBuf>,
 }
@@ -81,14 +96,27 @@ pub(super) fn run(args: &Args) -> Result<Outcome> {
     if flags.tasks.iter().any(|t| t == "list") {
         return list(args);
     }
-    let tasks = flags.tasks.iter().map(|t| Task::find(t)).collect::<Result<Vec<_>, _>>()?;
-    if let Some(twice) = tasks.iter().enumerate().find_map(|(i, (t, _))| tasks[..i].iter().any(|(o, _)| o.name == t.name).then_some(t)) {
-        bail!("the task `{}` is named twice: results have one entry for each name", twice.name);
+    let tasks = flags
+        .tasks
+        .iter()
+        .map(|t| Task::find(t))
+        .collect::<Result<Vec<_>, _>>()?;
+    if let Some(twice) = tasks.iter().enumerate().find_map(|(i, (t, _))| {
+        tasks[..i]
+            .iter()
+            .any(|(o, _)| o.name == t.name)
+            .then_some(t)
+    }) {
+        bail!(
+            "the task `{}` is named twice: results have one entry for each name",
+            twice.name
+        );
     }
     if let Some(out) = &flags.out {
         claim(out, "results", |name| name.starts_with("answers_"))?;
     }
-    let loaded = Loaded::read_for_scoring(&args.model, &args.machine, args.quantize()?, args.output)?;
+    let loaded =
+        Loaded::read_for_scoring(&args.model, &args.machine, args.quantize()?, args.output)?;
     let fingerprint = fingerprint(&loaded, args)?;
     let mut model = HarnessModel {
         backbone: loaded.backbone.as_ref(),
@@ -99,33 +127,76 @@ pub(super) fn run(args: &Args) -> Result<Outcome> {
         fingerprint,
     };
     let stop = interrupt::flag("stopping after this batch; press Ctrl-C again to end at once");
-    let (begin, date) = (Instant::now(), SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()));
-    let mut results = EvalResults { config: config(args, &loaded, model.fingerprint())?, date, ..EvalResults::default() };
+    let (begin, date) = (
+        Instant::now(),
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| d.as_secs()),
+    );
+    let mut results = EvalResults {
+        config: config(args, &loaded, model.fingerprint())?,
+        date,
+        ..EvalResults::default()
+    };
     if flags.apply_chat_template {
-        needs_chat_template(model.tokenizer, loaded.files.name(), "Leave out `--apply-chat-template`")?;
-        results.chat_template = model.tokenizer.chat_template().map(|t| t.source().to_owned());
+        needs_chat_template(
+            model.tokenizer,
+            loaded.files.name(),
+            "Leave out `--apply-chat-template`",
+        )?;
+        results.chat_template = model
+            .tokenizer
+            .chat_template()
+            .map(|t| t.source().to_owned());
     }
-    let sandbox = flags.allow_code_execution.then(|| Sandbox::new(None)).transpose()?;
+    let sandbox = flags
+        .allow_code_execution
+        .then(|| Sandbox::new(None))
+        .transpose()?;
     if let Some(sandbox) = &sandbox {
-        ui::note(args.output, &format!("sandbox: {}; {}", sandbox.python().display(), sandbox.isolation().describe()));
+        ui::note(
+            args.output,
+            &format!(
+                "sandbox: {}; {}",
+                sandbox.python().display(),
+                sandbox.isolation().describe()
+            ),
+        );
     }
     for (task, folder) in tasks {
-        let context = Context { sandbox: sandbox.clone(), ..context(flags, folder) };
+        let context = Context {
+            sandbox: sandbox.clone(),
+            ..context(flags, folder)
+        };
         let mut counter = None;
         let found = run_task(&task, &context, &mut model, &mut |event| {
             match event {
-                EvalEvent::Task { name, answers, answered } => {
+                EvalEvent::Task {
+                    name,
+                    answers,
+                    answered,
+                } => {
                     if answered > 0 {
-                        ui::note(args.output, &format!("{name}: {answered} of {answers} answers are there already"));
+                        ui::note(
+                            args.output,
+                            &format!("{name}: {answered} of {answers} answers are there already"),
+                        );
                     }
-                    counter = Some(Counter::new(args.output, name, answers as u64, answered as u64));
+                    counter = Some(Counter::new(
+                        args.output,
+                        name,
+                        answers as u64,
+                        answered as u64,
+                    ));
                 }
                 EvalEvent::Answered => counter.iter_mut().for_each(Counter::step),
             }
             !interrupt::asked(&stop)
         })?;
         drop(counter);
-        let Some(found) = found else { return Ok(Outcome::Interrupted) };
+        let Some(found) = found else {
+            return Ok(Outcome::Interrupted);
+        };
         results.tasks.push(found);
         results.seconds = begin.elapsed().as_secs_f64();
         if let Some(out) = &flags.out {
@@ -139,14 +210,24 @@ pub(super) fn run(args: &Args) -> Result<Outcome> {
     } else {
         ui::write(&results.to_markdown());
         let samples: usize = results.tasks.iter().map(|t| t.effective).sum();
-        ui::note(args.output, &format!("{} samples in {}", human::count(samples as u64), human::duration(results.seconds)));
+        ui::note(
+            args.output,
+            &format!(
+                "{} samples in {}",
+                human::count(samples as u64),
+                human::duration(results.seconds)
+            ),
+        );
     }
     Ok(Outcome::Done)
 }
 
 fn context(flags: &Flags, task_folder: Option<PathBuf>) -> Context {
     Context {
-        data: flags.data_dir.clone().or_else(|| std::env::var_os("FRUGAL_DATA").map(PathBuf::from)),
+        data: flags
+            .data_dir
+            .clone()
+            .or_else(|| std::env::var_os("FRUGAL_DATA").map(PathBuf::from)),
         task_folder,
         limit: flags.limit,
         num_fewshot: flags.num_fewshot,
@@ -160,7 +241,11 @@ fn context(flags: &Flags, task_folder: Option<PathBuf>) -> Context {
     }
 }
 
-fn config(args: &Args, loaded: &Loaded, fingerprint: &str) -> Result<Map<String, serde_json::Value>> {
+fn config(
+    args: &Args,
+    loaded: &Loaded,
+    fingerprint: &str,
+) -> Result<Map<String, serde_json::Value>> {
     let flags = &args.tasks;
     let model = json!({
         "model": "frugal",
@@ -176,16 +261,32 @@ fn config(args: &Args, loaded: &Loaded, fingerprint: &str) -> Result<Map<String,
         "random_seed": flags.seed,
         "frugal_version": env!("CARGO_PKG_VERSION"),
     });
-    Ok(if let serde_json::Value::Object(map) = model { map } else { Map::new() })
+    Ok(if let serde_json::Value::Object(map) = model {
+        map
+    } else {
+        Map::new()
+    })
 }
 
-/// Files of model and adapter by name, size and time: another one of these is another model, whose answers are asked anew.
+/// Files of model and adapter by name, size and time: another one of these is another model, whose
+/// answers are asked anew.
 fn fingerprint(loaded: &Loaded, args: &Args) -> Result<String> {
-    let mut parts = vec![loaded.files.name().to_owned(), format!("{:?}", args.quantize()?), env!("CARGO_PKG_VERSION").to_owned()];
+    let mut parts = vec![
+        loaded.files.name().to_owned(),
+        format!("{:?}", args.quantize()?),
+        env!("CARGO_PKG_VERSION").to_owned(),
+    ];
     let model = loaded.files.path();
-    for place in [Some(model), args.model.adapter.as_deref()].into_iter().flatten() {
+    for place in [Some(model), args.model.adapter.as_deref()]
+        .into_iter()
+        .flatten()
+    {
         let mut files = if place.is_dir() {
-            std::fs::read_dir(place)?.flatten().map(|e| e.path()).filter(|p| is_weights(p)).collect()
+            std::fs::read_dir(place)?
+                .flatten()
+                .map(|e| e.path())
+                .filter(|p| is_weights(p))
+                .collect()
         } else if place.is_file() {
             vec![place.to_owned()]
         } else {
@@ -194,7 +295,10 @@ fn fingerprint(loaded: &Loaded, args: &Args) -> Result<String> {
         files.sort();
         for file in files {
             let about = file.metadata()?;
-            let time = about.modified()?.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos());
+            let time = about
+                .modified()?
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |d| d.as_nanos());
             parts.push(format!("{} {} {time}", file.display(), about.len()));
         }
     }
@@ -202,11 +306,15 @@ fn fingerprint(loaded: &Loaded, args: &Args) -> Result<String> {
 }
 
 fn is_weights(path: &Path) -> bool {
-    path.extension().is_some_and(|e| e == "safetensors" || e == "gguf") || path.file_name().is_some_and(|n| n == "tokenizer.json")
+    path.extension()
+        .is_some_and(|e| e == "safetensors" || e == "gguf")
+        || path.file_name().is_some_and(|n| n == "tokenizer.json")
 }
 
 fn list(args: &Args) -> Result<Outcome> {
-    let tasks = Task::names().filter_map(Task::builtin).collect::<Result<Vec<_>, _>>()?;
+    let tasks = Task::names()
+        .filter_map(Task::builtin)
+        .collect::<Result<Vec<_>, _>>()?;
     if args.output.json {
         ui::print_json(&tasks)?;
     } else {

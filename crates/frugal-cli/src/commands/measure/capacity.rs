@@ -1,4 +1,5 @@
-//! `frugal measure capacity`: bits saved for the compute of a token, and what the tokenizer does for it.
+//! `frugal measure capacity`: bits saved for the compute of a token, and what the tokenizer does
+//! for it.
 
 use anyhow::{Context, Error, Result};
 use frugal::measure::runtime::shape;
@@ -27,7 +28,12 @@ pub struct Args {
     #[command(flatten)]
     common: texts::Flags,
     /// Tokens of a stretch, the first of which only serves as context
-    #[arg(long, value_name = "N", default_value_t = 1024, help_heading = "Measure")]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1024,
+        help_heading = "Measure"
+    )]
     length: usize,
     /// Bias of the collection of texts
     #[arg(long, value_name = "B", default_value_t = -24.0, allow_negative_numbers = true, help_heading = "Measure")]
@@ -50,34 +56,61 @@ struct Row {
 /// Measures and prints.
 pub fn run(args: &Args) -> Result<Outcome> {
     let mut rows = Vec::new();
-    texts::each(&args.common, args.length, &mut |files, text, model, stretches| {
-        let cost = model.text_cost(stretches).map_err(Error::from_boxed)?;
-        let length = stretches[0].ids.len();
-        let shape = shape(files.config()).with_context(|| {
-            format!("{}: the operations of `{}` models are not counted", files.name(), files.config().model_type.name())
-        })?;
-        rows.push(Row {
-            model: files.name().into(),
-            text: text.into(),
-            samples: stretches.len(),
-            length,
-            cost,
-            flops: shape.flops_per_token(args.length as u64),
-            reference_flops: shape.reference_flops_per_token(args.length as u64),
-        });
-        Ok(())
-    })?;
+    texts::each(
+        &args.common,
+        args.length,
+        &mut |files, text, model, stretches| {
+            let cost = model.text_cost(stretches).map_err(Error::from_boxed)?;
+            let length = stretches[0].ids.len();
+            let shape = shape(files.config()).with_context(|| {
+                format!(
+                    "{}: the operations of `{}` models are not counted",
+                    files.name(),
+                    files.config().model_type.name()
+                )
+            })?;
+            rows.push(Row {
+                model: files.name().into(),
+                text: text.into(),
+                samples: stretches.len(),
+                length,
+                cost,
+                flops: shape.flops_per_token(args.length as u64),
+                reference_flops: shape.reference_flops_per_token(args.length as u64),
+            });
+            Ok(())
+        },
+    )?;
     let bias = |text: &str| -> Result<f64> {
         if !args.fit_bias {
             return Ok(args.bias);
         }
-        let models: Vec<(f64, f64)> = rows.iter().filter(|r| r.text == text).map(|r| (r.cost.gain(), r.flops)).collect();
+        let models: Vec<(f64, f64)> = rows
+            .iter()
+            .filter(|r| r.text == text)
+            .map(|r| (r.cost.gain(), r.flops))
+            .collect();
         let fitted = fit_bias(&models).filter(|(bias, _)| bias.is_finite());
-        fitted.map(|f| f.0).ok_or_else(|| Error::msg("--fit-bias needs at least two models of different size"))
+        fitted
+            .map(|f| f.0)
+            .ok_or_else(|| Error::msg("--fit-bias needs at least two models of different size"))
     };
     let mut values: Vec<Value> = Vec::new();
-    let headings = ["tokens", "bytes/token", "text bits", "model bits", "bits/byte", "log2 flops", "capacity"].map(Column::number);
-    let mut shown = Table::new([Column::text("model"), Column::text("text")].into_iter().chain(headings));
+    let headings = [
+        "tokens",
+        "bytes/token",
+        "text bits",
+        "model bits",
+        "bits/byte",
+        "log2 flops",
+        "capacity",
+    ]
+    .map(Column::number);
+    let mut shown = Table::new(
+        [Column::text("model"), Column::text("text")]
+            .into_iter()
+            .chain(headings),
+    );
     for row in &rows {
         let bias = bias(&row.text)?;
         let (cost, capacity) = (&row.cost, row.cost.information_capacity(row.flops, bias));
@@ -103,8 +136,15 @@ pub fn run(args: &Args) -> Result<Outcome> {
         ui::print_json(&values)?;
     } else {
         table::print(&shown);
-        let biases = if args.fit_bias { "fitted to each text".to_owned() } else { args.bias.to_string() };
-        ui::note(args.common.output, &format!("bias {biases}; stretches of {} tokens", args.length));
+        let biases = if args.fit_bias {
+            "fitted to each text".to_owned()
+        } else {
+            args.bias.to_string()
+        };
+        ui::note(
+            args.common.output,
+            &format!("bias {biases}; stretches of {} tokens", args.length),
+        );
     }
     Ok(Outcome::Done)
 }

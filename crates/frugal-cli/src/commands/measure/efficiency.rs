@@ -5,7 +5,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use frugal_core::human;
-use frugal_core::measure::efficiency::{EFFICIENCY_FILE, Efficiency, PowerModel, compression, throughput_per_parameter, watch};
+use frugal_core::measure::efficiency::{
+    EFFICIENCY_FILE, Efficiency, PowerModel, compression, throughput_per_parameter, watch,
+};
 use frugal_core::report::{RECORD_FILE, RunRecord};
 use serde_json::json;
 
@@ -35,10 +37,20 @@ pub struct Args {
     #[arg(long, value_name = "BEFORE,AFTER", value_delimiter = ',', value_parser = size_and_score, help_heading = "Measure")]
     compare: Vec<(f64, f64)>,
     /// Power of the idle machine
-    #[arg(long, value_name = "X", default_value_t = 10.0, help_heading = "Measure")]
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 10.0,
+        help_heading = "Measure"
+    )]
     idle_watts: f64,
     /// Power that a busy processor adds
-    #[arg(long, value_name = "X", default_value_t = 15.0, help_heading = "Measure")]
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 15.0,
+        help_heading = "Measure"
+    )]
     processor_watts: f64,
     /// Command with its arguments
     #[arg(last = true, required = true, value_name = "COMMAND")]
@@ -48,7 +60,9 @@ pub struct Args {
 }
 
 fn size_and_score(text: &str) -> Result<(f64, f64), String> {
-    let (size, score) = text.split_once(':').ok_or("write SIZE:SCORE, for example 98M:0.89")?;
+    let (size, score) = text
+        .split_once(':')
+        .ok_or("write SIZE:SCORE, for example 98M:0.89")?;
     let score: f64 = score.parse().map_err(|_| format!("{score} is no number"))?;
     if !(score.is_finite() && score > 0.0) {
         return Err("the score must be above 0".into());
@@ -65,28 +79,54 @@ pub fn run(args: &Args) -> Result<Outcome> {
     };
     // Ctrl-C goes to the command, which decides what it means.
     let _stop = interrupt::flag("");
-    let (program, words) = args.command.split_first().context("give a command after --")?;
+    let (program, words) = args
+        .command
+        .split_first()
+        .context("give a command after --")?;
     let mut command = Command::new(program);
     command.args(words);
     if args.output.json {
         // Standard output is for the one JSON value.
         command.stdout(std::io::stderr());
     }
-    let mut child = command.spawn().with_context(|| format!("{program}: cannot be started"))?;
+    let mut child = command
+        .spawn()
+        .with_context(|| format!("{program}: cannot be started"))?;
     let (status, samples) = watch(&mut child)?;
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let model = PowerModel { idle: args.idle_watts, processor: args.processor_watts };
-    let found =
-        Efficiency::new(&samples, processors, model).context("the command was over too soon to be sampled, or this system has no /proc")?;
-    let record = args.run.as_ref().map(|folder| RunRecord::read(&folder.join(RECORD_FILE))).transpose()?;
+    let model = PowerModel {
+        idle: args.idle_watts,
+        processor: args.processor_watts,
+    };
+    let found = Efficiency::new(&samples, processors, model)
+        .context("the command was over too soon to be sampled, or this system has no /proc")?;
+    let record = args
+        .run
+        .as_ref()
+        .map(|folder| RunRecord::read(&folder.join(RECORD_FILE)))
+        .transpose()?;
     if let (Some(folder), true) = (&args.run, status.success()) {
         let text = serde_json::to_string_pretty(&found)? + "\n";
         frugal_core::fs::write_atomic(&folder.join(EFFICIENCY_FILE), text.as_bytes())?;
     }
-    let train = record.as_ref().map(|r| &r.train_info).filter(|t| t.train_time > 0.0);
-    let steps = record.as_ref().and_then(|r| r.train_info.metrics.iter().map(|m| m.step).max()).filter(|s| *s > 0);
-    let latency = train.zip(steps).map(|(t, steps)| t.train_time / steps as f64);
-    let throughput = train.map(|t| throughput_per_parameter(t.train_tokens as f64, t.num_total_params.max(1) as f64, t.train_time));
+    let train = record
+        .as_ref()
+        .map(|r| &r.train_info)
+        .filter(|t| t.train_time > 0.0);
+    let steps = record
+        .as_ref()
+        .and_then(|r| r.train_info.metrics.iter().map(|m| m.step).max())
+        .filter(|s| *s > 0);
+    let latency = train
+        .zip(steps)
+        .map(|(t, steps)| t.train_time / steps as f64);
+    let throughput = train.map(|t| {
+        throughput_per_parameter(
+            t.train_tokens as f64,
+            t.num_total_params.max(1) as f64,
+            t.train_time,
+        )
+    });
     let tokens = train.and_then(|t| t.tokens_per_second());
     if args.output.json {
         ui::print_json(&json!({
@@ -99,21 +139,46 @@ pub fn run(args: &Args) -> Result<Outcome> {
             "model_compression_rate": compared,
         }))?;
     } else {
-        let how = if found.power_is_modelled { "modelled" } else { "measured" };
+        let how = if found.power_is_modelled {
+            "modelled"
+        } else {
+            "measured"
+        };
         let mut lines = vec![
             ("time", human::duration(found.seconds)),
-            ("memory on average", human::bytes(found.average_memory as u64)),
+            (
+                "memory on average",
+                human::bytes(found.average_memory as u64),
+            ),
             ("memory at most", human::bytes(found.peak_memory as u64)),
-            ("utilisation", format!("{:.1} % of {processors} processors", 100.0 * found.utilisation)),
-            ("power on average", format!("{} W ({how})", human::significant(found.average_power, 3))),
-            ("energy", format!("{} J", human::significant(found.energy, 4))),
+            (
+                "utilisation",
+                format!(
+                    "{:.1} % of {processors} processors",
+                    100.0 * found.utilisation
+                ),
+            ),
+            (
+                "power on average",
+                format!("{} W ({how})", human::significant(found.average_power, 3)),
+            ),
+            (
+                "energy",
+                format!("{} J", human::significant(found.energy, 4)),
+            ),
         ];
         lines.extend(latency.map(|l| ("latency of a step", human::duration(l))));
         lines.extend(tokens.map(|t| ("tokens a second", human::significant(t, 4))));
-        lines.extend(throughput.map(|t| ("tokens for each parameter and second", format!("{t:.3e}"))));
+        lines.extend(
+            throughput.map(|t| ("tokens for each parameter and second", format!("{t:.3e}"))),
+        );
         lines.extend(compared.map(|c| ("compression with score", human::significant(c, 4))));
         ui::print("");
         ui::print(&table::pairs(&lines));
     }
-    Ok(if status.success() { Outcome::Done } else { Outcome::Negative })
+    Ok(if status.success() {
+        Outcome::Done
+    } else {
+        Outcome::Negative
+    })
 }

@@ -38,7 +38,12 @@ pub struct Args {
     #[arg(long, value_name = "URL", conflicts_with_all = ["model", "adapter"], help_heading = "Model")]
     endpoint: Option<String>,
     /// What the service calls the model
-    #[arg(long, value_name = "NAME", default_value = "default", help_heading = "Model")]
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "default",
+        help_heading = "Model"
+    )]
     served_model: String,
     /// Read a fit that --save wrote instead of measuring
     #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "adapter", "endpoint"], help_heading = "Model")]
@@ -58,7 +63,8 @@ pub struct Args {
     /// Runs that count
     #[arg(long, value_name = "N", default_value_t = 3, help_heading = "Grid")]
     trials: usize,
-    /// Take the fastest run instead of the middle one, and the prompt's time from all answers: for services
+    /// Take the fastest run instead of the middle one, and the prompt's time from all answers: for
+    /// services
     #[arg(long, help_heading = "Grid")]
     denoised: bool,
     /// Predict prompts between measured lengths in proportion to the next longer one
@@ -68,13 +74,28 @@ pub struct Args {
     #[arg(long = "query", value_name = "P:O", value_parser = query, help_heading = "Prediction")]
     queries: Vec<(usize, usize)>,
     /// Devices that the model occupies
-    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Prediction")]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        help_heading = "Prediction"
+    )]
     devices: u32,
     /// Price of a device
-    #[arg(long, value_name = "X", default_value_t = 0.0, help_heading = "Prediction")]
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 0.0,
+        help_heading = "Prediction"
+    )]
     dollars_per_hour: f64,
     /// Power of a device
-    #[arg(long, value_name = "X", default_value_t = 0.0, help_heading = "Prediction")]
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 0.0,
+        help_heading = "Prediction"
+    )]
     watts: f64,
     /// Write the fit
     #[arg(long, value_name = "FILE", help_heading = "Output")]
@@ -86,25 +107,47 @@ pub struct Args {
 }
 
 fn query(text: &str) -> Result<(usize, usize), String> {
-    let parsed = text.split_once(':').and_then(|(p, o)| Some((p.parse().ok()?, o.parse().ok()?)));
-    parsed.filter(|(_, o)| *o > 0).ok_or_else(|| "write P:O with O at least 1, for example 300:100".to_owned())
+    let parsed = text
+        .split_once(':')
+        .and_then(|(p, o)| Some((p.parse().ok()?, o.parse().ok()?)));
+    parsed
+        .filter(|(_, o)| *o > 0)
+        .ok_or_else(|| "write P:O with O at least 1, for example 300:100".to_owned())
 }
 
 /// Measures, fits, predicts, prints.
 pub fn run(args: &Args) -> Result<Outcome> {
-    let rule = if args.proportional { Rule::Proportional } else { Rule::Linear };
+    let rule = if args.proportional {
+        Rule::Proportional
+    } else {
+        Rule::Linear
+    };
     let (fit, report) = match &args.fit {
         Some(path) => {
             let bytes = frugal_core::fs::read(path)?;
-            let value: Value = serde_json::from_slice(&bytes).with_context(|| format!("{}: not JSON", path.display()))?;
+            let value: Value = serde_json::from_slice(&bytes)
+                .with_context(|| format!("{}: not JSON", path.display()))?;
             let fit = value.get("fit").unwrap_or(&value).clone();
-            (serde_json::from_value(fit).with_context(|| format!("{}: not a fit that --save wrote", path.display()))?, json!({}))
+            (
+                serde_json::from_value(fit)
+                    .with_context(|| format!("{}: not a fit that --save wrote", path.display()))?,
+                json!({}),
+            )
         }
         None => {
-            let Some((trials, footprint)) = measure(args)? else { return Ok(Outcome::Interrupted) };
-            let summary = if args.denoised { Summary::Fastest } else { Summary::Median };
+            let Some((trials, footprint)) = measure(args)? else {
+                return Ok(Outcome::Interrupted);
+            };
+            let summary = if args.denoised {
+                Summary::Fastest
+            } else {
+                Summary::Median
+            };
             let all = cells(&trials, summary);
-            let (fitted, held): (Vec<Timing>, Vec<Timing>) = all.iter().copied().partition(|c| args.outputs.contains(&c.output));
+            let (fitted, held): (Vec<Timing>, Vec<Timing>) = all
+                .iter()
+                .copied()
+                .partition(|c| args.outputs.contains(&c.output));
             let fit = RuntimeFit::new(&fitted, args.denoised)
                 .context("--outputs: a fit needs 1 and at least one longer answer (a service may have ended answers early)")?;
             let report = json!({
@@ -116,26 +159,49 @@ pub fn run(args: &Args) -> Result<Outcome> {
             (fit, report)
         }
     };
-    let costs: Vec<_> =
-        args.queries.iter().map(|&(p, o)| (p, o, fit.cost(p, o, rule, args.devices, args.dollars_per_hour, args.watts))).collect();
-    let predictions: Vec<Value> = costs.iter().map(|(p, o, c)| json!({ "prompt": p, "output": o, "cost": c })).collect();
-    let mut value = json!({ "fit": fit, "rule": rule, "devices": args.devices, "predictions": predictions });
+    let costs: Vec<_> = args
+        .queries
+        .iter()
+        .map(|&(p, o)| {
+            (
+                p,
+                o,
+                fit.cost(p, o, rule, args.devices, args.dollars_per_hour, args.watts),
+            )
+        })
+        .collect();
+    let predictions: Vec<Value> = costs
+        .iter()
+        .map(|(p, o, c)| json!({ "prompt": p, "output": o, "cost": c }))
+        .collect();
+    let mut value =
+        json!({ "fit": fit, "rule": rule, "devices": args.devices, "predictions": predictions });
     if let (Some(all), Value::Object(report)) = (value.as_object_mut(), report) {
         all.extend(report);
     }
     if let Some(path) = &args.save {
-        frugal_core::fs::write_atomic(path, (serde_json::to_string_pretty(&value)? + "\n").as_bytes())?;
+        frugal_core::fs::write_atomic(
+            path,
+            (serde_json::to_string_pretty(&value)? + "\n").as_bytes(),
+        )?;
     }
     if args.output.json {
         ui::print_json(&value)?;
         return Ok(Outcome::Done);
     }
-    let mut shown = Table::new([Column::number("prompt tokens"), Column::number("to the first token")]);
+    let mut shown = Table::new([
+        Column::number("prompt tokens"),
+        Column::number("to the first token"),
+    ]);
     for (prompt, seconds) in &fit.alpha {
         shown.row([prompt.to_string(), human::duration(*seconds)]);
     }
     table::print(&shown);
-    let percent = |key: &str| value[key].as_f64().map_or("-".to_owned(), |e| format!("{:.1} %", 100.0 * e));
+    let percent = |key: &str| {
+        value[key]
+            .as_f64()
+            .map_or("-".to_owned(), |e| format!("{:.1} %", 100.0 * e))
+    };
     ui::print("");
     let mut lines = vec![
         ("each further token", format!("{:.2} ms", 1000.0 * fit.beta)),
@@ -144,7 +210,10 @@ pub fn run(args: &Args) -> Result<Outcome> {
     ];
     if args.fit.is_none() {
         lines.push(("error on fitted answers", percent("relative_error")));
-        lines.push(("error on held-out answers", percent("held_out_relative_error")));
+        lines.push((
+            "error on held-out answers",
+            percent("held_out_relative_error"),
+        ));
         let bytes = |key: &str| value["footprint"][key].as_u64().map(human::bytes);
         lines.extend(bytes("weight_bytes").map(|b| ("weights", b)));
         lines.extend(bytes("cache_bytes_per_token").map(|b| ("keys and values of a token", b)));
@@ -154,8 +223,17 @@ pub fn run(args: &Args) -> Result<Outcome> {
         let headings = ["prompt", "answer", "time", "dollars", "joules"].map(Column::number);
         let mut shown = Table::new(headings);
         for (p, o, cost) in &costs {
-            let (dollars, joules) = (human::significant(cost.dollars, 3), human::significant(cost.joules, 3));
-            shown.row([p.to_string(), o.to_string(), human::duration(cost.seconds), dollars, joules]);
+            let (dollars, joules) = (
+                human::significant(cost.dollars, 3),
+                human::significant(cost.joules, 3),
+            );
+            shown.row([
+                p.to_string(),
+                o.to_string(),
+                human::duration(cost.seconds),
+                dollars,
+                joules,
+            ]);
         }
         ui::print("");
         table::print(&shown);
@@ -163,10 +241,15 @@ pub fn run(args: &Args) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-/// All runs of the grid, and what the model holds where that can be known; `None` if it was interrupted.
+/// All runs of the grid, and what the model holds where that can be known; `None` if it was
+/// interrupted.
 fn measure(args: &Args) -> Result<Option<(Vec<Timing>, Option<Footprint>)>> {
     let outputs: Vec<usize> = args.outputs.iter().chain(&args.held_out).copied().collect();
-    if args.trials == 0 || args.prompts.is_empty() || args.prompts.contains(&0) || outputs.contains(&0) {
+    if args.trials == 0
+        || args.prompts.is_empty()
+        || args.prompts.contains(&0)
+        || outputs.contains(&0)
+    {
         bail!("the grid needs prompts and answers of at least one token and at least one trial");
     }
     let stop = interrupt::flag("stopping after this run; press Ctrl-C again to end at once");
@@ -181,7 +264,11 @@ fn measure(args: &Args) -> Result<Option<(Vec<Timing>, Option<Footprint>)>> {
                     let done = endpoint.complete(prompt, output)?;
                     // Short answers would be taken for fast ones.
                     if run >= args.warmup && done.completion_tokens == output {
-                        timings.push(Timing { prompt: done.prompt_tokens, output, seconds: done.seconds });
+                        timings.push(Timing {
+                            prompt: done.prompt_tokens,
+                            output,
+                            seconds: done.seconds,
+                        });
                     }
                     counter.step();
                     if interrupt::asked(&stop) {
@@ -192,13 +279,29 @@ fn measure(args: &Args) -> Result<Option<(Vec<Timing>, Option<Footprint>)>> {
         }
         return Ok(Some((timings, None)));
     }
-    let loaded = Loaded::read_for_text(&args.model, &args.machine, args.storage.quantize, args.output)?;
-    let grid = Grid { prompts: args.prompts.clone(), outputs, warmup: args.warmup, trials: args.trials };
+    let loaded = Loaded::read_for_text(
+        &args.model,
+        &args.machine,
+        args.storage.quantize,
+        args.output,
+    )?;
+    let grid = Grid {
+        prompts: args.prompts.clone(),
+        outputs,
+        warmup: args.warmup,
+        trials: args.trials,
+    };
     let mut counter = Counter::new(args.output, "runs", runs as u64, 0);
-    timings = profile(loaded.backbone.as_ref(), &loaded.adapters, &loaded.choice, &grid, &mut || {
-        counter.step();
-        !interrupt::asked(&stop)
-    })?;
+    timings = profile(
+        loaded.backbone.as_ref(),
+        &loaded.adapters,
+        &loaded.choice,
+        &grid,
+        &mut || {
+            counter.step();
+            !interrupt::asked(&stop)
+        },
+    )?;
     if interrupt::asked(&stop) {
         return Ok(None);
     }

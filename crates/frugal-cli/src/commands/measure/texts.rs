@@ -14,10 +14,24 @@ use crate::ui::progress::Phase;
 #[derive(Clone, Debug, clap::Args)]
 pub struct Flags {
     /// Models, with commas between: names, folders, GGUF files
-    #[arg(long, short, value_name = "MODELS", value_delimiter = ',', default_value = "builtin", help_heading = "Model")]
+    #[arg(
+        long,
+        short,
+        value_name = "MODELS",
+        value_delimiter = ',',
+        default_value = "builtin",
+        help_heading = "Model"
+    )]
     pub models: Vec<String>,
     /// Text files, with commas between
-    #[arg(long, short, value_name = "FILES", value_delimiter = ',', required = true, help_heading = "Data")]
+    #[arg(
+        long,
+        short,
+        value_name = "FILES",
+        value_delimiter = ',',
+        required = true,
+        help_heading = "Data"
+    )]
     pub texts: Vec<PathBuf>,
     /// Stretches of each text that are used; 0 for all
     #[arg(long, value_name = "N", default_value_t = 8, help_heading = "Data")]
@@ -28,7 +42,8 @@ pub struct Flags {
     pub output: Output,
 }
 
-/// Calls `measure` with every model on every text: name of the model, name of the text, model, stretches of the text.
+/// Calls `measure` with every model on every text: name of the model, name of the text, model,
+/// stretches of the text.
 pub fn each(
     flags: &Flags,
     length: usize,
@@ -39,8 +54,13 @@ pub fn each(
         .iter()
         .map(|path| {
             let bytes = frugal_core::fs::read(path)?;
-            let text = String::from_utf8(bytes)
-                .map_err(|e| anyhow::anyhow!("{}: not UTF-8 text after byte {}", path.display(), e.utf8_error().valid_up_to()))?;
+            let text = String::from_utf8(bytes).map_err(|e| {
+                anyhow::anyhow!(
+                    "{}: not UTF-8 text after byte {}",
+                    path.display(),
+                    e.utf8_error().valid_up_to()
+                )
+            })?;
             Ok((path.display().to_string(), text))
         })
         .collect::<Result<Vec<_>>>()?;
@@ -59,7 +79,9 @@ pub fn each(
             fingerprint: name.clone(),
         };
         for (path, text) in &texts {
-            let stretches = model.stretches(text, length, flags.samples).map_err(anyhow::Error::from_boxed)?;
+            let stretches = model
+                .stretches(text, length, flags.samples)
+                .map_err(anyhow::Error::from_boxed)?;
             let fits = stretches.first().filter(|s| s.ids.len() > 1);
             fits.with_context(|| format!("{path}: fewer than two tokens for {name}"))?;
             measure(&files, path, &model, &stretches)?;

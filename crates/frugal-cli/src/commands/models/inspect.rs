@@ -27,7 +27,10 @@ fn inspect_model(model: &ModelFiles, output: Output) -> Result<()> {
     let tokenizer = model.tokenizer().ok();
     let files = files(model.path());
     if output.json {
-        let types: serde_json::Map<String, Value> = types.into_iter().map(|(name, n)| (name, n.into())).collect();
+        let types: serde_json::Map<String, Value> = types
+            .into_iter()
+            .map(|(name, n)| (name, n.into()))
+            .collect();
         return ui::print_json(&json!({
             "name": model.name(),
             "path": model.path(),
@@ -52,16 +55,35 @@ fn inspect_model(model: &ModelFiles, output: Output) -> Result<()> {
     }
     let heads = match (config.num_attention_heads, config.num_key_value_heads) {
         (heads, kv) if heads == kv => format!("{heads} of {}", config.head_dim),
-        (heads, kv) => format!("{heads} of {}, sharing {kv} keys and values", config.head_dim),
+        (heads, kv) => format!(
+            "{heads} of {}, sharing {kv} keys and values",
+            config.head_dim
+        ),
     };
-    let tied = if config.tie_word_embeddings { ", tied to the output" } else { "" };
-    let kinds = types.iter().map(|(name, n)| format!("{n} × {name}")).collect::<Vec<_>>().join(", ");
-    let use_ = if model.is_mapped() { ", used where they are mapped" } else { ", converted when loaded" };
+    let tied = if config.tie_word_embeddings {
+        ", tied to the output"
+    } else {
+        ""
+    };
+    let kinds = types
+        .iter()
+        .map(|(name, n)| format!("{n} × {name}"))
+        .collect::<Vec<_>>()
+        .join(", ");
+    let use_ = if model.is_mapped() {
+        ", used where they are mapped"
+    } else {
+        ", converted when loaded"
+    };
     let tokens = match tokenizer {
         Some(t) => format!(
             "{} entries, {} chat template",
             human::count(t.vocab_size() as u64),
-            if t.has_chat_template() { "with a" } else { "no" }
+            if t.has_chat_template() {
+                "with a"
+            } else {
+                "no"
+            }
         ),
         None => "none".into(),
     };
@@ -71,11 +93,23 @@ fn inspect_model(model: &ModelFiles, output: Output) -> Result<()> {
         ("architecture", config.model_type.name().into()),
         ("parameters", human::count(parameters)),
         ("layers", config.num_hidden_layers.to_string()),
-        ("width", format!("{}, inner {}", config.hidden_size, config.intermediate_size)),
+        (
+            "width",
+            format!("{}, inner {}", config.hidden_size, config.intermediate_size),
+        ),
         ("heads", heads),
-        ("vocabulary", format!("{}{tied}", human::count(config.vocab_size as u64))),
-        ("longest input", format!("{} tokens", human::count(config.max_sequence() as u64))),
-        ("weights", format!("{}: {kinds}{use_}", human::bytes(model.stored_bytes()))),
+        (
+            "vocabulary",
+            format!("{}{tied}", human::count(config.vocab_size as u64)),
+        ),
+        (
+            "longest input",
+            format!("{} tokens", human::count(config.max_sequence() as u64)),
+        ),
+        (
+            "weights",
+            format!("{}: {kinds}{use_}", human::bytes(model.stored_bytes())),
+        ),
         ("tokenizer", tokens),
     ]));
     print_files(&files);
@@ -91,20 +125,40 @@ fn inspect_adapter(folder: &Path, output: Output) -> Result<()> {
         .map(|name| (weights.shape(&name).unwrap_or_default(), name))
         .map(|(shape, name)| (name, shape))
         .collect();
-    let elements: usize = shapes.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+    let elements: usize = shapes
+        .iter()
+        .map(|(_, shape)| shape.iter().product::<usize>())
+        .sum();
     let extra = folder.join(peft::EXTRA_FILE);
-    let extra = if extra.exists() { read_json(&extra)? } else { Value::Null };
+    let extra = if extra.exists() {
+        read_json(&extra)?
+    } else {
+        Value::Null
+    };
     let files = files(folder);
     if output.json {
-        let tensors: Vec<_> = shapes.iter().map(|(name, shape)| json!({ "name": name, "shape": shape })).collect();
-        let files: Vec<_> = files.iter().map(|(path, bytes)| json!({ "path": path, "bytes": bytes })).collect();
+        let tensors: Vec<_> = shapes
+            .iter()
+            .map(|(name, shape)| json!({ "name": name, "shape": shape }))
+            .collect();
+        let files: Vec<_> = files
+            .iter()
+            .map(|(path, bytes)| json!({ "path": path, "bytes": bytes }))
+            .collect();
         return ui::print_json(
             &json!({ "path": folder, "adapter_config": config, "frugal": extra, "elements": elements, "tensors": tensors, "files": files }),
         );
     }
-    let shown = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let shown = |value: &Value| {
+        value
+            .as_str()
+            .map_or_else(|| value.to_string(), str::to_owned)
+    };
     let setting = |key: &str| config.get(key).filter(|v| !v.is_null()).map(shown);
-    let labels = extra.pointer("/head/labels").and_then(Value::as_array).map(|l| l.iter().map(shown).collect::<Vec<_>>().join(", "));
+    let labels = extra
+        .pointer("/head/labels")
+        .and_then(Value::as_array)
+        .map(|l| l.iter().map(shown).collect::<Vec<_>>().join(", "));
     let fields = [
         ("adapter", Some(folder.display().to_string())),
         ("peft_type", setting("peft_type")),
@@ -112,12 +166,25 @@ fn inspect_adapter(folder: &Path, output: Output) -> Result<()> {
         ("task", setting("task_type")),
         ("rank", setting("r")),
         ("alpha", setting("lora_alpha")),
-        ("targets", setting("target_modules").map(|t| t.replace(['[', ']', '"'], "").replace(',', ", "))),
+        (
+            "targets",
+            setting("target_modules").map(|t| t.replace(['[', ']', '"'], "").replace(',', ", ")),
+        ),
         ("virtual tokens", setting("num_virtual_tokens")),
         ("classes", labels),
-        ("tensors", Some(format!("{} with {} elements", human::count(shapes.len() as u64), human::count(elements as u64)))),
+        (
+            "tensors",
+            Some(format!(
+                "{} with {} elements",
+                human::count(shapes.len() as u64),
+                human::count(elements as u64)
+            )),
+        ),
     ];
-    let rows: Vec<(&str, String)> = fields.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
+    let rows: Vec<(&str, String)> = fields
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, value?)))
+        .collect();
     ui::print(&table::pairs(&rows));
     print_files(&files);
     Ok(())
@@ -126,11 +193,18 @@ fn inspect_adapter(folder: &Path, output: Output) -> Result<()> {
 /// The file, or the files of the folder, with their sizes, sorted by name.
 fn files(path: &Path) -> Vec<(PathBuf, u64)> {
     let mut paths: Vec<PathBuf> = match std::fs::read_dir(path) {
-        Ok(entries) => entries.flatten().map(|e| e.path()).filter(|p| p.is_file()).collect(),
+        Ok(entries) => entries
+            .flatten()
+            .map(|e| e.path())
+            .filter(|p| p.is_file())
+            .collect(),
         Err(_) => vec![path.to_owned()],
     };
     paths.sort_unstable();
-    paths.into_iter().filter_map(|p| std::fs::metadata(&p).ok().map(|m| (p, m.len()))).collect()
+    paths
+        .into_iter()
+        .filter_map(|p| std::fs::metadata(&p).ok().map(|m| (p, m.len())))
+        .collect()
 }
 
 fn print_files(files: &[(PathBuf, u64)]) {
@@ -139,7 +213,15 @@ fn print_files(files: &[(PathBuf, u64)]) {
     }
     let rows: Vec<(String, String)> = files
         .iter()
-        .map(|(path, bytes)| (format!("  {}", path.file_name().unwrap_or_default().to_string_lossy()), human::bytes(*bytes)))
+        .map(|(path, bytes)| {
+            (
+                format!(
+                    "  {}",
+                    path.file_name().unwrap_or_default().to_string_lossy()
+                ),
+                human::bytes(*bytes),
+            )
+        })
         .collect();
     ui::print("files");
     ui::print(&table::pairs(&rows));

@@ -1,4 +1,5 @@
-//! `frugal models`: what can be used by name, downloading it, and looking inside any model or adapter.
+//! `frugal models`: what can be used by name, downloading it, and looking inside any model or
+//! adapter.
 
 mod inspect;
 
@@ -75,7 +76,9 @@ fn list(output: Output) -> Result<()> {
             .iter()
             .map(|m| json!({ "name": m.name, "summary": m.summary, "license": m.license, "bytes": m.bytes(), "path": found(m.name) }));
         let builtin = json!({ "name": "builtin", "summary": BUILTIN, "license": "MIT OR Apache-2.0", "bytes": null, "path": null });
-        return ui::print_json(&json!({ "cache": cache, "models": std::iter::once(builtin).chain(models).collect::<Vec<_>>() }));
+        return ui::print_json(
+            &json!({ "cache": cache, "models": std::iter::once(builtin).chain(models).collect::<Vec<_>>() }),
+        );
     }
     let [name, what, licence, state] = ["name", "what it is", "licence", "state"].map(Column::text);
     let mut table = Table::new([name, what, Column::number("size"), licence, state]);
@@ -83,11 +86,24 @@ fn list(output: Output) -> Result<()> {
     for model in MODELS {
         // Terms that need a sentence stand beside the model; the table has room for their name.
         let license = model.license.split(" (").next().unwrap_or(model.license);
-        let state = if found(model.name).is_some() { "fetched" } else { "not fetched" };
-        table.row([model.name, model.summary, &human::bytes(model.bytes()), license, state]);
+        let state = if found(model.name).is_some() {
+            "fetched"
+        } else {
+            "not fetched"
+        };
+        table.row([
+            model.name,
+            model.summary,
+            &human::bytes(model.bytes()),
+            license,
+            state,
+        ]);
     }
     table::print(&table);
-    ui::print(&format!("\nCache: {}. `frugal models fetch NAME` downloads one.", cache.display()));
+    ui::print(&format!(
+        "\nCache: {}. `frugal models fetch NAME` downloads one.",
+        cache.display()
+    ));
     Ok(())
 }
 
@@ -95,7 +111,10 @@ const BUILTIN: &str = "a small language model that is part of this program, for 
 
 fn fetch_all(names: &[String], output: Output) -> Result<()> {
     // A mistyped name is found before anything is downloaded.
-    let models = names.iter().map(|name| fetch::model(name)).collect::<Result<Vec<_>, _>>()?;
+    let models = names
+        .iter()
+        .map(|name| fetch::model(name))
+        .collect::<Result<Vec<_>, _>>()?;
     let cache = fetch::cache_dir();
     let mut fetched: Vec<(&str, PathBuf)> = Vec::new();
     for model in models {
@@ -105,12 +124,24 @@ fn fetch_all(names: &[String], output: Output) -> Result<()> {
             fetch::fetch(model.name, &cache, &mut |step| progress.update(step))?
         };
         if !output.json {
-            ui::print(&format!("{} {} {}", model.name, if present { "is in the cache:" } else { "fetched:" }, path.display()));
+            ui::print(&format!(
+                "{} {} {}",
+                model.name,
+                if present {
+                    "is in the cache:"
+                } else {
+                    "fetched:"
+                },
+                path.display()
+            ));
         }
         fetched.push((model.name, path));
     }
     if output.json {
-        let models: Vec<_> = fetched.iter().map(|(name, path)| json!({ "name": name, "path": path })).collect();
+        let models: Vec<_> = fetched
+            .iter()
+            .map(|(name, path)| json!({ "name": name, "path": path }))
+            .collect();
         ui::print_json(&json!({ "models": models }))?;
     }
     Ok(())

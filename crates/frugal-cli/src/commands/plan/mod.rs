@@ -63,21 +63,54 @@ pub fn show(config: &TuneConfig, lookup: &Lookup, output: Output) -> Result<Outc
 
 fn print(plan: &Plan, config: &TuneConfig) {
     ui::print(&parts_lines(&plan.parts, plan.truncated));
-    ui::print(&format!("\nThe first example:\n{}\n", example_lines(&plan.example)));
+    ui::print(&format!(
+        "\nThe first example:\n{}\n",
+        example_lines(&plan.example)
+    ));
     // The model's own parameters and what the method adds to them.
-    let share = human::share(plan.trainable_parameters, plan.model_parameters + plan.trainable_parameters);
+    let share = human::share(
+        plan.trainable_parameters,
+        plan.model_parameters + plan.trainable_parameters,
+    );
     let memory = &plan.memory;
     ui::print(&table::pairs(&[
-        ("model", format!("{}, {} parameters", config.model, human::count(plan.model_parameters))),
-        ("trainable parameters", format!("{} ({share})", human::count(plan.trainable_parameters))),
-        ("training", format!("{} steps, {} tokens", human::count(plan.total_steps), human::count(plan.train_tokens))),
-        ("largest batch", format!("{} tokens", human::count(plan.micro_batch_tokens))),
+        (
+            "model",
+            format!(
+                "{}, {} parameters",
+                config.model,
+                human::count(plan.model_parameters)
+            ),
+        ),
+        (
+            "trainable parameters",
+            format!("{} ({share})", human::count(plan.trainable_parameters)),
+        ),
+        (
+            "training",
+            format!(
+                "{} steps, {} tokens",
+                human::count(plan.total_steps),
+                human::count(plan.train_tokens)
+            ),
+        ),
+        (
+            "largest batch",
+            format!("{} tokens", human::count(plan.micro_batch_tokens)),
+        ),
         ("peak memory", human::bytes(plan.peak_memory_bytes)),
         ("  program and data", human::bytes(memory.process)),
         ("  frozen weights", human::bytes(memory.weights)),
         ("  what is trained", human::bytes(memory.trainable)),
         ("  activations", human::bytes(memory.activations)),
         ("  working space", human::bytes(memory.workspace)),
-        ("time", format!("about {} at half of {} GFLOP/s", human::duration(plan.train_seconds), human::significant(plan.gemm_gflops, 3))),
+        (
+            "time",
+            format!(
+                "about {} at half of {} GFLOP/s",
+                human::duration(plan.train_seconds),
+                human::significant(plan.gemm_gflops, 3)
+            ),
+        ),
     ]));
 }

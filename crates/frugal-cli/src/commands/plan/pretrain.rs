@@ -3,7 +3,9 @@
 use anyhow::{Result, bail};
 use frugal::model::load::ModelFiles;
 use frugal_core::human;
-use frugal_core::measure::step_law::{COMPARED, Recipe, STEP_LAW, optimal_size, tokens_for_compute};
+use frugal_core::measure::step_law::{
+    COMPARED, Recipe, STEP_LAW, optimal_size, tokens_for_compute,
+};
 use frugal_core::table::{Column, Table};
 use serde_json::{Value, json};
 
@@ -29,7 +31,13 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = quantity, help_heading = "Size")]
     parameters: Option<f64>,
     /// Take the parameters of this model
-    #[arg(long, short, value_name = "MODEL", conflicts_with = "parameters", help_heading = "Size")]
+    #[arg(
+        long,
+        short,
+        value_name = "MODEL",
+        conflicts_with = "parameters",
+        help_heading = "Size"
+    )]
     model: Option<String>,
     /// Tokens of training
     #[arg(long, value_name = "D", value_parser = quantity, required_unless_present = "compute", help_heading = "Size")]
@@ -52,7 +60,9 @@ pub struct Args {
 
 /// Reckons and prints.
 pub fn run(args: &Args) -> Result<Outcome> {
-    if args.sequence_length == 0 || !(args.tokens_per_parameter.is_finite() && args.tokens_per_parameter > 0.0) {
+    if args.sequence_length == 0
+        || !(args.tokens_per_parameter.is_finite() && args.tokens_per_parameter > 0.0)
+    {
         bail!("--sequence-length and --tokens-per-parameter must be above 0");
     }
     let parameters = match (&args.model, args.parameters) {
@@ -63,10 +73,16 @@ pub fn run(args: &Args) -> Result<Outcome> {
         (Some(n), Some(d), _) => (n, d),
         (Some(n), None, Some(c)) => (n, tokens_for_compute(c, n)),
         (None, None, Some(c)) => optimal_size(c, args.tokens_per_parameter),
-        _ => bail!("the size of the model is missing: give `--parameters` or `--model`, or `--compute` without tokens"),
+        _ => bail!(
+            "the size of the model is missing: give `--parameters` or `--model`, or `--compute` without tokens"
+        ),
     };
     if tokens < args.sequence_length as f64 {
-        bail!("{} tokens are less than one sequence of {}", human::significant(tokens, 3), args.sequence_length);
+        bail!(
+            "{} tokens are less than one sequence of {}",
+            human::significant(tokens, 3),
+            args.sequence_length
+        );
     }
     let recipe = Recipe::new(&STEP_LAW, parameters, tokens, args.sequence_length);
     let others = COMPARED.map(|(name, law)| (name, law(parameters, tokens)));
@@ -75,30 +91,75 @@ pub fn run(args: &Args) -> Result<Outcome> {
     if args.output.json {
         let others: Vec<Value> =
             others.iter().map(|(name, (rate, batch))| json!({ "law": name, "peak_rate": rate, "batch_tokens": batch })).collect();
-        ui::print_json(&json!({ "recipe": recipe, "inside_fitted_range": inside, "compared": others }))?;
+        ui::print_json(
+            &json!({ "recipe": recipe, "inside_fitted_range": inside, "compared": others }),
+        )?;
         return Ok(Outcome::Done);
     }
     let whole = |v: f64| human::count(v.round() as u64);
     ui::print(&table::pairs(&[
-        ("parameters", format!("{} outside the vocabulary", whole(parameters))),
-        ("tokens", format!("{} ({} for each parameter)", whole(tokens), human::significant(tokens / parameters, 3))),
+        (
+            "parameters",
+            format!("{} outside the vocabulary", whole(parameters)),
+        ),
+        (
+            "tokens",
+            format!(
+                "{} ({} for each parameter)",
+                whole(tokens),
+                human::significant(tokens / parameters, 3)
+            ),
+        ),
         ("compute", format!("{:.2e} operations", recipe.compute)),
-        ("learning rate", format!("{:.3e} at the peak, {:.1e} at the end", recipe.peak_rate, recipe.final_rate)),
+        (
+            "learning rate",
+            format!(
+                "{:.3e} at the peak, {:.1e} at the end",
+                recipe.peak_rate, recipe.final_rate
+            ),
+        ),
         (
             "batch",
-            format!("{} tokens: {} sequences of {}", whole(recipe.batch_tokens), human::count(recipe.sequences), recipe.sequence_length),
+            format!(
+                "{} tokens: {} sequences of {}",
+                whole(recipe.batch_tokens),
+                human::count(recipe.sequences),
+                recipe.sequence_length
+            ),
         ),
-        ("steps", format!("{}, of which {} warm up, then cosine", human::count(recipe.steps), human::count(recipe.warmup_steps))),
+        (
+            "steps",
+            format!(
+                "{}, of which {} warm up, then cosine",
+                human::count(recipe.steps),
+                human::count(recipe.warmup_steps)
+            ),
+        ),
     ]));
-    let mut shown = Table::new([Column::text("law"), Column::number("peak rate"), Column::number("batch tokens")]);
-    shown.row(["step law".to_owned(), format!("{:.3e}", recipe.peak_rate), whole(recipe.batch_tokens)]);
+    let mut shown = Table::new([
+        Column::text("law"),
+        Column::number("peak rate"),
+        Column::number("batch tokens"),
+    ]);
+    shown.row([
+        "step law".to_owned(),
+        format!("{:.3e}", recipe.peak_rate),
+        whole(recipe.batch_tokens),
+    ]);
     for (name, (rate, batch)) in others {
-        shown.row([name.to_owned(), format!("{rate:.3e}"), batch.map_or("-".to_owned(), whole)]);
+        shown.row([
+            name.to_owned(),
+            format!("{rate:.3e}"),
+            batch.map_or("-".to_owned(), whole),
+        ]);
     }
     ui::print("");
     table::print(&shown);
     if !inside {
-        ui::note(args.output, "this is outside of the sizes that the law was fitted to: a first guess, to be varied by factors of two");
+        ui::note(
+            args.output,
+            "this is outside of the sizes that the law was fitted to: a first guess, to be varied by factors of two",
+        );
     }
     Ok(Outcome::Done)
 }
@@ -107,6 +168,8 @@ pub fn run(args: &Args) -> Result<Outcome> {
 fn non_embedding(model: &str, offline: bool) -> Result<f64> {
     let files = ModelFiles::open(model, &lookup(offline))?;
     let sites = files.sites();
-    let inner = sites.iter().filter(|(_, s)| s.kind.is_inner_linear() && s.layer.is_some());
+    let inner = sites
+        .iter()
+        .filter(|(_, s)| s.kind.is_inner_linear() && s.layer.is_some());
     Ok(inner.map(|(_, s)| (s.d_in * s.d_out) as f64).sum())
 }

@@ -1,4 +1,5 @@
-//! What the model answered, kept on disk while an evaluation runs, so that one that was killed can go on.
+//! What the model answered, kept on disk while an evaluation runs, so that one that was killed can
+//! go on.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -12,7 +13,8 @@ use crate::fs::FileError;
 /// What the model said to one request.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Answer {
-    /// Log-likelihood of each choice in nats, and whether the choice is what the model would write itself.
+    /// Log-likelihood of each choice in nats, and whether the choice is what the model would write
+    /// itself.
     Choices(Vec<(f64, bool)>),
     /// What it wrote.
     Text(String),
@@ -26,7 +28,8 @@ struct Line {
     answer: Kept,
 }
 
-/// An [`Answer`] whose numbers are texts: they are read back bit for bit, so a resumed run gives the same scores.
+/// An [`Answer`] whose numbers are texts: they are read back bit for bit, so a resumed run gives
+/// the same scores.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Kept {
@@ -39,7 +42,9 @@ impl From<&Answer> for Kept {
     fn from(answer: &Answer) -> Self {
         let exact = |v: &f64| format!("{v:?}");
         match answer {
-            Answer::Choices(all) => Self::Choices(all.iter().map(|(v, greedy)| (exact(v), *greedy)).collect()),
+            Answer::Choices(all) => {
+                Self::Choices(all.iter().map(|(v, greedy)| (exact(v), *greedy)).collect())
+            }
             Answer::Text(text) => Self::Text(text.clone()),
             Answer::Rolling(v, tokens) => Self::Rolling(exact(v), *tokens),
         }
@@ -69,7 +74,11 @@ pub struct AnswerLog {
 impl AnswerLog {
     /// Keeps answers in memory only.
     pub fn in_memory() -> Self {
-        Self { file: None, known: HashMap::new(), path: "".into() }
+        Self {
+            file: None,
+            known: HashMap::new(),
+            path: "".into(),
+        }
     }
 
     /// Opens or begins the log. A last line that was not written to its end is dropped.
@@ -97,9 +106,18 @@ impl AnswerLog {
                 }
             }
         }
-        let file = OpenOptions::new().create(true).append(true).open(path).map_err(FileError::at(path, "cannot write"))?;
-        file.set_len(whole).map_err(FileError::at(path, "cannot write"))?;
-        Ok(Self { file: Some(file), known, path: path.to_owned() })
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(path)
+            .map_err(FileError::at(path, "cannot write"))?;
+        file.set_len(whole)
+            .map_err(FileError::at(path, "cannot write"))?;
+        Ok(Self {
+            file: Some(file),
+            known,
+            path: path.to_owned(),
+        })
     }
 
     /// The answer to the sample with this hash, if there is one.
@@ -113,10 +131,15 @@ impl AnswerLog {
     /// When it cannot be written.
     pub fn add(&mut self, hash: &str, answer: Answer) -> Result<(), FileError> {
         if let Some(file) = &mut self.file {
-            let mut text = serde_json::to_string(&Line { hash: hash.into(), answer: Kept::from(&answer) }).unwrap_or_default();
+            let mut text = serde_json::to_string(&Line {
+                hash: hash.into(),
+                answer: Kept::from(&answer),
+            })
+            .unwrap_or_default();
             text.push('\n');
             // One call for one line, so that at most the last one is ever incomplete.
-            file.write_all(text.as_bytes()).map_err(FileError::at(&self.path, "cannot write"))?;
+            file.write_all(text.as_bytes())
+                .map_err(FileError::at(&self.path, "cannot write"))?;
         }
         self.known.insert(hash.into(), answer);
         Ok(())
@@ -132,7 +155,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a/answers.jsonl");
         let mut log = AnswerLog::open(&path).unwrap();
-        log.add("one", Answer::Choices(vec![(-1.5, true), (-0.1 - 0.2, false)])).unwrap();
+        log.add(
+            "one",
+            Answer::Choices(vec![(-1.5, true), (-0.1 - 0.2, false)]),
+        )
+        .unwrap();
         log.add("two", Answer::Text("a\nb".into())).unwrap();
         drop(log);
         let whole = std::fs::read(&path).unwrap();
@@ -142,12 +169,20 @@ mod tests {
             let lines = whole[..cut].iter().filter(|b| **b == b'\n').count();
             assert_eq!(log.get("one").is_some(), lines >= 1, "cut at {cut}");
             assert_eq!(log.get("two").is_some(), lines >= 2, "cut at {cut}");
-            log.add("three", Answer::Rolling(-297.600_929_519_182_2, 4)).unwrap();
+            log.add("three", Answer::Rolling(-297.600_929_519_182_2, 4))
+                .unwrap();
             drop(log);
             let log = AnswerLog::open(&path).unwrap();
-            assert_eq!(log.get("three"), Some(&Answer::Rolling(-297.600_929_519_182_2, 4)), "cut at {cut}");
+            assert_eq!(
+                log.get("three"),
+                Some(&Answer::Rolling(-297.600_929_519_182_2, 4)),
+                "cut at {cut}"
+            );
             if lines >= 1 {
-                assert_eq!(log.get("one"), Some(&Answer::Choices(vec![(-1.5, true), (-0.1 - 0.2, false)])));
+                assert_eq!(
+                    log.get("one"),
+                    Some(&Answer::Choices(vec![(-1.5, true), (-0.1 - 0.2, false)]))
+                );
             }
         }
     }

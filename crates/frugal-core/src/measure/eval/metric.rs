@@ -34,8 +34,9 @@ pub enum Metric {
         #[serde(default)]
         regexes_to_ignore: Vec<String>,
     },
-    /// The chance that of `k` answers at least one, with the target behind it, is a Python program that runs without an error:
-    /// `1 - C(n - c, k) / C(n, k)` where `c` of `n` answers do, the unbiased estimator of Chen et al., 2021, arXiv 2107.03374.
+    /// The chance that of `k` answers at least one, with the target behind it, is a Python program
+    /// that runs without an error: `1 - C(n - c, k) / C(n, k)` where `c` of `n` answers do, the
+    /// unbiased estimator of Chen et al., 2021, arXiv 2107.03374.
     #[serde(rename = "pass@k", alias = "pass@1")]
     Pass {
         /// Answers of which one must do.
@@ -97,7 +98,11 @@ impl Metric {
 
     /// Of how many answers one must do, where the metric runs them as programs.
     pub fn attempts(&self) -> Option<usize> {
-        if let Self::Pass { k } = self { Some(*k) } else { None }
+        if let Self::Pass { k } = self {
+            Some(*k)
+        } else {
+            None
+        }
     }
 
     /// Whether more is better.
@@ -110,15 +115,22 @@ impl Metric {
         match self {
             Self::Acc | Self::AccNorm | Self::AccBytes | Self::Mcc => Kind::MultipleChoice,
             Self::ExactMatch { .. } | Self::Pass { .. } => Kind::GenerateUntil,
-            Self::WordPerplexity | Self::BytePerplexity | Self::TokenPerplexity | Self::BitsPerByte => Kind::LoglikelihoodRolling,
+            Self::WordPerplexity
+            | Self::BytePerplexity
+            | Self::TokenPerplexity
+            | Self::BitsPerByte => Kind::LoglikelihoodRolling,
         }
     }
 
     pub(super) fn check(&self) -> Result<(), String> {
         match self {
-            Self::ExactMatch { regexes_to_ignore, .. } => regexes_to_ignore
-                .iter()
-                .try_for_each(|r| Regex::new(r).map(|_| ()).map_err(|e| format!("`regexes_to_ignore` of `{}`: {e}", self.name()))),
+            Self::ExactMatch {
+                regexes_to_ignore, ..
+            } => regexes_to_ignore.iter().try_for_each(|r| {
+                Regex::new(r)
+                    .map(|_| ())
+                    .map_err(|e| format!("`regexes_to_ignore` of `{}`: {e}", self.name()))
+            }),
             _ => Ok(()),
         }
     }
@@ -126,8 +138,17 @@ impl Metric {
     /// Score of a multiple-choice answer; the first among equally likely choices is chosen.
     pub fn of_choices(&self, answer: Choices<'_>) -> Score {
         let chosen = |length: fn(&str) -> f64| {
-            let scaled = answer.log_likelihoods.iter().zip(answer.texts).map(|(ll, text)| ll / length(text));
-            scaled.enumerate().fold((0, f64::NEG_INFINITY), |best, (i, ll)| if ll > best.1 { (i, ll) } else { best }).0
+            let scaled = answer
+                .log_likelihoods
+                .iter()
+                .zip(answer.texts)
+                .map(|(ll, text)| ll / length(text));
+            scaled
+                .enumerate()
+                .fold((0, f64::NEG_INFINITY), |best, (i, ll)| {
+                    if ll > best.1 { (i, ll) } else { best }
+                })
+                .0
         };
         let right = |chosen: usize| Score::Value(f64::from(u8::from(chosen == answer.gold)));
         match self {
@@ -140,7 +161,14 @@ impl Metric {
 
     /// Score of a written answer.
     pub fn of_text(&self, answer: &str, target: &str) -> Score {
-        let Self::ExactMatch { ignore_case, ignore_punctuation, regexes_to_ignore } = self else { return Score::Value(0.0) };
+        let Self::ExactMatch {
+            ignore_case,
+            ignore_punctuation,
+            regexes_to_ignore,
+        } = self
+        else {
+            return Score::Value(0.0);
+        };
         let plain = |text: &str| {
             let mut text = text.to_owned();
             for regex in regexes_to_ignore.iter().flat_map(|r| Regex::new(r)) {
@@ -159,7 +187,13 @@ impl Metric {
 
     /// Mean score of several written answers.
     pub fn of_texts(&self, answers: &[String], target: &str) -> Score {
-        let scores = answers.iter().map(|answer| if let Score::Value(v) = self.of_text(answer, target) { v } else { 0.0 });
+        let scores = answers.iter().map(|answer| {
+            if let Score::Value(v) = self.of_text(answer, target) {
+                v
+            } else {
+                0.0
+            }
+        });
         Score::Value(scores.sum::<f64>() / answers.len().max(1) as f64)
     }
 
@@ -167,7 +201,11 @@ impl Metric {
     pub fn of_programs(&self, n: usize, c: usize) -> Score {
         let k = self.attempts().unwrap_or(1);
         // The product form does not overflow; with fewer failures than k, one of any k succeeds.
-        let none = if n - c < k { 0.0 } else { (n - c + 1..=n).map(|i| 1.0 - k as f64 / i as f64).product() };
+        let none = if n - c < k {
+            0.0
+        } else {
+            (n - c + 1..=n).map(|i| 1.0 - k as f64 / i as f64).product()
+        };
         Score::Value(1.0 - none)
     }
 
@@ -185,20 +223,48 @@ impl Metric {
     pub fn aggregate(&self, scores: &[Score], seed: u64) -> Option<(f64, Option<f64>)> {
         match scores.first()? {
             Score::Value(_) => {
-                let values: Vec<f64> = scores.iter().filter_map(|s| if let Score::Value(v) = s { Some(*v) } else { None }).collect();
+                let values: Vec<f64> = scores
+                    .iter()
+                    .filter_map(|s| {
+                        if let Score::Value(v) = s {
+                            Some(*v)
+                        } else {
+                            None
+                        }
+                    })
+                    .collect();
                 Some((crate::metrics::mean(&values)?, mean_error(&values)))
             }
             Score::Classes(..) => {
-                let pairs: Vec<(usize, usize)> =
-                    scores.iter().filter_map(|s| if let Score::Classes(g, p) = s { Some((*g, *p)) } else { None }).collect();
+                let pairs: Vec<(usize, usize)> = scores
+                    .iter()
+                    .filter_map(|s| {
+                        if let Score::Classes(g, p) = s {
+                            Some((*g, *p))
+                        } else {
+                            None
+                        }
+                    })
+                    .collect();
                 Some((correlation(&pairs)?, bootstrap_error(&pairs, seed)))
             }
             Score::Ratio(..) => {
-                let pairs: Vec<(f64, f64)> =
-                    scores.iter().filter_map(|s| if let Score::Ratio(a, b) = s { Some((*a, *b)) } else { None }).collect();
+                let pairs: Vec<(f64, f64)> = scores
+                    .iter()
+                    .filter_map(|s| {
+                        if let Score::Ratio(a, b) = s {
+                            Some((*a, *b))
+                        } else {
+                            None
+                        }
+                    })
+                    .collect();
                 let (rate, error) = ratio(&pairs)?;
                 Some(match self {
-                    Self::BitsPerByte => (-rate / std::f64::consts::LN_2, error.map(|e| e / std::f64::consts::LN_2)),
+                    Self::BitsPerByte => (
+                        -rate / std::f64::consts::LN_2,
+                        error.map(|e| e / std::f64::consts::LN_2),
+                    ),
                     _ => ((-rate).exp(), error.map(|e| e * (-rate).exp())),
                 })
             }
@@ -223,14 +289,17 @@ fn words(text: &str) -> usize {
 fn mean_error(values: &[f64]) -> Option<f64> {
     let n = values.len() as f64;
     let mean = crate::metrics::mean(values)?;
-    (values.len() > 1).then(|| (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1.0) / n).sqrt())
+    (values.len() > 1)
+        .then(|| (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1.0) / n).sqrt())
 }
 
 fn correlation(pairs: &[(usize, usize)]) -> Option<f64> {
     let classes = pairs.iter().map(|(g, p)| g.max(p) + 1).max()?;
     let labels: Vec<String> = (0..classes).map(|i| i.to_string()).collect();
     let (gold, predicted): (Vec<usize>, Vec<usize>) = pairs.iter().copied().unzip();
-    ClassificationReport::new(&gold, &predicted, &labels).ok().map(|r| r.matthews_correlation)
+    ClassificationReport::new(&gold, &predicted, &labels)
+        .ok()
+        .map(|r| r.matthews_correlation)
 }
 
 /// Draws with replacement, as often as this.
@@ -242,7 +311,9 @@ fn bootstrap_error(pairs: &[(usize, usize)], seed: u64) -> Option<f64> {
     }
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut draw = || -> Option<f64> {
-        let sample: Vec<(usize, usize)> = (0..pairs.len()).map(|_| pairs[rng.random_range(0..pairs.len())]).collect();
+        let sample: Vec<(usize, usize)> = (0..pairs.len())
+            .map(|_| pairs[rng.random_range(0..pairs.len())])
+            .collect();
         correlation(&sample)
     };
     let values: Vec<f64> = (0..RESAMPLES).filter_map(|_| draw()).collect();
@@ -252,13 +323,18 @@ fn bootstrap_error(pairs: &[(usize, usize)], seed: u64) -> Option<f64> {
 
 /// Sum of the first over sum of the second, with the standard error of that ratio by linearisation.
 fn ratio(pairs: &[(f64, f64)]) -> Option<(f64, Option<f64>)> {
-    let (above, below) = pairs.iter().fold((0.0, 0.0), |(a, b), (x, y)| (a + x, b + y));
+    let (above, below) = pairs
+        .iter()
+        .fold((0.0, 0.0), |(a, b), (x, y)| (a + x, b + y));
     if below <= 0.0 {
         return None;
     }
     let (rate, n) = (above / below, pairs.len() as f64);
     let spread: f64 = pairs.iter().map(|(x, y)| (x - rate * y).powi(2)).sum();
-    Some((rate, (pairs.len() > 1).then(|| (spread * n / (n - 1.0)).sqrt() / below)))
+    Some((
+        rate,
+        (pairs.len() > 1).then(|| (spread * n / (n - 1.0)).sqrt() / below),
+    ))
 }
 
 #[cfg(test)]
@@ -267,49 +343,91 @@ mod tests {
 
     use super::*;
 
-    /// Scores, aggregates and standard errors of lm-evaluation-harness and scikit-learn; `scripts/golden/eval.py` wrote them.
+    /// Scores, aggregates and standard errors of lm-evaluation-harness and scikit-learn;
+    /// `scripts/golden/eval.py` wrote them.
     #[test]
     fn scores_agree_with_the_reference() {
-        let golden: Value = serde_json::from_str(include_str!("../../../../../fixtures/measure/eval.json")).unwrap();
+        let golden: Value =
+            serde_json::from_str(include_str!("../../../../../fixtures/measure/eval.json"))
+                .unwrap();
         let close = |ours: f64, reference: &Value, what: &str| {
             let reference = reference.as_f64().unwrap();
-            assert!((ours - reference).abs() <= 1e-12 * reference.abs().max(1.0), "{what}: {ours} but the reference has {reference}");
+            assert!(
+                (ours - reference).abs() <= 1e-12 * reference.abs().max(1.0),
+                "{what}: {ours} but the reference has {reference}"
+            );
         };
         let cases = golden["exact_match"].as_array().unwrap();
         assert!(cases.len() >= 8);
         for case in cases {
             let metric: Metric = serde_json::from_value(case["metric"].clone()).unwrap();
-            let Score::Value(ours) = metric.of_text(case["answer"].as_str().unwrap(), case["target"].as_str().unwrap()) else { panic!() };
+            let Score::Value(ours) = metric.of_text(
+                case["answer"].as_str().unwrap(),
+                case["target"].as_str().unwrap(),
+            ) else {
+                panic!()
+            };
             close(ours, &case["score"], &case.to_string());
         }
         for case in golden["choices"].as_array().unwrap() {
-            let log_likelihoods: Vec<f64> = serde_json::from_value(case["log_likelihoods"].clone()).unwrap();
+            let log_likelihoods: Vec<f64> =
+                serde_json::from_value(case["log_likelihoods"].clone()).unwrap();
             let texts: Vec<String> = serde_json::from_value(case["texts"].clone()).unwrap();
-            let answer = Choices { log_likelihoods: &log_likelihoods, texts: &texts, gold: case["gold"].as_u64().unwrap() as usize };
+            let answer = Choices {
+                log_likelihoods: &log_likelihoods,
+                texts: &texts,
+                gold: case["gold"].as_u64().unwrap() as usize,
+            };
             for metric in [Metric::Acc, Metric::AccNorm, Metric::AccBytes] {
-                let Score::Value(ours) = metric.of_choices(answer) else { panic!() };
+                let Score::Value(ours) = metric.of_choices(answer) else {
+                    panic!()
+                };
                 close(ours, &case[metric.name().as_ref()], &case.to_string());
             }
         }
         for case in golden["means"].as_array().unwrap() {
-            let scores: Vec<Score> = case["values"].as_array().unwrap().iter().map(|v| Score::Value(v.as_f64().unwrap())).collect();
+            let scores: Vec<Score> = case["values"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|v| Score::Value(v.as_f64().unwrap()))
+                .collect();
             let (mean, error) = Metric::Acc.aggregate(&scores, 0).unwrap();
             close(mean, &case["mean"], "mean");
             close(error.unwrap(), &case["stderr"], "standard error");
         }
         for case in golden["texts"].as_array().unwrap() {
-            let texts: Vec<&str> = case["texts"].as_array().unwrap().iter().map(|t| t.as_str().unwrap()).collect();
+            let texts: Vec<&str> = case["texts"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|t| t.as_str().unwrap())
+                .collect();
             let lls: Vec<f64> = serde_json::from_value(case["log_likelihoods"].clone()).unwrap();
-            for metric in [Metric::WordPerplexity, Metric::BytePerplexity, Metric::BitsPerByte] {
-                let scores: Vec<Score> = texts.iter().zip(&lls).map(|(t, ll)| metric.of_likelihood(*ll, t, 1)).collect();
-                close(metric.aggregate(&scores, 0).unwrap().0, &case[metric.name().as_ref()], &metric.name());
+            for metric in [
+                Metric::WordPerplexity,
+                Metric::BytePerplexity,
+                Metric::BitsPerByte,
+            ] {
+                let scores: Vec<Score> = texts
+                    .iter()
+                    .zip(&lls)
+                    .map(|(t, ll)| metric.of_likelihood(*ll, t, 1))
+                    .collect();
+                close(
+                    metric.aggregate(&scores, 0).unwrap().0,
+                    &case[metric.name().as_ref()],
+                    &metric.name(),
+                );
             }
         }
         let cases = golden["pass_at_k"].as_array().unwrap();
         assert!(cases.len() >= 8);
         for case in cases {
             let [n, c, k] = ["n", "c", "k"].map(|key| case[key].as_u64().unwrap() as usize);
-            let Score::Value(ours) = (Metric::Pass { k }).of_programs(n, c) else { panic!() };
+            let Score::Value(ours) = (Metric::Pass { k }).of_programs(n, c) else {
+                panic!()
+            };
             close(ours, &case["score"], &case.to_string());
         }
         let mcc = &golden["mcc"];
@@ -319,7 +437,10 @@ mod tests {
         close(value, &mcc["value"], "mcc");
         // Two bootstraps with different draws.
         let reference = mcc["stderr"].as_f64().unwrap();
-        assert!((error.unwrap() / reference - 1.0).abs() < 0.1, "{error:?} and {reference}");
+        assert!(
+            (error.unwrap() / reference - 1.0).abs() < 0.1,
+            "{error:?} and {reference}"
+        );
     }
 
     #[test]

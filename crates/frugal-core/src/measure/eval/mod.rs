@@ -1,8 +1,9 @@
 //! The evaluation harness: tasks as data, a model behind three calls, scores with standard errors.
 //!
-//! A run prepares every sample first (records, templates, examples), asks the model for what no earlier run has answered,
-//! and scores from the answers alone. Answers are kept under a hash of everything that decides them, so a run that was
-//! killed goes on where it was, and a changed prompt, model or setting is asked anew.
+//! A run prepares every sample first (records, templates, examples), asks the model for what no
+//! earlier run has answered, and scores from the answers alone. Answers are kept under a hash of
+//! everything that decides them, so a run that was killed goes on where it was, and a changed
+//! prompt, model or setting is asked anew.
 
 mod answers;
 mod filter;
@@ -64,7 +65,9 @@ pub enum EvalError {
         known: String,
     },
     /// Data that is not there.
-    #[error("{file}: no such file beside the task, in the data folder (`--data-dir`, FRUGAL_DATA) or here")]
+    #[error(
+        "{file}: no such file beside the task, in the data folder (`--data-dir`, FRUGAL_DATA) or here"
+    )]
     NoData {
         /// What was looked for.
         file: String,
@@ -103,7 +106,9 @@ pub enum EvalError {
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
     /// A task that runs what the model writes, without leave to do so.
-    #[error("task `{task}` runs programs that the model writes: give `--allow-code-execution` if you mean it")]
+    #[error(
+        "task `{task}` runs programs that the model writes: give `--allow-code-execution` if you mean it"
+    )]
     NoExecution {
         /// Task.
         task: String,
@@ -143,13 +148,22 @@ pub trait LanguageModel {
     ///
     /// # Errors
     /// What the model cannot do.
-    fn loglikelihood(&mut self, requests: &[Continuations<'_>], answer: Sink<'_, Vec<(f64, bool)>>) -> Result<(), ModelFailure>;
+    fn loglikelihood(
+        &mut self,
+        requests: &[Continuations<'_>],
+        answer: Sink<'_, Vec<(f64, bool)>>,
+    ) -> Result<(), ModelFailure>;
 
-    /// Log-likelihood of whole texts in nats and their numbers of tokens; long ones in disjoint windows.
+    /// Log-likelihood of whole texts in nats and their numbers of tokens; long ones in disjoint
+    /// windows.
     ///
     /// # Errors
     /// What the model cannot do.
-    fn loglikelihood_rolling(&mut self, texts: &[&str], answer: Sink<'_, (f64, usize)>) -> Result<(), ModelFailure>;
+    fn loglikelihood_rolling(
+        &mut self,
+        texts: &[&str],
+        answer: Sink<'_, (f64, usize)>,
+    ) -> Result<(), ModelFailure>;
 
     /// Continues texts until one of `generation.until`, the model's own end, or the longest length.
     ///
@@ -215,25 +229,39 @@ pub enum EvalEvent<'a> {
 /// Receives events; false ends the work.
 pub type Observe<'a> = &'a mut dyn FnMut(EvalEvent<'_>) -> bool;
 
-/// Runs a task; `None` if `observe` ended it. With an output folder, `answers_NAME.jsonl` is written on the way and
-/// `samples_NAME.jsonl` at the end.
+/// Runs a task; `None` if `observe` ended it. With an output folder, `answers_NAME.jsonl` is
+/// written on the way and `samples_NAME.jsonl` at the end.
 ///
 /// # Errors
 /// Anything wrong with the task, the data, the model or the output folder.
-pub fn run(task: &Task, context: &Context, model: &mut dyn LanguageModel, observe: Observe<'_>) -> Result<Option<TaskResult>, EvalError> {
+pub fn run(
+    task: &Task,
+    context: &Context,
+    model: &mut dyn LanguageModel,
+    observe: Observe<'_>,
+) -> Result<Option<TaskResult>, EvalError> {
     if task.metrics.iter().any(|m| m.attempts().is_some()) && context.sandbox.is_none() {
-        return Err(EvalError::NoExecution { task: task.name.clone() });
+        return Err(EvalError::NoExecution {
+            task: task.name.clone(),
+        });
     }
     let prepared = prompt::prepare(task, context, model)?;
     let mut log = match &context.out {
         Some(out) => AnswerLog::open(&out.join(format!("answers_{}.jsonl", task.name)))?,
         None => AnswerLog::in_memory(),
     };
-    let all = prepared.samples.iter().flat_map(|s| (0..s.times()).map(move |repeat| (s, s.answer_hash(repeat))));
+    let all = prepared
+        .samples
+        .iter()
+        .flat_map(|s| (0..s.times()).map(move |repeat| (s, s.answer_hash(repeat))));
     let open: Vec<(&Sample, String)> = all.filter(|(_, hash)| log.get(hash).is_none()).collect();
     let wanted: usize = prepared.samples.iter().map(Sample::times).sum();
     let answered = wanted - open.len();
-    if !observe(EvalEvent::Task { name: &task.name, answers: wanted, answered }) {
+    if !observe(EvalEvent::Task {
+        name: &task.name,
+        answers: wanted,
+        answered,
+    }) {
         return Ok(None);
     }
     let mut failure = None;
@@ -277,7 +305,13 @@ fn ask(
             let requests: Vec<Continuations<'_>> = open
                 .iter()
                 .filter_map(|(s, _)| match &s.request {
-                    Request::Choices { context, continuations } => Some(Continuations { context, continuations }),
+                    Request::Choices {
+                        context,
+                        continuations,
+                    } => Some(Continuations {
+                        context,
+                        continuations,
+                    }),
                     _ => None,
                 })
                 .collect();
@@ -287,19 +321,33 @@ fn ask(
             let requests: Vec<ToContinue<'_>> = open
                 .iter()
                 .filter_map(|(s, hash)| match &s.request {
-                    // The hash stands for all that decides the answer, so the same question is answered alike in any company.
-                    Request::Generate { context, .. } => Some(ToContinue { context, seed: prompt::seed_of(hash) }),
+                    // The hash stands for all that decides the answer, so the same question is
+                    // answered alike in any company.
+                    Request::Generate { context, .. } => Some(ToContinue {
+                        context,
+                        seed: prompt::seed_of(hash),
+                    }),
                     _ => None,
                 })
                 .collect();
-            model.generate_until(&requests, &task.generation, &mut |i, text| keep(i, Answer::Text(text)))
+            model.generate_until(&requests, &task.generation, &mut |i, text| {
+                keep(i, Answer::Text(text))
+            })
         }
         Kind::LoglikelihoodRolling => {
             let texts: Vec<&str> = open
                 .iter()
-                .filter_map(|(s, _)| if let Request::Rolling { text } = &s.request { Some(text.as_str()) } else { None })
+                .filter_map(|(s, _)| {
+                    if let Request::Rolling { text } = &s.request {
+                        Some(text.as_str())
+                    } else {
+                        None
+                    }
+                })
                 .collect();
-            model.loglikelihood_rolling(&texts, &mut |i, (sum, tokens)| keep(i, Answer::Rolling(sum, tokens)))
+            model.loglikelihood_rolling(&texts, &mut |i, (sum, tokens)| {
+                keep(i, Answer::Rolling(sum, tokens))
+            })
         }
     }
 }
@@ -315,51 +363,115 @@ struct Scored<'a> {
     filters: Vec<(String, Value, Scores)>,
 }
 
-fn score<'a>(task: &Task, context: &Context, prepared: &'a Prepared, log: &AnswerLog) -> Result<Vec<Scored<'a>>, EvalError> {
+fn score<'a>(
+    task: &Task,
+    context: &Context,
+    prepared: &'a Prepared,
+    log: &AnswerLog,
+) -> Result<Vec<Scored<'a>>, EvalError> {
     let renderer = prompt::Renderer::new(&task.name);
     let mut all = Vec::with_capacity(prepared.samples.len());
     for sample in &prepared.samples {
-        let answers: Option<Vec<Answer>> = (0..sample.times()).map(|repeat| log.get(&sample.answer_hash(repeat)).cloned()).collect();
-        let Some((answers, first)) = answers.and_then(|answers| answers.first().cloned().map(|first| (answers, first))) else {
+        let answers: Option<Vec<Answer>> = (0..sample.times())
+            .map(|repeat| log.get(&sample.answer_hash(repeat)).cloned())
+            .collect();
+        let Some((answers, first)) =
+            answers.and_then(|answers| answers.first().cloned().map(|first| (answers, first)))
+        else {
             let reason = "the model gave no answer".to_owned();
-            return Err(EvalError::Record { task: task.name.clone(), row: sample.doc_id, reason });
+            return Err(EvalError::Record {
+                task: task.name.clone(),
+                row: sample.doc_id,
+                reason,
+            });
         };
-        let of = |score: &dyn Fn(&Metric) -> Score| task.metrics.iter().map(|m| (m.name().into_owned(), score(m))).collect::<Vec<_>>();
+        let of = |score: &dyn Fn(&Metric) -> Score| {
+            task.metrics
+                .iter()
+                .map(|m| (m.name().into_owned(), score(m)))
+                .collect::<Vec<_>>()
+        };
         let none = || "none".to_owned();
         let filters = match &first {
             Answer::Choices(lls) => {
                 let log_likelihoods: Vec<f64> = lls.iter().map(|l| l.0).collect();
-                let choices = Choices { log_likelihoods: &log_likelihoods, texts: &sample.choices, gold: sample.gold };
+                let choices = Choices {
+                    log_likelihoods: &log_likelihoods,
+                    texts: &sample.choices,
+                    gold: sample.gold,
+                };
                 vec![(none(), json!(lls), of(&|m| m.of_choices(choices)))]
             }
             Answer::Rolling(sum, tokens) => {
-                let Request::Rolling { text } = &sample.request else { continue };
-                vec![(none(), json!(sum), of(&|m| m.of_likelihood(*sum, text, *tokens)))]
+                let Request::Rolling { text } = &sample.request else {
+                    continue;
+                };
+                vec![(
+                    none(),
+                    json!(sum),
+                    of(&|m| m.of_likelihood(*sum, text, *tokens)),
+                )]
             }
             Answer::Text(_) => {
-                let texts: Vec<&str> =
-                    answers.iter().filter_map(|a| if let Answer::Text(t) = a { Some(t.as_str()) } else { None }).collect();
-                let as_it_is = [Filter { name: none(), steps: Vec::new() }];
-                let filters = if task.filters.is_empty() { &as_it_is[..] } else { &task.filters };
+                let texts: Vec<&str> = answers
+                    .iter()
+                    .filter_map(|a| {
+                        if let Answer::Text(t) = a {
+                            Some(t.as_str())
+                        } else {
+                            None
+                        }
+                    })
+                    .collect();
+                let as_it_is = [Filter {
+                    name: none(),
+                    steps: Vec::new(),
+                }];
+                let filters = if task.filters.is_empty() {
+                    &as_it_is[..]
+                } else {
+                    &task.filters
+                };
                 let filtered = |filter: &Filter| -> Result<_, EvalError> {
-                    let render = |template: &str| renderer.render(template, &sample.doc, sample.doc_id);
-                    let found = texts.iter().map(|text| filter.apply(text, render)).collect::<Result<Vec<_>, _>>()?;
+                    let render =
+                        |template: &str| renderer.render(template, &sample.doc, sample.doc_id);
+                    let found = texts
+                        .iter()
+                        .map(|text| filter.apply(text, render))
+                        .collect::<Result<Vec<_>, _>>()?;
                     let scores = score_texts(task, context, &found, &sample.target)?;
-                    let shown = if let [only] = found.as_slice() { json!(only) } else { json!(found) };
+                    let shown = if let [only] = found.as_slice() {
+                        json!(only)
+                    } else {
+                        json!(found)
+                    };
                     Ok((filter.name.clone(), shown, scores))
                 };
                 filters.iter().map(filtered).collect::<Result<_, _>>()?
             }
         };
-        all.push(Scored { sample, answers, filters });
+        all.push(Scored {
+            sample,
+            answers,
+            filters,
+        });
     }
     Ok(all)
 }
 
 /// Scores of the answers to one question: programs count together, of the rest the mean.
-fn score_texts(task: &Task, context: &Context, answers: &[String], target: &str) -> Result<Scores, EvalError> {
+fn score_texts(
+    task: &Task,
+    context: &Context,
+    answers: &[String],
+    target: &str,
+) -> Result<Scores, EvalError> {
     let mut succeeded = 0;
-    if let Some(sandbox) = context.sandbox.as_ref().filter(|_| task.metrics.iter().any(|m| m.attempts().is_some())) {
+    if let Some(sandbox) = context
+        .sandbox
+        .as_ref()
+        .filter(|_| task.metrics.iter().any(|m| m.attempts().is_some()))
+    {
         for answer in answers {
             let run = sandbox.run(&format!("{answer}\n{target}"), b"", &Limits::default())?;
             succeeded += usize::from(run.ending == Ending::Success);
@@ -377,14 +489,32 @@ fn score_texts(task: &Task, context: &Context, answers: &[String], target: &str)
 
 fn measure(task: &Task, scored: &[Scored<'_>], seed: u64) -> Vec<Measured> {
     let mut measured = Vec::new();
-    let Some(first) = scored.first() else { return measured };
+    let Some(first) = scored.first() else {
+        return measured;
+    };
     for metric in &task.metrics {
         for (f, (filter, ..)) in first.filters.iter().enumerate() {
-            let scores: Vec<Score> =
-                scored.iter().filter_map(|s| s.filters[f].2.iter().find(|(n, _)| *n == metric.name()).map(|(_, score)| *score)).collect();
-            let Some((value, stderr)) = metric.aggregate(&scores, seed) else { continue };
+            let scores: Vec<Score> = scored
+                .iter()
+                .filter_map(|s| {
+                    s.filters[f]
+                        .2
+                        .iter()
+                        .find(|(n, _)| *n == metric.name())
+                        .map(|(_, score)| *score)
+                })
+                .collect();
+            let Some((value, stderr)) = metric.aggregate(&scores, seed) else {
+                continue;
+            };
             let filter = filter.clone();
-            measured.push(Measured { metric: metric.name().into(), filter, value, stderr, higher_is_better: metric.higher_is_better() });
+            measured.push(Measured {
+                metric: metric.name().into(),
+                filter,
+                value,
+                stderr,
+                higher_is_better: metric.higher_is_better(),
+            });
         }
     }
     measured
@@ -395,17 +525,32 @@ fn write_samples(path: &Path, scored: &[Scored<'_>]) -> Result<(), FileError> {
     crate::fs::write_atomic_with(path, |out| {
         for one in scored {
             let arguments = match &one.sample.request {
-                Request::Choices { context, continuations } => continuations.iter().map(|c| vec![context.as_str(), c.as_str()]).collect(),
+                Request::Choices {
+                    context,
+                    continuations,
+                } => continuations
+                    .iter()
+                    .map(|c| vec![context.as_str(), c.as_str()])
+                    .collect(),
                 Request::Generate { context, .. } => vec![vec![context.as_str()]],
                 Request::Rolling { text } => vec![vec![text.as_str()]],
             };
             let named = |parts: &[&str]| -> BTreeMap<String, String> {
-                parts.iter().enumerate().map(|(i, p)| (format!("arg_{i}"), (*p).to_owned())).collect()
+                parts
+                    .iter()
+                    .enumerate()
+                    .map(|(i, p)| (format!("arg_{i}"), (*p).to_owned()))
+                    .collect()
             };
-            let arguments: Map<String, Value> =
-                arguments.iter().enumerate().map(|(i, a)| (format!("gen_args_{i}"), json!(named(a)))).collect();
+            let arguments: Map<String, Value> = arguments
+                .iter()
+                .enumerate()
+                .map(|(i, a)| (format!("gen_args_{i}"), json!(named(a))))
+                .collect();
             let of_answer = |answer: &Answer| match answer {
-                Answer::Choices(lls) => json!(lls.iter().map(|l| json!([[l.0, l.1]])).collect::<Vec<_>>()),
+                Answer::Choices(lls) => {
+                    json!(lls.iter().map(|l| json!([[l.0, l.1]])).collect::<Vec<_>>())
+                }
                 Answer::Text(text) => json!(text),
                 Answer::Rolling(sum, tokens) => json!([sum, tokens]),
             };

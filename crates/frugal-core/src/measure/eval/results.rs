@@ -66,7 +66,9 @@ impl TaskResult {
         let hashes: String = prepared.samples.iter().map(|s| s.hash.as_str()).collect();
         let template = serde_json::to_string(&task.prompt).unwrap_or_default();
         let example = prepared.samples.first().map(|s| match &s.request {
-            super::Request::Choices { context, .. } | super::Request::Generate { context, .. } => context.clone(),
+            super::Request::Choices { context, .. } | super::Request::Generate { context, .. } => {
+                context.clone()
+            }
             super::Request::Rolling { text } => text.chars().take(1000).collect(),
         });
         Self {
@@ -85,16 +87,28 @@ impl TaskResult {
 }
 
 impl EvalResults {
-    /// The JSON that lm-evaluation-harness's readers know; template, its hash and the first prompt are additions.
+    /// The JSON that lm-evaluation-harness's readers know; template, its hash and the first prompt
+    /// are additions.
     pub fn to_json(&self) -> Value {
         let by_task = |value: &dyn Fn(&TaskResult) -> Value| -> Value {
-            Value::Object(self.tasks.iter().map(|t| (t.task.name.clone(), value(t))).collect())
+            Value::Object(
+                self.tasks
+                    .iter()
+                    .map(|t| (t.task.name.clone(), value(t)))
+                    .collect(),
+            )
         };
         let scores = |t: &TaskResult| {
-            let mut scores = Map::from_iter([("alias".to_owned(), json!(t.task.name)), ("sample_len".to_owned(), json!(t.effective))]);
+            let mut scores = Map::from_iter([
+                ("alias".to_owned(), json!(t.task.name)),
+                ("sample_len".to_owned(), json!(t.effective)),
+            ]);
             for m in &t.measured {
                 scores.insert(format!("{},{}", m.metric, m.filter), json!(m.value));
-                scores.insert(format!("{}_stderr,{}", m.metric, m.filter), m.stderr.map_or(json!("N/A"), |e| json!(e)));
+                scores.insert(
+                    format!("{}_stderr,{}", m.metric, m.filter),
+                    m.stderr.map_or(json!("N/A"), |e| json!(e)),
+                );
             }
             Value::Object(scores)
         };
@@ -106,7 +120,14 @@ impl EvalResults {
             config["example"] = json!(t.example);
             config
         };
-        let better = |t: &TaskResult| Value::Object(t.measured.iter().map(|m| (m.metric.clone(), json!(m.higher_is_better))).collect());
+        let better = |t: &TaskResult| {
+            Value::Object(
+                t.measured
+                    .iter()
+                    .map(|m| (m.metric.clone(), json!(m.higher_is_better)))
+                    .collect(),
+            )
+        };
         json!({
             "results": by_task(&scores),
             "group_subtasks": by_task(&|_| json!([])),
@@ -126,34 +147,69 @@ impl EvalResults {
 
     /// The table that lm-evaluation-harness prints.
     pub fn to_markdown(&self) -> String {
-        let mut rows = vec![["Tasks", "Version", "Filter", "n-shot", "Metric", "", "Value", "", "Stderr"].map(str::to_owned)];
+        let mut rows = vec![
+            [
+                "Tasks", "Version", "Filter", "n-shot", "Metric", "", "Value", "", "Stderr",
+            ]
+            .map(str::to_owned),
+        ];
         for t in &self.tasks {
             let mut first = true;
             let mut measured: Vec<&Measured> = t.measured.iter().collect();
             measured.sort_by(|a, b| (&a.metric, &a.filter).cmp(&(&b.metric, &b.filter)));
             for m in measured {
-                let [name, version] = if first { [&t.task.name, &t.task.version].map(Clone::clone) } else { Default::default() };
+                let [name, version] = if first {
+                    [&t.task.name, &t.task.version].map(Clone::clone)
+                } else {
+                    Default::default()
+                };
                 first = false;
                 let arrow = if m.higher_is_better { "↑" } else { "↓" };
                 let stderr = m.stderr.map_or("N/A".to_owned(), |e| format!("{e:.4}"));
                 let value = format!("{:.4}", m.value);
                 let shots = t.num_fewshot.to_string();
-                rows.push([name, version, m.filter.clone(), shots, m.metric.clone(), arrow.into(), value, "±".into(), stderr]);
+                rows.push([
+                    name,
+                    version,
+                    m.filter.clone(),
+                    shots,
+                    m.metric.clone(),
+                    arrow.into(),
+                    value,
+                    "±".into(),
+                    stderr,
+                ]);
             }
         }
-        let widths: Vec<usize> = (0..9).map(|i| rows.iter().map(|r| r[i].chars().count()).max().unwrap_or(0).max(1)).collect();
+        let widths: Vec<usize> = (0..9)
+            .map(|i| {
+                rows.iter()
+                    .map(|r| r[i].chars().count())
+                    .max()
+                    .unwrap_or(0)
+                    .max(1)
+            })
+            .collect();
         let number = |i: usize| matches!(i, 1 | 3 | 6 | 8);
         let mut out = String::new();
         for (n, row) in rows.iter().enumerate() {
             for (i, cell) in row.iter().enumerate() {
                 let gap = " ".repeat(widths[i] - cell.chars().count());
-                out += &if number(i) && n > 0 { format!("|{gap}{cell}") } else { format!("|{cell}{gap}") };
+                out += &if number(i) && n > 0 {
+                    format!("|{gap}{cell}")
+                } else {
+                    format!("|{cell}{gap}")
+                };
             }
             out.push_str("|\n");
             if n == 0 {
                 for (i, width) in widths.iter().enumerate() {
                     let rule = "-".repeat((*width).saturating_sub(1).max(2));
-                    out += &if number(i) { format!("|{rule}:") } else { format!("|{rule}-") };
+                    out += &if number(i) {
+                        format!("|{rule}:")
+                    } else {
+                        format!("|{rule}-")
+                    };
                 }
                 out.push_str("|\n");
             }

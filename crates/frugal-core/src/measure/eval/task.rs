@@ -1,4 +1,5 @@
-//! Tasks as data: where the records are, how they become prompts, what is asked of the model and how answers are scored.
+//! Tasks as data: where the records are, how they become prompts, what is asked of the model and
+//! how answers are scored.
 
 use std::path::{Path, PathBuf};
 
@@ -14,8 +15,14 @@ const BUILTIN: [(&str, &str); 7] = [
     ("gsm8k", include_str!("tasks/gsm8k.toml")),
     ("humaneval", include_str!("tasks/humaneval.toml")),
     ("humaneval_64", include_str!("tasks/humaneval_64.toml")),
-    ("humaneval_instruct", include_str!("tasks/humaneval_instruct.toml")),
-    ("multiple-choice", include_str!("tasks/multiple-choice.toml")),
+    (
+        "humaneval_instruct",
+        include_str!("tasks/humaneval_instruct.toml"),
+    ),
+    (
+        "multiple-choice",
+        include_str!("tasks/multiple-choice.toml"),
+    ),
     ("perplexity", include_str!("tasks/perplexity.toml")),
     ("sst2", include_str!("tasks/sst2.toml")),
 ];
@@ -32,11 +39,13 @@ pub enum Kind {
     LoglikelihoodRolling,
 }
 
-/// Where the records are. Paths are looked for in the data folder, beside the task's file, and as they are.
+/// Where the records are. Paths are looked for in the data folder, beside the task's file, and as
+/// they are.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Source {
-    /// Records that are measured: JSONL (also `.gz`), JSON, CSV, TSV, or a text, which is one record with the field `text`.
+    /// Records that are measured: JSONL (also `.gz`), JSON, CSV, TSV, or a text, which is one
+    /// record with the field `text`.
     pub test: String,
     /// Records that examples are taken from; those of `test` if empty.
     pub fewshot: String,
@@ -50,11 +59,13 @@ pub struct Prompt {
     pub description: String,
     /// What is given.
     pub text: String,
-    /// What is right: a text, or for multiple choice the number of the choice from 0, its text, or its letter.
+    /// What is right: a text, or for multiple choice the number of the choice from 0, its text, or
+    /// its letter.
     pub target: String,
     /// The continuations to choose from.
     pub choices: Vec<String>,
-    /// Field of the record that lists the choices, or a Jinja expression that does, instead of `choices`.
+    /// Field of the record that lists the choices, or a Jinja expression that does, instead of
+    /// `choices`.
     pub choices_field: String,
     /// What the answer begins with: the model goes on from here.
     pub gen_prefix: String,
@@ -95,7 +106,12 @@ pub struct Generation {
 
 impl Default for Generation {
     fn default() -> Self {
-        Self { until: Vec::new(), max_tokens: 256, temperature: 0.0, top_p: 1.0 }
+        Self {
+            until: Vec::new(),
+            max_tokens: 256,
+            temperature: 0.0,
+            top_p: 1.0,
+        }
     }
 }
 
@@ -141,17 +157,25 @@ impl Task {
     /// Reads a task from TOML.
     ///
     /// # Errors
-    /// Malformed TOML, unknown keys, values that do not fit together; `origin` names the text in messages.
+    /// Malformed TOML, unknown keys, values that do not fit together; `origin` names the text in
+    /// messages.
     pub fn from_toml(text: &str, origin: &str) -> Result<Self, EvalError> {
-        let fail = |reason: String| EvalError::Task { task: origin.into(), reason };
-        let task: Self = toml::from_str(text).map_err(|e| fail(e.to_string().trim_end().to_owned()))?;
+        let fail = |reason: String| EvalError::Task {
+            task: origin.into(),
+            reason,
+        };
+        let task: Self =
+            toml::from_str(text).map_err(|e| fail(e.to_string().trim_end().to_owned()))?;
         task.check().map_err(fail)?;
         Ok(task)
     }
 
     /// A built-in task.
     pub fn builtin(name: &str) -> Option<Result<Self, EvalError>> {
-        BUILTIN.iter().find(|(known, _)| *known == name).map(|(name, text)| Self::from_toml(text, name))
+        BUILTIN
+            .iter()
+            .find(|(known, _)| *known == name)
+            .map(|(name, text)| Self::from_toml(text, name))
     }
 
     /// Names of the built-in tasks.
@@ -159,19 +183,28 @@ impl Task {
         BUILTIN.iter().map(|(name, _)| *name)
     }
 
-    /// The task that `text` names: `NAME`, the path of a `.toml` file or of a `.yaml` of lm-evaluation-harness, each with
-    /// `:FILE` behind it for data of one's own. Also says in which folder its data may be.
+    /// The task that `text` names: `NAME`, the path of a `.toml` file or of a `.yaml` of
+    /// lm-evaluation-harness, each with `:FILE` behind it for data of one's own. Also says in which
+    /// folder its data may be.
     ///
     /// # Errors
     /// Unknown names, files that are no tasks.
     pub fn find(text: &str) -> Result<(Self, Option<PathBuf>), EvalError> {
-        let (name, file) = text.split_once(':').map_or((text, None), |(name, file)| (name, Some(file)));
+        let (name, file) = text
+            .split_once(':')
+            .map_or((text, None), |(name, file)| (name, Some(file)));
         let path = Path::new(name);
         let (mut task, folder) = match path.extension().and_then(|e| e.to_str()) {
             Some("toml") => {
                 let bytes = crate::fs::read(path)?;
-                let toml = String::from_utf8(bytes).map_err(|_| EvalError::Task { task: name.into(), reason: "not UTF-8 text".into() })?;
-                (Self::from_toml(&toml, name)?, path.parent().map(Path::to_owned))
+                let toml = String::from_utf8(bytes).map_err(|_| EvalError::Task {
+                    task: name.into(),
+                    reason: "not UTF-8 text".into(),
+                })?;
+                (
+                    Self::from_toml(&toml, name)?,
+                    path.parent().map(Path::to_owned),
+                )
             }
             Some("yaml" | "yml") => (super::yaml::read(path)?, path.parent().map(Path::to_owned)),
             _ => {
@@ -184,10 +217,16 @@ impl Task {
             }
         };
         if let Some(file) = file {
-            task.source = Source { test: file.into(), fewshot: String::new() };
+            task.source = Source {
+                test: file.into(),
+                fewshot: String::new(),
+            };
         }
         if task.source.test.is_empty() {
-            return Err(EvalError::Task { task: name.into(), reason: format!("needs data: write `{name}:FILE`") });
+            return Err(EvalError::Task {
+                task: name.into(),
+                reason: format!("needs data: write `{name}:FILE`"),
+            });
         }
         Ok((task, folder))
     }
@@ -214,17 +253,31 @@ impl Task {
         if !self.prompt.gen_prefix.is_empty() && self.kind != Kind::GenerateUntil {
             return Err("`prompt.gen_prefix` belongs to `kind = \"generate_until\"`".into());
         }
-        if self.repeats == 0 || self.repeats > 1 && (self.kind != Kind::GenerateUntil || self.generation.temperature <= 0.0) {
+        if self.repeats == 0
+            || self.repeats > 1
+                && (self.kind != Kind::GenerateUntil || self.generation.temperature <= 0.0)
+        {
             return Err("`repeats` above 1 needs `kind = \"generate_until\"` and a `generation.temperature` above 0".into());
         }
-        if let Some(k) = self.metrics.iter().filter_map(Metric::attempts).find(|k| !(1..=self.repeats).contains(k)) {
+        if let Some(k) = self
+            .metrics
+            .iter()
+            .filter_map(Metric::attempts)
+            .find(|k| !(1..=self.repeats).contains(k))
+        {
             return Err(format!("pass@{k} needs `repeats` of at least {}", k.max(1)));
         }
         if self.kind == Kind::LoglikelihoodRolling && self.num_fewshot > 0 {
-            return Err("`num_fewshot` has no meaning for `kind = \"loglikelihood_rolling\"`".into());
+            return Err(
+                "`num_fewshot` has no meaning for `kind = \"loglikelihood_rolling\"`".into(),
+            );
         }
         if let Some(metric) = self.metrics.iter().find(|m| m.kind() != self.kind) {
-            return Err(format!("metric `{}` does not measure `{:?}` tasks", metric.name(), self.kind));
+            return Err(format!(
+                "metric `{}` does not measure `{:?}` tasks",
+                metric.name(),
+                self.kind
+            ));
         }
         self.filters.iter().try_for_each(Filter::check)?;
         self.metrics.iter().try_for_each(Metric::check)
@@ -240,7 +293,10 @@ mod tests {
         for name in Task::names() {
             let task = Task::builtin(name).unwrap().unwrap();
             assert_eq!(task.name, name);
-            assert!(!task.version.is_empty() && !task.description.is_empty(), "{name}");
+            assert!(
+                !task.version.is_empty() && !task.description.is_empty(),
+                "{name}"
+            );
         }
     }
 
@@ -253,16 +309,44 @@ mod tests {
         let base = "name='t'\nversion='1'\nkind='generate_until'\n[prompt]\ntext='x'\ntarget='y'\n";
         refused("name='t'", "version");
         refused(&format!("{base}[[metrics]]\nname='acc'\n"), "acc");
-        refused(&format!("{base}colour='red'\n[[metrics]]\nname='exact_match'\n"), "colour");
-        refused(&format!("{base}[[metrics]]\nname='exact_match'\nregexes_to_ignore=['(']\n"), "(");
-        refused(&format!("{base}[[filters]]\nname='f'\nsteps=[{{regex='['}}]\n[[metrics]]\nname='exact_match'\n"), "[");
-        Task::from_toml(&format!("{base}[[metrics]]\nname='exact_match'\n"), "t.toml").unwrap();
+        refused(
+            &format!("{base}colour='red'\n[[metrics]]\nname='exact_match'\n"),
+            "colour",
+        );
+        refused(
+            &format!("{base}[[metrics]]\nname='exact_match'\nregexes_to_ignore=['(']\n"),
+            "(",
+        );
+        refused(
+            &format!(
+                "{base}[[filters]]\nname='f'\nsteps=[{{regex='['}}]\n[[metrics]]\nname='exact_match'\n"
+            ),
+            "[",
+        );
+        Task::from_toml(
+            &format!("{base}[[metrics]]\nname='exact_match'\n"),
+            "t.toml",
+        )
+        .unwrap();
     }
 
     #[test]
     fn unknown_names_get_a_suggestion() {
-        assert!(Task::find("sst-2").unwrap_err().to_string().contains("sst2"));
-        assert!(Task::find("perplexity").unwrap_err().to_string().contains("perplexity:FILE"));
-        assert_eq!(Task::find("perplexity:a.txt").unwrap().0.source.test, "a.txt");
+        assert!(
+            Task::find("sst-2")
+                .unwrap_err()
+                .to_string()
+                .contains("sst2")
+        );
+        assert!(
+            Task::find("perplexity")
+                .unwrap_err()
+                .to_string()
+                .contains("perplexity:FILE")
+        );
+        assert_eq!(
+            Task::find("perplexity:a.txt").unwrap().0.source.test,
+            "a.txt"
+        );
     }
 }

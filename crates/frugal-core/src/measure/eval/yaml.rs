@@ -1,7 +1,8 @@
-//! Tasks of lm-evaluation-harness: what its YAML says with Jinja and plain values, without Python of its own.
+//! Tasks of lm-evaluation-harness: what its YAML says with Jinja and plain values, without Python
+//! of its own.
 //!
-//! Format: <https://github.com/EleutherAI/lm-evaluation-harness/blob/main/docs/task_guide.md>. A data set of the hub has to be given
-//! as a file.
+//! Format: <https://github.com/EleutherAI/lm-evaluation-harness/blob/main/docs/task_guide.md>. A
+//! data set of the hub has to be given as a file.
 
 use std::path::Path;
 
@@ -38,7 +39,10 @@ const IGNORED: [&str; 12] = [
 /// # Errors
 /// Files that cannot be read or are no tasks, and tasks that need Python or keys unknown here.
 pub(super) fn read(path: &Path) -> Result<Task, EvalError> {
-    let fail = |reason: String| EvalError::Task { task: path.display().to_string(), reason };
+    let fail = |reason: String| EvalError::Task {
+        task: path.display().to_string(),
+        reason,
+    };
     let task = task(keys(path, MOST_FILES)?).map_err(fail)?;
     task.check().map_err(fail)?;
     Ok(task)
@@ -46,14 +50,23 @@ pub(super) fn read(path: &Path) -> Result<Task, EvalError> {
 
 /// The keys of a file, over those of the file that it includes.
 fn keys(path: &Path, files: usize) -> Result<Mapping, EvalError> {
-    let fail = |reason: String| EvalError::Task { task: path.display().to_string(), reason };
+    let fail = |reason: String| EvalError::Task {
+        task: path.display().to_string(),
+        reason,
+    };
     if files == 0 {
-        return Err(fail(format!("`include`: more than {MOST_FILES} files include one another")));
+        return Err(fail(format!(
+            "`include`: more than {MOST_FILES} files include one another"
+        )));
     }
     let bytes = crate::fs::read(path)?;
     let mut own: Mapping = serde_yaml_ng::from_slice(&bytes).map_err(|e| fail(e.to_string()))?;
-    let Some(include) = own.remove("include") else { return Ok(own) };
-    let Some(include) = include.as_str() else { return Err(fail("`include` must name one file".into())) };
+    let Some(include) = own.remove("include") else {
+        return Ok(own);
+    };
+    let Some(include) = include.as_str() else {
+        return Err(fail("`include` must name one file".into()));
+    };
     let mut all = keys(&path.with_file_name(include), files - 1)?;
     all.extend(own);
     Ok(all)
@@ -68,7 +81,9 @@ impl Keys {
             None | Some(Value::Null) => Ok(None),
             Some(value) => {
                 without_python(key, &value)?;
-                serde_yaml_ng::from_value(value).map(Some).map_err(|e| format!("`{key}`: {e}"))
+                serde_yaml_ng::from_value(value)
+                    .map(Some)
+                    .map_err(|e| format!("`{key}`: {e}"))
             }
         }
     }
@@ -80,18 +95,26 @@ impl Keys {
             Some(Value::String(text)) if is_name(&text) => format!("{{{{ {text} }}}}"),
             Some(Value::String(text)) => text,
             Some(Value::Number(number)) => number.to_string(),
-            Some(other) => return Err(format!("`{key}` must be a template, a field or a number, not {other:?}")),
+            Some(other) => {
+                return Err(format!(
+                    "`{key}` must be a template, a field or a number, not {other:?}"
+                ));
+            }
         })
     }
 }
 
 fn is_name(text: &str) -> bool {
-    text.chars().all(|c| c.is_alphanumeric() || c == '_') && text.starts_with(|c: char| c.is_alphabetic() || c == '_')
+    text.chars().all(|c| c.is_alphanumeric() || c == '_')
+        && text.starts_with(|c: char| c.is_alphabetic() || c == '_')
 }
 
 fn without_python(key: &str, value: &Value) -> Result<(), String> {
     match value {
-        Value::Tagged(tagged) => Err(format!("`{key}`: `{}` is Python of the task's own; write the task as TOML instead", tagged.tag)),
+        Value::Tagged(tagged) => Err(format!(
+            "`{key}`: `{}` is Python of the task's own; write the task as TOML instead",
+            tagged.tag
+        )),
         Value::Sequence(items) => items.iter().try_for_each(|item| without_python(key, item)),
         Value::Mapping(map) => map.iter().try_for_each(|(inner, item)| {
             let inner = inner.as_str().unwrap_or_default();
@@ -151,18 +174,35 @@ fn task(keys: Mapping) -> Result<Task, String> {
         Some("multiple_choice") => Kind::MultipleChoice,
         None | Some("generate_until") => Kind::GenerateUntil,
         Some("loglikelihood_rolling") => Kind::LoglikelihoodRolling,
-        Some(other) => return Err(format!("`output_type`: `{other}` is none of multiple_choice, generate_until, loglikelihood_rolling")),
+        Some(other) => {
+            return Err(format!(
+                "`output_type`: `{other}` is none of multiple_choice, generate_until, loglikelihood_rolling"
+            ));
+        }
     };
     let (choices, choices_field) = match keys.take::<Value>("doc_to_choice")? {
         None => (Vec::new(), String::new()),
-        Some(Value::Sequence(items)) => {
-            (items.into_iter().map(serde_yaml_ng::from_value).collect::<Result<_, _>>().map_err(|e| e.to_string())?, String::new())
-        }
+        Some(Value::Sequence(items)) => (
+            items
+                .into_iter()
+                .map(serde_yaml_ng::from_value)
+                .collect::<Result<_, _>>()
+                .map_err(|e| e.to_string())?,
+            String::new(),
+        ),
         Some(Value::String(text)) => {
-            let expression = text.trim().strip_prefix("{{").and_then(|t| t.strip_suffix("}}")).unwrap_or(&text);
+            let expression = text
+                .trim()
+                .strip_prefix("{{")
+                .and_then(|t| t.strip_suffix("}}"))
+                .unwrap_or(&text);
             (Vec::new(), expression.trim().to_owned())
         }
-        Some(other) => return Err(format!("`doc_to_choice` must be a list, a field or an expression, not {other:?}")),
+        Some(other) => {
+            return Err(format!(
+                "`doc_to_choice` must be a list, a field or an expression, not {other:?}"
+            ));
+        }
     };
     let default = Prompt::default();
     let prompt = Prompt {
@@ -172,12 +212,20 @@ fn task(keys: Mapping) -> Result<Task, String> {
         choices,
         choices_field,
         gen_prefix: keys.take("gen_prefix")?.unwrap_or_default(),
-        target_delimiter: keys.take("target_delimiter")?.unwrap_or(default.target_delimiter),
-        fewshot_delimiter: keys.take("fewshot_delimiter")?.unwrap_or(default.fewshot_delimiter),
+        target_delimiter: keys
+            .take("target_delimiter")?
+            .unwrap_or(default.target_delimiter),
+        fewshot_delimiter: keys
+            .take("fewshot_delimiter")?
+            .unwrap_or(default.fewshot_delimiter),
     };
     let generation = generation(keys.take("generation_kwargs")?, &prompt.fewshot_delimiter);
-    let metrics = keys.take::<Vec<MetricEntry>>("metric_list")?.unwrap_or_default();
-    let filters = keys.take::<Vec<FilterEntry>>("filter_list")?.unwrap_or_default();
+    let metrics = keys
+        .take::<Vec<MetricEntry>>("metric_list")?
+        .unwrap_or_default();
+    let filters = keys
+        .take::<Vec<FilterEntry>>("filter_list")?
+        .unwrap_or_default();
     let task = Task {
         name: keys.take("task")?.ok_or("`task` is missing")?,
         version: version(keys.take("metadata")?),
@@ -188,11 +236,22 @@ fn task(keys: Mapping) -> Result<Task, String> {
         generation,
         repeats: keys.take("repeats")?.unwrap_or(1),
         filters: filters.into_iter().map(filter).collect::<Result<_, _>>()?,
-        metrics: metrics.into_iter().map(metric).collect::<Result<Vec<_>, _>>()?.concat(),
+        metrics: metrics
+            .into_iter()
+            .map(metric)
+            .collect::<Result<Vec<_>, _>>()?
+            .concat(),
         prompt,
     };
-    match keys.0.keys().find(|key| !key.as_str().is_some_and(|key| IGNORED.contains(&key))) {
-        Some(key) => Err(format!("`{}` is not supported; write the task as TOML instead", key.as_str().unwrap_or("a key that is no text"))),
+    match keys
+        .0
+        .keys()
+        .find(|key| !key.as_str().is_some_and(|key| IGNORED.contains(&key)))
+    {
+        Some(key) => Err(format!(
+            "`{}` is not supported; write the task as TOML instead",
+            key.as_str().unwrap_or("a key that is no text")
+        )),
         None => Ok(task),
     }
 }
@@ -201,14 +260,25 @@ fn task(keys: Mapping) -> Result<Task, String> {
 fn source(keys: &mut Keys) -> Result<Source, String> {
     let split = |keys: &Keys, key: &str| keys.0.get(key).and_then(Value::as_str).map(str::to_owned);
     let test = split(keys, "test_split").or_else(|| split(keys, "validation_split"));
-    let fewshot = keys.take::<String>("fewshot_split")?.or_else(|| split(keys, "training_split"));
-    let local = matches!(keys.take::<String>("dataset_path")?.as_deref(), Some("json" | "csv" | "text"));
+    let fewshot = keys
+        .take::<String>("fewshot_split")?
+        .or_else(|| split(keys, "training_split"));
+    let local = matches!(
+        keys.take::<String>("dataset_path")?.as_deref(),
+        Some("json" | "csv" | "text")
+    );
     let files = keys.take::<serde_json::Value>("dataset_kwargs")?;
     let file = |split: Option<String>| {
         let files = files.as_ref().filter(|_| local)?.get("data_files")?;
-        files.as_str().or_else(|| files.get(split?)?.as_str()).map(str::to_owned)
+        files
+            .as_str()
+            .or_else(|| files.get(split?)?.as_str())
+            .map(str::to_owned)
     };
-    Ok(Source { test: file(test).unwrap_or_default(), fewshot: file(fewshot).unwrap_or_default() })
+    Ok(Source {
+        test: file(test).unwrap_or_default(),
+        fewshot: file(fewshot).unwrap_or_default(),
+    })
 }
 
 fn version(metadata: Option<serde_json::Value>) -> String {
@@ -221,7 +291,10 @@ fn version(metadata: Option<serde_json::Value>) -> String {
 
 /// Without stop texts an answer ends where the next example would begin.
 fn generation(kwargs: Option<GenerationKwargs>, fewshot_delimiter: &str) -> Generation {
-    let default = Generation { until: vec![fewshot_delimiter.to_owned()], ..Generation::default() };
+    let default = Generation {
+        until: vec![fewshot_delimiter.to_owned()],
+        ..Generation::default()
+    };
     let Some(kwargs) = kwargs else { return default };
     Generation {
         until: match kwargs.until {
@@ -230,38 +303,77 @@ fn generation(kwargs: Option<GenerationKwargs>, fewshot_delimiter: &str) -> Gene
             Some(OneOrMore::More(texts)) => texts,
         },
         max_tokens: kwargs.max_gen_toks.unwrap_or(default.max_tokens),
-        temperature: if kwargs.do_sample { kwargs.temperature.unwrap_or(1.0) } else { 0.0 },
+        temperature: if kwargs.do_sample {
+            kwargs.temperature.unwrap_or(1.0)
+        } else {
+            0.0
+        },
         top_p: kwargs.top_p.unwrap_or(default.top_p),
     }
 }
 
 fn filter(entry: FilterEntry) -> Result<Filter, String> {
     let step = |step: FilterStep| match (step.function.as_str(), step.regex_pattern) {
-        ("regex", Some(regex)) => Ok(Some(Step::Regex { regex, select: step.group_select })),
-        ("regex", None) => Err(format!("filter `{}`: `regex` needs a `regex_pattern`", entry.name)),
-        ("remove_whitespace", _) => Ok(Some(Step::Regex { regex: r"(?s)\s*(.*)".into(), select: 0 })),
+        ("regex", Some(regex)) => Ok(Some(Step::Regex {
+            regex,
+            select: step.group_select,
+        })),
+        ("regex", None) => Err(format!(
+            "filter `{}`: `regex` needs a `regex_pattern`",
+            entry.name
+        )),
+        ("remove_whitespace", _) => Ok(Some(Step::Regex {
+            regex: r"(?s)\s*(.*)".into(),
+            select: 0,
+        })),
         // There is one answer, or all count.
         ("take_first", _) => Ok(None),
-        (other, _) => Err(format!("filter `{}`: `{other}` is none of regex, remove_whitespace, take_first", entry.name)),
+        (other, _) => Err(format!(
+            "filter `{}`: `{other}` is none of regex, remove_whitespace, take_first",
+            entry.name
+        )),
     };
-    let steps = entry.filter.into_iter().map(step).collect::<Result<Vec<_>, _>>()?;
-    Ok(Filter { name: entry.name, steps: steps.into_iter().flatten().collect() })
+    let steps = entry
+        .filter
+        .into_iter()
+        .map(step)
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(Filter {
+        name: entry.name,
+        steps: steps.into_iter().flatten().collect(),
+    })
 }
 
 /// A metric; pass@k is one for each `k`.
 fn metric(entry: MetricEntry) -> Result<Vec<Metric>, String> {
-    let MetricEntry { metric, mut options } = entry;
+    let MetricEntry {
+        metric,
+        mut options,
+    } = entry;
     // Each metric knows these itself.
     options.retain(|key, _| key != "aggregation" && key != "higher_is_better");
     options.insert("name".into(), metric.clone().into());
-    let metric =
-        |options| serde_json::from_value::<Metric>(serde_json::Value::Object(options)).map_err(|e| format!("metric `{metric}`: {e}"));
+    let metric = |options| {
+        serde_json::from_value::<Metric>(serde_json::Value::Object(options))
+            .map_err(|e| format!("metric `{metric}`: {e}"))
+    };
     match options.remove("k") {
         None => Ok(vec![metric(options)?]),
-        Some(serde_json::Value::Array(all)) => {
-            all.into_iter().map(|k| metric(options.clone().into_iter().chain([("k".to_owned(), k)]).collect())).collect()
-        }
-        Some(k) => Ok(vec![metric(options.into_iter().chain([("k".to_owned(), k)]).collect())?]),
+        Some(serde_json::Value::Array(all)) => all
+            .into_iter()
+            .map(|k| {
+                metric(
+                    options
+                        .clone()
+                        .into_iter()
+                        .chain([("k".to_owned(), k)])
+                        .collect(),
+                )
+            })
+            .collect(),
+        Some(k) => Ok(vec![metric(
+            options.into_iter().chain([("k".to_owned(), k)]).collect(),
+        )?]),
     }
 }
 
@@ -320,7 +432,10 @@ metadata: { version: 3.0 }
         let mut expected = Task::builtin("gsm8k").unwrap().unwrap();
         expected.name = "maths".into();
         expected.description.clear();
-        expected.source = Source { test: "test.jsonl".into(), fewshot: "train.jsonl".into() };
+        expected.source = Source {
+            test: "test.jsonl".into(),
+            fewshot: "train.jsonl".into(),
+        };
         expected.prompt.target = "{{ answer }}".into();
         assert_eq!(found, expected);
     }
@@ -332,14 +447,22 @@ metadata: { version: 3.0 }
             let folder = folder(&[("t.yaml", &format!("{base}{lines}"))]);
             read(&folder.path().join("t.yaml")).unwrap()
         };
-        assert_eq!(with("doc_to_choice: [no, 'yes']\ndoc_to_target: label\n").prompt.choices, ["no", "yes"]);
+        assert_eq!(
+            with("doc_to_choice: [no, 'yes']\ndoc_to_target: label\n")
+                .prompt
+                .choices,
+            ["no", "yes"]
+        );
         let own = folder(&[
             ("base.yaml", base),
             (
                 "arc.yaml",
                 "include: base.yaml\ntask: arc\ndoc_to_choice: '{{choices.text}}'\ndoc_to_target: '{{choices.label.index(answerKey)}}'\n",
             ),
-            ("sciq.yaml", "include: base.yaml\ntask: sciq\ndoc_to_choice: '{{[wrong, right]}}'\ndoc_to_target: 1\n"),
+            (
+                "sciq.yaml",
+                "include: base.yaml\ntask: sciq\ndoc_to_choice: '{{[wrong, right]}}'\ndoc_to_target: 1\n",
+            ),
             (
                 "data.jsonl",
                 "{\"stem\": \"s\", \"choices\": {\"text\": [\"bb\", \"a\"], \"label\": [\"A\", \"B\"]}, \"answerKey\": \"B\", \"wrong\": \"x\", \"right\": \"y\"}\n",
@@ -349,10 +472,21 @@ metadata: { version: 3.0 }
             let path = own.path().join(format!("{name}.yaml"));
             let (task, place) = Task::find(&format!("{}:data.jsonl", path.display())).unwrap();
             assert_eq!(task.name, name);
-            let context = super::super::Context { task_folder: place, ..Default::default() };
-            let prepared = super::super::prompt::prepare(&task, &context, &super::super::tests::Parrot::new("")).unwrap();
+            let context = super::super::Context {
+                task_folder: place,
+                ..Default::default()
+            };
+            let prepared = super::super::prompt::prepare(
+                &task,
+                &context,
+                &super::super::tests::Parrot::new(""),
+            )
+            .unwrap();
             let sample = &prepared.samples[0];
-            assert_eq!((sample.choices.as_slice(), sample.gold), (&choices.map(str::to_owned)[..], gold));
+            assert_eq!(
+                (sample.choices.as_slice(), sample.gold),
+                (&choices.map(str::to_owned)[..], gold)
+            );
         }
     }
 
@@ -363,7 +497,10 @@ metadata: { version: 3.0 }
             ("process_docs: !function utils.f\n", "process_docs"),
             ("doc_to_choice: !function utils.f\n", "!function"),
             ("output_type: loglikelihood\n", "loglikelihood"),
-            ("filter_list: [{name: f, filter: [{function: majority_vote}]}]\n", "majority_vote"),
+            (
+                "filter_list: [{name: f, filter: [{function: majority_vote}]}]\n",
+                "majority_vote",
+            ),
             ("generation_kwargs: {num_beams: 3}\n", "num_beams"),
             ("include: t.yaml\n", "include"),
             ("repeats: 3\n", "repeats"),
@@ -371,9 +508,17 @@ metadata: { version: 3.0 }
         ] {
             let folder = folder(&[("t.yaml", &format!("{base}{lines}"))]);
             let error = read(&folder.path().join("t.yaml")).unwrap_err().to_string();
-            assert!(error.contains(word) && error.contains("t.yaml"), "{lines}: {error}");
+            assert!(
+                error.contains(word) && error.contains("t.yaml"),
+                "{lines}: {error}"
+            );
         }
         let folder = folder(&[("t.yaml", &base.replace("exact_match", "bleu"))]);
-        assert!(read(&folder.path().join("t.yaml")).unwrap_err().to_string().contains("bleu"));
+        assert!(
+            read(&folder.path().join("t.yaml"))
+                .unwrap_err()
+                .to_string()
+                .contains("bleu")
+        );
     }
 }

@@ -1,15 +1,21 @@
 use super::*;
 
 fn close(a: &[f64], b: &[f64]) {
-    assert!(a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-12), "{a:?} and {b:?}");
+    assert!(
+        a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-12),
+        "{a:?} and {b:?}"
+    );
 }
 
-/// Numbers worked out by hand from the procedure's definition, two models, nine calibration and four test items.
+/// Numbers worked out by hand from the procedure's definition, two models, nine calibration and
+/// four test items.
 #[test]
 fn a_worked_example() {
     let good = [0, 1, 0, 1, 0, 1, 0, 1, 0].map(|l| l == 1);
-    let calibration =
-        vec![vec![0.54, 0.9, 0.48, 0.43, 0.79, 0.98, 0.37, 0.97, 0.93], vec![0.18, 0.61, 0.7, 0.94, 0.67, 0.13, 0.5, 0.49, 0.5]];
+    let calibration = vec![
+        vec![0.54, 0.9, 0.48, 0.43, 0.79, 0.98, 0.37, 0.97, 0.93],
+        vec![0.18, 0.61, 0.7, 0.94, 0.67, 0.13, 0.5, 0.49, 0.5],
+    ];
     let test = vec![vec![0.96, 0.35, 0.22, 0.52], vec![0.64, 0.94, 0.58, 0.27]];
     let one = conformal_selection(&calibration[0], &good, &test[0], 0.5).unwrap();
     close(&one.p_values, &[0.1, 0.6, 0.6, 0.4]);
@@ -21,11 +27,21 @@ fn a_worked_example() {
     let found = model_selection(&calibration, &good, &test, 0.5, Pruning::Dtm, 0).unwrap();
     assert_eq!(found.models, [1, 1, 0, 1]);
     close(&found.p_values, &[0.3, 0.1, 0.6, 0.5]);
-    assert_eq!((found.auxiliary, found.candidates), (vec![4; 4], vec![0, 1, 3]));
+    assert_eq!(
+        (found.auxiliary, found.candidates),
+        (vec![4; 4], vec![0, 1, 3])
+    );
     assert!(found.selected.is_empty());
     // With half the size three items suffice for three: a seed whose number is about a half.
-    let seed = (0..).find(|s| (ChaCha8Rng::seed_from_u64(*s).random::<f64>() - 0.5).abs() < 0.02).unwrap();
-    assert_eq!(model_selection(&calibration, &good, &test, 0.5, Pruning::Homo, seed).unwrap().selected, [0, 1, 3]);
+    let seed = (0..)
+        .find(|s| (ChaCha8Rng::seed_from_u64(*s).random::<f64>() - 0.5).abs() < 0.02)
+        .unwrap();
+    assert_eq!(
+        model_selection(&calibration, &good, &test, 0.5, Pruning::Homo, seed)
+            .unwrap()
+            .selected,
+        [0, 1, 3]
+    );
 }
 
 #[test]
@@ -33,7 +49,9 @@ fn benjamini_hochberg_steps_up() {
     assert_eq!(benjamini_hochberg(&[0.1, 0.2, 0.3, 0.9], 0.4), [0, 1, 2]);
     // The second alone would not do, the third lifts it.
     assert_eq!(benjamini_hochberg(&[0.01, 0.06, 0.06, 0.9], 0.1), [0, 1, 2]);
-    assert!(benjamini_hochberg(&[0.5, 0.6], 0.1).is_empty() && benjamini_hochberg(&[], 0.1).is_empty());
+    assert!(
+        benjamini_hochberg(&[0.5, 0.6], 0.1).is_empty() && benjamini_hochberg(&[], 0.1).is_empty()
+    );
 }
 
 #[test]
@@ -42,7 +60,9 @@ fn thinning_is_the_procedure_on_e_values() {
     for seed in 0..2000 {
         let m = rng.random_range(1..12);
         let q = rng.random_range(0.1..0.6);
-        let p: Vec<f64> = (0..m).map(|_| f64::from(rng.random_range(1u32..=20)) / 20.0).collect();
+        let p: Vec<f64> = (0..m)
+            .map(|_| f64::from(rng.random_range(1u32..=20)) / 20.0)
+            .collect();
         let r: Vec<usize> = (0..m).map(|_| rng.random_range(1..=m)).collect();
         let pruning = [Pruning::Hete, Pruning::Homo, Pruning::Dtm][seed as usize % 3];
         let found = prune(p.clone(), r.clone(), vec![0; m], q, pruning, seed);
@@ -56,10 +76,18 @@ fn thinning_is_the_procedure_on_e_values() {
                     Pruning::Dtm => 1.0,
                 };
                 let passed = p[j] <= q * r[j] as f64 / m as f64 * ROUNDING;
-                if passed { m as f64 / (q * r[j] as f64) / xi } else { 0.0 }
+                if passed {
+                    m as f64 / (q * r[j] as f64) / xi
+                } else {
+                    0.0
+                }
             })
             .collect();
-        assert_eq!(found.selected, e_benjamini_hochberg(&e, q), "{p:?} {r:?} {q} {pruning:?}");
+        assert_eq!(
+            found.selected,
+            e_benjamini_hochberg(&e, q),
+            "{p:?} {r:?} {q} {pruning:?}"
+        );
         assert!(found.selected.iter().all(|j| found.candidates.contains(j)));
     }
 }
@@ -67,10 +95,18 @@ fn thinning_is_the_procedure_on_e_values() {
 #[test]
 fn leaving_one_out_is_refitting_without_it() {
     let mut rng = ChaCha8Rng::seed_from_u64(5);
-    let features: Vec<Vec<f64>> = (0..25).map(|_| (0..4).map(|_| rng.random_range(-1.0..1.0)).collect()).collect();
-    let good: Vec<bool> = features.iter().map(|x| x[0] + rng.random_range(-0.5..0.5) > 0.2).collect();
+    let features: Vec<Vec<f64>> = (0..25)
+        .map(|_| (0..4).map(|_| rng.random_range(-1.0..1.0)).collect())
+        .collect();
+    let good: Vec<bool> = features
+        .iter()
+        .map(|x| x[0] + rng.random_range(-0.5..0.5) > 0.2)
+        .collect();
     for balance in [false, true] {
-        let ridge = Ridge { penalty: 0.7, balance };
+        let ridge = Ridge {
+            penalty: 0.7,
+            balance,
+        };
         let found = ridge.leave_one_out(&features, &good).unwrap();
         let (rows, weights) = (design(&features), ridge.weights(&good));
         for left in 0..features.len() {
@@ -80,10 +116,17 @@ fn leaving_one_out_is_refitting_without_it() {
             (1..5).for_each(|d| gram.data[d * 5 + d] += 0.7);
             let mut right = vec![0.0; 5];
             for i in 0..rows.rows {
-                right.iter_mut().zip(rows.row(i)).for_each(|(r, v)| *r += own[i] * target(good[i]) * v);
+                right
+                    .iter_mut()
+                    .zip(rows.row(i))
+                    .for_each(|(r, v)| *r += own[i] * target(good[i]) * v);
             }
             let refitted = dot(rows.row(left), &Cholesky::new(&gram).unwrap().solve(&right));
-            assert!((found[left] - refitted).abs() < 1e-12, "{left}: {} and {refitted}", found[left]);
+            assert!(
+                (found[left] - refitted).abs() < 1e-12,
+                "{left}: {} and {refitted}",
+                found[left]
+            );
         }
     }
 }
@@ -93,15 +136,25 @@ fn the_order_of_calibration_items_does_not_matter() {
     let mut simulation = Simulation::new(11);
     let (calibration, good, test, _) = simulation.scores(40, 15, 6);
     let found = model_selection(&calibration, &good, &test, 0.3, Pruning::Hete, 4).unwrap();
-    let turned: Vec<Vec<f64>> = calibration.iter().map(|s| s.iter().rev().copied().collect()).collect();
+    let turned: Vec<Vec<f64>> = calibration
+        .iter()
+        .map(|s| s.iter().rev().copied().collect())
+        .collect();
     let good: Vec<bool> = good.iter().rev().copied().collect();
-    assert_eq!(model_selection(&turned, &good, &test, 0.3, Pruning::Hete, 4).unwrap(), found);
+    assert_eq!(
+        model_selection(&turned, &good, &test, 0.3, Pruning::Hete, 4).unwrap(),
+        found
+    );
     assert!(found.auxiliary.iter().all(|r| *r >= 1));
 }
 
 #[test]
 fn randomised_p_values_lie_between_their_bounds() {
-    let (calibration, good, test) = ([0.3, 0.5, 0.5, 0.9], [false, false, true, false], [0.5, 1.0, 0.1]);
+    let (calibration, good, test) = (
+        [0.3, 0.5, 0.5, 0.9],
+        [false, false, true, false],
+        [0.5, 1.0, 0.1],
+    );
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     let p = randomised_p_values(&calibration, &good, &test, &mut rng);
     // One failure above 0.5 and one equal to it; none above 1.0; all three above 0.1.
@@ -117,7 +170,9 @@ struct Simulation {
 
 impl Simulation {
     fn new(seed: u64) -> Self {
-        Self { rng: ChaCha8Rng::seed_from_u64(seed) }
+        Self {
+            rng: ChaCha8Rng::seed_from_u64(seed),
+        }
     }
 
     fn normal(&mut self) -> f64 {
@@ -132,13 +187,21 @@ impl Simulation {
         (x, y)
     }
 
-    /// Scores of random linear models over a few functions of the features, for calibration and test items, with what is
-    /// good in each.
-    fn scores(&mut self, n: usize, m: usize, models: usize) -> (Vec<Vec<f64>>, Vec<bool>, Vec<Vec<f64>>, Vec<bool>) {
+    /// Scores of random linear models over a few functions of the features, for calibration and
+    /// test items, with what is good in each.
+    fn scores(
+        &mut self,
+        n: usize,
+        m: usize,
+        models: usize,
+    ) -> (Vec<Vec<f64>>, Vec<bool>, Vec<Vec<f64>>, Vec<bool>) {
         let items: Vec<(Vec<f64>, f64)> = (0..n + m).map(|_| self.item()).collect();
         let shapes = |x: &[f64]| [x[0] * x[1], x[2] * x[2], x[3], x[4], x[5], x[6]];
-        let weights: Vec<Vec<f64>> = (0..models).map(|_| (0..6).map(|_| self.normal()).collect()).collect();
-        let score = |w: &Vec<f64>| -> Vec<f64> { items.iter().map(|(x, _)| dot(w, &shapes(x))).collect() };
+        let weights: Vec<Vec<f64>> = (0..models)
+            .map(|_| (0..6).map(|_| self.normal()).collect())
+            .collect();
+        let score =
+            |w: &Vec<f64>| -> Vec<f64> { items.iter().map(|(x, _)| dot(w, &shapes(x))).collect() };
         let (mut calibration, mut test) = (Vec::new(), Vec::new());
         for w in &weights {
             let mut all = score(w);
@@ -154,20 +217,32 @@ impl Simulation {
 fn outcome(selected: &[usize], good: &[bool]) -> (f64, f64) {
     let right = selected.iter().filter(|j| good[**j]).count() as f64;
     let all = good.iter().filter(|g| **g).count().max(1) as f64;
-    ((selected.len() as f64 - right) / selected.len().max(1) as f64, right / all)
+    (
+        (selected.len() as f64 - right) / selected.len().max(1) as f64,
+        right / all,
+    )
 }
 
 fn summary(values: &[(f64, f64)]) -> (f64, f64, f64) {
     let n = values.len() as f64;
-    let (fdr, power) = values.iter().fold((0.0, 0.0), |(a, b), v| (a + v.0 / n, b + v.1 / n));
+    let (fdr, power) = values
+        .iter()
+        .fold((0.0, 0.0), |(a, b), v| (a + v.0 / n, b + v.1 / n));
     let error = (values.iter().map(|v| (v.0 - fdr).powi(2)).sum::<f64>() / (n - 1.0) / n).sqrt();
     (fdr, power, error)
 }
 
 /// The model with most rejections.
 fn best(calibration: &[Vec<f64>], good: &[bool], test: &[Vec<f64>], q: f64) -> usize {
-    let rejections = |k: &usize| conformal_selection(&calibration[*k], good, &test[*k], q).unwrap().selected.len();
-    (0..calibration.len()).max_by_key(|k| (rejections(k), std::cmp::Reverse(*k))).unwrap()
+    let rejections = |k: &usize| {
+        conformal_selection(&calibration[*k], good, &test[*k], q)
+            .unwrap()
+            .selected
+            .len()
+    };
+    (0..calibration.len())
+        .max_by_key(|k| (rejections(k), std::cmp::Reverse(*k)))
+        .unwrap()
 }
 
 /// Scores of all rows by a ridge regression on the first ones.
@@ -192,51 +267,120 @@ const Q: f64 = 0.3;
 #[test]
 fn a_chosen_model_keeps_the_level_where_the_naive_choice_does_not() {
     let mut simulation = Simulation::new(2024);
-    let (mut naive, mut split, mut homo, mut hete) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut naive, mut split, mut homo, mut hete) =
+        (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for seed in 0..REPETITIONS as u64 {
         let (calibration, good, test, truth) = simulation.scores(100, 50, 30);
         let k = best(&calibration, &good, &test, Q);
-        naive.push(outcome(&conformal_selection(&calibration[k], &good, &test[k], Q).unwrap().selected, &truth));
-        let halves: (Vec<Vec<f64>>, Vec<Vec<f64>>) = calibration.iter().map(|s| (s[..50].to_vec(), s[50..].to_vec())).unzip();
+        naive.push(outcome(
+            &conformal_selection(&calibration[k], &good, &test[k], Q)
+                .unwrap()
+                .selected,
+            &truth,
+        ));
+        let halves: (Vec<Vec<f64>>, Vec<Vec<f64>>) = calibration
+            .iter()
+            .map(|s| (s[..50].to_vec(), s[50..].to_vec()))
+            .unzip();
         let k = best(&halves.0, &good[..50], &test, Q);
-        split.push(outcome(&conformal_selection(&halves.1[k], &good[50..], &test[k], Q).unwrap().selected, &truth));
-        let chosen = |pruning| model_selection(&calibration, &good, &test, Q, pruning, seed).unwrap().selected;
+        split.push(outcome(
+            &conformal_selection(&halves.1[k], &good[50..], &test[k], Q)
+                .unwrap()
+                .selected,
+            &truth,
+        ));
+        let chosen = |pruning| {
+            model_selection(&calibration, &good, &test, Q, pruning, seed)
+                .unwrap()
+                .selected
+        };
         homo.push(outcome(&chosen(Pruning::Homo), &truth));
         hete.push(outcome(&chosen(Pruning::Hete), &truth));
     }
     let [naive, split, homo, hete] = [naive, split, homo, hete].map(|v| summary(&v));
-    eprintln!("FDR, power, standard error at {Q}: naive {naive:.3?}, split {split:.3?}, homo {homo:.3?}, hete {hete:.3?}");
+    eprintln!(
+        "FDR, power, standard error at {Q}: naive {naive:.3?}, split {split:.3?}, homo {homo:.3?}, hete {hete:.3?}"
+    );
     assert!(naive.0 > Q + 3.0 * naive.2, "naive {naive:?}");
-    assert!(homo.0 <= Q && hete.0 <= Q + 2.0 * hete.2, "{homo:?} {hete:?}");
+    assert!(
+        homo.0 <= Q && hete.0 <= Q + 2.0 * hete.2,
+        "{homo:?} {hete:?}"
+    );
     assert!(homo.1 > split.1, "power {} and {}", homo.1, split.1);
 }
 
 #[test]
 fn training_on_the_calibration_items_keeps_the_level_and_beats_a_split() {
     let mut simulation = Simulation::new(7);
-    let learners: Vec<Ridge> = [0.3, 1.0, 3.0, 10.0, 30.0, 100.0].map(|penalty| Ridge { penalty, balance: true }).to_vec();
-    let (mut half, mut fitted, mut chosen, mut naive) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let learners: Vec<Ridge> = [0.3, 1.0, 3.0, 10.0, 30.0, 100.0]
+        .map(|penalty| Ridge {
+            penalty,
+            balance: true,
+        })
+        .to_vec();
+    let (mut half, mut fitted, mut chosen, mut naive) =
+        (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for seed in 0..REPETITIONS as u64 {
         let items: Vec<(Vec<f64>, f64)> = (0..120).map(|_| simulation.item()).collect();
-        let features: Vec<Vec<f64>> =
-            items.iter().map(|(x, _)| vec![x[0] * x[1], x[2] * x[2], x[3], x[4], x[5], x[6], x[0] * x[2], x[1] * x[3]]).collect();
+        let features: Vec<Vec<f64>> = items
+            .iter()
+            .map(|(x, _)| {
+                vec![
+                    x[0] * x[1],
+                    x[2] * x[2],
+                    x[3],
+                    x[4],
+                    x[5],
+                    x[6],
+                    x[0] * x[2],
+                    x[1] * x[3],
+                ]
+            })
+            .collect();
         let good: Vec<bool> = items.iter().map(|(_, y)| *y > 0.0).collect();
         let (calibration, test) = features.split_at(80);
         let (known, truth) = good.split_at(80);
-        fitted.push(outcome(&full(calibration, known, test, &Ridge::default(), Q).unwrap().selected, truth));
-        let found = full_model_selection(calibration, known, test, &learners, Q, Pruning::Homo, seed).unwrap();
+        fitted.push(outcome(
+            &full(calibration, known, test, &Ridge::default(), Q)
+                .unwrap()
+                .selected,
+            truth,
+        ));
+        let found =
+            full_model_selection(calibration, known, test, &learners, Q, Pruning::Homo, seed)
+                .unwrap();
         chosen.push(outcome(&found.selected, truth));
         let rows = design(&features);
         // Half of the labelled items train, the other half calibrates.
-        let scores = trained(&rows, &known[..40], &Ridge::default().weights(&known[..40]), 1.0);
-        half.push(outcome(&conformal_selection(&scores[40..80], &known[40..], &scores[80..], Q).unwrap().selected, truth));
+        let scores = trained(
+            &rows,
+            &known[..40],
+            &Ridge::default().weights(&known[..40]),
+            1.0,
+        );
+        half.push(outcome(
+            &conformal_selection(&scores[40..80], &known[40..], &scores[80..], Q)
+                .unwrap()
+                .selected,
+            truth,
+        ));
         // The model is trained on all labelled items and calibrated on the same ones.
         let scores = trained(&rows, known, &[1.0; 80], 0.3);
-        naive.push(outcome(&conformal_selection(&scores[..80], known, &scores[80..], Q).unwrap().selected, truth));
+        naive.push(outcome(
+            &conformal_selection(&scores[..80], known, &scores[80..], Q)
+                .unwrap()
+                .selected,
+            truth,
+        ));
     }
     let [half, fitted, chosen, naive] = [half, fitted, chosen, naive].map(|v| summary(&v));
-    eprintln!("FDR, power, standard error at {Q}: split {half:.3?}, full {fitted:.3?}, full-msel {chosen:.3?}, naive {naive:.3?}");
-    assert!(fitted.0 <= Q + 2.0 * fitted.2 && chosen.0 <= Q + 2.0 * chosen.2, "{fitted:?} {chosen:?}");
+    eprintln!(
+        "FDR, power, standard error at {Q}: split {half:.3?}, full {fitted:.3?}, full-msel {chosen:.3?}, naive {naive:.3?}"
+    );
+    assert!(
+        fitted.0 <= Q + 2.0 * fitted.2 && chosen.0 <= Q + 2.0 * chosen.2,
+        "{fitted:?} {chosen:?}"
+    );
     assert!(naive.0 > Q + 3.0 * naive.2, "naive {naive:?}");
     assert!(fitted.1 > half.1, "power {} and {}", fitted.1, half.1);
 }
@@ -247,18 +391,46 @@ fn when_nothing_is_good_something_is_rarely_selected() {
     let mut any = 0;
     for seed in 0..REPETITIONS as u64 {
         let (calibration, _, test, _) = simulation.scores(60, 20, 8);
-        any += usize::from(!model_selection(&calibration, &[false; 60], &test, Q, Pruning::Homo, seed).unwrap().selected.is_empty());
+        any += usize::from(
+            !model_selection(&calibration, &[false; 60], &test, Q, Pruning::Homo, seed)
+                .unwrap()
+                .selected
+                .is_empty(),
+        );
     }
     let share = any as f64 / REPETITIONS as f64;
-    assert!(share <= Q + 3.0 * (Q * (1.0 - Q) / REPETITIONS as f64).sqrt(), "{share}");
+    assert!(
+        share <= Q + 3.0 * (Q * (1.0 - Q) / REPETITIONS as f64).sqrt(),
+        "{share}"
+    );
 }
 
 #[test]
 fn input_that_does_not_fit_is_named() {
     let message = |r: Result<Selection, SelectError>| r.unwrap_err().to_string();
     assert!(message(conformal_selection(&[0.1], &[true], &[0.2], 1.0)).contains("level 1"));
-    assert!(message(conformal_selection(&[0.1, f64::NAN], &[true, false], &[0.2], 0.1)).contains("value 1"));
-    assert!(message(conformal_selection(&[0.1], &[true, false], &[0.2], 0.1)).contains("1 values, but 2"));
+    assert!(
+        message(conformal_selection(
+            &[0.1, f64::NAN],
+            &[true, false],
+            &[0.2],
+            0.1
+        ))
+        .contains("value 1")
+    );
+    assert!(
+        message(conformal_selection(&[0.1], &[true, false], &[0.2], 0.1))
+            .contains("1 values, but 2")
+    );
     assert!(message(conformal_selection(&[], &[], &[0.2], 0.1)).contains("calibration items"));
-    assert!(message(full(&[vec![1.0], vec![1.0, 2.0]], &[true, false], &[vec![0.0]], &Ridge::default(), 0.2)).contains("item 1"));
+    assert!(
+        message(full(
+            &[vec![1.0], vec![1.0, 2.0]],
+            &[true, false],
+            &[vec![0.0]],
+            &Ridge::default(),
+            0.2
+        ))
+        .contains("item 1")
+    );
 }

@@ -1,36 +1,42 @@
-//! Learning rate and batch size of a pre-training run from its size: the Step Law and what it is compared with.
+//! Learning rate and batch size of a pre-training run from its size: the Step Law and what it is
+//! compared with.
 //!
 //! # What it does
-//! For AdamW pre-training the loss is a smooth bowl over (log rate, log batch); two power laws say where its bottom is, from
-//! the number of parameters outside the vocabulary `N` and the number of training tokens `D`. [`fit`] finds such laws from
-//! runs of one's own, [`Study`] from a grid of them, which `frugal bench pretrain` makes.
+//! For AdamW pre-training the loss is a smooth bowl over (log rate, log batch); two power laws say
+//! where its bottom is, from the number of parameters outside the vocabulary `N` and the number of
+//! training tokens `D`. [`fit`] finds such laws from runs of one's own, [`Study`] from a grid of
+//! them, which `frugal bench pretrain` makes.
 //!
 //! # Update rule
-//! `η* = 1.79 · N^−0.713 · D^0.307`, `B* = 0.58 · D^0.571` tokens for each step. The schedule that goes with it: linear
-//! warm-up over 2,000 steps, cosine down to the fixed rate 1e-5.
+//! `η* = 1.79 · N^−0.713 · D^0.307`, `B* = 0.58 · D^0.571` tokens for each step. The schedule that
+//! goes with it: linear warm-up over 2,000 steps, cosine down to the fixed rate 1e-5.
 //!
 //! # When to use, when not
-//! To start a pre-training run of 0.2 to 7 billion parameters near its optimum; far outside of that as a first guess, to be
-//! varied by factors of two. Not for fine-tuning, and not for schedules that end at a share of the peak rate.
+//! To start a pre-training run of 0.2 to 7 billion parameters near its optimum; far outside of that
+//! as a first guess, to be varied by factors of two. Not for fine-tuning, and not for schedules
+//! that end at a share of the peak rate.
 //!
 //! # Cost
 //! None.
 //!
 //! # Defaults and where they come from
-//! The coefficients are those that the paper prints; the uncertainties are the standard deviations of its 1,000 bootstrap
-//! fits. Short runs (below 20,000 steps) warm up over a tenth of their steps and end at a hundredth of the peak rate if
-//! that is below 1e-5. Tokens for a compute budget: `C = 6 N D` with 20 tokens for each parameter (Hoffmann et al., 2022).
+//! The coefficients are those that the paper prints; the uncertainties are the standard deviations
+//! of its 1,000 bootstrap fits. Short runs (below 20,000 steps) warm up over a tenth of their steps
+//! and end at a hundredth of the peak rate if that is below 1e-5. Tokens for a compute budget:
+//! `C = 6 N D` with 20 tokens for each parameter (Hoffmann et al., 2022).
 //!
 //! # Departures from the paper
-//! The laws to compare with are written down from the paper's table as it is usually cited, but for the factor of `microsoft`:
-//! 1.3192e-5 gives no rate that anybody trains with, while 1.55e-3, for billions of parameters and of tokens, gives the lines that
-//! the authors' page draws for two sizes. A [`Study`] takes the loss on held-out text, which is the same for all runs,
-//! instead of the smoothed loss of training; and beside the published procedure it fits the law to the bottoms of paraboloids
-//! through the runs of each size, which no grid rounds.
+//! The laws to compare with are written down from the paper's table as it is usually cited, but for
+//! the factor of `microsoft`: 1.3192e-5 gives no rate that anybody trains with, while 1.55e-3, for
+//! billions of parameters and of tokens, gives the lines that the authors' page draws for two
+//! sizes. A [`Study`] takes the loss on held-out text, which is the same for all runs, instead of
+//! the smoothed loss of training; and beside the published procedure it fits the law to the bottoms
+//! of paraboloids through the runs of each size, which no grid rounds.
 //!
 //! # References
-//! Li et al.: Predictable Scale: Part I, Step Law: Optimal Hyperparameter Scaling Law in Large Language Model Pretraining,
-//! 2025, arXiv 2503.04715. Hoffmann et al.: Training Compute-Optimal Large Language Models, 2022, arXiv 2203.15556.
+//! Li et al.: Predictable Scale: Part I, Step Law: Optimal Hyperparameter Scaling Law in Large
+//! Language Model Pretraining, 2025, arXiv 2503.04715. Hoffmann et al.: Training Compute-Optimal
+//! Large Language Models, 2022, arXiv 2203.15556.
 
 mod study;
 
@@ -57,14 +63,32 @@ pub struct Law {
 }
 
 /// The published law.
-pub const STEP_LAW: Law = Law { rate_scale: 1.79, rate_parameters: -0.713, rate_tokens: 0.307, batch_scale: 0.58, batch_tokens: 0.571 };
+pub const STEP_LAW: Law = Law {
+    rate_scale: 1.79,
+    rate_parameters: -0.713,
+    rate_tokens: 0.307,
+    batch_scale: 0.58,
+    batch_tokens: 0.571,
+};
 
 /// Other published laws, to compare with; `C = 6 N D`.
 pub const COMPARED: [(&str, fn(f64, f64) -> (f64, Option<f64>)); 4] = [
-    ("deepseek", |n, d| (0.3118 * (6.0 * n * d).powf(-0.125), Some(0.2920 * (6.0 * n * d).powf(0.3271)))),
-    ("porian", |n, _| (3.7 * n.powf(-0.36), Some(0.7576 * n.powf(0.703)))),
+    ("deepseek", |n, d| {
+        (
+            0.3118 * (6.0 * n * d).powf(-0.125),
+            Some(0.2920 * (6.0 * n * d).powf(0.3271)),
+        )
+    }),
+    ("porian", |n, _| {
+        (3.7 * n.powf(-0.36), Some(0.7576 * n.powf(0.703)))
+    }),
     ("openai", |n, _| (3.239e-3 - 1.395e-4 * n.ln(), None)),
-    ("microsoft", |n, d| (1.55e-3 * (1e-9 * n).powf(-0.23) * (1e-9 * d).powf(-0.32), None)),
+    ("microsoft", |n, d| {
+        (
+            1.55e-3 * (1e-9 * n).powf(-0.23) * (1e-9 * d).powf(-0.32),
+            None,
+        )
+    }),
 ];
 
 impl Law {
@@ -109,7 +133,11 @@ const LONG: u64 = 20_000;
 
 /// Steps of warm-up and the final rate that go with a peak rate and a number of steps.
 pub fn schedule(peak_rate: f64, steps: u64) -> (u64, f64) {
-    if steps < LONG { (2000.min(steps / 10), f64::min(1e-5, 0.01 * peak_rate)) } else { (2000, 1e-5) }
+    if steps < LONG {
+        (2000.min(steps / 10), f64::min(1e-5, 0.01 * peak_rate))
+    } else {
+        (2000, 1e-5)
+    }
 }
 
 impl Recipe {
@@ -140,7 +168,10 @@ impl Recipe {
         }
         let decay = (self.steps - self.warmup_steps).max(1) as f64;
         let share = ((step - self.warmup_steps) as f64 / decay).min(1.0);
-        self.final_rate + (self.peak_rate - self.final_rate) * 0.5 * (1.0 + (std::f64::consts::PI * share).cos())
+        self.final_rate
+            + (self.peak_rate - self.final_rate)
+                * 0.5
+                * (1.0 + (std::f64::consts::PI * share).cos())
     }
 }
 
@@ -155,7 +186,8 @@ pub fn optimal_size(compute: f64, tokens_per_parameter: f64) -> (f64, f64) {
     (parameters, parameters * tokens_per_parameter)
 }
 
-/// Parameters of a dense decoder with gated feed-forward layers, without vocabulary and norms: `L (4 h² + 3 h f)`.
+/// Parameters of a dense decoder with gated feed-forward layers, without vocabulary and norms:
+/// `L (4 h² + 3 h f)`.
 pub fn parameters(hidden: u64, intermediate: u64, layers: u64) -> u64 {
     layers * (4 * hidden * hidden + 3 * hidden * intermediate)
 }
@@ -185,7 +217,8 @@ pub struct Run {
 pub struct Fit {
     /// The fit to all runs that were kept.
     pub law: Law,
-    /// Standard deviations of the coefficients over bootstrap samples, in the order of [`Law`]; of the logarithms of factors.
+    /// Standard deviations of the coefficients over bootstrap samples, in the order of [`Law`]; of
+    /// the logarithms of factors.
     pub deviations: [f64; 5],
     /// Runs that were kept.
     pub kept: usize,
@@ -196,25 +229,44 @@ pub struct Fit {
 /// `None` if the sizes do not vary enough to tell the exponents.
 pub fn fit(runs: &[Run], excess: f64, bootstraps: usize, seed: u64) -> Option<Fit> {
     let best = |run: &Run| {
-        let same = runs.iter().filter(|r| r.parameters == run.parameters && r.tokens == run.tokens);
+        let same = runs
+            .iter()
+            .filter(|r| r.parameters == run.parameters && r.tokens == run.tokens);
         same.map(|r| r.loss).fold(f64::INFINITY, f64::min)
     };
-    let kept: Vec<Run> = runs.iter().copied().filter(|r| r.loss <= best(r) * (1.0 + excess)).collect();
+    let kept: Vec<Run> = runs
+        .iter()
+        .copied()
+        .filter(|r| r.loss <= best(r) * (1.0 + excess))
+        .collect();
     let coefficients = solve(&kept)?;
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut draws: Vec<[f64; 5]> = Vec::with_capacity(bootstraps);
     for _ in 0..bootstraps {
-        let sample: Vec<Run> = (0..kept.len()).map(|_| kept[rng.random_range(0..kept.len())]).collect();
+        let sample: Vec<Run> = (0..kept.len())
+            .map(|_| kept[rng.random_range(0..kept.len())])
+            .collect();
         // A sample of one size only tells nothing.
         draws.extend(solve(&sample));
     }
     let deviation = |i: usize| {
         let mean = draws.iter().map(|d| d[i]).sum::<f64>() / draws.len().max(1) as f64;
-        (draws.iter().map(|d| (d[i] - mean).powi(2)).sum::<f64>() / (draws.len().max(2) - 1) as f64).sqrt()
+        (draws.iter().map(|d| (d[i] - mean).powi(2)).sum::<f64>() / (draws.len().max(2) - 1) as f64)
+            .sqrt()
     };
     let [rate, rate_parameters, rate_tokens, batch, batch_tokens] = coefficients;
-    let law = Law { rate_scale: rate.exp(), rate_parameters, rate_tokens, batch_scale: batch.exp(), batch_tokens };
-    Some(Fit { law, deviations: std::array::from_fn(deviation), kept: kept.len() })
+    let law = Law {
+        rate_scale: rate.exp(),
+        rate_parameters,
+        rate_tokens,
+        batch_scale: batch.exp(),
+        batch_tokens,
+    };
+    Some(Fit {
+        law,
+        deviations: std::array::from_fn(deviation),
+        kept: kept.len(),
+    })
 }
 
 /// Least squares of the logarithms; `None` if the sizes do not tell the exponents apart.
@@ -224,19 +276,32 @@ fn solve(runs: &[Run]) -> Option<[f64; 5]> {
     let centred = |value: fn(&Run) -> f64| {
         let logs: Vec<f64> = runs.iter().map(|r| value(r).ln()).collect();
         let mean = logs.iter().sum::<f64>() / count;
-        (mean, logs.into_iter().map(|v| v - mean).collect::<Vec<f64>>())
+        (
+            mean,
+            logs.into_iter().map(|v| v - mean).collect::<Vec<f64>>(),
+        )
     };
     let ((n0, n), (d0, d)) = (centred(|r| r.parameters), centred(|r| r.tokens));
     let ((rate0, rate), (batch0, batch)) = (centred(|r| r.rate), centred(|r| r.batch));
     let (nn, nd, dd) = (dot(&n, &n), dot(&n, &d), dot(&d, &d));
     let determinant = nn * dd - nd * nd;
-    if runs.len() < 3 || !(nn > 1e-12 * count && dd > 1e-12 * count && determinant > 1e-9 * nn * dd) {
+    if runs.len() < 3 || !(nn > 1e-12 * count && dd > 1e-12 * count && determinant > 1e-9 * nn * dd)
+    {
         return None;
     }
     let (nr, dr) = (dot(&n, &rate), dot(&d, &rate));
-    let (by_parameters, by_tokens) = ((dd * nr - nd * dr) / determinant, (nn * dr - nd * nr) / determinant);
+    let (by_parameters, by_tokens) = (
+        (dd * nr - nd * dr) / determinant,
+        (nn * dr - nd * nr) / determinant,
+    );
     let batch_by_tokens = dot(&d, &batch) / dd;
-    let all = [rate0 - by_parameters * n0 - by_tokens * d0, by_parameters, by_tokens, batch0 - batch_by_tokens * d0, batch_by_tokens];
+    let all = [
+        rate0 - by_parameters * n0 - by_tokens * d0,
+        by_parameters,
+        by_tokens,
+        batch0 - batch_by_tokens * d0,
+        batch_by_tokens,
+    ];
     all.iter().all(|v| v.is_finite()).then_some(all)
 }
 
@@ -256,8 +321,16 @@ mod tests {
         close(STEP_LAW.batch(4e9), 176_280.5, 1e-6);
         close(STEP_LAW.rate(7e9, 1.4e12), 9.165569e-4, 1e-6);
         close(STEP_LAW.batch(1.4e12), 4_998_815.0, 1e-6);
-        close(STEP_LAW.rate(1e10, 1e10) / STEP_LAW.rate(1e9, 1e10), 0.193642, 1e-5);
-        close(STEP_LAW.rate(1e9, 4e10) / STEP_LAW.rate(1e9, 1e10), 1.53050, 1e-5);
+        close(
+            STEP_LAW.rate(1e10, 1e10) / STEP_LAW.rate(1e9, 1e10),
+            0.193642,
+            1e-5,
+        );
+        close(
+            STEP_LAW.rate(1e9, 4e10) / STEP_LAW.rate(1e9, 1e10),
+            1.53050,
+            1e-5,
+        );
         close(STEP_LAW.batch(4e10) / STEP_LAW.batch(1e10), 2.20687, 1e-5);
     }
 
@@ -286,7 +359,8 @@ mod tests {
         close(n, 70e9, 0.02);
     }
 
-    /// Best of the runs of one size in the data that the authors released: parameters, tokens, rate, sequences of 2048.
+    /// Best of the runs of one size in the data that the authors released: parameters, tokens,
+    /// rate, sequences of 2048.
     #[test]
     fn the_law_is_near_the_best_of_real_runs() {
         let best = [
@@ -296,9 +370,16 @@ mod tests {
             (1_073_741_824.0, 2e10, 1.381e-3, 256.0),
         ];
         for (n, d, rate, sequences) in best {
-            // The bowl is flat: a factor of two in either direction costs less than a percent of loss.
-            let (r, b) = (STEP_LAW.rate(n, d) / rate, STEP_LAW.batch(d) / 2048.0 / sequences);
-            assert!((0.5..2.0).contains(&r) && (0.5..2.0).contains(&b), "{n} {d}: {r} {b}");
+            // The bowl is flat: a factor of two in either direction costs less than a percent of
+            // loss.
+            let (r, b) = (
+                STEP_LAW.rate(n, d) / rate,
+                STEP_LAW.batch(d) / 2048.0 / sequences,
+            );
+            assert!(
+                (0.5..2.0).contains(&r) && (0.5..2.0).contains(&b),
+                "{n} {d}: {r} {b}"
+            );
         }
     }
 
@@ -307,17 +388,35 @@ mod tests {
         let recipe = Recipe::new(&STEP_LAW, 1e9, 1e11, 2048);
         assert_eq!((recipe.sequences, recipe.warmup_steps), (541, 2000));
         assert_eq!(recipe.steps, (1e11 / (541.0 * 2048.0)) as u64);
-        assert_eq!((recipe.rate_at(0), recipe.rate_at(2000)), (0.0, recipe.peak_rate));
+        assert_eq!(
+            (recipe.rate_at(0), recipe.rate_at(2000)),
+            (0.0, recipe.peak_rate)
+        );
         close(recipe.rate_at(recipe.steps), 1e-5, 1e-9);
-        let even = Recipe { steps: 12_000, ..recipe };
+        let even = Recipe {
+            steps: 12_000,
+            ..recipe
+        };
         close(even.rate_at(7000), (recipe.peak_rate + 1e-5) / 2.0, 1e-9);
         let short = Recipe::new(&STEP_LAW, 1e6, 1e6, 128);
-        assert!(short.warmup_steps == short.steps / 10 && short.final_rate <= 1e-5, "{short:?}");
+        assert!(
+            short.warmup_steps == short.steps / 10 && short.final_rate <= 1e-5,
+            "{short:?}"
+        );
     }
 
     fn cells() -> Vec<(f64, f64)> {
-        let sizes = [214_663_680.0, 268_304_384.0, 429_260_800.0, 536_872_960.0, 1_073_741_824.0];
-        sizes.iter().flat_map(|n| [4e9, 2e10, 1e11].map(|d| (*n, d))).collect()
+        let sizes = [
+            214_663_680.0,
+            268_304_384.0,
+            429_260_800.0,
+            536_872_960.0,
+            1_073_741_824.0,
+        ];
+        sizes
+            .iter()
+            .flat_map(|n| [4e9, 2e10, 1e11].map(|d| (*n, d)))
+            .collect()
     }
 
     #[test]
@@ -344,22 +443,48 @@ mod tests {
             .into_iter()
             .flat_map(|(parameters, tokens)| {
                 let rates = (0..14).map(|i| 2f64.powf(-12.0 + 0.5 * f64::from(i)));
-                let batches = [16, 24, 32, 64, 96, 128, 192, 256, 352, 512, 736, 1024, 2048].map(|b| f64::from(b) * 2048.0);
+                let batches = [16, 24, 32, 64, 96, 128, 192, 256, 352, 512, 736, 1024, 2048]
+                    .map(|b| f64::from(b) * 2048.0);
                 rates.flat_map(move |rate| {
                     batches.map(|batch| {
-                        let (a, b) = ((rate / STEP_LAW.rate(parameters, tokens)).ln(), (batch / STEP_LAW.batch(tokens)).ln());
-                        Run { parameters, tokens, rate, batch, loss: 2.0 + 0.05 * a * a + 0.02 * b * b }
+                        let (a, b) = (
+                            (rate / STEP_LAW.rate(parameters, tokens)).ln(),
+                            (batch / STEP_LAW.batch(tokens)).ln(),
+                        );
+                        Run {
+                            parameters,
+                            tokens,
+                            rate,
+                            batch,
+                            loss: 2.0 + 0.05 * a * a + 0.02 * b * b,
+                        }
                     })
                 })
             })
             .collect();
         let found = fit(&grid, 0.0025, 100, 1).unwrap();
-        assert!((found.law.rate_parameters + 0.713).abs() < 0.03 && (found.law.rate_tokens - 0.307).abs() < 0.03, "{found:?}");
-        assert!((found.law.batch_tokens - 0.571).abs() < 0.03 && found.kept > 50, "{found:?}");
-        assert!(found.deviations[1] > 0.0 && found.deviations[1] < 0.1, "{found:?}");
+        assert!(
+            (found.law.rate_parameters + 0.713).abs() < 0.03
+                && (found.law.rate_tokens - 0.307).abs() < 0.03,
+            "{found:?}"
+        );
+        assert!(
+            (found.law.batch_tokens - 0.571).abs() < 0.03 && found.kept > 50,
+            "{found:?}"
+        );
+        assert!(
+            found.deviations[1] > 0.0 && found.deviations[1] < 0.1,
+            "{found:?}"
+        );
         assert!(fit(&exact[..1], 0.0025, 0, 0).is_none());
         // On one line the exponents cannot be told apart.
-        let line: Vec<Run> = (1..6).map(|i| Run { parameters: 1e8 * f64::from(i), tokens: 2e9 * f64::from(i), ..exact[0] }).collect();
+        let line: Vec<Run> = (1..6)
+            .map(|i| Run {
+                parameters: 1e8 * f64::from(i),
+                tokens: 2e9 * f64::from(i),
+                ..exact[0]
+            })
+            .collect();
         assert!(fit(&line, 0.0025, 0, 0).is_none());
     }
 }

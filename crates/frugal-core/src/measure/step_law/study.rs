@@ -1,5 +1,5 @@
-//! What a grid of finished runs says: the best of each size, the bowl around it, the laws through them, and what other
-//! configurations lose.
+//! What a grid of finished runs says: the best of each size, the bowl around it, the laws through
+//! them, and what other configurations lose.
 
 use std::path::Path;
 
@@ -41,15 +41,28 @@ pub fn measured(jobs: &[Job], out: &Path) -> (Vec<Measured>, Vec<(String, String
     let (mut found, mut failed): (Vec<Measured>, Vec<(String, String)>) = Default::default();
     for job in jobs {
         let Some(point) = &job.point else { continue };
-        let Ok(record) = RunRecord::read(&out.join(job.folder()).join(RECORD_FILE)) else { continue };
-        let loss = record.evaluation.first().and_then(|e| e.adapted.get("loss")).copied().filter(|l| l.is_finite());
+        let Ok(record) = RunRecord::read(&out.join(job.folder()).join(RECORD_FILE)) else {
+            continue;
+        };
+        let loss = record
+            .evaluation
+            .first()
+            .and_then(|e| e.adapted.get("loss"))
+            .copied()
+            .filter(|l| l.is_finite());
         match (record.train_info.status, loss) {
             (Status::Success, Some(loss)) => match found.iter_mut().find(|m| m.name == job.name) {
                 Some(known) => {
-                    known.loss = (known.loss * known.seeds as f64 + loss) / (known.seeds + 1) as f64;
+                    known.loss =
+                        (known.loss * known.seeds as f64 + loss) / (known.seeds + 1) as f64;
                     known.seeds += 1;
                 }
-                None => found.push(Measured { name: job.name.clone(), point: point.clone(), loss, seeds: 1 }),
+                None => found.push(Measured {
+                    name: job.name.clone(),
+                    point: point.clone(),
+                    loss,
+                    seeds: 1,
+                }),
             },
             (Status::Failed, _) => failed.push((job.folder(), record.run_info.error_msg)),
             _ => {}
@@ -58,7 +71,8 @@ pub fn measured(jobs: &[Job], out: &Path) -> (Vec<Measured>, Vec<(String, String
     (found, failed)
 }
 
-/// A paraboloid over (ln rate, ln batch) through the runs of one size: `loss = value + ½ zᵀ H z` around its lowest point.
+/// A paraboloid over (ln rate, ln batch) through the runs of one size: `loss = value + ½ zᵀ H z`
+/// around its lowest point.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Bowl {
     /// Rate at the bottom.
@@ -73,25 +87,35 @@ pub struct Bowl {
     pub inside: bool,
 }
 
-/// How fast a run loses weight in the fit of a bowl: at this share above the best loss it counts a quarter.
+/// How fast a run loses weight in the fit of a bowl: at this share above the best loss it counts a
+/// quarter.
 const NEAR: f64 = 0.02;
 
 impl Bowl {
-    /// Fits the runs of one size; those near the best count most, since far from it the loss is no paraboloid.
+    /// Fits the runs of one size; those near the best count most, since far from it the loss is no
+    /// paraboloid.
     ///
-    /// `None` of fewer than seven runs, or if the paraboloid opens downwards in some direction: then there is no bottom.
+    /// `None` of fewer than seven runs, or if the paraboloid opens downwards in some direction:
+    /// then there is no bottom.
     pub fn fit(runs: &[Run]) -> Option<Self> {
         let best = runs.iter().map(|r| r.loss).fold(f64::INFINITY, f64::min);
         if runs.len() < 7 || !best.is_finite() {
             return None;
         }
         // Centred for the sake of the arithmetic.
-        let mean = |value: fn(&Run) -> f64| runs.iter().map(|r| value(r).ln()).sum::<f64>() / runs.len() as f64;
+        let mean = |value: fn(&Run) -> f64| {
+            runs.iter().map(|r| value(r).ln()).sum::<f64>() / runs.len() as f64
+        };
         let (x0, y0) = (mean(|r| r.rate), mean(|r| r.batch));
         let row = |r: &Run| {
             let (x, y) = (r.rate.ln() - x0, r.batch.ln() - y0);
             let weight = 1.0 / (1.0 + (r.loss / best - 1.0) / NEAR);
-            ([1.0, x, y, x * x, x * y, y * y].map(|v| v * weight).to_vec(), r.loss * weight)
+            (
+                [1.0, x, y, x * x, x * y, y * y]
+                    .map(|v| v * weight)
+                    .to_vec(),
+                r.loss * weight,
+            )
         };
         let (rows, losses): (Vec<Vec<f64>>, Vec<f64>) = runs.iter().map(row).unzip();
         let c = least_squares(&Matrix::from_rows(&rows), &losses)?;
@@ -100,14 +124,21 @@ impl Bowl {
         if !(a > 0.0 && d > 0.0 && determinant > 1e-9 * a * d) {
             return None;
         }
-        let (x, y) = ((b * c[2] - d * c[1]) / determinant, (b * c[1] - a * c[2]) / determinant);
+        let (x, y) = (
+            (b * c[2] - d * c[1]) / determinant,
+            (b * c[1] - a * c[2]) / determinant,
+        );
         let (rate, batch) = ((x + x0).exp(), (y + y0).exp());
         let among = |value: fn(&Run) -> f64, v: f64| {
             let mut places: Vec<f64> = runs.iter().map(value).collect();
             places.sort_by(f64::total_cmp);
             places.dedup();
             // Half a step further, as far as the outermost runs speak for.
-            let Some(([first, second], [before, last])) = places.first_chunk().zip(places.last_chunk()) else { return false };
+            let Some(([first, second], [before, last])) =
+                places.first_chunk().zip(places.last_chunk())
+            else {
+                return false;
+            };
             (first * (first / second).sqrt()..=last * (last / before).sqrt()).contains(&v)
         };
         Some(Self {
@@ -189,40 +220,99 @@ const BOOTSTRAPS: usize = 1000;
 impl Study {
     /// Of finished runs.
     pub fn new(mut runs: Vec<Measured>, excess: f64) -> Self {
-        let order = |m: &Measured| [m.point.parameters, m.point.tokens, m.point.rate, m.point.batch];
+        let order = |m: &Measured| {
+            [
+                m.point.parameters,
+                m.point.tokens,
+                m.point.rate,
+                m.point.batch,
+            ]
+        };
         runs.sort_by(|a, b| {
-            order(a).iter().zip(order(b)).map(|(a, b)| a.total_cmp(&b)).find(|o| o.is_ne()).unwrap_or(std::cmp::Ordering::Equal)
+            order(a)
+                .iter()
+                .zip(order(b))
+                .map(|(a, b)| a.total_cmp(&b))
+                .find(|o| o.is_ne())
+                .unwrap_or(std::cmp::Ordering::Equal)
         });
-        let grid: Vec<Run> = runs.iter().filter(|m| m.point.beside.is_none()).map(Measured::run).collect();
-        let cells: Vec<Cell> =
-            grid.chunk_by(|a, b| a.parameters == b.parameters && a.tokens == b.tokens).filter_map(|c| cell(c, excess)).collect();
+        let grid: Vec<Run> = runs
+            .iter()
+            .filter(|m| m.point.beside.is_none())
+            .map(Measured::run)
+            .collect();
+        let cells: Vec<Cell> = grid
+            .chunk_by(|a, b| a.parameters == b.parameters && a.tokens == b.tokens)
+            .filter_map(|c| cell(c, excess))
+            .collect();
         let bottoms: Vec<Run> = cells
             .iter()
-            .filter_map(|c| c.bowl.filter(|b| b.inside).map(|b| Run { rate: b.rate, batch: b.batch, loss: b.loss, ..c.best }))
+            .filter_map(|c| {
+                c.bowl.filter(|b| b.inside).map(|b| Run {
+                    rate: b.rate,
+                    batch: b.batch,
+                    loss: b.loss,
+                    ..c.best
+                })
+            })
             .collect();
-        let mut names: Vec<&String> = runs.iter().filter_map(|m| m.point.beside.as_ref()).collect();
+        let mut names: Vec<&String> = runs
+            .iter()
+            .filter_map(|m| m.point.beside.as_ref())
+            .collect();
         names.sort();
         names.dedup();
-        let compared = names.into_iter().filter_map(|name| compare(name, &runs, &cells)).collect();
-        Self { excess, fit: fit(&grid, excess, BOOTSTRAPS, 0), bowls: fit(&bottoms, excess, BOOTSTRAPS, 0), compared, cells, runs }
+        let compared = names
+            .into_iter()
+            .filter_map(|name| compare(name, &runs, &cells))
+            .collect();
+        Self {
+            excess,
+            fit: fit(&grid, excess, BOOTSTRAPS, 0),
+            bowls: fit(&bottoms, excess, BOOTSTRAPS, 0),
+            compared,
+            cells,
+            runs,
+        }
     }
 }
 
 fn cell(runs: &[Run], excess: f64) -> Option<Cell> {
     let best = *runs.iter().min_by(|a, b| a.loss.total_cmp(&b.loss))?;
-    let near = runs.iter().filter(|r| r.loss <= best.loss * (1.0 + excess)).count();
-    Some(Cell { parameters: best.parameters, tokens: best.tokens, runs: runs.len(), near, best, bowl: Bowl::fit(runs) })
+    let near = runs
+        .iter()
+        .filter(|r| r.loss <= best.loss * (1.0 + excess))
+        .count();
+    Some(Cell {
+        parameters: best.parameters,
+        tokens: best.tokens,
+        runs: runs.len(),
+        near,
+        best,
+        bowl: Bowl::fit(runs),
+    })
 }
 
 fn compare(name: &str, runs: &[Measured], cells: &[Cell]) -> Option<Compared> {
     let of = |m: &Measured| {
-        let cell = cells.iter().find(|c| c.parameters == m.point.parameters && c.tokens == m.point.tokens)?;
+        let cell = cells
+            .iter()
+            .find(|c| c.parameters == m.point.parameters && c.tokens == m.point.tokens)?;
         Some((cell.parameters, cell.tokens, m.loss / cell.best.loss - 1.0))
     };
-    let excess: Vec<_> = runs.iter().filter(|m| m.point.beside.as_deref() == Some(name)).filter_map(of).collect();
+    let excess: Vec<_> = runs
+        .iter()
+        .filter(|m| m.point.beside.as_deref() == Some(name))
+        .filter_map(of)
+        .collect();
     let values: Vec<f64> = excess.iter().map(|e| e.2).collect();
     let worst = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    Some(Compared { name: name.to_owned(), mean: crate::metrics::mean(&values)?, worst, excess })
+    Some(Compared {
+        name: name.to_owned(),
+        mean: crate::metrics::mean(&values)?,
+        worst,
+        excess,
+    })
 }
 
 #[cfg(test)]
@@ -244,24 +334,61 @@ mod tests {
         let runs: Vec<Run> = rates
             .iter()
             .flat_map(|&rate| {
-                batches.map(|batch| Run { parameters: 1e5, tokens: 1e6, rate, batch, loss: bowl(0.005, 200.0, (rate, batch)) })
+                batches.map(|batch| Run {
+                    parameters: 1e5,
+                    tokens: 1e6,
+                    rate,
+                    batch,
+                    loss: bowl(0.005, 200.0, (rate, batch)),
+                })
             })
             .collect();
         let found = Bowl::fit(&runs).unwrap();
-        assert!((found.rate / 0.005 - 1.0).abs() < 1e-9 && (found.batch / 200.0 - 1.0).abs() < 1e-9 && (found.loss - 4.0).abs() < 1e-12);
-        assert!(found.inside && found.curvature.iter().zip([0.1, -0.02, 0.06]).all(|(a, b)| (a - b).abs() < 1e-9), "{found:?}");
+        assert!(
+            (found.rate / 0.005 - 1.0).abs() < 1e-9
+                && (found.batch / 200.0 - 1.0).abs() < 1e-9
+                && (found.loss - 4.0).abs() < 1e-12
+        );
+        assert!(
+            found.inside
+                && found
+                    .curvature
+                    .iter()
+                    .zip([0.1, -0.02, 0.06])
+                    .all(|(a, b)| (a - b).abs() < 1e-9),
+            "{found:?}"
+        );
         for (x, y) in found.ellipse(0.08, 12) {
             assert!((bowl(0.005, 200.0, (x.exp(), y.exp())) - 4.08).abs() < 1e-9);
         }
-        let saddle: Vec<Run> = runs.iter().map(|r| Run { loss: 5.0 - r.loss / 10.0 + (r.rate / 0.005).ln().powi(2), ..*r }).collect();
+        let saddle: Vec<Run> = runs
+            .iter()
+            .map(|r| Run {
+                loss: 5.0 - r.loss / 10.0 + (r.rate / 0.005).ln().powi(2),
+                ..*r
+            })
+            .collect();
         assert!(Bowl::fit(&saddle).is_none() && Bowl::fit(&runs[..6]).is_none());
-        let near: Vec<Run> = runs.iter().map(|r| Run { loss: bowl(0.02, 50.0, (r.rate, r.batch)), ..*r }).collect();
+        let near: Vec<Run> = runs
+            .iter()
+            .map(|r| Run {
+                loss: bowl(0.02, 50.0, (r.rate, r.batch)),
+                ..*r
+            })
+            .collect();
         assert!(Bowl::fit(&near).unwrap().inside);
-        let outside: Vec<Run> = runs.iter().map(|r| Run { loss: bowl(0.05, 200.0, (r.rate, r.batch)), ..*r }).collect();
+        let outside: Vec<Run> = runs
+            .iter()
+            .map(|r| Run {
+                loss: bowl(0.05, 200.0, (r.rate, r.batch)),
+                ..*r
+            })
+            .collect();
         assert!(!Bowl::fit(&outside).unwrap().inside);
     }
 
-    /// Record files of a grid whose losses follow bowls around `optimum`; the law must come out of the files again.
+    /// Record files of a grid whose losses follow bowls around `optimum`; the law must come out of
+    /// the files again.
     #[test]
     fn a_law_is_found_again_from_the_files_of_runs() {
         let text = r#"
@@ -282,11 +409,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         for job in &jobs {
             let point = job.point.as_ref().unwrap();
-            let optimum = (STEP_LAW.rate(point.parameters, point.tokens), STEP_LAW.batch(point.tokens));
+            let optimum = (
+                STEP_LAW.rate(point.parameters, point.tokens),
+                STEP_LAW.batch(point.tokens),
+            );
             let mut record = RunRecord::default();
             // Seeds differ by a constant that the mean takes out.
-            let loss = bowl(optimum.0, optimum.1, (point.rate, point.batch)) + if job.seed == 0 { 0.125 } else { -0.125 };
-            record.evaluation.push(Evaluation { adapted: [("loss".to_owned(), loss)].into(), ..Evaluation::default() });
+            let loss = bowl(optimum.0, optimum.1, (point.rate, point.batch))
+                + if job.seed == 0 { 0.125 } else { -0.125 };
+            record.evaluation.push(Evaluation {
+                adapted: [("loss".to_owned(), loss)].into(),
+                ..Evaluation::default()
+            });
             record.train_info.status = Status::Success;
             let folder = dir.path().join(job.folder());
             std::fs::create_dir(&folder).unwrap();
@@ -301,19 +435,40 @@ mod tests {
         record.write(&broken).unwrap();
 
         let (runs, failed) = measured(&jobs, dir.path());
-        assert_eq!((runs.len(), failed), (108, vec![(last.folder(), "out of memory".to_owned())]));
+        assert_eq!(
+            (runs.len(), failed),
+            (108, vec![(last.folder(), "out of memory".to_owned())])
+        );
         assert_eq!((runs[0].seeds, runs[107].seeds), (2, 1));
         let study = Study::new(runs, 0.0025);
-        assert_eq!((study.cells.len(), study.cells[0].parameters, study.cells[3].tokens), (4, 25088.0, 400_000.0));
+        assert_eq!(
+            (
+                study.cells.len(),
+                study.cells[0].parameters,
+                study.cells[3].tokens
+            ),
+            (4, 25088.0, 400_000.0)
+        );
         // The bowls are exact, so their bottoms give the law back.
         let law = study.bowls.unwrap().law;
-        assert!((law.rate_parameters + 0.713).abs() < 1e-6 && (law.rate_tokens - 0.307).abs() < 1e-6, "{law:?}");
+        assert!(
+            (law.rate_parameters + 0.713).abs() < 1e-6 && (law.rate_tokens - 0.307).abs() < 1e-6,
+            "{law:?}"
+        );
         assert!((law.batch_tokens - 0.571).abs() < 1e-6, "{law:?}");
         let near = study.fit.unwrap().law;
-        assert!(near.rate_parameters < -0.3 && near.batch_tokens > 0.2, "{near:?}");
+        assert!(
+            near.rate_parameters < -0.3 && near.batch_tokens > 0.2,
+            "{near:?}"
+        );
         let named = |name: &str| study.compared.iter().find(|c| c.name == name).unwrap();
-        // The law's own configuration is at the bottom but for whole sequences; the grid's best is not.
-        assert!(named("step-law").worst < 1e-4 && named("step-law").excess.len() == 4, "{:?}", named("step-law"));
+        // The law's own configuration is at the bottom but for whole sequences; the grid's best is
+        // not.
+        assert!(
+            named("step-law").worst < 1e-4 && named("step-law").excess.len() == 4,
+            "{:?}",
+            named("step-law")
+        );
         assert!(named("constant").mean > 0.1, "{:?}", named("constant"));
     }
 }

@@ -26,13 +26,21 @@ impl<'a> Bias<'a> {
     pub(super) fn of(bias: Option<&'a FlexTensor>) -> Self {
         let Some(bias) = bias else { return Self::None };
         match *bias.layout().shape().as_slice() {
-            [heads, queries, keys] => Self::Positions { values: values(bias), shape: [heads, queries, keys] },
+            [heads, queries, keys] => Self::Positions {
+                values: values(bias),
+                shape: [heads, queries, keys],
+            },
             _ => Self::Keys(values(bias)),
         }
     }
 
     /// The part for some keys (relative to the sequence) of a task's query.
-    pub(super) fn row(self, task: &HeadTask, query: usize, keys: &Range<usize>) -> Option<&'a [f32]> {
+    pub(super) fn row(
+        self,
+        task: &HeadTask,
+        query: usize,
+        keys: &Range<usize>,
+    ) -> Option<&'a [f32]> {
         Some(match self {
             Self::None => return None,
             Self::Keys(values) => &values[task.keys.start..][keys.clone()],
@@ -52,12 +60,21 @@ impl<'a> Bias<'a> {
         match self {
             Self::None => 0,
             Self::Keys(values) => values.len(),
-            Self::Positions { shape: [_, queries, keys], .. } => queries * keys,
+            Self::Positions {
+                shape: [_, queries, keys],
+                ..
+            } => queries * keys,
         }
     }
 
     /// The part of one head's gradient that belongs to some keys of a task's query.
-    pub(super) fn gradient_row<'g>(self, of_head: &'g mut [f32], task: &HeadTask, query: usize, keys: &Range<usize>) -> &'g mut [f32] {
+    pub(super) fn gradient_row<'g>(
+        self,
+        of_head: &'g mut [f32],
+        task: &HeadTask,
+        query: usize,
+        keys: &Range<usize>,
+    ) -> &'g mut [f32] {
         let start = match self {
             Self::None => 0,
             Self::Keys(_) => task.keys.start,
@@ -71,14 +88,18 @@ impl<'a> Bias<'a> {
         let summed = |of_heads: &[f32]| {
             let mut sum = vec![0.0; self.head_len()];
             for head in of_heads.chunks(sum.len().max(1)) {
-                sum.iter_mut().zip(head).for_each(|(sum, value)| *sum += value);
+                sum.iter_mut()
+                    .zip(head)
+                    .for_each(|(sum, value)| *sum += value);
             }
             sum
         };
         match self {
             Self::None => None,
             Self::Keys(values) => Some(tensor_of(summed(&of_heads), [values.len()])),
-            Self::Positions { shape, .. } if shape[0] == spec.num_heads => Some(tensor_of(of_heads, shape)),
+            Self::Positions { shape, .. } if shape[0] == spec.num_heads => {
+                Some(tensor_of(of_heads, shape))
+            }
             Self::Positions { shape, .. } => Some(tensor_of(summed(&of_heads), shape)),
         }
     }

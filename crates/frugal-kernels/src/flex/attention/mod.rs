@@ -35,7 +35,13 @@ struct Saved {
 }
 
 /// [`attention`](crate::attention()) and [`biased_attention`](crate::biased_attention) on Flex.
-pub(crate) fn attention(q: &Tensor<2>, k: &Tensor<2>, v: &Tensor<2>, bias: Option<&ScoreBias>, spec: &AttentionSpec) -> Option<Tensor<2>> {
+pub(crate) fn attention(
+    q: &Tensor<2>,
+    k: &Tensor<2>,
+    v: &Tensor<2>,
+    bias: Option<&ScoreBias>,
+    spec: &AttentionSpec,
+) -> Option<Tensor<2>> {
     let (q, k, v) = (Operand::new(q)?, Operand::new(k)?, Operand::new(v)?);
     let bias = match bias {
         None => None,
@@ -50,20 +56,38 @@ pub(crate) fn attention(q: &Tensor<2>, k: &Tensor<2>, v: &Tensor<2>, bias: Optio
             let [q, k, v] = [q, k, v].map(|input| dense_rows(present(input)));
             let bias = bias.as_ref().map(contiguous);
             let bias = Bias::of(bias.as_ref());
-            let (output, lse) = forward::forward(Matrix::of(&q), Matrix::of(&k), Matrix::of(&v), bias, &spec);
-            (output.clone(), Saved { output, lse: lse.into(), spec: spec.clone() })
+            let (output, lse) =
+                forward::forward(Matrix::of(&q), Matrix::of(&k), Matrix::of(&v), bias, &spec);
+            (
+                output.clone(),
+                Saved {
+                    output,
+                    lse: lse.into(),
+                    spec: spec.clone(),
+                },
+            )
         },
         backward: |[q, k, v, bias], saved, grad, wanted, _| {
             let inputs = [q, k, v].each_ref().map(|input| dense_rows(present(input)));
             let bias = bias.as_ref().map(contiguous);
-            backward::backward(&inputs, Bias::of(bias.as_ref()), &saved, &dense_rows(&grad), wanted)
+            backward::backward(
+                &inputs,
+                Bias::of(bias.as_ref()),
+                &saved,
+                &dense_rows(&grad),
+                wanted,
+            )
         },
     };
     Some(record([Some(&q), Some(&k), Some(&v), bias.as_ref()], op))
 }
 
 /// [`cached_attention`](crate::cached_attention) on Flex.
-pub(crate) fn cached_attention(q: &Tensor<2>, cached: &[&KeyValues], spec: &AttentionSpec) -> Option<Tensor<2>> {
+pub(crate) fn cached_attention(
+    q: &Tensor<2>,
+    cached: &[&KeyValues],
+    spec: &AttentionSpec,
+) -> Option<Tensor<2>> {
     let q = Operand::new(q)?;
     if q.is_tracked() {
         return None;
@@ -87,7 +111,13 @@ impl HeadTask {
     fn all(spec: &AttentionSpec) -> Vec<Self> {
         let sequences = spec.sequences().filter(|(queries, _)| !queries.is_empty());
         sequences
-            .flat_map(|(queries, keys)| (0..spec.num_heads).map(move |head| Self { queries: queries.clone(), keys: keys.clone(), head }))
+            .flat_map(|(queries, keys)| {
+                (0..spec.num_heads).map(move |head| Self {
+                    queries: queries.clone(),
+                    keys: keys.clone(),
+                    head,
+                })
+            })
             .collect()
     }
 
@@ -95,7 +125,12 @@ impl HeadTask {
     ///
     /// # Safety
     /// While they are used, nothing else may touch these elements.
-    unsafe fn columns<'a>(&self, matrix: &Shared<'a>, rows: &Range<usize>, spec: &AttentionSpec) -> MatrixMut<'a> {
+    unsafe fn columns<'a>(
+        &self,
+        matrix: &Shared<'a>,
+        rows: &Range<usize>,
+        spec: &AttentionSpec,
+    ) -> MatrixMut<'a> {
         let (dim, width) = (spec.head_dim, spec.num_heads * spec.head_dim);
         // SAFETY: passed on to the caller.
         unsafe { matrix.window(rows.start * width + self.head * dim, rows.len(), dim, width) }
@@ -117,5 +152,8 @@ impl HeadTask {
 
 /// `0..len` from `start`, cut into pieces of `size`.
 fn pieces(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> {
-    range.clone().step_by(size).map(move |start| start..(start + size).min(range.end))
+    range
+        .clone()
+        .step_by(size)
+        .map(move |start| start..(start + size).min(range.end))
 }

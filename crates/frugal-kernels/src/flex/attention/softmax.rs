@@ -16,7 +16,10 @@ pub(super) struct Running {
 }
 
 impl Running {
-    pub(super) const EMPTY: Self = Self { max: f32::NEG_INFINITY, sum: 0.0 };
+    pub(super) const EMPTY: Self = Self {
+        max: f32::NEG_INFINITY,
+        sum: 0.0,
+    };
 
     /// The logarithm of the sum of exponentials.
     pub(super) fn lse(&self) -> f32 {
@@ -106,7 +109,10 @@ pub(super) fn softmax_backward(
     let slopes = spec.softcap.map(|cap| {
         cap_scores(scores, cap);
         let mut slopes = Scratch::new(scores.len());
-        slopes.iter_mut().zip(&*scores).for_each(|(slope, score)| *slope = 1.0 - (score / cap) * (score / cap));
+        slopes
+            .iter_mut()
+            .zip(&*scores)
+            .for_each(|(slope, score)| *slope = 1.0 - (score / cap) * (score / cap));
         slopes
     });
     if let Some(bias) = bias {
@@ -121,14 +127,22 @@ pub(super) fn softmax_backward(
         }
     }
     if let Some(slopes) = slopes {
-        grads.iter_mut().zip(&*slopes).for_each(|(grad, slope)| *grad *= slope);
+        grads
+            .iter_mut()
+            .zip(&*slopes)
+            .for_each(|(grad, slope)| *grad *= slope);
     }
 }
 
 multiversion!(fn weights_and_gradients(scores: &mut [f32], grads: &mut [f32], state: RowState, scale: f32) = weights_and_gradients_body);
 
 #[inline(always)]
-fn weights_and_gradients_body<I: Isa>(scores: &mut [f32], grads: &mut [f32], state: RowState, scale: f32) {
+fn weights_and_gradients_body<I: Isa>(
+    scores: &mut [f32],
+    grads: &mut [f32],
+    state: RowState,
+    scale: f32,
+) {
     for (score, grad) in scores.iter_mut().zip(grads) {
         let weight = exp::<I>(*score - state.lse);
         *score = weight;

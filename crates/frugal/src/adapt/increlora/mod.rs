@@ -1,42 +1,47 @@
 //! # IncreLoRA: rank grown where it matters
 //!
 //! ## What it does
-//! Starts every map at rank 1 and, at intervals, gives further rank-1 components to the maps whose change matters most,
-//! until a budget is spent. The next components warm up in the background before they count.
+//! Starts every map at rank 1 and, at intervals, gives further rank-1 components to the maps whose
+//! change matters most, until a budget is spent. The next components warm up in the background
+//! before they count.
 //!
 //! ## Update rule
-//! `ΔW = s / (R + 1e-5) · Σ eᵢ bᵢ aᵢ` over the `R` active components of the map and its reserve, whose `e` stays at 1e-5.
-//! Importance: `S = Σ |ΔW ⊙ ∂L/∂ΔW| / √(d_out d_in)`, smoothed to `I ← β₁ I + (1 − β₁) S` and
-//! `U ← β₂ U + (1 − β₂) |S − I|`; the score is `I U`. Every `incre_interval` steps the `top_h` maps of highest score turn
-//! their reserve of `incre_rank_num` components into active ones and get a new reserve. Each group of components warms its
-//! rate up by itself. The loss gains `orth_reg_weight` times the mean of `‖A Aᵀ − I‖` and `‖Bᵀ B − I‖` over all maps.
+//! `ΔW = s / (R + 1e-5) · Σ eᵢ bᵢ aᵢ` over the `R` active components of the map and its reserve,
+//! whose `e` stays at 1e-5. Importance: `S = Σ |ΔW ⊙ ∂L/∂ΔW| / √(d_out d_in)`, smoothed to
+//! `I ← β₁ I + (1 − β₁) S` and `U ← β₂ U + (1 − β₂) |S − I|`; the score is `I U`. Every
+//! `incre_interval` steps the `top_h` maps of highest score turn their reserve of `incre_rank_num`
+//! components into active ones and get a new reserve. Each group of components warms its rate up by
+//! itself. The loss gains `orth_reg_weight` times the mean of `‖A Aᵀ − I‖` and `‖Bᵀ B − I‖` over
+//! all maps.
 //!
 //! ## When to use, when not
-//! For small data sets under a tight budget, where some maps need rank and most do not. A run must be long enough for its
-//! rounds of growth; otherwise LoRA of the same mean rank is simpler.
+//! For small data sets under a tight budget, where some maps need rank and most do not. A run must
+//! be long enough for its rounds of growth; otherwise LoRA of the same mean rank is simpler.
 //!
 //! ## Cost
-//! Trainable in the end: `Σ R (d_in + d_out + 1)`, with mean `R` of `target_rank`. While it grows, the gradient of every
-//! `ΔW` is formed: `d_in d_out` numbers per map twice over, and as much compute as training these weights. None after
-//! merging.
+//! Trainable in the end: `Σ R (d_in + d_out + 1)`, with mean `R` of `target_rank`. While it grows,
+//! the gradient of every `ΔW` is formed: `d_in d_out` numbers per map twice over, and as much
+//! compute as training these weights. None after merging.
 //!
 //! ## Defaults and where they come from
-//! `init_r = 1`, `target_rank = 2` (the smaller of the paper's two budgets), `top_h = 5` and `lora_alpha = 16` (its values for
-//! SST-2), `beta1 = beta2 = 0.85`, `orth_reg_weight = 0.1`; `incre_rank_num = 0` stands for the released rule, half of
-//! `target_rank`. The released scripts set `init_warmup`, `incre_interval` and `warmup_steps` to 100 for small and 1000
-//! for large data sets; here 0, the default, fits the rounds into 70 % of the run, raising `top_h` where one step per round
-//! is not enough. `a`, `b` are normal with deviation 0.02 and `e` zero.
+//! `init_r = 1`, `target_rank = 2` (the smaller of the paper's two budgets), `top_h = 5` and
+//! `lora_alpha = 16` (its values for SST-2), `beta1 = beta2 = 0.85`, `orth_reg_weight = 0.1`;
+//! `incre_rank_num = 0` stands for the released rule, half of `target_rank`. The released scripts
+//! set `init_warmup`, `incre_interval` and `warmup_steps` to 100 for small and 1000 for large data
+//! sets; here 0, the default, fits the rounds into 70 % of the run, raising `top_h` where one step
+//! per round is not enough. `a`, `b` are normal with deviation 0.02 and `e` zero.
 //!
 //! ## Departures from the paper
-//! A group's clock multiplies the run's schedule: it rises linearly from 0 over `warmup_steps`, and all groups then fall
-//! together, where the released code lets each fall from the full rate over what is left. Equal scores go to the earlier
-//! map and the last round is cut to the budget; the released code may overshoot it and then never stops. Gradients are
-//! summed over micro-batches, where it scores the last one, and scored before clipping. Once the budget is spent the
-//! reserve is dropped. With dropout, importance is that of the dropped input.
+//! A group's clock multiplies the run's schedule: it rises linearly from 0 over `warmup_steps`, and
+//! all groups then fall together, where the released code lets each fall from the full rate over
+//! what is left. Equal scores go to the earlier map and the last round is cut to the budget; the
+//! released code may overshoot it and then never stops. Gradients are summed over micro-batches,
+//! where it scores the last one, and scored before clipping. Once the budget is spent the reserve
+//! is dropped. With dropout, importance is that of the dropped input.
 //!
 //! ## References
-//! - Zhang, Li, Chen, Jiang, Wang, Qian: IncreLoRA: Incremental Parameter Allocation Method for Parameter-Efficient
-//!   Fine-tuning, 2023, arXiv 2308.12043.
+//! - Zhang, Li, Chen, Jiang, Wang, Qian: IncreLoRA: Incremental Parameter Allocation Method for
+//!   Parameter-Efficient Fine-tuning, 2023, arXiv 2308.12043.
 
 mod module;
 mod schedule;
@@ -52,8 +57,8 @@ use self::schedule::{Importance, Pace, sensitivity};
 use super::maps::linear_maps;
 use super::registry::{self, Capabilities, Family, Method};
 use super::{
-    AdaptError, Adapter, BuildContext, GradientSum, Mode, Parameter, Pass, StepContext, Targets, lora::dropout, low_rank, normal, own,
-    stream, to_vec,
+    AdaptError, Adapter, BuildContext, GradientSum, Mode, Parameter, Pass, StepContext, Targets,
+    lora::dropout, low_rank, normal, own, stream, to_vec,
 };
 use crate::model::{Linear, SiteId, SiteInfo};
 
@@ -71,11 +76,20 @@ pub const METHOD: Method = Method {
     default_lr: 3e-3,
     peft_type: PEFT_TYPE,
     peft_variant: None,
-    capabilities: Capabilities { merge: true, identity_at_init: true, mixed_batch: true },
+    capabilities: Capabilities {
+        merge: true,
+        identity_at_init: true,
+        mixed_batch: true,
+    },
     source: include_str!("mod.rs"),
     defaults: registry::defaults::<IncreloraConfig>,
     check: |settings| registry::parse::<IncreloraConfig>(NAME, settings)?.validate(),
-    build: |settings, context| Ok(Box::new(Increlora::new(registry::parse(NAME, settings)?, context)?)),
+    build: |settings, context| {
+        Ok(Box::new(Increlora::new(
+            registry::parse(NAME, settings)?,
+            context,
+        )?))
+    },
     from_peft: |config| Ok(own::from_file::<IncreloraConfig>(config)),
 };
 
@@ -144,29 +158,58 @@ impl IncreloraConfig {
     /// # Errors
     /// [`AdaptError::Config`] naming the field.
     pub fn validate(&self) -> Result<(), AdaptError> {
-        let bad = |field, reason: String| Err(AdaptError::Config { method: NAME, field, reason });
+        let bad = |field, reason: String| {
+            Err(AdaptError::Config {
+                method: NAME,
+                field,
+                reason,
+            })
+        };
         if self.init_r == 0 || self.top_h == 0 {
-            return bad(if self.init_r == 0 { "init_r" } else { "top_h" }, "must be at least 1".into());
+            return bad(
+                if self.init_r == 0 { "init_r" } else { "top_h" },
+                "must be at least 1".into(),
+            );
         }
         if self.target_rank < self.init_r {
-            return bad("target_rank", format!("{} is below `init_r` ({}): ranks only grow", self.target_rank, self.init_r));
+            return bad(
+                "target_rank",
+                format!(
+                    "{} is below `init_r` ({}): ranks only grow",
+                    self.target_rank, self.init_r
+                ),
+            );
         }
-        for (field, beta) in [("beta1", self.beta1), ("beta2", self.beta2), ("lora_dropout", self.lora_dropout)] {
+        for (field, beta) in [
+            ("beta1", self.beta1),
+            ("beta2", self.beta2),
+            ("lora_dropout", self.lora_dropout),
+        ] {
             if !(0.0..1.0).contains(&beta) {
                 return bad(field, format!("{beta} is not within 0 and 1 (excluded)"));
             }
         }
         if !(self.lora_alpha.is_finite() && self.lora_alpha > 0.0) {
-            return bad("lora_alpha", format!("{} is not a positive number", self.lora_alpha));
+            return bad(
+                "lora_alpha",
+                format!("{} is not a positive number", self.lora_alpha),
+            );
         }
         if !(self.orth_reg_weight.is_finite() && self.orth_reg_weight >= 0.0) {
-            return bad("orth_reg_weight", format!("{} is not a number of at least 0", self.orth_reg_weight));
+            return bad(
+                "orth_reg_weight",
+                format!("{} is not a number of at least 0", self.orth_reg_weight),
+            );
         }
         Ok(())
     }
 
     fn components(&self) -> usize {
-        if self.incre_rank_num > 0 { self.incre_rank_num } else { (self.target_rank / 2).max(1) }
+        if self.incre_rank_num > 0 {
+            self.incre_rank_num
+        } else {
+            (self.target_rank / 2).max(1)
+        }
     }
 }
 
@@ -195,12 +238,22 @@ fn orthogonality(rows: Tensor<2>) -> Tensor<1> {
 /// Checks the sizes of a map's groups, which are the file's.
 fn check_groups(info: &SiteInfo, sizes: &[usize]) -> Result<(), AdaptError> {
     let most = info.d_in * info.d_out;
-    let fits = sizes.iter().try_fold(most, |left, &size| left.checked_sub(size)).is_some();
+    let fits = sizes
+        .iter()
+        .try_fold(most, |left, &size| left.checked_sub(size))
+        .is_some();
     if fits && !sizes.is_empty() && !sizes.contains(&0) {
         return Ok(());
     }
-    let reason = format!("`{}` has the sizes {sizes:?}: give at least one, each at least 1, together at most {most}", info.path);
-    Err(AdaptError::Config { method: NAME, field: "groups", reason })
+    let reason = format!(
+        "`{}` has the sizes {sizes:?}: give at least one, each at least 1, together at most {most}",
+        info.path
+    );
+    Err(AdaptError::Config {
+        method: NAME,
+        field: "groups",
+        reason,
+    })
 }
 
 impl Increlora {
@@ -271,21 +324,39 @@ impl Increlora {
         };
         let make = |trained: bool, what: &str, shape: [usize; 2], values| {
             let name = format!("{path}.lora_{what}.{number}");
-            if trained { Parameter::new(name, &shape, values, &self.device) } else { Parameter::frozen(name, &shape, values, &self.device) }
+            if trained {
+                Parameter::new(name, &shape, values, &self.device)
+            } else {
+                Parameter::frozen(name, &shape, values, &self.device)
+            }
         };
         let learns = active || self.config.advance_learning;
         Group {
             size,
-            a: make(learns, "A", [size, module.d_in], draw("A", size * module.d_in)),
+            a: make(
+                learns,
+                "A",
+                [size, module.d_in],
+                draw("A", size * module.d_in),
+            ),
             e: make(active, "E", [size, 1], vec![e; size]),
-            b: make(learns, "B", [module.d_out, size], draw("B", size * module.d_out)),
+            b: make(
+                learns,
+                "B",
+                [module.d_out, size],
+                draw("B", size * module.d_out),
+            ),
             created: step,
             promoted: step,
         }
     }
 
     fn add_reserve(&self, module: &mut Module, step: u64) {
-        let e = if self.config.advance_learning { RESERVE } else { 0.0 };
+        let e = if self.config.advance_learning {
+            RESERVE
+        } else {
+            0.0
+        };
         let group = self.group(module, self.config.components(), e, false, step);
         module.groups.push(group);
         module.reserve = true;
@@ -294,7 +365,12 @@ impl Increlora {
     fn add_probe(&self, module: &mut Module) {
         let (rows, columns) = (module.d_out, module.d_in);
         let name = format!("{}.increlora_probe", module.path);
-        module.probe = Some(Parameter::new(name, &[rows, columns], vec![0.0; rows * columns], &self.device));
+        module.probe = Some(Parameter::new(
+            name,
+            &[rows, columns],
+            vec![0.0; rows * columns],
+            &self.device,
+        ));
     }
 
     /// Groups of these sizes, their values still to be set.
@@ -309,7 +385,10 @@ impl Increlora {
 
     fn each_module(&mut self, mut change: impl FnMut(&Self, &mut Module)) {
         let mut modules = std::mem::take(&mut self.modules);
-        modules.iter_mut().flatten().for_each(|module| change(self, module));
+        modules
+            .iter_mut()
+            .flatten()
+            .for_each(|module| change(self, module));
         self.modules = modules;
     }
 
@@ -333,16 +412,28 @@ impl Increlora {
     fn update_importance(&mut self, gradients: &mut GradientSum) {
         let (alpha, beta1, beta2) = (self.config.lora_alpha, self.config.beta1, self.config.beta2);
         for module in self.modules.iter_mut().flatten() {
-            let Some(gradient) = module.probe.as_ref().and_then(|probe| gradients.remove(probe.name())) else { continue };
+            let Some(gradient) = module
+                .probe
+                .as_ref()
+                .and_then(|probe| gradients.remove(probe.name()))
+            else {
+                continue;
+            };
             let delta = to_vec(module.delta(alpha, Mode::Eval));
-            module.importance.update(sensitivity(&delta, &gradient), beta1, beta2);
+            module
+                .importance
+                .update(sensitivity(&delta, &gradient), beta1, beta2);
         }
     }
 
     /// One round: the most important maps turn their reserve active.
     fn grow(&mut self, top_h: usize, step: u64, gradients: &mut GradientSum) {
-        let mut order: Vec<(usize, f32)> =
-            self.modules.iter().enumerate().filter_map(|(i, m)| Some((i, m.as_ref()?.importance.score()))).collect();
+        let mut order: Vec<(usize, f32)> = self
+            .modules
+            .iter()
+            .enumerate()
+            .filter_map(|(i, m)| Some((i, m.as_ref()?.importance.score())))
+            .collect();
         order.sort_by(|a, b| b.1.total_cmp(&a.1));
         let mut missing = self.target_total - self.total();
         for (index, _) in order.into_iter().take(top_h) {
@@ -350,7 +441,9 @@ impl Increlora {
             if count == 0 {
                 break;
             }
-            let Some(mut module) = self.modules[index].take() else { continue };
+            let Some(mut module) = self.modules[index].take() else {
+                continue;
+            };
             module.promote(count, step, &self.device, gradients);
             self.add_reserve(&mut module, step);
             self.modules[index] = Some(module);
@@ -362,9 +455,21 @@ impl Increlora {
     }
 
     fn set_rates(&mut self, pace: &Pace, step: u64) {
-        for group in self.modules.iter_mut().flatten().flat_map(|m| &mut m.groups) {
-            let (directions, weights) = (pace.factor(step, group.created), pace.factor(step, group.promoted));
-            for (parameter, factor) in [(&mut group.a, directions), (&mut group.b, directions), (&mut group.e, weights)] {
+        for group in self
+            .modules
+            .iter_mut()
+            .flatten()
+            .flat_map(|m| &mut m.groups)
+        {
+            let (directions, weights) = (
+                pace.factor(step, group.created),
+                pace.factor(step, group.promoted),
+            );
+            for (parameter, factor) in [
+                (&mut group.a, directions),
+                (&mut group.b, directions),
+                (&mut group.e, weights),
+            ] {
                 *parameter = parameter.clone().with_lr_scale(factor);
             }
         }
@@ -378,11 +483,17 @@ struct IncreloraPass<'a> {
 
 impl Pass for IncreloraPass<'_> {
     fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
-        let Some(module) = self.adapter.at(base.site) else { return base.forward(x) };
+        let Some(module) = self.adapter.at(base.site) else {
+            return base.forward(x);
+        };
         let (config, mode) = (&self.adapter.config, self.mode);
         let (Some(probe), Mode::Train { seed }) = (&module.probe, mode) else {
             let (a, b) = module.factors(mode);
-            let dropping = low_rank::Dropping { p: config.lora_dropout, mode, path: &module.path };
+            let dropping = low_rank::Dropping {
+                p: config.lora_dropout,
+                mode,
+                path: &module.path,
+            };
             return low_rank::forward(base, x, a, b, module.scale(config.lora_alpha), &dropping);
         };
         let change = module.delta(config.lora_alpha, mode) + probe.get::<2>(mode);
@@ -411,7 +522,9 @@ impl Pass for IncreloraPass<'_> {
             orthogonality(a) + orthogonality(b.transpose())
         });
         let count = 2 * self.adapter.modules.iter().flatten().count();
-        terms.reduce(|sum, term| sum + term).map(|sum| sum * (weight / count as f64))
+        terms
+            .reduce(|sum, term| sum + term)
+            .map(|sum| sum * (weight / count as f64))
     }
 }
 
@@ -421,36 +534,65 @@ impl Adapter for Increlora {
     }
 
     fn parameters(&self) -> Vec<&Parameter> {
-        self.modules.iter().flatten().flat_map(|m| &m.groups).flat_map(|g| [&g.a, &g.e, &g.b]).collect()
+        self.modules
+            .iter()
+            .flatten()
+            .flat_map(|m| &m.groups)
+            .flat_map(|g| [&g.a, &g.e, &g.b])
+            .collect()
     }
 
     fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
-        self.modules.iter_mut().flatten().flat_map(|m| &mut m.groups).flat_map(|g| [&mut g.a, &mut g.e, &mut g.b]).collect()
+        self.modules
+            .iter_mut()
+            .flatten()
+            .flat_map(|m| &mut m.groups)
+            .flat_map(|g| [&mut g.a, &mut g.e, &mut g.b])
+            .collect()
     }
 
     fn probes(&self) -> Vec<&Parameter> {
-        self.modules.iter().flatten().filter_map(|m| m.probe.as_ref()).collect()
+        self.modules
+            .iter()
+            .flatten()
+            .filter_map(|m| m.probe.as_ref())
+            .collect()
     }
 
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
-        Box::new(IncreloraPass { adapter: self, mode })
+        Box::new(IncreloraPass {
+            adapter: self,
+            mode,
+        })
     }
 
     fn peft_config(&self) -> Map<String, Value> {
         let sizes = |m: &Module| m.groups.iter().map(|g| g.size).collect::<Vec<_>>();
-        let groups: BTreeMap<&str, Vec<usize>> = self.modules.iter().flatten().map(|m| (m.path.as_str(), sizes(m))).collect();
+        let groups: BTreeMap<&str, Vec<usize>> = self
+            .modules
+            .iter()
+            .flatten()
+            .map(|m| (m.path.as_str(), sizes(m)))
+            .collect();
         let mut fields = own::to_file(PEFT_TYPE, &self.config, &self.saved_targets);
         fields.insert("groups".into(), json!(groups));
         fields
     }
 
     fn weight_delta(&self, base: &Linear) -> Result<Option<Tensor<2>>, AdaptError> {
-        Ok(self.at(base.site).map(|module| module.delta(self.config.lora_alpha, Mode::Eval)))
+        Ok(self
+            .at(base.site)
+            .map(|module| module.delta(self.config.lora_alpha, Mode::Eval)))
     }
 
     fn before_step(&mut self, context: &StepContext, gradients: &mut GradientSum) {
         let modules = self.modules.iter().flatten().count();
-        let pace = Pace::new(&self.config, self.target_total.saturating_sub(modules * self.config.init_r), context.total_steps);
+        let pace = Pace::new(
+            &self.config,
+            self.target_total
+                .saturating_sub(modules * self.config.init_r),
+            context.total_steps,
+        );
         if self.is_growing() {
             self.update_importance(gradients);
             if pace.grows_at(context.step) {
@@ -462,31 +604,55 @@ impl Adapter for Increlora {
 
     fn state(&self) -> BTreeMap<String, Vec<f32>> {
         let of = |m: &Module| {
-            let flags = [m.importance.mean, m.importance.uncertainty, f32::from(m.reserve), f32::from(m.probe.is_some())];
-            let groups = m.groups.iter().flat_map(|g| [g.size as f32, g.created as f32, g.promoted as f32]);
+            let flags = [
+                m.importance.mean,
+                m.importance.uncertainty,
+                f32::from(m.reserve),
+                f32::from(m.probe.is_some()),
+            ];
+            let groups = m
+                .groups
+                .iter()
+                .flat_map(|g| [g.size as f32, g.created as f32, g.promoted as f32]);
             flags.into_iter().chain(groups).collect()
         };
-        self.modules.iter().flatten().map(|m| (m.path.clone(), of(m))).collect()
+        self.modules
+            .iter()
+            .flatten()
+            .map(|m| (m.path.clone(), of(m)))
+            .collect()
     }
 
     fn restore(&mut self, state: &BTreeMap<String, Vec<f32>>) -> Result<(), String> {
         for module in self.modules.iter().flatten() {
-            let stored = state.get(&module.path).ok_or_else(|| format!("no ranks of `{}`", module.path))?;
+            let stored = state
+                .get(&module.path)
+                .ok_or_else(|| format!("no ranks of `{}`", module.path))?;
             if stored.len() < 7 || stored.len() % 3 != 1 {
-                return Err(format!("{} numbers for the ranks of `{}`", stored.len(), module.path));
+                return Err(format!(
+                    "{} numbers for the ranks of `{}`",
+                    stored.len(),
+                    module.path
+                ));
             }
             if stored[4..].chunks_exact(3).any(|group| group[0] < 1.0) {
                 return Err(format!("a group of `{}` has no component", module.path));
             }
         }
         self.each_module(|adapter, module| {
-            let [mean, uncertainty, reserve, growing, groups @ ..] = state[&module.path].as_slice() else { return };
+            let [mean, uncertainty, reserve, growing, groups @ ..] = state[&module.path].as_slice()
+            else {
+                return;
+            };
             let sizes: Vec<usize> = groups.chunks_exact(3).map(|g| g[0] as usize).collect();
             adapter.rebuild(module, &sizes, *reserve == 1.0);
             for (group, stored) in module.groups.iter_mut().zip(groups.chunks_exact(3)) {
                 (group.created, group.promoted) = (stored[1] as u64, stored[2] as u64);
             }
-            module.importance = Importance { mean: *mean, uncertainty: *uncertainty };
+            module.importance = Importance {
+                mean: *mean,
+                uncertainty: *uncertainty,
+            };
             module.probe = None;
             if *growing == 1.0 {
                 adapter.add_probe(module);
@@ -497,11 +663,15 @@ impl Adapter for Increlora {
 
     fn finished(&self) -> Option<Box<dyn Adapter>> {
         // What is in reserve has hardly any effect yet.
-        self.modules.iter().flatten().any(|m| m.reserve || m.probe.is_some()).then(|| {
-            let mut finished = self.clone();
-            finished.end_growth();
-            Box::new(finished) as Box<dyn Adapter>
-        })
+        self.modules
+            .iter()
+            .flatten()
+            .any(|m| m.reserve || m.probe.is_some())
+            .then(|| {
+                let mut finished = self.clone();
+                finished.end_growth();
+                Box::new(finished) as Box<dyn Adapter>
+            })
     }
 
     fn needs_trainer(&self) -> bool {

@@ -39,7 +39,11 @@ impl Module {
     /// Active components.
     pub(super) fn rank(&self) -> usize {
         let all: usize = self.groups.iter().map(|g| g.size).sum();
-        if self.reserve { all - self.groups.last().map_or(0, |g| g.size) } else { all }
+        if self.reserve {
+            all - self.groups.last().map_or(0, |g| g.size)
+        } else {
+            all
+        }
     }
 
     pub(super) fn scale(&self, alpha: f64) -> f32 {
@@ -48,7 +52,11 @@ impl Module {
 
     /// `E ⊙ A [k, d_in]` and `B [d_out, k]` of all components, the reserve included.
     pub(super) fn factors(&self, mode: Mode) -> (Tensor<2>, Tensor<2>) {
-        let a = self.groups.iter().map(|g| g.a.get::<2>(mode) * g.e.get::<2>(mode)).collect();
+        let a = self
+            .groups
+            .iter()
+            .map(|g| g.a.get::<2>(mode) * g.e.get::<2>(mode))
+            .collect();
         (Tensor::cat(a, 0), self.directions(mode).1)
     }
 
@@ -65,26 +73,46 @@ impl Module {
         b.matmul(a) * self.scale(alpha)
     }
 
-    /// Turns the first `count` components of the reserve active, and keeps this step's gradients of these alone.
-    pub(super) fn promote(&mut self, count: usize, step: u64, device: &Device, gradients: &mut GradientSum) {
-        let Some(last) = self.groups.pop() else { return };
-        let (d_in, d_out) = (self.d_in, self.d_out);
-        let rows = |values: &[f32]| -> Vec<f32> { values[..values.len() / last.size * count].to_vec() };
-        let columns = |values: &[f32]| -> Vec<f32> { values.chunks_exact(last.size).flat_map(|row| row[..count].to_vec()).collect() };
-        let mut cut = |parameter: &Parameter, shape: [usize; 2], kept: &dyn Fn(&[f32]) -> Vec<f32>| {
-            // The optimiser wants gradients as long as the values.
-            if let Some(gradient) = gradients.remove(parameter.name()) {
-                gradients.insert(parameter.name(), kept(&gradient));
-            }
-            Parameter::new(parameter.name(), &shape, kept(&parameter.to_vec()), device)
+    /// Turns the first `count` components of the reserve active, and keeps this step's gradients of
+    /// these alone.
+    pub(super) fn promote(
+        &mut self,
+        count: usize,
+        step: u64,
+        device: &Device,
+        gradients: &mut GradientSum,
+    ) {
+        let Some(last) = self.groups.pop() else {
+            return;
         };
+        let (d_in, d_out) = (self.d_in, self.d_out);
+        let rows =
+            |values: &[f32]| -> Vec<f32> { values[..values.len() / last.size * count].to_vec() };
+        let columns = |values: &[f32]| -> Vec<f32> {
+            values
+                .chunks_exact(last.size)
+                .flat_map(|row| row[..count].to_vec())
+                .collect()
+        };
+        let mut cut =
+            |parameter: &Parameter, shape: [usize; 2], kept: &dyn Fn(&[f32]) -> Vec<f32>| {
+                // The optimiser wants gradients as long as the values.
+                if let Some(gradient) = gradients.remove(parameter.name()) {
+                    gradients.insert(parameter.name(), kept(&gradient));
+                }
+                Parameter::new(parameter.name(), &shape, kept(&parameter.to_vec()), device)
+            };
         self.groups.push(Group {
             size: count,
             a: cut(&last.a, [count, d_in], &rows),
             e: cut(&last.e, [count, 1], &rows),
             b: cut(&last.b, [d_out, count], &columns),
             // Without advance learning the directions begin with their components.
-            created: if last.a.is_trainable() { last.created } else { step },
+            created: if last.a.is_trainable() {
+                last.created
+            } else {
+                step
+            },
             promoted: step,
         });
         self.reserve = false;

@@ -11,8 +11,18 @@ fn sites() -> (ModelConfig, SiteTable) {
 
 fn try_build(settings: Value) -> Result<Increlora, AdaptError> {
     let (config, sites) = sites();
-    let context = BuildContext { config: &config, sites: &sites, backbone: None, device: Device::default(), seed: 1, tokenize: None };
-    Increlora::new(registry::parse(NAME, settings.as_object().unwrap()).unwrap(), &context)
+    let context = BuildContext {
+        config: &config,
+        sites: &sites,
+        backbone: None,
+        device: Device::default(),
+        seed: 1,
+        tokenize: None,
+    };
+    Increlora::new(
+        registry::parse(NAME, settings.as_object().unwrap()).unwrap(),
+        &context,
+    )
 }
 
 fn build(settings: Value) -> Increlora {
@@ -22,7 +32,11 @@ fn build(settings: Value) -> Increlora {
 /// What a backward pass would leave for everything that is trained.
 fn gradients(adapter: &Increlora) -> GradientSum {
     let mut gradients = GradientSum::default();
-    for parameter in adapter.parameters().into_iter().filter(|p| p.is_trainable()) {
+    for parameter in adapter
+        .parameters()
+        .into_iter()
+        .filter(|p| p.is_trainable())
+    {
         gradients.insert(parameter.name(), parameter.to_vec());
     }
     gradients
@@ -30,7 +44,10 @@ fn gradients(adapter: &Increlora) -> GradientSum {
 
 fn close(found: &[f32], expected: &[f32]) {
     assert_eq!(found.len(), expected.len());
-    found.iter().zip(expected).for_each(|(f, e)| assert!((f - e).abs() < 2e-6, "{found:?} instead of {expected:?}"));
+    found
+        .iter()
+        .zip(expected)
+        .for_each(|(f, e)| assert!((f - e).abs() < 2e-6, "{found:?} instead of {expected:?}"));
 }
 
 #[test]
@@ -48,7 +65,10 @@ fn importance_is_that_of_the_worked_example() {
         path: "m".into(),
         d_in: 2,
         d_out: 2,
-        groups: vec![component("0", vec![1.0, 2.0], 0.5, vec![1.0, -1.0]), component("1", vec![0.0, 1.0], 1e-5, vec![0.0, 2.0])],
+        groups: vec![
+            component("0", vec![1.0, 2.0], 0.5, vec![1.0, -1.0]),
+            component("1", vec![0.0, 1.0], 1e-5, vec![0.0, 2.0]),
+        ],
         reserve: true,
         importance: Importance::default(),
         probe: None,
@@ -57,8 +77,14 @@ fn importance_is_that_of_the_worked_example() {
     close(&delta, &[0.999_99, 1.999_98, -0.999_99, -1.999_94]);
     close(&[sensitivity(&delta, &[0.1, -0.2, 0.3, 0.4])], &[0.799_984]);
     let (a, b) = module.directions(Mode::Eval);
-    let (a, b) = (to_vec(orthogonality(a))[0], to_vec(orthogonality(b.transpose()))[0]);
-    close(&[a, b, (a + b) / 2.0], &[4.898_979_5, 4.242_640_5, 4.570_81]);
+    let (a, b) = (
+        to_vec(orthogonality(a))[0],
+        to_vec(orthogonality(b.transpose()))[0],
+    );
+    close(
+        &[a, b, (a + b) / 2.0],
+        &[4.898_979_5, 4.242_640_5, 4.570_81],
+    );
 }
 
 #[test]
@@ -71,11 +97,17 @@ fn growth_spends_the_budget_exactly_on_the_most_important() {
         for (i, module) in adapter.modules.iter_mut().flatten().enumerate() {
             // Two maps are more important than all others, which are equal.
             let mean = if i == 3 || i == 7 { 2.0 } else { 1.0 };
-            module.importance = Importance { mean, uncertainty: 1.0 };
+            module.importance = Importance {
+                mean,
+                uncertainty: 1.0,
+            };
         }
         adapter.grow(top_h, 10, &mut GradientSum::default());
         let ranks: Vec<usize> = adapter.modules.iter().flatten().map(Module::rank).collect();
-        assert!(ranks[3] == 1 + incre_rank_num && ranks[7] == 1 + incre_rank_num, "{ranks:?}");
+        assert!(
+            ranks[3] == 1 + incre_rank_num && ranks[7] == 1 + incre_rank_num,
+            "{ranks:?}"
+        );
         let mut rounds = 1;
         while adapter.is_growing() {
             adapter.grow(top_h, 10 * (rounds + 1), &mut GradientSum::default());
@@ -83,9 +115,19 @@ fn growth_spends_the_budget_exactly_on_the_most_important() {
             assert!(adapter.total() <= 12 * target_rank);
         }
         assert_eq!(adapter.total(), 12 * target_rank);
-        assert_eq!(rounds as usize, (12 * (target_rank - 1)).div_ceil(incre_rank_num).div_ceil(top_h));
+        assert_eq!(
+            rounds as usize,
+            (12 * (target_rank - 1))
+                .div_ceil(incre_rank_num)
+                .div_ceil(top_h)
+        );
         assert!(adapter.modules.iter().flatten().all(|m| !m.reserve));
-        let widths: usize = adapter.modules.iter().flatten().map(|m| m.rank() * (m.d_in + m.d_out + 1)).sum();
+        let widths: usize = adapter
+            .modules
+            .iter()
+            .flatten()
+            .map(|m| m.rank() * (m.d_in + m.d_out + 1))
+            .sum();
         assert_eq!(adapter.num_trainable(), widths);
     }
 }
@@ -97,10 +139,22 @@ fn counts_at_uniform_rank_are_those_of_the_paper() {
         "num_attention_heads": 12, "vocab_size": 16, "max_position_embeddings": 8, "type_vocab_size": 2});
     let config = ModelConfig::from_json(raw, "test").unwrap();
     let sites = SiteTable::new(&config);
-    let context = BuildContext { config: &config, sites: &sites, backbone: None, device: Device::default(), seed: 1, tokenize: None };
+    let context = BuildContext {
+        config: &config,
+        sites: &sites,
+        backbone: None,
+        device: Device::default(),
+        seed: 1,
+        tokenize: None,
+    };
     for (rank, expected) in [(2, 331_776), (8, 1_327_104)] {
-        let settings = json!({"init_r": rank, "target_rank": rank, "exclude_modules": ["pooler.dense"]});
-        let adapter = Increlora::new(registry::parse(NAME, settings.as_object().unwrap()).unwrap(), &context).unwrap();
+        let settings =
+            json!({"init_r": rank, "target_rank": rank, "exclude_modules": ["pooler.dense"]});
+        let adapter = Increlora::new(
+            registry::parse(NAME, settings.as_object().unwrap()).unwrap(),
+            &context,
+        )
+        .unwrap();
         assert_eq!(adapter.num_trainable(), expected + 72 * rank);
     }
 }
@@ -108,13 +162,26 @@ fn counts_at_uniform_rank_are_those_of_the_paper() {
 #[test]
 fn gradients_of_a_group_that_is_cut_to_the_budget_are_cut_with_it() {
     // Two maps of one component, 6 wanted: the round gives 3 and the 1 that is left.
-    let mut adapter = build(json!({"target_rank": 3, "incre_rank_num": 3, "top_h": 2, "target_modules": ["query"]}));
+    let mut adapter = build(
+        json!({"target_rank": 3, "incre_rank_num": 3, "top_h": 2, "target_modules": ["query"]}),
+    );
     let mut found = gradients(&adapter);
     adapter.grow(2, 10, &mut found);
-    assert_eq!(adapter.modules.iter().flatten().map(Module::rank).collect::<Vec<_>>(), [4, 2]);
+    assert_eq!(
+        adapter
+            .modules
+            .iter()
+            .flatten()
+            .map(Module::rank)
+            .collect::<Vec<_>>(),
+        [4, 2]
+    );
     let parameters = adapter.parameters();
     let mut left = 0;
-    for (parameter, gradient) in parameters.iter().filter_map(|p| Some((p, found.get(p.name())?))) {
+    for (parameter, gradient) in parameters
+        .iter()
+        .filter_map(|p| Some((p, found.get(p.name())?)))
+    {
         // They were made of the values, and still go with them.
         assert_eq!(gradient, parameter.to_vec(), "{}", parameter.name());
         left += 1;
@@ -125,19 +192,41 @@ fn gradients_of_a_group_that_is_cut_to_the_budget_are_cut_with_it() {
 
 #[test]
 fn tables_are_refused() {
-    let message = try_build(json!({"target_modules": ["query", "word_embeddings"]})).err().unwrap().to_string();
+    let message = try_build(json!({"target_modules": ["query", "word_embeddings"]}))
+        .err()
+        .unwrap()
+        .to_string();
     assert!(message.contains("word_embeddings` is a table"), "{message}");
 }
 
 #[test]
 fn groups_of_damaged_files_are_refused() {
     let path = "bert.encoder.layer.0.attention.self.query";
-    let with = |sizes: Value| try_build(json!({"target_modules": ["query"], "groups": {path: sizes}}));
-    for sizes in [json!([]), json!([1, 0]), json!([1, 64]), json!([1, u64::MAX])] {
+    let with =
+        |sizes: Value| try_build(json!({"target_modules": ["query"], "groups": {path: sizes}}));
+    for sizes in [
+        json!([]),
+        json!([1, 0]),
+        json!([1, 64]),
+        json!([1, u64::MAX]),
+    ] {
         let message = with(sizes).err().unwrap().to_string();
-        assert!(message.contains("`groups`") && message.contains(path), "{message}");
+        assert!(
+            message.contains("`groups`") && message.contains(path),
+            "{message}"
+        );
     }
-    assert_eq!(with(json!([1, 2])).unwrap().modules.iter().flatten().next().unwrap().rank(), 3);
+    assert_eq!(
+        with(json!([1, 2]))
+            .unwrap()
+            .modules
+            .iter()
+            .flatten()
+            .next()
+            .unwrap()
+            .rank(),
+        3
+    );
 }
 
 #[test]
@@ -153,7 +242,13 @@ fn other_maps_are_left_alone() {
     let (adapter, (_, sites)) = (build(json!({"target_modules": ["query"]})), sites());
     let map = |name: &str| {
         let weight = Weight::Dense(Tensor::<2>::zeros([8, 8], &Device::default()));
-        Linear { site: sites.find(&format!("bert.encoder.layer.0.attention.self.{name}")).unwrap(), weight, bias: None }
+        Linear {
+            site: sites
+                .find(&format!("bert.encoder.layer.0.attention.self.{name}"))
+                .unwrap(),
+            weight,
+            bias: None,
+        }
     };
     let mut pass = adapter.pass(Mode::Eval);
     assert!(!pass.leaves_alone(&map("query")) && pass.leaves_alone(&map("key")));

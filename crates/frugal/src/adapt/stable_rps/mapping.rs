@@ -36,7 +36,9 @@ impl Hash {
     /// With odd coefficients from a seed.
     pub fn new(seed: u64) -> Self {
         let draw = |i: u64| (mix(seed.wrapping_mul(3).wrapping_add(i)) % PRIME) | 1;
-        Self { a: [draw(0), draw(1), draw(2)] }
+        Self {
+            a: [draw(0), draw(1), draw(2)],
+        }
     }
 
     /// With these coefficients.
@@ -92,7 +94,11 @@ impl Mapping {
         self.fold_with(span, |chunk| Hash::new(self.seed).of(chunk as u64, self.m))
     }
 
-    pub(super) fn fold_with(&self, span: Span, rotation: impl Fn(usize) -> usize) -> Vec<std::ops::Range<usize>> {
+    pub(super) fn fold_with(
+        &self,
+        span: Span,
+        rotation: impl Fn(usize) -> usize,
+    ) -> Vec<std::ops::Range<usize>> {
         let (m, end) = (self.m, span.offset + span.len());
         let (mut ranges, mut at) = (Vec::new(), span.offset);
         while at < end {
@@ -110,7 +116,9 @@ impl Mapping {
         let (hash, m) = (Hash::new(self.seed), self.m);
         match self.mapper {
             Mapper::RandomFold => self.fold(span).into_iter().flatten().collect(),
-            Mapper::Hashed => (span.offset..span.offset + span.len()).map(|i| hash.of(i as u64, m)).collect(),
+            Mapper::Hashed => (span.offset..span.offset + span.len())
+                .map(|i| hash.of(i as u64, m))
+                .collect(),
             Mapper::Roast => {
                 let [height, width] = self.block;
                 let size = (height * width).min(m);
@@ -120,7 +128,9 @@ impl Mapping {
                     let start = hash.of(mix(span.offset as u64) ^ tile, m - size + 1);
                     start + (row % height * width + col % width) % size
                 };
-                (0..span.rows).flat_map(|row| (0..span.cols).map(move |col| place(row, col))).collect()
+                (0..span.rows)
+                    .flat_map(|row| (0..span.cols).map(move |col| place(row, col)))
+                    .collect()
             }
         }
     }
@@ -162,12 +172,21 @@ impl Usage {
 
     /// What the gradient of each parameter is divided by: `Σ λ`, 1 where nothing reads it.
     pub fn sums(&self) -> Vec<f32> {
-        self.sum.iter().zip(&self.count).map(|(s, n)| if *n > 0.0 { *s } else { 1.0 }).collect()
+        self.sum
+            .iter()
+            .zip(&self.count)
+            .map(|(s, n)| if *n > 0.0 { *s } else { 1.0 })
+            .collect()
     }
 
-    /// What the update of each parameter is divided by: the mean `λ`, 1 where nothing reads it. Both make `Γ = (Σ λ)² / n`.
+    /// What the update of each parameter is divided by: the mean `λ`, 1 where nothing reads it.
+    /// Both make `Γ = (Σ λ)² / n`.
     pub fn mean(&self) -> Vec<f32> {
-        self.sum.iter().zip(&self.count).map(|(s, n)| if *n > 0.0 { s / n } else { 1.0 }).collect()
+        self.sum
+            .iter()
+            .zip(&self.count)
+            .map(|(s, n)| if *n > 0.0 { s / n } else { 1.0 })
+            .collect()
     }
 }
 
@@ -176,16 +195,30 @@ mod tests {
     use super::*;
 
     fn mapping(mapper: Mapper, m: usize) -> Mapping {
-        Mapping { mapper, m, block: [2, 2], seed: 7 }
+        Mapping {
+            mapper,
+            m,
+            block: [2, 2],
+            seed: 7,
+        }
     }
 
     fn flat(len: usize) -> Span {
-        Span { offset: 0, rows: 1, cols: len }
+        Span {
+            offset: 0,
+            rows: 1,
+            cols: len,
+        }
     }
 
     /// `Γ`, which a step of gradient descent is divided by.
     fn gamma(usage: &Usage) -> Vec<f32> {
-        usage.sums().into_iter().zip(usage.mean()).map(|(sum, mean)| sum * mean).collect()
+        usage
+            .sums()
+            .into_iter()
+            .zip(usage.mean())
+            .map(|(sum, mean)| sum * mean)
+            .collect()
     }
 
     #[test]
@@ -193,7 +226,10 @@ mod tests {
         let fold = mapping(Mapper::RandomFold, 4).fold_with(flat(10), |chunk| [2, 0, 3][chunk]);
         let indices: Vec<usize> = fold.into_iter().flatten().collect();
         assert_eq!(indices, [2, 3, 0, 1, 0, 1, 2, 3, 3, 0]);
-        let usage = Usage::new(4, [(indices[..6].to_vec(), 2.0), (indices[6..].to_vec(), 0.5)].into_iter());
+        let usage = Usage::new(
+            4,
+            [(indices[..6].to_vec(), 2.0), (indices[6..].to_vec(), 0.5)].into_iter(),
+        );
         assert_eq!(usage.count, [3.0, 2.0, 2.0, 3.0]);
         assert_eq!(usage.sum, [4.5, 4.0, 2.5, 3.0]);
         assert_eq!(gamma(&usage), [6.75, 8.0, 3.125, 3.0]);
@@ -202,9 +238,15 @@ mod tests {
     #[test]
     fn the_hash_is_that_of_the_released_code() {
         let hash = Hash::with([3, 5, 7]);
-        assert_eq!((0..5).map(|x| hash.of(x, 4)).collect::<Vec<_>>(), [3, 3, 1, 1, 3]);
+        assert_eq!(
+            (0..5).map(|x| hash.of(x, 4)).collect::<Vec<_>>(),
+            [3, 3, 1, 1, 3]
+        );
         // Far beyond where the unreduced polynomial leaves 64 bits.
-        let (x, a) = (123_456_789_012u128, [2_000_000_011u128, 1_999_999_999, 12_345]);
+        let (x, a) = (
+            123_456_789_012u128,
+            [2_000_000_011u128, 1_999_999_999, 12_345],
+        );
         let exact = ((a[0] * x + a[1] * x * x + a[2]) % u128::from(PRIME) % 1000) as usize;
         assert_eq!(Hash::with(a.map(|a| a as u64)).of(x as u64, 1000), exact);
     }
@@ -212,12 +254,24 @@ mod tests {
     #[test]
     fn a_fold_uses_all_parameters_equally_often() {
         for (n, m) in [(10, 4), (60, 17), (64, 64), (1000, 999), (5, 8)] {
-            let usage = Usage::new(m, [(mapping(Mapper::RandomFold, m).indices(flat(n)), 1.0)].into_iter());
-            let (least, most) = (usage.count.iter().copied().fold(f32::MAX, f32::min), usage.count.iter().copied().fold(0.0, f32::max));
-            assert!(most - least <= 1.0 && usage.count.iter().sum::<f32>() == n as f32, "{n} {m}");
+            let usage = Usage::new(
+                m,
+                [(mapping(Mapper::RandomFold, m).indices(flat(n)), 1.0)].into_iter(),
+            );
+            let (least, most) = (
+                usage.count.iter().copied().fold(f32::MAX, f32::min),
+                usage.count.iter().copied().fold(0.0, f32::max),
+            );
+            assert!(
+                most - least <= 1.0 && usage.count.iter().sum::<f32>() == n as f32,
+                "{n} {m}"
+            );
         }
         // Hashing weight by weight leaves about 1/e of the array unused.
-        let usage = Usage::new(10_000, [(mapping(Mapper::Hashed, 10_000).indices(flat(10_000)), 1.0)].into_iter());
+        let usage = Usage::new(
+            10_000,
+            [(mapping(Mapper::Hashed, 10_000).indices(flat(10_000)), 1.0)].into_iter(),
+        );
         let unused = usage.count.iter().filter(|c| **c == 0.0).count() as f64 / 1e4;
         assert!((unused - (-1.0f64).exp()).abs() < 0.02, "{unused}");
     }
@@ -226,7 +280,11 @@ mod tests {
     fn a_part_of_the_fold_is_the_same_as_a_part_of_the_whole() {
         for mapper in [Mapper::RandomFold, Mapper::Hashed] {
             let whole = mapping(mapper, 17);
-            let part = Span { offset: 23, rows: 4, cols: 5 };
+            let part = Span {
+                offset: 23,
+                rows: 4,
+                cols: 5,
+            };
             assert_eq!(whole.indices(part), whole.indices(flat(60))[23..43]);
             assert_eq!(whole.signs(part), whole.signs(flat(60))[23..43]);
         }
@@ -235,7 +293,11 @@ mod tests {
     #[test]
     fn tiles_lie_together_and_within_the_array() {
         let roast = mapping(Mapper::Roast, 50);
-        let indices = roast.indices(Span { offset: 0, rows: 4, cols: 6 });
+        let indices = roast.indices(Span {
+            offset: 0,
+            rows: 4,
+            cols: 6,
+        });
         assert!(indices.iter().all(|&j| j < 50));
         let tile = [indices[0], indices[1], indices[6], indices[7]];
         assert_eq!(tile, [tile[0], tile[0] + 1, tile[0] + 2, tile[0] + 3]);
@@ -247,16 +309,24 @@ mod tests {
         assert!((signs.iter().sum::<f32>() / 1e5).abs() < 0.01);
     }
 
-    /// Least squares by gradient descent on `ψ`, or on the weights themselves when `m == n` maps one to one.
+    /// Least squares by gradient descent on `ψ`, or on the weights themselves when `m == n` maps
+    /// one to one.
     fn descend(sigma: f32, scaled: bool, n: usize, m: usize) -> Vec<f32> {
         let map = mapping(Mapper::RandomFold, m);
         let (indices, signs) = (map.indices(flat(n)), map.signs(flat(n)));
         let lambda = |i: usize| if i < n / 2 { 0.3 / sigma } else { 0.1 / sigma };
-        let halves = [(indices[..n / 2].to_vec(), lambda(0)), (indices[n / 2..].to_vec(), lambda(n - 1))];
+        let halves = [
+            (indices[..n / 2].to_vec(), lambda(0)),
+            (indices[n / 2..].to_vec(), lambda(n - 1)),
+        ];
         let gamma = gamma(&Usage::new(m, halves.into_iter()));
         let wave = |i: usize, f: f64| (i as f64 * f).sin() as f32;
         let mut psi: Vec<f32> = (0..m).map(|j| sigma * wave(j + 1, 1.7)).collect();
-        let weights = |psi: &[f32]| (0..n).map(|i| lambda(i) * signs[i] * psi[indices[i]]).collect::<Vec<_>>();
+        let weights = |psi: &[f32]| {
+            (0..n)
+                .map(|i| lambda(i) * signs[i] * psi[indices[i]])
+                .collect::<Vec<_>>()
+        };
         for _ in 0..30 {
             let w = weights(&psi);
             let mut gradient = vec![0.0; m];
@@ -273,8 +343,19 @@ mod tests {
     #[test]
     fn scaled_gradients_make_runs_independent_of_the_initial_scale() {
         // Runs that left the range of numbers are as far apart as can be.
-        let apart = |a: f32, b: f32| if (a - b).is_finite() { (a - b).abs() } else { f32::INFINITY };
-        let far = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&a, &b)| apart(a, b)).fold(0.0, f32::max);
+        let apart = |a: f32, b: f32| {
+            if (a - b).is_finite() {
+                (a - b).abs()
+            } else {
+                f32::INFINITY
+            }
+        };
+        let far = |a: &[f32], b: &[f32]| {
+            a.iter()
+                .zip(b)
+                .map(|(&a, &b)| apart(a, b))
+                .fold(0.0, f32::max)
+        };
         assert!(far(&descend(0.01, true, 60, 17), &descend(0.1, true, 60, 17)) < 1e-5);
         let unscaled = far(&descend(0.01, false, 60, 17), &descend(0.1, false, 60, 17));
         assert!(unscaled > 0.1, "{unscaled}");
@@ -286,14 +367,19 @@ mod tests {
         let map = mapping(Mapper::RandomFold, n);
         let (indices, signs) = (map.indices(flat(n)), map.signs(flat(n)));
         let wave = |i: usize, f: f64| (i as f64 * f).sin() as f32;
-        let mut w: Vec<f32> = (0..n).map(|i| (if i < n / 2 { 0.3 } else { 0.1 }) * signs[i] * wave(indices[i] + 1, 1.7)).collect();
+        let mut w: Vec<f32> = (0..n)
+            .map(|i| (if i < n / 2 { 0.3 } else { 0.1 }) * signs[i] * wave(indices[i] + 1, 1.7))
+            .collect();
         for _ in 0..30 {
             for (i, w) in w.iter_mut().enumerate() {
                 *w -= 0.1 * (*w - wave(i, 0.9));
             }
         }
         for sigma in [0.01, 1.0] {
-            descend(sigma, true, n, n).iter().zip(&w).for_each(|(a, b)| assert!((a - b).abs() < 1e-5, "{a} {b}"));
+            descend(sigma, true, n, n)
+                .iter()
+                .zip(&w)
+                .for_each(|(a, b)| assert!((a - b).abs() < 1e-5, "{a} {b}"));
         }
     }
 }

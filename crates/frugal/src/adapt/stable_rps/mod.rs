@@ -1,43 +1,50 @@
 //! # STABLE-RPS: randomised parameter sharing
 //!
 //! ## What it does
-//! Reads every weight of the chosen maps and tables from one small trained array through a fixed random mapping, so that the
-//! model has a tenth, or a hundredth, of its weights. This is ROAST with the mapping and the gradient scaling that make it
-//! stable.
+//! Reads every weight of the chosen maps and tables from one small trained array through a fixed
+//! random mapping, so that the model has a tenth, or a hundredth, of its weights. This is ROAST
+//! with the mapping and the gradient scaling that make it stable.
 //!
 //! ## Update rule
-//! `wᵢ = λ gᵢ ψ[idx(i)]` with a random sign `gᵢ` and one `λ` per map. With `m` parameters, flat index `i` in chunk
-//! `c = ⌊i / m⌋` reads `idx(i) = (u(c) + i − c m) mod m`: each chunk is a rotation of the whole array (RANDOMFOLD). The
-//! step of `ψⱼ` is divided by `Γⱼ = (Σ λᵢ)² / nⱼ` over the `nⱼ` weights that read it, which makes it independent of the scale
-//! that `ψ` starts from.
+//! `wᵢ = λ gᵢ ψ[idx(i)]` with a random sign `gᵢ` and one `λ` per map. With `m` parameters, flat
+//! index `i` in chunk `c = ⌊i / m⌋` reads `idx(i) = (u(c) + i − c m) mod m`: each chunk is a
+//! rotation of the whole array (RANDOMFOLD). The step of `ψⱼ` is divided by `Γⱼ = (Σ λᵢ)² / nⱼ`
+//! over the `nⱼ` weights that read it, which makes it independent of the scale that `ψ` starts
+//! from.
 //!
 //! ## When to use, when not
-//! To train a model whose weights must fit a small memory, from scratch or (with a loss that retraining has to make good)
-//! from a trained one. It saves no arithmetic. To adapt a model to a task, low-rank methods lose nothing of the base.
+//! To train a model whose weights must fit a small memory, from scratch or (with a loss that
+//! retraining has to make good) from a trained one. It saves no arithmetic. To adapt a model to a
+//! task, low-rank methods lose nothing of the base.
 //!
 //! ## Cost
-//! Trainable: `⌊n / compression⌋` for `n` weights. Extra memory: in a pass, each weight that is read is formed; its factor `λ gᵢ`
-//! is kept from the first pass on. Extra compute: forming it, and a gradient of the array's length per map. After merging
-//! none, but then the weights are as many as before.
+//! Trainable: `⌊n / compression⌋` for `n` weights. Extra memory: in a pass, each weight that is
+//! read is formed; its factor `λ gᵢ` is kept from the first pass on. Extra compute: forming it, and
+//! a gradient of the array's length per map. After merging none, but then the weights are as many
+//! as before.
 //!
 //! ## Defaults and where they come from
-//! `compression = 10` lies in the middle of the range of the paper; `sigma = 0.05`, the mapping, the gradient scaling, the
-//! polynomial hash and `seed = 123321` are those of the released code. `init = "fit"` sets `ψ` by least squares to the
-//! model's weights; `"random"` draws it from N(0, sigma²) to train from scratch.
+//! `compression = 10` lies in the middle of the range of the paper; `sigma = 0.05`, the mapping,
+//! the gradient scaling, the polynomial hash and `seed = 123321` are those of the released code.
+//! `init = "fit"` sets `ψ` by least squares to the model's weights; `"random"` draws it from N(0,
+//! sigma²) to train from scratch.
 //!
 //! ## Departures from the paper
-//! `ψ` is normal with deviation `sigma`; the released code draws it uniformly within `±sigma` and divides by `sigma`, so its
-//! weights start 1.73 times too small. The released code divides the gradient by all of `Γ`. Adam does not see the scale of a
-//! gradient, but its ε and the clipping of norms do, so `Γ` is divided in two: the gradient by `Σ λᵢ` (`scale_gradient`), which
-//! makes it the mean of the weights' own, and the update by `Σ λᵢ / nⱼ` (`scale_update`), which makes it one of weights. For
-//! gradient descent the two are the paper's `Γ`; with them a run of Adam with clipping does not depend on `sigma` either.
-//! Signs come from SplitMix64. `mapper = "roast"` and `"hashed"` are the baselines; they hold an index for every weight. Norms and
-//! biases stay as they are, and the head follows a shared table when they are one matrix.
+//! `ψ` is normal with deviation `sigma`; the released code draws it uniformly within `±sigma` and
+//! divides by `sigma`, so its weights start 1.73 times too small. The released code divides the
+//! gradient by all of `Γ`. Adam does not see the scale of a gradient, but its ε and the clipping of
+//! norms do, so `Γ` is divided in two: the gradient by `Σ λᵢ` (`scale_gradient`), which makes it
+//! the mean of the weights' own, and the update by `Σ λᵢ / nⱼ` (`scale_update`), which makes it one
+//! of weights. For gradient descent the two are the paper's `Γ`; with them a run of Adam with
+//! clipping does not depend on `sigma` either. Signs come from SplitMix64. `mapper = "roast"` and
+//! `"hashed"` are the baselines; they hold an index for every weight. Norms and biases stay as they
+//! are, and the head follows a shared table when they are one matrix.
 //!
 //! ## References
-//! - Desai, Shrivastava: In defense of parameter sharing for model-compression, 2024, arXiv 2310.11611.
-//! - Desai, Zhou, Shrivastava: Hardware-Aware Compression with Random Operation Access Specific Tile (ROAST) Hashing, 2023,
-//!   arXiv 2207.10702.
+//! - Desai, Shrivastava: In defense of parameter sharing for model-compression, 2024, arXiv
+//!   2310.11611.
+//! - Desai, Zhou, Shrivastava: Hardware-Aware Compression with Random Operation Access Specific
+//!   Tile (ROAST) Hashing, 2023, arXiv 2207.10702.
 
 mod mapping;
 
@@ -51,7 +58,8 @@ pub use self::mapping::Mapper;
 use self::mapping::{Mapping, Span, Usage};
 use super::registry::{self, Capabilities, Family, Method};
 use super::{
-    AdaptError, Adapter, BuildContext, GradientSum, MergedLinear, Mode, Parameter, Pass, StepContext, Targets, normal, own, stream, to_vec,
+    AdaptError, Adapter, BuildContext, GradientSum, MergedLinear, Mode, Parameter, Pass,
+    StepContext, Targets, normal, own, stream, to_vec,
 };
 use crate::model::{Embedding, Frozen, Linear, SiteId, SiteKind, lookup};
 
@@ -67,11 +75,20 @@ pub const METHOD: Method = Method {
     default_lr: 1e-3,
     peft_type: PEFT_TYPE,
     peft_variant: None,
-    capabilities: Capabilities { merge: true, identity_at_init: false, mixed_batch: true },
+    capabilities: Capabilities {
+        merge: true,
+        identity_at_init: false,
+        mixed_batch: true,
+    },
     source: include_str!("mod.rs"),
     defaults: registry::defaults::<StableRpsConfig>,
     check: |settings| registry::parse::<StableRpsConfig>(NAME, settings)?.validate(),
-    build: |settings, context| Ok(Box::new(StableRps::new(registry::parse(NAME, settings)?, context)?)),
+    build: |settings, context| {
+        Ok(Box::new(StableRps::new(
+            registry::parse(NAME, settings)?,
+            context,
+        )?))
+    },
     from_peft: |config| {
         let mut settings = own::from_file::<StableRpsConfig>(config);
         // The values come from the file.
@@ -138,9 +155,18 @@ impl StableRpsConfig {
     /// # Errors
     /// [`AdaptError::Config`] naming the field.
     pub fn validate(&self) -> Result<(), AdaptError> {
-        let bad = |field, reason: String| Err(AdaptError::Config { method: NAME, field, reason });
+        let bad = |field, reason: String| {
+            Err(AdaptError::Config {
+                method: NAME,
+                field,
+                reason,
+            })
+        };
         if !(self.compression.is_finite() && self.compression >= 1.0) {
-            return bad("compression", format!("{} is not a number of at least 1", self.compression));
+            return bad(
+                "compression",
+                format!("{} is not a number of at least 1", self.compression),
+            );
         }
         if !(self.sigma.is_finite() && self.sigma > 0.0) {
             return bad("sigma", format!("{} is not a positive number", self.sigma));
@@ -186,8 +212,12 @@ fn base_weights(context: &BuildContext<'_>) -> Vec<Option<Vec<f32>>> {
     let mut weights = vec![None; context.sites.len()];
     if let Some(backbone) = context.backbone {
         backbone.export(&mut |part| match part {
-            Frozen::Linear(linear) => weights[linear.site.index()] = Some(to_vec(linear.weight.dense())),
-            Frozen::Embedding(table) => weights[table.site.index()] = Some(to_vec(table.weight.dense())),
+            Frozen::Linear(linear) => {
+                weights[linear.site.index()] = Some(to_vec(linear.weight.dense()))
+            }
+            Frozen::Embedding(table) => {
+                weights[table.site.index()] = Some(to_vec(table.weight.dense()))
+            }
             Frozen::Norm(_) => {}
         });
     }
@@ -197,7 +227,12 @@ fn base_weights(context: &BuildContext<'_>) -> Vec<Option<Vec<f32>>> {
 fn deviation(values: &[f32]) -> f64 {
     let n = values.len() as f64;
     let mean = values.iter().map(|&v| f64::from(v)).sum::<f64>() / n;
-    (values.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / n).sqrt()
+    (values
+        .iter()
+        .map(|&v| (f64::from(v) - mean).powi(2))
+        .sum::<f64>()
+        / n)
+        .sqrt()
 }
 
 impl StableRps {
@@ -212,28 +247,66 @@ impl StableRps {
         let (mut offset, mut matrices) = (0, 0);
         for &id in chosen.iter().filter(|id| !context.sites.info(**id).tied) {
             let info = context.sites.info(id);
-            let (rows, cols) = if info.kind == SiteKind::Embedding { (info.d_in, info.d_out) } else { (info.d_out, info.d_in) };
+            let (rows, cols) = if info.kind == SiteKind::Embedding {
+                (info.d_in, info.d_out)
+            } else {
+                (info.d_out, info.d_in)
+            };
             let span = Span { offset, rows, cols };
-            sites[id.index()] = Some(Shared { span, index: matrices, indices: None, factors: Mutex::new(None) });
+            sites[id.index()] = Some(Shared {
+                span,
+                index: matrices,
+                indices: None,
+                factors: Mutex::new(None),
+            });
             (offset, matrices) = (offset + rows * cols, matrices + 1);
         }
         let m = (offset as f64 / config.compression) as usize;
         if m == 0 {
-            let reason = format!("{} leaves no parameter for {offset} weights: lower it", config.compression);
-            return Err(AdaptError::Config { method: NAME, field: "compression", reason });
+            let reason = format!(
+                "{} leaves no parameter for {offset} weights: lower it",
+                config.compression
+            );
+            return Err(AdaptError::Config {
+                method: NAME,
+                field: "compression",
+                reason,
+            });
         }
-        let mapping = Mapping { mapper: config.mapper, m, block: config.block, seed: config.seed };
+        let mapping = Mapping {
+            mapper: config.mapper,
+            m,
+            block: config.block,
+            seed: config.seed,
+        };
         if config.mapper != Mapper::RandomFold {
             for shared in sites.iter_mut().flatten() {
-                let indices: Vec<i64> = mapping.indices(shared.span).into_iter().map(|j| j as i64).collect();
-                shared.indices = Some(Tensor::from_data(TensorData::from(indices.as_slice()), &context.device.clone().inner()));
+                let indices: Vec<i64> = mapping
+                    .indices(shared.span)
+                    .into_iter()
+                    .map(|j| j as i64)
+                    .collect();
+                shared.indices = Some(Tensor::from_data(
+                    TensorData::from(indices.as_slice()),
+                    &context.device.clone().inner(),
+                ));
             }
         }
         let tied = context.sites.iter().find(|(_, s)| s.tied).map(|(id, _)| id);
-        let table = context.sites.iter().next().map(|(id, _)| id).filter(|id| sites[id.index()].is_some());
+        let table = context
+            .sites
+            .iter()
+            .next()
+            .map(|(id, _)| id)
+            .filter(|id| sites[id.index()].is_some());
         let mut adapter = Self {
             psi: Parameter::new("rps.psi", &[m], vec![0.0; m], &context.device),
-            scale: Parameter::frozen("rps.scale", &[matrices], vec![1.0; matrices], &context.device),
+            scale: Parameter::frozen(
+                "rps.scale",
+                &[matrices],
+                vec![1.0; matrices],
+                &context.device,
+            ),
             saved_targets: super::peft::saved_targets(&config.targets, context.sites, &chosen),
             tied_head: tied.zip(table),
             usage: None,
@@ -252,12 +325,20 @@ impl StableRps {
         let mut scales = vec![1.0f32; self.scale.len()];
         let (mut product, mut square) = (vec![0.0f64; m], vec![0.0f64; m]);
         for (shared, values) in self.sites.iter().zip(&weights) {
-            let (Some(shared), Some(values)) = (shared, values) else { continue };
+            let (Some(shared), Some(values)) = (shared, values) else {
+                continue;
+            };
             let lambda = (deviation(values) / sigma).max(f64::from(f32::MIN_POSITIVE));
             scales[shared.index] = lambda as f32;
             if self.config.init == Init::Fit {
                 let signs = self.mapping.signs(shared.span);
-                for ((j, &sign), &w) in self.mapping.indices(shared.span).into_iter().zip(&signs).zip(values) {
+                for ((j, &sign), &w) in self
+                    .mapping
+                    .indices(shared.span)
+                    .into_iter()
+                    .zip(&signs)
+                    .zip(values)
+                {
                     product[j] += lambda * f64::from(sign * w);
                     square[j] += lambda * lambda;
                 }
@@ -266,7 +347,11 @@ impl StableRps {
         let mut rng = stream(context.seed, "rps psi");
         let psi = match self.config.init {
             Init::Random => (0..m).map(|_| sigma as f32 * normal(&mut rng)).collect(),
-            Init::Fit => product.iter().zip(&square).map(|(p, s)| if *s > 0.0 { (p / s) as f32 } else { 0.0 }).collect(),
+            Init::Fit => product
+                .iter()
+                .zip(&square)
+                .map(|(p, s)| if *s > 0.0 { (p / s) as f32 } else { 0.0 })
+                .collect(),
         };
         self.psi.set(psi);
         self.scale.set(scales);
@@ -285,7 +370,14 @@ impl StableRps {
         let device = psi.device().inner();
         let read = match &shared.indices {
             Some(indices) => psi.clone().select(0, indices.clone()),
-            None => Tensor::cat(self.mapping.fold(shared.span).into_iter().map(|range| psi.clone().slice([range])).collect(), 0),
+            None => Tensor::cat(
+                self.mapping
+                    .fold(shared.span)
+                    .into_iter()
+                    .map(|range| psi.clone().slice([range]))
+                    .collect(),
+                0,
+            ),
         };
         (read * self.factors(shared, &device)).reshape([shared.span.rows, shared.span.cols])
     }
@@ -293,14 +385,22 @@ impl StableRps {
     /// `λ gᵢ` of every weight of a site.
     fn factors(&self, shared: &Shared, device: &Device) -> Tensor<1> {
         let lambda = self.scale.to_vec()[shared.index];
-        let mut known = shared.factors.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = shared
+            .factors
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         // A file that is read later brings its own `λ`.
         if let Some((of, factors)) = known.as_ref()
             && *of == lambda
         {
             return factors.clone();
         }
-        let factors: Vec<f32> = self.mapping.signs(shared.span).into_iter().map(|sign| sign * lambda).collect();
+        let factors: Vec<f32> = self
+            .mapping
+            .signs(shared.span)
+            .into_iter()
+            .map(|sign| sign * lambda)
+            .collect();
         let factors = Tensor::<1>::from_data(TensorData::from(factors.as_slice()), device);
         *known = Some((lambda, factors.clone()));
         factors
@@ -314,7 +414,15 @@ impl StableRps {
     fn usage(&mut self) -> &Usage {
         let (mapping, scales) = (self.mapping, self.scale.to_vec());
         let sites = &self.sites;
-        let new = || Usage::new(mapping.m, sites.iter().flatten().map(|s| (mapping.indices(s.span), scales[s.index])));
+        let new = || {
+            Usage::new(
+                mapping.m,
+                sites
+                    .iter()
+                    .flatten()
+                    .map(|s| (mapping.indices(s.span), scales[s.index])),
+            )
+        };
         self.usage.get_or_insert_with(new)
     }
 }
@@ -327,13 +435,16 @@ struct StableRpsPass<'a> {
 
 impl StableRpsPass<'_> {
     fn weight(&self, site: SiteId) -> Option<Tensor<2>> {
-        self.adapter.at(site).map(|shared| self.adapter.weight(shared, &self.psi))
+        self.adapter
+            .at(site)
+            .map(|shared| self.adapter.weight(shared, &self.psi))
     }
 }
 
 impl Pass for StableRpsPass<'_> {
     fn embedding(&mut self, base: &Embedding, ids: &[u32]) -> Tensor<2> {
-        self.weight(base.site).map_or_else(|| base.forward(ids), |table| lookup(table, ids))
+        self.weight(base.site)
+            .map_or_else(|| base.forward(ids), |table| lookup(table, ids))
     }
 
     fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
@@ -344,7 +455,10 @@ impl Pass for StableRpsPass<'_> {
     }
 
     fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
-        Some(self.weight(base.site).unwrap_or_else(|| base.weight.dense()))
+        Some(
+            self.weight(base.site)
+                .unwrap_or_else(|| base.weight.dense()),
+        )
     }
 
     fn leaves_alone(&mut self, base: &Linear) -> bool {
@@ -366,7 +480,10 @@ impl Adapter for StableRps {
     }
 
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
-        Box::new(StableRpsPass { adapter: self, psi: self.psi.get::<1>(mode) })
+        Box::new(StableRpsPass {
+            adapter: self,
+            psi: self.psi.get::<1>(mode),
+        })
     }
 
     fn peft_config(&self) -> Map<String, Value> {
@@ -374,17 +491,26 @@ impl Adapter for StableRps {
     }
 
     fn weight_delta(&self, base: &Linear) -> Result<Option<Tensor<2>>, AdaptError> {
-        Ok(self.at(base.site).map(|shared| self.plain(shared) - base.weight.dense()))
+        Ok(self
+            .at(base.site)
+            .map(|shared| self.plain(shared) - base.weight.dense()))
     }
 
     fn merged_linear(&self, base: &Linear) -> Result<Option<MergedLinear>, AdaptError> {
-        let merged = |shared| MergedLinear { weight: self.plain(shared), bias: base.bias.clone() };
+        let merged = |shared| MergedLinear {
+            weight: self.plain(shared),
+            bias: base.bias.clone(),
+        };
         Ok(self.at(base.site).map(merged))
     }
 
     fn unmerged_linear(&self, _merged: &Linear) -> Result<Option<MergedLinear>, AdaptError> {
         let reason = "it replaces the weights; load the base model".into();
-        Err(AdaptError::Unsupported { method: NAME, action: "be taken out again", reason })
+        Err(AdaptError::Unsupported {
+            method: NAME,
+            action: "be taken out again",
+            reason,
+        })
     }
 
     fn merged_embedding(&self, base: &Embedding) -> Option<Tensor<2>> {
@@ -409,7 +535,13 @@ impl Adapter for StableRps {
         }
         let mean = self.usage().mean();
         let before = std::mem::take(&mut self.before);
-        let values = self.psi.to_vec().into_iter().zip(before).zip(mean).map(|((new, old), mean)| old + (new - old) / mean);
+        let values = self
+            .psi
+            .to_vec()
+            .into_iter()
+            .zip(before)
+            .zip(mean)
+            .map(|((new, old), mean)| old + (new - old) / mean);
         self.psi.set(values.collect());
     }
 
@@ -438,8 +570,19 @@ mod tests {
     fn with<T>(raw: Value, settings: Value, check: impl FnOnce(StableRps, &SiteTable) -> T) -> T {
         let model = ModelConfig::from_json(raw, "test").unwrap();
         let sites = SiteTable::new(&model);
-        let context = BuildContext { config: &model, sites: &sites, backbone: None, device: Device::default(), seed: 1, tokenize: None };
-        let adapter = StableRps::new(registry::parse(NAME, settings.as_object().unwrap()).unwrap(), &context).unwrap();
+        let context = BuildContext {
+            config: &model,
+            sites: &sites,
+            backbone: None,
+            device: Device::default(),
+            seed: 1,
+            tokenize: None,
+        };
+        let adapter = StableRps::new(
+            registry::parse(NAME, settings.as_object().unwrap()).unwrap(),
+            &context,
+        )
+        .unwrap();
         check(adapter, &sites)
     }
 
@@ -450,79 +593,173 @@ mod tests {
 
     #[test]
     fn the_array_has_its_share_of_all_weights() {
-        let count = with(llama(576, 1536, 30, (9, 3)), json!({}), |adapter, _| adapter.num_trainable());
+        let count = with(llama(576, 1536, 30, (9, 3)), json!({}), |adapter, _| {
+            adapter.num_trainable()
+        });
         assert_eq!(count, 10_616_832);
     }
 
     #[test]
     fn gradients_are_gathered_with_signs_and_scales() {
         for mapper in ["random_fold", "roast", "hashed"] {
-            with(llama(16, 24, 2, (4, 2)), json!({"mapper": mapper, "init": "random", "compression": 3.7}), |mut adapter, sites| {
-                let scales: Vec<f32> = (0..adapter.scale.len()).map(|i| 0.5 + i as f32).collect();
-                adapter.scale.set(scales.clone());
-                let id = sites.find("model.layers.1.mlp.up_proj").unwrap();
-                let (span, index) = adapter.at(id).map(|s| (s.span, s.index)).unwrap();
-                let (indices, signs) = (adapter.mapping.indices(span), adapter.mapping.signs(span));
-                let psi = adapter.psi.to_vec();
-                let weight = adapter.weight(adapter.at(id).unwrap(), &adapter.psi.get::<1>(Mode::Train { seed: 0 }));
-                let expected: Vec<f32> = indices.iter().zip(&signs).map(|(&j, s)| scales[index] * s * psi[j]).collect();
-                assert_eq!(to_vec(weight.clone().inner()), expected);
-                let dense: Vec<f32> = (0..span.len()).map(|i| (i as f32 * 0.3).cos()).collect();
-                let dense_tensor = Tensor::<2>::from_data(TensorData::new(dense.clone(), [span.rows, span.cols]), &Device::default());
-                let found = to_vec(adapter.psi.take_gradient(&mut (weight * dense_tensor).sum().backward()).unwrap());
-                let mut scattered = vec![0.0f32; psi.len()];
-                for (i, &j) in indices.iter().enumerate() {
-                    scattered[j] += scales[index] * signs[i] * dense[i];
-                }
-                found.iter().zip(&scattered).for_each(|(f, e)| assert!((f - e).abs() < 1e-4, "{mapper}: {f} {e}"));
-            });
+            with(
+                llama(16, 24, 2, (4, 2)),
+                json!({"mapper": mapper, "init": "random", "compression": 3.7}),
+                |mut adapter, sites| {
+                    let scales: Vec<f32> =
+                        (0..adapter.scale.len()).map(|i| 0.5 + i as f32).collect();
+                    adapter.scale.set(scales.clone());
+                    let id = sites.find("model.layers.1.mlp.up_proj").unwrap();
+                    let (span, index) = adapter.at(id).map(|s| (s.span, s.index)).unwrap();
+                    let (indices, signs) =
+                        (adapter.mapping.indices(span), adapter.mapping.signs(span));
+                    let psi = adapter.psi.to_vec();
+                    let weight = adapter.weight(
+                        adapter.at(id).unwrap(),
+                        &adapter.psi.get::<1>(Mode::Train { seed: 0 }),
+                    );
+                    let expected: Vec<f32> = indices
+                        .iter()
+                        .zip(&signs)
+                        .map(|(&j, s)| scales[index] * s * psi[j])
+                        .collect();
+                    assert_eq!(to_vec(weight.clone().inner()), expected);
+                    let dense: Vec<f32> = (0..span.len()).map(|i| (i as f32 * 0.3).cos()).collect();
+                    let dense_tensor = Tensor::<2>::from_data(
+                        TensorData::new(dense.clone(), [span.rows, span.cols]),
+                        &Device::default(),
+                    );
+                    let found = to_vec(
+                        adapter
+                            .psi
+                            .take_gradient(&mut (weight * dense_tensor).sum().backward())
+                            .unwrap(),
+                    );
+                    let mut scattered = vec![0.0f32; psi.len()];
+                    for (i, &j) in indices.iter().enumerate() {
+                        scattered[j] += scales[index] * signs[i] * dense[i];
+                    }
+                    found
+                        .iter()
+                        .zip(&scattered)
+                        .for_each(|(f, e)| assert!((f - e).abs() < 1e-4, "{mapper}: {f} {e}"));
+                },
+            );
         }
     }
 
     #[test]
     fn updates_count_in_units_of_weights() {
-        with(llama(16, 24, 1, (4, 2)), json!({"init": "random"}), |mut adapter, _| {
-            adapter.scale.set(vec![4.0; adapter.scale.len()]);
-            let (context, mut gradients) = (StepContext { step: 0, total_steps: 1, seed: 0 }, GradientSum::default());
-            gradients.insert("rps.psi", vec![4.0; adapter.psi.len()]);
-            let old = adapter.psi.to_vec();
-            adapter.before_step(&context, &mut gradients);
-            // With one λ, Γ = n λ²: n λ before the step and λ after it.
-            let usage = adapter.usage().count.clone();
-            gradients.get("rps.psi").unwrap().iter().zip(usage).for_each(|(g, n)| assert!((g - 1.0 / n).abs() < 1e-6));
-            adapter.psi.set(old.iter().map(|v| v + 1.0).collect());
-            adapter.after_step(&context);
-            adapter.psi.to_vec().iter().zip(&old).for_each(|(new, old)| assert!((new - old - 0.25).abs() < 1e-6));
-        });
+        with(
+            llama(16, 24, 1, (4, 2)),
+            json!({"init": "random"}),
+            |mut adapter, _| {
+                adapter.scale.set(vec![4.0; adapter.scale.len()]);
+                let (context, mut gradients) = (
+                    StepContext {
+                        step: 0,
+                        total_steps: 1,
+                        seed: 0,
+                    },
+                    GradientSum::default(),
+                );
+                gradients.insert("rps.psi", vec![4.0; adapter.psi.len()]);
+                let old = adapter.psi.to_vec();
+                adapter.before_step(&context, &mut gradients);
+                // With one λ, Γ = n λ²: n λ before the step and λ after it.
+                let usage = adapter.usage().count.clone();
+                gradients
+                    .get("rps.psi")
+                    .unwrap()
+                    .iter()
+                    .zip(usage)
+                    .for_each(|(g, n)| assert!((g - 1.0 / n).abs() < 1e-6));
+                adapter.psi.set(old.iter().map(|v| v + 1.0).collect());
+                adapter.after_step(&context);
+                adapter
+                    .psi
+                    .to_vec()
+                    .iter()
+                    .zip(&old)
+                    .for_each(|(new, old)| assert!((new - old - 0.25).abs() < 1e-6));
+            },
+        );
     }
 
     #[test]
     fn a_tied_head_follows_its_table() {
-        with(llama(16, 24, 1, (4, 2)), json!({"target_modules": ["embed_tokens", "q_proj"]}), |adapter, sites| {
-            let (head, table) = (sites.find("lm_head").unwrap(), sites.find("model.embed_tokens").unwrap());
-            assert_eq!(adapter.at(head).unwrap().span.offset, adapter.at(table).unwrap().span.offset);
-            assert_eq!(adapter.num_trainable(), (64 * 16 + 16 * 16) / 10);
-            let base = Linear { site: head, weight: Weight::Dense(Tensor::zeros([64, 16], &Device::default())), bias: None };
-            assert_eq!(adapter.merged_linear(&base).unwrap().unwrap().weight.dims(), [64, 16]);
-            let other = Linear { site: sites.find("model.layers.0.self_attn.k_proj").unwrap(), ..base.clone() };
-            let mut pass = adapter.pass(Mode::Eval);
-            assert_eq!((pass.leaves_alone(&base), pass.leaves_alone(&other)), (false, true));
-        });
+        with(
+            llama(16, 24, 1, (4, 2)),
+            json!({"target_modules": ["embed_tokens", "q_proj"]}),
+            |adapter, sites| {
+                let (head, table) = (
+                    sites.find("lm_head").unwrap(),
+                    sites.find("model.embed_tokens").unwrap(),
+                );
+                assert_eq!(
+                    adapter.at(head).unwrap().span.offset,
+                    adapter.at(table).unwrap().span.offset
+                );
+                assert_eq!(adapter.num_trainable(), (64 * 16 + 16 * 16) / 10);
+                let base = Linear {
+                    site: head,
+                    weight: Weight::Dense(Tensor::zeros([64, 16], &Device::default())),
+                    bias: None,
+                };
+                assert_eq!(
+                    adapter.merged_linear(&base).unwrap().unwrap().weight.dims(),
+                    [64, 16]
+                );
+                let other = Linear {
+                    site: sites.find("model.layers.0.self_attn.k_proj").unwrap(),
+                    ..base.clone()
+                };
+                let mut pass = adapter.pass(Mode::Eval);
+                assert_eq!(
+                    (pass.leaves_alone(&base), pass.leaves_alone(&other)),
+                    (false, true)
+                );
+            },
+        );
     }
 
     #[test]
     fn matrices_of_a_pass_add_to_one_gradient_and_follow_their_scales() {
-        with(llama(16, 24, 1, (4, 2)), json!({"init": "random"}), |mut adapter, sites| {
-            let maps = ["q_proj", "o_proj"].map(|name| sites.find(&format!("model.layers.0.self_attn.{name}")).unwrap());
-            let gradient = |adapter: &StableRps, sites: &[SiteId]| {
-                let psi = adapter.psi.get::<1>(Mode::Train { seed: 0 });
-                let sums = sites.iter().map(|&id| adapter.weight(adapter.at(id).unwrap(), &psi).sum());
-                to_vec(adapter.psi.take_gradient(&mut sums.reduce(|a, b| a + b).unwrap().backward()).unwrap())
-            };
-            let (first, second, both) = (gradient(&adapter, &maps[..1]), gradient(&adapter, &maps[1..]), gradient(&adapter, &maps));
-            both.iter().zip(first.iter().zip(&second)).for_each(|(sum, (a, b))| assert!((sum - a - b).abs() < 1e-5));
-            adapter.scale.set(vec![2.0; adapter.scale.len()]);
-            gradient(&adapter, &maps).iter().zip(&both).for_each(|(new, old)| assert!((new - 2.0 * old).abs() < 1e-5));
-        });
+        with(
+            llama(16, 24, 1, (4, 2)),
+            json!({"init": "random"}),
+            |mut adapter, sites| {
+                let maps = ["q_proj", "o_proj"].map(|name| {
+                    sites
+                        .find(&format!("model.layers.0.self_attn.{name}"))
+                        .unwrap()
+                });
+                let gradient = |adapter: &StableRps, sites: &[SiteId]| {
+                    let psi = adapter.psi.get::<1>(Mode::Train { seed: 0 });
+                    let sums = sites
+                        .iter()
+                        .map(|&id| adapter.weight(adapter.at(id).unwrap(), &psi).sum());
+                    to_vec(
+                        adapter
+                            .psi
+                            .take_gradient(&mut sums.reduce(|a, b| a + b).unwrap().backward())
+                            .unwrap(),
+                    )
+                };
+                let (first, second, both) = (
+                    gradient(&adapter, &maps[..1]),
+                    gradient(&adapter, &maps[1..]),
+                    gradient(&adapter, &maps),
+                );
+                both.iter()
+                    .zip(first.iter().zip(&second))
+                    .for_each(|(sum, (a, b))| assert!((sum - a - b).abs() < 1e-5));
+                adapter.scale.set(vec![2.0; adapter.scale.len()]);
+                gradient(&adapter, &maps)
+                    .iter()
+                    .zip(&both)
+                    .for_each(|(new, old)| assert!((new - 2.0 * old).abs() < 1e-5));
+            },
+        );
     }
 }

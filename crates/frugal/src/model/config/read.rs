@@ -2,7 +2,10 @@
 
 use serde_json::Value;
 
-use super::{Activation, ExpertsConfig, LatentConfig, ModelConfig, ModelType, RopeConfig, RopeScaling, SparseConfig};
+use super::{
+    Activation, ExpertsConfig, LatentConfig, ModelConfig, ModelType, RopeConfig, RopeScaling,
+    SparseConfig,
+};
 use crate::model::ModelError;
 
 struct Reader<'a> {
@@ -12,7 +15,11 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn bad(&self, key: &str, reason: impl Into<String>) -> ModelError {
-        ModelError::Config { source_name: self.source.into(), key: key.into(), reason: reason.into() }
+        ModelError::Config {
+            source_name: self.source.into(),
+            key: key.into(),
+            reason: reason.into(),
+        }
     }
 
     fn get(&self, key: &str) -> Option<&Value> {
@@ -20,11 +27,14 @@ impl Reader<'_> {
     }
 
     fn size(&self, key: &str) -> Result<usize, ModelError> {
-        self.opt_size(key)?.ok_or_else(|| self.bad(key, "the key is missing"))
+        self.opt_size(key)?
+            .ok_or_else(|| self.bad(key, "the key is missing"))
     }
 
     fn opt_size(&self, key: &str) -> Result<Option<usize>, ModelError> {
-        let Some(v) = self.get(key) else { return Ok(None) };
+        let Some(v) = self.get(key) else {
+            return Ok(None);
+        };
         match v.as_u64() {
             // A bound that no real model reaches keeps products of sizes from overflowing.
             Some(n) if n > 0 && n < (1 << 31) => Ok(Some(n as usize)),
@@ -35,24 +45,43 @@ impl Reader<'_> {
     fn float(&self, key: &str, default: f64) -> Result<f64, ModelError> {
         match self.get(key) {
             None => Ok(default),
-            Some(v) => v.as_f64().ok_or_else(|| self.bad(key, format!("expected a number, found {v}"))),
+            Some(v) => v
+                .as_f64()
+                .ok_or_else(|| self.bad(key, format!("expected a number, found {v}"))),
         }
     }
 
     fn flag(&self, key: &str, default: bool) -> Result<bool, ModelError> {
         match self.get(key) {
             None => Ok(default),
-            Some(v) => v.as_bool().ok_or_else(|| self.bad(key, format!("expected true or false, found {v}"))),
+            Some(v) => v
+                .as_bool()
+                .ok_or_else(|| self.bad(key, format!("expected true or false, found {v}"))),
         }
     }
 
-    fn rope(&self, theta: f64, block: Option<&Value>, max_positions: usize) -> Result<RopeConfig, ModelError> {
+    fn rope(
+        &self,
+        theta: f64,
+        block: Option<&Value>,
+        max_positions: usize,
+    ) -> Result<RopeConfig, ModelError> {
         let Some(block) = block else {
-            return Ok(RopeConfig { theta, scaling: RopeScaling::None });
+            return Ok(RopeConfig {
+                theta,
+                scaling: RopeScaling::None,
+            });
         };
-        let r = Reader { value: block, source: self.source };
+        let r = Reader {
+            value: block,
+            source: self.source,
+        };
         let theta = r.float("rope_theta", theta)?;
-        let kind = r.get("rope_type").or_else(|| r.get("type")).and_then(Value::as_str).unwrap_or("default");
+        let kind = r
+            .get("rope_type")
+            .or_else(|| r.get("type"))
+            .and_then(Value::as_str)
+            .unwrap_or("default");
         let original = r.float("original_max_position_embeddings", max_positions as f64)?;
         let factor = r.float("factor", 1.0)?;
         let scaling = match kind {
@@ -86,7 +115,10 @@ impl Reader<'_> {
 }
 
 pub(super) fn is_classifier(config: &Value) -> bool {
-    let class = config.get("architectures").and_then(|a| a.get(0)).and_then(Value::as_str);
+    let class = config
+        .get("architectures")
+        .and_then(|a| a.get(0))
+        .and_then(Value::as_str);
     class.is_some_and(|class| class.ends_with("ForSequenceClassification"))
 }
 
@@ -94,12 +126,22 @@ impl ModelConfig {
     /// Reads a `config.json` value; `source` names it in errors.
     ///
     /// # Errors
-    /// An unsupported `model_type`, a missing key, a value of the wrong kind or sizes that do not fit.
+    /// An unsupported `model_type`, a missing key, a value of the wrong kind or sizes that do not
+    /// fit.
     pub fn from_json(raw: Value, source: &str) -> Result<Self, ModelError> {
-        let r = Reader { value: &raw, source };
-        let name = r.get("model_type").and_then(Value::as_str).ok_or_else(|| r.bad("model_type", "the key is missing"))?;
+        let r = Reader {
+            value: &raw,
+            source,
+        };
+        let name = r
+            .get("model_type")
+            .and_then(Value::as_str)
+            .ok_or_else(|| r.bad("model_type", "the key is missing"))?;
         let Some(&(_, model_type)) = ModelType::ALL.iter().find(|(n, _)| *n == name) else {
-            return Err(ModelError::Architecture { source_name: source.into(), model_type: name.into() });
+            return Err(ModelError::Architecture {
+                source_name: source.into(),
+                model_type: name.into(),
+            });
         };
         let config = match model_type {
             ModelType::Gpt2 => Self::gpt2(&r)?,
@@ -107,23 +149,47 @@ impl ModelConfig {
             t => Self::decoder(&r, t)?,
         };
         config.check(&r)?;
-        // A decoder that was saved as a classifier has no output over the vocabulary; the token table stands in for it.
-        let tie_word_embeddings = config.tie_word_embeddings || (is_classifier(&raw) && !model_type.is_encoder());
-        Ok(Self { raw, tie_word_embeddings, ..config })
+        // A decoder that was saved as a classifier has no output over the vocabulary; the token
+        // table stands in for it.
+        let tie_word_embeddings =
+            config.tie_word_embeddings || (is_classifier(&raw) && !model_type.is_encoder());
+        Ok(Self {
+            raw,
+            tie_word_embeddings,
+            ..config
+        })
     }
 
     fn check(&self, r: &Reader<'_>) -> Result<(), ModelError> {
-        if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
+        if !self
+            .num_attention_heads
+            .is_multiple_of(self.num_key_value_heads)
+        {
             return Err(r.bad(
                 "num_key_value_heads",
-                format!("{} does not divide the {} attention heads", self.num_key_value_heads, self.num_attention_heads),
+                format!(
+                    "{} does not divide the {} attention heads",
+                    self.num_key_value_heads, self.num_attention_heads
+                ),
             ));
         }
         if self.rope.is_some() && !self.head_dim.is_multiple_of(2) {
-            return Err(r.bad("head_dim", format!("{} is odd, rotary positions need an even width", self.head_dim)));
+            return Err(r.bad(
+                "head_dim",
+                format!(
+                    "{} is odd, rotary positions need an even width",
+                    self.head_dim
+                ),
+            ));
         }
         if self.num_hidden_layers > 4096 {
-            return Err(r.bad("num_hidden_layers", format!("{} blocks are more than any known model has", self.num_hidden_layers)));
+            return Err(r.bad(
+                "num_hidden_layers",
+                format!(
+                    "{} blocks are more than any known model has",
+                    self.num_hidden_layers
+                ),
+            ));
         }
         Ok(())
     }
@@ -134,22 +200,35 @@ impl ModelConfig {
         let heads = r.size("num_attention_heads")?;
         let layers = r.size("num_hidden_layers")?;
         let default_head_dim = if gemma { 256 } else { hidden_size / heads };
-        let latent = if model_type == ModelType::DeepseekV3 { Some(latent(r, layers)?) } else { None };
+        let latent = if model_type == ModelType::DeepseekV3 {
+            Some(latent(r, layers)?)
+        } else {
+            None
+        };
         let head_dim = match &latent {
             // The file's `head_dim` is that of the rotated part.
             Some(latent) => latent.qk_nope_head_dim + latent.qk_rope_head_dim,
             None => r.opt_size("head_dim")?.unwrap_or(default_head_dim),
         };
-        let max_positions = r.opt_size("max_position_embeddings")?.unwrap_or(if gemma { 131_072 } else { 2048 });
+        let max_positions =
+            r.opt_size("max_position_embeddings")?
+                .unwrap_or(if gemma { 131_072 } else { 2048 });
         let theta = r.float("rope_theta", if gemma { 1_000_000.0 } else { 10_000.0 })?;
 
         // transformers 5 writes `rope_parameters`, for Gemma one block per kind of layer.
         let parameters = r.get("rope_parameters");
-        let block = parameters.and_then(|p| p.get("full_attention")).or(parameters).or_else(|| r.get("rope_scaling"));
+        let block = parameters
+            .and_then(|p| p.get("full_attention"))
+            .or(parameters)
+            .or_else(|| r.get("rope_scaling"));
         let rope = r.rope(theta, block, max_positions)?;
         let rope_local = if gemma {
             let local = r.float("rope_local_base_freq", 10_000.0)?;
-            Some(r.rope(local, parameters.and_then(|p| p.get("sliding_attention")), max_positions)?)
+            Some(r.rope(
+                local,
+                parameters.and_then(|p| p.get("sliding_attention")),
+                max_positions,
+            )?)
         } else {
             None
         };
@@ -158,12 +237,30 @@ impl ModelConfig {
             ModelType::Qwen2 | ModelType::Qwen3 => r.flag("use_sliding_window", false)?,
             _ => true,
         };
-        let sliding_window = if use_window { r.opt_size("sliding_window")? } else { None };
-        let pattern = r.opt_size("sliding_window_pattern")?.or(r.opt_size("_sliding_window_pattern")?).unwrap_or(6);
-        let max_window_layers = r.get("max_window_layers").and_then(Value::as_u64).unwrap_or(0) as usize;
+        let sliding_window = if use_window {
+            r.opt_size("sliding_window")?
+        } else {
+            None
+        };
+        let pattern = r
+            .opt_size("sliding_window_pattern")?
+            .or(r.opt_size("_sliding_window_pattern")?)
+            .unwrap_or(6);
+        let max_window_layers = r
+            .get("max_window_layers")
+            .and_then(Value::as_u64)
+            .unwrap_or(0) as usize;
         let sliding_layers = match r.get("layer_types").and_then(Value::as_array) {
-            Some(kinds) if kinds.len() == layers => kinds.iter().map(|k| k.as_str() == Some("sliding_attention")).collect(),
-            Some(kinds) => return Err(r.bad("layer_types", format!("{} entries for {layers} blocks", kinds.len()))),
+            Some(kinds) if kinds.len() == layers => kinds
+                .iter()
+                .map(|k| k.as_str() == Some("sliding_attention"))
+                .collect(),
+            Some(kinds) => {
+                return Err(r.bad(
+                    "layer_types",
+                    format!("{} entries for {layers} blocks", kinds.len()),
+                ));
+            }
             None => (0..layers)
                 .map(|i| match model_type {
                     ModelType::Gemma3Text => (i + 1) % pattern != 0,
@@ -187,7 +284,11 @@ impl ModelConfig {
             vocab_size: r.size("vocab_size")?,
             max_position_embeddings: max_positions,
             norm_eps: r.float("rms_norm_eps", 1e-6)?,
-            activation: activation(r, &["hidden_activation", "hidden_act"], if gemma { "gelu_pytorch_tanh" } else { "silu" })?,
+            activation: activation(
+                r,
+                &["hidden_activation", "hidden_act"],
+                if gemma { "gelu_pytorch_tanh" } else { "silu" },
+            )?,
             rope: Some(rope),
             rope_local,
             tie_word_embeddings: r.flag("tie_word_embeddings", gemma)?,
@@ -198,9 +299,17 @@ impl ModelConfig {
             qkv_bias: attention_bias,
             output_bias: attention_bias && model_type != ModelType::Qwen2,
             mlp_bias: r.flag("mlp_bias", false)?,
-            experts: if model_type == ModelType::Mixtral { Some(experts(r)?) } else { None },
+            experts: if model_type == ModelType::Mixtral {
+                Some(experts(r)?)
+            } else {
+                None
+            },
             latent,
-            sparse: if model_type == ModelType::NativeSparse { Some(sparse(r)?) } else { None },
+            sparse: if model_type == ModelType::NativeSparse {
+                Some(sparse(r)?)
+            } else {
+                None
+            },
             type_vocab_size: 0,
             pad_token_id: token_id(r, "pad_token_id"),
             raw: Value::Null,
@@ -235,7 +344,11 @@ impl ModelConfig {
             tie_word_embeddings: r.flag("tie_word_embeddings", true)?,
             sliding_window: None,
             sliding_layers: vec![false; layers],
-            attention_scale: if r.flag("scale_attn_weights", true)? { 1.0 / ((hidden_size / heads) as f64).sqrt() } else { 1.0 },
+            attention_scale: if r.flag("scale_attn_weights", true)? {
+                1.0 / ((hidden_size / heads) as f64).sqrt()
+            } else {
+                1.0
+            },
             final_logit_softcapping: None,
             qkv_bias: true,
             output_bias: true,
@@ -254,9 +367,15 @@ impl ModelConfig {
         let heads = r.size("num_attention_heads")?;
         check_heads(r, "num_attention_heads", heads, hidden_size)?;
         let layers = r.size("num_hidden_layers")?;
-        let positions = r.get("position_embedding_type").and_then(Value::as_str).unwrap_or("absolute");
+        let positions = r
+            .get("position_embedding_type")
+            .and_then(Value::as_str)
+            .unwrap_or("absolute");
         if positions != "absolute" {
-            return Err(r.bad("position_embedding_type", format!("`{positions}` is not supported, only `absolute`")));
+            return Err(r.bad(
+                "position_embedding_type",
+                format!("`{positions}` is not supported, only `absolute`"),
+            ));
         }
         Ok(Self {
             model_type,
@@ -284,16 +403,30 @@ impl ModelConfig {
             latent: None,
             sparse: None,
             type_vocab_size: r.opt_size("type_vocab_size")?.unwrap_or(2),
-            pad_token_id: token_id(r, "pad_token_id").or(Some(if model_type == ModelType::Roberta { 1 } else { 0 })),
+            pad_token_id: token_id(r, "pad_token_id").or(Some(
+                if model_type == ModelType::Roberta {
+                    1
+                } else {
+                    0
+                },
+            )),
             raw: Value::Null,
         })
     }
 }
 
 /// Where the file does not give the width of a head, the heads share that of the model.
-fn check_heads(r: &Reader<'_>, key: &str, heads: usize, hidden_size: usize) -> Result<(), ModelError> {
+fn check_heads(
+    r: &Reader<'_>,
+    key: &str,
+    heads: usize,
+    hidden_size: usize,
+) -> Result<(), ModelError> {
     if !hidden_size.is_multiple_of(heads) {
-        return Err(r.bad(key, format!("{heads} heads cannot share a width of {hidden_size} evenly")));
+        return Err(r.bad(
+            key,
+            format!("{heads} heads cannot share a width of {hidden_size} evenly"),
+        ));
     }
     Ok(())
 }
@@ -302,17 +435,35 @@ fn experts(r: &Reader<'_>) -> Result<ExpertsConfig, ModelError> {
     let num_local_experts = r.size("num_local_experts")?;
     let num_experts_per_tok = r.opt_size("num_experts_per_tok")?.unwrap_or(2);
     if num_experts_per_tok > num_local_experts {
-        return Err(r.bad("num_experts_per_tok", format!("{num_experts_per_tok} of {num_local_experts} experts")));
+        return Err(r.bad(
+            "num_experts_per_tok",
+            format!("{num_experts_per_tok} of {num_local_experts} experts"),
+        ));
     }
-    Ok(ExpertsConfig { num_local_experts, num_experts_per_tok, router_aux_loss_coef: r.float("router_aux_loss_coef", 0.001)? })
+    Ok(ExpertsConfig {
+        num_local_experts,
+        num_experts_per_tok,
+        router_aux_loss_coef: r.float("router_aux_loss_coef", 0.001)?,
+    })
 }
 
 fn latent(r: &Reader<'_>, layers: usize) -> Result<LatentConfig, ModelError> {
-    if r.get("first_k_dense_replace").and_then(Value::as_u64).unwrap_or(3) < layers as u64 {
-        return Err(r.bad("first_k_dense_replace", "blocks with experts are not supported for this architecture: only dense ones are"));
+    if r.get("first_k_dense_replace")
+        .and_then(Value::as_u64)
+        .unwrap_or(3)
+        < layers as u64
+    {
+        return Err(r.bad(
+            "first_k_dense_replace",
+            "blocks with experts are not supported for this architecture: only dense ones are",
+        ));
     }
     let scaling = r.get("rope_parameters").or_else(|| r.get("rope_scaling"));
-    if scaling.and_then(|s| s.get("mscale_all_dim")).and_then(Value::as_f64).is_some_and(|m| m != 0.0) {
+    if scaling
+        .and_then(|s| s.get("mscale_all_dim"))
+        .and_then(Value::as_f64)
+        .is_some_and(|m| m != 0.0)
+    {
         return Err(r.bad("rope_scaling", "`mscale_all_dim` is not supported"));
     }
     let latent = LatentConfig {
@@ -339,17 +490,25 @@ fn sparse(r: &Reader<'_>) -> Result<SparseConfig, ModelError> {
         window: size("window", 64)?,
     };
     if sparse.select_count < 3 {
-        return Err(r.bad("select_count", "the first and the two most recent blocks are always selected: at least 3"));
+        return Err(r.bad(
+            "select_count",
+            "the first and the two most recent blocks are always selected: at least 3",
+        ));
     }
     Ok(sparse)
 }
 
 fn token_id(r: &Reader<'_>, key: &str) -> Option<u32> {
-    r.get(key).and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok())
+    r.get(key)
+        .and_then(Value::as_u64)
+        .and_then(|id| u32::try_from(id).ok())
 }
 
 fn activation(r: &Reader<'_>, keys: &[&str], default: &str) -> Result<Activation, ModelError> {
-    let (key, name) = keys.iter().find_map(|k| r.get(k).and_then(Value::as_str).map(|v| (*k, v))).unwrap_or((keys[0], default));
+    let (key, name) = keys
+        .iter()
+        .find_map(|k| r.get(k).and_then(Value::as_str).map(|v| (*k, v)))
+        .unwrap_or((keys[0], default));
     Ok(match name {
         "silu" | "swish" => Activation::Silu,
         "gelu" => Activation::Gelu,
@@ -371,10 +530,15 @@ mod tests {
         let bert = json!({"model_type": "bert", "hidden_size": 64, "num_attention_heads": 6, "num_hidden_layers": 1,
             "intermediate_size": 8, "max_position_embeddings": 8, "vocab_size": 9});
         for (mut raw, key) in [(gpt2, "n_head"), (bert, "num_attention_heads")] {
-            let error = ModelConfig::from_json(raw.clone(), "config.json").unwrap_err().to_string();
+            let error = ModelConfig::from_json(raw.clone(), "config.json")
+                .unwrap_err()
+                .to_string();
             assert!(error.contains(key) && error.contains("64"), "{error}");
             raw[key] = json!(4);
-            assert_eq!(ModelConfig::from_json(raw, "config.json").unwrap().head_dim, 16);
+            assert_eq!(
+                ModelConfig::from_json(raw, "config.json").unwrap().head_dim,
+                16
+            );
         }
     }
 }

@@ -1,4 +1,5 @@
-//! The embedded model: small enough to be part of the program, so that everything works without a download.
+//! The embedded model: small enough to be part of the program, so that everything works without a
+//! download.
 
 use std::path::Path;
 
@@ -18,9 +19,18 @@ const WEIGHTS: &[u8] = include_bytes!("../../../../../assets/model/model.safeten
 
 pub(super) fn open() -> Result<ModelFiles, ModelError> {
     let name = Path::new(NAME);
-    let config = serde_json::from_str(CONFIG).map_err(|e| LoadError::Json { path: name.into(), reason: e.to_string() })?;
+    let config = serde_json::from_str(CONFIG).map_err(|e| LoadError::Json {
+        path: name.into(),
+        reason: e.to_string(),
+    })?;
     let config = ModelConfig::from_json(config, NAME)?;
-    let tokenizer = TextTokenizer::from_json(TOKENIZER, TOKENIZER_CONFIG).map_err(LoadError::from)?;
+    let tokenizer =
+        TextTokenizer::from_json(TOKENIZER, TOKENIZER_CONFIG).map_err(LoadError::from)?;
     let file = SafetensorsFile::from_bytes(Bytes::from_static(WEIGHTS), name)?;
-    Ok(ModelFiles::in_memory(NAME, config, tokenizer, SafetensorsSource::of_files(name, vec![file])))
+    Ok(ModelFiles::in_memory(
+        NAME,
+        config,
+        tokenizer,
+        SafetensorsSource::of_files(name, vec![file]),
+    ))
 }

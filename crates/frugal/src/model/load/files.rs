@@ -10,7 +10,9 @@ use frugal_core::tokenizer::TextTokenizer;
 use super::gguf::GgufSource;
 use super::{LoadError, SafetensorsSource, builtin, read_json};
 use crate::adapt::Head;
-use crate::model::{Backbone, LoadOptions, ModelConfig, ModelError, SiteTable, WeightSource, build_with};
+use crate::model::{
+    Backbone, LoadOptions, ModelConfig, ModelError, SiteTable, WeightSource, build_with,
+};
 
 /// How models are looked up.
 #[derive(Clone, Debug)]
@@ -22,10 +24,14 @@ pub struct Lookup {
 }
 
 impl Default for Lookup {
-    /// The user's cache; offline if `HF_HUB_OFFLINE` or `FRUGAL_OFFLINE` is set to something other than 0.
+    /// The user's cache; offline if `HF_HUB_OFFLINE` or `FRUGAL_OFFLINE` is set to something other
+    /// than 0.
     fn default() -> Self {
         let set = |name: &str| std::env::var(name).is_ok_and(|v| !v.is_empty() && v != "0");
-        Self { cache: fetch::cache_dir(), offline: set("HF_HUB_OFFLINE") || set("FRUGAL_OFFLINE") }
+        Self {
+            cache: fetch::cache_dir(),
+            offline: set("HF_HUB_OFFLINE") || set("FRUGAL_OFFLINE"),
+        }
     }
 }
 
@@ -45,7 +51,8 @@ pub struct ModelFiles {
 }
 
 impl ModelFiles {
-    /// Finds a model: `builtin`, a registered name, a folder, a GGUF file, or `org/name` on the hub.
+    /// Finds a model: `builtin`, a registered name, a folder, a GGUF file, or `org/name` on the
+    /// hub.
     ///
     /// # Errors
     /// When there is no such model, or its files are damaged or of an unsupported architecture.
@@ -63,20 +70,32 @@ impl ModelFiles {
         if fetch::model(model).is_ok() {
             let found = fetch::resolve(model, &lookup.cache);
             let path = found.ok_or_else(|| LoadError::NotFetched { name: model.into() })?;
-            return if path.is_dir() { Self::folder(model, &path) } else { Self::gguf(model, &path) };
+            return if path.is_dir() {
+                Self::folder(model, &path)
+            } else {
+                Self::gguf(model, &path)
+            };
         }
         if is_repository(model) {
             return Self::folder(model, &hub(model, lookup)?);
         }
         let suggestion = frugal_core::suggest::did_you_mean(model, names()).map(str::to_owned);
-        Err(LoadError::NotFound { model: model.into(), suggestion, known: names().collect::<Vec<_>>().join(", ") }.into())
+        Err(LoadError::NotFound {
+            model: model.into(),
+            suggestion,
+            known: names().collect::<Vec<_>>().join(", "),
+        }
+        .into())
     }
 
     fn folder(name: &str, folder: &Path) -> Result<Self, ModelError> {
         let config_path = folder.join("config.json");
         if !config_path.exists() {
             if folder.join("adapter_config.json").exists() {
-                return Err(LoadError::AdapterFolder { folder: folder.into() }.into());
+                return Err(LoadError::AdapterFolder {
+                    folder: folder.into(),
+                }
+                .into());
             }
             if let Some(file) = only_gguf(folder) {
                 return Self::gguf(name, &file);
@@ -85,24 +104,54 @@ impl ModelFiles {
                 return Err(error.into());
             }
         }
-        let config = ModelConfig::from_json(read_json(&config_path)?, &config_path.display().to_string())?;
+        let config =
+            ModelConfig::from_json(read_json(&config_path)?, &config_path.display().to_string())?;
         let weights = SafetensorsSource::open(folder)?;
-        let tokenizer =
-            if folder.join("tokenizer.json").exists() { Some(TextTokenizer::from_folder(folder).map_err(LoadError::from)?) } else { None };
+        let tokenizer = if folder.join("tokenizer.json").exists() {
+            Some(TextTokenizer::from_folder(folder).map_err(LoadError::from)?)
+        } else {
+            None
+        };
         let bytes = weights.bytes();
-        Ok(Self { name: name.into(), path: folder.into(), config, tokenizer, bytes, weights: Weights::Folder(weights) })
+        Ok(Self {
+            name: name.into(),
+            path: folder.into(),
+            config,
+            tokenizer,
+            bytes,
+            weights: Weights::Folder(weights),
+        })
     }
 
     fn gguf(name: &str, file: &Path) -> Result<Self, ModelError> {
         let source = GgufSource::open(file)?;
         let config = ModelConfig::from_json(source.config().clone(), &file.display().to_string())?;
         let tokenizer = Some(source.tokenizer()?);
-        Ok(Self { name: name.into(), path: file.into(), config, tokenizer, bytes: source.bytes(), weights: Weights::Gguf(source) })
+        Ok(Self {
+            name: name.into(),
+            path: file.into(),
+            config,
+            tokenizer,
+            bytes: source.bytes(),
+            weights: Weights::Gguf(source),
+        })
     }
 
-    pub(super) fn in_memory(name: &str, config: ModelConfig, tokenizer: TextTokenizer, weights: SafetensorsSource) -> Self {
+    pub(super) fn in_memory(
+        name: &str,
+        config: ModelConfig,
+        tokenizer: TextTokenizer,
+        weights: SafetensorsSource,
+    ) -> Self {
         let bytes = weights.bytes();
-        Self { name: name.into(), path: PathBuf::from(name), config, tokenizer: Some(tokenizer), bytes, weights: Weights::Folder(weights) }
+        Self {
+            name: name.into(),
+            path: PathBuf::from(name),
+            config,
+            tokenizer: Some(tokenizer),
+            bytes,
+            weights: Weights::Folder(weights),
+        }
     }
 
     /// What the user called it.
@@ -145,7 +194,11 @@ impl ModelFiles {
     /// # Errors
     /// [`LoadError::NoTokenizer`] if the folder has none.
     pub fn tokenizer(&self) -> Result<&TextTokenizer, LoadError> {
-        self.tokenizer.as_ref().ok_or_else(|| LoadError::NoTokenizer { folder: self.path.clone() })
+        self.tokenizer
+            .as_ref()
+            .ok_or_else(|| LoadError::NoTokenizer {
+                folder: self.path.clone(),
+            })
     }
 
     /// The tensors by their Hugging Face names.
@@ -168,13 +221,18 @@ impl ModelFiles {
     ///
     /// # Errors
     /// Tokenizers of other kinds, or none.
-    pub fn gguf_tokenizer_metadata(&self) -> Result<Vec<(String, frugal_core::gguf::Value)>, LoadError> {
+    pub fn gguf_tokenizer_metadata(
+        &self,
+    ) -> Result<Vec<(String, frugal_core::gguf::Value)>, LoadError> {
         match &self.weights {
             Weights::Gguf(source) => Ok(source.tokenizer_metadata()),
             Weights::Folder(_) => {
                 let source = self.path.display().to_string();
                 let rows = self.config.vocab_size;
-                Ok(frugal_core::gguf::tokenizer_metadata(self.tokenizer()?, rows).map_err(|problem| problem.in_file(&source))?)
+                Ok(
+                    frugal_core::gguf::tokenizer_metadata(self.tokenizer()?, rows)
+                        .map_err(|problem| problem.in_file(&source))?,
+                )
             }
         }
     }
@@ -191,7 +249,11 @@ impl ModelFiles {
     ///
     /// # Errors
     /// As [`ModelFiles::load`].
-    pub fn load_with(&self, device: &Device, options: LoadOptions) -> Result<Arc<dyn Backbone>, ModelError> {
+    pub fn load_with(
+        &self,
+        device: &Device,
+        options: LoadOptions,
+    ) -> Result<Arc<dyn Backbone>, ModelError> {
         build_with(self.config.clone(), self.source(), device, options)
     }
 }
@@ -212,8 +274,16 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 }
 
 fn is_repository(model: &str) -> bool {
-    let part = |p: &str| !p.is_empty() && p.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) && !p.starts_with('.');
-    model.split_once('/').is_some_and(|(org, name)| part(org) && part(name)) && !Path::new(model).exists()
+    let part = |p: &str| {
+        !p.is_empty()
+            && p.chars()
+                .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+            && !p.starts_with('.')
+    };
+    model
+        .split_once('/')
+        .is_some_and(|(org, name)| part(org) && part(name))
+        && !Path::new(model).exists()
 }
 
 #[cfg(feature = "hub")]
@@ -223,12 +293,20 @@ fn hub(model: &str, lookup: &Lookup) -> Result<PathBuf, LoadError> {
 
 #[cfg(not(feature = "hub"))]
 fn hub(model: &str, _lookup: &Lookup) -> Result<PathBuf, LoadError> {
-    Err(LoadError::Hub { repository: model.into(), reason: "this build has no hub support (cargo feature `hub`)".into() })
+    Err(LoadError::Hub {
+        repository: model.into(),
+        reason: "this build has no hub support (cargo feature `hub`)".into(),
+    })
 }
 
 /// The GGUF file of a folder that has just one.
 fn only_gguf(folder: &Path) -> Option<PathBuf> {
     let files = std::fs::read_dir(folder).ok()?.flatten().map(|e| e.path());
-    let mut found: Vec<PathBuf> = files.filter(|p| p.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"))).collect();
+    let mut found: Vec<PathBuf> = files
+        .filter(|p| {
+            p.extension()
+                .is_some_and(|e| e.eq_ignore_ascii_case("gguf"))
+        })
+        .collect();
     if found.len() == 1 { found.pop() } else { None }
 }

@@ -29,7 +29,10 @@ impl GgufSource {
     /// # Errors
     /// Unreadable or damaged files, unsupported architectures.
     pub fn open(path: &Path) -> Result<Self, LoadError> {
-        let bytes = frugal_kernels::map_file(path).map_err(|source| LoadError::Read { path: path.into(), source })?;
+        let bytes = frugal_kernels::map_file(path).map_err(|source| LoadError::Read {
+            path: path.into(),
+            source,
+        })?;
         let source_name = path.display().to_string();
         let file = Gguf::parse(&bytes, &source_name)?;
         let config = gguf::hf_config(&file, &bytes)?;
@@ -38,7 +41,13 @@ impl GgufSource {
             let mapped = map.to_hf(&tensor.name)?;
             Some((mapped.name, (tensor.name.clone(), mapped.layout)))
         });
-        Ok(Self { names: names.collect(), path: path.into(), bytes, file, config })
+        Ok(Self {
+            names: names.collect(),
+            path: path.into(),
+            bytes,
+            file,
+            config,
+        })
     }
 
     /// The model's `config.json`.
@@ -70,7 +79,12 @@ impl GgufSource {
 
     /// The metadata that describes the tokenizer.
     pub fn tokenizer_metadata(&self) -> Vec<(String, gguf::Value)> {
-        self.file.metadata().iter().filter(|(key, _)| key.starts_with("tokenizer.")).cloned().collect()
+        self.file
+            .metadata()
+            .iter()
+            .filter(|(key, _)| key.starts_with("tokenizer."))
+            .cloned()
+            .collect()
     }
 
     /// Bytes of the file.
@@ -80,12 +94,20 @@ impl GgufSource {
 
     /// Whether matrices are quantised.
     pub fn is_packed(&self) -> bool {
-        self.file.tensors().iter().any(|tensor| tensor.ggml_type.code_layout().is_some())
+        self.file
+            .tensors()
+            .iter()
+            .any(|tensor| tensor.ggml_type.code_layout().is_some())
     }
 
     /// Number formats with how many tensors have them.
     pub fn stored_types(&self) -> Vec<(String, usize)> {
-        super::count(self.file.tensors().iter().map(|t| format!("{:?}", t.ggml_type)))
+        super::count(
+            self.file
+                .tensors()
+                .iter()
+                .map(|t| format!("{:?}", t.ggml_type)),
+        )
     }
 }
 
@@ -94,7 +116,10 @@ impl GgufSource {
     fn uneven(&self, tensor: &str, shape: &[usize], heads: usize) -> LoadError {
         let rows = shape.first().copied().unwrap_or(1);
         let reason = format!("`{tensor}`: {rows} rows are not {heads} heads of an even width");
-        LoadError::Json { path: self.path.clone(), reason }
+        LoadError::Json {
+            path: self.path.clone(),
+            reason,
+        }
     }
 }
 
@@ -117,20 +142,30 @@ impl WeightSource for GgufSource {
     }
 
     fn load(&self, name: &str) -> Result<Loaded, ModelError> {
-        let missing = || ModelError::MissingTensor { source_name: self.describe(), name: name.into() };
+        let missing = || ModelError::MissingTensor {
+            source_name: self.describe(),
+            name: name.into(),
+        };
         let (gguf_name, layout) = self.names.get(name).ok_or_else(missing)?;
         let info = self.file.tensor(gguf_name).ok_or_else(missing)?;
         let (rows, columns) = (info.rows(), info.cols());
-        let mut values = self.file.tensor_f32(&self.bytes, gguf_name).map_err(LoadError::from)?;
+        let mut values = self
+            .file
+            .tensor_f32(&self.bytes, gguf_name)
+            .map_err(LoadError::from)?;
         match layout {
             Layout::Same => {}
             Layout::PlusOne => values.iter_mut().for_each(|v| *v -= 1.0),
             Layout::RotaryRows { heads } => {
                 let shape = info.shape();
-                values = rotary_to_hf(&values, &shape, *heads).ok_or_else(|| self.uneven(gguf_name, &shape, *heads))?;
+                values = rotary_to_hf(&values, &shape, *heads)
+                    .ok_or_else(|| self.uneven(gguf_name, &shape, *heads))?;
             }
             Layout::Transposed => {
-                values = (0..columns).flat_map(|c| (0..rows).map(move |r| (r, c))).map(|(r, c)| values[r * columns + c]).collect()
+                values = (0..columns)
+                    .flat_map(|c| (0..rows).map(move |r| (r, c)))
+                    .map(|(r, c)| values[r * columns + c])
+                    .collect()
             }
         }
         let shape = self.shape(name).ok_or_else(missing)?;
@@ -138,7 +173,10 @@ impl WeightSource for GgufSource {
     }
 
     fn load_packed(&self, name: &str) -> Result<Option<Packed>, ModelError> {
-        let missing = || ModelError::MissingTensor { source_name: self.describe(), name: name.into() };
+        let missing = || ModelError::MissingTensor {
+            source_name: self.describe(),
+            name: name.into(),
+        };
         let (gguf_name, layout) = self.names.get(name).ok_or_else(missing)?;
         let info = self.file.tensor(gguf_name).ok_or_else(missing)?;
         let order = match layout {
@@ -147,12 +185,21 @@ impl WeightSource for GgufSource {
             Layout::PlusOne => return Ok(None),
             // The elements of a vector move one by one, which blocks cannot.
             Layout::RotaryRows { .. } if info.dims.len() < 2 => return Ok(None),
-            Layout::RotaryRows { heads } => {
-                Some(rows_to_hf(info.rows(), *heads).ok_or_else(|| self.uneven(gguf_name, &info.shape(), *heads))?)
-            }
+            Layout::RotaryRows { heads } => Some(
+                rows_to_hf(info.rows(), *heads)
+                    .ok_or_else(|| self.uneven(gguf_name, &info.shape(), *heads))?,
+            ),
         };
-        let bytes = self.file.tensor_bytes(&self.bytes, gguf_name).map_err(LoadError::from)?;
-        Ok(Packed::from_ggml(info.ggml_type, bytes, info.cols(), order.as_deref()))
+        let bytes = self
+            .file
+            .tensor_bytes(&self.bytes, gguf_name)
+            .map_err(LoadError::from)?;
+        Ok(Packed::from_ggml(
+            info.ggml_type,
+            bytes,
+            info.cols(),
+            order.as_deref(),
+        ))
     }
 }
 
@@ -171,15 +218,30 @@ mod tests {
         });
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("tiny.gguf");
-        let spec = |name: &str, shape: &[usize]| TensorSpec { name: name.into(), shape: shape.to_vec(), ggml_type: GgmlType::F32 };
-        let tensors = [spec("blk.0.attn_q.bias", &[6]), spec("token_embd.weight", &[2, 6])];
+        let spec = |name: &str, shape: &[usize]| TensorSpec {
+            name: name.into(),
+            shape: shape.to_vec(),
+            ggml_type: GgmlType::F32,
+        };
+        let tensors = [
+            spec("blk.0.attn_q.bias", &[6]),
+            spec("token_embd.weight", &[2, 6]),
+        ];
         let metadata = gguf::gguf_metadata(&config, "tiny", GgmlType::F32).unwrap();
         let bias = [0.0, 3.0, 1.0, 4.0, 2.0, 5.0];
-        gguf::write(&path, &metadata, &tensors, |i| Ok(if i == 0 { bias.to_vec() } else { vec![0.0; 12] })).unwrap();
+        gguf::write(&path, &metadata, &tensors, |i| {
+            Ok(if i == 0 { bias.to_vec() } else { vec![0.0; 12] })
+        })
+        .unwrap();
         let source = GgufSource::open(&path).unwrap();
         let name = "model.layers.0.self_attn.q_proj.bias";
-        let Ok(Loaded::Data(data)) = source.load(name) else { panic!("the bias cannot be read") };
-        assert_eq!(data.try_to_vec::<f32>().unwrap(), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+        let Ok(Loaded::Data(data)) = source.load(name) else {
+            panic!("the bias cannot be read")
+        };
+        assert_eq!(
+            data.try_to_vec::<f32>().unwrap(),
+            [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+        );
         assert_eq!(source.shape(name), Some(vec![6]));
     }
 }

@@ -19,22 +19,38 @@ const OPTIONAL: [&str; 6] = [
 /// # Errors
 /// [`LoadError::Hub`] when a file is neither in the cache nor can be downloaded.
 pub(super) fn snapshot(repository: &str, offline: bool) -> Result<PathBuf, LoadError> {
-    let failed = |reason: String| LoadError::Hub { repository: repository.into(), reason };
+    let failed = |reason: String| LoadError::Hub {
+        repository: repository.into(),
+        reason,
+    };
     let cache = hf_hub::Cache::from_env();
     let cached = cache.model(repository.into());
     let in_cache = |file: &str| cached.get(file);
-    let api = || hf_hub::api::sync::ApiBuilder::from_env().with_progress(true).build().map_err(|e| failed(e.to_string()));
+    let api = || {
+        hf_hub::api::sync::ApiBuilder::from_env()
+            .with_progress(true)
+            .build()
+            .map_err(|e| failed(e.to_string()))
+    };
     let get = |file: &str| -> Result<PathBuf, LoadError> {
         if let Some(path) = in_cache(file) {
             return Ok(path);
         }
         if offline {
-            return Err(failed(format!("`{file}` is not in the cache and `--offline` was given")));
+            return Err(failed(format!(
+                "`{file}` is not in the cache and `--offline` was given"
+            )));
         }
-        api()?.model(repository.into()).get(file).map_err(|e| failed(format!("`{file}`: {e}")))
+        api()?
+            .model(repository.into())
+            .get(file)
+            .map_err(|e| failed(format!("`{file}`: {e}")))
     };
     let config = get("config.json")?;
-    let folder = config.parent().map(PathBuf::from).ok_or_else(|| failed("the cache has no folder for it".into()))?;
+    let folder = config
+        .parent()
+        .map(PathBuf::from)
+        .ok_or_else(|| failed("the cache has no folder for it".into()))?;
     match get("model.safetensors") {
         Ok(_) => {}
         Err(single) => match get("model.safetensors.index.json") {

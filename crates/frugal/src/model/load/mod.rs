@@ -1,4 +1,5 @@
-//! Finding and reading models: Hugging Face folders, GGUF files, names of the registry, `org/name` on the hub.
+//! Finding and reading models: Hugging Face folders, GGUF files, names of the registry, `org/name`
+//! on the hub.
 
 mod builtin;
 mod files;
@@ -109,7 +110,10 @@ impl LoadError {
     /// [`LoadError::FullRun`], if `folder` is that of such a run.
     pub fn full_run(folder: &Path) -> Option<Self> {
         let model = folder.join(MODEL_FOLDER);
-        model.join("config.json").is_file().then(|| Self::FullRun { folder: folder.into(), model })
+        model.join("config.json").is_file().then(|| Self::FullRun {
+            folder: folder.into(),
+            model,
+        })
     }
 }
 
@@ -118,8 +122,14 @@ impl LoadError {
 /// # Errors
 /// When the file cannot be read or is not JSON; the message has line and column.
 pub fn read_json(path: &Path) -> Result<serde_json::Value, LoadError> {
-    let bytes = std::fs::read(path).map_err(|source| LoadError::Read { path: path.into(), source })?;
-    serde_json::from_slice(&bytes).map_err(|e| LoadError::Json { path: path.into(), reason: format!("malformed JSON: {e}") })
+    let bytes = std::fs::read(path).map_err(|source| LoadError::Read {
+        path: path.into(),
+        source,
+    })?;
+    serde_json::from_slice(&bytes).map_err(|e| LoadError::Json {
+        path: path.into(),
+        reason: format!("malformed JSON: {e}"),
+    })
 }
 
 /// How often each name occurs, by falling count.

@@ -25,7 +25,10 @@ impl SafetensorsFile {
     /// # Errors
     /// When the file cannot be read, or its header is malformed or does not match the file.
     pub fn open(path: &Path) -> Result<Self, LoadError> {
-        let bytes = frugal_kernels::map_file(path).map_err(|source| LoadError::Read { path: path.into(), source })?;
+        let bytes = frugal_kernels::map_file(path).map_err(|source| LoadError::Read {
+            path: path.into(),
+            source,
+        })?;
         Self::from_bytes(bytes, path)
     }
 
@@ -34,9 +37,15 @@ impl SafetensorsFile {
     /// # Errors
     /// When the header is malformed or does not match the length.
     pub fn from_bytes(bytes: Bytes, path: &Path) -> Result<Self, LoadError> {
-        let bad = |reason: String| LoadError::Safetensors { path: path.into(), reason };
-        let header = SafeTensors::read_metadata(&bytes)
-            .map_err(|e| bad(format!("{e}: it is cut off, damaged or no safetensors file, fetch it again")))?;
+        let bad = |reason: String| LoadError::Safetensors {
+            path: path.into(),
+            reason,
+        };
+        let header = SafeTensors::read_metadata(&bytes).map_err(|e| {
+            bad(format!(
+                "{e}: it is cut off, damaged or no safetensors file, fetch it again"
+            ))
+        })?;
         let (header_len, metadata) = header;
         let data_start = 8 + header_len;
         let described = data_start.checked_add(metadata.data_len());
@@ -47,7 +56,12 @@ impl SafetensorsFile {
                 bytes.len().saturating_sub(data_start)
             )));
         }
-        Ok(Self { path: path.into(), bytes, data_start, metadata })
+        Ok(Self {
+            path: path.into(),
+            bytes,
+            data_start,
+            metadata,
+        })
     }
 
     /// Names of all tensors, sorted.
@@ -69,7 +83,8 @@ impl SafetensorsFile {
 
     fn slice(&self, info: &TensorInfo) -> Bytes {
         let (start, end) = info.data_offsets;
-        self.bytes.slice(self.data_start + start..self.data_start + end)
+        self.bytes
+            .slice(self.data_start + start..self.data_start + end)
     }
 
     /// A tensor in f32: f32 data is shared with the mapping, f16 and bf16 are converted.
@@ -80,22 +95,47 @@ impl SafetensorsFile {
         let info = self
             .metadata
             .info(name)
-            .ok_or_else(|| ModelError::MissingTensor { source_name: self.path.display().to_string(), name: name.into() })?;
+            .ok_or_else(|| ModelError::MissingTensor {
+                source_name: self.path.display().to_string(),
+                name: name.into(),
+            })?;
         let (bytes, shape) = (self.slice(info), info.shape.clone());
         let values = match info.dtype {
             Dtype::F32 if bytes.as_ptr().align_offset(align_of::<f32>()) == 0 => {
                 let shared = TensorBytes::from_shared(bytes, AllocationProperty::Other);
                 return Ok(TensorData::from_bytes(shared, shape, DType::F32));
             }
-            Dtype::F32 => bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect::<Vec<f32>>(),
-            Dtype::F16 => bytes.as_chunks::<2>().0.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect(),
-            Dtype::BF16 => bytes.as_chunks::<2>().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect(),
+            Dtype::F32 => bytes
+                .as_chunks::<4>()
+                .0
+                .iter()
+                .map(|b| f32::from_le_bytes(*b))
+                .collect::<Vec<f32>>(),
+            Dtype::F16 => bytes
+                .as_chunks::<2>()
+                .0
+                .iter()
+                .map(|b| half::f16::from_le_bytes(*b).to_f32())
+                .collect(),
+            Dtype::BF16 => bytes
+                .as_chunks::<2>()
+                .0
+                .iter()
+                .map(|b| half::bf16::from_le_bytes(*b).to_f32())
+                .collect(),
             // Indices of sparse adapters.
-            Dtype::I32 => bytes.as_chunks::<4>().0.iter().map(|b| i32::from_le_bytes(*b) as f32).collect(),
+            Dtype::I32 => bytes
+                .as_chunks::<4>()
+                .0
+                .iter()
+                .map(|b| i32::from_le_bytes(*b) as f32)
+                .collect(),
             other => {
                 return Err(LoadError::Safetensors {
                     path: self.path.clone(),
-                    reason: format!("tensor `{name}` is of type {other:?}; F32, F16, BF16 and I32 can be read"),
+                    reason: format!(
+                        "tensor `{name}` is of type {other:?}; F32, F16, BF16 and I32 can be read"
+                    ),
                 }
                 .into());
             }
@@ -104,7 +144,8 @@ impl SafetensorsFile {
     }
 }
 
-/// The tensors of a Hugging Face folder: `model.safetensors`, or the shards that `model.safetensors.index.json` lists.
+/// The tensors of a Hugging Face folder: `model.safetensors`, or the shards that
+/// `model.safetensors.index.json` lists.
 pub struct SafetensorsSource {
     folder: PathBuf,
     files: Vec<SafetensorsFile>,
@@ -123,11 +164,19 @@ impl SafetensorsSource {
         let paths = if single.exists() {
             vec![single]
         } else if index.exists() {
-            shards(&index)?.into_iter().map(|name| folder.join(name)).collect()
+            shards(&index)?
+                .into_iter()
+                .map(|name| folder.join(name))
+                .collect()
         } else {
-            return Err(LoadError::NoWeights { folder: folder.into() });
+            return Err(LoadError::NoWeights {
+                folder: folder.into(),
+            });
         };
-        let files = paths.iter().map(|p| SafetensorsFile::open(p)).collect::<Result<Vec<_>, _>>()?;
+        let files = paths
+            .iter()
+            .map(|p| SafetensorsFile::open(p))
+            .collect::<Result<Vec<_>, _>>()?;
         Ok(Self::of_files(folder, files))
     }
 
@@ -136,16 +185,28 @@ impl SafetensorsSource {
         for (i, file) in files.iter().enumerate() {
             by_name.extend(file.names().into_iter().map(|name| (name, i)));
         }
-        Self { folder: folder.into(), files, by_name }
+        Self {
+            folder: folder.into(),
+            files,
+            by_name,
+        }
     }
 
     fn dtypes(&self) -> impl Iterator<Item = Dtype> {
-        self.files.iter().flat_map(|f| f.metadata.tensors().into_values().map(|t| t.dtype).collect::<Vec<_>>())
+        self.files.iter().flat_map(|f| {
+            f.metadata
+                .tensors()
+                .into_values()
+                .map(|t| t.dtype)
+                .collect::<Vec<_>>()
+        })
     }
 
-    /// Whether no weight has to be converted. Buffers of whole numbers, such as position ids, are not weights.
+    /// Whether no weight has to be converted. Buffers of whole numbers, such as position ids, are
+    /// not weights.
     pub fn is_f32(&self) -> bool {
-        self.dtypes().all(|t| !matches!(t, Dtype::F16 | Dtype::BF16))
+        self.dtypes()
+            .all(|t| !matches!(t, Dtype::F16 | Dtype::BF16))
     }
 
     /// Number formats with how many tensors have them.
@@ -162,11 +223,19 @@ impl SafetensorsSource {
 /// File names of an index, each once, in order.
 pub(super) fn shards(index: &Path) -> Result<Vec<String>, LoadError> {
     let value = super::read_json(index)?;
-    let bad = |reason: &str| LoadError::Json { path: index.into(), reason: reason.into() };
-    let map = value.get("weight_map").and_then(|m| m.as_object()).ok_or_else(|| bad("the object `weight_map` is missing"))?;
+    let bad = |reason: &str| LoadError::Json {
+        path: index.into(),
+        reason: reason.into(),
+    };
+    let map = value
+        .get("weight_map")
+        .and_then(|m| m.as_object())
+        .ok_or_else(|| bad("the object `weight_map` is missing"))?;
     let mut names: Vec<String> = Vec::new();
     for file in map.values() {
-        let name = file.as_str().ok_or_else(|| bad("`weight_map` must map tensor names to file names"))?;
+        let name = file
+            .as_str()
+            .ok_or_else(|| bad("`weight_map` must map tensor names to file names"))?;
         // A file name only: an index must not lead outside its folder.
         if Path::new(name).file_name().is_none_or(|f| f != name) {
             return Err(bad(&format!("`{name}` is not a plain file name")));
@@ -175,7 +244,11 @@ pub(super) fn shards(index: &Path) -> Result<Vec<String>, LoadError> {
     }
     names.sort_unstable();
     names.dedup();
-    if names.is_empty() { Err(bad("`weight_map` is empty")) } else { Ok(names) }
+    if names.is_empty() {
+        Err(bad("`weight_map` is empty"))
+    } else {
+        Ok(names)
+    }
 }
 
 impl WeightSource for SafetensorsSource {
@@ -192,7 +265,10 @@ impl WeightSource for SafetensorsSource {
     }
 
     fn load(&self, name: &str) -> Result<Loaded, ModelError> {
-        let missing = || ModelError::MissingTensor { source_name: self.describe(), name: name.into() };
+        let missing = || ModelError::MissingTensor {
+            source_name: self.describe(),
+            name: name.into(),
+        };
         let file = self.by_name.get(name).ok_or_else(missing)?;
         self.files[*file].tensor(name).map(Loaded::Data)
     }

@@ -15,18 +15,29 @@ use serde_json::{Map, Value};
 use super::*;
 use crate::adapt::full::{Full, FullConfig};
 use crate::adapt::lora::{Lora, LoraConfig};
-use crate::adapt::{AdaptError, Adapter, BuildContext, GradientSum, Head, HeadConfig, Mode, Parameter, Pass, Pooling, StepContext};
+use crate::adapt::{
+    AdaptError, Adapter, BuildContext, GradientSum, Head, HeadConfig, Mode, Parameter, Pass,
+    Pooling, StepContext,
+};
 use crate::model::load::{SafetensorsSource, read_json};
 use crate::model::{Backbone, Linear, ModelConfig, SequenceLayout, build};
 
 fn fixture(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(path)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../fixtures")
+        .join(path)
 }
 
 fn backbone(name: &str) -> Arc<dyn Backbone> {
     let folder = fixture("models").join(name);
-    let config = ModelConfig::from_json(read_json(&folder.join("config.json")).unwrap(), name).unwrap();
-    build(config, &SafetensorsSource::open(&folder).unwrap(), &Device::flex()).unwrap()
+    let config =
+        ModelConfig::from_json(read_json(&folder.join("config.json")).unwrap(), name).unwrap();
+    build(
+        config,
+        &SafetensorsSource::open(&folder).unwrap(),
+        &Device::flex(),
+    )
+    .unwrap()
 }
 
 fn context(backbone: &dyn Backbone) -> BuildContext<'_> {
@@ -41,7 +52,16 @@ fn context(backbone: &dyn Backbone) -> BuildContext<'_> {
 }
 
 fn lora(backbone: &dyn Backbone, lora_dropout: f64) -> Box<dyn Adapter> {
-    Box::new(Lora::new(LoraConfig { lora_dropout, ..LoraConfig::default() }, &context(backbone)).unwrap())
+    Box::new(
+        Lora::new(
+            LoraConfig {
+                lora_dropout,
+                ..LoraConfig::default()
+            },
+            &context(backbone),
+        )
+        .unwrap(),
+    )
 }
 
 fn full(backbone: &dyn Backbone) -> Box<dyn Adapter> {
@@ -49,8 +69,10 @@ fn full(backbone: &dyn Backbone) -> Box<dyn Adapter> {
 }
 
 fn head(backbone: &dyn Backbone, labels: usize) -> Head {
-    let config =
-        HeadConfig { labels: (0..labels).map(|i| i.to_string()).collect(), pooling: Pooling::default_for(backbone.config().model_type) };
+    let config = HeadConfig {
+        labels: (0..labels).map(|i| i.to_string()).collect(),
+        pooling: Pooling::default_for(backbone.config().model_type),
+    };
     Head::new(config, backbone.config(), &Device::flex(), 7)
 }
 
@@ -58,8 +80,18 @@ fn head(backbone: &dyn Backbone, labels: usize) -> Head {
 fn counting(lengths: &[usize]) -> Vec<Tokenized> {
     let example = |(j, &n): (usize, &usize)| {
         let input_ids: Vec<u32> = (0..n).map(|i| ((3 * i + 7 * j + 1) % 64) as u32).collect();
-        let next = |i: usize| if i == 0 || i + 1 == n { IGNORE_INDEX } else { input_ids[i + 1] as i32 };
-        Tokenized { labels: Target::Tokens((0..n).map(next).collect()), token_type_ids: vec![], input_ids }
+        let next = |i: usize| {
+            if i == 0 || i + 1 == n {
+                IGNORE_INDEX
+            } else {
+                input_ids[i + 1] as i32
+            }
+        };
+        Tokenized {
+            labels: Target::Tokens((0..n).map(next).collect()),
+            token_type_ids: vec![],
+            input_ids,
+        }
     };
     lengths.iter().enumerate().map(example).collect()
 }
@@ -67,12 +99,18 @@ fn counting(lengths: &[usize]) -> Vec<Tokenized> {
 /// Sequences whose class is whether they contain token 9.
 fn containing_nine(count: usize) -> Vec<Tokenized> {
     let example = |j: usize| {
-        let mut input_ids: Vec<u32> = (0..4 + j % 5).map(|i| ((5 * i + 11 * j) % 50 + 12) as u32).collect();
+        let mut input_ids: Vec<u32> = (0..4 + j % 5)
+            .map(|i| ((5 * i + 11 * j) % 50 + 12) as u32)
+            .collect();
         if j % 2 == 1 {
             let at = j % input_ids.len();
             input_ids[at] = 9;
         }
-        Tokenized { input_ids, token_type_ids: vec![], labels: Target::Class(j % 2) }
+        Tokenized {
+            input_ids,
+            token_type_ids: vec![],
+            labels: Target::Class(j % 2),
+        }
     };
     (0..count).map(example).collect()
 }
@@ -94,7 +132,12 @@ struct Setup<'a> {
 }
 
 impl<'a> Setup<'a> {
-    fn new(backbone: &'a dyn Backbone, adapter: Box<dyn Adapter>, train: &'a [Tokenized], config: TrainConfig) -> Self {
+    fn new(
+        backbone: &'a dyn Backbone,
+        adapter: Box<dyn Adapter>,
+        train: &'a [Tokenized],
+        config: TrainConfig,
+    ) -> Self {
         Self {
             backbone,
             adapter,
@@ -131,21 +174,42 @@ impl<'a> Setup<'a> {
     }
 
     fn losses(&self) -> Vec<f64> {
-        self.events.iter().filter_map(|e| if let Event::Step { loss, .. } = e { Some(*loss) } else { None }).collect()
+        self.events
+            .iter()
+            .filter_map(|e| {
+                if let Event::Step { loss, .. } = e {
+                    Some(*loss)
+                } else {
+                    None
+                }
+            })
+            .collect()
     }
 
     /// Steps and losses of the evaluations.
     fn evaluations(&self) -> Vec<(u64, f64)> {
         self.events
             .iter()
-            .filter_map(|e| if let Event::Evaluated { step, metrics, .. } = e { Some((*step, metrics["loss"])) } else { None })
+            .filter_map(|e| {
+                if let Event::Evaluated { step, metrics, .. } = e {
+                    Some((*step, metrics["loss"]))
+                } else {
+                    None
+                }
+            })
             .collect()
     }
 
     /// The bits of all trained values.
     fn bits(&self) -> Vec<u32> {
         let head = self.head.iter().flat_map(|h| h.parameters());
-        self.adapter.parameters().into_iter().chain(head).flat_map(|p| p.to_vec()).map(f32::to_bits).collect()
+        self.adapter
+            .parameters()
+            .into_iter()
+            .chain(head)
+            .flat_map(|p| p.to_vec())
+            .map(f32::to_bits)
+            .collect()
     }
 }
 
@@ -165,7 +229,12 @@ struct Tripwire {
 
 impl Tripwire {
     fn boxed(inner: Box<dyn Adapter>, at: usize, trip: Trip) -> Box<dyn Adapter> {
-        Box::new(Self { inner, at, calls: AtomicUsize::new(0), trip })
+        Box::new(Self {
+            inner,
+            at,
+            calls: AtomicUsize::new(0),
+            trip,
+        })
     }
 }
 
@@ -189,7 +258,10 @@ impl Adapter for Hooked {
     }
 
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
-        Box::new(Penalised { inner: self.inner.pass(mode), adapter: self.inner.as_ref() })
+        Box::new(Penalised {
+            inner: self.inner.pass(mode),
+            adapter: self.inner.as_ref(),
+        })
     }
 
     fn peft_config(&self) -> Map<String, Value> {
@@ -205,7 +277,10 @@ impl Adapter for Hooked {
     }
 
     fn state(&self) -> BTreeMap<String, Vec<f32>> {
-        BTreeMap::from([("calls".into(), vec![self.calls.lock().unwrap().len() as f32])])
+        BTreeMap::from([(
+            "calls".into(),
+            vec![self.calls.lock().unwrap().len() as f32],
+        )])
     }
 
     fn restore(&mut self, state: &BTreeMap<String, Vec<f32>>) -> Result<(), String> {
@@ -215,7 +290,12 @@ impl Adapter for Hooked {
     }
 
     fn before_step(&mut self, context: &StepContext, gradients: &mut GradientSum) {
-        assert!(self.inner.parameters().iter().all(|p| gradients.get(p.name()).is_some_and(|g| g.len() == p.len())));
+        assert!(
+            self.inner
+                .parameters()
+                .iter()
+                .all(|p| gradients.get(p.name()).is_some_and(|g| g.len() == p.len()))
+        );
         self.calls.lock().unwrap().push(("before", context.step));
     }
 
@@ -237,7 +317,11 @@ impl Pass for Penalised<'_> {
 
     fn auxiliary_loss(&mut self) -> Option<Tensor<1>> {
         let square = |p: &Parameter| p.get::<2>(Mode::Train { seed: 0 }).powi_scalar(2).sum();
-        self.adapter.parameters().into_iter().map(square).reduce(|a, b| a + b)
+        self.adapter
+            .parameters()
+            .into_iter()
+            .map(square)
+            .reduce(|a, b| a + b)
     }
 }
 
