@@ -1,6 +1,6 @@
 #![no_main]
 
-use frugal_core::gguf::{Gguf, NameMap, hf_config, tokenizer};
+use frugal_formats::gguf::{Gguf, NameMap, hf_config, tokenizer};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {

@@ -1,4 +1,4 @@
-"""Divide the SMS Spam Collection into the parts in assets/data/sms-spam/.
+"""Divide the SMS Spam Collection into the parts in crates/frugal-core/assets/data/sms-spam/.
 
     python3 scripts/assets/sms_spam.py PATH/TO/SMSSpamCollection
 
@@ -14,7 +14,7 @@ from pathlib import Path
 SEED = 1
 SHARES = {"test": 0.2, "validation": 0.1}  # the rest is train
 SHA256 = "55341228082b25b832a5868a5ab4b038142a57f70c676c123280af6ff457fe46"
-OUT = Path(__file__).resolve().parents[2] / "assets" / "data" / "sms-spam"
+OUT = Path(__file__).resolve().parents[2] / "crates" / "frugal-core" / "assets" / "data" / "sms-spam"
 
 
 def key(text):

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 use frugal_core::events::LOG_FILE;
-use frugal_core::report::RECORD_FILE;
+use frugal_eval::report::RECORD_FILE;
 use serde_json::Value;
 
 /// What `frugal eval --tasks` and `frugal bench` write.

@@ -148,8 +148,11 @@ impl ChatTemplate {
     }
 }
 
-/// Methods of Python's strings, lists and dicts.
-pub(crate) fn python_method(
+/// Methods of Python's strings, lists and dicts, for templates that were written for jinja2.
+///
+/// # Errors
+/// An unknown method, and what the method itself refuses.
+pub fn python_method(
     state: &mut State,
     value: &Value,
     method: &str,
@@ -219,7 +222,7 @@ fn raised(error: &Error) -> Option<String> {
 }
 
 /// Detail and line, without the many-line report that the engine gives with debug information.
-pub(crate) fn describe(error: &Error) -> String {
+pub fn describe(error: &Error) -> String {
     let what = error.detail().map_or_else(
         || error.kind().to_string(),
         |d| format!("{}: {d}", error.kind()),

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use criterion::Criterion;
-use frugal_core::gguf::GgmlType;
+use frugal_formats::gguf::GgmlType;
 use frugal_kernels::{
     Activations, AdamWStep, AttentionSpec, Blockwise, CacheType, CrossEntropyOptions, KeyValues,
     LowRankRows, Memory, Packed, ScoreBias, adamw_8bit_step, adamw_step, add_layer_norm,

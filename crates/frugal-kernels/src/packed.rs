@@ -3,7 +3,7 @@
 use std::fmt::{self, Debug, Formatter};
 
 use burn::tensor::{Device, Tensor, TensorData};
-use frugal_core::gguf::{GgmlType, unpack_codes};
+use frugal_formats::gguf::{GgmlType, unpack_codes};
 use half::f16;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -207,7 +207,7 @@ impl Packed {
         }
         let rows: Option<Vec<Vec<u8>>> = values
             .par_chunks(cols)
-            .map(|row| frugal_core::gguf::quantize(ggml_type, row).ok())
+            .map(|row| frugal_formats::gguf::quantize(ggml_type, row).ok())
             .collect();
         Self::from_ggml(ggml_type, &rows?.concat(), cols, None)
     }

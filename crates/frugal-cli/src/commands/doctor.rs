@@ -7,8 +7,9 @@ use anyhow::Result;
 use frugal::device;
 use frugal::measure::machine::{Ceilings, ceilings};
 use frugal::measure::threads;
-use frugal_core::report::SystemInfo;
-use frugal_core::{fetch, human};
+use frugal_core::human;
+use frugal_eval::report::SystemInfo;
+use frugal_formats::fetch;
 use serde_json::json;
 
 use crate::Outcome;

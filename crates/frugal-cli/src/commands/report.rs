@@ -8,9 +8,9 @@ use anyhow::{Context, Result, bail};
 use frugal_core::events::{LOG_FILE, read_jsonl};
 use frugal_core::fs::write_atomic;
 use frugal_core::human;
-use frugal_core::measure::efficiency::Efficiency;
-use frugal_core::report::{Comparison, RECORD_FILE, Run, RunRecord, TaskScores};
 use frugal_core::table::{Column, Table};
+use frugal_eval::efficiency::Efficiency;
+use frugal_eval::report::{Comparison, RECORD_FILE, Run, RunRecord, TaskScores};
 use serde_json::{Value, json};
 
 use crate::Outcome;
@@ -240,7 +240,7 @@ pub fn table(comparison: &Comparison) -> Table {
 
 #[cfg(test)]
 mod tests {
-    use frugal_core::report::Status;
+    use frugal_eval::report::Status;
 
     use super::*;
 

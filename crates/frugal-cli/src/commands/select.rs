@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use frugal_core::data;
-use frugal_core::measure::optcs::{self, Pruning, Ridge, Selection};
 use frugal_core::table::{Column, Table};
+use frugal_eval::optcs::{self, Pruning, Ridge, Selection};
 use serde_json::{Map, Value, json};
 
 use crate::Outcome;

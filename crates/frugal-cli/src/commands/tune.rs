@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use frugal::run::{TuneConfig, Tuned, tune};
 use frugal_core::human;
-use frugal_core::report::Evaluation;
 use frugal_core::table::{Column, Table};
+use frugal_eval::report::Evaluation;
 use serde_json::{Value, json};
 
 use super::plan;
@@ -161,7 +161,7 @@ fn describe(tuned: &Tuned) -> Value {
         "out": tuned.out,
         "adapter": tuned.adapter,
         "report": tuned.report,
-        "record": tuned.out.join(frugal_core::report::RECORD_FILE),
+        "record": tuned.out.join(frugal_eval::report::RECORD_FILE),
     })
 }
 

@@ -4,8 +4,8 @@
 
 use std::time::{Duration, Instant};
 
-use frugal_core::fetch;
 use frugal_core::human::{bytes, duration, significant};
+use frugal_formats::fetch;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::args::Output;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use frugal::adapt::registry::METHODS;
 use frugal::run::{PretrainConfig, TuneConfig};
 use frugal_core::config;
-use frugal_core::suite::{Suite, Work};
+use frugal_eval::suite::{Suite, Work};
 use serde_json::{Value, json};
 
 fn root() -> PathBuf {
@@ -146,7 +146,7 @@ fn a_recipe_for_a_model_is_a_run_that_was_made() {
             TuneConfig::problems,
         )
         .unwrap();
-        let run = |job: &frugal_core::suite::Job| {
+        let run = |job: &frugal_eval::suite::Job| {
             let run =
                 config::load_with::<TuneConfig>(None, &job.settings, &[], TuneConfig::problems)
                     .unwrap();

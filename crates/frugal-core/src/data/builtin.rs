@@ -21,14 +21,7 @@ macro_rules! part {
     ($name:literal, $part:literal) => {
         (
             concat!($name, "/", $part, ".tsv"),
-            include_bytes!(concat!(
-                "../../../../assets/data/",
-                $name,
-                "/",
-                $part,
-                ".tsv"
-            ))
-            .as_slice(),
+            include_bytes!(concat!("../../assets/data/", $name, "/", $part, ".tsv")).as_slice(),
         )
     };
 }

@@ -11,7 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub use jsonl::{JsonlLog, LogError, read_jsonl};
 pub use memory::{current_rss_bytes, peak_rss_bytes};
 pub use scalars::{Scalars, names};
-pub(crate) use scalars::{number, numbers};
+pub use scalars::{number, numbers};
 pub use tensorboard::TensorBoard;
 
 use crate::fs::FileError;

@@ -145,32 +145,36 @@ impl<'de> Deserialize<'de> for Number {
 }
 
 /// A number as [`Scalars`] writes it, for `#[serde(with)]`; null is read as NaN.
-pub(crate) mod number {
+pub mod number {
     use super::{Deserialize, Deserializer, Number, Serialize, Serializer};
 
-    pub(crate) fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+    /// A finite number as such, another as text.
+    pub fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
         Number(*value).serialize(serializer)
     }
 
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    /// The inverse of [`serialize`].
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
         Ok(Number::deserialize(deserializer)?.0)
     }
 }
 
 /// As [`number`], for numbers by name.
-pub(crate) mod numbers {
+pub mod numbers {
     use std::collections::BTreeMap;
 
     use super::{Deserialize, Deserializer, Number, Serializer};
 
-    pub(crate) fn serialize<S: Serializer>(
+    /// Each number as [`super::number`] writes it.
+    pub fn serialize<S: Serializer>(
         values: &BTreeMap<String, f64>,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
         serializer.collect_map(values.iter().map(|(name, value)| (name, Number(*value))))
     }
 
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+    /// The inverse of [`serialize`].
+    pub fn deserialize<'de, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<BTreeMap<String, f64>, D::Error> {
         let values = BTreeMap::<String, Number>::deserialize(deserializer)?;

@@ -479,7 +479,7 @@ mod tests {
     /// widths with a rest.
     #[test]
     fn every_instruction_set_unpacks_the_same_numbers() {
-        use frugal_core::gguf::GgmlType;
+        use frugal_formats::gguf::GgmlType;
         let values = |cols: usize| -> Vec<f32> {
             (0..3 * PANEL * cols)
                 .map(|i| (0.37 * i as f32).sin() * (1.0 + (i % 5) as f32))
@@ -594,8 +594,8 @@ mod tests {
             check("AVX2", &y);
             let quarter: Vec<f32> = weights.iter().map(|w| w / 127.0).collect();
             for ggml_type in [
-                frugal_core::gguf::GgmlType::Q4_0,
-                frugal_core::gguf::GgmlType::Q4_1,
+                frugal_formats::gguf::GgmlType::Q4_0,
+                frugal_formats::gguf::GgmlType::Q4_1,
             ] {
                 let packed = Packed::to_ggml(ggml_type, &quarter, cols).unwrap();
                 let x_rows = rounded(Matrix::new(&x, 8, cols), packed.group);

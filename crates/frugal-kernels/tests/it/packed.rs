@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
-use frugal_core::gguf::{GgmlType, dequantize, quantize};
+use frugal_formats::gguf::{GgmlType, dequantize, quantize};
 use frugal_kernels::{
     Activations, CrossEntropyOptions, LowRankRows, Packed, linear, linear_cross_entropy,
     lora_linear, multi_lora_linear, quantized_cross_entropy, quantized_linear,

@@ -158,7 +158,7 @@ pub enum AdaptError {
         /// File.
         path: std::path::PathBuf,
         /// Lists of tensors.
-        report: Box<frugal_core::safetensors::LoadReport>,
+        report: Box<frugal_formats::safetensors::LoadReport>,
     },
     /// An adapter of another model.
     #[error("the adapter was made for `{base_model}`, not for `{model}`")]

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::TensorData;
 use frugal_core::fs::write_atomic;
-use frugal_core::safetensors::LoadReport;
+use frugal_formats::safetensors::LoadReport;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 

@@ -279,7 +279,7 @@ impl MapPart for Pair {
 
 #[cfg(test)]
 mod tests {
-    use frugal_core::gguf::{GgmlType, dequantize, quantize};
+    use frugal_formats::gguf::{GgmlType, dequantize, quantize};
 
     use super::*;
     use crate::adapt::{normal, to_vec};

@@ -8,11 +8,11 @@
 use std::collections::HashMap;
 
 use frugal_core::data::Message;
-use frugal_core::measure::capacity::TextCost;
-use frugal_core::measure::eval::{
+use frugal_core::tokenizer::TextTokenizer;
+use frugal_eval::capacity::TextCost;
+use frugal_eval::tasks::{
     Continuations, Generation, LanguageModel, ModelFailure, Sink, ToContinue,
 };
-use frugal_core::tokenizer::TextTokenizer;
 
 use crate::adapt::{AdapterSet, Choice, Mode, to_vec};
 use crate::decode::{DecodeError, Sampler, SamplerConfig, Session};

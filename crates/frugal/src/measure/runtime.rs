@@ -1,11 +1,11 @@
 //! Timing generation on a grid of prompt and answer lengths, for the fit of
-//! `frugal_core::measure::runtime`.
+//! `frugal_eval::runtime`.
 
 use std::time::Instant;
 
 use burn::prelude::*;
-use frugal_core::measure::capacity::Shape;
-use frugal_core::measure::runtime::Timing;
+use frugal_eval::capacity::Shape;
+use frugal_eval::runtime::Timing;
 use serde::Serialize;
 
 use crate::adapt::{AdapterSet, Choice, Plain};

@@ -86,7 +86,7 @@ pub enum ModelError {
         /// File.
         source_name: String,
         /// Lists of tensors.
-        report: Box<frugal_core::safetensors::LoadReport>,
+        report: Box<frugal_formats::safetensors::LoadReport>,
     },
     /// A tensor is not there.
     #[error("{source_name}: tensor `{name}` is missing")]

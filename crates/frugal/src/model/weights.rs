@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use burn::prelude::*;
-use frugal_core::gguf::GgmlType;
+use frugal_formats::gguf::GgmlType;
 use frugal_kernels::{Activations, Packed, Sparse};
 use serde::{Deserialize, Serialize};
 
@@ -138,7 +138,7 @@ pub fn read_values(
     name: &str,
     shape: &[usize],
 ) -> Result<Vec<f32>, ModelError> {
-    let mut report = frugal_core::safetensors::LoadReport {
+    let mut report = frugal_formats::safetensors::LoadReport {
         expected: vec![name.into()],
         ..Default::default()
     };
@@ -329,7 +329,7 @@ impl<'a> WeightLoader<'a> {
     }
 
     fn check(&mut self) -> Result<(), ModelError> {
-        let mut report = frugal_core::safetensors::LoadReport::default();
+        let mut report = frugal_formats::safetensors::LoadReport::default();
         for (name, shape, optional) in self.expected() {
             report.expected.push(name.clone());
             match self.source.shape(&self.file_name(&name)) {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use frugal_core::gguf::{self, GgmlType, Layout, NameMap, TensorSpec, rotary_to_gguf};
+use frugal_formats::gguf::{self, GgmlType, Layout, NameMap, TensorSpec, rotary_to_gguf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 

@@ -11,7 +11,7 @@ use std::sync::atomic::AtomicBool;
 use burn::prelude::*;
 use frugal_core::data::{self, Dataset, Example};
 use frugal_core::encode::{IGNORE, Target, Tokenized};
-use frugal_core::report::Forgetting;
+use frugal_eval::report::Forgetting;
 
 use super::RunError;
 use crate::adapt::{Adapter, Fixed, to_vec};

@@ -56,13 +56,13 @@ pub enum RunError {
     Log(#[from] frugal_core::events::LogError),
     /// The record.
     #[error(transparent)]
-    Record(#[from] frugal_core::report::RecordError),
+    Record(#[from] frugal_eval::report::RecordError),
     /// The tokenizer.
     #[error(transparent)]
     Tokenizer(#[from] frugal_core::tokenizer::TokenizerError),
     /// A GGUF file that cannot be written.
     #[error(transparent)]
-    Gguf(#[from] frugal_core::gguf::WriteError),
+    Gguf(#[from] frugal_formats::gguf::WriteError),
     /// The device.
     #[error(transparent)]
     Device(#[from] crate::device::UnknownDevice),

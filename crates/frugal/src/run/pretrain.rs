@@ -7,11 +7,11 @@ use std::time::Instant;
 use frugal_core::data::{self, Dataset, Example, LoadOptions};
 use frugal_core::encode::{IGNORE, Target, Tokenized};
 use frugal_core::events::{LOG_FILE, Scalars, names, peak_rss_bytes, read_jsonl};
-use frugal_core::report::{
+use frugal_core::tokenizer::{TextTokenizer, train_bpe};
+use frugal_eval::report::{
     DatasetInfo, Evaluation, MetaInfo, ModelInfo, RECORD_FILE, RunInfo, RunRecord, Status,
     SystemInfo, TrainInfo,
 };
-use frugal_core::tokenizer::{TextTokenizer, train_bpe};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use burn::prelude::*;
 use frugal_core::events::{Scalars, names, read_jsonl};
-use frugal_core::report::{
+use frugal_eval::report::{
     self, DatasetInfo, MetaInfo, ModelInfo, RECORD_FILE, RunInfo, RunRecord, RunReport, Status,
     SystemInfo, TrainInfo,
 };

@@ -11,7 +11,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use frugal_core::fs::FileError;
-use frugal_core::safetensors::LoadReport;
+use frugal_formats::safetensors::LoadReport;
 use frugal_kernels::Blockwise;
 use safetensors::{Dtype, SafeTensors, View};
 use serde::{Deserialize, Serialize};

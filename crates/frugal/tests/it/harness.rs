@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use frugal::adapt::{AdapterSet, Choice};
 use frugal::measure::language_model::HarnessModel;
-use frugal_core::measure::eval::{Context, Task, TaskResult, run};
-use frugal_core::measure::spectrum::spectrum;
+use frugal_eval::spectrum::spectrum;
+use frugal_eval::tasks::{Context, Task, TaskResult, run};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 

@@ -9,7 +9,7 @@ use frugal::decode::{CacheType, Finish, GenerateConfig, SamplerConfig, Session, 
 use frugal::model::load::{Lookup, ModelFiles};
 use frugal::model::{Backbone, Input, LoadOptions, Quantize, mean_pool, select_rows};
 use frugal::run::{ExportFormat, export_gguf};
-use frugal_core::gguf::Gguf;
+use frugal_formats::gguf::Gguf;
 
 use crate::support::{Golden, device, fixture, max_difference};
 

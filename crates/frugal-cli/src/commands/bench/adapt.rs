@@ -5,9 +5,9 @@ use std::path::Path;
 use anyhow::Result;
 use frugal_core::events::{LOG_FILE, read_jsonl};
 use frugal_core::fs::write_atomic;
-use frugal_core::measure::efficiency::Efficiency;
-use frugal_core::report::{Comparison, RECORD_FILE, Run, RunRecord};
-use frugal_core::suite::{Suite, Work};
+use frugal_eval::efficiency::Efficiency;
+use frugal_eval::report::{Comparison, RECORD_FILE, Run, RunRecord};
+use frugal_eval::suite::{Suite, Work};
 use serde_json::json;
 
 use super::jobs::{Resolved, resolve, run_all};

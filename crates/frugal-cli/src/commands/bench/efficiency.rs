@@ -3,10 +3,10 @@
 use anyhow::{Result, bail};
 use frugal_core::fs::write_atomic;
 use frugal_core::human;
-use frugal_core::measure::efficiency::{System, scaled};
-use frugal_core::report::{EfficiencyReport, SystemGroup};
-use frugal_core::suite::{Group, Job, Suite, Work};
 use frugal_core::table::{Column, Table};
+use frugal_eval::efficiency::{System, scaled};
+use frugal_eval::report::{EfficiencyReport, SystemGroup};
+use frugal_eval::suite::{Group, Job, Suite, Work};
 use serde_json::{Value, json};
 
 use super::jobs::{resolve, run_all};

@@ -13,11 +13,9 @@ use frugal::run::{PretrainConfig, TuneConfig};
 use frugal_core::config;
 use frugal_core::fs::write_atomic;
 use frugal_core::human;
-use frugal_core::measure::efficiency::{
-    EFFICIENCY_FILE, Efficiency, GENERATION_FILE, PowerModel, watch,
-};
-use frugal_core::report::{RECORD_FILE, RunRecord, Status};
-use frugal_core::suite::{Job, Suite, Work, matches};
+use frugal_eval::efficiency::{EFFICIENCY_FILE, Efficiency, GENERATION_FILE, PowerModel, watch};
+use frugal_eval::report::{RECORD_FILE, RunRecord, Status};
+use frugal_eval::suite::{Job, Suite, Work, matches};
 use indicatif::{ProgressBar, ProgressDrawTarget};
 use serde_json::Value;
 

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use clap::Subcommand;
-use frugal_core::suite::{Job, Suite};
+use frugal_eval::suite::{Job, Suite};
 use serde_json::json;
 
 use self::jobs::Resolved;

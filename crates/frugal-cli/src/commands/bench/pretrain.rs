@@ -4,10 +4,10 @@
 use anyhow::{Result, bail};
 use frugal_core::fs::write_atomic;
 use frugal_core::human;
-use frugal_core::measure::step_law::{STEP_LAW, Study, measured};
-use frugal_core::report::LawReport;
-use frugal_core::suite::Work;
 use frugal_core::table::{Column, Table};
+use frugal_eval::report::LawReport;
+use frugal_eval::step_law::{STEP_LAW, Study, measured};
+use frugal_eval::suite::Work;
 use serde_json::json;
 
 use super::jobs::{resolve, run_all};

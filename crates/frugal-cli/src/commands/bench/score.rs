@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use frugal::model::Quantize;
-use frugal_core::measure::efficiency::GENERATION_FILE;
-use frugal_core::report::{
+use frugal_eval::efficiency::GENERATION_FILE;
+use frugal_eval::report::{
     Evaluation, MetaInfo, ModelInfo, RECORD_FILE, RunInfo, RunRecord, Status, SystemInfo, TrainInfo,
 };
 use serde::{Deserialize, Serialize};

@@ -9,11 +9,9 @@ use frugal::measure::language_model::HarnessModel;
 use frugal::model::Quantize;
 use frugal_core::fs::write_atomic;
 use frugal_core::human;
-use frugal_core::measure::eval::{
-    Context, EvalEvent, EvalResults, LanguageModel, Task, run as run_task,
-};
-use frugal_core::measure::sandbox::Sandbox;
 use frugal_core::table::{Column, Table};
+use frugal_eval::sandbox::Sandbox;
+use frugal_eval::tasks::{Context, EvalEvent, EvalResults, LanguageModel, Task, run as run_task};
 use serde_json::{Map, json};
 
 use super::Args;

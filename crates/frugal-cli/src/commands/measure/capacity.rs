@@ -4,8 +4,8 @@
 use anyhow::{Context, Error, Result};
 use frugal::measure::runtime::shape;
 use frugal_core::human;
-use frugal_core::measure::capacity::{TextCost, fit_bias};
 use frugal_core::table::{Column, Table};
+use frugal_eval::capacity::{TextCost, fit_bias};
 use serde_json::{Value, json};
 
 use super::texts;

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use frugal_core::measure::enamel::{self, Clock, LEFT_OUT, Measured, Settings};
-use frugal_core::measure::sandbox::Sandbox;
 use frugal_core::table::{Column, Table};
+use frugal_eval::enamel::{self, Clock, LEFT_OUT, Measured, Settings};
+use frugal_eval::sandbox::Sandbox;
 use serde_json::{Value, json};
 
 use crate::Outcome;

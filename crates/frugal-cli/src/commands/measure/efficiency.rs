@@ -5,10 +5,10 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use frugal_core::human;
-use frugal_core::measure::efficiency::{
+use frugal_eval::efficiency::{
     EFFICIENCY_FILE, Efficiency, PowerModel, compression, throughput_per_parameter, watch,
 };
-use frugal_core::report::{RECORD_FILE, RunRecord};
+use frugal_eval::report::{RECORD_FILE, RunRecord};
 use serde_json::json;
 
 use crate::Outcome;

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use frugal::measure::runtime::{Footprint, Grid, footprint, profile};
 use frugal_core::human;
-use frugal_core::measure::endpoint::Endpoint;
-use frugal_core::measure::runtime::{Rule, RuntimeFit, Summary, Timing, cells};
 use frugal_core::table::{Column, Table};
+use frugal_eval::endpoint::Endpoint;
+use frugal_eval::runtime::{Rule, RuntimeFit, Summary, Timing, cells};
 use serde_json::{Value, json};
 
 use crate::Outcome;

@@ -2,9 +2,9 @@
 
 use anyhow::{Error, Result};
 use frugal_core::human;
-use frugal_core::measure::spectrum::{Spectrum, spectrum};
 use frugal_core::metrics::mean;
 use frugal_core::table::{Column, Table};
+use frugal_eval::spectrum::{Spectrum, spectrum};
 use serde_json::{Value, json};
 
 use super::texts;

@@ -7,9 +7,9 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Subcommand;
-use frugal_core::fetch::{self, MODELS};
 use frugal_core::human;
 use frugal_core::table::{Column, Table};
+use frugal_formats::fetch::{self, MODELS};
 use serde_json::json;
 
 use crate::Outcome;

@@ -3,10 +3,8 @@
 use anyhow::{Result, bail};
 use frugal::model::load::ModelFiles;
 use frugal_core::human;
-use frugal_core::measure::step_law::{
-    COMPARED, Recipe, STEP_LAW, optimal_size, tokens_for_compute,
-};
 use frugal_core::table::{Column, Table};
+use frugal_eval::step_law::{COMPARED, Recipe, STEP_LAW, optimal_size, tokens_for_compute};
 use serde_json::{Value, json};
 
 use crate::Outcome;

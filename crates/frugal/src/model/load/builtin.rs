@@ -12,10 +12,10 @@ use crate::model::{ModelConfig, ModelError};
 /// What it is called.
 pub const NAME: &str = "builtin";
 
-const CONFIG: &str = include_str!("../../../../../assets/model/config.json");
-const TOKENIZER: &str = include_str!("../../../../../assets/model/tokenizer.json");
-const TOKENIZER_CONFIG: &str = include_str!("../../../../../assets/model/tokenizer_config.json");
-const WEIGHTS: &[u8] = include_bytes!("../../../../../assets/model/model.safetensors");
+const CONFIG: &str = include_str!("../../../assets/model/config.json");
+const TOKENIZER: &str = include_str!("../../../assets/model/tokenizer.json");
+const TOKENIZER_CONFIG: &str = include_str!("../../../assets/model/tokenizer_config.json");
+const WEIGHTS: &[u8] = include_bytes!("../../../assets/model/model.safetensors");
 
 pub(super) fn open() -> Result<ModelFiles, ModelError> {
     let name = Path::new(NAME);

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::prelude::*;
-use frugal_core::fetch;
 use frugal_core::tokenizer::TextTokenizer;
+use frugal_formats::fetch;
 
 use super::gguf::GgufSource;
 use super::{LoadError, SafetensorsSource, builtin, read_json};
@@ -223,14 +223,14 @@ impl ModelFiles {
     /// Tokenizers of other kinds, or none.
     pub fn gguf_tokenizer_metadata(
         &self,
-    ) -> Result<Vec<(String, frugal_core::gguf::Value)>, LoadError> {
+    ) -> Result<Vec<(String, frugal_formats::gguf::Value)>, LoadError> {
         match &self.weights {
             Weights::Gguf(source) => Ok(source.tokenizer_metadata()),
             Weights::Folder(_) => {
                 let source = self.path.display().to_string();
                 let rows = self.config.vocab_size;
                 Ok(
-                    frugal_core::gguf::tokenizer_metadata(self.tokenizer()?, rows)
+                    frugal_formats::gguf::tokenizer_metadata(self.tokenizer()?, rows)
                         .map_err(|problem| problem.in_file(&source))?,
                 )
             }

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::TensorData;
 use bytes::Bytes;
-use frugal_core::gguf::{self, Gguf, Layout, NameMap, rotary_to_hf, rows_to_hf};
 use frugal_core::tokenizer::{TextTokenizer, TokenizerSettings};
+use frugal_formats::gguf::{self, Gguf, Layout, NameMap, rotary_to_hf, rows_to_hf};
 use frugal_kernels::Packed;
 use serde_json::Value;
 
@@ -205,7 +205,7 @@ impl WeightSource for GgufSource {
 
 #[cfg(test)]
 mod tests {
-    use frugal_core::gguf::{GgmlType, TensorSpec};
+    use frugal_formats::gguf::{GgmlType, TensorSpec};
     use serde_json::json;
 
     use super::*;

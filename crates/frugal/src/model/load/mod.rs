@@ -91,7 +91,7 @@ pub enum LoadError {
     },
     /// A damaged or unsupported GGUF file.
     #[error(transparent)]
-    Gguf(#[from] frugal_core::gguf::GgufError),
+    Gguf(#[from] frugal_formats::gguf::GgufError),
     /// A tokenizer that cannot be used.
     #[error(transparent)]
     Tokenizer(#[from] frugal_core::tokenizer::TokenizerError),

@@ -1,0 +1,16 @@
+//! Measuring without tensors: tasks and their scores, the sandbox for generated code, statistics,
+//! suites of runs, records, reports and plots. One file or folder for each measure.
+
+pub mod capacity;
+pub mod efficiency;
+pub mod enamel;
+pub mod endpoint;
+pub mod linear_algebra;
+pub mod optcs;
+pub mod report;
+pub mod runtime;
+pub mod sandbox;
+pub mod spectrum;
+pub mod step_law;
+pub mod suite;
+pub mod tasks;

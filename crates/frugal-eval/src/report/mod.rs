@@ -1,0 +1,77 @@
+//! The report of a run: one HTML file that needs nothing else.
+
+mod chart;
+mod comparison;
+mod curves;
+mod efficiency;
+mod html;
+mod law;
+mod radar;
+mod record;
+mod rows;
+#[cfg(test)]
+pub(crate) mod sample;
+mod scatter;
+mod surface;
+
+use serde::{Deserialize, Serialize};
+
+pub use chart::ChartError;
+pub use comparison::{Compared, Comparison, Run, Spread, TaskScores};
+pub use efficiency::{EfficiencyReport, SystemGroup};
+pub use law::LawReport;
+pub use record::{
+    DatasetInfo, Evaluation, Forgetting, MetaInfo, ModelInfo, RECORD_FILE, RecordError, RunInfo,
+    RunRecord, Status, SystemInfo, TrainInfo,
+};
+
+use frugal_core::events::Scalars;
+
+/// What the report of a run shows.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RunReport {
+    /// Heading of the page.
+    pub title: String,
+    /// One line below it, such as method, model and data.
+    pub subtitle: String,
+    /// What the run cost and gained.
+    pub record: RunRecord,
+    /// The run's log, with the names of [`frugal_core::events::names`].
+    pub log: Vec<Scalars>,
+    /// One training example as the model saw it.
+    pub example: Option<Example>,
+}
+
+/// One example as the model saw it, with the text that was trained on apart from the text that was
+/// only read.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Example {
+    /// The pieces, in order.
+    pub segments: Vec<Segment>,
+    /// Number of tokens.
+    pub tokens: usize,
+    /// Number of tokens that the loss counts.
+    pub trained_tokens: usize,
+    /// The label, for classification.
+    pub label: Option<String>,
+}
+
+/// A piece of an example.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Segment {
+    /// The text, special tokens included.
+    pub text: String,
+    /// Whether the loss counts it.
+    pub trained: bool,
+}
+
+impl RunReport {
+    /// The page: HTML with its style and charts inside, without scripts, fonts or links to other
+    /// files.
+    ///
+    /// # Errors
+    /// If the plotting library cannot draw a chart.
+    pub fn to_html(&self) -> Result<String, ChartError> {
+        html::page(self)
+    }
+}

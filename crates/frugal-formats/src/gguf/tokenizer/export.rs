@@ -1,0 +1,221 @@
+//! A tokenizer as GGUF metadata.
+
+use std::collections::HashMap;
+
+use serde_json::Value as Json;
+use tokenizers::Tokenizer;
+
+use super::sentencepiece::SPACE;
+use super::{Array, GgufProblem, GgufTokenizer, Value, key, pre, token_type};
+use frugal_core::tokenizer::TextTokenizer;
+
+/// The `tokenizer.*` metadata of a file whose model has `vocab_size` rows of embeddings.
+///
+/// Rows without a token get an unused one. [`tokenizer`](super::tokenizer) reads it back to the
+/// same ids.
+///
+/// # Errors
+/// [`GgufProblem::Unsupported`] for a tokenizer that GGUF has no name for: neither byte-level BPE
+/// of a known kind nor BPE with byte fallback, or with more tokens than rows.
+pub fn tokenizer_metadata(
+    tokenizer: &TextTokenizer,
+    vocab_size: usize,
+) -> Result<Vec<(String, Value)>, GgufProblem> {
+    let settings = tokenizer.settings();
+    let (bos, eos) = (tokenizer.bos_id(), tokenizer.eos_ids().first().copied());
+    // What is added to a text, the post-processor knows; the settings need not say it.
+    let around = tokenizer
+        .encode("", true)
+        .map_err(|error| unsupported(&error.to_string()))?;
+    metadata(
+        &GgufTokenizer {
+            tokenizer: tokenizer.inner().clone(),
+            bos_token_id: bos,
+            eos_token_id: eos,
+            eot_token_id: tokenizer.eos_ids().get(1).copied(),
+            pad_token_id: Some(tokenizer.pad_id()),
+            unk_token_id: settings
+                .unk_token
+                .as_deref()
+                .and_then(|token| tokenizer.id(token)),
+            add_bos_token: bos.is_some() && around.first() == bos.as_ref(),
+            add_eos_token: eos.is_some()
+                && around.last() == eos.as_ref()
+                && (around.len() > 1 || eos != bos),
+            chat_template: settings.chat_template.clone(),
+        },
+        vocab_size,
+    )
+}
+
+pub(super) fn metadata(
+    parts: &GgufTokenizer,
+    vocab_size: usize,
+) -> Result<Vec<(String, Value)>, GgufProblem> {
+    let json = parts.tokenizer.to_string(false).map_err(super::library)?;
+    let json: Json =
+        serde_json::from_str(&json).map_err(|error| unsupported(&error.to_string()))?;
+    let model = &json["model"];
+    if model["type"] != "BPE" {
+        return Err(unsupported(&format!(
+            "model type {} has no GGUF form here; BPE has",
+            model["type"]
+        )));
+    }
+    let merges = merges(model)?;
+    let sentencepiece = model["byte_fallback"] == true;
+    let unk = parts
+        .unk_token_id
+        .or_else(|| parts.tokenizer.token_to_id(model["unk_token"].as_str()?));
+    let tokens = Tokens::collect(&json, &parts.tokenizer, vocab_size, sentencepiece, unk)?;
+
+    let mut list: Vec<(String, Value)> = Vec::new();
+    let mut push = |name: &str, value: Value| list.push((key(name), value));
+    if sentencepiece {
+        push("model", "llama".into());
+        push("pre", "default".into());
+        push(
+            "scores",
+            Array::F32(scores(&tokens.texts, &tokens.types, &merges)).into(),
+        );
+        push("add_space_prefix", has_prefix(&json).into());
+    } else {
+        push("model", "gpt2".into());
+        push("pre", pre::name_of(&json)?.into());
+        let lines = merges
+            .iter()
+            .map(|(left, right)| format!("{left} {right}"))
+            .collect();
+        push("merges", Array::String(lines).into());
+        push("add_space_prefix", false.into());
+    }
+    push("tokens", Array::String(tokens.texts).into());
+    push("token_type", Array::I32(tokens.types).into());
+    let ids = [
+        ("bos", parts.bos_token_id),
+        ("eos", parts.eos_token_id),
+        ("eot", parts.eot_token_id),
+        ("padding", parts.pad_token_id),
+        ("unknown", unk),
+    ];
+    for (name, id) in ids
+        .into_iter()
+        .filter_map(|(name, id)| id.map(|id| (name, id)))
+    {
+        push(&format!("{name}_token_id"), id.into());
+    }
+    push("add_bos_token", parts.add_bos_token.into());
+    push("add_eos_token", parts.add_eos_token.into());
+    list.extend(
+        parts
+            .chat_template
+            .as_deref()
+            .map(|template| ("tokenizer.chat_template".to_owned(), template.into())),
+    );
+    Ok(list)
+}
+
+fn unsupported(why: &str) -> GgufProblem {
+    GgufProblem::Unsupported(format!("tokenizer: {why}"))
+}
+
+/// Pairs in order, written as pairs or, before tokenizers 0.20, as one text each.
+fn merges(model: &Json) -> Result<Vec<(&str, &str)>, GgufProblem> {
+    let list = model["merges"]
+        .as_array()
+        .ok_or_else(|| unsupported("no merges"))?;
+    let pairs = list.iter().map(|merge| match merge {
+        Json::Array(pair) => Some((pair.first()?.as_str()?, pair.get(1)?.as_str()?)),
+        merge => merge.as_str()?.split_once(' '),
+    });
+    pairs
+        .collect::<Option<_>>()
+        .ok_or_else(|| unsupported("a merge is not a pair"))
+}
+
+struct Tokens {
+    texts: Vec<String>,
+    types: Vec<i32>,
+}
+
+impl Tokens {
+    fn collect(
+        json: &Json,
+        tokenizer: &Tokenizer,
+        vocab_size: usize,
+        sentencepiece: bool,
+        unk: Option<u32>,
+    ) -> Result<Self, GgufProblem> {
+        let mut texts: Vec<String> = (0..vocab_size).map(|id| format!("[PAD{id}]")).collect();
+        let mut types = vec![token_type::UNUSED as i32; vocab_size];
+        for (text, id) in tokenizer.get_vocab(true) {
+            let index = id as usize;
+            let Some(slot) = texts.get_mut(index) else {
+                return Err(unsupported(&format!(
+                    "token {text:?} has id {id}, the model has {vocab_size} rows"
+                )));
+            };
+            let is_byte =
+                sentencepiece && text.len() == 6 && text.starts_with("<0x") && text.ends_with('>');
+            types[index] = (if is_byte {
+                token_type::BYTE
+            } else {
+                token_type::NORMAL
+            }) as i32;
+            *slot = text;
+        }
+        for added in json["added_tokens"].as_array().into_iter().flatten() {
+            let id = added["id"]
+                .as_u64()
+                .and_then(|id| usize::try_from(id).ok())
+                .filter(|&id| id < vocab_size);
+            let id = id.ok_or_else(|| unsupported("an added token has no id"))?;
+            let special = added["special"] == true;
+            types[id] = (if special {
+                token_type::CONTROL
+            } else {
+                token_type::USER_DEFINED
+            }) as i32;
+            if sentencepiece && !special {
+                // Found in the text as it is, where spaces are spaces.
+                texts[id] = texts[id].replace(SPACE, " ");
+            }
+        }
+        if let Some(id) = unk.filter(|&id| sentencepiece && (id as usize) < vocab_size) {
+            types[id as usize] = token_type::UNKNOWN as i32;
+        }
+        Ok(Self { texts, types })
+    }
+}
+
+/// Scores that order the joins as the merges do: minus the rank of the first merge that makes the
+/// token.
+fn scores(texts: &[String], types: &[i32], merges: &[(&str, &str)]) -> Vec<f32> {
+    let mut ranks = HashMap::new();
+    for (left, right) in merges {
+        let rank = ranks.len();
+        ranks.entry(format!("{left}{right}")).or_insert(rank);
+    }
+    let last = ranks.len();
+    let score = |(text, &kind): (&String, &i32)| match u64::try_from(kind) {
+        Ok(token_type::NORMAL) => -(ranks.get(text).copied().unwrap_or(last) as f32),
+        _ => 0.0,
+    };
+    texts.iter().zip(types).map(score).collect()
+}
+
+/// Whether a space goes before a text, by the normalizer or the pre-tokenizer.
+fn has_prefix(json: &Json) -> bool {
+    let parts = |value: &Json, list: &str| {
+        value[list]
+            .as_array()
+            .cloned()
+            .unwrap_or_else(|| vec![value.clone()])
+    };
+    parts(&json["normalizer"], "normalizers")
+        .iter()
+        .any(|part| part["type"] == "Prepend")
+        || parts(&json["pre_tokenizer"], "pretokenizers")
+            .iter()
+            .any(|part| part["type"] == "Metaspace" && part["prepend_scheme"] != "never")
+}
