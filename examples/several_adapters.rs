@@ -20,7 +20,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut adapters = AdapterSet::default();
     for (name, seed) in [("new", 1), ("noisy", 2)] {
         let context = BuildContext {
-            config: files.config(),
+            info: files.info(),
             sites: &files.sites(),
             backbone: Some(backbone.as_ref()),
             device: device("cpu")?,

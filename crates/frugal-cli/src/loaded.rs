@@ -111,7 +111,7 @@ impl Loaded {
         }
         let backbone = files.load_with(&device, held.unwrap_or(options))?;
         let context = BuildContext {
-            config: files.config(),
+            info: files.info(),
             sites: &sites,
             backbone: Some(backbone.as_ref()),
             device,

@@ -13,8 +13,8 @@ use burn::nn::{Linear, LinearConfig};
 use burn::prelude::*;
 use burn::tensor::activation::relu;
 use burn_optim::{AdamConfig, GradientsParams};
-use frugal::adapt::registry::{self, Settings};
 use frugal::adapt::reparameterize::Adapted;
+use frugal::adapt::{Settings, registry};
 use serde_json::Value;
 
 const SIDE: usize = 8;

@@ -10,7 +10,6 @@ use std::error::Error;
 use std::sync::atomic::AtomicBool;
 
 use burn::prelude::Device;
-use frugal::adapt::loftq::load_options;
 use frugal::adapt::{Adapter, BuildContext, registry};
 use frugal::model::load::{Lookup, ModelFiles};
 use frugal::model::{Backbone, LoadOptions, Quantize};
@@ -90,17 +89,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     for turns in 1..=turns {
         let settings = json!({"r": rank, "lora_alpha": rank, "init_lora_weights": "loftq", "loftq_config": {"loftq_iter": turns}});
         let settings = settings.as_object().cloned().unwrap_or_default();
-        let options = load_options(
-            method,
+        let options = method.load_options(
             &settings,
             &files.sites(),
             Some(Quantize::Nf4),
             LoadOptions::default(),
         )?;
         let backbone = files.load_with(&device, options)?;
-        let (config, sites) = (backbone.config(), backbone.sites());
+        let (info, sites) = (backbone.info(), backbone.sites());
         let context = BuildContext {
-            config,
+            info,
             sites,
             backbone: Some(backbone.as_ref()),
             device: device.clone(),

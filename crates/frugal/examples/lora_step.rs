@@ -96,7 +96,7 @@ fn run() -> Result<(), Box<dyn Error>> {
         return Ok(());
     }
     let context = BuildContext {
-        config: backbone.config(),
+        info: backbone.info(),
         sites: backbone.sites(),
         backbone: Some(backbone.as_ref()),
         device,
@@ -121,7 +121,7 @@ fn run() -> Result<(), Box<dyn Error>> {
         );
     }
     let example = |s: usize| {
-        let input_ids = ids(s, length, backbone.config().vocab_size);
+        let input_ids = ids(s, length, backbone.info().vocab_size);
         let targets = input_ids[1..]
             .iter()
             .map(|&id| id as i32)

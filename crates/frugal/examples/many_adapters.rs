@@ -28,7 +28,7 @@ fn best(logits: &[f32]) -> u32 {
 /// A LoRA of rank 8 on all linear maps that has learned something, though nobody knows what.
 fn adapter(backbone: &dyn Backbone, seed: u64) -> Result<Entry, Box<dyn Error>> {
     let context = BuildContext {
-        config: backbone.config(),
+        info: backbone.info(),
         sites: backbone.sites(),
         backbone: Some(backbone),
         device: backbone.device().clone(),

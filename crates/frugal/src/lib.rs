@@ -2,10 +2,35 @@
 //! little compute.
 #![recursion_limit = "256"]
 
-pub mod adapt;
-pub mod decode;
 pub mod device;
 pub mod measure;
-pub mod model;
 pub mod run;
-pub mod train;
+
+pub use frugal_decode as decode;
+pub use frugal_train as train;
+
+/// Frozen backbones, their files and their parts.
+pub mod model {
+    pub use frugal_models::*;
+    pub use frugal_nn::{
+        Backbone, BackboneInfo, Correction, Embedding, Frozen, HeadLayout, Input, KvCache, Linear,
+        LoadError, ModelError, Norm, SequenceLayout, SiteId, SiteInfo, SiteKind, SiteTable,
+        UsualTargets, Weight, lookup, mean_pool, select_rows,
+    };
+}
+
+/// What is trained beside a frozen backbone, and how it meets it.
+pub mod adapt {
+    pub use frugal_adapt::methods::{
+        bottleneck::*, compression::*, full, hybrid::*, low_rank::*, orthogonal::*, prompt::*,
+        scaling::*, shared::*, sparse::*, spectral::*,
+    };
+    pub use frugal_adapt::*;
+    pub use frugal_models::merge;
+    pub use frugal_nn::{
+        AdaptError, Adapter, AdapterSet, BuildContext, Choice, Enter, Entry, Fixed, GradientSum,
+        Head, HeadConfig, Kept, KeyValue, LowRank, LowRankChange, MergedLinear, Mode, Operation,
+        Parameter, Pass, Plain, Pooling, StepContext, SubLayer, TargetError, linalg, normal,
+        stream, to_vec,
+    };
+}

@@ -7,7 +7,7 @@ use clap::Subcommand;
 use frugal::adapt::combine::{
     CombinationType, CombineOptions, Combined, Rank, combine, combine_heads, to_lora,
 };
-use frugal::adapt::{Adapter, BuildContext, Entry, Head, peft};
+use frugal::adapt::{Adapter, BuildContext, Entry, Head, Operation, peft};
 use frugal::model::Backbone;
 use frugal::model::load::ModelFiles;
 use frugal_core::human;
@@ -175,14 +175,14 @@ fn make(
     }
     .resolve()?;
     for (folder, _) in folders {
-        peft::check_unrounded(folder, "be combined or converted")?;
+        peft::allow(folder, Operation::Combine)?;
     }
     let device = shared.machine.device()?;
     let files = ModelFiles::open(&name, &shared.machine.lookup())?;
     let phase = Phase::new(shared.output, format!("reading {name}"));
     let backbone = files.load(&device)?;
     let context = BuildContext {
-        config: files.config(),
+        info: files.info(),
         sites: &files.sites(),
         backbone: Some(backbone.as_ref()),
         device,
@@ -218,7 +218,7 @@ fn make(
             adapter: Box::new(combined.adapter),
             head,
         },
-        files.config(),
+        files.info(),
         files.name(),
     )?;
     if shared.output.json {

@@ -99,7 +99,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let mut chat = Chat {
         session,
         tokenizer: &tokenizer,
-        max_sequence: loaded.backbone.config().max_sequence(),
+        max_sequence: loaded.backbone.info().max_sequence,
         max_tokens: args.sampling.max_tokens,
         messages: Vec::new(),
         saved: None,

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use clap::ValueEnum;
-use frugal::adapt::{loftq, merge};
+use frugal::adapt::{Operation, merge};
 use frugal::model::save::StoredType;
 use frugal::run::{ExportFormat, export_adapter_gguf, export_gguf, merge_to_folder};
 use frugal_core::human;
@@ -81,7 +81,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let (files, backbone) = (&loaded.files, loaded.backbone.as_ref());
     let adapter = loaded.entry().map(|e| e.adapter.as_ref());
     if let (Job::GgufLora, Some(adapter)) = (&job, adapter) {
-        loftq::check(adapter, "be written for other programs")?;
+        adapter.allow(Operation::Export)?;
     }
     let mut complete = false;
     if args.dry_run {

@@ -2,7 +2,8 @@
 
 use anyhow::Result;
 use clap::Subcommand;
-use frugal::adapt::registry::{METHODS, Method, find};
+use frugal::adapt::Method;
+use frugal::adapt::registry::{METHODS, find};
 use frugal_core::table::{Column, Table};
 use serde_json::{Value, json};
 

@@ -9,14 +9,12 @@ use std::collections::HashMap;
 
 use frugal_core::data::Message;
 use frugal_core::tokenizer::TextTokenizer;
+use frugal_decode::{DecodeError, Sampler, SamplerConfig, Session};
 use frugal_eval::capacity::TextCost;
 use frugal_eval::tasks::{
     Continuations, Generation, LanguageModel, ModelFailure, Sink, ToContinue,
 };
-
-use crate::adapt::{AdapterSet, Choice, Mode, to_vec};
-use crate::decode::{DecodeError, Sampler, SamplerConfig, Session};
-use crate::model::{Backbone, Input, SequenceLayout, select_rows};
+use frugal_nn::{AdapterSet, Backbone, Choice, Input, Mode, SequenceLayout, select_rows, to_vec};
 
 /// Rows of vocabulary logits formed at a time.
 const LOGIT_ROWS: usize = 128;
@@ -105,7 +103,7 @@ impl HarnessModel<'_> {
                 format!("the continuation {continuation:?} has no tokens of its own").into(),
             );
         }
-        let limit = self.backbone.config().max_sequence();
+        let limit = self.backbone.info().max_sequence;
         if targets.len() > limit {
             return Err(format!(
                 "a continuation of {} tokens is longer than the model's {limit} positions",
@@ -125,7 +123,7 @@ impl HarnessModel<'_> {
         Ok(windows(
             &self.encode(text)?,
             self.prefix()?,
-            self.backbone.config().max_sequence(),
+            self.backbone.info().max_sequence,
         ))
     }
 
@@ -185,7 +183,7 @@ impl HarnessModel<'_> {
         most: usize,
     ) -> Result<Vec<Stretch>, ModelFailure> {
         let spans = self.tokenizer.encode_spans(text, false)?;
-        let length = length.clamp(2, self.backbone.config().max_sequence());
+        let length = length.clamp(2, self.backbone.info().max_sequence);
         let all = spans.ids.chunks(length).zip(spans.offsets.chunks(length));
         let whole = all.filter(|(ids, _)| ids.len() == length || spans.ids.len() < length);
         let stretch = |(ids, offsets): (&[u32], &[(usize, usize)])| {
@@ -430,7 +428,7 @@ impl LanguageModel for HarnessModel<'_> {
         generation: &Generation,
         answer: Sink<'_, String>,
     ) -> Result<(), ModelFailure> {
-        let limit = self.backbone.config().max_sequence();
+        let limit = self.backbone.info().max_sequence;
         let room = limit.checked_sub(generation.max_tokens).filter(|r| *r > 0).ok_or_else(|| {
             format!("answers of {} tokens leave no room for a prompt in the model's {limit} positions", generation.max_tokens)
         })?;

@@ -4,13 +4,12 @@
 use std::time::Instant;
 
 use burn::prelude::*;
+use frugal_decode::{DecodeError, Session};
 use frugal_eval::capacity::Shape;
 use frugal_eval::runtime::Timing;
+use frugal_models::{Activation, ModelConfig};
+use frugal_nn::{AdapterSet, Backbone, Choice, Frozen, Input, KvCache, ModelError, Plain};
 use serde::Serialize;
-
-use crate::adapt::{AdapterSet, Choice, Plain};
-use crate::decode::{DecodeError, Session};
-use crate::model::{Activation, Backbone, Frozen, Input, KvCache, ModelConfig, ModelError};
 
 /// What is timed.
 #[derive(Clone, Debug)]
@@ -39,7 +38,7 @@ pub fn profile(
     step: &mut dyn FnMut() -> bool,
 ) -> Result<Vec<Timing>, DecodeError> {
     let longest = grid.outputs.iter().copied().max().unwrap_or(1).max(1);
-    let vocab = backbone.config().vocab_size;
+    let vocab = backbone.info().vocab_size;
     let mut timings = Vec::new();
     for &prompt in &grid.prompts {
         // Any tokens will do: the time does not depend on which they are.
@@ -109,7 +108,7 @@ pub fn footprint(backbone: &dyn Backbone) -> Result<Footprint, ModelError> {
             Frozen::Norm(norm) => norm.weight.dims()[0] * size_of::<f32>() + numbers(&norm.bias),
         }
     });
-    let config = backbone.config();
+    let config = backbone.info();
     let mut cache = KvCache::new(config.num_hidden_layers, 1);
     backbone.forward(&Input::new(&[0], &[1]), &mut Plain, Some(&mut cache))?;
     Ok(Footprint {

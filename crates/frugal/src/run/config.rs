@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 
+use frugal_adapt::registry;
+use frugal_kernels::Activations;
+use frugal_models::Quantize;
+use frugal_nn::Pooling;
+use frugal_train::TrainConfig;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-
-use crate::adapt::{Pooling, registry};
-use crate::model::{Activations, Quantize};
-use crate::train::TrainConfig;
 
 /// What a model is trained and judged on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

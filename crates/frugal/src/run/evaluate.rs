@@ -3,16 +3,17 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+use frugal_adapt::peft;
+use frugal_models::load::{Lookup, ModelFiles};
+use frugal_models::save::{Stored, StoredType, write_safetensors};
+use frugal_models::{LoadOptions, Quantize};
+use frugal_nn::{Adapter, Backbone, BuildContext, Fixed, Head, Input, Mode, to_vec};
+use frugal_train::{Objective, Tokenized, evaluate as evaluate_examples};
 use serde::Serialize;
 
 use super::prepare::{encode_part, read};
 use super::tune::CONFIG_FILE;
 use super::{DataConfig, Metrics, Observe, Progress, RunError, TuneConfig};
-use crate::adapt::{Adapter, BuildContext, Fixed, Head, Mode, peft, to_vec};
-use crate::model::load::{Lookup, ModelFiles};
-use crate::model::save::{Stored, StoredType, write_safetensors};
-use crate::model::{Backbone, Input, LoadOptions, Quantize};
-use crate::train::{Objective, Tokenized, evaluate as evaluate_examples};
 
 /// What is measured.
 #[derive(Clone, Debug)]
@@ -93,7 +94,7 @@ pub fn evaluate(
     }
     let backbone = files.load_with(&device, options)?;
     let context = BuildContext {
-        config: files.config(),
+        info: files.info(),
         sites: &sites,
         backbone: Some(backbone.as_ref()),
         device: device.clone(),

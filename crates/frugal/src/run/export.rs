@@ -3,14 +3,14 @@
 use std::path::Path;
 
 use frugal_formats::gguf::{self, GgmlType, Layout, NameMap, TensorSpec, rotary_to_gguf};
+use frugal_models::load::ModelFiles;
+use frugal_models::merge;
+use frugal_models::save::{StoredType, write_model};
+use frugal_nn::{Adapter, Backbone, Entry, Head, LowRank, Mode, Pooling};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::RunError;
-use crate::adapt::{Adapter, Entry, Head, LowRank, Mode, Pooling, merge};
-use crate::model::Backbone;
-use crate::model::load::ModelFiles;
-use crate::model::save::{StoredType, write_model};
 
 /// Number formats of a GGUF export.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,7 +59,7 @@ pub fn merge_to_folder(
     let mut weights = merge::weights(backbone, entry.map(|e| e.adapter.as_ref()))?;
     let head = entry.and_then(|e| e.head.as_ref());
     let fits =
-        head.is_none_or(|h| h.config().pooling == Pooling::default_for(weights.config.model_type));
+        head.is_none_or(|h| h.config().pooling == Pooling::default_for(&weights.config.info()));
     if let Some(head) = head.filter(|_| fits) {
         add_head(&mut weights, head);
     }

@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 
 use frugal_core::events::LOG_FILE;
 use frugal_core::fs::{FileError, write_atomic};
+use frugal_train::{self, CHECKPOINTS, Event};
 use serde::Serialize;
 use serde_json::Value;
 
 use super::RunError;
-use crate::train::{self, CHECKPOINTS, Event};
 
 /// How the names of TensorBoard's files begin.
 const EVENTS: &str = "events.out.tfevents.";
@@ -55,7 +55,7 @@ impl Claim {
     /// so does every file that is not of a run.
     pub(super) fn give_back(&self) {
         let logged = std::fs::metadata(self.out.join(LOG_FILE)).is_ok_and(|log| log.len() > 0);
-        if self.used || logged || !train::list(&self.out).is_empty() {
+        if self.used || logged || !frugal_train::list(&self.out).is_empty() {
             return;
         }
         for path in std::fs::read_dir(&self.out)

@@ -12,12 +12,11 @@ use burn::prelude::*;
 use frugal_core::data::{self, Dataset, Example};
 use frugal_core::encode::{IGNORE, Target, Tokenized};
 use frugal_eval::report::Forgetting;
+use frugal_models::load::ModelFiles;
+use frugal_nn::{Adapter, Backbone, Fixed, Input, mean_pool, to_vec};
+use frugal_train::{Objective, evaluate};
 
 use super::RunError;
-use crate::adapt::{Adapter, Fixed, to_vec};
-use crate::model::load::ModelFiles;
-use crate::model::{Backbone, Input, mean_pool};
-use crate::train::{Objective, evaluate};
 
 /// Messages whose perplexity is measured.
 const TEXTS: usize = 200;

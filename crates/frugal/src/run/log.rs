@@ -4,8 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use frugal_core::events::{LogError, RunLog, Scalars, names};
-
-use crate::train::Event;
+use frugal_train::Event;
 
 /// Writes events to the run's log; a failure is kept until the trainer returns.
 pub(super) struct Logger<'a> {

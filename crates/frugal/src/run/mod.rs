@@ -27,7 +27,7 @@ pub use prepare::{Part, Prepared, prepare};
 pub use pretrain::{AttentionKind, PretrainConfig, Pretrained, Shape, pretrain};
 pub use tune::{Tuned, tune};
 
-use crate::train::Event;
+use frugal_train::Event;
 
 /// What can go wrong in a run.
 #[derive(Debug, Error)]
@@ -35,7 +35,7 @@ use crate::train::Event;
 pub enum RunError {
     /// Finding or reading the model.
     #[error(transparent)]
-    Model(#[from] crate::model::ModelError),
+    Model(#[from] frugal_nn::ModelError),
     /// Reading the data.
     #[error(transparent)]
     Data(#[from] frugal_core::data::DataError),
@@ -44,10 +44,10 @@ pub enum RunError {
     Encode(#[from] frugal_core::encode::EncodeError),
     /// The method or an adapter folder.
     #[error(transparent)]
-    Adapt(#[from] crate::adapt::AdaptError),
+    Adapt(#[from] frugal_nn::AdaptError),
     /// Training.
     #[error(transparent)]
-    Train(#[from] crate::train::TrainError),
+    Train(#[from] frugal_train::TrainError),
     /// Writing a file.
     #[error(transparent)]
     File(#[from] frugal_core::fs::FileError),
@@ -132,8 +132,8 @@ pub enum RunError {
     Invalid(String),
 }
 
-impl From<crate::model::load::LoadError> for RunError {
-    fn from(error: crate::model::load::LoadError) -> Self {
+impl From<frugal_nn::LoadError> for RunError {
+    fn from(error: frugal_nn::LoadError) -> Self {
         Self::Model(error.into())
     }
 }

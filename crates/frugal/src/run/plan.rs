@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
+use frugal_adapt::registry;
+use frugal_models::load::{Lookup, ModelFiles};
+use frugal_models::{ModelConfig, ModelType, Quantize};
+use frugal_nn::{Adapter, BuildContext, Head, Parameter, SiteInfo, SiteKind, SiteTable};
+use frugal_train::{self, Batches, Optimizer};
 use serde::Serialize;
 
 use super::prepare::{Prepared, prepare};
 use super::{RunError, TuneConfig};
-use crate::adapt::{Adapter, BuildContext, Head, Parameter, registry};
-use crate::model::load::{Lookup, ModelFiles};
-use crate::model::{ModelConfig, ModelType, Quantize, SiteInfo, SiteKind, SiteTable};
-use crate::train::{self, Batches, Optimizer};
 
 const F32: u64 = 4;
 
@@ -81,7 +82,7 @@ pub fn plan(config: &TuneConfig, lookup: &Lookup) -> Result<Plan, RunError> {
         .unwrap_or(0)
         .saturating_sub(frugal_kernels::freed_memory() / 2);
     let context = BuildContext {
-        config: model,
+        info: prepared.files.info(),
         sites: &sites,
         backbone: None,
         device: device.clone(),
@@ -92,7 +93,7 @@ pub fn plan(config: &TuneConfig, lookup: &Lookup) -> Result<Plan, RunError> {
     let head = prepared
         .head
         .clone()
-        .map(|head| Head::new(head, model, &device, config.seed));
+        .map(|head| Head::new(head, prepared.files.info(), &device, config.seed));
     let head_parameters: usize = head
         .iter()
         .flat_map(Head::parameters)
@@ -252,7 +253,7 @@ struct Kept {
     again: usize,
 }
 
-fn kept_per_token(c: &ModelConfig, adapter: &dyn Adapter, memory: train::Memory) -> Kept {
+fn kept_per_token(c: &ModelConfig, adapter: &dyn Adapter, memory: frugal_train::Memory) -> Kept {
     let (d, ff) = (c.hidden_size, c.intermediate_size);
     let (q, kv) = (
         c.num_attention_heads * c.head_dim,
@@ -278,9 +279,9 @@ fn kept_per_token(c: &ModelConfig, adapter: &dyn Adapter, memory: train::Memory)
         .map(|f| f.a.shape()[0])
         .sum();
     let (block, again) = match memory {
-        train::Memory::Low => (stream, maps + light),
-        train::Memory::Balanced => (stream + maps, light),
-        train::Memory::Fast => (stream + maps + light, 0),
+        frugal_train::Memory::Low => (stream, maps + light),
+        frugal_train::Memory::Balanced => (stream + maps, light),
+        frugal_train::Memory::Fast => (stream + maps + light, 0),
     };
     Kept {
         between: c.num_hidden_layers * block + low_rank,

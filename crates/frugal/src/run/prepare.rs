@@ -4,10 +4,10 @@ use std::path::Path;
 
 use frugal_core::data::{self, Dataset, LoadOptions};
 use frugal_core::encode::{self, EncodeOptions, Encoded, Tokenized};
+use frugal_models::load::{Lookup, ModelFiles};
+use frugal_nn::{HeadConfig, Pooling};
 
 use super::{DataConfig, RunError, Task, TuneConfig};
-use crate::adapt::{HeadConfig, Pooling};
-use crate::model::load::{Lookup, ModelFiles};
 
 /// A part of the data, ready for batches.
 pub struct Part {
@@ -97,9 +97,7 @@ pub fn prepare(config: &TuneConfig, lookup: &Lookup) -> Result<Prepared, RunErro
             }
             Some(HeadConfig {
                 labels,
-                pooling: config
-                    .pooling
-                    .unwrap_or(Pooling::default_for(files.config().model_type)),
+                pooling: config.pooling.unwrap_or(Pooling::default_for(files.info())),
             })
         }
     };

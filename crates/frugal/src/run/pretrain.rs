@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
+use frugal_adapt::methods::full::{Full, FullConfig};
 use frugal_core::data::{self, Dataset, Example, LoadOptions};
 use frugal_core::encode::{IGNORE, Target, Tokenized};
 use frugal_core::events::{LOG_FILE, Scalars, names, peak_rss_bytes, read_jsonl};
@@ -12,6 +13,10 @@ use frugal_eval::report::{
     DatasetInfo, Evaluation, MetaInfo, ModelInfo, RECORD_FILE, RunInfo, RunRecord, Status,
     SystemInfo, TrainInfo,
 };
+use frugal_models::save::{StoredType, write_model};
+use frugal_models::{ModelConfig, build, merge, random_weights};
+use frugal_nn::{Adapter, BuildContext};
+use frugal_train::{Ending, Event, Objective, Scheduler, TrainConfig, TrainRun, evaluate, train};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -19,11 +24,6 @@ use super::folder::{ConfigFile, check_same_run, claim};
 use super::log::Logger;
 use super::prepare::hold_out;
 use super::{Metrics, Observe, Progress, RunError};
-use crate::adapt::full::{Full, FullConfig};
-use crate::adapt::{Adapter, BuildContext, merge};
-use crate::model::save::{StoredType, write_model};
-use crate::model::{ModelConfig, SiteTable, build, random_weights};
-use crate::train::{Ending, Event, Objective, Scheduler, TrainConfig, TrainRun, evaluate, train};
 
 /// Marks the end of a document.
 const END: &str = "<|endoftext|>";
@@ -347,7 +347,7 @@ fn pretrain_in_folder(
         pieces(&validation, &tokenizer, config.max_length)?,
     );
     let model = config.model(&tokenizer)?;
-    let sites = SiteTable::new(&model);
+    let sites = model.sites();
     let tokens = |part: &[Tokenized]| part.iter().map(Tokenized::len).sum::<usize>();
     observe(&Progress::Data {
         parts: vec![
@@ -377,7 +377,7 @@ fn pretrain_in_folder(
         &device,
     )?;
     let context = BuildContext {
-        config: &model,
+        info: &model.info(),
         sites: &sites,
         backbone: Some(backbone.as_ref()),
         device,

@@ -5,11 +5,17 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use burn::prelude::*;
+use frugal_adapt::{peft, registry};
 use frugal_core::events::{Scalars, names, read_jsonl};
 use frugal_eval::report::{
     self, DatasetInfo, MetaInfo, ModelInfo, RECORD_FILE, RunInfo, RunRecord, RunReport, Status,
     SystemInfo, TrainInfo,
 };
+use frugal_models::LoadOptions;
+use frugal_models::load::{Lookup, MODEL_FOLDER, ModelFiles};
+use frugal_models::save::StoredType;
+use frugal_nn::{Backbone, BuildContext, Entry, Head, Parameter, Pooling, SiteTable};
+use frugal_train::{Cost, Ending, Event, Objective, TrainRun, evaluate, train};
 use serde::Serialize;
 
 use super::export::merge_to_folder;
@@ -17,12 +23,6 @@ use super::folder::{ConfigFile, check_same_run, claim};
 use super::log::Logger;
 use super::prepare::{Part, Prepared, prepare};
 use super::{Metrics, Observe, Progress, RunError, TuneConfig};
-use crate::adapt::loftq::load_options;
-use crate::adapt::{BuildContext, Entry, Head, Parameter, Pooling, peft, registry};
-use crate::model::load::{Lookup, MODEL_FOLDER, ModelFiles};
-use crate::model::save::StoredType;
-use crate::model::{Backbone, LoadOptions, SiteTable};
-use crate::train::{Cost, Ending, Event, Objective, TrainRun, evaluate, train};
 
 /// The resolved configuration in a run folder.
 pub const CONFIG_FILE: &str = "config.toml";
@@ -124,8 +124,7 @@ fn tune_in_folder(
         activations: config.activations,
         ..LoadOptions::default()
     };
-    let options = load_options(
-        method,
+    let options = method.load_options(
         &config.method.settings,
         &sites,
         Some(config.quantize),
@@ -337,7 +336,7 @@ impl Run<'_> {
         resume: bool,
         mut file: ConfigFile,
         observe: Observe<'_>,
-    ) -> Result<crate::train::Outcome, RunError> {
+    ) -> Result<frugal_train::Outcome, RunError> {
         let mut logger = Logger::new(out, resume);
         let mut observer = |event: &Event| {
             file.on(event);
@@ -395,7 +394,7 @@ fn build_entry(
     let tokenizer = prepared.files.tokenizer()?;
     let tokenize = |text: &str| tokenizer.encode(text, false).unwrap_or_default();
     let context = BuildContext {
-        config: prepared.files.config(),
+        info: prepared.files.info(),
         sites,
         backbone: Some(backbone),
         device: device.clone(),
@@ -406,7 +405,7 @@ fn build_entry(
     let head = prepared
         .head
         .clone()
-        .map(|head| Head::new(head, prepared.files.config(), device, config.seed));
+        .map(|head| Head::new(head, prepared.files.info(), device, config.seed));
     Ok(Entry { adapter, head })
 }
 
@@ -414,8 +413,7 @@ fn build_entry(
 /// head.
 fn ends_in_model(method: &str, head: Option<&Head>, files: &ModelFiles) -> bool {
     method == "full"
-        && head
-            .is_none_or(|h| h.config().pooling == Pooling::default_for(files.config().model_type))
+        && head.is_none_or(|h| h.config().pooling == Pooling::default_for(files.info()))
 }
 
 /// Writes the adapter into the run folder itself, or a whole model with its head into a folder in
@@ -427,7 +425,7 @@ fn save(out: &Path, entry: &Entry, run: &Run<'_>, method: &str) -> Result<PathBu
         merge_to_folder(files, run.backbone, Some(entry), &folder, StoredType::F32)?;
         return Ok(folder);
     }
-    peft::save(out, entry, files.config(), files.name())?;
+    peft::save(out, entry, files.info(), files.name())?;
     Ok(out.into())
 }
 

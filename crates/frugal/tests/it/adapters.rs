@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use burn::prelude::*;
 use burn::tensor::activation::log_softmax;
+use frugal::adapt::Operation;
 use frugal::adapt::combine::{CombinationType, Rank, combine_heads, to_lora};
 use frugal::adapt::{
-    AdapterSet, Choice, Entry, Head, HeadConfig, Mode, Parameter, Pooling, loftq, merge, peft,
-    registry, to_vec,
+    AdapterSet, Choice, Entry, Head, HeadConfig, Mode, Parameter, Pooling, merge, peft, registry,
+    to_vec,
 };
 use frugal::model::load::{Lookup, ModelFiles, SafetensorsFile, read_json};
 use frugal::model::save::StoredType;
@@ -287,7 +288,7 @@ fn saving_and_loading_keeps_every_bit_and_every_key() {
         peft::save(
             dir.path(),
             &entry,
-            case.backbone.config(),
+            case.backbone.info(),
             case.description["model"].as_str().unwrap(),
         )
         .unwrap();
@@ -459,7 +460,7 @@ fn adapters_are_switched_disabled_combined_and_chosen_per_sequence() {
     };
     let one = |name: &str| Choice::One(name.into());
     let (base, qv, regex) = (run(&Choice::Base), run(&one("qv")), run(&one("regex")));
-    let split = a.len() * case.backbone.config().vocab_size;
+    let split = a.len() * case.backbone.info().vocab_size;
     let mixed = run(&Choice::PerSequence(vec![
         Some("qv".into()),
         Some("regex".into()),
@@ -698,7 +699,7 @@ fn classification_heads_are_added_where_that_is_linear() {
             .contains("\"ties\" is no weighted sum: use `linear`")
     );
     let known = heads[0].config();
-    let with = |config: HeadConfig| Head::new(config, one.backbone.config(), &device(), 0);
+    let with = |config: HeadConfig| Head::new(config, one.backbone.info(), &device(), 0);
     let labels = vec!["no".to_owned(), "yes".to_owned()];
     let message = refused(
         &with(HeadConfig {
@@ -736,14 +737,14 @@ fn what_goes_with_rounded_weights_is_neither_merged_nor_converted() {
     let method = registry::find("lora").unwrap();
     let settings = json!({"r": 2, "target_modules": ["q_proj"], "init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 8}});
     let settings = settings.as_object().unwrap().clone();
-    let options = loftq::load_options(
-        method,
-        &settings,
-        &files.sites(),
-        Some(Quantize::Int8),
-        LoadOptions::default(),
-    )
-    .unwrap();
+    let options = method
+        .load_options(
+            &settings,
+            &files.sites(),
+            Some(Quantize::Int8),
+            LoadOptions::default(),
+        )
+        .unwrap();
     let backbone = files.load_with(&device(), options).unwrap();
     let context = context(backbone.as_ref(), 0);
     let entry = Entry {
@@ -751,12 +752,12 @@ fn what_goes_with_rounded_weights_is_neither_merged_nor_converted() {
         head: None,
     };
     let folder = tempfile::tempdir().unwrap();
-    peft::save(folder.path(), &entry, files.config(), "builtin").unwrap();
+    peft::save(folder.path(), &entry, files.info(), "builtin").unwrap();
     let adapter = entry.adapter.as_ref();
     let refusals = [
         merge::weights(backbone.as_ref(), Some(adapter)).err(),
         to_lora(adapter, Rank::AtMost(8), backbone.as_ref(), &context).err(),
-        peft::check_unrounded(folder.path(), "be converted").err(),
+        peft::allow(folder.path(), Operation::Combine).err(),
     ];
     for refusal in refusals {
         let message = refusal.unwrap().to_string();
@@ -765,5 +766,5 @@ fn what_goes_with_rounded_weights_is_neither_merged_nor_converted() {
             "{message}"
         );
     }
-    assert!(peft::check_unrounded(&fixture("adapters/llama-lora-qv"), "be converted").is_ok());
+    assert!(peft::allow(&fixture("adapters/llama-lora-qv"), Operation::Combine).is_ok());
 }

@@ -150,7 +150,7 @@ fn token_by_token_with_a_cache_equals_all_at_once() {
             .into_iter()
             .map(|s| golden.input_ids(s))
             .collect();
-        let mut cache = KvCache::new(backbone.config().num_hidden_layers, sequences.len());
+        let mut cache = KvCache::new(backbone.info().num_hidden_layers, sequences.len());
         let shortest = sequences.iter().map(|s| s.len()).min().unwrap();
         let mut rows: Vec<Vec<Tensor<2>>> = vec![Vec::new(); sequences.len()];
         for (start, end) in std::iter::once((0, 3)).chain((3..shortest).map(|i| (i, i + 1))) {
@@ -192,7 +192,7 @@ fn token_by_token_with_a_cache_equals_all_at_once() {
 #[test]
 fn ids_outside_the_vocabulary_and_too_long_inputs_are_refused() {
     let backbone = model("gpt2", "config.json");
-    let vocab = backbone.config().vocab_size as u32;
+    let vocab = backbone.info().vocab_size as u32;
     let error = backbone
         .forward(&Input::new(&[0, vocab], &[2]), &mut Plain, None)
         .unwrap_err()
@@ -201,7 +201,7 @@ fn ids_outside_the_vocabulary_and_too_long_inputs_are_refused() {
         error.contains("position 1") && error.contains("tokenizer"),
         "{error}"
     );
-    let long = vec![1; backbone.config().max_position_embeddings + 1];
+    let long = vec![1; backbone.info().max_sequence + 1];
     let error = backbone
         .forward(&Input::new(&long, &[long.len()]), &mut Plain, None)
         .unwrap_err()

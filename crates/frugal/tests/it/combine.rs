@@ -106,7 +106,7 @@ fn a_change_of_weights_becomes_a_lora_that_does_the_same() {
         adapter: Box::new(exact.adapter),
         head: None,
     };
-    peft::save(dir.path(), &entry, backbone.config(), "base").unwrap();
+    peft::save(dir.path(), &entry, backbone.info(), "base").unwrap();
     let read = load(dir.path(), backbone.as_ref());
     assert!(
         max_difference(

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use burn::tensor::{Tensor, TensorData};
-use frugal::adapt::registry::{METHODS, Method};
+use frugal::adapt::Method;
+use frugal::adapt::registry::METHODS;
 use frugal::adapt::{
     AdaptError, Adapter, BuildContext, Entry, Fixed, Head, HeadConfig, Mode, Pass, Plain, Pooling,
     merge, peft, to_vec,
@@ -99,9 +100,9 @@ pub fn settings(method: &Method) -> Map<String, serde_json::Value> {
 fn head(backbone: &dyn Backbone, seed: u64) -> Head {
     let config = HeadConfig {
         labels: vec!["no".into(), "yes".into()],
-        pooling: Pooling::default_for(backbone.config().model_type),
+        pooling: Pooling::default_for(backbone.info()),
     };
-    Head::new(config, backbone.config(), &device(), seed)
+    Head::new(config, backbone.info(), &device(), seed)
 }
 
 fn hidden(backbone: &dyn Backbone, adapter: Option<&dyn Adapter>) -> Vec<f32> {
@@ -349,7 +350,7 @@ fn files_keep_every_bit() {
             head: Some(head),
         };
         let dir = tempfile::tempdir().unwrap();
-        peft::save(dir.path(), &entry, setup.backbone.config(), "base").unwrap();
+        peft::save(dir.path(), &entry, setup.backbone.info(), "base").unwrap();
         let (read, report) = peft::load(dir.path(), &context(setup.backbone.as_ref(), 9), false)
             .unwrap_or_else(|e| panic!("{}: {e}", setup.name));
         assert!(report.is_exact());
@@ -458,7 +459,7 @@ fn mixed_batches_equal_separate_ones_where_promised() {
                 .forward(&Input::new(&IDS, &[4, 5]), pass.as_mut(), None)
                 .unwrap(),
         );
-        let split = 4 * setup.backbone.config().hidden_size;
+        let split = 4 * setup.backbone.info().hidden_size;
         assert!(
             max_difference(&mixed[..split], &alone[..split]) < 1e-5,
             "{}",
@@ -478,7 +479,7 @@ fn the_norm_of_a_sum_is_the_norm() {
         let mut head = head(setup.backbone.as_ref(), 1);
         let config = config(setup.method);
         run(&mut setup, &mut head, &examples(), &config);
-        let d = setup.backbone.config().hidden_size;
+        let d = setup.backbone.info().hidden_size;
         let terms = |shift: usize| {
             let values: Vec<f32> = (0..IDS.len() * d)
                 .map(|i| ((i + shift) as f32 * 0.37).sin())
@@ -526,7 +527,7 @@ fn tokens_one_at_a_time_give_what_all_at_once_give() {
                 .forward(&Input::new(ids, &[ids.len()]), pass.as_mut(), None)
                 .unwrap(),
         );
-        let mut cache = KvCache::new(backbone.config().num_hidden_layers, 1);
+        let mut cache = KvCache::new(backbone.info().num_hidden_layers, 1);
         let (fixed, mut single) = (Fixed::new(Some(setup.adapter.as_ref())), Vec::new());
         for id in ids {
             let layout = SequenceLayout::with_past(&[1], cache.past());

@@ -1,7 +1,7 @@
 //! What single methods promise beyond what all must hold.
 
 use frugal::adapt::{Adapter, BuildContext, Mode, registry, to_vec};
-use frugal::model::{Backbone, Input, ModelConfig, SiteTable};
+use frugal::model::{Backbone, Input, ModelConfig};
 use frugal_kernels::{AttentionSpec, attention};
 use serde_json::{Map, Value, json};
 
@@ -24,9 +24,9 @@ fn smollm2() -> ModelConfig {
 #[test]
 fn parameters_are_as_many_as_counted_by_hand() {
     let config = smollm2();
-    let sites = SiteTable::new(&config);
+    let sites = config.sites();
     let context = BuildContext {
-        config: &config,
+        info: &config.info(),
         sites: &sites,
         backbone: None,
         device: device(),

@@ -1,6 +1,6 @@
 //! Decompositions against `numpy`.
 
-use frugal::adapt::svd::{qr, randomised_svd, svd};
+use frugal::adapt::linalg::{qr, randomised_svd, svd};
 
 use crate::support::{Golden, fixture, max_difference};
 

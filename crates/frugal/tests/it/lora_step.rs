@@ -46,7 +46,7 @@ impl Setup {
         let adapter =
             (registry::find("lora").unwrap().build)(&settings, &context(backbone.as_ref(), 0))
                 .unwrap();
-        let head = head.map(|h| Head::new(h, backbone.config(), &device(), 0));
+        let head = head.map(|h| Head::new(h, backbone.info(), &device(), 0));
         let examples = golden
             .sequences()
             .into_iter()

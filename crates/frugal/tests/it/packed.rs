@@ -2,7 +2,6 @@
 
 use std::sync::atomic::AtomicBool;
 
-use frugal::adapt::loftq::load_options;
 use frugal::adapt::{AdaptError, Adapter, BuildContext, Entry, merge, peft, registry};
 use frugal::model::load::{Lookup, ModelFiles};
 use frugal::model::{Activations, Backbone, Frozen, LoadOptions, Quantize, build_with};
@@ -49,9 +48,9 @@ fn tokenized(
 }
 
 fn lora(backbone: &dyn Backbone) -> Box<dyn Adapter> {
-    let (config, sites) = (backbone.config(), backbone.sites());
+    let (info, sites) = (backbone.info(), backbone.sites());
     let context = BuildContext {
-        config,
+        info,
         sites,
         backbone: Some(backbone),
         device: device(),
@@ -240,14 +239,14 @@ fn loftq_brings_the_rounded_model_nearer_to_the_exact_one() {
             .as_object()
             .unwrap()
             .clone();
-    let options = load_options(
-        method,
-        &settings,
-        &files.sites(),
-        Some(Quantize::Nf4),
-        LoadOptions::default(),
-    )
-    .unwrap();
+    let options = method
+        .load_options(
+            &settings,
+            &files.sites(),
+            Some(Quantize::Nf4),
+            LoadOptions::default(),
+        )
+        .unwrap();
     let backbone = files.load_with(&device(), options).unwrap();
     let adapter = (method.build)(&settings, &context(backbone.as_ref(), 1)).unwrap();
     for ((path, plain), (_, with)) in weights
@@ -294,29 +293,29 @@ fn an_adapter_that_starts_from_rounding_is_read_over_the_same_weights() {
     let settings = json!({"r": 4, "init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 8, "loftq_iter": 3}});
     let settings = settings.as_object().unwrap().clone();
     let message = |quantize| {
-        load_options(
-            method,
-            &settings,
-            &files.sites(),
-            Some(quantize),
-            LoadOptions::default(),
-        )
-        .unwrap_err()
-        .to_string()
+        method
+            .load_options(
+                &settings,
+                &files.sites(),
+                Some(quantize),
+                LoadOptions::default(),
+            )
+            .unwrap_err()
+            .to_string()
     };
     assert!(
         message(Quantize::None).contains("`quantize = \"int8\"`"),
         "{}",
         message(Quantize::None)
     );
-    let options = load_options(
-        method,
-        &settings,
-        &files.sites(),
-        Some(Quantize::Int8),
-        LoadOptions::default(),
-    )
-    .unwrap();
+    let options = method
+        .load_options(
+            &settings,
+            &files.sites(),
+            Some(Quantize::Int8),
+            LoadOptions::default(),
+        )
+        .unwrap();
     let backbone = files.load_with(&device(), options).unwrap();
     let adapter = (method.build)(&settings, &context(backbone.as_ref(), 1)).unwrap();
     let entry = Entry {
@@ -326,7 +325,7 @@ fn an_adapter_that_starts_from_rounding_is_read_over_the_same_weights() {
     let expected = text_loss(&files, backbone.as_ref(), Some(entry.adapter.as_ref()));
 
     let folder = tempfile::tempdir().unwrap();
-    peft::save(folder.path(), &entry, files.config(), "builtin").unwrap();
+    peft::save(folder.path(), &entry, files.info(), "builtin").unwrap();
     let options =
         peft::load_options(Some(folder.path()), &files.sites(), LoadOptions::default()).unwrap();
     assert_eq!(options.quantize, Quantize::Int8);

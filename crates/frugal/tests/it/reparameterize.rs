@@ -4,9 +4,10 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::nn::{Linear, LinearConfig};
 use burn::prelude::*;
 use burn_optim::{AdamConfig, GradientsParams};
-use frugal::adapt::registry::{METHODS, Method, Settings, find};
+use frugal::adapt::registry::{METHODS, find};
 use frugal::adapt::reparameterize::Adapted;
 use frugal::adapt::{AdaptError, to_vec};
+use frugal::adapt::{Method, Settings};
 use serde_json::json;
 
 use crate::conformance::settings;

@@ -56,7 +56,7 @@ impl Setup {
                         labels,
                         pooling: Pooling::Cls,
                     },
-                    backbone.config(),
+                    backbone.info(),
                     &device(),
                     0,
                 )

@@ -107,7 +107,7 @@ pub fn assert_close(what: &str, found: Tensor<2>, expected: &[f32], tolerance: f
 /// What a method needs to build an adapter for this backbone.
 pub fn context(backbone: &dyn Backbone, seed: u64) -> BuildContext<'_> {
     BuildContext {
-        config: backbone.config(),
+        info: backbone.info(),
         sites: backbone.sites(),
         backbone: Some(backbone),
         device: device(),

@@ -348,7 +348,7 @@ fn every_kind_learns_from_scratch() {
         .unwrap();
         let sites = backbone.sites().clone();
         let context = BuildContext {
-            config: &config,
+            info: &config.info(),
             sites: &sites,
             backbone: Some(backbone.as_ref()),
             device: device(),

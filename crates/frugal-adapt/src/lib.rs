@@ -1,0 +1,14 @@
+//! Adaptation methods: one file each, met with a frozen backbone through the seam of `frugal-nn`.
+#![recursion_limit = "256"]
+
+pub mod combine;
+pub mod method;
+pub mod methods;
+pub mod peft;
+pub mod registry;
+pub mod reparameterize;
+mod support;
+mod target;
+
+pub use method::{Capabilities, Family, Method, Settings};
+pub use target::{Layers, Names, Targets};

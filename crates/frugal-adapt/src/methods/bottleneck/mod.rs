@@ -1,0 +1,7 @@
+//! Small networks beside or behind the sub-layers.
+
+pub mod adapter_fusion;
+pub mod compacter;
+pub mod houlsby;
+pub mod parallel_adapter;
+pub mod pfeiffer;

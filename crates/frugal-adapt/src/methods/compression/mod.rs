@@ -1,0 +1,4 @@
+//! A smaller model in place of the large one.
+
+pub mod pela;
+pub mod stable_rps;

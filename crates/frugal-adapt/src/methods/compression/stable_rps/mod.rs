@@ -1,0 +1,770 @@
+//! # STABLE-RPS: randomised parameter sharing
+//!
+//! ## What it does
+//! Reads every weight of the chosen maps and tables from one small trained array through a fixed
+//! random mapping, so that the model has a tenth, or a hundredth, of its weights. This is ROAST
+//! with the mapping and the gradient scaling that make it stable.
+//!
+//! ## Update rule
+//! `wᵢ = λ gᵢ ψ[idx(i)]` with a random sign `gᵢ` and one `λ` per map. With `m` parameters, flat
+//! index `i` in chunk `c = ⌊i / m⌋` reads `idx(i) = (u(c) + i − c m) mod m`: each chunk is a
+//! rotation of the whole array (RANDOMFOLD). The step of `ψⱼ` is divided by `Γⱼ = (Σ λᵢ)² / nⱼ`
+//! over the `nⱼ` weights that read it, which makes it independent of the scale that `ψ` starts
+//! from.
+//!
+//! ## When to use, when not
+//! To train a model whose weights must fit a small memory, from scratch or (with a loss that
+//! retraining has to make good) from a trained one. It saves no arithmetic. To adapt a model to a
+//! task, low-rank methods lose nothing of the base.
+//!
+//! ## Cost
+//! Trainable: `⌊n / compression⌋` for `n` weights. Extra memory: in a pass, each weight that is
+//! read is formed; its factor `λ gᵢ` is kept from the first pass on. Extra compute: forming it, and
+//! a gradient of the array's length per map. After merging none, but then the weights are as many
+//! as before.
+//!
+//! ## Defaults and where they come from
+//! `compression = 10` lies in the middle of the range of the paper; `sigma = 0.05`, the mapping,
+//! the gradient scaling, the polynomial hash and `seed = 123321` are those of the released code.
+//! `init = "fit"` sets `ψ` by least squares to the model's weights; `"random"` draws it from N(0,
+//! sigma²) to train from scratch.
+//!
+//! ## Departures from the paper
+//! `ψ` is normal with deviation `sigma`; the released code draws it uniformly within `±sigma` and
+//! divides by `sigma`, so its weights start 1.73 times too small. The released code divides the
+//! gradient by all of `Γ`. Adam does not see the scale of a gradient, but its ε and the clipping of
+//! norms do, so `Γ` is divided in two: the gradient by `Σ λᵢ` (`scale_gradient`), which makes it
+//! the mean of the weights' own, and the update by `Σ λᵢ / nⱼ` (`scale_update`), which makes it one
+//! of weights. For gradient descent the two are the paper's `Γ`; with them a run of Adam with
+//! clipping does not depend on `sigma` either. Signs come from SplitMix64. `mapper = "roast"` and
+//! `"hashed"` are the baselines; they hold an index for every weight. Norms and biases stay as they
+//! are, and the head follows a shared table when they are one matrix.
+//!
+//! ## References
+//! - Desai, Shrivastava: In defense of parameter sharing for model-compression, 2024, arXiv
+//!   2310.11611.
+//! - Desai, Zhou, Shrivastava: Hardware-Aware Compression with Random Operation Access Specific
+//!   Tile (ROAST) Hashing, 2023, arXiv 2207.10702.
+
+mod mapping;
+
+use std::sync::{Mutex, PoisonError};
+
+use burn::prelude::*;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use crate::method::{self, Capabilities, Family, Method};
+
+pub use crate::methods::compression::stable_rps::mapping::Mapper;
+use crate::methods::compression::stable_rps::mapping::{Mapping, Span, Usage};
+use crate::support::own_files;
+use crate::target::Targets;
+use frugal_nn::{
+    AdaptError, Adapter, BuildContext, GradientSum, MergedLinear, Mode, Parameter, Pass,
+    StepContext, normal, stream, to_vec,
+};
+use frugal_nn::{Embedding, Frozen, Linear, SiteId, SiteKind, lookup};
+
+const NAME: &str = "stable-rps";
+const PEFT_TYPE: &str = "STABLE_RPS";
+
+/// Registry entry.
+pub const METHOD: Method = Method {
+    name: NAME,
+    aliases: &["rps", "roast"],
+    family: Family::Compression,
+    summary: "All weights read from one small shared array",
+    default_lr: 1e-3,
+    peft_type: PEFT_TYPE,
+    peft_variant: None,
+    load_rule: None,
+    capabilities: Capabilities {
+        merge: true,
+        identity_at_init: false,
+        mixed_batch: true,
+    },
+    source: include_str!("mod.rs"),
+    defaults: method::defaults::<StableRpsConfig>,
+    check: |settings| method::parse::<StableRpsConfig>(NAME, settings)?.validate(),
+    build: |settings, context| {
+        Ok(Box::new(StableRps::new(
+            method::parse(NAME, settings)?,
+            context,
+        )?))
+    },
+    from_peft: |config| {
+        let mut settings = own_files::from_file::<StableRpsConfig>(config);
+        // The values come from the file.
+        settings.insert("init".into(), json!("random"));
+        Ok(settings)
+    },
+};
+
+/// First values of the array.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Init {
+    /// Those that come nearest to the model's weights.
+    #[default]
+    Fit,
+    /// Normal.
+    Random,
+}
+
+/// Settings.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StableRpsConfig {
+    /// Weights per parameter.
+    pub compression: f64,
+    /// Deviation of the array's first values.
+    pub sigma: f64,
+    /// Which parameter each weight reads.
+    pub mapper: Mapper,
+    /// Tile of the `roast` mapper, rows and columns.
+    pub block: [usize; 2],
+    /// First values of the array.
+    pub init: Init,
+    /// Divide each parameter's gradient by the sum of its readers' `λ`.
+    pub scale_gradient: bool,
+    /// Divide each parameter's update by the mean `λ` of its readers.
+    pub scale_update: bool,
+    /// Decides mapping and signs.
+    pub seed: u64,
+    /// Which maps and tables.
+    #[serde(flatten)]
+    pub targets: Targets,
+}
+
+impl Default for StableRpsConfig {
+    fn default() -> Self {
+        Self {
+            compression: 10.0,
+            sigma: 0.05,
+            mapper: Mapper::RandomFold,
+            block: [8, 8],
+            init: Init::Fit,
+            scale_gradient: true,
+            scale_update: true,
+            seed: 123_321,
+            targets: Targets::default(),
+        }
+    }
+}
+
+impl StableRpsConfig {
+    /// Checks ranges.
+    ///
+    /// # Errors
+    /// [`AdaptError::Config`] naming the field.
+    pub fn validate(&self) -> Result<(), AdaptError> {
+        let bad = |field, reason: String| {
+            Err(AdaptError::Config {
+                method: NAME,
+                field,
+                reason,
+            })
+        };
+        if !(self.compression.is_finite() && self.compression >= 1.0) {
+            return bad(
+                "compression",
+                format!("{} is not a number of at least 1", self.compression),
+            );
+        }
+        if !(self.sigma.is_finite() && self.sigma > 0.0) {
+            return bad("sigma", format!("{} is not a positive number", self.sigma));
+        }
+        if self.block.contains(&0) {
+            return bad("block", "both sides must be at least 1".into());
+        }
+        Ok(())
+    }
+}
+
+/// A matrix that is read from the array.
+struct Shared {
+    span: Span,
+    /// Its place among the scales.
+    index: usize,
+    /// Parameter of each weight, for mappers without structure.
+    indices: Option<Tensor<1, Int>>,
+    /// `λ`, and `λ gᵢ` of every weight, once they were needed.
+    factors: Mutex<Option<(f32, Tensor<1>)>>,
+}
+
+/// A STABLE-RPS adapter.
+pub struct StableRps {
+    config: StableRpsConfig,
+    mapping: Mapping,
+    /// Indexed by site.
+    sites: Vec<Option<Shared>>,
+    /// The output head and the token table, when they are one shared matrix.
+    tied_head: Option<(SiteId, SiteId)>,
+    /// `[m]`.
+    psi: Parameter,
+    /// `λ` of every matrix.
+    scale: Parameter,
+    usage: Option<Usage>,
+    /// The array before the step that is being taken.
+    before: Vec<f32>,
+    saved_targets: Value,
+}
+
+/// Weights of the chosen sites, row by row.
+fn base_weights(context: &BuildContext<'_>) -> Vec<Option<Vec<f32>>> {
+    let mut weights = vec![None; context.sites.len()];
+    if let Some(backbone) = context.backbone {
+        backbone.export(&mut |part| match part {
+            Frozen::Linear(linear) => {
+                weights[linear.site.index()] = Some(to_vec(linear.weight.dense()))
+            }
+            Frozen::Embedding(table) => {
+                weights[table.site.index()] = Some(to_vec(table.weight.dense()))
+            }
+            Frozen::Norm(_) => {}
+        });
+    }
+    weights
+}
+
+fn deviation(values: &[f32]) -> f64 {
+    let n = values.len() as f64;
+    let mean = values.iter().map(|&v| f64::from(v)).sum::<f64>() / n;
+    (values
+        .iter()
+        .map(|&v| (f64::from(v) - mean).powi(2))
+        .sum::<f64>()
+        / n)
+        .sqrt()
+}
+
+impl StableRps {
+    /// Lays out the array for every selected map and table.
+    ///
+    /// # Errors
+    /// Bad settings, no matching map, more compression than there are weights.
+    pub fn new(config: StableRpsConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
+        config.validate()?;
+        let chosen = config.targets.select(context.sites)?;
+        let mut sites: Vec<Option<Shared>> = (0..context.sites.len()).map(|_| None).collect();
+        let (mut offset, mut matrices) = (0, 0);
+        for &id in chosen.iter().filter(|id| !context.sites.info(**id).tied) {
+            let info = context.sites.info(id);
+            let (rows, cols) = if info.kind == SiteKind::Embedding {
+                (info.d_in, info.d_out)
+            } else {
+                (info.d_out, info.d_in)
+            };
+            let span = Span { offset, rows, cols };
+            sites[id.index()] = Some(Shared {
+                span,
+                index: matrices,
+                indices: None,
+                factors: Mutex::new(None),
+            });
+            (offset, matrices) = (offset + rows * cols, matrices + 1);
+        }
+        let m = (offset as f64 / config.compression) as usize;
+        if m == 0 {
+            let reason = format!(
+                "{} leaves no parameter for {offset} weights: lower it",
+                config.compression
+            );
+            return Err(AdaptError::Config {
+                method: NAME,
+                field: "compression",
+                reason,
+            });
+        }
+        let mapping = Mapping {
+            mapper: config.mapper,
+            m,
+            block: config.block,
+            seed: config.seed,
+        };
+        if config.mapper != Mapper::RandomFold {
+            for shared in sites.iter_mut().flatten() {
+                let indices: Vec<i64> = mapping
+                    .indices(shared.span)
+                    .into_iter()
+                    .map(|j| j as i64)
+                    .collect();
+                shared.indices = Some(Tensor::from_data(
+                    TensorData::from(indices.as_slice()),
+                    &context.device.clone().inner(),
+                ));
+            }
+        }
+        let tied = context.sites.iter().find(|(_, s)| s.tied).map(|(id, _)| id);
+        let table = context
+            .sites
+            .iter()
+            .next()
+            .map(|(id, _)| id)
+            .filter(|id| sites[id.index()].is_some());
+        let mut adapter = Self {
+            psi: Parameter::new("rps.psi", &[m], vec![0.0; m], &context.device),
+            scale: Parameter::frozen(
+                "rps.scale",
+                &[matrices],
+                vec![1.0; matrices],
+                &context.device,
+            ),
+            saved_targets: crate::peft::saved_targets(&config.targets, context.sites, &chosen),
+            tied_head: tied.zip(table),
+            usage: None,
+            before: Vec::new(),
+            config,
+            mapping,
+            sites,
+        };
+        adapter.initialise(context);
+        Ok(adapter)
+    }
+
+    fn initialise(&mut self, context: &BuildContext<'_>) {
+        let (m, sigma) = (self.mapping.m, self.config.sigma);
+        let weights = base_weights(context);
+        let mut scales = vec![1.0f32; self.scale.len()];
+        let (mut product, mut square) = (vec![0.0f64; m], vec![0.0f64; m]);
+        for (shared, values) in self.sites.iter().zip(&weights) {
+            let (Some(shared), Some(values)) = (shared, values) else {
+                continue;
+            };
+            let lambda = (deviation(values) / sigma).max(f64::from(f32::MIN_POSITIVE));
+            scales[shared.index] = lambda as f32;
+            if self.config.init == Init::Fit {
+                let signs = self.mapping.signs(shared.span);
+                for ((j, &sign), &w) in self
+                    .mapping
+                    .indices(shared.span)
+                    .into_iter()
+                    .zip(&signs)
+                    .zip(values)
+                {
+                    product[j] += lambda * f64::from(sign * w);
+                    square[j] += lambda * lambda;
+                }
+            }
+        }
+        let mut rng = stream(context.seed, "rps psi");
+        let psi = match self.config.init {
+            Init::Random => (0..m).map(|_| sigma as f32 * normal(&mut rng)).collect(),
+            Init::Fit => product
+                .iter()
+                .zip(&square)
+                .map(|(p, s)| if *s > 0.0 { (p / s) as f32 } else { 0.0 })
+                .collect(),
+        };
+        self.psi.set(psi);
+        self.scale.set(scales);
+    }
+
+    fn at(&self, site: SiteId) -> Option<&Shared> {
+        let site = match self.tied_head {
+            Some((head, table)) if head == site => table,
+            _ => site,
+        };
+        self.sites.get(site.index())?.as_ref()
+    }
+
+    /// The matrix `[rows, cols]` of a site, read from this `ψ`.
+    fn weight(&self, shared: &Shared, psi: &Tensor<1>) -> Tensor<2> {
+        let device = psi.device().inner();
+        let read = match &shared.indices {
+            Some(indices) => psi.clone().select(0, indices.clone()),
+            None => Tensor::cat(
+                self.mapping
+                    .fold(shared.span)
+                    .into_iter()
+                    .map(|range| psi.clone().slice([range]))
+                    .collect(),
+                0,
+            ),
+        };
+        (read * self.factors(shared, &device)).reshape([shared.span.rows, shared.span.cols])
+    }
+
+    /// `λ gᵢ` of every weight of a site.
+    fn factors(&self, shared: &Shared, device: &Device) -> Tensor<1> {
+        let lambda = self.scale.to_vec()[shared.index];
+        let mut known = shared
+            .factors
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        // A file that is read later brings its own `λ`.
+        if let Some((of, factors)) = known.as_ref()
+            && *of == lambda
+        {
+            return factors.clone();
+        }
+        let factors: Vec<f32> = self
+            .mapping
+            .signs(shared.span)
+            .into_iter()
+            .map(|sign| sign * lambda)
+            .collect();
+        let factors = Tensor::<1>::from_data(TensorData::from(factors.as_slice()), device);
+        *known = Some((lambda, factors.clone()));
+        factors
+    }
+
+    /// The matrix of a site outside the gradient graph.
+    fn plain(&self, shared: &Shared) -> Tensor<2> {
+        self.weight(shared, &self.psi.get::<1>(Mode::Eval))
+    }
+
+    fn usage(&mut self) -> &Usage {
+        let (mapping, scales) = (self.mapping, self.scale.to_vec());
+        let sites = &self.sites;
+        let new = || {
+            Usage::new(
+                mapping.m,
+                sites
+                    .iter()
+                    .flatten()
+                    .map(|s| (mapping.indices(s.span), scales[s.index])),
+            )
+        };
+        self.usage.get_or_insert_with(new)
+    }
+}
+
+struct StableRpsPass<'a> {
+    adapter: &'a StableRps,
+    /// Taken once, so that all matrices add to one gradient instead of holding one each.
+    psi: Tensor<1>,
+}
+
+impl StableRpsPass<'_> {
+    fn weight(&self, site: SiteId) -> Option<Tensor<2>> {
+        self.adapter
+            .at(site)
+            .map(|shared| self.adapter.weight(shared, &self.psi))
+    }
+}
+
+impl Pass for StableRpsPass<'_> {
+    fn embedding(&mut self, base: &Embedding, ids: &[u32]) -> Tensor<2> {
+        self.weight(base.site)
+            .map_or_else(|| base.forward(ids), |table| lookup(table, ids))
+    }
+
+    fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
+        match self.weight(base.site) {
+            Some(weight) => frugal_kernels::linear(x, weight, base.bias.clone()),
+            None => base.forward(x),
+        }
+    }
+
+    fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
+        Some(
+            self.weight(base.site)
+                .unwrap_or_else(|| base.weight.dense()),
+        )
+    }
+
+    fn leaves_alone(&mut self, base: &Linear) -> bool {
+        self.adapter.at(base.site).is_none()
+    }
+}
+
+impl Adapter for StableRps {
+    fn method(&self) -> &'static str {
+        NAME
+    }
+
+    fn parameters(&self) -> Vec<&Parameter> {
+        vec![&self.psi, &self.scale]
+    }
+
+    fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
+        vec![&mut self.psi, &mut self.scale]
+    }
+
+    fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
+        Box::new(StableRpsPass {
+            adapter: self,
+            psi: self.psi.get::<1>(mode),
+        })
+    }
+
+    fn peft_config(&self) -> Map<String, Value> {
+        own_files::to_file(PEFT_TYPE, &self.config, &self.saved_targets)
+    }
+
+    fn weight_delta(&self, base: &Linear) -> Result<Option<Tensor<2>>, AdaptError> {
+        Ok(self
+            .at(base.site)
+            .map(|shared| self.plain(shared) - base.weight.dense()))
+    }
+
+    fn merged_linear(&self, base: &Linear) -> Result<Option<MergedLinear>, AdaptError> {
+        let merged = |shared| MergedLinear {
+            weight: self.plain(shared),
+            bias: base.bias.clone(),
+        };
+        Ok(self.at(base.site).map(merged))
+    }
+
+    fn unmerged_linear(&self, _merged: &Linear) -> Result<Option<MergedLinear>, AdaptError> {
+        let reason = "it replaces the weights; load the base model".into();
+        Err(AdaptError::Unsupported {
+            method: NAME,
+            action: "be taken out again",
+            reason,
+        })
+    }
+
+    fn merged_embedding(&self, base: &Embedding) -> Option<Tensor<2>> {
+        self.at(base.site).map(|shared| self.plain(shared))
+    }
+
+    fn before_step(&mut self, _context: &StepContext, gradients: &mut GradientSum) {
+        if self.config.scale_gradient
+            && let Some(gradient) = gradients.get_mut("rps.psi")
+        {
+            let sums = self.usage().sums();
+            gradient.iter_mut().zip(sums).for_each(|(g, sum)| *g /= sum);
+        }
+        if self.config.scale_update {
+            self.before = self.psi.to_vec();
+        }
+    }
+
+    fn after_step(&mut self, _context: &StepContext) {
+        if !self.config.scale_update {
+            return;
+        }
+        let mean = self.usage().mean();
+        let before = std::mem::take(&mut self.before);
+        let values = self
+            .psi
+            .to_vec()
+            .into_iter()
+            .zip(before)
+            .zip(mean)
+            .map(|((new, old), mean)| old + (new - old) / mean);
+        self.psi.set(values.collect());
+    }
+
+    fn needs_trainer(&self) -> bool {
+        self.config.scale_gradient || self.config.scale_update
+    }
+
+    fn forms_weight(&self, base: &Linear) -> bool {
+        self.at(base.site).is_some()
+    }
+
+    fn forms_table(&self, base: &Embedding) -> bool {
+        self.at(base.site).is_some()
+    }
+
+    fn supports_mixed_batch(&self) -> bool {
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use frugal_models::ModelConfig;
+    use frugal_nn::{SiteTable, Weight};
+
+    fn with<T>(raw: Value, settings: Value, check: impl FnOnce(StableRps, &SiteTable) -> T) -> T {
+        let model = ModelConfig::from_json(raw, "test").unwrap();
+        let sites = model.sites();
+        let context = BuildContext {
+            info: &model.info(),
+            sites: &sites,
+            backbone: None,
+            device: Device::default(),
+            seed: 1,
+            tokenize: None,
+        };
+        let adapter = StableRps::new(
+            method::parse(NAME, settings.as_object().unwrap()).unwrap(),
+            &context,
+        )
+        .unwrap();
+        check(adapter, &sites)
+    }
+
+    fn llama(hidden: usize, ff: usize, layers: usize, heads: (usize, usize)) -> Value {
+        json!({"model_type": "llama", "hidden_size": hidden, "intermediate_size": ff, "num_hidden_layers": layers,
+            "num_attention_heads": heads.0, "num_key_value_heads": heads.1, "vocab_size": 64, "tie_word_embeddings": true})
+    }
+
+    #[test]
+    fn the_array_has_its_share_of_all_weights() {
+        let count = with(llama(576, 1536, 30, (9, 3)), json!({}), |adapter, _| {
+            adapter.num_trainable()
+        });
+        assert_eq!(count, 10_616_832);
+    }
+
+    #[test]
+    fn gradients_are_gathered_with_signs_and_scales() {
+        for mapper in ["random_fold", "roast", "hashed"] {
+            with(
+                llama(16, 24, 2, (4, 2)),
+                json!({"mapper": mapper, "init": "random", "compression": 3.7}),
+                |mut adapter, sites| {
+                    let scales: Vec<f32> =
+                        (0..adapter.scale.len()).map(|i| 0.5 + i as f32).collect();
+                    adapter.scale.set(scales.clone());
+                    let id = sites.find("model.layers.1.mlp.up_proj").unwrap();
+                    let (span, index) = adapter.at(id).map(|s| (s.span, s.index)).unwrap();
+                    let (indices, signs) =
+                        (adapter.mapping.indices(span), adapter.mapping.signs(span));
+                    let psi = adapter.psi.to_vec();
+                    let weight = adapter.weight(
+                        adapter.at(id).unwrap(),
+                        &adapter.psi.get::<1>(Mode::Train { seed: 0 }),
+                    );
+                    let expected: Vec<f32> = indices
+                        .iter()
+                        .zip(&signs)
+                        .map(|(&j, s)| scales[index] * s * psi[j])
+                        .collect();
+                    assert_eq!(to_vec(weight.clone().inner()), expected);
+                    let dense: Vec<f32> = (0..span.len()).map(|i| (i as f32 * 0.3).cos()).collect();
+                    let dense_tensor = Tensor::<2>::from_data(
+                        TensorData::new(dense.clone(), [span.rows, span.cols]),
+                        &Device::default(),
+                    );
+                    let found = to_vec(
+                        adapter
+                            .psi
+                            .take_gradient(&mut (weight * dense_tensor).sum().backward())
+                            .unwrap(),
+                    );
+                    let mut scattered = vec![0.0f32; psi.len()];
+                    for (i, &j) in indices.iter().enumerate() {
+                        scattered[j] += scales[index] * signs[i] * dense[i];
+                    }
+                    found
+                        .iter()
+                        .zip(&scattered)
+                        .for_each(|(f, e)| assert!((f - e).abs() < 1e-4, "{mapper}: {f} {e}"));
+                },
+            );
+        }
+    }
+
+    #[test]
+    fn updates_count_in_units_of_weights() {
+        with(
+            llama(16, 24, 1, (4, 2)),
+            json!({"init": "random"}),
+            |mut adapter, _| {
+                adapter.scale.set(vec![4.0; adapter.scale.len()]);
+                let (context, mut gradients) = (
+                    StepContext {
+                        step: 0,
+                        total_steps: 1,
+                        seed: 0,
+                    },
+                    GradientSum::default(),
+                );
+                gradients.insert("rps.psi", vec![4.0; adapter.psi.len()]);
+                let old = adapter.psi.to_vec();
+                adapter.before_step(&context, &mut gradients);
+                // With one λ, Γ = n λ²: n λ before the step and λ after it.
+                let usage = adapter.usage().count.clone();
+                gradients
+                    .get("rps.psi")
+                    .unwrap()
+                    .iter()
+                    .zip(usage)
+                    .for_each(|(g, n)| assert!((g - 1.0 / n).abs() < 1e-6));
+                adapter.psi.set(old.iter().map(|v| v + 1.0).collect());
+                adapter.after_step(&context);
+                adapter
+                    .psi
+                    .to_vec()
+                    .iter()
+                    .zip(&old)
+                    .for_each(|(new, old)| assert!((new - old - 0.25).abs() < 1e-6));
+            },
+        );
+    }
+
+    #[test]
+    fn a_tied_head_follows_its_table() {
+        with(
+            llama(16, 24, 1, (4, 2)),
+            json!({"target_modules": ["embed_tokens", "q_proj"]}),
+            |adapter, sites| {
+                let (head, table) = (
+                    sites.find("lm_head").unwrap(),
+                    sites.find("model.embed_tokens").unwrap(),
+                );
+                assert_eq!(
+                    adapter.at(head).unwrap().span.offset,
+                    adapter.at(table).unwrap().span.offset
+                );
+                assert_eq!(adapter.num_trainable(), (64 * 16 + 16 * 16) / 10);
+                let base = Linear {
+                    site: head,
+                    weight: Weight::Dense(Tensor::zeros([64, 16], &Device::default())),
+                    bias: None,
+                };
+                assert_eq!(
+                    adapter.merged_linear(&base).unwrap().unwrap().weight.dims(),
+                    [64, 16]
+                );
+                let other = Linear {
+                    site: sites.find("model.layers.0.self_attn.k_proj").unwrap(),
+                    ..base.clone()
+                };
+                let mut pass = adapter.pass(Mode::Eval);
+                assert_eq!(
+                    (pass.leaves_alone(&base), pass.leaves_alone(&other)),
+                    (false, true)
+                );
+            },
+        );
+    }
+
+    #[test]
+    fn matrices_of_a_pass_add_to_one_gradient_and_follow_their_scales() {
+        with(
+            llama(16, 24, 1, (4, 2)),
+            json!({"init": "random"}),
+            |mut adapter, sites| {
+                let maps = ["q_proj", "o_proj"].map(|name| {
+                    sites
+                        .find(&format!("model.layers.0.self_attn.{name}"))
+                        .unwrap()
+                });
+                let gradient = |adapter: &StableRps, sites: &[SiteId]| {
+                    let psi = adapter.psi.get::<1>(Mode::Train { seed: 0 });
+                    let sums = sites
+                        .iter()
+                        .map(|&id| adapter.weight(adapter.at(id).unwrap(), &psi).sum());
+                    to_vec(
+                        adapter
+                            .psi
+                            .take_gradient(&mut sums.reduce(|a, b| a + b).unwrap().backward())
+                            .unwrap(),
+                    )
+                };
+                let (first, second, both) = (
+                    gradient(&adapter, &maps[..1]),
+                    gradient(&adapter, &maps[1..]),
+                    gradient(&adapter, &maps),
+                );
+                both.iter()
+                    .zip(first.iter().zip(&second))
+                    .for_each(|(sum, (a, b))| assert!((sum - a - b).abs() < 1e-5));
+                adapter.scale.set(vec![2.0; adapter.scale.len()]);
+                gradient(&adapter, &maps)
+                    .iter()
+                    .zip(&both)
+                    .for_each(|(new, old)| assert!((new - 2.0 * old).abs() < 1e-5));
+            },
+        );
+    }
+}

@@ -1,0 +1,335 @@
+//! # Full fine-tuning
+//!
+//! ## What it does
+//! Trains every weight of the model: the reference that parameter-efficient methods are measured
+//! against, and what pre-training from scratch uses.
+//!
+//! ## Update rule
+//! `W ← W − η · step(∇W)` for every tensor.
+//!
+//! ## When to use, when not
+//! When memory allows and the task is far from what the model knows. It forgets more than low-rank
+//! methods and its file is as large as the model. It needs the weights in full
+//! (`quantize = "none"`).
+//!
+//! ## Cost
+//! Trainable: everything. Extra memory: a copy of the weights, their gradients and two moments
+//! each.
+//!
+//! ## Defaults and where they come from
+//! No settings.
+//!
+//! ## Departures from the paper
+//! None: there is no paper.
+//!
+//! ## References
+//! - Howard, Ruder: Universal Language Model Fine-tuning for Text Classification, 2018, arXiv
+//!   1801.06146.
+
+use burn::prelude::*;
+use frugal_nn::{
+    AdaptError, Adapter, Backbone, BuildContext, Embedding, Frozen, Linear, MergedLinear, Mode,
+    Norm, Parameter, Pass, SiteId, lookup, to_vec,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use crate::method::{self, Capabilities, Family, Method};
+
+const NAME: &str = "full";
+
+/// Registry entry.
+pub const METHOD: Method = Method {
+    name: NAME,
+    aliases: &["full-fine-tuning", "fft"],
+    family: Family::Full,
+    summary: "Trains every weight: the reference, and what pre-training uses",
+    default_lr: 6e-5,
+    peft_type: "FULL",
+    peft_variant: None,
+    load_rule: None,
+    capabilities: Capabilities {
+        merge: true,
+        identity_at_init: true,
+        mixed_batch: true,
+    },
+    source: include_str!("full.rs"),
+    defaults: method::defaults::<FullConfig>,
+    check: |settings| method::parse::<FullConfig>(NAME, settings).map(|_| ()),
+    build: |settings, context| {
+        Ok(Box::new(Full::new(
+            method::parse(NAME, settings)?,
+            context,
+        )?))
+    },
+    from_peft: |_| Ok(Map::new()),
+};
+
+/// No settings.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FullConfig {}
+
+#[derive(Default)]
+struct Site {
+    weight: Option<Parameter>,
+    bias: Option<Parameter>,
+}
+
+/// Trainable copies of all weights.
+pub struct Full {
+    sites: Vec<Site>,
+    /// The output head and the token table, when they are one matrix.
+    tied_head: Option<(SiteId, SiteId)>,
+}
+
+impl Full {
+    /// Copies the backbone's weights; without a backbone (planning) all are zero.
+    ///
+    /// # Errors
+    /// Weights in few bits, whose place the trained ones could not take.
+    pub fn new(_config: FullConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
+        let mut sites: Vec<Site> = (0..context.sites.len()).map(|_| Site::default()).collect();
+        let tied = context.sites.iter().find(|(_, s)| s.tied).map(|(id, _)| id);
+        let table = context.sites.iter().next().map(|(id, _)| id);
+        let device = &context.device;
+        let mut set = |id: SiteId, shape: &[usize], weight: Vec<f32>, bias: Option<Vec<f32>>| {
+            let path = &context.sites.info(id).path;
+            sites[id.index()] = Site {
+                weight: Some(Parameter::new(
+                    format!("{path}.weight"),
+                    shape,
+                    weight,
+                    device,
+                )),
+                bias: bias.map(|b| Parameter::new(format!("{path}.bias"), &[b.len()], b, device)),
+            };
+        };
+        context.backbone.map_or(Ok(()), check_dense)?;
+        match context.backbone {
+            Some(backbone) => backbone.export(&mut |part| match part {
+                Frozen::Linear(l) if Some(l.site) == tied => {}
+                Frozen::Linear(l) => set(
+                    l.site,
+                    &l.weight.dims(),
+                    to_vec(l.weight.dense()),
+                    l.bias.clone().map(to_vec),
+                ),
+                Frozen::Embedding(e) => {
+                    set(e.site, &e.weight.dims(), to_vec(e.weight.dense()), None)
+                }
+                Frozen::Norm(n) => set(
+                    n.site,
+                    &n.weight.dims(),
+                    to_vec(n.weight.clone()),
+                    n.bias.clone().map(to_vec),
+                ),
+            }),
+            None => {
+                for (id, s) in context.sites.iter().filter(|(_, s)| !s.tied) {
+                    let bias = s.has_bias.then(|| vec![0.0; s.d_out]);
+                    set(id, &[s.d_in * s.d_out], vec![0.0; s.d_in * s.d_out], bias);
+                }
+            }
+        }
+        Ok(Self {
+            sites,
+            tied_head: tied.zip(table),
+        })
+    }
+
+    fn weight(&self, site: SiteId) -> Option<&Parameter> {
+        let site = match self.tied_head {
+            Some((head, table)) if head == site => table,
+            _ => site,
+        };
+        self.sites[site.index()].weight.as_ref()
+    }
+
+    fn bias(&self, site: SiteId) -> Option<&Parameter> {
+        self.sites[site.index()].bias.as_ref()
+    }
+}
+
+/// Training from weights in few bits would save nothing, and the result could not take their place.
+fn check_dense(backbone: &dyn Backbone) -> Result<(), AdaptError> {
+    let mut packed = None;
+    backbone.export(&mut |part| {
+        let (site, format) = match part {
+            Frozen::Linear(l) => (l.site, l.weight.format()),
+            Frozen::Embedding(e) => (e.site, e.weight.format()),
+            Frozen::Norm(_) => return,
+        };
+        if packed.is_none() {
+            packed = format.map(|format| (site, format.to_owned()));
+        }
+    });
+    let Some((site, format)) = packed else {
+        return Ok(());
+    };
+    let path = &backbone.sites().info(site).path;
+    let reason = format!("`{path}` is held as {format}: full training needs `quantize = \"none\"`");
+    Err(AdaptError::Unsupported {
+        method: NAME,
+        action: "start from packed weights",
+        reason,
+    })
+}
+
+struct FullPass<'a> {
+    adapter: &'a Full,
+    mode: Mode,
+    /// The load losses of the blocks so far, and their number.
+    load: Option<(Tensor<1>, usize)>,
+}
+
+impl FullPass<'_> {
+    fn vector(&self, parameter: Option<&Parameter>) -> Option<Tensor<1>> {
+        parameter.map(|p| p.get::<1>(self.mode))
+    }
+}
+
+impl Pass for FullPass<'_> {
+    fn embedding(&mut self, base: &Embedding, ids: &[u32]) -> Tensor<2> {
+        match self.adapter.weight(base.site) {
+            Some(weight) => lookup(weight.get::<2>(self.mode), ids),
+            None => base.forward(ids),
+        }
+    }
+
+    fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
+        match self.adapter.weight(base.site) {
+            Some(weight) => frugal_kernels::linear(
+                x,
+                weight.get::<2>(self.mode),
+                self.vector(self.adapter.bias(base.site)),
+            ),
+            None => base.forward(x),
+        }
+    }
+
+    fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
+        if self.adapter.bias(base.site).is_some() {
+            return None;
+        }
+        Some(
+            self.adapter
+                .weight(base.site)
+                .map_or_else(|| base.weight.dense(), |w| w.get::<2>(self.mode)),
+        )
+    }
+
+    /// `E Σ f P`, 1 under an even load: `f` is the share of the tokens' choices that fell on an
+    /// expert, `P` its mean probability (Switch Transformers, arXiv 2101.03961, equations 4 to 6).
+    fn route(
+        &mut self,
+        _layer: usize,
+        probabilities: &Tensor<2>,
+        chosen: &[usize],
+        aux_loss_coef: f64,
+    ) {
+        if !self.mode.is_train() || aux_loss_coef == 0.0 {
+            return;
+        }
+        let experts = probabilities.dims()[1];
+        let mut share = vec![0.0f32; experts];
+        chosen
+            .iter()
+            .for_each(|&e| share[e] += 1.0 / chosen.len() as f32);
+        let share = Tensor::<2>::from_data(
+            TensorData::new(share, [1, experts]),
+            &probabilities.device().inner(),
+        );
+        let loss =
+            (probabilities.clone().mean_dim(0) * share).sum() * (aux_loss_coef * experts as f64);
+        self.load = Some(match self.load.take() {
+            Some((sum, blocks)) => (sum + loss, blocks + 1),
+            None => (loss, 1),
+        });
+    }
+
+    fn auxiliary_loss(&mut self) -> Option<Tensor<1>> {
+        self.load.take().map(|(sum, blocks)| sum / blocks as f64)
+    }
+
+    fn plain_norm(&mut self, base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
+        let weight = self
+            .vector(self.adapter.weight(base.site))
+            .unwrap_or_else(|| base.weight.clone());
+        Some((
+            weight,
+            self.vector(self.adapter.bias(base.site))
+                .or_else(|| base.bias.clone()),
+        ))
+    }
+}
+
+impl Adapter for Full {
+    fn method(&self) -> &'static str {
+        NAME
+    }
+
+    fn parameters(&self) -> Vec<&Parameter> {
+        self.sites
+            .iter()
+            .flat_map(|s| s.weight.iter().chain(&s.bias))
+            .collect()
+    }
+
+    fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
+        self.sites
+            .iter_mut()
+            .flat_map(|s| s.weight.iter_mut().chain(&mut s.bias))
+            .collect()
+    }
+
+    fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
+        Box::new(FullPass {
+            adapter: self,
+            mode,
+            load: None,
+        })
+    }
+
+    fn peft_config(&self) -> Map<String, Value> {
+        Map::from_iter([("peft_type".to_owned(), json!("FULL"))])
+    }
+
+    fn weight_delta(&self, base: &Linear) -> Result<Option<Tensor<2>>, AdaptError> {
+        Ok(self
+            .weight(base.site)
+            .map(|w| w.get::<2>(Mode::Eval) - base.weight.dense()))
+    }
+
+    fn merged_linear(&self, base: &Linear) -> Result<Option<MergedLinear>, AdaptError> {
+        let Some(weight) = self.weight(base.site) else {
+            return Ok(None);
+        };
+        let bias = self.bias(base.site).map(|b| b.get::<1>(Mode::Eval));
+        Ok(Some(MergedLinear {
+            weight: weight.get::<2>(Mode::Eval),
+            bias,
+        }))
+    }
+
+    fn unmerged_linear(&self, _merged: &Linear) -> Result<Option<MergedLinear>, AdaptError> {
+        Err(AdaptError::Unsupported {
+            method: NAME,
+            action: "be taken out again",
+            reason: "it replaces the weights; load the base model".into(),
+        })
+    }
+
+    fn merged_embedding(&self, base: &Embedding) -> Option<Tensor<2>> {
+        self.weight(base.site).map(|w| w.get::<2>(Mode::Eval))
+    }
+
+    fn merged_norm(&self, base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
+        let weight = self.weight(base.site)?.get::<1>(Mode::Eval);
+        Some((weight, self.bias(base.site).map(|b| b.get::<1>(Mode::Eval))))
+    }
+
+    fn supports_mixed_batch(&self) -> bool {
+        true
+    }
+}

@@ -1,0 +1,4 @@
+//! Several kinds at once.
+
+pub mod mam;
+pub mod unipelt;

@@ -1,0 +1,317 @@
+//! # DoRA: weight-decomposed low-rank adaptation
+//!
+//! ## What it does
+//! LoRA with the length of each row of the weight trained apart from its direction.
+//!
+//! ## Update rule
+//! `V = W + s B A`, `y = (m / ‖V‖) ⊙ (x Vᵀ) + b` with `m [d_out]` and `‖V‖` the length of each row,
+//! which counts as a constant in the gradient.
+//!
+//! ## When to use, when not
+//! Where LoRA at a low rank falls short of full tuning. Each step costs more than LoRA's.
+//!
+//! ## Cost
+//! Trainable: LoRA's and `d_out` per map. Extra compute over LoRA: `r d_in d_out` multiply-adds per
+//! map and step for the lengths of the rows, whatever the number of tokens; `V` itself is not
+//! formed. None after merging.
+//!
+//! ## Defaults and where they come from
+//! Those of `lora`. `m` starts at the row lengths of `W`, so nothing changes at first.
+//!
+//! ## Departures from the paper
+//! The paper normalises columns of weights stored `[d_in, d_out]`, which are the rows here. Token
+//! tables and a bias on `B` are refused. With dropout the change of direction and length sees the
+//! dropped input, the frozen part the whole one, as in Hugging Face `peft`.
+//!
+//! ## References
+//! - Liu, Wang, Yin, Molchanov, Wang, Cheng, Chen: DoRA: Weight-Decomposed Low-Rank Adaptation,
+//!   2024, arXiv 2402.09353.
+
+use burn::prelude::*;
+use frugal_nn::{
+    AdaptError, Adapter, BuildContext, Embedding, Kept, Linear, MergedLinear, Mode, Norm,
+    Parameter, Pass, SiteId, to_vec,
+};
+use serde_json::{Map, Value, json};
+
+use crate::method::{self, Capabilities, Family, Method};
+use crate::methods::low_rank::lora::{self, Lora, LoraConfig, LoraPass, Pair};
+use crate::support::per_linear::{bad, frozen_maps, linear_maps};
+
+const NAME: &str = "dora";
+
+/// Registry entry.
+pub const METHOD: Method = Method {
+    name: NAME,
+    aliases: &[],
+    family: Family::LowRank,
+    summary: "A low-rank change of direction and a length per row, for chosen linear maps",
+    default_lr: 5e-4,
+    peft_type: "LORA",
+    peft_variant: Some(|config| config.get("use_dora") == Some(&Value::Bool(true))),
+    load_rule: None,
+    capabilities: Capabilities {
+        merge: true,
+        identity_at_init: true,
+        mixed_batch: true,
+    },
+    source: include_str!("dora.rs"),
+    defaults: method::defaults::<LoraConfig>,
+    check: |settings| validate(&method::parse(NAME, settings)?),
+    build: |settings, context| {
+        Ok(Box::new(Dora::new(
+            method::parse(NAME, settings)?,
+            context,
+        )?))
+    },
+    from_peft: |config| lora::variant_from_peft(NAME, config, &["use_dora"]),
+};
+
+fn validate(config: &LoraConfig) -> Result<(), AdaptError> {
+    config.validate_for(NAME)?;
+    if config.lora_bias {
+        bad(
+            NAME,
+            "lora_bias",
+            "a bias on B has no place in a product of length and direction",
+        )
+    } else {
+        Ok(())
+    }
+}
+
+/// A DoRA adapter.
+pub struct Dora {
+    lora: Lora,
+    /// Row lengths, indexed by site.
+    magnitudes: Vec<Option<Parameter>>,
+    /// `‖W‖²` of each row, indexed by site.
+    squares: Vec<Option<Tensor<1>>>,
+}
+
+impl Dora {
+    /// Builds the pairs, and the lengths from the backbone's weights (from ones when planning).
+    ///
+    /// # Errors
+    /// Those of LoRA, and tables among the targets.
+    pub fn new(config: LoraConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
+        validate(&config)?;
+        let chosen = linear_maps(NAME, &config.targets(), context)?;
+        let frozen = frozen_maps(context, &chosen);
+        let lora = Lora::named(NAME, config, context)?;
+        let squares: Vec<Option<Tensor<1>>> = frozen
+            .iter()
+            .map(|base| base.as_ref().map(row_squares))
+            .collect();
+        let magnitude = |id: SiteId| {
+            let pair = lora.at(id)?;
+            let len = context.sites.info(id).d_out;
+            let base = frozen[id.index()]
+                .as_ref()
+                .zip(squares[id.index()].as_ref());
+            let values = base.map_or_else(
+                || vec![1.0; len],
+                |(base, squares)| to_vec(row_lengths(pair, base, squares)),
+            );
+            Some(Parameter::new(
+                format!("{}.lora_magnitude_vector", pair.path),
+                &[len],
+                values,
+                &context.device,
+            ))
+        };
+        let magnitudes = context.sites.iter().map(|(id, _)| magnitude(id)).collect();
+        Ok(Self {
+            lora,
+            magnitudes,
+            squares,
+        })
+    }
+
+    /// The pair of an adapted map and the factors `m / ‖V‖` of its rows.
+    fn at(&self, base: &Linear, mode: Mode, kept: Option<&Kept>) -> Option<(&Pair, Tensor<1>)> {
+        let (pair, magnitude) = (
+            self.lora.at(base.site)?,
+            self.magnitudes[base.site.index()].as_ref()?,
+        );
+        let squares = || {
+            self.squares[base.site.index()]
+                .clone()
+                .unwrap_or_else(|| row_squares(base))
+        };
+        let factors = || magnitude.get::<1>(mode) / row_lengths(pair, base, &squares());
+        Some((
+            pair,
+            kept.map_or_else(factors, |kept| kept.keep(base.site, factors)),
+        ))
+    }
+}
+
+/// `‖W‖²` of each row.
+fn row_squares(base: &Linear) -> Tensor<1> {
+    base.weight
+        .dense()
+        .powi_scalar(2)
+        .sum_dim(1)
+        .squeeze_dim::<1>(1)
+}
+
+/// `‖V‖` of each row, outside the gradient graph, from `‖V‖² = ‖W‖² + (2 s W Aᵀ + s² B A Aᵀ) · B`.
+fn row_lengths(pair: &Pair, base: &Linear, squares: &Tensor<1>) -> Tensor<1> {
+    let (a, b, s) = (
+        pair.a.get::<2>(Mode::Eval),
+        pair.b.get::<2>(Mode::Eval),
+        pair.scale,
+    );
+    let wa = frugal_kernels::linear(a.clone(), base.weight.dense(), None).transpose();
+    let ba = b.clone().matmul(a.clone().matmul(a.transpose()));
+    let change = ((wa * (2.0 * s) + ba * (s * s)) * b)
+        .sum_dim(1)
+        .squeeze_dim::<1>(1);
+    (squares.clone() + change).clamp_min(0.0).sqrt()
+}
+
+struct DoraPass<'a> {
+    adapter: &'a Dora,
+    lora: LoraPass<'a>,
+    kept: Option<&'a Kept>,
+}
+
+impl Pass for DoraPass<'_> {
+    fn embedding(&mut self, base: &Embedding, ids: &[u32]) -> Tensor<2> {
+        self.lora.embedding(base, ids)
+    }
+
+    fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
+        let mode = self.lora.mode;
+        let Some((pair, factors)) = self.adapter.at(base, mode, self.kept) else {
+            return self.lora.linear(base, x);
+        };
+        let (a, b, factors) = (
+            pair.a.get::<2>(mode),
+            pair.b.get::<2>(mode),
+            factors.unsqueeze::<2>(),
+        );
+        let bias = self.lora.bias(base.site, base.bias.as_ref());
+        let (rate, plain) = (
+            self.adapter.lora.config.lora_dropout,
+            Linear {
+                bias: None,
+                ..base.clone()
+            },
+        );
+        let y = match mode {
+            Mode::Train { seed } if rate > 0.0 => {
+                let dropped = lora::dropout(x.clone(), rate, seed, &pair.path);
+                let changed = plain.forward_low_rank(dropped.clone(), a, b, pair.scale) * factors;
+                plain.forward(x) - plain.forward(dropped) + changed
+            }
+            _ => plain.forward_low_rank(x, a, b, pair.scale) * factors,
+        };
+        match bias {
+            Some(bias) => y + bias.unsqueeze::<2>(),
+            None => y,
+        }
+    }
+
+    fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
+        self.lora.plain_weight(base)
+    }
+
+    fn leaves_alone(&mut self, base: &Linear) -> bool {
+        self.lora.leaves_alone(base)
+    }
+
+    fn plain_norm(&mut self, base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
+        self.lora.plain_norm(base)
+    }
+}
+
+impl Adapter for Dora {
+    fn method(&self) -> &'static str {
+        NAME
+    }
+
+    fn parameters(&self) -> Vec<&Parameter> {
+        self.lora
+            .parameters()
+            .into_iter()
+            .chain(self.magnitudes.iter().flatten())
+            .collect()
+    }
+
+    fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
+        self.lora
+            .parameters_mut()
+            .into_iter()
+            .chain(self.magnitudes.iter_mut().flatten())
+            .collect()
+    }
+
+    fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
+        Box::new(DoraPass {
+            adapter: self,
+            lora: LoraPass {
+                adapter: &self.lora,
+                mode,
+            },
+            kept: None,
+        })
+    }
+
+    fn pass_keeping<'a>(&'a self, kept: &'a Kept) -> Box<dyn Pass + 'a> {
+        Box::new(DoraPass {
+            adapter: self,
+            lora: LoraPass {
+                adapter: &self.lora,
+                mode: Mode::Eval,
+            },
+            kept: Some(kept),
+        })
+    }
+
+    fn peft_config(&self) -> Map<String, Value> {
+        let mut config = self.lora.peft_config();
+        config.insert("use_dora".into(), json!(true));
+        config
+    }
+
+    fn weight_delta(&self, base: &Linear) -> Result<Option<Tensor<2>>, AdaptError> {
+        Ok(self
+            .merged_linear(base)?
+            .map(|merged| merged.weight - base.weight.dense()))
+    }
+
+    fn merged_linear(&self, base: &Linear) -> Result<Option<MergedLinear>, AdaptError> {
+        let Some((pair, factors)) = self.at(base, Mode::Eval, None) else {
+            return self.lora.merged_linear(base);
+        };
+        let bias = self
+            .lora
+            .bias(base.site)
+            .map(|b| b.get::<1>(Mode::Eval))
+            .or_else(|| base.bias.clone());
+        let weight = (base.weight.dense() + pair.delta(Mode::Eval)) * factors.unsqueeze_dim::<2>(1);
+        Ok(Some(MergedLinear { weight, bias }))
+    }
+
+    fn unmerged_linear(&self, merged: &Linear) -> Result<Option<MergedLinear>, AdaptError> {
+        if self.lora.at(merged.site).is_none() {
+            return self.lora.unmerged_linear(merged);
+        }
+        let reason = "its merge loses the lengths of the base's rows; load the base model".into();
+        Err(AdaptError::Unsupported {
+            method: NAME,
+            action: "be taken out again",
+            reason,
+        })
+    }
+
+    fn merged_norm(&self, base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
+        self.lora.merged_norm(base)
+    }
+
+    fn supports_mixed_batch(&self) -> bool {
+        true
+    }
+}

@@ -1,0 +1,657 @@
+//! # MoLA: layer-wise allocation of LoRA experts
+//!
+//! ## What it does
+//! Puts several LoRA experts and a router beside each linear map and lets every token choose its
+//! best `top_k`; blocks get different numbers of experts.
+//!
+//! ## Update rule
+//! `s = softmax(G x)` over the `N` experts of the map; `wᵢ = sᵢ / Σ s` over the `top_k` largest, 0
+//! elsewhere; `y = x Wᵀ + (lora_alpha / r) Σ wᵢ Bᵢ Aᵢ dropout(x)`. The loss gains
+//! `router_aux_loss_coef · Σ over blocks of N Σₑ fₑ Pₑ`, where `fₑ` is the share of choices that
+//! went to expert `e` and `Pₑ` its mean probability, over all tokens and all adapted maps of the
+//! block; 1 per block when balanced.
+//!
+//! ## When to use, when not
+//! For mixtures of tasks in one adapter, where one low-rank change is too little. The result
+//! depends on the input, so it cannot be merged and every token pays for routing: for one task,
+//! LoRA is cheaper.
+//!
+//! ## Cost
+//! Trainable: `N (r (d_in + d_out) + d_in)` per map. Extra memory while training: `N r` numbers per
+//! token and map. Extra compute: `2 N (r (d_in + d_out) + d_in)` multiply-adds per token and map:
+//! all experts are computed in one product and those not chosen are weighted with 0.
+//!
+//! ## Defaults and where they come from
+//! `num_experts = [2, 4, 6, 8]` (the paper's inverted triangle: one entry per quarter of the
+//! blocks), `top_k = 2`, `r = 8`, `lora_alpha = 16`, `lora_dropout = 0.05` and all linear maps as
+//! in the released scripts. `router_aux_loss_coef = 0.001` is the released coefficient; there a
+//! flag turns the term on, here 0 turns it off. `A` and `G` are uniform within `±1/sqrt(d_in)`, `B`
+//! zero.
+//!
+//! ## Departures from the paper
+//! `num_experts` may have any length: block `j` of `m` gets entry `⌊length · j / m⌋`, and a map
+//! outside the blocks (BERT's pooler) the last. `top_k` is lowered to the number of experts; equal
+//! probabilities go to the lower index. Dropout is drawn once per map, not once per expert. Experts
+//! lie side by side in one matrix: rows `i r .. (i + 1) r` of `A`, the same columns of `B`. A later
+//! version of the paper finds middle blocks to need most experts, so the allocation is a setting
+//! rather than a law.
+//!
+//! ## References
+//! - Gao, Chen, Rao, Sun, Liu, Peng, Zhang, Guo, Yang, Subrahmanian: Higher Layers Need More LoRA
+//!   Experts, 2024, arXiv 2402.08562.
+//! - Fedus, Zoph, Shazeer: Switch Transformers, 2021, arXiv 2101.03961 (the balance term).
+
+use std::collections::BTreeMap;
+
+use burn::prelude::*;
+use burn::tensor::activation::softmax;
+use frugal_nn::{
+    AdaptError, Adapter, BuildContext, Linear, Mode, Parameter, Pass, SiteId, stream, to_vec,
+};
+use rand::Rng;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::method::{self, Capabilities, Family, Method};
+use crate::methods::low_rank::lora::dropout;
+use crate::support::per_linear::linear_maps;
+use crate::support::{low_rank, own_files};
+use crate::target::Targets;
+
+const NAME: &str = "mola";
+const PEFT_TYPE: &str = "MOLA";
+
+/// Registry entry.
+pub const METHOD: Method = Method {
+    name: NAME,
+    aliases: &["lora-experts"],
+    family: Family::LowRank,
+    summary: "Routed LoRA experts, with a number of its own in every block",
+    default_lr: 5e-4,
+    peft_type: PEFT_TYPE,
+    peft_variant: None,
+    load_rule: None,
+    capabilities: Capabilities {
+        merge: false,
+        identity_at_init: true,
+        mixed_batch: true,
+    },
+    source: include_str!("mola.rs"),
+    defaults: method::defaults::<MolaConfig>,
+    check: |settings| method::parse::<MolaConfig>(NAME, settings)?.validate(),
+    build: |settings, context| {
+        Ok(Box::new(Mola::new(
+            method::parse(NAME, settings)?,
+            context,
+        )?))
+    },
+    from_peft: |config| Ok(own_files::from_file::<MolaConfig>(config)),
+};
+
+/// Settings.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MolaConfig {
+    /// Rank of each expert.
+    pub r: usize,
+    /// Scale numerator.
+    pub lora_alpha: f64,
+    /// Probability of dropping an input element of the experts while training.
+    pub lora_dropout: f64,
+    /// Experts per map: one entry per equal share of the blocks, from the lowest up.
+    pub num_experts: Vec<usize>,
+    /// Experts that a token chooses.
+    pub top_k: usize,
+    /// Weight of the balance term; 0 leaves it out.
+    pub router_aux_loss_coef: f64,
+    /// Which maps.
+    #[serde(flatten)]
+    pub targets: Targets,
+}
+
+impl Default for MolaConfig {
+    fn default() -> Self {
+        Self {
+            r: 8,
+            lora_alpha: 16.0,
+            lora_dropout: 0.05,
+            num_experts: vec![2, 4, 6, 8],
+            top_k: 2,
+            router_aux_loss_coef: 1e-3,
+            targets: Targets::default(),
+        }
+    }
+}
+
+impl MolaConfig {
+    /// Checks ranges.
+    ///
+    /// # Errors
+    /// [`AdaptError::Config`] naming the field.
+    pub fn validate(&self) -> Result<(), AdaptError> {
+        let bad = |field, reason: String| {
+            Err(AdaptError::Config {
+                method: NAME,
+                field,
+                reason,
+            })
+        };
+        if self.r == 0 || self.top_k == 0 {
+            return bad(
+                if self.r == 0 { "r" } else { "top_k" },
+                "must be at least 1".into(),
+            );
+        }
+        if self.num_experts.is_empty() || self.num_experts.contains(&0) {
+            return bad(
+                "num_experts",
+                "needs one entry or more, each at least 1, such as [2, 4, 6, 8]".into(),
+            );
+        }
+        if !(0.0..1.0).contains(&self.lora_dropout) {
+            return bad(
+                "lora_dropout",
+                format!(
+                    "{} is not within 0 (none) and 1 (excluded)",
+                    self.lora_dropout
+                ),
+            );
+        }
+        if !(self.lora_alpha.is_finite() && self.lora_alpha > 0.0) {
+            return bad(
+                "lora_alpha",
+                format!("{} is not a positive number", self.lora_alpha),
+            );
+        }
+        if !(self.router_aux_loss_coef.is_finite() && self.router_aux_loss_coef >= 0.0) {
+            return bad(
+                "router_aux_loss_coef",
+                format!(
+                    "{} is not a number of at least 0",
+                    self.router_aux_loss_coef
+                ),
+            );
+        }
+        Ok(())
+    }
+
+    /// Experts of a map in this block of `blocks`.
+    fn experts(&self, layer: Option<usize>, blocks: usize) -> usize {
+        let entries = self.num_experts.len();
+        let entry = layer.map_or(entries - 1, |layer| entries * layer / blocks);
+        self.num_experts[entry.min(entries - 1)]
+    }
+}
+
+/// Experts and router of one map.
+struct Experts {
+    path: String,
+    layer: Option<usize>,
+    count: usize,
+    /// All experts' `A` one below the other, `[count r, d_in]`.
+    a: Parameter,
+    /// All experts' `B` side by side, `[d_out, count r]`.
+    b: Parameter,
+    /// `[count, d_in]`.
+    router: Parameter,
+}
+
+/// A MoLA adapter.
+pub struct Mola {
+    config: MolaConfig,
+    /// Indexed by site.
+    sites: Vec<Option<Experts>>,
+    saved_targets: Value,
+}
+
+impl Mola {
+    /// Builds experts and routers of every selected map.
+    ///
+    /// # Errors
+    /// Bad settings, no matching map, tables among the targets.
+    pub fn new(config: MolaConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
+        config.validate()?;
+        let chosen = linear_maps(NAME, &config.targets, context)?;
+        let mut sites: Vec<Option<Experts>> = (0..context.sites.len()).map(|_| None).collect();
+        for &id in &chosen {
+            sites[id.index()] = Some(experts(&config, context, id));
+        }
+        let saved_targets = crate::peft::saved_targets(&config.targets, context.sites, &chosen);
+        Ok(Self {
+            config,
+            sites,
+            saved_targets,
+        })
+    }
+
+    fn at(&self, site: SiteId) -> Option<&Experts> {
+        self.sites.get(site.index())?.as_ref()
+    }
+}
+
+fn experts(config: &MolaConfig, context: &BuildContext<'_>, id: SiteId) -> Experts {
+    let (info, device) = (context.sites.info(id), &context.device);
+    let (path, d_in, d_out) = (info.path.clone(), info.d_in, info.d_out);
+    let count = config.experts(info.layer, context.info.num_hidden_layers);
+    let (rows, bound) = (count * config.r, 1.0 / (d_in as f32).sqrt());
+    let draw = |what: &str, rows: usize| -> Vec<f32> {
+        let mut rng = stream(context.seed, &format!("{path} {what}"));
+        (0..rows * d_in)
+            .map(|_| rng.random_range(-bound..bound))
+            .collect()
+    };
+    Experts {
+        a: Parameter::new(
+            format!("{path}.lora_A.weight"),
+            &[rows, d_in],
+            draw("lora_A", rows),
+            device,
+        ),
+        b: Parameter::new(
+            format!("{path}.lora_B.weight"),
+            &[d_out, rows],
+            vec![0.0; d_out * rows],
+            device,
+        ),
+        router: Parameter::new(
+            format!("{path}.router.weight"),
+            &[count, d_in],
+            draw("router", count),
+            device,
+        ),
+        layer: info.layer,
+        count,
+        path,
+    }
+}
+
+/// What a router decided.
+struct Routing {
+    /// Probabilities of all experts, `[tokens, experts]`.
+    probabilities: Tensor<2>,
+    /// Weights of the chosen experts, 0 elsewhere, `[tokens, experts]`.
+    weights: Tensor<2>,
+    /// How often each expert was chosen, `[experts]`.
+    chosen: Vec<f32>,
+}
+
+/// Chooses the `top_k` most probable experts of every token by their logits `[tokens, experts]`.
+fn route(logits: Tensor<2>, top_k: usize) -> Routing {
+    let [tokens, experts] = logits.dims();
+    let probabilities = softmax(logits, 1);
+    let values = to_vec(probabilities.clone().inner());
+    let (mut mask, mut chosen) = (vec![0.0f32; tokens * experts], vec![0.0f32; experts]);
+    let mut order: Vec<usize> = Vec::with_capacity(experts);
+    for (row, mask) in values.chunks(experts).zip(mask.chunks_mut(experts)) {
+        order.clear();
+        order.extend(0..experts);
+        // A stable sort, so that equal probabilities go to the lower index.
+        order.sort_by(|&i, &j| row[j].total_cmp(&row[i]));
+        for &expert in order.iter().take(top_k) {
+            (mask[expert], chosen[expert]) = (1.0, chosen[expert] + 1.0);
+        }
+    }
+    let device = probabilities.device().inner();
+    let kept = probabilities.clone()
+        * Tensor::<2>::from_data(TensorData::new(mask, [tokens, experts]), &device);
+    let weights = kept.clone() / kept.sum_dim(1);
+    Routing {
+        probabilities,
+        weights,
+        chosen,
+    }
+}
+
+/// Choices and probabilities of one block, pooled over its maps.
+struct Load {
+    chosen: Vec<f32>,
+    /// Sum of probabilities, `[experts]`.
+    probabilities: Tensor<1>,
+    tokens: usize,
+}
+
+impl Load {
+    fn new(routing: &Routing) -> Self {
+        let [tokens, experts] = routing.probabilities.dims();
+        let probabilities = routing.probabilities.clone().sum_dim(0).reshape([experts]);
+        Self {
+            chosen: routing.chosen.clone(),
+            probabilities,
+            tokens,
+        }
+    }
+
+    fn join(self, other: Self) -> Self {
+        Self {
+            chosen: self
+                .chosen
+                .iter()
+                .zip(&other.chosen)
+                .map(|(a, b)| a + b)
+                .collect(),
+            probabilities: self.probabilities + other.probabilities,
+            tokens: self.tokens + other.tokens,
+        }
+    }
+
+    /// `N Σ f P`, `[1]`.
+    fn balance(self) -> Tensor<1> {
+        let (experts, selections) = (self.chosen.len() as f32, self.chosen.iter().sum::<f32>());
+        let factors: Vec<f32> = self
+            .chosen
+            .iter()
+            .map(|c| experts * c / (selections * self.tokens as f32))
+            .collect();
+        let device = self.probabilities.device().inner();
+        (self.probabilities * Tensor::<1>::from_data(TensorData::from(factors.as_slice()), &device))
+            .sum()
+    }
+}
+
+struct MolaPass<'a> {
+    adapter: &'a Mola,
+    mode: Mode,
+    /// By block; `None` for maps outside the blocks.
+    loads: BTreeMap<Option<usize>, Load>,
+}
+
+impl MolaPass<'_> {
+    fn record(&mut self, layer: Option<usize>, routing: &Routing) {
+        if !self.mode.is_train() || self.adapter.config.router_aux_loss_coef == 0.0 {
+            return;
+        }
+        let load = Load::new(routing);
+        let joined = match self.loads.remove(&layer) {
+            Some(before) => before.join(load),
+            None => load,
+        };
+        self.loads.insert(layer, joined);
+    }
+}
+
+impl Pass for MolaPass<'_> {
+    fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
+        let Some(site) = self.adapter.at(base.site) else {
+            return base.forward(x);
+        };
+        let (config, mode) = (&self.adapter.config, self.mode);
+        let (a, b, scale) = (
+            site.a.get::<2>(mode),
+            site.b.get::<2>(mode),
+            (config.lora_alpha / config.r as f64) as f32,
+        );
+        if site.count == 1 {
+            // The only expert's weight is 1 whatever the router says.
+            let dropping = low_rank::Dropping {
+                p: config.lora_dropout,
+                mode,
+                path: &site.path,
+            };
+            return low_rank::forward(base, x, a, b, scale, &dropping);
+        }
+        let routing = route(
+            frugal_kernels::linear(x.clone(), site.router.get::<2>(mode), None),
+            config.top_k,
+        );
+        self.record(site.layer, &routing);
+        let seen = match mode {
+            Mode::Train { seed } if config.lora_dropout > 0.0 => {
+                dropout(x.clone(), config.lora_dropout, seed, &site.path)
+            }
+            _ => x.clone(),
+        };
+        let tokens = x.dims()[0];
+        let inner = frugal_kernels::linear(seen, a, None).reshape([tokens, site.count, config.r]);
+        let weighted = (inner * routing.weights.unsqueeze_dim::<3>(2))
+            .reshape([tokens, site.count * config.r]);
+        base.forward(x) + frugal_kernels::linear(weighted, b, None) * scale
+    }
+
+    fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
+        self.adapter
+            .at(base.site)
+            .is_none()
+            .then(|| base.weight.dense())
+    }
+
+    fn leaves_alone(&mut self, base: &Linear) -> bool {
+        self.adapter.at(base.site).is_none()
+    }
+
+    fn auxiliary_loss(&mut self) -> Option<Tensor<1>> {
+        let loads = std::mem::take(&mut self.loads);
+        let total = loads
+            .into_values()
+            .map(Load::balance)
+            .reduce(|sum, loss| sum + loss)?;
+        Some(total * self.adapter.config.router_aux_loss_coef)
+    }
+}
+
+impl Adapter for Mola {
+    fn method(&self) -> &'static str {
+        NAME
+    }
+
+    fn parameters(&self) -> Vec<&Parameter> {
+        self.sites
+            .iter()
+            .flatten()
+            .flat_map(|s| [&s.a, &s.b, &s.router])
+            .collect()
+    }
+
+    fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
+        self.sites
+            .iter_mut()
+            .flatten()
+            .flat_map(|s| [&mut s.a, &mut s.b, &mut s.router])
+            .collect()
+    }
+
+    fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
+        Box::new(MolaPass {
+            adapter: self,
+            mode,
+            loads: BTreeMap::new(),
+        })
+    }
+
+    fn peft_config(&self) -> Map<String, Value> {
+        own_files::to_file(PEFT_TYPE, &self.config, &self.saved_targets)
+    }
+
+    fn weight_delta(&self, _base: &Linear) -> Result<Option<Tensor<2>>, AdaptError> {
+        let reason = "its experts are chosen by the input, which no single weight can express; use it unmerged".into();
+        Err(AdaptError::Unsupported {
+            method: NAME,
+            action: "be merged",
+            reason,
+        })
+    }
+
+    fn supports_mixed_batch(&self) -> bool {
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use frugal_models::ModelConfig;
+    use frugal_nn::Weight;
+
+    fn close(found: &[f32], expected: &[f32]) {
+        assert_eq!(found.len(), expected.len());
+        found
+            .iter()
+            .zip(expected)
+            .for_each(|(f, e)| assert!((f - e).abs() < 1e-6, "{found:?} instead of {expected:?}"));
+    }
+
+    fn logits(rows: usize) -> Tensor<2> {
+        let values: Vec<f32> = (0..rows).flat_map(|_| [2.0, 1.0, 0.0, -1.0]).collect();
+        Tensor::from_data(TensorData::new(values, [rows, 4]), &Device::default())
+    }
+
+    fn build(
+        hidden: usize,
+        ff: usize,
+        layers: usize,
+        heads: (usize, usize),
+        config: MolaConfig,
+    ) -> Mola {
+        let raw = serde_json::json!({"model_type": "llama", "hidden_size": hidden, "intermediate_size": ff, "num_hidden_layers": layers,
+            "num_attention_heads": heads.0, "num_key_value_heads": heads.1, "vocab_size": 64});
+        let model = ModelConfig::from_json(raw, "test").unwrap();
+        let sites = model.sites();
+        let context = BuildContext {
+            info: &model.info(),
+            sites: &sites,
+            backbone: None,
+            device: Device::default(),
+            seed: 3,
+            tokenize: None,
+        };
+        Mola::new(config, &context).unwrap()
+    }
+
+    #[test]
+    fn tokens_go_to_their_most_probable_experts() {
+        let routing = route(logits(1), 2);
+        close(
+            &to_vec(routing.probabilities),
+            &[0.643_914, 0.236_883, 0.087_144, 0.032_059],
+        );
+        close(&to_vec(routing.weights), &[0.731_059, 0.268_941, 0.0, 0.0]);
+        let equal = route(Tensor::zeros([1, 3], &Device::default()), 2);
+        close(&to_vec(equal.weights), &[0.5, 0.5, 0.0]);
+        let all = route(logits(1), 4);
+        close(&to_vec(all.weights), &to_vec(all.probabilities));
+    }
+
+    #[test]
+    fn the_balance_term_is_one_when_balanced() {
+        let loss = |routing: &Routing| to_vec(Load::new(routing).balance());
+        close(&loss(&route(logits(4), 2)), &[1.761_594]);
+        // Two tokens whose choices and probabilities mirror each other.
+        let mirrored = Tensor::<2>::from_data(
+            [[5.0, 5.0, 0.0, 0.0], [0.0, 0.0, 5.0, 5.0]],
+            &Device::default(),
+        );
+        close(&loss(&route(mirrored, 2)), &[1.0]);
+        let joined = Load::new(&route(logits(1), 2)).join(Load::new(&route(logits(3), 2)));
+        close(&to_vec(joined.balance()), &[1.761_594]);
+    }
+
+    #[test]
+    fn counts_follow_the_allocation() {
+        let smollm = |num_experts: Vec<usize>| {
+            build(
+                576,
+                1536,
+                30,
+                (9, 3),
+                MolaConfig {
+                    num_experts,
+                    ..MolaConfig::default()
+                },
+            )
+            .num_trainable()
+        };
+        assert_eq!(smollm(vec![2, 4, 6, 8]), 12_787_200);
+        assert_eq!(smollm(vec![5]), 12_960_000);
+        let config = MolaConfig::default();
+        let llama: Vec<usize> = (0..32)
+            .map(|layer| config.experts(Some(layer), 32))
+            .collect();
+        assert_eq!(
+            (llama[7], llama[8], llama[24], llama.iter().sum::<usize>()),
+            (2, 4, 8, 160)
+        );
+    }
+
+    /// A small adapter with nothing zero, a map of its and an input.
+    fn filled(num_experts: usize, top_k: usize) -> (Mola, Linear, Tensor<2>) {
+        let config = MolaConfig {
+            num_experts: vec![num_experts],
+            top_k,
+            lora_dropout: 0.0,
+            ..MolaConfig::default()
+        };
+        let mut mola = build(16, 24, 1, (4, 2), config);
+        for parameter in mola.parameters_mut() {
+            parameter.set(
+                (0..parameter.len())
+                    .map(|i| (i as f32 * 0.37).sin())
+                    .collect(),
+            );
+        }
+        let index = mola.sites.iter().position(Option::is_some).unwrap();
+        let device = Device::default();
+        let wave = |rows: usize, f: f32| {
+            Tensor::<2>::from_data(
+                TensorData::new(
+                    (0..rows * 16)
+                        .map(|i| (i as f32 * f).cos())
+                        .collect::<Vec<_>>(),
+                    [rows, 16],
+                ),
+                &device,
+            )
+        };
+        (
+            mola,
+            Linear {
+                site: SiteId(index as u32),
+                weight: Weight::Dense(wave(16, 0.11)),
+                bias: None,
+            },
+            wave(5, 0.53),
+        )
+    }
+
+    #[test]
+    fn one_expert_is_lora_bit_for_bit() {
+        let (mola, base, x) = filled(1, 1);
+        let site = mola.at(base.site).unwrap();
+        let (a, b) = (site.a.get::<2>(Mode::Eval), site.b.get::<2>(Mode::Eval));
+        let lora = Linear {
+            bias: None,
+            ..base.clone()
+        }
+        .forward_low_rank(x.clone(), a, b, 2.0);
+        assert_eq!(to_vec(mola.pass(Mode::Eval).linear(&base, x)), to_vec(lora));
+    }
+
+    #[test]
+    fn computing_all_experts_at_once_equals_computing_the_chosen_ones() {
+        let (mola, base, x) = filled(4, 2);
+        let found = to_vec(mola.pass(Mode::Eval).linear(&base, x.clone()));
+        let site = mola.at(base.site).unwrap();
+        let (a, b, r) = (
+            site.a.get::<2>(Mode::Eval),
+            site.b.get::<2>(Mode::Eval),
+            mola.config.r,
+        );
+        let routing = route(
+            frugal_kernels::linear(x.clone(), site.router.get::<2>(Mode::Eval), None),
+            2,
+        );
+        for token in 0..5 {
+            let x = x.clone().slice(token..token + 1);
+            let weights = to_vec(routing.weights.clone().slice(token..token + 1));
+            let mut y = base.forward(x.clone());
+            for (expert, &weight) in weights.iter().enumerate().filter(|(_, w)| **w > 0.0) {
+                let range = expert * r..(expert + 1) * r;
+                let low = x.clone().matmul(a.clone().slice(range.clone()).transpose());
+                y = y + low.matmul(b.clone().slice([0..16, range]).transpose()) * (2.0 * weight);
+            }
+            let expected = to_vec(y);
+            found[token * 16..(token + 1) * 16]
+                .iter()
+                .zip(&expected)
+                .for_each(|(f, e)| assert!((f - e).abs() < 1e-4, "{f} {e}"));
+        }
+    }
+}

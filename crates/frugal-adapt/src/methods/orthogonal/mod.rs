@@ -1,0 +1,6 @@
+//! Rotations of weights.
+
+pub mod boft;
+pub mod hra;
+pub mod oft;
+pub mod road;

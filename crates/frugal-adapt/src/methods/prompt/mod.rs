@@ -1,0 +1,5 @@
+//! Positions in front of the input, or keys and values in front of every block.
+
+pub mod p_tuning;
+pub mod prefix_tuning;
+pub mod prompt_tuning;

@@ -1,0 +1,464 @@
+//! # P-tuning: a prompt that a small network makes
+//!
+//! ## What it does
+//! Learns input embeddings that stand in front of every sequence, as prompt tuning does, but
+//! through an encoder that ties them together while training. Afterwards only its output is kept.
+//!
+//! ## Update rule
+//! `h₀ = [F(P); E(x)]` with `P [num_virtual_tokens, d_model]` and `F` a network of three linear
+//! maps with ReLU between them (`MLP`), or a bidirectional LSTM of `encoder_num_layers` layers and
+//! two linear maps (`LSTM`).
+//!
+//! ## When to use, when not
+//! Where prompt tuning learns too slowly: the encoder lets few steps move all positions together.
+//! The finished adapter is as small as that of prompt tuning, and as limited. A saved prompt can be
+//! used, but its training cannot be taken up again.
+//!
+//! ## Cost
+//! Trainable while training: the encoder, `num_virtual_tokens * d + 2 d h + h² + 2 h + d` numbers
+//! for `MLP` with hidden size `h`. Kept: `num_virtual_tokens * d`. Extra compute: that many
+//! positions in every sequence, also after training; it cannot be merged.
+//!
+//! ## Defaults and where they come from
+//! 20 positions and `MLP` with a hidden size of `d_model`, as in Hugging Face `peft`; initial
+//! values are PyTorch's: a standard normal table, uniform maps. The paper uses the LSTM.
+//!
+//! ## Departures from the paper
+//! All positions stand in front; the paper also places them inside templates. With an encoder whose
+//! head reads the first token, the head reads the first real token; `peft` gives it the first
+//! prompt position.
+//!
+//! ## References
+//! - Liu, Zheng, Du, Ding, Qian, Yang, Tang: GPT Understands, Too, 2021, arXiv 2103.10385.
+
+use burn::prelude::*;
+use burn::tensor::activation::{relu, sigmoid};
+use frugal_nn::{
+    AdaptError, Adapter, BuildContext, Linear, Mode, Parameter, Pass, SequenceLayout, normal,
+    stream, to_vec,
+};
+use rand::Rng;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use crate::method::{self, Capabilities, Family, Method};
+use crate::methods::low_rank::lora::dropout;
+use crate::methods::prompt::prompt_tuning::{check_peft, not_a_weight, prepend};
+use crate::support::dense::Dense;
+
+const NAME: &str = "p-tuning";
+
+/// Registry entry.
+pub const METHOD: Method = Method {
+    name: NAME,
+    aliases: &["prompt-encoder"],
+    family: Family::Prompt,
+    summary: "A prompt made by a small network, which is dropped after training",
+    default_lr: 1e-2,
+    peft_type: "P_TUNING",
+    peft_variant: None,
+    load_rule: None,
+    capabilities: Capabilities {
+        merge: false,
+        identity_at_init: false,
+        mixed_batch: false,
+    },
+    source: include_str!("p_tuning.rs"),
+    defaults: method::defaults::<PTuningConfig>,
+    check: |settings| method::parse::<PTuningConfig>(NAME, settings)?.validate(),
+    build: |settings, context| {
+        Ok(Box::new(PTuning::new(
+            method::parse(NAME, settings)?,
+            context,
+        )?))
+    },
+    from_peft,
+};
+
+fn from_peft(config: &Map<String, Value>) -> Result<Map<String, Value>, AdaptError> {
+    check_peft(NAME, config)?;
+    let fields = [
+        "num_virtual_tokens",
+        "encoder_reparameterization_type",
+        "encoder_hidden_size",
+        "encoder_num_layers",
+        "encoder_dropout",
+    ];
+    let mut settings: Map<String, Value> = fields
+        .into_iter()
+        .filter_map(|f| {
+            Some((
+                f.to_owned(),
+                config.get(f).filter(|v| !v.is_null())?.clone(),
+            ))
+        })
+        .collect();
+    settings.insert("inference_mode".into(), json!(true));
+    Ok(settings)
+}
+
+/// The network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum EncoderType {
+    /// Three linear maps.
+    #[default]
+    Mlp,
+    /// A bidirectional LSTM and two linear maps.
+    Lstm,
+}
+
+/// Settings, with `peft`'s names.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PTuningConfig {
+    /// Positions in front of the input.
+    pub num_virtual_tokens: usize,
+    /// Network that makes them.
+    pub encoder_reparameterization_type: EncoderType,
+    /// Its width; by default that of the model.
+    pub encoder_hidden_size: Option<usize>,
+    /// Layers of the LSTM; the MLP always has three maps.
+    pub encoder_num_layers: usize,
+    /// Probability of dropping a value between two layers of the LSTM while training.
+    pub encoder_dropout: f64,
+    /// Hold the finished positions only, as files do.
+    pub inference_mode: bool,
+}
+
+impl Default for PTuningConfig {
+    fn default() -> Self {
+        Self {
+            num_virtual_tokens: 20,
+            encoder_reparameterization_type: EncoderType::default(),
+            encoder_hidden_size: None,
+            encoder_num_layers: 2,
+            encoder_dropout: 0.0,
+            inference_mode: false,
+        }
+    }
+}
+
+impl PTuningConfig {
+    /// Checks ranges.
+    ///
+    /// # Errors
+    /// [`AdaptError::Config`] naming the field.
+    pub fn validate(&self) -> Result<(), AdaptError> {
+        let bad = |field, reason: &str| {
+            Err(AdaptError::Config {
+                method: NAME,
+                field,
+                reason: reason.into(),
+            })
+        };
+        if self.num_virtual_tokens == 0 {
+            return bad("num_virtual_tokens", "must be at least 1");
+        }
+        if self.encoder_hidden_size == Some(0) {
+            return bad("encoder_hidden_size", "must be at least 1");
+        }
+        if self.encoder_num_layers == 0 {
+            return bad("encoder_num_layers", "must be at least 1");
+        }
+        if !(0.0..1.0).contains(&self.encoder_dropout) {
+            return bad("encoder_dropout", "must be from 0 to below 1");
+        }
+        Ok(())
+    }
+}
+
+/// One direction of one LSTM layer; gates stand in the order input, forget, cell, output.
+struct Lstm {
+    /// `[4 h, d_in]`.
+    input: Dense,
+    /// `[4 h, h]`.
+    hidden: Dense,
+}
+
+impl Lstm {
+    fn new(suffix: &str, d_in: usize, h: usize, context: &BuildContext<'_>) -> Self {
+        let bound = 1.0 / (h as f32).sqrt();
+        let parameter = |name: &str, shape: &[usize]| {
+            let name = format!("lstm_head.{name}_{suffix}");
+            let mut rng = stream(context.seed, &name);
+            let values = (0..shape.iter().product())
+                .map(|_| rng.random_range(-bound..bound))
+                .collect();
+            Parameter::new(name, shape, values, &context.device)
+        };
+        Self {
+            input: Dense {
+                weight: parameter("weight_ih", &[4 * h, d_in]),
+                bias: Some(parameter("bias_ih", &[4 * h])),
+            },
+            hidden: Dense {
+                weight: parameter("weight_hh", &[4 * h, h]),
+                bias: Some(parameter("bias_hh", &[4 * h])),
+            },
+        }
+    }
+
+    /// `[rows, d_in]` to `[rows, h]`, from the last row to the first if `reverse`.
+    fn forward(&self, x: Tensor<2>, reverse: bool, mode: Mode) -> Tensor<2> {
+        let rows = x.dims()[0];
+        let h = self.hidden.weight.shape()[1];
+        let gates = self.input.forward(x, mode);
+        let zero = Tensor::<2>::zeros([1, h], &gates.device().inner());
+        let (mut state, mut cell) = (zero.clone(), zero);
+        let mut out: Vec<Tensor<2>> = Vec::with_capacity(rows);
+        for i in 0..rows {
+            let row = if reverse { rows - 1 - i } else { i };
+            let sum = gates.clone().slice(row..row + 1) + self.hidden.forward(state, mode);
+            let gate = |k: usize| sum.clone().narrow(1, k * h, h);
+            cell = sigmoid(gate(1)) * cell + sigmoid(gate(0)) * gate(2).tanh();
+            state = sigmoid(gate(3)) * cell.clone().tanh();
+            out.push(state.clone());
+        }
+        if reverse {
+            out.reverse();
+        }
+        Tensor::cat(out, 0)
+    }
+
+    fn parameters(&self) -> impl Iterator<Item = &Parameter> {
+        self.input.parameters().chain(self.hidden.parameters())
+    }
+
+    fn parameters_mut(&mut self) -> impl Iterator<Item = &mut Parameter> {
+        self.input
+            .parameters_mut()
+            .chain(self.hidden.parameters_mut())
+    }
+}
+
+/// What makes the positions.
+enum Source {
+    /// `[rows, d]`: the positions themselves.
+    Rows(Parameter),
+    /// Rows, and the network that they go through.
+    Encoded {
+        embedding: Parameter,
+        layers: Vec<[Lstm; 2]>,
+        head: Vec<Dense>,
+    },
+}
+
+impl Source {
+    fn new(config: &PTuningConfig, context: &BuildContext<'_>) -> Self {
+        let (rows, d) = (config.num_virtual_tokens, context.info.hidden_size);
+        let h = config.encoder_hidden_size.unwrap_or(d);
+        let mut rng = stream(context.seed, "embedding.weight");
+        let values: Vec<f32> = (0..rows * d).map(|_| normal(&mut rng)).collect();
+        if config.inference_mode {
+            return Self::Rows(Parameter::new(
+                "prompt_embeddings",
+                &[rows, d],
+                values,
+                &context.device,
+            ));
+        }
+        let dense = |i: usize, d_in, d_out| {
+            Dense::uniform(
+                &format!("mlp_head.{i}"),
+                d_in,
+                d_out,
+                context.seed,
+                &context.device,
+            )
+        };
+        let lstm = |layer: usize, suffix: &str| {
+            Lstm::new(
+                &format!("l{layer}{suffix}"),
+                if layer == 0 { d } else { 2 * h },
+                h,
+                context,
+            )
+        };
+        let (layers, head) = match config.encoder_reparameterization_type {
+            EncoderType::Mlp => (
+                Vec::new(),
+                vec![dense(0, d, h), dense(2, h, h), dense(4, h, d)],
+            ),
+            EncoderType::Lstm => (
+                (0..config.encoder_num_layers)
+                    .map(|i| [lstm(i, ""), lstm(i, "_reverse")])
+                    .collect(),
+                vec![dense(0, 2 * h, 2 * h), dense(2, 2 * h, d)],
+            ),
+        };
+        Self::Encoded {
+            embedding: Parameter::new("embedding.weight", &[rows, d], values, &context.device),
+            layers,
+            head,
+        }
+    }
+
+    /// `[rows, d]`.
+    fn rows(&self, dropout_rate: f64, mode: Mode) -> Tensor<2> {
+        let (embedding, layers, head) = match self {
+            Self::Rows(rows) => return rows.get::<2>(mode),
+            Self::Encoded {
+                embedding,
+                layers,
+                head,
+            } => (embedding, layers, head),
+        };
+        let mut x = embedding.get::<2>(mode);
+        for (i, [forward, backward]) in layers.iter().enumerate() {
+            if let Mode::Train { seed } = mode
+                && i > 0
+                && dropout_rate > 0.0
+            {
+                x = dropout(x, dropout_rate, seed, &format!("lstm_head.{i}"));
+            }
+            x = Tensor::cat(
+                vec![
+                    forward.forward(x.clone(), false, mode),
+                    backward.forward(x, true, mode),
+                ],
+                1,
+            );
+        }
+        for (i, map) in head.iter().enumerate() {
+            x = map.forward(if i > 0 { relu(x) } else { x }, mode);
+        }
+        x
+    }
+}
+
+/// A P-tuning adapter.
+pub struct PTuning {
+    config: PTuningConfig,
+    source: Source,
+    token_dim: usize,
+    num_layers: usize,
+    num_attention_heads: usize,
+}
+
+impl PTuning {
+    /// Builds the prompt and its encoder.
+    ///
+    /// # Errors
+    /// Bad settings.
+    pub fn new(config: PTuningConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
+        config.validate()?;
+        Ok(Self {
+            source: Source::new(&config, context),
+            token_dim: context.info.hidden_size,
+            num_layers: context.info.num_hidden_layers,
+            num_attention_heads: context.info.num_attention_heads,
+            config,
+        })
+    }
+
+    fn rows(&self, mode: Mode) -> Tensor<2> {
+        self.source.rows(self.config.encoder_dropout, mode)
+    }
+}
+
+struct PTuningPass<'a> {
+    adapter: &'a PTuning,
+    mode: Mode,
+}
+
+impl Pass for PTuningPass<'_> {
+    fn embed(&mut self, hidden_states: Tensor<2>, layout: &mut SequenceLayout) -> Tensor<2> {
+        prepend(hidden_states, layout, || self.adapter.rows(self.mode))
+    }
+
+    fn leaves_alone(&mut self, _base: &Linear) -> bool {
+        true
+    }
+}
+
+impl Adapter for PTuning {
+    fn method(&self) -> &'static str {
+        NAME
+    }
+
+    fn parameters(&self) -> Vec<&Parameter> {
+        match &self.source {
+            Source::Rows(rows) => vec![rows],
+            Source::Encoded {
+                embedding,
+                layers,
+                head,
+            } => {
+                let lstm = layers.iter().flatten().flat_map(Lstm::parameters);
+                std::iter::once(embedding)
+                    .chain(lstm)
+                    .chain(head.iter().flat_map(Dense::parameters))
+                    .collect()
+            }
+        }
+    }
+
+    fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
+        match &mut self.source {
+            Source::Rows(rows) => vec![rows],
+            Source::Encoded {
+                embedding,
+                layers,
+                head,
+            } => {
+                let lstm = layers.iter_mut().flatten().flat_map(Lstm::parameters_mut);
+                std::iter::once(embedding)
+                    .chain(lstm)
+                    .chain(head.iter_mut().flat_map(Dense::parameters_mut))
+                    .collect()
+            }
+        }
+    }
+
+    fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
+        Box::new(PTuningPass {
+            adapter: self,
+            mode,
+        })
+    }
+
+    fn finished(&self) -> Option<Box<dyn Adapter>> {
+        let Source::Encoded { .. } = &self.source else {
+            return None;
+        };
+        let rows = self.rows(Mode::Eval);
+        let (shape, device) = (rows.dims(), rows.device());
+        Some(Box::new(Self {
+            config: PTuningConfig {
+                inference_mode: true,
+                ..self.config.clone()
+            },
+            source: Source::Rows(Parameter::new(
+                "prompt_embeddings",
+                &shape,
+                to_vec(rows),
+                &device,
+            )),
+            ..*self
+        }))
+    }
+
+    fn peft_config(&self) -> Map<String, Value> {
+        let c = &self.config;
+        let fields = json!({
+            "peft_type": "P_TUNING", "num_virtual_tokens": c.num_virtual_tokens, "token_dim": self.token_dim,
+            "num_transformer_submodules": 1, "num_attention_heads": self.num_attention_heads, "num_layers": self.num_layers,
+            "encoder_reparameterization_type": c.encoder_reparameterization_type,
+            "encoder_hidden_size": c.encoder_hidden_size.unwrap_or(self.token_dim), "encoder_num_layers": c.encoder_num_layers,
+            "encoder_dropout": c.encoder_dropout, "modules_to_save": null,
+        });
+        let Value::Object(fields) = fields else {
+            unreachable!("a literal object")
+        };
+        fields
+    }
+
+    fn weight_delta(&self, _base: &Linear) -> Result<Option<Tensor<2>>, AdaptError> {
+        Err(not_a_weight(NAME))
+    }
+
+    fn supports_mixed_batch(&self) -> bool {
+        false
+    }
+}

@@ -1,0 +1,5 @@
+//! Factors and shifts of activations or norms.
+
+pub mod ia3;
+pub mod ln_tuning;
+pub mod ssf;

@@ -1,0 +1,5 @@
+//! Parameters shared between places.
+
+pub mod mos;
+pub mod vblora;
+pub mod vera;

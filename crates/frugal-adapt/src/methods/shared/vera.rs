@@ -1,0 +1,253 @@
+//! # VeRA: vector-based random matrix adaptation
+//!
+//! ## What it does
+//! One pair of frozen random projections serves all maps; only two vectors of factors per map are
+//! trained.
+//!
+//! ## Update rule
+//! `y = x Wᵀ + b ⊙ ((d ⊙ (x Aᵀ)) Bᵀ)` with `A [r, d_in]`, `B [d_out, r]` random and frozen, `d [r]`
+//! and `b [d_out]` trained. Maps of different sizes use the leading part of the shared `A` and `B`.
+//!
+//! ## When to use, when not
+//! Where many adapters of one model must be stored: with the projections drawn again from their key
+//! (`save_projection = false`) a file holds `r + d_out` numbers per map. Each step costs more than
+//! LoRA's, because the rank must be high.
+//!
+//! ## Cost
+//! Trainable: `r + d_out` per map. Extra memory: `r (max d_in + max d_out)` once. Extra compute:
+//! `2 r (d_in + d_out)` multiply-adds per token forward. None after merging.
+//!
+//! ## Defaults and where they come from
+//! `r = 256`, `d_initial = 0.1`, `b` zero: paper and Hugging Face `peft`. The projections are
+//! Kaiming-uniform and drawn by PyTorch's generator from `projection_prng_key`, exactly as `peft`
+//! draws them. The learning rate is an order above LoRA's, as in the paper.
+//!
+//! ## Departures from the paper
+//! None. Training biases (`bias` of `peft`) is not offered.
+//!
+//! ## References
+//! - Kopiczko, Blankevoort, Asano: VeRA: Vector-based Random Matrix Adaptation, 2023, arXiv
+//!   2310.11454.
+
+use burn::prelude::*;
+use frugal_nn::{AdaptError, BuildContext, Mode, Parameter};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::method::{self, Capabilities, Family, Method};
+use crate::methods::low_rank::lora::dropout;
+use crate::support::per_linear::{self, At, MapPart, Maps, bad};
+use crate::support::torch_random::TorchGenerator;
+use crate::target::{Layers, Names, Targets};
+
+const NAME: &str = "vera";
+
+/// Registry entry.
+pub const METHOD: Method = Method {
+    name: NAME,
+    aliases: &[],
+    family: Family::Shared,
+    summary: "Factors on shared frozen random projections",
+    default_lr: 1.5e-2,
+    peft_type: "VERA",
+    peft_variant: None,
+    load_rule: None,
+    capabilities: Capabilities {
+        merge: true,
+        identity_at_init: true,
+        mixed_batch: true,
+    },
+    source: include_str!("vera.rs"),
+    defaults: method::defaults::<VeraConfig>,
+    check: |settings| method::parse::<VeraConfig>(NAME, settings)?.validate(),
+    build: |settings, context| Ok(Box::new(build(method::parse(NAME, settings)?, context)?)),
+    from_peft: |config| {
+        per_linear::from_peft::<VeraConfig>(NAME, config, json!({}), &[("bias", &[json!("none")])])
+    },
+};
+
+/// Settings, with `peft`'s names.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct VeraConfig {
+    /// Rows of `A`.
+    pub r: usize,
+    /// Seed of the projections.
+    pub projection_prng_key: u64,
+    /// Whether files hold the projections.
+    pub save_projection: bool,
+    /// Probability of dropping an input element on the adapted path while training.
+    pub vera_dropout: f64,
+    /// Initial value of `d`.
+    pub d_initial: f64,
+    /// Path endings, one regular expression over the whole path, or `all-linear`.
+    pub target_modules: Names,
+    /// Only these blocks.
+    pub layers_to_transform: Option<Layers>,
+    /// Name of the list of blocks in the path.
+    pub layers_pattern: Option<Names>,
+}
+
+impl Default for VeraConfig {
+    fn default() -> Self {
+        Self {
+            r: 256,
+            projection_prng_key: 0,
+            save_projection: true,
+            vera_dropout: 0.0,
+            d_initial: 0.1,
+            target_modules: Targets::default().target_modules,
+            layers_to_transform: None,
+            layers_pattern: None,
+        }
+    }
+}
+
+impl VeraConfig {
+    /// Checks ranges.
+    ///
+    /// # Errors
+    /// [`AdaptError::Config`] naming the field.
+    pub fn validate(&self) -> Result<(), AdaptError> {
+        if self.r == 0 {
+            return bad(NAME, "r", "must be at least 1");
+        }
+        per_linear::check_dropout(NAME, "vera_dropout", self.vera_dropout)
+    }
+}
+
+fn build(config: VeraConfig, context: &BuildContext<'_>) -> Result<Maps<Factors>, AdaptError> {
+    config.validate()?;
+    let targets = Targets {
+        target_modules: config.target_modules.clone(),
+        layers_to_transform: config.layers_to_transform.clone(),
+        layers_pattern: config.layers_pattern.clone(),
+        ..Targets::default()
+    };
+    let (mut d_in, mut d_out) = (0, 0);
+    let (r, device) = (config.r, &context.device);
+    let constants = json!({"bias": "none", "init_weights": true, "fan_in_fan_out": false});
+    let maps = Maps::new(&METHOD, &targets, context, &config, constants, |_, info| {
+        (d_in, d_out) = (d_in.max(info.d_in), d_out.max(info.d_out));
+        Ok(Factors {
+            b: Parameter::new(
+                format!("{}.vera_lambda_b", info.path),
+                &[info.d_out],
+                vec![0.0; info.d_out],
+                device,
+            ),
+            d: Parameter::new(
+                format!("{}.vera_lambda_d", info.path),
+                &[r],
+                vec![config.d_initial as f32; r],
+                device,
+            ),
+            dropout: config.vera_dropout,
+        })
+    })?;
+    let mut generator = TorchGenerator::new(config.projection_prng_key);
+    let mut projection = |name: &str, rows: usize, cols: usize| {
+        // Kaiming-uniform for a rectifier, by the number of columns.
+        let bound = 3.0_f64.sqrt() * (2.0_f64.sqrt() / (cols as f64).sqrt());
+        Parameter::frozen(
+            format!("base_model.{name}"),
+            &[rows, cols],
+            generator.uniform(rows * cols, bound as f32),
+            device,
+        )
+    };
+    let (a, b) = (
+        projection("vera_A", r, d_in),
+        projection("vera_B", d_out, r),
+    );
+    Ok(maps.with_shared(vec![a, b], config.save_projection))
+}
+
+/// The factors of one map; the projections are shared.
+struct Factors {
+    /// `[d_out]`.
+    b: Parameter,
+    /// `[r]`.
+    d: Parameter,
+    dropout: f64,
+}
+
+impl Factors {
+    /// `A [r, d_in]` and `B [d_out, r]` for a map of this size.
+    fn projections(at: &At<'_>) -> (Tensor<2>, Tensor<2>) {
+        let ([d_out, d_in], [a, b]) = (
+            at.base.weight.dims(),
+            [0, 1].map(|i| at.shared[i].get::<2>(Mode::Eval)),
+        );
+        (a.narrow(1, 0, d_in), b.narrow(0, 0, d_out))
+    }
+}
+
+impl MapPart for Factors {
+    fn parameters(&self) -> Vec<&Parameter> {
+        vec![&self.b, &self.d]
+    }
+
+    fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
+        vec![&mut self.b, &mut self.d]
+    }
+
+    fn delta(&self, at: &At<'_>) -> Tensor<2> {
+        let (a, b) = Self::projections(at);
+        let (scale_b, scale_d) = (self.b.get::<1>(Mode::Eval), self.d.get::<1>(Mode::Eval));
+        (b * scale_b.unsqueeze_dim::<2>(1)).matmul(a * scale_d.unsqueeze_dim::<2>(1))
+    }
+
+    fn forms_weight(&self) -> bool {
+        false
+    }
+
+    fn forward(&self, at: &At<'_>, x: Tensor<2>) -> Tensor<2> {
+        let (a, b) = Self::projections(at);
+        let y = at.base.forward(x.clone());
+        let x = match at.mode {
+            Mode::Train { seed } if self.dropout > 0.0 => dropout(x, self.dropout, seed, at.path),
+            _ => x,
+        };
+        let low = frugal_kernels::linear(x, a, None) * self.d.get::<1>(at.mode).unsqueeze::<2>();
+        y + frugal_kernels::linear(low, b, None) * self.b.get::<1>(at.mode).unsqueeze::<2>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn projections_are_those_of_peft() {
+        // Key 0, r = 8, sides 24 and 16, PyTorch 2.15.
+        let mut generator = TorchGenerator::new(0);
+        let bound = |fan_in: f32| (6.0 / fan_in).sqrt();
+        let (a, b) = (
+            generator.uniform(8 * 24, bound(24.0)),
+            generator.uniform(16 * 8, bound(8.0)),
+        );
+        let close = |found: &[f32], expected: [f32; 4]| {
+            found
+                .iter()
+                .zip(expected)
+                .all(|(a, b)| (a - b).abs() < 1e-6)
+        };
+        assert!(
+            close(
+                &a,
+                [-0.003_743_41, 0.268_221_8, -0.411_522_57, -0.367_969_5]
+            ),
+            "{:?}",
+            &a[..4]
+        );
+        assert!(
+            close(
+                &b,
+                [-0.610_875_5, 0.038_624_64, -0.610_490_86, -0.476_733_27]
+            ),
+            "{:?}",
+            &b[..4]
+        );
+    }
+}

@@ -1,0 +1,340 @@
+//! # FISH mask: training the weights that matter most
+//!
+//! ## What it does
+//! Measures which of the model's own weights the loss is most sensitive to, and trains only those.
+//! The choice is made once, in the first steps of the run, and then stays.
+//!
+//! ## Update rule
+//! `F_i = Σ g_i²` over the first `fisher_steps` steps, in which nothing moves; `y = x (W + Δ)ᵀ`
+//! where `Δ` is trained in the `density` of all entries with the largest `F` and zero elsewhere.
+//!
+//! ## When to use, when not
+//! When the change must be sparse: it merges without cost, several can be shipped as short lists,
+//! and two that touch different entries do not disturb each other. It needs as much memory as full
+//! training while it measures; LoRA reaches the same quality with less.
+//!
+//! ## Cost
+//! Trainable: `density` of the entries of all chosen maps. Extra memory: a gradient and a sum of
+//! squares for every entry while measuring, one dense matrix per map afterwards. None after
+//! merging.
+//!
+//! ## Defaults and where they come from
+//! Half a per cent of the entries, the paper's main setting; all linear maps but the head. 16 steps
+//! of measuring, or a quarter of the run if that is less.
+//!
+//! ## Departures from the paper
+//! The paper squares the gradient of each example; here each step's gradient is squared, so that a
+//! sample is a batch. The labels are the true ones, as in the released code (the empirical Fisher
+//! information). Biases, norms and tables are not candidates.
+//!
+//! ## References
+//! - Sung, Nair, Raffel: Training Neural Networks with Fixed Sparse Masks, 2021, arXiv 2111.09839.
+
+use std::collections::BTreeMap;
+
+use burn::prelude::*;
+use frugal_nn::{
+    AdaptError, Adapter, BuildContext, GradientSum, Linear, Mode, Parameter, Pass, StepContext,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::method::{self, Capabilities, Family, Method};
+use crate::support::own_files;
+use crate::support::sparse::{
+    AddsToWeights, DeltaPass, Place, SparseDelta, SparseFile, budget, places, top,
+};
+use crate::target::{Layers, Names, Targets};
+
+const NAME: &str = "fish-mask";
+
+/// Registry entry.
+pub const METHOD: Method = Method {
+    name: NAME,
+    aliases: &["fish"],
+    family: Family::Sparse,
+    summary: "Trains the few weights that the loss is most sensitive to",
+    default_lr: 1.5e-3,
+    peft_type: "FISH_MASK",
+    peft_variant: None,
+    load_rule: None,
+    capabilities: Capabilities {
+        merge: true,
+        identity_at_init: true,
+        mixed_batch: true,
+    },
+    source: include_str!("fish_mask.rs"),
+    defaults: method::defaults::<FishMaskConfig>,
+    check: |settings| method::parse::<FishMaskConfig>(NAME, settings)?.validate(),
+    build: |settings, context| FishMask::build(method::parse(NAME, settings)?, context),
+    from_peft: |config| Ok(own_files::from_file::<FishMaskConfig>(config)),
+};
+
+/// Settings.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FishMaskConfig {
+    /// Share of the entries that is trained.
+    pub density: f64,
+    /// Steps of measuring; at most a quarter of the run.
+    pub fisher_steps: u64,
+    /// Path endings, one regular expression over the whole path, or `all-linear`.
+    pub target_modules: Names,
+    /// Same grammar; wins over the targets.
+    pub exclude_modules: Option<Names>,
+    /// Only these blocks.
+    pub layers_to_transform: Option<Layers>,
+    /// Entries of each map; what files have.
+    pub nnz: Option<BTreeMap<String, usize>>,
+}
+
+impl Default for FishMaskConfig {
+    fn default() -> Self {
+        let targets = Targets::default();
+        Self {
+            density: 0.005,
+            fisher_steps: 16,
+            target_modules: targets.target_modules,
+            exclude_modules: None,
+            layers_to_transform: None,
+            nnz: None,
+        }
+    }
+}
+
+impl FishMaskConfig {
+    /// Checks ranges.
+    ///
+    /// # Errors
+    /// [`AdaptError::Config`] naming the field.
+    pub fn validate(&self) -> Result<(), AdaptError> {
+        let bad = |field, reason: &str| {
+            Err(AdaptError::Config {
+                method: NAME,
+                field,
+                reason: reason.into(),
+            })
+        };
+        if !(self.density > 0.0 && self.density <= 1.0) {
+            return bad("density", "must be above 0 and at most 1");
+        }
+        if self.fisher_steps == 0 {
+            return bad("fisher_steps", "must be at least 1");
+        }
+        Ok(())
+    }
+
+    fn targets(&self) -> Targets {
+        Targets {
+            target_modules: self.target_modules.clone(),
+            exclude_modules: self.exclude_modules.clone(),
+            layers_to_transform: self.layers_to_transform.clone(),
+            ..Targets::default()
+        }
+    }
+}
+
+/// A FISH mask while it is made and trained.
+pub struct FishMask {
+    config: FishMaskConfig,
+    places: Vec<Place>,
+    /// Index into `places` by site.
+    by_site: Vec<Option<usize>>,
+    sparse: SparseDelta,
+    /// While measuring: a dense change of every map, which stays zero and whose gradient is that of
+    /// the weight.
+    probes: Vec<Parameter>,
+    /// While measuring: sums of squared gradients.
+    fisher: Vec<Vec<f32>>,
+    device: Device,
+}
+
+impl FishMask {
+    /// Builds the adapter, in the form of files where the settings have `nnz`.
+    ///
+    /// # Errors
+    /// Bad settings, no matching map.
+    pub fn build(
+        config: FishMaskConfig,
+        context: &BuildContext<'_>,
+    ) -> Result<Box<dyn Adapter>, AdaptError> {
+        config.validate()?;
+        let places = places(NAME, &config.targets(), context)?;
+        if let Some(nnz) = &config.nnz {
+            return Ok(Box::new(SparseFile::new(
+                NAME,
+                own_files::all_to_file("FISH_MASK", &config),
+                &places,
+                nnz,
+                context,
+            )?));
+        }
+        let mut by_site = vec![None; context.sites.len()];
+        places
+            .iter()
+            .enumerate()
+            .for_each(|(index, place)| by_site[place.site.index()] = Some(index));
+        let mut adapter = Self {
+            sparse: SparseDelta::new(budget(&places, config.density), &context.device),
+            probes: Vec::new(),
+            fisher: Vec::new(),
+            device: context.device.clone(),
+            config,
+            places,
+            by_site,
+        };
+        adapter.start_measuring();
+        Ok(Box::new(adapter))
+    }
+
+    fn start_measuring(&mut self) {
+        let probe = |place: &Place| {
+            Parameter::new(
+                format!("{}.probe", place.path),
+                &[place.d_out, place.d_in],
+                vec![0.0; place.len()],
+                &self.device,
+            )
+        };
+        self.probes = self.places.iter().map(probe).collect();
+        self.fisher = self
+            .places
+            .iter()
+            .map(|place| vec![0.0; place.len()])
+            .collect();
+    }
+
+    fn stop_measuring(&mut self) {
+        (self.probes, self.fisher) = (Vec::new(), Vec::new());
+    }
+}
+
+impl AddsToWeights for FishMask {
+    fn delta(&self, base: &Linear, mode: Mode) -> Option<Tensor<2>> {
+        let index = (*self.by_site.get(base.site.index())?)?;
+        match self.probes.get(index) {
+            // Outside training the probes are zero and would cost a copy of every weight.
+            Some(probe) => mode.is_train().then(|| probe.get::<2>(mode)),
+            None => self.sparse.delta(index, &self.places[index], mode),
+        }
+    }
+
+    fn acts_on(&self, base: &Linear) -> bool {
+        self.by_site
+            .get(base.site.index())
+            .is_some_and(Option::is_some)
+    }
+}
+
+impl Adapter for FishMask {
+    fn method(&self) -> &'static str {
+        NAME
+    }
+
+    fn parameters(&self) -> Vec<&Parameter> {
+        vec![&self.sparse.values]
+    }
+
+    fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
+        vec![&mut self.sparse.values]
+    }
+
+    fn probes(&self) -> Vec<&Parameter> {
+        self.probes.iter().collect()
+    }
+
+    fn needs_trainer(&self) -> bool {
+        true
+    }
+
+    fn is_complete(&self) -> bool {
+        self.sparse.entries.is_some()
+    }
+
+    fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
+        Box::new(DeltaPass {
+            adapter: self,
+            mode,
+        })
+    }
+
+    fn before_step(&mut self, context: &StepContext, gradients: &mut GradientSum) {
+        if self.probes.is_empty() {
+            return;
+        }
+        for (probe, fisher) in self.probes.iter().zip(&mut self.fisher) {
+            let gradient = gradients.remove(probe.name()).unwrap_or_default();
+            fisher
+                .iter_mut()
+                .zip(gradient)
+                .for_each(|(sum, g)| *sum += g * g);
+        }
+        let last = self.config.fisher_steps.min(context.total_steps / 4).max(1);
+        if context.step + 1 >= last {
+            self.sparse.entries = Some(top(&self.fisher, self.sparse.values.len()));
+        }
+    }
+
+    fn after_step(&mut self, _context: &StepContext) {
+        if self.sparse.entries.is_some() {
+            self.stop_measuring();
+        }
+    }
+
+    fn state(&self) -> BTreeMap<String, Vec<f32>> {
+        let fisher = self
+            .places
+            .iter()
+            .zip(&self.fisher)
+            .map(|(place, sum)| (format!("fisher.{}", place.path), sum.clone()));
+        fisher
+            .chain(
+                self.sparse
+                    .state(&self.places)
+                    .map(|entries| ("entries".to_owned(), entries)),
+            )
+            .collect()
+    }
+
+    fn restore(&mut self, state: &BTreeMap<String, Vec<f32>>) -> Result<(), String> {
+        self.sparse.restore(state.get("entries"), &self.places)?;
+        if self.sparse.entries.is_some() {
+            self.stop_measuring();
+            return Ok(());
+        }
+        self.start_measuring();
+        for (place, sum) in self.places.iter().zip(&mut self.fisher) {
+            let saved = state
+                .get(&format!("fisher.{}", place.path))
+                .filter(|saved| saved.len() == sum.len());
+            *sum = saved
+                .ok_or_else(|| format!("`fisher.{}` is missing or has another size", place.path))?
+                .clone();
+        }
+        Ok(())
+    }
+
+    fn finished(&self) -> Option<Box<dyn Adapter>> {
+        Some(Box::new(self.sparse.finished(
+            NAME,
+            self.peft_config(),
+            &self.places,
+        )))
+    }
+
+    fn peft_config(&self) -> Map<String, Value> {
+        own_files::all_to_file("FISH_MASK", &self.config)
+    }
+
+    fn weight_delta(&self, base: &Linear) -> Result<Option<Tensor<2>>, AdaptError> {
+        Ok(self.delta(base, Mode::Eval))
+    }
+
+    fn forms_weight(&self, base: &Linear) -> bool {
+        self.acts_on(base)
+    }
+
+    fn supports_mixed_batch(&self) -> bool {
+        true
+    }
+}

@@ -1,0 +1,228 @@
+//! # SHiRA: sparse high-rank adapter
+//!
+//! ## What it does
+//! Trains a few of each weight's own elements, chosen at random once, and leaves the rest frozen.
+//!
+//! ## Update rule
+//! `ΔW[i, j] = w[k]` at the `r (d_in + d_out)` chosen places `(i, j)`, zero elsewhere.
+//!
+//! ## When to use, when not
+//! Where adapters are switched often on a deployed model: merging overwrites one or two percent of
+//! the weights. Several adapters overlap little. At equal size LoRA trains faster.
+//!
+//! ## Cost
+//! Trainable: `r (d_in + d_out)` per map, as LoRA; files hold two whole numbers per value besides.
+//! Extra compute: forming `ΔW` per map and step, and a gradient of the whole weight backward. None
+//! after merging.
+//!
+//! ## Defaults and where they come from
+//! `r = 32` and a random support: Hugging Face `peft`. The values start at zero.
+//!
+//! ## Departures from the paper
+//! Of the paper's supports (random, magnitude, gradient, SNIP, strided) the random one is offered,
+//! as in `peft`. With `random_seed` the support is the one that PyTorch draws from that seed;
+//! without, it follows from the run's seed.
+//!
+//! ## References
+//! - Bhardwaj, Pandey, Priyadarshi, Ganapathy, Kadambi, Esteves, Borse, Whatmough, Garrepalli, van
+//!   Baalen, Teague, Nagel: Sparse High Rank Adapters, 2024, arXiv 2406.13175.
+
+use burn::prelude::*;
+use burn::tensor::IndexingUpdateOp;
+use frugal_nn::{AdaptError, BuildContext, Parameter, normal, stream};
+use rand::RngCore;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::method::{self, Capabilities, Family, Method};
+use crate::support::per_linear::{self, At, MapPart, Maps, bad};
+use crate::support::torch_random::TorchGenerator;
+use crate::target::{Names, Targets};
+
+const NAME: &str = "shira";
+
+/// Registry entry.
+pub const METHOD: Method = Method {
+    name: NAME,
+    aliases: &["sparse-high-rank"],
+    family: Family::Sparse,
+    summary: "A random few of each weight's own elements",
+    default_lr: 2e-3,
+    peft_type: "SHIRA",
+    peft_variant: None,
+    load_rule: None,
+    capabilities: Capabilities {
+        merge: true,
+        identity_at_init: true,
+        mixed_batch: true,
+    },
+    source: include_str!("shira.rs"),
+    defaults: method::defaults::<ShiraConfig>,
+    check: |settings| method::parse::<ShiraConfig>(NAME, settings)?.validate(),
+    build: |settings, context| Ok(Box::new(build(method::parse(NAME, settings)?, context)?)),
+    from_peft: |config| {
+        per_linear::from_peft::<ShiraConfig>(
+            NAME,
+            config,
+            json!({}),
+            &[("mask_type", &[json!("random")])],
+        )
+    },
+};
+
+/// Settings, with `peft`'s names.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ShiraConfig {
+    /// As many values are trained as LoRA has at this rank.
+    pub r: usize,
+    /// Seed of the support; that of the run if not given.
+    pub random_seed: Option<u64>,
+    /// Start at zero; otherwise at random values, for tests.
+    pub init_weights: bool,
+    /// Path endings, one regular expression over the whole path, or `all-linear`.
+    pub target_modules: Names,
+}
+
+impl Default for ShiraConfig {
+    fn default() -> Self {
+        Self {
+            r: 32,
+            random_seed: None,
+            init_weights: true,
+            target_modules: Targets::default().target_modules,
+        }
+    }
+}
+
+impl ShiraConfig {
+    /// Checks ranges.
+    ///
+    /// # Errors
+    /// [`AdaptError::Config`] naming the field.
+    pub fn validate(&self) -> Result<(), AdaptError> {
+        if self.r == 0 {
+            bad(NAME, "r", "must be at least 1")
+        } else {
+            Ok(())
+        }
+    }
+}
+
+fn build(config: ShiraConfig, context: &BuildContext<'_>) -> Result<Maps<Support>, AdaptError> {
+    config.validate()?;
+    let targets = Targets {
+        target_modules: config.target_modules.clone(),
+        ..Targets::default()
+    };
+    let constants = json!({"mask_type": "random", "fan_in_fan_out": false});
+    Maps::new(&METHOD, &targets, context, &config, constants, |_, info| {
+        let (places, count) = (info.d_in * info.d_out, config.r * (info.d_in + info.d_out));
+        if count > places {
+            let reason = format!(
+                "{} asks for {count} of the {places} elements of `{}`: use a smaller one",
+                config.r, info.path
+            );
+            return bad(NAME, "r", reason);
+        }
+        let mut rng = stream(context.seed, &info.path);
+        let mut generator = TorchGenerator::new(
+            config
+                .random_seed
+                .unwrap_or_else(|| u64::from(rng.next_u32())),
+        );
+        let mut chosen = generator.permutation(places, count);
+        chosen.sort_unstable();
+        let (rows, cols) = (
+            chosen.iter().map(|i| (i / info.d_in) as f32),
+            chosen.iter().map(|i| (i % info.d_in) as f32),
+        );
+        let values = if config.init_weights {
+            vec![0.0; count]
+        } else {
+            (0..count).map(|_| normal(&mut rng)).collect()
+        };
+        let (path, device) = (&info.path, &context.device);
+        Ok(Support {
+            weight: Parameter::new(format!("{path}.shira_weight"), &[count], values, device),
+            indices: Parameter::frozen(
+                format!("{path}.shira_indices"),
+                &[2, count],
+                rows.chain(cols).collect(),
+                device,
+            )
+            .as_whole_numbers(),
+        })
+    })
+}
+
+/// The trained elements of one weight.
+struct Support {
+    /// `[count]`.
+    weight: Parameter,
+    /// Rows and columns, `[2, count]`.
+    indices: Parameter,
+}
+
+impl MapPart for Support {
+    fn parameters(&self) -> Vec<&Parameter> {
+        vec![&self.weight, &self.indices]
+    }
+
+    fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
+        vec![&mut self.weight, &mut self.indices]
+    }
+
+    fn delta(&self, at: &At<'_>) -> Tensor<2> {
+        let ([d_out, d_in], weight) = (at.base.weight.dims(), self.weight.get::<1>(at.mode));
+        let indices = self.indices.to_vec();
+        let (rows, cols) = indices.split_at(self.weight.len());
+        let flat: Vec<i64> = rows
+            .iter()
+            .zip(cols)
+            .map(|(&i, &j)| (i as usize * d_in + j as usize).min(d_out * d_in - 1) as i64)
+            .collect();
+        let flat = Tensor::<1, Int>::from_data(
+            TensorData::from(flat.as_slice()),
+            &weight.device().inner(),
+        );
+        let zeros = Tensor::<1>::zeros([d_out * d_in], &weight.device());
+        zeros
+            .select_assign(0, flat, weight, IndexingUpdateOp::Add)
+            .reshape([d_out, d_in])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use frugal_models::ModelConfig;
+
+    #[test]
+    fn as_many_values_as_lora_has() {
+        let config = json!({"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 64});
+        let config = ModelConfig::from_json(config, "test").unwrap();
+        let sites = config.sites();
+        let context = BuildContext {
+            info: &config.info(),
+            sites: &sites,
+            backbone: None,
+            device: Device::flex(),
+            seed: 0,
+            tokenize: None,
+        };
+        let build = |r: usize| {
+            (METHOD.build)(
+                &per_linear::object(json!({"r": r, "target_modules": ["q_proj", "v_proj"]})),
+                &context,
+            )
+        };
+        assert_eq!(build(3).unwrap().num_trainable(), 2 * 3 * (64 + 48));
+        let message = build(11).err().unwrap().to_string();
+        assert!(
+            message.contains("528 of the 512 elements of `model.layers.0.self_attn.v_proj`"),
+            "{message}"
+        );
+    }
+}

@@ -1,0 +1,5 @@
+//! Coefficients in another basis: singular vectors, frequencies, circulants.
+
+pub mod c3a;
+pub mod fourierft;
+pub mod svfit;

@@ -1,0 +1,598 @@
+//! Adapter folders in the layout of Hugging Face `peft`: `adapter_config.json` +
+//! `adapter_model.safetensors`.
+//!
+//! What `peft` has no field for (class names, pooling, the method's name) stands in `frugal.json`
+//! beside them, so that Python readers see nothing unknown.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::TensorData;
+use frugal_core::fs::write_atomic;
+use frugal_formats::safetensors::LoadReport;
+use frugal_models::LoadOptions;
+use frugal_models::load::{SafetensorsFile, read_json};
+use frugal_models::save::{Stored, StoredType, write_safetensors};
+use frugal_nn::{
+    AdaptError, BackboneInfo, BuildContext, Entry, Frozen, Head, HeadConfig, Operation, Parameter,
+    Pooling, SiteId, SiteTable,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use crate::method::{Family, Method, Settings};
+use crate::registry;
+use crate::target::{Names, Targets};
+
+/// Settings file of an adapter.
+pub const CONFIG_FILE: &str = "adapter_config.json";
+/// Tensors of an adapter.
+pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+/// What `peft` has no field for.
+pub const EXTRA_FILE: &str = "frugal.json";
+
+/// Written as `peft_version`: the version whose format this is.
+const PEFT_VERSION: &str = "0.21.2";
+
+/// The types of that version; those of other methods are written in its layout and read by this
+/// program only.
+#[rustfmt::skip]
+pub(crate) const TYPES_OF_PEFT: [&str; 45] = [
+    "ADALORA", "ADAMSS", "ADAPTION_PROMPT", "BEFT", "BOFT", "C3A", "CARTRIDGE", "CPT", "DEFT", "DELORA", "FOURIERFT", "FROD",
+    "GLORA", "GRALORA", "HIRA", "HRA", "IA3", "LILY", "LN_TUNING", "LOHA", "LOKR", "LORA", "MISS", "MULTITASK_PROMPT_TUNING",
+    "OFT", "OSF", "PEANUT", "POLY", "PREFIX_TUNING", "PROMPT_TUNING", "PSOFT", "PVERA", "P_TUNING", "RANDLORA", "ROAD",
+    "SHADOW", "SHIRA", "SUPERTUNING", "TINYLORA", "TRAINABLE_TOKENS", "UNILORA", "VBLORA", "VERA", "WAVEFT", "XLORA",
+];
+
+/// Types whose configuration has no `modules_to_save`: `peft` does not keep a classification head
+/// with them.
+const WITHOUT_MODULES_TO_SAVE: [&str; 1] = ["TRAINABLE_TOKENS"];
+
+#[derive(Serialize, Deserialize)]
+struct Extra {
+    method: String,
+    version: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    head: Option<HeadConfig>,
+}
+
+/// How an adapter's tensors are called in its file.
+struct Keys<'a> {
+    method: &'a Method,
+    /// What bare base models leave out of paths.
+    base_prefix: &'a str,
+    bare: bool,
+}
+
+impl Keys<'_> {
+    fn parameter(&self, name: &str) -> String {
+        // Prompts have no prefix; what the maps share stands above the model and has its own.
+        if self.method.family == Family::Prompt || name.starts_with("base_model.") {
+            return name.into();
+        }
+        let name = if self.bare {
+            name.strip_prefix(self.base_prefix).unwrap_or(name)
+        } else {
+            name
+        };
+        format!("base_model.model.{name}")
+    }
+
+    fn head(&self, name: &str) -> String {
+        // Prompt methods wrap the model once less.
+        if self.method.family == Family::Prompt {
+            format!("base_model.{name}")
+        } else {
+            format!("base_model.model.{name}")
+        }
+    }
+}
+
+/// `target_modules` of a saved configuration: as given, but `all-linear` spelled out in the
+/// shortest endings that select exactly the adapted maps.
+pub(crate) fn saved_targets(targets: &Targets, sites: &SiteTable, chosen: &[SiteId]) -> Value {
+    if !matches!(&targets.target_modules, Names::Pattern(p) if p == "all-linear") {
+        return json!(targets.target_modules);
+    }
+    let exact = |ending: &str| {
+        let matches = |path: &str| {
+            path == ending
+                || path
+                    .strip_suffix(ending)
+                    .is_some_and(|head| head.ends_with('.'))
+        };
+        sites
+            .iter()
+            .filter(|(_, s)| matches(&s.path))
+            .all(|(id, _)| chosen.contains(&id))
+    };
+    let mut names: Vec<&str> = chosen
+        .iter()
+        .map(|&id| {
+            let path = sites.info(id).path.as_str();
+            let starts = path.rmatch_indices('.').map(|(i, _)| i + 1).chain([0]);
+            starts
+                .map(|i| &path[i..])
+                .find(|ending| exact(ending))
+                .unwrap_or(path)
+        })
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    json!(names)
+}
+
+/// Writes an adapter folder. `base_model` is what `base_model_name_or_path` will say.
+///
+/// # Errors
+/// When a file cannot be written.
+pub fn save(
+    folder: &Path,
+    entry: &Entry,
+    model: &BackboneInfo,
+    base_model: &str,
+) -> Result<(), AdaptError> {
+    let finished = entry.adapter.finished();
+    let adapter = finished.as_deref().unwrap_or(entry.adapter.as_ref());
+    let method = registry::find(adapter.method())?;
+    let task_type = match &entry.head {
+        Some(_) => "SEQ_CLS",
+        None if model.is_encoder => "FEATURE_EXTRACTION",
+        None => "CAUSAL_LM",
+    };
+    let mut config = Map::from_iter([
+        ("task_type".to_owned(), json!(task_type)),
+        ("base_model_name_or_path".to_owned(), json!(base_model)),
+        ("revision".to_owned(), Value::Null),
+        ("inference_mode".to_owned(), json!(true)),
+        ("auto_mapping".to_owned(), Value::Null),
+        ("peft_version".to_owned(), json!(PEFT_VERSION)),
+        (
+            "modules_to_save".to_owned(),
+            if entry.head.is_some() {
+                json!(["classifier", "score"])
+            } else {
+                Value::Null
+            },
+        ),
+    ]);
+    for (key, value) in adapter.peft_config() {
+        if !(key == "modules_to_save" && value.is_null()) {
+            config.insert(key, value);
+        }
+    }
+    if WITHOUT_MODULES_TO_SAVE.contains(&method.peft_type) {
+        config.remove("modules_to_save");
+    }
+    config.sort_keys();
+    let extra = Extra {
+        method: method.name.into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        head: entry.head.as_ref().map(|h| h.config().clone()),
+    };
+    let keys = Keys {
+        method,
+        base_prefix: model.base_prefix,
+        bare: task_type == "FEATURE_EXTRACTION",
+    };
+    let mut tensors: Vec<(String, Stored<'_>)> = Vec::new();
+    for p in adapter.parameters() {
+        let names = std::iter::once(p.name()).chain(p.second_name());
+        tensors.extend(names.map(|name| (keys.parameter(name), stored(p))));
+    }
+    if let Some(head) = &entry.head {
+        tensors.extend(
+            head.parameters()
+                .into_iter()
+                .map(|p| (keys.head(p.name()), stored(p))),
+        );
+    }
+    write_safetensors(&folder.join(WEIGHTS_FILE), tensors)?;
+    write_json(&folder.join(EXTRA_FILE), &json!(extra))?;
+    let head: usize = entry.head.as_ref().map_or(0, |head| {
+        head.parameters().into_iter().map(Parameter::len).sum()
+    });
+    write_atomic(
+        &folder.join("README.md"),
+        card(method, base_model, adapter.num_trainable(), head).as_bytes(),
+    )?;
+    write_json(&folder.join(CONFIG_FILE), &Value::Object(config))
+}
+
+fn stored(parameter: &Parameter) -> Stored<'_> {
+    if parameter.is_whole_numbers() {
+        return Stored::whole_numbers(
+            parameter.shape(),
+            parameter.to_vec().into_iter().map(|v| v as i32).collect(),
+        );
+    }
+    Stored::new(parameter.shape(), StoredType::F32, || parameter.to_vec())
+}
+
+fn write_json(path: &Path, value: &Value) -> Result<(), AdaptError> {
+    let text = serde_json::to_string_pretty(value).map_err(|e| AdaptError::Folder {
+        path: path.into(),
+        reason: e.to_string(),
+    })?;
+    Ok(write_atomic(path, (text + "\n").as_bytes())?)
+}
+
+/// The model card, with the numbers of trained parameters of the adapter and of its head.
+fn card(method: &Method, base_model: &str, adapter: usize, head: usize) -> String {
+    let (library, use_it) = if method.is_in_peft() {
+        (
+            "library_name: peft\n",
+            "Written by Frugal in the layout of `peft`: load it with `PeftModel.from_pretrained` or",
+        )
+    } else {
+        (
+            "",
+            "Written by Frugal; `peft` does not have this method: load it with",
+        )
+    };
+    let of_head = if head > 0 {
+        format!(", {head} of them in the classification head")
+    } else {
+        String::new()
+    };
+    format!(
+        "---\nbase_model: {base_model}\n{library}---\n\n# {} adapter for {base_model}\n\n{}. {} trained parameters{of_head}. \
+         {use_it} `frugal eval --adapter DIR`.\n",
+        method.name,
+        method.summary,
+        adapter + head
+    )
+}
+
+/// How the weights of a model are read for the adapter in `folder`: as `options` say, but for one
+/// that goes with weights rounded in its own way.
+///
+/// # Errors
+/// When the folder's configuration cannot be read.
+pub fn load_options(
+    folder: Option<&Path>,
+    sites: &SiteTable,
+    options: LoadOptions,
+) -> Result<LoadOptions, AdaptError> {
+    let Some(folder) = folder else {
+        return Ok(options);
+    };
+    let (config, method) = read_config(folder)?;
+    method.load_options(&settings(method, &config, sites)?, sites, None, options)
+}
+
+/// Refuses an operation that the settings of the adapter in `folder` do not allow, before any
+/// weight is read.
+///
+/// # Errors
+/// [`AdaptError::Unsupported`] for such an adapter, or when the folder's configuration cannot be
+/// read.
+pub fn allow(folder: &Path, operation: Operation) -> Result<(), AdaptError> {
+    let (config, method) = read_config(folder)?;
+    method.allow(&(method.from_peft)(&config)?, operation)
+}
+
+/// The method's settings in a file, as far as they speak of this model.
+fn settings(method: &Method, config: &Settings, sites: &SiteTable) -> Result<Settings, AdaptError> {
+    Ok(crate::target::for_model((method.from_peft)(config)?, sites))
+}
+
+/// What came of reading the adapter in `folder` for the model that the user calls `model`: where
+/// the two do not fit and the adapter was made for another model, the error says so first.
+///
+/// # Errors
+/// Those of `found`.
+pub fn made_for<T>(
+    folder: &Path,
+    model: &str,
+    found: Result<T, AdaptError>,
+) -> Result<T, AdaptError> {
+    // Models are moved and have several owners, so the last part of a path or repository counts.
+    let last = |name: &str| Path::new(name).file_name().map(ToOwned::to_owned);
+    found.map_err(|error| match base_model(folder) {
+        Some(base_model) if error.is_misfit() && last(&base_model) != last(model) => {
+            AdaptError::OtherModel {
+                base_model,
+                model: model.into(),
+                source: Box::new(error),
+            }
+        }
+        _ => error,
+    })
+}
+
+fn base_model(folder: &Path) -> Option<String> {
+    Some(
+        read_json(&folder.join(CONFIG_FILE))
+            .ok()?
+            .get("base_model_name_or_path")?
+            .as_str()?
+            .to_owned(),
+    )
+}
+
+/// The configuration of an adapter folder, and whose it is.
+fn read_config(folder: &Path) -> Result<(Settings, &'static Method), AdaptError> {
+    let path = folder.join(CONFIG_FILE);
+    let bad = |path: &Path, reason: String| AdaptError::Folder {
+        path: path.to_owned(),
+        reason,
+    };
+    if !path.exists() {
+        return Err(bad(
+            folder,
+            format!("no `{CONFIG_FILE}` there: this is not an adapter folder"),
+        ));
+    }
+    let Value::Object(config) = read_json(&path).map_err(frugal_nn::ModelError::from)? else {
+        return Err(bad(&path, "expected a JSON object".into()));
+    };
+    let peft_type = config
+        .get("peft_type")
+        .and_then(Value::as_str)
+        .ok_or_else(|| bad(&path, "the key `peft_type` is missing".into()))?;
+    let method = match read_extra(&folder.join(EXTRA_FILE))? {
+        Some(extra) => registry::find(&extra.method)?,
+        None => registry::find_peft(peft_type, &config)?,
+    };
+    Ok((config, method))
+}
+
+/// Reads an adapter folder for the backbone that `context` describes.
+///
+/// Every tensor must be there, have its shape, and be expected; `allow_partial` accepts missing and
+/// unexpected ones and returns the report.
+///
+/// # Errors
+/// Unsupported methods or variants, files that do not fit the model, values that are not finite.
+pub fn load(
+    folder: &Path,
+    context: &BuildContext<'_>,
+    allow_partial: bool,
+) -> Result<(Entry, LoadReport), AdaptError> {
+    let bad = |path: &Path, reason: String| AdaptError::Folder {
+        path: path.to_owned(),
+        reason,
+    };
+    let (config, method) = read_config(folder)?;
+    let weights_path = folder.join(WEIGHTS_FILE);
+    if !weights_path.exists() {
+        let reason = if folder.join("adapter_model.bin").exists() {
+            "only `adapter_model.bin` is there, a Python pickle, which is not read: save it again with `safe_serialization=True`".into()
+        } else {
+            format!("`{WEIGHTS_FILE}` is missing")
+        };
+        return Err(bad(folder, reason));
+    }
+    let extra = read_extra(&folder.join(EXTRA_FILE))?;
+    let file = SafetensorsFile::open(&weights_path).map_err(frugal_nn::ModelError::from)?;
+    let adapter = (method.build)(&settings(method, &config, context.sites)?, context)?;
+    let head = head_for(&file, extra.and_then(|e| e.head), method, context)?;
+    let mut entry = Entry { adapter, head };
+    let report = fill(
+        &mut entry,
+        &file,
+        &weights_path,
+        method,
+        context,
+        allow_partial,
+    )?;
+    Ok((entry, report))
+}
+
+fn read_extra(path: &Path) -> Result<Option<Extra>, AdaptError> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let value = read_json(path).map_err(frugal_nn::ModelError::from)?;
+    serde_json::from_value(value)
+        .map(Some)
+        .map_err(|e| AdaptError::Folder {
+            path: path.into(),
+            reason: e.to_string(),
+        })
+}
+
+/// The classification head that the file holds, with names from `frugal.json`, the base's
+/// `id2label`, or numbers.
+fn head_for(
+    file: &SafetensorsFile,
+    known: Option<HeadConfig>,
+    method: &Method,
+    context: &BuildContext<'_>,
+) -> Result<Option<Head>, AdaptError> {
+    let keys = Keys {
+        method,
+        base_prefix: "",
+        bare: false,
+    };
+    let outputs = [
+        "score.weight",
+        "classifier.weight",
+        "classifier.out_proj.weight",
+    ];
+    let Some(shape) = outputs.iter().find_map(|name| file.shape(&keys.head(name))) else {
+        return Ok(None);
+    };
+    let rows = shape.first().copied().unwrap_or(0);
+    let labels = || -> Vec<String> {
+        let names = context.info.raw.get("id2label");
+        let name = |i: usize| {
+            names
+                .and_then(|n| n.get(i.to_string()))
+                .and_then(Value::as_str)
+                .map_or_else(|| format!("LABEL_{i}"), str::to_owned)
+        };
+        (0..rows).map(name).collect()
+    };
+    let config = known
+        .filter(|k| k.labels.len() == rows)
+        .unwrap_or_else(|| HeadConfig {
+            labels: labels(),
+            pooling: Pooling::default_for(context.info),
+        });
+    Ok(Some(Head::new(
+        config,
+        context.info,
+        &context.device,
+        context.seed,
+    )))
+}
+
+fn fill(
+    entry: &mut Entry,
+    file: &SafetensorsFile,
+    path: &Path,
+    method: &Method,
+    context: &BuildContext<'_>,
+    allow_partial: bool,
+) -> Result<LoadReport, AdaptError> {
+    let base_prefix = context.info.base_prefix;
+    let names = file.names();
+    let full = Keys {
+        method,
+        base_prefix,
+        bare: false,
+    };
+    let first = entry
+        .adapter
+        .parameters()
+        .first()
+        .map(|p| p.name().to_owned())
+        .unwrap_or_default();
+    let keys = Keys {
+        bare: !names.contains(&full.parameter(&first)),
+        ..full
+    };
+    let mut unused: Vec<String> = names.clone();
+    let mut report = LoadReport::default();
+    let adapter = entry
+        .adapter
+        .parameters_mut()
+        .into_iter()
+        .map(|p| (keys.parameter(p.name()), p));
+    let head = entry
+        .head
+        .iter_mut()
+        .flat_map(Head::parameters_mut)
+        .map(|p| (keys.head(p.name()), p));
+    for (key, parameter) in adapter.chain(head) {
+        report.expected.push(key.clone());
+        // The second copy of what is tied must be like the first.
+        if let Some(second) = parameter.second_name().map(|name| keys.parameter(name))
+            && file.shape(&second).is_some()
+            && file.shape(&key).is_some()
+            && file
+                .tensor(&second)?
+                .iter::<f32>()
+                .eq(file.tensor(&key)?.iter::<f32>())
+        {
+            unused.retain(|name| *name != second);
+        }
+        match file.shape(&key) {
+            None => report.missing.push(key.clone()),
+            Some(shape) if shape != parameter.shape() => {
+                report
+                    .mis_shaped
+                    .push((key.clone(), parameter.shape().to_vec(), shape))
+            }
+            Some(_) => parameter.set(finite(&key, path, file.tensor(&key)?)?),
+        }
+        unused.retain(|name| *name != key);
+    }
+    report.unexpected = unused
+        .into_iter()
+        .filter(|key| !is_known_base(key, file, base_prefix, context))
+        .collect();
+    let usable = report.mis_shaped.is_empty() && (allow_partial || report.is_exact());
+    if usable {
+        Ok(report)
+    } else {
+        Err(AdaptError::Tensors {
+            path: path.into(),
+            report: Box::new(report),
+        })
+    }
+}
+
+fn finite(key: &str, path: &Path, data: TensorData) -> Result<Vec<f32>, AdaptError> {
+    let values: Vec<f32> = data.iter::<f32>().collect();
+    match values.iter().position(|v| !v.is_finite()) {
+        None => Ok(values),
+        Some(i) => Err(AdaptError::Folder {
+            path: PathBuf::from(path),
+            reason: format!(
+                "`{key}`: element {i} is {}: the adapter is damaged",
+                values[i]
+            ),
+        }),
+    }
+}
+
+/// `peft` stores the frozen weight of adapted tables and heads too; it is fine if it is the
+/// backbone's own.
+fn is_known_base(
+    key: &str,
+    file: &SafetensorsFile,
+    base_prefix: &str,
+    context: &BuildContext<'_>,
+) -> bool {
+    let Some(path) = key
+        .strip_prefix("base_model.model.")
+        .and_then(|k| k.strip_suffix(".base_layer.weight"))
+    else {
+        return false;
+    };
+    let site = context
+        .sites
+        .find(path)
+        .or_else(|| context.sites.find(&format!("{base_prefix}{path}")));
+    let (Some(site), Ok(stored)) = (site, file.tensor(key)) else {
+        return false;
+    };
+    let Some(backbone) = context.backbone else {
+        return true;
+    };
+    let mut same = false;
+    backbone.export(&mut |part| {
+        let weight = match part {
+            Frozen::Embedding(e) if e.site == site => e.weight.dense(),
+            Frozen::Linear(l) if l.site == site => l.weight.dense(),
+            _ => return,
+        };
+        same = frugal_nn::to_vec(weight)
+            .into_iter()
+            .eq(stored.iter::<f32>());
+    });
+    same
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_card_counts_the_head_and_names_what_can_load_it() {
+        let of = |method: &str, head| card(registry::find(method).unwrap(), "base", 10, head);
+        let lora = of("lora", 4);
+        assert!(
+            lora.contains("library_name: peft") && lora.contains("PeftModel.from_pretrained"),
+            "{lora}"
+        );
+        assert!(
+            lora.contains(" 14 trained parameters, 4 of them in the classification head. "),
+            "{lora}"
+        );
+        let own = of("houlsby", 0);
+        assert!(
+            !own.contains("library_name")
+                && !own.contains("PeftModel")
+                && own.contains(" 10 trained parameters. "),
+            "{own}"
+        );
+        assert!(
+            [&lora, &own]
+                .iter()
+                .all(|card| card.contains("`frugal eval --adapter DIR`"))
+        );
+    }
+}

@@ -1,0 +1,162 @@
+//! The table of methods: one line each.
+
+use frugal_core::suggest::did_you_mean;
+use frugal_nn::AdaptError;
+
+use crate::method::{Method, Settings};
+use crate::methods::{
+    bottleneck, compression, full, hybrid, low_rank, orthogonal, prompt, scaling, shared, sparse,
+    spectral,
+};
+
+/// All methods, sorted by name.
+#[rustfmt::skip]
+pub const METHODS: &[&Method] = &[
+    &low_rank::adalora::METHOD,
+    &bottleneck::adapter_fusion::METHOD,
+    &sparse::bitfit::METHOD,
+    &orthogonal::boft::METHOD,
+    &spectral::c3a::METHOD,
+    &bottleneck::compacter::METHOD,
+    &sparse::diff_pruning::METHOD,
+    &low_rank::dora::METHOD,
+    &sparse::fish_mask::METHOD,
+    &spectral::fourierft::METHOD,
+    &full::METHOD,
+    &bottleneck::houlsby::METHOD,
+    &orthogonal::hra::METHOD,
+    &scaling::ia3::METHOD,
+    &sparse::id3::METHOD,
+    &low_rank::increlora::METHOD,
+    &scaling::ln_tuning::METHOD,
+    &low_rank::loha::METHOD,
+    &low_rank::lokr::METHOD,
+    &low_rank::lora::METHOD,
+    &low_rank::lora_fa::METHOD,
+    &low_rank::lora_plus::METHOD,
+    &hybrid::mam::METHOD,
+    &low_rank::miss::METHOD,
+    &low_rank::mola::METHOD,
+    &shared::mos::METHOD,
+    &orthogonal::oft::METHOD,
+    &low_rank::olora::METHOD,
+    &prompt::p_tuning::METHOD,
+    &bottleneck::parallel_adapter::METHOD,
+    &compression::pela::METHOD,
+    &bottleneck::pfeiffer::METHOD,
+    &low_rank::pissa::METHOD,
+    &prompt::prefix_tuning::METHOD,
+    &prompt::prompt_tuning::METHOD,
+    &sparse::pst::METHOD,
+    &low_rank::qa_lora::METHOD,
+    &orthogonal::road::METHOD,
+    &low_rank::rslora::METHOD,
+    &sparse::shira::METHOD,
+    &scaling::ssf::METHOD,
+    &compression::stable_rps::METHOD,
+    &spectral::svfit::METHOD,
+    &sparse::trainable_tokens::METHOD,
+    &hybrid::unipelt::METHOD,
+    &shared::vblora::METHOD,
+    &shared::vera::METHOD,
+];
+
+/// The method of this name or alias; `_` and `-` are the same, case does not matter.
+///
+/// # Errors
+/// [`AdaptError::UnknownMethod`] with the nearest name and all names.
+pub fn find(name: &str) -> Result<&'static Method, AdaptError> {
+    let asked = name.to_lowercase().replace('_', "-");
+    let found = METHODS
+        .iter()
+        .find(|m| m.name == asked || m.aliases.contains(&asked.as_str()));
+    found.copied().ok_or_else(|| AdaptError::UnknownMethod {
+        name: name.into(),
+        suggestion: did_you_mean(&asked, METHODS.iter().map(|m| m.name)).map(str::to_owned),
+        known: METHODS
+            .iter()
+            .map(|m| m.name)
+            .collect::<Vec<_>>()
+            .join(", "),
+    })
+}
+
+/// The method that wrote this `adapter_config.json`: of those with its `peft_type` the one whose
+/// variant it is, or else the plain one.
+///
+/// # Errors
+/// [`AdaptError::UnknownMethod`].
+pub fn find_peft(peft_type: &str, config: &Settings) -> Result<&'static Method, AdaptError> {
+    let of_type = || METHODS.iter().filter(|m| m.peft_type == peft_type);
+    let variant = of_type().find(|m| m.peft_variant.is_some_and(|is| is(config)));
+    variant
+        .or_else(|| of_type().find(|m| m.peft_variant.is_none()))
+        .copied()
+        .ok_or_else(|| AdaptError::UnknownMethod {
+            name: format!("peft_type {peft_type}"),
+            suggestion: None,
+            known: METHODS
+                .iter()
+                .map(|m| m.peft_type)
+                .collect::<Vec<_>>()
+                .join(", "),
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn names_are_sorted_and_unique_and_documented() {
+        let mut names: Vec<&str> = METHODS.iter().map(|m| m.name).collect();
+        assert!(names.is_sorted());
+        names.extend(METHODS.iter().flat_map(|m| m.aliases));
+        names.sort_unstable();
+        assert!(names.windows(2).all(|w| w[0] != w[1]));
+        let headings = [
+            "What it does",
+            "Update rule",
+            "When to use, when not",
+            "Cost",
+            "Defaults and where they come from",
+            "Departures from the paper",
+            "References",
+        ];
+        for method in METHODS {
+            let text = method.documentation();
+            let found: Vec<&str> = text.lines().filter_map(|l| l.strip_prefix("## ")).collect();
+            assert_eq!(found, headings, "{}", method.name);
+        }
+    }
+
+    #[test]
+    fn a_setting_of_the_wrong_kind_is_named() {
+        let settings = |value: Value| value.as_object().unwrap().clone();
+        for method in ["lora", "loha", "ia3"] {
+            let check = find(method).unwrap().check;
+            let message = check(&settings(json!({"target_modules": 5})))
+                .unwrap_err()
+                .to_string();
+            let expected = "`target_modules`: must be a list of names, a pattern or \"all-linear\"";
+            assert_eq!(message, format!("method `{method}`: {expected}"));
+        }
+        let message =
+            (find("lora").unwrap().check)(&settings(json!({"lora_alpha": 8, "r": "many"})))
+                .unwrap_err()
+                .to_string();
+        assert!(message.contains("`r`: invalid type"), "{message}");
+    }
+
+    #[test]
+    fn a_mistyped_name_is_answered_with_the_nearest() {
+        assert_eq!(find("Prompt_Tuning").unwrap().name, "prompt-tuning");
+        let message = find("lroa").err().unwrap().to_string();
+        assert!(
+            message.contains("did you mean `lora`?") && message.contains("prompt-tuning"),
+            "{message}"
+        );
+    }
+}

@@ -1,0 +1,422 @@
+//! What the adapters with a bottleneck share: the network, where it stands in a block, and trained
+//! copies of norms.
+
+use burn::prelude::*;
+use frugal_nn::{
+    AdaptError, BuildContext, Frozen, Linear, Mode, Norm, Parameter, Pass, SiteId, SiteKind,
+    SiteTable, SubLayer, TargetError, to_vec,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::support::dense::Dense;
+use crate::target::Layers;
+
+/// What stands between the two maps of a bottleneck.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NonLinearity {
+    /// `max(x, 0)`.
+    #[default]
+    Relu,
+    /// `x Φ(x)`.
+    Gelu,
+    /// The same by the hyperbolic tangent.
+    GeluNew,
+    /// `x σ(x)`.
+    Swish,
+    /// Hyperbolic tangent.
+    Tanh,
+}
+
+impl NonLinearity {
+    pub(crate) fn apply(self, x: Tensor<2>) -> Tensor<2> {
+        match self {
+            Self::Relu => burn::tensor::activation::relu(x),
+            Self::Gelu => frugal_kernels::gelu(x),
+            Self::GeluNew => frugal_kernels::gelu_tanh(x),
+            Self::Swish => frugal_kernels::silu(x),
+            Self::Tanh => x.tanh(),
+        }
+    }
+}
+
+/// `f(x W_dᵀ + b_d) W_uᵀ + b_u`.
+pub(crate) struct Bottleneck {
+    down: Dense,
+    up: Dense,
+    activation: NonLinearity,
+}
+
+impl Bottleneck {
+    /// A uniform map down as in PyTorch, with zero bias, and a zero map up, so that nothing changes
+    /// at first.
+    pub fn new(
+        name: &str,
+        dim: usize,
+        activation: NonLinearity,
+        context: &BuildContext<'_>,
+    ) -> Self {
+        let (d, device) = (context.info.hidden_size, &context.device);
+        let mut down = Dense::uniform(&format!("{name}.down"), d, dim, context.seed, device);
+        down.bias
+            .iter_mut()
+            .for_each(|bias| bias.set(vec![0.0; dim]));
+        Self {
+            down,
+            up: Dense::zero(&format!("{name}.up"), dim, d, device),
+            activation,
+        }
+    }
+
+    /// `[tokens, d_model]` to the same.
+    pub fn forward(&self, x: Tensor<2>, mode: Mode) -> Tensor<2> {
+        self.up
+            .forward(self.activation.apply(self.down.forward(x, mode)), mode)
+    }
+
+    pub fn copy(&self) -> Self {
+        Self {
+            down: self.down.clone(),
+            up: self.up.clone(),
+            activation: self.activation,
+        }
+    }
+
+    pub fn parameters(&self) -> impl Iterator<Item = &Parameter> {
+        self.down.parameters().chain(self.up.parameters())
+    }
+
+    pub fn parameters_mut(&mut self) -> impl Iterator<Item = &mut Parameter> {
+        self.down.parameters_mut().chain(self.up.parameters_mut())
+    }
+}
+
+/// One thing for each half of each chosen block.
+pub(crate) struct PerHalf<T> {
+    at: Vec<[Option<T>; 2]>,
+}
+
+impl<T> PerHalf<T> {
+    /// Calls `make` with names like `model.layers.0.mlp_adapter` for these halves of these blocks.
+    pub fn new(
+        layers: Option<&Layers>,
+        parts: &[SubLayer],
+        context: &BuildContext<'_>,
+        mut make: impl FnMut(&str) -> T,
+    ) -> Result<Self, AdaptError> {
+        let count = context.info.num_hidden_layers;
+        let mut at: Vec<[Option<T>; 2]> = (0..count).map(|_| [None, None]).collect();
+        for layer in chosen_layers(layers, count)? {
+            let block = block_path(context.sites, layer);
+            for &part in parts {
+                let half = match part {
+                    SubLayer::Attention => "attention_adapter",
+                    SubLayer::Mlp => "mlp_adapter",
+                };
+                at[layer][part as usize] = Some(make(&format!("{block}.{half}")));
+            }
+        }
+        Ok(Self { at })
+    }
+
+    pub fn get(&self, layer: usize, part: SubLayer) -> Option<&T> {
+        self.at.get(layer)?[part as usize].as_ref()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.at.iter().flatten().flatten()
+    }
+
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.at.iter_mut().flatten().flatten()
+    }
+
+    /// The same with `copy` of each.
+    pub fn copy(&self, copy: impl Fn(&T) -> T) -> Self {
+        Self {
+            at: self
+                .at
+                .iter()
+                .map(|[attention, mlp]| [attention.as_ref().map(&copy), mlp.as_ref().map(&copy)])
+                .collect(),
+        }
+    }
+
+    /// Whether a block has any.
+    pub fn has(&self, layer: usize) -> bool {
+        self.at
+            .get(layer)
+            .is_some_and(|halves| halves.iter().any(Option::is_some))
+    }
+}
+
+/// Block numbers that `layers_to_transform` means; all without it.
+pub(crate) fn chosen_layers(
+    layers: Option<&Layers>,
+    count: usize,
+) -> Result<Vec<usize>, AdaptError> {
+    let chosen = match layers {
+        None => (0..count).collect(),
+        Some(Layers::One(layer)) => vec![*layer],
+        Some(Layers::Many(layers)) => layers.clone(),
+    };
+    match chosen.iter().find(|layer| **layer >= count) {
+        Some(&layer) => Err(TargetError::Layer {
+            layer,
+            last: count.saturating_sub(1),
+        }
+        .into()),
+        None => Ok(chosen),
+    }
+}
+
+/// Path of a block, for example `model.layers.0`.
+pub(crate) fn block_path(sites: &SiteTable, layer: usize) -> String {
+    let number = layer.to_string();
+    let site = sites
+        .iter()
+        .find(|(_, site)| site.layer == Some(layer))
+        .map_or("", |(_, site)| site.path.as_str());
+    let components: Vec<&str> = site.split('.').collect();
+    let end = components
+        .iter()
+        .position(|c| *c == number)
+        .map_or(0, |i| i + 1);
+    components[..end].join(".")
+}
+
+/// Trained copies of the norms of some blocks, indexed by site.
+#[derive(Default)]
+pub(crate) struct TrainedNorms {
+    at: Vec<Option<(Parameter, Option<Parameter>)>>,
+}
+
+impl TrainedNorms {
+    /// Copies the norms of the blocks for which `wanted`; without a backbone (planning) they start
+    /// at one and zero.
+    pub fn new(context: &BuildContext<'_>, wanted: impl Fn(usize) -> bool) -> Self {
+        let mut at: Vec<Option<(Parameter, Option<Parameter>)>> =
+            (0..context.sites.len()).map(|_| None).collect();
+        let mut set = |id: SiteId, weight: Vec<f32>, bias: Option<Vec<f32>>| {
+            let info = context.sites.info(id);
+            if info.layer.is_some_and(&wanted) {
+                let new = |kind: &str, values: Vec<f32>| {
+                    Parameter::new(
+                        format!("{}.{kind}", info.path),
+                        &[values.len()],
+                        values,
+                        &context.device,
+                    )
+                };
+                at[id.index()] = Some((new("weight", weight), bias.map(|bias| new("bias", bias))));
+            }
+        };
+        match context.backbone {
+            Some(backbone) => backbone.export(&mut |part| {
+                if let Frozen::Norm(norm) = part {
+                    set(
+                        norm.site,
+                        to_vec(norm.weight.clone()),
+                        norm.bias.clone().map(to_vec),
+                    );
+                }
+            }),
+            None => {
+                for (id, info) in context
+                    .sites
+                    .iter()
+                    .filter(|(_, info)| info.kind == SiteKind::Norm)
+                {
+                    set(
+                        id,
+                        vec![1.0; info.d_out],
+                        info.has_bias.then(|| vec![0.0; info.d_out]),
+                    );
+                }
+            }
+        }
+        Self { at }
+    }
+
+    /// Gain and bias of the norm, trained where there is a copy.
+    pub fn values(&self, base: &Norm, mode: Mode) -> (Tensor<1>, Option<Tensor<1>>) {
+        match self.at.get(base.site.index()).and_then(Option::as_ref) {
+            Some((weight, bias)) => (weight.get(mode), bias.as_ref().map(|bias| bias.get(mode))),
+            None => base.values(),
+        }
+    }
+
+    pub fn parameters(&self) -> impl Iterator<Item = &Parameter> {
+        self.at
+            .iter()
+            .flatten()
+            .flat_map(|(weight, bias)| std::iter::once(weight).chain(bias))
+    }
+
+    pub fn parameters_mut(&mut self) -> impl Iterator<Item = &mut Parameter> {
+        self.at
+            .iter_mut()
+            .flatten()
+            .flat_map(|(weight, bias)| std::iter::once(weight).chain(bias))
+    }
+}
+
+/// What stands behind the feed-forward of some blocks and adds to the residual stream.
+pub(crate) trait BlockNetworks {
+    /// Whether a block has any.
+    fn has(&self, layer: usize) -> bool;
+
+    /// What it adds for its input `[tokens, d_model]`.
+    fn added(&self, layer: usize, x: Tensor<2>, mode: Mode) -> Option<Tensor<2>>;
+
+    /// What it adds to the loss.
+    fn auxiliary_loss(&self, _mode: Mode) -> Option<Tensor<1>> {
+        None
+    }
+}
+
+/// The place behind the feed-forward: encoders with norms behind the sum compute
+/// `norm(x + m + a(norm(x + m)))`, decoders with norms in front `x + m + a(x + m)`.
+pub(crate) struct Behind {
+    /// By block: the norm behind the feed-forward's sum (encoders) or in front of the feed-forward
+    /// (decoders).
+    norms: Vec<Option<SiteId>>,
+    norm_behind: bool,
+}
+
+impl Behind {
+    pub fn new(context: &BuildContext<'_>) -> Self {
+        // Gemma has both of the first two, and its feed-forward reads the first.
+        let names = [
+            "output.LayerNorm",
+            "pre_feedforward_layernorm",
+            "post_attention_layernorm",
+            "ln_2",
+        ];
+        let norm = |layer: usize| {
+            let block = block_path(context.sites, layer);
+            names
+                .iter()
+                .find_map(|name| context.sites.find(&format!("{block}.{name}")))
+        };
+        let norms = (0..context.info.num_hidden_layers).map(norm).collect();
+        Self {
+            norms,
+            norm_behind: context.info.is_encoder,
+        }
+    }
+}
+
+/// A pass with networks at that place.
+pub(crate) struct BehindPass<'a, T> {
+    networks: &'a T,
+    place: &'a Behind,
+    mode: Mode,
+    /// The residual stream in front of the feed-forward of the block that runs (decoders).
+    residual: Option<Tensor<2>>,
+}
+
+impl<'a, T> BehindPass<'a, T> {
+    pub fn new(networks: &'a T, place: &'a Behind, mode: Mode) -> Self {
+        Self {
+            networks,
+            place,
+            mode,
+            residual: None,
+        }
+    }
+}
+
+impl<T: BlockNetworks> BehindPass<'_, T> {
+    /// The block whose networks this norm stands by.
+    fn layer(&self, norm: &Norm) -> Option<usize> {
+        let layer = self
+            .place
+            .norms
+            .iter()
+            .position(|site| *site == Some(norm.site));
+        layer.filter(|layer| self.networks.has(*layer))
+    }
+}
+
+impl<T: BlockNetworks> Pass for BehindPass<'_, T> {
+    fn norm(&mut self, base: &Norm, x: Tensor<2>) -> Tensor<2> {
+        let normed = |x: Tensor<2>| base.apply(x, base.weight.clone(), base.bias.clone());
+        let Some(layer) = self.layer(base) else {
+            return normed(x);
+        };
+        if !self.place.norm_behind {
+            self.residual = Some(x.clone());
+            return normed(x);
+        }
+        match self.networks.added(layer, normed(x.clone()), self.mode) {
+            Some(added) => normed(x + added),
+            None => normed(x),
+        }
+    }
+
+    fn plain_norm(&mut self, base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
+        self.layer(base).is_none().then(|| base.values())
+    }
+
+    fn around(
+        &mut self,
+        layer: usize,
+        part: SubLayer,
+        _input: &Tensor<2>,
+        output: Tensor<2>,
+    ) -> Tensor<2> {
+        let residual = self.residual.take().filter(|_| part == SubLayer::Mlp);
+        let added = residual.and_then(|residual| {
+            self.networks
+                .added(layer, residual + output.clone(), self.mode)
+        });
+        match added {
+            Some(added) => output + added,
+            None => output,
+        }
+    }
+
+    fn leaves_alone(&mut self, _base: &Linear) -> bool {
+        true
+    }
+
+    fn auxiliary_loss(&mut self) -> Option<Tensor<1>> {
+        self.networks.auxiliary_loss(self.mode)
+    }
+}
+
+/// Why a network with a non-linearity cannot be merged.
+pub(crate) fn not_linear(method: &'static str) -> AdaptError {
+    let reason = "its networks are not linear, so no weight can express them; ship the adapter beside the model".into();
+    AdaptError::Unsupported {
+        method,
+        action: "be merged",
+        reason,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use frugal_models::ModelConfig;
+
+    #[test]
+    fn blocks_have_the_path_that_their_maps_share() {
+        let config = serde_json::json!({"model_type": "bert", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 12,
+            "num_attention_heads": 4, "vocab_size": 64, "max_position_embeddings": 64, "type_vocab_size": 2});
+        let sites = ModelConfig::from_json(config, "test").unwrap().sites();
+        assert_eq!(block_path(&sites, 11), "bert.encoder.layer.11");
+    }
+
+    #[test]
+    fn a_block_that_is_not_there_is_named() {
+        let message = chosen_layers(Some(&Layers::Many(vec![0, 7])), 6)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.contains("block 7") && message.contains("0 to 5"),
+            "{message}"
+        );
+    }
+}

@@ -1,0 +1,409 @@
+//! What methods share that treat each selected linear map by itself: selection, files, merging, the
+//! pass.
+
+use std::fmt::Display;
+
+use burn::prelude::*;
+use frugal_nn::seam::kept::Kept;
+use frugal_nn::{
+    AdaptError, Adapter, BuildContext, Frozen, Linear, MergedLinear, Mode, Parameter, Pass, SiteId,
+    SiteInfo, SiteKind, StepContext,
+};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use crate::method::{self, Settings};
+use crate::target::Targets;
+
+/// Where a part is called.
+pub(crate) struct At<'a> {
+    /// The frozen map.
+    pub base: &'a Linear,
+    /// Its path.
+    pub path: &'a str,
+    /// Parameters that all maps share.
+    pub shared: &'a [Parameter],
+    /// Whether gradients are recorded.
+    pub mode: Mode,
+    kept: Option<&'a Kept>,
+}
+
+impl At<'_> {
+    /// What follows from the parameters alone: formed once where they do not change from one pass
+    /// to the next.
+    pub fn keep<T: Clone + Send + 'static>(&self, form: impl FnOnce() -> T) -> T {
+        match self.kept {
+            Some(kept) => kept.keep(self.base.site, form),
+            None => form(),
+        }
+    }
+}
+
+/// What is trained of one linear map.
+pub(crate) trait MapPart: Send + Sync {
+    /// Its parameters in a fixed order.
+    fn parameters(&self) -> Vec<&Parameter>;
+
+    /// The same, to update.
+    fn parameters_mut(&mut self) -> Vec<&mut Parameter>;
+
+    /// What is added to the weight, `[d_out, d_in]`.
+    fn delta(&self, at: &At<'_>) -> Tensor<2>;
+
+    /// The map's output, `[tokens, d_in]` to `[tokens, d_out]`.
+    fn forward(&self, at: &At<'_>, x: Tensor<2>) -> Tensor<2> {
+        frugal_kernels::linear(
+            x,
+            at.base.weight.dense() + self.delta(at),
+            at.base.bias.clone(),
+        )
+    }
+
+    /// Whether [`MapPart::forward`] forms a whole weight, as it does unless a method has its own;
+    /// see [`Adapter::forms_weight`].
+    fn forms_weight(&self) -> bool {
+        true
+    }
+
+    /// The map with the part merged into it.
+    fn merged(&self, at: &At<'_>) -> MergedLinear {
+        MergedLinear {
+            weight: at.base.weight.dense() + self.delta(at),
+            bias: at.base.bias.clone(),
+        }
+    }
+
+    /// The base of a map that [`MapPart::merged`] gave, in `at.base`; or why there is no way back.
+    fn unmerged(&self, at: &At<'_>) -> Result<MergedLinear, String> {
+        Ok(MergedLinear {
+            weight: at.base.weight.dense() - self.delta(at),
+            bias: at.base.bias.clone(),
+        })
+    }
+
+    /// After the optimiser's step.
+    fn after_step(&mut self) {}
+}
+
+/// An adapter of one part per selected map.
+pub(crate) struct Maps<P> {
+    method: &'static str,
+    /// Indexed by site.
+    parts: Vec<Option<(String, P)>>,
+    shared: Vec<Parameter>,
+    /// Whether files hold what is shared.
+    shared_saved: bool,
+    peft_config: Map<String, Value>,
+}
+
+impl<P: MapPart> Maps<P> {
+    /// Makes a part of every map that `targets` select. `config` are the settings, in `peft`'s
+    /// names; `constants` what `peft` writes besides.
+    pub fn new(
+        method: &'static method::Method,
+        targets: &Targets,
+        context: &BuildContext<'_>,
+        config: &impl Serialize,
+        constants: Value,
+        mut make: impl FnMut(SiteId, &SiteInfo) -> Result<P, AdaptError>,
+    ) -> Result<Self, AdaptError> {
+        let chosen = linear_maps(method.name, targets, context)?;
+        let mut parts: Vec<Option<(String, P)>> = (0..context.sites.len()).map(|_| None).collect();
+        for &id in &chosen {
+            let info = context.sites.info(id);
+            parts[id.index()] = Some((info.path.clone(), make(id, info)?));
+        }
+        let mut peft_config = object(json!(config));
+        peft_config.extend(object(constants));
+        // Patterns hold whole numbers in peft, and floats here.
+        for entry in peft_config
+            .values_mut()
+            .filter_map(Value::as_object_mut)
+            .flat_map(Map::values_mut)
+        {
+            *entry = entry
+                .as_f64()
+                .map_or_else(|| entry.clone(), crate::methods::low_rank::lora::whole);
+        }
+        peft_config.insert("peft_type".into(), json!(method.peft_type));
+        peft_config.insert(
+            "target_modules".into(),
+            crate::peft::saved_targets(targets, context.sites, &chosen),
+        );
+        if let Some(transposed) = peft_config.get_mut("fan_in_fan_out") {
+            *transposed = json!(
+                chosen
+                    .iter()
+                    .any(|&id| context.sites.info(id).kind == SiteKind::Conv1d)
+            );
+        }
+        Ok(Self {
+            method: method.name,
+            parts,
+            shared: Vec::new(),
+            shared_saved: true,
+            peft_config,
+        })
+    }
+
+    /// With parameters that all maps share. Those that are not saved must be frozen and follow from
+    /// the settings.
+    pub fn with_shared(self, shared: Vec<Parameter>, saved: bool) -> Self {
+        Self {
+            shared,
+            shared_saved: saved,
+            ..self
+        }
+    }
+
+    fn at<'a>(
+        &'a self,
+        base: &'a Linear,
+        mode: Mode,
+        kept: Option<&'a Kept>,
+    ) -> Option<(&'a P, At<'a>)> {
+        let (path, part) = self.parts.get(base.site.index())?.as_ref()?;
+        Some((
+            part,
+            At {
+                base,
+                path,
+                shared: &self.shared,
+                mode,
+                kept,
+            },
+        ))
+    }
+}
+
+struct MapsPass<'a, P> {
+    adapter: &'a Maps<P>,
+    mode: Mode,
+    kept: Option<&'a Kept>,
+}
+
+impl<P: MapPart> Pass for MapsPass<'_, P> {
+    fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
+        match self.adapter.at(base, self.mode, self.kept) {
+            Some((part, at)) => part.forward(&at, x),
+            None => base.forward(x),
+        }
+    }
+
+    fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
+        if self.leaves_alone(base) {
+            Some(base.weight.dense())
+        } else {
+            None
+        }
+    }
+
+    fn leaves_alone(&mut self, base: &Linear) -> bool {
+        self.adapter.at(base, self.mode, None).is_none()
+    }
+}
+
+impl<P: MapPart> Adapter for Maps<P> {
+    fn method(&self) -> &'static str {
+        self.method
+    }
+
+    fn parameters(&self) -> Vec<&Parameter> {
+        self.parts
+            .iter()
+            .flatten()
+            .flat_map(|(_, part)| part.parameters())
+            .chain(self.shared.iter().filter(|_| self.shared_saved))
+            .collect()
+    }
+
+    fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
+        let shared = self.shared.iter_mut().filter(|_| self.shared_saved);
+        self.parts
+            .iter_mut()
+            .flatten()
+            .flat_map(|(_, part)| part.parameters_mut())
+            .chain(shared)
+            .collect()
+    }
+
+    fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
+        Box::new(MapsPass {
+            adapter: self,
+            mode,
+            kept: None,
+        })
+    }
+
+    fn pass_keeping<'a>(&'a self, kept: &'a Kept) -> Box<dyn Pass + 'a> {
+        Box::new(MapsPass {
+            adapter: self,
+            mode: Mode::Eval,
+            kept: Some(kept),
+        })
+    }
+
+    fn peft_config(&self) -> Map<String, Value> {
+        self.peft_config.clone()
+    }
+
+    fn weight_delta(&self, base: &Linear) -> Result<Option<Tensor<2>>, AdaptError> {
+        Ok(self
+            .at(base, Mode::Eval, None)
+            .map(|(part, at)| part.merged(&at).weight - base.weight.dense()))
+    }
+
+    fn merged_linear(&self, base: &Linear) -> Result<Option<MergedLinear>, AdaptError> {
+        Ok(self
+            .at(base, Mode::Eval, None)
+            .map(|(part, at)| part.merged(&at)))
+    }
+
+    fn forms_weight(&self, base: &Linear) -> bool {
+        self.at(base, Mode::Eval, None)
+            .is_some_and(|(part, _)| part.forms_weight())
+    }
+
+    fn unmerged_linear(&self, merged: &Linear) -> Result<Option<MergedLinear>, AdaptError> {
+        let unsupported = |reason| AdaptError::Unsupported {
+            method: self.method,
+            action: "be taken out again",
+            reason,
+        };
+        self.at(merged, Mode::Eval, None)
+            .map(|(part, at)| part.unmerged(&at).map_err(unsupported))
+            .transpose()
+    }
+
+    fn after_step(&mut self, _context: &StepContext) {
+        self.parts
+            .iter_mut()
+            .flatten()
+            .for_each(|(_, part)| part.after_step());
+    }
+
+    fn supports_mixed_batch(&self) -> bool {
+        true
+    }
+}
+
+/// A setting that is out of range.
+pub(crate) fn bad<T>(
+    method: &'static str,
+    field: &'static str,
+    reason: impl Display,
+) -> Result<T, AdaptError> {
+    Err(AdaptError::Config {
+        method,
+        field,
+        reason: reason.to_string(),
+    })
+}
+
+/// Checks a probability.
+pub(crate) fn check_dropout(
+    method: &'static str,
+    field: &'static str,
+    p: f64,
+) -> Result<(), AdaptError> {
+    if (0.0..1.0).contains(&p) {
+        Ok(())
+    } else {
+        bad(
+            method,
+            field,
+            format!("{p} is not within 0 (none) and 1 (excluded)"),
+        )
+    }
+}
+
+/// The selected linear maps; tables are refused.
+pub(crate) fn linear_maps(
+    method: &'static str,
+    targets: &Targets,
+    context: &BuildContext<'_>,
+) -> Result<Vec<SiteId>, AdaptError> {
+    let chosen = targets.select(context.sites)?;
+    match chosen
+        .iter()
+        .map(|&id| context.sites.info(id))
+        .find(|info| info.kind == SiteKind::Embedding)
+    {
+        Some(info) => bad(
+            method,
+            "target_modules",
+            format!(
+                "`{}` is a table; this method changes linear maps only",
+                info.path
+            ),
+        ),
+        None => Ok(chosen),
+    }
+}
+
+/// The frozen weights and biases of these maps, indexed by site; nothing where there is no backbone
+/// (planning).
+pub(crate) fn frozen_maps(context: &BuildContext<'_>, chosen: &[SiteId]) -> Vec<Option<Linear>> {
+    let mut out: Vec<Option<Linear>> = vec![None; context.sites.len()];
+    if let Some(backbone) = context.backbone {
+        backbone.export(&mut |part| {
+            if let Frozen::Linear(linear) = part
+                && chosen.contains(&linear.site)
+            {
+                out[linear.site.index()] = Some(linear.clone());
+            }
+        });
+    }
+    out
+}
+
+/// Settings from a configuration of `peft`: every field that the method has. Absent ones are at
+/// `differing`, where `peft`'s default is not the method's own. A field of `fixed` must be absent
+/// or have one of these values, because the method has no other.
+pub(crate) fn from_peft<C: Default + Serialize>(
+    method: &'static str,
+    config: &Settings,
+    differing: Value,
+    fixed: &[(&'static str, &[Value])],
+) -> Result<Settings, AdaptError> {
+    for (field, allowed) in fixed {
+        if let Some(value) = config
+            .get(*field)
+            .filter(|v| !v.is_null() && !allowed.contains(v))
+        {
+            return bad(method, field, format!("{value} is not supported"));
+        }
+    }
+    let known = method::defaults::<C>();
+    if known.contains_key("target_modules")
+        && !config
+            .get("target_modules")
+            .is_some_and(|t| t.is_array() || t.is_string())
+    {
+        return bad(
+            method,
+            "target_modules",
+            "must be a list of names or a pattern",
+        );
+    }
+    let mut settings = object(differing);
+    let given = config
+        .iter()
+        .filter(|(key, value)| known.contains_key(*key) && !value.is_null());
+    settings.extend(given.map(|(key, value)| (key.clone(), value.clone())));
+    Ok(settings)
+}
+
+/// The map of a JSON object.
+pub(crate) fn object(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    }
+}
+
+/// Uniform within `±1/sqrt(fan_in)`: Kaiming's initialisation with `a = sqrt(5)`.
+pub(crate) fn kaiming(rng: &mut impl rand::Rng, len: usize, fan_in: usize) -> Vec<f32> {
+    let bound = 1.0 / (fan_in as f32).sqrt();
+    (0..len).map(|_| rng.random_range(-bound..bound)).collect()
+}

@@ -1,0 +1,623 @@
+//! Which linear maps a method acts on, with `peft`'s grammar.
+
+use std::collections::BTreeMap;
+
+use frugal_core::suggest::did_you_mean;
+use frugal_nn::{SiteId, SiteInfo, SiteKind, SiteTable, TargetError};
+use regex::Regex;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::method::Settings;
+
+/// A list of names, or one pattern.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(
+    untagged,
+    expecting = "must be a list of names, a pattern or \"all-linear\""
+)]
+pub enum Names {
+    /// A regular expression over the whole path, or `all-linear`.
+    Pattern(String),
+    /// Paths or their endings.
+    List(Vec<String>),
+}
+
+/// One block number or several.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "must be a block number or a list of them")]
+pub enum Layers {
+    /// One.
+    One(usize),
+    /// Several.
+    Many(Vec<usize>),
+}
+
+/// Selection of sites. Field names, defaults and meaning are those of `peft`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Targets {
+    /// Path endings, one regular expression over the whole path, or `all-linear` (every linear map
+    /// but the head).
+    #[serde(default = "all_linear")]
+    pub target_modules: Names,
+    /// The same grammar; wins over the targets.
+    #[serde(default)]
+    pub exclude_modules: Option<Names>,
+    /// Only these blocks (for lists and `all-linear`).
+    #[serde(default)]
+    pub layers_to_transform: Option<Layers>,
+    /// Name of the list of blocks in the path, where it is not the component before the number.
+    #[serde(default)]
+    pub layers_pattern: Option<Names>,
+}
+
+fn all_linear() -> Names {
+    Names::Pattern("all-linear".into())
+}
+
+impl Default for Targets {
+    fn default() -> Self {
+        Self {
+            target_modules: all_linear(),
+            exclude_modules: None,
+            layers_to_transform: None,
+            layers_pattern: None,
+        }
+    }
+}
+
+/// A pattern over a whole path.
+pub(crate) fn full_match(field: &'static str, pattern: &str) -> Result<Regex, TargetError> {
+    Regex::new(&format!("^(?:{pattern})$")).map_err(|e| TargetError::Pattern {
+        field,
+        pattern: pattern.into(),
+        reason: e.to_string(),
+    })
+}
+
+/// Whether a name is the whole path or its last components.
+pub(crate) fn ends_with_component(path: &str, name: &str) -> bool {
+    path == name
+        || path
+            .strip_suffix(name)
+            .is_some_and(|head| head.ends_with('.'))
+}
+
+/// Whether a name is that of a place in this model.
+fn names_a_site(sites: &SiteTable, name: &str) -> bool {
+    sites
+        .iter()
+        .any(|(_, site)| ends_with_component(&site.path, name))
+}
+
+/// Why this entry matched nothing; `offered` are the places that could have been meant.
+fn no_match(
+    field: &'static str,
+    entry: &str,
+    sites: &SiteTable,
+    offered: impl Fn(&SiteInfo) -> bool,
+) -> TargetError {
+    let offered =
+        |s: &SiteInfo| offered(s) && (s.kind.is_inner_linear() || s.kind == SiteKind::Norm);
+    let mut names: Vec<&str> = sites
+        .iter()
+        .filter(|(_, s)| offered(s))
+        .map(|(_, s)| s.name())
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    let suggestion = did_you_mean(entry, names.iter().copied()).map(str::to_owned);
+    TargetError::NoMatch {
+        field,
+        entry: entry.into(),
+        available: names.join(", "),
+        suggestion,
+    }
+}
+
+impl Names {
+    /// Why they matched nothing, or this entry of them.
+    fn no_match(
+        &self,
+        field: &'static str,
+        entry: &str,
+        sites: &SiteTable,
+        offered: impl Fn(&SiteInfo) -> bool,
+    ) -> TargetError {
+        match self {
+            Self::Pattern(text) if names_a_site(sites, text) => TargetError::NotAPath {
+                field,
+                text: text.clone(),
+            },
+            _ => no_match(field, entry, sites, offered),
+        }
+    }
+
+    fn match_any(&self, field: &'static str, sites: &SiteTable) -> Result<bool, TargetError> {
+        let matcher = Matcher::new(field, self)?;
+        Ok(sites.iter().any(|(_, site)| matcher.matches(site)))
+    }
+
+    /// Every entry must match something: one that does not is a mistake that nothing else would
+    /// show.
+    fn check(
+        &self,
+        field: &'static str,
+        sites: &SiteTable,
+        offered: impl Fn(&SiteInfo) -> bool,
+    ) -> Result<(), TargetError> {
+        let stray = match self {
+            Self::List(names) => names.iter().find(|name| !names_a_site(sites, name)),
+            Self::Pattern(pattern) => (!self.match_any(field, sites)?).then_some(pattern),
+        };
+        stray.map_or(Ok(()), |entry| {
+            Err(self.no_match(field, entry, sites, offered))
+        })
+    }
+
+    /// What of them this model has, if anything: for lists that serve several architectures.
+    pub(crate) fn of_model(&self, sites: &SiteTable) -> Option<Self> {
+        match self {
+            Self::List(names) => {
+                let known: Vec<String> = names
+                    .iter()
+                    .filter(|name| names_a_site(sites, name))
+                    .cloned()
+                    .collect();
+                (!known.is_empty()).then_some(Self::List(known))
+            }
+            // What is no pattern is kept, to be refused.
+            Self::Pattern(_) => self
+                .match_any("", sites)
+                .unwrap_or(true)
+                .then(|| self.clone()),
+        }
+    }
+}
+
+/// Settings of a file as far as they speak of this model: like `peft`, readers pass over what a
+/// model lacks. Where that is all of the targets, they stay and are refused.
+pub(crate) fn for_model(mut settings: Settings, sites: &SiteTable) -> Settings {
+    let names = |settings: &Settings, field: &str| Names::deserialize(settings.get(field)?).ok();
+    let given = names(&settings, "target_modules");
+    let known = given.as_ref().and_then(|names| names.of_model(sites));
+    if let (Some(Names::List(given)), Some(Names::List(known))) = (given, known) {
+        // `ia3` has its feed-forward maps among the targets.
+        if let Some(Value::Array(inner)) = settings.get_mut("feedforward_modules") {
+            inner.retain(|name| {
+                name.as_str().is_none_or(|name| {
+                    known.iter().any(|k| k == name) || !given.iter().any(|g| g == name)
+                })
+            });
+        }
+        settings.insert("target_modules".into(), json!(known));
+    }
+    if let Some(excluded) = names(&settings, "exclude_modules") {
+        match excluded.of_model(sites) {
+            Some(known) => settings.insert("exclude_modules".into(), json!(known)),
+            None => settings.remove("exclude_modules"),
+        };
+    }
+    for (field, value) in settings.iter_mut() {
+        if let (true, Value::Object(patterns)) = (field.ends_with("_pattern"), value) {
+            patterns.retain(|key, value| {
+                !value.is_number() || match_path("", key, sites).unwrap_or(true)
+            });
+        }
+    }
+    settings
+}
+
+enum Matcher {
+    AllLinear,
+    Pattern(Regex),
+    List(Vec<String>),
+}
+
+impl Matcher {
+    fn new(field: &'static str, names: &Names) -> Result<Self, TargetError> {
+        Ok(match names {
+            Names::Pattern(p) if p == "all-linear" => Self::AllLinear,
+            Names::Pattern(p) => Self::Pattern(full_match(field, p)?),
+            Names::List(list) => Self::List(list.clone()),
+        })
+    }
+
+    fn matches(&self, site: &SiteInfo) -> bool {
+        match self {
+            Self::AllLinear => site.kind.is_inner_linear() || site.kind == SiteKind::Norm,
+            Self::Pattern(regex) => regex.is_match(&site.path),
+            Self::List(list) => list
+                .iter()
+                .any(|name| ends_with_component(&site.path, name)),
+        }
+    }
+}
+
+impl Targets {
+    /// The linear maps (and the head or tables, when named) that these settings select, in forward
+    /// order.
+    ///
+    /// # Errors
+    /// When nothing matches, a pattern is malformed or a block number is outside the model.
+    pub fn select(&self, sites: &SiteTable) -> Result<Vec<SiteId>, TargetError> {
+        self.choose(sites, |site| site.kind != SiteKind::Norm)
+    }
+
+    /// The norms that these settings select; `all-linear` stands for every norm.
+    ///
+    /// # Errors
+    /// When nothing matches, a pattern is malformed or a block number is outside the model.
+    pub fn select_norms(&self, sites: &SiteTable) -> Result<Vec<SiteId>, TargetError> {
+        self.choose(sites, |site| site.kind == SiteKind::Norm)
+    }
+
+    /// Those of the eligible sites that these settings select.
+    pub(crate) fn choose(
+        &self,
+        sites: &SiteTable,
+        eligible: impl Fn(&SiteInfo) -> bool,
+    ) -> Result<Vec<SiteId>, TargetError> {
+        let include = Matcher::new("target_modules", &self.target_modules)?;
+        if let (Matcher::Pattern(_), Names::Pattern(pattern), Some(_)) =
+            (&include, &self.target_modules, &self.layers_to_transform)
+        {
+            return Err(TargetError::LayersWithPattern {
+                pattern: pattern.clone(),
+            });
+        }
+        let exclude = self
+            .exclude_modules
+            .as_ref()
+            .map(|n| Matcher::new("exclude_modules", n))
+            .transpose()?;
+        let layer_regexes = self.layer_regexes()?;
+        let wanted: Option<Vec<usize>> = self.layers_to_transform.as_ref().map(|l| match l {
+            Layers::One(i) => vec![*i],
+            Layers::Many(list) => list.clone(),
+        });
+        let last = sites.iter().filter_map(|(_, s)| s.layer).max().unwrap_or(0);
+        if let Some(&layer) = wanted.iter().flatten().find(|&&i| i > last) {
+            return Err(TargetError::Layer { layer, last });
+        }
+        // The same rule for lists and `all-linear`, which files spell out as a list.
+        let layer = |site: &SiteInfo| {
+            let known = site.layer.filter(|_| self.layers_pattern.is_none());
+            known.or_else(|| {
+                layer_regexes
+                    .iter()
+                    .find_map(|r| r.captures(&site.path)?.get(1)?.as_str().parse().ok())
+            })
+        };
+        let in_layers = |site: &SiteInfo| match &wanted {
+            Some(wanted) => layer(site).is_some_and(|layer| wanted.contains(&layer)),
+            None => true,
+        };
+        let chosen: Vec<SiteId> = sites
+            .iter()
+            .filter(|(_, s)| {
+                eligible(s)
+                    && include.matches(s)
+                    && !exclude.as_ref().is_some_and(|e| e.matches(s))
+                    && in_layers(s)
+            })
+            .map(|(id, _)| id)
+            .collect();
+        if chosen.is_empty() {
+            let named = sites.iter().any(|(_, s)| eligible(s) && include.matches(s));
+            return Err(if named {
+                TargetError::NothingLeft
+            } else {
+                self.no_match(sites, eligible)
+            });
+        }
+        self.target_modules
+            .check("target_modules", sites, &eligible)?;
+        if let Some(names) = &self.exclude_modules {
+            names.check("exclude_modules", sites, &eligible)?;
+        }
+        Ok(chosen)
+    }
+
+    fn layer_regexes(&self) -> Result<Vec<Regex>, TargetError> {
+        let names: Vec<String> = match &self.layers_pattern {
+            None => {
+                return Ok(vec![
+                    Regex::new(r"^.*?\.[^.]*\.(\d+)\.").expect("a fixed pattern"),
+                ]);
+            }
+            Some(Names::Pattern(p)) => vec![p.clone()],
+            Some(Names::List(list)) => list.clone(),
+        };
+        let compile = |p: &String| {
+            Regex::new(&format!(r"^.*?\.{p}\.(\d+)\.")).map_err(|e| TargetError::Pattern {
+                field: "layers_pattern",
+                pattern: p.clone(),
+                reason: e.to_string(),
+            })
+        };
+        names.iter().map(compile).collect()
+    }
+
+    fn no_match(&self, sites: &SiteTable, eligible: impl Fn(&SiteInfo) -> bool) -> TargetError {
+        let entry = match &self.target_modules {
+            Names::Pattern(p) => p.as_str(),
+            Names::List(list) => list.first().map_or("[]", String::as_str),
+        };
+        self.target_modules
+            .no_match("target_modules", entry, sites, eligible)
+    }
+}
+
+/// `^(.*\.)?(KEY)$`.
+fn ending(field: &'static str, key: &str) -> Result<Regex, TargetError> {
+    Regex::new(&format!(r"^(.*\.)?({key})$")).map_err(|e| TargetError::Pattern {
+        field,
+        pattern: key.into(),
+        reason: e.to_string(),
+    })
+}
+
+fn match_path(field: &'static str, key: &str, sites: &SiteTable) -> Result<bool, TargetError> {
+    let regex = ending(field, key)?;
+    Ok(sites.iter().any(|(_, site)| regex.is_match(&site.path)))
+}
+
+/// Every key must match some path of the model: one that does not is a mistake that nothing else
+/// would show.
+///
+/// # Errors
+/// A key that matches nothing or is not a regular expression.
+pub(crate) fn check_patterns<V>(
+    field: &'static str,
+    patterns: &BTreeMap<String, V>,
+    sites: &SiteTable,
+) -> Result<(), TargetError> {
+    for key in patterns.keys() {
+        if !match_path(field, key, sites)? {
+            return Err(no_match(field, key, sites, |site| {
+                site.kind.is_inner_linear()
+            }));
+        }
+    }
+    Ok(())
+}
+
+/// Value of the first key whose pattern `^(.*\.)?(KEY)$` matches the path (`rank_pattern`,
+/// `alpha_pattern`).
+///
+/// # Errors
+/// When a key is not a regular expression.
+pub fn pattern_value<V: Copy>(
+    field: &'static str,
+    patterns: &BTreeMap<String, V>,
+    path: &str,
+) -> Result<Option<V>, TargetError> {
+    for (key, &value) in patterns {
+        if ending(field, key)?.is_match(path) {
+            return Ok(Some(value));
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use frugal_models::ModelConfig;
+
+    fn sites() -> SiteTable {
+        let config = serde_json::json!({"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 64});
+        ModelConfig::from_json(config, "test").unwrap().sites()
+    }
+
+    fn paths(targets: &Targets) -> Vec<String> {
+        let sites = sites();
+        targets
+            .select(&sites)
+            .unwrap()
+            .into_iter()
+            .map(|id| sites.info(id).path.clone())
+            .collect()
+    }
+
+    fn list(names: &[&str]) -> Names {
+        Names::List(names.iter().map(|n| (*n).into()).collect())
+    }
+
+    #[test]
+    fn all_linear_leaves_the_head_out() {
+        let found = paths(&Targets::default());
+        assert_eq!(found.len(), 3 * 7);
+        assert!(!found.contains(&"lm_head".to_owned()));
+    }
+
+    #[test]
+    fn a_list_matches_whole_components() {
+        let found = paths(&Targets {
+            target_modules: list(&["layers.1.self_attn.q_proj"]),
+            ..Targets::default()
+        });
+        assert_eq!(found, ["model.layers.1.self_attn.q_proj"]);
+        assert!(refused(list(&["proj"]), None).contains("`proj` matched nothing"));
+    }
+
+    fn refused(target_modules: Names, exclude_modules: Option<Names>) -> String {
+        Targets {
+            target_modules,
+            exclude_modules,
+            ..Targets::default()
+        }
+        .select(&sites())
+        .unwrap_err()
+        .to_string()
+    }
+
+    fn text(pattern: &str) -> Names {
+        Names::Pattern(pattern.into())
+    }
+
+    #[test]
+    fn a_name_as_a_single_text_is_answered_with_a_list() {
+        let targets = refused(text("q_proj"), None);
+        assert_eq!(
+            targets,
+            "`target_modules`: `q_proj` matched nothing: a single text is a pattern for the whole path; write [\"q_proj\"]"
+        );
+        assert!(refused(text("self_attn.q_proj"), None).contains("write [\"self_attn.q_proj\"]"));
+        let excluded = refused(text("all-linear"), Some(text("q_proj")));
+        assert!(
+            excluded.contains("`exclude_modules`") && excluded.contains("write [\"q_proj\"]"),
+            "{excluded}"
+        );
+    }
+
+    #[test]
+    fn an_entry_that_matches_nothing_is_named() {
+        let some = list(&["q_proj", "v_porj"]);
+        let message = refused(some, None);
+        assert!(
+            message.contains("`target_modules`: `v_porj`")
+                && message.contains("did you mean `v_proj`"),
+            "{message}"
+        );
+        for names in [list(&["zzz"]), text("zzz")] {
+            assert!(
+                refused(text("all-linear"), Some(names))
+                    .contains("`exclude_modules`: `zzz` matched nothing")
+            );
+        }
+        let patterns = BTreeMap::from([("q_proj".to_owned(), 4), ("zzz".to_owned(), 4)]);
+        let message = check_patterns("rank_pattern", &patterns, &sites())
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.contains("`rank_pattern`: `zzz` matched nothing"),
+            "{message}"
+        );
+        // It is there, but nothing is left of it.
+        assert!(refused(list(&["q_proj"]), Some(list(&["q_proj"]))).contains("leave nothing"));
+    }
+
+    #[test]
+    fn files_may_name_what_this_model_lacks() {
+        let settings = |value: Value| value.as_object().unwrap().clone();
+        let file = settings(json!({
+            "target_modules": ["q_proj", "query", "w2"], "exclude_modules": ["key"], "feedforward_modules": ["w2"],
+            "rank_pattern": {"q_proj": 4, "query": 2}, "r": 8,
+        }));
+        let known = json!({"target_modules": ["q_proj"], "feedforward_modules": [], "rank_pattern": {"q_proj": 4}, "r": 8});
+        assert_eq!(for_model(file, &sites()), settings(known));
+        let strange = settings(json!({"target_modules": ["query"]}));
+        assert_eq!(for_model(strange.clone(), &sites()), strange);
+    }
+
+    #[test]
+    fn what_is_neither_names_nor_a_pattern_says_what_it_must_be() {
+        let message = serde_json::from_value::<Names>(json!(5))
+            .unwrap_err()
+            .to_string();
+        assert_eq!(
+            message,
+            "must be a list of names, a pattern or \"all-linear\""
+        );
+    }
+
+    #[test]
+    fn a_pattern_must_match_the_whole_path_and_exclusion_wins() {
+        let targets = Targets {
+            target_modules: Names::Pattern(r".*\.(q|v)_proj".into()),
+            exclude_modules: Some(list(&["v_proj"])),
+            ..Targets::default()
+        };
+        assert!(paths(&targets).iter().all(|p| p.ends_with("q_proj")));
+        assert_eq!(paths(&targets).len(), 3);
+    }
+
+    #[test]
+    fn layers_filter_lists() {
+        let targets = Targets {
+            target_modules: list(&["q_proj"]),
+            layers_to_transform: Some(Layers::Many(vec![0, 2])),
+            ..Targets::default()
+        };
+        assert_eq!(
+            paths(&targets),
+            [
+                "model.layers.0.self_attn.q_proj",
+                "model.layers.2.self_attn.q_proj"
+            ]
+        );
+        let outside = Targets {
+            layers_to_transform: Some(Layers::One(3)),
+            ..targets
+        };
+        assert!(
+            outside
+                .select(&sites())
+                .unwrap_err()
+                .to_string()
+                .contains("blocks 0 to 2")
+        );
+    }
+
+    #[test]
+    fn layers_filter_all_linear_and_the_file_selects_the_same() {
+        let sites = sites();
+        for layers_pattern in [None, Some(Names::Pattern("layers".into()))] {
+            let targets = Targets {
+                layers_to_transform: Some(Layers::Many(vec![0, 2])),
+                layers_pattern,
+                ..Targets::default()
+            };
+            let found = paths(&targets);
+            assert_eq!(found.len(), 2 * 7);
+            assert!(
+                found
+                    .iter()
+                    .all(|p| p.starts_with("model.layers.0.") || p.starts_with("model.layers.2.")),
+                "{found:?}"
+            );
+            let saved =
+                crate::peft::saved_targets(&targets, &sites, &targets.select(&sites).unwrap());
+            let target_modules = serde_json::from_value(saved).unwrap();
+            assert_eq!(
+                paths(&Targets {
+                    target_modules,
+                    ..targets
+                }),
+                found
+            );
+        }
+    }
+
+    #[test]
+    fn layers_do_not_go_with_a_pattern() {
+        let targets = Targets {
+            target_modules: Names::Pattern(r".*\.q_proj".into()),
+            layers_to_transform: Some(Layers::One(1)),
+            ..Targets::default()
+        };
+        let message = targets.select(&sites()).unwrap_err().to_string();
+        assert!(
+            message.contains("`layers_to_transform`") && message.contains("give a list"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn nothing_matched_lists_what_there_is() {
+        let message = Targets {
+            target_modules: list(&["q_porj"]),
+            ..Targets::default()
+        }
+        .select(&sites())
+        .unwrap_err()
+        .to_string();
+        assert!(
+            message.contains("did you mean `q_proj`") && message.contains("down_proj"),
+            "{message}"
+        );
+    }
+}

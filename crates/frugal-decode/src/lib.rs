@@ -1,0 +1,45 @@
+//! Generation: sampling, and decoding of one conversation or of many prompts at once.
+
+mod generate;
+mod sample;
+mod session;
+
+pub use generate::{Finish, GenerateConfig, Generation, generate};
+pub use sample::{Sampler, SamplerConfig};
+pub use session::Session;
+
+pub use frugal_kernels::CacheType;
+
+use frugal_nn::{AdaptError, ModelError};
+use thiserror::Error;
+
+/// What can go wrong while generating.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum DecodeError {
+    /// A sampling setting is out of range.
+    #[error("`{field}`: {reason}")]
+    Config {
+        /// Field at fault.
+        field: &'static str,
+        /// What is wrong and what would work.
+        reason: String,
+    },
+    /// The model has no output head.
+    #[error("this model has no language-model head and cannot generate text")]
+    NoHead,
+    /// Nothing to continue.
+    #[error(
+        "prompt {index} has no tokens: give a text, or a model whose tokenizer adds a start token"
+    )]
+    EmptyPrompt {
+        /// Number of the prompt, from 0.
+        index: usize,
+    },
+    /// Forward pass.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// Choice of adapters.
+    #[error(transparent)]
+    Adapt(#[from] AdaptError),
+}

@@ -1,0 +1,106 @@
+//! Freshly initialised weights, for pre-training and for tests.
+
+use burn::prelude::*;
+use frugal_nn::site::SiteKind;
+use frugal_nn::{normal, stream};
+
+use crate::config::{ModelConfig, ModelType};
+use crate::weights::MemorySource;
+
+/// Random weights for this configuration under their Hugging Face names.
+///
+/// Matrices and tables are drawn from N(0, `initializer_range`²), 0.02² unless the configuration
+/// says otherwise; the projections that write to the residual stream are divided by
+/// `sqrt(2 * num_hidden_layers)`, as GPT-2 does. Gains are 1 and biases 0. Each tensor depends on
+/// the seed and its own name only.
+pub fn random_weights(config: &ModelConfig, seed: u64, device: &Device) -> MemorySource {
+    let mut source = MemorySource::default();
+    let std = config
+        .raw
+        .get("initializer_range")
+        .and_then(serde_json::Value::as_f64)
+        .unwrap_or(0.02) as f32;
+    let residual = std / (2.0 * config.num_hidden_layers as f32).sqrt();
+    // Gemma stores gains as an offset from 1.
+    let gain = if config.model_type == ModelType::Gemma3Text {
+        0.0
+    } else {
+        1.0
+    };
+    let sites = config.sites();
+    for (_, site) in sites.iter().filter(|(_, s)| !s.tied) {
+        let name = format!("{}.weight", site.path);
+        if site.kind == SiteKind::Norm {
+            source.insert_vector(name, Tensor::full([site.d_out], gain, device));
+        } else {
+            let shape = match site.kind {
+                SiteKind::Linear | SiteKind::LmHead => [site.d_out, site.d_in],
+                _ => [site.d_in, site.d_out],
+            };
+            let writes_to_stream = ["o_proj", "down_proj", "c_proj", "w2"].contains(&site.name());
+            let scale = if writes_to_stream { residual } else { std };
+            let mut rng = stream(seed, &name);
+            let values: Vec<f32> = (0..shape[0] * shape[1])
+                .map(|_| scale * normal(&mut rng))
+                .collect();
+            source.insert_matrix(
+                name,
+                Tensor::from_data(TensorData::new(values, shape), device),
+            );
+        }
+        if site.has_bias {
+            source.insert_vector(
+                format!("{}.bias", site.path),
+                Tensor::zeros([site.d_out], device),
+            );
+        }
+    }
+    source
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::{Loaded, WeightSource};
+    use frugal_nn::to_vec;
+
+    fn config() -> ModelConfig {
+        let raw = serde_json::json!({"model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 512, "tie_word_embeddings": true});
+        ModelConfig::from_json(raw, "test").unwrap()
+    }
+
+    fn matrix(source: &MemorySource, name: &str) -> Vec<f32> {
+        match source.load(name).unwrap() {
+            Loaded::Matrix(m) => to_vec(m),
+            _ => unreachable!("matrices were inserted"),
+        }
+    }
+
+    #[test]
+    fn spread_and_seed_are_as_documented_and_the_model_builds() {
+        let source = random_weights(&config(), 3, &Device::flex());
+        let table = matrix(&source, "model.embed_tokens.weight");
+        let deviation = |v: &[f32]| (v.iter().map(|x| x * x).sum::<f32>() / v.len() as f32).sqrt();
+        assert!((deviation(&table) / 0.02 - 1.0).abs() < 0.02);
+        assert!(
+            (deviation(&matrix(&source, "model.layers.1.mlp.down_proj.weight")) / 0.01 - 1.0).abs()
+                < 0.05
+        );
+        assert_eq!(
+            table,
+            matrix(
+                &random_weights(&config(), 3, &Device::flex()),
+                "model.embed_tokens.weight"
+            )
+        );
+        assert_ne!(
+            table,
+            matrix(
+                &random_weights(&config(), 4, &Device::flex()),
+                "model.embed_tokens.weight"
+            )
+        );
+        crate::build::build(config(), &source, &Device::flex()).unwrap();
+    }
+}

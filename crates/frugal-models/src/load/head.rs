@@ -1,0 +1,45 @@
+//! The classification head that a model was saved with.
+
+use burn::prelude::*;
+use frugal_nn::{Head, HeadConfig, ModelError, Pooling};
+
+use crate::config::ModelConfig;
+use crate::weights::{WeightSource, read_values};
+
+/// The head of a model that was saved as a classifier; `None` for other models.
+///
+/// # Errors
+/// A head that is missing, damaged or of another shape than the model's list of classes.
+pub(super) fn of_model(
+    model: &ModelConfig,
+    source: &dyn WeightSource,
+    device: &Device,
+) -> Result<Option<Head>, ModelError> {
+    if !model.is_classifier() {
+        return Ok(None);
+    }
+    let names = model
+        .raw
+        .get("id2label")
+        .and_then(|names| names.as_object());
+    let count = names
+        .map(|names| names.len())
+        .or_else(|| usize::try_from(model.raw.get("num_labels")?.as_u64()?).ok())
+        .unwrap_or(2);
+    let label = |i: usize| {
+        names
+            .and_then(|n| n.get(&i.to_string())?.as_str())
+            .map_or_else(|| format!("LABEL_{i}"), str::to_owned)
+    };
+    let info = model.info();
+    let config = HeadConfig {
+        labels: (0..count).map(label).collect(),
+        pooling: Pooling::default_for(&info),
+    };
+    let mut head = Head::new(config, &info, device, 0);
+    for parameter in head.parameters_mut() {
+        let values = read_values(source, parameter.name(), parameter.shape())?;
+        parameter.set(values);
+    }
+    Ok(Some(head))
+}

@@ -1,0 +1,43 @@
+//! Finding and reading models: Hugging Face folders, GGUF files, names of the registry, `org/name`
+//! on the hub.
+
+mod builtin;
+mod files;
+mod gguf;
+mod head;
+#[cfg(feature = "hub")]
+mod hub;
+mod safetensors;
+
+use std::path::Path;
+
+pub use frugal_nn::LoadError;
+pub use frugal_nn::error::MODEL_FOLDER;
+
+pub use files::{Lookup, ModelFiles, names};
+pub use gguf::GgufSource;
+pub use safetensors::{SafetensorsFile, SafetensorsSource};
+
+/// Reads a JSON file.
+///
+/// # Errors
+/// When the file cannot be read or is not JSON; the message has line and column.
+pub fn read_json(path: &Path) -> Result<serde_json::Value, LoadError> {
+    let bytes = std::fs::read(path).map_err(|source| LoadError::Read {
+        path: path.into(),
+        source,
+    })?;
+    serde_json::from_slice(&bytes).map_err(|e| LoadError::Json {
+        path: path.into(),
+        reason: format!("malformed JSON: {e}"),
+    })
+}
+
+/// How often each name occurs, by falling count.
+fn count(names: impl Iterator<Item = String>) -> Vec<(String, usize)> {
+    let mut counts = std::collections::BTreeMap::new();
+    names.for_each(|name| *counts.entry(name).or_insert(0) += 1);
+    let mut counts: Vec<(String, usize)> = counts.into_iter().collect();
+    counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    counts
+}

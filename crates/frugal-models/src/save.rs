@@ -1,0 +1,192 @@
+//! Writing safetensors files and Hugging Face folders.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::path::Path;
+
+use frugal_core::fs::FileError;
+use safetensors::tensor::{Dtype, SafeTensorError, View, serialize_to_file};
+use serde::{Deserialize, Serialize};
+
+use crate::config::ModelConfig;
+use crate::weights::MemorySource;
+
+/// Number format of stored weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StoredType {
+    /// 32-bit.
+    #[default]
+    F32,
+    /// 16-bit IEEE.
+    F16,
+    /// 16-bit with the exponent of f32.
+    Bf16,
+}
+
+impl StoredType {
+    /// Hugging Face's spelling in `config.json`.
+    pub fn torch_name(self) -> &'static str {
+        match self {
+            Self::F32 => "float32",
+            Self::F16 => "float16",
+            Self::Bf16 => "bfloat16",
+        }
+    }
+
+    /// Bytes of one element.
+    pub fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+}
+
+enum Content<'a> {
+    Floats(StoredType, Box<dyn Fn() -> Vec<f32> + 'a>),
+    Ids(Vec<u32>),
+    WholeNumbers(Vec<i32>),
+}
+
+/// One tensor to write; float values are made when its turn comes.
+pub struct Stored<'a> {
+    shape: Vec<usize>,
+    content: Content<'a>,
+}
+
+impl<'a> Stored<'a> {
+    /// `values` must give as many elements as `shape` has, in row-major order.
+    pub fn new(
+        shape: &[usize],
+        stored_type: StoredType,
+        values: impl Fn() -> Vec<f32> + 'a,
+    ) -> Self {
+        Self {
+            shape: shape.to_vec(),
+            content: Content::Floats(stored_type, Box::new(values)),
+        }
+    }
+
+    /// Token ids `[tokens]`, stored as 64-bit whole numbers.
+    pub fn ids(ids: &[u32]) -> Self {
+        Self {
+            shape: vec![ids.len()],
+            content: Content::Ids(ids.to_vec()),
+        }
+    }
+}
+
+impl Stored<'_> {
+    /// Indices, stored as 32-bit whole numbers; as many as `shape` has elements.
+    pub fn whole_numbers(shape: &[usize], values: Vec<i32>) -> Self {
+        Self {
+            shape: shape.to_vec(),
+            content: Content::WholeNumbers(values),
+        }
+    }
+}
+
+impl View for Stored<'_> {
+    fn dtype(&self) -> Dtype {
+        match self.content {
+            Content::Floats(StoredType::F32, _) => Dtype::F32,
+            Content::Floats(StoredType::F16, _) => Dtype::F16,
+            Content::Floats(StoredType::Bf16, _) => Dtype::BF16,
+            Content::Ids(_) => Dtype::I64,
+            Content::WholeNumbers(_) => Dtype::I32,
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Owned(match &self.content {
+            Content::Floats(StoredType::F32, values) => {
+                values().iter().flat_map(|v| v.to_le_bytes()).collect()
+            }
+            Content::Floats(StoredType::F16, values) => values()
+                .iter()
+                .flat_map(|v| half::f16::from_f32(*v).to_le_bytes())
+                .collect(),
+            Content::Floats(StoredType::Bf16, values) => values()
+                .iter()
+                .flat_map(|v| half::bf16::from_f32(*v).to_le_bytes())
+                .collect(),
+            Content::WholeNumbers(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            Content::Ids(ids) => ids
+                .iter()
+                .flat_map(|id| i64::from(*id).to_le_bytes())
+                .collect(),
+        })
+    }
+
+    fn data_len(&self) -> usize {
+        let size = match &self.content {
+            Content::Floats(stored_type, _) => stored_type.size(),
+            Content::WholeNumbers(_) => size_of::<i32>(),
+            Content::Ids(_) => size_of::<i64>(),
+        };
+        self.shape.iter().product::<usize>() * size
+    }
+}
+
+/// Writes a safetensors file under a temporary name, flushes it to disk and renames it.
+///
+/// # Errors
+/// [`FileError`] naming the path; an older file is then untouched.
+pub fn write_safetensors(path: &Path, tensors: Vec<(String, Stored<'_>)>) -> Result<(), FileError> {
+    let folder = path
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    frugal_core::fs::create_dir(folder)?;
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let write = || -> std::io::Result<()> {
+        let temporary = tempfile::NamedTempFile::new_in(folder)?.into_temp_path();
+        serialize_to_file(tensors, Some(metadata), &temporary).map_err(|e| match e {
+            SafeTensorError::IoError(e) => e,
+            other => std::io::Error::other(other),
+        })?;
+        let file = std::fs::File::open(&temporary)?;
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            file.set_permissions(std::fs::Permissions::from_mode(0o644))?;
+        }
+        file.sync_all()?;
+        temporary.persist(path).map_err(|e| e.error)?;
+        #[cfg(unix)]
+        std::fs::File::open(folder)?.sync_all()?;
+        Ok(())
+    };
+    write().map_err(FileError::at(path, "cannot write"))
+}
+
+/// Writes `config.json` and `model.safetensors`; the configuration last, so that a folder with one
+/// is complete.
+///
+/// # Errors
+/// [`FileError`] naming the path.
+pub fn write_model(
+    folder: &Path,
+    config: &ModelConfig,
+    tensors: &MemorySource,
+    stored_type: StoredType,
+) -> Result<(), FileError> {
+    let all = tensors
+        .iter()
+        .map(|(name, shape, values)| (name, Stored::new(&shape, stored_type, values)))
+        .collect();
+    write_safetensors(&folder.join("model.safetensors"), all)?;
+    let mut raw = config.raw.clone();
+    if let Some(map) = raw.as_object_mut() {
+        map.remove("torch_dtype");
+        map.insert("dtype".into(), stored_type.torch_name().into());
+    }
+    let text = serde_json::to_string_pretty(&raw)
+        .map_err(|e| FileError::at(folder, "cannot write config.json")(e.into()))?;
+    frugal_core::fs::write_atomic(&folder.join("config.json"), (text + "\n").as_bytes())
+}

@@ -1,0 +1,573 @@
+//! From files to a backbone's frozen tensors.
+
+use std::collections::HashMap;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use burn::prelude::*;
+use frugal_formats::gguf::GgmlType;
+use frugal_kernels::{Activations, Packed, Sparse};
+use frugal_nn::layers::{Embedding, Linear, Norm, Weight};
+use frugal_nn::site::{SiteKind, SiteTable};
+use frugal_nn::{Correction, ModelError, to_vec};
+use serde::{Deserialize, Serialize};
+
+use crate::loftq::{self, Loftq};
+
+/// Where a backbone's tensors come from, by Hugging Face name
+/// (`model.layers.0.self_attn.q_proj.weight`).
+pub trait WeightSource {
+    /// What errors call it: a path.
+    fn describe(&self) -> String;
+    /// Shape of a tensor as the file stores it; `None` if there is no such tensor.
+    fn shape(&self, name: &str) -> Option<Vec<usize>>;
+    /// All names.
+    fn names(&self) -> Vec<String>;
+    /// The elements in row-major order, or a tensor that is in memory already.
+    ///
+    /// # Errors
+    /// When the tensor cannot be read.
+    fn load(&self, name: &str) -> Result<Loaded, ModelError>;
+    /// The matrix `[d_out, d_in]` of a linear map, or the rows of a table, in the codes that it is
+    /// stored in; `None` if it is stored as numbers.
+    ///
+    /// # Errors
+    /// When the tensor cannot be read.
+    fn load_packed(&self, _name: &str) -> Result<Option<Packed>, ModelError> {
+        Ok(None)
+    }
+}
+
+/// How the matrices of a model are held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Quantize {
+    /// Single precision.
+    #[default]
+    None,
+    /// As the file has them: in its own codes where it is quantised.
+    Stored,
+    /// 8 bits with a scale for each row.
+    Int8,
+    /// 4-bit NormalFloat in groups of 64 (QLoRA).
+    Nf4,
+    /// The same with scales of 8 bits (QLoRA's double quantisation).
+    Nf4Double,
+    /// Matrices of which half or more is zero without the zeros, others in single precision;
+    /// nothing is rounded.
+    Sparse,
+    /// GGUF's 8 bits in groups of 32.
+    #[serde(rename = "q8_0")]
+    Q8_0,
+    /// GGUF's 4 bits in groups of 32.
+    #[serde(rename = "q4_0")]
+    Q4_0,
+    /// GGUF's 4 bits in groups of 32 with a minimum.
+    #[serde(rename = "q4_1")]
+    Q4_1,
+}
+
+impl FromStr for Quantize {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let known = "none, stored, int8, nf4, nf4_double, q8_0, q4_0, q4_1, sparse";
+        serde_json::from_value(name.into())
+            .map_err(|_| format!("unknown way to hold weights; known: {known}"))
+    }
+}
+
+impl Quantize {
+    /// Bytes of `rows` x `cols` elements; the token table and the output head are never below 8
+    /// bits.
+    pub fn bytes(self, rows: usize, cols: usize, table: bool) -> usize {
+        let bits = match self {
+            // How many zeros there are is not known before the weights are read.
+            Self::None | Self::Stored | Self::Sparse => return 4 * rows * cols,
+            Self::Q8_0 => 34 * 8 / 32,
+            Self::Int8 => return rows * (cols + 4),
+            _ if table => return rows * (cols + 4),
+            Self::Nf4 | Self::Q4_0 => return rows * cols * 9 / 16,
+            Self::Nf4Double => return rows * cols * 33 / 64 + rows * cols / 4096,
+            Self::Q4_1 => 5,
+        };
+        rows * cols * bits / 8
+    }
+}
+
+/// How a model is read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// How matrices are held.
+    pub quantize: Quantize,
+    /// How products with packed matrices are computed.
+    pub activations: Activations,
+    /// Maps whose rounding is made up for by a low-rank pair; see [`Loftq`].
+    pub loftq: Option<Arc<Loftq>>,
+}
+
+impl LoadOptions {
+    /// What suits generation: matrices as stored, products of integers where they are packed.
+    pub fn for_generation() -> Self {
+        Self {
+            quantize: Quantize::Stored,
+            activations: Activations::Int8,
+            ..Self::default()
+        }
+    }
+}
+
+/// A tensor from a source.
+pub enum Loaded {
+    /// Elements in row-major order.
+    Data(TensorData),
+    /// A matrix that is shared with another backbone.
+    Matrix(Tensor<2>),
+    /// A vector that is shared with another backbone.
+    Vector(Tensor<1>),
+}
+
+/// The elements of a tensor that must be there with this shape.
+///
+/// # Errors
+/// When it is missing, mis-shaped or unreadable.
+pub fn read_values(
+    source: &dyn WeightSource,
+    name: &str,
+    shape: &[usize],
+) -> Result<Vec<f32>, ModelError> {
+    let mut report = frugal_formats::safetensors::LoadReport {
+        expected: vec![name.into()],
+        ..Default::default()
+    };
+    match source.shape(name) {
+        Some(found) if found == shape => {}
+        Some(found) => report.mis_shaped.push((name.into(), shape.to_vec(), found)),
+        None => report.missing.push(name.into()),
+    }
+    if !report.is_exact() {
+        return Err(ModelError::Load {
+            source_name: source.describe(),
+            report: Box::new(report),
+        });
+    }
+    Ok(match source.load(name)? {
+        Loaded::Data(data) => data.iter::<f32>().collect(),
+        Loaded::Matrix(tensor) => to_vec(tensor),
+        Loaded::Vector(tensor) => to_vec(tensor),
+    })
+}
+
+/// Tensors in memory, for merged and freshly initialised models.
+#[derive(Default)]
+pub struct MemorySource {
+    matrices: HashMap<String, Tensor<2>>,
+    vectors: HashMap<String, Tensor<1>>,
+}
+
+impl MemorySource {
+    /// Adds a matrix.
+    pub fn insert_matrix(&mut self, name: String, tensor: Tensor<2>) {
+        self.matrices.insert(name, tensor);
+    }
+
+    /// Adds a vector.
+    pub fn insert_vector(&mut self, name: String, tensor: Tensor<1>) {
+        self.vectors.insert(name, tensor);
+    }
+
+    /// Takes a tensor out, if it is there.
+    pub fn remove(&mut self, name: &str) {
+        self.matrices.remove(name);
+        self.vectors.remove(name);
+    }
+
+    /// Name, shape and elements of every tensor; the elements are copied out only when asked for.
+    pub fn iter(
+        &self,
+    ) -> impl Iterator<Item = (String, Vec<usize>, Box<dyn Fn() -> Vec<f32> + '_>)> {
+        type Values<'a> = Box<dyn Fn() -> Vec<f32> + 'a>;
+        let matrices = self.matrices.iter().map(|(n, t)| {
+            (
+                n.clone(),
+                t.dims().to_vec(),
+                Box::new(|| to_vec(t.clone())) as Values<'_>,
+            )
+        });
+        let vectors = self.vectors.iter().map(|(n, t)| {
+            (
+                n.clone(),
+                t.dims().to_vec(),
+                Box::new(|| to_vec(t.clone())) as Values<'_>,
+            )
+        });
+        matrices.chain(vectors)
+    }
+}
+
+impl WeightSource for MemorySource {
+    fn describe(&self) -> String {
+        "memory".into()
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.matrices
+            .get(name)
+            .map(|t| t.dims().to_vec())
+            .or_else(|| self.vectors.get(name).map(|t| t.dims().to_vec()))
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.matrices
+            .keys()
+            .chain(self.vectors.keys())
+            .cloned()
+            .collect()
+    }
+
+    fn load(&self, name: &str) -> Result<Loaded, ModelError> {
+        let matrix = self.matrices.get(name).cloned().map(Loaded::Matrix);
+        let vector = || self.vectors.get(name).cloned().map(Loaded::Vector);
+        matrix
+            .or_else(vector)
+            .ok_or_else(|| ModelError::MissingTensor {
+                source_name: self.describe(),
+                name: name.into(),
+            })
+    }
+}
+
+/// Builds frozen parts from a source after checking that every expected tensor is there with its
+/// shape.
+pub struct WeightLoader<'a> {
+    source: &'a dyn WeightSource,
+    sites: &'a SiteTable,
+    device: Device,
+    /// Prefix of canonical names that the file leaves out (a bare base model), or has in addition.
+    rename: Rename,
+    optional_missing: Vec<String>,
+    options: LoadOptions,
+}
+
+#[derive(Clone, Debug)]
+enum Rename {
+    Same,
+    Strip(String),
+}
+
+impl<'a> WeightLoader<'a> {
+    /// Checks the whole file against the sites first, so that nothing is read from a file that does
+    /// not fit.
+    ///
+    /// # Errors
+    /// [`ModelError::Load`] with the complete list of missing and mis-shaped tensors.
+    pub fn new(
+        source: &'a dyn WeightSource,
+        sites: &'a SiteTable,
+        device: &Device,
+        base_prefix: &str,
+        options: LoadOptions,
+    ) -> Result<Self, ModelError> {
+        let first = sites
+            .iter()
+            .next()
+            .map(|(_, s)| format!("{}.weight", s.path))
+            .unwrap_or_default();
+        let stripped = first.strip_prefix(base_prefix).map(str::to_owned);
+        let rename = match stripped {
+            Some(s) if source.shape(&first).is_none() && source.shape(&s).is_some() => {
+                Rename::Strip(base_prefix.into())
+            }
+            _ => Rename::Same,
+        };
+        let mut loader = Self {
+            source,
+            sites,
+            device: device.clone(),
+            rename,
+            optional_missing: Vec::new(),
+            options,
+        };
+        loader.check()?;
+        Ok(loader)
+    }
+
+    /// The plain device that the tensors go to.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Paths of optional sites that the file lacks (a pooler).
+    pub fn missing_optional(&self) -> &[String] {
+        &self.optional_missing
+    }
+
+    fn file_name(&self, name: &str) -> String {
+        match &self.rename {
+            Rename::Same => name.into(),
+            Rename::Strip(prefix) => name.strip_prefix(prefix.as_str()).unwrap_or(name).into(),
+        }
+    }
+
+    fn expected(&self) -> Vec<(String, Vec<usize>, bool)> {
+        let mut all = Vec::new();
+        for (_, site) in self.sites.iter().filter(|(_, s)| !s.tied) {
+            let shape = match site.kind {
+                SiteKind::Norm => vec![site.d_out],
+                SiteKind::Conv1d | SiteKind::Embedding => vec![site.d_in, site.d_out],
+                SiteKind::Linear | SiteKind::LmHead => vec![site.d_out, site.d_in],
+            };
+            let optional = site.path.contains("pooler");
+            all.push((format!("{}.weight", site.path), shape, optional));
+            if site.has_bias {
+                all.push((format!("{}.bias", site.path), vec![site.d_out], optional));
+            }
+        }
+        all
+    }
+
+    fn check(&mut self) -> Result<(), ModelError> {
+        let mut report = frugal_formats::safetensors::LoadReport::default();
+        for (name, shape, optional) in self.expected() {
+            report.expected.push(name.clone());
+            match self.source.shape(&self.file_name(&name)) {
+                None if optional => self.optional_missing.push(name),
+                None => report.missing.push(name),
+                Some(found) if found != shape => report.mis_shaped.push((name, shape, found)),
+                Some(_) => {}
+            }
+        }
+        if report.missing.is_empty() && report.mis_shaped.is_empty() {
+            return Ok(());
+        }
+        Err(ModelError::Load {
+            source_name: self.source.describe(),
+            report: Box::new(report),
+        })
+    }
+
+    fn matrix(&self, path: &str) -> Result<Tensor<2>, ModelError> {
+        let name = self.file_name(&format!("{path}.weight"));
+        Ok(match self.source.load(&name)? {
+            Loaded::Data(data) => Tensor::from_data(data, &self.device),
+            Loaded::Matrix(tensor) => tensor,
+            Loaded::Vector(_) => {
+                return Err(ModelError::MissingTensor {
+                    source_name: self.source.describe(),
+                    name,
+                });
+            }
+        })
+    }
+
+    fn vector(&self, name: &str) -> Result<Tensor<1>, ModelError> {
+        let name = self.file_name(name);
+        Ok(match self.source.load(&name)? {
+            Loaded::Data(data) => Tensor::from_data(data, &self.device),
+            Loaded::Vector(tensor) => tensor,
+            Loaded::Matrix(_) => {
+                return Err(ModelError::MissingTensor {
+                    source_name: self.source.describe(),
+                    name,
+                });
+            }
+        })
+    }
+
+    fn site(&self, path: &str) -> frugal_nn::SiteId {
+        self.sites
+            .find(path)
+            .expect("backbones ask for paths of their own site table")
+    }
+
+    /// A linear map with its bias if the site has one.
+    ///
+    /// # Errors
+    /// When the tensor cannot be read.
+    pub fn linear(&mut self, path: &str) -> Result<Linear, ModelError> {
+        let site = self.site(path);
+        let info = self.sites.info(site);
+        let bias = if info.has_bias {
+            Some(self.vector(&format!("{path}.bias"))?)
+        } else {
+            None
+        };
+        Ok(Linear {
+            site,
+            weight: self.weight(path, info.kind)?,
+            bias,
+        })
+    }
+
+    /// A matrix `[d_out, d_in]` as the options want it held.
+    fn weight(&self, path: &str, kind: SiteKind) -> Result<Weight, ModelError> {
+        let dense = || {
+            let matrix = self.matrix(path)?;
+            Ok::<_, ModelError>(if kind == SiteKind::Conv1d {
+                contiguous(matrix.transpose())
+            } else {
+                matrix
+            })
+        };
+        if self.options.quantize == Quantize::Sparse && kind.is_inner_linear() {
+            return Ok(without_zeros(dense()?));
+        }
+        let packed: Option<(Packed, Option<Correction>)> = match self.options.quantize {
+            Quantize::None | Quantize::Sparse => None,
+            Quantize::Stored => self
+                .source
+                .load_packed(&self.file_name(&format!("{path}.weight")))?
+                .map(|packed| (packed, None)),
+            quantize => {
+                let matrix = dense()?;
+                let cols = matrix.dims()[1];
+                let table = matches!(kind, SiteKind::LmHead | SiteKind::Embedding);
+                let round = |values: &[f32]| pack(quantize, values, cols, table);
+                let loftq = self
+                    .options
+                    .loftq
+                    .as_ref()
+                    .filter(|_| kind.is_inner_linear());
+                Some(
+                    match loftq.and_then(|loftq| Some((loftq, *loftq.ranks.get(path)?))) {
+                        Some((loftq, rank)) => {
+                            let (packed, correction) =
+                                loftq::round(&to_vec(matrix), cols, rank, loftq.iterations, round);
+                            (packed, Some(correction))
+                        }
+                        None => (round(&to_vec(matrix)), None),
+                    },
+                )
+            }
+        };
+        Ok(match packed {
+            Some((packed, correction)) => Weight::Packed {
+                packed: Arc::new(packed.with_activations(self.options.activations)),
+                device: self.device.clone(),
+                correction: correction.map(Arc::new),
+            },
+            None => Weight::Dense(dense()?),
+        })
+    }
+
+    /// A linear map that the file may lack.
+    ///
+    /// # Errors
+    /// When the tensor is there but cannot be read.
+    pub fn optional_linear(&mut self, path: &str) -> Result<Option<Linear>, ModelError> {
+        if self
+            .optional_missing
+            .iter()
+            .any(|name| name.starts_with(path))
+        {
+            Ok(None)
+        } else {
+            self.linear(path).map(Some)
+        }
+    }
+
+    /// A table.
+    ///
+    /// # Errors
+    /// When the tensor cannot be read.
+    pub fn embedding(&mut self, path: &str) -> Result<Embedding, ModelError> {
+        let site = self.site(path);
+        // The token table comes first and is the only one worth packing.
+        let weight = if site.index() == 0 {
+            self.weight(path, SiteKind::Embedding)?
+        } else {
+            Weight::Dense(self.matrix(path)?)
+        };
+        Ok(Embedding { site, weight })
+    }
+
+    /// The output head, which shares the token table when tied.
+    ///
+    /// # Errors
+    /// When the tensor cannot be read.
+    pub fn lm_head(&mut self, tokens: &Embedding) -> Result<Linear, ModelError> {
+        let site = self.site("lm_head");
+        if self.sites.info(site).tied {
+            return Ok(Linear {
+                site,
+                weight: tokens.weight.clone(),
+                bias: None,
+            });
+        }
+        self.linear("lm_head")
+    }
+
+    /// A root-mean-square norm whose file stores `gain - offset`.
+    ///
+    /// # Errors
+    /// When the tensor cannot be read.
+    pub fn rms_norm(&mut self, path: &str, eps: f64, offset: f32) -> Result<Norm, ModelError> {
+        let stored = self.vector(&format!("{path}.weight"))?;
+        let weight = if offset == 0.0 {
+            stored
+        } else {
+            stored + offset
+        };
+        Ok(Norm {
+            site: self.site(path),
+            weight,
+            bias: None,
+            eps,
+            center: false,
+            stored_offset: offset,
+        })
+    }
+
+    /// A layer norm.
+    ///
+    /// # Errors
+    /// When a tensor cannot be read.
+    pub fn layer_norm(&mut self, path: &str, eps: f64) -> Result<Norm, ModelError> {
+        let weight = self.vector(&format!("{path}.weight"))?;
+        let bias = Some(self.vector(&format!("{path}.bias"))?);
+        Ok(Norm {
+            site: self.site(path),
+            weight,
+            bias,
+            eps,
+            center: true,
+            stored_offset: 0.0,
+        })
+    }
+}
+
+/// Rounds a matrix; rows that are no whole number of blocks become 8-bit, and so do tables, whose
+/// rows matter one by one.
+fn pack(quantize: Quantize, values: &[f32], cols: usize, table: bool) -> Packed {
+    let blocks = match quantize {
+        Quantize::Nf4 if !table => return Packed::nf4(values, cols),
+        Quantize::Nf4Double if !table => return Packed::nf4_double(values, cols),
+        Quantize::Q8_0 => Some(GgmlType::Q8_0),
+        Quantize::Q4_0 if !table => Some(GgmlType::Q4_0),
+        Quantize::Q4_1 if !table => Some(GgmlType::Q4_1),
+        _ => None,
+    };
+    blocks
+        .and_then(|blocks| Packed::to_ggml(blocks, values, cols))
+        .unwrap_or_else(|| Packed::int8(values, cols))
+}
+
+/// The matrix without its zeros, where they are half of it or more.
+fn without_zeros(matrix: Tensor<2>) -> Weight {
+    let ([rows, cols], device) = (matrix.dims(), matrix.device());
+    let values = to_vec(matrix.clone());
+    let zeros = values.iter().filter(|v| **v == 0.0).count();
+    if 2 * zeros < rows * cols {
+        return Weight::Dense(matrix);
+    }
+    Weight::Sparse {
+        sparse: Arc::new(Sparse::new(&values, cols)),
+        device,
+    }
+}
+
+/// A transposed view written out once, so that every later product reads it in order.
+fn contiguous(view: Tensor<2>) -> Tensor<2> {
+    let (dims, device) = (view.dims(), view.device());
+    Tensor::from_data(TensorData::new(to_vec(view), dims), &device)
+}

@@ -1,0 +1,123 @@
+//! Frozen models, and what adapters, training and decoding may know of them.
+
+use std::sync::Arc;
+
+use burn::prelude::*;
+use serde_json::Value;
+
+use crate::error::ModelError;
+use crate::layers::{Embedding, Linear, Norm};
+use crate::layout::Input;
+use crate::seam::hooks::Pass;
+use crate::site::SiteTable;
+use crate::state::KvCache;
+
+/// Endings of module names that a method acts on by default, as published for an architecture.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UsualTargets {
+    /// Linear layers whose output (or input) (IA)³ rescales.
+    pub ia3: &'static [&'static str],
+    /// The one of them at the end of the feed-forward layer, whose input is rescaled.
+    pub ia3_feedforward: &'static str,
+}
+
+/// The layers of Hugging Face's class with a classification head, by architecture.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HeadLayout {
+    /// `score` without bias on the last token (decoders).
+    #[default]
+    Score,
+    /// `classifier` behind the pooler (BERT).
+    Classifier,
+    /// `classifier.dense` and `classifier.out_proj` (RoBERTa).
+    DenseOutProj,
+}
+
+/// What may be known of a backbone without its architecture: sizes and names.
+#[derive(Clone, Debug, Default)]
+pub struct BackboneInfo {
+    /// Hugging Face's `model_type`.
+    pub model_type: &'static str,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Number of blocks.
+    pub num_hidden_layers: usize,
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key and value heads.
+    pub num_key_value_heads: usize,
+    /// Width of one head.
+    pub head_dim: usize,
+    /// Width of a row of [`KeyValue`](crate::seam::hooks::KeyValue)s, where every block takes
+    /// them; 0 where attention is of another kind.
+    pub key_value_width: usize,
+    /// Rows of the token embedding.
+    pub vocab_size: usize,
+    /// Longest sequence in tokens that the positions cover.
+    pub max_sequence: usize,
+    /// Whether the model reads in both directions and has no language-model head.
+    pub is_encoder: bool,
+    /// Cap on the logits of the head: `cap * tanh(x / cap)`.
+    pub final_logit_softcapping: Option<f64>,
+    /// The attribute under which Hugging Face's task classes keep the base model, with its dot.
+    pub base_prefix: &'static str,
+    /// Hugging Face's class with a classification head.
+    pub classifier_class: &'static str,
+    /// Layers of that head.
+    pub head: HeadLayout,
+    /// Default targets of methods that the literature names by architecture.
+    pub usual_targets: UsualTargets,
+    /// `config.json` as read.
+    pub raw: Value,
+}
+
+/// One frozen part, as [`Backbone::export`] shows it.
+pub enum Frozen<'a> {
+    /// Linear map.
+    Linear(&'a Linear),
+    /// Table.
+    Embedding(&'a Embedding),
+    /// Normalisation.
+    Norm(&'a Norm),
+}
+
+/// A frozen model. It lives on the plain device and never enters the gradient graph; adapters meet
+/// it in [`Backbone::forward`].
+pub trait Backbone: Send + Sync {
+    /// Sizes and names.
+    fn info(&self) -> &BackboneInfo;
+    /// Places that a method can act on.
+    fn sites(&self) -> &Arc<SiteTable>;
+    /// The plain device that the weights are on.
+    fn device(&self) -> &Device;
+    /// Hidden states after the final norm, `[tokens, d_model]`; fills the cache if one is given.
+    ///
+    /// # Errors
+    /// Ids outside the vocabulary, sequences longer than the positions, a cache given to an
+    /// encoder.
+    fn forward(
+        &self,
+        input: &Input<'_>,
+        pass: &mut dyn Pass,
+        cache: Option<&mut KvCache>,
+    ) -> Result<Tensor<2>, ModelError>;
+    /// The output head over the vocabulary, where there is one.
+    fn lm_head(&self) -> Option<&Linear> {
+        None
+    }
+    /// The dense layer over the first token that `bert` classification uses.
+    fn pooler(&self) -> Option<&Linear> {
+        None
+    }
+    /// Shows every frozen part once.
+    fn export(&self, visit: &mut dyn FnMut(Frozen<'_>));
+
+    /// Logits `[rows, vocab]` of final hidden states `[rows, d_model]`.
+    fn logits(&self, hidden_states: Tensor<2>, pass: &mut dyn Pass) -> Option<Tensor<2>> {
+        let logits = pass.linear(self.lm_head()?, hidden_states);
+        Some(match self.info().final_logit_softcapping {
+            Some(cap) => (logits / cap).tanh() * cap,
+            None => logits,
+        })
+    }
+}

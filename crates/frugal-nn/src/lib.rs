@@ -1,0 +1,31 @@
+//! What models, adapters, training and decoding share: layers, sites, ragged layouts, decode state,
+//! and the seam at which an adapter meets a frozen backbone.
+
+pub mod backbone;
+pub mod error;
+pub mod heads;
+pub mod layers;
+pub mod layout;
+pub mod linalg;
+pub mod rng;
+pub mod rows;
+pub mod seam;
+pub mod site;
+pub mod state;
+
+pub use backbone::{Backbone, BackboneInfo, Frozen, HeadLayout, UsualTargets};
+pub use error::{LoadError, ModelError};
+pub use heads::{Head, HeadConfig, Pooling};
+pub use layers::{Correction, Embedding, Linear, Norm, Weight, lookup};
+pub use layout::{Input, SequenceLayout};
+pub use rng::{normal, stream};
+pub use rows::{drop_prepended, mean_pool, select_rows};
+pub use seam::adapter::{Adapter, BuildContext, LowRank, MergedLinear, Operation, StepContext};
+pub use seam::error::{AdaptError, TargetError};
+pub use seam::gradients::GradientSum;
+pub use seam::hooks::{Enter, KeyValue, LowRankChange, Pass, Plain, SubLayer};
+pub use seam::kept::{Fixed, Kept};
+pub use seam::parameter::{Mode, Parameter, to_vec};
+pub use seam::set::{AdapterSet, Choice, Entry};
+pub use site::{SiteId, SiteInfo, SiteKind, SiteTable};
+pub use state::KvCache;

@@ -1,0 +1,188 @@
+//! What a method would form anew in each pass, kept where its parameters do not change from one
+//! pass to the next.
+
+use std::any::{Any, TypeId};
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use burn::prelude::*;
+
+use crate::layers::{Embedding, Linear, Norm, lookup};
+use crate::layout::SequenceLayout;
+use crate::seam::adapter::{Adapter, MergedLinear};
+use crate::seam::hooks::{Enter, KeyValue, LowRankChange, Pass, SubLayer};
+use crate::site::SiteId;
+
+/// What was formed of one adapter on one backbone: a value of each kind for each site.
+#[derive(Default)]
+pub struct Kept(Mutex<HashMap<(SiteId, TypeId), Box<dyn Any + Send>>>);
+
+impl Kept {
+    /// The value of this kind that was formed for the site before, or else the one formed now.
+    pub fn keep<T: Clone + Send + 'static>(&self, site: SiteId, form: impl FnOnce() -> T) -> T {
+        let key = (site, TypeId::of::<T>());
+        let all = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = all()
+            .get(&key)
+            .and_then(|value| value.downcast_ref::<T>().cloned());
+        known.unwrap_or_else(|| {
+            let formed = form();
+            all().insert(key, Box::new(formed.clone()));
+            formed
+        })
+    }
+
+    /// Hooks for one pass without gradients.
+    pub(super) fn pass<'a>(&'a self, adapter: &'a dyn Adapter) -> Box<dyn Pass + 'a> {
+        Box::new(KeptPass {
+            adapter,
+            kept: self,
+            inner: adapter.pass_keeping(self),
+        })
+    }
+}
+
+/// An adapter, or none, over the passes of an evaluation on one backbone: whole weights that it
+/// forms ([`Adapter::forms_weight`]) are formed once.
+pub struct Fixed<'a> {
+    adapter: Option<&'a dyn Adapter>,
+    kept: Kept,
+}
+
+impl<'a> Fixed<'a> {
+    /// The adapter, which does not change as long as it is borrowed.
+    pub fn new(adapter: Option<&'a dyn Adapter>) -> Self {
+        Self {
+            adapter,
+            kept: Kept::default(),
+        }
+    }
+
+    /// Hooks for the next pass.
+    pub fn pass(&self) -> Box<dyn Pass + '_> {
+        match self.adapter {
+            Some(adapter) => self.kept.pass(adapter),
+            None => Box::new(crate::seam::hooks::Plain),
+        }
+    }
+}
+
+/// One pass that takes formed weights from those kept.
+struct KeptPass<'a> {
+    adapter: &'a dyn Adapter,
+    kept: &'a Kept,
+    inner: Box<dyn Pass + 'a>,
+}
+
+impl KeptPass<'_> {
+    fn linear_of(&self, base: &Linear) -> Option<MergedLinear> {
+        if !self.adapter.forms_weight(base) {
+            return None;
+        }
+        self.kept.keep(base.site, || {
+            self.adapter.merged_linear(base).ok().flatten()
+        })
+    }
+}
+
+impl Pass for KeptPass<'_> {
+    fn embedding(&mut self, base: &Embedding, ids: &[u32]) -> Tensor<2> {
+        let table = if self.adapter.forms_table(base) {
+            self.kept
+                .keep(base.site, || self.adapter.merged_embedding(base))
+        } else {
+            None
+        };
+        table.map_or_else(
+            || self.inner.embedding(base, ids),
+            |table| lookup(table, ids),
+        )
+    }
+
+    fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
+        match self.linear_of(base) {
+            Some(MergedLinear { weight, bias }) => frugal_kernels::linear(x, weight, bias),
+            None => self.inner.linear(base, x),
+        }
+    }
+
+    fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
+        match self.linear_of(base) {
+            Some(merged) => Some(merged.weight),
+            None => self.inner.plain_weight(base),
+        }
+    }
+
+    fn effective_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
+        self.inner.effective_weight(base)
+    }
+
+    fn leaves_alone(&mut self, base: &Linear) -> bool {
+        self.inner.leaves_alone(base)
+    }
+
+    fn low_rank(&mut self, base: &Linear) -> Option<LowRankChange> {
+        if self.adapter.forms_weight(base) {
+            None
+        } else {
+            self.inner.low_rank(base)
+        }
+    }
+
+    fn embed(&mut self, hidden_states: Tensor<2>, layout: &mut SequenceLayout) -> Tensor<2> {
+        self.inner.embed(hidden_states, layout)
+    }
+
+    fn norm(&mut self, base: &Norm, x: Tensor<2>) -> Tensor<2> {
+        self.inner.norm(base, x)
+    }
+
+    fn plain_norm(&mut self, base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
+        self.inner.plain_norm(base)
+    }
+
+    fn key_value(&mut self, layer: usize) -> Option<KeyValue> {
+        self.inner.key_value(layer)
+    }
+
+    fn prefix_length(&self) -> usize {
+        self.inner.prefix_length()
+    }
+
+    fn around(
+        &mut self,
+        layer: usize,
+        part: SubLayer,
+        input: &Tensor<2>,
+        output: Tensor<2>,
+    ) -> Tensor<2> {
+        self.inner.around(layer, part, input, output)
+    }
+
+    fn enter(&mut self, layer: usize, hidden_states: &Tensor<2>) -> Enter {
+        self.inner.enter(layer, hidden_states)
+    }
+
+    fn tap(&mut self, layer: usize, hidden_states: &Tensor<2>) {
+        self.inner.tap(layer, hidden_states);
+    }
+
+    fn route(
+        &mut self,
+        layer: usize,
+        probabilities: &Tensor<2>,
+        chosen: &[usize],
+        aux_loss_coef: f64,
+    ) {
+        self.inner
+            .route(layer, probabilities, chosen, aux_loss_coef);
+    }
+
+    fn rows_are_tokens(&self) -> bool {
+        self.inner.rows_are_tokens()
+    }
+
+    fn auxiliary_loss(&mut self) -> Option<Tensor<1>> {
+        self.inner.auxiliary_loss()
+    }
+}

@@ -1,0 +1,9 @@
+//! The seam: how an adapter meets a frozen backbone.
+
+pub mod adapter;
+pub mod error;
+pub mod gradients;
+pub mod hooks;
+pub mod kept;
+pub mod parameter;
+pub mod set;

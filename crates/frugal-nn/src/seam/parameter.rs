@@ -1,0 +1,218 @@
+//! What an adapter trains: named tensors of any rank, kept flat.
+
+use burn::prelude::*;
+use burn::tensor::Gradients;
+
+/// Whether a forward pass records gradients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Parameters enter the gradient graph; dropout is active.
+    Train {
+        /// Decides all randomness of this pass.
+        seed: u64,
+    },
+    /// Plain evaluation.
+    Eval,
+}
+
+impl Mode {
+    /// Whether gradients are recorded.
+    pub fn is_train(self) -> bool {
+        matches!(self, Self::Train { .. })
+    }
+}
+
+/// A named tensor that an adapter owns.
+///
+/// The values are one flat leaf of the gradient graph: optimisers, checkpoints and files see
+/// `[len]` whatever the rank, and a method views it with [`Parameter::get`].
+#[derive(Clone, Debug)]
+pub struct Parameter {
+    name: String,
+    shape: Vec<usize>,
+    value: Tensor<1>,
+    trainable: bool,
+    lr_scale: f64,
+    whole_numbers: bool,
+    also: Option<String>,
+}
+
+impl Parameter {
+    /// A trainable tensor; `name` is its key in adapter files without the wrapper's prefix.
+    ///
+    /// # Panics
+    /// If `values` does not have as many elements as `shape`: a broken invariant of the calling
+    /// method.
+    pub fn new(
+        name: impl Into<String>,
+        shape: &[usize],
+        values: Vec<f32>,
+        device: &Device,
+    ) -> Self {
+        let (name, len) = (name.into(), shape.iter().product::<usize>());
+        assert_eq!(
+            values.len(),
+            len,
+            "parameter {name}: {} values for shape {shape:?}",
+            values.len()
+        );
+        let value = leaf(values, device);
+        Self {
+            name,
+            shape: shape.to_vec(),
+            value,
+            trainable: true,
+            lr_scale: 1.0,
+            whole_numbers: false,
+            also: None,
+        }
+    }
+
+    /// The same, stored in files but not trained.
+    pub fn frozen(
+        name: impl Into<String>,
+        shape: &[usize],
+        values: Vec<f32>,
+        device: &Device,
+    ) -> Self {
+        Self {
+            trainable: false,
+            ..Self::new(name, shape, values, device)
+        }
+    }
+
+    /// The same, trained at `lr_scale` times the learning rate.
+    pub fn with_lr_scale(self, lr_scale: f64) -> Self {
+        Self { lr_scale, ..self }
+    }
+
+    /// The same, not trained from now on.
+    pub fn freeze(self) -> Self {
+        Self {
+            trainable: false,
+            ..self
+        }
+    }
+
+    /// The same, stored in files as 32-bit whole numbers: indices below 2²⁴.
+    pub fn as_whole_numbers(self) -> Self {
+        Self {
+            whole_numbers: true,
+            ..self
+        }
+    }
+
+    /// The same, stored in files a second time under this key: what two tied places share.
+    pub fn also_as(self, name: impl Into<String>) -> Self {
+        Self {
+            also: Some(name.into()),
+            ..self
+        }
+    }
+
+    /// Whether files hold it as whole numbers.
+    pub fn is_whole_numbers(&self) -> bool {
+        self.whole_numbers
+    }
+
+    /// Second key in adapter files.
+    pub fn second_name(&self) -> Option<&str> {
+        self.also.as_deref()
+    }
+
+    /// Factor on the learning rate.
+    pub fn lr_scale(&self) -> f64 {
+        self.lr_scale
+    }
+
+    /// Key in adapter files.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Shape.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether it has no element.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether the optimiser updates it.
+    pub fn is_trainable(&self) -> bool {
+        self.trainable
+    }
+
+    /// The tensor with its shape; in the gradient graph when training.
+    pub fn get<const D: usize>(&self, mode: Mode) -> Tensor<D> {
+        let shape: [usize; D] = self
+            .shape
+            .as_slice()
+            .try_into()
+            .expect("a method asks for the rank that it created");
+        let value = if mode.is_train() && self.trainable {
+            self.value.clone()
+        } else {
+            self.value.clone().inner()
+        };
+        value.reshape(shape)
+    }
+
+    /// All elements in row-major order.
+    pub fn to_vec(&self) -> Vec<f32> {
+        to_vec(self.value.clone().inner())
+    }
+
+    /// Replaces all elements.
+    ///
+    /// # Panics
+    /// If the number of elements differs: callers check shapes first.
+    pub fn set(&mut self, values: Vec<f32>) {
+        assert_eq!(
+            values.len(),
+            self.len(),
+            "parameter {}: wrong number of values",
+            self.name
+        );
+        self.value = leaf(values, &self.value.device());
+    }
+
+    /// Computes with this tensor `[len]` from now on, which may be part of someone else's gradient
+    /// graph.
+    pub fn bind(&mut self, value: Tensor<1>) {
+        self.value = value;
+    }
+
+    /// Takes this parameter's gradient `[len]` out of a backward pass.
+    pub fn take_gradient(&self, gradients: &mut Gradients) -> Option<Tensor<1>> {
+        if self.trainable {
+            self.value.grad_remove(gradients)
+        } else {
+            None
+        }
+    }
+}
+
+fn leaf(values: Vec<f32>, device: &Device) -> Tensor<1> {
+    Tensor::<1>::from_data(
+        TensorData::from(values.as_slice()),
+        &device.clone().inner().autodiff(),
+    )
+    .require_grad()
+}
+
+/// Elements of a tensor in row-major order.
+pub fn to_vec<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor
+        .into_data()
+        .convert::<f32>()
+        .try_into_vec::<f32>()
+        .expect("converted to f32 just before")
+}

@@ -1,0 +1,120 @@
+//! Sites: the places of a backbone that a method can act on, known from the configuration alone.
+
+use std::collections::HashMap;
+
+/// Index of a site in its backbone's [`SiteTable`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SiteId(pub u32);
+
+impl SiteId {
+    /// Position in the table.
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// What kind of parameters a site holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SiteKind {
+    /// A linear map stored `[d_out, d_in]`.
+    Linear,
+    /// A linear map that files store transposed, `[d_in, d_out]` (GPT-2).
+    Conv1d,
+    /// The output head over the vocabulary.
+    LmHead,
+    /// A table of rows, `[rows, d]`.
+    Embedding,
+    /// Gain, and for layer norm bias, of a normalisation.
+    Norm,
+}
+
+impl SiteKind {
+    /// Whether `all-linear` covers it: every linear map but the output head.
+    pub fn is_inner_linear(self) -> bool {
+        matches!(self, Self::Linear | Self::Conv1d)
+    }
+}
+
+/// One site.
+#[derive(Clone, Debug)]
+pub struct SiteInfo {
+    /// Path in the Hugging Face model, for example `model.layers.0.self_attn.q_proj`.
+    pub path: String,
+    /// Kind of parameters.
+    pub kind: SiteKind,
+    /// Block number, where it belongs to one.
+    pub layer: Option<usize>,
+    /// Input width; for a table its number of rows; for a norm 1.
+    pub d_in: usize,
+    /// Output width.
+    pub d_out: usize,
+    /// Whether it has a bias.
+    pub has_bias: bool,
+    /// Whether the weight is another site's (a head tied to the token table).
+    pub tied: bool,
+}
+
+impl SiteInfo {
+    /// Number of its own parameters.
+    pub fn num_parameters(&self) -> usize {
+        let weight = if self.tied { 0 } else { self.d_in * self.d_out };
+        weight + if self.has_bias { self.d_out } else { 0 }
+    }
+
+    /// Last component of the path, for example `q_proj`.
+    pub fn name(&self) -> &str {
+        self.path.rsplit('.').next().unwrap_or(&self.path)
+    }
+}
+
+/// All sites of a backbone in the order of the forward pass.
+#[derive(Clone, Debug, Default)]
+pub struct SiteTable {
+    sites: Vec<SiteInfo>,
+    by_path: HashMap<String, SiteId>,
+}
+
+impl SiteTable {
+    /// These sites, in this order.
+    pub fn of(sites: Vec<SiteInfo>) -> Self {
+        let by_path = sites
+            .iter()
+            .zip(0..)
+            .map(|(site, i)| (site.path.clone(), SiteId(i)))
+            .collect();
+        Self { sites, by_path }
+    }
+
+    /// All sites.
+    pub fn iter(&self) -> impl Iterator<Item = (SiteId, &SiteInfo)> {
+        self.sites
+            .iter()
+            .enumerate()
+            .map(|(i, s)| (SiteId(i as u32), s))
+    }
+
+    /// Number of sites.
+    pub fn len(&self) -> usize {
+        self.sites.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.sites.is_empty()
+    }
+
+    /// A site's description.
+    pub fn info(&self, id: SiteId) -> &SiteInfo {
+        &self.sites[id.index()]
+    }
+
+    /// The site at this path.
+    pub fn find(&self, path: &str) -> Option<SiteId> {
+        self.by_path.get(path).copied()
+    }
+
+    /// Parameters of the whole backbone.
+    pub fn num_parameters(&self) -> usize {
+        self.sites.iter().map(SiteInfo::num_parameters).sum()
+    }
+}

@@ -1,0 +1,594 @@
+//! Checkpoints of a run: `checkpoints/step-N/` in its folder.
+//!
+//! A checkpoint is written under another name, flushed to disk and renamed; its `manifest.json`,
+//! written last, lists size and SHA-256 of every file. A folder that does not match its manifest
+//! does not count.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use frugal_core::fs::FileError;
+use frugal_formats::safetensors::LoadReport;
+use frugal_kernels::Blockwise;
+use frugal_nn::Parameter;
+use safetensors::{Dtype, SafeTensors, View};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+
+use crate::config::TrainConfig;
+use crate::optimizer::{AdamW, History, Moments};
+
+/// Folder of the checkpoints in a run folder.
+pub const FOLDER: &str = "checkpoints";
+const MANIFEST: &str = "manifest.json";
+const PARAMETERS: &str = "parameters.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const ADAPTER: &str = "adapter_state.safetensors";
+const STATE: &str = "trainer_state.json";
+const COST: &str = "cost.json";
+const FILES: [&str; 5] = [PARAMETERS, OPTIMIZER, ADAPTER, STATE, COST];
+/// Version of the layout; a reader refuses others.
+const VERSION: u32 = 3;
+
+/// A checkpoint that cannot be written or read.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum CheckpointError {
+    /// A file cannot be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A checkpoint that is torn, damaged or of another version.
+    #[error("{}: {reason}", path.display())]
+    Invalid {
+        /// Its folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The parameters are not those of this adapter.
+    #[error("{}: the checkpoint does not fit this adapter\n{report}", path.display())]
+    Tensors {
+        /// Its folder.
+        path: PathBuf,
+        /// Lists of tensors.
+        report: Box<LoadReport>,
+    },
+}
+
+/// The best evaluation so far.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    /// Steps done then.
+    pub step: u64,
+    /// The metric that decides.
+    pub metric: String,
+    /// Its value.
+    #[serde(with = "exact")]
+    pub value: f64,
+}
+
+/// Where a run stands; all randomness follows from the seed and the step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainerState {
+    /// Optimiser steps done.
+    pub step: u64,
+    /// Whole epochs done.
+    pub epoch: u64,
+    /// Optimiser steps done within the current epoch.
+    pub step_in_epoch: u64,
+    /// Tokens read.
+    pub tokens: u64,
+    /// Loss summed over the steps since the last log entry.
+    #[serde(with = "exact")]
+    pub logged_loss: f64,
+    /// Number of these steps.
+    pub logged_steps: u64,
+    /// Step of the last evaluation.
+    pub last_evaluation: Option<u64>,
+    /// Best evaluation.
+    pub best: Option<Best>,
+    /// Evaluations since the best one.
+    pub evaluations_without_improvement: u32,
+    /// Settings of the run.
+    pub config: TrainConfig,
+    /// SHA-256 of the training examples.
+    pub data_hash: String,
+}
+
+impl TrainerState {
+    /// Before the first step.
+    pub(super) fn start(config: TrainConfig, data_hash: String) -> Self {
+        Self {
+            step: 0,
+            epoch: 0,
+            step_in_epoch: 0,
+            tokens: 0,
+            logged_loss: 0.0,
+            logged_steps: 0,
+            last_evaluation: None,
+            best: None,
+            evaluations_without_improvement: 0,
+            config,
+            data_hash,
+        }
+    }
+}
+
+/// What a run has cost, over all the processes that took part in it; apart from its state, which is
+/// the same in every repetition.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Cost {
+    /// Time spent training and evaluating.
+    pub seconds: f64,
+    /// The most memory a process held, in bytes; 0 where it is not known.
+    pub peak_memory_bytes: u64,
+}
+
+/// Numbers as text: JSON readers may round the last digit.
+mod exact {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{value:?}"))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(D::Error::custom)
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Manifest {
+    version: u32,
+    files: BTreeMap<String, FileEntry>,
+}
+
+#[derive(PartialEq, Serialize, Deserialize)]
+struct FileEntry {
+    bytes: u64,
+    sha256: String,
+}
+
+/// A checkpoint whose files match its manifest.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    /// Its folder.
+    pub path: PathBuf,
+    /// Where the run stood.
+    pub state: TrainerState,
+    /// What it had cost.
+    pub cost: Cost,
+}
+
+/// Steps and folders of all checkpoints of a run, valid or not, by rising step.
+pub fn list(run: &Path) -> Vec<(u64, PathBuf)> {
+    let step = |path: &Path| {
+        path.file_name()?
+            .to_str()?
+            .strip_prefix("step-")?
+            .parse()
+            .ok()
+    };
+    let entries = std::fs::read_dir(run.join(FOLDER))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let mut found: Vec<_> = entries
+        .filter_map(|entry| Some((step(&entry.path())?, entry.path())))
+        .collect();
+    found.sort();
+    found
+}
+
+/// The newest valid checkpoint of a run, and what is wrong with the newer ones.
+pub fn latest(run: &Path) -> (Option<Checkpoint>, Vec<CheckpointError>) {
+    let mut skipped = Vec::new();
+    for (_, path) in list(run).into_iter().rev() {
+        match Checkpoint::open(&path) {
+            Ok(checkpoint) => return (Some(checkpoint), skipped),
+            Err(error) => skipped.push(error),
+        }
+    }
+    (None, skipped)
+}
+
+impl Checkpoint {
+    /// Reads where the run stood, after checking every file against the manifest.
+    ///
+    /// # Errors
+    /// A missing, torn or changed file, or another version.
+    pub fn open(path: &Path) -> Result<Self, CheckpointError> {
+        let invalid = |reason: String| CheckpointError::Invalid {
+            path: path.to_owned(),
+            reason,
+        };
+        let manifest =
+            frugal_core::fs::read(&path.join(MANIFEST)).map_err(|e| invalid(e.to_string()))?;
+        let manifest: Manifest =
+            serde_json::from_slice(&manifest).map_err(|e| invalid(format!("{MANIFEST}: {e}")))?;
+        if manifest.version != VERSION {
+            return Err(invalid(format!(
+                "layout version {} instead of {VERSION}: written by another version of this program",
+                manifest.version
+            )));
+        }
+        for name in FILES {
+            let expected = manifest
+                .files
+                .get(name)
+                .ok_or_else(|| invalid(format!("{MANIFEST} does not list `{name}`")))?;
+            if file_entry(&path.join(name)).map_err(|e| invalid(e.to_string()))? != *expected {
+                return Err(invalid(format!("`{name}` is not as it was written")));
+            }
+        }
+        let json = |name: &str| frugal_core::fs::read(&path.join(name));
+        let state =
+            serde_json::from_slice(&json(STATE)?).map_err(|e| invalid(format!("{STATE}: {e}")))?;
+        let cost =
+            serde_json::from_slice(&json(COST)?).map_err(|e| invalid(format!("{COST}: {e}")))?;
+        Ok(Self {
+            path: path.to_owned(),
+            state,
+            cost,
+        })
+    }
+
+    /// Sets the values of all parameters.
+    ///
+    /// # Errors
+    /// Names or shapes that differ from those in the checkpoint; no parameter has changed then.
+    pub fn load_parameters(&self, parameters: Vec<&mut Parameter>) -> Result<(), CheckpointError> {
+        self.read(PARAMETERS, |tensors| {
+            let mut report = LoadReport::default();
+            for parameter in &parameters {
+                let name = parameter.name().to_owned();
+                report.expected.push(name.clone());
+                match tensors.tensor(&name) {
+                    Err(_) => report.missing.push(name),
+                    Ok(t) if t.shape() == parameter.shape() => {}
+                    Ok(t) => report.mis_shaped.push((
+                        name,
+                        parameter.shape().to_vec(),
+                        t.shape().to_vec(),
+                    )),
+                }
+            }
+            report.unexpected = tensors
+                .names()
+                .into_iter()
+                .filter(|n| !report.expected.iter().any(|e| e == n))
+                .map(Into::into)
+                .collect();
+            report.unexpected.sort();
+            if !report.is_exact() {
+                return Err(CheckpointError::Tensors {
+                    path: self.path.clone(),
+                    report: Box::new(report),
+                });
+            }
+            for parameter in parameters {
+                let values = self.values(tensors, parameter.name())?;
+                parameter.set(values);
+            }
+            Ok(())
+        })
+    }
+
+    /// Sets the optimiser's moments.
+    pub(super) fn load_optimizer(&self, optimizer: &mut AdamW) -> Result<(), CheckpointError> {
+        self.read(OPTIMIZER, |tensors| {
+            let names: Vec<&str> = tensors
+                .names()
+                .into_iter()
+                .filter_map(|name| name.strip_prefix("step."))
+                .collect();
+            let mut all = BTreeMap::new();
+            for name in names {
+                let step = tensors
+                    .tensor(&format!("step.{name}"))
+                    .ok()
+                    .and_then(|t| t.data().try_into().ok())
+                    .map(u64::from_le_bytes);
+                let step = step.ok_or_else(|| {
+                    self.invalid(format!("{OPTIMIZER}: `step.{name}` is not one number"))
+                })?;
+                let codes = tensors
+                    .tensor(&format!("exp_avg.{name}"))
+                    .is_ok_and(|t| t.dtype() == Dtype::U8);
+                let moments = if codes {
+                    let part = |moment, signed| {
+                        self.blockwise(tensors, &format!("{moment}.{name}"), signed)
+                    };
+                    Moments::EightBit(part("exp_avg", true)?, part("exp_avg_sq", false)?)
+                } else {
+                    let part = |moment| self.values(tensors, &format!("{moment}.{name}"));
+                    Moments::Single(part("exp_avg")?, part("exp_avg_sq")?)
+                };
+                all.insert(name.to_owned(), History { moments, step });
+            }
+            optimizer.histories = all;
+            Ok(())
+        })
+    }
+
+    /// What the method keeps besides its parameters.
+    pub(super) fn adapter_state(&self) -> Result<BTreeMap<String, Vec<f32>>, CheckpointError> {
+        self.read(ADAPTER, |tensors| {
+            let names = tensors.names().into_iter();
+            names
+                .map(|name| Ok((name.to_owned(), self.values(tensors, name)?)))
+                .collect()
+        })
+    }
+
+    fn read<T>(
+        &self,
+        name: &str,
+        use_it: impl FnOnce(&SafeTensors<'_>) -> Result<T, CheckpointError>,
+    ) -> Result<T, CheckpointError> {
+        let bytes = frugal_core::fs::read(&self.path.join(name))?;
+        let tensors =
+            SafeTensors::deserialize(&bytes).map_err(|e| self.invalid(format!("{name}: {e}")))?;
+        use_it(&tensors)
+    }
+
+    fn values(&self, tensors: &SafeTensors<'_>, name: &str) -> Result<Vec<f32>, CheckpointError> {
+        let tensor = tensors
+            .tensor(name)
+            .map_err(|e| self.invalid(e.to_string()))?;
+        if tensor.dtype() != Dtype::F32 {
+            return Err(self.invalid(format!("`{name}` is {:?} instead of F32", tensor.dtype())));
+        }
+        Ok(tensor
+            .data()
+            .chunks_exact(4)
+            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+            .collect())
+    }
+
+    /// Moments of eight bits: their codes, and their scales beside them.
+    fn blockwise(
+        &self,
+        tensors: &SafeTensors<'_>,
+        name: &str,
+        signed: bool,
+    ) -> Result<Blockwise, CheckpointError> {
+        let codes = tensors
+            .tensor(name)
+            .map_err(|e| self.invalid(e.to_string()))?;
+        if codes.dtype() != Dtype::U8 {
+            return Err(self.invalid(format!("`{name}` is {:?} instead of U8", codes.dtype())));
+        }
+        let absmax = self.values(tensors, &format!("{name}.absmax"))?;
+        let scales = absmax.len();
+        Blockwise::from_parts(codes.data().to_vec(), absmax, signed).ok_or_else(|| {
+            self.invalid(format!(
+                "`{name}` has {} codes and {scales} scales",
+                codes.data().len()
+            ))
+        })
+    }
+
+    pub(super) fn invalid(&self, reason: String) -> CheckpointError {
+        CheckpointError::Invalid {
+            path: self.path.clone(),
+            reason,
+        }
+    }
+}
+
+/// Where the checkpoint of a step is.
+pub(super) fn folder_of(run: &Path, step: u64) -> PathBuf {
+    run.join(FOLDER).join(format!("step-{step}"))
+}
+
+/// Writes a checkpoint, replacing one of the same step; returns its folder.
+pub(super) fn save(
+    run: &Path,
+    state: &TrainerState,
+    cost: Cost,
+    parameters: &[&Parameter],
+    optimizer: &AdamW,
+    adapter_state: &BTreeMap<String, Vec<f32>>,
+) -> Result<PathBuf, CheckpointError> {
+    let folder = run.join(FOLDER);
+    let path = folder_of(run, state.step);
+    let temporary = folder.join(format!(".step-{}.tmp", state.step));
+    remove(&temporary)?;
+    frugal_core::fs::create_dir(&temporary)?;
+
+    let stored = parameters
+        .iter()
+        .map(|p| (p.name().to_owned(), Stored::Parameter(p)));
+    write_tensors(&temporary.join(PARAMETERS), stored)?;
+    let stored = optimizer
+        .histories
+        .iter()
+        .flat_map(|(name, history)| stored_history(name, history));
+    write_tensors(&temporary.join(OPTIMIZER), stored)?;
+    let stored = adapter_state
+        .iter()
+        .map(|(name, values)| (name.clone(), Stored::Values(values, [values.len()])));
+    write_tensors(&temporary.join(ADAPTER), stored)?;
+    write_json(&temporary.join(STATE), state)?;
+    write_json(&temporary.join(COST), &cost)?;
+
+    let mut files = BTreeMap::new();
+    for name in FILES {
+        files.insert(name.to_owned(), file_entry(&temporary.join(name))?);
+    }
+    write_json(
+        &temporary.join(MANIFEST),
+        &Manifest {
+            version: VERSION,
+            files,
+        },
+    )?;
+    remove(&path)?;
+    std::fs::rename(&temporary, &path).map_err(FileError::at(&path, "cannot write"))?;
+    sync_folder(&folder)?;
+    Ok(path)
+}
+
+fn stored_history<'a>(
+    name: &str,
+    History { moments, step }: &'a History,
+) -> Vec<(String, Stored<'a>)> {
+    let key = |moment: &str| format!("{moment}.{name}");
+    let values = |key: String, values: &'a [f32]| (key, Stored::Values(values, [values.len()]));
+    let mut stored = vec![(key("step"), Stored::Count(*step))];
+    match moments {
+        Moments::Single(exp_avg, exp_avg_sq) => {
+            stored.extend([
+                values(key("exp_avg"), exp_avg),
+                values(key("exp_avg_sq"), exp_avg_sq),
+            ]);
+        }
+        Moments::EightBit(exp_avg, exp_avg_sq) => {
+            for (moment, part) in [("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)] {
+                let codes = part.codes();
+                stored.push((key(moment), Stored::Codes(codes, [codes.len()])));
+                stored.push(values(key(moment) + ".absmax", part.absmax()));
+            }
+        }
+    }
+    stored
+}
+
+/// Deletes checkpoints older than `newest` until `limit` are left, counting `newest` but not the
+/// best one.
+pub(super) fn prune(
+    run: &Path,
+    limit: usize,
+    newest: u64,
+    best: Option<u64>,
+) -> Result<(), CheckpointError> {
+    if limit == 0 {
+        return Ok(());
+    }
+    let older: Vec<_> = list(run)
+        .into_iter()
+        .filter(|(step, _)| *step < newest && Some(*step) != best)
+        .collect();
+    for (_, path) in older.iter().take(older.len().saturating_sub(limit - 1)) {
+        remove(path)?;
+    }
+    Ok(())
+}
+
+fn remove(folder: &Path) -> Result<(), FileError> {
+    match std::fs::remove_dir_all(folder) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(FileError::at(folder, "cannot remove")(e))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn write_json(path: &Path, value: &impl Serialize) -> Result<(), FileError> {
+    let mut text = serde_json::to_vec_pretty(value)
+        .map_err(|e| FileError::at(path, "cannot write")(e.into()))?;
+    text.push(b'\n');
+    frugal_core::fs::write_atomic(path, &text)
+}
+
+/// A tensor on its way to a file.
+enum Stored<'a> {
+    Parameter(&'a Parameter),
+    Values(&'a [f32], [usize; 1]),
+    Codes(&'a [u8], [usize; 1]),
+    Count(u64),
+}
+
+impl View for Stored<'_> {
+    fn dtype(&self) -> Dtype {
+        match self {
+            Self::Count(_) => Dtype::U64,
+            Self::Codes(..) => Dtype::U8,
+            _ => Dtype::F32,
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        match self {
+            Self::Parameter(parameter) => parameter.shape(),
+            Self::Values(_, shape) | Self::Codes(_, shape) => shape,
+            Self::Count(_) => &[],
+        }
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let bytes = |values: &[f32]| {
+            values
+                .iter()
+                .flat_map(|x| x.to_le_bytes())
+                .collect::<Vec<u8>>()
+        };
+        Cow::Owned(match self {
+            Self::Parameter(parameter) => bytes(&parameter.to_vec()),
+            Self::Values(values, _) => bytes(values),
+            Self::Codes(codes, _) => codes.to_vec(),
+            Self::Count(count) => count.to_le_bytes().to_vec(),
+        })
+    }
+
+    fn data_len(&self) -> usize {
+        match self {
+            Self::Parameter(parameter) => parameter.len() * size_of::<f32>(),
+            Self::Values(values, _) => size_of_val(*values),
+            Self::Codes(codes, _) => codes.len(),
+            Self::Count(_) => size_of::<u64>(),
+        }
+    }
+}
+
+/// Writes one tensor after the other, so that memory holds a copy of one at a time.
+fn write_tensors<'a>(
+    path: &Path,
+    tensors: impl Iterator<Item = (String, Stored<'a>)>,
+) -> Result<(), FileError> {
+    let action = "cannot write";
+    safetensors::serialize_to_file(tensors, None, path)
+        .map_err(|e| FileError::at(path, action)(std::io::Error::other(e)))?;
+    File::open(path)
+        .and_then(|file| file.sync_all())
+        .map_err(FileError::at(path, action))
+}
+
+fn file_entry(path: &Path) -> Result<FileEntry, FileError> {
+    let hash = || -> std::io::Result<FileEntry> {
+        let (mut file, mut buffer) = (File::open(path)?, vec![0; 1 << 16]);
+        let (mut hash, mut bytes) = (Sha256::new(), 0);
+        loop {
+            let n = file.read(&mut buffer)?;
+            if n == 0 {
+                return Ok(FileEntry {
+                    bytes,
+                    sha256: hex(&hash.finalize()),
+                });
+            }
+            hash.update(&buffer[..n]);
+            bytes += n as u64;
+        }
+    };
+    hash().map_err(FileError::at(path, "cannot read"))
+}
+
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn sync_folder(folder: &Path) -> Result<(), FileError> {
+    #[cfg(unix)]
+    File::open(folder)
+        .and_then(|f| f.sync_all())
+        .map_err(FileError::at(folder, "cannot flush"))?;
+    Ok(())
+}

@@ -1,0 +1,437 @@
+//! Settings of a training run, with Hugging Face's names.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// Shape of the learning rate over the run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scheduler {
+    /// Warm-up, then the full rate.
+    #[serde(alias = "constant_with_warmup")]
+    Constant,
+    /// Warm-up, then a straight line down.
+    #[default]
+    Linear,
+    /// Warm-up, then half a cosine down.
+    Cosine,
+    /// Warm-up, the full rate, then half a cosine down over the last part.
+    WarmupStableDecay,
+}
+
+/// How much a training step keeps between its forward and its backward pass. The result is the
+/// same, bit for bit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Memory {
+    /// The residual stream and the outputs of attention; everything else is computed a second time,
+    /// block by block.
+    Low,
+    /// Also the outputs of linear maps; norms and activations are computed a second time.
+    #[default]
+    Balanced,
+    /// Everything.
+    Fast,
+}
+
+impl From<Memory> for frugal_kernels::Memory {
+    fn from(memory: Memory) -> Self {
+        match memory {
+            Memory::Low => Self::Low,
+            Memory::Balanced => Self::Balanced,
+            Memory::Fast => Self::Fast,
+        }
+    }
+}
+
+/// Which optimiser.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Optimizer {
+    /// AdamW with moments in single precision.
+    #[default]
+    #[serde(rename = "adamw", alias = "adamw_torch")]
+    AdamW,
+    /// AdamW with moments of eight bits: two bytes for each trained weight instead of eight.
+    /// Parameters of fewer than 4,096 elements keep single precision.
+    #[serde(rename = "adamw_8bit", alias = "adamw_bnb_8bit")]
+    AdamW8bit,
+}
+
+/// Settings of a training run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Peak learning rate; 0, in files `auto`, where a run is to take the method's own.
+    #[serde(alias = "learning_rate", with = "crate::rate")]
+    pub lr: f64,
+    /// Passes over the data; a fraction ends within a pass.
+    #[serde(alias = "num_train_epochs")]
+    pub epochs: f64,
+    /// Optimiser steps; 0 lets `epochs` decide, anything else wins over it.
+    pub max_steps: u64,
+    /// Examples of a micro-batch; with `packing` it only sets the span of `group_by_length`.
+    #[serde(alias = "per_device_train_batch_size")]
+    pub batch_size: usize,
+    /// Fill micro-batches up to `max_tokens` instead of counting examples.
+    pub packing: bool,
+    /// Tokens of a packed micro-batch and of an evaluation batch. A longer example is a batch of
+    /// its own.
+    pub max_tokens: usize,
+    /// What is kept for the backward pass and what is computed again.
+    pub memory: Memory,
+    /// Micro-batches of an optimiser step.
+    pub gradient_accumulation_steps: usize,
+    /// Put examples of similar length together.
+    pub group_by_length: bool,
+    /// Which optimiser, and how it keeps its moments.
+    pub optim: Optimizer,
+    /// Gradients are scaled down to this global norm; 0 for no clipping.
+    pub max_grad_norm: f64,
+    /// Decoupled weight decay; not applied to biases and vectors.
+    pub weight_decay: f64,
+    /// Decay of the first moment.
+    pub adam_beta1: f64,
+    /// Decay of the second moment.
+    pub adam_beta2: f64,
+    /// Added to the denominator.
+    pub adam_epsilon: f64,
+    /// Shape of the learning rate.
+    pub lr_scheduler_type: Scheduler,
+    /// Share of the steps spent on warm-up.
+    pub warmup_ratio: f64,
+    /// Steps of warm-up; wins over `warmup_ratio` unless 0.
+    pub warmup_steps: u64,
+    /// Share of the steps spent on the decay of `warmup_stable_decay`.
+    pub decay_ratio: f64,
+    /// Share of the peak that the decay ends at; no effect on `constant`.
+    pub min_lr_ratio: f64,
+    /// Learning rate that the decay ends at, whatever the peak is; wins over `min_lr_ratio` unless
+    /// 0.
+    pub min_lr: f64,
+    /// Decides order, dropout and every other random choice.
+    pub seed: u64,
+    /// Steps between log entries.
+    pub logging_steps: u64,
+    /// Steps between evaluations; 0 for once per epoch. The end of the run is always evaluated.
+    pub eval_steps: u64,
+    /// Steps between checkpoints; 0 for once per epoch. The best step and the end are always saved.
+    pub save_steps: u64,
+    /// Checkpoints kept beside the best one; 0 keeps all.
+    pub save_total_limit: usize,
+    /// End with the weights of the best evaluation instead of the last.
+    pub load_best_model_at_end: bool,
+    /// Metric that decides which evaluation is best; smaller wins for `loss` and `perplexity`,
+    /// larger for the rest.
+    pub metric_for_best_model: String,
+    /// Evaluations without improvement after which the run stops; 0 for never.
+    pub early_stopping_patience: u32,
+    /// Share of the target probability spread evenly over all classes or the vocabulary.
+    #[serde(alias = "label_smoothing_factor")]
+    pub label_smoothing: f64,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            lr: 2e-4,
+            epochs: 3.0,
+            max_steps: 0,
+            batch_size: 8,
+            packing: false,
+            max_tokens: 2048,
+            memory: Memory::default(),
+            gradient_accumulation_steps: 1,
+            group_by_length: false,
+            optim: Optimizer::default(),
+            max_grad_norm: 1.0,
+            weight_decay: 0.0,
+            adam_beta1: 0.9,
+            adam_beta2: 0.999,
+            adam_epsilon: 1e-8,
+            lr_scheduler_type: Scheduler::Linear,
+            warmup_ratio: 0.03,
+            warmup_steps: 0,
+            decay_ratio: 0.1,
+            min_lr_ratio: 0.0,
+            min_lr: 0.0,
+            seed: 42,
+            logging_steps: 10,
+            eval_steps: 0,
+            save_steps: 0,
+            save_total_limit: 2,
+            load_best_model_at_end: true,
+            metric_for_best_model: "loss".into(),
+            early_stopping_patience: 0,
+            label_smoothing: 0.0,
+        }
+    }
+}
+
+/// A setting that is out of range.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigProblem {
+    /// Name of the setting.
+    pub field: &'static str,
+    /// What is wrong and what would work.
+    pub reason: String,
+}
+
+impl fmt::Display for ConfigProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}`: {}", self.field, self.reason)
+    }
+}
+
+impl TrainConfig {
+    /// Checks all ranges.
+    ///
+    /// # Errors
+    /// Every setting that is out of range, in the order of the fields.
+    pub fn validate(&self) -> Result<(), Vec<ConfigProblem>> {
+        let mut problems = Vec::new();
+        let mut check = |ok: bool, field, value: &dyn fmt::Display, expected: &str| {
+            if !ok {
+                problems.push(ConfigProblem {
+                    field,
+                    reason: format!("{value} given, but it must be {expected}"),
+                });
+            }
+        };
+        let positive = |x: f64| x.is_finite() && x > 0.0;
+        let non_negative = |x: f64| x.is_finite() && x >= 0.0;
+        let share = |x: f64| (0.0..=1.0).contains(&x);
+        check(positive(self.lr), "lr", &self.lr, "a positive number");
+        check(
+            self.max_steps > 0 || positive(self.epochs),
+            "epochs",
+            &self.epochs,
+            "a positive number unless `max_steps` is set",
+        );
+        check(
+            self.epochs <= 1e6,
+            "epochs",
+            &self.epochs,
+            "at most 1000000",
+        );
+        check(
+            self.batch_size > 0,
+            "batch_size",
+            &self.batch_size,
+            "at least 1",
+        );
+        check(
+            self.max_tokens > 0,
+            "max_tokens",
+            &self.max_tokens,
+            "at least 1",
+        );
+        let steps = self.gradient_accumulation_steps;
+        check(
+            steps > 0,
+            "gradient_accumulation_steps",
+            &steps,
+            "at least 1",
+        );
+        check(
+            non_negative(self.max_grad_norm),
+            "max_grad_norm",
+            &self.max_grad_norm,
+            "0 (no clipping) or a positive number",
+        );
+        check(
+            non_negative(self.weight_decay),
+            "weight_decay",
+            &self.weight_decay,
+            "0 or a positive number",
+        );
+        check(
+            (0.0..1.0).contains(&self.adam_beta1),
+            "adam_beta1",
+            &self.adam_beta1,
+            "within 0 and 1 (excluded)",
+        );
+        check(
+            (0.0..1.0).contains(&self.adam_beta2),
+            "adam_beta2",
+            &self.adam_beta2,
+            "within 0 and 1 (excluded)",
+        );
+        check(
+            positive(self.adam_epsilon),
+            "adam_epsilon",
+            &self.adam_epsilon,
+            "a positive number",
+        );
+        check(
+            share(self.warmup_ratio),
+            "warmup_ratio",
+            &self.warmup_ratio,
+            "within 0 and 1",
+        );
+        check(
+            share(self.decay_ratio),
+            "decay_ratio",
+            &self.decay_ratio,
+            "within 0 and 1",
+        );
+        check(
+            share(self.min_lr_ratio),
+            "min_lr_ratio",
+            &self.min_lr_ratio,
+            "within 0 and 1",
+        );
+        check(
+            (0.0..=self.lr).contains(&self.min_lr) || !positive(self.lr),
+            "min_lr",
+            &self.min_lr,
+            "0, or a rate up to `lr`",
+        );
+        check(
+            self.logging_steps > 0,
+            "logging_steps",
+            &self.logging_steps,
+            "at least 1",
+        );
+        let metric = &self.metric_for_best_model;
+        check(
+            !metric.is_empty(),
+            "metric_for_best_model",
+            &"nothing",
+            "the name of a metric, such as `loss` or `accuracy`",
+        );
+        let smoothing = self.label_smoothing;
+        check(
+            (0.0..1.0).contains(&smoothing),
+            "label_smoothing",
+            &smoothing,
+            "within 0 and 1 (excluded)",
+        );
+        if problems.is_empty() {
+            Ok(())
+        } else {
+            Err(problems)
+        }
+    }
+
+    /// The metric's name as evaluations spell it: Hugging Face's `eval_` in front is optional.
+    pub fn best_metric(&self) -> &str {
+        self.metric_for_best_model
+            .strip_prefix("eval_")
+            .unwrap_or(&self.metric_for_best_model)
+    }
+
+    /// Whether `value` of the metric beats `best`.
+    pub fn is_better(&self, value: f64, best: f64) -> bool {
+        if matches!(self.best_metric(), "loss" | "perplexity") {
+            value < best
+        } else {
+            value > best
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hugging_face_spellings_are_read() {
+        let text = r#"{"learning_rate": 0.5, "num_train_epochs": 1.5, "lr_scheduler_type": "warmup_stable_decay", "label_smoothing_factor": 0.1}"#;
+        let config: TrainConfig = serde_json::from_str(text).unwrap();
+        assert_eq!(
+            (config.lr, config.epochs, config.label_smoothing),
+            (0.5, 1.5, 0.1)
+        );
+        assert_eq!(config.lr_scheduler_type, Scheduler::WarmupStableDecay);
+        assert_eq!(config.batch_size, TrainConfig::default().batch_size);
+        let unknown = serde_json::from_str::<TrainConfig>(r#"{"lr_rate": 1.0}"#)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            unknown.contains("lr_rate") && unknown.contains("warmup_ratio"),
+            "{unknown}"
+        );
+    }
+
+    #[test]
+    fn a_rate_of_0_is_refused_where_it_is_written() {
+        let rate = |text: &str| {
+            serde_json::from_str::<TrainConfig>(&format!(r#"{{"lr": {text}}}"#))
+                .map(|c| c.lr)
+                .map_err(|e| e.to_string())
+        };
+        for zero in ["0", "0.0", "-0.0"] {
+            let error = rate(zero).unwrap_err();
+            assert!(
+                error.starts_with("0 given, but it must be a positive number"),
+                "{zero}: {error}"
+            );
+        }
+        assert_eq!(
+            [rate("2"), rate("0.5"), rate("-1")],
+            [Ok(2.0), Ok(0.5), Ok(-1.0)]
+        );
+        let error = rate(r#""fast""#).unwrap_err();
+        assert!(
+            error.contains("\"fast\", expected a number or `auto`"),
+            "{error}"
+        );
+        // Without a rate, as it is written and read again.
+        let unset = TrainConfig {
+            lr: 0.0,
+            ..TrainConfig::default()
+        };
+        let text = serde_json::to_string(&unset).unwrap();
+        assert!(text.contains(r#""lr":"auto""#), "{text}");
+        assert_eq!(serde_json::from_str::<TrainConfig>(&text).unwrap(), unset);
+    }
+
+    #[test]
+    fn all_problems_are_reported_at_once() {
+        TrainConfig::default().validate().unwrap();
+        let bad = TrainConfig {
+            lr: f64::NAN,
+            batch_size: 0,
+            adam_beta2: 1.0,
+            label_smoothing: 1.0,
+            ..TrainConfig::default()
+        };
+        let problems = bad.validate().unwrap_err();
+        let fields: Vec<_> = problems.iter().map(|p| p.field).collect();
+        assert_eq!(
+            fields,
+            ["lr", "batch_size", "adam_beta2", "label_smoothing"]
+        );
+        assert_eq!(
+            problems[1].to_string(),
+            "`batch_size`: 0 given, but it must be at least 1"
+        );
+        let floor = TrainConfig {
+            lr: 1e-3,
+            min_lr: 2e-3,
+            ..TrainConfig::default()
+        }
+        .validate()
+        .unwrap_err();
+        assert_eq!(
+            floor[0].to_string(),
+            "`min_lr`: 0.002 given, but it must be 0, or a rate up to `lr`"
+        );
+    }
+
+    #[test]
+    fn smaller_loss_and_larger_accuracy_win() {
+        let by = |metric: &str| TrainConfig {
+            metric_for_best_model: metric.into(),
+            ..TrainConfig::default()
+        };
+        assert!(
+            by("eval_loss").is_better(1.0, 2.0)
+                && !by("loss").is_better(2.0, 1.0)
+                && by("accuracy").is_better(0.9, 0.8)
+        );
+        assert!(!by("accuracy").is_better(0.9, 0.9) && !by("loss").is_better(f64::NAN, 1.0));
+    }
+}

@@ -1,0 +1,33 @@
+//! Training: batches, objectives, optimiser, schedule, evaluation, checkpoints and the loop that
+//! joins them.
+//!
+//! A run is a pure function of its configuration, its data and the starting weights: interrupting
+//! it anywhere and resuming gives the same bits as never stopping.
+
+mod batch;
+mod checkpoint;
+mod config;
+mod error;
+mod evaluate;
+mod event;
+mod objective;
+mod optimizer;
+mod rate;
+mod schedule;
+mod trainer;
+
+#[cfg(test)]
+mod tests;
+
+pub use batch::{Batches, Epoch};
+pub use checkpoint::FOLDER as CHECKPOINTS;
+pub use checkpoint::{Best, Checkpoint, CheckpointError, Cost, TrainerState, latest, list};
+pub use config::{ConfigProblem, Memory, Optimizer, Scheduler, TrainConfig};
+pub use error::{Set, TrainError};
+pub use evaluate::{Evaluation, evaluate};
+pub use event::{Event, Observer};
+pub use objective::Objective;
+pub use schedule::Schedule;
+pub use trainer::{Ending, Outcome, TrainRun, train};
+
+pub use frugal_core::encode::{Target, Tokenized};
