@@ -21,7 +21,7 @@
 //! ```
 //!
 //! What a pass costs: one product of each adapted weight with the identity, or for methods that say
-//! what they add ([`Pass::effective_weight`]) only that, and a gradient of the size of the weight.
+//! what they add ([`Pass::linear_change`]) only that, and a gradient of the size of the weight.
 //! Our own backbones need neither; this is for models that we do not know.
 
 use std::fmt::{self, Debug, Formatter};
@@ -32,8 +32,8 @@ use burn::module::{Module, ModuleVisitor, Param, Reparameterization, Reparameter
 use burn::prelude::*;
 use frugal_nn::{
     AdaptError, Adapter, Backbone, BackboneInfo, BuildContext, Frozen, Input, KvCache, Linear,
-    Mode, ModelError, Parameter, Pass, SiteId, SiteInfo, SiteKind, SiteTable, Weight, normal,
-    stream, to_vec,
+    LinearChange, LowRankChange, Mode, ModelError, Parameter, Pass, SiteId, SiteInfo, SiteKind,
+    SiteTable, Weight, normal, stream, to_vec,
 };
 
 use crate::method::{Method, Settings};
@@ -346,10 +346,16 @@ impl Reparameterization for Through {
             weight: Weight::Dense(weight),
             bias: None,
         };
-        match pass.effective_weight(&map) {
-            Some(weight) => weight.transpose().reshape(dims),
-            None => transposed_weight(pass.as_mut(), &map, self.d_in).reshape(dims),
-        }
+        let weight = match pass.linear_change(&map) {
+            LinearChange::LowRank(LowRankChange { a, b, scale }) => {
+                (map.weight.dense() + b.matmul(a) * scale).transpose()
+            }
+            LinearChange::Weight(weight) => weight.transpose(),
+            LinearChange::None | LinearChange::Opaque => {
+                transposed_weight(pass.as_mut(), &map, self.d_in)
+            }
+        };
+        weight.reshape(dims)
     }
 }
 

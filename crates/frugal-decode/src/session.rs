@@ -2,8 +2,8 @@
 
 use frugal_kernels::CacheType;
 use frugal_nn::{
-    AdapterSet, Backbone, Choice, Input, KvCache, Mode, ModelError, SequenceLayout, select_rows,
-    to_vec,
+    AdapterSet, Backbone, Choice, Input, KvCache, Mode, ModelError, Rows, SequenceLayout,
+    select_rows, to_vec,
 };
 
 use crate::DecodeError;
@@ -119,7 +119,7 @@ impl<'a> Session<'a> {
             .forward(&input, pass.as_mut(), Some(&mut self.cache))?;
         let logits = self
             .backbone
-            .logits(select_rows(hidden, &last), pass.as_mut())
+            .logits(select_rows(hidden, &last), Rows::Sequences, pass.as_mut())
             .ok_or(DecodeError::NoHead)?;
         self.tokens
             .iter_mut()

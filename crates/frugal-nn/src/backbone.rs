@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::error::ModelError;
 use crate::layers::{Embedding, Linear, Norm};
 use crate::layout::Input;
-use crate::seam::hooks::Pass;
+use crate::seam::hooks::{Pass, Rows};
 use crate::site::SiteTable;
 use crate::state::KvCache;
 
@@ -113,8 +113,13 @@ pub trait Backbone: Send + Sync {
     fn export(&self, visit: &mut dyn FnMut(Frozen<'_>));
 
     /// Logits `[rows, vocab]` of final hidden states `[rows, d_model]`.
-    fn logits(&self, hidden_states: Tensor<2>, pass: &mut dyn Pass) -> Option<Tensor<2>> {
-        let logits = pass.linear(self.lm_head()?, hidden_states);
+    fn logits(
+        &self,
+        hidden_states: Tensor<2>,
+        rows: Rows,
+        pass: &mut dyn Pass,
+    ) -> Option<Tensor<2>> {
+        let logits = pass.linear_rows(self.lm_head()?, hidden_states, rows);
         Some(match self.info().final_logit_softcapping {
             Some(cap) => (logits / cap).tanh() * cap,
             None => logits,

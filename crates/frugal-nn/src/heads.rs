@@ -11,7 +11,7 @@ use crate::backbone::{Backbone, BackboneInfo, HeadLayout};
 use crate::layout::SequenceLayout;
 use crate::rng::{normal, stream};
 use crate::rows::{mean_pool, select_rows};
-use crate::seam::hooks::Pass;
+use crate::seam::hooks::{Pass, Rows};
 use crate::seam::parameter::{Mode, Parameter};
 
 /// Which positions a head reads.
@@ -180,7 +180,7 @@ impl Head {
             Pooling::Cls => {
                 let first = select_rows(hidden_states, &layout.cu_seqlens[..layout.sequences()]);
                 match backbone.pooler() {
-                    Some(pooler) => pass.linear(pooler, first).tanh(),
+                    Some(pooler) => pass.linear_rows(pooler, first, Rows::Sequences).tanh(),
                     None => first,
                 }
             }

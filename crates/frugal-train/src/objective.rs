@@ -6,7 +6,8 @@ use frugal_kernels::{
     CrossEntropyOptions, IGNORE_INDEX, linear_cross_entropy, quantized_cross_entropy,
 };
 use frugal_nn::{
-    Backbone, Head, Input, Mode, ModelError, Pass, SequenceLayout, Weight, select_rows,
+    Backbone, Head, Input, LinearChange, Mode, ModelError, Pass, Rows, SequenceLayout, Weight,
+    select_rows,
 };
 
 use crate::error::{Set, TrainError};
@@ -213,14 +214,15 @@ fn token_loss(
             .map(|cap| cap as f32),
         ..CrossEntropyOptions::default()
     };
-    let packed = match &head.weight {
-        Weight::Packed { packed, .. } if pass.leaves_alone(head) => Some(packed),
+    let change = pass.linear_change(head);
+    let packed = match (&head.weight, &change) {
+        (Weight::Packed { packed, .. }, LinearChange::None) => Some(packed),
         _ => None,
     };
     let weight = if packed.is_some() {
         None
     } else {
-        pass.plain_weight(head)
+        change.weight(head)
     };
     let parts = rows.chunks(max_rows.max(1)).map(|rows| {
         let targets: Vec<i32> = rows.iter().map(|&i| targets[i]).collect();
@@ -244,7 +246,7 @@ fn token_loss(
             ),
             None => {
                 let logits = backbone
-                    .logits(hidden_states, pass)
+                    .logits(hidden_states, Rows::Chosen, pass)
                     .expect("the output head was there just before");
                 cross_entropy(logits, &targets, label_smoothing)
             }

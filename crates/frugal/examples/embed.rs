@@ -7,7 +7,7 @@
 use std::error::Error;
 use std::time::Instant;
 
-use frugal::adapt::{Plain, to_vec};
+use frugal::adapt::{NoAdapter, to_vec};
 use frugal::model::load::{Lookup, ModelFiles};
 use frugal::model::{Input, mean_pool};
 use serde_json::json;
@@ -50,7 +50,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             );
             let input = Input::new(&all, &lengths);
             let pooled = mean_pool(
-                backbone.forward(&input, &mut Plain, None)?,
+                backbone.forward(&input, &mut NoAdapter, None)?,
                 &input.layout.cu_seqlens,
             );
             let width = pooled.dims()[1];

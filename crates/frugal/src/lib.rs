@@ -28,9 +28,9 @@ pub mod adapt {
     pub use frugal_adapt::*;
     pub use frugal_models::merge;
     pub use frugal_nn::{
-        AdaptError, Adapter, AdapterSet, BuildContext, Choice, Enter, Entry, Fixed, GradientSum,
-        Head, HeadConfig, Kept, KeyValue, LowRank, LowRankChange, MergedLinear, Mode, Operation,
-        Parameter, Pass, Plain, Pooling, StepContext, SubLayer, TargetError, linalg, normal,
-        stream, to_vec,
+        AdaptError, Adapter, AdapterSet, BlockAction, BuildContext, Choice, Entry, Fixed,
+        GradientSum, Head, HeadConfig, Kept, KeyValue, LinearChange, LowRank, LowRankChange,
+        MergedLinear, Mode, NoAdapter, NormChange, Operation, Parameter, Pass, Pooling, Rows,
+        StepContext, SubLayer, SubLayerIo, TargetError, linalg, normal, stream, to_vec,
     };
 }

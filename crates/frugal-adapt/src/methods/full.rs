@@ -28,8 +28,8 @@
 
 use burn::prelude::*;
 use frugal_nn::{
-    AdaptError, Adapter, Backbone, BuildContext, Embedding, Frozen, Linear, MergedLinear, Mode,
-    Norm, Parameter, Pass, SiteId, lookup, to_vec,
+    AdaptError, Adapter, Backbone, BuildContext, Embedding, Frozen, Linear, LinearChange,
+    MergedLinear, Mode, Norm, NormChange, Parameter, Pass, SiteId, lookup, to_vec,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -208,20 +208,18 @@ impl Pass for FullPass<'_> {
         }
     }
 
-    fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
-        if self.adapter.bias(base.site).is_some() {
-            return None;
+    fn linear_change(&mut self, base: &Linear) -> LinearChange {
+        let bias = self.adapter.bias(base.site).is_some();
+        match self.adapter.weight(base.site) {
+            None => LinearChange::opaque_if(bias),
+            Some(_) if bias => LinearChange::Opaque,
+            Some(weight) => LinearChange::Weight(weight.get::<2>(self.mode)),
         }
-        Some(
-            self.adapter
-                .weight(base.site)
-                .map_or_else(|| base.weight.dense(), |w| w.get::<2>(self.mode)),
-        )
     }
 
     /// `E Σ f P`, 1 under an even load: `f` is the share of the tokens' choices that fell on an
     /// expert, `P` its mean probability (Switch Transformers, arXiv 2101.03961, equations 4 to 6).
-    fn route(
+    fn router(
         &mut self,
         _layer: usize,
         probabilities: &Tensor<2>,
@@ -252,15 +250,13 @@ impl Pass for FullPass<'_> {
         self.load.take().map(|(sum, blocks)| sum / blocks as f64)
     }
 
-    fn plain_norm(&mut self, base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
-        let weight = self
-            .vector(self.adapter.weight(base.site))
-            .unwrap_or_else(|| base.weight.clone());
-        Some((
-            weight,
-            self.vector(self.adapter.bias(base.site))
-                .or_else(|| base.bias.clone()),
-        ))
+    fn norm_change(&mut self, base: &Norm) -> NormChange {
+        let (weight, bias) = base.values();
+        NormChange::Parameters(
+            self.vector(self.adapter.weight(base.site))
+                .unwrap_or(weight),
+            self.vector(self.adapter.bias(base.site)).or(bias),
+        )
     }
 }
 

@@ -3,8 +3,8 @@
 
 use burn::prelude::*;
 use frugal_nn::{
-    AdaptError, BuildContext, Frozen, Linear, Mode, Norm, Parameter, Pass, SiteId, SiteKind,
-    SiteTable, SubLayer, TargetError, to_vec,
+    AdaptError, BuildContext, Frozen, Mode, Norm, NormChange, Parameter, Pass, SiteId, SiteKind,
+    SiteTable, SubLayer, SubLayerIo, TargetError, to_vec,
 };
 use serde::{Deserialize, Serialize};
 
@@ -239,10 +239,12 @@ impl TrainedNorms {
     }
 
     /// Gain and bias of the norm, trained where there is a copy.
-    pub fn values(&self, base: &Norm, mode: Mode) -> (Tensor<1>, Option<Tensor<1>>) {
+    pub fn change(&self, base: &Norm, mode: Mode) -> NormChange {
         match self.at.get(base.site.index()).and_then(Option::as_ref) {
-            Some((weight, bias)) => (weight.get(mode), bias.as_ref().map(|bias| bias.get(mode))),
-            None => base.values(),
+            Some((weight, bias)) => {
+                NormChange::Parameters(weight.get(mode), bias.as_ref().map(|bias| bias.get(mode)))
+            }
+            None => NormChange::None,
         }
     }
 
@@ -275,110 +277,57 @@ pub(crate) trait BlockNetworks {
     }
 }
 
-/// The place behind the feed-forward: encoders with norms behind the sum compute
+/// A pass with networks behind the feed-forward: encoders with norms behind the sum compute
 /// `norm(x + m + a(norm(x + m)))`, decoders with norms in front `x + m + a(x + m)`.
-pub(crate) struct Behind {
-    /// By block: the norm behind the feed-forward's sum (encoders) or in front of the feed-forward
-    /// (decoders).
-    norms: Vec<Option<SiteId>>,
-    norm_behind: bool,
-}
-
-impl Behind {
-    pub fn new(context: &BuildContext<'_>) -> Self {
-        // Gemma has both of the first two, and its feed-forward reads the first.
-        let names = [
-            "output.LayerNorm",
-            "pre_feedforward_layernorm",
-            "post_attention_layernorm",
-            "ln_2",
-        ];
-        let norm = |layer: usize| {
-            let block = block_path(context.sites, layer);
-            names
-                .iter()
-                .find_map(|name| context.sites.find(&format!("{block}.{name}")))
-        };
-        let norms = (0..context.info.num_hidden_layers).map(norm).collect();
-        Self {
-            norms,
-            norm_behind: context.info.is_encoder,
-        }
-    }
-}
-
-/// A pass with networks at that place.
 pub(crate) struct BehindPass<'a, T> {
     networks: &'a T,
-    place: &'a Behind,
     mode: Mode,
-    /// The residual stream in front of the feed-forward of the block that runs (decoders).
-    residual: Option<Tensor<2>>,
+    /// The norm behind the sum that comes next, and its block.
+    pending: Option<(SiteId, usize)>,
 }
 
 impl<'a, T> BehindPass<'a, T> {
-    pub fn new(networks: &'a T, place: &'a Behind, mode: Mode) -> Self {
+    pub fn new(networks: &'a T, mode: Mode) -> Self {
         Self {
             networks,
-            place,
             mode,
-            residual: None,
+            pending: None,
         }
-    }
-}
-
-impl<T: BlockNetworks> BehindPass<'_, T> {
-    /// The block whose networks this norm stands by.
-    fn layer(&self, norm: &Norm) -> Option<usize> {
-        let layer = self
-            .place
-            .norms
-            .iter()
-            .position(|site| *site == Some(norm.site));
-        layer.filter(|layer| self.networks.has(*layer))
     }
 }
 
 impl<T: BlockNetworks> Pass for BehindPass<'_, T> {
     fn norm(&mut self, base: &Norm, x: Tensor<2>) -> Tensor<2> {
         let normed = |x: Tensor<2>| base.apply(x, base.weight.clone(), base.bias.clone());
-        let Some(layer) = self.layer(base) else {
-            return normed(x);
-        };
-        if !self.place.norm_behind {
-            self.residual = Some(x.clone());
-            return normed(x);
-        }
-        match self.networks.added(layer, normed(x.clone()), self.mode) {
+        let pending = self.pending.take_if(|(site, _)| *site == base.site);
+        let added =
+            pending.and_then(|(_, layer)| self.networks.added(layer, normed(x.clone()), self.mode));
+        match added {
             Some(added) => normed(x + added),
             None => normed(x),
         }
     }
 
-    fn plain_norm(&mut self, base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
-        self.layer(base).is_none().then(|| base.values())
-    }
-
-    fn around(
-        &mut self,
-        layer: usize,
-        part: SubLayer,
-        _input: &Tensor<2>,
-        output: Tensor<2>,
-    ) -> Tensor<2> {
-        let residual = self.residual.take().filter(|_| part == SubLayer::Mlp);
-        let added = residual.and_then(|residual| {
-            self.networks
-                .added(layer, residual + output.clone(), self.mode)
-        });
-        match added {
-            Some(added) => output + added,
-            None => output,
+    fn norm_change(&mut self, base: &Norm) -> NormChange {
+        match self.pending {
+            Some((site, _)) if site == base.site => NormChange::Opaque,
+            _ => NormChange::None,
         }
     }
 
-    fn leaves_alone(&mut self, _base: &Linear) -> bool {
-        true
+    fn sub_layer(&mut self, io: SubLayerIo<'_>) -> Tensor<2> {
+        if io.kind != SubLayer::Mlp || !self.networks.has(io.layer) {
+            return io.output;
+        }
+        if let Some(norm) = io.norm_behind {
+            self.pending = Some((norm.site, io.layer));
+            return io.output;
+        }
+        let sum = io.residual.clone() + io.output.clone();
+        match self.networks.added(io.layer, sum, self.mode) {
+            Some(added) => io.output + added,
+            None => io.output,
+        }
     }
 
     fn auxiliary_loss(&mut self) -> Option<Tensor<1>> {

@@ -6,8 +6,8 @@ use std::fmt::Display;
 use burn::prelude::*;
 use frugal_nn::seam::kept::Kept;
 use frugal_nn::{
-    AdaptError, Adapter, BuildContext, Frozen, Linear, MergedLinear, Mode, Parameter, Pass, SiteId,
-    SiteInfo, SiteKind, StepContext,
+    AdaptError, Adapter, BuildContext, Frozen, Linear, LinearChange, MergedLinear, Mode, Parameter,
+    Pass, SiteId, SiteInfo, SiteKind, StepContext,
 };
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -190,16 +190,8 @@ impl<P: MapPart> Pass for MapsPass<'_, P> {
         }
     }
 
-    fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
-        if self.leaves_alone(base) {
-            Some(base.weight.dense())
-        } else {
-            None
-        }
-    }
-
-    fn leaves_alone(&mut self, base: &Linear) -> bool {
-        self.adapter.at(base, self.mode, None).is_none()
+    fn linear_change(&mut self, base: &Linear) -> LinearChange {
+        LinearChange::opaque_if(self.adapter.at(base, self.mode, None).is_some())
     }
 }
 

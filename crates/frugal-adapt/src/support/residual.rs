@@ -7,7 +7,8 @@
 
 use burn::prelude::*;
 use frugal_nn::{
-    AdaptError, Adapter, BuildContext, Linear, LowRankChange, Mode, Parameter, Pass, SiteId, to_vec,
+    AdaptError, Adapter, BuildContext, Linear, LinearChange, LowRankChange, Mode, Parameter, Pass,
+    SiteId, to_vec,
 };
 use serde_json::{Map, Value};
 
@@ -153,26 +154,18 @@ impl Pass for ResidualPass<'_> {
         low_rank::forward(base, x, a, b, pair.scale, &dropping)
     }
 
-    fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
-        if self.leaves_alone(base) {
-            Some(base.weight.dense())
-        } else {
-            None
+    fn linear_change(&mut self, base: &Linear) -> LinearChange {
+        let Some((pair, a, b)) = self.adapter.at(base.site, self.mode) else {
+            return LinearChange::None;
+        };
+        if self.mode.is_train() && self.adapter.lora.config.lora_dropout > 0.0 {
+            return LinearChange::Opaque;
         }
-    }
-
-    fn low_rank(&mut self, base: &Linear) -> Option<LowRankChange> {
-        let drops = self.mode.is_train() && self.adapter.lora.config.lora_dropout > 0.0;
-        let (pair, a, b) = self.adapter.at(base.site, self.mode).filter(|_| !drops)?;
-        Some(LowRankChange {
+        LinearChange::LowRank(LowRankChange {
             a,
             b,
             scale: pair.scale,
         })
-    }
-
-    fn leaves_alone(&mut self, base: &Linear) -> bool {
-        self.adapter.lora.at(base.site).is_none()
     }
 }
 

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use burn::prelude::*;
 use burn::tensor::IndexingUpdateOp;
 use frugal_nn::{
-    AdaptError, Adapter, BuildContext, Linear, Mode, Parameter, Pass, SiteId, SiteKind,
+    AdaptError, Adapter, BuildContext, Linear, LinearChange, Mode, Parameter, Pass, SiteId,
+    SiteKind,
 };
 use serde_json::{Map, Value, json};
 
@@ -353,25 +354,11 @@ pub(crate) struct DeltaPass<'a, A> {
 }
 
 impl<A: AddsToWeights> Pass for DeltaPass<'_, A> {
-    fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
+    fn linear_change(&mut self, base: &Linear) -> LinearChange {
         match self.adapter.delta(base, self.mode) {
-            Some(delta) => {
-                frugal_kernels::linear(x, base.weight.dense() + delta, base.bias.clone())
-            }
-            None => base.forward(x),
+            None => LinearChange::None,
+            Some(delta) => LinearChange::Weight(base.weight.dense() + delta),
         }
-    }
-
-    fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
-        let weight = base.weight.dense();
-        Some(match self.adapter.delta(base, self.mode) {
-            Some(delta) => weight + delta,
-            None => weight,
-        })
-    }
-
-    fn leaves_alone(&mut self, base: &Linear) -> bool {
-        !self.adapter.acts_on(base)
     }
 
     fn auxiliary_loss(&mut self) -> Option<Tensor<1>> {

@@ -92,7 +92,10 @@ impl Latent {
         let [c, k_rope] = split_heads(pass.linear(&self.kv_a_proj, x), 1, [rank, rope]);
         let c = pass.norm(&self.kv_a_norm, c);
         let (q_rope, k_rope) = (self.rotate(q_rope, rotary), self.rotate(k_rope, rotary));
-        let y = match (cache, pass.plain_weight(&self.kv_b_proj)) {
+        let y = match (
+            cache,
+            pass.linear_change(&self.kv_b_proj).weight(&self.kv_b_proj),
+        ) {
             (Some(cache), Some(weight)) => {
                 self.absorbed(at, weight, [q_nope, q_rope, c, k_rope], pass, cache)
             }

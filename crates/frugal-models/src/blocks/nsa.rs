@@ -21,7 +21,7 @@ use burn::prelude::*;
 use burn::tensor::activation::{sigmoid, silu, softmax};
 use frugal_nn::layers::{Embedding, Linear};
 use frugal_nn::state::KvCache;
-use frugal_nn::{Frozen, ModelError, Pass, select_rows, to_vec};
+use frugal_nn::{Frozen, ModelError, Pass, Rows, select_rows, to_vec};
 
 use crate::blocks::attention::Attend;
 use crate::config::SparseConfig;
@@ -124,6 +124,7 @@ impl Sparse {
             let gates = gates.clone().slice([range[0]..range[1], 0..heads, 0..3]);
             outputs.push(self.sequence(
                 at,
+                Rows::OfSequence(sequence),
                 [rows(&plain), rows(&rotated)],
                 [key, value],
                 gates,
@@ -138,6 +139,7 @@ impl Sparse {
     fn sequence(
         &self,
         at: &Attend<'_>,
+        rows: Rows,
         [plain, rotated]: [Tensor<2>; 2],
         [key, value]: [Tensor<2>; 2],
         gates: Tensor<3>,
@@ -158,8 +160,8 @@ impl Sparse {
 
         let (compressed, probabilities) = self.compressed(
             queries(plain),
-            branch(&key, 0),
-            branch(&value, 0),
+            [branch(&key, 0), branch(&value, 0)],
+            rows,
             first,
             scale,
             pass,
@@ -203,8 +205,8 @@ impl Sparse {
     fn compressed(
         &self,
         q: Tensor<4>,
-        key: Tensor<2>,
-        value: Tensor<2>,
+        [key, value]: [Tensor<2>; 2],
+        rows_of: Rows,
         first: usize,
         scale: f32,
         pass: &mut dyn Pass,
@@ -228,11 +230,11 @@ impl Sparse {
                 .swap_dims(1, 2);
             let all: Vec<u32> = (0..length as u32).collect();
             let position = pass
-                .embedding(&net.position, &all)
+                .embedding_rows(&net.position, &all, rows_of)
                 .reshape([1, 1, length, dim]);
             let flat = (blocks + position).reshape([count * kv_heads, length * dim]);
-            let hidden = silu(pass.linear(&net.up, flat));
-            pass.linear(&net.down, hidden)
+            let hidden = silu(pass.linear_rows(&net.up, flat, rows_of));
+            pass.linear_rows(&net.down, hidden, rows_of)
                 .reshape([count, kv_heads, dim])
                 .swap_dims(0, 1)
         };

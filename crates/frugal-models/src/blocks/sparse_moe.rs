@@ -53,13 +53,13 @@ impl Experts {
     ) -> Tensor<2> {
         let probabilities = softmax(pass.linear(&self.gate, x.clone()), 1);
         let chosen = self.choose(&to_vec(probabilities.clone().inner()));
-        pass.route(
+        pass.router(
             layer,
             &probabilities,
             &chosen,
             self.config.router_aux_loss_coef,
         );
-        if pass.rows_are_tokens() {
+        if pass.needs_token_rows() {
             return self.all(activation, &probabilities, &chosen, &x, pass);
         }
         let ([tokens, width], k) = (x.dims(), self.config.num_experts_per_tok);

@@ -12,7 +12,9 @@ use frugal_nn::layers::{Embedding, Linear, Norm};
 use frugal_nn::layout::{Input, SequenceLayout};
 use frugal_nn::site::SiteTable;
 use frugal_nn::state::KvCache;
-use frugal_nn::{Backbone, BackboneInfo, Enter, ModelError, Pass, SubLayer};
+use frugal_nn::{
+    Backbone, BackboneInfo, BlockAction, ModelError, Pass, Rows, SubLayer, SubLayerIo,
+};
 
 use crate::blocks::attention::{Attend, attend};
 use crate::blocks::checks::check_input;
@@ -203,8 +205,8 @@ impl Grouped {
         let mut k = pass.linear(&self.k_proj, x.clone());
         let v = pass.linear(&self.v_proj, x);
         if let Some((q_norm, k_norm)) = &self.qk_norm {
-            q = per_head(q, c.head_dim, |q| pass.norm(q_norm, q));
-            k = per_head(k, c.head_dim, |k| pass.norm(k_norm, k));
+            q = per_head(q, c.head_dim, |q, rows| pass.norm_rows(q_norm, q, rows));
+            k = per_head(k, c.head_dim, |k, rows| pass.norm_rows(k_norm, k, rows));
         }
         let q = frugal_kernels::rope(q, rotary.cos.clone(), rotary.sin.clone(), c.head_dim);
         let k = frugal_kernels::rope(k, rotary.cos.clone(), rotary.sin.clone(), c.head_dim);
@@ -234,9 +236,14 @@ impl FeedForward {
 
 /// Applies `f` to single heads: `[tokens, heads * head_dim]` viewed as
 /// `[tokens * heads, head_dim]`.
-fn per_head(x: Tensor<2>, head_dim: usize, f: impl FnOnce(Tensor<2>) -> Tensor<2>) -> Tensor<2> {
+fn per_head(
+    x: Tensor<2>,
+    head_dim: usize,
+    f: impl FnOnce(Tensor<2>, Rows) -> Tensor<2>,
+) -> Tensor<2> {
     let [tokens, width] = x.dims();
-    f(x.reshape([tokens * width / head_dim, head_dim])).reshape([tokens, width])
+    let heads = width / head_dim;
+    f(x.reshape([tokens * heads, head_dim]), Rows::PerToken(heads)).reshape([tokens, width])
 }
 
 impl Backbone for Decoder {
@@ -276,7 +283,7 @@ impl Backbone for Decoder {
         x = pass.embed(x, &mut layout);
         let (global, local) = self.tables(&layout, pass.prefix_length());
         for (layer, block) in self.blocks.iter().enumerate() {
-            if pass.enter(layer, &x) == Enter::Skip {
+            if pass.before_block(layer, &x) == BlockAction::Skip {
                 continue;
             }
             let window = if block.sliding {
@@ -295,6 +302,7 @@ impl Backbone for Decoder {
             };
 
             let y = pass.norm(&block.input_norm, x.clone());
+            pass.before_sub_layer(layer, SubLayer::Attention, &y);
             let mut a = match &block.attention {
                 Attention::Grouped(grouped) => grouped.forward(
                     &self.config,
@@ -314,17 +322,33 @@ impl Backbone for Decoder {
             if let Some(norm) = &block.attention_out_norm {
                 a = pass.norm(norm, a);
             }
-            let a = pass.around(layer, SubLayer::Attention, &y, a);
+            let a = pass.sub_layer(SubLayerIo {
+                layer,
+                kind: SubLayer::Attention,
+                input: &y,
+                output: a,
+                residual: &x,
+                norm_behind: None,
+            });
 
             let [h, y] = pass.add_norm(&block.mlp_norm, x, a);
+            pass.before_sub_layer(layer, SubLayer::Mlp, &y);
             let mut m = block
                 .feed_forward
                 .forward(self.config.activation, layer, y.clone(), pass);
             if let Some(norm) = &block.mlp_out_norm {
                 m = pass.norm(norm, m);
             }
-            x = frugal_kernels::add(h, pass.around(layer, SubLayer::Mlp, &y, m));
-            pass.tap(layer, &x);
+            let m = pass.sub_layer(SubLayerIo {
+                layer,
+                kind: SubLayer::Mlp,
+                input: &y,
+                output: m,
+                residual: &h,
+                norm_behind: None,
+            });
+            x = frugal_kernels::add(h, m);
+            pass.after_block(layer, &x);
         }
         if let Some(cache) = cache {
             cache.advance(&layout);

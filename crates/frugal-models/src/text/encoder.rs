@@ -11,7 +11,9 @@ use frugal_nn::layout::Input;
 use frugal_nn::rows::drop_prepended;
 use frugal_nn::site::SiteTable;
 use frugal_nn::state::KvCache;
-use frugal_nn::{Backbone, BackboneInfo, Enter, Frozen, ModelError, Pass, SubLayer};
+use frugal_nn::{
+    Backbone, BackboneInfo, BlockAction, Frozen, ModelError, Pass, SubLayer, SubLayerIo,
+};
 
 use crate::blocks::attention::{Attend, attend};
 use crate::blocks::checks::{activate, check_input};
@@ -130,23 +132,39 @@ impl Backbone for Encoder {
             + pass.embedding(&self.token_type_embeddings, &types);
         let mut x = pass.norm(&self.embedding_norm, x);
         for (layer, block) in self.blocks.iter().enumerate() {
-            if pass.enter(layer, &x) == Enter::Skip {
+            if pass.before_block(layer, &x) == BlockAction::Skip {
                 continue;
             }
             let at = Attend::new(&self.config, &layout, layer, false);
+            pass.before_sub_layer(layer, SubLayer::Attention, &x);
             let q = pass.linear(&block.query, x.clone());
             let k = pass.linear(&block.key, x.clone());
             let v = pass.linear(&block.value, x.clone());
             let a = attend(&at, q, k, v, pass, None);
             let a = pass.linear(&block.attention_output, a);
-            let a = pass.around(layer, SubLayer::Attention, &x, a);
+            let a = pass.sub_layer(SubLayerIo {
+                layer,
+                kind: SubLayer::Attention,
+                input: &x,
+                output: a,
+                residual: &x,
+                norm_behind: Some(&block.attention_norm),
+            });
             [_, x] = pass.add_norm(&block.attention_norm, x, a);
 
+            pass.before_sub_layer(layer, SubLayer::Mlp, &x);
             let m = pass.linear(&block.intermediate, x.clone());
             let m = pass.linear(&block.output, activate(self.config.activation, m));
-            let m = pass.around(layer, SubLayer::Mlp, &x, m);
+            let m = pass.sub_layer(SubLayerIo {
+                layer,
+                kind: SubLayer::Mlp,
+                input: &x,
+                output: m,
+                residual: &x,
+                norm_behind: Some(&block.output_norm),
+            });
             [_, x] = pass.add_norm(&block.output_norm, x, m);
-            pass.tap(layer, &x);
+            pass.after_block(layer, &x);
         }
         Ok(drop_prepended(x, &layout))
     }

@@ -10,7 +10,9 @@ use frugal_nn::layout::Input;
 use frugal_nn::rows::drop_prepended;
 use frugal_nn::site::SiteTable;
 use frugal_nn::state::KvCache;
-use frugal_nn::{Backbone, BackboneInfo, Enter, Frozen, ModelError, Pass, SubLayer};
+use frugal_nn::{
+    Backbone, BackboneInfo, BlockAction, Frozen, ModelError, Pass, SubLayer, SubLayerIo,
+};
 
 use crate::blocks::attention::{Attend, attend};
 use crate::blocks::checks::{activate, check_input};
@@ -109,22 +111,39 @@ impl Backbone for Gpt2 {
         crate::blocks::checks::check_positions(&self.config, &positions)?;
         let mut x = tokens + pass.embedding(&self.wpe, &positions);
         for (layer, block) in self.blocks.iter().enumerate() {
-            if pass.enter(layer, &x) == Enter::Skip {
+            if pass.before_block(layer, &x) == BlockAction::Skip {
                 continue;
             }
             let at = Attend::new(&self.config, &layout, layer, true);
             let y = pass.norm(&block.ln_1, x.clone());
+            pass.before_sub_layer(layer, SubLayer::Attention, &y);
             let qkv = pass.linear(&block.c_attn, y.clone());
             let part = |i: usize| qkv.clone().narrow(1, i * d, d);
             let a = attend(&at, part(0), part(1), part(2), pass, cache.as_deref_mut());
             let a = pass.linear(&block.attn_c_proj, a);
-            let a = pass.around(layer, SubLayer::Attention, &y, a);
+            let a = pass.sub_layer(SubLayerIo {
+                layer,
+                kind: SubLayer::Attention,
+                input: &y,
+                output: a,
+                residual: &x,
+                norm_behind: None,
+            });
 
             let [h, y] = pass.add_norm(&block.ln_2, x, a);
+            pass.before_sub_layer(layer, SubLayer::Mlp, &y);
             let m = pass.linear(&block.c_fc, y.clone());
             let m = pass.linear(&block.mlp_c_proj, activate(self.config.activation, m));
-            x = frugal_kernels::add(h, pass.around(layer, SubLayer::Mlp, &y, m));
-            pass.tap(layer, &x);
+            let m = pass.sub_layer(SubLayerIo {
+                layer,
+                kind: SubLayer::Mlp,
+                input: &y,
+                output: m,
+                residual: &h,
+                norm_behind: None,
+            });
+            x = frugal_kernels::add(h, m);
+            pass.after_block(layer, &x);
         }
         if let Some(cache) = cache {
             cache.advance(&layout);

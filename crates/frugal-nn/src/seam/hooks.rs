@@ -3,13 +3,16 @@
 //! A backbone calls these hooks wherever a method may act and names no method. Every hook is a
 //! no-op unless a method overrides it. State that lives for one forward pass (routers, per-sequence
 //! choices) belongs in the object that implements [`Pass`]; what is trained belongs in the adapter.
+//!
+//! Objects that stand in front of other passes (several adapters at once, what is kept between
+//! passes) forward every hook, or are refused where they are made.
 
 use burn::prelude::*;
 
 use crate::layers::{Embedding, Linear, Norm};
 use crate::layout::SequenceLayout;
 
-/// The half of a block.
+/// One of the two sub-layers of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SubLayer {
     /// Self-attention.
@@ -20,11 +23,26 @@ pub enum SubLayer {
 
 /// Whether a block runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Enter {
+pub enum BlockAction {
     /// As usual.
     Run,
     /// The hidden states pass by.
     Skip,
+}
+
+/// What the rows of a linear layer's input are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rows {
+    /// One for each token of the layout, in order.
+    Tokens,
+    /// So many for each token, in order: heads, or blocks of them.
+    PerToken(usize),
+    /// One for each sequence, in order: pooled states, last tokens.
+    Sequences,
+    /// All of one sequence.
+    OfSequence(usize),
+    /// Of no sequence in particular; a pass of several adapters cannot tell whose they are.
+    Chosen,
 }
 
 /// Keys and values that a method puts in front of every sequence of a layer: each
@@ -49,6 +67,78 @@ pub struct LowRankChange {
     pub scale: f32,
 }
 
+/// What a linear layer becomes under a method.
+///
+/// One answer serves all who ask: the loss that fuses with the output head, sequences with
+/// different adapters that share a product with the base, modules that are not ours.
+#[derive(Clone, Debug)]
+pub enum LinearChange {
+    /// The base's own layer.
+    None,
+    /// The base's own layer with this change of its weight, and nothing else.
+    LowRank(LowRankChange),
+    /// The layer with this weight `[d_out, d_in]` and the base's bias.
+    Weight(Tensor<2>),
+    /// Something else; [`Pass::linear`] computes it.
+    Opaque,
+}
+
+impl LinearChange {
+    /// [`LinearChange::None`] where nothing is changed, [`LinearChange::Opaque`] otherwise.
+    pub fn opaque_if(changed: bool) -> Self {
+        if changed { Self::Opaque } else { Self::None }
+    }
+
+    /// The weight `[d_out, d_in]`, where the layer is known to be no more than that and the base's
+    /// bias, and no product is needed to form it.
+    pub fn weight(self, base: &Linear) -> Option<Tensor<2>> {
+        match self {
+            Self::None => Some(base.weight.dense()),
+            Self::Weight(weight) => Some(weight),
+            Self::LowRank(_) | Self::Opaque => None,
+        }
+    }
+}
+
+/// What a normalisation becomes under a method.
+#[derive(Clone, Debug)]
+pub enum NormChange {
+    /// The base's own gain and bias.
+    None,
+    /// The same arithmetic with this gain and bias, `[d]` each.
+    Parameters(Tensor<1>, Option<Tensor<1>>),
+    /// Something else; [`Pass::norm`] computes it.
+    Opaque,
+}
+
+impl NormChange {
+    /// Gain and bias, where that is all.
+    pub fn values(self, base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
+        match self {
+            Self::None => Some(base.values()),
+            Self::Parameters(weight, bias) => Some((weight, bias)),
+            Self::Opaque => None,
+        }
+    }
+}
+
+/// A sub-layer that has just run: its place, and tensors `[tokens, d_model]`.
+#[derive(Clone)]
+pub struct SubLayerIo<'a> {
+    /// Block number.
+    pub layer: usize,
+    /// Which sub-layer.
+    pub kind: SubLayer,
+    /// What it read (after the norm in front of it, if there is one).
+    pub input: &'a Tensor<2>,
+    /// What it gives, before the residual sum.
+    pub output: Tensor<2>,
+    /// The residual stream that the output is added to.
+    pub residual: &'a Tensor<2>,
+    /// The norm that the sum goes through at once, in models that normalise behind the sum.
+    pub norm_behind: Option<&'a Norm>,
+}
+
 /// Hooks of one forward pass.
 pub trait Pass {
     /// Input embeddings `[tokens, d_model]` on their way to the first block; may put positions in
@@ -57,58 +147,68 @@ pub trait Pass {
         hidden_states
     }
 
-    /// Rows of a table for these ids: `[tokens, d]`.
+    /// Rows of an embedding for these ids: `[tokens, d]`.
     fn embedding(&mut self, base: &Embedding, ids: &[u32]) -> Tensor<2> {
         base.forward(ids)
     }
 
-    /// A linear map, `[tokens, d_in]` to `[tokens, d_out]`: call the base, add to it, scale it or
-    /// replace it.
+    /// [`Pass::embedding`] where the ids are something else than those of the tokens.
+    fn embedding_rows(&mut self, base: &Embedding, ids: &[u32], _rows: Rows) -> Tensor<2> {
+        self.embedding(base, ids)
+    }
+
+    /// What [`Pass::linear`] makes of this layer.
+    fn linear_change(&mut self, _base: &Linear) -> LinearChange {
+        LinearChange::None
+    }
+
+    /// A linear layer, `[tokens, d_in]` to `[tokens, d_out]`. A method whose
+    /// [`Pass::linear_change`] says [`LinearChange::Opaque`] computes it here.
+    ///
+    /// # Panics
+    /// If a method says `Opaque` and has no `linear` of its own: a broken invariant.
     fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
-        base.forward(x)
+        match self.linear_change(base) {
+            LinearChange::None => base.forward(x),
+            LinearChange::LowRank(LowRankChange { a, b, scale }) => {
+                base.forward_low_rank(x, a, b, scale)
+            }
+            LinearChange::Weight(weight) => frugal_kernels::linear(x, weight, base.bias.clone()),
+            LinearChange::Opaque => unreachable!("an opaque change comes with its own `linear`"),
+        }
     }
 
-    /// The weight `[d_out, d_in]` that [`Pass::linear`] amounts to at this map, where the method
-    /// keeps it a plain matrix product without changing the bias; `None` where it does more. Lets
-    /// the loss fuse with the output head.
-    fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
-        Some(base.weight.dense())
+    /// [`Pass::linear`] where the rows of `x` are something else than tokens.
+    fn linear_rows(&mut self, base: &Linear, x: Tensor<2>, _rows: Rows) -> Tensor<2> {
+        self.linear(base, x)
     }
 
-    /// The weight `[d_out, d_in]` of what [`Pass::linear`] makes of this map, in the gradient
-    /// graph, where a method can say it for less than a product with the identity.
-    fn effective_weight(&mut self, _base: &Linear) -> Option<Tensor<2>> {
-        None
+    /// What [`Pass::norm`] makes of this normalisation.
+    fn norm_change(&mut self, _base: &Norm) -> NormChange {
+        NormChange::None
     }
 
-    /// Whether [`Pass::linear`] is the base's own map here. Then the loss can fuse with an output
-    /// head that is packed; false is always safe, and costs memory where the head is packed.
-    fn leaves_alone(&mut self, _base: &Linear) -> bool {
-        false
-    }
-
-    /// The change of the weight where [`Pass::linear`] is the base's own map with this one added,
-    /// and nothing else. Lets sequences with different adapters share one product with the base.
-    fn low_rank(&mut self, _base: &Linear) -> Option<LowRankChange> {
-        None
-    }
-
-    /// A normalisation over the last dimension of `[rows, d]`.
+    /// A normalisation over the last dimension of `[rows, d]`. A method whose
+    /// [`Pass::norm_change`] says [`NormChange::Opaque`] computes it here.
+    ///
+    /// # Panics
+    /// If a method says `Opaque` and has no `norm` of its own: a broken invariant.
     fn norm(&mut self, base: &Norm, x: Tensor<2>) -> Tensor<2> {
-        let (weight, bias) = self.plain_norm(base).unwrap_or_else(|| base.values());
-        base.apply(x, weight, bias)
+        match self.norm_change(base).values(base) {
+            Some((weight, bias)) => base.apply(x, weight, bias),
+            None => unreachable!("an opaque change comes with its own `norm`"),
+        }
     }
 
-    /// Gain and bias `[d]` of a normalisation where the method keeps it one; a method for which
-    /// [`Pass::norm`] does more gives `None`. Lets the norm fuse with the sum in front of it.
-    fn plain_norm(&mut self, base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
-        Some(base.values())
+    /// [`Pass::norm`] where the rows of `x` are something else than tokens.
+    fn norm_rows(&mut self, base: &Norm, x: Tensor<2>, _rows: Rows) -> Tensor<2> {
+        self.norm(base, x)
     }
 
     /// The residual stream and what a sub-layer adds to it, both `[tokens, d_model]`: their sum,
     /// and [`Pass::norm`] of it. Not for methods to change.
     fn add_norm(&mut self, base: &Norm, x: Tensor<2>, residual: Tensor<2>) -> [Tensor<2>; 2] {
-        if let Some((weight, bias)) = self.plain_norm(base) {
+        if let Some((weight, bias)) = self.norm_change(base).values(base) {
             return base.apply_to_sum(x, residual, weight, bias);
         }
         let sum = frugal_kernels::add(x, residual);
@@ -126,30 +226,26 @@ pub trait Pass {
         0
     }
 
-    /// Around a sub-layer: its input (after the norm) and its output (before the residual sum),
-    /// both `[tokens, d_model]`; returns what is added to the residual stream.
-    fn around(
-        &mut self,
-        _layer: usize,
-        _part: SubLayer,
-        _input: &Tensor<2>,
-        output: Tensor<2>,
-    ) -> Tensor<2> {
-        output
+    /// Before a sub-layer computes, with what it reads `[tokens, d_model]`.
+    fn before_sub_layer(&mut self, _layer: usize, _kind: SubLayer, _input: &Tensor<2>) {}
+
+    /// After a sub-layer: what is added to the residual stream, `[tokens, d_model]`.
+    fn sub_layer(&mut self, io: SubLayerIo<'_>) -> Tensor<2> {
+        io.output
     }
 
     /// Before block `layer`, with the residual stream `[tokens, d_model]`.
-    fn enter(&mut self, _layer: usize, _hidden_states: &Tensor<2>) -> Enter {
-        Enter::Run
+    fn before_block(&mut self, _layer: usize, _hidden_states: &Tensor<2>) -> BlockAction {
+        BlockAction::Run
     }
 
     /// After block `layer`, with the residual stream `[tokens, d_model]`.
-    fn tap(&mut self, _layer: usize, _hidden_states: &Tensor<2>) {}
+    fn after_block(&mut self, _layer: usize, _hidden_states: &Tensor<2>) {}
 
     /// At a mixture of experts: the router's probabilities `[tokens, experts]`, the experts of each
     /// token `[tokens * experts_per_token]`, and the weight that the model gives to the loss which
     /// keeps the load even.
-    fn route(
+    fn router(
         &mut self,
         _layer: usize,
         _probabilities: &Tensor<2>,
@@ -160,7 +256,7 @@ pub trait Pass {
 
     /// Whether [`Pass::linear`] must see every token's row, in order, because it tells sequences
     /// apart by their rows.
-    fn rows_are_tokens(&self) -> bool {
+    fn needs_token_rows(&self) -> bool {
         false
     }
 
@@ -173,10 +269,6 @@ pub trait Pass {
 
 /// The backbone as it is.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Plain;
+pub struct NoAdapter;
 
-impl Pass for Plain {
-    fn leaves_alone(&mut self, _base: &Linear) -> bool {
-        true
-    }
-}
+impl Pass for NoAdapter {}

@@ -10,7 +10,9 @@ use burn::prelude::*;
 use crate::layers::{Embedding, Linear, Norm, lookup};
 use crate::layout::SequenceLayout;
 use crate::seam::adapter::{Adapter, MergedLinear};
-use crate::seam::hooks::{Enter, KeyValue, LowRankChange, Pass, SubLayer};
+use crate::seam::hooks::{
+    BlockAction, KeyValue, LinearChange, NormChange, Pass, Rows, SubLayer, SubLayerIo,
+};
 use crate::site::SiteId;
 
 /// What was formed of one adapter on one backbone: a value of each kind for each site.
@@ -62,7 +64,7 @@ impl<'a> Fixed<'a> {
     pub fn pass(&self) -> Box<dyn Pass + '_> {
         match self.adapter {
             Some(adapter) => self.kept.pass(adapter),
-            None => Box::new(crate::seam::hooks::Plain),
+            None => Box::new(crate::seam::hooks::NoAdapter),
         }
     }
 }
@@ -106,27 +108,23 @@ impl Pass for KeptPass<'_> {
         }
     }
 
-    fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
+    fn linear_change(&mut self, base: &Linear) -> LinearChange {
         match self.linear_of(base) {
-            Some(merged) => Some(merged.weight),
-            None => self.inner.plain_weight(base),
+            // Merging leaves the bias as it is wherever a whole weight is kept.
+            Some(merged) => LinearChange::Weight(merged.weight),
+            None => self.inner.linear_change(base),
         }
     }
 
-    fn effective_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
-        self.inner.effective_weight(base)
-    }
-
-    fn leaves_alone(&mut self, base: &Linear) -> bool {
-        self.inner.leaves_alone(base)
-    }
-
-    fn low_rank(&mut self, base: &Linear) -> Option<LowRankChange> {
-        if self.adapter.forms_weight(base) {
-            None
-        } else {
-            self.inner.low_rank(base)
+    fn linear_rows(&mut self, base: &Linear, x: Tensor<2>, rows: Rows) -> Tensor<2> {
+        match self.linear_of(base) {
+            Some(MergedLinear { weight, bias }) => frugal_kernels::linear(x, weight, bias),
+            None => self.inner.linear_rows(base, x, rows),
         }
+    }
+
+    fn embedding_rows(&mut self, base: &Embedding, ids: &[u32], rows: Rows) -> Tensor<2> {
+        self.inner.embedding_rows(base, ids, rows)
     }
 
     fn embed(&mut self, hidden_states: Tensor<2>, layout: &mut SequenceLayout) -> Tensor<2> {
@@ -137,8 +135,12 @@ impl Pass for KeptPass<'_> {
         self.inner.norm(base, x)
     }
 
-    fn plain_norm(&mut self, base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
-        self.inner.plain_norm(base)
+    fn norm_change(&mut self, base: &Norm) -> NormChange {
+        self.inner.norm_change(base)
+    }
+
+    fn norm_rows(&mut self, base: &Norm, x: Tensor<2>, rows: Rows) -> Tensor<2> {
+        self.inner.norm_rows(base, x, rows)
     }
 
     fn key_value(&mut self, layer: usize) -> Option<KeyValue> {
@@ -149,25 +151,23 @@ impl Pass for KeptPass<'_> {
         self.inner.prefix_length()
     }
 
-    fn around(
-        &mut self,
-        layer: usize,
-        part: SubLayer,
-        input: &Tensor<2>,
-        output: Tensor<2>,
-    ) -> Tensor<2> {
-        self.inner.around(layer, part, input, output)
+    fn before_sub_layer(&mut self, layer: usize, kind: SubLayer, input: &Tensor<2>) {
+        self.inner.before_sub_layer(layer, kind, input);
     }
 
-    fn enter(&mut self, layer: usize, hidden_states: &Tensor<2>) -> Enter {
-        self.inner.enter(layer, hidden_states)
+    fn sub_layer(&mut self, io: SubLayerIo<'_>) -> Tensor<2> {
+        self.inner.sub_layer(io)
     }
 
-    fn tap(&mut self, layer: usize, hidden_states: &Tensor<2>) {
-        self.inner.tap(layer, hidden_states);
+    fn before_block(&mut self, layer: usize, hidden_states: &Tensor<2>) -> BlockAction {
+        self.inner.before_block(layer, hidden_states)
     }
 
-    fn route(
+    fn after_block(&mut self, layer: usize, hidden_states: &Tensor<2>) {
+        self.inner.after_block(layer, hidden_states);
+    }
+
+    fn router(
         &mut self,
         layer: usize,
         probabilities: &Tensor<2>,
@@ -175,11 +175,11 @@ impl Pass for KeptPass<'_> {
         aux_loss_coef: f64,
     ) {
         self.inner
-            .route(layer, probabilities, chosen, aux_loss_coef);
+            .router(layer, probabilities, chosen, aux_loss_coef);
     }
 
-    fn rows_are_tokens(&self) -> bool {
-        self.inner.rows_are_tokens()
+    fn needs_token_rows(&self) -> bool {
+        self.inner.needs_token_rows()
     }
 
     fn auxiliary_loss(&mut self) -> Option<Tensor<1>> {

@@ -10,7 +10,9 @@ use crate::layers::{Embedding, Linear, Norm};
 use crate::layout::SequenceLayout;
 use crate::seam::adapter::Adapter;
 use crate::seam::error::AdaptError;
-use crate::seam::hooks::{LowRankChange, Pass, Plain, SubLayer};
+use crate::seam::hooks::{
+    LinearChange, LowRankChange, NoAdapter, NormChange, Pass, Rows, SubLayer, SubLayerIo,
+};
 use crate::seam::kept::Kept;
 use crate::seam::parameter::Mode;
 
@@ -112,7 +114,7 @@ impl AdapterSet {
         mode: Mode,
     ) -> Result<Box<dyn Pass + '_>, AdaptError> {
         match choice {
-            Choice::Base => Ok(Box::new(Plain)),
+            Choice::Base => Ok(Box::new(NoAdapter)),
             Choice::One(name) => Ok(self.find(name)?.pass(mode)),
             Choice::Combined(parts) => {
                 let parts = parts
@@ -143,7 +145,7 @@ impl AdapterSet {
                         _ => {
                             let pass: Box<dyn Pass + '_> = match name {
                                 Some(name) => self.mixable(name)?.pass(mode),
-                                None => Box::new(Plain),
+                                None => Box::new(NoAdapter),
                             };
                             parts.push(Part {
                                 name: name.map(str::to_owned),
@@ -176,6 +178,9 @@ impl AdapterSet {
 }
 
 /// `base + Σ wᵢ (adaptedᵢ − base)`.
+///
+/// Its parts leave positions, prefixes and the order of blocks alone
+/// ([`Adapter::supports_mixed_batch`]); all other hooks are forwarded.
 struct CombinedPass<'a> {
     parts: Vec<(Box<dyn Pass + 'a>, f32)>,
 }
@@ -196,38 +201,90 @@ impl CombinedPass<'_> {
 }
 
 impl Pass for CombinedPass<'_> {
+    fn embed(&mut self, hidden_states: Tensor<2>, layout: &mut SequenceLayout) -> Tensor<2> {
+        self.combine(hidden_states.clone(), |pass| {
+            pass.embed(hidden_states.clone(), layout)
+        })
+    }
+
     fn embedding(&mut self, base: &Embedding, ids: &[u32]) -> Tensor<2> {
-        self.combine(base.forward(ids), |pass| pass.embedding(base, ids))
+        self.embedding_rows(base, ids, Rows::Tokens)
+    }
+
+    fn embedding_rows(&mut self, base: &Embedding, ids: &[u32], rows: Rows) -> Tensor<2> {
+        self.combine(base.forward(ids), |pass| {
+            pass.embedding_rows(base, ids, rows)
+        })
+    }
+
+    fn linear_change(&mut self, base: &Linear) -> LinearChange {
+        let none = |(pass, _): &mut (Box<dyn Pass>, f32)| {
+            matches!(pass.linear_change(base), LinearChange::None)
+        };
+        LinearChange::opaque_if(!self.parts.iter_mut().all(none))
     }
 
     fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
-        self.combine(base.forward(x.clone()), |pass| pass.linear(base, x.clone()))
+        self.linear_rows(base, x, Rows::Tokens)
+    }
+
+    fn linear_rows(&mut self, base: &Linear, x: Tensor<2>, rows: Rows) -> Tensor<2> {
+        self.combine(base.forward(x.clone()), |pass| {
+            pass.linear_rows(base, x.clone(), rows)
+        })
+    }
+
+    fn norm_change(&mut self, _base: &Norm) -> NormChange {
+        NormChange::Opaque
     }
 
     fn norm(&mut self, base: &Norm, x: Tensor<2>) -> Tensor<2> {
-        self.combine(Plain.norm(base, x.clone()), |pass| {
-            pass.norm(base, x.clone())
+        self.norm_rows(base, x, Rows::Tokens)
+    }
+
+    fn norm_rows(&mut self, base: &Norm, x: Tensor<2>, rows: Rows) -> Tensor<2> {
+        self.combine(NoAdapter.norm(base, x.clone()), |pass| {
+            pass.norm_rows(base, x.clone(), rows)
         })
     }
 
-    fn plain_norm(&mut self, _base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
-        None
+    fn before_sub_layer(&mut self, layer: usize, kind: SubLayer, input: &Tensor<2>) {
+        for (pass, _) in &mut self.parts {
+            pass.before_sub_layer(layer, kind, input);
+        }
     }
 
-    fn around(
+    fn sub_layer(&mut self, io: SubLayerIo<'_>) -> Tensor<2> {
+        self.combine(io.output.clone(), |pass| pass.sub_layer(io.clone()))
+    }
+
+    fn after_block(&mut self, layer: usize, hidden_states: &Tensor<2>) {
+        for (pass, _) in &mut self.parts {
+            pass.after_block(layer, hidden_states);
+        }
+    }
+
+    fn router(
         &mut self,
         layer: usize,
-        part: SubLayer,
-        input: &Tensor<2>,
-        output: Tensor<2>,
-    ) -> Tensor<2> {
-        self.combine(output.clone(), |pass| {
-            pass.around(layer, part, input, output.clone())
-        })
+        probabilities: &Tensor<2>,
+        chosen: &[usize],
+        aux_loss_coef: f64,
+    ) {
+        for (pass, _) in &mut self.parts {
+            pass.router(layer, probabilities, chosen, aux_loss_coef);
+        }
     }
 
-    fn plain_weight(&mut self, _base: &Linear) -> Option<Tensor<2>> {
-        None
+    fn needs_token_rows(&self) -> bool {
+        self.parts.iter().any(|(pass, _)| pass.needs_token_rows())
+    }
+
+    fn auxiliary_loss(&mut self) -> Option<Tensor<1>> {
+        self.parts
+            .iter_mut()
+            .filter_map(|(pass, weight)| Some(pass.auxiliary_loss()? * *weight))
+            .reduce(|sum, loss| sum + loss)
     }
 }
 
@@ -239,50 +296,68 @@ struct Part<'a> {
     sequences: Range<usize>,
 }
 
+impl Part<'_> {
+    /// Its rows among all.
+    ///
+    /// # Panics
+    /// For rows of which nobody knows whose they are: a batch of several adapters is never asked
+    /// for such.
+    fn range(&self, rows: Rows) -> Range<usize> {
+        match rows {
+            Rows::Tokens => self.tokens.clone(),
+            Rows::PerToken(n) => self.tokens.start * n..self.tokens.end * n,
+            Rows::Sequences => self.sequences.clone(),
+            Rows::OfSequence(_) | Rows::Chosen => {
+                unreachable!("rows of one sequence go to its own part, and chosen ones to none")
+            }
+        }
+    }
+}
+
 /// Each run of sequences goes through its own adapter.
+///
+/// Its parts leave positions, prefixes and the order of blocks alone
+/// ([`Adapter::supports_mixed_batch`]); all other hooks are forwarded, each part seeing its rows.
 struct PerSequencePass<'a> {
     parts: Vec<Part<'a>>,
 }
 
 impl PerSequencePass<'_> {
-    /// The parts with their share of `rows` rows: one per sequence (heads), or one or several per
-    /// token.
-    fn shares(&mut self, rows: usize) -> impl Iterator<Item = (&mut dyn Pass, Range<usize>)> {
-        let (sequences, tokens) = self
-            .parts
-            .last()
-            .map_or((0, 0), |p| (p.sequences.end, p.tokens.end));
-        self.parts.iter_mut().map(move |part| {
-            let range = if rows == sequences {
-                part.sequences.clone()
-            } else {
-                let per_token = rows / tokens;
-                part.tokens.start * per_token..part.tokens.end * per_token
-            };
-            (part.pass.as_mut() as &mut dyn Pass, range)
-        })
-    }
-
     fn split(
         &mut self,
-        rows: usize,
+        rows: Rows,
         mut each: impl FnMut(&mut dyn Pass, Range<usize>) -> Tensor<2>,
     ) -> Tensor<2> {
-        Tensor::cat(
-            self.shares(rows)
-                .map(|(pass, range)| each(pass, range))
-                .collect(),
-            0,
-        )
+        let parts = self.parts.iter_mut().map(|part| {
+            let range = part.range(rows);
+            each(part.pass.as_mut(), range)
+        });
+        Tensor::cat(parts.collect(), 0)
     }
 
-    /// What the parts add to a map's own product, if none of them does more.
-    fn low_rank_rows(&mut self, base: &Linear, rows: usize) -> Option<Vec<LowRankRows>> {
+    /// The pass that all these rows belong to, where they are one sequence's.
+    fn owner(&mut self, rows: Rows) -> Option<&mut dyn Pass> {
+        let Rows::OfSequence(sequence) = rows else {
+            return None;
+        };
+        let part = self
+            .parts
+            .iter_mut()
+            .find(|part| part.sequences.contains(&sequence))?;
+        Some(part.pass.as_mut())
+    }
+
+    /// What the parts add to a layer's own product, if none of them does more.
+    fn low_rank_rows(&mut self, base: &Linear, rows: Rows) -> Option<Vec<LowRankRows>> {
         let mut pairs = Vec::new();
-        for (pass, rows) in self.shares(rows) {
-            if !pass.leaves_alone(base) {
-                let LowRankChange { a, b, scale } = pass.low_rank(base)?;
-                pairs.push(LowRankRows { rows, a, b, scale });
+        for part in &mut self.parts {
+            match part.pass.linear_change(base) {
+                LinearChange::None => {}
+                LinearChange::LowRank(LowRankChange { a, b, scale }) => {
+                    let rows = part.range(rows);
+                    pairs.push(LowRankRows { rows, a, b, scale });
+                }
+                LinearChange::Weight(_) | LinearChange::Opaque => return None,
             }
         }
         Some(pairs)
@@ -290,52 +365,123 @@ impl PerSequencePass<'_> {
 }
 
 impl Pass for PerSequencePass<'_> {
-    fn rows_are_tokens(&self) -> bool {
+    fn embed(&mut self, hidden_states: Tensor<2>, layout: &mut SequenceLayout) -> Tensor<2> {
+        let lengths = layout.lengths();
+        let past = layout.past.clone();
+        self.parts
+            .iter_mut()
+            .map(|part| {
+                let own = part.sequences.clone();
+                let mut layout = SequenceLayout::with_past(&lengths[own.clone()], &past[own]);
+                let states = hidden_states.clone().slice(part.tokens.clone());
+                part.pass.embed(states, &mut layout)
+            })
+            .reduce(|all, next| Tensor::cat(vec![all, next], 0))
+            .unwrap_or(hidden_states)
+    }
+
+    fn needs_token_rows(&self) -> bool {
         true
     }
 
     fn embedding(&mut self, base: &Embedding, ids: &[u32]) -> Tensor<2> {
-        self.split(ids.len(), |pass, range| pass.embedding(base, &ids[range]))
+        self.embedding_rows(base, ids, Rows::Tokens)
     }
 
-    fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
-        let rows = x.dims()[0];
-        match self.low_rank_rows(base, rows) {
-            Some(pairs) => base.forward_low_rank_rows(x, &pairs),
+    fn embedding_rows(&mut self, base: &Embedding, ids: &[u32], rows: Rows) -> Tensor<2> {
+        match self.owner(rows) {
+            Some(pass) => pass.embedding_rows(base, ids, rows),
             None => self.split(rows, |pass, range| {
-                pass.linear(base, x.clone().slice(range))
+                pass.embedding_rows(base, &ids[range], rows)
             }),
         }
     }
 
+    fn linear_change(&mut self, base: &Linear) -> LinearChange {
+        let none =
+            |part: &mut Part<'_>| matches!(part.pass.linear_change(base), LinearChange::None);
+        LinearChange::opaque_if(!self.parts.iter_mut().all(none))
+    }
+
+    fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
+        self.linear_rows(base, x, Rows::Tokens)
+    }
+
+    fn linear_rows(&mut self, base: &Linear, x: Tensor<2>, rows: Rows) -> Tensor<2> {
+        if let Some(pass) = self.owner(rows) {
+            return pass.linear_rows(base, x, rows);
+        }
+        match self.low_rank_rows(base, rows) {
+            Some(pairs) => base.forward_low_rank_rows(x, &pairs),
+            None => self.split(rows, |pass, range| {
+                pass.linear_rows(base, x.clone().slice(range), rows)
+            }),
+        }
+    }
+
+    fn norm_change(&mut self, _base: &Norm) -> NormChange {
+        NormChange::Opaque
+    }
+
     fn norm(&mut self, base: &Norm, x: Tensor<2>) -> Tensor<2> {
-        self.split(x.dims()[0], |pass, range| {
-            pass.norm(base, x.clone().slice(range))
+        self.norm_rows(base, x, Rows::Tokens)
+    }
+
+    fn norm_rows(&mut self, base: &Norm, x: Tensor<2>, rows: Rows) -> Tensor<2> {
+        match self.owner(rows) {
+            Some(pass) => pass.norm_rows(base, x, rows),
+            None => self.split(rows, |pass, range| {
+                pass.norm_rows(base, x.clone().slice(range), rows)
+            }),
+        }
+    }
+
+    fn before_sub_layer(&mut self, layer: usize, kind: SubLayer, input: &Tensor<2>) {
+        for part in &mut self.parts {
+            let input = input.clone().slice(part.tokens.clone());
+            part.pass.before_sub_layer(layer, kind, &input);
+        }
+    }
+
+    fn sub_layer(&mut self, io: SubLayerIo<'_>) -> Tensor<2> {
+        self.split(Rows::Tokens, |pass, range| {
+            let own = |x: &Tensor<2>| x.clone().slice(range.clone());
+            pass.sub_layer(SubLayerIo {
+                input: &own(io.input),
+                output: own(&io.output),
+                residual: &own(io.residual),
+                ..io.clone()
+            })
         })
     }
 
-    fn plain_norm(&mut self, _base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
-        None
+    fn after_block(&mut self, layer: usize, hidden_states: &Tensor<2>) {
+        for part in &mut self.parts {
+            let own = hidden_states.clone().slice(part.tokens.clone());
+            part.pass.after_block(layer, &own);
+        }
     }
 
-    fn around(
+    fn router(
         &mut self,
         layer: usize,
-        part: SubLayer,
-        input: &Tensor<2>,
-        output: Tensor<2>,
-    ) -> Tensor<2> {
-        self.split(input.dims()[0], |pass, range| {
-            pass.around(
-                layer,
-                part,
-                &input.clone().slice(range.clone()),
-                output.clone().slice(range),
-            )
-        })
+        probabilities: &Tensor<2>,
+        chosen: &[usize],
+        aux_loss_coef: f64,
+    ) {
+        let per_token = chosen.len() / probabilities.dims()[0].max(1);
+        for part in &mut self.parts {
+            let tokens = part.tokens.clone();
+            let own = probabilities.clone().slice(tokens.clone());
+            let chosen = &chosen[tokens.start * per_token..tokens.end * per_token];
+            part.pass.router(layer, &own, chosen, aux_loss_coef);
+        }
     }
 
-    fn plain_weight(&mut self, _base: &Linear) -> Option<Tensor<2>> {
-        None
+    fn auxiliary_loss(&mut self) -> Option<Tensor<1>> {
+        self.parts
+            .iter_mut()
+            .filter_map(|part| part.pass.auxiliary_loss())
+            .reduce(|sum, loss| sum + loss)
     }
 }

@@ -14,7 +14,9 @@ use frugal_eval::capacity::TextCost;
 use frugal_eval::tasks::{
     Continuations, Generation, LanguageModel, ModelFailure, Sink, ToContinue,
 };
-use frugal_nn::{AdapterSet, Backbone, Choice, Input, Mode, SequenceLayout, select_rows, to_vec};
+use frugal_nn::{
+    AdapterSet, Backbone, Choice, Input, Mode, Rows, SequenceLayout, select_rows, to_vec,
+};
 
 /// Rows of vocabulary logits formed at a time.
 const LOGIT_ROWS: usize = 128;
@@ -264,7 +266,11 @@ impl HarnessModel<'_> {
                 let indices: Vec<usize> = part.iter().map(|(row, _)| *row).collect();
                 let logits = self
                     .backbone
-                    .logits(select_rows(hidden.clone(), &indices), pass.as_mut())
+                    .logits(
+                        select_rows(hidden.clone(), &indices),
+                        Rows::Chosen,
+                        pass.as_mut(),
+                    )
                     .ok_or(DecodeError::NoHead)?;
                 let vocab = logits.dims()[1];
                 for (logits, (_, targets)) in to_vec::<2>(logits).chunks(vocab).zip(part) {

@@ -8,7 +8,7 @@ use frugal_decode::{DecodeError, Session};
 use frugal_eval::capacity::Shape;
 use frugal_eval::runtime::Timing;
 use frugal_models::{Activation, ModelConfig};
-use frugal_nn::{AdapterSet, Backbone, Choice, Frozen, Input, KvCache, ModelError, Plain};
+use frugal_nn::{AdapterSet, Backbone, Choice, Frozen, Input, KvCache, ModelError, NoAdapter};
 use serde::Serialize;
 
 /// What is timed.
@@ -110,7 +110,7 @@ pub fn footprint(backbone: &dyn Backbone) -> Result<Footprint, ModelError> {
     });
     let config = backbone.info();
     let mut cache = KvCache::new(config.num_hidden_layers, 1);
-    backbone.forward(&Input::new(&[0], &[1]), &mut Plain, Some(&mut cache))?;
+    backbone.forward(&Input::new(&[0], &[1]), &mut NoAdapter, Some(&mut cache))?;
     Ok(Footprint {
         weight_bytes,
         cache_bytes_per_token: cache.bytes_per_token(0),

@@ -7,7 +7,7 @@ use frugal_adapt::peft;
 use frugal_models::load::{Lookup, ModelFiles};
 use frugal_models::save::{Stored, StoredType, write_safetensors};
 use frugal_models::{LoadOptions, Quantize};
-use frugal_nn::{Adapter, Backbone, BuildContext, Fixed, Head, Input, Mode, to_vec};
+use frugal_nn::{Adapter, Backbone, BuildContext, Fixed, Head, Input, Mode, Rows, to_vec};
 use frugal_train::{Objective, Tokenized, evaluate as evaluate_examples};
 use serde::Serialize;
 
@@ -213,7 +213,7 @@ fn dump(
             }
             None => {
                 let logits = backbone
-                    .logits(hidden, pass.as_mut())
+                    .logits(hidden, Rows::Tokens, pass.as_mut())
                     .ok_or_else(|| RunError::Invalid("this model has no logits".into()))?;
                 (logits.dims().to_vec(), to_vec::<2>(logits))
             }

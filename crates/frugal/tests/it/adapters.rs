@@ -8,6 +8,7 @@ use std::sync::Arc;
 use burn::prelude::*;
 use burn::tensor::activation::log_softmax;
 use frugal::adapt::Operation;
+use frugal::adapt::Rows;
 use frugal::adapt::combine::{CombinationType, Rank, combine_heads, to_lora};
 use frugal::adapt::{
     AdapterSet, Choice, Entry, Head, HeadConfig, Mode, Parameter, Pooling, merge, peft, registry,
@@ -76,7 +77,7 @@ impl Case {
     ) -> Vec<f32> {
         let ids = self.golden.input_ids(sequence);
         let mut pass = if plain {
-            Box::new(frugal::adapt::Plain)
+            Box::new(frugal::adapt::NoAdapter)
         } else {
             entry.adapter.pass(Mode::Eval)
         };
@@ -86,7 +87,9 @@ impl Case {
         let layout = SequenceLayout::new(&[ids.len()]);
         to_vec(match &entry.head {
             Some(head) => head.forward(hidden, &layout, backbone, pass.as_mut(), Mode::Eval),
-            None => backbone.logits(hidden, pass.as_mut()).unwrap(),
+            None => backbone
+                .logits(hidden, Rows::Tokens, pass.as_mut())
+                .unwrap(),
         })
     }
 
@@ -134,7 +137,10 @@ fn loss(case: &Case, entry: &Entry) -> Tensor<1> {
                 (logits, vec![classes[s].as_i64().unwrap()])
             }
             None => {
-                let logits = case.backbone.logits(hidden, pass.as_mut()).unwrap();
+                let logits = case
+                    .backbone
+                    .logits(hidden, Rows::Tokens, pass.as_mut())
+                    .unwrap();
                 let (rows, next) = (logits.dims()[0], ids.len() - 1);
                 (
                     logits.narrow(0, rows - next - 1, next),
@@ -456,7 +462,11 @@ fn adapters_are_switched_disabled_combined_and_chosen_per_sequence() {
                 None,
             )
             .unwrap();
-        to_vec(case.backbone.logits(hidden, pass.as_mut()).unwrap())
+        to_vec(
+            case.backbone
+                .logits(hidden, Rows::Tokens, pass.as_mut())
+                .unwrap(),
+        )
     };
     let one = |name: &str| Choice::One(name.into());
     let (base, qv, regex) = (run(&Choice::Base), run(&one("qv")), run(&one("regex")));

@@ -1,7 +1,8 @@
 //! Every architecture against `transformers`, sequence by sequence and all in one ragged batch.
 
 use burn::prelude::*;
-use frugal::adapt::{Pass, Plain};
+use frugal::adapt::Rows;
+use frugal::adapt::{NoAdapter, Pass};
 use frugal::model::{Input, KvCache, SequenceLayout};
 
 use crate::support::{Golden, assert_close, fixture, model};
@@ -28,7 +29,7 @@ const MODELS: [&str; 12] = [
 struct Taps(Vec<Tensor<2>>);
 
 impl Pass for Taps {
-    fn tap(&mut self, _layer: usize, hidden_states: &Tensor<2>) {
+    fn after_block(&mut self, _layer: usize, hidden_states: &Tensor<2>) {
         self.0.push(hidden_states.clone());
     }
 }
@@ -79,7 +80,9 @@ fn hidden_states_and_logits_match_transformers() {
                     .float(&format!("seq{s}.logits"))
                     .filter(|_| backbone.lm_head().is_some())
                 {
-                    let logits = backbone.logits(hidden.clone(), &mut Plain).unwrap();
+                    let logits = backbone
+                        .logits(hidden.clone(), Rows::Tokens, &mut NoAdapter)
+                        .unwrap();
                     assert_close(
                         &format!("{name}/{config} logits {s}"),
                         logits,
@@ -123,7 +126,7 @@ fn a_ragged_batch_equals_its_sequences() {
             token_type_ids: &segment_ids,
             ..Input::new(&all, &lengths)
         };
-        let hidden = backbone.forward(&input, &mut Plain, None).unwrap();
+        let hidden = backbone.forward(&input, &mut NoAdapter, None).unwrap();
         let expected: Vec<f32> = golden
             .sequences()
             .iter()
@@ -167,7 +170,7 @@ fn token_by_token_with_a_cache_equals_all_at_once() {
                         token_type_ids: &[],
                         layout,
                     },
-                    &mut Plain,
+                    &mut NoAdapter,
                     Some(&mut cache),
                 )
                 .unwrap();
@@ -194,7 +197,7 @@ fn ids_outside_the_vocabulary_and_too_long_inputs_are_refused() {
     let backbone = model("gpt2", "config.json");
     let vocab = backbone.info().vocab_size as u32;
     let error = backbone
-        .forward(&Input::new(&[0, vocab], &[2]), &mut Plain, None)
+        .forward(&Input::new(&[0, vocab], &[2]), &mut NoAdapter, None)
         .unwrap_err()
         .to_string();
     assert!(
@@ -203,12 +206,12 @@ fn ids_outside_the_vocabulary_and_too_long_inputs_are_refused() {
     );
     let long = vec![1; backbone.info().max_sequence + 1];
     let error = backbone
-        .forward(&Input::new(&long, &[long.len()]), &mut Plain, None)
+        .forward(&Input::new(&long, &[long.len()]), &mut NoAdapter, None)
         .unwrap_err()
         .to_string();
     assert!(error.contains("truncation"), "{error}");
     let error = backbone
-        .forward(&Input::new(&[], &[0]), &mut Plain, None)
+        .forward(&Input::new(&[], &[0]), &mut NoAdapter, None)
         .unwrap_err()
         .to_string();
     assert!(error.contains("0 tokens"), "{error}");

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use frugal::adapt::Rows;
 use frugal::adapt::combine::{CombinationType, CombineOptions, Rank, combine, to_lora};
 use frugal::adapt::{Adapter, Entry, Mode, merge, peft, to_vec};
 use frugal::model::{Backbone, Input};
@@ -13,7 +14,11 @@ fn logits(backbone: &dyn Backbone, adapter: &dyn Adapter, ids: &[u32]) -> Vec<f3
     let hidden = backbone
         .forward(&Input::new(ids, &[ids.len()]), pass.as_mut(), None)
         .unwrap();
-    to_vec(backbone.logits(hidden, pass.as_mut()).unwrap())
+    to_vec(
+        backbone
+            .logits(hidden, Rows::Tokens, pass.as_mut())
+            .unwrap(),
+    )
 }
 
 fn load(folder: &Path, backbone: &dyn Backbone) -> Entry {

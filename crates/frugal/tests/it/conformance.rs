@@ -8,8 +8,8 @@ use burn::tensor::{Tensor, TensorData};
 use frugal::adapt::Method;
 use frugal::adapt::registry::METHODS;
 use frugal::adapt::{
-    AdaptError, Adapter, BuildContext, Entry, Fixed, Head, HeadConfig, Mode, Pass, Plain, Pooling,
-    merge, peft, to_vec,
+    AdaptError, Adapter, BuildContext, Entry, Fixed, Head, HeadConfig, Mode, NoAdapter, Pass,
+    Pooling, merge, peft, to_vec,
 };
 use frugal::model::{Backbone, Frozen, Input, KvCache, SequenceLayout};
 use frugal::train::{Event, Target, Tokenized, TrainConfig, TrainRun, train};
@@ -108,7 +108,7 @@ fn head(backbone: &dyn Backbone, seed: u64) -> Head {
 fn hidden(backbone: &dyn Backbone, adapter: Option<&dyn Adapter>) -> Vec<f32> {
     hidden_in(
         backbone,
-        adapter.map_or_else(|| Box::new(Plain) as _, |a| a.pass(Mode::Eval)),
+        adapter.map_or_else(|| Box::new(NoAdapter) as _, |a| a.pass(Mode::Eval)),
     )
 }
 
@@ -504,7 +504,7 @@ fn the_norm_of_a_sum_is_the_norm() {
             assert_eq!(
                 to_vec(fused),
                 to_vec(expected),
-                "{}: `norm` is changed and `plain_norm` does not say so",
+                "{}: `norm` is changed and `norm_change` does not say so",
                 setup.name
             );
         }

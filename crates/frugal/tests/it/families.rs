@@ -154,7 +154,7 @@ fn hidden(backbone: &dyn Backbone, adapter: &dyn Adapter) -> Vec<f32> {
 #[test]
 fn mam_without_a_prefix_and_before_training_is_the_model_itself() {
     let backbone = model("llama", "config.json");
-    let mut plain = frugal::adapt::Plain;
+    let mut plain = frugal::adapt::NoAdapter;
     let base = to_vec(
         backbone
             .forward(&Input::new(&[3, 7, 1, 12, 30], &[2, 3]), &mut plain, None)

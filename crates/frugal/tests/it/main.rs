@@ -10,6 +10,7 @@ mod harness;
 mod linear_algebra;
 mod lora_step;
 mod packed;
+mod pairs;
 mod real;
 mod reparameterize;
 mod steps;

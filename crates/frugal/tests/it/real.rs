@@ -4,7 +4,8 @@
 use std::sync::{Arc, OnceLock};
 
 use burn::prelude::*;
-use frugal::adapt::{AdapterSet, Choice, Pass, Plain, to_vec};
+use frugal::adapt::Rows;
+use frugal::adapt::{AdapterSet, Choice, NoAdapter, Pass, to_vec};
 use frugal::decode::{CacheType, Finish, GenerateConfig, SamplerConfig, Session, generate};
 use frugal::model::load::{Lookup, ModelFiles};
 use frugal::model::{Backbone, Input, LoadOptions, Quantize, mean_pool, select_rows};
@@ -50,7 +51,7 @@ fn norms(x: Tensor<2>) -> Vec<f32> {
 struct Taps(Vec<Tensor<2>>);
 
 impl Pass for Taps {
-    fn tap(&mut self, _layer: usize, hidden_states: &Tensor<2>) {
+    fn after_block(&mut self, _layer: usize, hidden_states: &Tensor<2>) {
         self.0.push(hidden_states.clone());
     }
 }
@@ -95,7 +96,7 @@ fn smollm2_hidden_states_and_logits_match_transformers() {
             ) < LOGITS,
             "prompt {n}"
         );
-        let logits = to_vec(backbone.logits(last, &mut Plain).unwrap());
+        let logits = to_vec(backbone.logits(last, Rows::Chosen, &mut NoAdapter).unwrap());
         let chosen: Vec<f32> = subset.iter().map(|&id| logits[id as usize]).collect();
         let worst = max_difference(&chosen, golden.float(&key("last_logits_subset")).unwrap());
         assert!(worst <= LOGITS, "prompt {n}: logits differ by {worst:e}");
@@ -111,11 +112,15 @@ fn logits(backbone: &dyn Backbone, golden: &Golden) -> Vec<Vec<f32>> {
     let subset = &golden.ids["logits_subset.vocab_ids"];
     let of = |ids: &Vec<u32>| {
         let hidden = backbone
-            .forward(&Input::new(ids, &[ids.len()]), &mut Plain, None)
+            .forward(&Input::new(ids, &[ids.len()]), &mut NoAdapter, None)
             .unwrap();
         let all = to_vec(
             backbone
-                .logits(select_rows(hidden, &[ids.len() - 1]), &mut Plain)
+                .logits(
+                    select_rows(hidden, &[ids.len() - 1]),
+                    Rows::Chosen,
+                    &mut NoAdapter,
+                )
                 .unwrap(),
         );
         subset.iter().map(|&id| all[id as usize]).collect()
@@ -289,7 +294,7 @@ fn minilm_hidden_states_and_embeddings_match_transformers() {
     let lengths: Vec<usize> = sentences.iter().map(Vec::len).collect();
     let ids = sentences.concat();
     let input = Input::new(&ids, &lengths);
-    let hidden = backbone.forward(&input, &mut Plain, None).unwrap();
+    let hidden = backbone.forward(&input, &mut NoAdapter, None).unwrap();
     let pooled = to_vec(mean_pool(hidden.clone(), &input.layout.cu_seqlens));
     for (n, range) in input.layout.cu_seqlens.windows(2).enumerate() {
         let found = to_vec(hidden.clone().slice(range[0]..range[1]));

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use burn::prelude::*;
 use burn::tensor::activation::log_softmax;
+use frugal::adapt::Rows;
 use frugal::adapt::{
     Adapter, GradientSum, Head, HeadConfig, Mode, Parameter, Pooling, StepContext, registry, to_vec,
 };
@@ -124,7 +125,11 @@ impl Setup {
                 let targets = rows.iter().map(|i| labels[i + 1] as i32).collect();
                 let logits = self
                     .backbone
-                    .logits(frugal::model::select_rows(hidden, &rows), pass.as_mut())
+                    .logits(
+                        frugal::model::select_rows(hidden, &rows),
+                        Rows::Chosen,
+                        pass.as_mut(),
+                    )
                     .unwrap();
                 (logits, targets)
             }

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use burn::prelude::*;
 use frugal::adapt::full::{Full, FullConfig};
 use frugal::adapt::{
-    Adapter, AdapterSet, BuildContext, Choice, Entry, Mode, Plain, registry, to_vec,
+    Adapter, AdapterSet, BuildContext, Choice, Entry, Mode, NoAdapter, registry, to_vec,
 };
 use frugal::model::load::{Lookup, ModelFiles};
 use frugal::model::{
@@ -45,7 +45,7 @@ fn sparse(more: Value) -> ModelConfig {
 fn hidden(backbone: &dyn Backbone, ids: &[u32]) -> Vec<f32> {
     to_vec(
         backbone
-            .forward(&Input::new(ids, &[ids.len()]), &mut Plain, None)
+            .forward(&Input::new(ids, &[ids.len()]), &mut NoAdapter, None)
             .unwrap(),
     )
 }
@@ -153,7 +153,7 @@ fn sparse_attention_sees_nothing_of_the_future_and_one_token_at_a_time_is_the_sa
         };
         found.extend(to_vec(
             backbone
-                .forward(&input, &mut Plain, Some(&mut cache))
+                .forward(&input, &mut NoAdapter, Some(&mut cache))
                 .unwrap(),
         ));
     }

@@ -47,9 +47,7 @@ use serde_json::{Map, Value};
 use crate::method::{self, Capabilities, Family, Method};
 use crate::methods::bottleneck::pfeiffer::{self, PfeifferConfig};
 use crate::peft;
-use crate::support::bottleneck::{
-    Behind, BehindPass, BlockNetworks, Bottleneck, PerHalf, not_linear,
-};
+use crate::support::bottleneck::{BehindPass, BlockNetworks, Bottleneck, PerHalf, not_linear};
 use crate::support::dense::Dense;
 use crate::support::own_files;
 
@@ -259,7 +257,6 @@ impl Fused {
 pub struct AdapterFusion {
     config: AdapterFusionConfig,
     blocks: PerHalf<Fused>,
-    place: Behind,
 }
 
 impl AdapterFusion {
@@ -301,11 +298,7 @@ impl AdapterFusion {
                 }
             }
         }
-        Ok(Self {
-            config,
-            blocks,
-            place: Behind::new(context),
-        })
+        Ok(Self { config, blocks })
     }
 }
 
@@ -380,7 +373,7 @@ impl Adapter for AdapterFusion {
     }
 
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
-        Box::new(BehindPass::new(self, &self.place, mode))
+        Box::new(BehindPass::new(self, mode))
     }
 
     fn peft_config(&self) -> Map<String, Value> {

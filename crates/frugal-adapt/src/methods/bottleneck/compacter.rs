@@ -38,8 +38,8 @@
 
 use burn::prelude::*;
 use frugal_nn::{
-    AdaptError, Adapter, BuildContext, Linear, Mode, Norm, Parameter, Pass, SubLayer, normal,
-    stream,
+    AdaptError, Adapter, BuildContext, Linear, Mode, Norm, NormChange, Parameter, Pass, SubLayer,
+    SubLayerIo, normal, stream,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -276,14 +276,14 @@ struct CompacterPass<'a> {
 }
 
 impl Pass for CompacterPass<'_> {
-    fn around(
-        &mut self,
-        layer: usize,
-        part: SubLayer,
-        _input: &Tensor<2>,
-        output: Tensor<2>,
-    ) -> Tensor<2> {
-        let Some([down, up]) = self.adapter.networks.get(layer, part) else {
+    fn sub_layer(&mut self, io: SubLayerIo<'_>) -> Tensor<2> {
+        let SubLayerIo {
+            layer,
+            kind,
+            output,
+            ..
+        } = io;
+        let Some([down, up]) = self.adapter.networks.get(layer, kind) else {
             return output;
         };
         let hidden = self.adapter.config.non_linearity.apply(down.forward(
@@ -294,12 +294,8 @@ impl Pass for CompacterPass<'_> {
         output + up.forward(hidden, &self.rule, self.mode)
     }
 
-    fn plain_norm(&mut self, base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
-        Some(self.adapter.norms.values(base, self.mode))
-    }
-
-    fn leaves_alone(&mut self, _base: &Linear) -> bool {
-        true
+    fn norm_change(&mut self, base: &Norm) -> NormChange {
+        self.adapter.norms.change(base, self.mode)
     }
 }
 

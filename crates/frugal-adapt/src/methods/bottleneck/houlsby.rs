@@ -31,7 +31,10 @@
 //!   Parameter-Efficient Transfer Learning for NLP, 2019, arXiv 1902.00751.
 
 use burn::prelude::*;
-use frugal_nn::{AdaptError, Adapter, BuildContext, Linear, Mode, Norm, Parameter, Pass, SubLayer};
+use frugal_nn::{
+    AdaptError, Adapter, BuildContext, Linear, Mode, Norm, NormChange, Parameter, Pass, SubLayer,
+    SubLayerIo,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -149,25 +152,21 @@ struct HoulsbyPass<'a> {
 }
 
 impl Pass for HoulsbyPass<'_> {
-    fn around(
-        &mut self,
-        layer: usize,
-        part: SubLayer,
-        _input: &Tensor<2>,
-        output: Tensor<2>,
-    ) -> Tensor<2> {
-        match self.adapter.networks.get(layer, part) {
+    fn sub_layer(&mut self, io: SubLayerIo<'_>) -> Tensor<2> {
+        let SubLayerIo {
+            layer,
+            kind,
+            output,
+            ..
+        } = io;
+        match self.adapter.networks.get(layer, kind) {
             Some(network) => output.clone() + network.forward(output, self.mode),
             None => output,
         }
     }
 
-    fn plain_norm(&mut self, base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
-        Some(self.adapter.norms.values(base, self.mode))
-    }
-
-    fn leaves_alone(&mut self, _base: &Linear) -> bool {
-        true
+    fn norm_change(&mut self, base: &Norm) -> NormChange {
+        self.adapter.norms.change(base, self.mode)
     }
 }
 

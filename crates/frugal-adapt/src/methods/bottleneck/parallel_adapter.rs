@@ -31,7 +31,9 @@
 //!   Learning, 2021, arXiv 2110.04366.
 
 use burn::prelude::*;
-use frugal_nn::{AdaptError, Adapter, BuildContext, Linear, Mode, Parameter, Pass, SubLayer};
+use frugal_nn::{
+    AdaptError, Adapter, BuildContext, Linear, Mode, Parameter, Pass, SubLayer, SubLayerIo,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -173,23 +175,20 @@ struct ParallelPass<'a> {
 }
 
 impl Pass for ParallelPass<'_> {
-    fn around(
-        &mut self,
-        layer: usize,
-        part: SubLayer,
-        input: &Tensor<2>,
-        output: Tensor<2>,
-    ) -> Tensor<2> {
-        match self.adapter.networks.get(layer, part) {
+    fn sub_layer(&mut self, io: SubLayerIo<'_>) -> Tensor<2> {
+        let SubLayerIo {
+            layer,
+            kind,
+            input,
+            output,
+            ..
+        } = io;
+        match self.adapter.networks.get(layer, kind) {
             Some(network) => {
                 output + network.forward(input.clone(), self.mode) * self.adapter.config.scaling
             }
             None => output,
         }
-    }
-
-    fn leaves_alone(&mut self, _base: &Linear) -> bool {
-        true
     }
 }
 

@@ -38,7 +38,7 @@ use serde_json::{Map, Value};
 
 use crate::method::{self, Capabilities, Family, Method};
 use crate::support::bottleneck::{
-    Behind, BehindPass, BlockNetworks, Bottleneck, NonLinearity, PerHalf, not_linear,
+    BehindPass, BlockNetworks, Bottleneck, NonLinearity, PerHalf, not_linear,
 };
 use crate::support::own_files;
 use crate::target::Layers;
@@ -115,7 +115,6 @@ impl PfeifferConfig {
 pub struct Pfeiffer {
     config: PfeifferConfig,
     networks: PerHalf<Bottleneck>,
-    place: Behind,
 }
 
 impl Pfeiffer {
@@ -134,11 +133,7 @@ impl Pfeiffer {
             context,
             make,
         )?;
-        Ok(Self {
-            config,
-            networks,
-            place: Behind::new(context),
-        })
+        Ok(Self { config, networks })
     }
 }
 
@@ -172,7 +167,7 @@ impl Adapter for Pfeiffer {
     }
 
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
-        Box::new(BehindPass::new(self, &self.place, mode))
+        Box::new(BehindPass::new(self, mode))
     }
 
     fn peft_config(&self) -> Map<String, Value> {

@@ -45,8 +45,9 @@ use burn::prelude::*;
 use frugal_models::merge;
 use frugal_nn::linalg::{randomised_svd, svd};
 use frugal_nn::{
-    AdaptError, Adapter, Backbone, BuildContext, Embedding, Frozen, Input, Linear, MergedLinear,
-    Mode, Norm, Parameter, Pass, SequenceLayout, SiteId, SiteInfo, SiteKind, to_vec,
+    AdaptError, Adapter, Backbone, BuildContext, Embedding, Frozen, Input, Linear, LinearChange,
+    MergedLinear, Mode, Norm, NormChange, Parameter, Pass, SequenceLayout, SiteId, SiteInfo,
+    SiteKind, to_vec,
 };
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -410,7 +411,7 @@ fn norm(
 struct Features(Vec<Tensor<2>>);
 
 impl Pass for Features {
-    fn tap(&mut self, _layer: usize, hidden_states: &Tensor<2>) {
+    fn after_block(&mut self, _layer: usize, hidden_states: &Tensor<2>) {
         self.0.push(hidden_states.clone());
     }
 }
@@ -490,28 +491,21 @@ impl Pass for PelaPass<'_> {
         )
     }
 
-    fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
-        self.adapter
-            .at(base.site)
-            .is_none()
-            .then(|| base.weight.dense())
+    fn linear_change(&mut self, base: &Linear) -> LinearChange {
+        LinearChange::opaque_if(self.adapter.at(base.site).is_some())
     }
 
-    fn leaves_alone(&mut self, base: &Linear) -> bool {
-        self.adapter.at(base.site).is_none()
-    }
-
-    fn plain_norm(&mut self, base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
+    fn norm_change(&mut self, base: &Norm) -> NormChange {
         let Some(own) = &self.adapter.norms[base.site.index()] else {
-            return Some(base.values());
+            return NormChange::None;
         };
-        Some((
+        NormChange::Parameters(
             own.weight.get::<1>(self.mode),
             self.vector(own.bias.as_ref(), base.bias.as_ref()),
-        ))
+        )
     }
 
-    fn tap(&mut self, layer: usize, hidden_states: &Tensor<2>) {
+    fn after_block(&mut self, layer: usize, hidden_states: &Tensor<2>) {
         let (Some(teacher), true) = (&self.adapter.teacher, self.mode.is_train()) else {
             return;
         };

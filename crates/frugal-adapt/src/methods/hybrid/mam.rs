@@ -33,6 +33,7 @@
 use burn::prelude::*;
 use frugal_nn::{
     AdaptError, Adapter, BuildContext, KeyValue, Linear, Mode, Parameter, Pass, SubLayer,
+    SubLayerIo,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -183,23 +184,20 @@ impl Pass for MamPass<'_> {
         self.adapter.prefix.as_ref().map_or(0, Prefix::rows)
     }
 
-    fn around(
-        &mut self,
-        layer: usize,
-        part: SubLayer,
-        input: &Tensor<2>,
-        output: Tensor<2>,
-    ) -> Tensor<2> {
-        match self.adapter.networks.get(layer, part) {
+    fn sub_layer(&mut self, io: SubLayerIo<'_>) -> Tensor<2> {
+        let SubLayerIo {
+            layer,
+            kind,
+            input,
+            output,
+            ..
+        } = io;
+        match self.adapter.networks.get(layer, kind) {
             Some(network) => {
                 output + network.forward(input.clone(), self.mode) * self.adapter.config.scaling
             }
             None => output,
         }
-    }
-
-    fn leaves_alone(&mut self, _base: &Linear) -> bool {
-        true
     }
 }
 

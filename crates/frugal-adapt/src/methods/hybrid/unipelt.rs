@@ -41,8 +41,8 @@ use std::sync::Arc;
 use burn::prelude::*;
 use burn::tensor::activation::sigmoid;
 use frugal_nn::{
-    AdaptError, Adapter, BuildContext, KeyValue, Linear, Mode, Parameter, Pass, SequenceLayout,
-    SiteId, SiteKind, SubLayer, mean_pool, select_rows, stream,
+    AdaptError, Adapter, BuildContext, KeyValue, Linear, LinearChange, Mode, Parameter, Pass, Rows,
+    SequenceLayout, SiteId, SiteKind, SubLayer, SubLayerIo, mean_pool, select_rows, stream,
 };
 use rand::Rng;
 use serde::{Deserialize, Serialize};
@@ -197,8 +197,6 @@ pub struct UniPelt {
     prefix: Prefix,
     /// By block.
     prefix_gates: Vec<Dense>,
-    /// By block: the map that reads attention's input first.
-    first_maps: Vec<Option<SiteId>>,
     networks: PerHalf<(Bottleneck, Dense)>,
     causal: bool,
 }
@@ -241,13 +239,6 @@ impl UniPelt {
                 gate(&format!("{name}.gate")),
             )
         };
-        let first_map = |layer: usize| {
-            context
-                .sites
-                .iter()
-                .find(|(_, site)| site.layer == Some(layer) && site.kind.is_inner_linear())
-                .map(|(id, _)| id)
-        };
         let prefix = PrefixTuningConfig {
             num_virtual_tokens: config.num_virtual_tokens,
             ..PrefixTuningConfig::default()
@@ -258,7 +249,6 @@ impl UniPelt {
             prefix_gates: (0..count)
                 .map(|layer| gate(&format!("{}.prefix_gate", block_path(context.sites, layer))))
                 .collect(),
-            first_maps: (0..count).map(first_map).collect(),
             networks: PerHalf::new(None, &[SubLayer::Mlp], context, network)?,
             causal: !context.info.is_encoder,
             config,
@@ -280,11 +270,11 @@ struct UniPeltPass<'a> {
 }
 
 impl UniPeltPass<'_> {
-    /// The gate of every token, `[tokens, 1]`.
-    fn token_gates(&self, gate: &Dense, x: Tensor<2>) -> Tensor<2> {
+    /// The gate of every row, `[rows, 1]`: of each token by itself (decoders), the mean of its
+    /// sequence (encoders).
+    fn gates(&self, gate: &Dense, x: Tensor<2>, rows: Rows) -> Tensor<2> {
         let own = sigmoid(gate.forward(x, self.mode));
-        // A pooler has one row for each sequence.
-        if self.adapter.causal || own.dims()[0] + 1 == self.cu_seqlens.len() {
+        if self.adapter.causal || rows != Rows::Tokens {
             return own;
         }
         let of_token: Vec<usize> = self
@@ -313,30 +303,29 @@ impl Pass for UniPeltPass<'_> {
     }
 
     fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
+        self.linear_rows(base, x, Rows::Tokens)
+    }
+
+    fn linear_rows(&mut self, base: &Linear, x: Tensor<2>, rows: Rows) -> Tensor<2> {
         let adapter = self.adapter;
-        if adapter.first_maps.contains(&Some(base.site)) {
-            self.attention_input = Some(x.clone());
-        }
         let Some(pair) = adapter.at(base.site) else {
             return base.forward(x);
         };
-        let gate = self.token_gates(&pair.gate, x.clone());
+        let gate = self.gates(&pair.gate, x.clone(), rows);
         let scale = adapter.config.lora_alpha / adapter.config.r as f64;
         let low = frugal_kernels::linear(x.clone(), pair.a.get::<2>(self.mode), None);
         base.forward(x)
             + frugal_kernels::linear(low, pair.b.get::<2>(self.mode), None) * gate * scale
     }
 
-    fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
-        if self.adapter.at(base.site).is_some() {
-            None
-        } else {
-            Some(base.weight.dense())
-        }
+    fn linear_change(&mut self, base: &Linear) -> LinearChange {
+        LinearChange::opaque_if(self.adapter.at(base.site).is_some())
     }
 
-    fn leaves_alone(&mut self, base: &Linear) -> bool {
-        self.adapter.at(base.site).is_none()
+    fn before_sub_layer(&mut self, _layer: usize, kind: SubLayer, input: &Tensor<2>) {
+        if kind == SubLayer::Attention {
+            self.attention_input = Some(input.clone());
+        }
     }
 
     fn key_value(&mut self, layer: usize) -> Option<KeyValue> {
@@ -362,17 +351,17 @@ impl Pass for UniPeltPass<'_> {
         self.adapter.prefix.rows()
     }
 
-    fn around(
-        &mut self,
-        layer: usize,
-        part: SubLayer,
-        _input: &Tensor<2>,
-        output: Tensor<2>,
-    ) -> Tensor<2> {
-        let Some((network, gate)) = self.adapter.networks.get(layer, part) else {
+    fn sub_layer(&mut self, io: SubLayerIo<'_>) -> Tensor<2> {
+        let SubLayerIo {
+            layer,
+            kind,
+            output,
+            ..
+        } = io;
+        let Some((network, gate)) = self.adapter.networks.get(layer, kind) else {
             return output;
         };
-        let gate = self.token_gates(gate, output.clone());
+        let gate = self.gates(gate, output.clone(), Rows::Tokens);
         output.clone() + network.forward(output, self.mode) * gate
     }
 }

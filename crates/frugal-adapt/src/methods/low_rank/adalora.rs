@@ -48,8 +48,8 @@ use std::collections::BTreeMap;
 
 use burn::prelude::*;
 use frugal_nn::{
-    AdaptError, Adapter, BuildContext, GradientSum, Linear, LowRankChange, Mode, Parameter, Pass,
-    SiteId, SiteKind, StepContext,
+    AdaptError, Adapter, BuildContext, GradientSum, Linear, LinearChange, LowRankChange, Mode,
+    Parameter, Pass, SiteId, SiteKind, StepContext,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -450,21 +450,15 @@ impl Pass for AdaLoraPass<'_> {
         low_rank::forward(base, x, a, b, scale, &dropping)
     }
 
-    fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
-        if self.adapter.at(base.site).is_some() {
-            None
-        } else {
-            Some(base.weight.dense())
-        }
-    }
-
-    fn low_rank(&mut self, base: &Linear) -> Option<LowRankChange> {
+    fn linear_change(&mut self, base: &Linear) -> LinearChange {
+        let Some(triplets) = self.adapter.at(base.site) else {
+            return LinearChange::None;
+        };
         let drops = self.mode.is_train() && self.adapter.config.lora_dropout > 0.0;
-        let triplets = self
-            .adapter
-            .at(base.site)
-            .filter(|t| t.rank() > 0 && !drops)?;
-        Some(LowRankChange {
+        if drops || triplets.rank() == 0 {
+            return LinearChange::Opaque;
+        }
+        LinearChange::LowRank(LowRankChange {
             a: triplets.scaled_a(self.mode),
             b: triplets.b.get(self.mode),
             scale: self.adapter.scale,
@@ -477,10 +471,6 @@ impl Pass for AdaLoraPass<'_> {
         } else {
             None
         }
-    }
-
-    fn leaves_alone(&mut self, base: &Linear) -> bool {
-        self.adapter.at(base.site).is_none()
     }
 }
 

@@ -29,8 +29,8 @@
 
 use burn::prelude::*;
 use frugal_nn::{
-    AdaptError, Adapter, BuildContext, Embedding, Kept, Linear, MergedLinear, Mode, Norm,
-    Parameter, Pass, SiteId, to_vec,
+    AdaptError, Adapter, BuildContext, Embedding, Kept, Linear, LinearChange, MergedLinear, Mode,
+    Norm, NormChange, Parameter, Pass, SiteId, to_vec,
 };
 use serde_json::{Map, Value, json};
 
@@ -214,16 +214,15 @@ impl Pass for DoraPass<'_> {
         }
     }
 
-    fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
-        self.lora.plain_weight(base)
+    fn linear_change(&mut self, base: &Linear) -> LinearChange {
+        match self.lora.linear_change(base) {
+            LinearChange::None => LinearChange::None,
+            _ => LinearChange::Opaque,
+        }
     }
 
-    fn leaves_alone(&mut self, base: &Linear) -> bool {
-        self.lora.leaves_alone(base)
-    }
-
-    fn plain_norm(&mut self, base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
-        self.lora.plain_norm(base)
+    fn norm_change(&mut self, base: &Norm) -> NormChange {
+        self.lora.norm_change(base)
     }
 }
 

@@ -51,9 +51,9 @@ use std::collections::BTreeMap;
 
 use burn::prelude::*;
 use frugal_nn::{
-    AdaptError, Adapter, BuildContext, Embedding, Frozen, GradientSum, Linear, LowRank,
-    LowRankChange, MergedLinear, Mode, Norm, Operation, Parameter, Pass, SiteId, SiteKind,
-    StepContext, normal, stream,
+    AdaptError, Adapter, BuildContext, Embedding, Frozen, GradientSum, Linear, LinearChange,
+    LowRank, LowRankChange, MergedLinear, Mode, Norm, NormChange, Operation, Parameter, Pass,
+    SiteId, SiteKind, StepContext, normal, stream,
 };
 use rand::Rng;
 use serde_json::{Map, Value, json};
@@ -485,44 +485,27 @@ impl Pass for LoraPass<'_> {
         }
     }
 
-    fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
-        if self.leaves_alone(base) {
-            Some(base.weight.dense())
-        } else {
-            None
-        }
-    }
-
-    fn effective_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
-        let pair = self
-            .adapter
-            .at(base.site)
-            .filter(|_| self.adapter.config.lora_dropout == 0.0)?;
-        Some(base.weight.dense() + pair.delta(self.mode))
-    }
-
-    fn leaves_alone(&mut self, base: &Linear) -> bool {
-        self.adapter.at(base.site).is_none() && self.adapter.bias(base.site).is_none()
-    }
-
-    fn low_rank(&mut self, base: &Linear) -> Option<LowRankChange> {
-        let pair = self.adapter.at(base.site)?;
+    fn linear_change(&mut self, base: &Linear) -> LinearChange {
+        let bias = self.adapter.bias(base.site).is_some();
+        let Some(pair) = self.adapter.at(base.site) else {
+            return LinearChange::opaque_if(bias);
+        };
         let drops = self.mode.is_train() && self.adapter.config.lora_dropout > 0.0;
-        if drops || pair.b_bias.is_some() || self.adapter.bias(base.site).is_some() {
-            return None;
+        if drops || bias || pair.b_bias.is_some() {
+            return LinearChange::Opaque;
         }
-        Some(LowRankChange {
+        LinearChange::LowRank(LowRankChange {
             a: pair.a.get(self.mode),
             b: pair.b.get(self.mode),
             scale: pair.scale,
         })
     }
 
-    fn plain_norm(&mut self, base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
-        Some((
+    fn norm_change(&mut self, base: &Norm) -> NormChange {
+        NormChange::Parameters(
             base.weight.clone(),
             self.bias(base.site, base.bias.as_ref()),
-        ))
+        )
     }
 }
 

@@ -46,7 +46,8 @@ use std::collections::BTreeMap;
 use burn::prelude::*;
 use burn::tensor::activation::softmax;
 use frugal_nn::{
-    AdaptError, Adapter, BuildContext, Linear, Mode, Parameter, Pass, SiteId, stream, to_vec,
+    AdaptError, Adapter, BuildContext, Linear, LinearChange, Mode, Parameter, Pass, SiteId, stream,
+    to_vec,
 };
 use rand::Rng;
 use serde::{Deserialize, Serialize};
@@ -407,15 +408,8 @@ impl Pass for MolaPass<'_> {
         base.forward(x) + frugal_kernels::linear(weighted, b, None) * scale
     }
 
-    fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
-        self.adapter
-            .at(base.site)
-            .is_none()
-            .then(|| base.weight.dense())
-    }
-
-    fn leaves_alone(&mut self, base: &Linear) -> bool {
-        self.adapter.at(base.site).is_none()
+    fn linear_change(&mut self, base: &Linear) -> LinearChange {
+        LinearChange::opaque_if(self.adapter.at(base.site).is_some())
     }
 
     fn auxiliary_loss(&mut self) -> Option<Tensor<1>> {

@@ -366,10 +366,6 @@ impl Pass for PTuningPass<'_> {
     fn embed(&mut self, hidden_states: Tensor<2>, layout: &mut SequenceLayout) -> Tensor<2> {
         prepend(hidden_states, layout, || self.adapter.rows(self.mode))
     }
-
-    fn leaves_alone(&mut self, _base: &Linear) -> bool {
-        true
-    }
 }
 
 impl Adapter for PTuning {

@@ -355,10 +355,6 @@ impl Pass for PrefixPass<'_> {
     fn prefix_length(&self) -> usize {
         self.prefix.rows()
     }
-
-    fn leaves_alone(&mut self, _base: &Linear) -> bool {
-        true
-    }
 }
 
 impl Adapter for PrefixTuning {

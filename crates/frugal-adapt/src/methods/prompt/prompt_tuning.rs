@@ -283,10 +283,6 @@ impl Pass for PromptPass<'_> {
             self.adapter.prompt_embeddings.get::<2>(self.mode)
         })
     }
-
-    fn leaves_alone(&mut self, _base: &Linear) -> bool {
-        true
-    }
 }
 
 impl Adapter for PromptTuning {

@@ -28,7 +28,8 @@
 
 use burn::prelude::*;
 use frugal_nn::{
-    AdaptError, Adapter, BuildContext, Frozen, Linear, Mode, Norm, Parameter, Pass, to_vec,
+    AdaptError, Adapter, BuildContext, Frozen, Linear, Mode, Norm, NormChange, Parameter, Pass,
+    to_vec,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -172,16 +173,11 @@ struct LnTuningPass<'a> {
 }
 
 impl Pass for LnTuningPass<'_> {
-    fn leaves_alone(&mut self, _base: &Linear) -> bool {
-        true
-    }
-
-    fn plain_norm(&mut self, base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
-        Some(
-            self.adapter
-                .values(base, self.mode)
-                .unwrap_or_else(|| base.values()),
-        )
+    fn norm_change(&mut self, base: &Norm) -> NormChange {
+        match self.adapter.values(base, self.mode) {
+            Some((weight, bias)) => NormChange::Parameters(weight, bias),
+            None => NormChange::None,
+        }
     }
 }
 

@@ -32,8 +32,8 @@
 
 use burn::prelude::*;
 use frugal_nn::{
-    AdaptError, Adapter, BuildContext, Linear, MergedLinear, Mode, Norm, Parameter, Pass, SiteId,
-    SiteKind,
+    AdaptError, Adapter, BuildContext, Linear, LinearChange, MergedLinear, Mode, Norm, NormChange,
+    Parameter, Pass, SiteId, SiteKind,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -222,14 +222,6 @@ impl Pass for SsfPass<'_> {
         }
     }
 
-    fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
-        if self.adapter.at(base.site).is_some() {
-            None
-        } else {
-            Some(base.weight.dense())
-        }
-    }
-
     fn norm(&mut self, base: &Norm, x: Tensor<2>) -> Tensor<2> {
         let y = base.apply(x, base.weight.clone(), base.bias.clone());
         match self.adapter.at(base.site) {
@@ -238,12 +230,15 @@ impl Pass for SsfPass<'_> {
         }
     }
 
-    fn plain_norm(&mut self, base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
-        self.adapter.at(base.site).is_none().then(|| base.values())
+    fn norm_change(&mut self, base: &Norm) -> NormChange {
+        match self.adapter.at(base.site) {
+            None => NormChange::None,
+            Some(_) => NormChange::Opaque,
+        }
     }
 
-    fn leaves_alone(&mut self, base: &Linear) -> bool {
-        self.adapter.at(base.site).is_none()
+    fn linear_change(&mut self, base: &Linear) -> LinearChange {
+        LinearChange::opaque_if(self.adapter.at(base.site).is_some())
     }
 }
 

@@ -43,8 +43,8 @@ use std::collections::BTreeMap;
 
 use burn::prelude::*;
 use frugal_nn::{
-    AdaptError, Adapter, BuildContext, Linear, LowRankChange, Mode, Parameter, Pass, SiteId,
-    SiteInfo, stream,
+    AdaptError, Adapter, BuildContext, Linear, LinearChange, LowRankChange, Mode, Parameter, Pass,
+    SiteId, SiteInfo, stream,
 };
 use rand::Rng;
 use rand::seq::SliceRandom;
@@ -404,26 +404,19 @@ impl Pass for MosPass<'_> {
         low_rank::forward(base, x, a, b, member.scale, &dropping)
     }
 
-    fn low_rank(&mut self, base: &Linear) -> Option<LowRankChange> {
-        let drops = self.mode.is_train() && self.adapter.config.lora_dropout > 0.0;
-        let member = self.adapter.at(base.site).filter(|_| !drops)?;
+    fn linear_change(&mut self, base: &Linear) -> LinearChange {
+        let Some(member) = self.adapter.at(base.site) else {
+            return LinearChange::None;
+        };
+        if self.mode.is_train() && self.adapter.config.lora_dropout > 0.0 {
+            return LinearChange::Opaque;
+        }
         let (a, b) = self.adapter.assembled(member, self.mode);
-        Some(LowRankChange {
+        LinearChange::LowRank(LowRankChange {
             a,
             b,
             scale: member.scale,
         })
-    }
-
-    fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
-        self.adapter
-            .at(base.site)
-            .is_none()
-            .then(|| base.weight.dense())
-    }
-
-    fn leaves_alone(&mut self, base: &Linear) -> bool {
-        self.adapter.at(base.site).is_none()
     }
 }
 

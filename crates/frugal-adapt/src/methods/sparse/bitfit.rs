@@ -30,8 +30,8 @@
 
 use burn::prelude::*;
 use frugal_nn::{
-    AdaptError, Adapter, BuildContext, Frozen, Linear, MergedLinear, Mode, Norm, Parameter, Pass,
-    SiteId, to_vec,
+    AdaptError, Adapter, BuildContext, Frozen, Linear, LinearChange, MergedLinear, Mode, Norm,
+    NormChange, Parameter, Pass, SiteId, to_vec,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -167,25 +167,15 @@ impl Pass for BitfitPass<'_> {
         }
     }
 
-    fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
-        if self.leaves_alone(base) {
-            Some(base.weight.dense())
-        } else {
-            None
+    fn linear_change(&mut self, base: &Linear) -> LinearChange {
+        LinearChange::opaque_if(self.adapter.at(base.site, self.mode).is_some())
+    }
+
+    fn norm_change(&mut self, base: &Norm) -> NormChange {
+        match self.adapter.at(base.site, self.mode) {
+            None => NormChange::None,
+            bias => NormChange::Parameters(base.weight.clone(), bias),
         }
-    }
-
-    fn leaves_alone(&mut self, base: &Linear) -> bool {
-        self.adapter.at(base.site, self.mode).is_none()
-    }
-
-    fn plain_norm(&mut self, base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
-        Some((
-            base.weight.clone(),
-            self.adapter
-                .at(base.site, self.mode)
-                .or_else(|| base.bias.clone()),
-        ))
     }
 }
 

@@ -44,8 +44,8 @@ use std::collections::BTreeMap;
 use burn::prelude::*;
 use burn::tensor::IndexingUpdateOp;
 use frugal_nn::{
-    AdaptError, Adapter, BuildContext, GradientSum, Linear, Mode, Parameter, Pass, SiteId,
-    StepContext, to_vec,
+    AdaptError, Adapter, BuildContext, GradientSum, Linear, LinearChange, Mode, Parameter, Pass,
+    SiteId, StepContext, to_vec,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -471,27 +471,11 @@ struct Id3Pass<'a> {
 }
 
 impl Pass for Id3Pass<'_> {
-    fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
-        let Some(site) = self.adapter.at(base.site) else {
-            return base.forward(x);
-        };
-        frugal_kernels::linear(
-            x,
-            base.weight.dense() + site.delta(self.mode),
-            base.bias.clone(),
-        )
-    }
-
-    fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
-        let weight = base.weight.dense();
-        Some(self.adapter.at(base.site).map_or_else(
-            || weight.clone(),
-            |site| weight.clone() + site.delta(self.mode),
-        ))
-    }
-
-    fn leaves_alone(&mut self, base: &Linear) -> bool {
-        self.adapter.at(base.site).is_none()
+    fn linear_change(&mut self, base: &Linear) -> LinearChange {
+        match self.adapter.at(base.site) {
+            None => LinearChange::None,
+            Some(site) => LinearChange::Weight(base.weight.dense() + site.delta(self.mode)),
+        }
     }
 }
 
@@ -736,8 +720,11 @@ mod tests {
         };
         let mut pass = adapter.pass(Mode::Eval);
         assert!(
-            !pass.leaves_alone(&map(QUERY))
-                && pass.leaves_alone(&map("model.layers.0.self_attn.k_proj"))
+            !matches!(pass.linear_change(&map(QUERY)), LinearChange::None)
+                && matches!(
+                    pass.linear_change(&map("model.layers.0.self_attn.k_proj")),
+                    LinearChange::None
+                )
         );
     }
 

@@ -50,8 +50,8 @@ use std::sync::{Mutex, PoisonError};
 
 use burn::prelude::*;
 use frugal_nn::{
-    AdaptError, Adapter, BuildContext, Linear, MergedLinear, Mode, Parameter, Pass, SiteId,
-    StepContext, normal, stream, to_vec,
+    AdaptError, Adapter, BuildContext, Linear, LinearChange, MergedLinear, Mode, Parameter, Pass,
+    SiteId, StepContext, normal, stream, to_vec,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -438,23 +438,11 @@ struct PstPass<'a> {
 }
 
 impl Pass for PstPass<'_> {
-    fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
+    fn linear_change(&mut self, base: &Linear) -> LinearChange {
         match self.adapter.masked(base, self.mode) {
-            Some(weight) => frugal_kernels::linear(x, weight, base.bias.clone()),
-            None => base.forward(x),
+            None => LinearChange::None,
+            Some(weight) => LinearChange::Weight(weight),
         }
-    }
-
-    fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
-        Some(
-            self.adapter
-                .masked(base, self.mode)
-                .unwrap_or_else(|| base.weight.dense()),
-        )
-    }
-
-    fn leaves_alone(&mut self, base: &Linear) -> bool {
-        self.adapter.at(base.site).is_none()
     }
 }
 

@@ -30,8 +30,8 @@
 use burn::prelude::*;
 use burn::tensor::IndexingUpdateOp;
 use frugal_nn::{
-    AdaptError, Adapter, BuildContext, Embedding, Frozen, Linear, MergedLinear, Mode, Parameter,
-    Pass, SiteId, SiteKind, lookup, normal, stream, to_vec,
+    AdaptError, Adapter, BuildContext, Embedding, Frozen, Linear, LinearChange, MergedLinear, Mode,
+    Parameter, Pass, SiteId, SiteKind, lookup, normal, stream, to_vec,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -250,29 +250,12 @@ impl Pass for TokensPass<'_> {
         trained * (kept.clone().neg() + 1.0) + y * kept
     }
 
-    fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
+    fn linear_change(&mut self, base: &Linear) -> LinearChange {
         // First, since reading the weight unpacks it.
-        if self.leaves_alone(base) {
-            return base.forward(x);
+        if self.adapter.head != Some(base.site) {
+            return LinearChange::None;
         }
-        frugal_kernels::linear(
-            x,
-            self.adapter.replaced(base.weight.dense(), self.mode),
-            base.bias.clone(),
-        )
-    }
-
-    fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
-        let weight = base.weight.dense();
-        Some(if self.leaves_alone(base) {
-            weight
-        } else {
-            self.adapter.replaced(weight, self.mode)
-        })
-    }
-
-    fn leaves_alone(&mut self, base: &Linear) -> bool {
-        self.adapter.head != Some(base.site)
+        LinearChange::Weight(self.adapter.replaced(base.weight.dense(), self.mode))
     }
 }
 

@@ -42,7 +42,8 @@ use std::collections::BTreeMap;
 use burn::prelude::*;
 use frugal_nn::linalg::{Svd, randomised_svd, svd};
 use frugal_nn::{
-    AdaptError, Adapter, BuildContext, Linear, LowRankChange, Mode, Parameter, Pass, SiteId, to_vec,
+    AdaptError, Adapter, BuildContext, Linear, LinearChange, LowRankChange, Mode, Parameter, Pass,
+    SiteId, to_vec,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -372,24 +373,15 @@ impl Pass for SvfitPass<'_> {
         )
     }
 
-    fn low_rank(&mut self, base: &Linear) -> Option<LowRankChange> {
-        let atoms = self.adapter.at(base.site)?;
-        Some(LowRankChange {
-            a: atoms.a(&self.adapter.config, self.mode),
-            b: atoms.u.get(self.mode),
-            scale: 1.0,
-        })
-    }
-
-    fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
-        self.adapter
-            .at(base.site)
-            .is_none()
-            .then(|| base.weight.dense())
-    }
-
-    fn leaves_alone(&mut self, base: &Linear) -> bool {
-        self.adapter.at(base.site).is_none()
+    fn linear_change(&mut self, base: &Linear) -> LinearChange {
+        match self.adapter.at(base.site) {
+            None => LinearChange::None,
+            Some(atoms) => LinearChange::LowRank(LowRankChange {
+                a: atoms.a(&self.adapter.config, self.mode),
+                b: atoms.u.get(self.mode),
+                scale: 1.0,
+            }),
+        }
     }
 }
 

@@ -51,6 +51,7 @@ mod mapping;
 use std::sync::{Mutex, PoisonError};
 
 use burn::prelude::*;
+use frugal_nn::LinearChange;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -451,22 +452,11 @@ impl Pass for StableRpsPass<'_> {
             .map_or_else(|| base.forward(ids), |table| lookup(table, ids))
     }
 
-    fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
+    fn linear_change(&mut self, base: &Linear) -> LinearChange {
         match self.weight(base.site) {
-            Some(weight) => frugal_kernels::linear(x, weight, base.bias.clone()),
-            None => base.forward(x),
+            None => LinearChange::None,
+            Some(weight) => LinearChange::Weight(weight),
         }
-    }
-
-    fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
-        Some(
-            self.weight(base.site)
-                .unwrap_or_else(|| base.weight.dense()),
-        )
-    }
-
-    fn leaves_alone(&mut self, base: &Linear) -> bool {
-        self.adapter.at(base.site).is_none()
     }
 }
 
@@ -721,7 +711,10 @@ mod tests {
                 };
                 let mut pass = adapter.pass(Mode::Eval);
                 assert_eq!(
-                    (pass.leaves_alone(&base), pass.leaves_alone(&other)),
+                    (
+                        matches!(pass.linear_change(&base), LinearChange::None),
+                        matches!(pass.linear_change(&other), LinearChange::None)
+                    ),
                     (false, true)
                 );
             },

@@ -50,8 +50,8 @@ use std::collections::BTreeMap;
 
 use burn::prelude::*;
 use frugal_nn::{
-    AdaptError, Adapter, BuildContext, GradientSum, Linear, Mode, Parameter, Pass, SiteId,
-    SiteInfo, StepContext, normal, stream, to_vec,
+    AdaptError, Adapter, BuildContext, GradientSum, Linear, LinearChange, Mode, Parameter, Pass,
+    SiteId, SiteInfo, StepContext, normal, stream, to_vec,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -507,12 +507,8 @@ impl Pass for IncreloraPass<'_> {
         frugal_kernels::linear(x, base.weight.dense() + change, base.bias.clone())
     }
 
-    fn plain_weight(&mut self, base: &Linear) -> Option<Tensor<2>> {
-        self.leaves_alone(base).then(|| base.weight.dense())
-    }
-
-    fn leaves_alone(&mut self, base: &Linear) -> bool {
-        self.adapter.at(base.site).is_none()
+    fn linear_change(&mut self, base: &Linear) -> LinearChange {
+        LinearChange::opaque_if(self.adapter.at(base.site).is_some())
     }
 
     fn auxiliary_loss(&mut self) -> Option<Tensor<1>> {
