@@ -5,10 +5,13 @@ pub mod combine;
 pub mod method;
 pub mod methods;
 pub mod peft;
+mod peft_types;
 pub mod registry;
 pub mod reparameterize;
+mod settings;
 mod support;
 mod target;
 
-pub use method::{Capabilities, Family, Method, Settings};
+pub use method::{Capabilities, Family, Method};
+pub use settings::Settings;
 pub use target::{Layers, Names, Targets};

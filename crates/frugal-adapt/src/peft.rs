@@ -14,14 +14,14 @@ use frugal_models::load::{SafetensorsFile, read_json};
 use frugal_models::save::{Stored, StoredType, write_safetensors};
 use frugal_nn::{
     AdaptError, BackboneInfo, BuildContext, Entry, Frozen, Head, HeadConfig, Operation, Parameter,
-    Pooling, SiteId, SiteTable,
+    Pooling, SiteTable,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::method::{Family, Method, Settings};
+use crate::method::{Family, Method};
 use crate::registry;
-use crate::target::{Names, Targets};
+use crate::settings::Settings;
 
 /// Settings file of an adapter.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -32,16 +32,6 @@ pub const EXTRA_FILE: &str = "frugal.json";
 
 /// Written as `peft_version`: the version whose format this is.
 const PEFT_VERSION: &str = "0.21.2";
-
-/// The types of that version; those of other methods are written in its layout and read by this
-/// program only.
-#[rustfmt::skip]
-pub(crate) const TYPES_OF_PEFT: [&str; 45] = [
-    "ADALORA", "ADAMSS", "ADAPTION_PROMPT", "BEFT", "BOFT", "C3A", "CARTRIDGE", "CPT", "DEFT", "DELORA", "FOURIERFT", "FROD",
-    "GLORA", "GRALORA", "HIRA", "HRA", "IA3", "LILY", "LN_TUNING", "LOHA", "LOKR", "LORA", "MISS", "MULTITASK_PROMPT_TUNING",
-    "OFT", "OSF", "PEANUT", "POLY", "PREFIX_TUNING", "PROMPT_TUNING", "PSOFT", "PVERA", "P_TUNING", "RANDLORA", "ROAD",
-    "SHADOW", "SHIRA", "SUPERTUNING", "TINYLORA", "TRAINABLE_TOKENS", "UNILORA", "VBLORA", "VERA", "WAVEFT", "XLORA",
-];
 
 /// Types whose configuration has no `modules_to_save`: `peft` does not keep a classification head
 /// with them.
@@ -85,40 +75,6 @@ impl Keys<'_> {
             format!("base_model.model.{name}")
         }
     }
-}
-
-/// `target_modules` of a saved configuration: as given, but `all-linear` spelled out in the
-/// shortest endings that select exactly the adapted maps.
-pub(crate) fn saved_targets(targets: &Targets, sites: &SiteTable, chosen: &[SiteId]) -> Value {
-    if !matches!(&targets.target_modules, Names::Pattern(p) if p == "all-linear") {
-        return json!(targets.target_modules);
-    }
-    let exact = |ending: &str| {
-        let matches = |path: &str| {
-            path == ending
-                || path
-                    .strip_suffix(ending)
-                    .is_some_and(|head| head.ends_with('.'))
-        };
-        sites
-            .iter()
-            .filter(|(_, s)| matches(&s.path))
-            .all(|(id, _)| chosen.contains(&id))
-    };
-    let mut names: Vec<&str> = chosen
-        .iter()
-        .map(|&id| {
-            let path = sites.info(id).path.as_str();
-            let starts = path.rmatch_indices('.').map(|(i, _)| i + 1).chain([0]);
-            starts
-                .map(|i| &path[i..])
-                .find(|ending| exact(ending))
-                .unwrap_or(path)
-        })
-        .collect();
-    names.sort_unstable();
-    names.dedup();
-    json!(names)
 }
 
 /// Writes an adapter folder. `base_model` is what `base_model_name_or_path` will say.

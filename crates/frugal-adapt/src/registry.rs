@@ -3,11 +3,12 @@
 use frugal_core::suggest::did_you_mean;
 use frugal_nn::AdaptError;
 
-use crate::method::{Method, Settings};
+use crate::method::Method;
 use crate::methods::{
     bottleneck, compression, full, hybrid, low_rank, orthogonal, prompt, scaling, shared, sparse,
     spectral,
 };
+use crate::settings::Settings;
 
 /// All methods, sorted by name.
 #[rustfmt::skip]

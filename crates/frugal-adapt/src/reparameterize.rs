@@ -36,7 +36,8 @@ use frugal_nn::{
     SiteTable, Weight, normal, stream, to_vec,
 };
 
-use crate::method::{Method, Settings};
+use crate::method::Method;
+use crate::settings::Settings;
 
 /// A module whose [`Linear`](burn::nn::Linear) layers a method adapts.
 ///

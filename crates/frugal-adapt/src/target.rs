@@ -8,7 +8,7 @@ use regex::Regex;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::method::Settings;
+use crate::settings::Settings;
 
 /// A list of names, or one pattern.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -401,6 +401,40 @@ pub fn pattern_value<V: Copy>(
     Ok(None)
 }
 
+/// `target_modules` of a saved configuration: as given, but `all-linear` spelled out in the
+/// shortest endings that select exactly the adapted maps.
+pub(crate) fn saved_targets(targets: &Targets, sites: &SiteTable, chosen: &[SiteId]) -> Value {
+    if !matches!(&targets.target_modules, Names::Pattern(p) if p == "all-linear") {
+        return json!(targets.target_modules);
+    }
+    let exact = |ending: &str| {
+        let matches = |path: &str| {
+            path == ending
+                || path
+                    .strip_suffix(ending)
+                    .is_some_and(|head| head.ends_with('.'))
+        };
+        sites
+            .iter()
+            .filter(|(_, s)| matches(&s.path))
+            .all(|(id, _)| chosen.contains(&id))
+    };
+    let mut names: Vec<&str> = chosen
+        .iter()
+        .map(|&id| {
+            let path = sites.info(id).path.as_str();
+            let starts = path.rmatch_indices('.').map(|(i, _)| i + 1).chain([0]);
+            starts
+                .map(|i| &path[i..])
+                .find(|ending| exact(ending))
+                .unwrap_or(path)
+        })
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    json!(names)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -580,7 +614,7 @@ mod tests {
                 "{found:?}"
             );
             let saved =
-                crate::peft::saved_targets(&targets, &sites, &targets.select(&sites).unwrap());
+                crate::target::saved_targets(&targets, &sites, &targets.select(&sites).unwrap());
             let target_modules = serde_json::from_value(saved).unwrap();
             assert_eq!(
                 paths(&Targets {

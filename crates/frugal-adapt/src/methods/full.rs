@@ -34,7 +34,8 @@ use frugal_nn::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::method::{self, Capabilities, Family, Method};
+use crate::method::{Capabilities, Family, Method};
+use crate::settings;
 
 const NAME: &str = "full";
 
@@ -54,11 +55,11 @@ pub const METHOD: Method = Method {
         mixed_batch: true,
     },
     source: include_str!("full.rs"),
-    defaults: method::defaults::<FullConfig>,
-    check: |settings| method::parse::<FullConfig>(NAME, settings).map(|_| ()),
+    defaults: settings::defaults::<FullConfig>,
+    check: |settings| settings::parse::<FullConfig>(NAME, settings).map(|_| ()),
     build: |settings, context| {
         Ok(Box::new(Full::new(
-            method::parse(NAME, settings)?,
+            settings::parse(NAME, settings)?,
             context,
         )?))
     },

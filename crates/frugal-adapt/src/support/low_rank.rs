@@ -3,7 +3,7 @@
 use burn::prelude::*;
 use frugal_nn::{Linear, Mode};
 
-use crate::methods::low_rank::lora::dropout;
+use crate::support::dropout::dropout;
 
 /// How the input of a low-rank path is dropped.
 pub(crate) struct Dropping<'a> {

@@ -3,12 +3,15 @@
 pub(crate) mod base_weights;
 pub(crate) mod bottleneck;
 pub(crate) mod dense;
+pub(crate) mod dropout;
 pub(crate) mod low_rank;
 pub(crate) mod lycoris;
 pub(crate) mod orthogonal;
 pub(crate) mod own_files;
+pub(crate) mod pair;
 pub(crate) mod per_linear;
 pub(crate) mod rank_budget;
 pub(crate) mod residual;
 pub(crate) mod sparse;
 pub(crate) mod torch_random;
+pub(crate) mod values;

@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::method::{self, Settings};
+use crate::settings::{self, Settings};
 
 /// Typed settings of a method whose target modules have a default of their own, which a flattened
 /// field does not take from the settings' `Default`.
@@ -17,9 +17,9 @@ pub(crate) fn parse<T: DeserializeOwned + Serialize + Default>(
     method: &'static str,
     settings: &Settings,
 ) -> Result<T, AdaptError> {
-    let mut all = method::defaults::<T>();
+    let mut all = settings::defaults::<T>();
     all.extend(settings.clone());
-    method::parse(method, &all)
+    settings::parse(method, &all)
 }
 
 /// `adapter_config.json` of a method without targets: all its settings.
@@ -45,7 +45,7 @@ pub(crate) fn to_file<T: Serialize>(
 
 /// The settings in such a file; what it leaves out has the method's defaults.
 pub(crate) fn from_file<T: Serialize + Default>(config: &Settings) -> Settings {
-    let known = method::defaults::<T>();
+    let known = settings::defaults::<T>();
     config
         .iter()
         .filter(|(name, value)| known.contains_key(*name) && !value.is_null())

@@ -12,7 +12,9 @@ use frugal_nn::{
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::method::{self, Settings};
+use crate::method;
+use crate::settings::{self, Settings};
+use crate::support::values::object;
 use crate::target::Targets;
 
 /// Where a part is called.
@@ -123,12 +125,12 @@ impl<P: MapPart> Maps<P> {
         {
             *entry = entry
                 .as_f64()
-                .map_or_else(|| entry.clone(), crate::methods::low_rank::lora::whole);
+                .map_or_else(|| entry.clone(), crate::support::values::whole);
         }
         peft_config.insert("peft_type".into(), json!(method.peft_type));
         peft_config.insert(
             "target_modules".into(),
-            crate::peft::saved_targets(targets, context.sites, &chosen),
+            crate::target::saved_targets(targets, context.sites, &chosen),
         );
         if let Some(transposed) = peft_config.get_mut("fan_in_fan_out") {
             *transposed = json!(
@@ -366,7 +368,7 @@ pub(crate) fn from_peft<C: Default + Serialize>(
             return bad(method, field, format!("{value} is not supported"));
         }
     }
-    let known = method::defaults::<C>();
+    let known = settings::defaults::<C>();
     if known.contains_key("target_modules")
         && !config
             .get("target_modules")
@@ -384,18 +386,4 @@ pub(crate) fn from_peft<C: Default + Serialize>(
         .filter(|(key, value)| known.contains_key(*key) && !value.is_null());
     settings.extend(given.map(|(key, value)| (key.clone(), value.clone())));
     Ok(settings)
-}
-
-/// The map of a JSON object.
-pub(crate) fn object(value: Value) -> Map<String, Value> {
-    match value {
-        Value::Object(map) => map,
-        _ => Map::new(),
-    }
-}
-
-/// Uniform within `±1/sqrt(fan_in)`: Kaiming's initialisation with `a = sqrt(5)`.
-pub(crate) fn kaiming(rng: &mut impl rand::Rng, len: usize, fan_in: usize) -> Vec<f32> {
-    let bound = 1.0 / (fan_in as f32).sqrt();
-    (0..len).map(|_| rng.random_range(-bound..bound)).collect()
 }

@@ -12,8 +12,9 @@ use frugal_nn::{
 };
 use serde_json::{Map, Value};
 
-use crate::methods::low_rank::lora::{self, Init, Lora, LoraConfig, Pair};
+use crate::methods::low_rank::lora::{self, Init, Lora, LoraConfig};
 use crate::support::low_rank;
+use crate::support::pair::Pair;
 use crate::support::per_linear::{bad, frozen_maps, linear_maps};
 
 /// Initial factors of a weight `[d_out, d_in]`: `A₀ [r, d_in]` and `B₀ [d_out, r]`.

@@ -44,12 +44,12 @@ use frugal_nn::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::method::{self, Capabilities, Family, Method};
+use crate::method::{Capabilities, Family, Method};
 use crate::methods::bottleneck::pfeiffer::{self, PfeifferConfig};
-use crate::peft;
 use crate::support::bottleneck::{BehindPass, BlockNetworks, Bottleneck, PerHalf, not_linear};
 use crate::support::dense::Dense;
 use crate::support::own_files;
+use crate::{peft, settings};
 
 const NAME: &str = "adapter-fusion";
 const PEFT_TYPE: &str = "ADAPTER_FUSION";
@@ -70,11 +70,11 @@ pub const METHOD: Method = Method {
         mixed_batch: true,
     },
     source: include_str!("adapter_fusion.rs"),
-    defaults: method::defaults::<AdapterFusionConfig>,
-    check: |settings| method::parse::<AdapterFusionConfig>(NAME, settings)?.validate(),
+    defaults: settings::defaults::<AdapterFusionConfig>,
+    check: |settings| settings::parse::<AdapterFusionConfig>(NAME, settings)?.validate(),
     build: |settings, context| {
         Ok(Box::new(AdapterFusion::new(
-            method::parse(NAME, settings)?,
+            settings::parse(NAME, settings)?,
             context,
         )?))
     },
@@ -327,7 +327,7 @@ fn member(
         .into_iter()
         .map(|p| (p.name().to_owned(), p.to_vec()))
         .collect();
-    Ok((method::parse(pfeiffer::METHOD.name, &settings)?, tensors))
+    Ok((settings::parse(pfeiffer::METHOD.name, &settings)?, tensors))
 }
 
 impl BlockNetworks for AdapterFusion {
@@ -423,7 +423,10 @@ mod tests {
     }
 
     fn fusion(settings: Value, context: &BuildContext<'_>) -> Result<AdapterFusion, AdaptError> {
-        AdapterFusion::new(method::parse(NAME, settings.as_object().unwrap())?, context)
+        AdapterFusion::new(
+            settings::parse(NAME, settings.as_object().unwrap())?,
+            context,
+        )
     }
 
     /// A folder with an adapter whose values are a wave.

@@ -44,7 +44,8 @@ use frugal_nn::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::method::{self, Capabilities, Family, Method};
+use crate::method::{Capabilities, Family, Method};
+use crate::settings;
 use crate::support::bottleneck::{NonLinearity, PerHalf, TrainedNorms, not_linear};
 use crate::support::own_files;
 use crate::target::Layers;
@@ -67,11 +68,11 @@ pub const METHOD: Method = Method {
         mixed_batch: true,
     },
     source: include_str!("compacter.rs"),
-    defaults: method::defaults::<CompacterConfig>,
-    check: |settings| method::parse::<CompacterConfig>(NAME, settings)?.validate(),
+    defaults: settings::defaults::<CompacterConfig>,
+    check: |settings| settings::parse::<CompacterConfig>(NAME, settings)?.validate(),
     build: |settings, context| {
         Ok(Box::new(Compacter::new(
-            method::parse(NAME, settings)?,
+            settings::parse(NAME, settings)?,
             context,
         )?))
     },

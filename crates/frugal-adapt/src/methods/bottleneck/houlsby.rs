@@ -38,7 +38,8 @@ use frugal_nn::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::method::{self, Capabilities, Family, Method};
+use crate::method::{Capabilities, Family, Method};
+use crate::settings;
 use crate::support::bottleneck::{Bottleneck, NonLinearity, PerHalf, TrainedNorms, not_linear};
 use crate::support::own_files;
 use crate::target::Layers;
@@ -61,11 +62,11 @@ pub const METHOD: Method = Method {
         mixed_batch: true,
     },
     source: include_str!("houlsby.rs"),
-    defaults: method::defaults::<HoulsbyConfig>,
-    check: |settings| method::parse::<HoulsbyConfig>(NAME, settings)?.validate(),
+    defaults: settings::defaults::<HoulsbyConfig>,
+    check: |settings| settings::parse::<HoulsbyConfig>(NAME, settings)?.validate(),
     build: |settings, context| {
         Ok(Box::new(Houlsby::new(
-            method::parse(NAME, settings)?,
+            settings::parse(NAME, settings)?,
             context,
         )?))
     },

@@ -37,7 +37,8 @@ use frugal_nn::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::method::{self, Capabilities, Family, Method};
+use crate::method::{Capabilities, Family, Method};
+use crate::settings;
 use crate::support::bottleneck::{Bottleneck, NonLinearity, PerHalf, not_linear};
 use crate::support::own_files;
 use crate::target::Layers;
@@ -60,11 +61,11 @@ pub const METHOD: Method = Method {
         mixed_batch: true,
     },
     source: include_str!("parallel_adapter.rs"),
-    defaults: method::defaults::<ParallelConfig>,
-    check: |settings| method::parse::<ParallelConfig>(NAME, settings)?.validate(),
+    defaults: settings::defaults::<ParallelConfig>,
+    check: |settings| settings::parse::<ParallelConfig>(NAME, settings)?.validate(),
     build: |settings, context| {
         Ok(Box::new(ParallelAdapter::new(
-            method::parse(NAME, settings)?,
+            settings::parse(NAME, settings)?,
             context,
         )?))
     },

@@ -36,7 +36,8 @@ use frugal_nn::{AdaptError, Adapter, BuildContext, Linear, Mode, Parameter, Pass
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::method::{self, Capabilities, Family, Method};
+use crate::method::{Capabilities, Family, Method};
+use crate::settings;
 use crate::support::bottleneck::{
     BehindPass, BlockNetworks, Bottleneck, NonLinearity, PerHalf, not_linear,
 };
@@ -61,11 +62,11 @@ pub const METHOD: Method = Method {
         mixed_batch: true,
     },
     source: include_str!("pfeiffer.rs"),
-    defaults: method::defaults::<PfeifferConfig>,
-    check: |settings| method::parse::<PfeifferConfig>(NAME, settings)?.validate(),
+    defaults: settings::defaults::<PfeifferConfig>,
+    check: |settings| settings::parse::<PfeifferConfig>(NAME, settings)?.validate(),
     build: |settings, context| {
         Ok(Box::new(Pfeiffer::new(
-            method::parse(NAME, settings)?,
+            settings::parse(NAME, settings)?,
             context,
         )?))
     },

@@ -53,7 +53,8 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::method::{self, Capabilities, Family, Method};
+use crate::method::{Capabilities, Family, Method};
+use crate::settings;
 use crate::support::{base_weights, own_files};
 use crate::target::Targets;
 
@@ -78,11 +79,11 @@ pub const METHOD: Method = Method {
         mixed_batch: true,
     },
     source: include_str!("pela.rs"),
-    defaults: method::defaults::<PelaConfig>,
-    check: |settings| method::parse::<PelaConfig>(NAME, settings)?.validate(),
+    defaults: settings::defaults::<PelaConfig>,
+    check: |settings| settings::parse::<PelaConfig>(NAME, settings)?.validate(),
     build: |settings, context| {
         Ok(Box::new(Pela::new(
-            method::parse(NAME, settings)?,
+            settings::parse(NAME, settings)?,
             context,
         )?))
     },
@@ -339,7 +340,7 @@ impl Pela {
                 context.sites.iter().next().map(|(id, _)| id),
                 find("token_type_embeddings"),
             ],
-            saved_targets: crate::peft::saved_targets(&config.targets, context.sites, &chosen),
+            saved_targets: crate::target::saved_targets(&config.targets, context.sites, &chosen),
             factors: all,
             teacher,
             config,

@@ -38,8 +38,9 @@ use frugal_nn::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::method::{self, Capabilities, Family, Method};
+use crate::method::{Capabilities, Family, Method};
 use crate::methods::prompt::prefix_tuning::{Prefix, PrefixTuningConfig, Start};
+use crate::settings;
 use crate::support::bottleneck::{Bottleneck, NonLinearity, PerHalf, not_linear};
 use crate::support::own_files;
 
@@ -61,9 +62,14 @@ pub const METHOD: Method = Method {
         mixed_batch: false,
     },
     source: include_str!("mam.rs"),
-    defaults: method::defaults::<MamConfig>,
-    check: |settings| method::parse::<MamConfig>(NAME, settings)?.validate(),
-    build: |settings, context| Ok(Box::new(Mam::new(method::parse(NAME, settings)?, context)?)),
+    defaults: settings::defaults::<MamConfig>,
+    check: |settings| settings::parse::<MamConfig>(NAME, settings)?.validate(),
+    build: |settings, context| {
+        Ok(Box::new(Mam::new(
+            settings::parse(NAME, settings)?,
+            context,
+        )?))
+    },
     from_peft: |config| Ok(own_files::from_file::<MamConfig>(config)),
 };
 

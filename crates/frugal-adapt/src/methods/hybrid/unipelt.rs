@@ -48,8 +48,9 @@ use rand::Rng;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::method::{self, Capabilities, Family, Method};
+use crate::method::{Capabilities, Family, Method};
 use crate::methods::prompt::prefix_tuning::{Prefix, PrefixTuningConfig, Start};
+use crate::settings;
 use crate::support::bottleneck::{Bottleneck, NonLinearity, PerHalf, block_path, not_linear};
 use crate::support::dense::Dense;
 use crate::support::own_files;
@@ -73,11 +74,11 @@ pub const METHOD: Method = Method {
         mixed_batch: false,
     },
     source: include_str!("unipelt.rs"),
-    defaults: method::defaults::<UniPeltConfig>,
-    check: |settings| method::parse::<UniPeltConfig>(NAME, settings)?.validate(),
+    defaults: settings::defaults::<UniPeltConfig>,
+    check: |settings| settings::parse::<UniPeltConfig>(NAME, settings)?.validate(),
     build: |settings, context| {
         Ok(Box::new(UniPelt::new(
-            method::parse(NAME, settings)?,
+            settings::parse(NAME, settings)?,
             context,
         )?))
     },

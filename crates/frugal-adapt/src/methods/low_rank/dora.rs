@@ -34,8 +34,10 @@ use frugal_nn::{
 };
 use serde_json::{Map, Value, json};
 
-use crate::method::{self, Capabilities, Family, Method};
-use crate::methods::low_rank::lora::{self, Lora, LoraConfig, LoraPass, Pair};
+use crate::method::{Capabilities, Family, Method};
+use crate::methods::low_rank::lora::{self, Lora, LoraConfig, LoraPass};
+use crate::settings;
+use crate::support::pair::Pair;
 use crate::support::per_linear::{bad, frozen_maps, linear_maps};
 
 const NAME: &str = "dora";
@@ -56,11 +58,11 @@ pub const METHOD: Method = Method {
         mixed_batch: true,
     },
     source: include_str!("dora.rs"),
-    defaults: method::defaults::<LoraConfig>,
-    check: |settings| validate(&method::parse(NAME, settings)?),
+    defaults: settings::defaults::<LoraConfig>,
+    check: |settings| validate(&settings::parse(NAME, settings)?),
     build: |settings, context| {
         Ok(Box::new(Dora::new(
-            method::parse(NAME, settings)?,
+            settings::parse(NAME, settings)?,
             context,
         )?))
     },
@@ -202,7 +204,7 @@ impl Pass for DoraPass<'_> {
         );
         let y = match mode {
             Mode::Train { seed } if rate > 0.0 => {
-                let dropped = lora::dropout(x.clone(), rate, seed, &pair.path);
+                let dropped = crate::support::dropout::dropout(x.clone(), rate, seed, &pair.path);
                 let changed = plain.forward_low_rank(dropped.clone(), a, b, pair.scale) * factors;
                 plain.forward(x) - plain.forward(dropped) + changed
             }

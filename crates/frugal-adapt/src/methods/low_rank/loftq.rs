@@ -7,61 +7,13 @@ use std::sync::Arc;
 
 use frugal_models::{LoadOptions, Loftq, Quantize};
 use frugal_nn::{AdaptError, BuildContext, Frozen, SiteTable};
-use serde::{Deserialize, Serialize};
 
-use crate::method::{self, LoadRule, Method, Settings};
-use crate::methods::low_rank::lora::{self, LoraConfig, Pair};
-
-/// How the weights are rounded, with `peft`'s names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct LoftqConfig {
-    /// 4 for 4-bit NormalFloat, 8 for 8 bits with a scale for each row.
-    pub loftq_bits: u32,
-    /// How often rounding and decomposition take turns.
-    pub loftq_iter: usize,
-}
-
-impl Default for LoftqConfig {
-    fn default() -> Self {
-        Self {
-            loftq_bits: 4,
-            loftq_iter: 1,
-        }
-    }
-}
+use crate::method::{LoadRule, Method};
+use crate::methods::low_rank::lora_config::{LoftqConfig, LoraConfig};
+use crate::settings::{self, Settings};
+use crate::support::pair::Pair;
 
 impl LoftqConfig {
-    pub(crate) fn validate(self, method: &'static str) -> Result<(), AdaptError> {
-        if method != lora::NAME {
-            let reason = "`loftq` is a start of `lora` only".into();
-            return Err(AdaptError::Config {
-                method,
-                field: "init_lora_weights",
-                reason,
-            });
-        }
-        match self {
-            Self {
-                loftq_bits: 4 | 8,
-                loftq_iter: 1..,
-            } => Ok(()),
-            Self {
-                loftq_bits,
-                loftq_iter,
-            } => {
-                let reason = format!(
-                    "`loftq_bits` must be 4 or 8 and `loftq_iter` at least 1, not {loftq_bits} and {loftq_iter}"
-                );
-                Err(AdaptError::Config {
-                    method,
-                    field: "loftq_config",
-                    reason,
-                })
-            }
-        }
-    }
-
     /// How the weights are held, and its name.
     fn quantize(self) -> (Quantize, &'static str) {
         if self.loftq_bits == 4 {
@@ -162,7 +114,7 @@ fn load_options(
             ..options
         });
     }
-    let config: LoraConfig = method::parse(method.name, settings)?;
+    let config: LoraConfig = settings::parse(method.name, settings)?;
     config.validate()?;
     let loftq = config.loftq().unwrap_or_default();
     let (needed, name) = loftq.quantize();

@@ -33,9 +33,11 @@ use frugal_nn::{AdaptError, BuildContext, Parameter, stream};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::method::{self, Capabilities, Family, Method};
+use crate::method::{Capabilities, Family, Method};
+use crate::settings;
 use crate::support::lycoris::{Factors, LycorisConfig};
-use crate::support::per_linear::{self, Maps, kaiming};
+use crate::support::per_linear::{self, Maps};
+use crate::support::values::kaiming;
 
 const NAME: &str = "loha";
 
@@ -55,9 +57,9 @@ pub const METHOD: Method = Method {
         mixed_batch: true,
     },
     source: include_str!("loha.rs"),
-    defaults: method::defaults::<LohaConfig>,
-    check: |settings| method::parse::<LohaConfig>(NAME, settings)?.validate(),
-    build: |settings, context| Ok(Box::new(build(method::parse(NAME, settings)?, context)?)),
+    defaults: settings::defaults::<LohaConfig>,
+    check: |settings| settings::parse::<LohaConfig>(NAME, settings)?.validate(),
+    build: |settings, context| Ok(Box::new(build(settings::parse(NAME, settings)?, context)?)),
     from_peft: |config| per_linear::from_peft::<LohaConfig>(NAME, config, json!({}), &[]),
 };
 

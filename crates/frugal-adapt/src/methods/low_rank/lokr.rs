@@ -37,10 +37,12 @@ use frugal_nn::{AdaptError, BuildContext, Parameter, stream};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::method::{self, Capabilities, Family, Method};
+use crate::method::{Capabilities, Family, Method};
 use crate::methods::low_rank::lora::Init;
+use crate::settings;
 use crate::support::lycoris::{Factors, LycorisConfig};
-use crate::support::per_linear::{self, Maps, bad, kaiming};
+use crate::support::per_linear::{self, Maps, bad};
+use crate::support::values::kaiming;
 
 const NAME: &str = "lokr";
 
@@ -60,9 +62,9 @@ pub const METHOD: Method = Method {
         mixed_batch: true,
     },
     source: include_str!("lokr.rs"),
-    defaults: method::defaults::<LokrConfig>,
-    check: |settings| method::parse::<LokrConfig>(NAME, settings)?.validate(),
-    build: |settings, context| Ok(Box::new(build(method::parse(NAME, settings)?, context)?)),
+    defaults: settings::defaults::<LokrConfig>,
+    check: |settings| settings::parse::<LokrConfig>(NAME, settings)?.validate(),
+    build: |settings, context| Ok(Box::new(build(settings::parse(NAME, settings)?, context)?)),
     from_peft: |config| per_linear::from_peft::<LokrConfig>(NAME, config, json!({}), &[]),
 };
 

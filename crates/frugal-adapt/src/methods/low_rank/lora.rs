@@ -58,15 +58,17 @@ use frugal_nn::{
 use rand::Rng;
 use serde_json::{Map, Value, json};
 
-use crate::method::{self, Capabilities, Family, Method};
+use crate::method::{Capabilities, Family, Method};
 use crate::methods::low_rank::loftq;
-use crate::support::per_linear::object;
+use crate::methods::low_rank::lora_config::NAME;
+use crate::settings;
+use crate::support::dropout::dropout;
+use crate::support::pair::Pair;
+use crate::support::values::{object, whole};
 use crate::target::{check_patterns, pattern_value};
 
 pub(crate) use crate::methods::low_rank::lora_config::variant_from_peft;
 pub use crate::methods::low_rank::lora_config::{Bias, Init, LoraConfig};
-
-pub(crate) const NAME: &str = "lora";
 
 /// Registry entry.
 pub const METHOD: Method = Method {
@@ -84,28 +86,16 @@ pub const METHOD: Method = Method {
         mixed_batch: true,
     },
     source: include_str!("lora.rs"),
-    defaults: method::defaults::<LoraConfig>,
-    check: |settings| method::parse::<LoraConfig>(NAME, settings)?.validate(),
+    defaults: settings::defaults::<LoraConfig>,
+    check: |settings| settings::parse::<LoraConfig>(NAME, settings)?.validate(),
     build: |settings, context| {
         Ok(Box::new(Lora::new(
-            method::parse(NAME, settings)?,
+            settings::parse(NAME, settings)?,
             context,
         )?))
     },
     from_peft: |config| variant_from_peft(NAME, config, &[]),
 };
-
-/// The low-rank pair of one map or table.
-pub(crate) struct Pair {
-    pub path: String,
-    /// `[r, d_in]`; of a table `[r, rows]`.
-    pub a: Parameter,
-    /// `[d_out, r]`.
-    pub b: Parameter,
-    /// Bias on `B`, `[d_out]`.
-    pub b_bias: Option<Parameter>,
-    pub scale: f32,
-}
 
 /// Values for the low-rank pair of one map, at scale 1.
 pub struct Factors {
@@ -161,7 +151,7 @@ impl Lora {
         if let Some(loftq) = config.loftq() {
             loftq.start(method, &mut pairs, context)?;
         }
-        let saved_targets = crate::peft::saved_targets(&config.targets(), context.sites, &chosen);
+        let saved_targets = crate::target::saved_targets(&config.targets(), context.sites, &chosen);
         let biases = biases(method, &config, context, &pairs)?;
         let transposed = context
             .sites
@@ -397,31 +387,6 @@ fn biases(
     Ok(out)
 }
 
-impl Pair {
-    fn parameters(&self) -> impl Iterator<Item = &Parameter> {
-        [Some(&self.a), Some(&self.b), self.b_bias.as_ref()]
-            .into_iter()
-            .flatten()
-    }
-
-    fn parameters_mut(&mut self) -> impl Iterator<Item = &mut Parameter> {
-        [Some(&mut self.a), Some(&mut self.b), self.b_bias.as_mut()]
-            .into_iter()
-            .flatten()
-    }
-
-    /// `s B A`, `[d_out, d_in]`.
-    pub fn delta(&self, mode: Mode) -> Tensor<2> {
-        self.b.get::<2>(mode).matmul(self.a.get::<2>(mode)) * self.scale
-    }
-
-    fn scaled_b_bias(&self, mode: Mode) -> Option<Tensor<1>> {
-        self.b_bias
-            .as_ref()
-            .map(|bias| bias.get::<1>(mode) * self.scale)
-    }
-}
-
 pub(crate) struct LoraPass<'a> {
     pub adapter: &'a Lora,
     pub mode: Mode,
@@ -507,34 +472,6 @@ impl Pass for LoraPass<'_> {
             self.bias(base.site, base.bias.as_ref()),
         )
     }
-}
-
-/// A number as `peft` writes it: without a fraction where it has none.
-pub(crate) fn whole(value: f64) -> Value {
-    if value.fract() == 0.0 && value.abs() < 1e9 {
-        json!(value as i64)
-    } else {
-        json!(value)
-    }
-}
-
-/// Zeroes elements with probability `p` and scales the rest by `1 / (1 - p)`; the mask follows from
-/// seed and place.
-pub(crate) fn dropout(x: Tensor<2>, p: f64, seed: u64, place: &str) -> Tensor<2> {
-    let dims = x.dims();
-    let mut rng = stream(seed, place);
-    let keep = (1.0 / (1.0 - p)) as f32;
-    let mask: Vec<f32> = (0..dims[0] * dims[1])
-        .map(|_| {
-            if rng.random::<f32>() < p as f32 {
-                0.0
-            } else {
-                keep
-            }
-        })
-        .collect();
-    let device = x.device().inner();
-    x * Tensor::from_data(TensorData::new(mask, dims), &device)
 }
 
 impl Adapter for Lora {

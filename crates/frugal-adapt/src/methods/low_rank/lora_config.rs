@@ -6,10 +6,10 @@ use frugal_nn::AdaptError;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::method::Settings;
-use crate::methods::low_rank::loftq::LoftqConfig;
-use crate::methods::low_rank::lora::NAME;
+use crate::settings::Settings;
 use crate::target::{Layers, Names, Targets, pattern_value};
+
+pub(crate) const NAME: &str = "lora";
 
 /// Initial values of `A` and `B`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -282,4 +282,55 @@ pub(crate) fn variant_from_peft(
     // The values come from the file, so how they were first made no longer matters.
     settings.insert("init_lora_weights".into(), json!(true));
     Ok(settings)
+}
+
+/// How the weights are rounded, with `peft`'s names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LoftqConfig {
+    /// 4 for 4-bit NormalFloat, 8 for 8 bits with a scale for each row.
+    pub loftq_bits: u32,
+    /// How often rounding and decomposition take turns.
+    pub loftq_iter: usize,
+}
+
+impl Default for LoftqConfig {
+    fn default() -> Self {
+        Self {
+            loftq_bits: 4,
+            loftq_iter: 1,
+        }
+    }
+}
+
+impl LoftqConfig {
+    pub(crate) fn validate(self, method: &'static str) -> Result<(), AdaptError> {
+        if method != NAME {
+            let reason = "`loftq` is a start of `lora` only".into();
+            return Err(AdaptError::Config {
+                method,
+                field: "init_lora_weights",
+                reason,
+            });
+        }
+        match self {
+            Self {
+                loftq_bits: 4 | 8,
+                loftq_iter: 1..,
+            } => Ok(()),
+            Self {
+                loftq_bits,
+                loftq_iter,
+            } => {
+                let reason = format!(
+                    "`loftq_bits` must be 4 or 8 and `loftq_iter` at least 1, not {loftq_bits} and {loftq_iter}"
+                );
+                Err(AdaptError::Config {
+                    method,
+                    field: "loftq_config",
+                    reason,
+                })
+            }
+        }
+    }
 }

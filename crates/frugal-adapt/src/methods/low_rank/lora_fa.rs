@@ -30,9 +30,11 @@
 use frugal_nn::{AdaptError, BuildContext, GradientSum};
 use serde::{Deserialize, Serialize};
 
-use crate::method::{self, Capabilities, Family, Method, Settings};
-use crate::methods::low_rank::lora::{self, Lora, LoraConfig, Pair};
+use crate::method::{Capabilities, Family, Method};
+use crate::methods::low_rank::lora::{self, Lora, LoraConfig};
+use crate::settings::{self, Settings};
 use crate::support::orthogonal::invert;
+use crate::support::pair::Pair;
 use crate::support::per_linear::linear_maps;
 
 const NAME: &str = "lora-fa";
@@ -57,7 +59,7 @@ pub const METHOD: Method = Method {
         mixed_batch: true,
     },
     source: include_str!("lora_fa.rs"),
-    defaults: method::defaults::<LoraFaConfig>,
+    defaults: settings::defaults::<LoraFaConfig>,
     check: |settings| parse(settings).map(|_| ()),
     build: |settings, context| Ok(Box::new(build(parse(settings)?, context)?)),
     from_peft: |config| lora::variant_from_peft(NAME, config, &[]),
@@ -84,7 +86,7 @@ impl Default for LoraFaConfig {
 }
 
 fn parse(settings: &Settings) -> Result<LoraFaConfig, AdaptError> {
-    let config: LoraFaConfig = method::parse(NAME, settings)?;
+    let config: LoraFaConfig = settings::parse(NAME, settings)?;
     config.lora.validate_for(NAME).map(|()| config)
 }
 

@@ -29,8 +29,9 @@
 use frugal_nn::{AdaptError, BuildContext};
 use serde::{Deserialize, Serialize};
 
-use crate::method::{self, Capabilities, Family, Method, Settings};
+use crate::method::{Capabilities, Family, Method};
 use crate::methods::low_rank::lora::{self, Lora, LoraConfig};
+use crate::settings::{self, Settings};
 use crate::support::per_linear::bad;
 
 const NAME: &str = "lora-plus";
@@ -52,7 +53,7 @@ pub const METHOD: Method = Method {
         mixed_batch: true,
     },
     source: include_str!("lora_plus.rs"),
-    defaults: method::defaults::<LoraPlusConfig>,
+    defaults: settings::defaults::<LoraPlusConfig>,
     check: |settings| parse(settings).map(|_| ()),
     build: |settings, context| Ok(Box::new(build(parse(settings)?, context)?)),
     from_peft: |config| lora::variant_from_peft(NAME, config, &[]),
@@ -79,7 +80,7 @@ impl Default for LoraPlusConfig {
 }
 
 fn parse(settings: &Settings) -> Result<LoraPlusConfig, AdaptError> {
-    let config: LoraPlusConfig = method::parse(NAME, settings)?;
+    let config: LoraPlusConfig = settings::parse(NAME, settings)?;
     config.lora.validate_for(NAME)?;
     let ratio = config.loraplus_lr_ratio;
     if ratio.is_finite() && ratio > 0.0 {

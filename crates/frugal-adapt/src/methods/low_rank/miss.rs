@@ -34,10 +34,13 @@ use frugal_nn::{AdaptError, BuildContext, MergedLinear, Mode, Parameter, stream}
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::method::{self, Capabilities, Family, Method};
-use crate::methods::low_rank::lora::{Init, dropout};
+use crate::method::{Capabilities, Family, Method};
+use crate::methods::low_rank::lora::Init;
+use crate::settings;
+use crate::support::dropout::dropout;
 use crate::support::orthogonal::inverse;
-use crate::support::per_linear::{self, At, MapPart, Maps, bad, kaiming};
+use crate::support::per_linear::{self, At, MapPart, Maps, bad};
+use crate::support::values::kaiming;
 use crate::target::Targets;
 
 const NAME: &str = "miss";
@@ -58,9 +61,9 @@ pub const METHOD: Method = Method {
         mixed_batch: true,
     },
     source: include_str!("miss.rs"),
-    defaults: method::defaults::<MissConfig>,
-    check: |settings| method::parse::<MissConfig>(NAME, settings)?.validate(),
-    build: |settings, context| Ok(Box::new(build(method::parse(NAME, settings)?, context)?)),
+    defaults: settings::defaults::<MissConfig>,
+    check: |settings| settings::parse::<MissConfig>(NAME, settings)?.validate(),
+    build: |settings, context| Ok(Box::new(build(settings::parse(NAME, settings)?, context)?)),
     from_peft: |config| {
         per_linear::from_peft::<MissConfig>(NAME, config, json!({}), &[("bias", &[json!("none")])])
     },

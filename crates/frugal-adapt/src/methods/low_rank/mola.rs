@@ -53,8 +53,9 @@ use rand::Rng;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::method::{self, Capabilities, Family, Method};
-use crate::methods::low_rank::lora::dropout;
+use crate::method::{Capabilities, Family, Method};
+use crate::settings;
+use crate::support::dropout::dropout;
 use crate::support::per_linear::linear_maps;
 use crate::support::{low_rank, own_files};
 use crate::target::Targets;
@@ -78,11 +79,11 @@ pub const METHOD: Method = Method {
         mixed_batch: true,
     },
     source: include_str!("mola.rs"),
-    defaults: method::defaults::<MolaConfig>,
-    check: |settings| method::parse::<MolaConfig>(NAME, settings)?.validate(),
+    defaults: settings::defaults::<MolaConfig>,
+    check: |settings| settings::parse::<MolaConfig>(NAME, settings)?.validate(),
     build: |settings, context| {
         Ok(Box::new(Mola::new(
-            method::parse(NAME, settings)?,
+            settings::parse(NAME, settings)?,
             context,
         )?))
     },
@@ -217,7 +218,7 @@ impl Mola {
         for &id in &chosen {
             sites[id.index()] = Some(experts(&config, context, id));
         }
-        let saved_targets = crate::peft::saved_targets(&config.targets, context.sites, &chosen);
+        let saved_targets = crate::target::saved_targets(&config.targets, context.sites, &chosen);
         Ok(Self {
             config,
             sites,

@@ -31,8 +31,9 @@
 use frugal_nn::linalg::leading_qr;
 use frugal_nn::{AdaptError, BuildContext};
 
-use crate::method::{self, Capabilities, Family, Method, Settings};
+use crate::method::{Capabilities, Family, Method};
 use crate::methods::low_rank::lora::{self, LoraConfig};
+use crate::settings::{self, Settings};
 use crate::support::residual::{self, Factors, Residual};
 
 const NAME: &str = "olora";
@@ -54,14 +55,14 @@ pub const METHOD: Method = Method {
         mixed_batch: true,
     },
     source: include_str!("olora.rs"),
-    defaults: method::defaults::<LoraConfig>,
+    defaults: settings::defaults::<LoraConfig>,
     check: |settings| parse(settings).map(|_| ()),
     build: |settings, context| Ok(Box::new(build(parse(settings)?, context)?)),
     from_peft: |config| lora::variant_from_peft(NAME, config, &[]),
 };
 
 fn parse(settings: &Settings) -> Result<LoraConfig, AdaptError> {
-    let config: LoraConfig = method::parse(NAME, settings)?;
+    let config: LoraConfig = settings::parse(NAME, settings)?;
     residual::validate(NAME, &config).map(|()| config)
 }
 

@@ -36,8 +36,9 @@ use frugal_nn::{AdaptError, BuildContext};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::method::{self, Capabilities, Family, Method, Settings};
+use crate::method::{Capabilities, Family, Method};
 use crate::methods::low_rank::lora::{self, LoraConfig};
+use crate::settings::{self, Settings};
 use crate::support::per_linear::bad;
 use crate::support::residual::{self, Factors, Residual, Weight};
 
@@ -60,7 +61,7 @@ pub const METHOD: Method = Method {
         mixed_batch: true,
     },
     source: include_str!("pissa.rs"),
-    defaults: method::defaults::<PissaConfig>,
+    defaults: settings::defaults::<PissaConfig>,
     check: |settings| parse(settings).map(|_| ()),
     build: |settings, context| Ok(Box::new(build(parse(settings)?, context)?)),
     from_peft: |config| lora::variant_from_peft(NAME, config, &[]),
@@ -92,7 +93,7 @@ impl Default for PissaConfig {
 fn parse(settings: &Settings) -> Result<PissaConfig, AdaptError> {
     let mut all = settings.clone();
     all.entry("lora_alpha").or_insert(json!(8.0));
-    let config: PissaConfig = method::parse(NAME, &all)?;
+    let config: PissaConfig = settings::parse(NAME, &all)?;
     residual::validate(NAME, &config.lora)?;
     // The singular values are divided by the scale.
     if config.lora.lora_alpha <= 0.0 {

@@ -44,10 +44,13 @@ use frugal_nn::{AdaptError, BuildContext, Mode, Parameter, stream};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::method::{self, Capabilities, Family, Method, Settings};
-use crate::methods::low_rank::lora::{self, Init, dropout};
+use crate::method::{Capabilities, Family, Method};
+use crate::methods::low_rank::lora::{self, Init};
 use crate::methods::low_rank::lora_config::peft_fields_without_use;
-use crate::support::per_linear::{self, At, MapPart, Maps, bad, kaiming, object};
+use crate::settings::{self, Settings};
+use crate::support::dropout::dropout;
+use crate::support::per_linear::{self, At, MapPart, Maps, bad};
+use crate::support::values::{kaiming, object};
 use crate::target::Targets;
 
 const NAME: &str = "qa-lora";
@@ -68,9 +71,9 @@ pub const METHOD: Method = Method {
         mixed_batch: true,
     },
     source: include_str!("qa_lora.rs"),
-    defaults: method::defaults::<QaLoraConfig>,
-    check: |settings| method::parse::<QaLoraConfig>(NAME, settings)?.validate(),
-    build: |settings, context| Ok(Box::new(build(method::parse(NAME, settings)?, context)?)),
+    defaults: settings::defaults::<QaLoraConfig>,
+    check: |settings| settings::parse::<QaLoraConfig>(NAME, settings)?.validate(),
+    build: |settings, context| Ok(Box::new(build(settings::parse(NAME, settings)?, context)?)),
     from_peft,
 };
 

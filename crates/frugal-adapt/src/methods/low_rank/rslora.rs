@@ -28,8 +28,9 @@
 use frugal_nn::AdaptError;
 use serde_json::{Value, json};
 
-use crate::method::{self, Capabilities, Family, Method, Settings};
+use crate::method::{Capabilities, Family, Method};
 use crate::methods::low_rank::lora::{self, Lora, LoraConfig};
+use crate::settings::{self, Settings};
 use crate::support::per_linear::bad;
 
 const NAME: &str = "rslora";
@@ -53,7 +54,7 @@ pub const METHOD: Method = Method {
         mixed_batch: true,
     },
     source: include_str!("rslora.rs"),
-    defaults: || with_defaults(&method::defaults::<LoraConfig>(), true),
+    defaults: || with_defaults(&settings::defaults::<LoraConfig>(), true),
     check: |settings| parse(settings).map(|_| ()),
     build: |settings, context| Ok(Box::new(Lora::named(NAME, parse(settings)?, context)?)),
     from_peft: |config| lora::variant_from_peft(NAME, config, &[]),
@@ -71,7 +72,7 @@ fn with_defaults(settings: &Settings, replace: bool) -> Settings {
 }
 
 fn parse(settings: &Settings) -> Result<LoraConfig, AdaptError> {
-    let config: LoraConfig = method::parse(NAME, &with_defaults(settings, false))?;
+    let config: LoraConfig = settings::parse(NAME, &with_defaults(settings, false))?;
     config.validate_for(NAME)?;
     if config.use_rslora {
         Ok(config)

@@ -36,7 +36,8 @@ use rand::{Rng, RngCore};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::method::{self, Capabilities, Family, Method};
+use crate::method::{Capabilities, Family, Method};
+use crate::settings;
 use crate::support::orthogonal::{cayley, rotate};
 use crate::support::per_linear::{self, At, MapPart, Maps, bad};
 use crate::target::Targets;
@@ -59,9 +60,9 @@ pub const METHOD: Method = Method {
         mixed_batch: true,
     },
     source: include_str!("boft.rs"),
-    defaults: method::defaults::<BoftConfig>,
-    check: |settings| method::parse::<BoftConfig>(NAME, settings)?.validate(),
-    build: |settings, context| Ok(Box::new(build(method::parse(NAME, settings)?, context)?)),
+    defaults: settings::defaults::<BoftConfig>,
+    check: |settings| settings::parse::<BoftConfig>(NAME, settings)?.validate(),
+    build: |settings, context| Ok(Box::new(build(settings::parse(NAME, settings)?, context)?)),
     from_peft: |config| {
         per_linear::from_peft::<BoftConfig>(NAME, config, json!({}), &[("bias", &[json!("none")])])
     },

@@ -33,8 +33,10 @@ use frugal_nn::{AdaptError, BuildContext, MergedLinear, Mode, Parameter, stream}
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::method::{self, Capabilities, Family, Method};
-use crate::support::per_linear::{self, At, MapPart, Maps, bad, kaiming};
+use crate::method::{Capabilities, Family, Method};
+use crate::settings;
+use crate::support::per_linear::{self, At, MapPart, Maps, bad};
+use crate::support::values::kaiming;
 use crate::target::Targets;
 
 const NAME: &str = "hra";
@@ -55,9 +57,9 @@ pub const METHOD: Method = Method {
         mixed_batch: true,
     },
     source: include_str!("hra.rs"),
-    defaults: method::defaults::<HraConfig>,
-    check: |settings| method::parse::<HraConfig>(NAME, settings)?.validate(),
-    build: |settings, context| Ok(Box::new(build(method::parse(NAME, settings)?, context)?)),
+    defaults: settings::defaults::<HraConfig>,
+    check: |settings| settings::parse::<HraConfig>(NAME, settings)?.validate(),
+    build: |settings, context| Ok(Box::new(build(settings::parse(NAME, settings)?, context)?)),
     from_peft: |config| {
         per_linear::from_peft::<HraConfig>(NAME, config, json!({}), &[("bias", &[json!("none")])])
     },

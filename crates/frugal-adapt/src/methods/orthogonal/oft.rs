@@ -37,7 +37,8 @@ use frugal_nn::{AdaptError, BuildContext, MergedLinear, Mode, Parameter, normal,
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::method::{self, Capabilities, Family, Method};
+use crate::method::{Capabilities, Family, Method};
+use crate::settings;
 use crate::support::orthogonal::{cayley, cayley_neumann, inverse, rotate, skew};
 use crate::support::per_linear::{self, At, MapPart, Maps, bad};
 use crate::target::Targets;
@@ -60,9 +61,9 @@ pub const METHOD: Method = Method {
         mixed_batch: true,
     },
     source: include_str!("oft.rs"),
-    defaults: method::defaults::<OftConfig>,
-    check: |settings| method::parse::<OftConfig>(NAME, settings)?.validate(),
-    build: |settings, context| Ok(Box::new(build(method::parse(NAME, settings)?, context)?)),
+    defaults: settings::defaults::<OftConfig>,
+    check: |settings| settings::parse::<OftConfig>(NAME, settings)?.validate(),
+    build: |settings, context| Ok(Box::new(build(settings::parse(NAME, settings)?, context)?)),
     from_peft: |config| {
         per_linear::from_peft::<OftConfig>(NAME, config, json!({}), &[("bias", &[json!("none")])])
     },
@@ -322,7 +323,7 @@ mod tests {
 
     #[test]
     fn size_and_number_exclude_each_other() {
-        let message = (METHOD.check)(&per_linear::object(json!({"r": 4})))
+        let message = (METHOD.check)(&values::object(json!({"r": 4})))
             .unwrap_err()
             .to_string();
         assert!(

@@ -34,7 +34,8 @@ use frugal_nn::{AdaptError, BuildContext, MergedLinear, Mode, Parameter, normal,
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::method::{self, Capabilities, Family, Method};
+use crate::method::{Capabilities, Family, Method};
+use crate::settings;
 use crate::support::per_linear::{self, At, MapPart, Maps, bad};
 use crate::target::{Names, Targets};
 
@@ -56,9 +57,9 @@ pub const METHOD: Method = Method {
         mixed_batch: true,
     },
     source: include_str!("road.rs"),
-    defaults: method::defaults::<RoadConfig>,
-    check: |settings| method::parse::<RoadConfig>(NAME, settings)?.validate(),
-    build: |settings, context| Ok(Box::new(build(method::parse(NAME, settings)?, context)?)),
+    defaults: settings::defaults::<RoadConfig>,
+    check: |settings| settings::parse::<RoadConfig>(NAME, settings)?.validate(),
+    build: |settings, context| Ok(Box::new(build(settings::parse(NAME, settings)?, context)?)),
     from_peft: |config| per_linear::from_peft::<RoadConfig>(NAME, config, json!({}), &[]),
 };
 

@@ -41,10 +41,11 @@ use rand::Rng;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::method::{self, Capabilities, Family, Method};
-use crate::methods::low_rank::lora::dropout;
+use crate::method::{Capabilities, Family, Method};
 use crate::methods::prompt::prompt_tuning::{check_peft, not_a_weight, prepend};
+use crate::settings;
 use crate::support::dense::Dense;
+use crate::support::dropout::dropout;
 
 const NAME: &str = "p-tuning";
 
@@ -64,11 +65,11 @@ pub const METHOD: Method = Method {
         mixed_batch: false,
     },
     source: include_str!("p_tuning.rs"),
-    defaults: method::defaults::<PTuningConfig>,
-    check: |settings| method::parse::<PTuningConfig>(NAME, settings)?.validate(),
+    defaults: settings::defaults::<PTuningConfig>,
+    check: |settings| settings::parse::<PTuningConfig>(NAME, settings)?.validate(),
     build: |settings, context| {
         Ok(Box::new(PTuning::new(
-            method::parse(NAME, settings)?,
+            settings::parse(NAME, settings)?,
             context,
         )?))
     },

@@ -45,7 +45,8 @@ use frugal_nn::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::method::{self, Capabilities, Family, Method};
+use crate::method::{Capabilities, Family, Method};
+use crate::settings;
 use crate::support::dense::Dense;
 
 const NAME: &str = "prefix-tuning";
@@ -66,11 +67,11 @@ pub const METHOD: Method = Method {
         mixed_batch: false,
     },
     source: include_str!("prefix_tuning.rs"),
-    defaults: method::defaults::<PrefixTuningConfig>,
-    check: |settings| method::parse::<PrefixTuningConfig>(NAME, settings)?.validate(),
+    defaults: settings::defaults::<PrefixTuningConfig>,
+    check: |settings| settings::parse::<PrefixTuningConfig>(NAME, settings)?.validate(),
     build: |settings, context| {
         Ok(Box::new(PrefixTuning::new(
-            method::parse(NAME, settings)?,
+            settings::parse(NAME, settings)?,
             context,
         )?))
     },

@@ -38,7 +38,8 @@ use rand::Rng;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::method::{self, Capabilities, Family, Method};
+use crate::method::{Capabilities, Family, Method};
+use crate::settings;
 
 const NAME: &str = "prompt-tuning";
 
@@ -58,11 +59,11 @@ pub const METHOD: Method = Method {
         mixed_batch: false,
     },
     source: include_str!("prompt_tuning.rs"),
-    defaults: method::defaults::<PromptTuningConfig>,
-    check: |settings| method::parse::<PromptTuningConfig>(NAME, settings)?.validate(),
+    defaults: settings::defaults::<PromptTuningConfig>,
+    check: |settings| settings::parse::<PromptTuningConfig>(NAME, settings)?.validate(),
     build: |settings, context| {
         Ok(Box::new(PromptTuning::new(
-            method::parse(NAME, settings)?,
+            settings::parse(NAME, settings)?,
             context,
         )?))
     },

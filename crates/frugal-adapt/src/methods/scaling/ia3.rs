@@ -38,10 +38,10 @@ use frugal_nn::{
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::method::{self, Capabilities, Family, Method};
-use crate::peft::saved_targets;
+use crate::method::{Capabilities, Family, Method};
+use crate::settings;
 use crate::support::per_linear::{self, At, MapPart, Maps, bad};
-use crate::target::{Names, Targets, ends_with_component, full_match};
+use crate::target::{Names, Targets, ends_with_component, full_match, saved_targets};
 
 const NAME: &str = "ia3";
 
@@ -61,9 +61,9 @@ pub const METHOD: Method = Method {
         mixed_batch: true,
     },
     source: include_str!("ia3.rs"),
-    defaults: method::defaults::<Ia3Config>,
-    check: |settings| method::parse::<Ia3Config>(NAME, settings)?.validate(),
-    build: |settings, context| Ok(Box::new(build(method::parse(NAME, settings)?, context)?)),
+    defaults: settings::defaults::<Ia3Config>,
+    check: |settings| settings::parse::<Ia3Config>(NAME, settings)?.validate(),
+    build: |settings, context| Ok(Box::new(build(settings::parse(NAME, settings)?, context)?)),
     from_peft: |config| per_linear::from_peft::<Ia3Config>(NAME, config, json!({}), &[]),
 };
 
@@ -392,7 +392,7 @@ mod tests {
                     .map(|p| (p.name().to_owned(), p.shape().to_vec()))
                     .collect()
             };
-            let adapter = (METHOD.build)(&per_linear::object(settings), &context).unwrap();
+            let adapter = (METHOD.build)(&values::object(settings), &context).unwrap();
             let saved = adapter.peft_config();
             assert_eq!(saved["feedforward_modules"], inner, "{saved:?}");
             let again = (METHOD.build)(&(METHOD.from_peft)(&saved).unwrap(), &context).unwrap();
@@ -402,7 +402,7 @@ mod tests {
 
     #[test]
     fn a_feed_forward_map_must_be_a_target() {
-        let settings = per_linear::object(
+        let settings = values::object(
             json!({"target_modules": ["k_proj"], "feedforward_modules": ["down_proj"]}),
         );
         let message = (METHOD.check)(&settings).unwrap_err().to_string();

@@ -34,8 +34,9 @@ use frugal_nn::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::method::{self, Capabilities, Family, Method};
-use crate::support::per_linear;
+use crate::method::{Capabilities, Family, Method};
+use crate::settings;
+use crate::support::{per_linear, values};
 use crate::target::{Names, Targets};
 
 const NAME: &str = "ln-tuning";
@@ -56,11 +57,11 @@ pub const METHOD: Method = Method {
         mixed_batch: true,
     },
     source: include_str!("ln_tuning.rs"),
-    defaults: method::defaults::<LnTuningConfig>,
-    check: |settings| method::parse::<LnTuningConfig>(NAME, settings).map(|_| ()),
+    defaults: settings::defaults::<LnTuningConfig>,
+    check: |settings| settings::parse::<LnTuningConfig>(NAME, settings).map(|_| ()),
     build: |settings, context| {
         Ok(Box::new(LnTuning::new(
-            method::parse(NAME, settings)?,
+            settings::parse(NAME, settings)?,
             context,
         )?))
     },
@@ -148,7 +149,7 @@ impl LnTuning {
             });
         }
         Ok(Self {
-            saved_targets: crate::peft::saved_targets(&targets, context.sites, &chosen),
+            saved_targets: crate::target::saved_targets(&targets, context.sites, &chosen),
             config,
             copies,
         })
@@ -211,7 +212,7 @@ impl Adapter for LnTuning {
 
     fn peft_config(&self) -> Map<String, Value> {
         let exclude = &self.config.exclude_modules;
-        per_linear::object(
+        values::object(
             json!({"peft_type": METHOD.peft_type, "target_modules": self.saved_targets, "exclude_modules": exclude}),
         )
     }

@@ -38,7 +38,8 @@ use frugal_nn::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::method::{self, Capabilities, Family, Method};
+use crate::method::{Capabilities, Family, Method};
+use crate::settings;
 use crate::support::own_files;
 use crate::target::{Names, Targets};
 
@@ -60,9 +61,14 @@ pub const METHOD: Method = Method {
         mixed_batch: true,
     },
     source: include_str!("ssf.rs"),
-    defaults: method::defaults::<SsfConfig>,
-    check: |settings| method::parse::<SsfConfig>(NAME, settings).map(|_| ()),
-    build: |settings, context| Ok(Box::new(Ssf::new(method::parse(NAME, settings)?, context)?)),
+    defaults: settings::defaults::<SsfConfig>,
+    check: |settings| settings::parse::<SsfConfig>(NAME, settings).map(|_| ()),
+    build: |settings, context| {
+        Ok(Box::new(Ssf::new(
+            settings::parse(NAME, settings)?,
+            context,
+        )?))
+    },
     from_peft: |config| Ok(own_files::from_file::<SsfConfig>(config)),
 };
 

@@ -51,7 +51,8 @@ use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::method::{self, Capabilities, Family, Method};
+use crate::method::{Capabilities, Family, Method};
+use crate::settings;
 use crate::support::per_linear::linear_maps;
 use crate::support::{low_rank, own_files};
 use crate::target::Targets;
@@ -75,9 +76,14 @@ pub const METHOD: Method = Method {
         mixed_batch: true,
     },
     source: include_str!("mos.rs"),
-    defaults: method::defaults::<MosConfig>,
-    check: |settings| method::parse::<MosConfig>(NAME, settings)?.validate(),
-    build: |settings, context| Ok(Box::new(Mos::new(method::parse(NAME, settings)?, context)?)),
+    defaults: settings::defaults::<MosConfig>,
+    check: |settings| settings::parse::<MosConfig>(NAME, settings)?.validate(),
+    build: |settings, context| {
+        Ok(Box::new(Mos::new(
+            settings::parse(NAME, settings)?,
+            context,
+        )?))
+    },
     from_peft: |config| Ok(own_files::from_file::<MosConfig>(config)),
 };
 
@@ -256,7 +262,7 @@ impl Mos {
             }
             pools.push(pool(&config, context, kind, ids)?);
         }
-        let saved_targets = crate::peft::saved_targets(&config.targets, context.sites, &chosen);
+        let saved_targets = crate::target::saved_targets(&config.targets, context.sites, &chosen);
         Ok(Self {
             config,
             pools,

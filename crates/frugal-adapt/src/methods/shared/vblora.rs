@@ -38,8 +38,9 @@ use rand::Rng;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::method::{self, Capabilities, Family, Method};
-use crate::methods::low_rank::lora::dropout;
+use crate::method::{Capabilities, Family, Method};
+use crate::settings;
+use crate::support::dropout::dropout;
 use crate::support::per_linear::{self, At, MapPart, Maps, bad};
 use crate::target::Targets;
 
@@ -61,9 +62,9 @@ pub const METHOD: Method = Method {
         mixed_batch: true,
     },
     source: include_str!("vblora.rs"),
-    defaults: method::defaults::<VbloraConfig>,
-    check: |settings| method::parse::<VbloraConfig>(NAME, settings)?.validate(),
-    build: |settings, context| Ok(Box::new(build(method::parse(NAME, settings)?, context)?)),
+    defaults: settings::defaults::<VbloraConfig>,
+    check: |settings| settings::parse::<VbloraConfig>(NAME, settings)?.validate(),
+    build: |settings, context| Ok(Box::new(build(settings::parse(NAME, settings)?, context)?)),
     from_peft: |config| {
         let fixed = [
             ("bias", &[json!("none")][..]),

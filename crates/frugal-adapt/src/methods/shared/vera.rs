@@ -34,8 +34,9 @@ use frugal_nn::{AdaptError, BuildContext, Mode, Parameter};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::method::{self, Capabilities, Family, Method};
-use crate::methods::low_rank::lora::dropout;
+use crate::method::{Capabilities, Family, Method};
+use crate::settings;
+use crate::support::dropout::dropout;
 use crate::support::per_linear::{self, At, MapPart, Maps, bad};
 use crate::support::torch_random::TorchGenerator;
 use crate::target::{Layers, Names, Targets};
@@ -58,9 +59,9 @@ pub const METHOD: Method = Method {
         mixed_batch: true,
     },
     source: include_str!("vera.rs"),
-    defaults: method::defaults::<VeraConfig>,
-    check: |settings| method::parse::<VeraConfig>(NAME, settings)?.validate(),
-    build: |settings, context| Ok(Box::new(build(method::parse(NAME, settings)?, context)?)),
+    defaults: settings::defaults::<VeraConfig>,
+    check: |settings| settings::parse::<VeraConfig>(NAME, settings)?.validate(),
+    build: |settings, context| Ok(Box::new(build(settings::parse(NAME, settings)?, context)?)),
     from_peft: |config| {
         per_linear::from_peft::<VeraConfig>(NAME, config, json!({}), &[("bias", &[json!("none")])])
     },

@@ -36,8 +36,9 @@ use frugal_nn::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::method::{self, Capabilities, Family, Method};
-use crate::support::per_linear;
+use crate::method::{Capabilities, Family, Method};
+use crate::settings;
+use crate::support::{per_linear, values};
 use crate::target::{Names, Targets};
 
 const NAME: &str = "bitfit";
@@ -58,11 +59,11 @@ pub const METHOD: Method = Method {
         mixed_batch: true,
     },
     source: include_str!("bitfit.rs"),
-    defaults: method::defaults::<BitfitConfig>,
-    check: |settings| method::parse::<BitfitConfig>(NAME, settings).map(|_| ()),
+    defaults: settings::defaults::<BitfitConfig>,
+    check: |settings| settings::parse::<BitfitConfig>(NAME, settings).map(|_| ()),
     build: |settings, context| {
         Ok(Box::new(Bitfit::new(
-            method::parse(NAME, settings)?,
+            settings::parse(NAME, settings)?,
             context,
         )?))
     },
@@ -200,7 +201,7 @@ impl Adapter for Bitfit {
     }
 
     fn peft_config(&self) -> Map<String, Value> {
-        let mut config = per_linear::object(json!(self.config));
+        let mut config = values::object(json!(self.config));
         config.insert("peft_type".into(), json!(METHOD.peft_type));
         config
     }
@@ -255,7 +256,7 @@ mod tests {
             seed: 0,
             tokenize: None,
         };
-        (METHOD.build)(&per_linear::object(settings), &context)
+        (METHOD.build)(&values::object(settings), &context)
             .map(|a| a.num_trainable())
             .map_err(|e| e.to_string())
     }

@@ -46,7 +46,8 @@ use rand::Rng;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::method::{self, Capabilities, Family, Method};
+use crate::method::{Capabilities, Family, Method};
+use crate::settings;
 use crate::support::own_files;
 use crate::support::sparse::{
     AddsToWeights, DeltaPass, Place, SparseDelta, SparseFile, budget, places, top,
@@ -71,9 +72,9 @@ pub const METHOD: Method = Method {
         mixed_batch: true,
     },
     source: include_str!("diff_pruning.rs"),
-    defaults: method::defaults::<DiffPruningConfig>,
-    check: |settings| method::parse::<DiffPruningConfig>(NAME, settings)?.validate(),
-    build: |settings, context| DiffPruning::build(method::parse(NAME, settings)?, context),
+    defaults: settings::defaults::<DiffPruningConfig>,
+    check: |settings| settings::parse::<DiffPruningConfig>(NAME, settings)?.validate(),
+    build: |settings, context| DiffPruning::build(settings::parse(NAME, settings)?, context),
     from_peft: |config| Ok(own_files::from_file::<DiffPruningConfig>(config)),
 };
 

@@ -39,7 +39,8 @@ use frugal_nn::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::method::{self, Capabilities, Family, Method};
+use crate::method::{Capabilities, Family, Method};
+use crate::settings;
 use crate::support::own_files;
 use crate::support::sparse::{
     AddsToWeights, DeltaPass, Place, SparseDelta, SparseFile, budget, places, top,
@@ -64,9 +65,9 @@ pub const METHOD: Method = Method {
         mixed_batch: true,
     },
     source: include_str!("fish_mask.rs"),
-    defaults: method::defaults::<FishMaskConfig>,
-    check: |settings| method::parse::<FishMaskConfig>(NAME, settings)?.validate(),
-    build: |settings, context| FishMask::build(method::parse(NAME, settings)?, context),
+    defaults: settings::defaults::<FishMaskConfig>,
+    check: |settings| settings::parse::<FishMaskConfig>(NAME, settings)?.validate(),
+    build: |settings, context| FishMask::build(settings::parse(NAME, settings)?, context),
     from_peft: |config| Ok(own_files::from_file::<FishMaskConfig>(config)),
 };
 

@@ -50,7 +50,8 @@ use frugal_nn::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::method::{self, Capabilities, Family, Method};
+use crate::method::{Capabilities, Family, Method};
+use crate::settings;
 use crate::support::per_linear::linear_maps;
 use crate::support::{base_weights, own_files};
 use crate::target::Targets;
@@ -74,9 +75,14 @@ pub const METHOD: Method = Method {
         mixed_batch: true,
     },
     source: include_str!("id3.rs"),
-    defaults: method::defaults::<Id3Config>,
-    check: |settings| method::parse::<Id3Config>(NAME, settings)?.validate(),
-    build: |settings, context| Ok(Box::new(Id3::new(method::parse(NAME, settings)?, context)?)),
+    defaults: settings::defaults::<Id3Config>,
+    check: |settings| settings::parse::<Id3Config>(NAME, settings)?.validate(),
+    build: |settings, context| {
+        Ok(Box::new(Id3::new(
+            settings::parse(NAME, settings)?,
+            context,
+        )?))
+    },
     from_peft: |config| Ok(own_files::from_file::<Id3Config>(config)),
 };
 
@@ -414,7 +420,7 @@ impl Id3 {
                 change,
             });
         }
-        let saved_targets = crate::peft::saved_targets(&config.targets, context.sites, &chosen);
+        let saved_targets = crate::target::saved_targets(&config.targets, context.sites, &chosen);
         Ok(Self {
             config,
             sites,
@@ -661,7 +667,7 @@ mod tests {
             tokenize: None,
         };
         Id3::new(
-            method::parse(NAME, settings.as_object().unwrap())?,
+            settings::parse(NAME, settings.as_object().unwrap())?,
             &context,
         )
     }

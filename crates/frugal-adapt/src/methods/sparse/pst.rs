@@ -56,7 +56,8 @@ use frugal_nn::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::method::{self, Capabilities, Family, Method};
+use crate::method::{Capabilities, Family, Method};
+use crate::settings;
 use crate::support::own_files;
 use crate::support::per_linear::linear_maps;
 use crate::target::Targets;
@@ -80,9 +81,14 @@ pub const METHOD: Method = Method {
         mixed_batch: true,
     },
     source: include_str!("pst.rs"),
-    defaults: method::defaults::<PstConfig>,
-    check: |settings| method::parse::<PstConfig>(NAME, settings)?.validate(),
-    build: |settings, context| Ok(Box::new(Pst::new(method::parse(NAME, settings)?, context)?)),
+    defaults: settings::defaults::<PstConfig>,
+    check: |settings| settings::parse::<PstConfig>(NAME, settings)?.validate(),
+    build: |settings, context| {
+        Ok(Box::new(Pst::new(
+            settings::parse(NAME, settings)?,
+            context,
+        )?))
+    },
     from_peft: |config| Ok(own_files::from_file::<PstConfig>(config)),
 };
 
@@ -398,7 +404,7 @@ impl Pst {
         for &id in &chosen {
             sites[id.index()] = Some(Site::new(&config, context, id));
         }
-        let saved_targets = crate::peft::saved_targets(&config.targets, context.sites, &chosen);
+        let saved_targets = crate::target::saved_targets(&config.targets, context.sites, &chosen);
         // As the schedule rounds, so that it arrives at the final one exactly.
         let (first, last) = (
             rounded(config.initial_sparsity),
@@ -609,7 +615,7 @@ mod tests {
         };
         (
             Pst::new(
-                method::parse(NAME, settings.as_object().unwrap()).unwrap(),
+                settings::parse(NAME, settings.as_object().unwrap()).unwrap(),
                 &context,
             ),
             sites,
@@ -739,7 +745,7 @@ mod tests {
                 tokenize: None,
             };
             Pst::new(
-                method::parse(NAME, settings.as_object().unwrap()).unwrap(),
+                settings::parse(NAME, settings.as_object().unwrap()).unwrap(),
                 &context,
             )
             .unwrap()

@@ -34,7 +34,8 @@ use rand::RngCore;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::method::{self, Capabilities, Family, Method};
+use crate::method::{Capabilities, Family, Method};
+use crate::settings;
 use crate::support::per_linear::{self, At, MapPart, Maps, bad};
 use crate::support::torch_random::TorchGenerator;
 use crate::target::{Names, Targets};
@@ -57,9 +58,9 @@ pub const METHOD: Method = Method {
         mixed_batch: true,
     },
     source: include_str!("shira.rs"),
-    defaults: method::defaults::<ShiraConfig>,
-    check: |settings| method::parse::<ShiraConfig>(NAME, settings)?.validate(),
-    build: |settings, context| Ok(Box::new(build(method::parse(NAME, settings)?, context)?)),
+    defaults: settings::defaults::<ShiraConfig>,
+    check: |settings| settings::parse::<ShiraConfig>(NAME, settings)?.validate(),
+    build: |settings, context| Ok(Box::new(build(settings::parse(NAME, settings)?, context)?)),
     from_peft: |config| {
         per_linear::from_peft::<ShiraConfig>(
             NAME,
@@ -214,7 +215,7 @@ mod tests {
         };
         let build = |r: usize| {
             (METHOD.build)(
-                &per_linear::object(json!({"r": r, "target_modules": ["q_proj", "v_proj"]})),
+                &values::object(json!({"r": r, "target_modules": ["q_proj", "v_proj"]})),
                 &context,
             )
         };

@@ -36,8 +36,10 @@ use frugal_nn::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::method::{self, Capabilities, Family, Method};
+use crate::method::{Capabilities, Family, Method};
+use crate::settings;
 use crate::support::per_linear::{self, bad};
+use crate::support::values;
 use crate::target::{Names, Targets};
 
 const NAME: &str = "trainable-tokens";
@@ -58,11 +60,11 @@ pub const METHOD: Method = Method {
         mixed_batch: true,
     },
     source: include_str!("trainable_tokens.rs"),
-    defaults: method::defaults::<TokensConfig>,
-    check: |settings| method::parse::<TokensConfig>(NAME, settings)?.validate(),
+    defaults: settings::defaults::<TokensConfig>,
+    check: |settings| settings::parse::<TokensConfig>(NAME, settings)?.validate(),
     build: |settings, context| {
         Ok(Box::new(TrainableTokens::new(
-            method::parse(NAME, settings)?,
+            settings::parse(NAME, settings)?,
             context,
         )?))
     },
@@ -280,8 +282,8 @@ impl Adapter for TrainableTokens {
     }
 
     fn peft_config(&self) -> Map<String, Value> {
-        let mut config = per_linear::object(json!(self.config));
-        config.extend(per_linear::object(
+        let mut config = values::object(json!(self.config));
+        config.extend(values::object(
             json!({"peft_type": METHOD.peft_type, "target_modules": self.saved_targets}),
         ));
         config
@@ -329,7 +331,7 @@ mod tests {
     #[test]
     fn tokens_must_be_named_once() {
         let message = |settings: Value| {
-            (METHOD.check)(&per_linear::object(settings))
+            (METHOD.check)(&values::object(settings))
                 .unwrap_err()
                 .to_string()
         };

@@ -37,8 +37,9 @@ use rand::Rng;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::method::{self, Capabilities, Family, Method};
+use crate::method::{Capabilities, Family, Method};
 use crate::methods::low_rank::lora::Init;
+use crate::settings;
 use crate::support::per_linear::{self, At, MapPart, Maps, bad};
 use crate::target::{Targets, check_patterns, pattern_value};
 
@@ -60,9 +61,9 @@ pub const METHOD: Method = Method {
         mixed_batch: true,
     },
     source: include_str!("c3a.rs"),
-    defaults: method::defaults::<C3aConfig>,
-    check: |settings| method::parse::<C3aConfig>(NAME, settings)?.validate(),
-    build: |settings, context| Ok(Box::new(build(method::parse(NAME, settings)?, context)?)),
+    defaults: settings::defaults::<C3aConfig>,
+    check: |settings| settings::parse::<C3aConfig>(NAME, settings)?.validate(),
+    build: |settings, context| Ok(Box::new(build(settings::parse(NAME, settings)?, context)?)),
     from_peft: |config| {
         per_linear::from_peft::<C3aConfig>(
             NAME,

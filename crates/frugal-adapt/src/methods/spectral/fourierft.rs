@@ -37,7 +37,8 @@ use frugal_nn::{AdaptError, BuildContext, Parameter, normal, stream};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::method::{self, Capabilities, Family, Method};
+use crate::method::{Capabilities, Family, Method};
+use crate::settings;
 use crate::support::per_linear::{self, At, MapPart, Maps, bad};
 use crate::support::torch_random::TorchGenerator;
 use crate::target::{Targets, check_patterns, pattern_value};
@@ -60,9 +61,9 @@ pub const METHOD: Method = Method {
         mixed_batch: true,
     },
     source: include_str!("fourierft.rs"),
-    defaults: method::defaults::<FourierConfig>,
-    check: |settings| method::parse::<FourierConfig>(NAME, settings)?.validate(),
-    build: |settings, context| Ok(Box::new(build(method::parse(NAME, settings)?, context)?)),
+    defaults: settings::defaults::<FourierConfig>,
+    check: |settings| settings::parse::<FourierConfig>(NAME, settings)?.validate(),
+    build: |settings, context| Ok(Box::new(build(settings::parse(NAME, settings)?, context)?)),
     from_peft: |config| {
         per_linear::from_peft::<FourierConfig>(
             NAME,

@@ -48,7 +48,8 @@ use frugal_nn::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::method::{self, Capabilities, Family, Method};
+use crate::method::{Capabilities, Family, Method};
+use crate::settings;
 use crate::support::per_linear::linear_maps;
 use crate::support::{base_weights, low_rank, own_files};
 use crate::target::{Names, Targets};
@@ -74,7 +75,7 @@ pub const METHOD: Method = Method {
         mixed_batch: true,
     },
     source: include_str!("svfit.rs"),
-    defaults: method::defaults::<SvfitConfig>,
+    defaults: settings::defaults::<SvfitConfig>,
     check: |settings| own_files::parse::<SvfitConfig>(NAME, settings)?.validate(),
     build: |settings, context| {
         Ok(Box::new(Svfit::new(
@@ -332,7 +333,7 @@ impl Svfit {
                 weights[id.index()].as_ref(),
             ));
         }
-        let saved_targets = crate::peft::saved_targets(&targets, context.sites, &chosen);
+        let saved_targets = crate::target::saved_targets(&targets, context.sites, &chosen);
         Ok(Self {
             config,
             sites,

@@ -55,7 +55,8 @@ use frugal_nn::LinearChange;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::method::{self, Capabilities, Family, Method};
+use crate::method::{Capabilities, Family, Method};
+use crate::settings;
 
 pub use crate::methods::compression::stable_rps::mapping::Mapper;
 use crate::methods::compression::stable_rps::mapping::{Mapping, Span, Usage};
@@ -86,11 +87,11 @@ pub const METHOD: Method = Method {
         mixed_batch: true,
     },
     source: include_str!("mod.rs"),
-    defaults: method::defaults::<StableRpsConfig>,
-    check: |settings| method::parse::<StableRpsConfig>(NAME, settings)?.validate(),
+    defaults: settings::defaults::<StableRpsConfig>,
+    check: |settings| settings::parse::<StableRpsConfig>(NAME, settings)?.validate(),
     build: |settings, context| {
         Ok(Box::new(StableRps::new(
-            method::parse(NAME, settings)?,
+            settings::parse(NAME, settings)?,
             context,
         )?))
     },
@@ -312,7 +313,7 @@ impl StableRps {
                 vec![1.0; matrices],
                 &context.device,
             ),
-            saved_targets: crate::peft::saved_targets(&config.targets, context.sites, &chosen),
+            saved_targets: crate::target::saved_targets(&config.targets, context.sites, &chosen),
             tied_head: tied.zip(table),
             usage: None,
             before: Vec::new(),
@@ -574,7 +575,7 @@ mod tests {
             tokenize: None,
         };
         let adapter = StableRps::new(
-            method::parse(NAME, settings.as_object().unwrap()).unwrap(),
+            settings::parse(NAME, settings.as_object().unwrap()).unwrap(),
             &context,
         )
         .unwrap();

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use burn::prelude::*;
 use frugal_nn::{AdaptError, BuildContext, Mode, Parameter, SiteId, SiteKind, normal, stream};
 
-use crate::methods::low_rank::adalora::{AdaLoraConfig, NAME};
+use crate::methods::low_rank::adalora::config::{AdaLoraConfig, NAME};
 
 /// The decomposed change of one map.
 pub(crate) struct Triplets {

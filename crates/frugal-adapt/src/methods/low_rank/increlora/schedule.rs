@@ -1,6 +1,6 @@
 //! When maps grow, and which.
 
-use crate::methods::low_rank::increlora::IncreloraConfig;
+use crate::methods::low_rank::increlora::config::IncreloraConfig;
 
 /// Share of a run in which growth must end, when its pace is not given.
 const GROWTH_SHARE: f64 = 0.7;

@@ -2,7 +2,7 @@ use frugal_models::ModelConfig;
 use frugal_nn::{SiteTable, Weight};
 
 use super::*;
-use crate::method;
+use crate::settings;
 
 fn sites() -> (ModelConfig, SiteTable) {
     let raw = json!({"model_type": "bert", "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2,
@@ -23,7 +23,7 @@ fn try_build(settings: Value) -> Result<Increlora, AdaptError> {
         tokenize: None,
     };
     Increlora::new(
-        method::parse(NAME, settings.as_object().unwrap()).unwrap(),
+        settings::parse(NAME, settings.as_object().unwrap()).unwrap(),
         &context,
     )
 }
@@ -154,7 +154,7 @@ fn counts_at_uniform_rank_are_those_of_the_paper() {
         let settings =
             json!({"init_r": rank, "target_rank": rank, "exclude_modules": ["pooler.dense"]});
         let adapter = Increlora::new(
-            method::parse(NAME, settings.as_object().unwrap()).unwrap(),
+            settings::parse(NAME, settings.as_object().unwrap()).unwrap(),
             &context,
         )
         .unwrap();
