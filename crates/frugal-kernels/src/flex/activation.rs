@@ -8,7 +8,8 @@ use burn::tensor::Tensor;
 use rayon::prelude::*;
 
 use super::matrix::build;
-use super::record::{Op, Operand, contiguous, owned, present, record, tensor_of, values};
+use super::record::{Op, Operand, present, record};
+use super::tensor::{contiguous, owned, tensor_of, values};
 use crate::memory::Cost;
 use crate::simd::{Isa, TASK, exp, mul_add, multiversion, sigmoid};
 

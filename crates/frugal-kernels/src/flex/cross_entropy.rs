@@ -6,7 +6,8 @@ use rayon::prelude::*;
 
 use super::gemm::ROWS;
 use super::matrix::{Matrix, MatrixMut, Threads, zeros};
-use super::record::{Op, Operand, present, record, tensor_of, values};
+use super::record::{Op, Operand, present, record};
+use super::tensor::{tensor_of, values};
 use super::weight::{Base, Weight};
 use crate::cross_entropy::{CrossEntropyOptions, IGNORE_INDEX};
 use crate::memory::Cost;

@@ -7,9 +7,10 @@ use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
-use super::linear::{column_sums, matrix_tensor, rows, scaled_low};
+use super::dense::{column_sums, matrix_tensor, rows, scaled_low};
 use super::matrix::{Matrix, MatrixMut, Threads, product};
-use super::record::{Op, Operand, contiguous, present, record, tensor_of, values};
+use super::record::{Op, Operand, present, record};
+use super::tensor::{contiguous, tensor_of, values};
 use super::weight::{Base, Weight};
 use crate::linear::LowRankRows;
 use crate::memory::Cost;

@@ -7,7 +7,8 @@ use burn::tensor::Tensor;
 use rayon::prelude::*;
 
 use super::matrix::{Matrix, build};
-use super::record::{Op, Operand, dense_rows, present, record, tensor_of};
+use super::record::{Op, Operand, present, record};
+use super::tensor::{dense_rows, tensor_of};
 use crate::memory::Cost;
 use crate::simd::{Isa, mul_add, multiversion, task_rows};
 

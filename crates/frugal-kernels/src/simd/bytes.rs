@@ -64,7 +64,7 @@ macro_rules! multiversion_bytes {
                     $body::<Avx2, $($c),*>($($arg),*)
                 }
 
-                match $crate::simd::bytes::byte_instructions() {
+                match $crate::simd::byte_instructions() {
                     // SAFETY: the processor has the features, as just detected.
                     $crate::simd::InstructionSet::Avx512 => return unsafe { vnni::<$($c),*>($($arg),*) },
                     // SAFETY: as above.
@@ -77,23 +77,6 @@ macro_rules! multiversion_bytes {
     };
 }
 pub(crate) use multiversion_bytes;
-
-#[cfg(target_arch = "x86_64")]
-pub(crate) fn byte_instructions() -> super::InstructionSet {
-    use super::InstructionSet;
-    let halves = is_x86_feature_detected!("f16c");
-    match super::instruction_set() {
-        InstructionSet::Avx512
-            if halves
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512vnni") =>
-        {
-            InstructionSet::Avx512
-        }
-        InstructionSet::Avx512 | InstructionSet::Avx2 if halves => InstructionSet::Avx2,
-        _ => InstructionSet::Baseline,
-    }
-}
 
 impl Bytes for Baseline {
     type Codes = [u8; CODES];

@@ -18,6 +18,12 @@ pub(crate) trait Isa: Copy {
     type Lanes: Lanes;
 }
 
+/// `a * b + c`, in one rounding where that is one instruction.
+#[inline(always)]
+pub(crate) fn mul_add<I: Isa>(a: f32, b: f32, c: f32) -> f32 {
+    if I::FMA { a.mul_add(b, c) } else { a * b + c }
+}
+
 /// [`LANES`] numbers. The implementations for an instruction set must only be used inside a
 /// function compiled for it, which `multiversion` sees to.
 pub(crate) trait Lanes: Copy {
@@ -131,7 +137,7 @@ impl Lanes for [f32; LANES] {
     #[inline(always)]
     fn mul_add(self, b: Self, mut c: Self) -> Self {
         for i in 0..LANES {
-            c[i] = super::mul_add::<Baseline>(self[i], b[i], c[i]);
+            c[i] = mul_add::<Baseline>(self[i], b[i], c[i]);
         }
         c
     }

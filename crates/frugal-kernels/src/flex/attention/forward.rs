@@ -6,11 +6,11 @@ use burn::backend::flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::super::matrix::{Matrix, MatrixMut, Shared, Threads, zeros};
-use super::super::record::tensor_of;
 use super::super::scratch::Scratch;
+use super::super::tensor::tensor_of;
 use super::bias::Bias;
 use super::softmax::{Running, online_softmax, scale_row};
-use super::{HeadTask, TILE_K, TILE_Q, pieces};
+use super::task::{HeadTask, TILE_K, TILE_Q, pieces};
 use crate::attention::AttentionSpec;
 use crate::simd::{Isa, LANES, Lanes, dot, dots, mul_add, multiversion};
 

@@ -7,9 +7,11 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::gemm::prefetch;
-use super::matrix::{Matrix, Sink, Threads};
-use super::scratch::Scratch;
+use super::super::gemm::prefetch;
+use super::super::scratch::Scratch;
+use super::threads::Threads;
+use super::view::Matrix;
+use super::view_mut::Sink;
 use crate::simd::{Isa, LANES, Lanes, TASK, multiversion};
 
 /// Columns of the widest matrix that counts as narrow, where the columns of the large one are
@@ -281,7 +283,7 @@ fn add_tile<I: Isa, const N: usize>(
 
 #[cfg(test)]
 mod tests {
-    use super::super::matrix::MatrixMut;
+    use super::super::view_mut::MatrixMut;
     use super::*;
 
     /// Values that differ from place to place and are exact in every sum.

@@ -1,9 +1,12 @@
 //! Linear maps, plain and with a low-rank correction.
 
-use std::ops::Range;
+mod spec;
+
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
+
+pub use spec::LowRankRows;
 
 use crate::flex;
 use crate::packed::Packed;
@@ -88,19 +91,6 @@ pub fn quantized_lora_linear(
             scale,
         )
     })
-}
-
-/// A low-rank correction `scale · (x · aᵀ) · bᵀ` of some rows of x: a `[r, in]`, b `[out, r]`.
-#[derive(Clone, Debug)]
-pub struct LowRankRows {
-    /// The rows.
-    pub rows: Range<usize>,
-    /// `[r, in]`.
-    pub a: Tensor<2>,
-    /// `[out, r]`.
-    pub b: Tensor<2>,
-    /// Factor on the correction.
-    pub scale: f32,
 }
 
 /// [`linear`] with a low-rank correction of its own for each of several ranges of rows, as when the
