@@ -1,224 +1,12 @@
-//! Products with packed matrices: of integers, or in single precision against the matrix unpacked
-//! piece by piece.
-
-use std::ops::Range;
+//! Products of integers: x rounded to 8 bits for each group of the weight.
 
 use rayon::prelude::*;
 
-use super::matrix::{Matrix, MatrixMut, Shared, Threads};
-use super::scratch::Scratch;
-use crate::packed::{NF4, Numbers, Offset, PANEL, Packed};
+use super::super::matrix::{Matrix, MatrixMut};
+use super::unpack::{TASK_BYTES, lanes_at};
+use crate::packed::{Offset, PANEL, Packed};
 use crate::simd::bytes::{Bytes, CODES, multiversion_bytes};
 use crate::simd::{Isa, LANES, Lanes, multiversion};
-
-/// Elements unpacked at a time: 4 MiB, which the second-level cache nearly holds.
-const TILE: usize = 1 << 20;
-/// Up to this many rows of x, a panel is unpacked and used by the thread that unpacked it.
-const FEW_ROWS: usize = 8;
-/// Bytes of codes that are worth a thread.
-const TASK_BYTES: usize = 1 << 16;
-
-/// `x · weightᵀ + bias`, `[tokens, rows]`.
-pub(crate) fn affine(x: Matrix, weight: &Packed, bias: Option<&[f32]>) -> Vec<f32> {
-    let rows = weight.dims()[0];
-    let mut y = vec![0.0; x.rows * rows];
-    let mut out = MatrixMut::new(&mut y, x.rows, rows);
-    product(&mut out, x, weight);
-    if let Some(bias) = bias {
-        y.par_chunks_mut(rows.max(1))
-            .with_min_len(16)
-            .for_each(|row| row.iter_mut().zip(bias).for_each(|(y, bias)| *y += bias));
-    }
-    y
-}
-
-/// `out = x · weightᵀ`.
-pub(crate) fn product(out: &mut MatrixMut, x: Matrix, weight: &Packed) {
-    let [_, cols] = weight.dims();
-    assert!(
-        x.cols == cols,
-        "x has {} columns and the packed matrix {cols}",
-        x.cols
-    );
-    let dense;
-    let x = if x.has_dense_rows() {
-        x
-    } else {
-        dense = x.to_rows();
-        Matrix::new(&dense, x.rows, x.cols)
-    };
-    if x.rows == 0 || weight.dims()[0] == 0 {
-    } else if cols == 0 {
-        out.clear();
-    } else if weight.computes_in_integers() {
-        integer_product(out, x, weight);
-    } else if x.rows <= FEW_ROWS {
-        few_rows(out, x, weight);
-    } else {
-        for_tiles(weight, |tile, rows| {
-            out.narrow_cols(&rows).set(x, tile, 1.0, Threads::All)
-        });
-    }
-}
-
-/// `out = y · weight`, for y `[tokens, rows]`.
-pub(crate) fn transposed_product(out: &mut MatrixMut, y: Matrix, weight: &Packed) {
-    if weight.dims()[0] == 0 {
-        out.clear();
-    }
-    for_tiles(weight, |tile, rows| {
-        let y = y.window(0, y.rows, rows.start, rows.len());
-        if rows.start == 0 {
-            out.set(y, tile.t(), 1.0, Threads::All)
-        } else {
-            out.add(y, tile.t(), 1.0, Threads::All)
-        }
-    });
-}
-
-/// Calls `f` with some rows of the matrix at a time, transposed: `[cols, rows]`.
-fn for_tiles(weight: &Packed, mut f: impl FnMut(Matrix, Range<usize>)) {
-    let [rows, cols] = weight.dims();
-    let per_tile = (TILE / (cols * PANEL).max(1)).clamp(1, weight.panels().max(1));
-    let mut scratch = Scratch::new(per_tile * PANEL * cols);
-    for first in (0..weight.panels()).step_by(per_tile) {
-        let panels = first..(first + per_tile).min(weight.panels());
-        let width = panels.len() * PANEL;
-        let tile = &mut scratch[..width * cols];
-        let shared = Shared::new(tile);
-        panels.clone().into_par_iter().for_each(|panel| {
-            // SAFETY: each panel has columns of its own.
-            let out = unsafe { shared.window((panel - first) * PANEL, cols, PANEL, width) };
-            unpack(out, weight, panel);
-        });
-        let valid = first * PANEL..(panels.end * PANEL).min(rows);
-        f(
-            Matrix::new(tile, cols, width).window(0, cols, 0, valid.len()),
-            valid,
-        );
-    }
-}
-
-fn unpack(out: MatrixMut<'_>, weight: &Packed, panel: usize) {
-    if weight.bits == 4 {
-        unpack_bits::<4>(out, weight, panel)
-    } else {
-        unpack_bits::<8>(out, weight, panel)
-    }
-}
-
-multiversion_bytes!(fn unpack_bits<const BITS: u32>(out: MatrixMut<'_>, weight: &Packed, panel: usize) = unpack_body);
-
-/// Writes a panel transposed, `[cols, PANEL]`.
-#[inline(always)]
-fn unpack_body<B: Bytes, const BITS: u32>(mut out: MatrixMut<'_>, weight: &Packed, panel: usize) {
-    let (group, groups) = (weight.group, weight.groups());
-    let codes = weight.codes[panel * weight.panel_bytes()..][..weight.panel_bytes()]
-        .as_chunks::<CODES>()
-        .0;
-    let per_group = codes.len() / groups;
-    for (g, codes) in codes.chunks_exact(per_group).enumerate() {
-        let at = (panel * groups + g) * PANEL;
-        let scales = lanes_at::<B>(&weight.scales, at);
-        let none = B::Lanes::splat(0.0);
-        let terms = match &weight.offset {
-            Offset::Zero(zero) => Terms::Codes {
-                zero: B::Lanes::splat(-f32::from(*zero)),
-                scales,
-                minima: none,
-            },
-            Offset::Minimum(minima) => Terms::Codes {
-                zero: none,
-                scales,
-                minima: lanes_at::<B>(minima, at),
-            },
-            Offset::Table => Terms::Table { scales },
-        };
-        for (j, codes) in codes.iter().enumerate() {
-            let codes = B::load(codes);
-            let first = g * group + 4 * j;
-            if BITS == 4 {
-                unpack_vector::<B>(&mut out, first, B::low(codes), &terms);
-                unpack_vector::<B>(&mut out, first + 4 * per_group, B::high(codes), &terms);
-            } else {
-                unpack_vector::<B>(&mut out, first, codes, &terms);
-            }
-        }
-    }
-}
-
-/// What codes of a group stand for.
-enum Terms<L> {
-    /// `(code + zero) · scale + minimum`.
-    Codes { zero: L, scales: L, minima: L },
-    /// The number of a table at that place, times the scale.
-    Table { scales: L },
-}
-
-/// Writes four columns from `first`, as far as there are so many.
-#[inline(always)]
-fn unpack_vector<B: Bytes>(
-    out: &mut MatrixMut<'_>,
-    first: usize,
-    codes: B::Codes,
-    terms: &Terms<B::Lanes>,
-) {
-    for i in 0..4 {
-        if first + i < out.rows() {
-            let values = match terms {
-                Terms::Codes {
-                    zero,
-                    scales,
-                    minima,
-                } => B::code(codes, i).add(*zero).mul_add(*scales, *minima),
-                Terms::Table { scales } => B::look_up(&NF4, codes, i).mul(*scales),
-            };
-            values.store(
-                out.row_mut(first + i)
-                    .try_into()
-                    .expect("a panel has sixteen rows"),
-            );
-        }
-    }
-}
-
-/// Each panel is unpacked once and meets all rows of x.
-fn few_rows(out: &mut MatrixMut, x: Matrix, weight: &Packed) {
-    let [rows, cols] = weight.dims();
-    let shared = out.share();
-    (0..weight.panels())
-        .into_par_iter()
-        .with_min_len((TASK_BYTES / weight.panel_bytes()).max(1))
-        .for_each(|panel| {
-            let mut tile = Scratch::new(cols * PANEL);
-            unpack(MatrixMut::new(&mut tile, cols, PANEL), weight, panel);
-            for i in 0..x.rows {
-                let mut y = [0.0; LANES];
-                row_times_tile(&mut y, x.row(i), &tile);
-                let valid = PANEL.min(rows - panel * PANEL);
-                // SAFETY: each panel has columns of its own.
-                unsafe { shared.write(i, panel * PANEL, &y[..valid]) };
-            }
-        });
-}
-
-multiversion!(fn row_times_tile(out: &mut [f32; LANES], x: &[f32], tile: &[f32]) = row_times_tile_body);
-
-#[inline(always)]
-fn row_times_tile_body<I: Isa>(out: &mut [f32; LANES], x: &[f32], tile: &[f32]) {
-    let (x_quads, x_rest) = x.as_chunks::<4>();
-    let (tile_quads, tile_rest) = tile.as_chunks::<LANES>().0.as_chunks::<4>();
-    let mut sums = [I::Lanes::splat(0.0); 4];
-    for (x, tile) in x_quads.iter().zip(tile_quads) {
-        for (sum, (x, row)) in sums.iter_mut().zip(x.iter().zip(tile)) {
-            *sum = I::Lanes::load(row).mul_add(I::Lanes::splat(*x), *sum);
-        }
-    }
-    for (x, row) in x_rest.iter().zip(tile_rest) {
-        sums[0] = I::Lanes::load(row).mul_add(I::Lanes::splat(*x), sums[0]);
-    }
-    sums[0].add(sums[1]).add(sums[2].add(sums[3])).store(out);
-}
 
 /// Rows of x in 8 bits, with a scale for each group.
 struct Rounded {
@@ -294,7 +82,8 @@ fn round_row_body<I: Isa>(
 /// Rows of x that share a reading of the codes.
 const ROWS: usize = 8;
 
-fn integer_product(out: &mut MatrixMut, x: Matrix, weight: &Packed) {
+/// `out = x · weightᵀ`, with x rounded.
+pub(super) fn integer_product(out: &mut MatrixMut, x: Matrix, weight: &Packed) {
     let x_rows = x.rows;
     let x = rounded(x, weight.group);
     let shared = out.share();
@@ -356,19 +145,6 @@ multiversion_bytes!(
         panel: usize,
     ) = panel_product_body
 );
-
-/// Sixteen scales or minima. A function rather than a closure, which would not be compiled for the
-/// instruction set.
-#[inline(always)]
-fn lanes_at<B: Bytes>(numbers: &Numbers, at: usize) -> B::Lanes {
-    match numbers {
-        Numbers::F16(values) => B::halves(values[at..][..LANES].try_into().expect("sixteen")),
-        Numbers::F32(values) => B::Lanes::load(values[at..][..LANES].try_into().expect("sixteen")),
-        Numbers::Byte(codes, mean) => {
-            B::Lanes::load(&std::array::from_fn(|lane| codes.at(at + lane) + mean))
-        }
-    }
-}
 
 /// The products of `T` rows of x from `first` with the rows of a panel.
 #[inline(always)]
@@ -474,70 +250,6 @@ mod tests {
     use super::*;
     use crate::packed::Activations;
     use crate::simd::Baseline;
-
-    /// Every instruction set unpacks the numbers that a row read by itself has, for all formats and
-    /// widths with a rest.
-    #[test]
-    fn every_instruction_set_unpacks_the_same_numbers() {
-        use frugal_formats::gguf::GgmlType;
-        let values = |cols: usize| -> Vec<f32> {
-            (0..3 * PANEL * cols)
-                .map(|i| (0.37 * i as f32).sin() * (1.0 + (i % 5) as f32))
-                .collect()
-        };
-        let ggml = |ggml_type| Packed::to_ggml(ggml_type, &values(64), 64).unwrap();
-        let packings = [
-            Packed::int8(&values(70), 70),
-            Packed::nf4(&values(150), 150),
-            Packed::nf4_double(&values(150), 150),
-            ggml(GgmlType::Q8_0),
-            ggml(GgmlType::Q4_0),
-            ggml(GgmlType::Q4_1),
-        ];
-        for packed in packings {
-            let cols = packed.dims()[1];
-            let expected = packed.to_vec();
-            let check = |name: &str, unpack: &dyn Fn(MatrixMut<'_>, usize)| {
-                for panel in 0..3 {
-                    let mut tile = vec![f32::NAN; cols * PANEL];
-                    unpack(MatrixMut::new(&mut tile, cols, PANEL), panel);
-                    for (i, row) in expected
-                        .chunks(cols)
-                        .skip(panel * PANEL)
-                        .take(PANEL)
-                        .enumerate()
-                    {
-                        let found: Vec<f32> = (0..cols).map(|k| tile[k * PANEL + i]).collect();
-                        assert_eq!(found, row, "{name}: {packed:?}");
-                    }
-                }
-            };
-            check("the processor's", &|out, panel| unpack(out, &packed, panel));
-            let baseline = |out: MatrixMut<'_>, panel| match packed.bits {
-                4 => unpack_body::<Baseline, 4>(out, &packed, panel),
-                _ => unpack_body::<Baseline, 8>(out, &packed, panel),
-            };
-            check("baseline", &baseline);
-            #[cfg(target_arch = "x86_64")]
-            if is_x86_feature_detected!("avx2")
-                && is_x86_feature_detected!("fma")
-                && is_x86_feature_detected!("f16c")
-            {
-                #[target_feature(enable = "avx2,fma,f16c")]
-                fn avx2<const BITS: u32>(out: MatrixMut<'_>, weight: &Packed, panel: usize) {
-                    unpack_body::<crate::simd::Avx2, BITS>(out, weight, panel);
-                }
-                // SAFETY: the processor has the features, as just detected.
-                check("AVX2", &|out, panel| unsafe {
-                    if packed.bits == 4 {
-                        avx2::<4>(out, &packed, panel)
-                    } else {
-                        avx2::<8>(out, &packed, panel)
-                    }
-                });
-            }
-        }
-    }
 
     /// Large codes and inputs, where sums of pairs are largest.
     #[test]
