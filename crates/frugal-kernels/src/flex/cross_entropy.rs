@@ -4,7 +4,7 @@ use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
-use super::gemm::ROWS;
+use super::gemm::MR;
 use super::matrix::{Matrix, MatrixMut, Threads, zeros};
 use super::record::{Op, Operand, present, record};
 use super::tensor::{tensor_of, values};
@@ -153,11 +153,11 @@ impl<'a> Head<'a> {
         // last one too.
         let most = (MAX_LOGITS / vocab.max(1))
             .clamp(16, 1024)
-            .next_multiple_of(ROWS);
+            .next_multiple_of(MR);
         let parts = count.div_ceil(most).max(1);
         let chunk = count
             .div_ceil(parts)
-            .next_multiple_of(ROWS)
+            .next_multiple_of(MR)
             .clamp(1, count.max(1));
         let stride = vocab + PADDING;
         let mut buffer = zeros(chunk * stride);

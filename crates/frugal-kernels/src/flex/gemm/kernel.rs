@@ -4,9 +4,9 @@ use super::prefetch::prefetch;
 use super::view::{Strided, Target};
 
 /// Rows of a panel of the first factor.
-pub(in crate::flex) const ROWS: usize = 12;
+pub(in crate::flex) const MR: usize = 12;
 /// Columns of a panel of the second factor: two vectors.
-pub(super) const COLS: usize = 32;
+pub(super) const NR: usize = 32;
 /// What a tile adds up: rows of a first factor, and a panel of columns of the second.
 #[derive(Clone, Copy)]
 pub(super) struct Part<'a> {
@@ -30,26 +30,26 @@ pub(super) unsafe fn tile(
     add: bool,
 ) {
     assert!(
-        cols <= COLS
-            && part.b.len() >= part.depth * COLS
-            && more.is_none_or(|more| more.b.len() >= more.depth * COLS)
+        cols <= NR
+            && part.b.len() >= part.depth * NR
+            && more.is_none_or(|more| more.b.len() >= more.depth * NR)
     );
     #[cfg(target_arch = "x86_64")]
     // SAFETY: passed on to the caller; the panels of columns are long enough, as just checked.
     unsafe {
         match rows {
-            1 => kernel::<1>(part, more, c, cols, scale, add),
-            2 => kernel::<2>(part, more, c, cols, scale, add),
-            3 => kernel::<3>(part, more, c, cols, scale, add),
-            4 => kernel::<4>(part, more, c, cols, scale, add),
-            5 => kernel::<5>(part, more, c, cols, scale, add),
-            6 => kernel::<6>(part, more, c, cols, scale, add),
-            7 => kernel::<7>(part, more, c, cols, scale, add),
-            8 => kernel::<8>(part, more, c, cols, scale, add),
-            9 => kernel::<9>(part, more, c, cols, scale, add),
-            10 => kernel::<10>(part, more, c, cols, scale, add),
-            11 => kernel::<11>(part, more, c, cols, scale, add),
-            _ => kernel::<12>(part, more, c, cols, scale, add),
+            1 => micro_kernel::<1>(part, more, c, cols, scale, add),
+            2 => micro_kernel::<2>(part, more, c, cols, scale, add),
+            3 => micro_kernel::<3>(part, more, c, cols, scale, add),
+            4 => micro_kernel::<4>(part, more, c, cols, scale, add),
+            5 => micro_kernel::<5>(part, more, c, cols, scale, add),
+            6 => micro_kernel::<6>(part, more, c, cols, scale, add),
+            7 => micro_kernel::<7>(part, more, c, cols, scale, add),
+            8 => micro_kernel::<8>(part, more, c, cols, scale, add),
+            9 => micro_kernel::<9>(part, more, c, cols, scale, add),
+            10 => micro_kernel::<10>(part, more, c, cols, scale, add),
+            11 => micro_kernel::<11>(part, more, c, cols, scale, add),
+            _ => micro_kernel::<12>(part, more, c, cols, scale, add),
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
@@ -60,7 +60,7 @@ pub(super) unsafe fn tile(
 /// As [`tile`], with panels of columns of at least their depth.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-unsafe fn kernel<const R: usize>(
+unsafe fn micro_kernel<const R: usize>(
     part: Part,
     more: Option<Part>,
     c: Target,
@@ -75,7 +75,7 @@ unsafe fn kernel<const R: usize>(
         for r in 0..R {
             let row = c.data.wrapping_add(r * c.row_stride);
             prefetch(row);
-            prefetch(row.wrapping_add(COLS / 2));
+            prefetch(row.wrapping_add(NR / 2));
         }
     }
     let mut sums = [[_mm512_setzero_ps(); 2]; R];
@@ -86,11 +86,11 @@ unsafe fn kernel<const R: usize>(
         // Threes of rows share an address register.
         let thirds = [0, 1, 2, 3].map(|third| a.data.wrapping_add(3 * third * a.row_stride));
         for k in 0..depth {
-            // SAFETY: the first factor has `R` rows of `depth`, the panel `depth` rows of `COLS`.
+            // SAFETY: the first factor has `R` rows of `depth`, the panel `depth` rows of `NR`.
             unsafe {
                 let right = [
-                    _mm512_loadu_ps(b.add(k * COLS)),
-                    _mm512_loadu_ps(b.add(k * COLS + 16)),
+                    _mm512_loadu_ps(b.add(k * NR)),
+                    _mm512_loadu_ps(b.add(k * NR + 16)),
                 ];
                 for (r, sums) in sums.iter_mut().enumerate() {
                     let left =
@@ -102,6 +102,7 @@ unsafe fn kernel<const R: usize>(
         }
         next = more.take();
     }
+    // The epilogue: scales the sums, adds what is there, writes the columns that exist.
     let masks = [
         (1u32 << cols.min(16)) - 1,
         (1u32 << cols.saturating_sub(16)) - 1,

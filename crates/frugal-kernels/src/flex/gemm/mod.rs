@@ -1,11 +1,13 @@
-//! Single-precision matrix products with AVX-512, which the general library is built without.
+//! Single-precision matrix products (GEMM) with AVX-512, which the general library is built without.
 //!
-//! The inner loop keeps 12 x 32 sums in registers. Its columns of the second factor are copied into
-//! panels by the task that multiplies them; the first factor is read where it lies if its rows are
-//! contiguous and do not fall on the same lines of the first-level cache, and copied into panels of
-//! 12 rows if not. A second, shallow product can be added to the sums before they are written. Cuts
-//! along the depth, which decide the order of a sum, follow from the shapes alone, so the result is
-//! the same for any number of threads.
+//! The micro-kernel keeps `MR x NR` = 12 x 32 sums in registers. The second factor is packed into
+//! panels of `NR` columns by the task that multiplies them; the first is read where it lies if its
+//! rows are contiguous and do not fall on the same lines of the first-level cache, and packed into
+//! panels of `MR` rows if not. A second, shallow product can be added to the sums before the epilogue
+//! scales and writes them. The depth is cut into equal blocks of at most `KC`; the cuts, which decide
+//! the order of a sum, follow from the shapes alone, so the result is the same for any number of
+//! threads. Names as in Goto and van de Geijn, *Anatomy of high-performance matrix multiplication*
+//! (2008).
 
 mod kernel;
 mod pack;
@@ -15,21 +17,21 @@ mod view;
 
 use rayon::prelude::*;
 
-pub(super) use kernel::ROWS;
+pub(super) use kernel::MR;
 pub(super) use prefetch::prefetch;
 pub(super) use view::{Extra, Strided, Target};
 
 use super::scratch::Scratch;
-use kernel::{COLS, Part, tile};
-use pack::{copy_cols, copy_rows};
+use kernel::{NR, Part, tile};
+use pack::{pack_a, pack_b};
 use schedule::Cut;
 
 /// Inner size of a block: sums stay in registers as long as the panels of a task stay in the
 /// second-level cache.
-const DEPTH: usize = 640;
+const KC: usize = 640;
 /// Elements of the first factor that are copied at a time, where it has more than one block of
 /// depth.
-const COPIED: usize = 1 << 20;
+const PACKED_ELEMENTS: usize = 1 << 20;
 /// Multiply-adds that are worth the threads.
 const THREADS_FROM: usize = 1 << 19;
 /// Rows this many elements apart fall on the same few lines of the first-level cache, and are
@@ -40,7 +42,7 @@ const ALIASED: usize = 1024;
 pub(super) fn is_better(rows: usize, cols: usize, depth: usize) -> bool {
     #[cfg(target_arch = "x86_64")]
     {
-        rows >= 8 && cols > COLS / 4 && depth >= 8 && is_x86_feature_detected!("avx512f")
+        rows >= 8 && cols > NR / 4 && depth >= 8 && is_x86_feature_detected!("avx512f")
     }
     #[cfg(not(target_arch = "x86_64"))]
     {
@@ -71,22 +73,22 @@ pub(super) unsafe fn multiply(
 ) {
     let threads = threads && rows * cols * depth >= THREADS_FROM;
     // Blocks of equal depth.
-    let blocks = depth.div_ceil(DEPTH);
+    let blocks = depth.div_ceil(KC);
     let block = depth.div_ceil(blocks);
     let extra_depth = extra.map_or(0, |extra| extra.depth);
     assert!(extra_depth <= EXTRA_DEPTH);
-    let (row_panels, col_panels) = (rows.div_ceil(ROWS), cols.div_ceil(COLS));
+    let (row_panels, col_panels) = (rows.div_ceil(MR), cols.div_ceil(NR));
     let in_place = a.col_stride == 1 && !a.row_stride.is_multiple_of(ALIASED);
     // How many blocks the tasks go through before they meet.
     let together = if in_place {
         blocks
     } else {
-        (COPIED / (block * rows)).clamp(1, blocks)
+        (PACKED_ELEMENTS / (block * rows)).clamp(1, blocks)
     };
     let mut copied = Scratch::new(if in_place {
         0
     } else {
-        together * row_panels * block * ROWS
+        together * row_panels * block * MR
     });
     let cut = Cut::of(
         row_panels,
@@ -102,52 +104,49 @@ pub(super) unsafe fn multiply(
         let depth_of = |i: usize| block.min(depth - (first_block + i) * block);
         if !in_place {
             let copy = |(i, panel): (usize, &mut [f32])| {
-                let (k, row) = (
-                    (first_block + i / row_panels) * block,
-                    i % row_panels * ROWS,
-                );
+                let (k, row) = ((first_block + i / row_panels) * block, i % row_panels * MR);
                 // SAFETY: the block lies inside the matrix.
                 unsafe {
-                    copy_rows(
+                    pack_a(
                         panel,
                         a,
                         row,
-                        ROWS.min(rows - row),
+                        MR.min(rows - row),
                         k,
                         depth_of(i / row_panels),
                     )
                 };
             };
-            let part = &mut copied[..count * row_panels * block * ROWS];
+            let part = &mut copied[..count * row_panels * block * MR];
             if threads {
-                part.par_chunks_mut(block * ROWS)
+                part.par_chunks_mut(block * MR)
                     .enumerate()
                     .with_min_len(4)
                     .for_each(copy);
             } else {
-                part.chunks_mut(block * ROWS).enumerate().for_each(copy);
+                part.chunks_mut(block * MR).enumerate().for_each(copy);
             }
         }
         let panels = &*copied;
         // The first factor's panel of rows, in the block.
         let left = |i: usize, panel: usize| {
             if in_place {
-                let (row, k) = (panel * ROWS, (first_block + i) * block);
+                let (row, k) = (panel * MR, (first_block + i) * block);
                 // SAFETY: the element lies inside the matrix.
                 unsafe { a.at(row, k) }
             } else {
-                let panel = &panels[(i * row_panels + panel) * block * ROWS..][..block * ROWS];
+                let panel = &panels[(i * row_panels + panel) * block * MR..][..block * MR];
                 Strided {
                     data: panel.as_ptr(),
                     row_stride: 1,
-                    col_stride: ROWS,
+                    col_stride: MR,
                 }
             }
         };
         let task = |task: usize| {
             let (my_rows, my_cols) = cut.part(task);
-            let columns = my_cols.start * COLS..cols.min(my_cols.end * COLS);
-            let (panel_len, extra_len) = (block * COLS, extra_depth * COLS);
+            let columns = my_cols.start * NR..cols.min(my_cols.end * NR);
+            let (panel_len, extra_len) = (block * NR, extra_depth * NR);
             let mut space = Scratch::new(my_cols.len() * (panel_len + extra_len));
             let (space, extra_space) = space.split_at_mut(my_cols.len() * panel_len);
             for i in 0..count {
@@ -155,11 +154,11 @@ pub(super) unsafe fn multiply(
                 let extra = extra.filter(|_| first_block + i + 1 == blocks);
                 let add = accumulate || first_block + i > 0;
                 // SAFETY: the block lies inside the matrix.
-                unsafe { copy_cols(space, panel_len, b, columns.clone(), k, depth) };
+                unsafe { pack_b(space, panel_len, b, columns.clone(), k, depth) };
                 if let Some(extra) = extra {
                     // SAFETY: as above.
                     unsafe {
-                        copy_cols(
+                        pack_b(
                             extra_space,
                             extra_len,
                             extra.b,
@@ -171,7 +170,7 @@ pub(super) unsafe fn multiply(
                 }
                 for row in my_rows.clone() {
                     for (at, col) in my_cols.clone().enumerate() {
-                        let (r, n) = (ROWS.min(rows - row * ROWS), COLS.min(cols - col * COLS));
+                        let (r, n) = (MR.min(rows - row * MR), NR.min(cols - col * NR));
                         let part = Part {
                             a: left(i, row),
                             b: &space[at * panel_len..],
@@ -179,7 +178,7 @@ pub(super) unsafe fn multiply(
                         };
                         let more = extra.map(|extra| {
                             // SAFETY: the element lies inside the matrix.
-                            let a = unsafe { extra.a.at(row * ROWS, 0) };
+                            let a = unsafe { extra.a.at(row * MR, 0) };
                             Part {
                                 a,
                                 b: &extra_space[at * extra_len..],
@@ -188,7 +187,7 @@ pub(super) unsafe fn multiply(
                         });
                         // SAFETY: the tile lies inside the target, each task has tiles of its own,
                         // and the first factors have `r` rows of their depth from here on.
-                        unsafe { tile(r, part, more, c.at(row * ROWS, col * COLS), n, scale, add) };
+                        unsafe { tile(r, part, more, c.at(row * MR, col * NR), n, scale, add) };
                     }
                 }
             }

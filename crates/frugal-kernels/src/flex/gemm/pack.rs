@@ -2,15 +2,15 @@
 
 use std::ops::Range;
 
-use super::kernel::{COLS, ROWS};
+use super::kernel::{MR, NR};
 use super::prefetch::prefetch;
 use super::view::Strided;
 
-/// Copies rows of a matrix to `[depth, ROWS]`.
+/// Copies rows of a matrix to `[depth, MR]`.
 ///
 /// # Safety
 /// The rows and columns must lie inside the matrix.
-pub(super) unsafe fn copy_rows(
+pub(super) unsafe fn pack_a(
     panel: &mut [f32],
     a: Strided,
     row: usize,
@@ -18,40 +18,32 @@ pub(super) unsafe fn copy_rows(
     k: usize,
     depth: usize,
 ) {
-    assert!(rows <= ROWS && depth * ROWS <= panel.len());
-    // SAFETY: passed on to the caller; the panel has room for `depth` times `ROWS`.
+    assert!(rows <= MR && depth * MR <= panel.len());
+    // SAFETY: passed on to the caller; the panel has room for `depth` times `MR`.
     unsafe {
         let source = a.data.add(row * a.row_stride + k * a.col_stride);
         let out = panel.as_mut_ptr();
-        if a.row_stride == 1 && rows == ROWS {
+        if a.row_stride == 1 && rows == MR {
             for k in 0..depth {
                 // A length that the compiler knows takes a few moves instead of a call.
-                std::ptr::copy_nonoverlapping(
-                    source.add(k * a.col_stride),
-                    out.add(k * ROWS),
-                    ROWS,
-                );
+                std::ptr::copy_nonoverlapping(source.add(k * a.col_stride), out.add(k * MR), MR);
             }
         } else if a.row_stride == 1 {
             for k in 0..depth {
-                std::ptr::copy_nonoverlapping(
-                    source.add(k * a.col_stride),
-                    out.add(k * ROWS),
-                    rows,
-                );
+                std::ptr::copy_nonoverlapping(source.add(k * a.col_stride), out.add(k * MR), rows);
             }
         } else {
-            transpose::<ROWS>(panel, source, a.row_stride, a.col_stride, rows, depth);
+            transpose::<MR>(panel, source, a.row_stride, a.col_stride, rows, depth);
         }
     }
 }
 
-/// Copies columns of a matrix to panels `[depth, COLS]`, `panel_len` apart; what is beyond them is
+/// Copies columns of a matrix to panels `[depth, NR]`, `panel_len` apart; what is beyond them is
 /// 0.
 ///
 /// # Safety
 /// The rows and columns must lie inside the matrix.
-pub(super) unsafe fn copy_cols(
+pub(super) unsafe fn pack_b(
     panels: &mut [f32],
     panel_len: usize,
     b: Strided,
@@ -59,13 +51,13 @@ pub(super) unsafe fn copy_cols(
     k: usize,
     depth: usize,
 ) {
-    let (whole, rest) = (cols.len() / COLS, cols.len() % COLS);
-    assert!(depth * COLS <= panel_len && cols.len().div_ceil(COLS) * panel_len <= panels.len());
+    let (whole, rest) = (cols.len() / NR, cols.len() % NR);
+    assert!(depth * NR <= panel_len && cols.len().div_ceil(NR) * panel_len <= panels.len());
     if rest > 0 {
-        panels[whole * panel_len..][..depth * COLS].fill(0.0);
+        panels[whole * panel_len..][..depth * NR].fill(0.0);
     }
     let out = panels.as_mut_ptr();
-    // SAFETY: as in `copy_rows`.
+    // SAFETY: as in `pack_a`.
     unsafe {
         let source = b.data.add(k * b.row_stride + cols.start * b.col_stride);
         if b.col_stride == 1 {
@@ -73,16 +65,16 @@ pub(super) unsafe fn copy_cols(
             for k in 0..depth {
                 let row = source.add(k * b.row_stride);
                 for panel in 0..whole {
-                    let at = row.add(panel * COLS);
+                    let at = row.add(panel * NR);
                     prefetch(at.wrapping_add(8 * b.row_stride));
-                    prefetch(at.wrapping_add(8 * b.row_stride + COLS / 2));
+                    prefetch(at.wrapping_add(8 * b.row_stride + NR / 2));
                     // A length that the compiler knows takes two moves instead of a call.
-                    std::ptr::copy_nonoverlapping(at, out.add(panel * panel_len + k * COLS), COLS);
+                    std::ptr::copy_nonoverlapping(at, out.add(panel * panel_len + k * NR), NR);
                 }
                 if rest > 0 {
                     std::ptr::copy_nonoverlapping(
-                        row.add(whole * COLS),
-                        out.add(whole * panel_len + k * COLS),
+                        row.add(whole * NR),
+                        out.add(whole * panel_len + k * NR),
                         rest,
                     );
                 }
@@ -90,15 +82,15 @@ pub(super) unsafe fn copy_cols(
         } else {
             for (panel, first) in panels
                 .chunks_mut(panel_len)
-                .zip((0..cols.len()).step_by(COLS))
+                .zip((0..cols.len()).step_by(NR))
             {
                 let source = source.add(first * b.col_stride);
-                transpose::<COLS>(
+                transpose::<NR>(
                     panel,
                     source,
                     b.col_stride,
                     b.row_stride,
-                    COLS.min(cols.len() - first),
+                    NR.min(cols.len() - first),
                     depth,
                 );
             }

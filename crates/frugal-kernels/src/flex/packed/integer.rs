@@ -80,7 +80,7 @@ fn round_row_body<I: Isa>(
 }
 
 /// Rows of x that share a reading of the codes.
-const ROWS: usize = 8;
+const MR: usize = 8;
 
 /// `out = x · weightᵀ`, with x rounded.
 pub(super) fn integer_product(out: &mut MatrixMut, x: Matrix, weight: &Packed) {
@@ -91,15 +91,9 @@ pub(super) fn integer_product(out: &mut MatrixMut, x: Matrix, weight: &Packed) {
         let mut first = 0;
         while first < x_rows {
             let count = x_rows - first;
-            let mut y = [[0.0; LANES]; ROWS];
+            let mut y = [[0.0; LANES]; MR];
             let count = match count {
-                ROWS.. => {
-                    (
-                        panel_product_of::<ROWS>(&mut y, &x, first, weight, panel),
-                        ROWS,
-                    )
-                        .1
-                }
+                MR.. => (panel_product_of::<MR>(&mut y, &x, first, weight, panel), MR).1,
                 4.. => (panel_product_of::<4>(&mut y, &x, first, weight, panel), 4).1,
                 _ => (panel_product_of::<1>(&mut y, &x, first, weight, panel), 1).1,
             };
@@ -123,7 +117,7 @@ pub(super) fn integer_product(out: &mut MatrixMut, x: Matrix, weight: &Packed) {
 }
 
 fn panel_product_of<const T: usize>(
-    y: &mut [[f32; LANES]; ROWS],
+    y: &mut [[f32; LANES]; MR],
     x: &Rounded,
     first: usize,
     weight: &Packed,
@@ -138,7 +132,7 @@ fn panel_product_of<const T: usize>(
 
 multiversion_bytes!(
     fn panel_product<const BITS: u32, const T: usize>(
-        y: &mut [[f32; LANES]; ROWS],
+        y: &mut [[f32; LANES]; MR],
         x: &Rounded,
         first: usize,
         weight: &Packed,
@@ -149,16 +143,16 @@ multiversion_bytes!(
 /// The products of `T` rows of x from `first` with the rows of a panel.
 #[inline(always)]
 fn panel_product_body<B: Bytes, const BITS: u32, const T: usize>(
-    y: &mut [[f32; LANES]; ROWS],
+    y: &mut [[f32; LANES]; MR],
     x: &Rounded,
     first: usize,
     weight: &Packed,
     panel: usize,
 ) {
-    if T == ROWS && B::FEW_REGISTERS {
-        let (low, high) = y.split_at_mut(ROWS / 2);
-        rows_product::<B, BITS, { ROWS / 2 }>(low, x, first, weight, panel);
-        rows_product::<B, BITS, { ROWS / 2 }>(high, x, first + ROWS / 2, weight, panel);
+    if T == MR && B::FEW_REGISTERS {
+        let (low, high) = y.split_at_mut(MR / 2);
+        rows_product::<B, BITS, { MR / 2 }>(low, x, first, weight, panel);
+        rows_product::<B, BITS, { MR / 2 }>(high, x, first + MR / 2, weight, panel);
     } else {
         rows_product::<B, BITS, T>(y, x, first, weight, panel);
     }
@@ -274,7 +268,7 @@ mod tests {
                 .sum::<f32>()
         };
         let x_rows = rounded(Matrix::new(&x, 8, cols), packed.group);
-        let check = |name: &str, y: &[[f32; LANES]; ROWS]| {
+        let check = |name: &str, y: &[[f32; LANES]; MR]| {
             for (t, y) in y.iter().enumerate() {
                 for (row, y) in y.iter().enumerate() {
                     assert!(
@@ -285,11 +279,11 @@ mod tests {
                 }
             }
         };
-        let mut y = [[0.0; LANES]; ROWS];
-        panel_product::<8, ROWS>(&mut y, &x_rows, 0, &packed, 0);
+        let mut y = [[0.0; LANES]; MR];
+        panel_product::<8, MR>(&mut y, &x_rows, 0, &packed, 0);
         check("the processor's", &y);
-        let mut y = [[0.0; LANES]; ROWS];
-        panel_product_body::<Baseline, 8, ROWS>(&mut y, &x_rows, 0, &packed, 0);
+        let mut y = [[0.0; LANES]; MR];
+        panel_product_body::<Baseline, 8, MR>(&mut y, &x_rows, 0, &packed, 0);
         check("baseline", &y);
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2")
@@ -297,10 +291,10 @@ mod tests {
             && is_x86_feature_detected!("f16c")
         {
             #[target_feature(enable = "avx2,fma,f16c")]
-            fn avx2<const BITS: u32>(y: &mut [[f32; LANES]; ROWS], x: &Rounded, weight: &Packed) {
-                panel_product_body::<crate::simd::Avx2, BITS, ROWS>(y, x, 0, weight, 0);
+            fn avx2<const BITS: u32>(y: &mut [[f32; LANES]; MR], x: &Rounded, weight: &Packed) {
+                panel_product_body::<crate::simd::Avx2, BITS, MR>(y, x, 0, weight, 0);
             }
-            let mut y = [[0.0; LANES]; ROWS];
+            let mut y = [[0.0; LANES]; MR];
             // SAFETY: the processor has the features, as just detected.
             unsafe { avx2::<8>(&mut y, &x_rows, &packed) };
             check("AVX2", &y);
@@ -311,10 +305,10 @@ mod tests {
             ] {
                 let packed = Packed::to_ggml(ggml_type, &quarter, cols).unwrap();
                 let x_rows = rounded(Matrix::new(&x, 8, cols), packed.group);
-                let (mut y, mut baseline) = ([[0.0; LANES]; ROWS], [[0.0; LANES]; ROWS]);
+                let (mut y, mut baseline) = ([[0.0; LANES]; MR], [[0.0; LANES]; MR]);
                 // SAFETY: as above.
                 unsafe { avx2::<4>(&mut y, &x_rows, &packed) };
-                panel_product_body::<Baseline, 4, ROWS>(&mut baseline, &x_rows, 0, &packed, 0);
+                panel_product_body::<Baseline, 4, MR>(&mut baseline, &x_rows, 0, &packed, 0);
                 for (y, baseline) in y.iter().flatten().zip(baseline.iter().flatten()) {
                     assert!(
                         (y - baseline).abs() <= 1e-5 * baseline.abs().max(1.0),
