@@ -18,7 +18,7 @@ use criterion::Criterion;
 use frugal_formats::gguf::GgmlType;
 use frugal_kernels::{
     Activations, AdamWStep, AttentionSpec, Blockwise, CacheType, CrossEntropyOptions, KeyValues,
-    LowRankRows, Memory, Packed, ScoreBias, adamw_8bit_step, adamw_step, add_layer_norm,
+    LowRankRows, Packed, SavePolicy, ScoreBias, adamw_8bit_step, adamw_step, add_layer_norm,
     add_rms_norm, attention, biased_attention, cached_attention, geglu_tanh, gelu, gelu_tanh,
     grad_norm_sq, keep_freed_memory, layer_norm, linear, linear_cross_entropy, lora_linear,
     multi_lora_linear, on_pool, quantized_linear, rms_norm, rope, silu, swiglu,
@@ -80,7 +80,7 @@ fn step(inputs: Vec<Tensor<2>>, op: impl Fn(&[Tensor<2>]) -> Tensor<2> + 'static
     let weights = matrix(rows, cols, 5, 1.0);
     Box::new(move || {
         let inputs: Vec<Tensor<2>> = inputs.iter().map(tracked).collect();
-        let y = Memory::Fast.scope(|| op(&inputs));
+        let y = SavePolicy::Fast.scope(|| op(&inputs));
         let gradients = (y.clone() * weights.clone()).sum().backward();
         std::iter::once(y.inner())
             .chain(inputs.iter().filter_map(|x| x.grad(&gradients)))

@@ -20,12 +20,12 @@ mod cross_entropy;
 mod flex;
 mod linear;
 mod mapped;
-mod memory;
 mod norm;
 mod optimizer;
 mod packed;
 mod pool;
 mod rope;
+mod save_policy;
 mod simd;
 mod sparse;
 
@@ -43,12 +43,12 @@ pub use linear::{
     quantized_multi_lora_linear,
 };
 pub use mapped::map_file;
-pub use memory::Memory;
 pub use norm::{add, add_layer_norm, add_rms_norm, layer_norm, rms_norm};
 pub use optimizer::{AdamWStep, adamw_step, grad_norm_sq};
 pub use packed::{Activations, Packed};
 pub use pool::on_pool;
 pub use rope::rope;
+pub use save_policy::SavePolicy;
 pub use sparse::{Sparse, sparse_linear};
 
 /// The operations as compositions of Burn operations, differentiable on every backend.

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::matrix::build;
 use super::record::{Op, Operand, present, record};
 use super::tensor::{contiguous, owned, tensor_of, values};
-use crate::memory::Cost;
+use crate::save_policy::Cost;
 use crate::simd::{Isa, TASK, exp, mul_add, multiversion, sigmoid};
 
 /// One activation: the function of a slice, and its gradient.

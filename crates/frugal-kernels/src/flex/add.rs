@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 use super::record::{Op, Operand, present, record};
 use super::sum::added;
 use super::tensor::contiguous;
-use crate::memory::Cost;
+use crate::save_policy::Cost;
 
 /// [`add`](crate::add) on Flex.
 pub(crate) fn add(x: &Tensor<2>, y: &Tensor<2>) -> Option<Tensor<2>> {

@@ -10,7 +10,7 @@ use super::record::{Op, Operand, present, record};
 use super::tensor::{tensor_of, values};
 use super::weight::{Base, Weight};
 use crate::cross_entropy::{CrossEntropyOptions, IGNORE_INDEX};
-use crate::memory::Cost;
+use crate::save_policy::Cost;
 use crate::simd::{Isa, TASK, exp, max, mul_add, multiversion, sum as sum_of, tanh, task_rows};
 
 /// Logits held at a time: 64 MiB. The weight is gone through, and copied, for each part of the

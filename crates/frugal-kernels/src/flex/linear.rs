@@ -10,8 +10,8 @@ use super::matrix::Matrix;
 use super::record::{Op, Operand, present, record};
 use super::tensor::tensor_of;
 use super::weight::{Base, Weight};
-use crate::memory::Cost;
 use crate::packed::Packed;
+use crate::save_policy::Cost;
 
 /// [`linear`](crate::linear) on Flex.
 pub(crate) fn linear(

@@ -13,8 +13,8 @@ use super::record::{Op, Operand, present, record};
 use super::tensor::{contiguous, tensor_of, values};
 use super::weight::{Base, Weight};
 use crate::linear::LowRankRows;
-use crate::memory::Cost;
 use crate::packed::Packed;
+use crate::save_policy::Cost;
 
 /// Up to this many rows the pairs go side by side; above, the threads share each product.
 const FEW_ROWS: usize = 64;

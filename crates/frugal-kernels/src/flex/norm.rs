@@ -12,7 +12,7 @@ use super::matrix::{Matrix, build};
 use super::record::{Op, Operand, present, record, record_computed};
 use super::sum::write_sum;
 use super::tensor::{contiguous, dense_rows, tensor_of, values};
-use crate::memory::Cost;
+use crate::save_policy::Cost;
 use crate::simd::{Isa, LANES, Lanes, mul_add, multiversion, sum, task_rows};
 
 /// [`rms_norm`](crate::rms_norm) on Flex.

@@ -20,7 +20,7 @@ use burn::tensor::{DType, Tensor};
 use super::sum::sum;
 use super::tensor::{contiguous, dense, tensor_of, untracked, values};
 use super::waiting::{self, Place};
-use crate::memory::Cost;
+use crate::save_policy::Cost;
 
 type AutodiffTensor = FloatTensor<Autodiff<Flex>>;
 

@@ -16,7 +16,7 @@ use super::dense::{column_sums, rows};
 use super::matrix::{Matrix, MatrixMut, Threads};
 use super::record::{Op, Operand, present, record};
 use super::tensor::{tensor_of, values};
-use crate::memory::Cost;
+use crate::save_policy::Cost;
 use crate::simd::{Isa, LANES, Lanes, TASK, multiversion};
 use crate::sparse::{BLOCK, Sparse};
 

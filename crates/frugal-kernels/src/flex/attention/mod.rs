@@ -16,7 +16,7 @@ use super::record::{Op, Operand, present, record};
 use super::tensor::{contiguous, dense_rows, tensor_of, untracked};
 use crate::attention::{AttentionSpec, ScoreBias};
 use crate::cache::KeyValues;
-use crate::memory::Cost;
+use crate::save_policy::Cost;
 use backward::Saved;
 use bias::Bias;
 

@@ -3,13 +3,13 @@
 use std::cell::Cell;
 
 thread_local! {
-    static CURRENT: Cell<Memory> = const { Cell::new(Memory::Balanced) };
+    static CURRENT: Cell<SavePolicy> = const { Cell::new(SavePolicy::Balanced) };
 }
 
 /// How much a forward pass keeps for its backward pass. Gradients are the same bits whatever is
 /// chosen: what is not kept is computed again by the same kernels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Memory {
+pub enum SavePolicy {
     /// Keep the residual stream and the outputs of attention; compute linear maps, rotations, norms
     /// and activations again.
     Low,
@@ -20,10 +20,10 @@ pub enum Memory {
     Fast,
 }
 
-impl Memory {
+impl SavePolicy {
     /// Runs a forward pass on this thread; what it records keeps as much as `self` says.
     pub fn scope<T>(self, forward: impl FnOnce() -> T) -> T {
-        struct Restore(Memory);
+        struct Restore(SavePolicy);
         impl Drop for Restore {
             fn drop(&mut self) {
                 CURRENT.set(self.0);
@@ -49,9 +49,9 @@ impl Cost {
     /// Whether the output is to be computed again when the backward pass needs it.
     pub(crate) fn is_repeated(self) -> bool {
         match CURRENT.get() {
-            Memory::Low => self != Self::Never,
-            Memory::Balanced => self == Self::Light,
-            Memory::Fast => false,
+            SavePolicy::Low => self != Self::Never,
+            SavePolicy::Balanced => self == Self::Light,
+            SavePolicy::Fast => false,
         }
     }
 }
