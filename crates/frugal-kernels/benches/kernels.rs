@@ -17,11 +17,11 @@ use burn::tensor::{Device, Tensor, TensorData};
 use criterion::Criterion;
 use frugal_formats::gguf::GgmlType;
 use frugal_kernels::{
-    Activations, AdamWStep, AttentionSpec, Blockwise, CacheType, CrossEntropyOptions, KeyValues,
-    LowRankRows, Packed, SavePolicy, ScoreBias, adamw_8bit_step, adamw_step, add_layer_norm,
-    add_rms_norm, attention, biased_attention, cached_attention, geglu_tanh, gelu, gelu_tanh,
-    grad_norm_sq, keep_freed_memory, layer_norm, linear, linear_cross_entropy, lora_linear,
-    multi_lora_linear, on_pool, quantized_linear, rms_norm, rope, silu, swiglu,
+    ActivationQuant, AdamWStep, AttentionSpec, Blockwise, CacheType, CrossEntropyOptions,
+    KeyValues, LowRankRows, Packed, SavePolicy, ScoreBias, adamw_8bit_step, adamw_step,
+    add_layer_norm, add_rms_norm, attention, biased_attention, cached_attention, geglu_tanh, gelu,
+    gelu_tanh, grad_norm_sq, keep_freed_memory, layer_norm, linear, linear_cross_entropy,
+    lora_linear, multi_lora_linear, on_pool, quantized_linear, rms_norm, rope, silu, swiglu,
 };
 
 const TOKENS: usize = 1024;
@@ -336,10 +336,10 @@ fn products() -> Vec<Case> {
             |w| Packed::to_ggml(GgmlType::Q4_0, w, D),
         ),
         ("w8a8_linear", "w8a8_linear_1_row", |w| {
-            Some(Packed::int8(w, D).with_activations(Activations::Int8))
+            Some(Packed::int8(w, D).with_activations(ActivationQuant::Int8))
         }),
         ("w4a8_linear", "w4a8_linear_1_row", |w| {
-            Some(Packed::to_ggml(GgmlType::Q4_0, w, D)?.with_activations(Activations::Int8))
+            Some(Packed::to_ggml(GgmlType::Q4_0, w, D)?.with_activations(ActivationQuant::Int8))
         }),
     ];
     for (many, few, pack) in packings {

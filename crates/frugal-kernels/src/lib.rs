@@ -45,7 +45,7 @@ pub use linear::{
 pub use mapped::map_file;
 pub use norm::{add, add_layer_norm, add_rms_norm, layer_norm, rms_norm};
 pub use optimizer::{AdamWStep, adamw_step, grad_norm_sq};
-pub use packed::{Activations, Packed};
+pub use packed::{ActivationQuant, Packed};
 pub use pool::on_pool;
 pub use rope::rope;
 pub use save_policy::SavePolicy;

@@ -36,7 +36,7 @@ pub use config::{
 };
 pub use decoder::Decoder;
 pub use encoder::Encoder;
-pub use frugal_kernels::Activations;
+pub use frugal_kernels::ActivationQuant;
 pub use gpt2::Gpt2;
 pub use init::random_weights;
 pub use layout::{Input, SequenceLayout};

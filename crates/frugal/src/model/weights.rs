@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use burn::prelude::*;
 use frugal_formats::gguf::GgmlType;
-use frugal_kernels::{Activations, Packed, Sparse};
+use frugal_kernels::{ActivationQuant, Packed, Sparse};
 use serde::{Deserialize, Serialize};
 
 use super::ModelError;
@@ -102,7 +102,7 @@ pub struct LoadOptions {
     /// How matrices are held.
     pub quantize: Quantize,
     /// How products with packed matrices are computed.
-    pub activations: Activations,
+    pub activations: ActivationQuant,
     /// Maps whose rounding is made up for by a low-rank pair; see
     /// [`crate::adapt::loftq::load_options`].
     pub loftq: Option<Arc<Loftq>>,
@@ -113,7 +113,7 @@ impl LoadOptions {
     pub fn for_generation() -> Self {
         Self {
             quantize: Quantize::Stored,
-            activations: Activations::Int8,
+            activations: ActivationQuant::Int8,
             ..Self::default()
         }
     }

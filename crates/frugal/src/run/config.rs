@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::adapt::{Pooling, registry};
-use crate::model::{Activations, Quantize};
+use crate::model::{ActivationQuant, Quantize};
 use crate::train::TrainConfig;
 
 /// What a model is trained and judged on.
@@ -113,7 +113,7 @@ pub struct TuneConfig {
     /// What products with weights in few bits do with their other factor: `exact` (single
     /// precision), or `int8`, rounded to 8 bits for each token, so that the forward pass is of
     /// integers.
-    pub activations: Activations,
+    pub activations: ActivationQuant,
     /// Where to compute.
     pub device: String,
     /// Decides every random choice of the run.
@@ -139,7 +139,7 @@ impl Default for TuneConfig {
             task: Task::default(),
             out: PathBuf::new(),
             quantize: Quantize::None,
-            activations: Activations::Exact,
+            activations: ActivationQuant::Exact,
             device: "cpu".into(),
             seed: 0,
             pooling: None,

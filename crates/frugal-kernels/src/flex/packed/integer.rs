@@ -242,7 +242,7 @@ fn rows_product<B: Bytes, const BITS: u32, const T: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::packed::Activations;
+    use crate::packed::ActivationQuant;
     use crate::simd::Baseline;
 
     /// Large codes and inputs, where sums of pairs are largest.
@@ -261,7 +261,7 @@ mod tests {
         let x: Vec<f32> = (0..8 * cols)
             .map(|i| if i % 3 == 0 { 127.0 } else { -127.0 })
             .collect();
-        let packed = Packed::int8(&weights, cols).with_activations(Activations::Int8);
+        let packed = Packed::int8(&weights, cols).with_activations(ActivationQuant::Int8);
         let expected = |t: usize, row: usize| {
             (0..cols)
                 .map(|k| x[t * cols + k] * weights[row * cols + k])
