@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use burn::tensor::Tensor;
 
-pub use spec::{CrossEntropyOptions, IGNORE_INDEX};
+pub use frugal_core::encode::IGNORE_INDEX;
+pub use spec::CrossEntropyOptions;
 
 use crate::flex;
 use crate::packed::Packed;

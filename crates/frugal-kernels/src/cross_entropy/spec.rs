@@ -1,8 +1,5 @@
 //! What the loss is asked for.
 
-/// A target with this value is not counted.
-pub const IGNORE_INDEX: i32 = -100;
-
 /// Variations of the cross-entropy loss; the default is the plain loss.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct CrossEntropyOptions {
