@@ -247,7 +247,7 @@ fn gated_backward<A: Activation>(gate: &[f32], up: &[f32], grad: &mut [f32]) -> 
         up.len() == gate.len() && grad.len() == gate.len(),
         "the gradient of a gated activation is of its shape"
     );
-    // SAFETY: as in `map`.
+    // SAFETY: the pieces cover the output, and each is written whole.
     unsafe {
         build(gate.len(), |dgate| {
             let inputs = gate.par_chunks(TASK).zip(up.par_chunks(TASK));

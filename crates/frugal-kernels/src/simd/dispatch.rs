@@ -60,9 +60,9 @@ macro_rules! multiversion {
                 }
 
                 match instruction_set() {
-                    // SAFETY: the processor has the features, as just detected.
+                    // SAFETY: the processor has AVX-512 F, VL and DQ, as just detected.
                     InstructionSet::Avx512 => return unsafe { avx512 $(::<$c>)? ($($arg),*) },
-                    // SAFETY: as above.
+                    // SAFETY: the processor has AVX2, FMA and POPCNT, as just detected.
                     InstructionSet::Avx2 => return unsafe { avx2 $(::<$c>)? ($($arg),*) },
                     InstructionSet::Baseline => {}
                 }

@@ -49,7 +49,7 @@ pub(super) fn forward(
                 unsafe { task.columns(&shared_output, &(first..first + rows.len()), spec) };
             let running = tile(&mut out, &task, &rows, [q, k, v], bias, spec);
             for (i, running) in running.iter().enumerate() {
-                // SAFETY: as above; each tile has its own rows and head.
+                // SAFETY: each tile has its own rows and head, so that no other writes this element.
                 unsafe { shared_lse.write((first + i) * heads + task.head, running.lse()) };
             }
         });

@@ -156,7 +156,7 @@ pub(super) unsafe fn multiply(
                 // SAFETY: the block lies inside the matrix.
                 unsafe { pack_b(space, panel_len, b, columns.clone(), k, depth) };
                 if let Some(extra) = extra {
-                    // SAFETY: as above.
+                    // SAFETY: the same columns and all of the depth of the extra factor.
                     unsafe {
                         pack_b(
                             extra_space,

@@ -57,7 +57,8 @@ pub(super) unsafe fn pack_b(
         panels[whole * panel_len..][..depth * NR].fill(0.0);
     }
     let out = panels.as_mut_ptr();
-    // SAFETY: as in `pack_a`.
+    // SAFETY: the caller promises that rows and columns lie inside the matrix; the panels have room
+    // for `depth` times `NR` each, as just checked.
     unsafe {
         let source = b.data.add(k * b.row_stride + cols.start * b.col_stride);
         if b.col_stride == 1 {

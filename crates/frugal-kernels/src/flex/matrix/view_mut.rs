@@ -177,7 +177,8 @@ pub(crate) struct SharedMatrix<'a> {
     lifetime: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: as for `Shared`.
+// SAFETY: the memory is borrowed mutably for the lifetime of the view, and every access goes through
+// an unsafe function whose caller promises that no two tasks touch the same element.
 unsafe impl Sync for SharedMatrix<'_> {}
 
 impl SharedMatrix<'_> {
@@ -209,7 +210,8 @@ pub(super) struct Sink<'a> {
     lifetime: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: as for `Shared`.
+// SAFETY: the memory is borrowed mutably for the lifetime of the view, and every access goes through
+// an unsafe function whose caller promises that no two tasks touch the same element.
 unsafe impl Sync for Sink<'_> {}
 
 impl Sink<'_> {
@@ -236,10 +238,11 @@ impl Sink<'_> {
     /// Values of a column, from a row on.
     ///
     /// # Safety
-    /// As [`Sink::put_row`].
+    /// Nothing else may touch these elements at the same time.
     pub(super) unsafe fn put_col(&self, first_row: usize, col: usize, values: &[f32]) {
         assert!(col < self.dims[1] && first_row + values.len() <= self.dims[0]);
-        // SAFETY: as above.
+        // SAFETY: the elements lie inside the matrix, as just checked; the caller promises that nothing
+        // else touches them.
         unsafe {
             self.put(
                 first_row * self.strides[0] + col * self.strides[1],
@@ -250,7 +253,7 @@ impl Sink<'_> {
     }
 
     /// # Safety
-    /// As [`Sink::put_row`], and the elements must lie inside the matrix.
+    /// The elements must lie inside the matrix, and nothing else may touch them at the same time.
     #[inline(always)]
     unsafe fn put(&self, start: usize, stride: usize, values: &[f32]) {
         // SAFETY: passed on to the caller.

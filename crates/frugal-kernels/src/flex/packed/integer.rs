@@ -306,7 +306,7 @@ mod tests {
                 let packed = Packed::to_ggml(ggml_type, &quarter, cols).unwrap();
                 let x_rows = rounded(Matrix::new(&x, 8, cols), packed.group);
                 let (mut y, mut baseline) = ([[0.0; LANES]; MR], [[0.0; LANES]; MR]);
-                // SAFETY: as above.
+                // SAFETY: the processor has AVX2, FMA and F16C, as asked at the top.
                 unsafe { avx2::<4>(&mut y, &x_rows, &packed) };
                 panel_product_body::<Baseline, 4, MR>(&mut baseline, &x_rows, 0, &packed, 0);
                 for (y, baseline) in y.iter().flatten().zip(baseline.iter().flatten()) {
