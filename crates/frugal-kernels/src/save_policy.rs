@@ -1,4 +1,9 @@
-//! What a forward pass keeps for its backward pass.
+//! What a forward pass saves for its backward pass.
+//!
+//! The policy in force is a value of the thread, set for the length of a closure. As an argument it
+//! would go through every model, every adapter and every operation to the one line that reads it, and
+//! Burn records the steps of a forward pass on the thread that calls. [`SavePolicy::scope`] restores
+//! what was there before, also where the pass panics.
 
 use std::cell::Cell;
 
