@@ -262,7 +262,7 @@ impl Packed {
     /// instead of 4.5.
     ///
     /// # Panics
-    /// As [`Packed::nf4`].
+    /// When the values are not whole rows of at least one column.
     pub fn nf4_double(values: &[f32], cols: usize) -> Self {
         let packed = Self::normal_float("nf4_double", values, cols);
         let scales = match packed.scales {

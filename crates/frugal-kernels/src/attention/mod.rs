@@ -9,10 +9,17 @@ pub use spec::{AttentionSpec, ScoreBias};
 use crate::cache::KeyValues;
 use crate::flex;
 
-/// Attention of q `[tokens_q, num_heads * head_dim]` to k and v
-/// `[tokens_k, num_kv_heads * head_dim]`, giving `[tokens_q, num_heads * head_dim]`. Sequences do
-/// not see each other. Keys of another sequence than that of the queries (cross-attention) are no
-/// special case: without `causal`, each sequence may have any number of them.
+/// Scaled dot-product attention, `softmax(scale * q · kᵀ) · v` for each head (Vaswani et al.,
+/// *Attention Is All You Need*, arXiv 1706.03762, equation 1), tile by tile as in Dao,
+/// *FlashAttention-2*, arXiv 2307.08691, algorithms 1 and 2.
+///
+/// Sequences do not see each other. Keys of another sequence than that of the queries
+/// (cross-attention) are no special case: without `causal`, each sequence may have any number of
+/// them.
+///
+/// # Shapes
+/// q: `[tokens_q, num_heads * head_dim] -> [tokens_q, num_heads * head_dim]`;
+/// k, v: `[tokens_k, num_kv_heads * head_dim]`
 ///
 /// # Panics
 /// When the shapes and the specification do not fit together, or a query has no key.
@@ -21,10 +28,16 @@ pub fn attention(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, spec: &AttentionSpec)
     flex::attention(&q, &k, &v, None, spec).unwrap_or_else(|| portable::attention(q, k, v, spec))
 }
 
-/// [`attention`] with a bias on the scores.
+/// [`attention`] with a bias on the scores: `softmax(scale * q · kᵀ + bias) · v`, the bias after
+/// any cap, as `attn_mask` in `torch.nn.functional.scaled_dot_product_attention`.
+///
+/// # Shapes
+/// q: `[tokens_q, num_heads * head_dim] -> [tokens_q, num_heads * head_dim]`;
+/// k, v: `[tokens_k, num_kv_heads * head_dim]`;
+/// bias: `[tokens_k]` or `[num_heads or 1, queries, keys]`
 ///
 /// # Panics
-/// As [`attention`], and when the bias does not fit.
+/// When the shapes, the bias and the specification do not fit together, or a query has no key.
 pub fn biased_attention(
     q: Tensor<2>,
     k: Tensor<2>,
@@ -38,9 +51,12 @@ pub fn biased_attention(
         .unwrap_or_else(|| portable::biased_attention(q, k, v, bias, spec))
 }
 
-/// Attention of one new query of each sequence, `[sequences, num_heads * head_dim]`, to the keys
-/// that its cache holds, of which the last is its own. The boundaries in the specification are not
-/// read.
+/// [`attention`] of one new query of each sequence to the keys that its KV cache holds, of which
+/// the last is its own. The boundaries in the specification are not read.
+///
+/// # Shapes
+/// q: `[sequences, num_heads * head_dim] -> [sequences, num_heads * head_dim]`;
+/// each cache: `[len, num_kv_heads * head_dim]`
 ///
 /// # Panics
 /// When the shapes do not fit together, or a cache is empty.

@@ -11,8 +11,11 @@ pub use matrix::Sparse;
 
 use crate::flex;
 
-/// `x · weightᵀ + bias` with a sparse weight `[out, in]`: x `[tokens, in]`, result `[tokens, out]`;
-/// no gradient is formed for the weight.
+/// A linear layer with a sparse weight: `x · weightᵀ + bias`, as `torch.nn.functional.linear` of
+/// the dense matrix; no gradient is formed for the weight.
+///
+/// # Shapes
+/// x: `[tokens, in] -> [tokens, out]`; weight: `[out, in]`; bias: `[out]`
 ///
 /// # Panics
 /// When the shapes do not fit together.
