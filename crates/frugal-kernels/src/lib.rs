@@ -49,6 +49,7 @@ pub use packed::{ActivationQuant, Packed};
 pub use pool::on_pool;
 pub use rope::rope;
 pub use save_policy::SavePolicy;
+pub use simd::{InstructionSet, InstructionSetError};
 pub use sparse::{Sparse, sparse_linear};
 
 /// The operations as compositions of Burn operations, differentiable on every backend.

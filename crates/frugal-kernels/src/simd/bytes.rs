@@ -52,7 +52,7 @@ macro_rules! multiversion_bytes {
         $vis fn $name <$(const $c: $ct),*> ($($arg: $ty),*) {
             #[cfg(target_arch = "x86_64")]
             {
-                use $crate::simd::{Avx2, Avx512};
+                use $crate::simd::{Avx2, Avx512, InstructionSet, instruction_set};
 
                 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
                 fn vnni <$(const $c: $ct),*> ($($arg: $ty),*) {
@@ -64,12 +64,12 @@ macro_rules! multiversion_bytes {
                     $body::<Avx2, $($c),*>($($arg),*)
                 }
 
-                match $crate::simd::byte_instructions() {
-                    // SAFETY: the processor has AVX-512 with VNNI, as just detected.
-                    $crate::simd::InstructionSet::Avx512 => return unsafe { vnni::<$($c),*>($($arg),*) },
-                    // SAFETY: the processor has AVX2, FMA and F16C, as just detected.
-                    $crate::simd::InstructionSet::Avx2 => return unsafe { avx2::<$($c),*>($($arg),*) },
-                    $crate::simd::InstructionSet::Baseline => {}
+                match instruction_set() {
+                    // SAFETY: the processor has AVX-512 with VNNI: it is asked before a set is used.
+                    InstructionSet::Avx512Vnni => return unsafe { vnni::<$($c),*>($($arg),*) },
+                    // SAFETY: the processor has AVX2, FMA and F16C: it is asked before a set is used.
+                    InstructionSet::Avx512 | InstructionSet::Avx2 => return unsafe { avx2::<$($c),*>($($arg),*) },
+                    InstructionSet::Scalar => {}
                 }
             }
             $body::<$crate::simd::Baseline, $($c),*>($($arg),*)

@@ -6,12 +6,13 @@
 
 pub(crate) mod bytes;
 mod dispatch;
+mod instruction_set;
 mod lanes;
 mod math;
 
 pub(crate) use dispatch::multiversion;
-#[cfg(target_arch = "x86_64")]
-pub(crate) use dispatch::{InstructionSet, byte_instructions, instruction_set};
+pub(crate) use instruction_set::instruction_set;
+pub use instruction_set::{InstructionSet, InstructionSetError};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use lanes::{Avx2, Avx512};
 pub(crate) use lanes::{Baseline, Isa, LANES, Lanes, mul_add};

@@ -57,8 +57,8 @@ pub(super) unsafe fn tile(
 }
 
 /// # Safety
-/// The tile must be the caller's, first factors must have `R` rows of their depth, panels of columns
-/// at least that depth, and the processor must have AVX-512.
+/// The tile must be the caller's, first factors must have `R` rows of their depth, panels of
+/// columns at least that depth, and the processor must have AVX-512.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
 unsafe fn micro_kernel<const R: usize>(

@@ -22,6 +22,7 @@ pub(super) use prefetch::prefetch;
 pub(super) use view::{Extra, Strided, Target};
 
 use super::scratch::Scratch;
+use crate::simd::{InstructionSet, instruction_set};
 use kernel::{NR, Part, tile};
 use pack::{pack_a, pack_b};
 use schedule::Cut;
@@ -40,15 +41,7 @@ const ALIASED: usize = 1024;
 
 /// Whether products of this size are better computed here.
 pub(super) fn is_better(rows: usize, cols: usize, depth: usize) -> bool {
-    #[cfg(target_arch = "x86_64")]
-    {
-        rows >= 8 && cols > NR / 4 && depth >= 8 && is_x86_feature_detected!("avx512f")
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        let _ = (rows, cols, depth);
-        false
-    }
+    rows >= 8 && cols > NR / 4 && depth >= 8 && instruction_set() >= InstructionSet::Avx512
 }
 
 /// The deepest [`Extra`].
