@@ -36,7 +36,7 @@ const RANK: usize = 8;
 const ADAPTERS: usize = 4;
 /// Times that an operation which keeps the shape is applied.
 const CHAIN: usize = 8;
-/// Trained tensors of LoRA on all linear maps, and elements of each.
+/// Trained tensors of LoRA on all linear layers, and elements of each.
 const TRAINED: (usize, usize) = (420, 5_817);
 
 /// What both sides compute with.

@@ -1,4 +1,4 @@
-//! What a forward pass saves for its backward pass.
+//! What a forward pass saves for its backward pass, and what is recomputed.
 //!
 //! The policy in force is a value of the thread, set for the length of a closure. As an argument it
 //! would go through every model, every adapter and every operation to the one line that reads it, and
@@ -11,22 +11,23 @@ thread_local! {
     static CURRENT: Cell<SavePolicy> = const { Cell::new(SavePolicy::Balanced) };
 }
 
-/// How much a forward pass keeps for its backward pass. Gradients are the same bits whatever is
-/// chosen: what is not kept is computed again by the same kernels.
+/// How much a forward pass saves for its backward pass: gradient checkpointing, operation by
+/// operation. Gradients are the same bits whatever is chosen: what is not saved is recomputed by the
+/// same kernels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SavePolicy {
-    /// Keep the residual stream and the outputs of attention; compute linear maps, rotations, norms
-    /// and activations again.
+    /// Save the residual stream and the outputs of attention; recompute linear layers, rotary
+    /// embeddings, norms and activations.
     Low,
-    /// Keep the outputs of linear maps and of attention; compute norms and activations again.
+    /// Save the outputs of linear layers and of attention; recompute norms and activations.
     #[default]
     Balanced,
-    /// Keep everything.
+    /// Save everything.
     Fast,
 }
 
 impl SavePolicy {
-    /// Runs a forward pass on this thread; what it records keeps as much as `self` says.
+    /// Runs a forward pass on this thread; what it records saves as much as `self` says.
     pub fn scope<T>(self, forward: impl FnOnce() -> T) -> T {
         struct Restore(SavePolicy);
         impl Drop for Restore {

@@ -1,4 +1,4 @@
-//! A linear map with a low-rank correction of its own for each range of rows.
+//! A linear layer with a low-rank correction of its own for each range of rows.
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Frozen weights of linear maps, dense or packed.
+//! Frozen weights of linear layers, dense or packed.
 
 use std::sync::Arc;
 

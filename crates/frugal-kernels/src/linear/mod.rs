@@ -1,4 +1,4 @@
-//! Linear maps, plain and with a low-rank correction.
+//! Linear layers, plain and with a low-rank correction.
 
 mod spec;
 
