@@ -66,7 +66,7 @@ macro_rules! multiversion_bytes {
 
                 match instruction_set() {
                     // SAFETY: the processor has AVX-512 with VNNI: it is asked before a set is used.
-                    InstructionSet::Avx512Vnni => return unsafe { vnni::<$($c),*>($($arg),*) },
+                    InstructionSet::Avx512Vnni | InstructionSet::Avx512Bf16 => return unsafe { vnni::<$($c),*>($($arg),*) },
                     // SAFETY: the processor has AVX2, FMA and F16C: it is asked before a set is used.
                     InstructionSet::Avx512 | InstructionSet::Avx2 => return unsafe { avx2::<$($c),*>($($arg),*) },
                     InstructionSet::Scalar => {}

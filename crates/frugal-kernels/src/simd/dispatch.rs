@@ -21,7 +21,9 @@ macro_rules! multiversion {
 
                 match instruction_set() {
                     // SAFETY: the processor has AVX-512 F, VL and DQ: it is asked before a set is used.
-                    InstructionSet::Avx512 | InstructionSet::Avx512Vnni => return unsafe { avx512 $(::<$c>)? ($($arg),*) },
+                    InstructionSet::Avx512
+                    | InstructionSet::Avx512Vnni
+                    | InstructionSet::Avx512Bf16 => return unsafe { avx512 $(::<$c>)? ($($arg),*) },
                     // SAFETY: the processor has AVX2, FMA and POPCNT: it is asked before a set is used.
                     InstructionSet::Avx2 => return unsafe { avx2 $(::<$c>)? ($($arg),*) },
                     InstructionSet::Scalar => {}

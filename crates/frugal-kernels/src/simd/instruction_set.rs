@@ -24,6 +24,8 @@ pub enum InstructionSet {
     Avx512,
     /// AVX-512 BW and VNNI, for products of bytes.
     Avx512Vnni,
+    /// AVX-512 BF16, for products in bfloat16.
+    Avx512Bf16,
 }
 
 /// Why kernels cannot run with the instruction set that `FRUGAL_SIMD` asks for.
@@ -60,7 +62,13 @@ fn names(best: InstructionSet) -> String {
 
 impl InstructionSet {
     /// All, from the smallest to the largest.
-    pub const ALL: [Self; 4] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Avx512Vnni];
+    pub const ALL: [Self; 5] = [
+        Self::Scalar,
+        Self::Avx2,
+        Self::Avx512,
+        Self::Avx512Vnni,
+        Self::Avx512Bf16,
+    ];
 
     /// The name by which `FRUGAL_SIMD` asks for it.
     pub fn name(self) -> &'static str {
@@ -69,6 +77,7 @@ impl InstructionSet {
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
             Self::Avx512Vnni => "avx512vnni",
+            Self::Avx512Bf16 => "avx512bf16",
         }
     }
 
@@ -87,7 +96,9 @@ impl InstructionSet {
             let has_vnni = has_avx512
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512vnni");
-            if has_vnni {
+            if has_vnni && is_x86_feature_detected!("avx512bf16") {
+                return Self::Avx512Bf16;
+            } else if has_vnni {
                 return Self::Avx512Vnni;
             } else if has_avx512 {
                 return Self::Avx512;

@@ -11,9 +11,9 @@ use std::sync::Arc;
 use burn::tensor::{Device, Tensor, TensorData};
 use frugal_formats::gguf::GgmlType;
 use frugal_kernels::{
-    ActivationQuant, AttentionSpec, CacheType, InstructionSet, KeyValues, Packed, Sparse,
-    attention, cached_attention, linear, lora_linear, quantized_linear, rms_norm, sparse_linear,
-    swiglu, token_log_probs,
+    ActivationQuant, AttentionSpec, CacheType, InstructionSet, KeyValues, Packed, PackedBf16,
+    Sparse, attention, cached_attention, linear, lora_linear, quantized_linear, rms_norm,
+    sparse_linear, swiglu, token_log_probs,
 };
 
 use crate::support::{Array, random};
@@ -70,6 +70,11 @@ fn avx512vnni_kernels_agree_with_double_precision() {
 }
 
 #[test]
+fn avx512bf16_kernels_agree_with_double_precision() {
+    forced(InstructionSet::Avx512Bf16);
+}
+
+#[test]
 fn an_unknown_instruction_set_is_refused_by_name() {
     let output = child("sse9");
     let stderr = String::from_utf8_lossy(&output.stderr);
@@ -87,6 +92,7 @@ fn under_the_forced_set() {
     println!("kernels run on {set}");
     dense_products();
     packed_products();
+    bf16_products();
     sparse_products();
     attention_of_sequences();
     attention_to_a_cache();
@@ -241,11 +247,15 @@ fn packed_products() {
                     continue;
                 };
                 let token_counts = [1, 4, 5, 8, 9, 17];
-                token_counts.map(|tokens| packed_product(&packed, group, tokens));
+                token_counts
+                    .iter()
+                    .for_each(|&tokens| packed_product(&packed, group, tokens));
                 if !packed.format().starts_with("nf4") {
                     let packed = Arc::into_inner(packed).expect("no other owner");
                     let packed = Arc::new(packed.with_activations(ActivationQuant::Int8));
-                    token_counts.map(|tokens| rounded_product(&packed, group, tokens));
+                    token_counts
+                        .iter()
+                        .for_each(|&tokens| rounded_product(&packed, group, tokens));
                 }
             }
         }
@@ -292,6 +302,43 @@ fn rounded_product(packed: &Arc<Packed>, group: usize, tokens: usize) {
         &values(y),
         expected,
     );
+}
+
+/// To bfloat16, the nearest and ties to even, by the bits.
+fn to_bf16(value: f32) -> f32 {
+    let bits = value.to_bits();
+    f32::from_bits((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff_0000)
+}
+
+fn bf16_products() {
+    for tokens in [1, 2, 11, 12, 13, 25] {
+        for d in [1, 2, 3, 15, 16, 17, 64, 65, 641] {
+            for out in [1, 15, 16, 17, 31, 32, 33, 65] {
+                let seed = (tokens * d + out) as u64;
+                let (x, weight) = (random(tokens, d, 1.0, seed), random(out, d, 1.0, seed + 1));
+                let packed = PackedBf16::new(&weight.data, d);
+                let [x_bf16, weight_bf16] =
+                    [&x.data, &weight.data].map(|data| data.iter().copied().map(to_bf16));
+                let (x_bf16, weight_bf16): (Vec<f32>, Vec<f32>) =
+                    (x_bf16.collect(), weight_bf16.collect());
+                assert_eq!(packed.to_vec(), weight_bf16, "{packed:?}");
+                let found = packed.product(&x.data);
+                let what = format!("{packed:?} by {tokens} rows");
+                let sums = reference(&x_bf16, &weight_bf16, d);
+                let rounded = sums
+                    .into_iter()
+                    .map(|[sum, magnitude]| (sum, (d + 3) as f64 * U * magnitude));
+                assert_within(&what, &found, rounded);
+                // Against what was not rounded, by at most 2^-8 of each factor.
+                let sums = reference(&x.data, &weight.data, d);
+                let exact = sums.into_iter().map(|[sum, magnitude]| {
+                    let rounding = 2.0 * 2f64.powi(-8) + 2f64.powi(-16);
+                    (sum, (rounding + (d + 4) as f64 * U) * magnitude)
+                });
+                assert_within(&what, &found, exact);
+            }
+        }
+    }
 }
 
 fn sparse_products() {
