@@ -47,7 +47,11 @@ fn main() -> ExitCode {
         let _ = Cli::command().print_help();
         return ExitCode::SUCCESS;
     };
-    match frugal::device::on_pool(|| commands::run(command)) {
+    let ran = match frugal::device::InstructionSet::in_use() {
+        Ok(_) => frugal::device::on_pool(|| commands::run(command)),
+        Err(error) => Err(error.into()),
+    };
+    match ran {
         Ok(outcome) => outcome.into(),
         Err(error) => {
             failure::report(&error);

@@ -17,11 +17,11 @@ use burn::tensor::{Device, Tensor, TensorData};
 use criterion::Criterion;
 use frugal_formats::gguf::GgmlType;
 use frugal_kernels::{
-    Activations, AdamWStep, AttentionSpec, Blockwise, CacheType, CrossEntropyOptions, KeyValues,
-    LowRankRows, Memory, Packed, ScoreBias, adamw_8bit_step, adamw_step, add_layer_norm,
-    add_rms_norm, attention, biased_attention, cached_attention, geglu_tanh, gelu, gelu_tanh,
-    grad_norm_sq, keep_freed_memory, layer_norm, linear, linear_cross_entropy, lora_linear,
-    multi_lora_linear, on_pool, quantized_linear, rms_norm, rope, silu, swiglu,
+    ActivationQuant, AdamWStep, AttentionSpec, Blockwise, CacheType, CrossEntropyOptions,
+    KeyValues, LowRankRows, Packed, SavePolicy, ScoreBias, adamw_8bit_step, adamw_step,
+    add_layer_norm, add_rms_norm, attention, biased_attention, cached_attention, geglu_tanh, gelu,
+    gelu_tanh, grad_norm_sq, keep_freed_memory, layer_norm, linear, linear_cross_entropy,
+    lora_linear, multi_lora_linear, on_pool, quantized_linear, rms_norm, rope, silu, swiglu,
 };
 
 const TOKENS: usize = 1024;
@@ -36,7 +36,7 @@ const RANK: usize = 8;
 const ADAPTERS: usize = 4;
 /// Times that an operation which keeps the shape is applied.
 const CHAIN: usize = 8;
-/// Trained tensors of LoRA on all linear maps, and elements of each.
+/// Trained tensors of LoRA on all linear layers, and elements of each.
 const TRAINED: (usize, usize) = (420, 5_817);
 
 /// What both sides compute with.
@@ -80,7 +80,7 @@ fn step(inputs: Vec<Tensor<2>>, op: impl Fn(&[Tensor<2>]) -> Tensor<2> + 'static
     let weights = matrix(rows, cols, 5, 1.0);
     Box::new(move || {
         let inputs: Vec<Tensor<2>> = inputs.iter().map(tracked).collect();
-        let y = Memory::Fast.scope(|| op(&inputs));
+        let y = SavePolicy::Fast.scope(|| op(&inputs));
         let gradients = (y.clone() * weights.clone()).sum().backward();
         std::iter::once(y.inner())
             .chain(inputs.iter().filter_map(|x| x.grad(&gradients)))
@@ -336,10 +336,10 @@ fn products() -> Vec<Case> {
             |w| Packed::to_ggml(GgmlType::Q4_0, w, D),
         ),
         ("w8a8_linear", "w8a8_linear_1_row", |w| {
-            Some(Packed::int8(w, D).with_activations(Activations::Int8))
+            Some(Packed::int8(w, D).with_activations(ActivationQuant::Int8))
         }),
         ("w4a8_linear", "w4a8_linear_1_row", |w| {
-            Some(Packed::to_ggml(GgmlType::Q4_0, w, D)?.with_activations(Activations::Int8))
+            Some(Packed::to_ggml(GgmlType::Q4_0, w, D)?.with_activations(ActivationQuant::Int8))
         }),
     ];
     for (many, few, pack) in packings {

@@ -4,7 +4,11 @@ use burn::tensor::Tensor;
 
 use crate::flex;
 
-/// SwiGLU: `silu(gate) * up`, both `[tokens, d_ff]`.
+/// SwiGLU: `silu(gate) * up` (Shazeer, *GLU Variants Improve Transformer*, arXiv 2002.05202,
+/// equation 5).
+///
+/// # Shapes
+/// gate, up: `[tokens, d_ff] -> [tokens, d_ff]`
 ///
 /// # Panics
 /// When the shapes differ.
@@ -13,7 +17,11 @@ pub fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
     flex::gated::<flex::Silu>(&gate, &up).unwrap_or_else(|| portable::swiglu(gate, up))
 }
 
-/// GeGLU with the tanh approximation of GELU: `gelu_tanh(gate) * up`, both `[tokens, d_ff]`.
+/// GeGLU with the tanh approximation of GELU: `gelu_tanh(gate) * up` (Shazeer, *GLU Variants
+/// Improve Transformer*, arXiv 2002.05202, equation 5, with the GELU of Gemma).
+///
+/// # Shapes
+/// gate, up: `[tokens, d_ff] -> [tokens, d_ff]`
 ///
 /// # Panics
 /// When the shapes differ.
@@ -22,17 +30,30 @@ pub fn geglu_tanh(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
     flex::gated::<flex::GeluTanh>(&gate, &up).unwrap_or_else(|| portable::geglu_tanh(gate, up))
 }
 
-/// GELU by the error function: `x * (1 + erf(x / sqrt(2))) / 2`, `[tokens, d]`.
+/// GELU by the error function: `x * (1 + erf(x / sqrt(2))) / 2` (Hendrycks and Gimpel, arXiv
+/// 1606.08415, section 2; `torch.nn.functional.gelu`).
+///
+/// # Shapes
+/// x: `[tokens, d] -> [tokens, d]`
 pub fn gelu(x: Tensor<2>) -> Tensor<2> {
     flex::activation::<flex::Gelu>(&x).unwrap_or_else(|| portable::gelu(x))
 }
 
-/// GELU by its tanh approximation, `[tokens, d]`.
+/// GELU by its tanh approximation: `x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3))) / 2`
+/// (Hendrycks and Gimpel, arXiv 1606.08415, section 2; `torch.nn.functional.gelu` with
+/// `approximate="tanh"`).
+///
+/// # Shapes
+/// x: `[tokens, d] -> [tokens, d]`
 pub fn gelu_tanh(x: Tensor<2>) -> Tensor<2> {
     flex::activation::<flex::GeluTanh>(&x).unwrap_or_else(|| portable::gelu_tanh(x))
 }
 
-/// SiLU: `x * sigmoid(x)`, `[tokens, d]`.
+/// SiLU: `x * sigmoid(x)` (Hendrycks and Gimpel, arXiv 1606.08415, section 2;
+/// `torch.nn.functional.silu`).
+///
+/// # Shapes
+/// x: `[tokens, d] -> [tokens, d]`
 pub fn silu(x: Tensor<2>) -> Tensor<2> {
     flex::activation::<flex::Silu>(&x).unwrap_or_else(|| portable::silu(x))
 }

@@ -106,8 +106,12 @@ impl Blockwise {
     }
 }
 
-/// One AdamW step in place with moments of eight bits: [`crate::adamw_step`] on what they stand
-/// for, rounded again afterwards.
+/// One AdamW step in place with moments of eight bits: they are read, the arithmetic is that of
+/// [`adamw_step`](crate::adamw_step), and they are rounded again (Dettmers et al., *8-bit
+/// Optimizers via Block-wise Quantization*, arXiv 2110.02861, section 2).
+///
+/// # Shapes
+/// param, grad, exp_avg, exp_avg_sq: one length
 ///
 /// # Panics
 /// When the lengths differ, `step` is 0, the first moment has no sign or the second has one.

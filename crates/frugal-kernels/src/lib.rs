@@ -14,24 +14,26 @@
 mod activation;
 mod allocator;
 mod attention;
+mod bf16;
 mod blockwise;
 mod cache;
 mod cross_entropy;
 mod flex;
 mod linear;
 mod mapped;
-mod memory;
 mod norm;
 mod optimizer;
 mod packed;
 mod pool;
 mod rope;
+mod save_policy;
 mod simd;
 mod sparse;
 
 pub use activation::{geglu_tanh, gelu, gelu_tanh, silu, swiglu};
 pub use allocator::{freed_memory, keep_freed_memory};
 pub use attention::{AttentionSpec, ScoreBias, attention, biased_attention, cached_attention};
+pub use bf16::PackedBf16;
 pub use blockwise::{Blockwise, MOMENT_BLOCK, adamw_8bit_step};
 pub use cache::{CacheType, KeyValues};
 pub use cross_entropy::{
@@ -43,12 +45,13 @@ pub use linear::{
     quantized_multi_lora_linear,
 };
 pub use mapped::map_file;
-pub use memory::Memory;
 pub use norm::{add, add_layer_norm, add_rms_norm, layer_norm, rms_norm};
 pub use optimizer::{AdamWStep, adamw_step, grad_norm_sq};
-pub use packed::{Activations, Packed};
+pub use packed::{ActivationQuant, Packed};
 pub use pool::on_pool;
 pub use rope::rope;
+pub use save_policy::SavePolicy;
+pub use simd::{InstructionSet, InstructionSetError};
 pub use sparse::{Sparse, sparse_linear};
 
 /// The operations as compositions of Burn operations, differentiable on every backend.

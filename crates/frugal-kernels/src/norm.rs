@@ -5,10 +5,13 @@ use burn::tensor::Tensor;
 
 use crate::flex;
 
-/// RMS normalisation of each row: `x / sqrt(mean(x^2) + eps) * weight`, x `[tokens, d]`, weight
-/// `[d]`.
+/// RMS normalisation of each row: `x / sqrt(mean(x^2) + eps) * weight` (Zhang and Sennrich, *Root
+/// Mean Square Layer Normalization*, arXiv 1910.07467, equation 4; `torch.nn.functional.rms_norm`).
 ///
 /// Per-head normalisation is the same call on `[tokens * heads, head_dim]`.
+///
+/// # Shapes
+/// x: `[tokens, d] -> [tokens, d]`; weight: `[d]`
 ///
 /// # Panics
 /// When the shapes do not fit together.
@@ -17,8 +20,12 @@ pub fn rms_norm(x: Tensor<2>, weight: Tensor<1>, eps: f64) -> Tensor<2> {
     flex::rms_norm(&x, &weight, eps).unwrap_or_else(|| portable::rms_norm(x, weight, eps))
 }
 
-/// Layer normalisation of each row: `(x - mean) / sqrt(var + eps) * weight + bias`, x
-/// `[tokens, d]`, weight and bias `[d]`.
+/// Layer normalisation of each row: `(x - mean) / sqrt(var + eps) * weight + bias`, with the
+/// variance over all `d` (Ba, Kiros and Hinton, *Layer Normalization*, arXiv 1607.06450, section 3;
+/// `torch.nn.functional.layer_norm`).
+///
+/// # Shapes
+/// x: `[tokens, d] -> [tokens, d]`; weight, bias: `[d]`
 ///
 /// # Panics
 /// When the shapes do not fit together.
@@ -28,7 +35,10 @@ pub fn layer_norm(x: Tensor<2>, weight: Tensor<1>, bias: Option<Tensor<1>>, eps:
         .unwrap_or_else(|| portable::layer_norm(x, weight, bias, eps))
 }
 
-/// `x + y`, both `[tokens, d]`.
+/// The residual sum `x + y`.
+///
+/// # Shapes
+/// x, y: `[tokens, d] -> [tokens, d]`
 ///
 /// # Panics
 /// When the shapes differ.
@@ -37,8 +47,11 @@ pub fn add(x: Tensor<2>, y: Tensor<2>) -> Tensor<2> {
     flex::add(&x, &y).unwrap_or_else(|| portable::add(x, y))
 }
 
-/// The sum `x + y`, both `[tokens, d]`, and its [`rms_norm`], in one pass over memory. The gradient
-/// that the sum gets besides is added up in the backward pass of the norm.
+/// The residual sum `x + y` and its [`rms_norm`], in one pass over memory. The gradient that the
+/// sum gets from elsewhere is added up in the backward pass of the norm.
+///
+/// # Shapes
+/// x, y: `[tokens, d] -> [tokens, d]` twice, the sum and the norm; weight: `[d]`
 ///
 /// # Panics
 /// When the shapes do not fit together.
@@ -49,7 +62,11 @@ pub fn add_rms_norm(x: Tensor<2>, y: Tensor<2>, weight: Tensor<1>, eps: f64) -> 
         .unwrap_or_else(|| portable::add_rms_norm(x, y, weight, eps))
 }
 
-/// The sum `x + y`, both `[tokens, d]`, and its [`layer_norm`]; as [`add_rms_norm`].
+/// The residual sum `x + y` and its [`layer_norm`], in one pass over memory. The gradient that the
+/// sum gets from elsewhere is added up in the backward pass of the norm.
+///
+/// # Shapes
+/// x, y: `[tokens, d] -> [tokens, d]` twice, the sum and the norm; weight, bias: `[d]`
 ///
 /// # Panics
 /// When the shapes do not fit together.

@@ -23,7 +23,11 @@ pub struct AdamWStep {
     pub grad_scale: f32,
 }
 
-/// One AdamW step in place, with the arithmetic of `torch.optim.AdamW`. All slices have one length.
+/// One AdamW step in place (Loshchilov and Hutter, *Decoupled Weight Decay Regularization*, arXiv
+/// 1711.05101, algorithm 2), with the order of operations of `torch.optim.AdamW`.
+///
+/// # Shapes
+/// param, grad, exp_avg, exp_avg_sq: one length
 ///
 /// # Panics
 /// When the lengths differ or `step` is 0.
@@ -111,6 +115,9 @@ fn step_body<I: Isa>(
 }
 
 /// The sum of the squares of a gradient, in double precision.
+///
+/// # Shapes
+/// grad: any length
 pub fn grad_norm_sq(grad: &[f32]) -> f64 {
     let partial: Vec<f64> = grad.par_chunks(CHUNK).map(squares).collect();
     partial.iter().sum()

@@ -40,7 +40,7 @@ const NF4_GROUP: usize = 64;
 /// What the matrix product does with its other factor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Activations {
+pub enum ActivationQuant {
     /// Single precision, against the matrix unpacked piece by piece: the result is that of the
     /// dense matrix.
     #[default]
@@ -48,7 +48,7 @@ pub enum Activations {
     /// Rounded to 8 bits for each group of the matrix, so that products are of integers: with one
     /// group to a row, as in [`Packed::int8`], that is W8A8 with a scale for each token. The
     /// backward pass is that of the exact product. NF4, whose values are no integers, computes as
-    /// [`Activations::Exact`].
+    /// [`ActivationQuant::Exact`].
     Int8,
 }
 
@@ -111,7 +111,7 @@ pub struct Packed {
     pub(crate) codes: Vec<u8>,
     pub(crate) scales: Numbers,
     pub(crate) offset: Offset,
-    activations: Activations,
+    activations: ActivationQuant,
 }
 
 impl Debug for Packed {
@@ -262,7 +262,7 @@ impl Packed {
     /// instead of 4.5.
     ///
     /// # Panics
-    /// As [`Packed::nf4`].
+    /// When the values are not whole rows of at least one column.
     pub fn nf4_double(values: &[f32], cols: usize) -> Self {
         let packed = Self::normal_float("nf4_double", values, cols);
         let scales = match packed.scales {
@@ -383,12 +383,12 @@ impl Packed {
             codes,
             scales: numbers(scales),
             offset,
-            activations: Activations::Exact,
+            activations: ActivationQuant::Exact,
         }
     }
 
     /// The same matrix with another way to multiply.
-    pub fn with_activations(self, activations: Activations) -> Self {
+    pub fn with_activations(self, activations: ActivationQuant) -> Self {
         Self {
             activations,
             ..self
@@ -418,7 +418,7 @@ impl Packed {
 
     /// Whether products are of integers.
     pub(crate) fn computes_in_integers(&self) -> bool {
-        self.activations == Activations::Int8 && !matches!(self.offset, Offset::Table)
+        self.activations == ActivationQuant::Int8 && !matches!(self.offset, Offset::Table)
     }
 
     pub(crate) fn groups(&self) -> usize {

@@ -4,13 +4,17 @@ use burn::tensor::Tensor;
 
 use crate::flex;
 
-/// Rotates pairs `(i, i + head_dim / 2)` of every head (Hugging Face's `rotate_half` convention).
+/// Rotary position embedding: rotates the pairs `(i, i + head_dim / 2)` of every head, `x1 * cos -
+/// x2 * sin` and `x2 * cos + x1 * sin` (Su et al., *RoFormer*, arXiv 2104.09864, equation 34, with
+/// the pairs of `rotate_half` in Hugging Face's `modeling_llama.py`).
 ///
-/// x is `[tokens, heads * head_dim]`; cos and sin are `[tokens, head_dim / 2]`, one row per token,
-/// already scaled where the model scales them.
+/// # Shapes
+/// x: `[tokens, heads * head_dim] -> [tokens, heads * head_dim]`;
+/// cos, sin: `[tokens, head_dim / 2]`,
+/// one row per token, already scaled where the model scales them
 ///
 /// # Panics
-/// When the shapes do not fit together.
+/// When the shapes do not fit together or `head_dim` is odd.
 pub fn rope(x: Tensor<2>, cos: Tensor<2>, sin: Tensor<2>, head_dim: usize) -> Tensor<2> {
     check(&x, &cos, &sin, head_dim);
     flex::rope(&x, &cos, &sin, head_dim).unwrap_or_else(|| portable::rope(x, cos, sin, head_dim))

@@ -23,7 +23,7 @@ pub use config::{
     Activation, ExpertsConfig, LatentConfig, ModelConfig, ModelType, RopeConfig, RopeScaling,
     SparseConfig,
 };
-pub use frugal_kernels::Activations;
+pub use frugal_kernels::ActivationQuant;
 pub use init::random_weights;
 pub use loftq::Loftq;
 pub use rope::inverse_frequencies;

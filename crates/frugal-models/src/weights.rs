@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use burn::prelude::*;
 use frugal_formats::gguf::GgmlType;
-use frugal_kernels::{Activations, Packed, Sparse};
+use frugal_kernels::{ActivationQuant, Packed, Sparse};
 use frugal_nn::layers::{Embedding, Linear, Norm, Weight};
 use frugal_nn::site::{SiteKind, SiteTable};
 use frugal_nn::{Correction, ModelError, to_vec};
@@ -101,7 +101,7 @@ pub struct LoadOptions {
     /// How matrices are held.
     pub quantize: Quantize,
     /// How products with packed matrices are computed.
-    pub activations: Activations,
+    pub activations: ActivationQuant,
     /// Maps whose rounding is made up for by a low-rank pair; see [`Loftq`].
     pub loftq: Option<Arc<Loftq>>,
 }
@@ -111,7 +111,7 @@ impl LoadOptions {
     pub fn for_generation() -> Self {
         Self {
             quantize: Quantize::Stored,
-            activations: Activations::Int8,
+            activations: ActivationQuant::Int8,
             ..Self::default()
         }
     }

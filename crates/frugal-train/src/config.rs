@@ -35,7 +35,7 @@ pub enum Memory {
     Fast,
 }
 
-impl From<Memory> for frugal_kernels::Memory {
+impl From<Memory> for frugal_kernels::SavePolicy {
     fn from(memory: Memory) -> Self {
         match memory {
             Memory::Low => Self::Low,

@@ -380,7 +380,7 @@ impl<'a> Trainer<'a> {
         let adapter: &dyn Adapter = &*self.run.adapter;
         let mut pass = adapter.pass(mode);
         let smoothing = self.run.config.label_smoothing;
-        let memory = frugal_kernels::Memory::from(self.run.config.memory);
+        let memory = frugal_kernels::SavePolicy::from(self.run.config.memory);
         let sum = memory
             .scope(|| {
                 self.objective().loss(

@@ -1,7 +1,7 @@
 //! Devices by name.
 
 use burn::prelude::*;
-pub use frugal_kernels::{keep_freed_memory, on_pool};
+pub use frugal_kernels::{InstructionSet, InstructionSetError, keep_freed_memory, on_pool};
 use thiserror::Error;
 
 /// Names that this build understands.

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{EncodeOptions, IGNORE, Row, RowError, Target, Tokenized};
+use super::{EncodeOptions, IGNORE_INDEX, Row, RowError, Target, Tokenized};
 use crate::data::{Example, Message};
 use crate::tokenizer::{Spans, TextTokenizer};
 
@@ -38,8 +38,8 @@ fn shift(ids: &[u32], trained: &[bool]) -> Tokenized {
         .iter()
         .zip(trained)
         .skip(1)
-        .map(|(id, trained)| if *trained { *id as i32 } else { IGNORE });
-    let targets = next.chain(ids.first().map(|_| IGNORE)).collect();
+        .map(|(id, trained)| if *trained { *id as i32 } else { IGNORE_INDEX });
+    let targets = next.chain(ids.first().map(|_| IGNORE_INDEX)).collect();
     Tokenized {
         input_ids: ids.to_vec(),
         token_type_ids: Vec::new(),

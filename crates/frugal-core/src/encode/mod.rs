@@ -15,7 +15,7 @@ use crate::tokenizer::{TextTokenizer, TokenizerError};
 pub use show::show;
 
 /// Target of a position that is not trained.
-pub const IGNORE: i32 = -100;
+pub const IGNORE_INDEX: i32 = -100;
 
 /// What the model learns from an example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,8 +57,8 @@ impl EncodeOptions {
 /// What is to be learnt from the ids.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// For each position the id it must predict, that is the next one of the input, or [`IGNORE`].
-    /// The last is [`IGNORE`].
+    /// For each position the id it must predict, that is the next one of the input, or [`IGNORE_INDEX`].
+    /// The last is [`IGNORE_INDEX`].
     Tokens(Vec<i32>),
     /// Position in the list of labels.
     Class(usize),
@@ -89,7 +89,7 @@ impl Tokenized {
     /// Number of positions that are trained; 1 for a class.
     pub fn trained(&self) -> usize {
         match &self.labels {
-            Target::Tokens(targets) => targets.iter().filter(|t| **t != IGNORE).count(),
+            Target::Tokens(targets) => targets.iter().filter(|t| **t != IGNORE_INDEX).count(),
             Target::Class(_) => 1,
         }
     }

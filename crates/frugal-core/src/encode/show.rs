@@ -1,6 +1,6 @@
 //! One example as a person can check it.
 
-use super::{IGNORE, Target, Tokenized};
+use super::{IGNORE_INDEX, Target, Tokenized};
 use crate::tokenizer::{TextTokenizer, TokenizerError};
 
 const DIM: &str = "\x1b[2m";
@@ -23,7 +23,7 @@ pub fn show(
         Target::Class(_) => &[],
     };
     // A token is trained where the position before it must predict it.
-    let trained = |i: usize| i > 0 && targets.get(i - 1).is_some_and(|t| *t != IGNORE);
+    let trained = |i: usize| i > 0 && targets.get(i - 1).is_some_and(|t| *t != IGNORE_INDEX);
     let mut out = String::new();
     let mut start = 0;
     while start < ids.len() {

@@ -127,7 +127,7 @@ fn trained_tokens_spell_the_answers_and_their_end() {
         };
         let ids: Vec<u32> = targets
             .into_iter()
-            .filter(|t| *t != IGNORE)
+            .filter(|t| *t != IGNORE_INDEX)
             .map(|t| t as u32)
             .collect();
         tokenizer.decode(&ids, false).unwrap()
@@ -210,7 +210,7 @@ fn the_end_of_sequence_is_learnt_although_it_is_the_padding() {
             panic!()
         };
         assert_eq!(encoded.input_ids.last(), Some(&eos));
-        assert_eq!(targets[encoded.len() - 2..], [eos as i32, IGNORE]);
+        assert_eq!(targets[encoded.len() - 2..], [eos as i32, IGNORE_INDEX]);
     }
     // A text that ends with it gets no second one.
     let encoded = causal(

@@ -8,8 +8,9 @@ use burn::tensor::Tensor;
 use rayon::prelude::*;
 
 use super::matrix::build;
-use super::record::{Op, Operand, contiguous, owned, present, record, tensor_of, values};
-use crate::memory::Cost;
+use super::record::{Op, Operand, present, record};
+use super::tensor::{contiguous, owned, tensor_of, values};
+use crate::save_policy::Cost;
 use crate::simd::{Isa, TASK, exp, mul_add, multiversion, sigmoid};
 
 /// One activation: the function of a slice, and its gradient.
@@ -246,7 +247,7 @@ fn gated_backward<A: Activation>(gate: &[f32], up: &[f32], grad: &mut [f32]) -> 
         up.len() == gate.len() && grad.len() == gate.len(),
         "the gradient of a gated activation is of its shape"
     );
-    // SAFETY: as in `map`.
+    // SAFETY: the pieces cover the output, and each is written whole.
     unsafe {
         build(gate.len(), |dgate| {
             let inputs = gate.par_chunks(TASK).zip(up.par_chunks(TASK));

@@ -4,12 +4,13 @@ use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
-use super::gemm::ROWS;
+use super::gemm::MR;
 use super::matrix::{Matrix, MatrixMut, Threads, zeros};
-use super::record::{Op, Operand, present, record, tensor_of, values};
+use super::record::{Op, Operand, present, record};
+use super::tensor::{tensor_of, values};
 use super::weight::{Base, Weight};
 use crate::cross_entropy::{CrossEntropyOptions, IGNORE_INDEX};
-use crate::memory::Cost;
+use crate::save_policy::Cost;
 use crate::simd::{Isa, TASK, exp, max, mul_add, multiversion, sum as sum_of, tanh, task_rows};
 
 /// Logits held at a time: 64 MiB. The weight is gone through, and copied, for each part of the
@@ -152,11 +153,11 @@ impl<'a> Head<'a> {
         // last one too.
         let most = (MAX_LOGITS / vocab.max(1))
             .clamp(16, 1024)
-            .next_multiple_of(ROWS);
+            .next_multiple_of(MR);
         let parts = count.div_ceil(most).max(1);
         let chunk = count
             .div_ceil(parts)
-            .next_multiple_of(ROWS)
+            .next_multiple_of(MR)
             .clamp(1, count.max(1));
         let stride = vocab + PADDING;
         let mut buffer = zeros(chunk * stride);

@@ -1,4 +1,4 @@
-//! A linear map with a low-rank correction of its own for each range of rows.
+//! A linear layer with a low-rank correction of its own for each range of rows.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -7,13 +7,14 @@ use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
-use super::linear::{column_sums, matrix_tensor, rows, scaled_low};
+use super::dense::{column_sums, matrix_tensor, rows, scaled_low};
 use super::matrix::{Matrix, MatrixMut, Threads, product};
-use super::record::{Op, Operand, contiguous, present, record, tensor_of, values};
+use super::record::{Op, Operand, present, record};
+use super::tensor::{contiguous, tensor_of, values};
 use super::weight::{Base, Weight};
 use crate::linear::LowRankRows;
-use crate::memory::Cost;
 use crate::packed::Packed;
+use crate::save_policy::Cost;
 
 /// Up to this many rows the pairs go side by side; above, the threads share each product.
 const FEW_ROWS: usize = 64;

@@ -9,10 +9,10 @@ use rayon::prelude::*;
 
 use super::add;
 use super::matrix::{Matrix, build};
-use super::record::{
-    Op, Operand, contiguous, dense_rows, present, record, record_computed, tensor_of, values,
-};
-use crate::memory::Cost;
+use super::record::{Op, Operand, present, record, record_computed};
+use super::sum::write_sum;
+use super::tensor::{contiguous, dense_rows, tensor_of, values};
+use crate::save_policy::Cost;
 use crate::simd::{Isa, LANES, Lanes, mul_add, multiversion, sum, task_rows};
 
 /// [`rms_norm`](crate::rms_norm) on Flex.
@@ -197,7 +197,7 @@ fn forward(
                 |((task, (out, statistics)), sum)| {
                     let [x, y] = of.map(|term| term.narrow_rows(task * per_task, statistics.len()));
                     for (i, sum) in sum.chunks_exact_mut(cols).enumerate() {
-                        add::write_sum(sum, x.row(i), y.row(i));
+                        write_sum(sum, x.row(i), y.row(i));
                     }
                     // SAFETY: all rows have just been written.
                     let sum = unsafe { sum.assume_init_ref() };

@@ -7,8 +7,9 @@ use burn::tensor::Tensor;
 use rayon::prelude::*;
 
 use super::matrix::{Matrix, build};
-use super::record::{Op, Operand, dense_rows, present, record, tensor_of};
-use crate::memory::Cost;
+use super::record::{Op, Operand, present, record};
+use super::tensor::{dense_rows, tensor_of};
+use crate::save_policy::Cost;
 use crate::simd::{Isa, mul_add, multiversion, task_rows};
 
 /// [`rope`](crate::rope) on Flex. The tables are constants: tracked ones are left to the portable

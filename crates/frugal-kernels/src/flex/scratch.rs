@@ -38,7 +38,7 @@ impl Scratch {
         Self { lines, len }
     }
 
-    /// As [`Scratch::new`], with every value 0.
+    /// Memory for `len` values, all of them 0.
     pub(super) fn zeros(len: usize) -> Self {
         let mut values = Self::new(len);
         values.fill(0.0);
@@ -67,7 +67,7 @@ impl Deref for Scratch {
 
 impl DerefMut for Scratch {
     fn deref_mut(&mut self) -> &mut [f32] {
-        // SAFETY: as above.
+        // SAFETY: the lines hold at least `len` values and are borrowed mutably.
         unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
     }
 }

@@ -12,10 +12,11 @@ use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
-use super::linear::{column_sums, rows};
+use super::dense::{column_sums, rows};
 use super::matrix::{Matrix, MatrixMut, Threads};
-use super::record::{Op, Operand, present, record, tensor_of, values};
-use crate::memory::Cost;
+use super::record::{Op, Operand, present, record};
+use super::tensor::{tensor_of, values};
+use crate::save_policy::Cost;
 use crate::simd::{Isa, LANES, Lanes, TASK, multiversion};
 use crate::sparse::{BLOCK, Sparse};
 

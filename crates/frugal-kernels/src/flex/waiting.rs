@@ -4,6 +4,11 @@
 //! one, each in a pass of its own over memory and on one thread. A kernel can take what has come so
 //! far and add its own to it as it writes. Burn keeps the gradients and does not tell whether there
 //! is one already; this table does, for the outputs of the operations here.
+//!
+//! The table is global because nothing narrower is shared by the step that writes a gradient and the
+//! one that takes it. Burn hands a step its parents as nodes, `Gradients::get` and `remove` want the
+//! tensor, and a step that held on to a tensor would hold its memory. Nodes have numbers of their own
+//! in the whole process, so passes on several threads do not meet; an entry goes with its step.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};

@@ -1,4 +1,4 @@
-//! Frozen weights of linear maps, dense or packed.
+//! Frozen weights of linear layers, dense or packed.
 
 use std::sync::Arc;
 
@@ -6,8 +6,9 @@ use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
 
 use super::matrix::{Matrix, MatrixMut, Threads, build_matrix};
-use super::record::{Operand, take_writable, tensor_of, values};
-use super::{linear, packed};
+use super::record::Operand;
+use super::tensor::{take_writable, tensor_of, values};
+use super::{dense, packed};
 use crate::packed::Packed;
 
 /// A weight `[out, in]` as the public functions are given it.
@@ -60,7 +61,7 @@ impl<'a> Base<'a> {
         low_rank: Option<(Matrix<'_>, Matrix<'_>)>,
     ) -> Vec<f32> {
         match self {
-            Self::Dense(weight) => linear::affine(
+            Self::Dense(weight) => dense::affine(
                 Matrix::of(x),
                 Matrix::of(weight),
                 bias.map(values),

@@ -52,7 +52,7 @@ macro_rules! multiversion_bytes {
         $vis fn $name <$(const $c: $ct),*> ($($arg: $ty),*) {
             #[cfg(target_arch = "x86_64")]
             {
-                use $crate::simd::{Avx2, Avx512};
+                use $crate::simd::{Avx2, Avx512, InstructionSet, instruction_set};
 
                 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
                 fn vnni <$(const $c: $ct),*> ($($arg: $ty),*) {
@@ -64,12 +64,12 @@ macro_rules! multiversion_bytes {
                     $body::<Avx2, $($c),*>($($arg),*)
                 }
 
-                match $crate::simd::bytes::byte_instructions() {
-                    // SAFETY: the processor has the features, as just detected.
-                    $crate::simd::InstructionSet::Avx512 => return unsafe { vnni::<$($c),*>($($arg),*) },
-                    // SAFETY: as above.
-                    $crate::simd::InstructionSet::Avx2 => return unsafe { avx2::<$($c),*>($($arg),*) },
-                    $crate::simd::InstructionSet::Baseline => {}
+                match instruction_set() {
+                    // SAFETY: the processor has AVX-512 with VNNI: it is asked before a set is used.
+                    InstructionSet::Avx512Vnni | InstructionSet::Avx512Bf16 => return unsafe { vnni::<$($c),*>($($arg),*) },
+                    // SAFETY: the processor has AVX2, FMA and F16C: it is asked before a set is used.
+                    InstructionSet::Avx512 | InstructionSet::Avx2 => return unsafe { avx2::<$($c),*>($($arg),*) },
+                    InstructionSet::Scalar => {}
                 }
             }
             $body::<$crate::simd::Baseline, $($c),*>($($arg),*)
@@ -77,23 +77,6 @@ macro_rules! multiversion_bytes {
     };
 }
 pub(crate) use multiversion_bytes;
-
-#[cfg(target_arch = "x86_64")]
-pub(crate) fn byte_instructions() -> super::InstructionSet {
-    use super::InstructionSet;
-    let halves = is_x86_feature_detected!("f16c");
-    match super::instruction_set() {
-        InstructionSet::Avx512
-            if halves
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512vnni") =>
-        {
-            InstructionSet::Avx512
-        }
-        InstructionSet::Avx512 | InstructionSet::Avx2 if halves => InstructionSet::Avx2,
-        _ => InstructionSet::Baseline,
-    }
-}
 
 impl Bytes for Baseline {
     type Codes = [u8; CODES];
@@ -163,22 +146,22 @@ impl Bytes for Avx512 {
     }
     #[inline(always)]
     fn low(codes: Self::Codes) -> Self::Codes {
-        // SAFETY: as above.
+        // SAFETY: the caller is compiled for AVX-512 with VNNI; see the trait.
         unsafe { _mm512_and_si512(codes, _mm512_set1_epi8(0x0f)) }
     }
     #[inline(always)]
     fn high(codes: Self::Codes) -> Self::Codes {
-        // SAFETY: as above.
+        // SAFETY: the caller is compiled for AVX-512 with VNNI; see the trait.
         unsafe { _mm512_and_si512(_mm512_srli_epi16(codes, 4), _mm512_set1_epi8(0x0f)) }
     }
     #[inline(always)]
     fn zero() -> Self::Sums {
-        // SAFETY: as above.
+        // SAFETY: the caller is compiled for AVX-512 with VNNI; see the trait.
         unsafe { _mm512_setzero_si512() }
     }
     #[inline(always)]
     fn dot_nibble(sums: Self::Sums, codes: Self::Codes, x: [i8; 4]) -> Self::Sums {
-        // SAFETY: as above.
+        // SAFETY: the caller is compiled for AVX-512 with VNNI; see the trait.
         unsafe {
             _mm512_dpbusd_epi32(
                 sums,
@@ -193,17 +176,18 @@ impl Bytes for Avx512 {
     }
     #[inline(always)]
     fn float(sums: Self::Sums, offset: i32) -> Self::Lanes {
-        // SAFETY: as above.
+        // SAFETY: the caller is compiled for AVX-512 with VNNI; see the trait.
         unsafe { _mm512_cvtepi32_ps(_mm512_sub_epi32(sums, _mm512_set1_epi32(offset))) }
     }
     #[inline(always)]
     fn halves(values: &[f16; LANES]) -> Self::Lanes {
-        // SAFETY: as above; sixteen halves are there to read.
+        // SAFETY: the caller is compiled for AVX-512 with VNNI, see the trait;
+        // sixteen halves are there to read.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(values.as_ptr().cast())) }
     }
     #[inline(always)]
     fn code(codes: Self::Codes, i: usize) -> Self::Lanes {
-        // SAFETY: as above.
+        // SAFETY: the caller is compiled for AVX-512 with VNNI; see the trait.
         unsafe {
             let shifted = _mm512_srlv_epi32(codes, _mm512_set1_epi32(8 * i as i32));
             _mm512_cvtepi32_ps(_mm512_and_si512(shifted, _mm512_set1_epi32(0xff)))
@@ -211,8 +195,9 @@ impl Bytes for Avx512 {
     }
     #[inline(always)]
     fn look_up(table: &[f32; LANES], codes: Self::Codes, i: usize) -> Self::Lanes {
-        // SAFETY: as above; the table has sixteen numbers, and only the low four bits of a place
-        // are read.
+        // SAFETY: the caller is compiled for AVX-512 with VNNI, see the trait;
+        // the table has sixteen numbers, and only the low four bits
+        // of a place are read.
         unsafe {
             let shifted = _mm512_srlv_epi32(codes, _mm512_set1_epi32(8 * i as i32));
             _mm512_permutexvar_ps(shifted, _mm512_loadu_ps(table.as_ptr()))
@@ -240,7 +225,7 @@ impl Bytes for Avx2 {
     }
     #[inline(always)]
     fn low(codes: Self::Codes) -> Self::Codes {
-        // SAFETY: as above.
+        // SAFETY: the caller is compiled for AVX2; see the trait.
         unsafe {
             let mask = _mm256_set1_epi8(0x0f);
             [
@@ -251,7 +236,7 @@ impl Bytes for Avx2 {
     }
     #[inline(always)]
     fn high(codes: Self::Codes) -> Self::Codes {
-        // SAFETY: as above.
+        // SAFETY: the caller is compiled for AVX2; see the trait.
         unsafe {
             Self::low([
                 _mm256_srli_epi16(codes[0], 4),
@@ -261,12 +246,12 @@ impl Bytes for Avx2 {
     }
     #[inline(always)]
     fn zero() -> Self::Sums {
-        // SAFETY: as above.
+        // SAFETY: the caller is compiled for AVX2; see the trait.
         unsafe { [_mm256_setzero_si256(); 2] }
     }
     #[inline(always)]
     fn dot_nibble(sums: Self::Sums, codes: Self::Codes, x: [i8; 4]) -> Self::Sums {
-        // SAFETY: as above.
+        // SAFETY: the caller is compiled for AVX2; see the trait.
         unsafe {
             let x = _mm256_set1_epi32(i32::from_ne_bytes(x.map(|x| x as u8)));
             [
@@ -277,7 +262,7 @@ impl Bytes for Avx2 {
     }
     #[inline(always)]
     fn dot_byte(sums: Self::Sums, codes: Self::Codes, x: [i8; 4]) -> Self::Sums {
-        // SAFETY: as above.
+        // SAFETY: the caller is compiled for AVX2; see the trait.
         unsafe {
             let x = _mm256_set1_epi32(i32::from_ne_bytes(x.map(|x| x as u8)));
             let flip = _mm256_set1_epi8(-128);
@@ -301,7 +286,7 @@ impl Bytes for Avx2 {
     }
     #[inline(always)]
     fn float(sums: Self::Sums, offset: i32) -> Self::Lanes {
-        // SAFETY: as above.
+        // SAFETY: the caller is compiled for AVX2; see the trait.
         unsafe {
             let offset = _mm256_set1_epi32(offset);
             [
@@ -312,7 +297,8 @@ impl Bytes for Avx2 {
     }
     #[inline(always)]
     fn halves(values: &[f16; LANES]) -> Self::Lanes {
-        // SAFETY: as above; sixteen halves are there to read.
+        // SAFETY: the caller is compiled for AVX2, see the trait;
+        // sixteen halves are there to read.
         unsafe {
             let values: *const __m128i = values.as_ptr().cast();
             [
@@ -323,7 +309,7 @@ impl Bytes for Avx2 {
     }
     #[inline(always)]
     fn code(codes: Self::Codes, i: usize) -> Self::Lanes {
-        // SAFETY: as above.
+        // SAFETY: the caller is compiled for AVX2; see the trait.
         unsafe {
             let (shift, mask) = (_mm256_set1_epi32(8 * i as i32), _mm256_set1_epi32(0xff));
             [
@@ -334,8 +320,9 @@ impl Bytes for Avx2 {
     }
     #[inline(always)]
     fn look_up(table: &[f32; LANES], codes: Self::Codes, i: usize) -> Self::Lanes {
-        // SAFETY: as above; the table has sixteen numbers, and only the low three bits of a place
-        // are read.
+        // SAFETY: the caller is compiled for AVX2, see the trait;
+        // the table has sixteen numbers, and only the low three bits
+        // of a place are read.
         unsafe {
             let shift = _mm256_set1_epi32(8 * i as i32);
             let halves = [

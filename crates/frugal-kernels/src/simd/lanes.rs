@@ -18,6 +18,12 @@ pub(crate) trait Isa: Copy {
     type Lanes: Lanes;
 }
 
+/// `a * b + c`, in one rounding where that is one instruction.
+#[inline(always)]
+pub(crate) fn mul_add<I: Isa>(a: f32, b: f32, c: f32) -> f32 {
+    if I::FMA { a.mul_add(b, c) } else { a * b + c }
+}
+
 /// [`LANES`] numbers. The implementations for an instruction set must only be used inside a
 /// function compiled for it, which `multiversion` sees to.
 pub(crate) trait Lanes: Copy {
@@ -131,7 +137,7 @@ impl Lanes for [f32; LANES] {
     #[inline(always)]
     fn mul_add(self, b: Self, mut c: Self) -> Self {
         for i in 0..LANES {
-            c[i] = super::mul_add::<Baseline>(self[i], b[i], c[i]);
+            c[i] = mul_add::<Baseline>(self[i], b[i], c[i]);
         }
         c
     }
@@ -168,17 +174,20 @@ impl Lanes for __m512 {
     }
     #[inline(always)]
     fn load(values: &[f32; LANES]) -> Self {
-        // SAFETY: as above; sixteen numbers are there to read.
+        // SAFETY: the caller is compiled for AVX-512, see the trait;
+        // sixteen numbers are there to read.
         unsafe { _mm512_loadu_ps(values.as_ptr()) }
     }
     #[inline(always)]
     fn store(self, out: &mut [f32; LANES]) {
-        // SAFETY: as above; there is room for sixteen numbers.
+        // SAFETY: the caller is compiled for AVX-512, see the trait;
+        // there is room for sixteen numbers.
         unsafe { _mm512_storeu_ps(out.as_mut_ptr(), self) }
     }
     #[inline(always)]
     fn pairs(values: &[f32; 2]) -> Self {
-        // SAFETY: as above; the two numbers are there to read, as one of twice the size.
+        // SAFETY: the caller is compiled for AVX-512, see the trait;
+        // the two numbers are there to read, as one of twice the size.
         unsafe {
             _mm512_castpd_ps(_mm512_set1_pd(
                 values.as_ptr().cast::<f64>().read_unaligned(),
@@ -187,22 +196,23 @@ impl Lanes for __m512 {
     }
     #[inline(always)]
     fn expand(values: &[f32; LANES], mask: u16) -> Self {
-        // SAFETY: as above; sixteen numbers are there to read.
+        // SAFETY: the caller is compiled for AVX-512, see the trait;
+        // sixteen numbers are there to read.
         unsafe { _mm512_maskz_expand_ps(mask, _mm512_loadu_ps(values.as_ptr())) }
     }
     #[inline(always)]
     fn mul_add(self, b: Self, c: Self) -> Self {
-        // SAFETY: as above.
+        // SAFETY: the caller is compiled for AVX-512; see the trait.
         unsafe { _mm512_fmadd_ps(self, b, c) }
     }
     #[inline(always)]
     fn max(self, other: Self) -> Self {
-        // SAFETY: as above.
+        // SAFETY: the caller is compiled for AVX-512; see the trait.
         unsafe { _mm512_max_ps(self, other) }
     }
     #[inline(always)]
     fn sum(self) -> f32 {
-        // SAFETY: as above.
+        // SAFETY: the caller is compiled for AVX-512; see the trait.
         unsafe {
             sum_of_8(_mm256_add_ps(
                 _mm512_castps512_ps256(self),
@@ -232,7 +242,8 @@ impl Lanes for [__m256; 2] {
     }
     #[inline(always)]
     fn load(values: &[f32; LANES]) -> Self {
-        // SAFETY: as above; sixteen numbers are there to read.
+        // SAFETY: the caller is compiled for AVX2, see the trait;
+        // sixteen numbers are there to read.
         unsafe {
             [
                 _mm256_loadu_ps(values.as_ptr()),
@@ -242,7 +253,8 @@ impl Lanes for [__m256; 2] {
     }
     #[inline(always)]
     fn store(self, out: &mut [f32; LANES]) {
-        // SAFETY: as above; there is room for sixteen numbers.
+        // SAFETY: the caller is compiled for AVX2, see the trait;
+        // there is room for sixteen numbers.
         unsafe {
             _mm256_storeu_ps(out.as_mut_ptr(), self[0]);
             _mm256_storeu_ps(out.as_mut_ptr().add(8), self[1]);
@@ -250,7 +262,8 @@ impl Lanes for [__m256; 2] {
     }
     #[inline(always)]
     fn pairs(values: &[f32; 2]) -> Self {
-        // SAFETY: as above; the two numbers are there to read, as one of twice the size.
+        // SAFETY: the caller is compiled for AVX2, see the trait;
+        // the two numbers are there to read, as one of twice the size.
         unsafe {
             [_mm256_castpd_ps(_mm256_set1_pd(
                 values.as_ptr().cast::<f64>().read_unaligned(),
@@ -259,7 +272,7 @@ impl Lanes for [__m256; 2] {
     }
     #[inline(always)]
     fn mul_add(self, b: Self, c: Self) -> Self {
-        // SAFETY: as above.
+        // SAFETY: the caller is compiled for AVX2; see the trait.
         unsafe {
             [
                 _mm256_fmadd_ps(self[0], b[0], c[0]),
@@ -269,7 +282,7 @@ impl Lanes for [__m256; 2] {
     }
     #[inline(always)]
     fn max(self, other: Self) -> Self {
-        // SAFETY: as above.
+        // SAFETY: the caller is compiled for AVX2; see the trait.
         unsafe {
             [
                 _mm256_max_ps(self[0], other[0]),
@@ -279,7 +292,7 @@ impl Lanes for [__m256; 2] {
     }
     #[inline(always)]
     fn sum(self) -> f32 {
-        // SAFETY: as above.
+        // SAFETY: the caller is compiled for AVX2; see the trait.
         unsafe { sum_of_8(_mm256_add_ps(self[0], self[1])) }
     }
 }

@@ -140,7 +140,7 @@ fn one_pass_gives_the_bits_of_two() {
     );
 }
 
-/// One output that linear maps, a norm, a sum and operations of Burn use gets the gradients of all
+/// One output that linear layers, a norm, a sum and operations of Burn use gets the gradients of all
 /// of them.
 #[test]
 fn gradients_of_all_uses_are_added_up() {

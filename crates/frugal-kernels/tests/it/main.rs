@@ -13,5 +13,6 @@ mod norm;
 mod optimizer;
 mod packed;
 mod rope;
+mod simd;
 mod sparse;
 mod support;

@@ -1,6 +1,6 @@
 use burn::tensor::{Device, Tensor};
 use frugal_kernels::{
-    AttentionSpec, Memory, attention, linear, lora_linear, rms_norm, rope, swiglu,
+    AttentionSpec, SavePolicy, attention, linear, lora_linear, rms_norm, rope, swiglu,
 };
 
 use crate::support::random;
@@ -18,7 +18,7 @@ fn frozen(rows: usize, cols: usize, seed: u64) -> Tensor<2> {
 }
 
 /// Two blocks with everything that a decoder has, and the gradients of what they were given.
-fn gradients(memory: Memory) -> Vec<Vec<f32>> {
+fn gradients(memory: SavePolicy) -> Vec<Vec<f32>> {
     let [x, a, b, gain] = [
         tracked(TOKENS, D, 1),
         tracked(4, D, 2),
@@ -74,11 +74,11 @@ fn gradients(memory: Memory) -> Vec<Vec<f32>> {
 
 #[test]
 fn gradients_are_the_same_bits_whatever_is_kept() {
-    let kept = gradients(Memory::Fast);
+    let kept = gradients(SavePolicy::Fast);
     assert!(
         kept.iter().flatten().all(|g| g.is_finite())
             && kept.iter().all(|g| g.iter().any(|g| *g != 0.0))
     );
-    assert_eq!(gradients(Memory::Balanced), kept);
-    assert_eq!(gradients(Memory::Low), kept);
+    assert_eq!(gradients(SavePolicy::Balanced), kept);
+    assert_eq!(gradients(SavePolicy::Low), kept);
 }

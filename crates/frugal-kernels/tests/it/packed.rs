@@ -3,7 +3,7 @@ use std::sync::Arc;
 use burn::tensor::{Device, Tensor};
 use frugal_formats::gguf::{GgmlType, dequantize, quantize};
 use frugal_kernels::{
-    Activations, CrossEntropyOptions, LowRankRows, Packed, linear, linear_cross_entropy,
+    ActivationQuant, CrossEntropyOptions, LowRankRows, Packed, linear, linear_cross_entropy,
     lora_linear, multi_lora_linear, quantized_cross_entropy, quantized_linear,
     quantized_lora_linear, quantized_multi_lora_linear,
 };
@@ -120,7 +120,7 @@ fn int8_rounds_to_the_nearest_of_255_steps() {
 fn integer_products_of_long_rows_do_not_overflow() {
     const COLS: usize = 70_000;
     let packed =
-        Arc::new(Packed::int8(&vec![1.0; 2 * COLS], COLS).with_activations(Activations::Int8));
+        Arc::new(Packed::int8(&vec![1.0; 2 * COLS], COLS).with_activations(ActivationQuant::Int8));
     let x = Tensor::<2>::ones([1, COLS], &Device::flex());
     for found in vec(quantized_linear(x, &packed, None)) {
         assert!((found / COLS as f32 - 1.0).abs() < 1e-3, "{found}");
@@ -129,7 +129,7 @@ fn integer_products_of_long_rows_do_not_overflow() {
 
 #[test]
 fn integer_products_keep_what_is_not_a_number() {
-    let packed = Arc::new(Packed::int8(&[1.0; 64], 32).with_activations(Activations::Int8));
+    let packed = Arc::new(Packed::int8(&[1.0; 64], 32).with_activations(ActivationQuant::Int8));
     let mut values = [0.5; 32];
     values[3] = f32::NAN;
     let x = Tensor::<1>::from_data(values.as_slice(), &Device::flex()).unsqueeze::<2>();
@@ -284,7 +284,7 @@ fn integer_products_equal_those_of_the_rounded_input() {
             _ => 32,
         };
         let weight = dense(&packed.to_vec(), cols);
-        let packed = Arc::new(packed.with_activations(Activations::Int8));
+        let packed = Arc::new(packed.with_activations(ActivationQuant::Int8));
         for tokens in [1, 3, 4, 7, 8, 29] {
             let x = random(tokens, cols, 1.0, 4);
             let rounded: Vec<f32> = x

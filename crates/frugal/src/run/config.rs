@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use frugal_adapt::registry;
-use frugal_kernels::Activations;
+use frugal_kernels::ActivationQuant;
 use frugal_models::Quantize;
 use frugal_nn::Pooling;
 use frugal_train::TrainConfig;
@@ -114,7 +114,7 @@ pub struct TuneConfig {
     /// What products with weights in few bits do with their other factor: `exact` (single
     /// precision), or `int8`, rounded to 8 bits for each token, so that the forward pass is of
     /// integers.
-    pub activations: Activations,
+    pub activations: ActivationQuant,
     /// Where to compute.
     pub device: String,
     /// Decides every random choice of the run.
@@ -140,7 +140,7 @@ impl Default for TuneConfig {
             task: Task::default(),
             out: PathBuf::new(),
             quantize: Quantize::None,
-            activations: Activations::Exact,
+            activations: ActivationQuant::Exact,
             device: "cpu".into(),
             seed: 0,
             pooling: None,

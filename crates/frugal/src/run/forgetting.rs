@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicBool;
 
 use burn::prelude::*;
 use frugal_core::data::{self, Dataset, Example};
-use frugal_core::encode::{IGNORE, Target, Tokenized};
+use frugal_core::encode::{IGNORE_INDEX, Target, Tokenized};
 use frugal_eval::report::Forgetting;
 use frugal_models::load::ModelFiles;
 use frugal_nn::{Adapter, Backbone, Fixed, Input, mean_pool, to_vec};
@@ -108,7 +108,7 @@ fn texts(files: &ModelFiles, dataset: &Dataset) -> Result<Vec<Tokenized>, RunErr
         let targets = input_ids[1..]
             .iter()
             .map(|&id| id as i32)
-            .chain([IGNORE])
+            .chain([IGNORE_INDEX])
             .collect();
         Ok(Tokenized {
             token_type_ids: Vec::new(),

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use frugal_adapt::methods::full::{Full, FullConfig};
 use frugal_core::data::{self, Dataset, Example, LoadOptions};
-use frugal_core::encode::{IGNORE, Target, Tokenized};
+use frugal_core::encode::{IGNORE_INDEX, Target, Tokenized};
 use frugal_core::events::{LOG_FILE, Scalars, names, peak_rss_bytes, read_jsonl};
 use frugal_core::tokenizer::{TextTokenizer, train_bpe};
 use frugal_eval::report::{
@@ -565,7 +565,7 @@ fn pieces(
             let targets = piece[1..]
                 .iter()
                 .map(|&id| id as i32)
-                .chain([IGNORE])
+                .chain([IGNORE_INDEX])
                 .collect();
             out.push(Tokenized {
                 input_ids: piece.to_vec(),

@@ -509,7 +509,7 @@ fn write_report(
 
 /// The first training example in pieces of trained and untrained text.
 fn example(prepared: &Prepared) -> Result<Option<report::Example>, RunError> {
-    use frugal_core::encode::{IGNORE, Target};
+    use frugal_core::encode::{IGNORE_INDEX, Target};
     let tokenizer = prepared.files.tokenizer()?;
     let Some(first) = prepared.train.examples().first() else {
         return Ok(None);
@@ -533,7 +533,7 @@ fn example(prepared: &Prepared) -> Result<Option<report::Example>, RunError> {
         Target::Tokens(targets) => {
             // A token is trained where the position before it has a target.
             let trained: Vec<bool> = std::iter::once(false)
-                .chain(targets.iter().map(|t| *t != IGNORE))
+                .chain(targets.iter().map(|t| *t != IGNORE_INDEX))
                 .take(first.input_ids.len())
                 .collect();
             let mut segments = Vec::new();

@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicBool;
 
 use frugal::adapt::{AdaptError, Adapter, BuildContext, Entry, merge, peft, registry};
 use frugal::model::load::{Lookup, ModelFiles};
-use frugal::model::{Activations, Backbone, Frozen, LoadOptions, Quantize, build_with};
+use frugal::model::{ActivationQuant, Backbone, Frozen, LoadOptions, Quantize, build_with};
 use frugal::train::{
     Event, Memory, Objective, Target, Tokenized, TrainConfig, TrainRun, evaluate, train,
 };
@@ -135,7 +135,7 @@ fn lora_learns_with_products_of_integers() {
     let dense = losses(Quantize::None, Memory::Balanced);
     let options = |quantize| LoadOptions {
         quantize,
-        activations: Activations::Int8,
+        activations: ActivationQuant::Int8,
         ..LoadOptions::default()
     };
     for quantize in [Quantize::Int8, Quantize::Q8_0] {

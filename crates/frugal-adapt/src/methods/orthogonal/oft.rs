@@ -304,6 +304,8 @@ impl MapPart for Rotation {
 
 #[cfg(test)]
 mod tests {
+    use crate::support::values;
+
     use super::*;
 
     #[test]

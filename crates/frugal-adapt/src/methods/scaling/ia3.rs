@@ -307,6 +307,8 @@ impl MapPart for Factors {
 
 #[cfg(test)]
 mod tests {
+    use crate::support::values;
+
     use super::*;
     use frugal_models::ModelConfig;
 

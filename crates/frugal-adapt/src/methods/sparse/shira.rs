@@ -196,6 +196,8 @@ impl MapPart for Support {
 
 #[cfg(test)]
 mod tests {
+    use crate::support::values;
+
     use super::*;
     use frugal_models::ModelConfig;
 

@@ -1,15 +1,26 @@
 //! The backward pass: each head of each sequence recomputes its tiles.
 
+use std::sync::Arc;
+
 use burn::backend::flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::super::matrix::{Matrix, MatrixMut, Shared, Threads, zeros};
-use super::super::record::tensor_of;
 use super::super::scratch::Scratch;
+use super::super::tensor::tensor_of;
 use super::bias::Bias;
 use super::softmax::{RowState, dot_product, softmax_backward};
-use super::{HeadTask, Saved, TILE_K, TILE_Q, pieces};
+use super::task::{HeadTask, TILE_K, TILE_Q, pieces};
 use crate::attention::AttentionSpec;
+
+/// Kept for the backward pass beside q, k and v; the output is shared with what reads it next.
+#[derive(Clone, Debug)]
+pub(super) struct Saved {
+    pub(super) output: FlexTensor,
+    /// The logarithm of the sum of exponentials, `[tokens_q, num_heads]`.
+    pub(super) lse: Arc<[f32]>,
+    pub(super) spec: AttentionSpec,
+}
 
 /// The gradients of q, k, v and the bias, where wanted.
 pub(super) fn backward(

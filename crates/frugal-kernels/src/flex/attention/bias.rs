@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use burn::backend::flex::FlexTensor;
 
-use super::super::record::{tensor_of, values};
-use super::HeadTask;
+use super::super::tensor::{tensor_of, values};
+use super::task::HeadTask;
 use crate::attention::AttentionSpec;
 
 /// Numbers to add to the scores.

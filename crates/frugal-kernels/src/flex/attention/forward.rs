@@ -6,11 +6,11 @@ use burn::backend::flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::super::matrix::{Matrix, MatrixMut, Shared, Threads, zeros};
-use super::super::record::tensor_of;
 use super::super::scratch::Scratch;
+use super::super::tensor::tensor_of;
 use super::bias::Bias;
 use super::softmax::{Running, online_softmax, scale_row};
-use super::{HeadTask, TILE_K, TILE_Q, pieces};
+use super::task::{HeadTask, TILE_K, TILE_Q, pieces};
 use crate::attention::AttentionSpec;
 use crate::simd::{Isa, LANES, Lanes, dot, dots, mul_add, multiversion};
 
@@ -49,7 +49,7 @@ pub(super) fn forward(
                 unsafe { task.columns(&shared_output, &(first..first + rows.len()), spec) };
             let running = tile(&mut out, &task, &rows, [q, k, v], bias, spec);
             for (i, running) in running.iter().enumerate() {
-                // SAFETY: as above; each tile has its own rows and head.
+                // SAFETY: each tile has its own rows and head, so that no other writes this element.
                 unsafe { shared_lse.write((first + i) * heads + task.head, running.lse()) };
             }
         });

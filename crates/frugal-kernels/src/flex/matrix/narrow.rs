@@ -7,9 +7,11 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::gemm::prefetch;
-use super::matrix::{Matrix, Sink, Threads};
-use super::scratch::Scratch;
+use super::super::gemm::prefetch;
+use super::super::scratch::Scratch;
+use super::threads::Threads;
+use super::view::Matrix;
+use super::view_mut::Sink;
 use crate::simd::{Isa, LANES, Lanes, TASK, multiversion};
 
 /// Columns of the widest matrix that counts as narrow, where the columns of the large one are
@@ -20,9 +22,9 @@ const SHORTEST: usize = 4 * LANES;
 /// Columns of a narrow matrix that are treated at once, each in two lanes.
 const GROUP: usize = LANES / 2;
 /// Rows of a large matrix that meet them.
-const ROWS: usize = 6;
+const MR: usize = 6;
 /// Columns of a large matrix that are treated at once: two vectors.
-const COLS: usize = 2 * LANES;
+const NR: usize = 2 * LANES;
 /// Rows of a large matrix that are gone through at a time, and the most columns: what the
 /// first-level cache holds.
 const BLOCK: [usize; 2] = [16, 384];
@@ -78,7 +80,7 @@ fn by_rows(x: Matrix, a: Matrix, threads: usize, out: &Sink) {
     let per_task = if threads > 1 {
         (4 * TASK / x.cols)
             .clamp(1, x.rows.div_ceil(threads))
-            .next_multiple_of(ROWS)
+            .next_multiple_of(MR)
     } else {
         x.rows
     };
@@ -118,14 +120,14 @@ multiversion!(fn sum_rows(out: &mut [[f32; GROUP]], x: Matrix<'_>, paired: &[[f3
 
 #[inline(always)]
 fn sum_rows_body<I: Isa>(out: &mut [[f32; GROUP]], x: Matrix, paired: &[[f32; LANES]]) {
-    if x.rows < ROWS {
+    if x.rows < MR {
         (0..x.rows).for_each(|i| sum_tile::<I, 1>(&mut out[i..], x, i, paired));
         return;
     }
-    for i in (0..x.rows).step_by(ROWS) {
+    for i in (0..x.rows).step_by(MR) {
         // The last rows again where they are not a whole tile.
-        let i = i.min(x.rows - ROWS);
-        sum_tile::<I, ROWS>(&mut out[i..], x, i, paired);
+        let i = i.min(x.rows - MR);
+        sum_tile::<I, MR>(&mut out[i..], x, i, paired);
     }
 }
 
@@ -171,7 +173,7 @@ fn sum_tile<I: Isa, const N: usize>(
 /// `lᵀ * x`, of `[depth, r]` and `[depth, n]`, both with contiguous rows.
 fn by_columns(x: Matrix, l: Matrix, threads: usize, out: &Sink) {
     let tasks = threads * x.cols.div_ceil(threads * BLOCK[1]);
-    let width = x.cols.div_ceil(tasks).next_multiple_of(COLS);
+    let width = x.cols.div_ceil(tasks).next_multiple_of(NR);
     in_tasks(x.cols.div_ceil(width), threads, |task| {
         let cols = task * width..x.cols.min((task + 1) * width);
         let mut sums = Scratch::zeros(width * l.cols);
@@ -193,15 +195,15 @@ fn in_tasks(tasks: usize, threads: usize, task: impl Fn(usize) + Sync + Send) {
 
 multiversion!(fn sum_columns(out: &mut [f32], x: Matrix<'_>, cols: Range<usize>, l: Matrix<'_>) = sum_columns_body);
 
-/// Adds to `[r, width]`, whose width is a multiple of [`COLS`] and at least the number of columns.
+/// Adds to `[r, width]`, whose width is a multiple of [`NR`] and at least the number of columns.
 #[inline(always)]
 fn sum_columns_body<I: Isa>(out: &mut [f32], x: Matrix, cols: Range<usize>, l: Matrix) {
     let width = out.len() / l.cols;
-    let whole = cols.len() / COLS * COLS;
-    let mut padded = [[0.0; COLS]; BLOCK[0]];
+    let whole = cols.len() / NR * NR;
+    let mut padded = [[0.0; NR]; BLOCK[0]];
     for k in (0..x.rows).step_by(BLOCK[0]) {
         let depth = BLOCK[0].min(x.rows - k);
-        for col in (0..whole).step_by(COLS) {
+        for col in (0..whole).step_by(NR) {
             let rows: [&[f32]; BLOCK[0]] = std::array::from_fn(|i| {
                 if i < depth {
                     &x.row(k + i)[cols.start + col..]
@@ -229,7 +231,7 @@ fn sum_columns_body<I: Isa>(out: &mut [f32], x: Matrix, cols: Range<usize>, l: M
     }
 }
 
-/// A few rows' part of [`COLS`] columns of the sums.
+/// A few rows' part of [`NR`] columns of the sums.
 #[inline(always)]
 fn add_columns<I: Isa>(
     out: &mut [f32],
@@ -259,11 +261,11 @@ fn add_tile<I: Isa, const N: usize>(
 ) {
     let mut sums = [[I::Lanes::splat(0.0); 2]; N];
     for (t, sums) in sums.iter_mut().enumerate() {
-        let part = out[t * width..][..COLS].as_chunks::<LANES>().0;
+        let part = out[t * width..][..NR].as_chunks::<LANES>().0;
         *sums = [I::Lanes::load(&part[0]), I::Lanes::load(&part[1])];
     }
     for (i, x) in x.iter().enumerate() {
-        let x = x[..COLS].as_chunks::<LANES>().0;
+        let x = x[..NR].as_chunks::<LANES>().0;
         let right = [I::Lanes::load(&x[0]), I::Lanes::load(&x[1])];
         let left = &l.row(k + i)[j..j + N];
         for (sums, left) in sums.iter_mut().zip(left) {
@@ -273,7 +275,7 @@ fn add_tile<I: Isa, const N: usize>(
         }
     }
     for (t, sums) in sums.iter().enumerate() {
-        let part = out[t * width..][..COLS].as_chunks_mut::<LANES>().0;
+        let part = out[t * width..][..NR].as_chunks_mut::<LANES>().0;
         sums[0].store(&mut part[0]);
         sums[1].store(&mut part[1]);
     }
@@ -281,7 +283,7 @@ fn add_tile<I: Isa, const N: usize>(
 
 #[cfg(test)]
 mod tests {
-    use super::super::matrix::MatrixMut;
+    use super::super::view_mut::MatrixMut;
     use super::*;
 
     /// Values that differ from place to place and are exact in every sum.

@@ -1,11 +1,8 @@
 //! Frozen matrices with many zeros.
 
 use std::fmt::{self, Debug, Formatter};
-use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
-
-use crate::flex;
 
 /// Neighbours in a row whose zeros share a mask.
 pub(crate) const BLOCK: usize = 16;
@@ -116,16 +113,4 @@ impl Sparse {
     pub(crate) fn blocks(&self) -> usize {
         self.cols.div_ceil(BLOCK)
     }
-}
-
-/// `x · weightᵀ + bias` with a sparse weight `[out, in]`: x `[tokens, in]`, result `[tokens, out]`;
-/// no gradient is formed for the weight.
-///
-/// # Panics
-/// When the shapes do not fit together.
-pub fn sparse_linear(x: Tensor<2>, weight: &Arc<Sparse>, bias: Option<Tensor<1>>) -> Tensor<2> {
-    crate::linear::check(&x, weight.dims(), bias.as_ref());
-    flex::sparse_linear(&x, weight, bias.as_ref()).unwrap_or_else(|| {
-        crate::portable::linear(x.clone(), weight.dense(&x.device().inner()), bias)
-    })
 }

@@ -1,15 +1,20 @@
-//! Linear maps, plain and with a low-rank correction.
+//! Linear layers, plain and with a low-rank correction.
 
-use std::ops::Range;
+mod spec;
+
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
 
+pub use spec::LowRankRows;
+
 use crate::flex;
 use crate::packed::Packed;
 
-/// `x · weightᵀ + bias`: x `[tokens, in]`, weight `[out, in]`, bias `[out]`, result
-/// `[tokens, out]`.
+/// A linear layer: `x · weightᵀ + bias`, as `torch.nn.functional.linear`.
+///
+/// # Shapes
+/// x: `[tokens, in] -> [tokens, out]`; weight: `[out, in]`; bias: `[out]`
 ///
 /// # Panics
 /// When the shapes do not fit together.
@@ -19,7 +24,10 @@ pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tenso
         .unwrap_or_else(|| portable::linear(x, weight, bias))
 }
 
-/// [`linear`] with a packed weight `[out, in]`; no gradient is formed for the weight.
+/// [`linear`] with a packed weight, for which no gradient is formed.
+///
+/// # Shapes
+/// x: `[tokens, in] -> [tokens, out]`; weight: `[out, in]`; bias: `[out]`
 ///
 /// # Panics
 /// When the shapes do not fit together.
@@ -29,9 +37,14 @@ pub fn quantized_linear(x: Tensor<2>, weight: &Arc<Packed>, bias: Option<Tensor<
     fused.unwrap_or_else(|| portable::linear(x.clone(), weight.dense(&x.device().inner()), bias))
 }
 
-/// `x · weightᵀ + bias + scale · (x · aᵀ) · bᵀ`: weight `[out, in]`, a `[r, in]`, b `[out, r]`.
+/// A linear layer with a low-rank correction: `x · weightᵀ + bias + scale · (x · aᵀ) · bᵀ` (Hu et
+/// al., *LoRA*, arXiv 2106.09685, equation 3, with `scale` for α / r; `LoraLayer.forward` of PEFT).
 ///
 /// The weight is meant to be frozen and on the plain device; then no gradient is formed for it.
+///
+/// # Shapes
+/// x: `[tokens, in] -> [tokens, out]`; weight: `[out, in]`; bias: `[out]`;
+/// a: `[r, in]`; b: `[out, r]`
 ///
 /// # Panics
 /// When the shapes do not fit together.
@@ -56,7 +69,12 @@ pub fn lora_linear(
     .unwrap_or_else(|| portable::lora_linear(x, weight, bias, a, b, scale))
 }
 
-/// [`lora_linear`] with a packed weight `[out, in]`.
+/// [`lora_linear`] with a packed weight, for which no gradient is formed (Dettmers et al., *QLoRA*,
+/// arXiv 2305.14314, equation 5).
+///
+/// # Shapes
+/// x: `[tokens, in] -> [tokens, out]`; weight: `[out, in]`; bias: `[out]`;
+/// a: `[r, in]`; b: `[out, r]`
 ///
 /// # Panics
 /// When the shapes do not fit together.
@@ -90,25 +108,17 @@ pub fn quantized_lora_linear(
     })
 }
 
-/// A low-rank correction `scale · (x · aᵀ) · bᵀ` of some rows of x: a `[r, in]`, b `[out, r]`.
-#[derive(Clone, Debug)]
-pub struct LowRankRows {
-    /// The rows.
-    pub rows: Range<usize>,
-    /// `[r, in]`.
-    pub a: Tensor<2>,
-    /// `[out, r]`.
-    pub b: Tensor<2>,
-    /// Factor on the correction.
-    pub scale: f32,
-}
-
 /// [`linear`] with a low-rank correction of its own for each of several ranges of rows, as when the
-/// sequences of a batch use different adapters: the weight is read once for all of them. The ranges
-/// must ascend without an overlap; rows between them get none.
+/// sequences of a batch use different adapters (Sheng et al., *S-LoRA*, arXiv 2311.03285): the
+/// weight is read once for all of them. The ranges must ascend without an overlap; rows between
+/// them get no correction.
+///
+/// # Shapes
+/// x: `[tokens, in] -> [tokens, out]`; weight: `[out, in]`; bias: `[out]`;
+/// each pair: a `[r, in]`, b `[out, r]`
 ///
 /// # Panics
-/// When the shapes do not fit together.
+/// When the shapes do not fit together, or the ranges overlap or leave x.
 pub fn multi_lora_linear(
     x: Tensor<2>,
     weight: Tensor<2>,
@@ -121,10 +131,14 @@ pub fn multi_lora_linear(
     fused.unwrap_or_else(|| portable::multi_lora_linear(x, weight, bias, pairs))
 }
 
-/// [`multi_lora_linear`] with a packed weight `[out, in]`.
+/// [`multi_lora_linear`] with a packed weight, for which no gradient is formed.
+///
+/// # Shapes
+/// x: `[tokens, in] -> [tokens, out]`; weight: `[out, in]`; bias: `[out]`;
+/// each pair: a `[r, in]`, b `[out, r]`
 ///
 /// # Panics
-/// When the shapes do not fit together.
+/// When the shapes do not fit together, or the ranges overlap or leave x.
 pub fn quantized_multi_lora_linear(
     x: Tensor<2>,
     weight: &Arc<Packed>,

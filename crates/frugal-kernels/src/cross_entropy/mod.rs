@@ -1,30 +1,28 @@
 //! The language-model head and its loss in one operation.
 
+mod spec;
+
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
 
+pub use frugal_core::encode::IGNORE_INDEX;
+pub use spec::CrossEntropyOptions;
+
 use crate::flex;
 use crate::packed::Packed;
 
-/// A target with this value is not counted.
-pub const IGNORE_INDEX: i32 = -100;
-
-/// Variations of the cross-entropy loss; the default is the plain loss.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct CrossEntropyOptions {
-    /// Share of the target probability spread evenly over the vocabulary.
-    pub label_smoothing: f32,
-    /// Weight of `log(sum(exp(logits)))^2`, which keeps the logits from drifting.
-    pub z_loss: f32,
-    /// Logits become `cap * tanh(logit / cap)` first.
-    pub logit_softcap: Option<f32>,
-}
-
-/// Cross-entropy of `softmax(hidden · weightᵀ + bias)`, SUMMED over the counted tokens; `[1]`.
+/// The language-model head and its loss in one operation: cross-entropy of `softmax(hidden ·
+/// weightᵀ + bias)`, summed (not averaged) over the counted tokens, as
+/// `torch.nn.functional.cross_entropy` with `reduction="sum"`. The caller divides by the count it
+/// wants.
 ///
-/// hidden is `[tokens, d]`, weight `[vocab, d]`, bias `[vocab]`, targets `[tokens]` with
-/// [`IGNORE_INDEX`] where a token is not counted. The caller divides by the count it wants.
+/// The logits of a few tokens exist at a time, as in Hsu et al., *Liger Kernel*, arXiv 2410.10989.
+/// The z-loss is that of Chowdhery et al., *PaLM*, arXiv 2204.02311, section 5.
+///
+/// # Shapes
+/// hidden: `[tokens, d] -> [1]`; weight: `[vocab, d]`; bias: `[vocab]`; targets: `[tokens]`, with
+/// [`IGNORE_INDEX`] where a token is not counted
 ///
 /// # Panics
 /// When the shapes do not fit together or a target is outside the vocabulary.
@@ -46,11 +44,14 @@ pub fn linear_cross_entropy(
     .unwrap_or_else(|| portable::linear_cross_entropy(hidden, weight, bias, targets, opts))
 }
 
-/// [`linear_cross_entropy`] with a packed weight `[vocab, d]`; no gradient is formed for the
-/// weight.
+/// [`linear_cross_entropy`] with a packed weight, for which no gradient is formed.
+///
+/// # Shapes
+/// hidden: `[tokens, d] -> [1]`; weight: `[vocab, d]`; bias: `[vocab]`; targets: `[tokens]`, with
+/// [`IGNORE_INDEX`] where a token is not counted
 ///
 /// # Panics
-/// As [`linear_cross_entropy`].
+/// When the shapes do not fit together or a target is outside the vocabulary.
 pub fn quantized_cross_entropy(
     hidden: Tensor<2>,
     weight: &Arc<Packed>,
@@ -72,9 +73,11 @@ pub fn quantized_cross_entropy(
     })
 }
 
-/// The log-probability of each target, `[tokens]`, 0 where the target is [`IGNORE_INDEX`].
+/// The log-probability of each target under `softmax(hidden · weightᵀ + bias)`, 0 where the target
+/// is [`IGNORE_INDEX`]. No gradient; logits are formed for a few tokens at a time.
 ///
-/// No gradient; logits are formed for a few tokens at a time.
+/// # Shapes
+/// hidden: `[tokens, d] -> [tokens]`; weight: `[vocab, d]`; bias: `[vocab]`; targets: `[tokens]`
 ///
 /// # Panics
 /// When the shapes do not fit together or a target is outside the vocabulary.
