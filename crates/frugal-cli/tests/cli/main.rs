@@ -10,5 +10,6 @@ mod journey;
 mod json;
 mod measure;
 mod recipes;
+mod runs;
 mod support;
 mod tune;

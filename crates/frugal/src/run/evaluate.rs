@@ -5,14 +5,14 @@ use std::sync::atomic::AtomicBool;
 
 use serde::Serialize;
 
-use super::prepare::{encode_part, read};
+use super::prepare::{encode_part, is_data_file, read};
 use super::tune::CONFIG_FILE;
 use super::{DataConfig, Metrics, Observe, Progress, RunError, TuneConfig};
 use crate::adapt::{Adapter, BuildContext, Fixed, Head, Mode, peft, to_vec};
 use crate::model::load::{Lookup, ModelFiles};
 use crate::model::save::{Stored, StoredType, write_safetensors};
 use crate::model::{Backbone, Input, LoadOptions, Quantize};
-use crate::train::{Objective, Tokenized, evaluate as evaluate_examples};
+use crate::train::{Objective, Tokenized, evaluate_observed as evaluate_examples};
 
 /// What is measured.
 #[derive(Clone, Debug)]
@@ -49,6 +49,8 @@ pub struct Evaluated {
     pub confusion: Vec<Vec<usize>>,
     /// SHA-256 of the data file.
     pub sha256: String,
+    /// Whether the adapter was trained on other weights than the model's as they are now.
+    pub base_changed: bool,
 }
 
 /// How the run that made an adapter held the model's weights; single precision if the folder is not
@@ -79,6 +81,10 @@ pub fn evaluate(
     observe(&Progress::Begin {
         what: format!("reading {}", request.model),
     });
+    let base_changed = match &request.adapter {
+        Some(folder) => super::base::warn(folder, &files, observe),
+        None => false,
+    };
     let sites = files.sites();
     let mut options = LoadOptions {
         quantize: request.quantize,
@@ -119,7 +125,7 @@ pub fn evaluate(
         .and_then(|e| e.head.as_ref())
         .or(own_head.as_ref());
     let dataset = match frugal_core::data::builtin(&request.data.train) {
-        Ok(builtin) if !std::path::Path::new(&request.data.train).exists() => builtin.test,
+        Ok(builtin) if !is_data_file(&request.data.train) => builtin.test,
         _ => read(&request.data.train, &request.data)?,
     };
     let dataset = if request.data.max_eval_rows == 0 {
@@ -157,6 +163,7 @@ pub fn evaluate(
         part.examples(),
         request.max_tokens,
         stop,
+        &mut |done, of| observe(&Progress::Counted { done, of }),
     )?
     else {
         return Ok(None);
@@ -175,6 +182,7 @@ pub fn evaluate(
         labels,
         confusion,
         sha256: part.sha256,
+        base_changed,
     }))
 }
 

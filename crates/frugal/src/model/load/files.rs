@@ -7,6 +7,7 @@ use burn::prelude::*;
 use frugal_core::tokenizer::TextTokenizer;
 use frugal_formats::fetch;
 
+use super::fingerprint::fingerprint;
 use super::gguf::GgufSource;
 use super::{LoadError, SafetensorsSource, builtin, read_json};
 use crate::adapt::Head;
@@ -177,6 +178,14 @@ impl ModelFiles {
     /// Bytes of the weights as stored.
     pub fn stored_bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// What tells these weights from others: a hash of all bytes of their files.
+    pub fn fingerprint(&self) -> String {
+        match &self.weights {
+            Weights::Folder(source) => fingerprint(source.contents()),
+            Weights::Gguf(source) => fingerprint([source.content()]),
+        }
     }
 
     /// Whether the weights are used where the file maps them, without a copy.

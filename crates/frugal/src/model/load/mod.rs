@@ -3,6 +3,7 @@
 
 mod builtin;
 mod files;
+mod fingerprint;
 mod gguf;
 #[cfg(feature = "hub")]
 mod hub;
