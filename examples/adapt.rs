@@ -3,6 +3,8 @@
 //!
 //! `cargo run --release --example adapt`
 
+#![allow(clippy::print_stdout, reason = "its output is the point")]
+
 use std::sync::atomic::AtomicBool;
 
 use frugal::model::load::Lookup;

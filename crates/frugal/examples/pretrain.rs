@@ -2,6 +2,8 @@
 //!
 //! `cargo run --release -p frugal --example pretrain -- TEXT OUT [dotted overrides such as train.max_steps=100]`
 
+#![allow(clippy::print_stdout, reason = "its output is the point")]
+
 use std::error::Error;
 use std::sync::atomic::AtomicBool;
 
