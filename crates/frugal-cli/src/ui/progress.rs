@@ -27,6 +27,7 @@ pub struct Phase {
     output: Output,
     text: String,
     bar: ProgressBar,
+    begun: Instant,
     counted: Option<Counted>,
 }
 
@@ -55,6 +56,7 @@ impl Phase {
             output,
             text,
             bar,
+            begun: Instant::now(),
             counted: None,
         }
     }
@@ -62,13 +64,13 @@ impl Phase {
     /// So many of so many pieces are done.
     pub fn count(&mut self, done: usize, of: usize) {
         let now = Instant::now();
-        let bar = &self.bar;
+        let (bar, begun) = (&self.bar, self.begun);
         let counted = self.counted.get_or_insert_with(|| {
             bar.set_style(style("{msg} {wide_bar:.cyan} {pos}/{len}{prefix}"));
             bar.set_length(of as u64);
             Counted {
-                rate: Rate::new(now, 0.0),
-                said: now,
+                rate: Rate::new(begun, 0.0),
+                said: begun,
             }
         });
         counted.rate.update(now, done as f64);

@@ -72,9 +72,10 @@ fn a_run_goes_on_from_an_adapter_where_that_ended() {
 #[test]
 fn an_adapter_that_does_not_fit_the_run_is_refused_with_the_reason() {
     let folder = folder();
+    let rows = "ham\tsee you soon\nfraud\twin a prize now\n".repeat(20);
     fs::write(
         folder.path().join("other.tsv"),
-        "label\ttext\nham\tsee you\nham\tsee me\nfraud\twin now\nham\tsee us\n",
+        format!("label\ttext\n{rows}"),
     )
     .unwrap();
     run(

@@ -266,3 +266,47 @@ fn kept_per_token(c: &ModelConfig, low_rank: usize, memory: train::Memory) -> Ke
         again,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapt::Adapter;
+    use crate::adapt::full::{Full, FullConfig};
+    use crate::model::load::Lookup;
+    use crate::run::{DataConfig, prepare};
+
+    #[test]
+    fn full_training_is_counted_without_a_copy_of_the_weights() {
+        let mut config = TuneConfig {
+            data: DataConfig {
+                train: "sms-spam".into(),
+                max_train_rows: 16,
+                max_eval_rows: 4,
+                ..DataConfig::default()
+            },
+            ..TuneConfig::default()
+        };
+        config.method.name = "full".into();
+        let prepared = prepare(&config, &Lookup::default()).unwrap();
+        let (sites, device) = (prepared.files.sites(), Device::flex());
+        let sizes = Sizes::new(&config, &prepared, &sites, &device).unwrap();
+        let context = BuildContext {
+            config: prepared.files.config(),
+            sites: &sites,
+            backbone: None,
+            device: device.clone(),
+            seed: 0,
+            tokenize: None,
+        };
+        let built = Full::new(FullConfig {}, &context).unwrap();
+        let head = Head::new(
+            prepared.head.clone().unwrap(),
+            prepared.files.config(),
+            &device,
+            0,
+        );
+        let of_head: usize = head.parameters().into_iter().map(Parameter::len).sum();
+        assert_eq!(sizes.values, built.num_trainable() as u64);
+        assert_eq!(sizes.trainable, (built.num_trainable() + of_head) as u64);
+    }
+}

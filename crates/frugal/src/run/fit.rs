@@ -156,3 +156,72 @@ pub(super) fn refusal(needed: u64, available: u64, fitted: Option<&Fitted>) -> R
         way_out,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::prelude::Device;
+
+    use super::*;
+    use crate::model::load::Lookup;
+    use crate::run::{DataConfig, prepare};
+
+    #[test]
+    fn the_least_change_with_which_a_run_fits_is_found() {
+        let mut config = TuneConfig {
+            data: DataConfig {
+                train: "sms-spam".into(),
+                max_train_rows: 256,
+                max_eval_rows: 4,
+                ..DataConfig::default()
+            },
+            ..TuneConfig::default()
+        };
+        (config.train.batch_size, config.train.memory) = (64, Memory::Fast);
+        let prepared = prepare(&config, &Lookup::default()).unwrap();
+        let sites = prepared.files.sites();
+        let sizes = Sizes::new(&config, &prepared, &sites, &Device::flex()).unwrap();
+        let peak = |config: &TuneConfig| {
+            let tokens = Work::new(config, &prepared).micro_batch_tokens;
+            predicted(&prepared, &sites, &sizes, config, tokens, 0).peak()
+        };
+        let fit =
+            |available, resumed| fitting(&config, &prepared, &sites, &sizes, 0, available, resumed);
+        let flags = |available| fit(available, false).map(|fitted| fitted.flags);
+        let with = |memory, batch_size, quantize| {
+            let mut other = config.clone();
+            other.train.memory = memory;
+            other.train.batch_size = batch_size;
+            other.quantize = quantize;
+            peak(&other)
+        };
+        assert_eq!(flags(peak(&config)), Some(Vec::new()));
+        assert_eq!(
+            flags(peak(&config) - 1),
+            Some(vec!["--memory balanced".into()])
+        );
+        let low = with(Memory::Low, 64, Quantize::None);
+        assert_eq!(flags(low), Some(vec!["--memory low".into()]));
+        let smaller = fit(low - 1, false).unwrap();
+        assert!(peak(&smaller.config) < low);
+        assert_eq!(
+            (
+                smaller.config.train.batch_size,
+                smaller.config.train.gradient_accumulation_steps
+            ),
+            (32, 2)
+        );
+        // What changes the result comes last, and a resumed run may not change it.
+        assert!(fit(low - 1, true).is_none() && fit(low, true).is_some());
+        let least = with(Memory::Low, 1, Quantize::None);
+        let packed = fit(least - 1, false).unwrap();
+        assert_eq!(packed.config.quantize, Quantize::Int8);
+        assert!(peak(&packed.config) < least);
+        assert!(flags(1000).is_none());
+        let told = refusal(3 << 30, 1 << 30, Some(&smaller)).to_string();
+        assert!(
+            told.contains("needs about 3.0 GiB, and 1.0 GiB are available")
+                && told.contains("--batch-size 32 --gradient-accumulation-steps 2"),
+            "{told}"
+        );
+    }
+}
