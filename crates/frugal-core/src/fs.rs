@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use crate::lock::is_at;
+
 /// A file that cannot be read or written.
 #[derive(Debug, Error)]
 #[error("{}: {action}: {source}", path.display())]
@@ -95,8 +97,13 @@ impl Temporary {
     pub fn for_file(target: &Path) -> std::io::Result<Self> {
         let name = target.file_name().unwrap_or_default().to_string_lossy();
         let prefix = format!(".{name}.");
-        remove_stale(parent(target), &prefix);
+        // Elsewhere a lock would keep out whoever opens the file by its name to write it.
+        if cfg!(unix) {
+            remove_stale(parent(target), &prefix);
+        }
+        let mut attempt = 0;
         loop {
+            attempt += 1;
             let mut builder = tempfile::Builder::new();
             builder.prefix(&prefix).suffix(TEMPORARY);
             // What any new file has, within the umask: a temporary one is its owner's alone.
@@ -107,9 +114,14 @@ impl Temporary {
             let file = builder.tempfile_in(parent(target))?;
             // Somebody who clears up may have come between creating and locking. A file system
             // without locks has nobody who clears up.
-            match file.as_file().try_lock() {
-                Err(TryLockError::WouldBlock) => continue,
-                Ok(()) if !crate::lock::is_at(file.as_file(), file.path()) => continue,
+            let locked = if cfg!(unix) {
+                file.as_file().try_lock()
+            } else {
+                Ok(())
+            };
+            match locked {
+                Err(TryLockError::WouldBlock) if attempt < ATTEMPTS => continue,
+                Ok(()) if attempt < ATTEMPTS && !is_at(file.as_file(), file.path()) => continue,
                 _ => {}
             }
             return Ok(Self {
@@ -144,6 +156,8 @@ impl Temporary {
     }
 }
 
+/// Times that a file may be cleared up by others before it is locked.
+const ATTEMPTS: u32 = 100;
 /// How the names of temporary files end.
 const TEMPORARY: &str = ".tmp";
 

@@ -16,7 +16,8 @@ use crate::fs::FileError;
 /// Name of the lock file in a folder.
 pub const LOCK_FILE: &str = ".frugal.lock";
 
-/// Times that a folder may vanish while it is taken.
+/// Times that a folder or its lock file may vanish while it is taken. File systems that number
+/// their files anew each time look so, too.
 const ATTEMPTS: u32 = 100;
 
 /// A folder that cannot be had.
@@ -57,33 +58,32 @@ impl FolderLock {
         let mut attempt = 0;
         loop {
             attempt += 1;
-            crate::fs::create_dir(folder)?;
-            let opened = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .open(&path);
+            let opened = crate::fs::create_dir(folder).and_then(|()| {
+                OpenOptions::new()
+                    .read(true)
+                    .write(true)
+                    .create(true)
+                    .truncate(false)
+                    .open(&path)
+                    .map_err(FileError::at(&path, "cannot write"))
+            });
             let file = match opened {
-                // Its last holder may have removed the folder between the two calls.
-                Err(error) if error.kind() == ErrorKind::NotFound && attempt < ATTEMPTS => continue,
-                other => other.map_err(FileError::at(&path, "cannot write"))?,
+                // Its last holder may be removing the folder, or one above it.
+                Err(error) if error.source.kind() == ErrorKind::NotFound && attempt < ATTEMPTS => {
+                    continue;
+                }
+                other => other?,
             };
-            match file.try_lock() {
-                Ok(()) => {}
-                Err(TryLockError::WouldBlock) => {
-                    return Err(LockError::Held {
-                        folder: folder.into(),
-                        holder: holder_text(file),
-                    });
-                }
-                Err(TryLockError::Error(source)) => {
-                    return Err(FileError::at(&path, "cannot lock")(source).into());
-                }
+            // Where a file system has no locks, there is nobody to ask, and nothing to wait for.
+            if let Err(TryLockError::WouldBlock) = file.try_lock() {
+                return Err(LockError::Held {
+                    folder: folder.into(),
+                    holder: holder_text(file),
+                });
             }
             // Its last holder may have removed the file between the two calls; the lock of a file
             // that has no name any more keeps nobody out.
-            if is_at(&file, &path) {
+            if is_at(&file, &path) || attempt >= ATTEMPTS {
                 let lock = Self {
                     folder: folder.into(),
                     file,

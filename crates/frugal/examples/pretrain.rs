@@ -21,7 +21,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     if let Some((key, reason)) = config.problems().first() {
         return Err(format!("{key}: {reason}").into());
     }
-    let resume = config.out.exists();
+    let resume = config.out.join("pretrain.toml").exists();
     let mut print =
         |progress: &Progress| println!("{}", serde_json::to_string(progress).unwrap_or_default());
     let done = pretrain(

@@ -5,6 +5,7 @@
 mod adapters;
 mod bad_input;
 mod bench;
+mod disks;
 mod eval_tasks;
 mod help;
 mod inspect;

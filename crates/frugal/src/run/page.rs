@@ -1,16 +1,94 @@
-//! The page that shows a run.
+//! What is left of a run to look at: parts of its record, and the page that shows it.
 
 use std::path::{Path, PathBuf};
 
 use frugal_core::encode::{IGNORE, Target};
 use frugal_core::events::Scalars;
-use frugal_eval::report::{self, RunRecord, RunReport};
+use frugal_eval::report::{
+    self, DatasetInfo, MetaInfo, ModelInfo, RunRecord, RunReport, SystemInfo, TrainInfo,
+};
 
-use super::RunError;
-use super::prepare::Prepared;
+use super::prepare::{Part, Prepared};
+use super::tune::PartScores;
+use super::{Metrics, RunError, TuneConfig};
+use crate::adapt::{Entry, Head, Parameter, peft};
+use crate::model::SiteTable;
 
 /// The report in a run folder.
 const REPORT_FILE: &str = "report.html";
+
+pub(super) fn evaluation(part: &PartScores) -> report::Evaluation {
+    report::Evaluation {
+        split: part.part.clone(),
+        examples: part.examples,
+        base: part.base.clone(),
+        adapted: part.adapted.clone(),
+    }
+}
+
+pub(super) fn count_parameters(
+    info: &mut TrainInfo,
+    entry: &Entry,
+    sites: &SiteTable,
+    method: &str,
+) {
+    let of_head = entry.head.iter().flat_map(Head::parameters);
+    let head: usize = of_head.map(Parameter::len).sum();
+    let trained = entry.adapter.num_trainable() + head;
+    let extra = if method == "full" { head } else { trained };
+    info.num_trainable_params = trained as u64;
+    info.num_total_params = (sites.num_parameters() + extra) as u64;
+}
+
+pub(super) fn weights_size(folder: &Path) -> u64 {
+    let size = |name: &str| std::fs::metadata(folder.join(name)).map_or(0, |m| m.len());
+    size(peft::WEIGHTS_FILE) + size("model.safetensors")
+}
+
+pub(super) fn scores(
+    prepared: &Prepared,
+    base: &[(&'static str, Metrics)],
+    adapted: &[(&'static str, Metrics)],
+) -> Vec<PartScores> {
+    let of = |scores: &[(&'static str, Metrics)], part: &str| {
+        scores
+            .iter()
+            .find(|(p, _)| *p == part)
+            .map(|(_, m)| m.clone())
+            .unwrap_or_default()
+    };
+    let parts = [prepared.validation.as_ref(), prepared.test.as_ref()]
+        .into_iter()
+        .flatten();
+    parts
+        .map(|p| PartScores {
+            part: p.name.into(),
+            examples: p.examples().len(),
+            base: of(base, p.name),
+            adapted: of(adapted, p.name),
+        })
+        .collect()
+}
+
+pub(super) fn meta(config: &TuneConfig, prepared: &Prepared, fingerprint: String) -> MetaInfo {
+    let dataset = |p: &Part| DatasetInfo {
+        split: p.name.into(),
+        source: p.source.clone(),
+        examples: p.examples().len(),
+        sha256: p.sha256.clone(),
+    };
+    MetaInfo {
+        model_info: ModelInfo {
+            name: config.model.clone(),
+            model_type: prepared.files.config().model_type.name().into(),
+            file_size: prepared.files.stored_bytes(),
+            sha256: Some(fingerprint),
+        },
+        dataset_info: prepared.parts().map(dataset).collect(),
+        package_info: [("frugal".to_owned(), env!("CARGO_PKG_VERSION").to_owned())].into(),
+        system_info: SystemInfo::detect(&config.device),
+    }
+}
 
 /// Writes the report of a run; returns its path.
 pub(super) fn write_report(

@@ -5,9 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use burn::prelude::*;
-use frugal_eval::report::{
-    self, DatasetInfo, MetaInfo, ModelInfo, RECORD_FILE, RunRecord, SystemInfo, TrainInfo,
-};
+use frugal_eval::report::{self, RECORD_FILE, RunRecord};
 use serde::Serialize;
 
 use super::base;
@@ -16,12 +14,12 @@ use super::export::merge_to_folder;
 use super::fit::{Fitted, MemoryCheck, available, fitting, refusal};
 use super::folder::{check_same_run, claim, claim_free};
 use super::job::{Job, Learn, in_folder};
-use super::page::write_report;
+use super::page::{count_parameters, evaluation, meta, scores, weights_size, write_report};
 use super::prepare::{Part, Prepared, prepare};
 use super::start::Start;
 use super::{Metrics, Observe, Progress, RunError, TuneConfig};
 use crate::adapt::loftq::load_options;
-use crate::adapt::{BuildContext, Entry, Head, Parameter, Pooling, peft, registry};
+use crate::adapt::{BuildContext, Entry, Head, Pooling, peft, registry};
 use crate::model::load::{Lookup, MODEL_FOLDER, ModelFiles};
 use crate::model::save::StoredType;
 use crate::model::{Backbone, LoadOptions, SiteTable};
@@ -283,24 +281,6 @@ fn load(
     Ok(prepared.files.load_with(device, options)?)
 }
 
-fn evaluation(part: &PartScores) -> report::Evaluation {
-    report::Evaluation {
-        split: part.part.clone(),
-        examples: part.examples,
-        base: part.base.clone(),
-        adapted: part.adapted.clone(),
-    }
-}
-
-fn count_parameters(info: &mut TrainInfo, entry: &Entry, sites: &SiteTable, method: &str) {
-    let of_head = entry.head.iter().flat_map(Head::parameters);
-    let head: usize = of_head.map(Parameter::len).sum();
-    let trained = entry.adapter.num_trainable() + head;
-    let extra = if method == "full" { head } else { trained };
-    info.num_trainable_params = trained as u64;
-    info.num_total_params = (sites.num_parameters() + extra) as u64;
-}
-
 /// Metrics of each part that was evaluated.
 type Scores = Vec<(&'static str, Metrics)>;
 
@@ -472,56 +452,6 @@ fn save(
     peft::save(out, entry, files.config(), files.name())?;
     base::keep_with_adapter(out, fingerprint)?;
     Ok(out.into())
-}
-
-fn weights_size(folder: &Path) -> u64 {
-    let size = |name: &str| std::fs::metadata(folder.join(name)).map_or(0, |m| m.len());
-    size(peft::WEIGHTS_FILE) + size("model.safetensors")
-}
-
-fn scores(
-    prepared: &Prepared,
-    base: &[(&'static str, Metrics)],
-    adapted: &[(&'static str, Metrics)],
-) -> Vec<PartScores> {
-    let of = |scores: &[(&'static str, Metrics)], part: &str| {
-        scores
-            .iter()
-            .find(|(p, _)| *p == part)
-            .map(|(_, m)| m.clone())
-            .unwrap_or_default()
-    };
-    let parts = [prepared.validation.as_ref(), prepared.test.as_ref()]
-        .into_iter()
-        .flatten();
-    parts
-        .map(|p| PartScores {
-            part: p.name.into(),
-            examples: p.examples().len(),
-            base: of(base, p.name),
-            adapted: of(adapted, p.name),
-        })
-        .collect()
-}
-
-fn meta(config: &TuneConfig, prepared: &Prepared, fingerprint: String) -> MetaInfo {
-    let dataset = |p: &Part| DatasetInfo {
-        split: p.name.into(),
-        source: p.source.clone(),
-        examples: p.examples().len(),
-        sha256: p.sha256.clone(),
-    };
-    MetaInfo {
-        model_info: ModelInfo {
-            name: config.model.clone(),
-            model_type: prepared.files.config().model_type.name().into(),
-            file_size: prepared.files.stored_bytes(),
-            sha256: Some(fingerprint),
-        },
-        dataset_info: prepared.parts().map(dataset).collect(),
-        package_info: [("frugal".to_owned(), env!("CARGO_PKG_VERSION").to_owned())].into(),
-        system_info: SystemInfo::detect(&config.device),
-    }
 }
 
 #[cfg(test)]
