@@ -3,10 +3,12 @@
 //!
 //! `cargo run --release --example adapt`
 
+#![allow(clippy::print_stdout, reason = "its output is the point")]
+
 use std::sync::atomic::AtomicBool;
 
 use frugal::model::load::Lookup;
-use frugal::run::{Progress, TuneConfig, tune};
+use frugal::run::{MemoryCheck, Progress, TuneConfig, TuneRequest, tune};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let folder = tempfile::tempdir()?;
@@ -29,7 +31,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             println!("{who} on {part}: accuracy {:.3}", metrics["accuracy"]);
         }
     };
-    let tuned = tune(&config, &[], &Lookup::default(), false, &stop, &mut observe)?;
+    let request = TuneRequest {
+        config: &config,
+        command: &[],
+        lookup: &Lookup::default(),
+        resume: false,
+        memory: MemoryCheck::default(),
+        stop: &stop,
+    };
+    let tuned = tune(&request, &mut observe)?;
 
     let costs = &tuned.record.train_info;
     println!(

@@ -3,6 +3,8 @@
 //!
 //! `cargo run --release --example several_adapters`
 
+#![allow(clippy::print_stdout, reason = "its output is the point")]
+
 use frugal::adapt::{AdapterSet, BuildContext, Choice, Entry, registry};
 use frugal::decode::{CacheType, GenerateConfig, SamplerConfig, generate};
 use frugal::device::device;

@@ -293,6 +293,38 @@ fn read_config(folder: &Path) -> Result<(Settings, &'static Method), AdaptError>
     Ok((config, method))
 }
 
+/// What an adapter folder says of itself, without its weights.
+#[derive(Clone, Debug)]
+pub struct Described {
+    /// Name of the method.
+    pub method: &'static str,
+    /// All settings of the method.
+    pub settings: Settings,
+    /// The classification head, if this program wrote the folder: others do not name its classes.
+    pub head: Option<HeadConfig>,
+    /// Whether it is for classification.
+    pub is_classifier: bool,
+    /// The model that it was made for.
+    pub base_model: Option<String>,
+}
+
+/// Reads what an adapter is.
+///
+/// # Errors
+/// A folder without configuration, unsupported methods or variants.
+pub fn describe(folder: &Path) -> Result<Described, AdaptError> {
+    let (config, method) = read_config(folder)?;
+    let mut settings = (method.from_peft)(&config)?;
+    settings.retain(|_, value| !value.is_null());
+    Ok(Described {
+        method: method.name,
+        settings,
+        is_classifier: config.get("task_type").and_then(Value::as_str) == Some("SEQ_CLS"),
+        head: read_extra(&folder.join(EXTRA_FILE))?.and_then(|extra| extra.head),
+        base_model: base_model(folder),
+    })
+}
+
 /// Reads an adapter folder for the backbone that `context` describes.
 ///
 /// Every tensor must be there, have its shape, and be expected; `allow_partial` accepts missing and

@@ -4,8 +4,8 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    adapters, bench, chat, doctor, eval, export, generate, measure, merge, methods, models, plan,
-    pretrain, report, select, tune, validate,
+    adapters, bench, chat, completions, doctor, eval, export, generate, man, measure, merge,
+    methods, models, plan, pretrain, report, select, tune, validate,
 };
 
 const STYLES: Styles = Styles::styled()
@@ -30,7 +30,13 @@ Exit status: 0 success, 1 a check that failed, 2 wrong usage or failure, 130 int
 pub struct Cli {
     #[command(subcommand)]
     pub command: Option<Command>,
+    /// End when standard input is closed, as the process does that holds its other end
+    #[arg(long, hide = true)]
+    pub end_with_stdin: bool,
 }
+
+/// The flag of the processes that this program starts.
+pub const END_WITH_STDIN: &str = "--end-with-stdin";
 
 /// The order here is the order of the help.
 #[derive(Debug, Subcommand)]
@@ -52,4 +58,6 @@ pub enum Command {
     Methods(methods::Args),
     Models(models::Args),
     Doctor(doctor::Args),
+    Completions(completions::Args),
+    Man(man::Args),
 }

@@ -5,21 +5,26 @@ use std::panic::PanicHookInfo;
 use console::style;
 use frugal_core::config::ConfigErrors;
 
+use crate::ui;
+
 /// Prints `error: SENTENCE` with its causes, or all mistakes of a configuration together.
 pub fn report(error: &anyhow::Error) {
     let label = style("error:").red().bold().for_stderr();
     if let Some(ConfigErrors(mistakes)) = error.downcast_ref::<ConfigErrors>()
         && mistakes.len() > 1
     {
-        eprintln!("{label} the configuration has {} mistakes", mistakes.len());
+        ui::say(&format!(
+            "{label} the configuration has {} mistakes",
+            mistakes.len()
+        ));
         mistakes
             .iter()
-            .for_each(|mistake| eprintln!("{}", indent(&format!("  {mistake}"))));
+            .for_each(|mistake| ui::say(&indent(&format!("  {mistake}"))));
         return;
     }
-    eprintln!("{label} {}", indent(&error.to_string()));
+    ui::say(&format!("{label} {}", indent(&error.to_string())));
     for cause in causes(error) {
-        eprintln!("  caused by: {}", indent(&cause));
+        ui::say(&format!("  caused by: {}", indent(&cause)));
     }
 }
 
@@ -58,15 +63,15 @@ fn on_panic(info: &PanicHookInfo<'_>) {
         .downcast_ref::<&str>()
         .copied()
         .or_else(|| info.payload().downcast_ref::<String>().map(String::as_str));
-    eprintln!(
+    ui::say(&format!(
         "{} internal error: {}{place}",
         style("error:").red().bold().for_stderr(),
         text.unwrap_or("no message")
-    );
-    eprintln!(
+    ));
+    ui::say(&format!(
         "  This is a bug. Please report it with the command line: {}/issues",
         env!("CARGO_PKG_REPOSITORY")
-    );
+    ));
     std::process::exit(2);
 }
 

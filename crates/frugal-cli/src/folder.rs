@@ -4,18 +4,27 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 use frugal_core::events::LOG_FILE;
+use frugal_core::fs::is_temporary;
+use frugal_core::lock::{FolderLock, LOCK_FILE};
 use frugal_eval::report::RECORD_FILE;
 use serde_json::Value;
 
 /// What `frugal eval --tasks` and `frugal bench` write.
 pub const RESULTS_FILE: &str = "results.json";
 
-/// Refuses a folder that something else has written, whose files would be replaced. One's own has
-/// results with this key, or entries from before there were results, which `begun` knows by name.
-pub fn claim(folder: &Path, key: &str, begun: impl Fn(&str) -> bool) -> Result<()> {
+/// Takes a folder for this process alone. Refuses one that something else has written, whose files
+/// would be replaced. One's own has results with this key, or entries from before there were
+/// results, which `begun` knows by name.
+pub fn claim(folder: &Path, key: &str, begun: impl Fn(&str) -> bool) -> Result<FolderLock> {
+    check(folder, key, begun)?;
+    Ok(FolderLock::acquire(folder)?)
+}
+
+fn check(folder: &Path, key: &str, begun: impl Fn(&str) -> bool) -> Result<()> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let names: Vec<String> = entries
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| name != LOCK_FILE && !is_temporary(name))
         .collect();
     let results = std::fs::read(folder.join(RESULTS_FILE))
         .ok()
@@ -45,6 +54,7 @@ mod tests {
         let file = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
         let claimed = || {
             claim(folder.path(), "runs", |name| name == "lora-seed0.toml")
+                .map(drop)
                 .map_err(|error| error.to_string())
         };
         let refused = |what: &str| {

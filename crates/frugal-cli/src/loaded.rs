@@ -7,8 +7,10 @@ use anyhow::{Result, bail};
 use frugal::adapt::{AdapterSet, BuildContext, Choice, Entry, peft};
 use frugal::model::load::ModelFiles;
 use frugal::model::{Backbone, LoadOptions, Quantize};
+use frugal::run::base_warning;
 
 use crate::args::{Machine, Model, Output};
+use crate::ui;
 use crate::ui::progress::Phase;
 
 /// What `--model` and `--adapter` name. An adapter bears the name of its folder.
@@ -93,7 +95,11 @@ impl Loaded {
         let name = model_name(model, folders)?;
         let files = ModelFiles::open(&name, &machine.lookup())?;
         check(&files)?;
-        let _phase = Phase::new(output, format!("reading {name}"));
+        let phase = Phase::new(output, format!("reading {name}"));
+        let warnings: Vec<String> = folders
+            .iter()
+            .filter_map(|folder| base_warning(folder, &files))
+            .collect();
         let sites = files.sites();
         let mut held = None;
         for folder in folders {
@@ -124,6 +130,8 @@ impl Loaded {
                 peft::made_for(folder, files.name(), peft::load(folder, &context, false))?;
             adapters.insert(adapter_name(folder), entry);
         }
+        drop(phase);
+        warnings.iter().for_each(|text| ui::warn(output, text));
         let choice = folders
             .first()
             .map_or(Choice::Base, |folder| Choice::One(adapter_name(folder)));

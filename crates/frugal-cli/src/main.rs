@@ -42,6 +42,9 @@ fn main() -> ExitCode {
     frugal::device::keep_freed_memory();
     failure::install_panic_hook();
     let cli = Cli::parse();
+    if cli.end_with_stdin {
+        ui::interrupt::end_with_parent();
+    }
     let Some(command) = cli.command else {
         // A reader of the help that has gone away does not matter.
         let _ = Cli::command().print_help();

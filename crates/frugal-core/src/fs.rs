@@ -1,9 +1,12 @@
 //! Writing files so that a crash leaves either the old file or the new one, never half of one.
 
+use std::fs::TryLockError;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
+
+use crate::lock::is_at;
 
 /// A file that cannot be read or written.
 #[derive(Debug, Error)]
@@ -63,37 +66,127 @@ pub fn write_atomic_with(
     path: &Path,
     fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
 ) -> Result<(), FileError> {
-    let folder = path
-        .parent()
-        .filter(|p| !p.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    create_dir(folder)?;
+    create_dir(parent(path))?;
     let write = || -> std::io::Result<()> {
-        let mut builder = tempfile::Builder::new();
-        // What any new file has, within the umask: a temporary one is its owner's alone.
-        #[cfg(unix)]
-        builder.permissions(
-            <std::fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o666),
-        );
-        let mut file = builder.tempfile_in(folder)?;
+        let mut file = Temporary::for_file(path)?;
         {
-            let mut buffer = std::io::BufWriter::new(file.as_file_mut());
+            let mut buffer = std::io::BufWriter::new(file.file.as_file_mut());
             fill(&mut buffer)?;
             buffer.flush()?;
         }
+        file.persist()
+    };
+    write().map_err(FileError::at(path, "cannot write"))
+}
+
+/// The file that is going to be another one, under a name beside it.
+///
+/// It is locked while its process lives. What killed processes left of the same file is removed
+/// when the next one is begun.
+#[derive(Debug)]
+pub struct Temporary {
+    target: PathBuf,
+    file: tempfile::NamedTempFile,
+}
+
+impl Temporary {
+    /// Begins the file that will be `target`; its folder must be there.
+    ///
+    /// # Errors
+    /// When the system cannot create it.
+    pub fn for_file(target: &Path) -> std::io::Result<Self> {
+        let name = target.file_name().unwrap_or_default().to_string_lossy();
+        let prefix = format!(".{name}.");
+        // Elsewhere a lock would keep out whoever opens the file by its name to write it.
+        if cfg!(unix) {
+            remove_stale(parent(target), &prefix);
+        }
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let mut builder = tempfile::Builder::new();
+            builder.prefix(&prefix).suffix(TEMPORARY);
+            // What any new file has, within the umask: a temporary one is its owner's alone.
+            #[cfg(unix)]
+            builder.permissions(
+                <std::fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o666),
+            );
+            let file = builder.tempfile_in(parent(target))?;
+            // Somebody who clears up may have come between creating and locking. A file system
+            // without locks has nobody who clears up.
+            let locked = if cfg!(unix) {
+                file.as_file().try_lock()
+            } else {
+                Ok(())
+            };
+            match locked {
+                Err(TryLockError::WouldBlock) if attempt < ATTEMPTS => continue,
+                Ok(()) if attempt < ATTEMPTS && !is_at(file.as_file(), file.path()) => continue,
+                _ => {}
+            }
+            return Ok(Self {
+                target: target.into(),
+                file,
+            });
+        }
+    }
+
+    /// Where the content goes.
+    pub fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    /// Flushes it to disk and gives it its name and the permissions of the file that it replaces.
+    ///
+    /// # Errors
+    /// When the system cannot do so; the old file is then untouched.
+    pub fn persist(self) -> std::io::Result<()> {
+        let Self { target, file } = self;
         #[cfg(unix)]
-        if let Ok(old) = std::fs::metadata(path) {
+        if let Ok(old) = std::fs::metadata(&target) {
             file.as_file().set_permissions(old.permissions())?;
         }
         file.as_file().sync_all()?;
-        file.persist(path).map_err(|e| e.error)?;
+        file.persist(&target).map_err(|e| e.error)?;
         // The rename is durable only once the folder is; where that cannot be had, the new file is
         // in place all the same.
         #[cfg(unix)]
-        let _ = std::fs::File::open(folder).and_then(|folder| folder.sync_all());
+        let _ = std::fs::File::open(parent(&target)).and_then(|folder| folder.sync_all());
         Ok(())
-    };
-    write().map_err(FileError::at(path, "cannot write"))
+    }
+}
+
+/// Times that a file may be cleared up by others before it is locked.
+const ATTEMPTS: u32 = 100;
+/// How the names of temporary files end.
+const TEMPORARY: &str = ".tmp";
+
+/// Whether a file of this name is one that was being written: it counts for nothing.
+pub fn is_temporary(name: &str) -> bool {
+    name.starts_with('.') && name.ends_with(TEMPORARY)
+}
+
+/// Removes temporary files of one target whose process has ended.
+fn remove_stale(folder: &Path, prefix: &str) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if !(name.starts_with(prefix) && is_temporary(&name)) {
+            continue;
+        }
+        // What cannot be opened, locked or removed stays, and is in nobody's way.
+        if let Ok(file) = std::fs::File::open(entry.path())
+            && file.try_lock().is_ok()
+        {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
 }
 
 #[cfg(test)]
@@ -115,6 +208,22 @@ mod tests {
             std::fs::read_dir(path.parent().unwrap()).unwrap().count(),
             1
         );
+    }
+
+    #[test]
+    fn what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.gguf");
+        let stale = dir.path().join(".model.gguf.AbC123.tmp");
+        let other = dir.path().join(".other.gguf.AbC123.tmp");
+        std::fs::write(&stale, "half").unwrap();
+        std::fs::write(&other, "half").unwrap();
+        let living = Temporary::for_file(&path).unwrap();
+        assert!(!stale.exists() && other.exists());
+        write_atomic(&path, b"whole").unwrap();
+        assert!(living.path().exists());
+        living.persist().unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"");
     }
 
     #[cfg(unix)]

@@ -8,6 +8,8 @@
 //! Operations are timed with their backward pass and keep everything between the two, as PyTorch
 //! does. Those that keep the shape are applied eight times in a row, so that the loss at the end
 //! costs little.
+
+#![allow(clippy::print_stdout, reason = "its output is the point")]
 #![recursion_limit = "256"]
 
 use std::cell::LazyCell;

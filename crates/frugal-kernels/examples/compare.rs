@@ -2,6 +2,8 @@
 //! language model: `cargo build --release --workspace --examples`, then
 //! `target/release/examples/compare [NAME]`.
 
+#![allow(clippy::print_stdout, reason = "its output is the point")]
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

@@ -5,6 +5,8 @@
 //! `cached` uses one matrix again and again, `streamed` goes through as many different ones as 256
 //! MB of dense weights, as a model does with each token that it generates.
 
+#![allow(clippy::print_stdout, reason = "its output is the point")]
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

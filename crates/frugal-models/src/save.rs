@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::Path;
 
-use frugal_core::fs::FileError;
+use frugal_core::fs::{FileError, Temporary};
 use safetensors::tensor::{Dtype, SafeTensorError, View, serialize_to_file};
 use serde::{Deserialize, Serialize};
 
@@ -145,22 +145,12 @@ pub fn write_safetensors(path: &Path, tensors: Vec<(String, Stored<'_>)>) -> Res
     frugal_core::fs::create_dir(folder)?;
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let write = || -> std::io::Result<()> {
-        let temporary = tempfile::NamedTempFile::new_in(folder)?.into_temp_path();
-        serialize_to_file(tensors, Some(metadata), &temporary).map_err(|e| match e {
+        let temporary = Temporary::for_file(path)?;
+        serialize_to_file(tensors, Some(metadata), temporary.path()).map_err(|e| match e {
             SafeTensorError::IoError(e) => e,
             other => std::io::Error::other(other),
         })?;
-        let file = std::fs::File::open(&temporary)?;
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            file.set_permissions(std::fs::Permissions::from_mode(0o644))?;
-        }
-        file.sync_all()?;
-        temporary.persist(path).map_err(|e| e.error)?;
-        #[cfg(unix)]
-        std::fs::File::open(folder)?.sync_all()?;
-        Ok(())
+        temporary.persist()
     };
     write().map_err(FileError::at(path, "cannot write"))
 }

@@ -98,11 +98,15 @@ pub struct TrainerState {
     pub config: TrainConfig,
     /// SHA-256 of the training examples.
     pub data_hash: String,
+    /// SHA-256 of the validation examples; empty without them, and in checkpoints from before it
+    /// was kept.
+    #[serde(default)]
+    pub validation_hash: String,
 }
 
 impl TrainerState {
     /// Before the first step.
-    pub(super) fn start(config: TrainConfig, data_hash: String) -> Self {
+    pub(super) fn start(config: TrainConfig, [data_hash, validation_hash]: [String; 2]) -> Self {
         Self {
             step: 0,
             epoch: 0,
@@ -115,6 +119,7 @@ impl TrainerState {
             evaluations_without_improvement: 0,
             config,
             data_hash,
+            validation_hash,
         }
     }
 }

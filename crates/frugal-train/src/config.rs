@@ -130,6 +130,14 @@ pub struct TrainConfig {
     /// Share of the target probability spread evenly over all classes or the vocabulary.
     #[serde(alias = "label_smoothing_factor")]
     pub label_smoothing: f64,
+    /// Noise on the input embeddings while training (NEFTune, arXiv 2310.05914): uniform within
+    /// ±α/√(L·d), for a sequence of L tokens of width d; 0 for none.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub neftune_noise_alpha: f64,
+}
+
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
 }
 
 impl Default for TrainConfig {
@@ -165,6 +173,7 @@ impl Default for TrainConfig {
             metric_for_best_model: "loss".into(),
             early_stopping_patience: 0,
             label_smoothing: 0.0,
+            neftune_noise_alpha: 0.0,
         }
     }
 }
@@ -307,6 +316,12 @@ impl TrainConfig {
             "label_smoothing",
             &smoothing,
             "within 0 and 1 (excluded)",
+        );
+        check(
+            non_negative(self.neftune_noise_alpha),
+            "neftune_noise_alpha",
+            &self.neftune_noise_alpha,
+            "0 (no noise) or a positive number",
         );
         if problems.is_empty() {
             Ok(())

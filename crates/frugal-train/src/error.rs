@@ -111,6 +111,18 @@ pub enum TrainError {
         /// The folder.
         folder: PathBuf,
     },
+    /// A run to continue whose checkpoints are all damaged.
+    #[error(
+        "{}: no checkpoint can be used, so there is nothing to continue from: {}; start again in another folder",
+        folder.display(),
+        found.join("; ")
+    )]
+    NoCheckpoint {
+        /// The folder.
+        folder: PathBuf,
+        /// Each checkpoint and what is wrong with it.
+        found: Vec<String>,
+    },
     /// A checkpoint of a run with other settings or data.
     #[error(
         "{} cannot be resumed, its run differs: {}; restore these or start in another folder",

@@ -44,6 +44,30 @@ pub fn evaluate(
     max_tokens: usize,
     stop: &AtomicBool,
 ) -> Result<Option<Evaluation>, TrainError> {
+    evaluate_observed(
+        backbone,
+        adapter,
+        objective,
+        examples,
+        max_tokens,
+        stop,
+        &mut |_, _| {},
+    )
+}
+
+/// [`evaluate`], which tells after each batch how many examples are done, and of how many.
+///
+/// # Errors
+/// As [`evaluate`].
+pub fn evaluate_observed(
+    backbone: &dyn Backbone,
+    adapter: Option<&dyn Adapter>,
+    objective: Objective<'_>,
+    examples: &[Tokenized],
+    max_tokens: usize,
+    stop: &AtomicBool,
+    observe: &mut dyn FnMut(usize, usize),
+) -> Result<Option<Evaluation>, TrainError> {
     objective.check(Set::Evaluation, backbone, examples)?;
     let rows: Vec<u32> = (0..examples.len() as u32)
         .filter(|&i| crate::batch::num_targets(&examples[i as usize]) > 0)
@@ -51,6 +75,7 @@ pub fn evaluate(
     let (mut loss, mut targets) = (0.0, 0);
     let (mut gold, mut predicted) = (Vec::new(), Vec::new());
     let fixed = Fixed::new(adapter);
+    let (mut done, of) = (0, rows.len());
     for range in crate::batch::pack(&rows, max_tokens, |row| {
         examples[row as usize].input_ids.len()
     }) {
@@ -84,6 +109,8 @@ pub fn evaluate(
                 gold.push(class);
             }
         }
+        done += rows.len();
+        observe(done, of);
     }
     let loss = loss / targets as f64;
     let mut metrics = match objective {

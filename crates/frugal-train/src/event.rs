@@ -38,6 +38,24 @@ pub enum Event {
         /// Time spent before it.
         seconds: f64,
     },
+    /// A micro-batch went forward and backward. For progress; nothing of it is logged.
+    MicroBatch {
+        /// Steps done before this one.
+        step: u64,
+        /// Steps of the run.
+        total_steps: u64,
+        /// Micro-batches of this step that are done.
+        done: usize,
+        /// Micro-batches of this step.
+        of: usize,
+    },
+    /// A batch of the validation set was evaluated. For progress; nothing of it is logged.
+    Evaluating {
+        /// Examples done.
+        done: usize,
+        /// Examples of the set.
+        of: usize,
+    },
     /// An optimiser step that is logged.
     Step {
         /// Steps done.

@@ -17,8 +17,9 @@ use crate::batch::{Batches, Epoch, num_targets};
 use crate::checkpoint::{self, Best, Checkpoint, CheckpointError, Cost, TrainerState, hex};
 use crate::config::{ConfigProblem, TrainConfig};
 use crate::error::{Set, TrainError};
-use crate::evaluate::{Evaluation, evaluate, metric_names};
+use crate::evaluate::{Evaluation, evaluate_observed, metric_names};
 use crate::event::{Event, Observer};
+use crate::neftune::NoisyPass;
 use crate::objective::{MicroBatch, Objective};
 use crate::optimizer::{AdamW, OptimizerError};
 use crate::schedule::Schedule;
@@ -138,12 +139,14 @@ impl<'a> Trainer<'a> {
         let config = run.config;
         let batches = Batches::new(run.train, config);
         let total_steps = batches.total_steps(config);
-        let data_hash = if run.folder.is_some() {
-            data_hash(run.train)
-        } else {
-            String::new()
+        let hashes = match run.folder {
+            Some(_) => [
+                data_hash(run.train),
+                run.validation.map_or_else(String::new, data_hash),
+            ],
+            None => Default::default(),
         };
-        let state = TrainerState::start(config.clone(), data_hash);
+        let state = TrainerState::start(config.clone(), hashes);
         let mut trainer = Self {
             schedule: Schedule::new(config, total_steps),
             total_steps,
@@ -174,8 +177,15 @@ impl<'a> Trainer<'a> {
             }
             _ => (None, Vec::new()),
         };
-        if let Some(checkpoint) = &found {
-            self.restore(checkpoint)?;
+        match (&found, self.run.folder) {
+            (Some(checkpoint), _) => self.restore(checkpoint)?,
+            (None, Some(folder)) if !skipped.is_empty() => {
+                return Err(TrainError::NoCheckpoint {
+                    folder: folder.to_owned(),
+                    found: skipped.iter().map(ToString::to_string).collect(),
+                });
+            }
+            _ => {}
         }
         let examples = self.batches.examples();
         let trainable = self
@@ -213,6 +223,17 @@ impl<'a> Trainer<'a> {
         if checkpoint.state.data_hash != self.state.data_hash {
             differences.push("the training data are not the same".into());
         }
+        let (before, now) = (
+            &checkpoint.state.validation_hash,
+            &self.state.validation_hash,
+        );
+        let validation_hash = now.clone();
+        if !before.is_empty() && before != now {
+            differences.push(
+                "the validation data are not the same, so that the best evaluation would be chosen among scores on two sets"
+                    .into(),
+            );
+        }
         if !differences.is_empty() {
             return Err(TrainError::Resume {
                 path: checkpoint.path.clone(),
@@ -237,6 +258,7 @@ impl<'a> Trainer<'a> {
         self.load_weights(checkpoint)?;
         self.state = TrainerState {
             config: self.run.config.clone(),
+            validation_hash,
             ..checkpoint.state.clone()
         };
         self.epoch = self.batches.epoch(self.state.epoch);
@@ -327,6 +349,12 @@ impl<'a> Trainer<'a> {
             }
             let seed = self.seed(&format!("micro-batch {index} of step {}", self.state.step));
             loss += self.micro_batch(rows, Mode::Train { seed }, targets, micro_batches.len())?;
+            self.emit(Event::MicroBatch {
+                step: self.state.step,
+                total_steps: self.total_steps,
+                done: index + 1,
+                of: micro_batches.len(),
+            });
         }
 
         let (lr, seed) = (
@@ -379,6 +407,14 @@ impl<'a> Trainer<'a> {
         let batch = MicroBatch::new(rows.iter().map(|&row| &self.run.train[row as usize]));
         let adapter: &dyn Adapter = &*self.run.adapter;
         let mut pass = adapter.pass(mode);
+        let alpha = self.run.config.neftune_noise_alpha;
+        if let (true, Mode::Train { seed }) = (alpha > 0.0, mode) {
+            pass = Box::new(NoisyPass {
+                inner: pass,
+                alpha,
+                seed,
+            });
+        }
         let smoothing = self.run.config.label_smoothing;
         let memory = frugal_kernels::SavePolicy::from(self.run.config.memory);
         let sum = memory
@@ -461,13 +497,20 @@ impl<'a> Trainer<'a> {
         };
         let (config, started) = (self.run.config, Instant::now());
         let adapter: &dyn Adapter = &*self.run.adapter;
-        let found = evaluate(
+        let objective = self
+            .run
+            .head
+            .as_deref()
+            .map_or(Objective::CausalLm, Objective::Classification);
+        let observer = &mut *self.run.observer;
+        let found = evaluate_observed(
             self.run.backbone,
             Some(adapter),
-            self.objective(),
+            objective,
             validation,
             config.max_tokens,
             self.run.stop,
+            &mut |done, of| observer.on_event(&Event::Evaluating { done, of }),
         )?;
         let Some(evaluation) = found else {
             return Ok(false);

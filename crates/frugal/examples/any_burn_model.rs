@@ -5,6 +5,8 @@
 //! lines of 64 grey values from 0 to 16 and the digit: `optdigits.tra` of the UCI repository, or
 //! `digits.csv` in scikit-learn (there compressed).
 
+#![allow(clippy::print_stdout, reason = "its output is the point")]
+
 use std::error::Error;
 
 use burn::module::Module;

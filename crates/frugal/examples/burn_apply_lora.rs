@@ -6,6 +6,8 @@
 //! dense weight in every forward pass; here the product of the input with the two factors is added
 //! to that with the frozen weight.
 
+#![allow(clippy::print_stdout, reason = "its output is the point")]
+
 use std::error::Error;
 use std::time::Instant;
 

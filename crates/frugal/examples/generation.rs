@@ -3,6 +3,8 @@
 //! `cargo build --release --workspace --examples`, then
 //! `target/release/examples/generation MODEL PROMPT PREFILL DECODE` prints one JSON object.
 
+#![allow(clippy::print_stdout, reason = "its output is the point")]
+
 use std::error::Error;
 use std::time::Instant;
 

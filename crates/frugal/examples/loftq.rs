@@ -6,6 +6,8 @@
 //! the exact weights, for 4-bit NormalFloat, and for LoftQ after 1 to TURNS turns. TEXTS has one
 //! text per line (behind a tab, if there is one).
 
+#![allow(clippy::print_stdout, reason = "its output is the point")]
+
 use std::error::Error;
 use std::sync::atomic::AtomicBool;
 

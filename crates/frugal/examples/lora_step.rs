@@ -5,6 +5,8 @@
 //! prints one JSON object. With `products` in place of STEPS it times nothing but the matrix
 //! products that a step makes with the model's weights.
 
+#![allow(clippy::print_stdout, reason = "its output is the point")]
+
 use std::error::Error;
 use std::hint::black_box;
 use std::sync::atomic::AtomicBool;

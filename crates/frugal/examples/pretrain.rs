@@ -2,6 +2,8 @@
 //!
 //! `cargo run --release -p frugal --example pretrain -- TEXT OUT [dotted overrides such as train.max_steps=100]`
 
+#![allow(clippy::print_stdout, reason = "its output is the point")]
+
 use std::error::Error;
 use std::sync::atomic::AtomicBool;
 
@@ -19,7 +21,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     if let Some((key, reason)) = config.problems().first() {
         return Err(format!("{key}: {reason}").into());
     }
-    let resume = config.out.exists();
+    let resume = config.out.join("pretrain.toml").exists();
     let mut print =
         |progress: &Progress| println!("{}", serde_json::to_string(progress).unwrap_or_default());
     let done = pretrain(

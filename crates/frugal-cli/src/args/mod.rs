@@ -273,6 +273,13 @@ impl Layer {
     }
 }
 
+/// The command line as typed, for a record.
+pub fn command_line() -> Vec<String> {
+    std::env::args_os()
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect()
+}
+
 /// A path as configurations hold it.
 pub fn path_value(path: &Option<PathBuf>) -> Option<String> {
     path.as_ref().map(|p| p.to_string_lossy().into_owned())

@@ -3,12 +3,13 @@
 //! None has a value unless it was given, so that a configuration file keeps what the command line
 //! does not say.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use anyhow::{Context, Result};
 use clap::Args;
 use frugal::model::load::Lookup;
-use frugal::run::TuneConfig;
-use frugal_core::config::{self, ConfigErrors};
+use frugal::run::{TuneConfig, describe_adapter};
+use frugal_core::config;
 use toml::{Table, Value};
 
 use super::{Config, Layer, count_value, path_value};
@@ -17,6 +18,18 @@ use super::{Config, Layer, count_value, path_value};
 const BUILTIN_DATA: &str = "sms-spam";
 /// Its settings.
 const BUILTIN: &str = include_str!("builtin.toml");
+/// Settings that go together under a name.
+const PRESETS: [(&str, &str); 6] = [
+    ("qlora", include_str!("presets/qlora.toml")),
+    ("qdora", include_str!("presets/qdora.toml")),
+    ("lora-all", include_str!("presets/lora-all.toml")),
+    (
+        "lora-attention",
+        include_str!("presets/lora-attention.toml"),
+    ),
+    ("dora", include_str!("presets/dora.toml")),
+    ("rslora", include_str!("presets/rslora.toml")),
+];
 
 /// What a run is made of.
 #[derive(Clone, Debug, Args)]
@@ -68,6 +81,16 @@ pub struct RunFlags {
     /// Method; `frugal methods` lists them [default: lora]
     #[arg(long, value_name = "NAME", help_heading = "Method")]
     pub method: Option<String>,
+    /// Settings that go together; other flags win over them: qlora, qdora, lora-all,
+    /// lora-attention, dora, rslora
+    #[arg(long, value_name = "NAME", value_parser = PRESETS.map(|(name, _)| name), help_heading = "Method")]
+    pub preset: Option<String>,
+    /// The same as --preset qlora: LoRA on all linear layers over weights in 4 bits
+    #[arg(long, conflicts_with = "preset", help_heading = "Method")]
+    pub qlora: bool,
+    /// Adapter to train on from, with its method and settings; the schedule starts anew
+    #[arg(long, short, value_name = "DIR", help_heading = "What")]
+    pub adapter: Option<PathBuf>,
     /// Rank of a low-rank method [default: the method's]
     #[arg(long, value_name = "N", help_heading = "Method")]
     pub r: Option<u64>,
@@ -114,6 +137,9 @@ pub struct RunFlags {
     /// Share of the steps spent on warm-up [default: 0.03]
     #[arg(long, value_name = "P", help_heading = "Training")]
     pub warmup_ratio: Option<f64>,
+    /// Noise on the input embeddings while training (NEFTune), such as 5 [default: 0]
+    #[arg(long, value_name = "X", help_heading = "Training")]
+    pub neftune_noise_alpha: Option<f64>,
     /// Decoupled weight decay [default: 0]
     #[arg(long, value_name = "X", help_heading = "Training")]
     pub weight_decay: Option<f64>,
@@ -151,14 +177,21 @@ pub struct RunFlags {
 
 impl RunFlags {
     /// The flags as a layer over the configuration file.
-    fn layer(&self) -> Layer {
+    fn layer(&self) -> Result<Layer> {
         let built_in = self.is_silent();
-        let own_method = self.method.is_some() || self.overrides("method.name");
-        let mut layer = if built_in && !own_method {
-            Layer::from_toml(BUILTIN)
-        } else {
-            Layer::default()
+        let own_method =
+            self.method.is_some() || self.preset().is_some() || self.overrides("method.name");
+        let mut layer = match self.preset() {
+            Some(name) => {
+                let preset = PRESETS.iter().find(|(known, _)| *known == name);
+                Layer::from_toml(preset.map_or("", |(_, text)| text))
+            }
+            None if built_in && !own_method => Layer::from_toml(BUILTIN),
+            None => Layer::default(),
         };
+        if let Some(folder) = &self.adapter {
+            self.set_from_adapter(folder, &mut layer)?;
+        }
         layer.set("model", self.model.clone());
         layer.set("task", self.task.clone());
         layer.set("pooling", self.pooling.clone());
@@ -205,6 +238,7 @@ impl RunFlags {
         layer.set("train.memory", self.memory.clone());
         layer.set("train.lr_scheduler_type", self.lr_scheduler_type.clone());
         layer.set("train.warmup_ratio", self.warmup_ratio);
+        layer.set("train.neftune_noise_alpha", self.neftune_noise_alpha);
         layer.set("train.weight_decay", self.weight_decay);
         layer.set("train.logging_steps", count_value(self.logging_steps));
         layer.set("train.eval_steps", count_value(self.eval_steps));
@@ -213,7 +247,48 @@ impl RunFlags {
             "train.early_stopping_patience",
             count_value(self.early_stopping_patience),
         );
-        layer
+        Ok(layer)
+    }
+
+    /// Name of the preset that was asked for.
+    fn preset(&self) -> Option<&str> {
+        if self.qlora {
+            Some("qlora")
+        } else {
+            self.preset.as_deref()
+        }
+    }
+
+    /// What an adapter says of itself, where nothing else was said: its model, method and task.
+    fn set_from_adapter(&self, folder: &Path, layer: &mut Layer) -> Result<()> {
+        let adapter = describe_adapter(folder)?;
+        let file = self.config.config.as_deref().map(read_table).transpose()?;
+        let is_said = |key: &str| {
+            let in_file = file.as_ref().is_some_and(|table| {
+                let mut value = table.get(key.split('.').next().unwrap_or(key));
+                for part in key.split('.').skip(1) {
+                    value = value.and_then(|inner| inner.get(part));
+                }
+                value.is_some()
+            });
+            in_file || self.overrides(key)
+        };
+        layer.set("adapter", Some(folder.to_string_lossy().into_owned()));
+        if !is_said("model") {
+            layer.set("model", adapter.base_model);
+        }
+        if !is_said("method.name") && self.preset().is_none() {
+            layer.set("method.name", Some(adapter.method));
+        }
+        if !is_said("task") {
+            let task = if adapter.is_classifier {
+                "classification"
+            } else {
+                "causal-lm"
+            };
+            layer.set("task", Some(task));
+        }
+        Ok(())
     }
 
     /// Whether nothing was said about what to adapt and to what: then both are the built-in ones.
@@ -222,9 +297,10 @@ impl RunFlags {
         let flags = self.model.is_none()
             && self.data.is_none()
             && self.task.is_none()
+            && self.adapter.is_none()
             && self.config.config.is_none();
         flags
-            && !["model", "data.train", "task"]
+            && !["model", "data.train", "task", "adapter"]
                 .into_iter()
                 .any(|key| self.overrides(key))
     }
@@ -249,8 +325,11 @@ impl RunFlags {
 
     /// File, flags and overrides together, checked and with everything filled in that depends on
     /// other settings.
-    pub fn resolve(&self) -> Result<TuneConfig, ConfigErrors> {
-        let layer = self.layer();
+    ///
+    /// # Errors
+    /// All mistakes of the settings together, or an adapter that cannot be read.
+    pub fn resolve(&self) -> Result<TuneConfig> {
+        let layer = self.layer()?;
         let mut config: TuneConfig = config::load_with(
             self.config.config.as_deref(),
             layer.table(),
@@ -260,6 +339,14 @@ impl RunFlags {
         config.resolve();
         Ok(config)
     }
+}
+
+/// The tables of a configuration file.
+fn read_table(path: &Path) -> Result<Table> {
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("{}: cannot read", path.display()))?;
+    // What is wrong in it is told with all other mistakes.
+    Ok(toml::from_str(&text).unwrap_or_default())
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use frugal::adapt::{Adapter, BuildContext, Entry, Head, Operation, peft};
 use frugal::model::Backbone;
 use frugal::model::load::ModelFiles;
 use frugal_core::human;
+use frugal_core::stage::Stage;
 use serde_json::json;
 
 use super::export::free_folder;
@@ -212,8 +213,9 @@ fn make(
         .ranks
         .values()
         .fold((usize::MAX, 0), |(low, high), &r| (low.min(r), high.max(r)));
+    let stage = Stage::begin(&shared.out)?;
     peft::save(
-        &shared.out,
+        stage.path(),
         &Entry {
             adapter: Box::new(combined.adapter),
             head,
@@ -221,6 +223,7 @@ fn make(
         files.info(),
         files.name(),
     )?;
+    stage.finish(peft::CONFIG_FILE)?;
     if shared.output.json {
         ui::print_json(&json!({
             "out": shared.out, "parameters": parameters, "ranks": combined.ranks, "relative_error": combined.relative_error,

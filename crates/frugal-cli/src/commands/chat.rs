@@ -175,17 +175,17 @@ impl Chat<'_> {
                 self.messages.retain(|m| m.role == "system");
                 ui::note(self.output, "forgotten");
             }
-            "system" if rest.is_empty() => eprintln!("give the instructions: /system TEXT"),
+            "system" if rest.is_empty() => ui::say("give the instructions: /system TEXT"),
             "system" => {
                 self.start(Some(rest));
                 ui::note(self.output, "started anew");
             }
-            "save" if rest.is_empty() => eprintln!("give a file: /save FILE"),
+            "save" if rest.is_empty() => ui::say("give a file: /save FILE"),
             "save" => match self.save(Path::new(rest)) {
                 Ok(()) => ui::note(self.output, &format!("saved in {rest}")),
-                Err(error) => eprintln!("error: {error}"),
+                Err(error) => ui::say(&format!("error: {error}")),
             },
-            other => eprintln!("no command /{other}; /help lists them"),
+            other => ui::say(&format!("no command /{other}; /help lists them")),
         }
         Ok(true)
     }

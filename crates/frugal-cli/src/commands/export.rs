@@ -8,6 +8,7 @@ use frugal::adapt::{Operation, merge};
 use frugal::model::save::StoredType;
 use frugal::run::{ExportFormat, export_adapter_gguf, export_gguf, merge_to_folder};
 use frugal_core::human;
+use frugal_core::stage::StageError;
 use serde_json::json;
 
 use crate::Outcome;
@@ -140,11 +141,11 @@ fn name(target: Target) -> String {
 
 /// Refuses a folder that has something in it.
 pub fn free_folder(path: &Path) -> Result<()> {
-    if path.is_file() || std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some()) {
-        bail!(
-            "{}: exists already and is not an empty folder; choose another `--out`",
-            path.display()
-        );
+    if !frugal_core::stage::is_free(path) {
+        return Err(StageError::Used {
+            folder: path.into(),
+        }
+        .into());
     }
     Ok(())
 }

@@ -3,10 +3,12 @@
 pub mod adapters;
 pub mod bench;
 pub mod chat;
+pub mod completions;
 pub mod doctor;
 pub mod eval;
 pub mod export;
 pub mod generate;
+pub mod man;
 pub mod measure;
 pub mod merge;
 pub mod methods;
@@ -43,5 +45,7 @@ pub fn run(command: Command) -> Result<Outcome> {
         Command::Methods(args) => methods::run(&args),
         Command::Models(args) => models::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => man::run(&args),
     }
 }

@@ -8,7 +8,7 @@ use frugal_core::config::{self, ConfigErrors};
 use frugal_core::human;
 
 use crate::Outcome;
-use crate::args::{Config, Layer, Output, count_value, path_value};
+use crate::args::{Config, Layer, Output, command_line, count_value, path_value};
 use crate::ui::run::{RunProgress, scores};
 use crate::ui::{self, interrupt, table};
 
@@ -84,8 +84,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let stop = interrupt::flag("stopping after this step; press Ctrl-C again to end at once");
     let trained = {
         let mut progress = RunProgress::new(args.output);
-        let command: Vec<String> = std::env::args().collect();
-        pretrain(&config, &command, args.resume, &stop, &mut |p| {
+        pretrain(&config, &command_line(), args.resume, &stop, &mut |p| {
             progress.on(p)
         })?
     };

@@ -1,9 +1,9 @@
 //! `frugal tune`: the main job.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use frugal::run::{TuneConfig, Tuned, tune};
+use frugal::run::{MemoryCheck, TuneRequest, Tuned, tune};
 use frugal_core::human;
 use frugal_core::table::{Column, Table};
 use frugal_eval::report::Evaluation;
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::plan;
 use crate::Outcome;
-use crate::args::{Output, RunFlags};
+use crate::args::{Output, RunFlags, command_line};
 use crate::ui::run::{RunProgress, number, ordered};
 use crate::ui::{self, interrupt, table};
 
@@ -22,6 +22,8 @@ Examples:
   frugal tune --model smollm2-135m --data chats.jsonl --task causal-lm
   frugal tune --config run.toml --set train.lr=2e-4 --out runs/second
   frugal tune --resume runs/sst2
+  frugal tune --adapter runs/sst2 --data more.tsv --out runs/sst2-more
+  frugal tune --qlora --model org/name --data chats.jsonl --task causal-lm --fit
 
 Without model, data, task, method and --config, the built-in model learns to recognise spam: a
 demonstration with --lr 3e-3 --epochs 2 --pooling mean unless you say otherwise. With any of
@@ -46,6 +48,12 @@ pub struct Args {
     /// Do not train, only show the plan
     #[arg(long, help_heading = "Output")]
     dry_run: bool,
+    /// Change --memory, batches and --quantize, in this order, until the run fits the memory
+    #[arg(long, help_heading = "Machine", conflicts_with = "no_memory_check")]
+    fit: bool,
+    /// Begin even a run that needs more memory than there is
+    #[arg(long, help_heading = "Machine")]
+    no_memory_check: bool,
     #[command(flatten)]
     output: Output,
 }
@@ -53,7 +61,7 @@ pub struct Args {
 /// Resolves the configuration, trains, prints the comparison.
 pub fn run(args: &Args) -> Result<Outcome> {
     let (flags, resumed) = resumed(args)?;
-    let mut config = flags.resolve()?;
+    let config = flags.resolve()?;
     if let Some(folder) = &resumed
         && config.out != *folder
     {
@@ -62,24 +70,21 @@ pub fn run(args: &Args) -> Result<Outcome> {
             "{run}: a run is continued in its own folder: leave out `{out}`, or begin there with `--config {run}/config.toml --out {out}`"
         );
     }
-    if config.out.as_os_str().is_empty() {
-        config.out = default_out(&config);
-    }
     if args.dry_run {
         return plan::show(&config, &args.run.lookup(), args.output);
     }
-    let command: Vec<String> = std::env::args().collect();
     let stop = interrupt::flag("stopping after this step; press Ctrl-C again to end at once");
+    let request = TuneRequest {
+        config: &config,
+        command: &command_line(),
+        lookup: &args.run.lookup(),
+        resume: resumed.is_some(),
+        memory: args.memory_check(),
+        stop: &stop,
+    };
     let tuned = {
         let mut progress = RunProgress::new(args.output);
-        tune(
-            &config,
-            &command,
-            &args.run.lookup(),
-            resumed.is_some(),
-            &stop,
-            &mut |p| progress.on(p),
-        )?
+        tune(&request, &mut |p| progress.on(p))?
     };
     if args.output.json {
         ui::print_json(&describe(&tuned))?;
@@ -99,6 +104,16 @@ pub fn run(args: &Args) -> Result<Outcome> {
     } else {
         Outcome::Done
     })
+}
+
+impl Args {
+    fn memory_check(&self) -> MemoryCheck {
+        match (self.fit, self.no_memory_check) {
+            (true, _) => MemoryCheck::Fit,
+            (_, true) => MemoryCheck::Ignore,
+            _ => MemoryCheck::Refuse,
+        }
+    }
 }
 
 /// The flags with the run folder in them, and the folder of a run that is continued, which starts
@@ -127,26 +142,12 @@ fn resumed(args: &Args) -> Result<(RunFlags, Option<PathBuf>)> {
     Ok((flags, Some(folder.clone())))
 }
 
-/// A folder in `runs` that is not in use, named after data and method.
-fn default_out(config: &TuneConfig) -> PathBuf {
-    let data = Path::new(&config.data.train)
-        .file_stem()
-        .unwrap_or_default()
-        .to_string_lossy();
-    let name = format!("runs/{data}-{}", config.method.name);
-    let free =
-        |path: &Path| std::fs::read_dir(path).map_or(true, |mut entries| entries.next().is_none());
-    let numbered = (2..).map(|n| PathBuf::from(format!("{name}-{n}")));
-    std::iter::once(PathBuf::from(&name))
-        .chain(numbered)
-        .find(|path| free(path))
-        .unwrap_or_else(|| name.into())
-}
-
 fn describe(tuned: &Tuned) -> Value {
     let train = &tuned.record.train_info;
     json!({
         "interrupted": tuned.interrupted,
+        "kept_step": tuned.kept_step,
+        "best": tuned.best.as_ref().map(|best| json!({ "step": best.step, "metric": best.metric, "value": best.value })),
         "parts": tuned.parts,
         "costs": {
             "trainable_parameters": train.num_trainable_params,
@@ -196,12 +197,27 @@ fn print(tuned: &Tuned) {
             "everything",
             human::duration(tuned.record.run_info.total_time),
         ),
+        ("weights kept", kept(tuned)),
         ("file size", human::bytes(train.file_size)),
         ("adapter", shown(&tuned.adapter)),
         ("report", shown(&tuned.report)),
     ];
     rows.retain(|(_, value)| !value.is_empty());
     ui::print(&format!("\n{}", table::pairs(&rows)));
+}
+
+/// Which step's weights were kept, and why.
+fn kept(tuned: &Tuned) -> String {
+    let step = tuned.kept_step;
+    match &tuned.best {
+        Some(best) if best.step == step => format!(
+            "of step {step}, the best by validation {} ({})",
+            best.metric,
+            number(best.value)
+        ),
+        Some(best) => format!("of the last step, {step}; step {} was the best", best.step),
+        None => format!("of the last step, {step}"),
+    }
 }
 
 /// Metrics of each part before and after.

@@ -1,31 +1,124 @@
-//! Ctrl-C: the first one asks the work to stop, the second ends the program at once.
+//! Requests to end: Ctrl-C, a closed terminal, a standard error that takes nothing any more, a
+//! parent process that is gone.
+//!
+//! The first Ctrl-C asks the work to stop, the second ends the program at once. A closed terminal
+//! tells of itself in several ways and often more than once, so it only ever asks.
 
+use std::io::Read;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+/// Nobody looks on any more.
+static GONE: AtomicBool = AtomicBool::new(false);
 
 /// Installs the handler once and returns the flag that it sets. `note` is shown when it does.
 pub fn flag(note: &'static str) -> Arc<AtomicBool> {
-    STOP.get_or_init(|| {
+    let stop = STOP.get_or_init(|| {
         let stop = Arc::new(AtomicBool::new(false));
-        let seen = stop.clone();
-        let handler = move || {
-            if seen.swap(true, Ordering::SeqCst) {
-                std::process::exit(130);
-            }
-            if !note.is_empty() {
-                eprintln!("\n{note}");
-            }
-        };
         // Without a handler Ctrl-C ends the program, which is what the second one does anyway.
-        let _ = ctrlc::set_handler(handler);
+        let _ = install(stop.clone(), note);
         stop
-    })
-    .clone()
+    });
+    // It may have come before there was a flag.
+    if GONE.load(Ordering::SeqCst) {
+        stop.store(true, Ordering::SeqCst);
+    }
+    stop.clone()
 }
 
 /// Whether work was asked to stop.
 pub fn asked(flag: &AtomicBool) -> bool {
     flag.load(Ordering::SeqCst)
+}
+
+/// Asks the work to stop because nobody looks on any more; whether there was work to ask.
+pub fn hang_up() -> bool {
+    GONE.store(true, Ordering::SeqCst);
+    match STOP.get() {
+        Some(stop) => {
+            stop.store(true, Ordering::SeqCst);
+            true
+        }
+        None => false,
+    }
+}
+
+/// What is done at a request of the user.
+fn on_request(stop: &AtomicBool, seen: &AtomicBool, note: &str) {
+    if seen.swap(true, Ordering::SeqCst) {
+        std::process::exit(130);
+    }
+    stop.store(true, Ordering::SeqCst);
+    if !note.is_empty() {
+        super::say(&format!("\n{note}"));
+    }
+}
+
+#[cfg(unix)]
+fn install(stop: Arc<AtomicBool>, note: &'static str) -> std::io::Result<()> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let mut wanted = vec![SIGINT, SIGTERM];
+    if !hang_up_is_ignored() {
+        wanted.push(SIGHUP);
+    }
+    let mut signals = signal_hook::iterator::Signals::new(wanted)?;
+    let watch = move || {
+        let seen = AtomicBool::new(false);
+        for signal in signals.forever() {
+            if signal == SIGHUP {
+                GONE.store(true, Ordering::SeqCst);
+                stop.store(true, Ordering::SeqCst);
+            } else {
+                on_request(&stop, &seen, note);
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(watch)
+        .map(|_| ())
+}
+
+#[cfg(not(unix))]
+fn install(stop: Arc<AtomicBool>, note: &'static str) -> Result<(), ctrlc::Error> {
+    let seen = AtomicBool::new(false);
+    ctrlc::set_handler(move || on_request(&stop, &seen, note))
+}
+
+/// Whether the program was started to outlive its terminal (`nohup`).
+#[cfg(unix)]
+fn hang_up_is_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|l| l.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask & (1 << (signal_hook::consts::SIGHUP - 1)) != 0)
+}
+
+/// How long work that was asked to stop may take to write its checkpoint.
+const GRACE: Duration = Duration::from_secs(120);
+
+/// Ends this process when the other end of its standard input is closed, which is when the process
+/// that started it is gone, however that ended.
+pub fn end_with_parent() {
+    let watch = || {
+        let mut input = std::io::stdin().lock();
+        let mut ignored = [0; 64];
+        loop {
+            match input.read(&mut ignored) {
+                Ok(0) => break,
+                Err(error) if error.kind() != std::io::ErrorKind::Interrupted => break,
+                _ => {}
+            }
+        }
+        if hang_up() {
+            std::thread::sleep(GRACE);
+        }
+        std::process::exit(130);
+    };
+    // Without the thread the process ends by itself, only later.
+    let _ = std::thread::Builder::new()
+        .name("parent".into())
+        .spawn(watch);
 }

@@ -1,8 +1,13 @@
 //! What the user sees: results on standard output, everything else on standard error.
+//!
+//! All output goes through here: the macros of the standard library end the program where their
+//! reader is gone. A standard output that nobody reads ends it quietly; a standard error that
+//! nobody reads asks work that takes long to stop, with a checkpoint where it writes them.
 
 pub mod interrupt;
 pub mod markdown;
 pub mod progress;
+mod rate;
 pub mod run;
 pub mod table;
 pub mod text;
@@ -26,9 +31,17 @@ pub fn write(text: &str) {
         Ok(()) => {}
         Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
         Err(error) => {
-            eprintln!("error: cannot write to standard output: {error}");
+            say(&format!("error: cannot write to standard output: {error}"));
             std::process::exit(2);
         }
+    }
+}
+
+/// Writes a line to standard error.
+pub fn say(line: &str) {
+    let mut err = io::stderr().lock();
+    if err.write_all(format!("{line}\n").as_bytes()).is_err() {
+        interrupt::hang_up();
     }
 }
 
@@ -41,17 +54,15 @@ pub fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
 /// Something worth knowing that is neither result nor error.
 pub fn note(output: Output, text: &str) {
     if !output.quiet {
-        eprintln!("{text}");
+        say(text);
     }
 }
 
 /// Something that may be a mistake.
 pub fn warn(output: Output, text: &str) {
     if !output.quiet {
-        eprintln!(
-            "{} {text}",
-            console::style("warning:").yellow().bold().for_stderr()
-        );
+        let label = console::style("warning:").yellow().bold().for_stderr();
+        say(&format!("{label} {text}"));
     }
 }
 

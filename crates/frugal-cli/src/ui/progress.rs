@@ -4,11 +4,13 @@
 
 use std::time::{Duration, Instant};
 
-use frugal_core::human::{bytes, duration, significant};
+use frugal_core::human::{bytes, significant};
 use frugal_formats::fetch;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::rate::Rate;
 use crate::args::Output;
+use crate::ui;
 
 pub(super) const TICK: Duration = Duration::from_millis(120);
 const BAR_CHARS: &str = "━╸ ";
@@ -20,8 +22,21 @@ pub fn style(template: &str) -> ProgressStyle {
         .progress_chars(BAR_CHARS)
 }
 
-/// One step of work of unknown length, shown while the value lives.
-pub struct Phase(ProgressBar);
+/// One step of work, shown while the value lives; of unknown length until it is counted.
+pub struct Phase {
+    output: Output,
+    text: String,
+    bar: ProgressBar,
+    begun: Instant,
+    counted: Option<Counted>,
+}
+
+/// How far counted work is.
+struct Counted {
+    rate: Rate,
+    /// When a line was last said in a pipe.
+    said: Instant,
+}
 
 impl Phase {
     /// Shows `text` with a spinner on a terminal, as a line in a pipe.
@@ -31,19 +46,48 @@ impl Phase {
             .with_style(style("{spinner:.cyan} {msg}"));
         if output.quiet {
             bar.set_draw_target(ProgressDrawTarget::hidden());
-        } else if !super::stderr_is_terminal() {
-            eprintln!("{text}");
+        } else if !ui::stderr_is_terminal() {
+            ui::say(&text);
         } else {
-            bar.set_message(text);
+            bar.set_message(text.clone());
             bar.enable_steady_tick(TICK);
         }
-        Self(bar)
+        Self {
+            output,
+            text,
+            bar,
+            begun: Instant::now(),
+            counted: None,
+        }
+    }
+
+    /// So many of so many pieces are done.
+    pub fn count(&mut self, done: usize, of: usize) {
+        let now = Instant::now();
+        let (bar, begun) = (&self.bar, self.begun);
+        let counted = self.counted.get_or_insert_with(|| {
+            bar.set_style(style("{msg} {wide_bar:.cyan} {pos}/{len}{prefix}"));
+            bar.set_length(of as u64);
+            Counted {
+                rate: Rate::new(begun, 0.0),
+                said: begun,
+            }
+        });
+        counted.rate.update(now, done as f64);
+        let left = counted.rate.left_text(now, of as f64);
+        if ui::stderr_is_terminal() {
+            bar.set_prefix(left);
+            bar.set_position(done as u64);
+        } else if !self.output.quiet && counted.said.elapsed() >= LINES {
+            counted.said = now;
+            ui::say(&format!("{}: {done}/{of}{left}", self.text));
+        }
     }
 }
 
 impl Drop for Phase {
     fn drop(&mut self) {
-        self.0.finish_and_clear();
+        self.bar.finish_and_clear();
     }
 }
 
@@ -54,26 +98,24 @@ pub struct Counter {
     bar: Option<ProgressBar>,
     total: u64,
     done: u64,
-    /// When counting began, and how many pieces were done by then.
-    start: (Instant, u64),
+    rate: Rate,
     said: Instant,
 }
 
-/// Seconds between lines in a pipe.
-const LINES: Duration = Duration::from_secs(10);
+/// Time between lines in a pipe.
+pub(super) const LINES: Duration = Duration::from_secs(10);
 
 impl Counter {
     /// Of `total` pieces of `what`, `done` are done.
     pub fn new(output: Output, what: impl Into<String>, total: u64, done: u64) -> Self {
         let what = what.into();
         let mut bar = None;
-        if !output.quiet && super::stderr_is_terminal() {
+        if !output.quiet && ui::stderr_is_terminal() {
             let shown = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr())
-                .with_style(style("{pos}/{len} {wide_bar:.cyan} {msg}{eta} left"))
-                .with_message(format!("{what} · "))
+                .with_style(style("{pos}/{len} {wide_bar:.cyan} {msg}"))
+                .with_message(what.clone())
                 .with_position(done);
             shown.enable_steady_tick(TICK);
-            shown.reset_eta();
             bar = Some(shown);
         }
         Self {
@@ -82,7 +124,7 @@ impl Counter {
             bar,
             total,
             done,
-            start: (Instant::now(), done),
+            rate: Rate::new(Instant::now(), done as f64),
             said: Instant::now(),
         }
     }
@@ -90,20 +132,22 @@ impl Counter {
     /// One more is done.
     pub fn step(&mut self) {
         self.done += 1;
-        let fresh = (self.done - self.start.1) as f64;
-        let speed = fresh / self.start.0.elapsed().as_secs_f64().max(1e-9);
-        let message = format!("{} · {} a second", self.what, significant(speed, 3));
+        let now = Instant::now();
+        self.rate.update(now, self.done as f64);
+        let speed = self.rate.per_second().map_or_else(String::new, |rate| {
+            format!(" · {} a second", significant(rate, 3))
+        });
+        let left = self.rate.left_text(now, self.total as f64);
+        let message = format!("{}{speed}{left}", self.what);
+        let is_due = self.said.elapsed() >= LINES || self.done == self.total;
         match &self.bar {
             Some(bar) => {
                 bar.set_position(self.done);
-                bar.set_message(format!("{message} · "));
+                bar.set_message(message);
             }
-            None if !self.output.quiet
-                && (self.said.elapsed() >= LINES || self.done == self.total) =>
-            {
-                self.said = Instant::now();
-                let left = duration(self.total.saturating_sub(self.done) as f64 / speed);
-                eprintln!("{}/{} · {message} · {left} left", self.done, self.total);
+            None if !self.output.quiet && is_due => {
+                self.said = now;
+                ui::say(&format!("{}/{} · {message}", self.done, self.total));
             }
             None => {}
         }
@@ -147,7 +191,7 @@ impl FetchProgress {
                 of,
             } => {
                 let text = format!("downloading {package} ({number} of {of})");
-                if super::stderr_is_terminal() {
+                if ui::stderr_is_terminal() {
                     self.clear();
                     let bar = ProgressBar::new_spinner()
                         .with_style(style("{spinner:.cyan} {msg} {elapsed:.dim}"))
@@ -155,7 +199,7 @@ impl FetchProgress {
                     bar.enable_steady_tick(TICK);
                     self.bar = Some(bar);
                 } else {
-                    eprintln!("{text}");
+                    ui::say(&text);
                 }
             }
             fetch::Progress::Unpack { file, done, of } => {
@@ -163,9 +207,9 @@ impl FetchProgress {
                 if first {
                     self.file = file.into();
                 }
-                if !super::stderr_is_terminal() {
+                if !ui::stderr_is_terminal() {
                     if first {
-                        eprintln!("unpacking and checking {file} ({})", bytes(of));
+                        ui::say(&format!("unpacking and checking {file} ({})", bytes(of)));
                     }
                     return;
                 }

@@ -1,6 +1,6 @@
 //! A run as it goes on, on standard error.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use console::truncate_str;
 use frugal::run::{Metrics, Progress};
@@ -9,18 +9,75 @@ use frugal_core::human::{bytes, count, duration, significant};
 use indicatif::{ProgressBar, ProgressDrawTarget};
 
 use super::progress::{Phase, TICK, style};
+use super::rate::Rate;
 use crate::args::Output;
 
 /// Columns below which the bar shows less.
-const NARROW: usize = 78;
+const NARROW: usize = 100;
+/// Parts of a step that the bar tells apart.
+const PARTS: f64 = 1000.0;
+/// Time without a line in a pipe after which one is said.
+const SILENCE: Duration = Duration::from_secs(30);
 
 /// Shows a run: phases, data, steps, evaluations.
 pub struct RunProgress {
     output: Output,
     phase: Option<Phase>,
+    steps: Option<Steps>,
+    /// When the last line was said.
+    said: Instant,
+}
+
+/// The steps of training.
+struct Steps {
+    /// On a terminal.
     bar: Option<ProgressBar>,
-    /// When the first step began and which it was, for the time left in a pipe.
-    started: (Instant, u64),
+    total: u64,
+    rate: Rate,
+    /// Loss, learning rate and so on of the last logged step.
+    numbers: String,
+}
+
+impl Steps {
+    fn new(total: u64, done: u64) -> Self {
+        let bar = super::stderr_is_terminal().then(|| {
+            let length = total.saturating_mul(PARTS as u64);
+            let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr())
+                .with_style(style("{prefix} {wide_bar:.cyan} {msg}"))
+                .with_prefix(format!("{done}/{total}"))
+                .with_position(done.saturating_mul(PARTS as u64));
+            bar.enable_steady_tick(TICK);
+            bar
+        });
+        Self {
+            bar,
+            total,
+            rate: Rate::new(Instant::now(), done as f64),
+            numbers: String::new(),
+        }
+    }
+
+    /// So many steps are done, with parts of one.
+    fn advance(&mut self, done: f64) {
+        self.rate.update(Instant::now(), done);
+        if let Some(bar) = &self.bar {
+            bar.set_position((done * PARTS) as u64);
+            bar.set_prefix(format!("{}/{}", done as u64, self.total));
+        }
+        self.show("");
+    }
+
+    /// Puts `what` in front of the numbers.
+    fn show(&self, what: &str) {
+        if let Some(bar) = &self.bar {
+            let text = format!("{what}{}{}", self.numbers, self.left());
+            bar.set_message(text.trim_start_matches(" · ").to_owned());
+        }
+    }
+
+    fn left(&self) -> String {
+        self.rate.left_text(Instant::now(), self.total as f64)
+    }
 }
 
 impl RunProgress {
@@ -29,21 +86,30 @@ impl RunProgress {
         Self {
             output,
             phase: None,
-            bar: None,
-            started: (Instant::now(), 0),
+            steps: None,
+            said: Instant::now(),
         }
     }
 
     /// Shows one thing that happened.
     pub fn on(&mut self, progress: &Progress) {
         if self.output.quiet {
+            if let Progress::Fitted { flags, .. } = progress {
+                // What was changed must not go by unseen.
+                super::say(&format!("--fit sets {}", flags.join(" ")));
+            }
             return;
         }
         match progress {
             Progress::Begin { what } => {
-                self.end_bar();
+                self.end_steps();
                 self.phase = None;
                 self.phase = Some(Phase::new(self.output, what.clone()));
+            }
+            Progress::Counted { done, of } => {
+                if let Some(phase) = &mut self.phase {
+                    phase.count(*done, *of);
+                }
             }
             Progress::Data {
                 parts,
@@ -55,7 +121,24 @@ impl RunProgress {
             }
             Progress::Scores { who, part, metrics } => {
                 self.phase = None;
-                eprintln!("{who} on {part}: {}", scores(metrics));
+                self.say(&format!("{who} on {part}: {}", scores(metrics)));
+            }
+            Progress::Warning { text } => {
+                self.phase = None;
+                super::warn(self.output, text);
+            }
+            Progress::Fitted {
+                needed,
+                available,
+                flags,
+            } => {
+                self.phase = None;
+                self.say(&format!(
+                    "the run needs about {}, and {} are available: --fit sets {}",
+                    bytes(*needed),
+                    bytes(*available),
+                    flags.join(" ")
+                ));
             }
             Progress::Train(event) => {
                 self.phase = None;
@@ -66,38 +149,18 @@ impl RunProgress {
         }
     }
 
-    fn say(&self, text: &str) {
-        match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
+    fn say(&mut self, text: &str) {
+        self.said = Instant::now();
+        match self.steps.as_ref().and_then(|steps| steps.bar.as_ref()) {
+            Some(bar) => bar.suspend(|| super::say(text)),
+            None => super::say(text),
         }
     }
 
-    fn begin(&mut self, total_steps: u64, step: u64) {
-        self.started = (Instant::now(), step);
-        if let Some(bar) = &self.bar {
-            bar.set_position(step);
-            bar.reset_eta();
-        } else if super::stderr_is_terminal() {
-            let bar =
-                ProgressBar::with_draw_target(Some(total_steps), ProgressDrawTarget::stderr())
-                    .with_style(style("{pos}/{len} {wide_bar:.cyan} {msg}{eta} left"))
-                    .with_position(step);
-            bar.enable_steady_tick(TICK);
-            self.bar = Some(bar);
-        }
-    }
-
-    fn end_bar(&mut self) {
-        if let Some(bar) = self.bar.take() {
+    fn end_steps(&mut self) {
+        if let Some(bar) = self.steps.take().and_then(|steps| steps.bar) {
             bar.finish_and_clear();
         }
-    }
-
-    fn seconds_left(&self, step: u64, total: u64) -> f64 {
-        let (start, first) = self.started;
-        let done = step.saturating_sub(first).max(1);
-        start.elapsed().as_secs_f64() / done as f64 * total.saturating_sub(step) as f64
     }
 
     fn train(&mut self, event: &Event) {
@@ -114,11 +177,11 @@ impl RunProgress {
                     String::new()
                 };
                 let (examples, steps) = (count(*examples as u64), count(*total_steps));
-                eprintln!(
+                self.say(&format!(
                     "training {} parameters on {examples} examples{skipped}: {steps} steps",
                     count(*trainable_parameters as u64)
-                );
-                self.begin(*total_steps, 0);
+                ));
+                self.steps = Some(Steps::new(*total_steps, 0));
             }
             Event::CheckpointSkipped { reason } => {
                 self.say(&format!("passed over a checkpoint: {reason}"))
@@ -130,42 +193,13 @@ impl RunProgress {
                     "continuing after step {step} (epoch {epoch:.2}) from {}",
                     path.display()
                 ));
-                let total = self.bar.as_ref().and_then(ProgressBar::length).unwrap_or(0);
-                self.begin(total, *step);
+                let total = self.steps.as_ref().map_or(0, |steps| steps.total);
+                self.end_steps();
+                self.steps = Some(Steps::new(total, *step));
             }
-            Event::Step {
-                step,
-                total_steps,
-                epoch,
-                loss,
-                lr,
-                tokens_per_second,
-                peak_memory_bytes,
-                ..
-            } => {
-                let memory =
-                    peak_memory_bytes.map_or(String::new(), |n| format!(" · {} peak", bytes(n)));
-                let speed = format!("{} tok/s", count(tokens_per_second.round() as u64));
-                // The bar must stay within one line.
-                let numbers = match &self.bar {
-                    Some(_) if super::stderr_width() < NARROW => {
-                        format!("loss {loss:.4} · {speed}")
-                    }
-                    _ => format!("loss {loss:.4} · lr {lr:.1e} · {speed}{memory}"),
-                };
-                match &self.bar {
-                    Some(bar) => {
-                        bar.set_position(*step);
-                        bar.set_message(format!("{numbers} · "));
-                    }
-                    None => {
-                        let left = duration(self.seconds_left(*step, *total_steps));
-                        eprintln!(
-                            "step {step}/{total_steps} · epoch {epoch:.2} · {numbers} · {left} left"
-                        );
-                    }
-                }
-            }
+            Event::MicroBatch { step, done, of, .. } => self.micro_batch(*step, *done, *of),
+            Event::Evaluating { done, of } => self.evaluating(*done, *of),
+            Event::Step { .. } => self.step(event),
             Event::Evaluated {
                 step,
                 epoch,
@@ -201,20 +235,77 @@ impl RunProgress {
             _ => {}
         }
     }
+
+    fn micro_batch(&mut self, step: u64, done: usize, of: usize) {
+        let Some(steps) = &mut self.steps else { return };
+        steps.advance(step as f64 + done as f64 / of.max(1) as f64);
+        if steps.bar.is_none() && self.said.elapsed() >= SILENCE {
+            let (total, left) = (steps.total, steps.left());
+            let part = if of > 1 {
+                format!(", micro-batch {done}/{of}")
+            } else {
+                String::new()
+            };
+            self.say(&format!("step {}/{total}{part}{left}", step + 1));
+        }
+    }
+
+    fn evaluating(&mut self, done: usize, of: usize) {
+        let Some(steps) = &self.steps else { return };
+        steps.show(&format!("evaluating {done}/{of}"));
+        if steps.bar.is_none() && self.said.elapsed() >= SILENCE {
+            self.say(&format!("evaluating {done}/{of}"));
+        }
+    }
+
+    fn step(&mut self, event: &Event) {
+        let (
+            Event::Step {
+                step,
+                total_steps,
+                epoch,
+                loss,
+                lr,
+                tokens_per_second,
+                peak_memory_bytes,
+                ..
+            },
+            Some(steps),
+        ) = (event, &mut self.steps)
+        else {
+            return;
+        };
+        let memory = peak_memory_bytes.map_or(String::new(), |n| format!(" · {} peak", bytes(n)));
+        let speed = format!("{} tok/s", count(tokens_per_second.round() as u64));
+        // The bar must stay within one line.
+        let numbers = if steps.bar.is_some() && super::stderr_width() < NARROW {
+            format!(" · loss {loss:.4} · {speed}")
+        } else {
+            format!(" · loss {loss:.4} · lr {lr:.1e} · {speed}{memory}")
+        };
+        steps.numbers.clone_from(&numbers);
+        steps.show("");
+        if steps.bar.is_none() {
+            let left = steps.left();
+            self.say(&format!(
+                "step {step}/{total_steps} · epoch {epoch:.2}{numbers}{left}"
+            ));
+        }
+    }
 }
 
 impl Drop for RunProgress {
     fn drop(&mut self) {
         self.phase = None;
-        self.end_bar();
+        self.end_steps();
     }
 }
 
 /// The parts of the data and one example as the model sees it.
 fn data(parts: &[(String, usize, usize, usize)], truncated: usize, example: &str) {
-    eprintln!("{}", parts_lines(parts, truncated));
+    super::say(&parts_lines(parts, truncated));
     if !example.trim().is_empty() {
-        eprintln!("the first example:\n{}", example_lines(example));
+        super::say(&format!("the first example:\n{}", example_lines(example)));
     }
 }
 

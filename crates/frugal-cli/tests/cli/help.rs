@@ -36,6 +36,8 @@ const COMMANDS: &[&[&str]] = &[
     &["models", "fetch"],
     &["models", "inspect"],
     &["doctor"],
+    &["completions"],
+    &["man"],
 ];
 
 #[test]

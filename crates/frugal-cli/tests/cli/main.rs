@@ -1,5 +1,7 @@
 //! The program as its users meet it: output, messages, exit codes.
 
+#![allow(clippy::print_stderr, reason = "tests say what they skip")]
+
 mod adapters;
 mod bad_input;
 mod bench;
@@ -11,5 +13,8 @@ mod journey;
 mod json;
 mod measure;
 mod recipes;
+mod runs;
+mod shell;
+mod start;
 mod support;
 mod tune;

@@ -1,5 +1,6 @@
 //! The log of a run: JSON lines, TensorBoard event files, and the memory of this process.
 
+mod available;
 mod jsonl;
 mod memory;
 mod scalars;
@@ -8,6 +9,7 @@ mod tensorboard;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+pub use available::available_memory_bytes;
 pub use jsonl::{JsonlLog, LogError, read_jsonl};
 pub use memory::{current_rss_bytes, peak_rss_bytes};
 pub use scalars::{Scalars, names};

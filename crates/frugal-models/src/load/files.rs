@@ -10,6 +10,7 @@ use frugal_nn::{Backbone, BackboneInfo, Head, LoadError, ModelError, SiteTable};
 
 use crate::build::build_with;
 use crate::config::ModelConfig;
+use crate::load::fingerprint::fingerprint;
 use crate::load::gguf::GgufSource;
 use crate::load::{SafetensorsSource, builtin, read_json};
 use crate::weights::{LoadOptions, WeightSource};
@@ -188,6 +189,14 @@ impl ModelFiles {
         self.bytes
     }
 
+    /// What tells these weights from others: a hash of all bytes of their files.
+    pub fn fingerprint(&self) -> String {
+        match &self.weights {
+            Weights::Folder(source) => fingerprint(source.contents()),
+            Weights::Gguf(source) => fingerprint([source.content()]),
+        }
+    }
+
     /// Whether the weights are used where the file maps them, without a copy.
     pub fn is_mapped(&self) -> bool {
         matches!(&self.weights, Weights::Folder(source) if source.is_f32())
@@ -273,7 +282,7 @@ impl ModelFiles {
     /// # Errors
     /// When its tensors are missing, mis-shaped or unreadable.
     pub fn head(&self, device: &Device) -> Result<Option<Head>, ModelError> {
-        super::head::of_model(&self.config, self.source(), device)
+        crate::load::head::of_model(&self.config, self.source(), device)
     }
 }
 

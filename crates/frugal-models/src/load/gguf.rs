@@ -24,6 +24,11 @@ pub struct GgufSource {
 }
 
 impl GgufSource {
+    /// The bytes of the file.
+    pub(super) fn content(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// Maps a file and reads its header.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 
 mod builtin;
 mod files;
+mod fingerprint;
 mod gguf;
 mod head;
 #[cfg(feature = "hub")]

@@ -154,6 +154,11 @@ pub struct SafetensorsSource {
 }
 
 impl SafetensorsSource {
+    /// The bytes of each file.
+    pub(super) fn contents(&self) -> impl Iterator<Item = &[u8]> {
+        self.files.iter().map(|file| &file.bytes[..])
+    }
+
     /// Opens a folder.
     ///
     /// # Errors

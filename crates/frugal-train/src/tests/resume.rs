@@ -277,6 +277,26 @@ fn damaged_checkpoints_are_passed_over() {
 }
 
 #[test]
+fn without_a_usable_checkpoint_a_resume_is_refused_and_not_begun_again() {
+    let (backbone, data, folder) = (backbone("llama"), data(), tempfile::tempdir().unwrap());
+    setup(&*backbone, &data, folder.path()).run().unwrap();
+    for (_, path) in list(folder.path()) {
+        fs::write(path.join("manifest.json"), "{}").unwrap();
+    }
+    let before = list(folder.path());
+    let mut resumed = setup(&*backbone, &data, folder.path());
+    resumed.resume = true;
+    let error = resumed.run().unwrap_err();
+    let text = error.to_string();
+    assert!(matches!(error, TrainError::NoCheckpoint { .. }), "{text}");
+    for (step, _) in &before {
+        assert!(text.contains(&format!("step-{step}")), "{text}");
+    }
+    assert!(resumed.events.is_empty());
+    assert_eq!(list(folder.path()), before);
+}
+
+#[test]
 fn the_limit_spares_the_best_and_the_newest() {
     let (backbone, data, folder) = (backbone("llama"), data(), tempfile::tempdir().unwrap());
     // Never better than the first evaluation, because nothing is learned at this rate.
@@ -555,7 +575,7 @@ fn moments_of_eight_bits_go_on_from_a_checkpoint() {
     let state = TrainerState {
         step: 3,
         step_in_epoch: 3,
-        ..TrainerState::start(config.clone(), String::new())
+        ..TrainerState::start(config.clone(), Default::default())
     };
     let saved = checkpoint::save(
         run.path(),

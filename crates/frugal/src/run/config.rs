@@ -104,6 +104,9 @@ impl Default for MethodConfig {
 pub struct TuneConfig {
     /// A registered name, a folder, a GGUF file, or `org/name`; `builtin` is the embedded model.
     pub model: String,
+    /// Folder of an adapter to train on from; without one a new adapter is trained.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<PathBuf>,
     /// What is learned.
     pub task: Task,
     /// Run folder.
@@ -137,6 +140,7 @@ impl Default for TuneConfig {
     fn default() -> Self {
         Self {
             model: "builtin".into(),
+            adapter: None,
             task: Task::default(),
             out: PathBuf::new(),
             quantize: Quantize::None,

@@ -8,10 +8,10 @@ use frugal_models::load::{Lookup, ModelFiles};
 use frugal_models::save::{Stored, StoredType, write_safetensors};
 use frugal_models::{LoadOptions, Quantize};
 use frugal_nn::{Adapter, Backbone, BuildContext, Fixed, Head, Input, Mode, Rows, to_vec};
-use frugal_train::{Objective, Tokenized, evaluate as evaluate_examples};
+use frugal_train::{Objective, Tokenized, evaluate_observed as evaluate_examples};
 use serde::Serialize;
 
-use super::prepare::{encode_part, read};
+use super::prepare::{encode_part, is_data_file, read};
 use super::tune::CONFIG_FILE;
 use super::{DataConfig, Metrics, Observe, Progress, RunError, TuneConfig};
 
@@ -50,6 +50,8 @@ pub struct Evaluated {
     pub confusion: Vec<Vec<usize>>,
     /// SHA-256 of the data file.
     pub sha256: String,
+    /// Whether the adapter was trained on other weights than the model's as they are now.
+    pub base_changed: bool,
 }
 
 /// How the run that made an adapter held the model's weights; single precision if the folder is not
@@ -80,6 +82,10 @@ pub fn evaluate(
     observe(&Progress::Begin {
         what: format!("reading {}", request.model),
     });
+    let base_changed = match &request.adapter {
+        Some(folder) => super::base::warn(folder, &files, observe),
+        None => false,
+    };
     let sites = files.sites();
     let mut options = LoadOptions {
         quantize: request.quantize,
@@ -120,7 +126,7 @@ pub fn evaluate(
         .and_then(|e| e.head.as_ref())
         .or(own_head.as_ref());
     let dataset = match frugal_core::data::builtin(&request.data.train) {
-        Ok(builtin) if !std::path::Path::new(&request.data.train).exists() => builtin.test,
+        Ok(builtin) if !is_data_file(&request.data.train) => builtin.test,
         _ => read(&request.data.train, &request.data)?,
     };
     let dataset = if request.data.max_eval_rows == 0 {
@@ -158,6 +164,7 @@ pub fn evaluate(
         part.examples(),
         request.max_tokens,
         stop,
+        &mut |done, of| observe(&Progress::Counted { done, of }),
     )?
     else {
         return Ok(None);
@@ -176,6 +183,7 @@ pub fn evaluate(
         labels,
         confusion,
         sha256: part.sha256,
+        base_changed,
     }))
 }
 

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use frugal_core::stage::Stage;
 use frugal_formats::gguf::{self, GgmlType, Layout, NameMap, TensorSpec, rotary_to_gguf};
 use frugal_models::load::ModelFiles;
 use frugal_models::merge;
@@ -63,12 +64,12 @@ pub fn merge_to_folder(
     if let Some(head) = head.filter(|_| fits) {
         add_head(&mut weights, head);
     }
-    // The weights first: where there is no room for them, nothing is left that stands in the way of
-    // the next try.
-    write_model(out, &weights.config, &weights.tensors, stored_type)?;
+    let stage = Stage::replace(out)?;
+    write_model(stage.path(), &weights.config, &weights.tensors, stored_type)?;
     if let Ok(tokenizer) = files.tokenizer() {
-        tokenizer.save(out)?;
+        tokenizer.save(stage.path())?;
     }
+    stage.finish("config.json")?;
     Ok(fits)
 }
 

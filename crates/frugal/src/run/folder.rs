@@ -2,58 +2,180 @@
 
 use std::path::{Path, PathBuf};
 
+use frugal_adapt::peft;
 use frugal_core::events::LOG_FILE;
-use frugal_core::fs::{FileError, write_atomic};
+use frugal_core::fs::{FileError, is_temporary, write_atomic};
+use frugal_core::lock::{FolderLock, LOCK_FILE, LockError};
+use frugal_eval::report::{RECORD_FILE, RunRecord};
+use frugal_models::load::MODEL_FOLDER;
 use frugal_train::{self, CHECKPOINTS, Event};
 use serde::Serialize;
 use serde_json::Value;
 
 use super::RunError;
+use super::base::BASE_FILE;
 
 /// How the names of TensorBoard's files begin.
 const EVENTS: &str = "events.out.tfevents.";
 
-/// The folder of a run, as it was before.
+/// The sole right to the folder of a run, and how it was before.
+#[derive(Debug)]
 pub(super) struct Claim {
+    /// Released before the folder is removed.
+    lock: Option<FolderLock>,
     out: PathBuf,
     config_file: &'static str,
-    /// Whether it was there.
-    existed: bool,
+    /// Folders that were made for it, the innermost first.
+    made: Vec<PathBuf>,
     /// Whether something was in it.
     used: bool,
 }
 
-/// Checks that the folder is new, empty, or that of the run that is resumed, which has
-/// `config_file` or checkpoints. It comes into being with the first file, so that a run that cannot
-/// start leaves nothing behind.
+/// Takes a folder that is new or empty, or with `resume` that of a run, for this process alone.
 pub(super) fn claim(
     out: &Path,
     config_file: &'static str,
     resume: bool,
 ) -> Result<Claim, RunError> {
-    let used = std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
-    if used && !resume {
-        return Err(RunError::OutputExists { path: out.into() });
-    }
-    if used && !out.join(config_file).exists() && !out.join(CHECKPOINTS).exists() {
+    if resume && !is_used(out) {
         return Err(RunError::NoRun {
             path: out.into(),
             file: config_file,
         });
     }
-    Ok(Claim {
+    // Said before anything is written: a folder of other things is not to be touched.
+    if !resume && is_used(out) && !out.join(LOCK_FILE).exists() {
+        return Err(RunError::OutputExists { path: out.into() });
+    }
+    let mut claim = Claim {
+        made: missing(out),
+        lock: None,
         out: out.into(),
         config_file,
-        existed: out.exists(),
-        used,
-    })
+        used: false,
+    };
+    match FolderLock::acquire(out) {
+        Ok(lock) => claim.lock = Some(lock),
+        Err(error) => {
+            claim.give_back();
+            return Err(error.into());
+        }
+    }
+    // Only now nobody else changes it.
+    claim.used = is_used(out);
+    if resume {
+        check_resumable(out, config_file)?;
+        remove_unfinished(out);
+    } else if claim.used {
+        return Err(RunError::OutputExists { path: out.into() });
+    }
+    Ok(claim)
+}
+
+/// Takes the first folder that is free of `name`, `name-2`, `name-3` and so on. Processes that do
+/// so at the same time get different ones.
+pub(super) fn claim_free(name: &Path, config_file: &'static str) -> Result<Claim, RunError> {
+    let numbered = (2..).map(|n| {
+        let mut path = name.as_os_str().to_owned();
+        path.push(format!("-{n}"));
+        PathBuf::from(path)
+    });
+    for out in std::iter::once(name.to_owned()).chain(numbered) {
+        match claim(&out, config_file, false) {
+            Err(RunError::OutputExists { .. } | RunError::Lock(LockError::Held { .. })) => {}
+            other => return other,
+        }
+    }
+    unreachable!("there is always a next number")
+}
+
+/// Whether there is something in a folder, or it is none; locks and files that were being written
+/// when their process was killed do not count.
+fn is_used(out: &Path) -> bool {
+    if out.exists() && !out.is_dir() {
+        return true;
+    }
+    let entries = std::fs::read_dir(out).into_iter().flatten().flatten();
+    entries
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .any(|name| name != LOCK_FILE && !is_temporary(&name))
+}
+
+/// The folder and those above it that are not there, the innermost first.
+fn missing(out: &Path) -> Vec<PathBuf> {
+    out.ancestors()
+        .take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists())
+        .map(Path::to_owned)
+        .collect()
+}
+
+/// Refuses a folder in which there is nothing to continue from, and says what there is instead.
+/// Nothing is lost only by a run that was stopped before it wrote its first checkpoint: that one
+/// may begin again.
+fn check_resumable(out: &Path, config_file: &'static str) -> Result<(), RunError> {
+    let (newest, damaged) = frugal_train::latest(out);
+    if newest.is_some() {
+        return Ok(());
+    }
+    let no_checkpoint = |found: Vec<String>| RunError::NoCheckpoint {
+        path: out.into(),
+        found: found.join("; "),
+    };
+    if !damaged.is_empty() {
+        return Err(no_checkpoint(
+            damaged.iter().map(ToString::to_string).collect(),
+        ));
+    }
+    if !out.join(config_file).exists() {
+        return Err(RunError::NoRun {
+            path: out.into(),
+            file: config_file,
+        });
+    }
+    let results = [
+        peft::CONFIG_FILE,
+        peft::WEIGHTS_FILE,
+        MODEL_FOLDER,
+        "model.safetensors",
+    ];
+    let finished: Vec<String> = results
+        .into_iter()
+        .filter(|name| out.join(name).exists())
+        .map(|name| format!("`{name}` of a finished run, which would be replaced"))
+        .collect();
+    if !finished.is_empty() {
+        return Err(no_checkpoint(finished));
+    }
+    match RunRecord::read(&out.join(RECORD_FILE)) {
+        Ok(record) if record.train_info.train_tokens > 0 => Err(no_checkpoint(vec![format!(
+            "`{RECORD_FILE}` says that {} tokens were trained on, and the checkpoint of that is gone",
+            frugal_core::human::count(record.train_info.train_tokens)
+        )])),
+        _ => Ok(()),
+    }
+}
+
+/// Removes checkpoints that a killed process was writing.
+fn remove_unfinished(out: &Path) {
+    let folder = out.join(CHECKPOINTS);
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        if is_temporary(&entry.file_name().to_string_lossy()) {
+            // They count for nothing, so one that stays does no harm.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 impl Claim {
+    /// The folder.
+    pub(super) fn out(&self) -> &Path {
+        &self.out
+    }
+
     /// After a run that failed: takes away what it began with, so that the next one can have the
     /// folder. One that was in use before, or holds a checkpoint or a logged step, stays as it is;
     /// so does every file that is not of a run.
-    pub(super) fn give_back(&self) {
+    pub(super) fn give_back(mut self) {
         let logged = std::fs::metadata(self.out.join(LOG_FILE)).is_ok_and(|log| log.len() > 0);
         if self.used || logged || !frugal_train::list(&self.out).is_empty() {
             return;
@@ -69,15 +191,18 @@ impl Claim {
             // one is what has to be told.
             let _ = if name == CHECKPOINTS {
                 std::fs::remove_dir_all(&path)
-            } else if name == self.config_file || name == LOG_FILE || name.starts_with(EVENTS) {
+            } else if [self.config_file, LOG_FILE, BASE_FILE].contains(&&*name)
+                || name.starts_with(EVENTS)
+            {
                 std::fs::remove_file(&path)
             } else {
                 Ok(())
             };
         }
-        if !self.existed {
+        self.lock = None;
+        for folder in &self.made {
             // Fails if somebody else's file is there, as it should.
-            let _ = std::fs::remove_dir(&self.out);
+            let _ = std::fs::remove_dir(folder);
         }
     }
 }
@@ -161,13 +286,83 @@ mod tests {
     fn only_the_folder_of_a_run_is_resumed() {
         let folder = tempfile::tempdir().unwrap();
         let claimed = |resume| claim(folder.path(), "config.toml", resume);
-        assert!(claimed(false).is_ok() && claimed(true).is_ok());
+        assert!(claimed(false).is_ok());
+        assert!(matches!(claimed(true), Err(RunError::NoRun { .. })));
         std::fs::write(folder.path().join("letter.txt"), "dear").unwrap();
         assert!(matches!(claimed(false), Err(RunError::OutputExists { .. })));
         assert!(matches!(claimed(true), Err(RunError::NoRun { .. })));
         std::fs::create_dir(folder.path().join(CHECKPOINTS)).unwrap();
+        assert!(matches!(claimed(true), Err(RunError::NoRun { .. })));
+        // Stopped before its first checkpoint.
+        std::fs::write(folder.path().join("config.toml"), "seed = 0").unwrap();
         assert!(claimed(true).is_ok());
         assert!(matches!(claimed(false), Err(RunError::OutputExists { .. })));
+    }
+
+    #[test]
+    fn a_run_without_a_usable_checkpoint_is_not_begun_again_over_what_it_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let refused = || {
+            claim(folder.path(), "config.toml", true)
+                .unwrap_err()
+                .to_string()
+        };
+        let file = |name: &str, text: &str| {
+            write_atomic(&folder.path().join(name), text.as_bytes()).unwrap();
+        };
+        file("config.toml", "seed = 0");
+        file("adapter_model.safetensors", "weights");
+        assert!(
+            refused().contains("`adapter_model.safetensors` of a finished run"),
+            "{}",
+            refused()
+        );
+        file(
+            "checkpoints/step-4/manifest.json",
+            r#"{"version": 2, "files": {}}"#,
+        );
+        file("checkpoints/step-8/manifest.json", "{");
+        let said = refused();
+        for found in ["step-4", "layout version 2", "step-8", "EOF"] {
+            assert!(said.contains(found), "{found}: {said}");
+        }
+    }
+
+    #[test]
+    fn a_folder_that_another_process_writes_to_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = claim(folder.path(), "config.toml", false).unwrap();
+        let error = claim(folder.path(), "config.toml", false)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("is writing to this folder"), "{error}");
+        write_atomic(&folder.path().join("config.toml"), b"").unwrap();
+        for resume in [false, true] {
+            let error = claim(folder.path(), "config.toml", resume)
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains("is writing to this folder"), "{error}");
+        }
+        drop(first);
+        assert!(claim(folder.path(), "config.toml", true).is_ok());
+    }
+
+    #[test]
+    fn folders_without_a_name_of_their_own_are_numbered_apart() {
+        let folder = tempfile::tempdir().unwrap();
+        let name = folder.path().join("runs/sms-spam-lora");
+        let claims: Vec<Claim> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8)
+                .map(|_| scope.spawn(|| claim_free(&name, "config.toml").unwrap()))
+                .collect();
+            threads.into_iter().map(|t| t.join().unwrap()).collect()
+        });
+        let mut outs: Vec<&Path> = claims.iter().map(Claim::out).collect();
+        outs.sort();
+        outs.dedup();
+        assert_eq!(outs.len(), 8);
+        claims.into_iter().for_each(Claim::give_back);
+        assert!(!folder.path().join("runs").exists());
     }
 
     #[test]

@@ -1,15 +1,21 @@
 //! Whole runs: what `frugal tune`, `plan`, `eval`, `pretrain`, `merge` and `export` do, for
 //! programs.
 
+mod base;
 mod config;
+mod estimate;
 mod evaluate;
 mod export;
+mod fit;
 mod folder;
 mod forgetting;
+mod job;
 mod log;
+mod page;
 mod plan;
 mod prepare;
 mod pretrain;
+mod start;
 mod tune;
 
 use std::collections::BTreeMap;
@@ -18,14 +24,18 @@ use std::path::PathBuf;
 use serde::Serialize;
 use thiserror::Error;
 
+pub use base::base_warning;
 pub use config::{DataConfig, MethodConfig, Task, TuneConfig};
+pub use estimate::Memory;
 pub use evaluate::{EvaluateRequest, Evaluated, evaluate, quantize_of};
 pub use export::{ExportFormat, export_adapter_gguf, export_gguf, merge_to_folder};
+pub use fit::MemoryCheck;
 pub use forgetting::forgetting;
-pub use plan::{Memory, Plan, plan};
+pub use plan::{Plan, plan};
 pub use prepare::{Part, Prepared, prepare};
 pub use pretrain::{AttentionKind, PretrainConfig, Pretrained, Shape, pretrain};
-pub use tune::{Tuned, tune};
+pub use start::describe as describe_adapter;
+pub use tune::{PartScores, TuneRequest, Tuned, tune};
 
 use frugal_train::Event;
 
@@ -63,6 +73,12 @@ pub enum RunError {
     /// A GGUF file that cannot be written.
     #[error(transparent)]
     Gguf(#[from] frugal_formats::gguf::WriteError),
+    /// The folder of results is in use.
+    #[error(transparent)]
+    Stage(#[from] frugal_core::stage::StageError),
+    /// The folder of the run is another process's.
+    #[error(transparent)]
+    Lock(#[from] frugal_core::lock::LockError),
     /// The device.
     #[error(transparent)]
     Device(#[from] crate::device::UnknownDevice),
@@ -79,6 +95,44 @@ pub enum RunError {
         path: PathBuf,
         /// The configuration file that a run has.
         file: &'static str,
+    },
+    /// Resume of a run that has nothing to continue from.
+    #[error("{}: there is no checkpoint to continue from; found: {found}; start again in another folder (`--config` takes the settings of this one)", path.display())]
+    NoCheckpoint {
+        /// The folder.
+        path: PathBuf,
+        /// What there is instead.
+        found: String,
+    },
+    /// Resume with other weights under the same name.
+    #[error("{}: the weights of `{model}` are not those that the run began with: restore them, or start a new run", path.display())]
+    OtherBase {
+        /// The run folder.
+        path: PathBuf,
+        /// What the user called the model.
+        model: String,
+    },
+    /// An adapter that this run cannot start from.
+    #[error("{}: the run cannot start from this adapter: {reason}", folder.display())]
+    StartAdapter {
+        /// Its folder.
+        folder: PathBuf,
+        /// Why, and what to do instead.
+        reason: String,
+    },
+    /// More memory than there is.
+    #[error(
+        "the run needs about {}, and {} are available: {way_out}; `--no-memory-check` begins it all the same",
+        frugal_core::human::bytes(*needed),
+        frugal_core::human::bytes(*available)
+    )]
+    Memory {
+        /// Predicted peak, in bytes.
+        needed: u64,
+        /// What the process can have, in bytes.
+        available: u64,
+        /// Settings that fit.
+        way_out: String,
     },
     /// Resume of a run that was another one.
     #[error("{}: `{key}` was {before} when the run began and is {now}: resume with the settings in that file, or start a new run", path.display())]
@@ -167,6 +221,27 @@ pub enum Progress {
         truncated: usize,
         /// One training example with what is trained marked.
         example: String,
+    },
+    /// The part of the work that began is so far.
+    Counted {
+        /// Examples done.
+        done: usize,
+        /// Examples in all.
+        of: usize,
+    },
+    /// Something that may be a mistake.
+    Warning {
+        /// What.
+        text: String,
+    },
+    /// Settings were changed so that the run fits the memory.
+    Fitted {
+        /// Predicted peak before, in bytes.
+        needed: u64,
+        /// What the process can have, in bytes.
+        available: u64,
+        /// The changes, as flags.
+        flags: Vec<String>,
     },
     /// A part was evaluated.
     Scores {

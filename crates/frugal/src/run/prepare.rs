@@ -84,21 +84,29 @@ impl Prepared {
 /// Anything wrong with the model's files or the data.
 pub fn prepare(config: &TuneConfig, lookup: &Lookup) -> Result<Prepared, RunError> {
     let files = ModelFiles::open(&config.model, lookup)?;
+    let start = match &config.adapter {
+        Some(folder) => super::start::describe(folder)?.head,
+        None => None,
+    };
     let (train, validation, test) = datasets(&config.data, config.seed)?;
     let head = match config.task {
         Task::CausalLm => None,
         Task::Classification => {
             let labels = train.labels();
-            if labels.len() < 2 {
+            if let Some(head) = start {
+                known_labels(config, &head, &labels)?;
+                Some(head)
+            } else if labels.len() < 2 {
                 return Err(RunError::Labels {
                     path: train.source,
                     found: labels,
                 });
+            } else {
+                Some(HeadConfig {
+                    labels,
+                    pooling: config.pooling.unwrap_or(Pooling::default_for(files.info())),
+                })
             }
-            Some(HeadConfig {
-                labels,
-                pooling: config.pooling.unwrap_or(Pooling::default_for(files.info())),
-            })
         }
     };
     let limit = files.config().max_sequence();
@@ -129,6 +137,26 @@ pub fn prepare(config: &TuneConfig, lookup: &Lookup) -> Result<Prepared, RunErro
         test,
         head,
         max_length,
+    })
+}
+
+/// A classifier that is trained on keeps its classes: the data may lack some, but not have others.
+fn known_labels(config: &TuneConfig, head: &HeadConfig, found: &[String]) -> Result<(), RunError> {
+    let unknown: Vec<&str> = found
+        .iter()
+        .filter(|label| !head.labels.contains(label))
+        .map(String::as_str)
+        .collect();
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    Err(RunError::StartAdapter {
+        folder: config.adapter.clone().unwrap_or_default(),
+        reason: format!(
+            "the data have the labels {}, which its head does not know (it has {}): use data with its labels, or train a new adapter without `--adapter`",
+            unknown.join(", "),
+            head.labels.join(", ")
+        ),
     })
 }
 
@@ -163,6 +191,13 @@ pub(super) fn encode_part(
         sha256: dataset.sha256.clone(),
         encoded,
     })
+}
+
+/// Whether this is a file (or a pipe); a folder that happens to bear the name of a built-in set is
+/// none.
+pub(super) fn is_data_file(path: &str) -> bool {
+    let path = Path::new(path);
+    path.exists() && !path.is_dir()
 }
 
 /// Reads one file as the settings say.
@@ -207,7 +242,7 @@ fn datasets(
             .transpose()
     };
     if let Ok(builtin) = data::builtin(&config.train)
-        && !Path::new(&config.train).exists()
+        && !is_data_file(&config.train)
     {
         // Files that are given stand in for the set's own parts.
         let part = |file, own| {

@@ -2,26 +2,23 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use std::time::Instant;
 
 use frugal_adapt::methods::full::{Full, FullConfig};
 use frugal_core::data::{self, Dataset, Example, LoadOptions};
 use frugal_core::encode::{IGNORE_INDEX, Target, Tokenized};
-use frugal_core::events::{LOG_FILE, Scalars, names, peak_rss_bytes, read_jsonl};
 use frugal_core::tokenizer::{TextTokenizer, train_bpe};
 use frugal_eval::report::{
-    DatasetInfo, Evaluation, MetaInfo, ModelInfo, RECORD_FILE, RunInfo, RunRecord, Status,
-    SystemInfo, TrainInfo,
+    DatasetInfo, Evaluation, MetaInfo, ModelInfo, RECORD_FILE, RunRecord, SystemInfo, TrainInfo,
 };
 use frugal_models::save::{StoredType, write_model};
 use frugal_models::{ModelConfig, build, merge, random_weights};
-use frugal_nn::{Adapter, BuildContext};
-use frugal_train::{Ending, Event, Objective, Scheduler, TrainConfig, TrainRun, evaluate, train};
+use frugal_nn::{Adapter, Backbone, BuildContext};
+use frugal_train::{Objective, Scheduler, TrainConfig, evaluate_observed};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::folder::{ConfigFile, check_same_run, claim};
-use super::log::Logger;
+use super::folder::{check_same_run, claim};
+use super::job::{Job, Learn, Trained, in_folder};
 use super::prepare::hold_out;
 use super::{Metrics, Observe, Progress, RunError};
 
@@ -296,8 +293,79 @@ pub fn pretrain(
     stop: &AtomicBool,
     observe: Observe<'_>,
 ) -> Result<Pretrained, RunError> {
-    let claimed = claim(&config.out, CONFIG_FILE, resume)?;
-    pretrain_in_folder(config, command, resume, stop, observe).inspect_err(|_| claimed.give_back())
+    let claim = claim(&config.out, CONFIG_FILE, resume)?;
+    in_folder(claim, || {
+        pretrain_in_folder(config, command, resume, stop, observe)
+    })
+}
+
+/// The text of a run as tokens, and what makes tokens of it.
+struct Corpus {
+    tokenizer: TextTokenizer,
+    training: Vec<Tokenized>,
+    validation: Vec<Tokenized>,
+    sha256: String,
+}
+
+impl Corpus {
+    /// Reads the text, trains the tokenizer, and tells of both.
+    fn read(config: &PretrainConfig, observe: Observe<'_>) -> Result<Self, RunError> {
+        observe(&Progress::Begin {
+            what: format!("reading {}", config.data),
+        });
+        let dataset = data::load(
+            Path::new(&config.data),
+            &LoadOptions {
+                format: Some(data::Format::Text),
+                ..LoadOptions::default()
+            },
+        )?;
+        let help = "more text, or another `validation_share`";
+        let [training, validation] =
+            hold_out(&dataset, config.validation_share, config.seed, help)?;
+        let size = config.shape.vocab_size;
+        observe(&Progress::Begin {
+            what: format!("training a tokenizer of {size} tokens"),
+        });
+        let tokenizer = train_bpe(texts(&training).map(str::to_owned), size, &[END])?;
+        let corpus = Self {
+            training: pieces(&training, &tokenizer, config.max_length)?,
+            validation: pieces(&validation, &tokenizer, config.max_length)?,
+            sha256: dataset.sha256,
+            tokenizer,
+        };
+        let part = |name: &str, part: &[Tokenized]| {
+            let lengths = || part.iter().map(Tokenized::len);
+            let longest = lengths().max().unwrap_or(0);
+            (name.to_owned(), part.len(), lengths().sum(), longest)
+        };
+        let first = corpus.training.first();
+        observe(&Progress::Data {
+            parts: vec![
+                part("train", &corpus.training),
+                part("validation", &corpus.validation),
+            ],
+            truncated: 0,
+            example: first
+                .map(|e| frugal_core::encode::show(e, &corpus.tokenizer, false))
+                .transpose()?
+                .unwrap_or_default(),
+        });
+        Ok(corpus)
+    }
+
+    fn describe(&self, config: &PretrainConfig) -> Vec<DatasetInfo> {
+        let part = |split: &str, examples: usize| DatasetInfo {
+            split: split.into(),
+            source: config.data.clone(),
+            examples,
+            sha256: self.sha256.clone(),
+        };
+        vec![
+            part("train", self.training.len()),
+            part("validation", self.validation.len()),
+        ]
+    }
 }
 
 /// The run, in a folder that is its own.
@@ -308,74 +376,16 @@ fn pretrain_in_folder(
     stop: &AtomicBool,
     observe: Observe<'_>,
 ) -> Result<Pretrained, RunError> {
-    let begin = Instant::now();
-    let created_at = frugal_core::human::utc(
-        std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .map_or(0, |d| d.as_secs()),
-    );
+    let job = Job::new(&config.out, CONFIG_FILE, resume, stop, command);
     let device = crate::device::device(&config.device)?;
     if resume {
         check_settings(&config.out.join(CONFIG_FILE), config)?;
     }
-    observe(&Progress::Begin {
-        what: format!("reading {}", config.data),
-    });
-    let dataset = data::load(
-        Path::new(&config.data),
-        &LoadOptions {
-            format: Some(data::Format::Text),
-            ..LoadOptions::default()
-        },
-    )?;
-    let [training, validation] = hold_out(
-        &dataset,
-        config.validation_share,
-        config.seed,
-        "more text, or another `validation_share`",
-    )?;
-    observe(&Progress::Begin {
-        what: format!("training a tokenizer of {} tokens", config.shape.vocab_size),
-    });
-    let tokenizer = train_bpe(
-        texts(&training).map(str::to_owned),
-        config.shape.vocab_size,
-        &[END],
-    )?;
-    let (training, validation) = (
-        pieces(&training, &tokenizer, config.max_length)?,
-        pieces(&validation, &tokenizer, config.max_length)?,
-    );
-    let model = config.model(&tokenizer)?;
+    let corpus = Corpus::read(config, observe)?;
+    let model = config.model(&corpus.tokenizer)?;
     let sites = model.sites();
-    let tokens = |part: &[Tokenized]| part.iter().map(Tokenized::len).sum::<usize>();
-    observe(&Progress::Data {
-        parts: vec![
-            (
-                "train".into(),
-                training.len(),
-                tokens(&training),
-                training.iter().map(Tokenized::len).max().unwrap_or(0),
-            ),
-            (
-                "validation".into(),
-                validation.len(),
-                tokens(&validation),
-                validation.iter().map(Tokenized::len).max().unwrap_or(0),
-            ),
-        ],
-        truncated: 0,
-        example: training
-            .first()
-            .map(|e| frugal_core::encode::show(e, &tokenizer, false))
-            .transpose()?
-            .unwrap_or_default(),
-    });
-    let backbone = build(
-        model.clone(),
-        &random_weights(&model, config.seed, &device),
-        &device,
-    )?;
+    let weights = random_weights(&model, config.seed, &device);
+    let backbone = build(model.clone(), &weights, &device)?;
     let context = BuildContext {
         info: &model.info(),
         sites: &sites,
@@ -385,90 +395,78 @@ fn pretrain_in_folder(
         tokenize: None,
     };
     let mut adapter = Full::new(FullConfig {}, &context)?;
-    frugal_core::fs::create_dir(&config.out)?;
-    let mut file = ConfigFile::new(config.out.join(CONFIG_FILE), config, resume)?;
-
-    let start = Instant::now();
-    let mut logger = Logger::new(&config.out, resume);
-    let mut observer = |event: &Event| {
-        file.on(event);
-        logger.on(event);
-        observe(&Progress::Train(event.clone()));
-    };
-    let outcome = train(TrainRun {
+    let learn = Learn {
         backbone: backbone.as_ref(),
         adapter: &mut adapter,
         head: None,
-        train: &training,
-        validation: Some(&validation),
+        train: &corpus.training,
+        validation: Some(&corpus.validation),
         config: &config.train,
-        folder: Some(&config.out),
-        resume,
-        stop,
-        observer: &mut observer,
-    })?;
-    file.finish()?;
-    logger.finish()?;
-    let seconds = outcome.cost.seconds;
-    // Of the processes that this one resumes.
-    let earlier = (seconds - start.elapsed().as_secs_f64()).max(0.0);
-    let peak_memory = peak_rss_bytes().map(|peak| peak.max(outcome.cost.peak_memory_bytes));
-    let evaluation = match outcome.evaluation {
-        _ if outcome.ending == Ending::Interrupted => None,
-        // At its end a run was evaluated with its last weights.
-        Some(last) if !outcome.restored_best => Some(last),
-        _ => {
-            observe(&Progress::Begin {
-                what: "evaluating the held-out text".into(),
-            });
-            let adapter: &dyn Adapter = &adapter;
-            evaluate(
-                backbone.as_ref(),
-                Some(adapter),
-                Objective::CausalLm,
-                &validation,
-                config.train.max_tokens,
-                stop,
-            )?
-        }
     };
+    let training = job.train(job.config_file(config)?, learn, observe)?;
+    let peak_memory = training.peak_memory();
+    let metrics = measure(
+        &training,
+        backbone.as_ref(),
+        &adapter,
+        &corpus.validation,
+        config,
+        stop,
+        observe,
+    )?;
     // A run is not done before it was measured; a resume measures again.
-    let interrupted = evaluation.is_none();
+    let interrupted = metrics.is_none();
     if !interrupted {
         let weights = merge::weights(backbone.as_ref(), Some(&adapter as &dyn Adapter))?;
-        tokenizer.save(&config.out)?;
+        corpus.tokenizer.save(&config.out)?;
         write_model(&config.out, &weights.config, &weights.tensors, config.dtype)?;
     }
     let trained = Pretrained {
         interrupted,
         out: config.out.clone(),
-        metrics: evaluation.map(|e| e.metrics).unwrap_or_default(),
+        metrics: metrics.unwrap_or_default(),
         parameters: sites.num_parameters(),
-        tokens: outcome.tokens,
-        seconds,
+        tokens: training.outcome.tokens,
+        seconds: training.seconds,
     };
-    let part = |split: &str, examples: usize| DatasetInfo {
-        split: split.into(),
-        source: config.data.clone(),
-        examples,
-        sha256: dataset.sha256.clone(),
-    };
-    let mut record = record(config, &trained)?;
-    record.run_info.created_at = created_at;
-    record.run_info.total_time = earlier + begin.elapsed().as_secs_f64();
-    record.run_info.command = command.to_vec();
+    let mut record = record(&job, config, &training, &trained, &corpus)?;
     record.train_info.peak_memory = peak_memory;
     record.meta_info.model_info.model_type = model.model_type.name().into();
-    record.meta_info.dataset_info = vec![
-        part("train", training.len()),
-        part("validation", validation.len()),
-    ];
-    record
-        .evaluation
-        .iter_mut()
-        .for_each(|e| e.examples = validation.len());
     record.write(&config.out.join(RECORD_FILE))?;
     Ok(trained)
+}
+
+/// Metrics of the weights that are kept; `None` if the run was stopped.
+fn measure(
+    training: &Trained,
+    backbone: &dyn Backbone,
+    adapter: &Full,
+    validation: &[Tokenized],
+    config: &PretrainConfig,
+    stop: &AtomicBool,
+    observe: Observe<'_>,
+) -> Result<Option<Metrics>, RunError> {
+    if training.cut_short() {
+        return Ok(None);
+    }
+    match &training.outcome.evaluation {
+        // At its end a run was evaluated with its last weights.
+        Some(last) if !training.outcome.restored_best => return Ok(Some(last.metrics.clone())),
+        _ => {}
+    }
+    observe(&Progress::Begin {
+        what: "evaluating the held-out text".into(),
+    });
+    let found = evaluate_observed(
+        backbone,
+        Some(adapter as &dyn Adapter),
+        Objective::CausalLm,
+        validation,
+        config.train.max_tokens,
+        stop,
+        &mut |done, of| observe(&Progress::Counted { done, of }),
+    )?;
+    Ok(found.map(|e| e.metrics))
 }
 
 /// A resumed run must be the one that began.
@@ -490,52 +488,39 @@ fn check_settings(path: &Path, config: &PretrainConfig) -> Result<(), RunError> 
 
 /// What the run cost and gained, as fine-tuning records it; there is no model before training to
 /// compare with.
-fn record(config: &PretrainConfig, trained: &Pretrained) -> Result<RunRecord, RunError> {
-    let log: Vec<Scalars> = read_jsonl(&config.out.join(LOG_FILE))?;
+fn record(
+    job: &Job<'_>,
+    config: &PretrainConfig,
+    training: &Trained,
+    trained: &Pretrained,
+    corpus: &Corpus,
+) -> Result<RunRecord, RunError> {
     let file_size = std::fs::metadata(config.out.join("model.safetensors")).map_or(0, |m| m.len());
-    let name = config
-        .out
-        .file_name()
-        .map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+    let parameters = trained.parameters as u64;
     Ok(RunRecord {
-        run_info: RunInfo {
-            experiment_name: name.clone(),
-            train_config: serde_json::to_value(config).unwrap_or_default(),
-            ..RunInfo::default()
-        },
+        run_info: job.run_info(training, config),
         train_info: TrainInfo {
-            train_time: trained.seconds,
-            train_tokens: trained.tokens,
             file_size,
-            num_trainable_params: trained.parameters as u64,
-            num_total_params: trained.parameters as u64,
-            status: if trained.interrupted {
-                Status::Cancelled
-            } else {
-                Status::Success
-            },
-            metrics: log
-                .iter()
-                .filter(|s| s.get(names::EVAL_LOSS).is_some())
-                .cloned()
-                .collect(),
-            ..TrainInfo::default()
+            num_trainable_params: parameters,
+            num_total_params: parameters,
+            ..job.train_info(training, trained.interrupted, &job.log()?)
         },
         evaluation: vec![Evaluation {
             split: "validation".into(),
+            examples: corpus.validation.len(),
             adapted: trained.metrics.clone(),
             ..Evaluation::default()
         }],
         forgetting: None,
         meta_info: MetaInfo {
             model_info: ModelInfo {
-                name,
+                name: job.name(),
                 file_size,
                 ..ModelInfo::default()
             },
+            dataset_info: corpus.describe(config),
             package_info: [("frugal".to_owned(), env!("CARGO_PKG_VERSION").to_owned())].into(),
             system_info: SystemInfo::detect(&config.device),
-            ..MetaInfo::default()
         },
     })
 }
@@ -582,6 +567,7 @@ mod tests {
     use std::sync::atomic::Ordering;
 
     use super::*;
+    use frugal_train::Event;
 
     /// A tiny model, evaluated after every step.
     fn config(folder: &Path) -> PretrainConfig {

@@ -1,39 +1,40 @@
 //! Fine-tuning: the main job.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Instant;
 
 use burn::prelude::*;
 use frugal_adapt::{peft, registry};
-use frugal_core::events::{Scalars, names, read_jsonl};
-use frugal_eval::report::{
-    self, DatasetInfo, MetaInfo, ModelInfo, RECORD_FILE, RunInfo, RunRecord, RunReport, Status,
-    SystemInfo, TrainInfo,
-};
+use frugal_eval::report::{self, RECORD_FILE, RunRecord};
 use frugal_models::LoadOptions;
 use frugal_models::load::{Lookup, MODEL_FOLDER, ModelFiles};
 use frugal_models::save::StoredType;
-use frugal_nn::{Backbone, BuildContext, Entry, Head, Parameter, Pooling, SiteTable};
-use frugal_train::{Cost, Ending, Event, Objective, TrainRun, evaluate, train};
+use frugal_nn::{Backbone, BuildContext, Entry, Head, Pooling, SiteTable};
+use frugal_train::{Best, Objective, evaluate_observed};
 use serde::Serialize;
 
+use super::estimate::{Sizes, Work, predicted, process_bytes};
 use super::export::merge_to_folder;
-use super::folder::{ConfigFile, check_same_run, claim};
-use super::log::Logger;
+use super::fit::{Fitted, MemoryCheck, available, fitting, refusal};
+use super::folder::{check_same_run, claim, claim_free};
+use super::job::{Job, Learn, in_folder};
+use super::page::{count_parameters, evaluation, meta, scores, weights_size, write_report};
 use super::prepare::{Part, Prepared, prepare};
-use super::{Metrics, Observe, Progress, RunError, TuneConfig};
+use super::start::Start;
+use super::{Metrics, Observe, Progress, RunError, TuneConfig, base};
 
 /// The resolved configuration in a run folder.
 pub const CONFIG_FILE: &str = "config.toml";
-/// The report in a run folder.
-pub const REPORT_FILE: &str = "report.html";
-
 /// What a run came to.
 #[derive(Clone, Debug, Serialize)]
 pub struct Tuned {
     /// Whether it was stopped before its end; `--resume` continues it.
     pub interrupted: bool,
+    /// The step whose weights were kept.
+    pub kept_step: u64,
+    /// The best evaluation, if there was one.
+    pub best: Option<Best>,
     /// What it cost and gained.
     pub record: RunRecord,
     /// Metrics of every part before and after training.
@@ -59,201 +60,224 @@ pub struct PartScores {
     pub adapted: Metrics,
 }
 
-/// Fine-tunes a model as `config` says and writes everything into its run folder.
+/// What is trained, and how.
+#[derive(Clone, Copy)]
+pub struct TuneRequest<'a> {
+    /// The run. Without an output folder it gets one of its own: `runs/DATA-METHOD`, with a number
+    /// if that is taken.
+    pub config: &'a TuneConfig,
+    /// The command line, for the record.
+    pub command: &'a [String],
+    /// How models are looked up.
+    pub lookup: &'a Lookup,
+    /// Continue the run in the output folder.
+    pub resume: bool,
+    /// What to do if the run needs more memory than there is.
+    pub memory: MemoryCheck,
+    /// When set, the run ends with a checkpoint.
+    pub stop: &'a AtomicBool,
+}
+
+/// Fine-tunes a model and writes everything into the run folder.
 ///
 /// # Errors
 /// Anything wrong with model, data, settings or files; what was finished before is kept.
-pub fn tune(
+pub fn tune(request: &TuneRequest<'_>, observe: Observe<'_>) -> Result<Tuned, RunError> {
+    let (mut config, start) = Start::resolve(request.config)?;
+    let claim = if config.out.as_os_str().is_empty() && !request.resume {
+        claim_free(&default_out(&config), CONFIG_FILE)?
+    } else {
+        claim(&config.out, CONFIG_FILE, request.resume)?
+    };
+    config.out = claim.out().to_owned();
+    in_folder(claim, || {
+        if request.resume {
+            check_settings(&config.out.join(CONFIG_FILE), &config)?;
+        }
+        let prepared = read_data(&config, request.lookup, observe)?;
+        if let Some(start) = &start {
+            start.check_targets(&prepared.files.sites())?;
+            base::warn(start.folder(), &prepared.files, observe);
+        }
+        check_memory(&mut config, &prepared, request, observe)?;
+        tune_in_folder(&config, request, &prepared, start.as_ref(), observe)
+    })
+}
+
+/// A folder in `runs` that is named after data and method.
+fn default_out(config: &TuneConfig) -> PathBuf {
+    let data = Path::new(&config.data.train)
+        .file_stem()
+        .unwrap_or_default()
+        .to_string_lossy();
+    PathBuf::from(format!("runs/{data}-{}", config.method.name))
+}
+
+/// Reads and tokenizes the data, and tells of it.
+fn read_data(
     config: &TuneConfig,
-    command: &[String],
     lookup: &Lookup,
-    resume: bool,
-    stop: &AtomicBool,
     observe: Observe<'_>,
-) -> Result<Tuned, RunError> {
-    let claimed = claim(&config.out, CONFIG_FILE, resume)?;
-    tune_in_folder(config, command, lookup, resume, stop, observe)
-        .inspect_err(|_| claimed.give_back())
+) -> Result<Prepared, RunError> {
+    observe(&Progress::Begin {
+        what: format!("tokenizing {}", config.data.train),
+    });
+    let prepared = prepare(config, lookup)?;
+    let told = |p: &Part| {
+        (
+            p.name.to_owned(),
+            p.examples().len(),
+            p.encoded.total_tokens,
+            p.encoded.longest,
+        )
+    };
+    observe(&Progress::Data {
+        parts: prepared.parts().map(told).collect(),
+        truncated: prepared.parts().map(|p| p.encoded.truncated).sum(),
+        example: prepared.shown_example()?,
+    });
+    Ok(prepared)
+}
+
+/// Finds out before any weight is read whether the run fits the machine, and makes it fit if that
+/// was asked for.
+fn check_memory(
+    config: &mut TuneConfig,
+    prepared: &Prepared,
+    request: &TuneRequest<'_>,
+    observe: Observe<'_>,
+) -> Result<(), RunError> {
+    let process = process_bytes();
+    let Some(available) = available(process).filter(|_| request.memory != MemoryCheck::Ignore)
+    else {
+        return Ok(());
+    };
+    let device = crate::device::device(&config.device)?;
+    let sites = prepared.files.sites();
+    let sizes = Sizes::new(config, prepared, &sites, &device)?;
+    let tokens = Work::new(config, prepared).micro_batch_tokens;
+    let needed = predicted(prepared, &sites, &sizes, config, tokens, process).peak();
+    if needed <= available {
+        return Ok(());
+    }
+    let resume = request.resume;
+    let fitted = fitting(config, prepared, &sites, &sizes, process, available, resume);
+    match fitted {
+        Some(Fitted { config: new, flags }) if request.memory == MemoryCheck::Fit => {
+            *config = new;
+            observe(&Progress::Fitted {
+                needed,
+                available,
+                flags,
+            });
+            Ok(())
+        }
+        fitted => Err(refusal(needed, available, fitted.as_ref())),
+    }
 }
 
 /// The run, in a folder that is its own.
 fn tune_in_folder(
     config: &TuneConfig,
-    command: &[String],
-    lookup: &Lookup,
-    resume: bool,
-    stop: &AtomicBool,
+    request: &TuneRequest<'_>,
+    prepared: &Prepared,
+    start: Option<&Start>,
     observe: Observe<'_>,
 ) -> Result<Tuned, RunError> {
-    let start = Instant::now();
-    let created_at = frugal_core::human::utc(
-        std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .map_or(0, |d| d.as_secs()),
-    );
+    let (out, resume) = (&config.out, request.resume);
+    let job = Job::new(out, CONFIG_FILE, resume, request.stop, request.command);
     let device = crate::device::device(&config.device)?;
     let method = registry::find(&config.method.name)?;
-    let out = config.out.clone();
-    if resume {
-        check_settings(&out.join(CONFIG_FILE), config)?;
-    }
-    observe(&Progress::Begin {
-        what: format!("tokenizing {}", config.data.train),
-    });
-    let prepared = prepare(config, lookup)?;
-    observe(&Progress::Data {
-        parts: prepared
-            .parts()
-            .map(|p| {
-                (
-                    p.name.to_owned(),
-                    p.examples().len(),
-                    p.encoded.total_tokens,
-                    p.encoded.longest,
-                )
-            })
-            .collect(),
-        truncated: prepared.parts().map(|p| p.encoded.truncated).sum(),
-        example: prepared.shown_example()?,
-    });
+    let file = job.config_file(config)?;
     observe(&Progress::Begin {
         what: format!("reading {}", config.model),
     });
+    let fingerprint = prepared.files.fingerprint();
+    base::check(out, &config.model, &fingerprint, resume)?;
     let sites = prepared.files.sites();
-    let options = LoadOptions {
-        activations: config.activations,
-        ..LoadOptions::default()
-    };
-    let options = method.load_options(
-        &config.method.settings,
-        &sites,
-        Some(config.quantize),
-        options,
-    )?;
-    let backbone = prepared.files.load_with(&device, options)?;
-    let mut entry = build_entry(config, &prepared, backbone.as_ref(), &sites, &device)?;
-    let file = ConfigFile::new(out.join(CONFIG_FILE), config, resume)?;
+    let backbone = load(config, prepared, &sites, &device)?;
+    let mut entry = build_entry(config, prepared, backbone.as_ref(), &sites, start, &device)?;
     let run = Run {
         config,
-        prepared: &prepared,
+        prepared,
         backbone: backbone.as_ref(),
-        stop,
+        stop: request.stop,
     };
 
-    let base = if config.evaluate_base {
-        run.score("base", &entry, true, observe)?
-    } else {
-        None
+    let before = match (config.evaluate_base, start) {
+        (false, _) => None,
+        (true, None) => run.score("base", &entry, true, observe)?,
+        (true, Some(_)) => run.score("starting", &entry, false, observe)?,
     };
-    let trained = Instant::now();
-    let outcome = run.train(&mut entry, &out, resume, file, observe)?;
-    let Cost {
-        seconds: train_time,
-        peak_memory_bytes,
-    } = outcome.cost;
-    // Of the processes that this one resumes.
-    let earlier = (train_time - trained.elapsed().as_secs_f64()).max(0.0);
-    let cut_short = outcome.ending == Ending::Interrupted;
-    let adapted = if cut_short {
-        None
-    } else {
-        run.score("adapted", &entry, false, observe)?
+    let learn = Learn {
+        backbone: backbone.as_ref(),
+        adapter: entry.adapter.as_mut(),
+        head: entry.head.as_mut(),
+        train: prepared.train.examples(),
+        validation: prepared.validation.as_ref().map(Part::examples),
+        config: &config.train,
     };
-    let adapter = if cut_short {
-        None
-    } else {
-        Some(save(&out, &entry, &run, method.name)?)
-    };
-
+    let trained = job.train(file, learn, observe)?;
+    let (mut adapted, mut adapter) = (None, None);
+    if !trained.cut_short() {
+        adapted = run.score("adapted", &entry, false, observe)?;
+        adapter = Some(save(out, &entry, &run, method.name, &fingerprint)?);
+    }
     // Read before what is measured for the comparison only.
-    let peak_memory = frugal_core::events::peak_rss_bytes().map(|peak| peak.max(peak_memory_bytes));
-    let forgetting = if adapted.is_none() || !config.measure_forgetting {
-        None
-    } else {
-        observe(&Progress::Begin {
-            what: "measuring what was forgotten".into(),
-        });
-        super::forgetting(
-            &prepared.files,
-            backbone.as_ref(),
-            entry.adapter.as_ref(),
-            config.train.max_tokens,
-            stop,
-        )?
+    let peak_memory = trained.peak_memory();
+    let forgetting = match &adapted {
+        Some(_) if config.measure_forgetting => run.forgetting(&entry, observe)?,
+        _ => None,
     };
 
     // A run is not done before everything was measured; a resume measures again.
     let interrupted = adapted.is_none() || (config.measure_forgetting && forgetting.is_none());
     let parts = scores(
-        &prepared,
-        &base.unwrap_or_default(),
+        prepared,
+        &before.unwrap_or_default(),
         &adapted.unwrap_or_default(),
     );
-    let head_parameters: usize = entry
-        .head
-        .iter()
-        .flat_map(Head::parameters)
-        .map(Parameter::len)
-        .sum();
-    let num_trainable = entry.adapter.num_trainable() + head_parameters;
-    let extra = if method.name == "full" {
-        head_parameters
-    } else {
-        num_trainable
-    };
-    let log: Vec<Scalars> = read_jsonl(&out.join(frugal_core::events::LOG_FILE))?;
-    let record = RunRecord {
-        run_info: RunInfo {
-            created_at,
-            total_time: earlier + start.elapsed().as_secs_f64(),
-            experiment_name: out
-                .file_name()
-                .map_or_else(String::new, |n| n.to_string_lossy().into_owned()),
-            command: command.to_vec(),
-            train_config: serde_json::to_value(config).unwrap_or_default(),
-            peft_config: serde_json::Value::Object(entry.adapter.peft_config()),
-            error_msg: String::new(),
-        },
-        train_info: TrainInfo {
-            peak_memory,
-            train_time,
-            train_tokens: outcome.tokens,
-            file_size: adapter.as_deref().map_or(0, weights_size),
-            num_trainable_params: num_trainable as u64,
-            num_total_params: (sites.num_parameters() + extra) as u64,
-            status: if interrupted {
-                Status::Cancelled
-            } else {
-                Status::Success
-            },
-            metrics: log
-                .iter()
-                .filter(|s| s.get(names::EVAL_LOSS).is_some())
-                .cloned()
-                .collect(),
-        },
-        evaluation: parts
-            .iter()
-            .map(|p| report::Evaluation {
-                split: p.part.clone(),
-                examples: p.examples,
-                base: p.base.clone(),
-                adapted: p.adapted.clone(),
-            })
-            .collect(),
+    let log = job.log()?;
+    let mut record = RunRecord {
+        run_info: job.run_info(&trained, config),
+        train_info: job.train_info(&trained, interrupted, &log),
+        evaluation: parts.iter().map(evaluation).collect(),
         forgetting,
-        meta_info: meta(config, &prepared),
+        meta_info: meta(config, prepared, fingerprint),
     };
+    record.run_info.peft_config = serde_json::Value::Object(entry.adapter.peft_config());
+    record.train_info.peak_memory = peak_memory;
+    record.train_info.file_size = adapter.as_deref().map_or(0, weights_size);
+    count_parameters(&mut record.train_info, &entry, &sites, method.name);
     record.write(&out.join(RECORD_FILE))?;
-    let report_path = write_report(&out, &record, log, &prepared)?;
+    let report_path = write_report(out, &record, log, prepared)?;
     Ok(Tuned {
         interrupted,
+        kept_step: trained.kept_step(),
+        best: trained.outcome.best,
         record,
         parts,
         adapter,
         report: Some(report_path),
-        out,
+        out: out.clone(),
     })
+}
+
+/// Reads the weights as the method needs them.
+fn load(
+    config: &TuneConfig,
+    prepared: &Prepared,
+    sites: &SiteTable,
+    device: &Device,
+) -> Result<Arc<dyn Backbone>, RunError> {
+    let method = registry::find(&config.method.name)?;
+    let options = LoadOptions {
+        activations: config.activations,
+        ..LoadOptions::default()
+    };
+    let settings = &config.method.settings;
+    let options = method.load_options(settings, sites, Some(config.quantize), options)?;
+    Ok(prepared.files.load_with(device, options)?)
 }
 
 /// Metrics of each part that was evaluated.
@@ -295,13 +319,14 @@ impl Run<'_> {
                 .head
                 .as_ref()
                 .map_or(Objective::CausalLm, Objective::Classification);
-            let result = evaluate(
+            let result = evaluate_observed(
                 self.backbone,
                 adapter,
                 objective,
                 part.examples(),
                 self.config.train.max_tokens,
                 self.stop,
+                &mut |done, of| observe(&Progress::Counted { done, of }),
             )?;
             let Some(result) = result else {
                 return Ok(None);
@@ -329,35 +354,21 @@ impl Run<'_> {
         Ok(Some(found))
     }
 
-    fn train(
+    fn forgetting(
         &self,
-        entry: &mut Entry,
-        out: &Path,
-        resume: bool,
-        mut file: ConfigFile,
+        entry: &Entry,
         observe: Observe<'_>,
-    ) -> Result<frugal_train::Outcome, RunError> {
-        let mut logger = Logger::new(out, resume);
-        let mut observer = |event: &Event| {
-            file.on(event);
-            logger.on(event);
-            observe(&Progress::Train(event.clone()));
-        };
-        let outcome = train(TrainRun {
-            backbone: self.backbone,
-            adapter: entry.adapter.as_mut(),
-            head: entry.head.as_mut(),
-            train: self.prepared.train.examples(),
-            validation: self.prepared.validation.as_ref().map(Part::examples),
-            config: &self.config.train,
-            folder: Some(out),
-            resume,
-            stop: self.stop,
-            observer: &mut observer,
-        })?;
-        file.finish()?;
-        logger.finish()?;
-        Ok(outcome)
+    ) -> Result<Option<report::Forgetting>, RunError> {
+        observe(&Progress::Begin {
+            what: "measuring what was forgotten".into(),
+        });
+        super::forgetting(
+            &self.prepared.files,
+            self.backbone,
+            entry.adapter.as_ref(),
+            self.config.train.max_tokens,
+            self.stop,
+        )
     }
 }
 
@@ -379,6 +390,7 @@ fn check_settings(path: &Path, config: &TuneConfig) -> Result<(), RunError> {
             "seed",
             "method",
             "pooling",
+            "adapter",
         ],
     )
 }
@@ -388,6 +400,7 @@ fn build_entry(
     prepared: &Prepared,
     backbone: &dyn Backbone,
     sites: &SiteTable,
+    start: Option<&Start>,
     device: &Device,
 ) -> Result<Entry, RunError> {
     let method = registry::find(&config.method.name)?;
@@ -401,6 +414,9 @@ fn build_entry(
         seed: config.seed,
         tokenize: Some(&tokenize),
     };
+    if let Some(start) = start {
+        return start.load(prepared.files.name(), &context);
+    }
     let adapter = (method.build)(&config.method.settings, &context)?;
     let head = prepared
         .head
@@ -418,7 +434,13 @@ fn ends_in_model(method: &str, head: Option<&Head>, files: &ModelFiles) -> bool 
 
 /// Writes the adapter into the run folder itself, or a whole model with its head into a folder in
 /// it.
-fn save(out: &Path, entry: &Entry, run: &Run<'_>, method: &str) -> Result<PathBuf, RunError> {
+fn save(
+    out: &Path,
+    entry: &Entry,
+    run: &Run<'_>,
+    method: &str,
+    fingerprint: &str,
+) -> Result<PathBuf, RunError> {
     let files = &run.prepared.files;
     if ends_in_model(method, entry.head.as_ref(), files) {
         let folder = out.join(MODEL_FOLDER);
@@ -426,144 +448,34 @@ fn save(out: &Path, entry: &Entry, run: &Run<'_>, method: &str) -> Result<PathBu
         return Ok(folder);
     }
     peft::save(out, entry, files.info(), files.name())?;
+    base::keep_with_adapter(out, fingerprint)?;
     Ok(out.into())
-}
-
-fn weights_size(folder: &Path) -> u64 {
-    let size = |name: &str| std::fs::metadata(folder.join(name)).map_or(0, |m| m.len());
-    size(peft::WEIGHTS_FILE) + size("model.safetensors")
-}
-
-fn scores(
-    prepared: &Prepared,
-    base: &[(&'static str, Metrics)],
-    adapted: &[(&'static str, Metrics)],
-) -> Vec<PartScores> {
-    let of = |scores: &[(&'static str, Metrics)], part: &str| {
-        scores
-            .iter()
-            .find(|(p, _)| *p == part)
-            .map(|(_, m)| m.clone())
-            .unwrap_or_default()
-    };
-    let parts = [prepared.validation.as_ref(), prepared.test.as_ref()]
-        .into_iter()
-        .flatten();
-    parts
-        .map(|p| PartScores {
-            part: p.name.into(),
-            examples: p.examples().len(),
-            base: of(base, p.name),
-            adapted: of(adapted, p.name),
-        })
-        .collect()
-}
-
-fn meta(config: &TuneConfig, prepared: &Prepared) -> MetaInfo {
-    let dataset = |p: &Part| DatasetInfo {
-        split: p.name.into(),
-        source: p.source.clone(),
-        examples: p.examples().len(),
-        sha256: p.sha256.clone(),
-    };
-    MetaInfo {
-        model_info: ModelInfo {
-            name: config.model.clone(),
-            model_type: prepared.files.config().model_type.name().into(),
-            file_size: prepared.files.stored_bytes(),
-            sha256: None,
-        },
-        dataset_info: prepared.parts().map(dataset).collect(),
-        package_info: [("frugal".to_owned(), env!("CARGO_PKG_VERSION").to_owned())].into(),
-        system_info: SystemInfo::detect(&config.device),
-    }
-}
-
-fn write_report(
-    out: &Path,
-    record: &RunRecord,
-    log: Vec<Scalars>,
-    prepared: &Prepared,
-) -> Result<PathBuf, RunError> {
-    let info = &record.run_info.train_config;
-    let subtitle = format!(
-        "{} on {}, {}",
-        info["method"]["name"].as_str().unwrap_or_default(),
-        info["model"].as_str().unwrap_or_default(),
-        prepared.train.source
-    );
-    let page = RunReport {
-        title: record.run_info.experiment_name.clone(),
-        subtitle,
-        record: record.clone(),
-        log,
-        example: example(prepared)?,
-    };
-    let html = page
-        .to_html()
-        .map_err(|e| RunError::Invalid(format!("the report cannot be drawn: {e}")))?;
-    let path = out.join(REPORT_FILE);
-    frugal_core::fs::write_atomic(&path, html.as_bytes())?;
-    Ok(path)
-}
-
-/// The first training example in pieces of trained and untrained text.
-fn example(prepared: &Prepared) -> Result<Option<report::Example>, RunError> {
-    use frugal_core::encode::{IGNORE_INDEX, Target};
-    let tokenizer = prepared.files.tokenizer()?;
-    let Some(first) = prepared.train.examples().first() else {
-        return Ok(None);
-    };
-    let decode = |ids: &[u32]| tokenizer.decode(ids, false);
-    let (segments, label) = match &first.labels {
-        Target::Class(class) => {
-            let label = prepared
-                .head
-                .as_ref()
-                .and_then(|h| h.labels.get(*class))
-                .cloned();
-            (
-                vec![report::Segment {
-                    text: decode(&first.input_ids)?,
-                    trained: false,
-                }],
-                label,
-            )
-        }
-        Target::Tokens(targets) => {
-            // A token is trained where the position before it has a target.
-            let trained: Vec<bool> = std::iter::once(false)
-                .chain(targets.iter().map(|t| *t != IGNORE_INDEX))
-                .take(first.input_ids.len())
-                .collect();
-            let mut segments = Vec::new();
-            let mut begin = 0;
-            for end in 1..=trained.len() {
-                if end == trained.len() || trained[end] != trained[begin] {
-                    segments.push(report::Segment {
-                        text: decode(&first.input_ids[begin..end])?,
-                        trained: trained[begin],
-                    });
-                    begin = end;
-                }
-            }
-            (segments, None)
-        }
-    };
-    Ok(Some(report::Example {
-        segments,
-        tokens: first.len(),
-        trained_tokens: first.trained(),
-        label,
-    }))
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::Ordering;
 
+    use frugal_eval::report::Status;
+
     use super::*;
     use crate::run::DataConfig;
+
+    fn request<'a>(
+        config: &'a TuneConfig,
+        lookup: &'a Lookup,
+        resume: bool,
+        stop: &'a AtomicBool,
+    ) -> TuneRequest<'a> {
+        TuneRequest {
+            config,
+            command: &[],
+            lookup,
+            resume,
+            memory: MemoryCheck::default(),
+            stop,
+        }
+    }
 
     /// One step on a few messages, and how models are looked up.
     fn one_step(folder: &Path) -> (TuneConfig, Lookup) {
@@ -611,15 +523,8 @@ mod tests {
             .for_each(|value| value.copy_from_slice(&f32::NAN.to_le_bytes()));
         std::fs::write(&weights, bytes).unwrap();
         (config.model, config.evaluate_base) = (broken.display().to_string(), true);
-        let error = tune(
-            &config,
-            &[],
-            &lookup,
-            false,
-            &AtomicBool::new(false),
-            &mut |_| {},
-        )
-        .unwrap_err();
+        let stop = AtomicBool::new(false);
+        let error = tune(&request(&config, &lookup, false, &stop), &mut |_| {}).unwrap_err();
         let text = error.to_string();
         assert!(
             matches!(
@@ -651,13 +556,13 @@ mod tests {
                 stop.store(true, Ordering::Relaxed);
             }
         };
-        let stopped = tune(&config, &[], &lookup, false, &stop, &mut observe).unwrap();
+        let stopped = tune(&request(&config, &lookup, false, &stop), &mut observe).unwrap();
         assert!(stopped.interrupted);
         assert_eq!(stopped.record.train_info.status, Status::Cancelled);
         assert!(stopped.parts.iter().all(|p| p.adapted.is_empty()));
 
         stop.store(false, Ordering::Relaxed);
-        let done = tune(&config, &[], &lookup, true, &stop, &mut |_| {}).unwrap();
+        let done = tune(&request(&config, &lookup, true, &stop), &mut |_| {}).unwrap();
         assert!(!done.interrupted);
         assert_eq!(done.record.train_info.status, Status::Success);
         assert!(done.parts.len() == 2 && done.parts.iter().all(|p| p.adapted.contains_key("loss")));

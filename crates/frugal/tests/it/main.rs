@@ -1,6 +1,12 @@
 //! Integration tests: reference outputs of PyTorch, `transformers` and `peft` (see
 //! `scripts/golden`).
 
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "tests say what they skip and found"
+)]
+
 mod adapters;
 mod backbones;
 mod combine;

@@ -6,13 +6,14 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::atomic::AtomicBool;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use frugal::run::{PretrainConfig, TuneConfig};
 use frugal_core::config;
-use frugal_core::fs::write_atomic;
+use frugal_core::fs::{is_temporary, write_atomic};
 use frugal_core::human;
+use frugal_core::lock::{FolderLock, LOCK_FILE};
 use frugal_eval::efficiency::{EFFICIENCY_FILE, Efficiency, GENERATION_FILE, PowerModel, watch};
 use frugal_eval::report::{RECORD_FILE, RunRecord, Status};
 use frugal_eval::suite::{Job, Suite, Work, matches};
@@ -22,6 +23,7 @@ use serde_json::Value;
 use super::Flags;
 use super::score::{self, ScoreConfig};
 use crate::args::Output;
+use crate::cli::END_WITH_STDIN;
 use crate::ui::progress::{Phase, style};
 use crate::ui::{self, interrupt};
 
@@ -135,7 +137,8 @@ fn one_resolved(job: Job, flags: &Flags, out: &Path) -> Result<Resolved> {
     let mut settings =
         check(&job, &flags.overrides).with_context(|| format!("run `{}`", job.name))?;
     for file in settings.files() {
-        if !Path::new(file).exists() && frugal_core::data::builtin(file).is_err() {
+        let is_file = Path::new(file).exists() && !Path::new(file).is_dir();
+        if !is_file && frugal_core::data::builtin(file).is_err() {
             bail!(
                 "{file}: no such file in {}: say where the suite's data are with `--data-dir`",
                 flags.data_dir.display()
@@ -292,6 +295,7 @@ fn finished(folder: &Path, settings: &Settings, sampled: bool) -> Result<bool> {
 
 /// Does one run in a process of its own; returns what is said about it.
 fn one(resolved: &Resolved, folder: &Path, sampled: bool) -> Result<String> {
+    wait_for_orphan(folder)?;
     if sampled && folder.exists() {
         // What a part of a run costs says nothing about the whole.
         std::fs::remove_dir_all(folder).with_context(|| folder.display().to_string())?;
@@ -343,9 +347,11 @@ fn train(resolved: &Resolved, settings: &Path, folder: &Path, sampled: bool) -> 
         if record.exists() {
             std::fs::remove_file(&record).with_context(|| record.display().to_string())?;
         }
-        command.arg("--resume");
-        if matches!(resolved.settings, Settings::Tune(_)) {
-            command.arg(folder);
+        if is_begun(folder) {
+            command.arg("--resume");
+            if matches!(resolved.settings, Settings::Tune(_)) {
+                command.arg(folder);
+            }
         }
     }
     let ended = run(command, sampled.then_some(folder))?;
@@ -356,6 +362,26 @@ fn train(resolved: &Resolved, settings: &Path, folder: &Path, sampled: bool) -> 
         );
     }
     Ok(ended)
+}
+
+/// Whether a run left something in its folder.
+fn is_begun(folder: &Path) -> bool {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .any(|name| name != LOCK_FILE && !is_temporary(&name))
+}
+
+/// Time that the run of a comparison that was killed gets to write its checkpoint.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Waits for a process that still writes to the folder of a run, begun by an earlier one of this
+/// comparison.
+fn wait_for_orphan(folder: &Path) -> Result<()> {
+    if folder.exists() {
+        drop(FolderLock::acquire_within(folder, PATIENCE)?);
+    }
+    Ok(())
 }
 
 /// How a process ended.
@@ -376,20 +402,23 @@ impl Ended {
     }
 }
 
-/// A command line of this program.
+/// A command line of this program, for a process that ends with this one.
 pub(super) fn this_program() -> Result<Command> {
-    Ok(Command::new(
-        std::env::current_exe().context("this program's own file cannot be found")?,
-    ))
+    let mut command =
+        Command::new(std::env::current_exe().context("this program's own file cannot be found")?);
+    command.arg(END_WITH_STDIN);
+    Ok(command)
 }
 
 /// Runs a process to its end; with a folder, what it cost is kept there.
 pub(super) fn run(mut command: Command, sampled: Option<&Path>) -> Result<Ended> {
     command
-        .stdin(Stdio::null())
+        .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped());
     let mut child = command.spawn().context("the run cannot be started")?;
+    // Open while this process lives: its end is what tells the other one.
+    let stdin = child.stdin.take();
     let stderr = child.stderr.take();
     // Read beside the run, which would wait for a full pipe.
     let message = std::thread::spawn(move || {
@@ -413,6 +442,7 @@ pub(super) fn run(mut command: Command, sampled: Option<&Path>) -> Result<Ended>
             status
         }
     };
+    drop(stdin);
     Ok(Ended {
         status,
         message: message.join().unwrap_or_default(),
@@ -430,6 +460,6 @@ fn progress_bar(length: u64, output: Output) -> ProgressBar {
 
 fn report_line(bar: &ProgressBar, output: Output, text: &str) {
     if !output.quiet {
-        bar.suspend(|| eprintln!("{text}"));
+        bar.suspend(|| ui::say(text));
     }
 }

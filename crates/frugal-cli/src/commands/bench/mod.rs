@@ -151,23 +151,26 @@ pub fn run(args: &Args) -> Result<Outcome> {
         .out
         .clone()
         .unwrap_or_else(|| PathBuf::from(format!("runs/bench-{title}")));
+    let mut lock = None;
     if !flags.dry_run {
         let runs: Vec<String> = suite
             .jobs(&flags.data_dir)
             .iter()
             .map(Job::folder)
             .collect();
-        claim(&out, key, |name| {
+        lock = Some(claim(&out, key, |name| {
             runs.iter()
                 .any(|run| run == name.strip_suffix(".toml").unwrap_or(name))
-        })?;
+        })?);
     }
     let opened = Opened { suite, title, out };
-    match &args.what {
+    let ended = match &args.what {
         What::Adapt(_) => adapt::run(flags, &opened),
         What::Efficiency(_) => efficiency::run(flags, &opened),
         What::Pretrain(_) => pretrain::run(flags, &opened),
-    }
+    };
+    drop(lock);
+    ended
 }
 
 /// What a suite is called: its name or its file's, or that of the folder of a `suite.toml`.

@@ -110,9 +110,8 @@ pub(super) fn run(args: &Args) -> Result<Outcome> {
             twice.name
         );
     }
-    if let Some(out) = &flags.out {
-        claim(out, "results", |name| name.starts_with("answers_"))?;
-    }
+    let claimed = |out| claim(out, "results", |name| name.starts_with("answers_"));
+    let _lock = flags.out.as_deref().map(claimed).transpose()?;
     let loaded =
         Loaded::read_for_scoring(&args.model, &args.machine, args.quantize()?, args.output)?;
     let fingerprint = fingerprint(&loaded, args)?;

@@ -58,7 +58,36 @@ pub fn show(config: &TuneConfig, lookup: &Lookup, output: Output) -> Result<Outc
     } else {
         print(&plan, config);
     }
+    if let Some(text) = warning(&plan) {
+        ui::warn(output, &text);
+    }
     Ok(Outcome::Done)
+}
+
+/// The predicted peak, and beside it what there is.
+fn peak(plan: &Plan) -> String {
+    let needed = human::bytes(plan.peak_memory_bytes);
+    match plan.available_memory_bytes {
+        Some(bytes) => format!("{needed}, {} available", human::bytes(bytes)),
+        None => needed,
+    }
+}
+
+/// What is to be said of a run that does not fit.
+fn warning(plan: &Plan) -> Option<String> {
+    plan.available_memory_bytes
+        .filter(|available| plan.peak_memory_bytes > *available)?;
+    let way_out = if plan.fitting_flags.is_empty() {
+        "no setting of batches, --memory or --quantize makes it fit".into()
+    } else {
+        format!(
+            "it fits with `{}`, which `frugal tune --fit` sets",
+            plan.fitting_flags.join(" ")
+        )
+    };
+    Some(format!(
+        "the run needs more memory than is available: {way_out}"
+    ))
 }
 
 fn print(plan: &Plan, config: &TuneConfig) {
@@ -98,7 +127,7 @@ fn print(plan: &Plan, config: &TuneConfig) {
             "largest batch",
             format!("{} tokens", human::count(plan.micro_batch_tokens)),
         ),
-        ("peak memory", human::bytes(plan.peak_memory_bytes)),
+        ("peak memory", peak(plan)),
         ("  program and data", human::bytes(memory.process)),
         ("  frozen weights", human::bytes(memory.weights)),
         ("  what is trained", human::bytes(memory.trainable)),

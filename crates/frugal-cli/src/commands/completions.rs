@@ -1,0 +1,31 @@
+//! `frugal completions`: completion of commands and flags in a shell.
+
+use anyhow::Result;
+use clap::CommandFactory;
+use clap_complete::Shell;
+
+use crate::Outcome;
+use crate::cli::Cli;
+use crate::ui;
+
+const EXAMPLES: &str = "\
+Examples:
+  frugal completions bash > ~/.local/share/bash-completion/completions/frugal
+  frugal completions zsh > ~/.zfunc/_frugal
+  frugal completions fish > ~/.config/fish/completions/frugal.fish";
+
+/// Print the script that completes commands and flags in a shell
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// The shell
+    shell: Shell,
+}
+
+/// Prints the script.
+pub fn run(args: &Args) -> Result<Outcome> {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "frugal", &mut script);
+    ui::write(&String::from_utf8(script)?);
+    Ok(Outcome::Done)
+}

@@ -1,0 +1,221 @@
+//! Folders of results that appear whole: written in a folder within, and moved out at the end.
+//!
+//! What a killed process leaves behind stands in nobody's way, and is removed by the next one that
+//! writes to the same folder.
+
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+use crate::fs::{FileError, create_dir, is_temporary, write_atomic};
+use crate::lock::{FolderLock, LOCK_FILE, LockError};
+
+/// Folder that is written to.
+const STAGE: &str = ".partial";
+/// In it: names of the files that are being moved out, one in a line.
+const MOVING: &str = ".moving";
+
+/// A folder that results cannot go into.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum StageError {
+    /// There is something in it.
+    #[error("{}: exists already and is not an empty folder; choose another `--out`", folder.display())]
+    Used {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// Another process writes to it.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// A file cannot be written or moved.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+/// A folder in the making.
+#[derive(Debug)]
+pub struct Stage {
+    out: PathBuf,
+    path: PathBuf,
+    /// Whether the folder was there before.
+    existed: bool,
+    finished: bool,
+    lock: Option<FolderLock>,
+}
+
+/// Whether there is nothing in a folder, or only what a killed process left that was writing there.
+pub fn is_free(folder: &Path) -> bool {
+    let Ok(entries) = std::fs::read_dir(folder) else {
+        return !folder.exists();
+    };
+    let moving = std::fs::read_to_string(folder.join(STAGE).join(MOVING)).unwrap_or_default();
+    entries.flatten().all(|entry| {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        [STAGE, LOCK_FILE].contains(&name.as_str())
+            || is_temporary(&name)
+            || moving.lines().any(|moved| moved == name)
+    })
+}
+
+impl Stage {
+    /// Takes a folder that is new or free for this process alone.
+    ///
+    /// # Errors
+    /// A folder in use, or one that cannot be written to.
+    pub fn begin(out: &Path) -> Result<Self, StageError> {
+        let used = || StageError::Used { folder: out.into() };
+        if !is_free(out) {
+            return Err(used());
+        }
+        let stage = Self::taken(out)?;
+        if !is_free(out) {
+            return Err(used());
+        }
+        stage.empty()
+    }
+
+    /// Takes a folder whose files of the same names are to be replaced.
+    ///
+    /// # Errors
+    /// A folder that another process writes to, or that cannot be written to.
+    pub fn replace(out: &Path) -> Result<Self, StageError> {
+        Self::taken(out)?.empty()
+    }
+
+    fn taken(out: &Path) -> Result<Self, StageError> {
+        let existed = out.exists();
+        let lock = FolderLock::acquire(out)?;
+        Ok(Self {
+            out: out.into(),
+            path: out.join(STAGE),
+            existed,
+            finished: false,
+            lock: Some(lock),
+        })
+    }
+
+    fn empty(self) -> Result<Self, StageError> {
+        self.clear()?;
+        create_dir(&self.path)?;
+        Ok(self)
+    }
+
+    /// Where files go for now.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Moves all files to their place, `last` after the others: a folder that has it is complete.
+    ///
+    /// # Errors
+    /// Files that cannot be moved.
+    pub fn finish(mut self, last: &str) -> Result<(), StageError> {
+        let entries = std::fs::read_dir(&self.path)
+            .map_err(FileError::at(&self.path, "cannot read the folder"))?;
+        let mut names: Vec<String> = entries
+            .flatten()
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect();
+        names.sort_by_key(|name| name == last);
+        write_atomic(&self.path.join(MOVING), names.join("\n").as_bytes())?;
+        for name in names {
+            let to = self.out.join(&name);
+            std::fs::rename(self.path.join(&name), &to)
+                .map_err(FileError::at(&to, "cannot write"))?;
+        }
+        self.finished = true;
+        self.clear()?;
+        Ok(())
+    }
+
+    fn clear(&self) -> Result<(), FileError> {
+        match std::fs::remove_dir_all(&self.path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(FileError::at(&self.path, "cannot remove")(error))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        if self.finished {
+            return;
+        }
+        // After a failure, which is what has to be told; what stays is in nobody's way.
+        let _ = self.clear();
+        self.lock = None;
+        if !self.existed {
+            let _ = std::fs::remove_dir(&self.out);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files(folder: &Path) -> Vec<String> {
+        let entries = std::fs::read_dir(folder).unwrap().flatten();
+        let mut names: Vec<String> = entries
+            .map(|e| e.file_name().to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        names
+    }
+
+    fn fill(stage: &Stage, text: &str) {
+        for name in ["config.json", "model.safetensors"] {
+            std::fs::write(stage.path().join(name), text).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_folder_appears_whole_or_not_at_all() {
+        let parent = tempfile::tempdir().unwrap();
+        let out = parent.path().join("merged");
+        let stage = Stage::begin(&out).unwrap();
+        fill(&stage, "a");
+        assert!(matches!(Stage::begin(&out), Err(StageError::Lock(_))));
+        drop(stage);
+        assert!(!out.exists());
+        let stage = Stage::begin(&out).unwrap();
+        fill(&stage, "b");
+        stage.finish("config.json").unwrap();
+        assert_eq!(files(&out), ["config.json", "model.safetensors"]);
+        assert!(matches!(Stage::begin(&out), Err(StageError::Used { .. })));
+    }
+
+    #[test]
+    fn what_a_killed_process_left_does_not_block() {
+        let out = tempfile::tempdir().unwrap();
+        // While it wrote.
+        let partial = out.path().join(STAGE);
+        std::fs::create_dir(&partial).unwrap();
+        std::fs::write(partial.join("model.safetensors"), "half").unwrap();
+        std::fs::write(out.path().join(LOCK_FILE), "process 1").unwrap();
+        assert!(is_free(out.path()));
+        // While it moved.
+        std::fs::write(partial.join(MOVING), "model.safetensors\nconfig.json").unwrap();
+        std::fs::rename(
+            partial.join("model.safetensors"),
+            out.path().join("model.safetensors"),
+        )
+        .unwrap();
+        let stage = Stage::begin(out.path()).unwrap();
+        fill(&stage, "whole");
+        stage.finish("config.json").unwrap();
+        assert_eq!(files(out.path()), ["config.json", "model.safetensors"]);
+        assert_eq!(
+            std::fs::read(out.path().join("model.safetensors")).unwrap(),
+            b"whole"
+        );
+        // Somebody else's file is not to be written over.
+        let other = tempfile::tempdir().unwrap();
+        std::fs::create_dir(other.path().join(STAGE)).unwrap();
+        std::fs::write(other.path().join("letter.txt"), "dear").unwrap();
+        assert!(!is_free(other.path()));
+    }
+}

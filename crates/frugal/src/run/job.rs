@@ -1,0 +1,187 @@
+//! What fine-tuning and pre-training have in common: a folder of their own, training with
+//! configuration file, log and checkpoints, and the record.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use frugal_core::encode::Tokenized;
+use frugal_core::events::{LOG_FILE, Scalars, names, peak_rss_bytes, read_jsonl};
+use frugal_eval::report::{RunInfo, Status, TrainInfo};
+use frugal_nn::{Adapter, Backbone, Head};
+use frugal_train::{Ending, Event, Outcome, TrainConfig, TrainRun, train};
+use serde::Serialize;
+
+use super::folder::{Claim, ConfigFile};
+use super::log::Logger;
+use super::{Observe, Progress, RunError};
+
+/// Does `work` in a folder that is this process's alone; after a failure the folder is as it was.
+pub(super) fn in_folder<T>(
+    claim: Claim,
+    work: impl FnOnce() -> Result<T, RunError>,
+) -> Result<T, RunError> {
+    let done = work();
+    match done {
+        Err(_) => claim.give_back(),
+        Ok(_) => drop(claim),
+    }
+    done
+}
+
+/// A run in its folder.
+pub(super) struct Job<'a> {
+    out: PathBuf,
+    config_file: &'static str,
+    resume: bool,
+    stop: &'a AtomicBool,
+    command: &'a [String],
+    begin: Instant,
+    created_at: String,
+}
+
+/// What is trained on what.
+pub(super) struct Learn<'a> {
+    pub(super) backbone: &'a dyn Backbone,
+    pub(super) adapter: &'a mut dyn Adapter,
+    pub(super) head: Option<&'a mut Head>,
+    pub(super) train: &'a [Tokenized],
+    pub(super) validation: Option<&'a [Tokenized]>,
+    pub(super) config: &'a TrainConfig,
+}
+
+/// What training came to.
+pub(super) struct Trained {
+    pub(super) outcome: Outcome,
+    /// Seconds of training, with the processes that this one resumes.
+    pub(super) seconds: f64,
+    /// Those of the processes that this one resumes.
+    earlier: f64,
+}
+
+impl Trained {
+    /// Whether it was stopped before its end.
+    pub(super) fn cut_short(&self) -> bool {
+        self.outcome.ending == Ending::Interrupted
+    }
+
+    /// The step whose weights were kept.
+    pub(super) fn kept_step(&self) -> u64 {
+        match &self.outcome.best {
+            Some(best) if self.outcome.restored_best => best.step,
+            _ => self.outcome.step,
+        }
+    }
+
+    /// The most memory that a process of the run has held until now.
+    pub(super) fn peak_memory(&self) -> Option<u64> {
+        peak_rss_bytes().map(|peak| peak.max(self.outcome.cost.peak_memory_bytes))
+    }
+}
+
+impl<'a> Job<'a> {
+    pub(super) fn new(
+        out: &Path,
+        config_file: &'static str,
+        resume: bool,
+        stop: &'a AtomicBool,
+        command: &'a [String],
+    ) -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        Self {
+            out: out.into(),
+            config_file,
+            resume,
+            stop,
+            command,
+            begin: Instant::now(),
+            created_at: frugal_core::human::utc(now.map_or(0, |d| d.as_secs())),
+        }
+    }
+
+    /// The configuration file, written at once in a new run.
+    pub(super) fn config_file(&self, config: &impl Serialize) -> Result<ConfigFile, RunError> {
+        ConfigFile::new(self.out.join(self.config_file), config, self.resume)
+    }
+
+    /// Trains, and keeps the configuration, the log and the checkpoints.
+    pub(super) fn train(
+        &self,
+        mut file: ConfigFile,
+        learn: Learn<'_>,
+        observe: Observe<'_>,
+    ) -> Result<Trained, RunError> {
+        let start = Instant::now();
+        let mut logger = Logger::new(&self.out, self.resume);
+        let mut observer = |event: &Event| {
+            file.on(event);
+            logger.on(event);
+            observe(&Progress::Train(event.clone()));
+        };
+        let outcome = train(TrainRun {
+            backbone: learn.backbone,
+            adapter: learn.adapter,
+            head: learn.head,
+            train: learn.train,
+            validation: learn.validation,
+            config: learn.config,
+            folder: Some(&self.out),
+            resume: self.resume,
+            stop: self.stop,
+            observer: &mut observer,
+        })?;
+        file.finish()?;
+        logger.finish()?;
+        let seconds = outcome.cost.seconds;
+        Ok(Trained {
+            outcome,
+            seconds,
+            earlier: (seconds - start.elapsed().as_secs_f64()).max(0.0),
+        })
+    }
+
+    /// The log of the whole run.
+    pub(super) fn log(&self) -> Result<Vec<Scalars>, RunError> {
+        Ok(read_jsonl(&self.out.join(LOG_FILE))?)
+    }
+
+    /// The name of the run.
+    pub(super) fn name(&self) -> String {
+        self.out
+            .file_name()
+            .map_or_else(String::new, |n| n.to_string_lossy().into_owned())
+    }
+
+    /// What the record says of the run as a whole.
+    pub(super) fn run_info(&self, trained: &Trained, config: &impl Serialize) -> RunInfo {
+        RunInfo {
+            created_at: self.created_at.clone(),
+            total_time: trained.earlier + self.begin.elapsed().as_secs_f64(),
+            experiment_name: self.name(),
+            command: self.command.to_vec(),
+            train_config: serde_json::to_value(config).unwrap_or_default(),
+            ..RunInfo::default()
+        }
+    }
+
+    /// What the record says of the training; the caller knows parameters, memory and files.
+    pub(super) fn train_info(
+        &self,
+        trained: &Trained,
+        interrupted: bool,
+        log: &[Scalars],
+    ) -> TrainInfo {
+        let is_evaluation = |s: &&Scalars| s.get(names::EVAL_LOSS).is_some();
+        TrainInfo {
+            train_time: trained.seconds,
+            train_tokens: trained.outcome.tokens,
+            status: if interrupted {
+                Status::Cancelled
+            } else {
+                Status::Success
+            },
+            metrics: log.iter().filter(is_evaluation).cloned().collect(),
+            ..TrainInfo::default()
+        }
+    }
+}
