@@ -387,8 +387,7 @@ pub fn measure(
             reason,
         });
     }
-    let mut bench =
-        measure::Bench::new(sandbox, index, problem, &sizes, samples.len(), settings)?;
+    let mut bench = measure::Bench::new(sandbox, index, problem, &sizes, samples.len(), settings)?;
     samples.iter().map(|code| bench.solution(code)).collect()
 }
 

@@ -95,7 +95,10 @@ pub fn check(
             candidate.write_line(request);
             continue;
         }
-        return match said.strip_prefix('=').map(|v| v.split_once(' ').unwrap_or((v, ""))) {
+        return match said
+            .strip_prefix('=')
+            .map(|v| v.split_once(' ').unwrap_or((v, "")))
+        {
             Some(("pass", "")) => Ok(Verdict::Pass),
             Some(("unfit", why)) => Err(ProgramError::Unfit(why.into())),
             Some(("fail", why)) => Ok(Verdict::Fail(why.into())),

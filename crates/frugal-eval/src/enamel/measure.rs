@@ -6,9 +6,7 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{
-    Clock, EnamelError, Measured, Problem, References, Settings, Verdict, hodges_lehmann,
-};
+use super::{Clock, EnamelError, Measured, Problem, References, Settings, Verdict, hodges_lehmann};
 use crate::sandbox::{Ending, Limits, Reply, Sandbox, Session};
 
 const JUDGE: &str = concat!(
@@ -27,7 +25,7 @@ const EMPTY_CALLS: usize = 25;
 /// as running time, so that nothing is computed after the clock.
 const HANDING_OVER: f64 = 1.5;
 /// Seconds of it that are noise.
-const HANDING_OVER_NOISE: f64 = 2e-4;
+const HANDING_OVER_NOISE: f64 = 5e-5;
 
 /// Why a run was not completed.
 #[derive(Clone, Debug)]
@@ -77,11 +75,7 @@ struct Subject {
 }
 
 impl Subject {
-    fn start(
-        sandbox: &Sandbox,
-        limits: &Limits,
-        settings: &Settings,
-    ) -> Result<Self, EnamelError> {
+    fn start(sandbox: &Sandbox, limits: &Limits, settings: &Settings) -> Result<Self, EnamelError> {
         let session = sandbox.start(SUBJECT, limits)?;
         let mut subject = Self {
             session,
@@ -419,11 +413,10 @@ impl<'a> Bench<'a> {
             reference
                 .input(&input)
                 .map_err(|stop| self.reference_stopped(&stop))?;
-            let runs = solution
-                .input(&input)
-                .map_or_else(|stop| Ok(Err(stop)), |()| {
-                    self.take_turns((level, case), &mut solution, &mut reference)
-                })?;
+            let runs = solution.input(&input).map_or_else(
+                |stop| Ok(Err(stop)),
+                |()| self.take_turns((level, case), &mut solution, &mut reference),
+            )?;
             match runs {
                 Ok((own, references)) => {
                     if times.len() <= level {

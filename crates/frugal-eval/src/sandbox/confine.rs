@@ -268,10 +268,7 @@ pub(super) fn restrict_system_calls(
     }
     apply(rules, libc::EPERM)?;
     // Its arguments lie in memory, where a filter cannot look; C libraries fall back to `clone`.
-    apply(
-        Rules::from([(libc::SYS_clone3, Vec::new())]),
-        libc::ENOSYS,
-    )
+    apply(Rules::from([(libc::SYS_clone3, Vec::new())]), libc::ENOSYS)
 }
 
 fn apply(rules: Rules, errno: i32) -> Result<(), seccompiler::Error> {
@@ -328,12 +325,9 @@ pub(super) fn limit_amounts(limits: &Limits, processes: Option<u64>) -> nix::Res
 pub(super) fn threads_of(user: u32) -> u64 {
     use std::os::unix::fs::MetadataExt;
     super::processes::all()
-        .filter(|pid| {
-            std::fs::metadata(format!("/proc/{pid}")).is_ok_and(|m| m.uid() == user)
-        })
+        .filter(|pid| std::fs::metadata(format!("/proc/{pid}")).is_ok_and(|m| m.uid() == user))
         .map(|pid| {
             std::fs::read_dir(format!("/proc/{pid}/task")).map_or(1, |tasks| tasks.count() as u64)
         })
         .sum()
 }
-

@@ -118,8 +118,7 @@ fn restrict(order: &Order) -> Result<InForce, String> {
     std::env::set_current_dir(&order.scratch)
         .map_err(|e| format!("{}: {e}", order.scratch.display()))?;
     // Times of two runs differ less where both lie alike in memory.
-    let _ = personality::get()
-        .and_then(|p| personality::set(p | Persona::ADDR_NO_RANDOMIZE));
+    let _ = personality::get().and_then(|p| personality::set(p | Persona::ADDR_NO_RANDOMIZE));
     let limits = &order.limits;
     let processes = if order.user.is_some() {
         limits.processes

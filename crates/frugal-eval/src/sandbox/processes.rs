@@ -28,8 +28,7 @@ pub(super) fn children(parent: i32) -> Vec<i32> {
 
 /// `root` and everything that descends from it, and what is in the process group `root`.
 pub(super) fn family(root: i32) -> Vec<i32> {
-    let known: HashMap<i32, (i32, i32)> =
-        all().filter_map(|p| Some((p, relations(p)?))).collect();
+    let known: HashMap<i32, (i32, i32)> = all().filter_map(|p| Some((p, relations(p)?))).collect();
     let descends = |mut pid: i32| {
         for _ in 0..known.len() {
             match known.get(&pid) {
@@ -49,7 +48,13 @@ pub(super) fn family(root: i32) -> Vec<i32> {
 
 fn kibibytes(text: &str, key: &str) -> u64 {
     text.lines()
-        .find_map(|line| line.strip_prefix(key)?.split_whitespace().next()?.parse().ok())
+        .find_map(|line| {
+            line.strip_prefix(key)?
+                .split_whitespace()
+                .next()?
+                .parse()
+                .ok()
+        })
         .unwrap_or(0)
 }
 

@@ -103,9 +103,7 @@ impl Session {
                 Ok(session)
             }
             Ok(Frame::Refused(why)) => Err(SandboxError::Refused(why)),
-            _ => Err(SandboxError::Refused(
-                "its launcher did not answer".into(),
-            )),
+            _ => Err(SandboxError::Refused("its launcher did not answer".into())),
         }
     }
 

@@ -217,8 +217,11 @@ impl Watch {
         }
         if bytes > self.limits.memory {
             // Pages that forks share were counted more than once.
-            let exact: Option<u64> = family.iter().map(|p| processes::proportional(*p)).sum();
-            if exact.unwrap_or(bytes) > self.limits.memory {
+            let exact = |pid: &i32| {
+                // One that has ended meanwhile holds nothing.
+                processes::proportional(*pid).unwrap_or_else(|| processes::usage(*pid).0)
+            };
+            if family.iter().map(exact).sum::<u64>() > self.limits.memory {
                 return Some(Seen::Memory);
             }
         }

@@ -51,7 +51,10 @@ attempt("fifo", lambda: os.mkfifo(folder + "/fifo"))
         all_refused(name, &run, 15);
         let after = std::fs::metadata(&victim).unwrap();
         assert_eq!(std::fs::read_to_string(&victim).unwrap(), "precious");
-        assert_eq!((after.mode(), after.mtime()), (before.mode(), before.mtime()));
+        assert_eq!(
+            (after.mode(), after.mtime()),
+            (before.mode(), before.mtime())
+        );
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
         for place in ["/tmp", "/var/tmp", "/dev/shm", "/run", "/root"] {
             let mark = Path::new(place).join("frugal-attack-mark");
@@ -71,7 +74,10 @@ fn the_scratch_folder_is_there_and_gone_afterwards() {
         let (said, folder) = run.stdout.lines().next().unwrap().split_once(' ').unwrap();
         assert_eq!(said, "text", "{name}: {run:?}");
         assert!(!Path::new(folder).exists(), "{name}: {folder}");
-        assert!(run.stdout.contains("True [") && !run.stdout.contains("FRUGAL"), "{run:?}");
+        assert!(
+            run.stdout.contains("True [") && !run.stdout.contains("FRUGAL"),
+            "{run:?}"
+        );
         assert!(!run.stdout.contains("CARGO"), "{name}: {run:?}");
     }
 }
@@ -104,7 +110,10 @@ for path in ("/", "/etc", "/home", "/root", os.path.dirname(secret), "/proc", "/
 
 #[test]
 fn other_processes_are_neither_seen_nor_signalled() {
-    let mut bystander = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+    let mut bystander = std::process::Command::new("sleep")
+        .arg("60")
+        .spawn()
+        .unwrap();
     let program = format!(
         r#"
 import signal
@@ -231,6 +240,9 @@ fn a_program_has_no_rights_of_its_user() {
             &short(),
         );
         // No new privileges, and a filter of system calls.
-        assert!(run.stdout.contains("\n1 ") && run.stdout.trim_end().ends_with(" 2"), "{name}: {run:?}");
+        assert!(
+            run.stdout.contains("\n1 ") && run.stdout.trim_end().ends_with(" 2"),
+            "{name}: {run:?}"
+        );
     }
 }

@@ -17,8 +17,14 @@ fn problems() -> Option<Vec<Value>> {
         return None;
     };
     let mut text = String::new();
-    GzDecoder::new(bytes.as_slice()).read_to_string(&mut text).unwrap();
-    Some(text.lines().map(|l| serde_json::from_str(l).unwrap()).collect())
+    GzDecoder::new(bytes.as_slice())
+        .read_to_string(&mut text)
+        .unwrap();
+    Some(
+        text.lines()
+            .map(|l| serde_json::from_str(l).unwrap())
+            .collect(),
+    )
 }
 
 /// Problems that pass with these bodies.

@@ -125,7 +125,11 @@ print('done')
     };
     for (name, sandbox) in kinds() {
         let run = attack(&sandbox, program, &limits);
-        assert_eq!((run.ending, run.stdout.as_str()), (Ending::Success, "done\n"), "{name}: {run:?}");
+        assert_eq!(
+            (run.ending, run.stdout.as_str()),
+            (Ending::Success, "done\n"),
+            "{name}: {run:?}"
+        );
     }
 }
 
@@ -160,7 +164,10 @@ while True:
         let run = attack(&sandbox, counting, &limits);
         // Where the kernel does not count for us the supervisor ends it.
         let refused = run.stdout.starts_with("refused 11 ");
-        assert!(refused || run.ending == Ending::Processes, "{name}: {run:?}");
+        assert!(
+            refused || run.ending == Ending::Processes,
+            "{name}: {run:?}"
+        );
         let wild = attack(&sandbox, wild, &limits);
         assert!(
             matches!(wild.ending, Ending::Timeout | Ending::Processes),

@@ -21,7 +21,9 @@ fn every_attack_fails_for_an_ordinary_user_too() {
     // Copies that this user may start.
     let folder = crate::support::open_folder();
     let copy = |from: &str| {
-        let to = folder.path().join(std::path::Path::new(from).file_name().unwrap());
+        let to = folder
+            .path()
+            .join(std::path::Path::new(from).file_name().unwrap());
         std::fs::copy(from, &to).unwrap();
         std::fs::set_permissions(&to, std::fs::Permissions::from_mode(0o755)).unwrap();
         to
@@ -34,7 +36,13 @@ fn every_attack_fails_for_an_ordinary_user_too() {
     let run = Command::new("setpriv")
         .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
         .arg(test)
-        .args(["attacks::", "limits::", "programs::", "--test-threads=2", "--nocapture"])
+        .args([
+            "attacks::",
+            "limits::",
+            "programs::",
+            "--test-threads=2",
+            "--nocapture",
+        ])
         .env("HOME", &home)
         .env("PATH", "/usr/local/bin:/usr/bin:/bin")
         .env("FRUGAL_TEST_LAUNCHER", launcher)
@@ -44,7 +52,10 @@ fn every_attack_fails_for_an_ordinary_user_too() {
     let said = String::from_utf8_lossy(&run.stdout);
     let errors = String::from_utf8_lossy(&run.stderr);
     assert!(run.status.success(), "{said}\n{errors}");
-    assert!(said.contains("test result: ok. ") && errors.contains("the same user"), "{said}");
+    assert!(
+        said.contains("test result: ok. ") && errors.contains("the same user"),
+        "{said}"
+    );
     let count = said.lines().filter(|l| l.ends_with("... ok")).count();
     assert!(count > 20, "{count} {said}");
 }

@@ -107,9 +107,14 @@ fn humaneval_counts_what_passes() {
         ("    exit()", 0.0),
         ("    import os; os._exit(0)", 0.0),
     ] {
-        let result = run(&task, &context(data.path()), &mut Parrot::new(says), &mut |_| true)
-            .unwrap()
-            .unwrap();
+        let result = run(
+            &task,
+            &context(data.path()),
+            &mut Parrot::new(says),
+            &mut |_| true,
+        )
+        .unwrap()
+        .unwrap();
         assert_eq!(
             (result.measured[0].metric.as_str(), result.measured[0].value),
             ("pass@1", passes),
@@ -196,4 +201,3 @@ fn several_answers_are_drawn_alike_after_a_kill_and_give_pass_at_k() {
     assert_eq!((rest.asked, resumed.resumed), (5, 3));
     assert_eq!(resumed.measured, whole.measured);
 }
-
