@@ -11,7 +11,7 @@ import json
 import os
 import sys
 
-incoming = os.fdopen(os.dup(0), "r", encoding="ascii")
+incoming = os.fdopen(os.dup(0), "r", encoding="utf-8")
 outgoing = os.fdopen(os.dup(1), "w", encoding="ascii")
 nothing = os.open(os.devnull, os.O_RDWR)
 os.dup2(nothing, 0)
