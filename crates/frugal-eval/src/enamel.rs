@@ -247,6 +247,12 @@ impl Settings {
         if self.repeats == 0 {
             return bad("give at least one repeat");
         }
+        if !(self.wall_seconds > 0.0 && self.wall_seconds <= 1e6) {
+            return bad("a solution must have between 0 and a million seconds");
+        }
+        if !(self.tolerance >= 0.0 && self.tolerance.is_finite()) {
+            return bad("the tolerance must not be negative");
+        }
         Ok(())
     }
 }

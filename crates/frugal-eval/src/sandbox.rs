@@ -101,7 +101,7 @@ pub struct Limits {
     pub processes: u64,
     /// Bytes of each file that it writes.
     pub file_bytes: u64,
-    /// Bytes of all files in the scratch folder.
+    /// Bytes of all files in the scratch folder, and in each other folder that is its own.
     pub scratch_bytes: u64,
     /// Bytes of output that are kept; more ends the program.
     pub output_bytes: u64,
