@@ -29,7 +29,9 @@ def say(message):
 
 
 def reference(value):
-    """A number that stands for an object that stays here."""
+    """A number that stands for an object that stays here, or the name of a type of Python."""
+    if isinstance(value, type) and getattr(builtins, value.__name__, None) is value:
+        return ["builtin", value.__name__]
     for number, known in enumerate(kept):
         if known is value:
             break
@@ -42,6 +44,8 @@ def reference(value):
 def foreign(data):
     if data[0] == "object":
         return kept[data[1]]
+    if data[0] == "builtin":
+        return getattr(builtins, data[1])
     if data[0] == "function":
         return lambda *args: back(data[1], args)
     raise ValueError(data[0])

@@ -38,6 +38,8 @@ def local(value):
     """What stands for an object of this side: a remote one goes home, a function can be called."""
     if isinstance(value, Remote):
         return ["object", object.__getattribute__(value, "_number")]
+    if isinstance(value, type) and getattr(builtins, value.__name__, None) is value:
+        return ["builtin", value.__name__]
     if callable(value) and not isinstance(value, type):
         functions.append(value)
         return ["function", len(functions) - 1]
@@ -45,6 +47,10 @@ def local(value):
 
 
 def foreign(data):
+    if data[0] == "builtin":
+        kind = getattr(builtins, str(data[1]))
+        if isinstance(kind, type):
+            return kind
     return Remote(int(data[1]), str(data[2]), bool(data[3]))
 
 

@@ -233,6 +233,10 @@ fn what_tests_do_beside_calling_a_function() {
         "def f(x):\n    return x\nif __name__ == '__main__':\n    f(1)",
         "assert f(1) == 1",
     );
+    passes(
+        "def convert(kind, x):\n    return kind(x) if isinstance(x, str) else kind",
+        "assert convert(int, '7') == 7\nassert convert(str, 7) is str\nassert convert(ValueError, 7) is ValueError",
+    );
 }
 
 /// The helper in the prompt is the test's, though the program may define it anew.
