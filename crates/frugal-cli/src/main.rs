@@ -39,6 +39,8 @@ impl From<Outcome> for ExitCode {
 }
 
 fn main() -> ExitCode {
+    // Before any thread: where the program was started to hold generated code in, it ends here.
+    frugal_eval::sandbox::enter();
     frugal::device::keep_freed_memory();
     failure::install_panic_hook();
     let cli = Cli::parse();

@@ -3,7 +3,7 @@
 //!
 //! # What it does
 //! A problem has levels of tests with growing inputs. A solution is timed on each test, several
-//! times, against an expert's reference measured in the same process right before. Each level gives
+//! times, in turn with an expert's reference. Each level gives
 //! a score of 1 where the solution is as fast as the reference and 0 where it runs into the time
 //! limit; a wrong answer anywhere gives 0 for all. `eff@k` is the expected best score among `k`
 //! solutions.
@@ -27,11 +27,14 @@
 //! ms of tolerance before a run is ended, seed 998244353: those of the reference implementation.
 //!
 //! # Departures from the paper
-//! Solutions run in a sandbox of their own process, so that those that catch every exception in an
-//! endless loop end too; they count as out of time. The helpers that the input generators call are
+//! Each solution has a sandboxed process and a deadline of its own. Inputs, answers and the checker
+//! are in another process, the reference in a third, and the clock in none of them: a solution
+//! decides nothing but what it returns. The reference is measured again beside each solution, their
+//! runs in turn, so that what slows the machine slows both; what calling an empty function costs is
+//! subtracted. Outputs are compared as plain values. The helpers that the input generators call are
 //! written anew: they draw the same kinds of inputs, not the same ones. Times are those of the
 //! processor unless the clock on the wall is asked for, so that other work on the machine disturbs
-//! less. The time limit raises something that `except Exception` does not catch.
+//! less.
 //!
 //! # References
 //! Qiu, Zeng, Ezick, Lott, Tong: How efficient is LLM-generated code? A rigorous & high-standard
@@ -43,8 +46,13 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::sandbox::{Ending, Limits, Sandbox, SandboxError};
+use super::sandbox::{Sandbox, SandboxError};
 use frugal_core::fs::FileError;
+
+mod log;
+mod measure;
+
+pub use log::{MeasuredLog, key};
 
 /// What can go wrong beside the solutions themselves.
 #[derive(Debug, Error)]
@@ -198,7 +206,7 @@ pub struct Settings {
     pub seed: u64,
     /// What time is measured by.
     pub clock: Clock,
-    /// Seconds for one problem with all its solutions, after which the one at work is given up.
+    /// Seconds for one solution of one problem, after which it is given up.
     pub wall_seconds: f64,
 }
 
@@ -239,12 +247,18 @@ impl Settings {
         if self.repeats == 0 {
             return bad("give at least one repeat");
         }
+        if !(self.wall_seconds > 0.0 && self.wall_seconds <= 1e6) {
+            return bad("a solution must have between 0 and a million seconds");
+        }
+        if !(self.tolerance >= 0.0 && self.tolerance.is_finite()) {
+            return bad("the tolerance must not be negative");
+        }
         Ok(())
     }
 }
 
 /// One problem, with the column names of the benchmark's CSV.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
     /// `HumanEval/N`.
     pub task_id: String,
@@ -331,7 +345,7 @@ pub enum Verdict {
 }
 
 /// What became of a solution.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
     /// Whether it counts as right: a limit that is hit above the first level does not make it
     /// wrong.
@@ -343,25 +357,12 @@ pub struct Measured {
     /// Level at which it stopped.
     pub level: Option<usize>,
     /// More about an exception.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
     /// Seconds of the slowest test of each level that was completed.
     pub seconds: Vec<f64>,
-}
-
-#[derive(Deserialize)]
-struct Event {
-    references: Option<Vec<Vec<Vec<f64>>>>,
-    sample: Option<usize>,
-    level: Option<usize>,
-    times: Option<Vec<f64>>,
-    verdict: Option<Verdict>,
-    detail: Option<String>,
-    failure: Option<String>,
-    #[serde(default)]
-    done: bool,
-    #[serde(default)]
-    begin: bool,
+    /// The same of the reference, which ran beside it.
+    pub reference_seconds: Vec<f64>,
 }
 
 /// Measures solutions of one problem, number `index` of the benchmark.
@@ -392,136 +393,8 @@ pub fn measure(
             reason,
         });
     }
-    let mut measured: Vec<Option<Measured>> = vec![None; samples.len()];
-    // A solution that ends the whole process costs only itself; the others are measured in a new
-    // one.
-    while measured.iter().any(Option::is_none) {
-        let open: Vec<(usize, &str)> = samples
-            .iter()
-            .copied()
-            .enumerate()
-            .filter(|(i, _)| measured[*i].is_none())
-            .collect();
-        let work = serde_json::json!({
-            "problem": index, "prompt": problem.prompt, "generator": problem.input_generator, "sizes": sizes,
-            "reference": problem.reference_solution, "checker": problem.checker, "entry_point": problem.entry_point,
-            "tests": settings.tests, "hardness": settings.hardness, "repeats": settings.repeats, "seed": settings.seed,
-            "clock": settings.clock, "timeout_factor": settings.timeout_factor, "tolerance": settings.tolerance, "samples": open,
-        });
-        let limits = Limits {
-            wall_seconds: settings.wall_seconds,
-            cpu_seconds: settings.wall_seconds.ceil() as u64,
-            memory: settings.memory,
-            output_bytes: 64 << 20,
-            ..Limits::default()
-        };
-        let run = sandbox.run(
-            include_str!("enamel/driver.py"),
-            work.to_string().as_bytes(),
-            &limits,
-        )?;
-        let events: Vec<Event> = run
-            .stdout
-            .lines()
-            .filter_map(|l| serde_json::from_str(l).ok())
-            .collect();
-        let Some(times) = events.iter().find_map(|e| e.references.as_ref()) else {
-            let failure = events.into_iter().find_map(|e| e.failure);
-            let reason = failure.unwrap_or_else(|| {
-                format!("it ended by {:?} after {:.1} s", run.ending, run.seconds)
-            });
-            return Err(EnamelError::Reference {
-                problem: index,
-                reason,
-            });
-        };
-        let references = References {
-            slowest: times.iter().map(|level| slowest(level)).collect(),
-            hardness: settings.hardness.clone(),
-        };
-        let before = measured.iter().filter(|m| m.is_some()).count();
-        for &(i, _) in &open {
-            let own: Vec<&Event> = events.iter().filter(|e| e.sample == Some(i)).collect();
-            measured[i] = judge(&own, &references, settings, run.ending);
-        }
-        if measured.iter().filter(|m| m.is_some()).count() == before {
-            return Err(EnamelError::Reference {
-                problem: index,
-                reason: format!("no solution was begun within {:?}", limits.wall_seconds),
-            });
-        }
-    }
-    Ok(measured.into_iter().flatten().collect())
-}
-
-/// The slowest of a level's tests, each by its robust mean.
-fn slowest(level: &[Vec<f64>]) -> f64 {
-    level
-        .iter()
-        .filter_map(|times| hodges_lehmann(times))
-        .fold(0.0, f64::max)
-}
-
-/// What the events of a solution amount to; `None` if it was not begun.
-fn judge(
-    events: &[&Event],
-    references: &References,
-    settings: &Settings,
-    ending: Ending,
-) -> Option<Measured> {
-    events.iter().find(|e| e.begin)?;
-    let mut levels: Vec<Vec<Vec<f64>>> = vec![Vec::new(); settings.hardness.len()];
-    for event in events {
-        if let (Some(level), Some(times)) = (event.level, &event.times) {
-            levels.get_mut(level)?.push(times.clone());
-        }
-    }
-    let complete = levels
-        .iter()
-        .zip(&settings.tests)
-        .take_while(|(level, count)| level.len() == **count)
-        .count();
-    let seconds: Vec<f64> = levels[..complete]
-        .iter()
-        .map(|level| slowest(level))
-        .collect();
-    let stop = events.iter().find(|e| e.verdict.is_some());
-    let done = events.iter().any(|e| e.done);
-    let (verdict, level, detail) = match stop {
-        Some(event) => (event.verdict, event.level, event.detail.clone()),
-        None if done => (None, None, None),
-        // The process ended under it.
-        None => {
-            let memory = matches!(ending, Ending::Memory);
-            (
-                Some(if memory {
-                    Verdict::Memory
-                } else {
-                    Verdict::Timeout
-                }),
-                Some(complete),
-                None,
-            )
-        }
-    };
-    let censored = matches!(
-        verdict,
-        None | Some(Verdict::Timeout | Verdict::Memory | Verdict::Overflow)
-    );
-    let passed = censored && complete > 0;
-    let efficiency = if passed {
-        references.score(&seconds, settings.timeout_factor)
-    } else {
-        0.0
-    };
-    Some(Measured {
-        passed,
-        efficiency,
-        verdict,
-        level,
-        detail,
-        seconds,
-    })
+    let mut bench = measure::Bench::new(sandbox, index, problem, &sizes, samples.len(), settings)?;
+    samples.iter().map(|code| bench.solution(code)).collect()
 }
 
 #[cfg(test)]

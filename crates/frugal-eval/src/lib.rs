@@ -7,6 +7,7 @@ pub mod enamel;
 pub mod endpoint;
 pub mod linear_algebra;
 pub mod optcs;
+pub mod programs;
 pub mod report;
 pub mod runtime;
 pub mod sandbox;

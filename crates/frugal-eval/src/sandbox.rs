@@ -1,26 +1,60 @@
 //! Running Python programs that a model wrote, held in by the operating system.
 //!
-//! Each program runs in a process of its own with limits on processor time, memory, processes, open
-//! files and the size of files (`setrlimit`), a wall clock outside of it, a cap on its output, an
-//! empty environment, and a scratch folder that is deleted afterwards. Where `unshare` is permitted
-//! it also has no network, sees no other processes, and everything it started ends with it; a
-//! program started by root runs as another user. [`Isolation`] says what holds on this machine.
+//! A program starts in a launcher that first gives up what the program shall not have, by itself
+//! and for everything that it starts:
 //!
-//! This protects the machine from mistakes and from the usual mischief. It is no defence against
-//! someone who attacks the kernel, and files that everyone may read can be read.
+//! - *Files*: Landlock leaves the interpreter and its libraries for reading and the scratch folder
+//!   for writing. Where namespaces can be made, `/tmp` and `/dev/shm` are its own.
+//! - *System calls*: seccomp refuses sockets of every kind, namespaces, mounts, `ptrace`, keys,
+//!   metadata of files and leaving the process group. Where namespaces can be made there is no
+//!   network to begin with, and no other process in `/proc`.
+//! - *Amounts*: `setrlimit` for each process, and a supervisor that counts memory, processes,
+//!   output and time of all of them together.
+//!
+//! The supervisor alone holds our pipe; it ends the program with all that it left behind, so that
+//! nothing which keeps a pipe open lengthens a run. A program that root starts runs as another
+//! user. What the kernel lacks is found out by trying; without Landlock or seccomp nothing runs
+//! unless [`Options::require_isolation`] is off.
+//!
+//! This protects the machine from mistakes and from mischief. It is no defence against someone who
+//! attacks the kernel itself.
+//!
+//! Namespaces, Landlock and seccomp apply to a process and what it becomes, so the launcher is this
+//! program itself, started again: call [`enter`] first in `main`, or name a program that does
+//! (`frugal-sandbox` is one) in [`Options::launcher`].
 
-use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+#[cfg(target_os = "linux")]
+mod confine;
+#[cfg(target_os = "linux")]
+mod launch;
+#[cfg(target_os = "linux")]
+mod namespaces;
+#[cfg(target_os = "linux")]
+mod processes;
+mod protocol;
+mod session;
+#[cfg(target_os = "linux")]
+mod supervise;
+
+#[cfg(target_os = "linux")]
+pub use launch::enter;
+pub use session::{Reply, Session};
+
+use protocol::{InForce, Order, Role};
+
+/// Lets this program launch sandboxed ones; there are none on this system.
+#[cfg(not(target_os = "linux"))]
+pub fn enter() {}
 
 /// A sandbox that cannot be had.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum SandboxError {
     /// No interpreter that works inside.
     #[error(
@@ -30,24 +64,45 @@ pub enum SandboxError {
         /// What was tried.
         tried: String,
     },
+    /// A kernel that cannot hold programs in.
+    #[error(
+        "generated code cannot be isolated here ({missing}): run on a Linux kernel with Landlock (5.13 or newer) and seccomp, or give `--no-isolation` to let it read your files and use your network"
+    )]
+    NotIsolated {
+        /// What there is not.
+        missing: String,
+    },
+    /// No way to start a program with fewer rights.
+    #[error(
+        "no launcher for sandboxed programs: call `frugal_eval::sandbox::enter()` first in `main`, or name a launcher"
+    )]
+    NoLauncher,
+    /// A program that was not started.
+    #[error("the sandboxed program was not started: {0}")]
+    Refused(String),
+    /// Another operating system.
+    #[error("generated code runs on Linux only")]
+    Unsupported,
     /// The system refuses.
     #[error("the sandbox cannot be set up: {0}")]
     System(#[from] std::io::Error),
 }
 
-/// What a program may use.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+/// What a program may use, with everything that it starts.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Limits {
     /// Seconds by the clock on the wall.
     pub wall_seconds: f64,
-    /// Seconds of processor time.
+    /// Seconds of processor time of each process.
     pub cpu_seconds: u64,
-    /// Bytes of address space.
+    /// Bytes of memory of all processes, and of address space of each.
     pub memory: u64,
-    /// Processes and threads, itself included.
+    /// Processes and threads, itself included; with 1 it can start no process.
     pub processes: u64,
     /// Bytes of each file that it writes.
     pub file_bytes: u64,
+    /// Bytes of all files in the scratch folder, and in each other folder that is its own.
+    pub scratch_bytes: u64,
     /// Bytes of output that are kept; more ends the program.
     pub output_bytes: u64,
 }
@@ -60,6 +115,7 @@ impl Default for Limits {
             memory: 1 << 30,
             processes: 16,
             file_bytes: 16 << 20,
+            scratch_bytes: 64 << 20,
             output_bytes: 1 << 20,
         }
     }
@@ -68,29 +124,66 @@ impl Default for Limits {
 /// What holds on this machine beside the limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Isolation {
-    /// There is no network.
+    /// There is no network, and no socket of another program.
     pub no_network: bool,
-    /// Other processes cannot be seen, and everything that was started ends with the program.
+    /// Other processes cannot be seen.
     pub own_processes: bool,
     /// It runs as a user that owns nothing.
     pub other_user: bool,
+    /// Files outside of the scratch folder cannot be written, those that are not the interpreter's
+    /// cannot be read.
+    pub files: bool,
+    /// Version of Landlock's interface, 0 without Landlock.
+    pub landlock: u8,
+    /// System calls are filtered.
+    pub system_calls: bool,
 }
 
 impl Isolation {
+    fn new(facts: InForce) -> Self {
+        Self {
+            no_network: facts.private || facts.system_calls,
+            own_processes: facts.private,
+            other_user: facts.other_user,
+            files: facts.landlock > 0,
+            landlock: facts.landlock,
+            system_calls: facts.system_calls,
+        }
+    }
+
+    /// Whether files, network and other processes are out of reach.
+    pub fn is_complete(&self) -> bool {
+        self.files && self.system_calls
+    }
+
     /// One sentence for people.
     pub fn describe(&self) -> String {
-        let held =
-            |holds: bool, yes: &str, no: &str| if holds { yes.to_owned() } else { no.to_owned() };
+        let files = if self.files {
+            format!(
+                "files by Landlock {}{}",
+                self.landlock,
+                // Truncation is the third version's.
+                if self.landlock < 3 {
+                    " (files may be truncated)"
+                } else {
+                    ""
+                }
+            )
+        } else {
+            "your FILES are open to it (no Landlock)".into()
+        };
+        let held = |holds: bool, yes: &str, no: &str| if holds { yes } else { no }.to_owned();
         [
+            files,
             held(
                 self.no_network,
                 "no network",
-                "the network is NOT cut off (unshare is not permitted here)",
+                "your NETWORK is open to it (no seccomp)",
             ),
             held(
                 self.own_processes,
                 "own process space",
-                "processes that leave their group may outlive it",
+                "no process space of its own (namespaces are not permitted here)",
             ),
             held(self.other_user, "another user", "the same user"),
         ]
@@ -101,8 +194,9 @@ impl Isolation {
 /// How a program ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Ending {
-    /// By itself, with success.
+    /// By itself, with success: its exit status is 0, which proves nothing about what it did.
     Success,
     /// By itself, with an error.
     Failure,
@@ -112,6 +206,10 @@ pub enum Ending {
     Memory,
     /// It wrote more than is kept and was ended.
     Output,
+    /// It had more processes than it may have and was ended.
+    Processes,
+    /// It filled the scratch folder and was ended.
+    Files,
     /// By a signal.
     Killed,
 }
@@ -129,125 +227,125 @@ pub struct Execution {
     pub seconds: f64,
 }
 
+/// What a sandbox shall be like.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Interpreter; the first one that runs otherwise.
+    pub python: Option<PathBuf>,
+    /// A program that calls [`enter`]; this program otherwise.
+    pub launcher: Option<PathBuf>,
+    /// Refuse a machine that cannot keep programs from files and network.
+    pub require_isolation: bool,
+    /// Use namespaces where they are permitted.
+    pub namespaces: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            python: None,
+            launcher: None,
+            require_isolation: true,
+            namespaces: true,
+        }
+    }
+}
+
 /// A way of running programs.
 #[derive(Clone, Debug)]
 pub struct Sandbox {
-    /// Words in front of the interpreter.
-    wrapper: Vec<String>,
+    launcher: PathBuf,
     python: PathBuf,
+    readable: Vec<PathBuf>,
     isolation: Isolation,
-    /// Owner of the scratch folder.
-    user: Option<u32>,
+    namespaces: bool,
+    other_user: bool,
+    require_isolation: bool,
 }
-
-/// Sets the limits, then runs the program that follows on standard input as `__main__`.
-const PROLOGUE: &str = r#"
-import resource, sys
-def limit(kind, value):
-    try:
-        resource.setrlimit(kind, (value, value))
-    except (ValueError, OSError):
-        pass
-cpu, memory, processes, size = map(int, sys.argv[1:5])
-limit(resource.RLIMIT_CORE, 0)
-limit(resource.RLIMIT_CPU, cpu)
-limit(resource.RLIMIT_FSIZE, size)
-limit(resource.RLIMIT_NOFILE, 64)
-limit(resource.RLIMIT_NPROC, processes)
-limit(resource.RLIMIT_AS, memory)
-sys.argv[1:] = []
-with open("program.py", "rb") as file:
-    program = compile(file.read(), "program.py", "exec")
-exec(program, {"__name__": "__main__", "__builtins__": __builtins__})
-"#;
 
 impl Sandbox {
     /// Finds the strongest isolation that works here, with the Python named or the first one that
     /// runs.
     ///
     /// # Errors
-    /// When no interpreter runs.
+    /// As [`Sandbox::with`].
     pub fn new(python: Option<&Path>) -> Result<Self, SandboxError> {
-        let candidates: Vec<PathBuf> = match python {
-            Some(path) => vec![path.to_owned()],
+        Self::with(&Options {
+            python: python.map(Path::to_owned),
+            ..Options::default()
+        })
+    }
+
+    /// Finds the strongest isolation that works here within the options.
+    ///
+    /// # Errors
+    /// When no interpreter runs, the kernel cannot isolate it, or there is no launcher.
+    pub fn with(options: &Options) -> Result<Self, SandboxError> {
+        let launcher = launcher(options)?;
+        let named: Vec<PathBuf> = match &options.python {
+            Some(path) => vec![path.clone()],
             None => ["python3", "/usr/bin/python3", "/usr/local/bin/python3"]
                 .map(PathBuf::from)
                 .to_vec(),
         };
-        let candidates: Vec<PathBuf> = candidates.iter().filter_map(|p| executable(p)).collect();
-        // A number of its own keeps the processes of two sandboxes from being counted together.
-        let user = 200_000 + std::process::id() % 50_000;
-        let root = [
-            "unshare",
-            "--net",
-            "--pid",
-            "--ipc",
-            "--fork",
-            "--kill-child",
-        ]
-        .map(str::to_owned)
-        .to_vec();
-        let id = |flag: &str| format!("--{flag}={user}");
-        let other = vec![
-            "setpriv".into(),
-            id("reuid"),
-            id("regid"),
-            "--clear-groups".into(),
-            "--no-new-privs".into(),
-            "--bounding-set=-all".into(),
-        ];
-        let own = [
-            "unshare",
-            "--user",
-            "--map-current-user",
-            "--net",
-            "--pid",
-            "--ipc",
-            "--fork",
-            "--kill-child",
-        ]
-        .map(str::to_owned);
-        let ladder = [
-            ([root.clone(), other.clone()].concat(), true, true),
-            (own.to_vec(), true, false),
-            (other, false, true),
-            (root, true, false),
-            (Vec::new(), false, false),
-        ];
-        for (wrapper, apart, other_user) in ladder {
+        let mut candidates: Vec<Interpreter> =
+            named.iter().filter_map(|p| Interpreter::find(p)).collect();
+        candidates.dedup_by(|a, b| a.file == b.file);
+        let mut failures = Vec::new();
+        for (namespaces, other_user) in ladder(options.namespaces) {
             for python in &candidates {
-                let isolation = Isolation {
-                    no_network: apart,
-                    own_processes: apart,
+                let mut sandbox = Self {
+                    launcher: launcher.clone(),
+                    python: python.file.clone(),
+                    readable: python.readable.clone(),
+                    isolation: Isolation::new(InForce::default()),
+                    namespaces,
                     other_user,
+                    require_isolation: options.require_isolation,
                 };
-                let sandbox = Self {
-                    wrapper: wrapper.clone(),
-                    python: python.clone(),
-                    isolation,
-                    user: other_user.then_some(user),
-                };
-                let probe = sandbox.run(
-                    "import json, random\nprint(json.dumps(6 * 7))",
-                    b"",
-                    &Limits::default(),
-                );
-                if probe.is_ok_and(|p| p.ending == Ending::Success && p.stdout == "42\n") {
-                    return Ok(sandbox);
+                match sandbox.probe() {
+                    Ok(isolation) => {
+                        sandbox.isolation = isolation;
+                        return Ok(sandbox);
+                    }
+                    Err(why) => failures.push(format!("{}: {why}", python.file.display())),
                 }
             }
         }
-        let tried = candidates
-            .iter()
-            .map(|p| p.display().to_string())
-            .collect::<Vec<_>>();
+        if let Some(missing) = failures
+            .last()
+            .filter(|f| f.contains("Landlock") || f.contains("seccomp"))
+        {
+            let missing = missing.clone();
+            return Err(SandboxError::NotIsolated { missing });
+        }
+        failures.dedup();
         Err(SandboxError::NoPython {
-            tried: if tried.is_empty() {
-                "python3".into()
+            tried: if failures.is_empty() {
+                let named = named.iter().map(|p| p.display().to_string());
+                named.collect::<Vec<_>>().join(", ")
             } else {
-                tried.join(", ")
+                failures.join("; ")
             },
         })
+    }
+
+    /// What holds for a program that shows that the interpreter and its library work.
+    fn probe(&self) -> Result<Isolation, String> {
+        let mut session = self
+            .start(
+                "import json, random\nprint(json.dumps(6 * 7))",
+                &Limits::default(),
+            )
+            .map_err(|e| e.to_string())?;
+        let isolation = session.isolation();
+        session.close();
+        let run = session.finish();
+        if run.ending == Ending::Success && run.stdout == "42\n" {
+            return Ok(isolation);
+        }
+        let last = run.stderr.trim_end().lines().last().unwrap_or_default();
+        Err(format!("{:?} {last}", run.ending).trim_end().to_owned())
     }
 
     /// What holds on this machine.
@@ -270,343 +368,114 @@ impl Sandbox {
         stdin: &[u8],
         limits: &Limits,
     ) -> Result<Execution, SandboxError> {
-        let scratch = tempfile::tempdir()?;
-        std::fs::write(scratch.path().join("program.py"), program)?;
-        #[cfg(unix)]
-        if let Some(user) = self.user {
-            std::os::unix::fs::chown(scratch.path(), Some(user), Some(user))?;
-        }
-        let mut words = self
-            .wrapper
-            .iter()
-            .cloned()
-            .chain([self.python.display().to_string()]);
-        let mut command = Command::new(words.next().unwrap_or_default());
-        command.args(words).args(["-I", "-B", "-c", PROLOGUE]);
-        command.args(
-            [
-                limits.cpu_seconds,
-                limits.memory,
-                limits.processes,
-                limits.file_bytes,
-            ]
-            .map(|n| n.to_string()),
-        );
-        command
-            .env_clear()
-            .env("PATH", "/usr/bin:/bin:/usr/sbin:/sbin")
-            .env("HOME", scratch.path())
-            .env("TMPDIR", scratch.path());
-        command
-            .env("PYTHONHASHSEED", "0")
-            .env("OMP_NUM_THREADS", "1")
-            .env("OPENBLAS_NUM_THREADS", "1")
-            .current_dir(scratch.path());
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        #[cfg(unix)]
-        std::os::unix::process::CommandExt::process_group(&mut command, 0);
-        let start = Instant::now();
-        let child = command.spawn()?;
-        Ok(watch(child, stdin, limits, start))
-    }
-}
-
-/// The interpreter behind what may be a wrapper script.
-fn executable(python: &Path) -> Option<PathBuf> {
-    let asked = Command::new(python)
-        .args(["-I", "-c", "import sys; print(sys.executable)"])
-        .stdin(Stdio::null())
-        .output()
-        .ok()?;
-    let path = String::from_utf8(asked.stdout).ok()?;
-    (asked.status.success() && !path.trim().is_empty()).then(|| PathBuf::from(path.trim()))
-}
-
-/// Waits within the limits and collects what was written.
-fn watch(mut child: Child, stdin: &[u8], limits: &Limits, start: Instant) -> Execution {
-    let total = Arc::new(AtomicU64::new(0));
-    let readers = [
-        child
-            .stdout
-            .take()
-            .map(|s| reader(Box::new(s), &total, limits.output_bytes)),
-        child
-            .stderr
-            .take()
-            .map(|s| reader(Box::new(s), &total, limits.output_bytes)),
-    ];
-    if let Some(mut pipe) = child.stdin.take() {
-        let bytes = stdin.to_vec();
-        // A program that does not read its input must not hold this up; it ends with the pipe.
-        std::thread::spawn(move || pipe.write_all(&bytes));
-    }
-    let mut ending = None;
-    let mut pause = Duration::from_micros(500);
-    let status = loop {
-        match child.try_wait() {
-            Ok(Some(status)) => break Some(status),
-            Ok(None) if ending.is_some() => {}
-            Ok(None) => {
-                let over = start.elapsed().as_secs_f64() > limits.wall_seconds;
-                let much = total.load(Ordering::Relaxed) > limits.output_bytes;
-                if over || much {
-                    ending = Some(if much {
-                        Ending::Output
-                    } else {
-                        Ending::Timeout
-                    });
-                    end(&mut child);
-                }
-            }
-            Err(_) => break None,
-        }
-        std::thread::sleep(pause);
-        pause = (pause * 2).min(Duration::from_millis(20));
-    };
-    let seconds = start.elapsed().as_secs_f64();
-    if ending.is_none() {
-        // What a program left behind in its group must not keep the pipes open.
-        end_group(child.id());
-    }
-    let [stdout, stderr] = readers.map(|r| r.and_then(|r| r.join().ok()).unwrap_or_default());
-    if total.load(Ordering::Relaxed) > limits.output_bytes {
-        ending = Some(Ending::Output);
-    }
-    let ending = ending.unwrap_or_else(|| match status.and_then(|s| s.code()) {
-        Some(0) => Ending::Success,
-        Some(_)
-            if stderr
-                .trim_end()
-                .lines()
-                .last()
-                .is_some_and(|l| l.starts_with("MemoryError")) =>
-        {
-            Ending::Memory
-        }
-        // 128 + SIGKILL or SIGXCPU: out of processor time, as the wrapper passes it on.
-        Some(137 | 152) => Ending::Timeout,
-        Some(_) => Ending::Failure,
-        None => Ending::Killed,
-    });
-    Execution {
-        ending,
-        stdout,
-        stderr,
-        seconds,
-    }
-}
-
-fn reader(
-    mut pipe: Box<dyn Read + Send>,
-    total: &Arc<AtomicU64>,
-    keep: u64,
-) -> std::thread::JoinHandle<String> {
-    let total = total.clone();
-    std::thread::spawn(move || {
-        let mut kept = Vec::new();
-        let mut buffer = [0; 1 << 14];
-        while let Ok(n @ 1..) = pipe.read(&mut buffer) {
-            let before = total.fetch_add(n as u64, Ordering::Relaxed);
-            let room = usize::try_from(keep.saturating_sub(before))
-                .unwrap_or(usize::MAX)
-                .min(n);
-            kept.extend_from_slice(&buffer[..room]);
-            if before > keep {
-                // It is being ended; what it still writes is thrown away.
-                continue;
-            }
-        }
-        String::from_utf8_lossy(&kept).into_owned()
-    })
-}
-
-fn end(child: &mut Child) {
-    end_group(child.id());
-    // The wrapper's own end takes the process space with it.
-    let _ = child.kill();
-}
-
-fn end_group(group: u32) {
-    let _ = Command::new("kill")
-        .args(["-KILL", "--", &format!("-{group}")])
-        .stderr(Stdio::null())
-        .status();
-}
-
-#[cfg(all(test, target_os = "linux"))]
-mod tests {
-    use super::*;
-
-    fn run_once(program: &str, limits: Limits) -> Execution {
-        Sandbox::new(None)
-            .unwrap()
-            .run(program, b"", &limits)
-            .unwrap()
+        let mut session = self.start(program, limits)?;
+        session.write_all_beside(stdin.to_vec());
+        Ok(session.finish())
     }
 
-    fn short() -> Limits {
-        Limits {
-            wall_seconds: 2.0,
-            cpu_seconds: 2,
-            ..Limits::default()
-        }
-    }
-
-    #[test]
-    fn programs_run_and_their_errors_are_seen() {
-        let sandbox = Sandbox::new(None).unwrap();
-        eprintln!(
-            "{}: {}",
-            sandbox.python().display(),
-            sandbox.isolation().describe()
-        );
-        let run = sandbox
-            .run(
-                "import sys\nprint(sys.stdin.read().upper(), __name__)",
-                b"abc",
-                &short(),
-            )
-            .unwrap();
-        assert_eq!(
-            (run.ending, run.stdout.as_str()),
-            (Ending::Success, "ABC __main__\n")
-        );
-        let failed = sandbox.run("assert 1 == 2, 'no'", b"", &short()).unwrap();
-        assert!(
-            failed.ending == Ending::Failure && failed.stderr.contains("AssertionError: no"),
-            "{failed:?}"
-        );
-    }
-
-    #[test]
-    fn an_endless_loop_ends() {
-        let run = run_once(
-            "while True:\n    try:\n        x = 1\n    except BaseException:\n        pass",
-            Limits {
-                wall_seconds: 0.7,
-                ..short()
-            },
-        );
-        assert!(
-            run.ending == Ending::Timeout && run.seconds < 3.0,
-            "{run:?}"
-        );
-        // One that only sleeps uses no processor time.
-        let sleeping = run_once(
-            "import time\ntime.sleep(60)",
-            Limits {
-                wall_seconds: 0.7,
-                ..short()
-            },
-        );
-        assert!(
-            sleeping.ending == Ending::Timeout && sleeping.seconds < 3.0,
-            "{sleeping:?}"
-        );
-    }
-
-    #[test]
-    fn a_hog_of_memory_is_refused() {
-        let run = run_once(
-            "x = []\nwhile True:\n    x.append(bytearray(1 << 24))",
-            Limits {
-                memory: 256 << 20,
-                ..short()
-            },
-        );
-        assert_eq!(run.ending, Ending::Memory, "{run:?}");
-    }
-
-    #[test]
-    fn huge_output_is_cut() {
-        let run = run_once(
-            "while True:\n    print('x' * 10000)",
-            Limits {
-                output_bytes: 100_000,
-                ..short()
-            },
-        );
-        assert!(
-            run.ending == Ending::Output && run.stdout.len() <= 100_000,
-            "{:?} {}",
-            run.ending,
-            run.stdout.len()
-        );
-    }
-
-    #[test]
-    fn a_fork_bomb_goes_nowhere() {
-        let bomb = "import os\ncount = 0\nwhile True:\n    try:\n        if os.fork() == 0:\n            import time\n            time.sleep(30)\n            os._exit(0)\n        count += 1\n        print(count, flush=True)\n    except OSError as e:\n        print('refused', e.errno, flush=True)\n        break";
-        let sandbox = Sandbox::new(None).unwrap();
-        let run = sandbox
-            .run(
-                bomb,
-                b"",
-                &Limits {
-                    processes: 8,
-                    ..short()
-                },
-            )
-            .unwrap();
-        assert!(run.stdout.contains("refused 11"), "{run:?}");
-        assert!(
-            run.stdout.lines().count() < 20 && run.seconds < 5.0,
-            "{run:?}"
-        );
-    }
-
-    #[test]
-    fn files_stay_small_and_in_the_scratch_folder() {
-        let program = "import os\nf = open('big', 'wb')\ntry:\n    for _ in range(100):\n        f.write(b'x' * 65536)\n        f.flush()\nexcept OSError as e:\n    print('refused', e.errno)\nprint(os.getcwd(), os.path.getsize('big'), sorted(os.environ))";
-        let run = run_once(
-            program,
-            Limits {
-                file_bytes: 1 << 20,
-                ..short()
-            },
-        );
-        assert!(
-            run.stdout.starts_with("refused 27\n") && run.stdout.contains(" 1048576 "),
-            "{run:?}"
-        );
-        let folder = run
-            .stdout
-            .lines()
-            .nth(1)
-            .unwrap()
-            .split(' ')
-            .next()
-            .unwrap()
-            .to_owned();
-        assert!(!Path::new(&folder).exists(), "{folder}");
-        assert!(!run.stdout.contains("CARGO"), "{run:?}");
-    }
-
-    #[test]
-    fn there_is_no_network_where_the_system_permits_it() {
-        let sandbox = Sandbox::new(None).unwrap();
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let program = format!(
-            "import socket\ntry:\n    socket.create_connection(('127.0.0.1', {port}), 1)\n    print('open')\nexcept OSError:\n    print('closed')"
-        );
-        let found = sandbox.run(&program, b"", &short()).unwrap();
-        let expected = if sandbox.isolation().no_network {
-            "closed\n"
-        } else {
-            "open\n"
+    /// Starts a program to talk to.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(&self, program: &str, limits: &Limits) -> Result<Session, SandboxError> {
+        let scratch = tempfile::Builder::new().prefix("frugal-").tempdir()?;
+        std::fs::write(scratch.path().join(PROGRAM), program)?;
+        let order = Order {
+            role: Role::Outer,
+            python: self.python.clone(),
+            scratch: scratch.path().to_owned(),
+            limits: *limits,
+            readable: self.readable.clone(),
+            namespaces: self.namespaces,
+            user: self.other_user.then(unique_user),
+            require_isolation: self.require_isolation,
         };
-        assert_eq!(found.stdout, expected, "{found:?}");
+        Session::start(&self.launcher, &order, scratch)
     }
+}
 
-    #[test]
-    fn a_python_that_is_none_is_named() {
-        let error = Sandbox::new(Some(Path::new("/nowhere/python9")))
-            .unwrap_err()
-            .to_string();
-        assert!(error.contains("--python"), "{error}");
+/// The program's file in its scratch folder.
+const PROGRAM: &str = "program.py";
+
+/// A number of its own keeps the processes of two programs from being counted together.
+fn unique_user() -> u32 {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let process = std::process::id() % (1 << 20);
+    (1 << 30) + process * 256 + COUNT.fetch_add(1, Ordering::Relaxed) % 256
+}
+
+/// Namespaces and another user, strongest first.
+#[cfg(target_os = "linux")]
+fn ladder(namespaces: bool) -> Vec<(bool, bool)> {
+    let root = nix::unistd::geteuid().is_root();
+    [(true, true), (true, false), (false, true), (false, false)]
+        .into_iter()
+        .filter(|(apart, other)| (namespaces || !apart) && (root || !other))
+        .collect()
+}
+
+#[cfg(target_os = "linux")]
+fn launcher(options: &Options) -> Result<PathBuf, SandboxError> {
+    match &options.launcher {
+        Some(launcher) => Ok(launcher.clone()),
+        // A program that knows nothing of launching would run as a whole, and again.
+        None if launch::entered() => Ok(std::env::current_exe()?),
+        None => Err(SandboxError::NoLauncher),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn ladder(_: bool) -> Vec<(bool, bool)> {
+    Vec::new()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn launcher(_: &Options) -> Result<PathBuf, SandboxError> {
+    Err(SandboxError::Unsupported)
+}
+
+/// A Python and what it reads.
+#[derive(Debug)]
+struct Interpreter {
+    file: PathBuf,
+    readable: Vec<PathBuf>,
+}
+
+/// Prints the interpreter behind what may be a wrapper script, and where its files are.
+const WHERE: &str = r#"
+import json, os, sys, sysconfig
+files = [sys.executable, os.path.realpath(sys.executable), *sys.path]
+files += [sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")]
+files += [sysconfig.get_config_var("LIBDIR"), os.path.join(sys.prefix, "pyvenv.cfg")]
+print(json.dumps([os.path.abspath(f) for f in files if f and os.path.exists(f)]))
+"#;
+
+impl Interpreter {
+    fn find(python: &Path) -> Option<Self> {
+        let asked = Command::new(python)
+            .args(["-I", "-c", WHERE])
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .output()
+            .ok()?;
+        let files: Vec<PathBuf> = serde_json::from_slice(&asked.stdout).ok()?;
+        let home = std::env::var_os("HOME").map(PathBuf::from);
+        let file = files.first()?.clone();
+        let store = ["/nix/store", "/gnu/store"]
+            .into_iter()
+            .map(PathBuf::from)
+            .filter(|s| file.starts_with(s));
+        // A folder that holds the home is not the interpreter's alone.
+        let too_wide = |f: &Path| {
+            f.parent().is_none() || home.as_ref().is_some_and(|home| home.starts_with(f))
+        };
+        let readable = files
+            .iter()
+            .filter(|f| !too_wide(f))
+            .cloned()
+            .chain(store)
+            .collect();
+        Some(Self { file, readable })
     }
 }

@@ -16,6 +16,7 @@ pub mod models;
 pub mod plan;
 pub mod pretrain;
 pub mod report;
+mod sandbox;
 pub mod select;
 pub mod tune;
 pub mod validate;

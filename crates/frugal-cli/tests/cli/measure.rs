@@ -151,6 +151,15 @@ fn code_runs_only_with_leave() {
     );
     assert!(two > 0.0 && (two - 2.0 * one).abs() < 1e-9, "{one} {two}");
     assert_eq!(file["problems"][0]["samples"][1]["verdict"], "wrong");
+    // Times differ from run to run: equal ones were kept.
+    let kept = ["--allow-code-execution", "--json", "--out", "kept"];
+    let first = run(&kept).ok().json();
+    assert_eq!(run(&kept).ok().json(), first);
+    let again = run(&[&kept[..], &["--seed", "7"]].concat()).ok().json();
+    assert_ne!(again["files"], first["files"]);
+    let on_disk = fs::read_to_string(folder.join("kept/results.json")).unwrap();
+    assert!(on_disk.contains("eff@1"), "{on_disk}");
+    run(&["--no-isolation"]).fails(&["--allow-code-execution"]);
     run(&["--allow-code-execution", "--subset", "3"]).fails(&["--subset", "no problem 3"]);
     run(&["--allow-code-execution", "--timeout-factor", "1"]).fails(&["above 1"]);
 }

@@ -1,55 +1,27 @@
-"""Measures solutions of one problem. Reads a JSON object from standard input, writes a JSON object for each event.
+"""Makes the inputs of one problem, keeps the reference's answers and compares outputs with them.
 
-The clock, the timer and the output are taken hold of before any code of a solution runs.
+Neither the reference nor a solution runs in this process: what they return comes as plain values.
+A line of JSON asks for something, a line of JSON answers.
 """
 
-import copy
 import json
 import os
 import random
-import signal
 import string
 import sys
 import time
 
-copied = copy.deepcopy
-timer = signal.setitimer
-work = json.load(sys.stdin)
-processor = work["clock"] == "processor"
-clock = time.thread_time if processor else time.perf_counter
-# Processor time ends a run that computes, the clock on the wall one that waits.
-used, passed = signal.ITIMER_PROF, signal.ITIMER_REAL
-
-channel = os.fdopen(os.dup(1), "w")
+incoming = os.fdopen(os.dup(0), "r", encoding="utf-8")
+outgoing = os.fdopen(os.dup(1), "w", encoding="ascii")
 nothing = os.open(os.devnull, os.O_RDWR)
-for descriptor in (0, 1, 2):
-    os.dup2(nothing, descriptor)
-
-
-def tell(**event):
-    channel.write(json.dumps(event) + "\n")
-    channel.flush()
-
-
-class OutOfTime(BaseException):
-    """No `except Exception` of a solution catches it."""
-
-
-def out_of_time(*_):
-    raise OutOfTime
-
-
-signal.signal(signal.SIGALRM, out_of_time)
-signal.signal(signal.SIGPROF, out_of_time)
-
-
-def allow(seconds):
-    """Ends the run after so long; 0 lets it go on."""
-    timer(used, seconds if processor else 0)
-    timer(passed, 20 * seconds + 1 if processor and seconds else seconds)
-
-
+os.dup2(nothing, 0)
+os.dup2(2, 1)
 sys.setrecursionlimit(max(sys.getrecursionlimit(), 1000))
+
+
+def say(message):
+    outgoing.write(json.dumps(message) + "\n")
+    outgoing.flush()
 
 
 # What the generators of the benchmark's inputs call.
@@ -134,34 +106,10 @@ HELPERS = {
 } | {"random": random, "string": string}
 
 
-def hodges_lehmann(times):
-    """Median of the means of all pairs, each value with itself included."""
-    pairs = sorted((a + b) / 2 for i, a in enumerate(times) for b in times[: i + 1])
-    middle = len(pairs) // 2
-    return pairs[middle] if len(pairs) % 2 else (pairs[middle - 1] + pairs[middle]) / 2
-
-
-def call(program, argument, **extra):
-    """Seconds and result of the entry point on a copy of the input."""
-    scope = {"time": time, **extra}
-    exec(program, scope)
-    entry = scope[work["entry_point"]]
-    argument = copied(argument)
-    begin = clock()
-    result = entry(*argument)
-    return clock() - begin, result
-
-
-prompt = work["prompt"]
-repeats = [work["repeats"] if weight else 1 for weight in work["hardness"]]
-levels, answers, references = [], [], []
-
-
-def prepare():
-    """Inputs of all levels, and what the reference answers to them in which time."""
-    generator = compile(f"{prompt}\n{work['generator']}", "generator", "exec")
-    reference = compile(f"{prompt}\n{work['reference']}", "reference", "exec")
-    before = 0
+def inputs(work):
+    """Inputs of all levels."""
+    generator = compile(f"{work['prompt']}\n{work['generator']}", "generator", "exec")
+    levels, before = [], 0
     for level, (size, count) in enumerate(zip(work["sizes"], work["tests"])):
         cases = []
         for case in range(count):
@@ -171,66 +119,43 @@ def prepare():
             cases.append(scope["generate_input"](size=size, lid=level, cid=case))
         before += count
         levels.append(cases)
-    for level, cases in enumerate(levels):
-        answers.append([])
-        references.append([])
-        for case in cases:
-            runs = [call(reference, case) for _ in range(repeats[level])]
-            answers[level].append(runs[-1][1])
-            references[level].append([seconds for seconds, _ in runs])
+    return levels
 
 
-try:
-    prepare()
-    checker = compile(f"{prompt}\n    pass\n{work['checker']}", "checker", "exec")
-except BaseException as error:
-    tell(failure=repr(error)[:500])
-    sys.exit(1)
-counted = [level for level, weight in enumerate(work["hardness"]) if weight]
-slowest = max(hodges_lehmann(times) for level in counted for times in references[level])
-allowed = work["timeout_factor"] * slowest + work["tolerance"]
-tell(references=references)
+def value(line):
+    """An output; an object that is no value equals nothing."""
+    return decode(json.loads(line)["output"], lambda _: object())
 
 
-def judge(number, code):
+def serve():
     try:
-        program = compile(f"{prompt}\n{code}", "solution", "exec")
+        work = json.loads(incoming.readline())
+        levels = inputs(work)
+        checker = compile(f"{work['prompt']}\n    pass\n{work['checker']}", "checker", "exec")
     except BaseException as error:
-        tell(sample=number, level=0, case=0, verdict="error", detail=repr(error)[:200])
+        say({"failure": repr(error)[:500]})
         return
-    for level, cases in enumerate(levels):
-        for index, case in enumerate(cases):
-            times = []
-            for _ in range(repeats[level]):
-                verdict = detail = None
-                try:
-                    try:
-                        allow(allowed)
-                        seconds, output = call(program, case, input=None, print=None)
-                    finally:
-                        allow(0)
-                    # A solution that changed its input must not change what it is checked against.
-                    scope = {"time": time}
-                    exec(checker, scope)
-                    if scope["__check"](case, answers[level][index], output):
-                        times.append(seconds)
-                    else:
-                        verdict = "wrong"
-                except OutOfTime:
-                    verdict = "timeout"
-                except MemoryError:
-                    verdict = "memory"
-                except OverflowError:
-                    verdict = "overflow"
-                except BaseException as error:
-                    verdict, detail = "error", repr(error)[:200]
-                if verdict:
-                    tell(sample=number, level=level, case=index, verdict=verdict, detail=detail)
-                    return
-            tell(sample=number, level=level, case=index, times=times)
-    tell(sample=number, done=True)
+    say({})
+    answers = {}
+    for line in incoming:
+        level, case, wanted = json.loads(line)
+        argument = levels[level][case]
+        if wanted == "input":
+            say(encode(tuple(argument)))
+            continue
+        given = incoming.readline()
+        if wanted == "answer":
+            answers[level, case] = value(given)
+            say({})
+            continue
+        try:
+            output = value(given)
+            scope = {"time": time}
+            exec(checker, scope)
+            right = bool(scope["__check"](argument, answers[level, case], output))
+        except BaseException:
+            right = False
+        say({"right": right})
 
 
-for number, code in work["samples"]:
-    tell(sample=number, begin=True)
-    judge(number, code)
+serve()

@@ -29,7 +29,8 @@ pub use prompt::{Prepared, Record, Request, Sample};
 pub use results::{EvalResults, Measured, TaskResult};
 pub use task::{Generation, Kind, Prompt, Source, Task};
 
-use super::sandbox::{Ending, Limits, Sandbox, SandboxError};
+use super::programs::{self, ProgramError};
+use super::sandbox::{Limits, Sandbox, SandboxError};
 use frugal_core::data::{DataError, Message};
 use frugal_core::fs::FileError;
 
@@ -439,7 +440,7 @@ fn score<'a>(
                         .iter()
                         .map(|text| filter.apply(text, render))
                         .collect::<Result<Vec<_>, _>>()?;
-                    let scores = score_texts(task, context, &found, &sample.target)?;
+                    let scores = score_texts(task, context, &found, sample)?;
                     let shown = if let [only] = found.as_slice() {
                         json!(only)
                     } else {
@@ -464,17 +465,35 @@ fn score_texts(
     task: &Task,
     context: &Context,
     answers: &[String],
-    target: &str,
+    sample: &Sample,
 ) -> Result<Scores, EvalError> {
+    let target = &sample.target;
     let mut succeeded = 0;
     if let Some(sandbox) = context
         .sandbox
         .as_ref()
         .filter(|_| task.metrics.iter().any(|m| m.attempts().is_some()))
     {
+        let text = |key: &str| sample.doc.get(key).and_then(Value::as_str).unwrap_or("");
+        // The functions that the data's own solution has are those that the test may call.
+        let mut wanted = programs::defined_functions(text("code"));
+        wanted.push(text("entry_point").to_owned());
+        let test = programs::Test {
+            code: target,
+            prompt: text("prompt"),
+            wanted: &wanted,
+        };
         for answer in answers {
-            let run = sandbox.run(&format!("{answer}\n{target}"), b"", &Limits::default())?;
-            succeeded += usize::from(run.ending == Ending::Success);
+            let verdict = programs::check(sandbox, answer, &test, &Limits::default());
+            let verdict = verdict.map_err(|e| match e {
+                ProgramError::Sandbox(e) => e.into(),
+                other => EvalError::Record {
+                    task: task.name.clone(),
+                    row: sample.doc_id,
+                    reason: other.to_string(),
+                },
+            })?;
+            succeeded += usize::from(verdict == programs::Verdict::Pass);
         }
     }
     let score = |metric: &Metric| {

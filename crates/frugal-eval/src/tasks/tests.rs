@@ -10,7 +10,6 @@ pub(super) struct Parrot {
     says: &'static str,
     asked: usize,
     stop_after: usize,
-    seeds: Vec<u64>,
 }
 
 impl Parrot {
@@ -19,7 +18,6 @@ impl Parrot {
             says,
             asked: 0,
             stop_after: usize::MAX,
-            seeds: Vec::new(),
         }
     }
 }
@@ -72,7 +70,6 @@ impl LanguageModel for Parrot {
     ) -> Result<(), ModelFailure> {
         for (i, request) in requests.iter().enumerate() {
             self.asked += 1;
-            self.seeds.push(request.seed);
             // One of the texts, by the seed.
             let says: Vec<&str> = self.says.split('|').collect();
             answer(i, says[(request.seed % says.len() as u64) as usize].into());
@@ -302,7 +299,6 @@ fn a_killed_run_goes_on_where_it_was() {
     );
 }
 
-#[cfg(target_os = "linux")]
 #[test]
 fn programs_run_only_with_leave() {
     let data = data();
@@ -327,80 +323,12 @@ fn programs_run_only_with_leave() {
         without.to_string().contains("--allow-code-execution"),
         "{without}"
     );
-    let with = Context {
-        sandbox: Some(Sandbox::new(None).unwrap()),
-        ..context(data.path())
-    };
-    for (says, passes) in [
-        ("    return x + x", 1.0),
-        ("    return x * x", 0.0),
-        ("    while True: pass", 0.0),
-        ("    return (", 0.0),
-    ] {
-        let result = run(&task, &with, &mut Parrot::new(says), &mut |_| true)
-            .unwrap()
-            .unwrap();
-        assert_eq!(
-            (result.measured[0].metric.as_str(), result.measured[0].value),
-            ("pass@1", passes),
-            "{says}"
-        );
-    }
 }
 
-#[cfg(target_os = "linux")]
 #[test]
-fn several_answers_are_drawn_alike_after_a_kill_and_give_pass_at_k() {
-    let data = data();
-    let problem = json!({ "prompt": "def twice(x):\n", "entry_point": "twice", "test": "def check(f):\n    assert f(4) == 8\n" });
-    write(
-        data.path(),
-        "humaneval/HumanEval.jsonl",
-        &format!("{problem}\n"),
-    );
+fn more_programs_are_not_counted_than_are_drawn() {
     let mut task = Task::find("humaneval_64").unwrap().0;
-    task.source.test = "humaneval/HumanEval.jsonl".into();
     task.repeats = 8;
-    task.metrics.retain(|m| m.attempts() <= Some(8));
-    let says = "    return x + x|    return 1|    return 2";
-    let with = |out: &str| Context {
-        sandbox: Some(Sandbox::new(None).unwrap()),
-        out: Some(data.path().join(out)),
-        ..context(data.path())
-    };
-    let mut model = Parrot::new(says);
-    let whole = run(&task, &with("whole"), &mut model, &mut |_| true)
-        .unwrap()
-        .unwrap();
-    assert_eq!(model.asked, 8);
-    let right = model.seeds.iter().filter(|seed| *seed % 3 == 0).count() as f64;
-    let value = |k: usize| {
-        whole
-            .measured
-            .iter()
-            .find(|m| m.metric == format!("pass@{k}"))
-            .unwrap()
-            .value
-    };
-    assert!(
-        (value(1) - right / 8.0).abs() < 1e-12,
-        "{right} of 8 programs are right, pass@1 is {}",
-        value(1)
-    );
-    // Two of the eight: both are wrong with the chance of drawing them from the wrong ones.
-    let wrong = 8.0 - right;
-    assert!((value(2) - (1.0 - wrong * (wrong - 1.0) / 56.0)).abs() < 1e-12);
-    let mut killed = Parrot {
-        stop_after: 3,
-        ..Parrot::new(says)
-    };
-    run(&task, &with("cut"), &mut killed, &mut |_| true).unwrap_err();
-    let mut rest = Parrot::new(says);
-    let resumed = run(&task, &with("cut"), &mut rest, &mut |_| true)
-        .unwrap()
-        .unwrap();
-    assert_eq!((rest.asked, resumed.resumed), (5, 3));
-    assert_eq!(resumed.measured, whole.measured);
     task.metrics = vec![Metric::Pass { k: 9 }];
     assert!(task.check().unwrap_err().contains("repeats"));
 }

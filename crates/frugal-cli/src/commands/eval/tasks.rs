@@ -10,13 +10,13 @@ use frugal::model::Quantize;
 use frugal_core::fs::write_atomic;
 use frugal_core::human;
 use frugal_core::table::{Column, Table};
-use frugal_eval::sandbox::Sandbox;
 use frugal_eval::tasks::{Context, EvalEvent, EvalResults, LanguageModel, Task, run as run_task};
 use serde_json::{Map, json};
 
 use super::Args;
 use crate::Outcome;
 use crate::commands::generate::needs_chat_template;
+use crate::commands::sandbox;
 use crate::folder::{RESULTS_FILE, claim};
 use crate::loaded::Loaded;
 use crate::ui::progress::Counter;
@@ -70,6 +70,9 @@ pub struct Flags {
     /// Run programs that the model writes, in a sandbox; humaneval needs it
     #[arg(long, conflicts_with = "data")]
     allow_code_execution: bool,
+    /// Run them even where the kernel cannot keep them from your files and network
+    #[arg(long, requires = "allow_code_execution", conflicts_with = "data")]
+    no_isolation: bool,
     /// Folder with the tasks' data sets [default: $FRUGAL_DATA]
     #[arg(long, value_name = "DIR", conflicts_with = "data")]
     data_dir: Option<PathBuf>,
@@ -148,18 +151,8 @@ pub(super) fn run(args: &Args) -> Result<Outcome> {
     }
     let sandbox = flags
         .allow_code_execution
-        .then(|| Sandbox::new(None))
+        .then(|| sandbox::open(None, flags.no_isolation, args.output))
         .transpose()?;
-    if let Some(sandbox) = &sandbox {
-        ui::note(
-            args.output,
-            &format!(
-                "sandbox: {}; {}",
-                sandbox.python().display(),
-                sandbox.isolation().describe()
-            ),
-        );
-    }
     for (task, folder) in tasks {
         let context = Context {
             sandbox: sandbox.clone(),

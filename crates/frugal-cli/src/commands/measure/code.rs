@@ -3,13 +3,16 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
+use frugal_core::fs::write_atomic;
 use frugal_core::table::{Column, Table};
-use frugal_eval::enamel::{self, Clock, LEFT_OUT, Measured, Settings};
+use frugal_eval::enamel::{self, Clock, LEFT_OUT, Measured, MeasuredLog, Problem, Settings};
 use frugal_eval::sandbox::Sandbox;
 use serde_json::{Value, json};
 
 use crate::Outcome;
 use crate::args::Output;
+use crate::commands::sandbox;
+use crate::folder::{RESULTS_FILE, claim};
 use crate::ui::progress::Counter;
 use crate::ui::{self, interrupt, table};
 
@@ -22,9 +25,13 @@ The problems are those of ENAMEL: a CSV with prompt, input generator, levels, ex
 checker of each. A file of solutions is a JSON list with a list of Python sources for each problem,
 or an object of such lists by problem number.
 
-Solutions are programs from elsewhere: they run in a sandbox with limits on time, memory, processes,
-files and output, without network where the system permits it, and only with --allow-code-execution.
+Solutions are programs from elsewhere: they run only with --allow-code-execution, each in a process
+of its own that reaches neither files nor network, with limits on time, memory, processes and
+output. Where the kernel cannot do that nothing runs unless --no-isolation says so too.
 Times are the processor's; a machine that does nothing else meanwhile gives the best ones.";
+
+/// What was measured, in the folder of `--out`.
+const LOG: &str = "measured.jsonl";
 
 /// Measure whether generated code is right and how fast it is
 #[derive(Debug, clap::Args)]
@@ -90,9 +97,15 @@ pub struct Args {
         help_heading = "Measure"
     )]
     seed: u64,
+    /// Keep results in this folder; the same command goes on where it was stopped
+    #[arg(long, short, value_name = "DIR", help_heading = "Data")]
+    out: Option<PathBuf>,
     /// Run the solutions on this machine
     #[arg(long, help_heading = "Sandbox")]
     allow_code_execution: bool,
+    /// Run them even where the kernel cannot keep them from your files and network
+    #[arg(long, requires = "allow_code_execution", help_heading = "Sandbox")]
+    no_isolation: bool,
     /// Interpreter [default: python3]
     #[arg(long, value_name = "FILE", help_heading = "Sandbox")]
     python: Option<PathBuf>,
@@ -147,15 +160,14 @@ pub fn run(args: &Args) -> Result<Outcome> {
         .iter()
         .map(|f| enamel::solutions(f, problems.len()))
         .collect::<Result<Vec<_>, _>>()?;
-    let sandbox = Sandbox::new(args.python.as_deref())?;
-    ui::note(
-        args.output,
-        &format!(
-            "sandbox: {}; {}",
-            sandbox.python().display(),
-            sandbox.isolation().describe()
-        ),
-    );
+    let mut log = match &args.out {
+        Some(out) => {
+            claim(out, "files", |name| name == LOG)?;
+            Some(MeasuredLog::open(&out.join(LOG))?)
+        }
+        None => None,
+    };
+    let sandbox = sandbox::open(args.python.as_deref(), args.no_isolation, args.output)?;
     let stop = interrupt::flag("stopping after this problem; press Ctrl-C again to end at once");
     let mut all: Vec<Scores> = args
         .solutions
@@ -167,17 +179,10 @@ pub fn run(args: &Args) -> Result<Outcome> {
         .collect();
     let mut counter = Counter::new(args.output, "problems", subset.len() as u64, 0);
     for &index in &subset {
-        // All files together share the inputs and the references.
-        let samples: Vec<&str> = solutions
-            .iter()
-            .flat_map(|s| s[index].iter().map(String::as_str))
-            .collect();
-        let mut found =
-            enamel::measure(&sandbox, index, &problems[index], &samples, &settings)?.into_iter();
+        let problem = (index, &problems[index]);
         for (scores, own) in all.iter_mut().zip(&solutions) {
-            scores
-                .problems
-                .push((index, found.by_ref().take(own[index].len()).collect()));
+            let found = measure(&sandbox, problem, &own[index], &settings, log.as_mut())?;
+            scores.problems.push((index, found));
         }
         counter.step();
         if interrupt::asked(&stop) {
@@ -185,13 +190,18 @@ pub fn run(args: &Args) -> Result<Outcome> {
         }
     }
     drop(counter);
+    let files = all
+        .iter()
+        .map(|s| file_json(s, &args.k))
+        .collect::<Vec<_>>();
+    let isolation = json!({ "python": sandbox.python(), "isolation": sandbox.isolation() });
+    let results = json!({ "settings": settings, "sandbox": isolation, "files": files });
+    if let Some(out) = &args.out {
+        let text = serde_json::to_string_pretty(&results)? + "\n";
+        write_atomic(&out.join(RESULTS_FILE), text.as_bytes())?;
+    }
     if args.output.json {
-        let files = all
-            .iter()
-            .map(|s| file_json(s, &args.k))
-            .collect::<Vec<_>>();
-        let sandbox = json!({ "python": sandbox.python(), "isolation": sandbox.isolation() });
-        ui::print_json(&json!({ "settings": settings, "sandbox": sandbox, "files": files }))?;
+        ui::print_json(&results)?;
     } else {
         let mut shown = Table::new([
             Column::text("solutions"),
@@ -212,6 +222,26 @@ pub fn run(args: &Args) -> Result<Outcome> {
         table::print(&shown);
     }
     Ok(Outcome::Done)
+}
+
+/// Results of a problem, from the log where they are in it.
+fn measure(
+    sandbox: &Sandbox,
+    (index, problem): (usize, &Problem),
+    samples: &[String],
+    settings: &Settings,
+    log: Option<&mut MeasuredLog>,
+) -> Result<Vec<Measured>> {
+    let key = enamel::key(sandbox, index, problem, samples, settings);
+    if let Some(known) = log.as_ref().and_then(|log| log.get(&key)) {
+        return Ok(known.to_vec());
+    }
+    let codes: Vec<&str> = samples.iter().map(String::as_str).collect();
+    let found = enamel::measure(sandbox, index, problem, &codes, settings)?;
+    if let Some(log) = log {
+        log.push(&key, &found)?;
+    }
+    Ok(found)
 }
 
 impl Scores {

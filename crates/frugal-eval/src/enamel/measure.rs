@@ -1,0 +1,526 @@
+//! Measuring: a process for the inputs and answers, and for each solution one of its own beside one
+//! for the reference, whose runs take turns.
+
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+use serde_json::json;
+
+use super::{Clock, EnamelError, Measured, Problem, References, Settings, Verdict, hodges_lehmann};
+use crate::sandbox::{Ending, Limits, Reply, Sandbox, Session};
+
+const JUDGE: &str = concat!(
+    include_str!("../programs/values.py"),
+    include_str!("driver.py")
+);
+const SUBJECT: &str = concat!(
+    include_str!("../programs/values.py"),
+    include_str!("subject.py")
+);
+/// Between two looks at the clock of a run.
+const LOOK: Duration = Duration::from_millis(5);
+/// Calls of an empty function, the fastest of which is what a call costs without the function.
+const EMPTY_CALLS: usize = 25;
+/// Handing an output over may take this many times as long as the reference's; what is above counts
+/// as running time, so that nothing is computed after the clock.
+const HANDING_OVER: f64 = 1.5;
+/// Seconds of it that are noise.
+const HANDING_OVER_NOISE: f64 = 5e-5;
+
+/// Why a run was not completed.
+#[derive(Clone, Debug)]
+struct Stop {
+    verdict: Verdict,
+    detail: Option<String>,
+}
+
+impl Stop {
+    fn error(detail: &str) -> Self {
+        Self {
+            verdict: Verdict::Error,
+            detail: Some(detail.into()),
+        }
+    }
+}
+
+/// What a subject says beside outputs.
+#[derive(Deserialize)]
+struct Said {
+    verdict: Option<Verdict>,
+    detail: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Judged {
+    failure: Option<String>,
+    #[serde(default)]
+    right: bool,
+}
+
+/// Seconds of one run.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    seconds: f64,
+    /// Seconds of processor time until the output was handed over.
+    handing_over: f64,
+}
+
+/// A process that runs one function.
+struct Subject {
+    session: Session,
+    clock: Clock,
+    end: Instant,
+    /// What a call costs without a function.
+    empty: f64,
+}
+
+impl Subject {
+    fn start(sandbox: &Sandbox, limits: &Limits, settings: &Settings) -> Result<Self, EnamelError> {
+        let session = sandbox.start(SUBJECT, limits)?;
+        let mut subject = Self {
+            session,
+            clock: settings.clock,
+            end: Instant::now() + Duration::from_secs_f64(limits.wall_seconds),
+            empty: 0.0,
+        };
+        let calls = (0..EMPTY_CALLS)
+            .map(|_| Ok(subject.run(None)?.seconds))
+            .collect::<Result<Vec<f64>, Stop>>()
+            .map_err(|stop| {
+                EnamelError::Settings(format!(
+                    "an empty function cannot be timed here: {}",
+                    stop.detail.unwrap_or_default()
+                ))
+            })?;
+        subject.empty = calls.into_iter().fold(f64::INFINITY, f64::min);
+        Ok(subject)
+    }
+
+    fn load(&mut self, prompt: &str, code: &str, entry_point: &str) -> Result<(), Stop> {
+        let work = json!({ "prompt": prompt, "code": code, "entry_point": entry_point });
+        self.say(&work.to_string())
+    }
+
+    fn input(&mut self, input: &str) -> Result<(), Stop> {
+        self.say(&format!("{{\"input\":{input}}}"))
+    }
+
+    /// Says something that is answered with nothing but a verdict.
+    fn say(&mut self, line: &str) -> Result<(), Stop> {
+        self.session.write_line(line);
+        let answer = self.listen()?;
+        self.verdict(&answer)
+    }
+
+    fn verdict(&self, answer: &str) -> Result<(), Stop> {
+        let said: Said = serde_json::from_str(answer)
+            .map_err(|_| Stop::error("it wrote to the channel of results"))?;
+        said.verdict.map_or(Ok(()), |verdict| {
+            Err(Stop {
+                verdict,
+                detail: said.detail,
+            })
+        })
+    }
+
+    fn listen(&mut self) -> Result<String, Stop> {
+        match self.session.read_line(self.end) {
+            Reply::Line(line) => Ok(line),
+            Reply::Late => Err(Stop {
+                verdict: Verdict::Timeout,
+                detail: None,
+            }),
+            Reply::Ended => Err(Stop::error("its process ended")),
+        }
+    }
+
+    fn processor(&mut self) -> Result<f64, Stop> {
+        self.session
+            .processor_seconds()
+            .ok_or_else(|| Stop::error("its process ended"))
+    }
+
+    /// Copies the input, then runs the function on it, within a time.
+    fn run(&mut self, allowed: Option<f64>) -> Result<Run, Stop> {
+        self.say("copy")?;
+        let (used, begin) = (self.processor()?, Instant::now());
+        self.session.write_line("go");
+        let wall = loop {
+            match self.session.read_line(Instant::now() + LOOK) {
+                Reply::Line(line) if line == "done" => break begin.elapsed().as_secs_f64(),
+                Reply::Line(_) => {
+                    return Err(Stop::error("it wrote to the channel of results"));
+                }
+                Reply::Ended => return Err(Stop::error("its process ended")),
+                Reply::Late => {}
+            }
+            let passed = begin.elapsed().as_secs_f64();
+            let over = allowed.is_some_and(|allowed| match self.clock {
+                Clock::Wall => passed > allowed,
+                // Processor time ends a run that computes, the clock on the wall one that waits.
+                Clock::Processor => {
+                    passed > 20.0 * allowed + 1.0
+                        || self.processor().is_ok_and(|now| now - used > allowed)
+                }
+            });
+            if over || Instant::now() > self.end {
+                return Err(Stop {
+                    verdict: Verdict::Timeout,
+                    detail: None,
+                });
+            }
+        };
+        let after = self.processor()?;
+        let seconds = match self.clock {
+            Clock::Processor => after - used,
+            Clock::Wall => wall,
+        };
+        Ok(Run {
+            seconds: (seconds - self.empty).max(0.0),
+            handing_over: after,
+        })
+    }
+
+    /// A run and the line with its output.
+    fn run_and_give(&mut self, allowed: Option<f64>) -> Result<(Run, String), Stop> {
+        let run = self.run(allowed)?;
+        self.session.write_line("give");
+        let output = self.listen()?;
+        let handing_over = self.processor()? - run.handing_over;
+        self.verdict(&output)?;
+        Ok((
+            Run {
+                handing_over,
+                ..run
+            },
+            output,
+        ))
+    }
+
+    /// What a run stopped by, where the process ended under it.
+    fn why(self, stop: Stop) -> Stop {
+        if stop.detail.as_deref() != Some("its process ended") {
+            return stop;
+        }
+        let verdict = match self.session.finish().ending {
+            Ending::Memory => Verdict::Memory,
+            Ending::Timeout => Verdict::Timeout,
+            _ => return stop,
+        };
+        Stop {
+            verdict,
+            detail: None,
+        }
+    }
+}
+
+/// The process with the inputs and the answers.
+struct Judge {
+    session: Session,
+    end: Instant,
+    problem: usize,
+}
+
+impl Judge {
+    fn failed(&self, reason: impl Into<String>) -> EnamelError {
+        EnamelError::Reference {
+            problem: self.problem,
+            reason: reason.into(),
+        }
+    }
+
+    fn say(&mut self, lines: &[&str]) -> Result<String, EnamelError> {
+        for line in lines {
+            self.session.write_line(line);
+        }
+        match self.session.read_line(self.end) {
+            Reply::Line(line) => Ok(line),
+            _ => Err(self.failed("the process with its inputs ended")),
+        }
+    }
+
+    fn said(&mut self, lines: &[&str]) -> Result<Judged, EnamelError> {
+        let line = self.say(lines)?;
+        let judged: Judged =
+            serde_json::from_str(&line).map_err(|_| self.failed("its checker writes"))?;
+        match judged.failure {
+            Some(failure) => Err(self.failed(failure)),
+            None => Ok(judged),
+        }
+    }
+
+    fn input(&mut self, (level, case): Case) -> Result<String, EnamelError> {
+        self.say(&[&format!("[{level},{case},\"input\"]")])
+    }
+
+    fn keep_answer(&mut self, (level, case): Case, output: &str) -> Result<(), EnamelError> {
+        self.said(&[&format!("[{level},{case},\"answer\"]"), output])
+            .map(|_| ())
+    }
+
+    fn is_right(&mut self, (level, case): Case, output: &str) -> Result<bool, EnamelError> {
+        Ok(self
+            .said(&[&format!("[{level},{case},\"check\"]"), output])?
+            .right)
+    }
+}
+
+/// Level and number of a test in it.
+type Case = (usize, usize);
+/// Seconds by level, test and run.
+type Times = Vec<Vec<Vec<f64>>>;
+
+/// One problem at work.
+pub(super) struct Bench<'a> {
+    sandbox: &'a Sandbox,
+    problem: &'a Problem,
+    settings: &'a Settings,
+    limits: Limits,
+    judge: Judge,
+    /// The reference's times when it was alone.
+    alone: Times,
+    /// Seconds that a run may take.
+    allowed: f64,
+}
+
+impl<'a> Bench<'a> {
+    /// Makes the inputs and measures the reference.
+    pub(super) fn new(
+        sandbox: &'a Sandbox,
+        index: usize,
+        problem: &'a Problem,
+        sizes: &[u64],
+        solutions: usize,
+        settings: &'a Settings,
+    ) -> Result<Self, EnamelError> {
+        let limits = Limits {
+            wall_seconds: settings.wall_seconds,
+            cpu_seconds: settings.wall_seconds.ceil() as u64,
+            memory: settings.memory,
+            processes: 1,
+            output_bytes: 4 << 30,
+            ..Limits::default()
+        };
+        // It waits while the solutions run.
+        let waits = limits.wall_seconds * (solutions + 2) as f64;
+        let session = sandbox.start(
+            JUDGE,
+            &Limits {
+                wall_seconds: waits,
+                ..limits
+            },
+        )?;
+        let mut judge = Judge {
+            session,
+            end: Instant::now() + Duration::from_secs_f64(waits),
+            problem: index,
+        };
+        let work = json!({
+            "problem": index, "prompt": problem.prompt, "generator": problem.input_generator,
+            "sizes": sizes, "tests": settings.tests, "checker": problem.checker,
+            "seed": settings.seed,
+        });
+        judge.said(&[&work.to_string()])?;
+        let mut bench = Self {
+            sandbox,
+            problem,
+            settings,
+            limits,
+            judge,
+            alone: settings
+                .tests
+                .iter()
+                .map(|n| vec![Vec::new(); *n])
+                .collect(),
+            allowed: 0.0,
+        };
+        bench.measure_reference()?;
+        Ok(bench)
+    }
+
+    fn cases(&self) -> Vec<Case> {
+        let levels = self.settings.tests.iter().enumerate();
+        levels
+            .flat_map(|(level, count)| (0..*count).map(move |case| (level, case)))
+            .collect()
+    }
+
+    fn repeats(&self, level: usize) -> usize {
+        if self.settings.hardness[level] > 0.0 {
+            self.settings.repeats
+        } else {
+            1
+        }
+    }
+
+    fn subject(&self, code: &str) -> Result<Result<Subject, Stop>, EnamelError> {
+        let mut subject = Subject::start(self.sandbox, &self.limits, self.settings)?;
+        let loaded = subject.load(&self.problem.prompt, code, &self.problem.entry_point);
+        Ok(match loaded {
+            Ok(()) => Ok(subject),
+            Err(stop) => Err(subject.why(stop)),
+        })
+    }
+
+    fn reference(&self) -> Result<Subject, EnamelError> {
+        let stopped = |stop: Stop| self.reference_stopped(&stop);
+        self.subject(&self.problem.reference_solution)?
+            .map_err(stopped)
+    }
+
+    fn reference_stopped(&self, stop: &Stop) -> EnamelError {
+        let detail = stop.detail.clone();
+        self.judge
+            .failed(detail.unwrap_or_else(|| format!("it ended by {:?}", stop.verdict)))
+    }
+
+    /// Answers to all tests, and how long a solution may take.
+    fn measure_reference(&mut self) -> Result<(), EnamelError> {
+        let mut reference = self.reference()?;
+        for (level, case) in self.cases() {
+            let input = self.judge.input((level, case))?;
+            let found = reference
+                .input(&input)
+                .and_then(|()| {
+                    (0..self.repeats(level))
+                        .map(|_| reference.run_and_give(None))
+                        .collect::<Result<Vec<_>, _>>()
+                })
+                .map_err(|stop| self.reference_stopped(&stop))?;
+            if let Some((_, output)) = found.last() {
+                self.judge.keep_answer((level, case), output)?;
+            }
+            self.alone[level][case] = found.iter().map(|(run, _)| run.seconds).collect();
+        }
+        let settings = self.settings;
+        let limit = references(&self.alone, settings).limit(settings.timeout_factor);
+        self.allowed = limit + settings.tolerance;
+        Ok(())
+    }
+
+    /// Measures a solution, in a process of its own, with the reference in another beside it.
+    pub(super) fn solution(&mut self, code: &str) -> Result<Measured, EnamelError> {
+        let mut beside = self.alone.clone();
+        let mut times: Times = Vec::new();
+        let mut solution = match self.subject(code)? {
+            Ok(solution) => solution,
+            Err(stop) => return Ok(self.judge_times(&times, &beside, Some((stop, 0)))),
+        };
+        let mut reference = self.reference()?;
+        let mut stopped = None;
+        for (level, case) in self.cases() {
+            let input = self.judge.input((level, case))?;
+            reference
+                .input(&input)
+                .map_err(|stop| self.reference_stopped(&stop))?;
+            let runs = solution.input(&input).map_or_else(
+                |stop| Ok(Err(stop)),
+                |()| self.take_turns((level, case), &mut solution, &mut reference),
+            )?;
+            match runs {
+                Ok((own, references)) => {
+                    if times.len() <= level {
+                        times.push(Vec::new());
+                    }
+                    times[level].push(own);
+                    beside[level][case] = references;
+                }
+                Err(stop) => {
+                    stopped = Some((stop, level));
+                    break;
+                }
+            }
+        }
+        if let Some((stop, level)) = stopped {
+            let stop = solution.why(stop);
+            return Ok(self.judge_times(&times, &beside, Some((stop, level))));
+        }
+        Ok(self.judge_times(&times, &beside, None))
+    }
+
+    /// Runs of one test, solution and reference in turn: what slows the machine slows both.
+    fn take_turns(
+        &mut self,
+        test: Case,
+        solution: &mut Subject,
+        reference: &mut Subject,
+    ) -> Result<Result<(Vec<f64>, Vec<f64>), Stop>, EnamelError> {
+        let (mut own, mut references) = (Vec::new(), Vec::new());
+        for turn in 0..self.repeats(test.0) {
+            let mut one_reference = |bench: &Self| {
+                reference
+                    .run_and_give(None)
+                    .map_err(|stop| bench.reference_stopped(&stop))
+            };
+            let before = if turn % 2 == 0 {
+                Some(one_reference(self)?.0)
+            } else {
+                None
+            };
+            let (run, output) = match solution.run_and_give(Some(self.allowed)) {
+                Ok(found) => found,
+                Err(stop) => return Ok(Err(stop)),
+            };
+            let expert = match before {
+                Some(run) => run,
+                None => one_reference(self)?.0,
+            };
+            if !self.judge.is_right(test, &output)? {
+                return Ok(Err(Stop {
+                    verdict: Verdict::Wrong,
+                    detail: None,
+                }));
+            }
+            let usual = HANDING_OVER * expert.handing_over + HANDING_OVER_NOISE;
+            own.push(run.seconds + (run.handing_over - usual).max(0.0));
+            references.push(expert.seconds);
+        }
+        Ok(Ok((own, references)))
+    }
+
+    /// What a solution's times amount to.
+    fn judge_times(&self, times: &Times, beside: &Times, stop: Option<(Stop, usize)>) -> Measured {
+        let tests = &self.settings.tests;
+        let complete = times
+            .iter()
+            .zip(tests)
+            .take_while(|(level, count)| level.len() == **count)
+            .count();
+        let seconds: Vec<f64> = times[..complete].iter().map(|l| slowest(l)).collect();
+        let verdict = stop.as_ref().map(|(stop, _)| stop.verdict);
+        let censored = matches!(
+            verdict,
+            None | Some(Verdict::Timeout | Verdict::Memory | Verdict::Overflow)
+        );
+        let passed = censored && complete > 0;
+        let references = references(beside, self.settings);
+        Measured {
+            passed,
+            efficiency: if passed {
+                references.score(&seconds, self.settings.timeout_factor)
+            } else {
+                0.0
+            },
+            verdict,
+            level: stop.as_ref().map(|(_, level)| *level),
+            detail: stop.and_then(|(stop, _)| stop.detail),
+            seconds,
+            reference_seconds: references.slowest,
+        }
+    }
+}
+
+fn references(times: &Times, settings: &Settings) -> References {
+    References {
+        slowest: times.iter().map(|level| slowest(level)).collect(),
+        hardness: settings.hardness.clone(),
+    }
+}
+
+/// The slowest of a level's tests, each by its robust mean.
+fn slowest(level: &[Vec<f64>]) -> f64 {
+    level
+        .iter()
+        .filter_map(|times| hodges_lehmann(times))
+        .fold(0.0, f64::max)
+}
