@@ -12,8 +12,8 @@
 //! goes with it: linear warm-up over 2,000 steps, cosine down to the fixed rate 1e-5.
 //!
 //! # When to use, when not
-//! To start a pre-training run of 0.2 to 7 billion parameters near its optimum; far outside of that
-//! as a first guess, to be varied by factors of two. Not for fine-tuning, and not for schedules
+//! To start a pre-training run of 0.2 to 1.1 billion parameters on 4 to 100 billion tokens near its
+//! optimum, which is what the released dense runs cover; outside of that as a first guess, to be varied by factors of two. Not for fine-tuning, and not for schedules
 //! that end at a share of the peak rate.
 //!
 //! # Cost
@@ -70,6 +70,17 @@ pub const STEP_LAW: Law = Law {
     batch_scale: 0.58,
     batch_tokens: 0.571,
 };
+
+/// Parameters outside the vocabulary of the dense runs that the authors released, least and most.
+pub const COVERED_PARAMETERS: (f64, f64) = (2.1e8, 1.1e9);
+/// Tokens of training of these runs, least and most.
+pub const COVERED_TOKENS: (f64, f64) = (4e9, 1e11);
+
+/// Whether a run's size lies within those of the released dense runs.
+pub fn covered(parameters: f64, tokens: f64) -> bool {
+    (COVERED_PARAMETERS.0..=COVERED_PARAMETERS.1).contains(&parameters)
+        && (COVERED_TOKENS.0..=COVERED_TOKENS.1).contains(&tokens)
+}
 
 /// Other published laws, to compare with; `C = 6 N D`.
 pub const COMPARED: [(&str, fn(f64, f64) -> (f64, Option<f64>)); 4] = [
@@ -357,6 +368,14 @@ mod tests {
         close(d, tokens_for_compute(5.76e23, n), 1e-12);
         // The budget of a well-known model of 70 billion parameters and 1.4 trillion tokens.
         close(n, 70e9, 0.02);
+    }
+
+    #[test]
+    fn seven_billion_parameters_are_outside_of_the_released_runs() {
+        // Smallest and largest of the released dense runs.
+        assert!(covered(214_663_680.0, 4e9) && covered(1_073_741_824.0, 1e11));
+        assert!(!covered(7e9, 1.4e12) && !covered(1e9, 1.4e12) && !covered(7e9, 1e11));
+        assert!(!covered(1e8, 1e10) && !covered(5e8, 3e9));
     }
 
     /// Best of the runs of one size in the data that the authors released: parameters, tokens,

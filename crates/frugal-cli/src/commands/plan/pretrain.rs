@@ -4,7 +4,9 @@ use anyhow::{Result, bail};
 use frugal::model::load::ModelFiles;
 use frugal_core::human;
 use frugal_core::table::{Column, Table};
-use frugal_eval::step_law::{COMPARED, Recipe, STEP_LAW, optimal_size, tokens_for_compute};
+use frugal_eval::step_law::{
+    COMPARED, Recipe, STEP_LAW, covered, optimal_size, tokens_for_compute,
+};
 use serde_json::{Value, json};
 
 use crate::Outcome;
@@ -84,8 +86,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     }
     let recipe = Recipe::new(&STEP_LAW, parameters, tokens, args.sequence_length);
     let others = COMPARED.map(|(name, law)| (name, law(parameters, tokens)));
-    // The sizes that the published runs cover.
-    let inside = (5e7..=1e10).contains(&parameters) && (1e9..=2e12).contains(&tokens);
+    let inside = covered(parameters, tokens);
     if args.output.json {
         let others: Vec<Value> =
             others.iter().map(|(name, (rate, batch))| json!({ "law": name, "peak_rate": rate, "batch_tokens": batch })).collect();
