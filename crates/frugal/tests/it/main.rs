@@ -9,6 +9,7 @@ mod families;
 mod harness;
 mod linear_algebra;
 mod lora_step;
+mod measure;
 mod packed;
 mod real;
 mod reparameterize;
