@@ -22,6 +22,7 @@ use serde_json::Value;
 use super::Flags;
 use super::score::{self, ScoreConfig};
 use crate::args::Output;
+use crate::commands::measure::efficiency::with_flops;
 use crate::ui::progress::{Phase, style};
 use crate::ui::{self, interrupt};
 
@@ -407,6 +408,10 @@ pub(super) fn run(mut command: Command, sampled: Option<&Path>) -> Result<Ended>
                 status.success(),
                 Efficiency::new(&samples, processors, PowerModel::default()),
             ) {
+                let found = match RunRecord::read(&folder.join(RECORD_FILE)) {
+                    Ok(record) => with_flops(found, &record, None),
+                    Err(_) => found,
+                };
                 let text = serde_json::to_string_pretty(&found)? + "\n";
                 write_atomic(&folder.join(EFFICIENCY_FILE), text.as_bytes())?;
             }
