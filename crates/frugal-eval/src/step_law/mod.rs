@@ -38,6 +38,8 @@
 //! Language Model Pretraining, 2025, arXiv 2503.04715. Hoffmann et al.: Training Compute-Optimal
 //! Large Language Models, 2022, arXiv 2203.15556.
 
+mod band;
+mod runs;
 mod study;
 
 use rand::{Rng, SeedableRng};
@@ -45,6 +47,8 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::linear_algebra::dot;
+pub use band::{Band, Covariance, Edges, STEP_LAW_COVARIANCE, deviation_text};
+pub use runs::{RunsError, read_runs};
 pub use study::{Bowl, Cell, Compared, Measured, Study, measured};
 
 /// Two power laws: `rate = scale · N^parameters · D^tokens`, `batch = scale · D^tokens` in tokens.
@@ -231,6 +235,8 @@ pub struct Fit {
     /// Standard deviations of the coefficients over bootstrap samples, in the order of [`Law`]; of
     /// the logarithms of factors.
     pub deviations: [f64; 5],
+    /// Covariances of the same, for the band around a prediction.
+    pub covariance: Covariance,
     /// Runs that were kept.
     pub kept: usize,
 }
@@ -276,6 +282,7 @@ pub fn fit(runs: &[Run], excess: f64, bootstraps: usize, seed: u64) -> Option<Fi
     Some(Fit {
         law,
         deviations: std::array::from_fn(deviation),
+        covariance: Covariance::of(&draws),
         kept: kept.len(),
     })
 }
