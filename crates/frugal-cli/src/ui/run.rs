@@ -11,8 +11,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget};
 use super::progress::{Phase, TICK, style};
 use crate::args::Output;
 
-/// Columns below which the bar shows less.
-const NARROW: usize = 78;
+/// Cells that a bar has at least; numbers beside it give way.
+const BAR: usize = 20;
 
 /// Shows a run: phases, data, steps, evaluations.
 pub struct RunProgress {
@@ -146,12 +146,21 @@ impl RunProgress {
                 let memory =
                     peak_memory_bytes.map_or(String::new(), |n| format!(" · {} peak", bytes(n)));
                 let speed = format!("{} tok/s", count(tokens_per_second.round() as u64));
-                // The bar must stay within one line.
+                let loss = format!("loss {loss:.4}");
+                let all = format!("{loss} · lr {lr:.1e} · {speed}{memory}");
                 let numbers = match &self.bar {
-                    Some(_) if super::stderr_width() < NARROW => {
-                        format!("loss {loss:.4} · {speed}")
+                    None => all,
+                    Some(_) => {
+                        let shorter = [
+                            all,
+                            format!("{loss} · {speed}{memory}"),
+                            format!("{loss} · {speed}"),
+                            loss,
+                        ];
+                        // Steps, the time left, and what stands between.
+                        let others = 2 * total_steps.to_string().len() + 18;
+                        fitting(shorter, super::stderr_width().saturating_sub(BAR + others))
                     }
-                    _ => format!("loss {loss:.4} · lr {lr:.1e} · {speed}{memory}"),
                 };
                 match &self.bar {
                     Some(bar) => {
@@ -201,6 +210,19 @@ impl RunProgress {
             _ => {}
         }
     }
+}
+
+/// The first text that fits, or the last.
+fn fitting<const N: usize>(texts: [String; N], room: usize) -> String {
+    let mut found = String::new();
+    for text in texts {
+        let fits = text.chars().count() <= room;
+        found = text;
+        if fits {
+            break;
+        }
+    }
+    found
 }
 
 impl Drop for RunProgress {
@@ -292,5 +314,18 @@ pub fn number(value: f64) -> String {
         format!("{value:.4}")
     } else {
         significant(value, 5)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bar_keeps_its_cells_and_numbers_give_way() {
+        let texts = || ["aaaa · bbbb".to_owned(), "aaaa".to_owned(), "a".to_owned()];
+        assert_eq!(fitting(texts(), 11), "aaaa · bbbb");
+        assert_eq!(fitting(texts(), 10), "aaaa");
+        assert_eq!(fitting(texts(), 0), "a");
     }
 }
