@@ -9,6 +9,7 @@ mod inspect;
 mod journey;
 mod json;
 mod measure;
+mod measurements;
 mod recipes;
 mod support;
 mod tune;

@@ -459,6 +459,7 @@ fn pretrain_in_folder(
     record.run_info.command = command.to_vec();
     record.train_info.peak_memory = peak_memory;
     record.meta_info.model_info.model_type = model.model_type.name().into();
+    record.meta_info.model_info.vocabulary = Some(crate::measure::vocabulary_sha256(&tokenizer));
     record.meta_info.dataset_info = vec![
         part("train", training.len()),
         part("validation", validation.len()),

@@ -1,17 +1,20 @@
 //! Fine-tuning: the main job.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use burn::prelude::*;
 use frugal_core::events::{Scalars, names, read_jsonl};
+use frugal_eval::baselines::MAJORITY;
 use frugal_eval::report::{
     self, DatasetInfo, MetaInfo, ModelInfo, RECORD_FILE, RunInfo, RunRecord, RunReport, Status,
     SystemInfo, TrainInfo,
 };
 use serde::Serialize;
 
+use super::compare::{baselines, confusion};
 use super::export::merge_to_folder;
 use super::folder::{ConfigFile, check_same_run, claim};
 use super::log::Logger;
@@ -57,6 +60,8 @@ pub struct PartScores {
     pub base: Metrics,
     /// After training.
     pub adapted: Metrics,
+    /// What needs no model: the commonest class and chance, for classification.
+    pub baselines: BTreeMap<String, Metrics>,
 }
 
 /// Fine-tunes a model as `config` says and writes everything into its run folder.
@@ -141,6 +146,18 @@ fn tune_in_folder(
         stop,
     };
 
+    for part in [prepared.validation.as_ref(), prepared.test.as_ref()]
+        .into_iter()
+        .flatten()
+    {
+        if let Some(metrics) = baselines(&prepared, part).remove(MAJORITY) {
+            observe(&Progress::Scores {
+                who: MAJORITY.into(),
+                part: part.name.into(),
+                metrics,
+            });
+        }
+    }
     let base = if config.evaluate_base {
         run.score("base", &entry, true, observe)?
     } else {
@@ -185,11 +202,8 @@ fn tune_in_folder(
 
     // A run is not done before everything was measured; a resume measures again.
     let interrupted = adapted.is_none() || (config.measure_forgetting && forgetting.is_none());
-    let parts = scores(
-        &prepared,
-        &base.unwrap_or_default(),
-        &adapted.unwrap_or_default(),
-    );
+    let adapted = adapted.unwrap_or_default();
+    let parts = scores(&prepared, &base.unwrap_or_default(), &adapted);
     let head_parameters: usize = entry
         .head
         .iter()
@@ -240,6 +254,11 @@ fn tune_in_folder(
                 examples: p.examples,
                 base: p.base.clone(),
                 adapted: p.adapted.clone(),
+                baselines: p.baselines.clone(),
+                confusion: adapted
+                    .iter()
+                    .find(|(part, ..)| *part == p.part)
+                    .and_then(|(.., confusion)| confusion.clone()),
             })
             .collect(),
         forgetting,
@@ -258,7 +277,7 @@ fn tune_in_folder(
 }
 
 /// Metrics of each part that was evaluated.
-type Scores = Vec<(&'static str, Metrics)>;
+type Scores = Vec<(&'static str, Metrics, Option<report::Confusion>)>;
 
 struct Run<'a> {
     config: &'a TuneConfig,
@@ -325,7 +344,11 @@ impl Run<'_> {
                 part: part.name.into(),
                 metrics: result.metrics.clone(),
             });
-            found.push((part.name, result.metrics));
+            let confusion = entry
+                .head
+                .as_ref()
+                .map(|head| confusion(&head.config().labels, &result.gold, &result.predicted));
+            found.push((part.name, result.metrics, confusion));
         }
         Ok(Some(found))
     }
@@ -436,16 +459,12 @@ fn weights_size(folder: &Path) -> u64 {
     size(peft::WEIGHTS_FILE) + size("model.safetensors")
 }
 
-fn scores(
-    prepared: &Prepared,
-    base: &[(&'static str, Metrics)],
-    adapted: &[(&'static str, Metrics)],
-) -> Vec<PartScores> {
-    let of = |scores: &[(&'static str, Metrics)], part: &str| {
+fn scores(prepared: &Prepared, base: &Scores, adapted: &Scores) -> Vec<PartScores> {
+    let of = |scores: &Scores, part: &str| {
         scores
             .iter()
-            .find(|(p, _)| *p == part)
-            .map(|(_, m)| m.clone())
+            .find(|(p, ..)| *p == part)
+            .map(|(_, m, _)| m.clone())
             .unwrap_or_default()
     };
     let parts = [prepared.validation.as_ref(), prepared.test.as_ref()]
@@ -457,6 +476,7 @@ fn scores(
             examples: p.examples().len(),
             base: of(base, p.name),
             adapted: of(adapted, p.name),
+            baselines: baselines(prepared, p),
         })
         .collect()
 }
@@ -474,6 +494,11 @@ fn meta(config: &TuneConfig, prepared: &Prepared) -> MetaInfo {
             model_type: prepared.files.config().model_type.name().into(),
             file_size: prepared.files.stored_bytes(),
             sha256: None,
+            vocabulary: prepared
+                .files
+                .tokenizer()
+                .ok()
+                .map(crate::measure::vocabulary_sha256),
         },
         dataset_info: prepared.parts().map(dataset).collect(),
         package_info: [("frugal".to_owned(), env!("CARGO_PKG_VERSION").to_owned())].into(),

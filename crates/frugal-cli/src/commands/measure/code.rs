@@ -26,7 +26,7 @@ Solutions are programs from elsewhere: they run in a sandbox with limits on time
 files and output, without network where the system permits it, and only with --allow-code-execution.
 Times are the processor's; a machine that does nothing else meanwhile gives the best ones.";
 
-/// Measure whether generated code is right and how fast it is
+/// Measure whether generated code is right and how fast it is (ENAMEL)
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
