@@ -46,6 +46,7 @@ pub enum Command {
     Validate(validate::Args),
     Eval(eval::Args),
     Measure(measure::Args),
+    #[command(visible_alias = "optcs")]
     Select(select::Args),
     Generate(generate::Args),
     Chat(chat::Args),

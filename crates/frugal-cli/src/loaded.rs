@@ -45,6 +45,21 @@ impl Loaded {
         Self::read_several_for_text(model, &adapters_of(model), machine, quantize, output)
     }
 
+    /// The same for timing, where any model will do.
+    pub fn read_for_timing(
+        model: &Model,
+        machine: &Machine,
+        quantize: Quantize,
+        output: Output,
+    ) -> Result<Self> {
+        let options = LoadOptions {
+            quantize,
+            ..LoadOptions::for_generation()
+        };
+        let adapters = adapters_of(model);
+        Self::read_checked(model, &adapters, machine, output, options, |_| Ok(()))
+    }
+
     /// The same with these adapters in place of the one of `model`.
     pub fn read_several_for_text(
         model: &Model,

@@ -9,6 +9,7 @@ mod commands;
 mod failure;
 mod folder;
 mod loaded;
+mod measured;
 mod ui;
 
 use std::process::ExitCode;

@@ -65,11 +65,15 @@ impl Table {
 
     /// The table as text without a line end after the last row. Cells wrap to fit `width`
     /// characters, where it is given: those of words first, then `12.5 MiB` and the like as well;
-    /// the words of the first column, which names the rows, break last.
+    /// the words of the first column, which names the rows, break last. Where numbers would have to
+    /// break inside, each row becomes a block of lines, one for each column.
     ///
     /// `unicode` draws the rule under the headings with a line character, otherwise the text is
     /// plain ASCII.
     pub fn render(&self, width: Option<u16>, unicode: bool) -> String {
+        if let Some(width) = width.filter(|width| self.least_width() > *width) {
+            return self.blocks(usize::from(width));
+        }
         let rule = if unicode { '\u{2500}' } else { '-' };
         let mut table = comfy_table::Table::new();
         table.load_style(
@@ -127,6 +131,49 @@ impl Table {
         table.trim_fmt()
     }
 
+    /// Width below which a word would have to break that is a number or names a row.
+    fn least_width(&self) -> u16 {
+        let least = |(i, column): (usize, &Column)| {
+            let word = self.widths(i).word;
+            match (i, column.number) {
+                (0, _) => word,
+                (_, true) => GAP + word,
+                (_, false) => GAP + word.min(LONG_WORD),
+            }
+        };
+        self.columns
+            .iter()
+            .enumerate()
+            .map(least)
+            .fold(0, u16::saturating_add)
+    }
+
+    /// Each row as a block of lines: what it is called, then a line for each column that says
+    /// something.
+    fn blocks(&self, width: usize) -> String {
+        let headings = self.columns.iter().skip(1);
+        let widest = headings
+            .map(|column| column.heading.chars().count())
+            .max()
+            .unwrap_or(0)
+            .min(width / 2);
+        let line = |(column, cell): (&Column, &String)| {
+            let (name, indent) = (&column.heading, " ".repeat(2 + widest + usize::from(GAP)));
+            let lines = wrapped(cell, width.saturating_sub(indent.len()).max(1));
+            format!("  {name:<widest$}  {}", lines.join(&format!("\n{indent}")))
+        };
+        let block = |row: &Vec<String>| {
+            let cells = self.columns.iter().zip(row).skip(1);
+            let lines = cells.filter(|(_, cell)| !cell.is_empty()).map(line);
+            let name = row.first().cloned().unwrap_or_default();
+            std::iter::once(name)
+                .chain(lines)
+                .collect::<Vec<_>>()
+                .join("\n")
+        };
+        self.rows.iter().map(block).collect::<Vec<_>>().join("\n")
+    }
+
     /// How wide a column is at its widest.
     fn widths(&self, i: usize) -> Widths {
         let heading = std::iter::once(self.columns[i].heading.as_str());
@@ -149,6 +196,23 @@ impl Table {
                 .fold(widest.word, u16::max),
         })
     }
+}
+
+/// Lines of at most `width` characters; longer words stand alone.
+fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let last = lines.len() - 1;
+        let used = lines[last].chars().count();
+        if used == 0 {
+            lines[last].push_str(word);
+        } else if used + 1 + word.chars().count() <= width {
+            lines[last] = format!("{} {word}", lines[last]);
+        } else {
+            lines.push(word.to_owned());
+        }
+    }
+    lines
 }
 
 #[cfg(test)]
@@ -219,8 +283,51 @@ none"
             );
             assert_eq!(text.contains("125.8 MiB"), width >= 37, "{width}:\n{text}");
         }
-        // Nothing is left to give way.
-        assert!(!table.render(Some(25), true).contains("trainable-tokens"));
+        // Nothing is left to give way: a block of lines.
+        let expected = "\
+trainable-tokens
+  What it does  trains rows
+                of the
+                token table
+  Peak memory   125.8 MiB";
+        assert_eq!(table.render(Some(28), true), expected);
+    }
+
+    #[test]
+    fn numbers_do_not_break_inside() {
+        let headings = [
+            "accuracy",
+            "±",
+            "parameters",
+            "file",
+            "memory",
+            "time",
+            "tokens/s",
+        ];
+        let mut table =
+            Table::new(std::iter::once(Column::text("run")).chain(headings.map(Column::number)));
+        let cells = [
+            "0.8222",
+            "0.0222",
+            "487,424",
+            "1.9 MiB",
+            "1,166.8 MiB",
+            "20 min 3 s",
+            "36,500",
+        ];
+        table.row(std::iter::once("text-encoder-lora-plus").chain(cells));
+        for width in 30..=120 {
+            let text = table.render(Some(width), true);
+            for number in ["0.8222", "0.0222", "487,424", "1,166.8", "36,500"] {
+                assert!(text.contains(number), "{width}:\n{text}");
+            }
+            let widest = text
+                .lines()
+                .map(|line| line.chars().count())
+                .max()
+                .unwrap_or(0);
+            assert!(widest <= usize::from(width), "{width}:\n{text}");
+        }
     }
 
     #[test]

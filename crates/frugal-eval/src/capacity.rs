@@ -19,7 +19,8 @@
 //! One forward pass over the text.
 //!
 //! # Defaults and where they come from
-//! Samples of 1024 tokens, of which the first one only serves as context; `N` of generating 1024
+//! Samples of 1024 tokens, the tokenizer's special tokens in front included, of which the first
+//! only serves as context; texts in JSONL are samples of their own, cut to that length; `N` of generating 1024
 //! tokens with a growing cache; `b` = −24, the reference's value for its mixed texts. [`fit_bias`]
 //! finds the value for a text of one's own from models of one family.
 //!
@@ -60,6 +61,41 @@ pub struct Shape {
     pub active_experts: u64,
     /// Tokens of the vocabulary.
     pub vocab: u64,
+    /// Multi-head latent attention in place of grouped heads.
+    pub latent: Option<LatentShape>,
+}
+
+/// Sizes of multi-head latent attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LatentShape {
+    /// Width of the queries' narrow vector; `None` for queries straight from the hidden states.
+    pub query_rank: Option<u64>,
+    /// Width of the keys' and values' narrow vector.
+    pub rank: u64,
+    /// Part of a head without position.
+    pub plain: u64,
+    /// Part of a head that is rotated; the key's is shared by all heads.
+    pub rotated: u64,
+    /// Width of a value head.
+    pub value: u64,
+}
+
+impl LatentShape {
+    /// Multiply-adds of the projections of a token, and of each token in its cache: scores and
+    /// values are formed against the narrow vectors themselves, so the map from these to keys and
+    /// values is used once for each new token.
+    fn multiply_adds(&self, hidden: u64, heads: u64) -> (u64, u64) {
+        let head = self.plain + self.rotated;
+        let query = match self.query_rank {
+            Some(rank) => hidden * rank + rank * heads * head,
+            None => hidden * heads * head,
+        };
+        let narrow = hidden * (self.rank + self.rotated);
+        let widen = self.rank * heads * (self.plain + self.value);
+        let output = heads * self.value * hidden;
+        let cached = heads * (self.rank + self.rotated) + heads * self.rank;
+        (query + narrow + widen + output, cached)
+    }
 }
 
 impl Shape {
@@ -74,21 +110,34 @@ impl Shape {
         } else {
             0
         };
-        let matrices = 2 * self.hidden * (2 * query + 2 * key) + forward + router;
+        let (projections, cached) = self.latent.map_or_else(
+            || (self.hidden * (2 * query + 2 * key), 2 * query),
+            |latent| latent.multiply_adds(self.hidden, self.heads),
+        );
+        let matrices = 2 * projections + forward + router;
         // Scores and values over the mean number of tokens before.
-        let attention = 4 * query * (length.saturating_sub(1));
+        let attention = 2 * cached * (length.saturating_sub(1));
         (self.layers * matrices + 2 * self.hidden * self.vocab) as f64
             + (self.layers * attention) as f64 / 2.0
     }
 
-    /// The same as the reference implementation counts: heads share the hidden size evenly.
+    /// The same as the reference implementation counts: heads share the hidden size evenly. With
+    /// latent attention it takes the width of the narrow vector for the number of tokens in the
+    /// cache and knows none of the projections to it.
     pub fn reference_flops_per_token(&self, length: u64) -> f64 {
-        Self {
+        let even = Self {
             head_dim: self.hidden / self.heads.max(1),
             gated: true,
+            latent: None,
             ..*self
+        };
+        match self.latent {
+            None => even.flops_per_token(length),
+            Some(latent) => {
+                let scores = 4 * self.heads * even.head_dim * latent.rank * self.layers;
+                even.flops_per_token(1) + scores as f64
+            }
         }
-        .flops_per_token(length)
     }
 }
 
@@ -169,6 +218,7 @@ mod tests {
         experts: 1,
         active_experts: 1,
         vocab: 49152,
+        latent: None,
     };
 
     #[test]
@@ -191,6 +241,7 @@ mod tests {
             experts: 1,
             active_experts: 1,
             vocab: 128256,
+            latent: None,
         };
         assert_eq!(llama3.reference_flops_per_token(1024), 15_277_490_176.0);
         assert_eq!(llama3.flops_per_token(1024), 15_277_490_176.0);
@@ -201,6 +252,39 @@ mod tests {
         };
         assert_eq!(wide.reference_flops_per_token(1024), 15_277_490_176.0);
         assert!(wide.flops_per_token(1024) > 16e9);
+    }
+
+    /// Reference: `mla_model_theoretical_flops` of the official `flops.py` on this shape, 1,024
+    /// tokens generated, divided by 1,024.
+    #[test]
+    fn latent_attention_is_counted() {
+        let deepseek = Shape {
+            hidden: 2048,
+            layers: 27,
+            heads: 16,
+            kv_heads: 16,
+            head_dim: 192,
+            intermediate: 10944,
+            gated: true,
+            experts: 1,
+            active_experts: 1,
+            vocab: 102400,
+            latent: Some(LatentShape {
+                query_rank: None,
+                rank: 512,
+                plain: 128,
+                rotated: 64,
+                value: 128,
+            }),
+        };
+        assert_eq!(deepseek.reference_flops_per_token(1024), 5_069_602_816.0);
+        // By hand: projections 2048·16·192 + 2048·576 + 512·16·256 + 16·128·2048, of each cached
+        // token 16·576 + 16·512.
+        let projections = 2048 * 16 * 192 + 2048 * 576 + 512 * 16 * 256 + 16 * 128 * 2048;
+        let layer = f64::from(2 * projections + 6 * 2048 * 10944);
+        let cached = f64::from(2 * (16 * 576 + 16 * 512));
+        let expected = 27.0 * (layer + cached * 1023.0 / 2.0) + 2.0 * 2048.0 * 102400.0;
+        assert_eq!(deepseek.flops_per_token(1024), expected);
     }
 
     #[test]

@@ -1,18 +1,19 @@
-//! A text-completion service that speaks OpenAI's protocol over plain HTTP, as far as measuring its
-//! time needs it.
+//! A text-completion service that speaks OpenAI's protocol over HTTP or HTTPS, as far as measuring
+//! its time needs it.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use thiserror::Error;
+use ureq::Agent;
 
 /// A service that does not answer as it should.
 #[derive(Debug, Error)]
 pub enum EndpointError {
     /// An address that cannot be used.
-    #[error("{url}: {reason}; give a base address such as http://127.0.0.1:8080/v1")]
+    #[error("{url}: {reason}; give a base address such as https://api.example.org/v1")]
     Address {
         /// As given.
         url: String,
@@ -24,8 +25,8 @@ pub enum EndpointError {
     Connection {
         /// Address.
         url: String,
-        /// The system's answer.
-        source: std::io::Error,
+        /// The client's reason.
+        source: Box<ureq::Error>,
     },
     /// An answer that is none.
     #[error("{url}: {reason}")]
@@ -48,55 +49,108 @@ pub struct Completion {
     pub seconds: f64,
 }
 
-/// A service.
-#[derive(Clone, Debug)]
-pub struct Endpoint {
-    url: String,
-    host: String,
-    path: String,
-    model: String,
+/// Which of the protocol's calls is used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Call {
+    /// `/completions`: a text is continued.
+    #[default]
+    Completions,
+    /// `/chat/completions`: a message is answered.
+    Chat,
 }
 
-/// Longest time without a byte of an answer.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// What a service turned out not to know; it is not asked for it again.
+#[derive(Clone, Copy, Debug, Default)]
+struct Dialect {
+    /// Knows no way to keep the model from ending early.
+    ends_early: bool,
+    /// Calls the longest answer `max_completion_tokens`.
+    long_name: bool,
+}
+
+/// A service.
+#[derive(Debug)]
+pub struct Endpoint {
+    agent: Agent,
+    url: String,
+    model: String,
+    call: Call,
+    /// Contents of the `Authorization` header.
+    authorization: Option<String>,
+    dialect: Cell<Dialect>,
+}
+
+/// Longest time for an answer.
+const PATIENCE: Duration = Duration::from_secs(600);
+/// Most bytes of an answer that are read.
+const MOST: u64 = 16 << 20;
+/// How often a service that is too busy is asked again, and after how long at most.
+const ATTEMPTS: usize = 5;
+const LONGEST_WAIT: u64 = 60;
 
 impl Endpoint {
-    /// A service at a base address, without asking it anything yet.
+    /// A service at a base address, without asking it anything yet. An API key is sent as `Bearer`
+    /// token.
     ///
     /// # Errors
-    /// Addresses that are not plain HTTP.
-    pub fn new(url: &str, model: &str) -> Result<Self, EndpointError> {
+    /// Addresses that are neither HTTP nor HTTPS, and keys that would cross the network in the open.
+    pub fn new(
+        url: &str,
+        model: &str,
+        call: Call,
+        key: Option<&str>,
+    ) -> Result<Self, EndpointError> {
         let bad = |reason: &str| EndpointError::Address {
             url: url.into(),
             reason: reason.into(),
         };
-        let rest = url
-            .strip_prefix("http://")
-            .ok_or_else(|| bad("only plain http:// is spoken here"))?;
-        let (host, path) = rest.split_once('/').map_or((rest, ""), |(host, path)| {
-            (host, path.trim_end_matches('/'))
-        });
-        if host.is_empty()
-            || host.contains(char::is_whitespace)
-            || path.contains(char::is_whitespace)
-        {
+        let (secure, rest) = match (url.strip_prefix("https://"), url.strip_prefix("http://")) {
+            (Some(rest), _) => (true, rest),
+            (None, Some(rest)) => (false, rest),
+            (None, None) => return Err(bad("only http:// and https:// are spoken here")),
+        };
+        let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
+        if host.is_empty() || rest.contains(char::is_whitespace) {
             return Err(bad("it names no host"));
         }
-        let host = if host.contains(':') {
-            host.to_owned()
-        } else {
-            format!("{host}:80")
-        };
-        let path = if path.is_empty() {
-            "/v1".to_owned()
-        } else {
-            format!("/{path}")
-        };
+        if host.contains('@') || path.contains(['?', '#']) {
+            return Err(bad("names, passwords and queries have no place in it"));
+        }
+        let here = ["127.0.0.1", "localhost", "[::1]"];
+        let name = host.rsplit_once(':').map_or(host, |(name, port)| {
+            if port.bytes().all(|b| b.is_ascii_digit()) {
+                name
+            } else {
+                host
+            }
+        });
+        if key.is_some() && !secure && !here.contains(&name) {
+            return Err(bad("the API key would cross the network in the open"));
+        }
+        if key.is_some_and(|key| key.is_empty() || !key.bytes().all(|b| b.is_ascii_graphic())) {
+            return Err(bad(
+                "the API key is empty or has characters that no key has",
+            ));
+        }
+        let path = path.trim_end_matches('/');
+        let scheme = if secure { "https" } else { "http" };
+        let path = if path.is_empty() { "v1" } else { path };
+        let config = Agent::config_builder()
+            .timeout_global(Some(PATIENCE))
+            .timeout_connect(Some(Duration::from_secs(10)))
+            .http_status_as_error(false)
+            // A key must not follow a redirection to another host.
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .build();
         Ok(Self {
-            url: url.into(),
-            host,
-            path,
+            agent: config.into(),
+            url: format!("{scheme}://{host}/{path}"),
             model: model.into(),
+            call,
+            authorization: key.map(|key| format!("Bearer {key}")),
+            dialect: Cell::default(),
         })
     }
 
@@ -105,14 +159,67 @@ impl Endpoint {
     /// # Errors
     /// When it cannot be reached or answers something else.
     pub fn complete(&self, words: usize, tokens: usize) -> Result<Completion, EndpointError> {
+        let (mut busy, mut unknown) = (0, 0);
+        loop {
+            let body = self.body(words, tokens).to_string();
+            let start = Instant::now();
+            let (status, wait, text) = self.post(&body)?;
+            let seconds = start.elapsed().as_secs_f64();
+            match status {
+                200 => return self.completion(&text, seconds),
+                429 | 503 if busy + 1 < ATTEMPTS => {
+                    busy += 1;
+                    std::thread::sleep(Duration::from_secs(wait.min(LONGEST_WAIT)));
+                }
+                400 | 422 if unknown < 2 && self.learn(&text) => unknown += 1,
+                _ => return Err(self.answer(format!("status {status}: {}", shortened(&text)))),
+            }
+        }
+    }
+
+    fn body(&self, words: usize, tokens: usize) -> Value {
+        let dialect = self.dialect.get();
         let prompt = vec!["time"; words.max(1)].join(" ");
-        let body = json!({
-            "model": self.model, "prompt": prompt, "max_tokens": tokens, "min_tokens": tokens, "temperature": 0, "ignore_eos": true,
-            "stream": false,
-        });
-        let start = Instant::now();
-        let answer = self.post("/completions", &body.to_string())?;
-        let seconds = start.elapsed().as_secs_f64();
+        let mut body = match self.call {
+            Call::Completions => json!({ "prompt": prompt }),
+            Call::Chat => json!({ "messages": [{ "role": "user", "content": prompt }] }),
+        };
+        let longest = if dialect.long_name {
+            "max_completion_tokens"
+        } else {
+            "max_tokens"
+        };
+        body["model"] = json!(self.model);
+        body[longest] = json!(tokens);
+        body["stream"] = json!(false);
+        if !dialect.long_name {
+            // Models that know only the long name fix their temperature, too.
+            body["temperature"] = json!(0);
+        }
+        if !dialect.ends_early {
+            body["min_tokens"] = json!(tokens);
+            body["ignore_eos"] = json!(true);
+        }
+        body
+    }
+
+    /// Takes from a refusal what the service does not know; false if it says nothing of the kind.
+    fn learn(&self, text: &str) -> bool {
+        let mut dialect = self.dialect.get();
+        let long_name = !dialect.long_name && text.contains("max_completion_tokens");
+        let ends_early = !dialect.ends_early
+            && ["min_tokens", "ignore_eos"]
+                .iter()
+                .any(|name| text.contains(name));
+        dialect.long_name |= long_name;
+        dialect.ends_early |= ends_early;
+        self.dialect.set(dialect);
+        long_name || ends_early
+    }
+
+    fn completion(&self, text: &str, seconds: f64) -> Result<Completion, EndpointError> {
+        let answer: Value = serde_json::from_str(text)
+            .map_err(|e| self.answer(format!("not JSON ({e}): {}", shortened(text))))?;
         let count = |key: &str| {
             answer["usage"][key]
                 .as_u64()
@@ -131,38 +238,49 @@ impl Endpoint {
         }
     }
 
-    fn post(&self, call: &str, body: &str) -> Result<Value, EndpointError> {
+    /// Status, seconds to wait where it is too busy, and content.
+    fn post(&self, body: &str) -> Result<(u16, u64, String), EndpointError> {
+        let call = match self.call {
+            Call::Completions => "completions",
+            Call::Chat => "chat/completions",
+        };
         let failed = |source| EndpointError::Connection {
             url: self.url.clone(),
-            source,
+            source: Box::new(source),
         };
-        let address = self.host.to_socket_addrs().map_err(failed)?.next();
-        let address = address.ok_or_else(|| self.answer("the host has no address".into()))?;
-        let mut stream =
-            TcpStream::connect_timeout(&address, Duration::from_secs(10)).map_err(failed)?;
-        stream.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
-        stream.set_nodelay(true).map_err(failed)?;
-        let request = format!(
-            "POST {}{call} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\nAccept: application/json\r\nConnection: close\r\n\
-             Content-Length: {}\r\n\r\n{body}",
-            self.path,
-            self.host,
-            body.len()
-        );
-        stream.write_all(request.as_bytes()).map_err(failed)?;
-        let (status, content) = read_response(&mut BufReader::new(stream)).map_err(failed)?;
-        let text = String::from_utf8_lossy(&content);
-        if status != 200 {
-            return Err(self.answer(format!("status {status}: {}", shortened(&text))));
+        let mut request = self
+            .agent
+            .post(format!("{}/{call}", self.url))
+            .header("Content-Type", "application/json")
+            .header("Accept", "application/json");
+        if let Some(authorization) = &self.authorization {
+            request = request.header("Authorization", authorization);
         }
-        serde_json::from_str(&text)
-            .map_err(|e| self.answer(format!("not JSON ({e}): {}", shortened(&text))))
+        let mut response = request.send(body).map_err(failed)?;
+        let wait = response
+            .headers()
+            .get("retry-after")
+            .and_then(|value| value.to_str().ok()?.trim().parse().ok())
+            .unwrap_or(1);
+        let status = response.status().as_u16();
+        let content = response
+            .body_mut()
+            .with_config()
+            .limit(MOST)
+            .read_to_vec()
+            .map_err(failed)?;
+        Ok((status, wait, String::from_utf8_lossy(&content).into_owned()))
     }
 
     fn answer(&self, reason: String) -> EndpointError {
+        // Some services repeat the key in their complaint.
+        let key = self
+            .authorization
+            .as_deref()
+            .and_then(|a| a.strip_prefix("Bearer "));
         EndpointError::Answer {
             url: self.url.clone(),
-            reason,
+            reason: key.map_or_else(|| reason.clone(), |key| reason.replace(key, "[key]")),
         }
     }
 }
@@ -171,63 +289,9 @@ fn shortened(text: &str) -> String {
     text.chars().take(200).collect()
 }
 
-/// Most bytes of an answer that are read.
-const MOST: u64 = 16 << 20;
-
-/// Status and content, of known length, in chunks, or up to the end of the connection.
-fn read_response(reader: &mut impl BufRead) -> std::io::Result<(u16, Vec<u8>)> {
-    let malformed = || std::io::Error::new(std::io::ErrorKind::InvalidData, "not an HTTP answer");
-    let mut line = String::new();
-    reader.read_line(&mut line)?;
-    let status = line
-        .split_whitespace()
-        .nth(1)
-        .and_then(|s| s.parse().ok())
-        .filter(|_| line.starts_with("HTTP/"))
-        .ok_or_else(malformed)?;
-    let (mut length, mut chunked) = (None, false);
-    loop {
-        line.clear();
-        if reader.read_line(&mut line)? == 0 {
-            return Err(malformed());
-        }
-        let header = line.trim();
-        if header.is_empty() {
-            break;
-        }
-        if let Some((name, value)) = header.split_once(':') {
-            match name.to_ascii_lowercase().as_str() {
-                "content-length" => length = value.trim().parse::<u64>().ok(),
-                "transfer-encoding" => chunked = value.to_ascii_lowercase().contains("chunked"),
-                _ => {}
-            }
-        }
-    }
-    let mut content = Vec::new();
-    if chunked {
-        loop {
-            line.clear();
-            reader.read_line(&mut line)?;
-            let size = u64::from_str_radix(line.trim().split(';').next().unwrap_or_default(), 16)
-                .map_err(|_| malformed())?;
-            if size == 0 || content.len() as u64 + size > MOST {
-                break;
-            }
-            reader.by_ref().take(size).read_to_end(&mut content)?;
-            line.clear();
-            reader.read_line(&mut line)?;
-        }
-    } else {
-        reader
-            .by_ref()
-            .take(length.unwrap_or(MOST).min(MOST))
-            .read_to_end(&mut content)?;
-    }
-    Ok((status, content))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead, BufReader, Read, Write};
     use std::net::TcpListener;
 
     use super::super::runtime::{Rule, RuntimeFit, Summary, Timing, cells};
@@ -246,7 +310,8 @@ mod tests {
                 while line != "\r\n" {
                     line.clear();
                     reader.read_line(&mut line).unwrap();
-                    if let Some(value) = line.strip_prefix("Content-Length: ") {
+                    if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length: ")
+                    {
                         length = value.trim().parse().unwrap();
                     }
                 }
@@ -269,7 +334,7 @@ mod tests {
                 );
                 write!(
                     stream,
-                    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}"
+                    "HTTP/1.1 200 OK\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}"
                 )
                 .unwrap();
             }
@@ -280,8 +345,7 @@ mod tests {
     #[test]
     fn the_times_of_a_local_service_are_found_again() {
         let (prompts, outputs, trials) = ([1, 10, 20], [1, 4, 8], 4);
-        let endpoint =
-            Endpoint::new(&service(prompts.len() * outputs.len() * trials), "m").unwrap();
+        let endpoint = plain(&service(prompts.len() * outputs.len() * trials));
         let mut timings = Vec::new();
         for prompt in prompts {
             for output in outputs {
@@ -307,41 +371,141 @@ mod tests {
         assert!(slope > 0.0015 && slope < 0.004, "{fit:?}");
     }
 
+    fn plain(url: &str) -> Endpoint {
+        Endpoint::new(url, "m", Call::Completions, None).unwrap()
+    }
+
+    /// A service that answers each request by the next of these texts; gives back what was asked.
+    fn answering(answers: Vec<String>) -> (String, std::thread::JoinHandle<Vec<String>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let service = std::thread::spawn(move || {
+            let mut asked = Vec::new();
+            for text in answers {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut seen = vec![0; 1 << 16];
+                let mut request = String::new();
+                while !request.contains("\r\n\r\n{") {
+                    let n = stream.read(&mut seen).unwrap();
+                    request += &String::from_utf8_lossy(&seen[..n]);
+                }
+                stream.write_all(text.as_bytes()).unwrap();
+                asked.push(request);
+            }
+            asked
+        });
+        (url, service)
+    }
+
+    fn response(status: &str, headers: &str, body: &str) -> String {
+        let length = body.len();
+        format!(
+            "HTTP/1.1 {status}\r\nConnection: close\r\n{headers}Content-Length: {length}\r\n\r\n{body}"
+        )
+    }
+
+    const USAGE: &str = r#"{"usage":{"prompt_tokens":2,"completion_tokens":3}}"#;
+
     #[test]
     fn answers_of_other_kinds_are_named() {
-        let address = |url: &str| Endpoint::new(url, "m").map(|_| ()).unwrap_err().to_string();
-        assert!(address("https://example.org/v1").contains("plain http://"));
-        assert!(address("http:///v1").contains("no host"));
+        let address = |url: &str, key: Option<&str>| {
+            let endpoint = Endpoint::new(url, "m", Call::Completions, key);
+            endpoint.map(|_| ()).unwrap_err().to_string()
+        };
+        assert!(address("ftp://example.org/v1", None).contains("http:// and https://"));
+        assert!(address("http:///v1", None).contains("no host"));
+        assert!(address("https://me:word@example.org/v1", None).contains("passwords"));
         let closed = TcpListener::bind("127.0.0.1:0")
             .unwrap()
             .local_addr()
             .unwrap();
+        assert!(plain(&format!("http://{closed}")).complete(1, 1).is_err());
+        let error = |answer: String| {
+            let (url, _service) = answering(vec![answer]);
+            plain(&url).complete(1, 1).unwrap_err().to_string()
+        };
+        let found = error(response("404 Not Found", "", "nothing"));
+        assert!(found.contains("status 404: nothing"), "{found}");
+        assert!(error(response("200 OK", "", "{}")).contains("usage"));
+        // A redirection is named and not followed.
+        let moved = response("301 Moved", "Location: http://example.org/\r\n", "gone");
+        assert!(error(moved).contains("status 301"));
+        assert!(!error("hello\r\n\r\n".into()).is_empty());
+    }
+
+    #[test]
+    fn an_api_key_is_sent_and_never_in_the_open_or_in_messages() {
+        let (url, service) = answering(vec![
+            response("200 OK", "", USAGE),
+            response("401 Unauthorized", "", "bad key sk-secret1"),
+        ]);
+        let endpoint = Endpoint::new(&url, "m", Call::Completions, Some("sk-secret1")).unwrap();
+        let done = endpoint.complete(2, 3).unwrap();
+        assert_eq!((done.prompt_tokens, done.completion_tokens), (2, 3));
+        let error = endpoint.complete(2, 3).unwrap_err().to_string();
         assert!(
-            Endpoint::new(&format!("http://{closed}"), "m")
-                .unwrap()
-                .complete(1, 1)
-                .is_err()
+            error.contains("status 401") && !error.contains("sk-secret1"),
+            "{error}"
         );
-        let answers = |text: &'static str| {
-            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-            let url = format!("http://{}", listener.local_addr().unwrap());
-            std::thread::spawn(move || {
-                let (mut stream, _) = listener.accept().unwrap();
-                let mut seen = [0; 4096];
-                let _ = stream.read(&mut seen);
-                let _ = stream.write_all(text.as_bytes());
-            });
-            Endpoint::new(&url, "m")
-                .unwrap()
-                .complete(1, 1)
-                .unwrap_err()
-                .to_string()
+        let asked = service.join().unwrap();
+        let header = "authorization: bearer sk-secret1";
+        assert!(
+            asked[0].to_ascii_lowercase().contains(header),
+            "{}",
+            asked[0]
+        );
+        let open = Endpoint::new("http://example.org/v1", "m", Call::Chat, Some("k"));
+        assert!(open.unwrap_err().to_string().contains("in the open"));
+        assert!(Endpoint::new("https://example.org/v1", "m", Call::Chat, Some("k")).is_ok());
+        assert!(
+            Endpoint::new("https://example.org/v1", "m", Call::Chat, Some("k\r\nX: y")).is_err()
+        );
+    }
+
+    #[test]
+    fn https_is_spoken_where_it_is_asked_for() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("https://{}/v1", listener.local_addr().unwrap());
+        let service = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut first = [0; 3];
+            stream.read_exact(&mut first).unwrap();
+            first
+        });
+        assert!(plain(&url).complete(1, 1).is_err());
+        // A TLS handshake record, not a request in the open.
+        assert_eq!(service.join().unwrap()[..2], [0x16, 0x03]);
+    }
+
+    #[test]
+    fn a_service_is_asked_in_the_words_that_it_knows() {
+        let refusal = |body: &str| response("400 Bad Request", "", body);
+        let (url, service) = answering(vec![
+            refusal(
+                r#"{"error":{"message":"Unrecognized request argument supplied: ignore_eos"}}"#,
+            ),
+            refusal(r#"{"error":{"message":"Use 'max_completion_tokens' instead."}}"#),
+            response("429 Too Many Requests", "Retry-After: 0\r\n", "{}"),
+            response("200 OK", "", USAGE),
+            refusal("no such model"),
+        ]);
+        let endpoint = Endpoint::new(&url, "m", Call::Chat, None).unwrap();
+        endpoint.complete(2, 3).unwrap();
+        let error = endpoint.complete(2, 3).unwrap_err().to_string();
+        assert!(error.contains("no such model"), "{error}");
+        let asked = service.join().unwrap();
+        let body = |i: usize| -> Value {
+            serde_json::from_str(asked[i].split_once("\r\n\r\n").unwrap().1).unwrap()
         };
         assert!(
-            answers("HTTP/1.1 404 Not Found\r\nContent-Length: 7\r\n\r\nnothing")
-                .contains("status 404: nothing")
+            asked[0].starts_with("POST /v1/chat/completions"),
+            "{}",
+            asked[0]
         );
-        assert!(answers("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}").contains("usage"));
-        assert!(answers("hello\r\n\r\n").contains("not an HTTP answer"));
+        assert!(body(0)["ignore_eos"] == true && body(0)["max_tokens"] == 3);
+        assert!(body(1)["ignore_eos"].is_null() && body(1)["max_tokens"] == 3);
+        assert!(body(2)["max_completion_tokens"] == 3 && body(2)["max_tokens"].is_null());
+        assert_eq!(body(3)["messages"][0]["content"], "time time");
+        assert_eq!(body(4), body(3));
     }
 }

@@ -1,11 +1,13 @@
 //! Measuring without tensors: tasks and their scores, the sandbox for generated code, statistics,
 //! suites of runs, records, reports and plots. One file or folder for each measure.
 
+pub mod baselines;
 pub mod capacity;
 pub mod efficiency;
 pub mod enamel;
 pub mod endpoint;
 pub mod linear_algebra;
+pub mod measurement;
 pub mod optcs;
 pub mod programs;
 pub mod report;

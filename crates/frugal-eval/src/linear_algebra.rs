@@ -1,4 +1,4 @@
-//! Small dense linear algebra in f64: as much as the measures here need.
+//! Small dense linear algebra in f64: as much as the measures here need. Spectra come from `faer`.
 
 /// A matrix `[rows, columns]`, row by row.
 #[derive(Clone, Debug, PartialEq)]
@@ -119,109 +119,47 @@ impl Cholesky {
     }
 }
 
-/// Eigenvalues of a symmetric matrix, in no particular order: Householder's reduction to three
-/// diagonals, then QL steps with implicit shifts (Wilkinson and Reinsch, 1971).
-///
-/// Returns `None` if an eigenvalue does not converge in 50 steps, which finite input does not bring
-/// about.
-pub fn symmetric_eigenvalues(matrix: &Matrix) -> Option<Vec<f64>> {
-    let n = matrix.rows;
-    if n == 0 {
-        return Some(Vec::new());
-    }
-    let mut a = matrix.data.clone();
-    let (mut diagonal, mut beside) = (vec![0.0; n], vec![0.0; n]);
-    for i in (1..n).rev() {
-        let scale: f64 = a[i * n..i * n + i].iter().map(|v| v.abs()).sum();
-        if i == 1 || scale == 0.0 {
-            beside[i] = a[i * n + i - 1];
-            continue;
-        }
-        let mut h = 0.0;
-        for k in 0..i {
-            a[i * n + k] /= scale;
-            h += a[i * n + k] * a[i * n + k];
-        }
-        let f = a[i * n + i - 1];
-        let g = if f >= 0.0 { -h.sqrt() } else { h.sqrt() };
-        beside[i] = scale * g;
-        h -= f * g;
-        a[i * n + i - 1] = f - g;
-        let mut sum = 0.0;
-        for j in 0..i {
-            let mut g = 0.0;
-            for k in 0..=j {
-                g += a[j * n + k] * a[i * n + k];
-            }
-            for k in j + 1..i {
-                g += a[k * n + j] * a[i * n + k];
-            }
-            beside[j] = g / h;
-            sum += beside[j] * a[i * n + j];
-        }
-        let half = sum / (h + h);
-        for j in 0..i {
-            let f = a[i * n + j];
-            let g = beside[j] - half * f;
-            beside[j] = g;
-            for k in 0..=j {
-                a[j * n + k] -= f * beside[k] + g * a[i * n + k];
-            }
-        }
-    }
-    for i in 0..n {
-        diagonal[i] = a[i * n + i];
-    }
-    beside.rotate_left(1);
-    beside[n - 1] = 0.0;
-    ql(&mut diagonal, &mut beside).then_some(diagonal)
+/// The matrix as the solvers read it.
+fn view(matrix: &Matrix) -> faer::MatRef<'_, f64> {
+    faer::MatRef::from_row_major_slice(&matrix.data, matrix.rows, matrix.columns)
 }
 
-fn ql(d: &mut [f64], e: &mut [f64]) -> bool {
-    let n = d.len();
-    for l in 0..n {
-        for step in 0.. {
-            let m = (l..n - 1)
-                .find(|&m| e[m].abs() <= f64::EPSILON * (d[m].abs() + d[m + 1].abs()))
-                .unwrap_or(n - 1);
-            if m == l {
-                break;
-            }
-            if step == 50 {
-                return false;
-            }
-            let mut g = (d[l + 1] - d[l]) / (2.0 * e[l]);
-            let r = g.hypot(1.0);
-            g = d[m] - d[l] + e[l] / (g + r.copysign(g));
-            let (mut s, mut c, mut p) = (1.0, 1.0, 0.0);
-            let mut early = false;
-            for i in (l..m).rev() {
-                let (f, b) = (s * e[i], c * e[i]);
-                let r = f.hypot(g);
-                e[i + 1] = r;
-                if r == 0.0 {
-                    d[i + 1] -= p;
-                    e[m] = 0.0;
-                    early = true;
-                    break;
-                }
-                s = f / r;
-                c = g / r;
-                g = d[i + 1] - p;
-                let r = (d[i] - g) * s + 2.0 * c * b;
-                p = s * r;
-                d[i + 1] = g + p;
-                g = c * r - b;
-            }
-            if early {
-                continue;
-            }
-            d[l] -= p;
-            e[l] = g;
-            e[m] = 0.0;
+/// Eigenvalues of a symmetric matrix, in rising order; `None` if the solver does not converge,
+/// which finite input does not bring about.
+pub fn symmetric_eigenvalues(matrix: &Matrix) -> Option<Vec<f64>> {
+    if matrix.rows == 0 {
+        return Some(Vec::new());
+    }
+    view(matrix)
+        .self_adjoint_eigenvalues(faer::Side::Lower)
+        .ok()
+}
+
+/// Singular values, in falling order; `None` as for [`symmetric_eigenvalues`].
+pub fn singular_values(matrix: &Matrix) -> Option<Vec<f64>> {
+    if matrix.rows == 0 || matrix.columns == 0 {
+        return Some(Vec::new());
+    }
+    view(matrix).singular_values().ok()
+}
+
+/// The smaller one of `XXᵀ` and `XᵀX`: both have the squares of the singular values for
+/// eigenvalues, the larger one with zeros beside them.
+pub fn smaller_gram(matrix: &Matrix) -> Matrix {
+    let x = view(matrix);
+    let gram = if matrix.rows < matrix.columns {
+        x * x.transpose()
+    } else {
+        x.transpose() * x
+    };
+    let n = gram.nrows();
+    let mut out = Matrix::zeros(n, n);
+    for i in 0..n {
+        for j in 0..n {
+            out.data[i * n + j] = gram[(i, j)];
         }
     }
-    true
+    out
 }
 
 /// Ordinary least squares of `y` on the columns of `x`; `None` if these are linearly dependent.

@@ -14,6 +14,7 @@
 //! | [`model_selection`] | several such models, of which the best one is chosen for each test item |
 //! | [`full`] | a model that is trained on the calibration items themselves |
 //! | [`full_model_selection`] | several such models |
+//! | [`full_per_item`] | a model that is trained anew for each test item, on it and the calibration items |
 //!
 //! Choosing the model that finds most and then selecting as if it had been given (the naive way)
 //! breaks the bound; so does calibrating on the training data. Splitting the data keeps it at the
@@ -38,14 +39,17 @@
 //! # Defaults and where they come from
 //! `M` is infinite here: a good calibration item never counts, which any `M > 2 max|μ|` gives (the
 //! reference uses 1000). Pruning is `homo`: one uniform number for all items, drawn from the seed.
-//! `dtm` (all 1) may select nothing although `C` is large. Trained models are ridge regressions
-//! with weights that balance the classes, exact leave-one-out from one fit.
+//! `dtm` (all 1) may select nothing although `C` is large. Trained models are ridge regressions,
+//! plain or with a Gaussian kernel, with weights that balance the classes, exact leave-one-out from
+//! one fit.
 //!
 //! # Departures from the paper
 //! The reference counts `V_i < V̂_j` where the model is chosen, which is exact only without ties;
 //! here `≤` counts everywhere. Among models with equally many rejections the first one is taken,
 //! which is symmetric too, instead of a random one. Random oversampling of the rarer class is
-//! replaced by weights, its expectation.
+//! replaced by weights, its expectation. Where a model is trained for each test item, the reference
+//! scores the other test items by the model that leaves that item out, which is not symmetric; here
+//! it is the model of all.
 //!
 //! # References
 //! Bai, Jin: Optimized Conformal Selection: Powerful Selective Inference After Conformity Score
@@ -58,7 +62,9 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::linear_algebra::{Cholesky, Matrix, dot};
+pub use learner::{Kernel, Learner, Ridge};
+
+mod learner;
 
 /// Input that no selection can be made from.
 #[derive(Clone, Debug, PartialEq, Error)]
@@ -318,103 +324,12 @@ fn symmetric_rejections(calibration: &[f64], good: &[bool], test: &[f64], q: f64
         .collect()
 }
 
-/// A ridge regression that is trained on the labelled items.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Ridge {
-    /// Penalty on the squared coefficients of standardised features; the intercept is free.
-    pub penalty: f64,
-    /// Weigh items so that both outcomes weigh the same.
-    pub balance: bool,
-}
-
-impl Default for Ridge {
-    fn default() -> Self {
-        Self {
-            penalty: 1.0,
-            balance: true,
-        }
-    }
-}
-
-impl Ridge {
-    /// For each row the prediction of the regression that was trained on all other rows.
-    fn leave_one_out(&self, features: &[Vec<f64>], good: &[bool]) -> Result<Vec<f64>, SelectError> {
-        let rows = design(features);
-        let weights = self.weights(good);
-        let mut gram = rows.gram(Some(&weights));
-        for d in 1..rows.columns {
-            gram.data[d * rows.columns + d] += self.penalty;
-        }
-        let factor = Cholesky::new(&gram).ok_or(SelectError::Singular(self.penalty))?;
-        let mut right = vec![0.0; rows.columns];
-        for i in 0..rows.rows {
-            right
-                .iter_mut()
-                .zip(rows.row(i))
-                .for_each(|(r, v)| *r += weights[i] * target(good[i]) * v);
-        }
-        let coefficients = factor.solve(&right);
-        let without = |i: usize| {
-            let leverage = weights[i] * dot(rows.row(i), &factor.solve(rows.row(i)));
-            (dot(rows.row(i), &coefficients) - leverage * target(good[i])) / (1.0 - leverage)
-        };
-        Ok((0..rows.rows).map(without).collect())
-    }
-
-    fn weights(&self, good: &[bool]) -> Vec<f64> {
-        let many = good.iter().filter(|g| **g).count();
-        let few = good.len() - many;
-        if !self.balance || many == 0 || few == 0 {
-            return vec![1.0; good.len()];
-        }
-        let (of_good, of_bad) = if many < few {
-            (few as f64 / many as f64, 1.0)
-        } else {
-            (1.0, many as f64 / few as f64)
-        };
-        good.iter()
-            .map(|g| if *g { of_good } else { of_bad })
-            .collect()
-    }
-}
-
-fn target(good: bool) -> f64 {
-    if good { 1.0 } else { 0.0 }
-}
-
-/// Standardised features with a column of ones in front.
-fn design(features: &[Vec<f64>]) -> Matrix {
-    let columns = features.first().map_or(0, Vec::len);
-    let n = features.len().max(1) as f64;
-    let mut design = Matrix::zeros(features.len(), columns + 1);
-    for i in 0..features.len() {
-        design.row_mut(i)[0] = 1.0;
-    }
-    for c in 0..columns {
-        let mean = features.iter().map(|row| row[c]).sum::<f64>() / n;
-        let spread = (features
-            .iter()
-            .map(|row| (row[c] - mean).powi(2))
-            .sum::<f64>()
-            / n)
-            .sqrt();
-        for (i, row) in features.iter().enumerate() {
-            design.row_mut(i)[c + 1] = if spread > 0.0 {
-                (row[c] - mean) / spread
-            } else {
-                0.0
-            };
-        }
-    }
-    design
-}
-
 /// Scores of all items by a model that was trained on all others, test items counting as not good.
 fn trained_scores(
     calibration: &[Vec<f64>],
     good: &[bool],
     test: &[Vec<f64>],
-    learner: &Ridge,
+    learner: &(impl Learner + ?Sized),
 ) -> Result<(Vec<f64>, Vec<f64>), SelectError> {
     let all: Vec<Vec<f64>> = calibration.iter().chain(test).cloned().collect();
     let labels: Vec<bool> = good
@@ -436,7 +351,7 @@ pub fn full(
     calibration: &[Vec<f64>],
     good: &[bool],
     test: &[Vec<f64>],
-    learner: &Ridge,
+    learner: &(impl Learner + ?Sized),
     q: f64,
 ) -> Result<Selection, SelectError> {
     check_features(calibration, good, test, q)?;
@@ -452,7 +367,7 @@ pub fn full_model_selection(
     calibration: &[Vec<f64>],
     good: &[bool],
     test: &[Vec<f64>],
-    learners: &[Ridge],
+    learners: &[impl Learner],
     q: f64,
     pruning: Pruning,
     seed: u64,
@@ -555,6 +470,54 @@ fn check_features(
         }
     }
     Ok(())
+}
+
+/// Scores by a model that is trained for each test item anew, on the labelled items and that item
+/// alone, with e-values (the version of OptCS-Full that needs no test item but the one in question).
+///
+/// For item `j` the model is trained on the calibration items and `j` as if it were not good; scores
+/// of these `n + 1` are leave-one-out, those of the other test items by the model of all `n + 1`,
+/// which is symmetric in them. `p_j = (1 + #{i: V_i ≤ V̂_j}) / (n + 1)`, and `R_j` rejections come from
+/// the procedure on `(#{i: V_i ≤ V̂_l} + [V̂_j ≤ V̂_l]) / (n + 1)` for the others and 0 for `j`.
+///
+/// # Errors
+/// Input of the wrong size or with values that are not finite, a regression without solution.
+pub fn full_per_item(
+    calibration: &[Vec<f64>],
+    good: &[bool],
+    test: &[Vec<f64>],
+    learner: &(impl Learner + ?Sized),
+    q: f64,
+    pruning: Pruning,
+    seed: u64,
+) -> Result<Selection, SelectError> {
+    check_features(calibration, good, test, q)?;
+    let (n, m) = (good.len(), test.len());
+    let (mut p_values, mut auxiliary) = (Vec::with_capacity(m), Vec::with_capacity(m));
+    for j in 0..m {
+        let mut rows = calibration.to_vec();
+        rows.push(test[j].clone());
+        let labels: Vec<bool> = good.iter().copied().chain([false]).collect();
+        let others: Vec<Vec<f64>> = (0..m)
+            .filter(|l| *l != j)
+            .map(|l| test[l].clone())
+            .collect();
+        let mut scores = learner.leave_one_out(&rows, &labels)?;
+        let own = scores.pop().unwrap_or(0.0);
+        let failures = failures(&scores, good);
+        p_values.push((1 + at_least(&failures, own)) as f64 / (n + 1) as f64);
+        let of_others = learner.fit_predict(&rows, &labels, &others)?;
+        let mut all: Vec<f64> = of_others
+            .iter()
+            .map(|score| {
+                let count = at_least(&failures, *score) + usize::from(own >= *score);
+                count as f64 / (n + 1) as f64
+            })
+            .collect();
+        all.push(0.0);
+        auxiliary.push(benjamini_hochberg(&all, q).len());
+    }
+    Ok(prune(p_values, auxiliary, vec![0; m], q, pruning, seed))
 }
 
 #[cfg(test)]

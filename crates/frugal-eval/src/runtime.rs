@@ -31,6 +31,10 @@
 //! Narayanan et al.: Cheaply Estimating Inference Efficiency Metrics for Autoregressive Transformer
 //! Models, 2023, arXiv 2305.02440.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::linear_algebra::{Matrix, least_squares};
@@ -78,6 +82,88 @@ pub struct RuntimeFit {
     pub intercept: f64,
     /// Share of the variance of `T − α` that the line explains.
     pub r_squared: f64,
+}
+
+/// How far the parameters of a fit would be off if everything were measured again: standard
+/// deviations over resampled trials.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Spread {
+    /// Prompt length and deviation of the seconds up to the first token.
+    pub alpha: Vec<(usize, f64)>,
+    /// Deviation of the seconds for each further token.
+    pub beta: f64,
+    /// Trials of the least measured cell; of fewer than two nothing can be said.
+    pub trials: usize,
+}
+
+/// Refits resampled trials. The trials of a prompt length that were made in one run are drawn
+/// together, since they share its delays.
+///
+/// `None` of fewer than two trials of a cell, or without a fit.
+pub fn spread(
+    trials: &[Timing],
+    summary: Summary,
+    regress: bool,
+    draws: usize,
+    seed: u64,
+) -> Option<Spread> {
+    let mut by_cell: BTreeMap<(usize, usize), Vec<f64>> = BTreeMap::new();
+    for t in trials {
+        by_cell
+            .entry((t.prompt, t.output))
+            .or_default()
+            .push(t.seconds);
+    }
+    let least = by_cell.values().map(Vec::len).min()?;
+    if least < 2 {
+        return None;
+    }
+    let fit = RuntimeFit::new(&cells(trials, summary), regress)?;
+    let prompts: BTreeSet<usize> = by_cell.keys().map(|(prompt, _)| *prompt).collect();
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut fits: Vec<RuntimeFit> = Vec::new();
+    for _ in 0..draws {
+        let drawn: BTreeMap<usize, Vec<usize>> = prompts
+            .iter()
+            .map(|prompt| {
+                (
+                    *prompt,
+                    (0..least).map(|_| rng.random_range(0..least)).collect(),
+                )
+            })
+            .collect();
+        let again: Vec<Timing> = by_cell
+            .iter()
+            .flat_map(|(&(prompt, output), seconds)| {
+                drawn[&prompt].iter().map(move |&i| Timing {
+                    prompt,
+                    output,
+                    seconds: seconds[i],
+                })
+            })
+            .collect();
+        fits.extend(RuntimeFit::new(&cells(&again, summary), regress));
+    }
+    let deviation = |values: Vec<f64>| {
+        let mean = values.iter().sum::<f64>() / values.len() as f64;
+        let sum: f64 = values.iter().map(|v| (v - mean).powi(2)).sum();
+        (sum / (values.len() - 1) as f64).sqrt()
+    };
+    if fits.len() < 2 {
+        return None;
+    }
+    let of_prompt = |i: usize| {
+        fits.iter()
+            .filter_map(|f| Some(f.alpha.get(i)?.1))
+            .collect()
+    };
+    Some(Spread {
+        alpha: (0..fit.alpha.len())
+            .map(|i| (fit.alpha[i].0, deviation(of_prompt(i))))
+            .collect(),
+        beta: deviation(fits.iter().map(|f| f.beta).collect()),
+        trials: least,
+    })
 }
 
 /// What a query costs on the hardware that the model needs.
@@ -163,6 +249,24 @@ impl RuntimeFit {
             beta,
             intercept,
             r_squared: if total > 0.0 { 1.0 - left / total } else { 1.0 },
+        })
+    }
+
+    /// The fit of a model that reads and writes nothing, such as an encoder: the time of reading
+    /// alone. `None` without a cell of one token.
+    pub fn reading_only(cells: &[Timing]) -> Option<Self> {
+        let mut alpha: Vec<(usize, f64)> = cells
+            .iter()
+            .filter(|c| c.output == 1)
+            .map(|c| (c.prompt, c.seconds))
+            .collect();
+        alpha.sort_by_key(|(prompt, _)| *prompt);
+        alpha.dedup_by_key(|(prompt, _)| *prompt);
+        (!alpha.is_empty()).then_some(Self {
+            alpha,
+            beta: 0.0,
+            intercept: 0.0,
+            r_squared: 1.0,
         })
     }
 
@@ -368,6 +472,56 @@ mod tests {
         }
         let fit = RuntimeFit::new(&cells(&trials, Summary::Fastest), true).unwrap();
         assert!((fit.beta / 0.02 - 1.0).abs() < 0.05, "{fit:?}");
+    }
+
+    #[test]
+    fn parameters_have_the_spread_of_repeated_measurements() {
+        use rand::{Rng, SeedableRng};
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(5);
+        let mut measure = || {
+            let mut trials = Vec::new();
+            for cell in grid(|p, o| 0.05 + 1e-4 * p as f64 + 0.02 * (o - 1) as f64) {
+                for _ in 0..9 {
+                    let noise = rng.random_range(-0.01f64..0.01);
+                    trials.push(Timing {
+                        seconds: cell.seconds + noise,
+                        ..cell
+                    });
+                }
+            }
+            trials
+        };
+        // What the slope differs by when everything is measured again, many times.
+        let betas: Vec<f64> = (0..200)
+            .map(|_| {
+                RuntimeFit::new(&cells(&measure(), Summary::Median), false)
+                    .unwrap()
+                    .beta
+            })
+            .collect();
+        let mean = betas.iter().sum::<f64>() / 200.0;
+        let real = (betas.iter().map(|b| (b - mean).powi(2)).sum::<f64>() / 199.0).sqrt();
+        let found = spread(&measure(), Summary::Median, false, 500, 0).unwrap();
+        assert!(
+            (0.4..2.5).contains(&(found.beta / real)),
+            "{found:?}, really {real}"
+        );
+        assert_eq!((found.alpha.len(), found.trials), (3, 9));
+        assert!(
+            found.alpha.iter().all(|(_, d)| *d > 5e-4 && *d < 1e-2),
+            "{found:?}"
+        );
+        let once = grid(|p, o| (p + o) as f64);
+        assert!(spread(&once, Summary::Median, false, 50, 0).is_none());
+    }
+
+    #[test]
+    fn encoders_have_the_time_of_reading() {
+        let cells = grid(|p, _| 0.01 * p as f64);
+        let fit = RuntimeFit::reading_only(&cells).unwrap();
+        assert_eq!(fit.predict(16, 1, Rule::Linear), 0.16);
+        assert_eq!((fit.alpha.len(), fit.beta), (3, 0.0));
+        assert!(RuntimeFit::reading_only(&[]).is_none());
     }
 
     #[test]

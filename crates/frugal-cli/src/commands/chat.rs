@@ -206,7 +206,7 @@ impl Chat<'_> {
         self.stop.store(false, Ordering::SeqCst);
         let start = Instant::now();
         let mut logits = self.session.set(&prompt)?;
-        let mut live = Live::new(self.tokenizer);
+        let mut live = Live::for_people(self.tokenizer);
         let mut generated = Vec::new();
         while generated.len() < self.max_tokens && !self.stop.load(Ordering::SeqCst) {
             let token = sampler.next(&mut logits, &prompt, &generated);

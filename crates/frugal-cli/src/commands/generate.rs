@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use crate::Outcome;
 use crate::args::{Machine, Model, Output, Sampling, Storage};
 use crate::loaded::{Loaded, adapter_name};
+use crate::ui::text::Wrapping;
 use crate::ui::{self, interrupt};
 
 const EXAMPLES: &str = "\
@@ -311,6 +312,8 @@ fn record(line: &str, adapter: Option<PathBuf>) -> Result<Prompt> {
 /// Text shown while it comes into being.
 pub struct Live<'a> {
     stream: TextStream<'a>,
+    /// Wraps between words for a person; programs get the text as it is.
+    wrapping: Option<Wrapping>,
     error: Option<TokenizerError>,
 }
 
@@ -319,23 +322,43 @@ impl<'a> Live<'a> {
     pub fn new(tokenizer: &'a TextTokenizer) -> Self {
         Self {
             stream: tokenizer.stream(),
+            wrapping: None,
             error: None,
+        }
+    }
+
+    /// The same, wrapped between words where a person reads it.
+    pub fn for_people(tokenizer: &'a TextTokenizer) -> Self {
+        Self {
+            wrapping: ui::stdout_is_terminal().then(|| Wrapping::new(ui::width())),
+            ..Self::new(tokenizer)
+        }
+    }
+
+    fn show(&mut self, text: &str) {
+        match &mut self.wrapping {
+            Some(wrapping) => ui::write(&wrapping.push(text)),
+            None => ui::write(text),
         }
     }
 
     /// Shows what the token completes.
     pub fn push(&mut self, token: u32) {
         match self.stream.push(token) {
-            Ok(Some(text)) => ui::write(&text),
+            Ok(Some(text)) => self.show(&text),
             Ok(None) => {}
             Err(error) => self.error = Some(error),
         }
     }
 
     /// Shows the rest and ends the line.
-    pub fn finish(self) -> Result<()> {
-        let rest = self.stream.finish()?;
-        ui::print(&rest.unwrap_or_default());
+    pub fn finish(mut self) -> Result<()> {
+        let rest = self.stream.finish()?.unwrap_or_default();
+        let rest = match &mut self.wrapping {
+            Some(wrapping) => wrapping.push(&rest) + &wrapping.finish(),
+            None => rest,
+        };
+        ui::print(&rest);
         self.error.map_or(Ok(()), |e| Err(e.into()))
     }
 }

@@ -72,19 +72,25 @@ fn describe(method: &Method) -> Value {
 }
 
 fn list() {
-    let mut table =
-        Table::new(["name", "family", "what it trains", "capabilities"].map(Column::text));
+    let ticks: [(&str, fn(&Method) -> bool); 3] = [
+        ("merge", |m| m.capabilities.merge),
+        ("identity", |m| m.capabilities.identity_at_init),
+        ("mixed", |m| m.capabilities.mixed_batch),
+    ];
+    let words = ["name", "family", "what it trains"];
+    let headings = words.into_iter().chain(ticks.map(|(name, _)| name));
+    let mut table = Table::new(headings.map(Column::text));
     for method in METHODS {
         let family = json!(method.family).as_str().unwrap_or_default().to_owned();
-        table.row([
-            method.name.into(),
-            family,
-            method.summary.into(),
-            capabilities(method).join(", "),
-        ]);
+        let tick = |(_, can): (&str, fn(&Method) -> bool)| if can(method) { "✓" } else { "" };
+        let words = [method.name, family.as_str(), method.summary];
+        table.row(words.into_iter().chain(ticks.map(tick)));
     }
     table::print(&table);
-    ui::print("\n`frugal methods show NAME` explains one.");
+    ui::print(
+        "\nmerge: can be merged into the weights. identity: changes nothing before training. mixed: sequences of one \
+         batch may use different adapters.\n`frugal methods show NAME` explains one.",
+    );
 }
 
 /// Names of what the method can do.

@@ -10,7 +10,8 @@ use frugal_core::fs::write_atomic;
 use frugal_core::human;
 use frugal_core::table::{Column, Table};
 use frugal_eval::efficiency::Efficiency;
-use frugal_eval::report::{Comparison, RECORD_FILE, Run, RunRecord, TaskScores};
+use frugal_eval::measurement::{self, Kind, MEASUREMENTS_FILE, Measurement};
+use frugal_eval::report::{Comparison, Group, RECORD_FILE, Run, RunRecord, TaskScores};
 use serde_json::{Value, json};
 
 use crate::Outcome;
@@ -23,13 +24,15 @@ Examples:
   frugal report runs/*
   frugal report runs/bench-text-encoder --metric macro_f1 --out comparison.html
 
-A folder is a run or what `frugal eval --tasks --out` wrote, or holds such folders. Runs whose names differ only in a final -seedN are averaged.";
+A folder is a run, or what `--out` of `frugal eval`, `measure` and `select` wrote, or holds such folders; a
+file is a fit that `frugal measure runtime --save` wrote, or a measurements.json. Runs whose names differ only
+in a final -seedN are averaged. What was measured on different data is shown side by side and not ranked.";
 
 /// Compare finished runs: quality against parameters, memory and time
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Run folders, or folders of runs
+    /// Folders of runs and measurements, folders of these, or files of measurements
     #[arg(required = true, value_name = "DIR")]
     folders: Vec<PathBuf>,
     /// The metric that decides [default: accuracy, else perplexity, else loss]
@@ -44,45 +47,46 @@ pub struct Args {
 
 /// Reads the runs and writes the page.
 pub fn run(args: &Args) -> Result<Outcome> {
-    let (mut runs, mut tasks) = (Vec::new(), Vec::new());
+    let mut read = Read::default();
     let (mut collections, mut left_out) = (Vec::new(), Vec::new());
-    for folder in &args.folders {
-        if !folder.is_dir() {
-            bail!("{}: no such folder", folder.display());
+    for path in &args.folders {
+        let (first_run, before) = (read.runs.len(), read.count());
+        if path.is_file() {
+            read.measurements.extend(measurement::read(path)?);
+        } else if path.is_dir() {
+            collect(path, &mut read.runs)?;
+            collect_results(path, &mut read)?;
+            if !path.join(RECORD_FILE).is_file() {
+                collections.push((path, first_run..read.runs.len()));
+            }
+        } else {
+            bail!("{}: no such folder or file", path.display());
         }
-        let (first_run, before) = (runs.len(), runs.len() + tasks.len());
-        collect(folder, &mut runs)?;
-        collect_tasks(folder, &mut tasks)?;
-        if !folder.join(RECORD_FILE).is_file() {
-            collections.push((folder, first_run..runs.len()));
-        }
-        if runs.len() + tasks.len() == before {
-            let folder = folder.display();
-            left_out.push(format!("{folder}: neither a run nor a folder of runs: no `{RECORD_FILE}` or `{RESULTS_FILE}` there"));
+        if read.count() == before {
+            let folder = path.display();
+            left_out.push(format!("{folder}: neither a run nor a folder of runs: no `{RECORD_FILE}`, `{RESULTS_FILE}` or `{MEASUREMENTS_FILE}` there"));
         }
     }
     match left_out.first() {
-        Some(first) if runs.is_empty() && tasks.is_empty() => bail!("{first}"),
+        Some(first) if read.count() == 0 => bail!("{first}"),
         _ => left_out
             .iter()
             .for_each(|why| ui::warn(args.output, &format!("{why}; left out"))),
     }
+    let Read {
+        mut runs,
+        tasks,
+        measurements,
+    } = read;
     tell_apart(&mut runs, &collections);
-    let subtitle = match runs.len() {
-        1 => "one run".to_owned(),
-        n => format!("{n} runs"),
-    };
-    let subtitle = match (runs.len(), tasks.len()) {
-        (_, 0) => subtitle,
-        (0, n) => format!("{n} evaluated on tasks"),
-        (_, n) => format!("{subtitle}, {n} evaluated on tasks"),
-    };
+    let subtitle = subtitle(runs.len(), tasks.len(), measurements.len());
     let scores: Vec<_> = tasks
         .iter()
         .map(|t: &TaskScores| json!({ "name": t.name, "results": t.results["results"] }))
         .collect();
-    let comparison =
-        Comparison::new("Comparison", subtitle, args.metric.as_deref(), runs).with_tasks(tasks);
+    let comparison = Comparison::new("Comparison", subtitle, args.metric.as_deref(), runs)
+        .with_tasks(tasks)
+        .with_measurements(measurements.clone());
     let known = comparison.metrics();
     if let Some(unknown) = args
         .metric
@@ -97,22 +101,57 @@ pub fn run(args: &Args) -> Result<Outcome> {
     }
     write_atomic(&args.out, comparison.to_html()?.as_bytes())?;
     if args.output.json {
-        ui::print_json(
-            &json!({ "metric": comparison.metric, "runs": comparison.rows(), "tasks": scores, "report": args.out }),
-        )?;
+        ui::print_json(&json!({
+            "metric": comparison.metric, "runs": comparison.rows(), "ranked_apart": comparison.ranked_apart(),
+            "tasks": scores, "measurements": measurements, "report": args.out,
+        }))?;
     } else {
-        if !comparison.rows().is_empty() {
-            ui::table::print(&table(&comparison));
+        print(&comparison, args.output);
+        if !measurements.is_empty() {
+            ui::table::print(&measured(&measurements));
         }
         ui::print(&format!("\n{}", args.out.display()));
     }
     Ok(Outcome::Done)
 }
 
-/// The evaluation in this folder, or those in the folders within it.
-fn collect_tasks(folder: &Path, tasks: &mut Vec<TaskScores>) -> Result<()> {
+/// What was found.
+#[derive(Default)]
+struct Read {
+    runs: Vec<Run>,
+    tasks: Vec<TaskScores>,
+    measurements: Vec<Measurement>,
+}
+
+impl Read {
+    fn count(&self) -> usize {
+        self.runs.len() + self.tasks.len() + self.measurements.len()
+    }
+}
+
+fn subtitle(runs: usize, tasks: usize, measurements: usize) -> String {
+    let counted = |n: usize, one: &str, many: &str| match n {
+        0 => None,
+        1 => Some(one.to_owned()),
+        n => Some(format!("{n} {many}")),
+    };
+    let parts = [
+        counted(runs, "one run", "runs"),
+        counted(tasks, "1 evaluated on tasks", "evaluated on tasks"),
+        counted(measurements, "one measurement", "measurements"),
+    ];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
+/// The results in this folder, or those in the folders within it.
+fn collect_results(folder: &Path, read: &mut Read) -> Result<()> {
+    let holds = |folder: &Path| {
+        [RESULTS_FILE, MEASUREMENTS_FILE]
+            .iter()
+            .any(|name| folder.join(name).is_file())
+    };
     let mut folders = vec![folder.to_owned()];
-    if !folder.join(RESULTS_FILE).is_file() {
+    if !holds(folder) {
         folders = std::fs::read_dir(folder)?
             .flatten()
             .map(|entry| entry.path())
@@ -120,6 +159,11 @@ fn collect_tasks(folder: &Path, tasks: &mut Vec<TaskScores>) -> Result<()> {
         folders.sort();
     }
     for folder in folders {
+        let mut measurements = Vec::new();
+        let file = folder.join(MEASUREMENTS_FILE);
+        if file.is_file() {
+            measurements = measurement::read(&file)?;
+        }
         let file = folder.join(RESULTS_FILE);
         if file.is_file() {
             let results: Value = serde_json::from_slice(&frugal_core::fs::read(&file)?)
@@ -129,11 +173,52 @@ fn collect_tasks(folder: &Path, tasks: &mut Vec<TaskScores>) -> Result<()> {
                     || folder.display().to_string(),
                     |n| n.to_string_lossy().into_owned(),
                 );
-                tasks.push(TaskScores { name, results });
+                let of_tasks = measurements.iter().position(|m| m.kind == Kind::Tasks);
+                read.tasks.push(TaskScores {
+                    name,
+                    results,
+                    measurement: of_tasks.map(|i| measurements.remove(i)),
+                });
             }
         }
+        read.measurements.extend(measurements);
     }
     Ok(())
+}
+
+/// Tables of the runs, one for each data that they were measured on.
+pub fn print(comparison: &Comparison, output: Output) {
+    let groups = comparison.groups();
+    for (i, group) in groups.iter().enumerate() {
+        if groups.len() > 1 {
+            let gap = if i == 0 { "" } else { "\n" };
+            ui::print(&format!("{gap}on {}", group.data));
+        }
+        ui::table::print(&table(comparison, group));
+    }
+    if let Some(why) = comparison.ranked_apart() {
+        ui::warn(output, &why);
+    }
+}
+
+/// Measurements for a terminal, those of one kind and data together.
+fn measured(measurements: &[Measurement]) -> Table {
+    let mut all: Vec<&Measurement> = measurements.iter().collect();
+    all.sort_by_cached_key(|m| m.basis());
+    let words = ["measured", "model", "on", "what"].map(Column::text);
+    let mut table = Table::new(words.into_iter().chain([Column::number("value")]));
+    for m in all {
+        for (i, (name, value)) in m.values.iter().enumerate() {
+            let head = if i == 0 {
+                [m.kind.title().to_owned(), m.name(), m.basis_label()]
+            } else {
+                Default::default()
+            };
+            let cells = [name.replace('_', " "), ui::run::number(*value)];
+            table.row(head.into_iter().chain(cells));
+        }
+    }
+    table
 }
 
 /// Names runs after their folder as well where two folders of runs use one name: they are not seeds
@@ -206,8 +291,10 @@ fn without_seed(name: &str) -> &str {
     }
 }
 
-/// The comparison for a terminal.
-pub fn table(comparison: &Comparison) -> Table {
+/// Runs on one data for a terminal, and below them what any of them has to beat.
+fn table(comparison: &Comparison, group: &Group<'_>) -> Table {
+    let models: BTreeSet<&str> = comparison.rows().iter().map(|r| r.model.as_str()).collect();
+    let model = (models.len() > 1).then_some("model");
     let headings = [
         &comparison.metric,
         "±",
@@ -218,11 +305,13 @@ pub fn table(comparison: &Comparison) -> Table {
         "tokens/s",
     ]
     .map(Column::number);
-    let mut table = Table::new(std::iter::once(Column::text("run")).chain(headings));
-    for row in comparison.rows() {
+    let words = ["run"].into_iter().chain(model).map(Column::text);
+    let mut table = Table::new(words.chain(headings));
+    for row in &group.rows {
         let number = |value: Option<f64>| value.map_or_else(|| "-".into(), ui::run::number);
-        table.row([
-            row.name.clone(),
+        let mut cells = vec![row.name.clone()];
+        cells.extend(model.map(|_| row.model.clone()));
+        cells.extend([
             number(row.quality.map(|q| q.mean)),
             number(row.quality.and_then(|q| q.deviation)),
             row.num_trainable_params
@@ -234,6 +323,13 @@ pub fn table(comparison: &Comparison) -> Table {
             row.tokens_per_second
                 .map_or_else(|| "-".into(), |s| human::count(s.round() as u64)),
         ]);
+        table.row(cells);
+    }
+    for (name, value) in &group.references {
+        let mut cells = vec![format!("({name})")];
+        cells.extend(model.map(|_| String::new()));
+        cells.push(ui::run::number(*value));
+        table.row(cells);
     }
     table
 }
@@ -253,7 +349,8 @@ mod tests {
             record,
             ..Run::default()
         }];
-        let text = table(&Comparison::new("", "", None, runs)).render(None, false);
+        let comparison = Comparison::new("", "", None, runs);
+        let text = table(&comparison, &comparison.groups()[0]).render(None, false);
         let cells: Vec<&str> = text.lines().last().unwrap().split_whitespace().collect();
         assert_eq!(cells, ["broken", "-", "-", "-", "-", "-", "-", "-"]);
     }

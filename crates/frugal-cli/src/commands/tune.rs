@@ -6,6 +6,7 @@ use anyhow::{Result, bail};
 use frugal::run::{MemoryCheck, TuneRequest, Tuned, tune};
 use frugal_core::human;
 use frugal_core::table::{Column, Table};
+use frugal_eval::baselines::MAJORITY;
 use frugal_eval::report::Evaluation;
 use serde_json::{Value, json};
 
@@ -220,13 +221,24 @@ fn kept(tuned: &Tuned) -> String {
     }
 }
 
-/// Metrics of each part before and after.
+/// Metrics of each part before and after, with the commonest class beside them for classification:
+/// an untrained head is no measure of what was gained.
 fn comparison(parts: &[Evaluation]) -> Table {
+    let majority = |scores: &Evaluation, name: &str| {
+        let metrics = scores.baselines.get(MAJORITY)?;
+        metrics.get(name).copied()
+    };
+    let classes = parts.iter().any(|scores| !scores.baselines.is_empty());
     let [part, metric] = ["part", "metric"].map(Column::text);
+    let untrained = if classes { "untrained" } else { "base" };
+    let numbers = classes
+        .then_some(MAJORITY)
+        .into_iter()
+        .chain([untrained, "adapted", "change"]);
     let mut table = Table::new(
         [part, metric]
             .into_iter()
-            .chain(["base", "adapted", "change"].map(Column::number)),
+            .chain(numbers.map(Column::number)),
     );
     for scores in parts {
         for (i, (name, adapted)) in ordered(&scores.adapted).into_iter().enumerate() {
@@ -241,13 +253,11 @@ fn comparison(parts: &[Evaluation]) -> Table {
                 String::new()
             };
             let change = base.map_or_else(|| "-".into(), |base| format!("{:+.4}", adapted - base));
-            table.row([
-                part,
-                name.to_owned(),
-                base.map_or_else(|| "-".into(), |b| number(*b)),
-                number(adapted),
-                change,
-            ]);
+            let shown = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), number);
+            let mut cells = vec![part, name.to_owned()];
+            cells.extend(classes.then(|| shown(majority(scores, name))));
+            cells.extend([shown(base.copied()), number(adapted), change]);
+            table.row(cells);
         }
     }
     table

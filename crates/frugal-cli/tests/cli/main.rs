@@ -12,6 +12,7 @@ mod inspect;
 mod journey;
 mod json;
 mod measure;
+mod measurements;
 mod recipes;
 mod runs;
 mod shell;

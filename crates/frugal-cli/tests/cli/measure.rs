@@ -201,7 +201,8 @@ fn a_pre_training_run_is_planned_from_its_size() {
     let page = frugal(&["plan", "pretrain", "--model", "builtin", "--tokens", "10M"]).ok();
     // Six layers: 192 x 192 twice, 192 x 64 twice, 192 x 512 three times.
     assert!(
-        page.stdout.contains("2,359,296 outside") && page.stderr.contains("outside of the sizes"),
+        page.stdout.contains("2,359,296 outside")
+            && page.stderr.contains("outside of the published runs"),
         "{}{}",
         page.stdout,
         page.stderr
@@ -291,7 +292,9 @@ fn generation_is_timed_and_predicted() {
             < 1e-9
     );
     run("measure runtime --query 8:0").fails(&["8:0", "P:O"]);
-    run("measure runtime --endpoint https://example.org").fails(&["plain http://"]);
+    run("measure runtime --endpoint ftp://example.org").fails(&["http:// and https://"]);
+    run("measure runtime --endpoint https://example.org --api-key-env NO_SUCH_KEY")
+        .fails(&["NO_SUCH_KEY", "no such environment variable"]);
 }
 
 #[cfg(target_os = "linux")]

@@ -4,11 +4,12 @@
 //! # What it does
 //! While a program runs, its memory and processor time are sampled; from the samples and from what
 //! the program did come measures that compare systems of any kind. [`normalised`] puts compared
-//! systems on one scale for a radar chart.
+//! systems on one scale for a radar chart, on which differences within noise stay small.
 //!
 //! # Update rule
 //! Over a run of duration `T`: average memory `(1/T) ∫ M dt`; average utilisation
-//! `(processor time) / (T · processors)`; average latency `T / iterations`; throughput
+//! `(processor time) / (T · processors)`; FLOP utilisation `(4 N + 2 N_trained) · tokens / T` as a
+//! share of the machine's matrix products; average latency `T / iterations`; throughput
 //! `tokens / (parameters · T)` for training (samples instead of tokens for fine-tuning),
 //! `tokens / T` for generation; average power `(1/T) ∫ P dt`; compression
 //! `(size before / size after) · (score after / score before)`. Integrals by the trapezoidal rule.
@@ -28,18 +29,20 @@
 //!
 //! # Departures from the paper
 //! The benchmark published no code; these are its definitions as far as its text gives them,
-//! carried over to processors.
+//! carried over to processors. The scale spans at least a tenth of the best value.
 //!
 //! # References
 //! Yuan et al.: EfficientLLM: Efficiency in Large Language Models, 2025, arXiv 2505.13840.
 
+mod energy;
+mod sampler;
 mod system;
 
-use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::{Child, ExitStatus};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+pub use energy::EnergyCounter;
+pub use sampler::{Sampler, processor_seconds, watch};
 use serde::{Deserialize, Serialize};
 pub use system::{GENERATION_FILE, Scaled, System, scaled};
 
@@ -97,6 +100,20 @@ pub struct Efficiency {
     pub power_is_modelled: bool,
     /// Energy in joules.
     pub energy: f64,
+    /// Operations that the model needs in a second, as a share of what the machine can do at most;
+    /// where a run says how many tokens it trained on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flop_utilisation: Option<f64>,
+    /// What the machine can do at most by its own matrix products, 10⁹ operations a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_gflops: Option<f64>,
+}
+
+/// Operations of training on so many tokens: twice the parameters forward, as much for the
+/// gradients of activations, and twice the trained parameters for their own. `6 N D` where all are
+/// trained.
+pub fn training_flops(parameters: f64, trained: f64, tokens: f64) -> f64 {
+    (4.0 * parameters + 2.0 * trained) * tokens
 }
 
 impl Efficiency {
@@ -127,7 +144,21 @@ impl Efficiency {
             average_power: energy / seconds,
             power_is_modelled: measured.is_none(),
             energy,
+            flop_utilisation: None,
+            peak_gflops: None,
         })
+    }
+
+    /// Fills in the share of the machine's operations that a run used which trained `trained` of
+    /// `parameters` on `tokens` in `seconds`.
+    #[must_use]
+    pub fn with_flops(self, peak_gflops: f64, flops: f64, seconds: f64) -> Self {
+        let known = peak_gflops > 0.0 && seconds > 0.0 && flops > 0.0;
+        Self {
+            flop_utilisation: known.then(|| flops / seconds / (1e9 * peak_gflops)),
+            peak_gflops: (peak_gflops > 0.0).then_some(peak_gflops),
+            ..self
+        }
     }
 
     /// Reads what was kept beside a run, if anything was.
@@ -157,132 +188,38 @@ pub fn compression(size_before: f64, size_after: f64, score_before: f64, score_a
     size_before / size_after * (score_after / score_before)
 }
 
-/// Values of compared systems on a scale from 0 (worst) to 1 (best); all 1 if they do not differ.
-/// Missing values stay so, and what is not finite is worst.
+/// The scale of [`normalised`] spans at least this share of the best value: what differs by less is
+/// within what repeated measurements differ by.
+const LEAST_SPAN: f64 = 0.1;
+
+/// Values of compared systems on a scale from 1 (best) to 0 (worst, or a tenth off the best if all
+/// are closer than that): differences within noise stay small. Missing values stay so, and what is
+/// not finite is worst.
 pub fn normalised(values: &[Option<f64>], lower_is_better: bool) -> Vec<Option<f64>> {
+    normalised_beyond(values, &[], lower_is_better)
+}
+
+/// The same with the standard deviations of the values, where they are known: the scale spans at
+/// least twice the largest of them.
+pub fn normalised_beyond(
+    values: &[Option<f64>],
+    deviations: &[Option<f64>],
+    lower_is_better: bool,
+) -> Vec<Option<f64>> {
     let known = || values.iter().flatten().copied().filter(|v| v.is_finite());
     let (low, high) = (
         known().fold(f64::INFINITY, f64::min),
         known().fold(f64::NEG_INFINITY, f64::max),
     );
-    let scaled = |v: f64| match (high > low, lower_is_better) {
-        _ if !v.is_finite() => 0.0,
-        (false, _) => 1.0,
-        (true, true) => (high - v) / (high - low),
-        (true, false) => (v - low) / (high - low),
+    let best = if lower_is_better { low } else { high };
+    let noise = deviations.iter().flatten().copied().fold(0.0, f64::max);
+    let span = (high - low).max(LEAST_SPAN * best.abs()).max(2.0 * noise);
+    let scaled = |v: f64| match v.is_finite() {
+        false => 0.0,
+        true if span > 0.0 => 1.0 - (v - best).abs() / span,
+        true => 1.0,
     };
     values.iter().map(|v| v.map(scaled)).collect()
-}
-
-/// Samples a process that was started, and all that it starts, until it ends.
-///
-/// # Errors
-/// If the system does not say whether it has ended.
-pub fn watch(child: &mut Child) -> std::io::Result<(ExitStatus, Vec<Sample>)> {
-    let begin = Instant::now();
-    let mut sampler = Sampler::new(child.id());
-    let mut samples = Vec::new();
-    // Closer at first, so that a short run is seen more than once.
-    let mut pause = INTERVAL / 16;
-    loop {
-        samples.extend(sampler.sample(begin.elapsed().as_secs_f64()));
-        if let Some(status) = child.try_wait()? {
-            return Ok((status, samples));
-        }
-        std::thread::sleep(pause);
-        pause = (2 * pause).min(INTERVAL);
-    }
-}
-
-/// Samples a program and all processes that it started, where `/proc` tells.
-#[derive(Debug)]
-pub struct Sampler {
-    root: u32,
-    ticks: f64,
-    page: f64,
-    /// Processor seconds of processes that have ended, by what was seen of them last.
-    seen: BTreeMap<u32, f64>,
-}
-
-impl Sampler {
-    /// Samples the process of this number.
-    pub fn new(root: u32) -> Self {
-        // Both have been these values on every Linux platform for long.
-        Self {
-            root,
-            ticks: 100.0,
-            page: 4096.0,
-            seen: BTreeMap::new(),
-        }
-    }
-
-    /// The state now; `None` once the program has ended, or where there is no `/proc`.
-    pub fn sample(&mut self, seconds: f64) -> Option<Sample> {
-        let mut stats = BTreeMap::new();
-        for entry in std::fs::read_dir("/proc").ok()?.flatten() {
-            let Some(number) = entry
-                .file_name()
-                .to_str()
-                .and_then(|n| n.parse::<u32>().ok())
-            else {
-                continue;
-            };
-            if let Some(stat) = std::fs::read_to_string(entry.path().join("stat"))
-                .ok()
-                .and_then(|text| parse(&text))
-            {
-                stats.insert(number, stat);
-            }
-        }
-        stats.get(&self.root)?;
-        let ours = |mut number: u32| {
-            while number != self.root {
-                match stats.get(&number) {
-                    Some(stat) if stat.parent != 0 && stat.parent != number => number = stat.parent,
-                    _ => return false,
-                }
-            }
-            true
-        };
-        let mut memory = 0.0;
-        for (number, stat) in &stats {
-            if ours(*number) {
-                memory += stat.pages * self.page;
-                self.seen.insert(*number, stat.ticks / self.ticks);
-            }
-        }
-        // A program that has ended but was not waited for has no memory left.
-        (memory > 0.0).then(|| Sample {
-            seconds,
-            memory,
-            processor_seconds: self.seen.values().sum(),
-            joules: joules(),
-        })
-    }
-}
-
-struct Stat {
-    parent: u32,
-    ticks: f64,
-    pages: f64,
-}
-
-/// A line of `/proc/N/stat`; the name in it may hold anything, so fields are counted from its end.
-fn parse(text: &str) -> Option<Stat> {
-    let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
-    let number = |i: usize| fields.get(i)?.parse::<f64>().ok();
-    // State is field 0 here: parent 1, user and system time 11 and 12, resident pages 21.
-    Some(Stat {
-        parent: fields.get(1)?.parse().ok()?,
-        ticks: number(11)? + number(12)?,
-        pages: number(21)?,
-    })
-}
-
-/// The energy counter of the first processor package.
-fn joules() -> Option<f64> {
-    let text = std::fs::read_to_string("/sys/class/powercap/intel-rapl:0/energy_uj").ok()?;
-    text.trim().parse::<f64>().ok().map(|micro| micro * 1e-6)
 }
 
 #[cfg(test)]
@@ -352,32 +289,40 @@ mod tests {
         );
         assert_eq!(normalised(&[None], true), [None]);
         assert_eq!(
+            normalised(&[Some(0.0), Some(0.0)], true),
+            [Some(1.0), Some(1.0)]
+        );
+        assert_eq!(
             normalised(&[Some(1.0), Some(f64::INFINITY), Some(2.0)], true),
             [Some(1.0), Some(0.0), Some(0.0)]
         );
     }
 
-    #[cfg(target_os = "linux")]
     #[test]
-    fn this_program_can_be_sampled() {
-        let mut sampler = Sampler::new(std::process::id());
-        let first = sampler.sample(0.0).unwrap();
-        let block = vec![1u8; 64 << 20];
-        let busy = Instant::now();
-        let mut sum = 0u64;
-        while busy.elapsed() < Duration::from_millis(300) {
-            sum = sum.wrapping_add(block.iter().map(|b| u64::from(*b)).sum::<u64>());
-        }
-        let second = sampler.sample(0.3).unwrap();
-        assert!(
-            sum > 0 && second.memory > first.memory + 32e6,
-            "{first:?} {second:?}"
+    fn differences_within_noise_are_not_stretched_to_best_and_worst() {
+        // 166.8 against 167.0 MiB, a tenth of a percent: a hundredth of the scale.
+        let found = normalised(&[Some(166.8), Some(167.0)], true);
+        assert_eq!(found[0], Some(1.0));
+        assert!((found[1].unwrap() - (1.0 - 0.2 / 16.68)).abs() < 1e-12);
+        // 0.70 against 0.90 with a deviation of 0.2 over seeds is half of the scale.
+        let values = [Some(0.7), Some(0.9)];
+        let found = normalised_beyond(&values, &[Some(0.2), Some(0.05)], false);
+        assert!((found[0].unwrap() - 0.5).abs() < 1e-12 && found[1] == Some(1.0));
+    }
+
+    #[test]
+    fn operations_as_a_share_of_the_machine() {
+        // All parameters trained: 6 N D.
+        assert_eq!(training_flops(1e6, 1e6, 1e3), 6e9);
+        // An adapter of a hundredth: 4.02 N D.
+        assert!((training_flops(1e6, 1e4, 1e3) - 4.02e9).abs() < 1.0);
+        let found = Efficiency::new(&trace(|_| 1.0), 2, PowerModel::default())
+            .unwrap()
+            .with_flops(60.0, 6e11, 20.0);
+        assert!((found.flop_utilisation.unwrap() - 0.5).abs() < 1e-12);
+        assert_eq!(
+            found.clone().with_flops(0.0, 6e11, 20.0).flop_utilisation,
+            None
         );
-        assert!(
-            second.processor_seconds > first.processor_seconds,
-            "{first:?} {second:?}"
-        );
-        let stat = parse("12 (a) b) (c) S 7 12 12 0 -1 4194560 9 0 0 0 150 50 0 0 20 0 1 0 5 1000 321 18446744073709551615").unwrap();
-        assert_eq!((stat.parent, stat.ticks, stat.pages), (7, 200.0, 321.0));
     }
 }

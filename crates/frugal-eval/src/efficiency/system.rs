@@ -31,6 +31,8 @@ pub struct System {
     pub peak_memory: Option<f64>,
     /// Share of the processors that was used.
     pub utilisation: Option<f64>,
+    /// Operations that the model needs in a second, as a share of what the machine can do.
+    pub flop_utilisation: Option<f64>,
     /// Seconds of an optimiser step in training, of a generated token in an evaluation.
     pub latency: Option<f64>,
     /// Tokens (pre-training) or samples (fine-tuning) for each parameter and second; generated
@@ -113,6 +115,7 @@ impl System {
             average_memory: sampled(|e| e.average_memory),
             peak_memory: sampled(|e| e.peak_memory),
             utilisation: sampled(|e| e.utilisation),
+            flop_utilisation: of(&|r| r.sampled.as_ref()?.flop_utilisation),
             latency: of(&|r| {
                 if work == Work::Eval {
                     r.decode()
@@ -230,15 +233,23 @@ pub struct Scaled {
 }
 
 /// All measures that at least one system has, each scaled over the systems.
+///
+/// Power that was modelled is called so: it is no measurement.
 pub fn scaled(systems: &[System]) -> Vec<Scaled> {
-    let measures: [(&'static str, bool, fn(&System) -> Option<f64>); 9] = [
+    let (power, energy) = if systems.iter().any(|s| s.power_is_modelled) {
+        ("power, modelled", "energy, modelled")
+    } else {
+        ("power", "energy")
+    };
+    let measures: [(&'static str, bool, fn(&System) -> Option<f64>); 10] = [
         ("quality", true, |s| s.perplexity),
         ("memory", true, |s| s.average_memory),
         ("utilisation", false, |s| s.utilisation),
+        ("FLOP utilisation", false, |s| s.flop_utilisation),
         ("latency", true, |s| s.latency),
         ("throughput", false, |s| s.throughput),
-        ("power", true, |s| s.power),
-        ("energy", true, |s| s.energy_per_token),
+        (power, true, |s| s.power),
+        (energy, true, |s| s.energy_per_token),
         ("compression", false, |s| s.compression),
         ("cache", true, |s| s.cache_bytes_per_token),
     ];
@@ -290,6 +301,8 @@ mod tests {
             average_power: 32.5,
             power_is_modelled: true,
             energy: 520.0,
+            flop_utilisation: None,
+            peak_gflops: None,
         };
         std::fs::write(
             folder.join(EFFICIENCY_FILE),

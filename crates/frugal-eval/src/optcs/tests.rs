@@ -1,4 +1,11 @@
+use super::learner::{Scale, target, weights, with_intercept};
 use super::*;
+use crate::linear_algebra::{Cholesky, Matrix, dot};
+
+/// Standardised features with a column of ones in front.
+fn standardised(features: &[Vec<f64>]) -> Matrix {
+    with_intercept(&Scale::new(features).apply(features))
+}
 
 fn close(a: &[f64], b: &[f64]) {
     assert!(
@@ -108,7 +115,7 @@ fn leaving_one_out_is_refitting_without_it() {
             balance,
         };
         let found = ridge.leave_one_out(&features, &good).unwrap();
-        let (rows, weights) = (design(&features), ridge.weights(&good));
+        let (rows, weights) = (standardised(&features), weights(&good, balance));
         for left in 0..features.len() {
             let mut own = weights.clone();
             own[left] = 0.0;
@@ -278,11 +285,13 @@ fn a_chosen_model_keeps_the_level_where_the_naive_choice_does_not() {
                 .selected,
             &truth,
         ));
-        let halves: (Vec<Vec<f64>>, Vec<Vec<f64>>) = calibration
-            .iter()
-            .map(|s| (s[..50].to_vec(), s[50..].to_vec()))
-            .unzip();
-        let k = best(&halves.0, &good[..50], &test, Q);
+        let part = |from: usize, to: usize| -> Vec<Vec<f64>> {
+            calibration.iter().map(|s| s[from..to].to_vec()).collect()
+        };
+        // One half chooses the model, by selecting from one part of it with the other; the test
+        // items have no say.
+        let k = best(&part(0, 25), &good[..25], &part(25, 50), Q);
+        let halves = ((), part(50, 100));
         split.push(outcome(
             &conformal_selection(&halves.1[k], &good[50..], &test[k], Q)
                 .unwrap()
@@ -350,14 +359,9 @@ fn training_on_the_calibration_items_keeps_the_level_and_beats_a_split() {
             full_model_selection(calibration, known, test, &learners, Q, Pruning::Homo, seed)
                 .unwrap();
         chosen.push(outcome(&found.selected, truth));
-        let rows = design(&features);
+        let rows = standardised(&features);
         // Half of the labelled items train, the other half calibrates.
-        let scores = trained(
-            &rows,
-            &known[..40],
-            &Ridge::default().weights(&known[..40]),
-            1.0,
-        );
+        let scores = trained(&rows, &known[..40], &weights(&known[..40], true), 1.0);
         half.push(outcome(
             &conformal_selection(&scores[40..80], &known[40..], &scores[80..], Q)
                 .unwrap()
@@ -432,5 +436,103 @@ fn input_that_does_not_fit_is_named() {
             0.2
         ))
         .contains("item 1")
+    );
+}
+
+/// Every leave-one-out by a refit, in NumPy and scikit-learn; `scripts/golden/optcs.py` wrote them.
+#[test]
+fn trained_scores_and_the_version_for_each_item_agree_with_refits() {
+    let golden: serde_json::Value =
+        serde_json::from_str(include_str!("../../../../fixtures/measure/optcs.json")).unwrap();
+    let size = |key: &str| golden[key].as_u64().unwrap() as usize;
+    let (n, m, width) = (size("calibration"), size("test"), size("width"));
+    let value = |k: usize| (0.9 * k as f64 + 0.01 * (k * k) as f64).sin();
+    let rows: Vec<Vec<f64>> = (0..n + m)
+        .map(|i| (0..width).map(|c| value(i * width + c)).collect())
+        .collect();
+    let good: Vec<bool> = rows.iter().map(|x| x[0] * x[1] + x[2] > 0.1).collect();
+    let cases = golden["cases"].as_array().unwrap();
+    assert_eq!(cases.len(), 4);
+    for case in cases {
+        let penalty = case["penalty"].as_f64().unwrap();
+        let learner: Box<dyn Learner> = match case["learner"].as_str().unwrap() {
+            "ridge" => Box::new(Ridge {
+                penalty,
+                ..Ridge::default()
+            }),
+            _ => Box::new(Kernel {
+                penalty,
+                ..Kernel::default()
+            }),
+        };
+        let numbers = |value: &serde_json::Value| -> Vec<f64> {
+            value
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|v| v.as_f64().unwrap())
+                .collect()
+        };
+        let labels: Vec<bool> = good[..n]
+            .iter()
+            .copied()
+            .chain((0..m).map(|_| false))
+            .collect();
+        let found = learner.leave_one_out(&rows, &labels).unwrap();
+        for (ours, theirs) in found.iter().zip(numbers(&case["leave_one_out"])) {
+            assert!(
+                (ours - theirs).abs() < 1e-9,
+                "{}: {ours} and {theirs}",
+                case["learner"]
+            );
+        }
+        let q = golden["q"].as_f64().unwrap();
+        let found = full_per_item(
+            &rows[..n],
+            &good[..n],
+            &rows[n..],
+            &learner,
+            q,
+            Pruning::Dtm,
+            0,
+        )
+        .unwrap();
+        let expected = &case["per_item"];
+        close(&found.p_values, &numbers(&expected["p_values"]));
+        let whole = |list: &[usize]| list.iter().map(|v| *v as f64).collect::<Vec<f64>>();
+        close(&whole(&found.auxiliary), &numbers(&expected["auxiliary"]));
+        close(&whole(&found.candidates), &numbers(&expected["candidates"]));
+        close(&whole(&found.selected), &numbers(&expected["selected_dtm"]));
+    }
+}
+
+#[test]
+fn a_model_for_each_item_keeps_the_level() {
+    let mut simulation = Simulation::new(11);
+    let mut found = Vec::new();
+    for seed in 0..200 {
+        let items: Vec<(Vec<f64>, f64)> = (0..80).map(|_| simulation.item()).collect();
+        let features: Vec<Vec<f64>> = items
+            .iter()
+            .map(|(x, _)| vec![x[0] * x[1], x[2] * x[2], x[3], x[4]])
+            .collect();
+        let good: Vec<bool> = items.iter().map(|(_, y)| *y > 0.0).collect();
+        let (ridge, pruning) = (Ridge::default(), Pruning::Homo);
+        let chosen = full_per_item(
+            &features[..60],
+            &good[..60],
+            &features[60..],
+            &ridge,
+            Q,
+            pruning,
+            seed,
+        );
+        found.push(outcome(&chosen.unwrap().selected, &good[60..]));
+    }
+    let (fdr, power, error) = summary(&found);
+    eprintln!("a model for each item: FDR {fdr:.3}, power {power:.3}, standard error {error:.3}");
+    assert!(
+        fdr <= Q + 2.0 * error && power > 0.3,
+        "{fdr} {power} {error}"
     );
 }

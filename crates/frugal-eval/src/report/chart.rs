@@ -5,8 +5,9 @@
 
 use plotters::coord::Shift;
 use plotters::prelude::*;
-use plotters::style::FontTransform;
 use thiserror::Error;
+
+use super::axes::{self, FINE, Labels};
 
 /// A chart that could not be drawn.
 #[derive(Debug, Error)]
@@ -57,14 +58,13 @@ pub(super) struct Chart {
     pub(super) title: &'static str,
     /// Label of the vertical axis, with the unit.
     pub(super) unit: String,
+    /// Label of the horizontal axis.
+    pub(super) across: &'static str,
     pub(super) series: Vec<Series>,
     /// Whether the vertical axis starts at zero.
     pub(super) from_zero: bool,
 }
 
-/// Pixels drawn for each pixel shown at the natural size: plotters rounds to whole pixels, which
-/// would show in slopes.
-const FINE: i32 = 4;
 const SIZE: (u32, u32) = (480, 270);
 /// Height of the text, in shown pixels.
 const TEXT: f64 = 11.5;
@@ -77,17 +77,7 @@ impl Chart {
         let Some((x, y)) = self.ranges() else {
             return Ok(None);
         };
-        let mut svg = String::new();
-        {
-            let root =
-                SVGBackend::with_string(&mut svg, (SIZE.0 * FINE as u32, SIZE.1 * FINE as u32))
-                    .into_drawing_area();
-            self.draw(&root, x, y).map_err(|e| ChartError {
-                title: self.title.into(),
-                message: e.to_string(),
-            })?;
-        }
-        Ok(Some(svg))
+        axes::svg(self.title, SIZE, |root| self.draw(root, x, y)).map(Some)
     }
 
     fn finite(&self) -> impl Iterator<Item = (f64, f64)> + '_ {
@@ -147,56 +137,24 @@ impl Chart {
         x: (f64, f64),
         y: (f64, f64),
     ) -> Result<(), Box<dyn std::error::Error>> {
-        // plotters divides sizes by 1.24 when it writes SVG.
-        let font = |size: f64| {
-            ("sans-serif", size * f64::from(FINE) * 1.24)
-                .into_font()
-                .color(&colour::TEXT)
-        };
         let y_label = number_format((y.1 - y.0) / 5.0, y.0.abs().max(y.1.abs()));
-        let mut chart = ChartBuilder::on(root)
-            .margin_top(10 * FINE)
-            .margin_right(22 * FINE)
-            .x_label_area_size(44 * FINE)
-            .y_label_area_size(72 * FINE)
-            .build_cartesian_2d(x.0..x.1, y.0..y.1)?;
-        chart
-            .configure_mesh()
-            .disable_x_mesh()
-            .light_line_style(TRANSPARENT)
-            .bold_line_style(colour::GRID.stroke_width(FINE as u32))
-            .axis_style(colour::AXIS.stroke_width(FINE as u32))
-            .set_all_tick_mark_size(4 * FINE)
-            .label_style(font(TEXT))
-            .axis_desc_style(font(TEXT))
-            .x_labels(7)
-            .y_labels(6)
-            .x_label_formatter(&|step| {
-                if step.fract() == 0.0 && *step >= 0.0 {
-                    frugal_core::human::count(*step as u64)
-                } else {
-                    String::new()
-                }
-            })
-            .y_label_formatter(&y_label)
-            .x_desc("Optimiser step")
-            .draw()?;
-        // Drawn by hand because the library centres the description on the labels' area instead of
-        // the axis.
-        let style = font(TEXT).pos(plotters::style::text_anchor::Pos::new(
-            plotters::style::text_anchor::HPos::Center,
-            plotters::style::text_anchor::VPos::Top,
-        ));
-        let turned = TextStyle {
-            font: style.font.transform(FontTransform::Rotate270),
-            ..style
+        let x_label = |step: &f64| {
+            if step.fract() == 0.0 && *step >= 0.0 {
+                frugal_core::human::count(*step as u64)
+            } else {
+                String::new()
+            }
         };
-        let middle = (10 + (SIZE.1 as i32 - 44)) / 2;
-        root.draw(&Text::new(
-            self.unit.as_str(),
-            (2 * FINE, middle * FINE),
-            turned,
-        ))?;
+        let mut chart = axes::margins(root, 72, 22).build_cartesian_2d(x.0..x.1, y.0..y.1)?;
+        let labels = Labels {
+            text: TEXT,
+            most: 7,
+            x: &x_label,
+            y: &y_label,
+            across: self.across,
+        };
+        axes::grid(&mut chart, &labels)?;
+        axes::name_vertical(root, &self.unit, TEXT, SIZE.1)?;
         for series in &self.series {
             let (alpha, width) = match series.mark {
                 Mark::Faint => (0.35, 1.0),
@@ -215,7 +173,6 @@ impl Chart {
                 }
             }
         }
-        root.present()?;
         Ok(())
     }
 }
@@ -320,6 +277,7 @@ mod tests {
         Chart {
             title: "t",
             unit: "Loss".into(),
+            across: "Optimiser step",
             series,
             from_zero: false,
         }

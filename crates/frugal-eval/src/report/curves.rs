@@ -1,13 +1,23 @@
 //! The charts of a run and what is said about each.
 
 use super::chart::{self, Chart, ChartError, Mark, Series, colour, scientific};
-use super::html::{escape, hex};
+use super::markup::{escape, hex};
 use frugal_core::events::{Scalars, names};
 use frugal_core::human;
 
+/// What the charts of a log run over.
+const STEP: &str = "Optimiser step";
+
 /// Every chart of the log that has something to show, as one HTML figure each.
-pub(super) fn figures(log: &[Scalars]) -> Result<String, ChartError> {
-    let charts = [loss(log), learning_rate(log), throughput(log), memory(log)];
+///
+/// `peak_rate` is that of the schedule: the steps that are logged need not reach it.
+pub(super) fn figures(log: &[Scalars], peak_rate: Option<f64>) -> Result<String, ChartError> {
+    let charts = [
+        loss(log),
+        learning_rate(log, peak_rate),
+        throughput(log),
+        memory(log),
+    ];
     charts
         .iter()
         .map(|(chart, note)| figure(chart, note))
@@ -40,8 +50,9 @@ pub(super) fn figure(chart: &Chart, note: &str) -> Result<String, ChartError> {
     let svg = svg.replacen(
         "<svg ",
         &format!(
-            "<svg role=\"img\" aria-label=\"{} against optimiser step\" ",
-            escape(&chart.unit)
+            "<svg role=\"img\" aria-label=\"{} against {}\" ",
+            escape(&chart.unit),
+            escape(&chart.across.to_lowercase())
         ),
         1,
     );
@@ -121,6 +132,7 @@ fn loss(log: &[Scalars]) -> (Chart, String) {
         Chart {
             title: "Loss",
             unit: "Cross-entropy (nats)".into(),
+            across: STEP,
             series,
             from_zero: false,
         },
@@ -128,9 +140,13 @@ fn loss(log: &[Scalars]) -> (Chart, String) {
     )
 }
 
-fn learning_rate(log: &[Scalars]) -> (Chart, String) {
+fn learning_rate(log: &[Scalars], peak_rate: Option<f64>) -> (Chart, String) {
     let points = points(log, names::LEARNING_RATE);
-    let peak = points.iter().map(|p| p.1).fold(0.0, f64::max);
+    let logged = points.iter().map(|p| p.1).fold(0.0, f64::max);
+    let note = peak_rate.filter(|rate| *rate >= logged).map_or_else(
+        || format!("Highest logged {}", scientific(logged)),
+        |peak| format!("Peak of the schedule {}", scientific(peak)),
+    );
     let series = vec![Series {
         label: "Learning rate".into(),
         colour: colour::RATE,
@@ -141,10 +157,11 @@ fn learning_rate(log: &[Scalars]) -> (Chart, String) {
         Chart {
             title: "Learning rate",
             unit: "Learning rate".into(),
+            across: STEP,
             series,
             from_zero: true,
         },
-        format!("Peak {}", scientific(peak)),
+        note,
     )
 }
 
@@ -163,6 +180,7 @@ fn throughput(log: &[Scalars]) -> (Chart, String) {
         Chart {
             title: "Throughput",
             unit: "Throughput (tokens/s)".into(),
+            across: STEP,
             series,
             from_zero: true,
         },
@@ -194,6 +212,7 @@ fn memory(log: &[Scalars]) -> (Chart, String) {
         Chart {
             title: "Memory",
             unit: format!("Resident memory ({unit})"),
+            across: STEP,
             series,
             from_zero: true,
         },

@@ -1,6 +1,6 @@
 //! Groups of systems by the measures of efficiency: raw, on one scale, as a radar chart.
 
-use super::html::{document, escape, score, section};
+use super::markup::{document, escape, score, section};
 use super::radar::{self, Axis};
 use super::rows::Rows;
 use crate::efficiency::{System, scaled};
@@ -70,7 +70,7 @@ fn on_one_scale(group: &SystemGroup) -> String {
         table
     } else {
         format!(
-            "\nOn one scale, from 0 for the worst of the compared to 1 for the best:\n\n{table}"
+            "\nOn one scale, from 1 for the best of the compared to 0 for the worst, or for a tenth off the best if all are closer:\n\n{table}"
         )
     }
 }
@@ -84,7 +84,11 @@ impl SystemGroup {
             Work::Eval => ("latency of a token", "generated tokens / s"),
         };
         let modelled = self.systems.iter().any(|s| s.power_is_modelled);
-        let power = if modelled { "power, modelled" } else { "power" };
+        let (power, energy) = if modelled {
+            ("power, modelled", "energy / token, modelled")
+        } else {
+            ("power", "energy / token")
+        };
         let size = if self.work == Work::Tune {
             "file"
         } else {
@@ -103,12 +107,15 @@ impl SystemGroup {
             fn(&System) -> Option<f64>,
             &'a dyn Fn(f64) -> String,
         );
-        let columns: [Column<'_>; 14] = [
+        let columns: [Column<'_>; 15] = [
             ("parameters", |s| s.parameters, &|v| human::count(v as u64)),
             ("perplexity", |s| s.perplexity, &score),
             ("average memory", |s| s.average_memory, &bytes),
             ("peak memory", |s| s.peak_memory, &bytes),
             ("utilisation", |s| s.utilisation, &|v| {
+                format!("{:.1} %", 100.0 * v)
+            }),
+            ("FLOP utilisation", |s| s.flop_utilisation, &|v| {
                 format!("{:.1} %", 100.0 * v)
             }),
             (latency, |s| s.latency, &milliseconds),
@@ -117,7 +124,7 @@ impl SystemGroup {
                 human::count(v.round() as u64)
             }),
             (power, |s| s.power, &|v| format!("{v:.1} W")),
-            ("energy / token", |s| s.energy_per_token, &|v| {
+            (energy, |s| s.energy_per_token, &|v| {
                 format!("{} mJ", significant(1000.0 * v, 3))
             }),
             (size, |s| s.size, &bytes),
@@ -203,7 +210,7 @@ impl SystemGroup {
             self.raw().to_html(self.note().trim_end()),
             radar::figure(&axes, &names, "All measures of the group"),
             self.scaled()
-                .to_html("Each measure from 0 for the worst of the compared to 1 for the best."),
+                .to_html("Each measure from 1 for the best of the compared to 0 for the worst, or for a tenth off the best if all are closer."),
         ];
         parts.concat() + &failures
     }
@@ -294,12 +301,12 @@ mod tests {
         );
         assert!(
             text.contains(
-                "| run | quality | memory | utilisation | latency | throughput | power | cache |"
+                "| run | quality | memory | utilisation | latency | throughput | power, modelled | cache |"
             ),
             "{text}"
         );
         assert!(
-            text.contains("| mha | 0.00 | 0.00 | 1.00 | 0.00 | 1.00 | 1.00 | 0.00 |"),
+            text.contains("| mha | 0.50 | 0.00 | 1.00 | 0.00 | 1.00 | 1.00 | 0.00 |"),
             "{text}"
         );
     }

@@ -2,12 +2,13 @@
 
 use std::fmt::Write;
 
-use plotters::style::RGBColor;
 use serde_json::Value;
 
 use super::chart::ChartError;
 use super::curves;
-use super::{Evaluation, Example, RunRecord, RunReport, Status};
+use super::markup::{document, escape, lower_is_better, score, section, title, wrapped};
+use super::{Confusion, Evaluation, Example, RunRecord, RunReport, Status};
+use crate::baselines::{CHANCE, MAJORITY};
 use frugal_core::human;
 
 pub(super) fn page(report: &RunReport) -> Result<String, ChartError> {
@@ -15,7 +16,10 @@ pub(super) fn page(report: &RunReport) -> Result<String, ChartError> {
     let sections = [
         section("Quality", &quality(&record.evaluation)),
         section("Cost", &cost(record)),
-        section("Curves", &wrapped("charts", &curves::figures(&report.log)?)),
+        section(
+            "Curves",
+            &wrapped("charts", &curves::figures(&report.log, peak_rate(record))?),
+        ),
         section(
             "One training example",
             &report.example.as_ref().map_or(String::new(), example),
@@ -28,55 +32,13 @@ pub(super) fn page(report: &RunReport) -> Result<String, ChartError> {
     Ok(document(&report.title, &header(report), &sections.concat()))
 }
 
-/// A whole page.
-pub(super) fn document(title: &str, header: &str, body: &str) -> String {
-    format!(
-        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<meta name=\"color-scheme\" content=\"light dark\">\n\
-         <title>{title}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n{header}{body}</main>\n</body>\n</html>\n",
-        title = escape(title),
-        style = include_str!("style.css"),
-    )
-}
-
-/// Text that HTML shows as it is, in elements and in quoted attributes.
-pub(super) fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
-            '\'' => escaped.push_str("&#39;"),
-            c => escaped.push(c),
-        }
-    }
-    escaped
-}
-
-/// A colour as plotters writes it.
-pub(super) fn hex(RGBColor(r, g, b): RGBColor) -> String {
-    format!("#{r:02X}{g:02X}{b:02X}")
-}
-
-pub(super) fn section(heading: &str, body: &str) -> String {
-    if body.is_empty() {
-        String::new()
-    } else {
-        format!(
-            "<section>\n<h2>{}</h2>\n{body}</section>\n",
-            escape(heading)
-        )
-    }
-}
-
-pub(super) fn wrapped(class: &str, body: &str) -> String {
-    if body.is_empty() {
-        String::new()
-    } else {
-        format!("<div class=\"{class}\">\n{body}</div>\n")
-    }
+/// The peak learning rate of the schedule that a run was configured with.
+fn peak_rate(record: &RunRecord) -> Option<f64> {
+    let train = &record.run_info.train_config["train"];
+    ["lr", "peak_rate", "learning_rate"]
+        .iter()
+        .find_map(|name| train[*name].as_f64())
+        .filter(|rate| *rate > 0.0)
 }
 
 fn header(report: &RunReport) -> String {
@@ -112,51 +74,111 @@ fn header(report: &RunReport) -> String {
     html + "</header>\n"
 }
 
-/// Base against adapted, a row for each metric of each part.
+/// Base against adapted, a row for each metric of each part, with what needs no model beside them.
 fn quality(evaluations: &[Evaluation]) -> String {
+    // In this order: what is hard to beat first.
+    let known = [MAJORITY, CHANCE];
+    let baselines: Vec<&str> = known
+        .into_iter()
+        .filter(|name| evaluations.iter().any(|e| e.baselines.contains_key(*name)))
+        .collect();
+    let untrained = if baselines.is_empty() {
+        "Base"
+    } else {
+        "Untrained"
+    };
     let mut rows = String::new();
     for evaluation in evaluations {
-        let part = escape(&evaluation.split);
-        let examples = if evaluation.examples == 1 {
-            "1 example".into()
-        } else {
-            format!("{} examples", human::count(evaluation.examples as u64))
-        };
-        let _ = writeln!(
-            rows,
-            "<tr class=\"group\"><th colspan=\"4\" scope=\"rowgroup\">{part} <span class=\"quiet\">{examples}</span></th></tr>"
-        );
-        let only_adapted = evaluation
-            .adapted
-            .keys()
-            .filter(|name| !evaluation.base.contains_key(*name));
-        for name in evaluation.base.keys().chain(only_adapted) {
-            let (base, adapted) = (evaluation.base.get(name), evaluation.adapted.get(name));
-            let value = |v: Option<&f64>| v.map_or("-".to_owned(), |v| score(*v));
-            let _ = writeln!(
-                rows,
-                "<tr><th scope=\"row\">{}</th><td class=\"n\">{}</td><td class=\"n strong\">{}</td>{}</tr>",
-                escape(&title(name)),
-                value(base),
-                value(adapted),
-                change(name, base, adapted)
-            );
-        }
+        rows += &quality_rows(evaluation, &baselines);
     }
     if rows.is_empty() {
         return rows;
     }
+    let heading = |name: &str| format!("<th class=\"n\">{}</th>", escape(&title(name)));
+    let headings: String = baselines.iter().copied().map(heading).collect();
     format!(
-        "<div class=\"scroll\"><table>\n<thead><tr><th>Metric</th><th class=\"n\">Base</th><th class=\"n\">Adapted</th>\
-         <th class=\"n\">Change</th></tr></thead>\n<tbody>\n{rows}</tbody>\n</table></div>\n"
+        "<div class=\"scroll\"><table>\n<thead><tr><th>Metric</th>{headings}<th class=\"n\">{untrained}</th><th class=\"n\">Adapted</th>\
+         <th class=\"n\">Change</th></tr></thead>\n<tbody>\n{rows}</tbody>\n</table></div>\n{}",
+        confusions(evaluations)
     )
 }
 
-/// Whether less of a metric is more.
-pub(super) fn lower_is_better(name: &str) -> bool {
-    ["loss", "perplexity", "bits_per_byte"]
-        .iter()
-        .any(|known| name.ends_with(known))
+fn quality_rows(evaluation: &Evaluation, baselines: &[&str]) -> String {
+    let part = escape(&evaluation.split);
+    let examples = if evaluation.examples == 1 {
+        "1 example".into()
+    } else {
+        format!("{} examples", human::count(evaluation.examples as u64))
+    };
+    let mut rows = format!(
+        "<tr class=\"group\"><th colspan=\"{}\" scope=\"rowgroup\">{part} <span class=\"quiet\">{examples}</span></th></tr>\n",
+        4 + baselines.len()
+    );
+    let only_adapted = evaluation
+        .adapted
+        .keys()
+        .filter(|name| !evaluation.base.contains_key(*name));
+    for name in evaluation.base.keys().chain(only_adapted) {
+        let (base, adapted) = (evaluation.base.get(name), evaluation.adapted.get(name));
+        let value = |v: Option<&f64>| v.map_or("-".to_owned(), |v| score(*v));
+        let baseline = |of: &&str| {
+            let found = evaluation.baselines.get(*of).and_then(|m| m.get(name));
+            format!("<td class=\"n\">{}</td>", value(found))
+        };
+        let _ = writeln!(
+            rows,
+            "<tr><th scope=\"row\">{}</th>{}<td class=\"n\">{}</td><td class=\"n strong\">{}</td>{}</tr>",
+            escape(&title(name)),
+            baselines.iter().map(baseline).collect::<String>(),
+            value(base),
+            value(adapted),
+            change(name, base, adapted)
+        );
+    }
+    rows
+}
+
+/// More classes than this make a table that nobody reads.
+const SHOWN_CLASSES: usize = 20;
+
+/// How often each class was taken for each, for each part that says.
+fn confusions(evaluations: &[Evaluation]) -> String {
+    let mut html = String::new();
+    for evaluation in evaluations {
+        let Some(Confusion { labels, counts }) = &evaluation.confusion else {
+            continue;
+        };
+        if !(2..=SHOWN_CLASSES).contains(&labels.len()) {
+            continue;
+        }
+        let head: String = labels
+            .iter()
+            .map(|label| format!("<th class=\"n\">as {}</th>", escape(label)))
+            .collect();
+        let mut rows = String::new();
+        for (i, (label, row)) in labels.iter().zip(counts).enumerate() {
+            let cell = |(j, count): (usize, &usize)| {
+                let right = if i == j { " right" } else { "" };
+                format!(
+                    "<td class=\"n{right}\">{}</td>",
+                    human::count(*count as u64)
+                )
+            };
+            let cells: String = row.iter().enumerate().map(cell).collect();
+            let _ = writeln!(
+                rows,
+                "<tr><th scope=\"row\">{}</th>{cells}</tr>",
+                escape(label)
+            );
+        }
+        let _ = write!(
+            html,
+            "<h3 class=\"basis\">Classes of {0}</h3>\n<div class=\"scroll\"><table class=\"confusion\">\n<thead><tr><th>Examples of</th>{head}</tr></thead>\n\
+             <tbody>\n{rows}</tbody>\n</table></div>\n",
+            escape(&evaluation.split)
+        );
+    }
+    html
 }
 
 fn change(name: &str, base: Option<&f64>, adapted: Option<&f64>) -> String {
@@ -187,27 +209,6 @@ fn change(name: &str, base: Option<&f64>, adapted: Option<&f64>) -> String {
         "<td class=\"n {class}\">{sign}{}</td>",
         score(difference.abs())
     )
-}
-
-pub(super) fn score(value: f64) -> String {
-    if !value.is_finite() {
-        return value.to_string();
-    }
-    if value.abs() < 100.0 {
-        format!("{value:.4}")
-    } else {
-        human::significant(value, 6)
-    }
-    .replace('-', "\u{2212}")
-}
-
-/// `macro_f1` as `Macro F1`.
-pub(super) fn title(name: &str) -> String {
-    let spaced = name.replace('_', " ").replace(" f1", " F1");
-    let mut chars = spaced.chars();
-    chars.next().map_or(String::new(), |first| {
-        first.to_uppercase().chain(chars).collect()
-    })
 }
 
 fn cost(record: &RunRecord) -> String {
@@ -431,6 +432,22 @@ fn environment(record: &RunRecord) -> String {
 mod tests {
     use super::*;
     use crate::report::sample;
+    use frugal_core::events::{Scalars, names};
+
+    #[test]
+    fn the_peak_learning_rate_is_that_of_the_schedule() {
+        // Logged every ten steps around a peak of 5e-4 at step 5: none of these reaches it.
+        let mut report = sample::report();
+        report.record.run_info.train_config["train"]["lr"] = 5e-4.into();
+        report.log = [(1, 1e-4), (10, 3.18e-4), (20, 1e-4)]
+            .map(|(step, rate)| Scalars::new(step).with(names::LEARNING_RATE, rate))
+            .to_vec();
+        let html = report.to_html().unwrap();
+        assert!(html.contains("Peak of the schedule 5e-4") && !html.contains("Peak 3.18e-4"));
+        // Where no rate is configured, what is known is what was logged.
+        report.record.run_info.train_config = Value::Null;
+        assert!(report.to_html().unwrap().contains("Highest logged 3.18e-4"));
+    }
 
     #[test]
     fn the_report_is_complete_and_self_contained() {
@@ -442,6 +459,11 @@ mod tests {
         let shown = [
             "<h2>Quality</h2>",
             "Macro F1",
+            // 216 of 436 examples of the test part belong to the commonest class of training.
+            "<th class=\"n\">Majority class</th><th class=\"n\">Chance</th><th class=\"n\">Untrained</th>",
+            "<td class=\"n\">0.4954</td><td class=\"n\">0.5000</td><td class=\"n\">0.5206</td>",
+            "<th scope=\"row\">negative</th><td class=\"n right\">196</td><td class=\"n\">20</td>",
+            "Peak of the schedule 2e-4",
             "0.8910",
             "+0.3704",
             "487,424",

@@ -4,10 +4,10 @@
 use plotters::style::RGBColor;
 
 use super::chart::colour;
-use super::html::{document, escape, hex, section, wrapped};
+use super::markup::{document, escape, hex, section, wrapped};
 use super::rows::Rows;
 use super::surface::{Shape, Spot, Surface, Tile, mark};
-use crate::step_law::{Bowl, Cell, Fit, Law, Measured, STEP_LAW, Study};
+use crate::step_law::{Bowl, Cell, Fit, Law, Measured, STEP_LAW, Study, deviation_text};
 use frugal_core::human::{count, significant};
 
 /// A study with its heading.
@@ -41,6 +41,11 @@ struct Mark {
 impl LawReport<'_> {
     /// The tables in Markdown.
     pub fn to_markdown(&self) -> String {
+        let warning = self
+            .study
+            .edges
+            .warning()
+            .map_or_else(String::new, |w| format!("Warning: {w}.\n\n"));
         let parts = [
             ("Laws", self.laws()),
             ("Sizes", self.sizes()),
@@ -50,17 +55,17 @@ impl LawReport<'_> {
             let table = rows.to_markdown();
             (!table.is_empty()).then(|| format!("## {heading}\n\n{table}"))
         };
-        parts
-            .into_iter()
-            .filter_map(part)
-            .collect::<Vec<_>>()
-            .join("\n")
+        let tables: Vec<String> = parts.into_iter().filter_map(part).collect();
+        warning + &tables.join("\n")
     }
 
     /// The page: HTML with its style and charts inside, without links to other files.
     pub fn to_html(&self) -> String {
+        let warning = self.study.edges.warning().map_or_else(String::new, |w| {
+            format!("<p class=\"warning\">Warning: {}.</p>\n", escape(&w))
+        });
         let header = format!(
-            "<header>\n<h1>{}</h1>\n<p>{}</p>\n</header>\n",
+            "<header>\n<h1>{}</h1>\n<p>{}</p>\n{warning}</header>\n",
             escape(self.title),
             escape(self.subtitle)
         );
@@ -106,7 +111,8 @@ impl LawReport<'_> {
         ];
         let row = |name: &str, law: &Law, deviations: &[f64; 5], from: String| {
             let exponent = |value: f64, i: usize| {
-                format!("{value:.3} \u{b1} {:.3}", deviations[i]).replace('-', "\u{2212}")
+                let value = format!("{value:.3}").replace('-', "\u{2212}");
+                format!("{value} \u{b1} {}", deviation_text(deviations[i]))
             };
             // The deviation is that of the logarithm.
             let factor = |value: f64, i: usize| {

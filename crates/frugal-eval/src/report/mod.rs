@@ -1,11 +1,15 @@
 //! The report of a run: one HTML file that needs nothing else.
 
+mod axes;
+mod bars;
 mod chart;
 mod comparison;
 mod curves;
 mod efficiency;
 mod html;
 mod law;
+mod markup;
+mod measured;
 mod radar;
 mod record;
 mod rows;
@@ -17,12 +21,13 @@ mod surface;
 use serde::{Deserialize, Serialize};
 
 pub use chart::ChartError;
-pub use comparison::{Compared, Comparison, Run, Spread, TaskScores};
+pub use comparison::{Compared, Comparison, Group, Run, Spread, TaskScores};
 pub use efficiency::{EfficiencyReport, SystemGroup};
 pub use law::LawReport;
+pub use measured::MeasuredReport;
 pub use record::{
-    DatasetInfo, Evaluation, Forgetting, MetaInfo, ModelInfo, RECORD_FILE, RecordError, RunInfo,
-    RunRecord, Status, SystemInfo, TrainInfo,
+    Confusion, DatasetInfo, Evaluation, Forgetting, MetaInfo, ModelInfo, RECORD_FILE, RecordError,
+    RunInfo, RunRecord, Status, SystemInfo, TrainInfo,
 };
 
 use frugal_core::events::Scalars;

@@ -4,7 +4,7 @@ use std::f64::consts::PI;
 use std::fmt::Write;
 
 use super::chart::colour;
-use super::html::{escape, hex};
+use super::markup::{escape, hex};
 
 /// One measure.
 pub(super) struct Axis {
@@ -15,7 +15,9 @@ pub(super) struct Axis {
 
 const SIZE: f64 = 420.0;
 const RADIUS: f64 = 130.0;
-const SIDE: f64 = 60.0;
+/// Width of a letter of a name.
+const LETTER: f64 = 6.2;
+const LINE: f64 = 13.0;
 /// Where the worst value lies, so that it can be told from the centre.
 const INNER: f64 = 0.12;
 
@@ -48,9 +50,17 @@ pub(super) fn svg(axes: &[Axis], runs: usize) -> Option<String> {
             .collect::<String>()
     };
     // Names on either side reach further than the chart.
-    let (left, width, height) = (-SIDE, SIZE + 2.0 * SIDE, SIZE * 0.8);
-    let mut svg =
-        format!("<svg viewBox=\"{left} 0 {width} {height}\" xmlns=\"http://www.w3.org/2000/svg\">");
+    let letters = axes
+        .iter()
+        .flat_map(|axis| lines(&axis.name))
+        .map(|line| line.chars().count());
+    let names = LETTER * letters.max().unwrap_or(0) as f64;
+    let side = (names + 1.12 * RADIUS - SIZE / 2.0).max(0.0);
+    let (left, width, height) = (-side, SIZE + 2.0 * side, SIZE * 0.8 + 2.0 * LINE);
+    let mut svg = format!(
+        "<svg viewBox=\"{left:.0} {:.0} {width:.0} {height:.0}\" xmlns=\"http://www.w3.org/2000/svg\">",
+        -LINE
+    );
     for ring in [0.25, 0.5, 0.75, 1.0] {
         let ring = path(&mut (0..axes.len()).map(|i| at(i, ring)));
         let _ = write!(
@@ -75,13 +85,22 @@ pub(super) fn svg(axes: &[Axis], runs: usize) -> Option<String> {
         } else {
             "end"
         };
-        let name = escape(&axis.name);
         let fill = hex(colour::TEXT);
-        let _ = write!(
-            svg,
-            "<text x=\"{tx:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\" font-size=\"11\" fill=\"{fill}\">{name}</text>",
-            ty + 4.0
-        );
+        let lines = lines(&axis.name);
+        // Lines above the chart grow upwards, so that none runs into it.
+        let up = if ty < SIZE * 0.4 - 0.9 * RADIUS {
+            LINE * (lines.len() - 1) as f64
+        } else {
+            0.0
+        };
+        for (n, line) in lines.iter().enumerate() {
+            let _ = write!(
+                svg,
+                "<text x=\"{tx:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\" font-size=\"11\" fill=\"{fill}\">{}</text>",
+                ty + 4.0 - up + LINE * n as f64,
+                escape(line)
+            );
+        }
     }
     for run in 0..runs {
         let colour = hex(COLOURS[run % COLOURS.len()]);
@@ -95,6 +114,20 @@ pub(super) fn svg(axes: &[Axis], runs: usize) -> Option<String> {
     }
     svg.push_str("</svg>");
     Some(svg)
+}
+
+/// A name in one line, or in two of about the same length where it is long.
+fn lines(name: &str) -> Vec<String> {
+    const LONG: usize = 14;
+    if name.chars().count() <= LONG {
+        return vec![name.to_owned()];
+    }
+    let middle = name.len() / 2;
+    let breaks = name.match_indices(' ').map(|(i, _)| i);
+    match breaks.min_by_key(|i| i.abs_diff(middle)) {
+        Some(at) => vec![name[..at].to_owned(), name[at + 1..].to_owned()],
+        None => vec![name.to_owned()],
+    }
 }
 
 /// The chart of the first of the named runs with its key; nothing with fewer than two runs or three
@@ -131,7 +164,7 @@ pub(super) fn figure(axes: &[Axis], names: &[&str], label: &str) -> String {
     };
     format!(
         "<figure><figcaption><ul class=\"legend\">{legend}</ul></figcaption><div class=\"chart radar\">{svg}</div><p class=\"note\">The rim \
-         is the best of the compared runs in each measure, the inner end the worst.{more}</p></figure>\n"
+         is the best of the compared runs in each measure, the inner end the worst, or a tenth off the best where all are closer.{more}</p></figure>\n"
     )
 }
 
@@ -157,6 +190,56 @@ mod tests {
         assert!(
             chart.contains("c&lt;d") && chart.matches("<polygon").count() == 6,
             "{chart}"
+        );
+    }
+
+    #[test]
+    fn names_are_not_cut_at_the_edge() {
+        let names = [
+            "quality",
+            "little memory on average",
+            "little power, modelled",
+        ];
+        let axes = names.map(|name| axis(name, &[Some(1.0), Some(0.0)]));
+        let chart = svg(&axes, 2).unwrap();
+        let number = |text: &str| text.parse::<f64>().unwrap();
+        let view = chart.split("viewBox=\"").nth(1).unwrap();
+        let view: Vec<f64> = view
+            .split('"')
+            .next()
+            .unwrap()
+            .split(' ')
+            .map(number)
+            .collect();
+        for text in chart.split("<text ").skip(1) {
+            let value = |name: &str| {
+                text.split(&format!("{name}=\""))
+                    .nth(1)
+                    .unwrap()
+                    .split('"')
+                    .next()
+                    .unwrap()
+            };
+            let shown = text.split('>').nth(1).unwrap().split('<').next().unwrap();
+            let (x, width) = (number(value("x")), LETTER * shown.chars().count() as f64);
+            let (from, to) = match value("text-anchor") {
+                "start" => (x, x + width),
+                "end" => (x - width, x),
+                _ => (x - width / 2.0, x + width / 2.0),
+            };
+            assert!(
+                from >= view[0] - 1.0 && to <= view[0] + view[2] + 1.0,
+                "{shown} in {view:?}"
+            );
+            let y = number(value("y"));
+            assert!(
+                y - 11.0 >= view[1] - 1.0 && y <= view[1] + view[3],
+                "{shown} in {view:?}"
+            );
+        }
+        assert_eq!(
+            lines("little memory on average"),
+            ["little memory", "on average"]
         );
     }
 

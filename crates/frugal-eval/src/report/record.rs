@@ -110,6 +110,21 @@ pub struct Evaluation {
     /// The model after training.
     #[serde(with = "events::numbers")]
     pub adapted: BTreeMap<String, f64>,
+    /// What needs no model, by name, such as `majority class` and `chance`: metrics by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub baselines: BTreeMap<String, BTreeMap<String, f64>>,
+    /// For a classifier, how often each class was taken for each.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confusion: Option<Confusion>,
+}
+
+/// How often each class was taken for each after training.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Confusion {
+    /// Names of the classes.
+    pub labels: Vec<String>,
+    /// `counts[gold][predicted]`, in examples.
+    pub counts: Vec<Vec<usize>>,
 }
 
 /// A measure on text that has nothing to do with the task, before and after training.
@@ -152,6 +167,10 @@ pub struct ModelInfo {
     /// SHA-256 of its weight files in hexadecimal, where it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
+    /// SHA-256 over the tokens of its tokenizer, where it is known: what is counted for each token
+    /// can be compared between models that share it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vocabulary: Option<String>,
 }
 
 /// One data file.

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::html::escape;
+use super::markup::escape;
 
 /// Headings and rows.
 pub(super) struct Rows {
@@ -29,11 +29,16 @@ impl Rows {
         let line = |cells: &[String], tag: &str| -> String {
             let cell = |(i, text): (usize, &String)| {
                 let class = if i == 0 { "" } else { " class=\"n\"" };
-                format!("<{tag}{class}>{}</{tag}>", escape(text))
+                // On a narrow page a row becomes a card, in which each cell names itself.
+                let label = match (tag, self.headings.get(i)) {
+                    ("td", Some(heading)) => format!(" data-label=\"{}\"", escape(heading)),
+                    _ => String::new(),
+                };
+                format!("<{tag}{class}{label}>{}</{tag}>", escape(text))
             };
             cells.iter().enumerate().map(cell).collect()
         };
-        let mut html = String::from("<div class=\"scroll\"><table>\n");
+        let mut html = String::from("<div class=\"scroll\"><table class=\"cards\">\n");
         let _ = writeln!(
             html,
             "<thead><tr>{}</tr></thead>\n<tbody>",
@@ -79,7 +84,9 @@ mod tests {
         let html = rows.to_html("n & m");
         assert!(
             html.contains("<th>a</th><th class=\"n\">b</th>")
-                && html.contains("<td>x&lt;y</td><td class=\"n\">1</td>"),
+                && html.contains(
+                    "<td data-label=\"a\">x&lt;y</td><td class=\"n\" data-label=\"b\">1</td>"
+                ),
             "{html}"
         );
         assert!(

@@ -4,6 +4,7 @@ use rand::{Rng, SeedableRng};
 use serde_json::json;
 
 use super::*;
+use crate::baselines::class_baselines;
 use frugal_core::events::names;
 
 pub(crate) fn report() -> RunReport {
@@ -53,12 +54,12 @@ pub(crate) fn report() -> RunReport {
                 metrics: Vec::new(),
             },
             evaluation: vec![
-                Evaluation { split: "validation".into(), examples: 436, base: scores(0.5183, 0.3414, 0.0, 0.8441), adapted: scores(0.8922, 0.8917, 0.7840, 0.2914) },
-                Evaluation { split: "test".into(), examples: 436, base: scores(0.5206, 0.3424, 0.0, 0.8397), adapted: scores(0.8910, 0.8906, 0.7821, 0.2988) },
+                Evaluation { split: "validation".into(), examples: 436, base: scores(0.5183, 0.3414, 0.0, 0.8441), adapted: scores(0.8922, 0.8917, 0.7840, 0.2914), ..Evaluation::default() },
+                Evaluation { split: "test".into(), examples: 436, base: scores(0.5206, 0.3424, 0.0, 0.8397), adapted: scores(0.8910, 0.8906, 0.7821, 0.2988), baselines: class_baselines(&[1_050, 950], &[216, 220]), confusion: Some(Confusion { labels: vec!["negative".into(), "positive".into()], counts: vec![vec![196, 20], vec![28, 192]] }) },
             ],
             forgetting: None,
             meta_info: MetaInfo {
-                model_info: ModelInfo { name: "smollm2-135m".into(), model_type: "llama".into(), file_size: 98_173_792, sha256: Some(hash.into()) },
+                model_info: ModelInfo { name: "smollm2-135m".into(), model_type: "llama".into(), file_size: 98_173_792, sha256: Some(hash.into()), vocabulary: None },
                 dataset_info: vec![data("train", 2_000, hash), data("validation", 436, hash), data("test", 436, hash)],
                 package_info: [("frugal", "0.1.0"), ("burn", "0.22.1")].map(|(n, v)| (n.to_owned(), v.to_owned())).into(),
                 system_info: SystemInfo {

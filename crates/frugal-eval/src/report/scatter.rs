@@ -4,7 +4,9 @@ use plotters::coord::Shift;
 use plotters::coord::combinators::IntoLogRange;
 use plotters::prelude::*;
 
+use super::axes::{self, FINE, Labels, font};
 use super::chart::{ChartError, colour};
+use super::markup::escape;
 
 /// A named point; `x` is a cost above zero.
 pub(super) struct Point {
@@ -28,9 +30,10 @@ pub(super) struct Scatter<'a> {
     pub(super) lower_is_better: bool,
 }
 
-const FINE: i32 = 4;
 const SIZE: (u32, u32) = (560, 330);
 const TEXT: f64 = 11.0;
+/// Shown pixels for the labels of the vertical axis and its name.
+const LEFT: i32 = 72;
 /// Radius of a marked point.
 const MARK: i32 = 4 * FINE;
 
@@ -58,10 +61,35 @@ fn overlap(a: &[i32; 4], b: &[i32; 4]) -> bool {
     a[0] < b[2] && b[0] < a[2] && a[1] < b[3] && b[1] < a[3]
 }
 
+/// Whether a straight line between two points runs through a rectangle.
+fn crosses(from: (i32, i32), to: (i32, i32), area: &[i32; 4]) -> bool {
+    // The part of the line, from 0 to 1, that lies between both pairs of sides.
+    let (mut enter, mut leave) = (0.0f64, 1.0f64);
+    for (start, end, low, high) in [
+        (from.0, to.0, area[0], area[2]),
+        (from.1, to.1, area[1], area[3]),
+    ] {
+        let [start, end, low, high] = [start, end, low, high].map(f64::from);
+        let step = end - start;
+        if step == 0.0 {
+            if start < low || start > high {
+                return false;
+            }
+            continue;
+        }
+        let (a, b) = ((low - start) / step, (high - start) / step);
+        enter = enter.max(a.min(b));
+        leave = leave.min(a.max(b));
+    }
+    enter < leave
+}
+
 /// Names beside their points: to the right, to the left, above or below, whichever is the first
 /// free place within `bounds`; without one a name is left out. Points that cannot be told apart
 /// share a label.
-fn labels(points: &[(&str, (i32, i32))], bounds: [i32; 4]) -> Vec<Label> {
+///
+/// `line` is drawn between its points; a name lies on it only where there is no other place.
+fn labels(points: &[(&str, (i32, i32))], line: &[(i32, i32)], bounds: [i32; 4]) -> Vec<Label> {
     let mut groups: Vec<(String, (i32, i32))> = Vec::new();
     for &(name, (x, y)) in points {
         match groups
@@ -97,8 +125,14 @@ fn labels(points: &[(&str, (i32, i32))], bounds: [i32; 4]) -> Vec<Label> {
                 .chain(placed.iter().map(|l| &l.area))
                 .any(|other| overlap(a, other))
         };
-        if let Some(area) = areas.into_iter().find(|area| inside(area) && !taken(area)) {
-            placed.push(Label { text, area });
+        let free: Vec<[i32; 4]> = areas
+            .into_iter()
+            .filter(|area| inside(area) && !taken(area))
+            .collect();
+        let crossed = |area: &[i32; 4]| line.windows(2).any(|ends| crosses(ends[0], ends[1], area));
+        let best = free.iter().find(|area| !crossed(area)).or(free.first());
+        if let Some(area) = best {
+            placed.push(Label { text, area: *area });
         }
     }
     placed
@@ -133,17 +167,25 @@ impl Scatter<'_> {
         if points.is_empty() {
             return Ok(None);
         }
-        let mut svg = String::new();
-        {
-            let root =
-                SVGBackend::with_string(&mut svg, (SIZE.0 * FINE as u32, SIZE.1 * FINE as u32))
-                    .into_drawing_area();
-            self.draw(&root, &points).map_err(|e| ChartError {
-                title: self.title.into(),
-                message: e.to_string(),
-            })?;
-        }
-        Ok(Some(svg))
+        axes::svg(self.title, SIZE, |root| self.draw(root, &points)).map(Some)
+    }
+
+    /// The chart as an HTML figure; nothing without a point.
+    pub(super) fn figure(&self) -> Result<String, ChartError> {
+        let Some(svg) = self.svg()? else {
+            return Ok(String::new());
+        };
+        let label = format!("{} against {}", self.quality, self.cost.to_lowercase());
+        let svg = svg.replacen(
+            "<svg ",
+            &format!("<svg role=\"img\" aria-label=\"{}\" ", escape(&label)),
+            1,
+        );
+        Ok(format!(
+            "<figure><figcaption><h3>{}</h3></figcaption><div class=\"chart\">{svg}</div>\
+             <p class=\"note\">Named: what nothing else beats in both.</p></figure>\n",
+            escape(self.title)
+        ))
     }
 
     fn draw(
@@ -165,37 +207,20 @@ impl Scatter<'_> {
         let x = (x.0, x.1 * (x.1 / x.0).powf(0.3));
         let room = (0.12 * (y.1 - y.0)).max(1e-3);
         let y = (y.0 - room, y.1 + room);
-        let font = |size: f64| {
-            ("sans-serif", size * f64::from(FINE) * 1.24)
-                .into_font()
-                .color(&colour::TEXT)
-        };
         let decimals = (-((y.1 - y.0) / 5.0).log10().floor()).clamp(0.0, 6.0) as usize;
-        let mut chart = ChartBuilder::on(root)
-            .margin_top(10 * FINE)
-            .margin_right(14 * FINE)
-            .x_label_area_size(44 * FINE)
-            .y_label_area_size(62 * FINE)
-            .build_cartesian_2d(
-                (x.0..x.1).log_scale().with_key_points(ticks(x, self.unit)),
-                y.0..y.1,
-            )?;
-        chart
-            .configure_mesh()
-            .disable_x_mesh()
-            .light_line_style(TRANSPARENT)
-            .bold_line_style(colour::GRID.stroke_width(FINE as u32))
-            .axis_style(colour::AXIS.stroke_width(FINE as u32))
-            .set_all_tick_mark_size(4 * FINE)
-            .label_style(font(TEXT))
-            .axis_desc_style(font(TEXT))
-            .x_labels(20)
-            .y_labels(6)
-            .x_label_formatter(&|v| (self.cost_label)(*v))
-            .y_label_formatter(&|v| format!("{v:.decimals$}"))
-            .x_desc(self.cost)
-            .y_desc(self.quality)
-            .draw()?;
+        let mut chart = axes::margins(root, LEFT, 14).build_cartesian_2d(
+            (x.0..x.1).log_scale().with_key_points(ticks(x, self.unit)),
+            y.0..y.1,
+        )?;
+        let words = Labels {
+            text: TEXT,
+            most: 20,
+            x: &|v| (self.cost_label)(*v),
+            y: &|v| format!("{v:.decimals$}"),
+            across: self.cost,
+        };
+        axes::grid(&mut chart, &words)?;
+        axes::name_vertical(root, self.quality, TEXT, SIZE.1)?;
         let owned: Vec<Point> = points
             .iter()
             .map(|p| Point {
@@ -232,14 +257,16 @@ impl Scatter<'_> {
                 )
             })
             .collect();
+        let line: Vec<(i32, i32)> = named.iter().map(|(_, at)| *at).collect();
         // Over the edge of the chart is free too, but not over the numbers of its axes.
         let (across, down) = chart.plotting_area().get_pixel_range();
-        for Label { text, area } in
-            labels(&named, [across.start, 0, SIZE.0 as i32 * FINE, down.end])
-        {
+        for Label { text, area } in labels(
+            &named,
+            &line,
+            [across.start, 0, SIZE.0 as i32 * FINE, down.end],
+        ) {
             root.draw(&Text::new(text, (area[0], area[1]), font(TEXT)))?;
         }
-        root.present()?;
         Ok(())
     }
 }
@@ -297,7 +324,7 @@ mod tests {
             ("corner", (210, 1090)),
             ("top", (700, 8)),
         ];
-        let found = labels(&points, bounds);
+        let found = labels(&points, &[], bounds);
         let texts: Vec<&str> = found.iter().map(|l| l.text.as_str()).collect();
         assert_eq!(texts, ["middle, same", "near", "edge", "corner", "top"]);
         for (i, a) in found.iter().enumerate() {
@@ -324,7 +351,25 @@ mod tests {
             );
         }
         // Where there is no room the name is left out.
-        assert!(labels(&[("much too long", (50, 50))], [0, 0, 100, 100]).is_empty());
+        assert!(labels(&[("much too long", (50, 50))], &[], [0, 0, 100, 100]).is_empty());
+    }
+
+    #[test]
+    fn labels_are_not_crossed_by_the_line() {
+        // The line rises to the right of both points, where the names would stand first.
+        let points = [("low", (500, 900)), ("high", (700, 860))];
+        let line = [(500, 900), (700, 860), (1500, 700)];
+        for label in labels(&points, &line, [0, 0, 2240, 1100]) {
+            let crossed = line.windows(2).any(|e| crosses(e[0], e[1], &label.area));
+            assert!(!crossed, "{} at {:?}", label.text, label.area);
+        }
+        assert!(crosses((0, 0), (10, 10), &[4, 4, 6, 6]));
+        assert!(
+            !crosses((0, 0), (10, 10), &[6, 0, 9, 3]) && !crosses((0, 5), (3, 5), &[4, 4, 6, 6])
+        );
+        assert!(
+            crosses((5, 0), (5, 10), &[4, 4, 6, 6]) && !crosses((7, 0), (7, 10), &[4, 4, 6, 6])
+        );
     }
 
     #[test]

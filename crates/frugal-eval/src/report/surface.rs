@@ -4,7 +4,7 @@
 use std::fmt::Write;
 
 use super::chart::colour;
-use super::html::{escape, hex};
+use super::markup::{escape, hex};
 
 /// A measured place.
 pub(super) struct Tile {

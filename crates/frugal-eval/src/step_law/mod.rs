@@ -12,8 +12,8 @@
 //! goes with it: linear warm-up over 2,000 steps, cosine down to the fixed rate 1e-5.
 //!
 //! # When to use, when not
-//! To start a pre-training run of 0.2 to 7 billion parameters near its optimum; far outside of that
-//! as a first guess, to be varied by factors of two. Not for fine-tuning, and not for schedules
+//! To start a pre-training run of 0.2 to 1.1 billion parameters on 4 to 100 billion tokens near its
+//! optimum, which is what the released dense runs cover; outside of that as a first guess, to be varied by factors of two. Not for fine-tuning, and not for schedules
 //! that end at a share of the peak rate.
 //!
 //! # Cost
@@ -38,6 +38,8 @@
 //! Language Model Pretraining, 2025, arXiv 2503.04715. Hoffmann et al.: Training Compute-Optimal
 //! Large Language Models, 2022, arXiv 2203.15556.
 
+mod band;
+mod runs;
 mod study;
 
 use rand::{Rng, SeedableRng};
@@ -45,6 +47,8 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::linear_algebra::dot;
+pub use band::{Band, Covariance, Edges, STEP_LAW_COVARIANCE, deviation_text};
+pub use runs::{RunsError, read_runs};
 pub use study::{Bowl, Cell, Compared, Measured, Study, measured};
 
 /// Two power laws: `rate = scale · N^parameters · D^tokens`, `batch = scale · D^tokens` in tokens.
@@ -70,6 +74,17 @@ pub const STEP_LAW: Law = Law {
     batch_scale: 0.58,
     batch_tokens: 0.571,
 };
+
+/// Parameters outside the vocabulary of the dense runs that the authors released, least and most.
+pub const COVERED_PARAMETERS: (f64, f64) = (2.1e8, 1.1e9);
+/// Tokens of training of these runs, least and most.
+pub const COVERED_TOKENS: (f64, f64) = (4e9, 1e11);
+
+/// Whether a run's size lies within those of the released dense runs.
+pub fn covered(parameters: f64, tokens: f64) -> bool {
+    (COVERED_PARAMETERS.0..=COVERED_PARAMETERS.1).contains(&parameters)
+        && (COVERED_TOKENS.0..=COVERED_TOKENS.1).contains(&tokens)
+}
 
 /// Other published laws, to compare with; `C = 6 N D`.
 pub const COMPARED: [(&str, fn(f64, f64) -> (f64, Option<f64>)); 4] = [
@@ -220,6 +235,8 @@ pub struct Fit {
     /// Standard deviations of the coefficients over bootstrap samples, in the order of [`Law`]; of
     /// the logarithms of factors.
     pub deviations: [f64; 5],
+    /// Covariances of the same, for the band around a prediction.
+    pub covariance: Covariance,
     /// Runs that were kept.
     pub kept: usize,
 }
@@ -265,6 +282,7 @@ pub fn fit(runs: &[Run], excess: f64, bootstraps: usize, seed: u64) -> Option<Fi
     Some(Fit {
         law,
         deviations: std::array::from_fn(deviation),
+        covariance: Covariance::of(&draws),
         kept: kept.len(),
     })
 }
@@ -357,6 +375,14 @@ mod tests {
         close(d, tokens_for_compute(5.76e23, n), 1e-12);
         // The budget of a well-known model of 70 billion parameters and 1.4 trillion tokens.
         close(n, 70e9, 0.02);
+    }
+
+    #[test]
+    fn seven_billion_parameters_are_outside_of_the_released_runs() {
+        // Smallest and largest of the released dense runs.
+        assert!(covered(214_663_680.0, 4e9) && covered(1_073_741_824.0, 1e11));
+        assert!(!covered(7e9, 1.4e12) && !covered(1e9, 1.4e12) && !covered(7e9, 1e11));
+        assert!(!covered(1e8, 1e10) && !covered(5e8, 3e9));
     }
 
     /// Best of the runs of one size in the data that the authors released: parameters, tokens,

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::{Fit, Run, fit};
+use super::{Edges, Fit, Run, fit};
 use crate::linear_algebra::{Matrix, least_squares};
 use crate::report::{RECORD_FILE, RunRecord, Status};
 use crate::suite::{Job, Point};
@@ -208,6 +208,8 @@ pub struct Study {
     pub bowls: Option<Fit>,
     /// Sizes, small models first.
     pub cells: Vec<Cell>,
+    /// Sizes whose best run lies on the edge of the grid.
+    pub edges: Edges,
     /// Configurations beside the grid.
     pub compared: Vec<Compared>,
     /// All runs.
@@ -270,6 +272,7 @@ impl Study {
             excess,
             fit: fit(&grid, excess, BOOTSTRAPS, 0),
             bowls: fit(&bottoms, excess, BOOTSTRAPS, 0),
+            edges: Edges::of(&grid),
             compared,
             cells,
             runs,

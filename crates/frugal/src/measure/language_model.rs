@@ -173,38 +173,6 @@ impl HarnessModel<'_> {
         )?))
     }
 
-    /// Consecutive stretches of `length` tokens of a text, at most `most` of them (0 for all),
-    /// without special tokens. A shorter rest is left out unless it is all there is.
-    ///
-    /// # Errors
-    /// When the tokenizer fails.
-    pub fn stretches(
-        &self,
-        text: &str,
-        length: usize,
-        most: usize,
-    ) -> Result<Vec<Stretch>, ModelFailure> {
-        let spans = self.tokenizer.encode_spans(text, false)?;
-        let length = length.clamp(2, self.backbone.info().max_sequence);
-        let all = spans.ids.chunks(length).zip(spans.offsets.chunks(length));
-        let whole = all.filter(|(ids, _)| ids.len() == length || spans.ids.len() < length);
-        let stretch = |(ids, offsets): (&[u32], &[(usize, usize)])| {
-            // The first token only serves as context.
-            let bytes = offsets
-                .last()
-                .map_or(0, |o| o.1)
-                .saturating_sub(offsets.first().map_or(0, |o| o.1));
-            Stretch {
-                ids: ids.to_vec(),
-                bytes: bytes as u64,
-            }
-        };
-        Ok(whole
-            .take(if most == 0 { usize::MAX } else { most })
-            .map(stretch)
-            .collect())
-    }
-
     /// What stretches of a text cost.
     ///
     /// # Errors

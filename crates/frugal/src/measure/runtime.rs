@@ -5,10 +5,13 @@ use std::time::Instant;
 
 use burn::prelude::*;
 use frugal_decode::{DecodeError, Session};
-use frugal_eval::capacity::Shape;
+use frugal_eval::capacity::{LatentShape, Shape};
 use frugal_eval::runtime::Timing;
 use frugal_models::{Activation, ModelConfig};
-use frugal_nn::{AdapterSet, Backbone, Choice, Frozen, Input, KvCache, ModelError, NoAdapter};
+use frugal_nn::{
+    AdapterSet, Backbone, Choice, Frozen, Input, KvCache, Mode, ModelError, NoAdapter,
+    SequenceLayout,
+};
 use serde::Serialize;
 
 /// What is timed.
@@ -26,10 +29,10 @@ pub struct Grid {
 
 /// Times generation without sampling and without an early end. One run of each prompt length gives
 /// the times of all answer lengths, since an answer begins as every longer one does. `step` is told
-/// of each run and ends the work by false.
+/// of each run and ends the work by false. Of an encoder, which writes nothing, reading is timed.
 ///
 /// # Errors
-/// Models that cannot generate, lengths beyond the model's positions.
+/// Lengths beyond the model's positions.
 pub fn profile(
     backbone: &dyn Backbone,
     adapters: &AdapterSet,
@@ -40,6 +43,7 @@ pub fn profile(
     let longest = grid.outputs.iter().copied().max().unwrap_or(1).max(1);
     let vocab = backbone.info().vocab_size;
     let mut timings = Vec::new();
+    let reads_only = backbone.info().is_encoder;
     for &prompt in &grid.prompts {
         // Any tokens will do: the time does not depend on which they are.
         let ids: Vec<u32> = (0..prompt.max(1))
@@ -47,6 +51,20 @@ pub fn profile(
             .collect();
         for run in 0..grid.warmup + grid.trials {
             let start = Instant::now();
+            if reads_only {
+                let seconds = read(backbone, adapters, choice, &ids)?;
+                if run >= grid.warmup {
+                    timings.push(Timing {
+                        prompt: ids.len(),
+                        output: 1,
+                        seconds,
+                    });
+                }
+                if !step() {
+                    return Ok(timings);
+                }
+                continue;
+            }
             let mut session = Session::new(backbone, adapters, choice.clone(), 1)?;
             let mut logits = session.feed(&[&ids])?.remove(0);
             for output in 1..=longest {
@@ -71,6 +89,28 @@ pub fn profile(
     Ok(timings)
 }
 
+/// Seconds of one forward pass over a text.
+fn read(
+    backbone: &dyn Backbone,
+    adapters: &AdapterSet,
+    choice: &Choice,
+    ids: &[u32],
+) -> Result<f64, DecodeError> {
+    let start = Instant::now();
+    let types = vec![0; ids.len()];
+    let layout = SequenceLayout::new(&[ids.len()]);
+    let mut pass = adapters.pass(choice, &layout, Mode::Eval)?;
+    let input = Input {
+        input_ids: ids,
+        token_type_ids: &types,
+        layout,
+    };
+    let hidden = backbone.forward(&input, pass.as_mut(), None)?;
+    // One element is read, so that devices which work on their own are waited for.
+    drop(hidden.slice([0..1, 0..1]).into_data());
+    Ok(start.elapsed().as_secs_f64())
+}
+
 fn likeliest(logits: &[f32]) -> u32 {
     logits
         .iter()
@@ -90,10 +130,10 @@ pub struct Footprint {
     pub cache_bytes_per_token: usize,
 }
 
-/// Weighs a model's matrices and what it remembers of a sequence.
+/// Weighs a model's matrices and what it remembers of a sequence; an encoder remembers nothing.
 ///
 /// # Errors
-/// Models that cannot generate.
+/// What running the model gives.
 pub fn footprint(backbone: &dyn Backbone) -> Result<Footprint, ModelError> {
     let sites = backbone.sites();
     let numbers =
@@ -109,6 +149,12 @@ pub fn footprint(backbone: &dyn Backbone) -> Result<Footprint, ModelError> {
         }
     });
     let config = backbone.info();
+    if config.is_encoder {
+        return Ok(Footprint {
+            weight_bytes,
+            cache_bytes_per_token: 0,
+        });
+    }
     let mut cache = KvCache::new(config.num_hidden_layers, 1);
     backbone.forward(&Input::new(&[0], &[1]), &mut NoAdapter, Some(&mut cache))?;
     Ok(Footprint {
@@ -117,11 +163,17 @@ pub fn footprint(backbone: &dyn Backbone) -> Result<Footprint, ModelError> {
     })
 }
 
-/// The sizes that the number of operations depends on; `None` for latent and sparse attention,
-/// whose operations follow from other sizes.
+/// The sizes that the number of operations depends on; `None` for native sparse attention, whose
+/// operations depend on the length in another way.
 pub fn shape(config: &ModelConfig) -> Option<Shape> {
-    let plain = config.latent.is_none() && config.sparse.is_none();
-    plain.then(|| Shape {
+    let latent = config.latent.map(|latent| LatentShape {
+        query_rank: latent.q_lora_rank.map(|rank| rank as u64),
+        rank: latent.kv_lora_rank as u64,
+        plain: latent.qk_nope_head_dim as u64,
+        rotated: latent.qk_rope_head_dim as u64,
+        value: latent.v_head_dim as u64,
+    });
+    config.sparse.is_none().then(|| Shape {
         hidden: config.hidden_size as u64,
         layers: config.num_hidden_layers as u64,
         heads: config.num_attention_heads as u64,
@@ -133,5 +185,6 @@ pub fn shape(config: &ModelConfig) -> Option<Shape> {
         experts: config.experts.map_or(1, |e| e.num_local_experts as u64),
         active_experts: config.experts.map_or(1, |e| e.num_experts_per_tok as u64),
         vocab: config.vocab_size as u64,
+        latent,
     })
 }

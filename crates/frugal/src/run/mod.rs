@@ -2,6 +2,7 @@
 //! programs.
 
 mod base;
+mod compare;
 mod config;
 mod estimate;
 mod evaluate;

@@ -10,19 +10,23 @@ use frugal_eval::report::{
 };
 use frugal_nn::{Entry, Head, Parameter, SiteTable};
 
+use super::compare::baselines;
 use super::prepare::{Part, Prepared};
-use super::tune::PartScores;
-use super::{Metrics, RunError, TuneConfig};
+use super::tune::{PartScores, Scores};
+use super::{RunError, TuneConfig};
 
 /// The report in a run folder.
 const REPORT_FILE: &str = "report.html";
 
-pub(super) fn evaluation(part: &PartScores) -> report::Evaluation {
+pub(super) fn evaluation(part: &PartScores, adapted: &Scores) -> report::Evaluation {
+    let confusion = adapted.iter().find(|(name, ..)| *name == part.part);
     report::Evaluation {
         split: part.part.clone(),
         examples: part.examples,
         base: part.base.clone(),
         adapted: part.adapted.clone(),
+        baselines: part.baselines.clone(),
+        confusion: confusion.and_then(|(.., confusion)| confusion.clone()),
     }
 }
 
@@ -45,16 +49,12 @@ pub(super) fn weights_size(folder: &Path) -> u64 {
     size(peft::WEIGHTS_FILE) + size("model.safetensors")
 }
 
-pub(super) fn scores(
-    prepared: &Prepared,
-    base: &[(&'static str, Metrics)],
-    adapted: &[(&'static str, Metrics)],
-) -> Vec<PartScores> {
-    let of = |scores: &[(&'static str, Metrics)], part: &str| {
+pub(super) fn scores(prepared: &Prepared, base: &Scores, adapted: &Scores) -> Vec<PartScores> {
+    let of = |scores: &Scores, part: &str| {
         scores
             .iter()
-            .find(|(p, _)| *p == part)
-            .map(|(_, m)| m.clone())
+            .find(|(p, ..)| *p == part)
+            .map(|(_, m, _)| m.clone())
             .unwrap_or_default()
     };
     let parts = [prepared.validation.as_ref(), prepared.test.as_ref()]
@@ -66,6 +66,7 @@ pub(super) fn scores(
             examples: p.examples().len(),
             base: of(base, p.name),
             adapted: of(adapted, p.name),
+            baselines: baselines(prepared, p),
         })
         .collect()
 }
@@ -83,6 +84,11 @@ pub(super) fn meta(config: &TuneConfig, prepared: &Prepared, fingerprint: String
             model_type: prepared.files.config().model_type.name().into(),
             file_size: prepared.files.stored_bytes(),
             sha256: Some(fingerprint),
+            vocabulary: prepared
+                .files
+                .tokenizer()
+                .ok()
+                .map(crate::measure::vocabulary_sha256),
         },
         dataset_info: prepared.parts().map(dataset).collect(),
         package_info: [("frugal".to_owned(), env!("CARGO_PKG_VERSION").to_owned())].into(),

@@ -1,11 +1,13 @@
 //! Fine-tuning: the main job.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use burn::prelude::*;
 use frugal_adapt::{peft, registry};
+use frugal_eval::baselines::MAJORITY;
 use frugal_eval::report::{self, RECORD_FILE, RunRecord};
 use frugal_models::LoadOptions;
 use frugal_models::load::{Lookup, MODEL_FOLDER, ModelFiles};
@@ -14,6 +16,7 @@ use frugal_nn::{Backbone, BuildContext, Entry, Head, Pooling, SiteTable};
 use frugal_train::{Best, Objective, evaluate_observed};
 use serde::Serialize;
 
+use super::compare::{baselines, confusion};
 use super::estimate::{Sizes, Work, predicted, process_bytes};
 use super::export::merge_to_folder;
 use super::fit::{Fitted, MemoryCheck, available, fitting, refusal};
@@ -58,6 +61,8 @@ pub struct PartScores {
     pub base: Metrics,
     /// After training.
     pub adapted: Metrics,
+    /// What needs no model: the commonest class and chance, for classification.
+    pub baselines: BTreeMap<String, Metrics>,
 }
 
 /// What is trained, and how.
@@ -204,6 +209,18 @@ fn tune_in_folder(
         stop: request.stop,
     };
 
+    for part in [prepared.validation.as_ref(), prepared.test.as_ref()]
+        .into_iter()
+        .flatten()
+    {
+        if let Some(metrics) = baselines(prepared, part).remove(MAJORITY) {
+            observe(&Progress::Scores {
+                who: MAJORITY.into(),
+                part: part.name.into(),
+                metrics,
+            });
+        }
+    }
     let before = match (config.evaluate_base, start) {
         (false, _) => None,
         (true, None) => run.score("base", &entry, true, observe)?,
@@ -232,16 +249,16 @@ fn tune_in_folder(
 
     // A run is not done before everything was measured; a resume measures again.
     let interrupted = adapted.is_none() || (config.measure_forgetting && forgetting.is_none());
-    let parts = scores(
-        prepared,
-        &before.unwrap_or_default(),
-        &adapted.unwrap_or_default(),
-    );
+    let adapted = adapted.unwrap_or_default();
+    let parts = scores(prepared, &before.unwrap_or_default(), &adapted);
     let log = job.log()?;
     let mut record = RunRecord {
         run_info: job.run_info(&trained, config),
         train_info: job.train_info(&trained, interrupted, &log),
-        evaluation: parts.iter().map(evaluation).collect(),
+        evaluation: parts
+            .iter()
+            .map(|part| evaluation(part, &adapted))
+            .collect(),
         forgetting,
         meta_info: meta(config, prepared, fingerprint),
     };
@@ -281,7 +298,7 @@ fn load(
 }
 
 /// Metrics of each part that was evaluated.
-type Scores = Vec<(&'static str, Metrics)>;
+pub(super) type Scores = Vec<(&'static str, Metrics, Option<report::Confusion>)>;
 
 struct Run<'a> {
     config: &'a TuneConfig,
@@ -349,7 +366,11 @@ impl Run<'_> {
                 part: part.name.into(),
                 metrics: result.metrics.clone(),
             });
-            found.push((part.name, result.metrics));
+            let confusion = entry
+                .head
+                .as_ref()
+                .map(|head| confusion(&head.config().labels, &result.gold, &result.predicted));
+            found.push((part.name, result.metrics, confusion));
         }
         Ok(Some(found))
     }

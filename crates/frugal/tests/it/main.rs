@@ -15,6 +15,7 @@ mod families;
 mod harness;
 mod linear_algebra;
 mod lora_step;
+mod measure;
 mod packed;
 mod pairs;
 mod real;

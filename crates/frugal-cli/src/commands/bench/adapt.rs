@@ -13,7 +13,7 @@ use serde_json::json;
 use super::jobs::{Resolved, resolve, run_all};
 use super::{Flags, Opened, end};
 use crate::Outcome;
-use crate::commands::report::table;
+use crate::commands::report::print;
 use crate::folder::RESULTS_FILE;
 use crate::ui;
 
@@ -26,11 +26,12 @@ pub fn run(flags: &Flags, opened: &Opened) -> Result<Outcome> {
     let stopped = run_all(&jobs, out, flags.output, false)?;
     let comparison = compare(title, suite, &jobs, out)?;
     if flags.output.json {
-        ui::print_json(
-            &json!({ "suite": title, "metric": comparison.metric, "runs": comparison.rows(), "out": out }),
-        )?;
+        ui::print_json(&json!({
+            "suite": title, "metric": comparison.metric, "runs": comparison.rows(),
+            "ranked_apart": comparison.ranked_apart(), "out": out,
+        }))?;
     } else {
-        ui::table::print(&table(&comparison));
+        print(&comparison, flags.output);
         ui::print(&format!("\n{}", out.join("report.html").display()));
     }
     Ok(end(

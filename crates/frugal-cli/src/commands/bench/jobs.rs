@@ -24,6 +24,7 @@ use super::Flags;
 use super::score::{self, ScoreConfig};
 use crate::args::Output;
 use crate::cli::END_WITH_STDIN;
+use crate::commands::measure::efficiency::with_flops;
 use crate::ui::progress::{Phase, style};
 use crate::ui::{self, interrupt};
 
@@ -436,6 +437,10 @@ pub(super) fn run(mut command: Command, sampled: Option<&Path>) -> Result<Ended>
                 status.success(),
                 Efficiency::new(&samples, processors, PowerModel::default()),
             ) {
+                let found = match RunRecord::read(&folder.join(RECORD_FILE)) {
+                    Ok(record) => with_flops(found, &record, None),
+                    Err(_) => found,
+                };
                 let text = serde_json::to_string_pretty(&found)? + "\n";
                 write_atomic(&folder.join(EFFICIENCY_FILE), text.as_bytes())?;
             }

@@ -6,7 +6,7 @@ use frugal_core::fs::write_atomic;
 use frugal_core::human;
 use frugal_core::table::{Column, Table};
 use frugal_eval::report::LawReport;
-use frugal_eval::step_law::{STEP_LAW, Study, measured};
+use frugal_eval::step_law::{STEP_LAW, Study, deviation_text, measured};
 use frugal_eval::suite::Work;
 use serde_json::json;
 
@@ -55,6 +55,9 @@ pub fn run(flags: &Flags, opened: &Opened) -> Result<Outcome> {
             ui::print("");
             ui::table::print(&compared(&study));
         }
+        if let Some(warning) = study.edges.warning() {
+            ui::warn(flags.output, &warning);
+        }
         ui::print(&format!("\n{}", out.join("report.html").display()));
     }
     Ok(end(stopped, !failures.is_empty()))
@@ -84,7 +87,7 @@ fn laws(study: &Study) -> Table {
         ];
         let cells = pairs
             .iter()
-            .flat_map(|(value, deviation)| [format!("{value:.3}"), format!("{deviation:.3}")]);
+            .flat_map(|(value, deviation)| [format!("{value:.3}"), deviation_text(*deviation)]);
         table.row(std::iter::once(name.to_owned()).chain(cells));
     }
     let [a, b, c] = [

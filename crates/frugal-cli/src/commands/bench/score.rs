@@ -7,6 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use frugal::model::Quantize;
 use frugal_eval::efficiency::GENERATION_FILE;
+use frugal_eval::measurement::{self, MEASUREMENTS_FILE};
 use frugal_eval::report::{
     Evaluation, MetaInfo, ModelInfo, RECORD_FILE, RunInfo, RunRecord, Status, SystemInfo, TrainInfo,
 };
@@ -15,6 +16,7 @@ use serde_json::Value;
 
 use super::jobs::{Ended, run as process, this_program};
 use crate::folder::RESULTS_FILE;
+use crate::measured::dataset;
 
 /// What is scored and timed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -152,6 +154,10 @@ fn record(config: &ScoreConfig, folder: &Path, results: &Path, seconds: f64) -> 
         ("bits_per_byte", score("bits_per_byte")),
     ];
     let generation = read(&folder.join(GENERATION_FILE))?;
+    let measured = measurement::read(&results.join(MEASUREMENTS_FILE))?
+        .into_iter()
+        .next()
+        .map(|m| m.model);
     Ok(RunRecord {
         run_info: RunInfo {
             total_time: seconds,
@@ -179,10 +185,15 @@ fn record(config: &ScoreConfig, folder: &Path, results: &Path, seconds: f64) -> 
         }],
         forgetting: None,
         meta_info: MetaInfo {
-            model_info: ModelInfo {
+            model_info: measured.unwrap_or_else(|| ModelInfo {
                 name: config.model.clone(),
                 ..ModelInfo::default()
-            },
+            }),
+            dataset_info: vec![dataset(
+                Path::new(&config.data),
+                &frugal_core::fs::read(Path::new(&config.data))?,
+                config.limit,
+            )],
             package_info: [("frugal".to_owned(), env!("CARGO_PKG_VERSION").to_owned())].into(),
             system_info: SystemInfo::detect("cpu"),
             ..MetaInfo::default()

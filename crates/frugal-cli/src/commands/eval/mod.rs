@@ -2,17 +2,23 @@
 
 mod tasks;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use frugal::model::Quantize;
+use frugal::model::load::ModelFiles;
 use frugal::run::{DataConfig, EvaluateRequest, Evaluated, evaluate, quantize_of};
 use frugal_core::human;
 use frugal_core::table::{Column, Table};
+use frugal_eval::baselines::{CHANCE, MAJORITY, class_baselines};
+use frugal_eval::measurement::{Cost, Kind, Measurement, Meter};
+use frugal_eval::report::DatasetInfo;
 use serde_json::json;
 
 use crate::Outcome;
 use crate::args::{Machine, Model, Output};
+use crate::measured::{Kept, cost_line, measurement, model_info, precision};
 use crate::ui::run::{RunProgress, number, ordered};
 use crate::ui::{self, interrupt, table};
 
@@ -120,6 +126,11 @@ pub fn run(args: &Args) -> Result<Outcome> {
             file.display()
         );
     }
+    let kept = Kept {
+        out: args.tasks.out.clone(),
+    };
+    kept.claim(Kind::Evaluation)?;
+    let meter = Meter::start();
     let (model, adapter) = args.model.resolve()?;
     let request = EvaluateRequest {
         model,
@@ -148,23 +159,92 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let Some(found) = found else {
         return Ok(Outcome::Interrupted);
     };
+    let measured = record(args, &request, &found, meter.stop())?;
+    kept.write("Evaluation", std::slice::from_ref(&measured), args.output)?;
     if args.output.json {
-        let mut value = json!({ "model": request.model, "adapter": request.adapter, "data": data });
+        let mut value = json!({
+            "model": request.model, "adapter": request.adapter, "data": data, "measurement": measured,
+        });
         if let (Some(all), serde_json::Value::Object(found)) = (value.as_object_mut(), json!(found))
         {
             all.extend(found);
         }
         ui::print_json(&value)?;
     } else {
-        print(&found);
+        print(&found, &measured.cost);
     }
     Ok(Outcome::Done)
 }
 
-fn print(found: &Evaluated) {
-    let mut table = Table::new([Column::text("metric"), Column::number("value")]);
+/// Model, data, machine and cost beside the metrics.
+fn record(
+    args: &Args,
+    request: &EvaluateRequest,
+    found: &Evaluated,
+    cost: Cost,
+) -> Result<Measurement> {
+    let files = ModelFiles::open(&request.model, &args.machine.lookup())?;
+    let mut kept = Measurement {
+        model: model_info(&files),
+        adapter: request.adapter.as_ref().map(|a| a.display().to_string()),
+        precision: precision(&files, request.quantize),
+        data: vec![DatasetInfo {
+            split: "test".into(),
+            source: request.data.train.clone(),
+            examples: found.examples,
+            sha256: found.sha256.clone(),
+        }],
+        values: found.metrics.clone(),
+        ..measurement(Kind::Evaluation, args.machine.device_name(), cost)
+    };
+    // What of the data was read, and what of it counted.
+    let data = &request.data;
+    for (name, value) in [
+        ("completion_only", json!(data.completion_only)),
+        ("columns", json!(data.columns)),
+        ("cut_to", json!(data.truncate.then_some(data.max_length))),
+    ] {
+        let plain = value.is_null() || value == json!({}) || value == json!([]);
+        if !plain {
+            kept.settings.insert(name.to_owned(), value);
+        }
+    }
+    // Perplexities count tokens, which other tokenizers cut otherwise.
+    if found.metrics.contains_key("perplexity")
+        && let Some(vocabulary) = &kept.model.vocabulary
+    {
+        let start: String = vocabulary.chars().take(8).collect();
+        kept.settings.insert("vocabulary".into(), json!(start));
+    }
+    kept.details = json!({
+        "labels": found.labels, "confusion": found.confusion, "tokens": found.tokens,
+        "baselines": baselines(found),
+    });
+    Ok(kept)
+}
+
+/// The commonest class and chance on the same examples; nothing for language models.
+fn baselines(found: &Evaluated) -> BTreeMap<String, BTreeMap<String, f64>> {
+    let gold: Vec<usize> = found.confusion.iter().map(|row| row.iter().sum()).collect();
+    class_baselines(&vec![0; gold.len()], &gold)
+}
+
+fn print(found: &Evaluated, cost: &Cost) {
+    let baselines = baselines(found);
+    let known: Vec<&str> = [MAJORITY, CHANCE]
+        .into_iter()
+        .filter(|name| baselines.contains_key(*name))
+        .collect();
+    let headings = std::iter::once("value").chain(known.iter().copied());
+    let mut table =
+        Table::new(std::iter::once(Column::text("metric")).chain(headings.map(Column::number)));
     for (name, value) in ordered(&found.metrics) {
-        table.row([name.to_owned(), number(value)]);
+        let of = |baseline: &&str| {
+            let value = baselines.get(*baseline).and_then(|m| m.get(name));
+            value.map_or_else(|| "-".to_owned(), |v| number(*v))
+        };
+        let cells = [name.to_owned(), number(value)];
+        table.row(cells.into_iter().chain(known.iter().map(of)));
     }
     table::print(&table);
     if (2..=SHOWN_CLASSES).contains(&found.labels.len()) {
@@ -184,9 +264,10 @@ fn print(found: &Evaluated) {
         table::print(&table);
     }
     ui::print(&format!(
-        "\n{} examples, {} tokens",
+        "\n{} examples, {} tokens; {}",
         human::count(found.examples as u64),
-        human::count(found.tokens as u64)
+        human::count(found.tokens as u64),
+        cost_line(cost)
     ));
 }
 

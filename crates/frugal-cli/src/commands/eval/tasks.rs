@@ -10,6 +10,8 @@ use frugal::model::Quantize;
 use frugal_core::fs::write_atomic;
 use frugal_core::human;
 use frugal_core::table::{Column, Table};
+use frugal_eval::measurement::{self, Cost, Kind, MEASUREMENTS_FILE, Measurement, Meter};
+use frugal_eval::report::DatasetInfo;
 use frugal_eval::tasks::{Context, EvalEvent, EvalResults, LanguageModel, Task, run as run_task};
 use serde_json::{Map, json};
 
@@ -19,6 +21,7 @@ use crate::commands::generate::needs_chat_template;
 use crate::commands::sandbox;
 use crate::folder::{RESULTS_FILE, claim};
 use crate::loaded::Loaded;
+use crate::measured::{cost_line, measurement, model_info, precision};
 use crate::ui::progress::Counter;
 use crate::ui::{self, interrupt, table};
 
@@ -76,10 +79,10 @@ pub struct Flags {
     /// Folder with the tasks' data sets [default: $FRUGAL_DATA]
     #[arg(long, value_name = "DIR", conflicts_with = "data")]
     data_dir: Option<PathBuf>,
-    /// Keep answers, samples and results in this folder; the same command goes on where it was
-    /// stopped
-    #[arg(long, short, value_name = "DIR", conflicts_with = "data")]
-    out: Option<PathBuf>,
+    /// Keep answers, samples, results and what they cost in this folder; the same command goes on
+    /// where it was stopped
+    #[arg(long, short, value_name = "DIR")]
+    pub(super) out: Option<PathBuf>,
 }
 
 /// Which records become examples.
@@ -115,6 +118,7 @@ pub(super) fn run(args: &Args) -> Result<Outcome> {
     }
     let claimed = |out| claim(out, "results", |name| name.starts_with("answers_"));
     let _lock = flags.out.as_deref().map(claimed).transpose()?;
+    let meter = Meter::start();
     let loaded =
         Loaded::read_for_scoring(&args.model, &args.machine, args.quantize()?, args.output)?;
     let fingerprint = fingerprint(&loaded, args)?;
@@ -195,8 +199,14 @@ pub(super) fn run(args: &Args) -> Result<Outcome> {
             write_atomic(&out.join("results.md"), results.to_markdown().as_bytes())?;
         }
     }
+    let kept = record(args, &loaded, &results, meter.stop())?;
+    if let Some(out) = &flags.out {
+        measurement::write(&out.join(MEASUREMENTS_FILE), std::slice::from_ref(&kept))?;
+    }
     if args.output.json {
-        ui::print_json(&results.to_json())?;
+        let mut json = results.to_json();
+        json["measurement"] = json!(kept);
+        ui::print_json(&json)?;
     } else {
         ui::write(&results.to_markdown());
         let samples: usize = results.tasks.iter().map(|t| t.effective).sum();
@@ -205,11 +215,44 @@ pub(super) fn run(args: &Args) -> Result<Outcome> {
             &format!(
                 "{} samples in {}",
                 human::count(samples as u64),
-                human::duration(results.seconds)
+                cost_line(&kept.cost)
             ),
         );
     }
     Ok(Outcome::Done)
+}
+
+/// Model, machine and cost beside the scores, so that quality and cost meet in one table.
+fn record(args: &Args, loaded: &Loaded, results: &EvalResults, cost: Cost) -> Result<Measurement> {
+    let quantize = args.quantize()?;
+    let mut kept = Measurement {
+        model: model_info(&loaded.files),
+        adapter: args.model.adapter.as_ref().map(|a| a.display().to_string()),
+        precision: precision(&loaded.files, quantize),
+        ..measurement(Kind::Tasks, args.machine.device_name(), cost)
+    };
+    let resumed: usize = results.tasks.iter().map(|t| t.resumed).sum();
+    if resumed > 0 {
+        // Their time was spent by an earlier process.
+        kept.details = json!({ "resumed_answers": resumed });
+    }
+    for task in &results.tasks {
+        kept.data.push(DatasetInfo {
+            split: task.task.name.clone(),
+            source: task.task.name.clone(),
+            examples: task.effective,
+            sha256: task.data_sha256.clone(),
+        });
+        for score in &task.measured {
+            let filter = match score.filter.as_str() {
+                "none" => String::new(),
+                filter => format!(" ({filter})"),
+            };
+            let name = format!("{}: {}{filter}", task.task.name, score.metric);
+            kept.values.insert(name, score.value);
+        }
+    }
+    Ok(kept)
 }
 
 fn context(flags: &Flags, task_folder: Option<PathBuf>) -> Context {

@@ -3,13 +3,17 @@
 
 use anyhow::{Context, Error, Result};
 use frugal::measure::runtime::shape;
+use frugal::model::Quantize;
+use frugal::model::load::ModelFiles;
 use frugal_core::human;
 use frugal_core::table::{Column, Table};
-use frugal_eval::capacity::{TextCost, fit_bias};
+use frugal_eval::capacity::{Shape, TextCost, fit_bias};
+use frugal_eval::measurement::{Kind, Measurement, Meter};
 use serde_json::{Value, json};
 
 use super::texts;
 use crate::Outcome;
+use crate::measured::{measurement, model_info, precision};
 use crate::ui::{self, table};
 
 const EXAMPLES: &str = "\
@@ -21,7 +25,7 @@ Text bits: bits of the text for each token; the more, the better the tokenizer s
 the model needs to encode a token. Capacity: (text bits - model bits + bias) / log2(operations for each
 token). The bias belongs to the collection of texts: compare values with the same bias only.";
 
-/// Measure how much models compress texts for the compute of a token
+/// Information capacity: how much models compress texts for the compute of a token
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -51,36 +55,67 @@ struct Row {
     cost: TextCost,
     flops: f64,
     reference_flops: f64,
+    measurement: Measurement,
+}
+
+/// The operations of a model, which are not known for every kind; checked before anything is
+/// measured.
+fn operations(files: &ModelFiles) -> Result<Shape> {
+    shape(files.config()).with_context(|| {
+        format!(
+            "{}: the operations of `{}` models are not counted: their sparse attention reads another number of tokens at every position",
+            files.name(),
+            files.config().model_type.name()
+        )
+    })
+}
+
+fn measure(args: &Args, read: texts::Read<'_>) -> Result<Row> {
+    let shape = operations(read.files)?;
+    let meter = Meter::start();
+    let cost = read
+        .model
+        .text_cost(read.stretches)
+        .map_err(Error::from_boxed)?;
+    let flops = shape.flops_per_token(args.length as u64);
+    let device = args.common.machine.device_name();
+    let mut measurement = Measurement {
+        model: model_info(read.files),
+        precision: precision(read.files, Quantize::None),
+        data: vec![read.data],
+        ..measurement(Kind::Capacity, device, meter.stop())
+    };
+    measurement
+        .settings
+        .insert("length".into(), args.length.into());
+    Ok(Row {
+        model: read.files.name().into(),
+        text: read.text.into(),
+        samples: read.stretches.len(),
+        length: read
+            .stretches
+            .iter()
+            .map(|s| s.ids.len())
+            .max()
+            .unwrap_or(0),
+        cost,
+        flops,
+        reference_flops: shape.reference_flops_per_token(args.length as u64),
+        measurement,
+    })
 }
 
 /// Measures and prints.
 pub fn run(args: &Args) -> Result<Outcome> {
+    args.common.kept.claim(Kind::Capacity)?;
+    for name in &args.common.models {
+        operations(&ModelFiles::open(name, &args.common.machine.lookup())?)?;
+    }
     let mut rows = Vec::new();
-    texts::each(
-        &args.common,
-        args.length,
-        &mut |files, text, model, stretches| {
-            let cost = model.text_cost(stretches).map_err(Error::from_boxed)?;
-            let length = stretches[0].ids.len();
-            let shape = shape(files.config()).with_context(|| {
-                format!(
-                    "{}: the operations of `{}` models are not counted",
-                    files.name(),
-                    files.config().model_type.name()
-                )
-            })?;
-            rows.push(Row {
-                model: files.name().into(),
-                text: text.into(),
-                samples: stretches.len(),
-                length,
-                cost,
-                flops: shape.flops_per_token(args.length as u64),
-                reference_flops: shape.reference_flops_per_token(args.length as u64),
-            });
-            Ok(())
-        },
-    )?;
+    texts::each(&args.common, args.length, &mut |read| {
+        rows.push(measure(args, read)?);
+        Ok(())
+    })?;
     let bias = |text: &str| -> Result<f64> {
         if !args.fit_bias {
             return Ok(args.bias);
@@ -111,14 +146,27 @@ pub fn run(args: &Args) -> Result<Outcome> {
             .into_iter()
             .chain(headings),
     );
-    for row in &rows {
-        let bias = bias(&row.text)?;
+    let biases: Vec<f64> = rows
+        .iter()
+        .map(|row| bias(&row.text))
+        .collect::<Result<_>>()?;
+    for (row, bias) in rows.iter_mut().zip(biases) {
         let (cost, capacity) = (&row.cost, row.cost.information_capacity(row.flops, bias));
+        row.measurement.settings.insert("bias".into(), json!(bias));
+        row.measurement.values = [
+            ("information_capacity", capacity),
+            ("bits_per_byte", cost.bits_per_byte()),
+            ("bits_per_token", cost.bits()),
+            ("text_size", cost.text_size()),
+            ("flops_per_token", row.flops),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into();
         values.push(json!({
             "model": row.model, "text": row.text, "samples": row.samples, "length": row.length, "tokens": cost.tokens, "bytes": cost.bytes,
             "bytes_per_token": cost.text_size() / 8.0, "text_size": cost.text_size(), "bits_per_token": cost.bits(),
             "bits_per_byte": cost.bits_per_byte(), "gain": cost.gain(), "flops_per_token": row.flops,
-            "reference_flops_per_token": row.reference_flops, "bias": bias, "information_capacity": capacity,
+            "reference_flops_per_token": row.reference_flops, "bias": bias, "information_capacity": capacity, "measurement": row.measurement,
         }));
         shown.row([
             row.model.clone(),
@@ -132,6 +180,10 @@ pub fn run(args: &Args) -> Result<Outcome> {
             format!("{capacity:.4}"),
         ]);
     }
+    let measurements: Vec<Measurement> = rows.into_iter().map(|row| row.measurement).collect();
+    args.common
+        .kept
+        .write("Information capacity", &measurements, args.common.output)?;
     if args.common.output.json {
         ui::print_json(&values)?;
     } else {

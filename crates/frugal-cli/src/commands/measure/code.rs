@@ -33,7 +33,7 @@ Times are the processor's; a machine that does nothing else meanwhile gives the 
 /// What was measured, in the folder of `--out`.
 const LOG: &str = "measured.jsonl";
 
-/// Measure whether generated code is right and how fast it is
+/// Measure whether generated code is right and how fast it is (ENAMEL)
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {

@@ -6,7 +6,8 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use frugal_core::human;
 use frugal_eval::efficiency::{
-    EFFICIENCY_FILE, Efficiency, PowerModel, compression, throughput_per_parameter, watch,
+    EFFICIENCY_FILE, Efficiency, PowerModel, compression, throughput_per_parameter, training_flops,
+    watch,
 };
 use frugal_eval::report::{RECORD_FILE, RunRecord};
 use serde_json::json;
@@ -26,7 +27,7 @@ With --run, the record of that run gives latency and throughput, and the result 
 where `frugal report` finds it. Power is measured where the kernel lets its counter be read;
 elsewhere it is modelled from --idle-watts and --processor-watts.";
 
-/// Measure memory, utilisation, latency, throughput and power of a command
+/// Memory, utilisation, latency, throughput and power of a command (EfficientLLM)
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -52,6 +53,10 @@ pub struct Args {
         help_heading = "Measure"
     )]
     processor_watts: f64,
+    /// Operations that the machine can do at most, 10⁹ a second, for the FLOP utilisation of --run [default:
+    /// measured by matrix products]
+    #[arg(long, value_name = "X", help_heading = "Measure")]
+    peak_gflops: Option<f64>,
     /// Command with its arguments
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<String>,
@@ -105,6 +110,10 @@ pub fn run(args: &Args) -> Result<Outcome> {
         .as_ref()
         .map(|folder| RunRecord::read(&folder.join(RECORD_FILE)))
         .transpose()?;
+    let found = match record.as_ref().filter(|_| status.success()) {
+        Some(record) => with_flops(found, record, args.peak_gflops),
+        None => found,
+    };
     if let (Some(folder), true) = (&args.run, status.success()) {
         let text = serde_json::to_string_pretty(&found)? + "\n";
         frugal_core::fs::write_atomic(&folder.join(EFFICIENCY_FILE), text.as_bytes())?;
@@ -167,6 +176,18 @@ pub fn run(args: &Args) -> Result<Outcome> {
                 format!("{} J", human::significant(found.energy, 4)),
             ),
         ];
+        lines.extend(
+            found
+                .flop_utilisation
+                .zip(found.peak_gflops)
+                .map(|(share, peak)| {
+                    let peak = human::significant(peak, 3);
+                    (
+                        "FLOP utilisation",
+                        format!("{:.1} % of {peak} GFLOP/s", 100.0 * share),
+                    )
+                }),
+        );
         lines.extend(latency.map(|l| ("latency of a step", human::duration(l))));
         lines.extend(tokens.map(|t| ("tokens a second", human::significant(t, 4))));
         lines.extend(
@@ -181,4 +202,25 @@ pub fn run(args: &Args) -> Result<Outcome> {
     } else {
         Outcome::Negative
     })
+}
+
+/// Time over which the machine's matrix products are measured.
+const PROBE: std::time::Duration = std::time::Duration::from_millis(500);
+
+/// Adds what share of the machine's operations a finished training used.
+pub fn with_flops(found: Efficiency, record: &RunRecord, peak: Option<f64>) -> Efficiency {
+    let train = &record.train_info;
+    let flops = training_flops(
+        train.num_total_params as f64,
+        train.num_trainable_params as f64,
+        train.train_tokens as f64,
+    );
+    if flops == 0.0 {
+        return found;
+    }
+    let peak = peak.or_else(|| {
+        let device = frugal::device::device("cpu").ok()?;
+        Some(frugal::measure::machine::gemm_gflops(&device, PROBE)[0])
+    });
+    found.with_flops(peak.unwrap_or(0.0), flops, train.train_time)
 }

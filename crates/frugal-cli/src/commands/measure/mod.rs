@@ -20,10 +20,15 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
+    #[command(visible_alias = "information-capacity")]
     Capacity(capacity::Args),
+    #[command(visible_alias = "enamel")]
     Code(code::Args),
+    #[command(visible_alias = "efficientllm")]
     Efficiency(efficiency::Args),
+    #[command(visible_alias = "idealized-runtime")]
     Runtime(runtime::Args),
+    #[command(visible_alias = "matrix-nuclear-norm", alias = "mnn")]
     Spectrum(spectrum::Args),
 }
 

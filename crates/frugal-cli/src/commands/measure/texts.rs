@@ -1,13 +1,16 @@
 //! What measures of models on texts share: which models, which texts, how much of them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result, bail};
 use frugal::adapt::{AdapterSet, Choice};
 use frugal::measure::language_model::{HarnessModel, Stretch};
 use frugal::model::load::ModelFiles;
+use frugal_eval::report::DatasetInfo;
+use serde_json::{Map, Value};
 
 use crate::args::{Machine, Output};
+use crate::measured::{Kept, dataset};
 use crate::ui::progress::Phase;
 
 /// Which models and texts.
@@ -23,7 +26,8 @@ pub struct Flags {
         help_heading = "Model"
     )]
     pub models: Vec<String>,
-    /// Text files, with commas between
+    /// Text files, with commas between; lines of JSONL files are samples of their own, read from
+    /// the field `text`
     #[arg(
         long,
         short,
@@ -33,36 +37,44 @@ pub struct Flags {
         help_heading = "Data"
     )]
     pub texts: Vec<PathBuf>,
-    /// Stretches of each text that are used; 0 for all
+    /// Stretches or samples of each text that are used; 0 for all
     #[arg(long, value_name = "N", default_value_t = 8, help_heading = "Data")]
     pub samples: usize,
+    #[command(flatten)]
+    pub kept: Kept,
     #[command(flatten)]
     pub machine: Machine,
     #[command(flatten)]
     pub output: Output,
 }
 
-/// Calls `measure` with every model on every text: name of the model, name of the text, model,
-/// stretches of the text.
+/// A text, or samples of their own.
+enum Text {
+    Whole(String),
+    Samples(Vec<String>),
+}
+
+/// A text as one model reads it.
+pub struct Read<'a> {
+    pub files: &'a ModelFiles,
+    pub model: &'a HarnessModel<'a>,
+    pub stretches: &'a [Stretch],
+    /// Name of the text.
+    pub text: &'a str,
+    pub data: DatasetInfo,
+}
+
+/// Calls `measure` with every model on every text. Lines of JSONL files are samples of their own;
+/// other texts are cut into stretches.
 pub fn each(
     flags: &Flags,
     length: usize,
-    measure: &mut dyn FnMut(&ModelFiles, &str, &HarnessModel<'_>, &[Stretch]) -> Result<()>,
+    measure: &mut dyn FnMut(Read<'_>) -> Result<()>,
 ) -> Result<()> {
     let texts = flags
         .texts
         .iter()
-        .map(|path| {
-            let bytes = frugal_core::fs::read(path)?;
-            let text = String::from_utf8(bytes).map_err(|e| {
-                anyhow::anyhow!(
-                    "{}: not UTF-8 text after byte {}",
-                    path.display(),
-                    e.utf8_error().valid_up_to()
-                )
-            })?;
-            Ok((path.display().to_string(), text))
-        })
+        .map(|path| Ok((path, read(path)?)))
         .collect::<Result<Vec<_>>>()?;
     let device = flags.machine.device()?;
     let adapters = AdapterSet::default();
@@ -78,14 +90,72 @@ pub fn each(
             batch_tokens: 2048,
             fingerprint: name.clone(),
         };
-        for (path, text) in &texts {
-            let stretches = model
-                .stretches(text, length, flags.samples)
-                .map_err(anyhow::Error::from_boxed)?;
+        for (path, (text, bytes)) in &texts {
+            let shown = path.display().to_string();
+            let stretches = stretches(&model, text, length, flags.samples)?;
             let fits = stretches.first().filter(|s| s.ids.len() > 1);
-            fits.with_context(|| format!("{path}: fewer than two tokens for {name}"))?;
-            measure(&files, path, &model, &stretches)?;
+            fits.with_context(|| format!("{shown}: fewer than two tokens for {name}"))?;
+            measure(Read {
+                files: &files,
+                model: &model,
+                stretches: &stretches,
+                text: &shown,
+                data: dataset(path, bytes, stretches.len()),
+            })?;
         }
     }
     Ok(())
+}
+
+fn read(path: &Path) -> Result<(Text, Vec<u8>)> {
+    let bytes = frugal_core::fs::read(path)?;
+    let name = path.to_string_lossy();
+    if name.ends_with(".jsonl") || name.ends_with(".jsonl.gz") {
+        let text = |(i, item): (usize, Map<String, Value>)| match item.get("text") {
+            Some(Value::String(text)) => Ok(text.clone()),
+            _ => {
+                let fields: Vec<&str> = item.keys().map(String::as_str).collect();
+                bail!(
+                    "{name}: record {} has no text in the field `text`; it has {}",
+                    i + 1,
+                    fields.join(", ")
+                )
+            }
+        };
+        let objects = frugal_core::data::objects(path, &bytes)?;
+        let samples = objects
+            .into_iter()
+            .enumerate()
+            .map(text)
+            .collect::<Result<_>>()?;
+        return Ok((Text::Samples(samples), bytes));
+    }
+    let text = String::from_utf8(bytes.clone()).map_err(|e| {
+        anyhow::anyhow!(
+            "{name}: not UTF-8 text after byte {}",
+            e.utf8_error().valid_up_to()
+        )
+    })?;
+    Ok((Text::Whole(text), bytes))
+}
+
+fn stretches(
+    model: &HarnessModel<'_>,
+    text: &Text,
+    length: usize,
+    most: usize,
+) -> Result<Vec<Stretch>> {
+    match text {
+        Text::Whole(text) => model
+            .stretches(text, length, most)
+            .map_err(Error::from_boxed),
+        Text::Samples(samples) => {
+            let most = if most == 0 { samples.len() } else { most };
+            let mut found = Vec::new();
+            for sample in samples.iter().take(most) {
+                found.extend(model.sample(sample, length).map_err(Error::from_boxed)?);
+            }
+            Ok(found)
+        }
+    }
 }
