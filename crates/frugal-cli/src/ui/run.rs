@@ -385,16 +385,3 @@ pub fn number(value: f64) -> String {
         significant(value, 5)
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_bar_keeps_its_cells_and_numbers_give_way() {
-        let texts = || ["aaaa · bbbb".to_owned(), "aaaa".to_owned(), "a".to_owned()];
-        assert_eq!(fitting(texts(), 11), "aaaa · bbbb");
-        assert_eq!(fitting(texts(), 10), "aaaa");
-        assert_eq!(fitting(texts(), 0), "a");
-    }
-}
