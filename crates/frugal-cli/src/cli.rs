@@ -5,7 +5,7 @@ use clap::{Parser, Subcommand};
 
 use crate::commands::{
     adapters, bench, chat, doctor, eval, export, generate, measure, merge, methods, models, plan,
-    pretrain, report, select, tune, validate,
+    predict, pretrain, report, select, tune, validate,
 };
 
 const STYLES: Styles = Styles::styled()
@@ -41,6 +41,7 @@ pub enum Command {
     Eval(eval::Args),
     Measure(measure::Args),
     Select(select::Args),
+    Predict(predict::Args),
     Generate(generate::Args),
     Chat(chat::Args),
     Merge(merge::Args),

@@ -47,6 +47,10 @@ fn main() -> ExitCode {
         let _ = Cli::command().print_help();
         return ExitCode::SUCCESS;
     };
+    if let Err(error) = failure::check_threads() {
+        failure::report(&error);
+        return ExitCode::from(2);
+    }
     match frugal::device::on_pool(|| commands::run(command)) {
         Ok(outcome) => outcome.into(),
         Err(error) => {

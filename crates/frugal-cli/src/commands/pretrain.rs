@@ -58,7 +58,7 @@ pub struct Args {
     #[command(flatten)]
     config: Config,
     /// Folder to write, new or empty
-    #[arg(long, short, value_name = "DIR", help_heading = "Output")]
+    #[arg(long, short, value_name = "DIR", value_parser = crate::args::folder, help_heading = "Output")]
     out: Option<PathBuf>,
     /// Continue the run in --out
     #[arg(long, help_heading = "Output")]
@@ -84,7 +84,9 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let stop = interrupt::flag("stopping after this step; press Ctrl-C again to end at once");
     let trained = {
         let mut progress = RunProgress::new(args.output);
-        let command: Vec<String> = std::env::args().collect();
+        let command: Vec<String> = std::env::args_os()
+            .map(|word| word.to_string_lossy().into_owned())
+            .collect();
         pretrain(&config, &command, args.resume, &stop, &mut |p| {
             progress.on(p)
         })?

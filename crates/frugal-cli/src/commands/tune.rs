@@ -38,7 +38,7 @@ pub struct Args {
     #[command(flatten)]
     run: RunFlags,
     /// Run folder, new or empty [default: runs/DATA-METHOD]
-    #[arg(long, short, value_name = "DIR", help_heading = "Output")]
+    #[arg(long, short, value_name = "DIR", value_parser = crate::args::folder, help_heading = "Output")]
     out: Option<PathBuf>,
     /// Continue the run in --out, or in this folder
     #[arg(long, value_name = "DIR", num_args = 0..=1, help_heading = "Output")]
@@ -68,7 +68,9 @@ pub fn run(args: &Args) -> Result<Outcome> {
     if args.dry_run {
         return plan::show(&config, &args.run.lookup(), args.output);
     }
-    let command: Vec<String> = std::env::args().collect();
+    let command: Vec<String> = std::env::args_os()
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect();
     let stop = interrupt::flag("stopping after this step; press Ctrl-C again to end at once");
     let tuned = {
         let mut progress = RunProgress::new(args.output);
@@ -129,10 +131,14 @@ fn resumed(args: &Args) -> Result<(RunFlags, Option<PathBuf>)> {
 
 /// A folder in `runs` that is not in use, named after data and method.
 fn default_out(config: &TuneConfig) -> PathBuf {
-    let data = Path::new(&config.data.train)
+    let first = config.data.train.lines().next().unwrap_or_default();
+    let data = Path::new(if first == "-" { "stdin" } else { first })
         .file_stem()
         .unwrap_or_default()
         .to_string_lossy();
+    // A pattern is no name for a folder.
+    let plain = |c: char| if c.is_alphanumeric() || "-_. ".contains(c) { c } else { '_' };
+    let data: String = data.chars().map(plain).collect();
     let name = format!("runs/{data}-{}", config.method.name);
     let free =
         |path: &Path| std::fs::read_dir(path).map_or(true, |mut entries| entries.next().is_none());

@@ -68,7 +68,11 @@ fn prompts_are_masked_as_the_offsets_of_transformers_say() {
         for case in golden(name)["prompts"].as_array().unwrap() {
             let record =
                 serde_json::json!({"prompt": case["prompt"], "completion": case["completion"]});
-            let encoded = causal(record, &tokenizer, &EncodeOptions::new(WIDE)).unwrap();
+            let plain = EncodeOptions {
+                chat_template: false,
+                ..EncodeOptions::new(WIDE)
+            };
+            let encoded = causal(record, &tokenizer, &plain).unwrap();
             let ids = numbers(&case["ids"]);
             assert_eq!(
                 encoded.labels,
@@ -454,3 +458,5 @@ fn a_shown_example_tells_given_from_trained() {
     assert!(coloured.contains("\x1b[2mthe film") && coloured.contains("\x1b[32m naïve"));
     assert!(!plain.contains('\x1b'));
 }
+
+mod conversations;

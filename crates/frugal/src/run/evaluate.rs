@@ -58,6 +58,23 @@ pub fn quantize_of(adapter: &Path) -> Quantize {
     run.map_or(Quantize::None, |run| run.quantize)
 }
 
+/// How the run that made an adapter read its data: column names, format and templates. The files
+/// themselves, their limits and the chat template, which is saved with the adapter, are left out.
+pub fn data_settings_of(adapter: &Path) -> DataConfig {
+    let run = frugal_core::config::load::<TuneConfig>(Some(&adapter.join(CONFIG_FILE)), &[]);
+    let data = run.map(|run| run.data).unwrap_or_default();
+    DataConfig {
+        format: data.format,
+        columns: data.columns,
+        header: data.header,
+        documents: data.documents,
+        prompt_template: data.prompt_template,
+        template: data.template,
+        completion_only: data.completion_only,
+        ..DataConfig::default()
+    }
+}
+
 /// Examples whose logits are written on request.
 const DUMPED: usize = 8;
 
@@ -75,7 +92,13 @@ pub fn evaluate(
     observe: Observe<'_>,
 ) -> Result<Option<Evaluated>, RunError> {
     let device = crate::device::device(&request.device)?;
-    let files = ModelFiles::open(&request.model, lookup)?;
+    let mut files = ModelFiles::open(&request.model, lookup)?;
+    if let Some(folder) = &request.adapter {
+        files.use_text_settings_of(folder)?;
+    }
+    if let Some(given) = &request.data.chat_template {
+        files.set_chat_template(&frugal_core::template::source_of(given)?)?;
+    }
     observe(&Progress::Begin {
         what: format!("reading {}", request.model),
     });
@@ -120,7 +143,7 @@ pub fn evaluate(
         .or(own_head.as_ref());
     let dataset = match frugal_core::data::builtin(&request.data.train) {
         Ok(builtin) if !std::path::Path::new(&request.data.train).exists() => builtin.test,
-        _ => read(&request.data.train, &request.data)?,
+        _ => read(&request.data.train, "test", &request.data, lookup)?,
     };
     let dataset = if request.data.max_eval_rows == 0 {
         dataset

@@ -2,12 +2,15 @@
 //! programs.
 
 mod config;
+mod dataset;
 mod evaluate;
 mod export;
 mod folder;
 mod forgetting;
 mod log;
+mod paths;
 mod plan;
+mod predict;
 mod prepare;
 mod pretrain;
 mod tune;
@@ -18,11 +21,12 @@ use std::path::PathBuf;
 use serde::Serialize;
 use thiserror::Error;
 
-pub use config::{DataConfig, MethodConfig, Task, TuneConfig};
-pub use evaluate::{EvaluateRequest, Evaluated, evaluate, quantize_of};
+pub use config::{DataConfig, MethodConfig, Task, Template, TuneConfig};
+pub use evaluate::{EvaluateRequest, Evaluated, data_settings_of, evaluate, quantize_of};
 pub use export::{ExportFormat, export_adapter_gguf, export_gguf, merge_to_folder};
 pub use forgetting::forgetting;
 pub use plan::{Memory, Plan, plan};
+pub use predict::{PredictRequest, Predictor};
 pub use prepare::{Part, Prepared, prepare};
 pub use pretrain::{AttentionKind, PretrainConfig, Pretrained, Shape, pretrain};
 pub use tune::{Tuned, tune};
@@ -57,6 +61,17 @@ pub enum RunError {
     /// The record.
     #[error(transparent)]
     Record(#[from] frugal_eval::report::RecordError),
+    /// A chat template.
+    #[error(transparent)]
+    Template(#[from] frugal_core::template::TemplateError),
+    /// A data set of the hub that cannot be found or fetched.
+    #[error("data set `{name}` of the Hugging Face hub: {reason}")]
+    DataHub {
+        /// `org/name`.
+        name: String,
+        /// What went wrong and what to do.
+        reason: String,
+    },
     /// The tokenizer.
     #[error(transparent)]
     Tokenizer(#[from] frugal_core::tokenizer::TokenizerError),

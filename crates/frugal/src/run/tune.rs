@@ -428,6 +428,9 @@ fn save(out: &Path, entry: &Entry, run: &Run<'_>, method: &str) -> Result<PathBu
         return Ok(folder);
     }
     peft::save(out, entry, files.config(), files.name())?;
+    if run.config.data.chat_template.is_some() {
+        files.tokenizer()?.save_chat_template(out)?;
+    }
     Ok(out.into())
 }
 

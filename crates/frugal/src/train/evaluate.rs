@@ -9,7 +9,7 @@ use frugal_core::metrics::ClassificationReport;
 use super::error::{Set, TrainError};
 use super::objective::{MicroBatch, Objective, cross_entropy};
 use super::{Target, Tokenized};
-use crate::adapt::{Adapter, Fixed, Mode, to_vec};
+use crate::adapt::{Adapter, Fixed, Head, Mode, to_vec};
 use crate::model::Backbone;
 
 /// Rows of vocabulary logits formed at a time.
@@ -27,6 +27,44 @@ pub struct Evaluation {
     pub predicted: Vec<usize>,
     /// Targets that the loss is the mean of: tokens, or examples for classification.
     pub targets: usize,
+}
+
+/// For each example the probability of every label of a head: the softmax of its logits. Targets are
+/// not looked at.
+///
+/// # Errors
+/// Examples that do not fit the model, and logits that are not finite.
+pub fn probabilities(
+    backbone: &dyn Backbone,
+    adapter: Option<&dyn Adapter>,
+    head: &Head,
+    examples: &[Tokenized],
+) -> Result<Vec<Vec<f32>>, TrainError> {
+    if examples.is_empty() {
+        return Ok(Vec::new());
+    }
+    Objective::Classification(head).check(Set::Evaluation, backbone, examples)?;
+    let fixed = Fixed::new(adapter);
+    let mut pass = fixed.pass();
+    let failed = |source| TrainError::Forward {
+        set: Set::Evaluation,
+        rows: (0..examples.len() as u32).collect(),
+        source,
+    };
+    let batch = MicroBatch::new(examples.iter());
+    let logits = batch
+        .class_logits(head, backbone, pass.as_mut(), Mode::Eval)
+        .map_err(failed)?;
+    let labels = logits.dims()[1];
+    let values = to_vec(burn::tensor::activation::softmax(logits, 1));
+    if let Some(row) = values.iter().position(|p| !p.is_finite()) {
+        return Err(TrainError::Example {
+            set: Set::Evaluation,
+            row: row / labels,
+            reason: "the model's logits are not finite: its weights are damaged".into(),
+        });
+    }
+    Ok(values.chunks(labels).map(<[f32]>::to_vec).collect())
 }
 
 /// Evaluates a backbone, with `adapter` if one is given, in batches of at most `max_tokens` tokens.

@@ -201,6 +201,32 @@ impl ModelFiles {
             })
     }
 
+    /// Gives the tokenizer another chat template; what it writes after an answer then ends a
+    /// generation.
+    ///
+    /// # Errors
+    /// No tokenizer, or a template that does not compile.
+    pub fn set_chat_template(&mut self, source: &str) -> Result<(), LoadError> {
+        let folder = self.path.clone();
+        let tokenizer = self.tokenizer.as_mut();
+        let tokenizer = tokenizer.ok_or(LoadError::NoTokenizer { folder })?;
+        Ok(tokenizer
+            .set_chat_template(source)
+            .map_err(frugal_core::tokenizer::TokenizerError::from)?)
+    }
+
+    /// Takes over what stands beside an adapter about text: the chat template that it was trained
+    /// with, and the ids that end a generation.
+    ///
+    /// # Errors
+    /// Files that are damaged.
+    pub fn use_text_settings_of(&mut self, adapter: &Path) -> Result<(), LoadError> {
+        let Some(tokenizer) = &mut self.tokenizer else {
+            return Ok(());
+        };
+        Ok(tokenizer.use_settings_of(adapter)?)
+    }
+
     /// The tensors by their Hugging Face names.
     pub fn source(&self) -> &dyn WeightSource {
         match &self.weights {
