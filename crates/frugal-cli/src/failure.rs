@@ -54,8 +54,14 @@ pub fn check_threads() -> anyhow::Result<()> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let most = 256.max(4 * cores);
     let asked = std::env::var(THREADS).unwrap_or_default();
-    if !asked.is_empty() && asked.parse::<usize>().map_or(asked.bytes().all(|b| b.is_ascii_digit()), |n| n > most) {
-        anyhow::bail!("{THREADS} is {asked}: at most {most} threads are started, and this machine has {cores} cores");
+    if !asked.is_empty()
+        && asked
+            .parse::<usize>()
+            .map_or(asked.bytes().all(|b| b.is_ascii_digit()), |n| n > most)
+    {
+        anyhow::bail!(
+            "{THREADS} is {asked}: at most {most} threads are started, and this machine has {cores} cores"
+        );
     }
     Ok(())
 }

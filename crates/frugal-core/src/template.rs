@@ -48,9 +48,7 @@ const CLOCK: &str = "__clock";
 #[derive(Debug, ThisError)]
 pub enum TemplateError {
     /// What was given as a template is neither a name nor a file.
-    #[error(
-        "`{given}` is neither a file nor a chat template by name; the names are {known}"
-    )]
+    #[error("`{given}` is neither a file nor a chat template by name; the names are {known}")]
     Unknown {
         /// What was given.
         given: String,
@@ -291,7 +289,10 @@ fn message(message: &Message) -> Value {
     } else {
         Value::from(message.content.as_str())
     };
-    let own = [("role", Value::from(message.role.as_str())), ("content", content)];
+    let own = [
+        ("role", Value::from(message.role.as_str())),
+        ("content", content),
+    ];
     let other = message.other.iter();
     let other = other.map(|(key, value)| (key.as_str(), json_value(value)));
     Value::from_pairs(own.into_iter().chain(other))
@@ -309,9 +310,11 @@ fn json_value(value: &Json) -> Value {
         },
         Json::String(text) => Value::from(text.as_str()),
         Json::Array(items) => items.iter().map(json_value).collect(),
-        Json::Object(fields) => {
-            Value::from_pairs(fields.iter().map(|(key, value)| (key.as_str(), json_value(value))))
-        }
+        Json::Object(fields) => Value::from_pairs(
+            fields
+                .iter()
+                .map(|(key, value)| (key.as_str(), json_value(value))),
+        ),
     }
 }
 
@@ -411,7 +414,11 @@ fn tojson(value: &Value, indent: Option<Value>, options: Kwargs) -> Result<Value
         Some(indent) => Some(indent),
         None => options.get("indent")?,
     };
-    if indent.as_ref().and_then(Value::as_i64).is_some_and(|i| i > MOST_INDENT) {
+    if indent
+        .as_ref()
+        .and_then(Value::as_i64)
+        .is_some_and(|i| i > MOST_INDENT)
+    {
         return Err(Error::new(
             ErrorKind::InvalidOperation,
             format!("tojson: an indent of more than {MOST_INDENT}"),

@@ -43,7 +43,10 @@ impl TokenizerSettings {
         let own = own
             .into_iter()
             .filter_map(|(name, token)| Some((name, token.as_deref()?)));
-        let other = self.other.iter().filter(|(name, _)| name.ends_with("_token"));
+        let other = self
+            .other
+            .iter()
+            .filter(|(name, _)| name.ends_with("_token"));
         let other = other.filter_map(|(name, value)| Some((name.as_str(), token_text(value)?)));
         own.chain(other).collect()
     }

@@ -345,7 +345,7 @@ impl<'a> Answer<'a> {
 
     /// The whole text; ends the line if it was shown.
     pub fn finish(mut self) -> Result<String> {
-        if let Some(error) = self.error {
+        if let Some(error) = self.error.take() {
             return Err(error.into());
         }
         let rest = self.stream.clone().finish()?;

@@ -82,7 +82,9 @@ impl Args {
             let end = self.out.as_deref().and_then(Path::extension);
             end.is_some_and(|end| end.eq_ignore_ascii_case("csv"))
         };
-        self.format.as_deref().map_or_else(by_name, |format| format == "csv")
+        self.format
+            .as_deref()
+            .map_or_else(by_name, |format| format == "csv")
     }
 
     fn batch_size(&self) -> usize {
@@ -95,7 +97,10 @@ impl Args {
 /// Reads texts, predicts, writes.
 pub fn run(args: &Args) -> Result<Outcome> {
     if let Some(out) = args.out.as_ref().filter(|out| out.exists()) {
-        bail!("{}: exists already; choose another file for `--out`", out.display());
+        bail!(
+            "{}: exists already; choose another file for `--out`",
+            out.display()
+        );
     }
     let (model, adapter) = args.model.resolve()?;
     let own = adapter.as_deref().map(data_settings_of).unwrap_or_default();
@@ -134,8 +139,11 @@ pub fn run(args: &Args) -> Result<Outcome> {
             return Err(RunError::Invalid(INTERRUPTED.into()));
         }
         let place = |e| RunError::Invalid(format!("{}:{}: {e}", source.display(), record.line));
-        let ids = predictor.encode(&record.text, record.text_pair.as_deref()).map_err(place)?;
-        work.take(record, ids).map_err(|e| RunError::Invalid(format!("{e:#}")))
+        let ids = predictor
+            .encode(&record.text, record.text_pair.as_deref())
+            .map_err(place)?;
+        work.take(record, ids)
+            .map_err(|e| RunError::Invalid(format!("{e:#}")))
     };
     let read = match &args.data {
         Some(file) => predictor.read(file, &mut take),
@@ -177,10 +185,12 @@ impl Work<'_> {
     }
 
     fn flush(&mut self) -> Result<()> {
-        let (records, ids): (Vec<_>, Vec<_>) = std::mem::take(&mut self.waiting).into_iter().unzip();
+        let (records, ids): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.waiting).into_iter().unzip();
         let found = self.predictor.predict(&ids)?;
         for (record, probabilities) in records.iter().zip(&found) {
-            self.writer.write(record, self.predictor.labels(), probabilities)?;
+            self.writer
+                .write(record, self.predictor.labels(), probabilities)?;
         }
         self.writer.flush()
     }
@@ -200,7 +210,8 @@ impl Writer {
                 let mut name = out.file_name().unwrap_or_default().to_owned();
                 name.push(".partial");
                 let partial = out.with_file_name(name);
-                let file = File::create(&partial).with_context(|| format!("{}: cannot create", partial.display()))?;
+                let file = File::create(&partial)
+                    .with_context(|| format!("{}: cannot create", partial.display()))?;
                 Some((BufWriter::new(file), partial))
             }
         };
@@ -210,21 +221,37 @@ impl Writer {
         };
         if writer.csv {
             let names = labels.iter().map(|label| format!("probability of {label}"));
-            let columns: Vec<String> = ["text", "label", "score"].map(str::to_owned).into_iter().chain(names).collect();
+            let columns: Vec<String> = ["text", "label", "score"]
+                .map(str::to_owned)
+                .into_iter()
+                .chain(names)
+                .collect();
             writer.line(&csv_row(&columns))?;
         }
         Ok(writer)
     }
 
-    fn write(&mut self, record: &TextRecord, labels: &[String], probabilities: &[f32]) -> Result<()> {
+    fn write(
+        &mut self,
+        record: &TextRecord,
+        labels: &[String],
+        probabilities: &[f32],
+    ) -> Result<()> {
         let best = likeliest(probabilities);
         let (label, score) = (&labels[best], probabilities[best]);
         if self.csv {
             let numbers = probabilities.iter().map(f32::to_string);
-            let row: Vec<String> = [record.text.clone(), label.clone(), score.to_string()].into_iter().chain(numbers).collect();
+            let row: Vec<String> = [record.text.clone(), label.clone(), score.to_string()]
+                .into_iter()
+                .chain(numbers)
+                .collect();
             return self.line(&csv_row(&row));
         }
-        let all: Map<String, Value> = labels.iter().cloned().zip(probabilities.iter().map(|p| json!(p))).collect();
+        let all: Map<String, Value> = labels
+            .iter()
+            .cloned()
+            .zip(probabilities.iter().map(|p| json!(p)))
+            .collect();
         let mut line = json!({ "text": record.text });
         if let Some(pair) = &record.text_pair {
             line["text_pair"] = json!(pair);
@@ -240,7 +267,8 @@ impl Writer {
 
     fn line(&mut self, line: &str) -> Result<()> {
         match &mut self.file {
-            Some((file, path)) => writeln!(file, "{line}").with_context(|| format!("{}: cannot write", path.display())),
+            Some((file, path)) => writeln!(file, "{line}")
+                .with_context(|| format!("{}: cannot write", path.display())),
             None => {
                 ui::print(line);
                 Ok(())
@@ -250,7 +278,9 @@ impl Writer {
 
     fn flush(&mut self) -> Result<()> {
         match &mut self.file {
-            Some((file, path)) => file.flush().with_context(|| format!("{}: cannot write", path.display())),
+            Some((file, path)) => file
+                .flush()
+                .with_context(|| format!("{}: cannot write", path.display())),
             None => Ok(()),
         }
     }
@@ -258,9 +288,8 @@ impl Writer {
     fn finish(mut self, out: Option<&Path>) -> Result<()> {
         self.flush()?;
         match (self.file, out) {
-            (Some((_, partial)), Some(out)) => {
-                std::fs::rename(&partial, out).with_context(|| format!("{}: cannot create", out.display()))
-            }
+            (Some((_, partial)), Some(out)) => std::fs::rename(&partial, out)
+                .with_context(|| format!("{}: cannot create", out.display())),
             _ => Ok(()),
         }
     }
@@ -296,6 +325,9 @@ mod tests {
     #[test]
     fn cells_with_separators_are_quoted() {
         let cells = ["a", "b,c", "say \"x\"", "two\nlines", ""].map(str::to_owned);
-        assert_eq!(csv_row(&cells), "a,\"b,c\",\"say \"\"x\"\"\",\"two\nlines\",");
+        assert_eq!(
+            csv_row(&cells),
+            "a,\"b,c\",\"say \"\"x\"\"\",\"two\nlines\","
+        );
     }
 }

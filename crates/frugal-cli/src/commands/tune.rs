@@ -137,7 +137,13 @@ fn default_out(config: &TuneConfig) -> PathBuf {
         .unwrap_or_default()
         .to_string_lossy();
     // A pattern is no name for a folder.
-    let plain = |c: char| if c.is_alphanumeric() || "-_. ".contains(c) { c } else { '_' };
+    let plain = |c: char| {
+        if c.is_alphanumeric() || "-_. ".contains(c) {
+            c
+        } else {
+            '_'
+        }
+    };
     let data: String = data.chars().map(plain).collect();
     let name = format!("runs/{data}-{}", config.method.name);
     let free =

@@ -50,7 +50,13 @@ pub fn without_control(text: &str) -> Cow<'_, str> {
     if !text.contains(acts) {
         return Cow::Borrowed(text);
     }
-    let spelled = |c: char| if acts(c) { c.escape_default().to_string() } else { c.to_string() };
+    let spelled = |c: char| {
+        if acts(c) {
+            c.escape_default().to_string()
+        } else {
+            c.to_string()
+        }
+    };
     Cow::Owned(text.chars().map(spelled).collect())
 }
 

@@ -3,6 +3,7 @@
 mod adapters;
 mod bad_input;
 mod bench;
+mod data;
 mod eval_tasks;
 mod help;
 mod inspect;

@@ -12,6 +12,9 @@ use super::row::Row;
 use super::turns;
 use crate::suggest::did_you_mean;
 
+/// More different fractions than this are no classes.
+const MOST_FRACTIONS: usize = 20;
+
 /// Records as they come, turned into examples of one format.
 pub(super) struct Sink<'a> {
     path: &'a Path,
@@ -39,7 +42,9 @@ impl<'a> Sink<'a> {
     pub(super) fn push(&mut self, record: &Record) -> Result<(), DataError> {
         let format = match self.format {
             Some(format) => format,
-            None => *self.format.insert(format_of(self.path, record, self.options)?),
+            None => *self
+                .format
+                .insert(format_of(self.path, record, self.options)?),
         };
         let row = Row {
             path: self.path,
@@ -64,7 +69,8 @@ impl<'a> Sink<'a> {
         Ok(format)
     }
 
-    /// Labels that differ only in the space around them are one class that was written in two ways.
+    /// Labels that differ only in the space around them are one class that was written in two ways;
+    /// many different fractions are a score.
     fn check_labels(&self) -> Result<(), DataError> {
         let mut seen: BTreeMap<&str, &str> = BTreeMap::new();
         for (example, line) in self.examples.iter().zip(&self.lines) {
@@ -79,7 +85,19 @@ impl<'a> Sink<'a> {
                 return Err(DataError::line(self.path, *line, problem));
             }
         }
-        Ok(())
+        let fraction = |label: &&&str| label.parse::<f64>().is_ok_and(|v| v.fract() != 0.0);
+        let numbers = seen.keys().all(|label| label.parse::<f64>().is_ok());
+        match seen.keys().find(fraction) {
+            Some(label) if numbers && seen.len() > MOST_FRACTIONS => Err(DataError::options(
+                self.path,
+                format!(
+                    "the labels are {} different numbers such as {label}: a score rather than classes, which \
+                     is not learned here; group the scores into classes, or name another column with `--column label=NAME`",
+                    seen.len()
+                ),
+            )),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -206,7 +224,11 @@ pub(super) fn text_record(
         options: &options,
         format: Format::Text,
     };
-    let label = row.given("label").is_some().then(|| row.label()).transpose()?;
+    let label = row
+        .given("label")
+        .is_some()
+        .then(|| row.label())
+        .transpose()?;
     Ok(TextRecord {
         line: record.line,
         text: row.text("text")?,
@@ -220,7 +242,10 @@ fn prompt_completion(row: &Row<'_>) -> Result<Example, DataError> {
         return Ok(Example::Messages(conversation));
     }
     let (prompt, completion) = (row.text("prompt")?, row.text("completion")?);
-    let asked = [Message::new("user", &prompt), Message::new("assistant", &completion)];
+    let asked = [
+        Message::new("user", &prompt),
+        Message::new("assistant", &completion),
+    ];
     Ok(match with_context(row, asked)? {
         Some(conversation) => Example::Messages(conversation),
         None => Example::PromptCompletion { prompt, completion },

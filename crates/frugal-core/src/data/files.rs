@@ -14,7 +14,9 @@ pub(super) fn matching(name: &str) -> Result<Vec<PathBuf>, DataError> {
     }
     let wrong = |e: String| DataError::options(path, e);
     let found = glob::glob(name).map_err(|e| wrong(format!("not a pattern: {e}")))?;
-    let files: Result<Vec<PathBuf>, _> = found.filter(|f| !matches!(f, Ok(p) if p.is_dir())).collect();
+    let files: Result<Vec<PathBuf>, _> = found
+        .filter(|f| !matches!(f, Ok(p) if p.is_dir()))
+        .collect();
     let files = files.map_err(|e| wrong(e.to_string()))?;
     if files.is_empty() {
         return Err(wrong("no file matches".into()));

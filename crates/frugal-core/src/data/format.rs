@@ -100,13 +100,27 @@ impl Format {
                 "images",
                 "audio",
             ],
-            Self::Text => &["weight", "weights", "sample_weight", "images", "image", "audio"],
+            Self::Text => &[
+                "weight",
+                "weights",
+                "sample_weight",
+                "images",
+                "image",
+                "audio",
+            ],
             Self::Preference => &[
                 "weight", "weights", "margin", "system", "history", "tools", "images", "image",
                 "audio",
             ],
             Self::Pair | Self::Triplet => &[
-                "weight", "weights", "score", "label", "negatives", "images", "image", "audio",
+                "weight",
+                "weights",
+                "score",
+                "label",
+                "negatives",
+                "images",
+                "image",
+                "audio",
             ],
         }
     }

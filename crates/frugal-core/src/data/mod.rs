@@ -91,14 +91,20 @@ pub fn load_all(names: &[String], options: &LoadOptions) -> Result<Dataset, Data
             let (next, format, first) = (next.format, all.format, first.display());
             return Err(DataError::options(
                 file,
-                format!("holds {next} data and {first} {format} data; files that are read together must be of one format"),
+                format!(
+                    "holds {next} data and {first} {format} data; files that are read together must be of one format"
+                ),
             ));
         }
         hash.push(next.sha256);
         all.rows += next.rows;
         all.examples.extend(next.examples);
         all.lines.extend(next.lines);
-        all.starts.extend(next.starts.into_iter().map(|(row, file)| (row + all.rows - next.rows, file)));
+        all.starts.extend(
+            next.starts
+                .into_iter()
+                .map(|(row, file)| (row + all.rows - next.rows, file)),
+        );
     }
     if hash.len() > 1 {
         all.sha256 = source::hex(&Sha256::digest(hash.concat()));
@@ -119,11 +125,7 @@ fn in_memory(path: &Path, bytes: &[u8]) -> Result<Source, DataError> {
     Source::new(path, Box::new(std::io::Cursor::new(bytes.to_vec())))
 }
 
-fn read_from(
-    path: &Path,
-    mut source: Source,
-    options: &LoadOptions,
-) -> Result<Dataset, DataError> {
+fn read_from(path: &Path, mut source: Source, options: &LoadOptions) -> Result<Dataset, DataError> {
     let mut sink = Sink::new(path, options);
     read::records(path, &mut source, options, &mut |record| sink.push(&record))?;
     let format = sink.finish()?;

@@ -66,7 +66,10 @@ pub(super) fn records(
 
 /// The kind that a name says, an ending of its packing left out; `None` if there is no ending.
 fn kind_by_name(path: &Path) -> Result<Option<Kind>, DataError> {
-    let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+    let name = path
+        .file_name()
+        .and_then(|n| n.to_str())
+        .unwrap_or_default();
     let mut name = name.to_ascii_lowercase();
     for packed in [".gz", ".gzip", ".zst", ".zstd"] {
         name = name.strip_suffix(packed).unwrap_or(&name).to_owned();
@@ -114,7 +117,10 @@ fn starts_with(bytes: &[u8], wanted: u8) -> bool {
 /// Whether a first line holds the column names of a known format.
 fn is_csv_header(line: &[u8]) -> bool {
     let line = String::from_utf8_lossy(line);
-    let names: Vec<&str> = line.split(',').map(|c| c.trim().trim_matches('"')).collect();
+    let names: Vec<&str> = line
+        .split(',')
+        .map(|c| c.trim().trim_matches('"'))
+        .collect();
     names.len() > 1 && detect(&|name| names.contains(&name)).is_some()
 }
 
@@ -155,7 +161,9 @@ fn text_lines(
     while source.line(&mut bytes, number + 1)? {
         number += 1;
         let line = std::str::from_utf8(&bytes).map_err(|e| not_utf8(path, number, &bytes, e))?;
-        let line = line.trim_start_matches('\u{feff}').trim_end_matches(['\r', '\n']);
+        let line = line
+            .trim_start_matches('\u{feff}')
+            .trim_end_matches(['\r', '\n']);
         if !line.trim().is_empty() {
             push(text_record(number, line.to_owned()))?;
         }

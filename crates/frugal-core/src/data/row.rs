@@ -67,8 +67,13 @@ impl Row<'_> {
             Value::Number(number) => Ok(number.to_string()),
             Value::Bool(value) => Ok(value.to_string()),
             other => Err(self.problem(format!(
-                "\"label\" must be a string, a number or a boolean, not {}",
-                kind(other)
+                "\"label\" must be a string, a number or a boolean, not {}{}",
+                kind(other),
+                if other.is_array() {
+                    ": several labels for one text are not learned"
+                } else {
+                    ""
+                }
             ))),
         }
     }

@@ -145,8 +145,7 @@ impl Read for Counted {
         if let Ok(mut hash) = self.hash.lock() {
             hash.update(&buffer[..read]);
         }
-        self.bytes
-            .fetch_add(read as u64, Ordering::Relaxed);
+        self.bytes.fetch_add(read as u64, Ordering::Relaxed);
         Ok(read)
     }
 }

@@ -369,11 +369,7 @@ fn errors_name_the_file_the_line_and_what_was_expected() {
             "{\"conversations\":[{\"from\":\"narrator\",\"value\":\"\"}]}",
             "must be system, human, gpt, function_call or observation, not \"narrator\"",
         ),
-        (
-            "a.json",
-            "\"text\"",
-            "a.json:1: expected a JSON array",
-        ),
+        ("a.json", "\"text\"", "a.json:1: expected a JSON array"),
         (
             "a.json",
             "[{\"text\":\"a\"},\n{\"text\":}]",
@@ -423,16 +419,8 @@ fn errors_name_the_file_the_line_and_what_was_expected() {
         ("a.json", "[]", "a.json: the data set is empty"),
         ("a.csv", "text,label\n", "a.csv: the data set is empty"),
         ("a.txt", "", "a.txt: the data set is empty"),
-        (
-            "a.parquet",
-            "x",
-            "a.parquet: not a Parquet file",
-        ),
-        (
-            "a.docx",
-            "x",
-            "a.docx: expected a file ending in .jsonl",
-        ),
+        ("a.parquet", "x", "a.parquet: not a Parquet file"),
+        ("a.docx", "x", "a.docx: expected a file ending in .jsonl"),
     ];
     for (name, content, expected) in cases {
         let error = error(name, content);

@@ -143,9 +143,7 @@ fn sharegpt_turn(row: &Row<'_>, place: &str, item: &Value) -> Result<Message, Da
     let (Some(Value::String(from)), Some(Value::String(value))) =
         (item.get("from"), item.get("value"))
     else {
-        return Err(row.problem(format!(
-            "{place} needs the strings \"from\" and \"value\""
-        )));
+        return Err(row.problem(format!("{place} needs the strings \"from\" and \"value\"")));
     };
     let role = match from.as_str() {
         "system" => "system",
@@ -161,7 +159,9 @@ fn sharegpt_turn(row: &Row<'_>, place: &str, item: &Value) -> Result<Message, Da
     let mut message = Message::new(role, value);
     (message.untrained, message.other) = other_keys(row, place, item, &["from", "value"])?;
     if from == "function_call" {
-        message.other.insert("tool_calls".into(), called(row, place, value)?);
+        message
+            .other
+            .insert("tool_calls".into(), called(row, place, value)?);
         message.content.clear();
         message.content_is_null = true;
     }

@@ -176,7 +176,11 @@ fn assistant_turns(
         let not_a_prefix = || RowError::NotAPrefix { turn: i + 1 };
         // A template may put a system message of its own in front of the first turn, or refuse a
         // conversation that ends before a question.
-        let before = if i == 0 { None } else { render(&messages[..i], true).ok() };
+        let before = if i == 0 {
+            None
+        } else {
+            render(&messages[..i], true).ok()
+        };
         let start = match before {
             Some(before) if text.starts_with(&before) => before.len(),
             Some(_) => return Err(not_a_prefix()),
@@ -223,9 +227,9 @@ fn answer_start(text: &str, from: usize, mark: &str, message: &Message) -> Optio
     let marked = rest.find(mark).filter(|_| !mark.is_empty());
     let marked = marked.map(|at| at + mark.len());
     let held = |at: &usize| rest[*at..].contains(content);
-    let found = marked.filter(held).or_else(|| {
-        (!content.is_empty()).then(|| rest.find(content)).flatten()
-    });
+    let found = marked
+        .filter(held)
+        .or_else(|| (!content.is_empty()).then(|| rest.find(content)).flatten());
     found.map(|at| from + at)
 }
 

@@ -6,10 +6,7 @@ const TEMPLATES: [(&str, &str); 8] = [
         "chatml",
         include_str!("../../assets/templates/chatml.jinja"),
     ),
-    (
-        "gemma",
-        include_str!("../../assets/templates/gemma.jinja"),
-    ),
+    ("gemma", include_str!("../../assets/templates/gemma.jinja")),
     (
         "llama2",
         include_str!("../../assets/templates/llama2.jinja"),
@@ -22,10 +19,7 @@ const TEMPLATES: [(&str, &str); 8] = [
         "mistral",
         include_str!("../../assets/templates/mistral.jinja"),
     ),
-    (
-        "phi3",
-        include_str!("../../assets/templates/phi3.jinja"),
-    ),
+    ("phi3", include_str!("../../assets/templates/phi3.jinja")),
     (
         "vicuna",
         include_str!("../../assets/templates/vicuna.jinja"),

@@ -9,12 +9,20 @@ const LIMIT: usize = 500;
 /// Counts operators and brackets of every tag.
 pub(super) fn check(source: &str) -> Result<(), TemplateError> {
     let mut rest = source;
-    while let Some(start) = ["{{", "{%", "{#"].into_iter().filter_map(|t| rest.find(t)).min() {
+    while let Some(start) = ["{{", "{%", "{#"]
+        .into_iter()
+        .filter_map(|t| rest.find(t))
+        .min()
+    {
         if rest[start..].starts_with("{#") {
-            rest = rest[start..].split_once("#}").map_or("", |(_, after)| after);
+            rest = rest[start..]
+                .split_once("#}")
+                .map_or("", |(_, after)| after);
             continue;
         }
-        let line = 1 + source[..source.len() - rest.len() + start].matches('\n').count();
+        let line = 1 + source[..source.len() - rest.len() + start]
+            .matches('\n')
+            .count();
         let (found, length) = tag(&rest[start + 2..]);
         if found > LIMIT {
             return Err(TemplateError::Nested {

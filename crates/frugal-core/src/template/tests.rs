@@ -22,8 +22,7 @@ fn templates_render_as_jinja2_does() {
             ChatTemplate::new(golden["template"].as_str().unwrap(), &settings()).unwrap();
         template.set_clock(golden["clock"].as_i64().unwrap());
         for case in golden["cases"].as_array().unwrap() {
-            let messages: Vec<Message> =
-                serde_json::from_value(case["messages"].clone()).unwrap();
+            let messages: Vec<Message> = serde_json::from_value(case["messages"].clone()).unwrap();
             let result =
                 template.render(&messages, case["add_generation_prompt"].as_bool().unwrap());
             match (result, case["rendered"].as_str(), case["error"].as_str()) {
@@ -50,8 +49,7 @@ fn errors_name_the_line() {
         error.contains("line 2") && error.lines().count() == 1,
         "{error}"
     );
-    let template =
-        ChatTemplate::new("a\n\n{{ messages[0].role.nope() }}", &settings()).unwrap();
+    let template = ChatTemplate::new("a\n\n{{ messages[0].role.nope() }}", &settings()).unwrap();
     let error = template
         .render(&[Message::new("user", "x")], false)
         .unwrap_err()
@@ -78,10 +76,13 @@ fn templates_by_name_render_as_jinja2_does() {
         let template = ChatTemplate::new(named(name).unwrap(), &settings()).unwrap();
         for case in of_name["cases"].as_array().unwrap() {
             let messages: Vec<Message> = serde_json::from_value(case["messages"].clone()).unwrap();
-            let result = template.render(&messages, case["add_generation_prompt"].as_bool().unwrap());
+            let result =
+                template.render(&messages, case["add_generation_prompt"].as_bool().unwrap());
             match (result, case["rendered"].as_str()) {
                 (Ok(text), Some(expected)) => assert_eq!(text, expected, "{name}: {case}"),
-                (Err(TemplateError::Refused(why)), None) => assert_eq!(why, case["error"].as_str().unwrap()),
+                (Err(TemplateError::Refused(why)), None) => {
+                    assert_eq!(why, case["error"].as_str().unwrap())
+                }
                 (result, _) => panic!("{name}: {case}: {result:?}"),
             }
         }
@@ -94,7 +95,10 @@ fn templates_by_name_render_as_jinja2_does() {
 fn line_ends_of_windows_are_those_of_unix_as_in_jinja2() {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/chat.json");
     let golden: Json = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
-    let messages = [Message::new("user", "Hi"), Message::new("assistant", "Hello!")];
+    let messages = [
+        Message::new("user", "Hi"),
+        Message::new("assistant", "Hello!"),
+    ];
     let cases = golden["line_ends"].as_array().unwrap();
     assert_eq!(cases.len(), 3);
     for case in cases {
@@ -109,10 +113,16 @@ fn a_template_is_a_file_or_a_known_name() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("own.jinja");
     std::fs::write(&file, "{{ messages }}").unwrap();
-    assert_eq!(source_of(&file.display().to_string()).unwrap(), "{{ messages }}");
+    assert_eq!(
+        source_of(&file.display().to_string()).unwrap(),
+        "{{ messages }}"
+    );
     assert!(source_of("chatml").unwrap().contains("<|im_start|>"));
     let error = source_of("chatlm").unwrap_err().to_string();
-    assert!(error.contains("`chatlm`") && error.contains("chatml, gemma, llama2, llama3"), "{error}");
+    assert!(
+        error.contains("`chatlm`") && error.contains("chatml, gemma, llama2, llama3"),
+        "{error}"
+    );
     let error = source_of("./missing.jinja").unwrap_err().to_string();
     assert!(error.contains("missing.jinja"), "{error}");
 }

@@ -55,14 +55,19 @@ pub(super) fn add_tokens(
     if file != ADDED {
         let known = |text: &str| numbered.iter().any(|w| w.token.content == text);
         let more = added_tokens(sources);
-        let more: Vec<Wanted> = more.into_iter().filter(|w| !known(&w.token.content)).collect();
+        let more: Vec<Wanted> = more
+            .into_iter()
+            .filter(|w| !known(&w.token.content))
+            .collect();
         numbered.extend(more);
     }
     numbered.sort_by_key(|wanted| wanted.id);
     let mut pending: Vec<AddedToken> = Vec::new();
     let named = special_tokens(sources).into_iter().filter(|token| {
         // Without an id of its own, an end of sequence that the vocabulary lacks is a mistake.
-        let ends = [BOS, EOS].iter().any(|key| sources.names(key, &token.content));
+        let ends = [BOS, EOS]
+            .iter()
+            .any(|key| sources.names(key, &token.content));
         !ends || tokenizer.token_to_id(&token.content).is_some()
     });
     let named: Vec<AddedToken> = named.collect();
@@ -71,7 +76,10 @@ pub(super) fn add_tokens(
         if token.content.is_empty() || known.contains_key(&token.content) {
             continue;
         }
-        if pending.last().is_some_and(|last| last.special != token.special) {
+        if pending
+            .last()
+            .is_some_and(|last| last.special != token.special)
+        {
             add(tokenizer, &mut pending);
         }
         pending.push(token);
@@ -128,7 +136,8 @@ fn added_tokens(sources: &Sources<'_>) -> Vec<Wanted> {
     let tokens = sources.added.iter().filter_map(|(content, id)| {
         let known = special.iter().find(|t| t.content == *content).cloned();
         Some(Wanted {
-            token: known.unwrap_or_else(|| AddedToken::from(content.as_str(), false).normalized(true)),
+            token: known
+                .unwrap_or_else(|| AddedToken::from(content.as_str(), false).normalized(true)),
             id: Some(u32::try_from(id.as_u64()?).ok()?),
         })
     });
@@ -167,7 +176,8 @@ fn special_tokens(sources: &Sources<'_>) -> Vec<AddedToken> {
 
 /// A token that is a text, or an object with its text and how it is cut out.
 fn token(value: &Value, special: bool) -> Option<AddedToken> {
-    let flag = |name: &str, default: bool| value.get(name).and_then(Value::as_bool).unwrap_or(default);
+    let flag =
+        |name: &str, default: bool| value.get(name).and_then(Value::as_bool).unwrap_or(default);
     let special = flag("special", special);
     let token = AddedToken::from(token_text(value)?, special);
     Some(

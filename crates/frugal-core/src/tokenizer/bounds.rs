@@ -30,13 +30,21 @@ pub(super) fn check(tokenizer: &Value) -> Result<(), String> {
     }
     model(tokenizer.get("model").unwrap_or(&Value::Null))?;
     let added = tokenizer.get("added_tokens").and_then(Value::as_array);
-    let texts = added.into_iter().flatten().filter_map(|t| t.get("content")?.as_str());
+    let texts = added
+        .into_iter()
+        .flatten()
+        .filter_map(|t| t.get("content")?.as_str());
     token_lengths(texts)
 }
 
 fn steps(step: &Value, part: &str, growth: &mut f64) -> Result<(), String> {
     for list in ["normalizers", "pretokenizers", "decoders"] {
-        for inner in step.get(list).and_then(Value::as_array).into_iter().flatten() {
+        for inner in step
+            .get(list)
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+        {
             steps(inner, part, growth)?;
         }
     }
@@ -77,7 +85,9 @@ fn steps(step: &Value, part: &str, growth: &mut f64) -> Result<(), String> {
 
 /// How many times as long a replacement makes a text at most.
 fn replaced(pattern: Option<&Value>, content: &str) -> f64 {
-    let literal = pattern.and_then(|p| p.get("String")).and_then(Value::as_str);
+    let literal = pattern
+        .and_then(|p| p.get("String"))
+        .and_then(Value::as_str);
     match literal.map(str::len) {
         // A regular expression may match a single byte, or an empty place beside each.
         None | Some(0) => 1.0 + content.len() as f64,
@@ -86,17 +96,33 @@ fn replaced(pattern: Option<&Value>, content: &str) -> f64 {
 }
 
 fn post_processor(step: &Value) -> Result<(), String> {
-    for inner in step.get("processors").and_then(Value::as_array).into_iter().flatten() {
+    for inner in step
+        .get("processors")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+    {
         post_processor(inner)?;
     }
     for key in ["single", "pair"] {
         let pieces = step.get(key).and_then(Value::as_array).map_or(0, Vec::len);
         if pieces > PIECES {
-            return Err(format!("post_processor: {pieces} pieces, more than {PIECES}"));
+            return Err(format!(
+                "post_processor: {pieces} pieces, more than {PIECES}"
+            ));
         }
     }
-    for token in step.get("special_tokens").and_then(Value::as_object).into_iter().flatten() {
-        let ids = token.1.get("ids").and_then(Value::as_array).map_or(0, Vec::len);
+    for token in step
+        .get("special_tokens")
+        .and_then(Value::as_object)
+        .into_iter()
+        .flatten()
+    {
+        let ids = token
+            .1
+            .get("ids")
+            .and_then(Value::as_array)
+            .map_or(0, Vec::len);
         if ids > PIECES {
             return Err(format!(
                 "post_processor: {ids} ids for one special token, more than {PIECES}"
@@ -107,7 +133,9 @@ fn post_processor(step: &Value) -> Result<(), String> {
 }
 
 fn model(model: &Value) -> Result<(), String> {
-    let word = model.get("max_input_chars_per_word").and_then(Value::as_u64);
+    let word = model
+        .get("max_input_chars_per_word")
+        .and_then(Value::as_u64);
     if let Some(chars) = word.filter(|chars| *chars > WORD) {
         return Err(format!(
             "model: max_input_chars_per_word is {chars}, more than {WORD}"

@@ -6,8 +6,8 @@ use serde_json::{Map, Value, json};
 use tokenizers::Tokenizer;
 
 use super::added::{ADDED, Sources, add_tokens};
-use super::{TextTokenizer, TokenizerError, TokenizerSettings};
 use super::bounds;
+use super::{TextTokenizer, TokenizerError, TokenizerSettings};
 use crate::caught::caught;
 use crate::fs;
 use crate::tokenizer_settings::token_text;
@@ -174,7 +174,8 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<Tokenizer, TokenizerError> {
         path: path.to_owned(),
         reason,
     };
-    let json = serde_json::from_slice(bytes).map_err(|e| malformed(format!("not a tokenizer: {e}")))?;
+    let json =
+        serde_json::from_slice(bytes).map_err(|e| malformed(format!("not a tokenizer: {e}")))?;
     bounds::check(&json).map_err(malformed)?;
     drop(json);
     caught(|| Tokenizer::from_bytes(bytes))

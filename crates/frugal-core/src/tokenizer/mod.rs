@@ -23,10 +23,10 @@ use crate::data::{Conversation, Message};
 use crate::fs::FileError;
 use crate::template::{ChatTemplate, TemplateError};
 
+pub use crate::tokenizer_settings::TokenizerSettings;
 use stop::TurnEnd;
 pub use stop_text::StopStream;
 pub use stream::TextStream;
-pub use crate::tokenizer_settings::TokenizerSettings;
 pub use train::train_bpe;
 
 /// A tokenizer that cannot be loaded, used or written.
@@ -157,7 +157,9 @@ impl TextTokenizer {
             .as_deref()
             .map(|source| ChatTemplate::new(source, &settings))
             .transpose()?;
-        let turn_end = template.as_ref().and_then(|t| stop::turn_end(t, &tokenizer));
+        let turn_end = template
+            .as_ref()
+            .and_then(|t| stop::turn_end(t, &tokenizer));
         let eos_ids = stop::stop_ids(eos_id, &settings.eos_token_ids, turn_end.as_ref());
         let pad_id = settings
             .pad_token
@@ -226,7 +228,9 @@ impl TextTokenizer {
             return text;
         }
         // Some tokens more, because the last ones may come out otherwise where a text is cut.
-        let room = tokens.saturating_add(64).saturating_mul(self.longest_token());
+        let room = tokens
+            .saturating_add(64)
+            .saturating_mul(self.longest_token());
         let mut end = text.len().min(room.max(HUGE_TEXT));
         while !text.is_char_boundary(end) {
             end -= 1;
@@ -392,7 +396,10 @@ impl TextTokenizer {
     ///
     /// # Errors
     /// As [`Self::render_chat`], and a key that would be dropped.
-    pub fn render_conversation(&self, conversation: &Conversation) -> Result<String, TemplateError> {
+    pub fn render_conversation(
+        &self,
+        conversation: &Conversation,
+    ) -> Result<String, TemplateError> {
         let template = self.template.as_ref().ok_or(TemplateError::Missing)?;
         template.check_used(conversation)?;
         template.render_with(&conversation.messages, &conversation.variables, false)

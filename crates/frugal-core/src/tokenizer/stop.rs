@@ -33,7 +33,11 @@ pub(super) fn stop_ids(eos: Option<u32>, listed: &[u32], turn_end: Option<&TurnE
         _ => None,
     };
     let mut ids = Vec::new();
-    for id in eos.into_iter().chain(listed.iter().copied()).chain(turn_end) {
+    for id in eos
+        .into_iter()
+        .chain(listed.iter().copied())
+        .chain(turn_end)
+    {
         if !ids.contains(&id) {
             ids.push(id);
         }

@@ -74,9 +74,7 @@ impl<'a> StopStream<'a> {
     fn begun(&self) -> usize {
         let begins = |stop: &String| {
             let longest = stop.len().min(self.held.len());
-            let ends = |n: &usize| {
-                stop.is_char_boundary(*n) && self.held.ends_with(&stop[..*n])
-            };
+            let ends = |n: &usize| stop.is_char_boundary(*n) && self.held.ends_with(&stop[..*n]);
             (1..=longest).rev().find(ends).unwrap_or(0)
         };
         self.stops.iter().map(begins).max().unwrap_or(0)

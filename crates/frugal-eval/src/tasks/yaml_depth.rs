@@ -12,7 +12,11 @@ pub(super) fn check(bytes: &[u8]) -> Result<(), String> {
     let mut open = 0_usize;
     for (number, line) in bytes.split(|b| *b == b'\n').enumerate() {
         let nested = |b: &&u8| matches!(b, b'-' | b'?' | b' ');
-        let indicators = line.iter().take_while(nested).filter(|b| **b != b' ').count();
+        let indicators = line
+            .iter()
+            .take_while(nested)
+            .filter(|b| **b != b' ')
+            .count();
         let mut deepest = open;
         for byte in line {
             match byte {

@@ -30,13 +30,20 @@ fn repository(name: &str) -> Option<(&str, Option<&str>)> {
         !p.is_empty() && p.chars().all(allowed) && !p.starts_with('.')
     };
     let (org, set) = repository.split_once('/')?;
-    let is_file = Path::new(name).exists() || Path::new(org).exists() || is_data(set) || set.ends_with(".txt");
+    let is_file = Path::new(name).exists()
+        || Path::new(org).exists()
+        || is_data(set)
+        || set.ends_with(".txt");
     (part(org) && part(set) && !is_file).then_some((repository, folder))
 }
 
 fn is_data(file: &str) -> bool {
     let file = file.to_ascii_lowercase();
-    let ends = |ending: &str| PACKINGS.iter().any(|p| file.ends_with(&format!("{ending}{p}")));
+    let ends = |ending: &str| {
+        PACKINGS
+            .iter()
+            .any(|p| file.ends_with(&format!("{ending}{p}")))
+    };
     ENDINGS.iter().any(|ending| ends(ending))
 }
 
@@ -46,7 +53,8 @@ fn choose<'a>(
     folder: Option<&str>,
     part: &str,
 ) -> Result<Vec<&'a String>, String> {
-    let inside = |file: &&String| folder.is_none_or(|folder| file.starts_with(&format!("{folder}/")));
+    let inside =
+        |file: &&String| folder.is_none_or(|folder| file.starts_with(&format!("{folder}/")));
     let data: Vec<&String> = files.iter().filter(|f| is_data(f)).filter(inside).collect();
     let names: &[&str] = match part {
         "validation" => &["validation", "valid", "dev", "val"],
@@ -54,18 +62,31 @@ fn choose<'a>(
     };
     let of_part = |name: &str| -> Vec<&String> {
         let word = |c: char| c.is_ascii_alphanumeric();
-        let is = |file: &&&String| file.split(|c| !word(c)).any(|w| w.eq_ignore_ascii_case(name));
+        let is = |file: &&&String| {
+            file.split(|c| !word(c))
+                .any(|w| w.eq_ignore_ascii_case(name))
+        };
         data.iter().filter(is).copied().collect()
     };
-    let mut found = names.iter().map(|n| of_part(n)).find(|f| !f.is_empty()).unwrap_or_default();
+    let mut found = names
+        .iter()
+        .map(|n| of_part(n))
+        .find(|f| !f.is_empty())
+        .unwrap_or_default();
     if found.is_empty() && part == "train" {
         found.clone_from(&data);
     }
-    let mut folders: Vec<&str> = found.iter().map(|f| f.rsplit_once('/').map_or("", |(d, _)| d)).collect();
+    let mut folders: Vec<&str> = found
+        .iter()
+        .map(|f| f.rsplit_once('/').map_or("", |(d, _)| d))
+        .collect();
     folders.sort_unstable();
     folders.dedup();
     match folders[..] {
-        [] => Err(format!("it holds no {part} file that can be read; its files are {}", some(files))),
+        [] => Err(format!(
+            "it holds no {part} file that can be read; its files are {}",
+            some(files)
+        )),
         [_] => Ok(found),
         _ => Err(format!(
             "it holds several sets: name one as in `ORG/NAME:{}`; there are {}",
@@ -78,7 +99,11 @@ fn choose<'a>(
 /// The first names of a list.
 fn some(files: &[String]) -> String {
     let shown: Vec<&str> = files.iter().take(10).map(String::as_str).collect();
-    if shown.is_empty() { "none".into() } else { shown.join(", ") }
+    if shown.is_empty() {
+        "none".into()
+    } else {
+        shown.join(", ")
+    }
 }
 
 #[cfg(feature = "hub")]
@@ -110,11 +135,15 @@ fn hub_files(
         .build()
         .map_err(|e| failed(e.to_string()))?
         .dataset(name.into());
-    let info = api.info().map_err(|e| failed(format!("its files cannot be listed: {e}")))?;
+    let info = api
+        .info()
+        .map_err(|e| failed(format!("its files cannot be listed: {e}")))?;
     let files: Vec<String> = info.siblings.into_iter().map(|s| s.rfilename).collect();
     let chosen = choose(&files, folder, part).map_err(failed)?;
     let fetch = |file: &&String| {
-        let path = api.get(file).map_err(|e| failed(format!("`{file}`: {e}")))?;
+        let path = api
+            .get(file)
+            .map_err(|e| failed(format!("`{file}`: {e}")))?;
         Ok(path.display().to_string())
     };
     chosen.iter().map(fetch).collect()
@@ -158,21 +187,47 @@ mod tests {
 
     #[test]
     fn a_missing_file_is_no_data_set_of_the_hub() {
-        for name in ["data.jsonl", "nowhere/train.csv.gz", "a/b/c", "-", "x*/y", "src/missing"] {
+        for name in [
+            "data.jsonl",
+            "nowhere/train.csv.gz",
+            "a/b/c",
+            "-",
+            "x*/y",
+            "src/missing",
+        ] {
             assert_eq!(repository(name), None, "{name}");
         }
-        assert_eq!(repository("stanfordnlp/imdb"), Some(("stanfordnlp/imdb", None)));
-        assert_eq!(repository("nyu-mll/glue:sst2"), Some(("nyu-mll/glue", Some("sst2"))));
+        assert_eq!(
+            repository("stanfordnlp/imdb"),
+            Some(("stanfordnlp/imdb", None))
+        );
+        assert_eq!(
+            repository("nyu-mll/glue:sst2"),
+            Some(("nyu-mll/glue", Some("sst2")))
+        );
     }
 
     #[test]
     fn the_files_of_a_part_are_told_by_their_names() {
         let files = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
-        let one = files(&["README.md", "data/test-00000-of-00001.parquet", "data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"]);
+        let one = files(&[
+            "README.md",
+            "data/test-00000-of-00001.parquet",
+            "data/train-00000-of-00002.parquet",
+            "data/train-00001-of-00002.parquet",
+        ]);
         assert_eq!(choose(&one, None, "train").unwrap(), [&one[2], &one[3]]);
         assert_eq!(choose(&one, None, "test").unwrap(), [&one[1]]);
-        assert!(choose(&one, None, "validation").unwrap_err().contains("no validation file"));
-        let two = files(&["cola/train.parquet", "sst2/train.parquet", "sst2/dev.parquet"]);
+        assert!(
+            choose(&one, None, "validation")
+                .unwrap_err()
+                .contains("no validation file")
+        );
+        let two = files(&[
+            "cola/train.parquet",
+            "sst2/train.parquet",
+            "sst2/dev.parquet",
+        ]);
         let error = choose(&two, None, "train").unwrap_err();
         assert!(error.contains("cola, sst2"), "{error}");
         assert_eq!(choose(&two, Some("sst2"), "validation").unwrap(), [&two[2]]);
@@ -186,7 +241,12 @@ mod tests {
             offline: true,
             ..Lookup::default()
         };
-        let error = files("no-such-org/no-such-set", "train", &lookup).unwrap_err().to_string();
-        assert!(error.contains("not in the cache") && error.contains("--offline"), "{error}");
+        let error = files("no-such-org/no-such-set", "train", &lookup)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("not in the cache") && error.contains("--offline"),
+            "{error}"
+        );
     }
 }

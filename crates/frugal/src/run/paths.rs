@@ -1,30 +1,25 @@
 //! One file or a list of them, as configurations hold it. In memory a list is one text with a name
 //! on each line.
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::fmt;
 
-#[derive(Serialize, Deserialize)]
+use serde::de::{SeqAccess, Visitor};
+use serde::{Deserializer, Serialize, Serializer};
+
+/// The text as a file holds it.
+#[derive(Serialize)]
 #[serde(untagged)]
-enum Paths {
-    One(String),
-    Several(Vec<String>),
+enum Paths<'a> {
+    One(&'a str),
+    Several(Vec<&'a str>),
 }
 
-impl From<&str> for Paths {
-    fn from(text: &str) -> Self {
+impl<'a> From<&'a str> for Paths<'a> {
+    fn from(text: &'a str) -> Self {
         if text.contains('\n') {
-            Self::Several(text.lines().map(str::to_owned).collect())
+            Self::Several(text.lines().collect())
         } else {
-            Self::One(text.to_owned())
-        }
-    }
-}
-
-impl From<Paths> for String {
-    fn from(paths: Paths) -> Self {
-        match paths {
-            Paths::One(name) => name,
-            Paths::Several(names) => names.join("\n"),
+            Self::One(text)
         }
     }
 }
@@ -34,8 +29,30 @@ pub(super) fn serialize<S: Serializer>(text: &str, serializer: S) -> Result<S::O
 }
 
 pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    let wrong = |_| serde::de::Error::custom("invalid type: other, expected a file or a list of files");
-    Paths::deserialize(deserializer).map(String::from).map_err(wrong)
+    deserializer.deserialize_any(Names)
+}
+
+/// Reads a text, or a list of texts.
+struct Names;
+
+impl<'de> Visitor<'de> for Names {
+    type Value = String;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<String, E> {
+        Ok(text.to_owned())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut names: A) -> Result<String, A::Error> {
+        let mut found: Vec<String> = Vec::new();
+        while let Some(name) = names.next_element()? {
+            found.push(name);
+        }
+        Ok(found.join("\n"))
+    }
 }
 
 /// The names of a text that stands for one file or several.
@@ -45,7 +62,7 @@ pub(super) fn names(text: &str) -> Vec<String> {
 
 /// The same where nothing may be given.
 pub(super) mod optional {
-    use serde::{Deserializer, Serialize, Serializer};
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
     use super::Paths;
 
@@ -59,6 +76,44 @@ pub(super) mod optional {
     pub(in crate::run) fn deserialize<'de, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<Option<String>, D::Error> {
-        super::deserialize(deserializer).map(Some)
+        let names = Option::<Given>::deserialize(deserializer)?;
+        Ok(names.map(|Given(text)| text))
+    }
+
+    struct Given(String);
+
+    impl<'de> Deserialize<'de> for Given {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            super::deserialize(deserializer).map(Self)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::TuneConfig;
+
+    #[test]
+    fn a_list_of_files_is_read_and_written_as_a_list() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("run.toml");
+        let read = |text: &str| {
+            std::fs::write(&file, text).unwrap();
+            frugal_core::config::load::<TuneConfig>(Some(&file), &[]).unwrap()
+        };
+        let config = read("[data]\ntrain = [\"a.jsonl\", \"b.jsonl\"]\nvalidation = \"c.jsonl\"\n");
+        assert_eq!(config.data.train, "a.jsonl\nb.jsonl");
+        let (validation, test) = (
+            config.data.validation.as_deref(),
+            config.data.test.as_deref(),
+        );
+        assert_eq!((validation, test), (Some("c.jsonl"), None));
+        assert_eq!(
+            read(&frugal_core::config::to_toml(&config).unwrap()),
+            config
+        );
+        let json = serde_json::to_value(&config).unwrap();
+        assert_eq!(json["data"]["train"][1], "b.jsonl");
+        assert_eq!(serde_json::from_value::<TuneConfig>(json).unwrap(), config);
     }
 }

@@ -150,7 +150,12 @@ impl Predictor {
             label: self.labels().first().cloned().unwrap_or_default(),
         };
         let tokenizer = self.files.tokenizer()?;
-        Ok(encode::encode_text(&example, tokenizer, self.labels(), &options)?)
+        Ok(encode::encode_text(
+            &example,
+            tokenizer,
+            self.labels(),
+            &options,
+        )?)
     }
 
     /// For each text the probability of every label.

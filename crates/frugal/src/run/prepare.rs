@@ -310,7 +310,9 @@ mod tests {
             train: file.clone(),
             ..DataConfig::default()
         };
-        let error = datasets(&config, 0, &Lookup::default()).unwrap_err().to_string();
+        let error = datasets(&config, 0, &Lookup::default())
+            .unwrap_err()
+            .to_string();
         let said = format!(
             "{file}: too few rows (1) to hold out a share of 0.1 for validation: give a validation file with `--eval-data`"
         );

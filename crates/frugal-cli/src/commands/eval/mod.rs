@@ -188,11 +188,11 @@ fn print(found: &Evaluated) {
         let headings = found
             .labels
             .iter()
-            .map(|label| Column::number(format!("as {label}")));
+            .map(|label| Column::number(format!("as {}", ui::without_control(label))));
         let mut table = Table::new([Column::text("examples of")].into_iter().chain(headings));
         for (label, row) in found.labels.iter().zip(&found.confusion) {
             table.row(
-                [label.clone()]
+                [ui::without_control(label).into_owned()]
                     .into_iter()
                     .chain(row.iter().map(|n| human::count(*n as u64))),
             );

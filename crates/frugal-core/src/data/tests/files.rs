@@ -36,7 +36,11 @@ fn packed_files_are_read_whatever_they_are_called() {
         ("a.TSV.GZ", gzip(b"text\tlabel\na\tx\nb\ty\n")),
     ] {
         let data = load_bytes(name, &bytes).unwrap();
-        assert_eq!((data.examples, data.format), (plain.examples.clone(), plain.format), "{name}");
+        assert_eq!(
+            (data.examples, data.format),
+            (plain.examples.clone(), plain.format),
+            "{name}"
+        );
     }
     // Two packed parts behind each other are one file, as of gzip's own tools.
     let two = [gzip(ROWS.as_bytes()), gzip(ROWS.as_bytes())].concat();
@@ -57,7 +61,10 @@ fn a_file_that_unpacks_to_gigabytes_is_refused_early() {
     ] {
         assert!(bytes.len() < 1 << 20);
         let error = load_bytes(name, &bytes).unwrap_err().to_string();
-        assert!(error.contains(name) && error.contains("unpack the file first"), "{error}");
+        assert!(
+            error.contains(name) && error.contains("unpack the file first"),
+            "{error}"
+        );
     }
 }
 
@@ -70,10 +77,17 @@ fn a_file_without_an_ending_is_told_by_its_first_bytes() {
         ("text,label\na,x\n", Format::Classification),
         ("just some words, and more\n", Format::Text),
     ] {
-        assert_eq!(load_bytes("train", content.as_bytes()).unwrap().format, format, "{content}");
+        assert_eq!(
+            load_bytes("train", content.as_bytes()).unwrap().format,
+            format,
+            "{content}"
+        );
     }
     // Names of a cache end in hashes.
-    assert_eq!(load_bytes("train.0f3a9c", ROWS.as_bytes()).unwrap().len(), 2);
+    assert_eq!(
+        load_bytes("train.0f3a9c", ROWS.as_bytes()).unwrap().len(),
+        2
+    );
     // One object after another in a .json file is common.
     assert_eq!(load_bytes("a.json", ROWS.as_bytes()).unwrap().len(), 2);
 }
@@ -86,46 +100,107 @@ fn several_files_are_one_data_set_whose_errors_name_the_file() {
     std::fs::write(at("part-2.jsonl"), ROWS).unwrap();
     let options = LoadOptions::default();
     let data = load_all(&[at("part-*.jsonl")], &options).unwrap();
-    assert_eq!((data.len(), data.rows, data.lines.as_slice()), (4, 4, [1, 2, 1, 2].as_slice()));
+    assert_eq!(
+        (data.len(), data.rows, data.lines.as_slice()),
+        (4, 4, [1, 2, 1, 2].as_slice())
+    );
     assert_eq!(data.file_of(1), PathBuf::from(at("part-1.jsonl")));
     assert_eq!(data.file_of(2), PathBuf::from(at("part-2.jsonl")));
     let listed = load_all(&[at("part-1.jsonl"), at("part-2.jsonl")], &options).unwrap();
     assert_eq!(data, listed);
-    assert_ne!(data.sha256, load(Path::new(&at("part-1.jsonl")), &options).unwrap().sha256);
+    assert_ne!(
+        data.sha256,
+        load(Path::new(&at("part-1.jsonl")), &options)
+            .unwrap()
+            .sha256
+    );
     // Parts of the data still know their files.
     let [rest, held] = data.split(&[0.5, 0.5], 0).unwrap().try_into().unwrap();
     for part in [&rest, &held] {
         for i in 0..part.len() {
             let place = data.examples.iter().zip(&data.lines).enumerate();
             let mut same = place.filter(|(j, (e, l))| {
-                **e == part.examples[i] && **l == part.lines[i] && data.file_of(*j) == part.file_of(i)
+                **e == part.examples[i]
+                    && **l == part.lines[i]
+                    && data.file_of(*j) == part.file_of(i)
             });
             assert!(same.next().is_some());
         }
     }
-    let error = load_all(&[at("none-*.jsonl")], &options).unwrap_err().to_string();
+    let error = load_all(&[at("none-*.jsonl")], &options)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("none-*.jsonl: no file matches"), "{error}");
     std::fs::write(at("other.jsonl"), "{\"text\": \"a\"}").unwrap();
-    let error = load_all(&[at("part-1.jsonl"), at("other.jsonl")], &options).unwrap_err().to_string();
-    assert!(error.contains("other.jsonl: holds text data") && error.contains("classification"), "{error}");
+    let error = load_all(&[at("part-1.jsonl"), at("other.jsonl")], &options)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("other.jsonl: holds text data") && error.contains("classification"),
+        "{error}"
+    );
 }
 
 #[test]
 fn labels_that_differ_only_in_space_are_not_two_classes() {
-    let error = read("a.csv", "text,label\na,x\nb, x\n").unwrap_err().to_string();
-    assert!(error.contains("a.csv:3: the label \" x\" differs from \"x\""), "{error}");
+    let error = read("a.csv", "text,label\na,x\nb, x\n")
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("a.csv:3: the label \" x\" differs from \"x\""),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_score_is_not_taken_for_as_many_classes() {
+    let rows = |n: usize| {
+        (0..n).fold("text,label\n".to_owned(), |t, i| {
+            t + &format!("a{i},{}\n", i as f64 / 8.0)
+        })
+    };
+    let error = read("a.csv", &rows(64)).unwrap_err().to_string();
+    assert!(
+        error.contains("64 different numbers") && error.contains("a score"),
+        "{error}"
+    );
+    // Half stars are classes.
+    assert_eq!(read("a.csv", &rows(9)).unwrap().labels().len(), 9);
+    let error = read("a.jsonl", "{\"text\": \"a\", \"label\": [\"x\", \"y\"]}")
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("several labels for one text are not learned"),
+        "{error}"
+    );
 }
 
 #[test]
 fn a_misspelled_column_is_answered_with_the_names_of_the_file() {
-    let options: LoadOptions = toml::from_str("columns = { text = 'reveiw', label = 'stars' }").unwrap();
-    let error = parse(Path::new("a.csv"), b"review,stars\ngood,5\n", &options).unwrap_err().to_string();
-    assert!(error.contains("no column \"reveiw\" (did you mean \"review\"?)") && error.contains("review, stars"), "{error}");
-    let error = read("a.csv", "Text,Label\na,x\nb,y\n").unwrap_err().to_string();
+    let options: LoadOptions =
+        toml::from_str("columns = { text = 'reveiw', label = 'stars' }").unwrap();
+    let error = parse(Path::new("a.csv"), b"review,stars\ngood,5\n", &options)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("no column \"reveiw\" (did you mean \"review\"?)")
+            && error.contains("review, stars"),
+        "{error}"
+    );
+    let error = read("a.csv", "Text,Label\na,x\nb,y\n")
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("Text"), "{error}");
-    let error = read("a.jsonl", "{\"Text\": \"a\", \"Label\": 1}").unwrap_err().to_string();
-    assert!(error.contains("classification data") && error.contains("text=Text"), "{error}");
-    let error = read("a.csv", "text;label\na;x\nb;y\n").unwrap_err().to_string();
+    let error = read("a.jsonl", "{\"Text\": \"a\", \"Label\": 1}")
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("classification data") && error.contains("text=Text"),
+        "{error}"
+    );
+    let error = read("a.csv", "text;label\na;x\nb;y\n")
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("separated by ';'"), "{error}");
 }
 
@@ -135,24 +210,41 @@ fn texts_are_read_without_labels_and_line_by_line() {
     let path = folder.path().join("a.csv");
     std::fs::write(&path, "review\ngood\nbad\n").unwrap();
     // The mapping of the run that had labels.
-    let options: LoadOptions = toml::from_str("columns = { text = 'review', label = 'stars' }").unwrap();
+    let options: LoadOptions =
+        toml::from_str("columns = { text = 'review', label = 'stars' }").unwrap();
     let mut found = Vec::new();
     texts(&path, &options, &mut |record| {
         found.push((record.line, record.text, record.label));
         found.len() < 2
     })
     .unwrap();
-    assert_eq!(found, [(2, "good".to_owned(), None), (3, "bad".to_owned(), None)]);
+    assert_eq!(
+        found,
+        [(2, "good".to_owned(), None), (3, "bad".to_owned(), None)]
+    );
 }
 
 /// Written by `scripts/golden/parquet.py` with pyarrow.
 #[test]
 fn parquet_files_hold_what_pyarrow_wrote() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/parquet");
-    for name in ["snappy.parquet", "zstd.parquet", "gzip.parquet", "plain.parquet"] {
+    for name in [
+        "snappy.parquet",
+        "zstd.parquet",
+        "gzip.parquet",
+        "plain.parquet",
+    ] {
         let data = load(&folder.join(name), &LoadOptions::default()).unwrap();
-        let expected = load(&folder.join("classification.jsonl"), &LoadOptions::default()).unwrap();
-        assert_eq!((data.format, data.examples), (expected.format, expected.examples), "{name}");
+        let expected = load(
+            &folder.join("classification.jsonl"),
+            &LoadOptions::default(),
+        )
+        .unwrap();
+        assert_eq!(
+            (data.format, data.examples),
+            (expected.format, expected.examples),
+            "{name}"
+        );
     }
     let data = load(&folder.join("messages.parquet"), &LoadOptions::default()).unwrap();
     let expected = load(&folder.join("messages.jsonl"), &LoadOptions::default()).unwrap();
@@ -169,6 +261,8 @@ fn a_damaged_parquet_file_is_an_error() {
         let _ = load_bytes("a.parquet", &bytes);
         let _ = load_bytes("a.parquet", &whole[..at]);
     }
-    let error = load_bytes("a.parquet", &whole[..whole.len() / 2]).unwrap_err().to_string();
+    let error = load_bytes("a.parquet", &whole[..whole.len() / 2])
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("a.parquet: not a Parquet file"), "{error}");
 }

@@ -12,10 +12,16 @@ fn chat() -> Value {
 /// The first record encoded, or what was said against it.
 fn attempt(record: Value, tokenizer: &TextTokenizer) -> Result<Tokenized, String> {
     let line = record.to_string();
-    let data = parse(Path::new("a.jsonl"), line.as_bytes(), &LoadOptions::default());
+    let data = parse(
+        Path::new("a.jsonl"),
+        line.as_bytes(),
+        &LoadOptions::default(),
+    );
     let data = data.map_err(|e| e.to_string())?;
     let encoded = encode_all(&data, tokenizer, Task::CausalLm, &EncodeOptions::new(WIDE));
-    encoded.map(|mut e| e.examples.remove(0)).map_err(|e| e.to_string())
+    encoded
+        .map(|mut e| e.examples.remove(0))
+        .map_err(|e| e.to_string())
 }
 
 fn check_marks(section: &str, least: usize) {
@@ -56,7 +62,10 @@ fn a_default_system_message_before_an_assistant_that_speaks_first_is_not_trained
         {"role": "assistant", "content": "the film"}, {"role": "user", "content": "why"}, {"role": "assistant", "content": "fun"},
     ]});
     let encoded = causal(record, &tokenizer, &EncodeOptions::new(WIDE)).unwrap();
-    assert_eq!(learned(&encoded, &tokenizer), "the film<|im_end|>fun<|im_end|>");
+    assert_eq!(
+        learned(&encoded, &tokenizer),
+        "the film<|im_end|>fun<|im_end|>"
+    );
 }
 
 /// The trained tokens as text.
@@ -64,7 +73,11 @@ fn learned(encoded: &Tokenized, tokenizer: &TextTokenizer) -> String {
     let Target::Tokens(targets) = &encoded.labels else {
         panic!("{encoded:?}")
     };
-    let ids: Vec<u32> = targets.iter().filter(|t| **t != IGNORE).map(|t| *t as u32).collect();
+    let ids: Vec<u32> = targets
+        .iter()
+        .filter(|t| **t != IGNORE)
+        .map(|t| *t as u32)
+        .collect();
     tokenizer.decode(&ids, false).unwrap()
 }
 
@@ -83,7 +96,12 @@ fn a_turn_with_weight_0_is_not_trained() {
         (json!(1), "bad<|im_end|>good<|im_end|>"),
         (json!(null), "bad<|im_end|>good<|im_end|>"),
     ] {
-        let encoded = causal(record(weight.clone()), &tokenizer, &EncodeOptions::new(WIDE)).unwrap();
+        let encoded = causal(
+            record(weight.clone()),
+            &tokenizer,
+            &EncodeOptions::new(WIDE),
+        )
+        .unwrap();
         assert_eq!(learned(&encoded, &tokenizer), expected, "{weight}");
         // Nor is it where prompts are trained too.
         let all = EncodeOptions {
@@ -92,11 +110,18 @@ fn a_turn_with_weight_0_is_not_trained() {
         };
         let encoded = causal(record(weight.clone()), &tokenizer, &all).unwrap();
         let whole = learned(&encoded, &tokenizer);
-        assert_eq!(whole.contains("bad"), expected.contains("bad"), "{weight}: {whole}");
+        assert_eq!(
+            whole.contains("bad"),
+            expected.contains("bad"),
+            "{weight}: {whole}"
+        );
         assert!(whole.contains("user"), "{whole}");
     }
     let error = attempt(record(json!(0.5)), &tokenizer).unwrap_err();
-    assert!(error.contains("messages[1]: `weight` must be 0 or 1, not 0.5"), "{error}");
+    assert!(
+        error.contains("messages[1]: `weight` must be 0 or 1, not 0.5"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -104,7 +129,9 @@ fn tools_calls_and_reasoning_reach_the_template_as_with_jinja2() {
     let mut tokenizer = tokenizer("byte-level");
     let golden = chat();
     let with_tools = &golden["with_tools"];
-    tokenizer.set_chat_template(with_tools["template"].as_str().unwrap()).unwrap();
+    tokenizer
+        .set_chat_template(with_tools["template"].as_str().unwrap())
+        .unwrap();
     let cases = with_tools["cases"].as_array().unwrap();
     assert_eq!(cases.len(), 4);
     let all = EncodeOptions {
@@ -117,9 +144,17 @@ fn tools_calls_and_reasoning_reach_the_template_as_with_jinja2() {
         assert_eq!(text, case["rendered"].as_str().unwrap(), "{case}");
     }
     // The call is what is learned of a turn without text.
-    let encoded = causal(cases[0]["record"].clone(), &tokenizer, &EncodeOptions::new(WIDE)).unwrap();
+    let encoded = causal(
+        cases[0]["record"].clone(),
+        &tokenizer,
+        &EncodeOptions::new(WIDE),
+    )
+    .unwrap();
     let text = learned(&encoded, &tokenizer);
-    assert!(text.starts_with("nothing said<call>weather {\"city\": \"Wien\""), "{text}");
+    assert!(
+        text.starts_with("nothing said<call>weather {\"city\": \"Wien\""),
+        "{text}"
+    );
 }
 
 #[test]
@@ -130,28 +165,103 @@ fn keys_that_a_template_does_not_write_are_refused_by_name() {
     let plain = || json!({"role": "assistant", "content": "a"});
     let tool = json!([{"type": "function", "function": {"name": "f"}}]);
     for (record, key) in [
-        (turns(user(), json!({"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]})), "tool_calls"),
-        (turns(user(), json!({"role": "assistant", "content": null, "tool_calls": [{"function": {"name": "f"}}]})), "tool_calls"),
-        (turns(user(), json!({"role": "assistant", "content": "a", "reasoning_content": "r"})), "reasoning_content"),
-        (turns(user(), json!({"role": "assistant", "content": "a", "thinking": "r"})), "thinking"),
-        (turns(json!({"role": "user", "content": "q", "name": "Ann"}), plain()), "name"),
-        (turns(json!({"role": "user", "content": "q", "anything": 1}), plain()), "anything"),
-        (json!({"messages": [user(), plain()], "tools": tool}), "tools"),
-        (json!({"messages": [user(), plain()], "documents": [{"text": "d"}]}), "documents"),
-        (json!({"messages": [user(), plain()], "chat_template_kwargs": {"enable_thinking": false}}), "enable_thinking"),
-        (json!({"messages": [user(), plain()], "images": ["a.png"]}), "images"),
-        (json!({"messages": [user(), plain()], "weight": 0}), "weight"),
-        (json!({"messages": [user(), plain()], "functions": [{"name": "f"}]}), "functions"),
-        (json!({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a", "loss": "x"}]}), "loss"),
-        (json!({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "tools": tool}), "tools"),
-        (json!({"instruction": "i", "output": "o", "tools": tool}), "tools"),
-        (json!({"instruction": "i", "output": "o", "images": ["a.png"]}), "images"),
-        (json!({"prompt": "p", "completion": "c", "label": false}), "label"),
-        (json!({"question": "p", "answer": "c", "context": "where it stands"}), "context"),
+        (
+            turns(
+                user(),
+                json!({"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]}),
+            ),
+            "tool_calls",
+        ),
+        (
+            turns(
+                user(),
+                json!({"role": "assistant", "content": null, "tool_calls": [{"function": {"name": "f"}}]}),
+            ),
+            "tool_calls",
+        ),
+        (
+            turns(
+                user(),
+                json!({"role": "assistant", "content": "a", "reasoning_content": "r"}),
+            ),
+            "reasoning_content",
+        ),
+        (
+            turns(
+                user(),
+                json!({"role": "assistant", "content": "a", "thinking": "r"}),
+            ),
+            "thinking",
+        ),
+        (
+            turns(
+                json!({"role": "user", "content": "q", "name": "Ann"}),
+                plain(),
+            ),
+            "name",
+        ),
+        (
+            turns(
+                json!({"role": "user", "content": "q", "anything": 1}),
+                plain(),
+            ),
+            "anything",
+        ),
+        (
+            json!({"messages": [user(), plain()], "tools": tool}),
+            "tools",
+        ),
+        (
+            json!({"messages": [user(), plain()], "documents": [{"text": "d"}]}),
+            "documents",
+        ),
+        (
+            json!({"messages": [user(), plain()], "chat_template_kwargs": {"enable_thinking": false}}),
+            "enable_thinking",
+        ),
+        (
+            json!({"messages": [user(), plain()], "images": ["a.png"]}),
+            "images",
+        ),
+        (
+            json!({"messages": [user(), plain()], "weight": 0}),
+            "weight",
+        ),
+        (
+            json!({"messages": [user(), plain()], "functions": [{"name": "f"}]}),
+            "functions",
+        ),
+        (
+            json!({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a", "loss": "x"}]}),
+            "loss",
+        ),
+        (
+            json!({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "tools": tool}),
+            "tools",
+        ),
+        (
+            json!({"instruction": "i", "output": "o", "tools": tool}),
+            "tools",
+        ),
+        (
+            json!({"instruction": "i", "output": "o", "images": ["a.png"]}),
+            "images",
+        ),
+        (
+            json!({"prompt": "p", "completion": "c", "label": false}),
+            "label",
+        ),
+        (
+            json!({"question": "p", "answer": "c", "context": "where it stands"}),
+            "context",
+        ),
         (json!({"text": "t", "weight": 0.5}), "weight"),
     ] {
         let error = attempt(record.clone(), &tokenizer).unwrap_err();
-        assert!(error.contains(&format!("`{key}`")) && error.starts_with("a.jsonl:1: "), "{record}: {error}");
+        assert!(
+            error.contains(&format!("`{key}`")) && error.starts_with("a.jsonl:1: "),
+            "{record}: {error}"
+        );
     }
     // What says nothing is no reason to refuse.
     let harmless = json!({
@@ -209,7 +319,9 @@ fn only_the_completion_of_message_lists_is_trained() {
 fn calls_and_answers_of_tools_in_sharegpt_data_become_turns() {
     let mut tokenizer = tokenizer("byte-level");
     let golden = chat();
-    tokenizer.set_chat_template(golden["with_tools"]["template"].as_str().unwrap()).unwrap();
+    tokenizer
+        .set_chat_template(golden["with_tools"]["template"].as_str().unwrap())
+        .unwrap();
     let record = json!({"conversations": [
         {"from": "human", "value": "w?"},
         {"from": "function_call", "value": "{\"name\": \"f\", \"arguments\": {\"exact\": 1}}"},
@@ -218,7 +330,10 @@ fn calls_and_answers_of_tools_in_sharegpt_data_become_turns() {
     ], "tools": "[{\"name\": \"f\"}]"});
     let encoded = causal(record, &tokenizer, &EncodeOptions::new(WIDE)).unwrap();
     let text = learned(&encoded, &tokenizer);
-    assert_eq!(text, "nothing said<call>f {\"exact\": 1} 1</call><|im_end|>fun<|im_end|>");
+    assert_eq!(
+        text,
+        "nothing said<call>f {\"exact\": 1} 1</call><|im_end|>fun<|im_end|>"
+    );
 }
 
 #[test]
@@ -230,9 +345,15 @@ fn instructions_without_a_template_are_worded_as_alpaca_does() {
     };
     let text = |record: Value, options: &EncodeOptions| {
         let encoded = causal(record, &tokenizer, options).unwrap();
-        (tokenizer.decode(&encoded.input_ids, false).unwrap(), learned(&encoded, &tokenizer))
+        (
+            tokenizer.decode(&encoded.input_ids, false).unwrap(),
+            learned(&encoded, &tokenizer),
+        )
     };
-    let (whole, trained) = text(json!({"instruction": "Add.", "input": "1 2", "output": "3"}), &plain);
+    let (whole, trained) = text(
+        json!({"instruction": "Add.", "input": "1 2", "output": "3"}),
+        &plain,
+    );
     // The wording that the data set was published with.
     assert_eq!(
         whole,
@@ -244,7 +365,10 @@ fn instructions_without_a_template_are_worded_as_alpaca_does() {
         prompt_template: Some("Q: {prompt}\nA: ".into()),
         ..EncodeOptions::new(WIDE)
     };
-    let (whole, _) = text(json!({"instruction": "Add.", "input": "1 2", "output": "3"}), &own);
+    let (whole, _) = text(
+        json!({"instruction": "Add.", "input": "1 2", "output": "3"}),
+        &own,
+    );
     assert_eq!(whole, "Q: Add.\n\n1 2\nA: 3<|im_end|>");
 }
 

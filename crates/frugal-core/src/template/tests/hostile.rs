@@ -112,7 +112,10 @@ fn deep_nesting_is_refused_before_it_is_compiled() {
         format!("{{{{ {} }}}}", around("{'a':", "1", "}")),
         around("{% if true %}", "x", "{% endif %}"),
         around("{% for m in messages %}", "x", "{% endfor %}"),
-        format!("{{% if false %}}{}{{% endif %}}", "{% elif false %}".repeat(deep)),
+        format!(
+            "{{% if false %}}{}{{% endif %}}",
+            "{% elif false %}".repeat(deep)
+        ),
         format!("{{% set {} = 1 %}}", around("(", "x", ")")),
         format!("{{{{ {}", "{{".repeat(deep)),
         "{% raw %}".repeat(deep),
@@ -121,7 +124,13 @@ fn deep_nesting_is_refused_before_it_is_compiled() {
         assert!(outcome(&source).is_err(), "{}", &source[..40]);
     }
     // What nests in values while it runs must not end the program either.
-    for grow in ["[ns.x]", "{'a': ns.x}", "(ns.x,)", "ns.x | list", "[ns.x] | reverse"] {
+    for grow in [
+        "[ns.x]",
+        "{'a': ns.x}",
+        "(ns.x,)",
+        "ns.x | list",
+        "[ns.x] | reverse",
+    ] {
         let source = format!(
             "{{% set ns = namespace(x=[]) %}}{{% for i in range(99999) %}}{{% set ns.x = {grow} %}}{{% endfor %}}{{{{ ns.x }}}}{{{{ ns.x | tojson }}}}{{{{ ns.x == ns.x }}}}"
         );
@@ -131,10 +140,46 @@ fn deep_nesting_is_refused_before_it_is_compiled() {
 
 /// Pieces that a damaged or hostile template is put together from.
 const PIECES: [&str; 40] = [
-    "{{", "}}", "{%", "%}", "{#", "#}", "-%}", "{%-", " for m in messages ", " endfor ", " if ", " else ",
-    " endif ", " set x = ", " macro f(a) ", " endmacro ", "f(1)", "messages", "[0]", ".content", "['role']", "|trim",
-    "|tojson", "|join", "|list", "| replace('a', 'aa')", "range(99999)", "* 99999", " ~ ", "'x'", "\"", "'", "\\", "(", ")",
-    "\r\n", "loop.index", "namespace(a=1)", "raise_exception('no')", "🦀",
+    "{{",
+    "}}",
+    "{%",
+    "%}",
+    "{#",
+    "#}",
+    "-%}",
+    "{%-",
+    " for m in messages ",
+    " endfor ",
+    " if ",
+    " else ",
+    " endif ",
+    " set x = ",
+    " macro f(a) ",
+    " endmacro ",
+    "f(1)",
+    "messages",
+    "[0]",
+    ".content",
+    "['role']",
+    "|trim",
+    "|tojson",
+    "|join",
+    "|list",
+    "| replace('a', 'aa')",
+    "range(99999)",
+    "* 99999",
+    " ~ ",
+    "'x'",
+    "\"",
+    "'",
+    "\\",
+    "(",
+    ")",
+    "\r\n",
+    "loop.index",
+    "namespace(a=1)",
+    "raise_exception('no')",
+    "🦀",
 ];
 
 #[test]
@@ -157,7 +202,11 @@ fn a_thousand_damaged_templates_end_with_a_text_or_an_error() {
 
 /// One change: a piece put in, a part taken out, doubled, or multiplied.
 fn mutated(source: &str, random: &mut ChaCha8Rng) -> String {
-    let places: Vec<usize> = source.char_indices().map(|(at, _)| at).chain([source.len()]).collect();
+    let places: Vec<usize> = source
+        .char_indices()
+        .map(|(at, _)| at)
+        .chain([source.len()])
+        .collect();
     let mut place = || *places.choose(random).unwrap();
     let (a, b) = (place(), place());
     let (start, end) = (a.min(b), a.max(b));
@@ -167,7 +216,13 @@ fn mutated(source: &str, random: &mut ChaCha8Rng) -> String {
         0 => format!("{before}{piece}{part}{after}"),
         1 => format!("{before}{after}"),
         2 => format!("{before}{part}{part}{after}"),
-        3 => format!("{before}{}{part}{after}", piece.repeat(random.random_range(2..2000))),
-        _ => format!("{before}{}{after}", part.chars().rev().take(50).collect::<String>()),
+        3 => format!(
+            "{before}{}{part}{after}",
+            piece.repeat(random.random_range(2..2000))
+        ),
+        _ => format!(
+            "{before}{}{after}",
+            part.chars().rev().take(50).collect::<String>()
+        ),
     }
 }

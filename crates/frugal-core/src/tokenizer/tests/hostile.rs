@@ -16,12 +16,12 @@ const MEMORY: u64 = 2 << 30;
 /// Loads, encodes and decodes; false if anything was refused.
 fn works(tokenizer: &str) -> Result<(), String> {
     let start = Instant::now();
-    let config = std::fs::read_to_string(fixture("byte-level").join("tokenizer_config.json")).unwrap();
+    let config =
+        std::fs::read_to_string(fixture("byte-level").join("tokenizer_config.json")).unwrap();
     let text = "the film 🦀 is <|im_end|> good\n".repeat(20);
     let mut run = || -> Result<(), TokenizerError> {
-        let tokenizer = TextTokenizer::from_json(tokenizer, "{}").or_else(|first| {
-            TextTokenizer::from_json(tokenizer, &config).map_err(|_| first)
-        })?;
+        let tokenizer = TextTokenizer::from_json(tokenizer, "{}")
+            .or_else(|first| TextTokenizer::from_json(tokenizer, &config).map_err(|_| first))?;
         let ids = tokenizer.encode(&text, true)?;
         tokenizer.decode(&ids[..ids.len().min(1000)], false)?;
         tokenizer.encode_pair("a", Some("b"))?;
@@ -56,19 +56,58 @@ fn settings_that_panic_or_multiply_the_text_are_refused_by_file_and_part() {
     let doubling = json!({"type": "Replace", "pattern": {"String": "e"}, "content": "ee"});
     let any = json!({"type": "Replace", "pattern": {"Regex": "."}, "content": "x".repeat(60_000)});
     for (part, value, said) in [
-        ("normalizer", json!({"type": "Precompiled", "precompiled_charsmap": "AAAA"}), "not a tokenizer"),
-        ("normalizer", json!({"type": "Precompiled", "precompiled_charsmap": "/////w=="}), "not a tokenizer"),
-        ("normalizer", replace("x".repeat(1 << 20)), "inserts a text of 1048576 bytes"),
-        ("normalizer", json!({"type": "Sequence", "normalizers": vec![doubling.clone(); 60]}), "more than 4096 times as long"),
+        (
+            "normalizer",
+            json!({"type": "Precompiled", "precompiled_charsmap": "AAAA"}),
+            "not a tokenizer",
+        ),
+        (
+            "normalizer",
+            json!({"type": "Precompiled", "precompiled_charsmap": "/////w=="}),
+            "not a tokenizer",
+        ),
+        (
+            "normalizer",
+            replace("x".repeat(1 << 20)),
+            "inserts a text of 1048576 bytes",
+        ),
+        (
+            "normalizer",
+            json!({"type": "Sequence", "normalizers": vec![doubling.clone(); 60]}),
+            "more than 4096 times as long",
+        ),
         ("normalizer", any, "more than 4096 times"),
-        ("normalizer", json!({"type": "Prepend", "prepend": "x".repeat(50 << 20)}), "inserts a text"),
-        ("pre_tokenizer", json!({"type": "FixedLength", "length": 0}), "FixedLength of 0"),
-        ("decoder", json!({"type": "Sequence", "decoders": vec![doubling; 60]}), "more than 4096 times as long"),
-        ("decoder", json!({"type": "BPEDecoder", "suffix": "x".repeat(1 << 20)}), "inserts a text"),
-        ("post_processor", json!({"type": "TemplateProcessing", "single": vec![json!({"Sequence": {"id": "A", "type_id": 0}}); 5000], "pair": [], "special_tokens": {}}), "5000 pieces"),
+        (
+            "normalizer",
+            json!({"type": "Prepend", "prepend": "x".repeat(50 << 20)}),
+            "inserts a text",
+        ),
+        (
+            "pre_tokenizer",
+            json!({"type": "FixedLength", "length": 0}),
+            "FixedLength of 0",
+        ),
+        (
+            "decoder",
+            json!({"type": "Sequence", "decoders": vec![doubling; 60]}),
+            "more than 4096 times as long",
+        ),
+        (
+            "decoder",
+            json!({"type": "BPEDecoder", "suffix": "x".repeat(1 << 20)}),
+            "inserts a text",
+        ),
+        (
+            "post_processor",
+            json!({"type": "TemplateProcessing", "single": vec![json!({"Sequence": {"id": "A", "type_id": 0}}); 5000], "pair": [], "special_tokens": {}}),
+            "5000 pieces",
+        ),
     ] {
         let error = with(part, value).unwrap_err();
-        assert!(error.contains("tokenizer.json") && error.contains(said), "{part}: {error}");
+        assert!(
+            error.contains("tokenizer.json") && error.contains(said),
+            "{part}: {error}"
+        );
     }
     let mut long = file("byte-level");
     long["model"]["vocab"]["x".repeat(1 << 20)] = json!(9999);
@@ -89,14 +128,22 @@ fn a_thousand_damaged_tokenizers_are_refused_or_work() {
         let mut text = tokenizer.to_string();
         if round % 10 == 0 {
             let at = random.random_range(0..text.len());
-            text.truncate((0..=at).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0));
+            text.truncate(
+                (0..=at)
+                    .rev()
+                    .find(|at| text.is_char_boundary(*at))
+                    .unwrap_or(0),
+            );
         }
         match works(&text) {
             Ok(()) => worked += 1,
             Err(_) => refused += 1,
         }
     }
-    assert!(worked > 50 && refused > 200, "{worked} worked, {refused} were refused");
+    assert!(
+        worked > 50 && refused > 200,
+        "{worked} worked, {refused} were refused"
+    );
 }
 
 /// Replaces, removes or doubles one value somewhere in the tree; parts are met as often as tokens.
@@ -126,9 +173,32 @@ fn damage(value: &mut Value, random: &mut ChaCha8Rng) {
 
 fn kind(random: &mut ChaCha8Rng) -> Value {
     let kinds = [
-        "BPE", "WordPiece", "Unigram", "WordLevel", "Sequence", "Replace", "Prepend", "Precompiled", "Strip", "StripAccents",
-        "NFKC", "ByteLevel", "Metaspace", "Split", "Digits", "Punctuation", "FixedLength", "UnicodeScripts", "Whitespace",
-        "BertNormalizer", "TemplateProcessing", "BertProcessing", "RobertaProcessing", "Fuse", "ByteFallback", "CTC",
+        "BPE",
+        "WordPiece",
+        "Unigram",
+        "WordLevel",
+        "Sequence",
+        "Replace",
+        "Prepend",
+        "Precompiled",
+        "Strip",
+        "StripAccents",
+        "NFKC",
+        "ByteLevel",
+        "Metaspace",
+        "Split",
+        "Digits",
+        "Punctuation",
+        "FixedLength",
+        "UnicodeScripts",
+        "Whitespace",
+        "BertNormalizer",
+        "TemplateProcessing",
+        "BertProcessing",
+        "RobertaProcessing",
+        "Fuse",
+        "ByteFallback",
+        "CTC",
     ];
     json!(kinds.choose(random).unwrap())
 }

@@ -14,6 +14,9 @@ use crate::model::{
     Backbone, LoadOptions, ModelConfig, ModelError, SiteTable, WeightSource, build_with,
 };
 
+/// Metadata of a GGUF file.
+const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
+
 /// How models are looked up.
 #[derive(Clone, Debug)]
 pub struct Lookup {
@@ -251,7 +254,17 @@ impl ModelFiles {
         &self,
     ) -> Result<Vec<(String, frugal_formats::gguf::Value)>, LoadError> {
         match &self.weights {
-            Weights::Gguf(source) => Ok(source.tokenizer_metadata()),
+            Weights::Gguf(source) => {
+                let mut metadata = source.tokenizer_metadata();
+                let template = self.tokenizer()?.settings().chat_template.clone();
+                if let Some(template) = template {
+                    // That of an adapter takes the place of the file's own.
+                    metadata.retain(|(key, _)| key != CHAT_TEMPLATE);
+                    let template = frugal_formats::gguf::Value::String(template);
+                    metadata.push((CHAT_TEMPLATE.to_owned(), template));
+                }
+                Ok(metadata)
+            }
             Weights::Folder(_) => {
                 let source = self.path.display().to_string();
                 let rows = self.config.vocab_size;
