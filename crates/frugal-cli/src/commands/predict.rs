@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use frugal::model::Quantize;
-use frugal::run::{DataConfig, PredictRequest, Predictor, RunError, data_settings_of, quantize_of};
+use frugal::run::{
+    DataConfig, PredictRequest, Predictor, ProblemType, RunError, data_settings_of, quantize_of,
+};
 use frugal::train::Tokenized;
 use frugal_core::data::TextRecord;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::Outcome;
 use crate::args::{Machine, Model};
@@ -126,7 +128,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     };
     let predictor = Predictor::open(&request, &args.machine.lookup())?;
     let stop = interrupt::flag("");
-    let writer = Writer::new(args, predictor.labels())?;
+    let writer = Writer::new(args, &predictor)?;
     let mut work = Work {
         predictor: &predictor,
         waiting: Vec::new(),
@@ -188,9 +190,8 @@ impl Work<'_> {
         let (records, ids): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.waiting).into_iter().unzip();
         let found = self.predictor.predict(&ids)?;
-        for (record, probabilities) in records.iter().zip(&found) {
-            self.writer
-                .write(record, self.predictor.labels(), probabilities)?;
+        for (record, values) in records.iter().zip(&found) {
+            self.writer.write(record, self.predictor.labels(), values)?;
         }
         self.writer.flush()
     }
@@ -198,12 +199,14 @@ impl Work<'_> {
 
 /// Where predictions go: standard output, or a file that appears once it is whole.
 struct Writer {
+    problem: ProblemType,
     csv: bool,
     file: Option<(BufWriter<File>, PathBuf)>,
 }
 
 impl Writer {
-    fn new(args: &Args, labels: &[String]) -> Result<Self> {
+    fn new(args: &Args, predictor: &Predictor) -> Result<Self> {
+        let labels = predictor.labels();
         let file = match &args.out {
             None => None,
             Some(out) => {
@@ -216,49 +219,44 @@ impl Writer {
             }
         };
         let mut writer = Self {
+            problem: predictor.problem(),
             csv: args.is_csv(),
             file,
         };
         if writer.csv {
             let names = labels.iter().map(|label| format!("probability of {label}"));
-            let columns: Vec<String> = ["text", "label", "score"]
-                .map(str::to_owned)
-                .into_iter()
-                .chain(names)
-                .collect();
+            let first: &[&str] = match writer.problem {
+                ProblemType::SingleLabel => &["text", "label", "score"],
+                ProblemType::MultiLabel => &["text", "labels"],
+                ProblemType::Regression => &["text"],
+            };
+            let mut columns: Vec<String> = first.iter().map(|name| (*name).to_owned()).collect();
+            match writer.problem {
+                ProblemType::Regression => columns.extend(labels.iter().cloned()),
+                _ => columns.extend(names),
+            }
             writer.line(&csv_row(&columns))?;
         }
         Ok(writer)
     }
 
-    fn write(
-        &mut self,
-        record: &TextRecord,
-        labels: &[String],
-        probabilities: &[f32],
-    ) -> Result<()> {
-        let best = likeliest(probabilities);
-        let (label, score) = (&labels[best], probabilities[best]);
+    fn write(&mut self, record: &TextRecord, labels: &[String], values: &[f32]) -> Result<()> {
+        let found = Found {
+            problem: self.problem,
+            labels,
+            values,
+        };
         if self.csv {
-            let numbers = probabilities.iter().map(f32::to_string);
-            let row: Vec<String> = [record.text.clone(), label.clone(), score.to_string()]
-                .into_iter()
-                .chain(numbers)
-                .collect();
-            return self.line(&csv_row(&row));
+            let cells = std::iter::once(record.text.clone()).chain(found.cells());
+            return self.line(&csv_row(&cells.collect::<Vec<_>>()));
         }
-        let all: Map<String, Value> = labels
-            .iter()
-            .cloned()
-            .zip(probabilities.iter().map(|p| json!(p)))
-            .collect();
         let mut line = json!({ "text": record.text });
         if let Some(pair) = &record.text_pair {
             line["text_pair"] = json!(pair);
         }
-        line["label"] = json!(label);
-        line["score"] = json!(score);
-        line["probabilities"] = Value::Object(all);
+        for (key, value) in found.fields() {
+            line[key] = value;
+        }
         if let Some(gold) = &record.label {
             line["gold"] = json!(gold);
         }
@@ -292,6 +290,51 @@ impl Writer {
                 .with_context(|| format!("{}: cannot create", out.display())),
             _ => Ok(()),
         }
+    }
+}
+
+/// What was found for a text.
+struct Found<'a> {
+    problem: ProblemType,
+    labels: &'a [String],
+    values: &'a [f32],
+}
+
+impl Found<'_> {
+    /// The labels that are likelier than not.
+    fn likely(&self) -> Vec<&str> {
+        let pairs = self.labels.iter().zip(self.values);
+        let likely = pairs.filter(|(_, p)| **p > 0.5);
+        likely.map(|(label, _)| label.as_str()).collect()
+    }
+
+    fn fields(&self) -> Vec<(&'static str, Value)> {
+        let values = self.values.iter().map(|value| json!(value));
+        let all = Value::Object(self.labels.iter().cloned().zip(values).collect());
+        match self.problem {
+            ProblemType::SingleLabel => {
+                let best = likeliest(self.values);
+                let (label, score) = (json!(self.labels[best]), json!(self.values[best]));
+                vec![("label", label), ("score", score), ("probabilities", all)]
+            }
+            ProblemType::MultiLabel => {
+                vec![("labels", json!(self.likely())), ("probabilities", all)]
+            }
+            ProblemType::Regression => vec![("scores", all)],
+        }
+    }
+
+    fn cells(&self) -> Vec<String> {
+        let first = match self.problem {
+            ProblemType::SingleLabel => {
+                let best = likeliest(self.values);
+                vec![self.labels[best].clone(), self.values[best].to_string()]
+            }
+            ProblemType::MultiLabel => vec![self.likely().join(";")],
+            ProblemType::Regression => Vec::new(),
+        };
+        let numbers = self.values.iter().map(f32::to_string);
+        first.into_iter().chain(numbers).collect()
     }
 }
 

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::prepare::{encode_part, read};
 use super::tune::CONFIG_FILE;
-use super::{DataConfig, Metrics, Observe, Progress, RunError, TuneConfig};
+use super::{DataConfig, Metrics, Observe, ProblemType, Progress, RunError, TuneConfig};
 use crate::adapt::{Adapter, BuildContext, Fixed, Head, Mode, peft, to_vec};
 use crate::model::load::{Lookup, ModelFiles};
 use crate::model::save::{Stored, StoredType, write_safetensors};
@@ -137,6 +137,15 @@ pub fn evaluate(
     } else {
         None
     };
+    if let Some(head) = &own_head {
+        let problem = ProblemType::of_config(&files.config().raw, head.config().labels.len())?;
+        if problem != ProblemType::SingleLabel {
+            return Err(RunError::Invalid(format!(
+                "`{}` was not trained to tell one label of several, and is not measured here: `frugal predict` gives its values for each text",
+                files.name()
+            )));
+        }
+    }
     let head = entry
         .as_ref()
         .and_then(|e| e.head.as_ref())

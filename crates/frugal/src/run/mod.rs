@@ -26,7 +26,7 @@ pub use evaluate::{EvaluateRequest, Evaluated, data_settings_of, evaluate, quant
 pub use export::{ExportFormat, export_adapter_gguf, export_gguf, merge_to_folder};
 pub use forgetting::forgetting;
 pub use plan::{Memory, Plan, plan};
-pub use predict::{PredictRequest, Predictor};
+pub use predict::{PredictRequest, Predictor, ProblemType};
 pub use prepare::{Part, Prepared, prepare};
 pub use pretrain::{AttentionKind, PretrainConfig, Pretrained, Shape, pretrain};
 pub use tune::{Tuned, tune};

@@ -4,15 +4,17 @@ use std::path::{Path, PathBuf};
 
 use frugal_core::data::{Documents, Example, LoadOptions, TextRecord};
 use frugal_core::encode::{self, EncodeOptions};
+use serde_json::Value;
 
 use super::{DataConfig, RunError};
 use crate::adapt::{Adapter, BuildContext, Entry, Head, peft};
 use crate::model::load::{Lookup, ModelFiles};
 use crate::model::{Backbone, LoadOptions as WeightOptions, Quantize};
-use crate::train::{Tokenized, probabilities};
+use crate::train::{Tokenized, head_logits};
 
 /// A classifier, read and ready.
 pub struct Predictor {
+    problem: ProblemType,
     files: ModelFiles,
     backbone: std::sync::Arc<dyn Backbone>,
     entry: Option<Entry>,
@@ -72,7 +74,12 @@ impl Predictor {
             Some(_) => None,
             None => files.head(&device)?,
         };
+        let problem = match &own_head {
+            Some(head) => ProblemType::of_config(&files.config().raw, head.config().labels.len())?,
+            None => ProblemType::SingleLabel,
+        };
         let found = Self {
+            problem,
             files,
             backbone,
             entry,
@@ -158,7 +165,12 @@ impl Predictor {
         )?)
     }
 
-    /// For each text the probability of every label.
+    /// What the head answers.
+    pub fn problem(&self) -> ProblemType {
+        self.problem
+    }
+
+    /// For each text a value for every label: a probability, or with regression the score itself.
     ///
     /// # Errors
     /// Texts that do not fit the model, and numbers that are not finite.
@@ -167,6 +179,101 @@ impl Predictor {
             return Ok(Vec::new());
         };
         let adapter: Option<&dyn Adapter> = self.entry.as_ref().map(|e| e.adapter.as_ref());
-        Ok(probabilities(self.backbone.as_ref(), adapter, head, texts)?)
+        let mut found = head_logits(self.backbone.as_ref(), adapter, head, texts)?;
+        found
+            .iter_mut()
+            .for_each(|logits| self.problem.activate(logits));
+        Ok(found)
+    }
+}
+
+/// What a classification head was trained for, as `problem_type` of a Hugging Face config says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ProblemType {
+    /// One label of several.
+    #[default]
+    SingleLabel,
+    /// Any number of labels.
+    MultiLabel,
+    /// A number.
+    Regression,
+}
+
+impl ProblemType {
+    /// From the config of a model that was saved as a classifier.
+    ///
+    /// # Errors
+    /// A name that is none.
+    pub(super) fn of_config(raw: &Value, labels: usize) -> Result<Self, RunError> {
+        match raw.get("problem_type").and_then(Value::as_str) {
+            // As in text-classification pipelines: a single label is a yes or no.
+            None if labels == 1 => Ok(Self::MultiLabel),
+            None | Some("single_label_classification") => Ok(Self::SingleLabel),
+            Some("multi_label_classification") => Ok(Self::MultiLabel),
+            Some("regression") => Ok(Self::Regression),
+            Some(other) => Err(RunError::Invalid(format!(
+                "`problem_type` of the model's config is {other:?}, which is none of single_label_classification, multi_label_classification and regression"
+            ))),
+        }
+    }
+
+    fn activate(self, logits: &mut [f32]) {
+        match self {
+            Self::Regression => {}
+            Self::MultiLabel => logits
+                .iter_mut()
+                .for_each(|x| *x = 1.0 / (1.0 + (-*x).exp())),
+            Self::SingleLabel => {
+                let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                logits.iter_mut().for_each(|x| *x = (*x - largest).exp());
+                let sum: f32 = logits.iter().sum();
+                logits.iter_mut().for_each(|x| *x /= sum);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_models_problem_type_decides_what_its_logits_mean() {
+        let of = |json: &str, labels| {
+            let raw: Value = serde_json::from_str(json).unwrap();
+            ProblemType::of_config(&raw, labels)
+        };
+        assert_eq!(of("{}", 2).unwrap(), ProblemType::SingleLabel);
+        assert_eq!(
+            of("{\"problem_type\": null}", 1).unwrap(),
+            ProblemType::MultiLabel
+        );
+        assert_eq!(
+            of("{\"problem_type\": \"regression\"}", 1).unwrap(),
+            ProblemType::Regression
+        );
+        assert!(
+            of("{\"problem_type\": \"ranking\"}", 1)
+                .unwrap_err()
+                .to_string()
+                .contains("ranking")
+        );
+        // Values of torch.softmax and torch.sigmoid.
+        let check = |problem: ProblemType, expected: [f32; 3]| {
+            let mut values = [1.0, -0.5, 2.0];
+            problem.activate(&mut values);
+            for (found, expected) in values.iter().zip(expected) {
+                assert!((found - expected).abs() < 1e-6, "{problem:?}: {values:?}");
+            }
+        };
+        check(
+            ProblemType::SingleLabel,
+            [0.253_716_17, 0.056_611_73, 0.689_672_05],
+        );
+        check(
+            ProblemType::MultiLabel,
+            [0.731_058_6, 0.377_540_68, 0.880_797_1],
+        );
+        check(ProblemType::Regression, [1.0, -0.5, 2.0]);
     }
 }

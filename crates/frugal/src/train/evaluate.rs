@@ -29,12 +29,11 @@ pub struct Evaluation {
     pub targets: usize,
 }
 
-/// For each example the probability of every label of a head: the softmax of its logits. Targets are
-/// not looked at.
+/// For each example the logits of a head. Targets are not looked at.
 ///
 /// # Errors
 /// Examples that do not fit the model, and logits that are not finite.
-pub fn probabilities(
+pub fn head_logits(
     backbone: &dyn Backbone,
     adapter: Option<&dyn Adapter>,
     head: &Head,
@@ -56,11 +55,11 @@ pub fn probabilities(
         .class_logits(head, backbone, pass.as_mut(), Mode::Eval)
         .map_err(failed)?;
     let labels = logits.dims()[1];
-    let values = to_vec(burn::tensor::activation::softmax(logits, 1));
-    if let Some(row) = values.iter().position(|p| !p.is_finite()) {
+    let values = to_vec(logits);
+    if let Some(at) = values.iter().position(|value| !value.is_finite()) {
         return Err(TrainError::Example {
             set: Set::Evaluation,
-            row: row / labels,
+            row: at / labels,
             reason: "the model's logits are not finite: its weights are damaged".into(),
         });
     }

@@ -24,7 +24,7 @@ pub(crate) use checkpoint::FOLDER as CHECKPOINTS;
 pub use checkpoint::{Best, Checkpoint, CheckpointError, Cost, TrainerState, latest, list};
 pub use config::{ConfigProblem, Memory, Optimizer, Scheduler, TrainConfig};
 pub use error::{Set, TrainError};
-pub use evaluate::{Evaluation, evaluate, probabilities};
+pub use evaluate::{Evaluation, evaluate, head_logits};
 pub use event::{Event, Observer};
 pub use objective::Objective;
 pub use schedule::Schedule;
