@@ -23,7 +23,7 @@ pub use named::{named, names};
 const NAME: &str = "chat_template";
 /// Steps that one rendering may take, as the engine counts them: instructions, and the bytes that
 /// are made, 64 to a step. Long conversations with tools take some ten thousand.
-const FUEL: u64 = 4_000_000;
+const FUEL: u64 = 2_000_000;
 /// Keys of a turn that say nothing about its text.
 const IDLE: [&str; 12] = [
     "id",
@@ -124,6 +124,8 @@ impl std::error::Error for Raised {}
 #[derive(Clone)]
 pub struct ChatTemplate {
     source: String,
+    /// Whether values may come to hold each other deeper than a stack of the usual size can drop.
+    nests: bool,
     environment: Environment<'static>,
 }
 
@@ -176,10 +178,12 @@ impl ChatTemplate {
         }
         let text = without_generation_tags(&with_unix_lines(source));
         nesting::check(&text)?;
+        let nests = nesting::in_values(&text);
         let compiled = environment.add_template_owned(NAME, text);
         compiled.map_err(|e| TemplateError::Compile(describe(&e)))?;
         Ok(Self {
             source: source.to_owned(),
+            nests,
             environment,
         })
     }
@@ -218,10 +222,15 @@ impl ChatTemplate {
         values.extend(given.map(|(key, value)| (key.as_str(), json_value(value))));
         // Later values of a key win.
         let context = Value::from_pairs(values);
-        let render = self
-            .environment
-            .get_template(NAME)
-            .and_then(|t| t.render(context));
+        let render = || {
+            let template = self.environment.get_template(NAME)?;
+            template.render(context)
+        };
+        let render = if self.nests {
+            on_deep_stack(render)?
+        } else {
+            render()
+        };
         render.map_err(|e| match raised(&e) {
             Some(message) => TemplateError::Refused(message),
             None if e.kind() == ErrorKind::OutOfFuel => TemplateError::Endless { fuel: FUEL },
@@ -280,6 +289,20 @@ impl ChatTemplate {
             .map(|b| format!("{b:02x}"))
             .collect()
     }
+}
+
+/// Bytes of stack for the deepest value that the steps of a rendering can build.
+const DEEP_STACK: usize = 512 << 20;
+
+/// Runs on a thread of its own, whose memory is only used as far as it is needed.
+fn on_deep_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, TemplateError> {
+    let failed =
+        |why: &dyn fmt::Display| TemplateError::Failed(format!("no thread to run it on: {why}"));
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(DEEP_STACK);
+        let running = thread.spawn_scoped(scope, work).map_err(|e| failed(&e))?;
+        running.join().map_err(|_| failed(&"it panicked"))
+    })
 }
 
 /// A turn as templates see it.

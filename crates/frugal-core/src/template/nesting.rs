@@ -1,10 +1,24 @@
 //! How deep a template nests, before it is compiled: the compiler recurses into what it parses, and
 //! a hundred thousand operators in a row would end the program instead of the rendering.
 
+use std::sync::LazyLock;
+
+use regex::Regex;
+
 use super::TemplateError;
 
 /// Operators in one tag, or brackets around each other. Templates in use have a few dozen.
 const LIMIT: usize = 500;
+
+/// Whether an assignment to a namespace, the only value that outlives a turn of a loop, may put what
+/// it held into something new: a list in a list in a list, as often as a loop goes round.
+pub(super) fn in_values(source: &str) -> bool {
+    static ASSIGNMENT: LazyLock<Regex> = LazyLock::new(|| {
+        Regex::new(r"(?s)\{%[-+]?\s*set\b[^=%]*\.[^=%]*=(.*?)%\}").expect("valid pattern")
+    });
+    let mut values = ASSIGNMENT.captures_iter(source);
+    values.any(|found| found[1].contains(['[', '{', '(', '|']))
+}
 
 /// Counts operators and brackets of every tag.
 pub(super) fn check(source: &str) -> Result<(), TemplateError> {
