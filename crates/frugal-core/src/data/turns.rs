@@ -140,6 +140,10 @@ fn text_parts(row: &Row<'_>, place: &str, parts: &[Value]) -> Result<String, Dat
 }
 
 fn sharegpt_turn(row: &Row<'_>, place: &str, item: &Value) -> Result<Message, DataError> {
+    // Some data sets hold turns of the other kind under this key.
+    if item.get("role").is_some() && item.get("from").is_none() {
+        return message(row, place, item);
+    }
     let (Some(Value::String(from)), Some(Value::String(value))) =
         (item.get("from"), item.get("value"))
     else {

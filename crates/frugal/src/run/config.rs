@@ -101,6 +101,13 @@ impl Default for DataConfig {
     }
 }
 
+impl DataConfig {
+    /// The training files on one line.
+    pub fn train_names(&self) -> String {
+        self.train.replace('\n', ", ")
+    }
+}
+
 /// A method and its settings, side by side in the file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]

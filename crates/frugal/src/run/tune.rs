@@ -98,7 +98,7 @@ fn tune_in_folder(
         check_settings(&out.join(CONFIG_FILE), config)?;
     }
     observe(&Progress::Begin {
-        what: format!("tokenizing {}", config.data.train),
+        what: format!("tokenizing {}", config.data.train_names()),
     });
     let prepared = prepare(config, lookup)?;
     observe(&Progress::Data {

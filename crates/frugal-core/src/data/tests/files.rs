@@ -115,7 +115,7 @@ fn several_files_are_one_data_set_whose_errors_name_the_file() {
             .sha256
     );
     // Parts of the data still know their files.
-    let [rest, held] = data.split(&[0.5, 0.5], 0).unwrap().try_into().unwrap();
+    let [rest, held]: [Dataset; 2] = data.split(&[0.5, 0.5], 0).unwrap().try_into().unwrap();
     for part in [&rest, &held] {
         for i in 0..part.len() {
             let place = data.examples.iter().zip(&data.lines).enumerate();

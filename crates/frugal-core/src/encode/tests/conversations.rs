@@ -303,6 +303,14 @@ fn a_system_message_of_the_record_is_the_first_turn() {
 }
 
 #[test]
+fn turns_with_role_and_content_are_read_under_conversations_too() {
+    let tokenizer = tokenizer("byte-level");
+    let record = json!({"conversations": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]});
+    let encoded = causal(record, &tokenizer, &EncodeOptions::new(WIDE)).unwrap();
+    assert_eq!(learned(&encoded, &tokenizer), "a<|im_end|>");
+}
+
+#[test]
 fn only_the_completion_of_message_lists_is_trained() {
     let tokenizer = tokenizer("byte-level");
     let record = json!({
