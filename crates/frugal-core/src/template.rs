@@ -77,7 +77,7 @@ pub enum TemplateError {
     Failed(String),
     /// The template is nested too deep to be compiled.
     #[error(
-        "the chat template does not compile: line {line} has {found} operators in one tag or nests {found} brackets, more than {limit}"
+        "the chat template does not compile: line {line} has more than {limit} operators, brackets or branches in one another ({found})"
     )]
     Nested {
         /// Line of the tag.

@@ -22,6 +22,14 @@ pub(super) fn in_values(source: &str) -> bool {
 
 /// Counts operators and brackets of every tag.
 pub(super) fn check(source: &str) -> Result<(), TemplateError> {
+    // Each `elif` is parsed inside the condition before it.
+    if let Some((at, _)) = source.match_indices("elif").nth(LIMIT) {
+        return Err(TemplateError::Nested {
+            line: line_of(source, at),
+            found: source.matches("elif").count(),
+            limit: LIMIT,
+        });
+    }
     let mut rest = source;
     while let Some(start) = ["{{", "{%", "{#"]
         .into_iter()
@@ -34,9 +42,7 @@ pub(super) fn check(source: &str) -> Result<(), TemplateError> {
                 .map_or("", |(_, after)| after);
             continue;
         }
-        let line = 1 + source[..source.len() - rest.len() + start]
-            .matches('\n')
-            .count();
+        let line = line_of(source, source.len() - rest.len() + start);
         let (found, length) = tag(&rest[start + 2..]);
         if found > LIMIT {
             return Err(TemplateError::Nested {
@@ -48,6 +54,10 @@ pub(super) fn check(source: &str) -> Result<(), TemplateError> {
         rest = &rest[start + 2 + length..];
     }
     Ok(())
+}
+
+fn line_of(source: &str, at: usize) -> usize {
+    1 + source[..at].matches('\n').count()
 }
 
 /// The larger of operators and depth of a tag, and where it ends. Counting stops above the limit.
