@@ -16,3 +16,6 @@ pub mod table;
 pub mod template;
 pub mod tokenizer;
 mod tokenizer_settings;
+
+#[cfg(test)]
+mod test_limits;

@@ -30,28 +30,27 @@ pub(super) fn check(source: &str) -> Result<(), TemplateError> {
             limit: LIMIT,
         });
     }
-    let mut rest = source;
-    while let Some(start) = ["{{", "{%", "{#"]
-        .into_iter()
-        .filter_map(|t| rest.find(t))
-        .min()
-    {
-        if rest[start..].starts_with("{#") {
-            rest = rest[start..]
-                .split_once("#}")
-                .map_or("", |(_, after)| after);
-            continue;
-        }
-        let line = line_of(source, source.len() - rest.len() + start);
-        let (found, length) = tag(&rest[start + 2..]);
-        if found > LIMIT {
-            return Err(TemplateError::Nested {
-                line,
-                found,
-                limit: LIMIT,
-            });
-        }
-        rest = &rest[start + 2 + length..];
+    let bytes = source.as_bytes();
+    let mut at = 0;
+    while let Some(found) = source[at..].find('{') {
+        let start = at + found;
+        at = match bytes.get(start + 1) {
+            Some(b'#') => source[start..]
+                .find("#}")
+                .map_or(source.len(), |length| start + length + 2),
+            Some(b'{' | b'%') => {
+                let (found, length) = tag(&source[start + 2..]);
+                if found > LIMIT {
+                    return Err(TemplateError::Nested {
+                        line: line_of(source, start),
+                        found,
+                        limit: LIMIT,
+                    });
+                }
+                start + 2 + length
+            }
+            _ => start + 1,
+        };
     }
     Ok(())
 }
