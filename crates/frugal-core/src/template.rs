@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Value};
+use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State};
 use regex::Regex;
 use serde_json::{Map, Value as Json};
@@ -171,6 +171,7 @@ impl ChatTemplate {
         environment.set_unknown_method_callback(python_method);
         environment.set_fuel(Some(FUEL));
         environment.add_filter("tojson", tojson);
+        environment.add_filter("string", string);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
         for (name, token) in settings.named_tokens() {
@@ -356,6 +357,9 @@ pub fn python_method(
     method: &str,
     args: &[Value],
 ) -> Result<Value, Error> {
+    if let Some(text) = value.as_str() {
+        charge_method(state, text, method, args)?;
+    }
     match (method, value.as_str()) {
         // The crate's own starts words at white space only.
         ("title", Some(text)) if args.is_empty() => Ok(Value::from(title(text))),
@@ -370,6 +374,57 @@ pub fn python_method(
         }
         _ => minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args),
     }
+}
+
+/// Charges what a method of a text will make, before it is made.
+fn charge_method(state: &State, text: &str, method: &str, args: &[Value]) -> Result<(), Error> {
+    let length = |value: &Value| value.as_str().map_or(32, str::len);
+    let made = match method {
+        "replace" => match args {
+            [old, new, ..] => {
+                let places = match old.as_str().unwrap_or_default() {
+                    "" => text.len() + 1,
+                    old => text.matches(old).count(),
+                };
+                places.saturating_mul(length(new))
+            }
+            _ => 0,
+        },
+        "join" => {
+            let items = args.first().and_then(|items| items.try_iter().ok());
+            for item in items.into_iter().flatten() {
+                state.consume_fuel(1 + (length(&item) + text.len()) as u64 / 64)?;
+            }
+            0
+        }
+        // Each place may write the longest argument, and a width says how often a space.
+        "format" => {
+            let longest = args.iter().map(length).max().unwrap_or(0);
+            let places = text.matches('{').count().saturating_mul(longest);
+            places.saturating_add(largest_number(text))
+        }
+        "center" | "ljust" | "rjust" | "zfill" => args.first().map_or(0, width),
+        "expandtabs" => {
+            let tabs = text.matches('\t').count();
+            args.first().map_or(8, width).saturating_mul(tabs)
+        }
+        _ => 0,
+    };
+    state.consume_fuel(made as u64 / 64)
+}
+
+fn width(value: &Value) -> usize {
+    value
+        .as_i64()
+        .map_or(0, |n| usize::try_from(n).unwrap_or(0))
+}
+
+/// The largest whole number that a text spells.
+fn largest_number(text: &str) -> usize {
+    let digits = text.split(|c: char| !c.is_ascii_digit());
+    let numbers = digits.filter(|d| !d.is_empty());
+    let value = |d: &str| d.parse().unwrap_or(usize::MAX);
+    numbers.map(value).max().unwrap_or(0)
 }
 
 /// As Python's `str.title`: a capital after whatever is no letter.
@@ -432,7 +487,13 @@ pub fn describe(error: &Error) -> String {
 
 /// JSON as Python's `json.dumps(value, ensure_ascii=False)` writes it; the engine's own filter also
 /// escapes HTML.
-fn tojson(value: &Value, indent: Option<Value>, options: Kwargs) -> Result<Value, Error> {
+fn tojson(
+    state: &State,
+    value: &Value,
+    indent: Option<Value>,
+    options: Kwargs,
+) -> Result<Value, Error> {
+    weigh(state, value)?;
     let indent = match indent {
         Some(indent) => Some(indent),
         None => options.get("indent")?,
@@ -455,6 +516,38 @@ fn tojson(value: &Value, indent: Option<Value>, options: Kwargs) -> Result<Value
     Ok(Value::from(without_html_escapes(
         escaped.as_str().unwrap_or_default(),
     )))
+}
+
+/// `string` of jinja2, for values that can be written out.
+fn string(state: &State, value: &Value) -> Result<Value, Error> {
+    weigh(state, value)?;
+    minijinja::filters::string(state, value)
+}
+
+/// Charges a value for every place that it will be written to, before it is: one that is held twice
+/// by one that is held twice, and so on, is small in memory and endless on paper.
+fn weigh(state: &State, value: &Value) -> Result<(), Error> {
+    fn walk(state: &State, value: &Value, depth: usize) -> Result<(), Error> {
+        if depth > DEEPEST {
+            let why = format!("a value nests more than {DEEPEST} deep");
+            return Err(Error::new(ErrorKind::InvalidOperation, why));
+        }
+        let size = value.as_str().map_or(0, str::len) as u64;
+        state.consume_fuel(1 + size / 64)?;
+        if matches!(
+            value.kind(),
+            ValueKind::Seq | ValueKind::Map | ValueKind::Iterable
+        ) {
+            for item in value.try_iter()? {
+                if value.kind() == ValueKind::Map {
+                    walk(state, &value.get_item(&item)?, depth + 1)?;
+                }
+                walk(state, &item, depth + 1)?;
+            }
+        }
+        Ok(())
+    }
+    walk(state, value, 0)
 }
 
 fn without_html_escapes(json: &str) -> String {
@@ -483,6 +576,8 @@ fn without_html_escapes(json: &str) -> String {
     out
 }
 
+/// Deepest value that is written out.
+const DEEPEST: usize = 500;
 /// Widest indentation of JSON: it is written once per line and level.
 const MOST_INDENT: i64 = 64;
 

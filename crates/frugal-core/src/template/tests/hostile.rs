@@ -52,6 +52,8 @@ fn loops_without_end_and_texts_that_grow_are_errors() {
         "{% set ns = namespace(s='a') %}{% for i in range(60) %}{% set ns.s %}{{ ns.s }}{{ ns.s }}{% endset %}{% endfor %}{{ ns.s }}",
         "{% set ns = namespace(s='a') %}{% for i in range(60) %}{% set ns.s = ns.s | tojson ~ ns.s | tojson %}{% endfor %}{{ ns.s }}",
         "{% set ns = namespace(s={'a': 1}) %}{% for i in range(60) %}{% set ns.s = {'a': ns.s, 'b': ns.s} %}{% endfor %}{{ ns.s | tojson }}",
+        "{% set ns = namespace(s=[1]) %}{% for i in range(60) %}{% set ns.s = [ns.s, ns.s] %}{% endfor %}{{ ns.s | string | length }}",
+        "{% set ns = namespace(s=[1]) %}{% for i in range(60) %}{% set ns.s = [ns.s, ns.s] %}{% endfor %}{{ ns.s }}",
         "{{ 'x' * 9999999999 }}",
         "{{ [0] * 9999999999 }}",
         "{{ messages | tojson(indent=999999999) }}",
@@ -84,6 +86,14 @@ fn huge_widths_are_bounded() {
         "{{ messages | slice(9999999999) | list }}",
         "{{ strftime_now('%Y' * 1000000) | length }}",
         "{{ lipsum(n=100000000) }}",
+        "{{ ('a' * 1000000).replace('a', 'b' * 1000000) | length }}",
+        "{{ ('a' * 1000000) | replace('a', 'b' * 1000000) | length }}",
+        "{{ ''.join(['b' * 1000000] * 1000000) | length }}",
+        "{{ ('{0}' * 100000).format('b' * 1000000) | length }}",
+        "{{ ('%s' * 100000) | format('b' * 1000000) | length }}",
+        "{{ ('a\\t' * 1000).expandtabs(100000000) | length }}",
+        "{{ (['b' * 1000000] * 1000000) | join | length }}",
+        "{{ ('a\\n' * 1000000) | indent(1000000) | length }}",
     ] {
         // A short answer is as good as an error.
         let _ = outcome(source);
@@ -200,7 +210,7 @@ fn a_thousand_damaged_templates_end_with_a_text_or_an_error() {
             Err(_) => errors += 1,
         }
     }
-    assert!(texts > 50 && errors > 200, "{texts} texts, {errors} errors");
+    assert!(texts > 20 && errors > 200, "{texts} texts, {errors} errors");
 }
 
 /// One change: a piece put in, a part taken out, doubled, or multiplied.
