@@ -140,7 +140,8 @@ pub fn run(args: &Args) -> Result<Outcome> {
         if interrupt::asked(&stop) {
             return Err(RunError::Invalid(INTERRUPTED.into()));
         }
-        let place = |e: RunError| RunError::Invalid(format!("{}:{}: {e}", source.display(), record.line));
+        let place =
+            |e: RunError| RunError::Invalid(format!("{}:{}: {e}", source.display(), record.line));
         let ids = predictor
             .encode(&record.text, record.text_pair.as_deref())
             .map_err(place)?;
