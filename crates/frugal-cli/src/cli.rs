@@ -5,7 +5,7 @@ use clap::{Parser, Subcommand};
 
 use crate::commands::{
     adapters, bench, chat, completions, doctor, eval, export, generate, man, measure, merge,
-    methods, models, plan, pretrain, report, select, tune, validate,
+    methods, models, plan, predict, pretrain, report, select, tune, validate,
 };
 
 const STYLES: Styles = Styles::styled()
@@ -48,6 +48,7 @@ pub enum Command {
     Measure(measure::Args),
     #[command(visible_alias = "optcs")]
     Select(select::Args),
+    Predict(predict::Args),
     Generate(generate::Args),
     Chat(chat::Args),
     Merge(merge::Args),

@@ -5,7 +5,7 @@ use std::panic::PanicHookInfo;
 use console::style;
 use frugal_core::config::ConfigErrors;
 
-use crate::ui;
+use crate::ui::{self, without_control};
 
 /// Prints `error: SENTENCE` with its causes, or all mistakes of a configuration together.
 pub fn report(error: &anyhow::Error) {
@@ -44,7 +44,29 @@ fn causes(error: &anyhow::Error) -> Vec<String> {
 
 /// Further lines of a message stand under its first.
 fn indent(text: &str) -> String {
-    text.trim_end().replace('\n', "\n  ")
+    // Labels and names of files come from outside.
+    without_control(text.trim_end()).replace('\n', "\n  ")
+}
+
+/// Variable that says how many threads compute.
+const THREADS: &str = "RAYON_NUM_THREADS";
+
+/// Refuses a number of threads that no machine can start: the pool would take minutes and gigabytes
+/// before it failed.
+pub fn check_threads() -> anyhow::Result<()> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let most = 256.max(4 * cores);
+    let asked = std::env::var(THREADS).unwrap_or_default();
+    if !asked.is_empty()
+        && asked
+            .parse::<usize>()
+            .map_or(asked.bytes().all(|b| b.is_ascii_digit()), |n| n > most)
+    {
+        anyhow::bail!(
+            "{THREADS} is {asked}: at most {most} threads are started, and this machine has {cores} cores"
+        );
+    }
+    Ok(())
 }
 
 /// A panic is a mistake in this program; say so in one sentence instead of a stack trace.
@@ -55,6 +77,9 @@ pub fn install_panic_hook() {
 }
 
 fn on_panic(info: &PanicHookInfo<'_>) {
+    if frugal_core::caught::is_expected() {
+        return;
+    }
     let place = info
         .location()
         .map_or(String::new(), |l| format!(" ({}:{})", l.file(), l.line()));

@@ -108,7 +108,11 @@ impl Loaded {
     ) -> Result<Self> {
         let device = machine.device()?;
         let name = model_name(model, folders)?;
-        let files = ModelFiles::open(&name, &machine.lookup())?;
+        let mut files = ModelFiles::open(&name, &machine.lookup())?;
+        // Adapters that are used together were made for one way of writing a conversation.
+        if let Some(folder) = folders.first() {
+            files.use_text_settings_of(folder)?;
+        }
         check(&files)?;
         let phase = Phase::new(output, format!("reading {name}"));
         let warnings: Vec<String> = folders
@@ -156,6 +160,18 @@ impl Loaded {
             adapters,
             choice,
         })
+    }
+
+    /// Refuses adapters that were trained to classify: they cannot write text.
+    pub fn refuse_classifiers(&self) -> Result<()> {
+        for name in self.adapters.names() {
+            if self.adapters.get(name)?.head.is_some() {
+                bail!(
+                    "{name}: the adapter is a classifier and writes no text: use `frugal predict --adapter {name}`"
+                );
+            }
+        }
+        Ok(())
     }
 
     /// The adapter, if there is one.

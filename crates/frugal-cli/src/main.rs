@@ -53,6 +53,10 @@ fn main() -> ExitCode {
         let _ = Cli::command().print_help();
         return ExitCode::SUCCESS;
     };
+    if let Err(error) = failure::check_threads() {
+        failure::report(&error);
+        return ExitCode::from(2);
+    }
     let ran = match frugal::device::InstructionSet::in_use() {
         Ok(_) => frugal::device::on_pool(|| commands::run(command)),
         Err(error) => Err(error.into()),

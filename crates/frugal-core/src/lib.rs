@@ -3,6 +3,7 @@
 //!
 //! It builds and tests in seconds; everything that links Burn lives in the crates above.
 
+pub mod caught;
 pub mod config;
 pub mod data;
 pub mod encode;
@@ -16,3 +17,7 @@ pub mod suggest;
 pub mod table;
 pub mod template;
 pub mod tokenizer;
+mod tokenizer_settings;
+
+#[cfg(test)]
+mod test_limits;

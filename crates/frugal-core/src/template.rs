@@ -5,25 +5,65 @@ use std::sync::LazyLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Value};
-use minijinja::{Environment, Error, ErrorKind, State, context};
+use minijinja::value::{Kwargs, Value, ValueKind};
+use minijinja::{Environment, Error, ErrorKind, State};
 use regex::Regex;
+use serde_json::{Map, Value as Json};
 use sha2::{Digest, Sha256};
 use thiserror::Error as ThisError;
 
-use crate::data::Message;
-use crate::tokenizer::TokenizerSettings;
+use crate::data::{Conversation, Message};
+use crate::tokenizer_settings::TokenizerSettings;
+
+mod named;
+mod nesting;
+
+pub use named::{named, names};
 
 const NAME: &str = "chat_template";
+/// Steps that one rendering may take, as the engine counts them: instructions, and the bytes that
+/// are made, 64 to a step. Long conversations with tools take some ten thousand.
+const FUEL: u64 = 2_000_000;
+/// Keys of a turn that say nothing about its text.
+const IDLE: [&str; 12] = [
+    "id",
+    "uuid",
+    "index",
+    "timestamp",
+    "created_at",
+    "date",
+    "source",
+    "lang",
+    "language",
+    "model",
+    "metadata",
+    "tool_call_id",
+];
+/// Further such keys of a tool's answer: which call it is for.
+const OF_TOOLS: [&str; 2] = ["name", "tool_call_id"];
 /// Variable of the template that holds the fixed clock.
 const CLOCK: &str = "__clock";
 
 /// A chat template that does not compile or refuses a conversation.
 #[derive(Debug, ThisError)]
 pub enum TemplateError {
+    /// What was given as a template is neither a name nor a file.
+    #[error("`{given}` is neither a file nor a chat template by name; the names are {known}")]
+    Unknown {
+        /// What was given.
+        given: String,
+        /// The names.
+        known: String,
+    },
+    /// The file of a template cannot be read.
+    #[error(transparent)]
+    File(#[from] crate::fs::FileError),
+    /// The file of a template is not text.
+    #[error("{}: not UTF-8 text", .0.display())]
+    NotText(std::path::PathBuf),
     /// There is no template to render with.
     #[error(
-        "the tokenizer has no chat template; give one (chat_template.jinja), or use prompt and completion instead of messages"
+        "the tokenizer has no chat template; name one with `--chat-template` (`chatml`, or a file), or use prompt and completion without a system message, history or tools instead of a conversation"
     )]
     Missing,
     /// The template is not valid Jinja.
@@ -35,6 +75,37 @@ pub enum TemplateError {
     /// The template failed while it ran.
     #[error("the chat template failed: {0}")]
     Failed(String),
+    /// The template is nested too deep to be compiled.
+    #[error(
+        "the chat template does not compile: line {line} has more than {limit} operators, brackets or branches in one another ({found})"
+    )]
+    Nested {
+        /// Line of the tag.
+        line: usize,
+        /// What was counted.
+        found: usize,
+        /// The most that is compiled.
+        limit: usize,
+    },
+    /// The template does not come to an end, or writes without end.
+    #[error(
+        "the chat template takes more than {fuel} steps for this conversation: it loops, or its text grows without end"
+    )]
+    Endless {
+        /// Steps that it may take.
+        fuel: u64,
+    },
+    /// A key of the conversation that the template has no place for.
+    #[error(
+        "{place} has `{key}`, which the chat template does not use: leaving it out would change what is learned; \
+         give a chat template that writes it, or take it out of the data"
+    )]
+    Unused {
+        /// `messages[3]` or `the record`.
+        place: String,
+        /// The key.
+        key: String,
+    },
 }
 
 /// What `raise_exception` was called with, carried through the template engine.
@@ -53,6 +124,8 @@ impl std::error::Error for Raised {}
 #[derive(Clone)]
 pub struct ChatTemplate {
     source: String,
+    /// Whether values may come to hold each other deeper than a stack of the usual size can drop.
+    nests: bool,
     environment: Environment<'static>,
 }
 
@@ -62,6 +135,24 @@ impl fmt::Debug for ChatTemplate {
             .field("source", &self.source)
             .finish_non_exhaustive()
     }
+}
+
+/// The Jinja source of a template: that of a file, else the one of that name.
+///
+/// # Errors
+/// A file that cannot be read, and what is neither.
+pub fn source_of(name_or_file: &str) -> Result<String, TemplateError> {
+    let path = std::path::Path::new(name_or_file);
+    if let Some(source) = named(name_or_file).filter(|_| !path.is_file()) {
+        return Ok(source.to_owned());
+    }
+    if !path.exists() && !name_or_file.contains(['/', '.']) {
+        return Err(TemplateError::Unknown {
+            given: name_or_file.to_owned(),
+            known: names().collect::<Vec<_>>().join(", "),
+        });
+    }
+    String::from_utf8(crate::fs::read(path)?).map_err(|_| TemplateError::NotText(path.to_owned()))
 }
 
 impl ChatTemplate {
@@ -78,24 +169,22 @@ impl ChatTemplate {
             .build();
         environment.set_syntax(syntax.map_err(|e| TemplateError::Compile(describe(&e)))?);
         environment.set_unknown_method_callback(python_method);
+        environment.set_fuel(Some(FUEL));
         environment.add_filter("tojson", tojson);
+        environment.add_filter("string", string);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
-        let tokens = [
-            ("bos_token", &settings.bos_token),
-            ("eos_token", &settings.eos_token),
-            ("pad_token", &settings.pad_token),
-            ("unk_token", &settings.unk_token),
-        ];
-        for (name, token) in tokens {
-            if let Some(token) = token {
-                environment.add_global(name, token.as_str());
-            }
+        for (name, token) in settings.named_tokens() {
+            environment.add_global(name.to_owned(), token);
         }
-        let compiled = environment.add_template_owned(NAME, without_generation_tags(source));
+        let text = without_generation_tags(&with_unix_lines(source));
+        nesting::check(&text)?;
+        let nests = nesting::in_values(&text);
+        let compiled = environment.add_template_owned(NAME, text);
         compiled.map_err(|e| TemplateError::Compile(describe(&e)))?;
         Ok(Self {
             source: source.to_owned(),
+            nests,
             environment,
         })
     }
@@ -111,21 +200,76 @@ impl ChatTemplate {
         messages: &[Message],
         add_generation_prompt: bool,
     ) -> Result<String, TemplateError> {
-        let message =
-            |m: &Message| context! { role => m.role.as_str(), content => m.content.as_str() };
-        let context = context! {
-            messages => messages.iter().map(message).collect::<Vec<_>>(),
-            tools => (),
-            documents => (),
-            add_generation_prompt => add_generation_prompt,
+        self.render_with(messages, &Map::new(), add_generation_prompt)
+    }
+
+    /// As [`Self::render`], with further variables such as `tools`.
+    ///
+    /// # Errors
+    /// As [`Self::render`].
+    pub fn render_with(
+        &self,
+        messages: &[Message],
+        variables: &Map<String, Json>,
+        add_generation_prompt: bool,
+    ) -> Result<String, TemplateError> {
+        let mut values: Vec<(&str, Value)> = vec![
+            ("messages", messages.iter().map(message).collect()),
+            ("tools", Value::from(())),
+            ("documents", Value::from(())),
+            ("add_generation_prompt", Value::from(add_generation_prompt)),
+        ];
+        let given = variables.iter();
+        values.extend(given.map(|(key, value)| (key.as_str(), json_value(value))));
+        // Later values of a key win.
+        let context = Value::from_pairs(values);
+        let render = || {
+            let template = self.environment.get_template(NAME)?;
+            template.render(context)
         };
-        let render = self
-            .environment
-            .get_template(NAME)
-            .and_then(|t| t.render(context));
+        let render = if self.nests {
+            on_deep_stack(render)?
+        } else {
+            render()
+        };
         render.map_err(|e| match raised(&e) {
             Some(message) => TemplateError::Refused(message),
+            None if e.kind() == ErrorKind::OutOfFuel => TemplateError::Endless { fuel: FUEL },
             None => TemplateError::Failed(describe(&e)),
+        })
+    }
+
+    /// Refuses a conversation with a key that the template never names, so that it would be dropped
+    /// without a word.
+    ///
+    /// # Errors
+    /// [`TemplateError::Unused`] with the key.
+    pub fn check_used(&self, conversation: &Conversation) -> Result<(), TemplateError> {
+        for (i, message) in conversation.messages.iter().enumerate() {
+            let of_tool = message.role == "tool";
+            let idle = |key: &str| IDLE.contains(&key) || (of_tool && OF_TOOLS.contains(&key));
+            let unused = message.other.keys().find(|k| !idle(k) && !self.names(k));
+            if let Some(key) = unused {
+                return Err(TemplateError::Unused {
+                    place: format!("messages[{i}]"),
+                    key: key.clone(),
+                });
+            }
+        }
+        match conversation.variables.keys().find(|key| !self.names(key)) {
+            None => Ok(()),
+            Some(key) => Err(TemplateError::Unused {
+                place: "the record".into(),
+                key: key.clone(),
+            }),
+        }
+    }
+
+    /// Whether the source holds a name as a word of its own.
+    fn names(&self, name: &str) -> bool {
+        let part = |c: char| c.is_alphanumeric() || c == '_';
+        self.source.match_indices(name).any(|(at, _)| {
+            !self.source[..at].ends_with(part) && !self.source[at + name.len()..].starts_with(part)
         })
     }
 
@@ -148,6 +292,61 @@ impl ChatTemplate {
     }
 }
 
+/// Bytes of stack for the deepest value that the steps of a rendering can build.
+const DEEP_STACK: usize = 512 << 20;
+
+/// Runs on a thread of its own, whose memory is only used as far as it is needed.
+fn on_deep_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, TemplateError> {
+    let failed =
+        |why: &dyn fmt::Display| TemplateError::Failed(format!("no thread to run it on: {why}"));
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(DEEP_STACK);
+        let running = thread.spawn_scoped(scope, work).map_err(|e| failed(&e))?;
+        running.join().map_err(|_| failed(&"it panicked"))
+    })
+}
+
+/// A turn as templates see it.
+fn message(message: &Message) -> Value {
+    let content = if message.content_is_null {
+        Value::from(())
+    } else {
+        Value::from(message.content.as_str())
+    };
+    let own = [
+        ("role", Value::from(message.role.as_str())),
+        ("content", content),
+    ];
+    let other = message.other.iter();
+    let other = other.map(|(key, value)| (key.as_str(), json_value(value)));
+    Value::from_pairs(own.into_iter().chain(other))
+}
+
+/// JSON as templates see it, keys in their order.
+fn json_value(value: &Json) -> Value {
+    match value {
+        Json::Null => Value::from(()),
+        Json::Bool(value) => Value::from(*value),
+        Json::Number(number) => match (number.as_i64(), number.as_u64()) {
+            (Some(number), _) => Value::from(number),
+            (None, Some(number)) => Value::from(number),
+            (None, None) => Value::from(number.as_f64().unwrap_or(f64::NAN)),
+        },
+        Json::String(text) => Value::from(text.as_str()),
+        Json::Array(items) => items.iter().map(json_value).collect(),
+        Json::Object(fields) => Value::from_pairs(
+            fields
+                .iter()
+                .map(|(key, value)| (key.as_str(), json_value(value))),
+        ),
+    }
+}
+
+/// jinja2 reads every kind of line end as `\n`.
+fn with_unix_lines(source: &str) -> String {
+    source.replace("\r\n", "\n").replace('\r', "\n")
+}
+
 /// Methods of Python's strings, lists and dicts, for templates that were written for jinja2.
 ///
 /// # Errors
@@ -158,6 +357,9 @@ pub fn python_method(
     method: &str,
     args: &[Value],
 ) -> Result<Value, Error> {
+    if let Some(text) = value.as_str() {
+        charge_method(state, text, method, args)?;
+    }
     match (method, value.as_str()) {
         // The crate's own starts words at white space only.
         ("title", Some(text)) if args.is_empty() => Ok(Value::from(title(text))),
@@ -172,6 +374,57 @@ pub fn python_method(
         }
         _ => minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args),
     }
+}
+
+/// Charges what a method of a text will make, before it is made.
+fn charge_method(state: &State, text: &str, method: &str, args: &[Value]) -> Result<(), Error> {
+    let length = |value: &Value| value.as_str().map_or(32, str::len);
+    let made = match method {
+        "replace" => match args {
+            [old, new, ..] => {
+                let places = match old.as_str().unwrap_or_default() {
+                    "" => text.len() + 1,
+                    old => text.matches(old).count(),
+                };
+                places.saturating_mul(length(new))
+            }
+            _ => 0,
+        },
+        "join" => {
+            let items = args.first().and_then(|items| items.try_iter().ok());
+            for item in items.into_iter().flatten() {
+                state.consume_fuel(1 + (length(&item) + text.len()) as u64 / 64)?;
+            }
+            0
+        }
+        // Each place may write the longest argument, and a width says how often a space.
+        "format" => {
+            let longest = args.iter().map(length).max().unwrap_or(0);
+            let places = text.matches('{').count().saturating_mul(longest);
+            places.saturating_add(largest_number(text))
+        }
+        "center" | "ljust" | "rjust" | "zfill" => args.first().map_or(0, width),
+        "expandtabs" => {
+            let tabs = text.matches('\t').count();
+            args.first().map_or(8, width).saturating_mul(tabs)
+        }
+        _ => 0,
+    };
+    state.consume_fuel(made as u64 / 64)
+}
+
+fn width(value: &Value) -> usize {
+    value
+        .as_i64()
+        .map_or(0, |n| usize::try_from(n).unwrap_or(0))
+}
+
+/// The largest whole number that a text spells.
+fn largest_number(text: &str) -> usize {
+    let digits = text.split(|c: char| !c.is_ascii_digit());
+    let numbers = digits.filter(|d| !d.is_empty());
+    let value = |d: &str| d.parse().unwrap_or(usize::MAX);
+    numbers.map(value).max().unwrap_or(0)
 }
 
 /// As Python's `str.title`: a capital after whatever is no letter.
@@ -234,11 +487,27 @@ pub fn describe(error: &Error) -> String {
 
 /// JSON as Python's `json.dumps(value, ensure_ascii=False)` writes it; the engine's own filter also
 /// escapes HTML.
-fn tojson(value: &Value, indent: Option<Value>, options: Kwargs) -> Result<Value, Error> {
+fn tojson(
+    state: &State,
+    value: &Value,
+    indent: Option<Value>,
+    options: Kwargs,
+) -> Result<Value, Error> {
+    weigh(state, value)?;
     let indent = match indent {
         Some(indent) => Some(indent),
         None => options.get("indent")?,
     };
+    if indent
+        .as_ref()
+        .and_then(Value::as_i64)
+        .is_some_and(|i| i > MOST_INDENT)
+    {
+        return Err(Error::new(
+            ErrorKind::InvalidOperation,
+            format!("tojson: an indent of more than {MOST_INDENT}"),
+        ));
+    }
     let escaped = minijinja::filters::tojson(
         value,
         indent.filter(|i| !i.is_none()),
@@ -247,6 +516,38 @@ fn tojson(value: &Value, indent: Option<Value>, options: Kwargs) -> Result<Value
     Ok(Value::from(without_html_escapes(
         escaped.as_str().unwrap_or_default(),
     )))
+}
+
+/// `string` of jinja2, for values that can be written out.
+fn string(state: &State, value: &Value) -> Result<Value, Error> {
+    weigh(state, value)?;
+    minijinja::filters::string(state, value)
+}
+
+/// Charges a value for every place that it will be written to, before it is: one that is held twice
+/// by one that is held twice, and so on, is small in memory and endless on paper.
+fn weigh(state: &State, value: &Value) -> Result<(), Error> {
+    fn walk(state: &State, value: &Value, depth: usize) -> Result<(), Error> {
+        if depth > DEEPEST {
+            let why = format!("a value nests more than {DEEPEST} deep");
+            return Err(Error::new(ErrorKind::InvalidOperation, why));
+        }
+        let size = value.as_str().map_or(0, str::len) as u64;
+        state.consume_fuel(1 + size / 64)?;
+        if matches!(
+            value.kind(),
+            ValueKind::Seq | ValueKind::Map | ValueKind::Iterable
+        ) {
+            for item in value.try_iter()? {
+                if value.kind() == ValueKind::Map {
+                    walk(state, &value.get_item(&item)?, depth + 1)?;
+                }
+                walk(state, &item, depth + 1)?;
+            }
+        }
+        Ok(())
+    }
+    walk(state, value, 0)
 }
 
 fn without_html_escapes(json: &str) -> String {
@@ -275,6 +576,11 @@ fn without_html_escapes(json: &str) -> String {
     out
 }
 
+/// Deepest value that is written out.
+const DEEPEST: usize = 500;
+/// Widest indentation of JSON: it is written once per line and level.
+const MOST_INDENT: i64 = 64;
+
 fn strftime_now(state: &State, format: String) -> Result<String, Error> {
     use std::fmt::Write;
     let now = || {
@@ -299,76 +605,4 @@ fn strftime_now(state: &State, format: String) -> Result<String, Error> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::path::PathBuf;
-
-    use serde_json::Value as Json;
-
-    use super::*;
-
-    fn settings() -> TokenizerSettings {
-        TokenizerSettings {
-            bos_token: Some("<s>".into()),
-            eos_token: Some("</s>".into()),
-            ..TokenizerSettings::default()
-        }
-    }
-
-    /// Every conversation through every template, against `transformers` with jinja2.
-    #[test]
-    fn templates_render_as_jinja2_does() {
-        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/templates");
-        let mut checked = 0;
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            let golden: Json = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-            let mut template =
-                ChatTemplate::new(golden["template"].as_str().unwrap(), &settings()).unwrap();
-            template.set_clock(golden["clock"].as_i64().unwrap());
-            for case in golden["cases"].as_array().unwrap() {
-                let messages: Vec<Message> =
-                    serde_json::from_value(case["messages"].clone()).unwrap();
-                let result =
-                    template.render(&messages, case["add_generation_prompt"].as_bool().unwrap());
-                match (result, case["rendered"].as_str(), case["error"].as_str()) {
-                    (Ok(text), Some(expected), _) => {
-                        assert_eq!(text, expected, "{}: {messages:?}", path.display())
-                    }
-                    (Err(TemplateError::Refused(why)), _, Some(expected)) => {
-                        assert_eq!(why, expected, "{}", path.display())
-                    }
-                    (result, ..) => panic!("{}: {case}: {result:?}", path.display()),
-                }
-                checked += 1;
-            }
-        }
-        assert_eq!(checked, 7 * 22);
-    }
-
-    #[test]
-    fn errors_name_the_line() {
-        let error = ChatTemplate::new("a\n{% if %}", &settings())
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("line 2") && error.lines().count() == 1,
-            "{error}"
-        );
-        let template =
-            ChatTemplate::new("a\n\n{{ messages[0].role.nope() }}", &settings()).unwrap();
-        let error = template
-            .render(&[Message::new("user", "x")], false)
-            .unwrap_err()
-            .to_string();
-        assert!(error.contains("line 3"), "{error}");
-    }
-
-    #[test]
-    fn a_bad_date_format_is_an_error() {
-        let template = ChatTemplate::new("{{ strftime_now('%!') }}", &settings()).unwrap();
-        assert!(matches!(
-            template.render(&[], false),
-            Err(TemplateError::Failed(_))
-        ));
-    }
-}
+mod tests;

@@ -40,14 +40,22 @@ pub struct Generation {
     pub finish: Finish,
 }
 
+/// What goes on after a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// The sequence.
+    Sequence,
+    /// The other sequences; this one is at its end, as if the model had ended it.
+    Others,
+    /// Nothing.
+    Nothing,
+}
+
 /// Continues all prompts together; `on_token` sees each new token with its prompt's number as it is
 /// chosen, and ends everything by returning false.
 ///
-/// A prompt's choices follow from the seed and the prompt, not from its place or the other prompts;
-/// equal prompts differ.
-///
 /// # Errors
-/// Empty prompts, prompts longer than the model allows, models without a head.
+/// As [`generate_until`].
 pub fn generate(
     backbone: &dyn Backbone,
     adapters: &AdapterSet,
@@ -55,6 +63,29 @@ pub fn generate(
     prompts: &[Vec<u32>],
     config: &GenerateConfig,
     on_token: &mut dyn FnMut(usize, u32) -> bool,
+) -> Result<Vec<Generation>, DecodeError> {
+    let mut next = |prompt: usize, token: u32| match on_token(prompt, token) {
+        true => Next::Sequence,
+        false => Next::Nothing,
+    };
+    generate_until(backbone, adapters, choice, prompts, config, &mut next)
+}
+
+/// Continues all prompts together; `on_token` sees each new token with its prompt's number as it is
+/// chosen and says what goes on.
+///
+/// A prompt's choices follow from the seed and the prompt, not from its place or the other prompts;
+/// equal prompts differ.
+///
+/// # Errors
+/// Empty prompts, prompts longer than the model allows, models without a head.
+pub fn generate_until(
+    backbone: &dyn Backbone,
+    adapters: &AdapterSet,
+    choice: Choice,
+    prompts: &[Vec<u32>],
+    config: &GenerateConfig,
+    on_token: &mut dyn FnMut(usize, u32) -> Next,
 ) -> Result<Vec<Generation>, DecodeError> {
     if let Some(index) = prompts.iter().position(Vec::is_empty) {
         return Err(DecodeError::EmptyPrompt { index });
@@ -91,14 +122,17 @@ pub fn generate(
         let mut next = Vec::new();
         for ((&i, logits), room) in active.iter().zip(&mut logits).zip(session.rooms()) {
             let token = samplers[i].next(logits, &prompts[i], &out[i].tokens);
-            let ended = config.eos_token_ids.contains(&token);
+            let mut ended = config.eos_token_ids.contains(&token);
+            if !ended {
+                out[i].tokens.push(token);
+                match on_token(i, token) {
+                    Next::Sequence => {}
+                    Next::Others => ended = true,
+                    Next::Nothing => return Ok(out),
+                }
+            }
             if ended {
                 out[i].finish = Finish::Stop;
-            } else {
-                out[i].tokens.push(token);
-                if !on_token(i, token) {
-                    return Ok(out);
-                }
             }
             let goes_on = !ended && room > 0 && out[i].tokens.len() < config.max_tokens;
             keep.push(goes_on);

@@ -4,7 +4,7 @@ mod generate;
 mod sample;
 mod session;
 
-pub use generate::{Finish, GenerateConfig, Generation, generate};
+pub use generate::{Finish, GenerateConfig, Generation, Next, generate, generate_until};
 pub use sample::{Sampler, SamplerConfig};
 pub use session::Session;
 

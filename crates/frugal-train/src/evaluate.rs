@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::prelude::*;
 use frugal_core::metrics::ClassificationReport;
-use frugal_nn::{Adapter, Backbone, Fixed, Mode, to_vec};
+use frugal_nn::{Adapter, Backbone, Fixed, Head, Mode, to_vec};
 
 use crate::error::{Set, TrainError};
 use crate::objective::{MicroBatch, Objective, cross_entropy};
@@ -26,6 +26,43 @@ pub struct Evaluation {
     pub predicted: Vec<usize>,
     /// Targets that the loss is the mean of: tokens, or examples for classification.
     pub targets: usize,
+}
+
+/// For each example the logits of a head. Targets are not looked at.
+///
+/// # Errors
+/// Examples that do not fit the model, and logits that are not finite.
+pub fn head_logits(
+    backbone: &dyn Backbone,
+    adapter: Option<&dyn Adapter>,
+    head: &Head,
+    examples: &[Tokenized],
+) -> Result<Vec<Vec<f32>>, TrainError> {
+    if examples.is_empty() {
+        return Ok(Vec::new());
+    }
+    Objective::Classification(head).check(Set::Evaluation, backbone, examples)?;
+    let fixed = Fixed::new(adapter);
+    let mut pass = fixed.pass();
+    let failed = |source| TrainError::Forward {
+        set: Set::Evaluation,
+        rows: (0..examples.len() as u32).collect(),
+        source,
+    };
+    let batch = MicroBatch::new(examples.iter());
+    let logits = batch
+        .class_logits(head, backbone, pass.as_mut(), Mode::Eval)
+        .map_err(failed)?;
+    let labels = logits.dims()[1];
+    let values = to_vec(logits);
+    if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+        return Err(TrainError::Example {
+            set: Set::Evaluation,
+            row: at / labels,
+            reason: "the model's logits are not finite: its weights are damaged".into(),
+        });
+    }
+    Ok(values.chunks(labels).map(<[f32]>::to_vec).collect())
 }
 
 /// Evaluates a backbone, with `adapter` if one is given, in batches of at most `max_tokens` tokens.

@@ -25,7 +25,7 @@ pub use checkpoint::FOLDER as CHECKPOINTS;
 pub use checkpoint::{Best, Checkpoint, CheckpointError, Cost, TrainerState, latest, list};
 pub use config::{ConfigProblem, Memory, Optimizer, Scheduler, TrainConfig};
 pub use error::{Set, TrainError};
-pub use evaluate::{Evaluation, evaluate, evaluate_observed};
+pub use evaluate::{Evaluation, evaluate, evaluate_observed, head_logits};
 pub use event::{Event, Observer};
 pub use objective::Objective;
 pub use schedule::Schedule;

@@ -10,6 +10,7 @@ use frugal::adapt::peft;
 use frugal::decode::{CacheType, SamplerConfig};
 use frugal::model::Quantize;
 use frugal::model::load::{LoadError, Lookup, read_json};
+use frugal_core::tokenizer::TextTokenizer;
 use toml::{Table, Value};
 
 pub use run::RunFlags;
@@ -203,6 +204,23 @@ pub struct Sampling {
     pub seed: u64,
 }
 
+/// Texts that end an answer.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Sampling")]
+pub struct Stop {
+    /// End an answer before this text; repeatable. The model's own ends hold besides
+    #[arg(long = "stop", value_name = "TEXT")]
+    texts: Vec<String>,
+}
+
+impl Stop {
+    /// The texts, with the mark of a chat template that the vocabulary has no token for.
+    pub fn texts(&self, tokenizer: &TextTokenizer) -> Vec<String> {
+        let own = tokenizer.turn_end_text().map(str::to_owned);
+        self.texts.iter().cloned().chain(own).collect()
+    }
+}
+
 impl Sampling {
     /// As the library takes it.
     pub fn config(&self, temperature: f32) -> SamplerConfig {
@@ -278,6 +296,11 @@ pub fn command_line() -> Vec<String> {
     std::env::args_os()
         .map(|word| word.to_string_lossy().into_owned())
         .collect()
+}
+
+/// A path as configurations hold it, which is as text: another folder would be written otherwise.
+pub fn folder(text: &str) -> Result<PathBuf, String> {
+    Ok(PathBuf::from(text))
 }
 
 /// A path as configurations hold it.

@@ -53,18 +53,28 @@ pub struct RunFlags {
     #[arg(long, value_name = "NAME", value_parser = ["exact", "int8"], help_heading = "What")]
     pub activations: Option<String>,
 
-    /// Training file (JSONL, JSON, CSV, TSV or text), or sms-spam, the built-in set
+    /// Training file (JSONL, JSON, CSV, TSV, text or Parquet, perhaps .gz or .zst), a pattern such
+    /// as 'part-*.jsonl', - for standard input, org/name on the Hugging Face hub, or sms-spam, the
+    /// built-in set; repeatable
     #[arg(long, short, value_name = "FILE", help_heading = "Data")]
-    pub data: Option<String>,
-    /// Validation file [default: a tenth of the training file]
+    pub data: Vec<String>,
+    /// Validation file, repeatable [default: a tenth of the training file]
     #[arg(long, value_name = "FILE", help_heading = "Data")]
-    pub eval_data: Option<String>,
-    /// Test file for the final comparison [default: the validation part]
+    pub eval_data: Vec<String>,
+    /// Test file for the final comparison, repeatable [default: the validation part]
     #[arg(long, value_name = "FILE", help_heading = "Data")]
-    pub test_data: Option<String>,
+    pub test_data: Vec<String>,
     /// Which column plays which role, for example text=sentence; repeatable
     #[arg(long = "column", value_name = "ROLE=NAME", value_parser = super::pair, help_heading = "Data")]
     pub columns: Vec<(String, String)>,
+    /// How prompts and completions are written: auto, by the chat template where the model has one,
+    /// or none, joined as they are [default: auto]
+    #[arg(long, value_name = "NAME", value_parser = ["auto", "none"], help_heading = "Data")]
+    pub template: Option<String>,
+    /// Chat template in place of the model's, saved with the adapter: a Jinja file, or chatml,
+    /// gemma, llama2, llama3, mistral, phi3, vicuna, zephyr
+    #[arg(long, value_name = "FILE|NAME", help_heading = "Data")]
+    pub chat_template: Option<String>,
     /// Longest example in tokens [default: what the model allows]
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub max_length: Option<u64>,
@@ -203,12 +213,12 @@ impl RunFlags {
 
         layer.set(
             "data.train",
-            self.data
-                .clone()
-                .or_else(|| built_in.then(|| BUILTIN_DATA.into())),
+            files(&self.data).or_else(|| built_in.then(|| BUILTIN_DATA.into())),
         );
-        layer.set("data.validation", self.eval_data.clone());
-        layer.set("data.test", self.test_data.clone());
+        layer.set("data.validation", files(&self.eval_data));
+        layer.set("data.test", files(&self.test_data));
+        layer.set("data.template", self.template.clone());
+        layer.set("data.chat_template", self.chat_template.clone());
         let columns: Table = self
             .columns
             .iter()
@@ -295,7 +305,7 @@ impl RunFlags {
     /// With a model of one's own, data must be given.
     fn is_silent(&self) -> bool {
         let flags = self.model.is_none()
-            && self.data.is_none()
+            && self.data.is_empty()
             && self.task.is_none()
             && self.adapter.is_none()
             && self.config.config.is_none();
@@ -349,6 +359,15 @@ fn read_table(path: &Path) -> Result<Table> {
     Ok(toml::from_str(&text).unwrap_or_default())
 }
 
+/// One file by its name, several as a list.
+fn files(names: &[String]) -> Option<Value> {
+    match names {
+        [] => None,
+        [one] => Some(Value::from(one.as_str())),
+        several => Some(several.to_vec().into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::{Command, FromArgMatches};
@@ -363,7 +382,7 @@ mod tests {
 
     #[test]
     fn every_flag_reaches_its_setting() {
-        let words = "--model m --task causal-lm --pooling mean --quantize nf4 --activations int8 --data d --eval-data e --test-data t --column text=a --column label=b \
+        let words = "--model m --task causal-lm --pooling mean --quantize nf4 --activations int8 --data d --data d2 --eval-data e --test-data t --template none --chat-template chatml --column text=a --column label=b \
                      --max-length 9 --truncate --max-train-rows 8 --max-eval-rows 7 --method lora --r 6 --lora-alpha 5 --lora-dropout 0.25 \
                      --target-modules q_proj,v_proj --lr 0.5 --epochs 4 --max-steps 3 --batch-size 2 --gradient-accumulation-steps 11 \
                      --packing --memory low --lr-scheduler-type cosine --warmup-ratio 0.125 --weight-decay 0.75 --logging-steps 12 --eval-steps 13 \
@@ -372,7 +391,7 @@ mod tests {
         let expected = serde_json::json!({
             "model": "m", "task": "causal-lm", "pooling": "mean", "quantize": "nf4", "activations": "int8", "device": "cpu", "seed": 16,
             "data": {
-                "train": "d", "validation": "e", "test": "t", "columns": { "text": "a", "label": "b" }, "max_length": 9,
+                "train": ["d", "d2"], "validation": "e", "test": "t", "template": "none", "chat_template": "chatml", "columns": { "text": "a", "label": "b" }, "max_length": 9,
                 "truncate": true, "max_train_rows": 8, "max_eval_rows": 7,
             },
             "method": { "name": "lora", "r": 6, "lora_alpha": 5.0, "lora_dropout": 0.25, "target_modules": ["q_proj", "v_proj"] },

@@ -4,17 +4,18 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use console::style;
 use frugal::decode::{Sampler, Session};
 use frugal_core::data::Message;
 use frugal_core::human;
+use frugal_core::template::source_of;
 use frugal_core::tokenizer::TextTokenizer;
 use rustyline::error::ReadlineError;
 use serde_json::json;
 
-use super::generate::{Live, needs_chat_template};
-use crate::args::{Machine, Model, Output, Sampling, Storage};
+use super::generate::{Answer, needs_chat_template};
+use crate::args::{Machine, Model, Output, Sampling, Stop, Storage};
 use crate::loaded::Loaded;
 use crate::ui::{self, interrupt};
 use crate::{Outcome, failure};
@@ -45,9 +46,10 @@ pub struct Args {
     /// Instructions that the conversation starts with
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
-    /// Jinja chat template to use instead of the model's
-    #[arg(long, value_name = "FILE")]
-    chat_template: Option<PathBuf>,
+    /// Chat template in place of the model's: a Jinja file, or chatml, gemma, llama2, llama3,
+    /// mistral, phi3, vicuna, zephyr
+    #[arg(long, value_name = "FILE|NAME")]
+    chat_template: Option<String>,
     /// 0 takes the likeliest token; higher is more varied
     #[arg(
         long,
@@ -58,6 +60,8 @@ pub struct Args {
     temperature: f32,
     #[command(flatten)]
     sampling: Sampling,
+    #[command(flatten)]
+    stop: Stop,
     #[command(flatten)]
     machine: Machine,
     /// No greeting and no speeds
@@ -75,10 +79,9 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let mut sampler = Sampler::new(sampler, args.sampling.seed)?;
     let loaded = Loaded::read_for_text(&args.model, &args.machine, args.storage.quantize, output)?;
     let mut tokenizer = loaded.files.tokenizer()?.clone();
-    if let Some(path) = &args.chat_template {
-        let source = String::from_utf8(frugal_core::fs::read(path)?)
-            .with_context(|| format!("{}: not UTF-8 text", path.display()))?;
-        tokenizer.set_chat_template(&source)?;
+    loaded.refuse_classifiers()?;
+    if let Some(given) = &args.chat_template {
+        tokenizer.set_chat_template(&source_of(given)?)?;
     }
     needs_chat_template(
         &tokenizer,
@@ -101,6 +104,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         tokenizer: &tokenizer,
         max_sequence: loaded.backbone.info().max_sequence,
         max_tokens: args.sampling.max_tokens,
+        stops: args.stop.texts(&tokenizer),
         messages: Vec::new(),
         saved: None,
         stop: &stop,
@@ -147,6 +151,8 @@ struct Chat<'a> {
     tokenizer: &'a TextTokenizer,
     max_sequence: usize,
     max_tokens: usize,
+    /// Texts that end an answer.
+    stops: Vec<String>,
     messages: Vec<Message>,
     /// The file of the last `/save`, which may be written again.
     saved: Option<PathBuf>,
@@ -206,21 +212,21 @@ impl Chat<'_> {
         self.stop.store(false, Ordering::SeqCst);
         let start = Instant::now();
         let mut logits = self.session.set(&prompt)?;
-        let mut live = Live::for_people(self.tokenizer);
+        let mut answer = Answer::for_people(self.tokenizer, &self.stops);
         let mut generated = Vec::new();
         while generated.len() < self.max_tokens && !self.stop.load(Ordering::SeqCst) {
             let token = sampler.next(&mut logits, &prompt, &generated);
             if self.tokenizer.eos_ids().contains(&token) {
                 break;
             }
-            live.push(token);
+            answer.push(token);
             generated.push(token);
-            if self.session.room() == 0 {
+            if answer.is_stopped() || self.session.room() == 0 {
                 break;
             }
             logits = self.session.feed(&[&[token]])?.remove(0);
         }
-        live.finish()?;
+        let content = answer.finish()?;
         if ui::stderr_is_terminal() {
             let speed = generated.len() as f64 / start.elapsed().as_secs_f64();
             let line = format!(
@@ -230,11 +236,7 @@ impl Chat<'_> {
             );
             ui::note(self.output, &style(line).dim().for_stderr().to_string());
         }
-        let content = self.tokenizer.decode(&generated, true)?;
-        self.messages.push(Message {
-            role: "assistant".into(),
-            content,
-        });
+        self.messages.push(Message::new("assistant", content));
         Ok(())
     }
 

@@ -7,14 +7,14 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use console::style;
 use frugal::adapt::Choice;
-use frugal::decode::{GenerateConfig, Generation, generate};
+use frugal::decode::{GenerateConfig, Generation, Next, generate_until};
 use frugal_core::data::Message;
 use frugal_core::human;
-use frugal_core::tokenizer::{TextStream, TextTokenizer, TokenizerError};
+use frugal_core::tokenizer::{StopStream, TextTokenizer, TokenizerError};
 use serde_json::{Value, json};
 
 use crate::Outcome;
-use crate::args::{Machine, Model, Output, Sampling, Storage};
+use crate::args::{Machine, Model, Output, Sampling, Stop, Storage};
 use crate::loaded::{Loaded, adapter_name};
 use crate::ui::text::Wrapping;
 use crate::ui::{self, interrupt};
@@ -64,6 +64,8 @@ pub struct Args {
     temperature: f32,
     #[command(flatten)]
     sampling: Sampling,
+    #[command(flatten)]
+    stop: Stop,
     #[command(flatten)]
     machine: Machine,
     #[command(flatten)]
@@ -117,6 +119,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     } else {
         Choice::PerSequence(names)
     };
+    loaded.refuse_classifiers()?;
     let tokenizer = loaded.files.tokenizer()?;
     if args.is_chat() {
         let instead = "Leave out `--chat` and `--system`, or give one in `frugal chat` with `--chat-template`";
@@ -133,22 +136,28 @@ pub fn run(args: &Args) -> Result<Outcome> {
         seed: args.sampling.seed,
         cache_type: args.storage.cache_type(),
     };
-    let stop = interrupt::flag("");
-    let mut live = (prompts.len() == 1 && !args.output.json && ui::stdout_is_terminal())
-        .then(|| Live::new(tokenizer));
-    if live.is_some() && !args.is_chat() {
-        ui::write(&style(&prompts[0]).dim().to_string());
+    let interrupted = interrupt::flag("");
+    let stops = args.stop.texts(tokenizer);
+    let shown = prompts.len() == 1 && !args.output.json && ui::stdout_is_terminal();
+    let mut answers: Vec<Answer<'_>> = prompts
+        .iter()
+        .map(|_| Answer::new(tokenizer, &stops, shown))
+        .collect();
+    if shown && !args.is_chat() {
+        ui::write(&style(ui::shown(&prompts[0])).dim().to_string());
     }
     let start = Instant::now();
     let mut first_token = None;
-    let mut on_token = |_: usize, token: u32| {
+    let mut on_token = |prompt: usize, token: u32| {
         first_token.get_or_insert_with(|| start.elapsed());
-        if let Some(live) = &mut live {
-            live.push(token);
+        answers[prompt].push(token);
+        match (interrupt::asked(&interrupted), answers[prompt].is_stopped()) {
+            (true, _) => Next::Nothing,
+            (false, true) => Next::Others,
+            (false, false) => Next::Sequence,
         }
-        !interrupt::asked(&stop)
     };
-    let results = generate(
+    let results = generate_until(
         loaded.backbone.as_ref(),
         &loaded.adapters,
         choice,
@@ -166,20 +175,22 @@ pub fn run(args: &Args) -> Result<Outcome> {
     } else {
         None
     };
-    match live {
-        Some(live) => live.finish()?,
-        None if args.output.json => {
+    let texts = answers.into_iter().map(Answer::finish);
+    let texts = texts.collect::<Result<Vec<String>>>()?;
+    match args.output.json {
+        _ if shown => {}
+        true => {
             let described = results
                 .iter()
                 .zip(&prompts)
                 .zip(&adapters)
-                .zip(&encoded)
-                .map(|(((result, prompt), adapter), ids)| {
-                    let mut value = describe(result, prompt, ids.len(), tokenizer)?;
+                .zip(encoded.iter().zip(&texts))
+                .map(|(((result, prompt), adapter), (ids, text))| {
+                    let mut value = describe(result, prompt, ids.len(), text);
                     value["adapter"] = json!(adapter);
-                    Ok(value)
+                    value
                 });
-            let results = described.collect::<Result<Vec<_>>>()?;
+            let results: Vec<Value> = described.collect();
             let mut value = json!({ "model": loaded.files.name(), "adapter": args.model.adapter, "seconds": seconds, "prompt_seconds": prompt_seconds, "tokens_per_second": speed });
             if let [Value::Object(only)] = results.as_slice() {
                 only.iter()
@@ -188,16 +199,16 @@ pub fn run(args: &Args) -> Result<Outcome> {
             value["results"] = json!(results);
             ui::print_json(&value)?;
         }
-        None => {
-            for (i, (result, prompt)) in results.iter().zip(&prompts).enumerate() {
+        false => {
+            for (i, (text, prompt)) in texts.iter().zip(&prompts).enumerate() {
                 if prompts.len() > 1 {
                     ui::print(&format!(
                         "{}{}",
                         if i > 0 { "\n" } else { "" },
-                        style(format!("> {prompt}")).bold()
+                        style(format!("> {}", ui::shown(prompt))).bold()
                     ));
                 }
-                ui::print(&tokenizer.decode(&result.tokens, true)?);
+                ui::print(&ui::shown(text));
             }
         }
     }
@@ -214,23 +225,15 @@ pub fn run(args: &Args) -> Result<Outcome> {
         );
         ui::note(args.output, &style(line).dim().for_stderr().to_string());
     }
-    Ok(if interrupt::asked(&stop) {
+    Ok(if interrupt::asked(&interrupted) {
         Outcome::Interrupted
     } else {
         Outcome::Done
     })
 }
 
-fn describe(
-    result: &Generation,
-    prompt: &str,
-    prompt_tokens: usize,
-    tokenizer: &TextTokenizer,
-) -> Result<Value> {
-    let text = tokenizer.decode(&result.tokens, true)?;
-    Ok(
-        json!({ "prompt": prompt, "text": text, "prompt_tokens": prompt_tokens, "tokens": result.tokens.len(), "token_ids": result.tokens, "finish": result.finish }),
-    )
+fn describe(result: &Generation, prompt: &str, prompt_tokens: usize, text: &str) -> Value {
+    json!({ "prompt": prompt, "text": text, "prompt_tokens": prompt_tokens, "tokens": result.tokens.len(), "token_ids": result.tokens, "finish": result.finish })
 }
 
 fn encode(prompt: &str, tokenizer: &TextTokenizer, args: &Args) -> Result<Vec<u32>> {
@@ -309,56 +312,72 @@ fn record(line: &str, adapter: Option<PathBuf>) -> Result<Prompt> {
     Ok(Prompt { text, adapter })
 }
 
-/// Text shown while it comes into being.
-pub struct Live<'a> {
-    stream: TextStream<'a>,
+/// The text of an answer as it is generated, up to a text to stop at.
+pub struct Answer<'a> {
+    stream: StopStream<'a>,
+    text: String,
+    shown: bool,
     /// Wraps between words for a person; programs get the text as it is.
     wrapping: Option<Wrapping>,
     error: Option<TokenizerError>,
 }
 
-impl<'a> Live<'a> {
-    /// Shows nothing yet.
-    pub fn new(tokenizer: &'a TextTokenizer) -> Self {
+impl<'a> Answer<'a> {
+    /// An answer that ends before any of the texts, and is written to the terminal if `shown`.
+    pub fn new(tokenizer: &'a TextTokenizer, stops: &[String], shown: bool) -> Self {
         Self {
-            stream: tokenizer.stream(),
+            stream: StopStream::new(tokenizer, stops),
+            text: String::new(),
+            shown,
             wrapping: None,
             error: None,
         }
     }
 
-    /// The same, wrapped between words where a person reads it.
-    pub fn for_people(tokenizer: &'a TextTokenizer) -> Self {
+    /// The same, shown and wrapped between words where a person reads it.
+    pub fn for_people(tokenizer: &'a TextTokenizer, stops: &[String]) -> Self {
         Self {
             wrapping: ui::stdout_is_terminal().then(|| Wrapping::new(ui::width())),
-            ..Self::new(tokenizer)
+            ..Self::new(tokenizer, stops, true)
         }
     }
 
-    fn show(&mut self, text: &str) {
-        match &mut self.wrapping {
-            Some(wrapping) => ui::write(&wrapping.push(text)),
-            None => ui::write(text),
-        }
-    }
-
-    /// Shows what the token completes.
+    /// Takes one more token.
     pub fn push(&mut self, token: u32) {
         match self.stream.push(token) {
-            Ok(Some(text)) => self.show(&text),
-            Ok(None) => {}
+            Ok(text) => self.take(text.as_deref()),
             Err(error) => self.error = Some(error),
         }
     }
 
-    /// Shows the rest and ends the line.
-    pub fn finish(mut self) -> Result<()> {
-        let rest = self.stream.finish()?.unwrap_or_default();
-        let rest = match &mut self.wrapping {
-            Some(wrapping) => wrapping.push(&rest) + &wrapping.finish(),
-            None => rest,
-        };
-        ui::print(&rest);
-        self.error.map_or(Ok(()), |e| Err(e.into()))
+    /// Whether a text to stop at has come.
+    pub fn is_stopped(&self) -> bool {
+        self.stream.is_stopped()
+    }
+
+    /// The whole text; ends the line if it was shown.
+    pub fn finish(mut self) -> Result<String> {
+        if let Some(error) = self.error.take() {
+            return Err(error.into());
+        }
+        let rest = self.stream.clone().finish()?;
+        self.take(rest.as_deref());
+        if self.shown {
+            let rest = self.wrapping.as_mut().map(Wrapping::finish);
+            ui::print(&rest.unwrap_or_default());
+        }
+        Ok(self.text)
+    }
+
+    fn take(&mut self, text: Option<&str>) {
+        let text = text.unwrap_or_default();
+        if self.shown {
+            let text = ui::shown(text);
+            match &mut self.wrapping {
+                Some(wrapping) => ui::write(&wrapping.push(&text)),
+                None => ui::write(&text),
+            }
+        }
+        self.text.push_str(text);
     }
 }

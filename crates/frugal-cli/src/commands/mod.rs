@@ -14,6 +14,7 @@ pub mod merge;
 pub mod methods;
 pub mod models;
 pub mod plan;
+pub mod predict;
 pub mod pretrain;
 pub mod report;
 mod sandbox;
@@ -35,6 +36,7 @@ pub fn run(command: Command) -> Result<Outcome> {
         Command::Eval(args) => eval::run(&args),
         Command::Measure(args) => measure::run(&args),
         Command::Select(args) => select::run(&args),
+        Command::Predict(args) => predict::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Chat(args) => chat::run(&args),
         Command::Merge(args) => merge::run(&args),

@@ -58,7 +58,7 @@ pub struct Args {
     #[command(flatten)]
     config: Config,
     /// Folder to write, new or empty
-    #[arg(long, short, value_name = "DIR", help_heading = "Output")]
+    #[arg(long, short, value_name = "DIR", value_parser = crate::args::folder, help_heading = "Output")]
     out: Option<PathBuf>,
     /// Continue the run in --out
     #[arg(long, help_heading = "Output")]

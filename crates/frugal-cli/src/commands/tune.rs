@@ -41,7 +41,7 @@ pub struct Args {
     #[command(flatten)]
     run: RunFlags,
     /// Run folder, new or empty [default: runs/DATA-METHOD]
-    #[arg(long, short, value_name = "DIR", help_heading = "Output")]
+    #[arg(long, short, value_name = "DIR", value_parser = crate::args::folder, help_heading = "Output")]
     out: Option<PathBuf>,
     /// Continue the run in --out, or in this folder
     #[arg(long, value_name = "DIR", num_args = 0..=1, help_heading = "Output")]

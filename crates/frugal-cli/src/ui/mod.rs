@@ -12,6 +12,7 @@ pub mod run;
 pub mod table;
 pub mod text;
 
+use std::borrow::Cow;
 use std::io::{self, ErrorKind, IsTerminal, Write};
 
 use serde::Serialize;
@@ -43,6 +44,33 @@ pub fn say(line: &str) {
     if err.write_all(format!("{line}\n").as_bytes()).is_err() {
         interrupt::hang_up();
     }
+}
+
+/// Text of data, prompts or models as a terminal may show it: control characters, with which a text
+/// could move the cursor or change the screen, are spelled out. Output to a file or another program
+/// is left as it is.
+pub fn shown(text: &str) -> Cow<'_, str> {
+    if stdout_is_terminal() {
+        without_control(text)
+    } else {
+        Cow::Borrowed(text)
+    }
+}
+
+/// Control characters spelled out, except line breaks and tabs.
+pub fn without_control(text: &str) -> Cow<'_, str> {
+    let acts = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    if !text.contains(acts) {
+        return Cow::Borrowed(text);
+    }
+    let spelled = |c: char| {
+        if acts(c) {
+            c.escape_default().to_string()
+        } else {
+            c.to_string()
+        }
+    };
+    Cow::Owned(text.chars().map(spelled).collect())
 }
 
 /// Prints the one JSON value of `--json`.

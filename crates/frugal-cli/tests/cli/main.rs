@@ -5,6 +5,7 @@
 mod adapters;
 mod bad_input;
 mod bench;
+mod data;
 mod earlier_runs;
 mod eval_tasks;
 mod help;

@@ -3,20 +3,13 @@
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_path_to_error::Segment;
 use toml::{Table, Value};
 
+use super::attempt::{Failure, attempt, each_table, remove};
 use super::defaults;
 use super::error::ConfigError;
 use super::layer::{self, Layer, get};
 use crate::suggest::did_you_mean;
-
-/// A serde error: the path it happened at and its text.
-#[derive(Debug, PartialEq)]
-pub(super) struct Failure {
-    pub(super) path: Vec<String>,
-    pub(super) message: String,
-}
 
 /// The merged layers as `T`, if they have that form; the mistakes are appended to `errors`.
 pub(super) fn deserialize<T: DeserializeOwned + Serialize + Default>(
@@ -67,40 +60,6 @@ pub(super) fn deserialize<T: DeserializeOwned + Serialize + Default>(
         }
         removed.push(failure.path);
     }
-}
-
-/// Calls `visit` with the path and content of every table below `table`, parents first.
-pub(super) fn each_table(table: &Table, visit: &mut impl FnMut(&[String], &Table)) {
-    fn walk(table: &Table, path: &mut Vec<String>, visit: &mut impl FnMut(&[String], &Table)) {
-        for (key, value) in table {
-            if let Value::Table(inner) = value {
-                path.push(key.clone());
-                visit(path, inner);
-                walk(inner, path, visit);
-                path.pop();
-            }
-        }
-    }
-    walk(table, &mut Vec::new(), visit);
-}
-
-pub(super) fn attempt<T: DeserializeOwned>(table: &Table) -> Result<T, Failure> {
-    serde_path_to_error::deserialize(Value::Table(table.clone())).map_err(|e| {
-        let segment = |s: &Segment| match s {
-            Segment::Map { key } => Some(key.clone()),
-            Segment::Seq { index } => Some(index.to_string()),
-            Segment::Enum { variant } => Some(variant.clone()),
-            Segment::Unknown => None,
-        };
-        let mut path: Vec<String> = e.path().iter().filter_map(segment).collect();
-        while !path.is_empty() && get(table, &path).is_none() {
-            path.pop();
-        }
-        Failure {
-            path,
-            message: e.inner().message().to_owned(),
-        }
-    })
 }
 
 /// The key inside a table that is at fault.
@@ -174,19 +133,6 @@ fn retry_as_string(layers: &[Layer], table: &Table, failure: &Failure) -> Option
             .map(str::to_owned)
     } else {
         None
-    }
-}
-
-/// Takes out the key, or the whole array if the path goes through one.
-pub(super) fn remove(table: &mut Table, path: &[String]) -> bool {
-    match path {
-        [] => false,
-        [key] => table.remove(key).is_some(),
-        [key, rest @ ..] => match table.get_mut(key) {
-            Some(Value::Table(inner)) => remove(inner, rest),
-            Some(_) => table.remove(key).is_some(),
-            None => false,
-        },
     }
 }
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
-use super::check::{Failure, attempt, each_table, remove};
+use super::attempt::{Failure, attempt, each_table, remove};
 use super::layer::{Layer, get};
 
 /// `value`, read from `given`, with every key that was not given as it is in `T::default()`.

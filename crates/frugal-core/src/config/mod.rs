@@ -5,6 +5,7 @@
 //! `deny_unknown_fields` serde drops unknown keys silently; [`tables_that_ignore_keys`] finds such
 //! tables in a test.
 
+mod attempt;
 mod check;
 mod defaults;
 mod error;
@@ -116,7 +117,7 @@ pub fn tables_that_ignore_keys<T: DeserializeOwned + Serialize + Default>()
 -> Result<Vec<String>, ConfigErrors> {
     let defaults: toml::Table = toml::from_str(&to_toml(&T::default())?).unwrap_or_default();
     let mut tables = vec![String::new()];
-    check::each_table(&defaults, &mut |path, _| tables.push(path.join(".")));
+    attempt::each_table(&defaults, &mut |path, _| tables.push(path.join(".")));
     let probe = |table: &str| {
         if table.is_empty() {
             "no-such-key=0".to_owned()

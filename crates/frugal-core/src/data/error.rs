@@ -13,7 +13,7 @@ pub enum DataError {
     #[error(transparent)]
     File(#[from] FileError),
     /// A file whose name does not say what it holds.
-    #[error("{}: expected a file ending in .jsonl, .ndjson, .json, .csv, .tsv or .txt", path.display())]
+    #[error("{}: expected a file ending in .jsonl, .ndjson, .json, .csv, .tsv, .txt or .parquet, perhaps with .gz or .zst behind it", path.display())]
     Extension {
         /// The file.
         path: PathBuf,

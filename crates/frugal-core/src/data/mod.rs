@@ -2,9 +2,18 @@
 
 mod builtin;
 mod error;
+mod example;
+mod examples;
+mod files;
 mod format;
+mod options;
+mod parquet;
 mod read;
+mod record;
+mod row;
+mod source;
 mod table;
+mod turns;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -12,112 +21,17 @@ use std::path::{Path, PathBuf};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
-use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+
+use examples::Sink;
+use source::Source;
 
 pub use builtin::{Builtin, builtin};
 pub use error::DataError;
+pub use example::{Conversation, Example, Message};
+pub use examples::TextRecord;
 pub use format::Format;
-
-/// One turn of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Message {
-    /// `system`, `user`, `assistant`, or what the chat template knows besides.
-    pub role: String,
-    /// What was said.
-    pub content: String,
-}
-
-impl Message {
-    /// A turn of the given role.
-    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self {
-            role: role.into(),
-            content: content.into(),
-        }
-    }
-}
-
-/// One record of a data set.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Example {
-    /// A document to model.
-    Text {
-        /// The document.
-        text: String,
-    },
-    /// A prompt and what should follow it.
-    PromptCompletion {
-        /// What is given.
-        prompt: String,
-        /// What is to be learnt.
-        completion: String,
-    },
-    /// A conversation.
-    Messages(Vec<Message>),
-    /// A text, or two, and its class.
-    Classification {
-        /// The text.
-        text: String,
-        /// The second text of a pair.
-        text_pair: Option<String>,
-        /// Name of the class.
-        label: String,
-    },
-    /// Two texts that belong together.
-    Pair {
-        /// The first.
-        anchor: String,
-        /// What belongs to it.
-        positive: String,
-    },
-    /// A text, one that belongs to it and one that does not.
-    Triplet {
-        /// The first.
-        anchor: String,
-        /// What belongs to it.
-        positive: String,
-        /// What does not.
-        negative: String,
-    },
-    /// A prompt with a better and a worse answer.
-    Preference {
-        /// What is given.
-        prompt: String,
-        /// The better answer.
-        chosen: String,
-        /// The worse answer.
-        rejected: String,
-    },
-}
-
-/// Where a document of a `.txt` file ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Documents {
-    /// Each line that is not blank is a document.
-    Lines,
-    /// Lines up to a blank line are a document.
-    Blocks,
-}
-
-/// How to read a file. The default finds out by itself.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct LoadOptions {
-    /// Format of the records; otherwise told from the keys of the first one.
-    pub format: Option<Format>,
-    /// Our name of a column to its name in the file, or to its number from 1 in a table without
-    /// header: `{ text = "review", label = "stars" }`.
-    pub columns: BTreeMap<String, String>,
-    /// Whether the first row of a `.csv` or `.tsv` file holds column names; otherwise told from
-    /// that row.
-    pub header: Option<bool>,
-    /// Where a document of a `.txt` file ends; otherwise at blank lines if there are any, else at
-    /// each line.
-    pub documents: Option<Documents>,
-}
+pub use options::{Documents, LoadOptions};
 
 /// Records of one file, or a part of them.
 #[derive(Clone, Debug, PartialEq)]
@@ -128,23 +42,74 @@ pub struct Dataset {
     pub lines: Vec<usize>,
     /// Their format.
     pub format: Format,
-    /// The file.
+    /// The file, or the first of several.
     pub source: PathBuf,
+    /// The record with which each file begins.
+    pub starts: Vec<(usize, PathBuf)>,
     /// SHA-256 of the file, in hexadecimal.
     pub sha256: String,
     /// Records in the whole file.
     pub rows: usize,
 }
 
-/// Reads a data set from a file.
+/// Reads a data set from a file: JSON lines, JSON, CSV, TSV, text or Parquet, perhaps packed with
+/// gzip or Zstandard. `-` is standard input. JSON lines are read line by line.
 ///
 /// # Errors
 /// Names the file, and the line where there is one, and what was expected.
 pub fn load(path: &Path, options: &LoadOptions) -> Result<Dataset, DataError> {
     if path.is_dir() {
-        return Err(DataError::options(path, "is a folder; give a file"));
+        return Err(DataError::options(
+            path,
+            "is a folder; give a file, or several as in `FOLDER/*.jsonl`",
+        ));
     }
-    parse(path, &crate::fs::read(path)?, options)
+    read_from(path, Source::open(path)?, options)
+}
+
+/// Reads the records of several files of one format as one data set; a name may hold `*`, `?` and
+/// `[...]` and then stands for the files that it matches, in the order of their names.
+///
+/// # Errors
+/// As [`load`]; files of different formats, and a pattern that matches nothing.
+pub fn load_all(names: &[String], options: &LoadOptions) -> Result<Dataset, DataError> {
+    let mut files = Vec::new();
+    for name in names {
+        files.extend(files::matching(name)?);
+    }
+    let mut files = files.iter();
+    let Some(first) = files.next() else {
+        return Err(DataError::Empty {
+            path: PathBuf::new(),
+        });
+    };
+    let mut all = load(first, options)?;
+    let mut hash = vec![all.sha256.clone()];
+    for file in files {
+        let next = load(file, options)?;
+        if next.format != all.format {
+            let (next, format, first) = (next.format, all.format, first.display());
+            return Err(DataError::options(
+                file,
+                format!(
+                    "holds {next} data and {first} {format} data; files that are read together must be of one format"
+                ),
+            ));
+        }
+        hash.push(next.sha256);
+        all.rows += next.rows;
+        all.examples.extend(next.examples);
+        all.lines.extend(next.lines);
+        all.starts.extend(
+            next.starts
+                .into_iter()
+                .map(|(row, file)| (row + all.rows - next.rows, file)),
+        );
+    }
+    if hash.len() > 1 {
+        all.sha256 = source::hex(&Sha256::digest(hash.concat()));
+    }
+    Ok(all)
 }
 
 /// As [`load`], for the content of a file that was read already; `path` tells its kind and is named
@@ -153,20 +118,46 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Dataset, DataError> {
 /// # Errors
 /// As [`load`].
 pub fn parse(path: &Path, bytes: &[u8], options: &LoadOptions) -> Result<Dataset, DataError> {
-    let records = read::records(path, bytes, options)?;
-    let (format, examples) = format::examples(path, &records, options)?;
-    let sha256 = Sha256::digest(bytes)
-        .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect();
-    let lines = records.iter().map(|r| r.line).collect();
+    read_from(path, in_memory(path, bytes)?, options)
+}
+
+fn in_memory(path: &Path, bytes: &[u8]) -> Result<Source, DataError> {
+    Source::new(path, Box::new(std::io::Cursor::new(bytes.to_vec())))
+}
+
+fn read_from(path: &Path, mut source: Source, options: &LoadOptions) -> Result<Dataset, DataError> {
+    let mut sink = Sink::new(path, options);
+    read::records(path, &mut source, options, &mut |record| sink.push(&record))?;
+    let format = sink.finish()?;
+    let (examples, lines) = (sink.examples, sink.lines);
     Ok(Dataset {
         rows: examples.len(),
         examples,
         lines,
         format,
         source: path.to_owned(),
-        sha256,
+        starts: vec![(0, path.to_owned())],
+        sha256: source.sha256()?,
+    })
+}
+
+/// Hands the texts of a file to `take`, one after another, until it returns false; a label need not
+/// be there.
+///
+/// # Errors
+/// As [`load`].
+pub fn texts(
+    path: &Path,
+    options: &LoadOptions,
+    take: &mut dyn FnMut(TextRecord) -> bool,
+) -> Result<(), DataError> {
+    let mut source = Source::open(path)?;
+    let mut going = true;
+    read::records(path, &mut source, options, &mut |record| {
+        if going {
+            going = take(examples::text_record(path, &record, options)?);
+        }
+        Ok(())
     })
 }
 
@@ -183,13 +174,27 @@ pub fn objects(
         header: Some(true),
         ..LoadOptions::default()
     };
-    Ok(read::records(path, bytes, &options)?
-        .into_iter()
-        .map(|r| r.fields)
-        .collect())
+    let mut found = Vec::new();
+    let mut source = in_memory(path, bytes)?;
+    read::records(path, &mut source, &options, &mut |record| {
+        found.push(record.fields);
+        Ok(())
+    })?;
+    if found.is_empty() {
+        return Err(DataError::Empty {
+            path: path.to_owned(),
+        });
+    }
+    Ok(found)
 }
 
 impl Dataset {
+    /// The file that a record came from.
+    pub fn file_of(&self, record: usize) -> &Path {
+        let file = self.starts.iter().rev().find(|(first, _)| *first <= record);
+        file.map_or(&self.source, |(_, file)| file)
+    }
+
     /// Number of records.
     pub fn len(&self) -> usize {
         self.examples.len()
@@ -270,10 +275,23 @@ impl Dataset {
         Ok(parts.iter().map(|part| self.select(part)).collect())
     }
 
+    /// Where the files of some records begin among these.
+    fn starts_of(&self, rows: &[usize]) -> Vec<(usize, PathBuf)> {
+        let mut starts: Vec<(usize, PathBuf)> = Vec::new();
+        for (i, &row) in rows.iter().enumerate() {
+            let file = self.file_of(row);
+            if starts.last().is_none_or(|(_, last)| last != file) {
+                starts.push((i, file.to_owned()));
+            }
+        }
+        starts
+    }
+
     fn select(&self, rows: &[usize]) -> Self {
         Self {
             examples: rows.iter().map(|&i| self.examples[i].clone()).collect(),
             lines: rows.iter().map(|&i| self.lines[i]).collect(),
+            starts: self.starts_of(rows),
             source: self.source.clone(),
             sha256: self.sha256.clone(),
             ..*self

@@ -4,63 +4,139 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::error::DataError;
+use super::format::detect;
+use super::options::{Documents, LoadOptions};
+use super::parquet;
+use super::record::{Record, kind};
+use super::source::Source;
 use super::table::{Quotes, table};
-use super::{DataError, Documents, LoadOptions};
 
-/// A record before its format is known.
-pub(super) struct Record {
-    /// Line on which it starts, from 1.
-    pub(super) line: usize,
-    pub(super) fields: Map<String, Value>,
+/// What a file holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    JsonLines,
+    Json,
+    Csv,
+    Tsv,
+    Text,
+    Parquet,
 }
 
-/// Reads the records of a file, whose kind its name tells.
+/// Hands the records of a file to `push`, one after another. Its name tells what it holds; without
+/// an ending that is known the first bytes do.
 pub(super) fn records(
     path: &Path,
-    bytes: &[u8],
+    source: &mut Source,
     options: &LoadOptions,
-) -> Result<Vec<Record>, DataError> {
-    let text = utf8(path, bytes)?;
-    let extension = path
-        .extension()
-        .and_then(|e| e.to_str())
-        .unwrap_or_default()
-        .to_ascii_lowercase();
-    let records = match extension.as_str() {
-        "jsonl" | "ndjson" => json_lines(path, text)?,
-        "json" => json_array(path, text)?,
-        "csv" => table(path, text, b',', Quotes::Allowed, options)?,
-        "tsv" => table(path, text, b'\t', Quotes::Literal, options)?,
-        "txt" => documents(text, options.documents),
-        _ => {
+    push: &mut dyn FnMut(Record) -> Result<(), DataError>,
+) -> Result<(), DataError> {
+    let first = source.peek()?;
+    if first.starts_with(parquet::MAGIC) {
+        return parquet::rows(path, source.rest()?, push);
+    }
+    let kind = match kind_by_name(path)? {
+        // One object after another is what most programs write under this name.
+        Some(Kind::Json) if starts_with(first, b'{') => Kind::JsonLines,
+        Some(kind) => kind,
+        None => kind_by_content(first),
+    };
+    if kind == Kind::JsonLines {
+        return json_lines(path, source, push);
+    }
+    if kind == Kind::Text && options.documents == Some(Documents::Lines) {
+        return text_lines(path, source, push);
+    }
+    let bytes = source.rest()?;
+    let text = utf8(path, &bytes)?;
+    let records = match kind {
+        Kind::Json | Kind::JsonLines => json_array(path, text)?,
+        Kind::Csv => table(path, text, b',', Quotes::Allowed, options)?,
+        Kind::Tsv => table(path, text, b'\t', Quotes::Literal, options)?,
+        Kind::Text => documents(text, options.documents),
+        Kind::Parquet => {
+            return Err(DataError::options(
+                path,
+                "not a Parquet file: it does not begin with `PAR1`",
+            ));
+        }
+    };
+    records.into_iter().try_for_each(push)
+}
+
+/// The kind that a name says, an ending of its packing left out; `None` if there is no ending.
+fn kind_by_name(path: &Path) -> Result<Option<Kind>, DataError> {
+    let name = path
+        .file_name()
+        .and_then(|n| n.to_str())
+        .unwrap_or_default();
+    let mut name = name.to_ascii_lowercase();
+    for packed in [".gz", ".gzip", ".zst", ".zstd"] {
+        name = name.strip_suffix(packed).unwrap_or(&name).to_owned();
+    }
+    Ok(Some(match name.rsplit_once('.') {
+        Some((_, "jsonl" | "ndjson" | "jsonlines")) => Kind::JsonLines,
+        Some((_, "json")) => Kind::Json,
+        Some((_, "csv")) => Kind::Csv,
+        Some((_, "tsv" | "tab")) => Kind::Tsv,
+        Some((_, "txt" | "text")) => Kind::Text,
+        Some((_, "parquet")) => Kind::Parquet,
+        None => return Ok(None),
+        // A file of a cache is named by its hash; a dot with spaces or digits is no ending.
+        Some((_, end)) if end.len() > 5 || end.chars().any(|c| !c.is_ascii_alphabetic()) => {
+            return Ok(None);
+        }
+        Some(_) => {
             return Err(DataError::Extension {
                 path: path.to_owned(),
             });
         }
-    };
-    if records.is_empty() {
-        Err(DataError::Empty {
-            path: path.to_owned(),
-        })
+    }))
+}
+
+fn kind_by_content(first: &[u8]) -> Kind {
+    let line = first.split(|b| *b == b'\n').next().unwrap_or_default();
+    if starts_with(first, b'{') {
+        Kind::JsonLines
+    } else if starts_with(first, b'[') {
+        Kind::Json
+    } else if line.contains(&b'\t') {
+        Kind::Tsv
+    } else if is_csv_header(line) {
+        Kind::Csv
     } else {
-        Ok(records)
+        Kind::Text
     }
+}
+
+fn starts_with(bytes: &[u8], wanted: u8) -> bool {
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    bytes.iter().find(|b| !b.is_ascii_whitespace()) == Some(&wanted)
+}
+
+/// Whether a first line holds the column names of a known format.
+fn is_csv_header(line: &[u8]) -> bool {
+    let line = String::from_utf8_lossy(line);
+    let names: Vec<&str> = line
+        .split(',')
+        .map(|c| c.trim().trim_matches('"'))
+        .collect();
+    names.len() > 1 && detect(&|name| names.contains(&name)).is_some()
 }
 
 fn utf8<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a str, DataError> {
     let text = std::str::from_utf8(bytes).map_err(|e| {
-        let at = e.valid_up_to();
-        let line = 1 + bytes[..at].iter().filter(|b| **b == b'\n').count();
-        DataError::line(
-            path,
-            line,
-            format!(
-                "byte 0x{:02x} is not UTF-8; convert the file to UTF-8",
-                bytes[at]
-            ),
-        )
+        let before = &bytes[..e.valid_up_to()];
+        let line = 1 + before.iter().filter(|b| **b == b'\n').count();
+        not_utf8(path, line, bytes, e)
     })?;
     Ok(text.strip_prefix('\u{feff}').unwrap_or(text))
+}
+
+fn not_utf8(path: &Path, line: usize, bytes: &[u8], error: std::str::Utf8Error) -> DataError {
+    let byte = bytes[error.valid_up_to()];
+    let problem = format!("byte 0x{byte:02x} is not UTF-8; convert the file to UTF-8");
+    DataError::line(path, line, problem)
 }
 
 fn object(path: &Path, line: usize, value: Value) -> Result<Record, DataError> {
@@ -74,29 +150,69 @@ fn object(path: &Path, line: usize, value: Value) -> Result<Record, DataError> {
     }
 }
 
-fn json_lines(path: &Path, text: &str) -> Result<Vec<Record>, DataError> {
-    let lines = text
-        .lines()
-        .enumerate()
-        .map(|(i, line)| (i + 1, line))
-        .filter(|(_, line)| !line.trim().is_empty());
-    lines
-        .map(|(number, line)| {
-            let value = serde_json::from_str(line).map_err(|e| {
-                let problem = e.to_string();
-                let problem = problem.split(" at line ").next().unwrap_or_default();
-                DataError::line(
-                    path,
-                    number,
-                    format!(
-                        "expected one JSON object per line: {problem} at column {}",
-                        e.column()
-                    ),
-                )
-            })?;
-            object(path, number, value)
-        })
-        .collect()
+/// Each line that is not blank, as it comes.
+fn text_lines(
+    path: &Path,
+    source: &mut Source,
+    push: &mut dyn FnMut(Record) -> Result<(), DataError>,
+) -> Result<(), DataError> {
+    let mut bytes = Vec::new();
+    let mut number = 0;
+    while source.line(&mut bytes, number + 1)? {
+        number += 1;
+        let line = std::str::from_utf8(&bytes).map_err(|e| not_utf8(path, number, &bytes, e))?;
+        let line = line
+            .trim_start_matches('\u{feff}')
+            .trim_end_matches(['\r', '\n']);
+        if !line.trim().is_empty() {
+            push(text_record(number, line.to_owned()))?;
+        }
+    }
+    Ok(())
+}
+
+fn text_record(line: usize, text: String) -> Record {
+    Record {
+        line,
+        fields: Map::from_iter([("text".to_owned(), Value::String(text))]),
+    }
+}
+
+/// Reads line by line: neither the file nor more than one of its lines is held.
+fn json_lines(
+    path: &Path,
+    source: &mut Source,
+    push: &mut dyn FnMut(Record) -> Result<(), DataError>,
+) -> Result<(), DataError> {
+    let mut bytes = Vec::new();
+    let mut number = 0;
+    while source.line(&mut bytes, number + 1)? {
+        number += 1;
+        let line = std::str::from_utf8(&bytes).map_err(|e| not_utf8(path, number, &bytes, e))?;
+        let line = match number {
+            1 => line.strip_prefix('\u{feff}').unwrap_or(line),
+            _ => line,
+        };
+        if line.trim().is_empty() {
+            continue;
+        }
+        let value = serde_json::from_str(line).map_err(|e| {
+            let problem = e.to_string();
+            let problem = problem.split(" at line ").next().unwrap_or_default();
+            DataError::line(
+                path,
+                number,
+                format!(
+                    "expected one JSON object per line: {problem} at column {}",
+                    e.column()
+                ),
+            )
+        })?;
+        push(object(path, number, value)?)?;
+        // A line that was far longer than others does not stay in memory.
+        bytes.shrink_to(1 << 20);
+    }
+    Ok(())
 }
 
 /// Reads the elements one by one, so that each has its line number.
@@ -192,21 +308,6 @@ fn documents(text: &str, documents: Option<Documents>) -> Vec<Record> {
             open = true;
         }
     }
-    let record = |(line, text)| Record {
-        line,
-        fields: Map::from_iter([("text".to_owned(), Value::String(text))]),
-    };
-    found.into_iter().map(record).collect()
-}
-
-/// Names a JSON type for a message.
-pub(super) fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    }
+    let found = found.into_iter();
+    found.map(|(line, text)| text_record(line, text)).collect()
 }

@@ -5,8 +5,10 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::read::Record;
-use super::{DataError, LoadOptions, format};
+use super::error::DataError;
+use super::format;
+use super::options::LoadOptions;
+use super::record::Record;
 
 /// Whether a quote at the start of a field encloses it.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -154,11 +156,9 @@ fn is_header(cells: &[String], options: &LoadOptions) -> bool {
     if !options.columns.is_empty() && by_number {
         return false;
     }
-    options
-        .columns
-        .values()
-        .any(|c| names.contains(&c.as_str()))
-        || format::detect(&|name| names.contains(&name)).is_some()
+    // Columns that were asked for by name stand in a row of names, even if one is misspelled.
+    let small: Vec<String> = names.iter().map(|name| name.to_lowercase()).collect();
+    !options.columns.is_empty() || format::detect(&|name| small.iter().any(|n| n == name)).is_some()
 }
 
 /// Names the columns of a table without header by their number, and if nothing else says what they
@@ -207,6 +207,14 @@ fn name_columns(
 }
 
 fn unclear(path: &Path, first: &Row) -> DataError {
+    let separated = |c: char| first.cells.len() == 1 && first.cells[0].contains(c);
+    if let Some(other) = [';', '\t', '|', ','].into_iter().find(|c| separated(*c)) {
+        let problem = format!(
+            "the first row is one column with {other:?} in it: the file seems to be separated by {other:?}; \
+             save it with commas as .csv or with tabs as .tsv"
+        );
+        return DataError::line(path, first.line, problem);
+    }
     let cells: Vec<String> = first
         .cells
         .iter()

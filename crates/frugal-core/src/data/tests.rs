@@ -35,13 +35,19 @@ fn completion(prompt: &str, completion: &str) -> Example {
     }
 }
 
+fn instruction(input: Option<String>) -> Example {
+    Example::Instruction {
+        instruction: "i".into(),
+        input,
+        output: "o".into(),
+    }
+}
+
 #[test]
 fn every_format_is_told_from_its_keys() {
     let turns = || {
-        Example::Messages(vec![
-            Message::new("user", "q"),
-            Message::new("assistant", "a"),
-        ])
+        let turns = vec![Message::new("user", "q"), Message::new("assistant", "a")];
+        Example::Messages(turns.into())
     };
     let cases = [
         (
@@ -62,15 +68,15 @@ fn every_format_is_told_from_its_keys() {
         (
             r#"{"instruction": "i", "input": "", "output": "o", "text": "whole"}"#,
             Format::Alpaca,
-            completion("i", "o"),
+            instruction(None),
         ),
         (
             r#"{"instruction": "i", "input": "x", "output": "o"}"#,
             Format::Alpaca,
-            completion("i\n\nx", "o"),
+            instruction(Some("x".into())),
         ),
         (
-            r#"{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "x": 1}]}"#,
+            r#"{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "x": null}]}"#,
             Format::Messages,
             turns(),
         ),
@@ -346,7 +352,7 @@ fn errors_name_the_file_the_line_and_what_was_expected() {
         (
             "a.jsonl",
             "{\"foo\":1}",
-            "Accepted keys: messages for messages; conversations for sharegpt; prompt + chosen + rejected",
+            "Accepted keys: messages (+ system) (+ tools) (+ documents) (+ chat_template_kwargs) for messages; conversations",
         ),
         (
             "a.jsonl",
@@ -360,14 +366,10 @@ fn errors_name_the_file_the_line_and_what_was_expected() {
         ),
         (
             "a.jsonl",
-            "{\"conversations\":[{\"from\":\"tool\",\"value\":\"\"}]}",
-            "must be system, human or gpt, not \"tool\"",
+            "{\"conversations\":[{\"from\":\"narrator\",\"value\":\"\"}]}",
+            "must be system, human, gpt, function_call or observation, not \"narrator\"",
         ),
-        (
-            "a.json",
-            "{\"text\":\"a\"}",
-            "a.json:1: expected a JSON array",
-        ),
+        ("a.json", "\"text\"", "a.json:1: expected a JSON array"),
         (
             "a.json",
             "[{\"text\":\"a\"},\n{\"text\":}]",
@@ -417,11 +419,8 @@ fn errors_name_the_file_the_line_and_what_was_expected() {
         ("a.json", "[]", "a.json: the data set is empty"),
         ("a.csv", "text,label\n", "a.csv: the data set is empty"),
         ("a.txt", "", "a.txt: the data set is empty"),
-        (
-            "a.parquet",
-            "",
-            "a.parquet: expected a file ending in .jsonl",
-        ),
+        ("a.parquet", "x", "a.parquet: not a Parquet file"),
+        ("a.docx", "x", "a.docx: expected a file ending in .jsonl"),
     ];
     for (name, content, expected) in cases {
         let error = error(name, content);
@@ -446,7 +445,7 @@ fn errors_name_the_file_the_line_and_what_was_expected() {
         load(folder.path(), &LoadOptions::default())
             .unwrap_err()
             .to_string()
-            .ends_with("is a folder; give a file")
+            .contains("is a folder; give a file")
     );
     assert!(
         load(&folder.path().join("no.csv"), &LoadOptions::default())
@@ -598,3 +597,5 @@ proptest! {
         }
     }
 }
+
+mod files;

@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use super::{EncodeOptions, IGNORE_INDEX, Row, RowError, Target, Tokenized};
-use crate::data::{Example, Message};
+use crate::data::{Conversation, Example, Message};
+use crate::template::TemplateError;
 use crate::tokenizer::{Spans, TextTokenizer};
 
 pub(super) fn encode(
@@ -13,14 +14,30 @@ pub(super) fn encode(
 ) -> Result<Row, RowError> {
     let (ids, trained) = match example {
         Example::Text { text } => {
+            let text = options.used(text, tokenizer);
             let ids = with_eos(tokenizer.encode(text, true)?, tokenizer);
             let trained = vec![true; ids.len()];
             (ids, trained)
         }
-        Example::PromptCompletion { prompt, completion } => {
-            prompt_completion(prompt, completion, tokenizer, options)?
+        Example::Messages(turns) => conversation(turns, tokenizer, options)?,
+        Example::PromptCompletion { .. } | Example::Instruction { .. }
+            if options.renders(tokenizer) =>
+        {
+            let turns = example.turns().unwrap_or_default();
+            conversation(&turns.into(), tokenizer, options)?
         }
-        Example::Messages(messages) => conversation(messages, tokenizer, options)?,
+        Example::PromptCompletion { prompt, completion } => {
+            let prompt = around(prompt, options);
+            prompt_completion(&prompt, completion, tokenizer, options)?
+        }
+        Example::Instruction {
+            instruction,
+            input,
+            output,
+        } => {
+            let prompt = instruction_prompt(instruction, input.as_deref(), options);
+            prompt_completion(&prompt, output, tokenizer, options)?
+        }
         _ => return Err(RowError::OtherFormat),
     };
     let length = ids.len();
@@ -58,6 +75,35 @@ fn with_eos(mut ids: Vec<u32>, tokenizer: &TextTokenizer) -> Vec<u32> {
     ids
 }
 
+/// The prompt as `prompt_template` surrounds it.
+fn around(prompt: &str, options: &EncodeOptions) -> String {
+    match &options.prompt_template {
+        Some(template) => template.replacen("{prompt}", prompt, 1),
+        None => prompt.to_owned(),
+    }
+}
+
+/// The prompt of an instruction for a model without chat template: the wording of Stanford Alpaca,
+/// which data in this format is written for.
+fn instruction_prompt(instruction: &str, input: Option<&str>, options: &EncodeOptions) -> String {
+    if options.prompt_template.is_some() {
+        let input = input.map_or(String::new(), |input| format!("\n\n{input}"));
+        return around(&format!("{instruction}{input}"), options);
+    }
+    match input {
+        Some(input) => format!(
+            "Below is an instruction that describes a task, paired with an input that provides further context. \
+             Write a response that appropriately completes the request.\n\n\
+             ### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+        ),
+        None => format!(
+            "Below is an instruction that describes a task. \
+             Write a response that appropriately completes the request.\n\n\
+             ### Instruction:\n{instruction}\n\n### Response:\n"
+        ),
+    }
+}
+
 /// The joined text is tokenized, so that the ids are those of the text as a whole. A token that
 /// holds the first characters of the completion is trained even if it starts inside the prompt.
 fn prompt_completion(
@@ -66,13 +112,11 @@ fn prompt_completion(
     tokenizer: &TextTokenizer,
     options: &EncodeOptions,
 ) -> Result<(Vec<u32>, Vec<bool>), RowError> {
-    let mut text = match &options.prompt_template {
-        Some(template) => template.replacen("{prompt}", prompt, 1),
-        None => prompt.to_owned(),
-    };
+    let mut text = prompt.to_owned();
     let boundary = text.len();
     text.push_str(completion);
-    let Spans { ids, offsets, .. } = tokenizer.encode_spans(&text, true)?;
+    let used = options.used(&text, tokenizer);
+    let Spans { ids, offsets, .. } = tokenizer.encode_spans(used, true)?;
     let ids = with_eos(ids, tokenizer);
     let mut trained: Vec<bool> = offsets
         .iter()
@@ -87,18 +131,18 @@ fn prompt_completion(
 }
 
 fn conversation(
-    messages: &[Message],
+    conversation: &Conversation,
     tokenizer: &TextTokenizer,
     options: &EncodeOptions,
 ) -> Result<(Vec<u32>, Vec<bool>), RowError> {
-    let text = tokenizer.render_chat(messages, false)?;
-    let spans = tokenizer.encode_spans(&text, false)?;
-    if !options.completion_only {
-        let all = vec![true; spans.ids.len()];
-        return Ok((spans.ids, all));
+    let text = tokenizer.render_conversation(conversation)?;
+    let spans = tokenizer.encode_spans(options.used(&text, tokenizer), false)?;
+    let messages = &conversation.messages;
+    let mut trained = vec![!options.completion_only; spans.ids.len()];
+    if !options.completion_only && messages.iter().all(|m| !m.untrained) {
+        return Ok((spans.ids, trained));
     }
-    let mut trained = vec![false; spans.ids.len()];
-    for turn in assistant_turns(messages, &text, tokenizer)? {
+    for (i, turn) in assistant_turns(conversation, &text, tokenizer)? {
         let inside = |(start, end): (usize, usize)| end > turn.start && start < turn.end;
         let Some(first) = spans.offsets.iter().position(|o| inside(*o)) else {
             continue;
@@ -109,41 +153,84 @@ fn conversation(
             .rposition(|o| inside(*o))
             .map_or(first, |last| last + 1);
         let past = end_of_turn(&text, &spans, first..past, turn.end, tokenizer);
-        trained[first..past].fill(true);
+        trained[first..past].fill(!messages[i].untrained);
     }
     Ok((spans.ids, trained))
 }
 
-/// Bytes of the text that the assistant writes: from the end of the generation prompt to the end of
-/// the turn, both found by rendering the conversation up to there.
+/// Bytes of the text that the assistant writes, with the number of the turn: from the end of the
+/// generation prompt to the end of the turn, both found by rendering the conversation up to there.
 fn assistant_turns(
-    messages: &[Message],
+    conversation: &Conversation,
     text: &str,
     tokenizer: &TextTokenizer,
-) -> Result<Vec<Range<usize>>, RowError> {
-    let mut turns = Vec::new();
-    for (i, _) in messages
-        .iter()
-        .enumerate()
-        .filter(|(_, m)| m.role == "assistant")
-    {
+) -> Result<Vec<(usize, Range<usize>)>, RowError> {
+    let messages = &conversation.messages;
+    let render = |turns: &[Message], prompt: bool| {
+        let template = tokenizer.chat_template().ok_or(TemplateError::Missing)?;
+        template.render_with(turns, &conversation.variables, prompt)
+    };
+    let mut turns: Vec<(usize, Range<usize>)> = Vec::new();
+    let assistant = |(_, m): &(usize, &Message)| m.role == "assistant";
+    for (i, message) in messages.iter().enumerate().filter(assistant) {
         let not_a_prefix = || RowError::NotAPrefix { turn: i + 1 };
-        let before = tokenizer.render_chat(&messages[..i], true)?;
-        let after = if i + 1 == messages.len() {
-            text.to_owned()
+        // A template may put a system message of its own in front of the first turn, or refuse a
+        // conversation that ends before a question.
+        let before = if i == 0 {
+            None
         } else {
-            tokenizer.render_chat(&messages[..=i], false)?
+            render(&messages[..i], true).ok()
         };
-        if !text.starts_with(&before) || !text.starts_with(&after) || after.len() < before.len() {
-            return Err(not_a_prefix());
-        }
-        turns.push(before.len()..after.len());
+        let start = match before {
+            Some(before) if text.starts_with(&before) => before.len(),
+            Some(_) => return Err(not_a_prefix()),
+            None => {
+                let from = turns.last().map_or(0, |(_, turn)| turn.end);
+                let mark = generation_prompt(&render);
+                answer_start(text, from, &mark, message).ok_or_else(not_a_prefix)?
+            }
+        };
+        let end = if i + 1 == messages.len() {
+            text.len()
+        } else {
+            let after = render(&messages[..=i], false)?;
+            if !text.starts_with(&after) || after.len() < start {
+                return Err(not_a_prefix());
+            }
+            after.len()
+        };
+        turns.push((i, start..end));
     }
     if turns.is_empty() {
         Err(RowError::NoAssistant)
     } else {
         Ok(turns)
     }
+}
+
+/// What the template writes in front of an answer.
+fn generation_prompt(
+    render: &impl Fn(&[Message], bool) -> Result<String, TemplateError>,
+) -> String {
+    let question = [Message::new("user", "x")];
+    let (Ok(with), Ok(without)) = (render(&question, true), render(&question, false)) else {
+        return String::new();
+    };
+    with.strip_prefix(&without).unwrap_or_default().to_owned()
+}
+
+/// Where an answer begins that no prefix of the conversation leads up to: behind the generation
+/// prompt, else where its text stands.
+fn answer_start(text: &str, from: usize, mark: &str, message: &Message) -> Option<usize> {
+    let rest = text.get(from..)?;
+    let content = message.content.trim();
+    let marked = rest.find(mark).filter(|_| !mark.is_empty());
+    let marked = marked.map(|at| at + mark.len());
+    let held = |at: &usize| rest[*at..].contains(content);
+    let found = marked
+        .filter(held)
+        .or_else(|| (!content.is_empty()).then(|| rest.find(content)).flatten());
+    found.map(|at| from + at)
 }
 
 /// Templates write a line break after the token that ends a turn; generation stops before it, so it

@@ -3,10 +3,21 @@
 use tokenizers::{Encoding, TruncationParams, truncate_encodings};
 
 use super::{EncodeOptions, Row, RowError, Target, Tokenized};
+use crate::caught::caught;
 use crate::data::Example;
 use crate::tokenizer::{TextTokenizer, TokenizerError};
 
 pub(super) fn encode(
+    example: &Example,
+    tokenizer: &TextTokenizer,
+    labels: &[String],
+    options: &EncodeOptions,
+) -> Result<Row, RowError> {
+    caught(|| encode_pair(example, tokenizer, labels, options))
+        .map_err(TokenizerError::panicked("encode the text"))?
+}
+
+fn encode_pair(
     example: &Example,
     tokenizer: &TextTokenizer,
     labels: &[String],
@@ -31,10 +42,11 @@ pub(super) fn encode(
         action: "encode the text",
         reason: e.to_string(),
     };
-    let mut first = inner.encode(text.as_str(), false).map_err(failed)?;
+    let text = options.used(text, tokenizer);
+    let mut first = inner.encode(text, false).map_err(failed)?;
     let mut second = text_pair
         .as_deref()
-        .map(|t| inner.encode(t, false))
+        .map(|t| inner.encode(options.used(t, tokenizer), false))
         .transpose()
         .map_err(failed)?;
     if first.is_empty()

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-use crate::data::{Dataset, Format};
+use crate::data::{Dataset, Example, Format};
 use crate::template::TemplateError;
 use crate::tokenizer::{TextTokenizer, TokenizerError};
 
@@ -40,6 +40,9 @@ pub struct EncodeOptions {
     pub completion_only: bool,
     /// Text around a prompt, with `{prompt}` where it goes: `"Review: {prompt}\nSentiment:"`.
     pub prompt_template: Option<String>,
+    /// Write prompts and their completions as a question and its answer by the chat template, where
+    /// the tokenizer has one and there is no `prompt_template`.
+    pub chat_template: bool,
 }
 
 impl EncodeOptions {
@@ -50,7 +53,22 @@ impl EncodeOptions {
             truncate: false,
             completion_only: true,
             prompt_template: None,
+            chat_template: true,
         }
+    }
+
+    /// As much of a text as can be used: all of it, unless it is cut anyway.
+    fn used<'t>(&self, text: &'t str, tokenizer: &TextTokenizer) -> &'t str {
+        if self.truncate {
+            tokenizer.head(text, self.max_length)
+        } else {
+            text
+        }
+    }
+
+    /// Whether prompts and completions go through the chat template.
+    fn renders(&self, tokenizer: &TextTokenizer) -> bool {
+        self.chat_template && self.prompt_template.is_none() && tokenizer.has_chat_template()
     }
 }
 
@@ -216,6 +234,14 @@ pub enum RowError {
     /// A row that is not of the format of its data set.
     #[error("the row is not of the format of its data set")]
     OtherFormat,
+    /// A text with more tokens than allowed.
+    #[error("{length} tokens, but at most {max_length} are allowed; cut with `--truncate`")]
+    TooLong {
+        /// Its tokens.
+        length: usize,
+        /// The limit.
+        max_length: usize,
+    },
     /// A text without a single token.
     #[error("the text has no tokens")]
     NoTokens,
@@ -248,7 +274,7 @@ pub fn encode_all(
         trained_tokens: 0,
         longest: 0,
     };
-    let mut too_long: Option<(usize, usize)> = None;
+    let mut too_long: Option<(usize, usize, usize)> = None;
     let mut too_long_count = 0;
     for (i, (example, line)) in dataset.examples.iter().zip(&dataset.lines).enumerate() {
         let row = match task {
@@ -258,12 +284,12 @@ pub fn encode_all(
             }
         };
         let Row { tokenized, length } = row.map_err(|problem| EncodeError::Row {
-            path: dataset.source.clone(),
+            path: dataset.file_of(i).to_owned(),
             line: *line,
             problem,
         })?;
         if length > options.max_length {
-            too_long.get_or_insert((*line, length));
+            too_long.get_or_insert((i, *line, length));
             too_long_count += 1;
         }
         if tokenized.trained() == 0 {
@@ -277,10 +303,10 @@ pub fn encode_all(
         encoded.rows.push(i);
         encoded.examples.push(tokenized);
     }
-    if let Some((line, length)) = too_long.filter(|_| !options.truncate) {
+    if let Some((row, line, length)) = too_long.filter(|_| !options.truncate) {
         let (max_length, count, rows) = (options.max_length, too_long_count, dataset.len());
         return Err(EncodeError::TooLong {
-            path: dataset.source.clone(),
+            path: dataset.file_of(row).to_owned(),
             line,
             length,
             max_length,
@@ -295,6 +321,32 @@ pub fn encode_all(
         });
     }
     Ok(encoded)
+}
+
+/// Encodes one text, or two, for a classifier.
+///
+/// # Errors
+/// A text that is too long, or that the tokenizer cannot spell.
+pub fn encode_text(
+    example: &Example,
+    tokenizer: &TextTokenizer,
+    labels: &[String],
+    options: &EncodeOptions,
+) -> Result<Tokenized, EncodeError> {
+    let failed = |problem| EncodeError::Row {
+        path: "text".into(),
+        line: 1,
+        problem,
+    };
+    let Row { tokenized, length } =
+        classify::encode(example, tokenizer, labels, options).map_err(failed)?;
+    if length > options.max_length && !options.truncate {
+        return Err(failed(RowError::TooLong {
+            length,
+            max_length: options.max_length,
+        }));
+    }
+    Ok(tokenized)
 }
 
 fn check(

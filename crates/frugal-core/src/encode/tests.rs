@@ -61,6 +61,14 @@ fn targets(ids: &[u32], trained: &[u32]) -> Target {
 
 const WIDE: usize = 1000;
 
+/// Prompts and completions joined as they are.
+fn plain(max_length: usize) -> EncodeOptions {
+    EncodeOptions {
+        chat_template: false,
+        ..EncodeOptions::new(max_length)
+    }
+}
+
 #[test]
 fn prompts_are_masked_as_the_offsets_of_transformers_say() {
     for name in ["byte-level", "metaspace"] {
@@ -68,7 +76,7 @@ fn prompts_are_masked_as_the_offsets_of_transformers_say() {
         for case in golden(name)["prompts"].as_array().unwrap() {
             let record =
                 serde_json::json!({"prompt": case["prompt"], "completion": case["completion"]});
-            let encoded = causal(record, &tokenizer, &EncodeOptions::new(WIDE)).unwrap();
+            let encoded = causal(record, &tokenizer, &plain(WIDE)).unwrap();
             let ids = numbers(&case["ids"]);
             assert_eq!(
                 encoded.labels,
@@ -205,7 +213,7 @@ fn the_end_of_sequence_is_learnt_although_it_is_the_padding() {
         serde_json::json!({"text": "the film"}),
         serde_json::json!({"prompt": "the", "completion": " film"}),
     ] {
-        let encoded = causal(record, &tokenizer, &EncodeOptions::new(WIDE)).unwrap();
+        let encoded = causal(record, &tokenizer, &plain(WIDE)).unwrap();
         let Target::Tokens(targets) = &encoded.labels else {
             panic!()
         };
@@ -216,7 +224,7 @@ fn the_end_of_sequence_is_learnt_although_it_is_the_padding() {
     let encoded = causal(
         serde_json::json!({"text": "the film<|im_end|>"}),
         &tokenizer,
-        &EncodeOptions::new(WIDE),
+        &plain(WIDE),
     )
     .unwrap();
     assert_eq!(encoded.input_ids.iter().filter(|id| **id == eos).count(), 1);
@@ -224,16 +232,16 @@ fn the_end_of_sequence_is_learnt_although_it_is_the_padding() {
 
 #[test]
 fn an_end_of_sequence_added_by_the_tokenizer_is_trained_once() {
-    let plain = tokenizer("byte-level");
+    let bare = tokenizer("byte-level");
     let settings = crate::tokenizer::TokenizerSettings {
         add_eos_token: true,
         add_bos_token: true,
-        ..plain.settings().clone()
+        ..bare.settings().clone()
     };
-    let adding = TextTokenizer::new(plain.inner().clone(), settings).unwrap();
+    let adding = TextTokenizer::new(bare.inner().clone(), settings).unwrap();
     let record = serde_json::json!({"prompt": "the", "completion": " film"});
-    let expected = causal(record.clone(), &plain, &EncodeOptions::new(WIDE)).unwrap();
-    let encoded = causal(record, &adding, &EncodeOptions::new(WIDE)).unwrap();
+    let expected = causal(record.clone(), &bare, &plain(WIDE)).unwrap();
+    let encoded = causal(record, &adding, &plain(WIDE)).unwrap();
     assert_eq!(encoded.input_ids[1..], expected.input_ids);
     assert_eq!(encoded.input_ids[0], adding.bos_id().unwrap());
     assert_eq!(encoded.trained(), expected.trained());
@@ -272,7 +280,7 @@ fn long_rows_are_refused_or_cut_and_counted() {
     let tokenizer = tokenizer("byte-level");
     let record = |prompt: usize, completion: usize| serde_json::json!({"prompt": "!".repeat(prompt), "completion": "?".repeat(completion)});
     let data = data(&[record(2, 2), record(3, 9), record(9, 3), record(12, 2)]);
-    let strict = EncodeOptions::new(10);
+    let strict = plain(10);
     let error = encode_all(&data, &tokenizer, Task::CausalLm, &strict)
         .unwrap_err()
         .to_string();
@@ -437,7 +445,7 @@ fn a_shown_example_tells_given_from_trained() {
     let tokenizer = tokenizer("byte-level");
     let record =
         serde_json::json!({"prompt": "the film\nis \u{1b}[0m", "completion": " naïve 🦀\n"});
-    let encoded = causal(record, &tokenizer, &EncodeOptions::new(WIDE)).unwrap();
+    let encoded = causal(record, &tokenizer, &plain(WIDE)).unwrap();
     let plain = show(&encoded, &tokenizer, false).unwrap();
     let lines: Vec<&str> = plain.lines().collect();
     assert_eq!(
@@ -454,3 +462,5 @@ fn a_shown_example_tells_given_from_trained() {
     assert!(coloured.contains("\x1b[2mthe film") && coloured.contains("\x1b[32m naïve"));
     assert!(!plain.contains('\x1b'));
 }
+
+mod conversations;

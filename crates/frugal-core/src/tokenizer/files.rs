@@ -5,8 +5,12 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 use tokenizers::Tokenizer;
 
+use super::added::{ADDED, Sources, add_tokens};
+use super::bounds;
 use super::{TextTokenizer, TokenizerError, TokenizerSettings};
+use crate::caught::caught;
 use crate::fs;
+use crate::tokenizer_settings::token_text;
 
 const TOKENIZER: &str = "tokenizer.json";
 const CONFIG: &str = "tokenizer_config.json";
@@ -17,7 +21,7 @@ const MODEL: &str = "config.json";
 
 impl TextTokenizer {
     /// Reads `tokenizer.json` and, where they exist, `tokenizer_config.json`,
-    /// `special_tokens_map.json`, `chat_template.jinja` and the `eos_token_id` of
+    /// `special_tokens_map.json`, `added_tokens.json`, `chat_template.jinja` and the `eos_token_id` of
     /// `generation_config.json` (or `config.json`).
     ///
     /// As in transformers 5, `add_bos_token` and `add_eos_token` of `tokenizer_config.json` are
@@ -32,19 +36,22 @@ impl TextTokenizer {
                 folder: folder.to_owned(),
             });
         }
-        let tokenizer =
-            Tokenizer::from_bytes(fs::read(&path)?).map_err(|e| TokenizerError::Malformed {
-                path: path.clone(),
-                reason: format!("not a tokenizer: {e}"),
-            })?;
+        let mut tokenizer = parse(&path, &fs::read(&path)?)?;
         let config = read_object(&folder.join(CONFIG))?.unwrap_or_default();
         let special = read_object(&folder.join(SPECIAL))?.unwrap_or_default();
+        let added = read_object(&folder.join(ADDED))?.unwrap_or_default();
+        let sources = Sources {
+            config: &config,
+            special: &special,
+            added: &added,
+        };
+        add_tokens(&mut tokenizer, &sources, folder)?;
         let mut settings = TokenizerSettings {
             bos_token: special_token("bos_token", &config, &special),
             eos_token: special_token("eos_token", &config, &special),
             pad_token: special_token("pad_token", &config, &special),
             unk_token: special_token("unk_token", &config, &special),
-            eos_token_ids: eos_token_ids(folder)?,
+            eos_token_ids: eos_token_ids(folder, &[GENERATION, MODEL])?,
             chat_template: chat_template(folder, &config)?,
             // Files without a limit hold 1e30 here.
             model_max_length: config
@@ -77,8 +84,7 @@ impl TextTokenizer {
             path: file.into(),
             reason,
         };
-        let tokenizer = Tokenizer::from_bytes(tokenizer)
-            .map_err(|e| malformed(TOKENIZER, format!("not a tokenizer: {e}")))?;
+        let tokenizer = parse(Path::new(TOKENIZER), tokenizer.as_bytes())?;
         let config: Map<String, Value> =
             serde_json::from_str(config).map_err(|e| malformed(CONFIG, e.to_string()))?;
         let token = |name| special_token(name, &config, &Map::new());
@@ -94,6 +100,32 @@ impl TextTokenizer {
             ..TokenizerSettings::default()
         };
         Self::new(tokenizer, settings)
+    }
+
+    /// Takes over what a folder beside the model's says about text, as that of an adapter does: a
+    /// `chat_template.jinja`, and the `eos_token_id` of a `generation_config.json`.
+    ///
+    /// # Errors
+    /// Names the file that is unreadable or malformed.
+    pub fn use_settings_of(&mut self, folder: &Path) -> Result<(), TokenizerError> {
+        let config = read_object(&folder.join(CONFIG))?.unwrap_or_default();
+        if let Some(source) = chat_template(folder, &config)? {
+            self.set_chat_template(&source)?;
+        }
+        let ids = eos_token_ids(folder, &[GENERATION])?;
+        self.add_eos_ids(&ids);
+        Ok(())
+    }
+
+    /// Writes the chat template beside an adapter.
+    ///
+    /// # Errors
+    /// Names the file that cannot be written.
+    pub fn save_chat_template(&self, folder: &Path) -> Result<(), TokenizerError> {
+        if let Some(template) = &self.settings().chat_template {
+            fs::write_atomic(&folder.join(TEMPLATE), template.as_bytes())?;
+        }
+        Ok(())
     }
 
     /// Writes `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json` and, if there is
@@ -136,6 +168,21 @@ impl TextTokenizer {
     }
 }
 
+/// Reads a tokenizer; what it asks for is checked first, and a panic of the parser is an error.
+fn parse(path: &Path, bytes: &[u8]) -> Result<Tokenizer, TokenizerError> {
+    let malformed = |reason: String| TokenizerError::Malformed {
+        path: path.to_owned(),
+        reason,
+    };
+    let json =
+        serde_json::from_slice(bytes).map_err(|e| malformed(format!("not a tokenizer: {e}")))?;
+    bounds::check(&json).map_err(malformed)?;
+    drop(json);
+    caught(|| Tokenizer::from_bytes(bytes))
+        .map_err(|reason| malformed(format!("not a tokenizer: {reason}")))?
+        .map_err(|e| malformed(format!("not a tokenizer: {e}")))
+}
+
 fn write_object(path: &Path, object: Map<String, Value>) -> Result<(), TokenizerError> {
     Ok(fs::write_atomic(
         path,
@@ -158,24 +205,24 @@ fn read_object(path: &Path) -> Result<Option<Map<String, Value>>, TokenizerError
     }
 }
 
-/// A special token is a string, or an object with its text under `content`.
+/// A special token of the config, else of the map; without `added_tokens_decoder` the config is of
+/// the time when the map had the last word.
 fn special_token(
     name: &str,
     config: &Map<String, Value>,
     special: &Map<String, Value>,
 ) -> Option<String> {
-    let text = |v: &Value| {
-        v.as_str()
-            .or_else(|| v.get("content")?.as_str())
-            .map(str::to_owned)
+    let files = match config.contains_key("added_tokens_decoder") {
+        true => [config, special],
+        false => [special, config],
     };
-    [config, special]
-        .into_iter()
-        .find_map(|file| file.get(name).and_then(text))
+    let text = |file: &Map<String, Value>| file.get(name).and_then(token_text).map(str::to_owned);
+    files.into_iter().find_map(text)
 }
 
-fn eos_token_ids(folder: &Path) -> Result<Vec<u32>, TokenizerError> {
-    for name in [GENERATION, MODEL] {
+/// The ids that the first of the files to name any gives.
+fn eos_token_ids(folder: &Path, files: &[&str]) -> Result<Vec<u32>, TokenizerError> {
+    for name in files {
         let path = folder.join(name);
         let Some(value) = read_object(&path)?
             .and_then(|o| o.get("eos_token_id").cloned())

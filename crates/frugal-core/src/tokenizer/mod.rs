@@ -1,7 +1,11 @@
 //! Text to token ids and back: a `tokenizers` tokenizer together with what Hugging Face keeps
 //! beside it.
 
+mod added;
+mod bounds;
 mod files;
+mod stop;
+mod stop_text;
 mod stream;
 mod train;
 
@@ -14,10 +18,14 @@ use tokenizers::processors::sequence::Sequence;
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{EncodeInput, Encoding, PostProcessor, Tokenizer};
 
-use crate::data::Message;
+use crate::caught::caught;
+use crate::data::{Conversation, Message};
 use crate::fs::FileError;
 use crate::template::{ChatTemplate, TemplateError};
 
+pub use crate::tokenizer_settings::TokenizerSettings;
+use stop::TurnEnd;
+pub use stop_text::StopStream;
 pub use stream::TextStream;
 pub use train::train_bpe;
 
@@ -71,35 +79,17 @@ impl TokenizerError {
             reason: e.to_string(),
         }
     }
+
+    pub(crate) fn panicked(action: &'static str) -> impl FnOnce(String) -> Self {
+        move |reason| Self::Failed {
+            action,
+            reason: format!("its settings contradict each other ({reason})"),
+        }
+    }
 }
 
-/// What a tokenizer file does not say itself: special tokens, end-of-sequence ids and the chat
-/// template.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct TokenizerSettings {
-    /// First token of a sequence.
-    pub bos_token: Option<String>,
-    /// Last token of a sequence.
-    pub eos_token: Option<String>,
-    /// Fills short sequences of a batch.
-    pub pad_token: Option<String>,
-    /// Stands for what the vocabulary cannot spell.
-    pub unk_token: Option<String>,
-    /// Ids that end a generation, beside that of `eos_token`.
-    pub eos_token_ids: Vec<u32>,
-    /// Put `bos_token` first whenever special tokens are added. Nothing changes for a tokenizer
-    /// that does so already.
-    pub add_bos_token: bool,
-    /// Put `eos_token` last whenever special tokens are added. Nothing changes for a tokenizer that
-    /// does so already.
-    pub add_eos_token: bool,
-    /// Jinja source of the chat template.
-    pub chat_template: Option<String>,
-    /// Longest sequence the model was made for, in tokens.
-    pub model_max_length: Option<usize>,
-    /// Every other key of `tokenizer_config.json`, written back as it was read.
-    pub other: serde_json::Map<String, serde_json::Value>,
-}
+/// Bytes above which a text is cut before it is tokenized, if it is cut anyway.
+const HUGE_TEXT: usize = 1 << 20;
 
 /// A tokenizer with its special tokens and chat template. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -108,6 +98,9 @@ pub struct TextTokenizer {
     settings: TokenizerSettings,
     template: Option<ChatTemplate>,
     bos_id: Option<u32>,
+    /// What every format of a model says about its ends, before the chat template's is added.
+    eos_id: Option<u32>,
+    turn_end: Option<TurnEnd>,
     eos_ids: Vec<u32>,
     pad_id: u32,
 }
@@ -158,29 +151,29 @@ impl TextTokenizer {
         };
         let bos_id = id_of("bos_token", &settings.bos_token)?;
         let eos_id = id_of("eos_token", &settings.eos_token)?;
-        let mut eos_ids: Vec<u32> = eos_id.into_iter().collect();
-        for id in &settings.eos_token_ids {
-            if !eos_ids.contains(id) {
-                eos_ids.push(*id);
-            }
-        }
-        let pad_id = settings
-            .pad_token
-            .as_ref()
-            .and_then(|t| tokenizer.token_to_id(t))
-            .or(eos_ids.first().copied())
-            .unwrap_or(0);
         add_special_tokens(&mut tokenizer, &settings, bos_id, eos_id)?;
         let template = settings
             .chat_template
             .as_deref()
             .map(|source| ChatTemplate::new(source, &settings))
             .transpose()?;
+        let turn_end = template
+            .as_ref()
+            .and_then(|t| stop::turn_end(t, &tokenizer));
+        let eos_ids = stop::stop_ids(eos_id, &settings.eos_token_ids, turn_end.as_ref());
+        let pad_id = settings
+            .pad_token
+            .as_ref()
+            .and_then(|t| tokenizer.token_to_id(t))
+            .or(eos_ids.first().copied())
+            .unwrap_or(0);
         Ok(Self {
             tokenizer: Arc::new(tokenizer),
             settings,
             template,
             bos_id,
+            eos_id,
+            turn_end,
             eos_ids,
             pad_id,
         })
@@ -204,11 +197,7 @@ impl TextTokenizer {
         text: &str,
         add_special_tokens: bool,
     ) -> Result<Spans, TokenizerError> {
-        let encoding = self
-            .tokenizer
-            .encode(text, add_special_tokens)
-            .map_err(TokenizerError::failed("encode the text"))?;
-        Ok(encoding.into())
+        Ok(self.encoding(text.into(), add_special_tokens)?.into())
     }
 
     /// One text, or two, as an encoder reads them: special tokens around them and a token type for
@@ -221,11 +210,38 @@ impl TextTokenizer {
             Some(pair) => (text, pair).into(),
             None => text.into(),
         };
-        Ok(self
-            .tokenizer
-            .encode(input, true)
-            .map_err(TokenizerError::failed("encode the text"))?
-            .into())
+        Ok(self.encoding(input, true)?.into())
+    }
+
+    /// What the tokenizer makes of a text, or of two; its panics are errors.
+    fn encoding(&self, input: EncodeInput, special: bool) -> Result<Encoding, TokenizerError> {
+        let encode = || self.tokenizer.encode(input, special);
+        caught(encode)
+            .map_err(TokenizerError::panicked("encode the text"))?
+            .map_err(TokenizerError::failed("encode the text"))
+    }
+
+    /// The beginning of a text that holds at least so many tokens: of a text of many megabytes only
+    /// what is used is tokenized. Texts of up to a megabyte are left whole.
+    pub fn head<'t>(&self, text: &'t str, tokens: usize) -> &'t str {
+        if text.len() <= HUGE_TEXT {
+            return text;
+        }
+        // Some tokens more, because the last ones may come out otherwise where a text is cut.
+        let room = tokens
+            .saturating_add(64)
+            .saturating_mul(self.longest_token());
+        let mut end = text.len().min(room.max(HUGE_TEXT));
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        &text[..end]
+    }
+
+    /// Bytes of the longest token, as the vocabulary spells it.
+    fn longest_token(&self) -> usize {
+        let vocab = self.tokenizer.get_vocab(true);
+        vocab.keys().map(String::len).max().unwrap_or(1)
     }
 
     /// Text of token ids.
@@ -233,8 +249,8 @@ impl TextTokenizer {
     /// # Errors
     /// When the decoder of the tokenizer fails.
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, TokenizerError> {
-        self.tokenizer
-            .decode(ids, skip_special_tokens)
+        caught(|| self.tokenizer.decode(ids, skip_special_tokens))
+            .map_err(TokenizerError::panicked("decode the ids"))?
             .map_err(TokenizerError::failed("decode the ids"))
     }
 
@@ -248,9 +264,27 @@ impl TextTokenizer {
         self.bos_id
     }
 
-    /// Ids that end a sequence, that of `eos_token` first.
+    /// Ids that end a sequence, that of `eos_token` first, then those of the model's files, then
+    /// the one that the chat template writes after an answer.
     pub fn eos_ids(&self) -> &[u32] {
         &self.eos_ids
+    }
+
+    /// The id that the chat template writes after an answer, where it is one token.
+    pub fn turn_end_id(&self) -> Option<u32> {
+        match self.turn_end {
+            Some(TurnEnd::Token(id)) => Some(id),
+            _ => None,
+        }
+    }
+
+    /// A text that ends an answer: the chat template's mark, where the vocabulary has no token for
+    /// it and spells it.
+    pub fn turn_end_text(&self) -> Option<&str> {
+        match &self.turn_end {
+            Some(TurnEnd::Text(text)) => Some(text),
+            _ => None,
+        }
     }
 
     /// Id that fills short sequences of a batch: the pad token, else the end of sequence, else 0.
@@ -314,9 +348,23 @@ impl TextTokenizer {
     /// # Errors
     /// When it does not compile.
     pub fn set_chat_template(&mut self, source: &str) -> Result<(), TemplateError> {
-        self.template = Some(ChatTemplate::new(source, &self.settings)?);
+        let template = ChatTemplate::new(source, &self.settings)?;
+        self.turn_end = stop::turn_end(&template, &self.tokenizer);
+        self.template = Some(template);
         self.settings.chat_template = Some(source.to_owned());
+        self.set_stop_ids();
         Ok(())
+    }
+
+    /// Adds ids that end a sequence, as a `generation_config.json` beside an adapter lists them.
+    pub fn add_eos_ids(&mut self, ids: &[u32]) {
+        self.settings.eos_token_ids.extend(ids);
+        self.set_stop_ids();
+    }
+
+    fn set_stop_ids(&mut self) {
+        let listed = &self.settings.eos_token_ids;
+        self.eos_ids = stop::stop_ids(self.eos_id, listed, self.turn_end.as_ref());
     }
 
     /// Fixes what `strftime_now` in the chat template answers, in seconds since 1970 (UTC), so that
@@ -343,6 +391,20 @@ impl TextTokenizer {
             .render(messages, add_generation_prompt)
     }
 
+    /// As [`Self::render_chat`], with the conversation's tools and other variables; a key that the
+    /// template never names is refused.
+    ///
+    /// # Errors
+    /// As [`Self::render_chat`], and a key that would be dropped.
+    pub fn render_conversation(
+        &self,
+        conversation: &Conversation,
+    ) -> Result<String, TemplateError> {
+        let template = self.template.as_ref().ok_or(TemplateError::Missing)?;
+        template.check_used(conversation)?;
+        template.render_with(&conversation.messages, &conversation.variables, false)
+    }
+
     /// SHA-256 of the chat template's source, in hexadecimal.
     pub fn sha256(&self) -> Option<String> {
         self.template.as_ref().map(ChatTemplate::sha256)
@@ -360,8 +422,8 @@ fn add_special_tokens(
     if !settings.add_bos_token && !settings.add_eos_token {
         return Ok(());
     }
-    let sample = tokenizer
-        .encode("a", true)
+    let sample = caught(|| tokenizer.encode("a", true))
+        .map_err(TokenizerError::panicked("encode the text"))?
         .map_err(TokenizerError::failed("encode the text"))?;
     let (first, last) = (
         sample.get_ids().first().copied(),

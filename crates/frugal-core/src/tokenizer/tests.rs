@@ -284,3 +284,188 @@ fn training_is_deterministic_and_spells_any_text() {
             .contains("no room")
     );
 }
+
+/// A copy of the byte-level tokenizer with other files over it.
+fn folder_with(files: &Value) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for file in [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+    ] {
+        std::fs::copy(fixture("byte-level").join(file), folder.path().join(file)).unwrap();
+    }
+    for (file, content) in files.as_object().unwrap() {
+        std::fs::write(folder.path().join(file), content.to_string()).unwrap();
+    }
+    folder
+}
+
+#[test]
+fn tokens_beside_the_tokenizer_file_are_not_split_into_characters() {
+    let path = fixture("../added_tokens.json");
+    let golden: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let folders = golden["folders"].as_array().unwrap();
+    assert_eq!(folders.len(), 13);
+    for case in folders {
+        let folder = folder_with(&case["files"]);
+        let tokenizer = TextTokenizer::from_folder(folder.path()).unwrap();
+        for text in case["cases"].as_array().unwrap() {
+            let found = tokenizer
+                .encode(text["text"].as_str().unwrap(), true)
+                .unwrap();
+            assert_eq!(found, ids(&text["ids"]), "{}: {text}", case["name"]);
+            let decoded = tokenizer.decode(&found, true).unwrap();
+            assert_eq!(
+                decoded,
+                text["decoded"].as_str().unwrap(),
+                "{}",
+                case["name"]
+            );
+        }
+        assert_eq!(
+            tokenizer.settings().pad_token.as_deref(),
+            case["pad_token"].as_str(),
+            "{}",
+            case["name"]
+        );
+        // A saved copy knows them too.
+        let copy = tempfile::tempdir().unwrap();
+        tokenizer.save(copy.path()).unwrap();
+        let copy = TextTokenizer::from_folder(copy.path()).unwrap();
+        for text in case["cases"].as_array().unwrap() {
+            let found = copy.encode(text["text"].as_str().unwrap(), true).unwrap();
+            assert_eq!(found, ids(&text["ids"]), "copy of {}: {text}", case["name"]);
+        }
+    }
+}
+
+#[test]
+fn an_added_token_with_an_id_that_does_not_follow_is_refused() {
+    let folder = folder_with(&serde_json::json!({"added_tokens.json": {"<|x1|>": 345}}));
+    let error = TextTokenizer::from_folder(folder.path())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("added_tokens.json")
+            && error.contains("<|x1|>")
+            && error.contains("345")
+            && error.contains("340"),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_turn_end_of_the_template_stops_generation_whatever_the_files_list() {
+    // A base model with another end of sequence that was tuned on conversations.
+    let base = serde_json::json!({"eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"});
+    let ids_of = |files: Value| {
+        let folder = folder_with(&files);
+        TextTokenizer::from_folder(folder.path())
+            .unwrap()
+            .eos_ids()
+            .to_vec()
+    };
+    let config = || base.clone();
+    assert_eq!(
+        ids_of(serde_json::json!({"tokenizer_config.json": config()})),
+        [0, 2]
+    );
+    let listed = serde_json::json!({"eos_token_id": [5, 0]});
+    assert_eq!(
+        ids_of(
+            serde_json::json!({"tokenizer_config.json": config(), "generation_config.json": listed})
+        ),
+        [0, 5, 2]
+    );
+    // Another template ends its turns otherwise; without one nothing is added.
+    let folder = folder_with(&serde_json::json!({"tokenizer_config.json": config()}));
+    let mut tokenizer = TextTokenizer::from_folder(folder.path()).unwrap();
+    tokenizer
+        .set_chat_template("{% for m in messages %}{{ m.content }}<|im_start|>{% endfor %}")
+        .unwrap();
+    assert_eq!(
+        (tokenizer.eos_ids(), tokenizer.turn_end_id()),
+        ([0, 1].as_slice(), Some(1))
+    );
+    tokenizer
+        .set_chat_template("{% for m in messages %}{{ m.content }}\n{% endfor %}")
+        .unwrap();
+    assert_eq!(
+        (tokenizer.eos_ids(), tokenizer.turn_end_id()),
+        ([0].as_slice(), None)
+    );
+    // A mark that the vocabulary spells in pieces is a text to stop at.
+    let named = crate::template::named("phi3").unwrap();
+    tokenizer.set_chat_template(named).unwrap();
+    assert_eq!(
+        (tokenizer.eos_ids(), tokenizer.turn_end_text()),
+        ([0].as_slice(), Some("<|end|>"))
+    );
+}
+
+#[test]
+fn an_adapters_template_and_ends_are_taken_over() {
+    let folder =
+        folder_with(&serde_json::json!({"tokenizer_config.json": {"eos_token": "<|endoftext|>"}}));
+    std::fs::remove_file(folder.path().join("chat_template.jinja")).unwrap();
+    let mut tokenizer = TextTokenizer::from_folder(folder.path()).unwrap();
+    assert_eq!(
+        (tokenizer.has_chat_template(), tokenizer.eos_ids()),
+        (false, [0].as_slice())
+    );
+    let adapter = tempfile::tempdir().unwrap();
+    std::fs::write(
+        adapter.path().join("chat_template.jinja"),
+        crate::template::named("chatml").unwrap(),
+    )
+    .unwrap();
+    std::fs::write(
+        adapter.path().join("generation_config.json"),
+        "{\"eos_token_id\": 9}",
+    )
+    .unwrap();
+    tokenizer.use_settings_of(adapter.path()).unwrap();
+    assert_eq!(
+        (tokenizer.has_chat_template(), tokenizer.eos_ids()),
+        (true, [0, 9, 2].as_slice())
+    );
+}
+
+#[test]
+fn a_stop_text_ends_the_text_before_it_even_across_tokens() {
+    let tokenizer = TextTokenizer::from_folder(&fixture("byte-level")).unwrap();
+    let streamed = |text: &str, stops: &[&str]| {
+        let stops: Vec<String> = stops.iter().map(|s| (*s).to_owned()).collect();
+        let mut stream = StopStream::new(&tokenizer, &stops);
+        let (mut out, mut used) = (String::new(), 0);
+        for id in tokenizer.encode(text, false).unwrap() {
+            out.extend(stream.push(id).unwrap());
+            assert!(
+                stops
+                    .iter()
+                    .all(|s| s.is_empty() || !out.contains(s.as_str()))
+            );
+            used += 1;
+            if stream.is_stopped() {
+                break;
+            }
+        }
+        out.extend(stream.finish().unwrap());
+        (out, used)
+    };
+    let text = "the film is good\n\nUser: why";
+    let tokens = tokenizer.encode(text, false).unwrap().len();
+    let (out, used) = streamed(text, &["\n\nUser:"]);
+    assert_eq!(out, "the film is good");
+    assert!(used < tokens);
+    // Of two, the one that comes first; of a beginning that goes on otherwise, all of it.
+    assert_eq!(streamed(text, &["why", "good"]).0, "the film is ");
+    assert_eq!(streamed(text, &["\n\nUsers"]), (text.to_owned(), tokens));
+    assert_eq!(streamed(text, &[""]), (text.to_owned(), tokens));
+    assert_eq!(streamed("naïve 🦀 x", &["🦀"]).0, "naïve ");
+    // What is held back at the end is not lost.
+    assert_eq!(streamed("the fil", &["film"]).0, "the fil");
+}
+
+mod hostile;

@@ -14,6 +14,7 @@ mod task;
 #[cfg(test)]
 mod tests;
 mod yaml;
+mod yaml_depth;
 
 use std::collections::BTreeMap;
 use std::error::Error;

@@ -60,6 +60,7 @@ fn keys(path: &Path, files: usize) -> Result<Mapping, EvalError> {
         )));
     }
     let bytes = frugal_core::fs::read(path)?;
+    super::yaml_depth::check(&bytes).map_err(fail)?;
     let mut own: Mapping = serde_yaml_ng::from_slice(&bytes).map_err(|e| fail(e.to_string()))?;
     let Some(include) = own.remove("include") else {
         return Ok(own);

@@ -15,6 +15,9 @@ use crate::load::gguf::GgufSource;
 use crate::load::{SafetensorsSource, builtin, read_json};
 use crate::weights::{LoadOptions, WeightSource};
 
+/// Metadata of a GGUF file.
+const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
+
 /// How models are looked up.
 #[derive(Clone, Debug)]
 pub struct Lookup {
@@ -219,6 +222,32 @@ impl ModelFiles {
             })
     }
 
+    /// Gives the tokenizer another chat template; what it writes after an answer then ends a
+    /// generation.
+    ///
+    /// # Errors
+    /// No tokenizer, or a template that does not compile.
+    pub fn set_chat_template(&mut self, source: &str) -> Result<(), LoadError> {
+        let folder = self.path.clone();
+        let tokenizer = self.tokenizer.as_mut();
+        let tokenizer = tokenizer.ok_or(LoadError::NoTokenizer { folder })?;
+        Ok(tokenizer
+            .set_chat_template(source)
+            .map_err(frugal_core::tokenizer::TokenizerError::from)?)
+    }
+
+    /// Takes over what stands beside an adapter about text: the chat template that it was trained
+    /// with, and the ids that end a generation.
+    ///
+    /// # Errors
+    /// Files that are damaged.
+    pub fn use_text_settings_of(&mut self, adapter: &Path) -> Result<(), LoadError> {
+        let Some(tokenizer) = &mut self.tokenizer else {
+            return Ok(());
+        };
+        Ok(tokenizer.use_settings_of(adapter)?)
+    }
+
     /// The tensors by their Hugging Face names.
     pub fn source(&self) -> &dyn WeightSource {
         match &self.weights {
@@ -243,7 +272,17 @@ impl ModelFiles {
         &self,
     ) -> Result<Vec<(String, frugal_formats::gguf::Value)>, LoadError> {
         match &self.weights {
-            Weights::Gguf(source) => Ok(source.tokenizer_metadata()),
+            Weights::Gguf(source) => {
+                let mut metadata = source.tokenizer_metadata();
+                let template = self.tokenizer()?.settings().chat_template.clone();
+                if let Some(template) = template {
+                    // That of an adapter takes the place of the file's own.
+                    metadata.retain(|(key, _)| key != CHAT_TEMPLATE);
+                    let template = frugal_formats::gguf::Value::String(template);
+                    metadata.push((CHAT_TEMPLATE.to_owned(), template));
+                }
+                Ok(metadata)
+            }
             Weights::Folder(_) => {
                 let source = self.path.display().to_string();
                 let rows = self.config.vocab_size;

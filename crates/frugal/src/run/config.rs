@@ -23,15 +23,31 @@ pub enum Task {
     CausalLm,
 }
 
+/// Whether prompts and completions go through the chat template.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Template {
+    /// Where the model has one and no `prompt_template` is given.
+    #[default]
+    Auto,
+    /// Never: they are joined as they are.
+    None,
+}
+
 /// Where examples come from and how they are read.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataConfig {
-    /// Training file, or the name of a built-in data set (`sms-spam`).
+    /// Training file, the name of a built-in data set (`sms-spam`), `org/name` of a data set on the
+    /// Hugging Face hub, or `-` for standard input. A list of files, or a pattern with `*`, is read
+    /// as one; in memory the names of a list stand on a line each.
+    #[serde(with = "super::paths")]
     pub train: String,
     /// Validation file; without one a part of the training file is held out.
+    #[serde(with = "super::paths::optional")]
     pub validation: Option<String>,
     /// Test file, only used for the final comparison; without one the validation part serves.
+    #[serde(with = "super::paths::optional")]
     pub test: Option<String>,
     /// Share of the training file held out when there is no validation file.
     pub validation_share: f64,
@@ -45,6 +61,12 @@ pub struct DataConfig {
     pub documents: Option<frugal_core::data::Documents>,
     /// Text around every prompt, with `{prompt}` where it goes.
     pub prompt_template: Option<String>,
+    /// Whether prompts and completions are written as a question and its answer by the chat
+    /// template.
+    pub template: Template,
+    /// Chat template in place of the model's: a Jinja file, or a name such as `chatml`. It is saved
+    /// with the adapter.
+    pub chat_template: Option<String>,
     /// Only the first so many training examples; 0 for all.
     pub max_train_rows: usize,
     /// Only the first so many validation and test examples; 0 for all.
@@ -69,12 +91,21 @@ impl Default for DataConfig {
             header: None,
             documents: None,
             prompt_template: None,
+            template: Template::Auto,
+            chat_template: None,
             max_train_rows: 0,
             max_eval_rows: 0,
             max_length: 0,
             truncate: false,
             completion_only: true,
         }
+    }
+}
+
+impl DataConfig {
+    /// The training files on one line.
+    pub fn train_names(&self) -> String {
+        self.train.replace('\n', ", ")
     }
 }
 
@@ -192,6 +223,10 @@ impl TuneConfig {
                     self.data.validation_share
                 ),
             );
+        }
+        if self.data.chat_template.is_some() && self.data.prompt_template.is_some() {
+            let reason = "a prompt template and a chat template exclude each other: leave one out";
+            add("data.prompt_template", reason.into());
         }
         if let Err(error) = crate::device::device(&self.device) {
             add("device", error.to_string());

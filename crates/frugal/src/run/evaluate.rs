@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::prepare::{encode_part, is_data_file, read};
 use super::tune::CONFIG_FILE;
-use super::{DataConfig, Metrics, Observe, Progress, RunError, TuneConfig};
+use super::{DataConfig, Metrics, Observe, ProblemType, Progress, RunError, TuneConfig};
 
 /// What is measured.
 #[derive(Clone, Debug)]
@@ -61,6 +61,23 @@ pub fn quantize_of(adapter: &Path) -> Quantize {
     run.map_or(Quantize::None, |run| run.quantize)
 }
 
+/// How the run that made an adapter read its data: column names, format and templates. The files
+/// themselves, their limits and the chat template, which is saved with the adapter, are left out.
+pub fn data_settings_of(adapter: &Path) -> DataConfig {
+    let run = frugal_core::config::load::<TuneConfig>(Some(&adapter.join(CONFIG_FILE)), &[]);
+    let data = run.map(|run| run.data).unwrap_or_default();
+    DataConfig {
+        format: data.format,
+        columns: data.columns,
+        header: data.header,
+        documents: data.documents,
+        prompt_template: data.prompt_template,
+        template: data.template,
+        completion_only: data.completion_only,
+        ..DataConfig::default()
+    }
+}
+
 /// Examples whose logits are written on request.
 const DUMPED: usize = 8;
 
@@ -78,7 +95,13 @@ pub fn evaluate(
     observe: Observe<'_>,
 ) -> Result<Option<Evaluated>, RunError> {
     let device = crate::device::device(&request.device)?;
-    let files = ModelFiles::open(&request.model, lookup)?;
+    let mut files = ModelFiles::open(&request.model, lookup)?;
+    if let Some(folder) = &request.adapter {
+        files.use_text_settings_of(folder)?;
+    }
+    if let Some(given) = &request.data.chat_template {
+        files.set_chat_template(&frugal_core::template::source_of(given)?)?;
+    }
     observe(&Progress::Begin {
         what: format!("reading {}", request.model),
     });
@@ -121,13 +144,22 @@ pub fn evaluate(
     } else {
         None
     };
+    if let Some(head) = &own_head {
+        let problem = ProblemType::of_config(&files.config().raw, head.config().labels.len())?;
+        if problem != ProblemType::SingleLabel {
+            return Err(RunError::Invalid(format!(
+                "`{}` was not trained to tell one label of several, and is not measured here: `frugal predict` gives its values for each text",
+                files.name()
+            )));
+        }
+    }
     let head = entry
         .as_ref()
         .and_then(|e| e.head.as_ref())
         .or(own_head.as_ref());
     let dataset = match frugal_core::data::builtin(&request.data.train) {
         Ok(builtin) if !is_data_file(&request.data.train) => builtin.test,
-        _ => read(&request.data.train, &request.data)?,
+        _ => read(&request.data.train, "test", &request.data, lookup)?,
     };
     let dataset = if request.data.max_eval_rows == 0 {
         dataset

@@ -4,6 +4,7 @@
 mod base;
 mod compare;
 mod config;
+mod dataset;
 mod estimate;
 mod evaluate;
 mod export;
@@ -13,7 +14,9 @@ mod forgetting;
 mod job;
 mod log;
 mod page;
+mod paths;
 mod plan;
+mod predict;
 mod prepare;
 mod pretrain;
 mod start;
@@ -26,13 +29,14 @@ use serde::Serialize;
 use thiserror::Error;
 
 pub use base::base_warning;
-pub use config::{DataConfig, MethodConfig, Task, TuneConfig};
+pub use config::{DataConfig, MethodConfig, Task, Template, TuneConfig};
 pub use estimate::Memory;
-pub use evaluate::{EvaluateRequest, Evaluated, evaluate, quantize_of};
+pub use evaluate::{EvaluateRequest, Evaluated, data_settings_of, evaluate, quantize_of};
 pub use export::{ExportFormat, export_adapter_gguf, export_gguf, merge_to_folder};
 pub use fit::MemoryCheck;
 pub use forgetting::forgetting;
 pub use plan::{Plan, plan};
+pub use predict::{PredictRequest, Predictor, ProblemType};
 pub use prepare::{Part, Prepared, prepare};
 pub use pretrain::{AttentionKind, PretrainConfig, Pretrained, Shape, pretrain};
 pub use start::describe as describe_adapter;
@@ -68,6 +72,17 @@ pub enum RunError {
     /// The record.
     #[error(transparent)]
     Record(#[from] frugal_eval::report::RecordError),
+    /// A chat template.
+    #[error(transparent)]
+    Template(#[from] frugal_core::template::TemplateError),
+    /// A data set of the hub that cannot be found or fetched.
+    #[error("data set `{name}` of the Hugging Face hub: {reason}")]
+    DataHub {
+        /// `org/name`.
+        name: String,
+        /// What went wrong and what to do.
+        reason: String,
+    },
     /// The tokenizer.
     #[error(transparent)]
     Tokenizer(#[from] frugal_core::tokenizer::TokenizerError),

@@ -7,7 +7,7 @@ use frugal_core::encode::{self, EncodeOptions, Encoded, Tokenized};
 use frugal_models::load::{Lookup, ModelFiles};
 use frugal_nn::{HeadConfig, Pooling};
 
-use super::{DataConfig, RunError, Task, TuneConfig};
+use super::{DataConfig, RunError, Task, Template, TuneConfig, dataset, paths};
 
 /// A part of the data, ready for batches.
 pub struct Part {
@@ -72,9 +72,19 @@ impl Prepared {
             && let Some(label) = head.labels.get(*class)
         {
             text.truncate(text.trim_end().len());
+            let label: String = label.chars().flat_map(shown).collect();
             text.push_str(&format!(" = {label}"));
         }
         Ok(text)
+    }
+}
+
+/// Control characters of a label cannot reach the terminal.
+fn shown(c: char) -> Vec<char> {
+    if c.is_control() {
+        c.escape_default().collect()
+    } else {
+        vec![c]
     }
 }
 
@@ -83,12 +93,15 @@ impl Prepared {
 /// # Errors
 /// Anything wrong with the model's files or the data.
 pub fn prepare(config: &TuneConfig, lookup: &Lookup) -> Result<Prepared, RunError> {
-    let files = ModelFiles::open(&config.model, lookup)?;
+    let mut files = ModelFiles::open(&config.model, lookup)?;
+    if let Some(given) = &config.data.chat_template {
+        files.set_chat_template(&frugal_core::template::source_of(given)?)?;
+    }
     let start = match &config.adapter {
         Some(folder) => super::start::describe(folder)?.head,
         None => None,
     };
-    let (train, validation, test) = datasets(&config.data, config.seed)?;
+    let (train, validation, test) = datasets(&config.data, config.seed, lookup)?;
     let head = match config.task {
         Task::CausalLm => None,
         Task::Classification => {
@@ -177,6 +190,7 @@ pub(super) fn encode_part(
         truncate: config.truncate,
         completion_only: config.completion_only,
         prompt_template: config.prompt_template.clone(),
+        chat_template: config.template == Template::Auto,
     };
     let task = match head {
         Some(head) => encode::Task::SequenceClassification {
@@ -200,15 +214,24 @@ pub(super) fn is_data_file(path: &str) -> bool {
     path.exists() && !path.is_dir()
 }
 
-/// Reads one file as the settings say.
-pub(super) fn read(file: &str, config: &DataConfig) -> Result<Dataset, RunError> {
+/// Reads the files that stand for a part of the data as the settings say.
+pub(super) fn read(
+    files: &str,
+    part: &str,
+    config: &DataConfig,
+    lookup: &Lookup,
+) -> Result<Dataset, RunError> {
     let options = LoadOptions {
         format: config.format,
         columns: config.columns.clone(),
         header: config.header,
         documents: config.documents,
     };
-    Ok(data::load(Path::new(file), &options)?)
+    let mut names = Vec::new();
+    for name in paths::names(files) {
+        names.extend(dataset::files(&name, part, lookup)?);
+    }
+    Ok(data::load_all(&names, &options)?)
 }
 
 /// Divides the records at random into what is left and what is held out for validation; `help` says
@@ -234,11 +257,12 @@ pub(super) fn hold_out(
 fn datasets(
     config: &DataConfig,
     seed: u64,
+    lookup: &Lookup,
 ) -> Result<(Dataset, Option<Dataset>, Option<Dataset>), RunError> {
     let cut = |d: Dataset, rows: usize| if rows == 0 { d } else { d.take(rows) };
-    let eval = |file: &Option<String>| {
+    let eval = |file: &Option<String>, part: &str| {
         file.as_ref()
-            .map(|f| Ok::<_, RunError>(cut(read(f, config)?, config.max_eval_rows)))
+            .map(|f| Ok::<_, RunError>(cut(read(f, part, config, lookup)?, config.max_eval_rows)))
             .transpose()
     };
     if let Ok(builtin) = data::builtin(&config.train)
@@ -246,7 +270,8 @@ fn datasets(
     {
         // Files that are given stand in for the set's own parts.
         let part = |file, own| {
-            Ok::<_, RunError>(eval(file)?.unwrap_or_else(|| cut(own, config.max_eval_rows)))
+            let given = eval(file, "test")?;
+            Ok::<_, RunError>(given.unwrap_or_else(|| cut(own, config.max_eval_rows)))
         };
         let (validation, test) = (
             part(&config.validation, builtin.validation)?,
@@ -258,8 +283,10 @@ fn datasets(
             Some(test),
         ));
     }
-    let mut train = cut(read(&config.train, config)?, config.max_train_rows);
-    let (mut validation, test) = (eval(&config.validation)?, eval(&config.test)?);
+    let mut train = read(&config.train, "train", config, lookup)?;
+    train = cut(train, config.max_train_rows);
+    let mut validation = eval(&config.validation, "validation")?;
+    let test = eval(&config.test, "test")?;
     if validation.is_none() && config.validation_share > 0.0 {
         let help = "a validation file with `--eval-data`, or another `data.validation_share` (0 for no validation)";
         let [rest, held_out] = hold_out(&train, config.validation_share, seed, help)?;
@@ -291,7 +318,7 @@ mod tests {
             ..own.clone()
         };
         let rows = |config: &DataConfig| {
-            let (_, validation, test) = datasets(config, 0).unwrap();
+            let (_, validation, test) = datasets(config, 0, &Lookup::default()).unwrap();
             (validation.unwrap().len(), test.unwrap().len())
         };
         assert_eq!((rows(&own), rows(&given)), ((50, 50), (2, 50)));
@@ -300,7 +327,7 @@ mod tests {
             ..own
         };
         assert!(
-            datasets(&missing, 0)
+            datasets(&missing, 0, &Lookup::default())
                 .unwrap_err()
                 .to_string()
                 .contains("nowhere.tsv")
@@ -316,7 +343,9 @@ mod tests {
             train: file.clone(),
             ..DataConfig::default()
         };
-        let error = datasets(&config, 0).unwrap_err().to_string();
+        let error = datasets(&config, 0, &Lookup::default())
+            .unwrap_err()
+            .to_string();
         let said = format!(
             "{file}: too few rows (1) to hold out a share of 0.1 for validation: give a validation file with `--eval-data`"
         );
@@ -328,7 +357,8 @@ mod tests {
                     validation: Some(file),
                     ..config.clone()
                 },
-                0
+                0,
+                &Lookup::default()
             )
             .is_ok()
         );
@@ -338,7 +368,8 @@ mod tests {
                     validation_share: 0.0,
                     ..config
                 },
-                0
+                0,
+                &Lookup::default()
             )
             .is_ok()
         );

@@ -111,10 +111,20 @@ pub fn tune(request: &TuneRequest<'_>, observe: Observe<'_>) -> Result<Tuned, Ru
 
 /// A folder in `runs` that is named after data and method.
 fn default_out(config: &TuneConfig) -> PathBuf {
-    let data = Path::new(&config.data.train)
+    let first = config.data.train.lines().next().unwrap_or_default();
+    let data = Path::new(if first == "-" { "stdin" } else { first })
         .file_stem()
         .unwrap_or_default()
         .to_string_lossy();
+    // A pattern is no name for a folder.
+    let plain = |c: char| {
+        if c.is_alphanumeric() || "-_. ".contains(c) {
+            c
+        } else {
+            '_'
+        }
+    };
+    let data: String = data.chars().map(plain).collect();
     PathBuf::from(format!("runs/{data}-{}", config.method.name))
 }
 
@@ -125,7 +135,7 @@ fn read_data(
     observe: Observe<'_>,
 ) -> Result<Prepared, RunError> {
     observe(&Progress::Begin {
-        what: format!("tokenizing {}", config.data.train),
+        what: format!("tokenizing {}", config.data.train_names()),
     });
     let prepared = prepare(config, lookup)?;
     let told = |p: &Part| {
@@ -470,6 +480,9 @@ fn save(
     }
     peft::save(out, entry, files.info(), files.name())?;
     base::keep_with_adapter(out, fingerprint)?;
+    if run.config.data.chat_template.is_some() {
+        files.tokenizer()?.save_chat_template(out)?;
+    }
     Ok(out.into())
 }
 

@@ -59,7 +59,7 @@ impl Settings {
     }
 
     /// Data files.
-    fn files(&self) -> Vec<&String> {
+    fn files(&self) -> Vec<&str> {
         match self {
             Self::Tune(c) => [
                 Some(&c.data.train),
@@ -68,6 +68,7 @@ impl Settings {
             ]
             .into_iter()
             .flatten()
+            .flat_map(|names| names.lines())
             .collect(),
             Self::Pretrain(c) => vec![&c.data],
             Self::Score(c) => vec![&c.data],

@@ -8,7 +8,9 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use frugal::model::Quantize;
 use frugal::model::load::ModelFiles;
-use frugal::run::{DataConfig, EvaluateRequest, Evaluated, evaluate, quantize_of};
+use frugal::run::{
+    DataConfig, EvaluateRequest, Evaluated, Template, data_settings_of, evaluate, quantize_of,
+};
 use frugal_core::human;
 use frugal_core::table::{Column, Table};
 use frugal_eval::baselines::{CHANCE, MAJORITY, class_baselines};
@@ -54,6 +56,10 @@ pub struct Args {
     /// Which column plays which role, for example text=sentence; repeatable
     #[arg(long = "column", value_name = "ROLE=NAME", value_parser = crate::args::pair, help_heading = "Data", conflicts_with = "tasks")]
     columns: Vec<(String, String)>,
+    /// How prompts and completions are written: auto, by the chat template where the model has one,
+    /// or none, joined as they are [default: as the adapter's run did]
+    #[arg(long, value_name = "NAME", value_parser = ["auto", "none"], help_heading = "Data", conflicts_with = "tasks")]
+    template: Option<String>,
     /// Longest example in tokens [default: what the model allows]
     #[arg(
         long,
@@ -132,17 +138,28 @@ pub fn run(args: &Args) -> Result<Outcome> {
     kept.claim(Kind::Evaluation)?;
     let meter = Meter::start();
     let (model, adapter) = args.model.resolve()?;
+    // An adapter is measured on data that is read as its run read it.
+    let own = adapter.as_deref().map(data_settings_of).unwrap_or_default();
     let request = EvaluateRequest {
         model,
         adapter,
         data: DataConfig {
             train: data.clone(),
-            columns: args.columns.iter().cloned().collect(),
+            columns: if args.columns.is_empty() {
+                own.columns.clone()
+            } else {
+                args.columns.iter().cloned().collect()
+            },
             max_eval_rows: args.max_rows,
             max_length: args.max_length,
             truncate: args.truncate,
-            completion_only: !args.whole_text,
-            ..DataConfig::default()
+            completion_only: own.completion_only && !args.whole_text,
+            template: match args.template.as_deref() {
+                None => own.template,
+                Some("none") => Template::None,
+                Some(_) => Template::Auto,
+            },
+            ..own
         },
         device: args.machine.device_name().into(),
         max_tokens: args.batch_tokens,
@@ -251,11 +268,11 @@ fn print(found: &Evaluated, cost: &Cost) {
         let headings = found
             .labels
             .iter()
-            .map(|label| Column::number(format!("as {label}")));
+            .map(|label| Column::number(format!("as {}", ui::without_control(label))));
         let mut table = Table::new([Column::text("examples of")].into_iter().chain(headings));
         for (label, row) in found.labels.iter().zip(&found.confusion) {
             table.row(
-                [label.clone()]
+                [ui::without_control(label).into_owned()]
                     .into_iter()
                     .chain(row.iter().map(|n| human::count(*n as u64))),
             );

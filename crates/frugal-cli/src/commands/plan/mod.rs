@@ -50,7 +50,10 @@ pub fn run(args: &Args) -> Result<Outcome> {
 /// Shows the plan of a configuration.
 pub fn show(config: &TuneConfig, lookup: &Lookup, output: Output) -> Result<Outcome> {
     let plan = {
-        let _phase = Phase::new(output, format!("planning with {}", config.data.train));
+        let _phase = Phase::new(
+            output,
+            format!("planning with {}", config.data.train_names()),
+        );
         plan(config, lookup)?
     };
     if output.json {

@@ -32,7 +32,11 @@ pub fn tokenizer_metadata(
             tokenizer: tokenizer.inner().clone(),
             bos_token_id: bos,
             eos_token_id: eos,
-            eot_token_id: tokenizer.eos_ids().get(1).copied(),
+            // The end of a turn first: of several ends a file can name one beside that of a sequence.
+            eot_token_id: tokenizer
+                .turn_end_id()
+                .filter(|id| Some(*id) != eos)
+                .or(tokenizer.eos_ids().get(1).copied()),
             pad_token_id: Some(tokenizer.pad_id()),
             unk_token_id: settings
                 .unk_token

@@ -1,0 +1,89 @@
+//! Parquet files: rows as JSON objects.
+
+use std::path::Path;
+
+use parquet::data_type::ByteArray;
+use parquet::errors::ParquetError;
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::record::{Field, Row};
+use serde_json::{Map, Value};
+
+use super::error::DataError;
+use super::record::Record;
+use crate::caught::caught;
+
+/// The first bytes of every Parquet file.
+pub(super) const MAGIC: &[u8] = b"PAR1";
+
+/// Hands each row to `push`; the line of a record is its row, from 1. A panic of the reader on a
+/// damaged file is an error.
+pub(super) fn rows(
+    path: &Path,
+    file: Vec<u8>,
+    push: &mut dyn FnMut(Record) -> Result<(), DataError>,
+) -> Result<(), DataError> {
+    let damaged = |e: String| DataError::options(path, format!("not a Parquet file: {e}"));
+    let read = || -> Result<(), DataError> {
+        let plain = |e: ParquetError| damaged(e.to_string());
+        let reader = SerializedFileReader::new(bytes::Bytes::from(file)).map_err(plain)?;
+        for (i, row) in reader.get_row_iter(None).map_err(plain)?.enumerate() {
+            let fields = object(&row.map_err(plain)?);
+            push(Record {
+                line: i + 1,
+                fields,
+            })?;
+        }
+        Ok(())
+    };
+    caught(read).map_err(damaged)?
+}
+
+fn object(row: &Row) -> Map<String, Value> {
+    let columns = row.get_column_iter();
+    columns
+        .map(|(name, field)| (name.clone(), value(field)))
+        .collect()
+}
+
+fn value(field: &Field) -> Value {
+    match field {
+        Field::Null => Value::Null,
+        Field::Bool(v) => (*v).into(),
+        Field::Byte(v) => (*v).into(),
+        Field::Short(v) => (*v).into(),
+        Field::Int(v) => (*v).into(),
+        Field::Long(v) => (*v).into(),
+        Field::UByte(v) => (*v).into(),
+        Field::UShort(v) => (*v).into(),
+        Field::UInt(v) => (*v).into(),
+        Field::ULong(v) => (*v).into(),
+        Field::Float16(v) => f32::from(*v).into(),
+        Field::Float(v) => (*v).into(),
+        Field::Double(v) => (*v).into(),
+        Field::Str(text) => text.clone().into(),
+        Field::Bytes(bytes) => text(bytes),
+        // Nested records of one column have the same keys; what a record lacks is null there.
+        Field::Group(row) => Value::Object(
+            object(row)
+                .into_iter()
+                .filter(|(_, value)| !value.is_null())
+                .collect(),
+        ),
+        Field::ListInternal(list) => list.elements().iter().map(value).collect(),
+        Field::MapInternal(map) => Value::Object(
+            map.entries()
+                .iter()
+                .map(|(key, field)| (key.to_string().trim_matches('"').to_owned(), value(field)))
+                .collect(),
+        ),
+        other => other.to_string().into(),
+    }
+}
+
+/// Text columns of some writers are not marked as such.
+fn text(bytes: &ByteArray) -> Value {
+    match bytes.as_utf8() {
+        Ok(text) => text.into(),
+        Err(_) => Value::Null,
+    }
+}

@@ -1,0 +1,280 @@
+//! Using a classifier: texts in, probabilities of each label out, a few at a time.
+
+use std::path::{Path, PathBuf};
+
+use frugal_adapt::peft;
+use frugal_core::data::{Documents, Example, LoadOptions, TextRecord};
+use frugal_core::encode::{self, EncodeOptions};
+use frugal_models::load::{Lookup, ModelFiles};
+use frugal_models::{LoadOptions as WeightOptions, Quantize};
+use frugal_nn::{Adapter, Backbone, BuildContext, Entry, Head};
+use frugal_train::{Tokenized, head_logits};
+use serde_json::Value;
+
+use super::{DataConfig, RunError};
+
+/// A classifier, read and ready.
+pub struct Predictor {
+    problem: ProblemType,
+    files: ModelFiles,
+    backbone: std::sync::Arc<dyn Backbone>,
+    entry: Option<Entry>,
+    own_head: Option<Head>,
+    data: DataConfig,
+}
+
+/// What a classifier is made of.
+#[derive(Clone, Debug)]
+pub struct PredictRequest {
+    /// Model.
+    pub model: String,
+    /// Adapter folder; without one the model must be a classifier itself.
+    pub adapter: Option<PathBuf>,
+    /// How texts are read; only `format`, `columns`, `header`, `documents`, `max_length` and
+    /// `truncate` matter.
+    pub data: DataConfig,
+    /// Device.
+    pub device: String,
+    /// How weights are held.
+    pub quantize: Quantize,
+}
+
+impl Predictor {
+    /// Finds and reads model, adapter and head.
+    ///
+    /// # Errors
+    /// Anything wrong with model or adapter, and what has no classification head.
+    pub fn open(request: &PredictRequest, lookup: &Lookup) -> Result<Self, RunError> {
+        let device = crate::device::device(&request.device)?;
+        let files = ModelFiles::open(&request.model, lookup)?;
+        files.tokenizer()?;
+        let sites = files.sites();
+        let mut options = WeightOptions {
+            quantize: request.quantize,
+            ..WeightOptions::default()
+        };
+        if let Some(folder) = &request.adapter {
+            let adapted = peft::load_options(Some(folder), &sites, options);
+            options = peft::made_for(folder, files.name(), adapted)?;
+        }
+        let backbone = files.load_with(&device, options)?;
+        let context = BuildContext {
+            info: files.info(),
+            sites: &sites,
+            backbone: Some(backbone.as_ref()),
+            device: device.clone(),
+            seed: 0,
+            tokenize: None,
+        };
+        let load = |folder: &PathBuf| {
+            peft::made_for(folder, files.name(), peft::load(folder, &context, false))
+        };
+        let entry = request.adapter.as_ref().map(load).transpose()?;
+        let entry = entry.map(|(entry, _)| entry);
+        let own_head = match &entry {
+            Some(_) => None,
+            None => files.head(&device)?,
+        };
+        let problem = match &own_head {
+            Some(head) => ProblemType::of_config(&files.config().raw, head.config().labels.len())?,
+            None => ProblemType::SingleLabel,
+        };
+        let found = Self {
+            problem,
+            files,
+            backbone,
+            entry,
+            own_head,
+            data: request.data.clone(),
+        };
+        if found.head().is_none() {
+            let what = match &request.adapter {
+                Some(folder) => format!("{}: the adapter", folder.display()),
+                None => format!("`{}`: the model", request.model),
+            };
+            return Err(RunError::Invalid(format!(
+                "{what} has no classification head: text is written with `frugal generate`"
+            )));
+        }
+        Ok(found)
+    }
+
+    fn head(&self) -> Option<&Head> {
+        let adapted = self.entry.as_ref().and_then(|entry| entry.head.as_ref());
+        adapted.or(self.own_head.as_ref())
+    }
+
+    /// Names of the labels in the order of the probabilities.
+    pub fn labels(&self) -> &[String] {
+        self.head().map_or(&[], |head| &head.config().labels)
+    }
+
+    /// Hands every text of a file to `take`, one after another; labels need not be there.
+    ///
+    /// # Errors
+    /// A file that cannot be read, and what `take` answers.
+    pub fn read(
+        &self,
+        file: &Path,
+        take: &mut dyn FnMut(TextRecord) -> Result<(), RunError>,
+    ) -> Result<(), RunError> {
+        let options = LoadOptions {
+            format: None,
+            columns: self.data.columns.clone(),
+            header: self.data.header,
+            // Each line is a text of its own, as it comes.
+            documents: self.data.documents.or(Some(Documents::Lines)),
+        };
+        let mut refused = None;
+        let mut push = |record| match take(record) {
+            Ok(()) => true,
+            Err(error) => {
+                refused = Some(error);
+                false
+            }
+        };
+        frugal_core::data::texts(file, &options, &mut push)?;
+        refused.map_or(Ok(()), Err)
+    }
+
+    /// The ids of a text, or of two.
+    ///
+    /// # Errors
+    /// A text that is too long, or that the tokenizer cannot spell.
+    pub fn encode(&self, text: &str, text_pair: Option<&str>) -> Result<Tokenized, RunError> {
+        let limit = self.files.config().max_sequence();
+        let max_length = match self.data.max_length {
+            0 => limit,
+            length => length.min(limit),
+        };
+        let options = EncodeOptions {
+            truncate: self.data.truncate,
+            ..EncodeOptions::new(max_length)
+        };
+        let example = Example::Classification {
+            text: text.to_owned(),
+            text_pair: text_pair.map(str::to_owned),
+            // Any label: it is not looked at.
+            label: self.labels().first().cloned().unwrap_or_default(),
+        };
+        let tokenizer = self.files.tokenizer()?;
+        Ok(encode::encode_text(
+            &example,
+            tokenizer,
+            self.labels(),
+            &options,
+        )?)
+    }
+
+    /// What the head answers.
+    pub fn problem(&self) -> ProblemType {
+        self.problem
+    }
+
+    /// For each text a value for every label: a probability, or with regression the score itself.
+    ///
+    /// # Errors
+    /// Texts that do not fit the model, and numbers that are not finite.
+    pub fn predict(&self, texts: &[Tokenized]) -> Result<Vec<Vec<f32>>, RunError> {
+        let Some(head) = self.head() else {
+            return Ok(Vec::new());
+        };
+        let adapter: Option<&dyn Adapter> = self.entry.as_ref().map(|e| e.adapter.as_ref());
+        let mut found = head_logits(self.backbone.as_ref(), adapter, head, texts)?;
+        found
+            .iter_mut()
+            .for_each(|logits| self.problem.activate(logits));
+        Ok(found)
+    }
+}
+
+/// What a classification head was trained for, as `problem_type` of a Hugging Face config says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ProblemType {
+    /// One label of several.
+    #[default]
+    SingleLabel,
+    /// Any number of labels.
+    MultiLabel,
+    /// A number.
+    Regression,
+}
+
+impl ProblemType {
+    /// From the config of a model that was saved as a classifier.
+    ///
+    /// # Errors
+    /// A name that is none.
+    pub(super) fn of_config(raw: &Value, labels: usize) -> Result<Self, RunError> {
+        match raw.get("problem_type").and_then(Value::as_str) {
+            // As in text-classification pipelines: a single label is a yes or no.
+            None if labels == 1 => Ok(Self::MultiLabel),
+            None | Some("single_label_classification") => Ok(Self::SingleLabel),
+            Some("multi_label_classification") => Ok(Self::MultiLabel),
+            Some("regression") => Ok(Self::Regression),
+            Some(other) => Err(RunError::Invalid(format!(
+                "`problem_type` of the model's config is {other:?}, which is none of single_label_classification, multi_label_classification and regression"
+            ))),
+        }
+    }
+
+    fn activate(self, logits: &mut [f32]) {
+        match self {
+            Self::Regression => {}
+            Self::MultiLabel => logits
+                .iter_mut()
+                .for_each(|x| *x = 1.0 / (1.0 + (-*x).exp())),
+            Self::SingleLabel => {
+                let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                logits.iter_mut().for_each(|x| *x = (*x - largest).exp());
+                let sum: f32 = logits.iter().sum();
+                logits.iter_mut().for_each(|x| *x /= sum);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_models_problem_type_decides_what_its_logits_mean() {
+        let of = |json: &str, labels| {
+            let raw: Value = serde_json::from_str(json).unwrap();
+            ProblemType::of_config(&raw, labels)
+        };
+        assert_eq!(of("{}", 2).unwrap(), ProblemType::SingleLabel);
+        assert_eq!(
+            of("{\"problem_type\": null}", 1).unwrap(),
+            ProblemType::MultiLabel
+        );
+        assert_eq!(
+            of("{\"problem_type\": \"regression\"}", 1).unwrap(),
+            ProblemType::Regression
+        );
+        assert!(
+            of("{\"problem_type\": \"ranking\"}", 1)
+                .unwrap_err()
+                .to_string()
+                .contains("ranking")
+        );
+        // Values of torch.softmax and torch.sigmoid.
+        let check = |problem: ProblemType, expected: [f32; 3]| {
+            let mut values = [1.0, -0.5, 2.0];
+            problem.activate(&mut values);
+            for (found, expected) in values.iter().zip(expected) {
+                assert!((found - expected).abs() < 1e-6, "{problem:?}: {values:?}");
+            }
+        };
+        check(
+            ProblemType::SingleLabel,
+            [0.253_716_17, 0.056_611_73, 0.689_672_05],
+        );
+        check(
+            ProblemType::MultiLabel,
+            [0.731_058_6, 0.377_540_68, 0.880_797_1],
+        );
+        check(ProblemType::Regression, [1.0, -0.5, 2.0]);
+    }
+}
