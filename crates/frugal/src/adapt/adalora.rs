@@ -171,8 +171,8 @@ impl AdaLoraConfig {
         if !(self.lora_alpha > 0.0 && self.lora_alpha.is_finite()) {
             return bad("lora_alpha", "must be a positive number");
         }
-        if !(0.0..1.0).contains(&self.lora_dropout) {
-            return bad("lora_dropout", "must be from 0 to below 1");
+        if !(0.0..=1.0).contains(&self.lora_dropout) {
+            return bad("lora_dropout", "must be from 0 to 1");
         }
         if self.delta_t == 0 {
             return bad("deltaT", "must be at least 1");
@@ -276,7 +276,10 @@ fn from_peft(config: &Map<String, Value>) -> Result<Map<String, Value>, AdaptErr
     settings.extend(PEFT_FIELDS.into_iter().filter_map(|f| {
         Some((
             f.to_owned(),
-            config.get(f).filter(|v| !v.is_null())?.clone(),
+            config
+                .get(f)
+                .filter(|v| !v.is_null() && *v != &json!({}))?
+                .clone(),
         ))
     }));
     Ok(settings)

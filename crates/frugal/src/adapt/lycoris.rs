@@ -1,13 +1,12 @@
 //! What the methods of the LyCORIS family share: settings, the two kinds of dropout, and a change
 //! made of two matrices.
 
-use std::collections::BTreeMap;
-
 use burn::prelude::*;
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
 use super::maps::{At, MapPart, bad, check_dropout};
+use super::pattern::Patterns;
 use super::target::{Targets, check_patterns, pattern_value};
 use super::{AdaptError, Mode, Parameter, stream};
 use crate::model::{SiteInfo, SiteTable};
@@ -40,9 +39,9 @@ pub struct LycorisConfig {
     /// Probability of leaving a map as it is while training.
     pub module_dropout: f64,
     /// Rank by path pattern.
-    pub rank_pattern: BTreeMap<String, usize>,
+    pub rank_pattern: Patterns<usize>,
     /// Scale numerator by path pattern.
-    pub alpha_pattern: BTreeMap<String, f64>,
+    pub alpha_pattern: Patterns<f64>,
     /// Which maps.
     #[serde(flatten)]
     pub targets: Targets,
@@ -55,8 +54,8 @@ impl Default for LycorisConfig {
             alpha: 8.0,
             rank_dropout: 0.0,
             module_dropout: 0.0,
-            rank_pattern: BTreeMap::new(),
-            alpha_pattern: BTreeMap::new(),
+            rank_pattern: Patterns::new(),
+            alpha_pattern: Patterns::new(),
             targets: Targets::default(),
         }
     }

@@ -42,12 +42,16 @@ pub mod mos;
 pub mod oft;
 pub mod olora;
 mod orthogonal;
+mod overlay;
 mod own;
 pub mod p_tuning;
 pub mod parallel_adapter;
 mod parameter;
 mod pass;
+mod pattern;
 pub mod peft;
+mod peft_read;
+pub mod peft_support;
 pub mod pela;
 pub mod pfeiffer;
 pub mod pissa;
@@ -63,6 +67,7 @@ pub mod road;
 pub mod rslora;
 mod set;
 pub mod shira;
+mod sizes;
 mod sparse;
 pub mod ssf;
 pub mod stable_rps;
@@ -86,6 +91,7 @@ pub use head::{Head, HeadConfig, Pooling};
 pub use kept::{Fixed, Kept};
 pub use parameter::{Mode, Parameter, to_vec};
 pub use pass::{Enter, KeyValue, LowRankChange, Pass, Plain, SubLayer};
+pub use pattern::Patterns;
 pub use set::{AdapterSet, Choice, Entry};
 pub use target::{Layers, Names, TargetError, Targets};
 
@@ -137,6 +143,14 @@ pub enum AdaptError {
         suggestion: Option<String>,
         /// All names.
         known: String,
+    },
+    /// A kind of adapter that only `peft` has.
+    #[error("adapters of `peft_type` {peft_type} are not supported{hint}")]
+    PeftType {
+        /// What the file says.
+        peft_type: String,
+        /// What comes near.
+        hint: String,
     },
     /// A merged weight is infinite or not a number.
     #[error("the weight of `{path}` is not finite: the adapter or the model is damaged")]
@@ -207,7 +221,7 @@ impl AdaptError {
     fn is_misfit(&self) -> bool {
         matches!(
             self,
-            Self::Target(_) | Self::Config { .. } | Self::Tensors { .. } | Self::Unsupported { .. }
+            Self::Target(_) | Self::Tensors { .. }
         )
     }
 }

@@ -145,9 +145,18 @@ impl Method {
             .join("\n")
     }
 
-    /// Whether `peft` has a method of its `peft_type`, so that Python reads its adapter files.
-    pub fn is_in_peft(&self) -> bool {
-        super::peft::TYPES_OF_PEFT.contains(&self.peft_type)
+    /// Builds an adapter from settings, after their sizes were checked against the model, so that
+    /// none is too large to make.
+    ///
+    /// # Errors
+    /// Bad settings, sizes beyond all use, no matching place.
+    pub fn make(
+        &self,
+        settings: &Settings,
+        context: &BuildContext<'_>,
+    ) -> Result<Box<dyn Adapter>, AdaptError> {
+        super::sizes::check(self, settings, context)?;
+        (self.build)(settings, context)
     }
 }
 
@@ -182,15 +191,7 @@ pub fn find_peft(peft_type: &str, config: &Settings) -> Result<&'static Method, 
     variant
         .or_else(|| of_type().find(|m| m.peft_variant.is_none()))
         .copied()
-        .ok_or_else(|| AdaptError::UnknownMethod {
-            name: format!("peft_type {peft_type}"),
-            suggestion: None,
-            known: METHODS
-                .iter()
-                .map(|m| m.peft_type)
-                .collect::<Vec<_>>()
-                .join(", "),
-        })
+        .ok_or_else(|| super::peft_support::unknown(peft_type))
 }
 
 /// A method's typed settings; unknown names come with the nearest known one.

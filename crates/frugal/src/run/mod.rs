@@ -1,6 +1,7 @@
 //! Whole runs: what `frugal tune`, `plan`, `eval`, `pretrain`, `merge` and `export` do, for
 //! programs.
 
+mod carry;
 mod config;
 mod evaluate;
 mod export;

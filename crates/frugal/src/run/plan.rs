@@ -88,7 +88,7 @@ pub fn plan(config: &TuneConfig, lookup: &Lookup) -> Result<Plan, RunError> {
         seed: config.seed,
         tokenize: None,
     };
-    let adapter = (method.build)(&config.method.settings, &context)?;
+    let adapter = method.make(&config.method.settings, &context)?;
     let head = prepared
         .head
         .clone()

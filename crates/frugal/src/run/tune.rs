@@ -402,7 +402,7 @@ fn build_entry(
         seed: config.seed,
         tokenize: Some(&tokenize),
     };
-    let adapter = (method.build)(&config.method.settings, &context)?;
+    let adapter = method.make(&config.method.settings, &context)?;
     let head = prepared
         .head
         .clone()
