@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::overlay::Overlay;
-use super::peft_support;
 use super::peft_read::{Beside, Stray, check_task, is_bare, stray, with_prefix, without_prefix};
+use super::peft_support;
 use super::registry::{self, Family, Method, Settings};
 use super::{
     AdaptError, Adapter, BuildContext, Entry, Head, HeadConfig, Names, Parameter, Pooling, Targets,
@@ -310,6 +310,7 @@ fn settings(
         settings = with_prefix(settings, model);
     }
     beside.exclude(method, &mut settings, sites);
+    beside.without_biases(&mut settings, sites);
     Ok((super::target::for_model(settings, sites), beside))
 }
 

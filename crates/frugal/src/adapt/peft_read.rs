@@ -4,12 +4,13 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::overlay::{Wanted, stored_shape};
 use super::pattern::Bare;
 use super::registry::{Method, Settings};
-use super::{AdaptError, Adapter, BuildContext, to_vec};
+use super::{AdaptError, Adapter, BuildContext, Targets, to_vec};
 use crate::model::load::SafetensorsFile;
 use crate::model::{Frozen, ModelConfig, SiteId, SiteTable};
 
@@ -216,6 +217,25 @@ impl Beside {
             let given = settings.insert("exclude_modules".into(), excluded);
             self.fields
                 .insert("exclude_modules".into(), given.unwrap_or(Value::Null));
+        }
+    }
+
+    /// A method with biases of its own has none to train where the model has none; `peft` saves and
+    /// reads such files.
+    pub fn without_biases(&mut self, settings: &mut Settings, sites: &SiteTable) {
+        let found = match settings.get("bias").and_then(Value::as_str) {
+            Some("all") => sites.iter().any(|(_, site)| site.has_bias),
+            Some("lora_only") => {
+                let targets = Targets::deserialize(Value::Object(settings.clone())).ok();
+                let chosen = targets.and_then(|targets| targets.select(sites).ok());
+                // What selects nothing is refused with its own reason.
+                chosen.is_none_or(|chosen| chosen.iter().any(|&id| sites.info(id).has_bias))
+            }
+            _ => return,
+        };
+        if !found {
+            let given = settings.insert("bias".into(), json!("none"));
+            self.fields.extend(given.map(|v| ("bias".to_owned(), v)));
         }
     }
 

@@ -379,8 +379,10 @@ impl Targets {
 struct WantedLayers {
     /// `None` for all of them.
     wanted: Option<Vec<usize>>,
-    /// Where a path holds its block's number; empty for where the model says.
+    /// Where a path holds its block's number.
     patterns: Vec<Pattern>,
+    /// Whether the model's own numbers come first.
+    from_model: bool,
 }
 
 impl WantedLayers {
@@ -394,15 +396,22 @@ impl WantedLayers {
         let names = match &targets.layers_pattern {
             None => &[][..],
             Some(Names::Pattern(name)) => std::slice::from_ref(name),
-            Some(Names::List(names)) => names,
+            Some(Names::List(names)) => names.as_slice(),
         };
-        let patterns = names.iter().filter(|name| !name.is_empty()).map(|name| {
+        let named = names.iter().filter(|name| !name.is_empty()).map(|name| {
             let regex = format!(r"^(?:.*?\.)?{name}\.(\d+)\.");
             Pattern::new("layers_pattern", name, &regex)
         });
+        let mut patterns = named.collect::<Result<Vec<_>, _>>()?;
+        let from_model = patterns.is_empty();
+        if from_model {
+            let usual = r"^.*?\.[^.]*\.(\d+)\.";
+            patterns.push(Pattern::new("layers_pattern", usual, usual)?);
+        }
         Ok(Self {
-            patterns: patterns.collect::<Result<_, _>>()?,
             wanted,
+            patterns,
+            from_model,
         })
     }
 
@@ -416,7 +425,7 @@ impl WantedLayers {
         let Some(wanted) = &self.wanted else {
             return Ok(true);
         };
-        let mut layer = site.layer.filter(|_| self.patterns.is_empty());
+        let mut layer = site.layer.filter(|_| self.from_model);
         for pattern in &self.patterns {
             layer = match layer {
                 None => pattern.number(&site.path)?,
