@@ -310,8 +310,9 @@ fn settings(
         settings = with_prefix(settings, model);
     }
     beside.exclude(method, &mut settings, sites);
+    let mut settings = super::target::for_model(settings, sites);
     beside.without_biases(&mut settings, sites);
-    Ok((super::target::for_model(settings, sites), beside))
+    Ok((settings, beside))
 }
 
 /// What came of reading the adapter in `folder` for the model that the user calls `model`: where
@@ -649,9 +650,8 @@ mod tests {
 
     #[test]
     fn the_card_counts_the_head_and_names_what_can_load_it() {
-        let of = |method: &str, head| {
-            card(registry::find(method).unwrap(), "base", (10, head), None)
-        };
+        let of =
+            |method: &str, head| card(registry::find(method).unwrap(), "base", (10, head), None);
         let lora = of("lora", 4);
         assert!(
             lora.contains("library_name: peft") && lora.contains("PeftModel.from_pretrained"),

@@ -202,7 +202,14 @@ mod tests {
         let of_type = |m: &&&Method| m.peft_type == peft_type;
         match is_dora {
             true => "dora",
-            false => METHODS.iter().filter(|m| m.peft_variant.is_none()).find(of_type).unwrap().name,
+            false => {
+                METHODS
+                    .iter()
+                    .filter(|m| m.peft_variant.is_none())
+                    .find(of_type)
+                    .unwrap()
+                    .name
+            }
         }
     }
 
@@ -211,15 +218,27 @@ mod tests {
         let found: Value = serde_json::from_str(FOUND).unwrap();
         let table = |key: &str| found[key].as_object().unwrap().clone();
         for (kind, reads) in table("conv1d") {
-            assert_eq!(is_read(method_of(&kind), "gpt2", &["c_attn"]), reads, "{kind} on GPT-2");
+            assert_eq!(
+                is_read(method_of(&kind), "gpt2", &["c_attn"]),
+                reads,
+                "{kind} on GPT-2"
+            );
         }
         for (kind, reads) in table("experts") {
             let targets = ["q_proj", "w1", "w2", "w3"];
-            assert_eq!(is_read(method_of(&kind), "mixtral", &targets), reads, "{kind} on experts");
+            assert_eq!(
+                is_read(method_of(&kind), "mixtral", &targets),
+                reads,
+                "{kind} on experts"
+            );
         }
         for (maps, reads) in table("lora_on_experts") {
             let targets: Vec<&str> = maps.split(',').collect();
-            assert_eq!(is_read("lora", "mixtral", &targets), reads, "lora on {maps}");
+            assert_eq!(
+                is_read("lora", "mixtral", &targets),
+                reads,
+                "lora on {maps}"
+            );
         }
         assert_eq!(table("conv1d").len(), 16);
     }

@@ -336,8 +336,7 @@ fn copies_of_the_base_may_be_rounded_but_not_others() {
     let folder = interop("adapters/llama-saved-embeddings");
     let rounded = with_tensors(&folder, |_, _| {}, StoredType::Bf16);
     let backbone = model("llama", "config.json");
-    let (_, report) =
-        peft::load(rounded.path(), &context(backbone.as_ref(), 0), false).unwrap();
+    let (_, report) = peft::load(rounded.path(), &context(backbone.as_ref(), 0), false).unwrap();
     assert_eq!(
         report.rounded,
         [
@@ -365,11 +364,7 @@ fn an_index_outside_its_map_is_refused_not_clamped() {
             values[0] = 70.0;
         }
     };
-    let folder = with_tensors(
-        &fixture("adapters/llama-shira"),
-        outside,
-        StoredType::F32,
-    );
+    let folder = with_tensors(&fixture("adapters/llama-shira"), outside, StoredType::F32);
     let message = refusal(folder.path(), "llama");
     assert!(
         message.contains("holds the index 70, which is not a whole number from 0 to 31"),
@@ -417,7 +412,12 @@ fn weights_in_double_precision_and_long_indices_are_read() {
         let read = |folder: &Path| peft::load(folder, &context, false).unwrap().0;
         let (expected, found) = (read(&source), read(out.path()));
         let values = |entry: &Entry| -> Vec<Vec<f32>> {
-            entry.adapter.parameters().iter().map(|p| p.to_vec()).collect()
+            entry
+                .adapter
+                .parameters()
+                .iter()
+                .map(|p| p.to_vec())
+                .collect()
         };
         assert_eq!(values(&found), values(&expected), "{name}");
     }
@@ -452,7 +452,9 @@ fn a_scale_beyond_single_precision_is_refused() {
         let folder = changed(&fixture("adapters").join(name), &[(key, json!(1e300))]);
         let message = refusal(folder.path(), "llama");
         assert!(
-            message.contains(&format!("`{key}`: 1e300 is beyond the numbers of single precision")),
+            message.contains(&format!(
+                "`{key}`: 1e300 is beyond the numbers of single precision"
+            )),
             "{message}"
         );
     }
@@ -468,7 +470,10 @@ fn a_missing_tensor_is_named_by_its_own_name() {
     let all = rest.map(|name| {
         let values: Vec<f32> = file.tensor(&name).unwrap().iter::<f32>().collect();
         let shape = file.shape(&name).unwrap();
-        (name, Stored::new(&shape, StoredType::F32, move || values.clone()))
+        (
+            name,
+            Stored::new(&shape, StoredType::F32, move || values.clone()),
+        )
     });
     write_safetensors(&path, all.collect()).unwrap();
     let message = refusal(folder.path(), "llama");
@@ -520,7 +525,10 @@ fn no_number_of_a_configuration_aborts_hangs_or_takes_all_memory() {
         let (folder, name) = (entry.path(), entry.file_name());
         let described = read_json(&folder.join("golden.json")).unwrap();
         let base = described["model"].as_str().unwrap();
-        let backbone = model(base.strip_prefix("fixtures/models/").unwrap(), "config.json");
+        let backbone = model(
+            base.strip_prefix("fixtures/models/").unwrap(),
+            "config.json",
+        );
         let context = context(backbone.as_ref(), 0);
         let config = read_json(&folder.join(peft::CONFIG_FILE)).unwrap();
         let mut places = Vec::new();
@@ -570,8 +578,7 @@ fn no_size_in_settings_aborts_before_the_plan() {
             for value in hostile() {
                 let settings = [(key.clone(), value)].into_iter().collect();
                 if let Ok(adapter) = method.make(&settings, &planning) {
-                    let elements: usize =
-                        adapter.parameters().iter().map(|p| p.len()).sum();
+                    let elements: usize = adapter.parameters().iter().map(|p| p.len()).sum();
                     assert!(elements < 1 << 26, "{}: {settings:?}", method.name);
                 }
                 tried += 1;
@@ -592,7 +599,9 @@ fn a_prompt_made_of_a_text_is_saved_without_its_tokenizer() {
     let settings = json!({"num_virtual_tokens": 3, "prompt_tuning_init": "TEXT", "prompt_tuning_init_text": "a b c"});
     let method = registry::find("prompt-tuning").unwrap();
     let entry = Entry {
-        adapter: method.make(settings.as_object().unwrap(), &context).unwrap(),
+        adapter: method
+            .make(settings.as_object().unwrap(), &context)
+            .unwrap(),
         head: None,
     };
     let folder = tempfile::tempdir().unwrap();
