@@ -27,13 +27,7 @@ pub fn tokenizer_metadata(
     let around = tokenizer
         .encode("", true)
         .map_err(|error| unsupported(&error.to_string()))?;
-    let known = |id: &&u32| Some(**id) != bos && Some(**id) != eos;
-    if let Some(id) = around.iter().find(known) {
-        return Err(unsupported(&format!(
-            "token {id} is put around each text, and GGUF files know of a first and a last token only"
-        )));
-    }
-    metadata(
+    let written = metadata(
         &GgufTokenizer {
             tokenizer: tokenizer.inner().clone(),
             bos_token_id: bos,
@@ -51,7 +45,14 @@ pub fn tokenizer_metadata(
             chat_template: settings.chat_template.clone(),
         },
         vocab_size,
-    )
+    )?;
+    let known = |id: &&u32| Some(**id) != bos && Some(**id) != eos;
+    if let Some(id) = around.iter().find(known) {
+        return Err(unsupported(&format!(
+            "token {id} is put around each text, and GGUF files know of a first and a last token only"
+        )));
+    }
+    Ok(written)
 }
 
 pub(super) fn metadata(
