@@ -46,8 +46,12 @@ pub fn tokenizer_metadata(
         },
         vocab_size,
     )?;
-    let known = |id: &&u32| Some(**id) != bos && Some(**id) != eos;
-    if let Some(id) = around.iter().find(known) {
+    let added = tokenizer.inner().get_added_tokens_decoder();
+    let unknown = |id: &&u32| {
+        let is_special = added.get(id).is_some_and(|token| token.special);
+        is_special && Some(**id) != bos && Some(**id) != eos
+    };
+    if let Some(id) = around.iter().find(unknown) {
         return Err(unsupported(&format!(
             "token {id} is put around each text, and GGUF files know of a first and a last token only"
         )));
