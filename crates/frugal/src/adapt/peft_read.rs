@@ -301,8 +301,8 @@ impl Beside {
 
 /// Whether this path, or what it lies in, ends with the name: `peft` compares texts, not components.
 fn has_ancestor(path: &str, name: &str) -> bool {
-    let ends = path.match_indices('.').map(|(i, _)| i).chain([path.len()]);
-    !name.is_empty() && ends.into_iter().any(|end| path[..end].ends_with(name))
+    let mut ends = path.match_indices('.').map(|(i, _)| i).chain([path.len()]);
+    !name.is_empty() && ends.any(|end| path[..end].ends_with(name))
 }
 
 /// Sites that the adapter has parameters at.
