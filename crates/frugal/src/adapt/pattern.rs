@@ -1,12 +1,86 @@
 //! Regular expressions of settings: Python's grammar with look-around, over the paths of a model.
 
+use std::fmt;
+use std::marker::PhantomData;
+
 use fancy_regex::{Regex, RegexBuilder};
-use indexmap::IndexMap;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::TargetError;
 
 /// Values by pattern, in the order of the file: the first that matches counts.
-pub type Patterns<V> = IndexMap<String, V>;
+#[derive(Clone, Debug, PartialEq)]
+pub struct Patterns<V>(Vec<(String, V)>);
+
+impl<V> Patterns<V> {
+    /// None.
+    pub fn new() -> Self {
+        Self(Vec::new())
+    }
+
+    /// Patterns and values in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&String, &V)> {
+        self.0.iter().map(|(key, value)| (key, value))
+    }
+
+    /// The patterns in order.
+    pub fn keys(&self) -> impl Iterator<Item = &String> {
+        self.0.iter().map(|(key, _)| key)
+    }
+
+    /// The values in order.
+    pub fn values(&self) -> impl Iterator<Item = &V> {
+        self.0.iter().map(|(_, value)| value)
+    }
+
+    /// The same, to change.
+    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut V> {
+        self.0.iter_mut().map(|(_, value)| value)
+    }
+}
+
+impl<V> Default for Patterns<V> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<V> FromIterator<(String, V)> for Patterns<V> {
+    fn from_iter<I: IntoIterator<Item = (String, V)>>(iter: I) -> Self {
+        Self(iter.into_iter().collect())
+    }
+}
+
+impl<V: Serialize> Serialize for Patterns<V> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.iter())
+    }
+}
+
+impl<'de, V: Deserialize<'de>> Deserialize<'de> for Patterns<V> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct InOrder<V>(PhantomData<V>);
+
+        impl<'de, V: Deserialize<'de>> Visitor<'de> for InOrder<V> {
+            type Value = Patterns<V>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("values by pattern")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut all = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    all.push(entry);
+                }
+                Ok(Patterns(all))
+            }
+        }
+
+        deserializer.deserialize_map(InOrder(PhantomData))
+    }
+}
 
 /// Steps that one expression may take on one path. Ordinary ones need a few hundred.
 const MAX_STEPS: usize = 100_000;

@@ -476,7 +476,7 @@ pub fn pattern_value<V: Copy>(
     patterns: &Patterns<V>,
     path: &str,
 ) -> Result<Option<V>, TargetError> {
-    for (key, &value) in patterns {
+    for (key, &value) in patterns.iter() {
         if Pattern::ending(field, key)?.is_match(path)? {
             return Ok(Some(value));
         }
@@ -571,7 +571,10 @@ mod tests {
                     .contains("`exclude_modules`: `zzz` matched nothing")
             );
         }
-        let patterns = Patterns::from([("q_proj".to_owned(), 4), ("zzz".to_owned(), 4)]);
+        let patterns: Patterns<usize> = ["q_proj", "zzz"]
+            .map(|k| (k.to_owned(), 4))
+            .into_iter()
+            .collect();
         let message = check_patterns("rank_pattern", &patterns, &sites())
             .unwrap_err()
             .to_string();
