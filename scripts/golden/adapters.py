@@ -80,6 +80,42 @@ ADAPTERS = {
         "llama", CAUSAL["llama"],
         lora(["q_proj", "k_proj", "up_proj"], exclude_modules=["k_proj", "layers.0.mlp.up_proj"]),
         "exclude_modules wins over target_modules"),
+    "llama-lora-pattern-order": (
+        "llama", CAUSAL["llama"],
+        lora(["q_proj", "v_proj"], alpha_pattern={"q_proj": 2, "model.layers.0.self_attn.q_proj": 32}),
+        "of several patterns that match, the first in the file counts", {"in_order": ["alpha_pattern"]}),
+    "llama-lora-look-around": (
+        "llama", CAUSAL["llama"], lora(r"(?!.*layers\.1).*(q_proj|v_proj)"),
+        "target_modules as an expression that looks ahead"),
+    "llama-lora-high-rank": (
+        "llama", CAUSAL["llama"], lora(["k_proj", "embed_tokens"], r=48),
+        "a rank above both sides of a map"),
+    "llama-dora-high-rank": (
+        "llama", CAUSAL["llama"], lora(["k_proj", "down_proj"], r=48, use_dora=True), "the same for DoRA"),
+    "llama-lora-saved-norms": (
+        "llama", CAUSAL["llama"], lora(["q_proj", "v_proj"], modules_to_save=["norm"]),
+        "modules_to_save: every module whose path ends so, input_layernorm too"),
+    "llama-lora-saved-tables": (
+        "llama-rope-llama3", CAUSAL["llama"], lora(["q_proj"], modules_to_save=["embed_tokens", "lm_head"]),
+        "modules_to_save: token table and output head"),
+    "gemma3-lora-saved-norms": (
+        "gemma3_text", CAUSAL["gemma3_text"], lora(["q_proj"], modules_to_save=["q_norm", "post_attention_layernorm"]),
+        "modules_to_save: gains that are stored less one"),
+    "gpt2-lora-saved": (
+        "gpt2", CAUSAL["gpt2"], lora(["c_attn"], fan_in_fan_out=True, modules_to_save=["wpe", "ln_f", "c_fc"]),
+        "modules_to_save: a table, a norm with bias, a transposed map"),
+    "llama-ia3-saved-norm": llama(
+        peft.IA3Config(modules_to_save=["norm"]), "modules_to_save beside another method"),
+    "llama-lora-tokens": (
+        "llama", CAUSAL["llama"], lora(["q_proj", "v_proj"], trainable_token_indices=[31, 17, 54]),
+        "rows of a tied token table beside LoRA"),
+    "llama-lora-tokens-untied": (
+        "llama-rope-llama3", CAUSAL["llama"],
+        lora(["q_proj"], trainable_token_indices={"embed_tokens": [20, 31, 45], "lm_head": [5, 31]}),
+        "rows of the token table and of the output head", {"spread": 1.0}),
+    "bert-lora-pooler-seqcls": (
+        "bert", hf.BertForSequenceClassification, lora(["query"], CLS, modules_to_save=["pooler"]),
+        "modules_to_save: the pooler beside the head"),
     "llama-lora-seqcls": (
         "llama", hf.LlamaForSequenceClassification, lora(["q_proj", "v_proj"], CLS),
         "three classes, head score in modules_to_save, logits of the last token"),
@@ -250,6 +286,14 @@ def save(model, folder, initial):
     (folder / "README.md").unlink(missing_ok=True)
 
 
+def keep_order(file, config, fields):
+    """peft sorts keys when it writes and takes them in the order of the file when it reads."""
+    if fields:
+        written = json.loads(file.read_text())
+        written |= {field: getattr(config, field) for field in fields}
+        file.write_text(json.dumps(written, indent=2))
+
+
 def gradients(model, lengths=LENGTHS):
     """Mean loss over all next tokens of both sequences (or over their classes), and its gradients, in float64 after the logits."""
     total, count = 0.0, 0
@@ -269,7 +313,10 @@ def gradients(model, lengths=LENGTHS):
         if p.grad is not None and p.requires_grad:
             name = "prompt_embeddings" if "prompt_encoder" in name else name
             name = "base_model.vblora_vector_bank" if "vector_bank" in name else name
-            for inner in (".modules_to_save.default", ".default", ".token_adapter"):
+            wrappers = [".modules_to_save.default", ".default"]
+            if model.peft_config["default"].peft_type == "TRAINABLE_TOKENS":
+                wrappers.append(".token_adapter")
+            for inner in wrappers:
                 name = name.replace(inner, "")
             # Files leave this ending out.
             tensors["grad." + name.replace("lora_magnitude_vector.weight", "lora_magnitude_vector")] = p.grad
@@ -360,6 +407,7 @@ def main(names):
         trained = randomise(model, SEED, more.get("spread", 0.3))
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         save(model, folder, initial)
+        keep_order(folder / "adapter_config.json", config, more.get("in_order", []))
 
         # The golden comes from a fresh base plus the files.
         fresh = base(model_dir, cls)

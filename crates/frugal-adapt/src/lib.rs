@@ -4,14 +4,19 @@
 pub mod combine;
 pub mod method;
 pub mod methods;
+mod overlay;
+mod pattern;
 pub mod peft;
-mod peft_types;
+mod peft_read;
+pub mod peft_support;
 pub mod registry;
 pub mod reparameterize;
 mod settings;
+mod sizes;
 mod support;
 mod target;
 
 pub use method::{Capabilities, Family, Method};
+pub use pattern::Patterns;
 pub use settings::Settings;
 pub use target::{Layers, Names, Targets};

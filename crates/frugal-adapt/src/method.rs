@@ -4,7 +4,6 @@ use frugal_models::{LoadOptions, Quantize};
 use frugal_nn::{AdaptError, Adapter, BuildContext, Operation, SiteTable};
 use serde::Serialize;
 
-use crate::peft_types::TYPES_OF_PEFT;
 use crate::settings::Settings;
 
 /// What a method acts on.
@@ -145,8 +144,17 @@ impl Method {
         }
     }
 
-    /// Whether `peft` has a method of its `peft_type`, so that Python reads its adapter files.
-    pub fn is_in_peft(&self) -> bool {
-        TYPES_OF_PEFT.contains(&self.peft_type)
+    /// Builds an adapter from settings, after their sizes were checked against the model, so that
+    /// none is too large to make.
+    ///
+    /// # Errors
+    /// Bad settings, sizes beyond all use, no matching place.
+    pub fn make(
+        &self,
+        settings: &Settings,
+        context: &BuildContext<'_>,
+    ) -> Result<Box<dyn Adapter>, AdaptError> {
+        crate::sizes::check(self, settings, context)?;
+        (self.build)(settings, context)
     }
 }

@@ -13,15 +13,17 @@ use frugal_models::LoadOptions;
 use frugal_models::load::{SafetensorsFile, read_json};
 use frugal_models::save::{Stored, StoredType, write_safetensors};
 use frugal_nn::{
-    AdaptError, BackboneInfo, BuildContext, Entry, Frozen, Head, HeadConfig, Operation, Parameter,
+    AdaptError, Adapter, BackboneInfo, BuildContext, Entry, Head, HeadConfig, Operation, Parameter,
     Pooling, SiteTable,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::method::{Family, Method};
-use crate::registry;
+use crate::overlay::Overlay;
+use crate::peft_read::{Beside, Stray, check_task, is_bare, stray, with_prefix, without_prefix};
 use crate::settings::Settings;
+use crate::{peft_support, registry};
 
 /// Settings file of an adapter.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -43,6 +45,9 @@ struct Extra {
     version: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     head: Option<HeadConfig>,
+    /// Why `peft` does not read the folder though it has the method.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    not_in_peft: Option<String>,
 }
 
 /// How an adapter's tensors are called in its file.
@@ -119,16 +124,21 @@ pub fn save(
     if WITHOUT_MODULES_TO_SAVE.contains(&method.peft_type) {
         config.remove("modules_to_save");
     }
+    let bare = task_type == "FEATURE_EXTRACTION";
+    if bare {
+        config = without_prefix(config, model);
+    }
     config.sort_keys();
     let extra = Extra {
         method: method.name.into(),
         version: env!("CARGO_PKG_VERSION").into(),
         head: entry.head.as_ref().map(|h| h.config().clone()),
+        not_in_peft: peft_support::obstacle(adapter, model).filter(|_| method.is_in_peft()),
     };
     let keys = Keys {
         method,
         base_prefix: model.base_prefix,
-        bare: task_type == "FEATURE_EXTRACTION",
+        bare,
     };
     let mut tensors: Vec<(String, Stored<'_>)> = Vec::new();
     for p in adapter.parameters() {
@@ -149,7 +159,13 @@ pub fn save(
     });
     write_atomic(
         &folder.join("README.md"),
-        card(method, base_model, adapter.num_trainable(), head).as_bytes(),
+        card(
+            method,
+            base_model,
+            (adapter.num_trainable(), head),
+            extra.not_in_peft.as_deref(),
+        )
+        .as_bytes(),
     )?;
     write_json(&folder.join(CONFIG_FILE), &Value::Object(config))
 }
@@ -172,18 +188,27 @@ fn write_json(path: &Path, value: &Value) -> Result<(), AdaptError> {
     Ok(write_atomic(path, (text + "\n").as_bytes())?)
 }
 
-/// The model card, with the numbers of trained parameters of the adapter and of its head.
-fn card(method: &Method, base_model: &str, adapter: usize, head: usize) -> String {
-    let (library, use_it) = if method.is_in_peft() {
-        (
+/// The model card, with the numbers of trained parameters of the adapter and of its head, and why
+/// `peft` does not read the folder though it has the method.
+fn card(
+    method: &Method,
+    base_model: &str,
+    (adapter, head): (usize, usize),
+    obstacle: Option<&str>,
+) -> String {
+    let (library, use_it) = match (method.is_in_peft(), obstacle) {
+        (true, None) => (
             "library_name: peft\n",
-            "Written by Frugal in the layout of `peft`: load it with `PeftModel.from_pretrained` or",
-        )
-    } else {
-        (
+            "Written by Frugal in the layout of `peft`: load it with `PeftModel.from_pretrained` or".to_owned(),
+        ),
+        (true, Some(reason)) => (
             "",
-            "Written by Frugal; `peft` does not have this method: load it with",
-        )
+            format!("Written by Frugal; `peft` does not read it ({reason}): load it with"),
+        ),
+        (false, _) => (
+            "",
+            "Written by Frugal; `peft` does not have this method: load it with".to_owned(),
+        ),
     };
     let of_head = if head > 0 {
         format!(", {head} of them in the classification head")
@@ -197,6 +222,11 @@ fn card(method: &Method, base_model: &str, adapter: usize, head: usize) -> Strin
         method.summary,
         adapter + head
     )
+}
+
+/// Why `peft` does not read the adapter in `folder`, though it has the method; `None` where it does.
+pub fn obstacle_of(folder: &Path) -> Option<String> {
+    read_extra(&folder.join(EXTRA_FILE)).ok()??.not_in_peft
 }
 
 /// How the weights of a model are read for the adapter in `folder`: as `options` say, but for one
@@ -213,7 +243,8 @@ pub fn load_options(
         return Ok(options);
     };
     let (config, method) = read_config(folder)?;
-    method.load_options(&settings(method, &config, sites)?, sites, None, options)
+    let settings = settings(method, &config, sites, None)?.0;
+    method.load_options(&settings, sites, None, options)
 }
 
 /// Refuses an operation that the settings of the adapter in `folder` do not allow, before any
@@ -224,12 +255,27 @@ pub fn load_options(
 /// read.
 pub fn allow(folder: &Path, operation: Operation) -> Result<(), AdaptError> {
     let (config, method) = read_config(folder)?;
-    method.allow(&(method.from_peft)(&config)?, operation)
+    method.allow(&config, operation)
 }
 
-/// The method's settings in a file, as far as they speak of this model.
-fn settings(method: &Method, config: &Settings, sites: &SiteTable) -> Result<Settings, AdaptError> {
-    Ok(crate::target::for_model((method.from_peft)(config)?, sites))
+/// The method's settings in a file, as far as they speak of this model, and what the file trains
+/// beside it. `bare` is the model where the file was made for one without its prefix.
+fn settings(
+    method: &Method,
+    config: &Settings,
+    sites: &SiteTable,
+    bare: Option<&BackboneInfo>,
+) -> Result<(Settings, Beside), AdaptError> {
+    let mut config = config.clone();
+    let mut beside = Beside::take(method, &mut config);
+    let mut settings = (method.from_peft)(&config)?;
+    if let Some(model) = bare {
+        settings = with_prefix(settings, model);
+    }
+    beside.exclude(method, &mut settings, sites);
+    let mut settings = crate::target::for_model(settings, sites);
+    beside.without_biases(&mut settings, sites);
+    Ok((settings, beside))
 }
 
 /// What came of reading the adapter in `folder` for the model that the user calls `model`: where
@@ -261,7 +307,8 @@ fn base_model(folder: &Path) -> Option<String> {
         read_json(&folder.join(CONFIG_FILE))
             .ok()?
             .get("base_model_name_or_path")?
-            .as_str()?
+            .as_str()
+            .filter(|name| !name.is_empty())?
             .to_owned(),
     )
 }
@@ -286,6 +333,7 @@ fn read_config(folder: &Path) -> Result<(Settings, &'static Method), AdaptError>
         .get("peft_type")
         .and_then(Value::as_str)
         .ok_or_else(|| bad(&path, "the key `peft_type` is missing".into()))?;
+    check_task(&config, None, &path)?;
     let method = match read_extra(&folder.join(EXTRA_FILE))? {
         Some(extra) => registry::find(&extra.method)?,
         None => registry::find_peft(peft_type, &config)?,
@@ -353,14 +401,25 @@ pub fn load(
     }
     let extra = read_extra(&folder.join(EXTRA_FILE))?;
     let file = SafetensorsFile::open(&weights_path).map_err(frugal_nn::ModelError::from)?;
-    let adapter = (method.build)(&settings(method, &config, context.sites)?, context)?;
+    check_task(&config, Some(context.info), &folder.join(CONFIG_FILE))?;
+    let names = file.names();
+    let bare = is_bare(&names, context.info, context.sites);
+    let (settings, beside) =
+        settings(method, &config, context.sites, bare.then_some(context.info))?;
+    let adapter = method.make(&settings, context)?;
+    let wanted = beside.wanted(method, adapter.as_ref(), context, (&names, bare))?;
+    let adapter: Box<dyn Adapter> = if wanted.is_empty() {
+        adapter
+    } else {
+        Box::new(Overlay::new(adapter, wanted, context)?)
+    };
     let head = head_for(&file, extra.and_then(|e| e.head), method, context)?;
     let mut entry = Entry { adapter, head };
     let report = fill(
         &mut entry,
         &file,
         &weights_path,
-        method,
+        (method, bare),
         context,
         allow_partial,
     )?;
@@ -430,28 +489,16 @@ fn fill(
     entry: &mut Entry,
     file: &SafetensorsFile,
     path: &Path,
-    method: &Method,
+    (method, bare): (&Method, bool),
     context: &BuildContext<'_>,
     allow_partial: bool,
 ) -> Result<LoadReport, AdaptError> {
-    let base_prefix = context.info.base_prefix;
-    let names = file.names();
-    let full = Keys {
-        method,
-        base_prefix,
-        bare: false,
-    };
-    let first = entry
-        .adapter
-        .parameters()
-        .first()
-        .map(|p| p.name().to_owned())
-        .unwrap_or_default();
     let keys = Keys {
-        bare: !names.contains(&full.parameter(&first)),
-        ..full
+        method,
+        base_prefix: context.info.base_prefix,
+        bare,
     };
-    let mut unused: Vec<String> = names.clone();
+    let mut unused: Vec<String> = file.names();
     let mut report = LoadReport::default();
     let adapter = entry
         .adapter
@@ -483,14 +530,30 @@ fn fill(
                     .mis_shaped
                     .push((key.clone(), parameter.shape().to_vec(), shape))
             }
-            Some(_) => parameter.set(finite(&key, path, file.tensor(&key)?)?),
+            Some(_) => {
+                let values = finite(&key, path, file.tensor(&key)?)?;
+                check_indices(&key, path, parameter, &values)?;
+                parameter.set(values);
+            }
         }
         unused.retain(|name| *name != key);
     }
-    report.unexpected = unused
-        .into_iter()
-        .filter(|key| !is_known_base(key, file, base_prefix, context))
-        .collect();
+    for key in unused {
+        match stray(&key, file, context, bare)? {
+            Stray::Same => {}
+            Stray::Rounded => report.rounded.push(key),
+            Stray::Differs => {
+                return Err(AdaptError::Folder {
+                    path: path.into(),
+                    reason: format!(
+                        "`{key}` is a copy of the model's own weight, but differs from it: the adapter was trained on other \
+                         weights, or with a table of another size; give the model that it was trained on"
+                    ),
+                });
+            }
+            Stray::Unknown => report.unexpected.push(key),
+        }
+    }
     let usable = report.mis_shaped.is_empty() && (allow_partial || report.is_exact());
     if usable {
         Ok(report)
@@ -500,6 +563,24 @@ fn fill(
             report: Box::new(report),
         })
     }
+}
+
+fn check_indices(
+    key: &str,
+    path: &Path,
+    parameter: &Parameter,
+    values: &[f32],
+) -> Result<(), AdaptError> {
+    let Some((value, limit)) = parameter.outside(values) else {
+        return Ok(());
+    };
+    Err(AdaptError::Folder {
+        path: path.into(),
+        reason: format!(
+            "`{key}` holds the index {value}, which is not a whole number from 0 to {}: the adapter is damaged or of another model",
+            limit.saturating_sub(1)
+        ),
+    })
 }
 
 fn finite(key: &str, path: &Path, data: TensorData) -> Result<Vec<f32>, AdaptError> {
@@ -516,51 +597,14 @@ fn finite(key: &str, path: &Path, data: TensorData) -> Result<Vec<f32>, AdaptErr
     }
 }
 
-/// `peft` stores the frozen weight of adapted tables and heads too; it is fine if it is the
-/// backbone's own.
-fn is_known_base(
-    key: &str,
-    file: &SafetensorsFile,
-    base_prefix: &str,
-    context: &BuildContext<'_>,
-) -> bool {
-    let Some(path) = key
-        .strip_prefix("base_model.model.")
-        .and_then(|k| k.strip_suffix(".base_layer.weight"))
-    else {
-        return false;
-    };
-    let site = context
-        .sites
-        .find(path)
-        .or_else(|| context.sites.find(&format!("{base_prefix}{path}")));
-    let (Some(site), Ok(stored)) = (site, file.tensor(key)) else {
-        return false;
-    };
-    let Some(backbone) = context.backbone else {
-        return true;
-    };
-    let mut same = false;
-    backbone.export(&mut |part| {
-        let weight = match part {
-            Frozen::Embedding(e) if e.site == site => e.weight.dense(),
-            Frozen::Linear(l) if l.site == site => l.weight.dense(),
-            _ => return,
-        };
-        same = frugal_nn::to_vec(weight)
-            .into_iter()
-            .eq(stored.iter::<f32>());
-    });
-    same
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn the_card_counts_the_head_and_names_what_can_load_it() {
-        let of = |method: &str, head| card(registry::find(method).unwrap(), "base", 10, head);
+        let of =
+            |method: &str, head| card(registry::find(method).unwrap(), "base", (10, head), None);
         let lora = of("lora", 4);
         assert!(
             lora.contains("library_name: peft") && lora.contains("PeftModel.from_pretrained"),

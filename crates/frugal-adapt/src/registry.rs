@@ -93,15 +93,7 @@ pub fn find_peft(peft_type: &str, config: &Settings) -> Result<&'static Method, 
     variant
         .or_else(|| of_type().find(|m| m.peft_variant.is_none()))
         .copied()
-        .ok_or_else(|| AdaptError::UnknownMethod {
-            name: format!("peft_type {peft_type}"),
-            suggestion: None,
-            known: METHODS
-                .iter()
-                .map(|m| m.peft_type)
-                .collect::<Vec<_>>()
-                .join(", "),
-        })
+        .ok_or_else(|| crate::peft_support::unknown(peft_type))
 }
 
 #[cfg(test)]

@@ -111,7 +111,7 @@ impl<M: Module> Adapted<M> {
             seed,
             tokenize: None,
         };
-        let mut adapter = (method.build)(settings, &context)?;
+        let mut adapter = method.make(settings, &context)?;
         if adapter.needs_trainer() {
             return Err(unsupported(
                 "its training takes more than gradients; use it on a backbone of this library"

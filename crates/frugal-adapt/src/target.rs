@@ -1,13 +1,11 @@
 //! Which linear maps a method acts on, with `peft`'s grammar.
 
-use std::collections::BTreeMap;
-
 use frugal_core::suggest::did_you_mean;
 use frugal_nn::{SiteId, SiteInfo, SiteKind, SiteTable, TargetError};
-use regex::Regex;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::pattern::{Pattern, Patterns};
 use crate::settings::Settings;
 
 /// A list of names, or one pattern.
@@ -64,15 +62,6 @@ impl Default for Targets {
             layers_pattern: None,
         }
     }
-}
-
-/// A pattern over a whole path.
-pub(crate) fn full_match(field: &'static str, pattern: &str) -> Result<Regex, TargetError> {
-    Regex::new(&format!("^(?:{pattern})$")).map_err(|e| TargetError::Pattern {
-        field,
-        pattern: pattern.into(),
-        reason: e.to_string(),
-    })
 }
 
 /// Whether a name is the whole path or its last components.
@@ -135,7 +124,12 @@ impl Names {
 
     fn match_any(&self, field: &'static str, sites: &SiteTable) -> Result<bool, TargetError> {
         let matcher = Matcher::new(field, self)?;
-        Ok(sites.iter().any(|(_, site)| matcher.matches(site)))
+        for (_, site) in sites.iter() {
+            if matcher.matches(site)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Every entry must match something: one that does not is a mistake that nothing else would
@@ -210,7 +204,7 @@ pub(crate) fn for_model(mut settings: Settings, sites: &SiteTable) -> Settings {
 
 enum Matcher {
     AllLinear,
-    Pattern(Regex),
+    Pattern(Pattern),
     List(Vec<String>),
 }
 
@@ -218,19 +212,24 @@ impl Matcher {
     fn new(field: &'static str, names: &Names) -> Result<Self, TargetError> {
         Ok(match names {
             Names::Pattern(p) if p == "all-linear" => Self::AllLinear,
-            Names::Pattern(p) => Self::Pattern(full_match(field, p)?),
+            Names::Pattern(p) => Self::Pattern(Pattern::whole(field, p)?),
             Names::List(list) => Self::List(list.clone()),
         })
     }
 
-    fn matches(&self, site: &SiteInfo) -> bool {
-        match self {
+    fn matches(&self, site: &SiteInfo) -> Result<bool, TargetError> {
+        Ok(match self {
             Self::AllLinear => site.kind.is_inner_linear() || site.kind == SiteKind::Norm,
-            Self::Pattern(regex) => regex.is_match(&site.path),
+            Self::Pattern(pattern) => pattern.is_match(&site.path)?,
             Self::List(list) => list
                 .iter()
                 .any(|name| ends_with_component(&site.path, name)),
-        }
+        })
+    }
+
+    /// Whether a list names the whole path, which block numbers do not restrict in `peft`.
+    fn names_whole_path(&self, site: &SiteInfo) -> bool {
+        matches!(self, Self::List(list) if list.contains(&site.path))
     }
 }
 
@@ -271,40 +270,26 @@ impl Targets {
             .as_ref()
             .map(|n| Matcher::new("exclude_modules", n))
             .transpose()?;
-        let layer_regexes = self.layer_regexes()?;
-        let wanted: Option<Vec<usize>> = self.layers_to_transform.as_ref().map(|l| match l {
-            Layers::One(i) => vec![*i],
-            Layers::Many(list) => list.clone(),
-        });
+        let layers = WantedLayers::new(self)?;
         let last = sites.iter().filter_map(|(_, s)| s.layer).max().unwrap_or(0);
-        if let Some(&layer) = wanted.iter().flatten().find(|&&i| i > last) {
+        if let Some(layer) = layers.outside(last) {
             return Err(TargetError::Layer { layer, last });
         }
-        // The same rule for lists and `all-linear`, which files spell out as a list.
-        let layer = |site: &SiteInfo| {
-            let known = site.layer.filter(|_| self.layers_pattern.is_none());
-            known.or_else(|| {
-                layer_regexes
-                    .iter()
-                    .find_map(|r| r.captures(&site.path)?.get(1)?.as_str().parse().ok())
-            })
-        };
-        let in_layers = |site: &SiteInfo| match &wanted {
-            Some(wanted) => layer(site).is_some_and(|layer| wanted.contains(&layer)),
-            None => true,
-        };
-        let chosen: Vec<SiteId> = sites
-            .iter()
-            .filter(|(_, s)| {
-                eligible(s)
-                    && include.matches(s)
-                    && !exclude.as_ref().is_some_and(|e| e.matches(s))
-                    && in_layers(s)
-            })
-            .map(|(id, _)| id)
-            .collect();
+        let (mut chosen, mut named) = (Vec::new(), false);
+        for (id, site) in sites.iter().filter(|(_, s)| eligible(s)) {
+            if !include.matches(site)? {
+                continue;
+            }
+            named = true;
+            let excluded = match &exclude {
+                Some(exclude) => exclude.matches(site)?,
+                None => false,
+            };
+            if !excluded && (include.names_whole_path(site) || layers.contain(site)?) {
+                chosen.push(id);
+            }
+        }
         if chosen.is_empty() {
-            let named = sites.iter().any(|(_, s)| eligible(s) && include.matches(s));
             return Err(if named {
                 TargetError::NothingLeft
             } else {
@@ -319,26 +304,6 @@ impl Targets {
         Ok(chosen)
     }
 
-    fn layer_regexes(&self) -> Result<Vec<Regex>, TargetError> {
-        let names: Vec<String> = match &self.layers_pattern {
-            None => {
-                return Ok(vec![
-                    Regex::new(r"^.*?\.[^.]*\.(\d+)\.").expect("a fixed pattern"),
-                ]);
-            }
-            Some(Names::Pattern(p)) => vec![p.clone()],
-            Some(Names::List(list)) => list.clone(),
-        };
-        let compile = |p: &String| {
-            Regex::new(&format!(r"^.*?\.{p}\.(\d+)\.")).map_err(|e| TargetError::Pattern {
-                field: "layers_pattern",
-                pattern: p.clone(),
-                reason: e.to_string(),
-            })
-        };
-        names.iter().map(compile).collect()
-    }
-
     fn no_match(&self, sites: &SiteTable, eligible: impl Fn(&SiteInfo) -> bool) -> TargetError {
         let entry = match &self.target_modules {
             Names::Pattern(p) => p.as_str(),
@@ -349,18 +314,75 @@ impl Targets {
     }
 }
 
-/// `^(.*\.)?(KEY)$`.
-fn ending(field: &'static str, key: &str) -> Result<Regex, TargetError> {
-    Regex::new(&format!(r"^(.*\.)?({key})$")).map_err(|e| TargetError::Pattern {
-        field,
-        pattern: key.into(),
-        reason: e.to_string(),
-    })
+/// The blocks that settings name.
+struct WantedLayers {
+    /// `None` for all of them.
+    wanted: Option<Vec<usize>>,
+    /// Where a path holds its block's number.
+    patterns: Vec<Pattern>,
+    /// Whether the model's own numbers come first.
+    from_model: bool,
+}
+
+impl WantedLayers {
+    /// As in `peft`, an empty list or text is as good as none.
+    fn new(targets: &Targets) -> Result<Self, TargetError> {
+        let wanted = match &targets.layers_to_transform {
+            None => None,
+            Some(Layers::One(layer)) => Some(vec![*layer]),
+            Some(Layers::Many(layers)) => Some(layers.clone()).filter(|layers| !layers.is_empty()),
+        };
+        let names = match &targets.layers_pattern {
+            None => &[][..],
+            Some(Names::Pattern(name)) => std::slice::from_ref(name),
+            Some(Names::List(names)) => names.as_slice(),
+        };
+        let named = names.iter().filter(|name| !name.is_empty()).map(|name| {
+            let regex = format!(r"^(?:.*?\.)?{name}\.(\d+)\.");
+            Pattern::new("layers_pattern", name, &regex)
+        });
+        let mut patterns = named.collect::<Result<Vec<_>, _>>()?;
+        let from_model = patterns.is_empty();
+        if from_model {
+            let usual = r"^.*?\.[^.]*\.(\d+)\.";
+            patterns.push(Pattern::new("layers_pattern", usual, usual)?);
+        }
+        Ok(Self {
+            wanted,
+            patterns,
+            from_model,
+        })
+    }
+
+    /// A block that is named and that the model does not have.
+    fn outside(&self, last: usize) -> Option<usize> {
+        self.wanted.iter().flatten().copied().find(|&i| i > last)
+    }
+
+    /// The same rule for lists and `all-linear`, which files spell out as a list.
+    fn contain(&self, site: &SiteInfo) -> Result<bool, TargetError> {
+        let Some(wanted) = &self.wanted else {
+            return Ok(true);
+        };
+        let mut layer = site.layer.filter(|_| self.from_model);
+        for pattern in &self.patterns {
+            layer = match layer {
+                None => pattern.number(&site.path)?,
+                found => found,
+            };
+        }
+        Ok(layer.is_some_and(|layer| wanted.contains(&layer)))
+    }
 }
 
 fn match_path(field: &'static str, key: &str, sites: &SiteTable) -> Result<bool, TargetError> {
-    let regex = ending(field, key)?;
-    Ok(sites.iter().any(|(_, site)| regex.is_match(&site.path)))
+    let pattern = Pattern::ending(field, key)?;
+    for (_, site) in sites.iter() {
+        if pattern.is_match(&site.path)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Every key must match some path of the model: one that does not is a mistake that nothing else
@@ -370,7 +392,7 @@ fn match_path(field: &'static str, key: &str, sites: &SiteTable) -> Result<bool,
 /// A key that matches nothing or is not a regular expression.
 pub(crate) fn check_patterns<V>(
     field: &'static str,
-    patterns: &BTreeMap<String, V>,
+    patterns: &Patterns<V>,
     sites: &SiteTable,
 ) -> Result<(), TargetError> {
     for key in patterns.keys() {
@@ -383,18 +405,18 @@ pub(crate) fn check_patterns<V>(
     Ok(())
 }
 
-/// Value of the first key whose pattern `^(.*\.)?(KEY)$` matches the path (`rank_pattern`,
-/// `alpha_pattern`).
+/// Value of the first key, in the order of the file, whose pattern `^(.*\.)?(KEY)$` matches the path
+/// (`rank_pattern`, `alpha_pattern`).
 ///
 /// # Errors
 /// When a key is not a regular expression.
 pub fn pattern_value<V: Copy>(
     field: &'static str,
-    patterns: &BTreeMap<String, V>,
+    patterns: &Patterns<V>,
     path: &str,
 ) -> Result<Option<V>, TargetError> {
-    for (key, &value) in patterns {
-        if ending(field, key)?.is_match(path) {
+    for (key, &value) in patterns.iter() {
+        if Pattern::ending(field, key)?.is_match(path)? {
             return Ok(Some(value));
         }
     }
@@ -522,7 +544,10 @@ mod tests {
                     .contains("`exclude_modules`: `zzz` matched nothing")
             );
         }
-        let patterns = BTreeMap::from([("q_proj".to_owned(), 4), ("zzz".to_owned(), 4)]);
+        let patterns: Patterns<usize> = ["q_proj", "zzz"]
+            .map(|k| (k.to_owned(), 4))
+            .into_iter()
+            .collect();
         let message = check_patterns("rank_pattern", &patterns, &sites())
             .unwrap_err()
             .to_string();

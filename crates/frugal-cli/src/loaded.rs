@@ -145,8 +145,17 @@ impl Loaded {
         };
         let mut adapters = AdapterSet::default();
         for folder in folders {
-            let (entry, _) =
+            let (entry, report) =
                 peft::made_for(folder, files.name(), peft::load(folder, &context, false))?;
+            if let Some(first) = report.rounded.first() {
+                let text = format!(
+                    "{}: `{first}` and the like ({} in all) are copies of the model's own weights in lower precision; the \
+                     model's are used",
+                    folder.display(),
+                    report.rounded.len()
+                );
+                ui::warn(output, &text);
+            }
             adapters.insert(adapter_name(folder), entry);
         }
         drop(phase);

@@ -13,6 +13,8 @@ pub struct LoadReport {
     pub unexpected: Vec<String>,
     /// Name, expected shape, shape in the file.
     pub mis_shaped: Vec<(String, Vec<usize>, Vec<usize>)>,
+    /// Copies of what is known already, in lower precision: not used.
+    pub rounded: Vec<String>,
 }
 
 impl LoadReport {

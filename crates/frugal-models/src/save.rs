@@ -166,9 +166,24 @@ pub fn write_model(
     tensors: &MemorySource,
     stored_type: StoredType,
 ) -> Result<(), FileError> {
+    write_model_with(folder, config, tensors, Vec::new(), stored_type)
+}
+
+/// The same with further tensors, which are no part of the backbone.
+///
+/// # Errors
+/// [`FileError`] naming the path.
+pub fn write_model_with(
+    folder: &Path,
+    config: &ModelConfig,
+    tensors: &MemorySource,
+    further: Vec<(String, Stored<'_>)>,
+    stored_type: StoredType,
+) -> Result<(), FileError> {
     let all = tensors
         .iter()
         .map(|(name, shape, values)| (name, Stored::new(&shape, stored_type, values)))
+        .chain(further)
         .collect();
     write_safetensors(&folder.join("model.safetensors"), all)?;
     let mut raw = config.raw.clone();

@@ -1,13 +1,12 @@
 //! What the methods of the LyCORIS family share: settings, the two kinds of dropout, and a change
 //! made of two matrices.
 
-use std::collections::BTreeMap;
-
 use burn::prelude::*;
 use frugal_nn::{AdaptError, Mode, Parameter, SiteInfo, SiteTable, stream};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
+use crate::pattern::Patterns;
 use crate::support::per_linear::{At, MapPart, bad, check_dropout};
 use crate::target::{Targets, check_patterns, pattern_value};
 
@@ -39,9 +38,9 @@ pub struct LycorisConfig {
     /// Probability of leaving a map as it is while training.
     pub module_dropout: f64,
     /// Rank by path pattern.
-    pub rank_pattern: BTreeMap<String, usize>,
+    pub rank_pattern: Patterns<usize>,
     /// Scale numerator by path pattern.
-    pub alpha_pattern: BTreeMap<String, f64>,
+    pub alpha_pattern: Patterns<f64>,
     /// Which maps.
     #[serde(flatten)]
     pub targets: Targets,
@@ -54,8 +53,8 @@ impl Default for LycorisConfig {
             alpha: 8.0,
             rank_dropout: 0.0,
             module_dropout: 0.0,
-            rank_pattern: BTreeMap::new(),
-            alpha_pattern: BTreeMap::new(),
+            rank_pattern: Patterns::new(),
+            alpha_pattern: Patterns::new(),
             targets: Targets::default(),
         }
     }

@@ -300,13 +300,13 @@ pub(crate) fn check_dropout(
     field: &'static str,
     p: f64,
 ) -> Result<(), AdaptError> {
-    if (0.0..1.0).contains(&p) {
+    if (0.0..=1.0).contains(&p) {
         Ok(())
     } else {
         bad(
             method,
             field,
-            format!("{p} is not within 0 (none) and 1 (excluded)"),
+            format!("{p} is not within 0 (none) and 1 (all)"),
         )
     }
 }

@@ -248,7 +248,8 @@ impl MapEntries {
                 &[2, n],
                 indices,
                 device,
-            ),
+            )
+            .indices_below(&[place.d_out, place.d_in]),
             values: Parameter::new(
                 format!("{}.sparse_values", place.path),
                 &[n],
@@ -263,11 +264,10 @@ impl MapEntries {
         let indices = self.indices.to_vec();
         let (rows, columns) = indices.split_at(self.values.len());
         let Place { d_in, d_out, .. } = self.place;
-        // A damaged file must not reach outside the matrix.
         let flat = rows
             .iter()
             .zip(columns)
-            .map(|(&row, &column)| (row as usize * d_in + column as usize).min(d_out * d_in - 1));
+            .map(|(&row, &column)| row as usize * d_in + column as usize);
         scatter(flat, self.values.get::<1>(mode), d_out, d_in)
     }
 }

@@ -127,6 +127,7 @@ impl Model {
             None => match read_json(&file)?
                 .get("base_model_name_or_path")
                 .and_then(|name| name.as_str())
+                .filter(|name| !name.is_empty())
             {
                 Some(name) => name.to_owned(),
                 None => bail!(

@@ -19,9 +19,9 @@ Examples:
   frugal merge --adapter runs/chat --out merged
   frugal merge --model smollm2-135m --adapter runs/chat --out merged --type bf16
 
-The result is a Hugging Face folder: config.json, model.safetensors and the tokenizer. It
-needs no adapter, costs nothing extra to run, and other programs load it. `frugal export`
-turns it into GGUF.";
+The result is a Hugging Face folder: config.json, model.safetensors, and every file that
+lies beside the weights of the model. It needs no adapter, costs nothing extra to run, and
+other programs load it. `frugal export` turns it into GGUF.";
 
 /// Merge an adapter into its model and write a Hugging Face folder
 #[derive(Debug, clap::Args)]

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
+use frugal::adapt::peft;
 use frugal::run::{MemoryCheck, TuneRequest, Tuned, tune};
 use frugal_core::human;
 use frugal_core::table::{Column, Table};
@@ -205,6 +206,9 @@ fn print(tuned: &Tuned) {
     ];
     rows.retain(|(_, value)| !value.is_empty());
     ui::print(&format!("\n{}", table::pairs(&rows)));
+    if let Some(reason) = tuned.adapter.as_deref().and_then(peft::obstacle_of) {
+        ui::print(&format!("Python does not read this adapter: {reason}."));
+    }
 }
 
 /// Which step's weights were kept, and why.

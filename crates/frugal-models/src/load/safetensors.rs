@@ -123,7 +123,19 @@ impl SafetensorsFile {
                 .iter()
                 .map(|b| half::bf16::from_le_bytes(*b).to_f32())
                 .collect(),
+            Dtype::F64 => bytes
+                .as_chunks::<8>()
+                .0
+                .iter()
+                .map(|b| f64::from_le_bytes(*b) as f32)
+                .collect(),
             // Indices of sparse adapters.
+            Dtype::I64 => bytes
+                .as_chunks::<8>()
+                .0
+                .iter()
+                .map(|b| i64::from_le_bytes(*b) as f32)
+                .collect(),
             Dtype::I32 => bytes
                 .as_chunks::<4>()
                 .0
@@ -134,7 +146,7 @@ impl SafetensorsFile {
                 return Err(LoadError::Safetensors {
                     path: self.path.clone(),
                     reason: format!(
-                        "tensor `{name}` is of type {other:?}; F32, F16, BF16 and I32 can be read"
+                        "tensor `{name}` is of type {other:?}; F64, F32, F16, BF16, I64 and I32 can be read"
                     ),
                 }
                 .into());
@@ -211,7 +223,7 @@ impl SafetensorsSource {
     /// not weights.
     pub fn is_f32(&self) -> bool {
         self.dtypes()
-            .all(|t| !matches!(t, Dtype::F16 | Dtype::BF16))
+            .all(|t| !matches!(t, Dtype::F16 | Dtype::BF16 | Dtype::F64))
     }
 
     /// Number formats with how many tensors have them.

@@ -108,6 +108,14 @@ pub enum AdaptError {
         /// All names.
         known: String,
     },
+    /// A kind of adapter that only `peft` has.
+    #[error("adapters of `peft_type` {peft_type} are not supported{hint}")]
+    PeftType {
+        /// What the file says.
+        peft_type: String,
+        /// What comes near.
+        hint: String,
+    },
     /// A merged weight is infinite or not a number.
     #[error("the weight of `{path}` is not finite: the adapter or the model is damaged")]
     NotFinite {
@@ -175,10 +183,7 @@ pub enum AdaptError {
 impl AdaptError {
     /// Whether an adapter and a model that do not belong together could be the reason.
     pub fn is_misfit(&self) -> bool {
-        matches!(
-            self,
-            Self::Target(_) | Self::Config { .. } | Self::Tensors { .. } | Self::Unsupported { .. }
-        )
+        matches!(self, Self::Target(_) | Self::Tensors { .. })
     }
 }
 

@@ -34,6 +34,10 @@ pub struct Parameter {
     trainable: bool,
     lr_scale: f64,
     whole_numbers: bool,
+    /// What the indices of each row must be below; empty where the values are no indices.
+    limits: Vec<usize>,
+    /// Whether the limits are those of columns.
+    limits_of_columns: bool,
     also: Option<String>,
 }
 
@@ -64,6 +68,8 @@ impl Parameter {
             trainable: true,
             lr_scale: 1.0,
             whole_numbers: false,
+            limits: Vec::new(),
+            limits_of_columns: false,
             also: None,
         }
     }
@@ -100,6 +106,42 @@ impl Parameter {
             whole_numbers: true,
             ..self
         }
+    }
+
+    /// The same, whose rows hold indices below these limits.
+    pub fn indices_below(self, limits: &[usize]) -> Self {
+        Self {
+            limits: limits.to_vec(),
+            ..self
+        }
+    }
+
+    /// The same, whose columns hold indices below these limits.
+    pub fn columns_below(self, limits: &[usize]) -> Self {
+        Self {
+            limits: limits.to_vec(),
+            limits_of_columns: true,
+            ..self
+        }
+    }
+
+    /// The first of these values for it that is no index, with what it must be below.
+    pub fn outside(&self, values: &[f32]) -> Option<(f32, usize)> {
+        let count = self.limits.len();
+        if count == 0 {
+            return None;
+        }
+        let width = (values.len() / count).max(1);
+        let limit_of = |i: usize| {
+            let line = if self.limits_of_columns {
+                i % count
+            } else {
+                (i / width).min(count - 1)
+            };
+            self.limits[line]
+        };
+        let mut all = values.iter().enumerate().map(|(i, &v)| (v, limit_of(i)));
+        all.find(|&(value, limit)| !(value >= 0.0 && value.fract() == 0.0 && value < limit as f32))
     }
 
     /// The same, stored in files a second time under this key: what two tied places share.

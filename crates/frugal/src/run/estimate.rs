@@ -89,7 +89,7 @@ impl Sizes {
             seed: config.seed,
             tokenize: None,
         };
-        let adapter = (method.build)(&config.method.settings, &context)?;
+        let adapter = method.make(&config.method.settings, &context)?;
         let parameters = adapter.parameters();
         let trained = || parameters.iter().filter(|p| p.is_trainable());
         Ok(Self {

@@ -139,7 +139,8 @@ pub fn evaluate(
         .map(load)
         .transpose()?
         .map(|(entry, _)| entry);
-    let own_head = if entry.is_none() {
+    // An adapter without a head of its own leaves that of the model in place.
+    let own_head = if entry.as_ref().is_none_or(|e| e.head.is_none()) {
         files.head(&device)?
     } else {
         None

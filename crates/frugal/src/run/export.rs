@@ -6,12 +6,12 @@ use frugal_core::stage::Stage;
 use frugal_formats::gguf::{self, GgmlType, Layout, NameMap, TensorSpec, rotary_to_gguf};
 use frugal_models::load::ModelFiles;
 use frugal_models::merge;
-use frugal_models::save::{StoredType, write_model};
+use frugal_models::save::{StoredType, write_model_with};
 use frugal_nn::{Adapter, Backbone, Entry, Head, LowRank, Mode, Pooling};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::RunError;
+use super::{RunError, carry};
 
 /// Number formats of a GGUF export.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,14 +61,26 @@ pub fn merge_to_folder(
     let head = entry.and_then(|e| e.head.as_ref());
     let fits =
         head.is_none_or(|h| h.config().pooling == Pooling::default_for(&weights.config.info()));
-    if let Some(head) = head.filter(|_| fits) {
-        add_head(&mut weights, head);
+    let mut carried = Vec::new();
+    match head.filter(|_| fits) {
+        Some(head) => add_head(&mut weights, head),
+        // The model's own heads go with it; that of the adapter takes their place.
+        None => carried = carry::tensors(files, stored_type)?,
+    }
+    if weights.config.is_classifier() && !weights.config.model_type.is_encoder() {
+        // The classes have no output over the vocabulary.
+        weights.tensors.remove("lm_head.weight");
     }
     let stage = Stage::replace(out)?;
-    write_model(stage.path(), &weights.config, &weights.tensors, stored_type)?;
-    if let Ok(tokenizer) = files.tokenizer() {
-        tokenizer.save(stage.path())?;
-    }
+    let folder = stage.path();
+    write_model_with(
+        folder,
+        &weights.config,
+        &weights.tensors,
+        carried,
+        stored_type,
+    )?;
+    carry::files(files, folder)?;
     stage.finish("config.json")?;
     Ok(fits)
 }
@@ -84,8 +96,6 @@ fn add_head(weights: &mut merge::Weights, head: &Head) {
                 .insert_matrix(parameter.name().into(), parameter.get::<2>(Mode::Eval)),
         }
     }
-    // The classes have no output over the vocabulary.
-    weights.tensors.remove("lm_head.weight");
     let labels = &head.config().labels;
     let id2label: Map<String, Value> = labels
         .iter()
@@ -122,7 +132,7 @@ pub fn export_gguf(
     let raw = &weights.config.raw;
     let map = NameMap::from_config(raw).map_err(gguf::WriteError::from)?;
     let mut metadata =
-        gguf::gguf_metadata(raw, files.name(), format.ggml()).map_err(gguf::WriteError::from)?;
+        gguf::gguf_metadata(raw, &title(files), format.ggml()).map_err(gguf::WriteError::from)?;
     metadata.extend(files.gguf_tokenizer_metadata()?);
     let mut tensors: Vec<(TensorSpec, Layout, Box<dyn Fn() -> Vec<f32> + '_>)> = Vec::new();
     for (name, mut shape, values) in weights.tensors.iter() {
@@ -197,7 +207,8 @@ pub fn export_adapter_gguf(
 ) -> Result<(), RunError> {
     let factors = adapter.low_rank_factors().ok_or_else(|| {
         RunError::Invalid(format!(
-            "`{}` adapters have no GGUF form, only lora: merge it instead",
+            "this `{}` adapter has no GGUF form, which holds low-rank factors of linear maps and nothing else (no biases, norms or \
+             whole modules): merge it with `frugal merge` and export the result",
             adapter.method()
         ))
     })?;
@@ -235,10 +246,23 @@ pub fn export_adapter_gguf(
         tensors.push((spec("lora_a", a.shape()), a.to_vec()));
         tensors.push((spec("lora_b", b.shape()), b_values));
     }
-    let metadata = gguf::lora_metadata(map.architecture(), files.name(), ALPHA);
+    let metadata = gguf::lora_metadata(map.architecture(), &title(files), ALPHA);
     let specs: Vec<TensorSpec> = tensors.iter().map(|(spec, _)| spec.clone()).collect();
     gguf::write(out, &metadata, &specs, |i| Ok(tensors[i].1.clone()))?;
     Ok(())
+}
+
+/// What a file calls the model: the last part of its path or name, not where it lies on this
+/// machine.
+fn title(files: &ModelFiles) -> String {
+    let name = Path::new(files.name());
+    let whole = || name.canonicalize().ok()?.file_name().map(ToOwned::to_owned);
+    let last = name.file_name().map(ToOwned::to_owned).or_else(whole);
+    let last = last.map_or_else(
+        || files.name().to_owned(),
+        |n| n.to_string_lossy().into_owned(),
+    );
+    last.strip_suffix(".gguf").unwrap_or(&last).to_owned()
 }
 
 /// The alpha that a GGUF adapter declares.

@@ -2,6 +2,7 @@
 //! programs.
 
 mod base;
+mod carry;
 mod compare;
 mod config;
 mod dataset;

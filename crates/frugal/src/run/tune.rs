@@ -448,7 +448,7 @@ fn build_entry(
     if let Some(start) = start {
         return start.load(prepared.files.name(), &context);
     }
-    let adapter = (method.build)(&config.method.settings, &context)?;
+    let adapter = method.make(&config.method.settings, &context)?;
     let head = prepared
         .head
         .clone()

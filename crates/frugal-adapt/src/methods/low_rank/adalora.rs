@@ -140,7 +140,10 @@ fn from_peft(config: &Map<String, Value>) -> Result<Map<String, Value>, AdaptErr
     settings.extend(PEFT_FIELDS.into_iter().filter_map(|f| {
         Some((
             f.to_owned(),
-            config.get(f).filter(|v| !v.is_null())?.clone(),
+            config
+                .get(f)
+                .filter(|v| !v.is_null() && *v != &json!({}))?
+                .clone(),
         ))
     }));
     Ok(settings)

@@ -168,7 +168,7 @@ fn build(config: LokrConfig, context: &BuildContext<'_>) -> Result<Maps<Factors>
                     &context.device,
                 )
             };
-            let smaller = |rows: usize, cols: usize| 2 * r < rows.max(cols);
+            let smaller = |rows: usize, cols: usize| r.saturating_mul(2) < rows.max(cols);
             let w1 = if config.decompose_both && smaller(a, c) {
                 vec![
                     tensor("w1_a", a, r, zero_first),

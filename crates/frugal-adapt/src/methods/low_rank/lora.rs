@@ -227,7 +227,7 @@ impl Lora {
             .max_by_key(|(_, count)| **count)
             .map_or(1, |(r, _)| *r);
         let others = || factors.iter().filter(|f| f.rank != r);
-        let pattern = |f: &Factors| regex::escape(&f.path);
+        let pattern = |f: &Factors| fancy_regex::escape(&f.path).into_owned();
         let config = LoraConfig {
             r,
             lora_alpha: r as f64,
@@ -278,17 +278,23 @@ fn pair(
     let rank = config.rank(&path)?;
     let alpha =
         pattern_value("alpha_pattern", &config.alpha_pattern, &path)?.unwrap_or(config.lora_alpha);
-    if rank > d_in.min(d_out) {
+    // A correction of what rounding lost is a part of the matrix; any other change may have more
+    // rows than it needs.
+    let most = match config.loftq() {
+        Some(_) => d_in.min(d_out),
+        None => crate::sizes::most_rank(d_in, d_out),
+    };
+    if rank > most {
         return Err(AdaptError::Config {
             method,
             field: "r",
             reason: format!(
-                "rank {rank} exceeds the smaller side of `{path}` ({d_out} x {d_in}): use at most {}",
-                d_in.min(d_out)
+                "rank {rank} is more than `{path}` ({d_out} x {d_in}) has a use for: use at most {most}"
             ),
         });
     }
-    let (device, scale) = (&context.device, config.scale(alpha, rank) as f32);
+    let scale = config.scale(alpha, rank) as f32;
+    let device = &context.device;
     let mut rng = stream(context.seed, &path);
     if info.kind == SiteKind::Embedding {
         let b = (0..d_out * rank).map(|_| normal(&mut rng)).collect();

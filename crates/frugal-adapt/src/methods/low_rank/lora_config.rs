@@ -1,11 +1,10 @@
 //! LoRA's settings, and what `peft` calls them.
 
-use std::collections::BTreeMap;
-
 use frugal_nn::AdaptError;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use crate::pattern::Patterns;
 use crate::settings::Settings;
 use crate::target::{Layers, Names, Targets, pattern_value};
 
@@ -52,9 +51,9 @@ pub struct LoraConfig {
     /// How the weights are rounded, with `init_lora_weights = "loftq"`.
     pub loftq_config: Option<LoftqConfig>,
     /// Rank by path pattern.
-    pub rank_pattern: BTreeMap<String, usize>,
+    pub rank_pattern: Patterns<usize>,
     /// Scale numerator by path pattern.
-    pub alpha_pattern: BTreeMap<String, f64>,
+    pub alpha_pattern: Patterns<f64>,
     /// Which biases are trained too.
     pub bias: Bias,
     /// A bias on `B`, scaled like it.
@@ -79,8 +78,8 @@ impl Default for LoraConfig {
             use_rslora: false,
             init_lora_weights: Init::Default(true),
             loftq_config: None,
-            rank_pattern: BTreeMap::new(),
-            alpha_pattern: BTreeMap::new(),
+            rank_pattern: Patterns::new(),
+            alpha_pattern: Patterns::new(),
             bias: Bias::None,
             lora_bias: false,
             target_modules: targets.target_modules,
@@ -112,13 +111,10 @@ impl LoraConfig {
         if self.r == 0 || self.rank_pattern.values().any(|&r| r == 0) {
             return bad("r", "the rank must be at least 1".into());
         }
-        if !(0.0..1.0).contains(&self.lora_dropout) {
+        if !(0.0..=1.0).contains(&self.lora_dropout) {
             return bad(
                 "lora_dropout",
-                format!(
-                    "{} is not within 0 (none) and 1 (excluded)",
-                    self.lora_dropout
-                ),
+                format!("{} is not within 0 (none) and 1 (all)", self.lora_dropout),
             );
         }
         if !self.lora_alpha.is_finite() || self.alpha_pattern.values().any(|a| !a.is_finite()) {

@@ -150,13 +150,10 @@ impl MolaConfig {
                 "needs one entry or more, each at least 1, such as [2, 4, 6, 8]".into(),
             );
         }
-        if !(0.0..1.0).contains(&self.lora_dropout) {
+        if !(0.0..=1.0).contains(&self.lora_dropout) {
             return bad(
                 "lora_dropout",
-                format!(
-                    "{} is not within 0 (none) and 1 (excluded)",
-                    self.lora_dropout
-                ),
+                format!("{} is not within 0 (none) and 1 (all)", self.lora_dropout),
             );
         }
         if !(self.lora_alpha.is_finite() && self.lora_alpha > 0.0) {

@@ -182,11 +182,11 @@ fn build(config: QaLoraConfig, context: &BuildContext<'_>) -> Result<Maps<Pair>,
                 );
             }
             let groups = d_in / group;
-            if r > d_in.min(d_out) {
+            if r > crate::sizes::most_rank(d_in, d_out) {
                 return bad(
                     NAME,
                     "r",
-                    format!("rank {r} exceeds the smaller side of `{path}` ({d_out} x {d_in})"),
+                    format!("rank {r} is more than `{path}` ({d_out} x {d_in}) has a use for"),
                 );
             }
             let mut rng = stream(context.seed, path);

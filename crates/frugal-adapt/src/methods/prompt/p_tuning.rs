@@ -162,8 +162,8 @@ impl PTuningConfig {
         if self.encoder_num_layers == 0 {
             return bad("encoder_num_layers", "must be at least 1");
         }
-        if !(0.0..1.0).contains(&self.encoder_dropout) {
-            return bad("encoder_dropout", "must be from 0 to below 1");
+        if !(0.0..=1.0).contains(&self.encoder_dropout) {
+            return bad("encoder_dropout", "must be from 0 to 1");
         }
         Ok(())
     }

@@ -314,9 +314,15 @@ impl Adapter for PromptTuning {
             "prompt_tuning_init": c.prompt_tuning_init, "prompt_tuning_init_text": c.prompt_tuning_init_text,
             "tokenizer_name_or_path": null, "tokenizer_kwargs": null, "modules_to_save": null,
         });
-        let Value::Object(fields) = fields else {
+        let Value::Object(mut fields) = fields else {
             unreachable!("a literal object")
         };
+        // The rows are in the file. `peft` would make them of the text again, for which it needs a
+        // tokenizer that the file does not name.
+        if c.prompt_tuning_init == PromptInit::Text {
+            fields.insert("prompt_tuning_init".into(), json!(PromptInit::Random));
+            fields.insert("prompt_tuning_init_text".into(), Value::Null);
+        }
         fields
     }
 

@@ -30,6 +30,8 @@
 //! - Liu, Tam, Muqeeth, Mohta, Huang, Bansal, Raffel: Few-Shot Parameter-Efficient Fine-Tuning is
 //!   Better and Cheaper than In-Context Learning, 2022, arXiv 2205.05638.
 
+use std::collections::HashSet;
+
 use burn::prelude::*;
 use frugal_nn::{
     AdaptError, BuildContext, MergedLinear, Mode, Parameter, SiteId, SiteTable, normal, stream,
@@ -39,9 +41,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::method::{Capabilities, Family, Method};
+use crate::pattern::Pattern;
 use crate::settings;
 use crate::support::per_linear::{self, At, MapPart, Maps, bad};
-use crate::target::{Names, Targets, ends_with_component, full_match, saved_targets};
+use crate::target::{Names, Targets, ends_with_component, saved_targets};
 
 const NAME: &str = "ia3";
 
@@ -141,16 +144,8 @@ fn build(mut config: Ia3Config, context: &BuildContext<'_>) -> Result<Maps<Facto
         list(&[])
     };
     let feedforward = config.feedforward_modules.get_or_insert(usual).clone();
-    let pattern = match &feedforward {
-        Names::Pattern(pattern) => Some(full_match("feedforward_modules", pattern)?),
-        Names::List(_) => None,
-    };
-    let is_feedforward = |path: &str| match (&pattern, &feedforward) {
-        (Some(pattern), _) => pattern.is_match(path),
-        // Without a dot in front, as in peft.
-        (None, Names::List(names)) => names.iter().any(|name| path.ends_with(name.as_str())),
-        (None, Names::Pattern(_)) => false,
-    };
+    let inputs = feedforward_paths(&feedforward, context.sites)?;
+    let is_feedforward = |path: &str| inputs.contains(path);
     // The list of targets that the file will have; none where they are a pattern.
     let listed =
         serde_json::from_value::<Vec<String>>(saved_targets(&targets, context.sites, &chosen)).ok();
@@ -192,6 +187,32 @@ fn build(mut config: Ia3Config, context: &BuildContext<'_>) -> Result<Maps<Facto
             })
         },
     )
+}
+
+/// Paths of the maps whose input is scaled.
+fn feedforward_paths(
+    feedforward: &Names,
+    sites: &SiteTable,
+) -> Result<HashSet<String>, AdaptError> {
+    let mut paths = HashSet::new();
+    let pattern = match feedforward {
+        Names::Pattern(pattern) => Some(Pattern::whole("feedforward_modules", pattern)?),
+        Names::List(_) => None,
+    };
+    for (_, site) in sites.iter() {
+        let found = match (&pattern, feedforward) {
+            (Some(pattern), _) => pattern.is_match(&site.path)?,
+            // Without a dot in front, as in peft.
+            (None, Names::List(names)) => {
+                names.iter().any(|name| site.path.ends_with(name.as_str()))
+            }
+            (None, Names::Pattern(_)) => false,
+        };
+        if found {
+            paths.insert(site.path.clone());
+        }
+    }
+    Ok(paths)
 }
 
 /// Names of the feed-forward maps that are all in the list of targets, as `peft` wants them;

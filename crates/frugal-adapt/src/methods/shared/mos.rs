@@ -164,13 +164,10 @@ impl MosConfig {
                 ),
             );
         }
-        if !(0.0..1.0).contains(&self.lora_dropout) {
+        if !(0.0..=1.0).contains(&self.lora_dropout) {
             return bad(
                 "lora_dropout",
-                format!(
-                    "{} is not within 0 (none) and 1 (excluded)",
-                    self.lora_dropout
-                ),
+                format!("{} is not within 0 (none) and 1 (all)", self.lora_dropout),
             );
         }
         if !(self.lora_alpha.is_finite() && self.lora_alpha > 0.0) {
@@ -374,6 +371,7 @@ fn member(
             rows,
             &context.device,
         )
+        .indices_below(&[config.equivalent_rank * blocks * l])
     };
     let a = draw("A");
     let b = if config.pair_dissociation {

@@ -326,7 +326,7 @@ impl Site {
         if values.is_empty() {
             return None;
         }
-        let (places, values) = sparse(&self.path, places, values, device);
+        let (places, values) = sparse(&self.path, [self.d_out, self.d_in], places, values, device);
         let (path, base) = (self.path.clone(), self.base.clone());
         Some(Self {
             path,
@@ -348,6 +348,7 @@ impl Site {
 /// Places and values of a map's released weights.
 fn sparse(
     path: &str,
+    sides: [usize; 2],
     places: Vec<f32>,
     values: Vec<f32>,
     device: &Device,
@@ -355,7 +356,7 @@ fn sparse(
     let n = values.len();
     let places = Parameter::frozen(format!("{path}.id3_indices"), &[n, 2], places, device);
     (
-        places,
+        places.columns_below(&sides),
         Parameter::new(format!("{path}.id3_values"), &[n], values, device),
     )
 }
@@ -407,8 +408,13 @@ impl Id3 {
                             reason,
                         });
                     }
-                    let (places, values) =
-                        sparse(&path, vec![0.0; 2 * n], vec![0.0; n], &context.device);
+                    let (places, values) = sparse(
+                        &path,
+                        [d_out, d_in],
+                        vec![0.0; 2 * n],
+                        vec![0.0; n],
+                        &context.device,
+                    );
                     Change::Sparse { places, values }
                 }
             };

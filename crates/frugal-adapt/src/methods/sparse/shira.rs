@@ -118,7 +118,8 @@ fn build(config: ShiraConfig, context: &BuildContext<'_>) -> Result<Maps<Support
     };
     let constants = json!({"mask_type": "random", "fan_in_fan_out": false});
     Maps::new(&METHOD, &targets, context, &config, constants, |_, info| {
-        let (places, count) = (info.d_in * info.d_out, config.r * (info.d_in + info.d_out));
+        let places = info.d_in * info.d_out;
+        let count = config.r.saturating_mul(info.d_in + info.d_out);
         if count > places {
             let reason = format!(
                 "{} asks for {count} of the {places} elements of `{}`: use a smaller one",
@@ -152,7 +153,8 @@ fn build(config: ShiraConfig, context: &BuildContext<'_>) -> Result<Maps<Support
                 rows.chain(cols).collect(),
                 device,
             )
-            .as_whole_numbers(),
+            .as_whole_numbers()
+            .indices_below(&[info.d_out, info.d_in]),
         })
     })
 }
@@ -181,7 +183,7 @@ impl MapPart for Support {
         let flat: Vec<i64> = rows
             .iter()
             .zip(cols)
-            .map(|(&i, &j)| (i as usize * d_in + j as usize).min(d_out * d_in - 1) as i64)
+            .map(|(&i, &j)| (i as usize * d_in + j as usize) as i64)
             .collect();
         let flat = Tensor::<1, Int>::from_data(
             TensorData::from(flat.as_slice()),

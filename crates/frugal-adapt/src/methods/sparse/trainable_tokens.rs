@@ -109,9 +109,18 @@ impl TokensConfig {
             None => Ok(()),
         }
     }
+
+    fn check_rows(&self, rows: usize, path: &str) -> Result<(), AdaptError> {
+        let outside = self.token_indices.iter().find(|&&id| id as usize >= rows);
+        outside.map_or(Ok(()), |id| {
+            let reason = format!("{id} is outside the {rows} rows of `{path}`");
+            bad(NAME, "token_indices", reason)
+        })
+    }
 }
 
 /// A trainable-tokens adapter.
+#[derive(Clone)]
 pub struct TrainableTokens {
     config: TokensConfig,
     table: SiteId,
@@ -150,17 +159,7 @@ impl TrainableTokens {
             sites.info(table),
             sites.iter().next().is_some_and(|(id, _)| id == table),
         );
-        if let Some(id) = config
-            .token_indices
-            .iter()
-            .find(|&&id| id as usize >= info.d_in)
-        {
-            return bad(
-                NAME,
-                "token_indices",
-                format!("{id} is outside the {} rows of `{}`", info.d_in, info.path),
-            );
-        }
+        config.check_rows(info.d_in, &info.path)?;
         let head = sites
             .iter()
             .find(|(_, s)| s.tied && is_input)
@@ -196,6 +195,70 @@ impl TrainableTokens {
             saved_targets: json!(targets),
             config,
         })
+    }
+
+    /// The rows of a table, or of an output head, that another method trains beside its own
+    /// parameters; `named` are all places with such rows.
+    ///
+    /// # Errors
+    /// Ids outside the table, or twice.
+    pub(crate) fn beside(
+        site: SiteId,
+        token_indices: Vec<u32>,
+        named: &[SiteId],
+        context: &BuildContext<'_>,
+    ) -> Result<Self, AdaptError> {
+        let info = context.sites.info(site);
+        let rows = match info.kind {
+            SiteKind::Embedding => info.d_in,
+            _ => info.d_out,
+        };
+        let width = match info.kind {
+            SiteKind::Embedding => info.d_out,
+            _ => info.d_in,
+        };
+        let config = TokensConfig {
+            token_indices,
+            ..TokensConfig::default()
+        };
+        config.validate()?;
+        config.check_rows(rows, &info.path)?;
+        let is_input = site.index() == 0;
+        let tied = context
+            .sites
+            .iter()
+            .find(|(id, s)| s.tied && is_input && !named.contains(id));
+        let head = if info.kind == SiteKind::Embedding {
+            tied.map(|(id, _)| id)
+        } else {
+            Some(site)
+        };
+        let shape = [config.token_indices.len(), width];
+        let mut values = vec![0.0; shape[0] * shape[1]];
+        if let Some(backbone) = context.backbone {
+            backbone.export(&mut |part| match part {
+                Frozen::Embedding(e) if e.site == site => {
+                    values = to_vec(e.weight.rows(&config.token_indices))
+                }
+                Frozen::Linear(l) if l.site == site => {
+                    values = to_vec(l.weight.rows(&config.token_indices))
+                }
+                _ => {}
+            });
+        }
+        let name = format!("{}.token_adapter.trainable_tokens_delta", info.path);
+        Ok(Self {
+            table: site,
+            head,
+            rows: Parameter::new(name, &shape, values, &context.device),
+            saved_targets: Value::Null,
+            config,
+        })
+    }
+
+    /// Whether this place has other rows.
+    pub(crate) fn acts_on(&self, site: SiteId) -> bool {
+        self.table == site || self.head == Some(site)
     }
 
     fn indices(&self, device: &Device) -> Tensor<1, Int> {

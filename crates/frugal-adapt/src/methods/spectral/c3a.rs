@@ -29,8 +29,6 @@
 //! - Chen, Yang, Zhang, Li, Zhao, Wu, Zhang, Li: Parameter-Efficient Fine-Tuning via Circular
 //!   Convolution, 2024, arXiv 2407.19342.
 
-use std::collections::BTreeMap;
-
 use burn::prelude::*;
 use frugal_nn::{AdaptError, BuildContext, Parameter, normal, stream};
 use rand::Rng;
@@ -39,6 +37,7 @@ use serde_json::json;
 
 use crate::method::{Capabilities, Family, Method};
 use crate::methods::low_rank::lora::Init;
+use crate::pattern::Patterns;
 use crate::settings;
 use crate::support::per_linear::{self, At, MapPart, Maps, bad};
 use crate::target::{Targets, check_patterns, pattern_value};
@@ -81,7 +80,7 @@ pub struct C3aConfig {
     /// Size of the circulant blocks; divides both sides of every map.
     pub block_size: usize,
     /// Block size by path pattern.
-    pub block_size_pattern: BTreeMap<String, usize>,
+    pub block_size_pattern: Patterns<usize>,
     /// `"xavier_uniform"` (`false` means the same), `"kaiming_uniform"`, `"gaussian"`, or `true`
     /// for zero.
     pub init_weights: Init,
@@ -97,7 +96,7 @@ impl Default for C3aConfig {
     fn default() -> Self {
         Self {
             block_size: 64,
-            block_size_pattern: BTreeMap::new(),
+            block_size_pattern: Patterns::new(),
             init_weights: Init::Named("xavier_uniform".into()),
             target_modules: Targets::default().target_modules,
             layers_to_transform: None,

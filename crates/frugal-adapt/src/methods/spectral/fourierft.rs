@@ -29,7 +29,7 @@
 //! - Gao, Wang, Chen, Liu, Wu, Chen, Li: Parameter-Efficient Fine-Tuning with Discrete Fourier
 //!   Transform, 2024, arXiv 2405.03003.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use burn::prelude::*;
@@ -38,6 +38,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::method::{Capabilities, Family, Method};
+use crate::pattern::Patterns;
 use crate::settings;
 use crate::support::per_linear::{self, At, MapPart, Maps, bad};
 use crate::support::torch_random::TorchGenerator;
@@ -87,7 +88,7 @@ pub struct FourierConfig {
     /// Start without a change.
     pub init_weights: bool,
     /// Number of coefficients by path pattern.
-    pub n_frequency_pattern: BTreeMap<String, usize>,
+    pub n_frequency_pattern: Patterns<usize>,
     /// Which maps.
     #[serde(flatten)]
     pub targets: Targets,
@@ -100,7 +101,7 @@ impl Default for FourierConfig {
             scaling: 150.0,
             random_loc_seed: 777,
             init_weights: false,
-            n_frequency_pattern: BTreeMap::new(),
+            n_frequency_pattern: Patterns::new(),
             targets: Targets::default(),
         }
     }
@@ -122,6 +123,9 @@ impl FourierConfig {
         }
     }
 }
+
+/// Elements that the waves of one size of map may have: 2 GiB.
+const MOST_WAVES: u64 = 1 << 29;
 
 /// What the coefficients of one size of map multiply: `Re(ifft2)` of one entry at `(u, v)` is
 /// `cos(2π (u i / d_out + v j / d_in)) / (d_out d_in)`, a sum of two products of waves along the
@@ -186,6 +190,19 @@ fn build(config: FourierConfig, context: &BuildContext<'_>) -> Result<Maps<Spect
                     NAME,
                     "n_frequency",
                     format!("{count} exceeds the {places} elements of `{}`", info.path),
+                );
+            }
+            // Each has a wave along every row and every column.
+            let waves = 2 * (info.d_in + info.d_out) as u64 * count as u64;
+            if waves > MOST_WAVES {
+                let gib = (waves * 4) as f64 / f64::from(1 << 30);
+                return bad(
+                    NAME,
+                    "n_frequency",
+                    format!(
+                        "{count} coefficients of `{}` take {gib:.1} GiB of waves: use fewer",
+                        info.path
+                    ),
                 );
             }
             let mut rng = stream(context.seed, &info.path);

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use frugal::adapt::peft;
 use frugal::model::load::{ModelFiles, SafetensorsFile, read_json};
 use frugal_core::human;
@@ -117,7 +117,11 @@ fn inspect_model(model: &ModelFiles, output: Output) -> Result<()> {
 }
 
 fn inspect_adapter(folder: &Path, output: Output) -> Result<()> {
-    let config = read_json(&folder.join(peft::CONFIG_FILE))?;
+    let path = folder.join(peft::CONFIG_FILE);
+    let config = read_json(&path)?;
+    if !config.is_object() {
+        bail!("{}: expected a JSON object", path.display());
+    }
     let weights = SafetensorsFile::open(&folder.join(peft::WEIGHTS_FILE))?;
     let shapes: Vec<(String, Vec<usize>)> = weights
         .names()

@@ -27,7 +27,7 @@ pub fn tokenizer_metadata(
     let around = tokenizer
         .encode("", true)
         .map_err(|error| unsupported(&error.to_string()))?;
-    metadata(
+    let written = metadata(
         &GgufTokenizer {
             tokenizer: tokenizer.inner().clone(),
             bos_token_id: bos,
@@ -49,7 +49,18 @@ pub fn tokenizer_metadata(
             chat_template: settings.chat_template.clone(),
         },
         vocab_size,
-    )
+    )?;
+    let added = tokenizer.inner().get_added_tokens_decoder();
+    let unknown = |id: &&u32| {
+        let is_special = added.get(id).is_some_and(|token| token.special);
+        is_special && Some(**id) != bos && Some(**id) != eos
+    };
+    if let Some(id) = around.iter().find(unknown) {
+        return Err(unsupported(&format!(
+            "token {id} is put around each text, and GGUF files know of a first and a last token only"
+        )));
+    }
+    Ok(written)
 }
 
 pub(super) fn metadata(
@@ -68,6 +79,13 @@ pub(super) fn metadata(
     }
     let merges = merges(model)?;
     let sentencepiece = model["byte_fallback"] == true;
+    check_model(model)?;
+    if !sentencepiece && puts_space_first(&json) {
+        return Err(unsupported(
+            "`add_prefix_space` puts a space before each text, which readers of GGUF files do not do for byte-level BPE: their \
+             ids would differ",
+        ));
+    }
     let unk = parts
         .unk_token_id
         .or_else(|| parts.tokenizer.token_to_id(model["unk_token"].as_str()?));
@@ -117,6 +135,31 @@ pub(super) fn metadata(
             .map(|template| ("tokenizer.chat_template".to_owned(), template.into())),
     );
     Ok(list)
+}
+
+/// Refuses what the merges alone do not say.
+fn check_model(model: &Json) -> Result<(), GgufProblem> {
+    for key in ["continuing_subword_prefix", "end_of_word_suffix"] {
+        if model[key].as_str().is_some_and(|text| !text.is_empty()) {
+            return Err(unsupported(&format!("`{key}` has no GGUF form")));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a byte-level step puts a space before each text.
+fn puts_space_first(json: &Json) -> bool {
+    steps(&json["pre_tokenizer"], "pretokenizers")
+        .iter()
+        .any(|step| step["type"] == "ByteLevel" && step["add_prefix_space"] == true)
+}
+
+/// The parts of a sequence, or the one step that there is.
+fn steps(value: &Json, list: &str) -> Vec<Json> {
+    value[list]
+        .as_array()
+        .cloned()
+        .unwrap_or_else(|| vec![value.clone()])
 }
 
 fn unsupported(why: &str) -> GgufProblem {
@@ -210,16 +253,10 @@ fn scores(texts: &[String], types: &[i32], merges: &[(&str, &str)]) -> Vec<f32> 
 
 /// Whether a space goes before a text, by the normalizer or the pre-tokenizer.
 fn has_prefix(json: &Json) -> bool {
-    let parts = |value: &Json, list: &str| {
-        value[list]
-            .as_array()
-            .cloned()
-            .unwrap_or_else(|| vec![value.clone()])
-    };
-    parts(&json["normalizer"], "normalizers")
+    steps(&json["normalizer"], "normalizers")
         .iter()
         .any(|part| part["type"] == "Prepend")
-        || parts(&json["pre_tokenizer"], "pretokenizers")
+        || steps(&json["pre_tokenizer"], "pretokenizers")
             .iter()
             .any(|part| part["type"] == "Metaspace" && part["prepend_scheme"] != "never")
 }

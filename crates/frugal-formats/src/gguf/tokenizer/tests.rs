@@ -362,3 +362,42 @@ fn what_does_not_fit_is_named() {
         assert!(error.contains(says), "{error}");
     }
 }
+
+/// `tokenizer.json` of the byte-level fixture with one value changed.
+fn byte_level_with(path: &str, value: Json) -> TextTokenizer {
+    let parts = changed(
+        "tokenizer-bpe.gguf",
+        "tokenizer.ggml.pre",
+        Some("gpt-2".into()),
+    )
+    .unwrap();
+    let text = parts.tokenizer.to_string(false).unwrap();
+    let mut json: Json = serde_json::from_str(&text).unwrap();
+    *json.pointer_mut(path).unwrap() = value;
+    TextTokenizer::from_json(&json.to_string(), "{}").unwrap()
+}
+
+#[test]
+fn a_space_before_each_text_is_not_dropped_without_a_word() {
+    let first = "/pre_tokenizer/pretokenizers/0/add_prefix_space";
+    let with = |value: bool| byte_level_with(first, value.into());
+    let size = with(false).vocab_size();
+    assert!(tokenizer_metadata(&with(false), size).is_ok());
+    // "Hello" becomes " Hello" here, and stays "Hello" for readers of GGUF files.
+    let ids = |tokenizer: &TextTokenizer, text: &str| tokenizer.encode(text, false).unwrap();
+    assert_eq!(ids(&with(true), "Hello"), ids(&with(false), " Hello"));
+    assert_ne!(ids(&with(true), "Hello"), ids(&with(false), "Hello"));
+    let message = tokenizer_metadata(&with(true), size)
+        .unwrap_err()
+        .to_string();
+    assert!(message.contains("`add_prefix_space`"), "{message}");
+}
+
+#[test]
+fn an_ending_of_words_is_not_dropped_without_a_word() {
+    let tokenizer = byte_level_with("/model/end_of_word_suffix", "</w>".into());
+    let message = tokenizer_metadata(&tokenizer, tokenizer.vocab_size())
+        .unwrap_err()
+        .to_string();
+    assert!(message.contains("`end_of_word_suffix`"), "{message}");
+}

@@ -92,8 +92,8 @@ impl AdaLoraConfig {
         if !(self.lora_alpha > 0.0 && self.lora_alpha.is_finite()) {
             return bad("lora_alpha", "must be a positive number");
         }
-        if !(0.0..1.0).contains(&self.lora_dropout) {
-            return bad("lora_dropout", "must be from 0 to below 1");
+        if !(0.0..=1.0).contains(&self.lora_dropout) {
+            return bad("lora_dropout", "must be from 0 to 1");
         }
         if self.delta_t == 0 {
             return bad("deltaT", "must be at least 1");

@@ -1,5 +1,5 @@
 use frugal_models::ModelConfig;
-use frugal_nn::{SiteTable, Weight};
+use frugal_nn::{LinearChange, SiteTable, Weight};
 
 use super::*;
 use crate::settings;

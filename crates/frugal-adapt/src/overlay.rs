@@ -1,0 +1,514 @@
+//! What an adapter file trains beside its method: copies of the base's own modules
+//! (`modules_to_save`), its biases (`bias`), and rows of its tables (`trainable_token_indices`).
+//!
+//! The method acts on a base whose parameters are these.
+
+use std::collections::BTreeMap;
+
+use burn::prelude::*;
+use frugal_nn::seam::kept::Kept;
+use frugal_nn::{
+    AdaptError, Adapter, BlockAction, BuildContext, Embedding, Frozen, GradientSum, KeyValue,
+    Linear, LinearChange, MergedLinear, Mode, Norm, NormChange, Parameter, Pass, Rows,
+    SequenceLayout, SiteId, SiteKind, SiteTable, StepContext, SubLayer, SubLayerIo, Weight, to_vec,
+};
+use serde_json::{Map, Value};
+
+use crate::methods::sparse::trainable_tokens::TrainableTokens;
+
+/// Trained copies of one site's own parameters.
+#[derive(Clone, Default)]
+struct Saved {
+    /// In the layout of files: transposed for GPT-2, without the offset of Gemma's norms.
+    weight: Option<Parameter>,
+    bias: Option<Parameter>,
+    transposed: bool,
+}
+
+/// Which parameters of the base are trained, by site, and what files call them.
+#[derive(Default)]
+pub(crate) struct Wanted {
+    /// Sites whose weight and bias are.
+    pub modules: Vec<SiteId>,
+    /// Sites whose bias alone is, with its key in the file.
+    pub biases: Vec<(SiteId, String)>,
+    /// Tables with the ids of their trained rows.
+    pub tokens: Vec<(SiteId, Vec<u32>)>,
+    /// Fields of the configuration that say so, as the file has them.
+    pub fields: Map<String, Value>,
+}
+
+impl Wanted {
+    pub fn is_empty(&self) -> bool {
+        self.modules.is_empty() && self.biases.is_empty() && self.tokens.is_empty()
+    }
+}
+
+/// A method on a base with trained parameters of its own.
+pub(crate) struct Overlay {
+    inner: Box<dyn Adapter>,
+    /// Indexed by site.
+    saved: Vec<Saved>,
+    tokens: Vec<TrainableTokens>,
+    fields: Map<String, Value>,
+}
+
+impl Overlay {
+    /// Copies the base's parameters.
+    ///
+    /// # Errors
+    /// Token ids outside a table.
+    pub fn new(
+        inner: Box<dyn Adapter>,
+        wanted: Wanted,
+        context: &BuildContext<'_>,
+    ) -> Result<Self, AdaptError> {
+        let mut saved = vec![Saved::default(); context.sites.len()];
+        let mut values = values_of(context, &wanted);
+        for id in &wanted.modules {
+            saved[id.index()] = module(context, *id, values.remove(id).unwrap_or_default());
+        }
+        for (id, key) in wanted.biases {
+            let info = context.sites.info(id);
+            let value = values.remove(&id).and_then(|(_, bias)| bias);
+            let value = value.unwrap_or_else(|| vec![0.0; info.d_out]);
+            saved[id.index()].bias =
+                Some(Parameter::new(key, &[info.d_out], value, &context.device));
+        }
+        let mut tokens = Vec::new();
+        let named: Vec<SiteId> = wanted.tokens.iter().map(|(id, _)| *id).collect();
+        for (id, ids) in wanted.tokens {
+            tokens.push(TrainableTokens::beside(id, ids, &named, context)?);
+        }
+        Ok(Self {
+            inner,
+            saved,
+            tokens,
+            fields: wanted.fields,
+        })
+    }
+
+    fn saved(&self, site: SiteId) -> Option<&Saved> {
+        self.saved
+            .get(site.index())
+            .filter(|s| s.weight.is_some() || s.bias.is_some())
+    }
+
+    fn tokens_at(&self, site: SiteId) -> Option<&TrainableTokens> {
+        self.tokens.iter().find(|tokens| tokens.acts_on(site))
+    }
+
+    fn touches(&self, site: SiteId) -> bool {
+        self.saved(site).is_some() || self.tokens_at(site).is_some()
+    }
+
+    /// The linear map with its trained parameters.
+    fn linear(&self, base: &Linear, mode: Mode) -> Option<Linear> {
+        let saved = self.saved(base.site)?;
+        let mut linear = base.clone();
+        if let Some(weight) = &saved.weight {
+            let weight = weight.get::<2>(mode);
+            linear.weight = Weight::Dense(if saved.transposed {
+                weight.transpose()
+            } else {
+                weight
+            });
+        }
+        if let Some(bias) = &saved.bias {
+            linear.bias = Some(bias.get::<1>(mode));
+        }
+        Some(linear)
+    }
+
+    fn embedding(&self, base: &Embedding, mode: Mode) -> Option<Embedding> {
+        let weight = self.saved(base.site)?.weight.as_ref()?;
+        Some(Embedding {
+            site: base.site,
+            weight: Weight::Dense(weight.get::<2>(mode)),
+        })
+    }
+
+    fn norm(&self, base: &Norm, mode: Mode) -> Option<Norm> {
+        let saved = self.saved(base.site)?;
+        let mut norm = base.clone();
+        if let Some(weight) = &saved.weight {
+            norm.weight = weight.get::<1>(mode) + base.stored_offset;
+        }
+        if let Some(bias) = &saved.bias {
+            norm.bias = Some(bias.get::<1>(mode));
+        }
+        Some(norm)
+    }
+}
+
+type Values = BTreeMap<SiteId, (Vec<f32>, Option<Vec<f32>>)>;
+
+/// What the base has at these sites, in the layout of files; nothing when planning.
+fn values_of(context: &BuildContext<'_>, wanted: &Wanted) -> Values {
+    let mut values = Values::new();
+    let Some(backbone) = context.backbone else {
+        return values;
+    };
+    let mut needs_weight = vec![false; context.sites.len()];
+    let mut needs_bias = needs_weight.clone();
+    for id in &wanted.modules {
+        needs_weight[id.index()] = true;
+        needs_bias[id.index()] = true;
+    }
+    for (id, _) in &wanted.biases {
+        needs_bias[id.index()] = true;
+    }
+    let is_transposed = |id: SiteId| context.sites.info(id).kind == SiteKind::Conv1d;
+    backbone.export(&mut |part| {
+        let (site, bias) = match &part {
+            Frozen::Linear(l) => (l.site, l.bias.clone()),
+            Frozen::Embedding(e) => (e.site, None),
+            Frozen::Norm(n) => (n.site, n.bias.clone()),
+        };
+        if !needs_bias[site.index()] {
+            return;
+        }
+        let weight = match &part {
+            _ if !needs_weight[site.index()] => Vec::new(),
+            Frozen::Linear(l) if is_transposed(site) => to_vec(l.weight.dense().transpose()),
+            Frozen::Linear(l) => to_vec(l.weight.dense()),
+            Frozen::Embedding(e) => to_vec(e.weight.dense()),
+            Frozen::Norm(n) => to_vec(n.weight.clone() - n.stored_offset),
+        };
+        values.insert(site, (weight, bias.map(to_vec)));
+    });
+    values
+}
+
+/// Shape of a site's weight in files.
+pub(crate) fn stored_shape(sites: &SiteTable, id: SiteId) -> Vec<usize> {
+    let info = sites.info(id);
+    match info.kind {
+        SiteKind::Norm => vec![info.d_out],
+        SiteKind::Conv1d | SiteKind::Embedding => vec![info.d_in, info.d_out],
+        SiteKind::Linear | SiteKind::LmHead => vec![info.d_out, info.d_in],
+    }
+}
+
+fn module(
+    context: &BuildContext<'_>,
+    id: SiteId,
+    (weight, bias): (Vec<f32>, Option<Vec<f32>>),
+) -> Saved {
+    let info = context.sites.info(id);
+    let shape = stored_shape(context.sites, id);
+    let len: usize = shape.iter().product();
+    let weight = if weight.len() == len {
+        weight
+    } else {
+        vec![0.0; len]
+    };
+    let parameter = |name: &str, shape: &[usize], values| {
+        Parameter::new(
+            format!("{}.{name}", info.path),
+            shape,
+            values,
+            &context.device,
+        )
+    };
+    let bias = info
+        .has_bias
+        .then(|| bias.unwrap_or_else(|| vec![0.0; info.d_out]));
+    Saved {
+        weight: Some(parameter("weight", &shape, weight)),
+        bias: bias.map(|values| parameter("bias", &[info.d_out], values)),
+        transposed: info.kind == SiteKind::Conv1d,
+    }
+}
+
+struct OverlayPass<'a> {
+    overlay: &'a Overlay,
+    inner: Box<dyn Pass + 'a>,
+    mode: Mode,
+}
+
+impl Pass for OverlayPass<'_> {
+    fn embed(&mut self, hidden_states: Tensor<2>, layout: &mut SequenceLayout) -> Tensor<2> {
+        self.inner.embed(hidden_states, layout)
+    }
+
+    fn embedding(&mut self, base: &Embedding, ids: &[u32]) -> Tensor<2> {
+        if let Some(tokens) = self.overlay.tokens_at(base.site) {
+            return tokens.pass(self.mode).embedding(base, ids);
+        }
+        match self.overlay.embedding(base, self.mode) {
+            Some(own) => self.inner.embedding(&own, ids),
+            None => self.inner.embedding(base, ids),
+        }
+    }
+
+    fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
+        if let Some(tokens) = self.overlay.tokens_at(base.site) {
+            return tokens.pass(self.mode).linear(base, x);
+        }
+        match self.overlay.linear(base, self.mode) {
+            Some(own) => self.inner.linear(&own, x),
+            None => self.inner.linear(base, x),
+        }
+    }
+
+    fn linear_rows(&mut self, base: &Linear, x: Tensor<2>, rows: Rows) -> Tensor<2> {
+        if let Some(tokens) = self.overlay.tokens_at(base.site) {
+            return tokens.pass(self.mode).linear_rows(base, x, rows);
+        }
+        match self.overlay.linear(base, self.mode) {
+            Some(own) => self.inner.linear_rows(&own, x, rows),
+            None => self.inner.linear_rows(base, x, rows),
+        }
+    }
+
+    fn linear_change(&mut self, base: &Linear) -> LinearChange {
+        if let Some(tokens) = self.overlay.tokens_at(base.site) {
+            return tokens.pass(self.mode).linear_change(base);
+        }
+        let Some(own) = self.overlay.linear(base, self.mode) else {
+            return self.inner.linear_change(base);
+        };
+        match self.inner.linear_change(&own) {
+            // The caller adds the base's bias.
+            _ if own.bias.is_some() => LinearChange::Opaque,
+            LinearChange::None => LinearChange::Weight(own.weight.dense()),
+            LinearChange::Weight(weight) => LinearChange::Weight(weight),
+            LinearChange::LowRank(_) | LinearChange::Opaque => LinearChange::Opaque,
+        }
+    }
+
+    fn embedding_rows(&mut self, base: &Embedding, ids: &[u32], rows: Rows) -> Tensor<2> {
+        if let Some(tokens) = self.overlay.tokens_at(base.site) {
+            return tokens.pass(self.mode).embedding_rows(base, ids, rows);
+        }
+        match self.overlay.embedding(base, self.mode) {
+            Some(own) => self.inner.embedding_rows(&own, ids, rows),
+            None => self.inner.embedding_rows(base, ids, rows),
+        }
+    }
+
+    fn norm_rows(&mut self, base: &Norm, x: Tensor<2>, rows: Rows) -> Tensor<2> {
+        match self.overlay.norm(base, self.mode) {
+            Some(own) => self.inner.norm_rows(&own, x, rows),
+            None => self.inner.norm_rows(base, x, rows),
+        }
+    }
+
+    fn norm(&mut self, base: &Norm, x: Tensor<2>) -> Tensor<2> {
+        match self.overlay.norm(base, self.mode) {
+            Some(own) => self.inner.norm(&own, x),
+            None => self.inner.norm(base, x),
+        }
+    }
+
+    fn norm_change(&mut self, base: &Norm) -> NormChange {
+        let Some(own) = self.overlay.norm(base, self.mode) else {
+            return self.inner.norm_change(base);
+        };
+        match self.inner.norm_change(&own) {
+            NormChange::None => {
+                let (weight, bias) = own.values();
+                NormChange::Parameters(weight, bias)
+            }
+            change => change,
+        }
+    }
+
+    fn key_value(&mut self, layer: usize) -> Option<KeyValue> {
+        self.inner.key_value(layer)
+    }
+
+    fn prefix_length(&self) -> usize {
+        self.inner.prefix_length()
+    }
+
+    fn before_sub_layer(&mut self, layer: usize, kind: SubLayer, input: &Tensor<2>) {
+        self.inner.before_sub_layer(layer, kind, input);
+    }
+
+    fn sub_layer(&mut self, io: SubLayerIo<'_>) -> Tensor<2> {
+        self.inner.sub_layer(io)
+    }
+
+    fn before_block(&mut self, layer: usize, hidden_states: &Tensor<2>) -> BlockAction {
+        self.inner.before_block(layer, hidden_states)
+    }
+
+    fn after_block(&mut self, layer: usize, hidden_states: &Tensor<2>) {
+        self.inner.after_block(layer, hidden_states);
+    }
+
+    fn router(
+        &mut self,
+        layer: usize,
+        probabilities: &Tensor<2>,
+        chosen: &[usize],
+        aux_loss_coef: f64,
+    ) {
+        self.inner
+            .router(layer, probabilities, chosen, aux_loss_coef);
+    }
+
+    fn needs_token_rows(&self) -> bool {
+        self.inner.needs_token_rows()
+    }
+
+    fn auxiliary_loss(&mut self) -> Option<Tensor<1>> {
+        self.inner.auxiliary_loss()
+    }
+}
+
+impl Adapter for Overlay {
+    fn method(&self) -> &'static str {
+        self.inner.method()
+    }
+
+    fn parameters(&self) -> Vec<&Parameter> {
+        let saved = self
+            .saved
+            .iter()
+            .flat_map(|s| s.weight.iter().chain(&s.bias));
+        let tokens = self.tokens.iter().flat_map(|t| t.parameters());
+        self.inner
+            .parameters()
+            .into_iter()
+            .chain(saved)
+            .chain(tokens)
+            .collect()
+    }
+
+    fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
+        let saved = self
+            .saved
+            .iter_mut()
+            .flat_map(|s| s.weight.iter_mut().chain(&mut s.bias));
+        let tokens = self.tokens.iter_mut().flat_map(|t| t.parameters_mut());
+        self.inner
+            .parameters_mut()
+            .into_iter()
+            .chain(saved)
+            .chain(tokens)
+            .collect()
+    }
+
+    fn probes(&self) -> Vec<&Parameter> {
+        self.inner.probes()
+    }
+
+    fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
+        Box::new(OverlayPass {
+            overlay: self,
+            inner: self.inner.pass(mode),
+            mode,
+        })
+    }
+
+    fn pass_keeping<'a>(&'a self, kept: &'a Kept) -> Box<dyn Pass + 'a> {
+        Box::new(OverlayPass {
+            overlay: self,
+            inner: self.inner.pass_keeping(kept),
+            mode: Mode::Eval,
+        })
+    }
+
+    fn peft_config(&self) -> Map<String, Value> {
+        let mut config = self.inner.peft_config();
+        config.extend(self.fields.clone());
+        config
+    }
+
+    fn weight_delta(&self, base: &Linear) -> Result<Option<Tensor<2>>, AdaptError> {
+        let merged = self.merged_linear(base)?;
+        Ok(merged.map(|merged| merged.weight - base.weight.dense()))
+    }
+
+    fn merged_linear(&self, base: &Linear) -> Result<Option<MergedLinear>, AdaptError> {
+        if let Some(tokens) = self.tokens_at(base.site) {
+            return tokens.merged_linear(base);
+        }
+        let Some(own) = self.linear(base, Mode::Eval) else {
+            return self.inner.merged_linear(base);
+        };
+        let merged = self.inner.merged_linear(&own)?;
+        Ok(Some(merged.unwrap_or_else(|| MergedLinear {
+            weight: own.weight.dense(),
+            bias: own.bias,
+        })))
+    }
+
+    fn forms_weight(&self, base: &Linear) -> bool {
+        !self.touches(base.site) && self.inner.forms_weight(base)
+    }
+
+    fn forms_table(&self, base: &Embedding) -> bool {
+        !self.touches(base.site) && self.inner.forms_table(base)
+    }
+
+    fn unmerged_linear(&self, merged: &Linear) -> Result<Option<MergedLinear>, AdaptError> {
+        if !self.touches(merged.site) {
+            return self.inner.unmerged_linear(merged);
+        }
+        Err(AdaptError::Unsupported {
+            method: self.method(),
+            action: "be taken out again",
+            reason: "it replaced parameters of the base; load the base model".into(),
+        })
+    }
+
+    fn merged_embedding(&self, base: &Embedding) -> Option<Tensor<2>> {
+        if let Some(tokens) = self.tokens_at(base.site) {
+            return tokens.merged_embedding(base);
+        }
+        let Some(own) = self.embedding(base, Mode::Eval) else {
+            return self.inner.merged_embedding(base);
+        };
+        let merged = self.inner.merged_embedding(&own);
+        Some(merged.unwrap_or_else(|| own.weight.dense()))
+    }
+
+    fn merged_norm(&self, base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
+        let Some(own) = self.norm(base, Mode::Eval) else {
+            return self.inner.merged_norm(base);
+        };
+        self.inner.merged_norm(&own).or_else(|| Some(own.values()))
+    }
+
+    fn before_step(&mut self, context: &StepContext, gradients: &mut GradientSum) {
+        self.inner.before_step(context, gradients);
+    }
+
+    fn after_step(&mut self, context: &StepContext) {
+        self.inner.after_step(context);
+    }
+
+    fn state(&self) -> BTreeMap<String, Vec<f32>> {
+        self.inner.state()
+    }
+
+    fn restore(&mut self, state: &BTreeMap<String, Vec<f32>>) -> Result<(), String> {
+        self.inner.restore(state)
+    }
+
+    fn finished(&self) -> Option<Box<dyn Adapter>> {
+        let inner = self.inner.finished()?;
+        Some(Box::new(Self {
+            inner,
+            saved: self.saved.clone(),
+            tokens: self.tokens.clone(),
+            fields: self.fields.clone(),
+        }))
+    }
+
+    fn is_complete(&self) -> bool {
+        self.inner.is_complete()
+    }
+
+    fn needs_trainer(&self) -> bool {
+        self.inner.needs_trainer()
+    }
+
+    fn supports_mixed_batch(&self) -> bool {
+        self.inner.supports_mixed_batch()
+    }
+}

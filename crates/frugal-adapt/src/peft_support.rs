@@ -1,0 +1,261 @@
+//! What `peft` reads of the adapters that this program writes.
+//!
+//! `scripts/golden/peft_support.py` tries all of it with `peft` itself and writes
+//! `fixtures/peft_support.json`, which the tests compare with these tables.
+
+use frugal_core::suggest::did_you_mean;
+use frugal_nn::{AdaptError, Adapter, BackboneInfo};
+
+use crate::method::Method;
+use crate::registry::METHODS;
+
+/// The types of the version whose format is written; those of other methods are written in its
+/// layout and read by this program only.
+#[rustfmt::skip]
+const TYPES_OF_PEFT: [&str; 45] = [
+    "ADALORA", "ADAMSS", "ADAPTION_PROMPT", "BEFT", "BOFT", "C3A", "CARTRIDGE", "CPT", "DEFT", "DELORA", "FOURIERFT", "FROD",
+    "GLORA", "GRALORA", "HIRA", "HRA", "IA3", "LILY", "LN_TUNING", "LOHA", "LOKR", "LORA", "MISS", "MULTITASK_PROMPT_TUNING",
+    "OFT", "OSF", "PEANUT", "POLY", "PREFIX_TUNING", "PROMPT_TUNING", "PSOFT", "PVERA", "P_TUNING", "RANDLORA", "ROAD",
+    "SHADOW", "SHIRA", "SUPERTUNING", "TINYLORA", "TRAINABLE_TOKENS", "UNILORA", "VBLORA", "VERA", "WAVEFT", "XLORA",
+];
+
+/// Types that `peft` knows on maps stored transposed (GPT-2's `Conv1D`).
+const ON_CONV1D: [&str; 6] = ["ADALORA", "LORA", "IA3", "VERA", "FOURIERFT", "VBLORA"];
+
+/// Types that act on linear maps.
+const ON_LINEAR: [&str; 15] = [
+    "ADALORA",
+    "BOFT",
+    "C3A",
+    "FOURIERFT",
+    "HRA",
+    "IA3",
+    "LOHA",
+    "LOKR",
+    "LORA",
+    "MISS",
+    "OFT",
+    "ROAD",
+    "SHIRA",
+    "VBLORA",
+    "VERA",
+];
+
+/// Nearest method here of types that only `peft` has.
+const NEAREST: [(&str, &str); 20] = [
+    ("ADAMSS", "adalora"),
+    ("ADAPTION_PROMPT", "prefix-tuning"),
+    ("BEFT", "bitfit"),
+    ("CARTRIDGE", "prefix-tuning"),
+    ("CPT", "prompt-tuning"),
+    ("DEFT", "lora"),
+    ("DELORA", "dora"),
+    ("FROD", "vera"),
+    ("GLORA", "lora"),
+    ("GRALORA", "lora"),
+    ("HIRA", "loha"),
+    ("LILY", "mos"),
+    ("MULTITASK_PROMPT_TUNING", "prompt-tuning"),
+    ("OSF", "svfit"),
+    ("POLY", "mola"),
+    ("PSOFT", "oft"),
+    ("PVERA", "vera"),
+    ("RANDLORA", "vera"),
+    ("WAVEFT", "fourierft"),
+    ("XLORA", "mola"),
+];
+
+impl Method {
+    /// Whether `peft` has a method of its `peft_type`, so that Python reads its adapter files.
+    pub fn is_in_peft(&self) -> bool {
+        TYPES_OF_PEFT.contains(&self.peft_type)
+    }
+}
+
+/// What was found of a `peft_type` that no method here has.
+pub(crate) fn unknown(peft_type: &str) -> AdaptError {
+    let nearest = NEAREST.iter().find(|(name, _)| *name == peft_type);
+    if TYPES_OF_PEFT.contains(&peft_type) {
+        return AdaptError::PeftType {
+            peft_type: peft_type.into(),
+            hint: match nearest {
+                Some((_, method)) => format!("; the nearest here is `{method}`"),
+                None => "; `frugal methods` lists those that are".into(),
+            },
+        };
+    }
+    let mut types: Vec<&str> = METHODS.iter().map(|m| m.peft_type).collect();
+    types.dedup();
+    let asked = peft_type.to_uppercase();
+    let hint = match did_you_mean(&asked, types.into_iter()) {
+        Some(near) => format!(" (did you mean `{near}`?)"),
+        None => ", and unknown to peft too".into(),
+    };
+    AdaptError::PeftType {
+        peft_type: peft_type.into(),
+        hint,
+    }
+}
+
+/// Why `peft` does not read this adapter of this model, or drops a part of it; `None` where it
+/// reads all of it.
+pub fn obstacle(adapter: &dyn Adapter, model: &BackboneInfo) -> Option<String> {
+    let method = METHODS.iter().find(|m| m.name == adapter.method())?;
+    if !method.is_in_peft() {
+        return Some("`peft` does not have this method".into());
+    }
+    let names = adapter.parameters();
+    let acts_on = |part: &str| names.iter().any(|p| p.name().contains(part));
+    let is_linear = ON_LINEAR.contains(&method.peft_type);
+    match model.model_type {
+        "gpt2" if is_linear && !ON_CONV1D.contains(&method.peft_type) => Some(format!(
+            "`peft` has no {} for GPT-2's maps, which are stored transposed (`Conv1D`)",
+            method.peft_type
+        )),
+        "mixtral" if is_linear && acts_on(".experts.") => on_experts(method, &names),
+        "native_sparse" => Some("transformers does not have this architecture".into()),
+        _ => None,
+    }
+}
+
+/// transformers keeps the experts of a block in two tensors, on which `peft` knows plain LoRA.
+fn on_experts(method: &Method, parameters: &[&frugal_nn::Parameter]) -> Option<String> {
+    let of = |map: &str| {
+        let ending = format!(".{map}.");
+        parameters
+            .iter()
+            .any(|p| p.name().contains(".experts.") && p.name().contains(&ending))
+    };
+    if method.peft_type != "LORA" {
+        return Some(format!(
+            "`peft` has no {} for the experts of a mixture and would pass over that part without an error: name other maps \
+             with `target_modules`",
+            method.peft_type
+        ));
+    }
+    if method.name == "dora" {
+        return Some("`peft` has no DoRA for the experts of a mixture".into());
+    }
+    let gated = [of("w1"), of("w3"), of("w2")];
+    let is_read = gated == [true; 3] || gated == [false, false, true];
+    (!is_read).then(|| {
+        "`peft` holds `w1` and `w3` of the experts in one tensor, and reads adapters of `w2` or of all three only".into()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Map, Value, json};
+
+    use frugal_models::ModelConfig;
+
+    use super::*;
+    use crate::registry;
+    use frugal_nn::BuildContext;
+
+    const FOUND: &str = include_str!("../../../fixtures/peft_support.json");
+
+    fn config(model_type: &str) -> ModelConfig {
+        let raw = json!({"model_type": model_type, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 64, "num_local_experts": 4, "num_experts_per_tok": 2,
+            "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64});
+        ModelConfig::from_json(raw, "test").unwrap()
+    }
+
+    fn is_read(method: &str, model_type: &str, targets: &[&str]) -> bool {
+        let config = config(model_type);
+        let sites = config.sites();
+        let context = BuildContext {
+            info: &config.info(),
+            sites: &sites,
+            backbone: None,
+            device: burn::prelude::Device::flex(),
+            seed: 0,
+            tokenize: None,
+        };
+        let method = registry::find(method).unwrap();
+        let mut settings = Map::from_iter([("target_modules".to_owned(), json!(targets))]);
+        let small = [
+            ("r", json!(2)),
+            ("init_r", json!(2)),
+            ("target_r", json!(1)),
+            ("block_size", json!(8)),
+            ("vector_length", json!(8)),
+            ("group_size", json!(16)),
+            ("n_frequency", json!(8)),
+            ("feedforward_modules", json!([])),
+        ];
+        let known = (method.defaults)();
+        for (key, value) in small {
+            if known.contains_key(key) && !(method.name == "oft" && key == "r") {
+                settings.insert(key.into(), value);
+            }
+        }
+        let adapter = method.make(&settings, &context).unwrap();
+        obstacle(adapter.as_ref(), &config.info()).is_none()
+    }
+
+    fn method_of(kind: &str) -> &'static str {
+        let (peft_type, is_dora) = match kind.split_once('+') {
+            Some((peft_type, _)) => (peft_type, true),
+            None => (kind, false),
+        };
+        let of_type = |m: &&&Method| m.peft_type == peft_type;
+        match is_dora {
+            true => "dora",
+            false => {
+                METHODS
+                    .iter()
+                    .filter(|m| m.peft_variant.is_none())
+                    .find(of_type)
+                    .unwrap()
+                    .name
+            }
+        }
+    }
+
+    #[test]
+    fn what_peft_reads_is_what_it_was_found_to_read() {
+        let found: Value = serde_json::from_str(FOUND).unwrap();
+        let table = |key: &str| found[key].as_object().unwrap().clone();
+        for (kind, reads) in table("conv1d") {
+            assert_eq!(
+                is_read(method_of(&kind), "gpt2", &["c_attn"]),
+                reads,
+                "{kind} on GPT-2"
+            );
+        }
+        for (kind, reads) in table("experts") {
+            let targets = ["q_proj", "w1", "w2", "w3"];
+            assert_eq!(
+                is_read(method_of(&kind), "mixtral", &targets),
+                reads,
+                "{kind} on experts"
+            );
+        }
+        for (maps, reads) in table("lora_on_experts") {
+            let targets: Vec<&str> = maps.split(',').collect();
+            assert_eq!(
+                is_read("lora", "mixtral", &targets),
+                reads,
+                "lora on {maps}"
+            );
+        }
+        assert_eq!(table("conv1d").len(), 16);
+    }
+
+    #[test]
+    fn a_type_that_is_not_supported_is_named_with_the_nearest() {
+        let message = unknown("DELORA").to_string();
+        assert_eq!(
+            message,
+            "adapters of `peft_type` DELORA are not supported; the nearest here is `dora`"
+        );
+        let message = unknown("LOAR").to_string();
+        assert!(message.contains("did you mean `LORA`"), "{message}");
+        for (peft_type, method) in NEAREST {
+            assert!(registry::find(method).is_ok(), "{peft_type}");
+            assert!(TYPES_OF_PEFT.contains(&peft_type), "{peft_type}");
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! Sizes in settings, checked against the model before anything is made of them: adapter files and
+//! flags may hold any number.
+
+use frugal_nn::{AdaptError, BuildContext, SiteKind, SiteTable};
+use serde_json::Value;
+
+use crate::method::Method;
+use crate::settings::Settings;
+
+/// Settings that multiply the sides of a map.
+const RANKS: [&str; 19] = [
+    "r",
+    "init_r",
+    "target_r",
+    "mini_r",
+    "target_rank",
+    "equivalent_rank",
+    "private_rank",
+    "score_r",
+    "bottleneck_dim",
+    "encoder_hidden_size",
+    "phm_rank",
+    "phm_dim",
+    "top_h",
+    "incre_rank_num",
+    "top_k",
+    "shards_per_vector",
+    "rank_pattern",
+    "groups",
+    "num_experts",
+];
+
+/// Settings that say how often something is done.
+const REPEATS: [(&str, u64); 4] = [
+    ("encoder_num_layers", 64),
+    ("num_cayley_neumann_terms", 1000),
+    ("pissa_niter", 1000),
+    ("loftq_iter", 1000),
+];
+
+/// Methods for which a rank above a map's sides means the whole map.
+const CLAMPED: [(&str, &str); 3] = [("lokr", "r"), ("lokr", "rank_pattern"), ("oft", "r")];
+
+/// No method has a use for more elements than this many times those of the map that it changes ...
+const MOST_TIMES: u64 = 8;
+/// ... but small maps may have this many.
+const ALWAYS: u64 = 1 << 20;
+
+/// Checks every number that decides how much is made.
+///
+/// # Errors
+/// [`AdaptError::Config`] that names the setting.
+pub(crate) fn check(
+    method: &Method,
+    settings: &Settings,
+    context: &BuildContext<'_>,
+) -> Result<(), AdaptError> {
+    let defaults = (method.defaults)();
+    let ranks = rank_limit(context.sites);
+    let positions = context.info.max_sequence as u64;
+    for (key, known) in &defaults {
+        let Some(value) = settings.get(key) else {
+            continue;
+        };
+        let all = numbers(value);
+        if let Some(number) = all.iter().find(|n| n.abs() > f64::from(f32::MAX)) {
+            return bad(
+                method,
+                key,
+                format!("{number:e} is beyond the numbers of single precision"),
+            );
+        }
+        let most = |limit: u64| {
+            let found = all.iter().copied().find(|&n| n > limit as f64);
+            found.map(|n| (n, limit))
+        };
+        let repeats = REPEATS.iter().find(|(name, _)| *name == key.as_str());
+        let beyond = if key == "num_virtual_tokens" {
+            most(positions)
+                .map(|(n, limit)| format!("{n} is more than the {limit} positions of the model"))
+        } else if let Some((_, limit)) = repeats {
+            most(*limit).map(|(n, limit)| format!("{n} is more than {limit}"))
+        } else if RANKS.contains(&key.as_str())
+            && !known.is_string()
+            && !CLAMPED.contains(&(method.name, key.as_str()))
+        {
+            most(ranks).map(|(n, limit)| {
+                format!("{n} is more than this model has a use for: at most {limit}")
+            })
+        } else {
+            None
+        };
+        if let Some(reason) = beyond {
+            return bad(method, key, reason);
+        }
+    }
+    if method.name == "vblora" {
+        return vector_bank(method, settings, &defaults, context.sites);
+    }
+    Ok(())
+}
+
+fn bad(method: &Method, field: &str, reason: String) -> Result<(), AdaptError> {
+    Err(AdaptError::Settings {
+        method: method.name,
+        reason: format!("`{field}`: {reason}"),
+    })
+}
+
+/// The number, or the numbers in a list or by pattern.
+fn numbers(value: &Value) -> Vec<f64> {
+    match value {
+        Value::Number(number) => number.as_f64().into_iter().collect(),
+        Value::Array(list) => list.iter().flat_map(numbers).collect(),
+        Value::Object(map) => map.values().flat_map(numbers).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// Elements that a method may have at a map of these sides.
+fn room(d_in: usize, d_out: usize) -> u64 {
+    let elements = (d_in as u64).saturating_mul(d_out as u64);
+    elements.saturating_mul(MOST_TIMES).max(ALWAYS)
+}
+
+/// The highest rank that has a use at a map of these sides.
+pub(crate) fn most_rank(d_in: usize, d_out: usize) -> usize {
+    let rank = room(d_in, d_out) / (d_in.saturating_add(d_out)).max(1) as u64;
+    usize::try_from(rank).unwrap_or(usize::MAX)
+}
+
+/// The highest rank that has a use at some map.
+fn rank_limit(sites: &SiteTable) -> u64 {
+    sites
+        .iter()
+        .filter(|(_, s)| s.kind.is_inner_linear())
+        .map(|(_, s)| most_rank(s.d_in, s.d_out) as u64)
+        .max()
+        .unwrap_or(1 << 14)
+}
+
+/// VB-LoRA has a logit for every vector of the bank at every piece of its factors.
+fn vector_bank(
+    method: &Method,
+    settings: &Settings,
+    defaults: &Settings,
+    sites: &SiteTable,
+) -> Result<(), AdaptError> {
+    let value = |key: &str| {
+        let value = settings.get(key).or_else(|| defaults.get(key));
+        value.and_then(Value::as_u64).unwrap_or(1).max(1)
+    };
+    let (r, vectors, length) = (value("r"), value("num_vectors"), value("vector_length"));
+    let linear = sites
+        .iter()
+        .filter(|(_, s)| s.kind == SiteKind::Linear || s.kind == SiteKind::Conv1d);
+    let most = linear
+        .map(|(_, s)| {
+            let pieces = ((s.d_in + s.d_out) as u64 / length)
+                .max(1)
+                .saturating_mul(r);
+            room(s.d_in, s.d_out) / pieces
+        })
+        .max();
+    match most {
+        Some(most) if vectors > most => bad(
+            method,
+            "num_vectors",
+            format!("{vectors} is more than this model has a use for: at most {most}"),
+        ),
+        _ => Ok(()),
+    }
+}
