@@ -9,6 +9,7 @@ use frugal::model::load::ModelFiles;
 use frugal::model::{Backbone, LoadOptions, Quantize};
 
 use crate::args::{Machine, Model, Output};
+use crate::ui;
 use crate::ui::progress::Phase;
 
 /// What `--model` and `--adapter` name. An adapter bears the name of its folder.
@@ -93,6 +94,16 @@ impl Loaded {
         let name = model_name(model, folders)?;
         let files = ModelFiles::open(&name, &machine.lookup())?;
         check(&files)?;
+        let unused = files.unused_tensors();
+        if let Some(first) = unused.first() {
+            let text = format!(
+                "{}: the model has no place for {} of the file's tensors, which are left out: `{first}`{}",
+                files.path().display(),
+                unused.len(),
+                if unused.len() > 1 { ", ..." } else { "" }
+            );
+            ui::warn(output, &text);
+        }
         let _phase = Phase::new(output, format!("reading {name}"));
         let sites = files.sites();
         let mut held = None;

@@ -13,6 +13,8 @@ pub struct LoadReport {
     pub unexpected: Vec<String>,
     /// Name, expected shape, shape in the file.
     pub mis_shaped: Vec<(String, Vec<usize>, Vec<usize>)>,
+    /// What these lists most likely come from.
+    pub hints: Vec<String>,
 }
 
 impl LoadReport {
@@ -47,7 +49,9 @@ impl fmt::Display for LoadReport {
             }
             more(f, self.mis_shaped.len())?;
         }
-        Ok(())
+        self.hints
+            .iter()
+            .try_for_each(|hint| write!(f, "\n  {hint}"))
     }
 }
 

@@ -8,11 +8,13 @@ use frugal_core::tokenizer::TextTokenizer;
 use frugal_formats::fetch;
 use frugal_nn::{Backbone, BackboneInfo, Head, LoadError, ModelError, SiteTable};
 
+use crate::architecture::ModelConfig;
 use crate::build::build_with;
-use crate::config::ModelConfig;
 use crate::load::gguf::GgufSource;
 use crate::load::{SafetensorsSource, builtin, read_json};
-use crate::weights::{LoadOptions, WeightSource};
+use crate::names::unexpected;
+use crate::source::WeightSource;
+use crate::weights::LoadOptions;
 
 /// How models are looked up.
 #[derive(Clone, Debug)]
@@ -208,6 +210,16 @@ impl ModelFiles {
             .ok_or_else(|| LoadError::NoTokenizer {
                 folder: self.path.clone(),
             })
+    }
+
+    /// Tensors of the file that the model leaves out, other than heads of known tasks.
+    pub fn unused_tensors(&self) -> Vec<String> {
+        let mut found = unexpected(self.source(), &self.info, &self.sites()).ignored;
+        let known = ["cls.", "classifier.", "score.", "lm_head.", "qa_outputs."];
+        found.retain(|name| {
+            !known.iter().any(|head| name.starts_with(head)) && !name.contains("pooler.")
+        });
+        found
     }
 
     /// The tensors by their Hugging Face names.

@@ -4,6 +4,7 @@
 mod builtin;
 mod files;
 mod gguf;
+mod gguf_identity;
 mod head;
 #[cfg(feature = "hub")]
 mod hub;
@@ -16,6 +17,7 @@ pub use frugal_nn::error::MODEL_FOLDER;
 
 pub use files::{Lookup, ModelFiles, names};
 pub use gguf::GgufSource;
+pub use gguf_identity::check_gguf;
 pub use safetensors::{SafetensorsFile, SafetensorsSource};
 
 /// Reads a JSON file.

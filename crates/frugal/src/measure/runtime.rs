@@ -7,7 +7,7 @@ use burn::prelude::*;
 use frugal_decode::{DecodeError, Session};
 use frugal_eval::capacity::Shape;
 use frugal_eval::runtime::Timing;
-use frugal_models::{Activation, ModelConfig};
+use frugal_models::ModelConfig;
 use frugal_nn::{AdapterSet, Backbone, Choice, Frozen, Input, KvCache, ModelError, NoAdapter};
 use serde::Serialize;
 
@@ -120,18 +120,18 @@ pub fn footprint(backbone: &dyn Backbone) -> Result<Footprint, ModelError> {
 /// The sizes that the number of operations depends on; `None` for latent and sparse attention,
 /// whose operations follow from other sizes.
 pub fn shape(config: &ModelConfig) -> Option<Shape> {
-    let plain = config.latent.is_none() && config.sparse.is_none();
-    plain.then(|| Shape {
+    let cost = config.cost();
+    let grouped = cost.key_value_width > 0;
+    grouped.then(|| Shape {
         hidden: config.hidden_size as u64,
         layers: config.num_hidden_layers as u64,
         heads: config.num_attention_heads as u64,
         kv_heads: config.num_key_value_heads as u64,
         head_dim: config.head_dim as u64,
         intermediate: config.intermediate_size as u64,
-        gated: matches!(config.activation, Activation::Silu)
-            || config.model_type.name().starts_with("gemma"),
-        experts: config.experts.map_or(1, |e| e.num_local_experts as u64),
-        active_experts: config.experts.map_or(1, |e| e.num_experts_per_tok as u64),
+        gated: cost.gated,
+        experts: cost.experts as u64,
+        active_experts: cost.active_experts as u64,
         vocab: config.vocab_size as u64,
     })
 }

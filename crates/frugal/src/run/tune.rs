@@ -469,7 +469,7 @@ fn meta(config: &TuneConfig, prepared: &Prepared) -> MetaInfo {
     MetaInfo {
         model_info: ModelInfo {
             name: config.model.clone(),
-            model_type: prepared.files.config().model_type.name().into(),
+            model_type: prepared.files.config().model_type().into(),
             file_size: prepared.files.stored_bytes(),
             sha256: None,
         },

@@ -165,11 +165,7 @@ fn token_by_token_with_a_cache_equals_all_at_once() {
                 SequenceLayout::with_past(&vec![end - start; sequences.len()], cache.past());
             let hidden = backbone
                 .forward(
-                    &Input {
-                        input_ids: &ids,
-                        token_type_ids: &[],
-                        layout,
-                    },
+                    &Input::tokens(&ids, layout),
                     &mut NoAdapter,
                     Some(&mut cache),
                 )

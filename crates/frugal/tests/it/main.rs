@@ -3,12 +3,15 @@
 
 mod adapters;
 mod backbones;
+mod blocks;
 mod combine;
+mod config_keys;
 mod conformance;
 mod families;
 mod harness;
 mod linear_algebra;
 mod lora_step;
+mod model_files;
 mod packed;
 mod pairs;
 mod real;

@@ -66,7 +66,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
                 format!(
                     "{}: the operations of `{}` models are not counted",
                     files.name(),
-                    files.config().model_type.name()
+                    files.config().model_type()
                 )
             })?;
             rows.push(Row {
