@@ -17,6 +17,7 @@ pub const FAMILIES: &[&Family] = &[
     &text::gemma3::GEMMA3_TEXT,
     &text::mixtral::MIXTRAL,
     &text::deepseek::DEEPSEEK_V3,
+    &text::phi3::PHI3,
     &text::native_sparse::NATIVE_SPARSE,
     &text::gpt2::GPT2,
     &text::bert::BERT,

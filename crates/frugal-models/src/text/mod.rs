@@ -7,4 +7,5 @@ pub mod gpt2;
 pub mod llama;
 pub mod mixtral;
 pub mod native_sparse;
+pub mod phi3;
 pub mod qwen;

@@ -9,7 +9,7 @@ use crate::support::{Golden, assert_close, fixture, model};
 
 const TOLERANCE: f32 = 1e-4;
 
-const MODELS: [&str; 12] = [
+const MODELS: [&str; 13] = [
     "llama",
     "llama-rope-llama3",
     "llama-rope-linear",
@@ -19,6 +19,7 @@ const MODELS: [&str; 12] = [
     "qwen2",
     "qwen3",
     "gemma3_text",
+    "phi3",
     "gpt2",
     "bert",
     "roberta",
