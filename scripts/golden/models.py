@@ -139,6 +139,29 @@ MODELS = {
         {"rope_theta": 10000.0},
         {},
     ),
+    "phi3": (
+        hf.Phi3Config(
+            **BASE,
+            sliding_window=6,
+            original_max_position_embeddings=8,
+            rope_parameters=rope(
+                10000.0,
+                rope_type="longrope",
+                short_factor=[1.0, 1.1, 1.3, 1.6],
+                long_factor=[1.0, 1.5, 3.0, 6.0],
+            ),
+        ),
+        hf.Phi3ForCausalLM,
+        {
+            "rope_theta": 10000.0,
+            "rope_scaling": {
+                "type": "longrope",
+                "short_factor": [1.0, 1.1, 1.3, 1.6],
+                "long_factor": [1.0, 1.5, 3.0, 6.0],
+            },
+        },
+        {},
+    ),
     "gpt2": (
         hf.GPT2Config(
             n_embd=32,

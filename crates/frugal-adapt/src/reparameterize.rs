@@ -31,9 +31,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use burn::module::{Module, ModuleVisitor, Param, Reparameterization, Reparameterizer};
 use burn::prelude::*;
 use frugal_nn::{
-    AdaptError, Adapter, Backbone, BackboneInfo, BuildContext, Frozen, Input, KvCache, Linear,
-    LinearChange, LowRankChange, Mode, ModelError, Parameter, Pass, SiteId, SiteInfo, SiteKind,
-    SiteTable, Weight, normal, stream, to_vec,
+    AdaptError, Adapter, Backbone, BackboneInfo, BlockState, BuildContext, Frozen, Input, KvCache,
+    Linear, LinearChange, LowRankChange, Mode, ModelError, Parameter, Pass, SiteId, SiteInfo,
+    SiteKind, SiteTable, Weight, normal, stream, to_vec,
 };
 
 use crate::method::Method;
@@ -410,15 +410,9 @@ impl ModuleVisitor for Layers {
         if name == "weight" && D == 2 && value.dtype() == burn::tensor::DType::F32 {
             let (d_in, d_out) = (dims[0], dims[D - 1]);
             let layer = components.iter().find_map(|c| c.parse().ok());
-            self.sites.push(SiteInfo {
-                path,
-                kind: SiteKind::Linear,
-                layer,
-                d_in,
-                d_out,
-                has_bias: false,
-                tied: false,
-            });
+            let size = [d_in, d_out];
+            self.sites
+                .push(SiteInfo::new(path, SiteKind::Linear, layer, size, false));
             self.maps
                 .push((value.reshape([d_in, d_out]).transpose(), None));
             self.device.get_or_insert(device);
@@ -485,17 +479,26 @@ impl Backbone for Base {
         &self.device
     }
 
-    fn forward(
-        &self,
-        _input: &Input<'_>,
-        _pass: &mut dyn Pass,
-        _cache: Option<&mut KvCache>,
-    ) -> Result<Tensor<2>, ModelError> {
+    fn stem(&self, _input: &Input<'_>, _pass: &mut dyn Pass) -> Result<BlockState, ModelError> {
         let reason = "only its owner knows how it computes; run it through `Adapted::with`".into();
         Err(ModelError::Method {
             model_type: "Burn module",
             reason,
         })
+    }
+
+    fn blocks(
+        &self,
+        _range: std::ops::Range<usize>,
+        state: BlockState,
+        _pass: &mut dyn Pass,
+        _cache: Option<&mut KvCache>,
+    ) -> Result<BlockState, ModelError> {
+        Ok(state)
+    }
+
+    fn readout(&self, state: BlockState, _pass: &mut dyn Pass) -> Tensor<2> {
+        state.hidden_states
     }
 
     fn export(&self, visit: &mut dyn FnMut(Frozen<'_>)) {

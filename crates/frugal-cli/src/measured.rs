@@ -96,7 +96,7 @@ pub fn measurement(kind: Kind, device: &str, cost: Cost) -> Measurement {
 pub fn model_info(files: &ModelFiles) -> ModelInfo {
     ModelInfo {
         name: files.name().to_owned(),
-        model_type: files.config().model_type.name().to_owned(),
+        model_type: files.config().model_type().to_owned(),
         file_size: files.stored_bytes(),
         sha256: None,
         vocabulary: files.tokenizer().ok().map(vocabulary_sha256),

@@ -109,11 +109,7 @@ impl<'a> Session<'a> {
         let ids = new.concat();
         let mut pass = self.adapters.pass(&self.choice, &layout, Mode::Eval)?;
         let last = layout.last_tokens();
-        let input = Input {
-            input_ids: &ids,
-            token_type_ids: &[],
-            layout,
-        };
+        let input = Input::tokens(&ids, layout);
         let hidden = self
             .backbone
             .forward(&input, pass.as_mut(), Some(&mut self.cache))?;
@@ -121,15 +117,14 @@ impl<'a> Session<'a> {
             .backbone
             .logits(select_rows(hidden, &last), Rows::Sequences, pass.as_mut())
             .ok_or(DecodeError::NoHead)?;
+        let vocab = logits.dims()[1];
+        let logits = to_vec::<2>(logits);
+        self.backbone.info().check_finite("logits", &logits)?;
         self.tokens
             .iter_mut()
             .zip(new)
             .for_each(|(tokens, new)| tokens.extend_from_slice(new));
-        let vocab = logits.dims()[1];
-        Ok(to_vec::<2>(logits)
-            .chunks(vocab)
-            .map(<[f32]>::to_vec)
-            .collect())
+        Ok(logits.chunks(vocab).map(<[f32]>::to_vec).collect())
     }
 
     /// Makes the only sequence equal `tokens` and returns the logits after it, computing only what

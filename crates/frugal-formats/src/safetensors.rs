@@ -15,6 +15,8 @@ pub struct LoadReport {
     pub mis_shaped: Vec<(String, Vec<usize>, Vec<usize>)>,
     /// Copies of what is known already, in lower precision: not used.
     pub rounded: Vec<String>,
+    /// What these lists most likely come from.
+    pub hints: Vec<String>,
 }
 
 impl LoadReport {
@@ -49,7 +51,9 @@ impl fmt::Display for LoadReport {
             }
             more(f, self.mis_shaped.len())?;
         }
-        Ok(())
+        self.hints
+            .iter()
+            .try_for_each(|hint| write!(f, "\n  {hint}"))
     }
 }
 

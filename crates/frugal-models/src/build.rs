@@ -5,11 +5,9 @@ use std::sync::Arc;
 use burn::prelude::*;
 use frugal_nn::{Backbone, ModelError};
 
-use crate::config::{ModelConfig, ModelType};
-use crate::text::decoder::Decoder;
-use crate::text::encoder::Encoder;
-use crate::text::gpt2::Gpt2;
-use crate::weights::{LoadOptions, WeightLoader, WeightSource};
+use crate::architecture::ModelConfig;
+use crate::source::WeightSource;
+use crate::weights::{LoadOptions, WeightLoader};
 
 /// Builds the backbone that `config` describes from `source`.
 ///
@@ -34,17 +32,8 @@ pub fn build_with(
     options: LoadOptions,
 ) -> Result<Arc<dyn Backbone>, ModelError> {
     let sites = Arc::new(config.sites());
-    let mut loader = WeightLoader::new(
-        source,
-        &sites,
-        device,
-        config.model_type.base_prefix(),
-        options,
-    )?;
-    let sites = sites.clone();
-    Ok(match config.model_type {
-        ModelType::Gpt2 => Arc::new(Gpt2::load(config, sites, &mut loader)?),
-        t if t.is_encoder() => Arc::new(Encoder::load(config, sites, &mut loader)?),
-        _ => Arc::new(Decoder::load(config, sites, &mut loader)?),
-    })
+    let mut loader = WeightLoader::new(source, &config.info(), &sites, device, options)?;
+    config
+        .architecture
+        .build(&config, sites.clone(), &mut loader)
 }

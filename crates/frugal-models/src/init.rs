@@ -4,8 +4,8 @@ use burn::prelude::*;
 use frugal_nn::site::SiteKind;
 use frugal_nn::{normal, stream};
 
-use crate::config::{ModelConfig, ModelType};
-use crate::weights::MemorySource;
+use crate::architecture::ModelConfig;
+use crate::source::MemorySource;
 
 /// Random weights for this configuration under their Hugging Face names.
 ///
@@ -21,12 +21,7 @@ pub fn random_weights(config: &ModelConfig, seed: u64, device: &Device) -> Memor
         .and_then(serde_json::Value::as_f64)
         .unwrap_or(0.02) as f32;
     let residual = std / (2.0 * config.num_hidden_layers as f32).sqrt();
-    // Gemma stores gains as an offset from 1.
-    let gain = if config.model_type == ModelType::Gemma3Text {
-        0.0
-    } else {
-        1.0
-    };
+    let gain = 1.0 - config.architecture.norm_offset();
     let sites = config.sites();
     for (_, site) in sites.iter().filter(|(_, s)| !s.tied) {
         let name = format!("{}.weight", site.path);
@@ -37,8 +32,11 @@ pub fn random_weights(config: &ModelConfig, seed: u64, device: &Device) -> Memor
                 SiteKind::Linear | SiteKind::LmHead => [site.d_out, site.d_in],
                 _ => [site.d_in, site.d_out],
             };
-            let writes_to_stream = ["o_proj", "down_proj", "c_proj", "w2"].contains(&site.name());
-            let scale = if writes_to_stream { residual } else { std };
+            let scale = if site.writes_to_residual {
+                residual
+            } else {
+                std
+            };
             let mut rng = stream(seed, &name);
             let values: Vec<f32> = (0..shape[0] * shape[1])
                 .map(|_| scale * normal(&mut rng))
@@ -61,7 +59,7 @@ pub fn random_weights(config: &ModelConfig, seed: u64, device: &Device) -> Memor
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::weights::{Loaded, WeightSource};
+    use crate::source::{Loaded, WeightSource};
     use frugal_nn::to_vec;
 
     fn config() -> ModelConfig {

@@ -4,32 +4,29 @@
 //! all sequences one after another, no padding, so packing several sequences into one call is
 //! exact. Hidden states are `[tokens, d_model]`.
 
+mod activation;
+pub mod architecture;
 mod blocks;
 mod build;
-mod config;
-mod info;
 mod init;
+mod keys;
 pub mod load;
 mod loftq;
 pub mod merge;
+mod names;
+pub mod registry;
 mod rope;
 pub mod save;
-mod sites;
+mod source;
 mod text;
 mod weights;
 
+pub use activation::Activation;
+pub use architecture::ModelConfig;
 pub use build::{build, build_with};
-pub use config::{
-    Activation, ExpertsConfig, LatentConfig, ModelConfig, ModelType, RopeConfig, RopeScaling,
-    SparseConfig,
-};
 pub use frugal_kernels::ActivationQuant;
 pub use init::random_weights;
 pub use loftq::Loftq;
-pub use rope::inverse_frequencies;
-pub use text::decoder::Decoder;
-pub use text::encoder::Encoder;
-pub use text::gpt2::Gpt2;
-pub use weights::{
-    LoadOptions, Loaded, MemorySource, Quantize, WeightLoader, WeightSource, read_values,
-};
+pub use rope::{RopeConfig, RopeScaling, inverse_frequencies};
+pub use source::{Loaded, MemorySource, WeightSource, read_values};
+pub use weights::{LoadOptions, Quantize, WeightLoader};

@@ -6,8 +6,8 @@ use frugal_nn::{
     SiteId, SiteKind, Weight, to_vec,
 };
 
-use crate::config::ModelConfig;
-use crate::weights::MemorySource;
+use crate::architecture::ModelConfig;
+use crate::source::MemorySource;
 
 /// The weights of a model under their Hugging Face names, with the configuration that fits them.
 pub struct Weights {
@@ -47,7 +47,7 @@ pub fn weights(
         return Err(error);
     }
     let info = backbone.info();
-    let mut config = ModelConfig::from_json(info.raw.clone(), info.model_type)?;
+    let mut config = ModelConfig::from_json(info.raw.clone(), &info.source)?;
     if out.untied {
         config.tie_word_embeddings = false;
         if let Some(raw) = config.raw.as_object_mut() {

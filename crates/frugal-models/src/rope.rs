@@ -1,24 +1,362 @@
-//! Rotary position embeddings: frequencies for every supported kind of context extension.
+//! Rotary position embeddings: settings and frequencies of every supported kind of context
+//! extension.
 //!
 //! Follows `transformers` (`modeling_rope_utils.py`), whose arithmetic the files in the wild were
-//! made for.
+//! made for. Both spellings of the settings are understood: `rope_theta` + `rope_scaling`
+//! (transformers 4) and `rope_parameters` (transformers 5).
 
 use burn::prelude::*;
+use frugal_nn::{ModelError, RotaryTable, SequenceLayout};
+use serde::Serialize;
+use serde_json::{Map, Value};
 
-use crate::config::{RopeConfig, RopeScaling};
+use crate::keys::bad;
 
-/// Cosines and sines of a batch's positions, each `[tokens, head_dim / 2]`.
-#[derive(Clone, Debug)]
-pub struct RotaryTable {
-    /// Cosines.
-    pub cos: Tensor<2>,
-    /// Sines.
-    pub sin: Tensor<2>,
+/// How rotary frequencies are stretched beyond the trained context.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RopeScaling {
+    /// Not at all.
+    None,
+    /// All positions divided by `factor`.
+    Linear {
+        /// Divisor of the positions.
+        factor: f64,
+    },
+    /// The base grows once a sequence is longer than the trained context.
+    Dynamic {
+        /// Growth factor.
+        factor: f64,
+    },
+    /// Llama 3.1: low frequencies are divided, high ones kept, those between are blended.
+    Llama3 {
+        /// Divisor of the low frequencies.
+        factor: f64,
+        /// Wavelengths above `original / low_freq_factor` are divided in full.
+        low_freq_factor: f64,
+        /// Wavelengths below `original / high_freq_factor` are kept.
+        high_freq_factor: f64,
+        /// Context length of the original training.
+        original_max_position_embeddings: f64,
+    },
+    /// YaRN: as Llama 3 with a ramp over dimensions and a temperature on the attention.
+    Yarn {
+        /// Divisor of the low frequencies.
+        factor: f64,
+        /// Context length of the original training.
+        original_max_position_embeddings: f64,
+        /// Rotations above which a dimension is kept.
+        beta_fast: f64,
+        /// Rotations below which a dimension is divided in full.
+        beta_slow: f64,
+        /// Factor on cosine and sine.
+        attention_factor: f64,
+        /// Whether the ramp begins and ends at whole dimensions.
+        truncate: bool,
+    },
+    /// LongRoPE: every frequency has a divisor of its own, other ones for sequences that are longer
+    /// than the original context.
+    Longrope {
+        /// Divisors within the original context.
+        short_factor: Vec<f64>,
+        /// Divisors beyond it.
+        long_factor: Vec<f64>,
+        /// Context length of the original training.
+        original_max_position_embeddings: f64,
+        /// Factor on cosine and sine.
+        attention_factor: f64,
+    },
+}
+
+/// Rotary position settings of one kind of layer.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RopeConfig {
+    /// Base of the geometric sequence of wavelengths.
+    pub theta: f64,
+    /// Context extension.
+    pub scaling: RopeScaling,
+}
+
+/// Where rotary settings are read from.
+pub struct RopeReader<'a> {
+    /// The `config.json`.
+    pub raw: &'a Value,
+    /// What errors call it.
+    pub source: &'a str,
+    /// Base where the file gives none.
+    pub default_theta: f64,
+    /// Longest sequence.
+    pub max_positions: usize,
+    /// Width of the part of a head that is rotated.
+    pub rotated: usize,
+}
+
+impl<'a> RopeReader<'a> {
+    /// The settings of a model whose blocks are all alike in this.
+    ///
+    /// # Errors
+    /// A kind that is not supported, a key that its kind needs and that is missing, a value that
+    /// cannot be.
+    pub fn uniform(&self) -> Result<RopeConfig, ModelError> {
+        // An empty one is none, as in the reference.
+        let given = |key: &'static str| {
+            let object = self.raw.get(key)?.as_object()?;
+            (!object.is_empty()).then_some((key, object))
+        };
+        let Some((key, block)) = given("rope_scaling").or_else(|| given("rope_parameters")) else {
+            return self.settings(Block::new("rope_theta", &Map::new(), self.source));
+        };
+        if block.values().any(Value::is_object) {
+            return Err(bad(
+                self.source,
+                key,
+                "settings by kind of layer are not supported for this architecture",
+            ));
+        }
+        self.settings(Block::new(key, block, self.source))
+    }
+
+    /// The settings of full-attention and of sliding-window blocks; the latter have a base of
+    /// their own and no scaling unless the file says so.
+    ///
+    /// # Errors
+    /// As [`Self::uniform`].
+    pub fn by_layer_type(
+        &self,
+        local_key: &'static str,
+        local_theta: f64,
+    ) -> Result<[RopeConfig; 2], ModelError> {
+        let key = "rope_parameters";
+        let object = |value: Option<&'a Value>| value.and_then(Value::as_object);
+        let parameters = object(self.raw.get(key));
+        if let Some(flat) = parameters
+            && flat.values().any(|v| !v.is_object() && !v.is_null())
+        {
+            return Err(bad(
+                self.source,
+                key,
+                "expected the two objects `full_attention` and `sliding_attention`",
+            ));
+        }
+        let of = |kind: &str| object(parameters.and_then(|p| p.get(kind)));
+        let mut full = of("full_attention").cloned().unwrap_or_default();
+        if let Some(scaling) = object(self.raw.get("rope_scaling")) {
+            full.extend(scaling.clone());
+        }
+        let local = of("sliding_attention").cloned().unwrap_or_default();
+        let local_theta = match self.raw.get(local_key).filter(|v| !v.is_null()) {
+            None => local_theta,
+            Some(v) => number(local_key, v, self.source)?,
+        };
+        let mut local_block = Block::new(key, &local, self.source);
+        local_block.theta = Some(local_theta);
+        Ok([
+            self.settings(Block::new(key, &full, self.source))?,
+            self.settings(local_block)?,
+        ])
+    }
+
+    fn settings(&self, block: Block<'_>) -> Result<RopeConfig, ModelError> {
+        let top = |key: &'static str| match self.raw.get(key).filter(|v| !v.is_null()) {
+            None => Ok(None),
+            Some(v) => number(key, v, self.source).map(Some),
+        };
+        let theta = match (block.number("rope_theta")?, block.theta) {
+            (Some(theta), _) | (None, Some(theta)) => theta,
+            (None, None) => top("rope_theta")?.unwrap_or(self.default_theta),
+        };
+        if let Some(share) = block.number("partial_rotary_factor")?
+            && share != 1.0
+        {
+            return Err(block.bad(format!(
+                "`partial_rotary_factor` {share} is not supported for this architecture, only 1"
+            )));
+        }
+        let max = self.max_positions as f64;
+        let original = top("original_max_position_embeddings")?
+            .or(block.number("original_max_position_embeddings")?)
+            .unwrap_or(max);
+        let kind = block.kind()?;
+        let scaling = match kind {
+            "default" => RopeScaling::None,
+            "linear" => RopeScaling::Linear {
+                factor: block.needed("factor")?,
+            },
+            "dynamic" => RopeScaling::Dynamic {
+                factor: block.needed("factor")?,
+            },
+            "llama3" => RopeScaling::Llama3 {
+                factor: block.needed("factor")?,
+                low_freq_factor: block.needed("low_freq_factor")?,
+                high_freq_factor: block.needed("high_freq_factor")?,
+                original_max_position_embeddings: original,
+            },
+            "yarn" => block.yarn(original, max)?,
+            "longrope" => block.longrope(original, max, self.rotated)?,
+            other => {
+                return Err(block.bad(format!(
+                    "kind `{other}` is not supported; supported: default, linear, dynamic, llama3, yarn, longrope"
+                )));
+            }
+        };
+        for (name, value) in [("theta", theta), ("original length", original)] {
+            if !(value > 0.0 && value.is_finite()) {
+                return Err(block.bad(format!("{name} {value} given, but it must be positive")));
+            }
+        }
+        Ok(RopeConfig { theta, scaling })
+    }
+}
+
+fn number(key: &str, value: &Value, source: &str) -> Result<f64, ModelError> {
+    value
+        .as_f64()
+        .ok_or_else(|| bad(source, key, format!("expected a number, found {value}")))
+}
+
+/// One object of rotary settings.
+struct Block<'a> {
+    key: &'static str,
+    values: &'a Map<String, Value>,
+    source: &'a str,
+    /// Base where the object has none, before the file's own.
+    theta: Option<f64>,
+}
+
+impl<'a> Block<'a> {
+    fn new(key: &'static str, values: &'a Map<String, Value>, source: &'a str) -> Self {
+        Self {
+            key,
+            values,
+            source,
+            theta: None,
+        }
+    }
+
+    fn bad(&self, reason: impl Into<String>) -> ModelError {
+        bad(self.source, self.key, reason)
+    }
+
+    fn get(&self, key: &str) -> Option<&'a Value> {
+        self.values.get(key).filter(|v| !v.is_null())
+    }
+
+    fn kind(&self) -> Result<&'a str, ModelError> {
+        match self.get("rope_type").or_else(|| self.get("type")) {
+            None => Ok("default"),
+            Some(kind) => kind
+                .as_str()
+                .ok_or_else(|| self.bad(format!("`rope_type`: expected text, found {kind}"))),
+        }
+    }
+
+    fn number(&self, key: &str) -> Result<Option<f64>, ModelError> {
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        value
+            .as_f64()
+            .map(Some)
+            .ok_or_else(|| self.bad(format!("`{key}`: expected a number, found {value}")))
+    }
+
+    /// A positive number that the kind cannot do without.
+    fn needed(&self, key: &str) -> Result<f64, ModelError> {
+        let value = self
+            .number(key)?
+            .ok_or_else(|| self.bad(format!("`{key}` is missing")))?;
+        self.positive(key, value)
+    }
+
+    fn positive(&self, key: &str, value: f64) -> Result<f64, ModelError> {
+        if value > 0.0 && value.is_finite() {
+            Ok(value)
+        } else {
+            Err(self.bad(format!("`{key}` is {value}, but must be positive")))
+        }
+    }
+
+    fn yarn(&self, original: f64, max_positions: f64) -> Result<RopeScaling, ModelError> {
+        let factor = self.number("factor")?.unwrap_or(max_positions / original);
+        let factor = self.positive("factor", factor)?;
+        let given = |key: &str| Ok::<_, ModelError>(self.number(key)?.filter(|v| *v != 0.0));
+        let attention_factor = match (
+            self.number("attention_factor")?,
+            given("mscale")?,
+            given("mscale_all_dim")?,
+        ) {
+            (Some(factor), ..) => factor,
+            (None, Some(scale), Some(all)) => mscale(factor, scale) / mscale(factor, all),
+            (None, ..) => mscale(factor, 1.0),
+        };
+        let truncate = match self.get("truncate") {
+            None => true,
+            Some(value) => value.as_bool().ok_or_else(|| {
+                self.bad(format!("`truncate`: expected true or false, found {value}"))
+            })?,
+        };
+        Ok(RopeScaling::Yarn {
+            factor,
+            original_max_position_embeddings: original,
+            beta_fast: self.positive("beta_fast", given("beta_fast")?.unwrap_or(32.0))?,
+            beta_slow: self.positive("beta_slow", given("beta_slow")?.unwrap_or(1.0))?,
+            attention_factor,
+            truncate,
+        })
+    }
+
+    fn longrope(
+        &self,
+        original: f64,
+        max_positions: f64,
+        rotated: usize,
+    ) -> Result<RopeScaling, ModelError> {
+        let factors = |key: &str| {
+            let list = self.get(key).and_then(Value::as_array);
+            let list = list.ok_or_else(|| self.bad(format!("the list `{key}` is missing")))?;
+            if list.len() != rotated / 2 {
+                let expected = rotated / 2;
+                return Err(self.bad(format!(
+                    "`{key}` has {} numbers for {expected} rotated pairs",
+                    list.len()
+                )));
+            }
+            let value = |v: &Value| {
+                let value = v
+                    .as_f64()
+                    .ok_or_else(|| self.bad(format!("`{key}`: expected numbers, found {v}")))?;
+                self.positive(key, value)
+            };
+            list.iter().map(value).collect::<Result<Vec<f64>, _>>()
+        };
+        let factor = self.number("factor")?.unwrap_or(max_positions / original);
+        let attention_factor = match self.number("attention_factor")? {
+            Some(factor) => factor,
+            None if factor <= 1.0 => 1.0,
+            None => (1.0 + factor.ln() / original.ln()).sqrt(),
+        };
+        Ok(RopeScaling::Longrope {
+            short_factor: factors("short_factor")?,
+            long_factor: factors("long_factor")?,
+            original_max_position_embeddings: original,
+            attention_factor,
+        })
+    }
+}
+
+/// YaRN's growth of attention with the stretch of positions.
+pub fn mscale(factor: f64, scale: f64) -> f64 {
+    if factor <= 1.0 {
+        1.0
+    } else {
+        0.1 * scale * factor.ln() + 1.0
+    }
 }
 
 /// Inverse frequencies `[head_dim / 2]` and the factor on cosine and sine.
 ///
-/// `longest` is the length of the longest sequence, which only the dynamic kind looks at.
+/// `longest` is the length of the longest sequence, which only the kinds `dynamic` and
+/// `longrope` look at.
 pub fn inverse_frequencies(
     rope: &RopeConfig,
     head_dim: usize,
@@ -32,14 +370,14 @@ pub fn inverse_frequencies(
             .collect()
     };
     let mut attention = 1.0;
-    let frequencies = match rope.scaling {
+    let frequencies = match &rope.scaling {
         RopeScaling::None => plain(rope.theta),
         RopeScaling::Linear { factor } => plain(rope.theta).iter().map(|f| f / factor).collect(),
-        RopeScaling::Dynamic { factor } => {
+        &RopeScaling::Dynamic { factor } => {
             let (trained, length) = (max_positions as f64, longest.max(max_positions) as f64);
             plain(rope.theta * (factor * length / trained - (factor - 1.0)).powf(dim / (dim - 2.0)))
         }
-        RopeScaling::Llama3 {
+        &RopeScaling::Llama3 {
             factor,
             low_freq_factor,
             high_freq_factor,
@@ -60,21 +398,25 @@ pub fn inverse_frequencies(
             };
             plain(rope.theta).into_iter().map(blend).collect()
         }
-        RopeScaling::Yarn {
+        &RopeScaling::Yarn {
             factor,
             original_max_position_embeddings: original,
             beta_fast,
             beta_slow,
             attention_factor,
+            truncate,
         } => {
             attention = attention_factor;
             let dimension = |rotations: f64| {
                 dim * (original / (rotations * std::f64::consts::TAU)).ln()
                     / (2.0 * rope.theta.ln())
             };
-            let low = dimension(beta_fast).floor().max(0.0);
-            let high = dimension(beta_slow).ceil().min(dim - 1.0);
-            let span = if high > low { high - low } else { 0.001 };
+            let (mut low, mut high) = (dimension(beta_fast), dimension(beta_slow));
+            if truncate {
+                (low, high) = (low.floor(), high.ceil());
+            }
+            let (low, high) = (low.max(0.0), high.min(dim - 1.0));
+            let span = if high == low { 0.001 } else { high - low };
             let ramp = |i: usize, f: f64| {
                 let kept = 1.0 - ((i as f64 - low) / span).clamp(0.0, 1.0);
                 f / factor * (1.0 - kept) + f * kept
@@ -85,6 +427,24 @@ pub fn inverse_frequencies(
                 .map(|(i, f)| ramp(i, f))
                 .collect()
         }
+        RopeScaling::Longrope {
+            short_factor,
+            long_factor,
+            original_max_position_embeddings: original,
+            attention_factor,
+        } => {
+            attention = *attention_factor;
+            let factors = if longest as f64 > *original {
+                long_factor
+            } else {
+                short_factor
+            };
+            plain(rope.theta)
+                .into_iter()
+                .zip(factors)
+                .map(|(f, factor)| f / factor)
+                .collect()
+        }
     };
     (
         frequencies.into_iter().map(|f| f as f32).collect(),
@@ -92,28 +452,34 @@ pub fn inverse_frequencies(
     )
 }
 
-/// Table for these positions.
+/// Table for the positions of a batch, of which each sequence's first is `offset` later than the
+/// layout says. Every sequence is stretched by its own length.
 pub fn rotary_table(
     rope: &RopeConfig,
-    head_dim: usize,
+    rotated: usize,
     max_positions: usize,
-    position_ids: &[u32],
+    layout: &SequenceLayout,
+    offset: u32,
     device: &Device,
 ) -> RotaryTable {
-    let longest = position_ids.iter().max().map_or(0, |&p| p as usize + 1);
-    let (frequencies, factor) = inverse_frequencies(rope, head_dim, max_positions, longest);
-    let (mut cos, mut sin) = (
-        Vec::with_capacity(position_ids.len() * head_dim / 2),
-        Vec::with_capacity(position_ids.len() * head_dim / 2),
-    );
-    for &position in position_ids {
-        for &frequency in &frequencies {
-            let angle = position as f32 * frequency;
-            cos.push(angle.cos() * factor);
-            sin.push(angle.sin() * factor);
+    let count = layout.position_ids.len() * rotated / 2;
+    let (mut cos, mut sin) = (Vec::with_capacity(count), Vec::with_capacity(count));
+    for range in layout.cu_seqlens.windows(2) {
+        let positions = &layout.position_ids[range[0]..range[1]];
+        let longest = positions
+            .iter()
+            .max()
+            .map_or(0, |p| (p + offset) as usize + 1);
+        let (frequencies, factor) = inverse_frequencies(rope, rotated, max_positions, longest);
+        for &position in positions {
+            for &frequency in &frequencies {
+                let angle = (position + offset) as f32 * frequency;
+                cos.push(angle.cos() * factor);
+                sin.push(angle.sin() * factor);
+            }
         }
     }
-    let shape = [position_ids.len(), head_dim / 2];
+    let shape = [layout.position_ids.len(), rotated / 2];
     RotaryTable {
         cos: Tensor::from_data(TensorData::new(cos, shape), device),
         sin: Tensor::from_data(TensorData::new(sin, shape), device),

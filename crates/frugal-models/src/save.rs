@@ -8,8 +8,8 @@ use frugal_core::fs::{FileError, Temporary};
 use safetensors::tensor::{Dtype, SafeTensorError, View, serialize_to_file};
 use serde::{Deserialize, Serialize};
 
-use crate::config::ModelConfig;
-use crate::weights::MemorySource;
+use crate::architecture::ModelConfig;
+use crate::source::MemorySource;
 
 /// Number format of stored weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

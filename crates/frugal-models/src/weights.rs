@@ -1,6 +1,5 @@
 //! From files to a backbone's frozen tensors.
 
-use std::collections::HashMap;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -9,34 +8,12 @@ use frugal_formats::gguf::GgmlType;
 use frugal_kernels::{ActivationQuant, Packed, Sparse};
 use frugal_nn::layers::{Embedding, Linear, Norm, Weight};
 use frugal_nn::site::{SiteKind, SiteTable};
-use frugal_nn::{Correction, ModelError, to_vec};
+use frugal_nn::{BackboneInfo, Correction, ModelError, to_vec};
 use serde::{Deserialize, Serialize};
 
 use crate::loftq::{self, Loftq};
-
-/// Where a backbone's tensors come from, by Hugging Face name
-/// (`model.layers.0.self_attn.q_proj.weight`).
-pub trait WeightSource {
-    /// What errors call it: a path.
-    fn describe(&self) -> String;
-    /// Shape of a tensor as the file stores it; `None` if there is no such tensor.
-    fn shape(&self, name: &str) -> Option<Vec<usize>>;
-    /// All names.
-    fn names(&self) -> Vec<String>;
-    /// The elements in row-major order, or a tensor that is in memory already.
-    ///
-    /// # Errors
-    /// When the tensor cannot be read.
-    fn load(&self, name: &str) -> Result<Loaded, ModelError>;
-    /// The matrix `[d_out, d_in]` of a linear map, or the rows of a table, in the codes that it is
-    /// stored in; `None` if it is stored as numbers.
-    ///
-    /// # Errors
-    /// When the tensor cannot be read.
-    fn load_packed(&self, _name: &str) -> Result<Option<Packed>, ModelError> {
-        Ok(None)
-    }
-}
+use crate::names::{FileNames, check_tied, hints, unexpected};
+use crate::source::{Loaded, WeightSource};
 
 /// How the matrices of a model are held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,142 +94,15 @@ impl LoadOptions {
     }
 }
 
-/// A tensor from a source.
-pub enum Loaded {
-    /// Elements in row-major order.
-    Data(TensorData),
-    /// A matrix that is shared with another backbone.
-    Matrix(Tensor<2>),
-    /// A vector that is shared with another backbone.
-    Vector(Tensor<1>),
-}
-
-/// The elements of a tensor that must be there with this shape.
-///
-/// # Errors
-/// When it is missing, mis-shaped or unreadable.
-pub fn read_values(
-    source: &dyn WeightSource,
-    name: &str,
-    shape: &[usize],
-) -> Result<Vec<f32>, ModelError> {
-    let mut report = frugal_formats::safetensors::LoadReport {
-        expected: vec![name.into()],
-        ..Default::default()
-    };
-    match source.shape(name) {
-        Some(found) if found == shape => {}
-        Some(found) => report.mis_shaped.push((name.into(), shape.to_vec(), found)),
-        None => report.missing.push(name.into()),
-    }
-    if !report.is_exact() {
-        return Err(ModelError::Load {
-            source_name: source.describe(),
-            report: Box::new(report),
-        });
-    }
-    Ok(match source.load(name)? {
-        Loaded::Data(data) => data.iter::<f32>().collect(),
-        Loaded::Matrix(tensor) => to_vec(tensor),
-        Loaded::Vector(tensor) => to_vec(tensor),
-    })
-}
-
-/// Tensors in memory, for merged and freshly initialised models.
-#[derive(Default)]
-pub struct MemorySource {
-    matrices: HashMap<String, Tensor<2>>,
-    vectors: HashMap<String, Tensor<1>>,
-}
-
-impl MemorySource {
-    /// Adds a matrix.
-    pub fn insert_matrix(&mut self, name: String, tensor: Tensor<2>) {
-        self.matrices.insert(name, tensor);
-    }
-
-    /// Adds a vector.
-    pub fn insert_vector(&mut self, name: String, tensor: Tensor<1>) {
-        self.vectors.insert(name, tensor);
-    }
-
-    /// Takes a tensor out, if it is there.
-    pub fn remove(&mut self, name: &str) {
-        self.matrices.remove(name);
-        self.vectors.remove(name);
-    }
-
-    /// Name, shape and elements of every tensor; the elements are copied out only when asked for.
-    pub fn iter(
-        &self,
-    ) -> impl Iterator<Item = (String, Vec<usize>, Box<dyn Fn() -> Vec<f32> + '_>)> {
-        type Values<'a> = Box<dyn Fn() -> Vec<f32> + 'a>;
-        let matrices = self.matrices.iter().map(|(n, t)| {
-            (
-                n.clone(),
-                t.dims().to_vec(),
-                Box::new(|| to_vec(t.clone())) as Values<'_>,
-            )
-        });
-        let vectors = self.vectors.iter().map(|(n, t)| {
-            (
-                n.clone(),
-                t.dims().to_vec(),
-                Box::new(|| to_vec(t.clone())) as Values<'_>,
-            )
-        });
-        matrices.chain(vectors)
-    }
-}
-
-impl WeightSource for MemorySource {
-    fn describe(&self) -> String {
-        "memory".into()
-    }
-
-    fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        self.matrices
-            .get(name)
-            .map(|t| t.dims().to_vec())
-            .or_else(|| self.vectors.get(name).map(|t| t.dims().to_vec()))
-    }
-
-    fn names(&self) -> Vec<String> {
-        self.matrices
-            .keys()
-            .chain(self.vectors.keys())
-            .cloned()
-            .collect()
-    }
-
-    fn load(&self, name: &str) -> Result<Loaded, ModelError> {
-        let matrix = self.matrices.get(name).cloned().map(Loaded::Matrix);
-        let vector = || self.vectors.get(name).cloned().map(Loaded::Vector);
-        matrix
-            .or_else(vector)
-            .ok_or_else(|| ModelError::MissingTensor {
-                source_name: self.describe(),
-                name: name.into(),
-            })
-    }
-}
-
 /// Builds frozen parts from a source after checking that every expected tensor is there with its
 /// shape.
 pub struct WeightLoader<'a> {
     source: &'a dyn WeightSource,
     sites: &'a SiteTable,
     device: Device,
-    /// Prefix of canonical names that the file leaves out (a bare base model), or has in addition.
-    rename: Rename,
+    names: FileNames,
     optional_missing: Vec<String>,
     options: LoadOptions,
-}
-
-#[derive(Clone, Debug)]
-enum Rename {
-    Same,
-    Strip(String),
 }
 
 impl<'a> WeightLoader<'a> {
@@ -263,32 +113,21 @@ impl<'a> WeightLoader<'a> {
     /// [`ModelError::Load`] with the complete list of missing and mis-shaped tensors.
     pub fn new(
         source: &'a dyn WeightSource,
+        info: &BackboneInfo,
         sites: &'a SiteTable,
         device: &Device,
-        base_prefix: &str,
         options: LoadOptions,
     ) -> Result<Self, ModelError> {
-        let first = sites
-            .iter()
-            .next()
-            .map(|(_, s)| format!("{}.weight", s.path))
-            .unwrap_or_default();
-        let stripped = first.strip_prefix(base_prefix).map(str::to_owned);
-        let rename = match stripped {
-            Some(s) if source.shape(&first).is_none() && source.shape(&s).is_some() => {
-                Rename::Strip(base_prefix.into())
-            }
-            _ => Rename::Same,
-        };
+        let names = FileNames::of(source, info, sites);
         let mut loader = Self {
             source,
             sites,
             device: device.clone(),
-            rename,
+            names,
             optional_missing: Vec::new(),
             options,
         };
-        loader.check()?;
+        loader.check(info)?;
         Ok(loader)
     }
 
@@ -303,10 +142,7 @@ impl<'a> WeightLoader<'a> {
     }
 
     fn file_name(&self, name: &str) -> String {
-        match &self.rename {
-            Rename::Same => name.into(),
-            Rename::Strip(prefix) => name.strip_prefix(prefix.as_str()).unwrap_or(name).into(),
-        }
+        self.names.in_file(name)
     }
 
     fn expected(&self) -> Vec<(String, Vec<usize>, bool)> {
@@ -317,16 +153,19 @@ impl<'a> WeightLoader<'a> {
                 SiteKind::Conv1d | SiteKind::Embedding => vec![site.d_in, site.d_out],
                 SiteKind::Linear | SiteKind::LmHead => vec![site.d_out, site.d_in],
             };
-            let optional = site.path.contains("pooler");
-            all.push((format!("{}.weight", site.path), shape, optional));
+            all.push((format!("{}.weight", site.path), shape, site.optional));
             if site.has_bias {
-                all.push((format!("{}.bias", site.path), vec![site.d_out], optional));
+                all.push((
+                    format!("{}.bias", site.path),
+                    vec![site.d_out],
+                    site.optional,
+                ));
             }
         }
         all
     }
 
-    fn check(&mut self) -> Result<(), ModelError> {
+    fn check(&mut self, info: &BackboneInfo) -> Result<(), ModelError> {
         let mut report = frugal_formats::safetensors::LoadReport::default();
         for (name, shape, optional) in self.expected() {
             report.expected.push(name.clone());
@@ -337,9 +176,12 @@ impl<'a> WeightLoader<'a> {
                 Some(_) => {}
             }
         }
-        if report.missing.is_empty() && report.mis_shaped.is_empty() {
-            return Ok(());
+        let unexpected = unexpected(self.source, info, self.sites);
+        report.unexpected = unexpected.refused;
+        if report.is_exact() {
+            return check_tied(self.source, info, self.sites, &self.names);
         }
+        report.hints = hints(&report, info);
         Err(ModelError::Load {
             source_name: self.source.describe(),
             report: Box::new(report),
@@ -472,8 +314,8 @@ impl<'a> WeightLoader<'a> {
     /// When the tensor cannot be read.
     pub fn embedding(&mut self, path: &str) -> Result<Embedding, ModelError> {
         let site = self.site(path);
-        // The token table comes first and is the only one worth packing.
-        let weight = if site.index() == 0 {
+        // The token table is the only one worth packing.
+        let weight = if self.sites.info(site).token_table {
             self.weight(path, SiteKind::Embedding)?
         } else {
             Weight::Dense(self.matrix(path)?)
@@ -481,20 +323,22 @@ impl<'a> WeightLoader<'a> {
         Ok(Embedding { site, weight })
     }
 
-    /// The output head, which shares the token table when tied.
+    /// The output head, which shares the token table when tied; `None` for models without.
     ///
     /// # Errors
     /// When the tensor cannot be read.
-    pub fn lm_head(&mut self, tokens: &Embedding) -> Result<Linear, ModelError> {
-        let site = self.site("lm_head");
+    pub fn lm_head(&mut self, tokens: &Embedding) -> Result<Option<Linear>, ModelError> {
+        let Some(site) = self.sites.find("lm_head") else {
+            return Ok(None);
+        };
         if self.sites.info(site).tied {
-            return Ok(Linear {
+            return Ok(Some(Linear {
                 site,
                 weight: tokens.weight.clone(),
                 bias: None,
-            });
+            }));
         }
-        self.linear("lm_head")
+        self.linear("lm_head").map(Some)
     }
 
     /// A root-mean-square norm whose file stores `gain - offset`.

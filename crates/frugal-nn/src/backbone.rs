@@ -1,5 +1,6 @@
 //! Frozen models, and what adapters, training and decoding may know of them.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use burn::prelude::*;
@@ -7,7 +8,7 @@ use serde_json::Value;
 
 use crate::error::ModelError;
 use crate::layers::{Embedding, Linear, Norm};
-use crate::layout::Input;
+use crate::layout::{Input, SequenceLayout};
 use crate::seam::hooks::{Pass, Rows};
 use crate::site::SiteTable;
 use crate::state::KvCache;
@@ -69,6 +70,26 @@ pub struct BackboneInfo {
     pub usual_targets: UsualTargets,
     /// `config.json` as read.
     pub raw: Value,
+    /// What errors call the model: the path of its configuration.
+    pub source: String,
+}
+
+impl BackboneInfo {
+    /// Computed values of this model, of which none may be infinite or not a number.
+    ///
+    /// # Errors
+    /// [`ModelError::NotFinite`] that names the model.
+    pub fn check_finite(&self, what: &'static str, values: &[f32]) -> Result<(), ModelError> {
+        // An entry that is masked is at minus infinity.
+        if values.iter().all(|v| *v < f32::INFINITY) {
+            return Ok(());
+        }
+        Err(ModelError::NotFinite {
+            source_name: self.source.clone(),
+            model_type: self.model_type,
+            what,
+        })
+    }
 }
 
 /// One frozen part, as [`Backbone::export`] shows it.
@@ -81,6 +102,26 @@ pub enum Frozen<'a> {
     Norm(&'a Norm),
 }
 
+/// Cosines and sines of a batch's positions, each `[tokens, rotated / 2]`.
+#[derive(Clone, Debug)]
+pub struct RotaryTable {
+    /// Cosines.
+    pub cos: Tensor<2>,
+    /// Sines.
+    pub sin: Tensor<2>,
+}
+
+/// What goes from block to block.
+#[derive(Clone, Debug)]
+pub struct BlockState {
+    /// The residual stream, `[tokens, d_model]`.
+    pub hidden_states: Tensor<2>,
+    /// Sequence boundaries, with what a method put in front of the sequences.
+    pub layout: SequenceLayout,
+    /// Rotary positions by kind of block; empty for learned positions.
+    pub rotary: Vec<RotaryTable>,
+}
+
 /// A frozen model. It lives on the plain device and never enters the gradient graph; adapters meet
 /// it in [`Backbone::forward`].
 pub trait Backbone: Send + Sync {
@@ -90,17 +131,47 @@ pub trait Backbone: Send + Sync {
     fn sites(&self) -> &Arc<SiteTable>;
     /// The plain device that the weights are on.
     fn device(&self) -> &Device;
-    /// Hidden states after the final norm, `[tokens, d_model]`; fills the cache if one is given.
+    /// From the input to what the first block reads.
     ///
     /// # Errors
-    /// Ids outside the vocabulary, sequences longer than the positions, a cache given to an
-    /// encoder.
+    /// Ids outside the vocabulary, sequences longer than the positions, content of a kind that the
+    /// model has no place for.
+    fn stem(&self, input: &Input<'_>, pass: &mut dyn Pass) -> Result<BlockState, ModelError>;
+    /// Through the blocks of this range, in order; fills their part of the cache if one is given.
+    /// A range may be run again, or left out.
+    ///
+    /// # Errors
+    /// [`ModelError::Blocks`] for blocks that there are not, a cache given to an encoder.
+    fn blocks(
+        &self,
+        range: Range<usize>,
+        state: BlockState,
+        pass: &mut dyn Pass,
+        cache: Option<&mut KvCache>,
+    ) -> Result<BlockState, ModelError>;
+    /// The final norm: hidden states `[tokens, d_model]` of the tokens of the input.
+    fn readout(&self, state: BlockState, pass: &mut dyn Pass) -> Tensor<2>;
+
+    /// [`Backbone::stem`], all [`Backbone::blocks`] and [`Backbone::readout`]: hidden states after
+    /// the final norm, `[tokens, d_model]`; fills the cache if one is given.
+    ///
+    /// # Errors
+    /// Those of the parts.
     fn forward(
         &self,
         input: &Input<'_>,
         pass: &mut dyn Pass,
-        cache: Option<&mut KvCache>,
-    ) -> Result<Tensor<2>, ModelError>;
+        mut cache: Option<&mut KvCache>,
+    ) -> Result<Tensor<2>, ModelError> {
+        let state = self.stem(input, pass)?;
+        let all = 0..self.info().num_hidden_layers;
+        let state = self.blocks(all, state, pass, cache.as_deref_mut())?;
+        if let Some(cache) = cache {
+            cache.advance(&state.layout);
+        }
+        Ok(self.readout(state, pass))
+    }
+
     /// The output head over the vocabulary, where there is one.
     fn lm_head(&self) -> Option<&Linear> {
         None

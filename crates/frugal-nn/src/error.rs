@@ -85,6 +85,38 @@ pub enum ModelError {
         /// Positions.
         limit: usize,
     },
+    /// Blocks that the model does not have.
+    #[error("blocks {first} to {end} were asked for, but `{model_type}` has {count} here: ranges end at {count}", end = .end.saturating_sub(1))]
+    Blocks {
+        /// Architecture.
+        model_type: &'static str,
+        /// First block.
+        first: usize,
+        /// The block after the last.
+        end: usize,
+        /// How many there are.
+        count: usize,
+    },
+    /// Embeddings or rows that do not fit the model.
+    #[error("`{model_type}` cannot read this input: {reason}")]
+    Content {
+        /// Architecture.
+        model_type: &'static str,
+        /// What it reads, and what was given.
+        reason: String,
+    },
+    /// Outputs that are infinite or not a number.
+    #[error(
+        "{source_name}: this `{model_type}` model's {what} are not finite numbers (NaN or infinite): its weights are damaged, or the adapter's are"
+    )]
+    NotFinite {
+        /// Model.
+        source_name: String,
+        /// Architecture.
+        model_type: &'static str,
+        /// What was computed.
+        what: &'static str,
+    },
     /// Generation asked of an encoder.
     #[error("`{model_type}` models read in both directions and cannot generate: use a decoder")]
     NotCausal {

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use burn::prelude::*;
+
 /// Where the sequences of a batch begin and end, and how much of each is already in the cache.
 #[derive(Clone, Debug)]
 pub struct SequenceLayout {
@@ -67,11 +69,27 @@ impl SequenceLayout {
     }
 }
 
+/// What the rows that a backbone reads are.
+#[derive(Clone, Debug)]
+pub enum Content<'a> {
+    /// Token ids, `[tokens]`.
+    Tokens(&'a [u32]),
+    /// Rows of the width of the residual stream in place of looked-up tokens, `[tokens, d_model]`.
+    Embeddings(Tensor<2>),
+    /// Rows that the model still has to project, `[rows, width]`: patches, spectrogram frames.
+    Rows {
+        /// Row after row.
+        rows: Tensor<2>,
+        /// How each sequence's rows lie in space: `[height, width]` of patches, `[1, frames]`.
+        grid: [usize; 2],
+    },
+}
+
 /// What a backbone reads.
 #[derive(Clone, Debug)]
 pub struct Input<'a> {
-    /// Token ids, `[tokens]`.
-    pub input_ids: &'a [u32],
+    /// The rows.
+    pub content: Content<'a>,
     /// Segment ids of an encoder, `[tokens]`; empty for all 0.
     pub token_type_ids: &'a [u32],
     /// Sequence boundaries.
@@ -79,12 +97,44 @@ pub struct Input<'a> {
 }
 
 impl<'a> Input<'a> {
-    /// Sequences of these lengths.
+    /// Tokens of sequences of these lengths.
     pub fn new(input_ids: &'a [u32], lengths: &[usize]) -> Self {
+        Self::tokens(input_ids, SequenceLayout::new(lengths))
+    }
+
+    /// Tokens.
+    pub fn tokens(input_ids: &'a [u32], layout: SequenceLayout) -> Self {
+        Self::of(Content::Tokens(input_ids), layout)
+    }
+
+    /// Embeddings `[tokens, d_model]` of sequences of these lengths.
+    pub fn embeddings(rows: Tensor<2>, lengths: &[usize]) -> Self {
+        Self::of(Content::Embeddings(rows), SequenceLayout::new(lengths))
+    }
+
+    /// Rows `[rows, width]` that lie on a grid, of sequences of these lengths.
+    pub fn rows(rows: Tensor<2>, grid: [usize; 2], lengths: &[usize]) -> Self {
+        Self::of(Content::Rows { rows, grid }, SequenceLayout::new(lengths))
+    }
+
+    fn of(content: Content<'a>, layout: SequenceLayout) -> Self {
         Self {
-            input_ids,
+            content,
             token_type_ids: &[],
-            layout: SequenceLayout::new(lengths),
+            layout,
         }
+    }
+
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        match &self.content {
+            Content::Tokens(ids) => ids.len(),
+            Content::Embeddings(rows) | Content::Rows { rows, .. } => rows.dims()[0],
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 }

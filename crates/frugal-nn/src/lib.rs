@@ -13,11 +13,13 @@ pub mod seam;
 pub mod site;
 pub mod state;
 
-pub use backbone::{Backbone, BackboneInfo, Frozen, HeadLayout, UsualTargets};
+pub use backbone::{
+    Backbone, BackboneInfo, BlockState, Frozen, HeadLayout, RotaryTable, UsualTargets,
+};
 pub use error::{LoadError, ModelError};
 pub use heads::{Head, HeadConfig, Pooling};
 pub use layers::{Correction, Embedding, Linear, Norm, Weight, lookup};
-pub use layout::{Input, SequenceLayout};
+pub use layout::{Content, Input, SequenceLayout};
 pub use rng::{normal, stream};
 pub use rows::{drop_prepended, mean_pool, select_rows};
 pub use seam::adapter::{Adapter, BuildContext, LowRank, MergedLinear, Operation, StepContext};

@@ -52,9 +52,37 @@ pub struct SiteInfo {
     pub has_bias: bool,
     /// Whether the weight is another site's (a head tied to the token table).
     pub tied: bool,
+    /// Whether a file may lack it (a pooler).
+    pub optional: bool,
+    /// Whether it is the table that token ids are looked up in.
+    pub token_table: bool,
+    /// Whether its output is added to the residual stream, where fresh weights are drawn narrower.
+    pub writes_to_residual: bool,
 }
 
 impl SiteInfo {
+    /// A site of its own weight, without any of the flags.
+    pub fn new(
+        path: impl Into<String>,
+        kind: SiteKind,
+        layer: Option<usize>,
+        [d_in, d_out]: [usize; 2],
+        has_bias: bool,
+    ) -> Self {
+        Self {
+            path: path.into(),
+            kind,
+            layer,
+            d_in,
+            d_out,
+            has_bias,
+            tied: false,
+            optional: false,
+            token_table: false,
+            writes_to_residual: false,
+        }
+    }
+
     /// Number of its own parameters.
     pub fn num_parameters(&self) -> usize {
         let weight = if self.tied { 0 } else { self.d_in * self.d_out };

@@ -63,9 +63,8 @@ impl MicroBatch {
     ) -> Result<(Tensor<2>, SequenceLayout), ModelError> {
         let layout = SequenceLayout::new(&self.lengths);
         let input = Input {
-            input_ids: &self.input_ids,
             token_type_ids: &self.token_type_ids,
-            layout: layout.clone(),
+            ..Input::tokens(&self.input_ids, layout.clone())
         };
         Ok((backbone.forward(&input, pass, None)?, layout))
     }

@@ -13,9 +13,9 @@ pub use frugal_train as train;
 pub mod model {
     pub use frugal_models::*;
     pub use frugal_nn::{
-        Backbone, BackboneInfo, Correction, Embedding, Frozen, HeadLayout, Input, KvCache, Linear,
-        LoadError, ModelError, Norm, SequenceLayout, SiteId, SiteInfo, SiteKind, SiteTable,
-        UsualTargets, Weight, lookup, mean_pool, select_rows,
+        Backbone, BackboneInfo, BlockState, Content, Correction, Embedding, Frozen, HeadLayout,
+        Input, KvCache, Linear, LoadError, ModelError, Norm, SequenceLayout, SiteId, SiteInfo,
+        SiteKind, SiteTable, UsualTargets, Weight, lookup, mean_pool, select_rows,
     };
 }
 

@@ -86,6 +86,9 @@ impl Gguf {
         }
         reader.at = 4;
         let version = reader.u32(&"the version")?;
+        if (1..=3).contains(&version.swap_bytes()) {
+            return Err(GgufProblem::BigEndian(version.swap_bytes()));
+        }
         if !(2..=3).contains(&version) {
             return Err(GgufProblem::Version(version));
         }
@@ -145,6 +148,26 @@ impl Gguf {
             tensors,
             names,
         })
+    }
+
+    /// The header of a file that is yet to be written; `source` names it in errors.
+    pub fn planned(source: &str, metadata: Vec<(String, Value)>, tensors: Vec<TensorInfo>) -> Self {
+        let keys = metadata
+            .iter()
+            .zip(0..)
+            .map(|((key, _), i)| (key.clone(), i));
+        let names = tensors
+            .iter()
+            .zip(0..)
+            .map(|(info, i)| (info.name.clone(), i));
+        Self {
+            source: source.to_owned(),
+            version: 3,
+            keys: keys.collect(),
+            names: names.collect(),
+            metadata,
+            tensors,
+        }
     }
 
     /// The file, as the caller named it.

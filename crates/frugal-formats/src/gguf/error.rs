@@ -23,6 +23,11 @@ pub enum GgufProblem {
         "GGUF version {0} is not supported (2 and 3 are, little endian); convert the model again with a current llama.cpp"
     )]
     Version(u32),
+    /// A file of another byte order.
+    #[error(
+        "the file is big-endian (version {0} read so); convert the model again for little-endian machines, or `gguf-convert-endian FILE little`"
+    )]
+    BigEndian(u32),
     /// The file ends, or a length in it points, beyond its end.
     #[error(
         "byte {at}: {what} needs {needed} bytes, the file has {left} left; it is cut off or damaged, fetch it again"

@@ -51,6 +51,17 @@ impl<'a> Keys<'a> {
                 format!("{kind:?} is not a model"),
             ));
         }
+        if let Some(count) = gguf
+            .get("split.count")
+            .and_then(Value::as_u64)
+            .filter(|&count| count > 1)
+        {
+            let part = gguf.get("split.no").and_then(Value::as_u64).unwrap_or(0) + 1;
+            return Err(GgufProblem::Unsupported(format!(
+                "part {part} of a model in {count} files, which are not read one by one: join them first, \
+                 `llama-gguf-split --merge FIRST-PART.gguf WHOLE.gguf`"
+            )));
+        }
         Ok(Self {
             gguf,
             architecture: Architecture::from_gguf(name)?,

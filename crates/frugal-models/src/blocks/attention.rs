@@ -1,13 +1,31 @@
-//! Parts shared by all backbones: attention over ragged sequences with cache and prefix, pooling
-//! helpers.
+//! Attention over ragged sequences with cache and prefix.
 
 use burn::prelude::*;
 use frugal_kernels::AttentionSpec;
-use frugal_nn::Pass;
 use frugal_nn::layout::SequenceLayout;
 use frugal_nn::state::KvCache;
+use frugal_nn::{Frozen, Pass, RotaryTable};
 
-use crate::config::ModelConfig;
+use crate::architecture::ModelConfig;
+
+/// How the tokens of a block look at each other.
+pub trait SelfAttention: Send + Sync {
+    /// `[tokens, d_model]` to the same.
+    fn forward(
+        &self,
+        at: &Attend<'_>,
+        rotary: &RotaryTable,
+        x: Tensor<2>,
+        pass: &mut dyn Pass,
+        cache: Option<&mut KvCache>,
+    ) -> Tensor<2>;
+    /// Visits all weights.
+    fn export(&self, visit: &mut dyn FnMut(Frozen<'_>));
+    /// Whether a method may put keys and values in front of it.
+    fn takes_prefix(&self) -> bool {
+        false
+    }
+}
 
 /// Where an attention call happens.
 pub struct Attend<'a> {
@@ -23,12 +41,15 @@ pub struct Attend<'a> {
     pub heads: [usize; 3],
     /// Factor on the scores.
     pub scale: f32,
+    /// Cap on the scores: `cap * tanh(x / cap)`.
+    pub softcap: Option<f32>,
     /// Whether the values are the keys, so that a cache need hold them once only.
     pub values_are_keys: bool,
 }
 
 impl<'a> Attend<'a> {
-    /// Attention with the configuration's heads and without a window.
+    /// Attention with the configuration's heads, scores divided by the root of their width, and
+    /// without a window.
     pub fn new(
         config: &ModelConfig,
         layout: &'a SequenceLayout,
@@ -46,7 +67,8 @@ impl<'a> Attend<'a> {
             window: None,
             causal,
             heads,
-            scale: config.attention_scale as f32,
+            scale: (1.0 / (config.head_dim as f64).sqrt()) as f32,
+            softcap: None,
             values_are_keys: false,
         }
     }
@@ -74,7 +96,7 @@ pub fn attend(
         window: at.window,
         cu_q: boundaries.clone(),
         cu_k: boundaries.clone(),
-        softcap: None,
+        softcap: at.softcap,
     };
     let prefix = pass.key_value(at.layer);
     if prefix.is_none() && cache.is_none() {

@@ -1,30 +1,83 @@
 //! What every backbone asks of its input, and element-wise activations.
 
+use std::ops::Range;
+
 use burn::prelude::*;
-use frugal_nn::{Input, ModelError};
+use frugal_nn::{Content, Embedding, Input, ModelError, Pass};
 
-use crate::config::{Activation, ModelConfig};
+use crate::activation::Activation;
+use crate::architecture::ModelConfig;
 
-pub(crate) fn check_input(config: &ModelConfig, input: &Input<'_>) -> Result<(), ModelError> {
-    let (tokens, described) = (input.input_ids.len(), input.layout.tokens());
+/// The rows that the first block's input is made of: tokens looked up in `table` and scaled, or
+/// embeddings as they are.
+pub(crate) fn look_up(
+    config: &ModelConfig,
+    table: &Embedding,
+    scale: Option<f32>,
+    input: &Input<'_>,
+    pass: &mut dyn Pass,
+) -> Result<Tensor<2>, ModelError> {
+    check_layout(input)?;
+    match &input.content {
+        Content::Tokens(ids) => {
+            check_ids(config, ids)?;
+            let rows = pass.embedding(table, ids);
+            Ok(match scale {
+                Some(scale) => rows * scale,
+                None => rows,
+            })
+        }
+        Content::Embeddings(rows) if rows.dims()[1] == config.hidden_size => Ok(rows.clone()),
+        Content::Embeddings(rows) => Err(ModelError::Content {
+            model_type: config.model_type(),
+            reason: format!(
+                "embeddings are {} wide, the model is {}",
+                rows.dims()[1],
+                config.hidden_size
+            ),
+        }),
+        Content::Rows { .. } => Err(ModelError::Content {
+            model_type: config.model_type(),
+            reason: "it reads tokens or embeddings, not rows on a grid".into(),
+        }),
+    }
+}
+
+fn check_layout(input: &Input<'_>) -> Result<(), ModelError> {
+    let (tokens, described) = (input.len(), input.layout.tokens());
     if tokens != described
         || tokens == 0
         || input.layout.cu_seqlens.windows(2).any(|w| w[0] >= w[1])
     {
         return Err(ModelError::Layout { tokens, described });
     }
-    if let Some(position) = input
-        .input_ids
-        .iter()
-        .position(|&id| id as usize >= config.vocab_size)
-    {
-        return Err(ModelError::TokenId {
-            id: input.input_ids[position],
+    Ok(())
+}
+
+fn check_ids(config: &ModelConfig, ids: &[u32]) -> Result<(), ModelError> {
+    let outside = |&id: &u32| id as usize >= config.vocab_size;
+    match ids.iter().position(outside) {
+        None => Ok(()),
+        Some(position) => Err(ModelError::TokenId {
+            id: ids[position],
             position,
             vocab_size: config.vocab_size,
-        });
+        }),
     }
-    Ok(())
+}
+
+/// Blocks that there are.
+pub(crate) fn check_range(config: &ModelConfig, range: &Range<usize>) -> Result<(), ModelError> {
+    let count = config.num_hidden_layers;
+    if range.end <= count && range.start <= range.end {
+        return Ok(());
+    }
+    Err(ModelError::Blocks {
+        model_type: config.model_type(),
+        first: range.start,
+        end: range.end,
+        count,
+    })
 }
 
 /// Learned positions end; rotary ones do not.

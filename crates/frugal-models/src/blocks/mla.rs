@@ -9,12 +9,33 @@
 use burn::prelude::*;
 use frugal_nn::layers::{Linear, Norm};
 use frugal_nn::state::KvCache;
-use frugal_nn::{Frozen, ModelError, Pass};
+use frugal_nn::{Frozen, ModelError, Pass, RotaryTable};
+use serde::Serialize;
 
-use crate::blocks::attention::{Attend, attend};
-use crate::config::{LatentConfig, ModelConfig};
-use crate::rope::RotaryTable;
+use crate::architecture::ModelConfig;
+use crate::blocks::attention::{Attend, SelfAttention, attend};
+use crate::blocks::sites::Sites;
 use crate::weights::WeightLoader;
+
+/// Widths of latent attention: what is remembered of a token is one narrow vector, from which all
+/// heads' keys and values are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct MlaSpec {
+    /// Width of the queries' narrow vector; `None` for queries straight from the hidden states.
+    pub q_lora_rank: Option<usize>,
+    /// Width of the keys' and values' narrow vector.
+    pub kv_lora_rank: usize,
+    /// Part of a query or key head without position.
+    pub qk_nope_head_dim: usize,
+    /// Part of a query or key head that is rotated; the key's is shared by all heads.
+    pub qk_rope_head_dim: usize,
+    /// Width of a value head.
+    pub v_head_dim: usize,
+    /// Whether rotated pairs are neighbours rather than halves apart.
+    pub rope_interleave: bool,
+    /// Whether the projections from and to the residual stream have biases.
+    pub attention_bias: bool,
+}
 
 enum Queries {
     Direct(Linear),
@@ -22,8 +43,8 @@ enum Queries {
 }
 
 /// Latent attention of one block.
-pub struct Latent {
-    config: LatentConfig,
+pub struct Mla {
+    config: MlaSpec,
     heads: usize,
     queries: Queries,
     kv_a_proj: Linear,
@@ -32,13 +53,35 @@ pub struct Latent {
     o_proj: Linear,
 }
 
-impl Latent {
+impl Mla {
+    /// Its sites under `path`.
+    pub fn sites(sites: &mut Sites, c: &ModelConfig, spec: &MlaSpec, layer: usize, path: &str) {
+        let p = |name: &str| format!("{path}.{name}");
+        let (d, heads, l) = (c.hidden_size, c.num_attention_heads, Some(layer));
+        let (queries, rank) = (heads * c.head_dim, spec.kv_lora_rank);
+        match spec.q_lora_rank {
+            Some(rank) => {
+                sites.linear(p("q_a_proj"), layer, [d, rank], spec.attention_bias);
+                sites.norm(p("q_a_layernorm"), l, rank);
+                sites.linear(p("q_b_proj"), layer, [rank, queries], false);
+            }
+            None => sites.linear(p("q_proj"), layer, [d, queries], false),
+        }
+        let narrow = rank + spec.qk_rope_head_dim;
+        let bias = spec.attention_bias;
+        sites.linear(p("kv_a_proj_with_mqa"), layer, [d, narrow], bias);
+        sites.norm(p("kv_a_layernorm"), l, rank);
+        let expanded = heads * (spec.qk_nope_head_dim + spec.v_head_dim);
+        sites.linear(p("kv_b_proj"), layer, [rank, expanded], false);
+        sites.output(p("o_proj"), layer, [heads * spec.v_head_dim, d], bias);
+    }
+
     /// Takes the weights under `path`.
     ///
     /// # Errors
     /// Whatever reading a tensor gives.
     pub fn load(
-        config: LatentConfig,
+        config: MlaSpec,
         model: &ModelConfig,
         loader: &mut WeightLoader<'_>,
         path: &str,
@@ -65,45 +108,6 @@ impl Latent {
         })
     }
 
-    /// `[tokens, d_model]` to the same.
-    pub fn forward(
-        &self,
-        at: &Attend<'_>,
-        rotary: &RotaryTable,
-        x: Tensor<2>,
-        pass: &mut dyn Pass,
-        cache: Option<&mut KvCache>,
-    ) -> Tensor<2> {
-        let LatentConfig {
-            kv_lora_rank: rank,
-            qk_nope_head_dim: nope,
-            qk_rope_head_dim: rope,
-            ..
-        } = self.config;
-        let q = match &self.queries {
-            Queries::Direct(q_proj) => pass.linear(q_proj, x.clone()),
-            Queries::Narrow(a, norm, b) => {
-                let narrow = pass.linear(a, x.clone());
-                let narrow = pass.norm(norm, narrow);
-                pass.linear(b, narrow)
-            }
-        };
-        let [q_nope, q_rope] = split_heads(q, self.heads, [nope, rope]);
-        let [c, k_rope] = split_heads(pass.linear(&self.kv_a_proj, x), 1, [rank, rope]);
-        let c = pass.norm(&self.kv_a_norm, c);
-        let (q_rope, k_rope) = (self.rotate(q_rope, rotary), self.rotate(k_rope, rotary));
-        let y = match (
-            cache,
-            pass.linear_change(&self.kv_b_proj).weight(&self.kv_b_proj),
-        ) {
-            (Some(cache), Some(weight)) => {
-                self.absorbed(at, weight, [q_nope, q_rope, c, k_rope], pass, cache)
-            }
-            (cache, _) => self.expanded(at, [q_nope, q_rope, c, k_rope], pass, cache),
-        };
-        pass.linear(&self.o_proj, y)
-    }
-
     fn rotate(&self, x: Tensor<2>, rotary: &RotaryTable) -> Tensor<2> {
         let width = self.config.qk_rope_head_dim;
         let x = if self.config.rope_interleave {
@@ -122,7 +126,7 @@ impl Latent {
         pass: &mut dyn Pass,
         cache: Option<&mut KvCache>,
     ) -> Tensor<2> {
-        let LatentConfig {
+        let MlaSpec {
             qk_nope_head_dim: nope,
             qk_rope_head_dim: rope,
             v_head_dim,
@@ -156,7 +160,7 @@ impl Latent {
         pass: &mut dyn Pass,
         cache: &mut KvCache,
     ) -> Tensor<2> {
-        let LatentConfig {
+        let MlaSpec {
             kv_lora_rank: rank,
             qk_nope_head_dim: nope,
             qk_rope_head_dim: rope,
@@ -194,9 +198,48 @@ impl Latent {
             .swap_dims(0, 1)
             .reshape([tokens, heads * v_head_dim])
     }
+}
 
-    /// Visits all weights.
-    pub fn export(&self, visit: &mut dyn FnMut(Frozen<'_>)) {
+impl SelfAttention for Mla {
+    fn forward(
+        &self,
+        at: &Attend<'_>,
+        rotary: &RotaryTable,
+        x: Tensor<2>,
+        pass: &mut dyn Pass,
+        cache: Option<&mut KvCache>,
+    ) -> Tensor<2> {
+        let MlaSpec {
+            kv_lora_rank: rank,
+            qk_nope_head_dim: nope,
+            qk_rope_head_dim: rope,
+            ..
+        } = self.config;
+        let q = match &self.queries {
+            Queries::Direct(q_proj) => pass.linear(q_proj, x.clone()),
+            Queries::Narrow(a, norm, b) => {
+                let narrow = pass.linear(a, x.clone());
+                let narrow = pass.norm(norm, narrow);
+                pass.linear(b, narrow)
+            }
+        };
+        let [q_nope, q_rope] = split_heads(q, self.heads, [nope, rope]);
+        let [c, k_rope] = split_heads(pass.linear(&self.kv_a_proj, x), 1, [rank, rope]);
+        let c = pass.norm(&self.kv_a_norm, c);
+        let (q_rope, k_rope) = (self.rotate(q_rope, rotary), self.rotate(k_rope, rotary));
+        let y = match (
+            cache,
+            pass.linear_change(&self.kv_b_proj).weight(&self.kv_b_proj),
+        ) {
+            (Some(cache), Some(weight)) => {
+                self.absorbed(at, weight, [q_nope, q_rope, c, k_rope], pass, cache)
+            }
+            (cache, _) => self.expanded(at, [q_nope, q_rope, c, k_rope], pass, cache),
+        };
+        pass.linear(&self.o_proj, y)
+    }
+
+    fn export(&self, visit: &mut dyn FnMut(Frozen<'_>)) {
         match &self.queries {
             Queries::Direct(q_proj) => visit(Frozen::Linear(q_proj)),
             Queries::Narrow(a, norm, b) => {

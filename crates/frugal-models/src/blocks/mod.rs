@@ -2,7 +2,11 @@
 
 pub mod attention;
 pub mod checks;
+pub mod decoder;
 pub mod gated_mlp;
+pub mod gqa;
+pub mod grouped;
 pub mod mla;
 pub mod nsa;
+pub mod sites;
 pub mod sparse_moe;

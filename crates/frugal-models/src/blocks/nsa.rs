@@ -21,12 +21,28 @@ use burn::prelude::*;
 use burn::tensor::activation::{sigmoid, silu, softmax};
 use frugal_nn::layers::{Embedding, Linear};
 use frugal_nn::state::KvCache;
-use frugal_nn::{Frozen, ModelError, Pass, Rows, select_rows, to_vec};
+use frugal_nn::{Frozen, ModelError, Pass, RotaryTable, Rows, SiteKind, select_rows, to_vec};
+use serde::Serialize;
 
-use crate::blocks::attention::Attend;
-use crate::config::SparseConfig;
-use crate::rope::RotaryTable;
+use crate::architecture::ModelConfig;
+use crate::blocks::attention::{Attend, SelfAttention};
+use crate::blocks::sites::Sites;
 use crate::weights::WeightLoader;
+
+/// Blocks and window of native sparse attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct NsaSpec {
+    /// Tokens of a compressed block.
+    pub compress_block: usize,
+    /// Tokens between the starts of two compressed blocks.
+    pub compress_stride: usize,
+    /// Tokens of a block that is selected as a whole.
+    pub select_block: usize,
+    /// Blocks selected for each query, the first and the two most recent ones among them.
+    pub select_count: usize,
+    /// Tokens of the window.
+    pub window: usize,
+}
 
 /// The network that compresses a block's keys or values.
 struct Compress {
@@ -36,8 +52,8 @@ struct Compress {
 }
 
 /// Native sparse attention of one block.
-pub struct Sparse {
-    config: SparseConfig,
+pub struct Nsa {
+    config: NsaSpec,
     q_proj: Linear,
     /// Key and value projections of the compressed, selected and window branch.
     branches: [[Linear; 2]; 3],
@@ -46,13 +62,35 @@ pub struct Sparse {
     o_proj: Linear,
 }
 
-impl Sparse {
+impl Nsa {
+    /// Its sites under `path`.
+    pub fn sites(sites: &mut Sites, c: &ModelConfig, spec: &NsaSpec, layer: usize, path: &str) {
+        let p = |name: &str| format!("{path}.{name}");
+        let (d, dim) = (c.hidden_size, c.head_dim);
+        let (q, kv) = (c.num_attention_heads * dim, c.num_key_value_heads * dim);
+        sites.linear(p("q_proj"), layer, [d, q], false);
+        for branch in ["compress", "select", "window"] {
+            sites.linear(p(&format!("{branch}.k_proj")), layer, [d, kv], false);
+            sites.linear(p(&format!("{branch}.v_proj")), layer, [d, kv], false);
+        }
+        for what in ["key", "value"] {
+            let p = |name: &str| p(&format!("compress.{what}_{name}"));
+            let block = spec.compress_block;
+            let (table, l) = (SiteKind::Embedding, Some(layer));
+            sites.add(p("position"), table, l, [block, dim], false);
+            sites.linear(p("up"), layer, [block * dim, 2 * dim], true);
+            sites.linear(p("down"), layer, [2 * dim, dim], true);
+        }
+        sites.linear(p("gate"), layer, [d, 3 * c.num_attention_heads], true);
+        sites.output(p("o_proj"), layer, [q, d], false);
+    }
+
     /// Takes the weights under `path`.
     ///
     /// # Errors
     /// Whatever reading a tensor gives.
     pub fn load(
-        config: SparseConfig,
+        config: NsaSpec,
         loader: &mut WeightLoader<'_>,
         path: &str,
     ) -> Result<Self, ModelError> {
@@ -81,57 +119,6 @@ impl Sparse {
             gate: loader.linear(&p("gate"))?,
             o_proj: loader.linear(&p("o_proj"))?,
         })
-    }
-
-    /// `[tokens, d_model]` to the same.
-    pub fn forward(
-        &self,
-        at: &Attend<'_>,
-        rotary: &RotaryTable,
-        x: Tensor<2>,
-        pass: &mut dyn Pass,
-        mut cache: Option<&mut KvCache>,
-    ) -> Tensor<2> {
-        let ([heads, _, dim], tokens) = (at.heads, x.dims()[0]);
-        let rotate =
-            |x: Tensor<2>| frugal_kernels::rope(x, rotary.cos.clone(), rotary.sin.clone(), dim);
-        let q = pass.linear(&self.q_proj, x.clone());
-        let gates = sigmoid(pass.linear(&self.gate, x.clone())).reshape([tokens, heads, 3]);
-        let mut maps = |i: usize| {
-            self.branches
-                .each_ref()
-                .map(|branch| pass.linear(&branch[i], x.clone()))
-        };
-        let ([compress_k, select_k, window_k], values) = (maps(0), maps(1));
-        // The cache holds the branches side by side.
-        let keys = Tensor::cat(vec![compress_k, rotate(select_k), rotate(window_k)], 1);
-        let values = Tensor::cat(values.into(), 1);
-        let (plain, rotated) = (q.clone(), rotate(q));
-
-        let mut outputs = Vec::new();
-        for (sequence, range) in at
-            .layout
-            .cu_seqlens
-            .windows(2)
-            .enumerate()
-            .filter(|(_, range)| range[0] < range[1])
-        {
-            let rows = |x: &Tensor<2>| x.clone().slice(range[0]..range[1]);
-            let (mut key, mut value) = (rows(&keys), rows(&values));
-            if let Some(cache) = cache.as_deref_mut() {
-                (key, value) = cache.extend(at.layer, sequence, key, value);
-            }
-            let gates = gates.clone().slice([range[0]..range[1], 0..heads, 0..3]);
-            outputs.push(self.sequence(
-                at,
-                Rows::OfSequence(sequence),
-                [rows(&plain), rows(&rotated)],
-                [key, value],
-                gates,
-                pass,
-            ));
-        }
-        pass.linear(&self.o_proj, Tensor::cat(outputs, 0))
     }
 
     /// One sequence: queries `[q_len, heads * dim]`, without and with rotation, against keys and
@@ -211,7 +198,7 @@ impl Sparse {
         scale: f32,
         pass: &mut dyn Pass,
     ) -> (Option<Tensor<4>>, Option<Vec<f32>>) {
-        let SparseConfig {
+        let NsaSpec {
             compress_block: length,
             compress_stride: stride,
             ..
@@ -264,7 +251,7 @@ impl Sparse {
         first: usize,
         k_len: usize,
     ) -> Vec<Vec<usize>> {
-        let SparseConfig {
+        let NsaSpec {
             compress_block: length,
             compress_stride: stride,
             select_block,
@@ -299,9 +286,60 @@ impl Sparse {
         }
         all
     }
+}
 
-    /// Visits all weights.
-    pub fn export(&self, visit: &mut dyn FnMut(Frozen<'_>)) {
+impl SelfAttention for Nsa {
+    fn forward(
+        &self,
+        at: &Attend<'_>,
+        rotary: &RotaryTable,
+        x: Tensor<2>,
+        pass: &mut dyn Pass,
+        mut cache: Option<&mut KvCache>,
+    ) -> Tensor<2> {
+        let ([heads, _, dim], tokens) = (at.heads, x.dims()[0]);
+        let rotate =
+            |x: Tensor<2>| frugal_kernels::rope(x, rotary.cos.clone(), rotary.sin.clone(), dim);
+        let q = pass.linear(&self.q_proj, x.clone());
+        let gates = sigmoid(pass.linear(&self.gate, x.clone())).reshape([tokens, heads, 3]);
+        let mut maps = |i: usize| {
+            self.branches
+                .each_ref()
+                .map(|branch| pass.linear(&branch[i], x.clone()))
+        };
+        let ([compress_k, select_k, window_k], values) = (maps(0), maps(1));
+        // The cache holds the branches side by side.
+        let keys = Tensor::cat(vec![compress_k, rotate(select_k), rotate(window_k)], 1);
+        let values = Tensor::cat(values.into(), 1);
+        let (plain, rotated) = (q.clone(), rotate(q));
+
+        let mut outputs = Vec::new();
+        for (sequence, range) in at
+            .layout
+            .cu_seqlens
+            .windows(2)
+            .enumerate()
+            .filter(|(_, range)| range[0] < range[1])
+        {
+            let rows = |x: &Tensor<2>| x.clone().slice(range[0]..range[1]);
+            let (mut key, mut value) = (rows(&keys), rows(&values));
+            if let Some(cache) = cache.as_deref_mut() {
+                (key, value) = cache.extend(at.layer, sequence, key, value);
+            }
+            let gates = gates.clone().slice([range[0]..range[1], 0..heads, 0..3]);
+            outputs.push(self.sequence(
+                at,
+                Rows::OfSequence(sequence),
+                [rows(&plain), rows(&rotated)],
+                [key, value],
+                gates,
+                pass,
+            ));
+        }
+        pass.linear(&self.o_proj, Tensor::cat(outputs, 0))
+    }
+
+    fn export(&self, visit: &mut dyn FnMut(Frozen<'_>)) {
         visit(Frozen::Linear(&self.q_proj));
         self.branches
             .iter()

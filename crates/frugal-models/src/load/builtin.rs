@@ -7,7 +7,7 @@ use bytes::Bytes;
 use frugal_core::tokenizer::TextTokenizer;
 use frugal_nn::{LoadError, ModelError};
 
-use crate::config::ModelConfig;
+use crate::architecture::ModelConfig;
 use crate::load::{ModelFiles, SafetensorsFile, SafetensorsSource};
 
 /// What it is called.

@@ -8,12 +8,14 @@ use frugal_core::tokenizer::TextTokenizer;
 use frugal_formats::fetch;
 use frugal_nn::{Backbone, BackboneInfo, Head, LoadError, ModelError, SiteTable};
 
+use crate::architecture::ModelConfig;
 use crate::build::build_with;
-use crate::config::ModelConfig;
 use crate::load::fingerprint::fingerprint;
 use crate::load::gguf::GgufSource;
 use crate::load::{SafetensorsSource, builtin, read_json};
-use crate::weights::{LoadOptions, WeightSource};
+use crate::names::unexpected;
+use crate::source::WeightSource;
+use crate::weights::LoadOptions;
 
 /// Metadata of a GGUF file.
 const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
@@ -246,6 +248,16 @@ impl ModelFiles {
             return Ok(());
         };
         Ok(tokenizer.use_settings_of(adapter)?)
+    }
+
+    /// Tensors of the file that the model leaves out, other than heads of known tasks.
+    pub fn unused_tensors(&self) -> Vec<String> {
+        let mut found = unexpected(self.source(), &self.info, &self.sites()).ignored;
+        let known = ["cls.", "classifier.", "score.", "lm_head.", "qa_outputs."];
+        found.retain(|name| {
+            !known.iter().any(|head| name.starts_with(head)) && !name.contains("pooler.")
+        });
+        found
     }
 
     /// The tensors by their Hugging Face names.

@@ -11,7 +11,7 @@ use frugal_kernels::Packed;
 use frugal_nn::{LoadError, ModelError};
 use serde_json::Value;
 
-use crate::weights::{Loaded, WeightSource};
+use crate::source::{Loaded, WeightSource};
 
 /// A mapped GGUF file.
 pub struct GgufSource {
@@ -38,13 +38,23 @@ impl GgufSource {
             path: path.into(),
             source,
         })?;
+        if bytes.starts_with(super::safetensors::LFS_POINTER) {
+            return Err(LoadError::Json {
+                path: path.into(),
+                reason: "it is a git-lfs pointer, not the model: run `git lfs pull` in the repository, or fetch the file itself".into(),
+            });
+        }
         let source_name = path.display().to_string();
         let file = Gguf::parse(&bytes, &source_name)?;
         let config = gguf::hf_config(&file, &bytes)?;
         let map = NameMap::from_config(&config).map_err(|problem| problem.in_file(&source_name))?;
-        let names = file.tensors().iter().filter_map(|tensor| {
-            let mapped = map.to_hf(&tensor.name)?;
-            Some((mapped.name, (tensor.name.clone(), mapped.layout)))
+        // A tensor without a name there keeps its own, so that it is seen to be left over.
+        let names = file.tensors().iter().map(|tensor| {
+            let own = || (tensor.name.clone(), Layout::Same);
+            let (name, layout) = map
+                .to_hf(&tensor.name)
+                .map_or_else(own, |mapped| (mapped.name, mapped.layout));
+            (name, (tensor.name.clone(), layout))
         });
         Ok(Self {
             names: names.collect(),

@@ -3,8 +3,8 @@
 use burn::prelude::*;
 use frugal_nn::{Head, HeadConfig, ModelError, Pooling};
 
-use crate::config::ModelConfig;
-use crate::weights::{WeightSource, read_values};
+use crate::architecture::ModelConfig;
+use crate::source::{WeightSource, read_values};
 
 /// The head of a model that was saved as a classifier; `None` for other models.
 ///

@@ -5,6 +5,7 @@ mod builtin;
 mod files;
 mod fingerprint;
 mod gguf;
+mod gguf_identity;
 mod head;
 #[cfg(feature = "hub")]
 mod hub;
@@ -17,6 +18,7 @@ pub use frugal_nn::error::MODEL_FOLDER;
 
 pub use files::{Lookup, ModelFiles, names};
 pub use gguf::GgufSource;
+pub use gguf_identity::check_gguf;
 pub use safetensors::{SafetensorsFile, SafetensorsSource};
 
 /// Reads a JSON file.

@@ -8,7 +8,10 @@ use bytes::Bytes;
 use frugal_nn::{LoadError, ModelError};
 use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorInfo};
 
-use crate::weights::{Loaded, WeightSource};
+use crate::source::{Loaded, WeightSource};
+
+/// How the text begins that git keeps in the place of a large file.
+pub(super) const LFS_POINTER: &[u8] = b"version https://git-lfs";
 
 /// A checked, mapped file.
 pub struct SafetensorsFile {
@@ -41,6 +44,11 @@ impl SafetensorsFile {
             path: path.into(),
             reason,
         };
+        if bytes.starts_with(LFS_POINTER) {
+            return Err(bad(
+                "it is a git-lfs pointer, not the weights: run `git lfs pull` in the repository, or fetch the file itself".into(),
+            ));
+        }
         let header = SafeTensors::read_metadata(&bytes).map_err(|e| {
             bad(format!(
                 "{e}: it is cut off, damaged or no safetensors file, fetch it again"

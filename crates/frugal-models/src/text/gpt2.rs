@@ -2,22 +2,175 @@
 //!
 //! <https://huggingface.co/docs/transformers/model_doc/gpt2>
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use burn::prelude::*;
 use frugal_nn::layers::{Embedding, Linear, Norm};
 use frugal_nn::layout::Input;
 use frugal_nn::rows::drop_prepended;
-use frugal_nn::site::SiteTable;
 use frugal_nn::state::KvCache;
 use frugal_nn::{
-    Backbone, BackboneInfo, BlockAction, Frozen, ModelError, Pass, SubLayer, SubLayerIo,
+    Backbone, BackboneInfo, BlockAction, BlockState, Frozen, HeadLayout, ModelError, Pass,
+    SiteInfo, SiteKind, SiteTable, SubLayer, SubLayerIo, UsualTargets,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::activation::Activation;
+use crate::architecture::{Architecture, Cost, Family, KeyTable, ModelConfig};
+use crate::blocks::attention::{Attend, attend};
+use crate::blocks::checks::{activate, check_positions, check_range, look_up};
+use crate::blocks::sites::Sites;
+use crate::keys::{self, Size, TokenId};
+use crate::weights::WeightLoader;
+
+/// GPT-2.
+pub static GPT2: Family = Family {
+    model_type: "gpt2",
+    class: "GPT2LMHeadModel",
+    classifier_class: "GPT2ForSequenceClassification",
+    base_prefix: "transformer.",
+    is_encoder: false,
+    head: HeadLayout::Score,
+    usual_targets: UsualTargets {
+        ia3: &["c_attn", "mlp.c_proj"],
+        ia3_feedforward: "mlp.c_proj",
+    },
+    read: read,
+    keys: KeyTable {
+        honored: keys::names::<Gpt2Config>,
+        refused: &[
+            ("scale_attn_by_inverse_layer_idx", "false"),
+            ("reorder_and_upcast_attn", "false"),
+        ],
+        without_effect: &[
+            "attn_pdrop",
+            "embd_pdrop",
+            "resid_pdrop",
+            "summary_activation",
+            "summary_first_dropout",
+            "summary_proj_to_labels",
+            "summary_type",
+            "summary_use_proj",
+        ],
+    },
 };
 
-use crate::blocks::attention::{Attend, attend};
-use crate::blocks::checks::{activate, check_input};
-use crate::config::ModelConfig;
-use crate::weights::WeightLoader;
+/// Keys of `GPT2Config`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(default)]
+struct Gpt2Config {
+    vocab_size: Size,
+    n_positions: Size,
+    n_embd: Size,
+    n_layer: Size,
+    n_head: Size,
+    n_inner: Option<Size>,
+    activation_function: Activation,
+    layer_norm_epsilon: f64,
+    scale_attn_weights: bool,
+    tie_word_embeddings: bool,
+    pad_token_id: TokenId,
+}
+
+impl Default for Gpt2Config {
+    fn default() -> Self {
+        Self {
+            vocab_size: Size(50_257),
+            n_positions: Size(1024),
+            n_embd: Size(768),
+            n_layer: Size(12),
+            n_head: Size(12),
+            n_inner: None,
+            activation_function: Activation::GeluTanh,
+            layer_norm_epsilon: 1e-5,
+            scale_attn_weights: true,
+            tie_word_embeddings: true,
+            pad_token_id: TokenId(None),
+        }
+    }
+}
+
+/// What GPT-2 adds to its sizes.
+#[derive(Debug)]
+struct Arithmetic {
+    /// Whether attention scores are divided by the root of a head's width.
+    scale_attn_weights: bool,
+}
+
+fn read(raw: &Value, source: &str) -> Result<ModelConfig, ModelError> {
+    let required = ["vocab_size", "n_positions", "n_embd", "n_layer", "n_head"];
+    let k: Gpt2Config = keys::read(raw, source, &required)?;
+    let (width, heads) = (k.n_embd.0, k.n_head.0);
+    let num_hidden_layers = keys::layers("n_layer", k.n_layer, source)?;
+    let architecture = Arc::new(Arithmetic {
+        scale_attn_weights: k.scale_attn_weights,
+    });
+    Ok(ModelConfig {
+        family: &GPT2,
+        hidden_size: width,
+        intermediate_size: k.n_inner.map_or(4 * width, |inner| inner.0),
+        num_hidden_layers,
+        num_attention_heads: heads,
+        num_key_value_heads: heads,
+        head_dim: keys::shared_head_dim(width, heads, "n_head", source)?,
+        vocab_size: k.vocab_size.0,
+        max_position_embeddings: k.n_positions.0,
+        norm_eps: k.layer_norm_epsilon,
+        activation: k.activation_function,
+        tie_word_embeddings: k.tie_word_embeddings,
+        pad_token_id: k.pad_token_id.0,
+        architecture,
+        raw: raw.clone(),
+        source: source.into(),
+    })
+}
+
+impl Architecture for Arithmetic {
+    fn arithmetic(&self, _config: &ModelConfig) -> Value {
+        json!({"scale_attn_weights": self.scale_attn_weights})
+    }
+
+    fn sites(&self, c: &ModelConfig) -> Vec<SiteInfo> {
+        let (mut sites, d, ff) = (Sites::default(), c.hidden_size, c.intermediate_size);
+        sites.token_table("transformer.wte".into(), c);
+        sites.table("transformer.wpe".into(), c.max_position_embeddings, d);
+        for i in 0..c.num_hidden_layers {
+            let p = |name: &str| format!("transformer.h.{i}.{name}");
+            let l = Some(i);
+            sites.layer_norm(p("ln_1"), l, d);
+            sites.add(p("attn.c_attn"), SiteKind::Conv1d, l, [d, 3 * d], true);
+            sites
+                .add(p("attn.c_proj"), SiteKind::Conv1d, l, [d, d], true)
+                .writes_to_residual = true;
+            sites.layer_norm(p("ln_2"), l, d);
+            sites.add(p("mlp.c_fc"), SiteKind::Conv1d, l, [d, ff], true);
+            sites
+                .add(p("mlp.c_proj"), SiteKind::Conv1d, l, [ff, d], true)
+                .writes_to_residual = true;
+        }
+        sites.layer_norm("transformer.ln_f".into(), None, d);
+        sites.lm_head(c);
+        sites.finish()
+    }
+
+    fn cost(&self, config: &ModelConfig) -> Cost {
+        Cost {
+            gated: false,
+            ..Cost::of_decoder(config)
+        }
+    }
+
+    fn build(
+        &self,
+        config: &ModelConfig,
+        sites: Arc<SiteTable>,
+        loader: &mut WeightLoader<'_>,
+    ) -> Result<Arc<dyn Backbone>, ModelError> {
+        Ok(Arc::new(Gpt2::load(config, self, sites, loader)?))
+    }
+}
 
 struct Block {
     ln_1: Norm,
@@ -31,6 +184,7 @@ struct Block {
 /// A frozen GPT-2.
 pub struct Gpt2 {
     config: ModelConfig,
+    scale: f32,
     info: BackboneInfo,
     sites: Arc<SiteTable>,
     device: Device,
@@ -38,7 +192,7 @@ pub struct Gpt2 {
     wpe: Embedding,
     blocks: Vec<Block>,
     ln_f: Norm,
-    lm_head: Linear,
+    lm_head: Option<Linear>,
 }
 
 impl Gpt2 {
@@ -46,8 +200,9 @@ impl Gpt2 {
     ///
     /// # Errors
     /// Whatever reading a tensor gives.
-    pub fn load(
-        config: ModelConfig,
+    fn load(
+        config: &ModelConfig,
+        arithmetic: &Arithmetic,
         sites: Arc<SiteTable>,
         loader: &mut WeightLoader<'_>,
     ) -> Result<Self, ModelError> {
@@ -70,7 +225,12 @@ impl Gpt2 {
         let lm_head = loader.lm_head(&wte)?;
         Ok(Self {
             info: config.info(),
-            config,
+            scale: if arithmetic.scale_attn_weights {
+                (1.0 / (config.head_dim as f64).sqrt()) as f32
+            } else {
+                1.0
+            },
+            config: config.clone(),
             sites,
             device: loader.device().clone(),
             wte,
@@ -79,6 +239,55 @@ impl Gpt2 {
             ln_f,
             lm_head,
         })
+    }
+}
+
+impl Gpt2 {
+    fn block(
+        &self,
+        layer: usize,
+        state: &mut BlockState,
+        pass: &mut dyn Pass,
+        cache: Option<&mut KvCache>,
+    ) {
+        let (block, d) = (&self.blocks[layer], self.config.hidden_size);
+        let x = state.hidden_states.clone();
+        if pass.before_block(layer, &x) == BlockAction::Skip {
+            return;
+        }
+        let at = Attend {
+            scale: self.scale,
+            ..Attend::new(&self.config, &state.layout, layer, true)
+        };
+        let y = pass.norm(&block.ln_1, x.clone());
+        pass.before_sub_layer(layer, SubLayer::Attention, &y);
+        let qkv = pass.linear(&block.c_attn, y.clone());
+        let part = |i: usize| qkv.clone().narrow(1, i * d, d);
+        let a = attend(&at, part(0), part(1), part(2), pass, cache);
+        let a = pass.linear(&block.attn_c_proj, a);
+        let a = pass.sub_layer(SubLayerIo {
+            layer,
+            kind: SubLayer::Attention,
+            input: &y,
+            output: a,
+            residual: &x,
+            norm_behind: None,
+        });
+
+        let [h, y] = pass.add_norm(&block.ln_2, x, a);
+        pass.before_sub_layer(layer, SubLayer::Mlp, &y);
+        let m = pass.linear(&block.c_fc, y.clone());
+        let m = pass.linear(&block.mlp_c_proj, activate(self.config.activation, m));
+        let m = pass.sub_layer(SubLayerIo {
+            layer,
+            kind: SubLayer::Mlp,
+            input: &y,
+            output: m,
+            residual: &h,
+            norm_behind: None,
+        });
+        state.hidden_states = frugal_kernels::add(h, m);
+        pass.after_block(layer, &state.hidden_states);
     }
 }
 
@@ -95,64 +304,40 @@ impl Backbone for Gpt2 {
         &self.device
     }
 
-    fn forward(
-        &self,
-        input: &Input<'_>,
-        pass: &mut dyn Pass,
-        mut cache: Option<&mut KvCache>,
-    ) -> Result<Tensor<2>, ModelError> {
-        check_input(&self.config, input)?;
-        let d = self.config.hidden_size;
+    fn stem(&self, input: &Input<'_>, pass: &mut dyn Pass) -> Result<BlockState, ModelError> {
+        let rows = look_up(&self.config, &self.wte, None, input, pass)?;
         let mut layout = input.layout.clone();
-        let tokens = pass.embedding(&self.wte, input.input_ids);
-        let tokens = pass.embed(tokens, &mut layout);
+        let rows = pass.embed(rows, &mut layout);
         let offset = pass.prefix_length() as u32;
         let positions: Vec<u32> = layout.position_ids.iter().map(|p| p + offset).collect();
-        crate::blocks::checks::check_positions(&self.config, &positions)?;
-        let mut x = tokens + pass.embedding(&self.wpe, &positions);
-        for (layer, block) in self.blocks.iter().enumerate() {
-            if pass.before_block(layer, &x) == BlockAction::Skip {
-                continue;
-            }
-            let at = Attend::new(&self.config, &layout, layer, true);
-            let y = pass.norm(&block.ln_1, x.clone());
-            pass.before_sub_layer(layer, SubLayer::Attention, &y);
-            let qkv = pass.linear(&block.c_attn, y.clone());
-            let part = |i: usize| qkv.clone().narrow(1, i * d, d);
-            let a = attend(&at, part(0), part(1), part(2), pass, cache.as_deref_mut());
-            let a = pass.linear(&block.attn_c_proj, a);
-            let a = pass.sub_layer(SubLayerIo {
-                layer,
-                kind: SubLayer::Attention,
-                input: &y,
-                output: a,
-                residual: &x,
-                norm_behind: None,
-            });
+        check_positions(&self.config, &positions)?;
+        Ok(BlockState {
+            hidden_states: rows + pass.embedding(&self.wpe, &positions),
+            layout,
+            rotary: Vec::new(),
+        })
+    }
 
-            let [h, y] = pass.add_norm(&block.ln_2, x, a);
-            pass.before_sub_layer(layer, SubLayer::Mlp, &y);
-            let m = pass.linear(&block.c_fc, y.clone());
-            let m = pass.linear(&block.mlp_c_proj, activate(self.config.activation, m));
-            let m = pass.sub_layer(SubLayerIo {
-                layer,
-                kind: SubLayer::Mlp,
-                input: &y,
-                output: m,
-                residual: &h,
-                norm_behind: None,
-            });
-            x = frugal_kernels::add(h, m);
-            pass.after_block(layer, &x);
+    fn blocks(
+        &self,
+        range: Range<usize>,
+        mut state: BlockState,
+        pass: &mut dyn Pass,
+        mut cache: Option<&mut KvCache>,
+    ) -> Result<BlockState, ModelError> {
+        check_range(&self.config, &range)?;
+        for layer in range {
+            self.block(layer, &mut state, pass, cache.as_deref_mut());
         }
-        if let Some(cache) = cache {
-            cache.advance(&layout);
-        }
-        Ok(drop_prepended(pass.norm(&self.ln_f, x), &layout))
+        Ok(state)
+    }
+
+    fn readout(&self, state: BlockState, pass: &mut dyn Pass) -> Tensor<2> {
+        drop_prepended(pass.norm(&self.ln_f, state.hidden_states), &state.layout)
     }
 
     fn lm_head(&self) -> Option<&Linear> {
-        Some(&self.lm_head)
+        self.lm_head.as_ref()
     }
 
     fn export(&self, visit: &mut dyn FnMut(Frozen<'_>)) {
@@ -166,6 +351,8 @@ impl Backbone for Gpt2 {
             }
         }
         visit(Frozen::Norm(&self.ln_f));
-        visit(Frozen::Linear(&self.lm_head));
+        if let Some(head) = &self.lm_head {
+            visit(Frozen::Linear(head));
+        }
     }
 }

@@ -1,5 +1,11 @@
-//! Text models: one file for each family of architectures.
+//! Architectures that read text, one file each.
 
-pub mod decoder;
-pub mod encoder;
+pub mod bert;
+pub mod deepseek;
+pub mod gemma3;
 pub mod gpt2;
+pub mod llama;
+pub mod mixtral;
+pub mod native_sparse;
+pub mod phi3;
+pub mod qwen;

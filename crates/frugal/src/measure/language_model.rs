@@ -163,11 +163,7 @@ impl HarnessModel<'_> {
         let layout = SequenceLayout::new(&[ids.len()]);
         let mut pass = self.adapters.pass(&self.choice, &layout, Mode::Eval)?;
         Ok(to_vec::<2>(self.backbone.forward(
-            &Input {
-                input_ids: ids,
-                token_type_ids: &[],
-                layout,
-            },
+            &Input::tokens(ids, layout),
             pass.as_mut(),
             None,
         )?))
@@ -204,15 +200,9 @@ impl HarnessModel<'_> {
             let layout = SequenceLayout::new(&lengths);
             let ends = layout.cu_seqlens.clone();
             let mut pass = self.adapters.pass(&self.choice, &layout, Mode::Eval)?;
-            let hidden = self.backbone.forward(
-                &Input {
-                    input_ids: &ids,
-                    token_type_ids: &[],
-                    layout,
-                },
-                pass.as_mut(),
-                None,
-            )?;
+            let hidden =
+                self.backbone
+                    .forward(&Input::tokens(&ids, layout), pass.as_mut(), None)?;
             // Which rows predict which tokens of which request.
             let mut rows: Vec<(usize, Vec<(usize, u32)>)> = Vec::new();
             for (n, (_, members)) in batch.iter().enumerate() {
@@ -241,7 +231,9 @@ impl HarnessModel<'_> {
                     )
                     .ok_or(DecodeError::NoHead)?;
                 let vocab = logits.dims()[1];
-                for (logits, (_, targets)) in to_vec::<2>(logits).chunks(vocab).zip(part) {
+                let logits = to_vec::<2>(logits);
+                self.backbone.info().check_finite("logits", &logits)?;
+                for (logits, (_, targets)) in logits.chunks(vocab).zip(part) {
                     let row = Row::new(logits);
                     for (request, token) in targets {
                         let sum = sums.entry(*request).or_insert((0.0, true));

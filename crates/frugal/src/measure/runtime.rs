@@ -7,7 +7,7 @@ use burn::prelude::*;
 use frugal_decode::{DecodeError, Session};
 use frugal_eval::capacity::{LatentShape, Shape};
 use frugal_eval::runtime::Timing;
-use frugal_models::{Activation, ModelConfig};
+use frugal_models::ModelConfig;
 use frugal_nn::{
     AdapterSet, Backbone, Choice, Frozen, Input, KvCache, Mode, ModelError, NoAdapter,
     SequenceLayout,
@@ -97,14 +97,9 @@ fn read(
     ids: &[u32],
 ) -> Result<f64, DecodeError> {
     let start = Instant::now();
-    let types = vec![0; ids.len()];
     let layout = SequenceLayout::new(&[ids.len()]);
     let mut pass = adapters.pass(choice, &layout, Mode::Eval)?;
-    let input = Input {
-        input_ids: ids,
-        token_type_ids: &types,
-        layout,
-    };
+    let input = Input::tokens(ids, layout);
     let hidden = backbone.forward(&input, pass.as_mut(), None)?;
     // One element is read, so that devices which work on their own are waited for.
     drop(hidden.slice([0..1, 0..1]).into_data());
@@ -166,24 +161,24 @@ pub fn footprint(backbone: &dyn Backbone) -> Result<Footprint, ModelError> {
 /// The sizes that the number of operations depends on; `None` for native sparse attention, whose
 /// operations depend on the length in another way.
 pub fn shape(config: &ModelConfig) -> Option<Shape> {
-    let latent = config.latent.map(|latent| LatentShape {
-        query_rank: latent.q_lora_rank.map(|rank| rank as u64),
-        rank: latent.kv_lora_rank as u64,
-        plain: latent.qk_nope_head_dim as u64,
-        rotated: latent.qk_rope_head_dim as u64,
-        value: latent.v_head_dim as u64,
+    let cost = config.cost();
+    let latent = cost.latent.map(|latent| LatentShape {
+        query_rank: latent.query_rank.map(|rank| rank as u64),
+        rank: latent.rank as u64,
+        plain: latent.plain as u64,
+        rotated: latent.rotated as u64,
+        value: latent.value as u64,
     });
-    config.sparse.is_none().then(|| Shape {
+    (latent.is_some() || cost.key_value_width > 0).then(|| Shape {
         hidden: config.hidden_size as u64,
         layers: config.num_hidden_layers as u64,
         heads: config.num_attention_heads as u64,
         kv_heads: config.num_key_value_heads as u64,
         head_dim: config.head_dim as u64,
         intermediate: config.intermediate_size as u64,
-        gated: matches!(config.activation, Activation::Silu)
-            || config.model_type.name().starts_with("gemma"),
-        experts: config.experts.map_or(1, |e| e.num_local_experts as u64),
-        active_experts: config.experts.map_or(1, |e| e.num_experts_per_tok as u64),
+        gated: cost.gated,
+        experts: cost.experts as u64,
+        active_experts: cost.active_experts as u64,
         vocab: config.vocab_size as u64,
         latent,
     })

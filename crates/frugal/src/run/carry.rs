@@ -87,7 +87,7 @@ fn bare_prefix<'a>(
     config: &'a ModelConfig,
     sites: &SiteTable,
 ) -> &'a str {
-    let prefix = config.model_type.base_prefix();
+    let prefix = config.family.base_prefix;
     let first = sites.iter().next().map(|(_, site)| site.path.as_str());
     let is_bare = first.is_some_and(|path| {
         let short = path.strip_prefix(prefix).unwrap_or(path);
@@ -118,7 +118,7 @@ fn is_further(name: &str, config: &ModelConfig, sites: &SiteTable) -> bool {
         .and_then(Value::as_bool)
         .unwrap_or(true);
     let is_table = tied
-        && config.model_type.is_encoder()
+        && config.family.is_encoder
         && ["cls.predictions.decoder.weight", "lm_head.decoder.weight"].contains(&name);
     sites.find(parent).is_none() && !is_buffer && !is_table
 }
@@ -156,7 +156,7 @@ fn generation_config(files: &ModelFiles, out: &Path) -> Result<(), RunError> {
         return Ok(());
     };
     let ends = tokenizer.eos_ids();
-    if files.config().model_type.is_encoder() || ends.is_empty() {
+    if files.info().is_encoder || ends.is_empty() {
         return Ok(());
     }
     let text = format!(

@@ -3,7 +3,7 @@
 use burn::prelude::*;
 use frugal_adapt::registry;
 use frugal_models::load::ModelFiles;
-use frugal_models::{ModelConfig, ModelType, Quantize};
+use frugal_models::{ModelConfig, Quantize};
 use frugal_nn::{BuildContext, Head, Parameter, SiteInfo, SiteKind, SiteTable};
 use frugal_train::{self, Batches, Optimizer};
 use serde::Serialize;
@@ -245,15 +245,11 @@ fn kept_per_token(c: &ModelConfig, low_rank: usize, memory: frugal_train::Memory
         c.num_key_value_heads * c.head_dim,
     );
     // Inputs of the two norms, the attention's output and one number per head of its softmax.
-    let gemma = c.model_type == ModelType::Gemma3Text;
-    let stream = 2 * d + if gemma { 2 * d } else { 0 } + q + c.num_attention_heads;
+    let cost = c.cost();
+    let stream = (2 + cost.extra_norms) * d + q + c.num_attention_heads;
     // Queries, keys, values, twice where they are normalised, and what goes into the activation.
-    let normalised = if matches!(c.model_type, ModelType::Qwen3 | ModelType::Gemma3Text) {
-        q + kv
-    } else {
-        0
-    };
-    let feed_forward = if c.rope.is_some() { 2 * ff } else { ff };
+    let normalised = if cost.normalizes_heads { q + kv } else { 0 };
+    let feed_forward = if cost.gated { 2 * ff } else { ff };
     let maps = q + 2 * kv + normalised + feed_forward;
     // Outputs of norms and of the activation.
     let light = 2 * d + ff;

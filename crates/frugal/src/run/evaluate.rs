@@ -202,6 +202,8 @@ pub fn evaluate(
     else {
         return Ok(None);
     };
+    let loss = found.metrics.get("loss").copied().unwrap_or_default();
+    backbone.info().check_finite("outputs", &[loss as f32])?;
     let labels = head.map(|h| h.config().labels.clone()).unwrap_or_default();
     let mut confusion = vec![vec![0; labels.len()]; labels.len()];
     found

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use frugal_core::stage::Stage;
 use frugal_formats::gguf::{self, GgmlType, Layout, NameMap, TensorSpec, rotary_to_gguf};
-use frugal_models::load::ModelFiles;
+use frugal_models::load::{ModelFiles, check_gguf};
 use frugal_models::merge;
 use frugal_models::save::{StoredType, write_model_with};
 use frugal_nn::{Adapter, Backbone, Entry, Head, LowRank, Mode, Pooling};
@@ -67,7 +67,7 @@ pub fn merge_to_folder(
         // The model's own heads go with it; that of the adapter takes their place.
         None => carried = carry::tensors(files, stored_type)?,
     }
-    if weights.config.is_classifier() && !weights.config.model_type.is_encoder() {
+    if weights.config.is_classifier() && !weights.config.family.is_encoder {
         // The classes have no output over the vocabulary.
         weights.tensors.remove("lm_head.weight");
     }
@@ -110,7 +110,7 @@ fn add_head(weights: &mut merge::Weights, head: &Head) {
     if let Some(raw) = weights.config.raw.as_object_mut() {
         raw.insert(
             "architectures".into(),
-            json!([weights.config.model_type.classifier_class()]),
+            json!([weights.config.family.classifier_class]),
         );
         raw.insert("id2label".into(), Value::Object(id2label));
         raw.insert("label2id".into(), Value::Object(label2id));
@@ -153,7 +153,9 @@ pub fn export_gguf(
             values,
         ));
     }
+    let mut frequencies = Vec::new();
     if let Some((name, values)) = gguf::rope_freqs(raw).map_err(gguf::WriteError::from)? {
+        frequencies.clone_from(&values);
         let spec = TensorSpec {
             name: name.into(),
             shape: vec![values.len()],
@@ -163,6 +165,7 @@ pub fn export_gguf(
     }
     tensors.sort_by(|a, b| a.0.name.cmp(&b.0.name));
     let specs: Vec<TensorSpec> = tensors.iter().map(|(spec, ..)| spec.clone()).collect();
+    check_gguf(&weights.config, &metadata, &specs, &frequencies)?;
     gguf::write(out, &metadata, &specs, |i| {
         let (spec, layout, values) = &tensors[i];
         to_layout(values(), spec, *layout).map_err(std::io::Error::other)

@@ -81,7 +81,7 @@ pub(super) fn meta(config: &TuneConfig, prepared: &Prepared, fingerprint: String
     MetaInfo {
         model_info: ModelInfo {
             name: config.model.clone(),
-            model_type: prepared.files.config().model_type.name().into(),
+            model_type: prepared.files.config().model_type().into(),
             file_size: prepared.files.stored_bytes(),
             sha256: Some(fingerprint),
             vocabulary: prepared

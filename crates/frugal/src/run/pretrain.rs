@@ -11,7 +11,7 @@ use frugal_eval::report::{
     DatasetInfo, Evaluation, MetaInfo, ModelInfo, RECORD_FILE, RunRecord, SystemInfo, TrainInfo,
 };
 use frugal_models::save::{StoredType, write_model};
-use frugal_models::{ModelConfig, build, merge, random_weights};
+use frugal_models::{ModelConfig, build, merge, random_weights, registry};
 use frugal_nn::{Adapter, Backbone, BuildContext};
 use frugal_train::{Objective, Scheduler, TrainConfig, evaluate_observed};
 use serde::{Deserialize, Serialize};
@@ -229,12 +229,13 @@ impl PretrainConfig {
         let s = &self.shape;
         let end = tokenizer.id(END);
         let head_dim = s.hidden_size / s.num_attention_heads;
-        let (class, model_type) = match s.attention {
-            AttentionKind::Latent => ("DeepseekV3ForCausalLM", "deepseek_v3"),
-            AttentionKind::Sparse => ("NativeSparseForCausalLM", "native_sparse"),
-            AttentionKind::Grouped if s.num_local_experts > 0 => ("MixtralForCausalLM", "mixtral"),
-            AttentionKind::Grouped => ("LlamaForCausalLM", "llama"),
+        let model_type = match s.attention {
+            AttentionKind::Latent => "deepseek_v3",
+            AttentionKind::Sparse => "native_sparse",
+            AttentionKind::Grouped if s.num_local_experts > 0 => "mixtral",
+            AttentionKind::Grouped => "llama",
         };
+        let class = registry::find(model_type).map(|family| family.class);
         let mut raw = json!({
             "architectures": [class], "model_type": model_type, "vocab_size": s.vocab_size, "hidden_size": s.hidden_size,
             "intermediate_size": s.intermediate_size, "num_hidden_layers": s.num_hidden_layers,
@@ -431,7 +432,7 @@ fn pretrain_in_folder(
     };
     let mut record = record(&job, config, &training, &trained, &corpus)?;
     record.train_info.peak_memory = peak_memory;
-    record.meta_info.model_info.model_type = model.model_type.name().into();
+    record.meta_info.model_info.model_type = model.model_type().into();
     record.meta_info.model_info.vocabulary =
         Some(crate::measure::vocabulary_sha256(&corpus.tokenizer));
     record.write(&config.out.join(RECORD_FILE))?;

@@ -455,15 +455,7 @@ fn adapters_are_switched_disabled_combined_and_chosen_per_sequence() {
         let mut pass = set.pass(choice, &layout, Mode::Eval).unwrap();
         let hidden = case
             .backbone
-            .forward(
-                &Input {
-                    input_ids: &ids,
-                    token_type_ids: &[],
-                    layout,
-                },
-                pass.as_mut(),
-                None,
-            )
+            .forward(&Input::tokens(&ids, layout), pass.as_mut(), None)
             .unwrap();
         to_vec(
             case.backbone

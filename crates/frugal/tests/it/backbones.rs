@@ -9,7 +9,7 @@ use crate::support::{Golden, assert_close, fixture, model};
 
 const TOLERANCE: f32 = 1e-4;
 
-const MODELS: [&str; 12] = [
+const MODELS: [&str; 13] = [
     "llama",
     "llama-rope-llama3",
     "llama-rope-linear",
@@ -19,6 +19,7 @@ const MODELS: [&str; 12] = [
     "qwen2",
     "qwen3",
     "gemma3_text",
+    "phi3",
     "gpt2",
     "bert",
     "roberta",
@@ -165,11 +166,7 @@ fn token_by_token_with_a_cache_equals_all_at_once() {
                 SequenceLayout::with_past(&vec![end - start; sequences.len()], cache.past());
             let hidden = backbone
                 .forward(
-                    &Input {
-                        input_ids: &ids,
-                        token_type_ids: &[],
-                        layout,
-                    },
+                    &Input::tokens(&ids, layout),
                     &mut NoAdapter,
                     Some(&mut cache),
                 )

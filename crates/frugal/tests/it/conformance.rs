@@ -531,11 +531,7 @@ fn tokens_one_at_a_time_give_what_all_at_once_give() {
         let (fixed, mut single) = (Fixed::new(Some(setup.adapter.as_ref())), Vec::new());
         for id in ids {
             let layout = SequenceLayout::with_past(&[1], cache.past());
-            let input = Input {
-                input_ids: &[*id],
-                token_type_ids: &[],
-                layout,
-            };
+            let input = Input::tokens(std::slice::from_ref(id), layout);
             let mut pass = fixed.pass();
             single.extend(to_vec(
                 backbone

@@ -71,7 +71,7 @@ fn the_heads_of_a_base_go_with_its_export() {
         let files = open(&folder);
         let out = exported(&files, None);
         let (source, found) = (tensors(&folder), tensors(out.path()));
-        let prefix = files.config().model_type.base_prefix();
+        let prefix = files.config().family.base_prefix;
         for (key, values) in &source {
             let full = format!("{prefix}{key}");
             let copy = found.get(key).or_else(|| found.get(&full));

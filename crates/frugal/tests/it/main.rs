@@ -9,7 +9,9 @@
 
 mod adapters;
 mod backbones;
+mod blocks;
 mod combine;
+mod config_keys;
 mod conformance;
 mod families;
 mod harness;
@@ -17,6 +19,7 @@ mod interop;
 mod linear_algebra;
 mod lora_step;
 mod measure;
+mod model_files;
 mod packed;
 mod pairs;
 mod real;

@@ -144,13 +144,9 @@ fn sparse_attention_sees_nothing_of_the_future_and_one_token_at_a_time_is_the_sa
     );
     let mut cache = KvCache::new(2, 1);
     let mut found = Vec::new();
-    for (i, &id) in IDS.iter().enumerate() {
+    for (i, id) in IDS.iter().enumerate() {
         let layout = SequenceLayout::with_past(&[1], &[i]);
-        let input = Input {
-            input_ids: &[id],
-            token_type_ids: &[],
-            layout,
-        };
+        let input = Input::tokens(std::slice::from_ref(id), layout);
         found.extend(to_vec(
             backbone
                 .forward(&input, &mut NoAdapter, Some(&mut cache))
@@ -171,7 +167,7 @@ fn what_is_remembered_of_a_token_is_as_wide_as_the_papers_say() {
             .extend(more.as_object().unwrap().clone());
         config(raw).cache_width()
     };
-    let latent = json!({ "model_type": "deepseek_v3", "kv_lora_rank": 256, "qk_nope_head_dim": 64, "qk_rope_head_dim": 32,
+    let latent = json!({ "model_type": "deepseek_v3", "q_lora_rank": null, "kv_lora_rank": 256, "qk_nope_head_dim": 64, "qk_rope_head_dim": 32,
         "v_head_dim": 64, "first_k_dense_replace": 2, "num_key_value_heads": 9 });
     let widths = [
         json!({ "num_key_value_heads": 9 }),
@@ -184,7 +180,7 @@ fn what_is_remembered_of_a_token_is_as_wide_as_the_papers_say() {
 
 #[test]
 fn a_cache_holds_no_more_than_that() {
-    let latent = json!({ "model_type": "deepseek_v3", "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8,
+    let latent = json!({ "model_type": "deepseek_v3", "q_lora_rank": null, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8,
         "first_k_dense_replace": 2, "num_key_value_heads": 4 });
     // Numbers of each token and layer, with heads of 8: 2 · 4 · 8, 2 · 2 · 8, 2 · 8, 16 + 4, and
     // three branches of two heads.
@@ -203,7 +199,7 @@ fn a_cache_holds_no_more_than_that() {
     ];
     for (kind, width) in kinds {
         let config = config(kind);
-        let name = config.model_type.name();
+        let name = config.model_type();
         let backbone = build(
             config.clone(),
             &random_weights(&config, 5, &device()),
@@ -276,11 +272,7 @@ fn experts_do_the_same_for_single_adapters_and_for_mixed_batches() {
     let layout = SequenceLayout::new(&[first.len(), second.len()]);
     let choice = Choice::PerSequence(vec![Some("a".into()), Some("b".into())]);
     let mut pass = set.pass(&choice, &layout, Mode::Eval).unwrap();
-    let input = Input {
-        input_ids: &IDS,
-        token_type_ids: &[],
-        layout,
-    };
+    let input = Input::tokens(&IDS, layout);
     let found = to_vec(backbone.forward(&input, pass.as_mut(), None).unwrap());
     assert!(max_difference(&found, &expected) < 1e-4);
 }
@@ -329,7 +321,7 @@ fn full_training_does_not_start_from_weights_in_few_bits() {
 fn every_kind_learns_from_scratch() {
     let kinds = [
         json!({ "model_type": "mixtral", "num_local_experts": 4, "router_aux_loss_coef": 0.01 }),
-        json!({ "model_type": "deepseek_v3", "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8,
+        json!({ "model_type": "deepseek_v3", "q_lora_rank": null, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8,
             "first_k_dense_replace": 2, "num_key_value_heads": 4 }),
         json!({ "model_type": "native_sparse", "compress_block": 4, "compress_stride": 2, "select_block": 4, "window": 4 }),
     ];
@@ -339,7 +331,7 @@ fn every_kind_learns_from_scratch() {
             .unwrap()
             .insert("initializer_range".into(), json!(0.05));
         let config = config(kind);
-        let name = config.model_type.name();
+        let name = config.model_type();
         let backbone = build(
             config.clone(),
             &random_weights(&config, 4, &device()),

@@ -515,9 +515,8 @@ impl Pass for PelaPass<'_> {
         {
             let mut features = Features::default();
             let input = Input {
-                input_ids: &self.ids,
                 token_type_ids: &self.types,
-                layout,
+                ..Input::tokens(&self.ids, layout)
             };
             // The same tokens have just passed the same checks in the student; without features
             // there is no term.

@@ -616,16 +616,7 @@ mod tests {
     #[test]
     fn only_the_number_of_the_block_is_left_out_of_a_pool() {
         let site = |path: &str, layer: Option<usize>| {
-            let path = path.to_owned();
-            kind_of(&SiteInfo {
-                path,
-                kind: SiteKind::Linear,
-                layer,
-                d_in: 8,
-                d_out: 8,
-                has_bias: false,
-                tied: false,
-            })
+            kind_of(&SiteInfo::new(path, SiteKind::Linear, layer, [8, 8], false))
         };
         let expert = |layer: usize| {
             site(

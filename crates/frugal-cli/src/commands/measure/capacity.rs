@@ -65,7 +65,7 @@ fn operations(files: &ModelFiles) -> Result<Shape> {
         format!(
             "{}: the operations of `{}` models are not counted: their sparse attention reads another number of tokens at every position",
             files.name(),
-            files.config().model_type.name()
+            files.config().model_type()
         )
     })
 }

@@ -480,7 +480,7 @@ fn measure(args: &Args) -> Result<Option<Measured>> {
         footprint: Some(footprint(loaded.backbone.as_ref())?),
         model: model_info(&loaded.files),
         precision: precision(&loaded.files, args.storage.quantize),
-        reads_only: loaded.files.config().model_type.is_encoder(),
+        reads_only: loaded.files.config().family.is_encoder,
     }))
 }
 

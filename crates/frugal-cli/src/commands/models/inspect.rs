@@ -34,7 +34,7 @@ fn inspect_model(model: &ModelFiles, output: Output) -> Result<()> {
         return ui::print_json(&json!({
             "name": model.name(),
             "path": model.path(),
-            "model_type": config.model_type.name(),
+            "model_type": config.model_type(),
             "parameters": parameters,
             "num_hidden_layers": config.num_hidden_layers,
             "hidden_size": config.hidden_size,
@@ -90,7 +90,7 @@ fn inspect_model(model: &ModelFiles, output: Output) -> Result<()> {
     ui::print(&table::pairs(&[
         ("model", model.name().into()),
         ("path", model.path().display().to_string()),
-        ("architecture", config.model_type.name().into()),
+        ("architecture", config.model_type().into()),
         ("parameters", human::count(parameters)),
         ("layers", config.num_hidden_layers.to_string()),
         (

@@ -1,0 +1,129 @@
+//! The list of architectures, and from a `config.json` to one of them.
+
+use frugal_nn::ModelError;
+use serde_json::Value;
+
+pub use crate::architecture::Family;
+use crate::architecture::ModelConfig;
+use crate::keys::bad;
+use crate::text;
+
+/// All architectures.
+pub const FAMILIES: &[&Family] = &[
+    &text::llama::LLAMA,
+    &text::llama::MISTRAL,
+    &text::qwen::QWEN2,
+    &text::qwen::QWEN3,
+    &text::gemma3::GEMMA3_TEXT,
+    &text::mixtral::MIXTRAL,
+    &text::deepseek::DEEPSEEK_V3,
+    &text::phi3::PHI3,
+    &text::native_sparse::NATIVE_SPARSE,
+    &text::gpt2::GPT2,
+    &text::bert::BERT,
+    &text::bert::ROBERTA,
+];
+
+/// The architecture of a `model_type`.
+pub fn find(model_type: &str) -> Option<&'static Family> {
+    FAMILIES
+        .iter()
+        .copied()
+        .find(|f| f.model_type == model_type)
+}
+
+impl ModelConfig {
+    /// Reads a `config.json` value; `source` names it in errors.
+    ///
+    /// # Errors
+    /// An unsupported `model_type`, a missing key, a value of the wrong kind or one that is not
+    /// supported, sizes that do not fit.
+    pub fn from_json(raw: Value, source: &str) -> Result<Self, ModelError> {
+        let name = raw
+            .get("model_type")
+            .and_then(Value::as_str)
+            .ok_or_else(|| bad(source, "model_type", "the key is missing"))?;
+        let family = find(name).ok_or_else(|| ModelError::Architecture {
+            source_name: source.into(),
+            model_type: name.into(),
+            supported: FAMILIES
+                .iter()
+                .map(|f| f.model_type)
+                .collect::<Vec<_>>()
+                .join(", "),
+        })?;
+        check_unquantized(&raw, source)?;
+        family.check_refused(&raw, source)?;
+        let mut config = (family.read)(&raw, source)?;
+        config.check(source)?;
+        // A decoder that was saved as a classifier has no output over the vocabulary; the token
+        // table stands in for it.
+        config.tie_word_embeddings |= config.is_classifier() && !family.is_encoder;
+        Ok(config)
+    }
+
+    fn check(&self, source: &str) -> Result<(), ModelError> {
+        let (heads, kv_heads) = (self.num_attention_heads, self.num_key_value_heads);
+        if !heads.is_multiple_of(kv_heads) {
+            return Err(bad(
+                source,
+                "num_key_value_heads",
+                format!("{kv_heads} does not divide the {heads} attention heads"),
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Weights in codes of other programs are no weights here.
+fn check_unquantized(raw: &Value, source: &str) -> Result<(), ModelError> {
+    let Some(settings) = raw.get("quantization_config").filter(|v| !v.is_null()) else {
+        return Ok(());
+    };
+    let text = |key: &str| settings.get(key).and_then(Value::as_str);
+    let by = text("quant_method")
+        .or(text("quant_type"))
+        .unwrap_or("another program");
+    let reason = format!(
+        "this checkpoint is quantised by {by}, whose codes cannot be read here: give the unquantised one, \
+         and `--quantize nf4` or another kind to hold it in few bits"
+    );
+    Err(bad(source, "quantization_config", reason))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn heads_share_the_width_evenly() {
+        let gpt2 = json!({"model_type": "gpt2", "n_embd": 64, "n_head": 6, "n_layer": 1, "n_positions": 8, "vocab_size": 9});
+        let bert = json!({"model_type": "bert", "hidden_size": 64, "num_attention_heads": 6, "num_hidden_layers": 1,
+            "intermediate_size": 8, "max_position_embeddings": 8, "vocab_size": 9});
+        for (mut raw, key) in [(gpt2, "n_head"), (bert, "num_attention_heads")] {
+            let error = ModelConfig::from_json(raw.clone(), "config.json")
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains(key) && error.contains("64"), "{error}");
+            raw[key] = json!(4);
+            assert_eq!(
+                ModelConfig::from_json(raw, "config.json").unwrap().head_dim,
+                16
+            );
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_in_codes_of_another_program_is_refused_by_name() {
+        let raw = json!({"model_type": "llama", "hidden_size": 32, "quantization_config": {"quant_method": "gptq", "bits": 4}});
+        let error = ModelConfig::from_json(raw, "config.json")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("gptq") && error.contains("unquantised"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,109 @@
+//! Every key of transformers' configuration classes: each is read, refused by name, or known to
+//! change nothing; and what a change does is what transformers computes.
+
+use std::collections::BTreeSet;
+
+use frugal::adapt::{NoAdapter, Rows, to_vec};
+use frugal::model::load::{SafetensorsSource, read_json};
+use frugal::model::{Backbone, Input, ModelConfig, ModelError, build, registry};
+use serde_json::Value;
+
+use crate::support::{Golden, device, fixture};
+
+const TOLERANCE: f32 = 2e-4;
+
+fn cases(model_type: &str) -> Value {
+    let path = fixture("configs").join(format!("{model_type}.json"));
+    read_json(&path).unwrap()
+}
+
+/// What the fixtures were computed for; a type of our own has no reference.
+fn families() -> impl Iterator<Item = &'static registry::Family> {
+    registry::FAMILIES
+        .iter()
+        .copied()
+        .filter(|f| f.model_type != "native_sparse")
+}
+
+#[test]
+fn every_key_of_the_reference_is_read_refused_or_known_to_change_nothing() {
+    for family in families() {
+        let fixture = cases(family.model_type);
+        let keys = fixture["keys"].as_object().unwrap();
+        assert!(keys.len() > 25, "{}", family.model_type);
+        let known: BTreeSet<String> = family.all_keys().collect();
+        let unknown: Vec<&String> = keys.keys().filter(|key| !known.contains(*key)).collect();
+        assert!(unknown.is_empty(), "{}: {unknown:?}", family.model_type);
+    }
+}
+
+/// The last token's logits, or hidden state of models without.
+fn last(backbone: &dyn Backbone, ids: &[u32]) -> Result<Vec<f32>, ModelError> {
+    let hidden = backbone.forward(&Input::new(ids, &[ids.len()]), &mut NoAdapter, None)?;
+    let hidden = hidden.slice(ids.len() - 1..ids.len());
+    let logits = backbone.logits(hidden.clone(), Rows::Chosen, &mut NoAdapter);
+    Ok(to_vec(logits.unwrap_or(hidden)))
+}
+
+/// What is wrong with one case, if anything is.
+fn problem(case: &Value, folder: &std::path::Path, ids: &[u32]) -> Option<String> {
+    let name = case["name"].as_str().unwrap();
+    let changes = case["changes"].as_object().unwrap();
+    let mut raw = read_json(&folder.join("config.json")).unwrap();
+    raw.as_object_mut().unwrap().extend(changes.clone());
+    let result = ModelConfig::from_json(raw, "config.json").and_then(|config| {
+        let source = SafetensorsSource::open(folder)?;
+        last(build(config, &source, &device())?.as_ref(), ids)
+    });
+    let expected = case["last"].as_array();
+    match (result, expected) {
+        // The reference refuses too, or its tensors have other shapes: the key is named, or the
+        // tensors are.
+        (Err(error), None) => {
+            let (text, tensors) = (error.to_string(), matches!(error, ModelError::Load { .. }));
+            let named = tensors || changes.keys().any(|key| text.contains(key.as_str()));
+            (!named).then(|| format!("{name}: {text}"))
+        }
+        (Err(error), Some(_)) => {
+            let text = error.to_string();
+            let named = changes.keys().any(|key| text.contains(key.as_str()));
+            (!named).then(|| format!("{name} is refused without its name: {text}"))
+        }
+        (Ok(_), None) if case.get("shapes").is_some() => Some(format!(
+            "{name}: tensors of other shapes are expected, and none was missed"
+        )),
+        // What the reference cannot run is not compared.
+        (Ok(_), None) => None,
+        (Ok(found), Some(expected)) => {
+            let expected: Vec<f32> = expected
+                .iter()
+                .map(|v| v.as_f64().unwrap() as f32)
+                .collect();
+            let worst = found
+                .iter()
+                .zip(&expected)
+                .map(|(a, b)| (a - b).abs())
+                .fold(0.0, f32::max);
+            (worst.is_nan() || worst > TOLERANCE).then(|| format!("{name}: off by {worst}"))
+        }
+    }
+}
+
+#[test]
+fn a_key_away_from_its_default_gives_the_logits_of_the_reference_or_is_refused_by_name() {
+    let mut problems = Vec::new();
+    for family in families() {
+        let fixture_file = cases(family.model_type);
+        let folder = fixture("models").join(fixture_file["model"].as_str().unwrap());
+        let golden = Golden::read(&folder.join("golden.safetensors"));
+        let ids = golden.input_ids(0);
+        let all = fixture_file["cases"].as_array().unwrap();
+        assert!(all.len() > 20, "{}", family.model_type);
+        for case in all {
+            if let Some(problem) = problem(case, &folder, ids) {
+                problems.push(format!("{}: {problem}", family.model_type));
+            }
+        }
+    }
+    assert!(problems.is_empty(), "\n{}", problems.join("\n"));
+}
