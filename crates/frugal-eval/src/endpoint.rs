@@ -54,7 +54,7 @@ pub struct Endpoint {
     url: String,
     host: String,
     path: String,
-    model: String,
+    pub(crate) model: String,
 }
 
 /// Longest time without a byte of an answer.
@@ -131,7 +131,7 @@ impl Endpoint {
         }
     }
 
-    fn post(&self, call: &str, body: &str) -> Result<Value, EndpointError> {
+    pub(crate) fn post(&self, call: &str, body: &str) -> Result<Value, EndpointError> {
         let failed = |source| EndpointError::Connection {
             url: self.url.clone(),
             source,
@@ -159,7 +159,7 @@ impl Endpoint {
             .map_err(|e| self.answer(format!("not JSON ({e}): {}", shortened(&text))))
     }
 
-    fn answer(&self, reason: String) -> EndpointError {
+    pub(crate) fn answer(&self, reason: String) -> EndpointError {
         EndpointError::Answer {
             url: self.url.clone(),
             reason,
