@@ -26,13 +26,15 @@ import transformers as hf
 import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 import lm_eval
-from lm_eval import simple_evaluate
+from lm_eval import evaluator, simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp()
 os.environ["HF_ALLOW_CODE_EVAL"] = "0"
+# What the harness says of the machine takes longer than its answers.
+evaluator.add_env_info = lambda results: None
 OUT = common.ROOT / "fixtures/harness"
 TASKS = Path(lm_eval.__file__).parent / "tasks"
 SEED = 20260
@@ -132,11 +134,13 @@ TABLE = {
         {"query_id": "b", "passage": PASSAGE, "question": "When?", "answer": {"number": "", "spans": [], "date": {"day": "3", "month": "May", "year": "1901"}},
          "validated_answers": {"number": [""], "spans": [["of the sea"]], "date": [{"day": "", "month": "", "year": ""}]}}],
         {"generation_kwargs": {"until": ["\n"]}}),
-    "mmlu_pro_math": ("mmlu_pro/mmlu_pro_math.yaml", [{"question": "1+1?", "options": ["2", " 3", "4"], "answer": "A", "category": "math"}, {"question": "Law?", "options": ["a", "b"], "answer": "B", "category": "law"}],
+    "mmlu_pro_math": ("mmlu_pro/mmlu_pro_math.yaml", [{"question": "1+1?", "options": ["2", " 3", "4"], "answer": "A", "cot_content": "", "category": "math"}, {"question": "Law?", "options": ["a", "b"], "answer": "B", "cot_content": "", "category": "law"}],
         {}, [{"question": "2+2?", "options": ["4", "5"], "answer": "A", "cot_content": "A: Let's think step by step. It is 4. The answer is (A).", "category": "math"}], 1),
     "hendrycks_math_algebra": ("hendrycks_math/hendrycks_math_algebra.yaml", [{"problem": "1/2?", "solution": "So $\\boxed{\\frac{1}{2}}$."}, {"problem": "x?", "solution": "It is $\\boxed{OUTPUT}$"}]),
     "bbh_cot": ("bbh/cot_fewshot/boolean_expressions.yaml", [{"input": "True and False is", "target": "False"}]),
 }
+# Tasks that the model without a start token is asked too.
+WITHOUT_START = {"arc_easy", "hellaswag", "winogrande", "crows_pairs_english", "lambada_openai", "wikitext", "mmlu_anatomy", "gsm8k_cot", "truthfulqa_mc2", "cb"}
 GENERATES = {"gsm8k_cot", "triviaqa", "nq_open", "drop", "mmlu_pro_math", "hendrycks_math_algebra", "bbh_cot"}
 DROPPED = ("tag", "group", "metadata", "should_decontaminate", "doc_to_decontamination_query", "dataset_kwargs", "task_alias")
 
@@ -218,12 +222,11 @@ def main():
         body[name] = {}
         with tempfile.TemporaryDirectory() as folder:
             for task in wanted:
-                # Rows with what a model wrote belong to one model.
-                if name == "llama" and "OUTPUT" in json.dumps(TABLE[task][1]):
+                if name == "llama" and task not in WITHOUT_START:
                     continue
                 body[name][task] = evaluate(task, lm, Path(folder))
                 print(name, task, body[name][task]["scores"])
-    (OUT / "golden.json").write_text(json.dumps(body, indent=1) + "\n")
+            (OUT / "golden.json").write_text(json.dumps(body, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ use super::results::Measured;
 use super::task::{Kind, Task};
 use super::template::Renderer;
 use super::{Context, EvalError};
-use crate::sandbox::{Ending, Limits};
+use crate::sandbox::{Ending, Limits, Sandbox};
 use frugal_core::fs::FileError;
 
 /// Scores by metric.
@@ -192,8 +192,7 @@ impl Scorer<'_> {
         if let Some(sandbox) = self.context.sandbox.as_ref().filter(|_| programs) {
             let tests = sample.accepted.concat();
             for answer in answers {
-                let run = sandbox.run(&format!("{answer}\n{tests}"), b"", &Limits::default())?;
-                succeeded += usize::from(run.ending == Ending::Success);
+                succeeded += usize::from(passes(sandbox, answer, &tests, &sample.hash)?);
             }
         }
         Ok(self.by(|metric| match metric.attempts() {
@@ -201,6 +200,14 @@ impl Scorer<'_> {
             None => metric.of_texts(answers, &sample.accepted),
         }))
     }
+}
+
+/// Whether a program gets through its tests. That it ended well says nothing, since it may have ended
+/// itself before them: what counts is the line that is written after them.
+fn passes(sandbox: &Sandbox, program: &str, tests: &str, mark: &str) -> Result<bool, EvalError> {
+    let program = format!("{program}\n{tests}\nprint('\\n{mark}')\n");
+    let run = sandbox.run(&program, b"", &Limits::default())?;
+    Ok(run.ending == Ending::Success && run.stdout.trim_end().ends_with(mark))
 }
 
 /// What the scores of all samples come to, metric by metric and filter by filter.

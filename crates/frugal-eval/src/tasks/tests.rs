@@ -339,6 +339,8 @@ fn programs_run_only_with_leave() {
         ("    return x * x", 0.0),
         ("    while True: pass", 0.0),
         ("    return (", 0.0),
+        ("    return x * x\nexit()", 0.0),
+        ("    return x * x\nimport os\nos._exit(0)", 0.0),
     ] {
         let result = run(&task, &with, &mut Parrot::new(says), &mut |_| true)
             .unwrap()
