@@ -126,7 +126,9 @@ impl Filter {
     ) -> Result<Vec<String>, E> {
         let mut texts: Vec<String> = texts.iter().map(|t| (*t).to_owned()).collect();
         for step in &self.steps {
-            let each = |change: &dyn Fn(&str) -> String| texts.iter().map(|t| change(t)).collect();
+            let each = |change: &dyn Fn(&str) -> String| -> Vec<String> {
+                texts.iter().map(|t| change(t)).collect()
+            };
             texts = match step {
                 Step::Regex {
                     regex,

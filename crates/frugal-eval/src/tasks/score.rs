@@ -1,6 +1,5 @@
 //! From answers to scores of samples, and from these to the numbers of a task.
 
-use std::io::Write;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};

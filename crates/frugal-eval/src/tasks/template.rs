@@ -2,6 +2,7 @@
 
 use fancy_regex::Regex;
 use minijinja::syntax::SyntaxConfig;
+use minijinja::value::ValueKind;
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior};
 use serde_json::Value;
 
@@ -163,7 +164,37 @@ fn written(value: &minijinja::Value) -> String {
 }
 
 fn plain(value: &minijinja::Value) -> Value {
-    serde_json::to_value(value).unwrap_or_else(|_| Value::String(value.to_string()))
+    match value.kind() {
+        ValueKind::Undefined | ValueKind::None => Value::Null,
+        ValueKind::Bool => Value::Bool(value.is_true()),
+        ValueKind::Number => number(value),
+        ValueKind::Seq | ValueKind::Iterable => value
+            .try_iter()
+            .map(|items| items.map(|item| plain(&item)).collect())
+            .unwrap_or_default(),
+        ValueKind::Map => {
+            let field = |key: minijinja::Value| {
+                let inner = value.get_item(&key).unwrap_or_default();
+                (written(&key), plain(&inner))
+            };
+            let fields = value.try_iter().map(|keys| keys.map(field).collect());
+            Value::Object(fields.unwrap_or_default())
+        }
+        _ => Value::String(value.to_string()),
+    }
+}
+
+fn number(value: &minijinja::Value) -> Value {
+    if value.is_integer() {
+        let signed = i64::try_from(value.clone()).map(Value::from);
+        return signed
+            .or_else(|_| u64::try_from(value.clone()).map(Value::from))
+            .unwrap_or_else(|_| Value::String(value.to_string()));
+    }
+    let float = f64::try_from(value.clone()).ok();
+    float
+        .and_then(serde_json::Number::from_f64)
+        .map_or_else(|| Value::String(value.to_string()), Value::Number)
 }
 
 fn template_object(record: &Record) -> minijinja::Value {
