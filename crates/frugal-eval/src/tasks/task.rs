@@ -1,13 +1,16 @@
 //! Tasks as data: where the records are, how they become prompts, what is asked of the model and
 //! how answers are scored.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::EvalError;
 use super::filter::Filter;
-use super::metric::Metric;
+use super::functions;
+use super::metric::{Aggregation, Metric};
+use super::prompt::Record;
 use frugal_core::suggest;
 
 /// The tasks that need no file.
@@ -35,6 +38,8 @@ pub enum Kind {
     MultipleChoice,
     /// A text that it writes.
     GenerateUntil,
+    /// The log-likelihood of the target.
+    Loglikelihood,
     /// The log-likelihood of a whole text.
     LoglikelihoodRolling,
 }
@@ -49,6 +54,67 @@ pub struct Source {
     pub test: String,
     /// Records that examples are taken from; those of `test` if empty.
     pub fewshot: String,
+    /// Each line of a text is a record, instead of the whole text.
+    #[serde(skip_serializing_if = "is_false")]
+    pub lines: bool,
+    /// The data set of the hub that the files are parts of.
+    #[serde(skip_serializing_if = "Hub::is_empty")]
+    pub hub: Hub,
+}
+
+/// A data set of the hub: its name, its configuration, and the splits that are used.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Hub {
+    /// `dataset_path`.
+    pub path: String,
+    /// `dataset_name`.
+    pub name: String,
+    /// Split that is measured.
+    pub test: String,
+    /// Split that examples come from.
+    pub fewshot: String,
+    /// What `dataset_kwargs` say of it; a file that the run names stands for all of this.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub settings: String,
+}
+
+impl Hub {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+/// Which records become examples, and how they are written where that differs from the question.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Fewshot {
+    /// The order in which they are taken.
+    pub sampler: Sampler,
+    /// Records given here, instead of those of a file.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub samples: Vec<Record>,
+    /// Built-in function that changes the records, where it is not that of the questions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub process_docs: Option<String>,
+    /// How they are written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<Prompt>,
+}
+
+/// The order in which examples are taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Sampler {
+    /// Drawn for each question anew.
+    #[default]
+    Default,
+    /// The first ones.
+    FirstN,
 }
 
 /// How a record becomes text; the strings are Jinja templates over the fields of the record.
@@ -57,16 +123,19 @@ pub struct Source {
 pub struct Prompt {
     /// Text in front of everything.
     pub description: String,
-    /// What is given.
+    /// What is given. For multiple choice a number from 0 is the right choice, and the choices are
+    /// what is given before `target`.
     pub text: String,
-    /// What is right: a text, or for multiple choice the number of the choice from 0, its text, or
-    /// its letter.
+    /// What is right: a text or a list of texts that all count; for multiple choice the number of
+    /// the choice from 0 (a text of digits is a number), its text, its letter, or a list of numbers.
     pub target: String,
     /// The continuations to choose from.
     pub choices: Vec<String>,
     /// Field of the record that lists the choices, or a Jinja expression that does, instead of
     /// `choices`.
     pub choices_field: String,
+    /// A target `A` is the first choice, unless `A` is one itself.
+    pub letters: bool,
     /// What the answer begins with: the model goes on from here.
     pub gen_prefix: String,
     /// Stands between text and target.
@@ -83,6 +152,7 @@ impl Default for Prompt {
             target: String::new(),
             choices: Vec::new(),
             choices_field: String::new(),
+            letters: true,
             gen_prefix: String::new(),
             target_delimiter: " ".into(),
             fewshot_delimiter: "\n\n".into(),
@@ -102,6 +172,15 @@ pub struct Generation {
     pub temperature: f32,
     /// Draws among the likeliest tokens that together have this probability.
     pub top_p: f32,
+    /// Draws among this many of the likeliest tokens; 0 for all.
+    pub top_k: usize,
+    /// Draws among tokens that are at least this share as likely as the likeliest.
+    pub min_p: f32,
+    /// Divides the positive and multiplies the negative logits of tokens that occurred.
+    pub repetition_penalty: f32,
+    /// The task says itself that nothing is drawn.
+    #[serde(skip_serializing_if = "is_false")]
+    pub greedy: bool,
 }
 
 impl Default for Generation {
@@ -111,6 +190,10 @@ impl Default for Generation {
             max_tokens: 256,
             temperature: 0.0,
             top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            greedy: false,
         }
     }
 }
@@ -131,6 +214,18 @@ pub struct Task {
     /// Examples in front of each question, unless the run says otherwise.
     #[serde(default)]
     pub num_fewshot: usize,
+    /// There are never examples, whatever the run says.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub zero_shot: bool,
+    /// Which examples, and how they are written.
+    #[serde(default)]
+    pub fewshot: Fewshot,
+    /// Built-in function that changes the records before anything else.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub process_docs: String,
+    /// Built-in function that scores answers.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub process_results: String,
     /// Where the records are.
     #[serde(default)]
     pub source: Source,
@@ -147,6 +242,12 @@ pub struct Task {
     pub filters: Vec<Filter>,
     /// How answers are scored.
     pub metrics: Vec<Metric>,
+    /// What the scores of a metric come to, where that is not its own rule.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub aggregations: BTreeMap<String, Aggregation>,
+    /// Whether more is better, where that is not the metric's own rule.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub directions: BTreeMap<String, bool>,
 }
 
 fn one() -> usize {
@@ -217,12 +318,12 @@ impl Task {
             }
         };
         if let Some(file) = file {
-            task.source = Source {
-                test: file.into(),
-                fewshot: String::new(),
-            };
+            task.source.test = file.into();
+            if task.source.hub.path.is_empty() {
+                task.source.fewshot.clear();
+            }
         }
-        if task.source.test.is_empty() {
+        if task.source.test.is_empty() && task.source.hub.path.is_empty() {
             return Err(EvalError::Task {
                 task: name.into(),
                 reason: format!("needs data: write `{name}:FILE`"),
@@ -239,9 +340,15 @@ impl Task {
             return Err("`prompt.target` is missing".into());
         }
         let choices = !self.prompt.choices.is_empty() || !self.prompt.choices_field.is_empty();
-        if choices != (self.kind == Kind::MultipleChoice) {
+        if self.kind == Kind::MultipleChoice && !choices {
             return Err(
-                "`prompt.choices` or `prompt.choices_field` belongs to `kind = \"multiple_choice\"`, which needs one of them".into()
+                "`kind = \"multiple_choice\"` needs `prompt.choices` or `prompt.choices_field`"
+                    .into(),
+            );
+        }
+        if choices && matches!(self.kind, Kind::Loglikelihood | Kind::LoglikelihoodRolling) {
+            return Err(
+                "`prompt.choices` and `prompt.choices_field` belong to `kind = \"multiple_choice\"` and `\"generate_until\"`".into(),
             );
         }
         if !self.filters.is_empty() && self.kind != Kind::GenerateUntil {
@@ -250,8 +357,10 @@ impl Task {
         if self.kind == Kind::GenerateUntil && self.generation.max_tokens == 0 {
             return Err("`generation.max_tokens` must be at least 1".into());
         }
-        if !self.prompt.gen_prefix.is_empty() && self.kind != Kind::GenerateUntil {
-            return Err("`prompt.gen_prefix` belongs to `kind = \"generate_until\"`".into());
+        if !self.prompt.gen_prefix.is_empty() && self.kind == Kind::LoglikelihoodRolling {
+            return Err(
+                "`prompt.gen_prefix` has no meaning for `kind = \"loglikelihood_rolling\"`".into(),
+            );
         }
         if self.repeats == 0
             || self.repeats > 1
@@ -259,6 +368,7 @@ impl Task {
         {
             return Err("`repeats` above 1 needs `kind = \"generate_until\"` and a `generation.temperature` above 0".into());
         }
+        functions::check(self)?;
         if let Some(k) = self
             .metrics
             .iter()
@@ -272,7 +382,7 @@ impl Task {
                 "`num_fewshot` has no meaning for `kind = \"loglikelihood_rolling\"`".into(),
             );
         }
-        if let Some(metric) = self.metrics.iter().find(|m| m.kind() != self.kind) {
+        if let Some(metric) = self.metrics.iter().find(|m| !m.measures(self.kind)) {
             return Err(format!(
                 "metric `{}` does not measure `{:?}` tasks",
                 metric.name(),

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use frugal_core::data::Message;
 use frugal_eval::tasks::{
-    Context, Continuations, Generation, LanguageModel, ModelFailure, Sink, Task, ToContinue, run,
+    Context, Continuations, Generation, LanguageModel, ModelFailure, Sink, Task, ToContinue,
+    Written, run,
 };
 use serde_json::json;
 
@@ -54,7 +55,7 @@ impl LanguageModel for Parrot {
         &mut self,
         requests: &[ToContinue<'_>],
         _: &Generation,
-        answer: Sink<'_, String>,
+        answer: Sink<'_, Written>,
     ) -> Result<(), ModelFailure> {
         for (i, request) in requests.iter().enumerate() {
             self.asked += 1;

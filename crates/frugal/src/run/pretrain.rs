@@ -432,7 +432,8 @@ fn pretrain_in_folder(
     let mut record = record(&job, config, &training, &trained, &corpus)?;
     record.train_info.peak_memory = peak_memory;
     record.meta_info.model_info.model_type = model.model_type.name().into();
-    record.meta_info.model_info.vocabulary = Some(crate::measure::vocabulary_sha256(&corpus.tokenizer));
+    record.meta_info.model_info.vocabulary =
+        Some(crate::measure::vocabulary_sha256(&corpus.tokenizer));
     record.write(&config.out.join(RECORD_FILE))?;
     Ok(trained)
 }

@@ -13,6 +13,7 @@ mod combine;
 mod conformance;
 mod families;
 mod harness;
+mod harness_tasks;
 mod linear_algebra;
 mod lora_step;
 mod measure;
