@@ -61,13 +61,21 @@ impl EndpointModel {
         if !stops.is_empty() {
             body["stop"] = json!(stops);
         }
-        if generation.temperature > 0.0 && generation.top_p < 1.0 {
-            body["top_p"] = json!(generation.top_p);
-        }
-        if generation.repetition_penalty != 1.0 || generation.min_p > 0.0 {
+        let draws = generation.temperature > 0.0;
+        if generation.repetition_penalty != 1.0 || draws && generation.min_p > 0.0 {
             return Err(
                 "`repetition_penalty` and `min_p` are not part of the service's protocol".into(),
             );
+        }
+        if draws && generation.top_k > 0 {
+            return Err(format!(
+                "the task draws among the {} likeliest tokens, which is not part of the service's protocol; `--gen-kwargs top_k=0` draws among all",
+                generation.top_k
+            )
+            .into());
+        }
+        if draws && generation.top_p < 1.0 {
+            body["top_p"] = json!(generation.top_p);
         }
         match self.endpoint.call() {
             Call::Completions => body["prompt"] = json!(context),
@@ -289,6 +297,38 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_that_breaks_is_made_again() {
+        let text = json!({ "choices": [{ "text": "12" }] });
+        let (url, asked) = service(vec![String::new(), ok(&text)]);
+        let mut model = EndpointModel::new(&url, "m", Call::Completions, None).unwrap();
+        assert_eq!(ask(&mut model, "Q:").unwrap(), "12");
+        assert_eq!(asked.iter().count(), 2);
+    }
+
+    #[test]
+    fn a_service_with_another_name_for_the_length_draws_as_the_task_says() {
+        let complaint = "Use 'max_completion_tokens' instead.";
+        let refusal = format!(
+            "HTTP/1.1 400 No\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{complaint}",
+            complaint.len()
+        );
+        let text = json!({ "choices": [{ "message": { "content": "12" } }] });
+        let (url, asked) = service(vec![refusal, ok(&text)]);
+        let mut model = EndpointModel::new(&url, "m", Call::Chat, Some("sk-1")).unwrap();
+        let context = model.chat(&[Message::new("user", "Q")]).unwrap();
+        assert_eq!(ask(&mut model, &context).unwrap(), "12");
+        let (_, body) = asked.iter().nth(1).unwrap();
+        assert_eq!(
+            (
+                &body["max_completion_tokens"],
+                &body["max_tokens"],
+                &body["temperature"]
+            ),
+            (&json!(5), &Value::Null, &json!(0.0))
+        );
+    }
+
+    #[test]
     fn what_a_service_cannot_do_is_named() {
         let refused =
             "HTTP/1.1 401 No\r\nConnection: close\r\nContent-Length: 3\r\n\r\nkey".to_owned();
@@ -301,6 +341,17 @@ mod tests {
         );
         assert!(ask(&mut model, "Q").unwrap_err().contains("no text"));
         assert_eq!(asked.iter().count(), 2);
+        let drawn = Generation {
+            temperature: 1.0,
+            top_k: 50,
+            ..Generation::default()
+        };
+        let request = ToContinue {
+            context: "Q",
+            seed: 0,
+        };
+        let error = model.generate_until(&[request], &drawn, &mut |_, _| true);
+        assert!(error.unwrap_err().to_string().contains("top_k=0"));
         let error = model
             .loglikelihood_rolling(&[""], &mut |_, _| true)
             .unwrap_err();

@@ -192,7 +192,7 @@ fn yaml(folder: &std::path::Path, rows: usize) {
 fn a_digit_is_the_number_of_a_choice_before_it_is_its_text() {
     let folder = folder();
     let folder = folder.path();
-    yaml(folder, 2);
+    yaml(folder, 4);
     let words = ["eval", "--tasks", "numbers.yaml", "--out", "e", "--quiet"];
     frugal_in(folder, &words).ok();
     let samples = fs::read_to_string(folder.join("e/samples_numbers.jsonl")).unwrap();
@@ -211,15 +211,17 @@ fn a_digit_is_the_number_of_a_choice_before_it_is_its_text() {
         let value = sample[column].as_f64().unwrap();
         assert!((least..=most).contains(&value), "{column} {value}");
     }
-    let samples = "e/samples_numbers.jsonl";
+    let lines: Vec<&str> = samples.lines().collect();
+    fs::write(folder.join("known.jsonl"), lines[..2].join("\n")).unwrap();
+    fs::write(folder.join("new.jsonl"), lines[2..].join("\n")).unwrap();
     let chosen = frugal_in(
         folder,
         &[
             "select",
             "--calibration",
-            samples,
+            "known.jsonl",
             "--test",
-            samples,
+            "new.jsonl",
             "--label",
             "acc",
             "--scores",
@@ -286,6 +288,74 @@ fn settings_of_writing_are_changed_or_refused() {
         ],
     )
     .fails(&["`numbers`", "log-likelihoods", "--endpoint"]);
+}
+
+/// Answers each question with this and gives back the requests.
+fn service(answers: &'static [&'static str]) -> (String, std::thread::JoinHandle<Vec<String>>) {
+    use std::io::{Read, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/v1", listener.local_addr().unwrap());
+    let asked = std::thread::spawn(move || {
+        let one = |text: &&str| {
+            let (mut stream, _) = listener.accept().unwrap();
+            let (mut request, mut piece) = (String::new(), [0; 4096]);
+            while !request.ends_with('}') {
+                let read = stream.read(&mut piece).unwrap();
+                request += &String::from_utf8_lossy(&piece[..read]);
+            }
+            let body = serde_json::json!({ "choices": [{ "text": text }] }).to_string();
+            write!(
+                stream,
+                "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            )
+            .unwrap();
+            request
+        };
+        answers.iter().map(one).collect()
+    });
+    (url, asked)
+}
+
+#[test]
+fn a_service_is_scored_with_its_key_and_leaves_a_record() {
+    let folder = folder();
+    let folder = folder.path();
+    fs::write(
+        folder.join("sums.toml"),
+        "name = \"sums\"\nversion = \"1\"\nkind = \"generate_until\"\nsource = { test = \"sums.csv\" }\n\
+         prompt = { text = \"{{q}}\", target = \"{{a}}\" }\ngeneration = { until = [\"\\n\"], max_tokens = 4 }\n\
+         metrics = [{ name = \"exact_match\" }]\n",
+    )
+    .unwrap();
+    fs::write(folder.join("sums.csv"), "q,a\n3 + 4 =,7\n1 + 1 =,2\n").unwrap();
+    let (url, asked) = service(&["7\nmore", "5"]);
+    let found = crate::support::command(folder)
+        .env("SUMS_KEY", "sk-sums")
+        .args(["eval", "--tasks", "sums.toml", "--endpoint", &url])
+        .args(["--served-model", "m", "--api-key-env", "SUMS_KEY"])
+        .args(["--out", "e", "--json"])
+        .output()
+        .unwrap();
+    let found = crate::support::Run::from(found).ok().json();
+    assert_eq!(found["results"]["sums"]["exact_match,none"], 0.5);
+    let asked = asked.join().unwrap();
+    for request in &asked {
+        let request = request.to_ascii_lowercase();
+        assert!(
+            request.contains("authorization: bearer sk-sums"),
+            "{request}"
+        );
+    }
+    let record = fs::read_to_string(folder.join("e/measurements.json")).unwrap();
+    assert!(!record.contains("sk-sums"));
+    let record: Value = serde_json::from_str(&record).unwrap();
+    let record = &record["measurements"][0];
+    assert_eq!(
+        (&record["model"]["name"], &record["precision"]),
+        (&"m".into(), &"as served".into())
+    );
+    assert_eq!(record["values"]["sums: exact_match"], 0.5);
 }
 
 #[cfg(unix)]

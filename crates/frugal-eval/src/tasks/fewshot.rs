@@ -5,7 +5,7 @@ use rand::seq::index::sample;
 use rand_chacha::ChaCha8Rng;
 use sha2::{Digest, Sha256};
 
-use super::prompt::Record;
+use super::record::Record;
 use super::task::{Sampler, Task};
 use super::{Context, EvalError, records};
 

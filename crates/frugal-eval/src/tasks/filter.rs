@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use fancy_regex::Regex;
 use serde::{Deserialize, Serialize};
 
-use super::prompt::Record;
+use super::record::Record;
 use super::{functions, python};
 
 /// What an answer is when nothing in the text matches.

@@ -3,7 +3,8 @@
 use serde_json::{Map, Value};
 
 use super::EvalError;
-use super::task::{Generation, Kind, Task};
+use super::kind::Kind;
+use super::task::{Generation, Task};
 
 /// Tokens that `transformers` draws among where a task does not say.
 const TOP_K: usize = 50;

@@ -7,8 +7,8 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
+use super::kind::Kind;
 use super::python;
-use super::task::Kind;
 use frugal_core::metrics::ClassificationReport;
 
 /// How answers are scored.

@@ -6,14 +6,22 @@
 //! prompt, model or setting is asked anew.
 
 mod answers;
+mod check;
+mod context;
+mod error;
 mod fewshot;
 mod filter;
+mod find;
 mod functions;
 mod generation;
 mod group;
+mod kind;
 mod metric;
+mod model;
+mod pooled;
 mod prompt;
 mod python;
+mod record;
 mod records;
 mod results;
 mod score;
@@ -24,202 +32,19 @@ mod template;
 mod tests;
 mod yaml;
 
-use std::error::Error;
-use std::path::PathBuf;
-
-use thiserror::Error as ThisError;
-
 pub use answers::{Answer, AnswerLog, Written};
+pub use context::Context;
+pub use error::{EvalError, ModelFailure};
 pub use filter::{Filter, Form, INVALID, Step, Vote};
 pub use generation::override_generation;
 pub use group::{Group, GroupMetric, Plan};
+pub use kind::Kind;
 pub use metric::{Aggregation, Choices, Metric, Score};
-pub use prompt::{Prepared, Record, Request, Sample};
+pub use model::{Continuations, LanguageModel, Sink, ToContinue};
+pub use prompt::{Prepared, Request, Sample};
+pub use record::Record;
 pub use results::{EvalResults, Measured, TaskResult};
-pub use task::{Fewshot, Generation, Hub, Kind, Prompt, Sampler, Source, Task};
-
-use super::sandbox::{Sandbox, SandboxError};
-use frugal_core::data::{DataError, Message};
-use frugal_core::fs::FileError;
-
-/// What the model could not do.
-pub type ModelFailure = Box<dyn Error + Send + Sync>;
-
-/// What can go wrong in an evaluation.
-#[derive(Debug, ThisError)]
-#[non_exhaustive]
-pub enum EvalError {
-    /// A file.
-    #[error(transparent)]
-    File(#[from] FileError),
-    /// The data.
-    #[error(transparent)]
-    Data(#[from] DataError),
-    /// A task that contradicts itself or the run.
-    #[error("task `{task}`: {reason}")]
-    Task {
-        /// Name or file.
-        task: String,
-        /// What is wrong.
-        reason: String,
-    },
-    /// A name that is no task.
-    #[error("no task `{name}`{}: give one of {known}, or a task file ending in .toml", suggestion.as_ref().map_or(String::new(), |s| format!(" (did you mean `{s}`?)")))]
-    UnknownTask {
-        /// The name.
-        name: String,
-        /// Nearest task.
-        suggestion: Option<String>,
-        /// All tasks.
-        known: String,
-    },
-    /// Data that is not there.
-    #[error(
-        "{file}: no such file beside the task, in the data folder (`--data-dir`, FRUGAL_DATA) or here"
-    )]
-    NoData {
-        /// What was looked for.
-        file: String,
-    },
-    /// A text that is none.
-    #[error("{}: not UTF-8 text after byte {byte}", path.display())]
-    Text {
-        /// File.
-        path: PathBuf,
-        /// Bytes that are text.
-        byte: usize,
-    },
-    /// A template that a record does not fit.
-    #[error("task `{task}`, record {row}: {reason}; the record has: {fields}")]
-    Template {
-        /// Task.
-        task: String,
-        /// Record, from 0.
-        row: usize,
-        /// What the template engine says.
-        reason: String,
-        /// Fields of the record.
-        fields: String,
-    },
-    /// A record that the task cannot use.
-    #[error("task `{task}`, record {row}: {reason}")]
-    Record {
-        /// Task.
-        task: String,
-        /// Record, from 0.
-        row: usize,
-        /// What is wrong.
-        reason: String,
-    },
-    /// The sandbox that answers run in.
-    #[error(transparent)]
-    Sandbox(#[from] SandboxError),
-    /// A task that runs what the model writes, without leave to do so.
-    #[error(
-        "task `{task}` runs programs that the model writes: give `--allow-code-execution` if you mean it"
-    )]
-    NoExecution {
-        /// Task.
-        task: String,
-    },
-    /// The model.
-    #[error("{0}")]
-    Model(#[source] ModelFailure),
-}
-
-/// Receives the answer to a request by the request's number; false ends the work.
-pub type Sink<'a, T> = &'a mut dyn FnMut(usize, T) -> bool;
-
-/// How a text may be continued.
-#[derive(Clone, Copy, Debug)]
-pub struct Continuations<'a> {
-    /// What is given; may be empty.
-    pub context: &'a str,
-    /// What may follow.
-    pub continuations: &'a [String],
-}
-
-/// A text to continue.
-#[derive(Clone, Copy, Debug)]
-pub struct ToContinue<'a> {
-    /// What is given; may be empty.
-    pub context: &'a str,
-    /// Decides what is drawn.
-    pub seed: u64,
-}
-
-/// A model as tasks see it. Answers may come in any order.
-pub trait LanguageModel {
-    /// Identifies model and adapter by content, for resuming.
-    fn fingerprint(&self) -> &str;
-
-    /// Log-likelihood of every continuation in nats, with whether greedy decoding would write it.
-    ///
-    /// # Errors
-    /// What the model cannot do.
-    fn loglikelihood(
-        &mut self,
-        requests: &[Continuations<'_>],
-        answer: Sink<'_, Vec<(f64, bool)>>,
-    ) -> Result<(), ModelFailure>;
-
-    /// Log-likelihood of whole texts in nats and their numbers of tokens; long ones in disjoint
-    /// windows.
-    ///
-    /// # Errors
-    /// What the model cannot do.
-    fn loglikelihood_rolling(
-        &mut self,
-        texts: &[&str],
-        answer: Sink<'_, (f64, usize)>,
-    ) -> Result<(), ModelFailure>;
-
-    /// Continues texts until one of `generation.until`, the model's own end, or the longest length.
-    ///
-    /// # Errors
-    /// What the model cannot do.
-    fn generate_until(
-        &mut self,
-        requests: &[ToContinue<'_>],
-        generation: &Generation,
-        answer: Sink<'_, Written>,
-    ) -> Result<(), ModelFailure>;
-
-    /// A conversation as the model reads it, up to where its answer begins.
-    ///
-    /// # Errors
-    /// Models without a chat template, conversations that the template refuses.
-    fn chat(&self, messages: &[Message]) -> Result<String, ModelFailure>;
-}
-
-/// How tasks are run.
-#[derive(Clone, Debug, Default)]
-pub struct Context {
-    /// Folder that holds data sets.
-    pub data: Option<PathBuf>,
-    /// Folder of the task's file.
-    pub task_folder: Option<PathBuf>,
-    /// Only the first records; 0 for all.
-    pub limit: usize,
-    /// Examples in front of each question instead of the task's own number.
-    pub num_fewshot: Option<usize>,
-    /// Take the first records as examples instead of drawing them.
-    pub first_shots: bool,
-    /// Draw examples also where the task takes the first ones.
-    pub random_shots: bool,
-    /// Decides what is drawn.
-    pub seed: u64,
-    /// Write prompts by the model's chat template.
-    pub chat_template: bool,
-    /// Examples as turns of the conversation instead of one message.
-    pub fewshot_as_multiturn: bool,
-    /// Instruction in front of everything.
-    pub system: String,
-    /// Folder for answers, samples and results.
-    pub out: Option<PathBuf>,
-    /// Where programs that the model writes may run; without it, tasks that run some are refused.
-    pub sandbox: Option<Sandbox>,
-}
+pub use task::{Fewshot, Generation, Hub, Prompt, Sampler, Source, Task};
 
 /// What an evaluation tells while it goes on.
 #[derive(Clone, Copy, Debug)]

@@ -2,19 +2,18 @@
 
 use std::path::PathBuf;
 
-use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
+use serde_json::Value;
 
 use super::fewshot::{Pool, shots};
+use super::kind::Kind;
+use super::record::Record;
 use super::records;
 use super::target::{Rendered, Target, accepted, answer, golds, rendered, shown};
-use super::task::{Kind, Prompt, Task};
+use super::task::{Prompt, Task};
 use super::template::Renderer;
 use super::{Context, EvalError, LanguageModel, python};
+use crate::measurement::sha256;
 use frugal_core::data::Message;
-
-/// A record of the data.
-pub type Record = Map<String, Value>;
 
 /// One question to the model.
 #[derive(Clone, Debug, PartialEq)]
@@ -99,14 +98,6 @@ pub struct Prepared {
     pub sha256: String,
     /// Examples in front of each question.
     pub num_fewshot: usize,
-}
-
-/// SHA-256 in hexadecimal.
-pub(super) fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes)
-        .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect()
 }
 
 /// A seed from a hash in hexadecimal.

@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::prompt::{Record, sha256};
+use super::record::Record;
 use super::task::Task;
 use super::{Context, EvalError, functions};
+use crate::measurement::sha256;
 use frugal_core::data;
 
 /// Endings of data files, in the order in which they are looked for.

@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 use super::Prepared;
 use super::group::Group;
 use super::task::Task;
+use crate::measurement::sha256;
 
 /// One number.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -84,8 +85,8 @@ impl TaskResult {
             num_fewshot: prepared.num_fewshot,
             original: prepared.original,
             effective: prepared.samples.len(),
-            task_hash: super::prompt::sha256(hashes.as_bytes()),
-            template_hash: super::prompt::sha256(template.as_bytes()),
+            task_hash: sha256(hashes.as_bytes()),
+            template_hash: sha256(template.as_bytes()),
             example: example.unwrap_or_default(),
             data_sha256: prepared.sha256.clone(),
             resumed: 0,
@@ -163,7 +164,7 @@ impl EvalResults {
             "config": self.config,
             "date": self.date,
             "chat_template": self.chat_template,
-            "chat_template_sha": self.chat_template.as_ref().map(|t| super::prompt::sha256(t.as_bytes())),
+            "chat_template_sha": self.chat_template.as_ref().map(|t| sha256(t.as_bytes())),
             "task_hashes": by_task(&|t| json!(t.task_hash)),
             "total_evaluation_time_seconds": self.seconds.to_string(),
         })

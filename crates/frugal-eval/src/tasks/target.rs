@@ -3,8 +3,9 @@
 
 use serde_json::Value;
 
-use super::prompt::Record;
-use super::task::{Kind, Prompt};
+use super::kind::Kind;
+use super::record::Record;
+use super::task::Prompt;
 use super::template::{FUNCTION, Renderer};
 use super::{EvalError, python};
 

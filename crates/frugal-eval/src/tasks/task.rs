@@ -2,47 +2,14 @@
 //! how answers are scored.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::EvalError;
 use super::filter::Filter;
-use super::functions;
+use super::kind::Kind;
 use super::metric::{Aggregation, Metric};
-use super::prompt::Record;
-use frugal_core::suggest;
-
-/// The tasks that need no file.
-const BUILTIN: [(&str, &str); 7] = [
-    ("gsm8k", include_str!("builtin/gsm8k.toml")),
-    ("humaneval", include_str!("builtin/humaneval.toml")),
-    ("humaneval_64", include_str!("builtin/humaneval_64.toml")),
-    (
-        "humaneval_instruct",
-        include_str!("builtin/humaneval_instruct.toml"),
-    ),
-    (
-        "multiple-choice",
-        include_str!("builtin/multiple-choice.toml"),
-    ),
-    ("perplexity", include_str!("builtin/perplexity.toml")),
-    ("sst2", include_str!("builtin/sst2.toml")),
-];
-
-/// What the model is asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Kind {
-    /// The log-likelihood of each of several continuations.
-    MultipleChoice,
-    /// A text that it writes.
-    GenerateUntil,
-    /// The log-likelihood of the target.
-    Loglikelihood,
-    /// The log-likelihood of a whole text.
-    LoglikelihoodRolling,
-}
+use super::record::Record;
 
 /// Where the records are. Paths are looked for in the data folder, beside the task's file, and as
 /// they are.
@@ -269,128 +236,6 @@ impl Task {
             toml::from_str(text).map_err(|e| fail(e.to_string().trim_end().to_owned()))?;
         task.check().map_err(fail)?;
         Ok(task)
-    }
-
-    /// A built-in task.
-    pub fn builtin(name: &str) -> Option<Result<Self, EvalError>> {
-        BUILTIN
-            .iter()
-            .find(|(known, _)| *known == name)
-            .map(|(name, text)| Self::from_toml(text, name))
-    }
-
-    /// Names of the built-in tasks.
-    pub fn names() -> impl Iterator<Item = &'static str> {
-        BUILTIN.iter().map(|(name, _)| *name)
-    }
-
-    /// The task that `text` names: `NAME`, the path of a `.toml` file or of a `.yaml` of
-    /// lm-evaluation-harness, each with `:FILE` behind it for data of one's own. Also says in which
-    /// folder its data may be.
-    ///
-    /// # Errors
-    /// Unknown names, files that are no tasks.
-    pub fn find(text: &str) -> Result<(Self, Option<PathBuf>), EvalError> {
-        let (name, file) = text
-            .split_once(':')
-            .map_or((text, None), |(name, file)| (name, Some(file)));
-        let path = Path::new(name);
-        let (mut task, folder) = match path.extension().and_then(|e| e.to_str()) {
-            Some("toml") => {
-                let bytes = frugal_core::fs::read(path)?;
-                let toml = String::from_utf8(bytes).map_err(|_| EvalError::Task {
-                    task: name.into(),
-                    reason: "not UTF-8 text".into(),
-                })?;
-                (
-                    Self::from_toml(&toml, name)?,
-                    path.parent().map(Path::to_owned),
-                )
-            }
-            Some("yaml" | "yml") => (super::yaml::read(path)?, path.parent().map(Path::to_owned)),
-            _ => {
-                let builtin = Self::builtin(name).ok_or_else(|| EvalError::UnknownTask {
-                    name: name.into(),
-                    suggestion: suggest::did_you_mean(name, Self::names()).map(str::to_owned),
-                    known: Self::names().collect::<Vec<_>>().join(", "),
-                })??;
-                (builtin, None)
-            }
-        };
-        if let Some(file) = file {
-            task.source.test = file.into();
-            if task.source.hub.path.is_empty() {
-                task.source.fewshot.clear();
-            }
-        }
-        if task.source.test.is_empty() && task.source.hub.path.is_empty() {
-            return Err(EvalError::Task {
-                task: name.into(),
-                reason: format!("needs data: write `{name}:FILE`"),
-            });
-        }
-        Ok((task, folder))
-    }
-
-    pub(super) fn check(&self) -> Result<(), String> {
-        if self.metrics.is_empty() {
-            return Err("`metrics`: give at least one".into());
-        }
-        if self.prompt.target.is_empty() {
-            return Err("`prompt.target` is missing".into());
-        }
-        let choices = !self.prompt.choices.is_empty() || !self.prompt.choices_field.is_empty();
-        if self.kind == Kind::MultipleChoice && !choices {
-            return Err(
-                "`kind = \"multiple_choice\"` needs `prompt.choices` or `prompt.choices_field`"
-                    .into(),
-            );
-        }
-        if choices && matches!(self.kind, Kind::Loglikelihood | Kind::LoglikelihoodRolling) {
-            return Err(
-                "`prompt.choices` and `prompt.choices_field` belong to `kind = \"multiple_choice\"` and `\"generate_until\"`".into(),
-            );
-        }
-        if !self.filters.is_empty() && self.kind != Kind::GenerateUntil {
-            return Err("`filters` belong to `kind = \"generate_until\"`".into());
-        }
-        if self.kind == Kind::GenerateUntil && self.generation.max_tokens == 0 {
-            return Err("`generation.max_tokens` must be at least 1".into());
-        }
-        if !self.prompt.gen_prefix.is_empty() && self.kind == Kind::LoglikelihoodRolling {
-            return Err(
-                "`prompt.gen_prefix` has no meaning for `kind = \"loglikelihood_rolling\"`".into(),
-            );
-        }
-        if self.repeats == 0
-            || self.repeats > 1
-                && (self.kind != Kind::GenerateUntil || self.generation.temperature <= 0.0)
-        {
-            return Err("`repeats` above 1 needs `kind = \"generate_until\"` and a `generation.temperature` above 0".into());
-        }
-        functions::check(self)?;
-        if let Some(k) = self
-            .metrics
-            .iter()
-            .filter_map(Metric::attempts)
-            .find(|k| !(1..=self.repeats).contains(k))
-        {
-            return Err(format!("pass@{k} needs `repeats` of at least {}", k.max(1)));
-        }
-        if self.kind == Kind::LoglikelihoodRolling && self.num_fewshot > 0 {
-            return Err(
-                "`num_fewshot` has no meaning for `kind = \"loglikelihood_rolling\"`".into(),
-            );
-        }
-        if let Some(metric) = self.metrics.iter().find(|m| !m.measures(self.kind)) {
-            return Err(format!(
-                "metric `{}` does not measure `{:?}` tasks",
-                metric.name(),
-                self.kind
-            ));
-        }
-        self.filters.iter().try_for_each(Filter::check)?;
-        self.metrics.iter().try_for_each(Metric::check)
     }
 }
 

@@ -6,7 +6,7 @@ use minijinja::value::ValueKind;
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior};
 use serde_json::Value;
 
-use super::prompt::Record;
+use super::record::Record;
 use super::{EvalError, functions, python};
 use frugal_core::template;
 

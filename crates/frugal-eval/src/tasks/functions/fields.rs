@@ -5,9 +5,8 @@ use std::sync::LazyLock;
 use regex::Regex;
 use serde_json::{Map, Value, json};
 
-use super::super::prompt::Record;
 use super::super::python;
-use super::with;
+use super::super::record::{Record, with};
 
 type Field = Result<Value, String>;
 

@@ -3,9 +3,9 @@
 use serde_json::json;
 
 use super::super::metric::Score;
-use super::super::prompt::Record;
+use super::super::record::{Record, with};
 use super::fields::text;
-use super::{Found, Outcome, with};
+use super::outcome::{Found, Outcome};
 
 pub(super) fn docs(record: Record) -> Result<Option<Record>, String> {
     let answer = boxed(text(&record, "solution")?)?;

@@ -7,30 +7,20 @@
 
 mod fields;
 mod math;
+mod outcome;
 mod results;
 mod squad;
 
 use std::path::Path;
 use std::sync::LazyLock;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::metric::Score;
-use super::prompt::{Record, sha256};
 use super::python;
-use super::task::Task;
-
-/// What a model answered to one question.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Outcome<'a> {
-    /// Log-likelihood of each continuation, or of the text.
-    pub likelihoods: &'a [f64],
-    /// What it wrote.
-    pub texts: &'a [String],
-}
-
-/// Scores by metric.
-pub(super) type Found = Vec<(&'static str, Score)>;
+use super::record::Record;
+use crate::measurement::sha256;
+use outcome::Found;
+pub(super) use outcome::Outcome;
 
 #[derive(Clone, Copy)]
 enum Body {
@@ -431,46 +421,33 @@ pub(super) fn class_f1(name: &str) -> Option<usize> {
     }
 }
 
-/// Whether the functions that a task names are built in and do what they are named for.
-pub(super) fn check(task: &Task) -> Result<(), String> {
-    let prompts = [Some(&task.prompt), task.fewshot.prompt.as_ref()];
-    for prompt in prompts.into_iter().flatten() {
-        for source in [&prompt.text, &prompt.target, &prompt.choices_field] {
-            if let Some(name) = source.strip_prefix(super::template::FUNCTION)
-                && !matches!(body(name)?, Body::Field(_))
-            {
-                return Err(format!("`{name}` gives no field of a record"));
-            }
-        }
+/// Checks that a function gives a field of a record.
+pub(super) fn check_field(name: &str) -> Result<(), String> {
+    match body(name)? {
+        Body::Field(_) => Ok(()),
+        _ => Err(format!("`{name}` gives no field of a record")),
     }
-    let docs = [
-        Some(task.process_docs.as_str()),
-        task.fewshot.process_docs.as_deref(),
-    ];
-    for name in docs.into_iter().flatten().filter(|name| !name.is_empty()) {
-        if !matches!(body(name)?, Body::Docs(_) | Body::Only(..)) {
-            return Err(format!("`process_docs`: `{name}` does not make records"));
-        }
+}
+
+/// Checks that a function makes records.
+pub(super) fn check_docs(name: &str) -> Result<(), String> {
+    match body(name)? {
+        Body::Docs(_) | Body::Only(..) => Ok(()),
+        _ => Err(format!("`process_docs`: `{name}` does not make records")),
     }
-    if !task.process_results.is_empty() && !matches!(body(&task.process_results)?, Body::Results(_))
-    {
-        return Err(format!(
-            "`process_results`: `{}` scores no answers",
-            task.process_results
-        ));
+}
+
+/// Checks that a function scores answers.
+pub(super) fn check_results(name: &str) -> Result<(), String> {
+    match body(name)? {
+        Body::Results(_) => Ok(()),
+        _ => Err(format!("`process_results`: `{name}` scores no answers")),
     }
-    Ok(())
 }
 
 /// Whether a function by this name filters answers.
 pub(super) fn is_filter(name: &str) -> bool {
     matches!(body(name), Ok(Body::Filter(_)))
-}
-
-/// A record with further fields, which replace those of the same names.
-fn with(mut record: Record, fields: Map<String, Value>) -> Record {
-    record.extend(fields);
-    record
 }
 
 #[cfg(test)]

@@ -5,9 +5,9 @@ use std::sync::LazyLock;
 use regex::Regex;
 
 use super::super::metric::{Score, words};
-use super::super::prompt::Record;
+use super::super::record::Record;
 use super::fields::{integers, text};
-use super::{Found, Outcome};
+use super::outcome::{Found, Outcome};
 
 /// The share of the probability that the true answers have.
 pub(super) fn truthfulqa_mc2(record: &Record, outcome: Outcome<'_>) -> Result<Found, String> {

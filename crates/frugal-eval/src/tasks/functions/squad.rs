@@ -7,10 +7,10 @@ use regex::Regex;
 use serde_json::{Value, json};
 
 use super::super::metric::Score;
-use super::super::prompt::Record;
 use super::super::python;
+use super::super::record::{Record, with};
 use super::fields::{text, texts};
-use super::{Found, Outcome, with};
+use super::outcome::{Found, Outcome};
 
 static ARTICLES: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"\b(a|an|the)\b").ok());
 

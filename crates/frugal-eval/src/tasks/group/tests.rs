@@ -1,5 +1,6 @@
 //! Groups as lm-evaluation-harness reads them.
 
+use super::super::results::{Measured, TaskResult};
 use super::*;
 
 fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {

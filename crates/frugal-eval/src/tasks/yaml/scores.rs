@@ -7,9 +7,9 @@ use serde_yaml_ng::{Mapping, Value};
 
 use super::super::filter::{Filter, Form, Step, Vote};
 use super::super::functions;
+use super::super::kind::Kind;
 use super::super::metric::{Aggregation, Metric};
-use super::super::task::Kind;
-use super::Keys;
+use super::keys::Keys;
 
 /// The entries of `metric_list`, or those that go with the kind of task.
 pub(super) fn metric_list(keys: &mut Keys<'_>, kind: Kind) -> Result<Vec<Mapping>, String> {
