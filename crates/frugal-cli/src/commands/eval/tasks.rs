@@ -406,6 +406,10 @@ fn config(
         "device": args.machine.device_name(),
         "limit": (flags.limit > 0).then_some(flags.limit),
         "num_fewshot": flags.num_fewshot,
+        "fewshot_order": flags.fewshot_order.map(|order| match order {
+            FewshotOrder::Random => "random",
+            FewshotOrder::First => "first",
+        }),
         "gen_kwargs": flags.gen_kwargs,
         "fewshot_as_multiturn": flags.fewshot_as_multiturn,
         "system_instruction": flags.system_instruction,
