@@ -46,13 +46,14 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::sandbox::{Sandbox, SandboxError};
+use super::sandbox::SandboxError;
 use frugal_core::fs::FileError;
 
 mod log;
 mod measure;
 
 pub use log::{MeasuredLog, key};
+pub use measure::measure;
 
 /// What can go wrong beside the solutions themselves.
 #[derive(Debug, Error)]
@@ -363,38 +364,6 @@ pub struct Measured {
     pub seconds: Vec<f64>,
     /// The same of the reference, which ran beside it.
     pub reference_seconds: Vec<f64>,
-}
-
-/// Measures solutions of one problem, number `index` of the benchmark.
-///
-/// # Errors
-/// When the sandbox or the problem's own reference fails; what solutions do is in the result.
-pub fn measure(
-    sandbox: &Sandbox,
-    index: usize,
-    problem: &Problem,
-    samples: &[&str],
-    settings: &Settings,
-) -> Result<Vec<Measured>, EnamelError> {
-    settings.check()?;
-    let sizes: Vec<u64> = problem
-        .input_levels
-        .split_whitespace()
-        .filter_map(|s| s.parse().ok())
-        .collect();
-    if sizes.len() != settings.hardness.len() {
-        let reason = format!(
-            "{} levels, but there are weights for {}",
-            sizes.len(),
-            settings.hardness.len()
-        );
-        return Err(EnamelError::Reference {
-            problem: index,
-            reason,
-        });
-    }
-    let mut bench = measure::Bench::new(sandbox, index, problem, &sizes, samples.len(), settings)?;
-    samples.iter().map(|code| bench.solution(code)).collect()
 }
 
 #[cfg(test)]

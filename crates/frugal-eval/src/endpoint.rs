@@ -1,5 +1,4 @@
-//! A text-completion service that speaks OpenAI's protocol over HTTP or HTTPS, as far as measuring
-//! its time needs it.
+//! A text-completion service that speaks OpenAI's protocol over HTTP or HTTPS.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -62,11 +61,22 @@ pub enum Call {
 
 /// What a service turned out not to know; it is not asked for it again.
 #[derive(Clone, Copy, Debug, Default)]
-struct Dialect {
+pub(crate) struct Dialect {
     /// Knows no way to keep the model from ending early.
     ends_early: bool,
     /// Calls the longest answer `max_completion_tokens`.
     long_name: bool,
+}
+
+impl Dialect {
+    /// The name of the longest answer.
+    pub(crate) fn longest(self) -> &'static str {
+        if self.long_name {
+            "max_completion_tokens"
+        } else {
+            "max_tokens"
+        }
+    }
 }
 
 /// A service.
@@ -154,43 +164,62 @@ impl Endpoint {
         })
     }
 
+    /// What the service calls the model.
+    pub(crate) fn model(&self) -> &str {
+        &self.model
+    }
+
+    /// Which of the protocol's calls is used.
+    pub(crate) fn call(&self) -> Call {
+        self.call
+    }
+
     /// Asks for exactly `tokens` tokens after a prompt of about `words` tokens.
     ///
     /// # Errors
     /// When it cannot be reached or answers something else.
     pub fn complete(&self, words: usize, tokens: usize) -> Result<Completion, EndpointError> {
+        let (answer, seconds) = self.ask(&|dialect| self.body(dialect, words, tokens))?;
+        self.completion(&answer, seconds)
+    }
+
+    /// Asks for what `body` makes of the service's dialect, again where it is too busy. Gives the
+    /// answer and the seconds that it took.
+    pub(crate) fn ask(
+        &self,
+        body: &dyn Fn(Dialect) -> Value,
+    ) -> Result<(Value, f64), EndpointError> {
         let (mut busy, mut unknown) = (0, 0);
         loop {
-            let body = self.body(words, tokens).to_string();
+            let body = body(self.dialect.get()).to_string();
             let start = Instant::now();
             let (status, wait, text) = self.post(&body)?;
             let seconds = start.elapsed().as_secs_f64();
             match status {
-                200 => return self.completion(&text, seconds),
-                429 | 503 if busy + 1 < ATTEMPTS => {
+                200 => {
+                    let answer = serde_json::from_str(&text);
+                    return answer.map(|answer| (answer, seconds)).map_err(|e| {
+                        self.refused(format!("not JSON ({e}): {}", shortened(&text)))
+                    });
+                }
+                429 | 500 | 502..=504 if busy + 1 < ATTEMPTS => {
                     busy += 1;
                     std::thread::sleep(Duration::from_secs(wait.min(LONGEST_WAIT)));
                 }
                 400 | 422 if unknown < 2 && self.learn(&text) => unknown += 1,
-                _ => return Err(self.answer(format!("status {status}: {}", shortened(&text)))),
+                _ => return Err(self.refused(format!("status {status}: {}", shortened(&text)))),
             }
         }
     }
 
-    fn body(&self, words: usize, tokens: usize) -> Value {
-        let dialect = self.dialect.get();
+    fn body(&self, dialect: Dialect, words: usize, tokens: usize) -> Value {
         let prompt = vec!["time"; words.max(1)].join(" ");
         let mut body = match self.call {
             Call::Completions => json!({ "prompt": prompt }),
             Call::Chat => json!({ "messages": [{ "role": "user", "content": prompt }] }),
         };
-        let longest = if dialect.long_name {
-            "max_completion_tokens"
-        } else {
-            "max_tokens"
-        };
         body["model"] = json!(self.model);
-        body[longest] = json!(tokens);
+        body[dialect.longest()] = json!(tokens);
         body["stream"] = json!(false);
         if !dialect.long_name {
             // Models that know only the long name fix their temperature, too.
@@ -217,9 +246,7 @@ impl Endpoint {
         long_name || ends_early
     }
 
-    fn completion(&self, text: &str, seconds: f64) -> Result<Completion, EndpointError> {
-        let answer: Value = serde_json::from_str(text)
-            .map_err(|e| self.answer(format!("not JSON ({e}): {}", shortened(text))))?;
+    fn completion(&self, answer: &Value, seconds: f64) -> Result<Completion, EndpointError> {
         let count = |key: &str| {
             answer["usage"][key]
                 .as_u64()
@@ -231,7 +258,7 @@ impl Endpoint {
                 completion_tokens,
                 seconds,
             }),
-            _ => Err(self.answer(format!(
+            _ => Err(self.refused(format!(
                 "no `usage` with token counts in the answer: {}",
                 shortened(&answer.to_string())
             ))),
@@ -272,7 +299,8 @@ impl Endpoint {
         Ok((status, wait, String::from_utf8_lossy(&content).into_owned()))
     }
 
-    fn answer(&self, reason: String) -> EndpointError {
+    /// What is wrong with an answer.
+    pub(crate) fn refused(&self, reason: String) -> EndpointError {
         // Some services repeat the key in their complaint.
         let key = self
             .authorization

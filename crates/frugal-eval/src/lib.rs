@@ -6,6 +6,7 @@ pub mod capacity;
 pub mod efficiency;
 pub mod enamel;
 pub mod endpoint;
+pub mod endpoint_model;
 pub mod linear_algebra;
 pub mod measurement;
 pub mod optcs;

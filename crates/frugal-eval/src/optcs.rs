@@ -60,43 +60,12 @@
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
 
+pub use error::SelectError;
 pub use learner::{Kernel, Learner, Ridge};
 
+mod error;
 mod learner;
-
-/// Input that no selection can be made from.
-#[derive(Clone, Debug, PartialEq, Error)]
-pub enum SelectError {
-    /// The level.
-    #[error("the level {0} must be above 0 and below 1")]
-    Level(f64),
-    /// A list of the wrong length.
-    #[error("{what}: {found} values, but {expected} are needed")]
-    Length {
-        /// Which list.
-        what: String,
-        /// Its length.
-        found: usize,
-        /// What it should be.
-        expected: usize,
-    },
-    /// Nothing to calibrate with or to select from.
-    #[error("no {0}")]
-    Empty(&'static str),
-    /// Not a number.
-    #[error("{what}: value {index} is not a finite number")]
-    NotFinite {
-        /// Which list.
-        what: String,
-        /// Position, from 0.
-        index: usize,
-    },
-    /// A model that cannot be trained.
-    #[error("the ridge regression with penalty {0} has no solution: raise the penalty")]
-    Singular(f64),
-}
 
 /// How items are thinned out between the first stage and the selection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,7 +4,7 @@ mod run;
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use frugal::adapt::peft;
 use frugal::decode::{CacheType, SamplerConfig};
@@ -70,6 +70,13 @@ pub fn pair(text: &str) -> Result<(String, String), String> {
         .split_once('=')
         .ok_or("write ROLE=NAME, for example text=sentence")?;
     Ok((role.into(), name.into()))
+}
+
+/// The API key of a service, from an environment variable.
+pub fn api_key(variable: &str) -> Result<String> {
+    std::env::var(variable).with_context(|| {
+        format!("--api-key-env {variable}: no such environment variable, or not text")
+    })
 }
 
 /// Reads a number such as 1500, 1e9, 135M, 2.7B or 1T.

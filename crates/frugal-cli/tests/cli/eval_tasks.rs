@@ -170,3 +170,242 @@ fn wrong_tasks_are_refused_before_a_model_is_read() {
             .any(|t| t["name"] == "gsm8k")
     );
 }
+
+/// Rows of a task in YAML, with enough of them to be interrupted.
+fn yaml(folder: &std::path::Path, rows: usize) {
+    let task = "task: numbers\ndataset_path: json\ndataset_kwargs: {data_files: {test: rows.jsonl}}\ntest_split: test\n\
+                output_type: multiple_choice\ndoc_to_text: '{{q}}'\ndoc_to_choice: '{{c}}'\ndoc_to_target: '{{g}}'\n\
+                tag: sums\nmetric_list: [{metric: acc}]\n";
+    fs::write(folder.join("numbers.yaml"), task).unwrap();
+    let filler = "and so on and so on ".repeat(20);
+    let row = |i: usize| {
+        format!("{{\"q\": \"{filler} {i}: 1+2?\", \"c\": [\"2\", \"3\", \"1\"], \"g\": 1}}\n")
+    };
+    fs::write(
+        folder.join("rows.jsonl"),
+        (0..rows).map(row).collect::<String>(),
+    )
+    .unwrap();
+}
+
+#[test]
+fn a_digit_is_the_number_of_a_choice_before_it_is_its_text() {
+    let folder = folder();
+    let folder = folder.path();
+    yaml(folder, 4);
+    let words = ["eval", "--tasks", "numbers.yaml", "--out", "e", "--quiet"];
+    frugal_in(folder, &words).ok();
+    let samples = fs::read_to_string(folder.join("e/samples_numbers.jsonl")).unwrap();
+    let sample: Value = serde_json::from_str(samples.lines().next().unwrap()).unwrap();
+    assert_eq!(
+        (&sample["gold"], &sample["target"]),
+        (&Value::from(1), &Value::from(1))
+    );
+    // What `select` needs is a column of numbers.
+    let sure = [
+        ("logprob", -1e9, 0.0),
+        ("probability", 1.0 / 3.0, 1.0),
+        ("logprob_margin", 0.0, 1e9),
+    ];
+    for (column, least, most) in sure {
+        let value = sample[column].as_f64().unwrap();
+        assert!((least..=most).contains(&value), "{column} {value}");
+    }
+    let lines: Vec<&str> = samples.lines().collect();
+    fs::write(folder.join("known.jsonl"), lines[..2].join("\n")).unwrap();
+    fs::write(folder.join("new.jsonl"), lines[2..].join("\n")).unwrap();
+    let chosen = frugal_in(
+        folder,
+        &[
+            "select",
+            "--calibration",
+            "known.jsonl",
+            "--test",
+            "new.jsonl",
+            "--label",
+            "acc",
+            "--scores",
+            "logprob,probability",
+            "--json",
+        ],
+    );
+    assert_eq!(chosen.ok().json()["calibration_items"], 2);
+}
+
+#[test]
+fn a_group_is_scored_over_its_tasks() {
+    let folder = folder();
+    let folder = folder.path();
+    yaml(folder, 3);
+    let group = "group: all\ntask: [sums]\naggregate_metric_list: [{metric: acc}]\n";
+    fs::write(folder.join("all.yaml"), group).unwrap();
+    let found = frugal_in(
+        folder,
+        &["eval", "--tasks", "all.yaml", "--json", "--quiet"],
+    )
+    .ok()
+    .json();
+    assert_eq!(
+        found["groups"]["all"]["acc,none"],
+        found["results"]["numbers"]["acc,none"]
+    );
+    assert_eq!(found["group_subtasks"]["all"][0], "numbers");
+    let table = frugal_in(folder, &["eval", "--tasks", "all.yaml", "--quiet"])
+        .ok()
+        .stdout;
+    assert!(table.contains("|Groups|"), "{table}");
+}
+
+#[test]
+fn settings_of_writing_are_changed_or_refused() {
+    let folder = folder();
+    let folder = folder.path();
+    yaml(folder, 2);
+    frugal_in(
+        folder,
+        &[
+            "eval",
+            "--tasks",
+            "numbers.yaml",
+            "--gen_kwargs",
+            "top_p=0.5",
+        ],
+    )
+    .fails(&["--gen-kwargs", "none of the tasks writes"]);
+    frugal_in(
+        folder,
+        &["eval", "--tasks", "gsm8k", "--gen-kwargs", "colour=1"],
+    )
+    .fails(&["colour", "temperature"]);
+    frugal_in(
+        folder,
+        &[
+            "eval",
+            "--tasks",
+            "numbers.yaml",
+            "--endpoint",
+            "http://127.0.0.1:9/v1",
+        ],
+    )
+    .fails(&["`numbers`", "log-likelihoods", "--endpoint"]);
+}
+
+/// Answers each question with this and gives back the requests.
+fn service(answers: &'static [&'static str]) -> (String, std::thread::JoinHandle<Vec<String>>) {
+    use std::io::{Read, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/v1", listener.local_addr().unwrap());
+    let asked = std::thread::spawn(move || {
+        let one = |text: &&str| {
+            let (mut stream, _) = listener.accept().unwrap();
+            let (mut request, mut piece) = (String::new(), [0; 4096]);
+            while !request.ends_with('}') {
+                let read = stream.read(&mut piece).unwrap();
+                request += &String::from_utf8_lossy(&piece[..read]);
+            }
+            let body = serde_json::json!({ "choices": [{ "text": text }] }).to_string();
+            write!(
+                stream,
+                "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            )
+            .unwrap();
+            request
+        };
+        answers.iter().map(one).collect()
+    });
+    (url, asked)
+}
+
+#[test]
+fn a_service_is_scored_with_its_key_and_leaves_a_record() {
+    let folder = folder();
+    let folder = folder.path();
+    fs::write(
+        folder.join("sums.toml"),
+        "name = \"sums\"\nversion = \"1\"\nkind = \"generate_until\"\nsource = { test = \"sums.csv\" }\n\
+         prompt = { text = \"{{q}}\", target = \"{{a}}\" }\ngeneration = { until = [\"\\n\"], max_tokens = 4 }\n\
+         metrics = [{ name = \"exact_match\" }]\n",
+    )
+    .unwrap();
+    fs::write(folder.join("sums.csv"), "q,a\n3 + 4 =,7\n1 + 1 =,2\n").unwrap();
+    let (url, asked) = service(&["7\nmore", "5"]);
+    let found = crate::support::command(folder)
+        .env("SUMS_KEY", "sk-sums")
+        .args(["eval", "--tasks", "sums.toml", "--endpoint", &url])
+        .args(["--served-model", "m", "--api-key-env", "SUMS_KEY"])
+        .args(["--out", "e", "--json"])
+        .output()
+        .unwrap();
+    let found = crate::support::Run::from(found).ok().json();
+    assert_eq!(found["results"]["sums"]["exact_match,none"], 0.5);
+    let asked = asked.join().unwrap();
+    for request in &asked {
+        let request = request.to_ascii_lowercase();
+        assert!(
+            request.contains("authorization: bearer sk-sums"),
+            "{request}"
+        );
+    }
+    let record = fs::read_to_string(folder.join("e/measurements.json")).unwrap();
+    assert!(!record.contains("sk-sums"));
+    let record: Value = serde_json::from_str(&record).unwrap();
+    let record = &record["measurements"][0];
+    assert_eq!(
+        (&record["model"]["name"], &record["precision"]),
+        (&"m".into(), &"as served".into())
+    );
+    assert_eq!(record["values"]["sums: exact_match"], 0.5);
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_evaluation_ends_at_once_and_goes_on() {
+    use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
+    let folder = folder();
+    let folder = folder.path();
+    yaml(folder, 4000);
+    let words = [
+        "eval",
+        "--tasks",
+        "numbers.yaml",
+        "--out",
+        "e",
+        "--batch-tokens",
+        "512",
+    ];
+    let child = crate::support::command(folder)
+        .args(words)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let log = folder.join("e/answers_numbers.jsonl");
+    let start = Instant::now();
+    while fs::metadata(&log).map_or(0, |m| m.len()) == 0 {
+        assert!(start.elapsed() < Duration::from_secs(60), "no answer comes");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let asked = Instant::now();
+    let kill = Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status();
+    assert!(kill.unwrap().success());
+    let ended: crate::support::Run = child.wait_with_output().unwrap().into();
+    assert_eq!(ended.code, 130, "{}", ended.stderr);
+    assert!(
+        asked.elapsed() < Duration::from_millis(1500),
+        "{:?}",
+        asked.elapsed()
+    );
+    let answered = fs::read_to_string(&log).unwrap().matches('\n').count();
+    assert!(answered > 0 && answered < 4000, "{answered}");
+    // The same questions, fewer of them: those that were answered are not asked again.
+    let again = frugal_in(folder, &[&words[..], &["--limit", "1"]].concat()).ok();
+    assert!(
+        again.stderr.contains("answers are there already"),
+        "{}",
+        again.stderr
+    );
+}

@@ -27,6 +27,38 @@ const HANDING_OVER: f64 = 1.5;
 /// Seconds of it that are noise.
 const HANDING_OVER_NOISE: f64 = 5e-5;
 
+/// Measures solutions of one problem, number `index` of the benchmark.
+///
+/// # Errors
+/// When the sandbox or the problem's own reference fails; what solutions do is in the result.
+pub fn measure(
+    sandbox: &Sandbox,
+    index: usize,
+    problem: &Problem,
+    samples: &[&str],
+    settings: &Settings,
+) -> Result<Vec<Measured>, EnamelError> {
+    settings.check()?;
+    let sizes: Vec<u64> = problem
+        .input_levels
+        .split_whitespace()
+        .filter_map(|s| s.parse().ok())
+        .collect();
+    if sizes.len() != settings.hardness.len() {
+        let reason = format!(
+            "{} levels, but there are weights for {}",
+            sizes.len(),
+            settings.hardness.len()
+        );
+        return Err(EnamelError::Reference {
+            problem: index,
+            reason,
+        });
+    }
+    let mut bench = Bench::new(sandbox, index, problem, &sizes, samples.len(), settings)?;
+    samples.iter().map(|code| bench.solution(code)).collect()
+}
+
 /// Why a run was not completed.
 #[derive(Clone, Debug)]
 struct Stop {
@@ -271,7 +303,7 @@ type Case = (usize, usize);
 type Times = Vec<Vec<Vec<f64>>>;
 
 /// One problem at work.
-pub(super) struct Bench<'a> {
+struct Bench<'a> {
     sandbox: &'a Sandbox,
     problem: &'a Problem,
     settings: &'a Settings,
@@ -285,7 +317,7 @@ pub(super) struct Bench<'a> {
 
 impl<'a> Bench<'a> {
     /// Makes the inputs and measures the reference.
-    pub(super) fn new(
+    fn new(
         sandbox: &'a Sandbox,
         index: usize,
         problem: &'a Problem,
@@ -399,7 +431,7 @@ impl<'a> Bench<'a> {
     }
 
     /// Measures a solution, in a process of its own, with the reference in another beside it.
-    pub(super) fn solution(&mut self, code: &str) -> Result<Measured, EnamelError> {
+    fn solution(&mut self, code: &str) -> Result<Measured, EnamelError> {
         let mut beside = self.alone.clone();
         let mut times: Times = Vec::new();
         let mut solution = match self.subject(code)? {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::SelectError;
+use super::error::SelectError;
 use crate::linear_algebra::{Cholesky, Matrix, dot};
 
 /// A model whose predictions do not depend on the order of what it is trained on.

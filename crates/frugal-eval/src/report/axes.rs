@@ -6,8 +6,19 @@ use plotters::coord::ranged1d::{Ranged, ValueFormatter};
 use plotters::prelude::*;
 use plotters::style::FontTransform;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
+use thiserror::Error;
 
-use super::chart::{ChartError, colour};
+use super::colour;
+
+/// A chart that could not be drawn.
+#[derive(Debug, Error)]
+#[error("cannot draw the chart \"{title}\": {message}")]
+pub struct ChartError {
+    /// The chart.
+    pub title: String,
+    /// The plotting library's reason.
+    pub message: String,
+}
 
 /// Pixels drawn for each pixel shown at the natural size: plotters rounds to whole pixels, which
 /// would show in slopes.

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::chart::colour;
+use super::colour;
 use super::markup::{escape, hex, score};
 
 /// A named value.

@@ -5,33 +5,8 @@
 
 use plotters::coord::Shift;
 use plotters::prelude::*;
-use thiserror::Error;
 
-use super::axes::{self, FINE, Labels};
-
-/// A chart that could not be drawn.
-#[derive(Debug, Error)]
-#[error("cannot draw the chart \"{title}\": {message}")]
-pub struct ChartError {
-    /// The chart.
-    pub title: String,
-    /// The plotting library's reason.
-    pub message: String,
-}
-
-/// Colours by role; `report/style.css` holds their dark counterparts.
-pub(super) mod colour {
-    use plotters::style::RGBColor;
-
-    pub(in crate::report) const TRAIN: RGBColor = RGBColor(0x25, 0x63, 0xeb);
-    pub(in crate::report) const VALIDATION: RGBColor = RGBColor(0xd9, 0x48, 0x0f);
-    pub(in crate::report) const RATE: RGBColor = RGBColor(0x7c, 0x3a, 0xed);
-    pub(in crate::report) const SPEED: RGBColor = RGBColor(0x0f, 0x76, 0x6e);
-    pub(in crate::report) const MEMORY: RGBColor = RGBColor(0xbe, 0x18, 0x5d);
-    pub(in crate::report) const GRID: RGBColor = RGBColor(0xe5, 0xe7, 0xeb);
-    pub(in crate::report) const AXIS: RGBColor = RGBColor(0x9c, 0xa3, 0xaf);
-    pub(in crate::report) const TEXT: RGBColor = RGBColor(0x4b, 0x55, 0x63);
-}
+use super::axes::{self, ChartError, FINE, Labels};
 
 /// How a series is drawn.
 #[derive(Clone, Copy, PartialEq)]
@@ -265,6 +240,7 @@ pub(super) fn smooth(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::colour;
     use super::*;
 
     fn chart(points: Vec<(f64, f64)>) -> Chart {

@@ -1,6 +1,8 @@
 //! The charts of a run and what is said about each.
 
-use super::chart::{self, Chart, ChartError, Mark, Series, colour, scientific};
+use super::axes::ChartError;
+use super::chart::{self, Chart, Mark, Series, scientific};
+use super::colour;
 use super::markup::{escape, hex};
 use frugal_core::events::{Scalars, names};
 use frugal_core::human;

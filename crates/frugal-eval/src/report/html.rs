@@ -4,14 +4,25 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
-use super::chart::ChartError;
+use super::axes::ChartError;
 use super::curves;
 use super::markup::{document, escape, lower_is_better, score, section, title, wrapped};
 use super::{Confusion, Evaluation, Example, RunRecord, RunReport, Status};
 use crate::baselines::{CHANCE, MAJORITY};
 use frugal_core::human;
 
-pub(super) fn page(report: &RunReport) -> Result<String, ChartError> {
+impl RunReport {
+    /// The page: HTML with its style and charts inside, without scripts, fonts or links to other
+    /// files.
+    ///
+    /// # Errors
+    /// If the plotting library cannot draw a chart.
+    pub fn to_html(&self) -> Result<String, ChartError> {
+        page(self)
+    }
+}
+
+fn page(report: &RunReport) -> Result<String, ChartError> {
     let record = &report.record;
     let sections = [
         section("Quality", &quality(&record.evaluation)),

@@ -3,7 +3,7 @@
 
 use plotters::style::RGBColor;
 
-use super::chart::colour;
+use super::colour;
 use super::markup::{document, escape, hex, section, wrapped};
 use super::rows::Rows;
 use super::surface::{Shape, Spot, Surface, Tile, mark};

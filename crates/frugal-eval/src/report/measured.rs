@@ -3,8 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::axes::ChartError;
 use super::bars::{self, Bar};
-use super::chart::{Chart, ChartError, Mark, Series};
+use super::chart::{Chart, Mark, Series};
 use super::curves;
 use super::markup::{document, escape, lower_is_better, score, section, title, wrapped};
 use super::radar::COLOURS;

@@ -3,6 +3,7 @@
 mod axes;
 mod bars;
 mod chart;
+mod colour;
 mod comparison;
 mod curves;
 mod efficiency;
@@ -20,7 +21,7 @@ mod surface;
 
 use serde::{Deserialize, Serialize};
 
-pub use chart::ChartError;
+pub use axes::ChartError;
 pub use comparison::{Compared, Comparison, Group, Run, Spread, TaskScores};
 pub use efficiency::{EfficiencyReport, SystemGroup};
 pub use law::LawReport;
@@ -68,15 +69,4 @@ pub struct Segment {
     pub text: String,
     /// Whether the loss counts it.
     pub trained: bool,
-}
-
-impl RunReport {
-    /// The page: HTML with its style and charts inside, without scripts, fonts or links to other
-    /// files.
-    ///
-    /// # Errors
-    /// If the plotting library cannot draw a chart.
-    pub fn to_html(&self) -> Result<String, ChartError> {
-        html::page(self)
-    }
 }

@@ -3,7 +3,7 @@
 use std::f64::consts::PI;
 use std::fmt::Write;
 
-use super::chart::colour;
+use super::colour;
 use super::markup::{escape, hex};
 
 /// One measure.

@@ -4,8 +4,8 @@ use plotters::coord::Shift;
 use plotters::coord::combinators::IntoLogRange;
 use plotters::prelude::*;
 
-use super::axes::{self, FINE, Labels, font};
-use super::chart::{ChartError, colour};
+use super::axes::{self, ChartError, FINE, Labels, font};
+use super::colour;
 use super::markup::escape;
 
 /// A named point; `x` is a cost above zero.

@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use super::chart::colour;
+use super::colour;
 use super::markup::{escape, hex};
 
 /// A measured place.

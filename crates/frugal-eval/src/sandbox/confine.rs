@@ -16,7 +16,7 @@ use seccompiler::{
     SeccompFilter, SeccompRule,
 };
 
-use super::Limits;
+use super::limits::Limits;
 
 /// Where a dynamically linked interpreter's libraries are, and what the C library reads by itself.
 const SYSTEM: [&str; 14] = [

@@ -13,7 +13,7 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::unistd::geteuid;
 
-use super::protocol::{Frame, InForce, Order, Role, VARIABLE};
+use super::protocol::{Frame, InForce, OWN, Order, Role, VARIABLE, step};
 use super::{confine, namespaces, supervise};
 
 /// Whether this program asked to be one that launches.
@@ -59,19 +59,6 @@ fn refusal(why: &str) -> String {
     format!("!{}", why.replace('\n', " "))
 }
 
-/// This file once more, as another step.
-pub(super) fn step(order: &Order, role: Role) -> Command {
-    let mut command = Command::new("/proc/self/exe");
-    let order = Order {
-        role,
-        ..order.clone()
-    };
-    command
-        .env_clear()
-        .env(VARIABLE, serde_json::to_string(&order).unwrap_or_default());
-    command
-}
-
 fn outer(order: &Order) -> i32 {
     if !order.namespaces {
         return supervise::run(order, false);
@@ -106,7 +93,7 @@ fn program(order: &Order) -> String {
 
 /// Folders that the program may write to; those that are its own come in a variable.
 fn writable(order: &Order) -> Vec<PathBuf> {
-    let own = std::env::var_os(supervise::OWN).unwrap_or_default();
+    let own = std::env::var_os(OWN).unwrap_or_default();
     std::env::split_paths(&own)
         .filter(|path| !path.as_os_str().is_empty())
         .chain([order.scratch.clone()])
@@ -114,7 +101,7 @@ fn writable(order: &Order) -> Vec<PathBuf> {
 }
 
 fn restrict(order: &Order) -> Result<InForce, String> {
-    let private = std::env::var_os(supervise::OWN).is_some();
+    let private = std::env::var_os(OWN).is_some();
     std::env::set_current_dir(&order.scratch)
         .map_err(|e| format!("{}: {e}", order.scratch.display()))?;
     // Times of two runs differ less where both lie alike in memory.

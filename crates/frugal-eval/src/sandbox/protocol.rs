@@ -3,13 +3,19 @@
 
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
+#[cfg(target_os = "linux")]
+use std::process::Command;
 
 use serde::{Deserialize, Serialize};
 
-use super::Limits;
+use super::limits::Limits;
 
 /// Variable that makes a program that calls [`enter`](super::enter) a launcher.
 pub(super) const VARIABLE: &str = "FRUGAL_SANDBOX_ORDER";
+
+/// Variable with the folders that are the program's own, where it has namespaces.
+#[cfg(target_os = "linux")]
+pub(super) const OWN: &str = "FRUGAL_SANDBOX_OWN";
 
 /// Which step of a launch a process takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +42,20 @@ pub(super) struct Order {
     pub user: Option<u32>,
     /// Whether a program that could read files or open sockets is not to be started.
     pub require_isolation: bool,
+}
+
+/// This file once more, as another step.
+#[cfg(target_os = "linux")]
+pub(super) fn step(order: &Order, role: Role) -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    let order = Order {
+        role,
+        ..order.clone()
+    };
+    command
+        .env_clear()
+        .env(VARIABLE, serde_json::to_string(&order).unwrap_or_default());
+    command
 }
 
 /// What the last step found in force just before the interpreter started.

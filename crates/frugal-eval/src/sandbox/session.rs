@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use super::outcome::{Ending, Execution, Isolation, SandboxError};
 use super::protocol::{Exit, Frame, InForce, Order, Seen, VARIABLE};
-use super::{Ending, Execution, Isolation, SandboxError};
 
 /// A launcher that says nothing for so long is broken.
 const STARTS_WITHIN: Duration = Duration::from_secs(60);

@@ -14,12 +14,9 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpid};
 
-use super::launch::step;
-use super::protocol::{Exit, Frame, InForce, Order, Role, Seen};
-use super::{Limits, namespaces, processes};
-
-/// Variable with the folders that are the program's own, where it has namespaces.
-pub(super) const OWN: &str = "FRUGAL_SANDBOX_OWN";
+use super::limits::Limits;
+use super::protocol::{Exit, Frame, InForce, OWN, Order, Role, Seen, step};
+use super::{namespaces, processes};
 
 /// Between two countings.
 const TICK: Duration = Duration::from_millis(10);

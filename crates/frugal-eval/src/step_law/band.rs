@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Law, Run};
+use super::law::{Law, Run};
 
 /// Covariances of the coefficients of a law: of ln factor, exponent of the parameters and exponent
 /// of the tokens for the rate, of ln factor and exponent of the tokens for the batch. Factor and

@@ -39,52 +39,19 @@
 //! Large Language Models, 2022, arXiv 2203.15556.
 
 mod band;
+mod law;
 mod runs;
 mod study;
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::linear_algebra::dot;
 pub use band::{Band, Covariance, Edges, STEP_LAW_COVARIANCE, deviation_text};
+pub use law::{COVERED_PARAMETERS, COVERED_TOKENS, Law, Run, STEP_LAW, covered};
 pub use runs::{RunsError, read_runs};
 pub use study::{Bowl, Cell, Compared, Measured, Study, measured};
-
-/// Two power laws: `rate = scale · N^parameters · D^tokens`, `batch = scale · D^tokens` in tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Law {
-    /// Factor of the rate.
-    pub rate_scale: f64,
-    /// Exponent of the parameters in the rate.
-    pub rate_parameters: f64,
-    /// Exponent of the tokens in the rate.
-    pub rate_tokens: f64,
-    /// Factor of the batch.
-    pub batch_scale: f64,
-    /// Exponent of the tokens in the batch.
-    pub batch_tokens: f64,
-}
-
-/// The published law.
-pub const STEP_LAW: Law = Law {
-    rate_scale: 1.79,
-    rate_parameters: -0.713,
-    rate_tokens: 0.307,
-    batch_scale: 0.58,
-    batch_tokens: 0.571,
-};
-
-/// Parameters outside the vocabulary of the dense runs that the authors released, least and most.
-pub const COVERED_PARAMETERS: (f64, f64) = (2.1e8, 1.1e9);
-/// Tokens of training of these runs, least and most.
-pub const COVERED_TOKENS: (f64, f64) = (4e9, 1e11);
-
-/// Whether a run's size lies within those of the released dense runs.
-pub fn covered(parameters: f64, tokens: f64) -> bool {
-    (COVERED_PARAMETERS.0..=COVERED_PARAMETERS.1).contains(&parameters)
-        && (COVERED_TOKENS.0..=COVERED_TOKENS.1).contains(&tokens)
-}
 
 /// Other published laws, to compare with; `C = 6 N D`.
 pub const COMPARED: [(&str, fn(f64, f64) -> (f64, Option<f64>)); 4] = [
@@ -105,18 +72,6 @@ pub const COMPARED: [(&str, fn(f64, f64) -> (f64, Option<f64>)); 4] = [
         )
     }),
 ];
-
-impl Law {
-    /// Peak learning rate for `parameters` outside the vocabulary and `tokens` of training.
-    pub fn rate(&self, parameters: f64, tokens: f64) -> f64 {
-        self.rate_scale * parameters.powf(self.rate_parameters) * tokens.powf(self.rate_tokens)
-    }
-
-    /// Tokens for each optimiser step.
-    pub fn batch(&self, tokens: f64) -> f64 {
-        self.batch_scale * tokens.powf(self.batch_tokens)
-    }
-}
 
 /// A run that can be started.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -210,21 +165,6 @@ pub fn parameters(hidden: u64, intermediate: u64, layers: u64) -> u64 {
 /// Operations for each training token of that decoder: `6 (4 h + 3 f + 2 s) L h`.
 pub fn flops_per_token(hidden: u64, intermediate: u64, layers: u64, sequence_length: u64) -> u64 {
     6 * (4 * hidden + 3 * intermediate + 2 * sequence_length) * layers * hidden
-}
-
-/// A finished run.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Run {
-    /// Parameters outside the vocabulary.
-    pub parameters: f64,
-    /// Tokens of training.
-    pub tokens: f64,
-    /// Peak learning rate.
-    pub rate: f64,
-    /// Tokens for each step.
-    pub batch: f64,
-    /// Smoothed loss at the end.
-    pub loss: f64,
 }
 
 /// Laws that were fitted to runs.

@@ -17,9 +17,28 @@ pub enum Answer {
     /// itself.
     Choices(Vec<(f64, bool)>),
     /// What it wrote.
-    Text(String),
+    Written(Written),
     /// Log-likelihood of the text in nats, and its number of tokens.
     Rolling(f64, usize),
+}
+
+/// A text that a model wrote.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Written {
+    /// The text.
+    pub text: String,
+    /// Log-likelihood of its tokens in nats, its end among them, and how many they are; `None`
+    /// where the model does not say.
+    pub likelihood: Option<(f64, usize)>,
+}
+
+impl From<&str> for Written {
+    fn from(text: &str) -> Self {
+        Self {
+            text: text.to_owned(),
+            likelihood: None,
+        }
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -35,6 +54,7 @@ struct Line {
 enum Kept {
     Choices(Vec<(String, bool)>),
     Text(String),
+    Written(String, String, usize),
     Rolling(String, usize),
 }
 
@@ -45,7 +65,11 @@ impl From<&Answer> for Kept {
             Answer::Choices(all) => {
                 Self::Choices(all.iter().map(|(v, greedy)| (exact(v), *greedy)).collect())
             }
-            Answer::Text(text) => Self::Text(text.clone()),
+            Answer::Written(Written {
+                text,
+                likelihood: Some((sum, tokens)),
+            }) => Self::Written(text.clone(), exact(sum), *tokens),
+            Answer::Written(Written { text, .. }) => Self::Text(text.clone()),
             Answer::Rolling(v, tokens) => Self::Rolling(exact(v), *tokens),
         }
     }
@@ -58,7 +82,11 @@ impl Kept {
                 let parse = |(v, greedy): (String, bool)| v.parse().ok().map(|v| (v, greedy));
                 Answer::Choices(all.into_iter().map(parse).collect::<Option<_>>()?)
             }
-            Self::Text(text) => Answer::Text(text),
+            Self::Text(text) => Answer::Written(text.as_str().into()),
+            Self::Written(text, sum, tokens) => Answer::Written(Written {
+                text,
+                likelihood: Some((sum.parse().ok()?, tokens)),
+            }),
             Self::Rolling(v, tokens) => Answer::Rolling(v.parse().ok()?, tokens),
         })
     }
@@ -160,7 +188,7 @@ mod tests {
             Answer::Choices(vec![(-1.5, true), (-0.1 - 0.2, false)]),
         )
         .unwrap();
-        log.add("two", Answer::Text("a\nb".into())).unwrap();
+        log.add("two", Answer::Written("a\nb".into())).unwrap();
         drop(log);
         let whole = std::fs::read(&path).unwrap();
         for cut in 1..=whole.len() {

@@ -2,27 +2,36 @@
 
 use std::borrow::Cow;
 
+use fancy_regex::Regex;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use regex::Regex;
 use serde::{Deserialize, Serialize};
 
-use super::task::Kind;
+use super::kind::Kind;
+use super::python;
 use frugal_core::metrics::ClassificationReport;
 
 /// How answers are scored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "name", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Metric {
-    /// Whether the likeliest choice is right.
+    /// Whether the likeliest choice is right; of a single text, whether it is what the model would
+    /// write.
     Acc,
     /// The same with log-likelihoods divided by the choice's length in characters.
     AccNorm,
     /// The same with log-likelihoods divided by the choice's length in bytes.
     AccBytes,
+    /// The same with the log-likelihood of the choice without what is given taken off.
+    AccMutualInfo,
     /// Matthews correlation of chosen and right choice.
     Mcc,
-    /// Whether the answer is the target.
+    /// F1 of choosing the second of two choices.
+    F1,
+    /// Squared distance of the choices' probabilities from the right answer.
+    BrierScore,
+    /// Whether the answer is the target, or one of several; of choices, whether the right one is
+    /// what the model would write.
     ExactMatch {
         /// Regard capital letters as small ones.
         #[serde(default)]
@@ -33,6 +42,9 @@ pub enum Metric {
         /// Leave out what these expressions match, one after another.
         #[serde(default)]
         regexes_to_ignore: Vec<String>,
+        /// Leave digits out.
+        #[serde(default, skip_serializing_if = "is_false")]
+        ignore_numbers: bool,
     },
     /// The chance that of `k` answers at least one, with the target behind it, is a Python program
     /// that runs without an error: `1 - C(n - c, k) / C(n, k)` where `c` of `n` answers do, the
@@ -51,6 +63,36 @@ pub enum Metric {
     TokenPerplexity,
     /// Bits that each byte takes.
     BitsPerByte,
+    /// Perplexity of whole targets.
+    Perplexity,
+    /// What the task's `process_results` calls so.
+    Function {
+        /// The name there.
+        metric: String,
+        /// Whether more is better.
+        #[serde(default = "yes")]
+        higher_is_better: bool,
+    },
+}
+
+/// What the scores of all samples come to, in place of the metric's own rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Aggregation {
+    /// The mean of those that are numbers.
+    Nanmean,
+    /// The middle one, of two the higher.
+    Median,
+    /// The mean of the F1 of so many classes.
+    ClassF1(usize),
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 fn one() -> usize {
@@ -73,10 +115,21 @@ pub enum Score {
 pub struct Choices<'a> {
     /// Log-likelihood of each choice, in nats.
     pub log_likelihoods: &'a [f64],
+    /// Whether each is what the model would write.
+    pub greedy: &'a [bool],
+    /// Log-likelihood of each choice with nothing given, where that is asked for.
+    pub unconditional: &'a [f64],
     /// The choices.
     pub texts: &'a [String],
-    /// Number of the right one.
-    pub gold: usize,
+    /// Numbers of the right ones.
+    pub golds: &'a [usize],
+}
+
+/// The first among the likeliest.
+pub(super) fn likeliest(log_likelihoods: &[f64]) -> usize {
+    let best = |best: (usize, f64), (i, ll): (usize, f64)| if ll > best.1 { (i, ll) } else { best };
+    let all = log_likelihoods.iter().copied().enumerate();
+    all.fold((0, f64::NEG_INFINITY), best).0
 }
 
 impl Metric {
@@ -86,13 +139,18 @@ impl Metric {
             Self::Acc => "acc",
             Self::AccNorm => "acc_norm",
             Self::AccBytes => "acc_bytes",
+            Self::AccMutualInfo => "acc_mutual_info",
             Self::Mcc => "mcc",
+            Self::F1 => "f1",
+            Self::BrierScore => "brier_score",
             Self::ExactMatch { .. } => "exact_match",
             Self::Pass { k } => return Cow::Owned(format!("pass@{k}")),
             Self::WordPerplexity => "word_perplexity",
             Self::BytePerplexity => "byte_perplexity",
             Self::TokenPerplexity => "token_perplexity",
             Self::BitsPerByte => "bits_per_byte",
+            Self::Perplexity => "perplexity",
+            Self::Function { metric, .. } => return Cow::Owned(metric.clone()),
         })
     }
 
@@ -107,18 +165,40 @@ impl Metric {
 
     /// Whether more is better.
     pub fn higher_is_better(&self) -> bool {
-        self.kind() != Kind::LoglikelihoodRolling
+        match self {
+            Self::Function {
+                higher_is_better, ..
+            } => *higher_is_better,
+            Self::BrierScore
+            | Self::Perplexity
+            | Self::WordPerplexity
+            | Self::BytePerplexity
+            | Self::TokenPerplexity
+            | Self::BitsPerByte => false,
+            _ => true,
+        }
     }
 
-    /// The tasks that it measures.
-    pub fn kind(&self) -> Kind {
+    /// Whether it measures tasks of this kind.
+    pub fn measures(&self, kind: Kind) -> bool {
         match self {
-            Self::Acc | Self::AccNorm | Self::AccBytes | Self::Mcc => Kind::MultipleChoice,
-            Self::ExactMatch { .. } | Self::Pass { .. } => Kind::GenerateUntil,
+            Self::Acc => matches!(kind, Kind::MultipleChoice | Kind::Loglikelihood),
+            Self::AccNorm
+            | Self::AccBytes
+            | Self::AccMutualInfo
+            | Self::Mcc
+            | Self::F1
+            | Self::BrierScore => kind == Kind::MultipleChoice,
+            Self::ExactMatch { .. } => {
+                matches!(kind, Kind::MultipleChoice | Kind::GenerateUntil)
+            }
+            Self::Pass { .. } => kind == Kind::GenerateUntil,
+            Self::Perplexity => kind == Kind::Loglikelihood,
             Self::WordPerplexity
             | Self::BytePerplexity
             | Self::TokenPerplexity
-            | Self::BitsPerByte => Kind::LoglikelihoodRolling,
+            | Self::BitsPerByte => kind == Kind::LoglikelihoodRolling,
+            Self::Function { .. } => true,
         }
     }
 
@@ -127,7 +207,7 @@ impl Metric {
             Self::ExactMatch {
                 regexes_to_ignore, ..
             } => regexes_to_ignore.iter().try_for_each(|r| {
-                Regex::new(r)
+                python::regex(r)
                     .map(|_| ())
                     .map_err(|e| format!("`regexes_to_ignore` of `{}`: {e}", self.name()))
             }),
@@ -137,25 +217,33 @@ impl Metric {
 
     /// Score of a multiple-choice answer; the first among equally likely choices is chosen.
     pub fn of_choices(&self, answer: Choices<'_>) -> Score {
-        let chosen = |length: fn(&str) -> f64| {
-            let scaled = answer
-                .log_likelihoods
-                .iter()
-                .zip(answer.texts)
-                .map(|(ll, text)| ll / length(text));
-            scaled
-                .enumerate()
-                .fold((0, f64::NEG_INFINITY), |best, (i, ll)| {
-                    if ll > best.1 { (i, ll) } else { best }
-                })
-                .0
+        let scaled = |length: fn(&str) -> f64| -> Vec<f64> {
+            let all = answer.log_likelihoods.iter().zip(answer.texts);
+            all.map(|(ll, text)| ll / length(text)).collect()
         };
-        let right = |chosen: usize| Score::Value(f64::from(u8::from(chosen == answer.gold)));
+        let truth = |holds: bool| Score::Value(f64::from(u8::from(holds)));
+        let right = |scores: &[f64]| truth(answer.golds.contains(&likeliest(scores)));
         match self {
-            Self::AccNorm => right(chosen(|text| text.chars().count() as f64)),
-            Self::AccBytes => right(chosen(|text| text.len() as f64)),
-            Self::Mcc => Score::Classes(answer.gold, chosen(|_| 1.0)),
-            _ => right(chosen(|_| 1.0)),
+            Self::AccNorm => right(&scaled(|text| text.chars().count() as f64)),
+            Self::AccBytes => right(&scaled(|text| text.len() as f64)),
+            Self::AccMutualInfo => {
+                let pairs = answer.log_likelihoods.iter().zip(answer.unconditional);
+                right(
+                    &pairs
+                        .map(|(given, alone)| given - alone)
+                        .collect::<Vec<_>>(),
+                )
+            }
+            Self::Mcc | Self::F1 => {
+                let gold = answer.golds.first().copied().unwrap_or_default();
+                Score::Classes(gold, likeliest(answer.log_likelihoods))
+            }
+            Self::BrierScore => Score::Value(brier(answer)),
+            Self::ExactMatch { .. } => {
+                let greedy = |gold: &usize| answer.greedy.get(*gold).copied().unwrap_or(false);
+                truth(answer.golds.iter().any(greedy))
+            }
+            _ => right(answer.log_likelihoods),
         }
     }
 
@@ -165,30 +253,52 @@ impl Metric {
             ignore_case,
             ignore_punctuation,
             regexes_to_ignore,
+            ignore_numbers,
         } = self
         else {
             return Score::Value(0.0);
         };
+        let regexes: Vec<Regex> = regexes_to_ignore
+            .iter()
+            .flat_map(|r| python::regex(r))
+            .collect();
         let plain = |text: &str| {
             let mut text = text.to_owned();
-            for regex in regexes_to_ignore.iter().flat_map(|r| Regex::new(r)) {
-                text = regex.replace_all(&text, "").into_owned();
+            for regex in &regexes {
+                text = python::replace_all(regex, &text, "");
             }
             if *ignore_case {
                 text = text.to_lowercase();
             }
-            if *ignore_punctuation {
-                text.retain(|c| !c.is_ascii_punctuation());
-            }
+            text.retain(|c| {
+                !(*ignore_punctuation && c.is_ascii_punctuation()
+                    || *ignore_numbers && c.is_ascii_digit())
+            });
             text
         };
         Score::Value(f64::from(u8::from(plain(answer) == plain(target))))
     }
 
+    /// Whether a written answer is one of those that are accepted.
+    pub fn of_any(&self, answer: &str, accepted: &[String]) -> Score {
+        let any = accepted
+            .iter()
+            .any(|target| self.of_text(answer, target) == Score::Value(1.0));
+        Score::Value(f64::from(u8::from(any)))
+    }
+
+    /// Score of a target's log-likelihood, and whether the model would write it.
+    pub fn of_target(&self, log_likelihood: f64, greedy: bool) -> Score {
+        match self {
+            Self::Perplexity => Score::Ratio(log_likelihood, 1.0),
+            _ => Score::Value(f64::from(u8::from(greedy))),
+        }
+    }
+
     /// Mean score of several written answers.
-    pub fn of_texts(&self, answers: &[String], target: &str) -> Score {
+    pub fn of_texts(&self, answers: &[String], accepted: &[String]) -> Score {
         let scores = answers.iter().map(|answer| {
-            if let Score::Value(v) = self.of_text(answer, target) {
+            if let Score::Value(v) = self.of_any(answer, accepted) {
                 v
             } else {
                 0.0
@@ -220,10 +330,15 @@ impl Metric {
     }
 
     /// What the scores of all samples come to, with its standard error where there is one.
-    pub fn aggregate(&self, scores: &[Score], seed: u64) -> Option<(f64, Option<f64>)> {
+    pub fn aggregate(
+        &self,
+        scores: &[Score],
+        aggregation: Option<Aggregation>,
+        seed: u64,
+    ) -> Option<(f64, Option<f64>)> {
         match scores.first()? {
             Score::Value(_) => {
-                let values: Vec<f64> = scores
+                let mut values: Vec<f64> = scores
                     .iter()
                     .filter_map(|s| {
                         if let Score::Value(v) = s {
@@ -233,6 +348,14 @@ impl Metric {
                         }
                     })
                     .collect();
+                match aggregation {
+                    Some(Aggregation::Nanmean) => values.retain(|v| !v.is_nan()),
+                    Some(Aggregation::Median) => {
+                        values.sort_by(f64::total_cmp);
+                        return values.get(values.len() / 2).map(|v| (*v, None));
+                    }
+                    _ => {}
+                }
                 Some((frugal_core::metrics::mean(&values)?, mean_error(&values)))
             }
             Score::Classes(..) => {
@@ -246,7 +369,15 @@ impl Metric {
                         }
                     })
                     .collect();
-                Some((correlation(&pairs)?, bootstrap_error(&pairs, seed)))
+                let of: &dyn Fn(&[(usize, usize)]) -> Option<f64> = match (self, aggregation) {
+                    (_, Some(Aggregation::ClassF1(classes))) => &move |pairs| {
+                        let each = (0..classes).map(|class| class_f1(pairs, class));
+                        Some(each.sum::<f64>() / classes as f64)
+                    },
+                    (Self::F1, _) => &|pairs| Some(class_f1(pairs, 1)),
+                    _ => &correlation,
+                };
+                Some((of(&pairs)?, bootstrap_error(&pairs, of, seed)))
             }
             Score::Ratio(..) => {
                 let pairs: Vec<(f64, f64)> = scores
@@ -272,8 +403,43 @@ impl Metric {
     }
 }
 
+/// Sum of squared differences between the choices' probabilities and the right answer.
+fn brier(answer: Choices<'_>) -> f64 {
+    let most = answer
+        .log_likelihoods
+        .iter()
+        .copied()
+        .fold(f64::NEG_INFINITY, f64::max);
+    let odds: Vec<f64> = answer
+        .log_likelihoods
+        .iter()
+        .map(|ll| (ll - most).exp())
+        .collect();
+    let sum: f64 = odds.iter().sum();
+    let of = |(i, odds): (usize, &f64)| {
+        let right = f64::from(u8::from(answer.golds.contains(&i)));
+        (odds / sum - right).powi(2)
+    };
+    odds.iter().enumerate().map(of).sum()
+}
+
+/// F1 of telling a class from all others; 0 where it neither occurs nor is chosen.
+fn class_f1(pairs: &[(usize, usize)], class: usize) -> f64 {
+    let count = |of: &dyn Fn(bool, bool) -> bool| {
+        pairs
+            .iter()
+            .filter(|(gold, chosen)| of(*gold == class, *chosen == class))
+            .count() as f64
+    };
+    let (hits, one_sided) = (count(&|g, c| g && c), count(&|g, c| g != c));
+    if hits + one_sided == 0.0 {
+        return 0.0;
+    }
+    2.0 * hits / (2.0 * hits + one_sided)
+}
+
 /// As Python's `len(re.split(r"\s+", text))`: white space at either end counts one more.
-fn words(text: &str) -> usize {
+pub(super) fn words(text: &str) -> usize {
     let mut count = 1;
     let mut inside = false;
     for c in text.chars() {
@@ -305,7 +471,11 @@ fn correlation(pairs: &[(usize, usize)]) -> Option<f64> {
 /// Draws with replacement, as often as this.
 const RESAMPLES: usize = 1000;
 
-fn bootstrap_error(pairs: &[(usize, usize)], seed: u64) -> Option<f64> {
+fn bootstrap_error(
+    pairs: &[(usize, usize)],
+    of: &dyn Fn(&[(usize, usize)]) -> Option<f64>,
+    seed: u64,
+) -> Option<f64> {
     if pairs.len() < 2 {
         return None;
     }
@@ -314,7 +484,7 @@ fn bootstrap_error(pairs: &[(usize, usize)], seed: u64) -> Option<f64> {
         let sample: Vec<(usize, usize)> = (0..pairs.len())
             .map(|_| pairs[rng.random_range(0..pairs.len())])
             .collect();
-        correlation(&sample)
+        of(&sample)
     };
     let values: Vec<f64> = (0..RESAMPLES).filter_map(|_| draw()).collect();
     // The spread of the resampled values is the error itself, not that of their mean.
@@ -338,117 +508,4 @@ fn ratio(pairs: &[(f64, f64)]) -> Option<(f64, Option<f64>)> {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::Value;
-
-    use super::*;
-
-    /// Scores, aggregates and standard errors of lm-evaluation-harness and scikit-learn;
-    /// `scripts/golden/eval.py` wrote them.
-    #[test]
-    fn scores_agree_with_the_reference() {
-        let golden: Value =
-            serde_json::from_str(include_str!("../../../../fixtures/measure/eval.json")).unwrap();
-        let close = |ours: f64, reference: &Value, what: &str| {
-            let reference = reference.as_f64().unwrap();
-            assert!(
-                (ours - reference).abs() <= 1e-12 * reference.abs().max(1.0),
-                "{what}: {ours} but the reference has {reference}"
-            );
-        };
-        let cases = golden["exact_match"].as_array().unwrap();
-        assert!(cases.len() >= 8);
-        for case in cases {
-            let metric: Metric = serde_json::from_value(case["metric"].clone()).unwrap();
-            let Score::Value(ours) = metric.of_text(
-                case["answer"].as_str().unwrap(),
-                case["target"].as_str().unwrap(),
-            ) else {
-                panic!()
-            };
-            close(ours, &case["score"], &case.to_string());
-        }
-        for case in golden["choices"].as_array().unwrap() {
-            let log_likelihoods: Vec<f64> =
-                serde_json::from_value(case["log_likelihoods"].clone()).unwrap();
-            let texts: Vec<String> = serde_json::from_value(case["texts"].clone()).unwrap();
-            let answer = Choices {
-                log_likelihoods: &log_likelihoods,
-                texts: &texts,
-                gold: case["gold"].as_u64().unwrap() as usize,
-            };
-            for metric in [Metric::Acc, Metric::AccNorm, Metric::AccBytes] {
-                let Score::Value(ours) = metric.of_choices(answer) else {
-                    panic!()
-                };
-                close(ours, &case[metric.name().as_ref()], &case.to_string());
-            }
-        }
-        for case in golden["means"].as_array().unwrap() {
-            let scores: Vec<Score> = case["values"]
-                .as_array()
-                .unwrap()
-                .iter()
-                .map(|v| Score::Value(v.as_f64().unwrap()))
-                .collect();
-            let (mean, error) = Metric::Acc.aggregate(&scores, 0).unwrap();
-            close(mean, &case["mean"], "mean");
-            close(error.unwrap(), &case["stderr"], "standard error");
-        }
-        for case in golden["texts"].as_array().unwrap() {
-            let texts: Vec<&str> = case["texts"]
-                .as_array()
-                .unwrap()
-                .iter()
-                .map(|t| t.as_str().unwrap())
-                .collect();
-            let lls: Vec<f64> = serde_json::from_value(case["log_likelihoods"].clone()).unwrap();
-            for metric in [
-                Metric::WordPerplexity,
-                Metric::BytePerplexity,
-                Metric::BitsPerByte,
-            ] {
-                let scores: Vec<Score> = texts
-                    .iter()
-                    .zip(&lls)
-                    .map(|(t, ll)| metric.of_likelihood(*ll, t, 1))
-                    .collect();
-                close(
-                    metric.aggregate(&scores, 0).unwrap().0,
-                    &case[metric.name().as_ref()],
-                    &metric.name(),
-                );
-            }
-        }
-        let cases = golden["pass_at_k"].as_array().unwrap();
-        assert!(cases.len() >= 8);
-        for case in cases {
-            let [n, c, k] = ["n", "c", "k"].map(|key| case[key].as_u64().unwrap() as usize);
-            let Score::Value(ours) = (Metric::Pass { k }).of_programs(n, c) else {
-                panic!()
-            };
-            close(ours, &case["score"], &case.to_string());
-        }
-        let mcc = &golden["mcc"];
-        let pairs: Vec<(usize, usize)> = serde_json::from_value(mcc["pairs"].clone()).unwrap();
-        let scores: Vec<Score> = pairs.iter().map(|(g, p)| Score::Classes(*g, *p)).collect();
-        let (value, error) = Metric::Mcc.aggregate(&scores, 7).unwrap();
-        close(value, &mcc["value"], "mcc");
-        // Two bootstraps with different draws.
-        let reference = mcc["stderr"].as_f64().unwrap();
-        assert!(
-            (error.unwrap() / reference - 1.0).abs() < 0.1,
-            "{error:?} and {reference}"
-        );
-    }
-
-    #[test]
-    fn the_error_of_a_ratio_is_that_of_a_mean_when_all_weigh_the_same() {
-        let values = [-2.0, -3.5, -1.0, -2.5];
-        let (rate, error) = ratio(&values.map(|v| (v, 1.0))).unwrap();
-        assert!((rate + 2.25).abs() < 1e-12);
-        assert!((error.unwrap() - mean_error(&values).unwrap()).abs() < 1e-12);
-        assert_eq!(ratio(&[(-1.0, 0.0)]), None);
-        assert_eq!(ratio(&[(-1.0, 2.0)]), Some((-0.5, None)));
-    }
-}
+mod tests;

@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
+use serde_json::{Value, json};
+
 use super::*;
+use frugal_core::data::Message;
 
 /// Says that a text's log-likelihood is minus its number of characters, and continues every prompt
 /// in the same way.
@@ -66,7 +69,7 @@ impl LanguageModel for Parrot {
         &mut self,
         requests: &[ToContinue<'_>],
         _: &Generation,
-        answer: Sink<'_, String>,
+        answer: Sink<'_, Written>,
     ) -> Result<(), ModelFailure> {
         for (i, request) in requests.iter().enumerate() {
             self.asked += 1;

@@ -1,37 +1,38 @@
-//! Tasks of lm-evaluation-harness: what its YAML says with Jinja and plain values, without Python
-//! of its own.
+//! Tasks of lm-evaluation-harness: what its YAML says with Jinja, plain values, and those Python
+//! functions that are built in.
 //!
-//! Format: <https://github.com/EleutherAI/lm-evaluation-harness/blob/main/docs/task_guide.md>. A
-//! data set of the hub has to be given as a file.
+//! Format: <https://github.com/EleutherAI/lm-evaluation-harness/blob/main/docs/task_guide.md>. Every
+//! key is honoured or refused by name; those without any effect on prompts, answers and scores are
+//! in [`IGNORED`].
+
+mod keys;
+mod scores;
 
 use std::path::Path;
 
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde_json::Value as Json;
 use serde_yaml_ng::{Mapping, Value};
 
 use super::EvalError;
-use super::filter::{Filter, Step};
-use super::metric::Metric;
-use super::task::{Generation, Kind, Prompt, Source, Task};
+use super::functions;
+use super::generation;
+use super::kind::Kind;
+use super::task::{Fewshot, Hub, Prompt, Sampler, Source, Task};
+use keys::{Keys, function_of};
+use scores::{Measures, filters, metric_list};
 
 /// Files that include one another, at most.
 const MOST_FILES: usize = 8;
 
-/// Keys that say nothing about prompts, answers or scores here.
-const IGNORED: [&str; 12] = [
-    "dataset_name",
+/// Keys that say nothing about prompts, answers or scores.
+const IGNORED: [&str; 7] = [
     "doc_to_decontamination_query",
-    "fewshot_config",
     "group",
-    "num_proc",
+    "metadata",
     "should_decontaminate",
     "tag",
     "task_alias",
-    "test_split",
-    "training_split",
     "unsafe_code",
-    "validation_split",
 ];
 
 /// Reads a task.
@@ -39,17 +40,26 @@ const IGNORED: [&str; 12] = [
 /// # Errors
 /// Files that cannot be read or are no tasks, and tasks that need Python or keys unknown here.
 pub(super) fn read(path: &Path) -> Result<Task, EvalError> {
+    task_of(keys(path)?, path)
+}
+
+/// The task that the keys of a file give.
+pub(super) fn task_of(keys: Mapping, path: &Path) -> Result<Task, EvalError> {
     let fail = |reason: String| EvalError::Task {
         task: path.display().to_string(),
         reason,
     };
-    let task = task(keys(path, MOST_FILES)?).map_err(fail)?;
+    let task = task(keys, path).map_err(fail)?;
     task.check().map_err(fail)?;
     Ok(task)
 }
 
-/// The keys of a file, over those of the file that it includes.
-fn keys(path: &Path, files: usize) -> Result<Mapping, EvalError> {
+/// The keys of a file, over those of the files that it includes.
+pub(super) fn keys(path: &Path) -> Result<Mapping, EvalError> {
+    included(path, MOST_FILES)
+}
+
+fn included(path: &Path, files: usize) -> Result<Mapping, EvalError> {
     let fail = |reason: String| EvalError::Task {
         task: path.display().to_string(),
         reason,
@@ -62,156 +72,54 @@ fn keys(path: &Path, files: usize) -> Result<Mapping, EvalError> {
     let bytes = frugal_core::fs::read(path)?;
     super::yaml_depth::check(&bytes).map_err(fail)?;
     let mut own: Mapping = serde_yaml_ng::from_slice(&bytes).map_err(|e| fail(e.to_string()))?;
-    let Some(include) = own.remove("include") else {
-        return Ok(own);
+    let names = match own.remove("include") {
+        None => return Ok(own),
+        Some(Value::Sequence(names)) => names,
+        Some(name) => vec![name],
     };
-    let Some(include) = include.as_str() else {
-        return Err(fail("`include` must name one file".into()));
-    };
-    let mut all = keys(&path.with_file_name(include), files - 1)?;
+    let mut all = Mapping::new();
+    for name in names {
+        let Some(name) = name.as_str() else {
+            return Err(fail("`include` must name files".into()));
+        };
+        all.extend(included(&path.with_file_name(name), files - 1)?);
+    }
     all.extend(own);
     Ok(all)
 }
 
-/// The keys of a task, each taken once.
-struct Keys(Mapping);
-
-impl Keys {
-    fn take<T: DeserializeOwned>(&mut self, key: &str) -> Result<Option<T>, String> {
-        match self.0.remove(key) {
-            None | Some(Value::Null) => Ok(None),
-            Some(value) => {
-                without_python(key, &value)?;
-                serde_yaml_ng::from_value(value)
-                    .map(Some)
-                    .map_err(|e| format!("`{key}`: {e}"))
-            }
-        }
-    }
-
-    /// A template: Jinja, the name of a field, or a number.
-    fn template(&mut self, key: &str) -> Result<String, String> {
-        Ok(match self.take::<Value>(key)? {
-            None => String::new(),
-            Some(Value::String(text)) if is_name(&text) => format!("{{{{ {text} }}}}"),
-            Some(Value::String(text)) => text,
-            Some(Value::Number(number)) => number.to_string(),
-            Some(other) => {
-                return Err(format!(
-                    "`{key}` must be a template, a field or a number, not {other:?}"
-                ));
-            }
-        })
-    }
-}
-
-fn is_name(text: &str) -> bool {
-    text.chars().all(|c| c.is_alphanumeric() || c == '_')
-        && text.starts_with(|c: char| c.is_alphabetic() || c == '_')
-}
-
-fn without_python(key: &str, value: &Value) -> Result<(), String> {
-    match value {
-        Value::Tagged(tagged) => Err(format!(
-            "`{key}`: `{}` is Python of the task's own; write the task as TOML instead",
-            tagged.tag
+fn kind(name: Option<&str>) -> Result<Kind, String> {
+    match name {
+        Some("multiple_choice") => Ok(Kind::MultipleChoice),
+        None | Some("generate_until") => Ok(Kind::GenerateUntil),
+        Some("loglikelihood") => Ok(Kind::Loglikelihood),
+        Some("loglikelihood_rolling") => Ok(Kind::LoglikelihoodRolling),
+        Some(other) => Err(format!(
+            "`output_type`: `{other}` is none of multiple_choice, generate_until, loglikelihood, loglikelihood_rolling"
         )),
-        Value::Sequence(items) => items.iter().try_for_each(|item| without_python(key, item)),
-        Value::Mapping(map) => map.iter().try_for_each(|(inner, item)| {
-            let inner = inner.as_str().unwrap_or_default();
-            without_python(&format!("{key}.{inner}"), item)
-        }),
-        _ => Ok(()),
     }
 }
 
-#[derive(Deserialize)]
-struct MetricEntry {
-    metric: String,
-    #[serde(flatten)]
-    options: serde_json::Map<String, serde_json::Value>,
-}
-
-#[derive(Deserialize)]
-struct FilterEntry {
-    name: String,
-    filter: Vec<FilterStep>,
-}
-
-#[derive(Deserialize)]
-struct FilterStep {
-    function: String,
-    #[serde(default)]
-    regex_pattern: Option<String>,
-    #[serde(default)]
-    group_select: i64,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum OneOrMore {
-    One(String),
-    More(Vec<String>),
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct GenerationKwargs {
-    #[serde(default)]
-    until: Option<OneOrMore>,
-    #[serde(default)]
-    max_gen_toks: Option<usize>,
-    #[serde(default)]
-    do_sample: bool,
-    #[serde(default)]
-    temperature: Option<f32>,
-    #[serde(default)]
-    top_p: Option<f32>,
-}
-
-fn task(keys: Mapping) -> Result<Task, String> {
-    let mut keys = Keys(keys);
-    let kind = match keys.take::<String>("output_type")?.as_deref() {
-        Some("multiple_choice") => Kind::MultipleChoice,
-        None | Some("generate_until") => Kind::GenerateUntil,
-        Some("loglikelihood_rolling") => Kind::LoglikelihoodRolling,
-        Some(other) => {
-            return Err(format!(
-                "`output_type`: `{other}` is none of multiple_choice, generate_until, loglikelihood_rolling"
-            ));
-        }
+fn task(map: Mapping, path: &Path) -> Result<Task, String> {
+    let dataset = map.get("dataset_path").and_then(Value::as_str);
+    let mut keys = Keys {
+        dataset: dataset.unwrap_or_default().to_owned(),
+        map,
+        path,
     };
-    let (choices, choices_field) = match keys.take::<Value>("doc_to_choice")? {
-        None => (Vec::new(), String::new()),
-        Some(Value::Sequence(items)) => (
-            items
-                .into_iter()
-                .map(serde_yaml_ng::from_value)
-                .collect::<Result<_, _>>()
-                .map_err(|e| e.to_string())?,
-            String::new(),
-        ),
-        Some(Value::String(text)) => {
-            let expression = text
-                .trim()
-                .strip_prefix("{{")
-                .and_then(|t| t.strip_suffix("}}"))
-                .unwrap_or(&text);
-            (Vec::new(), expression.trim().to_owned())
-        }
-        Some(other) => {
-            return Err(format!(
-                "`doc_to_choice` must be a list, a field or an expression, not {other:?}"
-            ));
-        }
-    };
+    if keys.map.contains_key("class") {
+        return Err("`class`: the task is a Python class; write the task as TOML instead".into());
+    }
+    let kind = kind(keys.take::<String>("output_type")?.as_deref())?;
+    let (choices, choices_field) = keys.choices("doc_to_choice")?.unwrap_or_default();
     let default = Prompt::default();
     let prompt = Prompt {
         description: keys.take("description")?.unwrap_or_default(),
-        text: keys.template("doc_to_text")?,
-        target: keys.template("doc_to_target")?,
+        text: keys.template("doc_to_text")?.unwrap_or_default(),
+        target: keys.template("doc_to_target")?.unwrap_or_default(),
         choices,
         choices_field,
+        letters: false,
         gen_prefix: keys.take("gen_prefix")?.unwrap_or_default(),
         target_delimiter: keys
             .take("target_delimiter")?
@@ -220,306 +128,211 @@ fn task(keys: Mapping) -> Result<Task, String> {
             .take("fewshot_delimiter")?
             .unwrap_or(default.fewshot_delimiter),
     };
-    let generation = generation(keys.take("generation_kwargs")?, &prompt.fewshot_delimiter);
-    let metrics = keys
-        .take::<Vec<MetricEntry>>("metric_list")?
-        .unwrap_or_default();
-    let filters = keys
-        .take::<Vec<FilterEntry>>("filter_list")?
-        .unwrap_or_default();
+    let process_docs = keys.named("process_docs")?;
+    let process_results = keys.named("process_results")?;
+    let mut split = keys.take::<String>("fewshot_split")?;
+    let fewshot = fewshot(&mut keys, &prompt, &mut split)?;
+    let num_fewshot = keys.take::<usize>("num_fewshot")?;
+    let generation =
+        generation::of_task_file(keys.take("generation_kwargs")?, &prompt.fewshot_delimiter)
+            .map_err(|e| format!("`generation_kwargs`: {e}"))?;
+    let mut measures = Measures::default();
+    let by_function = !process_results.is_empty();
+    for entry in metric_list(&mut keys, kind)? {
+        measures.add(entry, kind, by_function, &keys)?;
+    }
+    let repeats = keys.take("repeats")?.unwrap_or(1);
+    let filters = filters(&mut keys, kind, repeats)?;
+    let version = version(keys.map.get("metadata"));
     let task = Task {
         name: keys.take("task")?.ok_or("`task` is missing")?,
-        version: version(keys.take("metadata")?),
+        version,
         description: String::new(),
         kind,
-        num_fewshot: keys.take("num_fewshot")?.unwrap_or(0),
-        source: source(&mut keys)?,
-        generation,
-        repeats: keys.take("repeats")?.unwrap_or(1),
-        filters: filters.into_iter().map(filter).collect::<Result<_, _>>()?,
-        metrics: metrics
-            .into_iter()
-            .map(metric)
-            .collect::<Result<Vec<_>, _>>()?
-            .concat(),
+        num_fewshot: num_fewshot.unwrap_or(0),
+        zero_shot: num_fewshot == Some(0),
+        fewshot,
+        process_docs,
+        process_results,
+        source: source(&mut keys, split)?,
         prompt,
+        generation,
+        repeats,
+        filters,
+        metrics: measures.metrics,
+        aggregations: measures.aggregations,
+        directions: measures.directions,
     };
-    match keys
-        .0
-        .keys()
-        .find(|key| !key.as_str().is_some_and(|key| IGNORED.contains(&key)))
-    {
-        Some(key) => Err(format!(
-            "`{}` is not supported; write the task as TOML instead",
-            key.as_str().unwrap_or("a key that is no text")
-        )),
-        None => Ok(task),
-    }
+    keys.finish("", &IGNORED)?;
+    Ok(task)
 }
 
-/// Where the records are, if that is a local file.
-fn source(keys: &mut Keys) -> Result<Source, String> {
-    let split = |keys: &Keys, key: &str| keys.0.get(key).and_then(Value::as_str).map(str::to_owned);
-    let test = split(keys, "test_split").or_else(|| split(keys, "validation_split"));
-    let fewshot = keys
-        .take::<String>("fewshot_split")?
-        .or_else(|| split(keys, "training_split"));
-    let local = matches!(
-        keys.take::<String>("dataset_path")?.as_deref(),
-        Some("json" | "csv" | "text")
-    );
-    let files = keys.take::<serde_json::Value>("dataset_kwargs")?;
-    let file = |split: Option<String>| {
-        let files = files.as_ref().filter(|_| local)?.get("data_files")?;
-        files
-            .as_str()
-            .or_else(|| files.get(split?)?.as_str())
-            .map(str::to_owned)
+/// Where examples come from and how they are written.
+fn fewshot(
+    keys: &mut Keys<'_>,
+    prompt: &Prompt,
+    split: &mut Option<String>,
+) -> Result<Fewshot, String> {
+    let Some(config) = keys.value("fewshot_config") else {
+        return Ok(Fewshot::default());
     };
-    Ok(Source {
-        test: file(test).unwrap_or_default(),
-        fewshot: file(fewshot).unwrap_or_default(),
+    let Value::Mapping(map) = config else {
+        return Err("`fewshot_config` must hold keys".into());
+    };
+    let changes_docs = map.contains_key("process_docs");
+    let mut own = Keys {
+        map,
+        path: keys.path,
+        dataset: keys.dataset.clone(),
+    };
+    let inside = |e: String| format!("`fewshot_config`: {e}");
+    let sampler = match own.take::<String>("sampler").map_err(inside)?.as_deref() {
+        None | Some("default") => Sampler::Default,
+        Some("first_n") => Sampler::FirstN,
+        Some(other) => {
+            return Err(inside(format!(
+                "the sampler `{other}` is none of default, first_n"
+            )));
+        }
+    };
+    if let Some(given) = own.take("split").map_err(inside)? {
+        *split = Some(given);
+    }
+    let samples = match own.value("samples") {
+        None => Vec::new(),
+        // A split is taken first.
+        Some(_) if split.is_some() => Vec::new(),
+        Some(value) => match function_of(&value) {
+            Some(name) => functions::samples(keys.path, name).map_err(inside)?,
+            None => {
+                serde_yaml_ng::from_value(value).map_err(|e| inside(format!("`samples`: {e}")))?
+            }
+        },
+    };
+    let process_docs = if changes_docs {
+        Some(own.named("process_docs").map_err(inside)?)
+    } else {
+        None
+    };
+    let mut shown = prompt.clone();
+    if let Some(text) = own.template("doc_to_text").map_err(inside)? {
+        shown.text = text;
+    }
+    if let Some(target) = own.template("doc_to_target").map_err(inside)? {
+        shown.target = target;
+    }
+    if let Some((choices, field)) = own.choices("doc_to_choice").map_err(inside)? {
+        (shown.choices, shown.choices_field) = (choices, field);
+    }
+    for (key, place) in [
+        ("gen_prefix", &mut shown.gen_prefix),
+        ("fewshot_delimiter", &mut shown.fewshot_delimiter),
+        ("target_delimiter", &mut shown.target_delimiter),
+    ] {
+        if let Some(text) = own.take(key).map_err(inside)? {
+            *place = text;
+        }
+    }
+    own.finish("fewshot_config.", &[])?;
+    Ok(Fewshot {
+        sampler,
+        samples,
+        process_docs,
+        prompt: (shown != *prompt).then_some(shown),
     })
 }
 
-fn version(metadata: Option<serde_json::Value>) -> String {
-    match metadata.as_ref().and_then(|m| m.get("version")) {
-        Some(serde_json::Value::String(text)) => text.clone(),
+/// Where the records are: local files, or splits of a data set of the hub.
+fn source(keys: &mut Keys<'_>, fewshot_split: Option<String>) -> Result<Source, String> {
+    let path = keys.take::<String>("dataset_path")?.unwrap_or_default();
+    let name = keys.take::<String>("dataset_name")?.unwrap_or_default();
+    let [train, validation, test] = [
+        keys.take::<String>("training_split")?,
+        keys.take::<String>("validation_split")?,
+        keys.take::<String>("test_split")?,
+    ];
+    // Without a split there is only the file that the run names.
+    let measured = test
+        .clone()
+        .or_else(|| validation.clone())
+        .unwrap_or_default();
+    let fewshot = fewshot_split
+        .or(train)
+        .or(validation)
+        .or(test)
+        .unwrap_or_default();
+    for split in [&measured, &fewshot] {
+        if split.contains(['[', '+']) {
+            return Err(format!(
+                "the split `{split}` is a part of one, which is not supported"
+            ));
+        }
+    }
+    let hub = Hub {
+        path: path.clone(),
+        name,
+        test: measured.clone(),
+        fewshot: fewshot.clone(),
+        settings: String::new(),
+    };
+    let kwargs = keys
+        .take::<serde_json::Map<String, Json>>("dataset_kwargs")?
+        .unwrap_or_default();
+    let local = matches!(path.as_str(), "json" | "csv" | "text" | "parquet");
+    let mut source = Source {
+        lines: path == "text",
+        hub,
+        ..Source::default()
+    };
+    for (key, value) in kwargs {
+        match key.as_str() {
+            "trust_remote_code" => {}
+            "data_files" if local => {
+                source.test = data_file(&value, &measured)?;
+                source.fewshot = if fewshot == measured {
+                    String::new()
+                } else {
+                    data_file(&value, &fewshot)?
+                };
+            }
+            "data_files" | "data_dir" | "revision" if !local => {
+                source.hub.settings += &format!("{key}: {value}; ");
+            }
+            _ => return Err(format!("`dataset_kwargs.{key}` is not supported")),
+        }
+    }
+    if local && source.test.is_empty() {
+        source.hub = Hub::default();
+    }
+    Ok(source)
+}
+
+/// The file of a split; the only file is the one of every split.
+fn data_file(files: &Json, split: &str) -> Result<String, String> {
+    let one = match files {
+        Json::Object(splits) => match splits.get(split) {
+            Some(one) => one,
+            None => return Ok(String::new()),
+        },
+        other => other,
+    };
+    let one = match one {
+        Json::Array(files) if files.len() == 1 => &files[0],
+        other => other,
+    };
+    one.as_str().map(str::to_owned).ok_or_else(|| {
+        format!("`dataset_kwargs.data_files`: `{split}` must be one file, not {one}")
+    })
+}
+
+fn version(metadata: Option<&Value>) -> String {
+    let version = metadata.and_then(|m| m.get("version"));
+    match version.and_then(|v| serde_yaml_ng::from_value::<Json>(v.clone()).ok()) {
+        Some(Json::String(text)) => text,
         Some(number) => number.to_string(),
         None => "0".into(),
     }
 }
 
-/// Without stop texts an answer ends where the next example would begin.
-fn generation(kwargs: Option<GenerationKwargs>, fewshot_delimiter: &str) -> Generation {
-    let default = Generation {
-        until: vec![fewshot_delimiter.to_owned()],
-        ..Generation::default()
-    };
-    let Some(kwargs) = kwargs else { return default };
-    Generation {
-        until: match kwargs.until {
-            None => default.until,
-            Some(OneOrMore::One(text)) => vec![text],
-            Some(OneOrMore::More(texts)) => texts,
-        },
-        max_tokens: kwargs.max_gen_toks.unwrap_or(default.max_tokens),
-        temperature: if kwargs.do_sample {
-            kwargs.temperature.unwrap_or(1.0)
-        } else {
-            0.0
-        },
-        top_p: kwargs.top_p.unwrap_or(default.top_p),
-    }
-}
-
-fn filter(entry: FilterEntry) -> Result<Filter, String> {
-    let step = |step: FilterStep| match (step.function.as_str(), step.regex_pattern) {
-        ("regex", Some(regex)) => Ok(Some(Step::Regex {
-            regex,
-            select: step.group_select,
-        })),
-        ("regex", None) => Err(format!(
-            "filter `{}`: `regex` needs a `regex_pattern`",
-            entry.name
-        )),
-        ("remove_whitespace", _) => Ok(Some(Step::Regex {
-            regex: r"(?s)\s*(.*)".into(),
-            select: 0,
-        })),
-        // There is one answer, or all count.
-        ("take_first", _) => Ok(None),
-        (other, _) => Err(format!(
-            "filter `{}`: `{other}` is none of regex, remove_whitespace, take_first",
-            entry.name
-        )),
-    };
-    let steps = entry
-        .filter
-        .into_iter()
-        .map(step)
-        .collect::<Result<Vec<_>, _>>()?;
-    Ok(Filter {
-        name: entry.name,
-        steps: steps.into_iter().flatten().collect(),
-    })
-}
-
-/// A metric; pass@k is one for each `k`.
-fn metric(entry: MetricEntry) -> Result<Vec<Metric>, String> {
-    let MetricEntry {
-        metric,
-        mut options,
-    } = entry;
-    // Each metric knows these itself.
-    options.retain(|key, _| key != "aggregation" && key != "higher_is_better");
-    options.insert("name".into(), metric.clone().into());
-    let metric = |options| {
-        serde_json::from_value::<Metric>(serde_json::Value::Object(options))
-            .map_err(|e| format!("metric `{metric}`: {e}"))
-    };
-    match options.remove("k") {
-        None => Ok(vec![metric(options)?]),
-        Some(serde_json::Value::Array(all)) => all
-            .into_iter()
-            .map(|k| {
-                metric(
-                    options
-                        .clone()
-                        .into_iter()
-                        .chain([("k".to_owned(), k)])
-                        .collect(),
-                )
-            })
-            .collect(),
-        Some(k) => Ok(vec![metric(
-            options.into_iter().chain([("k".to_owned(), k)]).collect(),
-        )?]),
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
-        let folder = tempfile::tempdir().unwrap();
-        for (name, text) in files {
-            std::fs::write(folder.path().join(name), text).unwrap();
-        }
-        folder
-    }
-
-    const MATHS: &str = r#####"
-tag: [math_word_problems]
-task: maths
-dataset_path: json
-dataset_kwargs: { data_files: { test: test.jsonl, train: train.jsonl } }
-output_type: generate_until
-training_split: train
-test_split: test
-doc_to_text: "Question: {{question}}\nAnswer:"
-doc_to_target: answer
-metric_list:
-  - metric: exact_match
-    aggregation: mean
-    higher_is_better: true
-    ignore_case: true
-    ignore_punctuation: false
-    regexes_to_ignore: [",", "\\$", "(?s).*#### ", "\\.$"]
-generation_kwargs:
-  until: ["Question:", "</s>", "<|im_end|>"]
-  do_sample: false
-  temperature: 0.0
-repeats: 1
-num_fewshot: 5
-filter_list:
-  - name: "strict-match"
-    filter:
-      - function: "regex"
-        regex_pattern: "#### (\\-?[0-9\\.\\,]+)"
-      - function: "take_first"
-  - name: "flexible-extract"
-    filter:
-      - { function: "regex", group_select: -1, regex_pattern: "(-?[$0-9.,]{2,})|(-?[0-9]+)" }
-      - function: "take_first"
-metadata: { version: 3.0 }
-"#####;
-
-    #[test]
-    fn a_task_in_yaml_is_the_task_in_toml() {
-        let folder = folder(&[("maths.yaml", MATHS)]);
-        let found = read(&folder.path().join("maths.yaml")).unwrap();
-        let mut expected = Task::builtin("gsm8k").unwrap().unwrap();
-        expected.name = "maths".into();
-        expected.description.clear();
-        expected.source = Source {
-            test: "test.jsonl".into(),
-            fewshot: "train.jsonl".into(),
-        };
-        expected.prompt.target = "{{ answer }}".into();
-        assert_eq!(found, expected);
-    }
-
-    #[test]
-    fn choices_may_be_a_list_a_field_or_an_expression() {
-        let base = "task: t\ndataset_path: hub/name\noutput_type: multiple_choice\nvalidation_split: validation\ndoc_to_text: stem\nmetric_list: [{metric: acc}, {metric: acc_norm}]\n";
-        let with = |lines: &str| {
-            let folder = folder(&[("t.yaml", &format!("{base}{lines}"))]);
-            read(&folder.path().join("t.yaml")).unwrap()
-        };
-        assert_eq!(
-            with("doc_to_choice: [no, 'yes']\ndoc_to_target: label\n")
-                .prompt
-                .choices,
-            ["no", "yes"]
-        );
-        let own = folder(&[
-            ("base.yaml", base),
-            (
-                "arc.yaml",
-                "include: base.yaml\ntask: arc\ndoc_to_choice: '{{choices.text}}'\ndoc_to_target: '{{choices.label.index(answerKey)}}'\n",
-            ),
-            (
-                "sciq.yaml",
-                "include: base.yaml\ntask: sciq\ndoc_to_choice: '{{[wrong, right]}}'\ndoc_to_target: 1\n",
-            ),
-            (
-                "data.jsonl",
-                "{\"stem\": \"s\", \"choices\": {\"text\": [\"bb\", \"a\"], \"label\": [\"A\", \"B\"]}, \"answerKey\": \"B\", \"wrong\": \"x\", \"right\": \"y\"}\n",
-            ),
-        ]);
-        for (name, choices, gold) in [("arc", ["bb", "a"], 1), ("sciq", ["x", "y"], 1)] {
-            let path = own.path().join(format!("{name}.yaml"));
-            let (task, place) = Task::find(&format!("{}:data.jsonl", path.display())).unwrap();
-            assert_eq!(task.name, name);
-            let context = super::super::Context {
-                task_folder: place,
-                ..Default::default()
-            };
-            let prepared = super::super::prompt::prepare(
-                &task,
-                &context,
-                &super::super::tests::Parrot::new(""),
-            )
-            .unwrap();
-            let sample = &prepared.samples[0];
-            assert_eq!(
-                (sample.choices.as_slice(), sample.gold),
-                (&choices.map(str::to_owned)[..], gold)
-            );
-        }
-    }
-
-    #[test]
-    fn what_cannot_be_done_here_is_named() {
-        let base = "task: t\ndataset_path: json\ndoc_to_text: a\ndoc_to_target: b\nmetric_list: [{metric: exact_match}]\n";
-        for (lines, word) in [
-            ("process_docs: !function utils.f\n", "process_docs"),
-            ("doc_to_choice: !function utils.f\n", "!function"),
-            ("output_type: loglikelihood\n", "loglikelihood"),
-            (
-                "filter_list: [{name: f, filter: [{function: majority_vote}]}]\n",
-                "majority_vote",
-            ),
-            ("generation_kwargs: {num_beams: 3}\n", "num_beams"),
-            ("include: t.yaml\n", "include"),
-            ("repeats: 3\n", "repeats"),
-            ("num_fewshot: [1\n", "line"),
-        ] {
-            let folder = folder(&[("t.yaml", &format!("{base}{lines}"))]);
-            let error = read(&folder.path().join("t.yaml")).unwrap_err().to_string();
-            assert!(
-                error.contains(word) && error.contains("t.yaml"),
-                "{lines}: {error}"
-            );
-        }
-        let folder = folder(&[("t.yaml", &base.replace("exact_match", "bleu"))]);
-        assert!(
-            read(&folder.path().join("t.yaml"))
-                .unwrap_err()
-                .to_string()
-                .contains("bleu")
-        );
-    }
-}
+mod tests;

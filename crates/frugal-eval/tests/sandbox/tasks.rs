@@ -4,7 +4,8 @@ use std::path::Path;
 
 use frugal_core::data::Message;
 use frugal_eval::tasks::{
-    Context, Continuations, Generation, LanguageModel, ModelFailure, Sink, Task, ToContinue, run,
+    Context, Continuations, Generation, LanguageModel, ModelFailure, Sink, Task, ToContinue,
+    Written, run,
 };
 use serde_json::json;
 
@@ -54,7 +55,7 @@ impl LanguageModel for Parrot {
         &mut self,
         requests: &[ToContinue<'_>],
         _: &Generation,
-        answer: Sink<'_, String>,
+        answer: Sink<'_, Written>,
     ) -> Result<(), ModelFailure> {
         for (i, request) in requests.iter().enumerate() {
             self.asked += 1;
@@ -120,6 +121,49 @@ fn humaneval_counts_what_passes() {
             ("pass@1", passes),
             "{says}"
         );
+    }
+}
+
+/// The task file of MBPP, without the examples that lie in Python beside it.
+const MBPP: &str = r#"
+task: mbpp
+dataset_path: google-research-datasets/mbpp
+unsafe_code: true
+output_type: generate_until
+test_split: test
+doc_to_text: "{{text}}\n[BEGIN]\n"
+doc_to_target: "{{test_list[0]}}\n{{test_list[1]}}"
+target_delimiter: ""
+metric_list:
+  - metric: !function utils.pass_at_1
+generation_kwargs: {until: ["[DONE]"], do_sample: false}
+num_fewshot: 0
+"#;
+
+/// A program that ends itself before the tests had passed them all.
+#[test]
+fn a_task_file_whose_answers_are_programs_counts_what_its_tests_say() {
+    let data = tempfile::tempdir().unwrap();
+    let problem = json!({
+        "text": "Write a function to add.", "code": "def add(a, b):\n    return a + b",
+        "test_list": ["assert add(1, 2) == 3", "assert add('a', 'b') == 'ab'"],
+    });
+    write(data.path(), "mbpp.yaml", MBPP);
+    write(data.path(), "mbpp/test.jsonl", &format!("{problem}\n"));
+    let file = data.path().join("mbpp.yaml").display().to_string();
+    let (task, _) = Task::find(&file).unwrap();
+    for (says, passes) in [
+        ("def add(a, b):\n    return a + b\n", 1.0),
+        ("def add(a, b):\n    return 3\n", 0.0),
+        ("def add(a, b):\n    exit()\n", 0.0),
+        ("import os\nos._exit(0)\n", 0.0),
+        ("class AssertionError(Exception): pass\n", 0.0),
+    ] {
+        let mut model = Parrot::new(says);
+        let result = run(&task, &context(data.path()), &mut model, &mut |_| true)
+            .unwrap()
+            .unwrap();
+        assert_eq!(result.measured[0].value, passes, "{says}");
     }
 }
 

@@ -12,7 +12,7 @@ use frugal_core::tokenizer::TextTokenizer;
 use frugal_decode::{DecodeError, Sampler, SamplerConfig, Session};
 use frugal_eval::capacity::TextCost;
 use frugal_eval::tasks::{
-    Continuations, Generation, LanguageModel, ModelFailure, Sink, ToContinue,
+    Continuations, Generation, LanguageModel, ModelFailure, Sink, ToContinue, Written,
 };
 use frugal_nn::{
     AdapterSet, Backbone, Choice, Input, Mode, Rows, SequenceLayout, select_rows, to_vec,
@@ -89,16 +89,25 @@ impl HarnessModel<'_> {
         })
     }
 
+    /// Without a context the start token is one, and the continuation has none of its own.
     fn pair(&self, context: &str, continuation: &str) -> Result<Scored, ModelFailure> {
         let (context, targets) = if context.is_empty() {
-            (vec![self.prefix()?], self.encode(continuation)?)
+            let prefix = self.prefix()?;
+            let targets = self.tokenizer.encode(continuation, false)?;
+            match targets.split_first() {
+                Some((first, rest)) if *first == prefix => (vec![prefix], rest.to_vec()),
+                _ => (vec![prefix], targets),
+            }
         } else {
             let stem = context.trim_end();
-            let stem = if stem.is_empty() { context } else { stem };
             let whole = self.encode(&format!("{stem}{}{continuation}", &context[stem.len()..]))?;
             let context = self.encode(stem)?;
             let from = context.len().min(whole.len());
-            (whole[..from].to_vec(), whole[from..].to_vec())
+            if from == 0 {
+                (vec![self.prefix()?], whole)
+            } else {
+                (whole[..from].to_vec(), whole[from..].to_vec())
+            }
         };
         if targets.is_empty() {
             return Err(
@@ -234,7 +243,7 @@ impl HarnessModel<'_> {
                 let logits = to_vec::<2>(logits);
                 self.backbone.info().check_finite("logits", &logits)?;
                 for (logits, (_, targets)) in logits.chunks(vocab).zip(part) {
-                    let row = Row::new(logits);
+                    let row = Row::new(logits)?;
                     for (request, token) in targets {
                         let sum = sums.entry(*request).or_insert((0.0, true));
                         sum.0 += row.log_probability(logits, *token);
@@ -259,11 +268,14 @@ impl HarnessModel<'_> {
         &self,
         prompts: &[Asked],
         generation: &Generation,
-        answer: Sink<'_, String>,
+        answer: Sink<'_, Written>,
     ) -> Result<bool, ModelFailure> {
         let config = SamplerConfig {
             temperature: generation.temperature,
             top_p: generation.top_p,
+            top_k: generation.top_k,
+            min_p: generation.min_p,
+            repetition_penalty: generation.repetition_penalty,
             ..SamplerConfig::default()
         };
         let mut samplers = prompts
@@ -280,13 +292,19 @@ impl HarnessModel<'_> {
         // a beginning in its own way.
         let tail = generation.until.iter().map(String::len).max().unwrap_or(0) + 4;
         let mut written: Vec<Vec<u32>> = vec![Vec::new(); prompts.len()];
+        let mut sums = vec![(0.0, 0); prompts.len()];
         let mut active: Vec<usize> = (0..prompts.len()).collect();
         let mut logits =
             session.feed(&prompts.iter().map(|p| p.ids.as_slice()).collect::<Vec<_>>())?;
         loop {
             let (mut keep, mut next) = (Vec::with_capacity(active.len()), Vec::new());
             for ((&i, logits), room) in active.iter().zip(&mut logits).zip(session.rooms()) {
+                let row = Row::new(logits)?;
+                // Only a penalty changes them.
+                let before = (config.repetition_penalty != 1.0).then(|| logits.clone());
                 let token = samplers[i].next(logits, &prompts[i].ids, &written[i]);
+                sums[i].0 += row.log_probability(before.as_deref().unwrap_or(logits), token);
+                sums[i].1 += 1;
                 let mut goes_on = !self.tokenizer.eos_ids().contains(&token);
                 if goes_on {
                     written[i].push(token);
@@ -302,8 +320,14 @@ impl HarnessModel<'_> {
                 keep.push(goes_on);
                 if goes_on {
                     next.push([token]);
-                } else if !answer(prompts[i].request, self.finish(&written[i], generation)?) {
-                    return Ok(false);
+                } else {
+                    let found = Written {
+                        text: self.finish(&written[i], generation)?,
+                        likelihood: Some(sums[i]),
+                    };
+                    if !answer(prompts[i].request, found) {
+                        return Ok(false);
+                    }
                 }
             }
             session.retain(&keep);
@@ -392,7 +416,7 @@ impl LanguageModel for HarnessModel<'_> {
         &mut self,
         requests: &[ToContinue<'_>],
         generation: &Generation,
-        answer: Sink<'_, String>,
+        answer: Sink<'_, Written>,
     ) -> Result<(), ModelFailure> {
         let limit = self.backbone.info().max_sequence;
         let room = limit.checked_sub(generation.max_tokens).filter(|r| *r > 0).ok_or_else(|| {
@@ -476,7 +500,7 @@ struct Row {
 }
 
 impl Row {
-    fn new(logits: &[f32]) -> Self {
+    fn new(logits: &[f32]) -> Result<Self, ModelFailure> {
         let (likeliest, most) =
             logits
                 .iter()
@@ -486,10 +510,14 @@ impl Row {
                 });
         // In f64: the sum has as many terms as the vocabulary has tokens.
         let sum: f64 = logits.iter().map(|&l| f64::from(l - most).exp()).sum();
-        Self {
-            log_sum: f64::from(most) + sum.ln(),
-            likeliest: likeliest as u32,
+        let log_sum = f64::from(most) + sum.ln();
+        if !log_sum.is_finite() {
+            return Err("the model's logits are not finite: its weights are damaged, or its format cannot hold its values".into());
         }
+        Ok(Self {
+            log_sum,
+            likeliest: likeliest as u32,
+        })
     }
 
     fn log_probability(&self, logits: &[f32], token: u32) -> f64 {
@@ -501,43 +529,4 @@ impl Row {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn batches_keep_their_budget_and_every_item() {
-        let items = [9, 3, 3, 3, 1, 1];
-        let parts = budgeted(&items, 6, |n| *n);
-        assert_eq!(parts, [&[9][..], &[3, 3], &[3, 1, 1]]);
-        assert!(budgeted(&[] as &[usize], 6, |n| *n).is_empty());
-    }
-
-    /// Numbers of `lm_eval.utils.get_rolling_token_windows` with `make_disjoint_window`, without
-    /// the targets in the context.
-    #[test]
-    fn windows_are_those_of_lm_evaluation_harness() {
-        let found: Vec<(Vec<u32>, Vec<u32>)> = windows(&(1..=10).collect::<Vec<_>>(), 0, 4)
-            .into_iter()
-            .map(|w| (w.input, w.targets))
-            .collect();
-        let expected = [
-            ([0, 1, 2, 3], vec![1, 2, 3, 4]),
-            ([4, 5, 6, 7], vec![5, 6, 7, 8]),
-            ([6, 7, 8, 9], vec![9, 10]),
-        ];
-        assert_eq!(
-            found,
-            expected.map(|(input, targets)| (input.to_vec(), targets))
-        );
-        assert!(windows(&[], 0, 4).is_empty());
-    }
-
-    #[test]
-    fn probabilities_of_a_row_are_those_of_a_softmax() {
-        let logits = [0.0, 2f32.ln(), 5f32.ln()];
-        let row = Row::new(&logits);
-        assert_eq!(row.likeliest, 2);
-        assert!((row.log_probability(&logits, 1) - 0.25f64.ln()).abs() < 1e-6);
-        assert_eq!(row.log_probability(&logits, 9), f64::NEG_INFINITY);
-    }
-}
+mod tests;

@@ -15,6 +15,7 @@ mod config_keys;
 mod conformance;
 mod families;
 mod harness;
+mod harness_tasks;
 mod interop;
 mod linear_algebra;
 mod lora_step;

@@ -1,5 +1,7 @@
 //! `frugal eval`: measures a model on data or on tasks.
 
+mod fingerprint;
+mod stop;
 mod tasks;
 
 use std::collections::BTreeMap;
@@ -18,11 +20,12 @@ use frugal_eval::measurement::{Cost, Kind, Measurement, Meter};
 use frugal_eval::report::DatasetInfo;
 use serde_json::json;
 
+use self::stop::Stop;
 use crate::Outcome;
 use crate::args::{Machine, Model, Output};
 use crate::measured::{Kept, cost_line, measurement, model_info, precision};
 use crate::ui::run::{RunProgress, number, ordered};
-use crate::ui::{self, interrupt, table};
+use crate::ui::{self, table};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -31,6 +34,8 @@ Examples:
   frugal eval --adapter runs/sms-spam-lora --data sms-spam --json
   frugal eval --model smollm2-135m --tasks sst2,gsm8k --limit 200 --out runs/eval
   frugal eval --model smollm2-135m --tasks perplexity:book.txt
+  frugal eval --tasks mmlu/default/_mmlu.yaml:data/mmlu --num-fewshot 5
+  frugal eval --endpoint http://127.0.0.1:8080/v1 --tasks gsm8k --gen-kwargs max_gen_toks=512
   frugal eval --tasks list
 
 With --data, an adapter with a classification head is measured by accuracy, macro-F1 and Matthews
@@ -166,10 +171,10 @@ pub fn run(args: &Args) -> Result<Outcome> {
         dump_logits: args.dump_logits.clone(),
         quantize: args.quantize()?,
     };
-    let stop = interrupt::flag("stopping; press Ctrl-C again to end at once");
+    let stop = Stop::new();
     let found = {
         let mut progress = RunProgress::new(args.output);
-        evaluate(&request, &args.machine.lookup(), &stop, &mut |p| {
+        evaluate(&request, &args.machine.lookup(), stop.flag(), &mut |p| {
             progress.on(p)
         })?
     };

@@ -1,6 +1,6 @@
 //! `frugal eval --tasks`: the evaluation harness.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, bail};
@@ -10,27 +10,35 @@ use frugal::model::Quantize;
 use frugal_core::fs::write_atomic;
 use frugal_core::human;
 use frugal_core::table::{Column, Table};
-use frugal_eval::measurement::{self, Cost, Kind, MEASUREMENTS_FILE, Measurement, Meter};
-use frugal_eval::report::DatasetInfo;
-use frugal_eval::tasks::{Context, EvalEvent, EvalResults, LanguageModel, Task, run as run_task};
+use frugal_eval::endpoint::Call;
+use frugal_eval::endpoint_model::EndpointModel;
+use frugal_eval::measurement::{self, Cost, MEASUREMENTS_FILE, Measurement, Meter};
+use frugal_eval::report::{DatasetInfo, ModelInfo};
+use frugal_eval::tasks::{
+    Context, EvalEvent, EvalResults, Kind, LanguageModel, Plan, Task, override_generation,
+    run as run_task,
+};
 use serde_json::{Map, json};
 
 use super::Args;
+use super::fingerprint::fingerprint;
+use super::stop::Stop;
 use crate::Outcome;
+use crate::args::api_key;
 use crate::commands::generate::needs_chat_template;
 use crate::commands::sandbox;
 use crate::folder::{RESULTS_FILE, claim};
 use crate::loaded::Loaded;
 use crate::measured::{cost_line, measurement, model_info, precision};
 use crate::ui::progress::Counter;
-use crate::ui::{self, interrupt, table};
+use crate::ui::{self, table};
 
 /// What is asked and how.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Tasks")]
 pub struct Flags {
-    /// Tasks, with commas between: names or task files (TOML, or YAML of lm-evaluation-harness),
-    /// each with :FILE for data of your own; `list` shows the names
+    /// Tasks, with commas between: names or task files (TOML, or YAML of lm-evaluation-harness, also
+    /// of groups), each with :FILE or :FOLDER for data of your own; `list` shows the names
     #[arg(long, short, value_name = "TASKS", value_delimiter = ',')]
     tasks: Vec<String>,
     /// Only the first N records of each task; 0 for all
@@ -45,9 +53,32 @@ pub struct Flags {
     /// Examples in front of each question [default: the task's]
     #[arg(long, value_name = "K", conflicts_with = "data")]
     num_fewshot: Option<usize>,
-    /// Which records become examples
-    #[arg(long, value_name = "HOW", value_enum, default_value_t = FewshotOrder::Random, conflicts_with = "data")]
-    fewshot_order: FewshotOrder,
+    /// Which records become examples [default: as the task says, else random]
+    #[arg(long, value_name = "HOW", value_enum, conflicts_with = "data")]
+    fewshot_order: Option<FewshotOrder>,
+    /// Changes how the model writes: KEY=VALUE with commas between, or a JSON object; keys are until,
+    /// max_gen_toks, do_sample, temperature, top_p, top_k, min_p, repetition_penalty
+    #[arg(
+        long,
+        alias = "gen_kwargs",
+        value_name = "SETTINGS",
+        conflicts_with = "data"
+    )]
+    gen_kwargs: Option<String>,
+    /// A service that speaks OpenAI's protocol, instead of a model; for tasks that write text
+    #[arg(long, value_name = "URL", conflicts_with_all = ["model", "adapter", "data", "quantize"])]
+    pub(super) endpoint: Option<String>,
+    /// What the service calls the model
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "default",
+        requires = "endpoint"
+    )]
+    served_model: String,
+    /// Environment variable that holds the service's API key
+    #[arg(long, value_name = "NAME", requires = "endpoint")]
+    api_key_env: Option<String>,
     /// Write prompts by the model's chat template
     #[arg(long, conflicts_with = "data")]
     apply_chat_template: bool,
@@ -100,46 +131,38 @@ pub(super) fn run(args: &Args) -> Result<Outcome> {
     if flags.tasks.iter().any(|t| t == "list") {
         return list(args);
     }
-    let tasks = flags
-        .tasks
-        .iter()
-        .map(|t| Task::find(t))
-        .collect::<Result<Vec<_>, _>>()?;
-    if let Some(twice) = tasks.iter().enumerate().find_map(|(i, (t, _))| {
-        tasks[..i]
-            .iter()
-            .any(|(o, _)| o.name == t.name)
-            .then_some(t)
-    }) {
-        bail!(
-            "the task `{}` is named twice: results have one entry for each name",
-            twice.name
-        );
+    let mut plan = Plan::new(&flags.tasks)?;
+    if let Some(kwargs) = &flags.gen_kwargs {
+        change_generation(&mut plan, kwargs)?;
     }
     let claimed = |out| claim(out, "results", |name| name.starts_with("answers_"));
     let _lock = flags.out.as_deref().map(claimed).transpose()?;
     let meter = Meter::start();
+    let stop = Stop::new();
+    if let Some(url) = &flags.endpoint {
+        return served(args, plan, url, meter, &stop);
+    }
     let loaded =
         Loaded::read_for_scoring(&args.model, &args.machine, args.quantize()?, args.output)?;
-    let fingerprint = fingerprint(&loaded, args)?;
+    let quantize = args.quantize()?;
     let mut model = HarnessModel {
         backbone: loaded.backbone.as_ref(),
         adapters: &loaded.adapters,
         choice: loaded.choice.clone(),
         tokenizer: loaded.files.tokenizer()?,
         batch_tokens: args.batch_tokens,
-        fingerprint,
+        fingerprint: fingerprint(
+            loaded.files.path(),
+            args.model.adapter.as_deref(),
+            &[loaded.files.name(), &format!("{quantize:?}")],
+        )?,
     };
-    let stop = interrupt::flag("stopping after this batch; press Ctrl-C again to end at once");
-    let (begin, date) = (
-        Instant::now(),
-        SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |d| d.as_secs()),
-    );
     let mut results = EvalResults {
-        config: config(args, &loaded, model.fingerprint())?,
-        date,
+        config: config(
+            args,
+            &json!({ "pretrained": loaded.files.name(), "peft": args.model.adapter }),
+            model.fingerprint(),
+        )?,
         ..EvalResults::default()
     };
     if flags.apply_chat_template {
@@ -153,17 +176,105 @@ pub(super) fn run(args: &Args) -> Result<Outcome> {
             .chat_template()
             .map(|t| t.source().to_owned());
     }
+    let subject = Subject {
+        model: model_info(&loaded.files),
+        precision: precision(&loaded.files, quantize),
+    };
+    ask(args, plan, &mut model, &subject, results, meter, &stop)
+}
+
+/// Which model the results are of.
+struct Subject {
+    model: ModelInfo,
+    precision: String,
+}
+
+/// The same of a service.
+fn served(args: &Args, plan: Plan, url: &str, meter: Meter, stop: &Stop) -> Result<Outcome> {
+    let flags = &args.tasks;
+    if let Some((task, _)) = plan
+        .tasks
+        .iter()
+        .find(|(t, _)| t.kind != Kind::GenerateUntil)
+    {
+        bail!(
+            "the task `{}` needs log-likelihoods of given texts, which a service does not give: `--endpoint` is for tasks that write text",
+            task.name
+        );
+    }
+    let call = if flags.apply_chat_template {
+        Call::Chat
+    } else {
+        Call::Completions
+    };
+    let key = flags.api_key_env.as_deref().map(api_key).transpose()?;
+    let mut model = EndpointModel::new(url, &flags.served_model, call, key.as_deref())?;
+    let results = EvalResults {
+        config: config(
+            args,
+            &json!({ "endpoint": url, "model": flags.served_model }),
+            model.fingerprint(),
+        )?,
+        ..EvalResults::default()
+    };
+    let subject = Subject {
+        model: ModelInfo {
+            name: flags.served_model.clone(),
+            ..ModelInfo::default()
+        },
+        precision: "as served".into(),
+    };
+    ask(args, plan, &mut model, &subject, results, meter, stop)
+}
+
+fn change_generation(plan: &mut Plan, kwargs: &str) -> Result<()> {
+    if !plan
+        .tasks
+        .iter()
+        .any(|(task, _)| task.kind == Kind::GenerateUntil)
+    {
+        bail!("`--gen-kwargs` has no effect: none of the tasks writes text");
+    }
+    for (task, _) in &mut plan.tasks {
+        override_generation(task, kwargs)?;
+    }
+    Ok(())
+}
+
+/// Asks all tasks of a model.
+fn ask(
+    args: &Args,
+    plan: Plan,
+    model: &mut dyn LanguageModel,
+    subject: &Subject,
+    mut results: EvalResults,
+    meter: Meter,
+    stop: &Stop,
+) -> Result<Outcome> {
+    let flags = &args.tasks;
+    let begin = Instant::now();
+    results.date = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs());
     let sandbox = flags
         .allow_code_execution
         .then(|| sandbox::open(None, flags.no_isolation, args.output))
         .transpose()?;
-    for (task, folder) in tasks {
+    results.groups = plan.groups;
+    for (task, folder) in plan.tasks {
+        if task.zero_shot && flags.num_fewshot.is_some_and(|k| k > 0) {
+            let text = format!(
+                "{}: says itself that it has no examples, so `--num-fewshot` leaves it as it is",
+                task.name
+            );
+            ui::note(args.output, &text);
+        }
         let context = Context {
             sandbox: sandbox.clone(),
             ..context(flags, folder)
         };
         let mut counter = None;
-        let found = run_task(&task, &context, &mut model, &mut |event| {
+        let found = run_task(&task, &context, model, &mut |event| {
             match event {
                 EvalEvent::Task {
                     name,
@@ -183,9 +294,15 @@ pub(super) fn run(args: &Args) -> Result<Outcome> {
                         answered as u64,
                     ));
                 }
-                EvalEvent::Answered => counter.iter_mut().for_each(Counter::step),
+                EvalEvent::Scoring { name, samples } => {
+                    let what = format!("{name}: scoring");
+                    counter = Some(Counter::new(args.output, what, samples as u64, 0));
+                }
+                EvalEvent::Answered | EvalEvent::Scored => {
+                    counter.iter_mut().for_each(Counter::step);
+                }
             }
-            !interrupt::asked(&stop)
+            !stop.asked()
         })?;
         drop(counter);
         let Some(found) = found else {
@@ -199,7 +316,7 @@ pub(super) fn run(args: &Args) -> Result<Outcome> {
             write_atomic(&out.join("results.md"), results.to_markdown().as_bytes())?;
         }
     }
-    let kept = record(args, &loaded, &results, meter.stop())?;
+    let kept = record(args, subject, &results, meter.stop());
     if let Some(out) = &flags.out {
         measurement::write(&out.join(MEASUREMENTS_FILE), std::slice::from_ref(&kept))?;
     }
@@ -223,13 +340,12 @@ pub(super) fn run(args: &Args) -> Result<Outcome> {
 }
 
 /// Model, machine and cost beside the scores, so that quality and cost meet in one table.
-fn record(args: &Args, loaded: &Loaded, results: &EvalResults, cost: Cost) -> Result<Measurement> {
-    let quantize = args.quantize()?;
+fn record(args: &Args, subject: &Subject, results: &EvalResults, cost: Cost) -> Measurement {
     let mut kept = Measurement {
-        model: model_info(&loaded.files),
+        model: subject.model.clone(),
         adapter: args.model.adapter.as_ref().map(|a| a.display().to_string()),
-        precision: precision(&loaded.files, quantize),
-        ..measurement(Kind::Tasks, args.machine.device_name(), cost)
+        precision: subject.precision.clone(),
+        ..measurement(measurement::Kind::Tasks, args.machine.device_name(), cost)
     };
     let resumed: usize = results.tasks.iter().map(|t| t.resumed).sum();
     if resumed > 0 {
@@ -252,7 +368,7 @@ fn record(args: &Args, loaded: &Loaded, results: &EvalResults, cost: Cost) -> Re
             kept.values.insert(name, score.value);
         }
     }
-    Ok(kept)
+    kept
 }
 
 fn context(flags: &Flags, task_folder: Option<PathBuf>) -> Context {
@@ -264,7 +380,8 @@ fn context(flags: &Flags, task_folder: Option<PathBuf>) -> Context {
         task_folder,
         limit: flags.limit,
         num_fewshot: flags.num_fewshot,
-        first_shots: matches!(flags.fewshot_order, FewshotOrder::First),
+        first_shots: matches!(flags.fewshot_order, Some(FewshotOrder::First)),
+        random_shots: matches!(flags.fewshot_order, Some(FewshotOrder::Random)),
         seed: flags.seed,
         chat_template: flags.apply_chat_template,
         fewshot_as_multiturn: flags.fewshot_as_multiturn,
@@ -276,19 +393,24 @@ fn context(flags: &Flags, task_folder: Option<PathBuf>) -> Context {
 
 fn config(
     args: &Args,
-    loaded: &Loaded,
+    model: &serde_json::Value,
     fingerprint: &str,
 ) -> Result<Map<String, serde_json::Value>> {
     let flags = &args.tasks;
     let model = json!({
         "model": "frugal",
-        "model_args": { "pretrained": loaded.files.name(), "peft": args.model.adapter },
+        "model_args": model,
         "model_fingerprint": fingerprint,
-        "quantize": args.quantize()?,
+        "quantize": flags.endpoint.is_none().then(|| args.quantize()).transpose()?,
         "batch_tokens": args.batch_tokens,
         "device": args.machine.device_name(),
         "limit": (flags.limit > 0).then_some(flags.limit),
         "num_fewshot": flags.num_fewshot,
+        "fewshot_order": flags.fewshot_order.map(|order| match order {
+            FewshotOrder::Random => "random",
+            FewshotOrder::First => "first",
+        }),
+        "gen_kwargs": flags.gen_kwargs,
         "fewshot_as_multiturn": flags.fewshot_as_multiturn,
         "system_instruction": flags.system_instruction,
         "random_seed": flags.seed,
@@ -299,49 +421,6 @@ fn config(
     } else {
         Map::new()
     })
-}
-
-/// Files of model and adapter by name, size and time: another one of these is another model, whose
-/// answers are asked anew.
-fn fingerprint(loaded: &Loaded, args: &Args) -> Result<String> {
-    let mut parts = vec![
-        loaded.files.name().to_owned(),
-        format!("{:?}", args.quantize()?),
-        env!("CARGO_PKG_VERSION").to_owned(),
-    ];
-    let model = loaded.files.path();
-    for place in [Some(model), args.model.adapter.as_deref()]
-        .into_iter()
-        .flatten()
-    {
-        let mut files = if place.is_dir() {
-            std::fs::read_dir(place)?
-                .flatten()
-                .map(|e| e.path())
-                .filter(|p| is_weights(p))
-                .collect()
-        } else if place.is_file() {
-            vec![place.to_owned()]
-        } else {
-            Vec::new()
-        };
-        files.sort();
-        for file in files {
-            let about = file.metadata()?;
-            let time = about
-                .modified()?
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, |d| d.as_nanos());
-            parts.push(format!("{} {} {time}", file.display(), about.len()));
-        }
-    }
-    Ok(parts.join("; "))
-}
-
-fn is_weights(path: &Path) -> bool {
-    path.extension()
-        .is_some_and(|e| e == "safetensors" || e == "gguf")
-        || path.file_name().is_some_and(|n| n == "tokenizer.json")
 }
 
 fn list(args: &Args) -> Result<Outcome> {

@@ -13,7 +13,7 @@ use frugal_eval::runtime::{Rule, RuntimeFit, Spread, Summary, Timing, cells, spr
 use serde_json::{Value, json};
 
 use crate::Outcome;
-use crate::args::{Machine, Model, Output, Storage};
+use crate::args::{Machine, Model, Output, Storage, api_key};
 use crate::loaded::Loaded;
 use crate::measured::{Kept, measurement, model_info, precision};
 use crate::ui::progress::Counter;
@@ -490,12 +490,7 @@ fn measure_service(
     outputs: &[usize],
     stopped: &dyn Fn() -> bool,
 ) -> Result<Option<Measured>> {
-    let key = match &args.api_key_env {
-        Some(name) => Some(std::env::var(name).with_context(|| {
-            format!("--api-key-env {name}: no such environment variable, or not text")
-        })?),
-        None => None,
-    };
+    let key = args.api_key_env.as_deref().map(api_key).transpose()?;
     let call = if args.chat {
         Call::Chat
     } else {

@@ -103,9 +103,26 @@ fn choices(item: &Item) -> Option<Vec<f64>> {
         pair.get(0)?.as_f64().filter(|v| v.is_finite())
     };
     all.iter()
+        .take(answers_to_the_question(item, all.len()))
         .map(number)
         .collect::<Option<Vec<f64>>>()
         .filter(|lls| !lls.is_empty())
+}
+
+/// Of so many log-likelihoods those that are not the choices' own, without any question, which
+/// mutual information needs behind the others.
+fn answers_to_the_question(item: &Item, count: usize) -> usize {
+    let context = |i: usize| {
+        let arguments = item.get("arguments")?.get(format!("gen_args_{i}"))?;
+        arguments.get("arg_0")?.as_str()
+    };
+    let half = count / 2;
+    let alone = |mut places: std::ops::Range<usize>| places.all(|i| context(i) == Some(""));
+    if count == 2 * half && half > 0 && alone(half..count) && !alone(0..half) {
+        half
+    } else {
+        count
+    }
 }
 
 fn of_choices(lls: &[f64]) -> Vec<(&'static str, f64)> {
@@ -183,6 +200,24 @@ mod tests {
         let found: BTreeMap<&str, f64> = columns(&texts).into_iter().collect();
         assert!((found["agreement"] - 2.0 / 3.0).abs() < 1e-12 && found["brevity"] == -7.0);
         assert_eq!(found.len(), 2);
+    }
+
+    #[test]
+    fn likelihoods_without_a_question_are_no_answers_to_it() {
+        let arguments = |second: &str| {
+            json!({
+                "gen_args_0": { "arg_0": "Q", "arg_1": "a" }, "gen_args_1": { "arg_0": "Q", "arg_1": "b" },
+                "gen_args_2": { "arg_0": second, "arg_1": "a" }, "gen_args_3": { "arg_0": second, "arg_1": "b" },
+            })
+        };
+        let sample = |second: &str| {
+            item(json!({
+                "doc_id": 0, "arguments": arguments(second), "filtered_resps": [],
+                "resps": [[[-2.0, true]], [[-3.0, false]], [[-0.5, false]], [[-0.25, false]]],
+            }))
+        };
+        assert_eq!(choices(&sample("")).unwrap(), [-2.0, -3.0]);
+        assert_eq!(choices(&sample("R")).unwrap().len(), 4);
     }
 
     #[test]

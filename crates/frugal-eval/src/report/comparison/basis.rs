@@ -4,9 +4,17 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::judged;
-use crate::report::RunRecord;
+use crate::report::{Evaluation, RunRecord};
 use frugal_core::human;
+
+/// What quality is read from: the test part, or the last one there is.
+pub(super) fn judged(record: &RunRecord) -> Option<&Evaluation> {
+    record
+        .evaluation
+        .iter()
+        .find(|e| e.split == "test")
+        .or_else(|| record.evaluation.last())
+}
 
 /// What runs must share to be ranked.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]

@@ -9,9 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use self::basis::Basis;
+use self::basis::{Basis, judged};
 use super::markup::{lower_is_better, score};
-use super::{Evaluation, RunRecord, Status};
+use super::{RunRecord, Status};
 use crate::efficiency::Efficiency;
 use crate::measurement::Measurement;
 use frugal_core::events::Scalars;
@@ -136,15 +136,6 @@ pub struct Group<'a> {
 
 /// Metrics that decide unless one is named, the first that there is.
 const USUAL: [&str; 3] = ["accuracy", "perplexity", "loss"];
-
-/// What quality is read from: the test part, or the last one there is.
-fn judged(record: &RunRecord) -> Option<&Evaluation> {
-    record
-        .evaluation
-        .iter()
-        .find(|e| e.split == "test")
-        .or_else(|| record.evaluation.last())
-}
 
 impl Comparison {
     /// Groups runs by name. Without `metric` it is `accuracy` where the runs have it, otherwise

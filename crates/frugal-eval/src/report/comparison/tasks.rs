@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
-use crate::measurement::{Measurement, PowerSource};
+use crate::measurement::{Measurement, PowerSource, sha256};
 use crate::report::markup::{escape, score};
 use frugal_core::human;
 
@@ -33,6 +33,11 @@ struct Column {
 
 type Scores = BTreeMap<Column, (f64, Option<f64>)>;
 
+/// The beginning of a hash, enough to tell two apart.
+fn short(text: &str) -> String {
+    text.chars().take(8).collect()
+}
+
 impl TaskScores {
     fn model(&self) -> String {
         self.measurement
@@ -45,20 +50,75 @@ impl TaskScores {
             .unwrap_or_default()
     }
 
-    /// What decides the records and prompts of a task.
+    /// What decides the records, prompts and answers of a task, or of all tasks of a group.
     fn form(&self, task: &str) -> String {
+        let members = self.results["group_subtasks"][task].as_array();
+        match members.filter(|members| !members.is_empty()) {
+            // A group within itself cannot be read, but a file may say so.
+            Some(_) => {
+                let mut forms = BTreeSet::new();
+                self.add_forms(task, &mut BTreeSet::new(), &mut forms);
+                let all = forms.into_iter().collect::<Vec<_>>().join("; ");
+                format!("tasks {}", short(&sha256(all.as_bytes())))
+            }
+            None => self.form_of_task(task),
+        }
+    }
+
+    fn add_forms(&self, name: &str, seen: &mut BTreeSet<String>, forms: &mut BTreeSet<String>) {
+        if !seen.insert(name.to_owned()) {
+            return;
+        }
+        let members = self.results["group_subtasks"][name].as_array();
+        let members = members.into_iter().flatten().filter_map(Value::as_str);
+        let mut alone = true;
+        for member in members {
+            alone = false;
+            self.add_forms(member, seen, forms);
+        }
+        if alone {
+            forms.insert(format!("{name}: {}", self.form_of_task(name)));
+        }
+    }
+
+    fn form_of_task(&self, task: &str) -> String {
         let text = |value: &Value| match value {
-            Value::String(text) => text.chars().take(8).collect(),
+            Value::String(text) => short(text),
             Value::Null => String::new(),
             other => other.to_string(),
         };
-        let config = &self.results["configs"][task];
+        let (config, run) = (&self.results["configs"][task], &self.results["config"]);
         let effective = &self.results["n-samples"][task]["effective"];
+        let shots = &self.results["n-shot"][task];
+        let digest = |value: &Value| match value {
+            Value::Null => String::new(),
+            Value::String(text) if text.is_empty() => String::new(),
+            other => short(&sha256(other.to_string().as_bytes())),
+        };
+        let drawn = shots.as_u64().is_some_and(|k| k > 0);
+        let seed = &run["random_seed"];
+        let seed = Some(seed).filter(|seed| drawn && seed.as_u64() != Some(0));
+        let order = Some(&run["fewshot_order"]).filter(|_| drawn);
+        let writes = config["kind"] == "generate_until";
+        let generation = Some(&config["generation"]).filter(|_| writes);
+        let chat = match (
+            &self.results["chat_template"],
+            &run["fewshot_as_multiturn"] == true,
+        ) {
+            (Value::Null, _) => "",
+            (_, true) => "in turns",
+            (_, false) => "template",
+        };
         let parts = [
             ("data", text(&config["data_sha256"])),
             ("prompt", text(&config["template_sha256"])),
             ("records", text(effective)),
-            ("shots", text(&self.results["n-shot"][task])),
+            ("shots", text(shots)),
+            ("seed", seed.map_or_else(String::new, text)),
+            ("order", order.map_or_else(String::new, text)),
+            ("generation", generation.map_or_else(String::new, digest)),
+            ("chat", chat.to_owned()),
+            ("instruction", digest(&run["system_instruction"])),
         ];
         let known = parts.iter().filter(|(_, value)| !value.is_empty());
         known

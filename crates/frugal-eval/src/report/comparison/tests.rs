@@ -433,3 +433,46 @@ fn scores_on_other_records_of_a_task_have_a_column_of_their_own() {
         "{html}"
     );
 }
+
+/// A group has neither data nor prompts of its own: it was ranked whatever its tasks were asked.
+#[test]
+fn groups_of_tasks_on_other_records_are_not_ranked() {
+    let results = |change: &dyn Fn(&mut serde_json::Value)| {
+        let mut results = serde_json::json!({
+            "results": { "one": { "acc,none": 0.5 }, "all": { "acc,none": 0.5 } },
+            "group_subtasks": { "one": [], "all": ["inner"], "inner": ["one"] },
+            "configs": { "one": { "data_sha256": "aaaa", "kind": "generate_until", "generation": { "max_tokens": 4 } } },
+            "n-shot": { "one": 2 },
+            "config": { "random_seed": 0, "system_instruction": "", "fewshot_order": null },
+            "chat_template": null,
+        });
+        change(&mut results);
+        results
+    };
+    let apart = |change: &dyn Fn(&mut serde_json::Value)| {
+        let of = |name: &str, results| TaskScores {
+            name: name.into(),
+            results,
+            measurement: None,
+        };
+        let tasks = vec![of("a", results(&|_| ())), of("b", results(change))];
+        let page = Comparison::new("T", "", None, Vec::new()).with_tasks(tasks);
+        let html = page.to_html().unwrap();
+        html.contains("cannot be compared")
+    };
+    assert!(!apart(&|_| ()));
+    assert!(apart(
+        &|r| r["configs"]["one"]["data_sha256"] = "bbbb".into()
+    ));
+    assert!(apart(&|r| r["n-shot"]["one"] = 3.into()));
+    // What decides prompts and answers beside the task.
+    assert!(apart(
+        &|r| r["configs"]["one"]["generation"]["max_tokens"] = 5.into()
+    ));
+    assert!(apart(&|r| r["config"]["random_seed"] = 1.into()));
+    assert!(apart(&|r| r["config"]["fewshot_order"] = "first".into()));
+    assert!(apart(
+        &|r| r["config"]["system_instruction"] = "Be brief.".into()
+    ));
+    assert!(apart(&|r| r["chat_template"] = "{{ messages }}".into()));
+}
