@@ -531,7 +531,8 @@ fn tokens_one_at_a_time_give_what_all_at_once_give() {
         let (fixed, mut single) = (Fixed::new(Some(setup.adapter.as_ref())), Vec::new());
         for id in ids {
             let layout = SequenceLayout::with_past(&[1], cache.past());
-            let input = Input::tokens(&[*id], layout);
+            let ids = [*id];
+            let input = Input::tokens(&ids, layout);
             let mut pass = fixed.pass();
             single.extend(to_vec(
                 backbone

@@ -146,7 +146,8 @@ fn sparse_attention_sees_nothing_of_the_future_and_one_token_at_a_time_is_the_sa
     let mut found = Vec::new();
     for (i, &id) in IDS.iter().enumerate() {
         let layout = SequenceLayout::with_past(&[1], &[i]);
-        let input = Input::tokens(&[id], layout);
+        let ids = [id];
+        let input = Input::tokens(&ids, layout);
         found.extend(to_vec(
             backbone
                 .forward(&input, &mut NoAdapter, Some(&mut cache))
