@@ -143,18 +143,4 @@ impl Method {
             }),
         }
     }
-
-    /// Builds an adapter from settings, after their sizes were checked against the model, so that
-    /// none is too large to make.
-    ///
-    /// # Errors
-    /// Bad settings, sizes beyond all use, no matching place.
-    pub fn make(
-        &self,
-        settings: &Settings,
-        context: &BuildContext<'_>,
-    ) -> Result<Box<dyn Adapter>, AdaptError> {
-        crate::sizes::check(self, settings, context)?;
-        (self.build)(settings, context)
-    }
 }

@@ -133,7 +133,7 @@ pub fn save(
         method: method.name.into(),
         version: env!("CARGO_PKG_VERSION").into(),
         head: entry.head.as_ref().map(|h| h.config().clone()),
-        not_in_peft: peft_support::obstacle(adapter, model).filter(|_| method.is_in_peft()),
+        not_in_peft: peft_support::obstacle(method, adapter, model).filter(|_| method.is_in_peft()),
     };
     let keys = Keys {
         method,

@@ -7,7 +7,6 @@ use frugal_core::suggest::did_you_mean;
 use frugal_nn::{AdaptError, Adapter, BackboneInfo};
 
 use crate::method::Method;
-use crate::registry::METHODS;
 
 /// The types of the version whose format is written; those of other methods are written in its
 /// layout and read by this program only.
@@ -73,7 +72,9 @@ impl Method {
 }
 
 /// What was found of a `peft_type` that no method here has.
-pub(crate) fn unknown(peft_type: &str) -> AdaptError {
+///
+/// `types` are those that methods here have.
+pub(crate) fn unknown(peft_type: &str, mut types: Vec<&str>) -> AdaptError {
     let nearest = NEAREST.iter().find(|(name, _)| *name == peft_type);
     if TYPES_OF_PEFT.contains(&peft_type) {
         return AdaptError::PeftType {
@@ -84,10 +85,9 @@ pub(crate) fn unknown(peft_type: &str) -> AdaptError {
             },
         };
     }
-    let mut types: Vec<&str> = METHODS.iter().map(|m| m.peft_type).collect();
     types.dedup();
     let asked = peft_type.to_uppercase();
-    let hint = match did_you_mean(&asked, types.into_iter()) {
+    let hint = match did_you_mean(&asked, types) {
         Some(near) => format!(" (did you mean `{near}`?)"),
         None => ", and unknown to peft too".into(),
     };
@@ -99,8 +99,9 @@ pub(crate) fn unknown(peft_type: &str) -> AdaptError {
 
 /// Why `peft` does not read this adapter of this model, or drops a part of it; `None` where it
 /// reads all of it.
-pub fn obstacle(adapter: &dyn Adapter, model: &BackboneInfo) -> Option<String> {
-    let method = METHODS.iter().find(|m| m.name == adapter.method())?;
+///
+/// `method` is the adapter's.
+pub fn obstacle(method: &Method, adapter: &dyn Adapter, model: &BackboneInfo) -> Option<String> {
     if !method.is_in_peft() {
         return Some("`peft` does not have this method".into());
     }
@@ -150,7 +151,7 @@ mod tests {
     use frugal_models::ModelConfig;
 
     use super::*;
-    use crate::registry;
+    use crate::registry::{self, METHODS};
     use frugal_nn::BuildContext;
 
     const FOUND: &str = include_str!("../../../fixtures/peft_support.json");
@@ -192,7 +193,7 @@ mod tests {
             }
         }
         let adapter = method.make(&settings, &context).unwrap();
-        obstacle(adapter.as_ref(), &config.info()).is_none()
+        obstacle(method, adapter.as_ref(), &config.info()).is_none()
     }
 
     fn method_of(kind: &str) -> &'static str {
@@ -246,12 +247,12 @@ mod tests {
 
     #[test]
     fn a_type_that_is_not_supported_is_named_with_the_nearest() {
-        let message = unknown("DELORA").to_string();
+        let message = unknown("DELORA", METHODS.iter().map(|m| m.peft_type).collect()).to_string();
         assert_eq!(
             message,
             "adapters of `peft_type` DELORA are not supported; the nearest here is `dora`"
         );
-        let message = unknown("LOAR").to_string();
+        let message = unknown("LOAR", METHODS.iter().map(|m| m.peft_type).collect()).to_string();
         assert!(message.contains("did you mean `LORA`"), "{message}");
         for (peft_type, method) in NEAREST {
             assert!(registry::find(method).is_ok(), "{peft_type}");

@@ -8,6 +8,7 @@ use crate::methods::{
     bottleneck, compression, full, hybrid, low_rank, orthogonal, prompt, scaling, shared, sparse,
     spectral,
 };
+use crate::peft_support::unknown;
 use crate::settings::Settings;
 
 /// All methods, sorted by name.
@@ -93,7 +94,7 @@ pub fn find_peft(peft_type: &str, config: &Settings) -> Result<&'static Method, 
     variant
         .or_else(|| of_type().find(|m| m.peft_variant.is_none()))
         .copied()
-        .ok_or_else(|| crate::peft_support::unknown(peft_type))
+        .ok_or_else(|| unknown(peft_type, METHODS.iter().map(|m| m.peft_type).collect()))
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Sizes in settings, checked against the model before anything is made of them: adapter files and
 //! flags may hold any number.
 
-use frugal_nn::{AdaptError, BuildContext, SiteKind, SiteTable};
+use frugal_nn::{AdaptError, Adapter, BuildContext, SiteKind, SiteTable};
 use serde_json::Value;
 
 use crate::method::Method;
@@ -46,11 +46,27 @@ const MOST_TIMES: u64 = 8;
 /// ... but small maps may have this many.
 const ALWAYS: u64 = 1 << 20;
 
+impl Method {
+    /// Builds an adapter from settings, after their sizes were checked against the model, so that
+    /// none is too large to make.
+    ///
+    /// # Errors
+    /// Bad settings, sizes beyond all use, no matching place.
+    pub fn make(
+        &self,
+        settings: &Settings,
+        context: &BuildContext<'_>,
+    ) -> Result<Box<dyn Adapter>, AdaptError> {
+        check(self, settings, context)?;
+        (self.build)(settings, context)
+    }
+}
+
 /// Checks every number that decides how much is made.
 ///
 /// # Errors
 /// [`AdaptError::Config`] that names the setting.
-pub(crate) fn check(
+fn check(
     method: &Method,
     settings: &Settings,
     context: &BuildContext<'_>,

@@ -10,6 +10,7 @@ mod failure;
 mod folder;
 mod loaded;
 mod measured;
+mod outcome;
 mod ui;
 
 use std::process::ExitCode;
@@ -17,27 +18,6 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 
 use cli::Cli;
-
-/// How a command ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Outcome {
-    /// It did what it was asked to.
-    Done,
-    /// It worked, and the answer is no.
-    Negative,
-    /// The user stopped it; what was reached is saved.
-    Interrupted,
-}
-
-impl From<Outcome> for ExitCode {
-    fn from(outcome: Outcome) -> Self {
-        match outcome {
-            Outcome::Done => ExitCode::SUCCESS,
-            Outcome::Negative => ExitCode::from(1),
-            Outcome::Interrupted => ExitCode::from(130),
-        }
-    }
-}
 
 fn main() -> ExitCode {
     // Before any thread: where the program was started to hold generated code in, it ends here.

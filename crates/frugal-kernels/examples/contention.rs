@@ -4,6 +4,8 @@
 //! Threads that wait for work by looking for it must give way to another process: two at once
 //! should take little more than twice as long as one.
 
+#![allow(clippy::print_stdout, reason = "an example shows what it measures")]
+
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 

@@ -23,13 +23,14 @@ pub use layout::{Content, Input, SequenceLayout};
 pub use rng::{normal, stream};
 pub use rows::{drop_prepended, mean_pool, select_rows};
 pub use seam::adapter::{Adapter, BuildContext, LowRank, MergedLinear, Operation, StepContext};
+pub use seam::cached::Fixed;
 pub use seam::error::{AdaptError, TargetError};
 pub use seam::gradients::GradientSum;
 pub use seam::hooks::{
     BlockAction, KeyValue, LinearChange, LowRankChange, NoAdapter, NormChange, Pass, Rows,
     SubLayer, SubLayerIo,
 };
-pub use seam::kept::{Fixed, Kept};
+pub use seam::kept::Kept;
 pub use seam::parameter::{Mode, Parameter, to_vec};
 pub use seam::set::{AdapterSet, Choice, Entry};
 pub use site::{SiteId, SiteInfo, SiteKind, SiteTable};

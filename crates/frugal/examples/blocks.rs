@@ -3,6 +3,8 @@
 //! `cargo run --release --example blocks [MODEL] [TEXT]` prints the likeliest next token after all
 //! blocks in order, and after these.
 
+#![allow(clippy::print_stdout, reason = "an example shows what it does")]
+
 use std::error::Error;
 
 use burn::prelude::Device;

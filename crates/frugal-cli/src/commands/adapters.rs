@@ -15,8 +15,8 @@ use frugal_core::stage::Stage;
 use serde_json::json;
 
 use super::export::free_folder;
-use crate::Outcome;
 use crate::args::{Machine, Model, Output};
+use crate::outcome::Outcome;
 use crate::ui;
 use crate::ui::progress::Phase;
 

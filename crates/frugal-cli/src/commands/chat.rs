@@ -16,9 +16,10 @@ use serde_json::json;
 
 use super::generate::{Answer, needs_chat_template};
 use crate::args::{Machine, Model, Output, Sampling, Stop, Storage};
+use crate::failure;
 use crate::loaded::Loaded;
+use crate::outcome::Outcome;
 use crate::ui::{self, interrupt};
-use crate::{Outcome, failure};
 
 const EXAMPLES: &str = "\
 Examples:

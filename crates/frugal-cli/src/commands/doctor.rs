@@ -12,8 +12,8 @@ use frugal_eval::report::SystemInfo;
 use frugal_formats::fetch;
 use serde_json::json;
 
-use crate::Outcome;
 use crate::args::{Machine, Output};
+use crate::outcome::Outcome;
 use crate::ui::progress::Phase;
 use crate::ui::{self, table};
 

@@ -11,9 +11,9 @@ use frugal_core::human;
 use frugal_core::stage::StageError;
 use serde_json::json;
 
-use crate::Outcome;
 use crate::args::{Machine, Model, Output};
 use crate::loaded::Loaded;
+use crate::outcome::Outcome;
 use crate::ui;
 use crate::ui::progress::Phase;
 

@@ -13,9 +13,9 @@ use frugal_core::human;
 use frugal_core::tokenizer::{StopStream, TextTokenizer, TokenizerError};
 use serde_json::{Value, json};
 
-use crate::Outcome;
 use crate::args::{Machine, Model, Output, Sampling, Stop, Storage};
 use crate::loaded::{Loaded, adapter_name};
+use crate::outcome::Outcome;
 use crate::ui::text::Wrapping;
 use crate::ui::{self, interrupt};
 

@@ -7,8 +7,8 @@ use clap::CommandFactory;
 use clap_mangen::Man;
 use frugal_core::fs::{FileError, create_dir};
 
-use crate::Outcome;
 use crate::cli::Cli;
+use crate::outcome::Outcome;
 use crate::ui;
 
 const EXAMPLES: &str = "\

@@ -9,9 +9,9 @@ use frugal::run::merge_to_folder;
 use serde_json::json;
 
 use super::export::{finish, free_folder, warn_about_head};
-use crate::Outcome;
 use crate::args::{Machine, Model, Output};
 use crate::loaded::Loaded;
+use crate::outcome::Outcome;
 use crate::ui::progress::Phase;
 
 const EXAMPLES: &str = "\

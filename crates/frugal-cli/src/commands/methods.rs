@@ -7,8 +7,8 @@ use frugal::adapt::registry::{METHODS, find};
 use frugal_core::table::{Column, Table};
 use serde_json::{Value, json};
 
-use crate::Outcome;
 use crate::args::Output;
+use crate::outcome::Outcome;
 use crate::ui::{self, markdown, table};
 
 const EXAMPLES: &str = "\

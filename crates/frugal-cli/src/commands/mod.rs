@@ -24,8 +24,8 @@ pub mod validate;
 
 use anyhow::Result;
 
-use crate::Outcome;
 use crate::cli::Command;
+use crate::outcome::Outcome;
 
 /// Runs a command.
 pub fn run(command: Command) -> Result<Outcome> {

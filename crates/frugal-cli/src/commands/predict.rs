@@ -13,8 +13,8 @@ use frugal::train::Tokenized;
 use frugal_core::data::TextRecord;
 use serde_json::{Value, json};
 
-use crate::Outcome;
 use crate::args::{Machine, Model};
+use crate::outcome::Outcome;
 use crate::ui::{self, interrupt};
 
 const EXAMPLES: &str = "\

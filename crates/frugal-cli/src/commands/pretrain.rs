@@ -7,8 +7,8 @@ use frugal::run::{PretrainConfig, pretrain};
 use frugal_core::config::{self, ConfigErrors};
 use frugal_core::human;
 
-use crate::Outcome;
 use crate::args::{Config, Layer, Output, command_line, count_value, path_value};
+use crate::outcome::Outcome;
 use crate::ui::run::{RunProgress, scores};
 use crate::ui::{self, interrupt, table};
 

@@ -14,9 +14,9 @@ use frugal_eval::measurement::{self, Kind, MEASUREMENTS_FILE, Measurement};
 use frugal_eval::report::{Comparison, Group, RECORD_FILE, Run, RunRecord, TaskScores};
 use serde_json::{Value, json};
 
-use crate::Outcome;
 use crate::args::Output;
 use crate::folder::RESULTS_FILE;
+use crate::outcome::Outcome;
 use crate::ui;
 
 const EXAMPLES: &str = "\

@@ -12,8 +12,8 @@ use frugal_eval::report::Evaluation;
 use serde_json::{Value, json};
 
 use super::plan;
-use crate::Outcome;
 use crate::args::{Output, RunFlags, command_line};
+use crate::outcome::Outcome;
 use crate::ui::run::{RunProgress, number, ordered};
 use crate::ui::{self, interrupt, table};
 

@@ -8,9 +8,10 @@ use frugal_core::config::ConfigErrors;
 use serde_json::{Value, json};
 
 use crate::args::{Output, RunFlags};
+use crate::outcome::Outcome;
 use crate::ui::progress::Phase;
 use crate::ui::run::parts_lines;
-use crate::{Outcome, failure, ui};
+use crate::{failure, ui};
 
 const EXAMPLES: &str = "\
 Examples:

@@ -1,5 +1,7 @@
 //! The kernels against double-precision references, finite differences, the portable compositions
 //! and PyTorch.
+
+#![allow(clippy::print_stdout, reason = "tests say what they skip")]
 #![recursion_limit = "256"]
 
 mod activation;

@@ -8,7 +8,7 @@ use frugal_core::tokenizer::TextTokenizer;
 use frugal_nn::{LoadError, ModelError};
 
 use crate::architecture::ModelConfig;
-use crate::load::{ModelFiles, SafetensorsFile, SafetensorsSource};
+use crate::load::{SafetensorsFile, SafetensorsSource};
 
 /// What it is called.
 pub const NAME: &str = "builtin";
@@ -18,7 +18,8 @@ const TOKENIZER: &str = include_str!("../../assets/model/tokenizer.json");
 const TOKENIZER_CONFIG: &str = include_str!("../../assets/model/tokenizer_config.json");
 const WEIGHTS: &[u8] = include_bytes!("../../assets/model/model.safetensors");
 
-pub(super) fn open() -> Result<ModelFiles, ModelError> {
+/// Its configuration, tokenizer and weights.
+pub(super) fn open() -> Result<(ModelConfig, TextTokenizer, SafetensorsSource), ModelError> {
     let name = Path::new(NAME);
     let config = serde_json::from_str(CONFIG).map_err(|e| LoadError::Json {
         path: name.into(),
@@ -28,10 +29,6 @@ pub(super) fn open() -> Result<ModelFiles, ModelError> {
     let tokenizer =
         TextTokenizer::from_json(TOKENIZER, TOKENIZER_CONFIG).map_err(LoadError::from)?;
     let file = SafetensorsFile::from_bytes(Bytes::from_static(WEIGHTS), name)?;
-    Ok(ModelFiles::in_memory(
-        NAME,
-        config,
-        tokenizer,
-        SafetensorsSource::of_files(name, vec![file]),
-    ))
+    let weights = SafetensorsSource::of_files(name, vec![file]);
+    Ok((config, tokenizer, weights))
 }

@@ -65,7 +65,8 @@ impl ModelFiles {
     /// When there is no such model, or its files are damaged or of an unsupported architecture.
     pub fn open(model: &str, lookup: &Lookup) -> Result<Self, ModelError> {
         if model == builtin::NAME {
-            return builtin::open();
+            let (config, tokenizer, weights) = builtin::open()?;
+            return Ok(Self::in_memory(model, config, tokenizer, weights));
         }
         let path = Path::new(model);
         if path.is_dir() {
@@ -146,7 +147,7 @@ impl ModelFiles {
         })
     }
 
-    pub(super) fn in_memory(
+    fn in_memory(
         name: &str,
         config: ModelConfig,
         tokenizer: TextTokenizer,

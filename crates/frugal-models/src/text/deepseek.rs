@@ -31,7 +31,7 @@ pub static DEEPSEEK_V3: Family = Family {
         ia3: &["kv_b_proj", "down_proj"],
         ia3_feedforward: "down_proj",
     },
-    read: read,
+    read,
     keys: KeyTable {
         honored: keys::names::<DeepseekV3Config>,
         refused: &[("pretraining_tp", "1"), ("partial_rotary_factor", "1.0")],

@@ -29,7 +29,7 @@ pub static GEMMA3_TEXT: Family = Family {
         ia3: &["q_proj", "v_proj", "down_proj"],
         ia3_feedforward: "down_proj",
     },
-    read: read,
+    read,
     keys: KeyTable {
         honored: keys::names::<Gemma3TextConfig>,
         refused: &[],

@@ -37,7 +37,7 @@ pub static GPT2: Family = Family {
         ia3: &["c_attn", "mlp.c_proj"],
         ia3_feedforward: "mlp.c_proj",
     },
-    read: read,
+    read,
     keys: KeyTable {
         honored: keys::names::<Gpt2Config>,
         refused: &[

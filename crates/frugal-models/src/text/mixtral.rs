@@ -29,7 +29,7 @@ pub static MIXTRAL: Family = Family {
         ia3: &["k_proj", "v_proj", "w2"],
         ia3_feedforward: "w2",
     },
-    read: read,
+    read,
     keys: KeyTable {
         honored: keys::names::<MixtralConfig>,
         refused: &[

@@ -28,7 +28,7 @@ pub static NATIVE_SPARSE: Family = Family {
         ia3: &["k_proj", "v_proj", "down_proj"],
         ia3_feedforward: "down_proj",
     },
-    read: read,
+    read,
     keys: KeyTable {
         honored: keys::names::<NativeSparseConfig>,
         refused: &[("attention_bias", "false")],

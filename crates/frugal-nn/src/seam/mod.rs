@@ -1,6 +1,7 @@
 //! The seam: how an adapter meets a frozen backbone.
 
 pub mod adapter;
+pub mod cached;
 pub mod error;
 pub mod gradients;
 pub mod hooks;

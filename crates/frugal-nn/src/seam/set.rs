@@ -9,6 +9,7 @@ use crate::heads::Head;
 use crate::layers::{Embedding, Linear, Norm};
 use crate::layout::SequenceLayout;
 use crate::seam::adapter::Adapter;
+use crate::seam::cached::cached;
 use crate::seam::error::AdaptError;
 use crate::seam::hooks::{
     LinearChange, LowRankChange, NoAdapter, NormChange, Pass, Rows, SubLayer, SubLayerIo,
@@ -54,7 +55,7 @@ impl Loaded {
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
         let adapter = self.entry.adapter.as_ref();
         match mode {
-            Mode::Eval => self.kept.pass(adapter),
+            Mode::Eval => cached(adapter, &self.kept),
             Mode::Train { .. } => adapter.pass(mode),
         }
     }

@@ -169,7 +169,7 @@ pub fn shape(config: &ModelConfig) -> Option<Shape> {
         rotated: latent.rotated as u64,
         value: latent.value as u64,
     });
-    (latent.is_some() || cost.key_value_width > 0).then(|| Shape {
+    (latent.is_some() || cost.key_value_width > 0).then_some(Shape {
         hidden: config.hidden_size as u64,
         layers: config.num_hidden_layers as u64,
         heads: config.num_attention_heads as u64,

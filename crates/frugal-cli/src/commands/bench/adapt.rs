@@ -12,9 +12,9 @@ use serde_json::json;
 
 use super::jobs::{Resolved, resolve, run_all};
 use super::{Flags, Opened, end};
-use crate::Outcome;
 use crate::commands::report::print;
 use crate::folder::RESULTS_FILE;
+use crate::outcome::Outcome;
 use crate::ui;
 
 pub fn run(flags: &Flags, opened: &Opened) -> Result<Outcome> {

@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 
 use super::jobs::{resolve, run_all};
 use super::{Flags, Opened, end};
-use crate::Outcome;
 use crate::folder::RESULTS_FILE;
+use crate::outcome::Outcome;
 use crate::ui;
 
 pub fn run(flags: &Flags, opened: &Opened) -> Result<Outcome> {

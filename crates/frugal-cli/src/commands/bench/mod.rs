@@ -14,9 +14,9 @@ use frugal_eval::suite::{Job, Suite};
 use serde_json::json;
 
 use self::jobs::Resolved;
-use crate::Outcome;
 use crate::args::Output;
 use crate::folder::claim;
+use crate::outcome::Outcome;
 use crate::ui;
 
 const ADAPT: &str = "\

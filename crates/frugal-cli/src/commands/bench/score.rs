@@ -196,7 +196,6 @@ fn record(config: &ScoreConfig, folder: &Path, results: &Path, seconds: f64) -> 
             )],
             package_info: [("frugal".to_owned(), env!("CARGO_PKG_VERSION").to_owned())].into(),
             system_info: SystemInfo::detect("cpu"),
-            ..MetaInfo::default()
         },
     })
 }

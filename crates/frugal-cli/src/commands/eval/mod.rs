@@ -21,9 +21,9 @@ use frugal_eval::report::DatasetInfo;
 use serde_json::json;
 
 use self::stop::Stop;
-use crate::Outcome;
 use crate::args::{Machine, Model, Output};
 use crate::measured::{Kept, cost_line, measurement, model_info, precision};
+use crate::outcome::Outcome;
 use crate::ui::run::{RunProgress, number, ordered};
 use crate::ui::{self, table};
 

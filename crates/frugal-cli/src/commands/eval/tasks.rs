@@ -23,13 +23,13 @@ use serde_json::{Map, json};
 use super::Args;
 use super::fingerprint::fingerprint;
 use super::stop::Stop;
-use crate::Outcome;
 use crate::args::api_key;
 use crate::commands::generate::needs_chat_template;
 use crate::commands::sandbox;
 use crate::folder::{RESULTS_FILE, claim};
 use crate::loaded::Loaded;
 use crate::measured::{cost_line, measurement, model_info, precision};
+use crate::outcome::Outcome;
 use crate::ui::progress::Counter;
 use crate::ui::{self, table};
 

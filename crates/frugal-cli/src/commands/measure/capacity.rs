@@ -12,8 +12,8 @@ use frugal_eval::measurement::{Kind, Measurement, Meter};
 use serde_json::{Value, json};
 
 use super::texts;
-use crate::Outcome;
 use crate::measured::{measurement, model_info, precision};
+use crate::outcome::Outcome;
 use crate::ui::{self, table};
 
 const EXAMPLES: &str = "\

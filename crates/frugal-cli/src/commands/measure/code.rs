@@ -9,10 +9,10 @@ use frugal_eval::enamel::{self, Clock, LEFT_OUT, Measured, MeasuredLog, Problem,
 use frugal_eval::sandbox::Sandbox;
 use serde_json::{Value, json};
 
-use crate::Outcome;
 use crate::args::Output;
 use crate::commands::sandbox;
 use crate::folder::{RESULTS_FILE, claim};
+use crate::outcome::Outcome;
 use crate::ui::progress::Counter;
 use crate::ui::{self, interrupt, table};
 

@@ -12,8 +12,8 @@ use frugal_eval::efficiency::{
 use frugal_eval::report::{RECORD_FILE, RunRecord};
 use serde_json::json;
 
-use crate::Outcome;
 use crate::args::Output;
+use crate::outcome::Outcome;
 use crate::ui::{self, interrupt, table};
 
 const EXAMPLES: &str = "\

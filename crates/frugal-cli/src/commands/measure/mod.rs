@@ -9,7 +9,7 @@ mod texts;
 
 use anyhow::Result;
 
-use crate::Outcome;
+use crate::outcome::Outcome;
 
 /// Measure efficiency: of generated code, of models and their tokenizers, of the running time
 #[derive(Debug, clap::Args)]

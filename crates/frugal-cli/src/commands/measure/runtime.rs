@@ -12,10 +12,10 @@ use frugal_eval::report::ModelInfo;
 use frugal_eval::runtime::{Rule, RuntimeFit, Spread, Summary, Timing, cells, spread};
 use serde_json::{Value, json};
 
-use crate::Outcome;
 use crate::args::{Machine, Model, Output, Storage, api_key};
 use crate::loaded::Loaded;
 use crate::measured::{Kept, measurement, model_info, precision};
+use crate::outcome::Outcome;
 use crate::ui::progress::Counter;
 use crate::ui::{self, interrupt, table};
 

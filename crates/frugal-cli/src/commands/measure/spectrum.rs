@@ -10,8 +10,8 @@ use frugal_eval::spectrum::{Spectrum, spectrum};
 use serde_json::{Value, json};
 
 use super::texts;
-use crate::Outcome;
 use crate::measured::{measurement, model_info, precision};
+use crate::outcome::Outcome;
 use crate::ui::{self, table};
 
 const EXAMPLES: &str = "\

@@ -12,8 +12,8 @@ use frugal_core::table::{Column, Table};
 use frugal_formats::fetch::{self, MODELS};
 use serde_json::json;
 
-use crate::Outcome;
 use crate::args::Output;
+use crate::outcome::Outcome;
 use crate::ui::progress::FetchProgress;
 use crate::ui::{self, table};
 

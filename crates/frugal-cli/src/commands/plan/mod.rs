@@ -7,8 +7,8 @@ use frugal::model::load::Lookup;
 use frugal::run::{Plan, TuneConfig, plan};
 use frugal_core::human;
 
-use crate::Outcome;
 use crate::args::{Output, RunFlags};
+use crate::outcome::Outcome;
 use crate::ui::progress::Phase;
 use crate::ui::run::{example_lines, parts_lines};
 use crate::ui::{self, table};

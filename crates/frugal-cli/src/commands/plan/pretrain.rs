@@ -12,8 +12,8 @@ use frugal_eval::step_law::{
 };
 use serde_json::{Value, json};
 
-use crate::Outcome;
 use crate::args::{Output, lookup, quantity};
+use crate::outcome::Outcome;
 use crate::ui::{self, table};
 
 const EXAMPLES: &str = "\

@@ -12,9 +12,9 @@ use frugal_eval::measurement::{Kind, Measurement, Meter};
 use frugal_eval::optcs::{self, Kernel, Learner, Pruning, Ridge, Selection};
 use serde_json::{Map, Value, json};
 
-use crate::Outcome;
 use crate::args::Output;
 use crate::measured::{Kept, dataset, measurement};
+use crate::outcome::Outcome;
 use crate::ui::{self, table};
 
 const EXAMPLES: &str = "\

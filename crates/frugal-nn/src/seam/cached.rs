@@ -1,0 +1,163 @@
+//! Passes that take what a method forms of its parameters from those before.
+
+use burn::prelude::*;
+
+use crate::layers::{Embedding, Linear, Norm, lookup};
+use crate::layout::SequenceLayout;
+use crate::seam::adapter::{Adapter, MergedLinear};
+use crate::seam::hooks::{
+    BlockAction, KeyValue, LinearChange, NormChange, Pass, Rows, SubLayer, SubLayerIo,
+};
+use crate::seam::kept::Kept;
+
+/// Hooks for one pass without gradients.
+pub(super) fn cached<'a>(adapter: &'a dyn Adapter, kept: &'a Kept) -> Box<dyn Pass + 'a> {
+    Box::new(KeptPass {
+        adapter,
+        kept,
+        inner: adapter.pass_keeping(kept),
+    })
+}
+
+/// An adapter, or none, over the passes of an evaluation on one backbone: whole weights that it
+/// forms ([`Adapter::forms_weight`]) are formed once.
+pub struct Fixed<'a> {
+    adapter: Option<&'a dyn Adapter>,
+    kept: Kept,
+}
+
+impl<'a> Fixed<'a> {
+    /// The adapter, which does not change as long as it is borrowed.
+    pub fn new(adapter: Option<&'a dyn Adapter>) -> Self {
+        Self {
+            adapter,
+            kept: Kept::default(),
+        }
+    }
+
+    /// Hooks for the next pass.
+    pub fn pass(&self) -> Box<dyn Pass + '_> {
+        match self.adapter {
+            Some(adapter) => cached(adapter, &self.kept),
+            None => Box::new(crate::seam::hooks::NoAdapter),
+        }
+    }
+}
+
+/// One pass that takes formed weights from those kept.
+struct KeptPass<'a> {
+    adapter: &'a dyn Adapter,
+    kept: &'a Kept,
+    inner: Box<dyn Pass + 'a>,
+}
+
+impl KeptPass<'_> {
+    fn linear_of(&self, base: &Linear) -> Option<MergedLinear> {
+        if !self.adapter.forms_weight(base) {
+            return None;
+        }
+        self.kept.keep(base.site, || {
+            self.adapter.merged_linear(base).ok().flatten()
+        })
+    }
+}
+
+impl Pass for KeptPass<'_> {
+    fn embedding(&mut self, base: &Embedding, ids: &[u32]) -> Tensor<2> {
+        let table = if self.adapter.forms_table(base) {
+            self.kept
+                .keep(base.site, || self.adapter.merged_embedding(base))
+        } else {
+            None
+        };
+        table.map_or_else(
+            || self.inner.embedding(base, ids),
+            |table| lookup(table, ids),
+        )
+    }
+
+    fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
+        match self.linear_of(base) {
+            Some(MergedLinear { weight, bias }) => frugal_kernels::linear(x, weight, bias),
+            None => self.inner.linear(base, x),
+        }
+    }
+
+    fn linear_change(&mut self, base: &Linear) -> LinearChange {
+        match self.linear_of(base) {
+            // Merging leaves the bias as it is wherever a whole weight is kept.
+            Some(merged) => LinearChange::Weight(merged.weight),
+            None => self.inner.linear_change(base),
+        }
+    }
+
+    fn linear_rows(&mut self, base: &Linear, x: Tensor<2>, rows: Rows) -> Tensor<2> {
+        match self.linear_of(base) {
+            Some(MergedLinear { weight, bias }) => frugal_kernels::linear(x, weight, bias),
+            None => self.inner.linear_rows(base, x, rows),
+        }
+    }
+
+    fn embedding_rows(&mut self, base: &Embedding, ids: &[u32], rows: Rows) -> Tensor<2> {
+        self.inner.embedding_rows(base, ids, rows)
+    }
+
+    fn embed(&mut self, hidden_states: Tensor<2>, layout: &mut SequenceLayout) -> Tensor<2> {
+        self.inner.embed(hidden_states, layout)
+    }
+
+    fn norm(&mut self, base: &Norm, x: Tensor<2>) -> Tensor<2> {
+        self.inner.norm(base, x)
+    }
+
+    fn norm_change(&mut self, base: &Norm) -> NormChange {
+        self.inner.norm_change(base)
+    }
+
+    fn norm_rows(&mut self, base: &Norm, x: Tensor<2>, rows: Rows) -> Tensor<2> {
+        self.inner.norm_rows(base, x, rows)
+    }
+
+    fn key_value(&mut self, layer: usize) -> Option<KeyValue> {
+        self.inner.key_value(layer)
+    }
+
+    fn prefix_length(&self) -> usize {
+        self.inner.prefix_length()
+    }
+
+    fn before_sub_layer(&mut self, layer: usize, kind: SubLayer, input: &Tensor<2>) {
+        self.inner.before_sub_layer(layer, kind, input);
+    }
+
+    fn sub_layer(&mut self, io: SubLayerIo<'_>) -> Tensor<2> {
+        self.inner.sub_layer(io)
+    }
+
+    fn before_block(&mut self, layer: usize, hidden_states: &Tensor<2>) -> BlockAction {
+        self.inner.before_block(layer, hidden_states)
+    }
+
+    fn after_block(&mut self, layer: usize, hidden_states: &Tensor<2>) {
+        self.inner.after_block(layer, hidden_states);
+    }
+
+    fn router(
+        &mut self,
+        layer: usize,
+        probabilities: &Tensor<2>,
+        chosen: &[usize],
+        aux_loss_coef: f64,
+    ) {
+        self.inner
+            .router(layer, probabilities, chosen, aux_loss_coef);
+    }
+
+    fn needs_token_rows(&self) -> bool {
+        self.inner.needs_token_rows()
+    }
+
+    fn auxiliary_loss(&mut self) -> Option<Tensor<1>> {
+        self.inner.auxiliary_loss()
+    }
+}
