@@ -78,7 +78,7 @@ impl<M: Module> Adapted<M> {
     ///
     /// # Errors
     /// Bad settings, no matching layer, a model without linear layers, a method that acts elsewhere
-    /// than in weights or needs [`frugal_train`].
+    /// than in weights or needs the trainer.
     pub fn new(
         model: M,
         method: &'static Method,

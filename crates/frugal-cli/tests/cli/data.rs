@@ -53,7 +53,7 @@ fn a_trained_classifier_labels_texts_as_eval_counts_them() {
     let folder = folder();
     let at = |name: &str| folder.path().join(name);
     fs::write(at("train.jsonl"), spam(40)).unwrap();
-    run(folder.path(), &format!("tune --data train.jsonl --lr 3e-3 --pooling mean --max-steps 20 --batch-size 8 --set evaluate_base=false --quiet --out run")).ok();
+    run(folder.path(), "tune --data train.jsonl --lr 3e-3 --pooling mean --max-steps 20 --batch-size 8 --set evaluate_base=false --quiet --out run").ok();
 
     let found = lines(
         &run(folder.path(), "predict --adapter run --data train.jsonl")

@@ -131,7 +131,7 @@ fn samples_of_an_evaluation_can_be_selected_from() {
     let folder = folder();
     let folder = folder.path();
     let sample = |i: usize, from: usize| {
-        let sure = i % 2 == 0;
+        let sure = i.is_multiple_of(2);
         let gap = if sure { 4.0 } else { 0.1 } + 0.01 * (i % 7) as f64;
         serde_json::json!({
             "doc_id": i, "doc": {}, "target": "0", "filter": "none", "filtered_resps": [],

@@ -201,7 +201,7 @@ pub fn write(path: &Path, measurements: &[Measurement]) -> Result<(), Measuremen
     Ok(fs::write_atomic(path, (text + "\n").as_bytes())?)
 }
 
-/// Reads what [`write`] wrote.
+/// Reads what [`write()`] wrote.
 ///
 /// # Errors
 /// If the file cannot be read or holds something else.

@@ -211,7 +211,7 @@ pub trait Adapter: Send + Sync {
     }
 
     /// Whether training takes more than gradients: hooks around the optimiser's step, terms of the
-    /// loss, rates of its own. Such an adapter is trained by [`crate::train`] only.
+    /// loss, rates of its own. Such an adapter is trained by the trainer only.
     fn needs_trainer(&self) -> bool {
         !self.is_complete()
             || !self.probes().is_empty()

@@ -435,7 +435,10 @@ fn settings_that_peft_allows_are_allowed() {
         ("layers_to_transform", json!([])),
         ("base_model_name_or_path", json!("")),
     ] {
-        let folder = changed(&fixture("adapters/llama-lora-qv"), &[settings.clone()]);
+        let folder = changed(
+            &fixture("adapters/llama-lora-qv"),
+            std::slice::from_ref(&settings),
+        );
         let backbone = model("llama", "config.json");
         let found = peft::load(folder.path(), &context(backbone.as_ref(), 0), false);
         assert!(found.is_ok(), "{settings:?}: {:?}", found.err());
