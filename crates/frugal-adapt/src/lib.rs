@@ -1,4 +1,5 @@
 //! Adaptation methods: one file each, met with a frozen backbone through the seam of `frugal-nn`.
+#![forbid(unsafe_code)]
 #![recursion_limit = "256"]
 
 pub mod combine;

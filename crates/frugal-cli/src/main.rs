@@ -2,6 +2,7 @@
 //!
 //! 0 is success, 1 a negative result (a check that found something), 2 wrong usage or failure, 130
 //! interrupted.
+#![forbid(unsafe_code)]
 
 mod args;
 mod cli;

@@ -2,6 +2,7 @@
 //! templates, metrics, events.
 //!
 //! It builds and tests in seconds; everything that links Burn lives in the crates above.
+#![forbid(unsafe_code)]
 
 pub mod caught;
 pub mod config;

@@ -1,4 +1,5 @@
 //! Generation: sampling, and decoding of one conversation or of many prompts at once.
+#![forbid(unsafe_code)]
 
 mod generate;
 mod sample;

@@ -1,5 +1,6 @@
 //! Measuring without tensors: tasks and their scores, the sandbox for generated code, statistics,
 //! suites of runs, records, reports and plots. One file or folder for each measure.
+#![forbid(unsafe_code)]
 
 pub mod baselines;
 pub mod capacity;

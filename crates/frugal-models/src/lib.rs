@@ -3,6 +3,7 @@
 //! All of them read ragged batches ([`SequenceLayout`](frugal_nn::SequenceLayout)): the tokens of
 //! all sequences one after another, no padding, so packing several sequences into one call is
 //! exact. Hidden states are `[tokens, d_model]`.
+#![forbid(unsafe_code)]
 
 mod activation;
 pub mod architecture;

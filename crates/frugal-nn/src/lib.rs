@@ -1,5 +1,6 @@
 //! What models, adapters, training and decoding share: layers, sites, ragged layouts, decode state,
 //! and the seam at which an adapter meets a frozen backbone.
+#![forbid(unsafe_code)]
 
 pub mod backbone;
 pub mod error;

@@ -3,6 +3,7 @@
 //!
 //! A run is a pure function of its configuration, its data and the starting weights: interrupting
 //! it anywhere and resuming gives the same bits as never stopping.
+#![forbid(unsafe_code)]
 
 mod batch;
 mod checkpoint;

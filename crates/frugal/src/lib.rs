@@ -1,5 +1,6 @@
 //! Adapts, trains, runs and measures transformer models with few parameters, little memory and
 //! little compute.
+#![forbid(unsafe_code)]
 #![recursion_limit = "256"]
 
 pub mod device;
