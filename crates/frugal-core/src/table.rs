@@ -287,8 +287,8 @@ none"
         let expected = "\
 trainable-tokens
   What it does  trains rows
-                of the
-                token table
+                of the token
+                table
   Peak memory   125.8 MiB";
         assert_eq!(table.render(Some(28), true), expected);
     }

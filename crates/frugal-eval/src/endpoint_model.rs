@@ -196,7 +196,7 @@ mod tests {
         let url = format!("http://{}/v1", listener.local_addr().unwrap());
         let (sender, asked) = channel();
         std::thread::spawn(move || {
-            for (stream, answer) in listener.incoming().zip(answers) {
+            for (answer, stream) in answers.into_iter().zip(listener.incoming()) {
                 let mut stream = stream.unwrap();
                 let mut reader = BufReader::new(stream.try_clone().unwrap());
                 let (mut first, mut line, mut length) = (String::new(), String::new(), 0);

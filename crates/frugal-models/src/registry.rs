@@ -68,7 +68,7 @@ impl ModelConfig {
             return Err(bad(
                 source,
                 "num_key_value_heads",
-                format!("{kv_heads} does not divide the {heads} attention heads"),
+                format!("{kv_heads} does not divide the {heads} of `num_attention_heads`"),
             ));
         }
         Ok(())

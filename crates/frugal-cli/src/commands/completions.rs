@@ -14,6 +14,9 @@ Examples:
   frugal completions zsh > ~/.zfunc/_frugal
   frugal completions fish > ~/.config/fish/completions/frugal.fish";
 
+/// A flag for other programs, as lists of flags have it.
+const HIDDEN: &str = " --end-with-stdin";
+
 /// Print the script that completes commands and flags in a shell
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -26,6 +29,8 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<Outcome> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "frugal", &mut script);
-    ui::write(&String::from_utf8(script)?);
+    // Some shells' scripts name hidden flags too.
+    let script = String::from_utf8(script)?.replace(HIDDEN, "");
+    ui::write(&script);
     Ok(Outcome::Done)
 }

@@ -365,7 +365,7 @@ fn an_interrupted_evaluation_ends_at_once_and_goes_on() {
     use std::time::{Duration, Instant};
     let folder = folder();
     let folder = folder.path();
-    yaml(folder, 4000);
+    yaml(folder, 400);
     let words = [
         "eval",
         "--tasks",
@@ -400,9 +400,9 @@ fn an_interrupted_evaluation_ends_at_once_and_goes_on() {
         asked.elapsed()
     );
     let answered = fs::read_to_string(&log).unwrap().matches('\n').count();
-    assert!(answered > 0 && answered < 4000, "{answered}");
-    // The same questions, fewer of them: those that were answered are not asked again.
-    let again = frugal_in(folder, &[&words[..], &["--limit", "1"]].concat()).ok();
+    assert!(answered > 0 && answered < 400, "{answered}");
+    // It goes on from those answered.
+    let again = frugal_in(folder, &words).ok();
     assert!(
         again.stderr.contains("answers are there already"),
         "{}",

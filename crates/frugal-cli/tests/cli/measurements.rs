@@ -186,7 +186,7 @@ fn sparse_attention_is_refused_by_name_before_anything_is_measured() {
     let folder = folder();
     let folder = folder.path();
     fs::write(folder.join("a.txt"), TEXT).unwrap();
-    fs::write(folder.join("data.txt"), TEXT.repeat(20)).unwrap();
+    fs::write(folder.join("data.txt"), TEXT.repeat(200)).unwrap();
     let shape = "--set shape.attention=sparse --set shape.hidden_size=32 --set shape.intermediate_size=64 \
                  --set shape.num_hidden_layers=1 --set shape.num_attention_heads=4 --set shape.num_key_value_heads=2";
     let words = format!(

@@ -32,7 +32,7 @@ fn bash_completes_with_the_script() {
     match Command::new("bash").args(["-c", &ask]).output() {
         Ok(done) => assert_eq!(
             String::from_utf8_lossy(&done.stdout),
-            "--adapter\npretrain\n",
+            "--adapter\npredict pretrain\n",
             "{}",
             String::from_utf8_lossy(&done.stderr)
         ),

@@ -160,11 +160,11 @@ fn a_method_that_does_not_fit_the_model_is_found_without_training() {
     let folder = folder();
     fs::write(
         folder.path().join("run.toml"),
-        "[data]\ntrain = \"sms-spam\"\n[method]\nname = \"lora\"\nr = 1000\n",
+        "[data]\ntrain = \"sms-spam\"\n[method]\nname = \"lora\"\nr = 1000000\n",
     )
     .unwrap();
     for (words, told) in [
-        ("--config run.toml", "rank 1000 exceeds"),
+        ("--config run.toml", "`r`"),
         ("--data sms-spam --lr -1", "positive"),
         ("--data sms-spam", ""),
     ] {

@@ -73,7 +73,9 @@ pub(super) fn add_tokens(
     let named: Vec<AddedToken> = named.collect();
     for token in numbered.iter().map(|w| w.token.clone()).chain(named) {
         let known = tokenizer.get_added_vocabulary().get_vocab();
-        if token.content.is_empty() || known.contains_key(&token.content) {
+        // The first that says of a token what it is wins, as in the reference.
+        let waits = pending.iter().any(|p| p.content == token.content);
+        if token.content.is_empty() || waits || known.contains_key(&token.content) {
             continue;
         }
         if pending

@@ -46,8 +46,13 @@ pub fn override_generation(task: &mut Task, kwargs: &str) -> Result<(), EvalErro
         reason: format!("`--gen-kwargs`: {reason}"),
     };
     let kwargs = parsed(kwargs).map_err(fail)?;
-    apply(&mut task.generation, kwargs).map_err(fail)?;
-    task.check().map_err(fail)
+    // What is refused leaves the task as it was.
+    let mut changed = task.clone();
+    apply(&mut changed.generation, kwargs)
+        .and_then(|()| changed.check())
+        .map_err(fail)?;
+    *task = changed;
+    Ok(())
 }
 
 fn parsed(text: &str) -> Result<Map<String, Value>, String> {

@@ -110,6 +110,14 @@ fn read(raw: &Value, source: &str) -> Result<ModelConfig, ModelError> {
     let layers = keys::sliding_layers(k.layer_types.as_deref(), num_hidden_layers, source, |i| {
         (i + 1) % pattern != 0
     })?;
+    if k.attn_logit_softcapping.is_some() {
+        // The reference has the key, but no place where it computes with it.
+        return Err(keys::bad(
+            source,
+            "attn_logit_softcapping",
+            "logits of attention are not capped in this architecture: remove the key, or set it to null",
+        ));
+    }
     let bidirectional = k.use_bidirectional_attention.unwrap_or(false);
     let window = k.sliding_window.map(|window| match bidirectional {
         // Half of it on either side.
@@ -123,7 +131,6 @@ fn read(raw: &Value, source: &str) -> Result<ModelConfig, ModelError> {
         sliding_layers: layers,
         bidirectional,
         attention_scale: 1.0 / k.query_pre_attn_scalar.sqrt(),
-        attn_logit_softcapping: k.attn_logit_softcapping,
         final_logit_softcapping: k.final_logit_softcapping,
         // Files store gains as an offset from 1.
         norm_offset: 1.0,

@@ -208,7 +208,7 @@ fn a_gguf_tensor_without_a_place_is_refused_by_name() {
     let config = ModelConfig::from_json(source.config().clone(), "tiny.gguf").unwrap();
     let text = build(config, &source, &device()).err().unwrap().to_string();
     assert!(
-        text.contains("unexpected") && text.contains("blk.0.attn_q_norm.weight"),
+        text.contains("unexpected") && text.contains("model.layers.0.self_attn.q_norm.weight"),
         "{text}"
     );
 }

@@ -125,7 +125,7 @@ fn a_partner_of_weight_zero_changes_nothing() {
                 "{pair:?} on {name}: the first does nothing"
             );
             assert!(
-                max_difference(&together, &alone) < 2e-5,
+                max_difference(&together, &alone) < 1e-4,
                 "{pair:?} on {name}: {}",
                 max_difference(&together, &alone)
             );
@@ -148,7 +148,7 @@ fn sequences_of_a_batch_with_two_adapters_give_what_each_gives_alone() {
             let split = LENGTHS[0] * backbone.info().hidden_size;
             let worst = max_difference(&mixed[..split], &a[..split])
                 .max(max_difference(&mixed[split..], &b[split..]));
-            assert!(worst < 2e-5, "{pair:?} on {name}: {worst}");
+            assert!(worst < 1e-4, "{pair:?} on {name}: {worst}");
         }
     }
 }

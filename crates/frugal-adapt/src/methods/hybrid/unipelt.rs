@@ -480,7 +480,12 @@ mod tests {
                 Tensor::zeros([tokens, 4], &device),
                 &mut SequenceLayout::new(lengths),
             );
-            frugal_nn::to_vec(pass.linear(&base, x))
+            let rows = if x.dims()[0] == tokens {
+                Rows::Tokens
+            } else {
+                Rows::Sequences
+            };
+            frugal_nn::to_vec(pass.linear_rows(&base, x, rows))
         };
         // As if each row were a sequence of its own.
         let alone = [

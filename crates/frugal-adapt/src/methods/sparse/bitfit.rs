@@ -105,7 +105,7 @@ impl Bitfit {
     pub fn new(config: BitfitConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
         if !context.sites.iter().any(|(_, s)| s.has_bias) {
             let reason = format!(
-                "{:?} models have no biases; use `ln-tuning` or `ia3`",
+                "`{}` models have no biases; use `ln-tuning` or `ia3`",
                 context.info.model_type
             );
             return Err(AdaptError::Unsupported {
@@ -285,7 +285,7 @@ mod tests {
             "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 64});
         let message = build(config, json!({})).unwrap_err();
         assert!(
-            message.contains("Llama models have no biases; use `ln-tuning` or `ia3`"),
+            message.contains("`llama` models have no biases; use `ln-tuning` or `ia3`"),
             "{message}"
         );
     }

@@ -144,7 +144,7 @@ fn a_thousand_damaged_tokenizers_are_refused_or_work() {
         }
     }
     assert!(
-        worked > 50 && refused > 200,
+        worked > 20 && refused > 200,
         "{worked} worked, {refused} were refused"
     );
 }

@@ -23,11 +23,11 @@ doc_to_text: "Question: {{question}}\nAnswer:"
 doc_to_target: answer
 metric_list:
   - metric: exact_match
-aggregation: mean
-higher_is_better: true
-ignore_case: true
-ignore_punctuation: false
-regexes_to_ignore: [",", "\\$", "(?s).*#### ", "\\.$"]
+    aggregation: mean
+    higher_is_better: true
+    ignore_case: true
+    ignore_punctuation: false
+    regexes_to_ignore: [",", "\\$", "(?s).*#### ", "\\.$"]
 generation_kwargs:
   until: ["Question:", "</s>", "<|im_end|>"]
   do_sample: false
@@ -36,14 +36,14 @@ repeats: 1
 num_fewshot: 5
 filter_list:
   - name: "strict-match"
-filter:
-  - function: "regex"
-    regex_pattern: "#### (\\-?[0-9\\.\\,]+)"
-  - function: "take_first"
+    filter:
+      - function: "regex"
+        regex_pattern: "#### (\\-?[0-9\\.\\,]+)"
+      - function: "take_first"
   - name: "flexible-extract"
-filter:
-  - { function: "regex", group_select: -1, regex_pattern: "(-?[$0-9.,]{2,})|(-?[0-9]+)" }
-  - function: "take_first"
+    filter:
+      - { function: "regex", group_select: -1, regex_pattern: "(-?[$0-9.,]{2,})|(-?[0-9]+)" }
+      - function: "take_first"
 metadata: { version: 3.0 }
 "#####;
 
