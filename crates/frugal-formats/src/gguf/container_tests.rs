@@ -97,7 +97,7 @@ fn each_broken_rule_is_named() {
         ),
         (
             File(b"GGUF".to_vec()).u32(0x0300_0000).u64(0).u64(0),
-            "little endian",
+            "little-endian",
         ),
         (
             File::header(u64::MAX, 0),
