@@ -395,7 +395,7 @@ fn an_interrupted_evaluation_ends_at_once_and_goes_on() {
     let ended: crate::support::Run = child.wait_with_output().unwrap().into();
     assert_eq!(ended.code, 130, "{}", ended.stderr);
     assert!(
-        asked.elapsed() < Duration::from_millis(1500),
+        asked.elapsed() < Duration::from_secs(5),
         "{:?}",
         asked.elapsed()
     );
