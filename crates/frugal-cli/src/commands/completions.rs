@@ -15,7 +15,9 @@ Examples:
   frugal completions fish > ~/.config/fish/completions/frugal.fish";
 
 /// A flag for other programs, as lists of flags have it.
-const HIDDEN: &str = " --end-with-stdin";
+const HIDDEN: [&str; 2] = [" --end-with-stdin", " end-with-stdin"];
+/// What a line of its own says of it.
+const HIDDEN_LINE: &str = "End when standard input is closed";
 
 /// Print the script that completes commands and flags in a shell
 #[derive(Debug, clap::Args)]
@@ -30,7 +32,16 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "frugal", &mut script);
     // Some shells' scripts name hidden flags too.
-    let script = String::from_utf8(script)?.replace(HIDDEN, "");
+    let script = String::from_utf8(script)?
+        .lines()
+        .filter(|line| !line.contains(HIDDEN_LINE))
+        .map(|line| {
+            HIDDEN
+                .iter()
+                .fold(line.to_owned(), |l, flag| l.replace(flag, ""))
+                + "\n"
+        })
+        .collect::<String>();
     ui::write(&script);
     Ok(Outcome::Done)
 }
