@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Value, ValueKind};
+use minijinja::value::{Kwargs, Rest, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State};
 use regex::Regex;
 use serde_json::{Map, Value as Json};
@@ -172,6 +172,7 @@ impl ChatTemplate {
         environment.set_fuel(Some(FUEL));
         environment.add_filter("tojson", tojson);
         environment.add_filter("string", string);
+        environment.add_filter("join", join);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
         for (name, token) in settings.named_tokens() {
@@ -457,6 +458,17 @@ fn without_generation_tags(source: &str) -> String {
         format!("{{%{} {body} {}%}}", &found[1], &found[3])
     };
     TAG.replace_all(source, tag).into_owned()
+}
+
+/// Jinja's `join`, which charges for the texts of the list as well as for those between them: a
+/// list repeats its items for nothing.
+fn join(state: &mut State, items: &Value, rest: Rest<Value>) -> Result<Value, Error> {
+    for item in items.try_iter().into_iter().flatten() {
+        let length = item.as_str().map_or(32, str::len);
+        state.consume_fuel(1 + length as u64 / 64)?;
+    }
+    let args: Vec<Value> = std::iter::once(items.clone()).chain(rest.0).collect();
+    Value::from_function(minijinja::filters::join).call(state, &args)
 }
 
 fn raise_exception(message: String) -> Result<Value, Error> {
