@@ -170,6 +170,13 @@ impl ChatTemplate {
         environment.set_syntax(syntax.map_err(|e| TemplateError::Compile(describe(&e)))?);
         environment.set_unknown_method_callback(python_method);
         environment.set_fuel(Some(FUEL));
+        environment.set_formatter(|out, state, value| {
+            // What is written without a filter is charged as `string` charges it.
+            if matches!(value.kind(), ValueKind::Seq | ValueKind::Map) {
+                weigh(state, value)?;
+            }
+            minijinja::escape_formatter(out, state, value)
+        });
         environment.add_filter("tojson", tojson);
         environment.add_filter("string", string);
         environment.add_filter("join", join);
