@@ -5,7 +5,7 @@
 
 #![allow(clippy::print_stdout, reason = "its output is the point")]
 
-use frugal::adapt::{AdapterSet, BuildContext, Choice, Entry, registry};
+use frugal::adapt::{ActiveAdapters, AdapterSet, BuildContext, LoadedAdapter, registry};
 use frugal::decode::{CacheType, GenerateConfig, SamplerConfig, generate};
 use frugal::device::device;
 use frugal::model::load::{Lookup, ModelFiles};
@@ -40,7 +40,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
         adapters.insert(
             name,
-            Entry {
+            LoadedAdapter {
                 adapter,
                 head: None,
             },
@@ -49,7 +49,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     // The same prompt three times: the plain model, the new adapter, the noisy one, in one batch.
     let prompt = tokenizer.encode("a small house", true)?;
-    let choice = Choice::PerSequence(vec![None, Some("new".into()), Some("noisy".into())]);
+    let choice = ActiveAdapters::PerSequence(vec![None, Some("new".into()), Some("noisy".into())]);
     let config = GenerateConfig {
         max_tokens: 12,
         sampler: SamplerConfig::default(),

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 
 use frugal_nn::linalg::randomised_svd;
 use frugal_nn::{
-    AdaptError, Adapter, Backbone, BuildContext, Frozen, Head, Operation, stream, to_vec,
+    AdaptError, Adapter, Backbone, BuildContext, Frozen, Head, Operation, named_rng, to_vec,
 };
 use rand::Rng;
 use serde::{Deserialize, Serialize};
@@ -139,7 +139,7 @@ fn unsupported(adapter: &dyn Adapter, reason: impl Into<String>) -> AdaptError {
 /// A LoRA that changes the weights as `adapter` does, up to truncation.
 ///
 /// # Errors
-/// A method that no weight can express, or that changes more than linear maps.
+/// A method that no weight can express, or that changes more than linear layers.
 pub fn to_lora(
     adapter: &dyn Adapter,
     rank: Rank,
@@ -231,7 +231,7 @@ fn on_factors(
         let factors = adapter.low_rank_factors().ok_or_else(|| {
             let of_weights = registry::find(adapter.method()).is_ok_and(|method| method.capabilities.merge);
             let reason = if of_weights {
-                "it is more than low-rank factors of linear maps: use one of the ways that end in `svd`"
+                "it is more than low-rank factors of linear layers: use one of the ways that end in `svd`"
             } else {
                 "it is no change of weights: only the others can be combined"
             };
@@ -297,7 +297,7 @@ fn on_weights(
 ) -> Result<Combined, AdaptError> {
     let (mut factors, mut failure) = (Vec::new(), None);
     let (mut lost, mut whole) = (0.0, 0.0);
-    backbone.export(&mut |part| {
+    backbone.visit_weights(&mut |part| {
         if failure.is_some() {
             return;
         }
@@ -339,7 +339,7 @@ fn on_weights(
     })
 }
 
-/// Path, sides `[d_out, d_in]` and weighted changes of a linear map that at least one adapter
+/// Path, sides `[d_out, d_in]` and weighted changes of a linear layer that at least one adapter
 /// changes.
 type Change = (String, [usize; 2], Vec<(Vec<f32>, f32)>);
 
@@ -457,7 +457,7 @@ fn keep_largest(values: &mut [f32], density: f64) {
 
 /// Zeroes elements with probability `1 - density` and divides the rest by it.
 fn drop_at_random(values: &mut [f32], density: f64, seed: u64, place: &str) {
-    let mut rng = stream(seed, place);
+    let mut rng = named_rng(seed, place);
     for value in values {
         *value = if rng.random::<f64>() < density {
             *value / density as f32

@@ -12,7 +12,7 @@ use crate::settings::Settings;
 pub enum Family {
     /// Every weight.
     Full,
-    /// A low-rank change of linear maps.
+    /// A low-rank change of linear layers.
     LowRank,
     /// Positions in front of the input, or keys and values in front of every block.
     Prompt,

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use burn::prelude::*;
-use frugal_nn::seam::kept::Kept;
+use frugal_nn::seam::derived_cache::DerivedCache;
 use frugal_nn::{
     AdaptError, Adapter, BlockAction, BuildContext, Embedding, Frozen, GradientSum, KeyValue,
     Linear, LinearChange, MergedLinear, Mode, Norm, NormChange, Parameter, Pass, Rows,
@@ -102,7 +102,7 @@ impl Overlay {
         self.saved(site).is_some() || self.tokens_at(site).is_some()
     }
 
-    /// The linear map with its trained parameters.
+    /// The linear layer with its trained parameters.
     fn linear(&self, base: &Linear, mode: Mode) -> Option<Linear> {
         let saved = self.saved(base.site)?;
         let mut linear = base.clone();
@@ -159,7 +159,7 @@ fn values_of(context: &BuildContext<'_>, wanted: &Wanted) -> Values {
         needs_bias[id.index()] = true;
     }
     let is_transposed = |id: SiteId| context.sites.info(id).kind == SiteKind::Conv1d;
-    backbone.export(&mut |part| {
+    backbone.visit_weights(&mut |part| {
         let (site, bias) = match &part {
             Frozen::Linear(l) => (l.site, l.bias.clone()),
             Frozen::Embedding(e) => (e.site, None),
@@ -404,10 +404,10 @@ impl Adapter for Overlay {
         })
     }
 
-    fn pass_keeping<'a>(&'a self, kept: &'a Kept) -> Box<dyn Pass + 'a> {
+    fn cached_pass<'a>(&'a self, kept: &'a DerivedCache) -> Box<dyn Pass + 'a> {
         Box::new(OverlayPass {
             overlay: self,
-            inner: self.inner.pass_keeping(kept),
+            inner: self.inner.cached_pass(kept),
             mode: Mode::Eval,
         })
     }
@@ -437,12 +437,12 @@ impl Adapter for Overlay {
         })))
     }
 
-    fn forms_weight(&self, base: &Linear) -> bool {
-        !self.touches(base.site) && self.inner.forms_weight(base)
+    fn materializes_weight(&self, base: &Linear) -> bool {
+        !self.touches(base.site) && self.inner.materializes_weight(base)
     }
 
-    fn forms_table(&self, base: &Embedding) -> bool {
-        !self.touches(base.site) && self.inner.forms_table(base)
+    fn materializes_embedding(&self, base: &Embedding) -> bool {
+        !self.touches(base.site) && self.inner.materializes_embedding(base)
     }
 
     fn unmerged_linear(&self, merged: &Linear) -> Result<Option<MergedLinear>, AdaptError> {
@@ -490,8 +490,8 @@ impl Adapter for Overlay {
         self.inner.restore(state)
     }
 
-    fn finished(&self) -> Option<Box<dyn Adapter>> {
-        let inner = self.inner.finished()?;
+    fn to_inference(&self) -> Option<Box<dyn Adapter>> {
+        let inner = self.inner.to_inference()?;
         Some(Box::new(Self {
             inner,
             saved: self.saved.clone(),

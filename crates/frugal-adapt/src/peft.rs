@@ -13,8 +13,8 @@ use frugal_models::LoadOptions;
 use frugal_models::load::{SafetensorsFile, read_json};
 use frugal_models::save::{Stored, StoredType, write_safetensors};
 use frugal_nn::{
-    AdaptError, Adapter, BackboneInfo, BuildContext, Entry, Head, HeadConfig, Operation, Parameter,
-    Pooling, SiteTable,
+    AdaptError, Adapter, BackboneInfo, BuildContext, Head, HeadConfig, LoadedAdapter, Operation,
+    Parameter, Pooling, SiteTable,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -60,7 +60,7 @@ struct Keys<'a> {
 
 impl Keys<'_> {
     fn parameter(&self, name: &str) -> String {
-        // Prompts have no prefix; what the maps share stands above the model and has its own.
+        // Prompts have no prefix; what the layers share stands above the model and has its own.
         if self.method.family == Family::Prompt || name.starts_with("base_model.") {
             return name.into();
         }
@@ -88,11 +88,11 @@ impl Keys<'_> {
 /// When a file cannot be written.
 pub fn save(
     folder: &Path,
-    entry: &Entry,
+    entry: &LoadedAdapter,
     model: &BackboneInfo,
     base_model: &str,
 ) -> Result<(), AdaptError> {
-    let finished = entry.adapter.finished();
+    let finished = entry.adapter.to_inference();
     let adapter = finished.as_deref().unwrap_or(entry.adapter.as_ref());
     let method = registry::find(adapter.method())?;
     let task_type = match &entry.head {
@@ -384,7 +384,7 @@ pub fn load(
     folder: &Path,
     context: &BuildContext<'_>,
     allow_partial: bool,
-) -> Result<(Entry, LoadReport), AdaptError> {
+) -> Result<(LoadedAdapter, LoadReport), AdaptError> {
     let bad = |path: &Path, reason: String| AdaptError::Folder {
         path: path.to_owned(),
         reason,
@@ -414,7 +414,7 @@ pub fn load(
         Box::new(Overlay::new(adapter, wanted, context)?)
     };
     let head = head_for(&file, extra.and_then(|e| e.head), method, context)?;
-    let mut entry = Entry { adapter, head };
+    let mut entry = LoadedAdapter { adapter, head };
     let report = fill(
         &mut entry,
         &file,
@@ -486,7 +486,7 @@ fn head_for(
 }
 
 fn fill(
-    entry: &mut Entry,
+    entry: &mut LoadedAdapter,
     file: &SafetensorsFile,
     path: &Path,
     (method, bare): (&Method, bool),

@@ -284,7 +284,7 @@ impl Beside {
                 if wanted.modules.contains(&id) || (bias != "all" && !is_adapted) {
                     continue;
                 }
-                // Wrapped maps have their own parameters one level down.
+                // Wrapped layers have their own parameters one level down.
                 let level = if is_adapted { ".base_layer" } else { "" };
                 wanted
                     .biases
@@ -428,7 +428,7 @@ pub(crate) fn stray(
 fn weight_of(context: &BuildContext<'_>, site: SiteId) -> Option<Vec<f32>> {
     let transposed = context.sites.info(site).kind == frugal_nn::SiteKind::Conv1d;
     let mut found = None;
-    context.backbone?.export(&mut |part| match part {
+    context.backbone?.visit_weights(&mut |part| match part {
         Frozen::Embedding(e) if e.site == site => found = Some(to_vec(e.weight.dense())),
         Frozen::Linear(l) if l.site == site && transposed => {
             found = Some(to_vec(l.weight.dense().transpose()))

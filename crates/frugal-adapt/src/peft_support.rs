@@ -21,7 +21,7 @@ const TYPES_OF_PEFT: [&str; 45] = [
 /// Types that `peft` knows on maps stored transposed (GPT-2's `Conv1D`).
 const ON_CONV1D: [&str; 6] = ["ADALORA", "LORA", "IA3", "VERA", "FOURIERFT", "VBLORA"];
 
-/// Types that act on linear maps.
+/// Types that act on linear layers.
 const ON_LINEAR: [&str; 15] = [
     "ADALORA",
     "BOFT",
@@ -129,7 +129,7 @@ fn on_experts(method: &Method, parameters: &[&frugal_nn::Parameter]) -> Option<S
     };
     if method.peft_type != "LORA" {
         return Some(format!(
-            "`peft` has no {} for the experts of a mixture and would pass over that part without an error: name other maps \
+            "`peft` has no {} for the experts of a mixture and would pass over that part without an error: name other layers \
              with `target_modules`",
             method.peft_type
         ));

@@ -33,7 +33,7 @@ use burn::prelude::*;
 use frugal_nn::{
     AdaptError, Adapter, Backbone, BackboneInfo, BlockState, BuildContext, Frozen, Input, KvCache,
     Linear, LinearChange, LowRankChange, Mode, ModelError, Parameter, Pass, SiteId, SiteInfo,
-    SiteKind, SiteTable, Weight, normal, stream, to_vec,
+    SiteKind, SiteTable, Weight, named_rng, standard_normal, to_vec,
 };
 
 use crate::method::Method;
@@ -227,7 +227,7 @@ struct Place {
 /// What the adapter changes of each layer. Methods start where they change nothing, so their
 /// parameters are moved for this question.
 fn places(adapter: &mut dyn Adapter, base: &Base, seed: u64) -> Result<Vec<Place>, AdaptError> {
-    let mut rng = stream(seed, "which parts a method changes");
+    let mut rng = named_rng(seed, "which parts a method changes");
     let before: Vec<Vec<f32>> = adapter
         .parameters()
         .into_iter()
@@ -241,7 +241,7 @@ fn places(adapter: &mut dyn Adapter, base: &Base, seed: u64) -> Result<Vec<Place
         let moved = parameter
             .to_vec()
             .iter()
-            .map(|v| v + 0.1 * normal(&mut rng))
+            .map(|v| v + 0.1 * standard_normal(&mut rng))
             .collect();
         parameter.set(moved);
     }
@@ -329,7 +329,7 @@ impl Reparameterization for Through {
         let adapter = lock(&self.link.adapter);
         let mut pass = adapter.pass(*lock(&self.link.mode));
         if D == 1 {
-            // At an input of zero a map gives its bias, whatever its weight is.
+            // At an input of zero a layer gives its bias, whatever its weight is.
             let (d_out, device) = (dims[0], base.device());
             let weight = Weight::Dense(Tensor::ones([d_out, self.d_in], &device));
             let map = Linear {
@@ -501,7 +501,7 @@ impl Backbone for Base {
         state.hidden_states
     }
 
-    fn export(&self, visit: &mut dyn FnMut(Frozen<'_>)) {
+    fn visit_weights(&self, visit: &mut dyn FnMut(Frozen<'_>)) {
         self.maps.iter().for_each(|map| visit(Frozen::Linear(map)));
     }
 }

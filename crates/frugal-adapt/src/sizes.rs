@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::method::Method;
 use crate::settings::Settings;
 
-/// Settings that multiply the sides of a map.
+/// Settings that multiply the sides of a layer.
 const RANKS: [&str; 19] = [
     "r",
     "init_r",
@@ -38,12 +38,12 @@ const REPEATS: [(&str, u64); 4] = [
     ("loftq_iter", 1000),
 ];
 
-/// Methods for which a rank above a map's sides means the whole map.
+/// Methods for which a rank above a layer's sides means the whole layer.
 const CLAMPED: [(&str, &str); 3] = [("lokr", "r"), ("lokr", "rank_pattern"), ("oft", "r")];
 
-/// No method has a use for more elements than this many times those of the map that it changes ...
-const MOST_TIMES: u64 = 8;
-/// ... but small maps may have this many.
+/// No method has a use for more elements than this many times those of the layer that it changes ...
+const MAX_TIMES: u64 = 8;
+/// ... but small layers may have this many.
 const ALWAYS: u64 = 1 << 20;
 
 impl Method {
@@ -133,19 +133,19 @@ fn numbers(value: &Value) -> Vec<f64> {
     }
 }
 
-/// Elements that a method may have at a map of these sides.
+/// Elements that a method may have at a layer of these sides.
 fn room(d_in: usize, d_out: usize) -> u64 {
     let elements = (d_in as u64).saturating_mul(d_out as u64);
-    elements.saturating_mul(MOST_TIMES).max(ALWAYS)
+    elements.saturating_mul(MAX_TIMES).max(ALWAYS)
 }
 
-/// The highest rank that has a use at a map of these sides.
+/// The highest rank that has a use at a layer of these sides.
 pub(crate) fn most_rank(d_in: usize, d_out: usize) -> usize {
     let rank = room(d_in, d_out) / (d_in.saturating_add(d_out)).max(1) as u64;
     usize::try_from(rank).unwrap_or(usize::MAX)
 }
 
-/// The highest rank that has a use at some map.
+/// The highest rank that has a use at some layer.
 fn rank_limit(sites: &SiteTable) -> u64 {
     sites
         .iter()

@@ -1,4 +1,4 @@
-//! Which linear maps a method acts on, with `peft`'s grammar.
+//! Which linear layers a method acts on, with `peft`'s grammar.
 
 use frugal_core::suggest::did_you_mean;
 use frugal_nn::{SiteId, SiteInfo, SiteKind, SiteTable, TargetError};
@@ -34,7 +34,7 @@ pub enum Layers {
 /// Selection of sites. Field names, defaults and meaning are those of `peft`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Targets {
-    /// Path endings, one regular expression over the whole path, or `all-linear` (every linear map
+    /// Path endings, one regular expression over the whole path, or `all-linear` (every linear layer
     /// but the head).
     #[serde(default = "all_linear")]
     pub target_modules: Names,
@@ -176,7 +176,7 @@ pub(crate) fn for_model(mut settings: Settings, sites: &SiteTable) -> Settings {
     let given = names(&settings, "target_modules");
     let known = given.as_ref().and_then(|names| names.of_model(sites));
     if let (Some(Names::List(given)), Some(Names::List(known))) = (given, known) {
-        // `ia3` has its feed-forward maps among the targets.
+        // `ia3` has its feed-forward layers among the targets.
         if let Some(Value::Array(inner)) = settings.get_mut("feedforward_modules") {
             inner.retain(|name| {
                 name.as_str().is_none_or(|name| {
@@ -234,7 +234,7 @@ impl Matcher {
 }
 
 impl Targets {
-    /// The linear maps (and the head or tables, when named) that these settings select, in forward
+    /// The linear layers (and the head or tables, when named) that these settings select, in forward
     /// order.
     ///
     /// # Errors
@@ -424,7 +424,7 @@ pub fn pattern_value<V: Copy>(
 }
 
 /// `target_modules` of a saved configuration: as given, but `all-linear` spelled out in the
-/// shortest endings that select exactly the adapted maps.
+/// shortest endings that select exactly the adapted layers.
 pub(crate) fn saved_targets(targets: &Targets, sites: &SiteTable, chosen: &[SiteId]) -> Value {
     if !matches!(&targets.target_modules, Names::Pattern(p) if p == "all-linear") {
         return json!(targets.target_modules);

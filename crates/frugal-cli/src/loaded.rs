@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
-use frugal::adapt::{AdapterSet, BuildContext, Choice, Entry, peft};
+use frugal::adapt::{ActiveAdapters, AdapterSet, BuildContext, LoadedAdapter, peft};
 use frugal::model::load::ModelFiles;
 use frugal::model::{Backbone, LoadOptions, Quantize};
 use frugal::run::base_warning;
@@ -18,7 +18,7 @@ pub struct Loaded {
     pub files: ModelFiles,
     pub backbone: Arc<dyn Backbone>,
     pub adapters: AdapterSet,
-    pub choice: Choice,
+    pub choice: ActiveAdapters,
 }
 
 impl Loaded {
@@ -170,9 +170,9 @@ impl Loaded {
         }
         drop(phase);
         warnings.iter().for_each(|text| ui::warn(output, text));
-        let choice = folders
-            .first()
-            .map_or(Choice::Base, |folder| Choice::One(adapter_name(folder)));
+        let choice = folders.first().map_or(ActiveAdapters::Base, |folder| {
+            ActiveAdapters::One(adapter_name(folder))
+        });
         Ok(Self {
             files,
             backbone,
@@ -194,7 +194,7 @@ impl Loaded {
     }
 
     /// The adapter, if there is one.
-    pub fn entry(&self) -> Option<&Entry> {
+    pub fn entry(&self) -> Option<&LoadedAdapter> {
         self.adapters.get(self.adapters.names().first()?).ok()
     }
 }

@@ -520,11 +520,11 @@ fn tojson(
     if indent
         .as_ref()
         .and_then(Value::as_i64)
-        .is_some_and(|i| i > MOST_INDENT)
+        .is_some_and(|i| i > MAX_INDENT)
     {
         return Err(Error::new(
             ErrorKind::InvalidOperation,
-            format!("tojson: an indent of more than {MOST_INDENT}"),
+            format!("tojson: an indent of more than {MAX_INDENT}"),
         ));
     }
     let escaped = minijinja::filters::tojson(
@@ -598,7 +598,7 @@ fn without_html_escapes(json: &str) -> String {
 /// Deepest value that is written out.
 const DEEPEST: usize = 500;
 /// Widest indentation of JSON: it is written once per line and level.
-const MOST_INDENT: i64 = 64;
+const MAX_INDENT: i64 = 64;
 
 fn strftime_now(state: &State, format: String) -> Result<String, Error> {
     use std::fmt::Write;

@@ -1,7 +1,7 @@
 //! Continuing prompts.
 
 use frugal_kernels::CacheType;
-use frugal_nn::{AdapterSet, Backbone, Choice, stream};
+use frugal_nn::{ActiveAdapters, AdapterSet, Backbone, named_rng};
 use serde::Serialize;
 
 use crate::{DecodeError, Sampler, SamplerConfig, Session};
@@ -24,7 +24,7 @@ pub struct GenerateConfig {
 /// Why a sequence ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Finish {
+pub enum FinishReason {
     /// The model ended it.
     Stop,
     /// `max_tokens` or the model's positions are used up.
@@ -37,7 +37,7 @@ pub struct Generation {
     /// New tokens, without the one that ended the sequence.
     pub tokens: Vec<u32>,
     /// Why it ended.
-    pub finish: Finish,
+    pub finish: FinishReason,
 }
 
 /// What goes on after a token.
@@ -59,7 +59,7 @@ pub enum Next {
 pub fn generate(
     backbone: &dyn Backbone,
     adapters: &AdapterSet,
-    choice: Choice,
+    choice: ActiveAdapters,
     prompts: &[Vec<u32>],
     config: &GenerateConfig,
     on_token: &mut dyn FnMut(usize, u32) -> bool,
@@ -82,7 +82,7 @@ pub fn generate(
 pub fn generate_until(
     backbone: &dyn Backbone,
     adapters: &AdapterSet,
-    choice: Choice,
+    choice: ActiveAdapters,
     prompts: &[Vec<u32>],
     config: &GenerateConfig,
     on_token: &mut dyn FnMut(usize, u32) -> Next,
@@ -97,7 +97,7 @@ pub fn generate_until(
             .iter()
             .filter(|prompt| **prompt == prompts[i])
             .count();
-        rand::Rng::random(&mut stream(
+        rand::Rng::random(&mut named_rng(
             config.seed,
             &format!("generate {equal_before} {:?}", prompts[i]),
         ))
@@ -109,18 +109,18 @@ pub fn generate_until(
         .iter()
         .map(|_| Generation {
             tokens: Vec::new(),
-            finish: Finish::Length,
+            finish: FinishReason::Length,
         })
         .collect();
     if config.max_tokens == 0 || prompts.is_empty() {
         return Ok(out);
     }
     let mut active: Vec<usize> = (0..prompts.len()).collect();
-    let mut logits = session.feed(&prompts.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
+    let mut logits = session.append(&prompts.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
     loop {
         let mut keep = Vec::with_capacity(active.len());
         let mut next = Vec::new();
-        for ((&i, logits), room) in active.iter().zip(&mut logits).zip(session.rooms()) {
+        for ((&i, logits), room) in active.iter().zip(&mut logits).zip(session.remaining_each()) {
             let token = samplers[i].next(logits, &prompts[i], &out[i].tokens);
             let mut ended = config.eos_token_ids.contains(&token);
             if !ended {
@@ -132,7 +132,7 @@ pub fn generate_until(
                 }
             }
             if ended {
-                out[i].finish = Finish::Stop;
+                out[i].finish = FinishReason::Stop;
             }
             let goes_on = !ended && room > 0 && out[i].tokens.len() < config.max_tokens;
             keep.push(goes_on);
@@ -146,7 +146,7 @@ pub fn generate_until(
         if active.is_empty() {
             return Ok(out);
         }
-        logits = session.feed(&next.iter().map(<[u32; 1]>::as_slice).collect::<Vec<_>>())?;
+        logits = session.append(&next.iter().map(<[u32; 1]>::as_slice).collect::<Vec<_>>())?;
     }
 }
 
@@ -193,7 +193,7 @@ mod tests {
         let found = generate(
             backbone,
             &AdapterSet::default(),
-            Choice::Base,
+            ActiveAdapters::Base,
             prompts,
             &config,
             &mut |_, _| true,

@@ -5,7 +5,7 @@ mod generate;
 mod sample;
 mod session;
 
-pub use generate::{Finish, GenerateConfig, Generation, Next, generate, generate_until};
+pub use generate::{FinishReason, GenerateConfig, Generation, Next, generate, generate_until};
 pub use sample::{Sampler, SamplerConfig};
 pub use session::Session;
 
@@ -40,7 +40,7 @@ pub enum DecodeError {
     /// Forward pass.
     #[error(transparent)]
     Model(#[from] ModelError),
-    /// Choice of adapters.
+    /// Which adapters act.
     #[error(transparent)]
     Adapt(#[from] AdaptError),
 }

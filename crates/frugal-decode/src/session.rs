@@ -2,7 +2,7 @@
 
 use frugal_kernels::CacheType;
 use frugal_nn::{
-    AdapterSet, Backbone, Choice, Input, KvCache, Mode, ModelError, Rows, SequenceLayout,
+    ActiveAdapters, AdapterSet, Backbone, Input, KvCache, Mode, ModelError, Rows, SequenceLayout,
     select_rows, to_vec,
 };
 
@@ -12,7 +12,7 @@ use crate::DecodeError;
 pub struct Session<'a> {
     backbone: &'a dyn Backbone,
     adapters: &'a AdapterSet,
-    choice: Choice,
+    choice: ActiveAdapters,
     cache: KvCache,
     tokens: Vec<Vec<u32>>,
 }
@@ -25,7 +25,7 @@ impl<'a> Session<'a> {
     pub fn new(
         backbone: &'a dyn Backbone,
         adapters: &'a AdapterSet,
-        choice: Choice,
+        choice: ActiveAdapters,
         sequences: usize,
     ) -> Result<Self, DecodeError> {
         Self::with_cache(backbone, adapters, choice, sequences, CacheType::F32)
@@ -38,7 +38,7 @@ impl<'a> Session<'a> {
     pub fn with_cache(
         backbone: &'a dyn Backbone,
         adapters: &'a AdapterSet,
-        choice: Choice,
+        choice: ActiveAdapters,
         sequences: usize,
         cache_type: CacheType,
     ) -> Result<Self, DecodeError> {
@@ -66,15 +66,15 @@ impl<'a> Session<'a> {
     }
 
     /// Tokens that every sequence may still get: the room of the longest one.
-    pub fn room(&self) -> usize {
-        self.rooms()
+    pub fn remaining(&self) -> usize {
+        self.remaining_each()
             .into_iter()
             .min()
             .unwrap_or(self.backbone.info().max_sequence)
     }
 
     /// Tokens that each sequence may still get.
-    pub fn rooms(&self) -> Vec<usize> {
+    pub fn remaining_each(&self) -> Vec<usize> {
         let limit = self.backbone.info().max_sequence;
         self.cache
             .past()
@@ -87,11 +87,11 @@ impl<'a> Session<'a> {
     ///
     /// # Errors
     /// Token ids that the model lacks, sequences that get too long.
-    pub fn feed(&mut self, new: &[&[u32]]) -> Result<Vec<Vec<f32>>, DecodeError> {
-        frugal_kernels::on_pool(|| self.feed_here(new))
+    pub fn append(&mut self, new: &[&[u32]]) -> Result<Vec<Vec<f32>>, DecodeError> {
+        frugal_kernels::on_pool(|| self.append_here(new))
     }
 
-    fn feed_here(&mut self, new: &[&[u32]]) -> Result<Vec<Vec<f32>>, DecodeError> {
+    fn append_here(&mut self, new: &[&[u32]]) -> Result<Vec<Vec<f32>>, DecodeError> {
         let lengths: Vec<usize> = new.iter().map(|n| n.len()).collect();
         let limit = self.backbone.info().max_sequence;
         if let Some((&more, &used)) = lengths
@@ -131,8 +131,8 @@ impl<'a> Session<'a> {
     /// differs from before.
     ///
     /// # Errors
-    /// As [`Session::feed`]; an empty sequence.
-    pub fn set(&mut self, tokens: &[u32]) -> Result<Vec<f32>, DecodeError> {
+    /// As [`Session::append`]; an empty sequence.
+    pub fn rewind_to(&mut self, tokens: &[u32]) -> Result<Vec<f32>, DecodeError> {
         let Some(last) = tokens.len().checked_sub(1) else {
             return Err(DecodeError::EmptyPrompt { index: 0 });
         };
@@ -147,7 +147,7 @@ impl<'a> Session<'a> {
         self.cache
             .truncate(0, if common == 0 { 0 } else { in_front + common });
         self.tokens[0].truncate(common);
-        Ok(self.feed(&[&tokens[common..]])?.remove(0))
+        Ok(self.append(&[&tokens[common..]])?.remove(0))
     }
 
     /// Drops the sequences for which `keep` is false.
@@ -155,7 +155,7 @@ impl<'a> Session<'a> {
         self.cache.retain(keep);
         let mut kept = keep.iter();
         self.tokens.retain(|_| *kept.next().unwrap_or(&false));
-        if let Choice::PerSequence(names) = &mut self.choice {
+        if let ActiveAdapters::PerSequence(names) = &mut self.choice {
             let mut kept = keep.iter();
             names.retain(|_| *kept.next().unwrap_or(&false));
         }

@@ -55,7 +55,7 @@ const JUDGE: &str = concat!(
     include_str!("programs/judge.py")
 );
 /// All that program and test may say to each other.
-const MOST_SAID: u64 = 64 << 20;
+const MAX_SAID: u64 = 64 << 20;
 
 /// Runs a test on a program.
 ///
@@ -69,7 +69,7 @@ pub fn check(
     limits: &Limits,
 ) -> Result<Verdict, ProgramError> {
     let limits = Limits {
-        output_bytes: limits.output_bytes.max(MOST_SAID),
+        output_bytes: limits.output_bytes.max(MAX_SAID),
         ..*limits
     };
     let deadline = Instant::now()

@@ -2,7 +2,7 @@
 
 use burn::prelude::*;
 use frugal_nn::site::SiteKind;
-use frugal_nn::{normal, stream};
+use frugal_nn::{named_rng, standard_normal};
 
 use crate::architecture::ModelConfig;
 use crate::source::MemorySource;
@@ -37,9 +37,9 @@ pub fn random_weights(config: &ModelConfig, seed: u64, device: &Device) -> Memor
             } else {
                 std
             };
-            let mut rng = stream(seed, &name);
+            let mut rng = named_rng(seed, &name);
             let values: Vec<f32> = (0..shape[0] * shape[1])
-                .map(|_| scale * normal(&mut rng))
+                .map(|_| scale * standard_normal(&mut rng))
                 .collect();
             source.insert_matrix(
                 name,

@@ -9,7 +9,7 @@ use frugal_nn::linalg::randomised_svd;
 /// Which weights are rounded so, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Loftq {
-    /// Rank of the pair by path of the map; other maps are rounded as usual.
+    /// Rank of the pair by path of the layer; other layers are rounded as usual.
     pub ranks: BTreeMap<String, usize>,
     /// How often rounding and decomposition take turns.
     pub iterations: usize,

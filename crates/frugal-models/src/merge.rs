@@ -38,7 +38,7 @@ pub fn weights(
         untied: false,
     };
     let mut failure = None;
-    backbone.export(&mut |part| {
+    backbone.visit_weights(&mut |part| {
         if failure.is_none() {
             failure = out.part(&part, adapter).err();
         }
@@ -70,7 +70,7 @@ impl Weights {
     }
 }
 
-/// A linear map of a merged model without the adapter again.
+/// A linear layer of a merged model without the adapter again.
 ///
 /// # Errors
 /// [`AdaptError::Unsupported`] for methods whose merge loses the base.

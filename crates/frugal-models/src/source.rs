@@ -20,7 +20,7 @@ pub trait WeightSource {
     /// # Errors
     /// When the tensor cannot be read.
     fn load(&self, name: &str) -> Result<Loaded, ModelError>;
-    /// The matrix `[d_out, d_in]` of a linear map, or the rows of a table, in the codes that it is
+    /// The matrix `[d_out, d_in]` of a linear layer, or the rows of a table, in the codes that it is
     /// stored in; `None` if it is stored as numbers.
     ///
     /// # Errors

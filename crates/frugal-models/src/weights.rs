@@ -222,7 +222,7 @@ impl<'a> WeightLoader<'a> {
             .expect("backbones ask for paths of their own site table")
     }
 
-    /// A linear map with its bias if the site has one.
+    /// A linear layer with its bias if the site has one.
     ///
     /// # Errors
     /// When the tensor cannot be read.
@@ -292,7 +292,7 @@ impl<'a> WeightLoader<'a> {
         })
     }
 
-    /// A linear map that the file may lack.
+    /// A linear layer that the file may lack.
     ///
     /// # Errors
     /// When the tensor is there but cannot be read.

@@ -92,9 +92,9 @@ impl BackboneInfo {
     }
 }
 
-/// One frozen part, as [`Backbone::export`] shows it.
+/// One frozen part, as [`Backbone::visit_weights`] shows it.
 pub enum Frozen<'a> {
-    /// Linear map.
+    /// Linear layer.
     Linear(&'a Linear),
     /// Table.
     Embedding(&'a Embedding),
@@ -181,7 +181,7 @@ pub trait Backbone: Send + Sync {
         None
     }
     /// Shows every frozen part once.
-    fn export(&self, visit: &mut dyn FnMut(Frozen<'_>));
+    fn visit_weights(&self, visit: &mut dyn FnMut(Frozen<'_>));
 
     /// Logits `[rows, vocab]` of final hidden states `[rows, d_model]`.
     fn logits(

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backbone::{Backbone, BackboneInfo, HeadLayout};
 use crate::layout::SequenceLayout;
-use crate::rng::{normal, stream};
+use crate::rng::{named_rng, standard_normal};
 use crate::rows::{mean_pool, select_rows};
 use crate::seam::hooks::{Pass, Rows};
 use crate::seam::parameter::{Mode, Parameter};
@@ -61,8 +61,8 @@ impl Head {
     pub fn new(config: HeadConfig, info: &BackboneInfo, device: &Device, seed: u64) -> Self {
         let (d, labels) = (info.hidden_size, config.labels.len());
         let draw = |name: &str, n: usize| -> Vec<f32> {
-            let mut rng = stream(seed, name);
-            (0..n).map(|_| 0.02 * normal(&mut rng)).collect()
+            let mut rng = named_rng(seed, name);
+            (0..n).map(|_| 0.02 * standard_normal(&mut rng)).collect()
         };
         let matrix = |name: &str, rows: usize| {
             Parameter::new(name, &[rows, d], draw(name, rows * d), device)

@@ -1,4 +1,4 @@
-//! Frozen parts of a backbone: linear maps, tables and norms, on the plain device.
+//! Frozen parts of a backbone: linear layers, tables and norms, on the plain device.
 
 use std::sync::Arc;
 
@@ -97,7 +97,7 @@ pub struct Correction {
     pub b: Vec<f32>,
 }
 
-/// A frozen linear map `y = x Wᵀ + b`.
+/// A frozen linear layer `y = x Wᵀ + b`.
 #[derive(Clone, Debug)]
 pub struct Linear {
     /// Where it sits.

@@ -21,18 +21,18 @@ pub use error::{LoadError, ModelError};
 pub use heads::{Head, HeadConfig, Pooling};
 pub use layers::{Correction, Embedding, Linear, Norm, Weight, lookup};
 pub use layout::{Content, Input, SequenceLayout};
-pub use rng::{normal, stream};
+pub use rng::{named_rng, standard_normal};
 pub use rows::{drop_prepended, mean_pool, select_rows};
 pub use seam::adapter::{Adapter, BuildContext, LowRank, MergedLinear, Operation, StepContext};
 pub use seam::cached::Fixed;
+pub use seam::derived_cache::DerivedCache;
 pub use seam::error::{AdaptError, TargetError};
 pub use seam::gradients::GradientSum;
 pub use seam::hooks::{
     BlockAction, KeyValue, LinearChange, LowRankChange, NoAdapter, NormChange, Pass, Rows,
     SubLayer, SubLayerIo,
 };
-pub use seam::kept::Kept;
 pub use seam::parameter::{Mode, Parameter, to_vec};
-pub use seam::set::{AdapterSet, Choice, Entry};
+pub use seam::set::{ActiveAdapters, AdapterSet, LoadedAdapter};
 pub use site::{SiteId, SiteInfo, SiteKind, SiteTable};
 pub use state::KvCache;

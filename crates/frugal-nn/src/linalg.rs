@@ -5,7 +5,7 @@
 
 use rayon::prelude::*;
 
-use crate::rng::{normal, stream};
+use crate::rng::{named_rng, standard_normal};
 
 /// A thin singular value decomposition `M = U diag(s) Vᵀ` of `k` triples, largest first.
 #[derive(Clone, Debug, PartialEq)]
@@ -68,9 +68,13 @@ pub fn randomised_svd(
     if width == rows.min(cols) {
         return truncate(svd(matrix, rows, cols), rows, cols, rank);
     }
-    let mut rng = stream(seed, "randomised svd");
+    let mut rng = named_rng(seed, "randomised svd");
     let directions: Columns = (0..width)
-        .map(|_| (0..cols).map(|_| f64::from(normal(&mut rng))).collect())
+        .map(|_| {
+            (0..cols)
+                .map(|_| f64::from(standard_normal(&mut rng)))
+                .collect()
+        })
         .collect();
     let mut basis = householder(times(matrix, rows, cols, &directions)).0;
     for _ in 0..power_iterations {
@@ -434,8 +438,12 @@ mod tests {
     fn the_randomised_form_finds_the_leading_part() {
         // Singular values 1, 1/2, 1/4, ... in random directions.
         let (rows, cols) = (40, 60);
-        let mut rng = stream(1, "test");
-        let mut random = |n: usize| (0..n * 12).map(|_| normal(&mut rng)).collect::<Vec<f32>>();
+        let mut rng = named_rng(1, "test");
+        let mut random = |n: usize| {
+            (0..n * 12)
+                .map(|_| standard_normal(&mut rng))
+                .collect::<Vec<f32>>()
+        };
         let (left, right) = (qr(&random(rows), rows, 12).q, qr(&random(cols), cols, 12).q);
         let element = |i: usize, j: usize| {
             (0..12)

@@ -2,7 +2,7 @@
 //! made.
 
 /// A random stream for one named thing, independent of the order in which things are made.
-pub fn stream(seed: u64, name: &str) -> rand_chacha::ChaCha8Rng {
+pub fn named_rng(seed: u64, name: &str) -> rand_chacha::ChaCha8Rng {
     use rand::SeedableRng;
     use sha2::{Digest, Sha256};
     let mut hash = Sha256::new();
@@ -12,7 +12,7 @@ pub fn stream(seed: u64, name: &str) -> rand_chacha::ChaCha8Rng {
 }
 
 /// A standard normal number (Box-Muller).
-pub fn normal(rng: &mut impl rand::Rng) -> f32 {
+pub fn standard_normal(rng: &mut impl rand::Rng) -> f32 {
     let u: f64 = 1.0 - rng.random::<f64>();
     let v: f64 = rng.random();
     ((-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()) as f32

@@ -16,9 +16,9 @@ impl SiteId {
 /// What kind of parameters a site holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SiteKind {
-    /// A linear map stored `[d_out, d_in]`.
+    /// A linear layer stored `[d_out, d_in]`.
     Linear,
-    /// A linear map that files store transposed, `[d_in, d_out]` (GPT-2).
+    /// A linear layer that files store transposed, `[d_in, d_out]` (GPT-2).
     Conv1d,
     /// The output head over the vocabulary.
     LmHead,
@@ -29,7 +29,7 @@ pub enum SiteKind {
 }
 
 impl SiteKind {
-    /// Whether `all-linear` covers it: every linear map but the output head.
+    /// Whether `all-linear` covers it: every linear layer but the output head.
     pub fn is_inner_linear(self) -> bool {
         matches!(self, Self::Linear | Self::Conv1d)
     }

@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use frugal_kernels::IGNORE_INDEX;
-use frugal_nn::stream;
+use frugal_nn::named_rng;
 use rand::seq::SliceRandom;
 
 use crate::config::TrainConfig;
@@ -70,7 +70,10 @@ impl Batches {
     /// The batches of epoch `epoch`, counting from 0.
     pub fn epoch(&self, epoch: u64) -> Epoch {
         let mut order = self.rows.clone();
-        order.shuffle(&mut stream(self.seed, &format!("order of epoch {epoch}")));
+        order.shuffle(&mut named_rng(
+            self.seed,
+            &format!("order of epoch {epoch}"),
+        ));
         if self.group_by_length {
             self.group(&mut order);
         }

@@ -28,7 +28,7 @@ pub enum Memory {
     /// The residual stream and the outputs of attention; everything else is computed a second time,
     /// block by block.
     Low,
-    /// Also the outputs of linear maps; norms and activations are computed a second time.
+    /// Also the outputs of linear layers; norms and activations are computed a second time.
     #[default]
     Balanced,
     /// Everything.

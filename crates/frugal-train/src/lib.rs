@@ -30,6 +30,6 @@ pub use evaluate::{Evaluation, evaluate, evaluate_observed, head_logits};
 pub use event::{Event, Observer};
 pub use objective::Objective;
 pub use schedule::Schedule;
-pub use trainer::{Ending, Outcome, TrainRun, train};
+pub use trainer::{StopReason, TrainRun, TrainSummary, train};
 
 pub use frugal_core::encode::{Target, Tokenized};

@@ -9,7 +9,7 @@ use burn::prelude::*;
 use burn::tensor::TensorData;
 use frugal_nn::{
     BlockAction, Embedding, KeyValue, Linear, LinearChange, Norm, NormChange, Pass, Rows,
-    SequenceLayout, SubLayer, SubLayerIo, stream,
+    SequenceLayout, SubLayer, SubLayerIo, named_rng,
 };
 use rand::Rng;
 
@@ -23,7 +23,7 @@ pub(super) struct NoisyPass<'a> {
 
 /// Noise `[tokens, d]` for sequences of these lengths, row by row.
 fn noise(lengths: &[usize], d: usize, alpha: f64, seed: u64) -> Vec<f32> {
-    let mut rng = stream(seed, "neftune");
+    let mut rng = named_rng(seed, "neftune");
     let mut values = Vec::with_capacity(lengths.iter().sum::<usize>() * d);
     for &length in lengths {
         let bound = (alpha / ((length * d) as f64).sqrt()) as f32;

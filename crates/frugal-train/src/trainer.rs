@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use frugal_core::events::peak_rss_bytes;
 use frugal_nn::{
-    Adapter, Backbone, GradientSum, Head, Mode, Parameter, StepContext, stream, to_vec,
+    Adapter, Backbone, GradientSum, Head, Mode, Parameter, StepContext, named_rng, to_vec,
 };
 use rand::Rng;
 use serde_json::Value;
@@ -65,7 +65,7 @@ pub struct TrainRun<'a> {
 
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
+pub enum StopReason {
     /// All steps were taken.
     Finished,
     /// Evaluations stopped improving.
@@ -76,9 +76,9 @@ pub enum Ending {
 
 /// What a run came to.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Outcome {
+pub struct TrainSummary {
     /// How it ended.
-    pub ending: Ending,
+    pub ending: StopReason,
     /// Optimiser steps done.
     pub step: u64,
     /// Optimiser steps planned.
@@ -107,7 +107,7 @@ pub struct Outcome {
 /// # Errors
 /// Settings, data or checkpoints that do not go together, all before any work; a loss or gradient
 /// that is not finite; a checkpoint that cannot be written.
-pub fn train(run: TrainRun<'_>) -> Result<Outcome, TrainError> {
+pub fn train(run: TrainRun<'_>) -> Result<TrainSummary, TrainError> {
     Trainer::new(run)?.run()
 }
 
@@ -276,11 +276,11 @@ impl<'a> Trainer<'a> {
         checkpoint.load_parameters(self.parameters_mut())
     }
 
-    fn run(mut self) -> Result<Outcome, TrainError> {
+    fn run(mut self) -> Result<TrainSummary, TrainError> {
         let ending = loop {
             let finished = self.state.step >= self.total_steps;
             if self.evaluation_is_due(finished) && !self.evaluate()? {
-                break Ending::Interrupted;
+                break StopReason::Interrupted;
             }
             let patience = self.run.config.early_stopping_patience;
             let stalled = patience > 0 && self.state.evaluations_without_improvement >= patience;
@@ -288,7 +288,7 @@ impl<'a> Trainer<'a> {
                 self.save()?;
             }
             if finished {
-                break Ending::Finished;
+                break StopReason::Finished;
             }
             if stalled {
                 let evaluations = self.state.evaluations_without_improvement;
@@ -296,14 +296,14 @@ impl<'a> Trainer<'a> {
                     step: self.state.step,
                     evaluations,
                 });
-                break Ending::EarlyStopped;
+                break StopReason::EarlyStopped;
             }
             if self.is_stopped() || !self.step()? {
-                break Ending::Interrupted;
+                break StopReason::Interrupted;
             }
         };
         let mut restored_best = false;
-        if ending == Ending::Interrupted {
+        if ending == StopReason::Interrupted {
             self.save()?;
             self.emit(Event::Interrupted {
                 step: self.state.step,
@@ -313,7 +313,7 @@ impl<'a> Trainer<'a> {
             restored_best = self.restore_best();
         }
         let cost = self.cost();
-        Ok(Outcome {
+        Ok(TrainSummary {
             ending,
             step: self.state.step,
             total_steps: self.total_steps,
@@ -683,7 +683,7 @@ impl<'a> Trainer<'a> {
     }
 
     fn seed(&self, place: &str) -> u64 {
-        stream(self.run.config.seed, place).random()
+        named_rng(self.run.config.seed, place).random()
     }
 
     fn emit(&mut self, event: Event) {

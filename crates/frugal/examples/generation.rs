@@ -8,7 +8,7 @@
 use std::error::Error;
 use std::time::Instant;
 
-use frugal::adapt::{AdapterSet, Choice};
+use frugal::adapt::{ActiveAdapters, AdapterSet};
 use frugal::decode::{CacheType, Session};
 use frugal::model::LoadOptions;
 use frugal::model::load::{Lookup, ModelFiles};
@@ -40,7 +40,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         Session::with_cache(
             backbone.as_ref(),
             &adapters,
-            Choice::Base,
+            ActiveAdapters::Base,
             1,
             CacheType::F16,
         )
@@ -54,13 +54,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     for _ in 0..3 {
         let mut reading = session()?;
         let start = Instant::now();
-        reading.feed(&[&ids])?;
+        reading.append(&[&ids])?;
         read.push(prefill as f64 / start.elapsed().as_secs_f64());
         let mut writing = session()?;
-        tokens = vec![best(&writing.feed(&[&prompt])?[0])];
+        tokens = vec![best(&writing.append(&[&prompt])?[0])];
         let start = Instant::now();
         for i in 1..decode {
-            let logits = writing.feed(&[&[tokens[i - 1]]])?;
+            let logits = writing.append(&[&[tokens[i - 1]]])?;
             tokens.push(best(&logits[0]));
         }
         written.push((decode - 1) as f64 / start.elapsed().as_secs_f64());

@@ -35,7 +35,7 @@ const MAX_LOGITS: usize = 1 << 24;
 /// step; the median of three rounds.
 fn products(backbone: &dyn Backbone, tokens: usize) -> f64 {
     let mut weights = Vec::new();
-    backbone.export(&mut |part| {
+    backbone.visit_weights(&mut |part| {
         if let Frozen::Linear(linear) = part {
             weights.push(linear.weight.dense());
         }

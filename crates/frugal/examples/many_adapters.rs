@@ -10,7 +10,7 @@
 use std::error::Error;
 use std::time::Instant;
 
-use frugal::adapt::{AdapterSet, BuildContext, Choice, Entry, registry};
+use frugal::adapt::{ActiveAdapters, AdapterSet, BuildContext, LoadedAdapter, registry};
 use frugal::decode::{CacheType, Session};
 use frugal::model::load::{Lookup, ModelFiles};
 use frugal::model::{Backbone, LoadOptions};
@@ -27,8 +27,8 @@ fn best(logits: &[f32]) -> u32 {
     largest.0 as u32
 }
 
-/// A LoRA of rank 8 on all linear maps that has learned something, though nobody knows what.
-fn adapter(backbone: &dyn Backbone, seed: u64) -> Result<Entry, Box<dyn Error>> {
+/// A LoRA of rank 8 on all linear layers that has learned something, though nobody knows what.
+fn adapter(backbone: &dyn Backbone, seed: u64) -> Result<LoadedAdapter, Box<dyn Error>> {
     let context = BuildContext {
         info: backbone.info(),
         sites: backbone.sites(),
@@ -51,7 +51,7 @@ fn adapter(backbone: &dyn Backbone, seed: u64) -> Result<Entry, Box<dyn Error>> 
                 .collect(),
         );
     }
-    Ok(Entry {
+    Ok(LoadedAdapter {
         adapter,
         head: None,
     })
@@ -65,7 +65,7 @@ fn write(
     tokens: usize,
 ) -> Result<(Vec<Vec<u32>>, f64), Box<dyn Error>> {
     let mut texts = vec![Vec::new(); sequences];
-    let mut logits = session.feed(&vec![prompt; sequences])?;
+    let mut logits = session.append(&vec![prompt; sequences])?;
     let start = Instant::now();
     loop {
         texts
@@ -76,7 +76,7 @@ fn write(
             return Ok((texts, start.elapsed().as_secs_f64()));
         }
         let last: Vec<&[u32]> = texts.iter().map(|text| &text[text.len() - 1..]).collect();
-        logits = session.feed(&last)?;
+        logits = session.append(&last)?;
     }
 }
 
@@ -110,11 +110,16 @@ fn main() -> Result<(), Box<dyn Error>> {
             CacheType::F32,
         )
     };
-    let together = Choice::PerSequence(names.iter().cloned().map(Some).collect());
+    let together = ActiveAdapters::PerSequence(names.iter().cloned().map(Some).collect());
     let (texts, seconds) = write(session(together, sequences)?, sequences, &prompt, tokens)?;
     let (mut alone, mut seconds_alone) = (Vec::new(), 0.0);
     for name in &names {
-        let (text, seconds) = write(session(Choice::One(name.clone()), 1)?, 1, &prompt, tokens)?;
+        let (text, seconds) = write(
+            session(ActiveAdapters::One(name.clone()), 1)?,
+            1,
+            &prompt,
+            tokens,
+        )?;
         alone.extend(text);
         seconds_alone += seconds;
     }

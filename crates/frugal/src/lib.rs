@@ -29,9 +29,10 @@ pub mod adapt {
     pub use frugal_adapt::*;
     pub use frugal_models::merge;
     pub use frugal_nn::{
-        AdaptError, Adapter, AdapterSet, BlockAction, BuildContext, Choice, Entry, Fixed,
-        GradientSum, Head, HeadConfig, Kept, KeyValue, LinearChange, LowRank, LowRankChange,
-        MergedLinear, Mode, NoAdapter, NormChange, Operation, Parameter, Pass, Pooling, Rows,
-        StepContext, SubLayer, SubLayerIo, TargetError, linalg, normal, stream, to_vec,
+        ActiveAdapters, AdaptError, Adapter, AdapterSet, BlockAction, BuildContext, DerivedCache,
+        Fixed, GradientSum, Head, HeadConfig, KeyValue, LinearChange, LoadedAdapter, LowRank,
+        LowRankChange, MergedLinear, Mode, NoAdapter, NormChange, Operation, Parameter, Pass,
+        Pooling, Rows, StepContext, SubLayer, SubLayerIo, TargetError, linalg, named_rng,
+        standard_normal, to_vec,
     };
 }

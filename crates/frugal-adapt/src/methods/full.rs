@@ -108,7 +108,7 @@ impl Full {
         };
         context.backbone.map_or(Ok(()), check_dense)?;
         match context.backbone {
-            Some(backbone) => backbone.export(&mut |part| match part {
+            Some(backbone) => backbone.visit_weights(&mut |part| match part {
                 Frozen::Linear(l) if Some(l.site) == tied => {}
                 Frozen::Linear(l) => set(
                     l.site,
@@ -155,7 +155,7 @@ impl Full {
 /// Training from weights in few bits would save nothing, and the result could not take their place.
 fn check_dense(backbone: &dyn Backbone) -> Result<(), AdaptError> {
     let mut packed = None;
-    backbone.export(&mut |part| {
+    backbone.visit_weights(&mut |part| {
         let (site, format) = match part {
             Frozen::Linear(l) => (l.site, l.weight.format()),
             Frozen::Embedding(e) => (e.site, e.weight.format()),

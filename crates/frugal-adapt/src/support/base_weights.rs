@@ -3,12 +3,12 @@
 use burn::prelude::*;
 use frugal_nn::{BuildContext, Frozen};
 
-/// Weight `[d_out, d_in]` of every linear map by site, shared with the backbone; all `None` when
+/// Weight `[d_out, d_in]` of every linear layer by site, shared with the backbone; all `None` when
 /// planning.
 pub(crate) fn linear_weights(context: &BuildContext<'_>) -> Vec<Option<Tensor<2>>> {
     let mut weights = vec![None; context.sites.len()];
     if let Some(backbone) = context.backbone {
-        backbone.export(&mut |part| {
+        backbone.visit_weights(&mut |part| {
             if let Frozen::Linear(linear) = part {
                 weights[linear.site.index()] = Some(linear.weight.dense());
             }

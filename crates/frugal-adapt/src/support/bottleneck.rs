@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::support::dense::Dense;
 use crate::target::Layers;
 
-/// What stands between the two maps of a bottleneck.
+/// What stands between the two layers of a bottleneck.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NonLinearity {
@@ -48,7 +48,7 @@ pub(crate) struct Bottleneck {
 }
 
 impl Bottleneck {
-    /// A uniform map down as in PyTorch, with zero bias, and a zero map up, so that nothing changes
+    /// A uniform layer down as in PyTorch, with zero bias, and a zero layer up, so that nothing changes
     /// at first.
     pub fn new(
         name: &str,
@@ -92,11 +92,11 @@ impl Bottleneck {
 }
 
 /// One thing for each half of each chosen block.
-pub(crate) struct PerHalf<T> {
+pub(crate) struct PerSubLayer<T> {
     at: Vec<[Option<T>; 2]>,
 }
 
-impl<T> PerHalf<T> {
+impl<T> PerSubLayer<T> {
     /// Calls `make` with names like `model.layers.0.mlp_adapter` for these halves of these blocks.
     pub fn new(
         layers: Option<&Layers>,
@@ -212,7 +212,7 @@ impl TrainedNorms {
             }
         };
         match context.backbone {
-            Some(backbone) => backbone.export(&mut |part| {
+            Some(backbone) => backbone.visit_weights(&mut |part| {
                 if let Frozen::Norm(norm) = part {
                     set(
                         norm.site,

@@ -1,7 +1,7 @@
-//! A trained linear map, for the small networks that methods put beside a model.
+//! A trained linear layer, for the small networks that methods put beside a model.
 
 use burn::prelude::*;
-use frugal_nn::{Mode, Parameter, stream};
+use frugal_nn::{Mode, Parameter, named_rng};
 use rand::Rng;
 
 /// `y = x Wᵀ + b`.
@@ -17,7 +17,7 @@ impl Dense {
     /// Uniform within `±1/sqrt(d_in)`, weight and bias, as PyTorch initialises its linear layers.
     pub fn uniform(name: &str, d_in: usize, d_out: usize, seed: u64, device: &Device) -> Self {
         let bound = 1.0 / (d_in as f32).sqrt();
-        let mut rng = stream(seed, name);
+        let mut rng = named_rng(seed, name);
         let mut draw = |n: usize| {
             (0..n)
                 .map(|_| rng.random_range(-bound..bound))

@@ -11,7 +11,7 @@ pub(crate) struct Dropping<'a> {
     pub p: f64,
     /// Only training passes drop.
     pub mode: Mode,
-    /// Names the map in the random stream.
+    /// Names the layer in the random stream.
     pub path: &'a str,
 }
 

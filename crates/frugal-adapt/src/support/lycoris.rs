@@ -2,15 +2,15 @@
 //! made of two matrices.
 
 use burn::prelude::*;
-use frugal_nn::{AdaptError, Mode, Parameter, SiteInfo, SiteTable, stream};
+use frugal_nn::{AdaptError, Mode, Parameter, SiteInfo, SiteTable, named_rng};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::pattern::Patterns;
-use crate::support::per_linear::{At, MapPart, bad, check_dropout};
+use crate::support::per_linear::{LinearAdapter, LinearSite, bad, check_dropout};
 use crate::target::{Targets, check_patterns, pattern_value};
 
-/// Rank and scale of one map, and how it is dropped while training.
+/// Rank and scale of one layer, and how it is dropped while training.
 #[derive(Clone, Copy)]
 pub(crate) struct Scaled {
     /// Rank.
@@ -21,7 +21,7 @@ pub(crate) struct Scaled {
     pub rank_dropout: f64,
     /// Whether the remaining rows are raised to keep the mean.
     pub rescale: bool,
-    /// Probability of leaving a map as it is.
+    /// Probability of leaving a layer as it is.
     pub module_dropout: f64,
 }
 
@@ -35,13 +35,13 @@ pub struct LycorisConfig {
     pub alpha: f64,
     /// Probability of dropping a row of the change while training.
     pub rank_dropout: f64,
-    /// Probability of leaving a map as it is while training.
+    /// Probability of leaving a layer as it is while training.
     pub module_dropout: f64,
     /// Rank by path pattern.
     pub rank_pattern: Patterns<usize>,
     /// Scale numerator by path pattern.
     pub alpha_pattern: Patterns<f64>,
-    /// Which maps.
+    /// Which layers.
     #[serde(flatten)]
     pub targets: Targets,
 }
@@ -79,7 +79,7 @@ impl LycorisConfig {
         Ok(check_patterns("alpha_pattern", &self.alpha_pattern, sites)?)
     }
 
-    /// Those of one map.
+    /// Those of one layer.
     pub(crate) fn of(&self, info: &SiteInfo, rescale: bool) -> Result<Scaled, AdaptError> {
         let r = pattern_value("rank_pattern", &self.rank_pattern, &info.path)?.unwrap_or(self.r);
         let alpha =
@@ -96,11 +96,11 @@ impl LycorisConfig {
 }
 
 impl Scaled {
-    /// The map's output with this change of its weight, dropped where chance says so.
-    pub fn forward(&self, at: &At<'_>, x: Tensor<2>, delta: Tensor<2>) -> Tensor<2> {
+    /// The layer's output with this change of its weight, dropped where chance says so.
+    pub fn forward(&self, at: &LinearSite<'_>, x: Tensor<2>, delta: Tensor<2>) -> Tensor<2> {
         let mut delta = delta;
         if let Mode::Train { seed } = at.mode {
-            let mut rng = stream(seed, at.path);
+            let mut rng = named_rng(seed, at.path);
             if self.module_dropout > 0.0 && rng.random::<f64>() < self.module_dropout {
                 return at.base.forward(x);
             }
@@ -131,7 +131,7 @@ pub(crate) struct Factors {
     pub scaled: Scaled,
 }
 
-impl MapPart for Factors {
+impl LinearAdapter for Factors {
     fn parameters(&self) -> Vec<&Parameter> {
         self.w1.iter().chain(&self.w2).collect()
     }
@@ -140,7 +140,7 @@ impl MapPart for Factors {
         self.w1.iter_mut().chain(&mut self.w2).collect()
     }
 
-    fn delta(&self, at: &At<'_>) -> Tensor<2> {
+    fn delta(&self, at: &LinearSite<'_>) -> Tensor<2> {
         let matrix = |w: &[Parameter]| match w {
             [a, b] => a.get::<2>(at.mode).matmul(b.get::<2>(at.mode)),
             _ => w[0].get::<2>(at.mode),
@@ -148,7 +148,7 @@ impl MapPart for Factors {
         (self.combine)(matrix(&self.w1), matrix(&self.w2)) * self.scaled.scale
     }
 
-    fn forward(&self, at: &At<'_>, x: Tensor<2>) -> Tensor<2> {
+    fn forward(&self, at: &LinearSite<'_>, x: Tensor<2>) -> Tensor<2> {
         self.scaled.forward(at, x, self.delta(at))
     }
 }

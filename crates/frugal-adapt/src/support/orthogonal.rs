@@ -1,4 +1,4 @@
-//! Block-diagonal rotations of the input of a map.
+//! Block-diagonal rotations of the input of a layer.
 
 use burn::prelude::*;
 use burn::tensor::TensorData;

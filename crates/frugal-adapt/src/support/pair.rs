@@ -3,7 +3,7 @@
 use burn::prelude::*;
 use frugal_nn::{Mode, Parameter};
 
-/// The low-rank pair of one map or table.
+/// The low-rank pair of one layer or table.
 pub(crate) struct Pair {
     pub path: String,
     /// `[r, d_in]`; of a table `[r, rows]`.

@@ -1,10 +1,10 @@
-//! What methods share that treat each selected linear map by itself: selection, files, merging, the
+//! What methods share that treat each selected linear layer by itself: selection, files, merging, the
 //! pass.
 
 use std::fmt::Display;
 
 use burn::prelude::*;
-use frugal_nn::seam::kept::Kept;
+use frugal_nn::seam::derived_cache::DerivedCache;
 use frugal_nn::{
     AdaptError, Adapter, BuildContext, Frozen, Linear, LinearChange, MergedLinear, Mode, Parameter,
     Pass, SiteId, SiteInfo, SiteKind, StepContext,
@@ -18,19 +18,19 @@ use crate::support::values::object;
 use crate::target::Targets;
 
 /// Where a part is called.
-pub(crate) struct At<'a> {
-    /// The frozen map.
+pub(crate) struct LinearSite<'a> {
+    /// The frozen layer.
     pub base: &'a Linear,
     /// Its path.
     pub path: &'a str,
-    /// Parameters that all maps share.
+    /// Parameters that all layers share.
     pub shared: &'a [Parameter],
     /// Whether gradients are recorded.
     pub mode: Mode,
-    kept: Option<&'a Kept>,
+    kept: Option<&'a DerivedCache>,
 }
 
-impl At<'_> {
+impl LinearSite<'_> {
     /// What follows from the parameters alone: formed once where they do not change from one pass
     /// to the next.
     pub fn keep<T: Clone + Send + 'static>(&self, form: impl FnOnce() -> T) -> T {
@@ -41,8 +41,8 @@ impl At<'_> {
     }
 }
 
-/// What is trained of one linear map.
-pub(crate) trait MapPart: Send + Sync {
+/// What is trained of one linear layer.
+pub(crate) trait LinearAdapter: Send + Sync {
     /// Its parameters in a fixed order.
     fn parameters(&self) -> Vec<&Parameter>;
 
@@ -50,10 +50,10 @@ pub(crate) trait MapPart: Send + Sync {
     fn parameters_mut(&mut self) -> Vec<&mut Parameter>;
 
     /// What is added to the weight, `[d_out, d_in]`.
-    fn delta(&self, at: &At<'_>) -> Tensor<2>;
+    fn delta(&self, at: &LinearSite<'_>) -> Tensor<2>;
 
-    /// The map's output, `[tokens, d_in]` to `[tokens, d_out]`.
-    fn forward(&self, at: &At<'_>, x: Tensor<2>) -> Tensor<2> {
+    /// The layer's output, `[tokens, d_in]` to `[tokens, d_out]`.
+    fn forward(&self, at: &LinearSite<'_>, x: Tensor<2>) -> Tensor<2> {
         frugal_kernels::linear(
             x,
             at.base.weight.dense() + self.delta(at),
@@ -61,22 +61,22 @@ pub(crate) trait MapPart: Send + Sync {
         )
     }
 
-    /// Whether [`MapPart::forward`] forms a whole weight, as it does unless a method has its own;
-    /// see [`Adapter::forms_weight`].
-    fn forms_weight(&self) -> bool {
+    /// Whether [`LinearAdapter::forward`] forms a whole weight, as it does unless a method has its own;
+    /// see [`Adapter::materializes_weight`].
+    fn materializes_weight(&self) -> bool {
         true
     }
 
-    /// The map with the part merged into it.
-    fn merged(&self, at: &At<'_>) -> MergedLinear {
+    /// The layer with the part merged into it.
+    fn merged(&self, at: &LinearSite<'_>) -> MergedLinear {
         MergedLinear {
             weight: at.base.weight.dense() + self.delta(at),
             bias: at.base.bias.clone(),
         }
     }
 
-    /// The base of a map that [`MapPart::merged`] gave, in `at.base`; or why there is no way back.
-    fn unmerged(&self, at: &At<'_>) -> Result<MergedLinear, String> {
+    /// The base of a layer that [`LinearAdapter::merged`] gave, in `at.base`; or why there is no way back.
+    fn unmerged(&self, at: &LinearSite<'_>) -> Result<MergedLinear, String> {
         Ok(MergedLinear {
             weight: at.base.weight.dense() - self.delta(at),
             bias: at.base.bias.clone(),
@@ -87,8 +87,8 @@ pub(crate) trait MapPart: Send + Sync {
     fn after_step(&mut self) {}
 }
 
-/// An adapter of one part per selected map.
-pub(crate) struct Maps<P> {
+/// An adapter of one part per selected layer.
+pub(crate) struct PerLinear<P> {
     method: &'static str,
     /// Indexed by site.
     parts: Vec<Option<(String, P)>>,
@@ -98,8 +98,8 @@ pub(crate) struct Maps<P> {
     peft_config: Map<String, Value>,
 }
 
-impl<P: MapPart> Maps<P> {
-    /// Makes a part of every map that `targets` select. `config` are the settings, in `peft`'s
+impl<P: LinearAdapter> PerLinear<P> {
+    /// Makes a part of every layer that `targets` select. `config` are the settings, in `peft`'s
     /// names; `constants` what `peft` writes besides.
     pub fn new(
         method: &'static method::Method,
@@ -148,7 +148,7 @@ impl<P: MapPart> Maps<P> {
         })
     }
 
-    /// With parameters that all maps share. Those that are not saved must be frozen and follow from
+    /// With parameters that all layers share. Those that are not saved must be frozen and follow from
     /// the settings.
     pub fn with_shared(self, shared: Vec<Parameter>, saved: bool) -> Self {
         Self {
@@ -162,12 +162,12 @@ impl<P: MapPart> Maps<P> {
         &'a self,
         base: &'a Linear,
         mode: Mode,
-        kept: Option<&'a Kept>,
-    ) -> Option<(&'a P, At<'a>)> {
+        kept: Option<&'a DerivedCache>,
+    ) -> Option<(&'a P, LinearSite<'a>)> {
         let (path, part) = self.parts.get(base.site.index())?.as_ref()?;
         Some((
             part,
-            At {
+            LinearSite {
                 base,
                 path,
                 shared: &self.shared,
@@ -178,13 +178,13 @@ impl<P: MapPart> Maps<P> {
     }
 }
 
-struct MapsPass<'a, P> {
-    adapter: &'a Maps<P>,
+struct PerLinearPass<'a, P> {
+    adapter: &'a PerLinear<P>,
     mode: Mode,
-    kept: Option<&'a Kept>,
+    kept: Option<&'a DerivedCache>,
 }
 
-impl<P: MapPart> Pass for MapsPass<'_, P> {
+impl<P: LinearAdapter> Pass for PerLinearPass<'_, P> {
     fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
         match self.adapter.at(base, self.mode, self.kept) {
             Some((part, at)) => part.forward(&at, x),
@@ -197,7 +197,7 @@ impl<P: MapPart> Pass for MapsPass<'_, P> {
     }
 }
 
-impl<P: MapPart> Adapter for Maps<P> {
+impl<P: LinearAdapter> Adapter for PerLinear<P> {
     fn method(&self) -> &'static str {
         self.method
     }
@@ -222,15 +222,15 @@ impl<P: MapPart> Adapter for Maps<P> {
     }
 
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
-        Box::new(MapsPass {
+        Box::new(PerLinearPass {
             adapter: self,
             mode,
             kept: None,
         })
     }
 
-    fn pass_keeping<'a>(&'a self, kept: &'a Kept) -> Box<dyn Pass + 'a> {
-        Box::new(MapsPass {
+    fn cached_pass<'a>(&'a self, kept: &'a DerivedCache) -> Box<dyn Pass + 'a> {
+        Box::new(PerLinearPass {
             adapter: self,
             mode: Mode::Eval,
             kept: Some(kept),
@@ -253,9 +253,9 @@ impl<P: MapPart> Adapter for Maps<P> {
             .map(|(part, at)| part.merged(&at)))
     }
 
-    fn forms_weight(&self, base: &Linear) -> bool {
+    fn materializes_weight(&self, base: &Linear) -> bool {
         self.at(base, Mode::Eval, None)
-            .is_some_and(|(part, _)| part.forms_weight())
+            .is_some_and(|(part, _)| part.materializes_weight())
     }
 
     fn unmerged_linear(&self, merged: &Linear) -> Result<Option<MergedLinear>, AdaptError> {
@@ -311,7 +311,7 @@ pub(crate) fn check_dropout(
     }
 }
 
-/// The selected linear maps; tables are refused.
+/// The selected linear layers; tables are refused.
 pub(crate) fn linear_maps(
     method: &'static str,
     targets: &Targets,
@@ -327,7 +327,7 @@ pub(crate) fn linear_maps(
             method,
             "target_modules",
             format!(
-                "`{}` is a table; this method changes linear maps only",
+                "`{}` is a table; this method changes linear layers only",
                 info.path
             ),
         ),
@@ -335,12 +335,12 @@ pub(crate) fn linear_maps(
     }
 }
 
-/// The frozen weights and biases of these maps, indexed by site; nothing where there is no backbone
+/// The frozen weights and biases of these layers, indexed by site; nothing where there is no backbone
 /// (planning).
 pub(crate) fn frozen_maps(context: &BuildContext<'_>, chosen: &[SiteId]) -> Vec<Option<Linear>> {
     let mut out: Vec<Option<Linear>> = vec![None; context.sites.len()];
     if let Some(backbone) = context.backbone {
-        backbone.export(&mut |part| {
+        backbone.visit_weights(&mut |part| {
             if let Frozen::Linear(linear) = part
                 && chosen.contains(&linear.site)
             {

@@ -1,7 +1,7 @@
 //! Low-rank adapters that start from a part of the weight itself.
 //!
-//! The frozen map is `W − s B₀ A₀`, where `A₀` and `B₀` are the initial factors; with the trained
-//! ones the map is `W + s (B A − B₀ A₀)`, which is LoRA of twice the rank with `[A; A₀]` and
+//! The frozen layer is `W − s B₀ A₀`, where `A₀` and `B₀` are the initial factors; with the trained
+//! ones the layer is `W + s (B A − B₀ A₀)`, which is LoRA of twice the rank with `[A; A₀]` and
 //! `[B, −B₀]`. So the backbone is never changed, and files are plain LoRA files for the original
 //! model, as `peft` writes them when it is given the initial adapter.
 
@@ -63,7 +63,7 @@ pub(crate) fn validate(method: &'static str, config: &LoraConfig) -> Result<(), 
 }
 
 impl Residual {
-    /// Factorises every selected map; without a backbone (planning) the factors are zero.
+    /// Factorises every selected layer; without a backbone (planning) the factors are zero.
     pub fn new(
         method: &'static str,
         config: LoraConfig,
@@ -119,7 +119,7 @@ impl Residual {
         })
     }
 
-    /// The pair of an adapted map, and both pairs as one: `[A; A₀]` and `[B, −B₀]`.
+    /// The pair of an adapted layer, and both pairs as one: `[A; A₀]` and `[B, −B₀]`.
     fn at(&self, site: SiteId, mode: Mode) -> Option<(&Pair, Tensor<2>, Tensor<2>)> {
         let (pair, (a0, b0)) = (self.lora.at(site)?, self.initial[site.index()].as_ref()?);
         let a = Tensor::cat(vec![pair.a.get::<2>(mode), same_side(a0, mode)], 0);
@@ -200,7 +200,7 @@ impl Adapter for Residual {
             .map(|(pair, a, b)| b.matmul(a) * pair.scale))
     }
 
-    fn finished(&self) -> Option<Box<dyn Adapter>> {
+    fn to_inference(&self) -> Option<Box<dyn Adapter>> {
         let doubled = |site: usize| {
             let (pair, a, b) = self.at(SiteId(site as u32), Mode::Eval)?;
             let parameter = |old: &Parameter, value: Tensor<2>| {

@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use crate::target::Targets;
 
-/// A targeted map.
+/// A targeted layer.
 #[derive(Clone, Debug)]
 pub(crate) struct Place {
     pub site: SiteId,
@@ -29,7 +29,7 @@ impl Place {
     }
 }
 
-/// The linear maps that `targets` selects.
+/// The linear layers that `targets` selects.
 pub(crate) fn places(
     method: &'static str,
     targets: &Targets,
@@ -39,7 +39,7 @@ pub(crate) fn places(
     let place = |site: SiteId| {
         let info = context.sites.info(site);
         if info.kind == SiteKind::Embedding {
-            let reason = format!("`{}` is a table of rows, not a linear map", info.path);
+            let reason = format!("`{}` is a table of rows, not a linear layer", info.path);
             return Err(AdaptError::Config {
                 method,
                 field: "target_modules",
@@ -56,13 +56,13 @@ pub(crate) fn places(
     chosen.into_iter().map(place).collect()
 }
 
-/// How many entries a share of all maps' entries is: at least one.
+/// How many entries a share of all layers' entries is: at least one.
 pub(crate) fn budget(places: &[Place], density: f64) -> usize {
     let all: usize = places.iter().map(Place::len).sum();
     ((all as f64 * density) as usize).clamp(1, all.max(1))
 }
 
-/// The `count` entries with the highest scores over all maps, as sorted indices into each map; of
+/// The `count` entries with the highest scores over all layers, as sorted indices into each layer; of
 /// equals the first.
 pub(crate) fn top(scores: &[Vec<f32>], count: usize) -> Vec<Vec<u32>> {
     let mut all: Vec<f32> = scores.concat();
@@ -98,9 +98,9 @@ pub(crate) fn top(scores: &[Vec<f32>], count: usize) -> Vec<Vec<u32>> {
 
 /// A fixed number of entries, chosen while training, and what is added to each.
 pub(crate) struct SparseDelta {
-    /// `[count]`, in the order of the maps and of the entries in each.
+    /// `[count]`, in the order of the layers and of the entries in each.
     pub values: Parameter,
-    /// Sorted indices into each map, once they are chosen.
+    /// Sorted indices into each layer, once they are chosen.
     pub entries: Option<Vec<Vec<u32>>>,
 }
 
@@ -128,7 +128,7 @@ impl SparseDelta {
         })
     }
 
-    /// The choice as numbers: which map, row and column, for each entry.
+    /// The choice as numbers: which layer, row and column, for each entry.
     pub fn state(&self, places: &[Place]) -> Option<Vec<f32>> {
         let triple = |(index, i): (usize, u32)| {
             let d_in = places[index].d_in;
@@ -230,7 +230,7 @@ fn scatter(
         .reshape([d_out, d_in])
 }
 
-/// Changed entries of one map.
+/// Changed entries of one layer.
 struct MapEntries {
     place: Place,
     /// Rows, then columns: `[2, n]`, whole numbers.
@@ -272,7 +272,7 @@ impl MapEntries {
     }
 }
 
-/// Changed entries as files keep them: indices and values for each map that has any.
+/// Changed entries as files keep them: indices and values for each layer that has any.
 pub(crate) struct SparseFile {
     method: &'static str,
     config: Map<String, Value>,
@@ -301,7 +301,7 @@ impl SparseFile {
             .keys()
             .find(|path| !places.iter().any(|place| means(path, place)))
         {
-            return Err(bad(format!("the model has no targeted map `{path}`")));
+            return Err(bad(format!("the model has no targeted layer `{path}`")));
         }
         let mut maps = Vec::new();
         for place in places {
@@ -333,12 +333,12 @@ impl SparseFile {
     }
 }
 
-/// A method that adds something to weights of linear maps.
+/// A method that adds something to weights of linear layers.
 pub(crate) trait AddsToWeights {
-    /// What is added to a map, `[d_out, d_in]`.
+    /// What is added to a layer, `[d_out, d_in]`.
     fn delta(&self, base: &Linear, mode: Mode) -> Option<Tensor<2>>;
 
-    /// Whether the method ever changes this map.
+    /// Whether the method ever changes this layer.
     fn acts_on(&self, base: &Linear) -> bool;
 
     /// Added to the training loss, `[1]`.
@@ -417,7 +417,7 @@ impl Adapter for SparseFile {
         Ok(self.at(base.site).map(|map| map.delta(Mode::Eval)))
     }
 
-    fn forms_weight(&self, base: &Linear) -> bool {
+    fn materializes_weight(&self, base: &Linear) -> bool {
         self.acts_on(base)
     }
 

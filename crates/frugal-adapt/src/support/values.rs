@@ -11,7 +11,7 @@ pub(crate) fn whole(value: f64) -> Value {
     }
 }
 
-/// The map of a JSON object.
+/// The layer of a JSON object.
 pub(crate) fn object(value: Value) -> Map<String, Value> {
     match value {
         Value::Object(map) => map,

@@ -7,7 +7,7 @@ use clap::Subcommand;
 use frugal::adapt::combine::{
     CombinationType, CombineOptions, Combined, Rank, combine, combine_heads, to_lora,
 };
-use frugal::adapt::{Adapter, BuildContext, Entry, Head, Operation, peft};
+use frugal::adapt::{Adapter, BuildContext, Head, LoadedAdapter, Operation, peft};
 use frugal::model::Backbone;
 use frugal::model::load::ModelFiles;
 use frugal_core::human;
@@ -190,10 +190,10 @@ fn make(
         seed: 0,
         tokenize: None,
     };
-    let read = |folder: &Path| -> Result<Entry> {
+    let read = |folder: &Path| -> Result<LoadedAdapter> {
         Ok(peft::made_for(folder, files.name(), peft::load(folder, &context, false))?.0)
     };
-    let entries: Vec<Entry> = folders
+    let entries: Vec<LoadedAdapter> = folders
         .iter()
         .map(|(folder, _)| read(folder))
         .collect::<Result<_>>()?;
@@ -216,7 +216,7 @@ fn make(
     let stage = Stage::begin(&shared.out)?;
     peft::save(
         stage.path(),
-        &Entry {
+        &LoadedAdapter {
             adapter: Box::new(combined.adapter),
             head,
         },
@@ -256,7 +256,7 @@ fn make(
 
 /// The head of the result; that of a single adapter stays as it is.
 fn head(
-    entries: &[Entry],
+    entries: &[LoadedAdapter],
     folders: &[(PathBuf, f32)],
     combination_type: CombinationType,
 ) -> Result<Option<Head>> {

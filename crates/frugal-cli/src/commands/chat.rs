@@ -212,7 +212,7 @@ impl Chat<'_> {
         let prompt = self.prompt()?;
         self.stop.store(false, Ordering::SeqCst);
         let start = Instant::now();
-        let mut logits = self.session.set(&prompt)?;
+        let mut logits = self.session.rewind_to(&prompt)?;
         let mut answer = Answer::for_people(self.tokenizer, &self.stops);
         let mut generated = Vec::new();
         while generated.len() < self.max_tokens && !self.stop.load(Ordering::SeqCst) {
@@ -222,10 +222,10 @@ impl Chat<'_> {
             }
             answer.push(token);
             generated.push(token);
-            if answer.is_stopped() || self.session.room() == 0 {
+            if answer.is_stopped() || self.session.remaining() == 0 {
                 break;
             }
-            logits = self.session.feed(&[&[token]])?.remove(0);
+            logits = self.session.append(&[&[token]])?.remove(0);
         }
         let content = answer.finish()?;
         if ui::stderr_is_terminal() {

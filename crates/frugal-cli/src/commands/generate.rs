@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use console::style;
-use frugal::adapt::Choice;
+use frugal::adapt::ActiveAdapters;
 use frugal::decode::{GenerateConfig, Generation, Next, generate_until};
 use frugal_core::data::Message;
 use frugal_core::human;
@@ -115,9 +115,11 @@ pub fn run(args: &Args) -> Result<Outcome> {
         .map(|folder| folder.as_deref().map(adapter_name))
         .collect();
     let choice = if names.windows(2).all(|pair| pair[0] == pair[1]) {
-        names.swap_remove(0).map_or(Choice::Base, Choice::One)
+        names
+            .swap_remove(0)
+            .map_or(ActiveAdapters::Base, ActiveAdapters::One)
     } else {
-        Choice::PerSequence(names)
+        ActiveAdapters::PerSequence(names)
     };
     loaded.refuse_classifiers()?;
     let tokenizer = loaded.files.tokenizer()?;

@@ -128,7 +128,7 @@ fn a_plan_counts_what_will_be_trained() {
     ])
     .ok()
     .json();
-    // Rank 8 on the seven maps of each of six layers (width 192, keys and values 64, inner 512),
+    // Rank 8 on the seven layers of each of six layers (width 192, keys and values 64, inner 512),
     // and a head for two classes.
     let layer = 8 * ((192 + 192) + 2 * (192 + 64) + (192 + 192) + 3 * (192 + 512));
     assert_eq!(plan["trainable_parameters"], 6 * layer + 2 * 192);

@@ -13,7 +13,7 @@ use super::turns;
 use crate::suggest::did_you_mean;
 
 /// More different fractions than this are no classes.
-const MOST_FRACTIONS: usize = 20;
+const MAX_FRACTIONS: usize = 20;
 
 /// Records as they come, turned into examples of one format.
 pub(super) struct Sink<'a> {
@@ -88,7 +88,7 @@ impl<'a> Sink<'a> {
         let fraction = |label: &&&str| label.parse::<f64>().is_ok_and(|v| v.fract() != 0.0);
         let numbers = seen.keys().all(|label| label.parse::<f64>().is_ok());
         match seen.keys().find(fraction) {
-            Some(label) if numbers && seen.len() > MOST_FRACTIONS => Err(DataError::options(
+            Some(label) if numbers && seen.len() > MAX_FRACTIONS => Err(DataError::options(
                 self.path,
                 format!(
                     "the labels are {} different numbers such as {label}: a score rather than classes, which \

@@ -20,7 +20,7 @@ pub(super) enum Quotes {
 }
 
 /// Labels have fewer distinct values than this.
-const MOST_LABELS: usize = 1000;
+const MAX_LABELS: usize = 1000;
 
 struct Row {
     line: usize,
@@ -195,7 +195,7 @@ fn name_columns(
             || values
                 .get(first.cells[label].as_str())
                 .is_some_and(|n| *n > 1);
-        if values.len() < counts[1 - label].len() && values.len() <= MOST_LABELS && returns {
+        if values.len() < counts[1 - label].len() && values.len() <= MAX_LABELS && returns {
             return Ok(if label == 0 {
                 vec!["label".into(), "text".into()]
             } else {

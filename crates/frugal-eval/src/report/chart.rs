@@ -44,7 +44,7 @@ const SIZE: (u32, u32) = (480, 270);
 /// Height of the text, in shown pixels.
 const TEXT: f64 = 11.5;
 /// More points than this in one line are thinned out; there are not more pixels.
-const MOST_POINTS: usize = 1_000;
+const MAX_POINTS: usize = 1_000;
 
 impl Chart {
     /// The chart as an SVG element, or nothing if there is no value to show.
@@ -152,13 +152,13 @@ impl Chart {
     }
 }
 
-/// At most [`MOST_POINTS`] points that keep the extremes: the lowest and the highest of each
+/// At most [`MAX_POINTS`] points that keep the extremes: the lowest and the highest of each
 /// stretch.
 fn thin(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
-    if points.len() <= MOST_POINTS {
+    if points.len() <= MAX_POINTS {
         return points.to_vec();
     }
-    let stretch = points.len().div_ceil(MOST_POINTS / 2);
+    let stretch = points.len().div_ceil(MAX_POINTS / 2);
     let extremes = |part: &[(f64, f64)]| {
         let low = part.iter().copied().min_by(|a, b| a.1.total_cmp(&b.1));
         let high = part.iter().copied().max_by(|a, b| a.1.total_cmp(&b.1));
@@ -234,7 +234,7 @@ pub(super) fn smooth(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     };
     // Neighbours differ little: no more of them than are drawn, so that a long run does not take
     // long.
-    let stride = points.len().div_ceil(MOST_POINTS).max(1);
+    let stride = points.len().div_ceil(MAX_POINTS).max(1);
     (0..points.len()).step_by(stride).map(fit).collect()
 }
 
@@ -309,7 +309,7 @@ mod tests {
             .collect();
         let thinned = thin(&points);
         assert!(
-            thinned.len() <= MOST_POINTS
+            thinned.len() <= MAX_POINTS
                 && thinned.contains(&(54_321.0, 9.0))
                 && thinned.is_sorted_by(|a, b| a.0 < b.0)
         );
@@ -334,7 +334,7 @@ mod tests {
             .map(|i| (f64::from(i), if i == 7 { f64::NAN } else { 1.0 }))
             .collect();
         let smoothed = smooth(&long);
-        assert!(smoothed.len() <= MOST_POINTS && smoothed.iter().all(|(_, y)| *y == 1.0));
+        assert!(smoothed.len() <= MAX_POINTS && smoothed.iter().all(|(_, y)| *y == 1.0));
     }
 
     #[test]

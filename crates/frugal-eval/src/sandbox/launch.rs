@@ -100,6 +100,9 @@ fn writable(order: &Order) -> Vec<PathBuf> {
         .collect()
 }
 
+/// Threads that other programs of the user may start while one runs without a process space.
+const OTHER_PROGRAMS: u64 = 256;
+
 fn restrict(order: &Order) -> Result<InForce, String> {
     let private = std::env::var_os(OWN).is_some();
     std::env::set_current_dir(&order.scratch)
@@ -111,8 +114,11 @@ fn restrict(order: &Order) -> Result<InForce, String> {
         limits.processes
     } else {
         // The kernel counts everything that the user runs; in a space of its own that is the
-        // supervisor's threads and, out of sight, the step before it.
-        confine::threads_of(geteuid().as_raw()) + limits.processes - 1 + u64::from(private)
+        // supervisor's threads and, out of sight, the step before it. Elsewhere the user's other
+        // programs start threads meanwhile, which must not cost this one its own: the supervisor
+        // counts those, and the kernel's limit only bounds what is done between two looks.
+        let others = if private { 1 } else { OTHER_PROGRAMS };
+        confine::threads_of(geteuid().as_raw()) + limits.processes - 1 + others
     };
     confine::give_up_rights(order.user)?;
     // A change of user forgets this.

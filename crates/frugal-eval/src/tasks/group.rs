@@ -12,7 +12,7 @@ use super::{EvalError, yaml};
 /// Groups within groups, at most.
 const DEEPEST: usize = 8;
 /// Files that are looked through for the tasks of a group, at most.
-const MOST_FILES: usize = 20_000;
+const MAX_FILES: usize = 20_000;
 /// Folders above that of a group in which its tasks may be.
 const FOLDERS_ABOVE: usize = 2;
 
@@ -417,7 +417,7 @@ fn yaml_files(folder: &Path, depth: usize, files: &mut Vec<PathBuf>) {
         return;
     };
     for path in entries.flatten().map(|entry| entry.path()) {
-        if files.len() >= MOST_FILES {
+        if files.len() >= MAX_FILES {
             return;
         }
         if path.is_dir() && !path.is_symlink() && depth > 0 {

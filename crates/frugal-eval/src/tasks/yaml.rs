@@ -22,7 +22,7 @@ use keys::{Keys, function_of};
 use scores::{Measures, filters, metric_list};
 
 /// Files that include one another, at most.
-const MOST_FILES: usize = 8;
+const MAX_FILES: usize = 8;
 
 /// Keys that say nothing about prompts, answers or scores.
 const IGNORED: [&str; 7] = [
@@ -56,7 +56,7 @@ pub(super) fn task_of(keys: Mapping, path: &Path) -> Result<Task, EvalError> {
 
 /// The keys of a file, over those of the files that it includes.
 pub(super) fn keys(path: &Path) -> Result<Mapping, EvalError> {
-    included(path, MOST_FILES)
+    included(path, MAX_FILES)
 }
 
 fn included(path: &Path, files: usize) -> Result<Mapping, EvalError> {
@@ -66,7 +66,7 @@ fn included(path: &Path, files: usize) -> Result<Mapping, EvalError> {
     };
     if files == 0 {
         return Err(fail(format!(
-            "`include`: more than {MOST_FILES} files include one another"
+            "`include`: more than {MAX_FILES} files include one another"
         )));
     }
     let bytes = frugal_core::fs::read(path)?;

@@ -20,7 +20,7 @@ pub trait SelfAttention: Send + Sync {
         cache: Option<&mut KvCache>,
     ) -> Tensor<2>;
     /// Visits all weights.
-    fn export(&self, visit: &mut dyn FnMut(Frozen<'_>));
+    fn visit_weights(&self, visit: &mut dyn FnMut(Frozen<'_>));
     /// Whether a method may put keys and values in front of it.
     fn takes_prefix(&self) -> bool {
         false

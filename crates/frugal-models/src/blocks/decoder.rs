@@ -381,7 +381,7 @@ impl Backbone for Decoder {
         self.lm_head.as_ref()
     }
 
-    fn export(&self, visit: &mut dyn FnMut(Frozen<'_>)) {
+    fn visit_weights(&self, visit: &mut dyn FnMut(Frozen<'_>)) {
         visit(Frozen::Embedding(&self.embed_tokens));
         for b in &self.blocks {
             let norms = [
@@ -394,8 +394,8 @@ impl Backbone for Decoder {
                 .into_iter()
                 .flatten()
                 .for_each(|n| visit(Frozen::Norm(n)));
-            b.attention.export(visit);
-            b.feed_forward.export(visit);
+            b.attention.visit_weights(visit);
+            b.feed_forward.visit_weights(visit);
         }
         visit(Frozen::Norm(&self.norm));
         if let Some(head) = &self.lm_head {

@@ -13,7 +13,7 @@ pub trait FeedForward: Send + Sync {
     /// `[tokens, d_model]` to the same.
     fn forward(&self, layer: usize, x: Tensor<2>, pass: &mut dyn Pass) -> Tensor<2>;
     /// Visits all weights.
-    fn export(&self, visit: &mut dyn FnMut(Frozen<'_>));
+    fn visit_weights(&self, visit: &mut dyn FnMut(Frozen<'_>));
 }
 
 /// The gated feed-forward layer of one block.
@@ -58,7 +58,7 @@ impl FeedForward for GatedMlp {
         gated_mlp(self.activation, self.maps.each_ref(), x, pass)
     }
 
-    fn export(&self, visit: &mut dyn FnMut(Frozen<'_>)) {
+    fn visit_weights(&self, visit: &mut dyn FnMut(Frozen<'_>)) {
         self.maps.iter().for_each(|l| visit(Frozen::Linear(l)));
     }
 }

@@ -105,7 +105,7 @@ impl SelfAttention for GroupedQueryAttention {
         pass.linear(&self.o_proj, y)
     }
 
-    fn export(&self, visit: &mut dyn FnMut(Frozen<'_>)) {
+    fn visit_weights(&self, visit: &mut dyn FnMut(Frozen<'_>)) {
         self.qk_norm
             .iter()
             .flat_map(|(q, k)| [q, k])

@@ -239,7 +239,7 @@ impl SelfAttention for Mla {
         pass.linear(&self.o_proj, y)
     }
 
-    fn export(&self, visit: &mut dyn FnMut(Frozen<'_>)) {
+    fn visit_weights(&self, visit: &mut dyn FnMut(Frozen<'_>)) {
         match &self.queries {
             Queries::Direct(q_proj) => visit(Frozen::Linear(q_proj)),
             Queries::Narrow(a, norm, b) => {

@@ -12,7 +12,7 @@
 //!   one before it are always in, the best others fill up the count.
 //! - Window: the last `w` tokens.
 //!
-//! Open in the paper and chosen here: `φ` is two linear maps with a SiLU between them, twice a head
+//! Open in the paper and chosen here: `φ` is two linear layers with a SiLU between them, twice a head
 //! wide; its keys get no rotary positions, since the block's place is not one position; queries and
 //! the keys of the other branches are rotated. This is the arithmetic of the method, for comparing
 //! what models learn with it: selection is by a mask, so it saves no time.
@@ -339,7 +339,7 @@ impl SelfAttention for Nsa {
         pass.linear(&self.o_proj, Tensor::cat(outputs, 0))
     }
 
-    fn export(&self, visit: &mut dyn FnMut(Frozen<'_>)) {
+    fn visit_weights(&self, visit: &mut dyn FnMut(Frozen<'_>)) {
         visit(Frozen::Linear(&self.q_proj));
         self.branches
             .iter()

@@ -24,7 +24,7 @@ impl Sites {
         &mut self.0[last]
     }
 
-    /// A linear map of a block.
+    /// A linear layer of a block.
     pub fn linear(&mut self, path: String, layer: usize, size: [usize; 2], has_bias: bool) {
         self.add(path, SiteKind::Linear, Some(layer), size, has_bias);
     }

@@ -167,7 +167,7 @@ impl FeedForward for SparseMoe {
             .reshape([tokens, width])
     }
 
-    fn export(&self, visit: &mut dyn FnMut(Frozen<'_>)) {
+    fn visit_weights(&self, visit: &mut dyn FnMut(Frozen<'_>)) {
         visit(Frozen::Linear(&self.gate));
         self.experts
             .iter()

@@ -395,7 +395,7 @@ impl Backbone for Encoder {
         self.pooler.as_ref()
     }
 
-    fn export(&self, visit: &mut dyn FnMut(Frozen<'_>)) {
+    fn visit_weights(&self, visit: &mut dyn FnMut(Frozen<'_>)) {
         visit(Frozen::Embedding(&self.word_embeddings));
         visit(Frozen::Embedding(&self.position_embeddings));
         visit(Frozen::Embedding(&self.token_type_embeddings));

@@ -340,7 +340,7 @@ impl Backbone for Gpt2 {
         self.lm_head.as_ref()
     }
 
-    fn export(&self, visit: &mut dyn FnMut(Frozen<'_>)) {
+    fn visit_weights(&self, visit: &mut dyn FnMut(Frozen<'_>)) {
         visit(Frozen::Embedding(&self.wte));
         visit(Frozen::Embedding(&self.wpe));
         for b in &self.blocks {

@@ -251,7 +251,7 @@ impl SelfAttention for FusedAttention {
         pass.linear(&self.o_proj, y)
     }
 
-    fn export(&self, visit: &mut dyn FnMut(Frozen<'_>)) {
+    fn visit_weights(&self, visit: &mut dyn FnMut(Frozen<'_>)) {
         visit(Frozen::Linear(&self.qkv_proj));
         visit(Frozen::Linear(&self.o_proj));
     }
@@ -294,7 +294,7 @@ impl FeedForward for FusedMlp {
         pass.linear(&self.down_proj, gate_by(self.activation, gate, up))
     }
 
-    fn export(&self, visit: &mut dyn FnMut(Frozen<'_>)) {
+    fn visit_weights(&self, visit: &mut dyn FnMut(Frozen<'_>)) {
         visit(Frozen::Linear(&self.gate_up_proj));
         visit(Frozen::Linear(&self.down_proj));
     }

@@ -5,16 +5,16 @@ use std::collections::BTreeMap;
 use burn::prelude::*;
 use serde_json::Value;
 
+use super::derived_cache::DerivedCache;
 use super::error::AdaptError;
 use super::gradients::GradientSum;
 use super::hooks::Pass;
-use super::kept::Kept;
 use super::parameter::{Mode, Parameter};
 use crate::backbone::{Backbone, BackboneInfo};
 use crate::layers::{Embedding, Linear, Norm};
 use crate::site::SiteTable;
 
-/// A linear map with an adapter merged into it.
+/// A linear layer with an adapter merged into it.
 #[derive(Clone, Debug)]
 pub struct MergedLinear {
     /// `[d_out, d_in]`.
@@ -41,7 +41,7 @@ pub struct BuildContext<'a> {
 
 /// `scale · B A`, added to the weight at `path`.
 pub struct LowRank<'a> {
-    /// Path of the map.
+    /// Path of the layer.
     pub path: &'a str,
     /// `[r, d_in]`.
     pub a: &'a Parameter,
@@ -110,21 +110,21 @@ pub trait Adapter: Send + Sync {
 
     /// Hooks for one of several passes without gradients, between which the parameters stay as they
     /// are: what a method forms of them may be kept.
-    fn pass_keeping<'a>(&'a self, _kept: &'a Kept) -> Box<dyn Pass + 'a> {
+    fn cached_pass<'a>(&'a self, _kept: &'a DerivedCache) -> Box<dyn Pass + 'a> {
         self.pass(Mode::Eval)
     }
 
     /// Fields of `adapter_config.json` except those that every method has.
     fn peft_config(&self) -> serde_json::Map<String, Value>;
 
-    /// What the adapter adds to a linear map's weight `[d_out, d_in]`; `None` where it leaves the
+    /// What the adapter adds to a linear layer's weight `[d_out, d_in]`; `None` where it leaves the
     /// map alone.
     ///
     /// # Errors
     /// [`AdaptError::Unsupported`] for methods that no weight can express.
     fn weight_delta(&self, base: &Linear) -> Result<Option<Tensor<2>>, AdaptError>;
 
-    /// A linear map with the adapter merged into it; `None` where the adapter leaves it alone.
+    /// A linear layer with the adapter merged into it; `None` where the adapter leaves it alone.
     ///
     /// # Errors
     /// [`AdaptError::Unsupported`] for methods that no weight can express.
@@ -136,20 +136,20 @@ pub trait Adapter: Send + Sync {
         }))
     }
 
-    /// Whether [`Pass::linear`] forms a whole weight for this map, so that several passes without
+    /// Whether [`Pass::linear`] forms a whole weight for this layer, so that several passes without
     /// gradients do better to form [`Adapter::merged_linear`] once. Only where that leaves the bias
     /// as it is.
-    fn forms_weight(&self, _base: &Linear) -> bool {
+    fn materializes_weight(&self, _base: &Linear) -> bool {
         false
     }
 
     /// The same of [`Pass::embedding`] and [`Adapter::merged_embedding`].
-    fn forms_table(&self, _base: &Embedding) -> bool {
+    fn materializes_embedding(&self, _base: &Embedding) -> bool {
         false
     }
 
-    /// Takes the adapter out of a map that [`Adapter::merged_linear`] gave; `None` where it leaves
-    /// the map alone.
+    /// Takes the adapter out of a layer that [`Adapter::merged_linear`] gave; `None` where it leaves
+    /// the layer alone.
     ///
     /// # Errors
     /// [`AdaptError::Unsupported`] for methods whose merge loses the base.
@@ -171,7 +171,7 @@ pub trait Adapter: Send + Sync {
         None
     }
 
-    /// The adapter as low-rank factors of linear maps, where it is no more than that; for export to
+    /// The adapter as low-rank factors of linear layers, where it is no more than that; for export to
     /// other formats.
     fn low_rank_factors(&self) -> Option<Vec<LowRank<'_>>> {
         None
@@ -200,7 +200,7 @@ pub trait Adapter: Send + Sync {
 
     /// The adapter as files keep it, where that is less than what is trained: a prompt without the
     /// network that made it, the ranks that are left, the entries that changed.
-    fn finished(&self) -> Option<Box<dyn Adapter>> {
+    fn to_inference(&self) -> Option<Box<dyn Adapter>> {
         None
     }
 

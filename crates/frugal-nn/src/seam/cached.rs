@@ -5,25 +5,25 @@ use burn::prelude::*;
 use crate::layers::{Embedding, Linear, Norm, lookup};
 use crate::layout::SequenceLayout;
 use crate::seam::adapter::{Adapter, MergedLinear};
+use crate::seam::derived_cache::DerivedCache;
 use crate::seam::hooks::{
     BlockAction, KeyValue, LinearChange, NormChange, Pass, Rows, SubLayer, SubLayerIo,
 };
-use crate::seam::kept::Kept;
 
 /// Hooks for one pass without gradients.
-pub(super) fn cached<'a>(adapter: &'a dyn Adapter, kept: &'a Kept) -> Box<dyn Pass + 'a> {
-    Box::new(KeptPass {
+pub(super) fn cached<'a>(adapter: &'a dyn Adapter, kept: &'a DerivedCache) -> Box<dyn Pass + 'a> {
+    Box::new(CachedPass {
         adapter,
         kept,
-        inner: adapter.pass_keeping(kept),
+        inner: adapter.cached_pass(kept),
     })
 }
 
 /// An adapter, or none, over the passes of an evaluation on one backbone: whole weights that it
-/// forms ([`Adapter::forms_weight`]) are formed once.
+/// forms ([`Adapter::materializes_weight`]) are formed once.
 pub struct Fixed<'a> {
     adapter: Option<&'a dyn Adapter>,
-    kept: Kept,
+    kept: DerivedCache,
 }
 
 impl<'a> Fixed<'a> {
@@ -31,7 +31,7 @@ impl<'a> Fixed<'a> {
     pub fn new(adapter: Option<&'a dyn Adapter>) -> Self {
         Self {
             adapter,
-            kept: Kept::default(),
+            kept: DerivedCache::default(),
         }
     }
 
@@ -45,15 +45,15 @@ impl<'a> Fixed<'a> {
 }
 
 /// One pass that takes formed weights from those kept.
-struct KeptPass<'a> {
+struct CachedPass<'a> {
     adapter: &'a dyn Adapter,
-    kept: &'a Kept,
+    kept: &'a DerivedCache,
     inner: Box<dyn Pass + 'a>,
 }
 
-impl KeptPass<'_> {
+impl CachedPass<'_> {
     fn linear_of(&self, base: &Linear) -> Option<MergedLinear> {
-        if !self.adapter.forms_weight(base) {
+        if !self.adapter.materializes_weight(base) {
             return None;
         }
         self.kept.keep(base.site, || {
@@ -62,9 +62,9 @@ impl KeptPass<'_> {
     }
 }
 
-impl Pass for KeptPass<'_> {
+impl Pass for CachedPass<'_> {
     fn embedding(&mut self, base: &Embedding, ids: &[u32]) -> Tensor<2> {
-        let table = if self.adapter.forms_table(base) {
+        let table = if self.adapter.materializes_embedding(base) {
             self.kept
                 .keep(base.site, || self.adapter.merged_embedding(base))
         } else {

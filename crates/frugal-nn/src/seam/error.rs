@@ -119,7 +119,7 @@ pub enum AdaptError {
     /// A merged weight is infinite or not a number.
     #[error("the weight of `{path}` is not finite: the adapter or the model is damaged")]
     NotFinite {
-        /// Path of the map.
+        /// Path of the layer.
         path: String,
     },
     /// An adapter folder that cannot be used.

@@ -2,9 +2,9 @@
 
 pub mod adapter;
 pub mod cached;
+pub mod derived_cache;
 pub mod error;
 pub mod gradients;
 pub mod hooks;
-pub mod kept;
 pub mod parameter;
 pub mod set;

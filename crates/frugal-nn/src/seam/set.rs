@@ -10,16 +10,16 @@ use crate::layers::{Embedding, Linear, Norm};
 use crate::layout::SequenceLayout;
 use crate::seam::adapter::Adapter;
 use crate::seam::cached::cached;
+use crate::seam::derived_cache::DerivedCache;
 use crate::seam::error::AdaptError;
 use crate::seam::hooks::{
     LinearChange, LowRankChange, NoAdapter, NormChange, Pass, Rows, SubLayer, SubLayerIo,
 };
-use crate::seam::kept::Kept;
 use crate::seam::parameter::Mode;
 
 /// Which adapters act in a forward pass.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Choice {
+pub enum ActiveAdapters {
     /// None: the backbone as it is.
     Base,
     /// One.
@@ -31,14 +31,14 @@ pub enum Choice {
 }
 
 /// An adapter with the head that was trained with it.
-pub struct Entry {
+pub struct LoadedAdapter {
     /// The method.
     pub adapter: Box<dyn Adapter>,
     /// Classification head.
     pub head: Option<Head>,
 }
 
-/// Adapters by name, on one backbone. Whole weights that a method forms ([`Adapter::forms_weight`])
+/// Adapters by name, on one backbone. Whole weights that a method forms ([`Adapter::materializes_weight`])
 /// are kept from one pass without gradients to the next, as long as the adapter is in the set.
 #[derive(Default)]
 pub struct AdapterSet {
@@ -47,8 +47,8 @@ pub struct AdapterSet {
 
 struct Loaded {
     name: String,
-    entry: Entry,
-    kept: Kept,
+    entry: LoadedAdapter,
+    kept: DerivedCache,
 }
 
 impl Loaded {
@@ -63,18 +63,18 @@ impl Loaded {
 
 impl AdapterSet {
     /// Adds an adapter, or replaces the one of the same name.
-    pub fn insert(&mut self, name: impl Into<String>, entry: Entry) {
+    pub fn insert(&mut self, name: impl Into<String>, entry: LoadedAdapter) {
         let name = name.into();
         self.loaded.retain(|loaded| loaded.name != name);
         self.loaded.push(Loaded {
             name,
             entry,
-            kept: Kept::default(),
+            kept: DerivedCache::default(),
         });
     }
 
     /// Removes an adapter.
-    pub fn remove(&mut self, name: &str) -> Option<Entry> {
+    pub fn remove(&mut self, name: &str) -> Option<LoadedAdapter> {
         let index = self.loaded.iter().position(|loaded| loaded.name == name)?;
         Some(self.loaded.remove(index).entry)
     }
@@ -91,7 +91,7 @@ impl AdapterSet {
     ///
     /// # Errors
     /// [`AdaptError::UnknownAdapter`] with the names that there are.
-    pub fn get(&self, name: &str) -> Result<&Entry, AdaptError> {
+    pub fn get(&self, name: &str) -> Result<&LoadedAdapter, AdaptError> {
         Ok(&self.find(name)?.entry)
     }
 
@@ -110,14 +110,14 @@ impl AdapterSet {
     /// cannot be mixed.
     pub fn pass(
         &self,
-        choice: &Choice,
+        choice: &ActiveAdapters,
         layout: &SequenceLayout,
         mode: Mode,
     ) -> Result<Box<dyn Pass + '_>, AdaptError> {
         match choice {
-            Choice::Base => Ok(Box::new(NoAdapter)),
-            Choice::One(name) => Ok(self.find(name)?.pass(mode)),
-            Choice::Combined(parts) => {
+            ActiveAdapters::Base => Ok(Box::new(NoAdapter)),
+            ActiveAdapters::One(name) => Ok(self.find(name)?.pass(mode)),
+            ActiveAdapters::Combined(parts) => {
                 let parts = parts
                     .iter()
                     .map(|(name, weight)| Ok((self.mixable(name)?.pass(mode), *weight)));
@@ -125,7 +125,7 @@ impl AdapterSet {
                     parts: parts.collect::<Result<_, AdaptError>>()?,
                 }))
             }
-            Choice::PerSequence(names) => {
+            ActiveAdapters::PerSequence(names) => {
                 if names.len() != layout.sequences() {
                     return Err(AdaptError::Choices {
                         given: names.len(),

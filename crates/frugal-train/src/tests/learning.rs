@@ -184,7 +184,7 @@ fn language_modelling_learns_a_pattern() {
     let losses = setup.losses();
     assert_eq!(
         (outcome.ending, outcome.step),
-        (Ending::Finished, losses.len() as u64)
+        (StopReason::Finished, losses.len() as u64)
     );
     assert_eq!(outcome.tokens, 15 * 75);
     assert!(losses[losses.len() - 1] < 0.3 * losses[0], "{losses:?}");
@@ -305,7 +305,7 @@ fn the_run_stops_when_evaluations_stop_improving() {
     let outcome = setup.run().unwrap();
     assert_eq!(
         (outcome.ending, outcome.step, outcome.best.unwrap().step),
-        (Ending::EarlyStopped, 3, 1)
+        (StopReason::EarlyStopped, 3, 1)
     );
     assert_eq!(
         setup.events.last(),

@@ -153,7 +153,7 @@ impl<'a> Setup<'a> {
         }
     }
 
-    fn run(&mut self) -> Result<Outcome, TrainError> {
+    fn run(&mut self) -> Result<TrainSummary, TrainError> {
         crate::train(TrainRun {
             backbone: self.backbone,
             adapter: self.adapter.as_mut(),

@@ -124,7 +124,10 @@ fn resuming_from_every_checkpoint_equals_never_stopping() {
         let mut resumed = setup(&*backbone, &data, part.path());
         resumed.resume = true;
         let outcome = resumed.run().unwrap();
-        assert_eq!((outcome.ending, outcome.step), (Ending::Finished, total));
+        assert_eq!(
+            (outcome.ending, outcome.step),
+            (StopReason::Finished, total)
+        );
         assert!(matches!(&resumed.events[1], Event::Resumed { step: s, .. } if *s == step));
         assert_eq!(
             resumed.bits(),
@@ -175,7 +178,7 @@ fn interrupted_anywhere_and_resumed_equals_never_stopping() {
         first.config.save_steps = 1000;
         first.adapter = Tripwire::boxed(lora(&*backbone, 0.2), at, Trip::Stop(first.stop.clone()));
         let outcome = first.run().unwrap();
-        assert_eq!(outcome.ending, Ending::Interrupted);
+        assert_eq!(outcome.ending, StopReason::Interrupted);
         let last = first.events.last().unwrap();
         assert_eq!(
             *last,
@@ -210,7 +213,7 @@ fn an_evaluation_that_was_given_up_is_made_up_for() {
     let outcome = uninterrupted.run().unwrap();
     let mut first = setup(&*backbone, &data, part.path());
     (first.config.eval_steps, first.stop_at) = (2, Some(4));
-    assert_eq!(first.run().unwrap().ending, Ending::Interrupted);
+    assert_eq!(first.run().unwrap().ending, StopReason::Interrupted);
     assert_eq!(first.evaluations().len(), 1);
     let mut second = setup(&*backbone, &data, part.path());
     (second.config.eval_steps, second.resume) = (2, true);
@@ -464,7 +467,7 @@ fn more_epochs_continue_a_finished_run() {
     (longer.resume, longer.config.epochs) = (true, 4.0);
     let outcome = longer.run().unwrap();
     assert_eq!(longer.losses().len() as u64, outcome.step - done);
-    assert_eq!((outcome.epoch, outcome.ending), (4.0, Ending::Finished));
+    assert_eq!((outcome.epoch, outcome.ending), (4.0, StopReason::Finished));
 }
 
 #[test]

@@ -15,13 +15,13 @@ use frugal_eval::tasks::{
     Continuations, Generation, LanguageModel, ModelFailure, Sink, ToContinue, Written,
 };
 use frugal_nn::{
-    AdapterSet, Backbone, Choice, Input, Mode, Rows, SequenceLayout, select_rows, to_vec,
+    ActiveAdapters, AdapterSet, Backbone, Input, Mode, Rows, SequenceLayout, select_rows, to_vec,
 };
 
 /// Rows of vocabulary logits formed at a time.
 const LOGIT_ROWS: usize = 128;
 /// Most prompts that are continued together.
-const MOST_PROMPTS: usize = 64;
+const MAX_PROMPTS: usize = 64;
 
 /// A model for the harness.
 pub struct HarnessModel<'a> {
@@ -30,7 +30,7 @@ pub struct HarnessModel<'a> {
     /// Adapters that it may use.
     pub adapters: &'a AdapterSet,
     /// Which of them act.
-    pub choice: Choice,
+    pub choice: ActiveAdapters,
     /// Its tokenizer.
     pub tokenizer: &'a TextTokenizer,
     /// Most tokens of a batch; a longer text is a batch of its own.
@@ -295,10 +295,11 @@ impl HarnessModel<'_> {
         let mut sums = vec![(0.0, 0); prompts.len()];
         let mut active: Vec<usize> = (0..prompts.len()).collect();
         let mut logits =
-            session.feed(&prompts.iter().map(|p| p.ids.as_slice()).collect::<Vec<_>>())?;
+            session.append(&prompts.iter().map(|p| p.ids.as_slice()).collect::<Vec<_>>())?;
         loop {
             let (mut keep, mut next) = (Vec::with_capacity(active.len()), Vec::new());
-            for ((&i, logits), room) in active.iter().zip(&mut logits).zip(session.rooms()) {
+            for ((&i, logits), room) in active.iter().zip(&mut logits).zip(session.remaining_each())
+            {
                 let row = Row::new(logits)?;
                 // Only a penalty changes them.
                 let before = (config.repetition_penalty != 1.0).then(|| logits.clone());
@@ -336,7 +337,7 @@ impl HarnessModel<'_> {
             if active.is_empty() {
                 return Ok(true);
             }
-            logits = session.feed(&next.iter().map(<[u32; 1]>::as_slice).collect::<Vec<_>>())?;
+            logits = session.append(&next.iter().map(<[u32; 1]>::as_slice).collect::<Vec<_>>())?;
         }
     }
 
@@ -444,7 +445,7 @@ impl LanguageModel for HarnessModel<'_> {
         for batch in budgeted(&prompts, self.batch_tokens, |asked| {
             asked.ids.len() + generation.max_tokens
         }) {
-            for part in batch.chunks(MOST_PROMPTS) {
+            for part in batch.chunks(MAX_PROMPTS) {
                 if !self.continue_batch(part, generation, answer)? {
                     return Ok(());
                 }

@@ -9,7 +9,7 @@ use frugal_eval::capacity::{LatentShape, Shape};
 use frugal_eval::runtime::Timing;
 use frugal_models::ModelConfig;
 use frugal_nn::{
-    AdapterSet, Backbone, Choice, Frozen, Input, KvCache, Mode, ModelError, NoAdapter,
+    ActiveAdapters, AdapterSet, Backbone, Frozen, Input, KvCache, Mode, ModelError, NoAdapter,
     SequenceLayout,
 };
 use serde::Serialize;
@@ -36,7 +36,7 @@ pub struct Grid {
 pub fn profile(
     backbone: &dyn Backbone,
     adapters: &AdapterSet,
-    choice: &Choice,
+    choice: &ActiveAdapters,
     grid: &Grid,
     step: &mut dyn FnMut() -> bool,
 ) -> Result<Vec<Timing>, DecodeError> {
@@ -66,7 +66,7 @@ pub fn profile(
                 continue;
             }
             let mut session = Session::new(backbone, adapters, choice.clone(), 1)?;
-            let mut logits = session.feed(&[&ids])?.remove(0);
+            let mut logits = session.append(&[&ids])?.remove(0);
             for output in 1..=longest {
                 let token = likeliest(&logits);
                 let seconds = start.elapsed().as_secs_f64();
@@ -78,7 +78,7 @@ pub fn profile(
                     });
                 }
                 if output < longest {
-                    logits = session.feed(&[&[token]])?.remove(0);
+                    logits = session.append(&[&[token]])?.remove(0);
                 }
             }
             if !step() {
@@ -93,7 +93,7 @@ pub fn profile(
 fn read(
     backbone: &dyn Backbone,
     adapters: &AdapterSet,
-    choice: &Choice,
+    choice: &ActiveAdapters,
     ids: &[u32],
 ) -> Result<f64, DecodeError> {
     let start = Instant::now();
@@ -134,7 +134,7 @@ pub fn footprint(backbone: &dyn Backbone) -> Result<Footprint, ModelError> {
     let numbers =
         |bias: &Option<Tensor<1>>| bias.as_ref().map_or(0, |b| b.dims()[0]) * size_of::<f32>();
     let mut weight_bytes = 0;
-    backbone.export(&mut |part| {
+    backbone.visit_weights(&mut |part| {
         weight_bytes += match part {
             // A head that is the token table.
             Frozen::Linear(linear) if sites.info(linear.site).tied => 0,

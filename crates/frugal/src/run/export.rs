@@ -7,7 +7,7 @@ use frugal_formats::gguf::{self, GgmlType, Layout, NameMap, TensorSpec, rotary_t
 use frugal_models::load::{ModelFiles, check_gguf};
 use frugal_models::merge;
 use frugal_models::save::{StoredType, write_model_with};
-use frugal_nn::{Adapter, Backbone, Entry, Head, LowRank, Mode, Pooling};
+use frugal_nn::{Adapter, Backbone, Head, LoadedAdapter, LowRank, Mode, Pooling};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -53,7 +53,7 @@ impl ExportFormat {
 pub fn merge_to_folder(
     files: &ModelFiles,
     backbone: &dyn Backbone,
-    entry: Option<&Entry>,
+    entry: Option<&LoadedAdapter>,
     out: &Path,
     stored_type: StoredType,
 ) -> Result<bool, RunError> {
@@ -202,7 +202,7 @@ fn reorder(name: &str, values: &[f32], shape: &[usize], heads: usize) -> Result<
 /// Writes a LoRA adapter as a GGUF file for programs that apply it at run time.
 ///
 /// # Errors
-/// Other methods, tables among the adapted maps, architectures without a GGUF form.
+/// Other methods, tables among the adapted layers, architectures without a GGUF form.
 pub fn export_adapter_gguf(
     files: &ModelFiles,
     adapter: &dyn Adapter,
@@ -210,7 +210,7 @@ pub fn export_adapter_gguf(
 ) -> Result<(), RunError> {
     let factors = adapter.low_rank_factors().ok_or_else(|| {
         RunError::Invalid(format!(
-            "this `{}` adapter has no GGUF form, which holds low-rank factors of linear maps and nothing else (no biases, norms or \
+            "this `{}` adapter has no GGUF form, which holds low-rank factors of linear layers and nothing else (no biases, norms or \
              whole modules): merge it with `frugal merge` and export the result",
             adapter.method()
         ))

@@ -9,7 +9,7 @@ use frugal_core::encode::Tokenized;
 use frugal_core::events::{LOG_FILE, Scalars, names, peak_rss_bytes, read_jsonl};
 use frugal_eval::report::{RunInfo, Status, TrainInfo};
 use frugal_nn::{Adapter, Backbone, Head};
-use frugal_train::{Ending, Event, Outcome, TrainConfig, TrainRun, train};
+use frugal_train::{Event, StopReason, TrainConfig, TrainRun, TrainSummary, train};
 use serde::Serialize;
 
 use super::folder::{Claim, ConfigFile};
@@ -52,7 +52,7 @@ pub(super) struct Learn<'a> {
 
 /// What training came to.
 pub(super) struct Trained {
-    pub(super) outcome: Outcome,
+    pub(super) outcome: TrainSummary,
     /// Seconds of training, with the processes that this one resumes.
     pub(super) seconds: f64,
     /// Those of the processes that this one resumes.
@@ -62,7 +62,7 @@ pub(super) struct Trained {
 impl Trained {
     /// Whether it was stopped before its end.
     pub(super) fn cut_short(&self) -> bool {
-        self.outcome.ending == Ending::Interrupted
+        self.outcome.ending == StopReason::Interrupted
     }
 
     /// The step whose weights were kept.

@@ -8,7 +8,7 @@ use frugal_core::events::Scalars;
 use frugal_eval::report::{
     self, DatasetInfo, MetaInfo, ModelInfo, RunRecord, RunReport, SystemInfo, TrainInfo,
 };
-use frugal_nn::{Entry, Head, Parameter, SiteTable};
+use frugal_nn::{Head, LoadedAdapter, Parameter, SiteTable};
 
 use super::compare::baselines;
 use super::prepare::{Part, Prepared};
@@ -32,7 +32,7 @@ pub(super) fn evaluation(part: &PartScores, adapted: &Scores) -> report::Evaluat
 
 pub(super) fn count_parameters(
     info: &mut TrainInfo,
-    entry: &Entry,
+    entry: &LoadedAdapter,
     sites: &SiteTable,
     method: &str,
 ) {

@@ -7,7 +7,7 @@ use frugal_core::data::{Documents, Example, LoadOptions, TextRecord};
 use frugal_core::encode::{self, EncodeOptions};
 use frugal_models::load::{Lookup, ModelFiles};
 use frugal_models::{LoadOptions as WeightOptions, Quantize};
-use frugal_nn::{Adapter, Backbone, BuildContext, Entry, Head};
+use frugal_nn::{Adapter, Backbone, BuildContext, Head, LoadedAdapter};
 use frugal_train::{Tokenized, head_logits};
 use serde_json::Value;
 
@@ -18,7 +18,7 @@ pub struct Predictor {
     problem: ProblemType,
     files: ModelFiles,
     backbone: std::sync::Arc<dyn Backbone>,
-    entry: Option<Entry>,
+    entry: Option<LoadedAdapter>,
     own_head: Option<Head>,
     data: DataConfig,
 }

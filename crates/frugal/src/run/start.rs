@@ -9,7 +9,7 @@ use frugal_adapt::Settings;
 use frugal_adapt::Targets;
 use frugal_adapt::peft::{self, Described};
 use frugal_adapt::registry;
-use frugal_nn::{AdaptError, BuildContext, Entry, LoadError, SiteTable};
+use frugal_nn::{AdaptError, BuildContext, LoadError, LoadedAdapter, SiteTable};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -175,7 +175,11 @@ impl Start {
     }
 
     /// Reads the adapter's weights.
-    pub(super) fn load(&self, model: &str, context: &BuildContext<'_>) -> Result<Entry, RunError> {
+    pub(super) fn load(
+        &self,
+        model: &str,
+        context: &BuildContext<'_>,
+    ) -> Result<LoadedAdapter, RunError> {
         let loaded = peft::load(&self.folder, context, false);
         Ok(peft::made_for(&self.folder, model, loaded)?.0)
     }

@@ -12,7 +12,7 @@ use frugal_eval::report::{self, RECORD_FILE, RunRecord};
 use frugal_models::LoadOptions;
 use frugal_models::load::{Lookup, MODEL_FOLDER, ModelFiles};
 use frugal_models::save::StoredType;
-use frugal_nn::{Backbone, BuildContext, Entry, Head, Pooling, SiteTable};
+use frugal_nn::{Backbone, BuildContext, Head, LoadedAdapter, Pooling, SiteTable};
 use frugal_train::{Best, Objective, evaluate_observed};
 use serde::Serialize;
 
@@ -322,7 +322,7 @@ impl Run<'_> {
     fn score(
         &self,
         who: &str,
-        entry: &Entry,
+        entry: &LoadedAdapter,
         base: bool,
         observe: Observe<'_>,
     ) -> Result<Option<Scores>, RunError> {
@@ -387,7 +387,7 @@ impl Run<'_> {
 
     fn forgetting(
         &self,
-        entry: &Entry,
+        entry: &LoadedAdapter,
         observe: Observe<'_>,
     ) -> Result<Option<report::Forgetting>, RunError> {
         observe(&Progress::Begin {
@@ -433,7 +433,7 @@ fn build_entry(
     sites: &SiteTable,
     start: Option<&Start>,
     device: &Device,
-) -> Result<Entry, RunError> {
+) -> Result<LoadedAdapter, RunError> {
     let method = registry::find(&config.method.name)?;
     let tokenizer = prepared.files.tokenizer()?;
     let tokenize = |text: &str| tokenizer.encode(text, false).unwrap_or_default();
@@ -453,7 +453,7 @@ fn build_entry(
         .head
         .clone()
         .map(|head| Head::new(head, prepared.files.info(), device, config.seed));
-    Ok(Entry { adapter, head })
+    Ok(LoadedAdapter { adapter, head })
 }
 
 /// Whether a whole model comes out: when all of it was trained, and its class has a place for the
@@ -467,7 +467,7 @@ fn ends_in_model(method: &str, head: Option<&Head>, files: &ModelFiles) -> bool 
 /// it.
 fn save(
     out: &Path,
-    entry: &Entry,
+    entry: &LoadedAdapter,
     run: &Run<'_>,
     method: &str,
     fingerprint: &str,

@@ -11,8 +11,8 @@ use frugal::adapt::Operation;
 use frugal::adapt::Rows;
 use frugal::adapt::combine::{CombinationType, Rank, combine_heads, to_lora};
 use frugal::adapt::{
-    AdapterSet, Choice, Entry, Head, HeadConfig, Mode, Parameter, Pooling, merge, peft, registry,
-    to_vec,
+    ActiveAdapters, AdapterSet, Head, HeadConfig, LoadedAdapter, Mode, Parameter, Pooling, merge,
+    peft, registry, to_vec,
 };
 use frugal::model::load::{Lookup, ModelFiles, SafetensorsFile, read_json};
 use frugal::model::save::StoredType;
@@ -61,7 +61,7 @@ fn case(name: &str) -> Case {
 }
 
 impl Case {
-    fn load(&self) -> Entry {
+    fn load(&self) -> LoadedAdapter {
         peft::load(&self.folder, &context(self.backbone.as_ref(), 0), false)
             .unwrap()
             .0
@@ -70,7 +70,7 @@ impl Case {
     /// Logits of one sequence, of the head where the adapter has one.
     fn logits(
         &self,
-        entry: &Entry,
+        entry: &LoadedAdapter,
         backbone: &dyn Backbone,
         sequence: usize,
         plain: bool,
@@ -118,7 +118,7 @@ fn logits_match_peft() {
 
 /// Mean loss over the next tokens of all sequences, or over their classes, as the golden files
 /// define it.
-fn loss(case: &Case, entry: &Entry) -> Tensor<1> {
+fn loss(case: &Case, entry: &LoadedAdapter) -> Tensor<1> {
     let mode = Mode::Train { seed: 0 };
     let classes = case.description["classes"].as_array().unwrap();
     let (mut total, mut count) = (Tensor::<1>::zeros([1], &device()), 0);
@@ -301,7 +301,7 @@ fn saving_and_loading_keeps_every_bit_and_every_key() {
         let again = peft::load(dir.path(), &context(case.backbone.as_ref(), 0), false)
             .unwrap()
             .0;
-        let bits = |e: &Entry| -> Vec<(String, Vec<u32>)> {
+        let bits = |e: &LoadedAdapter| -> Vec<(String, Vec<u32>)> {
             let all = e
                 .adapter
                 .parameters()
@@ -384,14 +384,14 @@ fn merged_weights_compute_what_the_adapter_computed() {
     }
 }
 
-/// Every map of a merged model, with the adapter taken out, is the base's again up to rounding.
-fn check_unmerged(case: &Case, entry: &Entry, merged: &dyn Backbone) {
+/// Every layer of a merged model, with the adapter taken out, is the base's again up to rounding.
+fn check_unmerged(case: &Case, entry: &LoadedAdapter, merged: &dyn Backbone) {
     if case.folder.to_str().unwrap().contains("lora-bias-") {
         return;
     }
     let maps = |backbone: &dyn Backbone| {
         let mut maps = Vec::new();
-        backbone.export(&mut |part| {
+        backbone.visit_weights(&mut |part| {
             if let Frozen::Linear(linear) = part {
                 maps.push(linear.clone());
             }
@@ -450,7 +450,7 @@ fn adapters_are_switched_disabled_combined_and_chosen_per_sequence() {
         case.golden.input_ids(1).to_vec(),
     );
     let ids = [a.clone(), b.clone()].concat();
-    let run = |choice: &Choice| {
+    let run = |choice: &ActiveAdapters| {
         let layout = SequenceLayout::new(&[a.len(), b.len()]);
         let mut pass = set.pass(choice, &layout, Mode::Eval).unwrap();
         let hidden = case
@@ -463,22 +463,31 @@ fn adapters_are_switched_disabled_combined_and_chosen_per_sequence() {
                 .unwrap(),
         )
     };
-    let one = |name: &str| Choice::One(name.into());
-    let (base, qv, regex) = (run(&Choice::Base), run(&one("qv")), run(&one("regex")));
+    let one = |name: &str| ActiveAdapters::One(name.into());
+    let (base, qv, regex) = (
+        run(&ActiveAdapters::Base),
+        run(&one("qv")),
+        run(&one("regex")),
+    );
     let split = a.len() * case.backbone.info().vocab_size;
-    let mixed = run(&Choice::PerSequence(vec![
+    let mixed = run(&ActiveAdapters::PerSequence(vec![
         Some("qv".into()),
         Some("regex".into()),
     ]));
     assert!(max_difference(&mixed[..split], &qv[..split]) < TOLERANCE);
     assert!(max_difference(&mixed[split..], &regex[split..]) < TOLERANCE);
-    let half_off = run(&Choice::PerSequence(vec![None, Some("qv".into())]));
+    let half_off = run(&ActiveAdapters::PerSequence(vec![None, Some("qv".into())]));
     assert!(max_difference(&half_off[..split], &base[..split]) < TOLERANCE);
     assert!(max_difference(&half_off[split..], &qv[split..]) < TOLERANCE);
-    assert!(max_difference(&run(&Choice::Combined(vec![("qv".into(), 1.0)])), &qv) < TOLERANCE);
     assert!(
         max_difference(
-            &run(&Choice::Combined(vec![
+            &run(&ActiveAdapters::Combined(vec![("qv".into(), 1.0)])),
+            &qv
+        ) < TOLERANCE
+    );
+    assert!(
+        max_difference(
+            &run(&ActiveAdapters::Combined(vec![
                 ("qv".into(), 0.0),
                 ("regex".into(), 0.0)
             ])),
@@ -488,7 +497,7 @@ fn adapters_are_switched_disabled_combined_and_chosen_per_sequence() {
     assert!(max_difference(&base, &qv) > 0.1);
     let wrong = set
         .pass(
-            &Choice::PerSequence(vec![None]),
+            &ActiveAdapters::PerSequence(vec![None]),
             &SequenceLayout::new(&[1, 1]),
             Mode::Eval,
         )
@@ -565,7 +574,7 @@ fn a_merged_classifier_keeps_its_head() {
             head.config().labels,
             entry.head.as_ref().unwrap().config().labels
         );
-        let plain = Entry {
+        let plain = LoadedAdapter {
             head: Some(head),
             ..case.load()
         };
@@ -651,7 +660,7 @@ fn an_adapter_of_another_model_says_so_before_what_does_not_fit() {
         error.to_string(),
         "the adapter was made for `fixtures/models/gemma3_text`, not for `models/llama`"
     );
-    // One block too many, of seven maps with two tensors each: the first five, and how many there
+    // One block too many, of seven layers with two tensors each: the first five, and how many there
     // are.
     let cause = std::error::Error::source(&error).unwrap().to_string();
     assert!(
@@ -679,7 +688,7 @@ fn classification_heads_are_added_where_that_is_linear() {
     .unwrap();
     let logits = |head: &Head| {
         one.logits(
-            &Entry {
+            &LoadedAdapter {
                 head: Some(head.clone()),
                 ..one.load()
             },
@@ -752,7 +761,7 @@ fn what_goes_with_rounded_weights_is_neither_merged_nor_converted() {
         .unwrap();
     let backbone = files.load_with(&device(), options).unwrap();
     let context = context(backbone.as_ref(), 0);
-    let entry = Entry {
+    let entry = LoadedAdapter {
         adapter: (method.build)(&settings, &context).unwrap(),
         head: None,
     };

@@ -82,7 +82,7 @@ fn embeddings_stand_in_for_tokens() {
     for name in ["llama", "gpt2", "bert"] {
         let backbone = model(name, "config.json");
         let mut table = None;
-        backbone.export(&mut |part| {
+        backbone.visit_weights(&mut |part| {
             if let (Frozen::Embedding(part), true) = (&part, table.is_none()) {
                 table = Some(part.forward(&IDS));
             }
@@ -164,8 +164,8 @@ impl Backbone for Tied {
         self.base.lm_head()
     }
 
-    fn export(&self, visit: &mut dyn FnMut(Frozen<'_>)) {
-        self.base.export(visit);
+    fn visit_weights(&self, visit: &mut dyn FnMut(Frozen<'_>)) {
+        self.base.visit_weights(visit);
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use frugal::adapt::Rows;
 use frugal::adapt::combine::{CombinationType, CombineOptions, Rank, combine, to_lora};
-use frugal::adapt::{Adapter, Entry, Mode, merge, peft, to_vec};
+use frugal::adapt::{Adapter, LoadedAdapter, Mode, merge, peft, to_vec};
 use frugal::model::{Backbone, Input};
 
 use crate::support::{Golden, context, fixture, max_difference, model};
@@ -21,7 +21,7 @@ fn logits(backbone: &dyn Backbone, adapter: &dyn Adapter, ids: &[u32]) -> Vec<f3
     )
 }
 
-fn load(folder: &Path, backbone: &dyn Backbone) -> Entry {
+fn load(folder: &Path, backbone: &dyn Backbone) -> LoadedAdapter {
     peft::load(folder, &context(backbone, 0), false).unwrap().0
 }
 
@@ -107,7 +107,7 @@ fn a_change_of_weights_becomes_a_lora_that_does_the_same() {
 
     // The result is a LoRA like any other: it is saved, read and merged.
     let dir = tempfile::tempdir().unwrap();
-    let entry = Entry {
+    let entry = LoadedAdapter {
         adapter: Box::new(exact.adapter),
         head: None,
     };

@@ -8,8 +8,8 @@ use burn::tensor::{Tensor, TensorData};
 use frugal::adapt::Method;
 use frugal::adapt::registry::METHODS;
 use frugal::adapt::{
-    AdaptError, Adapter, BuildContext, Entry, Fixed, Head, HeadConfig, Mode, NoAdapter, Pass,
-    Pooling, merge, peft, to_vec,
+    AdaptError, Adapter, BuildContext, Fixed, Head, HeadConfig, LoadedAdapter, Mode, NoAdapter,
+    Pass, Pooling, merge, peft, to_vec,
 };
 use frugal::model::{Backbone, Frozen, Input, KvCache, SequenceLayout};
 use frugal::train::{Event, Target, Tokenized, TrainConfig, TrainRun, train};
@@ -206,7 +206,7 @@ fn bits(adapter: &dyn Adapter) -> Vec<(String, Vec<u32>)> {
 fn base_bits(backbone: &dyn Backbone) -> Vec<u32> {
     let mut all = Vec::new();
     let mut add = |values: Vec<f32>| all.extend(values.iter().map(|v| v.to_bits()));
-    backbone.export(&mut |part| match part {
+    backbone.visit_weights(&mut |part| match part {
         Frozen::Linear(l) => {
             add(to_vec(l.weight.dense()));
             l.bias.iter().for_each(|b| add(to_vec(b.clone())));
@@ -337,15 +337,15 @@ fn files_keep_every_bit() {
         run(&mut setup, &mut head, &examples(), &config);
         // Some methods keep less than they train, with the same effect.
         let trained = hidden(setup.backbone.as_ref(), Some(setup.adapter.as_ref()));
-        let adapter = setup.adapter.finished().unwrap_or(setup.adapter);
+        let adapter = setup.adapter.to_inference().unwrap_or(setup.adapter);
         let difference = max_difference(
             &trained,
             &hidden(setup.backbone.as_ref(), Some(adapter.as_ref())),
         );
         assert!(difference < 1e-5, "{}: {difference:e}", setup.name);
-        assert!(adapter.finished().is_none(), "{}", setup.name);
+        assert!(adapter.to_inference().is_none(), "{}", setup.name);
         let expected = bits(adapter.as_ref());
-        let entry = Entry {
+        let entry = LoadedAdapter {
             adapter,
             head: Some(head),
         };
@@ -355,7 +355,7 @@ fn files_keep_every_bit() {
             .unwrap_or_else(|e| panic!("{}: {e}", setup.name));
         assert!(report.is_exact());
         assert_eq!(bits(read.adapter.as_ref()), expected, "{}", setup.name);
-        let logits = |entry: &Entry| {
+        let logits = |entry: &LoadedAdapter| {
             let mut pass = entry.adapter.pass(Mode::Eval);
             let hidden = setup
                 .backbone
@@ -445,13 +445,13 @@ fn mixed_batches_equal_separate_ones_where_promised() {
         let mut set = frugal::adapt::AdapterSet::default();
         set.insert(
             "a",
-            Entry {
+            LoadedAdapter {
                 adapter: setup.adapter,
                 head: None,
             },
         );
         let layout = SequenceLayout::new(&[4, 5]);
-        let choice = frugal::adapt::Choice::PerSequence(vec![Some("a".into()), None]);
+        let choice = frugal::adapt::ActiveAdapters::PerSequence(vec![Some("a".into()), None]);
         let mut pass = set.pass(&choice, &layout, Mode::Eval).unwrap();
         let mixed = to_vec::<2>(
             setup
@@ -487,7 +487,7 @@ fn the_norm_of_a_sum_is_the_norm() {
             Tensor::<2>::from_data(TensorData::new(values, [IDS.len(), d]), &device())
         };
         let mut norms = Vec::new();
-        setup.backbone.export(&mut |part| {
+        setup.backbone.visit_weights(&mut |part| {
             if let Frozen::Norm(norm) = part {
                 norms.push(norm.clone());
             }

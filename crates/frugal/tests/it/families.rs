@@ -210,7 +210,7 @@ fn sparse_methods_keep_as_many_entries_as_they_promise() {
             json!({"density": 0.1}),
             &context(backbone.as_ref(), 0),
         );
-        let finished = adapter.finished().unwrap();
+        let finished = adapter.to_inference().unwrap();
         let config = finished.peft_config();
         let counts: u64 = config["nnz"]
             .as_object()

@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use frugal::adapt::{AdapterSet, Choice};
+use frugal::adapt::{ActiveAdapters, AdapterSet};
 use frugal::measure::language_model::HarnessModel;
 use frugal_eval::spectrum::spectrum;
 use frugal_eval::tasks::{Context, Task, TaskResult, run};
@@ -42,7 +42,7 @@ fn evaluate(
     let mut model = HarnessModel {
         backbone: backbone.as_ref(),
         adapters: &AdapterSet::default(),
-        choice: Choice::Base,
+        choice: ActiveAdapters::Base,
         tokenizer: files.tokenizer().unwrap(),
         batch_tokens: 4096,
         fingerprint: "smollm2-135m".into(),
@@ -197,7 +197,7 @@ fn the_cost_of_a_text_and_the_spread_of_its_states_are_those_of_pytorch() {
     let model = HarnessModel {
         backbone: backbone.as_ref(),
         adapters: &AdapterSet::default(),
-        choice: Choice::Base,
+        choice: ActiveAdapters::Base,
         tokenizer: files.tokenizer().unwrap(),
         batch_tokens: 4096,
         fingerprint: String::new(),

@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use frugal::adapt::{AdapterSet, Choice};
+use frugal::adapt::{ActiveAdapters, AdapterSet};
 use frugal::measure::language_model::HarnessModel;
 use frugal::model::LoadOptions;
 use frugal::model::load::{Lookup, ModelFiles};
@@ -120,7 +120,7 @@ fn task_files_score_as_in_the_harness(model: &str, files_scored: usize) {
     let mut model_ = HarnessModel {
         backbone: backbone.as_ref(),
         adapters: &adapters,
-        choice: Choice::Base,
+        choice: ActiveAdapters::Base,
         tokenizer: files.tokenizer().unwrap(),
         batch_tokens: 4096,
         fingerprint: model.to_owned(),

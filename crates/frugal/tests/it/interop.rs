@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use frugal::adapt::Rows;
-use frugal::adapt::{AdaptError, Entry, Mode, NoAdapter, merge, peft, registry, to_vec};
+use frugal::adapt::{AdaptError, LoadedAdapter, Mode, NoAdapter, merge, peft, registry, to_vec};
 use frugal::model::load::{Lookup, ModelFiles, SafetensorsFile, read_json};
 use frugal::model::save::{Stored, StoredType, write_safetensors};
 use frugal::model::{Backbone, Input, SequenceLayout};
@@ -220,7 +220,7 @@ fn base_of(folder: &Path) -> std::sync::Arc<dyn Backbone> {
     )
 }
 
-fn outputs(entry: &Entry, backbone: &dyn Backbone, ids: &[u32], what: &str) -> Vec<f32> {
+fn outputs(entry: &LoadedAdapter, backbone: &dyn Backbone, ids: &[u32], what: &str) -> Vec<f32> {
     let mut pass = entry.adapter.pass(Mode::Eval);
     let hidden = backbone
         .forward(&Input::new(ids, &[ids.len()]), pass.as_mut(), None)
@@ -414,7 +414,7 @@ fn weights_in_double_precision_and_long_indices_are_read() {
         let context = context(backbone.as_ref(), 0);
         let read = |folder: &Path| peft::load(folder, &context, false).unwrap().0;
         let (expected, found) = (read(&source), read(out.path()));
-        let values = |entry: &Entry| -> Vec<Vec<f32>> {
+        let values = |entry: &LoadedAdapter| -> Vec<Vec<f32>> {
             entry
                 .adapter
                 .parameters()
@@ -604,7 +604,7 @@ fn a_prompt_made_of_a_text_is_saved_without_its_tokenizer() {
     };
     let settings = json!({"num_virtual_tokens": 3, "prompt_tuning_init": "TEXT", "prompt_tuning_init_text": "a b c"});
     let method = registry::find("prompt-tuning").unwrap();
-    let entry = Entry {
+    let entry = LoadedAdapter {
         adapter: method
             .make(settings.as_object().unwrap(), &context)
             .unwrap(),

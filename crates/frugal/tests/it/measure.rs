@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use frugal::adapt::{AdapterSet, Choice};
+use frugal::adapt::{ActiveAdapters, AdapterSet};
 use frugal::device::device;
 use frugal::measure::language_model::HarnessModel;
 use frugal::measure::runtime::{Grid, profile, shape};
@@ -32,7 +32,7 @@ fn samples_are_scored_with_the_bos_that_their_tokenizer_adds() {
     let model = HarnessModel {
         backbone: backbone.as_ref(),
         adapters: &AdapterSet::default(),
-        choice: Choice::Base,
+        choice: ActiveAdapters::Base,
         tokenizer: files.tokenizer().unwrap(),
         batch_tokens: 256,
         fingerprint: String::new(),
@@ -101,7 +101,7 @@ fn encoders_are_timed_at_reading() {
     let found = profile(
         backbone.as_ref(),
         &adapters,
-        &Choice::Base,
+        &ActiveAdapters::Base,
         &grid,
         &mut || true,
     )

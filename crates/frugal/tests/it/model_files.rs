@@ -313,11 +313,11 @@ fn outputs_that_are_not_numbers_are_an_error_that_names_the_model() {
     let files = files.with("model.norm.weight", &[32], f32::NAN);
     let backbone = built(raw("llama"), &files).unwrap();
     let adapters = frugal::adapt::AdapterSet::default();
-    let choice = frugal::adapt::Choice::Base;
+    let choice = frugal::adapt::ActiveAdapters::Base;
     let mut session =
         frugal::decode::Session::new(backbone.as_ref(), &adapters, choice, 1).unwrap();
     let text = session
-        .feed(&[[1, 2, 3].as_slice()])
+        .append(&[[1, 2, 3].as_slice()])
         .unwrap_err()
         .to_string();
     assert!(

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicBool;
 
-use frugal::adapt::{AdaptError, Adapter, BuildContext, Entry, merge, peft, registry};
+use frugal::adapt::{AdaptError, Adapter, BuildContext, LoadedAdapter, merge, peft, registry};
 use frugal::model::load::{Lookup, ModelFiles};
 use frugal::model::{ActivationQuant, Backbone, Frozen, LoadOptions, Quantize, build_with};
 use frugal::train::{
@@ -265,13 +265,13 @@ fn loftq_brings_the_rounded_model_nearer_to_the_exact_one() {
 /// `‖W − Q − s B A‖ / ‖W‖` of the queries, with their paths.
 fn distances(backbone: &dyn Backbone, adapter: Option<&dyn Adapter>) -> Vec<(String, f32)> {
     let mut exact = std::collections::HashMap::new();
-    crate::real::smollm2().export(&mut |part| {
+    crate::real::smollm2().visit_weights(&mut |part| {
         if let Frozen::Linear(map) = part {
             exact.insert(map.site, map.weight.dense());
         }
     });
     let mut found = Vec::new();
-    backbone.export(&mut |part| {
+    backbone.visit_weights(&mut |part| {
         let Frozen::Linear(map) = part else { return };
         let path = &backbone.sites().info(map.site).path;
         if path.ends_with("q_proj") {
@@ -318,7 +318,7 @@ fn an_adapter_that_starts_from_rounding_is_read_over_the_same_weights() {
         .unwrap();
     let backbone = files.load_with(&device(), options).unwrap();
     let adapter = (method.build)(&settings, &context(backbone.as_ref(), 1)).unwrap();
-    let entry = Entry {
+    let entry = LoadedAdapter {
         adapter,
         head: None,
     };
@@ -345,7 +345,7 @@ fn an_adapter_that_starts_from_rounding_is_read_over_the_same_weights() {
     assert!(message.contains("was not rounded for it"), "{message}");
 }
 
-/// What PST leaves: most of each map is zero.
+/// What PST leaves: most of each layer is zero.
 #[test]
 fn a_pruned_model_computes_the_same_without_its_zeros() {
     let files = ModelFiles::open("builtin", &Lookup::default()).unwrap();
@@ -373,7 +373,7 @@ fn a_pruned_model_computes_the_same_without_its_zeros() {
         load(Quantize::Sparse).unwrap(),
     );
     let mut maps = 0;
-    sparse.export(&mut |part| {
+    sparse.visit_weights(&mut |part| {
         if let Frozen::Linear(map) = part
             && sparse.sites().info(map.site).kind.is_inner_linear()
         {

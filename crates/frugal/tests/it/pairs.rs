@@ -3,7 +3,8 @@
 
 use frugal::adapt::registry::find;
 use frugal::adapt::{
-    AdaptError, Adapter, AdapterSet, Choice, Entry, Mode, Parameter, normal, stream, to_vec,
+    ActiveAdapters, AdaptError, Adapter, AdapterSet, LoadedAdapter, Mode, Parameter, named_rng,
+    standard_normal, to_vec,
 };
 use frugal::model::{Backbone, Frozen, Input, SequenceLayout};
 
@@ -37,7 +38,7 @@ fn moved(method: &str, backbone: &dyn Backbone) -> Box<dyn Adapter> {
         settings.insert("r".into(), 2.into());
     }
     let mut adapter = (method.build)(&settings, &context(backbone, 1)).unwrap();
-    let mut rng = stream(7, method.name);
+    let mut rng = named_rng(7, method.name);
     for parameter in adapter
         .parameters_mut()
         .into_iter()
@@ -46,7 +47,7 @@ fn moved(method: &str, backbone: &dyn Backbone) -> Box<dyn Adapter> {
         let values = parameter
             .to_vec()
             .iter()
-            .map(|v| v + 0.05 * normal(&mut rng))
+            .map(|v| v + 0.05 * standard_normal(&mut rng))
             .collect();
         Parameter::set(parameter, values);
     }
@@ -59,7 +60,7 @@ fn set(backbone: &dyn Backbone, methods: [&str; 2]) -> AdapterSet {
         let adapter = moved(method, backbone);
         set.insert(
             name,
-            Entry {
+            LoadedAdapter {
                 adapter,
                 head: None,
             },
@@ -71,7 +72,7 @@ fn set(backbone: &dyn Backbone, methods: [&str; 2]) -> AdapterSet {
 fn hidden(
     backbone: &dyn Backbone,
     set: &AdapterSet,
-    choice: &Choice,
+    choice: &ActiveAdapters,
 ) -> Result<Vec<f32>, AdaptError> {
     let mut pass = set.pass(choice, &SequenceLayout::new(&LENGTHS), Mode::Eval)?;
     let input = Input::new(&IDS, &LENGTHS);
@@ -80,8 +81,8 @@ fn hidden(
     ))
 }
 
-fn both(first: f32, second: f32) -> Choice {
-    Choice::Combined(vec![("a".into(), first), ("b".into(), second)])
+fn both(first: f32, second: f32) -> ActiveAdapters {
+    ActiveAdapters::Combined(vec![("a".into(), first), ("b".into(), second)])
 }
 
 fn pairs() -> impl Iterator<Item = [&'static str; 2]> {
@@ -98,7 +99,7 @@ fn a_pair_is_refused_by_the_name_of_the_one_that_cannot_share() {
         let set = set(backbone.as_ref(), pair);
         for choice in [
             both(1.0, 1.0),
-            Choice::PerSequence(vec![Some("a".into()), Some("b".into())]),
+            ActiveAdapters::PerSequence(vec![Some("a".into()), Some("b".into())]),
         ] {
             match (hidden(backbone.as_ref(), &set, &choice), cannot) {
                 (Ok(_), None) => {}
@@ -123,8 +124,8 @@ fn a_partner_of_weight_zero_changes_nothing() {
             let Ok(together) = hidden(backbone.as_ref(), &set, &both(1.0, 0.0)) else {
                 continue;
             };
-            let alone = hidden(backbone.as_ref(), &set, &Choice::One("a".into())).unwrap();
-            let base = hidden(backbone.as_ref(), &set, &Choice::Base).unwrap();
+            let alone = hidden(backbone.as_ref(), &set, &ActiveAdapters::One("a".into())).unwrap();
+            let base = hidden(backbone.as_ref(), &set, &ActiveAdapters::Base).unwrap();
             assert!(
                 max_difference(&alone, &base) > 1e-3,
                 "{pair:?} on {name}: the first does nothing"
@@ -144,12 +145,12 @@ fn sequences_of_a_batch_with_two_adapters_give_what_each_gives_alone() {
         let backbone = model(name, "config.json");
         for pair in pairs() {
             let set = set(backbone.as_ref(), pair);
-            let choice = Choice::PerSequence(vec![Some("a".into()), Some("b".into())]);
+            let choice = ActiveAdapters::PerSequence(vec![Some("a".into()), Some("b".into())]);
             let Ok(mixed) = hidden(backbone.as_ref(), &set, &choice) else {
                 continue;
             };
             let [a, b] = ["a", "b"]
-                .map(|n| hidden(backbone.as_ref(), &set, &Choice::One(n.into())).unwrap());
+                .map(|n| hidden(backbone.as_ref(), &set, &ActiveAdapters::One(n.into())).unwrap());
             let split = LENGTHS[0] * backbone.info().hidden_size;
             let worst = max_difference(&mixed[..split], &a[..split])
                 .max(max_difference(&mixed[split..], &b[split..]));
@@ -167,7 +168,7 @@ fn linear_layers_of_a_pair_have_the_sum_of_the_weights_changes() {
             continue;
         };
         let mut seen = 0;
-        backbone.export(&mut |part| {
+        backbone.visit_weights(&mut |part| {
             let Frozen::Linear(base) = part else { return };
             // Without a bias of its own: methods that change biases say so in no weight.
             let change = ["a", "b"].map(|name| {

@@ -5,8 +5,8 @@ use std::sync::{Arc, OnceLock};
 
 use burn::prelude::*;
 use frugal::adapt::Rows;
-use frugal::adapt::{AdapterSet, Choice, NoAdapter, Pass, to_vec};
-use frugal::decode::{CacheType, Finish, GenerateConfig, SamplerConfig, Session, generate};
+use frugal::adapt::{ActiveAdapters, AdapterSet, NoAdapter, Pass, to_vec};
+use frugal::decode::{CacheType, FinishReason, GenerateConfig, SamplerConfig, Session, generate};
 use frugal::model::load::{Lookup, ModelFiles};
 use frugal::model::{Backbone, Input, LoadOptions, Quantize, mean_pool, select_rows};
 use frugal::run::{ExportFormat, export_gguf};
@@ -137,7 +137,7 @@ fn smollm2_in_the_codes_of_its_file_computes_the_same() {
         ..LoadOptions::default()
     });
     let mut bytes = 0;
-    exact.export(&mut |part| {
+    exact.visit_weights(&mut |part| {
         if let frugal::model::Frozen::Linear(linear) = part {
             assert!(linear.weight.format().is_some());
             bytes += linear.weight.bytes();
@@ -158,7 +158,7 @@ fn smollm2_in_the_codes_of_its_file_computes_the_same() {
             .unwrap();
         let worst = max_difference(exact, expected);
         assert!(worst <= LOGITS, "prompt {n}: logits differ by {worst:e}");
-        // Inputs of maps are rounded to 8 bits in groups of 32, as llama.cpp does: half a percent
+        // Inputs of layers are rounded to 8 bits in groups of 32, as llama.cpp does: half a percent
         // at each of 210 maps in a row. All logits together stay where they were.
         let (mean, size) = (
             difference(&integers, expected),
@@ -189,7 +189,7 @@ fn smollm2_continues_ten_prompts_as_transformers_does() {
     let found = generate(
         backbone.as_ref(),
         &AdapterSet::default(),
-        Choice::Base,
+        ActiveAdapters::Base,
         &prompts(&golden),
         &config,
         &mut |_, _| {
@@ -205,7 +205,7 @@ fn smollm2_continues_ten_prompts_as_transformers_does() {
             golden.ids[&format!("prompt{n}.greedy_ids")],
             "prompt {n}"
         );
-        assert_eq!(generation.finish, Finish::Length);
+        assert_eq!(generation.finish, FinishReason::Length);
     }
 }
 
@@ -242,13 +242,13 @@ fn smollm2_chooses_as_transformers_does_over_a_smaller_cache() {
         let mut session = Session::with_cache(
             backbone.as_ref(),
             &adapters,
-            Choice::Base,
+            ActiveAdapters::Base,
             prompts.len(),
             cache_type,
         )
         .unwrap();
         let mut logits = session
-            .feed(&prompts.iter().map(Vec::as_slice).collect::<Vec<_>>())
+            .append(&prompts.iter().map(Vec::as_slice).collect::<Vec<_>>())
             .unwrap();
         let mut found = 0;
         for step in 0..64 {
@@ -265,7 +265,9 @@ fn smollm2_chooses_as_transformers_does_over_a_smaller_cache() {
                 .zip(&tokens)
                 .filter(|(row, token)| best(row) == **token)
                 .count();
-            logits = session.feed(&tokens.chunks(1).collect::<Vec<_>>()).unwrap();
+            logits = session
+                .append(&tokens.chunks(1).collect::<Vec<_>>())
+                .unwrap();
         }
         println!(
             "{cache_type:?}: {found} of 640 tokens, {} bytes",

@@ -275,7 +275,7 @@ fn a_finished_prompt_is_what_peft_saves() {
         "llama-p-tuning-mlp",
         "llama-p-tuning-lstm",
     ] {
-        let finished = Setup::new(name).adapter.finished().unwrap();
+        let finished = Setup::new(name).adapter.to_inference().unwrap();
         let stored = Golden::read(
             &fixture("adapters")
                 .join(name)

@@ -7,7 +7,8 @@ use std::sync::atomic::AtomicBool;
 use burn::prelude::*;
 use frugal::adapt::full::{Full, FullConfig};
 use frugal::adapt::{
-    Adapter, AdapterSet, BuildContext, Choice, Entry, Mode, NoAdapter, registry, to_vec,
+    ActiveAdapters, Adapter, AdapterSet, BuildContext, LoadedAdapter, Mode, NoAdapter, registry,
+    to_vec,
 };
 use frugal::model::load::{Lookup, ModelFiles};
 use frugal::model::{
@@ -257,20 +258,20 @@ fn experts_do_the_same_for_single_adapters_and_for_mixed_batches() {
     let mut set = AdapterSet::default();
     set.insert(
         "a",
-        Entry {
+        LoadedAdapter {
             adapter: lora(1),
             head: None,
         },
     );
     set.insert(
         "b",
-        Entry {
+        LoadedAdapter {
             adapter: lora(2),
             head: None,
         },
     );
     let layout = SequenceLayout::new(&[first.len(), second.len()]);
-    let choice = Choice::PerSequence(vec![Some("a".into()), Some("b".into())]);
+    let choice = ActiveAdapters::PerSequence(vec![Some("a".into()), Some("b".into())]);
     let mut pass = set.pass(&choice, &layout, Mode::Eval).unwrap();
     let input = Input::tokens(&IDS, layout);
     let found = to_vec(backbone.forward(&input, pass.as_mut(), None).unwrap());

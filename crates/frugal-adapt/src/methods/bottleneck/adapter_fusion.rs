@@ -39,14 +39,15 @@ use std::path::Path;
 use burn::prelude::*;
 use burn::tensor::activation::softmax;
 use frugal_nn::{
-    AdaptError, Adapter, BuildContext, Linear, Mode, Parameter, Pass, SubLayer, normal, stream,
+    AdaptError, Adapter, BuildContext, Linear, Mode, Parameter, Pass, SubLayer, named_rng,
+    standard_normal,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::method::{Capabilities, Family, Method};
 use crate::methods::bottleneck::pfeiffer::{self, PfeifferConfig};
-use crate::support::bottleneck::{BehindPass, BlockNetworks, Bottleneck, PerHalf, not_linear};
+use crate::support::bottleneck::{BehindPass, BlockNetworks, Bottleneck, PerSubLayer, not_linear};
 use crate::support::dense::Dense;
 use crate::support::own_files;
 use crate::{peft, settings};
@@ -159,10 +160,10 @@ type Tensors = std::collections::HashMap<String, Vec<f32>>;
 impl Fused {
     fn new(name: &str, members: &[PfeifferConfig], context: &BuildContext<'_>) -> Self {
         let (d, device) = (context.info.hidden_size, &context.device);
-        let mut rng = stream(context.seed, &format!("{name} fusion"));
+        let mut rng = named_rng(context.seed, &format!("{name} fusion"));
         let mut draw = || {
             (0..d * d)
-                .map(|_| 0.02 * normal(&mut rng))
+                .map(|_| 0.02 * standard_normal(&mut rng))
                 .collect::<Vec<f32>>()
         };
         let (query, key) = (draw(), draw());
@@ -170,12 +171,12 @@ impl Fused {
             let name = format!("{name}.{n}");
             let mut network =
                 Bottleneck::new(&name, member.bottleneck_dim, member.non_linearity, context);
-            let mut rng = stream(context.seed, &name);
+            let mut rng = named_rng(context.seed, &name);
             for parameter in network.parameters_mut() {
                 // Until a folder or a file gives the values.
                 parameter.set(
                     (0..parameter.len())
-                        .map(|_| 0.1 * normal(&mut rng))
+                        .map(|_| 0.1 * standard_normal(&mut rng))
                         .collect(),
                 );
                 *parameter = parameter.clone().freeze();
@@ -256,7 +257,7 @@ impl Fused {
 /// Trained adapters and the attention over them.
 pub struct AdapterFusion {
     config: AdapterFusionConfig,
-    blocks: PerHalf<Fused>,
+    blocks: PerSubLayer<Fused>,
 }
 
 impl AdapterFusion {
@@ -282,7 +283,7 @@ impl AdapterFusion {
             .get_or_insert_with(|| read.iter().map(|(member, _)| member.clone()).collect())
             .clone();
         config.validate()?;
-        let mut blocks = PerHalf::new(None, &[SubLayer::Mlp], context, |name| {
+        let mut blocks = PerSubLayer::new(None, &[SubLayer::Mlp], context, |name| {
             Fused::new(name, &members, context)
         })?;
         for (n, (_, tensors)) in read.iter().enumerate() {
@@ -401,7 +402,7 @@ mod tests {
     use frugal_models::ModelConfig;
     use frugal_nn::BackboneInfo;
     use frugal_nn::SiteTable;
-    use frugal_nn::{Entry, to_vec};
+    use frugal_nn::{LoadedAdapter, to_vec};
 
     fn model() -> (BackboneInfo, SiteTable) {
         let config = json!({"model_type": "llama", "hidden_size": 6, "intermediate_size": 8, "num_hidden_layers": 2,
@@ -445,7 +446,7 @@ mod tests {
         }
         peft::save(
             folder,
-            &Entry {
+            &LoadedAdapter {
                 adapter,
                 head: None,
             },
@@ -588,7 +589,7 @@ mod tests {
         .unwrap();
         peft::save(
             folder.path(),
-            &Entry {
+            &LoadedAdapter {
                 adapter,
                 head: None,
             },

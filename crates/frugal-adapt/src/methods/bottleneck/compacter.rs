@@ -26,7 +26,7 @@
 //!
 //! ## Departures from the paper
 //! The bottleneck is rounded up to a multiple of `phm_dim`, which it must be. Initial values are
-//! scaled so that the map down starts with the size of an ordinary one, and the factors `tᵢ` of the
+//! scaled so that the layer down starts with the size of an ordinary one, and the factors `tᵢ` of the
 //! map up start at zero, so that nothing changes before training; the released code starts with
 //! values near zero in all shared factors.
 //!
@@ -39,14 +39,14 @@
 use burn::prelude::*;
 use frugal_nn::{
     AdaptError, Adapter, BuildContext, Linear, Mode, Norm, NormChange, Parameter, Pass, SubLayer,
-    SubLayerIo, normal, stream,
+    SubLayerIo, named_rng, standard_normal,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::method::{Capabilities, Family, Method};
 use crate::settings;
-use crate::support::bottleneck::{NonLinearity, PerHalf, TrainedNorms, not_linear};
+use crate::support::bottleneck::{NonLinearity, PerSubLayer, TrainedNorms, not_linear};
 use crate::support::own_files;
 use crate::target::Layers;
 
@@ -89,7 +89,7 @@ pub struct CompacterConfig {
     pub phm_rank: usize,
     /// `d_model` divided by the width of the bottleneck.
     pub reduction_factor: usize,
-    /// What stands between the maps.
+    /// What stands between the layers.
     pub non_linearity: NonLinearity,
     /// Train the norms of the blocks too.
     pub train_layer_norm: bool,
@@ -133,7 +133,7 @@ impl CompacterConfig {
     }
 }
 
-/// A map `[d_in, d_out]` as a sum of Kronecker products.
+/// A layer `[d_in, d_out]` as a sum of Kronecker products.
 struct Phm {
     /// `[phm_dim, d_in / phm_dim, phm_rank]`.
     left: Parameter,
@@ -152,11 +152,11 @@ impl Phm {
         context: &BuildContext<'_>,
     ) -> Self {
         let (n, rank, device) = (config.phm_dim, config.phm_rank, &context.device);
-        let mut rng = stream(context.seed, name);
+        let mut rng = named_rng(context.seed, name);
         // With shared factors of variance 1/n, elements of the product have variance 1/d_in.
         let mut draw = |count: usize, std: f32| {
             (0..count)
-                .map(|_| std * normal(&mut rng))
+                .map(|_| std * standard_normal(&mut rng))
                 .collect::<Vec<f32>>()
         };
         let left = draw(n * rank * (d_in / n), 1.0);
@@ -221,9 +221,9 @@ fn kronecker_sum(rule: Tensor<2>, parts: Tensor<2>, p: usize, q: usize) -> Tenso
 /// A compacter adapter.
 pub struct Compacter {
     config: CompacterConfig,
-    /// `[phm_dim, phm_dim, phm_dim]`, shared by all maps.
+    /// `[phm_dim, phm_dim, phm_dim]`, shared by all layers.
     rule: Parameter,
-    networks: PerHalf<[Phm; 2]>,
+    networks: PerSubLayer<[Phm; 2]>,
     norms: TrainedNorms,
 }
 
@@ -250,15 +250,16 @@ impl Compacter {
             ]
         };
         let halves = [SubLayer::Attention, SubLayer::Mlp];
-        let networks = PerHalf::new(config.layers_to_transform.as_ref(), &halves, context, make)?;
+        let networks =
+            PerSubLayer::new(config.layers_to_transform.as_ref(), &halves, context, make)?;
         let norms = if config.train_layer_norm {
             TrainedNorms::new(context, |layer| networks.has(layer))
         } else {
             TrainedNorms::default()
         };
-        let mut rng = stream(context.seed, "phm_rule");
+        let mut rng = named_rng(context.seed, "phm_rule");
         let rule = (0..n * n * n)
-            .map(|_| normal(&mut rng) / (n as f32).sqrt())
+            .map(|_| standard_normal(&mut rng) / (n as f32).sqrt())
             .collect();
         Ok(Self {
             rule: Parameter::new("phm_rule", &[n, n, n], rule, &context.device),

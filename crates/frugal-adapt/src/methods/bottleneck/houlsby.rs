@@ -23,7 +23,7 @@
 //! paper (`train_layer_norm`). `W_d` is uniform within `±1/sqrt(d_model)`, everything else zero.
 //!
 //! ## Departures from the paper
-//! The map up starts at zero, where the paper draws it near zero, so that nothing changes before
+//! The layer up starts at zero, where the paper draws it near zero, so that nothing changes before
 //! training. Only the norms of the blocks are trained, not those at the two ends of the model.
 //!
 //! ## References
@@ -40,7 +40,7 @@ use serde_json::{Map, Value};
 
 use crate::method::{Capabilities, Family, Method};
 use crate::settings;
-use crate::support::bottleneck::{Bottleneck, NonLinearity, PerHalf, TrainedNorms, not_linear};
+use crate::support::bottleneck::{Bottleneck, NonLinearity, PerSubLayer, TrainedNorms, not_linear};
 use crate::support::own_files;
 use crate::target::Layers;
 
@@ -79,7 +79,7 @@ pub const METHOD: Method = Method {
 pub struct HoulsbyConfig {
     /// Width of the bottleneck.
     pub bottleneck_dim: usize,
-    /// What stands between its maps.
+    /// What stands between its layers.
     pub non_linearity: NonLinearity,
     /// Train the norms of the blocks too.
     pub train_layer_norm: bool,
@@ -118,7 +118,7 @@ impl HoulsbyConfig {
 /// Serial adapters.
 pub struct Houlsby {
     config: HoulsbyConfig,
-    networks: PerHalf<Bottleneck>,
+    networks: PerSubLayer<Bottleneck>,
     norms: TrainedNorms,
 }
 
@@ -133,7 +133,8 @@ impl Houlsby {
         let make = |name: &str| {
             Bottleneck::new(name, config.bottleneck_dim, config.non_linearity, context)
         };
-        let networks = PerHalf::new(config.layers_to_transform.as_ref(), &halves, context, make)?;
+        let networks =
+            PerSubLayer::new(config.layers_to_transform.as_ref(), &halves, context, make)?;
         let norms = if config.train_layer_norm {
             TrainedNorms::new(context, |layer| networks.has(layer))
         } else {

@@ -11,7 +11,7 @@
 //! ## When to use, when not
 //! The strongest of the bottleneck adapters in the paper's comparison when it stands beside the
 //! feed-forward. Where the adapter shall vanish into the weights, use LoRA, which is its linear
-//! case for a single map.
+//! case for a single layer.
 //!
 //! ## Cost
 //! Trainable: `2 · bottleneck_dim · d_model + bottleneck_dim + d_model` per half. Extra compute:
@@ -39,7 +39,7 @@ use serde_json::{Map, Value};
 
 use crate::method::{Capabilities, Family, Method};
 use crate::settings;
-use crate::support::bottleneck::{Bottleneck, NonLinearity, PerHalf, not_linear};
+use crate::support::bottleneck::{Bottleneck, NonLinearity, PerSubLayer, not_linear};
 use crate::support::own_files;
 use crate::target::Layers;
 
@@ -91,7 +91,7 @@ pub enum Beside {
 pub struct ParallelConfig {
     /// Width of the bottleneck.
     pub bottleneck_dim: usize,
-    /// What stands between its maps.
+    /// What stands between its layers.
     pub non_linearity: NonLinearity,
     /// Factor on the network's output.
     pub scaling: f64,
@@ -147,7 +147,7 @@ impl ParallelConfig {
 /// Parallel adapters.
 pub struct ParallelAdapter {
     config: ParallelConfig,
-    networks: PerHalf<Bottleneck>,
+    networks: PerSubLayer<Bottleneck>,
 }
 
 impl ParallelAdapter {
@@ -160,7 +160,7 @@ impl ParallelAdapter {
         let make = |name: &str| {
             Bottleneck::new(name, config.bottleneck_dim, config.non_linearity, context)
         };
-        let networks = PerHalf::new(
+        let networks = PerSubLayer::new(
             config.layers_to_transform.as_ref(),
             config.halves(),
             context,

@@ -23,7 +23,7 @@
 //! is uniform within `±1/sqrt(d_model)`, everything else zero.
 //!
 //! ## Departures from the paper
-//! The map up starts at zero, so that nothing changes before training. The placement is that of the
+//! The layer up starts at zero, so that nothing changes before training. The placement is that of the
 //! released implementation (AdapterHub): the network reads the normed sum and its output is added
 //! before the same norm.
 //!
@@ -39,7 +39,7 @@ use serde_json::{Map, Value};
 use crate::method::{Capabilities, Family, Method};
 use crate::settings;
 use crate::support::bottleneck::{
-    BehindPass, BlockNetworks, Bottleneck, NonLinearity, PerHalf, not_linear,
+    BehindPass, BlockNetworks, Bottleneck, NonLinearity, PerSubLayer, not_linear,
 };
 use crate::support::own_files;
 use crate::target::Layers;
@@ -79,7 +79,7 @@ pub const METHOD: Method = Method {
 pub struct PfeifferConfig {
     /// Width of the bottleneck.
     pub bottleneck_dim: usize,
-    /// What stands between its maps.
+    /// What stands between its layers.
     pub non_linearity: NonLinearity,
     /// Only these blocks.
     pub layers_to_transform: Option<Layers>,
@@ -115,7 +115,7 @@ impl PfeifferConfig {
 /// Pfeiffer adapters.
 pub struct Pfeiffer {
     config: PfeifferConfig,
-    networks: PerHalf<Bottleneck>,
+    networks: PerSubLayer<Bottleneck>,
 }
 
 impl Pfeiffer {
@@ -128,7 +128,7 @@ impl Pfeiffer {
         let make = |name: &str| {
             Bottleneck::new(name, config.bottleneck_dim, config.non_linearity, context)
         };
-        let networks = PerHalf::new(
+        let networks = PerSubLayer::new(
             config.layers_to_transform.as_ref(),
             &[SubLayer::Mlp],
             context,

@@ -18,20 +18,20 @@
 //! features hold it back (`benchmarks/pela`). To adapt a model without changing its size, use LoRA.
 //!
 //! ## Cost
-//! Trainable: `r (d_in + d_out)` per map, `1 / compression_ratio` of its weights, and norms and
+//! Trainable: `r (d_in + d_out)` per layer, `1 / compression_ratio` of its weights, and norms and
 //! biases. Extra memory while training: the original model and its features. Extra compute: its
-//! forward pass, and one full-size product per map for the perturbation term. Inference costs
-//! `1 / compression_ratio` of the original maps unless merged.
+//! forward pass, and one full-size product per layer for the perturbation term. Inference costs
+//! `1 / compression_ratio` of the original layers unless merged.
 //!
 //! ## Defaults and where they come from
 //! `compression_ratio = 2`, `feature_weight = 1` as for DeiT-B; `perturbation_weight = 1`,
-//! `perturbation_eps = 0.001` as for ALBEF. All attention and feed-forward maps are factorised;
+//! `perturbation_eps = 0.001` as for ALBEF. All attention and feed-forward layers are factorised;
 //! tables and head stay whole.
 //!
 //! ## Departures from the paper
 //! Token tables are not trained. Student and teacher read the same batch in one step.
 //! `feature_loss = "cosine"` compares directions instead of values, since a few channels of
-//! language models dominate the squared error. Two maps in place of one have no place in a Hugging
+//! language models dominate the squared error. Two layers in place of one have no place in a Hugging
 //! Face model folder: the small form is the adapter folder, which holds the factors, and merging
 //! gives a folder of the old size that loads anywhere.
 //!
@@ -109,7 +109,7 @@ pub enum FeatureLoss {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PelaConfig {
-    /// Old parameters of a map divided by its new ones.
+    /// Old parameters of a layer divided by its new ones.
     pub compression_ratio: f64,
     /// Weight of the distance to the original's features.
     pub feature_weight: f64,
@@ -119,11 +119,11 @@ pub struct PelaConfig {
     pub perturbation_weight: f64,
     /// Largest change of a weight that the perturbation term aims at.
     pub perturbation_eps: f64,
-    /// Train norms, and the biases of factorised maps.
+    /// Train norms, and the biases of factorised layers.
     pub train_norms: bool,
     /// Decompose the weights; `false` leaves the factors to the adapter file.
     pub init_weights: bool,
-    /// Which maps.
+    /// Which layers.
     #[serde(flatten)]
     pub targets: Targets,
 }
@@ -174,7 +174,7 @@ impl PelaConfig {
         Ok(())
     }
 
-    /// Rank of a map of this size.
+    /// Rank of a layer of this size.
     fn rank(&self, d_in: usize, d_out: usize) -> usize {
         let rank = (d_in * d_out) as f64 / (self.compression_ratio * (d_in + d_out) as f64);
         (rank as usize).clamp(1, d_in.min(d_out))
@@ -218,7 +218,7 @@ fn factorise(
     (l, r)
 }
 
-/// The factors of one map.
+/// The factors of one layer.
 struct Factors {
     /// `[r, d_in]`.
     l: Parameter,
@@ -269,10 +269,10 @@ pub struct Pela {
 }
 
 impl Pela {
-    /// Factorises every selected map.
+    /// Factorises every selected layer.
     ///
     /// # Errors
-    /// Bad settings, no matching map.
+    /// Bad settings, no matching layer.
     pub fn new(config: PelaConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
         config.validate()?;
         let chosen = config.targets.select(context.sites)?;
@@ -352,14 +352,14 @@ impl Pela {
     }
 }
 
-/// Biases of maps and norms, and gains of norms, by site; all absent when planning.
+/// Biases of layers and norms, and gains of norms, by site; all absent when planning.
 fn vectors(context: &BuildContext<'_>) -> (Vec<Option<Vec<f32>>>, Vec<Option<Vec<f32>>>) {
     let (mut biases, mut gains) = (
         vec![None; context.sites.len()],
         vec![None; context.sites.len()],
     );
     if let Some(backbone) = context.backbone {
-        backbone.export(&mut |part| match part {
+        backbone.visit_weights(&mut |part| match part {
             Frozen::Linear(l) => biases[l.site.index()] = l.bias.clone().map(to_vec),
             Frozen::Norm(n) => {
                 gains[n.site.index()] = Some(to_vec(n.weight.clone()));
@@ -677,7 +677,7 @@ mod tests {
             };
             sides.map(|(d_in, d_out)| config.rank(d_in, d_out))
         };
-        // DeiT-B: fused qkv, projection and the two feed-forward maps.
+        // DeiT-B: fused qkv, projection and the two feed-forward layers.
         let deit = [(768, 2304), (768, 768), (768, 3072), (3072, 768)];
         assert_eq!(ranks(2.0, deit), [288, 192, 307, 307]);
         assert_eq!(ranks(3.0, deit), [192, 128, 204, 204]);

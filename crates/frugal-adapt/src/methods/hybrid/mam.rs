@@ -23,7 +23,7 @@
 //!
 //! ## Departures from the paper
 //! The prefix is trained directly, from random keys and zero values: it adds nothing before
-//! training, but takes its share of the attention. `prefix_projection` trains it through two maps
+//! training, but takes its share of the attention. `prefix_projection` trains it through two layers
 //! as the paper does, from random keys and values. The networks change nothing before training.
 //!
 //! ## References
@@ -41,7 +41,7 @@ use serde_json::{Map, Value};
 use crate::method::{Capabilities, Family, Method};
 use crate::methods::prompt::prefix_tuning::{Prefix, PrefixTuningConfig, Start};
 use crate::settings;
-use crate::support::bottleneck::{Bottleneck, NonLinearity, PerHalf, not_linear};
+use crate::support::bottleneck::{Bottleneck, NonLinearity, PerSubLayer, not_linear};
 use crate::support::own_files;
 
 const NAME: &str = "mam";
@@ -79,13 +79,13 @@ pub const METHOD: Method = Method {
 pub struct MamConfig {
     /// Positions of the prefix; 0 for none.
     pub num_virtual_tokens: usize,
-    /// Train the prefix through two linear maps.
+    /// Train the prefix through two linear layers.
     pub prefix_projection: bool,
-    /// Width between these maps; by default that of the keys.
+    /// Width between these layers; by default that of the keys.
     pub encoder_hidden_size: Option<usize>,
     /// Width of the bottleneck.
     pub bottleneck_dim: usize,
-    /// What stands between its maps.
+    /// What stands between its layers.
     pub non_linearity: NonLinearity,
     /// Factor on the network's output.
     pub scaling: f64,
@@ -147,7 +147,7 @@ impl MamConfig {
 pub struct Mam {
     config: MamConfig,
     prefix: Option<Prefix>,
-    networks: PerHalf<Bottleneck>,
+    networks: PerSubLayer<Bottleneck>,
 }
 
 impl Mam {
@@ -163,7 +163,7 @@ impl Mam {
         Ok(Self {
             prefix: (config.num_virtual_tokens > 0)
                 .then(|| Prefix::new(&config.prefix(), Start::ZeroValues, context)),
-            networks: PerHalf::new(None, &[SubLayer::Mlp], context, make)?,
+            networks: PerSubLayer::new(None, &[SubLayer::Mlp], context, make)?,
             config,
         })
     }
@@ -238,8 +238,8 @@ impl Adapter for Mam {
         })
     }
 
-    fn finished(&self) -> Option<Box<dyn Adapter>> {
-        let prefix = self.prefix.as_ref()?.finished()?;
+    fn to_inference(&self) -> Option<Box<dyn Adapter>> {
+        let prefix = self.prefix.as_ref()?.to_inference()?;
         let config = MamConfig {
             inference_mode: true,
             ..self.config.clone()

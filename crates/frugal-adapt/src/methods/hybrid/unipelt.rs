@@ -5,7 +5,7 @@
 //! use.
 //!
 //! ## Update rule
-//! With gates `g = σ(x w_g + b_g)`: query and value maps add `g · s · x Aᵀ Bᵀ`; the prefix of a
+//! With gates `g = σ(x w_g + b_g)`: query and value layers add `g · s · x Aᵀ Bᵀ`; the prefix of a
 //! block enters attention as `[g P_K; K]` and `[g P_V; V]`; what the feed-forward adds to the
 //! residual stream becomes `h + g · (f(h W_dᵀ + b_d) W_uᵀ + b_u)`. In encoders a gate is the mean
 //! over the tokens of its sequence; in decoders a token has its own, and the prefix that of the
@@ -21,7 +21,7 @@
 //!
 //! ## Defaults and where they come from
 //! LoRA of rank 8 and scale 2 on query and value, 10 prefix positions, a bottleneck of 48 with
-//! ReLU: the paper's settings for BERT-base, with one gate per LoRA map and per block for the
+//! ReLU: the paper's settings for BERT-base, with one gate per LoRA layer and per block for the
 //! others.
 //!
 //! ## Departures from the paper
@@ -42,7 +42,7 @@ use burn::prelude::*;
 use burn::tensor::activation::sigmoid;
 use frugal_nn::{
     AdaptError, Adapter, BuildContext, KeyValue, Linear, LinearChange, Mode, Parameter, Pass, Rows,
-    SequenceLayout, SiteId, SiteKind, SubLayer, SubLayerIo, mean_pool, select_rows, stream,
+    SequenceLayout, SiteId, SiteKind, SubLayer, SubLayerIo, mean_pool, named_rng, select_rows,
 };
 use rand::Rng;
 use serde::{Deserialize, Serialize};
@@ -51,7 +51,7 @@ use serde_json::{Map, Value};
 use crate::method::{Capabilities, Family, Method};
 use crate::methods::prompt::prefix_tuning::{Prefix, PrefixTuningConfig, Start};
 use crate::settings;
-use crate::support::bottleneck::{Bottleneck, NonLinearity, PerHalf, block_path, not_linear};
+use crate::support::bottleneck::{Bottleneck, NonLinearity, PerSubLayer, block_path, not_linear};
 use crate::support::dense::Dense;
 use crate::support::own_files;
 use crate::target::{Names, Targets};
@@ -99,7 +99,7 @@ pub struct UniPeltConfig {
     pub num_virtual_tokens: usize,
     /// Width of the networks behind the feed-forward.
     pub bottleneck_dim: usize,
-    /// What stands between their maps.
+    /// What stands between their layers.
     pub non_linearity: NonLinearity,
 }
 
@@ -165,7 +165,7 @@ impl GatedPair {
         let info = context.sites.info(id);
         let (path, device, r) = (&info.path, &context.device, config.r);
         if info.kind == SiteKind::Embedding {
-            let reason = format!("`{path}` is a table of rows, not a linear map");
+            let reason = format!("`{path}` is a table of rows, not a linear layer");
             return Err(AdaptError::Config {
                 method: NAME,
                 field: "target_modules",
@@ -173,7 +173,7 @@ impl GatedPair {
             });
         }
         let bound = 1.0 / (info.d_in as f32).sqrt();
-        let mut rng = stream(context.seed, path);
+        let mut rng = named_rng(context.seed, path);
         let a = (0..r * info.d_in)
             .map(|_| rng.random_range(-bound..bound))
             .collect();
@@ -198,7 +198,7 @@ pub struct UniPelt {
     prefix: Prefix,
     /// By block.
     prefix_gates: Vec<Dense>,
-    networks: PerHalf<(Bottleneck, Dense)>,
+    networks: PerSubLayer<(Bottleneck, Dense)>,
     causal: bool,
 }
 
@@ -206,7 +206,7 @@ impl UniPelt {
     /// Builds the three methods and their gates.
     ///
     /// # Errors
-    /// Bad settings, no matching map.
+    /// Bad settings, no matching layer.
     pub fn new(config: UniPeltConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
         config.validate()?;
         let (d, count, device) = (
@@ -250,7 +250,7 @@ impl UniPelt {
             prefix_gates: (0..count)
                 .map(|layer| gate(&format!("{}.prefix_gate", block_path(context.sites, layer))))
                 .collect(),
-            networks: PerHalf::new(None, &[SubLayer::Mlp], context, network)?,
+            networks: PerSubLayer::new(None, &[SubLayer::Mlp], context, network)?,
             causal: !context.info.is_encoder,
             config,
         })

@@ -1,14 +1,14 @@
 //! # AdaLoRA: low-rank adaptation that spends its rank where it matters
 //!
 //! ## What it does
-//! Learns a change of chosen linear maps in the form of a singular value decomposition and, while
+//! Learns a change of chosen linear layers in the form of a singular value decomposition and, while
 //! training, takes away the parts that turn out unimportant, so that maps which need more rank keep
 //! more.
 //!
 //! ## Update rule
 //! `y = x Wᵀ + s · x (E ⊙ A)ᵀ Bᵀ`, with `A [r, d_in]`, `E [r, 1]`, `B [d_out, r]` and
 //! `s = lora_alpha / (init_r + 1e-5)`. The loss gains
-//! `orth_reg_weight · mean(‖A Aᵀ − I‖, ‖Bᵀ B − I‖)` over all maps. After step `t`, for every
+//! `orth_reg_weight · mean(‖A Aᵀ − I‖, ‖Bᵀ B − I‖)` over all layers. After step `t`, for every
 //! element `w` with gradient `g`: `I = |w g|`, `Ī ← β₁ Ī + (1 − β₁) I`,
 //! `U ← β₂ U + (1 − β₂) |I − Ī|`. A triplet (row of `A`, entry of `E`, column of `B`) scores
 //! `s(E) + mean s(A) + mean s(B)` with `s = Ī U`. From `tinit` on, every `deltaT` steps, the
@@ -17,12 +17,12 @@
 //! left; the choice stays fixed for the last `tfinal` steps.
 //!
 //! ## When to use, when not
-//! When the number of stored parameters counts and maps differ much in what they need. It costs
+//! When the number of stored parameters counts and layers differ much in what they need. It costs
 //! more per step than LoRA and needs a run long enough to rank its triplets; in short runs LoRA is
 //! as good.
 //!
 //! ## Cost
-//! Trainable: `init_r (d_in + d_out + 1)` per map; kept: `target_r` of `init_r` of these on
+//! Trainable: `init_r (d_in + d_out + 1)` per layer; kept: `target_r` of `init_r` of these on
 //! average. Extra memory: two running averages per trainable number. Extra compute: that of LoRA,
 //! and the regulariser. None after merging.
 //!
@@ -68,7 +68,7 @@ pub const METHOD: Method = Method {
     name: NAME,
     aliases: &["ada-lora"],
     family: Family::LowRank,
-    summary: "LoRA that moves its rank to the maps that need it",
+    summary: "LoRA that moves its rank to the layers that need it",
     default_lr: 6e-3,
     peft_type: "ADALORA",
     peft_variant: None,
@@ -172,10 +172,10 @@ pub struct AdaLora {
 }
 
 impl AdaLora {
-    /// Builds the triplets of every selected map.
+    /// Builds the triplets of every selected layer.
     ///
     /// # Errors
-    /// Bad settings, no matching map, a table among the targets, a pattern that does not fit.
+    /// Bad settings, no matching layer, a table among the targets, a pattern that does not fit.
     pub fn new(config: AdaLoraConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
         config.validate()?;
         let mut sites: Vec<Option<Triplets>> = (0..context.sites.len()).map(|_| None).collect();
@@ -267,7 +267,7 @@ impl AdaLora {
         }
     }
 
-    /// `mean(‖A Aᵀ − I‖, ‖Bᵀ B − I‖)` over all maps, weighted.
+    /// `mean(‖A Aᵀ − I‖, ‖Bᵀ B − I‖)` over all layers, weighted.
     fn orthogonality(&self, mode: Mode) -> Option<Tensor<1>> {
         let distance = |covariance: Tensor<2>| {
             let [n, _] = covariance.dims();
@@ -511,7 +511,7 @@ impl Adapter for AdaLora {
         self.settled || self.sliced
     }
 
-    fn finished(&self) -> Option<Box<dyn Adapter>> {
+    fn to_inference(&self) -> Option<Box<dyn Adapter>> {
         let alive = self.alive.as_ref().filter(|_| !self.sliced)?;
         let slice = |t: &Triplets| alive.get(&t.path).map(|mask| t.slice(mask));
         Some(Box::new(Self {

@@ -11,7 +11,7 @@
 //! Where LoRA at a low rank falls short of full tuning. Each step costs more than LoRA's.
 //!
 //! ## Cost
-//! Trainable: LoRA's and `d_out` per map. Extra compute over LoRA: `r d_in d_out` multiply-adds per
+//! Trainable: LoRA's and `d_out` per layer. Extra compute over LoRA: `r d_in d_out` multiply-adds per
 //! map and step for the lengths of the rows, whatever the number of tokens; `V` itself is not
 //! formed. None after merging.
 //!
@@ -29,8 +29,8 @@
 
 use burn::prelude::*;
 use frugal_nn::{
-    AdaptError, Adapter, BuildContext, Embedding, Kept, Linear, LinearChange, MergedLinear, Mode,
-    Norm, NormChange, Parameter, Pass, SiteId, to_vec,
+    AdaptError, Adapter, BuildContext, DerivedCache, Embedding, Linear, LinearChange, MergedLinear,
+    Mode, Norm, NormChange, Parameter, Pass, SiteId, to_vec,
 };
 use serde_json::{Map, Value, json};
 
@@ -47,7 +47,7 @@ pub const METHOD: Method = Method {
     name: NAME,
     aliases: &[],
     family: Family::LowRank,
-    summary: "A low-rank change of direction and a length per row, for chosen linear maps",
+    summary: "A low-rank change of direction and a length per row, for chosen linear layers",
     default_lr: 5e-4,
     peft_type: "LORA",
     peft_variant: Some(|config| config.get("use_dora") == Some(&Value::Bool(true))),
@@ -130,8 +130,13 @@ impl Dora {
         })
     }
 
-    /// The pair of an adapted map and the factors `m / ‖V‖` of its rows.
-    fn at(&self, base: &Linear, mode: Mode, kept: Option<&Kept>) -> Option<(&Pair, Tensor<1>)> {
+    /// The pair of an adapted layer and the factors `m / ‖V‖` of its rows.
+    fn at(
+        &self,
+        base: &Linear,
+        mode: Mode,
+        kept: Option<&DerivedCache>,
+    ) -> Option<(&Pair, Tensor<1>)> {
         let (pair, magnitude) = (
             self.lora.at(base.site)?,
             self.magnitudes[base.site.index()].as_ref()?,
@@ -176,7 +181,7 @@ fn row_lengths(pair: &Pair, base: &Linear, squares: &Tensor<1>) -> Tensor<1> {
 struct DoraPass<'a> {
     adapter: &'a Dora,
     lora: LoraPass<'a>,
-    kept: Option<&'a Kept>,
+    kept: Option<&'a DerivedCache>,
 }
 
 impl Pass for DoraPass<'_> {
@@ -260,7 +265,7 @@ impl Adapter for Dora {
         })
     }
 
-    fn pass_keeping<'a>(&'a self, kept: &'a Kept) -> Box<dyn Pass + 'a> {
+    fn cached_pass<'a>(&'a self, kept: &'a DerivedCache) -> Box<dyn Pass + 'a> {
         Box::new(DoraPass {
             adapter: self,
             lora: LoraPass {

@@ -36,7 +36,7 @@ impl LoftqConfig {
         let mut missing: Option<String> =
             pairs.iter().flatten().next().map(|pair| pair.path.clone());
         let mut left = pairs.iter().flatten().count();
-        backbone.export(&mut |part| {
+        backbone.visit_weights(&mut |part| {
             let Frozen::Linear(map) = part else { return };
             let Some(pair) = pairs[map.site.index()].as_mut() else {
                 return;
@@ -63,7 +63,7 @@ impl LoftqConfig {
         };
         let reason = format!(
             "`loftq` starts from what rounding the weights lost, and `{path}` was not rounded for it: read the model with \
-             `quantize = \"{}\"` and these settings (only linear maps can be targets)",
+             `quantize = \"{}\"` and these settings (only linear layers can be targets)",
             self.quantize().1
         );
         Err(AdaptError::Config {

@@ -12,7 +12,7 @@
 //! text LoRA at the same number of parameters is usually as good and faster.
 //!
 //! ## Cost
-//! Trainable: `2 r (d_in + d_out)` per map. Extra compute: `2 r d_in d_out` multiply-adds per map
+//! Trainable: `2 r (d_in + d_out)` per layer. Extra compute: `2 r d_in d_out` multiply-adds per layer
 //! and step, forward, and a gradient of the whole weight backward. None after merging.
 //!
 //! ## Defaults and where they come from
@@ -29,14 +29,14 @@
 //! - Yeh, Hsieh, Gao, Yang, Oh, Gong: Navigating Text-To-Image Customization: From LyCORIS
 //!   Fine-Tuning to Model Evaluation, 2023, arXiv 2309.14859.
 
-use frugal_nn::{AdaptError, BuildContext, Parameter, stream};
+use frugal_nn::{AdaptError, BuildContext, Parameter, named_rng};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::method::{Capabilities, Family, Method};
 use crate::settings;
 use crate::support::lycoris::{Factors, LycorisConfig};
-use crate::support::per_linear::{self, Maps};
+use crate::support::per_linear::{self, PerLinear};
 use crate::support::values::kaiming;
 
 const NAME: &str = "loha";
@@ -93,10 +93,10 @@ impl LohaConfig {
     }
 }
 
-fn build(config: LohaConfig, context: &BuildContext<'_>) -> Result<Maps<Factors>, AdaptError> {
+fn build(config: LohaConfig, context: &BuildContext<'_>) -> Result<PerLinear<Factors>, AdaptError> {
     config.validate()?;
     config.lycoris.check_patterns(context.sites)?;
-    Maps::new(
+    PerLinear::new(
         &METHOD,
         &config.lycoris.targets,
         context,
@@ -104,7 +104,7 @@ fn build(config: LohaConfig, context: &BuildContext<'_>) -> Result<Maps<Factors>
         json!({"use_effective_conv2d": false}),
         |_, info| {
             let scaled = config.lycoris.of(info, true)?;
-            let (r, mut rng) = (scaled.r, stream(context.seed, &info.path));
+            let (r, mut rng) = (scaled.r, named_rng(context.seed, &info.path));
             let mut factor = |name: &str, rows: usize, cols: usize, zero: bool| {
                 let values = if zero {
                     vec![0.0; rows * cols]

@@ -14,8 +14,8 @@
 //! more room.
 //!
 //! ## Cost
-//! Trainable: about `4 sqrt(d_in d_out) / 2` per map and less with factors. Extra compute: forming
-//! `ΔW` per map and step, and a gradient of the whole weight backward. None after merging.
+//! Trainable: about `4 sqrt(d_in d_out) / 2` per layer and less with factors. Extra compute: forming
+//! `ΔW` per layer and step, and a gradient of the whole weight backward. None after merging.
 //!
 //! ## Defaults and where they come from
 //! `r = 8`, `alpha = 8`, sides split as near to a square as they divide (`decompose_factor = -1`):
@@ -33,7 +33,7 @@
 //!   Kronecker Adapter, 2022, arXiv 2212.10650.
 
 use burn::prelude::*;
-use frugal_nn::{AdaptError, BuildContext, Parameter, stream};
+use frugal_nn::{AdaptError, BuildContext, Parameter, named_rng};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -41,7 +41,7 @@ use crate::method::{Capabilities, Family, Method};
 use crate::methods::low_rank::lora::Init;
 use crate::settings;
 use crate::support::lycoris::{Factors, LycorisConfig};
-use crate::support::per_linear::{self, Maps, bad};
+use crate::support::per_linear::{self, PerLinear, bad};
 use crate::support::values::kaiming;
 
 const NAME: &str = "lokr";
@@ -135,14 +135,14 @@ fn split(n: usize, factor: i64) -> (usize, usize) {
     (m.min(k), m.max(k))
 }
 
-fn build(config: LokrConfig, context: &BuildContext<'_>) -> Result<Maps<Factors>, AdaptError> {
+fn build(config: LokrConfig, context: &BuildContext<'_>) -> Result<PerLinear<Factors>, AdaptError> {
     config.validate()?;
     config.lycoris.check_patterns(context.sites)?;
     let (zero_first, zero_second) = match &config.init_weights {
         Init::Default(zero) => (*zero, false),
         Init::Named(_) => (false, true),
     };
-    Maps::new(
+    PerLinear::new(
         &METHOD,
         &config.lycoris.targets,
         context,
@@ -150,7 +150,7 @@ fn build(config: LokrConfig, context: &BuildContext<'_>) -> Result<Maps<Factors>
         json!({"use_effective_conv2d": false}),
         |_, info| {
             let scaled = config.lycoris.of(info, config.rank_dropout_scale)?;
-            let (r, mut rng) = (scaled.r, stream(context.seed, &info.path));
+            let (r, mut rng) = (scaled.r, named_rng(context.seed, &info.path));
             let ((a, b), (c, d)) = (
                 split(info.d_out, config.decompose_factor),
                 split(info.d_in, config.decompose_factor),

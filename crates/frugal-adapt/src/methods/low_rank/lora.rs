@@ -1,7 +1,7 @@
 //! # LoRA: low-rank adaptation
 //!
 //! ## What it does
-//! Learns a low-rank change of chosen linear maps while the model itself stays frozen.
+//! Learns a low-rank change of chosen linear layers while the model itself stays frozen.
 //!
 //! ## Update rule
 //! `y = x Wᵀ + s · dropout(x) Aᵀ Bᵀ`, with `A [r, d_in]`, `B [d_out, r]` and `s = lora_alpha / r`
@@ -9,16 +9,16 @@
 //!
 //! ## When to use, when not
 //! The default choice for adapting a decoder or encoder to a task. Where even `r (d_in + d_out)`
-//! numbers per map are too many, use prompt tuning; to teach a model much new knowledge, raise the
+//! numbers per layer are too many, use prompt tuning; to teach a model much new knowledge, raise the
 //! rank (with `use_rslora`) or tune everything.
 //!
 //! ## Cost
-//! Trainable: `r (d_in + d_out)` per map. Extra memory while training: `x Aᵀ` (`r` numbers per
-//! token) per map. Extra compute: `2 r (d_in + d_out)` multiply-adds per token forward and about
+//! Trainable: `r (d_in + d_out)` per layer. Extra memory while training: `x Aᵀ` (`r` numbers per
+//! token) per layer. Extra compute: `2 r (d_in + d_out)` multiply-adds per token forward and about
 //! twice that backward. None after merging.
 //!
 //! ## Defaults and where they come from
-//! `r = 8`, `lora_alpha = 16`, no dropout, all linear maps but the head: the paper's rank with the
+//! `r = 8`, `lora_alpha = 16`, no dropout, all linear layers but the head: the paper's rank with the
 //! scale `alpha / r = 2` and the targets that later comparisons found best. `A` is Kaiming-uniform
 //! with `a = sqrt(5)`, that is uniform within `±1/sqrt(d_in)`, and `B` zero, as in Hugging Face
 //! `peft`; `init_lora_weights = "gaussian"` draws `A` with standard deviation `1/r`.
@@ -29,7 +29,7 @@
 //!
 //! ## Departures from the paper
 //! The paper scales by `alpha / r` and initialises `A` normally; initialisation follows the
-//! released code. Every linear map is adapted by default, where the paper adapts query and value.
+//! released code. Every linear layer is adapted by default, where the paper adapts query and value.
 //!
 //! LoftQ's pair is divided by the scale, which `peft` leaves out. Such an adapter goes with weights
 //! rounded in the same way; commands that read its folder do that by themselves. It cannot be
@@ -53,7 +53,7 @@ use burn::prelude::*;
 use frugal_nn::{
     AdaptError, Adapter, BuildContext, Embedding, Frozen, GradientSum, Linear, LinearChange,
     LowRank, LowRankChange, MergedLinear, Mode, Norm, NormChange, Operation, Parameter, Pass,
-    SiteId, SiteKind, StepContext, normal, stream,
+    SiteId, SiteKind, StepContext, named_rng, standard_normal,
 };
 use rand::Rng;
 use serde_json::{Map, Value, json};
@@ -75,7 +75,7 @@ pub const METHOD: Method = Method {
     name: NAME,
     aliases: &["low-rank-adaptation"],
     family: Family::LowRank,
-    summary: "A low-rank change of chosen linear maps",
+    summary: "A low-rank change of chosen linear layers",
     default_lr: 5e-4,
     peft_type: "LORA",
     peft_variant: None,
@@ -97,9 +97,9 @@ pub const METHOD: Method = Method {
     from_peft: |config| variant_from_peft(NAME, config, &[]),
 };
 
-/// Values for the low-rank pair of one map, at scale 1.
+/// Values for the low-rank pair of one layer, at scale 1.
 pub struct Factors {
-    /// Path of the map.
+    /// Path of the layer.
     pub path: String,
     /// Rank.
     pub rank: usize,
@@ -121,15 +121,15 @@ pub struct Lora {
     pub(crate) gradient_rule: Option<fn(&Pair, &mut GradientSum)>,
     /// `target_modules` for `peft`.
     saved_targets: Value,
-    /// Whether the adapted maps are stored transposed, which `peft` wants to be told.
+    /// Whether the adapted layers are stored transposed, which `peft` wants to be told.
     fan_in_fan_out: bool,
 }
 
 impl Lora {
-    /// Builds the pairs of every selected map.
+    /// Builds the pairs of every selected layer.
     ///
     /// # Errors
-    /// Bad settings, no matching map, a rank above a map's sides.
+    /// Bad settings, no matching layer, a rank above a layer's sides.
     pub fn new(config: LoraConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
         Self::named(NAME, config, context)
     }
@@ -213,7 +213,7 @@ impl Lora {
     /// `rank_pattern`.
     ///
     /// # Errors
-    /// A path that is not a linear map of the model, factors that do not fit it.
+    /// A path that is not a linear layer of the model, factors that do not fit it.
     pub fn from_factors(
         factors: Vec<Factors>,
         context: &BuildContext<'_>,
@@ -295,9 +295,11 @@ fn pair(
     }
     let scale = config.scale(alpha, rank) as f32;
     let device = &context.device;
-    let mut rng = stream(context.seed, &path);
+    let mut rng = named_rng(context.seed, &path);
     if info.kind == SiteKind::Embedding {
-        let b = (0..d_out * rank).map(|_| normal(&mut rng)).collect();
+        let b = (0..d_out * rank)
+            .map(|_| standard_normal(&mut rng))
+            .collect();
         return Ok(Pair {
             a: Parameter::new(
                 format!("{path}.lora_embedding_A"),
@@ -319,7 +321,7 @@ fn pair(
     let bound = 1.0 / (d_in as f32).sqrt();
     let a: Vec<f32> = match &config.init_lora_weights {
         Init::Named(_) => (0..rank * d_in)
-            .map(|_| normal(&mut rng) / rank as f32)
+            .map(|_| standard_normal(&mut rng) / rank as f32)
             .collect(),
         Init::Default(_) => (0..rank * d_in)
             .map(|_| rng.random_range(-bound..bound))
@@ -356,7 +358,7 @@ fn biases(
 ) -> Result<Vec<Option<Parameter>>, AdaptError> {
     let mut values: Vec<Option<Vec<f32>>> = vec![None; pairs.len()];
     if let Some(backbone) = context.backbone.filter(|_| config.bias != Bias::None) {
-        backbone.export(&mut |part| match part {
+        backbone.visit_weights(&mut |part| match part {
             Frozen::Linear(l) => values[l.site.index()] = l.bias.clone().map(frugal_nn::to_vec),
             Frozen::Norm(n) => values[n.site.index()] = n.bias.clone().map(frugal_nn::to_vec),
             Frozen::Embedding(_) => {}
@@ -371,7 +373,7 @@ fn biases(
             Bias::All => true,
         };
         if wanted {
-            // peft wraps adapted maps, which moves their own parameters one level down.
+            // peft wraps adapted layers, which moves their own parameters one level down.
             let name = if adapted {
                 format!("{}.base_layer.bias", info.path)
             } else {

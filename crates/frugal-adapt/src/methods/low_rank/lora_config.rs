@@ -28,9 +28,9 @@ pub enum Bias {
     /// None.
     #[default]
     None,
-    /// Those of the adapted maps.
+    /// Those of the adapted layers.
     LoraOnly,
-    /// Those of every linear map and norm.
+    /// Those of every linear layer and norm.
     All,
 }
 
@@ -154,7 +154,7 @@ impl LoraConfig {
         asked.then(|| self.loftq_config.unwrap_or_default())
     }
 
-    /// Rank of the pair of a map.
+    /// Rank of the pair of a layer.
     pub(crate) fn rank(&self, path: &str) -> Result<usize, AdaptError> {
         Ok(pattern_value("rank_pattern", &self.rank_pattern, path)?.unwrap_or(self.r))
     }

@@ -13,7 +13,7 @@
 //! be drawn again. Needs a somewhat higher rank than LoRA for the same quality.
 //!
 //! ## Cost
-//! Trainable: `r d_out` per map. For the gradient of `B` only `x Aᵀ` (`r` numbers per token) must
+//! Trainable: `r d_out` per layer. For the gradient of `B` only `x Aᵀ` (`r` numbers per token) must
 //! be kept, not `x`. None after merging.
 //!
 //! ## Defaults and where they come from

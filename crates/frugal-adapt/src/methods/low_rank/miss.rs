@@ -10,7 +10,7 @@
 //! weight's blocks `[r, r]` become `W + W D + D`, with a `D` per block of rows.
 //!
 //! ## When to use, when not
-//! As a light alternative to LoRA: half its parameters at equal `r` on square maps, and one product
+//! As a light alternative to LoRA: half its parameters at equal `r` on square layers, and one product
 //! fewer. `"bat"` (first called Bone) uses the weight itself and costs a product of the whole
 //! weight per step.
 //!
@@ -30,7 +30,7 @@
 //!   arXiv 2409.15371.
 
 use burn::prelude::*;
-use frugal_nn::{AdaptError, BuildContext, MergedLinear, Mode, Parameter, stream};
+use frugal_nn::{AdaptError, BuildContext, MergedLinear, Mode, Parameter, named_rng};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -39,7 +39,7 @@ use crate::methods::low_rank::lora::Init;
 use crate::settings;
 use crate::support::dropout::dropout;
 use crate::support::orthogonal::inverse;
-use crate::support::per_linear::{self, At, MapPart, Maps, bad};
+use crate::support::per_linear::{self, LinearAdapter, LinearSite, PerLinear, bad};
 use crate::support::values::kaiming;
 use crate::target::Targets;
 
@@ -82,7 +82,7 @@ pub struct MissConfig {
     /// `true`: one block. `"mini"`: one that is repeated along the outputs. `"bat"`: blocks that
     /// multiply the weight. `false`: one random block, for tests.
     pub init_weights: Init,
-    /// Which maps.
+    /// Which layers.
     #[serde(flatten)]
     pub targets: Targets,
 }
@@ -139,10 +139,10 @@ impl MissConfig {
     }
 }
 
-fn build(config: MissConfig, context: &BuildContext<'_>) -> Result<Maps<Block>, AdaptError> {
+fn build(config: MissConfig, context: &BuildContext<'_>) -> Result<PerLinear<Block>, AdaptError> {
     config.validate()?;
     let (r, kind) = (config.r, config.kind().unwrap_or(Kind::Shared));
-    Maps::new(
+    PerLinear::new(
         &METHOD,
         &config.targets,
         context,
@@ -182,7 +182,7 @@ fn build(config: MissConfig, context: &BuildContext<'_>) -> Result<Maps<Block>, 
                 }
             };
             let len = shape.iter().product();
-            let mut rng = stream(context.seed, path);
+            let mut rng = named_rng(context.seed, path);
             let random = config.init_weights == Init::Default(false);
             let values = if random {
                 kaiming(&mut rng, len, d_out)
@@ -205,7 +205,7 @@ fn build(config: MissConfig, context: &BuildContext<'_>) -> Result<Maps<Block>, 
     )
 }
 
-/// The block of one map.
+/// The block of one layer.
 struct Block {
     /// `[r, d_out]`, `[r, mini_r]`, or `[d_out / r, r, r]`.
     block: Parameter,
@@ -233,7 +233,7 @@ impl Block {
     }
 }
 
-impl MapPart for Block {
+impl LinearAdapter for Block {
     fn parameters(&self) -> Vec<&Parameter> {
         vec![&self.block]
     }
@@ -242,7 +242,7 @@ impl MapPart for Block {
         vec![&mut self.block]
     }
 
-    fn delta(&self, at: &At<'_>) -> Tensor<2> {
+    fn delta(&self, at: &LinearSite<'_>) -> Tensor<2> {
         let [d_out, d_in] = at.base.weight.dims();
         if self.kind == Kind::Bat {
             let block = self.block.get::<3>(at.mode);
@@ -262,11 +262,11 @@ impl MapPart for Block {
             .narrow(1, 0, d_in)
     }
 
-    fn forms_weight(&self) -> bool {
+    fn materializes_weight(&self) -> bool {
         false
     }
 
-    fn forward(&self, at: &At<'_>, x: Tensor<2>) -> Tensor<2> {
+    fn forward(&self, at: &LinearSite<'_>, x: Tensor<2>) -> Tensor<2> {
         if self.kind == Kind::Bat {
             return frugal_kernels::linear(
                 x,
@@ -297,7 +297,7 @@ impl MapPart for Block {
         y + sums.matmul(self.projection(at.mode))
     }
 
-    fn unmerged(&self, at: &At<'_>) -> Result<MergedLinear, String> {
+    fn unmerged(&self, at: &LinearSite<'_>) -> Result<MergedLinear, String> {
         let merged = at.base.weight.dense();
         if self.kind != Kind::Bat {
             return Ok(MergedLinear {

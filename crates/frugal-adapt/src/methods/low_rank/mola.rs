@@ -1,14 +1,14 @@
 //! # MoLA: layer-wise allocation of LoRA experts
 //!
 //! ## What it does
-//! Puts several LoRA experts and a router beside each linear map and lets every token choose its
+//! Puts several LoRA experts and a router beside each linear layer and lets every token choose its
 //! best `top_k`; blocks get different numbers of experts.
 //!
 //! ## Update rule
-//! `s = softmax(G x)` over the `N` experts of the map; `wᵢ = sᵢ / Σ s` over the `top_k` largest, 0
+//! `s = softmax(G x)` over the `N` experts of the layer; `wᵢ = sᵢ / Σ s` over the `top_k` largest, 0
 //! elsewhere; `y = x Wᵀ + (lora_alpha / r) Σ wᵢ Bᵢ Aᵢ dropout(x)`. The loss gains
 //! `router_aux_loss_coef · Σ over blocks of N Σₑ fₑ Pₑ`, where `fₑ` is the share of choices that
-//! went to expert `e` and `Pₑ` its mean probability, over all tokens and all adapted maps of the
+//! went to expert `e` and `Pₑ` its mean probability, over all tokens and all adapted layers of the
 //! block; 1 per block when balanced.
 //!
 //! ## When to use, when not
@@ -17,21 +17,21 @@
 //! LoRA is cheaper.
 //!
 //! ## Cost
-//! Trainable: `N (r (d_in + d_out) + d_in)` per map. Extra memory while training: `N r` numbers per
-//! token and map. Extra compute: `2 N (r (d_in + d_out) + d_in)` multiply-adds per token and map:
+//! Trainable: `N (r (d_in + d_out) + d_in)` per layer. Extra memory while training: `N r` numbers per
+//! token and layer. Extra compute: `2 N (r (d_in + d_out) + d_in)` multiply-adds per token and map:
 //! all experts are computed in one product and those not chosen are weighted with 0.
 //!
 //! ## Defaults and where they come from
 //! `num_experts = [2, 4, 6, 8]` (the paper's inverted triangle: one entry per quarter of the
-//! blocks), `top_k = 2`, `r = 8`, `lora_alpha = 16`, `lora_dropout = 0.05` and all linear maps as
+//! blocks), `top_k = 2`, `r = 8`, `lora_alpha = 16`, `lora_dropout = 0.05` and all linear layers as
 //! in the released scripts. `router_aux_loss_coef = 0.001` is the released coefficient; there a
 //! flag turns the term on, here 0 turns it off. `A` and `G` are uniform within `±1/sqrt(d_in)`, `B`
 //! zero.
 //!
 //! ## Departures from the paper
-//! `num_experts` may have any length: block `j` of `m` gets entry `⌊length · j / m⌋`, and a map
+//! `num_experts` may have any length: block `j` of `m` gets entry `⌊length · j / m⌋`, and a layer
 //! outside the blocks (BERT's pooler) the last. `top_k` is lowered to the number of experts; equal
-//! probabilities go to the lower index. Dropout is drawn once per map, not once per expert. Experts
+//! probabilities go to the lower index. Dropout is drawn once per layer, not once per expert. Experts
 //! lie side by side in one matrix: rows `i r .. (i + 1) r` of `A`, the same columns of `B`. A later
 //! version of the paper finds middle blocks to need most experts, so the allocation is a setting
 //! rather than a law.
@@ -46,8 +46,8 @@ use std::collections::BTreeMap;
 use burn::prelude::*;
 use burn::tensor::activation::softmax;
 use frugal_nn::{
-    AdaptError, Adapter, BuildContext, Linear, LinearChange, Mode, Parameter, Pass, SiteId, stream,
-    to_vec,
+    AdaptError, Adapter, BuildContext, Linear, LinearChange, Mode, Parameter, Pass, SiteId,
+    named_rng, to_vec,
 };
 use rand::Rng;
 use serde::{Deserialize, Serialize};
@@ -106,7 +106,7 @@ pub struct MolaConfig {
     pub top_k: usize,
     /// Weight of the balance term; 0 leaves it out.
     pub router_aux_loss_coef: f64,
-    /// Which maps.
+    /// Which layers.
     #[serde(flatten)]
     pub targets: Targets,
 }
@@ -174,7 +174,7 @@ impl MolaConfig {
         Ok(())
     }
 
-    /// Experts of a map in this block of `blocks`.
+    /// Experts of a layer in this block of `blocks`.
     fn experts(&self, layer: Option<usize>, blocks: usize) -> usize {
         let entries = self.num_experts.len();
         let entry = layer.map_or(entries - 1, |layer| entries * layer / blocks);
@@ -182,7 +182,7 @@ impl MolaConfig {
     }
 }
 
-/// Experts and router of one map.
+/// Experts and router of one layer.
 struct Experts {
     path: String,
     layer: Option<usize>,
@@ -204,10 +204,10 @@ pub struct Mola {
 }
 
 impl Mola {
-    /// Builds experts and routers of every selected map.
+    /// Builds experts and routers of every selected layer.
     ///
     /// # Errors
-    /// Bad settings, no matching map, tables among the targets.
+    /// Bad settings, no matching layer, tables among the targets.
     pub fn new(config: MolaConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
         config.validate()?;
         let chosen = linear_maps(NAME, &config.targets, context)?;
@@ -234,7 +234,7 @@ fn experts(config: &MolaConfig, context: &BuildContext<'_>, id: SiteId) -> Exper
     let count = config.experts(info.layer, context.info.num_hidden_layers);
     let (rows, bound) = (count * config.r, 1.0 / (d_in as f32).sqrt());
     let draw = |what: &str, rows: usize| -> Vec<f32> {
-        let mut rng = stream(context.seed, &format!("{path} {what}"));
+        let mut rng = named_rng(context.seed, &format!("{path} {what}"));
         (0..rows * d_in)
             .map(|_| rng.random_range(-bound..bound))
             .collect()
@@ -301,7 +301,7 @@ fn route(logits: Tensor<2>, top_k: usize) -> Routing {
     }
 }
 
-/// Choices and probabilities of one block, pooled over its maps.
+/// Choices and probabilities of one block, pooled over its layers.
 struct Load {
     chosen: Vec<f32>,
     /// Sum of probabilities, `[experts]`.
@@ -350,7 +350,7 @@ impl Load {
 struct MolaPass<'a> {
     adapter: &'a Mola,
     mode: Mode,
-    /// By block; `None` for maps outside the blocks.
+    /// By block; `None` for layers outside the blocks.
     loads: BTreeMap<Option<usize>, Load>,
 }
 
@@ -563,7 +563,7 @@ mod tests {
         );
     }
 
-    /// A small adapter with nothing zero, a map of its and an input.
+    /// A small adapter with nothing zero, a layer of its and an input.
     fn filled(num_experts: usize, top_k: usize) -> (Mola, Linear, Tensor<2>) {
         let config = MolaConfig {
             num_experts: vec![num_experts],

@@ -5,7 +5,7 @@
 //! columns in `B`.
 //!
 //! ## Update rule
-//! `W = Q R`; `B₀` are the first `r` columns of `Q`, `A₀` the first `r` rows of `R`; the map is
+//! `W = Q R`; `B₀` are the first `r` columns of `Q`, `A₀` the first `r` rows of `R`; the layer is
 //! `W + s (B A − B₀ A₀)`.
 //!
 //! ## When to use, when not

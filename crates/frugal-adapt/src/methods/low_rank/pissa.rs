@@ -6,14 +6,14 @@
 //!
 //! ## Update rule
 //! `W = U diag(σ) Vᵀ`; `A₀ = diag(√(σ/s)) Vᵀ` and `B₀ = U diag(√(σ/s))` of the `r` largest triples;
-//! the map is `W + s (B A − B₀ A₀)`.
+//! the layer is `W + s (B A − B₀ A₀)`.
 //!
 //! ## When to use, when not
 //! Where LoRA learns too slowly at first: the trained directions are those that matter most to the
 //! model. It forgets more than LoRA at the same rate, so lower the rate before the rank.
 //!
 //! ## Cost
-//! Trainable: LoRA's. Extra compute: twice LoRA's, and once a singular value decomposition per map.
+//! Trainable: LoRA's. Extra compute: twice LoRA's, and once a singular value decomposition per layer.
 //! Files hold twice the rank. None after merging.
 //!
 //! ## Defaults and where they come from

@@ -17,7 +17,7 @@
 //! NF4) nothing is gained over `lora`, which has more freedom.
 //!
 //! ## Cost
-//! Trainable: `r (d_in / g + d_out)` per map, about half of LoRA's for a square map. Ranks above
+//! Trainable: `r (d_in / g + d_out)` per layer, about half of LoRA's for a square layer. Ranks above
 //! `d_in / g` add nothing. Extra compute: that of LoRA. None after merging.
 //!
 //! ## Defaults and where they come from
@@ -40,7 +40,7 @@
 //!   `peft`.
 
 use burn::prelude::*;
-use frugal_nn::{AdaptError, BuildContext, Mode, Parameter, stream};
+use frugal_nn::{AdaptError, BuildContext, Mode, Parameter, named_rng};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -49,7 +49,7 @@ use crate::methods::low_rank::lora::{self, Init};
 use crate::methods::low_rank::lora_config::peft_fields_without_use;
 use crate::settings::{self, Settings};
 use crate::support::dropout::dropout;
-use crate::support::per_linear::{self, At, MapPart, Maps, bad};
+use crate::support::per_linear::{self, LinearAdapter, LinearSite, PerLinear, bad};
 use crate::support::values::{kaiming, object};
 use crate::target::Targets;
 
@@ -89,11 +89,11 @@ pub struct QaLoraConfig {
     pub lora_dropout: f64,
     /// Scale by `lora_alpha / sqrt(r)`.
     pub use_rslora: bool,
-    /// Inputs of a group; divides the inputs of every map.
+    /// Inputs of a group; divides the inputs of every layer.
     pub qalora_group_size: usize,
     /// `true`: uniform `A`, zero `B`. `false`: both random, for tests.
     pub init_lora_weights: Init,
-    /// Which maps.
+    /// Which layers.
     #[serde(flatten)]
     pub targets: Targets,
 }
@@ -157,7 +157,7 @@ fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
         .collect())
 }
 
-fn build(config: QaLoraConfig, context: &BuildContext<'_>) -> Result<Maps<Pair>, AdaptError> {
+fn build(config: QaLoraConfig, context: &BuildContext<'_>) -> Result<PerLinear<Pair>, AdaptError> {
     config.validate()?;
     let mut constants = object(peft_fields_without_use());
     let own = json!({
@@ -166,7 +166,7 @@ fn build(config: QaLoraConfig, context: &BuildContext<'_>) -> Result<Maps<Pair>,
     });
     constants.extend(object(own));
     let (r, group) = (config.r, config.qalora_group_size);
-    Maps::new(
+    PerLinear::new(
         &METHOD,
         &config.targets,
         context,
@@ -189,7 +189,7 @@ fn build(config: QaLoraConfig, context: &BuildContext<'_>) -> Result<Maps<Pair>,
                     format!("rank {r} is more than `{path}` ({d_out} x {d_in}) has a use for"),
                 );
             }
-            let mut rng = stream(context.seed, path);
+            let mut rng = named_rng(context.seed, path);
             let a = kaiming(&mut rng, r * groups, groups);
             let b = if config.init_lora_weights == Init::Default(false) {
                 kaiming(&mut rng, d_out * r, r)
@@ -222,7 +222,7 @@ fn build(config: QaLoraConfig, context: &BuildContext<'_>) -> Result<Maps<Pair>,
     )
 }
 
-/// The low-rank pair of one map.
+/// The low-rank pair of one layer.
 struct Pair {
     /// `[r, d_in / group]`.
     a: Parameter,
@@ -251,7 +251,7 @@ impl Pair {
     }
 }
 
-impl MapPart for Pair {
+impl LinearAdapter for Pair {
     fn parameters(&self) -> Vec<&Parameter> {
         vec![&self.a, &self.b]
     }
@@ -260,15 +260,15 @@ impl MapPart for Pair {
         vec![&mut self.a, &mut self.b]
     }
 
-    fn delta(&self, at: &At<'_>) -> Tensor<2> {
+    fn delta(&self, at: &LinearSite<'_>) -> Tensor<2> {
         self.change(at.mode)
     }
 
-    fn forms_weight(&self) -> bool {
+    fn materializes_weight(&self) -> bool {
         false
     }
 
-    fn forward(&self, at: &At<'_>, x: Tensor<2>) -> Tensor<2> {
+    fn forward(&self, at: &LinearSite<'_>, x: Tensor<2>) -> Tensor<2> {
         let (a, b) = (self.spread_a(at.mode), self.b.get::<2>(at.mode));
         match at.mode {
             Mode::Train { seed } if self.dropout > 0.0 => {
@@ -287,14 +287,18 @@ mod tests {
     use frugal_formats::gguf::{GgmlType, dequantize, quantize};
 
     use super::*;
-    use frugal_nn::{normal, to_vec};
+    use frugal_nn::{standard_normal, to_vec};
 
     #[test]
     fn a_merged_change_moves_the_offsets_of_q4_1_and_no_code() {
         let (d_out, groups, group, r) = (24, 4, 32, 3);
         let device = Device::flex();
-        let mut rng = stream(3, "test");
-        let mut random = |len: usize| (0..len).map(|_| normal(&mut rng)).collect::<Vec<f32>>();
+        let mut rng = named_rng(3, "test");
+        let mut random = |len: usize| {
+            (0..len)
+                .map(|_| standard_normal(&mut rng))
+                .collect::<Vec<f32>>()
+        };
         let weight = random(d_out * groups * group);
         let (a, b) = (random(r * groups), random(d_out * r));
         let pair = Pair {

@@ -1,7 +1,7 @@
 //! # BOFT: orthogonal butterfly
 //!
 //! ## What it does
-//! Rotates a map's input by a product of block rotations, with permutations between them that let
+//! Rotates a layer's input by a product of block rotations, with permutations between them that let
 //! every input reach every other, and scales each output.
 //!
 //! ## Update rule
@@ -13,7 +13,7 @@
 //! default) is OFT with exact rotations and output scales.
 //!
 //! ## Cost
-//! Trainable: `m d_in b + d_out` per map for `m` factors of block size `b`. Extra compute:
+//! Trainable: `m d_in b + d_out` per layer for `m` factors of block size `b`. Extra compute:
 //! `m d_in b` multiply-adds per token forward. None after merging.
 //!
 //! ## Defaults and where they come from
@@ -29,7 +29,8 @@
 
 use burn::prelude::*;
 use frugal_nn::{
-    AdaptError, BuildContext, Linear, MergedLinear, Mode, Parameter, normal, stream, to_vec,
+    AdaptError, BuildContext, Linear, MergedLinear, Mode, Parameter, named_rng, standard_normal,
+    to_vec,
 };
 use rand::seq::SliceRandom;
 use rand::{Rng, RngCore};
@@ -39,7 +40,7 @@ use serde_json::json;
 use crate::method::{Capabilities, Family, Method};
 use crate::settings;
 use crate::support::orthogonal::{cayley, rotate};
-use crate::support::per_linear::{self, At, MapPart, Maps, bad};
+use crate::support::per_linear::{self, LinearAdapter, LinearSite, PerLinear, bad};
 use crate::target::Targets;
 
 const NAME: &str = "boft";
@@ -49,7 +50,7 @@ pub const METHOD: Method = Method {
     name: NAME,
     aliases: &["butterfly"],
     family: Family::Orthogonal,
-    summary: "A product of block rotations of each map's input, and output scales",
+    summary: "A product of block rotations of each layer's input, and output scales",
     default_lr: 2e-3,
     peft_type: "BOFT",
     peft_variant: None,
@@ -82,7 +83,7 @@ pub struct BoftConfig {
     pub boft_dropout: f64,
     /// Start without a change; otherwise with a random one, for tests.
     pub init_weights: bool,
-    /// Which maps.
+    /// Which layers.
     #[serde(flatten)]
     pub targets: Targets,
 }
@@ -119,7 +120,7 @@ impl BoftConfig {
         per_linear::check_dropout(NAME, "boft_dropout", self.boft_dropout)
     }
 
-    /// Size and number of the blocks for maps of this width.
+    /// Size and number of the blocks for layers of this width.
     fn blocks(&self, path: &str, d_in: usize) -> Result<(usize, usize), AdaptError> {
         let given = self.boft_block_size.max(self.boft_block_num);
         if !d_in.is_multiple_of(given) {
@@ -167,10 +168,13 @@ fn butterfly(d_in: usize, size: usize, level: usize) -> Vec<usize> {
     (0..d_in).map(|i| i / run * run + within(i % run)).collect()
 }
 
-fn build(config: BoftConfig, context: &BuildContext<'_>) -> Result<Maps<Rotation>, AdaptError> {
+fn build(
+    config: BoftConfig,
+    context: &BuildContext<'_>,
+) -> Result<PerLinear<Rotation>, AdaptError> {
     config.validate()?;
     let constants = json!({"bias": "none", "fan_in_fan_out": false});
-    Maps::new(
+    PerLinear::new(
         &METHOD,
         &config.targets,
         context,
@@ -179,13 +183,13 @@ fn build(config: BoftConfig, context: &BuildContext<'_>) -> Result<Maps<Rotation
         |_, info| {
             let (size, number) = config.blocks(&info.path, info.d_in)?;
             let factors = config.boft_n_butterfly_factor;
-            let mut rng = stream(context.seed, &info.path);
+            let mut rng = named_rng(context.seed, &info.path);
             let mut values = |len: usize, start: f32| -> Vec<f32> {
                 let mut value = || {
                     if config.init_weights {
                         start
                     } else {
-                        start + 0.1 * normal(&mut rng)
+                        start + 0.1 * standard_normal(&mut rng)
                     }
                 };
                 (0..len).map(|_| value()).collect()
@@ -239,7 +243,7 @@ impl Order {
     }
 }
 
-/// Rotation of the input and scales of the output of one map.
+/// Rotation of the input and scales of the output of one layer.
 struct Rotation {
     /// `[factors, blocks, size, size]`.
     r: Parameter,
@@ -252,7 +256,7 @@ struct Rotation {
 
 impl Rotation {
     /// The block rotations of every factor, each `[blocks, size, size]`.
-    fn factors(&self, at: &At<'_>) -> Vec<Tensor<3>> {
+    fn factors(&self, at: &LinearSite<'_>) -> Vec<Tensor<3>> {
         let [factors, number, size] = [self.r.shape()[0], self.r.shape()[1], self.r.shape()[2]];
         let r = self
             .r
@@ -266,7 +270,7 @@ impl Rotation {
             && self.dropout > 0.0
             && number > 1
         {
-            let mut rng = stream(seed, at.path);
+            let mut rng = named_rng(seed, at.path);
             let one = rng.random_range(0..factors);
             out[one] = with_identities(
                 out[one].clone(),
@@ -288,7 +292,7 @@ impl Rotation {
     }
 
     /// `x B`: the last factor acts first.
-    fn rotated(&self, at: &At<'_>, x: Tensor<2>) -> Tensor<2> {
+    fn rotated(&self, at: &LinearSite<'_>, x: Tensor<2>) -> Tensor<2> {
         at.keep(|| self.factors(at))
             .into_iter()
             .enumerate()
@@ -296,7 +300,7 @@ impl Rotation {
             .fold(x, |x, (level, blocks)| self.apply(x, level, blocks))
     }
 
-    fn scaled(&self, weight: Tensor<2>, scales: Tensor<2>, at: &At<'_>) -> MergedLinear {
+    fn scaled(&self, weight: Tensor<2>, scales: Tensor<2>, at: &LinearSite<'_>) -> MergedLinear {
         MergedLinear {
             weight: weight * scales,
             bias: at.base.bias.clone(),
@@ -316,7 +320,7 @@ fn with_identities(blocks: Tensor<3>, count: usize, rng: &mut impl RngCore) -> T
     blocks * (mask.clone().neg() + 1.0) + identity * mask
 }
 
-impl MapPart for Rotation {
+impl LinearAdapter for Rotation {
     fn parameters(&self) -> Vec<&Parameter> {
         vec![&self.r, &self.s]
     }
@@ -325,15 +329,15 @@ impl MapPart for Rotation {
         vec![&mut self.r, &mut self.s]
     }
 
-    fn delta(&self, at: &At<'_>) -> Tensor<2> {
+    fn delta(&self, at: &LinearSite<'_>) -> Tensor<2> {
         self.merged(at).weight - at.base.weight.dense()
     }
 
-    fn forms_weight(&self) -> bool {
+    fn materializes_weight(&self) -> bool {
         false
     }
 
-    fn forward(&self, at: &At<'_>, x: Tensor<2>) -> Tensor<2> {
+    fn forward(&self, at: &LinearSite<'_>, x: Tensor<2>) -> Tensor<2> {
         let y = Linear {
             bias: None,
             ..at.base.clone()
@@ -346,7 +350,7 @@ impl MapPart for Rotation {
         }
     }
 
-    fn merged(&self, at: &At<'_>) -> MergedLinear {
+    fn merged(&self, at: &LinearSite<'_>) -> MergedLinear {
         let turned = self
             .factors(at)
             .into_iter()
@@ -358,7 +362,7 @@ impl MapPart for Rotation {
         self.scaled(weight, self.s.get::<2>(Mode::Eval), at)
     }
 
-    fn unmerged(&self, at: &At<'_>) -> Result<MergedLinear, String> {
+    fn unmerged(&self, at: &LinearSite<'_>) -> Result<MergedLinear, String> {
         let s = self.s.get::<2>(Mode::Eval);
         if to_vec(s.clone()).iter().any(|s| s.abs() < 1e-6) {
             return Err(format!(

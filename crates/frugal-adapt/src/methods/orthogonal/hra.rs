@@ -13,7 +13,7 @@
 //! between, reflections cannot scale.
 //!
 //! ## Cost
-//! Trainable: `r d_in` per map, half of LoRA's on a square map. Extra compute: `2 r d_in`
+//! Trainable: `r d_in` per layer, half of LoRA's on a square layer. Extra compute: `2 r d_in`
 //! multiply-adds per token forward, one reflection after the other. None after merging.
 //!
 //! ## Defaults and where they come from
@@ -29,13 +29,13 @@
 //!   Reflection Adaptation, 2024, arXiv 2405.17484.
 
 use burn::prelude::*;
-use frugal_nn::{AdaptError, BuildContext, MergedLinear, Mode, Parameter, stream};
+use frugal_nn::{AdaptError, BuildContext, MergedLinear, Mode, Parameter, named_rng};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::method::{Capabilities, Family, Method};
 use crate::settings;
-use crate::support::per_linear::{self, At, MapPart, Maps, bad};
+use crate::support::per_linear::{self, LinearAdapter, LinearSite, PerLinear, bad};
 use crate::support::values::kaiming;
 use crate::target::Targets;
 
@@ -46,7 +46,7 @@ pub const METHOD: Method = Method {
     name: NAME,
     aliases: &["householder"],
     family: Family::Orthogonal,
-    summary: "A chain of trained reflections of each map's input",
+    summary: "A chain of trained reflections of each layer's input",
     default_lr: 2e-3,
     peft_type: "HRA",
     peft_variant: None,
@@ -76,7 +76,7 @@ pub struct HraConfig {
     pub apply_gs: bool,
     /// Start without a change; otherwise with random reflections, for tests.
     pub init_weights: bool,
-    /// Which maps.
+    /// Which layers.
     #[serde(flatten)]
     pub targets: Targets,
 }
@@ -106,13 +106,16 @@ impl HraConfig {
     }
 }
 
-fn build(config: HraConfig, context: &BuildContext<'_>) -> Result<Maps<Reflections>, AdaptError> {
+fn build(
+    config: HraConfig,
+    context: &BuildContext<'_>,
+) -> Result<PerLinear<Reflections>, AdaptError> {
     config.validate()?;
     let (r, paired) = (
         config.r,
         config.init_weights && !config.apply_gs && config.r.is_multiple_of(2),
     );
-    Maps::new(
+    PerLinear::new(
         &METHOD,
         &config.targets,
         context,
@@ -129,7 +132,7 @@ fn build(config: HraConfig, context: &BuildContext<'_>) -> Result<Maps<Reflectio
                     ),
                 );
             }
-            let mut rng = stream(context.seed, &info.path);
+            let mut rng = named_rng(context.seed, &info.path);
             let different = if paired { r / 2 } else { r };
             let drawn = kaiming(&mut rng, info.d_in * different, different);
             let column = |j: usize| if paired { j / 2 } else { j };
@@ -150,7 +153,7 @@ fn build(config: HraConfig, context: &BuildContext<'_>) -> Result<Maps<Reflectio
     )
 }
 
-/// The reflections of one map.
+/// The reflections of one layer.
 struct Reflections {
     /// `[d_in, r]`.
     u: Parameter,
@@ -182,7 +185,7 @@ impl Reflections {
         })
     }
 
-    fn reflected(&self, at: &At<'_>, inverse: bool) -> MergedLinear {
+    fn reflected(&self, at: &LinearSite<'_>, inverse: bool) -> MergedLinear {
         let (weight, vectors) = (at.base.weight.dense(), self.vectors(Mode::Eval).into_iter());
         let weight = if inverse {
             Self::reflect(weight, vectors.rev())
@@ -196,7 +199,7 @@ impl Reflections {
     }
 }
 
-impl MapPart for Reflections {
+impl LinearAdapter for Reflections {
     fn parameters(&self) -> Vec<&Parameter> {
         vec![&self.u]
     }
@@ -205,15 +208,15 @@ impl MapPart for Reflections {
         vec![&mut self.u]
     }
 
-    fn delta(&self, at: &At<'_>) -> Tensor<2> {
+    fn delta(&self, at: &LinearSite<'_>) -> Tensor<2> {
         self.merged(at).weight - at.base.weight.dense()
     }
 
-    fn forms_weight(&self) -> bool {
+    fn materializes_weight(&self) -> bool {
         false
     }
 
-    fn forward(&self, at: &At<'_>, x: Tensor<2>) -> Tensor<2> {
+    fn forward(&self, at: &LinearSite<'_>, x: Tensor<2>) -> Tensor<2> {
         // x (W H₁ ... H_r)ᵀ = (x H_r ... H₁) Wᵀ.
         at.base.forward(Self::reflect(
             x,
@@ -221,11 +224,11 @@ impl MapPart for Reflections {
         ))
     }
 
-    fn merged(&self, at: &At<'_>) -> MergedLinear {
+    fn merged(&self, at: &LinearSite<'_>) -> MergedLinear {
         self.reflected(at, false)
     }
 
-    fn unmerged(&self, at: &At<'_>) -> Result<MergedLinear, String> {
+    fn unmerged(&self, at: &LinearSite<'_>) -> Result<MergedLinear, String> {
         Ok(self.reflected(at, true))
     }
 }

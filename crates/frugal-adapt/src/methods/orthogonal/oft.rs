@@ -1,7 +1,7 @@
 //! # OFT: orthogonal fine-tuning
 //!
 //! ## What it does
-//! Rotates blocks of a map's input, which keeps the angles between its rows' weights, instead of
+//! Rotates blocks of a layer's input, which keeps the angles between its rows' weights, instead of
 //! adding to the weight.
 //!
 //! ## Update rule
@@ -13,7 +13,7 @@
 //! file size it trains slower than LoRA.
 //!
 //! ## Cost
-//! Trainable: `d_in (b - 1) / 2` per map for blocks of size `b`. Extra compute: `d_in b`
+//! Trainable: `d_in (b - 1) / 2` per layer for blocks of size `b`. Extra compute: `d_in b`
 //! multiply-adds per token forward, and `b³` per block for the rotations of a step. None after
 //! merging.
 //!
@@ -33,14 +33,16 @@
 //! - Qiu, Liu, Weller, Schölkopf: Orthogonal Finetuning Made Scalable, 2025, arXiv 2506.19847.
 
 use burn::prelude::*;
-use frugal_nn::{AdaptError, BuildContext, MergedLinear, Mode, Parameter, normal, stream};
+use frugal_nn::{
+    AdaptError, BuildContext, MergedLinear, Mode, Parameter, named_rng, standard_normal,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::method::{Capabilities, Family, Method};
 use crate::settings;
 use crate::support::orthogonal::{cayley, cayley_neumann, inverse, rotate, skew};
-use crate::support::per_linear::{self, At, MapPart, Maps, bad};
+use crate::support::per_linear::{self, LinearAdapter, LinearSite, PerLinear, bad};
 use crate::target::Targets;
 
 const NAME: &str = "oft";
@@ -50,7 +52,7 @@ pub const METHOD: Method = Method {
     name: NAME,
     aliases: &["orthogonal"],
     family: Family::Orthogonal,
-    summary: "Rotations of blocks of each map's input",
+    summary: "Rotations of blocks of each layer's input",
     default_lr: 7e-4,
     peft_type: "OFT",
     peft_variant: None,
@@ -89,7 +91,7 @@ pub struct OftConfig {
     pub num_cayley_neumann_terms: usize,
     /// Start without a rotation; otherwise with random ones, for tests.
     pub init_weights: bool,
-    /// Which maps.
+    /// Which layers.
     #[serde(flatten)]
     pub targets: Targets,
 }
@@ -133,7 +135,7 @@ impl OftConfig {
         }
     }
 
-    /// Block size for maps of this width.
+    /// Block size for layers of this width.
     fn block_size(&self, d_in: usize) -> usize {
         if self.r == 0 {
             nearest_divisor(d_in, self.oft_block_size)
@@ -160,10 +162,10 @@ fn nearest_divisor(n: usize, wanted: usize) -> usize {
     }
 }
 
-fn build(config: OftConfig, context: &BuildContext<'_>) -> Result<Maps<Rotation>, AdaptError> {
+fn build(config: OftConfig, context: &BuildContext<'_>) -> Result<PerLinear<Rotation>, AdaptError> {
     config.validate()?;
     let constants = json!({"bias": "none", "fan_in_fan_out": false, "module_dropout": 0.0});
-    Maps::new(
+    PerLinear::new(
         &METHOD,
         &config.targets,
         context,
@@ -177,12 +179,12 @@ fn build(config: OftConfig, context: &BuildContext<'_>) -> Result<Maps<Rotation>
                 info.d_in / size
             };
             let entries = size * (size - 1) / 2;
-            let mut rng = stream(context.seed, &info.path);
+            let mut rng = named_rng(context.seed, &info.path);
             let mut value = || {
                 if config.init_weights {
                     0.0
                 } else {
-                    0.1 * normal(&mut rng)
+                    0.1 * standard_normal(&mut rng)
                 }
             };
             let values = (0..blocks * entries).map(|_| value()).collect();
@@ -205,7 +207,7 @@ fn build(config: OftConfig, context: &BuildContext<'_>) -> Result<Maps<Rotation>
     )
 }
 
-/// The rotation of one map's input.
+/// The rotation of one layer's input.
 struct Rotation {
     /// Entries above the diagonal of each block, `[blocks, size (size - 1) / 2]`.
     q: Parameter,
@@ -250,7 +252,7 @@ impl Rotation {
     }
 }
 
-impl MapPart for Rotation {
+impl LinearAdapter for Rotation {
     fn parameters(&self) -> Vec<&Parameter> {
         vec![&self.q]
     }
@@ -259,19 +261,19 @@ impl MapPart for Rotation {
         vec![&mut self.q]
     }
 
-    fn delta(&self, at: &At<'_>) -> Tensor<2> {
+    fn delta(&self, at: &LinearSite<'_>) -> Tensor<2> {
         self.merged(at).weight - at.base.weight.dense()
     }
 
-    fn forms_weight(&self) -> bool {
+    fn materializes_weight(&self) -> bool {
         false
     }
 
-    fn forward(&self, at: &At<'_>, x: Tensor<2>) -> Tensor<2> {
+    fn forward(&self, at: &LinearSite<'_>, x: Tensor<2>) -> Tensor<2> {
         at.base.forward(rotate(x, at.keep(|| self.blocks(at.mode))))
     }
 
-    fn merged(&self, at: &At<'_>) -> MergedLinear {
+    fn merged(&self, at: &LinearSite<'_>) -> MergedLinear {
         let turned = self.blocks(Mode::Eval).swap_dims(1, 2);
         MergedLinear {
             weight: rotate(at.base.weight.dense(), turned),
@@ -279,7 +281,7 @@ impl MapPart for Rotation {
         }
     }
 
-    fn unmerged(&self, at: &At<'_>) -> Result<MergedLinear, String> {
+    fn unmerged(&self, at: &LinearSite<'_>) -> Result<MergedLinear, String> {
         let turned = inverse(&self.blocks(Mode::Eval).swap_dims(1, 2));
         Ok(MergedLinear {
             weight: rotate(at.base.weight.dense(), turned),

@@ -1,7 +1,7 @@
 //! # RoAd: rotary adaptation
 //!
 //! ## What it does
-//! Turns and stretches pairs of each map's outputs by trained angles and factors.
+//! Turns and stretches pairs of each layer's outputs by trained angles and factors.
 //!
 //! ## Update rule
 //! `y' = y ⊙ α₁ cos θ₁ + rot(y) ⊙ α₂ sin θ₂` with `y = x Wᵀ + b` and `rot(y₁, y₂) = (−y₂, y₁)`. In
@@ -19,7 +19,7 @@
 //!
 //! ## Defaults and where they come from
 //! `road_1`, `group_size = 64`, angles zero and factors one, so that nothing changes at the start,
-//! as in Hugging Face `peft`. All linear maps but the head are adapted.
+//! as in Hugging Face `peft`. All linear layers but the head are adapted.
 //!
 //! ## Departures from the paper
 //! Pairs lie half a group apart rather than side by side, as in `peft`; outputs have no order, so
@@ -30,13 +30,15 @@
 //!   Composability, 2024, arXiv 2409.00119, equation 4.
 
 use burn::prelude::*;
-use frugal_nn::{AdaptError, BuildContext, MergedLinear, Mode, Parameter, normal, stream, to_vec};
+use frugal_nn::{
+    AdaptError, BuildContext, MergedLinear, Mode, Parameter, named_rng, standard_normal, to_vec,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::method::{Capabilities, Family, Method};
 use crate::settings;
-use crate::support::per_linear::{self, At, MapPart, Maps, bad};
+use crate::support::per_linear::{self, LinearAdapter, LinearSite, PerLinear, bad};
 use crate::target::{Names, Targets};
 
 const NAME: &str = "road";
@@ -123,7 +125,10 @@ impl RoadConfig {
     }
 }
 
-fn build(config: RoadConfig, context: &BuildContext<'_>) -> Result<Maps<Rotation>, AdaptError> {
+fn build(
+    config: RoadConfig,
+    context: &BuildContext<'_>,
+) -> Result<PerLinear<Rotation>, AdaptError> {
     config.validate()?;
     let RoadConfig {
         variant,
@@ -135,7 +140,7 @@ fn build(config: RoadConfig, context: &BuildContext<'_>) -> Result<Maps<Rotation
         target_modules: config.target_modules.clone(),
         ..Targets::default()
     };
-    Maps::new(&METHOD, &targets, context, &config, json!({}), |_, info| {
+    PerLinear::new(&METHOD, &targets, context, &config, json!({}), |_, info| {
         if !info.d_out.is_multiple_of(group_size) {
             let reason = format!(
                 "{group_size} does not divide the {} outputs of `{}`",
@@ -148,14 +153,14 @@ fn build(config: RoadConfig, context: &BuildContext<'_>) -> Result<Maps<Rotation
             Variant::Road2 => info.d_out,
             Variant::Road4 => 2 * info.d_out,
         };
-        let mut rng = stream(context.seed, &info.path);
+        let mut rng = named_rng(context.seed, &info.path);
         let mut values = |mean: f32| {
             (0..n)
                 .map(|_| {
                     if init_weights {
                         mean
                     } else {
-                        mean + 0.5 * normal(&mut rng)
+                        mean + 0.5 * standard_normal(&mut rng)
                     }
                 })
                 .collect::<Vec<f32>>()
@@ -177,7 +182,7 @@ fn build(config: RoadConfig, context: &BuildContext<'_>) -> Result<Maps<Rotation
     })
 }
 
-/// The rotations of one map's outputs.
+/// The rotations of one layer's outputs.
 struct Rotation {
     theta: Parameter,
     alpha: Parameter,
@@ -246,7 +251,7 @@ impl Rotation {
 }
 
 impl Rotation {
-    fn turned(&self, at: &At<'_>, columns: &(Tensor<3>, Tensor<3>)) -> MergedLinear {
+    fn turned(&self, at: &LinearSite<'_>, columns: &(Tensor<3>, Tensor<3>)) -> MergedLinear {
         let weight = self
             .turn(at.base.weight.dense().transpose(), columns.clone())
             .transpose();
@@ -258,7 +263,7 @@ impl Rotation {
     }
 }
 
-impl MapPart for Rotation {
+impl LinearAdapter for Rotation {
     fn parameters(&self) -> Vec<&Parameter> {
         vec![&self.theta, &self.alpha]
     }
@@ -267,23 +272,23 @@ impl MapPart for Rotation {
         vec![&mut self.theta, &mut self.alpha]
     }
 
-    fn delta(&self, at: &At<'_>) -> Tensor<2> {
+    fn delta(&self, at: &LinearSite<'_>) -> Tensor<2> {
         self.merged(at).weight - at.base.weight.dense()
     }
 
-    fn forms_weight(&self) -> bool {
+    fn materializes_weight(&self) -> bool {
         false
     }
 
-    fn forward(&self, at: &At<'_>, x: Tensor<2>) -> Tensor<2> {
+    fn forward(&self, at: &LinearSite<'_>, x: Tensor<2>) -> Tensor<2> {
         self.turn(at.base.forward(x), self.columns(at.mode))
     }
 
-    fn merged(&self, at: &At<'_>) -> MergedLinear {
+    fn merged(&self, at: &LinearSite<'_>) -> MergedLinear {
         self.turned(at, &self.columns(Mode::Eval))
     }
 
-    fn unmerged(&self, at: &At<'_>) -> Result<MergedLinear, String> {
+    fn unmerged(&self, at: &LinearSite<'_>) -> Result<MergedLinear, String> {
         let columns = self.columns_back();
         columns
             .map(|columns| self.turned(at, &columns))

@@ -7,7 +7,7 @@
 //! ## Update rule
 //! `h₀ = [F(P); E(x)]` with `P [num_virtual_tokens, d_model]` and `F` a network of three linear
 //! maps with ReLU between them (`MLP`), or a bidirectional LSTM of `encoder_num_layers` layers and
-//! two linear maps (`LSTM`).
+//! two linear layers (`LSTM`).
 //!
 //! ## When to use, when not
 //! Where prompt tuning learns too slowly: the encoder lets few steps move all positions together.
@@ -16,12 +16,12 @@
 //!
 //! ## Cost
 //! Trainable while training: the encoder, `num_virtual_tokens * d + 2 d h + h² + 2 h + d` numbers
-//! for `MLP` with hidden size `h`. Kept: `num_virtual_tokens * d`. Extra compute: that many
+//! for `MLP` with hidden size `h`. DerivedCache: `num_virtual_tokens * d`. Extra compute: that many
 //! positions in every sequence, also after training; it cannot be merged.
 //!
 //! ## Defaults and where they come from
 //! 20 positions and `MLP` with a hidden size of `d_model`, as in Hugging Face `peft`; initial
-//! values are PyTorch's: a standard normal table, uniform maps. The paper uses the LSTM.
+//! values are PyTorch's: a standard normal table, uniform layers. The paper uses the LSTM.
 //!
 //! ## Departures from the paper
 //! All positions stand in front; the paper also places them inside templates. With an encoder whose
@@ -34,8 +34,8 @@
 use burn::prelude::*;
 use burn::tensor::activation::{relu, sigmoid};
 use frugal_nn::{
-    AdaptError, Adapter, BuildContext, Linear, Mode, Parameter, Pass, SequenceLayout, normal,
-    stream, to_vec,
+    AdaptError, Adapter, BuildContext, Linear, Mode, Parameter, Pass, SequenceLayout, named_rng,
+    standard_normal, to_vec,
 };
 use rand::Rng;
 use serde::{Deserialize, Serialize};
@@ -102,10 +102,10 @@ fn from_peft(config: &Map<String, Value>) -> Result<Map<String, Value>, AdaptErr
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum EncoderType {
-    /// Three linear maps.
+    /// Three linear layers.
     #[default]
     Mlp,
-    /// A bidirectional LSTM and two linear maps.
+    /// A bidirectional LSTM and two linear layers.
     Lstm,
 }
 
@@ -119,7 +119,7 @@ pub struct PTuningConfig {
     pub encoder_reparameterization_type: EncoderType,
     /// Its width; by default that of the model.
     pub encoder_hidden_size: Option<usize>,
-    /// Layers of the LSTM; the MLP always has three maps.
+    /// Layers of the LSTM; the MLP always has three layers.
     pub encoder_num_layers: usize,
     /// Probability of dropping a value between two layers of the LSTM while training.
     pub encoder_dropout: f64,
@@ -182,7 +182,7 @@ impl Lstm {
         let bound = 1.0 / (h as f32).sqrt();
         let parameter = |name: &str, shape: &[usize]| {
             let name = format!("lstm_head.{name}_{suffix}");
-            let mut rng = stream(context.seed, &name);
+            let mut rng = named_rng(context.seed, &name);
             let values = (0..shape.iter().product())
                 .map(|_| rng.random_range(-bound..bound))
                 .collect();
@@ -249,8 +249,8 @@ impl Source {
     fn new(config: &PTuningConfig, context: &BuildContext<'_>) -> Self {
         let (rows, d) = (config.num_virtual_tokens, context.info.hidden_size);
         let h = config.encoder_hidden_size.unwrap_or(d);
-        let mut rng = stream(context.seed, "embedding.weight");
-        let values: Vec<f32> = (0..rows * d).map(|_| normal(&mut rng)).collect();
+        let mut rng = named_rng(context.seed, "embedding.weight");
+        let values: Vec<f32> = (0..rows * d).map(|_| standard_normal(&mut rng)).collect();
         if config.inference_mode {
             return Self::Rows(Parameter::new(
                 "prompt_embeddings",
@@ -415,7 +415,7 @@ impl Adapter for PTuning {
         })
     }
 
-    fn finished(&self) -> Option<Box<dyn Adapter>> {
+    fn to_inference(&self) -> Option<Box<dyn Adapter>> {
         let Source::Encoded { .. } = &self.source else {
             return None;
         };

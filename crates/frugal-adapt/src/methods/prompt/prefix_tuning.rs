@@ -18,8 +18,8 @@
 //!
 //! ## Cost
 //! Trainable: `num_virtual_tokens * layers * 2 * kv_heads * head_dim` (with projection, while
-//! training, the two maps and `num_virtual_tokens * kv_heads * head_dim`). Extra compute: attention
-//! over that many more positions; no extra tokens pass the feed-forward maps. It cannot be merged.
+//! training, the two layers and `num_virtual_tokens * kv_heads * head_dim`). Extra compute: attention
+//! over that many more positions; no extra tokens pass the feed-forward layers. It cannot be merged.
 //!
 //! ## Defaults and where they come from
 //! 20 positions, no projection, standard normal values, as in Hugging Face `peft`;
@@ -40,7 +40,7 @@
 use burn::prelude::*;
 use frugal_nn::{
     AdaptError, Adapter, BackboneInfo, BuildContext, KeyValue, Linear, Mode, Parameter, Pass,
-    normal, stream,
+    named_rng, standard_normal,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -105,9 +105,9 @@ fn from_peft(config: &Map<String, Value>) -> Result<Map<String, Value>, AdaptErr
 pub struct PrefixTuningConfig {
     /// Positions in front of every block's keys and values.
     pub num_virtual_tokens: usize,
-    /// Train the prefix through two linear maps.
+    /// Train the prefix through two linear layers.
     pub prefix_projection: bool,
-    /// Width between these maps; by default that of the keys.
+    /// Width between these layers; by default that of the keys.
     pub encoder_hidden_size: Option<usize>,
     /// `"zero"`: start at zero instead of standard normal values.
     pub init_weights: Option<String>,
@@ -161,7 +161,7 @@ impl PrefixTuningConfig {
 pub(crate) enum Start {
     /// As the settings say.
     Settings,
-    /// Random keys and zero values, so that positions differ and add nothing; through maps as the
+    /// Random keys and zero values, so that positions differ and add nothing; through layers as the
     /// settings say.
     ZeroValues,
 }
@@ -179,7 +179,7 @@ pub(crate) struct Prefix {
 enum Source {
     /// `[rows, layers * 2 * width]`.
     Table(Parameter),
-    /// `[rows, width]`, then two maps.
+    /// `[rows, width]`, then two layers.
     Projected {
         embedding: Parameter,
         first: Dense,
@@ -193,8 +193,12 @@ impl Prefix {
         let (rows, layers, width) = (config.num_virtual_tokens, c.num_hidden_layers, width(c));
         let (device, total) = (&context.device, layers * 2 * width);
         let zero = config.init_weights.is_some();
-        let mut rng = stream(context.seed, "prompt_embeddings");
-        let mut draw = |n: usize| (0..n).map(|_| normal(&mut rng)).collect::<Vec<f32>>();
+        let mut rng = named_rng(context.seed, "prompt_embeddings");
+        let mut draw = |n: usize| {
+            (0..n)
+                .map(|_| standard_normal(&mut rng))
+                .collect::<Vec<f32>>()
+        };
         let source = if config.prefix_projection && !config.inference_mode {
             let hidden = config.encoder_hidden_size.unwrap_or(width);
             Source::Projected {
@@ -268,8 +272,8 @@ impl Prefix {
         }
     }
 
-    /// The same prefix without the maps that made it; `None` if there are none.
-    pub fn finished(&self) -> Option<Self> {
+    /// The same prefix without the layers that made it; `None` if there are none.
+    pub fn to_inference(&self) -> Option<Self> {
         let Source::Projected { embedding, .. } = &self.source else {
             return None;
         };
@@ -378,8 +382,8 @@ impl Adapter for PrefixTuning {
         })
     }
 
-    fn finished(&self) -> Option<Box<dyn Adapter>> {
-        let prefix = self.prefix.finished()?;
+    fn to_inference(&self) -> Option<Box<dyn Adapter>> {
+        let prefix = self.prefix.to_inference()?;
         let config = PrefixTuningConfig {
             inference_mode: true,
             ..self.config.clone()

@@ -32,7 +32,7 @@
 use burn::prelude::*;
 use frugal_nn::{
     AdaptError, Adapter, Backbone, BuildContext, Frozen, Linear, Mode, Parameter, Pass,
-    SequenceLayout, SiteKind, stream, to_vec,
+    SequenceLayout, SiteKind, named_rng, to_vec,
 };
 use rand::Rng;
 use serde::{Deserialize, Serialize};
@@ -213,12 +213,12 @@ impl PromptTuning {
     pub fn new(config: PromptTuningConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
         config.validate()?;
         let (rows, d) = (config.num_virtual_tokens, context.info.hidden_size);
-        let mut rng = stream(context.seed, "prompt_embeddings");
+        let mut rng = named_rng(context.seed, "prompt_embeddings");
         let table = context.backbone.and_then(token_table);
         let values = match (config.prompt_tuning_init, table) {
-            (PromptInit::Random, _) | (_, None) => {
-                (0..rows * d).map(|_| frugal_nn::normal(&mut rng)).collect()
-            }
+            (PromptInit::Random, _) | (_, None) => (0..rows * d)
+                .map(|_| frugal_nn::standard_normal(&mut rng))
+                .collect(),
             (PromptInit::SampleVocab, Some(table)) => {
                 let ids: Vec<u32> = (0..rows)
                     .map(|_| rng.random_range(0..context.info.vocab_size as u32))
@@ -263,7 +263,7 @@ fn token_table(backbone: &dyn Backbone) -> Option<Tensor<2>> {
         .iter()
         .find(|(_, s)| s.kind == SiteKind::Embedding)?;
     let mut found = None;
-    backbone.export(&mut |part| {
+    backbone.visit_weights(&mut |part| {
         if let Frozen::Embedding(table) = part
             && table.site == first
         {

@@ -5,7 +5,7 @@
 //! and nothing else.
 //!
 //! ## Update rule
-//! `y = l ⊙ (x Wᵀ + b)` with `l [d_out]` for ordinary maps, `y = (l ⊙ x) Wᵀ + b` with `l [d_in]`
+//! `y = l ⊙ (x Wᵀ + b)` with `l [d_out]` for ordinary layers, `y = (l ⊙ x) Wᵀ + b` with `l [d_in]`
 //! for those in `feedforward_modules`.
 //!
 //! ## When to use, when not
@@ -13,7 +13,7 @@
 //! acts in every block. With thousands of examples low-rank methods reach more.
 //!
 //! ## Cost
-//! Trainable: `d_out` (or `d_in`) per map. Extra compute: one multiplication per activation, but no
+//! Trainable: `d_out` (or `d_in`) per layer. Extra compute: one multiplication per activation, but no
 //! weight gradients at all. None after merging.
 //!
 //! ## Defaults and where they come from
@@ -23,8 +23,8 @@
 //!
 //! ## Departures from the paper
 //! The paper scales the output of the activation function; `peft` and this implementation scale the
-//! input of the map behind it, which is the same channel. On BERT the ending `output.dense` also
-//! matches the output map of the attention, as in `peft`.
+//! input of the layer behind it, which is the same channel. On BERT the ending `output.dense` also
+//! matches the output layer of the attention, as in `peft`.
 //!
 //! ## References
 //! - Liu, Tam, Muqeeth, Mohta, Huang, Bansal, Raffel: Few-Shot Parameter-Efficient Fine-Tuning is
@@ -34,8 +34,8 @@ use std::collections::HashSet;
 
 use burn::prelude::*;
 use frugal_nn::{
-    AdaptError, BuildContext, MergedLinear, Mode, Parameter, SiteId, SiteTable, normal, stream,
-    to_vec,
+    AdaptError, BuildContext, MergedLinear, Mode, Parameter, SiteId, SiteTable, named_rng,
+    standard_normal, to_vec,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -43,7 +43,7 @@ use serde_json::json;
 use crate::method::{Capabilities, Family, Method};
 use crate::pattern::Pattern;
 use crate::settings;
-use crate::support::per_linear::{self, At, MapPart, Maps, bad};
+use crate::support::per_linear::{self, LinearAdapter, LinearSite, PerLinear, bad};
 use crate::target::{Names, Targets, ends_with_component, saved_targets};
 
 const NAME: &str = "ia3";
@@ -97,7 +97,7 @@ impl Default for Ia3Config {
 }
 
 impl Ia3Config {
-    /// Checks that the feed-forward maps are among the targets.
+    /// Checks that the feed-forward layers are among the targets.
     ///
     /// # Errors
     /// [`AdaptError::Config`] naming the field.
@@ -118,7 +118,10 @@ impl Ia3Config {
     }
 }
 
-fn build(mut config: Ia3Config, context: &BuildContext<'_>) -> Result<Maps<Factors>, AdaptError> {
+fn build(
+    mut config: Ia3Config,
+    context: &BuildContext<'_>,
+) -> Result<PerLinear<Factors>, AdaptError> {
     config.validate()?;
     let usual = context.info.usual_targets;
     let (targets, feedforward) = (usual.ia3, usual.ia3_feedforward);
@@ -137,7 +140,7 @@ fn build(mut config: Ia3Config, context: &BuildContext<'_>) -> Result<Maps<Facto
         .iter()
         .map(|&id| context.sites.info(id).path.as_str())
         .collect();
-    // The usual maps need not be among the user's.
+    // The usual layers need not be among the user's.
     let usual = if paths.iter().any(|path| path.ends_with(feedforward)) {
         list(&[feedforward])
     } else {
@@ -156,7 +159,7 @@ fn build(mut config: Ia3Config, context: &BuildContext<'_>) -> Result<Maps<Facto
         config.feedforward_modules = Some(Names::List(names));
         targets.target_modules = Names::List(listed);
     }
-    Maps::new(
+    PerLinear::new(
         &METHOD,
         &targets,
         context,
@@ -170,11 +173,11 @@ fn build(mut config: Ia3Config, context: &BuildContext<'_>) -> Result<Maps<Facto
                 [info.d_out, 1]
             };
             let len = shape[0] * shape[1];
-            let mut rng = stream(context.seed, &info.path);
+            let mut rng = named_rng(context.seed, &info.path);
             let values = if config.init_ia3_weights {
                 vec![1.0; len]
             } else {
-                (0..len).map(|_| normal(&mut rng)).collect()
+                (0..len).map(|_| standard_normal(&mut rng)).collect()
             };
             Ok(Factors {
                 l: Parameter::new(
@@ -189,7 +192,7 @@ fn build(mut config: Ia3Config, context: &BuildContext<'_>) -> Result<Maps<Facto
     )
 }
 
-/// Paths of the maps whose input is scaled.
+/// Paths of the layers whose input is scaled.
 fn feedforward_paths(
     feedforward: &Names,
     sites: &SiteTable,
@@ -215,7 +218,7 @@ fn feedforward_paths(
     Ok(paths)
 }
 
-/// Names of the feed-forward maps that are all in the list of targets, as `peft` wants them;
+/// Names of the feed-forward layers that are all in the list of targets, as `peft` wants them;
 /// endings that it lacks are added to it, where they select nothing new.
 fn among_targets(
     listed: &mut Vec<String>,
@@ -259,7 +262,7 @@ fn among_targets(
     names
 }
 
-/// The factors of one map.
+/// The factors of one layer.
 struct Factors {
     /// `[d_out, 1]`, or `[1, d_in]` where the input is scaled.
     l: Parameter,
@@ -268,7 +271,7 @@ struct Factors {
 
 impl Factors {
     /// Weight and bias times these factors.
-    fn scale(&self, at: &At<'_>, l: Tensor<2>) -> MergedLinear {
+    fn scale(&self, at: &LinearSite<'_>, l: Tensor<2>) -> MergedLinear {
         let len = self.l.len();
         let bias = at.base.bias.clone().map(|bias| {
             if self.feedforward {
@@ -284,7 +287,7 @@ impl Factors {
     }
 }
 
-impl MapPart for Factors {
+impl LinearAdapter for Factors {
     fn parameters(&self) -> Vec<&Parameter> {
         vec![&self.l]
     }
@@ -293,15 +296,15 @@ impl MapPart for Factors {
         vec![&mut self.l]
     }
 
-    fn delta(&self, at: &At<'_>) -> Tensor<2> {
+    fn delta(&self, at: &LinearSite<'_>) -> Tensor<2> {
         self.merged(at).weight - at.base.weight.dense()
     }
 
-    fn forms_weight(&self) -> bool {
+    fn materializes_weight(&self) -> bool {
         false
     }
 
-    fn forward(&self, at: &At<'_>, x: Tensor<2>) -> Tensor<2> {
+    fn forward(&self, at: &LinearSite<'_>, x: Tensor<2>) -> Tensor<2> {
         let l = self.l.get::<2>(at.mode).reshape([1, self.l.len()]);
         if self.feedforward {
             at.base.forward(x * l)
@@ -310,11 +313,11 @@ impl MapPart for Factors {
         }
     }
 
-    fn merged(&self, at: &At<'_>) -> MergedLinear {
+    fn merged(&self, at: &LinearSite<'_>) -> MergedLinear {
         self.scale(at, self.l.get::<2>(Mode::Eval))
     }
 
-    fn unmerged(&self, at: &At<'_>) -> Result<MergedLinear, String> {
+    fn unmerged(&self, at: &LinearSite<'_>) -> Result<MergedLinear, String> {
         let l = self.l.get::<2>(Mode::Eval);
         if to_vec(l.clone()).iter().any(|l| l.abs() < 1e-6) {
             return Err(format!(

@@ -135,7 +135,7 @@ impl LnTuning {
             ));
         }
         if let Some(backbone) = context.backbone {
-            backbone.export(&mut |part| {
+            backbone.visit_weights(&mut |part| {
                 if let Frozen::Norm(norm) = part
                     && let Some(slot) = copies[norm.site.index()].as_mut()
                 {

@@ -1,11 +1,11 @@
 //! # SSF: scaling and shifting features
 //!
 //! ## What it does
-//! Learns a factor and an offset for every output feature of the model's linear maps and norms.
+//! Learns a factor and an offset for every output feature of the model's linear layers and norms.
 //! After training both vanish into the weights.
 //!
 //! ## Update rule
-//! `y = γ ⊙ op(x) + β` behind every chosen linear map and every norm. Merged: `W' = diag(γ) W`,
+//! `y = γ ⊙ op(x) + β` behind every chosen linear layer and every norm. Merged: `W' = diag(γ) W`,
 //! `b' = γ ⊙ b + β`.
 //!
 //! ## When to use, when not
@@ -13,17 +13,17 @@
 //! rather than new ones. LoRA reaches further.
 //!
 //! ## Cost
-//! Trainable: `2 d_out` per map or norm with a bias, `d_out` per one without. Extra memory while
+//! Trainable: `2 d_out` per layer or norm with a bias, `d_out` per one without. Extra memory while
 //! training: the output of every adapted operation. None after merging.
 //!
 //! ## Defaults and where they come from
-//! All linear maps but the head and all norms, as in the paper; factors start at one and offsets at
+//! All linear layers but the head and all norms, as in the paper; factors start at one and offsets at
 //! zero.
 //!
 //! ## Departures from the paper
 //! The paper draws initial values with standard deviation 0.02 around one and zero; here nothing
 //! changes before training. An offset exists where the model has a bias to take it up after
-//! training (`shift = "where_bias"`); with `shift = "all"` every map has one, which models without
+//! training (`shift = "where_bias"`); with `shift = "all"` every layer has one, which models without
 //! biases cannot be merged with. Token tables are left alone.
 //!
 //! ## References
@@ -50,7 +50,7 @@ pub const METHOD: Method = Method {
     name: NAME,
     aliases: &["scale-shift"],
     family: Family::Scaling,
-    summary: "A factor and an offset for every feature of maps and norms",
+    summary: "A factor and an offset for every feature of layers and norms",
     default_lr: 3e-3,
     peft_type: "SSF",
     peft_variant: None,
@@ -79,7 +79,7 @@ pub enum Shift {
     /// Those with a bias.
     #[default]
     WhereBias,
-    /// Every linear map, and norms with a bias.
+    /// Every linear layer, and norms with a bias.
     All,
     /// None.
     None,
@@ -89,7 +89,7 @@ pub enum Shift {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SsfConfig {
-    /// Linear maps: path endings, one regular expression over the whole path, or `all-linear`.
+    /// Linear layers: path endings, one regular expression over the whole path, or `all-linear`.
     pub target_modules: Names,
     /// Same grammar; wins over the targets.
     pub exclude_modules: Option<Names>,
@@ -154,7 +154,7 @@ impl Ssf {
     /// Builds factors and offsets.
     ///
     /// # Errors
-    /// No matching map, bad patterns, tables among the targets.
+    /// No matching layer, bad patterns, tables among the targets.
     pub fn new(config: SsfConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
         let targets = Targets {
             target_modules: config.target_modules.clone(),
@@ -176,7 +176,7 @@ impl Ssf {
         for id in chosen {
             let info = context.sites.info(id);
             if info.kind == SiteKind::Embedding {
-                let reason = format!("`{}` is a table of rows, not a linear map", info.path);
+                let reason = format!("`{}` is a table of rows, not a linear layer", info.path);
                 return Err(AdaptError::Config {
                     method: NAME,
                     field: "target_modules",

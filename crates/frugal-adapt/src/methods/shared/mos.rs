@@ -18,12 +18,12 @@
 //! faster to assemble.
 //!
 //! ## Cost
-//! Trainable: `e (d_in + d_out)` per map on average, exactly that of LoRA of rank `e`, whatever
+//! Trainable: `e (d_in + d_out)` per layer on average, exactly that of LoRA of rank `e`, whatever
 //! `r`, `l` and `p` are. Extra memory and compute while training: those of LoRA of rank `r`, and
-//! one gather per map. None after merging.
+//! one gather per layer. None after merging.
 //!
 //! ## Defaults and where they come from
-//! `equivalent_rank = 2`, `r = 8`, `lora_alpha = 16`, `lora_dropout = 0.1` and all linear maps are
+//! `equivalent_rank = 2`, `r = 8`, `lora_alpha = 16`, `lora_dropout = 0.1` and all linear layers are
 //! those of the released scripts. They leave shards per vector and private rank to their command
 //! line; 4 and 1 are values within the paper's ablations that divide the widths of common models.
 //! `P_A` is uniform within `±1/sqrt(d_in)` (the fan-in of the whole vector), `P_B` zero.
@@ -44,7 +44,7 @@ use std::collections::BTreeMap;
 use burn::prelude::*;
 use frugal_nn::{
     AdaptError, Adapter, BuildContext, Linear, LinearChange, LowRankChange, Mode, Parameter, Pass,
-    SiteId, SiteInfo, stream,
+    SiteId, SiteInfo, named_rng,
 };
 use rand::Rng;
 use rand::seq::SliceRandom;
@@ -105,7 +105,7 @@ pub struct MosConfig {
     pub lora_alpha: f64,
     /// Probability of dropping an input element on the low-rank path while training.
     pub lora_dropout: f64,
-    /// Which maps.
+    /// Which layers.
     #[serde(flatten)]
     pub targets: Targets,
 }
@@ -186,7 +186,7 @@ impl MosConfig {
     }
 }
 
-/// What all maps of one kind share.
+/// What all layers of one kind share.
 struct Pool {
     /// `[e L l, d_in / l]`.
     a: Parameter,
@@ -194,7 +194,7 @@ struct Pool {
     b: Parameter,
 }
 
-/// The place of a map in its pool.
+/// The place of a layer in its pool.
 struct Member {
     path: String,
     pool: usize,
@@ -235,10 +235,10 @@ fn assemble(pool: Tensor<2>, index: &[usize], shards_per_vector: usize) -> Tenso
 }
 
 impl Mos {
-    /// Builds pools and indices for every selected map.
+    /// Builds pools and indices for every selected layer.
     ///
     /// # Errors
-    /// Bad settings, no matching map, tables among the targets, a width that the number of shards
+    /// Bad settings, no matching layer, tables among the targets, a width that the number of shards
     /// does not divide.
     pub fn new(config: MosConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
         config.validate()?;
@@ -272,7 +272,7 @@ impl Mos {
         self.members.get(site.index())?.as_ref()
     }
 
-    /// `A [r, d_in]` and `B [d_out, r]` of a map.
+    /// `A [r, d_in]` and `B [d_out, r]` of a layer.
     fn assembled(&self, member: &Member, mode: Mode) -> (Tensor<2>, Tensor<2>) {
         let (pool, l) = (&self.pools[member.pool], self.config.shards_per_vector);
         // Indices come from a file.
@@ -314,7 +314,7 @@ fn pool(
     let rows = config.equivalent_rank * ids.len() * l;
     let (bound, mut rng) = (
         1.0 / (info.d_in as f32).sqrt(),
-        stream(context.seed, &format!("mos pool {kind}")),
+        named_rng(context.seed, &format!("mos pool {kind}")),
     );
     let a = (0..rows * info.d_in / l)
         .map(|_| rng.random_range(-bound..bound))
@@ -354,7 +354,7 @@ fn member(
         public + block * config.private_rank * l..public + (block + 1) * config.private_rank * l;
     let draw = |which: &str| -> Vec<f32> {
         let mut rows: Vec<usize> = (0..public).collect();
-        rows.shuffle(&mut stream(
+        rows.shuffle(&mut named_rng(
             context.seed,
             &format!("mos index {which} {path}"),
         ));

@@ -1,7 +1,7 @@
 //! # VB-LoRA: vector bank
 //!
 //! ## What it does
-//! LoRA whose factors are put together from a bank of vectors that all maps share: each piece is a
+//! LoRA whose factors are put together from a bank of vectors that all layers share: each piece is a
 //! mixture of the few vectors that its logits rank highest.
 //!
 //! ## Update rule
@@ -9,11 +9,11 @@
 //! pieces of `vector_length`; `y = x Wᵀ + x Aᵀ Bᵀ`.
 //!
 //! ## When to use, when not
-//! For very small files over many maps: what is stored per map are `k` indices and weights per
+//! For very small files over many maps: what is stored per layer are `k` indices and weights per
 //! piece. Training holds the logits over the whole bank and is slower than LoRA.
 //!
 //! ## Cost
-//! Trainable: `r (d_in + d_out) / vector_length · num_vectors` logits per map, and the bank once.
+//! Trainable: `r (d_in + d_out) / vector_length · num_vectors` logits per layer, and the bank once.
 //! Extra compute: LoRA's, and choosing the vectors. None after merging.
 //!
 //! ## Defaults and where they come from
@@ -33,7 +33,7 @@
 
 use burn::prelude::*;
 use burn::tensor::activation::softmax;
-use frugal_nn::{AdaptError, BuildContext, Mode, Parameter, normal, stream, to_vec};
+use frugal_nn::{AdaptError, BuildContext, Mode, Parameter, named_rng, standard_normal, to_vec};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -41,7 +41,7 @@ use serde_json::json;
 use crate::method::{Capabilities, Family, Method};
 use crate::settings;
 use crate::support::dropout::dropout;
-use crate::support::per_linear::{self, At, MapPart, Maps, bad};
+use crate::support::per_linear::{self, LinearAdapter, LinearSite, PerLinear, bad};
 use crate::target::Targets;
 
 const NAME: &str = "vblora";
@@ -82,7 +82,7 @@ pub struct VbloraConfig {
     pub r: usize,
     /// Vectors in the bank.
     pub num_vectors: usize,
-    /// Their length; divides both sides of every map.
+    /// Their length; divides both sides of every layer.
     pub vector_length: usize,
     /// Vectors that are mixed for one piece.
     pub topk: usize,
@@ -92,7 +92,7 @@ pub struct VbloraConfig {
     pub init_vector_bank_bound: f64,
     /// Standard deviation of the initial logits.
     pub init_logits_std: f64,
-    /// Which maps.
+    /// Which layers.
     #[serde(flatten)]
     pub targets: Targets,
 }
@@ -144,7 +144,10 @@ impl VbloraConfig {
     }
 }
 
-fn build(config: VbloraConfig, context: &BuildContext<'_>) -> Result<Maps<Logits>, AdaptError> {
+fn build(
+    config: VbloraConfig,
+    context: &BuildContext<'_>,
+) -> Result<PerLinear<Logits>, AdaptError> {
     config.validate()?;
     let (r, n, length, device) = (
         config.r,
@@ -154,7 +157,7 @@ fn build(config: VbloraConfig, context: &BuildContext<'_>) -> Result<Maps<Logits
     );
     let constants =
         json!({"bias": "none", "fan_in_fan_out": false, "save_only_topk_weights": false});
-    let maps = Maps::new(
+    let maps = PerLinear::new(
         &METHOD,
         &config.targets,
         context,
@@ -169,10 +172,10 @@ fn build(config: VbloraConfig, context: &BuildContext<'_>) -> Result<Maps<Logits
                     format!("{length} does not divide both sides of `{path}` ({d_out} x {d_in})"),
                 );
             }
-            let mut rng = stream(context.seed, path);
+            let mut rng = named_rng(context.seed, path);
             let mut logits = |name: &str, shape: [usize; 3]| {
                 let values = (0..shape.iter().product())
-                    .map(|_| config.init_logits_std as f32 * normal(&mut rng))
+                    .map(|_| config.init_logits_std as f32 * standard_normal(&mut rng))
                     .collect();
                 Parameter::new(
                     format!("{path}.vblora_logits_{name}"),
@@ -190,7 +193,7 @@ fn build(config: VbloraConfig, context: &BuildContext<'_>) -> Result<Maps<Logits
         },
     )?;
     let bound = config.init_vector_bank_bound as f32;
-    let mut rng = stream(context.seed, "vector bank");
+    let mut rng = named_rng(context.seed, "vector bank");
     let bank = (0..n * length)
         .map(|_| rng.random_range(-bound..bound))
         .collect();
@@ -205,7 +208,7 @@ fn build(config: VbloraConfig, context: &BuildContext<'_>) -> Result<Maps<Logits
     ))
 }
 
-/// The logits of one map.
+/// The logits of one layer.
 struct Logits {
     /// `[r, d_in / length, num_vectors]`.
     a: Parameter,
@@ -217,7 +220,7 @@ struct Logits {
 
 impl Logits {
     /// Mixtures of the bank for these logits: `[x, y, length]`.
-    fn mixtures(&self, logits: &Parameter, at: &At<'_>) -> Tensor<3> {
+    fn mixtures(&self, logits: &Parameter, at: &LinearSite<'_>) -> Tensor<3> {
         let (logits, bank) = (logits.get::<3>(at.mode), at.shared[0].get::<2>(at.mode));
         let [x, y, n] = logits.dims();
         let (length, k) = (bank.dims()[1], self.topk);
@@ -239,7 +242,7 @@ impl Logits {
     }
 
     /// `A [r, d_in]` and `B [d_out, r]`.
-    fn factors(&self, at: &At<'_>) -> (Tensor<2>, Tensor<2>) {
+    fn factors(&self, at: &LinearSite<'_>) -> (Tensor<2>, Tensor<2>) {
         let (a, b) = (self.mixtures(&self.a, at), self.mixtures(&self.b, at));
         let ([r, pieces, length], [rows, _, _]) = (a.dims(), b.dims());
         (
@@ -249,7 +252,7 @@ impl Logits {
     }
 }
 
-impl MapPart for Logits {
+impl LinearAdapter for Logits {
     fn parameters(&self) -> Vec<&Parameter> {
         vec![&self.a, &self.b]
     }
@@ -258,16 +261,16 @@ impl MapPart for Logits {
         vec![&mut self.a, &mut self.b]
     }
 
-    fn delta(&self, at: &At<'_>) -> Tensor<2> {
+    fn delta(&self, at: &LinearSite<'_>) -> Tensor<2> {
         let (a, b) = self.factors(at);
         b.matmul(a)
     }
 
-    fn forms_weight(&self) -> bool {
+    fn materializes_weight(&self) -> bool {
         false
     }
 
-    fn forward(&self, at: &At<'_>, x: Tensor<2>) -> Tensor<2> {
+    fn forward(&self, at: &LinearSite<'_>, x: Tensor<2>) -> Tensor<2> {
         let (a, b) = at.keep(|| self.factors(at));
         match at.mode {
             Mode::Train { seed } if self.dropout > 0.0 => {

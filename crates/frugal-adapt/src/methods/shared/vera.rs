@@ -1,7 +1,7 @@
 //! # VeRA: vector-based random matrix adaptation
 //!
 //! ## What it does
-//! One pair of frozen random projections serves all maps; only two vectors of factors per map are
+//! One pair of frozen random projections serves all layers; only two vectors of factors per layer are
 //! trained.
 //!
 //! ## Update rule
@@ -10,11 +10,11 @@
 //!
 //! ## When to use, when not
 //! Where many adapters of one model must be stored: with the projections drawn again from their key
-//! (`save_projection = false`) a file holds `r + d_out` numbers per map. Each step costs more than
+//! (`save_projection = false`) a file holds `r + d_out` numbers per layer. Each step costs more than
 //! LoRA's, because the rank must be high.
 //!
 //! ## Cost
-//! Trainable: `r + d_out` per map. Extra memory: `r (max d_in + max d_out)` once. Extra compute:
+//! Trainable: `r + d_out` per layer. Extra memory: `r (max d_in + max d_out)` once. Extra compute:
 //! `2 r (d_in + d_out)` multiply-adds per token forward. None after merging.
 //!
 //! ## Defaults and where they come from
@@ -37,7 +37,7 @@ use serde_json::json;
 use crate::method::{Capabilities, Family, Method};
 use crate::settings;
 use crate::support::dropout::dropout;
-use crate::support::per_linear::{self, At, MapPart, Maps, bad};
+use crate::support::per_linear::{self, LinearAdapter, LinearSite, PerLinear, bad};
 use crate::support::torch_random::TorchGenerator;
 use crate::target::{Layers, Names, Targets};
 
@@ -117,7 +117,7 @@ impl VeraConfig {
     }
 }
 
-fn build(config: VeraConfig, context: &BuildContext<'_>) -> Result<Maps<Factors>, AdaptError> {
+fn build(config: VeraConfig, context: &BuildContext<'_>) -> Result<PerLinear<Factors>, AdaptError> {
     config.validate()?;
     let targets = Targets {
         target_modules: config.target_modules.clone(),
@@ -128,7 +128,7 @@ fn build(config: VeraConfig, context: &BuildContext<'_>) -> Result<Maps<Factors>
     let (mut d_in, mut d_out) = (0, 0);
     let (r, device) = (config.r, &context.device);
     let constants = json!({"bias": "none", "init_weights": true, "fan_in_fan_out": false});
-    let maps = Maps::new(&METHOD, &targets, context, &config, constants, |_, info| {
+    let maps = PerLinear::new(&METHOD, &targets, context, &config, constants, |_, info| {
         (d_in, d_out) = (d_in.max(info.d_in), d_out.max(info.d_out));
         Ok(Factors {
             b: Parameter::new(
@@ -164,7 +164,7 @@ fn build(config: VeraConfig, context: &BuildContext<'_>) -> Result<Maps<Factors>
     Ok(maps.with_shared(vec![a, b], config.save_projection))
 }
 
-/// The factors of one map; the projections are shared.
+/// The factors of one layer; the projections are shared.
 struct Factors {
     /// `[d_out]`.
     b: Parameter,
@@ -174,8 +174,8 @@ struct Factors {
 }
 
 impl Factors {
-    /// `A [r, d_in]` and `B [d_out, r]` for a map of this size.
-    fn projections(at: &At<'_>) -> (Tensor<2>, Tensor<2>) {
+    /// `A [r, d_in]` and `B [d_out, r]` for a layer of this size.
+    fn projections(at: &LinearSite<'_>) -> (Tensor<2>, Tensor<2>) {
         let ([d_out, d_in], [a, b]) = (
             at.base.weight.dims(),
             [0, 1].map(|i| at.shared[i].get::<2>(Mode::Eval)),
@@ -184,7 +184,7 @@ impl Factors {
     }
 }
 
-impl MapPart for Factors {
+impl LinearAdapter for Factors {
     fn parameters(&self) -> Vec<&Parameter> {
         vec![&self.b, &self.d]
     }
@@ -193,17 +193,17 @@ impl MapPart for Factors {
         vec![&mut self.b, &mut self.d]
     }
 
-    fn delta(&self, at: &At<'_>) -> Tensor<2> {
+    fn delta(&self, at: &LinearSite<'_>) -> Tensor<2> {
         let (a, b) = Self::projections(at);
         let (scale_b, scale_d) = (self.b.get::<1>(Mode::Eval), self.d.get::<1>(Mode::Eval));
         (b * scale_b.unsqueeze_dim::<2>(1)).matmul(a * scale_d.unsqueeze_dim::<2>(1))
     }
 
-    fn forms_weight(&self) -> bool {
+    fn materializes_weight(&self) -> bool {
         false
     }
 
-    fn forward(&self, at: &At<'_>, x: Tensor<2>) -> Tensor<2> {
+    fn forward(&self, at: &LinearSite<'_>, x: Tensor<2>) -> Tensor<2> {
         let (a, b) = Self::projections(at);
         let y = at.base.forward(x.clone());
         let x = match at.mode {

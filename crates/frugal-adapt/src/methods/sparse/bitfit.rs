@@ -1,7 +1,7 @@
 //! # BitFit: biases only
 //!
 //! ## What it does
-//! Trains the biases of linear maps and norms and nothing else.
+//! Trains the biases of linear layers and norms and nothing else.
 //!
 //! ## Update rule
 //! `y = x Wᵀ + b` and `norm(x) ⊙ g + b`, with `b` trained from the model's own values.
@@ -48,7 +48,7 @@ pub const METHOD: Method = Method {
     name: NAME,
     aliases: &["bias-tuning"],
     family: Family::Sparse,
-    summary: "Trains the biases of linear maps and norms",
+    summary: "Trains the biases of linear layers and norms",
     default_lr: 3e-3,
     peft_type: "BITFIT",
     peft_variant: None,
@@ -74,7 +74,7 @@ pub const METHOD: Method = Method {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct BitfitConfig {
-    /// Path endings, or one regular expression over the whole path, of maps and norms; those
+    /// Path endings, or one regular expression over the whole path, of layers and norms; those
     /// without a bias are passed over.
     pub target_modules: Names,
     /// Same grammar; wins over the targets.
@@ -129,7 +129,7 @@ impl Bitfit {
             biases[id.index()] = Some(bias(&info.path, vec![0.0; info.d_out]));
         }
         if let Some(backbone) = context.backbone {
-            backbone.export(&mut |part| {
+            backbone.visit_weights(&mut |part| {
                 let (site, value) = match part {
                     Frozen::Linear(l) => (l.site, &l.bias),
                     Frozen::Norm(n) => (n.site, &n.bias),
@@ -265,7 +265,7 @@ mod tests {
     fn bert_base_has_the_published_share_of_biases() {
         let config = json!({"model_type": "bert", "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
             "num_attention_heads": 12, "vocab_size": 30522, "max_position_embeddings": 512, "type_vocab_size": 2});
-        // Per block 4 attention maps, 2 feed-forward maps, 2 norms; the norm of the embeddings; the
+        // Per block 4 attention layers, 2 feed-forward layers, 2 norms; the norm of the embeddings; the
         // pooler.
         let expected = 12 * (4 * 768 + 3072 + 768 + 2 * 768) + 768 + 768;
         assert_eq!(build(config.clone(), json!({})), Ok(expected));

@@ -17,7 +17,7 @@
 //! per weight instead of one.
 //!
 //! ## Cost
-//! Trainable at first: two numbers per entry of the chosen maps; kept: `density` of the entries.
+//! Trainable at first: two numbers per entry of the chosen layers; kept: `density` of the entries.
 //! Extra compute: a random number and a gate per entry and pass. None after merging.
 //!
 //! ## Defaults and where they come from
@@ -40,7 +40,8 @@ use std::collections::BTreeMap;
 use burn::prelude::*;
 use burn::tensor::activation::sigmoid;
 use frugal_nn::{
-    AdaptError, Adapter, BuildContext, Linear, Mode, Parameter, Pass, StepContext, stream, to_vec,
+    AdaptError, Adapter, BuildContext, Linear, Mode, Parameter, Pass, StepContext, named_rng,
+    to_vec,
 };
 use rand::Rng;
 use serde::{Deserialize, Serialize};
@@ -104,7 +105,7 @@ pub struct DiffPruningConfig {
     pub exclude_modules: Option<Names>,
     /// Only these blocks.
     pub layers_to_transform: Option<Layers>,
-    /// Entries of each map; what files have.
+    /// Entries of each layer; what files have.
     pub nnz: Option<BTreeMap<String, usize>>,
 }
 
@@ -185,7 +186,7 @@ impl DiffPruningConfig {
     }
 }
 
-/// While the places are learned: the change of a map, and its gates.
+/// While the places are learned: the change of a layer, and its gates.
 struct Gated {
     /// `[d_out, d_in]`.
     w: Parameter,
@@ -223,7 +224,7 @@ impl Gated {
             self.group.as_ref().map(|g| g.get::<1>(mode)),
         );
         if let Mode::Train { seed } = mode {
-            let mut rng = stream(seed, &place.path);
+            let mut rng = named_rng(seed, &place.path);
             let mut noise = |n: usize| -> Vec<f32> {
                 let logit = |u: f32| (u.ln() - (1.0 - u).ln()).clamp(-20.0, 20.0);
                 (0..n).map(|_| logit(rng.random::<f32>())).collect()
@@ -280,7 +281,7 @@ impl DiffPruning {
     /// Builds the adapter, in the form of files where the settings have `nnz`.
     ///
     /// # Errors
-    /// Bad settings, no matching map.
+    /// Bad settings, no matching layer.
     pub fn build(
         config: DiffPruningConfig,
         context: &BuildContext<'_>,
@@ -428,7 +429,7 @@ impl Adapter for DiffPruning {
         self.gated.is_empty()
     }
 
-    fn finished(&self) -> Option<Box<dyn Adapter>> {
+    fn to_inference(&self) -> Option<Box<dyn Adapter>> {
         if !self.gated.is_empty() {
             // A run that was broken off before its places were fixed: they are fixed for the file.
             let mut projected = Self {
@@ -440,7 +441,7 @@ impl Adapter for DiffPruning {
                 device: self.device.clone(),
             };
             projected.project();
-            return projected.finished();
+            return projected.to_inference();
         }
         Some(Box::new(self.sparse.finished(
             NAME,
@@ -457,7 +458,7 @@ impl Adapter for DiffPruning {
         Ok(self.delta(base, Mode::Eval))
     }
 
-    fn forms_weight(&self, base: &Linear) -> bool {
+    fn materializes_weight(&self, base: &Linear) -> bool {
         self.acts_on(base)
     }
 

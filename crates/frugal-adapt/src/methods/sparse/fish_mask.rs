@@ -14,12 +14,12 @@
 //! training while it measures; LoRA reaches the same quality with less.
 //!
 //! ## Cost
-//! Trainable: `density` of the entries of all chosen maps. Extra memory: a gradient and a sum of
-//! squares for every entry while measuring, one dense matrix per map afterwards. None after
+//! Trainable: `density` of the entries of all chosen layers. Extra memory: a gradient and a sum of
+//! squares for every entry while measuring, one dense matrix per layer afterwards. None after
 //! merging.
 //!
 //! ## Defaults and where they come from
-//! Half a per cent of the entries, the paper's main setting; all linear maps but the head. 16 steps
+//! Half a per cent of the entries, the paper's main setting; all linear layers but the head. 16 steps
 //! of measuring, or a quarter of the run if that is less.
 //!
 //! ## Departures from the paper
@@ -85,7 +85,7 @@ pub struct FishMaskConfig {
     pub exclude_modules: Option<Names>,
     /// Only these blocks.
     pub layers_to_transform: Option<Layers>,
-    /// Entries of each map; what files have.
+    /// Entries of each layer; what files have.
     pub nnz: Option<BTreeMap<String, usize>>,
 }
 
@@ -142,7 +142,7 @@ pub struct FishMask {
     /// Index into `places` by site.
     by_site: Vec<Option<usize>>,
     sparse: SparseDelta,
-    /// While measuring: a dense change of every map, which stays zero and whose gradient is that of
+    /// While measuring: a dense change of every layer, which stays zero and whose gradient is that of
     /// the weight.
     probes: Vec<Parameter>,
     /// While measuring: sums of squared gradients.
@@ -154,7 +154,7 @@ impl FishMask {
     /// Builds the adapter, in the form of files where the settings have `nnz`.
     ///
     /// # Errors
-    /// Bad settings, no matching map.
+    /// Bad settings, no matching layer.
     pub fn build(
         config: FishMaskConfig,
         context: &BuildContext<'_>,
@@ -315,7 +315,7 @@ impl Adapter for FishMask {
         Ok(())
     }
 
-    fn finished(&self) -> Option<Box<dyn Adapter>> {
+    fn to_inference(&self) -> Option<Box<dyn Adapter>> {
         Some(Box::new(self.sparse.finished(
             NAME,
             self.peft_config(),
@@ -331,7 +331,7 @@ impl Adapter for FishMask {
         Ok(self.delta(base, Mode::Eval))
     }
 
-    fn forms_weight(&self, base: &Linear) -> bool {
+    fn materializes_weight(&self, base: &Linear) -> bool {
         self.acts_on(base)
     }
 

@@ -7,7 +7,7 @@
 //!
 //! ## Update rule
 //! Score `H = |∇| / (|θ| + eps)^exp` with the gradient of the step. Step `t` of `T` releases the
-//! `u_t` frozen weights of highest score over all maps, `u_t = ⌊B / T⌋`, one more in the first
+//! `u_t` frozen weights of highest score over all layers, `u_t = ⌊B / T⌋`, one more in the first
 //! `B mod T` steps; then the optimiser updates all released ones. In the end exactly `B` weights
 //! differ from the base.
 //!
@@ -27,10 +27,10 @@
 //! prefers small weights, as PaFi does.
 //!
 //! ## Departures from the paper
-//! Candidates are the weights of linear maps; biases, norms and tables stay frozen, and a task head
+//! Candidates are the weights of linear layers; biases, norms and tables stay frozen, and a task head
 //! is trained in full outside the budget. What is trained is the change of each weight, so weight
 //! decay pulls towards the base and frozen weights stay exact under it. Selection is exact; ties go
-//! to the earlier map and index (the released code may exceed its budget and release weights
+//! to the earlier layer and index (the released code may exceed its budget and release weights
 //! twice). `schedule = "static"` spends the budget in the first step. Bias correction of the
 //! moments counts all steps, as in the released code: the first update of a late weight is larger
 //! by up to `(1 − β₁) / √(1 − β₂)`, 3.16 with the usual values.
@@ -111,7 +111,7 @@ pub struct Id3Config {
     pub schedule: Schedule,
     /// Released weights by path; set in adapter files, which then train no others.
     pub counts: Option<BTreeMap<String, usize>>,
-    /// Which maps.
+    /// Which layers.
     #[serde(flatten)]
     pub targets: Targets,
 }
@@ -211,7 +211,7 @@ fn highest(
     chosen
 }
 
-/// How the change of a map is held.
+/// How the change of a layer is held.
 enum Change {
     /// While weights are chosen: all of them, and which were released.
     Dense {
@@ -345,7 +345,7 @@ impl Site {
     }
 }
 
-/// Places and values of a map's released weights.
+/// Places and values of a layer's released weights.
 fn sparse(
     path: &str,
     sides: [usize; 2],
@@ -374,7 +374,7 @@ impl Id3 {
     /// Makes all selected weights candidates, or takes those that a file lists.
     ///
     /// # Errors
-    /// Bad settings, no matching map, a table among the targets, counts that the maps do not have.
+    /// Bad settings, no matching layer, a table among the targets, counts that the layers do not have.
     pub fn new(config: Id3Config, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
         config.validate()?;
         let chosen = linear_maps(NAME, &config.targets, context)?;
@@ -592,7 +592,7 @@ impl Adapter for Id3 {
         Ok(())
     }
 
-    fn finished(&self) -> Option<Box<dyn Adapter>> {
+    fn to_inference(&self) -> Option<Box<dyn Adapter>> {
         if self.config.counts.is_some() {
             return None;
         }
@@ -629,7 +629,7 @@ impl Adapter for Id3 {
         self.config.counts.is_some() || self.released() == self.config.budget.min(self.candidates())
     }
 
-    fn forms_weight(&self, base: &Linear) -> bool {
+    fn materializes_weight(&self, base: &Linear) -> bool {
         self.at(base.site).is_some()
     }
 

@@ -1,7 +1,7 @@
 //! # PST: parameter-efficient sparsity
 //!
 //! ## What it does
-//! Prunes linear maps while fine-tuning them: a low-rank change of the weights and a low-rank score
+//! Prunes linear layers while fine-tuning them: a low-rank change of the weights and a low-rank score
 //! of what to keep are trained, and in the end the model has sparse weights and nothing else.
 //!
 //! ## Update rule
@@ -18,14 +18,14 @@
 //! of them at the final sparsity.
 //!
 //! The merged model, read with `--quantize sparse`, is held and multiplied without its zeros. At 90
-//! % of zeros that takes 0.13 of the memory of the maps, is 1.6 to 1.9 times as fast as the dense
+//! % of zeros that takes 0.13 of the memory of the layers, is 1.6 to 1.9 times as fast as the dense
 //! product for 256 rows, and 1.2 to 1.3 times for one row with weights that come from memory, as in
 //! generation; one row with weights in the cache is slower (0.5 to 0.65 times). At 50 % it takes
 //! 0.53 of the memory and is slower everywhere (0.5 to 0.85 times): then only memory speaks for it.
 //!
 //! ## Cost
-//! Trainable: `(r + score_r + 1) (d_in + d_out)` per map. Extra memory while training: a mask and
-//! two full-size matrices per map in a pass. Extra compute: the full gradient of each weight, and a
+//! Trainable: `(r + score_r + 1) (d_in + d_out)` per layer. Extra memory while training: a mask and
+//! two full-size matrices per layer in a pass. Extra compute: the full gradient of each weight, and a
 //! selection over its scores per step. After merging none: the weights are sparse.
 //!
 //! ## Defaults and where they come from
@@ -51,7 +51,7 @@ use std::sync::{Mutex, PoisonError};
 use burn::prelude::*;
 use frugal_nn::{
     AdaptError, Adapter, BuildContext, Linear, LinearChange, MergedLinear, Mode, Parameter, Pass,
-    SiteId, StepContext, normal, stream, to_vec,
+    SiteId, StepContext, named_rng, standard_normal, to_vec,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -131,7 +131,7 @@ pub struct PstConfig {
     pub init: Init,
     /// Share of zeros now; set in adapter files.
     pub current_sparsity: Option<f64>,
-    /// Which maps.
+    /// Which layers.
     #[serde(flatten)]
     pub targets: Targets,
 }
@@ -239,7 +239,7 @@ fn rounded(share: f64) -> f64 {
     (share * 1e6).round() / 1e6
 }
 
-/// What is trained for one map.
+/// What is trained for one layer.
 struct Site {
     /// `[d_out, r]`.
     u: Parameter,
@@ -285,14 +285,14 @@ impl Site {
         let (info, device) = (context.sites.info(id), &context.device);
         let (path, d_in, d_out) = (&info.path, info.d_in, info.d_out);
         let draw = |what: &str, rank: usize| -> Vec<f32> {
-            let mut rng = stream(context.seed, &format!("{path} {what}"));
+            let mut rng = named_rng(context.seed, &format!("{path} {what}"));
             let deviation = if config.init == Init::Official {
                 1.0
             } else {
                 1.0 / (rank as f32).sqrt()
             };
             (0..d_out * rank)
-                .map(|_| deviation * normal(&mut rng))
+                .map(|_| deviation * standard_normal(&mut rng))
                 .collect()
         };
         let make = |what: &str, shape: [usize; 2], values| {
@@ -393,10 +393,10 @@ pub struct Pst {
 }
 
 impl Pst {
-    /// Builds the factors of every selected map.
+    /// Builds the factors of every selected layer.
     ///
     /// # Errors
-    /// Bad settings, no matching map, tables among the targets.
+    /// Bad settings, no matching layer, tables among the targets.
     pub fn new(config: PstConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
         config.validate()?;
         let chosen = linear_maps(NAME, &config.targets, context)?;
@@ -532,7 +532,7 @@ impl Adapter for Pst {
         self.sparsity == self.config.final_sparsity
     }
 
-    fn forms_weight(&self, base: &Linear) -> bool {
+    fn materializes_weight(&self, base: &Linear) -> bool {
         self.at(base.site).is_some()
     }
 
@@ -599,7 +599,7 @@ mod tests {
         );
     }
 
-    /// On a model whose first map is 2 x 3.
+    /// On a model whose first layer is 2 x 3.
     fn small(settings: Value) -> (Result<Pst, AdaptError>, SiteTable) {
         let raw = json!({"model_type": "llama", "hidden_size": 3, "head_dim": 2, "intermediate_size": 3, "num_hidden_layers": 1,
             "num_attention_heads": 1, "num_key_value_heads": 1, "vocab_size": 4});

@@ -11,8 +11,8 @@
 //! the weights. Several adapters overlap little. At equal size LoRA trains faster.
 //!
 //! ## Cost
-//! Trainable: `r (d_in + d_out)` per map, as LoRA; files hold two whole numbers per value besides.
-//! Extra compute: forming `ΔW` per map and step, and a gradient of the whole weight backward. None
+//! Trainable: `r (d_in + d_out)` per layer, as LoRA; files hold two whole numbers per value besides.
+//! Extra compute: forming `ΔW` per layer and step, and a gradient of the whole weight backward. None
 //! after merging.
 //!
 //! ## Defaults and where they come from
@@ -29,14 +29,14 @@
 
 use burn::prelude::*;
 use burn::tensor::IndexingUpdateOp;
-use frugal_nn::{AdaptError, BuildContext, Parameter, normal, stream};
+use frugal_nn::{AdaptError, BuildContext, Parameter, named_rng, standard_normal};
 use rand::RngCore;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::method::{Capabilities, Family, Method};
 use crate::settings;
-use crate::support::per_linear::{self, At, MapPart, Maps, bad};
+use crate::support::per_linear::{self, LinearAdapter, LinearSite, PerLinear, bad};
 use crate::support::torch_random::TorchGenerator;
 use crate::target::{Names, Targets};
 
@@ -110,14 +110,17 @@ impl ShiraConfig {
     }
 }
 
-fn build(config: ShiraConfig, context: &BuildContext<'_>) -> Result<Maps<Support>, AdaptError> {
+fn build(
+    config: ShiraConfig,
+    context: &BuildContext<'_>,
+) -> Result<PerLinear<Support>, AdaptError> {
     config.validate()?;
     let targets = Targets {
         target_modules: config.target_modules.clone(),
         ..Targets::default()
     };
     let constants = json!({"mask_type": "random", "fan_in_fan_out": false});
-    Maps::new(&METHOD, &targets, context, &config, constants, |_, info| {
+    PerLinear::new(&METHOD, &targets, context, &config, constants, |_, info| {
         let places = info.d_in * info.d_out;
         let count = config.r.saturating_mul(info.d_in + info.d_out);
         if count > places {
@@ -127,7 +130,7 @@ fn build(config: ShiraConfig, context: &BuildContext<'_>) -> Result<Maps<Support
             );
             return bad(NAME, "r", reason);
         }
-        let mut rng = stream(context.seed, &info.path);
+        let mut rng = named_rng(context.seed, &info.path);
         let mut generator = TorchGenerator::new(
             config
                 .random_seed
@@ -142,7 +145,7 @@ fn build(config: ShiraConfig, context: &BuildContext<'_>) -> Result<Maps<Support
         let values = if config.init_weights {
             vec![0.0; count]
         } else {
-            (0..count).map(|_| normal(&mut rng)).collect()
+            (0..count).map(|_| standard_normal(&mut rng)).collect()
         };
         let (path, device) = (&info.path, &context.device);
         Ok(Support {
@@ -167,7 +170,7 @@ struct Support {
     indices: Parameter,
 }
 
-impl MapPart for Support {
+impl LinearAdapter for Support {
     fn parameters(&self) -> Vec<&Parameter> {
         vec![&self.weight, &self.indices]
     }
@@ -176,7 +179,7 @@ impl MapPart for Support {
         vec![&mut self.weight, &mut self.indices]
     }
 
-    fn delta(&self, at: &At<'_>) -> Tensor<2> {
+    fn delta(&self, at: &LinearSite<'_>) -> Tensor<2> {
         let ([d_out, d_in], weight) = (at.base.weight.dims(), self.weight.get::<1>(at.mode));
         let indices = self.indices.to_vec();
         let (rows, cols) = indices.split_at(self.weight.len());

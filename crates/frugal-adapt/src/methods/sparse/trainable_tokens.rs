@@ -31,7 +31,7 @@ use burn::prelude::*;
 use burn::tensor::IndexingUpdateOp;
 use frugal_nn::{
     AdaptError, Adapter, BuildContext, Embedding, Frozen, Linear, LinearChange, MergedLinear, Mode,
-    Parameter, Pass, SiteId, SiteKind, lookup, normal, stream, to_vec,
+    Parameter, Pass, SiteId, SiteKind, lookup, named_rng, standard_normal, to_vec,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -165,10 +165,12 @@ impl TrainableTokens {
             .find(|(_, s)| s.tied && is_input)
             .map(|(id, _)| id);
         let shape = [config.token_indices.len(), info.d_out];
-        let mut rng = stream(context.seed, &info.path);
-        let mut values: Vec<f32> = (0..shape[0] * shape[1]).map(|_| normal(&mut rng)).collect();
+        let mut rng = named_rng(context.seed, &info.path);
+        let mut values: Vec<f32> = (0..shape[0] * shape[1])
+            .map(|_| standard_normal(&mut rng))
+            .collect();
         if let (Some(backbone), true) = (context.backbone, config.init_weights) {
-            backbone.export(&mut |part| match part {
+            backbone.visit_weights(&mut |part| match part {
                 Frozen::Embedding(e) if e.site == table => {
                     values = to_vec(e.weight.rows(&config.token_indices))
                 }
@@ -236,7 +238,7 @@ impl TrainableTokens {
         let shape = [config.token_indices.len(), width];
         let mut values = vec![0.0; shape[0] * shape[1]];
         if let Some(backbone) = context.backbone {
-            backbone.export(&mut |part| match part {
+            backbone.visit_weights(&mut |part| match part {
                 Frozen::Embedding(e) if e.site == site => {
                     values = to_vec(e.weight.rows(&config.token_indices))
                 }

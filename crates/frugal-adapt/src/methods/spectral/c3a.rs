@@ -12,7 +12,7 @@
 //! at the same size is the safer start.
 //!
 //! ## Cost
-//! Trainable: `d_in d_out / b` per map. Extra compute: forming `ΔW` per map and step, and a
+//! Trainable: `d_in d_out / b` per layer. Extra compute: forming `ΔW` per layer and step, and a
 //! gradient of the whole weight backward. None after merging.
 //!
 //! ## Defaults and where they come from
@@ -30,7 +30,7 @@
 //!   Convolution, 2024, arXiv 2407.19342.
 
 use burn::prelude::*;
-use frugal_nn::{AdaptError, BuildContext, Parameter, normal, stream};
+use frugal_nn::{AdaptError, BuildContext, Parameter, named_rng, standard_normal};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -39,7 +39,7 @@ use crate::method::{Capabilities, Family, Method};
 use crate::methods::low_rank::lora::Init;
 use crate::pattern::Patterns;
 use crate::settings;
-use crate::support::per_linear::{self, At, MapPart, Maps, bad};
+use crate::support::per_linear::{self, LinearAdapter, LinearSite, PerLinear, bad};
 use crate::target::{Targets, check_patterns, pattern_value};
 
 const NAME: &str = "c3a";
@@ -77,7 +77,7 @@ pub const METHOD: Method = Method {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct C3aConfig {
-    /// Size of the circulant blocks; divides both sides of every map.
+    /// Size of the circulant blocks; divides both sides of every layer.
     pub block_size: usize,
     /// Block size by path pattern.
     pub block_size_pattern: Patterns<usize>,
@@ -130,7 +130,7 @@ impl C3aConfig {
     }
 }
 
-fn build(config: C3aConfig, context: &BuildContext<'_>) -> Result<Maps<Kernel>, AdaptError> {
+fn build(config: C3aConfig, context: &BuildContext<'_>) -> Result<PerLinear<Kernel>, AdaptError> {
     config.validate()?;
     check_patterns(
         "block_size_pattern",
@@ -143,7 +143,7 @@ fn build(config: C3aConfig, context: &BuildContext<'_>) -> Result<Maps<Kernel>, 
         layers_pattern: config.layers_pattern.clone(),
         ..Targets::default()
     };
-    Maps::new(
+    PerLinear::new(
         &METHOD,
         &targets,
         context,
@@ -163,7 +163,7 @@ fn build(config: C3aConfig, context: &BuildContext<'_>) -> Result<Maps<Kernel>, 
                 );
             }
             let shape = [info.d_out / b, info.d_in / b, b];
-            let mut rng = stream(context.seed, &info.path);
+            let mut rng = named_rng(context.seed, &info.path);
             let mut uniform = |variance: f64| {
                 let bound = (3.0 * variance).sqrt() as f32;
                 rng.random_range(-bound..bound)
@@ -173,8 +173,8 @@ fn build(config: C3aConfig, context: &BuildContext<'_>) -> Result<Maps<Kernel>, 
             let values = match &config.init_weights {
                 Init::Default(true) => vec![0.0; len],
                 Init::Named(name) if name == "gaussian" => {
-                    let mut rng = stream(context.seed, &info.path);
-                    (0..len).map(|_| normal(&mut rng)).collect()
+                    let mut rng = named_rng(context.seed, &info.path);
+                    (0..len).map(|_| standard_normal(&mut rng)).collect()
                 }
                 Init::Named(name) if name == "kaiming_uniform" => {
                     (0..len).map(|_| uniform(1.0 / (3.0 * d_in))).collect()
@@ -193,13 +193,13 @@ fn build(config: C3aConfig, context: &BuildContext<'_>) -> Result<Maps<Kernel>, 
     )
 }
 
-/// The rows of one map's blocks.
+/// The rows of one layer's blocks.
 struct Kernel {
     /// `[d_out / b, d_in / b, b]`.
     w: Parameter,
 }
 
-impl MapPart for Kernel {
+impl LinearAdapter for Kernel {
     fn parameters(&self) -> Vec<&Parameter> {
         vec![&self.w]
     }
@@ -208,7 +208,7 @@ impl MapPart for Kernel {
         vec![&mut self.w]
     }
 
-    fn delta(&self, at: &At<'_>) -> Tensor<2> {
+    fn delta(&self, at: &LinearSite<'_>) -> Tensor<2> {
         let (w, d_in) = (self.w.get::<3>(at.mode), at.base.weight.dims()[1]);
         circulant(w) / d_in as f32
     }

@@ -2,18 +2,18 @@
 //!
 //! ## What it does
 //! The change of a weight is the inverse Fourier transform of a few trained coefficients at random
-//! frequencies, the same ones for all maps of a size.
+//! frequencies, the same ones for all layers of a size.
 //!
 //! ## Update rule
 //! `ΔW = scaling · Re(ifft2(S))`, `S [d_out, d_in]` zero but for `n_frequency` trained entries.
 //!
 //! ## When to use, when not
-//! For very small files: a thousand numbers per map, whatever its size. Steps are slow on a CPU,
+//! For very small files: a thousand numbers per layer, whatever its size. Steps are slow on a CPU,
 //! because `ΔW` is formed anew each time; prefer IA³ or VeRA there unless the file size decides.
 //!
 //! ## Cost
-//! Trainable: `n_frequency` per map. Extra memory: `2 n_frequency (d_in + d_out)` numbers per size
-//! of map. Extra compute: `2 n_frequency d_in d_out` multiply-adds per map and step, forward, and
+//! Trainable: `n_frequency` per layer. Extra memory: `2 n_frequency (d_in + d_out)` numbers per size
+//! of layer. Extra compute: `2 n_frequency d_in d_out` multiply-adds per layer and step, forward, and
 //! twice that backward. None after merging.
 //!
 //! ## Defaults and where they come from
@@ -33,14 +33,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use burn::prelude::*;
-use frugal_nn::{AdaptError, BuildContext, Parameter, normal, stream};
+use frugal_nn::{AdaptError, BuildContext, Parameter, named_rng, standard_normal};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::method::{Capabilities, Family, Method};
 use crate::pattern::Patterns;
 use crate::settings;
-use crate::support::per_linear::{self, At, MapPart, Maps, bad};
+use crate::support::per_linear::{self, LinearAdapter, LinearSite, PerLinear, bad};
 use crate::support::torch_random::TorchGenerator;
 use crate::target::{Targets, check_patterns, pattern_value};
 
@@ -79,7 +79,7 @@ pub const METHOD: Method = Method {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct FourierConfig {
-    /// Coefficients per map.
+    /// Coefficients per layer.
     pub n_frequency: usize,
     /// Scale of the change.
     pub scaling: f64,
@@ -89,7 +89,7 @@ pub struct FourierConfig {
     pub init_weights: bool,
     /// Number of coefficients by path pattern.
     pub n_frequency_pattern: Patterns<usize>,
-    /// Which maps.
+    /// Which layers.
     #[serde(flatten)]
     pub targets: Targets,
 }
@@ -124,10 +124,10 @@ impl FourierConfig {
     }
 }
 
-/// Elements that the waves of one size of map may have: 2 GiB.
-const MOST_WAVES: u64 = 1 << 29;
+/// Elements that the waves of one size of layer may have: 2 GiB.
+const MAX_WAVES: u64 = 1 << 29;
 
-/// What the coefficients of one size of map multiply: `Re(ifft2)` of one entry at `(u, v)` is
+/// What the coefficients of one size of layer multiply: `Re(ifft2)` of one entry at `(u, v)` is
 /// `cos(2π (u i / d_out + v j / d_in)) / (d_out d_in)`, a sum of two products of waves along the
 /// rows and the columns.
 struct Waves {
@@ -162,7 +162,10 @@ impl Waves {
     }
 }
 
-fn build(config: FourierConfig, context: &BuildContext<'_>) -> Result<Maps<Spectrum>, AdaptError> {
+fn build(
+    config: FourierConfig,
+    context: &BuildContext<'_>,
+) -> Result<PerLinear<Spectrum>, AdaptError> {
     config.validate()?;
     check_patterns(
         "n_frequency_pattern",
@@ -171,7 +174,7 @@ fn build(config: FourierConfig, context: &BuildContext<'_>) -> Result<Maps<Spect
     )?;
     let mut known: HashMap<(usize, usize, usize), Arc<Waves>> = HashMap::new();
     let constants = json!({"bias": "none", "fan_in_fan_out": false});
-    Maps::new(
+    PerLinear::new(
         &METHOD,
         &config.targets,
         context,
@@ -194,7 +197,7 @@ fn build(config: FourierConfig, context: &BuildContext<'_>) -> Result<Maps<Spect
             }
             // Each has a wave along every row and every column.
             let waves = 2 * (info.d_in + info.d_out) as u64 * count as u64;
-            if waves > MOST_WAVES {
+            if waves > MAX_WAVES {
                 let gib = (waves * 4) as f64 / f64::from(1 << 30);
                 return bad(
                     NAME,
@@ -205,11 +208,11 @@ fn build(config: FourierConfig, context: &BuildContext<'_>) -> Result<Maps<Spect
                     ),
                 );
             }
-            let mut rng = stream(context.seed, &info.path);
+            let mut rng = named_rng(context.seed, &info.path);
             let values = if config.init_weights {
                 vec![0.0; count]
             } else {
-                (0..count).map(|_| normal(&mut rng)).collect()
+                (0..count).map(|_| standard_normal(&mut rng)).collect()
             };
             let new = || {
                 Arc::new(Waves::new(
@@ -237,7 +240,7 @@ fn build(config: FourierConfig, context: &BuildContext<'_>) -> Result<Maps<Spect
     )
 }
 
-/// The coefficients of one map.
+/// The coefficients of one layer.
 struct Spectrum {
     /// `[n]`.
     coefficients: Parameter,
@@ -245,7 +248,7 @@ struct Spectrum {
     scale: f32,
 }
 
-impl MapPart for Spectrum {
+impl LinearAdapter for Spectrum {
     fn parameters(&self) -> Vec<&Parameter> {
         vec![&self.coefficients]
     }
@@ -254,7 +257,7 @@ impl MapPart for Spectrum {
         vec![&mut self.coefficients]
     }
 
-    fn delta(&self, at: &At<'_>) -> Tensor<2> {
+    fn delta(&self, at: &LinearSite<'_>) -> Tensor<2> {
         let c = self.coefficients.get::<1>(at.mode) * self.scale;
         let both = Tensor::cat(vec![c.clone(), c], 0).unsqueeze::<2>();
         let (rows, cols) = (self.waves.rows.clone(), self.waves.cols.clone());

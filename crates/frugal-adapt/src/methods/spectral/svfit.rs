@@ -9,19 +9,19 @@
 //! gradient of `σᵢ` is `uᵢᵀ (∂L/∂W') vᵢ`.
 //!
 //! ## When to use, when not
-//! When a handful of numbers per map is all there is room for, and the task is close to what the
+//! When a handful of numbers per layer is all there is room for, and the task is close to what the
 //! model knows: stretching existing directions cannot turn them, so it teaches little that is new.
 //! LoRA of the same rank learns more with `d_in + d_out` times the parameters.
 //!
 //! ## Cost
-//! Trainable: `r` per map. Extra memory: `r (d_in + d_out)` frozen numbers per map, and `r` numbers
+//! Trainable: `r` per layer. Extra memory: `r (d_in + d_out)` frozen numbers per layer, and `r` numbers
 //! per token while training. Extra compute: that of LoRA of rank `r`; before training one singular
-//! value decomposition per map. None after merging.
+//! value decomposition per layer. None after merging.
 //!
 //! ## Defaults and where they come from
 //! Query and value maps: with all 768 singular values of RoBERTa-base they give 18,432 parameters,
 //! one sixteenth of LoRA of rank 8, which is the ratio that the abstract states; the body of the
-//! paper was not available. `r = 64` keeps the decomposition short; a rank at or above a map's
+//! paper was not available. `r = 64` keeps the decomposition short; a rank at or above a layer's
 //! smaller side means all of them. `energy` chooses the rank by the share of the squared singular
 //! values instead (the paper speaks of 99 % of the information). The rate is far above that of
 //! LoRA, because each number scales one atom of unit norm.
@@ -90,9 +90,9 @@ pub const METHOD: Method = Method {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SvfitConfig {
-    /// Singular values per map; at most its smaller side.
+    /// Singular values per layer; at most its smaller side.
     pub r: usize,
-    /// Choose the rank of each map as the smallest whose squared singular values make up this
+    /// Choose the rank of each layer as the smallest whose squared singular values make up this
     /// share.
     pub energy: Option<f64>,
     /// Rank by path, as found by `energy`; wins over both.
@@ -103,7 +103,7 @@ pub struct SvfitConfig {
     pub nonnegative: bool,
     /// Decompose the weights; `false` leaves the vectors to the adapter file.
     pub init_weights: bool,
-    /// Which maps.
+    /// Which layers.
     #[serde(flatten)]
     pub targets: Targets,
 }
@@ -161,7 +161,7 @@ fn from_peft(config: &Map<String, Value>) -> Result<Map<String, Value>, AdaptErr
     Ok(settings)
 }
 
-/// The frozen basis of one map and the change of its singular values.
+/// The frozen basis of one layer and the change of its singular values.
 struct Atoms {
     path: String,
     rank: usize,
@@ -307,10 +307,10 @@ pub struct Svfit {
 }
 
 impl Svfit {
-    /// Decomposes every selected map.
+    /// Decomposes every selected layer.
     ///
     /// # Errors
-    /// Bad settings, no matching map, tables among the targets.
+    /// Bad settings, no matching layer, tables among the targets.
     pub fn new(config: SvfitConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
         config.validate()?;
         let mut targets = config.targets.clone();
@@ -477,7 +477,7 @@ mod tests {
         .unwrap()
     }
 
-    /// An adapter with one map, `W = [[3, 0], [4, 5]]`.
+    /// An adapter with one layer, `W = [[3, 0], [4, 5]]`.
     fn worked(settings: Value) -> (Svfit, Linear) {
         let raw = serde_json::json!({"model_type": "llama", "hidden_size": 2, "intermediate_size": 2, "num_hidden_layers": 1,
             "num_attention_heads": 1, "num_key_value_heads": 1, "vocab_size": 4});

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Error, Result, bail};
-use frugal::adapt::{AdapterSet, Choice};
+use frugal::adapt::{ActiveAdapters, AdapterSet};
 use frugal::measure::language_model::{HarnessModel, Stretch};
 use frugal::model::load::ModelFiles;
 use frugal_eval::report::DatasetInfo;
@@ -85,7 +85,7 @@ pub fn each(
         let model = HarnessModel {
             backbone: backbone.as_ref(),
             adapters: &adapters,
-            choice: Choice::Base,
+            choice: ActiveAdapters::Base,
             tokenizer: files.tokenizer()?,
             batch_tokens: 2048,
             fingerprint: name.clone(),

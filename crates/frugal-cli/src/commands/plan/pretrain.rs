@@ -249,7 +249,7 @@ fn chosen(args: &Args) -> Result<Chosen> {
     })
 }
 
-/// Parameters of the linear maps within the blocks.
+/// Parameters of the linear layers within the blocks.
 fn non_embedding(model: &str, offline: bool) -> Result<f64> {
     let files = ModelFiles::open(model, &lookup(offline))?;
     let sites = files.sites();

@@ -1,12 +1,12 @@
 //! # STABLE-RPS: randomised parameter sharing
 //!
 //! ## What it does
-//! Reads every weight of the chosen maps and tables from one small trained array through a fixed
+//! Reads every weight of the chosen layers and tables from one small trained array through a fixed
 //! random mapping, so that the model has a tenth, or a hundredth, of its weights. This is ROAST
 //! with the mapping and the gradient scaling that make it stable.
 //!
 //! ## Update rule
-//! `wᵢ = λ gᵢ ψ[idx(i)]` with a random sign `gᵢ` and one `λ` per map. With `m` parameters, flat
+//! `wᵢ = λ gᵢ ψ[idx(i)]` with a random sign `gᵢ` and one `λ` per layer. With `m` parameters, flat
 //! index `i` in chunk `c = ⌊i / m⌋` reads `idx(i) = (u(c) + i − c m) mod m`: each chunk is a
 //! rotation of the whole array (RANDOMFOLD). The step of `ψⱼ` is divided by `Γⱼ = (Σ λᵢ)² / nⱼ`
 //! over the `nⱼ` weights that read it, which makes it independent of the scale that `ψ` starts
@@ -20,7 +20,7 @@
 //! ## Cost
 //! Trainable: `⌊n / compression⌋` for `n` weights. Extra memory: in a pass, each weight that is
 //! read is formed; its factor `λ gᵢ` is kept from the first pass on. Extra compute: forming it, and
-//! a gradient of the array's length per map. After merging none, but then the weights are as many
+//! a gradient of the array's length per layer. After merging none, but then the weights are as many
 //! as before.
 //!
 //! ## Defaults and where they come from
@@ -64,7 +64,7 @@ use crate::support::own_files;
 use crate::target::Targets;
 use frugal_nn::{
     AdaptError, Adapter, BuildContext, GradientSum, MergedLinear, Mode, Parameter, Pass,
-    StepContext, normal, stream, to_vec,
+    StepContext, named_rng, standard_normal, to_vec,
 };
 use frugal_nn::{Embedding, Frozen, Linear, SiteId, SiteKind, lookup};
 
@@ -134,7 +134,7 @@ pub struct StableRpsConfig {
     pub scale_update: bool,
     /// Decides mapping and signs.
     pub seed: u64,
-    /// Which maps and tables.
+    /// Which layers and tables.
     #[serde(flatten)]
     pub targets: Targets,
 }
@@ -217,7 +217,7 @@ pub struct StableRps {
 fn base_weights(context: &BuildContext<'_>) -> Vec<Option<Vec<f32>>> {
     let mut weights = vec![None; context.sites.len()];
     if let Some(backbone) = context.backbone {
-        backbone.export(&mut |part| match part {
+        backbone.visit_weights(&mut |part| match part {
             Frozen::Linear(linear) => {
                 weights[linear.site.index()] = Some(to_vec(linear.weight.dense()))
             }
@@ -242,10 +242,10 @@ fn deviation(values: &[f32]) -> f64 {
 }
 
 impl StableRps {
-    /// Lays out the array for every selected map and table.
+    /// Lays out the array for every selected layer and table.
     ///
     /// # Errors
-    /// Bad settings, no matching map, more compression than there are weights.
+    /// Bad settings, no matching layer, more compression than there are weights.
     pub fn new(config: StableRpsConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
         config.validate()?;
         let chosen = config.targets.select(context.sites)?;
@@ -350,9 +350,11 @@ impl StableRps {
                 }
             }
         }
-        let mut rng = stream(context.seed, "rps psi");
+        let mut rng = named_rng(context.seed, "rps psi");
         let psi = match self.config.init {
-            Init::Random => (0..m).map(|_| sigma as f32 * normal(&mut rng)).collect(),
+            Init::Random => (0..m)
+                .map(|_| sigma as f32 * standard_normal(&mut rng))
+                .collect(),
             Init::Fit => product
                 .iter()
                 .zip(&square)
@@ -544,11 +546,11 @@ impl Adapter for StableRps {
         self.config.scale_gradient || self.config.scale_update
     }
 
-    fn forms_weight(&self, base: &Linear) -> bool {
+    fn materializes_weight(&self, base: &Linear) -> bool {
         self.at(base.site).is_some()
     }
 
-    fn forms_table(&self, base: &Embedding) -> bool {
+    fn materializes_embedding(&self, base: &Embedding) -> bool {
         self.at(base.site).is_some()
     }
 

@@ -14,7 +14,7 @@ pub(crate) const NAME: &str = "adalora";
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AdaLoraConfig {
-    /// Rank of every map at the start.
+    /// Rank of every layer at the start.
     pub init_r: usize,
     /// Mean rank at the end.
     pub target_r: usize,

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 
 use burn::prelude::*;
-use frugal_nn::{AdaptError, BuildContext, Mode, Parameter, SiteId, SiteKind, normal, stream};
+use frugal_nn::{
+    AdaptError, BuildContext, Mode, Parameter, SiteId, SiteKind, named_rng, standard_normal,
+};
 
 use crate::methods::low_rank::adalora::config::{AdaLoraConfig, NAME};
 
-/// The decomposed change of one map.
+/// The decomposed change of one layer.
 pub(crate) struct Triplets {
     pub path: String,
     /// `[r, d_in]`.
@@ -99,7 +101,7 @@ fn parameter(name: &str, shape: &[usize], values: Vec<f32>, device: &Device) -> 
 }
 
 impl Triplets {
-    /// Those of a map at the start.
+    /// Those of a layer at the start.
     pub fn new(
         config: &AdaLoraConfig,
         context: &BuildContext<'_>,
@@ -108,17 +110,17 @@ impl Triplets {
         let (info, rank) = (context.sites.info(id), config.init_r);
         let path = info.path.clone();
         if info.kind == SiteKind::Embedding {
-            let reason = format!("`{path}` is a table of rows, not a linear map");
+            let reason = format!("`{path}` is a table of rows, not a linear layer");
             return Err(AdaptError::Config {
                 method: NAME,
                 field: "target_modules",
                 reason,
             });
         }
-        let mut rng = stream(context.seed, &path);
+        let mut rng = named_rng(context.seed, &path);
         let mut draw = |n: usize| {
             (0..n)
-                .map(|_| 0.02 * normal(&mut rng))
+                .map(|_| 0.02 * standard_normal(&mut rng))
                 .collect::<Vec<f32>>()
         };
         let (a, b) = (draw(rank * info.d_in), draw(info.d_out * rank));
@@ -146,7 +148,7 @@ impl Triplets {
     }
 }
 
-/// The mask of a map in `rank_pattern`, whose paths may lack the prefix that bare base models leave
+/// The mask of a layer in `rank_pattern`, whose paths may lack the prefix that bare base models leave
 /// out.
 pub(crate) fn alive_of<'a>(
     pattern: &'a BTreeMap<String, Vec<bool>>,

@@ -13,13 +13,13 @@ pub(crate) const NAME: &str = "increlora";
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct IncreloraConfig {
-    /// Rank of every map at the start.
+    /// Rank of every layer at the start.
     pub init_r: usize,
     /// Mean rank at the end.
     pub target_rank: usize,
     /// Maps that grow in a round.
     pub top_h: usize,
-    /// Components that a growing map gains; 0 for half of `target_rank`.
+    /// Components that a growing layer gains; 0 for half of `target_rank`.
     pub incre_rank_num: usize,
     /// Steps before growth may begin; 0 for `incre_interval`.
     pub init_warmup: u64,
@@ -41,7 +41,7 @@ pub struct IncreloraConfig {
     pub lora_dropout: f64,
     /// Sizes of the groups of components by path, as growth left them; set in adapter files.
     pub groups: BTreeMap<String, Vec<usize>>,
-    /// Which maps.
+    /// Which layers.
     #[serde(flatten)]
     pub targets: Targets,
 }

@@ -1,26 +1,26 @@
 //! # IncreLoRA: rank grown where it matters
 //!
 //! ## What it does
-//! Starts every map at rank 1 and, at intervals, gives further rank-1 components to the maps whose
+//! Starts every layer at rank 1 and, at intervals, gives further rank-1 components to the layers whose
 //! change matters most, until a budget is spent. The next components warm up in the background
 //! before they count.
 //!
 //! ## Update rule
-//! `ΔW = s / (R + 1e-5) · Σ eᵢ bᵢ aᵢ` over the `R` active components of the map and its reserve,
+//! `ΔW = s / (R + 1e-5) · Σ eᵢ bᵢ aᵢ` over the `R` active components of the layer and its reserve,
 //! whose `e` stays at 1e-5. Importance: `S = Σ |ΔW ⊙ ∂L/∂ΔW| / √(d_out d_in)`, smoothed to
 //! `I ← β₁ I + (1 − β₁) S` and `U ← β₂ U + (1 − β₂) |S − I|`; the score is `I U`. Every
 //! `incre_interval` steps the `top_h` maps of highest score turn their reserve of `incre_rank_num`
 //! components into active ones and get a new reserve. Each group of components warms its rate up by
 //! itself. The loss gains `orth_reg_weight` times the mean of `‖A Aᵀ − I‖` and `‖Bᵀ B − I‖` over
-//! all maps.
+//! all layers.
 //!
 //! ## When to use, when not
-//! For small data sets under a tight budget, where some maps need rank and most do not. A run must
+//! For small data sets under a tight budget, where some layers need rank and most do not. A run must
 //! be long enough for its rounds of growth; otherwise LoRA of the same mean rank is simpler.
 //!
 //! ## Cost
 //! Trainable in the end: `Σ R (d_in + d_out + 1)`, with mean `R` of `target_rank`. While it grows,
-//! the gradient of every `ΔW` is formed: `d_in d_out` numbers per map twice over, and as much
+//! the gradient of every `ΔW` is formed: `d_in d_out` numbers per layer twice over, and as much
 //! compute as training these weights. None after merging.
 //!
 //! ## Defaults and where they come from
@@ -34,7 +34,7 @@
 //! ## Departures from the paper
 //! A group's clock multiplies the run's schedule: it rises linearly from 0 over `warmup_steps`, and
 //! all groups then fall together, where the released code lets each fall from the full rate over
-//! what is left. Equal scores go to the earlier map and the last round is cut to the budget; the
+//! what is left. Equal scores go to the earlier layer and the last round is cut to the budget; the
 //! released code may overshoot it and then never stops. Gradients are summed over micro-batches,
 //! where it scores the last one, and scored before clipping. Once the budget is spent the reserve
 //! is dropped. With dropout, importance is that of the dropped input.
@@ -53,7 +53,7 @@ use std::collections::BTreeMap;
 use burn::prelude::*;
 use frugal_nn::{
     AdaptError, Adapter, BuildContext, GradientSum, Linear, LinearChange, Mode, Parameter, Pass,
-    SiteId, SiteInfo, StepContext, normal, stream, to_vec,
+    SiteId, SiteInfo, StepContext, named_rng, standard_normal, to_vec,
 };
 use serde_json::{Map, Value, json};
 
@@ -75,7 +75,7 @@ pub const METHOD: Method = Method {
     name: NAME,
     aliases: &["incremental-lora"],
     family: Family::LowRank,
-    summary: "LoRA whose rank grows in the maps that matter most",
+    summary: "LoRA whose rank grows in the layers that matter most",
     default_lr: 3e-3,
     peft_type: PEFT_TYPE,
     peft_variant: None,
@@ -119,7 +119,7 @@ fn orthogonality(rows: Tensor<2>) -> Tensor<1> {
     (off.clone().mul(off).sum() + 1e-12).sqrt()
 }
 
-/// Checks the sizes of a map's groups, which are the file's.
+/// Checks the sizes of a layer's groups, which are the file's.
 fn check_groups(info: &SiteInfo, sizes: &[usize]) -> Result<(), AdaptError> {
     let most = info.d_in * info.d_out;
     let fits = sizes
@@ -141,10 +141,10 @@ fn check_groups(info: &SiteInfo, sizes: &[usize]) -> Result<(), AdaptError> {
 }
 
 impl Increlora {
-    /// Builds the first components of every selected map.
+    /// Builds the first components of every selected layer.
     ///
     /// # Errors
-    /// Bad settings, no matching map, a table among the targets, groups that no map can have.
+    /// Bad settings, no matching layer, a table among the targets, groups that no layer can have.
     pub fn new(config: IncreloraConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
         config.validate()?;
         let chosen = linear_maps(NAME, &config.targets, context)?;
@@ -190,7 +190,7 @@ impl Increlora {
         self.modules.get(site.index())?.as_ref()
     }
 
-    /// Active components of all maps.
+    /// Active components of all layers.
     fn total(&self) -> usize {
         self.modules.iter().flatten().map(Module::rank).sum()
     }
@@ -203,8 +203,8 @@ impl Increlora {
     fn group(&self, module: &Module, size: usize, e: f32, active: bool, step: u64) -> Group {
         let (number, path) = (module.groups.len(), &module.path);
         let draw = |what: &str, n: usize| -> Vec<f32> {
-            let mut rng = stream(self.seed, &format!("{path} {what} {number}"));
-            (0..n).map(|_| 0.02 * normal(&mut rng)).collect()
+            let mut rng = named_rng(self.seed, &format!("{path} {what} {number}"));
+            (0..n).map(|_| 0.02 * standard_normal(&mut rng)).collect()
         };
         let make = |trained: bool, what: &str, shape: [usize; 2], values| {
             let name = format!("{path}.lora_{what}.{number}");
@@ -310,7 +310,7 @@ impl Increlora {
         }
     }
 
-    /// One round: the most important maps turn their reserve active.
+    /// One round: the most important layers turn their reserve active.
     fn grow(&mut self, top_h: usize, step: u64, gradients: &mut GradientSum) {
         let mut order: Vec<(usize, f32)> = self
             .modules
@@ -541,7 +541,7 @@ impl Adapter for Increlora {
         Ok(())
     }
 
-    fn finished(&self) -> Option<Box<dyn Adapter>> {
+    fn to_inference(&self) -> Option<Box<dyn Adapter>> {
         // What is in reserve has hardly any effect yet.
         self.modules
             .iter()

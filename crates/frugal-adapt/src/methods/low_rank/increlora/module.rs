@@ -1,4 +1,4 @@
-//! An adapted map of IncreLoRA: groups of components, the last of them perhaps a reserve.
+//! An adapted layer of IncreLoRA: groups of components, the last of them perhaps a reserve.
 
 use burn::prelude::*;
 use frugal_nn::{GradientSum, Mode, Parameter};
@@ -21,7 +21,7 @@ pub(crate) struct Group {
     pub(crate) promoted: u64,
 }
 
-/// One adapted map.
+/// One adapted layer.
 #[derive(Clone)]
 pub(crate) struct Module {
     pub(crate) path: String,

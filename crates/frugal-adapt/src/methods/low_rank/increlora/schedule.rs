@@ -47,7 +47,7 @@ impl Pace {
     }
 }
 
-/// Importance of a map.
+/// Importance of a layer.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Importance {
     pub(crate) mean: f32,

@@ -98,7 +98,7 @@ fn growth_spends_the_budget_exactly_on_the_most_important() {
         let modules = adapter.modules.iter().flatten().count();
         assert_eq!(modules, 12);
         for (i, module) in adapter.modules.iter_mut().flatten().enumerate() {
-            // Two maps are more important than all others, which are equal.
+            // Two layers are more important than all others, which are equal.
             let mean = if i == 3 || i == 7 { 2.0 } else { 1.0 };
             module.importance = Importance {
                 mean,
@@ -164,7 +164,7 @@ fn counts_at_uniform_rank_are_those_of_the_paper() {
 
 #[test]
 fn gradients_of_a_group_that_is_cut_to_the_budget_are_cut_with_it() {
-    // Two maps of one component, 6 wanted: the round gives 3 and the 1 that is left.
+    // Two layers of one component, 6 wanted: the round gives 3 and the 1 that is left.
     let mut adapter = build(
         json!({"target_rank": 3, "incre_rank_num": 3, "top_h": 2, "target_modules": ["query"]}),
     );

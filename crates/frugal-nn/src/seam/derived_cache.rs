@@ -9,9 +9,9 @@ use crate::site::SiteId;
 
 /// What was formed of one adapter on one backbone: a value of each kind for each site.
 #[derive(Default)]
-pub struct Kept(Mutex<HashMap<(SiteId, TypeId), Box<dyn Any + Send>>>);
+pub struct DerivedCache(Mutex<HashMap<(SiteId, TypeId), Box<dyn Any + Send>>>);
 
-impl Kept {
+impl DerivedCache {
     /// The value of this kind that was formed for the site before, or else the one formed now.
     pub fn keep<T: Clone + Send + 'static>(&self, site: SiteId, form: impl FnOnce() -> T) -> T {
         let key = (site, TypeId::of::<T>());
