@@ -2,6 +2,7 @@
 //! programs.
 
 mod base;
+pub mod bench;
 mod carry;
 mod compare;
 mod config;
@@ -22,6 +23,7 @@ mod predict;
 mod prepare;
 mod pretrain;
 mod progress;
+mod results;
 mod scores;
 mod spelling;
 mod start;
@@ -40,6 +42,7 @@ pub use predict::{PredictRequest, Predictor, ProblemType};
 pub use prepare::{Part, Prepared, prepare};
 pub use pretrain::{AttentionKind, PretrainConfig, Pretrained, Shape, pretrain};
 pub use progress::{Metrics, Observe, Progress};
+pub use results::{RESULTS_FILE, ResultsError, claim_results};
 pub use scores::PartScores;
 pub use start::describe as describe_adapter;
 pub use tune::{TuneRequest, Tuned, tune};

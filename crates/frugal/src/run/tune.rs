@@ -25,7 +25,7 @@ use super::page::{count_parameters, evaluation, meta, scores, weights_size, writ
 use super::prepare::{Part, Prepared, prepare};
 use super::scores::{PartScores, Scores};
 use super::start::Start;
-use super::{Metrics, Observe, Progress, RunError, TuneConfig, base};
+use super::{Observe, Progress, RunError, TuneConfig, base};
 
 /// The resolved configuration in a run folder.
 pub const CONFIG_FILE: &str = "config.toml";
