@@ -35,9 +35,6 @@ pub struct Cli {
     pub end_with_stdin: bool,
 }
 
-/// The flag of the processes that this program starts.
-pub const END_WITH_STDIN: &str = "--end-with-stdin";
-
 /// The order here is the order of the help.
 #[derive(Debug, Subcommand)]
 pub enum Command {

@@ -15,6 +15,9 @@ use toml::{Table, Value};
 
 pub use run::RunFlags;
 
+/// The flag of the processes that this program starts.
+pub const END_WITH_STDIN: &str = "--end-with-stdin";
+
 /// How results are shown.
 #[derive(Clone, Copy, Debug, Args)]
 #[command(next_help_heading = "Output")]

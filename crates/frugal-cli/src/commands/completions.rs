@@ -1,10 +1,8 @@
 //! `frugal completions`: completion of commands and flags in a shell.
 
 use anyhow::Result;
-use clap::CommandFactory;
 use clap_complete::Shell;
 
-use crate::cli::Cli;
 use crate::outcome::Outcome;
 use crate::ui;
 
@@ -27,10 +25,10 @@ pub struct Args {
     shell: Shell,
 }
 
-/// Prints the script.
-pub fn run(args: &Args) -> Result<Outcome> {
+/// Prints the script of the program's command line.
+pub fn run(args: &Args, mut program: clap::Command) -> Result<Outcome> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "frugal", &mut script);
+    clap_complete::generate(args.shell, &mut program, "frugal", &mut script);
     // Some shells' scripts name hidden flags too.
     let script = String::from_utf8(script)?
         .lines()

@@ -3,11 +3,9 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use clap::CommandFactory;
 use clap_mangen::Man;
 use frugal_core::fs::{FileError, create_dir};
 
-use crate::cli::Cli;
 use crate::outcome::Outcome;
 use crate::ui;
 
@@ -25,9 +23,8 @@ pub struct Args {
     out: Option<PathBuf>,
 }
 
-/// Prints or writes.
-pub fn run(args: &Args) -> Result<Outcome> {
-    let program = Cli::command();
+/// Prints or writes the pages of the program's command line.
+pub fn run(args: &Args, program: clap::Command) -> Result<Outcome> {
     match &args.out {
         Some(out) => {
             create_dir(out)?;

@@ -23,8 +23,9 @@ pub mod tune;
 pub mod validate;
 
 use anyhow::Result;
+use clap::CommandFactory;
 
-use crate::cli::Command;
+use crate::cli::{Cli, Command};
 use crate::outcome::Outcome;
 
 /// Runs a command.
@@ -48,7 +49,7 @@ pub fn run(command: Command) -> Result<Outcome> {
         Command::Methods(args) => methods::run(&args),
         Command::Models(args) => models::run(&args),
         Command::Doctor(args) => doctor::run(&args),
-        Command::Completions(args) => completions::run(&args),
-        Command::Man(args) => man::run(&args),
+        Command::Completions(args) => completions::run(&args, Cli::command()),
+        Command::Man(args) => man::run(&args, Cli::command()),
     }
 }

@@ -5,13 +5,12 @@
 //! tells of itself in several ways and often more than once, so it only ever asks.
 
 use std::io::Read;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
-/// Nobody looks on any more.
-static GONE: AtomicBool = AtomicBool::new(false);
+use super::output::say;
+use super::stop::{GONE, STOP, hang_up};
 
 /// Installs the handler once and returns the flag that it sets. `note` is shown when it does.
 pub fn flag(note: &'static str) -> Arc<AtomicBool> {
@@ -33,18 +32,6 @@ pub fn asked(flag: &AtomicBool) -> bool {
     flag.load(Ordering::SeqCst)
 }
 
-/// Asks the work to stop because nobody looks on any more; whether there was work to ask.
-pub fn hang_up() -> bool {
-    GONE.store(true, Ordering::SeqCst);
-    match STOP.get() {
-        Some(stop) => {
-            stop.store(true, Ordering::SeqCst);
-            true
-        }
-        None => false,
-    }
-}
-
 /// What is done at a request of the user.
 fn on_request(stop: &AtomicBool, seen: &AtomicBool, note: &str) {
     if seen.swap(true, Ordering::SeqCst) {
@@ -52,7 +39,7 @@ fn on_request(stop: &AtomicBool, seen: &AtomicBool, note: &str) {
     }
     stop.store(true, Ordering::SeqCst);
     if !note.is_empty() {
-        super::say(&format!("\n{note}"));
+        say(&format!("\n{note}"));
     }
 }
 

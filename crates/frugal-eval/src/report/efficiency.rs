@@ -8,6 +8,7 @@ use crate::suite::Work;
 use frugal_core::human::{self, significant};
 
 /// Systems that are compared with each other.
+#[derive(Clone, Debug)]
 pub struct SystemGroup {
     /// Heading.
     pub name: String,

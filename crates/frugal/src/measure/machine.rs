@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use burn::prelude::*;
 use burn::tensor::Distribution;
+use frugal_eval::efficiency::{Efficiency, training_flops};
+use frugal_eval::report::RunRecord;
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -82,4 +84,26 @@ fn repeat(budget: Duration, mut work: impl FnMut()) -> [f64; 2] {
     }
     seconds.sort_by(f64::total_cmp);
     [seconds[0], seconds[seconds.len() / 2]]
+}
+
+/// Time over which the machine's matrix products are measured.
+const PROBE: Duration = Duration::from_millis(500);
+
+/// Adds what share of the machine's operations a finished training used; `peak` in 10⁹ a second,
+/// measured without it.
+pub fn with_flops(found: Efficiency, record: &RunRecord, peak: Option<f64>) -> Efficiency {
+    let train = &record.train_info;
+    let flops = training_flops(
+        train.num_total_params as f64,
+        train.num_trainable_params as f64,
+        train.train_tokens as f64,
+    );
+    if flops == 0.0 {
+        return found;
+    }
+    let peak = peak.or_else(|| {
+        let device = crate::device::device("cpu").ok()?;
+        Some(gemm_gflops(&device, PROBE)[0])
+    });
+    found.with_flops(peak.unwrap_or(0.0), flops, train.train_time)
 }

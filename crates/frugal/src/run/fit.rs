@@ -6,6 +6,7 @@ use frugal_train::Memory;
 
 use super::estimate::{Sizes, Work, predicted};
 use super::prepare::Prepared;
+use super::spelling::name;
 use super::{RunError, TuneConfig};
 
 /// What to do about a run that needs more memory than there is.
@@ -133,14 +134,6 @@ fn changes(before: &TuneConfig, after: &TuneConfig) -> Vec<String> {
     .into_iter()
     .filter_map(|(changed, flag)| changed.then_some(flag))
     .collect()
-}
-
-/// How configurations spell it.
-pub(super) fn name(value: &impl serde::Serialize) -> String {
-    match serde_json::to_value(value) {
-        Ok(serde_json::Value::String(name)) => name,
-        other => other.unwrap_or_default().to_string(),
-    }
 }
 
 /// What is said of a run that does not fit.

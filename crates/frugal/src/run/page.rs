@@ -12,7 +12,7 @@ use frugal_nn::{Head, LoadedAdapter, Parameter, SiteTable};
 
 use super::compare::baselines;
 use super::prepare::{Part, Prepared};
-use super::tune::{PartScores, Scores};
+use super::scores::{PartScores, Scores};
 use super::{RunError, TuneConfig};
 
 /// The report in a run folder.

@@ -13,7 +13,7 @@ use frugal_nn::{AdaptError, BuildContext, LoadError, LoadedAdapter, SiteTable};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::fit::name;
+use super::spelling::name;
 use super::{RunError, Task, TuneConfig};
 
 /// Settings that choose the adapted layers, which can be written in several ways.

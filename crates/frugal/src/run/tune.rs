@@ -1,6 +1,5 @@
 //! Fine-tuning: the main job.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -24,11 +23,13 @@ use super::folder::{check_same_run, claim, claim_free};
 use super::job::{Job, Learn, in_folder};
 use super::page::{count_parameters, evaluation, meta, scores, weights_size, write_report};
 use super::prepare::{Part, Prepared, prepare};
+use super::scores::{PartScores, Scores};
 use super::start::Start;
-use super::{Metrics, Observe, Progress, RunError, TuneConfig, base};
+use super::{Observe, Progress, RunError, TuneConfig, base};
 
 /// The resolved configuration in a run folder.
 pub const CONFIG_FILE: &str = "config.toml";
+
 /// What a run came to.
 #[derive(Clone, Debug, Serialize)]
 pub struct Tuned {
@@ -48,21 +49,6 @@ pub struct Tuned {
     pub adapter: Option<PathBuf>,
     /// HTML report.
     pub report: Option<PathBuf>,
-}
-
-/// Metrics of a part of the data.
-#[derive(Clone, Debug, Serialize)]
-pub struct PartScores {
-    /// `validation` or `test`.
-    pub part: String,
-    /// Examples.
-    pub examples: usize,
-    /// Before training.
-    pub base: Metrics,
-    /// After training.
-    pub adapted: Metrics,
-    /// What needs no model: the commonest class and chance, for classification.
-    pub baselines: BTreeMap<String, Metrics>,
 }
 
 /// What is trained, and how.
@@ -306,9 +292,6 @@ fn load(
     let options = method.load_options(settings, sites, Some(config.quantize), options)?;
     Ok(prepared.files.load_with(device, options)?)
 }
-
-/// Metrics of each part that was evaluated.
-pub(super) type Scores = Vec<(&'static str, Metrics, Option<report::Confusion>)>;
 
 struct Run<'a> {
     config: &'a TuneConfig,

@@ -2,22 +2,26 @@
 
 mod adapt;
 mod efficiency;
-mod jobs;
+mod outcome;
 mod pretrain;
-mod score;
+mod process;
+mod progress;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::Subcommand;
-use frugal_eval::suite::{Job, Suite};
+use frugal::run::bench::{
+    BenchKind, BenchRequest, BuiltinSuite, PlannedRun, Queue, open_suite, suite_title,
+};
+use frugal_eval::suite::Suite;
 use serde_json::json;
 
-use self::jobs::Resolved;
+use self::process::Processes;
+use self::progress::QueueProgress;
 use crate::args::Output;
-use crate::folder::claim;
 use crate::outcome::Outcome;
-use crate::ui;
+use crate::ui::{self, interrupt};
 
 const ADAPT: &str = "\
 Examples:
@@ -98,96 +102,54 @@ struct Flags {
     output: Output,
 }
 
-/// A suite with its title and the folder of its runs.
-struct Opened {
-    suite: Suite,
-    title: String,
-    out: PathBuf,
-}
-
-/// Suites that are compiled in: the comparison that takes them, name, text.
-const SUITES: [(&str, &str, &str); 5] = [
-    (
-        "efficiency",
-        "efficientllm",
-        include_str!("../../../../../benchmarks/efficientllm/suite.toml"),
-    ),
-    (
-        "pretrain",
-        "step-law",
-        include_str!("../../../../../benchmarks/step-law/suite.toml"),
-    ),
-    (
-        "adapt",
-        "text-decoder",
-        include_str!("../../../../../benchmarks/suites/text-decoder.toml"),
-    ),
-    (
-        "adapt",
-        "text-generation",
-        include_str!("../../../../../benchmarks/suites/text-generation.toml"),
-    ),
-    (
-        "adapt",
-        "text-encoder",
-        include_str!("../../../../../benchmarks/suites/text-encoder.toml"),
-    ),
-];
-
 /// Runs what was asked for.
 pub fn run(args: &Args) -> Result<Outcome> {
-    // With the key of its results that those of the others lack.
-    let (kind, key, flags): (&str, &str, &Flags) = match &args.what {
-        What::Adapt(flags) => ("adapt", "runs", flags),
-        What::Efficiency(flags) => ("efficiency", "groups", flags),
-        What::Pretrain(flags) => ("pretrain", "study", flags),
+    let (kind, flags): (BenchKind, &Flags) = match &args.what {
+        What::Adapt(flags) => (BenchKind::Adapt, flags),
+        What::Efficiency(flags) => (BenchKind::Efficiency, flags),
+        What::Pretrain(flags) => (BenchKind::Pretrain, flags),
     };
     let Some(name) = flags.suite.as_ref().filter(|_| !flags.list) else {
         return list(kind, flags.output);
     };
-    let suite = open(name)?;
-    let title = title(Path::new(name));
-    let out = flags
-        .out
-        .clone()
-        .unwrap_or_else(|| PathBuf::from(format!("runs/bench-{title}")));
-    let mut lock = None;
-    if !flags.dry_run {
-        let runs: Vec<String> = suite
-            .jobs(&flags.data_dir)
-            .iter()
-            .map(Job::folder)
-            .collect();
-        lock = Some(claim(&out, key, |name| {
-            runs.iter()
-                .any(|run| run == name.strip_suffix(".toml").unwrap_or(name))
-        })?);
+    let request = request(kind, name, flags)?;
+    if flags.dry_run {
+        return Ok(dry_run(&request.plan()?));
     }
-    let opened = Opened { suite, title, out };
-    let ended = match &args.what {
-        What::Adapt(_) => adapt::run(flags, &opened),
-        What::Efficiency(_) => efficiency::run(flags, &opened),
-        What::Pretrain(_) => pretrain::run(flags, &opened),
+    let stop =
+        interrupt::flag("stopping this run with a checkpoint; press Ctrl-C again to end at once");
+    let mut progress = QueueProgress::new(flags.output);
+    let mut queue = Queue {
+        runner: &mut Processes,
+        stop: &stop,
+        observe: &mut |event| progress.on(event),
     };
-    drop(lock);
-    ended
-}
-
-/// What a suite is called: its name or its file's, or that of the folder of a `suite.toml`.
-fn title(path: &Path) -> String {
-    let name = |path: &Path| path.file_stem().map(|s| s.to_string_lossy().into_owned());
-    let own = name(path).unwrap_or_default();
-    if own == "suite" {
-        path.parent().and_then(name).unwrap_or(own)
-    } else {
-        own
+    match kind {
+        BenchKind::Adapt => adapt::run(&request, &mut queue, flags.output),
+        BenchKind::Efficiency => efficiency::run(&request, &mut queue, flags.output),
+        BenchKind::Pretrain => pretrain::run(&request, &mut queue, flags.output),
     }
 }
 
-fn list(kind: &str, output: Output) -> Result<Outcome> {
-    let of_kind = SUITES.iter().filter(|(takes, ..)| *takes == kind);
+fn request(kind: BenchKind, name: &str, flags: &Flags) -> Result<BenchRequest> {
+    let title = suite_title(Path::new(name));
+    let out = flags.out.clone();
+    Ok(BenchRequest {
+        kind,
+        suite: open_suite(name)?,
+        out: out.unwrap_or_else(|| PathBuf::from(format!("runs/bench-{title}"))),
+        title,
+        data_dir: flags.data_dir.clone(),
+        only: flags.only.clone(),
+        seeds: flags.seeds.clone(),
+        overrides: flags.overrides.clone(),
+    })
+}
+
+fn list(kind: BenchKind, output: Output) -> Result<Outcome> {
+    let of_kind = BuiltinSuite::ALL.iter().filter(|suite| suite.kind == kind);
     let suites: Vec<(&str, Suite)> = of_kind
-        .map(|(_, name, text)| Ok((*name, Suite::parse(Path::new(name), text)?)))
+        .map(|builtin| Ok((builtin.name, builtin.open()?)))
         .collect::<Result<_>>()?;
     let runs = |s: &Suite| s.jobs(Path::new(".")).len() / s.seeds.len();
     if output.json {
@@ -210,55 +172,9 @@ fn list(kind: &str, output: Output) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-fn open(name: &str) -> Result<Suite> {
-    if let Some((_, name, text)) = SUITES.iter().find(|(_, known, _)| *known == name) {
-        return Ok(Suite::parse(Path::new(name), text)?);
+fn dry_run(runs: &[PlannedRun]) -> Outcome {
+    for run in runs {
+        ui::print(&format!("{}: {}", run.job.folder(), run.settings.summary()));
     }
-    let path = Path::new(name);
-    if !path.exists() {
-        let known = SUITES.map(|(_, name, _)| name).join(", ");
-        bail!("`{name}` is neither a file nor a built-in suite; built in: {known}");
-    }
-    Ok(Suite::read(path)?)
-}
-
-fn dry_run(jobs: &[Resolved]) -> Outcome {
-    jobs.iter()
-        .for_each(|r| ui::print(&format!("{}: {}", r.job.folder(), r.settings.summary())));
     Outcome::Done
-}
-
-fn end(stopped: bool, failed: bool) -> Outcome {
-    match (stopped, failed) {
-        (true, _) => Outcome::Interrupted,
-        (false, true) => Outcome::Negative,
-        (false, false) => Outcome::Done,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn suites_are_called_by_file_or_folder() {
-        let titles = [
-            "text-encoder",
-            "a/mine.toml",
-            "benchmarks/mos/suite.toml",
-            "suite.toml",
-        ]
-        .map(|p| title(Path::new(p)));
-        assert_eq!(titles, ["text-encoder", "mine", "mos", "suite"]);
-    }
-
-    #[test]
-    fn built_in_suites_can_be_run() {
-        for (_, name, text) in SUITES {
-            let suite = Suite::parse(Path::new(name), text).unwrap();
-            for job in suite.jobs(Path::new("nowhere")) {
-                jobs::check(&job, &[]).unwrap_or_else(|e| panic!("{name}: {}: {e}", job.name));
-            }
-        }
-    }
 }

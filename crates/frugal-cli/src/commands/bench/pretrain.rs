@@ -1,66 +1,42 @@
 //! `frugal bench pretrain`: a grid of pre-training runs, and the law of rate and batch that they
 //! follow.
 
-use anyhow::{Result, bail};
-use frugal_core::fs::write_atomic;
+use anyhow::Result;
+use frugal::run::bench::{BenchRequest, Queue, pretrain_grid};
 use frugal_core::human;
 use frugal_core::table::{Column, Table};
-use frugal_eval::report::LawReport;
-use frugal_eval::step_law::{STEP_LAW, Study, deviation_text, measured};
-use frugal_eval::suite::Work;
+use frugal_eval::step_law::{STEP_LAW, Study, deviation_text};
 use serde_json::json;
 
-use super::jobs::{resolve, run_all};
-use super::{Flags, Opened, end};
-use crate::folder::RESULTS_FILE;
+use super::outcome::end;
+use crate::args::Output;
 use crate::outcome::Outcome;
 use crate::ui;
 
-pub fn run(flags: &Flags, opened: &Opened) -> Result<Outcome> {
-    let Opened { suite, title, out } = opened;
-    let Some(grid) = &suite.grid else {
-        bail!(
-            "{title}: this suite has no `[grid]` of shapes, tokens, rates and batches; `frugal bench efficiency` compares listed runs"
-        );
-    };
-    let jobs = resolve(suite, flags, out, &[Work::Pretrain])?;
-    if flags.dry_run {
-        return Ok(super::dry_run(&jobs));
-    }
-    let stopped = run_all(&jobs, out, flags.output, false)?;
-    // Whatever part of the grid this call was for, the fit is of all that is there.
-    let (runs, failures) = measured(&suite.jobs(&flags.data_dir), out);
-    let study = Study::new(runs, grid.excess);
-    let report = LawReport {
-        title,
-        subtitle: &suite.description,
-        study: &study,
-        failures: &failures,
-    };
-    write_atomic(&out.join("report.html"), report.to_html().as_bytes())?;
-    write_atomic(&out.join("results.md"), report.to_markdown().as_bytes())?;
-    let results =
-        json!({ "description": suite.description, "published": STEP_LAW, "study": study });
-    write_atomic(
-        &out.join(RESULTS_FILE),
-        (serde_json::to_string_pretty(&results)? + "\n").as_bytes(),
-    )?;
-    if flags.output.json {
-        ui::print_json(
-            &json!({ "suite": title, "study": study, "failures": failures, "out": out }),
-        )?;
+/// Runs, fits and prints.
+pub(super) fn run(
+    request: &BenchRequest,
+    queue: &mut Queue<'_>,
+    output: Output,
+) -> Result<Outcome> {
+    let found = pretrain_grid(request, queue)?;
+    let study = &found.study;
+    if output.json {
+        ui::print_json(&json!({
+            "suite": request.title, "study": study, "failures": found.failures, "out": request.out,
+        }))?;
     } else {
-        ui::table::print(&laws(&study));
+        ui::table::print(&laws(study));
         if !study.compared.is_empty() {
             ui::print("");
-            ui::table::print(&compared(&study));
+            ui::table::print(&compared(study));
         }
         if let Some(warning) = study.edges.warning() {
-            ui::warn(flags.output, &warning);
+            ui::warn(output, &warning);
         }
-        ui::print(&format!("\n{}", out.join("report.html").display()));
+        ui::print(&format!("\n{}", request.out.join("report.html").display()));
     }
-    Ok(end(stopped, !failures.is_empty()))
+    Ok(end(found.stopped, !found.failures.is_empty()))
 }
 
 fn laws(study: &Study) -> Table {

@@ -1,18 +1,15 @@
 //! `frugal eval`: measures a model on data or on tasks.
 
 mod fingerprint;
+mod flags;
 mod stop;
 mod tasks;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use frugal::model::Quantize;
 use frugal::model::load::ModelFiles;
-use frugal::run::{
-    DataConfig, EvaluateRequest, Evaluated, Template, data_settings_of, evaluate, quantize_of,
-};
+use frugal::run::{DataConfig, EvaluateRequest, Evaluated, Template, data_settings_of, evaluate};
 use frugal_core::human;
 use frugal_core::table::{Column, Table};
 use frugal_eval::baselines::{CHANCE, MAJORITY, class_baselines};
@@ -20,111 +17,12 @@ use frugal_eval::measurement::{Cost, Kind, Measurement, Meter};
 use frugal_eval::report::DatasetInfo;
 use serde_json::json;
 
+pub use self::flags::Args;
 use self::stop::Stop;
-use crate::args::{Machine, Model, Output};
 use crate::measured::{Kept, cost_line, measurement, model_info, precision};
 use crate::outcome::Outcome;
 use crate::ui::run::{RunProgress, number, ordered};
 use crate::ui::{self, table};
-
-const EXAMPLES: &str = "\
-Examples:
-  frugal eval --adapter runs/sst2 --data dev.tsv
-  frugal eval --model smollm2-135m --data text.jsonl --max-length 512 --truncate
-  frugal eval --adapter runs/sms-spam-lora --data sms-spam --json
-  frugal eval --model smollm2-135m --tasks sst2,gsm8k --limit 200 --out runs/eval
-  frugal eval --model smollm2-135m --tasks perplexity:book.txt
-  frugal eval --tasks mmlu/default/_mmlu.yaml:data/mmlu --num-fewshot 5
-  frugal eval --endpoint http://127.0.0.1:8080/v1 --tasks gsm8k --gen-kwargs max_gen_toks=512
-  frugal eval --tasks list
-
-With --data, an adapter with a classification head is measured by accuracy, macro-F1 and Matthews
-correlation; anything else by loss and perplexity. With --tasks, a model is asked the questions of
-each task, and the results are those of lm-evaluation-harness, in its format.";
-
-/// Measure a model, with or without an adapter, on data or on tasks
-#[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES, allow_negative_numbers = true)]
-pub struct Args {
-    #[command(flatten)]
-    model: Model,
-    /// Data file (JSONL, JSON, CSV, TSV or text), or sms-spam for the test part of the built-in set
-    #[arg(
-        long,
-        short,
-        value_name = "FILE",
-        help_heading = "Data",
-        required_unless_present = "tasks",
-        conflicts_with = "tasks"
-    )]
-    data: Option<String>,
-    /// Which column plays which role, for example text=sentence; repeatable
-    #[arg(long = "column", value_name = "ROLE=NAME", value_parser = crate::args::pair, help_heading = "Data", conflicts_with = "tasks")]
-    columns: Vec<(String, String)>,
-    /// How prompts and completions are written: auto, by the chat template where the model has one,
-    /// or none, joined as they are [default: as the adapter's run did]
-    #[arg(long, value_name = "NAME", value_parser = ["auto", "none"], help_heading = "Data", conflicts_with = "tasks")]
-    template: Option<String>,
-    /// Longest example in tokens [default: what the model allows]
-    #[arg(
-        long,
-        value_name = "N",
-        default_value_t = 0,
-        hide_default_value = true,
-        help_heading = "Data",
-        conflicts_with = "tasks"
-    )]
-    max_length: usize,
-    /// Cut longer examples instead of refusing them
-    #[arg(long, help_heading = "Data", conflicts_with = "tasks")]
-    truncate: bool,
-    /// Only the first N examples; 0 for all
-    #[arg(
-        long,
-        value_name = "N",
-        default_value_t = 0,
-        hide_default_value = true,
-        help_heading = "Data",
-        conflicts_with = "tasks"
-    )]
-    max_rows: usize,
-    /// Also count the loss of prompts, not only of completions
-    #[arg(long, help_heading = "Data", conflicts_with = "tasks")]
-    whole_text: bool,
-    /// Tokens of a batch
-    #[arg(
-        long,
-        value_name = "N",
-        default_value_t = 4096,
-        help_heading = "Machine"
-    )]
-    batch_tokens: usize,
-    /// Write the logits of the first examples as safetensors, for comparison with other programs
-    #[arg(
-        long,
-        value_name = "FILE",
-        help_heading = "Output",
-        conflicts_with = "tasks"
-    )]
-    dump_logits: Option<PathBuf>,
-    #[command(flatten)]
-    tasks: tasks::Flags,
-    #[command(flatten)]
-    machine: Machine,
-    #[command(flatten)]
-    output: Output,
-}
-
-impl Args {
-    /// How weights are held: as the adapter was trained, unless something else is asked for.
-    fn quantize(&self) -> Result<Quantize> {
-        let (_, adapter) = self.model.resolve()?;
-        Ok(self
-            .tasks
-            .quantize
-            .unwrap_or_else(|| adapter.as_deref().map_or(Quantize::None, quantize_of)))
-    }
-}
 
 /// Measures and prints.
 pub fn run(args: &Args) -> Result<Outcome> {

@@ -4,9 +4,7 @@ use std::path::PathBuf;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, bail};
-use clap::ValueEnum;
 use frugal::measure::language_model::HarnessModel;
-use frugal::model::Quantize;
 use frugal_core::fs::write_atomic;
 use frugal_core::human;
 use frugal_core::table::{Column, Table};
@@ -20,8 +18,8 @@ use frugal_eval::tasks::{
 };
 use serde_json::{Map, json};
 
-use super::Args;
 use super::fingerprint::fingerprint;
+use super::flags::{Args, FewshotOrder, TaskFlags};
 use super::stop::Stop;
 use crate::args::api_key;
 use crate::commands::generate::needs_chat_template;
@@ -32,98 +30,6 @@ use crate::measured::{cost_line, measurement, model_info, precision};
 use crate::outcome::Outcome;
 use crate::ui::progress::Counter;
 use crate::ui::{self, table};
-
-/// What is asked and how.
-#[derive(Clone, Debug, clap::Args)]
-#[command(next_help_heading = "Tasks")]
-pub struct Flags {
-    /// Tasks, with commas between: names or task files (TOML, or YAML of lm-evaluation-harness, also
-    /// of groups), each with :FILE or :FOLDER for data of your own; `list` shows the names
-    #[arg(long, short, value_name = "TASKS", value_delimiter = ',')]
-    tasks: Vec<String>,
-    /// Only the first N records of each task; 0 for all
-    #[arg(
-        long,
-        value_name = "N",
-        default_value_t = 0,
-        hide_default_value = true,
-        conflicts_with = "data"
-    )]
-    limit: usize,
-    /// Examples in front of each question [default: the task's]
-    #[arg(long, value_name = "K", conflicts_with = "data")]
-    num_fewshot: Option<usize>,
-    /// Which records become examples [default: as the task says, else random]
-    #[arg(long, value_name = "HOW", value_enum, conflicts_with = "data")]
-    fewshot_order: Option<FewshotOrder>,
-    /// Changes how the model writes: KEY=VALUE with commas between, or a JSON object; keys are until,
-    /// max_gen_toks, do_sample, temperature, top_p, top_k, min_p, repetition_penalty
-    #[arg(
-        long,
-        alias = "gen_kwargs",
-        value_name = "SETTINGS",
-        conflicts_with = "data"
-    )]
-    gen_kwargs: Option<String>,
-    /// A service that speaks OpenAI's protocol, instead of a model; for tasks that write text
-    #[arg(long, value_name = "URL", conflicts_with_all = ["model", "adapter", "data", "quantize"])]
-    pub(super) endpoint: Option<String>,
-    /// What the service calls the model
-    #[arg(
-        long,
-        value_name = "NAME",
-        default_value = "default",
-        requires = "endpoint"
-    )]
-    served_model: String,
-    /// Environment variable that holds the service's API key
-    #[arg(long, value_name = "NAME", requires = "endpoint")]
-    api_key_env: Option<String>,
-    /// Write prompts by the model's chat template
-    #[arg(long, conflicts_with = "data")]
-    apply_chat_template: bool,
-    /// Examples as turns of the conversation; needs --apply-chat-template
-    #[arg(long, requires = "apply_chat_template", conflicts_with = "data")]
-    fewshot_as_multiturn: bool,
-    /// Instruction in front of everything
-    #[arg(
-        long,
-        value_name = "TEXT",
-        default_value = "",
-        hide_default_value = true,
-        conflicts_with = "data"
-    )]
-    system_instruction: String,
-    /// Decides which examples are drawn
-    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "data")]
-    seed: u64,
-    /// How weights are held: none (single precision), stored, int8, nf4, nf4_double, q8_0, q4_0,
-    /// q4_1, sparse [default: as in the run of the adapter, or none]
-    #[arg(long, value_name = "NAME")]
-    pub(super) quantize: Option<Quantize>,
-    /// Run programs that the model writes, in a sandbox; humaneval needs it
-    #[arg(long, conflicts_with = "data")]
-    allow_code_execution: bool,
-    /// Run them even where the kernel cannot keep them from your files and network
-    #[arg(long, requires = "allow_code_execution", conflicts_with = "data")]
-    no_isolation: bool,
-    /// Folder with the tasks' data sets [default: $FRUGAL_DATA]
-    #[arg(long, value_name = "DIR", conflicts_with = "data")]
-    data_dir: Option<PathBuf>,
-    /// Keep answers, samples, results and what they cost in this folder; the same command goes on
-    /// where it was stopped
-    #[arg(long, short, value_name = "DIR")]
-    pub(super) out: Option<PathBuf>,
-}
-
-/// Which records become examples.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum FewshotOrder {
-    /// Drawn by the seed, for each question anew
-    Random,
-    /// The first ones
-    First,
-}
 
 /// Asks all tasks.
 pub(super) fn run(args: &Args) -> Result<Outcome> {
@@ -371,7 +277,7 @@ fn record(args: &Args, subject: &Subject, results: &EvalResults, cost: Cost) -> 
     kept
 }
 
-fn context(flags: &Flags, task_folder: Option<PathBuf>) -> Context {
+fn context(flags: &TaskFlags, task_folder: Option<PathBuf>) -> Context {
     Context {
         data: flags
             .data_dir

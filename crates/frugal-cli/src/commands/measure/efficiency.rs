@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use frugal::measure::machine;
 use frugal_core::human;
 use frugal_eval::efficiency::{
-    EFFICIENCY_FILE, Efficiency, PowerModel, compression, throughput_per_parameter, training_flops,
-    watch,
+    EFFICIENCY_FILE, Efficiency, PowerModel, compression, throughput_per_parameter, watch,
 };
 use frugal_eval::report::{RECORD_FILE, RunRecord};
 use serde_json::json;
@@ -111,7 +111,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         .map(|folder| RunRecord::read(&folder.join(RECORD_FILE)))
         .transpose()?;
     let found = match record.as_ref().filter(|_| status.success()) {
-        Some(record) => with_flops(found, record, args.peak_gflops),
+        Some(record) => machine::with_flops(found, record, args.peak_gflops),
         None => found,
     };
     if let (Some(folder), true) = (&args.run, status.success()) {
@@ -202,25 +202,4 @@ pub fn run(args: &Args) -> Result<Outcome> {
     } else {
         Outcome::Negative
     })
-}
-
-/// Time over which the machine's matrix products are measured.
-const PROBE: std::time::Duration = std::time::Duration::from_millis(500);
-
-/// Adds what share of the machine's operations a finished training used.
-pub fn with_flops(found: Efficiency, record: &RunRecord, peak: Option<f64>) -> Efficiency {
-    let train = &record.train_info;
-    let flops = training_flops(
-        train.num_total_params as f64,
-        train.num_trainable_params as f64,
-        train.train_tokens as f64,
-    );
-    if flops == 0.0 {
-        return found;
-    }
-    let peak = peak.or_else(|| {
-        let device = frugal::device::device("cpu").ok()?;
-        Some(frugal::measure::machine::gemm_gflops(&device, PROBE)[0])
-    });
-    found.with_flops(peak.unwrap_or(0.0), flops, train.train_time)
 }

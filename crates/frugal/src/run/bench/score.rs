@@ -1,22 +1,18 @@
 //! A model as it is: its perplexity on a text, and how fast it generates in how much memory.
 
 use std::path::Path;
-use std::process::Command;
-use std::time::Instant;
 
-use anyhow::{Context, Result};
-use frugal::model::Quantize;
 use frugal_eval::efficiency::GENERATION_FILE;
-use frugal_eval::measurement::{self, MEASUREMENTS_FILE};
+use frugal_eval::measurement::{self, MEASUREMENTS_FILE, sha256};
 use frugal_eval::report::{
-    Evaluation, MetaInfo, ModelInfo, RECORD_FILE, RunInfo, RunRecord, Status, SystemInfo, TrainInfo,
+    DatasetInfo, Evaluation, MetaInfo, ModelInfo, RunInfo, RunRecord, Status, SystemInfo, TrainInfo,
 };
+use frugal_models::Quantize;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::jobs::{Ended, run as process, this_program};
-use crate::folder::RESULTS_FILE;
-use crate::measured::dataset;
+use super::BenchError;
+use crate::run::RESULTS_FILE;
 
 /// What is scored and timed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -66,98 +62,38 @@ impl ScoreConfig {
     }
 }
 
-/// Scores and times, and leaves a record of it.
-pub(super) fn run(config: &ScoreConfig, folder: &Path) -> Result<Ended> {
-    let begin = Instant::now();
-    let quantize = config.quantize_name();
-    let results = folder.join("eval");
-    let mut command = this_program()?;
-    command.args([
-        "eval",
-        "--quiet",
-        "--json",
-        "--model",
-        &config.model,
-        "--quantize",
-        &quantize,
-    ]);
-    command
-        .args([
-            "--tasks",
-            &format!("perplexity:{}", config.data),
-            "--limit",
-            &config.limit.to_string(),
-            "--out",
-        ])
-        .arg(&results);
-    let scored = process(command, None)?;
-    if !scored.status.success() {
-        return Ok(scored);
-    }
-    let timed = process(
-        generation(&config.model, Some(&quantize), folder)?,
-        Some(folder),
-    )?;
-    if timed.status.success() {
-        record(config, folder, &results, begin.elapsed().as_secs_f64())?
-            .write(&folder.join(RECORD_FILE))?;
-    }
-    Ok(timed)
-}
-
-/// The command that times a model at generating 33 tokens after prompts of 32 and keeps what it
-/// found in the folder.
-pub(super) fn generation(model: &str, quantize: Option<&str>, folder: &Path) -> Result<Command> {
-    let mut command = this_program()?;
-    command.args([
-        "measure",
-        "runtime",
-        "--quiet",
-        "--json",
-        "--model",
-        model,
-        "--quantize",
-        quantize.unwrap_or("none"),
-    ]);
-    command
-        .args([
-            "--prompts",
-            "32",
-            "--outputs",
-            "1,33",
-            "--held-out",
-            "17",
-            "--trials",
-            "3",
-            "--save",
-        ])
-        .arg(folder.join(GENERATION_FILE));
-    Ok(command)
-}
-
-fn record(config: &ScoreConfig, folder: &Path, results: &Path, seconds: f64) -> Result<RunRecord> {
-    let read = |path: &Path| -> Result<Value> {
-        serde_json::from_slice(&frugal_core::fs::read(path)?)
-            .with_context(|| format!("{}: not JSON", path.display()))
-    };
-    let scores = read(&results.join(RESULTS_FILE))?;
+/// The record of a model that was scored and timed: `results` is the folder of the evaluation by
+/// tasks, `folder` that of the run, in which [`GENERATION_FILE`] is.
+///
+/// # Errors
+/// Results that are not there, or without a perplexity.
+pub fn score_record(
+    config: &ScoreConfig,
+    folder: &Path,
+    results: &Path,
+    seconds: f64,
+) -> Result<RunRecord, BenchError> {
+    let scores = read_json(&results.join(RESULTS_FILE))?;
     let task = scores["results"]
         .as_object()
         .and_then(|tasks| tasks.values().next())
         .cloned()
         .unwrap_or_default();
     let score = |name: &str| task[format!("{name},none")].as_f64();
-    let perplexity = score("token_perplexity").context("the evaluation found no perplexity")?;
+    let perplexity = score("token_perplexity").ok_or_else(|| BenchError::NoScore {
+        folder: results.to_owned(),
+    })?;
     let adapted = [
         ("perplexity", Some(perplexity)),
         ("loss", Some(perplexity.ln())),
         ("bits_per_byte", score("bits_per_byte")),
     ];
-    let generation = read(&folder.join(GENERATION_FILE))?;
+    let generation = read_json(&folder.join(GENERATION_FILE))?;
     let measured = measurement::read(&results.join(MEASUREMENTS_FILE))?
         .into_iter()
         .next()
         .map(|m| m.model);
+    let data = Path::new(&config.data);
     Ok(RunRecord {
         run_info: RunInfo {
             total_time: seconds,
@@ -189,13 +125,22 @@ fn record(config: &ScoreConfig, folder: &Path, results: &Path, seconds: f64) -> 
                 name: config.model.clone(),
                 ..ModelInfo::default()
             }),
-            dataset_info: vec![dataset(
-                Path::new(&config.data),
-                &frugal_core::fs::read(Path::new(&config.data))?,
-                config.limit,
-            )],
+            dataset_info: vec![DatasetInfo {
+                split: "test".into(),
+                source: data.display().to_string(),
+                examples: config.limit,
+                sha256: sha256(&frugal_core::fs::read(data)?),
+            }],
             package_info: [("frugal".to_owned(), env!("CARGO_PKG_VERSION").to_owned())].into(),
             system_info: SystemInfo::detect("cpu"),
         },
+    })
+}
+
+fn read_json(path: &Path) -> Result<Value, BenchError> {
+    let text = frugal_core::fs::read(path)?;
+    serde_json::from_slice(&text).map_err(|source| BenchError::NotJson {
+        path: path.to_owned(),
+        source,
     })
 }
