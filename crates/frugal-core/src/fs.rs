@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use crate::lock::is_at;
+use crate::same_file::is_at;
 
 /// A file that cannot be read or written.
 #[derive(Debug, Error)]

@@ -13,6 +13,7 @@ pub mod fs;
 pub mod human;
 pub mod lock;
 pub mod metrics;
+mod same_file;
 pub mod stage;
 pub mod suggest;
 pub mod table;

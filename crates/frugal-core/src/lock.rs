@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use thiserror::Error;
 
 use crate::fs::FileError;
+use crate::same_file::is_at;
 
 /// Name of the lock file in a folder.
 pub const LOCK_FILE: &str = ".frugal.lock";
@@ -153,23 +154,6 @@ fn holder_text(file: File) -> String {
         Ok(_) if !text.trim().is_empty() => text.trim().to_owned(),
         _ => "another process".into(),
     }
-}
-
-/// Whether the open file is still the one of this name.
-#[cfg(unix)]
-pub(crate) fn is_at(file: &File, path: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    let of = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
-    match (file.metadata(), std::fs::metadata(path)) {
-        (Ok(open), Ok(named)) => of(open) == of(named),
-        _ => false,
-    }
-}
-
-/// Where open files cannot be removed, the file is the one of this name.
-#[cfg(not(unix))]
-pub(crate) fn is_at(_file: &File, path: &Path) -> bool {
-    path.exists()
 }
 
 #[cfg(test)]

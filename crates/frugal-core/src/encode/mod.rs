@@ -2,20 +2,23 @@
 
 mod causal;
 mod classify;
+mod options;
+mod row;
 mod show;
+mod tokenized;
 
 use std::path::PathBuf;
 
 use thiserror::Error;
 
 use crate::data::{Dataset, Example, Format};
-use crate::template::TemplateError;
-use crate::tokenizer::{TextTokenizer, TokenizerError};
+use crate::tokenizer::TextTokenizer;
 
+pub use options::EncodeOptions;
+use row::Row;
+pub use row::RowError;
 pub use show::show;
-
-/// Target of a position that is not trained.
-pub const IGNORE_INDEX: i32 = -100;
+pub use tokenized::{IGNORE_INDEX, Target, Tokenized};
 
 /// What the model learns from an example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,102 +30,6 @@ pub enum Task<'a> {
         /// Names of the classes; the target is a position in this list.
         labels: &'a [String],
     },
-}
-
-/// How examples become ids.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EncodeOptions {
-    /// Most tokens of an example, special ones included.
-    pub max_length: usize,
-    /// Cut longer examples at the end instead of refusing them.
-    pub truncate: bool,
-    /// Train only completions and the turns of the assistant, not what is given.
-    pub completion_only: bool,
-    /// Text around a prompt, with `{prompt}` where it goes: `"Review: {prompt}\nSentiment:"`.
-    pub prompt_template: Option<String>,
-    /// Write prompts and their completions as a question and its answer by the chat template, where
-    /// the tokenizer has one and there is no `prompt_template`.
-    pub chat_template: bool,
-}
-
-impl EncodeOptions {
-    /// Refuses examples of more than `max_length` tokens and trains completions only.
-    pub fn new(max_length: usize) -> Self {
-        Self {
-            max_length,
-            truncate: false,
-            completion_only: true,
-            prompt_template: None,
-            chat_template: true,
-        }
-    }
-
-    /// As much of a text as can be used: all of it, unless it is cut anyway.
-    fn used<'t>(&self, text: &'t str, tokenizer: &TextTokenizer) -> &'t str {
-        if self.truncate {
-            tokenizer.head(text, self.max_length)
-        } else {
-            text
-        }
-    }
-
-    /// Whether prompts and completions go through the chat template.
-    fn renders(&self, tokenizer: &TextTokenizer) -> bool {
-        self.chat_template && self.prompt_template.is_none() && tokenizer.has_chat_template()
-    }
-}
-
-/// What is to be learnt from the ids.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Target {
-    /// For each position the id it must predict, that is the next one of the input, or [`IGNORE_INDEX`].
-    /// The last is [`IGNORE_INDEX`].
-    Tokens(Vec<i32>),
-    /// Position in the list of labels.
-    Class(usize),
-    /// Positions in the list of labels, by rising position: those that hold, maybe none.
-    Classes(Vec<usize>),
-    /// A number for each output of the head.
-    Values(Vec<f32>),
-    /// The ids are those of several texts, one after another, and what is learnt is how these lie
-    /// to each other: a pair, an anchor with a positive and negatives.
-    Texts {
-        /// Tokens of each text.
-        lengths: Vec<usize>,
-        /// How near they are, where somebody has said so.
-        scores: Vec<f32>,
-    },
-}
-
-/// One example, ready for a batch.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Tokenized {
-    /// Ids of the tokens.
-    pub input_ids: Vec<u32>,
-    /// 0 for the first text, 1 for the second; empty unless there are two.
-    pub token_type_ids: Vec<u32>,
-    /// What is to be learnt.
-    pub labels: Target,
-}
-
-impl Tokenized {
-    /// Number of tokens.
-    pub fn len(&self) -> usize {
-        self.input_ids.len()
-    }
-
-    /// Whether there is no token.
-    pub fn is_empty(&self) -> bool {
-        self.input_ids.is_empty()
-    }
-
-    /// Number of positions that are trained; 1 for what is learnt of an example as a whole.
-    pub fn trained(&self) -> usize {
-        match &self.labels {
-            Target::Tokens(targets) => targets.iter().filter(|t| **t != IGNORE_INDEX).count(),
-            Target::Class(_) | Target::Classes(_) | Target::Values(_) | Target::Texts { .. } => 1,
-        }
-    }
 }
 
 /// A data set, ready for batches.
@@ -212,58 +119,6 @@ pub enum EncodeError {
         /// Special tokens of an example.
         special: usize,
     },
-}
-
-/// What is wrong with one row.
-#[derive(Debug, Error)]
-pub enum RowError {
-    /// The tokenizer failed.
-    #[error(transparent)]
-    Tokenizer(#[from] TokenizerError),
-    /// The chat template failed.
-    #[error(transparent)]
-    Template(#[from] TemplateError),
-    /// A label that is not in the list.
-    #[error("label {label:?} is not one of {known}")]
-    UnknownLabel {
-        /// The label.
-        label: String,
-        /// The list.
-        known: String,
-    },
-    /// A conversation in which the assistant says nothing.
-    #[error("no turn has the role \"assistant\", so there is nothing to train")]
-    NoAssistant,
-    /// A template that rewrites earlier turns.
-    #[error(
-        "the chat template writes turn {turn} differently once other turns follow, so the turns of the assistant cannot be told apart; \
-         split the conversation so that its last turn is the one to learn, or set completion_only = false"
-    )]
-    NotAPrefix {
-        /// The turn, from 1.
-        turn: usize,
-    },
-    /// A row that is not of the format of its data set.
-    #[error("the row is not of the format of its data set")]
-    OtherFormat,
-    /// A text with more tokens than allowed.
-    #[error("{length} tokens, but at most {max_length} are allowed; cut with `--truncate`")]
-    TooLong {
-        /// Its tokens.
-        length: usize,
-        /// The limit.
-        max_length: usize,
-    },
-    /// A text without a single token.
-    #[error("the text has no tokens")]
-    NoTokens,
-}
-
-/// What came of one row.
-struct Row {
-    tokenized: Tokenized,
-    /// Tokens before it was cut.
-    length: usize,
 }
 
 /// Encodes every row.

@@ -254,11 +254,6 @@ impl TextTokenizer {
             .map_err(TokenizerError::failed("decode the ids"))
     }
 
-    /// A decoder for ids that arrive one by one. Special tokens are left out.
-    pub fn stream(&self) -> TextStream<'_> {
-        TextStream::new(self)
-    }
-
     /// Id of the first token of a sequence.
     pub fn bos_id(&self) -> Option<u32> {
         self.bos_id

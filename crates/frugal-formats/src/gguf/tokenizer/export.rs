@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use serde_json::Value as Json;
 use tokenizers::Tokenizer;
 
+use super::problem::key;
 use super::sentencepiece::SPACE;
-use super::{Array, GgufProblem, GgufTokenizer, Value, key, pre, token_type};
+use super::{Array, GgufProblem, GgufTokenizer, Value, pre, token_type};
 use frugal_core::tokenizer::TextTokenizer;
 
 /// The `tokenizer.*` metadata of a file whose model has `vocab_size` rows of embeddings.

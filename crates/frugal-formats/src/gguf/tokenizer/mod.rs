@@ -2,7 +2,9 @@
 
 mod export;
 mod pre;
+mod problem;
 mod sentencepiece;
+mod token_type;
 
 use std::collections::HashSet;
 
@@ -13,6 +15,7 @@ use tokenizers::{AddedToken, Tokenizer};
 pub use export::tokenizer_metadata;
 
 use super::{Array, Gguf, GgufError, GgufProblem, Value};
+use problem::{key, library, wrong};
 
 /// A tokenizer with what a model's file says of its special tokens.
 #[derive(Clone, Debug)]
@@ -38,16 +41,6 @@ pub struct GgufTokenizer {
     pub chat_template: Option<String>,
 }
 
-/// Codes of `tokenizer.ggml.token_type`.
-mod token_type {
-    pub(super) const NORMAL: u64 = 1;
-    pub(super) const UNKNOWN: u64 = 2;
-    pub(super) const CONTROL: u64 = 3;
-    pub(super) const USER_DEFINED: u64 = 4;
-    pub(super) const UNUSED: u64 = 5;
-    pub(super) const BYTE: u64 = 6;
-}
-
 /// Control tokens that end a turn in files without `tokenizer.ggml.eot_token_id`.
 const END_OF_TURN: [&str; 4] = ["<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>"];
 
@@ -62,16 +55,8 @@ pub fn tokenizer(gguf: &Gguf) -> Result<GgufTokenizer, GgufError> {
         .map_err(|problem| problem.in_file(gguf.source()))
 }
 
-fn key(name: &str) -> String {
-    format!("tokenizer.ggml.{name}")
-}
-
 fn get<'a>(gguf: &'a Gguf, name: &str) -> Option<&'a Value> {
     gguf.get(&key(name))
-}
-
-fn wrong(name: &str, why: impl Into<String>) -> GgufProblem {
-    GgufProblem::metadata(&key(name), why)
 }
 
 fn flag(gguf: &Gguf, name: &str) -> Result<Option<bool>, GgufProblem> {
@@ -338,10 +323,6 @@ impl<'a> Vocabulary<'a> {
             .build()
             .map_err(|error| GgufProblem::Unsupported(error.to_string()))
     }
-}
-
-fn library(error: tokenizers::Error) -> GgufProblem {
-    GgufProblem::Unsupported(format!("tokenizer: {error}"))
 }
 
 #[cfg(test)]

@@ -12,7 +12,8 @@ use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::tokenizer::SplitDelimiterBehavior;
 
-use super::{GgufProblem, library, wrong};
+use super::GgufProblem;
+use super::problem::{library, wrong};
 
 /// A way of splitting.
 pub(super) struct Pre {

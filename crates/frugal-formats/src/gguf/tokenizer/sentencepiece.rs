@@ -11,7 +11,8 @@ use tokenizers::models::bpe::{BPE, Merges, Vocab};
 use tokenizers::normalizers::replace::Replace;
 use tokenizers::normalizers::{NormalizerWrapper, Prepend, Sequence as Normalizers};
 
-use super::{GgufProblem, library, token_type, wrong};
+use super::problem::{library, wrong};
+use super::{GgufProblem, token_type};
 
 /// What stands for a space.
 pub(super) const SPACE: &str = "▁";

@@ -1,0 +1,59 @@
+//! The result of encoding one row, and what may be wrong with the row.
+
+use thiserror::Error;
+
+use super::tokenized::Tokenized;
+use crate::template::TemplateError;
+use crate::tokenizer::TokenizerError;
+
+/// The result of encoding one row.
+pub(super) struct Row {
+    pub(super) tokenized: Tokenized,
+    /// Tokens before it was cut.
+    pub(super) length: usize,
+}
+
+/// What is wrong with one row.
+#[derive(Debug, Error)]
+pub enum RowError {
+    /// The tokenizer failed.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The chat template failed.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// A label that is not in the list.
+    #[error("label {label:?} is not one of {known}")]
+    UnknownLabel {
+        /// The label.
+        label: String,
+        /// The list.
+        known: String,
+    },
+    /// A conversation in which the assistant says nothing.
+    #[error("no turn has the role \"assistant\", so there is nothing to train")]
+    NoAssistant,
+    /// A template that rewrites earlier turns.
+    #[error(
+        "the chat template writes turn {turn} differently once other turns follow, so the turns of the assistant cannot be told apart; \
+         split the conversation so that its last turn is the one to learn, or set completion_only = false"
+    )]
+    NotAPrefix {
+        /// The turn, from 1.
+        turn: usize,
+    },
+    /// A row that is not of the format of its data set.
+    #[error("the row is not of the format of its data set")]
+    OtherFormat,
+    /// A text with more tokens than allowed.
+    #[error("{length} tokens, but at most {max_length} are allowed; cut with `--truncate`")]
+    TooLong {
+        /// Its tokens.
+        length: usize,
+        /// The limit.
+        max_length: usize,
+    },
+    /// A text without a single token.
+    #[error("the text has no tokens")]
+    NoTokens,
+}
