@@ -38,12 +38,20 @@ pub struct Family {
 impl Family {
     /// All keys that are accounted for: read, refused away from neutral, or without effect.
     pub fn all_keys(&self) -> impl Iterator<Item = String> {
-        let refused = self.keys.refused.iter().chain(keys::REFUSED);
+        let refused = self.keys.refused.iter().chain(self.refused_of_all());
         let names = [keys::WITHOUT_EFFECT, keys::ROPE, self.keys.without_effect];
         (self.keys.honored)()
             .into_iter()
             .chain(refused.map(|(key, _)| (*key).to_owned()))
             .chain(names.into_iter().flatten().map(|key| (*key).to_owned()))
+    }
+
+    /// Keys of any class that are refused away from neutral.
+    fn refused_of_all(&self) -> impl Iterator<Item = &'static (&'static str, &'static str)> {
+        let of_decoders = (!self.is_encoder).then_some(keys::REFUSED_OF_DECODERS);
+        keys::REFUSED
+            .iter()
+            .chain(of_decoders.into_iter().flatten())
     }
 
     /// Refuses keys that the reference reads, that are not supported, and that are not neutral.
@@ -52,8 +60,8 @@ impl Family {
     /// [`ModelError::Config`] that names the key.
     pub(crate) fn check_refused(&self, raw: &Value, source: &str) -> Result<(), ModelError> {
         let honored = (self.keys.honored)();
-        let of_all = keys::REFUSED
-            .iter()
+        let of_all = self
+            .refused_of_all()
             .filter(|(key, _)| !honored.iter().any(|name| name == key));
         for (key, neutral) in of_all.chain(self.keys.refused) {
             let value = raw.get(*key).unwrap_or(&Value::Null);
