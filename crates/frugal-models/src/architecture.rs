@@ -185,6 +185,12 @@ pub trait Architecture: Debug + Send + Sync {
             .saturating_sub(self.first_position(config) as usize)
     }
 
+    /// Length beyond which the reference computes again what it kept of a sequence, as all its
+    /// positions are rotated otherwise.
+    fn rotates_anew_beyond(&self) -> Option<usize> {
+        None
+    }
+
     /// The backbone with the weights of `loader`.
     ///
     /// # Errors
@@ -331,6 +337,7 @@ impl ModelConfig {
             key_value_width: self.key_value_width(),
             vocab_size: self.vocab_size,
             max_sequence: self.max_sequence(),
+            rotates_anew_beyond: self.architecture.rotates_anew_beyond(),
             is_encoder: f.is_encoder,
             final_logit_softcapping: self.architecture.final_logit_softcapping(),
             base_prefix: f.base_prefix,

@@ -61,12 +61,16 @@ impl MicroBatch {
         backbone: &dyn Backbone,
         pass: &mut dyn Pass,
     ) -> Result<(Tensor<2>, SequenceLayout), ModelError> {
-        let layout = SequenceLayout::new(&self.lengths);
-        let input = Input {
+        let input = self.input();
+        let hidden_states = backbone.forward(&input, pass, None)?;
+        Ok((hidden_states, input.layout))
+    }
+
+    fn input(&self) -> Input<'_> {
+        Input {
             token_type_ids: &self.token_type_ids,
-            ..Input::tokens(&self.input_ids, layout.clone())
-        };
-        Ok((backbone.forward(&input, pass, None)?, layout))
+            ..Input::tokens(&self.input_ids, SequenceLayout::new(&self.lengths))
+        }
     }
 
     /// Logits of a head `[sequences, labels]`.
@@ -77,8 +81,7 @@ impl MicroBatch {
         pass: &mut dyn Pass,
         mode: Mode,
     ) -> Result<Tensor<2>, ModelError> {
-        let (hidden_states, layout) = self.forward(backbone, pass)?;
-        Ok(head.forward(hidden_states, &layout, backbone, pass, mode))
+        head.classify(&self.input(), backbone, pass, mode)
     }
 }
 

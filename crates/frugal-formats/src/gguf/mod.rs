@@ -10,6 +10,7 @@ mod codes;
 mod container;
 mod error;
 mod export;
+mod foreign;
 mod hf;
 mod import;
 mod names;
