@@ -90,6 +90,14 @@ ROPES = {
 }
 
 
+# Keys that the library reads of any configuration, though no class has them.
+OF_ALL = {
+    "is_causal": {"is_causal": False},
+    "rope_scaling that is empty": {"rope_scaling": {}},
+    "original length beside the blocks": {"original_max_position_embeddings": 48},
+}
+
+
 def other(name, key, default, config):
     """A value away from the default, of the kind that the class takes."""
     special = {
@@ -199,6 +207,14 @@ def main(names):
                     original = rope.get("original_max_position_embeddings", 64)
                     changes["original_max_position_embeddings"] = original
                 cases.append(case(name, cls, raw, ids, changes, f"rope: {title}"))
+        for title, changes in OF_ALL.items():
+            if raw["model_type"] in ("bert", "roberta") or ("rope" in title or "length" in title) and "rope_parameters" not in keys:
+                continue
+            if title != "is_causal":
+                yarn = {**ROPES["yarn with mscale"], "mscale": 0.8}
+                nested = {"full_attention": yarn, "sliding_attention": {"rope_type": "default", "rope_theta": 100.0}}
+                changes = {**changes, "rope_parameters": nested if name == "gemma3_text" else yarn}
+            cases.append(case(name, cls, raw, ids, changes, title))
         result = {"transformers": hf.__version__, "model": name, "keys": keys, "cases": cases}
         (out / f"{raw['model_type']}.json").write_text(one_line_a_case(result))
         counts = {k: sum(k in c for c in cases) for k in ("last", "shapes", "error")}

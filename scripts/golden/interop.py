@@ -1,12 +1,13 @@
 """Models and adapters at the edges of the exchange with Python, with reference outputs.
 
-Usage: python scripts/golden/interop.py      writes fixtures/interop/models/NAME/ and fixtures/interop/adapters/NAME/
+Usage: python scripts/golden/interop.py [NAME ...]      writes fixtures/interop/models/NAME/ and fixtures/interop/adapters/NAME/
 
 Models have heads of their own or lack a prefix; adapters are those of `adapters.py` whose files hold more than their method.
 """
 
 import json
 import shutil
+import sys
 
 import common
 import peft
@@ -79,6 +80,12 @@ ADAPTERS = {
     "llama-saved-mlp": (
         TINY_MODELS / "llama", hf.LlamaForCausalLM, lora("all-linear", "CAUSAL_LM", modules_to_save=["mlp"]),
         "modules that are saved whole are no targets", {}),
+    "bert-prompt-seqcls": (
+        TINY_MODELS / "bert", CLASSIFIER, peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=3),
+        "a prompt in front of the token that the head reads", {}),
+    "roberta-p-tuning-seqcls": (
+        TINY_MODELS / "roberta", hf.RobertaForSequenceClassification,
+        peft.PromptEncoderConfig(task_type="SEQ_CLS", num_virtual_tokens=3, encoder_hidden_size=8), "the same, from a network", {}),
     "bert-token-cls": (
         TINY_MODELS / "bert", hf.BertForTokenClassification, lora(["query"], "TOKEN_CLS"), "a head over single tokens", {}),
     "bert-question-answering": (
@@ -137,9 +144,12 @@ def beside(folder):
     (folder / "chat_template.jinja").write_text("{{ messages }}\n")
 
 
-def main():
-    shutil.rmtree(OUT, ignore_errors=True)
+def main(names):
+    if not names:
+        shutil.rmtree(OUT, ignore_errors=True)
     for name, (config, cls, purpose) in MODELS.items():
+        if names and name not in names:
+            continue
         torch.manual_seed(SEED)
         model = cls(config).eval()
         # Spread out, so that a missing or misplaced tensor shows.
@@ -148,6 +158,8 @@ def main():
         beside(INTEROP / name)
         write(INTEROP / name, outputs(load(INTEROP / name, cls)), cls, purpose)
     for name, (model_dir, cls, config, purpose, options) in ADAPTERS.items():
+        if names and name not in names:
+            continue
         folder = OUT / "adapters" / name
         config.base_model_name_or_path = str(model_dir)
         torch.manual_seed(SEED)
@@ -160,4 +172,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

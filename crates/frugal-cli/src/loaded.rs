@@ -114,14 +114,8 @@ impl Loaded {
             files.use_text_settings_of(folder)?;
         }
         check(&files)?;
-        let unused = files.unused_tensors();
-        if let Some(first) = unused.first() {
-            let text = format!(
-                "{}: the model has no place for {} of the file's tensors, which are left out: `{first}`{}",
-                files.path().display(),
-                unused.len(),
-                if unused.len() > 1 { ", ..." } else { "" }
-            );
+        let used: Vec<&Path> = folders.iter().map(PathBuf::as_path).collect();
+        for text in files.warnings(&used) {
             ui::warn(output, &text);
         }
         let phase = Phase::new(output, format!("reading {name}"));

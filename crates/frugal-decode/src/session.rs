@@ -105,8 +105,10 @@ impl<'a> Session<'a> {
             }
             .into());
         }
+        let parts = self.with_what_rotates_anew(new);
+        let lengths: Vec<usize> = parts.iter().map(Vec::len).collect();
         let layout = SequenceLayout::with_past(&lengths, self.cache.past());
-        let ids = new.concat();
+        let ids = parts.concat();
         let mut pass = self.adapters.pass(&self.choice, &layout, Mode::Eval)?;
         let last = layout.last_tokens();
         let input = Input::tokens(&ids, layout);
@@ -127,6 +129,23 @@ impl<'a> Session<'a> {
         Ok(logits.chunks(vocab).map(<[f32]>::to_vec).collect())
     }
 
+    /// The new tokens of each sequence; where they take it over the length at which all positions
+    /// are rotated otherwise, the earlier ones too, whose keys are forgotten.
+    fn with_what_rotates_anew(&mut self, new: &[&[u32]]) -> Vec<Vec<u32>> {
+        let mut parts: Vec<Vec<u32>> = new.iter().map(|part| part.to_vec()).collect();
+        let Some(length) = self.backbone.info().rotates_anew_beyond else {
+            return parts;
+        };
+        for (sequence, part) in parts.iter_mut().enumerate() {
+            let past = self.cache.past()[sequence];
+            if (1..=length).contains(&past) && past + part.len() > length {
+                self.cache.truncate(sequence, 0);
+                part.splice(..0, self.tokens[sequence].iter().copied());
+            }
+        }
+        parts
+    }
+
     /// Makes the only sequence equal `tokens` and returns the logits after it, computing only what
     /// differs from before.
     ///
@@ -143,7 +162,14 @@ impl<'a> Session<'a> {
             .count()
             .min(last);
         // Positions that a method put in front stay.
-        let in_front = self.cache.past()[0] - self.tokens[0].len();
+        let past = self.cache.past()[0];
+        let in_front = past - self.tokens[0].len();
+        // Back to positions that are rotated as those of a short sequence.
+        let shrinks = |length| past > length && in_front + tokens.len() <= length;
+        let common = match self.backbone.info().rotates_anew_beyond {
+            Some(length) if shrinks(length) => 0,
+            _ => common,
+        };
         self.cache
             .truncate(0, if common == 0 { 0 } else { in_front + common });
         self.tokens[0].truncate(common);

@@ -38,12 +38,20 @@ pub struct Family {
 impl Family {
     /// All keys that are accounted for: read, refused away from neutral, or without effect.
     pub fn all_keys(&self) -> impl Iterator<Item = String> {
-        let refused = self.keys.refused.iter().chain(keys::REFUSED);
+        let refused = self.keys.refused.iter().chain(self.refused_of_all());
         let names = [keys::WITHOUT_EFFECT, keys::ROPE, self.keys.without_effect];
         (self.keys.honored)()
             .into_iter()
             .chain(refused.map(|(key, _)| (*key).to_owned()))
             .chain(names.into_iter().flatten().map(|key| (*key).to_owned()))
+    }
+
+    /// Keys of any class that are refused away from neutral.
+    fn refused_of_all(&self) -> impl Iterator<Item = &'static (&'static str, &'static str)> {
+        let of_decoders = (!self.is_encoder).then_some(keys::REFUSED_OF_DECODERS);
+        keys::REFUSED
+            .iter()
+            .chain(of_decoders.into_iter().flatten())
     }
 
     /// Refuses keys that the reference reads, that are not supported, and that are not neutral.
@@ -52,8 +60,8 @@ impl Family {
     /// [`ModelError::Config`] that names the key.
     pub(crate) fn check_refused(&self, raw: &Value, source: &str) -> Result<(), ModelError> {
         let honored = (self.keys.honored)();
-        let of_all = keys::REFUSED
-            .iter()
+        let of_all = self
+            .refused_of_all()
             .filter(|(key, _)| !honored.iter().any(|name| name == key));
         for (key, neutral) in of_all.chain(self.keys.refused) {
             let value = raw.get(*key).unwrap_or(&Value::Null);
@@ -175,6 +183,12 @@ pub trait Architecture: Debug + Send + Sync {
         config
             .max_position_embeddings
             .saturating_sub(self.first_position(config) as usize)
+    }
+
+    /// Length beyond which the reference computes again what it kept of a sequence, as all its
+    /// positions are rotated otherwise.
+    fn rotates_anew_beyond(&self) -> Option<usize> {
+        None
     }
 
     /// The backbone with the weights of `loader`.
@@ -323,6 +337,7 @@ impl ModelConfig {
             key_value_width: self.key_value_width(),
             vocab_size: self.vocab_size,
             max_sequence: self.max_sequence(),
+            rotates_anew_beyond: self.architecture.rotates_anew_beyond(),
             is_encoder: f.is_encoder,
             final_logit_softcapping: self.architecture.final_logit_softcapping(),
             base_prefix: f.base_prefix,

@@ -38,6 +38,10 @@ pub const REFUSED: &[(&str, &str)] = &[
     ("pruned_heads", "{}"),
 ];
 
+/// The same for models that read from left to right: the reference looks for these in any
+/// configuration, though no class has them.
+pub const REFUSED_OF_DECODERS: &[(&str, &str)] = &[("is_causal", "true")];
+
 /// Keys of the rotary settings, which `rope` reads.
 pub const ROPE: &[&str] = &["rope_parameters", "rope_scaling", "rope_theta"];
 

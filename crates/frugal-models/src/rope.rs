@@ -148,11 +148,14 @@ impl<'a> RopeReader<'a> {
             None => local_theta,
             Some(v) => number(local_key, v, self.source)?,
         };
-        let mut local_block = Block::new(key, &local, self.source);
-        local_block.theta = Some(local_theta);
+        let of_kind = |values, theta| Block {
+            theta,
+            of_one_kind: parameters.is_some(),
+            ..Block::new(key, values, self.source)
+        };
         Ok([
-            self.settings(Block::new(key, &full, self.source))?,
-            self.settings(local_block)?,
+            self.settings(of_kind(&full, None))?,
+            self.settings(of_kind(&local, Some(local_theta)))?,
         ])
     }
 
@@ -173,9 +176,11 @@ impl<'a> RopeReader<'a> {
             )));
         }
         let max = self.max_positions as f64;
-        let original = top("original_max_position_embeddings")?
-            .or(block.number("original_max_position_embeddings")?)
-            .unwrap_or(max);
+        let key = "original_max_position_embeddings";
+        // The file's own wins over that of the one block, and is not looked at where there are
+        // blocks by kind of layer.
+        let of_all = if block.of_one_kind { None } else { top(key)? };
+        let original = of_all.or(block.number(key)?).unwrap_or(max);
         let kind = block.kind()?;
         let scaling = match kind {
             "default" => RopeScaling::None,
@@ -221,6 +226,8 @@ struct Block<'a> {
     source: &'a str,
     /// Base where the object has none, before the file's own.
     theta: Option<f64>,
+    /// Whether the object speaks of one kind of layer only.
+    of_one_kind: bool,
 }
 
 impl<'a> Block<'a> {
@@ -230,6 +237,7 @@ impl<'a> Block<'a> {
             values,
             source,
             theta: None,
+            of_one_kind: false,
         }
     }
 

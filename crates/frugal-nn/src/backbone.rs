@@ -56,6 +56,9 @@ pub struct BackboneInfo {
     pub vocab_size: usize,
     /// Longest sequence in tokens that the positions cover.
     pub max_sequence: usize,
+    /// Length beyond which all positions of a sequence are rotated otherwise, so that what was kept
+    /// of its tokens is computed again.
+    pub rotates_anew_beyond: Option<usize>,
     /// Whether the model reads in both directions and has no language-model head.
     pub is_encoder: bool,
     /// Cap on the logits of the head: `cap * tanh(x / cap)`.

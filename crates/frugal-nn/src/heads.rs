@@ -8,7 +8,8 @@ use burn::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::backbone::{Backbone, BackboneInfo, HeadLayout};
-use crate::layout::SequenceLayout;
+use crate::error::ModelError;
+use crate::layout::{Input, SequenceLayout};
 use crate::rng::{named_rng, standard_normal};
 use crate::rows::{mean_pool, select_rows};
 use crate::seam::hooks::{Pass, Rows};
@@ -163,6 +164,34 @@ impl Head {
             .chain([&mut self.weight])
             .chain(&mut self.bias)
             .collect()
+    }
+
+    /// Logits `[sequences, labels]` of an input.
+    ///
+    /// A head of the first token reads the first position, as the reference does: where a method
+    /// puts a prompt in front of the sequences, that is the prompt's.
+    ///
+    /// # Errors
+    /// Those of [`Backbone::forward`].
+    pub fn classify(
+        &self,
+        input: &Input<'_>,
+        backbone: &dyn Backbone,
+        pass: &mut dyn Pass,
+        mode: Mode,
+    ) -> Result<Tensor<2>, ModelError> {
+        if self.config.pooling != Pooling::Cls {
+            let hidden_states = backbone.forward(input, pass, None)?;
+            return Ok(self.forward(hidden_states, &input.layout, backbone, pass, mode));
+        }
+        let state = backbone.stem(input, pass)?;
+        let all = 0..backbone.info().num_hidden_layers;
+        let mut state = backbone.blocks(all, state, pass, None)?;
+        // What was put in front counts as tokens from here on.
+        state.layout.prepended = 0;
+        let layout = state.layout.clone();
+        let hidden_states = backbone.readout(state, pass);
+        Ok(self.forward(hidden_states, &layout, backbone, pass, mode))
     }
 
     /// Logits `[sequences, labels]` from final hidden states `[tokens, d_model]`.

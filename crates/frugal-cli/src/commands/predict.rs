@@ -13,7 +13,7 @@ use frugal::train::Tokenized;
 use frugal_core::data::TextRecord;
 use serde_json::{Value, json};
 
-use crate::args::{Machine, Model};
+use crate::args::{Machine, Model, Output};
 use crate::outcome::Outcome;
 use crate::ui::{self, interrupt};
 
@@ -127,6 +127,13 @@ pub fn run(args: &Args) -> Result<Outcome> {
         device: args.machine.device_name().into(),
     };
     let predictor = Predictor::open(&request, &args.machine.lookup())?;
+    for text in predictor.warnings() {
+        let output = Output {
+            json: false,
+            quiet: false,
+        };
+        ui::warn(output, &text);
+    }
     let stop = interrupt::flag("");
     let writer = Writer::new(args, &predictor)?;
     let mut work = Work {

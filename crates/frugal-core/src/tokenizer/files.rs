@@ -7,6 +7,7 @@ use tokenizers::Tokenizer;
 
 use super::added::{ADDED, Sources, add_tokens};
 use super::bounds;
+use super::class;
 use super::{TextTokenizer, TokenizerError, TokenizerSettings};
 use crate::caught::caught;
 use crate::fs;
@@ -36,8 +37,8 @@ impl TextTokenizer {
                 folder: folder.to_owned(),
             });
         }
-        let mut tokenizer = parse(&path, &fs::read(&path)?)?;
         let config = read_object(&folder.join(CONFIG))?.unwrap_or_default();
+        let mut tokenizer = parse(&path, &fs::read(&path)?, &config)?;
         let special = read_object(&folder.join(SPECIAL))?.unwrap_or_default();
         let added = read_object(&folder.join(ADDED))?.unwrap_or_default();
         let sources = Sources {
@@ -84,9 +85,9 @@ impl TextTokenizer {
             path: file.into(),
             reason,
         };
-        let tokenizer = parse(Path::new(TOKENIZER), tokenizer.as_bytes())?;
         let config: Map<String, Value> =
             serde_json::from_str(config).map_err(|e| malformed(CONFIG, e.to_string()))?;
+        let tokenizer = parse(Path::new(TOKENIZER), tokenizer.as_bytes(), &config)?;
         let token = |name| special_token(name, &config, &Map::new());
         let settings = TokenizerSettings {
             bos_token: token("bos_token"),
@@ -169,15 +170,25 @@ impl TextTokenizer {
 }
 
 /// Reads a tokenizer; what it asks for is checked first, and a panic of the parser is an error.
-fn parse(path: &Path, bytes: &[u8]) -> Result<Tokenizer, TokenizerError> {
+fn parse(
+    path: &Path,
+    bytes: &[u8],
+    config: &Map<String, Value>,
+) -> Result<Tokenizer, TokenizerError> {
     let malformed = |reason: String| TokenizerError::Malformed {
         path: path.to_owned(),
         reason,
     };
-    let json =
+    let mut json =
         serde_json::from_slice(bytes).map_err(|e| malformed(format!("not a tokenizer: {e}")))?;
     bounds::check(&json).map_err(malformed)?;
+    let changed = class::apply(&mut json, config).map_err(|reason| TokenizerError::Malformed {
+        path: path.with_file_name(CONFIG),
+        reason: reason.into(),
+    })?;
+    let of_class = changed.then(|| json.to_string());
     drop(json);
+    let bytes = of_class.as_ref().map_or(bytes, |text| text.as_bytes());
     caught(|| Tokenizer::from_bytes(bytes))
         .map_err(|reason| malformed(format!("not a tokenizer: {reason}")))?
         .map_err(|e| malformed(format!("not a tokenizer: {e}")))

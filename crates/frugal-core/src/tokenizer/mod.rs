@@ -3,6 +3,7 @@
 
 mod added;
 mod bounds;
+mod class;
 mod files;
 mod stop;
 mod stop_text;

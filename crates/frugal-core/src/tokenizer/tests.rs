@@ -105,6 +105,28 @@ fn a_stream_gives_up_on_bytes_that_are_no_utf8() {
 }
 
 #[test]
+fn bytes_that_are_no_utf8_come_once_and_leave_the_next_character_whole() {
+    let tokenizer = TextTokenizer::from_folder(&fixture("byte-level")).unwrap();
+    let crab = tokenizer.encode("🦀", false).unwrap();
+    let mut ids = vec![];
+    for stray in [9, 5, 1, 70] {
+        ids.extend(&crab);
+        ids.extend(vec![crab[1]; stray]);
+        ids.extend(&crab[..2]);
+    }
+    ids.extend(tokenizer.encode("good", false).unwrap());
+    let mut stream = tokenizer.stream();
+    let mut text = String::new();
+    for &id in &ids {
+        text.extend(stream.push(id).unwrap());
+    }
+    text.extend(stream.finish().unwrap());
+    // The tokenizers library, all at once.
+    assert_eq!(text, tokenizer.decode(&ids, true).unwrap());
+    assert_eq!(text.matches('🦀').count(), 4);
+}
+
+#[test]
 fn saved_files_load_again_and_keep_what_they_held() {
     for name in NAMES {
         let first = TextTokenizer::from_folder(&fixture(name)).unwrap();
@@ -299,6 +321,54 @@ fn folder_with(files: &Value) -> tempfile::TempDir {
         std::fs::write(folder.path().join(file), content.to_string()).unwrap();
     }
     folder
+}
+
+#[test]
+fn settings_that_the_class_of_a_tokenizer_sets_are_not_those_of_its_file() {
+    let path = fixture("../tokenizer_classes.json");
+    let golden: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let folders = golden["folders"].as_array().unwrap();
+    assert_eq!(folders.len(), 8);
+    for case in folders {
+        let source = fixture(case["folder"].as_str().unwrap());
+        let folder = tempfile::tempdir().unwrap();
+        let read = |file: &str| std::fs::read(source.join(file)).unwrap();
+        std::fs::write(folder.path().join("tokenizer.json"), read("tokenizer.json")).unwrap();
+        let mut config: Value = serde_json::from_slice(&read("tokenizer_config.json")).unwrap();
+        for (key, value) in case["config"].as_object().unwrap() {
+            config[key] = value.clone();
+        }
+        let path = folder.path().join("tokenizer_config.json");
+        std::fs::write(path, config.to_string()).unwrap();
+        let first = TextTokenizer::from_folder(folder.path()).unwrap();
+        // What is saved says the same, whatever class it names.
+        let saved = tempfile::tempdir().unwrap();
+        first.save(saved.path()).unwrap();
+        for tokenizer in [first, TextTokenizer::from_folder(saved.path()).unwrap()] {
+            for text in case["cases"].as_array().unwrap() {
+                let found = tokenizer.encode(text["text"].as_str().unwrap(), true);
+                assert_eq!(
+                    found.unwrap(),
+                    ids(&text["ids"]),
+                    "{}: {text}",
+                    case["name"]
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_tokenizer_that_splits_special_tokens_is_refused_by_name() {
+    let files = serde_json::json!({"tokenizer_config.json": {"split_special_tokens": true}});
+    let folder = folder_with(&files);
+    let error = TextTokenizer::from_folder(folder.path())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("tokenizer_config.json") && error.contains("split_special_tokens"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use serde_json::{Value as Json, json};
 
+use super::foreign::{self, Widths};
 use super::rope::Llama3;
 use super::{Architecture, Gguf, GgufError, GgufProblem, Value};
 
@@ -190,12 +191,19 @@ impl<'a> Keys<'a> {
 
 fn gpt2(keys: &Keys<'_>) -> Result<Json, GgufProblem> {
     let embd = keys.count("embedding_length")?;
+    let heads = keys.count("attention.head_count")?;
+    let head = embd / heads;
+    let widths = Widths {
+        head,
+        scaled_by: head,
+    };
+    foreign::check(keys.gguf, keys.architecture, widths)?;
     keys.finish(json!({
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
         "activation_function": "gelu_new",
         "n_embd": embd,
-        "n_head": keys.count("attention.head_count")?,
+        "n_head": heads,
         "n_inner": keys.optional_count("feed_forward_length")?.unwrap_or(4 * embd),
         "n_layer": keys.layers()?,
         "n_positions": keys.count("context_length")?,
@@ -227,6 +235,15 @@ fn decoder(keys: &Keys<'_>, all: &[u8]) -> Result<Json, GgufProblem> {
             ));
         }
     }
+    let scaled_by = match (keys.architecture, layers) {
+        (Architecture::Gemma3, GEMMA3_27B_LAYERS) => hidden / heads,
+        _ => head_dim,
+    };
+    let widths = Widths {
+        head: head_dim,
+        scaled_by,
+    };
+    foreign::check(keys.gguf, keys.architecture, widths)?;
     let theta = keys.optional_number("rope.freq_base")?.unwrap_or(10_000.0);
     let window = keys.optional_count("attention.sliding_window")?;
     let mut config = json!({

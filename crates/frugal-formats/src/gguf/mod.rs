@@ -11,6 +11,7 @@ mod codes;
 mod container;
 mod error;
 mod export;
+mod foreign;
 mod hf;
 mod import;
 mod names;

@@ -261,6 +261,27 @@ impl ModelFiles {
         found
     }
 
+    /// What lies in the model's files and is not used with these adapters, said in full.
+    pub fn warnings(&self, adapters: &[&Path]) -> Vec<String> {
+        let path = self.path.display();
+        let unused = self.unused_tensors();
+        let tensors = unused.first().map(|first| {
+            format!(
+                "{path}: the model has no place for {} of the file's tensors, which are left out: `{first}`{}",
+                unused.len(),
+                if unused.len() > 1 { ", ..." } else { "" }
+            )
+        });
+        // Python's classes put such an adapter on the model.
+        let has_adapter = self.path.join("adapter_config.json").exists();
+        let adapter = (has_adapter && !adapters.contains(&self.path.as_path())).then(|| {
+            format!(
+                "{path}: the adapter beside the weights (`adapter_config.json`) is not used: give `--adapter {path}`"
+            )
+        });
+        tensors.into_iter().chain(adapter).collect()
+    }
+
     /// The tensors by their Hugging Face names.
     pub fn source(&self) -> &dyn WeightSource {
         match &self.weights {

@@ -171,9 +171,11 @@ fn read(raw: &Value, source: &str) -> Result<ModelConfig, ModelError> {
 
 /// What `mscale_all_dim` multiplies attention scores by, beside what it does to cosine and sine.
 fn temperature(scaling: &RopeScaling, raw: &Value, source: &str) -> Result<f64, ModelError> {
+    // An empty one is none, as in the reference.
+    let is_given = |value: &&Value| value.as_object().is_some_and(|block| !block.is_empty());
     let block = ["rope_scaling", "rope_parameters"]
         .iter()
-        .find_map(|key| raw.get(key).filter(|v| v.is_object()));
+        .find_map(|key| raw.get(key).filter(is_given));
     let all = block
         .and_then(|b| b.get("mscale_all_dim"))
         .and_then(Value::as_f64)

@@ -19,7 +19,7 @@ use crate::blocks::attention::{Attend, SelfAttention, attend};
 use crate::blocks::decoder::{Decoder, DecoderSpec};
 use crate::blocks::gated_mlp::{FeedForward, gate_by};
 use crate::keys::{self, Size, TokenId};
-use crate::rope::RopeReader;
+use crate::rope::{RopeReader, RopeScaling};
 use crate::weights::WeightLoader;
 
 /// Phi-3.
@@ -196,6 +196,16 @@ impl Architecture for Phi3 {
 
     fn max_sequence(&self, config: &ModelConfig) -> usize {
         self.spec.max_sequence(config)
+    }
+
+    fn rotates_anew_beyond(&self) -> Option<usize> {
+        match &self.spec.rope.scaling {
+            RopeScaling::Longrope {
+                original_max_position_embeddings: original,
+                ..
+            } => Some(*original as usize),
+            _ => None,
+        }
     }
 
     fn build(

@@ -84,13 +84,16 @@ impl MicroBatch {
         &self,
         forward: &mut Forward<'_>,
     ) -> Result<(Tensor<2>, SequenceLayout), ModelError> {
-        let layout = SequenceLayout::new(&self.lengths);
-        let input = Input {
+        let input = self.input();
+        let hidden_states = forward.model.backbone.forward(&input, forward.pass, None)?;
+        Ok((hidden_states, input.layout))
+    }
+
+    fn input(&self) -> Input<'_> {
+        Input {
             token_type_ids: &self.token_type_ids,
-            ..Input::tokens(&self.input_ids, layout.clone())
-        };
-        let backbone = forward.model.backbone;
-        Ok((backbone.forward(&input, forward.pass, None)?, layout))
+            ..Input::tokens(&self.input_ids, SequenceLayout::new(&self.lengths))
+        }
     }
 
     /// Logits of the head `[sequences, outputs]`.
@@ -98,12 +101,11 @@ impl MicroBatch {
     /// # Errors
     /// What the backbone refuses.
     pub fn head_logits(&self, forward: &mut Forward<'_>) -> Result<Tensor<2>, ModelError> {
-        let (hidden_states, layout) = self.hidden_states(forward)?;
         let head = forward
             .model
             .head
             .expect("objectives with a head are checked to have one");
         let (backbone, mode) = (forward.model.backbone, forward.mode);
-        Ok(head.forward(hidden_states, &layout, backbone, forward.pass, mode))
+        head.classify(&self.input(), backbone, forward.pass, mode)
     }
 }

@@ -72,3 +72,10 @@ pub(super) fn warn(adapter: &Path, files: &ModelFiles, observe: Observe<'_>) -> 
         .for_each(|text| observe(&Progress::Warning { text }));
     warned
 }
+
+/// Tells what of the model's files is not used.
+pub(super) fn tell_unused(adapter: Option<&Path>, files: &ModelFiles, observe: Observe<'_>) {
+    for text in files.warnings(adapter.as_slice()) {
+        observe(&Progress::Warning { text });
+    }
+}

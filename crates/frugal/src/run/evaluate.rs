@@ -106,6 +106,7 @@ pub fn evaluate(
     observe(&Progress::Begin {
         what: format!("reading {}", request.model),
     });
+    super::base::tell_unused(request.adapter.as_deref(), &files, observe);
     let base_changed = match &request.adapter {
         Some(folder) => super::base::warn(folder, &files, observe),
         None => false,
@@ -159,6 +160,14 @@ pub fn evaluate(
         .as_ref()
         .and_then(|e| e.head.as_ref())
         .or(own_head.as_ref());
+    // Nothing that a model without either head could be measured by.
+    if head.is_none() && backbone.lm_head().is_none() {
+        return Err(RunError::Invalid(format!(
+            "`{}`: the model has no head, neither over classes nor over tokens: {}",
+            files.name(),
+            super::predict::without_head(&files)
+        )));
+    }
     let dataset = match frugal_core::data::builtin(&request.data.train) {
         Ok(builtin) if !is_data_file(&request.data.train) => builtin.test,
         _ => read(&request.data.train, "test", &request.data, lookup)?,
@@ -249,14 +258,13 @@ fn dump(
             token_type_ids,
             ..Input::new(ids, &[ids.len()])
         };
-        let hidden = backbone.forward(&input, pass.as_mut(), None)?;
         let (shape, logits) = match head {
             Some(head) => {
-                let logits =
-                    head.forward(hidden, &input.layout, backbone, pass.as_mut(), Mode::Eval);
+                let logits = head.classify(&input, backbone, pass.as_mut(), Mode::Eval)?;
                 (vec![logits.dims()[1]], to_vec::<2>(logits))
             }
             None => {
+                let hidden = backbone.forward(&input, pass.as_mut(), None)?;
                 let logits = backbone
                     .logits(hidden, Rows::Tokens, pass.as_mut())
                     .ok_or_else(|| RunError::Invalid("this model has no logits".into()))?;

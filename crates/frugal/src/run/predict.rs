@@ -11,7 +11,7 @@ use frugal_nn::{Adapter, Backbone, BuildContext, Head, LoadedAdapter};
 use frugal_train::{Tokenized, head_logits};
 use serde_json::Value;
 
-use super::{DataConfig, RunError};
+use super::{DataConfig, RunError, base_warning};
 
 /// A classifier, read and ready.
 pub struct Predictor {
@@ -20,6 +20,7 @@ pub struct Predictor {
     backbone: std::sync::Arc<dyn Backbone>,
     entry: Option<LoadedAdapter>,
     own_head: Option<Head>,
+    adapter: Option<PathBuf>,
     data: DataConfig,
 }
 
@@ -71,9 +72,10 @@ impl Predictor {
         };
         let entry = request.adapter.as_ref().map(load).transpose()?;
         let entry = entry.map(|(entry, _)| entry);
+        // An adapter without a head of its own leaves that of the model in place.
         let own_head = match &entry {
-            Some(_) => None,
-            None => files.head(&device)?,
+            Some(entry) if entry.head.is_some() => None,
+            _ => files.head(&device)?,
         };
         let problem = match &own_head {
             Some(head) => ProblemType::of_config(&files.config().raw, head.config().labels.len())?,
@@ -85,6 +87,7 @@ impl Predictor {
             backbone,
             entry,
             own_head,
+            adapter: request.adapter.clone(),
             data: request.data.clone(),
         };
         if found.head().is_none() {
@@ -93,10 +96,19 @@ impl Predictor {
                 None => format!("`{}`: the model", request.model),
             };
             return Err(RunError::Invalid(format!(
-                "{what} has no classification head: text is written with `frugal generate`"
+                "{what} has no classification head: {}",
+                without_head(&found.files)
             )));
         }
         Ok(found)
+    }
+
+    /// What of the files may be a mistake, said in full.
+    pub fn warnings(&self) -> Vec<String> {
+        let adapter = self.adapter.as_deref();
+        let mut found = self.files.warnings(adapter.as_slice());
+        found.extend(adapter.and_then(|folder| base_warning(folder, &self.files)));
+        found
     }
 
     fn head(&self) -> Option<&Head> {
@@ -185,6 +197,14 @@ impl Predictor {
             .iter_mut()
             .for_each(|logits| self.problem.activate(logits));
         Ok(found)
+    }
+}
+
+/// What can be done with a model that tells no classes apart.
+pub(super) fn without_head(files: &ModelFiles) -> &'static str {
+    match files.info().is_encoder {
+        true => "train one with `frugal tune`, or give an adapter with a head by `--adapter`",
+        false => "text is written with `frugal generate`",
     }
 }
 

@@ -87,6 +87,8 @@ pub fn tune(request: &TuneRequest<'_>, observe: Observe<'_>) -> Result<Tuned, Ru
             check_settings(&config.out.join(CONFIG_FILE), &config)?;
         }
         let prepared = read_data(&config, request.lookup, observe)?;
+        let folder = start.as_ref().map(|start| start.folder());
+        base::tell_unused(folder, &prepared.files, observe);
         if let Some(start) = &start {
             start.check_targets(&prepared.files.sites())?;
             base::warn(start.folder(), &prepared.files, observe);

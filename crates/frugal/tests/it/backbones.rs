@@ -145,7 +145,7 @@ fn a_ragged_batch_equals_its_sequences() {
 #[test]
 fn token_by_token_with_a_cache_equals_all_at_once() {
     // Encoders have no cache. Phi-3's frequencies change for all positions once a text passes the
-    // trained length; what is cached then keeps the earlier ones, as in transformers.
+    // trained length, where a session computes again what is cached.
     for name in MODELS
         .into_iter()
         .filter(|n| !["bert", "roberta", "phi3"].contains(n))

@@ -222,17 +222,54 @@ fn base_of(folder: &Path) -> std::sync::Arc<dyn Backbone> {
 
 fn outputs(entry: &LoadedAdapter, backbone: &dyn Backbone, ids: &[u32], what: &str) -> Vec<f32> {
     let mut pass = entry.adapter.pass(Mode::Eval);
-    let hidden = backbone
-        .forward(&Input::new(ids, &[ids.len()]), pass.as_mut(), None)
-        .unwrap();
-    let layout = SequenceLayout::new(&[ids.len()]);
-    to_vec(match &entry.head {
-        Some(head) => head.forward(hidden, &layout, backbone, pass.as_mut(), Mode::Eval),
-        None if what == "logits" => backbone
-            .logits(hidden, Rows::Tokens, pass.as_mut())
-            .unwrap(),
-        None => hidden,
-    })
+    let input = Input::new(ids, &[ids.len()]);
+    if let Some(head) = &entry.head {
+        let logits = head.classify(&input, backbone, pass.as_mut(), Mode::Eval);
+        return to_vec(logits.unwrap());
+    }
+    let hidden = backbone.forward(&input, pass.as_mut(), None).unwrap();
+    match what {
+        "logits" => to_vec(
+            backbone
+                .logits(hidden, Rows::Tokens, pass.as_mut())
+                .unwrap(),
+        ),
+        _ => to_vec(hidden),
+    }
+}
+
+/// What is read of an adapter, and of what is saved of it.
+fn twice(name: &str) -> (Vec<LoadedAdapter>, std::sync::Arc<dyn Backbone>, Golden) {
+    let folder = interop("adapters").join(name);
+    let backbone = base_of(&folder);
+    let context = context(backbone.as_ref(), 0);
+    let read = |folder: &Path| {
+        let (entry, report) =
+            peft::load(folder, &context, false).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert!(report.is_exact(), "{name}");
+        entry
+    };
+    let first = read(&folder);
+    let saved = tempfile::tempdir().unwrap();
+    peft::save(saved.path(), &first, backbone.info(), "base").unwrap();
+    let again = read(saved.path());
+    let golden = Golden::read(&folder.join("golden.safetensors"));
+    (vec![first, again], backbone, golden)
+}
+
+#[test]
+fn the_head_of_an_encoder_reads_the_first_position_of_a_prompt() {
+    for name in ["bert-prompt-seqcls", "roberta-p-tuning-seqcls"] {
+        let (entries, backbone, golden) = twice(name);
+        for s in golden.sequences() {
+            let expected = golden.float(&format!("seq{s}.logits")).unwrap();
+            for entry in &entries {
+                let found = outputs(entry, backbone.as_ref(), golden.input_ids(s), "logits");
+                let worst = max_difference(&found, expected);
+                assert!(worst < TOLERANCE, "{name}: {worst:e}");
+            }
+        }
+    }
 }
 
 #[test]

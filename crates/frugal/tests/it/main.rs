@@ -26,5 +26,7 @@ mod pairs;
 mod real;
 mod reparameterize;
 mod steps;
+mod sessions;
 mod support;
+mod unused_files;
 mod variants;
