@@ -292,10 +292,12 @@ impl Checkpoint {
         optimizer: &mut dyn Optimizer,
     ) -> Result<(), CheckpointError> {
         let state = self.read(OPTIMIZER, |tensors| {
-            let named = |name: &str| Ok((name.to_owned(), self.saved(tensors, name)?));
-            tensors.names().into_iter().map(named).collect()
-        });
-        let state: SavedState = state?;
+            let mut state = SavedState::new();
+            for name in tensors.names() {
+                state.insert(name.to_owned(), self.saved(tensors, name)?);
+            }
+            Ok(state)
+        })?;
         optimizer
             .restore(state)
             .map_err(|reason| self.invalid(format!("{OPTIMIZER}: {reason}")))

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde::de::{Error, MapAccess, Visitor};
+use serde::de::{DeserializeOwned, Error, MapAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
@@ -36,8 +36,9 @@ impl Named {
     ///
     /// # Errors
     /// Settings that it does not have, or of another kind.
-    pub fn read<'de, S: Deserialize<'de>>(&'de self) -> Result<S, String> {
-        S::deserialize(&self.settings).map_err(|error| format!("`{}`: {error}", self.name))
+    pub fn read<S: DeserializeOwned>(&self) -> Result<S, String> {
+        let settings = Value::Object(self.settings.clone());
+        serde_json::from_value(settings).map_err(|error| format!("`{}`: {error}", self.name))
     }
 }
 

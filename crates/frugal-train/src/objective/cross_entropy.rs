@@ -28,7 +28,7 @@ pub(super) fn weighted_cross_entropy(
     weights: &[f32],
     label_smoothing: f64,
 ) -> Tensor<1> {
-    let device = logits.device().inner();
+    let device = logits.device();
     let [rows, classes] = logits.dims();
     // Row by row the factor of each class in the loss.
     let mut factors = vec![0.0f32; rows * classes];

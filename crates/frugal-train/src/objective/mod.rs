@@ -29,7 +29,7 @@ pub use label_weights::LabelWeights;
 pub use meter::{Evaluation, Meter, Metric};
 pub use micro_step::{MicroStep, StepError};
 pub use multi_label::{MultiLabel, MultiLabelConfig};
-pub use registry::{OBJECTIVES, ObjectiveEntry, for_model, made};
+pub use registry::{OBJECTIVES, ObjectiveEntry, canonical, for_model, made};
 pub use regression::Regression;
 
 /// What is minimised, and what is measured.

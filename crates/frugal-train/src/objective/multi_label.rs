@@ -46,7 +46,7 @@ impl MultiLabel {
     /// The loss of each row's labels, summed.
     fn sum(&self, logits: Tensor<2>, examples: &[&Tokenized], weighted: bool) -> Tensor<1> {
         let [rows, labels] = logits.dims();
-        let device = logits.device().inner();
+        let device = logits.device();
         let (mut holds, mut lacks) = (vec![0.0f32; rows * labels], vec![1.0f32; rows * labels]);
         for (row, example) in examples.iter().enumerate() {
             for &class in classes_of(example) {

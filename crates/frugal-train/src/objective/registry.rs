@@ -103,7 +103,7 @@ pub fn for_model(train: &TrainConfig, model: ModelParts<'_>) -> Result<Box<dyn O
 }
 
 /// The name of the objective that a model is made for.
-pub(crate) fn usual(model: ModelParts<'_>) -> &'static str {
+fn usual(model: ModelParts<'_>) -> &'static str {
     match model.head {
         Some(_) => "classification",
         None => "causal_lm",
@@ -111,6 +111,6 @@ pub(crate) fn usual(model: ModelParts<'_>) -> &'static str {
 }
 
 /// The registered name in place of what transformers calls it.
-pub(crate) fn canonical(name: &str) -> String {
+pub fn canonical(name: &str) -> String {
     find(name).map_or_else(|_| name.to_owned(), |entry| entry.name.to_owned())
 }

@@ -30,7 +30,7 @@ fn squares(outputs: Tensor<2>, examples: &[&Tokenized]) -> Tensor<1> {
         .copied()
         .collect();
     let gold = TensorData::new(gold, outputs.dims());
-    let gold = Tensor::<2>::from_data(gold, &outputs.device().inner());
+    let gold = Tensor::<2>::from_data(gold, &outputs.device());
     let difference = outputs - gold;
     (difference.clone() * difference).sum()
 }
