@@ -216,10 +216,7 @@ mod tests {
     use super::*;
     use crate::gguf::{GgmlType, TensorInfo};
 
-    const KEYS: &str = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../../fixtures/gguf/keys.json"
-    );
+    const KEYS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/gguf/keys.json");
 
     fn checked(key: &str, value: Value, tensor: &str) -> Result<(), GgufProblem> {
         let tensor = TensorInfo {
@@ -266,9 +263,17 @@ mod tests {
             ("attention.key_length_swa", Value::U32(4), Value::U32(8)),
             ("logit_scale", Value::F32(0.5), Value::F32(1.0)),
             ("rope.scaling.attn_factor", Value::F32(1.7), Value::F32(1.0)),
-            ("rope.scaling.yarn_beta_fast", Value::F32(8.0), Value::F32(32.0)),
+            (
+                "rope.scaling.yarn_beta_fast",
+                Value::F32(8.0),
+                Value::F32(32.0),
+            ),
             ("final_logit_softcapping", Value::F32(30.0), Value::F32(0.0)),
-            ("use_parallel_residual", Value::Bool(true), Value::Bool(false)),
+            (
+                "use_parallel_residual",
+                Value::Bool(true),
+                Value::Bool(false),
+            ),
         ] {
             let key = format!("llama.{key}");
             let error = checked(&key, refused, "token_embd.weight").unwrap_err();
