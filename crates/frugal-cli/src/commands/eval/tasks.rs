@@ -82,9 +82,17 @@ pub struct Flags {
     /// Write prompts by the model's chat template
     #[arg(long, conflicts_with = "data")]
     apply_chat_template: bool,
-    /// Examples as turns of the conversation; needs --apply-chat-template
-    #[arg(long, requires = "apply_chat_template", conflicts_with = "data")]
-    fewshot_as_multiturn: bool,
+    /// Whether examples are turns of the conversation, as they are with --apply-chat-template unless
+    /// this is false
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        requires = "apply_chat_template",
+        conflicts_with = "data"
+    )]
+    fewshot_as_multiturn: Option<bool>,
     /// Instruction in front of everything
     #[arg(
         long,
@@ -181,6 +189,13 @@ pub(super) fn run(args: &Args) -> Result<Outcome> {
         precision: precision(&loaded.files, quantize),
     };
     ask(args, plan, &mut model, &subject, results, meter, &stop)
+}
+
+impl Flags {
+    /// Whether examples are turns of their own, as in lm-evaluation-harness from chats on.
+    fn multiturn(&self) -> bool {
+        self.apply_chat_template && self.fewshot_as_multiturn.unwrap_or(true)
+    }
 }
 
 /// Which model the results are of.
@@ -384,7 +399,7 @@ fn context(flags: &Flags, task_folder: Option<PathBuf>) -> Context {
         random_shots: matches!(flags.fewshot_order, Some(FewshotOrder::Random)),
         seed: flags.seed,
         chat_template: flags.apply_chat_template,
-        fewshot_as_multiturn: flags.fewshot_as_multiturn,
+        fewshot_as_multiturn: flags.multiturn(),
         system: flags.system_instruction.clone(),
         out: flags.out.clone(),
         sandbox: None,
@@ -411,7 +426,7 @@ fn config(
             FewshotOrder::First => "first",
         }),
         "gen_kwargs": flags.gen_kwargs,
-        "fewshot_as_multiturn": flags.fewshot_as_multiturn,
+        "fewshot_as_multiturn": flags.multiturn(),
         "system_instruction": flags.system_instruction,
         "random_seed": flags.seed,
         "frugal_version": env!("CARGO_PKG_VERSION"),
