@@ -6,7 +6,7 @@ use std::path::Path;
 use frugal_models::load::SafetensorsFile;
 use frugal_models::save::{Stored, StoredType};
 use frugal_nn::{AdaptError, BackboneInfo, ModelError};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::settings::Settings;
 
@@ -98,7 +98,7 @@ pub(crate) fn with_maps(mut config: Settings, names: &[String]) -> Result<Settin
     config.insert("target_modules".into(), targets);
     for field in ["rank_pattern", "alpha_pattern"] {
         if let Some(Value::Object(patterns)) = config.get_mut(field) {
-            let renamed: Result<_, _> = std::mem::take(patterns)
+            let renamed: Result<Map<String, Value>, AdaptError> = std::mem::take(patterns)
                 .into_iter()
                 .map(|(key, value)| Ok((pattern(field, &key, &maps)?, value)))
                 .collect();
@@ -183,7 +183,7 @@ pub(crate) fn split(
         tensors.push((name, shape, values));
     }
     let stored = tensors.iter().map(|(name, shape, values)| {
-        let stored = Stored::new(shape, StoredType::F32, || values.clone());
+        let stored = Stored::new(shape, StoredType::F32, move || values.clone());
         (name.clone(), stored)
     });
     let split = SafetensorsFile::of(stored.collect(), path).map_err(ModelError::from)?;

@@ -182,12 +182,12 @@ pub(super) fn check(
     }
 }
 
-/// Whether the import of this family looks at the key itself.
+/// Whether the import of this family looks at the key itself, or none need.
 fn is_read(architecture: Architecture, suffix: &str) -> bool {
     match suffix {
         "rope.scale_linear" => architecture != Architecture::Gpt2,
         "final_logit_softcapping" => architecture == Architecture::Gemma3,
-        _ => READ.contains(&suffix),
+        _ => READ.contains(&suffix) || WITHOUT_EFFECT.contains(&suffix),
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{AllocationProperty, Bytes as TensorBytes, DType, TensorData};
 use bytes::Bytes;
 use frugal_nn::{LoadError, ModelError};
-use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorInfo};
+use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorInfo, serialize};
 
 use crate::save::Stored;
 use crate::source::{Loaded, WeightSource};
@@ -78,7 +78,7 @@ impl SafetensorsFile {
     /// # Errors
     /// A name that occurs twice.
     pub fn of(tensors: Vec<(String, Stored<'_>)>, path: &Path) -> Result<Self, LoadError> {
-        let bytes = safetensors::serialize(tensors, None).map_err(|e| LoadError::Safetensors {
+        let bytes = serialize(tensors, None).map_err(|e| LoadError::Safetensors {
             path: path.into(),
             reason: e.to_string(),
         })?;
