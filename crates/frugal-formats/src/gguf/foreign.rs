@@ -164,7 +164,7 @@ pub(super) fn check(
         if is_read(architecture, suffix) || is_neutral(suffix, value, widths) {
             continue;
         }
-        let found = match (value.as_f64(), value.as_bool()) {
+        let found = match (number(value), value.as_bool()) {
             (Some(number), _) => format!(" {number}"),
             (None, Some(truth)) => format!(" {truth}"),
             (None, None) => String::new(),
@@ -182,6 +182,11 @@ pub(super) fn check(
     }
 }
 
+/// A number, whole or not.
+fn number(value: &Value) -> Option<f64> {
+    value.as_f64().or_else(|| value.as_u64().map(|n| n as f64))
+}
+
 /// Whether the import of this family looks at the key itself, or none need.
 fn is_read(architecture: Architecture, suffix: &str) -> bool {
     match suffix {
@@ -195,8 +200,7 @@ fn is_read(architecture: Architecture, suffix: &str) -> bool {
 fn is_neutral(suffix: &str, value: &Value, widths: Widths) -> bool {
     if suffix == "attention.scale" {
         let usual = (widths.scaled_by as f64).sqrt().recip();
-        return value
-            .as_f64()
+        return number(value)
             .is_some_and(|scale| scale == 0.0 || (scale - usual).abs() <= 1e-5 * usual);
     }
     if WIDTHS.contains(&suffix) {
@@ -206,7 +210,7 @@ fn is_neutral(suffix: &str, value: &Value, widths: Widths) -> bool {
         return value.as_bool() == Some(*neutral);
     }
     match NEUTRAL.iter().find(|(key, _)| *key == suffix) {
-        Some((_, neutral)) => value.as_f64().is_some_and(|found| neutral.contains(&found)),
+        Some((_, neutral)) => number(value).is_some_and(|found| neutral.contains(&found)),
         None => true,
     }
 }
