@@ -86,6 +86,26 @@ ADAPTERS = {
     "roberta-p-tuning-seqcls": (
         TINY_MODELS / "roberta", hf.RobertaForSequenceClassification,
         peft.PromptEncoderConfig(task_type="SEQ_CLS", num_virtual_tokens=3, encoder_hidden_size=8), "the same, from a network", {}),
+    "mixtral-all-linear": (
+        TINY_MODELS / "mixtral", hf.MixtralForCausalLM, lora("all-linear", "CAUSAL_LM"),
+        "experts in two tensors and a router, as parameters", {}),
+    "mixtral-experts": (
+        TINY_MODELS / "mixtral", hf.MixtralForCausalLM, lora(["w1", "w2", "w3", "q_proj"], "CAUSAL_LM", use_rslora=True),
+        "maps of experts that peft turns into parameters of twice the rank", {}),
+    "mixtral-parameters": (
+        TINY_MODELS / "mixtral", hf.MixtralForCausalLM,
+        lora([], "CAUSAL_LM", target_parameters=["mlp.experts.gate_up_proj", "gate.weight"],
+             rank_pattern={"gate.weight": 3}, alpha_pattern={"experts.gate_up_proj": 5}),
+        "parameters alone, with patterns", {}),
+    "mixtral-saved-router": (
+        TINY_MODELS / "mixtral", hf.MixtralForCausalLM, lora(["q_proj"], "CAUSAL_LM", modules_to_save=["gate"]),
+        "a router that is saved whole", {}),
+    "deepseek-all-linear": (
+        TINY_MODELS / "deepseek_v3", hf.DeepseekV3ForCausalLM, lora("all-linear", "CAUSAL_LM"),
+        "names of parameters that a model without experts does not have", {}),
+    "llama-tied-pair": (
+        TINY_MODELS / "llama", hf.LlamaForCausalLM, lora(["embed_tokens", "q_proj"], "CAUSAL_LM", ensure_weight_tying=True),
+        "a table and the head that shares it", {}),
     "bert-token-cls": (
         TINY_MODELS / "bert", hf.BertForTokenClassification, lora(["query"], "TOKEN_CLS"), "a head over single tokens", {}),
     "bert-question-answering": (

@@ -8,6 +8,7 @@ pub mod methods;
 mod overlay;
 mod pattern;
 pub mod peft;
+mod peft_fused;
 mod peft_read;
 pub mod peft_support;
 pub mod registry;

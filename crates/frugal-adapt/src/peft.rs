@@ -23,7 +23,7 @@ use crate::method::{Family, Method};
 use crate::overlay::Overlay;
 use crate::peft_read::{Beside, Stray, check_task, is_bare, stray, with_prefix, without_prefix};
 use crate::settings::Settings;
-use crate::{peft_support, registry};
+use crate::{peft_fused, peft_support, registry};
 
 /// Settings file of an adapter.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -338,7 +338,17 @@ fn read_config(folder: &Path) -> Result<(Settings, &'static Method), AdaptError>
         Some(extra) => registry::find(&extra.method)?,
         None => registry::find_peft(peft_type, &config)?,
     };
-    Ok((config, method))
+    // What more is adapted than these settings say shows in the weights.
+    let weights = folder.join(WEIGHTS_FILE);
+    let more = config.get("target_parameters").is_some_and(Value::is_array)
+        || config.get("ensure_weight_tying") == Some(&json!(true));
+    if !more || !weights.exists() {
+        return Ok((config, method));
+    }
+    let file = SafetensorsFile::open(&weights).map_err(frugal_nn::ModelError::from)?;
+    let names = file.names();
+    let config = peft_fused::with_maps(config, &names)?;
+    Ok((peft_fused::with_tied_head(config, &names), method))
 }
 
 /// What an adapter folder says of itself, without its weights.
@@ -401,6 +411,7 @@ pub fn load(
     }
     let extra = read_extra(&folder.join(EXTRA_FILE))?;
     let file = SafetensorsFile::open(&weights_path).map_err(frugal_nn::ModelError::from)?;
+    let file = peft_fused::split(&file, &weights_path, context.info)?.unwrap_or(file);
     check_task(&config, Some(context.info), &folder.join(CONFIG_FILE))?;
     let names = file.names();
     let bare = is_bare(&names, context.info, context.sites);

@@ -140,7 +140,7 @@ impl<'a> Session<'a> {
             let past = self.cache.past()[sequence];
             if (1..=length).contains(&past) && past + part.len() > length {
                 self.cache.truncate(sequence, 0);
-                part.splice(..0, self.tokens[sequence].iter().copied());
+                *part = [self.tokens[sequence].as_slice(), part].concat();
             }
         }
         parts

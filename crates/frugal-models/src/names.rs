@@ -175,11 +175,31 @@ pub fn check_tied(
     Err(bad(&info.source, "tie_word_embeddings", reason))
 }
 
+/// What stands in the file before the names of all tensors of blocks that are missing.
+fn prefix_of_all(report: &LoadReport) -> Option<&str> {
+    let mut of_blocks = report.missing.iter().filter(|name| block(name).is_some());
+    let first = of_blocks.next()?;
+    let prefix = report
+        .unexpected
+        .iter()
+        .filter_map(|name| name.strip_suffix(first.as_str()))
+        .find(|prefix| prefix.ends_with('.'))?;
+    let has = |name: &String| {
+        let given = |other: &String| other.strip_prefix(prefix) == Some(name.as_str());
+        report.unexpected.iter().any(given)
+    };
+    of_blocks.all(has).then_some(prefix)
+}
+
 /// What the lists of a report most likely come from.
 pub fn hints(report: &LoadReport, info: &BackboneInfo) -> Vec<String> {
     let mut hints = Vec::new();
     let missing = |name: &str| report.missing.iter().any(|missing| missing == name);
-    if missing(HEAD) {
+    if let Some(prefix) = prefix_of_all(report) {
+        hints.push(format!(
+            "all names begin with `{prefix}`, which a wrapper of the model put there: save the model that it wraps"
+        ));
+    } else if missing(HEAD) {
         hints.push(
             "a model whose output shares the token table says `\"tie_word_embeddings\": true` in config.json".into(),
         );

@@ -94,6 +94,40 @@ fn tasks_give_results_samples_and_a_table() {
 }
 
 #[test]
+fn examples_are_turns_of_a_chat_unless_asked_for_otherwise() {
+    let folder = folder();
+    let folder = folder.path();
+    fs::write(folder.join("questions.jsonl"), QUESTIONS).unwrap();
+    frugal_in(folder, &["export", "--to", "hf", "--out", "model"]).ok();
+    let template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
+    fs::write(folder.join("model/chat_template.jinja"), template).unwrap();
+    let prompt = |more: &[&str]| {
+        let words = [
+            "eval",
+            "--model",
+            "model",
+            "--tasks",
+            "multiple-choice:questions.jsonl",
+            "--num-fewshot",
+            "1",
+            "--json",
+            "--apply-chat-template",
+        ];
+        let words: Vec<&str> = words.iter().chain(more).copied().collect();
+        let results = frugal_in(folder, &words).ok().json();
+        let example = &results["configs"]["multiple-choice"]["example"];
+        example.as_str().unwrap().to_owned()
+    };
+    // What `lm_eval --apply_chat_template` writes, with and without `--fewshot_as_multiturn false`.
+    let turns = prompt(&[]);
+    assert_eq!(turns.matches("<user>").count(), 2, "{turns}");
+    assert_eq!(turns.matches("<assistant>").count(), 2, "{turns}");
+    assert_eq!(prompt(&["--fewshot-as-multiturn"]), turns);
+    let one = prompt(&["--fewshot-as-multiturn", "false"]);
+    assert_eq!(one.matches("<user>").count(), 1, "{one}");
+}
+
+#[test]
 fn a_task_of_ones_own_is_a_file() {
     let folder = folder();
     let folder = folder.path();

@@ -44,6 +44,33 @@ fn instruction(input: Option<String>) -> Example {
 }
 
 #[test]
+fn instructions_in_front_are_read_under_their_other_names() {
+    for key in ["system", "system_prompt", "system_message"] {
+        let record = format!(r#"{{"{key}": "Be brief.", "question": "q", "response": "a"}}"#);
+        let data = read("a.jsonl", &record).unwrap();
+        let Example::Messages(conversation) = &data.examples[0] else {
+            panic!("{key}: {:?}", data.examples[0])
+        };
+        assert_eq!(
+            conversation.messages,
+            [
+                Message::new("system", "Be brief."),
+                Message::new("user", "q"),
+                Message::new("assistant", "a")
+            ],
+            "{key}"
+        );
+    }
+    for key in ["loss_weight", "loss_mask", "mask"] {
+        let turns = r#"[{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]"#;
+        let record = format!(r#"{{"conversations": {turns}, "{key}": "x"}}"#);
+        let error = read("a.jsonl", &record);
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains(key), "{error}");
+    }
+}
+
+#[test]
 fn every_format_is_told_from_its_keys() {
     let turns = || {
         let turns = vec![Message::new("user", "q"), Message::new("assistant", "a")];

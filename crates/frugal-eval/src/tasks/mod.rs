@@ -32,6 +32,7 @@ mod template;
 mod tests;
 mod yaml;
 mod yaml_depth;
+mod yaml_value;
 
 pub use answers::{Answer, AnswerLog, Written};
 pub use context::Context;

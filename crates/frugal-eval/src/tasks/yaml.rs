@@ -71,7 +71,7 @@ fn included(path: &Path, files: usize) -> Result<Mapping, EvalError> {
     }
     let bytes = frugal_core::fs::read(path)?;
     super::yaml_depth::check(&bytes).map_err(fail)?;
-    let mut own: Mapping = serde_yaml_ng::from_slice(&bytes).map_err(|e| fail(e.to_string()))?;
+    let mut own: Mapping = super::yaml_value::mapping(&bytes).map_err(fail)?;
     let names = match own.remove("include") {
         None => return Ok(own),
         Some(Value::Sequence(names)) => names,

@@ -164,7 +164,7 @@ pub(super) fn check(
         if is_read(architecture, suffix) || is_neutral(suffix, value, widths) {
             continue;
         }
-        let found = match (value.as_f64(), value.as_bool()) {
+        let found = match (number(value), value.as_bool()) {
             (Some(number), _) => format!(" {number}"),
             (None, Some(truth)) => format!(" {truth}"),
             (None, None) => String::new(),
@@ -182,12 +182,17 @@ pub(super) fn check(
     }
 }
 
-/// Whether the import of this family looks at the key itself.
+/// A number, whole or not.
+fn number(value: &Value) -> Option<f64> {
+    value.as_f64().or_else(|| value.as_u64().map(|n| n as f64))
+}
+
+/// Whether the import of this family looks at the key itself, or none need.
 fn is_read(architecture: Architecture, suffix: &str) -> bool {
     match suffix {
         "rope.scale_linear" => architecture != Architecture::Gpt2,
         "final_logit_softcapping" => architecture == Architecture::Gemma3,
-        _ => READ.contains(&suffix),
+        _ => READ.contains(&suffix) || WITHOUT_EFFECT.contains(&suffix),
     }
 }
 
@@ -195,8 +200,7 @@ fn is_read(architecture: Architecture, suffix: &str) -> bool {
 fn is_neutral(suffix: &str, value: &Value, widths: Widths) -> bool {
     if suffix == "attention.scale" {
         let usual = (widths.scaled_by as f64).sqrt().recip();
-        return value
-            .as_f64()
+        return number(value)
             .is_some_and(|scale| scale == 0.0 || (scale - usual).abs() <= 1e-5 * usual);
     }
     if WIDTHS.contains(&suffix) {
@@ -206,7 +210,7 @@ fn is_neutral(suffix: &str, value: &Value, widths: Widths) -> bool {
         return value.as_bool() == Some(*neutral);
     }
     match NEUTRAL.iter().find(|(key, _)| *key == suffix) {
-        Some((_, neutral)) => value.as_f64().is_some_and(|found| neutral.contains(&found)),
+        Some((_, neutral)) => number(value).is_some_and(|found| neutral.contains(&found)),
         None => true,
     }
 }
@@ -216,10 +220,7 @@ mod tests {
     use super::*;
     use crate::gguf::{GgmlType, TensorInfo};
 
-    const KEYS: &str = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../../fixtures/gguf/keys.json"
-    );
+    const KEYS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/gguf/keys.json");
 
     fn checked(key: &str, value: Value, tensor: &str) -> Result<(), GgufProblem> {
         let tensor = TensorInfo {
@@ -266,9 +267,17 @@ mod tests {
             ("attention.key_length_swa", Value::U32(4), Value::U32(8)),
             ("logit_scale", Value::F32(0.5), Value::F32(1.0)),
             ("rope.scaling.attn_factor", Value::F32(1.7), Value::F32(1.0)),
-            ("rope.scaling.yarn_beta_fast", Value::F32(8.0), Value::F32(32.0)),
+            (
+                "rope.scaling.yarn_beta_fast",
+                Value::F32(8.0),
+                Value::F32(32.0),
+            ),
             ("final_logit_softcapping", Value::F32(30.0), Value::F32(0.0)),
-            ("use_parallel_residual", Value::Bool(true), Value::Bool(false)),
+            (
+                "use_parallel_residual",
+                Value::Bool(true),
+                Value::Bool(false),
+            ),
         ] {
             let key = format!("llama.{key}");
             let error = checked(&key, refused, "token_embd.weight").unwrap_err();

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{AllocationProperty, Bytes as TensorBytes, DType, TensorData};
 use bytes::Bytes;
 use frugal_nn::{LoadError, ModelError};
-use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorInfo};
+use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorInfo, serialize};
 
+use crate::save::Stored;
 use crate::source::{Loaded, WeightSource};
 
 /// How the text begins that git keeps in the place of a large file.
@@ -70,6 +71,18 @@ impl SafetensorsFile {
             data_start,
             metadata,
         })
+    }
+
+    /// A file of these tensors, in memory only; `path` names it in errors.
+    ///
+    /// # Errors
+    /// A name that occurs twice.
+    pub fn of(tensors: Vec<(String, Stored<'_>)>, path: &Path) -> Result<Self, LoadError> {
+        let bytes = serialize(tensors, None).map_err(|e| LoadError::Safetensors {
+            path: path.into(),
+            reason: e.to_string(),
+        })?;
+        Self::from_bytes(bytes.into(), path)
     }
 
     /// Names of all tensors, sorted.

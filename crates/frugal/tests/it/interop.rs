@@ -197,7 +197,7 @@ fn copy(from: &Path, to: &Path) {
 }
 
 /// Adapters on the tiny models whose outputs are compared, with what of them is.
-const READ: [(&str, &str); 11] = [
+const READ: [(&str, &str); 17] = [
     ("bert-bare", "last_hidden_state"),
     ("bert-bias-all-seqcls", "logits"),
     ("roberta-bias-all-seqcls", "logits"),
@@ -209,6 +209,12 @@ const READ: [(&str, &str); 11] = [
     ("llama-whole-path", "logits"),
     ("llama-saved-embeddings", "logits"),
     ("llama-saved-mlp", "logits"),
+    ("llama-tied-pair", "logits"),
+    ("mixtral-all-linear", "logits"),
+    ("mixtral-experts", "logits"),
+    ("mixtral-parameters", "logits"),
+    ("mixtral-saved-router", "logits"),
+    ("deepseek-all-linear", "logits"),
 ];
 
 fn base_of(folder: &Path) -> std::sync::Arc<dyn Backbone> {

@@ -101,6 +101,14 @@ fn layer_norms_of_tensorflow_checkpoints_are_gamma_and_beta() {
 }
 
 #[test]
+fn a_prefix_of_all_names_is_named_and_not_taken_for_a_missing_head() {
+    let files = Files::of("mistral", |name| Some(format!("module.{name}")));
+    let message = refusal(raw("mistral"), &files);
+    assert!(message.contains("`module.`"), "{message}");
+    assert!(!message.contains("tie_word_embeddings"), "{message}");
+}
+
+#[test]
 fn an_embedding_model_of_decoder_type_needs_no_head() {
     let files = Files::of("mistral", |name| {
         name.strip_prefix("model.").map(str::to_owned)

@@ -24,15 +24,7 @@ fn a_text_that_grows_beyond_the_trained_length_is_computed_again_from_its_start(
     let golden = read_json(&fixture("long_generation.json")).unwrap();
     let backbone = model(golden["model"].as_str().unwrap(), "config.json");
     let adapters = AdapterSet::default();
-    let session = || {
-        Session::new(
-            backbone.as_ref(),
-            &adapters,
-            ActiveAdapters::Base,
-            1,
-        )
-        .unwrap()
-    };
+    let session = || Session::new(backbone.as_ref(), &adapters, ActiveAdapters::Base, 1).unwrap();
     let check = |found: &[f32], expected: &Value, what: String| {
         let expected = logits(expected);
         let worst = max_difference(&found[..expected.len()], &expected);

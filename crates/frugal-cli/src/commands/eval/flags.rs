@@ -157,9 +157,17 @@ pub struct TaskFlags {
     /// Write prompts by the model's chat template
     #[arg(long, conflicts_with = "data")]
     pub(super) apply_chat_template: bool,
-    /// Examples as turns of the conversation; needs --apply-chat-template
-    #[arg(long, requires = "apply_chat_template", conflicts_with = "data")]
-    pub(super) fewshot_as_multiturn: bool,
+    /// Whether examples are turns of the conversation, as they are with --apply-chat-template unless
+    /// this is false
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        requires = "apply_chat_template",
+        conflicts_with = "data"
+    )]
+    pub(super) fewshot_as_multiturn: Option<bool>,
     /// Instruction in front of everything
     #[arg(
         long,
@@ -198,4 +206,11 @@ pub enum FewshotOrder {
     Random,
     /// The first ones
     First,
+}
+
+impl Flags {
+    /// Whether examples are turns of their own, as in lm-evaluation-harness from chats on.
+    pub(super) fn multiturn(&self) -> bool {
+        self.apply_chat_template && self.fewshot_as_multiturn.unwrap_or(true)
+    }
 }
