@@ -102,16 +102,14 @@ mod tests {
 
     #[test]
     fn errors_and_correlations_equal_those_of_scikit_learn_and_scipy() {
-        let file: serde_json::Value = serde_json::from_str(include_str!(
-            "../../../../fixtures/metrics/regression.json"
-        ))
-        .unwrap();
+        let file: serde_json::Value =
+            serde_json::from_str(include_str!("../../../../fixtures/metrics/regression.json"))
+                .unwrap();
         let cases = file["cases"].as_array().unwrap();
         assert_eq!(cases.len(), 4);
         for case in cases {
-            let values = |key: &str| -> Vec<f64> {
-                serde_json::from_value(case[key].clone()).unwrap()
-            };
+            let values =
+                |key: &str| -> Vec<f64> { serde_json::from_value(case[key].clone()).unwrap() };
             let outputs = case["outputs"].as_u64().unwrap() as usize;
             let found =
                 RegressionReport::new(&values("gold"), &values("predicted"), outputs).unwrap();

@@ -90,7 +90,8 @@ impl Objective for CausalLm {
     }
 
     fn metrics(&self) -> &'static [Metric] {
-        &[Metric::smaller("perplexity"), Metric::smaller("loss")]
+        const METRICS: &[Metric] = &[Metric::smaller("perplexity"), Metric::smaller("loss")];
+        METRICS
     }
 
     fn meter<'a>(&'a self, _model: ModelParts<'a>) -> Box<dyn Meter + 'a> {

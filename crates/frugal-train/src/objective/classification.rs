@@ -125,12 +125,13 @@ impl Objective for Classification {
     }
 
     fn metrics(&self) -> &'static [Metric] {
-        &[
+        const METRICS: &[Metric] = &[
             Metric::larger("accuracy"),
             Metric::larger("macro_f1"),
             Metric::larger("matthews_correlation"),
             Metric::smaller("loss"),
-        ]
+        ];
+        METRICS
     }
 
     fn meter<'a>(&'a self, model: ModelParts<'a>) -> Box<dyn Meter + 'a> {

@@ -133,12 +133,13 @@ impl Objective for MultiLabel {
     }
 
     fn metrics(&self) -> &'static [Metric] {
-        &[
+        const METRICS: &[Metric] = &[
             Metric::larger("macro_f1"),
             Metric::larger("micro_f1"),
             Metric::larger("subset_accuracy"),
             Metric::smaller("loss"),
-        ]
+        ];
+        METRICS
     }
 
     fn meter<'a>(&'a self, model: ModelParts<'a>) -> Box<dyn Meter + 'a> {

@@ -78,13 +78,14 @@ impl Objective for Regression {
     }
 
     fn metrics(&self) -> &'static [Metric] {
-        &[
+        const METRICS: &[Metric] = &[
             Metric::smaller("mae"),
             Metric::smaller("mse"),
             Metric::larger("pearson"),
             Metric::larger("spearman"),
             Metric::smaller("loss"),
-        ]
+        ];
+        METRICS
     }
 
     fn meter<'a>(&'a self, model: ModelParts<'a>) -> Box<dyn Meter + 'a> {

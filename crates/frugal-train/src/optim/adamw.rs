@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 
-use burn::prelude::*;
 use frugal_kernels::{AdamWStep, adamw_step};
 use frugal_nn::{Gradient, Parameter};
 

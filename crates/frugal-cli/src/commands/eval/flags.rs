@@ -208,7 +208,7 @@ pub enum FewshotOrder {
     First,
 }
 
-impl Flags {
+impl TaskFlags {
     /// Whether examples are turns of their own, as in lm-evaluation-harness from chats on.
     pub(super) fn multiturn(&self) -> bool {
         self.apply_chat_template && self.fewshot_as_multiturn.unwrap_or(true)
