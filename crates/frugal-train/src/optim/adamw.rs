@@ -180,6 +180,7 @@ impl Optimizer for AdamW {
 
 #[cfg(test)]
 mod tests {
+    use burn::prelude::*;
     use super::*;
     use crate::optim::{OptimizerError, OptimizerStep, ParamGroup};
     use frugal_nn::GradientSum;
