@@ -1,10 +1,11 @@
-//! Whole runs: what `frugal tune`, `plan`, `eval`, `pretrain`, `merge` and `export` do, for
-//! programs.
+//! Whole runs: what `frugal tune`, `plan`, `eval`, `pretrain`, `generate`, `chat`, `merge` and
+//! `export` do, for programs.
 
 mod base;
 mod carry;
 mod compare;
 mod config;
+mod conversation;
 mod dataset;
 mod estimate;
 mod evaluate;
@@ -12,8 +13,10 @@ mod export;
 mod fit;
 mod folder;
 mod forgetting;
+mod generate;
 mod job;
 mod log;
+mod open;
 mod page;
 mod paths;
 mod plan;
@@ -31,11 +34,14 @@ use thiserror::Error;
 
 pub use base::base_warning;
 pub use config::{DataConfig, MethodConfig, Task, Template, TuneConfig};
+pub use conversation::{Answered, Conversation, ConversationOptions};
 pub use estimate::Memory;
 pub use evaluate::{EvaluateRequest, Evaluated, data_settings_of, evaluate, quantize_of};
 pub use export::{ExportFormat, export_adapter_gguf, export_gguf, merge_to_folder};
 pub use fit::MemoryCheck;
 pub use forgetting::forgetting;
+pub use generate::{Continued, GenerateRequest, Piece, Prompt, generate};
+pub use open::{OpenOptions, Opened, adapter_name, open};
 pub use plan::{Plan, plan};
 pub use predict::{PredictRequest, Predictor, ProblemType};
 pub use prepare::{Part, Prepared, prepare};
@@ -61,6 +67,9 @@ pub enum RunError {
     /// The method or an adapter folder.
     #[error(transparent)]
     Adapt(#[from] frugal_nn::AdaptError),
+    /// Generating.
+    #[error(transparent)]
+    Decode(frugal_decode::DecodeError),
     /// Training.
     #[error(transparent)]
     Train(#[from] frugal_train::TrainError),

@@ -25,6 +25,8 @@ mod packed;
 mod pairs;
 mod real;
 mod reparameterize;
+mod sessions;
 mod steps;
 mod support;
+mod texts;
 mod variants;
