@@ -5,6 +5,8 @@
 
 #![allow(clippy::print_stdout, reason = "its output is the point")]
 
+use std::sync::Arc;
+
 use frugal::adapt::{ActiveAdapters, AdapterSet, BuildContext, LoadedAdapter, registry};
 use frugal::decode::{CacheType, GenerateConfig, SamplerConfig, generate};
 use frugal::device::device;
@@ -59,9 +61,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let prompts = vec![prompt; 3];
     let results = generate(
-        backbone.as_ref(),
-        &adapters,
-        choice,
+        &backbone,
+        &Arc::new(adapters),
+        &choice,
         &prompts,
         &config,
         &mut |_, _| true,

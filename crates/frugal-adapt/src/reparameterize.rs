@@ -31,9 +31,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use burn::module::{Module, ModuleVisitor, Param, Reparameterization, Reparameterizer};
 use burn::prelude::*;
 use frugal_nn::{
-    AdaptError, Adapter, Backbone, BackboneInfo, BlockState, BuildContext, Frozen, Input, KvCache,
-    Linear, LinearChange, LowRankChange, Mode, ModelError, Parameter, Pass, SiteId, SiteInfo,
-    SiteKind, SiteTable, Weight, named_rng, standard_normal, to_vec,
+    AdaptError, Adapter, Backbone, BackboneInfo, BlockState, BuildContext, DecodeState, Frozen,
+    Input, Linear, LinearChange, LowRankChange, Mode, ModelError, Parameter, Pass, SiteId,
+    SiteInfo, SiteKind, SiteTable, Weight, named_rng, standard_normal, to_vec,
 };
 
 use crate::method::Method;
@@ -492,7 +492,7 @@ impl Backbone for Base {
         _range: std::ops::Range<usize>,
         state: BlockState,
         _pass: &mut dyn Pass,
-        _cache: Option<&mut KvCache>,
+        _cache: Option<&mut DecodeState>,
     ) -> Result<BlockState, ModelError> {
         Ok(state)
     }

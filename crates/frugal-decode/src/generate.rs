@@ -1,10 +1,14 @@
 //! Continuing prompts.
 
+use std::sync::Arc;
+
 use frugal_kernels::CacheType;
-use frugal_nn::{ActiveAdapters, AdapterSet, Backbone, named_rng};
+use frugal_nn::{
+    ActiveAdapters, AdaptError, AdapterSet, Backbone, Mode, SequenceLayout, StateOptions, named_rng,
+};
 use serde::Serialize;
 
-use crate::{DecodeError, Sampler, SamplerConfig, Session};
+use crate::{DecodeError, Generator, GeneratorOptions, SamplerConfig, SequenceId, SequenceOptions};
 
 /// How long to generate and how to choose tokens.
 #[derive(Clone, Debug)]
@@ -57,9 +61,9 @@ pub enum Next {
 /// # Errors
 /// As [`generate_until`].
 pub fn generate(
-    backbone: &dyn Backbone,
-    adapters: &AdapterSet,
-    choice: ActiveAdapters,
+    backbone: &Arc<dyn Backbone>,
+    adapters: &Arc<AdapterSet>,
+    choice: &ActiveAdapters,
     prompts: &[Vec<u32>],
     config: &GenerateConfig,
     on_token: &mut dyn FnMut(usize, u32) -> bool,
@@ -78,11 +82,12 @@ pub fn generate(
 /// equal prompts differ.
 ///
 /// # Errors
-/// Empty prompts, prompts longer than the model allows, models without a head.
+/// Empty prompts, prompts longer than the model allows, models without a head; adapters that one
+/// pass cannot choose per sequence ([`Generator`] gives each of them a pass of its own).
 pub fn generate_until(
-    backbone: &dyn Backbone,
-    adapters: &AdapterSet,
-    choice: ActiveAdapters,
+    backbone: &Arc<dyn Backbone>,
+    adapters: &Arc<AdapterSet>,
+    choice: &ActiveAdapters,
     prompts: &[Vec<u32>],
     config: &GenerateConfig,
     on_token: &mut dyn FnMut(usize, u32) -> Next,
@@ -90,21 +95,17 @@ pub fn generate_until(
     if let Some(index) = prompts.iter().position(Vec::is_empty) {
         return Err(DecodeError::EmptyPrompt { index });
     }
-    let mut session =
-        Session::with_cache(backbone, adapters, choice, prompts.len(), config.cache_type)?;
-    let seed_of = |i: usize| {
-        let equal_before = prompts[..i]
-            .iter()
-            .filter(|prompt| **prompt == prompts[i])
-            .count();
-        rand::Rng::random(&mut named_rng(
-            config.seed,
-            &format!("generate {equal_before} {:?}", prompts[i]),
-        ))
+    config.sampler.validate()?;
+    let options = GeneratorOptions {
+        batch_tokens: usize::MAX,
+        max_sequences: usize::MAX,
+        state: StateOptions {
+            cache_type: config.cache_type,
+            ..StateOptions::default()
+        },
     };
-    let mut samplers = (0..prompts.len())
-        .map(|i| Sampler::new(config.sampler.clone(), seed_of(i)))
-        .collect::<Result<Vec<_>, _>>()?;
+    let mut generator = Generator::new(backbone.clone(), adapters.clone(), options)?;
+    let choices = choices(choice, adapters, prompts.len())?;
     let mut out: Vec<Generation> = prompts
         .iter()
         .map(|_| Generation {
@@ -112,48 +113,72 @@ pub fn generate_until(
             finish: FinishReason::Length,
         })
         .collect();
-    if config.max_tokens == 0 || prompts.is_empty() {
+    if config.max_tokens == 0 {
         return Ok(out);
     }
-    let mut active: Vec<usize> = (0..prompts.len()).collect();
-    let mut logits = session.append(&prompts.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
-    loop {
-        let mut keep = Vec::with_capacity(active.len());
-        let mut next = Vec::new();
-        for ((&i, logits), room) in active.iter().zip(&mut logits).zip(session.remaining_each()) {
-            let token = samplers[i].next(logits, &prompts[i], &out[i].tokens);
-            let mut ended = config.eos_token_ids.contains(&token);
-            if !ended {
-                out[i].tokens.push(token);
-                match on_token(i, token) {
-                    Next::Sequence => {}
-                    Next::Others => ended = true,
-                    Next::Nothing => return Ok(out),
-                }
-            }
-            if ended {
-                out[i].finish = FinishReason::Stop;
-            }
-            let goes_on = !ended && room > 0 && out[i].tokens.len() < config.max_tokens;
-            keep.push(goes_on);
-            if goes_on {
-                next.push([token]);
-            }
-        }
-        session.retain(&keep);
-        let mut kept = keep.iter();
-        active.retain(|_| *kept.next().unwrap_or(&false));
-        if active.is_empty() {
-            return Ok(out);
-        }
-        logits = session.append(&next.iter().map(<[u32; 1]>::as_slice).collect::<Vec<_>>())?;
+    let mut ids: Vec<SequenceId> = Vec::with_capacity(prompts.len());
+    for (i, (prompt, choice)) in prompts.iter().zip(choices).enumerate() {
+        let options = SequenceOptions::of(config, seed_of(prompts, i, config.seed));
+        ids.push(generator.add(prompt.clone(), choice, options)?);
     }
+    while !generator.is_idle() {
+        for produced in generator.step()? {
+            // Numbers rise in the order of the prompts.
+            let Ok(i) = ids.binary_search(&produced.sequence) else {
+                continue;
+            };
+            if let Some(finish) = produced.finish {
+                out[i].finish = finish;
+            }
+            let Some(token) = produced.token else {
+                continue;
+            };
+            out[i].tokens.push(token);
+            match on_token(i, token) {
+                Next::Sequence => {}
+                Next::Others => {
+                    out[i].finish = FinishReason::Stop;
+                    if produced.finish.is_none() {
+                        generator.cancel(produced.sequence)?;
+                    }
+                }
+                Next::Nothing => return Ok(out),
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// The choice of each sequence; together they are one that a single pass can have.
+fn choices(
+    choice: &ActiveAdapters,
+    adapters: &AdapterSet,
+    sequences: usize,
+) -> Result<Vec<ActiveAdapters>, AdaptError> {
+    let layout = SequenceLayout::new(&vec![1; sequences]);
+    adapters.pass(choice, &layout, Mode::Eval)?;
+    Ok(match choice {
+        ActiveAdapters::PerSequence(names) => {
+            let choice = |name: &Option<String>| match name {
+                Some(name) => ActiveAdapters::One(name.clone()),
+                None => ActiveAdapters::Base,
+            };
+            names.iter().map(choice).collect()
+        }
+        same => vec![same.clone(); sequences],
+    })
+}
+
+/// The seed of a prompt's choices: of its text, and of how often it came before.
+fn seed_of(prompts: &[Vec<u32>], i: usize, seed: u64) -> u64 {
+    let same = prompts[..i].iter().filter(|prompt| **prompt == prompts[i]);
+    let name = format!("generate {} {:?}", same.count(), prompts[i]);
+    rand::Rng::random(&mut named_rng(seed, &name))
 }
 
 #[cfg(test)]
 mod tests {
     use std::path::Path;
-    use std::sync::Arc;
 
     use burn::prelude::Device;
 
@@ -179,7 +204,11 @@ mod tests {
     }
 
     /// The new tokens of each prompt.
-    fn generated(backbone: &dyn Backbone, temperature: f32, prompts: &[Vec<u32>]) -> Vec<Vec<u32>> {
+    fn generated(
+        backbone: &Arc<dyn Backbone>,
+        temperature: f32,
+        prompts: &[Vec<u32>],
+    ) -> Vec<Vec<u32>> {
         let config = GenerateConfig {
             max_tokens: 20,
             sampler: SamplerConfig {
@@ -192,8 +221,8 @@ mod tests {
         };
         let found = generate(
             backbone,
-            &AdapterSet::default(),
-            ActiveAdapters::Base,
+            &Arc::default(),
+            &ActiveAdapters::Base,
             prompts,
             &config,
             &mut |_, _| true,
@@ -207,7 +236,7 @@ mod tests {
         let backbone = backbone();
         let drawn = |lengths: &[usize]| {
             generated(
-                backbone.as_ref(),
+                &backbone,
                 1.0,
                 &lengths.iter().map(|n| prompt(*n)).collect::<Vec<_>>(),
             )
@@ -233,7 +262,7 @@ mod tests {
         let backbone = backbone();
         let limit = backbone.info().max_sequence;
         let lengths = |prompts: &[Vec<u32>]| {
-            generated(backbone.as_ref(), 0.0, prompts)
+            generated(&backbone, 0.0, prompts)
                 .iter()
                 .map(Vec::len)
                 .collect::<Vec<_>>()

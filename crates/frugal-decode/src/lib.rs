@@ -1,15 +1,20 @@
-//! Generation: sampling, and decoding of one conversation or of many prompts at once.
+//! Generation: sampling, sessions that sequences join and leave, and many prompts at once within a
+//! token budget.
 #![forbid(unsafe_code)]
 
+mod batch;
 mod generate;
+mod generator;
 mod sample;
 mod session;
 
 pub use generate::{FinishReason, GenerateConfig, Generation, Next, generate, generate_until};
+pub use generator::{Generator, GeneratorOptions, Produced, SequenceOptions};
 pub use sample::{Sampler, SamplerConfig};
-pub use session::Session;
+pub use session::{SequenceId, Session, Snapshot};
 
 pub use frugal_kernels::CacheType;
+pub use frugal_nn::StateOptions;
 
 use frugal_nn::{AdaptError, ModelError};
 use thiserror::Error;
@@ -36,6 +41,33 @@ pub enum DecodeError {
     EmptyPrompt {
         /// Number of the prompt, from 0.
         index: usize,
+    },
+    /// A sequence that is not there, or has left.
+    #[error("there is no sequence {id} here: it has left, or belongs to another session")]
+    UnknownSequence {
+        /// What was asked for.
+        id: SequenceId,
+    },
+    /// A sequence that was named twice in one call.
+    #[error("sequence {id} is named twice: append all of its tokens at once")]
+    NamedTwice {
+        /// The sequence.
+        id: SequenceId,
+    },
+    /// No token for a sequence.
+    #[error("sequence {id}: no tokens to append: leave it out of the call, or give at least one")]
+    NothingToAppend {
+        /// The sequence.
+        id: SequenceId,
+    },
+    /// A snapshot of elsewhere.
+    #[error("the snapshot was taken of another session: its model and adapters may be others")]
+    OtherSession,
+    /// A snapshot of a sequence with other adapters.
+    #[error("sequence {id}: the snapshot was computed with other adapters")]
+    OtherAdapters {
+        /// The sequence.
+        id: SequenceId,
     },
     /// Forward pass.
     #[error(transparent)]

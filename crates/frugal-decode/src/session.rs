@@ -1,120 +1,364 @@
-//! Sequences in progress: their tokens and the keys and values of these.
+//! Sequences in progress: their tokens, and what the model remembers of these.
 
-use frugal_kernels::CacheType;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
+
+use frugal_nn::state::{SequenceState, bytes_held};
 use frugal_nn::{
-    ActiveAdapters, AdapterSet, Backbone, Input, KvCache, Mode, ModelError, Rows, SequenceLayout,
-    select_rows, to_vec,
+    ActiveAdapters, AdapterSet, Backbone, DecodeState, Input, Mode, ModelError, Rows,
+    SequenceLayout, StateError, StateOptions, select_rows, to_vec,
 };
 
 use crate::DecodeError;
+use crate::batch::{Member, batches};
 
-/// Sequences that grow together; what was computed for their tokens is kept.
-pub struct Session<'a> {
-    backbone: &'a dyn Backbone,
-    adapters: &'a AdapterSet,
-    choice: ActiveAdapters,
-    cache: KvCache,
-    tokens: Vec<Vec<u32>>,
+/// Names a sequence of a [`Session`]; never given twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SequenceId(u64);
+
+impl fmt::Display for SequenceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
 }
 
-impl<'a> Session<'a> {
-    /// Empty sequences on a backbone with these adapters.
+/// Sequences on one model, each with the adapters that it was begun with. They join and leave at any
+/// time, and what was computed for their tokens is kept.
+///
+/// Sequences that can share a pass do; what comes out of each is what would come out of it alone.
+pub struct Session {
+    backbone: Arc<dyn Backbone>,
+    adapters: Arc<AdapterSet>,
+    /// Without sequences: where those of a pass are put together.
+    state: DecodeState,
+    sequences: BTreeMap<SequenceId, Sequence>,
+    next: u64,
+    /// Tells this session's snapshots from others'.
+    identity: Arc<()>,
+}
+
+struct Sequence {
+    adapters: ActiveAdapters,
+    /// Positions that the model counts beside those of the state.
+    prefix: usize,
+    tokens: Vec<u32>,
+    state: SequenceState,
+}
+
+impl Sequence {
+    /// Positions of the model that are taken.
+    fn used(&self) -> usize {
+        self.prefix + self.state.past()
+    }
+}
+
+/// A sequence as it was, which shares memory with it.
+#[derive(Clone)]
+pub struct Snapshot {
+    adapters: ActiveAdapters,
+    prefix: usize,
+    tokens: Vec<u32>,
+    state: SequenceState,
+    identity: Arc<()>,
+}
+
+impl Snapshot {
+    /// Its tokens.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+}
+
+/// Tokens to compute of each sequence, and what was kept of those that begin anew.
+#[derive(Default)]
+struct BegunAnew<'t> {
+    parts: Vec<(SequenceId, Cow<'t, [u32]>)>,
+    states: Vec<(SequenceId, SequenceState)>,
+}
+
+impl Session {
+    /// A session without sequences.
     ///
     /// # Errors
     /// When the model cannot generate.
     pub fn new(
-        backbone: &'a dyn Backbone,
-        adapters: &'a AdapterSet,
-        choice: ActiveAdapters,
-        sequences: usize,
-    ) -> Result<Self, DecodeError> {
-        Self::with_cache(backbone, adapters, choice, sequences, CacheType::F32)
-    }
-
-    /// [`Session::new`] with a choice of how keys and values are held.
-    ///
-    /// # Errors
-    /// As [`Session::new`].
-    pub fn with_cache(
-        backbone: &'a dyn Backbone,
-        adapters: &'a AdapterSet,
-        choice: ActiveAdapters,
-        sequences: usize,
-        cache_type: CacheType,
+        backbone: Arc<dyn Backbone>,
+        adapters: Arc<AdapterSet>,
+        options: StateOptions,
     ) -> Result<Self, DecodeError> {
         if backbone.lm_head().is_none() {
             return Err(DecodeError::NoHead);
         }
-        let cache = KvCache::with_type(backbone.info().num_hidden_layers, sequences, cache_type);
         Ok(Self {
+            state: backbone.new_state(0, options)?,
             backbone,
             adapters,
-            choice,
-            cache,
-            tokens: vec![Vec::new(); sequences],
+            sequences: BTreeMap::new(),
+            next: 0,
+            identity: Arc::new(()),
         })
     }
 
-    /// Tokens of each sequence so far.
-    pub fn tokens(&self) -> &[Vec<u32>] {
-        &self.tokens
+    /// The model.
+    pub fn backbone(&self) -> &Arc<dyn Backbone> {
+        &self.backbone
     }
 
-    /// Bytes of keys and values held.
-    pub fn cache_bytes(&self) -> usize {
-        self.cache.bytes()
+    /// The adapters that sequences may use.
+    pub fn adapters(&self) -> &Arc<AdapterSet> {
+        &self.adapters
     }
 
-    /// Tokens that every sequence may still get: the room of the longest one.
-    pub fn remaining(&self) -> usize {
-        self.remaining_each()
-            .into_iter()
-            .min()
-            .unwrap_or(self.backbone.info().max_sequence)
-    }
-
-    /// Tokens that each sequence may still get.
-    pub fn remaining_each(&self) -> Vec<usize> {
-        let limit = self.backbone.info().max_sequence;
-        self.cache
-            .past()
-            .iter()
-            .map(|&used| limit.saturating_sub(used))
-            .collect()
-    }
-
-    /// Appends at least one token to every sequence; returns the logits `[vocab]` that follow each.
+    /// Lets an empty sequence join that these adapters act on as long as it lives.
     ///
     /// # Errors
-    /// Token ids that the model lacks, sequences that get too long.
-    pub fn append(&mut self, new: &[&[u32]]) -> Result<Vec<Vec<f32>>, DecodeError> {
+    /// Unknown adapters, those that cannot be combined, a choice for several sequences.
+    pub fn add(&mut self, adapters: ActiveAdapters) -> Result<SequenceId, DecodeError> {
+        let adapters = match adapters {
+            ActiveAdapters::PerSequence(mut names) if names.len() == 1 => {
+                let name = names.pop().flatten();
+                name.map_or(ActiveAdapters::Base, ActiveAdapters::One)
+            }
+            other => other,
+        };
+        // Asks for what every pass of the sequence will ask for.
+        let pass = self
+            .adapters
+            .pass(&adapters, &SequenceLayout::new(&[1]), Mode::Eval)?;
+        let prefix = match self.backbone.prefix_takes_positions() {
+            true => pass.prefix_length(),
+            false => 0,
+        };
+        drop(pass);
+        let state = self.state.empty_sequence();
+        Ok(self.join(Sequence {
+            adapters,
+            prefix,
+            tokens: Vec::new(),
+            state,
+        }))
+    }
+
+    fn join(&mut self, sequence: Sequence) -> SequenceId {
+        let id = SequenceId(self.next);
+        self.next += 1;
+        self.sequences.insert(id, sequence);
+        id
+    }
+
+    /// Lets a sequence leave, frees what was kept for it, and gives its tokens.
+    ///
+    /// # Errors
+    /// [`DecodeError::UnknownSequence`].
+    pub fn remove(&mut self, id: SequenceId) -> Result<Vec<u32>, DecodeError> {
+        let sequence = self.sequences.remove(&id);
+        Ok(sequence.ok_or(DecodeError::UnknownSequence { id })?.tokens)
+    }
+
+    fn get(&self, id: SequenceId) -> Result<&Sequence, DecodeError> {
+        let sequence = self.sequences.get(&id);
+        sequence.ok_or(DecodeError::UnknownSequence { id })
+    }
+
+    fn get_mut(&mut self, id: SequenceId) -> Result<&mut Sequence, DecodeError> {
+        let sequence = self.sequences.get_mut(&id);
+        sequence.ok_or(DecodeError::UnknownSequence { id })
+    }
+
+    /// The sequences in the order in which they joined.
+    pub fn sequences(&self) -> impl Iterator<Item = SequenceId> + '_ {
+        self.sequences.keys().copied()
+    }
+
+    /// Tokens of a sequence so far.
+    ///
+    /// # Errors
+    /// [`DecodeError::UnknownSequence`].
+    pub fn tokens(&self, id: SequenceId) -> Result<&[u32], DecodeError> {
+        Ok(&self.get(id)?.tokens)
+    }
+
+    /// The adapters of a sequence.
+    ///
+    /// # Errors
+    /// [`DecodeError::UnknownSequence`].
+    pub fn adapters_of(&self, id: SequenceId) -> Result<&ActiveAdapters, DecodeError> {
+        Ok(&self.get(id)?.adapters)
+    }
+
+    /// Tokens that a sequence may still get.
+    ///
+    /// # Errors
+    /// [`DecodeError::UnknownSequence`].
+    pub fn remaining(&self, id: SequenceId) -> Result<usize, DecodeError> {
+        let limit = self.backbone.info().max_sequence;
+        Ok(limit.saturating_sub(self.get(id)?.used()))
+    }
+
+    /// Bytes kept; what sequences share counts once.
+    pub fn bytes(&self) -> usize {
+        bytes_held(self.sequences.values().map(|sequence| &sequence.state))
+    }
+
+    /// Appends at least one token to each of these sequences; returns the logits `[vocab]` that
+    /// follow each. An error leaves all as they were.
+    ///
+    /// # Errors
+    /// Sequences that there are not, or that are named twice; nothing to append; token ids that the
+    /// model lacks, sequences that get too long, outputs that are no numbers.
+    pub fn append(&mut self, new: &[(SequenceId, &[u32])]) -> Result<Vec<Vec<f32>>, DecodeError> {
         frugal_kernels::on_pool(|| self.append_here(new))
     }
 
-    fn append_here(&mut self, new: &[&[u32]]) -> Result<Vec<Vec<f32>>, DecodeError> {
-        let lengths: Vec<usize> = new.iter().map(|n| n.len()).collect();
-        let limit = self.backbone.info().max_sequence;
-        if let Some((&more, &used)) = lengths
-            .iter()
-            .zip(self.cache.past())
-            .find(|&(&more, &used)| used + more > limit)
-        {
-            return Err(ModelError::TooLong {
-                length: used + more,
-                limit,
+    /// [`Session::append`] to one sequence.
+    ///
+    /// # Errors
+    /// As [`Session::append`].
+    pub fn append_to(&mut self, id: SequenceId, new: &[u32]) -> Result<Vec<f32>, DecodeError> {
+        Ok(self.append(&[(id, new)])?.swap_remove(0))
+    }
+
+    fn append_here(&mut self, new: &[(SequenceId, &[u32])]) -> Result<Vec<Vec<f32>>, DecodeError> {
+        self.check(new)?;
+        let begun_anew = self.begin_anew(new)?;
+        let found = self.append_parts(&begun_anew.parts, new);
+        if found.is_err() {
+            for (id, state) in begun_anew.states {
+                self.get_mut(id)?.state = state;
             }
-            .into());
         }
-        let parts = self.with_what_rotates_anew(new);
-        let lengths: Vec<usize> = parts.iter().map(Vec::len).collect();
-        let layout = SequenceLayout::with_past(&lengths, self.cache.past());
-        let ids = parts.concat();
-        let mut pass = self.adapters.pass(&self.choice, &layout, Mode::Eval)?;
+        found
+    }
+
+    /// What is computed of each sequence: its new tokens; where they take it over the length at which
+    /// all positions are rotated otherwise, the earlier ones too, whose keys are forgotten.
+    fn begin_anew<'t>(
+        &mut self,
+        new: &[(SequenceId, &'t [u32])],
+    ) -> Result<BegunAnew<'t>, DecodeError> {
+        let mut begun = BegunAnew::default();
+        let length = self.backbone.info().rotates_anew_beyond;
+        let empty = self.state.empty_sequence();
+        for &(id, tokens) in new {
+            let sequence = self.get_mut(id)?;
+            let past = sequence.state.past();
+            let crosses = |length| (1..=length).contains(&past) && past + tokens.len() > length;
+            if length.is_some_and(crosses) {
+                let state = std::mem::replace(&mut sequence.state, empty.clone());
+                begun.states.push((id, state));
+                let all = [sequence.tokens.as_slice(), tokens].concat();
+                begun.parts.push((id, Cow::Owned(all)));
+            } else {
+                begun.parts.push((id, Cow::Borrowed(tokens)));
+            }
+        }
+        Ok(begun)
+    }
+
+    /// Computes `parts` of the sequences, whose last tokens are the `new` ones.
+    fn append_parts(
+        &mut self,
+        parts: &[(SequenceId, Cow<'_, [u32]>)],
+        new: &[(SequenceId, &[u32])],
+    ) -> Result<Vec<Vec<f32>>, DecodeError> {
+        let mut members = Vec::with_capacity(new.len());
+        let mut marks = Vec::with_capacity(new.len());
+        for &(id, _) in new {
+            let sequence = self.get(id)?;
+            members.push(Member {
+                adapters: &sequence.adapters,
+                begins: sequence.state.past() == 0,
+            });
+            marks.push(sequence.state.mark());
+        }
+        let batches = batches(&members, &self.adapters, self.remembers_narrow())?;
+        let mut logits = vec![Vec::new(); new.len()];
+        for batch in batches {
+            match self.pass(parts, &batch.members, &batch.adapters) {
+                Ok(found) => batch
+                    .members
+                    .iter()
+                    .zip(found)
+                    .for_each(|(&i, found)| logits[i] = found),
+                Err(error) => {
+                    for ((id, _), mark) in new.iter().zip(&marks) {
+                        self.get_mut(*id)?.state.undo(mark);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        let rewindable = self.state.options().rewindable;
+        for (id, new) in new {
+            let sequence = self.get_mut(*id)?;
+            sequence.state.trim(rewindable);
+            sequence.tokens.extend_from_slice(new);
+        }
+        Ok(logits)
+    }
+
+    fn check(&self, new: &[(SequenceId, &[u32])]) -> Result<(), DecodeError> {
+        let mut seen = BTreeSet::new();
+        let limit = self.backbone.info().max_sequence;
+        for &(id, tokens) in new {
+            let used = self.get(id)?.used();
+            if !seen.insert(id) {
+                return Err(DecodeError::NamedTwice { id });
+            }
+            if tokens.is_empty() {
+                return Err(DecodeError::NothingToAppend { id });
+            }
+            if tokens.len() > limit.saturating_sub(used) {
+                let length = used + tokens.len();
+                return Err(ModelError::TooLong { length, limit }.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether keys and values are made of narrow vectors, which each adapter may do in its own way.
+    fn remembers_narrow(&self) -> bool {
+        let empty = self.state.empty_sequence();
+        let mut layers = empty.layers().iter();
+        layers.any(|layer| matches!(layer, frugal_nn::LayerState::Latent(_)))
+    }
+
+    /// One forward pass over these of the sequences.
+    fn pass(
+        &mut self,
+        parts: &[(SequenceId, Cow<'_, [u32]>)],
+        members: &[usize],
+        adapters: &ActiveAdapters,
+    ) -> Result<Vec<Vec<f32>>, DecodeError> {
+        for &i in members {
+            let sequence = self.get_mut(parts[i].0)?;
+            let state = std::mem::take(&mut sequence.state);
+            self.state.join(state).map_err(ModelError::from)?;
+        }
+        let tokens: Vec<&[u32]> = members.iter().map(|&i| parts[i].1.as_ref()).collect();
+        let found = self.forward(&tokens, adapters);
+        for (&i, state) in members.iter().zip(self.state.leave_all()) {
+            self.get_mut(parts[i].0)?.state = state;
+        }
+        found
+    }
+
+    fn forward(
+        &mut self,
+        tokens: &[&[u32]],
+        adapters: &ActiveAdapters,
+    ) -> Result<Vec<Vec<f32>>, DecodeError> {
+        let lengths: Vec<usize> = tokens.iter().map(|tokens| tokens.len()).collect();
+        let layout = SequenceLayout::with_past(&lengths, &self.state.past());
+        let ids = tokens.concat();
+        let mut pass = self.adapters.pass(adapters, &layout, Mode::Eval)?;
         let last = layout.last_tokens();
         let input = Input::tokens(&ids, layout);
         let hidden = self
             .backbone
-            .forward(&input, pass.as_mut(), Some(&mut self.cache))?;
+            .forward(&input, pass.as_mut(), Some(&mut self.state))?;
         let logits = self
             .backbone
             .logits(select_rows(hidden, &last), Rows::Sequences, pass.as_mut())
@@ -122,68 +366,109 @@ impl<'a> Session<'a> {
         let vocab = logits.dims()[1];
         let logits = to_vec::<2>(logits);
         self.backbone.info().check_finite("logits", &logits)?;
-        self.tokens
-            .iter_mut()
-            .zip(new)
-            .for_each(|(tokens, new)| tokens.extend_from_slice(new));
         Ok(logits.chunks(vocab).map(<[f32]>::to_vec).collect())
     }
 
-    /// The new tokens of each sequence; where they take it over the length at which all positions
-    /// are rotated otherwise, the earlier ones too, whose keys are forgotten.
-    fn with_what_rotates_anew(&mut self, new: &[&[u32]]) -> Vec<Vec<u32>> {
-        let mut parts: Vec<Vec<u32>> = new.iter().map(|part| part.to_vec()).collect();
-        let Some(length) = self.backbone.info().rotates_anew_beyond else {
-            return parts;
-        };
-        for (sequence, part) in parts.iter_mut().enumerate() {
-            let past = self.cache.past()[sequence];
-            if (1..=length).contains(&past) && past + part.len() > length {
-                self.cache.truncate(sequence, 0);
-                *part = [self.tokens[sequence].as_slice(), part].concat();
-            }
-        }
-        parts
-    }
-
-    /// Makes the only sequence equal `tokens` and returns the logits after it, computing only what
-    /// differs from before.
+    /// Makes a sequence equal `tokens` and returns the logits after it, computing only what differs
+    /// from before, or all of it where what comes before is not kept.
     ///
     /// # Errors
     /// As [`Session::append`]; an empty sequence.
-    pub fn rewind_to(&mut self, tokens: &[u32]) -> Result<Vec<f32>, DecodeError> {
+    pub fn rewind_to(&mut self, id: SequenceId, tokens: &[u32]) -> Result<Vec<f32>, DecodeError> {
+        let before = self.snapshot(id)?;
         let Some(last) = tokens.len().checked_sub(1) else {
-            return Err(DecodeError::EmptyPrompt { index: 0 });
+            return Err(DecodeError::NothingToAppend { id });
         };
-        let common = self.tokens[0]
-            .iter()
-            .zip(tokens)
-            .take_while(|(a, b)| a == b)
-            .count()
-            .min(last);
-        // Positions that a method put in front stay.
-        let past = self.cache.past()[0];
-        let in_front = past - self.tokens[0].len();
+        let equal = before.tokens.iter().zip(tokens);
+        let common = equal.take_while(|(a, b)| a == b).count().min(last);
         // Back to positions that are rotated as those of a short sequence.
+        let past = before.state.past();
+        let in_front = past - before.tokens.len();
         let shrinks = |length| past > length && in_front + tokens.len() <= length;
-        let common = match self.backbone.info().rotates_anew_beyond {
-            Some(length) if shrinks(length) => 0,
-            _ => common,
+        let anew = self.backbone.info().rotates_anew_beyond;
+        let common = if anew.is_some_and(shrinks) { 0 } else { common };
+        let common = match self.crop(id, common) {
+            Ok(()) => common,
+            Err(DecodeError::Model(ModelError::State(StateError::OutsideWindow { .. }))) => {
+                self.crop(id, 0).map(|()| 0)?
+            }
+            Err(error) => return Err(error),
         };
-        self.cache
-            .truncate(0, if common == 0 { 0 } else { in_front + common });
-        self.tokens[0].truncate(common);
-        Ok(self.append(&[&tokens[common..]])?.remove(0))
+        let found = self.append_to(id, &tokens[common..]);
+        if found.is_err() {
+            self.rollback(id, &before)?;
+        }
+        found
     }
 
-    /// Drops the sequences for which `keep` is false.
-    pub fn retain(&mut self, keep: &[bool]) {
-        self.cache.retain(keep);
-        let mut kept = keep.iter();
-        self.tokens.retain(|_| *kept.next().unwrap_or(&false));
-        if let ActiveAdapters::PerSequence(names) = &mut self.choice {
-            let mut kept = keep.iter();
-            names.retain(|_| *kept.next().unwrap_or(&false));
+    /// Forgets all but the first `length` tokens of a sequence.
+    ///
+    /// # Errors
+    /// A sequence that there is not; more tokens than it has; layers with a sliding window that have
+    /// let go of what the next token would see, see [`SequenceState::crop`].
+    pub fn crop(&mut self, id: SequenceId, length: usize) -> Result<(), DecodeError> {
+        let sequence = self.get_mut(id)?;
+        let past = sequence.tokens.len();
+        if length > past {
+            return Err(ModelError::from(StateError::Beyond { length, past }).into());
         }
+        // Positions that a method put in front stay as long as there is a token behind them.
+        let in_front = sequence.state.past() - past;
+        let positions = if length == 0 { 0 } else { in_front + length };
+        sequence.state.crop(positions).map_err(ModelError::from)?;
+        sequence.tokens.truncate(length);
+        Ok(())
+    }
+
+    /// Another sequence that begins as this one does, sharing memory with it.
+    ///
+    /// # Errors
+    /// [`DecodeError::UnknownSequence`].
+    pub fn fork(&mut self, id: SequenceId) -> Result<SequenceId, DecodeError> {
+        let Snapshot {
+            adapters,
+            prefix,
+            tokens,
+            state,
+            ..
+        } = self.snapshot(id)?;
+        Ok(self.join(Sequence {
+            adapters,
+            prefix,
+            tokens,
+            state,
+        }))
+    }
+
+    /// A sequence as it is now.
+    ///
+    /// # Errors
+    /// [`DecodeError::UnknownSequence`].
+    pub fn snapshot(&self, id: SequenceId) -> Result<Snapshot, DecodeError> {
+        let sequence = self.get(id)?;
+        Ok(Snapshot {
+            adapters: sequence.adapters.clone(),
+            prefix: sequence.prefix,
+            tokens: sequence.tokens.clone(),
+            state: sequence.state.clone(),
+            identity: self.identity.clone(),
+        })
+    }
+
+    /// Makes a sequence what it, or another one with the same adapters, was.
+    ///
+    /// # Errors
+    /// A sequence that there is not; a snapshot of another session or of other adapters.
+    pub fn rollback(&mut self, id: SequenceId, to: &Snapshot) -> Result<(), DecodeError> {
+        if !Arc::ptr_eq(&self.identity, &to.identity) {
+            return Err(DecodeError::OtherSession);
+        }
+        let sequence = self.get_mut(id)?;
+        if sequence.adapters != to.adapters {
+            return Err(DecodeError::OtherAdapters { id });
+        }
+        sequence.tokens.clone_from(&to.tokens);
+        sequence.state = to.state.clone();
+        Ok(())
     }
 }

@@ -1,5 +1,7 @@
 //! Keys and values of earlier tokens, in blocks that never move.
 
+use std::sync::Arc;
+
 use burn::tensor::{Device, Tensor, TensorData};
 use half::f16;
 
@@ -24,12 +26,28 @@ pub enum CacheType {
 }
 
 /// Numbers of some positions, `[positions, width]`.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) enum Block {
     F32(Vec<f32>),
     F16(Vec<f16>),
     /// `[positions, width]` codes, and a scale for each group of each row.
     Int8(Vec<i8>, Vec<f16>),
+}
+
+/// A copy with the room of the original, so that what is added to it stays where it is too.
+impl Clone for Block {
+    fn clone(&self) -> Self {
+        fn copy<T: Copy>(values: &Vec<T>) -> Vec<T> {
+            let mut copy = Vec::with_capacity(values.capacity());
+            copy.extend_from_slice(values);
+            copy
+        }
+        match self {
+            Self::F32(block) => Self::F32(copy(block)),
+            Self::F16(block) => Self::F16(copy(block)),
+            Self::Int8(codes, scales) => Self::Int8(copy(codes), copy(scales)),
+        }
+    }
 }
 
 impl Block {
@@ -85,13 +103,15 @@ impl Block {
         }
     }
 
-    fn copy_to(&self, out: &mut Vec<f32>, width: usize) {
+    /// All rows but the first `skip`.
+    fn copy_to(&self, out: &mut Vec<f32>, skip: usize, width: usize) {
         match self {
-            Self::F32(block) => out.extend_from_slice(block),
-            Self::F16(block) => out.extend(block.iter().map(|v| v.to_f32())),
+            Self::F32(block) => out.extend_from_slice(&block[skip * width..]),
+            Self::F16(block) => out.extend(block[skip * width..].iter().map(|v| v.to_f32())),
             Self::Int8(codes, scales) => {
-                let groups = codes.chunks(width).flat_map(|row| row.chunks(GROUP));
-                for (codes, scale) in groups.zip(scales) {
+                let rows = codes.chunks(width).skip(skip);
+                let groups = rows.flat_map(|row| row.chunks(GROUP));
+                for (codes, scale) in groups.zip(&scales[skip * width.div_ceil(GROUP)..]) {
                     out.extend(codes.iter().map(|&code| f32::from(code) * scale.to_f32()));
                 }
             }
@@ -100,16 +120,19 @@ impl Block {
 }
 
 /// Keys and values of one sequence in one layer, each `[len, width]`. What is added is copied once
-/// and stays where it is.
+/// and stays where it is. A clone has its blocks in common with the original until one of them
+/// changes a block.
 #[derive(Clone, Debug)]
 pub struct KeyValues {
     cache_type: CacheType,
     width: usize,
+    /// Positions of the first block that are let go already.
+    start: usize,
     len: usize,
     /// Whether the keys are the values too, which then hold nothing.
     shared: bool,
-    pub(crate) keys: Vec<Block>,
-    values: Vec<Block>,
+    pub(crate) keys: Vec<Arc<Block>>,
+    values: Vec<Arc<Block>>,
 }
 
 impl KeyValues {
@@ -118,6 +141,7 @@ impl KeyValues {
         Self {
             cache_type,
             width,
+            start: 0,
             len: 0,
             shared: false,
             keys: Vec::new(),
@@ -137,7 +161,20 @@ impl KeyValues {
         self.width
     }
 
-    pub(crate) fn values(&self) -> &[Block] {
+    /// Where a position lies: its block, and its row there.
+    pub(crate) fn place(&self, position: usize) -> (usize, usize) {
+        let row = self.start + position;
+        (row / BLOCK, row % BLOCK)
+    }
+
+    /// The positions of a block that are held.
+    pub(crate) fn positions_of(&self, block: usize) -> std::ops::Range<usize> {
+        let from = (block * BLOCK).saturating_sub(self.start);
+        let to = ((block + 1) * BLOCK).saturating_sub(self.start);
+        from..to.min(self.len)
+    }
+
+    pub(crate) fn values(&self) -> &[Arc<Block>] {
         if self.shared {
             &self.keys
         } else {
@@ -168,17 +205,19 @@ impl KeyValues {
         };
         let mut at = 0;
         while at < keys.len() {
-            if self.len.is_multiple_of(BLOCK) {
-                self.keys.push(Block::new(self.cache_type, self.width));
+            let used = (self.start + self.len) % BLOCK;
+            if used == 0 {
+                let empty = || Arc::new(Block::new(self.cache_type, self.width));
+                self.keys.push(empty());
                 if !self.shared {
-                    self.values.push(Block::new(self.cache_type, self.width));
+                    self.values.push(empty());
                 }
             }
-            let positions = (BLOCK - self.len % BLOCK).min((keys.len() - at) / self.width);
+            let positions = (BLOCK - used).min((keys.len() - at) / self.width);
             let part = at..at + positions * self.width;
             for (blocks, rows) in [(&mut self.keys, &keys), (&mut self.values, &values)] {
                 if let Some(block) = blocks.last_mut() {
-                    block.extend(&rows[part.clone()], self.width);
+                    Arc::make_mut(block).extend(&rows[part.clone()], self.width);
                 }
             }
             self.len += positions;
@@ -203,17 +242,46 @@ impl KeyValues {
             return;
         }
         self.len = len;
+        if len == 0 {
+            self.start = 0;
+        }
+        let end = self.start + len;
         for blocks in [&mut self.keys, &mut self.values] {
-            blocks.truncate(len.div_ceil(BLOCK));
+            blocks.truncate(end.div_ceil(BLOCK));
             if let Some(last) = blocks.last_mut() {
-                last.truncate(len - (len - 1) / BLOCK * BLOCK, self.width);
+                Arc::make_mut(last).truncate(end - (end - 1) / BLOCK * BLOCK, self.width);
             }
         }
     }
 
+    /// Forgets all but the last `len` positions.
+    pub fn keep_last(&mut self, len: usize) {
+        if len == 0 {
+            return self.truncate(0);
+        }
+        self.start += self.len.saturating_sub(len);
+        self.len = self.len.min(len);
+        let gone = self.start / BLOCK;
+        self.start %= BLOCK;
+        for blocks in [&mut self.keys, &mut self.values] {
+            blocks.drain(..gone.min(blocks.len()));
+        }
+    }
+
+    /// Numbers that tell the blocks of key and value pairs apart: clones have those in common that
+    /// they share.
+    pub fn block_ids(&self) -> impl Iterator<Item = usize> + '_ {
+        self.keys.iter().map(|block| Arc::as_ptr(block).addr())
+    }
+
+    /// Bytes set aside for each block.
+    pub fn bytes_per_block(&self) -> usize {
+        BLOCK * self.bytes_per_position()
+    }
+
     /// Bytes set aside.
     pub fn bytes(&self) -> usize {
-        self.keys.len() * BLOCK * self.bytes_per_position()
+        self.keys.len() * self.bytes_per_block()
     }
 
     /// Bytes of one position's key and value.
@@ -228,11 +296,12 @@ impl KeyValues {
 
     /// Copies of all keys and values, each `[len, width]`.
     pub fn tensors(&self, device: &Device) -> (Tensor<2>, Tensor<2>) {
-        let tensor = |blocks: &[Block]| {
+        let tensor = |blocks: &[Arc<Block>]| {
             let mut all = Vec::with_capacity(self.len * self.width);
-            blocks
-                .iter()
-                .for_each(|block| block.copy_to(&mut all, self.width));
+            for (i, block) in blocks.iter().enumerate() {
+                let skip = if i == 0 { self.start } else { 0 };
+                block.copy_to(&mut all, skip, self.width);
+            }
             Tensor::from_data(TensorData::new(all, [self.len, self.width]), device)
         };
         (tensor(&self.keys), tensor(self.values()))

@@ -11,7 +11,7 @@ use crate::layers::{Embedding, Linear, Norm};
 use crate::layout::{Input, SequenceLayout};
 use crate::seam::hooks::{Pass, Rows};
 use crate::site::SiteTable;
-use crate::state::KvCache;
+use crate::state::{DecodeState, LayerState, StateOptions};
 
 /// Endings of module names that a method acts on by default, as published for an architecture.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -130,6 +130,32 @@ pub struct BlockState {
 pub trait Backbone: Send + Sync {
     /// Sizes and names.
     fn info(&self) -> &BackboneInfo;
+    /// What the blocks remember of these sequences, which have not begun: keys and values of every
+    /// token, unless an architecture says otherwise.
+    ///
+    /// # Errors
+    /// [`ModelError::NotCausal`] for models that read in both directions.
+    fn new_state(
+        &self,
+        sequences: usize,
+        options: StateOptions,
+    ) -> Result<DecodeState, ModelError> {
+        let info = self.info();
+        if info.is_encoder {
+            return Err(ModelError::NotCausal {
+                model_type: info.model_type,
+            });
+        }
+        let layers = vec![LayerState::key_value(); info.num_hidden_layers];
+        Ok(DecodeState::new(layers, sequences, options))
+    }
+
+    /// Whether positions that a method's keys and values stand for count towards
+    /// [`BackboneInfo::max_sequence`]: learned ones, of which there are no more.
+    fn prefix_takes_positions(&self) -> bool {
+        false
+    }
+
     /// Places that a method can act on.
     fn sites(&self) -> &Arc<SiteTable>;
     /// The plain device that the weights are on.
@@ -150,7 +176,7 @@ pub trait Backbone: Send + Sync {
         range: Range<usize>,
         state: BlockState,
         pass: &mut dyn Pass,
-        cache: Option<&mut KvCache>,
+        cache: Option<&mut DecodeState>,
     ) -> Result<BlockState, ModelError>;
     /// The final norm: hidden states `[tokens, d_model]` of the tokens of the input.
     fn readout(&self, state: BlockState, pass: &mut dyn Pass) -> Tensor<2>;
@@ -164,7 +190,7 @@ pub trait Backbone: Send + Sync {
         &self,
         input: &Input<'_>,
         pass: &mut dyn Pass,
-        mut cache: Option<&mut KvCache>,
+        mut cache: Option<&mut DecodeState>,
     ) -> Result<Tensor<2>, ModelError> {
         let state = self.stem(input, pass)?;
         let all = 0..self.info().num_hidden_layers;

@@ -123,6 +123,9 @@ pub enum ModelError {
         /// Architecture.
         model_type: &'static str,
     },
+    /// What is remembered of sequences does not go with what is asked.
+    #[error(transparent)]
+    State(#[from] crate::state::StateError),
     /// Reading or finding files.
     #[error(transparent)]
     Files(#[from] LoadError),

@@ -35,4 +35,4 @@ pub use seam::hooks::{
 pub use seam::parameter::{Mode, Parameter, to_vec};
 pub use seam::set::{ActiveAdapters, AdapterSet, LoadedAdapter};
 pub use site::{SiteId, SiteInfo, SiteKind, SiteTable};
-pub use state::KvCache;
+pub use state::{DecodeState, LayerState, SequenceState, StateError, StateOptions};

@@ -1,50 +1,222 @@
-//! Keys and values of earlier tokens, for generation.
+//! What a model remembers of the tokens of sequences, for generation.
+
+mod layer;
+mod sequence;
 
 use burn::prelude::*;
 use frugal_kernels::{AttentionSpec, CacheType, KeyValues};
+use thiserror::Error;
 
 use crate::layout::SequenceLayout;
+pub use layer::{CachedRows, LayerState, Ring};
+pub use sequence::{Mark, SequenceState, bytes_held};
 
-/// Cached keys and values of a batch of sequences, grown by every forward pass that is given it.
-#[derive(Clone, Debug)]
-pub struct KvCache {
-    /// `[layers][sequences]`.
-    entries: Vec<Vec<Entry>>,
-    past: Vec<usize>,
-    cache_type: CacheType,
+use layer::NewRows;
+
+/// How a state is held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StateOptions {
+    /// How keys and values are held.
+    pub cache_type: CacheType,
+    /// Tokens that can be taken back from layers with a sliding window, which otherwise let go of
+    /// everything outside it.
+    pub rewindable: usize,
 }
 
-/// Keys and values of one sequence in one layer, each `[cached, kv_heads * head_dim]`.
-#[derive(Clone, Debug)]
-enum Entry {
-    Empty,
-    /// In this process's memory, added to in place.
-    Blocks(KeyValues),
-    /// On another device.
-    Tensors(Tensor<2>, Tensor<2>),
+/// What can go wrong with a state.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StateError {
+    /// Going back to more than there is.
+    #[error("a sequence of {past} positions cannot be cut to {length}")]
+    Beyond {
+        /// Positions asked for.
+        length: usize,
+        /// Positions there are.
+        past: usize,
+    },
+    /// Going back to where a sliding window shows what is gone.
+    #[error(
+        "a sequence of {past} positions cannot be cut to {length}: layers with a sliding window have let go of what the next \
+         token would see; keep a snapshot from before, allow for it with `rewindable`, or compute the sequence anew"
+    )]
+    OutsideWindow {
+        /// Positions asked for.
+        length: usize,
+        /// Positions there are.
+        past: usize,
+    },
+    /// A pass over other sequences than those that are remembered.
+    #[error(
+        "the pass is over sequences of which {given:?} positions are remembered, the state's are of {past:?}"
+    )]
+    OtherSequences {
+        /// What the pass's layout says.
+        given: Vec<usize>,
+        /// What there is.
+        past: Vec<usize>,
+    },
+    /// A sequence's state of another model.
+    #[error(
+        "the state belongs to another model: its layers are not of the kinds that this one has"
+    )]
+    OtherModel,
+    /// Latent attention under an adapter that it was not begun with.
+    #[error(
+        "layer {layer}: the sequences of one pass do not agree on how keys and values are made of the narrow vectors that are \
+         remembered: go on with the adapter that a sequence was begun with, and give each adapter a pass of its own"
+    )]
+    OtherAdapter {
+        /// Block number.
+        layer: usize,
+    },
 }
 
-impl KvCache {
-    /// An empty cache in single precision.
-    pub fn new(layers: usize, sequences: usize) -> Self {
-        Self::with_type(layers, sequences, CacheType::F32)
-    }
+/// What a backbone remembers of the sequences of a batch, grown by every forward pass that is given
+/// it. [`Backbone::new_state`](crate::Backbone::new_state) makes it.
+#[derive(Clone, Debug)]
+pub struct DecodeState {
+    sequences: Vec<SequenceState>,
+    /// One that has not begun.
+    empty: SequenceState,
+    options: StateOptions,
+}
 
-    /// An empty cache.
-    pub fn with_type(layers: usize, sequences: usize, cache_type: CacheType) -> Self {
+impl DecodeState {
+    /// Sequences that have not begun, with layers of these kinds.
+    pub fn new(layers: Vec<LayerState>, sequences: usize, options: StateOptions) -> Self {
+        let empty = SequenceState { layers, past: 0 };
         Self {
-            entries: vec![vec![Entry::Empty; sequences]; layers],
-            past: vec![0; sequences],
-            cache_type,
+            sequences: vec![empty.clone(); sequences],
+            empty,
+            options,
         }
     }
 
-    /// Tokens of each sequence that are cached.
-    pub fn past(&self) -> &[usize] {
-        &self.past
+    /// Number of sequences.
+    pub fn len(&self) -> usize {
+        self.sequences.len()
     }
 
-    /// Adds new keys and values of a sequence and gives all of them.
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.sequences.is_empty()
+    }
+
+    /// How it is held.
+    pub fn options(&self) -> StateOptions {
+        self.options
+    }
+
+    /// Positions of each sequence that are remembered.
+    pub fn past(&self) -> Vec<usize> {
+        self.sequences.iter().map(SequenceState::past).collect()
+    }
+
+    /// A sequence that has not begun, for [`DecodeState::join`].
+    pub fn empty_sequence(&self) -> SequenceState {
+        self.empty.clone()
+    }
+
+    /// What is remembered of each sequence.
+    pub fn sequences(&self) -> &[SequenceState] {
+        &self.sequences
+    }
+
+    /// Refuses a pass that does not go on from here.
+    ///
+    /// # Errors
+    /// [`StateError::OtherSequences`], and [`StateError::OtherModel`] for another number of layers.
+    pub fn check(&self, layout: &SequenceLayout, layers: usize) -> Result<(), StateError> {
+        if self.empty.layers.len() != layers {
+            return Err(StateError::OtherModel);
+        }
+        let past = self.past();
+        if layout.past != past || layout.sequences() != past.len() {
+            let given = layout.past.clone();
+            return Err(StateError::OtherSequences { given, past });
+        }
+        Ok(())
+    }
+
+    /// Adds a sequence behind the others and gives its number.
+    ///
+    /// # Errors
+    /// [`StateError::OtherModel`] for the state of a model with other layers.
+    pub fn join(&mut self, sequence: SequenceState) -> Result<usize, StateError> {
+        if !sequence.is_like(&self.empty) {
+            return Err(StateError::OtherModel);
+        }
+        self.sequences.push(sequence);
+        Ok(self.sequences.len() - 1)
+    }
+
+    /// Takes a sequence out; those behind it move up. `None` if there is no such sequence.
+    pub fn leave(&mut self, sequence: usize) -> Option<SequenceState> {
+        (sequence < self.sequences.len()).then(|| self.sequences.remove(sequence))
+    }
+
+    /// Takes all sequences out.
+    pub fn leave_all(&mut self) -> Vec<SequenceState> {
+        std::mem::take(&mut self.sequences)
+    }
+
+    /// A sequence as it is now, which shares memory with it; `None` if there is no such sequence.
+    pub fn snapshot(&self, sequence: usize) -> Option<SequenceState> {
+        self.sequences.get(sequence).cloned()
+    }
+
+    /// Makes a sequence what it was; `false` if there is no such sequence.
+    ///
+    /// # Errors
+    /// [`StateError::OtherModel`] for the state of a model with other layers.
+    pub fn rollback(&mut self, sequence: usize, to: &SequenceState) -> Result<bool, StateError> {
+        if !to.is_like(&self.empty) {
+            return Err(StateError::OtherModel);
+        }
+        let place = self.sequences.get_mut(sequence);
+        Ok(place.map(|place| *place = to.clone()).is_some())
+    }
+
+    /// Another sequence that begins as this one, behind the others; its number, or `None` if there
+    /// is no such sequence.
+    pub fn fork(&mut self, sequence: usize) -> Option<usize> {
+        self.sequences.push(self.snapshot(sequence)?);
+        Some(self.sequences.len() - 1)
+    }
+
+    /// [`SequenceState::crop`] of one sequence; `false` if there is no such sequence.
+    ///
+    /// # Errors
+    /// Those of [`SequenceState::crop`].
+    pub fn crop(&mut self, sequence: usize, length: usize) -> Result<bool, StateError> {
+        match self.sequences.get_mut(sequence) {
+            Some(state) => state.crop(length).map(|()| true),
+            None => Ok(false),
+        }
+    }
+
+    /// Adds new keys and values of a sequence, each `[positions, width]`.
+    pub fn append(&mut self, layer: usize, sequence: usize, key: Tensor<2>, value: Tensor<2>) {
+        let value = Some(value);
+        self.add(layer, sequence, NewRows { key, value });
+    }
+
+    /// Adds new vectors of a sequence that are both keys and values, and are held once.
+    pub fn append_shared(&mut self, layer: usize, sequence: usize, key: Tensor<2>) {
+        self.add(layer, sequence, NewRows { key, value: None });
+    }
+
+    fn add(&mut self, layer: usize, sequence: usize, rows: NewRows) {
+        let StateOptions {
+            cache_type,
+            rewindable,
+        } = self.options;
+        self.sequences[sequence].layers[layer].append(rows, cache_type, rewindable);
+    }
+
+    /// Adds new keys and values of a sequence to a layer that holds those of every token, and gives
+    /// all of them.
     pub fn extend(
         &mut self,
         layer: usize,
@@ -58,123 +230,49 @@ impl KvCache {
             .unwrap_or((key, value))
     }
 
-    /// Adds new keys and values of a sequence.
-    pub fn append(&mut self, layer: usize, sequence: usize, key: Tensor<2>, value: Tensor<2>) {
-        self.add(layer, sequence, key, value, KeyValues::new);
-    }
-
-    /// Adds new vectors of a sequence that are both keys and values; in this process's memory they
-    /// are held once.
-    pub fn append_shared(&mut self, layer: usize, sequence: usize, memory: Tensor<2>) {
-        self.add(layer, sequence, memory.clone(), memory, KeyValues::shared);
-    }
-
-    fn add(
-        &mut self,
-        layer: usize,
-        sequence: usize,
-        key: Tensor<2>,
-        value: Tensor<2>,
-        empty: fn(usize, CacheType) -> KeyValues,
-    ) {
-        let entry = &mut self.entries[layer][sequence];
-        if matches!(entry, Entry::Empty) {
-            *entry = Entry::Blocks(empty(key.dims()[1], self.cache_type));
-        }
-        if let Entry::Blocks(blocks) = entry
-            && blocks.append(&key, &value)
-        {
-            return;
-        }
-        *entry = match std::mem::replace(entry, Entry::Empty) {
-            Entry::Tensors(k, v) => {
-                Entry::Tensors(Tensor::cat(vec![k, key], 0), Tensor::cat(vec![v, value], 0))
-            }
-            _ => Entry::Tensors(key, value),
-        };
-    }
-
-    /// All keys and values of a sequence; none if nothing was added yet.
+    /// All keys and values of a sequence that a layer holds; none if nothing was added yet.
     pub fn tensors(
         &self,
         layer: usize,
         sequence: usize,
         device: &Device,
     ) -> Option<(Tensor<2>, Tensor<2>)> {
-        match &self.entries[layer][sequence] {
-            Entry::Empty => None,
-            Entry::Blocks(blocks) => Some(blocks.tensors(device)),
-            Entry::Tensors(k, v) => Some((k.clone(), v.clone())),
-        }
+        self.sequences[sequence].layers[layer]
+            .rows()
+            .tensors(device)
     }
 
-    /// Attention of one new query of each sequence to what is cached, which includes its own key;
-    /// `None` when the cache is on another device.
-    pub fn attend(&self, layer: usize, q: Tensor<2>, spec: &AttentionSpec) -> Option<Tensor<2>> {
-        let blocks = self.entries[layer].iter().map(|entry| match entry {
-            Entry::Blocks(blocks) => Some(blocks),
-            _ => None,
-        });
-        let cached: Vec<&KeyValues> = blocks.collect::<Option<_>>()?;
-        Some(frugal_kernels::cached_attention(q, &cached, spec))
+    /// Attention of one new query of each of these sequences to what is held, which includes its
+    /// own key; `None` when that is on another device.
+    pub fn attend(
+        &self,
+        layer: usize,
+        sequences: &[usize],
+        q: Tensor<2>,
+        spec: &AttentionSpec,
+    ) -> Option<Tensor<2>> {
+        let rows = |&sequence: &usize| self.sequences[sequence].layers[layer].rows().blocks();
+        let held: Vec<&KeyValues> = sequences.iter().map(rows).collect::<Option<_>>()?;
+        Some(frugal_kernels::cached_attention(q, &held, spec))
     }
 
     /// Records that a pass over `layout` is complete.
     pub fn advance(&mut self, layout: &SequenceLayout) {
-        for (past, length) in self.past.iter_mut().zip(layout.lengths()) {
-            *past += length;
+        for (sequence, length) in self.sequences.iter_mut().zip(layout.lengths()) {
+            sequence.past += length;
         }
     }
 
-    /// Forgets what a sequence cached beyond its first `length` tokens.
-    pub fn truncate(&mut self, sequence: usize, length: usize) {
-        let past = self.past[sequence];
-        // A method's prefix counts in the entry but not in `past`.
-        let end = |cached: usize| (cached.saturating_sub(past) + length).min(cached);
-        for layer in &mut self.entries {
-            match &mut layer[sequence] {
-                entry if length == 0 => *entry = Entry::Empty,
-                Entry::Empty => {}
-                Entry::Blocks(blocks) => blocks.truncate(end(blocks.len())),
-                Entry::Tensors(k, v) => {
-                    let end = end(k.dims()[0]);
-                    (*k, *v) = (k.clone().slice(0..end), v.clone().slice(0..end));
-                }
-            }
+    /// Lets go of what no later token sees. The next pass does the same before it adds anything;
+    /// until then [`SequenceState::undo`] can take a pass back.
+    pub fn trim(&mut self) {
+        for sequence in &mut self.sequences {
+            sequence.trim(self.options.rewindable);
         }
-        self.past[sequence] = past.min(length);
     }
 
-    /// Drops the sequences for which `keep` is false.
-    pub fn retain(&mut self, keep: &[bool]) {
-        let chosen = |i: usize| keep.get(i).copied().unwrap_or(false);
-        for layer in &mut self.entries {
-            let mut i = 0;
-            layer.retain(|_| (chosen(i), i += 1).0);
-        }
-        let mut i = 0;
-        self.past.retain(|_| (chosen(i), i += 1).0);
-    }
-
-    /// Bytes that each token of a sequence takes, in all layers together.
-    pub fn bytes_per_token(&self, sequence: usize) -> usize {
-        let of = |entry: &Entry| match entry {
-            Entry::Empty => 0,
-            Entry::Blocks(blocks) => blocks.bytes_per_position(),
-            Entry::Tensors(k, v) => (k.dims()[1] + v.dims()[1]) * 4,
-        };
-        self.entries.iter().map(|layer| of(&layer[sequence])).sum()
-    }
-
-    /// Bytes held.
+    /// Bytes held; what sequences share counts once.
     pub fn bytes(&self) -> usize {
-        let of = |entry: &Entry| match entry {
-            Entry::Empty => 0,
-            Entry::Blocks(blocks) => blocks.bytes(),
-            Entry::Tensors(k, v) => {
-                (k.dims().iter().product::<usize>() + v.dims().iter().product::<usize>()) * 4
-            }
-        };
-        self.entries.iter().flatten().map(of).sum()
+        bytes_held(&self.sequences)
     }
 }

@@ -6,10 +6,11 @@
 #![allow(clippy::print_stdout, reason = "its output is the point")]
 
 use std::error::Error;
+use std::sync::Arc;
 use std::time::Instant;
 
-use frugal::adapt::{ActiveAdapters, AdapterSet};
-use frugal::decode::{CacheType, Session};
+use frugal::adapt::ActiveAdapters;
+use frugal::decode::{CacheType, DecodeError, SequenceId, Session, StateOptions};
 use frugal::model::LoadOptions;
 use frugal::model::load::{Lookup, ModelFiles};
 use serde_json::json;
@@ -35,15 +36,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     let device = frugal::device::device("cpu")?;
     let files = ModelFiles::open(model, &Lookup::default())?;
     let backbone = files.load_with(&device, LoadOptions::for_generation())?;
-    let adapters = AdapterSet::default();
-    let session = || {
-        Session::with_cache(
-            backbone.as_ref(),
-            &adapters,
-            ActiveAdapters::Base,
-            1,
-            CacheType::F16,
-        )
+    let session = || -> Result<(Session, SequenceId), DecodeError> {
+        let options = StateOptions {
+            cache_type: CacheType::F16,
+            ..StateOptions::default()
+        };
+        let mut session = Session::new(backbone.clone(), Arc::default(), options)?;
+        let sequence = session.add(ActiveAdapters::Base)?;
+        Ok((session, sequence))
     };
     let prompt = files.tokenizer()?.encode(prompt, false)?;
     let vocab_size = files.config().vocab_size;
@@ -52,16 +52,16 @@ fn main() -> Result<(), Box<dyn Error>> {
         .collect();
     let (mut read, mut written, mut tokens) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..3 {
-        let mut reading = session()?;
+        let (mut reading, sequence) = session()?;
         let start = Instant::now();
-        reading.append(&[&ids])?;
+        reading.append_to(sequence, &ids)?;
         read.push(prefill as f64 / start.elapsed().as_secs_f64());
-        let mut writing = session()?;
-        tokens = vec![best(&writing.append(&[&prompt])?[0])];
+        let (mut writing, sequence) = session()?;
+        tokens = vec![best(&writing.append_to(sequence, &prompt)?)];
         let start = Instant::now();
         for i in 1..decode {
-            let logits = writing.append(&[&[tokens[i - 1]]])?;
-            tokens.push(best(&logits[0]));
+            let logits = writing.append_to(sequence, &[tokens[i - 1]])?;
+            tokens.push(best(&logits));
         }
         written.push((decode - 1) as f64 / start.elapsed().as_secs_f64());
     }

@@ -8,10 +8,11 @@
 #![allow(clippy::print_stdout, reason = "its output is the point")]
 
 use std::error::Error;
+use std::sync::Arc;
 use std::time::Instant;
 
 use frugal::adapt::{ActiveAdapters, AdapterSet, BuildContext, LoadedAdapter, registry};
-use frugal::decode::{CacheType, Session};
+use frugal::decode::{Session, StateOptions};
 use frugal::model::load::{Lookup, ModelFiles};
 use frugal::model::{Backbone, LoadOptions};
 use serde_json::{Map, json};
@@ -59,13 +60,18 @@ fn adapter(backbone: &dyn Backbone, seed: u64) -> Result<LoadedAdapter, Box<dyn 
 
 /// What each sequence writes behind the prompt, and the seconds for all tokens but the first.
 fn write(
-    mut session: Session<'_>,
-    sequences: usize,
+    mut session: Session,
+    adapters: &[String],
     prompt: &[u32],
     tokens: usize,
 ) -> Result<(Vec<Vec<u32>>, f64), Box<dyn Error>> {
-    let mut texts = vec![Vec::new(); sequences];
-    let mut logits = session.append(&vec![prompt; sequences])?;
+    let mut texts = vec![Vec::new(); adapters.len()];
+    let ids = adapters
+        .iter()
+        .map(|name| session.add(ActiveAdapters::One(name.clone())))
+        .collect::<Result<Vec<_>, _>>()?;
+    let begin: Vec<_> = ids.iter().map(|id| (*id, prompt)).collect();
+    let mut logits = session.append(&begin)?;
     let start = Instant::now();
     loop {
         texts
@@ -75,8 +81,8 @@ fn write(
         if texts[0].len() == tokens {
             return Ok((texts, start.elapsed().as_secs_f64()));
         }
-        let last: Vec<&[u32]> = texts.iter().map(|text| &text[text.len() - 1..]).collect();
-        logits = session.append(&last)?;
+        let last = texts.iter().map(|text| &text[text.len() - 1..]);
+        logits = session.append(&ids.iter().copied().zip(last).collect::<Vec<_>>())?;
     }
 }
 
@@ -101,25 +107,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let prompt = files
         .tokenizer()?
         .encode("The capital of France is", false)?;
-    let session = |choice, sequences| {
-        Session::with_cache(
-            backbone.as_ref(),
-            &adapters,
-            choice,
-            sequences,
-            CacheType::F32,
-        )
-    };
-    let together = ActiveAdapters::PerSequence(names.iter().cloned().map(Some).collect());
-    let (texts, seconds) = write(session(together, sequences)?, sequences, &prompt, tokens)?;
+    let adapters = Arc::new(adapters);
+    let session = || Session::new(backbone.clone(), adapters.clone(), StateOptions::default());
+    let (texts, seconds) = write(session()?, &names, &prompt, tokens)?;
     let (mut alone, mut seconds_alone) = (Vec::new(), 0.0);
-    for name in &names {
-        let (text, seconds) = write(
-            session(ActiveAdapters::One(name.clone()), 1)?,
-            1,
-            &prompt,
-            tokens,
-        )?;
+    for name in names.chunks(1) {
+        let (text, seconds) = write(session()?, name, &prompt, tokens)?;
         alone.extend(text);
         seconds_alone += seconds;
     }

@@ -14,9 +14,10 @@ pub use frugal_train as train;
 pub mod model {
     pub use frugal_models::*;
     pub use frugal_nn::{
-        Backbone, BackboneInfo, BlockState, Content, Correction, Embedding, Frozen, HeadLayout,
-        Input, KvCache, Linear, LoadError, ModelError, Norm, SequenceLayout, SiteId, SiteInfo,
-        SiteKind, SiteTable, UsualTargets, Weight, lookup, mean_pool, select_rows,
+        Backbone, BackboneInfo, BlockState, Content, Correction, DecodeState, Embedding, Frozen,
+        HeadLayout, Input, LayerState, Linear, LoadError, ModelError, Norm, SequenceLayout,
+        SequenceState, SiteId, SiteInfo, SiteKind, SiteTable, StateError, StateOptions,
+        UsualTargets, Weight, lookup, mean_pool, select_rows,
     };
 }
 

@@ -10,7 +10,6 @@ use frugal::adapt::peft;
 use frugal::decode::{CacheType, SamplerConfig};
 use frugal::model::Quantize;
 use frugal::model::load::{LoadError, Lookup, read_json};
-use frugal_core::tokenizer::TextTokenizer;
 use toml::{Table, Value};
 
 pub use run::RunFlags;
@@ -221,15 +220,7 @@ pub struct Sampling {
 pub struct Stop {
     /// End an answer before this text; repeatable. The model's own ends hold besides
     #[arg(long = "stop", value_name = "TEXT")]
-    texts: Vec<String>,
-}
-
-impl Stop {
-    /// The texts, with the mark of a chat template that the vocabulary has no token for.
-    pub fn texts(&self, tokenizer: &TextTokenizer) -> Vec<String> {
-        let own = tokenizer.turn_end_text().map(str::to_owned);
-        self.texts.iter().cloned().chain(own).collect()
-    }
+    pub texts: Vec<String>,
 }
 
 impl Sampling {

@@ -1,6 +1,6 @@
 //! `frugal adapters`: making adapters from adapters.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::Subcommand;
@@ -9,13 +9,14 @@ use frugal::adapt::combine::{
 };
 use frugal::adapt::{Adapter, BuildContext, Head, LoadedAdapter, Operation, peft};
 use frugal::model::Backbone;
-use frugal::model::load::ModelFiles;
+use frugal::run::adapter_name;
 use frugal_core::human;
 use frugal_core::stage::Stage;
 use serde_json::json;
 
 use super::export::free_folder;
 use crate::args::{Machine, Model, Output};
+use crate::loaded;
 use crate::outcome::Outcome;
 use crate::ui;
 use crate::ui::progress::Phase;
@@ -178,26 +179,13 @@ fn make(
     for (folder, _) in folders {
         peft::allow(folder, Operation::Combine)?;
     }
-    let device = shared.machine.device()?;
-    let files = ModelFiles::open(&name, &shared.machine.lookup())?;
-    let phase = Phase::new(shared.output, format!("reading {name}"));
-    let backbone = files.load(&device)?;
-    let context = BuildContext {
-        info: files.info(),
-        sites: &files.sites(),
-        backbone: Some(backbone.as_ref()),
-        device,
-        seed: 0,
-        tokenize: None,
-    };
-    let read = |folder: &Path| -> Result<LoadedAdapter> {
-        Ok(peft::made_for(folder, files.name(), peft::load(folder, &context, false))?.0)
-    };
-    let entries: Vec<LoadedAdapter> = folders
+    let paths: Vec<PathBuf> = folders.iter().map(|(folder, _)| folder.clone()).collect();
+    let opened = loaded::read_several(&name, &paths, &shared.machine, shared.output)?;
+    let (files, context) = (&opened.files, opened.context());
+    let entries = paths
         .iter()
-        .map(|(folder, _)| read(folder))
-        .collect::<Result<_>>()?;
-    drop(phase);
+        .map(|folder| Ok(opened.adapters.get(&adapter_name(folder))?))
+        .collect::<Result<Vec<&LoadedAdapter>>>()?;
     let head = head(&entries, folders, combination_type)?;
     let phase = Phase::new(shared.output, "combining");
     let parts: Vec<(&dyn Adapter, f32)> = entries
@@ -205,7 +193,7 @@ fn make(
         .zip(folders)
         .map(|(entry, (_, weight))| (entry.adapter.as_ref(), *weight))
         .collect();
-    let combined = combine(&parts, backbone.as_ref(), &context)?;
+    let combined = combine(&parts, opened.backbone.as_ref(), &context)?;
     drop(phase);
     let lost = combined.relative_error.powi(2);
     let parameters: usize = frugal::adapt::Adapter::num_trainable(&combined.adapter);
@@ -256,7 +244,7 @@ fn make(
 
 /// The head of the result; that of a single adapter stays as it is.
 fn head(
-    entries: &[LoadedAdapter],
+    entries: &[&LoadedAdapter],
     folders: &[(PathBuf, f32)],
     combination_type: CombinationType,
 ) -> Result<Option<Head>> {

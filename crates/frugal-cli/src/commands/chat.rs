@@ -6,19 +6,19 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 use console::style;
-use frugal::decode::{Sampler, Session};
-use frugal_core::data::Message;
+use frugal::decode::Sampler;
+use frugal::run::{Answered, Conversation, ConversationOptions};
 use frugal_core::human;
 use frugal_core::template::source_of;
-use frugal_core::tokenizer::TextTokenizer;
 use rustyline::error::ReadlineError;
 use serde_json::json;
 
-use super::generate::{Answer, needs_chat_template};
+use super::generate::needs_chat_template;
 use crate::args::{Machine, Model, Output, Sampling, Stop, Storage};
 use crate::failure;
-use crate::loaded::Loaded;
+use crate::loaded;
 use crate::outcome::Outcome;
+use crate::ui::text::Wrapping;
 use crate::ui::{self, interrupt};
 
 const EXAMPLES: &str = "\
@@ -78,7 +78,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     };
     let sampler = args.sampling.config(args.temperature);
     let mut sampler = Sampler::new(sampler, args.sampling.seed)?;
-    let loaded = Loaded::read_for_text(&args.model, &args.machine, args.storage.quantize, output)?;
+    let loaded = loaded::read_for_text(&args.model, &args.machine, args.storage.quantize, output)?;
     let mut tokenizer = loaded.files.tokenizer()?.clone();
     loaded.refuse_classifiers()?;
     if let Some(given) = &args.chat_template {
@@ -89,29 +89,23 @@ pub fn run(args: &Args) -> Result<Outcome> {
         loaded.files.name(),
         "Use `frugal generate`, or give one with `--chat-template`",
     )?;
-    let session = Session::with_cache(
-        loaded.backbone.as_ref(),
-        &loaded.adapters,
-        loaded.choice.clone(),
-        1,
-        args.storage.cache_type(),
-    )?;
+    let options = ConversationOptions {
+        max_tokens: args.sampling.max_tokens,
+        stop: args.stop.texts.clone(),
+        cache_type: args.storage.cache_type(),
+    };
+    let conversation = Conversation::new(&loaded, tokenizer, &options)?;
     let mut editor = rustyline::DefaultEditor::new()?;
     // After the editor, which handles the signal itself from its creation on: while it reads it
     // sees Ctrl-C as a key anyway.
     let stop = interrupt::flag("");
     let mut chat = Chat {
-        session,
-        tokenizer: &tokenizer,
-        max_sequence: loaded.backbone.info().max_sequence,
-        max_tokens: args.sampling.max_tokens,
-        stops: args.stop.texts(&tokenizer),
-        messages: Vec::new(),
+        conversation,
         saved: None,
         stop: &stop,
         output,
     };
-    chat.start(args.system.as_deref());
+    chat.conversation.start(args.system.as_deref());
     ui::note(
         output,
         &style(format!(
@@ -148,13 +142,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
 }
 
 struct Chat<'a> {
-    session: Session<'a>,
-    tokenizer: &'a TextTokenizer,
-    max_sequence: usize,
-    max_tokens: usize,
-    /// Texts that end an answer.
-    stops: Vec<String>,
-    messages: Vec<Message>,
+    conversation: Conversation,
     /// The file of the last `/save`, which may be written again.
     saved: Option<PathBuf>,
     stop: &'a AtomicBool,
@@ -162,13 +150,6 @@ struct Chat<'a> {
 }
 
 impl Chat<'_> {
-    fn start(&mut self, system: Option<&str>) {
-        self.messages = system
-            .iter()
-            .map(|text| Message::new("system", *text))
-            .collect();
-    }
-
     /// Does what a line that starts with `/` says; false ends the conversation.
     fn command(&mut self, command: &str) -> Result<bool> {
         let (name, rest) = command
@@ -179,12 +160,12 @@ impl Chat<'_> {
             "quit" | "exit" => return Ok(false),
             "help" => ui::print(HELP),
             "reset" => {
-                self.messages.retain(|m| m.role == "system");
+                self.conversation.reset();
                 ui::note(self.output, "forgotten");
             }
             "system" if rest.is_empty() => ui::say("give the instructions: /system TEXT"),
             "system" => {
-                self.start(Some(rest));
+                self.conversation.start(Some(rest));
                 ui::note(self.output, "started anew");
             }
             "save" if rest.is_empty() => ui::say("give a file: /save FILE"),
@@ -201,70 +182,43 @@ impl Chat<'_> {
         if path.exists() && self.saved.as_deref() != Some(path) {
             bail!("{}: exists already; choose another name", path.display());
         }
-        let line = json!({ "messages": self.messages }).to_string() + "\n";
+        let line = json!({ "messages": self.conversation.messages() }).to_string() + "\n";
         frugal_core::fs::write_atomic(path, line.as_bytes())?;
         self.saved = Some(path.into());
         Ok(())
     }
 
     fn answer(&mut self, line: &str, sampler: &mut Sampler) -> Result<()> {
-        self.messages.push(Message::new("user", line));
-        let prompt = self.prompt()?;
         self.stop.store(false, Ordering::SeqCst);
+        // Wrapped between words for a person; programs get the text as it is.
+        let mut wrapping = ui::stdout_is_terminal().then(|| Wrapping::new(ui::width()));
         let start = Instant::now();
-        let mut logits = self.session.rewind_to(&prompt)?;
-        let mut answer = Answer::for_people(self.tokenizer, &self.stops);
-        let mut generated = Vec::new();
-        while generated.len() < self.max_tokens && !self.stop.load(Ordering::SeqCst) {
-            let token = sampler.next(&mut logits, &prompt, &generated);
-            if self.tokenizer.eos_ids().contains(&token) {
-                break;
+        let mut begun = false;
+        let answered = self.conversation.answer(line, sampler, &mut |text| {
+            begun = true;
+            let text = ui::shown(text);
+            match &mut wrapping {
+                Some(wrapping) => ui::write(&wrapping.push(&text)),
+                None => ui::write(&text),
             }
-            answer.push(token);
-            generated.push(token);
-            if answer.is_stopped() || self.session.remaining() == 0 {
-                break;
-            }
-            logits = self.session.append(&[&[token]])?.remove(0);
+            !self.stop.load(Ordering::SeqCst)
+        });
+        if begun {
+            let rest = wrapping.as_mut().map(Wrapping::finish);
+            ui::print(&rest.unwrap_or_default());
         }
-        let content = answer.finish()?;
-        if ui::stderr_is_terminal() {
-            let speed = generated.len() as f64 / start.elapsed().as_secs_f64();
-            let line = format!(
-                "{} tokens · {} tok/s",
-                generated.len(),
-                human::significant(speed, 3)
-            );
-            ui::note(self.output, &style(line).dim().for_stderr().to_string());
-        }
-        self.messages.push(Message::new("assistant", content));
-        Ok(())
-    }
-
-    /// Token ids of the conversation; its oldest turns are dropped when it no longer fits.
-    fn prompt(&mut self) -> Result<Vec<u32>> {
-        loop {
-            let ids = self
-                .tokenizer
-                .encode(&self.tokenizer.render_chat(&self.messages, true)?, false)?;
-            if ids.len() + self.max_tokens.min(self.max_sequence / 4) <= self.max_sequence {
-                return Ok(ids);
-            }
-            let first = usize::from(self.messages[0].role == "system");
-            if self.messages.len() <= first + 1 {
-                self.messages.pop();
-                bail!(
-                    "the message has {} tokens, too many for the model's {}",
-                    ids.len(),
-                    self.max_sequence
-                );
-            }
-            // A question and its answer.
-            self.messages.drain(first..first + 2);
+        let Answered { tokens, forgotten } = answered?;
+        if forgotten > 0 {
             ui::warn(
                 self.output,
-                "the conversation is too long for the model: its oldest turn is forgotten",
+                "the conversation is too long for the model: its oldest turns are forgotten",
             );
         }
+        if ui::stderr_is_terminal() {
+            let speed = tokens as f64 / start.elapsed().as_secs_f64();
+            let line = format!("{tokens} tokens · {} tok/s", human::significant(speed, 3));
+            ui::note(self.output, &style(line).dim().for_stderr().to_string());
+        }
+        Ok(())
     }
 }

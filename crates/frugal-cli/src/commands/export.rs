@@ -12,7 +12,7 @@ use frugal_core::stage::StageError;
 use serde_json::json;
 
 use crate::args::{Machine, Model, Output};
-use crate::loaded::Loaded;
+use crate::loaded;
 use crate::outcome::Outcome;
 use crate::ui;
 use crate::ui::progress::Phase;
@@ -77,7 +77,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         ),
         _ => {}
     }
-    let loaded = Loaded::read(&args.model, &args.machine, args.output)?;
+    let loaded = loaded::read(&args.model, &args.machine, args.output)?;
     let phase = Phase::new(args.output, format!("writing {}", args.out.display()));
     let (files, backbone) = (&loaded.files, loaded.backbone.as_ref());
     let adapter = loaded.entry().map(|e| e.adapter.as_ref());

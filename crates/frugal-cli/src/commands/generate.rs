@@ -6,17 +6,14 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use console::style;
-use frugal::adapt::ActiveAdapters;
-use frugal::decode::{GenerateConfig, Generation, Next, generate_until};
-use frugal_core::data::Message;
+use frugal::run::{Continued, GenerateRequest, Prompt, adapter_name};
 use frugal_core::human;
-use frugal_core::tokenizer::{StopStream, TextTokenizer, TokenizerError};
+use frugal_core::tokenizer::TextTokenizer;
 use serde_json::{Value, json};
 
 use crate::args::{Machine, Model, Output, Sampling, Stop, Storage};
-use crate::loaded::{Loaded, adapter_name};
+use crate::loaded;
 use crate::outcome::Outcome;
-use crate::ui::text::Wrapping;
 use crate::ui::{self, interrupt};
 
 const EXAMPLES: &str = "\
@@ -103,97 +100,65 @@ pub fn run(args: &Args) -> Result<Outcome> {
         .collect();
     folders.sort();
     folders.dedup();
-    let loaded = Loaded::read_several_for_text(
+    let loaded = loaded::read_several_for_text(
         &args.model,
         &folders,
         &args.machine,
         args.storage.quantize,
         args.output,
     )?;
-    let mut names: Vec<Option<String>> = adapters
-        .iter()
-        .map(|folder| folder.as_deref().map(adapter_name))
-        .collect();
-    let choice = if names.windows(2).all(|pair| pair[0] == pair[1]) {
-        names
-            .swap_remove(0)
-            .map_or(ActiveAdapters::Base, ActiveAdapters::One)
-    } else {
-        ActiveAdapters::PerSequence(names)
-    };
     loaded.refuse_classifiers()?;
-    let tokenizer = loaded.files.tokenizer()?;
     if args.is_chat() {
         let instead = "Leave out `--chat` and `--system`, or give one in `frugal chat` with `--chat-template`";
-        needs_chat_template(tokenizer, loaded.files.name(), instead)?;
+        needs_chat_template(loaded.files.tokenizer()?, loaded.files.name(), instead)?;
     }
-    let encoded = prompts
-        .iter()
-        .map(|prompt| encode(prompt, tokenizer, args))
-        .collect::<Result<Vec<_>>>()?;
-    let config = GenerateConfig {
+    let prompt = |(text, folder): (&String, &Option<PathBuf>)| Prompt {
+        text: text.clone(),
+        adapter: folder.as_deref().map(adapter_name),
+    };
+    let request = GenerateRequest {
+        prompts: prompts.iter().zip(&adapters).map(prompt).collect(),
+        chat: args.is_chat(),
+        system: args.system.clone(),
+        stop: args.stop.texts.clone(),
         max_tokens: args.sampling.max_tokens,
         sampler,
-        eos_token_ids: tokenizer.eos_ids().to_vec(),
         seed: args.sampling.seed,
         cache_type: args.storage.cache_type(),
     };
     let interrupted = interrupt::flag("");
-    let stops = args.stop.texts(tokenizer);
     let shown = prompts.len() == 1 && !args.output.json && ui::stdout_is_terminal();
-    let mut answers: Vec<Answer<'_>> = prompts
-        .iter()
-        .map(|_| Answer::new(tokenizer, &stops, shown))
-        .collect();
-    if shown && !args.is_chat() {
-        ui::write(&style(ui::shown(&prompts[0])).dim().to_string());
-    }
     let start = Instant::now();
     let mut first_token = None;
-    let mut on_token = |prompt: usize, token: u32| {
-        first_token.get_or_insert_with(|| start.elapsed());
-        answers[prompt].push(token);
-        match (interrupt::asked(&interrupted), answers[prompt].is_stopped()) {
-            (true, _) => Next::Nothing,
-            (false, true) => Next::Others,
-            (false, false) => Next::Sequence,
+    let results = frugal::run::generate(&loaded, &request, &mut |piece| {
+        if first_token.is_none() {
+            first_token = Some(start.elapsed());
+            if shown && !args.is_chat() {
+                ui::write(&style(ui::shown(&prompts[0])).dim().to_string());
+            }
         }
-    };
-    let results = generate_until(
-        loaded.backbone.as_ref(),
-        &loaded.adapters,
-        choice,
-        &encoded,
-        &config,
-        &mut on_token,
-    )?;
+        if shown {
+            ui::write(&ui::shown(piece.text));
+        }
+        !interrupt::asked(&interrupted)
+    })?;
     let seconds = start.elapsed().as_secs_f64();
-    let tokens: usize = results.iter().map(|r| r.tokens.len()).sum();
+    if shown {
+        ui::print("");
+    }
     let prompt_seconds = first_token.map_or(seconds, |t| t.as_secs_f64());
-    // The first token of each prompt comes out of reading the prompt.
-    let speed = tokens.saturating_sub(prompts.len()) as f64 / (seconds - prompt_seconds).max(1e-9);
-    let speed = if tokens > prompts.len() {
-        Some(speed)
-    } else {
-        None
-    };
-    let texts = answers.into_iter().map(Answer::finish);
-    let texts = texts.collect::<Result<Vec<String>>>()?;
+    let timing = Timing::new(&results, seconds, prompt_seconds);
     match args.output.json {
         _ if shown => {}
         true => {
-            let described = results
-                .iter()
-                .zip(&prompts)
-                .zip(&adapters)
-                .zip(encoded.iter().zip(&texts))
-                .map(|(((result, prompt), adapter), (ids, text))| {
-                    let mut value = describe(result, prompt, ids.len(), text);
-                    value["adapter"] = json!(adapter);
-                    value
-                });
+            let described = results.iter().zip(&prompts).zip(&adapters);
+            let described = described.map(|((result, prompt), adapter)| {
+                let mut value = describe(result, prompt);
+                value["adapter"] = json!(adapter);
+                value
+            });
             let results: Vec<Value> = described.collect();
-            let mut value = json!({ "model": loaded.files.name(), "adapter": args.model.adapter, "seconds": seconds, "prompt_seconds": prompt_seconds, "tokens_per_second": speed });
+            let mut value = json!({ "model": loaded.files.name(), "adapter": args.model.adapter, "seconds": seconds, "prompt_seconds": prompt_seconds, "tokens_per_second": timing.speed });
             if let [Value::Object(only)] = results.as_slice() {
                 only.iter()
                     .for_each(|(key, field)| value[key] = field.clone());
@@ -202,7 +167,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
             ui::print_json(&value)?;
         }
         false => {
-            for (i, (text, prompt)) in texts.iter().zip(&prompts).enumerate() {
+            for (i, (result, prompt)) in results.iter().zip(&prompts).enumerate() {
                 if prompts.len() > 1 {
                     ui::print(&format!(
                         "{}{}",
@@ -210,21 +175,12 @@ pub fn run(args: &Args) -> Result<Outcome> {
                         style(format!("> {}", ui::shown(prompt))).bold()
                     ));
                 }
-                ui::print(&ui::shown(text));
+                ui::print(&ui::shown(&result.text));
             }
         }
     }
     if ui::stderr_is_terminal() && !args.output.json {
-        let speed = speed.map_or(String::new(), |s| {
-            format!(" · {} tok/s", human::significant(s, 3))
-        });
-        let prompt_tokens: usize = encoded.iter().map(Vec::len).sum();
-        let line = format!(
-            "{} prompt tokens in {} · {} new{speed}",
-            prompt_tokens,
-            human::duration(prompt_seconds),
-            tokens
-        );
+        let line = timing.line();
         ui::note(args.output, &style(line).dim().for_stderr().to_string());
     }
     Ok(if interrupt::asked(&interrupted) {
@@ -234,32 +190,57 @@ pub fn run(args: &Args) -> Result<Outcome> {
     })
 }
 
-fn describe(result: &Generation, prompt: &str, prompt_tokens: usize, text: &str) -> Value {
-    json!({ "prompt": prompt, "text": text, "prompt_tokens": prompt_tokens, "tokens": result.tokens.len(), "token_ids": result.tokens, "finish": result.finish })
+/// How fast it went.
+struct Timing {
+    prompt_tokens: usize,
+    prompt_seconds: f64,
+    tokens: usize,
+    speed: Option<f64>,
 }
 
-fn encode(prompt: &str, tokenizer: &TextTokenizer, args: &Args) -> Result<Vec<u32>> {
-    if !args.is_chat() {
-        return Ok(tokenizer.encode(prompt, true)?);
+impl Timing {
+    fn new(results: &[Continued], seconds: f64, prompt_seconds: f64) -> Self {
+        let tokens: usize = results.iter().map(|r| r.tokens.len()).sum();
+        // The first token of each prompt comes out of reading the prompt.
+        let later = tokens.saturating_sub(results.len());
+        Self {
+            prompt_tokens: results.iter().map(|r| r.prompt_tokens).sum(),
+            prompt_seconds,
+            tokens,
+            speed: (later > 0).then(|| later as f64 / (seconds - prompt_seconds).max(1e-9)),
+        }
     }
-    let system = args.system.iter().map(|text| Message::new("system", text));
-    let messages: Vec<Message> = system.chain([Message::new("user", prompt)]).collect();
-    Ok(tokenizer.encode(&tokenizer.render_chat(&messages, true)?, false)?)
+
+    fn line(&self) -> String {
+        let speed = self.speed.map_or(String::new(), |s| {
+            format!(" · {} tok/s", human::significant(s, 3))
+        });
+        format!(
+            "{} prompt tokens in {} · {} new{speed}",
+            self.prompt_tokens,
+            human::duration(self.prompt_seconds),
+            self.tokens
+        )
+    }
+}
+
+fn describe(result: &Continued, prompt: &str) -> Value {
+    json!({ "prompt": prompt, "text": result.text, "prompt_tokens": result.prompt_tokens, "tokens": result.tokens.len(), "token_ids": result.tokens, "finish": result.finish })
 }
 
 /// A text to continue, and the folder of the adapter to do it with.
-struct Prompt {
+struct Given {
     text: String,
     adapter: Option<PathBuf>,
 }
 
 /// The prompts of the flags, then those of the file.
-fn prompts(args: &Args) -> Result<Vec<Prompt>> {
-    let plain = |text: &str| Prompt {
+fn prompts(args: &Args) -> Result<Vec<Given>> {
+    let plain = |text: &str| Given {
         text: text.to_owned(),
         adapter: args.model.adapter.clone(),
     };
-    let mut prompts: Vec<Prompt> = args.prompts.iter().map(|text| plain(text)).collect();
+    let mut prompts: Vec<Given> = args.prompts.iter().map(|text| plain(text)).collect();
     if let Some(path) = &args.file {
         let name = path.display();
         let text = if path == Path::new("-") {
@@ -298,7 +279,7 @@ fn prompts(args: &Args) -> Result<Vec<Prompt>> {
 }
 
 /// A record of a JSONL file; `adapter` is for one that names none.
-fn record(line: &str, adapter: Option<PathBuf>) -> Result<Prompt> {
+fn record(line: &str, adapter: Option<PathBuf>) -> Result<Given> {
     let value: Value = serde_json::from_str(line).context("malformed JSON")?;
     let text = value
         .get("prompt")
@@ -311,75 +292,5 @@ fn record(line: &str, adapter: Option<PathBuf>) -> Result<Prompt> {
         Some(Value::String(folder)) => Some(folder.into()),
         Some(other) => bail!("`adapter` is {other}: name a folder, or null for the model as it is"),
     };
-    Ok(Prompt { text, adapter })
-}
-
-/// The text of an answer as it is generated, up to a text to stop at.
-pub struct Answer<'a> {
-    stream: StopStream<'a>,
-    text: String,
-    shown: bool,
-    /// Wraps between words for a person; programs get the text as it is.
-    wrapping: Option<Wrapping>,
-    error: Option<TokenizerError>,
-}
-
-impl<'a> Answer<'a> {
-    /// An answer that ends before any of the texts, and is written to the terminal if `shown`.
-    pub fn new(tokenizer: &'a TextTokenizer, stops: &[String], shown: bool) -> Self {
-        Self {
-            stream: StopStream::new(tokenizer, stops),
-            text: String::new(),
-            shown,
-            wrapping: None,
-            error: None,
-        }
-    }
-
-    /// The same, shown and wrapped between words where a person reads it.
-    pub fn for_people(tokenizer: &'a TextTokenizer, stops: &[String]) -> Self {
-        Self {
-            wrapping: ui::stdout_is_terminal().then(|| Wrapping::new(ui::width())),
-            ..Self::new(tokenizer, stops, true)
-        }
-    }
-
-    /// Takes one more token.
-    pub fn push(&mut self, token: u32) {
-        match self.stream.push(token) {
-            Ok(text) => self.take(text.as_deref()),
-            Err(error) => self.error = Some(error),
-        }
-    }
-
-    /// Whether a text to stop at has come.
-    pub fn is_stopped(&self) -> bool {
-        self.stream.is_stopped()
-    }
-
-    /// The whole text; ends the line if it was shown.
-    pub fn finish(mut self) -> Result<String> {
-        if let Some(error) = self.error.take() {
-            return Err(error.into());
-        }
-        let rest = self.stream.clone().finish()?;
-        self.take(rest.as_deref());
-        if self.shown {
-            let rest = self.wrapping.as_mut().map(Wrapping::finish);
-            ui::print(&rest.unwrap_or_default());
-        }
-        Ok(self.text)
-    }
-
-    fn take(&mut self, text: Option<&str>) {
-        let text = text.unwrap_or_default();
-        if self.shown {
-            let text = ui::shown(text);
-            match &mut self.wrapping {
-                Some(wrapping) => ui::write(&wrapping.push(&text)),
-                None => ui::write(&text),
-            }
-        }
-        self.text.push_str(text);
-    }
+    Ok(Given { text, adapter })
 }

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::export::{finish, free_folder, warn_about_head};
 use crate::args::{Machine, Model, Output};
-use crate::loaded::Loaded;
+use crate::loaded;
 use crate::outcome::Outcome;
 use crate::ui::progress::Phase;
 
@@ -57,7 +57,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         model: args.model.clone(),
         adapter: Some(args.adapter.clone()),
     };
-    let loaded = Loaded::read(&model, &args.machine, args.output)?;
+    let loaded = loaded::read(&model, &args.machine, args.output)?;
     let phase = Phase::new(args.output, "merging");
     let adapter = loaded.entry().map(|e| e.adapter.as_ref());
     if args.dry_run {

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use frugal::model::Quantize;
 use frugal::run::{
-    DataConfig, PredictRequest, Predictor, ProblemType, RunError, data_settings_of, quantize_of,
+    DataConfig, PredictRequest, Predictor, ProblemType, Progress, RunError, data_settings_of,
+    quantize_of,
 };
 use frugal::train::Tokenized;
 use frugal_core::data::TextRecord;
@@ -126,14 +127,18 @@ pub fn run(args: &Args) -> Result<Outcome> {
         },
         device: args.machine.device_name().into(),
     };
-    let predictor = Predictor::open(&request, &args.machine.lookup())?;
-    for text in predictor.warnings() {
-        let output = Output {
-            json: false,
-            quiet: false,
-        };
-        ui::warn(output, &text);
-    }
+    let output = Output {
+        json: false,
+        quiet: false,
+    };
+    let mut warnings = Vec::new();
+    let opened = Predictor::open(&request, &args.machine.lookup(), &mut |progress| {
+        if let Progress::Warning { text } = progress {
+            warnings.push(text.clone());
+        }
+    });
+    warnings.iter().for_each(|text| ui::warn(output, text));
+    let predictor = opened?;
     let stop = interrupt::flag("");
     let writer = Writer::new(args, &predictor)?;
     let mut work = Work {

@@ -296,6 +296,51 @@ fn keys_that_a_bias_hides_leave_the_others_as_they_are() {
     }
 }
 
+/// A cache that lets go of its first positions, and one that goes on from a clone.
+#[test]
+fn a_cache_without_what_a_window_hides_gives_the_same_attention() {
+    let (kv_heads, dim, window, len) = (2, 32, 300, 900);
+    let device = Device::flex();
+    let spec = AttentionSpec {
+        window: Some(window),
+        ..spec(6, kv_heads, dim, &[(1, len)])
+    };
+    let rows = |seed| random(len, kv_heads * dim, 1.0, seed).tensor(&device);
+    let (k, v) = (rows(1), rows(2));
+    let q = random(1, 6 * dim, 1.0, 3).tensor(&device);
+    for cache_type in [CacheType::F32, CacheType::F16, CacheType::Int8] {
+        let mut whole = KeyValues::new(kv_heads * dim, cache_type);
+        let mut ring = whole.clone();
+        let mut at = 0;
+        // Pieces that end within blocks and at their ends.
+        for piece in [1, 255, 256, 87, 1, 300] {
+            let [k, v] = [&k, &v].map(|rows| rows.clone().slice(at..at + piece));
+            at += piece;
+            assert!(whole.append(&k, &v) && ring.append(&k, &v));
+            ring.keep_last(window);
+            assert_eq!(ring.len(), at.min(window));
+            assert!(ring.bytes() <= 3 * 256 * ring.bytes_per_position());
+        }
+        assert_eq!(at, len);
+        let found = cached_attention(q.clone(), &[&ring], &spec);
+        let expected = cached_attention(q.clone(), &[&whole], &spec);
+        let distance: f32 = (found - expected).abs().max().into_scalar();
+        assert!(distance < 1e-6, "{cache_type:?}: {distance}");
+        let [held, all] = [&ring, &whole].map(|cache| cache.tensors(&device));
+        let last = all.0.slice(len - window..len);
+        assert_eq!(last.into_data(), held.0.into_data(), "{cache_type:?}");
+
+        // A clone shares its blocks until it differs, and does not see what the original gets.
+        let clone = ring.clone();
+        let before = clone.tensors(&device).1.into_data();
+        assert!(clone.block_ids().eq(ring.block_ids()));
+        assert!(ring.append(&k.clone().slice(0..40), &v.clone().slice(0..40)));
+        ring.truncate(20);
+        assert_eq!(clone.tensors(&device).1.into_data(), before);
+        assert_eq!(clone.len(), window);
+    }
+}
+
 #[test]
 #[should_panic(expected = "rows of a cache are not 4 wide")]
 fn a_cache_of_other_heads_is_refused() {

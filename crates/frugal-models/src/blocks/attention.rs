@@ -3,8 +3,8 @@
 use burn::prelude::*;
 use frugal_kernels::AttentionSpec;
 use frugal_nn::layout::SequenceLayout;
-use frugal_nn::state::KvCache;
-use frugal_nn::{Frozen, Pass, RotaryTable};
+use frugal_nn::state::{DecodeState, LayerState};
+use frugal_nn::{Frozen, KeyValue, ModelError, Pass, RotaryTable, select_rows};
 
 use crate::architecture::ModelConfig;
 
@@ -17,10 +17,26 @@ pub trait SelfAttention: Send + Sync {
         rotary: &RotaryTable,
         x: Tensor<2>,
         pass: &mut dyn Pass,
-        cache: Option<&mut KvCache>,
+        cache: Option<&mut DecodeState>,
     ) -> Tensor<2>;
     /// Visits all weights.
     fn visit_weights(&self, visit: &mut dyn FnMut(Frozen<'_>));
+    /// What it remembers of a sequence, of which it shows the tokens in this window.
+    fn new_state(&self, window: Option<usize>) -> LayerState {
+        window.map_or_else(LayerState::key_value, LayerState::ring)
+    }
+    /// Refuses a pass that cannot go on from what is remembered.
+    ///
+    /// # Errors
+    /// What does not go together.
+    fn check_state(
+        &self,
+        _layer: usize,
+        _state: &DecodeState,
+        _pass: &mut dyn Pass,
+    ) -> Result<(), ModelError> {
+        Ok(())
+    }
     /// Whether a method may put keys and values in front of it.
     fn takes_prefix(&self) -> bool {
         false
@@ -84,7 +100,7 @@ pub fn attend(
     k: Tensor<2>,
     v: Tensor<2>,
     pass: &mut dyn Pass,
-    cache: Option<&mut KvCache>,
+    cache: Option<&mut DecodeState>,
 ) -> Tensor<2> {
     let boundaries = at.layout.cu_seqlens.clone();
     let mut spec = AttentionSpec {
@@ -102,8 +118,73 @@ pub fn attend(
     if prefix.is_none() && cache.is_none() {
         return frugal_kernels::attention(q, k, v, &spec);
     }
+    let own = own_rows(at, [k, v], prefix, pass.prefix_length());
+    let Some(cache) = cache else {
+        return over(spec, q, own);
+    };
+    for (sequence, [key, value]) in own.iter().enumerate() {
+        if at.values_are_keys {
+            cache.append_shared(at.layer, sequence, key.clone());
+        } else {
+            cache.append(at.layer, sequence, key.clone(), value.clone());
+        }
+    }
+    // A sequence with one new token reads what is held where it lies, whoever shares the pass.
+    let (one, several): (Vec<usize>, Vec<usize>) =
+        (0..own.len()).partition(|&i| boundaries[i + 1] - boundaries[i] == 1);
+    let rows = |sequences: &[usize]| -> Vec<usize> {
+        let rows = sequences.iter();
+        rows.flat_map(|&i| boundaries[i]..boundaries[i + 1])
+            .collect()
+    };
+    let (one_rows, rows_of_several) = (rows(&one), rows(&several));
+    if several.is_empty()
+        && let Some(output) = cache.attend(at.layer, &one, q.clone(), &spec)
+    {
+        return output;
+    }
+    let of_one = match one.is_empty() || several.is_empty() {
+        true => None,
+        false => cache.attend(at.layer, &one, select_rows(q.clone(), &one_rows), &spec),
+    };
+    // Several new tokens after others: what is cached is copied out once.
+    let all = |i: usize, own: [Tensor<2>; 2]| match at.layout.past[i] {
+        0 => own,
+        _ => cache
+            .tensors(at.layer, i, &own[0].device().inner())
+            .map_or(own, |(key, value)| [key, value]),
+    };
+    let Some(of_one) = of_one else {
+        let keys = own.into_iter().enumerate().map(|(i, own)| all(i, own));
+        return over(spec, q, keys.collect());
+    };
+    let mut own: Vec<Option<[Tensor<2>; 2]>> = own.into_iter().map(Some).collect();
+    let keys = several
+        .iter()
+        .filter_map(|&i| own[i].take().map(|own| all(i, own)));
+    let mut cu_q = vec![0];
+    several
+        .iter()
+        .for_each(|&i| cu_q.push(cu_q[cu_q.len() - 1] + boundaries[i + 1] - boundaries[i]));
+    spec.cu_q = cu_q.into();
+    let of_several = over(spec, select_rows(q, &rows_of_several), keys.collect());
+    // Back into the order of the batch.
+    let mut place = vec![0; one_rows.len() + rows_of_several.len()];
+    for (from, &to) in one_rows.iter().chain(&rows_of_several).enumerate() {
+        place[to] = from;
+    }
+    select_rows(Tensor::cat(vec![of_one, of_several], 0), &place)
+}
+
+/// Keys and values of each sequence that come in this pass, those of a method in front of them
+/// where the sequence begins.
+fn own_rows(
+    at: &Attend<'_>,
+    [k, v]: [Tensor<2>; 2],
+    prefix: Option<KeyValue>,
+    positions: usize,
+) -> Vec<[Tensor<2>; 2]> {
     // A prefix is one for all sequences, or one of each.
-    let positions = pass.prefix_length();
     let of_sequence = |rows: &Tensor<2>, sequence: usize| {
         let shared = rows.dims()[0] == positions;
         if shared {
@@ -113,47 +194,31 @@ pub fn attend(
                 .slice(sequence * positions..(sequence + 1) * positions)
         }
     };
-    let mut cache = cache;
-    let (mut keys, mut values, mut cu_k) = (Vec::new(), Vec::new(), vec![0]);
-    for (sequence, range) in boundaries.windows(2).enumerate() {
-        let (mut key, mut value) = (
-            k.clone().slice(range[0]..range[1]),
-            v.clone().slice(range[0]..range[1]),
-        );
-        if let Some(prefix) = prefix.as_ref().filter(|_| at.layout.past[sequence] == 0) {
-            key = Tensor::cat(vec![of_sequence(&prefix.key, sequence), key], 0);
-            value = Tensor::cat(vec![of_sequence(&prefix.value, sequence), value], 0);
-        }
-        if let Some(cache) = cache.as_deref_mut() {
-            if at.values_are_keys {
-                cache.append_shared(at.layer, sequence, key.clone());
-            } else {
-                cache.append(at.layer, sequence, key.clone(), value.clone());
+    let boundaries = at.layout.cu_seqlens.windows(2).enumerate();
+    let own = boundaries.map(|(sequence, range)| {
+        let own = [&k, &v].map(|rows| rows.clone().slice(range[0]..range[1]));
+        let begins = at.layout.past[sequence] == 0;
+        match prefix.as_ref().filter(|_| begins) {
+            Some(KeyValue { key, value }) => {
+                let [k, v] = own;
+                [(key, k), (value, v)]
+                    .map(|(prefix, own)| Tensor::cat(vec![of_sequence(prefix, sequence), own], 0))
             }
+            None => own,
         }
+    });
+    own.collect()
+}
+
+/// Attention of the queries to the keys and values of each sequence.
+fn over(mut spec: AttentionSpec, q: Tensor<2>, rows: Vec<[Tensor<2>; 2]>) -> Tensor<2> {
+    let mut cu_k = vec![0];
+    let (mut keys, mut values) = (Vec::new(), Vec::new());
+    for [key, value] in rows {
+        cu_k.push(cu_k[cu_k.len() - 1] + key.dims()[0]);
         keys.push(key);
         values.push(value);
     }
-    if let Some(cache) = cache {
-        if boundaries.windows(2).all(|range| range[1] - range[0] == 1)
-            && let Some(output) = cache.attend(at.layer, q.clone(), &spec)
-        {
-            return output;
-        }
-        // Several new tokens after others: what is cached is copied out once.
-        for (sequence, (key, value)) in keys
-            .iter_mut()
-            .zip(&mut values)
-            .enumerate()
-            .filter(|(i, _)| at.layout.past[*i] > 0)
-        {
-            if let Some(cached) = cache.tensors(at.layer, sequence, &key.device().inner()) {
-                (*key, *value) = cached;
-            }
-        }
-    }
-    keys.iter()
-        .for_each(|key| cu_k.push(cu_k[cu_k.len() - 1] + key.dims()[0]));
     spec.cu_k = cu_k.into();
     frugal_kernels::attention(q, join(keys), join(values), &spec)
 }

@@ -11,7 +11,7 @@ use frugal_nn::layers::{Embedding, Linear, Norm};
 use frugal_nn::layout::Input;
 use frugal_nn::rows::drop_prepended;
 use frugal_nn::site::SiteTable;
-use frugal_nn::state::KvCache;
+use frugal_nn::state::{DecodeState, StateOptions};
 use frugal_nn::{
     Backbone, BackboneInfo, BlockAction, BlockState, Frozen, ModelError, Pass, SiteInfo, SubLayer,
     SubLayerIo,
@@ -272,7 +272,7 @@ impl Decoder {
         layer: usize,
         state: &mut BlockState,
         pass: &mut dyn Pass,
-        cache: Option<&mut KvCache>,
+        cache: Option<&mut DecodeState>,
     ) {
         let (block, spec) = (&self.blocks[layer], &self.spec);
         let x = state.hidden_states.clone();
@@ -335,6 +335,23 @@ impl Backbone for Decoder {
         &self.device
     }
 
+    fn new_state(
+        &self,
+        sequences: usize,
+        options: StateOptions,
+    ) -> Result<DecodeState, ModelError> {
+        if self.spec.bidirectional {
+            return Err(ModelError::NotCausal {
+                model_type: self.config.model_type(),
+            });
+        }
+        let layers = self.blocks.iter().map(|block| {
+            let window = self.spec.sliding_window.filter(|_| block.sliding);
+            block.attention.new_state(window)
+        });
+        Ok(DecodeState::new(layers.collect(), sequences, options))
+    }
+
     fn stem(&self, input: &Input<'_>, pass: &mut dyn Pass) -> Result<BlockState, ModelError> {
         let (c, spec) = (&self.config, &self.spec);
         let x = look_up(c, &self.embed_tokens, spec.embed_scale, input, pass)?;
@@ -359,13 +376,21 @@ impl Backbone for Decoder {
         range: Range<usize>,
         mut state: BlockState,
         pass: &mut dyn Pass,
-        mut cache: Option<&mut KvCache>,
+        mut cache: Option<&mut DecodeState>,
     ) -> Result<BlockState, ModelError> {
         check_range(&self.config, &range)?;
         if cache.is_some() && self.spec.bidirectional {
             return Err(ModelError::NotCausal {
                 model_type: self.config.model_type(),
             });
+        }
+        if let Some(cache) = &cache {
+            cache.check(&state.layout, self.blocks.len())?;
+            for layer in range.clone() {
+                self.blocks[layer]
+                    .attention
+                    .check_state(layer, cache, pass)?;
+            }
         }
         for layer in range {
             self.block(layer, &mut state, pass, cache.as_deref_mut());

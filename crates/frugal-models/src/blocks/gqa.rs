@@ -2,7 +2,7 @@
 //! for all, or anything between.
 
 use burn::prelude::*;
-use frugal_nn::state::KvCache;
+use frugal_nn::state::DecodeState;
 use frugal_nn::{Frozen, Linear, ModelError, Norm, Pass, RotaryTable, Rows};
 use serde::Serialize;
 
@@ -89,7 +89,7 @@ impl SelfAttention for GroupedQueryAttention {
         rotary: &RotaryTable,
         x: Tensor<2>,
         pass: &mut dyn Pass,
-        cache: Option<&mut KvCache>,
+        cache: Option<&mut DecodeState>,
     ) -> Tensor<2> {
         let head_dim = at.heads[2];
         let mut q = pass.linear(&self.q_proj, x.clone());

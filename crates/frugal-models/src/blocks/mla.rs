@@ -8,8 +8,8 @@
 
 use burn::prelude::*;
 use frugal_nn::layers::{Linear, Norm};
-use frugal_nn::state::KvCache;
-use frugal_nn::{Frozen, ModelError, Pass, RotaryTable};
+use frugal_nn::state::{DecodeState, LayerState, StateError};
+use frugal_nn::{Frozen, LinearChange, ModelError, Pass, RotaryTable};
 use serde::Serialize;
 
 use crate::architecture::ModelConfig;
@@ -124,7 +124,7 @@ impl Mla {
         at: &Attend<'_>,
         [q_nope, q_rope, c, k_rope]: [Tensor<2>; 4],
         pass: &mut dyn Pass,
-        cache: Option<&mut KvCache>,
+        cache: Option<&mut DecodeState>,
     ) -> Tensor<2> {
         let MlaSpec {
             qk_nope_head_dim: nope,
@@ -158,7 +158,7 @@ impl Mla {
         weight: Tensor<2>,
         [q_nope, q_rope, c, k_rope]: [Tensor<2>; 4],
         pass: &mut dyn Pass,
-        cache: &mut KvCache,
+        cache: &mut DecodeState,
     ) -> Tensor<2> {
         let MlaSpec {
             kv_lora_rank: rank,
@@ -207,7 +207,7 @@ impl SelfAttention for Mla {
         rotary: &RotaryTable,
         x: Tensor<2>,
         pass: &mut dyn Pass,
-        cache: Option<&mut KvCache>,
+        cache: Option<&mut DecodeState>,
     ) -> Tensor<2> {
         let MlaSpec {
             kv_lora_rank: rank,
@@ -227,16 +227,45 @@ impl SelfAttention for Mla {
         let [c, k_rope] = split_heads(pass.linear(&self.kv_a_proj, x), 1, [rank, rope]);
         let c = pass.norm(&self.kv_a_norm, c);
         let (q_rope, k_rope) = (self.rotate(q_rope, rotary), self.rotate(k_rope, rotary));
-        let y = match (
-            cache,
-            pass.linear_change(&self.kv_b_proj).weight(&self.kv_b_proj),
-        ) {
+        // Sequences go on as they were begun.
+        let narrow = cache
+            .as_ref()
+            .is_some_and(|cache| !held(cache, at.layer).any(LayerState::is_expanded));
+        let weight = if narrow {
+            pass.linear_change(&self.kv_b_proj).weight(&self.kv_b_proj)
+        } else {
+            None
+        };
+        let y = match (cache, weight) {
             (Some(cache), Some(weight)) => {
                 self.absorbed(at, weight, [q_nope, q_rope, c, k_rope], pass, cache)
             }
             (cache, _) => self.expanded(at, [q_nope, q_rope, c, k_rope], pass, cache),
         };
         pass.linear(&self.o_proj, y)
+    }
+
+    fn new_state(&self, _window: Option<usize>) -> LayerState {
+        LayerState::latent()
+    }
+
+    fn check_state(
+        &self,
+        layer: usize,
+        state: &DecodeState,
+        pass: &mut dyn Pass,
+    ) -> Result<(), ModelError> {
+        let begun = || held(state, layer).filter(|of| !of.rows().is_empty());
+        let expanded = begun().filter(|of| of.is_expanded()).count();
+        let narrow = begun().count() - expanded;
+        let mut stays_narrow = || {
+            let change = pass.linear_change(&self.kv_b_proj);
+            matches!(change, LinearChange::None | LinearChange::Weight(_))
+        };
+        if narrow > 0 && (expanded > 0 || !stays_narrow()) {
+            return Err(StateError::OtherAdapter { layer }.into());
+        }
+        Ok(())
     }
 
     fn visit_weights(&self, visit: &mut dyn FnMut(Frozen<'_>)) {
@@ -253,6 +282,12 @@ impl SelfAttention for Mla {
         visit(Frozen::Linear(&self.kv_b_proj));
         visit(Frozen::Linear(&self.o_proj));
     }
+}
+
+/// What a layer remembers of each sequence.
+fn held(state: &DecodeState, layer: usize) -> impl Iterator<Item = &LayerState> {
+    let sequences = state.sequences().iter();
+    sequences.filter_map(move |sequence| sequence.layers().get(layer))
 }
 
 /// `[tokens, heads * (a + b)]` as `[tokens, heads * a]` and `[tokens, heads * b]`.

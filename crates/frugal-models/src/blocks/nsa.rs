@@ -20,7 +20,7 @@
 use burn::prelude::*;
 use burn::tensor::activation::{sigmoid, silu, softmax};
 use frugal_nn::layers::{Embedding, Linear};
-use frugal_nn::state::KvCache;
+use frugal_nn::state::{DecodeState, LayerState};
 use frugal_nn::{Frozen, ModelError, Pass, RotaryTable, Rows, SiteKind, select_rows, to_vec};
 use serde::Serialize;
 
@@ -295,7 +295,7 @@ impl SelfAttention for Nsa {
         rotary: &RotaryTable,
         x: Tensor<2>,
         pass: &mut dyn Pass,
-        mut cache: Option<&mut KvCache>,
+        mut cache: Option<&mut DecodeState>,
     ) -> Tensor<2> {
         let ([heads, _, dim], tokens) = (at.heads, x.dims()[0]);
         let rotate =
@@ -337,6 +337,11 @@ impl SelfAttention for Nsa {
             ));
         }
         pass.linear(&self.o_proj, Tensor::cat(outputs, 0))
+    }
+
+    fn new_state(&self, _window: Option<usize>) -> LayerState {
+        // Compression and selection read every token.
+        LayerState::key_value()
     }
 
     fn visit_weights(&self, visit: &mut dyn FnMut(Frozen<'_>)) {

@@ -11,7 +11,7 @@ use burn::prelude::*;
 use frugal_nn::layers::{Embedding, Linear, Norm};
 use frugal_nn::layout::{Input, SequenceLayout};
 use frugal_nn::rows::drop_prepended;
-use frugal_nn::state::KvCache;
+use frugal_nn::state::DecodeState;
 use frugal_nn::{
     Backbone, BackboneInfo, BlockAction, BlockState, Frozen, HeadLayout, ModelError, Pass,
     SiteInfo, SiteKind, SiteTable, SubLayer, SubLayerIo, UsualTargets,
@@ -375,7 +375,7 @@ impl Backbone for Encoder {
         range: Range<usize>,
         mut state: BlockState,
         pass: &mut dyn Pass,
-        cache: Option<&mut KvCache>,
+        cache: Option<&mut DecodeState>,
     ) -> Result<BlockState, ModelError> {
         check_range(&self.config, &range)?;
         if cache.is_some() {

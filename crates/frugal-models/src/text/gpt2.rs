@@ -9,7 +9,7 @@ use burn::prelude::*;
 use frugal_nn::layers::{Embedding, Linear, Norm};
 use frugal_nn::layout::Input;
 use frugal_nn::rows::drop_prepended;
-use frugal_nn::state::KvCache;
+use frugal_nn::state::DecodeState;
 use frugal_nn::{
     Backbone, BackboneInfo, BlockAction, BlockState, Frozen, HeadLayout, ModelError, Pass,
     SiteInfo, SiteKind, SiteTable, SubLayer, SubLayerIo, UsualTargets,
@@ -248,7 +248,7 @@ impl Gpt2 {
         layer: usize,
         state: &mut BlockState,
         pass: &mut dyn Pass,
-        cache: Option<&mut KvCache>,
+        cache: Option<&mut DecodeState>,
     ) {
         let (block, d) = (&self.blocks[layer], self.config.hidden_size);
         let x = state.hidden_states.clone();
@@ -304,6 +304,10 @@ impl Backbone for Gpt2 {
         &self.device
     }
 
+    fn prefix_takes_positions(&self) -> bool {
+        true
+    }
+
     fn stem(&self, input: &Input<'_>, pass: &mut dyn Pass) -> Result<BlockState, ModelError> {
         let rows = look_up(&self.config, &self.wte, None, input, pass)?;
         let mut layout = input.layout.clone();
@@ -323,9 +327,12 @@ impl Backbone for Gpt2 {
         range: Range<usize>,
         mut state: BlockState,
         pass: &mut dyn Pass,
-        mut cache: Option<&mut KvCache>,
+        mut cache: Option<&mut DecodeState>,
     ) -> Result<BlockState, ModelError> {
         check_range(&self.config, &range)?;
+        if let Some(cache) = &cache {
+            cache.check(&state.layout, self.blocks.len())?;
+        }
         for layer in range {
             self.block(layer, &mut state, pass, cache.as_deref_mut());
         }

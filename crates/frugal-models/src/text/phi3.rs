@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use burn::prelude::*;
-use frugal_nn::state::KvCache;
+use frugal_nn::state::DecodeState;
 use frugal_nn::{
     Backbone, Frozen, HeadLayout, Linear, ModelError, Pass, RotaryTable, SiteInfo, SiteTable,
     UsualTargets,
@@ -249,7 +249,7 @@ impl SelfAttention for FusedAttention {
         rotary: &RotaryTable,
         x: Tensor<2>,
         pass: &mut dyn Pass,
-        cache: Option<&mut KvCache>,
+        cache: Option<&mut DecodeState>,
     ) -> Tensor<2> {
         let [heads, kv_heads, dim] = at.heads;
         let qkv = pass.linear(&self.qkv_proj, x);

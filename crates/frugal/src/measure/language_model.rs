@@ -6,10 +6,11 @@
 //! of the model's length.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use frugal_core::data::Message;
 use frugal_core::tokenizer::TextTokenizer;
-use frugal_decode::{DecodeError, Sampler, SamplerConfig, Session};
+use frugal_decode::{DecodeError, Sampler, SamplerConfig, SequenceId, Session, StateOptions};
 use frugal_eval::capacity::TextCost;
 use frugal_eval::tasks::{
     Continuations, Generation, LanguageModel, ModelFailure, Sink, ToContinue, Written,
@@ -26,9 +27,9 @@ const MAX_PROMPTS: usize = 64;
 /// A model for the harness.
 pub struct HarnessModel<'a> {
     /// The frozen model.
-    pub backbone: &'a dyn Backbone,
+    pub backbone: Arc<dyn Backbone>,
     /// Adapters that it may use.
-    pub adapters: &'a AdapterSet,
+    pub adapters: Arc<AdapterSet>,
     /// Which of them act.
     pub choice: ActiveAdapters,
     /// Its tokenizer.
@@ -282,24 +283,27 @@ impl HarnessModel<'_> {
             .iter()
             .map(|p| Sampler::new(config.clone(), p.seed))
             .collect::<Result<Vec<_>, DecodeError>>()?;
-        let mut session = Session::new(
-            self.backbone,
-            self.adapters,
-            self.choice.clone(),
-            prompts.len(),
-        )?;
+        let options = StateOptions::default();
+        let mut session = Session::new(self.backbone.clone(), self.adapters.clone(), options)?;
+        let ids = prompts
+            .iter()
+            .map(|_| session.add(self.choice.clone()))
+            .collect::<Result<Vec<SequenceId>, _>>()?;
         // A stop text of n bytes ends within the last n tokens; a few more, since a decoder treats
         // a beginning in its own way.
         let tail = generation.until.iter().map(String::len).max().unwrap_or(0) + 4;
         let mut written: Vec<Vec<u32>> = vec![Vec::new(); prompts.len()];
         let mut sums = vec![(0.0, 0); prompts.len()];
         let mut active: Vec<usize> = (0..prompts.len()).collect();
-        let mut logits =
-            session.append(&prompts.iter().map(|p| p.ids.as_slice()).collect::<Vec<_>>())?;
+        let begin = ids
+            .iter()
+            .zip(prompts)
+            .map(|(id, p)| (*id, p.ids.as_slice()));
+        let mut logits = session.append(&begin.collect::<Vec<_>>())?;
         loop {
-            let (mut keep, mut next) = (Vec::with_capacity(active.len()), Vec::new());
-            for ((&i, logits), room) in active.iter().zip(&mut logits).zip(session.remaining_each())
-            {
+            let mut next: Vec<(usize, [u32; 1])> = Vec::new();
+            for (&i, logits) in active.iter().zip(&mut logits) {
+                let room = session.remaining(ids[i])?;
                 let row = Row::new(logits)?;
                 // Only a penalty changes them.
                 let before = (config.repetition_penalty != 1.0).then(|| logits.clone());
@@ -318,10 +322,10 @@ impl HarnessModel<'_> {
                             .iter()
                             .any(|stop| text.contains(stop.as_str()));
                 }
-                keep.push(goes_on);
                 if goes_on {
-                    next.push([token]);
+                    next.push((i, [token]));
                 } else {
+                    session.remove(ids[i])?;
                     let found = Written {
                         text: self.finish(&written[i], generation)?,
                         likelihood: Some(sums[i]),
@@ -331,13 +335,12 @@ impl HarnessModel<'_> {
                     }
                 }
             }
-            session.retain(&keep);
-            let mut kept = keep.iter();
-            active.retain(|_| *kept.next().unwrap_or(&false));
+            active = next.iter().map(|(i, _)| *i).collect();
             if active.is_empty() {
                 return Ok(true);
             }
-            logits = session.append(&next.iter().map(<[u32; 1]>::as_slice).collect::<Vec<_>>())?;
+            let new = next.iter().map(|(i, token)| (ids[*i], token.as_slice()));
+            logits = session.append(&new.collect::<Vec<_>>())?;
         }
     }
 

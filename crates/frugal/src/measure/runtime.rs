@@ -1,6 +1,7 @@
 //! Timing generation on a grid of prompt and answer lengths, for the fit of
 //! `frugal_eval::runtime`.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use burn::prelude::*;
@@ -9,8 +10,8 @@ use frugal_eval::capacity::{LatentShape, Shape};
 use frugal_eval::runtime::Timing;
 use frugal_models::ModelConfig;
 use frugal_nn::{
-    ActiveAdapters, AdapterSet, Backbone, Frozen, Input, KvCache, Mode, ModelError, NoAdapter,
-    SequenceLayout,
+    ActiveAdapters, AdapterSet, Backbone, Frozen, Input, Mode, ModelError, NoAdapter,
+    SequenceLayout, StateOptions,
 };
 use serde::Serialize;
 
@@ -34,8 +35,8 @@ pub struct Grid {
 /// # Errors
 /// Lengths beyond the model's positions.
 pub fn profile(
-    backbone: &dyn Backbone,
-    adapters: &AdapterSet,
+    backbone: &Arc<dyn Backbone>,
+    adapters: &Arc<AdapterSet>,
     choice: &ActiveAdapters,
     grid: &Grid,
     step: &mut dyn FnMut() -> bool,
@@ -52,7 +53,7 @@ pub fn profile(
         for run in 0..grid.warmup + grid.trials {
             let start = Instant::now();
             if reads_only {
-                let seconds = read(backbone, adapters, choice, &ids)?;
+                let seconds = read(backbone.as_ref(), adapters, choice, &ids)?;
                 if run >= grid.warmup {
                     timings.push(Timing {
                         prompt: ids.len(),
@@ -65,8 +66,10 @@ pub fn profile(
                 }
                 continue;
             }
-            let mut session = Session::new(backbone, adapters, choice.clone(), 1)?;
-            let mut logits = session.append(&[&ids])?.remove(0);
+            let options = StateOptions::default();
+            let mut session = Session::new(backbone.clone(), adapters.clone(), options)?;
+            let sequence = session.add(choice.clone())?;
+            let mut logits = session.append_to(sequence, &ids)?;
             for output in 1..=longest {
                 let token = likeliest(&logits);
                 let seconds = start.elapsed().as_secs_f64();
@@ -78,7 +81,7 @@ pub fn profile(
                     });
                 }
                 if output < longest {
-                    logits = session.append(&[&[token]])?.remove(0);
+                    logits = session.append_to(sequence, &[token])?;
                 }
             }
             if !step() {
@@ -150,11 +153,11 @@ pub fn footprint(backbone: &dyn Backbone) -> Result<Footprint, ModelError> {
             cache_bytes_per_token: 0,
         });
     }
-    let mut cache = KvCache::new(config.num_hidden_layers, 1);
-    backbone.forward(&Input::new(&[0], &[1]), &mut NoAdapter, Some(&mut cache))?;
+    let mut state = backbone.new_state(1, StateOptions::default())?;
+    backbone.forward(&Input::new(&[0], &[1]), &mut NoAdapter, Some(&mut state))?;
     Ok(Footprint {
         weight_bytes,
-        cache_bytes_per_token: cache.bytes_per_token(0),
+        cache_bytes_per_token: state.sequences()[0].bytes_per_token(),
     })
 }
 

@@ -3,15 +3,15 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use frugal_adapt::peft;
-use frugal_models::load::{Lookup, ModelFiles};
+use frugal_models::load::Lookup;
 use frugal_models::save::{Stored, StoredType, write_safetensors};
 use frugal_models::{LoadOptions, Quantize};
-use frugal_nn::{Adapter, Backbone, BuildContext, Fixed, Head, Input, Mode, Rows, to_vec};
+use frugal_nn::{Adapter, Backbone, Fixed, Head, Input, Mode, Rows, to_vec};
 use frugal_train::objective::for_model;
 use frugal_train::{ModelParts, Tokenized, TrainConfig, evaluate_observed as evaluate_examples};
 use serde::Serialize;
 
+use super::open::{OpenOptions, open};
 use super::prepare::{encode_part, is_data_file, read};
 use super::tune::CONFIG_FILE;
 use super::{DataConfig, Metrics, Observe, ProblemType, Progress, RunError, TuneConfig};
@@ -96,53 +96,23 @@ pub fn evaluate(
     observe: Observe<'_>,
 ) -> Result<Option<Evaluated>, RunError> {
     let device = crate::device::device(&request.device)?;
-    let mut files = ModelFiles::open(&request.model, lookup)?;
-    if let Some(folder) = &request.adapter {
-        files.use_text_settings_of(folder)?;
-    }
-    if let Some(given) = &request.data.chat_template {
-        files.set_chat_template(&frugal_core::template::source_of(given)?)?;
-    }
-    observe(&Progress::Begin {
-        what: format!("reading {}", request.model),
-    });
-    super::base::tell_unused(request.adapter.as_deref(), &files, observe);
-    let base_changed = match &request.adapter {
-        Some(folder) => super::base::warn(folder, &files, observe),
-        None => false,
+    let options = OpenOptions {
+        load: LoadOptions {
+            quantize: request.quantize,
+            ..LoadOptions::default()
+        },
+        chat_template: request.data.chat_template.as_deref(),
+        ..OpenOptions::new(lookup, device.clone())
     };
-    let sites = files.sites();
-    let mut options = LoadOptions {
-        quantize: request.quantize,
-        ..LoadOptions::default()
-    };
-    if let Some(folder) = &request.adapter {
-        options = peft::made_for(
-            folder,
-            files.name(),
-            peft::load_options(Some(folder), &sites, options),
-        )?;
-    }
-    let backbone = files.load_with(&device, options)?;
-    let context = BuildContext {
-        info: files.info(),
-        sites: &sites,
-        backbone: Some(backbone.as_ref()),
-        device: device.clone(),
-        seed: 0,
-        tokenize: None,
-    };
-    let load = |folder: &PathBuf| {
-        peft::made_for(folder, files.name(), peft::load(folder, &context, false))
-    };
-    let entry = request
-        .adapter
-        .as_ref()
-        .map(load)
-        .transpose()?
-        .map(|(entry, _)| entry);
+    let opened = open(
+        &request.model,
+        request.adapter.as_slice(),
+        &options,
+        observe,
+    )?;
+    let (files, backbone, entry) = (&opened.files, &opened.backbone, opened.entry());
     // An adapter without a head of its own leaves that of the model in place.
-    let own_head = if entry.as_ref().is_none_or(|e| e.head.is_none()) {
+    let own_head = if entry.is_none_or(|e| e.head.is_none()) {
         files.head(&device)?
     } else {
         None
@@ -156,16 +126,13 @@ pub fn evaluate(
             )));
         }
     }
-    let head = entry
-        .as_ref()
-        .and_then(|e| e.head.as_ref())
-        .or(own_head.as_ref());
+    let head = entry.and_then(|e| e.head.as_ref()).or(own_head.as_ref());
     // Nothing that a model without either head could be measured by.
     if head.is_none() && backbone.lm_head().is_none() {
         return Err(RunError::Invalid(format!(
             "`{}`: the model has no head, neither over classes nor over tokens: {}",
             files.name(),
-            super::predict::without_head(&files)
+            super::predict::without_head(files)
         )));
     }
     let dataset = match frugal_core::data::builtin(&request.data.train) {
@@ -186,7 +153,7 @@ pub fn evaluate(
     let part = encode_part(
         "test",
         &dataset,
-        &files,
+        files,
         head.map(|h| h.config()),
         &request.data,
         max_length,
@@ -194,7 +161,7 @@ pub fn evaluate(
     observe(&Progress::Begin {
         what: format!("evaluating {} examples", part.examples().len()),
     });
-    let adapter = entry.as_ref().map(|e| e.adapter.as_ref());
+    let adapter = entry.map(|e| e.adapter.as_ref());
     let model = ModelParts::new(backbone.as_ref(), head);
     let objective = for_model(&TrainConfig::default(), model).map_err(RunError::Invalid)?;
     if let Some(path) = &request.dump_logits {
@@ -229,7 +196,7 @@ pub fn evaluate(
         labels,
         confusion,
         sha256: part.sha256,
-        base_changed,
+        base_changed: opened.base_changed,
     }))
 }
 

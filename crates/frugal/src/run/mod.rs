@@ -1,11 +1,12 @@
-//! Whole runs: what `frugal tune`, `plan`, `eval`, `pretrain`, `merge` and `export` do, for
-//! programs.
+//! Whole runs: what `frugal tune`, `plan`, `eval`, `pretrain`, `generate`, `chat`, `merge` and
+//! `export` do, for programs.
 
 mod base;
 pub mod bench;
 mod carry;
 mod compare;
 mod config;
+mod conversation;
 mod dataset;
 mod error;
 mod estimate;
@@ -14,8 +15,10 @@ mod export;
 mod fit;
 mod folder;
 mod forgetting;
+mod generate;
 mod job;
 mod log;
+mod open;
 mod page;
 mod paths;
 mod plan;
@@ -31,12 +34,15 @@ mod tune;
 
 pub use base::base_warning;
 pub use config::{DataConfig, MethodConfig, Task, Template, TuneConfig};
+pub use conversation::{Answered, Conversation, ConversationOptions};
 pub use error::RunError;
 pub use estimate::Memory;
 pub use evaluate::{EvaluateRequest, Evaluated, data_settings_of, evaluate, quantize_of};
 pub use export::{ExportFormat, export_adapter_gguf, export_gguf, merge_to_folder};
 pub use fit::MemoryCheck;
 pub use forgetting::forgetting;
+pub use generate::{Continued, GenerateRequest, Piece, Prompt, generate};
+pub use open::{OpenOptions, Opened, adapter_name, open};
 pub use plan::{Plan, plan};
 pub use predict::{PredictRequest, Predictor, ProblemType};
 pub use prepare::{Part, Prepared, prepare};

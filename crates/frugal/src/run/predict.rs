@@ -2,25 +2,22 @@
 
 use std::path::{Path, PathBuf};
 
-use frugal_adapt::peft;
 use frugal_core::data::{Documents, Example, LoadOptions, TextRecord};
 use frugal_core::encode::{self, EncodeOptions};
-use frugal_models::load::{Lookup, ModelFiles};
+use frugal_models::load::Lookup;
 use frugal_models::{LoadOptions as WeightOptions, Quantize};
 use frugal_nn::{Adapter, Backbone, BuildContext, Head, LoadedAdapter};
 use frugal_train::{Tokenized, head_logits};
 use serde_json::Value;
 
-use super::{DataConfig, RunError, base_warning};
+use super::open::{OpenOptions, Opened, open};
+use super::{DataConfig, Observe, RunError};
 
 /// A classifier, read and ready.
 pub struct Predictor {
     problem: ProblemType,
-    files: ModelFiles,
-    backbone: std::sync::Arc<dyn Backbone>,
-    entry: Option<LoadedAdapter>,
+    opened: Opened,
     own_head: Option<Head>,
-    adapter: Option<PathBuf>,
     data: DataConfig,
 }
 
@@ -45,49 +42,41 @@ impl Predictor {
     ///
     /// # Errors
     /// Anything wrong with model or adapter, and what has no classification head.
-    pub fn open(request: &PredictRequest, lookup: &Lookup) -> Result<Self, RunError> {
+    pub fn open(
+        request: &PredictRequest,
+        lookup: &Lookup,
+        observe: Observe<'_>,
+    ) -> Result<Self, RunError> {
         let device = crate::device::device(&request.device)?;
-        let files = ModelFiles::open(&request.model, lookup)?;
-        files.tokenizer()?;
-        let sites = files.sites();
-        let mut options = WeightOptions {
-            quantize: request.quantize,
-            ..WeightOptions::default()
+        let options = OpenOptions {
+            load: WeightOptions {
+                quantize: request.quantize,
+                ..WeightOptions::default()
+            },
+            needs_tokenizer: true,
+            ..OpenOptions::new(lookup, device.clone())
         };
-        if let Some(folder) = &request.adapter {
-            let adapted = peft::load_options(Some(folder), &sites, options);
-            options = peft::made_for(folder, files.name(), adapted)?;
-        }
-        let backbone = files.load_with(&device, options)?;
-        let context = BuildContext {
-            info: files.info(),
-            sites: &sites,
-            backbone: Some(backbone.as_ref()),
-            device: device.clone(),
-            seed: 0,
-            tokenize: None,
-        };
-        let load = |folder: &PathBuf| {
-            peft::made_for(folder, files.name(), peft::load(folder, &context, false))
-        };
-        let entry = request.adapter.as_ref().map(load).transpose()?;
-        let entry = entry.map(|(entry, _)| entry);
+        let opened = open(
+            &request.model,
+            request.adapter.as_slice(),
+            &options,
+            observe,
+        )?;
         // An adapter without a head of its own leaves that of the model in place.
-        let own_head = match &entry {
+        let own_head = match opened.entry() {
             Some(entry) if entry.head.is_some() => None,
-            _ => files.head(&device)?,
+            _ => opened.files.head(&device)?,
         };
         let problem = match &own_head {
-            Some(head) => ProblemType::of_config(&files.config().raw, head.config().labels.len())?,
+            Some(head) => {
+                ProblemType::of_config(&opened.files.config().raw, head.config().labels.len())?
+            }
             None => ProblemType::SingleLabel,
         };
         let found = Self {
             problem,
-            files,
-            backbone,
-            entry,
+            opened,
             own_head,
-            adapter: request.adapter.clone(),
             data: request.data.clone(),
         };
         if found.head().is_none() {
@@ -103,16 +92,8 @@ impl Predictor {
         Ok(found)
     }
 
-    /// What of the files may be a mistake, said in full.
-    pub fn warnings(&self) -> Vec<String> {
-        let adapter = self.adapter.as_deref();
-        let mut found = self.files.warnings(adapter.as_slice());
-        found.extend(adapter.and_then(|folder| base_warning(folder, &self.files)));
-        found
-    }
-
     fn head(&self) -> Option<&Head> {
-        let adapted = self.entry.as_ref().and_then(|entry| entry.head.as_ref());
+        let adapted = self.opened.entry().and_then(|entry| entry.head.as_ref());
         adapted.or(self.own_head.as_ref())
     }
 
@@ -154,7 +135,7 @@ impl Predictor {
     /// # Errors
     /// A text that is too long, or that the tokenizer cannot spell.
     pub fn encode(&self, text: &str, text_pair: Option<&str>) -> Result<Tokenized, RunError> {
-        let limit = self.files.config().max_sequence();
+        let limit = self.opened.files.config().max_sequence();
         let max_length = match self.data.max_length {
             0 => limit,
             length => length.min(limit),
@@ -169,7 +150,7 @@ impl Predictor {
             // Any label: it is not looked at.
             label: self.labels().first().cloned().unwrap_or_default(),
         };
-        let tokenizer = self.files.tokenizer()?;
+        let tokenizer = self.opened.files.tokenizer()?;
         Ok(encode::encode_text(
             &example,
             tokenizer,
@@ -191,8 +172,8 @@ impl Predictor {
         let Some(head) = self.head() else {
             return Ok(Vec::new());
         };
-        let adapter: Option<&dyn Adapter> = self.entry.as_ref().map(|e| e.adapter.as_ref());
-        let mut found = head_logits(self.backbone.as_ref(), adapter, head, texts)?;
+        let adapter: Option<&dyn Adapter> = self.opened.entry().map(|e| e.adapter.as_ref());
+        let mut found = head_logits(self.opened.backbone.as_ref(), adapter, head, texts)?;
         found
             .iter_mut()
             .for_each(|logits| self.problem.activate(logits));

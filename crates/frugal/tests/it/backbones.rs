@@ -3,7 +3,7 @@
 use burn::prelude::*;
 use frugal::adapt::Rows;
 use frugal::adapt::{NoAdapter, Pass};
-use frugal::model::{Input, KvCache, SequenceLayout};
+use frugal::model::{Input, SequenceLayout, StateOptions};
 
 use crate::support::{Golden, assert_close, fixture, model};
 
@@ -156,7 +156,9 @@ fn token_by_token_with_a_cache_equals_all_at_once() {
             .into_iter()
             .map(|s| golden.input_ids(s))
             .collect();
-        let mut cache = KvCache::new(backbone.info().num_hidden_layers, sequences.len());
+        let mut cache = backbone
+            .new_state(sequences.len(), StateOptions::default())
+            .unwrap();
         let shortest = sequences.iter().map(|s| s.len()).min().unwrap();
         let mut rows: Vec<Vec<Tensor<2>>> = vec![Vec::new(); sequences.len()];
         for (start, end) in std::iter::once((0, 3)).chain((3..shortest).map(|i| (i, i + 1))) {
@@ -165,7 +167,7 @@ fn token_by_token_with_a_cache_equals_all_at_once() {
                 .flat_map(|s| s[start..end].to_vec())
                 .collect();
             let layout =
-                SequenceLayout::with_past(&vec![end - start; sequences.len()], cache.past());
+                SequenceLayout::with_past(&vec![end - start; sequences.len()], &cache.past());
             let hidden = backbone
                 .forward(
                     &Input::tokens(&ids, layout),

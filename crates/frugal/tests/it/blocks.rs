@@ -8,8 +8,8 @@ use burn::prelude::*;
 use frugal::adapt::full::{Full, FullConfig};
 use frugal::adapt::{Adapter, NoAdapter, Pass, to_vec};
 use frugal::model::{
-    Backbone, BackboneInfo, BlockState, Frozen, Input, KvCache, Linear, ModelConfig, ModelError,
-    SiteTable, build, random_weights,
+    Backbone, BackboneInfo, BlockState, DecodeState, Frozen, Input, Linear, ModelConfig,
+    ModelError, SiteTable, build, random_weights,
 };
 use frugal::train::{Event, Target, Tokenized, TrainConfig, TrainRun, train};
 use serde_json::json;
@@ -148,7 +148,7 @@ impl Backbone for Tied {
         range: Range<usize>,
         mut state: BlockState,
         pass: &mut dyn Pass,
-        _cache: Option<&mut KvCache>,
+        _cache: Option<&mut DecodeState>,
     ) -> Result<BlockState, ModelError> {
         for _ in range {
             state = self.base.blocks(0..1, state, pass, None)?;

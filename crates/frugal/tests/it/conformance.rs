@@ -11,7 +11,7 @@ use frugal::adapt::{
     AdaptError, Adapter, BuildContext, Fixed, Head, HeadConfig, LoadedAdapter, Mode, NoAdapter,
     Pass, Pooling, merge, peft, to_vec,
 };
-use frugal::model::{Backbone, Frozen, Input, KvCache, SequenceLayout};
+use frugal::model::{Backbone, Frozen, Input, SequenceLayout, StateOptions};
 use frugal::train::{Event, Target, Tokenized, TrainConfig, TrainRun, train};
 use serde_json::{Map, json};
 
@@ -527,10 +527,10 @@ fn tokens_one_at_a_time_give_what_all_at_once_give() {
                 .forward(&Input::new(ids, &[ids.len()]), pass.as_mut(), None)
                 .unwrap(),
         );
-        let mut cache = KvCache::new(backbone.info().num_hidden_layers, 1);
+        let mut cache = backbone.new_state(1, StateOptions::default()).unwrap();
         let (fixed, mut single) = (Fixed::new(Some(setup.adapter.as_ref())), Vec::new());
         for id in ids {
-            let layout = SequenceLayout::with_past(&[1], cache.past());
+            let layout = SequenceLayout::with_past(&[1], &cache.past());
             let input = Input::tokens(std::slice::from_ref(id), layout);
             let mut pass = fixed.pass();
             single.extend(to_vec(

@@ -5,6 +5,7 @@
 //! without `FRUGAL_DATA` only the perplexity of a text is compared.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use frugal::adapt::{ActiveAdapters, AdapterSet};
 use frugal::measure::language_model::HarnessModel;
@@ -40,8 +41,8 @@ fn evaluate(
 ) -> (TaskResult, Vec<Value>) {
     let (files, backbone) = (files("smollm2-135m"), smollm2());
     let mut model = HarnessModel {
-        backbone: backbone.as_ref(),
-        adapters: &AdapterSet::default(),
+        backbone: backbone.clone(),
+        adapters: Arc::new(AdapterSet::default()),
         choice: ActiveAdapters::Base,
         tokenizer: files.tokenizer().unwrap(),
         batch_tokens: 4096,
@@ -195,8 +196,8 @@ fn the_cost_of_a_text_and_the_spread_of_its_states_are_those_of_pytorch() {
         .to_owned();
     let (files, backbone) = (files("smollm2-135m"), smollm2());
     let model = HarnessModel {
-        backbone: backbone.as_ref(),
-        adapters: &AdapterSet::default(),
+        backbone: backbone.clone(),
+        adapters: Arc::new(AdapterSet::default()),
         choice: ActiveAdapters::Base,
         tokenizer: files.tokenizer().unwrap(),
         batch_tokens: 4096,

@@ -4,6 +4,7 @@
 //! `scripts/golden/harness_tasks.py` wrote the fixtures.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use frugal::adapt::{ActiveAdapters, AdapterSet};
 use frugal::measure::language_model::HarnessModel;
@@ -116,10 +117,9 @@ fn task_files_score_as_in_the_harness(model: &str, files_scored: usize) {
     let backbone = files
         .load_with(&crate::support::device(), LoadOptions::default())
         .unwrap();
-    let adapters = AdapterSet::default();
     let mut model_ = HarnessModel {
-        backbone: backbone.as_ref(),
-        adapters: &adapters,
+        backbone: backbone.clone(),
+        adapters: Arc::new(AdapterSet::default()),
         choice: ActiveAdapters::Base,
         tokenizer: files.tokenizer().unwrap(),
         batch_tokens: 4096,

@@ -1,6 +1,7 @@
 //! Measures of models on texts, against the official code of information capacity.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use frugal::adapt::{ActiveAdapters, AdapterSet};
 use frugal::device::device;
@@ -30,8 +31,8 @@ fn samples_are_scored_with_the_bos_that_their_tokenizer_adds() {
     let golden: Value = serde_json::from_str(&read("capacity.json")).unwrap();
     let backbone = files.load(&device("cpu").unwrap()).unwrap();
     let model = HarnessModel {
-        backbone: backbone.as_ref(),
-        adapters: &AdapterSet::default(),
+        backbone: backbone.clone(),
+        adapters: Arc::new(AdapterSet::default()),
         choice: ActiveAdapters::Base,
         tokenizer: files.tokenizer().unwrap(),
         batch_tokens: 256,
@@ -97,10 +98,9 @@ fn encoders_are_timed_at_reading() {
         warmup: 1,
         trials: 3,
     };
-    let adapters = AdapterSet::default();
     let found = profile(
-        backbone.as_ref(),
-        &adapters,
+        &backbone,
+        &Arc::new(AdapterSet::default()),
         &ActiveAdapters::Base,
         &grid,
         &mut || true,

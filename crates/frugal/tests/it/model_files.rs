@@ -320,14 +320,18 @@ fn outputs_that_are_not_numbers_are_an_error_that_names_the_model() {
     });
     let files = files.with("model.norm.weight", &[32], f32::NAN);
     let backbone = built(raw("llama"), &files).unwrap();
-    let adapters = frugal::adapt::AdapterSet::default();
-    let choice = frugal::adapt::ActiveAdapters::Base;
+    let options = frugal::decode::StateOptions::default();
     let mut session =
-        frugal::decode::Session::new(backbone.as_ref(), &adapters, choice, 1).unwrap();
+        frugal::decode::Session::new(backbone.clone(), Arc::default(), options).unwrap();
+    let sequence = session.add(frugal::adapt::ActiveAdapters::Base).unwrap();
     let text = session
-        .append(&[[1, 2, 3].as_slice()])
+        .append_to(sequence, &[1, 2, 3])
         .unwrap_err()
         .to_string();
+    assert_eq!(
+        (session.bytes(), session.tokens(sequence).unwrap()),
+        (0, [].as_slice())
+    );
     assert!(
         text.contains("config.json") && text.contains("llama") && text.contains("NaN"),
         "{text}"

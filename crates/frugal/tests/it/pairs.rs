@@ -30,7 +30,7 @@ const IDS: [u32; 9] = [3, 7, 1, 12, 30, 5, 9, 2, 60];
 const LENGTHS: [usize; 2] = [4, 5];
 
 /// An adapter whose parameters are away from their start.
-fn moved(method: &str, backbone: &dyn Backbone) -> Box<dyn Adapter> {
+pub fn moved(method: &str, backbone: &dyn Backbone) -> Box<dyn Adapter> {
     let method = find(method).unwrap();
     let mut settings = settings(method);
     if method.name == "shira" {

@@ -6,7 +6,9 @@ use std::sync::{Arc, OnceLock};
 use burn::prelude::*;
 use frugal::adapt::Rows;
 use frugal::adapt::{ActiveAdapters, AdapterSet, NoAdapter, Pass, to_vec};
-use frugal::decode::{CacheType, FinishReason, GenerateConfig, SamplerConfig, Session, generate};
+use frugal::decode::{
+    CacheType, FinishReason, GenerateConfig, SamplerConfig, Session, StateOptions, generate,
+};
 use frugal::model::load::{Lookup, ModelFiles};
 use frugal::model::{Backbone, Input, LoadOptions, Quantize, mean_pool, select_rows};
 use frugal::run::{ExportFormat, export_gguf};
@@ -187,9 +189,9 @@ fn smollm2_continues_ten_prompts_as_transformers_does() {
     };
     let mut seen = 0;
     let found = generate(
-        backbone.as_ref(),
-        &AdapterSet::default(),
-        ActiveAdapters::Base,
+        &backbone,
+        &Arc::new(AdapterSet::default()),
+        &ActiveAdapters::Base,
         &prompts(&golden),
         &config,
         &mut |_, _| {
@@ -232,24 +234,24 @@ fn smollm2_written_in_four_bits_is_what_was_read() {
 #[test]
 fn smollm2_chooses_as_transformers_does_over_a_smaller_cache() {
     let (golden, backbone) = (golden("smollm2-135m"), smollm2());
-    let adapters = AdapterSet::default();
     let prompts = prompts(&golden);
     for (cache_type, agreeing, bytes) in [
         (CacheType::F32, 640, 1.0),
         (CacheType::F16, 640, 0.5),
         (CacheType::Int8, 620, 0.27),
     ] {
-        let mut session = Session::with_cache(
-            backbone.as_ref(),
-            &adapters,
-            ActiveAdapters::Base,
-            prompts.len(),
+        let options = StateOptions {
             cache_type,
-        )
-        .unwrap();
-        let mut logits = session
-            .append(&prompts.iter().map(Vec::as_slice).collect::<Vec<_>>())
-            .unwrap();
+            ..StateOptions::default()
+        };
+        let mut session = Session::new(backbone.clone(), Arc::default(), options).unwrap();
+        let sequences: Vec<_> = prompts
+            .iter()
+            .map(|_| session.add(ActiveAdapters::Base).unwrap())
+            .collect();
+        let begin = sequences.iter().zip(&prompts);
+        let begin: Vec<_> = begin.map(|(id, prompt)| (*id, prompt.as_slice())).collect();
+        let mut logits = session.append(&begin).unwrap();
         let mut found = 0;
         for step in 0..64 {
             let tokens: Vec<u32> = (0..prompts.len())
@@ -265,22 +267,21 @@ fn smollm2_chooses_as_transformers_does_over_a_smaller_cache() {
                 .zip(&tokens)
                 .filter(|(row, token)| best(row) == **token)
                 .count();
-            logits = session
-                .append(&tokens.chunks(1).collect::<Vec<_>>())
-                .unwrap();
+            let new = sequences.iter().copied().zip(tokens.chunks(1));
+            logits = session.append(&new.collect::<Vec<_>>()).unwrap();
         }
         println!(
             "{cache_type:?}: {found} of 640 tokens, {} bytes",
-            session.cache_bytes()
+            session.bytes()
         );
         // A block holds 256 positions of 3 heads of 64, as keys and as values, in each of 30
         // layers.
         let full = (prompts.len() * 30 * 256 * 3 * 64 * 2 * size_of::<f32>()) as f64;
         assert!(found >= agreeing, "{cache_type:?}: {found} of 640 tokens");
         assert!(
-            session.cache_bytes() as f64 <= full * bytes,
+            session.bytes() as f64 <= full * bytes,
             "{cache_type:?}: {} bytes",
-            session.cache_bytes()
+            session.bytes()
         );
     }
 }

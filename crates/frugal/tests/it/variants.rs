@@ -12,8 +12,8 @@ use frugal::adapt::{
 };
 use frugal::model::load::{Lookup, ModelFiles};
 use frugal::model::{
-    Backbone, Input, KvCache, LoadOptions, Loaded, MemorySource, ModelConfig, Quantize,
-    SequenceLayout, WeightSource, build, random_weights,
+    Backbone, Input, LoadOptions, Loaded, MemorySource, ModelConfig, Quantize, SequenceLayout,
+    StateOptions, WeightSource, build, random_weights,
 };
 use frugal::train::{Event, Target, Tokenized, TrainConfig, TrainRun, train};
 use serde_json::{Map, Value, json};
@@ -143,7 +143,7 @@ fn sparse_attention_sees_nothing_of_the_future_and_one_token_at_a_time_is_the_sa
             &all[..15 * 32]
         ) < 1e-5
     );
-    let mut cache = KvCache::new(2, 1);
+    let mut cache = backbone.new_state(1, StateOptions::default()).unwrap();
     let mut found = Vec::new();
     for (i, id) in IDS.iter().enumerate() {
         let layout = SequenceLayout::with_past(&[1], &[i]);

@@ -25,7 +25,7 @@ use crate::args::api_key;
 use crate::commands::generate::needs_chat_template;
 use crate::commands::sandbox;
 use crate::folder::{RESULTS_FILE, claim};
-use crate::loaded::Loaded;
+use crate::loaded;
 use crate::measured::{cost_line, measurement, model_info, precision};
 use crate::outcome::Outcome;
 use crate::ui::progress::Counter;
@@ -49,12 +49,12 @@ pub(super) fn run(args: &Args) -> Result<Outcome> {
         return served(args, plan, url, meter, &stop);
     }
     let loaded =
-        Loaded::read_for_scoring(&args.model, &args.machine, args.quantize()?, args.output)?;
+        loaded::read_for_scoring(&args.model, &args.machine, args.quantize()?, args.output)?;
     let quantize = args.quantize()?;
     let mut model = HarnessModel {
-        backbone: loaded.backbone.as_ref(),
-        adapters: &loaded.adapters,
-        choice: loaded.choice.clone(),
+        backbone: loaded.backbone.clone(),
+        adapters: loaded.adapters.clone(),
+        choice: loaded.choice(),
         tokenizer: loaded.files.tokenizer()?,
         batch_tokens: args.batch_tokens,
         fingerprint: fingerprint(

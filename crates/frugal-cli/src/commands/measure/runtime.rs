@@ -13,7 +13,7 @@ use frugal_eval::runtime::{Rule, RuntimeFit, Spread, Summary, Timing, cells, spr
 use serde_json::{Value, json};
 
 use crate::args::{Machine, Model, Output, Storage, api_key};
-use crate::loaded::Loaded;
+use crate::loaded;
 use crate::measured::{Kept, measurement, model_info, precision};
 use crate::outcome::Outcome;
 use crate::ui::progress::Counter;
@@ -449,7 +449,7 @@ fn measure(args: &Args) -> Result<Option<Measured>> {
     if let Some(url) = &args.endpoint {
         return measure_service(args, url, &outputs, &|| interrupt::asked(&stop));
     }
-    let loaded = Loaded::read_for_timing(
+    let loaded = loaded::read_for_timing(
         &args.model,
         &args.machine,
         args.storage.quantize,
@@ -463,9 +463,9 @@ fn measure(args: &Args) -> Result<Option<Measured>> {
     };
     let mut counter = Counter::new(args.output, "runs", runs as u64, 0);
     let trials = profile(
-        loaded.backbone.as_ref(),
+        &loaded.backbone,
         &loaded.adapters,
-        &loaded.choice,
+        &loaded.choice(),
         &grid,
         &mut || {
             counter.step();

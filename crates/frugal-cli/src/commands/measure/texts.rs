@@ -1,6 +1,7 @@
 //! What measures of models on texts share: which models, which texts, how much of them.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Error, Result, bail};
 use frugal::adapt::{ActiveAdapters, AdapterSet};
@@ -77,14 +78,14 @@ pub fn each(
         .map(|path| Ok((path, read(path)?)))
         .collect::<Result<Vec<_>>>()?;
     let device = flags.machine.device()?;
-    let adapters = AdapterSet::default();
+    let adapters = Arc::new(AdapterSet::default());
     for name in &flags.models {
         let files = ModelFiles::open(name, &flags.machine.lookup())?;
         let _phase = Phase::new(flags.output, format!("measuring {name}"));
         let backbone = files.load(&device)?;
         let model = HarnessModel {
-            backbone: backbone.as_ref(),
-            adapters: &adapters,
+            backbone,
+            adapters: adapters.clone(),
             choice: ActiveAdapters::Base,
             tokenizer: files.tokenizer()?,
             batch_tokens: 2048,

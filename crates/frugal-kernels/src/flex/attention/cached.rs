@@ -7,7 +7,7 @@ use super::super::matrix::Matrix;
 use super::forward::{merge, one_query};
 use super::softmax::Running;
 use crate::attention::AttentionSpec;
-use crate::cache::{BLOCK, Block, GROUP, KeyValues};
+use crate::cache::{Block, GROUP, KeyValues};
 use crate::simd::bytes::{Bytes, multiversion_bytes};
 use crate::simd::{Isa, LANES, Lanes, multiversion};
 
@@ -76,12 +76,13 @@ fn over_block(
 ) -> Vec<(Running, Vec<f32>)> {
     let (dim, width) = (spec.head_dim, spec.num_kv_heads * spec.head_dim);
     let visible = spec.visible(0, 1, cached.len());
-    let rows = visible.start.max(block * BLOCK)..visible.end.min((block + 1) * BLOCK);
+    let held = cached.positions_of(block);
+    let rows = visible.start.max(held.start)..visible.end.min(held.end);
     if rows.is_empty() {
         return Vec::new();
     }
     let (mut keys, mut values) = (Vec::new(), Vec::new());
-    let first = rows.start - block * BLOCK;
+    let (_, first) = cached.place(rows.start);
     let k = piece(
         &cached.keys[block],
         &mut keys,

@@ -1,0 +1,124 @@
+//! What all layers remember of one sequence.
+
+use std::collections::HashSet;
+
+use super::StateError;
+use super::layer::LayerState;
+
+/// What all layers remember of one sequence. Clones have in common what they share, and copy of it
+/// only what one of them changes.
+#[derive(Clone, Debug, Default)]
+pub struct SequenceState {
+    pub(super) layers: Vec<LayerState>,
+    pub(super) past: usize,
+}
+
+/// How far a sequence was, to which [`SequenceState::undo`] goes back after a pass that failed.
+#[derive(Clone, Debug)]
+pub struct Mark {
+    rows: Vec<usize>,
+    past: usize,
+}
+
+impl SequenceState {
+    /// Positions that complete passes have put here, without those that stand for a prefix.
+    pub fn past(&self) -> usize {
+        self.past
+    }
+
+    /// What each layer remembers.
+    pub fn layers(&self) -> &[LayerState] {
+        &self.layers
+    }
+
+    /// How far it is.
+    pub fn mark(&self) -> Mark {
+        Mark {
+            rows: self.layers.iter().map(|layer| layer.rows().len()).collect(),
+            past: self.past,
+        }
+    }
+
+    /// Takes back what passes have added since the mark, as long as [`SequenceState::trim`] was not
+    /// called since.
+    pub fn undo(&mut self, mark: &Mark) {
+        for (layer, &rows) in self.layers.iter_mut().zip(&mark.rows) {
+            layer.truncate(rows);
+        }
+        self.past = mark.past;
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.layers.iter_mut().for_each(|layer| layer.truncate(0));
+        self.past = 0;
+    }
+
+    /// Forgets what comes after the first `length` positions. What is left is what the passes over
+    /// them computed: where rotary frequencies follow from a text's length, those of the longer
+    /// text.
+    ///
+    /// # Errors
+    /// More positions than there are; layers with a window that have let go of what the tokens
+    /// after `length` see. Nothing is changed then.
+    pub fn crop(&mut self, length: usize) -> Result<(), StateError> {
+        let past = self.past;
+        let Some(back) = past.checked_sub(length) else {
+            return Err(StateError::Beyond { length, past });
+        };
+        if length == 0 {
+            self.clear();
+            return Ok(());
+        }
+        if !self.layers.iter().all(|layer| layer.can_rewind(back)) {
+            return Err(StateError::OutsideWindow { length, past });
+        }
+        for layer in &mut self.layers {
+            // A method's prefix counts among the rows but not in `past`.
+            layer.truncate(layer.rows().len().saturating_sub(back));
+        }
+        self.past = length;
+        Ok(())
+    }
+
+    /// Lets go of what no later token sees, except for the last `rewindable` positions of it.
+    pub fn trim(&mut self, rewindable: usize) {
+        self.layers
+            .iter_mut()
+            .for_each(|layer| layer.trim(rewindable));
+    }
+
+    /// Whether it can stand in for the other: layer by layer they are of one kind.
+    pub fn is_like(&self, other: &Self) -> bool {
+        self.layers.len() == other.layers.len()
+            && self
+                .layers
+                .iter()
+                .zip(&other.layers)
+                .all(|(one, two)| one.is_like(two))
+    }
+
+    /// Bytes that each token takes, in all layers together.
+    pub fn bytes_per_token(&self) -> usize {
+        self.layers
+            .iter()
+            .map(|layer| layer.rows().bytes_per_position())
+            .sum()
+    }
+}
+
+/// Bytes that these sequences hold; what several of them share counts once.
+pub fn bytes_held<'a>(sequences: impl IntoIterator<Item = &'a SequenceState>) -> usize {
+    let (mut seen, mut bytes) = (HashSet::new(), 0);
+    let layers = sequences.into_iter().flat_map(|sequence| &sequence.layers);
+    for rows in layers.map(LayerState::rows) {
+        bytes += match rows.blocks() {
+            Some(blocks) => {
+                let new = blocks.block_ids().filter(|id| seen.insert(*id)).count();
+                new * blocks.bytes_per_block()
+            }
+            None => rows.len() * rows.bytes_per_position(),
+        };
+    }
+    bytes
+}
