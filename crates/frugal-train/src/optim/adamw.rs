@@ -180,9 +180,9 @@ impl Optimizer for AdamW {
 
 #[cfg(test)]
 mod tests {
-    use burn::prelude::*;
     use super::*;
     use crate::optim::{OptimizerError, OptimizerStep, ParamGroup};
+    use burn::prelude::*;
     use frugal_nn::GradientSum;
 
     fn new(config: &TrainConfig) -> OptimizerStep {

@@ -20,6 +20,9 @@ pub enum RunError {
     /// The method or an adapter folder.
     #[error(transparent)]
     Adapt(#[from] frugal_nn::AdaptError),
+    /// Generating.
+    #[error(transparent)]
+    Decode(frugal_decode::DecodeError),
     /// Training.
     #[error(transparent)]
     Train(#[from] frugal_train::TrainError),
@@ -157,6 +160,9 @@ pub enum RunError {
         /// The loss.
         loss: f64,
     },
+    /// It was asked to stop.
+    #[error("interrupted")]
+    Interrupted,
     /// Something that this combination cannot do.
     #[error("{0}")]
     Invalid(String),
