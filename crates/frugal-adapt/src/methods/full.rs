@@ -34,37 +34,32 @@ use frugal_nn::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::method::{Capabilities, Family, Method};
-use crate::settings;
+use crate::method::{Family, Method, MethodConfig};
+use crate::settings::Settings;
 
 const NAME: &str = "full";
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &["full-fine-tuning", "fft"],
-    family: Family::Full,
-    summary: "Trains every weight: the reference, and what pre-training uses",
-    default_lr: 6e-5,
-    peft_type: "FULL",
-    peft_variant: None,
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: true,
-        identity_at_init: true,
-        mixed_batch: true,
-    },
-    source: include_str!("full.rs"),
-    defaults: settings::defaults::<FullConfig>,
-    check: |settings| settings::parse::<FullConfig>(NAME, settings).map(|_| ()),
-    build: |settings, context| {
-        Ok(Box::new(Full::new(
-            settings::parse(NAME, settings)?,
-            context,
-        )?))
-    },
-    from_peft: |_| Ok(Map::new()),
-};
+pub const METHOD: Method = Method::of::<FullConfig>(
+    Family::Full,
+    "Trains every weight: the reference, and what pre-training uses",
+    include_str!("full.rs"),
+)
+.aliases(&["full-fine-tuning", "fft"])
+.default_lr(6e-5);
+
+impl MethodConfig for FullConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = "FULL";
+
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(Full::new(self, context)?))
+    }
+
+    fn from_peft(_: &Settings) -> Result<Settings, AdaptError> {
+        Ok(Map::new())
+    }
+}
 
 /// No settings.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -2,6 +2,7 @@
 
 pub(crate) mod base_weights;
 pub(crate) mod bottleneck;
+pub(crate) mod by_site;
 pub(crate) mod dense;
 pub(crate) mod dropout;
 pub(crate) mod low_rank;
@@ -10,6 +11,7 @@ pub(crate) mod orthogonal;
 pub(crate) mod own_files;
 pub(crate) mod pair;
 pub(crate) mod per_linear;
+pub(crate) mod prompt;
 pub(crate) mod rank_budget;
 pub(crate) mod residual;
 pub(crate) mod sparse;

@@ -39,6 +39,9 @@
 //! - Guo, Wang, Kankanhalli: PELA: Learning Parameter-Efficient Models with Low-Rank Approximation,
 //!   2024, arXiv 2310.10700.
 
+mod config;
+mod distance;
+
 use std::sync::Arc;
 
 use burn::prelude::*;
@@ -50,13 +53,14 @@ use frugal_nn::{
     SiteKind, to_vec,
 };
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::method::{Capabilities, Family, Method};
-use crate::settings;
+use crate::method::{Family, Method, MethodConfig};
+use crate::methods::compression::pela::distance::{Features, distance, perturbation};
+use crate::settings::Settings;
 use crate::support::{base_weights, own_files};
-use crate::target::Targets;
+
+pub use crate::methods::compression::pela::config::{FeatureLoss, PelaConfig};
 
 const NAME: &str = "pela";
 const PEFT_TYPE: &str = "PELA";
@@ -64,91 +68,20 @@ const OVERSAMPLING: usize = 10;
 const POWER_ITERATIONS: usize = 2;
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &["low-rank-compression"],
-    family: Family::Compression,
-    summary: "Thin factors in place of weights, trained towards the features of the original",
-    default_lr: 3e-4,
-    peft_type: PEFT_TYPE,
-    peft_variant: None,
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: true,
-        identity_at_init: false,
-        mixed_batch: true,
-    },
-    source: include_str!("pela.rs"),
-    defaults: settings::defaults::<PelaConfig>,
-    check: |settings| settings::parse::<PelaConfig>(NAME, settings)?.validate(),
-    build: |settings, context| {
-        Ok(Box::new(Pela::new(
-            settings::parse(NAME, settings)?,
-            context,
-        )?))
-    },
-    from_peft: |config| {
-        let mut settings = own_files::from_file::<PelaConfig>(config);
-        settings.insert("init_weights".into(), json!(false));
-        Ok(settings)
-    },
-};
+pub const METHOD: Method = Method::of::<PelaConfig>(
+    Family::Compression,
+    "Thin factors in place of weights, trained towards the features of the original",
+    include_str!("pela.rs"),
+)
+.aliases(&["low-rank-compression"])
+.default_lr(3e-4)
+.without_identity();
 
-/// How features are compared.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum FeatureLoss {
-    /// Mean squared difference.
-    #[default]
-    Mse,
-    /// One minus the cosine, averaged over tokens.
-    Cosine,
-}
+impl MethodConfig for PelaConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = PEFT_TYPE;
 
-/// Settings.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct PelaConfig {
-    /// Old parameters of a layer divided by its new ones.
-    pub compression_ratio: f64,
-    /// Weight of the distance to the original's features.
-    pub feature_weight: f64,
-    /// How features are compared.
-    pub feature_loss: FeatureLoss,
-    /// Weight of the perturbation term.
-    pub perturbation_weight: f64,
-    /// Largest change of a weight that the perturbation term aims at.
-    pub perturbation_eps: f64,
-    /// Train norms, and the biases of factorised layers.
-    pub train_norms: bool,
-    /// Decompose the weights; `false` leaves the factors to the adapter file.
-    pub init_weights: bool,
-    /// Which layers.
-    #[serde(flatten)]
-    pub targets: Targets,
-}
-
-impl Default for PelaConfig {
-    fn default() -> Self {
-        Self {
-            compression_ratio: 2.0,
-            feature_weight: 1.0,
-            feature_loss: FeatureLoss::Mse,
-            perturbation_weight: 1.0,
-            perturbation_eps: 1e-3,
-            train_norms: true,
-            init_weights: true,
-            targets: Targets::default(),
-        }
-    }
-}
-
-impl PelaConfig {
-    /// Checks ranges.
-    ///
-    /// # Errors
-    /// [`AdaptError::Config`] naming the field.
-    pub fn validate(&self) -> Result<(), AdaptError> {
+    fn validate(&self) -> Result<(), AdaptError> {
         let bad = |field, reason: String| {
             Err(AdaptError::Config {
                 method: NAME,
@@ -174,10 +107,14 @@ impl PelaConfig {
         Ok(())
     }
 
-    /// Rank of a layer of this size.
-    fn rank(&self, d_in: usize, d_out: usize) -> usize {
-        let rank = (d_in * d_out) as f64 / (self.compression_ratio * (d_in + d_out) as f64);
-        (rank as usize).clamp(1, d_in.min(d_out))
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(Pela::new(self, context)?))
+    }
+
+    fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
+        let mut settings = own_files::from_file::<PelaConfig>(config);
+        settings.insert("init_weights".into(), json!(false));
+        Ok(settings)
     }
 }
 
@@ -407,38 +344,6 @@ fn norm(
     }
 }
 
-/// Collects the teacher's features.
-#[derive(Default)]
-struct Features(Vec<Tensor<2>>);
-
-impl Pass for Features {
-    fn after_block(&mut self, _layer: usize, hidden_states: &Tensor<2>) {
-        self.0.push(hidden_states.clone());
-    }
-}
-
-/// Mean over elements or tokens, `[1]`.
-fn distance(kind: FeatureLoss, student: Tensor<2>, teacher: Tensor<2>) -> Tensor<1> {
-    match kind {
-        FeatureLoss::Mse => {
-            let difference = student - teacher;
-            (difference.clone() * difference).mean()
-        }
-        FeatureLoss::Cosine => {
-            let norm = |x: &Tensor<2>| (x.clone() * x.clone()).sum_dim(1).sqrt();
-            let norms = norm(&student) * norm(&teacher);
-            let cosine = (student * teacher).sum_dim(1) / (norms + 1e-8);
-            (cosine.neg() + 1.0).mean()
-        }
-    }
-}
-
-/// `(max |R Lᵀ − W| − eps)²`, `[1]`.
-fn perturbation(student: Tensor<2>, base: Tensor<2>, eps: f64) -> Tensor<1> {
-    let excess = (student - base).abs().max() - eps;
-    excess.clone() * excess
-}
-
 struct PelaPass<'a> {
     adapter: &'a Pela,
     mode: Mode,
@@ -450,7 +355,20 @@ struct PelaPass<'a> {
     perturbations: Vec<Tensor<1>>,
 }
 
-impl PelaPass<'_> {
+impl<'a> PelaPass<'a> {
+    fn new(adapter: &'a Pela, mode: Mode) -> Self {
+        Self {
+            adapter,
+            mode,
+            ids: Vec::new(),
+            types: Vec::new(),
+            layout: None,
+            teacher: Vec::new(),
+            features: Vec::new(),
+            perturbations: Vec::new(),
+        }
+    }
+
     fn vector(&self, own: Option<&Parameter>, base: Option<&Tensor<1>>) -> Option<Tensor<1>> {
         own.map(|p| p.get::<1>(self.mode)).or_else(|| base.cloned())
     }
@@ -590,16 +508,7 @@ impl Adapter for Pela {
     }
 
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
-        Box::new(PelaPass {
-            adapter: self,
-            mode,
-            ids: Vec::new(),
-            types: Vec::new(),
-            layout: None,
-            teacher: Vec::new(),
-            features: Vec::new(),
-            perturbations: Vec::new(),
-        })
+        Box::new(PelaPass::new(self, mode))
     }
 
     fn peft_config(&self) -> Map<String, Value> {
@@ -650,107 +559,4 @@ impl Adapter for Pela {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use frugal_models::ModelConfig;
-
-    fn close(found: &[f32], expected: &[f32], tolerance: f32) {
-        assert_eq!(found.len(), expected.len());
-        found.iter().zip(expected).for_each(|(f, e)| {
-            assert!(
-                (f - e).abs() < tolerance,
-                "{found:?} instead of {expected:?}"
-            )
-        });
-    }
-
-    fn matrix(values: Vec<f32>, rows: usize, cols: usize) -> Tensor<2> {
-        Tensor::from_data(TensorData::new(values, [rows, cols]), &Device::default())
-    }
-
-    #[test]
-    fn ranks_and_sizes_are_those_of_the_paper() {
-        let ranks = |c: f64, sides: [(usize, usize); 4]| {
-            let config = PelaConfig {
-                compression_ratio: c,
-                ..PelaConfig::default()
-            };
-            sides.map(|(d_in, d_out)| config.rank(d_in, d_out))
-        };
-        // DeiT-B: fused qkv, projection and the two feed-forward layers.
-        let deit = [(768, 2304), (768, 768), (768, 3072), (3072, 768)];
-        assert_eq!(ranks(2.0, deit), [288, 192, 307, 307]);
-        assert_eq!(ranks(3.0, deit), [192, 128, 204, 204]);
-        assert_eq!(ranks(1.5, deit), [384, 256, 409, 409]);
-        let model = ModelConfig::from_json(
-            json!({"model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
-                "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 64}),
-            "test",
-        )
-        .unwrap();
-        let sites = model.sites();
-        let context = BuildContext {
-            info: &model.info(),
-            sites: &sites,
-            backbone: None,
-            device: Device::default(),
-            seed: 1,
-            tokenize: None,
-        };
-        for (compression_ratio, expected) in
-            [(1.5, 70_727_040), (2.0, 52_997_760), (3.0, 35_268_480)]
-        {
-            let config = PelaConfig {
-                compression_ratio,
-                train_norms: false,
-                ..PelaConfig::default()
-            };
-            assert_eq!(
-                Pela::new(config, &context).unwrap().num_trainable(),
-                expected
-            );
-        }
-    }
-
-    #[test]
-    fn factors_are_the_best_approximation_and_balanced() {
-        let (l, r) = factorise(&[3.0, 0.0, 4.0, 5.0], 2, 2, 1, 0);
-        close(
-            &[l[0] * l[0] + l[1] * l[1], r[0] * r[0] + r[1] * r[1]],
-            &[6.708_204; 2],
-            1e-5,
-        );
-        let product = matrix(r, 2, 1).matmul(matrix(l, 1, 2));
-        close(&to_vec(product.clone()), &[1.5, 1.5, 4.5, 4.5], 1e-5);
-        let base = matrix(vec![3.0, 0.0, 4.0, 5.0], 2, 2);
-        let error = to_vec(product.clone() - base.clone())
-            .iter()
-            .map(|v| v * v)
-            .sum::<f32>()
-            .sqrt();
-        close(&[error], &[2.236_068], 1e-5);
-        close(
-            &to_vec(perturbation(product, base.clone(), 1e-3)),
-            &[2.247_001],
-            1e-5,
-        );
-        let (l, r) = factorise(&[3.0, 0.0, 4.0, 5.0], 2, 2, 2, 0);
-        let whole = matrix(r, 2, 2).matmul(matrix(l, 2, 2));
-        close(&to_vec(whole.clone()), &[3.0, 0.0, 4.0, 5.0], 1e-5);
-        close(&to_vec(perturbation(whole, base, 1e-3)), &[1e-6], 1e-7);
-    }
-
-    #[test]
-    fn features_are_compared_by_value_or_direction() {
-        let (a, b) = (
-            matrix(vec![1.0, 0.0, 0.0, 2.0], 2, 2),
-            matrix(vec![2.0, 0.0, 2.0, 0.0], 2, 2),
-        );
-        close(
-            &to_vec(distance(FeatureLoss::Mse, a.clone(), b.clone())),
-            &[(1.0 + 4.0 + 4.0) / 4.0],
-            1e-6,
-        );
-        close(&to_vec(distance(FeatureLoss::Cosine, a, b)), &[0.5], 1e-6);
-    }
-}
+mod tests;

@@ -38,40 +38,23 @@ use frugal_nn::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::method::{Capabilities, Family, Method};
+use crate::method::{Family, Method, MethodConfig};
 use crate::methods::prompt::prefix_tuning::{Prefix, PrefixTuningConfig, Start};
-use crate::settings;
 use crate::support::bottleneck::{Bottleneck, NonLinearity, PerSubLayer, not_linear};
 use crate::support::own_files;
 
 const NAME: &str = "mam";
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &["mam-adapter", "mix-and-match"],
-    family: Family::Hybrid,
-    summary: "A prefix in attention and a parallel network beside the feed-forward",
-    default_lr: 1e-3,
-    peft_type: "MAM",
-    peft_variant: None,
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: false,
-        identity_at_init: false,
-        mixed_batch: false,
-    },
-    source: include_str!("mam.rs"),
-    defaults: settings::defaults::<MamConfig>,
-    check: |settings| settings::parse::<MamConfig>(NAME, settings)?.validate(),
-    build: |settings, context| {
-        Ok(Box::new(Mam::new(
-            settings::parse(NAME, settings)?,
-            context,
-        )?))
-    },
-    from_peft: |config| Ok(own_files::from_file::<MamConfig>(config)),
-};
+pub const METHOD: Method = Method::of::<MamConfig>(
+    Family::Hybrid,
+    "A prefix in attention and a parallel network beside the feed-forward",
+    include_str!("mam.rs"),
+)
+.aliases(&["mam-adapter", "mix-and-match"])
+.without_merge()
+.without_identity()
+.without_mixed_batch();
 
 /// Settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -107,12 +90,11 @@ impl Default for MamConfig {
     }
 }
 
-impl MamConfig {
-    /// Checks ranges.
-    ///
-    /// # Errors
-    /// [`AdaptError::Config`] naming the field.
-    pub fn validate(&self) -> Result<(), AdaptError> {
+impl MethodConfig for MamConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = "MAM";
+
+    fn validate(&self) -> Result<(), AdaptError> {
         let bad = |field, reason: &str| {
             Err(AdaptError::Config {
                 method: NAME,
@@ -132,6 +114,12 @@ impl MamConfig {
         Ok(())
     }
 
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(Mam::new(self, context)?))
+    }
+}
+
+impl MamConfig {
     fn prefix(&self) -> PrefixTuningConfig {
         PrefixTuningConfig {
             num_virtual_tokens: self.num_virtual_tokens,
@@ -191,19 +179,8 @@ impl Pass for MamPass<'_> {
     }
 
     fn sub_layer(&mut self, io: SubLayerIo<'_>) -> Tensor<2> {
-        let SubLayerIo {
-            layer,
-            kind,
-            input,
-            output,
-            ..
-        } = io;
-        match self.adapter.networks.get(layer, kind) {
-            Some(network) => {
-                output + network.forward(input.clone(), self.mode) * self.adapter.config.scaling
-            }
-            None => output,
-        }
+        let Self { adapter, mode, .. } = self;
+        adapter.networks.beside(io, adapter.config.scaling, *mode)
     }
 }
 

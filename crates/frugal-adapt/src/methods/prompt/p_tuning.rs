@@ -41,62 +41,26 @@ use rand::Rng;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::method::{Capabilities, Family, Method};
-use crate::methods::prompt::prompt_tuning::{check_peft, not_a_weight, prepend};
-use crate::settings;
+use crate::method::{Family, Method, MethodConfig};
+use crate::settings::Settings;
 use crate::support::dense::Dense;
 use crate::support::dropout::dropout;
+use crate::support::prompt::{PromptPass, PromptShape, check_peft, not_a_weight};
+use crate::support::values::object;
 
 const NAME: &str = "p-tuning";
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &["prompt-encoder"],
-    family: Family::Prompt,
-    summary: "A prompt made by a small network, which is dropped after training",
-    default_lr: 1e-2,
-    peft_type: "P_TUNING",
-    peft_variant: None,
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: false,
-        identity_at_init: false,
-        mixed_batch: false,
-    },
-    source: include_str!("p_tuning.rs"),
-    defaults: settings::defaults::<PTuningConfig>,
-    check: |settings| settings::parse::<PTuningConfig>(NAME, settings)?.validate(),
-    build: |settings, context| {
-        Ok(Box::new(PTuning::new(
-            settings::parse(NAME, settings)?,
-            context,
-        )?))
-    },
-    from_peft,
-};
-
-fn from_peft(config: &Map<String, Value>) -> Result<Map<String, Value>, AdaptError> {
-    check_peft(NAME, config)?;
-    let fields = [
-        "num_virtual_tokens",
-        "encoder_reparameterization_type",
-        "encoder_hidden_size",
-        "encoder_num_layers",
-        "encoder_dropout",
-    ];
-    let mut settings: Map<String, Value> = fields
-        .into_iter()
-        .filter_map(|f| {
-            Some((
-                f.to_owned(),
-                config.get(f).filter(|v| !v.is_null())?.clone(),
-            ))
-        })
-        .collect();
-    settings.insert("inference_mode".into(), json!(true));
-    Ok(settings)
-}
+pub const METHOD: Method = Method::of::<PTuningConfig>(
+    Family::Prompt,
+    "A prompt made by a small network, which is dropped after training",
+    include_str!("p_tuning.rs"),
+)
+.aliases(&["prompt-encoder"])
+.default_lr(1e-2)
+.without_merge()
+.without_identity()
+.without_mixed_batch();
 
 /// The network.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -140,12 +104,11 @@ impl Default for PTuningConfig {
     }
 }
 
-impl PTuningConfig {
-    /// Checks ranges.
-    ///
-    /// # Errors
-    /// [`AdaptError::Config`] naming the field.
-    pub fn validate(&self) -> Result<(), AdaptError> {
+impl MethodConfig for PTuningConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = "P_TUNING";
+
+    fn validate(&self) -> Result<(), AdaptError> {
         let bad = |field, reason: &str| {
             Err(AdaptError::Config {
                 method: NAME,
@@ -166,6 +129,32 @@ impl PTuningConfig {
             return bad("encoder_dropout", "must be from 0 to 1");
         }
         Ok(())
+    }
+
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(PTuning::new(self, context)?))
+    }
+
+    fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
+        check_peft(NAME, config)?;
+        let fields = [
+            "num_virtual_tokens",
+            "encoder_reparameterization_type",
+            "encoder_hidden_size",
+            "encoder_num_layers",
+            "encoder_dropout",
+        ];
+        let mut settings: Map<String, Value> = fields
+            .into_iter()
+            .filter_map(|f| {
+                Some((
+                    f.to_owned(),
+                    config.get(f).filter(|v| !v.is_null())?.clone(),
+                ))
+            })
+            .collect();
+        settings.insert("inference_mode".into(), json!(true));
+        Ok(settings)
     }
 }
 
@@ -332,9 +321,7 @@ impl Source {
 pub struct PTuning {
     config: PTuningConfig,
     source: Source,
-    token_dim: usize,
-    num_layers: usize,
-    num_attention_heads: usize,
+    shape: PromptShape,
 }
 
 impl PTuning {
@@ -346,26 +333,13 @@ impl PTuning {
         config.validate()?;
         Ok(Self {
             source: Source::new(&config, context),
-            token_dim: context.info.hidden_size,
-            num_layers: context.info.num_hidden_layers,
-            num_attention_heads: context.info.num_attention_heads,
+            shape: PromptShape::of(context.info),
             config,
         })
     }
 
     fn rows(&self, mode: Mode) -> Tensor<2> {
         self.source.rows(self.config.encoder_dropout, mode)
-    }
-}
-
-struct PTuningPass<'a> {
-    adapter: &'a PTuning,
-    mode: Mode,
-}
-
-impl Pass for PTuningPass<'_> {
-    fn embed(&mut self, hidden_states: Tensor<2>, layout: &mut SequenceLayout) -> Tensor<2> {
-        prepend(hidden_states, layout, || self.adapter.rows(self.mode))
     }
 }
 
@@ -409,9 +383,8 @@ impl Adapter for PTuning {
     }
 
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
-        Box::new(PTuningPass {
-            adapter: self,
-            mode,
+        Box::new(PromptPass {
+            rows: move || self.rows(mode),
         })
     }
 
@@ -432,22 +405,19 @@ impl Adapter for PTuning {
                 to_vec(rows),
                 &device,
             )),
-            ..*self
+            shape: PromptShape { ..self.shape },
         }))
     }
 
     fn peft_config(&self) -> Map<String, Value> {
         let c = &self.config;
-        let fields = json!({
-            "peft_type": "P_TUNING", "num_virtual_tokens": c.num_virtual_tokens, "token_dim": self.token_dim,
-            "num_transformer_submodules": 1, "num_attention_heads": self.num_attention_heads, "num_layers": self.num_layers,
+        let mut fields = self.shape.fields("P_TUNING", c.num_virtual_tokens);
+        fields.extend(object(json!({
             "encoder_reparameterization_type": c.encoder_reparameterization_type,
-            "encoder_hidden_size": c.encoder_hidden_size.unwrap_or(self.token_dim), "encoder_num_layers": c.encoder_num_layers,
-            "encoder_dropout": c.encoder_dropout, "modules_to_save": null,
-        });
-        let Value::Object(fields) = fields else {
-            unreachable!("a literal object")
-        };
+            "encoder_hidden_size": c.encoder_hidden_size.unwrap_or(self.shape.token_dim),
+            "encoder_num_layers": c.encoder_num_layers,
+            "encoder_dropout": c.encoder_dropout,
+        })));
         fields
     }
 

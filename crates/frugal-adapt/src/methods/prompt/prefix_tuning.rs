@@ -45,59 +45,24 @@ use frugal_nn::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::method::{Capabilities, Family, Method};
-use crate::settings;
+use crate::method::{Family, Method, MethodConfig};
+use crate::settings::Settings;
 use crate::support::dense::Dense;
+use crate::support::prompt::{check_peft, not_a_weight};
 
 const NAME: &str = "prefix-tuning";
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &["p-tuning-v2", "prefix"],
-    family: Family::Prompt,
-    summary: "Trained keys and values in front of every block",
-    default_lr: 3e-2,
-    peft_type: "PREFIX_TUNING",
-    peft_variant: None,
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: false,
-        identity_at_init: false,
-        mixed_batch: false,
-    },
-    source: include_str!("prefix_tuning.rs"),
-    defaults: settings::defaults::<PrefixTuningConfig>,
-    check: |settings| settings::parse::<PrefixTuningConfig>(NAME, settings)?.validate(),
-    build: |settings, context| {
-        Ok(Box::new(PrefixTuning::new(
-            settings::parse(NAME, settings)?,
-            context,
-        )?))
-    },
-    from_peft,
-};
-
-fn from_peft(config: &Map<String, Value>) -> Result<Map<String, Value>, AdaptError> {
-    crate::methods::prompt::prompt_tuning::check_peft(NAME, config)?;
-    let fields = [
-        "num_virtual_tokens",
-        "prefix_projection",
-        "encoder_hidden_size",
-        "init_weights",
-    ];
-    let mut settings: Map<String, Value> = fields
-        .into_iter()
-        .filter_map(|f| {
-            Some((
-                f.to_owned(),
-                config.get(f).filter(|v| !v.is_null())?.clone(),
-            ))
-        })
-        .collect();
-    settings.insert("inference_mode".into(), json!(true));
-    Ok(settings)
-}
+pub const METHOD: Method = Method::of::<PrefixTuningConfig>(
+    Family::Prompt,
+    "Trained keys and values in front of every block",
+    include_str!("prefix_tuning.rs"),
+)
+.aliases(&["p-tuning-v2", "prefix"])
+.default_lr(3e-2)
+.without_merge()
+.without_identity()
+.without_mixed_batch();
 
 /// Settings, with `peft`'s names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -127,12 +92,11 @@ impl Default for PrefixTuningConfig {
     }
 }
 
-impl PrefixTuningConfig {
-    /// Checks ranges.
-    ///
-    /// # Errors
-    /// [`AdaptError::Config`] naming the field.
-    pub fn validate(&self) -> Result<(), AdaptError> {
+impl MethodConfig for PrefixTuningConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = "PREFIX_TUNING";
+
+    fn validate(&self) -> Result<(), AdaptError> {
         let bad = |field, reason: String| {
             Err(AdaptError::Config {
                 method: NAME,
@@ -153,6 +117,31 @@ impl PrefixTuningConfig {
             ),
             _ => Ok(()),
         }
+    }
+
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(PrefixTuning::new(self, context)?))
+    }
+
+    fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
+        check_peft(NAME, config)?;
+        let fields = [
+            "num_virtual_tokens",
+            "prefix_projection",
+            "encoder_hidden_size",
+            "init_weights",
+        ];
+        let mut settings: Map<String, Value> = fields
+            .into_iter()
+            .filter_map(|f| {
+                Some((
+                    f.to_owned(),
+                    config.get(f).filter(|v| !v.is_null())?.clone(),
+                ))
+            })
+            .collect();
+        settings.insert("inference_mode".into(), json!(true));
+        Ok(settings)
     }
 }
 
@@ -410,7 +399,7 @@ impl Adapter for PrefixTuning {
     }
 
     fn weight_delta(&self, _base: &Linear) -> Result<Option<Tensor<2>>, AdaptError> {
-        Err(crate::methods::prompt::prompt_tuning::not_a_weight(NAME))
+        Err(not_a_weight(NAME))
     }
 
     fn supports_mixed_batch(&self) -> bool {

@@ -36,39 +36,21 @@ use frugal_nn::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::method::{Capabilities, Family, Method};
-use crate::settings;
+use crate::method::{Family, Method, MethodConfig};
+use crate::settings::Settings;
 use crate::support::{per_linear, values};
 use crate::target::{Names, Targets};
 
 const NAME: &str = "bitfit";
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &["bias-tuning"],
-    family: Family::Sparse,
-    summary: "Trains the biases of linear layers and norms",
-    default_lr: 3e-3,
-    peft_type: "BITFIT",
-    peft_variant: None,
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: true,
-        identity_at_init: true,
-        mixed_batch: true,
-    },
-    source: include_str!("bitfit.rs"),
-    defaults: settings::defaults::<BitfitConfig>,
-    check: |settings| settings::parse::<BitfitConfig>(NAME, settings).map(|_| ()),
-    build: |settings, context| {
-        Ok(Box::new(Bitfit::new(
-            settings::parse(NAME, settings)?,
-            context,
-        )?))
-    },
-    from_peft: |config| per_linear::from_peft::<BitfitConfig>(NAME, config, json!({}), &[]),
-};
+pub const METHOD: Method = Method::of::<BitfitConfig>(
+    Family::Sparse,
+    "Trains the biases of linear layers and norms",
+    include_str!("bitfit.rs"),
+)
+.aliases(&["bias-tuning"])
+.default_lr(3e-3);
 
 /// Settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -87,6 +69,19 @@ impl Default for BitfitConfig {
             target_modules: Names::Pattern(".*".into()),
             exclude_modules: None,
         }
+    }
+}
+
+impl MethodConfig for BitfitConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = "BITFIT";
+
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(Bitfit::new(self, context)?))
+    }
+
+    fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
+        per_linear::from_peft::<BitfitConfig>(NAME, config, json!({}), &[])
     }
 }
 

@@ -39,37 +39,23 @@ use frugal_nn::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::method::{Capabilities, Family, Method};
-use crate::settings;
+use crate::method::{Family, Method, MethodConfig};
 use crate::support::own_files;
 use crate::support::sparse::{
-    AddsToWeights, DeltaPass, Place, SparseDelta, SparseFile, budget, places, top,
+    AddsToWeights, DeltaPass, Place, Places, SparseDelta, SparseFile, budget, top,
 };
 use crate::target::{Layers, Names, Targets};
 
 const NAME: &str = "fish-mask";
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &["fish"],
-    family: Family::Sparse,
-    summary: "Trains the few weights that the loss is most sensitive to",
-    default_lr: 1.5e-3,
-    peft_type: "FISH_MASK",
-    peft_variant: None,
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: true,
-        identity_at_init: true,
-        mixed_batch: true,
-    },
-    source: include_str!("fish_mask.rs"),
-    defaults: settings::defaults::<FishMaskConfig>,
-    check: |settings| settings::parse::<FishMaskConfig>(NAME, settings)?.validate(),
-    build: |settings, context| FishMask::build(settings::parse(NAME, settings)?, context),
-    from_peft: |config| Ok(own_files::from_file::<FishMaskConfig>(config)),
-};
+pub const METHOD: Method = Method::of::<FishMaskConfig>(
+    Family::Sparse,
+    "Trains the few weights that the loss is most sensitive to",
+    include_str!("fish_mask.rs"),
+)
+.aliases(&["fish"])
+.default_lr(1.5e-3);
 
 /// Settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -103,12 +89,11 @@ impl Default for FishMaskConfig {
     }
 }
 
-impl FishMaskConfig {
-    /// Checks ranges.
-    ///
-    /// # Errors
-    /// [`AdaptError::Config`] naming the field.
-    pub fn validate(&self) -> Result<(), AdaptError> {
+impl MethodConfig for FishMaskConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = "FISH_MASK";
+
+    fn validate(&self) -> Result<(), AdaptError> {
         let bad = |field, reason: &str| {
             Err(AdaptError::Config {
                 method: NAME,
@@ -125,6 +110,12 @@ impl FishMaskConfig {
         Ok(())
     }
 
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        FishMask::build(self, context)
+    }
+}
+
+impl FishMaskConfig {
     fn targets(&self) -> Targets {
         Targets {
             target_modules: self.target_modules.clone(),
@@ -138,9 +129,7 @@ impl FishMaskConfig {
 /// A FISH mask while it is made and trained.
 pub struct FishMask {
     config: FishMaskConfig,
-    places: Vec<Place>,
-    /// Index into `places` by site.
-    by_site: Vec<Option<usize>>,
+    places: Places,
     sparse: SparseDelta,
     /// While measuring: a dense change of every layer, which stays zero and whose gradient is that of
     /// the weight.
@@ -160,29 +149,23 @@ impl FishMask {
         context: &BuildContext<'_>,
     ) -> Result<Box<dyn Adapter>, AdaptError> {
         config.validate()?;
-        let places = places(NAME, &config.targets(), context)?;
+        let places = Places::new(NAME, &config.targets(), context)?;
         if let Some(nnz) = &config.nnz {
             return Ok(Box::new(SparseFile::new(
                 NAME,
                 own_files::all_to_file("FISH_MASK", &config),
-                &places,
+                &places.list,
                 nnz,
                 context,
             )?));
         }
-        let mut by_site = vec![None; context.sites.len()];
-        places
-            .iter()
-            .enumerate()
-            .for_each(|(index, place)| by_site[place.site.index()] = Some(index));
         let mut adapter = Self {
-            sparse: SparseDelta::new(budget(&places, config.density), &context.device),
+            sparse: SparseDelta::new(budget(&places.list, config.density), &context.device),
             probes: Vec::new(),
             fisher: Vec::new(),
             device: context.device.clone(),
             config,
             places,
-            by_site,
         };
         adapter.start_measuring();
         Ok(Box::new(adapter))
@@ -197,9 +180,10 @@ impl FishMask {
                 &self.device,
             )
         };
-        self.probes = self.places.iter().map(probe).collect();
+        self.probes = self.places.list.iter().map(probe).collect();
         self.fisher = self
             .places
+            .list
             .iter()
             .map(|place| vec![0.0; place.len()])
             .collect();
@@ -212,18 +196,16 @@ impl FishMask {
 
 impl AddsToWeights for FishMask {
     fn delta(&self, base: &Linear, mode: Mode) -> Option<Tensor<2>> {
-        let index = (*self.by_site.get(base.site.index())?)?;
+        let index = self.places.index(base.site)?;
         match self.probes.get(index) {
             // Outside training the probes are zero and would cost a copy of every weight.
             Some(probe) => mode.is_train().then(|| probe.get::<2>(mode)),
-            None => self.sparse.delta(index, &self.places[index], mode),
+            None => self.sparse.delta(index, &self.places.list[index], mode),
         }
     }
 
     fn acts_on(&self, base: &Linear) -> bool {
-        self.by_site
-            .get(base.site.index())
-            .is_some_and(Option::is_some)
+        self.places.index(base.site).is_some()
     }
 }
 
@@ -285,26 +267,28 @@ impl Adapter for FishMask {
     fn state(&self) -> BTreeMap<String, Vec<f32>> {
         let fisher = self
             .places
+            .list
             .iter()
             .zip(&self.fisher)
             .map(|(place, sum)| (format!("fisher.{}", place.path), sum.clone()));
         fisher
             .chain(
                 self.sparse
-                    .state(&self.places)
+                    .state(&self.places.list)
                     .map(|entries| ("entries".to_owned(), entries)),
             )
             .collect()
     }
 
     fn restore(&mut self, state: &BTreeMap<String, Vec<f32>>) -> Result<(), String> {
-        self.sparse.restore(state.get("entries"), &self.places)?;
+        self.sparse
+            .restore(state.get("entries"), &self.places.list)?;
         if self.sparse.entries.is_some() {
             self.stop_measuring();
             return Ok(());
         }
         self.start_measuring();
-        for (place, sum) in self.places.iter().zip(&mut self.fisher) {
+        for (place, sum) in self.places.list.iter().zip(&mut self.fisher) {
             let saved = state
                 .get(&format!("fisher.{}", place.path))
                 .filter(|saved| saved.len() == sum.len());
@@ -319,7 +303,7 @@ impl Adapter for FishMask {
         Some(Box::new(self.sparse.finished(
             NAME,
             self.peft_config(),
-            &self.places,
+            &self.places.list,
         )))
     }
 

@@ -39,6 +39,8 @@
 //! - Agarwal, Ramesh, Sengupta, Chakraborty: Step-by-Step Unmasking for Parameter-Efficient
 //!   Fine-tuning of Large Language Models, 2024, arXiv 2408.14470.
 
+mod config;
+
 use std::collections::BTreeMap;
 
 use burn::prelude::*;
@@ -47,126 +49,25 @@ use frugal_nn::{
     AdaptError, Adapter, BuildContext, GradientSum, Linear, LinearChange, Mode, Parameter, Pass,
     SiteId, StepContext, to_vec,
 };
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::method::{Capabilities, Family, Method};
-use crate::settings;
+use crate::method::{Family, Method, MethodConfig};
+use crate::support::by_site::{BySite, HasParameters};
 use crate::support::per_linear::linear_maps;
 use crate::support::{base_weights, own_files};
-use crate::target::Targets;
+
+pub use crate::methods::sparse::id3::config::{Id3Config, Schedule};
 
 const NAME: &str = "id3";
 const PEFT_TYPE: &str = "ID3";
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &["step-by-step-unmasking"],
-    family: Family::Sparse,
-    summary: "Releases more of the model's own weights in every step, up to a budget",
-    default_lr: 1e-3,
-    peft_type: PEFT_TYPE,
-    peft_variant: None,
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: true,
-        identity_at_init: true,
-        mixed_batch: true,
-    },
-    source: include_str!("id3.rs"),
-    defaults: settings::defaults::<Id3Config>,
-    check: |settings| settings::parse::<Id3Config>(NAME, settings)?.validate(),
-    build: |settings, context| {
-        Ok(Box::new(Id3::new(
-            settings::parse(NAME, settings)?,
-            context,
-        )?))
-    },
-    from_peft: |config| Ok(own_files::from_file::<Id3Config>(config)),
-};
-
-/// When the budget is spent.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Schedule {
-    /// Evenly over all steps.
-    #[default]
-    Incremental,
-    /// In the first step.
-    Static,
-}
-
-/// Settings.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Id3Config {
-    /// Weights that are trained in the end; at most all.
-    pub budget: usize,
-    /// Exponent of the magnitude in the score.
-    pub exp: f64,
-    /// Added to the magnitude.
-    pub eps: f64,
-    /// When the budget is spent.
-    pub schedule: Schedule,
-    /// Released weights by path; set in adapter files, which then train no others.
-    pub counts: Option<BTreeMap<String, usize>>,
-    /// Which layers.
-    #[serde(flatten)]
-    pub targets: Targets,
-}
-
-impl Default for Id3Config {
-    fn default() -> Self {
-        Self {
-            budget: 320_000,
-            exp: 1.0,
-            eps: 0.1,
-            schedule: Schedule::Incremental,
-            counts: None,
-            targets: Targets::default(),
-        }
-    }
-}
-
-impl Id3Config {
-    /// Checks ranges.
-    ///
-    /// # Errors
-    /// [`AdaptError::Config`] naming the field.
-    pub fn validate(&self) -> Result<(), AdaptError> {
-        let bad = |field, reason: String| {
-            Err(AdaptError::Config {
-                method: NAME,
-                field,
-                reason,
-            })
-        };
-        if self.budget == 0 {
-            return bad("budget", "must be at least 1".into());
-        }
-        if !self.exp.is_finite() {
-            return bad("exp", format!("{} is not a number", self.exp));
-        }
-        if !(self.eps.is_finite() && self.eps > 0.0) {
-            return bad("eps", format!("{} is not a positive number", self.eps));
-        }
-        Ok(())
-    }
-
-    /// Weights released after the step that follows `step` finished ones, of `total` steps and
-    /// `all` candidates.
-    fn released(&self, step: u64, total: u64, all: usize) -> usize {
-        let budget = self.budget.min(all);
-        match self.schedule {
-            Schedule::Static => budget,
-            Schedule::Incremental => {
-                let (total, done) = (total.max(1) as usize, (step + 1).min(total.max(1)) as usize);
-                budget / total * done + (budget % total).min(done)
-            }
-        }
-    }
-}
+pub const METHOD: Method = Method::of::<Id3Config>(
+    Family::Sparse,
+    "Releases more of the model's own weights in every step, up to a budget",
+    include_str!("id3.rs"),
+)
+.aliases(&["step-by-step-unmasking"]);
 
 /// `|g| / (|θ| + eps)^exp`.
 fn score(gradient: f32, weight: f32, exp: f64, eps: f64) -> f32 {
@@ -209,6 +110,35 @@ fn highest(
             .map(|(_, tensor, index)| (tensor, index)),
     );
     chosen
+}
+
+impl MethodConfig for Id3Config {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = PEFT_TYPE;
+
+    fn validate(&self) -> Result<(), AdaptError> {
+        let bad = |field, reason: String| {
+            Err(AdaptError::Config {
+                method: NAME,
+                field,
+                reason,
+            })
+        };
+        if self.budget == 0 {
+            return bad("budget", "must be at least 1".into());
+        }
+        if !self.exp.is_finite() {
+            return bad("exp", format!("{} is not a number", self.exp));
+        }
+        if !(self.eps.is_finite() && self.eps > 0.0) {
+            return bad("eps", format!("{} is not a positive number", self.eps));
+        }
+        Ok(())
+    }
+
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(Id3::new(self, context)?))
+    }
 }
 
 /// How the change of a layer is held.
@@ -293,20 +223,6 @@ impl Site {
             .collect()
     }
 
-    fn parameters(&self) -> Vec<&Parameter> {
-        match &self.change {
-            Change::Dense { delta, .. } => vec![delta],
-            Change::Sparse { places, values } => vec![places, values],
-        }
-    }
-
-    fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
-        match &mut self.change {
-            Change::Dense { delta, .. } => vec![delta],
-            Change::Sparse { places, values } => vec![places, values],
-        }
-    }
-
     /// The same with the released weights alone; `None` where there is none.
     fn released_only(&self, device: &Device) -> Option<Self> {
         let Change::Dense { delta, released } = &self.change else {
@@ -345,6 +261,22 @@ impl Site {
     }
 }
 
+impl HasParameters for Site {
+    fn parameters(&self) -> Vec<&Parameter> {
+        match &self.change {
+            Change::Dense { delta, .. } => vec![delta],
+            Change::Sparse { places, values } => vec![places, values],
+        }
+    }
+
+    fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
+        match &mut self.change {
+            Change::Dense { delta, .. } => vec![delta],
+            Change::Sparse { places, values } => vec![places, values],
+        }
+    }
+}
+
 /// Places and values of a layer's released weights.
 fn sparse(
     path: &str,
@@ -364,8 +296,7 @@ fn sparse(
 /// An ID3 adapter.
 pub struct Id3 {
     config: Id3Config,
-    /// Indexed by site.
-    sites: Vec<Option<Site>>,
+    sites: BySite<Site>,
     device: Device,
     saved_targets: Value,
 }
@@ -379,7 +310,7 @@ impl Id3 {
         config.validate()?;
         let chosen = linear_maps(NAME, &config.targets, context)?;
         let mut weights = base_weights::linear_weights(context);
-        let mut sites: Vec<Option<Site>> = (0..context.sites.len()).map(|_| None).collect();
+        let mut sites = BySite::empty(context.sites);
         for &id in &chosen {
             let info = context.sites.info(id);
             let (path, d_in, d_out) = (info.path.clone(), info.d_in, info.d_out);
@@ -418,13 +349,17 @@ impl Id3 {
                     Change::Sparse { places, values }
                 }
             };
-            sites[id.index()] = Some(Site {
-                base: weights[id.index()].take(),
-                path,
-                d_in,
-                d_out,
-                change,
-            });
+            let base = weights[id.index()].take();
+            sites.insert(
+                id,
+                Site {
+                    path,
+                    d_in,
+                    d_out,
+                    base,
+                    change,
+                },
+            );
         }
         let saved_targets = crate::target::saved_targets(&config.targets, context.sites, &chosen);
         Ok(Self {
@@ -435,16 +370,12 @@ impl Id3 {
         })
     }
 
-    fn at(&self, site: SiteId) -> Option<&Site> {
-        self.sites.get(site.index())?.as_ref()
-    }
-
     fn candidates(&self) -> usize {
-        self.sites.iter().flatten().map(Site::len).sum()
+        self.sites.iter().map(Site::len).sum()
     }
 
     fn released(&self) -> usize {
-        self.sites.iter().flatten().map(Site::released).sum()
+        self.sites.iter().map(Site::released).sum()
     }
 
     /// Releases the `count` best of the frozen weights that have a gradient.
@@ -454,7 +385,6 @@ impl Id3 {
         let scores: Vec<Vec<f32>> = self
             .sites
             .iter()
-            .flatten()
             .map(|site| site.scores(gradients, exp, eps))
             .collect();
         let chosen = highest(count, |each| {
@@ -468,7 +398,7 @@ impl Id3 {
                 }
             }
         });
-        let mut sites: Vec<&mut Site> = self.sites.iter_mut().flatten().collect();
+        let mut sites: Vec<&mut Site> = self.sites.iter_mut().collect();
         for (tensor, index) in chosen {
             if let Change::Dense { released, .. } = &mut sites[tensor].change {
                 released[index] = true;
@@ -484,7 +414,7 @@ struct Id3Pass<'a> {
 
 impl Pass for Id3Pass<'_> {
     fn linear_change(&mut self, base: &Linear) -> LinearChange {
-        match self.adapter.at(base.site) {
+        match self.adapter.sites.get(base.site) {
             None => LinearChange::None,
             Some(site) => LinearChange::Weight(base.weight.dense() + site.delta(self.mode)),
         }
@@ -497,19 +427,11 @@ impl Adapter for Id3 {
     }
 
     fn parameters(&self) -> Vec<&Parameter> {
-        self.sites
-            .iter()
-            .flatten()
-            .flat_map(Site::parameters)
-            .collect()
+        self.sites.parameters()
     }
 
     fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
-        self.sites
-            .iter_mut()
-            .flatten()
-            .flat_map(Site::parameters_mut)
-            .collect()
+        self.sites.parameters_mut()
     }
 
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
@@ -524,7 +446,7 @@ impl Adapter for Id3 {
     }
 
     fn weight_delta(&self, base: &Linear) -> Result<Option<Tensor<2>>, AdaptError> {
-        Ok(self.at(base.site).map(|site| site.delta(Mode::Eval)))
+        Ok(self.sites.get(base.site).map(|site| site.delta(Mode::Eval)))
     }
 
     fn before_step(&mut self, context: &StepContext, gradients: &mut GradientSum) {
@@ -535,7 +457,7 @@ impl Adapter for Id3 {
         if count > 0 {
             self.release(count, gradients);
         }
-        for site in self.sites.iter().flatten() {
+        for site in self.sites.iter() {
             let Change::Dense { delta, released } = &site.change else {
                 continue;
             };
@@ -557,25 +479,21 @@ impl Adapter for Id3 {
                 .rev()
                 .fold(0u16, |bits, &flag| bits << 1 | u16::from(flag))
         };
-        let dense = self
-            .sites
-            .iter()
-            .flatten()
-            .filter_map(|site| match &site.change {
-                Change::Dense { released, .. } => Some((
-                    site.path.clone(),
-                    released
-                        .chunks(16)
-                        .map(|flags| f32::from(pack(flags)))
-                        .collect(),
-                )),
-                Change::Sparse { .. } => None,
-            });
+        let dense = self.sites.iter().filter_map(|site| match &site.change {
+            Change::Dense { released, .. } => Some((
+                site.path.clone(),
+                released
+                    .chunks(16)
+                    .map(|flags| f32::from(pack(flags)))
+                    .collect(),
+            )),
+            Change::Sparse { .. } => None,
+        });
         dense.collect()
     }
 
     fn restore(&mut self, state: &BTreeMap<String, Vec<f32>>) -> Result<(), String> {
-        for site in self.sites.iter_mut().flatten() {
+        for site in self.sites.iter_mut() {
             let Change::Dense { released, .. } = &mut site.change else {
                 continue;
             };
@@ -596,17 +514,11 @@ impl Adapter for Id3 {
         if self.config.counts.is_some() {
             return None;
         }
-        let sites: Vec<Option<Site>> = self
+        let sites = self
             .sites
-            .iter()
-            .map(|site| {
-                site.as_ref()
-                    .and_then(|site| site.released_only(&self.device))
-            })
-            .collect();
+            .filter_map(|site| site.released_only(&self.device));
         let counts = sites
             .iter()
-            .flatten()
             .map(|site| (site.path.clone(), site.released()))
             .collect();
         let config = Id3Config {
@@ -630,7 +542,7 @@ impl Adapter for Id3 {
     }
 
     fn materializes_weight(&self, base: &Linear) -> bool {
-        self.at(base.site).is_some()
+        self.sites.get(base.site).is_some()
     }
 
     fn supports_mixed_batch(&self) -> bool {
@@ -649,222 +561,4 @@ impl Adapter for Id3 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use frugal_models::ModelConfig;
-    use frugal_nn::{SiteTable, Weight};
-
-    fn sites() -> (ModelConfig, SiteTable) {
-        let raw = serde_json::json!({"model_type": "llama", "hidden_size": 4, "intermediate_size": 6, "num_hidden_layers": 1,
-            "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 16});
-        let config = ModelConfig::from_json(raw, "test").unwrap();
-        let sites = config.sites();
-        (config, sites)
-    }
-
-    fn build(settings: Value) -> Result<Id3, AdaptError> {
-        let (config, sites) = sites();
-        let context = BuildContext {
-            info: &config.info(),
-            sites: &sites,
-            backbone: None,
-            device: Device::default(),
-            seed: 1,
-            tokenize: None,
-        };
-        Id3::new(
-            settings::parse(NAME, settings.as_object().unwrap())?,
-            &context,
-        )
-    }
-
-    const QUERY: &str = "model.layers.0.self_attn.q_proj";
-
-    #[test]
-    fn tables_are_refused() {
-        let message = build(serde_json::json!({"target_modules": ["q_proj", "embed_tokens"]}))
-            .err()
-            .unwrap()
-            .to_string();
-        assert!(
-            message.contains("`model.embed_tokens` is a table"),
-            "{message}"
-        );
-    }
-
-    #[test]
-    fn counts_and_places_of_damaged_files_do_no_harm() {
-        let with = |n: usize| {
-            build(serde_json::json!({"target_modules": ["q_proj"], "counts": {QUERY: n}}))
-        };
-        let message = with(17).err().unwrap().to_string();
-        assert!(
-            message.contains("`counts`") && message.contains("has 16 weights, not 17"),
-            "{message}"
-        );
-        let mut adapter = with(2).unwrap();
-        let site = adapter.sites.iter_mut().flatten().next().unwrap();
-        for (parameter, values) in site
-            .parameters_mut()
-            .into_iter()
-            .zip([vec![-3.0, 1.0, 1e30, 1e30], vec![1.0, 2.0]])
-        {
-            parameter.set(values);
-        }
-        let mut expected = [0.0f32; 16];
-        (expected[1], expected[15]) = (1.0, 2.0);
-        close(&to_vec(site.delta(Mode::Eval)), &expected);
-    }
-
-    #[test]
-    fn other_maps_are_left_alone() {
-        let (adapter, (_, sites)) = (
-            build(serde_json::json!({"target_modules": ["q_proj"]})).unwrap(),
-            sites(),
-        );
-        let map = |path: &str| {
-            let weight = Weight::Dense(Tensor::<2>::zeros([4, 4], &Device::default()));
-            Linear {
-                site: sites.find(path).unwrap(),
-                weight,
-                bias: None,
-            }
-        };
-        let mut pass = adapter.pass(Mode::Eval);
-        assert!(
-            !matches!(pass.linear_change(&map(QUERY)), LinearChange::None)
-                && matches!(
-                    pass.linear_change(&map("model.layers.0.self_attn.k_proj")),
-                    LinearChange::None
-                )
-        );
-    }
-
-    #[test]
-    fn released_weights_are_not_released_again() {
-        let mut adapter =
-            build(serde_json::json!({"target_modules": ["q_proj"], "exp": 0.0})).unwrap();
-        let mut gradients = GradientSum::default();
-        gradients.insert(
-            &format!("{QUERY}.id3_delta"),
-            (0..16).map(|i| i as f32).collect(),
-        );
-        let site = adapter.sites.iter_mut().flatten().next().unwrap();
-        site.base = Some(Tensor::<2>::ones([4, 4], &Device::default()));
-        for count in [2, 3] {
-            adapter.release(count, &gradients);
-        }
-        let released = adapter.state().remove(QUERY).unwrap();
-        assert_eq!(released, [f32::from(0b1111_1000_0000_0000u16)]);
-    }
-
-    fn close(found: &[f32], expected: &[f32]) {
-        assert_eq!(found.len(), expected.len());
-        found
-            .iter()
-            .zip(expected)
-            .for_each(|(f, e)| assert!((f - e).abs() < 1e-5, "{found:?} instead of {expected:?}"));
-    }
-
-    const GRADIENT: [f32; 4] = [0.5, -1.0, 0.2, 0.05];
-    const WEIGHT: [f32; 4] = [0.9, 3.0, 0.0, 0.01];
-
-    fn scores(exp: f64) -> Vec<f32> {
-        GRADIENT
-            .iter()
-            .zip(WEIGHT)
-            .map(|(&g, w)| score(g, w, exp, 0.1))
-            .collect()
-    }
-
-    #[test]
-    fn scores_weigh_gradient_against_magnitude() {
-        close(&scores(0.0), &[0.5, 1.0, 0.2, 0.05]);
-        close(&scores(1.0), &[0.5, 0.322_581, 2.0, 0.454_545]);
-        close(&scores(2.0), &[0.5, 0.104_058, 20.0, 4.132_231]);
-        // A large exponent with equal gradients prefers the smallest weights.
-        let small_first: Vec<f32> = WEIGHT.iter().map(|&w| score(1.0, w, 50.0, 1.0)).collect();
-        assert!(
-            small_first[2] > small_first[3]
-                && small_first[3] > small_first[0]
-                && small_first[0] > small_first[1]
-        );
-    }
-
-    #[test]
-    fn the_highest_scores_win_and_ties_go_to_the_earlier() {
-        let pick = |scores: &[f32], count: usize| {
-            highest(count, |each| {
-                scores
-                    .iter()
-                    .enumerate()
-                    .for_each(|(i, &s)| each(i / 2, i % 2, s))
-            })
-            .into_iter()
-            .map(|(t, i)| 2 * t + i)
-            .collect::<Vec<_>>()
-        };
-        for (exp, first, second) in [(0.0, 1, 0), (1.0, 2, 0), (2.0, 2, 3)] {
-            assert_eq!(pick(&scores(exp), 1), [first]);
-            let mut both = pick(&scores(exp), 2);
-            both.sort_unstable();
-            let mut expected = [first, second];
-            expected.sort_unstable();
-            assert_eq!(both, expected);
-        }
-        assert_eq!(pick(&[1.0, 2.0, 1.0, 1.0], 3), [1, 0, 2]);
-        assert_eq!(pick(&[0.0, 0.0], 5), [0, 1]);
-        // Scores that share a bin are told apart.
-        let close_by = [1.000_01, 1.000_03, 1.000_02];
-        assert_eq!(pick(&close_by, 2), [1, 2]);
-        // As a sort would choose, over many scores.
-        let many: Vec<f32> = (0..5000u64)
-            .map(|i| (i.wrapping_mul(2_654_435_761) % 977) as f32 * 1e-3)
-            .collect();
-        let mut order: Vec<usize> = (0..many.len()).collect();
-        order.sort_by(|&a, &b| many[b].total_cmp(&many[a]));
-        let (mut found, mut expected) = (pick(&many, 1234), order[..1234].to_vec());
-        found.sort_unstable();
-        expected.sort_unstable();
-        assert_eq!(found, expected);
-    }
-
-    #[test]
-    fn the_budget_is_spent_evenly_and_exactly() {
-        let per_step = |budget: usize, total: u64| {
-            let config = Id3Config {
-                budget,
-                ..Id3Config::default()
-            };
-            let sums: Vec<usize> = (0..total)
-                .map(|t| config.released(t, total, 1_000_000))
-                .collect();
-            sums.iter()
-                .scan(0, |before, &sum| Some(sum - std::mem::replace(before, sum)))
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(per_step(10, 4), [3, 3, 2, 2]);
-        assert_eq!(per_step(3, 5), [1, 1, 1, 0, 0]);
-        // Scalar updates: half of training a mask of this size from the start.
-        let config = Id3Config {
-            budget: 100_000,
-            ..Id3Config::default()
-        };
-        assert_eq!(
-            (0..1000)
-                .map(|t| config.released(t, 1000, 1_000_000))
-                .sum::<usize>(),
-            50_050_000
-        );
-        let fixed = Id3Config {
-            schedule: Schedule::Static,
-            ..config
-        };
-        assert_eq!(
-            (0..1000)
-                .map(|t| fixed.released(t, 1000, 1_000_000))
-                .sum::<usize>(),
-            100_000_000
-        );
-    }
-}
+mod tests;

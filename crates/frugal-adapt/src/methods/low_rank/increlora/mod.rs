@@ -57,11 +57,10 @@ use frugal_nn::{
 };
 use serde_json::{Map, Value, json};
 
-use crate::method::{Capabilities, Family, Method};
+use crate::method::{Family, Method, MethodConfig};
 use crate::methods::low_rank::increlora::config::NAME;
 use crate::methods::low_rank::increlora::module::{Group, Module};
 use crate::methods::low_rank::increlora::schedule::{Importance, Pace, sensitivity};
-use crate::settings;
 use crate::support::dropout::dropout;
 use crate::support::per_linear::linear_maps;
 use crate::support::{low_rank, own_files};
@@ -71,31 +70,26 @@ const PEFT_TYPE: &str = "INCRELORA";
 const RESERVE: f32 = 1e-5;
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &["incremental-lora"],
-    family: Family::LowRank,
-    summary: "LoRA whose rank grows in the layers that matter most",
-    default_lr: 3e-3,
-    peft_type: PEFT_TYPE,
-    peft_variant: None,
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: true,
-        identity_at_init: true,
-        mixed_batch: true,
-    },
-    source: include_str!("mod.rs"),
-    defaults: settings::defaults::<IncreloraConfig>,
-    check: |settings| settings::parse::<IncreloraConfig>(NAME, settings)?.validate(),
-    build: |settings, context| {
-        Ok(Box::new(Increlora::new(
-            settings::parse(NAME, settings)?,
-            context,
-        )?))
-    },
-    from_peft: |config| Ok(own_files::from_file::<IncreloraConfig>(config)),
-};
+pub const METHOD: Method = Method::of::<IncreloraConfig>(
+    Family::LowRank,
+    "LoRA whose rank grows in the layers that matter most",
+    include_str!("mod.rs"),
+)
+.aliases(&["incremental-lora"])
+.default_lr(3e-3);
+
+impl MethodConfig for IncreloraConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = PEFT_TYPE;
+
+    fn validate(&self) -> Result<(), AdaptError> {
+        self.check()
+    }
+
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(Increlora::new(self, context)?))
+    }
+}
 
 /// An IncreLoRA adapter.
 #[derive(Clone)]

@@ -23,7 +23,7 @@ fn try_build(settings: Value) -> Result<Increlora, AdaptError> {
         tokenize: None,
     };
     Increlora::new(
-        settings::parse(NAME, settings.as_object().unwrap()).unwrap(),
+        IncreloraConfig::parse(settings.as_object().unwrap()).unwrap(),
         &context,
     )
 }
@@ -154,7 +154,7 @@ fn counts_at_uniform_rank_are_those_of_the_paper() {
         let settings =
             json!({"init_r": rank, "target_rank": rank, "exclude_modules": ["pooler.dense"]});
         let adapter = Increlora::new(
-            settings::parse(NAME, settings.as_object().unwrap()).unwrap(),
+            IncreloraConfig::parse(settings.as_object().unwrap()).unwrap(),
             &context,
         )
         .unwrap();
