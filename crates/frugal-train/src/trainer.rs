@@ -340,6 +340,12 @@ impl<'a> Trainer<'a> {
         let targets: usize = examples.clone().map(num_targets).sum();
         let tokens: usize = examples.map(|example| example.input_ids.len()).sum();
 
+        let one_by_one = self.run.adapter.wants_examples();
+        let micro_batches = match one_by_one {
+            true => rows.iter().map(|&row| vec![row]).collect(),
+            false => micro_batches,
+        };
+
         self.gradients.clear();
         let mut loss = 0.0;
         for (index, rows) in micro_batches.iter().enumerate() {
@@ -349,6 +355,10 @@ impl<'a> Trainer<'a> {
             }
             let seed = self.seed(&format!("micro-batch {index} of step {}", self.state.step));
             loss += self.micro_batch(rows, Mode::Train { seed }, targets, micro_batches.len())?;
+            if one_by_one {
+                let gradients = &mut self.gradients;
+                self.run.adapter.after_example(targets, gradients);
+            }
             self.emit(Event::MicroBatch {
                 step: self.state.step,
                 total_steps: self.total_steps,
@@ -365,6 +375,7 @@ impl<'a> Trainer<'a> {
             step: self.state.step,
             total_steps: self.total_steps,
             seed,
+            lr_factor: self.schedule.factor(self.state.step),
         };
         self.run.adapter.before_step(&context, &mut self.gradients);
         let parameters = parameters_mut(&mut *self.run.adapter, &mut self.run.head);
@@ -382,6 +393,7 @@ impl<'a> Trainer<'a> {
             step: self.state.step,
             total_steps: self.total_steps,
             seed,
+            lr_factor: self.schedule.factor(self.state.step),
         });
         if self.state.step_in_epoch == self.epoch.steps() {
             self.state.epoch += 1;
@@ -436,6 +448,13 @@ impl<'a> Trainer<'a> {
         // Each micro-batch counts by its share of the step's targets, so that the split does not
         // matter.
         let mut loss = sum / targets as f64;
+        if let Some(source) = pass.take_error() {
+            return Err(TrainError::Forward {
+                set: Set::Train,
+                rows: rows.to_vec(),
+                source,
+            });
+        }
         if let Some(auxiliary) = pass.auxiliary_loss() {
             loss = loss + auxiliary / micro_batches as f64;
         }

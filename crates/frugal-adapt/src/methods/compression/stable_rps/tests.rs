@@ -93,6 +93,7 @@ fn updates_count_in_units_of_weights() {
                     step: 0,
                     total_steps: 1,
                     seed: 0,
+                    lr_factor: 1.0,
                 },
                 GradientSum::default(),
             );
