@@ -22,9 +22,9 @@
 //! for large models.
 //!
 //! ## Departures from the paper
-//! The prefix is trained directly, from random keys and zero values: it adds nothing before
-//! training, but takes its share of the attention. `prefix_projection` trains it through two layers
-//! as the paper does, from random keys and values. The networks change nothing before training.
+//! The prefix is trained directly, from the keys and values of a text as in `prefix-tuning`;
+//! `init_text = ""` starts from random keys and zero values, which add nothing but take their share
+//! of the attention. `prefix_projection` trains it through two layers as the paper does. The networks change nothing before training.
 //!
 //! ## References
 //! - He, Zhou, Ma, Berg-Kirkpatrick, Neubig: Towards a Unified View of Parameter-Efficient Transfer
@@ -42,6 +42,7 @@ use crate::method::{Family, Method, MethodConfig};
 use crate::methods::prompt::prefix_tuning::{Prefix, PrefixTuningConfig, Start};
 use crate::support::bottleneck::{Bottleneck, NonLinearity, PerSubLayer, not_linear};
 use crate::support::own_files;
+use crate::support::text_start::DEFAULT_TEXT;
 
 const NAME: &str = "mam";
 
@@ -72,6 +73,8 @@ pub struct MamConfig {
     pub non_linearity: NonLinearity,
     /// Factor on the network's output.
     pub scaling: f64,
+    /// Text whose keys and values the prefix starts from; empty for random keys and zero values.
+    pub init_text: String,
     /// Hold the finished prefix only, as files do.
     pub inference_mode: bool,
 }
@@ -85,6 +88,7 @@ impl Default for MamConfig {
             bottleneck_dim: 64,
             non_linearity: NonLinearity::Relu,
             scaling: 4.0,
+            init_text: DEFAULT_TEXT.into(),
             inference_mode: false,
         }
     }
@@ -126,6 +130,7 @@ impl MamConfig {
             prefix_projection: self.prefix_projection,
             encoder_hidden_size: self.encoder_hidden_size,
             init_weights: None,
+            init_text: self.init_text.clone(),
             inference_mode: self.inference_mode,
         }
     }
@@ -150,7 +155,8 @@ impl Mam {
         };
         Ok(Self {
             prefix: (config.num_virtual_tokens > 0)
-                .then(|| Prefix::new(&config.prefix(), Start::ZeroValues, context)),
+                .then(|| Prefix::new(NAME, &config.prefix(), Start::ZeroValues, context))
+                .transpose()?,
             networks: PerSubLayer::new(None, &[SubLayer::Mlp], context, make)?,
             config,
         })

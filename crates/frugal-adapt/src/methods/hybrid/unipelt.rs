@@ -28,8 +28,9 @@
 //! The paper's gates see the whole sequence, which in a decoder would show every token those after
 //! it; hence the rule above. The network behind the feed-forward reads that half's output rather
 //! than the normed sum. A closed gate makes the prefix zero, as in the released code, but does not
-//! take its positions out of the softmax. Gates start near a half. The prefix adds nothing before
-//! training, but takes its share of the attention: its keys start at random, its values at zero.
+//! take its positions out of the softmax. Gates start near a half. The prefix starts from the
+//! keys and values of a text, as in `prefix-tuning`; `init_text = ""` starts from random keys and
+//! zero values, which add nothing but take their share of the attention.
 //! BERT's pooler sees one token of a sequence, whose gate is its own.
 //!
 //! ## References
@@ -46,13 +47,15 @@ use frugal_nn::{
 };
 use rand::Rng;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::method::{Family, Method, MethodConfig};
 use crate::methods::prompt::prefix_tuning::{Prefix, PrefixTuningConfig, Start};
+use crate::settings::Settings;
 use crate::support::bottleneck::{Bottleneck, NonLinearity, PerSubLayer, block_path, not_linear};
 use crate::support::dense::Dense;
 use crate::support::own_files;
+use crate::support::text_start::DEFAULT_TEXT;
 use crate::target::{Names, Targets};
 
 const NAME: &str = "unipelt";
@@ -84,6 +87,8 @@ pub struct UniPeltConfig {
     pub bottleneck_dim: usize,
     /// What stands between their layers.
     pub non_linearity: NonLinearity,
+    /// Text whose keys and values the prefix starts from; empty for random keys and zero values.
+    pub init_text: String,
 }
 
 impl Default for UniPeltConfig {
@@ -95,6 +100,7 @@ impl Default for UniPeltConfig {
             num_virtual_tokens: 10,
             bottleneck_dim: 48,
             non_linearity: NonLinearity::Relu,
+            init_text: DEFAULT_TEXT.into(),
         }
     }
 }
@@ -131,9 +137,17 @@ impl MethodConfig for UniPeltConfig {
     fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
         Ok(Box::new(UniPelt::new(self, context)?))
     }
+
+    fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
+        let mut settings = own_files::from_file::<Self>(config);
+        // The values come from the file.
+        settings.insert("init_text".into(), json!(""));
+        Ok(settings)
+    }
 }
 
 /// A low-rank change with a gate.
+#[derive(Clone)]
 struct GatedPair {
     /// `[r, d_in]`.
     a: Parameter,
@@ -228,11 +242,12 @@ impl UniPelt {
         };
         let prefix = PrefixTuningConfig {
             num_virtual_tokens: config.num_virtual_tokens,
+            init_text: config.init_text.clone(),
             ..PrefixTuningConfig::default()
         };
         Ok(Self {
             pairs,
-            prefix: Prefix::new(&prefix, Start::ZeroValues, context),
+            prefix: Prefix::new(NAME, &prefix, Start::ZeroValues, context)?,
             prefix_gates: (0..count)
                 .map(|layer| gate(&format!("{}.prefix_gate", block_path(context.sites, layer))))
                 .collect(),
@@ -402,6 +417,20 @@ impl Adapter for UniPelt {
             cu_seqlens: Arc::from([0]),
             attention_input: None,
         })
+    }
+
+    fn to_inference(&self) -> Option<Box<dyn Adapter>> {
+        let prefix = self.prefix.to_inference()?;
+        Some(Box::new(Self {
+            config: self.config.clone(),
+            pairs: self.pairs.clone(),
+            prefix,
+            prefix_gates: self.prefix_gates.clone(),
+            networks: self
+                .networks
+                .copy(|(network, gate)| (network.copy(), gate.clone())),
+            causal: self.causal,
+        }))
     }
 
     fn peft_config(&self) -> Map<String, Value> {

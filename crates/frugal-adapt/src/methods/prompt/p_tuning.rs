@@ -20,8 +20,11 @@
 //! positions in every sequence, also after training; it cannot be merged.
 //!
 //! ## Defaults and where they come from
-//! 20 positions and `MLP` with a hidden size of `d_model`, as in Hugging Face `peft`; initial
-//! values are PyTorch's: a standard normal table, uniform layers. The paper uses the LSTM.
+//! 20 positions and `MLP` with a hidden size of `d_model`, as in Hugging Face `peft`. Initial values
+//! are PyTorch's, a standard normal table and uniform layers, but for the last layer: it starts as
+//! the smallest one that makes the embeddings of `init_text`, repeated or cut to length, since rows
+//! of another size than embeddings leave a decoder at chance. `init_text = ""` leaves it as it is
+//! drawn. The paper uses the LSTM.
 //!
 //! ## Departures from the paper
 //! All positions stand in front; the paper also places them inside templates. With an encoder whose
@@ -34,8 +37,8 @@
 use burn::prelude::*;
 use burn::tensor::activation::{relu, sigmoid};
 use frugal_nn::{
-    AdaptError, Adapter, BuildContext, Linear, Mode, Parameter, Pass, SequenceLayout, named_rng,
-    standard_normal, to_vec,
+    AdaptError, Adapter, BuildContext, Linear, Mode, Parameter, Pass, named_rng, standard_normal,
+    to_vec,
 };
 use rand::Rng;
 use serde::{Deserialize, Serialize};
@@ -46,6 +49,7 @@ use crate::settings::Settings;
 use crate::support::dense::Dense;
 use crate::support::dropout::dropout;
 use crate::support::prompt::{PromptPass, PromptShape, check_peft, not_a_weight};
+use crate::support::text_start::{self, DEFAULT_TEXT};
 use crate::support::values::object;
 
 const NAME: &str = "p-tuning";
@@ -57,7 +61,6 @@ pub const METHOD: Method = Method::of::<PTuningConfig>(
     include_str!("p_tuning.rs"),
 )
 .aliases(&["prompt-encoder"])
-.default_lr(1e-2)
 .without_merge()
 .without_identity()
 .without_mixed_batch();
@@ -87,6 +90,8 @@ pub struct PTuningConfig {
     pub encoder_num_layers: usize,
     /// Probability of dropping a value between two layers of the LSTM while training.
     pub encoder_dropout: f64,
+    /// Text whose embeddings the positions start from; empty for what the network makes.
+    pub init_text: String,
     /// Hold the finished positions only, as files do.
     pub inference_mode: bool,
 }
@@ -99,6 +104,7 @@ impl Default for PTuningConfig {
             encoder_hidden_size: None,
             encoder_num_layers: 2,
             encoder_dropout: 0.0,
+            init_text: DEFAULT_TEXT.into(),
             inference_mode: false,
         }
     }
@@ -154,6 +160,8 @@ impl MethodConfig for PTuningConfig {
             })
             .collect();
         settings.insert("inference_mode".into(), json!(true));
+        // The values come from the file.
+        settings.insert("init_text".into(), json!(""));
         Ok(settings)
     }
 }
@@ -235,18 +243,18 @@ enum Source {
 }
 
 impl Source {
-    fn new(config: &PTuningConfig, context: &BuildContext<'_>) -> Self {
+    fn new(config: &PTuningConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
         let (rows, d) = (config.num_virtual_tokens, context.info.hidden_size);
         let h = config.encoder_hidden_size.unwrap_or(d);
         let mut rng = named_rng(context.seed, "embedding.weight");
         let values: Vec<f32> = (0..rows * d).map(|_| standard_normal(&mut rng)).collect();
         if config.inference_mode {
-            return Self::Rows(Parameter::new(
+            return Ok(Self::Rows(Parameter::new(
                 "prompt_embeddings",
                 &[rows, d],
                 values,
                 &context.device,
-            ));
+            )));
         }
         let dense = |i: usize, d_in, d_out| {
             Dense::uniform(
@@ -277,22 +285,61 @@ impl Source {
                 vec![dense(0, 2 * h, 2 * h), dense(2, 2 * h, d)],
             ),
         };
-        Self::Encoded {
+        let text = text_start::embeddings(NAME, Some(config.init_text.as_str()), rows, context)?;
+        let mut source = Self::Encoded {
             embedding: Parameter::new("embedding.weight", &[rows, d], values, &context.device),
             layers,
             head,
+        };
+        if let Some(text) = text {
+            source.start_from(&text, rows);
+        }
+        Ok(source)
+    }
+
+    /// Sets the last layer so that the network makes `text [rows, d]`.
+    fn start_from(&mut self, text: &[f32], rows: usize) {
+        let hidden = self.hidden(0.0, Mode::Eval);
+        let Self::Encoded { head, .. } = self else {
+            return;
+        };
+        if let (Some(hidden), Some(last)) = (hidden, head.last_mut()) {
+            last.weight
+                .set(text_start::fit(&to_vec(hidden), text, rows));
+            if let Some(bias) = &mut last.bias {
+                bias.set(vec![0.0; bias.len()]);
+            }
         }
     }
 
     /// `[rows, d]`.
     fn rows(&self, dropout_rate: f64, mode: Mode) -> Tensor<2> {
-        let (embedding, layers, head) = match self {
-            Self::Rows(rows) => return rows.get::<2>(mode),
-            Self::Encoded {
-                embedding,
-                layers,
-                head,
-            } => (embedding, layers, head),
+        match (self, self.hidden(dropout_rate, mode)) {
+            (
+                Self::Encoded {
+                    embedding, head, ..
+                },
+                hidden,
+            ) => {
+                let hidden = hidden.unwrap_or_else(|| embedding.get::<2>(mode));
+                match head.last() {
+                    Some(last) => last.forward(hidden, mode),
+                    None => hidden,
+                }
+            }
+            (Self::Rows(rows), _) => rows.get::<2>(mode),
+        }
+    }
+
+    /// What the last layer of the network reads.
+    fn hidden(&self, dropout_rate: f64, mode: Mode) -> Option<Tensor<2>> {
+        let Self::Encoded {
+            embedding,
+            layers,
+            head,
+        } = self
+        else {
+            return None;
         };
         let mut x = embedding.get::<2>(mode);
         for (i, [forward, backward]) in layers.iter().enumerate() {
@@ -310,10 +357,11 @@ impl Source {
                 1,
             );
         }
-        for (i, map) in head.iter().enumerate() {
-            x = map.forward(if i > 0 { relu(x) } else { x }, mode);
+        let (_, inner) = head.split_last()?;
+        for layer in inner {
+            x = relu(layer.forward(x, mode));
         }
-        x
+        Some(x)
     }
 }
 
@@ -332,7 +380,7 @@ impl PTuning {
     pub fn new(config: PTuningConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
         config.validate()?;
         Ok(Self {
-            source: Source::new(&config, context),
+            source: Source::new(&config, context)?,
             shape: PromptShape::of(context.info),
             config,
         })
@@ -405,7 +453,7 @@ impl Adapter for PTuning {
                 to_vec(rows),
                 &device,
             )),
-            shape: PromptShape { ..self.shape },
+            shape: self.shape,
         }))
     }
 
