@@ -43,7 +43,7 @@ pub const METHOD: Method = Method::of::<LoraPlusConfig>(
     include_str!("lora_plus.rs"),
 )
 .aliases(&["lora+", "loraplus"])
-.default_lr(3e-5)
+.default_lr(3e-4)
 // Files do not show it.
 .peft_variant(|_| false);
 

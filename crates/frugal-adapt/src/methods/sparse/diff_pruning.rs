@@ -63,7 +63,7 @@ pub const METHOD: Method = Method::of::<DiffPruningConfig>(
     include_str!("diff_pruning.rs"),
 )
 .aliases(&["diffpruning"])
-.default_lr(5e-3);
+.default_lr(1.5e-3);
 
 /// Settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
