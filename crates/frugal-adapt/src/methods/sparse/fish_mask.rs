@@ -5,8 +5,8 @@
 //! The choice is made once, in the first steps of the run, and then stays.
 //!
 //! ## Update rule
-//! `F_i = Σ g_i²` over the first `fisher_steps` steps, in which nothing moves; `y = x (W + Δ)ᵀ`
-//! where `Δ` is trained in the `density` of all entries with the largest `F` and zero elsewhere.
+//! `F_i = Σ g_i²` over the examples of the first `fisher_steps` steps, with `g` the gradient of one
+//! example's log-likelihood; nothing moves meanwhile. Then `y = x (W + Δ)ᵀ` where `Δ` is trained in the `density` of all entries with the largest `F` and zero elsewhere.
 //!
 //! ## When to use, when not
 //! When the change must be sparse: it merges without cost, several can be shipped as short lists,
@@ -14,7 +14,8 @@
 //! training while it measures; LoRA reaches the same quality with less.
 //!
 //! ## Cost
-//! Trainable: `density` of the entries of all chosen layers. Extra memory: a gradient and a sum of
+//! Trainable: `density` of the entries of all chosen layers. While measuring, the examples of a step
+//! pass one by one. Extra memory: a gradient and a sum of
 //! squares for every entry while measuring, one dense matrix per layer afterwards. None after
 //! merging.
 //!
@@ -23,9 +24,7 @@
 //! of measuring, or a quarter of the run if that is less.
 //!
 //! ## Departures from the paper
-//! The paper squares the gradient of each example; here each step's gradient is squared, so that a
-//! sample is a batch. The labels are the true ones, as in the released code (the empirical Fisher
-//! information). Biases, norms and tables are not candidates.
+//! The labels are the true ones, as in the released code (the empirical Fisher information). Biases, norms and tables are not candidates.
 //!
 //! ## References
 //! - Sung, Nair, Raffel: Training Neural Networks with Fixed Sparse Masks, 2021, arXiv 2111.09839.
@@ -189,6 +188,16 @@ impl FishMask {
             .collect();
     }
 
+    /// Adds the squares of `scale` times the gradients, which it takes out.
+    fn measure(&mut self, scale: f32, gradients: &mut GradientSum) {
+        for (probe, fisher) in self.probes.iter().zip(&mut self.fisher) {
+            let gradient = gradients.remove(probe.name()).unwrap_or_default();
+            for (sum, g) in fisher.iter_mut().zip(gradient) {
+                *sum += (scale * g) * (scale * g);
+            }
+        }
+    }
+
     fn stop_measuring(&mut self) {
         (self.probes, self.fisher) = (Vec::new(), Vec::new());
     }
@@ -226,6 +235,14 @@ impl Adapter for FishMask {
         self.probes.iter().collect()
     }
 
+    fn wants_examples(&self) -> bool {
+        !self.probes.is_empty()
+    }
+
+    fn after_example(&mut self, targets: usize, gradients: &mut GradientSum) {
+        self.measure(targets as f32, gradients);
+    }
+
     fn needs_trainer(&self) -> bool {
         true
     }
@@ -245,13 +262,8 @@ impl Adapter for FishMask {
         if self.probes.is_empty() {
             return;
         }
-        for (probe, fisher) in self.probes.iter().zip(&mut self.fisher) {
-            let gradient = gradients.remove(probe.name()).unwrap_or_default();
-            fisher
-                .iter_mut()
-                .zip(gradient)
-                .for_each(|(sum, g)| *sum += g * g);
-        }
+        // What no one has shown by example.
+        self.measure(1.0, gradients);
         let last = self.config.fisher_steps.min(context.total_steps / 4).max(1);
         if context.step + 1 >= last {
             self.sparse.entries = Some(top(&self.fisher, self.sparse.values.len()));
@@ -321,5 +333,57 @@ impl Adapter for FishMask {
 
     fn supports_mixed_batch(&self) -> bool {
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use frugal_models::ModelConfig;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_gradient_of_every_example_is_squared_by_itself() {
+        let raw = json!({"model_type": "llama", "hidden_size": 4, "intermediate_size": 4, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 8});
+        let model = ModelConfig::from_json(raw, "test").unwrap();
+        let sites = model.sites();
+        let context = BuildContext {
+            info: &model.info(),
+            sites: &sites,
+            backbone: None,
+            device: Device::default(),
+            seed: 1,
+            tokenize: None,
+        };
+        let settings = json!({"target_modules": ["q_proj"], "density": 0.07, "fisher_steps": 1});
+        let config = FishMaskConfig::parse(settings.as_object().unwrap()).unwrap();
+        let mut adapter = FishMask::build(config, &context).unwrap();
+        assert!(adapter.wants_examples());
+        // Two examples that pull entry 3 in opposite directions and entry 5 a little in the same:
+        // their sum would choose entry 5.
+        let name = adapter.probes()[0].name().to_owned();
+        for sign in [1.0, -1.0] {
+            let mut gradients = GradientSum::default();
+            let mut gradient = vec![0.0; 16];
+            (gradient[3], gradient[5]) = (2.0 * sign, 0.5);
+            gradients.insert(&name, gradient);
+            adapter.after_example(2, &mut gradients);
+            assert!(gradients.get(&name).is_none());
+        }
+        let at = StepContext {
+            step: 0,
+            total_steps: 8,
+            seed: 0,
+            lr_factor: 1.0,
+        };
+        adapter.before_step(&at, &mut GradientSum::default());
+        let state = adapter.state();
+        // Fisher information: Σ (2 g)², as the gradients were of the mean over two targets.
+        let fisher = &state["fisher.model.layers.0.self_attn.q_proj"];
+        assert_eq!((fisher[3], fisher[5]), (32.0, 2.0));
+        // Layer, row, column.
+        assert_eq!(state["entries"], [0.0, 0.0, 3.0]);
     }
 }
