@@ -33,7 +33,9 @@ pub use base::base_warning;
 pub use config::{DataConfig, MethodConfig, Task, Template, TuneConfig};
 pub use estimate::Memory;
 pub use evaluate::{EvaluateRequest, Evaluated, data_settings_of, evaluate, quantize_of};
-pub use export::{ExportFormat, export_adapter_gguf, export_gguf, merge_to_folder};
+pub use export::{
+    ExportFormat, export_adapter_gguf, export_gguf, merge_to_folder, merge_to_folder_as,
+};
 pub use fit::MemoryCheck;
 pub use forgetting::forgetting;
 pub use plan::{Plan, plan};

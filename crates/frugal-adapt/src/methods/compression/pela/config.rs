@@ -5,11 +5,10 @@ use serde::{Deserialize, Serialize};
 use crate::target::Targets;
 
 /// How features are compared.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FeatureLoss {
     /// Mean squared difference.
-    #[default]
     Mse,
     /// One minus the cosine, averaged over tokens.
     Cosine,
@@ -23,8 +22,10 @@ pub struct PelaConfig {
     pub compression_ratio: f64,
     /// Weight of the distance to the original's features.
     pub feature_weight: f64,
-    /// How features are compared.
-    pub feature_loss: FeatureLoss,
+    /// How features are compared; by default directions on decoders, values on encoders.
+    pub feature_loss: Option<FeatureLoss>,
+    /// Weight of the squared distance to the original's output over the vocabulary.
+    pub kd_beta: f64,
     /// Weight of the perturbation term.
     pub perturbation_weight: f64,
     /// Largest change of a weight that the perturbation term aims at.
@@ -43,7 +44,8 @@ impl Default for PelaConfig {
         Self {
             compression_ratio: 2.0,
             feature_weight: 1.0,
-            feature_loss: FeatureLoss::Mse,
+            feature_loss: None,
+            kd_beta: 0.0,
             perturbation_weight: 1.0,
             perturbation_eps: 1e-3,
             train_norms: true,

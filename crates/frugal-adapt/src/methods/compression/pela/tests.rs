@@ -98,3 +98,46 @@ fn features_are_compared_by_value_or_direction() {
     );
     close(&to_vec(distance(FeatureLoss::Cosine, a, b)), &[0.5], 1e-6);
 }
+
+/// Numbers of a golden file.
+fn floats(value: &Value) -> Vec<f32> {
+    let numbers = value.as_array().unwrap().iter();
+    numbers.map(|n| n.as_f64().unwrap() as f32).collect()
+}
+
+#[test]
+fn factors_and_terms_are_those_of_pytorch() {
+    let golden: Value =
+        serde_json::from_str(include_str!("../../../../../../fixtures/methods/pela.json")).unwrap();
+    let number = |value: &Value| value.as_f64().unwrap();
+    let config = PelaConfig {
+        compression_ratio: number(&golden["ratio"]),
+        ..PelaConfig::default()
+    };
+    for layer in golden["layers"].as_array().unwrap() {
+        let size = |key: &str| layer[key].as_u64().unwrap() as usize;
+        let (d_in, d_out, rank) = (size("d_in"), size("d_out"), size("rank"));
+        assert_eq!(config.rank(d_in, d_out), rank);
+        let weight = floats(&layer["weight"]);
+        let (l, r) = factorise(&weight, d_out, d_in, rank, 0);
+        let product = matrix(r, d_out, rank).matmul(matrix(l.clone(), rank, d_in));
+        close(&to_vec(product.clone()), &floats(&layer["product"]), 1e-4);
+        let lengths: Vec<f32> = l
+            .chunks_exact(d_in)
+            .map(|row| row.iter().map(|v| v * v).sum())
+            .collect();
+        close(&lengths, &floats(&layer["balance"]), 1e-4);
+        let term = perturbation(product, matrix(weight, d_out, d_in), number(&golden["eps"]));
+        close(
+            &to_vec(term),
+            &[number(&layer["perturbation"]) as f32],
+            1e-4,
+        );
+    }
+    let features = &golden["features"];
+    let rows = |key: &str| matrix(floats(&features[key]), 4, 6);
+    for (kind, key) in [(FeatureLoss::Mse, "mse"), (FeatureLoss::Cosine, "cosine")] {
+        let found = distance(kind, rows("student"), rows("teacher"));
+        close(&to_vec(found), &[number(&features[key]) as f32], 1e-5);
+    }
+}
