@@ -19,8 +19,8 @@
 //!
 //! ## Cost
 //! Trainable: `⌊n / compression⌋` for `n` weights. Extra memory: in a pass, each weight that is
-//! read is formed; its factor `λ gᵢ` is kept from the first pass on. Extra compute: forming it, and
-//! a gradient of the array's length per layer. After merging none, but then the weights are as many
+//! read is formed, with its sign, which is drawn again each time from one bit of a hash. Extra
+//! compute: forming it, and a gradient of the array's length per layer. After merging none, but then the weights are as many
 //! as before.
 //!
 //! ## Defaults and where they come from
@@ -47,8 +47,6 @@
 //!   Tile (ROAST) Hashing, 2023, arXiv 2207.10702.
 
 mod mapping;
-
-use std::sync::{Mutex, PoisonError};
 
 use burn::prelude::*;
 use frugal_nn::{
@@ -164,7 +162,7 @@ impl MethodConfig for StableRpsConfig {
 
     fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
         let mut settings = own_files::from_file::<StableRpsConfig>(config);
-
+        // The values come from the file.
         settings.insert("init".into(), json!("random"));
         Ok(settings)
     }
@@ -177,8 +175,6 @@ struct Shared {
     index: usize,
     /// Parameter of each weight, for mappers without structure.
     indices: Option<Tensor<1, Int>>,
-    /// `λ`, and `λ gᵢ` of every weight, once they were needed.
-    factors: Mutex<Option<(f32, Tensor<1>)>>,
 }
 
 /// A STABLE-RPS adapter.
@@ -249,7 +245,6 @@ impl StableRps {
                 span,
                 index: matrices,
                 indices: None,
-                factors: Mutex::new(None),
             });
             (offset, matrices) = (offset + rows * cols, matrices + 1);
         }
@@ -376,28 +371,13 @@ impl StableRps {
         (read * self.factors(shared, &device)).reshape([shared.span.rows, shared.span.cols])
     }
 
-    /// `λ gᵢ` of every weight of a site.
+    /// `λ gᵢ` of every weight of a site. Kept, these would be as large as the weights that the array
+    /// stands for.
     fn factors(&self, shared: &Shared, device: &Device) -> Tensor<1> {
         let lambda = self.scale.to_vec()[shared.index];
-        let mut known = shared
-            .factors
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        // A file that is read later brings its own `λ`.
-        if let Some((of, factors)) = known.as_ref()
-            && *of == lambda
-        {
-            return factors.clone();
-        }
-        let factors: Vec<f32> = self
-            .mapping
-            .signs(shared.span)
-            .into_iter()
-            .map(|sign| sign * lambda)
-            .collect();
-        let factors = Tensor::<1>::from_data(TensorData::from(factors.as_slice()), device);
-        *known = Some((lambda, factors.clone()));
-        factors
+        let mut factors = self.mapping.signs(shared.span);
+        factors.iter_mut().for_each(|sign| *sign *= lambda);
+        Tensor::from_data(TensorData::from(factors.as_slice()), device)
     }
 
     /// The matrix of a site outside the gradient graph.
