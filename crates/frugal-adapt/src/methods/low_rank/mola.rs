@@ -9,7 +9,8 @@
 //! elsewhere; `y = x Wᵀ + (lora_alpha / r) Σ wᵢ Bᵢ Aᵢ dropout(x)`. The loss gains
 //! `router_aux_loss_coef · Σ over blocks of N Σₑ fₑ Pₑ`, where `fₑ` is the share of choices that
 //! went to expert `e` and `Pₑ` its mean probability, over all tokens and all adapted layers of the
-//! block; 1 per block when balanced.
+//! block; 1 per block when balanced. With `balance = "layer"` the sum is over the adapted layers,
+//! each by itself.
 //!
 //! ## When to use, when not
 //! For mixtures of tasks in one adapter, where one low-rank change is too little. The result
@@ -29,8 +30,8 @@
 //! zero.
 //!
 //! ## Departures from the paper
-//! `num_experts` may have any length: block `j` of `m` gets entry `⌊length · j / m⌋`, and a layer
-//! outside the blocks (BERT's pooler) the last. `top_k` is lowered to the number of experts; equal
+//! `num_experts`, `r` and `top_k` may be lists of any length: block `j` of `m` gets entry
+//! `⌊length · j / m⌋`, and a layer outside the blocks (BERT's pooler) the last. `top_k` is lowered to the number of experts; equal
 //! probabilities go to the lower index. Dropout is drawn once per layer, not once per expert. Experts
 //! lie side by side in one matrix: rows `i r .. (i + 1) r` of `A`, the same columns of `B`. A later
 //! version of the paper finds middle blocks to need most experts, so the allocation is a setting
@@ -55,6 +56,7 @@ use serde_json::{Map, Value};
 
 use crate::method::{Family, Method, MethodConfig};
 use crate::support::dropout::dropout;
+pub use crate::support::per_block::PerBlock;
 use crate::support::per_linear::linear_maps;
 use crate::support::{low_rank, own_files};
 use crate::target::Targets;
@@ -72,22 +74,35 @@ pub const METHOD: Method = Method::of::<MolaConfig>(
 .default_lr(5e-4)
 .without_merge();
 
+/// What the choices of experts are balanced over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Balance {
+    /// All adapted layers of a block together.
+    #[default]
+    Block,
+    /// Each adapted layer.
+    Layer,
+}
+
 /// Settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct MolaConfig {
-    /// Rank of each expert.
-    pub r: usize,
+    /// Rank of each expert, or a list of it as for `num_experts`.
+    pub r: PerBlock,
     /// Scale numerator.
     pub lora_alpha: f64,
     /// Probability of dropping an input element of the experts while training.
     pub lora_dropout: f64,
     /// Experts per map: one entry per equal share of the blocks, from the lowest up.
-    pub num_experts: Vec<usize>,
-    /// Experts that a token chooses.
-    pub top_k: usize,
+    pub num_experts: PerBlock,
+    /// Experts that a token chooses, or a list of it as for `num_experts`.
+    pub top_k: PerBlock,
     /// Weight of the balance term; 0 leaves it out.
     pub router_aux_loss_coef: f64,
+    /// Over what the balance term is taken.
+    pub balance: Balance,
     /// Which layers.
     #[serde(flatten)]
     pub targets: Targets,
@@ -96,12 +111,13 @@ pub struct MolaConfig {
 impl Default for MolaConfig {
     fn default() -> Self {
         Self {
-            r: 8,
+            r: PerBlock::All(8),
             lora_alpha: 16.0,
             lora_dropout: 0.05,
-            num_experts: vec![2, 4, 6, 8],
-            top_k: 2,
+            num_experts: PerBlock::Shares(vec![2, 4, 6, 8]),
+            top_k: PerBlock::All(2),
             router_aux_loss_coef: 1e-3,
+            balance: Balance::Block,
             targets: Targets::default(),
         }
     }
@@ -119,17 +135,17 @@ impl MethodConfig for MolaConfig {
                 reason,
             })
         };
-        if self.r == 0 || self.top_k == 0 {
-            return bad(
-                if self.r == 0 { "r" } else { "top_k" },
-                "must be at least 1".into(),
-            );
-        }
-        if self.num_experts.is_empty() || self.num_experts.contains(&0) {
-            return bad(
-                "num_experts",
-                "needs one entry or more, each at least 1, such as [2, 4, 6, 8]".into(),
-            );
+        for (field, numbers) in [
+            ("r", &self.r),
+            ("top_k", &self.top_k),
+            ("num_experts", &self.num_experts),
+        ] {
+            if !numbers.is_positive() {
+                return bad(
+                    field,
+                    "needs one entry or more, each at least 1, such as [2, 4, 6, 8]".into(),
+                );
+            }
         }
         if !(0.0..=1.0).contains(&self.lora_dropout) {
             return bad(
@@ -160,20 +176,14 @@ impl MethodConfig for MolaConfig {
     }
 }
 
-impl MolaConfig {
-    /// Experts of a layer in this block of `blocks`.
-    fn experts(&self, layer: Option<usize>, blocks: usize) -> usize {
-        let entries = self.num_experts.len();
-        let entry = layer.map_or(entries - 1, |layer| entries * layer / blocks);
-        self.num_experts[entry.min(entries - 1)]
-    }
-}
-
 /// Experts and router of one layer.
 struct Experts {
     path: String,
     layer: Option<usize>,
     count: usize,
+    /// Rank of each.
+    r: usize,
+    top_k: usize,
     /// All experts' `A` one below the other, `[count r, d_in]`.
     a: Parameter,
     /// All experts' `B` side by side, `[d_out, count r]`.
@@ -218,8 +228,9 @@ impl Mola {
 fn experts(config: &MolaConfig, context: &BuildContext<'_>, id: SiteId) -> Experts {
     let (info, device) = (context.sites.info(id), &context.device);
     let (path, d_in, d_out) = (info.path.clone(), info.d_in, info.d_out);
-    let count = config.experts(info.layer, context.info.num_hidden_layers);
-    let (rows, bound) = (count * config.r, 1.0 / (d_in as f32).sqrt());
+    let of_block = |numbers: &PerBlock| numbers.at(info.layer, context.info.num_hidden_layers);
+    let (count, r) = (of_block(&config.num_experts), of_block(&config.r));
+    let (rows, bound) = (count * r, 1.0 / (d_in as f32).sqrt());
     let draw = |what: &str, rows: usize| -> Vec<f32> {
         let mut rng = named_rng(context.seed, &format!("{path} {what}"));
         (0..rows * d_in)
@@ -247,6 +258,8 @@ fn experts(config: &MolaConfig, context: &BuildContext<'_>, id: SiteId) -> Exper
         ),
         layer: info.layer,
         count,
+        r,
+        top_k: of_block(&config.top_k),
         path,
     }
 }
@@ -337,21 +350,25 @@ impl Load {
 struct MolaPass<'a> {
     adapter: &'a Mola,
     mode: Mode,
-    /// By block; `None` for layers outside the blocks.
+    /// By what balance is taken over: a block (`None` for layers outside the blocks), or a layer.
     loads: BTreeMap<Option<usize>, Load>,
 }
 
 impl MolaPass<'_> {
-    fn record(&mut self, layer: Option<usize>, routing: &Routing) {
+    fn record(&mut self, site: SiteId, layer: Option<usize>, routing: &Routing) {
         if !self.mode.is_train() || self.adapter.config.router_aux_loss_coef == 0.0 {
             return;
         }
+        let key = match self.adapter.config.balance {
+            Balance::Block => layer,
+            Balance::Layer => Some(site.index()),
+        };
         let load = Load::new(routing);
-        let joined = match self.loads.remove(&layer) {
+        let joined = match self.loads.remove(&key) {
             Some(before) => before.join(load),
             None => load,
         };
-        self.loads.insert(layer, joined);
+        self.loads.insert(key, joined);
     }
 }
 
@@ -364,7 +381,7 @@ impl Pass for MolaPass<'_> {
         let (a, b, scale) = (
             site.a.get::<2>(mode),
             site.b.get::<2>(mode),
-            (config.lora_alpha / config.r as f64) as f32,
+            (config.lora_alpha / site.r as f64) as f32,
         );
         if site.count == 1 {
             // The only expert's weight is 1 whatever the router says.
@@ -377,9 +394,9 @@ impl Pass for MolaPass<'_> {
         }
         let routing = route(
             frugal_kernels::linear(x.clone(), site.router.get::<2>(mode), None),
-            config.top_k,
+            site.top_k,
         );
-        self.record(site.layer, &routing);
+        self.record(base.site, site.layer, &routing);
         let seen = match mode {
             Mode::Train { seed } if config.lora_dropout > 0.0 => {
                 dropout(x.clone(), config.lora_dropout, seed, &site.path)
@@ -387,9 +404,9 @@ impl Pass for MolaPass<'_> {
             _ => x.clone(),
         };
         let tokens = x.dims()[0];
-        let inner = frugal_kernels::linear(seen, a, None).reshape([tokens, site.count, config.r]);
-        let weighted = (inner * routing.weights.unsqueeze_dim::<3>(2))
-            .reshape([tokens, site.count * config.r]);
+        let inner = frugal_kernels::linear(seen, a, None).reshape([tokens, site.count, site.r]);
+        let weighted =
+            (inner * routing.weights.unsqueeze_dim::<3>(2)).reshape([tokens, site.count * site.r]);
         base.forward(x) + frugal_kernels::linear(weighted, b, None) * scale
     }
 

@@ -74,7 +74,7 @@ fn counts_follow_the_allocation() {
             30,
             (9, 3),
             MolaConfig {
-                num_experts,
+                num_experts: PerBlock::Shares(num_experts),
                 ..MolaConfig::default()
             },
         )
@@ -84,7 +84,7 @@ fn counts_follow_the_allocation() {
     assert_eq!(smollm(vec![5]), 12_960_000);
     let config = MolaConfig::default();
     let llama: Vec<usize> = (0..32)
-        .map(|layer| config.experts(Some(layer), 32))
+        .map(|layer| config.num_experts.at(Some(layer), 32))
         .collect();
     assert_eq!(
         (llama[7], llama[8], llama[24], llama.iter().sum::<usize>()),
@@ -95,8 +95,8 @@ fn counts_follow_the_allocation() {
 /// A small adapter with nothing zero, a layer of its and an input.
 fn filled(num_experts: usize, top_k: usize) -> (Mola, Linear, Tensor<2>) {
     let config = MolaConfig {
-        num_experts: vec![num_experts],
-        top_k,
+        num_experts: PerBlock::All(num_experts),
+        top_k: PerBlock::All(top_k),
         lora_dropout: 0.0,
         ..MolaConfig::default()
     };
@@ -153,7 +153,7 @@ fn computing_all_experts_at_once_equals_computing_the_chosen_ones() {
     let (a, b, r) = (
         site.a.get::<2>(Mode::Eval),
         site.b.get::<2>(Mode::Eval),
-        mola.config.r,
+        site.r,
     );
     let routing = route(
         frugal_kernels::linear(x.clone(), site.router.get::<2>(Mode::Eval), None),
@@ -173,5 +173,100 @@ fn computing_all_experts_at_once_equals_computing_the_chosen_ones() {
             .iter()
             .zip(&expected)
             .for_each(|(f, e)| assert!((f - e).abs() < 1e-4, "{f} {e}"));
+    }
+}
+
+#[test]
+fn blocks_may_have_a_rank_and_a_choice_of_their_own() {
+    let config = |settings: Value| MolaConfig::parse(settings.as_object().unwrap()).unwrap();
+    let settings = serde_json::json!({"r": [2, 4], "top_k": [1, 3], "num_experts": [3, 5], "target_modules": ["q_proj"]});
+    let mola = build(16, 24, 4, (4, 2), config(settings.clone()));
+    let found: Vec<(usize, usize, usize)> = mola
+        .sites
+        .iter()
+        .flatten()
+        .map(|s| (s.count, s.r, s.top_k))
+        .collect();
+    assert_eq!(found, [(3, 2, 1), (3, 2, 1), (5, 4, 3), (5, 4, 3)]);
+    // N (r (d_in + d_out) + d_in) per layer.
+    let of = |n: usize, r: usize| n * (r * 32 + 16);
+    assert_eq!(mola.num_trainable(), 2 * of(3, 2) + 2 * of(5, 4));
+    // Files say it in the same words, and mean the same.
+    let saved = own_files::from_file::<MolaConfig>(&mola.peft_config());
+    assert_eq!(saved["r"], settings["r"]);
+    let again = build(16, 24, 4, (4, 2), MolaConfig::parse(&saved).unwrap());
+    assert_eq!(again.num_trainable(), mola.num_trainable());
+    for (field, value) in [
+        ("r", serde_json::json!([2, 0])),
+        ("top_k", serde_json::json!([])),
+    ] {
+        let settings = Map::from_iter([(field.to_owned(), value)]);
+        let message = (METHOD.check)(&settings).unwrap_err().to_string();
+        assert!(message.contains(&format!("`{field}`")), "{message}");
+    }
+}
+
+#[test]
+fn outputs_and_balance_over_blocks_and_layers_are_those_of_pytorch() {
+    let golden: Value =
+        serde_json::from_str(include_str!("../../../../../../fixtures/methods/mola.json")).unwrap();
+    let size = |key: &str| golden[key].as_u64().unwrap() as usize;
+    let (tokens, d) = (size("tokens"), size("d"));
+    let device = Device::default();
+    for (balance, key) in [(Balance::Block, "block"), (Balance::Layer, "layer")] {
+        let config = MolaConfig {
+            r: PerBlock::All(size("r")),
+            lora_alpha: golden["lora_alpha"].as_f64().unwrap(),
+            lora_dropout: 0.0,
+            num_experts: PerBlock::All(size("experts")),
+            top_k: PerBlock::All(size("top_k")),
+            router_aux_loss_coef: 1.0,
+            balance,
+            targets: Targets {
+                target_modules: crate::target::Names::List(vec!["q_proj".into(), "o_proj".into()]),
+                ..Targets::default()
+            },
+        };
+        let mut mola = build(d, 24, 1, (4, 2), config);
+        let mut inputs = Vec::new();
+        let layers = golden["layers"].as_array().unwrap();
+        for ((index, site), layer) in mola
+            .sites
+            .iter_mut()
+            .enumerate()
+            .filter_map(|(i, s)| Some((i, s.as_mut()?)))
+            .zip(layers)
+        {
+            let floats = |key: &str| -> Vec<f32> {
+                let numbers = layer[key].as_array().unwrap().iter();
+                numbers.map(|n| n.as_f64().unwrap() as f32).collect()
+            };
+            site.a.set(floats("a"));
+            site.b.set(floats("b"));
+            site.router.set(floats("router"));
+            let x = Tensor::<2>::from_data(TensorData::new(floats("x"), [tokens, d]), &device);
+            inputs.push((SiteId(index as u32), x, floats("y")));
+        }
+        assert_eq!(inputs.len(), 2);
+        let mut pass = mola.pass(Mode::Train { seed: 0 });
+        for (site, x, y) in inputs {
+            let base = Linear {
+                site,
+                weight: Weight::Dense(Tensor::zeros([d, d], &device)),
+                bias: None,
+            };
+            for (found, expected) in to_vec(pass.linear(&base, x).inner()).iter().zip(&y) {
+                assert!(
+                    (found - expected).abs() < 1e-3,
+                    "{found} instead of {expected}"
+                );
+            }
+        }
+        let found = to_vec(pass.auxiliary_loss().unwrap().inner())[0];
+        let expected = golden[key].as_f64().unwrap() as f32;
+        assert!(
+            (found - expected).abs() < 1e-5,
+            "{key}: {found} instead of {expected}"
+        );
     }
 }
