@@ -1,6 +1,7 @@
 use super::*;
+use crate::methods::sparse::id3::select::{score, smallest_first};
 use frugal_models::ModelConfig;
-use frugal_nn::{SiteTable, Weight};
+use frugal_nn::{SiteTable, Weight, to_vec};
 
 fn sites() -> (ModelConfig, SiteTable) {
     let raw = serde_json::json!({"model_type": "llama", "hidden_size": 4, "intermediate_size": 6, "num_hidden_layers": 1,
@@ -47,7 +48,7 @@ fn counts_and_places_of_damaged_files_do_no_harm() {
         "{message}"
     );
     let mut adapter = with(2).unwrap();
-    let site = adapter.sites.iter_mut().flatten().next().unwrap();
+    let site = adapter.sites.iter_mut().next().unwrap();
     for (parameter, values) in site
         .parameters_mut()
         .into_iter()
@@ -92,7 +93,7 @@ fn released_weights_are_not_released_again() {
         &format!("{QUERY}.id3_delta"),
         (0..16).map(|i| i as f32).collect(),
     );
-    let site = adapter.sites.iter_mut().flatten().next().unwrap();
+    let site = adapter.sites.iter_mut().next().unwrap();
     site.base = Some(Tensor::<2>::ones([4, 4], &Device::default()));
     for count in [2, 3] {
         adapter.release(count, &gradients);
@@ -209,4 +210,93 @@ fn the_budget_is_spent_evenly_and_exactly() {
             .sum::<usize>(),
         100_000_000
     );
+}
+
+#[test]
+fn every_arm_trains_what_pytorch_chooses() {
+    let golden: Value =
+        serde_json::from_str(include_str!("../../../../../../fixtures/methods/id3.json")).unwrap();
+    let floats = |value: &Value| -> Vec<f32> {
+        let numbers = value.as_array().unwrap().iter();
+        numbers.map(|n| n.as_f64().unwrap() as f32).collect()
+    };
+    let steps = golden["steps"].as_u64().unwrap();
+    let layers = ["q_proj", "k_proj"];
+    for (arm, expected) in golden["arms"].as_object().unwrap() {
+        let (criterion, schedule) = arm.split_once(' ').unwrap();
+        let mut adapter = build(serde_json::json!({
+            "target_modules": layers, "budget": golden["budget"], "exp": golden["exp"], "eps": golden["eps"],
+            "criterion": criterion, "schedule": schedule,
+        }))
+        .unwrap();
+        let names: Vec<String> = adapter
+            .all_mut()
+            .map(|site| {
+                let layer = layers
+                    .iter()
+                    .find(|name| site.path.ends_with(**name))
+                    .unwrap();
+                let weight = TensorData::new(floats(&golden["weights"][layer]), [4, 4]);
+                site.base = Some(Tensor::from_data(weight, &Device::default()));
+                format!("{}.id3_delta", site.path)
+            })
+            .collect();
+        assert!(
+            names[0].contains("q_proj") && names[1].contains("k_proj"),
+            "{names:?}"
+        );
+        for (step, expected) in expected.as_array().unwrap().iter().enumerate() {
+            let mut gradients = GradientSum::default();
+            for (name, layer) in names.iter().zip(layers) {
+                gradients.insert(name, floats(&golden["gradients"][step][layer]));
+            }
+            let at = StepContext {
+                step: step as u64,
+                total_steps: steps,
+                seed: 0,
+                lr_factor: 1.0,
+            };
+            adapter.before_step(&at, &mut gradients);
+            let trained: Vec<u64> = names
+                .iter()
+                .flat_map(|name| gradients.get(name).unwrap().to_vec())
+                .enumerate()
+                .filter(|(_, g)| *g != 0.0)
+                .map(|(i, _)| i as u64)
+                .collect();
+            assert_eq!(serde_json::json!(trained), *expected, "{arm}, step {step}");
+        }
+        assert!(adapter.is_complete(), "{arm}");
+    }
+}
+
+#[test]
+fn the_smallest_weights_come_first_exactly() {
+    let weights = [0.0, 1e-30, 1e-3, 0.001_000_000_1, 0.5, 2.0, f32::MAX];
+    let scores = weights.map(smallest_first);
+    assert!(
+        scores
+            .windows(2)
+            .all(|w| w[0] > w[1] || w[0] == w[1] && w[0] > 0.0),
+        "{scores:?}"
+    );
+    assert_eq!(smallest_first(-0.5), smallest_first(0.5));
+    assert!(scores.iter().all(|s| s.is_finite() && *s >= 0.0));
+}
+
+#[test]
+fn a_random_choice_is_the_same_in_every_run() {
+    let chosen = |criterion: &str| {
+        let settings = serde_json::json!({"target_modules": ["q_proj"], "budget": 5, "criterion": criterion, "schedule": "static"});
+        let mut adapter = build(settings).unwrap();
+        for site in adapter.all_mut() {
+            site.base = Some(Tensor::<2>::ones([4, 4], &Device::default()));
+        }
+        // It needs no gradient.
+        adapter.release(5, &GradientSum::default());
+        (adapter.released(), adapter.state())
+    };
+    assert_eq!(chosen("random"), chosen("random"));
+    assert_eq!(chosen("random").0, 5);
+    assert_eq!(chosen("d3").0, 0);
 }
