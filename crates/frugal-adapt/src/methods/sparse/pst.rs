@@ -12,6 +12,10 @@
 //! `v(t) = v_f + (v₀ − v_f) (1 − (t − t_i) / (T − t_i − t_f))³` between the warm-ups `t_i` and
 //! `t_f`.
 //!
+//! `score = "magnitude"` keeps the largest `|W|`, with no gradient through the mask, and
+//! `"movement"` trains a score for every weight, from zero; `change = "full"` trains every weight.
+//! These are the prunings that the paper compares with.
+//!
 //! ## When to use, when not
 //! To get a sparse model for storage or sparse kernels out of one fine-tuning run. Without such a
 //! use, a dense adapter is better at the same cost. A run needs a few hundred steps, the last part
@@ -24,7 +28,8 @@
 //! 0.53 of the memory and is slower everywhere (0.5 to 0.85 times): then only memory speaks for it.
 //!
 //! ## Cost
-//! Trainable: `(r + score_r + 1) (d_in + d_out)` per layer. Extra memory while training: a mask and
+//! Trainable: `(r + score_r + 1) (d_in + d_out)` per layer; `2 d_in d_out` for movement pruning of all
+//! weights. Extra memory while training: a mask and
 //! two full-size matrices per layer in a pass. Extra compute: the full gradient of each weight, and a
 //! selection over its scores per step. After merging none: the weights are sparse.
 //!
@@ -85,10 +90,38 @@ pub enum Init {
     Official,
 }
 
+/// How weights change.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Change {
+    /// By a product of two thin matrices.
+    #[default]
+    LowRank,
+    /// Each by itself.
+    Full,
+}
+
+/// What decides which weights are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Score {
+    /// Magnitude and a learned score of few parameters.
+    #[default]
+    Pst,
+    /// Magnitude alone.
+    Magnitude,
+    /// A learned score of each weight.
+    Movement,
+}
+
 /// Settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PstConfig {
+    /// How weights change.
+    pub change: Change,
+    /// What decides which weights are kept.
+    pub score: Score,
     /// Rank of the weights' change.
     pub r: usize,
     /// Scale of the weights' change.
@@ -121,6 +154,8 @@ pub struct PstConfig {
 impl Default for PstConfig {
     fn default() -> Self {
         Self {
+            change: Change::LowRank,
+            score: Score::Pst,
             r: 8,
             beta: 1.0,
             score_r: 8,
@@ -228,18 +263,11 @@ fn rounded(share: f64) -> f64 {
 
 /// What is trained for one layer.
 struct Site {
-    /// `[d_out, r]`.
-    u: Parameter,
-    /// `[r, d_in]`.
-    v: Parameter,
-    /// `[d_out, score_r]`.
-    a: Parameter,
-    /// `[score_r, d_in]`.
-    b: Parameter,
-    /// `[d_out, 1]`.
-    rows: Parameter,
-    /// `[1, d_in]`.
-    columns: Parameter,
+    /// `U [d_out, r]` and `V [r, d_in]`, or the change of each weight `[d_out, d_in]`.
+    change: Vec<Parameter>,
+    /// `A [d_out, score_r]`, `B [score_r, d_in]`, `R [d_out, 1]`, `C [1, d_in]`; the score of each
+    /// weight `[d_out, d_in]`; or nothing.
+    score: Vec<Parameter>,
     /// Mask of the current scores, until they change.
     mask: Mutex<Option<Tensor<2>>>,
 }
@@ -287,33 +315,56 @@ impl Site {
         };
         let zeros =
             |what: &str, shape: [usize; 2]| make(what, shape, vec![0.0; shape[0] * shape[1]]);
+        let change = match config.change {
+            Change::LowRank => vec![
+                make("U", [d_out, config.r], draw("U", config.r)),
+                zeros("V", [config.r, d_in]),
+            ],
+            Change::Full => vec![zeros("W", [d_out, d_in])],
+        };
+        let score = match config.score {
+            Score::Pst => vec![
+                make("A", [d_out, config.score_r], draw("A", config.score_r)),
+                zeros("B", [config.score_r, d_in]),
+                zeros("R", [d_out, 1]),
+                zeros("C", [1, d_in]),
+            ],
+            Score::Movement => vec![zeros("S", [d_out, d_in])],
+            Score::Magnitude => Vec::new(),
+        };
         Self {
-            u: make("U", [d_out, config.r], draw("U", config.r)),
-            v: zeros("V", [config.r, d_in]),
-            a: make("A", [d_out, config.score_r], draw("A", config.score_r)),
-            b: zeros("B", [config.score_r, d_in]),
-            rows: zeros("R", [d_out, 1]),
-            columns: zeros("C", [1, d_in]),
+            change,
+            score,
             mask: Mutex::new(None),
         }
     }
 
-    /// `W₀ + β U V`.
+    /// `W₀ + β U V`, or `W₀` and the change of each weight.
     fn weight(&self, base: Tensor<2>, config: &PstConfig, mode: Mode) -> Tensor<2> {
-        base + self.u.get::<2>(mode).matmul(self.v.get::<2>(mode)) * config.beta
+        match self.change.as_slice() {
+            [u, v] => base + u.get::<2>(mode).matmul(v.get::<2>(mode)) * config.beta,
+            [change] => base + change.get::<2>(mode),
+            _ => base,
+        }
     }
 
     /// `S` of this weight.
     fn scores(&self, weight: &Tensor<2>, config: &PstConfig, mode: Mode) -> Tensor<2> {
-        let magnitude = if config.detach_magnitude {
-            weight.clone().detach().abs()
-        } else {
-            weight.clone().abs()
+        let detached = config.detach_magnitude || config.score == Score::Magnitude;
+        let magnitude = || match detached {
+            true => weight.clone().detach().abs(),
+            false => weight.clone().abs(),
         };
-        let learned = self.a.get::<2>(mode).matmul(self.b.get::<2>(mode)) * config.alpha1;
-        magnitude
-            + learned
-            + (self.rows.get::<2>(mode) + self.columns.get::<2>(mode)) * config.alpha2
+        match self.score.as_slice() {
+            [a, b, rows, columns] => {
+                let learned = a.get::<2>(mode).matmul(b.get::<2>(mode)) * config.alpha1;
+                magnitude()
+                    + learned
+                    + (rows.get::<2>(mode) + columns.get::<2>(mode)) * config.alpha2
+            }
+            [score] => score.get::<2>(mode),
+            _ => magnitude(),
+        }
     }
 
     /// The mask of these scores, which is kept until [`Site::forget`].
@@ -350,29 +401,11 @@ impl Site {
 
 impl HasParameters for Site {
     fn parameters(&self) -> Vec<&Parameter> {
-        let Self {
-            u,
-            v,
-            a,
-            b,
-            rows,
-            columns,
-            ..
-        } = self;
-        vec![u, v, a, b, rows, columns]
+        self.change.iter().chain(&self.score).collect()
     }
 
     fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
-        let Self {
-            u,
-            v,
-            a,
-            b,
-            rows,
-            columns,
-            ..
-        } = self;
-        vec![u, v, a, b, rows, columns]
+        self.change.iter_mut().chain(&mut self.score).collect()
     }
 }
 

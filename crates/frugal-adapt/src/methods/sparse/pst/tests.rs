@@ -146,6 +146,7 @@ fn a_final_sparsity_of_many_decimals_is_reached() {
         step: 10,
         total_steps: 10,
         seed: 0,
+        lr_factor: 1.0,
     });
     assert!(pst.is_complete());
     let state = pst.state();
@@ -217,4 +218,47 @@ fn counts_are_those_of_the_factors() {
     let smollm = json!({"model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
         "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 64});
     assert_eq!(count(smollm, json!({})), 5_189_760);
+}
+
+#[test]
+fn magnitude_and_movement_pruning_train_what_they_say() {
+    let golden: Value =
+        serde_json::from_str(include_str!("../../../../../../fixtures/methods/pst.json")).unwrap();
+    let floats = |value: &Value| -> Vec<f32> {
+        let numbers = value.as_array().unwrap().iter();
+        numbers.map(|n| n.as_f64().unwrap() as f32).collect()
+    };
+    let device = Device::default();
+    for (score, of) in golden["scores"].as_object().unwrap() {
+        let (pst, sites) = small(json!({
+            "change": "full", "score": score, "target_modules": ["q_proj"], "current_sparsity": golden["sparsity"],
+        }));
+        let mut pst = pst.unwrap();
+        let trained = if score == "movement" { 2 * 6 } else { 6 };
+        assert_eq!(pst.num_trainable(), trained, "{score}");
+        let values = [floats(&golden["change"]), floats(&golden["movement"])];
+        for (parameter, values) in pst.parameters_mut().into_iter().zip(values) {
+            parameter.set(values);
+        }
+        let base = Linear {
+            site: sites.find("model.layers.0.self_attn.q_proj").unwrap(),
+            weight: Weight::Dense(Tensor::from_data(
+                TensorData::new(floats(&golden["weight"]), [2, 3]),
+                &device,
+            )),
+            bias: None,
+        };
+        let merged = pst.merged_linear(&base).unwrap().unwrap();
+        close(&to_vec(merged.weight), &floats(&of["masked"]));
+        let x = Tensor::<2>::eye(3, &device.clone().autodiff());
+        let y = pst.pass(Mode::Train { seed: 0 }).linear(&base, x);
+        let upstream = TensorData::new(floats(&golden["upstream"]), [2, 3]);
+        let mut gradients = (y * Tensor::<2>::from_data(upstream, &device).transpose())
+            .sum()
+            .backward();
+        for (parameter, key) in pst.parameters().into_iter().zip(["change", "movement"]) {
+            let found = to_vec(parameter.take_gradient(&mut gradients).unwrap());
+            close(&found, &floats(&of[key]));
+        }
+    }
 }
