@@ -242,7 +242,7 @@ impl SparseDelta {
 }
 
 /// `values` at flat positions of a matrix that is zero elsewhere.
-fn scatter(
+pub(crate) fn scatter(
     positions: impl Iterator<Item = usize>,
     values: Tensor<1>,
     d_out: usize,

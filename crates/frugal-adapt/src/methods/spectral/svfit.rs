@@ -6,15 +6,18 @@
 //!
 //! ## Update rule
 //! With `W = U Σ Vᵀ`: `y = x Wᵀ + ((x V_r) ⊙ δ) U_rᵀ`, where `δ = σ − σ_r` is trained from 0. The
-//! gradient of `σᵢ` is `uᵢᵀ (∂L/∂W') vᵢ`.
+//! gradient of `σᵢ` is `uᵢᵀ (∂L/∂W') vᵢ`. In general `W' = W + U_r C V_rᵀ` with a core `C [r, r]`
+//! that is diagonal here; `core = "banded"` trains `C_ij` for `|i − j| ≤ band` (SVFT), and `"dense"`
+//! all of it, with `relative` as `Σ_r C` (LoRA-XS).
 //!
 //! ## When to use, when not
 //! When a handful of numbers per layer is all there is room for, and the task is close to what the
 //! model knows: stretching existing directions cannot turn them, so it teaches little that is new.
-//! LoRA of the same rank learns more with `d_in + d_out` times the parameters.
+//! LoRA of the same rank learns more with `d_in + d_out` times the parameters. `basis = "random"` has
+//! random orthonormal vectors in place of the weight's own, to tell what these are worth.
 //!
 //! ## Cost
-//! Trainable: `r` per layer. Extra memory: `r (d_in + d_out)` frozen numbers per layer, and `r` numbers
+//! Trainable: `r` per layer, `r²` with a dense core. Extra memory: `r (d_in + d_out)` frozen numbers per layer, and `r` numbers
 //! per token while training. Extra compute: that of LoRA of rank `r`; before training one singular
 //! value decomposition per layer. None after merging.
 //!
@@ -30,20 +33,24 @@
 //! The paper keeps the residual `W − W_r` as base weight; adding the change `δ` to the whole weight
 //! is the same function, exact before training, and leaves a shared base alone. `relative` trains
 //! `σ = σ_r (1 + δ)`; `nonnegative` keeps `σ ≥ 0`. Ranks of at most half the smaller side come from
-//! a randomised decomposition. The vectors are stored in the file, because those of close singular
+//! a randomised decomposition, unless `exact_svd` asks for the whole. The vectors are stored in the file, because those of close singular
 //! values depend on rounding.
 //!
 //! ## References
 //! - Sun, Wei, Wu, Shi, He, Ma, Xie, Yang: SVFit: Parameter-Efficient Fine-Tuning of Large
 //!   Pre-Trained Models Using Singular Values, 2024, arXiv 2409.05926.
+//! - Lingam, Tejaswi, Vavre, Shetty, Gudur, Ghosh, Dimakis, Choi, Bojchevski, Sanghavi: SVFT:
+//!   Parameter-Efficient Fine-Tuning with Singular Vectors, 2024, arXiv 2405.19597.
+//! - Bałazy, Banaei, Aberer, Tabor: LoRA-XS: Low-Rank Adaptation with Extremely Small Number of
+//!   Parameters, 2024, arXiv 2405.17604.
 
 use std::collections::BTreeMap;
 
 use burn::prelude::*;
-use frugal_nn::linalg::{Svd, randomised_svd, svd};
+use frugal_nn::linalg::{Svd, leading_qr, randomised_svd, svd};
 use frugal_nn::{
     AdaptError, Adapter, BuildContext, Linear, LinearChange, LowRankChange, Mode, Parameter, Pass,
-    SiteId, to_vec,
+    SiteId, named_rng, standard_normal, to_vec,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -51,6 +58,7 @@ use serde_json::{Map, Value, json};
 use crate::method::{Family, Method, MethodConfig};
 use crate::settings::Settings;
 use crate::support::per_linear::linear_maps;
+use crate::support::sparse::scatter;
 use crate::support::{base_weights, low_rank, own_files};
 use crate::target::{Names, Targets};
 
@@ -68,6 +76,30 @@ pub const METHOD: Method = Method::of::<SvfitConfig>(
 .aliases(&["singular-values"])
 .default_lr(1e-1);
 
+/// What is trained between the frozen vectors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Core {
+    /// One number per pair of vectors.
+    #[default]
+    Diagonal,
+    /// The diagonal and its neighbours.
+    Banded,
+    /// A whole matrix.
+    Dense,
+}
+
+/// Where the frozen vectors come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Basis {
+    /// Singular vectors of the weight.
+    #[default]
+    Weight,
+    /// Random orthonormal vectors.
+    Random,
+}
+
 /// Settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -79,6 +111,14 @@ pub struct SvfitConfig {
     pub energy: Option<f64>,
     /// Rank by path, as found by `energy`; wins over both.
     pub rank_pattern: BTreeMap<String, usize>,
+    /// What is trained between the frozen vectors.
+    pub core: Core,
+    /// Neighbours on each side of the diagonal that a banded core has.
+    pub band: usize,
+    /// Where the frozen vectors come from.
+    pub basis: Basis,
+    /// Decompose each weight as a whole, however small the rank is.
+    pub exact_svd: bool,
     /// Train the change relative to each singular value.
     pub relative: bool,
     /// Do not let a singular value fall below 0.
@@ -100,6 +140,10 @@ impl Default for SvfitConfig {
             r: 64,
             energy: None,
             rank_pattern: BTreeMap::new(),
+            core: Core::Diagonal,
+            band: 1,
+            basis: Basis::Weight,
+            exact_svd: false,
             relative: false,
             nonnegative: false,
             init_weights: true,
@@ -125,6 +169,19 @@ impl MethodConfig for SvfitConfig {
         };
         if self.r == 0 || self.rank_pattern.values().any(|&r| r == 0) {
             return bad("r", "the rank must be at least 1".into());
+        }
+        if self.basis == Basis::Random && (self.relative || self.energy.is_some()) {
+            let field = if self.relative { "relative" } else { "energy" };
+            return bad(
+                field,
+                "a random basis has no singular values: leave it out".into(),
+            );
+        }
+        if self.nonnegative && (self.core != Core::Diagonal || self.basis == Basis::Random) {
+            return bad(
+                "nonnegative",
+                "needs `core = \"diagonal\"` and `basis = \"weight\"`".into(),
+            );
         }
         match self.energy {
             Some(share) if !(share > 0.0 && share <= 1.0) => bad(
@@ -160,8 +217,24 @@ struct Atoms {
     vt: Parameter,
     /// Singular values of the base, `[r]`.
     sigma: Parameter,
-    /// Their trained change, `[r]`.
+    /// Their trained change, `[r]`; of other cores the elements, `[r, r]` or those of the band.
     delta: Parameter,
+}
+
+/// Positions in a core `[r, r]` that a band has, row by row.
+fn in_band(r: usize, band: usize) -> impl Iterator<Item = usize> {
+    (0..r).flat_map(move |row| {
+        let last = row.saturating_add(band).min(r - 1);
+        (row.saturating_sub(band)..=last).map(move |column| row * r + column)
+    })
+}
+
+/// `r` random orthonormal vectors of this length, `[r, len]`.
+fn orthonormal(seed: u64, name: &str, len: usize, r: usize) -> Vec<f32> {
+    let mut rng = named_rng(seed, name);
+    let values: Vec<f32> = (0..len * r).map(|_| standard_normal(&mut rng)).collect();
+    let q = leading_qr(&values, len, r, r).q;
+    (0..r * len).map(|i| q[i % len * r + i / len]).collect()
 }
 
 /// Smallest rank whose squared singular values make up this share of the sum of all.
@@ -186,7 +259,7 @@ fn decompose(
     let [rows, cols] = weight.dims();
     let (side, values) = (rows.min(cols), to_vec(weight.clone()));
     match (rank, config.energy) {
-        (Some(rank), _) if 2 * rank <= side => (
+        (Some(rank), _) if 2 * rank <= side && !config.exact_svd => (
             randomised_svd(
                 &values,
                 rows,
@@ -221,6 +294,13 @@ impl Atoms {
             .or_else(|| config.energy.is_none().then_some(config.r))
             .map(|r| r.min(d_in.min(d_out)));
         let (u, s, vt, rank) = match weight.filter(|_| config.init_weights) {
+            Some(_) if config.basis == Basis::Random => {
+                let rank = asked.unwrap_or(d_in.min(d_out));
+                let left = orthonormal(context.seed, &format!("{path} svfit U"), d_out, rank);
+                let u = (0..d_out * rank).map(|i| left[i % rank * d_out + i / rank]);
+                let vt = orthonormal(context.seed, &format!("{path} svfit V"), d_in, rank);
+                (u.collect(), vec![0.0; rank], vt, rank)
+            }
             Some(weight) => {
                 let (found, rank) = decompose(config, weight, asked, context.seed);
                 let k = found.s.len();
@@ -247,14 +327,19 @@ impl Atoms {
                 )
             }
         };
+        let core = match config.core {
+            Core::Diagonal => vec![rank],
+            Core::Banded => vec![in_band(rank, config.band).count()],
+            Core::Dense => vec![rank, rank],
+        };
         Self {
             u: Parameter::frozen(format!("{path}.svfit_U"), &[d_out, rank], u, device),
             vt: Parameter::frozen(format!("{path}.svfit_Vt"), &[rank, d_in], vt, device),
             sigma: Parameter::frozen(format!("{path}.svfit_sigma"), &[rank], s, device),
             delta: Parameter::new(
                 format!("{path}.svfit_delta"),
-                &[rank],
-                vec![0.0; rank],
+                &core,
+                vec![0.0; core.iter().product()],
                 device,
             ),
             rank,
@@ -262,20 +347,39 @@ impl Atoms {
         }
     }
 
-    /// `diag(δ) V_rᵀ`, `[r, d_in]`.
+    /// `C V_rᵀ`, `[r, d_in]`.
     fn a(&self, config: &SvfitConfig, mode: Mode) -> Tensor<2> {
+        let (sigma, vt) = (self.sigma.get::<1>(mode), self.vt.get::<2>(mode));
+        let core = match config.core {
+            Core::Diagonal => return vt * self.diagonal(config, mode).unsqueeze_dim::<2>(1),
+            Core::Dense => self.delta.get::<2>(mode),
+            Core::Banded => scatter(
+                in_band(self.rank, config.band),
+                self.delta.get::<1>(mode),
+                self.rank,
+                self.rank,
+            ),
+        };
+        let core = match config.relative {
+            true => core * sigma.unsqueeze_dim::<2>(1),
+            false => core,
+        };
+        core.matmul(vt)
+    }
+
+    /// `δ`, `[r]`.
+    fn diagonal(&self, config: &SvfitConfig, mode: Mode) -> Tensor<1> {
         let (delta, sigma) = (self.delta.get::<1>(mode), self.sigma.get::<1>(mode));
         let delta = if config.relative {
             delta * sigma.clone()
         } else {
             delta
         };
-        let delta = if config.nonnegative {
+        if config.nonnegative {
             burn::tensor::activation::relu(delta + sigma.clone()) - sigma
         } else {
             delta
-        };
-        self.vt.get::<2>(mode) * delta.unsqueeze_dim::<2>(1)
+        }
     }
 
     fn parameters(&self) -> [&Parameter; 4] {

@@ -156,3 +156,88 @@ fn counts_are_one_number_per_singular_value() {
         97_920
     );
 }
+
+#[test]
+fn banded_and_dense_cores_are_the_formulas() {
+    // W = [[3, 0], [4, 5]] has the singular values 6.708204 and 2.236068.
+    for (settings, core) in [
+        (
+            serde_json::json!({"core": "dense"}),
+            [0.3f32, -0.2, 0.5, 0.1],
+        ),
+        (
+            serde_json::json!({"core": "dense", "relative": true}),
+            [0.3, -0.2, 0.5, 0.1],
+        ),
+        (
+            serde_json::json!({"core": "banded", "band": 0}),
+            [0.3, 0.0, 0.0, 0.1],
+        ),
+        (
+            serde_json::json!({"core": "banded", "band": 7}),
+            [0.3, -0.2, 0.5, 0.1],
+        ),
+    ] {
+        let relative = settings.get("relative").is_some();
+        let is_narrow = settings.get("band") == Some(&serde_json::json!(0));
+        let (mut svfit, base) = worked(settings);
+        let atoms = svfit.sites.iter_mut().flatten().next().unwrap();
+        let values = if is_narrow {
+            vec![core[0], core[3]]
+        } else {
+            core.to_vec()
+        };
+        assert_eq!(atoms.delta.len(), values.len());
+        atoms.delta.set(values);
+        let (u, s, vt) = (atoms.u.to_vec(), atoms.sigma.to_vec(), atoms.vt.to_vec());
+        let mut expected = [0.0f32; 4];
+        for (row, column, i, j) in (0..16).map(|n| (n / 8, n / 4 % 2, n / 2 % 2, n % 2)) {
+            let scale = if relative { s[i] } else { 1.0 };
+            expected[row * 2 + column] +=
+                u[row * 2 + i] * scale * core[i * 2 + j] * vt[j * 2 + column];
+        }
+        let found = to_vec(svfit.weight_delta(&base).unwrap().unwrap());
+        close(&found, &expected, 1e-5);
+        let x = Tensor::<2>::eye(2, &Device::default());
+        let y = to_vec(svfit.pass(Mode::Eval).linear(&base, x));
+        let w = [3.0f32, 0.0, 4.0, 5.0];
+        for (row, column) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+            let expected = w[column * 2 + row] + expected[column * 2 + row];
+            assert!((y[row * 2 + column] - expected).abs() < 1e-4);
+        }
+    }
+}
+
+#[test]
+fn a_random_basis_is_orthonormal_and_the_exact_one_that_of_the_weight() {
+    let (r, len) = (3, 7);
+    let rows = orthonormal(5, "a layer", len, r);
+    for (i, j) in (0..r * r).map(|n| (n / r, n % r)) {
+        let product: f32 = (0..len)
+            .map(|k| rows[i * len + k] * rows[j * len + k])
+            .sum();
+        let expected = if i == j { 1.0 } else { 0.0 };
+        assert!((product - expected).abs() < 1e-5, "{i} {j}: {product}");
+    }
+    assert_ne!(rows, orthonormal(6, "a layer", len, r));
+    let random = worked(serde_json::json!({"basis": "random"})).0;
+    let own = worked(serde_json::json!({"exact_svd": true, "r": 1})).0;
+    let sigma = |svfit: &Svfit| svfit.sites.iter().flatten().next().unwrap().sigma.to_vec();
+    close(&sigma(&random), &[0.0, 0.0], 1e-7);
+    close(&sigma(&own), &[6.708_204], 1e-5);
+    for (settings, field) in [
+        (
+            serde_json::json!({"basis": "random", "relative": true}),
+            "relative",
+        ),
+        (
+            serde_json::json!({"core": "dense", "nonnegative": true}),
+            "nonnegative",
+        ),
+    ] {
+        let message = (METHOD.check)(settings.as_object().unwrap())
+            .unwrap_err()
+            .to_string();
+        assert!(message.contains(&format!("`{field}`")), "{message}");
+    }
+}
