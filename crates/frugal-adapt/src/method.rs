@@ -3,8 +3,10 @@
 use frugal_models::{LoadOptions, Quantize};
 use frugal_nn::{AdaptError, Adapter, BuildContext, Operation, SiteTable};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
-use crate::settings::Settings;
+use crate::settings::{self, Settings};
+use crate::support::own_files;
 
 /// What a method acts on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -59,7 +61,47 @@ pub struct LoadRule {
     pub refuses: fn(&Settings, Operation) -> Option<String>,
 }
 
-/// A registered method.
+/// The typed settings of a method, from which [`Method::of`] makes its registry entry.
+pub trait MethodConfig: Serialize + DeserializeOwned + Default {
+    /// Name on the command line and in configuration files.
+    const NAME: &'static str;
+    /// `peft_type` of its adapter files.
+    const PEFT_TYPE: &'static str;
+
+    /// Checks the ranges of the settings, without a model.
+    ///
+    /// # Errors
+    /// [`AdaptError::Config`] naming the field.
+    fn validate(&self) -> Result<(), AdaptError> {
+        Ok(())
+    }
+
+    /// Builds an adapter.
+    ///
+    /// # Errors
+    /// Bad settings, or such as the model does not allow.
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError>;
+
+    /// Reads settings by name.
+    ///
+    /// # Errors
+    /// [`AdaptError::Settings`].
+    fn parse(settings: &Settings) -> Result<Self, AdaptError> {
+        settings::parse(Self::NAME, settings)
+    }
+
+    /// Settings from an `adapter_config.json`. By default every setting under its own name, as in
+    /// files of methods that `peft` does not have.
+    ///
+    /// # Errors
+    /// Fields that would change what the method does and are not understood.
+    fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
+        Ok(own_files::from_file::<Self>(config))
+    }
+}
+
+/// A registered method. [`Method::of`] makes one from the type of its settings; what differs from
+/// the defaults is said after that.
 pub struct Method {
     /// Name on the command line and in configuration files.
     pub name: &'static str,
@@ -93,6 +135,82 @@ pub struct Method {
 }
 
 impl Method {
+    /// The method with these settings; `source` is the file whose header documents it.
+    ///
+    /// It has no other name, the learning rate 1e-3, a `peft_type` of its own and all capabilities.
+    pub const fn of<C: MethodConfig>(
+        family: Family,
+        summary: &'static str,
+        source: &'static str,
+    ) -> Self {
+        Self {
+            name: C::NAME,
+            aliases: &[],
+            family,
+            summary,
+            default_lr: 1e-3,
+            peft_type: C::PEFT_TYPE,
+            peft_variant: None,
+            load_rule: None,
+            capabilities: Capabilities {
+                merge: true,
+                identity_at_init: true,
+                mixed_batch: true,
+            },
+            source,
+            defaults: settings::defaults::<C>,
+            check: |settings| C::parse(settings)?.validate(),
+            build: |settings, context| {
+                let config = C::parse(settings)?;
+                config.validate()?;
+                config.build(context)
+            },
+            from_peft: C::from_peft,
+        }
+    }
+
+    /// Other spellings that are understood.
+    pub const fn aliases(mut self, aliases: &'static [&'static str]) -> Self {
+        self.aliases = aliases;
+        self
+    }
+
+    /// Learning rate of its default recipe.
+    pub const fn default_lr(mut self, default_lr: f64) -> Self {
+        self.default_lr = default_lr;
+        self
+    }
+
+    /// One of several methods of a `peft_type`: those whose `adapter_config.json` is `variant`.
+    pub const fn peft_variant(mut self, variant: fn(&Settings) -> bool) -> Self {
+        self.peft_variant = Some(variant);
+        self
+    }
+
+    /// Some settings want the weights read in a way of their own.
+    pub const fn load_rule(mut self, rule: LoadRule) -> Self {
+        self.load_rule = Some(rule);
+        self
+    }
+
+    /// Cannot be merged into the weights.
+    pub const fn without_merge(mut self) -> Self {
+        self.capabilities.merge = false;
+        self
+    }
+
+    /// Changes the model before training.
+    pub const fn without_identity(mut self) -> Self {
+        self.capabilities.identity_at_init = false;
+        self
+    }
+
+    /// All sequences of a batch use the same adapter.
+    pub const fn without_mixed_batch(mut self) -> Self {
+        self.capabilities.mixed_batch = false;
+        self
+    }
+
     /// The documentation: the header of its source file.
     pub fn documentation(&self) -> String {
         let lines = self

@@ -354,6 +354,10 @@ impl Pass for OverlayPass<'_> {
         self.inner.needs_token_rows()
     }
 
+    fn take_error(&mut self) -> Option<frugal_nn::ModelError> {
+        self.inner.take_error()
+    }
+
     fn auxiliary_loss(&mut self) -> Option<Tensor<1>> {
         self.inner.auxiliary_loss()
     }
@@ -396,6 +400,14 @@ impl Adapter for Overlay {
         self.inner.probes()
     }
 
+    fn wants_examples(&self) -> bool {
+        self.inner.wants_examples()
+    }
+
+    fn after_example(&mut self, targets: usize, gradients: &mut GradientSum) {
+        self.inner.after_example(targets, gradients);
+    }
+
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
         Box::new(OverlayPass {
             overlay: self,
@@ -421,6 +433,13 @@ impl Adapter for Overlay {
     fn weight_delta(&self, base: &Linear) -> Result<Option<Tensor<2>>, AdaptError> {
         let merged = self.merged_linear(base)?;
         Ok(merged.map(|merged| merged.weight - base.weight.dense()))
+    }
+
+    fn merged_factors(&self, base: &Linear) -> Option<[Tensor<2>; 2]> {
+        match self.tokens_at(base.site).is_some() || self.linear(base, Mode::Eval).is_some() {
+            true => None,
+            false => self.inner.merged_factors(base),
+        }
     }
 
     fn merged_linear(&self, base: &Linear) -> Result<Option<MergedLinear>, AdaptError> {

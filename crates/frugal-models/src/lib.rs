@@ -28,6 +28,7 @@ pub use build::{build, build_with};
 pub use frugal_kernels::ActivationQuant;
 pub use init::random_weights;
 pub use loftq::Loftq;
+pub use names::factor_names;
 pub use rope::{RopeConfig, RopeScaling, inverse_frequencies};
 pub use source::{Loaded, MemorySource, WeightSource, read_values};
 pub use weights::{LoadOptions, Quantize, WeightLoader};

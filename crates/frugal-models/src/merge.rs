@@ -6,7 +6,11 @@ use frugal_nn::{
     SiteId, SiteKind, Weight, to_vec,
 };
 
+use serde_json::json;
+
 use crate::architecture::ModelConfig;
+use crate::names::factor_names;
+use crate::registry::FACTORED_METHOD;
 use crate::source::MemorySource;
 
 /// The weights of a model under their Hugging Face names, with the configuration that fits them.
@@ -17,14 +21,37 @@ pub struct Weights {
     pub tensors: MemorySource,
 }
 
-/// All weights of a backbone, with `adapter` merged into them if one is given.
+/// How layers are written that are held as two thin matrices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Form {
+    /// As one matrix each, which every program reads.
+    #[default]
+    Whole,
+    /// As they are held, which makes a smaller model for this program.
+    Factored,
+}
+
+/// All weights of a backbone, with `adapter` merged into them if one is given, as whole matrices.
 ///
-/// An adapter that makes a tied output head differ from the token table unties them.
+/// An adapter that makes a tied output head differ from the token table unties them. One that adds
+/// biases to a model without turns on the settings of its architecture that give it such.
 ///
 /// # Errors
 /// [`AdaptError::Unsupported`] for methods that no weight can express, [`AdaptError::NotFinite`]
 /// when a merged weight is infinite or not a number.
 pub fn weights(
+    backbone: &dyn Backbone,
+    adapter: Option<&dyn Adapter>,
+) -> Result<Weights, AdaptError> {
+    weights_as(Form::Whole, backbone, adapter)
+}
+
+/// [`weights`] in one form or the other.
+///
+/// # Errors
+/// Those of [`weights`].
+pub fn weights_as(
+    form: Form,
     backbone: &dyn Backbone,
     adapter: Option<&dyn Adapter>,
 ) -> Result<Weights, AdaptError> {
@@ -36,6 +63,9 @@ pub fn weights(
         tensors: MemorySource::default(),
         table: None,
         untied: false,
+        with_new_bias: Vec::new(),
+        form,
+        factored: false,
     };
     let mut failure = None;
     backbone.visit_weights(&mut |part| {
@@ -54,6 +84,21 @@ pub fn weights(
             raw.insert("tie_word_embeddings".into(), false.into());
         }
     }
+    let (key, method) = (
+        "quantization_config",
+        json!({"quant_method": FACTORED_METHOD}),
+    );
+    if let Some(raw) = config.raw.as_object_mut() {
+        if out.factored {
+            raw.insert(key.into(), method);
+        } else if raw.get(key) == Some(&method) {
+            // A factored model that is written whole.
+            raw.remove(key);
+        }
+    }
+    if !out.with_new_bias.is_empty() {
+        config = out.add_biases(config, adapter)?;
+    }
     Ok(Weights {
         config,
         tensors: out.tensors,
@@ -61,6 +106,12 @@ pub fn weights(
 }
 
 impl Weights {
+    /// Whether layers are written as two thin matrices.
+    pub fn is_factored(&self) -> bool {
+        let method = self.config.raw.pointer("/quantization_config/quant_method");
+        method.and_then(serde_json::Value::as_str) == Some(FACTORED_METHOD)
+    }
+
     /// A backbone of these weights, which it shares.
     ///
     /// # Errors
@@ -92,7 +143,15 @@ struct Writer<'a> {
     /// The token table as merged.
     table: Option<Tensor<2>>,
     untied: bool,
+    /// Paths of layers that have got a bias and had none.
+    with_new_bias: Vec<String>,
+    form: Form,
+    /// Whether a layer was written as two.
+    factored: bool,
 }
+
+/// Settings that give an architecture biases, and the part of the paths that they are for.
+const BIAS_SETTINGS: [(&str, &str); 2] = [("attention_bias", ".self_attn."), ("mlp_bias", ".mlp.")];
 
 impl Writer<'_> {
     fn part(&mut self, part: &Frozen<'_>, adapter: Option<&dyn Adapter>) -> Result<(), AdaptError> {
@@ -125,6 +184,44 @@ impl Writer<'_> {
         }
     }
 
+    /// The configuration with biases where an adapter has added them, and zeros for those that come
+    /// with them.
+    fn add_biases(
+        &mut self,
+        config: ModelConfig,
+        adapter: Option<&dyn Adapter>,
+    ) -> Result<ModelConfig, AdaptError> {
+        let mut raw = config.raw.clone();
+        for (key, part) in BIAS_SETTINGS {
+            if self.with_new_bias.iter().any(|path| path.contains(part)) {
+                raw[key] = true.into();
+            }
+        }
+        // An architecture that does not know the setting refuses it, or does without.
+        let with = ModelConfig::from_json(raw, &self.backbone.info().source).unwrap_or(config);
+        let sites = with.sites();
+        let has_bias = |path: &str| sites.iter().any(|(_, s)| s.path == path && s.has_bias);
+        if let Some(path) = self.with_new_bias.iter().find(|path| !has_bias(path)) {
+            let reason = format!(
+                "`{path}` has no bias in this architecture, so the adapter's has no place in a model file; use it unmerged"
+            );
+            return Err(AdaptError::Unsupported {
+                method: adapter.map_or("", |a| a.method()),
+                action: "be merged",
+                reason,
+            });
+        }
+        for (id, site) in self.backbone.sites().iter() {
+            let added = sites.info(id).has_bias && !site.has_bias;
+            if added && !self.with_new_bias.contains(&site.path) {
+                let zeros = Tensor::zeros([site.d_out], self.backbone.device());
+                self.tensors
+                    .insert_vector(format!("{}.bias", site.path), zeros);
+            }
+        }
+        Ok(with)
+    }
+
     /// What an adapter adds would be rounded away in packed weights.
     fn check_dense(
         &self,
@@ -153,21 +250,18 @@ impl Writer<'_> {
         adapter: Option<&dyn Adapter>,
     ) -> Result<(), AdaptError> {
         let info = self.backbone.sites().info(linear.site);
+        let is_changed = merged.is_some();
         let MergedLinear { weight, bias } = merged.unwrap_or_else(|| MergedLinear {
             weight: linear.weight.dense(),
             bias: linear.bias.clone(),
         });
         check_finite(&info.path, &weight)?;
+        let factors = match self.form {
+            Form::Whole => None,
+            Form::Factored => factors(linear, adapter, is_changed),
+        };
         if bias.is_some() && !info.has_bias {
-            let reason = format!(
-                "`{}` has no bias in this architecture, so the adapter's has no place in a model file; use it unmerged",
-                info.path
-            );
-            return Err(AdaptError::Unsupported {
-                method: adapter.map_or("", |a| a.method()),
-                action: "be merged",
-                reason,
-            });
+            self.with_new_bias.push(info.path.clone());
         }
         if info.tied {
             let same = self
@@ -179,13 +273,23 @@ impl Writer<'_> {
             }
             self.untied = true;
         }
-        let stored = if info.kind == SiteKind::Conv1d {
-            weight.transpose()
-        } else {
-            weight
-        };
-        self.tensors
-            .insert_matrix(format!("{}.weight", info.path), stored);
+        match factors {
+            Some(factors) => {
+                self.factored = true;
+                for (name, factor) in factor_names(&info.path).into_iter().zip(factors) {
+                    self.tensors.insert_matrix(name, factor);
+                }
+            }
+            None => {
+                let stored = if info.kind == SiteKind::Conv1d {
+                    weight.transpose()
+                } else {
+                    weight
+                };
+                self.tensors
+                    .insert_matrix(format!("{}.weight", info.path), stored);
+            }
+        }
         if let Some(bias) = bias {
             self.tensors
                 .insert_vector(format!("{}.bias", info.path), bias);
@@ -207,6 +311,22 @@ impl Writer<'_> {
         if let Some(bias) = bias {
             self.tensors.insert_vector(format!("{path}.bias"), bias);
         }
+    }
+}
+
+/// The thin matrices of a layer: the adapter's, or the model's own where it does not change them.
+fn factors(
+    linear: &Linear,
+    adapter: Option<&dyn Adapter>,
+    is_changed: bool,
+) -> Option<[Tensor<2>; 2]> {
+    match (
+        &linear.weight,
+        adapter.and_then(|a| a.merged_factors(linear)),
+    ) {
+        (_, Some(factors)) => Some(factors),
+        (Weight::Factored(own), None) if !is_changed => Some([own.l.dense(), own.r.dense()]),
+        _ => None,
     }
 }
 

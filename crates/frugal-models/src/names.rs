@@ -63,6 +63,11 @@ impl FileNames {
     }
 }
 
+/// Names of the two thin matrices in place of a layer's weight: `[rank, d_in]`, `[d_out, rank]`.
+pub fn factor_names(path: &str) -> [String; 2] {
+    [format!("{path}.0.weight"), format!("{path}.1.weight")]
+}
+
 /// Whether the output over the vocabulary is the token table.
 fn is_tied(sites: &SiteTable) -> bool {
     sites.iter().any(|(_, site)| site.tied)
@@ -91,7 +96,11 @@ pub fn unexpected(source: &dyn WeightSource, info: &BackboneInfo, sites: &SiteTa
     let names = FileNames::of(source, info, sites);
     let mut used = std::collections::HashSet::new();
     for (_, site) in sites.iter() {
-        used.insert(names.in_file(&format!("{}.weight", site.path)));
+        let whole = names.in_file(&format!("{}.weight", site.path));
+        if site.kind.is_inner_linear() && source.shape(&whole).is_none() {
+            used.extend(factor_names(&site.path).map(|name| names.in_file(&name)));
+        }
+        used.insert(whole);
         if site.has_bias {
             used.insert(names.in_file(&format!("{}.bias", site.path)));
         }
@@ -114,6 +123,11 @@ pub fn unexpected(source: &dyn WeightSource, info: &BackboneInfo, sites: &SiteTa
             let path = name
                 .rsplit_once('.')
                 .map_or(name.as_str(), |(path, _)| path);
+            // A factor of a layer belongs to it.
+            let path = path
+                .strip_suffix(".0")
+                .or(path.strip_suffix(".1"))
+                .unwrap_or(path);
             sites.find(path).is_some_and(|site| !sites.info(site).tied)
         });
         // Layers of further predictions, which the reference leaves out too.

@@ -75,12 +75,19 @@ impl ModelConfig {
     }
 }
 
+/// What `quant_method` says in folders whose layers are two thin matrices each. Other programs
+/// would take the layers for missing and draw them at random; this they refuse.
+pub const FACTORED_METHOD: &str = "frugal_factored";
+
 /// Weights in codes of other programs are no weights here.
 fn check_unquantized(raw: &Value, source: &str) -> Result<(), ModelError> {
     let Some(settings) = raw.get("quantization_config").filter(|v| !v.is_null()) else {
         return Ok(());
     };
     let text = |key: &str| settings.get(key).and_then(Value::as_str);
+    if text("quant_method") == Some(FACTORED_METHOD) {
+        return Ok(());
+    }
     let by = text("quant_method")
         .or(text("quant_type"))
         .unwrap_or("another program");

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use burn::prelude::*;
 use frugal_formats::gguf::GgmlType;
 use frugal_kernels::{ActivationQuant, Packed, Sparse};
-use frugal_nn::layers::{Embedding, Linear, Norm, Weight};
-use frugal_nn::site::{SiteKind, SiteTable};
+use frugal_nn::layers::{Embedding, Factored, Linear, Norm, Weight};
+use frugal_nn::site::{SiteInfo, SiteKind, SiteTable};
 use frugal_nn::{BackboneInfo, Correction, ModelError, to_vec};
 use serde::{Deserialize, Serialize};
 
 use crate::loftq::{self, Loftq};
-use crate::names::{FileNames, check_tied, hints, unexpected};
+use crate::names::{FileNames, check_tied, factor_names, hints, unexpected};
 use crate::source::{Loaded, WeightSource};
 
 /// How the matrices of a model are held.
@@ -148,6 +148,15 @@ impl<'a> WeightLoader<'a> {
     fn expected(&self) -> Vec<(String, Vec<usize>, bool)> {
         let mut all = Vec::new();
         for (_, site) in self.sites.iter().filter(|(_, s)| !s.tied) {
+            if let Some(rank) = self.factored_rank(site) {
+                let [l, r] = factor_names(&site.path);
+                all.push((l, vec![rank, site.d_in], false));
+                all.push((r, vec![site.d_out, rank], false));
+                if site.has_bias {
+                    all.push((format!("{}.bias", site.path), vec![site.d_out], false));
+                }
+                continue;
+            }
             let shape = match site.kind {
                 SiteKind::Norm => vec![site.d_out],
                 SiteKind::Conv1d | SiteKind::Embedding => vec![site.d_in, site.d_out],
@@ -163,6 +172,16 @@ impl<'a> WeightLoader<'a> {
             }
         }
         all
+    }
+
+    /// Rank of a layer that the source holds as two thin matrices.
+    fn factored_rank(&self, site: &SiteInfo) -> Option<usize> {
+        let whole = self.file_name(&format!("{}.weight", site.path));
+        if !site.kind.is_inner_linear() || self.source.shape(&whole).is_some() {
+            return None;
+        }
+        let [l, _] = factor_names(&site.path);
+        self.source.shape(&self.file_name(&l))?.first().copied()
     }
 
     fn check(&mut self, info: &BackboneInfo) -> Result<(), ModelError> {
@@ -234,11 +253,15 @@ impl<'a> WeightLoader<'a> {
         } else {
             None
         };
-        Ok(Linear {
-            site,
-            weight: self.weight(path, info.kind)?,
-            bias,
-        })
+        let weight = match self.factored_rank(info) {
+            // Each of the two is held as the options want it; neither is stored transposed.
+            Some(_) => Weight::Factored(Arc::new(Factored {
+                l: self.weight(&format!("{path}.0"), SiteKind::Linear)?,
+                r: self.weight(&format!("{path}.1"), SiteKind::Linear)?,
+            })),
+            None => self.weight(path, info.kind)?,
+        };
+        Ok(Linear { site, weight, bias })
     }
 
     /// A matrix `[d_out, d_in]` as the options want it held.

@@ -28,6 +28,17 @@ pub enum Weight {
         /// Where its products are computed.
         device: Device,
     },
+    /// The product `R L` of two thin matrices.
+    Factored(Arc<Factored>),
+}
+
+/// Two thin matrices in place of one.
+#[derive(Clone, Debug)]
+pub struct Factored {
+    /// `[rank, d_in]`.
+    pub l: Weight,
+    /// `[d_out, rank]`.
+    pub r: Weight,
 }
 
 impl Weight {
@@ -37,6 +48,17 @@ impl Weight {
             Self::Dense(weight) => weight.clone(),
             Self::Packed { packed, device, .. } => packed.dense(device),
             Self::Sparse { sparse, device } => sparse.dense(device),
+            Self::Factored(factors) => factors.r.dense().matmul(factors.l.dense()),
+        }
+    }
+
+    /// `x Wᵀ + b`: `[tokens, d_in]` to `[tokens, d_out]`.
+    fn linear(&self, x: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
+        match self {
+            Self::Dense(weight) => frugal_kernels::linear(x, weight.clone(), bias),
+            Self::Packed { packed, .. } => frugal_kernels::quantized_linear(x, packed, bias),
+            Self::Sparse { sparse, .. } => frugal_kernels::sparse_linear(x, sparse, bias),
+            Self::Factored(factors) => factors.r.linear(factors.l.linear(x, None), bias),
         }
     }
 
@@ -45,7 +67,7 @@ impl Weight {
         match self {
             Self::Dense(weight) => lookup(weight.clone(), ids),
             Self::Packed { packed, device, .. } => packed.select(ids, device),
-            Self::Sparse { .. } => lookup(self.dense(), ids),
+            Self::Sparse { .. } | Self::Factored(_) => lookup(self.dense(), ids),
         }
     }
 
@@ -55,6 +77,7 @@ impl Weight {
             Self::Dense(weight) => weight.dims(),
             Self::Packed { packed, .. } => packed.dims(),
             Self::Sparse { sparse, .. } => sparse.dims(),
+            Self::Factored(factors) => [factors.r.dims()[0], factors.l.dims()[1]],
         }
     }
 
@@ -64,6 +87,7 @@ impl Weight {
             Self::Dense(weight) => weight.dims().iter().product::<usize>() * size_of::<f32>(),
             Self::Packed { packed, .. } => packed.bytes(),
             Self::Sparse { sparse, .. } => sparse.bytes(),
+            Self::Factored(factors) => factors.l.bytes() + factors.r.bytes(),
         }
     }
 
@@ -71,7 +95,7 @@ impl Weight {
     pub fn correction(&self) -> Option<&Correction> {
         match self {
             Self::Packed { correction, .. } => correction.as_deref(),
-            Self::Dense(_) | Self::Sparse { .. } => None,
+            Self::Dense(_) | Self::Sparse { .. } | Self::Factored(_) => None,
         }
     }
 
@@ -81,6 +105,8 @@ impl Weight {
             Self::Dense(_) => None,
             Self::Packed { packed, .. } => Some(packed.format()),
             Self::Sparse { .. } => Some("sparse"),
+            // Dense factors are trained and merged like dense weights.
+            Self::Factored(factors) => factors.l.format().or(factors.r.format()),
         }
     }
 }
@@ -111,15 +137,7 @@ pub struct Linear {
 impl Linear {
     /// `[tokens, d_in]` to `[tokens, d_out]`.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        match &self.weight {
-            Weight::Dense(weight) => frugal_kernels::linear(x, weight.clone(), self.bias.clone()),
-            Weight::Packed { packed, .. } => {
-                frugal_kernels::quantized_linear(x, packed, self.bias.clone())
-            }
-            Weight::Sparse { sparse, .. } => {
-                frugal_kernels::sparse_linear(x, sparse, self.bias.clone())
-            }
-        }
+        self.weight.linear(x, self.bias.clone())
     }
 
     /// The same with `scale · B A` added to the weight: a `[r, d_in]`, b `[d_out, r]`.
@@ -138,10 +156,10 @@ impl Linear {
             Weight::Packed { packed, .. } => {
                 frugal_kernels::quantized_lora_linear(x, packed, bias, a, b, scale)
             }
-            Weight::Sparse { sparse, .. } => {
+            Weight::Sparse { .. } | Weight::Factored(_) => {
                 let low =
                     frugal_kernels::linear(frugal_kernels::linear(x.clone(), a, None), b, None);
-                frugal_kernels::sparse_linear(x, sparse, bias) + low * scale
+                self.weight.linear(x, bias) + low * scale
             }
         }
     }
@@ -156,7 +174,7 @@ impl Linear {
             Weight::Packed { packed, .. } => {
                 frugal_kernels::quantized_multi_lora_linear(x, packed, bias, pairs)
             }
-            Weight::Sparse { sparse, .. } => {
+            Weight::Sparse { .. } | Weight::Factored(_) => {
                 let change = |LowRankRows { rows, a, b, scale }: &LowRankRows| {
                     let low =
                         frugal_kernels::linear(x.clone().slice(rows.clone()), a.clone(), None);
@@ -166,7 +184,7 @@ impl Linear {
                     )
                 };
                 let changes: Vec<_> = pairs.iter().map(change).collect();
-                let y = frugal_kernels::sparse_linear(x, sparse, bias);
+                let y = self.weight.linear(x, bias);
                 changes.into_iter().fold(y, |y, (rows, change)| {
                     let part = y.clone().slice(rows.clone()) + change;
                     y.slice_assign([rows], part)

@@ -19,7 +19,7 @@ pub use backbone::{
 };
 pub use error::{LoadError, ModelError};
 pub use heads::{Head, HeadConfig, Pooling};
-pub use layers::{Correction, Embedding, Linear, Norm, Weight, lookup};
+pub use layers::{Correction, Embedding, Factored, Linear, Norm, Weight, lookup};
 pub use layout::{Content, Input, SequenceLayout};
 pub use rng::{named_rng, standard_normal};
 pub use rows::{drop_prepended, mean_pool, select_rows};

@@ -119,6 +119,10 @@ impl Pass for NoisyPass<'_> {
         self.inner.needs_token_rows()
     }
 
+    fn take_error(&mut self) -> Option<frugal_nn::ModelError> {
+        self.inner.take_error()
+    }
+
     fn auxiliary_loss(&mut self) -> Option<Tensor<1>> {
         self.inner.auxiliary_loss()
     }

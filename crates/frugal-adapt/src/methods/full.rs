@@ -27,44 +27,40 @@
 //!   1801.06146.
 
 use burn::prelude::*;
+use frugal_models::factor_names;
 use frugal_nn::{
     AdaptError, Adapter, Backbone, BuildContext, Embedding, Frozen, Linear, LinearChange,
-    MergedLinear, Mode, Norm, NormChange, Parameter, Pass, SiteId, lookup, to_vec,
+    MergedLinear, Mode, Norm, NormChange, Parameter, Pass, SiteId, Weight, lookup, to_vec,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::method::{Capabilities, Family, Method};
-use crate::settings;
+use crate::method::{Family, Method, MethodConfig};
+use crate::settings::Settings;
 
 const NAME: &str = "full";
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &["full-fine-tuning", "fft"],
-    family: Family::Full,
-    summary: "Trains every weight: the reference, and what pre-training uses",
-    default_lr: 6e-5,
-    peft_type: "FULL",
-    peft_variant: None,
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: true,
-        identity_at_init: true,
-        mixed_batch: true,
-    },
-    source: include_str!("full.rs"),
-    defaults: settings::defaults::<FullConfig>,
-    check: |settings| settings::parse::<FullConfig>(NAME, settings).map(|_| ()),
-    build: |settings, context| {
-        Ok(Box::new(Full::new(
-            settings::parse(NAME, settings)?,
-            context,
-        )?))
-    },
-    from_peft: |_| Ok(Map::new()),
-};
+pub const METHOD: Method = Method::of::<FullConfig>(
+    Family::Full,
+    "Trains every weight: the reference, and what pre-training uses",
+    include_str!("full.rs"),
+)
+.aliases(&["full-fine-tuning", "fft"])
+.default_lr(6e-5);
+
+impl MethodConfig for FullConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = "FULL";
+
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(Full::new(self, context)?))
+    }
+
+    fn from_peft(_: &Settings) -> Result<Settings, AdaptError> {
+        Ok(Map::new())
+    }
+}
 
 /// No settings.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -74,7 +70,31 @@ pub struct FullConfig {}
 #[derive(Default)]
 struct Site {
     weight: Option<Parameter>,
+    /// Where the model holds the weight as two thin matrices: the first, `[rank, d_in]`; `weight` is
+    /// then the second.
+    first: Option<Parameter>,
     bias: Option<Parameter>,
+}
+
+impl Site {
+    /// Copies of a layer that the model holds as two thin matrices.
+    fn factored(linear: &Linear, context: &BuildContext<'_>) -> Self {
+        let (path, device) = (&context.sites.info(linear.site).path, &context.device);
+        let Weight::Factored(factors) = &linear.weight else {
+            return Self::default();
+        };
+        let [l, r] = factor_names(path);
+        let copy = |name: String, weight: &Weight| {
+            let values = to_vec(weight.dense());
+            Parameter::new(name, &weight.dims(), values, device)
+        };
+        let bias = linear.bias.clone().map(to_vec);
+        Self {
+            first: Some(copy(l, &factors.l)),
+            weight: Some(copy(r, &factors.r)),
+            bias: bias.map(|b| Parameter::new(format!("{path}.bias"), &[b.len()], b, device)),
+        }
+    }
 }
 
 /// Trainable copies of all weights.
@@ -97,6 +117,7 @@ impl Full {
         let mut set = |id: SiteId, shape: &[usize], weight: Vec<f32>, bias: Option<Vec<f32>>| {
             let path = &context.sites.info(id).path;
             sites[id.index()] = Site {
+                first: None,
                 weight: Some(Parameter::new(
                     format!("{path}.weight"),
                     shape,
@@ -107,9 +128,13 @@ impl Full {
             };
         };
         context.backbone.map_or(Ok(()), check_dense)?;
+        let mut factored: Vec<Linear> = Vec::new();
         match context.backbone {
             Some(backbone) => backbone.visit_weights(&mut |part| match part {
                 Frozen::Linear(l) if Some(l.site) == tied => {}
+                Frozen::Linear(l) if matches!(l.weight, Weight::Factored(_)) => {
+                    factored.push(l.clone())
+                }
                 Frozen::Linear(l) => set(
                     l.site,
                     &l.weight.dims(),
@@ -133,9 +158,25 @@ impl Full {
                 }
             }
         }
+        for linear in factored {
+            sites[linear.site.index()] = Site::factored(&linear, context);
+        }
         Ok(Self {
             sites,
             tied_head: tied.zip(table),
+        })
+    }
+
+    fn first(&self, site: SiteId) -> Option<&Parameter> {
+        self.sites[site.index()].first.as_ref()
+    }
+
+    /// The weight of a linear layer, `[d_out, d_in]`.
+    fn whole(&self, site: SiteId) -> Option<Tensor<2>> {
+        let weight = self.weight(site)?.get::<2>(Mode::Eval);
+        Some(match self.first(site) {
+            Some(first) => weight.matmul(first.get::<2>(Mode::Eval)),
+            None => weight,
         })
     }
 
@@ -199,6 +240,10 @@ impl Pass for FullPass<'_> {
     }
 
     fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
+        let x = match self.adapter.first(base.site) {
+            Some(first) => frugal_kernels::linear(x, first.get::<2>(self.mode), None),
+            None => x,
+        };
         match self.adapter.weight(base.site) {
             Some(weight) => frugal_kernels::linear(
                 x,
@@ -211,6 +256,9 @@ impl Pass for FullPass<'_> {
 
     fn linear_change(&mut self, base: &Linear) -> LinearChange {
         let bias = self.adapter.bias(base.site).is_some();
+        if self.adapter.first(base.site).is_some() {
+            return LinearChange::Opaque;
+        }
         match self.adapter.weight(base.site) {
             None => LinearChange::opaque_if(bias),
             Some(_) if bias => LinearChange::Opaque,
@@ -269,14 +317,14 @@ impl Adapter for Full {
     fn parameters(&self) -> Vec<&Parameter> {
         self.sites
             .iter()
-            .flat_map(|s| s.weight.iter().chain(&s.bias))
+            .flat_map(|s| s.first.iter().chain(&s.weight).chain(&s.bias))
             .collect()
     }
 
     fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
         self.sites
             .iter_mut()
-            .flat_map(|s| s.weight.iter_mut().chain(&mut s.bias))
+            .flat_map(|s| s.first.iter_mut().chain(&mut s.weight).chain(&mut s.bias))
             .collect()
     }
 
@@ -294,19 +342,21 @@ impl Adapter for Full {
 
     fn weight_delta(&self, base: &Linear) -> Result<Option<Tensor<2>>, AdaptError> {
         Ok(self
-            .weight(base.site)
-            .map(|w| w.get::<2>(Mode::Eval) - base.weight.dense()))
+            .whole(base.site)
+            .map(|whole| whole - base.weight.dense()))
     }
 
     fn merged_linear(&self, base: &Linear) -> Result<Option<MergedLinear>, AdaptError> {
-        let Some(weight) = self.weight(base.site) else {
+        let Some(weight) = self.whole(base.site) else {
             return Ok(None);
         };
         let bias = self.bias(base.site).map(|b| b.get::<1>(Mode::Eval));
-        Ok(Some(MergedLinear {
-            weight: weight.get::<2>(Mode::Eval),
-            bias,
-        }))
+        Ok(Some(MergedLinear { weight, bias }))
+    }
+
+    fn merged_factors(&self, base: &Linear) -> Option<[Tensor<2>; 2]> {
+        let (first, second) = (self.first(base.site)?, self.weight(base.site)?);
+        Some([first.get(Mode::Eval), second.get(Mode::Eval)])
     }
 
     fn unmerged_linear(&self, _merged: &Linear) -> Result<Option<MergedLinear>, AdaptError> {

@@ -150,6 +150,16 @@ impl<T> PerSubLayer<T> {
     }
 }
 
+impl PerSubLayer<Bottleneck> {
+    /// The output of a sub-layer, and `scaling` times that of the network beside it.
+    pub fn beside(&self, io: SubLayerIo<'_>, scaling: f64, mode: Mode) -> Tensor<2> {
+        match self.get(io.layer, io.kind) {
+            Some(network) => io.output + network.forward(io.input.clone(), mode) * scaling,
+            None => io.output,
+        }
+    }
+}
+
 /// Block numbers that `layers_to_transform` means; all without it.
 pub(crate) fn chosen_layers(
     layers: Option<&Layers>,

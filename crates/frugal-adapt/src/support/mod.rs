@@ -2,6 +2,7 @@
 
 pub(crate) mod base_weights;
 pub(crate) mod bottleneck;
+pub(crate) mod by_site;
 pub(crate) mod dense;
 pub(crate) mod dropout;
 pub(crate) mod low_rank;
@@ -9,9 +10,12 @@ pub(crate) mod lycoris;
 pub(crate) mod orthogonal;
 pub(crate) mod own_files;
 pub(crate) mod pair;
+pub(crate) mod per_block;
 pub(crate) mod per_linear;
+pub(crate) mod prompt;
 pub(crate) mod rank_budget;
 pub(crate) mod residual;
 pub(crate) mod sparse;
+pub(crate) mod text_start;
 pub(crate) mod torch_random;
 pub(crate) mod values;

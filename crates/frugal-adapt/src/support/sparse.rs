@@ -30,7 +30,7 @@ impl Place {
 }
 
 /// The linear layers that `targets` selects.
-pub(crate) fn places(
+fn places(
     method: &'static str,
     targets: &Targets,
     context: &BuildContext<'_>,
@@ -54,6 +54,35 @@ pub(crate) fn places(
         })
     };
     chosen.into_iter().map(place).collect()
+}
+
+/// The layers in which entries are chosen.
+#[derive(Clone)]
+pub(crate) struct Places {
+    pub list: Vec<Place>,
+    /// Index into `list` by site.
+    by_site: Vec<Option<usize>>,
+}
+
+impl Places {
+    /// The linear layers that `targets` selects.
+    pub fn new(
+        method: &'static str,
+        targets: &Targets,
+        context: &BuildContext<'_>,
+    ) -> Result<Self, AdaptError> {
+        let list = places(method, targets, context)?;
+        let mut by_site = vec![None; context.sites.len()];
+        for (index, place) in list.iter().enumerate() {
+            by_site[place.site.index()] = Some(index);
+        }
+        Ok(Self { list, by_site })
+    }
+
+    /// Index into `list` of the layer at this site.
+    pub fn index(&self, site: SiteId) -> Option<usize> {
+        *self.by_site.get(site.index())?
+    }
 }
 
 /// How many entries a share of all layers' entries is: at least one.
@@ -213,7 +242,7 @@ impl SparseDelta {
 }
 
 /// `values` at flat positions of a matrix that is zero elsewhere.
-fn scatter(
+pub(crate) fn scatter(
     positions: impl Iterator<Item = usize>,
     values: Tensor<1>,
     d_out: usize,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use frugal::adapt::merge;
 use frugal::model::save::StoredType;
-use frugal::run::merge_to_folder;
+use frugal::run::merge_to_folder_as;
 use serde_json::json;
 
 use super::export::{finish, free_folder, warn_about_head};
@@ -18,6 +18,7 @@ const EXAMPLES: &str = "\
 Examples:
   frugal merge --adapter runs/chat --out merged
   frugal merge --model smollm2-135m --adapter runs/chat --out merged --type bf16
+  frugal merge --adapter runs/pela --out small --factored
 
 The result is a Hugging Face folder: config.json, model.safetensors, and every file that
 lies beside the weights of the model. It needs no adapter, costs nothing extra to run, and
@@ -40,6 +41,10 @@ pub struct Args {
     /// Number format of the weights
     #[arg(long = "type", value_name = "TYPE", default_value = "f32", value_parser = ["f32", "f16", "bf16"], help_heading = "Output")]
     stored_type: String,
+    /// Keep layers that are held as two thin matrices (`pela`) so: a smaller model, which Frugal
+    /// alone reads
+    #[arg(long, help_heading = "Output")]
+    factored: bool,
     /// Check everything, write nothing
     #[arg(long, help_heading = "Output")]
     dry_run: bool,
@@ -59,11 +64,16 @@ pub fn run(args: &Args) -> Result<Outcome> {
     };
     let loaded = loaded::read(&model, &args.machine, args.output)?;
     let phase = Phase::new(args.output, "merging");
+    let form = match args.factored {
+        true => merge::Form::Factored,
+        false => merge::Form::Whole,
+    };
     let adapter = loaded.entry().map(|e| e.adapter.as_ref());
     if args.dry_run {
-        merge::weights(loaded.backbone.as_ref(), adapter)?;
+        merge::weights_as(form, loaded.backbone.as_ref(), adapter)?;
     } else {
-        let complete = merge_to_folder(
+        let complete = merge_to_folder_as(
+            form,
             &loaded.files,
             loaded.backbone.as_ref(),
             loaded.entry(),

@@ -83,6 +83,8 @@ pub struct StepContext {
     pub total_steps: u64,
     /// Decides the randomness of this step.
     pub seed: u64,
+    /// Share of the peak learning rate that the schedule gives the step.
+    pub lr_factor: f64,
 }
 
 /// An adapter: named parameters, a forward pass over a backbone, and its file form.
@@ -105,6 +107,17 @@ pub trait Adapter: Send + Sync {
         Vec::new()
     }
 
+    /// Whether the step that comes must show the gradient of every example by itself, in
+    /// [`Adapter::after_example`].
+    fn wants_examples(&self) -> bool {
+        false
+    }
+
+    /// Before the optimiser's step, after each example of a step for which
+    /// [`Adapter::wants_examples`]: the gradients so far are of the mean over the `targets` of the
+    /// step. What is taken out is not added to those of the next example.
+    fn after_example(&mut self, _targets: usize, _gradients: &mut GradientSum) {}
+
     /// Hooks for one forward pass.
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_>;
 
@@ -123,6 +136,12 @@ pub trait Adapter: Send + Sync {
     /// # Errors
     /// [`AdaptError::Unsupported`] for methods that no weight can express.
     fn weight_delta(&self, base: &Linear) -> Result<Option<Tensor<2>>, AdaptError>;
+
+    /// The thin matrices `[l, r]` of a layer that the adapter holds as `R L`, `l [rank, d_in]` and
+    /// `r [d_out, rank]`, for models that are saved small; `None` where its merged weight is whole.
+    fn merged_factors(&self, _base: &Linear) -> Option<[Tensor<2>; 2]> {
+        None
+    }
 
     /// A linear layer with the adapter merged into it; `None` where the adapter leaves it alone.
     ///

@@ -157,6 +157,10 @@ impl Pass for CachedPass<'_> {
         self.inner.needs_token_rows()
     }
 
+    fn take_error(&mut self) -> Option<crate::error::ModelError> {
+        self.inner.take_error()
+    }
+
     fn auxiliary_loss(&mut self) -> Option<Tensor<1>> {
         self.inner.auxiliary_loss()
     }

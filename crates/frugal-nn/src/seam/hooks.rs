@@ -9,6 +9,7 @@
 
 use burn::prelude::*;
 
+use crate::error::ModelError;
 use crate::layers::{Embedding, Linear, Norm};
 use crate::layout::SequenceLayout;
 
@@ -263,6 +264,11 @@ pub trait Pass {
     /// After the pass: a term `[1]` to add to the training loss (balance of experts, orthogonality,
     /// distillation).
     fn auxiliary_loss(&mut self) -> Option<Tensor<1>> {
+        None
+    }
+
+    /// After the pass: what went wrong in a model that it ran beside this one (a teacher).
+    fn take_error(&mut self) -> Option<ModelError> {
         None
     }
 }

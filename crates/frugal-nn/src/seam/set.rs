@@ -281,6 +281,12 @@ impl Pass for CombinedPass<'_> {
         self.parts.iter().any(|(pass, _)| pass.needs_token_rows())
     }
 
+    fn take_error(&mut self) -> Option<crate::error::ModelError> {
+        self.parts
+            .iter_mut()
+            .find_map(|(pass, _)| pass.take_error())
+    }
+
     fn auxiliary_loss(&mut self) -> Option<Tensor<1>> {
         self.parts
             .iter_mut()
@@ -477,6 +483,12 @@ impl Pass for PerSequencePass<'_> {
             let chosen = &chosen[tokens.start * per_token..tokens.end * per_token];
             part.pass.router(layer, &own, chosen, aux_loss_coef);
         }
+    }
+
+    fn take_error(&mut self) -> Option<crate::error::ModelError> {
+        self.parts
+            .iter_mut()
+            .find_map(|part| part.pass.take_error())
     }
 
     fn auxiliary_loss(&mut self) -> Option<Tensor<1>> {

@@ -87,6 +87,9 @@ impl<'a> MicroStep<'a> {
         mut pass: Box<dyn Pass + 'a>,
     ) -> Result<f64, StepError> {
         let mut loss = sum / self.targets;
+        if let Some(source) = pass.take_error() {
+            return Err(StepError::Forward(source));
+        }
         if let Some(auxiliary) = pass.auxiliary_loss() {
             loss = loss + auxiliary / self.micro_batches as f64;
         }

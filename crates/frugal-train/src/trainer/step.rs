@@ -31,6 +31,12 @@ impl Trainer<'_> {
             .sum();
         let tokens: usize = examples.map(|example| example.input_ids.len()).sum();
 
+        let one_by_one = self.run.adapter.wants_examples();
+        let micro_batches = match one_by_one {
+            true => rows.iter().map(|&row| vec![row]).collect(),
+            false => micro_batches,
+        };
+
         self.gradients.clear();
         let mut loss = 0.0;
         for (index, rows) in micro_batches.iter().enumerate() {
@@ -40,6 +46,10 @@ impl Trainer<'_> {
             }
             let seed = self.seed(&format!("micro-batch {index} of step {}", self.state.step));
             loss += self.micro_batch(rows, seed, targets, micro_batches.len())?;
+            if one_by_one {
+                let gradients = &mut self.gradients;
+                self.run.adapter.after_example(targets as usize, gradients);
+            }
             self.emit(Event::MicroBatch {
                 step: self.state.step,
                 total_steps: self.total_steps,
@@ -56,6 +66,7 @@ impl Trainer<'_> {
             step: self.state.step,
             total_steps: self.total_steps,
             seed,
+            lr_factor: self.schedule.factor(self.state.step),
         };
         self.run.adapter.before_step(&context, &mut self.gradients);
         let parameters = parameters_mut(&mut *self.run.adapter, &mut self.run.head);
@@ -73,6 +84,7 @@ impl Trainer<'_> {
             step: self.state.step,
             total_steps: self.total_steps,
             seed,
+            lr_factor: self.schedule.factor(self.state.step),
         });
         if self.state.step_in_epoch == self.epoch.steps() {
             self.state.epoch += 1;

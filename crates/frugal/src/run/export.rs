@@ -57,7 +57,28 @@ pub fn merge_to_folder(
     out: &Path,
     stored_type: StoredType,
 ) -> Result<bool, RunError> {
-    let mut weights = merge::weights(backbone, entry.map(|e| e.adapter.as_ref()))?;
+    merge_to_folder_as(merge::Form::Whole, files, backbone, entry, out, stored_type)
+}
+
+/// [`merge_to_folder`] with layers as whole matrices or, where they are held so, as two thin ones,
+/// which makes a smaller model that this program alone reads.
+///
+/// # Errors
+/// Those of [`merge_to_folder`]; a model without thin matrices.
+pub fn merge_to_folder_as(
+    form: merge::Form,
+    files: &ModelFiles,
+    backbone: &dyn Backbone,
+    entry: Option<&LoadedAdapter>,
+    out: &Path,
+    stored_type: StoredType,
+) -> Result<bool, RunError> {
+    let mut weights = merge::weights_as(form, backbone, entry.map(|e| e.adapter.as_ref()))?;
+    if form == merge::Form::Factored && !weights.is_factored() {
+        return Err(RunError::Invalid(
+            "no layer is held as two thin matrices, so there is no smaller form: `pela` makes such adapters".into(),
+        ));
+    }
     let head = entry.and_then(|e| e.head.as_ref());
     let fits =
         head.is_none_or(|h| h.config().pooling == Pooling::default_for(&weights.config.info()));

@@ -38,7 +38,9 @@ pub use conversation::{Answered, Conversation, ConversationOptions};
 pub use error::RunError;
 pub use estimate::Memory;
 pub use evaluate::{EvaluateRequest, Evaluated, data_settings_of, evaluate, quantize_of};
-pub use export::{ExportFormat, export_adapter_gguf, export_gguf, merge_to_folder};
+pub use export::{
+    ExportFormat, export_adapter_gguf, export_gguf, merge_to_folder, merge_to_folder_as,
+};
 pub use fit::MemoryCheck;
 pub use forgetting::forgetting;
 pub use generate::{Continued, GenerateRequest, Piece, Prompt, generate};

@@ -1,6 +1,8 @@
 //! What single methods promise beyond what all must hold.
 
-use frugal::adapt::{Adapter, BuildContext, Mode, registry, to_vec};
+use frugal::adapt::{
+    Adapter, BuildContext, GradientSum, Mode, StepContext, merge, registry, to_vec,
+};
 use frugal::model::{Backbone, Input, ModelConfig};
 use frugal_kernels::{AttentionSpec, attention};
 use serde_json::{Map, Value, json};
@@ -222,5 +224,253 @@ fn sparse_methods_keep_as_many_entries_as_they_promise() {
         // Nothing was chosen yet by the one; the other chooses when it is saved.
         let expected = if name == "fish-mask" { 0 } else { entries / 10 };
         assert_eq!(counts, expected, "{name}");
+    }
+}
+
+#[test]
+fn biases_that_an_adapter_adds_to_a_llama_are_merged() {
+    let backbone = model("llama", "config.json");
+    let mut bitfit = build("bitfit", json!({}), &context(backbone.as_ref(), 0));
+    assert!(
+        bitfit.parameters().len() == 14,
+        "{}",
+        bitfit.parameters().len()
+    );
+    let same = hidden(backbone.as_ref(), bitfit.as_ref());
+    let mut plain = frugal::adapt::NoAdapter;
+    let input = Input::new(&[3, 7, 1, 12, 30], &[2, 3]);
+    let base = to_vec(backbone.forward(&input, &mut plain, None).unwrap());
+    assert!(max_difference(&same, &base) < 1e-6);
+    for parameter in bitfit.parameters_mut() {
+        parameter.set(
+            (0..parameter.len())
+                .map(|i| 0.3 * (i as f32).sin())
+                .collect(),
+        );
+    }
+    let weights = merge::weights(backbone.as_ref(), Some(bitfit.as_ref())).unwrap();
+    // What transformers reads.
+    assert_eq!(weights.config.raw["attention_bias"], json!(true));
+    assert_eq!(weights.config.raw["mlp_bias"], json!(true));
+    let merged = weights.build(&device()).unwrap();
+    let found = to_vec(merged.forward(&input, &mut plain, None).unwrap());
+    let expected = hidden(backbone.as_ref(), bitfit.as_ref());
+    assert!(max_difference(&found, &expected) < 1e-5);
+    assert!(max_difference(&found, &base) > 1e-2);
+
+    // One bias among many: the others of the architecture's setting are zeros.
+    let one = json!({"target_modules": ["layers.0.mlp.up_proj"]});
+    let mut one = build("bitfit", one, &context(backbone.as_ref(), 0));
+    for parameter in one.parameters_mut() {
+        parameter.set(vec![0.5; parameter.len()]);
+    }
+    let weights = merge::weights(backbone.as_ref(), Some(one.as_ref())).unwrap();
+    assert_ne!(weights.config.raw["attention_bias"], json!(true));
+    let merged = weights.build(&device()).unwrap();
+    let found = to_vec(merged.forward(&input, &mut plain, None).unwrap());
+    assert!(max_difference(&found, &hidden(backbone.as_ref(), one.as_ref())) < 1e-5);
+}
+
+#[test]
+fn a_prefix_from_a_text_is_the_text_in_front_of_a_decoder() {
+    let backbone = model("llama", "config.json");
+    let text = [5u32, 11, 2, 40];
+    let tokenize = |_: &str| text.to_vec();
+    let context = BuildContext {
+        tokenize: Some(&tokenize),
+        ..context(backbone.as_ref(), 0)
+    };
+    let input = [3u32, 7, 1, 12, 30];
+    let whole = [&text[..], &input].concat();
+    let mut plain = frugal::adapt::NoAdapter;
+    let expected = to_vec(
+        backbone
+            .forward(&Input::new(&whole, &[whole.len()]), &mut plain, None)
+            .unwrap(),
+    );
+    let width = expected.len() / whole.len();
+    for settings in [
+        json!({"num_virtual_tokens": 4, "init_text": "a text"}),
+        json!({"num_virtual_tokens": 4, "init_text": "a text", "prefix_projection": true}),
+    ] {
+        let prefix = build("prefix-tuning", settings, &context);
+        let finished = prefix.to_inference().unwrap();
+        for adapter in [prefix.as_ref(), finished.as_ref()] {
+            let mut pass = adapter.pass(Mode::Eval);
+            let found = backbone
+                .forward(&Input::new(&input, &[input.len()]), pass.as_mut(), None)
+                .unwrap();
+            let worst = max_difference(&to_vec(found), &expected[text.len() * width..]);
+            assert!(worst < 1e-3, "{worst:e}");
+        }
+    }
+}
+
+#[test]
+fn a_prompt_encoder_starts_from_the_embeddings_of_its_text() {
+    let backbone = model("llama", "config.json");
+    let text = [5u32, 11, 2, 40];
+    let tokenize = |_: &str| text.to_vec();
+    let context = BuildContext {
+        tokenize: Some(&tokenize),
+        ..context(backbone.as_ref(), 0)
+    };
+    let prompt = build(
+        "prompt-tuning",
+        json!({"num_virtual_tokens": 4, "prompt_tuning_init": "TEXT", "prompt_tuning_init_text": "a text"}),
+        &context,
+    );
+    let expected = prompt.parameters()[0].to_vec();
+    for kind in ["MLP", "LSTM"] {
+        let settings = json!({"num_virtual_tokens": 4, "init_text": "a text", "encoder_reparameterization_type": kind});
+        let encoded = build("p-tuning", settings, &context)
+            .to_inference()
+            .unwrap();
+        let worst = max_difference(&encoded.parameters()[0].to_vec(), &expected);
+        assert!(worst < 1e-3, "{kind}: {worst:e}");
+    }
+}
+
+#[test]
+fn a_small_model_of_two_thin_matrices_per_layer_needs_no_base() {
+    let backbone = model("llama", "config.json");
+    let mut pela = build(
+        "pela",
+        json!({"compression_ratio": 2.0, "feature_weight": 0.0}),
+        &context(backbone.as_ref(), 0),
+    );
+    for parameter in pela.parameters_mut() {
+        let values = parameter.to_vec().into_iter().enumerate();
+        parameter.set(values.map(|(i, v)| v + 0.01 * (i as f32).sin()).collect());
+    }
+    let expected = hidden(backbone.as_ref(), pela.as_ref());
+    let small = merge::weights_as(
+        merge::Form::Factored,
+        backbone.as_ref(),
+        Some(pela.as_ref()),
+    );
+    let small = small.unwrap();
+    assert!(small.is_factored());
+    let size = |weights: &merge::Weights| -> usize {
+        weights
+            .tensors
+            .iter()
+            .map(|(_, shape, _)| shape.iter().product::<usize>())
+            .sum()
+    };
+    let small_backbone = small.build(&device()).unwrap();
+    let mut plain = frugal::adapt::NoAdapter;
+    let input = Input::new(&[3, 7, 1, 12, 30], &[2, 3]);
+    let found = to_vec(small_backbone.forward(&input, &mut plain, None).unwrap());
+    assert!(max_difference(&found, &expected) < 1e-5);
+
+    // Whole again, for other programs.
+    let whole = merge::weights(small_backbone.as_ref(), None).unwrap();
+    assert!(!whole.is_factored() && whole.config.raw.get("quantization_config").is_none());
+    let rebuilt = whole.build(&device()).unwrap();
+    let found = to_vec(rebuilt.forward(&input, &mut plain, None).unwrap());
+    assert!(max_difference(&found, &expected) < 1e-5);
+    assert!(size(&small) < size(&whole));
+
+    // The downstream stage: what is trained from it, and stays small with `full`.
+    for name in ["full", "lora", "ia3"] {
+        let adapter = build(name, json!({}), &context(small_backbone.as_ref(), 0));
+        let found = hidden(small_backbone.as_ref(), adapter.as_ref());
+        assert!(max_difference(&found, &expected) < 1e-5, "{name}");
+        let again = merge::weights_as(
+            merge::Form::Factored,
+            small_backbone.as_ref(),
+            Some(adapter.as_ref()),
+        )
+        .unwrap();
+        // LoRA changes every layer, (IA)³ some of them.
+        assert_eq!(again.is_factored(), name != "lora", "{name}");
+        if name == "full" {
+            assert_eq!(size(&again), size(&small));
+            assert_eq!(adapter.num_trainable(), size(&small));
+        }
+        let merged = again.build(&device()).unwrap();
+        let found = to_vec(merged.forward(&input, &mut plain, None).unwrap());
+        assert!(max_difference(&found, &expected) < 1e-5, "{name}");
+    }
+}
+
+#[test]
+fn distillation_of_logits_is_zero_at_full_rank_and_refused_without_a_head() {
+    let llama = model("llama", "config.json");
+    let loss = |settings: Value| {
+        let pela = build("pela", settings, &context(llama.as_ref(), 0));
+        let mut pass = pela.pass(Mode::Train { seed: 0 });
+        let input = Input::new(&[3, 7, 1, 12, 30], &[2, 3]);
+        llama.forward(&input, pass.as_mut(), None).unwrap();
+        assert!(pass.take_error().is_none());
+        to_vec(pass.auxiliary_loss().unwrap().inner())[0]
+    };
+    let off = json!({"feature_weight": 0.0, "perturbation_weight": 0.0});
+    let with = |ratio: f64, beta: f64| {
+        let mut settings = off.clone();
+        settings["compression_ratio"] = json!(ratio);
+        settings["kd_beta"] = json!(beta);
+        settings
+    };
+    // A ratio this low leaves every rank.
+    assert!(loss(with(0.1, 1.0)) < 1e-8);
+    let (one, three) = (loss(with(3.0, 1.0)), loss(with(3.0, 3.0)));
+    assert!(
+        one > 1e-3 && (three / one - 3.0).abs() < 1e-4,
+        "{one} {three}"
+    );
+    let bert = model("bert", "config.json");
+    let settings = with(2.0, 1.0);
+    let error = (registry::find("pela").unwrap().build)(
+        settings.as_object().unwrap(),
+        &context(bert.as_ref(), 0),
+    )
+    .err()
+    .unwrap();
+    assert!(error.to_string().contains("`kd_beta`"), "{error}");
+}
+
+#[test]
+fn every_kind_of_tensor_may_be_a_candidate_of_id3() {
+    for (name, kinds) in [
+        ("llama", json!(["linear", "norm", "embedding"])),
+        ("bert", json!(["linear", "bias", "norm", "embedding"])),
+        ("bert", json!(["bias"])),
+    ] {
+        let backbone = model(name, "config.json");
+        let settings = json!({"budget": 1_000_000, "candidates": kinds, "criterion": "random"});
+        let mut id3 = build("id3", settings, &context(backbone.as_ref(), 0));
+        let at = StepContext {
+            step: 0,
+            total_steps: 1,
+            seed: 0,
+            lr_factor: 1.0,
+        };
+        let all: usize = id3.parameters().iter().map(|p| p.len()).sum();
+        id3.before_step(&at, &mut GradientSum::default());
+        assert!(id3.is_complete(), "{name} {kinds}");
+        for parameter in id3.parameters_mut() {
+            let values = (0..parameter.len()).map(|i| 0.05 * (i as f32).sin());
+            parameter.set(values.collect());
+        }
+        let expected = hidden(backbone.as_ref(), id3.as_ref());
+        let finished = id3.to_inference().unwrap();
+        let kept: u64 = finished.peft_config()["counts"]
+            .as_object()
+            .unwrap()
+            .values()
+            .map(|n| n.as_u64().unwrap())
+            .sum();
+        assert_eq!(kept, all as u64, "{name} {kinds}");
+        assert!(max_difference(&hidden(backbone.as_ref(), finished.as_ref()), &expected) < 1e-6);
+        let merged = merge::weights(backbone.as_ref(), Some(finished.as_ref())).unwrap();
+        let merged = merged.build(&device()).unwrap();
+        let mut plain = frugal::adapt::NoAdapter;
+        let input = Input::new(&[3, 7, 1, 12, 30], &[2, 3]);
+        let found = to_vec(merged.forward(&input, &mut plain, None).unwrap());
+        assert!(max_difference(&found, &expected) < 1e-5, "{name} {kinds}");
+        let base = to_vec(backbone.forward(&input, &mut plain, None).unwrap());
+        assert!(max_difference(&base, &expected) > 1e-3, "{name} {kinds}");
     }
 }

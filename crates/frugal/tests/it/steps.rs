@@ -188,6 +188,7 @@ impl Setup {
                 step: step as u64,
                 total_steps: losses.len() as u64,
                 seed: 0,
+                lr_factor: 1.0,
             };
             self.adapter.before_step(&at, &mut gradients);
             let rate = self.rate;

@@ -44,8 +44,7 @@ use frugal_nn::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::method::{Capabilities, Family, Method};
-use crate::settings;
+use crate::method::{Family, Method, MethodConfig};
 use crate::support::bottleneck::{NonLinearity, PerSubLayer, TrainedNorms, not_linear};
 use crate::support::own_files;
 use crate::target::Layers;
@@ -53,31 +52,14 @@ use crate::target::Layers;
 const NAME: &str = "compacter";
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &["phm-adapter"],
-    family: Family::Bottleneck,
-    summary: "Serial adapters made of Kronecker products with shared factors",
-    default_lr: 3e-3,
-    peft_type: "COMPACTER",
-    peft_variant: None,
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: false,
-        identity_at_init: true,
-        mixed_batch: true,
-    },
-    source: include_str!("compacter.rs"),
-    defaults: settings::defaults::<CompacterConfig>,
-    check: |settings| settings::parse::<CompacterConfig>(NAME, settings)?.validate(),
-    build: |settings, context| {
-        Ok(Box::new(Compacter::new(
-            settings::parse(NAME, settings)?,
-            context,
-        )?))
-    },
-    from_peft: |config| Ok(own_files::from_file::<CompacterConfig>(config)),
-};
+pub const METHOD: Method = Method::of::<CompacterConfig>(
+    Family::Bottleneck,
+    "Serial adapters made of Kronecker products with shared factors",
+    include_str!("compacter.rs"),
+)
+.aliases(&["phm-adapter"])
+.default_lr(3e-3)
+.without_merge();
 
 /// Settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -110,12 +92,11 @@ impl Default for CompacterConfig {
     }
 }
 
-impl CompacterConfig {
-    /// Checks ranges.
-    ///
-    /// # Errors
-    /// [`AdaptError::Config`] naming the field.
-    pub fn validate(&self) -> Result<(), AdaptError> {
+impl MethodConfig for CompacterConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = "COMPACTER";
+
+    fn validate(&self) -> Result<(), AdaptError> {
         for (field, value) in [
             ("phm_dim", self.phm_dim),
             ("phm_rank", self.phm_rank),
@@ -130,6 +111,10 @@ impl CompacterConfig {
             }
         }
         Ok(())
+    }
+
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(Compacter::new(self, context)?))
     }
 }
 

@@ -38,8 +38,7 @@ use frugal_nn::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::method::{Capabilities, Family, Method};
-use crate::settings;
+use crate::method::{Family, Method, MethodConfig};
 use crate::support::bottleneck::{Bottleneck, NonLinearity, PerSubLayer, TrainedNorms, not_linear};
 use crate::support::own_files;
 use crate::target::Layers;
@@ -47,31 +46,13 @@ use crate::target::Layers;
 const NAME: &str = "houlsby";
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &["serial-adapter", "bottleneck-adapter"],
-    family: Family::Bottleneck,
-    summary: "Small networks behind attention and feed-forward of every block",
-    default_lr: 1e-3,
-    peft_type: "HOULSBY",
-    peft_variant: None,
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: false,
-        identity_at_init: true,
-        mixed_batch: true,
-    },
-    source: include_str!("houlsby.rs"),
-    defaults: settings::defaults::<HoulsbyConfig>,
-    check: |settings| settings::parse::<HoulsbyConfig>(NAME, settings)?.validate(),
-    build: |settings, context| {
-        Ok(Box::new(Houlsby::new(
-            settings::parse(NAME, settings)?,
-            context,
-        )?))
-    },
-    from_peft: |config| Ok(own_files::from_file::<HoulsbyConfig>(config)),
-};
+pub const METHOD: Method = Method::of::<HoulsbyConfig>(
+    Family::Bottleneck,
+    "Small networks behind attention and feed-forward of every block",
+    include_str!("houlsby.rs"),
+)
+.aliases(&["serial-adapter", "bottleneck-adapter"])
+.without_merge();
 
 /// Settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -98,12 +79,11 @@ impl Default for HoulsbyConfig {
     }
 }
 
-impl HoulsbyConfig {
-    /// Checks ranges.
-    ///
-    /// # Errors
-    /// [`AdaptError::Config`] naming the field.
-    pub fn validate(&self) -> Result<(), AdaptError> {
+impl MethodConfig for HoulsbyConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = "HOULSBY";
+
+    fn validate(&self) -> Result<(), AdaptError> {
         if self.bottleneck_dim == 0 {
             return Err(AdaptError::Config {
                 method: NAME,
@@ -112,6 +92,10 @@ impl HoulsbyConfig {
             });
         }
         Ok(())
+    }
+
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(Houlsby::new(self, context)?))
     }
 }
 

@@ -37,8 +37,7 @@ use frugal_nn::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::method::{Capabilities, Family, Method};
-use crate::settings;
+use crate::method::{Family, Method, MethodConfig};
 use crate::support::bottleneck::{Bottleneck, NonLinearity, PerSubLayer, not_linear};
 use crate::support::own_files;
 use crate::target::Layers;
@@ -46,31 +45,13 @@ use crate::target::Layers;
 const NAME: &str = "parallel-adapter";
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &["parallel"],
-    family: Family::Bottleneck,
-    summary: "Small networks beside the feed-forward of every block",
-    default_lr: 1e-3,
-    peft_type: "PARALLEL_ADAPTER",
-    peft_variant: None,
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: false,
-        identity_at_init: true,
-        mixed_batch: true,
-    },
-    source: include_str!("parallel_adapter.rs"),
-    defaults: settings::defaults::<ParallelConfig>,
-    check: |settings| settings::parse::<ParallelConfig>(NAME, settings)?.validate(),
-    build: |settings, context| {
-        Ok(Box::new(ParallelAdapter::new(
-            settings::parse(NAME, settings)?,
-            context,
-        )?))
-    },
-    from_peft: |config| Ok(own_files::from_file::<ParallelConfig>(config)),
-};
+pub const METHOD: Method = Method::of::<ParallelConfig>(
+    Family::Bottleneck,
+    "Small networks beside the feed-forward of every block",
+    include_str!("parallel_adapter.rs"),
+)
+.aliases(&["parallel"])
+.without_merge();
 
 /// What a network stands beside.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,12 +94,11 @@ impl Default for ParallelConfig {
     }
 }
 
-impl ParallelConfig {
-    /// Checks ranges.
-    ///
-    /// # Errors
-    /// [`AdaptError::Config`] naming the field.
-    pub fn validate(&self) -> Result<(), AdaptError> {
+impl MethodConfig for ParallelConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = "PARALLEL_ADAPTER";
+
+    fn validate(&self) -> Result<(), AdaptError> {
         let bad = |field, reason: &str| {
             Err(AdaptError::Config {
                 method: NAME,
@@ -135,6 +115,12 @@ impl ParallelConfig {
         Ok(())
     }
 
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(ParallelAdapter::new(self, context)?))
+    }
+}
+
+impl ParallelConfig {
     fn halves(&self) -> &'static [SubLayer] {
         match self.beside {
             Beside::Mlp => &[SubLayer::Mlp],
@@ -177,19 +163,8 @@ struct ParallelPass<'a> {
 
 impl Pass for ParallelPass<'_> {
     fn sub_layer(&mut self, io: SubLayerIo<'_>) -> Tensor<2> {
-        let SubLayerIo {
-            layer,
-            kind,
-            input,
-            output,
-            ..
-        } = io;
-        match self.adapter.networks.get(layer, kind) {
-            Some(network) => {
-                output + network.forward(input.clone(), self.mode) * self.adapter.config.scaling
-            }
-            None => output,
-        }
+        let Self { adapter, mode, .. } = self;
+        adapter.networks.beside(io, adapter.config.scaling, *mode)
     }
 }
 

@@ -36,8 +36,7 @@ use frugal_nn::{AdaptError, Adapter, BuildContext, Linear, Mode, Parameter, Pass
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::method::{Capabilities, Family, Method};
-use crate::settings;
+use crate::method::{Family, Method, MethodConfig};
 use crate::support::bottleneck::{
     BehindPass, BlockNetworks, Bottleneck, NonLinearity, PerSubLayer, not_linear,
 };
@@ -47,31 +46,13 @@ use crate::target::Layers;
 const NAME: &str = "pfeiffer";
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &["pfeiffer-adapter"],
-    family: Family::Bottleneck,
-    summary: "One small network per block, behind the feed-forward",
-    default_lr: 1e-3,
-    peft_type: "PFEIFFER",
-    peft_variant: None,
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: false,
-        identity_at_init: true,
-        mixed_batch: true,
-    },
-    source: include_str!("pfeiffer.rs"),
-    defaults: settings::defaults::<PfeifferConfig>,
-    check: |settings| settings::parse::<PfeifferConfig>(NAME, settings)?.validate(),
-    build: |settings, context| {
-        Ok(Box::new(Pfeiffer::new(
-            settings::parse(NAME, settings)?,
-            context,
-        )?))
-    },
-    from_peft: |config| Ok(own_files::from_file::<PfeifferConfig>(config)),
-};
+pub const METHOD: Method = Method::of::<PfeifferConfig>(
+    Family::Bottleneck,
+    "One small network per block, behind the feed-forward",
+    include_str!("pfeiffer.rs"),
+)
+.aliases(&["pfeiffer-adapter"])
+.without_merge();
 
 /// Settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -95,12 +76,11 @@ impl Default for PfeifferConfig {
     }
 }
 
-impl PfeifferConfig {
-    /// Checks ranges.
-    ///
-    /// # Errors
-    /// [`AdaptError::Config`] naming the field.
-    pub fn validate(&self) -> Result<(), AdaptError> {
+impl MethodConfig for PfeifferConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = "PFEIFFER";
+
+    fn validate(&self) -> Result<(), AdaptError> {
         if self.bottleneck_dim == 0 {
             return Err(AdaptError::Config {
                 method: NAME,
@@ -109,6 +89,10 @@ impl PfeifferConfig {
             });
         }
         Ok(())
+    }
+
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(Pfeiffer::new(self, context)?))
     }
 }
 

@@ -22,9 +22,9 @@
 //! for large models.
 //!
 //! ## Departures from the paper
-//! The prefix is trained directly, from random keys and zero values: it adds nothing before
-//! training, but takes its share of the attention. `prefix_projection` trains it through two layers
-//! as the paper does, from random keys and values. The networks change nothing before training.
+//! The prefix is trained directly, from the keys and values of a text as in `prefix-tuning`;
+//! `init_text = ""` starts from random keys and zero values, which add nothing but take their share
+//! of the attention. `prefix_projection` trains it through two layers as the paper does. The networks change nothing before training.
 //!
 //! ## References
 //! - He, Zhou, Ma, Berg-Kirkpatrick, Neubig: Towards a Unified View of Parameter-Efficient Transfer
@@ -38,40 +38,24 @@ use frugal_nn::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::method::{Capabilities, Family, Method};
+use crate::method::{Family, Method, MethodConfig};
 use crate::methods::prompt::prefix_tuning::{Prefix, PrefixTuningConfig, Start};
-use crate::settings;
 use crate::support::bottleneck::{Bottleneck, NonLinearity, PerSubLayer, not_linear};
 use crate::support::own_files;
+use crate::support::text_start::DEFAULT_TEXT;
 
 const NAME: &str = "mam";
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &["mam-adapter", "mix-and-match"],
-    family: Family::Hybrid,
-    summary: "A prefix in attention and a parallel network beside the feed-forward",
-    default_lr: 1e-3,
-    peft_type: "MAM",
-    peft_variant: None,
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: false,
-        identity_at_init: false,
-        mixed_batch: false,
-    },
-    source: include_str!("mam.rs"),
-    defaults: settings::defaults::<MamConfig>,
-    check: |settings| settings::parse::<MamConfig>(NAME, settings)?.validate(),
-    build: |settings, context| {
-        Ok(Box::new(Mam::new(
-            settings::parse(NAME, settings)?,
-            context,
-        )?))
-    },
-    from_peft: |config| Ok(own_files::from_file::<MamConfig>(config)),
-};
+pub const METHOD: Method = Method::of::<MamConfig>(
+    Family::Hybrid,
+    "A prefix in attention and a parallel network beside the feed-forward",
+    include_str!("mam.rs"),
+)
+.aliases(&["mam-adapter", "mix-and-match"])
+.without_merge()
+.without_identity()
+.without_mixed_batch();
 
 /// Settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -89,6 +73,8 @@ pub struct MamConfig {
     pub non_linearity: NonLinearity,
     /// Factor on the network's output.
     pub scaling: f64,
+    /// Text whose keys and values the prefix starts from; empty for random keys and zero values.
+    pub init_text: String,
     /// Hold the finished prefix only, as files do.
     pub inference_mode: bool,
 }
@@ -102,17 +88,17 @@ impl Default for MamConfig {
             bottleneck_dim: 64,
             non_linearity: NonLinearity::Relu,
             scaling: 4.0,
+            init_text: DEFAULT_TEXT.into(),
             inference_mode: false,
         }
     }
 }
 
-impl MamConfig {
-    /// Checks ranges.
-    ///
-    /// # Errors
-    /// [`AdaptError::Config`] naming the field.
-    pub fn validate(&self) -> Result<(), AdaptError> {
+impl MethodConfig for MamConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = "MAM";
+
+    fn validate(&self) -> Result<(), AdaptError> {
         let bad = |field, reason: &str| {
             Err(AdaptError::Config {
                 method: NAME,
@@ -132,12 +118,19 @@ impl MamConfig {
         Ok(())
     }
 
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(Mam::new(self, context)?))
+    }
+}
+
+impl MamConfig {
     fn prefix(&self) -> PrefixTuningConfig {
         PrefixTuningConfig {
             num_virtual_tokens: self.num_virtual_tokens,
             prefix_projection: self.prefix_projection,
             encoder_hidden_size: self.encoder_hidden_size,
             init_weights: None,
+            init_text: self.init_text.clone(),
             inference_mode: self.inference_mode,
         }
     }
@@ -162,7 +155,8 @@ impl Mam {
         };
         Ok(Self {
             prefix: (config.num_virtual_tokens > 0)
-                .then(|| Prefix::new(&config.prefix(), Start::ZeroValues, context)),
+                .then(|| Prefix::new(NAME, &config.prefix(), Start::ZeroValues, context))
+                .transpose()?,
             networks: PerSubLayer::new(None, &[SubLayer::Mlp], context, make)?,
             config,
         })
@@ -191,19 +185,8 @@ impl Pass for MamPass<'_> {
     }
 
     fn sub_layer(&mut self, io: SubLayerIo<'_>) -> Tensor<2> {
-        let SubLayerIo {
-            layer,
-            kind,
-            input,
-            output,
-            ..
-        } = io;
-        match self.adapter.networks.get(layer, kind) {
-            Some(network) => {
-                output + network.forward(input.clone(), self.mode) * self.adapter.config.scaling
-            }
-            None => output,
-        }
+        let Self { adapter, mode, .. } = self;
+        adapter.networks.beside(io, adapter.config.scaling, *mode)
     }
 }
 

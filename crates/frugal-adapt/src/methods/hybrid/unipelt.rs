@@ -28,8 +28,9 @@
 //! The paper's gates see the whole sequence, which in a decoder would show every token those after
 //! it; hence the rule above. The network behind the feed-forward reads that half's output rather
 //! than the normed sum. A closed gate makes the prefix zero, as in the released code, but does not
-//! take its positions out of the softmax. Gates start near a half. The prefix adds nothing before
-//! training, but takes its share of the attention: its keys start at random, its values at zero.
+//! take its positions out of the softmax. Gates start near a half. The prefix starts from the
+//! keys and values of a text, as in `prefix-tuning`; `init_text = ""` starts from random keys and
+//! zero values, which add nothing but take their share of the attention.
 //! BERT's pooler sees one token of a sequence, whose gate is its own.
 //!
 //! ## References
@@ -46,44 +47,29 @@ use frugal_nn::{
 };
 use rand::Rng;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
-use crate::method::{Capabilities, Family, Method};
+use crate::method::{Family, Method, MethodConfig};
 use crate::methods::prompt::prefix_tuning::{Prefix, PrefixTuningConfig, Start};
-use crate::settings;
+use crate::settings::Settings;
 use crate::support::bottleneck::{Bottleneck, NonLinearity, PerSubLayer, block_path, not_linear};
 use crate::support::dense::Dense;
 use crate::support::own_files;
+use crate::support::text_start::DEFAULT_TEXT;
 use crate::target::{Names, Targets};
 
 const NAME: &str = "unipelt";
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &["uni-pelt"],
-    family: Family::Hybrid,
-    summary: "LoRA, a prefix and adapters, each behind a gate",
-    default_lr: 1e-3,
-    peft_type: "UNIPELT",
-    peft_variant: None,
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: false,
-        identity_at_init: false,
-        mixed_batch: false,
-    },
-    source: include_str!("unipelt.rs"),
-    defaults: settings::defaults::<UniPeltConfig>,
-    check: |settings| settings::parse::<UniPeltConfig>(NAME, settings)?.validate(),
-    build: |settings, context| {
-        Ok(Box::new(UniPelt::new(
-            settings::parse(NAME, settings)?,
-            context,
-        )?))
-    },
-    from_peft: |config| Ok(own_files::from_file::<UniPeltConfig>(config)),
-};
+pub const METHOD: Method = Method::of::<UniPeltConfig>(
+    Family::Hybrid,
+    "LoRA, a prefix and adapters, each behind a gate",
+    include_str!("unipelt.rs"),
+)
+.aliases(&["uni-pelt"])
+.without_merge()
+.without_identity()
+.without_mixed_batch();
 
 /// Settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -101,6 +87,8 @@ pub struct UniPeltConfig {
     pub bottleneck_dim: usize,
     /// What stands between their layers.
     pub non_linearity: NonLinearity,
+    /// Text whose keys and values the prefix starts from; empty for random keys and zero values.
+    pub init_text: String,
 }
 
 impl Default for UniPeltConfig {
@@ -112,16 +100,16 @@ impl Default for UniPeltConfig {
             num_virtual_tokens: 10,
             bottleneck_dim: 48,
             non_linearity: NonLinearity::Relu,
+            init_text: DEFAULT_TEXT.into(),
         }
     }
 }
 
-impl UniPeltConfig {
-    /// Checks ranges.
-    ///
-    /// # Errors
-    /// [`AdaptError::Config`] naming the field.
-    pub fn validate(&self) -> Result<(), AdaptError> {
+impl MethodConfig for UniPeltConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = "UNIPELT";
+
+    fn validate(&self) -> Result<(), AdaptError> {
         let sizes = [
             ("r", self.r),
             ("num_virtual_tokens", self.num_virtual_tokens),
@@ -145,9 +133,21 @@ impl UniPeltConfig {
         }
         Ok(())
     }
+
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(UniPelt::new(self, context)?))
+    }
+
+    fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
+        let mut settings = own_files::from_file::<Self>(config);
+        // The values come from the file.
+        settings.insert("init_text".into(), json!(""));
+        Ok(settings)
+    }
 }
 
 /// A low-rank change with a gate.
+#[derive(Clone)]
 struct GatedPair {
     /// `[r, d_in]`.
     a: Parameter,
@@ -242,11 +242,12 @@ impl UniPelt {
         };
         let prefix = PrefixTuningConfig {
             num_virtual_tokens: config.num_virtual_tokens,
+            init_text: config.init_text.clone(),
             ..PrefixTuningConfig::default()
         };
         Ok(Self {
             pairs,
-            prefix: Prefix::new(&prefix, Start::ZeroValues, context),
+            prefix: Prefix::new(NAME, &prefix, Start::ZeroValues, context)?,
             prefix_gates: (0..count)
                 .map(|layer| gate(&format!("{}.prefix_gate", block_path(context.sites, layer))))
                 .collect(),
@@ -418,6 +419,20 @@ impl Adapter for UniPelt {
         })
     }
 
+    fn to_inference(&self) -> Option<Box<dyn Adapter>> {
+        let prefix = self.prefix.to_inference()?;
+        Some(Box::new(Self {
+            config: self.config.clone(),
+            pairs: self.pairs.clone(),
+            prefix,
+            prefix_gates: self.prefix_gates.clone(),
+            networks: self
+                .networks
+                .copy(|(network, gate)| (network.copy(), gate.clone())),
+            causal: self.causal,
+        }))
+    }
+
     fn peft_config(&self) -> Map<String, Value> {
         own_files::all_to_file("UNIPELT", &self.config)
     }
@@ -432,72 +447,4 @@ impl Adapter for UniPelt {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use frugal_models::ModelConfig;
-    use frugal_nn::Weight;
-
-    #[test]
-    fn a_pooler_has_one_gate_for_each_sequence() {
-        let raw = serde_json::json!({"model_type": "bert", "hidden_size": 4, "intermediate_size": 8, "num_hidden_layers": 1,
-            "num_attention_heads": 2, "vocab_size": 16, "max_position_embeddings": 8, "type_vocab_size": 2});
-        let model = ModelConfig::from_json(raw, "test").unwrap();
-        let sites = model.sites();
-        let device = Device::default();
-        let context = BuildContext {
-            info: &model.info(),
-            sites: &sites,
-            backbone: None,
-            device: device.clone(),
-            seed: 1,
-            tokenize: None,
-        };
-        let settings = serde_json::json!({"r": 2, "num_virtual_tokens": 2, "bottleneck_dim": 2, "target_modules": ["pooler.dense"]});
-        let mut unipelt =
-            UniPelt::new(serde_json::from_value(settings).unwrap(), &context).unwrap();
-        for parameter in unipelt.parameters_mut() {
-            parameter.set(
-                (0..parameter.len())
-                    .map(|i| (i as f32 * 0.7 + 0.3).sin())
-                    .collect(),
-            );
-        }
-        let site = sites
-            .iter()
-            .find(|(_, s)| s.path.ends_with("pooler.dense"))
-            .map(|(id, _)| id)
-            .unwrap();
-        let base = Linear {
-            site,
-            weight: Weight::Dense(Tensor::eye(4, &device)),
-            bias: None,
-        };
-        let rows = Tensor::<2>::from_data([[0.1, -0.4, 0.7, 0.2], [0.9, 0.3, -0.5, 0.6]], &device);
-        let run = |lengths: &[usize], x: Tensor<2>| {
-            let mut pass = unipelt.pass(Mode::Eval);
-            let tokens: usize = lengths.iter().sum();
-            pass.embed(
-                Tensor::zeros([tokens, 4], &device),
-                &mut SequenceLayout::new(lengths),
-            );
-            let rows = if x.dims()[0] == tokens {
-                Rows::Tokens
-            } else {
-                Rows::Sequences
-            };
-            frugal_nn::to_vec(pass.linear_rows(&base, x, rows))
-        };
-        // As if each row were a sequence of its own.
-        let alone = [
-            run(&[1], rows.clone().slice(0..1)),
-            run(&[1], rows.clone().slice(1..2)),
-        ]
-        .concat();
-        run(&[3, 2], rows)
-            .iter()
-            .zip(&alone)
-            .for_each(|(found, expected)| {
-                assert!((found - expected).abs() < 1e-6, "{found} {expected}")
-            });
-    }
-}
+mod tests;

@@ -55,40 +55,39 @@ use frugal_nn::{
 };
 use serde_json::{Map, Value, json};
 
-use crate::method::{Capabilities, Family, Method};
+use crate::method::{Family, Method, MethodConfig};
 use crate::methods::low_rank::adalora::config::NAME;
 use crate::methods::low_rank::adalora::triplets::{Triplets, alive_of};
-use crate::settings;
+use crate::settings::Settings;
 use crate::support::low_rank;
 use crate::support::rank_budget::{Importance, Schedule};
 use crate::support::values::whole;
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &["ada-lora"],
-    family: Family::LowRank,
-    summary: "LoRA that moves its rank to the layers that need it",
-    default_lr: 6e-3,
-    peft_type: "ADALORA",
-    peft_variant: None,
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: true,
-        identity_at_init: true,
-        mixed_batch: true,
-    },
-    source: include_str!("adalora.rs"),
-    defaults: settings::defaults::<AdaLoraConfig>,
-    check: |settings| settings::parse::<AdaLoraConfig>(NAME, settings)?.validate(),
-    build: |settings, context| {
-        Ok(Box::new(AdaLora::new(
-            settings::parse(NAME, settings)?,
-            context,
-        )?))
-    },
-    from_peft,
-};
+pub const METHOD: Method = Method::of::<AdaLoraConfig>(
+    Family::LowRank,
+    "LoRA that moves its rank to the layers that need it",
+    include_str!("adalora.rs"),
+)
+.aliases(&["ada-lora"])
+.default_lr(6e-3);
+
+impl MethodConfig for AdaLoraConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = "ADALORA";
+
+    fn validate(&self) -> Result<(), AdaptError> {
+        self.check()
+    }
+
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(AdaLora::new(self, context)?))
+    }
+
+    fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
+        from_peft(config)
+    }
+}
 
 /// Fields of `peft`'s configuration that mean the same here.
 const PEFT_FIELDS: [&str; 16] = [
@@ -564,111 +563,4 @@ impl Adapter for AdaLora {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use frugal_models::ModelConfig;
-    use frugal_nn::to_vec;
-
-    fn build(settings: Value) -> AdaLora {
-        let raw = json!({"model_type": "llama", "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1,
-            "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 16});
-        let config = ModelConfig::from_json(raw, "test").unwrap();
-        let sites = config.sites();
-        let context = BuildContext {
-            info: &config.info(),
-            sites: &sites,
-            backbone: None,
-            device: Device::default(),
-            seed: 1,
-            tokenize: None,
-        };
-        AdaLora::new(
-            settings::parse(NAME, settings.as_object().unwrap()).unwrap(),
-            &context,
-        )
-        .unwrap()
-    }
-
-    #[test]
-    fn every_length_of_run_leaves_a_step_to_choose_in() {
-        for steps in 1..100 {
-            let s = AdaLoraConfig::default().schedule(steps);
-            assert!(
-                s.tinit < s.total - s.tfinal || steps == 1 && s.tinit == 0,
-                "{s:?}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_late_start_still_shrinks_ranks_and_can_be_read_again() {
-        for tinit in [4, 5, 1000] {
-            let config = AdaLoraConfig {
-                tinit: Some(tinit),
-                ..AdaLoraConfig::default()
-            };
-            let s = config.schedule(5);
-            assert_eq!(
-                (s.tinit, s.budget(s.last_choice(), 24, 16, 1).0),
-                (4, 16),
-                "{s:?}"
-            );
-            let saved = AdaLoraConfig {
-                tinit: Some(s.tinit),
-                tfinal: Some(s.tfinal),
-                total_step: Some(s.total),
-                ..config
-            };
-            saved.validate().unwrap();
-        }
-    }
-
-    #[test]
-    fn orthogonal_directions_have_a_finite_gradient() {
-        let mut adapter = build(json!({"init_r": 2, "target_r": 1, "target_modules": ["q_proj"]}));
-        for triplets in adapter.sites.iter_mut().flatten() {
-            let unit = |row: usize, column: usize| f32::from(u8::from(row == column));
-            triplets
-                .a
-                .set((0..2 * 8).map(|i| unit(i / 8, i % 8)).collect());
-            triplets
-                .b
-                .set((0..8 * 2).map(|i| unit(i / 2, i % 2)).collect());
-        }
-        let mut gradients = adapter
-            .orthogonality(Mode::Train { seed: 0 })
-            .unwrap()
-            .backward();
-        let found: Vec<f32> = adapter
-            .parameters()
-            .iter()
-            .filter_map(|p| p.take_gradient(&mut gradients))
-            .flat_map(to_vec)
-            .collect();
-        assert!(
-            !found.is_empty() && found.iter().all(|g| g.is_finite()),
-            "{found:?}"
-        );
-    }
-
-    #[test]
-    fn a_triplet_scores_its_entry_and_the_means_of_its_directions() {
-        let mut adapter = build(json!({"init_r": 2, "target_r": 1, "target_modules": ["q_proj"]}));
-        let importance = |values: Vec<f32>| Importance {
-            exp_avg_unc: vec![1.0; values.len()],
-            exp_avg_ipt: values,
-        };
-        let path = "model.layers.0.self_attn.q_proj";
-        let rows = [[1.0f32; 8], [3.0; 8]].concat();
-        adapter
-            .importance
-            .insert(format!("{path}.lora_A"), importance(rows));
-        adapter
-            .importance
-            .insert(format!("{path}.lora_E"), importance(vec![10.0, 20.0]));
-        adapter
-            .importance
-            .insert(format!("{path}.lora_B"), importance([5.0, 7.0].repeat(8)));
-        assert_eq!(adapter.scores(), [vec![16.0f32, 30.0]]);
-    }
-}
+mod tests;

@@ -32,53 +32,54 @@ use frugal_nn::{
     AdaptError, Adapter, BuildContext, DerivedCache, Embedding, Linear, LinearChange, MergedLinear,
     Mode, Norm, NormChange, Parameter, Pass, SiteId, to_vec,
 };
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::method::{Capabilities, Family, Method};
+use crate::method::{Family, Method, MethodConfig};
 use crate::methods::low_rank::lora::{self, Lora, LoraConfig, LoraPass};
-use crate::settings;
+use crate::settings::Settings;
 use crate::support::pair::Pair;
 use crate::support::per_linear::{bad, frozen_maps, linear_maps};
 
 const NAME: &str = "dora";
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &[],
-    family: Family::LowRank,
-    summary: "A low-rank change of direction and a length per row, for chosen linear layers",
-    default_lr: 5e-4,
-    peft_type: "LORA",
-    peft_variant: Some(|config| config.get("use_dora") == Some(&Value::Bool(true))),
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: true,
-        identity_at_init: true,
-        mixed_batch: true,
-    },
-    source: include_str!("dora.rs"),
-    defaults: settings::defaults::<LoraConfig>,
-    check: |settings| validate(&settings::parse(NAME, settings)?),
-    build: |settings, context| {
-        Ok(Box::new(Dora::new(
-            settings::parse(NAME, settings)?,
-            context,
-        )?))
-    },
-    from_peft: |config| lora::variant_from_peft(NAME, config, &["use_dora"]),
-};
+pub const METHOD: Method = Method::of::<DoraConfig>(
+    Family::LowRank,
+    "A low-rank change of direction and a length per row, for chosen linear layers",
+    include_str!("dora.rs"),
+)
+.default_lr(5e-4)
+.peft_variant(|config| config.get("use_dora") == Some(&Value::Bool(true)));
 
-fn validate(config: &LoraConfig) -> Result<(), AdaptError> {
-    config.validate_for(NAME)?;
-    if config.lora_bias {
-        bad(
-            NAME,
-            "lora_bias",
-            "a bias on B has no place in a product of length and direction",
-        )
-    } else {
-        Ok(())
+/// LoRA's settings, but for a bias on `B`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct DoraConfig(pub LoraConfig);
+
+impl MethodConfig for DoraConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = "LORA";
+
+    fn validate(&self) -> Result<(), AdaptError> {
+        self.0.validate_for(NAME)?;
+        if self.0.lora_bias {
+            bad(
+                NAME,
+                "lora_bias",
+                "a bias on B has no place in a product of length and direction",
+            )
+        } else {
+            Ok(())
+        }
+    }
+
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(Dora::new(self, context)?))
+    }
+
+    fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
+        lora::variant_from_peft(NAME, config, &["use_dora"])
     }
 }
 
@@ -96,8 +97,9 @@ impl Dora {
     ///
     /// # Errors
     /// Those of LoRA, and tables among the targets.
-    pub fn new(config: LoraConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
-        validate(&config)?;
+    pub fn new(config: DoraConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
+        config.validate()?;
+        let DoraConfig(config) = config;
         let chosen = linear_maps(NAME, &config.targets(), context)?;
         let frozen = frozen_maps(context, &chosen);
         let lora = Lora::named(NAME, config, context)?;

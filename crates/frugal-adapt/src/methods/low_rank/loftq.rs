@@ -8,7 +8,7 @@ use std::sync::Arc;
 use frugal_models::{LoadOptions, Loftq, Quantize};
 use frugal_nn::{AdaptError, BuildContext, Frozen, SiteTable};
 
-use crate::method::{LoadRule, Method};
+use crate::method::{LoadRule, Method, MethodConfig};
 use crate::methods::low_rank::lora_config::{LoftqConfig, LoraConfig};
 use crate::settings::{self, Settings};
 use crate::support::pair::Pair;

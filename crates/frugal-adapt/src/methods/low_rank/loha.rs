@@ -29,12 +29,12 @@
 //! - Yeh, Hsieh, Gao, Yang, Oh, Gong: Navigating Text-To-Image Customization: From LyCORIS
 //!   Fine-Tuning to Model Evaluation, 2023, arXiv 2309.14859.
 
-use frugal_nn::{AdaptError, BuildContext, Parameter, named_rng};
+use frugal_nn::{AdaptError, Adapter, BuildContext, Parameter, named_rng};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::method::{Capabilities, Family, Method};
-use crate::settings;
+use crate::method::{Family, Method, MethodConfig};
+use crate::settings::Settings;
 use crate::support::lycoris::{Factors, LycorisConfig};
 use crate::support::per_linear::{self, PerLinear};
 use crate::support::values::kaiming;
@@ -42,26 +42,13 @@ use crate::support::values::kaiming;
 const NAME: &str = "loha";
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &["hadamard"],
-    family: Family::LowRank,
-    summary: "The element-wise product of two low-rank changes",
-    default_lr: 2e-3,
-    peft_type: "LOHA",
-    peft_variant: None,
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: true,
-        identity_at_init: true,
-        mixed_batch: true,
-    },
-    source: include_str!("loha.rs"),
-    defaults: settings::defaults::<LohaConfig>,
-    check: |settings| settings::parse::<LohaConfig>(NAME, settings)?.validate(),
-    build: |settings, context| Ok(Box::new(build(settings::parse(NAME, settings)?, context)?)),
-    from_peft: |config| per_linear::from_peft::<LohaConfig>(NAME, config, json!({}), &[]),
-};
+pub const METHOD: Method = Method::of::<LohaConfig>(
+    Family::LowRank,
+    "The element-wise product of two low-rank changes",
+    include_str!("loha.rs"),
+)
+.aliases(&["hadamard"])
+.default_lr(2e-3);
 
 /// Settings, with `peft`'s names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -83,13 +70,20 @@ impl Default for LohaConfig {
     }
 }
 
-impl LohaConfig {
-    /// Checks ranges.
-    ///
-    /// # Errors
-    /// [`AdaptError::Config`] naming the field.
-    pub fn validate(&self) -> Result<(), AdaptError> {
+impl MethodConfig for LohaConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = "LOHA";
+
+    fn validate(&self) -> Result<(), AdaptError> {
         self.lycoris.validate(NAME)
+    }
+
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(build(self, context)?))
+    }
+
+    fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
+        per_linear::from_peft::<LohaConfig>(NAME, config, json!({}), &[])
     }
 }
 

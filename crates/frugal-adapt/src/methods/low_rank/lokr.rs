@@ -33,13 +33,13 @@
 //!   Kronecker Adapter, 2022, arXiv 2212.10650.
 
 use burn::prelude::*;
-use frugal_nn::{AdaptError, BuildContext, Parameter, named_rng};
+use frugal_nn::{AdaptError, Adapter, BuildContext, Parameter, named_rng};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::method::{Capabilities, Family, Method};
+use crate::method::{Family, Method, MethodConfig};
 use crate::methods::low_rank::lora::Init;
-use crate::settings;
+use crate::settings::Settings;
 use crate::support::lycoris::{Factors, LycorisConfig};
 use crate::support::per_linear::{self, PerLinear, bad};
 use crate::support::values::kaiming;
@@ -47,26 +47,13 @@ use crate::support::values::kaiming;
 const NAME: &str = "lokr";
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &["kronecker", "krona"],
-    family: Family::LowRank,
-    summary: "The Kronecker product of two small matrices",
-    default_lr: 2e-3,
-    peft_type: "LOKR",
-    peft_variant: None,
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: true,
-        identity_at_init: true,
-        mixed_batch: true,
-    },
-    source: include_str!("lokr.rs"),
-    defaults: settings::defaults::<LokrConfig>,
-    check: |settings| settings::parse::<LokrConfig>(NAME, settings)?.validate(),
-    build: |settings, context| Ok(Box::new(build(settings::parse(NAME, settings)?, context)?)),
-    from_peft: |config| per_linear::from_peft::<LokrConfig>(NAME, config, json!({}), &[]),
-};
+pub const METHOD: Method = Method::of::<LokrConfig>(
+    Family::LowRank,
+    "The Kronecker product of two small matrices",
+    include_str!("lokr.rs"),
+)
+.aliases(&["kronecker", "krona"])
+.default_lr(2e-3);
 
 /// Settings, with `peft`'s names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -97,12 +84,11 @@ impl Default for LokrConfig {
     }
 }
 
-impl LokrConfig {
-    /// Checks ranges.
-    ///
-    /// # Errors
-    /// [`AdaptError::Config`] naming the field.
-    pub fn validate(&self) -> Result<(), AdaptError> {
+impl MethodConfig for LokrConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = "LOKR";
+
+    fn validate(&self) -> Result<(), AdaptError> {
         if self.decompose_factor == 0 || self.decompose_factor < -1 {
             return bad(NAME, "decompose_factor", "must be -1 or at least 1");
         }
@@ -114,6 +100,14 @@ impl LokrConfig {
             ),
             _ => self.lycoris.validate(NAME),
         }
+    }
+
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(build(self, context)?))
+    }
+
+    fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
+        per_linear::from_peft::<LokrConfig>(NAME, config, json!({}), &[])
     }
 }
 

@@ -91,14 +91,6 @@ impl Default for LoraConfig {
 }
 
 impl LoraConfig {
-    /// Checks ranges.
-    ///
-    /// # Errors
-    /// [`AdaptError::Config`] naming the field.
-    pub fn validate(&self) -> Result<(), AdaptError> {
-        self.validate_for(NAME)
-    }
-
     /// The same for a method built on this one.
     pub(crate) fn validate_for(&self, method: &'static str) -> Result<(), AdaptError> {
         let bad = |field, reason: String| {

@@ -27,12 +27,12 @@
 //! - Zhang, Zhang, Shi, Chu, Li: LoRA-FA: Memory-efficient Low-rank Adaptation for Large Language
 //!   Models Fine-tuning, 2023, arXiv 2308.03303.
 
-use frugal_nn::{AdaptError, BuildContext, GradientSum};
+use frugal_nn::{AdaptError, Adapter, BuildContext, GradientSum};
 use serde::{Deserialize, Serialize};
 
-use crate::method::{Capabilities, Family, Method};
+use crate::method::{Family, Method, MethodConfig};
 use crate::methods::low_rank::lora::{self, Lora, LoraConfig};
-use crate::settings::{self, Settings};
+use crate::settings::Settings;
 use crate::support::orthogonal::invert;
 use crate::support::pair::Pair;
 use crate::support::per_linear::linear_maps;
@@ -43,27 +43,14 @@ const NAME: &str = "lora-fa";
 const DELTA: f64 = 1e-8;
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &["lorafa"],
-    family: Family::LowRank,
-    summary: "LoRA that trains only B",
-    default_lr: 1e-3,
-    peft_type: "LORA",
-    // Files do not show it.
-    peft_variant: Some(|_| false),
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: true,
-        identity_at_init: true,
-        mixed_batch: true,
-    },
-    source: include_str!("lora_fa.rs"),
-    defaults: settings::defaults::<LoraFaConfig>,
-    check: |settings| parse(settings).map(|_| ()),
-    build: |settings, context| Ok(Box::new(build(parse(settings)?, context)?)),
-    from_peft: |config| lora::variant_from_peft(NAME, config, &[]),
-};
+pub const METHOD: Method = Method::of::<LoraFaConfig>(
+    Family::LowRank,
+    "LoRA that trains only B",
+    include_str!("lora_fa.rs"),
+)
+.aliases(&["lorafa"])
+// Files do not show it.
+.peft_variant(|_| false);
 
 /// Settings: those of LoRA and what happens to the gradients.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -85,9 +72,21 @@ impl Default for LoraFaConfig {
     }
 }
 
-fn parse(settings: &Settings) -> Result<LoraFaConfig, AdaptError> {
-    let config: LoraFaConfig = settings::parse(NAME, settings)?;
-    config.lora.validate_for(NAME).map(|()| config)
+impl MethodConfig for LoraFaConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = "LORA";
+
+    fn validate(&self) -> Result<(), AdaptError> {
+        self.lora.validate_for(NAME)
+    }
+
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(build(self, context)?))
+    }
+
+    fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
+        lora::variant_from_peft(NAME, config, &[])
+    }
 }
 
 fn build(config: LoraFaConfig, context: &BuildContext<'_>) -> Result<Lora, AdaptError> {

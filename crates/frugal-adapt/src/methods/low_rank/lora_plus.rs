@@ -26,38 +26,26 @@
 //! - Hayou, Ghosh, Yu: LoRA+: Efficient Low Rank Adaptation of Large Models, 2024, arXiv
 //!   2402.12354.
 
-use frugal_nn::{AdaptError, BuildContext};
+use frugal_nn::{AdaptError, Adapter, BuildContext};
 use serde::{Deserialize, Serialize};
 
-use crate::method::{Capabilities, Family, Method};
+use crate::method::{Family, Method, MethodConfig};
 use crate::methods::low_rank::lora::{self, Lora, LoraConfig};
-use crate::settings::{self, Settings};
+use crate::settings::Settings;
 use crate::support::per_linear::bad;
 
 const NAME: &str = "lora-plus";
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &["lora+", "loraplus"],
-    family: Family::LowRank,
-    summary: "LoRA with a higher learning rate for B",
-    default_lr: 3e-5,
-    peft_type: "LORA",
-    // Files do not show it.
-    peft_variant: Some(|_| false),
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: true,
-        identity_at_init: true,
-        mixed_batch: true,
-    },
-    source: include_str!("lora_plus.rs"),
-    defaults: settings::defaults::<LoraPlusConfig>,
-    check: |settings| parse(settings).map(|_| ()),
-    build: |settings, context| Ok(Box::new(build(parse(settings)?, context)?)),
-    from_peft: |config| lora::variant_from_peft(NAME, config, &[]),
-};
+pub const METHOD: Method = Method::of::<LoraPlusConfig>(
+    Family::LowRank,
+    "LoRA with a higher learning rate for B",
+    include_str!("lora_plus.rs"),
+)
+.aliases(&["lora+", "loraplus"])
+.default_lr(3e-4)
+// Files do not show it.
+.peft_variant(|_| false);
 
 /// Settings: those of LoRA and the ratio of the rates.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -79,14 +67,26 @@ impl Default for LoraPlusConfig {
     }
 }
 
-fn parse(settings: &Settings) -> Result<LoraPlusConfig, AdaptError> {
-    let config: LoraPlusConfig = settings::parse(NAME, settings)?;
-    config.lora.validate_for(NAME)?;
-    let ratio = config.loraplus_lr_ratio;
-    if ratio.is_finite() && ratio > 0.0 {
-        Ok(config)
-    } else {
-        bad(NAME, "loraplus_lr_ratio", "must be above 0")
+impl MethodConfig for LoraPlusConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = "LORA";
+
+    fn validate(&self) -> Result<(), AdaptError> {
+        self.lora.validate_for(NAME)?;
+        let ratio = self.loraplus_lr_ratio;
+        if ratio.is_finite() && ratio > 0.0 {
+            Ok(())
+        } else {
+            bad(NAME, "loraplus_lr_ratio", "must be above 0")
+        }
+    }
+
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(build(self, context)?))
+    }
+
+    fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
+        lora::variant_from_peft(NAME, config, &[])
     }
 }
 
@@ -122,7 +122,7 @@ mod tests {
             seed: 0,
             tokenize: None,
         };
-        let adapter = build(parse(&Settings::new()).unwrap(), &context).unwrap();
+        let adapter = build(LoraPlusConfig::parse(&Settings::new()).unwrap(), &context).unwrap();
         for parameter in adapter.parameters() {
             assert_eq!(
                 parameter.lr_scale(),

@@ -30,13 +30,13 @@
 //!   arXiv 2409.15371.
 
 use burn::prelude::*;
-use frugal_nn::{AdaptError, BuildContext, MergedLinear, Mode, Parameter, named_rng};
+use frugal_nn::{AdaptError, Adapter, BuildContext, MergedLinear, Mode, Parameter, named_rng};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::method::{Capabilities, Family, Method};
+use crate::method::{Family, Method, MethodConfig};
 use crate::methods::low_rank::lora::Init;
-use crate::settings;
+use crate::settings::Settings;
 use crate::support::dropout::dropout;
 use crate::support::orthogonal::inverse;
 use crate::support::per_linear::{self, LinearAdapter, LinearSite, PerLinear, bad};
@@ -46,28 +46,13 @@ use crate::target::Targets;
 const NAME: &str = "miss";
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &["bone"],
-    family: Family::LowRank,
-    summary: "One trained block shared by all shards of each weight",
-    default_lr: 5e-4,
-    peft_type: "MISS",
-    peft_variant: None,
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: true,
-        identity_at_init: true,
-        mixed_batch: true,
-    },
-    source: include_str!("miss.rs"),
-    defaults: settings::defaults::<MissConfig>,
-    check: |settings| settings::parse::<MissConfig>(NAME, settings)?.validate(),
-    build: |settings, context| Ok(Box::new(build(settings::parse(NAME, settings)?, context)?)),
-    from_peft: |config| {
-        per_linear::from_peft::<MissConfig>(NAME, config, json!({}), &[("bias", &[json!("none")])])
-    },
-};
+pub const METHOD: Method = Method::of::<MissConfig>(
+    Family::LowRank,
+    "One trained block shared by all shards of each weight",
+    include_str!("miss.rs"),
+)
+.aliases(&["bone"])
+.default_lr(5e-4);
 
 /// Settings, with `peft`'s names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -99,28 +84,11 @@ impl Default for MissConfig {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Shared,
-    Mini,
-    Bat,
-}
+impl MethodConfig for MissConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = "MISS";
 
-impl MissConfig {
-    fn kind(&self) -> Option<Kind> {
-        match &self.init_weights {
-            Init::Default(_) => Some(Kind::Shared),
-            Init::Named(name) if name == "mini" => Some(Kind::Mini),
-            Init::Named(name) if name == "bat" => Some(Kind::Bat),
-            Init::Named(_) => None,
-        }
-    }
-
-    /// Checks ranges.
-    ///
-    /// # Errors
-    /// [`AdaptError::Config`] naming the field.
-    pub fn validate(&self) -> Result<(), AdaptError> {
+    fn validate(&self) -> Result<(), AdaptError> {
         if self.r == 0 || self.mini_r == 0 {
             return bad(
                 NAME,
@@ -136,6 +104,32 @@ impl MissConfig {
             );
         }
         per_linear::check_dropout(NAME, "miss_dropout", self.miss_dropout)
+    }
+
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(build(self, context)?))
+    }
+
+    fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
+        per_linear::from_peft::<MissConfig>(NAME, config, json!({}), &[("bias", &[json!("none")])])
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Shared,
+    Mini,
+    Bat,
+}
+
+impl MissConfig {
+    fn kind(&self) -> Option<Kind> {
+        match &self.init_weights {
+            Init::Default(_) => Some(Kind::Shared),
+            Init::Named(name) if name == "mini" => Some(Kind::Mini),
+            Init::Named(name) if name == "bat" => Some(Kind::Bat),
+            Init::Named(_) => None,
+        }
     }
 }
 

@@ -9,7 +9,8 @@
 //! elsewhere; `y = x Wᵀ + (lora_alpha / r) Σ wᵢ Bᵢ Aᵢ dropout(x)`. The loss gains
 //! `router_aux_loss_coef · Σ over blocks of N Σₑ fₑ Pₑ`, where `fₑ` is the share of choices that
 //! went to expert `e` and `Pₑ` its mean probability, over all tokens and all adapted layers of the
-//! block; 1 per block when balanced.
+//! block; 1 per block when balanced. With `balance = "layer"` the sum is over the adapted layers,
+//! each by itself.
 //!
 //! ## When to use, when not
 //! For mixtures of tasks in one adapter, where one low-rank change is too little. The result
@@ -29,8 +30,8 @@
 //! zero.
 //!
 //! ## Departures from the paper
-//! `num_experts` may have any length: block `j` of `m` gets entry `⌊length · j / m⌋`, and a layer
-//! outside the blocks (BERT's pooler) the last. `top_k` is lowered to the number of experts; equal
+//! `num_experts`, `r` and `top_k` may be lists of any length: block `j` of `m` gets entry
+//! `⌊length · j / m⌋`, and a layer outside the blocks (BERT's pooler) the last. `top_k` is lowered to the number of experts; equal
 //! probabilities go to the lower index. Dropout is drawn once per layer, not once per expert. Experts
 //! lie side by side in one matrix: rows `i r .. (i + 1) r` of `A`, the same columns of `B`. A later
 //! version of the paper finds middle blocks to need most experts, so the allocation is a setting
@@ -53,9 +54,9 @@ use rand::Rng;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::method::{Capabilities, Family, Method};
-use crate::settings;
+use crate::method::{Family, Method, MethodConfig};
 use crate::support::dropout::dropout;
+pub use crate::support::per_block::PerBlock;
 use crate::support::per_linear::linear_maps;
 use crate::support::{low_rank, own_files};
 use crate::target::Targets;
@@ -64,48 +65,44 @@ const NAME: &str = "mola";
 const PEFT_TYPE: &str = "MOLA";
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &["lora-experts"],
-    family: Family::LowRank,
-    summary: "Routed LoRA experts, with a number of its own in every block",
-    default_lr: 5e-4,
-    peft_type: PEFT_TYPE,
-    peft_variant: None,
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: false,
-        identity_at_init: true,
-        mixed_batch: true,
-    },
-    source: include_str!("mola.rs"),
-    defaults: settings::defaults::<MolaConfig>,
-    check: |settings| settings::parse::<MolaConfig>(NAME, settings)?.validate(),
-    build: |settings, context| {
-        Ok(Box::new(Mola::new(
-            settings::parse(NAME, settings)?,
-            context,
-        )?))
-    },
-    from_peft: |config| Ok(own_files::from_file::<MolaConfig>(config)),
-};
+pub const METHOD: Method = Method::of::<MolaConfig>(
+    Family::LowRank,
+    "Routed LoRA experts, with a number of its own in every block",
+    include_str!("mola.rs"),
+)
+.aliases(&["lora-experts"])
+.default_lr(5e-4)
+.without_merge();
+
+/// What the choices of experts are balanced over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Balance {
+    /// All adapted layers of a block together.
+    #[default]
+    Block,
+    /// Each adapted layer.
+    Layer,
+}
 
 /// Settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct MolaConfig {
-    /// Rank of each expert.
-    pub r: usize,
+    /// Rank of each expert, or a list of it as for `num_experts`.
+    pub r: PerBlock,
     /// Scale numerator.
     pub lora_alpha: f64,
     /// Probability of dropping an input element of the experts while training.
     pub lora_dropout: f64,
     /// Experts per map: one entry per equal share of the blocks, from the lowest up.
-    pub num_experts: Vec<usize>,
-    /// Experts that a token chooses.
-    pub top_k: usize,
+    pub num_experts: PerBlock,
+    /// Experts that a token chooses, or a list of it as for `num_experts`.
+    pub top_k: PerBlock,
     /// Weight of the balance term; 0 leaves it out.
     pub router_aux_loss_coef: f64,
+    /// Over what the balance term is taken.
+    pub balance: Balance,
     /// Which layers.
     #[serde(flatten)]
     pub targets: Targets,
@@ -114,23 +111,23 @@ pub struct MolaConfig {
 impl Default for MolaConfig {
     fn default() -> Self {
         Self {
-            r: 8,
+            r: PerBlock::All(8),
             lora_alpha: 16.0,
             lora_dropout: 0.05,
-            num_experts: vec![2, 4, 6, 8],
-            top_k: 2,
+            num_experts: PerBlock::Shares(vec![2, 4, 6, 8]),
+            top_k: PerBlock::All(2),
             router_aux_loss_coef: 1e-3,
+            balance: Balance::Block,
             targets: Targets::default(),
         }
     }
 }
 
-impl MolaConfig {
-    /// Checks ranges.
-    ///
-    /// # Errors
-    /// [`AdaptError::Config`] naming the field.
-    pub fn validate(&self) -> Result<(), AdaptError> {
+impl MethodConfig for MolaConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = PEFT_TYPE;
+
+    fn validate(&self) -> Result<(), AdaptError> {
         let bad = |field, reason: String| {
             Err(AdaptError::Config {
                 method: NAME,
@@ -138,17 +135,17 @@ impl MolaConfig {
                 reason,
             })
         };
-        if self.r == 0 || self.top_k == 0 {
-            return bad(
-                if self.r == 0 { "r" } else { "top_k" },
-                "must be at least 1".into(),
-            );
-        }
-        if self.num_experts.is_empty() || self.num_experts.contains(&0) {
-            return bad(
-                "num_experts",
-                "needs one entry or more, each at least 1, such as [2, 4, 6, 8]".into(),
-            );
+        for (field, numbers) in [
+            ("r", &self.r),
+            ("top_k", &self.top_k),
+            ("num_experts", &self.num_experts),
+        ] {
+            if !numbers.is_positive() {
+                return bad(
+                    field,
+                    "needs one entry or more, each at least 1, such as [2, 4, 6, 8]".into(),
+                );
+            }
         }
         if !(0.0..=1.0).contains(&self.lora_dropout) {
             return bad(
@@ -174,11 +171,8 @@ impl MolaConfig {
         Ok(())
     }
 
-    /// Experts of a layer in this block of `blocks`.
-    fn experts(&self, layer: Option<usize>, blocks: usize) -> usize {
-        let entries = self.num_experts.len();
-        let entry = layer.map_or(entries - 1, |layer| entries * layer / blocks);
-        self.num_experts[entry.min(entries - 1)]
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(Mola::new(self, context)?))
     }
 }
 
@@ -187,6 +181,9 @@ struct Experts {
     path: String,
     layer: Option<usize>,
     count: usize,
+    /// Rank of each.
+    r: usize,
+    top_k: usize,
     /// All experts' `A` one below the other, `[count r, d_in]`.
     a: Parameter,
     /// All experts' `B` side by side, `[d_out, count r]`.
@@ -231,8 +228,9 @@ impl Mola {
 fn experts(config: &MolaConfig, context: &BuildContext<'_>, id: SiteId) -> Experts {
     let (info, device) = (context.sites.info(id), &context.device);
     let (path, d_in, d_out) = (info.path.clone(), info.d_in, info.d_out);
-    let count = config.experts(info.layer, context.info.num_hidden_layers);
-    let (rows, bound) = (count * config.r, 1.0 / (d_in as f32).sqrt());
+    let of_block = |numbers: &PerBlock| numbers.at(info.layer, context.info.num_hidden_layers);
+    let (count, r) = (of_block(&config.num_experts), of_block(&config.r));
+    let (rows, bound) = (count * r, 1.0 / (d_in as f32).sqrt());
     let draw = |what: &str, rows: usize| -> Vec<f32> {
         let mut rng = named_rng(context.seed, &format!("{path} {what}"));
         (0..rows * d_in)
@@ -260,6 +258,8 @@ fn experts(config: &MolaConfig, context: &BuildContext<'_>, id: SiteId) -> Exper
         ),
         layer: info.layer,
         count,
+        r,
+        top_k: of_block(&config.top_k),
         path,
     }
 }
@@ -350,21 +350,25 @@ impl Load {
 struct MolaPass<'a> {
     adapter: &'a Mola,
     mode: Mode,
-    /// By block; `None` for layers outside the blocks.
+    /// By what balance is taken over: a block (`None` for layers outside the blocks), or a layer.
     loads: BTreeMap<Option<usize>, Load>,
 }
 
 impl MolaPass<'_> {
-    fn record(&mut self, layer: Option<usize>, routing: &Routing) {
+    fn record(&mut self, site: SiteId, layer: Option<usize>, routing: &Routing) {
         if !self.mode.is_train() || self.adapter.config.router_aux_loss_coef == 0.0 {
             return;
         }
+        let key = match self.adapter.config.balance {
+            Balance::Block => layer,
+            Balance::Layer => Some(site.index()),
+        };
         let load = Load::new(routing);
-        let joined = match self.loads.remove(&layer) {
+        let joined = match self.loads.remove(&key) {
             Some(before) => before.join(load),
             None => load,
         };
-        self.loads.insert(layer, joined);
+        self.loads.insert(key, joined);
     }
 }
 
@@ -377,7 +381,7 @@ impl Pass for MolaPass<'_> {
         let (a, b, scale) = (
             site.a.get::<2>(mode),
             site.b.get::<2>(mode),
-            (config.lora_alpha / config.r as f64) as f32,
+            (config.lora_alpha / site.r as f64) as f32,
         );
         if site.count == 1 {
             // The only expert's weight is 1 whatever the router says.
@@ -390,9 +394,9 @@ impl Pass for MolaPass<'_> {
         }
         let routing = route(
             frugal_kernels::linear(x.clone(), site.router.get::<2>(mode), None),
-            config.top_k,
+            site.top_k,
         );
-        self.record(site.layer, &routing);
+        self.record(base.site, site.layer, &routing);
         let seen = match mode {
             Mode::Train { seed } if config.lora_dropout > 0.0 => {
                 dropout(x.clone(), config.lora_dropout, seed, &site.path)
@@ -400,9 +404,9 @@ impl Pass for MolaPass<'_> {
             _ => x.clone(),
         };
         let tokens = x.dims()[0];
-        let inner = frugal_kernels::linear(seen, a, None).reshape([tokens, site.count, config.r]);
-        let weighted = (inner * routing.weights.unsqueeze_dim::<3>(2))
-            .reshape([tokens, site.count * config.r]);
+        let inner = frugal_kernels::linear(seen, a, None).reshape([tokens, site.count, site.r]);
+        let weighted =
+            (inner * routing.weights.unsqueeze_dim::<3>(2)).reshape([tokens, site.count * site.r]);
         base.forward(x) + frugal_kernels::linear(weighted, b, None) * scale
     }
 
@@ -468,182 +472,4 @@ impl Adapter for Mola {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use frugal_models::ModelConfig;
-    use frugal_nn::Weight;
-
-    fn close(found: &[f32], expected: &[f32]) {
-        assert_eq!(found.len(), expected.len());
-        found
-            .iter()
-            .zip(expected)
-            .for_each(|(f, e)| assert!((f - e).abs() < 1e-6, "{found:?} instead of {expected:?}"));
-    }
-
-    fn logits(rows: usize) -> Tensor<2> {
-        let values: Vec<f32> = (0..rows).flat_map(|_| [2.0, 1.0, 0.0, -1.0]).collect();
-        Tensor::from_data(TensorData::new(values, [rows, 4]), &Device::default())
-    }
-
-    fn build(
-        hidden: usize,
-        ff: usize,
-        layers: usize,
-        heads: (usize, usize),
-        config: MolaConfig,
-    ) -> Mola {
-        let raw = serde_json::json!({"model_type": "llama", "hidden_size": hidden, "intermediate_size": ff, "num_hidden_layers": layers,
-            "num_attention_heads": heads.0, "num_key_value_heads": heads.1, "vocab_size": 64});
-        let model = ModelConfig::from_json(raw, "test").unwrap();
-        let sites = model.sites();
-        let context = BuildContext {
-            info: &model.info(),
-            sites: &sites,
-            backbone: None,
-            device: Device::default(),
-            seed: 3,
-            tokenize: None,
-        };
-        Mola::new(config, &context).unwrap()
-    }
-
-    #[test]
-    fn tokens_go_to_their_most_probable_experts() {
-        let routing = route(logits(1), 2);
-        close(
-            &to_vec(routing.probabilities),
-            &[0.643_914, 0.236_883, 0.087_144, 0.032_059],
-        );
-        close(&to_vec(routing.weights), &[0.731_059, 0.268_941, 0.0, 0.0]);
-        let equal = route(Tensor::zeros([1, 3], &Device::default()), 2);
-        close(&to_vec(equal.weights), &[0.5, 0.5, 0.0]);
-        let all = route(logits(1), 4);
-        close(&to_vec(all.weights), &to_vec(all.probabilities));
-    }
-
-    #[test]
-    fn the_balance_term_is_one_when_balanced() {
-        let loss = |routing: &Routing| to_vec(Load::new(routing).balance());
-        close(&loss(&route(logits(4), 2)), &[1.761_594]);
-        // Two tokens whose choices and probabilities mirror each other.
-        let mirrored = Tensor::<2>::from_data(
-            [[5.0, 5.0, 0.0, 0.0], [0.0, 0.0, 5.0, 5.0]],
-            &Device::default(),
-        );
-        close(&loss(&route(mirrored, 2)), &[1.0]);
-        let joined = Load::new(&route(logits(1), 2)).join(Load::new(&route(logits(3), 2)));
-        close(&to_vec(joined.balance()), &[1.761_594]);
-    }
-
-    #[test]
-    fn counts_follow_the_allocation() {
-        let smollm = |num_experts: Vec<usize>| {
-            build(
-                576,
-                1536,
-                30,
-                (9, 3),
-                MolaConfig {
-                    num_experts,
-                    ..MolaConfig::default()
-                },
-            )
-            .num_trainable()
-        };
-        assert_eq!(smollm(vec![2, 4, 6, 8]), 12_787_200);
-        assert_eq!(smollm(vec![5]), 12_960_000);
-        let config = MolaConfig::default();
-        let llama: Vec<usize> = (0..32)
-            .map(|layer| config.experts(Some(layer), 32))
-            .collect();
-        assert_eq!(
-            (llama[7], llama[8], llama[24], llama.iter().sum::<usize>()),
-            (2, 4, 8, 160)
-        );
-    }
-
-    /// A small adapter with nothing zero, a layer of its and an input.
-    fn filled(num_experts: usize, top_k: usize) -> (Mola, Linear, Tensor<2>) {
-        let config = MolaConfig {
-            num_experts: vec![num_experts],
-            top_k,
-            lora_dropout: 0.0,
-            ..MolaConfig::default()
-        };
-        let mut mola = build(16, 24, 1, (4, 2), config);
-        for parameter in mola.parameters_mut() {
-            parameter.set(
-                (0..parameter.len())
-                    .map(|i| (i as f32 * 0.37).sin())
-                    .collect(),
-            );
-        }
-        let index = mola.sites.iter().position(Option::is_some).unwrap();
-        let device = Device::default();
-        let wave = |rows: usize, f: f32| {
-            Tensor::<2>::from_data(
-                TensorData::new(
-                    (0..rows * 16)
-                        .map(|i| (i as f32 * f).cos())
-                        .collect::<Vec<_>>(),
-                    [rows, 16],
-                ),
-                &device,
-            )
-        };
-        (
-            mola,
-            Linear {
-                site: SiteId(index as u32),
-                weight: Weight::Dense(wave(16, 0.11)),
-                bias: None,
-            },
-            wave(5, 0.53),
-        )
-    }
-
-    #[test]
-    fn one_expert_is_lora_bit_for_bit() {
-        let (mola, base, x) = filled(1, 1);
-        let site = mola.at(base.site).unwrap();
-        let (a, b) = (site.a.get::<2>(Mode::Eval), site.b.get::<2>(Mode::Eval));
-        let lora = Linear {
-            bias: None,
-            ..base.clone()
-        }
-        .forward_low_rank(x.clone(), a, b, 2.0);
-        assert_eq!(to_vec(mola.pass(Mode::Eval).linear(&base, x)), to_vec(lora));
-    }
-
-    #[test]
-    fn computing_all_experts_at_once_equals_computing_the_chosen_ones() {
-        let (mola, base, x) = filled(4, 2);
-        let found = to_vec(mola.pass(Mode::Eval).linear(&base, x.clone()));
-        let site = mola.at(base.site).unwrap();
-        let (a, b, r) = (
-            site.a.get::<2>(Mode::Eval),
-            site.b.get::<2>(Mode::Eval),
-            mola.config.r,
-        );
-        let routing = route(
-            frugal_kernels::linear(x.clone(), site.router.get::<2>(Mode::Eval), None),
-            2,
-        );
-        for token in 0..5 {
-            let x = x.clone().slice(token..token + 1);
-            let weights = to_vec(routing.weights.clone().slice(token..token + 1));
-            let mut y = base.forward(x.clone());
-            for (expert, &weight) in weights.iter().enumerate().filter(|(_, w)| **w > 0.0) {
-                let range = expert * r..(expert + 1) * r;
-                let low = x.clone().matmul(a.clone().slice(range.clone()).transpose());
-                y = y + low.matmul(b.clone().slice([0..16, range]).transpose()) * (2.0 * weight);
-            }
-            let expected = to_vec(y);
-            found[token * 16..(token + 1) * 16]
-                .iter()
-                .zip(&expected)
-                .for_each(|(f, e)| assert!((f - e).abs() < 1e-4, "{f} {e}"));
-        }
-    }
-}
+mod tests;

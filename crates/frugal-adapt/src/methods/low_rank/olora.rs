@@ -29,41 +29,47 @@
 //!   2406.01775.
 
 use frugal_nn::linalg::leading_qr;
-use frugal_nn::{AdaptError, BuildContext};
+use frugal_nn::{AdaptError, Adapter, BuildContext};
 
-use crate::method::{Capabilities, Family, Method};
+use serde::{Deserialize, Serialize};
+
+use crate::method::{Family, Method, MethodConfig};
 use crate::methods::low_rank::lora::{self, LoraConfig};
-use crate::settings::{self, Settings};
+use crate::settings::Settings;
 use crate::support::residual::{self, Factors, Residual};
 
 const NAME: &str = "olora";
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &[],
-    family: Family::LowRank,
-    summary: "LoRA that starts from the QR decomposition of each weight",
-    default_lr: 3e-4,
-    peft_type: "LORA",
-    // Files are those of `lora`.
-    peft_variant: Some(|_| false),
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: true,
-        identity_at_init: true,
-        mixed_batch: true,
-    },
-    source: include_str!("olora.rs"),
-    defaults: settings::defaults::<LoraConfig>,
-    check: |settings| parse(settings).map(|_| ()),
-    build: |settings, context| Ok(Box::new(build(parse(settings)?, context)?)),
-    from_peft: |config| lora::variant_from_peft(NAME, config, &[]),
-};
+pub const METHOD: Method = Method::of::<OloraConfig>(
+    Family::LowRank,
+    "LoRA that starts from the QR decomposition of each weight",
+    include_str!("olora.rs"),
+)
+.default_lr(3e-4)
+// Files are those of `lora`.
+.peft_variant(|_| false);
 
-fn parse(settings: &Settings) -> Result<LoraConfig, AdaptError> {
-    let config: LoraConfig = settings::parse(NAME, settings)?;
-    residual::validate(NAME, &config).map(|()| config)
+/// LoRA's settings.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct OloraConfig(pub LoraConfig);
+
+impl MethodConfig for OloraConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = "LORA";
+
+    fn validate(&self) -> Result<(), AdaptError> {
+        residual::validate(NAME, &self.0)
+    }
+
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(build(self.0, context)?))
+    }
+
+    fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
+        lora::variant_from_peft(NAME, config, &[])
+    }
 }
 
 fn build(config: LoraConfig, context: &BuildContext<'_>) -> Result<Residual, AdaptError> {

@@ -32,11 +32,11 @@
 //!   Language Models, 2024, arXiv 2404.02948.
 
 use frugal_nn::linalg::{Svd, randomised_svd, svd};
-use frugal_nn::{AdaptError, BuildContext};
+use frugal_nn::{AdaptError, Adapter, BuildContext};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::method::{Capabilities, Family, Method};
+use crate::method::{Family, Method, MethodConfig};
 use crate::methods::low_rank::lora::{self, LoraConfig};
 use crate::settings::{self, Settings};
 use crate::support::per_linear::bad;
@@ -45,27 +45,14 @@ use crate::support::residual::{self, Factors, Residual, Weight};
 const NAME: &str = "pissa";
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &[],
-    family: Family::LowRank,
-    summary: "LoRA that starts from the largest singular directions of each weight",
-    default_lr: 2e-4,
-    peft_type: "LORA",
-    // Files are those of `lora`.
-    peft_variant: Some(|_| false),
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: true,
-        identity_at_init: true,
-        mixed_batch: true,
-    },
-    source: include_str!("pissa.rs"),
-    defaults: settings::defaults::<PissaConfig>,
-    check: |settings| parse(settings).map(|_| ()),
-    build: |settings, context| Ok(Box::new(build(parse(settings)?, context)?)),
-    from_peft: |config| lora::variant_from_peft(NAME, config, &[]),
-};
+pub const METHOD: Method = Method::of::<PissaConfig>(
+    Family::LowRank,
+    "LoRA that starts from the largest singular directions of each weight",
+    include_str!("pissa.rs"),
+)
+.default_lr(2e-4)
+// Files do not show it.
+.peft_variant(|_| false);
 
 /// Settings: those of LoRA and how the weights are decomposed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -90,32 +77,45 @@ impl Default for PissaConfig {
     }
 }
 
-fn parse(settings: &Settings) -> Result<PissaConfig, AdaptError> {
-    let mut all = settings.clone();
-    all.entry("lora_alpha").or_insert(json!(8.0));
-    let config: PissaConfig = settings::parse(NAME, &all)?;
-    residual::validate(NAME, &config.lora)?;
-    // The singular values are divided by the scale.
-    if config.lora.lora_alpha <= 0.0 {
-        return bad(
-            NAME,
-            "lora_alpha",
-            format!("{} is not a positive number", config.lora.lora_alpha),
-        );
+impl MethodConfig for PissaConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = "LORA";
+
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(build(self, context)?))
     }
-    if let Some((path, alpha)) = config
-        .lora
-        .alpha_pattern
-        .iter()
-        .find(|(_, alpha)| **alpha <= 0.0)
-    {
-        return bad(
-            NAME,
-            "alpha_pattern",
-            format!("{alpha} for `{path}` is not a positive number"),
-        );
+
+    fn parse(settings: &Settings) -> Result<Self, AdaptError> {
+        let mut all = settings.clone();
+        all.entry("lora_alpha").or_insert(json!(8.0));
+        let config: Self = settings::parse(NAME, &all)?;
+        residual::validate(NAME, &config.lora)?;
+        // The singular values are divided by the scale.
+        if config.lora.lora_alpha <= 0.0 {
+            return bad(
+                NAME,
+                "lora_alpha",
+                format!("{} is not a positive number", config.lora.lora_alpha),
+            );
+        }
+        if let Some((path, alpha)) = config
+            .lora
+            .alpha_pattern
+            .iter()
+            .find(|(_, alpha)| **alpha <= 0.0)
+        {
+            return bad(
+                NAME,
+                "alpha_pattern",
+                format!("{alpha} for `{path}` is not a positive number"),
+            );
+        }
+        Ok(config)
     }
-    Ok(config)
+
+    fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
+        lora::variant_from_peft(NAME, config, &[])
+    }
 }
 
 fn build(config: PissaConfig, context: &BuildContext<'_>) -> Result<Residual, AdaptError> {
@@ -161,7 +161,7 @@ mod tests {
     #[test]
     fn scales_are_positive() {
         let parsed = |settings: serde_json::Value| {
-            parse(settings.as_object().unwrap()).map_err(|e| e.to_string())
+            PissaConfig::parse(settings.as_object().unwrap()).map_err(|e| e.to_string())
         };
         assert!(
             parsed(json!({"lora_alpha": 0.0}))

@@ -40,14 +40,14 @@
 //!   `peft`.
 
 use burn::prelude::*;
-use frugal_nn::{AdaptError, BuildContext, Mode, Parameter, named_rng};
+use frugal_nn::{AdaptError, Adapter, BuildContext, Mode, Parameter, named_rng};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::method::{Capabilities, Family, Method};
+use crate::method::{Family, Method, MethodConfig};
 use crate::methods::low_rank::lora::{self, Init};
 use crate::methods::low_rank::lora_config::peft_fields_without_use;
-use crate::settings::{self, Settings};
+use crate::settings::Settings;
 use crate::support::dropout::dropout;
 use crate::support::per_linear::{self, LinearAdapter, LinearSite, PerLinear, bad};
 use crate::support::values::{kaiming, object};
@@ -56,26 +56,14 @@ use crate::target::Targets;
 const NAME: &str = "qa-lora";
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &["qalora"],
-    family: Family::LowRank,
-    summary: "A low-rank change that weights in few bits take up in their offsets",
-    default_lr: 5e-4,
-    peft_type: "LORA",
-    peft_variant: Some(|config| config.get("use_qalora") == Some(&Value::Bool(true))),
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: true,
-        identity_at_init: true,
-        mixed_batch: true,
-    },
-    source: include_str!("qa_lora.rs"),
-    defaults: settings::defaults::<QaLoraConfig>,
-    check: |settings| settings::parse::<QaLoraConfig>(NAME, settings)?.validate(),
-    build: |settings, context| Ok(Box::new(build(settings::parse(NAME, settings)?, context)?)),
-    from_peft,
-};
+pub const METHOD: Method = Method::of::<QaLoraConfig>(
+    Family::LowRank,
+    "A low-rank change that weights in few bits take up in their offsets",
+    include_str!("qa_lora.rs"),
+)
+.aliases(&["qalora"])
+.default_lr(5e-4)
+.peft_variant(|config| config.get("use_qalora") == Some(&Value::Bool(true)));
 
 /// Settings, with `peft`'s names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -112,12 +100,11 @@ impl Default for QaLoraConfig {
     }
 }
 
-impl QaLoraConfig {
-    /// Checks ranges.
-    ///
-    /// # Errors
-    /// [`AdaptError::Config`] naming the field.
-    pub fn validate(&self) -> Result<(), AdaptError> {
+impl MethodConfig for QaLoraConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = "LORA";
+
+    fn validate(&self) -> Result<(), AdaptError> {
         if self.r == 0 || self.qalora_group_size == 0 {
             return bad(
                 NAME,
@@ -137,24 +124,28 @@ impl QaLoraConfig {
         }
         per_linear::check_dropout(NAME, "lora_dropout", self.lora_dropout)
     }
-}
 
-fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
-    // What makes it no LoRA that is known here is refused.
-    lora::variant_from_peft(NAME, config, &["use_qalora"])?;
-    let none = [json!(false), json!({}), json!([]), json!("none")];
-    let fixed =
-        ["bias", "lora_bias", "rank_pattern", "alpha_pattern"].map(|field| (field, &none[..]));
-    let settings = per_linear::from_peft::<QaLoraConfig>(
-        NAME,
-        config,
-        json!({"lora_alpha": 8, "qalora_group_size": 16}),
-        &fixed,
-    )?;
-    Ok(settings
-        .into_iter()
-        .chain([("init_lora_weights".to_owned(), json!(true))])
-        .collect())
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(build(self, context)?))
+    }
+
+    fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
+        // What makes it no LoRA that is known here is refused.
+        lora::variant_from_peft(NAME, config, &["use_qalora"])?;
+        let none = [json!(false), json!({}), json!([]), json!("none")];
+        let fixed =
+            ["bias", "lora_bias", "rank_pattern", "alpha_pattern"].map(|field| (field, &none[..]));
+        let settings = per_linear::from_peft::<QaLoraConfig>(
+            NAME,
+            config,
+            json!({"lora_alpha": 8, "qalora_group_size": 16}),
+            &fixed,
+        )?;
+        Ok(settings
+            .into_iter()
+            .chain([("init_lora_weights".to_owned(), json!(true))])
+            .collect())
+    }
 }
 
 fn build(config: QaLoraConfig, context: &BuildContext<'_>) -> Result<PerLinear<Pair>, AdaptError> {

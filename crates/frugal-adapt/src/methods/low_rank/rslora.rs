@@ -25,75 +25,87 @@
 //! - Kalajdzievski: A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA, 2023, arXiv
 //!   2312.03732.
 
-use frugal_nn::AdaptError;
-use serde_json::{Value, json};
+use frugal_nn::{AdaptError, Adapter, BuildContext};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use crate::method::{Capabilities, Family, Method};
+use crate::method::{Family, Method, MethodConfig};
 use crate::methods::low_rank::lora::{self, Lora, LoraConfig};
-use crate::settings::{self, Settings};
+use crate::settings::Settings;
+use crate::support::own_files;
 use crate::support::per_linear::bad;
 
 const NAME: &str = "rslora";
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &["rank-stabilized-lora"],
-    family: Family::LowRank,
-    summary: "LoRA whose scale suits high ranks",
-    default_lr: 3e-4,
-    peft_type: "LORA",
-    peft_variant: Some(|config| {
-        config.get("use_rslora") == Some(&Value::Bool(true))
-            && config.get("use_dora") != Some(&Value::Bool(true))
-    }),
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: true,
-        identity_at_init: true,
-        mixed_batch: true,
-    },
-    source: include_str!("rslora.rs"),
-    defaults: || with_defaults(&settings::defaults::<LoraConfig>(), true),
-    check: |settings| parse(settings).map(|_| ()),
-    build: |settings, context| Ok(Box::new(Lora::named(NAME, parse(settings)?, context)?)),
-    from_peft: |config| lora::variant_from_peft(NAME, config, &[]),
-};
+pub const METHOD: Method = Method::of::<RsloraConfig>(
+    Family::LowRank,
+    "LoRA whose scale suits high ranks",
+    include_str!("rslora.rs"),
+)
+.aliases(&["rank-stabilized-lora"])
+.default_lr(3e-4)
+.peft_variant(|config| {
+    config.get("use_rslora") == Some(&Value::Bool(true))
+        && config.get("use_dora") != Some(&Value::Bool(true))
+});
 
-/// LoRA's settings with this method's defaults.
-fn with_defaults(settings: &Settings, replace: bool) -> Settings {
-    let mut all = settings.clone();
-    for (key, value) in [("use_rslora", json!(true)), ("r", json!(32))] {
-        if replace || !all.contains_key(key) {
-            all.insert(key.into(), value);
-        }
+/// LoRA's settings, with a rank and a scale of this method's own.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RsloraConfig(pub LoraConfig);
+
+impl Default for RsloraConfig {
+    fn default() -> Self {
+        Self(LoraConfig {
+            r: 32,
+            use_rslora: true,
+            ..LoraConfig::default()
+        })
     }
-    all
 }
 
-fn parse(settings: &Settings) -> Result<LoraConfig, AdaptError> {
-    let config: LoraConfig = settings::parse(NAME, &with_defaults(settings, false))?;
-    config.validate_for(NAME)?;
-    if config.use_rslora {
-        Ok(config)
-    } else {
-        bad(
-            NAME,
-            "use_rslora",
-            "is what this method is; use `lora` without it",
-        )
+impl MethodConfig for RsloraConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = "LORA";
+
+    fn validate(&self) -> Result<(), AdaptError> {
+        self.0.validate_for(NAME)?;
+        if self.0.use_rslora {
+            Ok(())
+        } else {
+            bad(
+                NAME,
+                "use_rslora",
+                "is what this method is; use `lora` without it",
+            )
+        }
+    }
+
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(Lora::named(NAME, self.0, context)?))
+    }
+
+    fn parse(settings: &Settings) -> Result<Self, AdaptError> {
+        own_files::parse(NAME, settings)
+    }
+
+    fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
+        lora::variant_from_peft(NAME, config, &[])
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
     fn the_scale_is_switched_on_by_itself() {
-        let config = parse(&Settings::new()).unwrap();
+        let config = RsloraConfig::parse(&Settings::new()).unwrap().0;
         assert!(config.use_rslora && config.r == 32);
-        let message = parse(&Settings::from_iter([(
+        let message = (METHOD.check)(&Settings::from_iter([(
             "use_rslora".to_owned(),
             json!(false),
         )]))

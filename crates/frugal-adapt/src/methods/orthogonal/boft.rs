@@ -29,16 +29,16 @@
 
 use burn::prelude::*;
 use frugal_nn::{
-    AdaptError, BuildContext, Linear, MergedLinear, Mode, Parameter, named_rng, standard_normal,
-    to_vec,
+    AdaptError, Adapter, BuildContext, Linear, MergedLinear, Mode, Parameter, named_rng,
+    standard_normal, to_vec,
 };
 use rand::seq::SliceRandom;
 use rand::{Rng, RngCore};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::method::{Capabilities, Family, Method};
-use crate::settings;
+use crate::method::{Family, Method, MethodConfig};
+use crate::settings::Settings;
 use crate::support::orthogonal::{cayley, rotate};
 use crate::support::per_linear::{self, LinearAdapter, LinearSite, PerLinear, bad};
 use crate::target::Targets;
@@ -46,28 +46,13 @@ use crate::target::Targets;
 const NAME: &str = "boft";
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &["butterfly"],
-    family: Family::Orthogonal,
-    summary: "A product of block rotations of each layer's input, and output scales",
-    default_lr: 2e-3,
-    peft_type: "BOFT",
-    peft_variant: None,
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: true,
-        identity_at_init: true,
-        mixed_batch: true,
-    },
-    source: include_str!("boft.rs"),
-    defaults: settings::defaults::<BoftConfig>,
-    check: |settings| settings::parse::<BoftConfig>(NAME, settings)?.validate(),
-    build: |settings, context| Ok(Box::new(build(settings::parse(NAME, settings)?, context)?)),
-    from_peft: |config| {
-        per_linear::from_peft::<BoftConfig>(NAME, config, json!({}), &[("bias", &[json!("none")])])
-    },
-};
+pub const METHOD: Method = Method::of::<BoftConfig>(
+    Family::Orthogonal,
+    "A product of block rotations of each layer's input, and output scales",
+    include_str!("boft.rs"),
+)
+.aliases(&["butterfly"])
+.default_lr(2e-3);
 
 /// Settings, with `peft`'s names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -101,12 +86,11 @@ impl Default for BoftConfig {
     }
 }
 
-impl BoftConfig {
-    /// Checks ranges.
-    ///
-    /// # Errors
-    /// [`AdaptError::Config`] naming the field.
-    pub fn validate(&self) -> Result<(), AdaptError> {
+impl MethodConfig for BoftConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = "BOFT";
+
+    fn validate(&self) -> Result<(), AdaptError> {
         if (self.boft_block_size == 0) == (self.boft_block_num == 0) {
             return bad(
                 NAME,
@@ -120,6 +104,16 @@ impl BoftConfig {
         per_linear::check_dropout(NAME, "boft_dropout", self.boft_dropout)
     }
 
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(build(self, context)?))
+    }
+
+    fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
+        per_linear::from_peft::<BoftConfig>(NAME, config, json!({}), &[("bias", &[json!("none")])])
+    }
+}
+
+impl BoftConfig {
     /// Size and number of the blocks for layers of this width.
     fn blocks(&self, path: &str, d_in: usize) -> Result<(usize, usize), AdaptError> {
         let given = self.boft_block_size.max(self.boft_block_num);

@@ -29,12 +29,12 @@
 //!   Reflection Adaptation, 2024, arXiv 2405.17484.
 
 use burn::prelude::*;
-use frugal_nn::{AdaptError, BuildContext, MergedLinear, Mode, Parameter, named_rng};
+use frugal_nn::{AdaptError, Adapter, BuildContext, MergedLinear, Mode, Parameter, named_rng};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::method::{Capabilities, Family, Method};
-use crate::settings;
+use crate::method::{Family, Method, MethodConfig};
+use crate::settings::Settings;
 use crate::support::per_linear::{self, LinearAdapter, LinearSite, PerLinear, bad};
 use crate::support::values::kaiming;
 use crate::target::Targets;
@@ -42,28 +42,13 @@ use crate::target::Targets;
 const NAME: &str = "hra";
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &["householder"],
-    family: Family::Orthogonal,
-    summary: "A chain of trained reflections of each layer's input",
-    default_lr: 2e-3,
-    peft_type: "HRA",
-    peft_variant: None,
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: true,
-        identity_at_init: true,
-        mixed_batch: true,
-    },
-    source: include_str!("hra.rs"),
-    defaults: settings::defaults::<HraConfig>,
-    check: |settings| settings::parse::<HraConfig>(NAME, settings)?.validate(),
-    build: |settings, context| Ok(Box::new(build(settings::parse(NAME, settings)?, context)?)),
-    from_peft: |config| {
-        per_linear::from_peft::<HraConfig>(NAME, config, json!({}), &[("bias", &[json!("none")])])
-    },
-};
+pub const METHOD: Method = Method::of::<HraConfig>(
+    Family::Orthogonal,
+    "A chain of trained reflections of each layer's input",
+    include_str!("hra.rs"),
+)
+.aliases(&["householder"])
+.default_lr(2e-3);
 
 /// Settings, with `peft`'s names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -92,17 +77,24 @@ impl Default for HraConfig {
     }
 }
 
-impl HraConfig {
-    /// Checks ranges.
-    ///
-    /// # Errors
-    /// [`AdaptError::Config`] naming the field.
-    pub fn validate(&self) -> Result<(), AdaptError> {
+impl MethodConfig for HraConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = "HRA";
+
+    fn validate(&self) -> Result<(), AdaptError> {
         if self.r == 0 {
             bad(NAME, "r", "must be at least 1")
         } else {
             Ok(())
         }
+    }
+
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(build(self, context)?))
+    }
+
+    fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
+        per_linear::from_peft::<HraConfig>(NAME, config, json!({}), &[("bias", &[json!("none")])])
     }
 }
 

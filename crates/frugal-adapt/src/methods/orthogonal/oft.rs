@@ -34,13 +34,13 @@
 
 use burn::prelude::*;
 use frugal_nn::{
-    AdaptError, BuildContext, MergedLinear, Mode, Parameter, named_rng, standard_normal,
+    AdaptError, Adapter, BuildContext, MergedLinear, Mode, Parameter, named_rng, standard_normal,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::method::{Capabilities, Family, Method};
-use crate::settings;
+use crate::method::{Family, Method, MethodConfig};
+use crate::settings::Settings;
 use crate::support::orthogonal::{cayley, cayley_neumann, inverse, rotate, skew};
 use crate::support::per_linear::{self, LinearAdapter, LinearSite, PerLinear, bad};
 use crate::target::Targets;
@@ -48,28 +48,13 @@ use crate::target::Targets;
 const NAME: &str = "oft";
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &["orthogonal"],
-    family: Family::Orthogonal,
-    summary: "Rotations of blocks of each layer's input",
-    default_lr: 7e-4,
-    peft_type: "OFT",
-    peft_variant: None,
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: true,
-        identity_at_init: true,
-        mixed_batch: true,
-    },
-    source: include_str!("oft.rs"),
-    defaults: settings::defaults::<OftConfig>,
-    check: |settings| settings::parse::<OftConfig>(NAME, settings)?.validate(),
-    build: |settings, context| Ok(Box::new(build(settings::parse(NAME, settings)?, context)?)),
-    from_peft: |config| {
-        per_linear::from_peft::<OftConfig>(NAME, config, json!({}), &[("bias", &[json!("none")])])
-    },
-};
+pub const METHOD: Method = Method::of::<OftConfig>(
+    Family::Orthogonal,
+    "Rotations of blocks of each layer's input",
+    include_str!("oft.rs"),
+)
+.aliases(&["orthogonal"])
+.default_lr(7e-4);
 
 /// Settings, with `peft`'s names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -112,12 +97,11 @@ impl Default for OftConfig {
     }
 }
 
-impl OftConfig {
-    /// Checks ranges.
-    ///
-    /// # Errors
-    /// [`AdaptError::Config`] naming the field.
-    pub fn validate(&self) -> Result<(), AdaptError> {
+impl MethodConfig for OftConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = "OFT";
+
+    fn validate(&self) -> Result<(), AdaptError> {
         if (self.r == 0) == (self.oft_block_size == 0) {
             return bad(
                 NAME,
@@ -135,6 +119,16 @@ impl OftConfig {
         }
     }
 
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(build(self, context)?))
+    }
+
+    fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
+        per_linear::from_peft::<OftConfig>(NAME, config, json!({}), &[("bias", &[json!("none")])])
+    }
+}
+
+impl OftConfig {
     /// Block size for layers of this width.
     fn block_size(&self, d_in: usize) -> usize {
         if self.r == 0 {

@@ -31,39 +31,27 @@
 
 use burn::prelude::*;
 use frugal_nn::{
-    AdaptError, BuildContext, MergedLinear, Mode, Parameter, named_rng, standard_normal, to_vec,
+    AdaptError, Adapter, BuildContext, MergedLinear, Mode, Parameter, named_rng, standard_normal,
+    to_vec,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::method::{Capabilities, Family, Method};
-use crate::settings;
+use crate::method::{Family, Method, MethodConfig};
+use crate::settings::Settings;
 use crate::support::per_linear::{self, LinearAdapter, LinearSite, PerLinear, bad};
 use crate::target::{Names, Targets};
 
 const NAME: &str = "road";
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &["rotary-adaptation"],
-    family: Family::Orthogonal,
-    summary: "Trained rotations and factors of pairs of outputs",
-    default_lr: 5e-3,
-    peft_type: "ROAD",
-    peft_variant: None,
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: true,
-        identity_at_init: true,
-        mixed_batch: true,
-    },
-    source: include_str!("road.rs"),
-    defaults: settings::defaults::<RoadConfig>,
-    check: |settings| settings::parse::<RoadConfig>(NAME, settings)?.validate(),
-    build: |settings, context| Ok(Box::new(build(settings::parse(NAME, settings)?, context)?)),
-    from_peft: |config| per_linear::from_peft::<RoadConfig>(NAME, config, json!({}), &[]),
-};
+pub const METHOD: Method = Method::of::<RoadConfig>(
+    Family::Orthogonal,
+    "Trained rotations and factors of pairs of outputs",
+    include_str!("road.rs"),
+)
+.aliases(&["rotary-adaptation"])
+.default_lr(5e-3);
 
 /// How many angles and factors there are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,12 +94,11 @@ impl Default for RoadConfig {
     }
 }
 
-impl RoadConfig {
-    /// Checks ranges.
-    ///
-    /// # Errors
-    /// [`AdaptError::Config`] naming the field.
-    pub fn validate(&self) -> Result<(), AdaptError> {
+impl MethodConfig for RoadConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = "ROAD";
+
+    fn validate(&self) -> Result<(), AdaptError> {
         let even = self.group_size > 0 && self.group_size.is_multiple_of(2);
         if even {
             Ok(())
@@ -122,6 +109,14 @@ impl RoadConfig {
                 format!("{} is not a positive even number", self.group_size),
             )
         }
+    }
+
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(build(self, context)?))
+    }
+
+    fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
+        per_linear::from_peft::<RoadConfig>(NAME, config, json!({}), &[])
     }
 }
 

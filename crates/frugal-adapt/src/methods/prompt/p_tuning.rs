@@ -20,8 +20,11 @@
 //! positions in every sequence, also after training; it cannot be merged.
 //!
 //! ## Defaults and where they come from
-//! 20 positions and `MLP` with a hidden size of `d_model`, as in Hugging Face `peft`; initial
-//! values are PyTorch's: a standard normal table, uniform layers. The paper uses the LSTM.
+//! 20 positions and `MLP` with a hidden size of `d_model`, as in Hugging Face `peft`. Initial values
+//! are PyTorch's, a standard normal table and uniform layers, but for the last layer: it starts as
+//! the smallest one that makes the embeddings of `init_text`, repeated or cut to length, since rows
+//! of another size than embeddings leave a decoder at chance. `init_text = ""` leaves it as it is
+//! drawn. The paper uses the LSTM.
 //!
 //! ## Departures from the paper
 //! All positions stand in front; the paper also places them inside templates. With an encoder whose
@@ -34,69 +37,33 @@
 use burn::prelude::*;
 use burn::tensor::activation::{relu, sigmoid};
 use frugal_nn::{
-    AdaptError, Adapter, BuildContext, Linear, Mode, Parameter, Pass, SequenceLayout, named_rng,
-    standard_normal, to_vec,
+    AdaptError, Adapter, BuildContext, Linear, Mode, Parameter, Pass, named_rng, standard_normal,
+    to_vec,
 };
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::method::{Capabilities, Family, Method};
-use crate::methods::prompt::prompt_tuning::{check_peft, not_a_weight, prepend};
-use crate::settings;
+use crate::method::{Family, Method, MethodConfig};
+use crate::settings::Settings;
 use crate::support::dense::Dense;
 use crate::support::dropout::dropout;
+use crate::support::prompt::{PromptPass, PromptShape, check_peft, not_a_weight};
+use crate::support::text_start::{self, DEFAULT_TEXT};
+use crate::support::values::object;
 
 const NAME: &str = "p-tuning";
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &["prompt-encoder"],
-    family: Family::Prompt,
-    summary: "A prompt made by a small network, which is dropped after training",
-    default_lr: 1e-2,
-    peft_type: "P_TUNING",
-    peft_variant: None,
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: false,
-        identity_at_init: false,
-        mixed_batch: false,
-    },
-    source: include_str!("p_tuning.rs"),
-    defaults: settings::defaults::<PTuningConfig>,
-    check: |settings| settings::parse::<PTuningConfig>(NAME, settings)?.validate(),
-    build: |settings, context| {
-        Ok(Box::new(PTuning::new(
-            settings::parse(NAME, settings)?,
-            context,
-        )?))
-    },
-    from_peft,
-};
-
-fn from_peft(config: &Map<String, Value>) -> Result<Map<String, Value>, AdaptError> {
-    check_peft(NAME, config)?;
-    let fields = [
-        "num_virtual_tokens",
-        "encoder_reparameterization_type",
-        "encoder_hidden_size",
-        "encoder_num_layers",
-        "encoder_dropout",
-    ];
-    let mut settings: Map<String, Value> = fields
-        .into_iter()
-        .filter_map(|f| {
-            Some((
-                f.to_owned(),
-                config.get(f).filter(|v| !v.is_null())?.clone(),
-            ))
-        })
-        .collect();
-    settings.insert("inference_mode".into(), json!(true));
-    Ok(settings)
-}
+pub const METHOD: Method = Method::of::<PTuningConfig>(
+    Family::Prompt,
+    "A prompt made by a small network, which is dropped after training",
+    include_str!("p_tuning.rs"),
+)
+.aliases(&["prompt-encoder"])
+.without_merge()
+.without_identity()
+.without_mixed_batch();
 
 /// The network.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -123,6 +90,8 @@ pub struct PTuningConfig {
     pub encoder_num_layers: usize,
     /// Probability of dropping a value between two layers of the LSTM while training.
     pub encoder_dropout: f64,
+    /// Text whose embeddings the positions start from; empty for what the network makes.
+    pub init_text: String,
     /// Hold the finished positions only, as files do.
     pub inference_mode: bool,
 }
@@ -135,17 +104,17 @@ impl Default for PTuningConfig {
             encoder_hidden_size: None,
             encoder_num_layers: 2,
             encoder_dropout: 0.0,
+            init_text: DEFAULT_TEXT.into(),
             inference_mode: false,
         }
     }
 }
 
-impl PTuningConfig {
-    /// Checks ranges.
-    ///
-    /// # Errors
-    /// [`AdaptError::Config`] naming the field.
-    pub fn validate(&self) -> Result<(), AdaptError> {
+impl MethodConfig for PTuningConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = "P_TUNING";
+
+    fn validate(&self) -> Result<(), AdaptError> {
         let bad = |field, reason: &str| {
             Err(AdaptError::Config {
                 method: NAME,
@@ -166,6 +135,34 @@ impl PTuningConfig {
             return bad("encoder_dropout", "must be from 0 to 1");
         }
         Ok(())
+    }
+
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(PTuning::new(self, context)?))
+    }
+
+    fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
+        check_peft(NAME, config)?;
+        let fields = [
+            "num_virtual_tokens",
+            "encoder_reparameterization_type",
+            "encoder_hidden_size",
+            "encoder_num_layers",
+            "encoder_dropout",
+        ];
+        let mut settings: Map<String, Value> = fields
+            .into_iter()
+            .filter_map(|f| {
+                Some((
+                    f.to_owned(),
+                    config.get(f).filter(|v| !v.is_null())?.clone(),
+                ))
+            })
+            .collect();
+        settings.insert("inference_mode".into(), json!(true));
+        // The values come from the file.
+        settings.insert("init_text".into(), json!(""));
+        Ok(settings)
     }
 }
 
@@ -246,18 +243,18 @@ enum Source {
 }
 
 impl Source {
-    fn new(config: &PTuningConfig, context: &BuildContext<'_>) -> Self {
+    fn new(config: &PTuningConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
         let (rows, d) = (config.num_virtual_tokens, context.info.hidden_size);
         let h = config.encoder_hidden_size.unwrap_or(d);
         let mut rng = named_rng(context.seed, "embedding.weight");
         let values: Vec<f32> = (0..rows * d).map(|_| standard_normal(&mut rng)).collect();
         if config.inference_mode {
-            return Self::Rows(Parameter::new(
+            return Ok(Self::Rows(Parameter::new(
                 "prompt_embeddings",
                 &[rows, d],
                 values,
                 &context.device,
-            ));
+            )));
         }
         let dense = |i: usize, d_in, d_out| {
             Dense::uniform(
@@ -288,22 +285,61 @@ impl Source {
                 vec![dense(0, 2 * h, 2 * h), dense(2, 2 * h, d)],
             ),
         };
-        Self::Encoded {
+        let text = text_start::embeddings(NAME, Some(config.init_text.as_str()), rows, context)?;
+        let mut source = Self::Encoded {
             embedding: Parameter::new("embedding.weight", &[rows, d], values, &context.device),
             layers,
             head,
+        };
+        if let Some(text) = text {
+            source.start_from(&text, rows);
+        }
+        Ok(source)
+    }
+
+    /// Sets the last layer so that the network makes `text [rows, d]`.
+    fn start_from(&mut self, text: &[f32], rows: usize) {
+        let hidden = self.hidden(0.0, Mode::Eval);
+        let Self::Encoded { head, .. } = self else {
+            return;
+        };
+        if let (Some(hidden), Some(last)) = (hidden, head.last_mut()) {
+            last.weight
+                .set(text_start::fit(&to_vec(hidden), text, rows));
+            if let Some(bias) = &mut last.bias {
+                bias.set(vec![0.0; bias.len()]);
+            }
         }
     }
 
     /// `[rows, d]`.
     fn rows(&self, dropout_rate: f64, mode: Mode) -> Tensor<2> {
-        let (embedding, layers, head) = match self {
-            Self::Rows(rows) => return rows.get::<2>(mode),
-            Self::Encoded {
-                embedding,
-                layers,
-                head,
-            } => (embedding, layers, head),
+        match (self, self.hidden(dropout_rate, mode)) {
+            (
+                Self::Encoded {
+                    embedding, head, ..
+                },
+                hidden,
+            ) => {
+                let hidden = hidden.unwrap_or_else(|| embedding.get::<2>(mode));
+                match head.last() {
+                    Some(last) => last.forward(hidden, mode),
+                    None => hidden,
+                }
+            }
+            (Self::Rows(rows), _) => rows.get::<2>(mode),
+        }
+    }
+
+    /// What the last layer of the network reads.
+    fn hidden(&self, dropout_rate: f64, mode: Mode) -> Option<Tensor<2>> {
+        let Self::Encoded {
+            embedding,
+            layers,
+            head,
+        } = self
+        else {
+            return None;
         };
         let mut x = embedding.get::<2>(mode);
         for (i, [forward, backward]) in layers.iter().enumerate() {
@@ -321,10 +357,11 @@ impl Source {
                 1,
             );
         }
-        for (i, map) in head.iter().enumerate() {
-            x = map.forward(if i > 0 { relu(x) } else { x }, mode);
+        let (_, inner) = head.split_last()?;
+        for layer in inner {
+            x = relu(layer.forward(x, mode));
         }
-        x
+        Some(x)
     }
 }
 
@@ -332,9 +369,7 @@ impl Source {
 pub struct PTuning {
     config: PTuningConfig,
     source: Source,
-    token_dim: usize,
-    num_layers: usize,
-    num_attention_heads: usize,
+    shape: PromptShape,
 }
 
 impl PTuning {
@@ -345,27 +380,14 @@ impl PTuning {
     pub fn new(config: PTuningConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
         config.validate()?;
         Ok(Self {
-            source: Source::new(&config, context),
-            token_dim: context.info.hidden_size,
-            num_layers: context.info.num_hidden_layers,
-            num_attention_heads: context.info.num_attention_heads,
+            source: Source::new(&config, context)?,
+            shape: PromptShape::of(context.info),
             config,
         })
     }
 
     fn rows(&self, mode: Mode) -> Tensor<2> {
         self.source.rows(self.config.encoder_dropout, mode)
-    }
-}
-
-struct PTuningPass<'a> {
-    adapter: &'a PTuning,
-    mode: Mode,
-}
-
-impl Pass for PTuningPass<'_> {
-    fn embed(&mut self, hidden_states: Tensor<2>, layout: &mut SequenceLayout) -> Tensor<2> {
-        prepend(hidden_states, layout, || self.adapter.rows(self.mode))
     }
 }
 
@@ -409,9 +431,8 @@ impl Adapter for PTuning {
     }
 
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
-        Box::new(PTuningPass {
-            adapter: self,
-            mode,
+        Box::new(PromptPass {
+            rows: move || self.rows(mode),
         })
     }
 
@@ -432,22 +453,19 @@ impl Adapter for PTuning {
                 to_vec(rows),
                 &device,
             )),
-            ..*self
+            shape: self.shape,
         }))
     }
 
     fn peft_config(&self) -> Map<String, Value> {
         let c = &self.config;
-        let fields = json!({
-            "peft_type": "P_TUNING", "num_virtual_tokens": c.num_virtual_tokens, "token_dim": self.token_dim,
-            "num_transformer_submodules": 1, "num_attention_heads": self.num_attention_heads, "num_layers": self.num_layers,
+        let mut fields = self.shape.fields("P_TUNING", c.num_virtual_tokens);
+        fields.extend(object(json!({
             "encoder_reparameterization_type": c.encoder_reparameterization_type,
-            "encoder_hidden_size": c.encoder_hidden_size.unwrap_or(self.token_dim), "encoder_num_layers": c.encoder_num_layers,
-            "encoder_dropout": c.encoder_dropout, "modules_to_save": null,
-        });
-        let Value::Object(fields) = fields else {
-            unreachable!("a literal object")
-        };
+            "encoder_hidden_size": c.encoder_hidden_size.unwrap_or(self.shape.token_dim),
+            "encoder_num_layers": c.encoder_num_layers,
+            "encoder_dropout": c.encoder_dropout,
+        })));
         fields
     }
 

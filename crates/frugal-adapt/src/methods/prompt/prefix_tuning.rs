@@ -22,9 +22,14 @@
 //! over that many more positions; no extra tokens pass the feed-forward layers. It cannot be merged.
 //!
 //! ## Defaults and where they come from
-//! 20 positions, no projection, standard normal values, as in Hugging Face `peft`;
-//! `init_weights = "zero"` starts at zero, which dilutes attention but adds nothing to it.
-//! `encoder_hidden_size` is that of the keys. The paper uses 5 to 200 positions.
+//! 20 positions without projection. The prefix starts as the keys and values that the model computes
+//! of `init_text`, repeated or cut to length, as the paper found best with little data; on a decoder
+//! it is then the same as this text in front of the input. It is trained in units of the size of
+//! these keys and values in each block, so that one rate suits models of any scale.
+//! `init_text = ""` gives the start of Hugging Face `peft`: standard normal values, or zeros with
+//! `init_weights = "zero"`, which dilutes attention but adds nothing to it. Such values are far from
+//! those of a decoder, which then learns hardly better than chance. `encoder_hidden_size` is that of
+//! the keys. The paper uses 5 to 200 positions.
 //!
 //! ## Departures from the paper
 //! Prefix keys are used as they are, without rotary rotation, and tokens take the positions after
@@ -40,64 +45,30 @@
 use burn::prelude::*;
 use frugal_nn::{
     AdaptError, Adapter, BackboneInfo, BuildContext, KeyValue, Linear, Mode, Parameter, Pass,
-    named_rng, standard_normal,
+    named_rng, standard_normal, to_vec,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::method::{Capabilities, Family, Method};
-use crate::settings;
+use crate::method::{Family, Method, MethodConfig};
+use crate::settings::Settings;
 use crate::support::dense::Dense;
+use crate::support::prompt::{check_peft, not_a_weight};
+use crate::support::text_start::{self, DEFAULT_TEXT, TextKeyValues};
 
 const NAME: &str = "prefix-tuning";
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &["p-tuning-v2", "prefix"],
-    family: Family::Prompt,
-    summary: "Trained keys and values in front of every block",
-    default_lr: 3e-2,
-    peft_type: "PREFIX_TUNING",
-    peft_variant: None,
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: false,
-        identity_at_init: false,
-        mixed_batch: false,
-    },
-    source: include_str!("prefix_tuning.rs"),
-    defaults: settings::defaults::<PrefixTuningConfig>,
-    check: |settings| settings::parse::<PrefixTuningConfig>(NAME, settings)?.validate(),
-    build: |settings, context| {
-        Ok(Box::new(PrefixTuning::new(
-            settings::parse(NAME, settings)?,
-            context,
-        )?))
-    },
-    from_peft,
-};
-
-fn from_peft(config: &Map<String, Value>) -> Result<Map<String, Value>, AdaptError> {
-    crate::methods::prompt::prompt_tuning::check_peft(NAME, config)?;
-    let fields = [
-        "num_virtual_tokens",
-        "prefix_projection",
-        "encoder_hidden_size",
-        "init_weights",
-    ];
-    let mut settings: Map<String, Value> = fields
-        .into_iter()
-        .filter_map(|f| {
-            Some((
-                f.to_owned(),
-                config.get(f).filter(|v| !v.is_null())?.clone(),
-            ))
-        })
-        .collect();
-    settings.insert("inference_mode".into(), json!(true));
-    Ok(settings)
-}
+pub const METHOD: Method = Method::of::<PrefixTuningConfig>(
+    Family::Prompt,
+    "Trained keys and values in front of every block",
+    include_str!("prefix_tuning.rs"),
+)
+.aliases(&["p-tuning-v2", "prefix"])
+.default_lr(1e-2)
+.without_merge()
+.without_identity()
+.without_mixed_batch();
 
 /// Settings, with `peft`'s names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -109,8 +80,10 @@ pub struct PrefixTuningConfig {
     pub prefix_projection: bool,
     /// Width between these layers; by default that of the keys.
     pub encoder_hidden_size: Option<usize>,
-    /// `"zero"`: start at zero instead of standard normal values.
+    /// `"zero"`: start at zero, whatever `init_text` is.
     pub init_weights: Option<String>,
+    /// Text whose keys and values the prefix starts from; empty for standard normal values.
+    pub init_text: String,
     /// Hold the finished prefix only, as files do.
     pub inference_mode: bool,
 }
@@ -122,17 +95,17 @@ impl Default for PrefixTuningConfig {
             prefix_projection: false,
             encoder_hidden_size: None,
             init_weights: None,
+            init_text: DEFAULT_TEXT.into(),
             inference_mode: false,
         }
     }
 }
 
-impl PrefixTuningConfig {
-    /// Checks ranges.
-    ///
-    /// # Errors
-    /// [`AdaptError::Config`] naming the field.
-    pub fn validate(&self) -> Result<(), AdaptError> {
+impl MethodConfig for PrefixTuningConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = "PREFIX_TUNING";
+
+    fn validate(&self) -> Result<(), AdaptError> {
         let bad = |field, reason: String| {
             Err(AdaptError::Config {
                 method: NAME,
@@ -154,9 +127,36 @@ impl PrefixTuningConfig {
             _ => Ok(()),
         }
     }
+
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(PrefixTuning::new(self, context)?))
+    }
+
+    fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
+        check_peft(NAME, config)?;
+        let fields = [
+            "num_virtual_tokens",
+            "prefix_projection",
+            "encoder_hidden_size",
+            "init_weights",
+        ];
+        let mut settings: Map<String, Value> = fields
+            .into_iter()
+            .filter_map(|f| {
+                Some((
+                    f.to_owned(),
+                    config.get(f).filter(|v| !v.is_null())?.clone(),
+                ))
+            })
+            .collect();
+        settings.insert("inference_mode".into(), json!(true));
+        // The values come from the file.
+        settings.insert("init_text".into(), json!(""));
+        Ok(settings)
+    }
 }
 
-/// Values before training.
+/// Values before training where there is no text to start from.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Start {
     /// As the settings say.
@@ -177,8 +177,12 @@ pub(crate) struct Prefix {
 }
 
 enum Source {
-    /// `[rows, layers * 2 * width]`.
-    Table(Parameter),
+    /// `[rows, layers * 2 * width]`, and the unit `[1, layers * 2 * width]` that it counts in while
+    /// it is trained from a text.
+    Table {
+        rows: Parameter,
+        unit: Option<Tensor<2>>,
+    },
     /// `[rows, width]`, then two layers.
     Projected {
         embedding: Parameter,
@@ -188,64 +192,42 @@ enum Source {
 }
 
 impl Prefix {
-    pub fn new(config: &PrefixTuningConfig, start: Start, context: &BuildContext<'_>) -> Self {
+    /// A prefix for `method`, from the text of the settings or else from `start`.
+    ///
+    /// # Errors
+    /// A text without tokens, or longer than the model's positions.
+    pub fn new(
+        method: &'static str,
+        config: &PrefixTuningConfig,
+        start: Start,
+        context: &BuildContext<'_>,
+    ) -> Result<Self, AdaptError> {
         let c = context.info;
         let (rows, layers, width) = (config.num_virtual_tokens, c.num_hidden_layers, width(c));
-        let (device, total) = (&context.device, layers * 2 * width);
         let zero = config.init_weights.is_some();
-        let mut rng = named_rng(context.seed, "prompt_embeddings");
-        let mut draw = |n: usize| {
-            (0..n)
-                .map(|_| standard_normal(&mut rng))
-                .collect::<Vec<f32>>()
-        };
+        let text = Some(config.init_text.as_str()).filter(|_| !zero && !config.inference_mode);
+        let text = text_start::key_values(method, text, (rows, width), context)?;
         let source = if config.prefix_projection && !config.inference_mode {
-            let hidden = config.encoder_hidden_size.unwrap_or(width);
-            Source::Projected {
-                embedding: Parameter::new(
-                    "embedding.weight",
-                    &[rows, width],
-                    draw(rows * width),
-                    device,
-                ),
-                first: Dense::uniform("transform.0", width, hidden, context.seed, device),
-                last: if zero {
-                    Dense::zero("transform.2", hidden, total, device)
-                } else {
-                    Dense::uniform("transform.2", hidden, total, context.seed, device)
-                },
-            }
+            projected(config, text, (rows, layers, width), context)
         } else {
-            let values: Vec<f32> = match start {
-                Start::ZeroValues => (0..rows * layers)
-                    .flat_map(|_| {
-                        draw(width)
-                            .into_iter()
-                            .chain(std::iter::repeat_n(0.0, width))
-                    })
-                    .collect(),
-                Start::Settings if zero => vec![0.0; rows * total],
-                Start::Settings => draw(rows * total),
-            };
-            Source::Table(Parameter::new(
-                "prompt_embeddings",
-                &[rows, total],
-                values,
-                device,
-            ))
+            table(config, text, start, (rows, layers, width), context)
         };
-        Self {
+        Ok(Self {
             source,
             rows,
             layers,
             width,
-        }
+        })
     }
 
     /// `[rows, layers * 2 * width]`.
     pub fn table(&self, mode: Mode) -> Tensor<2> {
         match &self.source {
-            Source::Table(table) => table.get::<2>(mode),
+            Source::Table { rows, unit: None } => rows.get::<2>(mode),
+            Source::Table {
+                rows,
+                unit: Some(unit),
+            } => rows.get::<2>(mode) * unit.clone(),
             Source::Projected {
                 embedding,
                 first,
@@ -272,12 +254,12 @@ impl Prefix {
         }
     }
 
-    /// The same prefix without the layers that made it; `None` if there are none.
+    /// The same prefix without the layers or the unit that made it; `None` if there are none.
     pub fn to_inference(&self) -> Option<Self> {
-        let Source::Projected { embedding, .. } = &self.source else {
+        if matches!(&self.source, Source::Table { unit: None, .. }) {
             return None;
-        };
-        let device = embedding.get::<2>(Mode::Eval).device();
+        }
+        let device = self.table(Mode::Eval).device();
         let shape = [self.rows, self.layers * 2 * self.width];
         let table = Parameter::new(
             "prompt_embeddings",
@@ -286,14 +268,17 @@ impl Prefix {
             &device,
         );
         Some(Self {
-            source: Source::Table(table),
+            source: Source::Table {
+                rows: table,
+                unit: None,
+            },
             ..*self
         })
     }
 
     pub fn parameters(&self) -> Vec<&Parameter> {
         match &self.source {
-            Source::Table(table) => vec![table],
+            Source::Table { rows, .. } => vec![rows],
             Source::Projected {
                 embedding,
                 first,
@@ -307,7 +292,7 @@ impl Prefix {
 
     pub fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
         match &mut self.source {
-            Source::Table(table) => vec![table],
+            Source::Table { rows, .. } => vec![rows],
             Source::Projected {
                 embedding,
                 first,
@@ -317,6 +302,84 @@ impl Prefix {
                 .chain(last.parameters_mut())
                 .collect(),
         }
+    }
+}
+
+/// Rows as they are, from the text in its units, or else from `start`.
+fn table(
+    config: &PrefixTuningConfig,
+    text: Option<TextKeyValues>,
+    start: Start,
+    (rows, layers, width): (usize, usize, usize),
+    context: &BuildContext<'_>,
+) -> Source {
+    let total = layers * 2 * width;
+    let mut rng = named_rng(context.seed, "prompt_embeddings");
+    let mut draw = |n: usize| -> Vec<f32> { (0..n).map(|_| standard_normal(&mut rng)).collect() };
+    let (values, unit) = match (text, start) {
+        (Some(text), _) => {
+            // A block whose keys are all zero keeps its unit.
+            let size = |size: &f32| if *size > 0.0 { *size } else { 1.0 };
+            let unit: Vec<f32> = text
+                .sizes
+                .iter()
+                .flat_map(|s| std::iter::repeat_n(size(s), width))
+                .collect();
+            let values = text
+                .values
+                .iter()
+                .zip(unit.iter().cycle())
+                .map(|(v, u)| v / u);
+            (values.collect(), Some(unit))
+        }
+        (None, Start::ZeroValues) => {
+            let pair = |_| draw(width).into_iter().chain(vec![0.0; width]);
+            ((0..rows * layers).flat_map(pair).collect(), None)
+        }
+        (None, Start::Settings) if config.init_weights.is_some() => (vec![0.0; rows * total], None),
+        (None, Start::Settings) => (draw(rows * total), None),
+    };
+    let unit =
+        unit.map(|unit| Tensor::from_data(TensorData::new(unit, [1, total]), &context.device));
+    Source::Table {
+        rows: Parameter::new("prompt_embeddings", &[rows, total], values, &context.device),
+        unit,
+    }
+}
+
+/// Rows through two layers, of which the last gives the text at first.
+fn projected(
+    config: &PrefixTuningConfig,
+    text: Option<TextKeyValues>,
+    (rows, layers, width): (usize, usize, usize),
+    context: &BuildContext<'_>,
+) -> Source {
+    let (device, total) = (&context.device, layers * 2 * width);
+    let hidden = config.encoder_hidden_size.unwrap_or(width);
+    let mut rng = named_rng(context.seed, "prompt_embeddings");
+    let values = (0..rows * width)
+        .map(|_| standard_normal(&mut rng))
+        .collect();
+    let embedding = Parameter::new("embedding.weight", &[rows, width], values, device);
+    let first = Dense::uniform("transform.0", width, hidden, context.seed, device);
+    let mut last = match config.init_weights {
+        Some(_) => Dense::zero("transform.2", hidden, total, device),
+        None => Dense::uniform("transform.2", hidden, total, context.seed, device),
+    };
+    if let Some(text) = text {
+        let x = first
+            .forward(embedding.get::<2>(Mode::Eval), Mode::Eval)
+            .tanh();
+        last.weight
+            .set(text_start::fit(&to_vec(x), &text.values, rows));
+        last.bias
+            .iter_mut()
+            .for_each(|bias| bias.set(vec![0.0; total]));
+    }
+    Source::Projected {
+        embedding,
+        first,
+        last,
     }
 }
 
@@ -340,7 +403,7 @@ impl PrefixTuning {
     pub fn new(config: PrefixTuningConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
         config.validate()?;
         Ok(Self {
-            prefix: Prefix::new(&config, Start::Settings, context),
+            prefix: Prefix::new(NAME, &config, Start::Settings, context)?,
             num_key_value_heads: context.info.num_key_value_heads,
             config,
         })
@@ -410,7 +473,7 @@ impl Adapter for PrefixTuning {
     }
 
     fn weight_delta(&self, _base: &Linear) -> Result<Option<Tensor<2>>, AdaptError> {
-        Err(crate::methods::prompt::prompt_tuning::not_a_weight(NAME))
+        Err(not_a_weight(NAME))
     }
 
     fn supports_mixed_batch(&self) -> bool {
@@ -423,7 +486,6 @@ mod tests {
     use frugal_models::ModelConfig;
 
     use super::*;
-    use frugal_nn::to_vec;
 
     /// Two positions before training, for two blocks with keys of width 8.
     fn prefix(settings: Value, start: Start) -> Prefix {
@@ -439,7 +501,13 @@ mod tests {
             seed: 1,
             tokenize: None,
         };
-        Prefix::new(&serde_json::from_value(settings).unwrap(), start, &context)
+        Prefix::new(
+            NAME,
+            &serde_json::from_value(settings).unwrap(),
+            start,
+            &context,
+        )
+        .unwrap()
     }
 
     fn table(settings: Value, start: Start) -> Vec<f32> {

@@ -31,106 +31,30 @@
 
 use burn::prelude::*;
 use frugal_nn::{
-    AdaptError, Adapter, Backbone, BuildContext, Frozen, Linear, Mode, Parameter, Pass,
-    SequenceLayout, SiteKind, named_rng, to_vec,
+    AdaptError, Adapter, BuildContext, Linear, Mode, Parameter, Pass, named_rng, to_vec,
 };
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::method::{Capabilities, Family, Method};
-use crate::settings;
+use crate::method::{Family, Method, MethodConfig};
+use crate::settings::Settings;
+use crate::support::prompt::{PromptPass, PromptShape, check_peft, not_a_weight, token_table};
+use crate::support::values::object;
 
 const NAME: &str = "prompt-tuning";
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &["prompt"],
-    family: Family::Prompt,
-    summary: "Trained positions in front of the input",
-    default_lr: 3e-2,
-    peft_type: "PROMPT_TUNING",
-    peft_variant: None,
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: false,
-        identity_at_init: false,
-        mixed_batch: false,
-    },
-    source: include_str!("prompt_tuning.rs"),
-    defaults: settings::defaults::<PromptTuningConfig>,
-    check: |settings| settings::parse::<PromptTuningConfig>(NAME, settings)?.validate(),
-    build: |settings, context| {
-        Ok(Box::new(PromptTuning::new(
-            settings::parse(NAME, settings)?,
-            context,
-        )?))
-    },
-    from_peft,
-};
-
-fn from_peft(config: &Map<String, Value>) -> Result<Map<String, Value>, AdaptError> {
-    let rows = check_peft(NAME, config)?;
-    // The rows come from the file, so how they were first made no longer matters.
-    Ok(Map::from_iter([
-        ("num_virtual_tokens".to_owned(), json!(rows)),
-        ("prompt_tuning_init".to_owned(), json!("RANDOM")),
-    ]))
-}
-
-/// What every prompt of `peft` must have; returns `num_virtual_tokens`.
-pub(crate) fn check_peft(
-    method: &'static str,
-    config: &Map<String, Value>,
-) -> Result<u64, AdaptError> {
-    let bad = |field, reason: &str| AdaptError::Config {
-        method,
-        field,
-        reason: reason.into(),
-    };
-    if config
-        .get("num_transformer_submodules")
-        .and_then(Value::as_u64)
-        .is_some_and(|n| n != 1)
-    {
-        return Err(bad(
-            "num_transformer_submodules",
-            "only models of one stack are supported",
-        ));
-    }
-    let rows = config.get("num_virtual_tokens").and_then(Value::as_u64);
-    rows.ok_or_else(|| bad("num_virtual_tokens", "the key is missing"))
-}
-
-/// Why a method that adds positions cannot be merged.
-pub(crate) fn not_a_weight(method: &'static str) -> AdaptError {
-    let reason = "it adds positions, not weights; ship the adapter beside the model".into();
-    AdaptError::Unsupported {
-        method,
-        action: "be merged",
-        reason,
-    }
-}
-
-/// Puts the rows of `prompt` in front of every sequence, unless they are in the cache already.
-pub(crate) fn prepend(
-    hidden_states: Tensor<2>,
-    layout: &mut SequenceLayout,
-    prompt: impl FnOnce() -> Tensor<2>,
-) -> Tensor<2> {
-    if layout.past.iter().any(|&past| past > 0) {
-        return hidden_states;
-    }
-    let prompt = prompt();
-    let parts = layout
-        .cu_seqlens
-        .windows(2)
-        .flat_map(|w| [prompt.clone(), hidden_states.clone().slice(w[0]..w[1])])
-        .collect();
-    *layout = layout.prepend(prompt.dims()[0]);
-    Tensor::cat(parts, 0)
-}
+pub const METHOD: Method = Method::of::<PromptTuningConfig>(
+    Family::Prompt,
+    "Trained positions in front of the input",
+    include_str!("prompt_tuning.rs"),
+)
+.aliases(&["prompt"])
+.default_lr(3e-2)
+.without_merge()
+.without_identity()
+.without_mixed_batch();
 
 /// Where the initial rows come from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -167,12 +91,11 @@ impl Default for PromptTuningConfig {
     }
 }
 
-impl PromptTuningConfig {
-    /// Checks ranges.
-    ///
-    /// # Errors
-    /// [`AdaptError::Config`] naming the field.
-    pub fn validate(&self) -> Result<(), AdaptError> {
+impl MethodConfig for PromptTuningConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = "PROMPT_TUNING";
+
+    fn validate(&self) -> Result<(), AdaptError> {
         if self.num_virtual_tokens == 0 {
             return Err(AdaptError::Config {
                 method: NAME,
@@ -193,6 +116,19 @@ impl PromptTuningConfig {
         }
         Ok(())
     }
+
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(PromptTuning::new(self, context)?))
+    }
+
+    fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
+        let rows = check_peft(NAME, config)?;
+        // The rows come from the file, so how they were first made no longer matters.
+        Ok(Map::from_iter([
+            ("num_virtual_tokens".to_owned(), json!(rows)),
+            ("prompt_tuning_init".to_owned(), json!("RANDOM")),
+        ]))
+    }
 }
 
 /// A prompt-tuning adapter.
@@ -200,9 +136,7 @@ pub struct PromptTuning {
     config: PromptTuningConfig,
     /// `[num_virtual_tokens, d_model]`.
     prompt_embeddings: Parameter,
-    token_dim: usize,
-    num_layers: usize,
-    num_attention_heads: usize,
+    shape: PromptShape,
 }
 
 impl PromptTuning {
@@ -249,39 +183,8 @@ impl PromptTuning {
                 values,
                 &context.device,
             ),
-            token_dim: d,
-            num_layers: context.info.num_hidden_layers,
-            num_attention_heads: context.info.num_attention_heads,
+            shape: PromptShape::of(context.info),
             config,
-        })
-    }
-}
-
-fn token_table(backbone: &dyn Backbone) -> Option<Tensor<2>> {
-    let (first, _) = backbone
-        .sites()
-        .iter()
-        .find(|(_, s)| s.kind == SiteKind::Embedding)?;
-    let mut found = None;
-    backbone.visit_weights(&mut |part| {
-        if let Frozen::Embedding(table) = part
-            && table.site == first
-        {
-            found = Some(table.weight.dense());
-        }
-    });
-    found
-}
-
-struct PromptPass<'a> {
-    adapter: &'a PromptTuning,
-    mode: Mode,
-}
-
-impl Pass for PromptPass<'_> {
-    fn embed(&mut self, hidden_states: Tensor<2>, layout: &mut SequenceLayout) -> Tensor<2> {
-        prepend(hidden_states, layout, || {
-            self.adapter.prompt_embeddings.get::<2>(self.mode)
         })
     }
 }
@@ -301,22 +204,19 @@ impl Adapter for PromptTuning {
 
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
         Box::new(PromptPass {
-            adapter: self,
-            mode,
+            rows: move || self.prompt_embeddings.get::<2>(mode),
         })
     }
 
     fn peft_config(&self) -> Map<String, Value> {
         let c = &self.config;
-        let fields = json!({
-            "peft_type": "PROMPT_TUNING", "num_virtual_tokens": c.num_virtual_tokens, "token_dim": self.token_dim,
-            "num_transformer_submodules": 1, "num_attention_heads": self.num_attention_heads, "num_layers": self.num_layers,
-            "prompt_tuning_init": c.prompt_tuning_init, "prompt_tuning_init_text": c.prompt_tuning_init_text,
-            "tokenizer_name_or_path": null, "tokenizer_kwargs": null, "modules_to_save": null,
-        });
-        let Value::Object(mut fields) = fields else {
-            unreachable!("a literal object")
-        };
+        let mut fields = self.shape.fields("PROMPT_TUNING", c.num_virtual_tokens);
+        fields.extend(object(json!({
+            "prompt_tuning_init": c.prompt_tuning_init,
+            "prompt_tuning_init_text": c.prompt_tuning_init_text,
+            "tokenizer_name_or_path": null,
+            "tokenizer_kwargs": null,
+        })));
         // The rows are in the file. `peft` would make them of the text again, for which it needs a
         // tokenizer that the file does not name.
         if c.prompt_tuning_init == PromptInit::Text {

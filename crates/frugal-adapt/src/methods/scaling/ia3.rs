@@ -34,41 +34,28 @@ use std::collections::HashSet;
 
 use burn::prelude::*;
 use frugal_nn::{
-    AdaptError, BuildContext, MergedLinear, Mode, Parameter, SiteId, SiteTable, named_rng,
+    AdaptError, Adapter, BuildContext, MergedLinear, Mode, Parameter, SiteId, SiteTable, named_rng,
     standard_normal, to_vec,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::method::{Capabilities, Family, Method};
+use crate::method::{Family, Method, MethodConfig};
 use crate::pattern::Pattern;
-use crate::settings;
+use crate::settings::Settings;
 use crate::support::per_linear::{self, LinearAdapter, LinearSite, PerLinear, bad};
 use crate::target::{Names, Targets, ends_with_component, saved_targets};
 
 const NAME: &str = "ia3";
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &["(ia)3"],
-    family: Family::Scaling,
-    summary: "One learned factor per channel of keys, values and feed-forward",
-    default_lr: 1.5e-2,
-    peft_type: "IA3",
-    peft_variant: None,
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: true,
-        identity_at_init: true,
-        mixed_batch: true,
-    },
-    source: include_str!("ia3.rs"),
-    defaults: settings::defaults::<Ia3Config>,
-    check: |settings| settings::parse::<Ia3Config>(NAME, settings)?.validate(),
-    build: |settings, context| Ok(Box::new(build(settings::parse(NAME, settings)?, context)?)),
-    from_peft: |config| per_linear::from_peft::<Ia3Config>(NAME, config, json!({}), &[]),
-};
+pub const METHOD: Method = Method::of::<Ia3Config>(
+    Family::Scaling,
+    "One learned factor per channel of keys, values and feed-forward",
+    include_str!("ia3.rs"),
+)
+.aliases(&["(ia)3"])
+.default_lr(1.5e-2);
 
 /// Settings, with `peft`'s names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -96,12 +83,11 @@ impl Default for Ia3Config {
     }
 }
 
-impl Ia3Config {
-    /// Checks that the feed-forward layers are among the targets.
-    ///
-    /// # Errors
-    /// [`AdaptError::Config`] naming the field.
-    pub fn validate(&self) -> Result<(), AdaptError> {
+impl MethodConfig for Ia3Config {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = "IA3";
+
+    fn validate(&self) -> Result<(), AdaptError> {
         match (&self.target_modules, &self.feedforward_modules) {
             (Some(Names::List(targets)), Some(Names::List(inner))) => {
                 match inner.iter().find(|name| !targets.contains(name)) {
@@ -115,6 +101,14 @@ impl Ia3Config {
             }
             _ => Ok(()),
         }
+    }
+
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(build(self, context)?))
+    }
+
+    fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
+        per_linear::from_peft::<Self>(NAME, config, json!({}), &[])
     }
 }
 

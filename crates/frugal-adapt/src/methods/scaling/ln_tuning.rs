@@ -34,39 +34,21 @@ use frugal_nn::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::method::{Capabilities, Family, Method};
-use crate::settings;
+use crate::method::{Family, Method, MethodConfig};
+use crate::settings::Settings;
 use crate::support::{per_linear, values};
 use crate::target::{Names, Targets};
 
 const NAME: &str = "ln-tuning";
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &["norm-tuning", "layernorm-tuning"],
-    family: Family::Scaling,
-    summary: "Trains the gains and biases of the norms",
-    default_lr: 6e-3,
-    peft_type: "LN_TUNING",
-    peft_variant: None,
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: true,
-        identity_at_init: true,
-        mixed_batch: true,
-    },
-    source: include_str!("ln_tuning.rs"),
-    defaults: settings::defaults::<LnTuningConfig>,
-    check: |settings| settings::parse::<LnTuningConfig>(NAME, settings).map(|_| ()),
-    build: |settings, context| {
-        Ok(Box::new(LnTuning::new(
-            settings::parse(NAME, settings)?,
-            context,
-        )?))
-    },
-    from_peft: |config| per_linear::from_peft::<LnTuningConfig>(NAME, config, json!({}), &[]),
-};
+pub const METHOD: Method = Method::of::<LnTuningConfig>(
+    Family::Scaling,
+    "Trains the gains and biases of the norms",
+    include_str!("ln_tuning.rs"),
+)
+.aliases(&["norm-tuning", "layernorm-tuning"])
+.default_lr(6e-3);
 
 /// Settings, with `peft`'s names.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -76,6 +58,19 @@ pub struct LnTuningConfig {
     pub target_modules: Option<Names>,
     /// Same grammar; wins over the targets.
     pub exclude_modules: Option<Names>,
+}
+
+impl MethodConfig for LnTuningConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = "LN_TUNING";
+
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(LnTuning::new(self, context)?))
+    }
+
+    fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
+        per_linear::from_peft::<LnTuningConfig>(NAME, config, json!({}), &[])
+    }
 }
 
 /// Trained copies of one norm's parameters, as files hold them.

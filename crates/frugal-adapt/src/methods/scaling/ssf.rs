@@ -38,39 +38,20 @@ use frugal_nn::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::method::{Capabilities, Family, Method};
-use crate::settings;
+use crate::method::{Family, Method, MethodConfig};
 use crate::support::own_files;
 use crate::target::{Names, Targets};
 
 const NAME: &str = "ssf";
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &["scale-shift"],
-    family: Family::Scaling,
-    summary: "A factor and an offset for every feature of layers and norms",
-    default_lr: 3e-3,
-    peft_type: "SSF",
-    peft_variant: None,
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: true,
-        identity_at_init: true,
-        mixed_batch: true,
-    },
-    source: include_str!("ssf.rs"),
-    defaults: settings::defaults::<SsfConfig>,
-    check: |settings| settings::parse::<SsfConfig>(NAME, settings).map(|_| ()),
-    build: |settings, context| {
-        Ok(Box::new(Ssf::new(
-            settings::parse(NAME, settings)?,
-            context,
-        )?))
-    },
-    from_peft: |config| Ok(own_files::from_file::<SsfConfig>(config)),
-};
+pub const METHOD: Method = Method::of::<SsfConfig>(
+    Family::Scaling,
+    "A factor and an offset for every feature of layers and norms",
+    include_str!("ssf.rs"),
+)
+.aliases(&["scale-shift"])
+.default_lr(3e-3);
 
 /// Which operations get an offset.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,6 +88,15 @@ impl Default for SsfConfig {
             norms: true,
             shift: Shift::WhereBias,
         }
+    }
+}
+
+impl MethodConfig for SsfConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = "SSF";
+
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(Ssf::new(self, context)?))
     }
 }
 

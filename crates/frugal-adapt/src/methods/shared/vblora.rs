@@ -33,13 +33,15 @@
 
 use burn::prelude::*;
 use burn::tensor::activation::softmax;
-use frugal_nn::{AdaptError, BuildContext, Mode, Parameter, named_rng, standard_normal, to_vec};
+use frugal_nn::{
+    AdaptError, Adapter, BuildContext, Mode, Parameter, named_rng, standard_normal, to_vec,
+};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::method::{Capabilities, Family, Method};
-use crate::settings;
+use crate::method::{Family, Method, MethodConfig};
+use crate::settings::Settings;
 use crate::support::dropout::dropout;
 use crate::support::per_linear::{self, LinearAdapter, LinearSite, PerLinear, bad};
 use crate::target::Targets;
@@ -47,32 +49,14 @@ use crate::target::Targets;
 const NAME: &str = "vblora";
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &["vb-lora", "vector-bank"],
-    family: Family::Shared,
-    summary: "Low-rank factors put together from a shared bank of vectors",
-    default_lr: 5e-3,
-    peft_type: "VBLORA",
-    peft_variant: None,
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: true,
-        identity_at_init: false,
-        mixed_batch: true,
-    },
-    source: include_str!("vblora.rs"),
-    defaults: settings::defaults::<VbloraConfig>,
-    check: |settings| settings::parse::<VbloraConfig>(NAME, settings)?.validate(),
-    build: |settings, context| Ok(Box::new(build(settings::parse(NAME, settings)?, context)?)),
-    from_peft: |config| {
-        let fixed = [
-            ("bias", &[json!("none")][..]),
-            ("save_only_topk_weights", &[json!(false)][..]),
-        ];
-        per_linear::from_peft::<VbloraConfig>(NAME, config, json!({"vector_length": 256}), &fixed)
-    },
-};
+pub const METHOD: Method = Method::of::<VbloraConfig>(
+    Family::Shared,
+    "Low-rank factors put together from a shared bank of vectors",
+    include_str!("vblora.rs"),
+)
+.aliases(&["vb-lora", "vector-bank"])
+.default_lr(5e-3)
+.without_identity();
 
 /// Settings, with `peft`'s names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -112,12 +96,11 @@ impl Default for VbloraConfig {
     }
 }
 
-impl VbloraConfig {
-    /// Checks ranges.
-    ///
-    /// # Errors
-    /// [`AdaptError::Config`] naming the field.
-    pub fn validate(&self) -> Result<(), AdaptError> {
+impl MethodConfig for VbloraConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = "VBLORA";
+
+    fn validate(&self) -> Result<(), AdaptError> {
         for (field, value) in [
             ("r", self.r),
             ("num_vectors", self.num_vectors),
@@ -141,6 +124,18 @@ impl VbloraConfig {
             return bad(NAME, "init_vector_bank_bound", "must be above 0");
         }
         per_linear::check_dropout(NAME, "vblora_dropout", self.vblora_dropout)
+    }
+
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(build(self, context)?))
+    }
+
+    fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
+        let fixed = [
+            ("bias", &[json!("none")][..]),
+            ("save_only_topk_weights", &[json!(false)][..]),
+        ];
+        per_linear::from_peft::<VbloraConfig>(NAME, config, json!({"vector_length": 256}), &fixed)
     }
 }
 

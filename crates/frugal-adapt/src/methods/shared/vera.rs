@@ -30,12 +30,12 @@
 //!   2310.11454.
 
 use burn::prelude::*;
-use frugal_nn::{AdaptError, BuildContext, Mode, Parameter};
+use frugal_nn::{AdaptError, Adapter, BuildContext, Mode, Parameter};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::method::{Capabilities, Family, Method};
-use crate::settings;
+use crate::method::{Family, Method, MethodConfig};
+use crate::settings::Settings;
 use crate::support::dropout::dropout;
 use crate::support::per_linear::{self, LinearAdapter, LinearSite, PerLinear, bad};
 use crate::support::torch_random::TorchGenerator;
@@ -44,28 +44,12 @@ use crate::target::{Layers, Names, Targets};
 const NAME: &str = "vera";
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &[],
-    family: Family::Shared,
-    summary: "Factors on shared frozen random projections",
-    default_lr: 1.5e-2,
-    peft_type: "VERA",
-    peft_variant: None,
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: true,
-        identity_at_init: true,
-        mixed_batch: true,
-    },
-    source: include_str!("vera.rs"),
-    defaults: settings::defaults::<VeraConfig>,
-    check: |settings| settings::parse::<VeraConfig>(NAME, settings)?.validate(),
-    build: |settings, context| Ok(Box::new(build(settings::parse(NAME, settings)?, context)?)),
-    from_peft: |config| {
-        per_linear::from_peft::<VeraConfig>(NAME, config, json!({}), &[("bias", &[json!("none")])])
-    },
-};
+pub const METHOD: Method = Method::of::<VeraConfig>(
+    Family::Shared,
+    "Factors on shared frozen random projections",
+    include_str!("vera.rs"),
+)
+.default_lr(1.5e-2);
 
 /// Settings, with `peft`'s names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -104,16 +88,23 @@ impl Default for VeraConfig {
     }
 }
 
-impl VeraConfig {
-    /// Checks ranges.
-    ///
-    /// # Errors
-    /// [`AdaptError::Config`] naming the field.
-    pub fn validate(&self) -> Result<(), AdaptError> {
+impl MethodConfig for VeraConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = "VERA";
+
+    fn validate(&self) -> Result<(), AdaptError> {
         if self.r == 0 {
             return bad(NAME, "r", "must be at least 1");
         }
         per_linear::check_dropout(NAME, "vera_dropout", self.vera_dropout)
+    }
+
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(build(self, context)?))
+    }
+
+    fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
+        per_linear::from_peft::<VeraConfig>(NAME, config, json!({}), &[("bias", &[json!("none")])])
     }
 }
 

@@ -8,8 +8,8 @@
 //!
 //! ## When to use, when not
 //! On encoders and older decoders (BERT, RoBERTa, GPT-2) with small or medium data. Models without
-//! biases (Llama, SmolLM2) have nothing to train: use `ln-tuning` or `ia3` there. Qwen 2 has some,
-//! on queries, keys and values.
+//! biases (Llama, SmolLM2) get them on all linear layers but the head, from zero. Qwen 2 has some, on
+//! queries, keys and values, and trains these.
 //!
 //! ## Cost
 //! Trainable: one number per output channel, about 0.1 % of BERT. No extra compute forward, no
@@ -21,7 +21,8 @@
 //! end, from a sweep (`benchmarks/rates`).
 //!
 //! ## Departures from the paper
-//! None. Hugging Face `peft` has no method of its own for it; the same biases can be read from and
+//! Models without biases get some. A Llama with them is a model that `transformers` reads
+//! (`attention_bias`, `mlp_bias`), so they merge. Hugging Face `peft` has no method of its own for it; the same biases can be read from and
 //! written to its LoRA files with `bias = "all"`, beside low-rank factors.
 //!
 //! ## References
@@ -31,44 +32,26 @@
 use burn::prelude::*;
 use frugal_nn::{
     AdaptError, Adapter, BuildContext, Frozen, Linear, LinearChange, MergedLinear, Mode, Norm,
-    NormChange, Parameter, Pass, SiteId, to_vec,
+    NormChange, Parameter, Pass, SiteId, SiteInfo, to_vec,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::method::{Capabilities, Family, Method};
-use crate::settings;
+use crate::method::{Family, Method, MethodConfig};
+use crate::settings::Settings;
 use crate::support::{per_linear, values};
 use crate::target::{Names, Targets};
 
 const NAME: &str = "bitfit";
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &["bias-tuning"],
-    family: Family::Sparse,
-    summary: "Trains the biases of linear layers and norms",
-    default_lr: 3e-3,
-    peft_type: "BITFIT",
-    peft_variant: None,
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: true,
-        identity_at_init: true,
-        mixed_batch: true,
-    },
-    source: include_str!("bitfit.rs"),
-    defaults: settings::defaults::<BitfitConfig>,
-    check: |settings| settings::parse::<BitfitConfig>(NAME, settings).map(|_| ()),
-    build: |settings, context| {
-        Ok(Box::new(Bitfit::new(
-            settings::parse(NAME, settings)?,
-            context,
-        )?))
-    },
-    from_peft: |config| per_linear::from_peft::<BitfitConfig>(NAME, config, json!({}), &[]),
-};
+pub const METHOD: Method = Method::of::<BitfitConfig>(
+    Family::Sparse,
+    "Trains the biases of linear layers and norms",
+    include_str!("bitfit.rs"),
+)
+.aliases(&["bias-tuning"])
+.default_lr(3e-3);
 
 /// Settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -90,6 +73,19 @@ impl Default for BitfitConfig {
     }
 }
 
+impl MethodConfig for BitfitConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = "BITFIT";
+
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(Bitfit::new(self, context)?))
+    }
+
+    fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
+        per_linear::from_peft::<BitfitConfig>(NAME, config, json!({}), &[])
+    }
+}
+
 /// A BitFit adapter.
 pub struct Bitfit {
     config: BitfitConfig,
@@ -101,19 +97,11 @@ impl Bitfit {
     /// Copies the selected biases.
     ///
     /// # Errors
-    /// A model without biases, no matching one.
+    /// No matching layer or norm.
     pub fn new(config: BitfitConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
-        if !context.sites.iter().any(|(_, s)| s.has_bias) {
-            let reason = format!(
-                "`{}` models have no biases; use `ln-tuning` or `ia3`",
-                context.info.model_type
-            );
-            return Err(AdaptError::Unsupported {
-                method: NAME,
-                action: "train this model",
-                reason,
-            });
-        }
+        // A model without any gets them on its linear layers.
+        let none = !context.sites.iter().any(|(_, site)| site.has_bias);
+        let trains = |site: &SiteInfo| site.has_bias || (none && site.kind.is_inner_linear());
         let targets = Targets {
             target_modules: config.target_modules.clone(),
             exclude_modules: config.exclude_modules.clone(),
@@ -124,7 +112,7 @@ impl Bitfit {
         let bias = |path: &str, values: Vec<f32>| {
             Parameter::new(format!("{path}.bias"), &[values.len()], values, device)
         };
-        for id in targets.choose(context.sites, |site| site.has_bias)? {
+        for id in targets.choose(context.sites, trains)? {
             let info = context.sites.info(id);
             biases[id.index()] = Some(bias(&info.path, vec![0.0; info.d_out]));
         }
@@ -280,13 +268,11 @@ mod tests {
     }
 
     #[test]
-    fn a_model_without_biases_is_refused() {
+    fn a_model_without_biases_gets_them_on_its_linear_layers() {
         let config = json!({"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
             "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 64});
-        let message = build(config, json!({})).unwrap_err();
-        assert!(
-            message.contains("`llama` models have no biases; use `ln-tuning` or `ia3`"),
-            "{message}"
-        );
+        // Per block q, k, v, o, gate, up, down; neither norms nor the head.
+        let expected = 2 * (32 + 16 + 16 + 32 + 48 + 48 + 32);
+        assert_eq!(build(config, json!({})), Ok(expected));
     }
 }

@@ -47,37 +47,23 @@ use rand::Rng;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::method::{Capabilities, Family, Method};
-use crate::settings;
+use crate::method::{Family, Method, MethodConfig};
 use crate::support::own_files;
 use crate::support::sparse::{
-    AddsToWeights, DeltaPass, Place, SparseDelta, SparseFile, budget, places, top,
+    AddsToWeights, DeltaPass, Place, Places, SparseDelta, SparseFile, budget, top,
 };
 use crate::target::{Layers, Names, Targets};
 
 const NAME: &str = "diff-pruning";
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &["diffpruning"],
-    family: Family::Sparse,
-    summary: "A sparse change of the weights, learned together with where it is",
-    default_lr: 5e-3,
-    peft_type: "DIFF_PRUNING",
-    peft_variant: None,
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: true,
-        identity_at_init: true,
-        mixed_batch: true,
-    },
-    source: include_str!("diff_pruning.rs"),
-    defaults: settings::defaults::<DiffPruningConfig>,
-    check: |settings| settings::parse::<DiffPruningConfig>(NAME, settings)?.validate(),
-    build: |settings, context| DiffPruning::build(settings::parse(NAME, settings)?, context),
-    from_peft: |config| Ok(own_files::from_file::<DiffPruningConfig>(config)),
-};
+pub const METHOD: Method = Method::of::<DiffPruningConfig>(
+    Family::Sparse,
+    "A sparse change of the weights, learned together with where it is",
+    include_str!("diff_pruning.rs"),
+)
+.aliases(&["diffpruning"])
+.default_lr(1.5e-3);
 
 /// Settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -128,12 +114,11 @@ impl Default for DiffPruningConfig {
     }
 }
 
-impl DiffPruningConfig {
-    /// Checks ranges.
-    ///
-    /// # Errors
-    /// [`AdaptError::Config`] naming the field.
-    pub fn validate(&self) -> Result<(), AdaptError> {
+impl MethodConfig for DiffPruningConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = "DIFF_PRUNING";
+
+    fn validate(&self) -> Result<(), AdaptError> {
         let bad = |field, reason: &str| {
             Err(AdaptError::Config {
                 method: NAME,
@@ -165,6 +150,12 @@ impl DiffPruningConfig {
         Ok(())
     }
 
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        DiffPruning::build(self, context)
+    }
+}
+
+impl DiffPruningConfig {
     fn targets(&self) -> Targets {
         Targets {
             target_modules: self.target_modules.clone(),
@@ -268,9 +259,7 @@ impl Gated {
 /// Diff pruning while it is trained.
 pub struct DiffPruning {
     config: DiffPruningConfig,
-    places: Vec<Place>,
-    /// Index into `places` by site.
-    by_site: Vec<Option<usize>>,
+    places: Places,
     sparse: SparseDelta,
     /// While the places are learned, one for each of `places`.
     gated: Vec<Gated>,
@@ -287,12 +276,12 @@ impl DiffPruning {
         context: &BuildContext<'_>,
     ) -> Result<Box<dyn Adapter>, AdaptError> {
         config.validate()?;
-        let places = places(NAME, &config.targets(), context)?;
+        let places = Places::new(NAME, &config.targets(), context)?;
         if let Some(nnz) = &config.nnz {
             return Ok(Box::new(SparseFile::new(
                 NAME,
                 own_files::all_to_file("DIFF_PRUNING", &config),
-                &places,
+                &places.list,
                 nnz,
                 context,
             )?));
@@ -300,22 +289,17 @@ impl DiffPruning {
         Ok(Box::new(Self::new(config, places, context)))
     }
 
-    fn new(config: DiffPruningConfig, places: Vec<Place>, context: &BuildContext<'_>) -> Self {
-        let mut by_site = vec![None; context.sites.len()];
-        places
-            .iter()
-            .enumerate()
-            .for_each(|(index, place)| by_site[place.site.index()] = Some(index));
+    fn new(config: DiffPruningConfig, places: Places, context: &BuildContext<'_>) -> Self {
         Self {
-            sparse: SparseDelta::new(budget(&places, config.density), &context.device),
+            sparse: SparseDelta::new(budget(&places.list, config.density), &context.device),
             gated: places
+                .list
                 .iter()
                 .map(|place| Gated::new(place, &config, &context.device))
                 .collect(),
             device: context.device.clone(),
             config,
             places,
-            by_site,
         }
     }
 
@@ -323,7 +307,12 @@ impl DiffPruning {
     fn project(&mut self) {
         let dense =
             |(gated, place): (&Gated, &Place)| to_vec(gated.delta(place, &self.config, Mode::Eval));
-        let changes: Vec<Vec<f32>> = self.gated.iter().zip(&self.places).map(dense).collect();
+        let changes: Vec<Vec<f32>> = self
+            .gated
+            .iter()
+            .zip(&self.places.list)
+            .map(dense)
+            .collect();
         let sizes: Vec<Vec<f32>> = changes
             .iter()
             .map(|map| map.iter().map(|v| v.abs()).collect())
@@ -342,17 +331,15 @@ impl DiffPruning {
 
 impl AddsToWeights for DiffPruning {
     fn delta(&self, base: &Linear, mode: Mode) -> Option<Tensor<2>> {
-        let index = (*self.by_site.get(base.site.index())?)?;
+        let index = self.places.index(base.site)?;
         match self.gated.get(index) {
-            Some(gated) => Some(gated.delta(&self.places[index], &self.config, mode)),
-            None => self.sparse.delta(index, &self.places[index], mode),
+            Some(gated) => Some(gated.delta(&self.places.list[index], &self.config, mode)),
+            None => self.sparse.delta(index, &self.places.list[index], mode),
         }
     }
 
     fn acts_on(&self, base: &Linear) -> bool {
-        self.by_site
-            .get(base.site.index())
-            .is_some_and(Option::is_some)
+        self.places.index(base.site).is_some()
     }
 
     fn penalty(&self, mode: Mode) -> Option<Tensor<1>> {
@@ -402,18 +389,20 @@ impl Adapter for DiffPruning {
 
     fn state(&self) -> BTreeMap<String, Vec<f32>> {
         self.sparse
-            .state(&self.places)
+            .state(&self.places.list)
             .map(|entries| ("entries".to_owned(), entries))
             .into_iter()
             .collect()
     }
 
     fn restore(&mut self, state: &BTreeMap<String, Vec<f32>>) -> Result<(), String> {
-        self.sparse.restore(state.get("entries"), &self.places)?;
+        self.sparse
+            .restore(state.get("entries"), &self.places.list)?;
         self.gated = match self.sparse.entries {
             Some(_) => Vec::new(),
             None => self
                 .places
+                .list
                 .iter()
                 .map(|place| Gated::new(place, &self.config, &self.device))
                 .collect(),
@@ -435,7 +424,6 @@ impl Adapter for DiffPruning {
             let mut projected = Self {
                 config: self.config.clone(),
                 places: self.places.clone(),
-                by_site: self.by_site.clone(),
                 sparse: SparseDelta::new(self.sparse.values.len(), &self.device),
                 gated: self.gated.iter().map(Gated::copy).collect(),
                 device: self.device.clone(),
@@ -446,7 +434,7 @@ impl Adapter for DiffPruning {
         Some(Box::new(self.sparse.finished(
             NAME,
             self.peft_config(),
-            &self.places,
+            &self.places.list,
         )))
     }
 
@@ -478,61 +466,4 @@ impl Gated {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn gates_are_open_closed_or_between_as_their_formula_says() {
-        let config = DiffPruningConfig {
-            concrete_lower: -0.1,
-            concrete_upper: 1.1,
-            ..DiffPruningConfig::default()
-        };
-        let logits = Tensor::<1>::from_data(
-            TensorData::from([-5.0f32, -1.0, 0.0, 1.0, 5.0]),
-            &Device::default(),
-        );
-        // By hand: σ(1) = 0.731059, so s (ζ − γ) + γ = 0.777270; σ(±5) falls outside [1/12, 11/12].
-        let expected = [0.0, 0.222_730, 0.5, 0.777_270, 1.0];
-        let found = to_vec(config.gate(logits.clone()));
-        assert!(
-            found
-                .iter()
-                .zip(expected)
-                .all(|(f, e)| (f - e).abs() < 1e-5),
-            "{found:?}"
-        );
-        // σ(α − log(0.1 / 1.1)) = σ(α + 2.397895).
-        let open = to_vec(config.open(logits));
-        assert!((open[2] - 0.916_667).abs() < 1e-5, "{open:?}");
-    }
-
-    #[test]
-    fn the_share_of_open_gates_is_the_probability_that_the_price_counts() {
-        let config = DiffPruningConfig {
-            alpha_init: 0.4,
-            structured: false,
-            ..DiffPruningConfig::default()
-        };
-        let place = Place {
-            site: frugal_nn::SiteId(0),
-            path: "m".into(),
-            d_in: 200,
-            d_out: 100,
-        };
-        let mut gated = Gated::new(&place, &config, &Device::default());
-        gated.w.set(vec![1.0; place.len()]);
-        let delta = to_vec(
-            gated
-                .delta(&place, &config, Mode::Train { seed: 3 })
-                .inner(),
-        );
-        let open = delta.iter().filter(|v| **v > 0.0).count() as f32 / delta.len() as f32;
-        let expected = to_vec(gated.open(&config, Mode::Eval))[0] / delta.len() as f32;
-        // σ(0.4) = 0.598688; three standard deviations of the share are 0.0104.
-        assert!(
-            (expected - 0.598_688).abs() < 1e-4 && (open - expected).abs() < 0.0104,
-            "{open} {expected}"
-        );
-    }
-}
+mod tests;

@@ -5,8 +5,8 @@
 //! The choice is made once, in the first steps of the run, and then stays.
 //!
 //! ## Update rule
-//! `F_i = Σ g_i²` over the first `fisher_steps` steps, in which nothing moves; `y = x (W + Δ)ᵀ`
-//! where `Δ` is trained in the `density` of all entries with the largest `F` and zero elsewhere.
+//! `F_i = Σ g_i²` over the examples of the first `fisher_steps` steps, with `g` the gradient of one
+//! example's log-likelihood; nothing moves meanwhile. Then `y = x (W + Δ)ᵀ` where `Δ` is trained in the `density` of all entries with the largest `F` and zero elsewhere.
 //!
 //! ## When to use, when not
 //! When the change must be sparse: it merges without cost, several can be shipped as short lists,
@@ -14,7 +14,8 @@
 //! training while it measures; LoRA reaches the same quality with less.
 //!
 //! ## Cost
-//! Trainable: `density` of the entries of all chosen layers. Extra memory: a gradient and a sum of
+//! Trainable: `density` of the entries of all chosen layers. While measuring, the examples of a step
+//! pass one by one. Extra memory: a gradient and a sum of
 //! squares for every entry while measuring, one dense matrix per layer afterwards. None after
 //! merging.
 //!
@@ -23,9 +24,7 @@
 //! of measuring, or a quarter of the run if that is less.
 //!
 //! ## Departures from the paper
-//! The paper squares the gradient of each example; here each step's gradient is squared, so that a
-//! sample is a batch. The labels are the true ones, as in the released code (the empirical Fisher
-//! information). Biases, norms and tables are not candidates.
+//! The labels are the true ones, as in the released code (the empirical Fisher information). Biases, norms and tables are not candidates.
 //!
 //! ## References
 //! - Sung, Nair, Raffel: Training Neural Networks with Fixed Sparse Masks, 2021, arXiv 2111.09839.
@@ -39,37 +38,23 @@ use frugal_nn::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::method::{Capabilities, Family, Method};
-use crate::settings;
+use crate::method::{Family, Method, MethodConfig};
 use crate::support::own_files;
 use crate::support::sparse::{
-    AddsToWeights, DeltaPass, Place, SparseDelta, SparseFile, budget, places, top,
+    AddsToWeights, DeltaPass, Place, Places, SparseDelta, SparseFile, budget, top,
 };
 use crate::target::{Layers, Names, Targets};
 
 const NAME: &str = "fish-mask";
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &["fish"],
-    family: Family::Sparse,
-    summary: "Trains the few weights that the loss is most sensitive to",
-    default_lr: 1.5e-3,
-    peft_type: "FISH_MASK",
-    peft_variant: None,
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: true,
-        identity_at_init: true,
-        mixed_batch: true,
-    },
-    source: include_str!("fish_mask.rs"),
-    defaults: settings::defaults::<FishMaskConfig>,
-    check: |settings| settings::parse::<FishMaskConfig>(NAME, settings)?.validate(),
-    build: |settings, context| FishMask::build(settings::parse(NAME, settings)?, context),
-    from_peft: |config| Ok(own_files::from_file::<FishMaskConfig>(config)),
-};
+pub const METHOD: Method = Method::of::<FishMaskConfig>(
+    Family::Sparse,
+    "Trains the few weights that the loss is most sensitive to",
+    include_str!("fish_mask.rs"),
+)
+.aliases(&["fish"])
+.default_lr(1.5e-3);
 
 /// Settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -103,12 +88,11 @@ impl Default for FishMaskConfig {
     }
 }
 
-impl FishMaskConfig {
-    /// Checks ranges.
-    ///
-    /// # Errors
-    /// [`AdaptError::Config`] naming the field.
-    pub fn validate(&self) -> Result<(), AdaptError> {
+impl MethodConfig for FishMaskConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = "FISH_MASK";
+
+    fn validate(&self) -> Result<(), AdaptError> {
         let bad = |field, reason: &str| {
             Err(AdaptError::Config {
                 method: NAME,
@@ -125,6 +109,12 @@ impl FishMaskConfig {
         Ok(())
     }
 
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        FishMask::build(self, context)
+    }
+}
+
+impl FishMaskConfig {
     fn targets(&self) -> Targets {
         Targets {
             target_modules: self.target_modules.clone(),
@@ -138,9 +128,7 @@ impl FishMaskConfig {
 /// A FISH mask while it is made and trained.
 pub struct FishMask {
     config: FishMaskConfig,
-    places: Vec<Place>,
-    /// Index into `places` by site.
-    by_site: Vec<Option<usize>>,
+    places: Places,
     sparse: SparseDelta,
     /// While measuring: a dense change of every layer, which stays zero and whose gradient is that of
     /// the weight.
@@ -160,29 +148,23 @@ impl FishMask {
         context: &BuildContext<'_>,
     ) -> Result<Box<dyn Adapter>, AdaptError> {
         config.validate()?;
-        let places = places(NAME, &config.targets(), context)?;
+        let places = Places::new(NAME, &config.targets(), context)?;
         if let Some(nnz) = &config.nnz {
             return Ok(Box::new(SparseFile::new(
                 NAME,
                 own_files::all_to_file("FISH_MASK", &config),
-                &places,
+                &places.list,
                 nnz,
                 context,
             )?));
         }
-        let mut by_site = vec![None; context.sites.len()];
-        places
-            .iter()
-            .enumerate()
-            .for_each(|(index, place)| by_site[place.site.index()] = Some(index));
         let mut adapter = Self {
-            sparse: SparseDelta::new(budget(&places, config.density), &context.device),
+            sparse: SparseDelta::new(budget(&places.list, config.density), &context.device),
             probes: Vec::new(),
             fisher: Vec::new(),
             device: context.device.clone(),
             config,
             places,
-            by_site,
         };
         adapter.start_measuring();
         Ok(Box::new(adapter))
@@ -197,12 +179,23 @@ impl FishMask {
                 &self.device,
             )
         };
-        self.probes = self.places.iter().map(probe).collect();
+        self.probes = self.places.list.iter().map(probe).collect();
         self.fisher = self
             .places
+            .list
             .iter()
             .map(|place| vec![0.0; place.len()])
             .collect();
+    }
+
+    /// Adds the squares of `scale` times the gradients, which it takes out.
+    fn measure(&mut self, scale: f32, gradients: &mut GradientSum) {
+        for (probe, fisher) in self.probes.iter().zip(&mut self.fisher) {
+            let gradient = gradients.remove(probe.name()).unwrap_or_default();
+            for (sum, g) in fisher.iter_mut().zip(gradient) {
+                *sum += (scale * g) * (scale * g);
+            }
+        }
     }
 
     fn stop_measuring(&mut self) {
@@ -212,18 +205,16 @@ impl FishMask {
 
 impl AddsToWeights for FishMask {
     fn delta(&self, base: &Linear, mode: Mode) -> Option<Tensor<2>> {
-        let index = (*self.by_site.get(base.site.index())?)?;
+        let index = self.places.index(base.site)?;
         match self.probes.get(index) {
             // Outside training the probes are zero and would cost a copy of every weight.
             Some(probe) => mode.is_train().then(|| probe.get::<2>(mode)),
-            None => self.sparse.delta(index, &self.places[index], mode),
+            None => self.sparse.delta(index, &self.places.list[index], mode),
         }
     }
 
     fn acts_on(&self, base: &Linear) -> bool {
-        self.by_site
-            .get(base.site.index())
-            .is_some_and(Option::is_some)
+        self.places.index(base.site).is_some()
     }
 }
 
@@ -242,6 +233,14 @@ impl Adapter for FishMask {
 
     fn probes(&self) -> Vec<&Parameter> {
         self.probes.iter().collect()
+    }
+
+    fn wants_examples(&self) -> bool {
+        !self.probes.is_empty()
+    }
+
+    fn after_example(&mut self, targets: usize, gradients: &mut GradientSum) {
+        self.measure(targets as f32, gradients);
     }
 
     fn needs_trainer(&self) -> bool {
@@ -263,13 +262,8 @@ impl Adapter for FishMask {
         if self.probes.is_empty() {
             return;
         }
-        for (probe, fisher) in self.probes.iter().zip(&mut self.fisher) {
-            let gradient = gradients.remove(probe.name()).unwrap_or_default();
-            fisher
-                .iter_mut()
-                .zip(gradient)
-                .for_each(|(sum, g)| *sum += g * g);
-        }
+        // What no one has shown by example.
+        self.measure(1.0, gradients);
         let last = self.config.fisher_steps.min(context.total_steps / 4).max(1);
         if context.step + 1 >= last {
             self.sparse.entries = Some(top(&self.fisher, self.sparse.values.len()));
@@ -285,26 +279,28 @@ impl Adapter for FishMask {
     fn state(&self) -> BTreeMap<String, Vec<f32>> {
         let fisher = self
             .places
+            .list
             .iter()
             .zip(&self.fisher)
             .map(|(place, sum)| (format!("fisher.{}", place.path), sum.clone()));
         fisher
             .chain(
                 self.sparse
-                    .state(&self.places)
+                    .state(&self.places.list)
                     .map(|entries| ("entries".to_owned(), entries)),
             )
             .collect()
     }
 
     fn restore(&mut self, state: &BTreeMap<String, Vec<f32>>) -> Result<(), String> {
-        self.sparse.restore(state.get("entries"), &self.places)?;
+        self.sparse
+            .restore(state.get("entries"), &self.places.list)?;
         if self.sparse.entries.is_some() {
             self.stop_measuring();
             return Ok(());
         }
         self.start_measuring();
-        for (place, sum) in self.places.iter().zip(&mut self.fisher) {
+        for (place, sum) in self.places.list.iter().zip(&mut self.fisher) {
             let saved = state
                 .get(&format!("fisher.{}", place.path))
                 .filter(|saved| saved.len() == sum.len());
@@ -319,7 +315,7 @@ impl Adapter for FishMask {
         Some(Box::new(self.sparse.finished(
             NAME,
             self.peft_config(),
-            &self.places,
+            &self.places.list,
         )))
     }
 
@@ -337,5 +333,57 @@ impl Adapter for FishMask {
 
     fn supports_mixed_batch(&self) -> bool {
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use frugal_models::ModelConfig;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_gradient_of_every_example_is_squared_by_itself() {
+        let raw = json!({"model_type": "llama", "hidden_size": 4, "intermediate_size": 4, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 8});
+        let model = ModelConfig::from_json(raw, "test").unwrap();
+        let sites = model.sites();
+        let context = BuildContext {
+            info: &model.info(),
+            sites: &sites,
+            backbone: None,
+            device: Device::default(),
+            seed: 1,
+            tokenize: None,
+        };
+        let settings = json!({"target_modules": ["q_proj"], "density": 0.07, "fisher_steps": 1});
+        let config = FishMaskConfig::parse(settings.as_object().unwrap()).unwrap();
+        let mut adapter = FishMask::build(config, &context).unwrap();
+        assert!(adapter.wants_examples());
+        // Two examples that pull entry 3 in opposite directions and entry 5 a little in the same:
+        // their sum would choose entry 5.
+        let name = adapter.probes()[0].name().to_owned();
+        for sign in [1.0, -1.0] {
+            let mut gradients = GradientSum::default();
+            let mut gradient = vec![0.0; 16];
+            (gradient[3], gradient[5]) = (2.0 * sign, 0.5);
+            gradients.insert(&name, gradient);
+            adapter.after_example(2, &mut gradients);
+            assert!(gradients.get(&name).is_none());
+        }
+        let at = StepContext {
+            step: 0,
+            total_steps: 8,
+            seed: 0,
+            lr_factor: 1.0,
+        };
+        adapter.before_step(&at, &mut GradientSum::default());
+        let state = adapter.state();
+        // Fisher information: Σ (2 g)², as the gradients were of the mean over two targets.
+        let fisher = &state["fisher.model.layers.0.self_attn.q_proj"];
+        assert_eq!((fisher[3], fisher[5]), (32.0, 2.0));
+        // Layer, row, column.
+        assert_eq!(state["entries"], [0.0, 0.0, 3.0]);
     }
 }

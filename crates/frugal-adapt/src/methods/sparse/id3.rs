@@ -9,7 +9,9 @@
 //! Score `H = |∇| / (|θ| + eps)^exp` with the gradient of the step. Step `t` of `T` releases the
 //! `u_t` frozen weights of highest score over all layers, `u_t = ⌊B / T⌋`, one more in the first
 //! `B mod T` steps; then the optimiser updates all released ones. In the end exactly `B` weights
-//! differ from the base.
+//! differ from the base. `criterion` and `schedule` give what it is compared with: `pafi` releases
+//! the smallest weights and `random` any; `static` spends the budget in the first step, and `repeat`
+//! chooses `B` anew in every step and lets go of the others.
 //!
 //! ## When to use, when not
 //! When the change must be a short list of weights, exact elsewhere. It needs the gradients of all
@@ -27,11 +29,12 @@
 //! prefers small weights, as PaFi does.
 //!
 //! ## Departures from the paper
-//! Candidates are the weights of linear layers; biases, norms and tables stay frozen, and a task head
-//! is trained in full outside the budget. What is trained is the change of each weight, so weight
+//! Candidates are the weights of linear layers; `candidates` may name `bias`, `norm` and `embedding`
+//! too, of which the gains of norms, near 1, score low. A task head is trained in full outside the
+//! budget. What is trained is the change of each weight, so weight
 //! decay pulls towards the base and frozen weights stay exact under it. Selection is exact; ties go
 //! to the earlier layer and index (the released code may exceed its budget and release weights
-//! twice). `schedule = "static"` spends the budget in the first step. Bias correction of the
+//! twice). Bias correction of the
 //! moments counts all steps, as in the released code: the first update of a late weight is larger
 //! by up to `(1 − β₁) / √(1 − β₂)`, 3.16 with the usual values.
 //!
@@ -39,102 +42,45 @@
 //! - Agarwal, Ramesh, Sengupta, Chakraborty: Step-by-Step Unmasking for Parameter-Efficient
 //!   Fine-tuning of Large Language Models, 2024, arXiv 2408.14470.
 
+mod candidates;
+mod config;
+mod select;
+mod site;
+
 use std::collections::BTreeMap;
 
 use burn::prelude::*;
-use burn::tensor::IndexingUpdateOp;
 use frugal_nn::{
-    AdaptError, Adapter, BuildContext, GradientSum, Linear, LinearChange, Mode, Parameter, Pass,
-    SiteId, StepContext, to_vec,
+    AdaptError, Adapter, BuildContext, Embedding, GradientSum, Linear, LinearChange, MergedLinear,
+    Mode, Norm, NormChange, Parameter, Pass, SiteId, StepContext, lookup,
 };
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::method::{Capabilities, Family, Method};
-use crate::settings;
-use crate::support::per_linear::linear_maps;
-use crate::support::{base_weights, own_files};
-use crate::target::Targets;
+use crate::method::{Family, Method, MethodConfig};
+use crate::methods::sparse::id3::candidates::{chosen_sites, frozen, shapes};
+use crate::methods::sparse::id3::config::NAME;
+use crate::methods::sparse::id3::select::highest;
+use crate::methods::sparse::id3::site::{Change, Site, sparse};
+use crate::support::by_site::{BySite, HasParameters};
+use crate::support::own_files;
 
-const NAME: &str = "id3";
+pub use crate::methods::sparse::id3::config::{Candidate, Criterion, Id3Config, Schedule};
+
 const PEFT_TYPE: &str = "ID3";
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &["step-by-step-unmasking"],
-    family: Family::Sparse,
-    summary: "Releases more of the model's own weights in every step, up to a budget",
-    default_lr: 1e-3,
-    peft_type: PEFT_TYPE,
-    peft_variant: None,
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: true,
-        identity_at_init: true,
-        mixed_batch: true,
-    },
-    source: include_str!("id3.rs"),
-    defaults: settings::defaults::<Id3Config>,
-    check: |settings| settings::parse::<Id3Config>(NAME, settings)?.validate(),
-    build: |settings, context| {
-        Ok(Box::new(Id3::new(
-            settings::parse(NAME, settings)?,
-            context,
-        )?))
-    },
-    from_peft: |config| Ok(own_files::from_file::<Id3Config>(config)),
-};
+pub const METHOD: Method = Method::of::<Id3Config>(
+    Family::Sparse,
+    "Releases more of the model's own weights in every step, up to a budget",
+    include_str!("id3.rs"),
+)
+.aliases(&["step-by-step-unmasking"]);
 
-/// When the budget is spent.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Schedule {
-    /// Evenly over all steps.
-    #[default]
-    Incremental,
-    /// In the first step.
-    Static,
-}
+impl MethodConfig for Id3Config {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = PEFT_TYPE;
 
-/// Settings.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Id3Config {
-    /// Weights that are trained in the end; at most all.
-    pub budget: usize,
-    /// Exponent of the magnitude in the score.
-    pub exp: f64,
-    /// Added to the magnitude.
-    pub eps: f64,
-    /// When the budget is spent.
-    pub schedule: Schedule,
-    /// Released weights by path; set in adapter files, which then train no others.
-    pub counts: Option<BTreeMap<String, usize>>,
-    /// Which layers.
-    #[serde(flatten)]
-    pub targets: Targets,
-}
-
-impl Default for Id3Config {
-    fn default() -> Self {
-        Self {
-            budget: 320_000,
-            exp: 1.0,
-            eps: 0.1,
-            schedule: Schedule::Incremental,
-            counts: None,
-            targets: Targets::default(),
-        }
-    }
-}
-
-impl Id3Config {
-    /// Checks ranges.
-    ///
-    /// # Errors
-    /// [`AdaptError::Config`] naming the field.
-    pub fn validate(&self) -> Result<(), AdaptError> {
+    fn validate(&self) -> Result<(), AdaptError> {
         let bad = |field, reason: String| {
             Err(AdaptError::Config {
                 method: NAME,
@@ -151,221 +97,30 @@ impl Id3Config {
         if !(self.eps.is_finite() && self.eps > 0.0) {
             return bad("eps", format!("{} is not a positive number", self.eps));
         }
+        if self.candidates.is_empty() {
+            return bad(
+                "candidates",
+                "name at least one of `linear`, `bias`, `norm` and `embedding`".into(),
+            );
+        }
         Ok(())
     }
 
-    /// Weights released after the step that follows `step` finished ones, of `total` steps and
-    /// `all` candidates.
-    fn released(&self, step: u64, total: u64, all: usize) -> usize {
-        let budget = self.budget.min(all);
-        match self.schedule {
-            Schedule::Static => budget,
-            Schedule::Incremental => {
-                let (total, done) = (total.max(1) as usize, (step + 1).min(total.max(1)) as usize);
-                budget / total * done + (budget % total).min(done)
-            }
-        }
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(Id3::new(self, context)?))
     }
-}
-
-/// `|g| / (|θ| + eps)^exp`.
-fn score(gradient: f32, weight: f32, exp: f64, eps: f64) -> f32 {
-    let magnitude = f64::from(weight.abs()) + eps;
-    let divisor = if exp == 1.0 {
-        magnitude
-    } else {
-        magnitude.powf(exp)
-    };
-    (f64::from(gradient.abs()) / divisor) as f32
-}
-
-/// The `count` highest scores, as (tensor, index); ties go to the earlier. `scores` calls back with
-/// tensor, index and score of every candidate, in order, each time it is called.
-fn highest(
-    count: usize,
-    mut scores: impl FnMut(&mut dyn FnMut(usize, usize, f32)),
-) -> Vec<(usize, usize)> {
-    // Scores are not negative, so their bits are in the order of their values; the upper half sorts
-    // them into bins.
-    let bin = |score: f32| (score.to_bits() >> 16) as usize;
-    let mut bins = vec![0usize; 1 << 16];
-    scores(&mut |_, _, score| bins[bin(score)] += 1);
-    let (mut above, mut cutoff) = (0, bins.len());
-    while cutoff > 0 && above < count {
-        cutoff -= 1;
-        above += bins[cutoff];
-    }
-    let (mut chosen, mut last) = (Vec::new(), Vec::new());
-    scores(&mut |tensor, index, score| match bin(score).cmp(&cutoff) {
-        std::cmp::Ordering::Greater => chosen.push((tensor, index)),
-        std::cmp::Ordering::Equal => last.push((score, tensor, index)),
-        std::cmp::Ordering::Less => {}
-    });
-    last.sort_by(|a, b| b.0.total_cmp(&a.0));
-    let missing = count.saturating_sub(chosen.len());
-    chosen.extend(
-        last.into_iter()
-            .take(missing)
-            .map(|(_, tensor, index)| (tensor, index)),
-    );
-    chosen
-}
-
-/// How the change of a layer is held.
-enum Change {
-    /// While weights are chosen: all of them, and which were released.
-    Dense {
-        delta: Parameter,
-        released: Vec<bool>,
-    },
-    /// From a file: row and column `[n, 2]` and value `[n]` of each released weight.
-    Sparse {
-        places: Parameter,
-        values: Parameter,
-    },
-}
-
-struct Site {
-    path: String,
-    d_in: usize,
-    d_out: usize,
-    /// The frozen weight `[d_out, d_in]`; absent when planning.
-    base: Option<Tensor<2>>,
-    change: Change,
-}
-
-impl Site {
-    fn len(&self) -> usize {
-        self.d_in * self.d_out
-    }
-
-    /// `[d_out, d_in]`.
-    fn delta(&self, mode: Mode) -> Tensor<2> {
-        match &self.change {
-            Change::Dense { delta, .. } => delta.get::<2>(mode),
-            Change::Sparse { places, values } => {
-                let values = values.get::<1>(mode);
-                // A damaged file must not reach outside the matrix.
-                let (d_in, last) = (self.d_in, self.len() - 1);
-                let at = |row: f32, column: f32| {
-                    (row as usize)
-                        .saturating_mul(d_in)
-                        .saturating_add(column as usize)
-                        .min(last)
-                };
-                let flat: Vec<i64> = places
-                    .to_vec()
-                    .chunks_exact(2)
-                    .map(|p| at(p[0], p[1]) as i64)
-                    .collect();
-                let device = values.device().inner();
-                let indices =
-                    Tensor::<1, Int>::from_data(TensorData::from(flat.as_slice()), &device);
-                let zeros = Tensor::<1>::zeros([self.len()], &device);
-                zeros
-                    .select_assign(0, indices, values, IndexingUpdateOp::Add)
-                    .reshape([self.d_out, self.d_in])
-            }
-        }
-    }
-
-    /// Score of every weight that is still frozen, not a number for the others; empty without a
-    /// gradient.
-    fn scores(&self, gradients: &GradientSum, exp: f64, eps: f64) -> Vec<f32> {
-        let Change::Dense { delta, released } = &self.change else {
-            return Vec::new();
-        };
-        let (Some(gradient), Some(base)) = (gradients.get(delta.name()), &self.base) else {
-            return Vec::new();
-        };
-        // Frozen weights are those of the base.
-        let weights = to_vec(base.clone()).into_iter().zip(released);
-        gradient
-            .iter()
-            .zip(weights)
-            .map(|(&g, (w, &taken))| {
-                if taken {
-                    f32::NAN
-                } else {
-                    score(g, w, exp, eps)
-                }
-            })
-            .collect()
-    }
-
-    fn parameters(&self) -> Vec<&Parameter> {
-        match &self.change {
-            Change::Dense { delta, .. } => vec![delta],
-            Change::Sparse { places, values } => vec![places, values],
-        }
-    }
-
-    fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
-        match &mut self.change {
-            Change::Dense { delta, .. } => vec![delta],
-            Change::Sparse { places, values } => vec![places, values],
-        }
-    }
-
-    /// The same with the released weights alone; `None` where there is none.
-    fn released_only(&self, device: &Device) -> Option<Self> {
-        let Change::Dense { delta, released } = &self.change else {
-            return None;
-        };
-        let (mut places, mut values) = (Vec::new(), Vec::new());
-        for (index, (value, _)) in delta
-            .to_vec()
-            .into_iter()
-            .zip(released)
-            .enumerate()
-            .filter(|(_, (_, released))| **released)
-        {
-            places.extend([(index / self.d_in) as f32, (index % self.d_in) as f32]);
-            values.push(value);
-        }
-        if values.is_empty() {
-            return None;
-        }
-        let (places, values) = sparse(&self.path, [self.d_out, self.d_in], places, values, device);
-        let (path, base) = (self.path.clone(), self.base.clone());
-        Some(Self {
-            path,
-            d_in: self.d_in,
-            d_out: self.d_out,
-            base,
-            change: Change::Sparse { places, values },
-        })
-    }
-
-    fn released(&self) -> usize {
-        match &self.change {
-            Change::Dense { released, .. } => released.iter().filter(|r| **r).count(),
-            Change::Sparse { values, .. } => values.len(),
-        }
-    }
-}
-
-/// Places and values of a layer's released weights.
-fn sparse(
-    path: &str,
-    sides: [usize; 2],
-    places: Vec<f32>,
-    values: Vec<f32>,
-    device: &Device,
-) -> (Parameter, Parameter) {
-    let n = values.len();
-    let places = Parameter::frozen(format!("{path}.id3_indices"), &[n, 2], places, device);
-    (
-        places.columns_below(&sides),
-        Parameter::new(format!("{path}.id3_values"), &[n], values, device),
-    )
 }
 
 /// An ID3 adapter.
 pub struct Id3 {
     config: Id3Config,
-    /// Indexed by site.
-    sites: Vec<Option<Site>>,
+    /// Weights of linear layers, tables, and gains of norms.
+    sites: BySite<Site>,
+    /// Biases.
+    biases: BySite<Site>,
+    /// The output head and the token table, when they are one matrix that is a candidate.
+    tied_head: Option<(SiteId, SiteId)>,
+    seed: u64,
     device: Device,
     saved_targets: Value,
 }
@@ -377,98 +132,172 @@ impl Id3 {
     /// Bad settings, no matching layer, a table among the targets, counts that the layers do not have.
     pub fn new(config: Id3Config, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
         config.validate()?;
-        let chosen = linear_maps(NAME, &config.targets, context)?;
-        let mut weights = base_weights::linear_weights(context);
-        let mut sites: Vec<Option<Site>> = (0..context.sites.len()).map(|_| None).collect();
-        for &id in &chosen {
+        let (chosen, linear) = chosen_sites(&config, context)?;
+        let [mut weights, mut biases] = frozen(context);
+        let mut adapter = Self {
+            sites: BySite::empty(context.sites),
+            biases: BySite::empty(context.sites),
+            tied_head: None,
+            seed: context.seed,
+            device: context.device.clone(),
+            saved_targets: crate::target::saved_targets(&config.targets, context.sites, &linear),
+            config,
+        };
+        for id in chosen {
             let info = context.sites.info(id);
-            let (path, d_in, d_out) = (info.path.clone(), info.d_in, info.d_out);
-            let change = match &config.counts {
-                None => Change::Dense {
-                    delta: Parameter::new(
-                        format!("{path}.id3_delta"),
-                        &[d_out, d_in],
-                        vec![0.0; d_in * d_out],
-                        &context.device,
-                    ),
-                    released: vec![false; d_in * d_out],
-                },
-                Some(counts) => {
-                    let Some(&n) = counts.get(&path).filter(|n| **n > 0) else {
-                        continue;
-                    };
-                    if n > d_in * d_out {
-                        let reason = format!(
-                            "`{path}` has {} weights, not {n}: the file is damaged or another model's",
-                            d_in * d_out
-                        );
-                        return Err(AdaptError::Config {
-                            method: NAME,
-                            field: "counts",
-                            reason,
-                        });
-                    }
-                    let (places, values) = sparse(
-                        &path,
-                        [d_out, d_in],
-                        vec![0.0; 2 * n],
-                        vec![0.0; n],
-                        &context.device,
-                    );
-                    Change::Sparse { places, values }
-                }
-            };
-            sites[id.index()] = Some(Site {
-                base: weights[id.index()].take(),
-                path,
-                d_in,
-                d_out,
-                change,
+            let (weight, bias) = shapes(&adapter.config, info);
+            if let Some((rows, columns)) = weight
+                && let Some(site) = adapter.site(
+                    info.path.clone(),
+                    [rows, columns],
+                    weights[id.index()].take(),
+                )?
+            {
+                adapter.sites.insert(id, site);
+            }
+            if let Some(len) = bias
+                && let Some(site) = adapter.site(
+                    format!("{}.bias", info.path),
+                    [1, len],
+                    biases[id.index()].take(),
+                )?
+            {
+                adapter.biases.insert(id, site);
+            }
+        }
+        let table = context.sites.iter().find(|(_, s)| s.token_table);
+        let head = context.sites.iter().find(|(_, s)| s.tied);
+        adapter.tied_head = head
+            .zip(table)
+            .map(|((head, _), (table, _))| (head, table))
+            .filter(|(_, table)| adapter.sites.get(*table).is_some());
+        if adapter.candidates() == 0 && adapter.config.counts.is_none() {
+            return Err(AdaptError::Config {
+                method: NAME,
+                field: "candidates",
+                reason: "the model has none of these".into(),
             });
         }
-        let saved_targets = crate::target::saved_targets(&config.targets, context.sites, &chosen);
-        Ok(Self {
-            config,
-            sites,
-            device: context.device.clone(),
-            saved_targets,
-        })
+        Ok(adapter)
     }
 
-    fn at(&self, site: SiteId) -> Option<&Site> {
-        self.sites.get(site.index())?.as_ref()
+    /// A tensor of candidates; `None` where a file says that none was released.
+    fn site(
+        &self,
+        path: String,
+        [rows, columns]: [usize; 2],
+        base: Option<Tensor<2>>,
+    ) -> Result<Option<Site>, AdaptError> {
+        let len = rows * columns;
+        let change = match &self.config.counts {
+            None => Change::Dense {
+                delta: Parameter::new(
+                    format!("{path}.id3_delta"),
+                    &[rows, columns],
+                    vec![0.0; len],
+                    &self.device,
+                ),
+                released: vec![false; len],
+            },
+            Some(counts) => {
+                let Some(&n) = counts.get(&path).filter(|n| **n > 0) else {
+                    return Ok(None);
+                };
+                if n > len {
+                    let reason = format!(
+                        "`{path}` has {len} weights, not {n}: the file is damaged or another model's"
+                    );
+                    return Err(AdaptError::Config {
+                        method: NAME,
+                        field: "counts",
+                        reason,
+                    });
+                }
+                let sides = [rows, columns];
+                let (places, values) =
+                    sparse(&path, sides, vec![0.0; 2 * n], vec![0.0; n], &self.device);
+                Change::Sparse { places, values }
+            }
+        };
+        Ok(Some(Site {
+            path,
+            d_in: columns,
+            d_out: rows,
+            base,
+            change,
+        }))
+    }
+
+    /// All tensors of candidates.
+    fn all(&self) -> impl Iterator<Item = &Site> {
+        self.sites.iter().chain(self.biases.iter())
+    }
+
+    fn all_mut(&mut self) -> impl Iterator<Item = &mut Site> {
+        self.sites.iter_mut().chain(self.biases.iter_mut())
+    }
+
+    /// The change of a site's weight; the head's is that of the table that it shares.
+    fn weight_change(&self, site: SiteId, mode: Mode) -> Option<Tensor<2>> {
+        let site = match self.tied_head {
+            Some((head, table)) if head == site => table,
+            _ => site,
+        };
+        Some(self.sites.get(site)?.delta(mode))
+    }
+
+    fn bias_change(&self, site: SiteId, mode: Mode) -> Option<Tensor<1>> {
+        let change = self.biases.get(site)?.delta(mode);
+        let len = change.dims()[1];
+        Some(change.reshape([len]))
+    }
+
+    /// The bias with its change.
+    fn bias(&self, site: SiteId, base: Option<&Tensor<1>>, mode: Mode) -> Option<Tensor<1>> {
+        match (self.bias_change(site, mode), base) {
+            (Some(change), Some(base)) => Some(change + base.clone()),
+            (None, base) => base.cloned(),
+            (Some(change), None) => Some(change),
+        }
+    }
+
+    /// Gain and bias of a norm with their changes; `None` where there are none.
+    fn norm(&self, base: &Norm, mode: Mode) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
+        let gain = self.sites.get(base.site).map(|site| site.delta(mode));
+        if gain.is_none() && self.biases.get(base.site).is_none() {
+            return None;
+        }
+        let weight = match gain {
+            Some(change) => change.reshape(base.weight.dims()) + base.weight.clone(),
+            None => base.weight.clone(),
+        };
+        Some((weight, self.bias(base.site, base.bias.as_ref(), mode)))
     }
 
     fn candidates(&self) -> usize {
-        self.sites.iter().flatten().map(Site::len).sum()
+        self.all().map(Site::len).sum()
     }
 
     fn released(&self) -> usize {
-        self.sites.iter().flatten().map(Site::released).sum()
+        self.all().map(Site::released).sum()
     }
 
-    /// Releases the `count` best of the frozen weights that have a gradient.
+    /// Releases the `count` best of the frozen weights that have a score.
     fn release(&mut self, count: usize, gradients: &GradientSum) {
-        let (exp, eps) = (self.config.exp, self.config.eps);
         // Once for both passes.
         let scores: Vec<Vec<f32>> = self
-            .sites
-            .iter()
-            .flatten()
-            .map(|site| site.scores(gradients, exp, eps))
+            .all()
+            .map(|site| site.scores(gradients, &self.config, self.seed))
             .collect();
         let chosen = highest(count, |each| {
             for (tensor, scores) in scores.iter().enumerate() {
-                for (index, &score) in scores
-                    .iter()
-                    .enumerate()
-                    .filter(|(_, score)| score.is_finite())
-                {
+                let known = scores.iter().enumerate().filter(|(_, s)| s.is_finite());
+                for (index, &score) in known {
                     each(tensor, index, score);
                 }
             }
         });
-        let mut sites: Vec<&mut Site> = self.sites.iter_mut().flatten().collect();
+        let mut sites: Vec<&mut Site> = self.all_mut().collect();
         for (tensor, index) in chosen {
             if let Change::Dense { released, .. } = &mut sites[tensor].change {
                 released[index] = true;
@@ -483,10 +312,40 @@ struct Id3Pass<'a> {
 }
 
 impl Pass for Id3Pass<'_> {
+    fn embedding(&mut self, base: &Embedding, ids: &[u32]) -> Tensor<2> {
+        let rows = base.forward(ids);
+        match self.adapter.sites.get(base.site) {
+            Some(site) => rows + lookup(site.delta(self.mode), ids),
+            None => rows,
+        }
+    }
+
+    fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
+        let bias = self.adapter.bias(base.site, base.bias.as_ref(), self.mode);
+        match self.adapter.weight_change(base.site, self.mode) {
+            Some(change) => frugal_kernels::linear(x, base.weight.dense() + change, bias),
+            None => Linear {
+                bias,
+                ..base.clone()
+            }
+            .forward(x),
+        }
+    }
+
     fn linear_change(&mut self, base: &Linear) -> LinearChange {
-        match self.adapter.at(base.site) {
+        if self.adapter.biases.get(base.site).is_some() {
+            return LinearChange::Opaque;
+        }
+        match self.adapter.weight_change(base.site, self.mode) {
             None => LinearChange::None,
-            Some(site) => LinearChange::Weight(base.weight.dense() + site.delta(self.mode)),
+            Some(change) => LinearChange::Weight(base.weight.dense() + change),
+        }
+    }
+
+    fn norm_change(&mut self, base: &Norm) -> NormChange {
+        match self.adapter.norm(base, self.mode) {
+            Some((weight, bias)) => NormChange::Parameters(weight, bias),
+            None => NormChange::None,
         }
     }
 }
@@ -497,18 +356,12 @@ impl Adapter for Id3 {
     }
 
     fn parameters(&self) -> Vec<&Parameter> {
-        self.sites
-            .iter()
-            .flatten()
-            .flat_map(Site::parameters)
-            .collect()
+        self.all().flat_map(HasParameters::parameters).collect()
     }
 
     fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
-        self.sites
-            .iter_mut()
-            .flatten()
-            .flat_map(Site::parameters_mut)
+        self.all_mut()
+            .flat_map(HasParameters::parameters_mut)
             .collect()
     }
 
@@ -524,18 +377,62 @@ impl Adapter for Id3 {
     }
 
     fn weight_delta(&self, base: &Linear) -> Result<Option<Tensor<2>>, AdaptError> {
-        Ok(self.at(base.site).map(|site| site.delta(Mode::Eval)))
+        Ok(self.weight_change(base.site, Mode::Eval))
+    }
+
+    fn merged_linear(&self, base: &Linear) -> Result<Option<MergedLinear>, AdaptError> {
+        let change = self.weight_change(base.site, Mode::Eval);
+        if change.is_none() && self.biases.get(base.site).is_none() {
+            return Ok(None);
+        }
+        let weight = base.weight.dense();
+        Ok(Some(MergedLinear {
+            weight: change.map_or_else(|| weight.clone(), |change| weight.clone() + change),
+            bias: self.bias(base.site, base.bias.as_ref(), Mode::Eval),
+        }))
+    }
+
+    fn unmerged_linear(&self, merged: &Linear) -> Result<Option<MergedLinear>, AdaptError> {
+        let change = self.weight_change(merged.site, Mode::Eval);
+        let bias = self.bias_change(merged.site, Mode::Eval);
+        if change.is_none() && bias.is_none() {
+            return Ok(None);
+        }
+        let weight = merged.weight.dense();
+        Ok(Some(MergedLinear {
+            weight: change.map_or_else(|| weight.clone(), |change| weight.clone() - change),
+            bias: match (merged.bias.clone(), bias) {
+                (Some(merged), Some(change)) => Some(merged - change),
+                (merged, _) => merged,
+            },
+        }))
+    }
+
+    fn merged_embedding(&self, base: &Embedding) -> Option<Tensor<2>> {
+        let change = self.sites.get(base.site)?.delta(Mode::Eval);
+        Some(base.weight.dense() + change)
+    }
+
+    fn merged_norm(&self, base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
+        self.norm(base, Mode::Eval)
     }
 
     fn before_step(&mut self, context: &StepContext, gradients: &mut GradientSum) {
         let wanted = self
             .config
             .released(context.step, context.total_steps, self.candidates());
+        if self.config.schedule == Schedule::Repeat {
+            for site in self.all_mut() {
+                if let Change::Dense { released, .. } = &mut site.change {
+                    released.fill(false);
+                }
+            }
+        }
         let count = wanted.saturating_sub(self.released());
         if count > 0 {
             self.release(count, gradients);
         }
-        for site in self.sites.iter().flatten() {
+        for site in self.all() {
             let Change::Dense { delta, released } = &site.change else {
                 continue;
             };
@@ -557,25 +454,21 @@ impl Adapter for Id3 {
                 .rev()
                 .fold(0u16, |bits, &flag| bits << 1 | u16::from(flag))
         };
-        let dense = self
-            .sites
-            .iter()
-            .flatten()
-            .filter_map(|site| match &site.change {
-                Change::Dense { released, .. } => Some((
-                    site.path.clone(),
-                    released
-                        .chunks(16)
-                        .map(|flags| f32::from(pack(flags)))
-                        .collect(),
-                )),
-                Change::Sparse { .. } => None,
-            });
+        let dense = self.all().filter_map(|site| match &site.change {
+            Change::Dense { released, .. } => Some((
+                site.path.clone(),
+                released
+                    .chunks(16)
+                    .map(|flags| f32::from(pack(flags)))
+                    .collect(),
+            )),
+            Change::Sparse { .. } => None,
+        });
         dense.collect()
     }
 
     fn restore(&mut self, state: &BTreeMap<String, Vec<f32>>) -> Result<(), String> {
-        for site in self.sites.iter_mut().flatten() {
+        for site in self.all_mut() {
             let Change::Dense { released, .. } = &mut site.change else {
                 continue;
             };
@@ -596,17 +489,11 @@ impl Adapter for Id3 {
         if self.config.counts.is_some() {
             return None;
         }
-        let sites: Vec<Option<Site>> = self
-            .sites
-            .iter()
-            .map(|site| {
-                site.as_ref()
-                    .and_then(|site| site.released_only(&self.device))
-            })
-            .collect();
+        let kept = |site: &Site| site.released_only(self.config.schedule, &self.device);
+        let (sites, biases) = (self.sites.filter_map(kept), self.biases.filter_map(kept));
         let counts = sites
             .iter()
-            .flatten()
+            .chain(biases.iter())
             .map(|site| (site.path.clone(), site.released()))
             .collect();
         let config = Id3Config {
@@ -616,6 +503,9 @@ impl Adapter for Id3 {
         Some(Box::new(Self {
             config,
             sites,
+            biases,
+            tied_head: self.tied_head,
+            seed: self.seed,
             device: self.device.clone(),
             saved_targets: self.saved_targets.clone(),
         }))
@@ -630,7 +520,15 @@ impl Adapter for Id3 {
     }
 
     fn materializes_weight(&self, base: &Linear) -> bool {
-        self.at(base.site).is_some()
+        let site = match self.tied_head {
+            Some((head, table)) if head == base.site => table,
+            _ => base.site,
+        };
+        self.sites.get(site).is_some() && self.biases.get(base.site).is_none()
+    }
+
+    fn materializes_embedding(&self, base: &Embedding) -> bool {
+        self.sites.get(base.site).is_some()
     }
 
     fn supports_mixed_batch(&self) -> bool {
@@ -649,222 +547,4 @@ impl Adapter for Id3 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use frugal_models::ModelConfig;
-    use frugal_nn::{SiteTable, Weight};
-
-    fn sites() -> (ModelConfig, SiteTable) {
-        let raw = serde_json::json!({"model_type": "llama", "hidden_size": 4, "intermediate_size": 6, "num_hidden_layers": 1,
-            "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 16});
-        let config = ModelConfig::from_json(raw, "test").unwrap();
-        let sites = config.sites();
-        (config, sites)
-    }
-
-    fn build(settings: Value) -> Result<Id3, AdaptError> {
-        let (config, sites) = sites();
-        let context = BuildContext {
-            info: &config.info(),
-            sites: &sites,
-            backbone: None,
-            device: Device::default(),
-            seed: 1,
-            tokenize: None,
-        };
-        Id3::new(
-            settings::parse(NAME, settings.as_object().unwrap())?,
-            &context,
-        )
-    }
-
-    const QUERY: &str = "model.layers.0.self_attn.q_proj";
-
-    #[test]
-    fn tables_are_refused() {
-        let message = build(serde_json::json!({"target_modules": ["q_proj", "embed_tokens"]}))
-            .err()
-            .unwrap()
-            .to_string();
-        assert!(
-            message.contains("`model.embed_tokens` is a table"),
-            "{message}"
-        );
-    }
-
-    #[test]
-    fn counts_and_places_of_damaged_files_do_no_harm() {
-        let with = |n: usize| {
-            build(serde_json::json!({"target_modules": ["q_proj"], "counts": {QUERY: n}}))
-        };
-        let message = with(17).err().unwrap().to_string();
-        assert!(
-            message.contains("`counts`") && message.contains("has 16 weights, not 17"),
-            "{message}"
-        );
-        let mut adapter = with(2).unwrap();
-        let site = adapter.sites.iter_mut().flatten().next().unwrap();
-        for (parameter, values) in site
-            .parameters_mut()
-            .into_iter()
-            .zip([vec![-3.0, 1.0, 1e30, 1e30], vec![1.0, 2.0]])
-        {
-            parameter.set(values);
-        }
-        let mut expected = [0.0f32; 16];
-        (expected[1], expected[15]) = (1.0, 2.0);
-        close(&to_vec(site.delta(Mode::Eval)), &expected);
-    }
-
-    #[test]
-    fn other_maps_are_left_alone() {
-        let (adapter, (_, sites)) = (
-            build(serde_json::json!({"target_modules": ["q_proj"]})).unwrap(),
-            sites(),
-        );
-        let map = |path: &str| {
-            let weight = Weight::Dense(Tensor::<2>::zeros([4, 4], &Device::default()));
-            Linear {
-                site: sites.find(path).unwrap(),
-                weight,
-                bias: None,
-            }
-        };
-        let mut pass = adapter.pass(Mode::Eval);
-        assert!(
-            !matches!(pass.linear_change(&map(QUERY)), LinearChange::None)
-                && matches!(
-                    pass.linear_change(&map("model.layers.0.self_attn.k_proj")),
-                    LinearChange::None
-                )
-        );
-    }
-
-    #[test]
-    fn released_weights_are_not_released_again() {
-        let mut adapter =
-            build(serde_json::json!({"target_modules": ["q_proj"], "exp": 0.0})).unwrap();
-        let mut gradients = GradientSum::default();
-        gradients.insert(
-            &format!("{QUERY}.id3_delta"),
-            (0..16).map(|i| i as f32).collect(),
-        );
-        let site = adapter.sites.iter_mut().flatten().next().unwrap();
-        site.base = Some(Tensor::<2>::ones([4, 4], &Device::default()));
-        for count in [2, 3] {
-            adapter.release(count, &gradients);
-        }
-        let released = adapter.state().remove(QUERY).unwrap();
-        assert_eq!(released, [f32::from(0b1111_1000_0000_0000u16)]);
-    }
-
-    fn close(found: &[f32], expected: &[f32]) {
-        assert_eq!(found.len(), expected.len());
-        found
-            .iter()
-            .zip(expected)
-            .for_each(|(f, e)| assert!((f - e).abs() < 1e-5, "{found:?} instead of {expected:?}"));
-    }
-
-    const GRADIENT: [f32; 4] = [0.5, -1.0, 0.2, 0.05];
-    const WEIGHT: [f32; 4] = [0.9, 3.0, 0.0, 0.01];
-
-    fn scores(exp: f64) -> Vec<f32> {
-        GRADIENT
-            .iter()
-            .zip(WEIGHT)
-            .map(|(&g, w)| score(g, w, exp, 0.1))
-            .collect()
-    }
-
-    #[test]
-    fn scores_weigh_gradient_against_magnitude() {
-        close(&scores(0.0), &[0.5, 1.0, 0.2, 0.05]);
-        close(&scores(1.0), &[0.5, 0.322_581, 2.0, 0.454_545]);
-        close(&scores(2.0), &[0.5, 0.104_058, 20.0, 4.132_231]);
-        // A large exponent with equal gradients prefers the smallest weights.
-        let small_first: Vec<f32> = WEIGHT.iter().map(|&w| score(1.0, w, 50.0, 1.0)).collect();
-        assert!(
-            small_first[2] > small_first[3]
-                && small_first[3] > small_first[0]
-                && small_first[0] > small_first[1]
-        );
-    }
-
-    #[test]
-    fn the_highest_scores_win_and_ties_go_to_the_earlier() {
-        let pick = |scores: &[f32], count: usize| {
-            highest(count, |each| {
-                scores
-                    .iter()
-                    .enumerate()
-                    .for_each(|(i, &s)| each(i / 2, i % 2, s))
-            })
-            .into_iter()
-            .map(|(t, i)| 2 * t + i)
-            .collect::<Vec<_>>()
-        };
-        for (exp, first, second) in [(0.0, 1, 0), (1.0, 2, 0), (2.0, 2, 3)] {
-            assert_eq!(pick(&scores(exp), 1), [first]);
-            let mut both = pick(&scores(exp), 2);
-            both.sort_unstable();
-            let mut expected = [first, second];
-            expected.sort_unstable();
-            assert_eq!(both, expected);
-        }
-        assert_eq!(pick(&[1.0, 2.0, 1.0, 1.0], 3), [1, 0, 2]);
-        assert_eq!(pick(&[0.0, 0.0], 5), [0, 1]);
-        // Scores that share a bin are told apart.
-        let close_by = [1.000_01, 1.000_03, 1.000_02];
-        assert_eq!(pick(&close_by, 2), [1, 2]);
-        // As a sort would choose, over many scores.
-        let many: Vec<f32> = (0..5000u64)
-            .map(|i| (i.wrapping_mul(2_654_435_761) % 977) as f32 * 1e-3)
-            .collect();
-        let mut order: Vec<usize> = (0..many.len()).collect();
-        order.sort_by(|&a, &b| many[b].total_cmp(&many[a]));
-        let (mut found, mut expected) = (pick(&many, 1234), order[..1234].to_vec());
-        found.sort_unstable();
-        expected.sort_unstable();
-        assert_eq!(found, expected);
-    }
-
-    #[test]
-    fn the_budget_is_spent_evenly_and_exactly() {
-        let per_step = |budget: usize, total: u64| {
-            let config = Id3Config {
-                budget,
-                ..Id3Config::default()
-            };
-            let sums: Vec<usize> = (0..total)
-                .map(|t| config.released(t, total, 1_000_000))
-                .collect();
-            sums.iter()
-                .scan(0, |before, &sum| Some(sum - std::mem::replace(before, sum)))
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(per_step(10, 4), [3, 3, 2, 2]);
-        assert_eq!(per_step(3, 5), [1, 1, 1, 0, 0]);
-        // Scalar updates: half of training a mask of this size from the start.
-        let config = Id3Config {
-            budget: 100_000,
-            ..Id3Config::default()
-        };
-        assert_eq!(
-            (0..1000)
-                .map(|t| config.released(t, 1000, 1_000_000))
-                .sum::<usize>(),
-            50_050_000
-        );
-        let fixed = Id3Config {
-            schedule: Schedule::Static,
-            ..config
-        };
-        assert_eq!(
-            (0..1000)
-                .map(|t| fixed.released(t, 1000, 1_000_000))
-                .sum::<usize>(),
-            100_000_000
-        );
-    }
-}
+mod tests;

@@ -12,6 +12,10 @@
 //! `v(t) = v_f + (v₀ − v_f) (1 − (t − t_i) / (T − t_i − t_f))³` between the warm-ups `t_i` and
 //! `t_f`.
 //!
+//! `score = "magnitude"` keeps the largest `|W|`, with no gradient through the mask, and
+//! `"movement"` trains a score for every weight, from zero; `change = "full"` trains every weight.
+//! These are the prunings that the paper compares with.
+//!
 //! ## When to use, when not
 //! To get a sparse model for storage or sparse kernels out of one fine-tuning run. Without such a
 //! use, a dense adapter is better at the same cost. A run needs a few hundred steps, the last part
@@ -24,7 +28,8 @@
 //! 0.53 of the memory and is slower everywhere (0.5 to 0.85 times): then only memory speaks for it.
 //!
 //! ## Cost
-//! Trainable: `(r + score_r + 1) (d_in + d_out)` per layer. Extra memory while training: a mask and
+//! Trainable: `(r + score_r + 1) (d_in + d_out)` per layer; `2 d_in d_out` for movement pruning of all
+//! weights. Extra memory while training: a mask and
 //! two full-size matrices per layer in a pass. Extra compute: the full gradient of each weight, and a
 //! selection over its scores per step. After merging none: the weights are sparse.
 //!
@@ -56,8 +61,8 @@ use frugal_nn::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::method::{Capabilities, Family, Method};
-use crate::settings;
+use crate::method::{Family, Method, MethodConfig};
+use crate::support::by_site::{BySite, HasParameters};
 use crate::support::own_files;
 use crate::support::per_linear::linear_maps;
 use crate::target::Targets;
@@ -66,31 +71,13 @@ const NAME: &str = "pst";
 const PEFT_TYPE: &str = "PST";
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &["parameter-efficient-sparsity"],
-    family: Family::Sparse,
-    summary: "Prunes while fine-tuning, with low-rank changes and scores",
-    default_lr: 5e-4,
-    peft_type: PEFT_TYPE,
-    peft_variant: None,
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: true,
-        identity_at_init: true,
-        mixed_batch: true,
-    },
-    source: include_str!("pst.rs"),
-    defaults: settings::defaults::<PstConfig>,
-    check: |settings| settings::parse::<PstConfig>(NAME, settings)?.validate(),
-    build: |settings, context| {
-        Ok(Box::new(Pst::new(
-            settings::parse(NAME, settings)?,
-            context,
-        )?))
-    },
-    from_peft: |config| Ok(own_files::from_file::<PstConfig>(config)),
-};
+pub const METHOD: Method = Method::of::<PstConfig>(
+    Family::Sparse,
+    "Prunes while fine-tuning, with low-rank changes and scores",
+    include_str!("pst.rs"),
+)
+.aliases(&["parameter-efficient-sparsity"])
+.default_lr(5e-4);
 
 /// First values of `U` and `A`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,10 +90,38 @@ pub enum Init {
     Official,
 }
 
+/// How weights change.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Change {
+    /// By a product of two thin matrices.
+    #[default]
+    LowRank,
+    /// Each by itself.
+    Full,
+}
+
+/// What decides which weights are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Score {
+    /// Magnitude and a learned score of few parameters.
+    #[default]
+    Pst,
+    /// Magnitude alone.
+    Magnitude,
+    /// A learned score of each weight.
+    Movement,
+}
+
 /// Settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PstConfig {
+    /// How weights change.
+    pub change: Change,
+    /// What decides which weights are kept.
+    pub score: Score,
     /// Rank of the weights' change.
     pub r: usize,
     /// Scale of the weights' change.
@@ -139,6 +154,8 @@ pub struct PstConfig {
 impl Default for PstConfig {
     fn default() -> Self {
         Self {
+            change: Change::LowRank,
+            score: Score::Pst,
             r: 8,
             beta: 1.0,
             score_r: 8,
@@ -156,12 +173,11 @@ impl Default for PstConfig {
     }
 }
 
-impl PstConfig {
-    /// Checks ranges.
-    ///
-    /// # Errors
-    /// [`AdaptError::Config`] naming the field.
-    pub fn validate(&self) -> Result<(), AdaptError> {
+impl MethodConfig for PstConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = PEFT_TYPE;
+
+    fn validate(&self) -> Result<(), AdaptError> {
         let bad = |field, reason: String| {
             Err(AdaptError::Config {
                 method: NAME,
@@ -215,6 +231,12 @@ impl PstConfig {
         Ok(())
     }
 
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(Pst::new(self, context)?))
+    }
+}
+
+impl PstConfig {
     /// Share of zeros after `step` of `total` steps.
     fn sparsity(&self, step: u64, total: u64) -> f64 {
         let (step, total) = (step as f64, total as f64);
@@ -241,18 +263,11 @@ fn rounded(share: f64) -> f64 {
 
 /// What is trained for one layer.
 struct Site {
-    /// `[d_out, r]`.
-    u: Parameter,
-    /// `[r, d_in]`.
-    v: Parameter,
-    /// `[d_out, score_r]`.
-    a: Parameter,
-    /// `[score_r, d_in]`.
-    b: Parameter,
-    /// `[d_out, 1]`.
-    rows: Parameter,
-    /// `[1, d_in]`.
-    columns: Parameter,
+    /// `U [d_out, r]` and `V [r, d_in]`, or the change of each weight `[d_out, d_in]`.
+    change: Vec<Parameter>,
+    /// `A [d_out, score_r]`, `B [score_r, d_in]`, `R [d_out, 1]`, `C [1, d_in]`; the score of each
+    /// weight `[d_out, d_in]`; or nothing.
+    score: Vec<Parameter>,
     /// Mask of the current scores, until they change.
     mask: Mutex<Option<Tensor<2>>>,
 }
@@ -300,55 +315,56 @@ impl Site {
         };
         let zeros =
             |what: &str, shape: [usize; 2]| make(what, shape, vec![0.0; shape[0] * shape[1]]);
+        let change = match config.change {
+            Change::LowRank => vec![
+                make("U", [d_out, config.r], draw("U", config.r)),
+                zeros("V", [config.r, d_in]),
+            ],
+            Change::Full => vec![zeros("W", [d_out, d_in])],
+        };
+        let score = match config.score {
+            Score::Pst => vec![
+                make("A", [d_out, config.score_r], draw("A", config.score_r)),
+                zeros("B", [config.score_r, d_in]),
+                zeros("R", [d_out, 1]),
+                zeros("C", [1, d_in]),
+            ],
+            Score::Movement => vec![zeros("S", [d_out, d_in])],
+            Score::Magnitude => Vec::new(),
+        };
         Self {
-            u: make("U", [d_out, config.r], draw("U", config.r)),
-            v: zeros("V", [config.r, d_in]),
-            a: make("A", [d_out, config.score_r], draw("A", config.score_r)),
-            b: zeros("B", [config.score_r, d_in]),
-            rows: zeros("R", [d_out, 1]),
-            columns: zeros("C", [1, d_in]),
+            change,
+            score,
             mask: Mutex::new(None),
         }
     }
 
-    fn parameters(&self) -> [&Parameter; 6] {
-        [
-            &self.u,
-            &self.v,
-            &self.a,
-            &self.b,
-            &self.rows,
-            &self.columns,
-        ]
-    }
-
-    fn parameters_mut(&mut self) -> [&mut Parameter; 6] {
-        [
-            &mut self.u,
-            &mut self.v,
-            &mut self.a,
-            &mut self.b,
-            &mut self.rows,
-            &mut self.columns,
-        ]
-    }
-
-    /// `W₀ + β U V`.
+    /// `W₀ + β U V`, or `W₀` and the change of each weight.
     fn weight(&self, base: Tensor<2>, config: &PstConfig, mode: Mode) -> Tensor<2> {
-        base + self.u.get::<2>(mode).matmul(self.v.get::<2>(mode)) * config.beta
+        match self.change.as_slice() {
+            [u, v] => base + u.get::<2>(mode).matmul(v.get::<2>(mode)) * config.beta,
+            [change] => base + change.get::<2>(mode),
+            _ => base,
+        }
     }
 
     /// `S` of this weight.
     fn scores(&self, weight: &Tensor<2>, config: &PstConfig, mode: Mode) -> Tensor<2> {
-        let magnitude = if config.detach_magnitude {
-            weight.clone().detach().abs()
-        } else {
-            weight.clone().abs()
+        let detached = config.detach_magnitude || config.score == Score::Magnitude;
+        let magnitude = || match detached {
+            true => weight.clone().detach().abs(),
+            false => weight.clone().abs(),
         };
-        let learned = self.a.get::<2>(mode).matmul(self.b.get::<2>(mode)) * config.alpha1;
-        magnitude
-            + learned
-            + (self.rows.get::<2>(mode) + self.columns.get::<2>(mode)) * config.alpha2
+        match self.score.as_slice() {
+            [a, b, rows, columns] => {
+                let learned = a.get::<2>(mode).matmul(b.get::<2>(mode)) * config.alpha1;
+                magnitude()
+                    + learned
+                    + (rows.get::<2>(mode) + columns.get::<2>(mode)) * config.alpha2
+            }
+            [score] => score.get::<2>(mode),
+            _ => magnitude(),
+        }
     }
 
     /// The mask of these scores, which is kept until [`Site::forget`].
@@ -383,11 +399,20 @@ impl Site {
     }
 }
 
+impl HasParameters for Site {
+    fn parameters(&self) -> Vec<&Parameter> {
+        self.change.iter().chain(&self.score).collect()
+    }
+
+    fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
+        self.change.iter_mut().chain(&mut self.score).collect()
+    }
+}
+
 /// A PST adapter.
 pub struct Pst {
     config: PstConfig,
-    /// Indexed by site.
-    sites: Vec<Option<Site>>,
+    sites: BySite<Site>,
     sparsity: f64,
     saved_targets: Value,
 }
@@ -400,9 +425,9 @@ impl Pst {
     pub fn new(config: PstConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
         config.validate()?;
         let chosen = linear_maps(NAME, &config.targets, context)?;
-        let mut sites: Vec<Option<Site>> = (0..context.sites.len()).map(|_| None).collect();
+        let mut sites = BySite::empty(context.sites);
         for &id in &chosen {
-            sites[id.index()] = Some(Site::new(&config, context, id));
+            sites.insert(id, Site::new(&config, context, id));
         }
         let saved_targets = crate::target::saved_targets(&config.targets, context.sites, &chosen);
         // As the schedule rounds, so that it arrives at the final one exactly.
@@ -423,18 +448,15 @@ impl Pst {
         })
     }
 
-    fn at(&self, site: SiteId) -> Option<&Site> {
-        self.sites.get(site.index())?.as_ref()
-    }
-
     fn masked(&self, base: &Linear, mode: Mode) -> Option<Tensor<2>> {
-        self.at(base.site)
+        self.sites
+            .get(base.site)
             .map(|site| site.masked(base.weight.dense(), &self.config, self.sparsity, mode))
     }
 
     fn set_sparsity(&mut self, sparsity: f64) {
         self.sparsity = sparsity;
-        self.sites.iter_mut().flatten().for_each(Site::forget);
+        self.sites.iter_mut().for_each(Site::forget);
     }
 }
 
@@ -458,19 +480,11 @@ impl Adapter for Pst {
     }
 
     fn parameters(&self) -> Vec<&Parameter> {
-        self.sites
-            .iter()
-            .flatten()
-            .flat_map(Site::parameters)
-            .collect()
+        self.sites.parameters()
     }
 
     fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
-        self.sites
-            .iter_mut()
-            .flatten()
-            .flat_map(Site::parameters_mut)
-            .collect()
+        self.sites.parameters_mut()
     }
 
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
@@ -533,7 +547,7 @@ impl Adapter for Pst {
     }
 
     fn materializes_weight(&self, base: &Linear) -> bool {
-        self.at(base.site).is_some()
+        self.sites.get(base.site).is_some()
     }
 
     fn supports_mixed_batch(&self) -> bool {
@@ -542,230 +556,4 @@ impl Adapter for Pst {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use frugal_models::ModelConfig;
-    use frugal_nn::{SiteTable, Weight};
-
-    fn close(found: &[f32], expected: &[f32]) {
-        assert_eq!(found.len(), expected.len());
-        found
-            .iter()
-            .zip(expected)
-            .for_each(|(f, e)| assert!((f - e).abs() < 1e-5, "{found:?} instead of {expected:?}"));
-    }
-
-    #[test]
-    fn sparsity_rises_as_the_cube() {
-        let config = PstConfig::default();
-        let expected = [
-            (0, 0.0),
-            (100, 0.0),
-            (101, 0.004_493),
-            (250, 0.520_312),
-            (400, 0.7875),
-            (550, 0.885_938),
-            (700, 0.9),
-            (1000, 0.9),
-        ];
-        for (step, value) in expected {
-            assert!(
-                (config.sparsity(step, 1000) - value).abs() < 1e-6,
-                "{step}: {}",
-                config.sparsity(step, 1000)
-            );
-        }
-        assert!(
-            (0..1000).all(|step| config.sparsity(step, 1000) <= config.sparsity(step + 1, 1000))
-        );
-    }
-
-    #[test]
-    fn the_smallest_scores_are_pruned_and_ties_from_the_left() {
-        assert_eq!(
-            keep(&[0.8, 0.1, 4.0, 5.8, 2.5, 3.1], 0.5),
-            [0.0, 0.0, 1.0, 1.0, 0.0, 1.0]
-        );
-        assert_eq!(keep(&[1.0, 1.0, 1.0, 0.5], 0.5), [0.0, 1.0, 1.0, 0.0]);
-        let zeros = |n: usize, share: f64| {
-            keep(&vec![1.0; n], share)
-                .iter()
-                .filter(|k| **k == 0.0)
-                .count()
-        };
-        assert_eq!(
-            (zeros(10, 0.7), zeros(7, 0.5), zeros(100, 0.999)),
-            (7, 3, 99)
-        );
-    }
-
-    /// On a model whose first layer is 2 x 3.
-    fn small(settings: Value) -> (Result<Pst, AdaptError>, SiteTable) {
-        let raw = json!({"model_type": "llama", "hidden_size": 3, "head_dim": 2, "intermediate_size": 3, "num_hidden_layers": 1,
-            "num_attention_heads": 1, "num_key_value_heads": 1, "vocab_size": 4});
-        let model = ModelConfig::from_json(raw, "test").unwrap();
-        let sites = model.sites();
-        let context = BuildContext {
-            info: &model.info(),
-            sites: &sites,
-            backbone: None,
-            device: Device::default(),
-            seed: 1,
-            tokenize: None,
-        };
-        (
-            Pst::new(
-                settings::parse(NAME, settings.as_object().unwrap()).unwrap(),
-                &context,
-            ),
-            sites,
-        )
-    }
-
-    /// One 2 x 3 map with the worked example's values.
-    fn worked() -> (Pst, Linear) {
-        let (pst, sites) = small(
-            json!({"r": 1, "score_r": 1, "target_modules": ["q_proj"], "current_sparsity": 0.5}),
-        );
-        let mut pst = pst.unwrap();
-        let values: [&[f32]; 6] = [
-            &[1.0, -1.0],
-            &[0.0; 3],
-            &[1.0, 0.0],
-            &[0.0, -1.9, 0.0],
-            &[0.0, 2.0],
-            &[-0.2, 0.0, 1.0],
-        ];
-        pst.parameters_mut()
-            .into_iter()
-            .zip(values)
-            .for_each(|(p, v)| p.set(v.to_vec()));
-        let weight =
-            Tensor::<2>::from_data([[1.0, -2.0, 3.0], [-4.0, 0.5, 0.1]], &Device::default());
-        (
-            pst,
-            Linear {
-                site: sites.find("model.layers.0.self_attn.q_proj").unwrap(),
-                weight: Weight::Dense(weight),
-                bias: None,
-            },
-        )
-    }
-
-    #[test]
-    fn mask_and_straight_through_gradients_are_those_of_the_worked_example() {
-        let (pst, base) = worked();
-        let merged = pst.merged_linear(&base).unwrap().unwrap();
-        assert_eq!(to_vec(merged.weight), [0.0, 0.0, 3.0, -4.0, 0.0, 0.1]);
-        assert!(pst.unmerged_linear(&base).is_err());
-
-        let device = Device::default();
-        let x = Tensor::<2>::eye(3, &device.clone().autodiff());
-        let y = pst.pass(Mode::Train { seed: 0 }).linear(&base, x);
-        close(&to_vec(y.clone().inner()), &[0.0, -4.0, 0.0, 0.0, 3.0, 0.1]);
-        // y = Ŵᵀ, so weights on y are the gradient of Ŵ transposed: G = [[1, 2, 3], [4, 5, 6]].
-        let mut gradients =
-            (y * Tensor::<2>::from_data([[1.0, 4.0], [2.0, 5.0], [3.0, 6.0]], &device))
-                .sum()
-                .backward();
-        let mut gradient =
-            |i: usize| to_vec(pst.parameters()[i].take_gradient(&mut gradients).unwrap());
-        close(&gradient(4), &[6.0, -12.9]);
-        close(&gradient(5), &[-15.0, -1.5, 9.6]);
-        close(&gradient(3), &[1.0, -4.0, 9.0]);
-        // ∂L/∂(UV) = G ⊙ M + sign(W) ⊙ G ⊙ W, and V gets Uᵀ of it.
-        let (g, m, w) = (
-            [1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
-            [0.0, 0.0, 1.0, 1.0, 0.0, 1.0],
-            [1.0f32, -2.0, 3.0, -4.0, 0.5, 0.1],
-        );
-        let full: Vec<f32> = (0..6)
-            .map(|i| g[i] * m[i] + w[i].signum() * g[i] * w[i])
-            .collect();
-        close(
-            &gradient(1),
-            &[full[0] - full[3], full[1] - full[4], full[2] - full[5]],
-        );
-    }
-
-    #[test]
-    fn a_final_sparsity_of_many_decimals_is_reached() {
-        let mut pst = small(json!({"final_sparsity": 2.0 / 3.0})).0.unwrap();
-        assert!(!pst.is_complete());
-        pst.after_step(&StepContext {
-            step: 10,
-            total_steps: 10,
-            seed: 0,
-        });
-        assert!(pst.is_complete());
-        let state = pst.state();
-        pst.restore(&state).unwrap();
-        assert!(pst.is_complete());
-    }
-
-    #[test]
-    fn shares_are_within_0_and_1_and_tables_refused() {
-        let message = |settings: Value| {
-            (METHOD.check)(settings.as_object().unwrap())
-                .unwrap_err()
-                .to_string()
-        };
-        for (field, value) in [
-            ("current_sparsity", 1.5),
-            ("current_sparsity", -0.1),
-            ("final_sparsity", 0.999_999_9),
-        ] {
-            assert!(
-                message(json!({field: value})).contains(field),
-                "{field} {value}"
-            );
-        }
-        let message = small(json!({"target_modules": ["q_proj", "embed_tokens"]}))
-            .0
-            .err()
-            .unwrap()
-            .to_string();
-        assert!(
-            message.contains("`model.embed_tokens` is a table"),
-            "{message}"
-        );
-    }
-
-    #[test]
-    fn counts_are_those_of_the_factors() {
-        let count = |raw: Value, settings: Value| {
-            let model = ModelConfig::from_json(raw, "test").unwrap();
-            let sites = model.sites();
-            let context = BuildContext {
-                info: &model.info(),
-                sites: &sites,
-                backbone: None,
-                device: Device::default(),
-                seed: 1,
-                tokenize: None,
-            };
-            Pst::new(
-                settings::parse(NAME, settings.as_object().unwrap()).unwrap(),
-                &context,
-            )
-            .unwrap()
-            .num_trainable()
-        };
-        let bert = json!({"model_type": "bert", "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
-            "num_attention_heads": 12, "vocab_size": 16, "max_position_embeddings": 8, "type_vocab_size": 2});
-        assert_eq!(
-            count(bert.clone(), json!({"exclude_modules": ["pooler.dense"]})),
-            2_820_096
-        );
-        assert_eq!(
-            count(
-                bert,
-                json!({"r": 4, "score_r": 4, "exclude_modules": ["pooler.dense"]})
-            ),
-            1_492_992
-        );
-        let smollm = json!({"model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
-            "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 64});
-        assert_eq!(count(smollm, json!({})), 5_189_760);
-    }
-}
+mod tests;

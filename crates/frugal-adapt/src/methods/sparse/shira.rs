@@ -29,13 +29,13 @@
 
 use burn::prelude::*;
 use burn::tensor::IndexingUpdateOp;
-use frugal_nn::{AdaptError, BuildContext, Parameter, named_rng, standard_normal};
+use frugal_nn::{AdaptError, Adapter, BuildContext, Parameter, named_rng, standard_normal};
 use rand::RngCore;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::method::{Capabilities, Family, Method};
-use crate::settings;
+use crate::method::{Family, Method, MethodConfig};
+use crate::settings::Settings;
 use crate::support::per_linear::{self, LinearAdapter, LinearSite, PerLinear, bad};
 use crate::support::torch_random::TorchGenerator;
 use crate::target::{Names, Targets};
@@ -43,33 +43,13 @@ use crate::target::{Names, Targets};
 const NAME: &str = "shira";
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &["sparse-high-rank"],
-    family: Family::Sparse,
-    summary: "A random few of each weight's own elements",
-    default_lr: 2e-3,
-    peft_type: "SHIRA",
-    peft_variant: None,
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: true,
-        identity_at_init: true,
-        mixed_batch: true,
-    },
-    source: include_str!("shira.rs"),
-    defaults: settings::defaults::<ShiraConfig>,
-    check: |settings| settings::parse::<ShiraConfig>(NAME, settings)?.validate(),
-    build: |settings, context| Ok(Box::new(build(settings::parse(NAME, settings)?, context)?)),
-    from_peft: |config| {
-        per_linear::from_peft::<ShiraConfig>(
-            NAME,
-            config,
-            json!({}),
-            &[("mask_type", &[json!("random")])],
-        )
-    },
-};
+pub const METHOD: Method = Method::of::<ShiraConfig>(
+    Family::Sparse,
+    "A random few of each weight's own elements",
+    include_str!("shira.rs"),
+)
+.aliases(&["sparse-high-rank"])
+.default_lr(2e-3);
 
 /// Settings, with `peft`'s names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -96,17 +76,29 @@ impl Default for ShiraConfig {
     }
 }
 
-impl ShiraConfig {
-    /// Checks ranges.
-    ///
-    /// # Errors
-    /// [`AdaptError::Config`] naming the field.
-    pub fn validate(&self) -> Result<(), AdaptError> {
+impl MethodConfig for ShiraConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = "SHIRA";
+
+    fn validate(&self) -> Result<(), AdaptError> {
         if self.r == 0 {
             bad(NAME, "r", "must be at least 1")
         } else {
             Ok(())
         }
+    }
+
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(build(self, context)?))
+    }
+
+    fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
+        per_linear::from_peft::<ShiraConfig>(
+            NAME,
+            config,
+            json!({}),
+            &[("mask_type", &[json!("random")])],
+        )
     }
 }
 

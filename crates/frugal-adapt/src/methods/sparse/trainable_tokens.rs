@@ -36,8 +36,8 @@ use frugal_nn::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::method::{Capabilities, Family, Method};
-use crate::settings;
+use crate::method::{Family, Method, MethodConfig};
+use crate::settings::Settings;
 use crate::support::per_linear::{self, bad};
 use crate::support::values;
 use crate::target::{Names, Targets};
@@ -45,31 +45,13 @@ use crate::target::{Names, Targets};
 const NAME: &str = "trainable-tokens";
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &["token-rows"],
-    family: Family::Sparse,
-    summary: "Trained embeddings of a few tokens",
-    default_lr: 1e-2,
-    peft_type: "TRAINABLE_TOKENS",
-    peft_variant: None,
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: true,
-        identity_at_init: true,
-        mixed_batch: true,
-    },
-    source: include_str!("trainable_tokens.rs"),
-    defaults: settings::defaults::<TokensConfig>,
-    check: |settings| settings::parse::<TokensConfig>(NAME, settings)?.validate(),
-    build: |settings, context| {
-        Ok(Box::new(TrainableTokens::new(
-            settings::parse(NAME, settings)?,
-            context,
-        )?))
-    },
-    from_peft: |config| per_linear::from_peft::<TokensConfig>(NAME, config, json!({}), &[]),
-};
+pub const METHOD: Method = Method::of::<TokensConfig>(
+    Family::Sparse,
+    "Trained embeddings of a few tokens",
+    include_str!("trainable_tokens.rs"),
+)
+.aliases(&["token-rows"])
+.default_lr(1e-2);
 
 /// Settings, with `peft`'s names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -93,12 +75,11 @@ impl Default for TokensConfig {
     }
 }
 
-impl TokensConfig {
-    /// Checks that there are tokens, each once.
-    ///
-    /// # Errors
-    /// [`AdaptError::Config`] naming the field.
-    pub fn validate(&self) -> Result<(), AdaptError> {
+impl MethodConfig for TokensConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = "TRAINABLE_TOKENS";
+
+    fn validate(&self) -> Result<(), AdaptError> {
         if self.token_indices.is_empty() {
             return bad(NAME, "token_indices", "name the ids of the tokens to train");
         }
@@ -110,6 +91,16 @@ impl TokensConfig {
         }
     }
 
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(TrainableTokens::new(self, context)?))
+    }
+
+    fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
+        per_linear::from_peft::<Self>(NAME, config, json!({}), &[])
+    }
+}
+
+impl TokensConfig {
     fn check_rows(&self, rows: usize, path: &str) -> Result<(), AdaptError> {
         let outside = self.token_indices.iter().find(|&&id| id as usize >= rows);
         outside.map_or(Ok(()), |id| {

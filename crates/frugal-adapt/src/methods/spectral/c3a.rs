@@ -30,48 +30,29 @@
 //!   Convolution, 2024, arXiv 2407.19342.
 
 use burn::prelude::*;
-use frugal_nn::{AdaptError, BuildContext, Parameter, named_rng, standard_normal};
+use frugal_nn::{AdaptError, Adapter, BuildContext, Parameter, named_rng, standard_normal};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::method::{Capabilities, Family, Method};
+use crate::method::{Family, Method, MethodConfig};
 use crate::methods::low_rank::lora::Init;
 use crate::pattern::Patterns;
-use crate::settings;
+use crate::settings::Settings;
 use crate::support::per_linear::{self, LinearAdapter, LinearSite, PerLinear, bad};
 use crate::target::{Targets, check_patterns, pattern_value};
 
 const NAME: &str = "c3a";
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &["circular-convolution"],
-    family: Family::Spectral,
-    summary: "Circulant blocks as the change of each weight",
-    default_lr: 1e-1,
-    peft_type: "C3A",
-    peft_variant: None,
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: true,
-        identity_at_init: false,
-        mixed_batch: true,
-    },
-    source: include_str!("c3a.rs"),
-    defaults: settings::defaults::<C3aConfig>,
-    check: |settings| settings::parse::<C3aConfig>(NAME, settings)?.validate(),
-    build: |settings, context| Ok(Box::new(build(settings::parse(NAME, settings)?, context)?)),
-    from_peft: |config| {
-        per_linear::from_peft::<C3aConfig>(
-            NAME,
-            config,
-            json!({"block_size": 256}),
-            &[("bias", &[json!("none")])],
-        )
-    },
-};
+pub const METHOD: Method = Method::of::<C3aConfig>(
+    Family::Spectral,
+    "Circulant blocks as the change of each weight",
+    include_str!("c3a.rs"),
+)
+.aliases(&["circular-convolution"])
+.default_lr(1e-1)
+.without_identity();
 
 /// Settings, with `peft`'s names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -105,12 +86,11 @@ impl Default for C3aConfig {
     }
 }
 
-impl C3aConfig {
-    /// Checks ranges.
-    ///
-    /// # Errors
-    /// [`AdaptError::Config`] naming the field.
-    pub fn validate(&self) -> Result<(), AdaptError> {
+impl MethodConfig for C3aConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = "C3A";
+
+    fn validate(&self) -> Result<(), AdaptError> {
         if self.block_size == 0 || self.block_size_pattern.values().any(|&b| b == 0) {
             return bad(NAME, "block_size", "must be at least 1");
         }
@@ -127,6 +107,19 @@ impl C3aConfig {
             }
             _ => Ok(()),
         }
+    }
+
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(build(self, context)?))
+    }
+
+    fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
+        per_linear::from_peft::<C3aConfig>(
+            NAME,
+            config,
+            json!({"block_size": 256}),
+            &[("bias", &[json!("none")])],
+        )
     }
 }
 

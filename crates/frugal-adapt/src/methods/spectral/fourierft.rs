@@ -33,13 +33,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use burn::prelude::*;
-use frugal_nn::{AdaptError, BuildContext, Parameter, named_rng, standard_normal};
+use frugal_nn::{AdaptError, Adapter, BuildContext, Parameter, named_rng, standard_normal};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::method::{Capabilities, Family, Method};
+use crate::method::{Family, Method, MethodConfig};
 use crate::pattern::Patterns;
-use crate::settings;
+use crate::settings::Settings;
 use crate::support::per_linear::{self, LinearAdapter, LinearSite, PerLinear, bad};
 use crate::support::torch_random::TorchGenerator;
 use crate::target::{Targets, check_patterns, pattern_value};
@@ -47,33 +47,14 @@ use crate::target::{Targets, check_patterns, pattern_value};
 const NAME: &str = "fourierft";
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &["fourier"],
-    family: Family::Spectral,
-    summary: "A few trained coefficients of each weight's Fourier transform",
-    default_lr: 3e-2,
-    peft_type: "FOURIERFT",
-    peft_variant: None,
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: true,
-        identity_at_init: false,
-        mixed_batch: true,
-    },
-    source: include_str!("fourierft.rs"),
-    defaults: settings::defaults::<FourierConfig>,
-    check: |settings| settings::parse::<FourierConfig>(NAME, settings)?.validate(),
-    build: |settings, context| Ok(Box::new(build(settings::parse(NAME, settings)?, context)?)),
-    from_peft: |config| {
-        per_linear::from_peft::<FourierConfig>(
-            NAME,
-            config,
-            json!({}),
-            &[("bias", &[json!("none")])],
-        )
-    },
-};
+pub const METHOD: Method = Method::of::<FourierConfig>(
+    Family::Spectral,
+    "A few trained coefficients of each weight's Fourier transform",
+    include_str!("fourierft.rs"),
+)
+.aliases(&["fourier"])
+.default_lr(3e-2)
+.without_identity();
 
 /// Settings, with `peft`'s names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -107,12 +88,11 @@ impl Default for FourierConfig {
     }
 }
 
-impl FourierConfig {
-    /// Checks ranges.
-    ///
-    /// # Errors
-    /// [`AdaptError::Config`] naming the field.
-    pub fn validate(&self) -> Result<(), AdaptError> {
+impl MethodConfig for FourierConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = "FOURIERFT";
+
+    fn validate(&self) -> Result<(), AdaptError> {
         if self.n_frequency == 0 || self.n_frequency_pattern.values().any(|&n| n == 0) {
             return bad(NAME, "n_frequency", "must be at least 1");
         }
@@ -121,6 +101,19 @@ impl FourierConfig {
         } else {
             bad(NAME, "scaling", "must be a finite number")
         }
+    }
+
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(build(self, context)?))
+    }
+
+    fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
+        per_linear::from_peft::<FourierConfig>(
+            NAME,
+            config,
+            json!({}),
+            &[("bias", &[json!("none")])],
+        )
     }
 }
 

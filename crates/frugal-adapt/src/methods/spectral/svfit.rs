@@ -6,15 +6,18 @@
 //!
 //! ## Update rule
 //! With `W = U Σ Vᵀ`: `y = x Wᵀ + ((x V_r) ⊙ δ) U_rᵀ`, where `δ = σ − σ_r` is trained from 0. The
-//! gradient of `σᵢ` is `uᵢᵀ (∂L/∂W') vᵢ`.
+//! gradient of `σᵢ` is `uᵢᵀ (∂L/∂W') vᵢ`. In general `W' = W + U_r C V_rᵀ` with a core `C [r, r]`
+//! that is diagonal here; `core = "banded"` trains `C_ij` for `|i − j| ≤ band` (SVFT), and `"dense"`
+//! all of it, with `relative` as `Σ_r C` (LoRA-XS).
 //!
 //! ## When to use, when not
 //! When a handful of numbers per layer is all there is room for, and the task is close to what the
 //! model knows: stretching existing directions cannot turn them, so it teaches little that is new.
-//! LoRA of the same rank learns more with `d_in + d_out` times the parameters.
+//! LoRA of the same rank learns more with `d_in + d_out` times the parameters. `basis = "random"` has
+//! random orthonormal vectors in place of the weight's own, to tell what these are worth.
 //!
 //! ## Cost
-//! Trainable: `r` per layer. Extra memory: `r (d_in + d_out)` frozen numbers per layer, and `r` numbers
+//! Trainable: `r` per layer, `r²` with a dense core. Extra memory: `r (d_in + d_out)` frozen numbers per layer, and `r` numbers
 //! per token while training. Extra compute: that of LoRA of rank `r`; before training one singular
 //! value decomposition per layer. None after merging.
 //!
@@ -30,27 +33,32 @@
 //! The paper keeps the residual `W − W_r` as base weight; adding the change `δ` to the whole weight
 //! is the same function, exact before training, and leaves a shared base alone. `relative` trains
 //! `σ = σ_r (1 + δ)`; `nonnegative` keeps `σ ≥ 0`. Ranks of at most half the smaller side come from
-//! a randomised decomposition. The vectors are stored in the file, because those of close singular
+//! a randomised decomposition, unless `exact_svd` asks for the whole. The vectors are stored in the file, because those of close singular
 //! values depend on rounding.
 //!
 //! ## References
 //! - Sun, Wei, Wu, Shi, He, Ma, Xie, Yang: SVFit: Parameter-Efficient Fine-Tuning of Large
 //!   Pre-Trained Models Using Singular Values, 2024, arXiv 2409.05926.
+//! - Lingam, Tejaswi, Vavre, Shetty, Gudur, Ghosh, Dimakis, Choi, Bojchevski, Sanghavi: SVFT:
+//!   Parameter-Efficient Fine-Tuning with Singular Vectors, 2024, arXiv 2405.19597.
+//! - Bałazy, Banaei, Aberer, Tabor: LoRA-XS: Low-Rank Adaptation with Extremely Small Number of
+//!   Parameters, 2024, arXiv 2405.17604.
 
 use std::collections::BTreeMap;
 
 use burn::prelude::*;
-use frugal_nn::linalg::{Svd, randomised_svd, svd};
+use frugal_nn::linalg::{Svd, leading_qr, randomised_svd, svd};
 use frugal_nn::{
     AdaptError, Adapter, BuildContext, Linear, LinearChange, LowRankChange, Mode, Parameter, Pass,
-    SiteId, to_vec,
+    SiteId, named_rng, standard_normal, to_vec,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::method::{Capabilities, Family, Method};
-use crate::settings;
+use crate::method::{Family, Method, MethodConfig};
+use crate::settings::Settings;
 use crate::support::per_linear::linear_maps;
+use crate::support::sparse::scatter;
 use crate::support::{base_weights, low_rank, own_files};
 use crate::target::{Names, Targets};
 
@@ -60,31 +68,37 @@ const OVERSAMPLING: usize = 10;
 const POWER_ITERATIONS: usize = 3;
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &["singular-values"],
-    family: Family::Spectral,
-    summary: "Trains the largest singular values of each weight",
-    default_lr: 1e-1,
-    peft_type: PEFT_TYPE,
-    peft_variant: None,
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: true,
-        identity_at_init: true,
-        mixed_batch: true,
-    },
-    source: include_str!("svfit.rs"),
-    defaults: settings::defaults::<SvfitConfig>,
-    check: |settings| own_files::parse::<SvfitConfig>(NAME, settings)?.validate(),
-    build: |settings, context| {
-        Ok(Box::new(Svfit::new(
-            own_files::parse(NAME, settings)?,
-            context,
-        )?))
-    },
-    from_peft,
-};
+pub const METHOD: Method = Method::of::<SvfitConfig>(
+    Family::Spectral,
+    "Trains the largest singular values of each weight",
+    include_str!("svfit.rs"),
+)
+.aliases(&["singular-values"])
+.default_lr(1e-1);
+
+/// What is trained between the frozen vectors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Core {
+    /// One number per pair of vectors.
+    #[default]
+    Diagonal,
+    /// The diagonal and its neighbours.
+    Banded,
+    /// A whole matrix.
+    Dense,
+}
+
+/// Where the frozen vectors come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Basis {
+    /// Singular vectors of the weight.
+    #[default]
+    Weight,
+    /// Random orthonormal vectors.
+    Random,
+}
 
 /// Settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -97,6 +111,14 @@ pub struct SvfitConfig {
     pub energy: Option<f64>,
     /// Rank by path, as found by `energy`; wins over both.
     pub rank_pattern: BTreeMap<String, usize>,
+    /// What is trained between the frozen vectors.
+    pub core: Core,
+    /// Neighbours on each side of the diagonal that a banded core has.
+    pub band: usize,
+    /// Where the frozen vectors come from.
+    pub basis: Basis,
+    /// Decompose each weight as a whole, however small the rank is.
+    pub exact_svd: bool,
     /// Train the change relative to each singular value.
     pub relative: bool,
     /// Do not let a singular value fall below 0.
@@ -118,6 +140,10 @@ impl Default for SvfitConfig {
             r: 64,
             energy: None,
             rank_pattern: BTreeMap::new(),
+            core: Core::Diagonal,
+            band: 1,
+            basis: Basis::Weight,
+            exact_svd: false,
             relative: false,
             nonnegative: false,
             init_weights: true,
@@ -129,12 +155,11 @@ impl Default for SvfitConfig {
     }
 }
 
-impl SvfitConfig {
-    /// Checks ranges.
-    ///
-    /// # Errors
-    /// [`AdaptError::Config`] naming the field.
-    pub fn validate(&self) -> Result<(), AdaptError> {
+impl MethodConfig for SvfitConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = PEFT_TYPE;
+
+    fn validate(&self) -> Result<(), AdaptError> {
         let bad = |field, reason: String| {
             Err(AdaptError::Config {
                 method: NAME,
@@ -145,6 +170,19 @@ impl SvfitConfig {
         if self.r == 0 || self.rank_pattern.values().any(|&r| r == 0) {
             return bad("r", "the rank must be at least 1".into());
         }
+        if self.basis == Basis::Random && (self.relative || self.energy.is_some()) {
+            let field = if self.relative { "relative" } else { "energy" };
+            return bad(
+                field,
+                "a random basis has no singular values: leave it out".into(),
+            );
+        }
+        if self.nonnegative && (self.core != Core::Diagonal || self.basis == Basis::Random) {
+            return bad(
+                "nonnegative",
+                "needs `core = \"diagonal\"` and `basis = \"weight\"`".into(),
+            );
+        }
         match self.energy {
             Some(share) if !(share > 0.0 && share <= 1.0) => bad(
                 "energy",
@@ -153,12 +191,20 @@ impl SvfitConfig {
             _ => Ok(()),
         }
     }
-}
 
-fn from_peft(config: &Map<String, Value>) -> Result<Map<String, Value>, AdaptError> {
-    let mut settings = own_files::from_file::<SvfitConfig>(config);
-    settings.insert("init_weights".into(), json!(false));
-    Ok(settings)
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(Svfit::new(self, context)?))
+    }
+
+    fn parse(settings: &Settings) -> Result<Self, AdaptError> {
+        own_files::parse(NAME, settings)
+    }
+
+    fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
+        let mut settings = own_files::from_file::<SvfitConfig>(config);
+        settings.insert("init_weights".into(), json!(false));
+        Ok(settings)
+    }
 }
 
 /// The frozen basis of one layer and the change of its singular values.
@@ -171,8 +217,24 @@ struct Atoms {
     vt: Parameter,
     /// Singular values of the base, `[r]`.
     sigma: Parameter,
-    /// Their trained change, `[r]`.
+    /// Their trained change, `[r]`; of other cores the elements, `[r, r]` or those of the band.
     delta: Parameter,
+}
+
+/// Positions in a core `[r, r]` that a band has, row by row.
+fn in_band(r: usize, band: usize) -> impl Iterator<Item = usize> {
+    (0..r).flat_map(move |row| {
+        let last = row.saturating_add(band).min(r - 1);
+        (row.saturating_sub(band)..=last).map(move |column| row * r + column)
+    })
+}
+
+/// `r` random orthonormal vectors of this length, `[r, len]`.
+fn orthonormal(seed: u64, name: &str, len: usize, r: usize) -> Vec<f32> {
+    let mut rng = named_rng(seed, name);
+    let values: Vec<f32> = (0..len * r).map(|_| standard_normal(&mut rng)).collect();
+    let q = leading_qr(&values, len, r, r).q;
+    (0..r * len).map(|i| q[i % len * r + i / len]).collect()
 }
 
 /// Smallest rank whose squared singular values make up this share of the sum of all.
@@ -197,7 +259,7 @@ fn decompose(
     let [rows, cols] = weight.dims();
     let (side, values) = (rows.min(cols), to_vec(weight.clone()));
     match (rank, config.energy) {
-        (Some(rank), _) if 2 * rank <= side => (
+        (Some(rank), _) if 2 * rank <= side && !config.exact_svd => (
             randomised_svd(
                 &values,
                 rows,
@@ -232,6 +294,13 @@ impl Atoms {
             .or_else(|| config.energy.is_none().then_some(config.r))
             .map(|r| r.min(d_in.min(d_out)));
         let (u, s, vt, rank) = match weight.filter(|_| config.init_weights) {
+            Some(_) if config.basis == Basis::Random => {
+                let rank = asked.unwrap_or(d_in.min(d_out));
+                let left = orthonormal(context.seed, &format!("{path} svfit U"), d_out, rank);
+                let u = (0..d_out * rank).map(|i| left[i % rank * d_out + i / rank]);
+                let vt = orthonormal(context.seed, &format!("{path} svfit V"), d_in, rank);
+                (u.collect(), vec![0.0; rank], vt, rank)
+            }
             Some(weight) => {
                 let (found, rank) = decompose(config, weight, asked, context.seed);
                 let k = found.s.len();
@@ -258,14 +327,19 @@ impl Atoms {
                 )
             }
         };
+        let core = match config.core {
+            Core::Diagonal => vec![rank],
+            Core::Banded => vec![in_band(rank, config.band).count()],
+            Core::Dense => vec![rank, rank],
+        };
         Self {
             u: Parameter::frozen(format!("{path}.svfit_U"), &[d_out, rank], u, device),
             vt: Parameter::frozen(format!("{path}.svfit_Vt"), &[rank, d_in], vt, device),
             sigma: Parameter::frozen(format!("{path}.svfit_sigma"), &[rank], s, device),
             delta: Parameter::new(
                 format!("{path}.svfit_delta"),
-                &[rank],
-                vec![0.0; rank],
+                &core,
+                vec![0.0; core.iter().product()],
                 device,
             ),
             rank,
@@ -273,20 +347,39 @@ impl Atoms {
         }
     }
 
-    /// `diag(δ) V_rᵀ`, `[r, d_in]`.
+    /// `C V_rᵀ`, `[r, d_in]`.
     fn a(&self, config: &SvfitConfig, mode: Mode) -> Tensor<2> {
+        let (sigma, vt) = (self.sigma.get::<1>(mode), self.vt.get::<2>(mode));
+        let core = match config.core {
+            Core::Diagonal => return vt * self.diagonal(config, mode).unsqueeze_dim::<2>(1),
+            Core::Dense => self.delta.get::<2>(mode),
+            Core::Banded => scatter(
+                in_band(self.rank, config.band),
+                self.delta.get::<1>(mode),
+                self.rank,
+                self.rank,
+            ),
+        };
+        let core = match config.relative {
+            true => core * sigma.unsqueeze_dim::<2>(1),
+            false => core,
+        };
+        core.matmul(vt)
+    }
+
+    /// `δ`, `[r]`.
+    fn diagonal(&self, config: &SvfitConfig, mode: Mode) -> Tensor<1> {
         let (delta, sigma) = (self.delta.get::<1>(mode), self.sigma.get::<1>(mode));
         let delta = if config.relative {
             delta * sigma.clone()
         } else {
             delta
         };
-        let delta = if config.nonnegative {
+        if config.nonnegative {
             burn::tensor::activation::relu(delta + sigma.clone()) - sigma
         } else {
             delta
-        };
-        self.vt.get::<2>(mode) * delta.unsqueeze_dim::<2>(1)
+        }
     }
 
     fn parameters(&self) -> [&Parameter; 4] {
@@ -444,163 +537,4 @@ impl Adapter for Svfit {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use frugal_models::ModelConfig;
-    use frugal_nn::Weight;
-
-    fn close(found: &[f32], expected: &[f32], tolerance: f32) {
-        assert_eq!(found.len(), expected.len());
-        found.iter().zip(expected).for_each(|(f, e)| {
-            assert!(
-                (f - e).abs() < tolerance,
-                "{found:?} instead of {expected:?}"
-            )
-        });
-    }
-
-    fn plan(raw: Value, settings: Value) -> Svfit {
-        let config = ModelConfig::from_json(raw, "test").unwrap();
-        let sites = config.sites();
-        let context = BuildContext {
-            info: &config.info(),
-            sites: &sites,
-            backbone: None,
-            device: Device::default(),
-            seed: 1,
-            tokenize: None,
-        };
-        Svfit::new(
-            own_files::parse(NAME, settings.as_object().unwrap()).unwrap(),
-            &context,
-        )
-        .unwrap()
-    }
-
-    /// An adapter with one layer, `W = [[3, 0], [4, 5]]`.
-    fn worked(settings: Value) -> (Svfit, Linear) {
-        let raw = serde_json::json!({"model_type": "llama", "hidden_size": 2, "intermediate_size": 2, "num_hidden_layers": 1,
-            "num_attention_heads": 1, "num_key_value_heads": 1, "vocab_size": 4});
-        let mut svfit = plan(raw.clone(), settings);
-        let model = ModelConfig::from_json(raw, "test").unwrap();
-        let sites = model.sites();
-        let context = BuildContext {
-            info: &model.info(),
-            sites: &sites,
-            backbone: None,
-            device: Device::default(),
-            seed: 1,
-            tokenize: None,
-        };
-        let id = sites.find("model.layers.0.self_attn.q_proj").unwrap();
-        let weight = Tensor::<2>::from_data([[3.0, 0.0], [4.0, 5.0]], &Device::default());
-        let atoms = Atoms::new(&svfit.config, &context, id, Some(&weight));
-        svfit.sites.iter_mut().for_each(|site| *site = None);
-        svfit.sites[id.index()] = Some(atoms);
-        (
-            svfit,
-            Linear {
-                site: id,
-                weight: Weight::Dense(weight),
-                bias: None,
-            },
-        )
-    }
-
-    fn raise_first(svfit: &mut Svfit, by: f32) {
-        for parameter in svfit
-            .parameters_mut()
-            .into_iter()
-            .filter(|p| p.is_trainable())
-        {
-            let mut values = parameter.to_vec();
-            values[0] = by;
-            parameter.set(values);
-        }
-    }
-
-    #[test]
-    fn raising_a_singular_value_adds_its_atom() {
-        let (mut svfit, base) = worked(json!({}));
-        close(
-            &svfit.parameters()[2].to_vec(),
-            &[6.708_204, 2.236_068],
-            1e-5,
-        );
-        raise_first(&mut svfit, 1.0);
-        let merged = svfit.merged_linear(&base).unwrap().unwrap();
-        close(
-            &to_vec(merged.weight),
-            &[3.223_607, 0.223_607, 4.670_82, 5.670_82],
-            1e-5,
-        );
-        // The change of a weight is as large as that of its singular values, relative ones
-        // included.
-        let (mut relative, base) = worked(json!({"relative": true}));
-        raise_first(&mut relative, 0.5);
-        let change = to_vec(relative.weight_delta(&base).unwrap().unwrap());
-        close(
-            &[change.iter().map(|v| v * v).sum::<f32>().sqrt()],
-            &[0.5 * 6.708_204],
-            1e-5,
-        );
-        // Below 0 there is nothing: the atom is gone.
-        let (mut clamped, base) = worked(json!({"nonnegative": true}));
-        raise_first(&mut clamped, -100.0);
-        let change = to_vec(clamped.weight_delta(&base).unwrap().unwrap());
-        close(
-            &[change.iter().map(|v| v * v).sum::<f32>().sqrt()],
-            &[6.708_204],
-            1e-5,
-        );
-    }
-
-    #[test]
-    fn the_gradient_of_a_singular_value_projects_that_of_the_weight() {
-        let (svfit, base) = worked(json!({}));
-        // With x the unit matrix, y = W'ᵀ, so weights on y are the gradient of W' transposed.
-        let device = Device::default();
-        let x = Tensor::<2>::from_data([[1.0, 0.0], [0.0, 1.0]], &device.clone().autodiff());
-        let y = svfit.pass(Mode::Train { seed: 0 }).linear(&base, x);
-        let mut gradients = (y * Tensor::<2>::from_data([[1.0, 3.0], [2.0, 4.0]], &device))
-            .sum()
-            .backward();
-        let found = svfit.parameters()[3].take_gradient(&mut gradients).unwrap();
-        close(&to_vec(found), &[5.366_563_2, -0.447_213_6], 1e-5);
-    }
-
-    #[test]
-    fn the_share_of_energy_decides_the_rank() {
-        assert_eq!(rank_of_energy(&[6.708_204, 2.236_068], 0.9), 1);
-        assert_eq!(rank_of_energy(&[6.708_204, 2.236_068], 0.99), 2);
-        let (svfit, _) = worked(json!({"energy": 0.9}));
-        assert_eq!(
-            (
-                svfit.num_trainable(),
-                &svfit.peft_config()["rank_pattern"]["model.layers.0.self_attn.q_proj"]
-            ),
-            (1, &json!(1))
-        );
-    }
-
-    #[test]
-    fn counts_are_one_number_per_singular_value() {
-        let roberta = serde_json::json!({"model_type": "roberta", "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
-            "num_attention_heads": 12, "vocab_size": 64, "max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 1});
-        assert_eq!(plan(roberta, json!({"r": 768})).num_trainable(), 18_432);
-        let smollm = serde_json::json!({"model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
-            "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 64});
-        assert_eq!(
-            plan(
-                smollm.clone(),
-                json!({"r": 192, "target_modules": "all-linear"})
-            )
-            .num_trainable(),
-            40_320
-        );
-        assert_eq!(
-            plan(smollm, json!({"r": 576, "target_modules": "all-linear"})).num_trainable(),
-            97_920
-        );
-    }
-}
+mod tests;

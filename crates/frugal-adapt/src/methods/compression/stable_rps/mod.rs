@@ -19,8 +19,8 @@
 //!
 //! ## Cost
 //! Trainable: `⌊n / compression⌋` for `n` weights. Extra memory: in a pass, each weight that is
-//! read is formed; its factor `λ gᵢ` is kept from the first pass on. Extra compute: forming it, and
-//! a gradient of the array's length per layer. After merging none, but then the weights are as many
+//! read is formed, with its sign, which is drawn again each time from one bit of a hash. Extra
+//! compute: forming it, and a gradient of the array's length per layer. After merging none, but then the weights are as many
 //! as before.
 //!
 //! ## Defaults and where they come from
@@ -48,60 +48,34 @@
 
 mod mapping;
 
-use std::sync::{Mutex, PoisonError};
-
 use burn::prelude::*;
-use frugal_nn::LinearChange;
+use frugal_nn::{
+    AdaptError, Adapter, BuildContext, Embedding, Frozen, GradientSum, Linear, LinearChange,
+    MergedLinear, Mode, Parameter, Pass, SiteId, SiteKind, StepContext, lookup, named_rng,
+    standard_normal, to_vec,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::method::{Capabilities, Family, Method};
-use crate::settings;
-
-pub use crate::methods::compression::stable_rps::mapping::Mapper;
+use crate::method::{Family, Method, MethodConfig};
 use crate::methods::compression::stable_rps::mapping::{Mapping, Span, Usage};
+use crate::settings::Settings;
 use crate::support::own_files;
 use crate::target::Targets;
-use frugal_nn::{
-    AdaptError, Adapter, BuildContext, GradientSum, MergedLinear, Mode, Parameter, Pass,
-    StepContext, named_rng, standard_normal, to_vec,
-};
-use frugal_nn::{Embedding, Frozen, Linear, SiteId, SiteKind, lookup};
+
+pub use crate::methods::compression::stable_rps::mapping::Mapper;
 
 const NAME: &str = "stable-rps";
 const PEFT_TYPE: &str = "STABLE_RPS";
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &["rps", "roast"],
-    family: Family::Compression,
-    summary: "All weights read from one small shared array",
-    default_lr: 1e-3,
-    peft_type: PEFT_TYPE,
-    peft_variant: None,
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: true,
-        identity_at_init: false,
-        mixed_batch: true,
-    },
-    source: include_str!("mod.rs"),
-    defaults: settings::defaults::<StableRpsConfig>,
-    check: |settings| settings::parse::<StableRpsConfig>(NAME, settings)?.validate(),
-    build: |settings, context| {
-        Ok(Box::new(StableRps::new(
-            settings::parse(NAME, settings)?,
-            context,
-        )?))
-    },
-    from_peft: |config| {
-        let mut settings = own_files::from_file::<StableRpsConfig>(config);
-        // The values come from the file.
-        settings.insert("init".into(), json!("random"));
-        Ok(settings)
-    },
-};
+pub const METHOD: Method = Method::of::<StableRpsConfig>(
+    Family::Compression,
+    "All weights read from one small shared array",
+    include_str!("mod.rs"),
+)
+.aliases(&["rps", "roast"])
+.without_identity();
 
 /// First values of the array.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -155,12 +129,11 @@ impl Default for StableRpsConfig {
     }
 }
 
-impl StableRpsConfig {
-    /// Checks ranges.
-    ///
-    /// # Errors
-    /// [`AdaptError::Config`] naming the field.
-    pub fn validate(&self) -> Result<(), AdaptError> {
+impl MethodConfig for StableRpsConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = PEFT_TYPE;
+
+    fn validate(&self) -> Result<(), AdaptError> {
         let bad = |field, reason: String| {
             Err(AdaptError::Config {
                 method: NAME,
@@ -182,6 +155,17 @@ impl StableRpsConfig {
         }
         Ok(())
     }
+
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(StableRps::new(self, context)?))
+    }
+
+    fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
+        let mut settings = own_files::from_file::<StableRpsConfig>(config);
+        // The values come from the file.
+        settings.insert("init".into(), json!("random"));
+        Ok(settings)
+    }
 }
 
 /// A matrix that is read from the array.
@@ -191,8 +175,6 @@ struct Shared {
     index: usize,
     /// Parameter of each weight, for mappers without structure.
     indices: Option<Tensor<1, Int>>,
-    /// `λ`, and `λ gᵢ` of every weight, once they were needed.
-    factors: Mutex<Option<(f32, Tensor<1>)>>,
 }
 
 /// A STABLE-RPS adapter.
@@ -263,7 +245,6 @@ impl StableRps {
                 span,
                 index: matrices,
                 indices: None,
-                factors: Mutex::new(None),
             });
             (offset, matrices) = (offset + rows * cols, matrices + 1);
         }
@@ -390,28 +371,13 @@ impl StableRps {
         (read * self.factors(shared, &device)).reshape([shared.span.rows, shared.span.cols])
     }
 
-    /// `λ gᵢ` of every weight of a site.
+    /// `λ gᵢ` of every weight of a site. Kept, these would be as large as the weights that the array
+    /// stands for.
     fn factors(&self, shared: &Shared, device: &Device) -> Tensor<1> {
         let lambda = self.scale.to_vec()[shared.index];
-        let mut known = shared
-            .factors
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        // A file that is read later brings its own `λ`.
-        if let Some((of, factors)) = known.as_ref()
-            && *of == lambda
-        {
-            return factors.clone();
-        }
-        let factors: Vec<f32> = self
-            .mapping
-            .signs(shared.span)
-            .into_iter()
-            .map(|sign| sign * lambda)
-            .collect();
-        let factors = Tensor::<1>::from_data(TensorData::from(factors.as_slice()), device);
-        *known = Some((lambda, factors.clone()));
-        factors
+        let mut factors = self.mapping.signs(shared.span);
+        factors.iter_mut().for_each(|sign| *sign *= lambda);
+        Tensor::from_data(TensorData::from(factors.as_slice()), device)
     }
 
     /// The matrix of a site outside the gradient graph.
@@ -560,207 +526,4 @@ impl Adapter for StableRps {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use frugal_models::ModelConfig;
-    use frugal_nn::{SiteTable, Weight};
-
-    fn with<T>(raw: Value, settings: Value, check: impl FnOnce(StableRps, &SiteTable) -> T) -> T {
-        let model = ModelConfig::from_json(raw, "test").unwrap();
-        let sites = model.sites();
-        let context = BuildContext {
-            info: &model.info(),
-            sites: &sites,
-            backbone: None,
-            device: Device::default(),
-            seed: 1,
-            tokenize: None,
-        };
-        let adapter = StableRps::new(
-            settings::parse(NAME, settings.as_object().unwrap()).unwrap(),
-            &context,
-        )
-        .unwrap();
-        check(adapter, &sites)
-    }
-
-    fn llama(hidden: usize, ff: usize, layers: usize, heads: (usize, usize)) -> Value {
-        json!({"model_type": "llama", "hidden_size": hidden, "intermediate_size": ff, "num_hidden_layers": layers,
-            "num_attention_heads": heads.0, "num_key_value_heads": heads.1, "vocab_size": 64, "tie_word_embeddings": true})
-    }
-
-    #[test]
-    fn the_array_has_its_share_of_all_weights() {
-        let count = with(llama(576, 1536, 30, (9, 3)), json!({}), |adapter, _| {
-            adapter.num_trainable()
-        });
-        assert_eq!(count, 10_616_832);
-    }
-
-    #[test]
-    fn gradients_are_gathered_with_signs_and_scales() {
-        for mapper in ["random_fold", "roast", "hashed"] {
-            with(
-                llama(16, 24, 2, (4, 2)),
-                json!({"mapper": mapper, "init": "random", "compression": 3.7}),
-                |mut adapter, sites| {
-                    let scales: Vec<f32> =
-                        (0..adapter.scale.len()).map(|i| 0.5 + i as f32).collect();
-                    adapter.scale.set(scales.clone());
-                    let id = sites.find("model.layers.1.mlp.up_proj").unwrap();
-                    let (span, index) = adapter.at(id).map(|s| (s.span, s.index)).unwrap();
-                    let (indices, signs) =
-                        (adapter.mapping.indices(span), adapter.mapping.signs(span));
-                    let psi = adapter.psi.to_vec();
-                    let weight = adapter.weight(
-                        adapter.at(id).unwrap(),
-                        &adapter.psi.get::<1>(Mode::Train { seed: 0 }),
-                    );
-                    let expected: Vec<f32> = indices
-                        .iter()
-                        .zip(&signs)
-                        .map(|(&j, s)| scales[index] * s * psi[j])
-                        .collect();
-                    assert_eq!(to_vec(weight.clone().inner()), expected);
-                    let dense: Vec<f32> = (0..span.len()).map(|i| (i as f32 * 0.3).cos()).collect();
-                    let dense_tensor = Tensor::<2>::from_data(
-                        TensorData::new(dense.clone(), [span.rows, span.cols]),
-                        &Device::default(),
-                    );
-                    let found = to_vec(
-                        adapter
-                            .psi
-                            .take_gradient(&mut (weight * dense_tensor).sum().backward())
-                            .unwrap(),
-                    );
-                    let mut scattered = vec![0.0f32; psi.len()];
-                    for (i, &j) in indices.iter().enumerate() {
-                        scattered[j] += scales[index] * signs[i] * dense[i];
-                    }
-                    found
-                        .iter()
-                        .zip(&scattered)
-                        .for_each(|(f, e)| assert!((f - e).abs() < 1e-4, "{mapper}: {f} {e}"));
-                },
-            );
-        }
-    }
-
-    #[test]
-    fn updates_count_in_units_of_weights() {
-        with(
-            llama(16, 24, 1, (4, 2)),
-            json!({"init": "random"}),
-            |mut adapter, _| {
-                adapter.scale.set(vec![4.0; adapter.scale.len()]);
-                let (context, mut gradients) = (
-                    StepContext {
-                        step: 0,
-                        total_steps: 1,
-                        seed: 0,
-                    },
-                    GradientSum::default(),
-                );
-                gradients.insert("rps.psi", vec![4.0; adapter.psi.len()]);
-                let old = adapter.psi.to_vec();
-                adapter.before_step(&context, &mut gradients);
-                // With one λ, Γ = n λ²: n λ before the step and λ after it.
-                let usage = adapter.usage().count.clone();
-                gradients
-                    .get("rps.psi")
-                    .unwrap()
-                    .iter()
-                    .zip(usage)
-                    .for_each(|(g, n)| assert!((g - 1.0 / n).abs() < 1e-6));
-                adapter.psi.set(old.iter().map(|v| v + 1.0).collect());
-                adapter.after_step(&context);
-                adapter
-                    .psi
-                    .to_vec()
-                    .iter()
-                    .zip(&old)
-                    .for_each(|(new, old)| assert!((new - old - 0.25).abs() < 1e-6));
-            },
-        );
-    }
-
-    #[test]
-    fn a_tied_head_follows_its_table() {
-        with(
-            llama(16, 24, 1, (4, 2)),
-            json!({"target_modules": ["embed_tokens", "q_proj"]}),
-            |adapter, sites| {
-                let (head, table) = (
-                    sites.find("lm_head").unwrap(),
-                    sites.find("model.embed_tokens").unwrap(),
-                );
-                assert_eq!(
-                    adapter.at(head).unwrap().span.offset,
-                    adapter.at(table).unwrap().span.offset
-                );
-                assert_eq!(adapter.num_trainable(), (64 * 16 + 16 * 16) / 10);
-                let base = Linear {
-                    site: head,
-                    weight: Weight::Dense(Tensor::zeros([64, 16], &Device::default())),
-                    bias: None,
-                };
-                assert_eq!(
-                    adapter.merged_linear(&base).unwrap().unwrap().weight.dims(),
-                    [64, 16]
-                );
-                let other = Linear {
-                    site: sites.find("model.layers.0.self_attn.k_proj").unwrap(),
-                    ..base.clone()
-                };
-                let mut pass = adapter.pass(Mode::Eval);
-                assert_eq!(
-                    (
-                        matches!(pass.linear_change(&base), LinearChange::None),
-                        matches!(pass.linear_change(&other), LinearChange::None)
-                    ),
-                    (false, true)
-                );
-            },
-        );
-    }
-
-    #[test]
-    fn matrices_of_a_pass_add_to_one_gradient_and_follow_their_scales() {
-        with(
-            llama(16, 24, 1, (4, 2)),
-            json!({"init": "random"}),
-            |mut adapter, sites| {
-                let maps = ["q_proj", "o_proj"].map(|name| {
-                    sites
-                        .find(&format!("model.layers.0.self_attn.{name}"))
-                        .unwrap()
-                });
-                let gradient = |adapter: &StableRps, sites: &[SiteId]| {
-                    let psi = adapter.psi.get::<1>(Mode::Train { seed: 0 });
-                    let sums = sites
-                        .iter()
-                        .map(|&id| adapter.weight(adapter.at(id).unwrap(), &psi).sum());
-                    to_vec(
-                        adapter
-                            .psi
-                            .take_gradient(&mut sums.reduce(|a, b| a + b).unwrap().backward())
-                            .unwrap(),
-                    )
-                };
-                let (first, second, both) = (
-                    gradient(&adapter, &maps[..1]),
-                    gradient(&adapter, &maps[1..]),
-                    gradient(&adapter, &maps),
-                );
-                both.iter()
-                    .zip(first.iter().zip(&second))
-                    .for_each(|(sum, (a, b))| assert!((sum - a - b).abs() < 1e-5));
-                adapter.scale.set(vec![2.0; adapter.scale.len()]);
-                gradient(&adapter, &maps)
-                    .iter()
-                    .zip(&both)
-                    .for_each(|(new, old)| assert!((new - 2.0 * old).abs() < 1e-5));
-            },
-        );
-    }
-}
+mod tests;

@@ -75,10 +75,7 @@ impl Default for AdaLoraConfig {
 
 impl AdaLoraConfig {
     /// Checks ranges.
-    ///
-    /// # Errors
-    /// [`AdaptError::Config`] naming the field.
-    pub fn validate(&self) -> Result<(), AdaptError> {
+    pub(crate) fn check(&self) -> Result<(), AdaptError> {
         let bad = |field, reason: &str| {
             Err(AdaptError::Config {
                 method: NAME,

@@ -70,10 +70,7 @@ impl Default for IncreloraConfig {
 
 impl IncreloraConfig {
     /// Checks ranges.
-    ///
-    /// # Errors
-    /// [`AdaptError::Config`] naming the field.
-    pub fn validate(&self) -> Result<(), AdaptError> {
+    pub(crate) fn check(&self) -> Result<(), AdaptError> {
         let bad = |field, reason: String| {
             Err(AdaptError::Config {
                 method: NAME,

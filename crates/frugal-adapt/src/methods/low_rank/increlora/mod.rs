@@ -10,8 +10,9 @@
 //! whose `e` stays at 1e-5. Importance: `S = Σ |ΔW ⊙ ∂L/∂ΔW| / √(d_out d_in)`, smoothed to
 //! `I ← β₁ I + (1 − β₁) S` and `U ← β₂ U + (1 − β₂) |S − I|`; the score is `I U`. Every
 //! `incre_interval` steps the `top_h` maps of highest score turn their reserve of `incre_rank_num`
-//! components into active ones and get a new reserve. Each group of components warms its rate up by
-//! itself. The loss gains `orth_reg_weight` times the mean of `‖A Aᵀ − I‖` and `‖Bᵀ B − I‖` over
+//! components into active ones and get a new reserve. Each group of components has a learning rate
+//! of its own: it rises from zero to the full rate over `warmup_steps` and falls with the run's
+//! schedule over the steps that are left. The loss gains `orth_reg_weight` times the mean of `‖A Aᵀ − I‖` and `‖Bᵀ B − I‖` over
 //! all layers.
 //!
 //! ## When to use, when not
@@ -28,13 +29,12 @@
 //! `lora_alpha = 16` (its values for SST-2), `beta1 = beta2 = 0.85`, `orth_reg_weight = 0.1`;
 //! `incre_rank_num = 0` stands for the released rule, half of `target_rank`. The released scripts
 //! set `init_warmup`, `incre_interval` and `warmup_steps` to 100 for small and 1000 for large data
-//! sets; here 0, the default, fits the rounds into 70 % of the run, raising `top_h` where one step
-//! per round is not enough. `a`, `b` are normal with deviation 0.02 and `e` zero.
+//! sets, which ends growth after 30 to 40 % of the run; here 0, the default, fits the rounds into
+//! 35 %, raising `top_h` where one step per round is not enough. `a`, `b` are normal with deviation 0.02 and `e` zero.
 //!
 //! ## Departures from the paper
-//! A group's clock multiplies the run's schedule: it rises linearly from 0 over `warmup_steps`, and
-//! all groups then fall together, where the released code lets each fall from the full rate over
-//! what is left. Equal scores go to the earlier layer and the last round is cut to the budget; the
+//! A group falls in the shape of the run's schedule, which is linear in the released code, and the
+//! first groups warm up with the run. Equal scores go to the earlier layer and the last round is cut to the budget; the
 //! released code may overshoot it and then never stops. Gradients are summed over micro-batches,
 //! where it scores the last one, and scored before clipping. Once the budget is spent the reserve
 //! is dropped. With dropout, importance is that of the dropped input.
@@ -57,11 +57,10 @@ use frugal_nn::{
 };
 use serde_json::{Map, Value, json};
 
-use crate::method::{Capabilities, Family, Method};
+use crate::method::{Family, Method, MethodConfig};
 use crate::methods::low_rank::increlora::config::NAME;
 use crate::methods::low_rank::increlora::module::{Group, Module};
-use crate::methods::low_rank::increlora::schedule::{Importance, Pace, sensitivity};
-use crate::settings;
+use crate::methods::low_rank::increlora::schedule::{Clock, Importance, Pace, sensitivity};
 use crate::support::dropout::dropout;
 use crate::support::per_linear::linear_maps;
 use crate::support::{low_rank, own_files};
@@ -71,31 +70,26 @@ const PEFT_TYPE: &str = "INCRELORA";
 const RESERVE: f32 = 1e-5;
 
 /// Registry entry.
-pub const METHOD: Method = Method {
-    name: NAME,
-    aliases: &["incremental-lora"],
-    family: Family::LowRank,
-    summary: "LoRA whose rank grows in the layers that matter most",
-    default_lr: 3e-3,
-    peft_type: PEFT_TYPE,
-    peft_variant: None,
-    load_rule: None,
-    capabilities: Capabilities {
-        merge: true,
-        identity_at_init: true,
-        mixed_batch: true,
-    },
-    source: include_str!("mod.rs"),
-    defaults: settings::defaults::<IncreloraConfig>,
-    check: |settings| settings::parse::<IncreloraConfig>(NAME, settings)?.validate(),
-    build: |settings, context| {
-        Ok(Box::new(Increlora::new(
-            settings::parse(NAME, settings)?,
-            context,
-        )?))
-    },
-    from_peft: |config| Ok(own_files::from_file::<IncreloraConfig>(config)),
-};
+pub const METHOD: Method = Method::of::<IncreloraConfig>(
+    Family::LowRank,
+    "LoRA whose rank grows in the layers that matter most",
+    include_str!("mod.rs"),
+)
+.aliases(&["incremental-lora"])
+.default_lr(3e-3);
+
+impl MethodConfig for IncreloraConfig {
+    const NAME: &'static str = NAME;
+    const PEFT_TYPE: &'static str = PEFT_TYPE;
+
+    fn validate(&self) -> Result<(), AdaptError> {
+        self.check()
+    }
+
+    fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
+        Ok(Box::new(Increlora::new(self, context)?))
+    }
+}
 
 /// An IncreLoRA adapter.
 #[derive(Clone)]
@@ -230,8 +224,8 @@ impl Increlora {
                 [module.d_out, size],
                 draw("B", size * module.d_out),
             ),
-            created: step,
-            promoted: step,
+            directions: Clock::starting_at(step),
+            weights: Clock::starting_at(step),
         }
     }
 
@@ -338,17 +332,12 @@ impl Increlora {
         }
     }
 
-    fn set_rates(&mut self, pace: &Pace, step: u64) {
-        for group in self
-            .modules
-            .iter_mut()
-            .flatten()
-            .flat_map(|m| &mut m.groups)
-        {
-            let (directions, weights) = (
-                pace.factor(step, group.created),
-                pace.factor(step, group.promoted),
-            );
+    fn set_rates(&mut self, pace: &Pace, context: &StepContext) {
+        let modules = self.modules.iter_mut().flatten();
+        for group in modules.flat_map(|module| &mut module.groups) {
+            let scale =
+                |clock: &mut Clock| clock.lr_scale(context.step, pace.warmup, context.lr_factor);
+            let (directions, weights) = (scale(&mut group.directions), scale(&mut group.weights));
             for (parameter, factor) in [
                 (&mut group.a, directions),
                 (&mut group.b, directions),
@@ -479,7 +468,7 @@ impl Adapter for Increlora {
                 self.grow(pace.top_h, context.step, gradients);
             }
         }
-        self.set_rates(&pace, context.step);
+        self.set_rates(&pace, context);
     }
 
     fn state(&self) -> BTreeMap<String, Vec<f32>> {
@@ -490,10 +479,16 @@ impl Adapter for Increlora {
                 f32::from(m.reserve),
                 f32::from(m.probe.is_some()),
             ];
-            let groups = m
-                .groups
-                .iter()
-                .flat_map(|g| [g.size as f32, g.created as f32, g.promoted as f32]);
+            let groups = m.groups.iter().flat_map(|g| {
+                let [a, e] = [g.directions, g.weights];
+                [
+                    g.size as f32,
+                    a.begin as f32,
+                    a.peak,
+                    e.begin as f32,
+                    e.peak,
+                ]
+            });
             flags.into_iter().chain(groups).collect()
         };
         self.modules
@@ -508,14 +503,14 @@ impl Adapter for Increlora {
             let stored = state
                 .get(&module.path)
                 .ok_or_else(|| format!("no ranks of `{}`", module.path))?;
-            if stored.len() < 7 || stored.len() % 3 != 1 {
+            if stored.len() < 9 || stored.len() % 5 != 4 {
                 return Err(format!(
                     "{} numbers for the ranks of `{}`",
                     stored.len(),
                     module.path
                 ));
             }
-            if stored[4..].chunks_exact(3).any(|group| group[0] < 1.0) {
+            if stored[4..].chunks_exact(5).any(|group| group[0] < 1.0) {
                 return Err(format!("a group of `{}` has no component", module.path));
             }
         }
@@ -524,10 +519,15 @@ impl Adapter for Increlora {
             else {
                 return;
             };
-            let sizes: Vec<usize> = groups.chunks_exact(3).map(|g| g[0] as usize).collect();
+            let sizes: Vec<usize> = groups.chunks_exact(5).map(|g| g[0] as usize).collect();
             adapter.rebuild(module, &sizes, *reserve == 1.0);
-            for (group, stored) in module.groups.iter_mut().zip(groups.chunks_exact(3)) {
-                (group.created, group.promoted) = (stored[1] as u64, stored[2] as u64);
+            for (group, stored) in module.groups.iter_mut().zip(groups.chunks_exact(5)) {
+                let clock = |begin: f32, peak| Clock {
+                    begin: begin as u64,
+                    peak,
+                };
+                group.directions = clock(stored[1], stored[2]);
+                group.weights = clock(stored[3], stored[4]);
             }
             module.importance = Importance {
                 mean: *mean,
@@ -560,6 +560,19 @@ impl Adapter for Increlora {
 
     fn is_complete(&self) -> bool {
         !self.is_growing()
+    }
+
+    /// What a run trains in the end. While ranks grow, that of a uniform allocation of the budget,
+    /// as in the paper: which layers will get it is not known, and the reserve is dropped.
+    fn num_trainable(&self) -> usize {
+        let modules = self.modules.iter().flatten();
+        let rank = |module: &Module| match self.is_growing() {
+            true => self.config.target_rank,
+            false => module.rank(),
+        };
+        modules
+            .map(|module| rank(module) * (module.d_in + module.d_out + 1))
+            .sum()
     }
 
     fn supports_mixed_batch(&self) -> bool {

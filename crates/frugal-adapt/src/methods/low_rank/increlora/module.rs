@@ -3,7 +3,7 @@
 use burn::prelude::*;
 use frugal_nn::{GradientSum, Mode, Parameter};
 
-use crate::methods::low_rank::increlora::schedule::Importance;
+use crate::methods::low_rank::increlora::schedule::{Clock, Importance};
 
 /// Components that came together.
 #[derive(Clone)]
@@ -15,10 +15,10 @@ pub(crate) struct Group {
     pub(crate) e: Parameter,
     /// `[d_out, size]`.
     pub(crate) b: Parameter,
-    /// Step since which `a` and `b` are trained.
-    pub(crate) created: u64,
-    /// Step since which `e` is trained.
-    pub(crate) promoted: u64,
+    /// Learning rate of `a` and `b`.
+    pub(crate) directions: Clock,
+    /// Learning rate of `e`.
+    pub(crate) weights: Clock,
 }
 
 /// One adapted layer.
@@ -108,12 +108,12 @@ impl Module {
             e: cut(&last.e, [count, 1], &rows),
             b: cut(&last.b, [d_out, count], &columns),
             // Without advance learning the directions begin with their components.
-            created: if last.a.is_trainable() {
-                last.created
+            directions: if last.a.is_trainable() {
+                last.directions
             } else {
-                step
+                Clock::starting_at(step)
             },
-            promoted: step,
+            weights: Clock::starting_at(step),
         });
         self.reserve = false;
     }

@@ -2,7 +2,6 @@ use frugal_models::ModelConfig;
 use frugal_nn::{LinearChange, SiteTable, Weight};
 
 use super::*;
-use crate::settings;
 
 fn sites() -> (ModelConfig, SiteTable) {
     let raw = json!({"model_type": "bert", "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2,
@@ -23,7 +22,7 @@ fn try_build(settings: Value) -> Result<Increlora, AdaptError> {
         tokenize: None,
     };
     Increlora::new(
-        settings::parse(NAME, settings.as_object().unwrap()).unwrap(),
+        IncreloraConfig::parse(settings.as_object().unwrap()).unwrap(),
         &context,
     )
 }
@@ -61,8 +60,8 @@ fn importance_is_that_of_the_worked_example() {
         a: Parameter::new(format!("{name}a"), &[1, 2], a, &device),
         e: Parameter::new(format!("{name}e"), &[1, 1], vec![e], &device),
         b: Parameter::new(format!("{name}b"), &[2, 1], b, &device),
-        created: 0,
-        promoted: 0,
+        directions: Clock::default(),
+        weights: Clock::default(),
     };
     let module = Module {
         path: "m".into(),
@@ -88,6 +87,127 @@ fn importance_is_that_of_the_worked_example() {
         &[a, b, (a + b) / 2.0],
         &[4.898_979_5, 4.242_640_5, 4.570_81],
     );
+}
+
+#[test]
+fn importance_and_regulariser_are_those_of_pytorch() {
+    let golden: Value = serde_json::from_str(include_str!(
+        "../../../../../../fixtures/methods/increlora.json"
+    ))
+    .unwrap();
+    let golden = &golden["importance"];
+    let numbers = |value: &Value| -> Vec<f32> {
+        let rows = value.as_array().unwrap().iter();
+        rows.flat_map(|row| row.as_array().cloned().unwrap_or_else(|| vec![row.clone()]))
+            .map(|number| number.as_f64().unwrap() as f32)
+            .collect()
+    };
+    let (device, alpha) = (Device::default(), golden["lora_alpha"].as_f64().unwrap());
+    let mut terms = Vec::new();
+    for layer in golden["layers"].as_array().unwrap() {
+        let size = |name: &str| layer[name].as_u64().unwrap() as usize;
+        let (d_in, d_out, active) = (size("d_in"), size("d_out"), size("active"));
+        let (a, e, b) = (
+            numbers(&layer["a"]),
+            numbers(&layer["e"]),
+            numbers(&layer["b"]),
+        );
+        let all = e.len();
+        let group = |rows: std::ops::Range<usize>| Group {
+            size: rows.len(),
+            a: Parameter::new(
+                "a",
+                &[rows.len(), d_in],
+                a[rows.start * d_in..rows.end * d_in].to_vec(),
+                &device,
+            ),
+            e: Parameter::new("e", &[rows.len(), 1], e[rows.clone()].to_vec(), &device),
+            b: Parameter::new(
+                "b",
+                &[d_out, rows.len()],
+                b.chunks_exact(all)
+                    .flat_map(|row| row[rows.clone()].to_vec())
+                    .collect(),
+                &device,
+            ),
+            directions: Clock::default(),
+            weights: Clock::default(),
+        };
+        let module = Module {
+            path: "m".into(),
+            d_in,
+            d_out,
+            groups: vec![group(0..active), group(active..all)],
+            reserve: true,
+            importance: Importance::default(),
+            probe: None,
+        };
+        let delta = to_vec(module.delta(alpha, Mode::Eval));
+        let mut importance = Importance::default();
+        for step in layer["steps"].as_array().unwrap() {
+            let found = sensitivity(&delta, &numbers(&step["gradient"]));
+            close(&[found], &[step["sensitivity"].as_f64().unwrap() as f32]);
+            importance.update(found, 0.85, 0.85);
+            close(
+                &[importance.score()],
+                &[step["score"].as_f64().unwrap() as f32],
+            );
+        }
+        let (a, b) = module.directions(Mode::Eval);
+        terms.extend([
+            to_vec(orthogonality(a))[0],
+            to_vec(orthogonality(b.transpose()))[0],
+        ]);
+    }
+    let mean = terms.iter().sum::<f32>() / terms.len() as f32;
+    assert!(
+        (mean - golden["regulariser"].as_f64().unwrap() as f32).abs() < 1e-5,
+        "{mean}"
+    );
+}
+
+#[test]
+fn the_count_before_growth_is_what_is_trained_in_the_end() {
+    // The square layers of attention, so that it does not matter which of them grow.
+    let settings = json!({"target_rank": 3, "target_modules": ["query", "key", "value"]});
+    let mut adapter = build(settings);
+    let planned = adapter.num_trainable();
+    let mut step = 0;
+    while adapter.is_growing() {
+        step += 10;
+        adapter.grow(2, step, &mut GradientSum::default());
+    }
+    let trained: usize = adapter.parameters().iter().map(|p| p.len()).sum();
+    assert_eq!(planned, trained);
+    assert_eq!(planned, adapter.num_trainable());
+    assert_eq!(planned, 6 * 3 * (8 + 8 + 1));
+}
+
+#[test]
+fn rates_of_groups_survive_a_resume() {
+    let mut adapter = build(json!({"target_modules": ["query"], "target_rank": 4, "top_h": 1}));
+    let run = |step: u64| 1.0 - step as f64 / 40.0;
+    let at = |step: u64| StepContext {
+        step,
+        total_steps: 40,
+        seed: 0,
+        lr_factor: run(step),
+    };
+    for step in 0..12 {
+        let mut found = gradients(&adapter);
+        adapter.before_step(&at(step), &mut found);
+    }
+    let mut resumed = build(json!({"target_modules": ["query"], "target_rank": 4, "top_h": 1}));
+    resumed.restore(&adapter.state()).unwrap();
+    for step in 12..14 {
+        adapter.before_step(&at(step), &mut gradients(&adapter));
+        resumed.before_step(&at(step), &mut gradients(&resumed));
+        let scales = |adapter: &Increlora| -> Vec<f64> {
+            adapter.parameters().iter().map(|p| p.lr_scale()).collect()
+        };
+        assert_eq!(scales(&adapter), scales(&resumed), "step {step}");
+        assert!(scales(&adapter).iter().any(|scale| *scale != 1.0));
+    }
 }
 
 #[test]
@@ -154,7 +274,7 @@ fn counts_at_uniform_rank_are_those_of_the_paper() {
         let settings =
             json!({"init_r": rank, "target_rank": rank, "exclude_modules": ["pooler.dense"]});
         let adapter = Increlora::new(
-            settings::parse(NAME, settings.as_object().unwrap()).unwrap(),
+            IncreloraConfig::parse(settings.as_object().unwrap()).unwrap(),
             &context,
         )
         .unwrap();
