@@ -13,7 +13,7 @@ use crate::settings::Settings;
 const FIELD: &str = "target_parameters";
 const EXPERTS: &str = ".mlp.experts.";
 const ROUTER: &str = ".mlp.gate.";
-/// What a fused parameter is called, the maps that it is here, and where its tensors are.
+/// What a fused parameter is called, the layers that it is here, and where its tensors are.
 const PARAMETERS: [(&str, &[&str], &str); 3] = [
     ("gate_up_proj", &["w1", "w3"], EXPERTS),
     ("down_proj", &["w2"], EXPERTS),
@@ -53,7 +53,7 @@ pub(crate) fn with_tied_head(mut config: Settings, names: &[String]) -> Settings
 /// The settings with maps in the place of parameters; `names` are the tensors of the file.
 ///
 /// # Errors
-/// Parameters of other kinds, patterns over them that cannot be told of maps, a choice of blocks.
+/// Parameters of other kinds, patterns over them that cannot be told of layers, a choice of blocks.
 pub(crate) fn with_maps(mut config: Settings, names: &[String]) -> Result<Settings, AdaptError> {
     let Some(Value::Array(given)) = config.get(FIELD).cloned() else {
         return Ok(config);

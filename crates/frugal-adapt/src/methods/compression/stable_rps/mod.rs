@@ -371,7 +371,7 @@ impl StableRps {
         (read * self.factors(shared, &device)).reshape([shared.span.rows, shared.span.cols])
     }
 
-    /// `λ gᵢ` of every weight of a site. Kept, these would be as large as the weights that the array
+    /// `λ gᵢ` of every weight of a site. DerivedCache, these would be as large as the weights that the array
     /// stands for.
     fn factors(&self, shared: &Shared, device: &Device) -> Tensor<1> {
         let lambda = self.scale.to_vec()[shared.index];
