@@ -10,11 +10,14 @@ from pathlib import Path
 import numpy as np
 import scipy
 import sklearn
-from scipy.stats import binomtest
+from scipy.stats import binomtest, pearsonr, spearmanr
 from sklearn.metrics import (
     accuracy_score,
     confusion_matrix,
+    f1_score,
     matthews_corrcoef,
+    mean_absolute_error,
+    mean_squared_error,
     precision_recall_fscore_support,
 )
 
@@ -77,6 +80,45 @@ def statistics(rng):
     }
 
 
+def multi_label(rng):
+    shapes = [(1, 1), (7, 3), (200, 5)]
+    cases = [(rng.random(shape) < 0.4, rng.random(shape) < 0.5) for shape in shapes]
+    empty = np.zeros((3, 2), dtype=bool)
+    cases += [(empty, empty), (empty, ~empty), (np.array([[1, 0, 0], [1, 1, 0]], dtype=bool), np.array([[1, 0, 0], [0, 1, 0]], dtype=bool))]
+    for gold, predicted in cases:
+        precision, recall, f1, support = precision_recall_fscore_support(gold, predicted, average=None, zero_division=0)
+        score = lambda average: f1_score(gold, predicted, average=average, zero_division=0)
+        yield {
+            "gold": gold.tolist(),
+            "predicted": predicted.tolist(),
+            "micro_f1": score("micro"),
+            "macro_f1": score("macro"),
+            "subset_accuracy": accuracy_score(gold, predicted),
+            "precision": precision.tolist(),
+            "recall": recall.tolist(),
+            "f1": f1.tolist(),
+            "support": [int(n) for n in support],
+        }
+
+
+def regression(rng):
+    cases = [(rng.normal(size=(n, k)), n) for n, k in [(2, 1), (50, 1), (50, 3)]]
+    cases = [(gold, gold * 0.5 + rng.normal(size=gold.shape)) for gold, _ in cases]
+    # Ties in the ranks, on both sides.
+    cases.append((rng.integers(4, size=(40, 1)).astype(float), rng.integers(3, size=(40, 1)).astype(float)))
+    for gold, predicted in cases:
+        columns = list(zip(gold.T, predicted.T))
+        yield {
+            "outputs": gold.shape[1],
+            "gold": gold.flatten().tolist(),
+            "predicted": predicted.flatten().tolist(),
+            "mse": mean_squared_error(gold, predicted),
+            "mae": mean_absolute_error(gold, predicted),
+            "pearson": float(np.mean([pearsonr(g, p).statistic for g, p in columns])),
+            "spearman": float(np.mean([spearmanr(g, p).statistic for g, p in columns])),
+        }
+
+
 def main():
     warnings.simplefilter("ignore")
     rng = np.random.default_rng(SEED)
@@ -87,7 +129,7 @@ def main():
     }
     OUT.mkdir(parents=True, exist_ok=True)
     classification = [{"name": name, **expected(*case)} for name, *case in cases(rng)]
-    for name, body in [("classification", {"cases": classification}), ("statistics", statistics(rng))]:
+    for name, body in [("classification", {"cases": classification}), ("statistics", statistics(rng)), ("multi_label", {"cases": list(multi_label(rng))}), ("regression", {"cases": list(regression(rng))})]:
         text = json.dumps({"header": header, **body}, separators=(",", ":"))
         (OUT / f"{name}.json").write_text(text + "\n")
 

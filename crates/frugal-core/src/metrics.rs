@@ -1,7 +1,13 @@
 //! Quality metrics and the small statistics that go with them.
 
+mod multi_label;
+mod regression;
+
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+pub use multi_label::MultiLabelReport;
+pub use regression::RegressionReport;
 
 /// Predictions that cannot be scored.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -28,6 +34,16 @@ pub enum MetricError {
         class: usize,
         /// Number of labels.
         labels: usize,
+    },
+    /// An example with more or fewer outputs than the others.
+    #[error("example {example}: {found} outputs instead of {expected}")]
+    Outputs {
+        /// Position of the example, from 0.
+        example: usize,
+        /// Outputs found.
+        found: usize,
+        /// Outputs of the others.
+        expected: usize,
     },
 }
 

@@ -27,7 +27,7 @@ pub use seam::adapter::{Adapter, BuildContext, LowRank, MergedLinear, Operation,
 pub use seam::cached::Fixed;
 pub use seam::derived_cache::DerivedCache;
 pub use seam::error::{AdaptError, TargetError};
-pub use seam::gradients::GradientSum;
+pub use seam::gradients::{Gradient, GradientSum};
 pub use seam::hooks::{
     BlockAction, KeyValue, LinearChange, LowRankChange, NoAdapter, NormChange, Pass, Rows,
     SubLayer, SubLayerIo,

@@ -5,23 +5,14 @@
 
 use std::ops::Range;
 
-use frugal_kernels::IGNORE_INDEX;
 use frugal_nn::named_rng;
 use rand::seq::SliceRandom;
 
+use crate::Tokenized;
 use crate::config::TrainConfig;
-use crate::{Target, Tokenized};
 
 /// Batches of examples sorted together by length, as in Hugging Face's length-grouped sampler.
 const GROUP_BATCHES: usize = 50;
-
-/// Number of things in an example that the loss counts: target tokens, or 1 for a class.
-pub(super) fn num_targets(example: &Tokenized) -> usize {
-    match &example.labels {
-        Target::Tokens(targets) => targets.iter().filter(|&&t| t != IGNORE_INDEX).count(),
-        Target::Class(_) => 1,
-    }
-}
 
 /// The batches of all epochs of a run.
 #[derive(Clone, Debug)]
@@ -51,7 +42,7 @@ impl Batches {
     pub fn new(train: &[Tokenized], config: &TrainConfig) -> Self {
         Self {
             rows: (0..train.len() as u32)
-                .filter(|&i| num_targets(&train[i as usize]) > 0)
+                .filter(|&i| train[i as usize].trained() > 0)
                 .collect(),
             lengths: train.iter().map(|e| e.input_ids.len() as u32).collect(),
             seed: config.seed,
@@ -179,6 +170,8 @@ impl Epoch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Target;
+    use frugal_kernels::IGNORE_INDEX;
     use proptest::prelude::*;
 
     fn examples(lengths: &[usize]) -> Vec<Tokenized> {

@@ -10,17 +10,17 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use burn::tensor::Tensor;
 use frugal_core::fs::FileError;
 use frugal_formats::safetensors::LoadReport;
-use frugal_kernels::Blockwise;
-use frugal_nn::Parameter;
+use frugal_nn::{Parameter, to_vec};
 use safetensors::{Dtype, SafeTensors, View};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use crate::config::TrainConfig;
-use crate::optimizer::{AdamW, History, Moments};
+use crate::optim::{Optimizer, SavedState, SavedTensor, StateTensor};
 
 /// Folder of the checkpoints in a run folder.
 pub const FOLDER: &str = "checkpoints";
@@ -286,41 +286,35 @@ impl Checkpoint {
         })
     }
 
-    /// Sets the optimiser's moments.
-    pub(super) fn load_optimizer(&self, optimizer: &mut AdamW) -> Result<(), CheckpointError> {
-        self.read(OPTIMIZER, |tensors| {
-            let names: Vec<&str> = tensors
-                .names()
-                .into_iter()
-                .filter_map(|name| name.strip_prefix("step."))
-                .collect();
-            let mut all = BTreeMap::new();
-            for name in names {
-                let step = tensors
-                    .tensor(&format!("step.{name}"))
-                    .ok()
-                    .and_then(|t| t.data().try_into().ok())
-                    .map(u64::from_le_bytes);
-                let step = step.ok_or_else(|| {
-                    self.invalid(format!("{OPTIMIZER}: `step.{name}` is not one number"))
-                })?;
-                let codes = tensors
-                    .tensor(&format!("exp_avg.{name}"))
-                    .is_ok_and(|t| t.dtype() == Dtype::U8);
-                let moments = if codes {
-                    let part = |moment, signed| {
-                        self.blockwise(tensors, &format!("{moment}.{name}"), signed)
-                    };
-                    Moments::EightBit(part("exp_avg", true)?, part("exp_avg_sq", false)?)
-                } else {
-                    let part = |moment| self.values(tensors, &format!("{moment}.{name}"));
-                    Moments::Single(part("exp_avg")?, part("exp_avg_sq")?)
-                };
-                all.insert(name.to_owned(), History { moments, step });
+    /// Sets what the optimizer remembers.
+    pub(super) fn load_optimizer(
+        &self,
+        optimizer: &mut dyn Optimizer,
+    ) -> Result<(), CheckpointError> {
+        let state = self.read(OPTIMIZER, |tensors| {
+            let mut state = SavedState::new();
+            for name in tensors.names() {
+                state.insert(name.to_owned(), self.saved(tensors, name)?);
             }
-            optimizer.histories = all;
-            Ok(())
-        })
+            Ok(state)
+        })?;
+        optimizer
+            .restore(state)
+            .map_err(|reason| self.invalid(format!("{OPTIMIZER}: {reason}")))
+    }
+
+    fn saved(&self, tensors: &SafeTensors<'_>, name: &str) -> Result<SavedTensor, CheckpointError> {
+        let tensor = tensors
+            .tensor(name)
+            .map_err(|e| self.invalid(e.to_string()))?;
+        match tensor.dtype() {
+            Dtype::U64 => match tensor.data().try_into() {
+                Ok(bytes) => Ok(SavedTensor::Count(u64::from_le_bytes(bytes))),
+                Err(_) => Err(self.invalid(format!("{OPTIMIZER}: `{name}` is not one number"))),
+            },
+            Dtype::U8 => Ok(SavedTensor::Codes(tensor.data().to_vec())),
+            _ => self.values(tensors, name).map(SavedTensor::Values),
+        }
     }
 
     /// What the method keeps besides its parameters.
@@ -358,29 +352,6 @@ impl Checkpoint {
             .collect())
     }
 
-    /// Moments of eight bits: their codes, and their scales beside them.
-    fn blockwise(
-        &self,
-        tensors: &SafeTensors<'_>,
-        name: &str,
-        signed: bool,
-    ) -> Result<Blockwise, CheckpointError> {
-        let codes = tensors
-            .tensor(name)
-            .map_err(|e| self.invalid(e.to_string()))?;
-        if codes.dtype() != Dtype::U8 {
-            return Err(self.invalid(format!("`{name}` is {:?} instead of U8", codes.dtype())));
-        }
-        let absmax = self.values(tensors, &format!("{name}.absmax"))?;
-        let scales = absmax.len();
-        Blockwise::from_parts(codes.data().to_vec(), absmax, signed).ok_or_else(|| {
-            self.invalid(format!(
-                "`{name}` has {} codes and {scales} scales",
-                codes.data().len()
-            ))
-        })
-    }
-
     pub(super) fn invalid(&self, reason: String) -> CheckpointError {
         CheckpointError::Invalid {
             path: self.path.clone(),
@@ -400,7 +371,7 @@ pub(super) fn save(
     state: &TrainerState,
     cost: Cost,
     parameters: &[&Parameter],
-    optimizer: &AdamW,
+    optimizer: &dyn Optimizer,
     adapter_state: &BTreeMap<String, Vec<f32>>,
 ) -> Result<PathBuf, CheckpointError> {
     let folder = run.join(FOLDER);
@@ -414,9 +385,9 @@ pub(super) fn save(
         .map(|p| (p.name().to_owned(), Stored::Parameter(p)));
     write_tensors(&temporary.join(PARAMETERS), stored)?;
     let stored = optimizer
-        .histories
-        .iter()
-        .flat_map(|(name, history)| stored_history(name, history));
+        .state()
+        .into_iter()
+        .map(|(name, tensor)| (name, Stored::of(tensor)));
     write_tensors(&temporary.join(OPTIMIZER), stored)?;
     let stored = adapter_state
         .iter()
@@ -440,31 +411,6 @@ pub(super) fn save(
     std::fs::rename(&temporary, &path).map_err(FileError::at(&path, "cannot write"))?;
     sync_folder(&folder)?;
     Ok(path)
-}
-
-fn stored_history<'a>(
-    name: &str,
-    History { moments, step }: &'a History,
-) -> Vec<(String, Stored<'a>)> {
-    let key = |moment: &str| format!("{moment}.{name}");
-    let values = |key: String, values: &'a [f32]| (key, Stored::Values(values, [values.len()]));
-    let mut stored = vec![(key("step"), Stored::Count(*step))];
-    match moments {
-        Moments::Single(exp_avg, exp_avg_sq) => {
-            stored.extend([
-                values(key("exp_avg"), exp_avg),
-                values(key("exp_avg_sq"), exp_avg_sq),
-            ]);
-        }
-        Moments::EightBit(exp_avg, exp_avg_sq) => {
-            for (moment, part) in [("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)] {
-                let codes = part.codes();
-                stored.push((key(moment), Stored::Codes(codes, [codes.len()])));
-                stored.push(values(key(moment) + ".absmax", part.absmax()));
-            }
-        }
-    }
-    stored
 }
 
 /// Deletes checkpoints older than `newest` until `limit` are left, counting `newest` but not the
@@ -508,8 +454,20 @@ fn write_json(path: &Path, value: &impl Serialize) -> Result<(), FileError> {
 enum Stored<'a> {
     Parameter(&'a Parameter),
     Values(&'a [f32], [usize; 1]),
+    Device(&'a Tensor<1>, [usize; 1]),
     Codes(&'a [u8], [usize; 1]),
     Count(u64),
+}
+
+impl<'a> Stored<'a> {
+    fn of(tensor: StateTensor<'a>) -> Self {
+        match tensor {
+            StateTensor::Values(values) => Self::Values(values, [values.len()]),
+            StateTensor::Device(tensor) => Self::Device(tensor, tensor.dims()),
+            StateTensor::Codes(codes) => Self::Codes(codes, [codes.len()]),
+            StateTensor::Count(count) => Self::Count(count),
+        }
+    }
 }
 
 impl View for Stored<'_> {
@@ -524,7 +482,7 @@ impl View for Stored<'_> {
     fn shape(&self) -> &[usize] {
         match self {
             Self::Parameter(parameter) => parameter.shape(),
-            Self::Values(_, shape) | Self::Codes(_, shape) => shape,
+            Self::Values(_, shape) | Self::Device(_, shape) | Self::Codes(_, shape) => shape,
             Self::Count(_) => &[],
         }
     }
@@ -539,6 +497,7 @@ impl View for Stored<'_> {
         Cow::Owned(match self {
             Self::Parameter(parameter) => bytes(&parameter.to_vec()),
             Self::Values(values, _) => bytes(values),
+            Self::Device(tensor, _) => bytes(&to_vec((*tensor).clone())),
             Self::Codes(codes, _) => codes.to_vec(),
             Self::Count(count) => count.to_le_bytes().to_vec(),
         })
@@ -548,6 +507,7 @@ impl View for Stored<'_> {
         match self {
             Self::Parameter(parameter) => parameter.len() * size_of::<f32>(),
             Self::Values(values, _) => size_of_val(*values),
+            Self::Device(_, [len]) => len * size_of::<f32>(),
             Self::Codes(codes, _) => codes.len(),
             Self::Count(_) => size_of::<u64>(),
         }

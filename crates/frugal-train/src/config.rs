@@ -4,6 +4,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::named::Named;
+use crate::optim::ParamGroup;
+
 /// Shape of the learning rate over the run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -45,20 +48,6 @@ impl From<Memory> for frugal_kernels::SavePolicy {
     }
 }
 
-/// Which optimiser.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Optimizer {
-    /// AdamW with moments in single precision.
-    #[default]
-    #[serde(rename = "adamw", alias = "adamw_torch")]
-    AdamW,
-    /// AdamW with moments of eight bits: two bytes for each trained weight instead of eight.
-    /// Parameters of fewer than 4,096 elements keep single precision.
-    #[serde(rename = "adamw_8bit", alias = "adamw_bnb_8bit")]
-    AdamW8bit,
-}
-
 /// Settings of a training run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -85,8 +74,9 @@ pub struct TrainConfig {
     pub gradient_accumulation_steps: usize,
     /// Put examples of similar length together.
     pub group_by_length: bool,
-    /// Which optimiser, and how it keeps its moments.
-    pub optim: Optimizer,
+    /// Which optimizer: `adamw`, `adamw_8bit` (moments of eight bits: two bytes for each trained
+    /// weight instead of eight), `sgd` or `lion`; the latter two with settings of their own.
+    pub optim: Named,
     /// Gradients are scaled down to this global norm; 0 for no clipping.
     pub max_grad_norm: f64,
     /// Decoupled weight decay; not applied to biases and vectors.
@@ -122,8 +112,8 @@ pub struct TrainConfig {
     pub save_total_limit: usize,
     /// End with the weights of the best evaluation instead of the last.
     pub load_best_model_at_end: bool,
-    /// Metric that decides which evaluation is best; smaller wins for `loss` and `perplexity`,
-    /// larger for the rest.
+    /// Metric that decides which evaluation is best; smaller wins for losses and errors, larger for
+    /// the rest.
     pub metric_for_best_model: String,
     /// Evaluations without improvement after which the run stops; 0 for never.
     pub early_stopping_patience: u32,
@@ -134,6 +124,13 @@ pub struct TrainConfig {
     /// ±α/√(L·d), for a sequence of L tokens of width d; 0 for none.
     #[serde(skip_serializing_if = "is_zero")]
     pub neftune_noise_alpha: f64,
+    /// What is minimised, where it is not what the task says; with settings of its own.
+    #[serde(skip_serializing_if = "Named::is_unset")]
+    pub objective: Named,
+    /// Parameters with a learning rate and a weight decay of their own; the first pattern that
+    /// matches a name counts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub param_groups: Vec<ParamGroup>,
 }
 
 fn is_zero(value: &f64) -> bool {
@@ -152,7 +149,7 @@ impl Default for TrainConfig {
             memory: Memory::default(),
             gradient_accumulation_steps: 1,
             group_by_length: false,
-            optim: Optimizer::default(),
+            optim: "adamw".into(),
             max_grad_norm: 1.0,
             weight_decay: 0.0,
             adam_beta1: 0.9,
@@ -174,6 +171,8 @@ impl Default for TrainConfig {
             early_stopping_patience: 0,
             label_smoothing: 0.0,
             neftune_noise_alpha: 0.0,
+            objective: Named::default(),
+            param_groups: Vec::new(),
         }
     }
 }
@@ -194,156 +193,11 @@ impl fmt::Display for ConfigProblem {
 }
 
 impl TrainConfig {
-    /// Checks all ranges.
-    ///
-    /// # Errors
-    /// Every setting that is out of range, in the order of the fields.
-    pub fn validate(&self) -> Result<(), Vec<ConfigProblem>> {
-        let mut problems = Vec::new();
-        let mut check = |ok: bool, field, value: &dyn fmt::Display, expected: &str| {
-            if !ok {
-                problems.push(ConfigProblem {
-                    field,
-                    reason: format!("{value} given, but it must be {expected}"),
-                });
-            }
-        };
-        let positive = |x: f64| x.is_finite() && x > 0.0;
-        let non_negative = |x: f64| x.is_finite() && x >= 0.0;
-        let share = |x: f64| (0.0..=1.0).contains(&x);
-        check(positive(self.lr), "lr", &self.lr, "a positive number");
-        check(
-            self.max_steps > 0 || positive(self.epochs),
-            "epochs",
-            &self.epochs,
-            "a positive number unless `max_steps` is set",
-        );
-        check(
-            self.epochs <= 1e6,
-            "epochs",
-            &self.epochs,
-            "at most 1000000",
-        );
-        check(
-            self.batch_size > 0,
-            "batch_size",
-            &self.batch_size,
-            "at least 1",
-        );
-        check(
-            self.max_tokens > 0,
-            "max_tokens",
-            &self.max_tokens,
-            "at least 1",
-        );
-        let steps = self.gradient_accumulation_steps;
-        check(
-            steps > 0,
-            "gradient_accumulation_steps",
-            &steps,
-            "at least 1",
-        );
-        check(
-            non_negative(self.max_grad_norm),
-            "max_grad_norm",
-            &self.max_grad_norm,
-            "0 (no clipping) or a positive number",
-        );
-        check(
-            non_negative(self.weight_decay),
-            "weight_decay",
-            &self.weight_decay,
-            "0 or a positive number",
-        );
-        check(
-            (0.0..1.0).contains(&self.adam_beta1),
-            "adam_beta1",
-            &self.adam_beta1,
-            "within 0 and 1 (excluded)",
-        );
-        check(
-            (0.0..1.0).contains(&self.adam_beta2),
-            "adam_beta2",
-            &self.adam_beta2,
-            "within 0 and 1 (excluded)",
-        );
-        check(
-            positive(self.adam_epsilon),
-            "adam_epsilon",
-            &self.adam_epsilon,
-            "a positive number",
-        );
-        check(
-            share(self.warmup_ratio),
-            "warmup_ratio",
-            &self.warmup_ratio,
-            "within 0 and 1",
-        );
-        check(
-            share(self.decay_ratio),
-            "decay_ratio",
-            &self.decay_ratio,
-            "within 0 and 1",
-        );
-        check(
-            share(self.min_lr_ratio),
-            "min_lr_ratio",
-            &self.min_lr_ratio,
-            "within 0 and 1",
-        );
-        check(
-            (0.0..=self.lr).contains(&self.min_lr) || !positive(self.lr),
-            "min_lr",
-            &self.min_lr,
-            "0, or a rate up to `lr`",
-        );
-        check(
-            self.logging_steps > 0,
-            "logging_steps",
-            &self.logging_steps,
-            "at least 1",
-        );
-        let metric = &self.metric_for_best_model;
-        check(
-            !metric.is_empty(),
-            "metric_for_best_model",
-            &"nothing",
-            "the name of a metric, such as `loss` or `accuracy`",
-        );
-        let smoothing = self.label_smoothing;
-        check(
-            (0.0..1.0).contains(&smoothing),
-            "label_smoothing",
-            &smoothing,
-            "within 0 and 1 (excluded)",
-        );
-        check(
-            non_negative(self.neftune_noise_alpha),
-            "neftune_noise_alpha",
-            &self.neftune_noise_alpha,
-            "0 (no noise) or a positive number",
-        );
-        if problems.is_empty() {
-            Ok(())
-        } else {
-            Err(problems)
-        }
-    }
-
     /// The metric's name as evaluations spell it: Hugging Face's `eval_` in front is optional.
     pub fn best_metric(&self) -> &str {
         self.metric_for_best_model
             .strip_prefix("eval_")
             .unwrap_or(&self.metric_for_best_model)
-    }
-
-    /// Whether `value` of the metric beats `best`.
-    pub fn is_better(&self, value: f64, best: f64) -> bool {
-        if matches!(self.best_metric(), "loss" | "perplexity") {
-            value < best
-        } else {
-            value > best
-        }
     }
 }
 
@@ -434,19 +288,5 @@ mod tests {
             floor[0].to_string(),
             "`min_lr`: 0.002 given, but it must be 0, or a rate up to `lr`"
         );
-    }
-
-    #[test]
-    fn smaller_loss_and_larger_accuracy_win() {
-        let by = |metric: &str| TrainConfig {
-            metric_for_best_model: metric.into(),
-            ..TrainConfig::default()
-        };
-        assert!(
-            by("eval_loss").is_better(1.0, 2.0)
-                && !by("loss").is_better(2.0, 1.0)
-                && by("accuracy").is_better(0.9, 0.8)
-        );
-        assert!(!by("accuracy").is_better(0.9, 0.9) && !by("loss").is_better(f64::NAN, 1.0));
     }
 }

@@ -1,32 +1,14 @@
 //! Measuring a model on examples, without gradients.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use burn::prelude::*;
-use frugal_core::metrics::ClassificationReport;
 use frugal_nn::{Adapter, Backbone, Fixed, Head, Mode, to_vec};
 
+use crate::Tokenized;
 use crate::error::{Set, TrainError};
-use crate::objective::{MicroBatch, Objective, cross_entropy};
-use crate::{Target, Tokenized};
-
-/// Rows of vocabulary logits formed at a time.
-const LOGIT_ROWS: usize = 256;
-
-/// What an evaluation found.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Evaluation {
-    /// Metrics by name: `loss` always, `perplexity` for language modelling, `accuracy` and more for
-    /// classification.
-    pub metrics: BTreeMap<String, f64>,
-    /// True classes in the order of the examples; empty for language modelling.
-    pub gold: Vec<usize>,
-    /// Predicted classes, likewise.
-    pub predicted: Vec<usize>,
-    /// Targets that the loss is the mean of: tokens, or examples for classification.
-    pub targets: usize,
-}
+use crate::objective::{
+    Evaluation, Forward, MicroBatch, ModelParts, Objective, check, check_tokens,
+};
 
 /// For each example the logits of a head. Targets are not looked at.
 ///
@@ -41,23 +23,29 @@ pub fn head_logits(
     if examples.is_empty() {
         return Ok(Vec::new());
     }
-    Objective::Classification(head).check(Set::Evaluation, backbone, examples)?;
+    let (model, set) = (ModelParts::new(backbone, Some(head)), Set::Evaluation);
+    for (row, example) in examples.iter().enumerate() {
+        check_tokens(model, example).map_err(|reason| TrainError::Example { set, row, reason })?;
+    }
     let fixed = Fixed::new(adapter);
     let mut pass = fixed.pass();
     let failed = |source| TrainError::Forward {
-        set: Set::Evaluation,
+        set,
         rows: (0..examples.len() as u32).collect(),
         source,
     };
-    let batch = MicroBatch::new(examples.iter());
-    let logits = batch
-        .class_logits(head, backbone, pass.as_mut(), Mode::Eval)
-        .map_err(failed)?;
+    let batch = MicroBatch::new(&examples.iter().collect::<Vec<_>>());
+    let mut forward = Forward {
+        model,
+        pass: pass.as_mut(),
+        mode: Mode::Eval,
+    };
+    let logits = batch.head_logits(&mut forward).map_err(failed)?;
     let labels = logits.dims()[1];
     let values = to_vec(logits);
     if let Some(at) = values.iter().position(|value| !value.is_finite()) {
         return Err(TrainError::Example {
-            set: Set::Evaluation,
+            set,
             row: at / labels,
             reason: "the model's logits are not finite: its weights are damaged".into(),
         });
@@ -65,24 +53,24 @@ pub fn head_logits(
     Ok(values.chunks(labels).map(<[f32]>::to_vec).collect())
 }
 
-/// Evaluates a backbone, with `adapter` if one is given, in batches of at most `max_tokens` tokens.
+/// Evaluates a model, with `adapter` if one is given, in batches of at most `max_tokens` tokens.
 ///
-/// The loss is the plain cross-entropy, without label smoothing. Returns `None` if `stop` was set
-/// before the end.
+/// The loss is the plain one of the objective, without label smoothing. Returns `None` if `stop`
+/// was set before the end.
 ///
 /// # Errors
-/// No example, examples that do not fit the objective or the model, a backbone without output head
-/// for language modelling.
-pub fn evaluate(
-    backbone: &dyn Backbone,
+/// No example, examples that do not fit the objective or the model, a model without what the
+/// objective takes.
+pub fn evaluate<'a>(
+    model: impl Into<ModelParts<'a>>,
     adapter: Option<&dyn Adapter>,
-    objective: Objective<'_>,
+    objective: &dyn Objective,
     examples: &[Tokenized],
     max_tokens: usize,
     stop: &AtomicBool,
 ) -> Result<Option<Evaluation>, TrainError> {
     evaluate_observed(
-        backbone,
+        model,
         adapter,
         objective,
         examples,
@@ -96,21 +84,21 @@ pub fn evaluate(
 ///
 /// # Errors
 /// As [`evaluate`].
-pub fn evaluate_observed(
-    backbone: &dyn Backbone,
+pub fn evaluate_observed<'a>(
+    model: impl Into<ModelParts<'a>>,
     adapter: Option<&dyn Adapter>,
-    objective: Objective<'_>,
+    objective: &dyn Objective,
     examples: &[Tokenized],
     max_tokens: usize,
     stop: &AtomicBool,
     observe: &mut dyn FnMut(usize, usize),
 ) -> Result<Option<Evaluation>, TrainError> {
-    objective.check(Set::Evaluation, backbone, examples)?;
+    let model = model.into();
+    check(objective, Set::Evaluation, model, examples)?;
     let rows: Vec<u32> = (0..examples.len() as u32)
-        .filter(|&i| crate::batch::num_targets(&examples[i as usize]) > 0)
+        .filter(|&i| examples[i as usize].trained() > 0)
         .collect();
-    let (mut loss, mut targets) = (0.0, 0);
-    let (mut gold, mut predicted) = (Vec::new(), Vec::new());
+    let mut meter = objective.meter(model);
     let fixed = Fixed::new(adapter);
     let (mut done, of) = (0, rows.len());
     for range in crate::batch::pack(&rows, max_tokens, |row| {
@@ -120,90 +108,22 @@ pub fn evaluate_observed(
             return Ok(None);
         }
         let rows = &rows[range];
-        let batch = MicroBatch::new(rows.iter().map(|&row| &examples[row as usize]));
+        let batch: Vec<&Tokenized> = rows.iter().map(|&row| &examples[row as usize]).collect();
         let mut pass = fixed.pass();
-        let failed = |source| TrainError::Forward {
-            set: Set::Evaluation,
-            rows: rows.to_vec(),
-            source,
+        let mut forward = Forward {
+            model,
+            pass: pass.as_mut(),
+            mode: Mode::Eval,
         };
-        let sum = match objective {
-            Objective::CausalLm => objective
-                .loss(&batch, backbone, pass.as_mut(), Mode::Eval, 0.0, LOGIT_ROWS)
-                .map_err(failed)?,
-            Objective::Classification(head) => {
-                let logits = batch
-                    .class_logits(head, backbone, pass.as_mut(), Mode::Eval)
-                    .map_err(failed)?;
-                predicted.extend(largest(logits.clone()));
-                cross_entropy(logits, &batch.targets, 0.0)
-            }
-        };
-        loss += f64::from(to_vec(sum)[0]);
-        for example in rows.iter().map(|&row| &examples[row as usize]) {
-            targets += crate::batch::num_targets(example);
-            if let Target::Class(class) = example.labels {
-                gold.push(class);
-            }
-        }
+        meter
+            .add(&batch, &mut forward)
+            .map_err(|source| TrainError::Forward {
+                set: Set::Evaluation,
+                rows: rows.to_vec(),
+                source,
+            })?;
         done += rows.len();
         observe(done, of);
     }
-    let loss = loss / targets as f64;
-    let mut metrics = match objective {
-        Objective::CausalLm => BTreeMap::from([("perplexity".to_owned(), loss.exp())]),
-        Objective::Classification(head) => {
-            classification_metrics(&gold, &predicted, &head.config().labels)
-        }
-    };
-    metrics.insert("loss".into(), loss);
-    Ok(Some(Evaluation {
-        metrics,
-        gold,
-        predicted,
-        targets,
-    }))
-}
-
-/// Names of the metrics that [`evaluate`] gives for an objective.
-pub(super) fn metric_names(objective: Objective<'_>) -> Vec<String> {
-    let mut names: Vec<String> = match objective {
-        Objective::CausalLm => vec!["perplexity".into()],
-        Objective::Classification(head) => {
-            classification_metrics(&[0], &[0], &head.config().labels)
-                .into_keys()
-                .collect()
-        }
-    };
-    names.push("loss".into());
-    names
-}
-
-fn classification_metrics(
-    gold: &[usize],
-    predicted: &[usize],
-    labels: &[String],
-) -> BTreeMap<String, f64> {
-    let report = ClassificationReport::new(gold, predicted, labels)
-        .expect("every example was checked against the labels");
-    let metrics = [
-        ("accuracy", report.accuracy),
-        ("macro_f1", report.macro_f1),
-        ("matthews_correlation", report.matthews_correlation),
-    ];
-    metrics
-        .into_iter()
-        .map(|(name, value)| (name.to_owned(), value))
-        .collect()
-}
-
-/// Index of the largest logit of each row; the first one among equals.
-fn largest(logits: Tensor<2>) -> Vec<usize> {
-    let classes = logits.dims()[1];
-    let first_largest = |row: &[f32]| {
-        row.iter()
-            .enumerate()
-            .fold(0, |best, (i, x)| if *x > row[best] { i } else { best })
-    };
-    to_vec(logits).chunks(classes).map(first_largest).collect()
+    Ok(Some(meter.finish()))
 }

@@ -11,12 +11,14 @@ mod config;
 mod error;
 mod evaluate;
 mod event;
+mod named;
 mod neftune;
-mod objective;
-mod optimizer;
+pub mod objective;
+pub mod optim;
 mod rate;
 mod schedule;
 mod trainer;
+mod validate;
 
 #[cfg(test)]
 mod tests;
@@ -24,12 +26,14 @@ mod tests;
 pub use batch::{Batches, Epoch};
 pub use checkpoint::FOLDER as CHECKPOINTS;
 pub use checkpoint::{Best, Checkpoint, CheckpointError, Cost, TrainerState, latest, list};
-pub use config::{ConfigProblem, Memory, Optimizer, Scheduler, TrainConfig};
+pub use config::{ConfigProblem, Memory, Scheduler, TrainConfig};
 pub use error::{Set, TrainError};
-pub use evaluate::{Evaluation, evaluate, evaluate_observed, head_logits};
+pub use evaluate::{evaluate, evaluate_observed, head_logits};
 pub use event::{Event, Observer};
-pub use objective::Objective;
+pub use named::Named;
+pub use objective::{CausalLm, Classification, Evaluation, ModelParts, Objective};
+pub use optim::{Optimizer, ParamGroup};
 pub use schedule::Schedule;
-pub use trainer::{StopReason, TrainRun, TrainSummary, train};
+pub use trainer::{StopReason, TrainRun, TrainSummary, train, train_with};
 
 pub use frugal_core::encode::{Target, Tokenized};

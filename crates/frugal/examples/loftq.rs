@@ -15,7 +15,7 @@ use burn::prelude::Device;
 use frugal::adapt::{Adapter, BuildContext, registry};
 use frugal::model::load::{Lookup, ModelFiles};
 use frugal::model::{Backbone, LoadOptions, Quantize};
-use frugal::train::{Objective, Target, Tokenized, evaluate};
+use frugal::train::{CausalLm, Target, Tokenized, evaluate};
 use serde_json::json;
 
 fn examples(
@@ -61,7 +61,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let found = evaluate(
             backbone,
             adapter,
-            Objective::CausalLm,
+            &CausalLm::default(),
             &examples,
             2048,
             &AtomicBool::new(false),

@@ -73,17 +73,29 @@ impl EncodeOptions {
 }
 
 /// What is to be learnt from the ids.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Target {
     /// For each position the id it must predict, that is the next one of the input, or [`IGNORE_INDEX`].
     /// The last is [`IGNORE_INDEX`].
     Tokens(Vec<i32>),
     /// Position in the list of labels.
     Class(usize),
+    /// Positions in the list of labels, by rising position: those that hold, maybe none.
+    Classes(Vec<usize>),
+    /// A number for each output of the head.
+    Values(Vec<f32>),
+    /// The ids are those of several texts, one after another, and what is learnt is how these lie
+    /// to each other: a pair, an anchor with a positive and negatives.
+    Texts {
+        /// Tokens of each text.
+        lengths: Vec<usize>,
+        /// How near they are, where somebody has said so.
+        scores: Vec<f32>,
+    },
 }
 
 /// One example, ready for a batch.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Tokenized {
     /// Ids of the tokens.
     pub input_ids: Vec<u32>,
@@ -104,17 +116,17 @@ impl Tokenized {
         self.input_ids.is_empty()
     }
 
-    /// Number of positions that are trained; 1 for a class.
+    /// Number of positions that are trained; 1 for what is learnt of an example as a whole.
     pub fn trained(&self) -> usize {
         match &self.labels {
             Target::Tokens(targets) => targets.iter().filter(|t| **t != IGNORE_INDEX).count(),
-            Target::Class(_) => 1,
+            Target::Class(_) | Target::Classes(_) | Target::Values(_) | Target::Texts { .. } => 1,
         }
     }
 }
 
 /// A data set, ready for batches.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Encoded {
     /// The examples.
     pub examples: Vec<Tokenized>,

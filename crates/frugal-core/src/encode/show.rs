@@ -20,7 +20,7 @@ pub fn show(
     let ids = &example.input_ids;
     let targets: &[i32] = match &example.labels {
         Target::Tokens(targets) => targets,
-        Target::Class(_) => &[],
+        _ => &[],
     };
     // A token is trained where the position before it must predict it.
     let trained = |i: usize| i > 0 && targets.get(i - 1).is_some_and(|t| *t != IGNORE_INDEX);
@@ -49,15 +49,39 @@ pub fn show(
         }
         start = end;
     }
-    match example.labels {
+    match &example.labels {
         Target::Tokens(_) => out.push_str(&format!(
             "{} tokens, {} of them trained\n",
             example.len(),
             example.trained()
         )),
         Target::Class(class) => out.push_str(&format!("{} tokens, class {class}\n", example.len())),
+        Target::Classes(classes) => out.push_str(&format!(
+            "{} tokens, {}\n",
+            example.len(),
+            listed("classes", classes)
+        )),
+        Target::Values(values) => out.push_str(&format!(
+            "{} tokens, {}\n",
+            example.len(),
+            listed("values", values)
+        )),
+        Target::Texts { lengths, .. } => out.push_str(&format!(
+            "{} tokens in {} texts\n",
+            example.len(),
+            lengths.len()
+        )),
     }
     Ok(out)
+}
+
+/// A name and what it has; `no` before the name where that is nothing.
+fn listed(name: &str, found: &[impl ToString]) -> String {
+    if found.is_empty() {
+        return format!("no {name}");
+    }
+    let found: Vec<String> = found.iter().map(ToString::to_string).collect();
+    format!("{name} {}", found.join(", "))
 }
 
 /// Line breaks can be seen, and control characters cannot reach the terminal.

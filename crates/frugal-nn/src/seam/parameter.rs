@@ -226,6 +226,30 @@ impl Parameter {
         self.value = leaf(values, &self.value.device());
     }
 
+    /// All elements `[len]` where they are, outside of the gradient graph.
+    pub fn value(&self) -> Tensor<1> {
+        self.value.clone().inner()
+    }
+
+    /// Replaces all elements by a tensor `[len]` of the same device, which is not copied.
+    ///
+    /// # Panics
+    /// If the number of elements differs: callers form it from [`Parameter::value`].
+    pub fn set_value(&mut self, value: Tensor<1>) {
+        assert_eq!(
+            value.dims(),
+            [self.len()],
+            "parameter {}: wrong number of values",
+            self.name
+        );
+        self.value = value.autodiff().require_grad();
+    }
+
+    /// Whether its values are in the memory of this process, where reading them costs no transfer.
+    pub fn is_on_host(&self) -> bool {
+        on_host(&self.value)
+    }
+
     /// Computes with this tensor `[len]` from now on, which may be part of someone else's gradient
     /// graph.
     pub fn bind(&mut self, value: Tensor<1>) {
@@ -248,6 +272,11 @@ fn leaf(values: Vec<f32>, device: &Device) -> Tensor<1> {
         &device.clone().inner().autodiff(),
     )
     .require_grad()
+}
+
+/// Whether a tensor is in the memory of this process: that of the CPU backend.
+pub(crate) fn on_host<const D: usize>(tensor: &Tensor<D>) -> bool {
+    tensor.device().inner() == Device::flex()
 }
 
 /// Elements of a tensor in row-major order.

@@ -115,7 +115,7 @@ fn evaluation_equals_the_likelihood_of_the_reference_logits() {
             let found = evaluate(
                 &*backbone,
                 adapter,
-                Objective::CausalLm,
+                &CausalLm::default(),
                 &examples,
                 max_tokens,
                 &stop,
@@ -272,7 +272,7 @@ fn hooks_and_the_auxiliary_loss_count_once_a_step() {
 fn the_backbone_stays_as_it_was() {
     let (backbone, data) = (backbone("llama"), counting(&[5, 9, 3, 7]));
     let stop = AtomicBool::new(false);
-    let before = evaluate(&*backbone, None, Objective::CausalLm, &data, 100, &stop).unwrap();
+    let before = evaluate(&*backbone, None, &CausalLm::default(), &data, 100, &stop).unwrap();
     Setup::new(
         &*backbone,
         lora(&*backbone, 0.0),
@@ -285,7 +285,7 @@ fn the_backbone_stays_as_it_was() {
     .run()
     .unwrap();
     assert_eq!(
-        evaluate(&*backbone, None, Objective::CausalLm, &data, 100, &stop).unwrap(),
+        evaluate(&*backbone, None, &CausalLm::default(), &data, 100, &stop).unwrap(),
         before
     );
 }

@@ -1,6 +1,8 @@
 //! Whole runs on the tiny models of the fixtures.
 
 mod learning;
+mod objectives;
+mod optimizers;
 mod resume;
 
 use std::collections::BTreeMap;

@@ -5,7 +5,7 @@ use frugal_adapt::registry;
 use frugal_models::load::ModelFiles;
 use frugal_models::{ModelConfig, Quantize};
 use frugal_nn::{BuildContext, Head, Parameter, SiteInfo, SiteKind, SiteTable};
-use frugal_train::{self, Batches, Optimizer};
+use frugal_train::{self, Batches};
 use serde::Serialize;
 
 use super::prepare::Prepared;
@@ -189,10 +189,8 @@ pub(super) fn predicted(
     };
     let kept = kept_per_token(model, sizes.low_rank, config.train.memory);
     let widest = model.intermediate_size.max(model.hidden_size) as u64;
-    let moment = match config.train.optim {
-        Optimizer::AdamW => F32,
-        Optimizer::AdamW8bit => 1,
-    };
+    let optimizer = frugal_train::optim::find(&config.train.optim.name);
+    let remembered = optimizer.map_or(2 * F32, |optimizer| optimizer.state_bytes);
     let logits = if prepared.head.is_some() {
         0
     } else {
@@ -201,9 +199,9 @@ pub(super) fn predicted(
     Memory {
         process,
         weights: held + converted,
-        // Gradients, the best weights and a checkpoint in the making, beside the values, and two
-        // moments.
-        trainable: (sizes.values + 3 * sizes.trained) * F32 + 2 * sizes.trained * moment,
+        // Gradients, the best weights and a checkpoint in the making, beside the values, and what
+        // the optimizer remembers.
+        trainable: (sizes.values + 3 * sizes.trained) * F32 + sizes.trained * remembered,
         activations: kept.between as u64 * tokens * F32,
         workspace: (4 * widest + kept.again as u64) * tokens * F32 + 2 * logits,
     }

@@ -8,7 +8,8 @@ use frugal_models::load::{Lookup, ModelFiles};
 use frugal_models::save::{Stored, StoredType, write_safetensors};
 use frugal_models::{LoadOptions, Quantize};
 use frugal_nn::{Adapter, Backbone, BuildContext, Fixed, Head, Input, Mode, Rows, to_vec};
-use frugal_train::{Objective, Tokenized, evaluate_observed as evaluate_examples};
+use frugal_train::objective::for_model;
+use frugal_train::{ModelParts, Tokenized, TrainConfig, evaluate_observed as evaluate_examples};
 use serde::Serialize;
 
 use super::prepare::{encode_part, is_data_file, read};
@@ -185,15 +186,16 @@ pub fn evaluate(
         what: format!("evaluating {} examples", part.examples().len()),
     });
     let adapter = entry.as_ref().map(|e| e.adapter.as_ref());
-    let objective = head.map_or(Objective::CausalLm, Objective::Classification);
+    let model = ModelParts::new(backbone.as_ref(), head);
+    let objective = for_model(&TrainConfig::default(), model).map_err(RunError::Invalid)?;
     if let Some(path) = &request.dump_logits {
         let examples = &part.examples()[..DUMPED.min(part.examples().len())];
         dump(path, examples, backbone.as_ref(), adapter, head)?;
     }
     let Some(found) = evaluate_examples(
-        backbone.as_ref(),
+        model,
         adapter,
-        objective,
+        objective.as_ref(),
         part.examples(),
         request.max_tokens,
         stop,

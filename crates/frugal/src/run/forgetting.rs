@@ -14,7 +14,7 @@ use frugal_core::encode::{IGNORE_INDEX, Target, Tokenized};
 use frugal_eval::report::Forgetting;
 use frugal_models::load::ModelFiles;
 use frugal_nn::{Adapter, Backbone, Fixed, Input, mean_pool, to_vec};
-use frugal_train::{Objective, evaluate};
+use frugal_train::{CausalLm, evaluate};
 
 use super::RunError;
 
@@ -53,7 +53,7 @@ pub fn forgetting(
             let found = evaluate(
                 backbone,
                 adapter,
-                Objective::CausalLm,
+                &CausalLm::default(),
                 &texts,
                 max_tokens,
                 stop,

@@ -133,6 +133,11 @@ fn example(prepared: &Prepared) -> Result<Option<report::Example>, RunError> {
     };
     let decode = |ids: &[u32]| tokenizer.decode(ids, false);
     let (segments, label) = match &first.labels {
+        Target::Classes(_) | Target::Values(_) | Target::Texts { .. } => {
+            let text = decode(&first.input_ids)?;
+            let trained = false;
+            (vec![report::Segment { text, trained }], None)
+        }
         Target::Class(class) => {
             let label = prepared
                 .head

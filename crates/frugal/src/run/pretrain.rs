@@ -13,7 +13,7 @@ use frugal_eval::report::{
 use frugal_models::save::{StoredType, write_model};
 use frugal_models::{ModelConfig, build, merge, random_weights, registry};
 use frugal_nn::{Adapter, Backbone, BuildContext};
-use frugal_train::{Objective, Scheduler, TrainConfig, evaluate_observed};
+use frugal_train::{CausalLm, Scheduler, TrainConfig, evaluate_observed};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -463,7 +463,7 @@ fn measure(
     let found = evaluate_observed(
         backbone,
         Some(adapter as &dyn Adapter),
-        Objective::CausalLm,
+        &CausalLm::default(),
         validation,
         config.train.max_tokens,
         stop,

@@ -13,7 +13,8 @@ use frugal_models::LoadOptions;
 use frugal_models::load::{Lookup, MODEL_FOLDER, ModelFiles};
 use frugal_models::save::StoredType;
 use frugal_nn::{Backbone, BuildContext, Head, LoadedAdapter, Pooling, SiteTable};
-use frugal_train::{Best, Objective, evaluate_observed};
+use frugal_train::objective::for_model;
+use frugal_train::{Best, ModelParts, evaluate_observed};
 use serde::Serialize;
 
 use super::compare::{baselines, confusion};
@@ -342,14 +343,12 @@ impl Run<'_> {
             } else {
                 Some(entry.adapter.as_ref())
             };
-            let objective = entry
-                .head
-                .as_ref()
-                .map_or(Objective::CausalLm, Objective::Classification);
+            let model = ModelParts::new(self.backbone, entry.head.as_ref());
+            let objective = for_model(&self.config.train, model).map_err(RunError::Invalid)?;
             let result = evaluate_observed(
-                self.backbone,
+                model,
                 adapter,
-                objective,
+                objective.as_ref(),
                 part.examples(),
                 self.config.train.max_tokens,
                 self.stop,

@@ -6,7 +6,7 @@ use frugal::adapt::{AdaptError, Adapter, BuildContext, LoadedAdapter, merge, pef
 use frugal::model::load::{Lookup, ModelFiles};
 use frugal::model::{ActivationQuant, Backbone, Frozen, LoadOptions, Quantize, build_with};
 use frugal::train::{
-    Event, Memory, Objective, Target, Tokenized, TrainConfig, TrainRun, evaluate, train,
+    CausalLm, Event, Memory, Target, Tokenized, TrainConfig, TrainRun, evaluate, train,
 };
 use serde_json::{Map, json};
 
@@ -197,7 +197,7 @@ fn loss(backbone: &dyn Backbone, adapter: Option<&dyn Adapter>, examples: &[Toke
     let found = evaluate(
         backbone,
         adapter,
-        Objective::CausalLm,
+        &CausalLm::default(),
         examples,
         2048,
         &AtomicBool::new(false),

@@ -1,0 +1,94 @@
+//! What is minimised: one file for each objective, one line in the registry.
+//!
+//! An objective draws what it needs from a batch of examples (target tokens, a class, numbers,
+//! several texts of each example at once) and gives a loss. It says what fits it, how a model is
+//! measured, and which of the measures are better when they are smaller.
+
+mod batch;
+mod causal_lm;
+mod check;
+mod classification;
+mod cross_entropy;
+mod label_weights;
+mod meter;
+mod micro_step;
+mod multi_label;
+mod registry;
+mod regression;
+
+use burn::prelude::*;
+use frugal_nn::{Mode, ModelError};
+
+use crate::Tokenized;
+
+pub use batch::{Forward, MicroBatch, ModelParts};
+pub use causal_lm::CausalLm;
+pub use check::{check, check_tokens};
+pub use classification::{Classification, ClassificationConfig};
+pub use label_weights::LabelWeights;
+pub use meter::{Evaluation, Meter, Metric};
+pub use micro_step::{MicroStep, StepError};
+pub use multi_label::{MultiLabel, MultiLabelConfig};
+pub use registry::{OBJECTIVES, ObjectiveEntry, canonical, for_model, made};
+pub use regression::Regression;
+
+/// What is minimised, and what is measured.
+pub trait Objective: Send + Sync {
+    /// Its name in the registry.
+    fn name(&self) -> &'static str;
+
+    /// Whether the model fits it.
+    ///
+    /// # Errors
+    /// What the model lacks.
+    fn check_model(&self, model: ModelParts<'_>) -> Result<(), String>;
+
+    /// Whether an example fits it and the model. That its tokens fit the model was checked before.
+    ///
+    /// # Errors
+    /// What is wrong with the example.
+    fn check_example(&self, model: ModelParts<'_>, example: &Tokenized) -> Result<(), String>;
+
+    /// Takes from the training data what it rests on, such as how frequent each class is; called
+    /// once before training, after the checks.
+    ///
+    /// # Errors
+    /// Settings that do not fit the data or the model.
+    fn fit(&mut self, _model: ModelParts<'_>, _train: &[Tokenized]) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// What an example counts in the mean that is the loss of a step: its target tokens, 1 for a
+    /// class, the class's weight.
+    fn num_targets(&self, model: ModelParts<'_>, example: &Tokenized) -> f64;
+
+    /// The loss `[1]` of some examples, summed over their targets. The examples of a micro-batch
+    /// come together, so that one may serve another as a negative. Outside of training the loss is
+    /// the plain one, without smoothing and weights.
+    ///
+    /// # Errors
+    /// What the backbone refuses.
+    fn loss(
+        &self,
+        examples: &[&Tokenized],
+        forward: &mut Forward<'_>,
+    ) -> Result<Tensor<1>, ModelError>;
+
+    /// Adds the gradient of a micro-batch; returns what it adds to the step's loss. One forward
+    /// and one backward pass, unless the objective has something better.
+    ///
+    /// # Errors
+    /// A loss that is not finite, what the backbone refuses.
+    fn accumulate(&self, step: &mut MicroStep<'_>) -> Result<f64, StepError> {
+        let mode: Mode = step.mode();
+        let (mut pass, examples) = (step.pass(mode), step.examples);
+        let sum = step.forward(pass.as_mut(), mode, |forward| self.loss(examples, forward))?;
+        step.backward(sum, pass)
+    }
+
+    /// What an evaluation gives, `loss` among them.
+    fn metrics(&self) -> &'static [Metric];
+
+    /// An evaluation that has seen nothing yet.
+    fn meter<'a>(&'a self, model: ModelParts<'a>) -> Box<dyn Meter + 'a>;
+}

@@ -1,0 +1,135 @@
+//! Whether model, data, settings and an earlier run go together.
+
+use frugal_nn::Parameter;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use super::run::TrainRun;
+use crate::checkpoint::hex;
+use crate::config::{ConfigProblem, TrainConfig};
+use crate::error::{Set, TrainError};
+use crate::objective::{self, Objective};
+use crate::{Target, Tokenized};
+
+/// Settings that a resumed run may change. More `epochs` or `max_steps` stretch the schedule from
+/// there on; fewer than are done are refused.
+const MAY_CHANGE: [&str; 9] = [
+    "epochs",
+    "max_steps",
+    "memory",
+    "logging_steps",
+    "eval_steps",
+    "save_steps",
+    "save_total_limit",
+    "load_best_model_at_end",
+    "early_stopping_patience",
+];
+
+/// Everything that can be known to fail before any work is done.
+pub(super) fn check(run: &TrainRun<'_>, objective: &dyn Objective) -> Result<(), TrainError> {
+    run.config.validate().map_err(TrainError::Config)?;
+    objective::check(objective, Set::Train, run.model(), run.train)?;
+    match run.validation {
+        Some(validation) => {
+            objective::check(objective, Set::Evaluation, run.model(), validation)?;
+            let known: Vec<&str> = objective.metrics().iter().map(|m| m.name).collect();
+            if !known.contains(&run.config.best_metric()) {
+                return Err(TrainError::Metric {
+                    name: run.config.metric_for_best_model.clone(),
+                    known: known.join(", "),
+                });
+            }
+        }
+        None if run.config.early_stopping_patience > 0 => {
+            let reason = "early stopping needs validation data".into();
+            return Err(TrainError::Config(vec![ConfigProblem {
+                field: "early_stopping_patience",
+                reason,
+            }]));
+        }
+        None => {}
+    }
+    let head = run.head.iter().flat_map(|head| head.parameters());
+    let mut names: Vec<&str> = run
+        .adapter
+        .parameters()
+        .into_iter()
+        .chain(head)
+        .map(Parameter::name)
+        .collect();
+    names.sort_unstable();
+    if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(TrainError::Setup(format!(
+            "two parameters are named `{}`",
+            pair[0]
+        )));
+    }
+    if run.adapter.num_trainable() == 0 && run.head.is_none() {
+        return Err(TrainError::Setup(format!(
+            "method `{}` has nothing to train",
+            run.adapter.method()
+        )));
+    }
+    Ok(())
+}
+
+/// What a run was set to and is not any more, but for what may change.
+pub(super) fn config_differences(stored: &TrainConfig, given: &TrainConfig) -> Vec<String> {
+    let fields = |config: &TrainConfig| match serde_json::to_value(config) {
+        Ok(Value::Object(fields)) => fields,
+        _ => unreachable!("settings are plain numbers, flags and names"),
+    };
+    let (stored, given) = (stored.canonical(), given.canonical());
+    // The stored settings were read from JSON, which may have rounded a last digit: the given ones
+    // go the same way.
+    let given = serde_json::to_string(&given)
+        .ok()
+        .and_then(|text| serde_json::from_str(&text).ok())
+        .unwrap_or(given);
+    let (stored, given) = (fields(&stored), fields(&given));
+    // A setting that is not stored had its default.
+    let mut names: Vec<&String> = stored.keys().chain(given.keys()).collect();
+    names.sort_unstable();
+    names.dedup();
+    names.retain(|name| !MAY_CHANGE.contains(&name.as_str()));
+    let shown = |value: Option<&Value>| value.map_or("not set".to_owned(), Value::to_string);
+    names
+        .into_iter()
+        .map(|name| (name, stored.get(name), given.get(name)))
+        .filter(|(_, stored, given)| stored != given)
+        .map(|(name, stored, given)| {
+            format!("`{name}` was {}, now {}", shown(stored), shown(given))
+        })
+        .collect()
+}
+
+/// SHA-256 of examples.
+pub(super) fn data_hash(examples: &[Tokenized]) -> String {
+    let mut hash = Sha256::new();
+    let mut bytes = Vec::new();
+    for example in examples {
+        bytes.clear();
+        for ids in [&example.input_ids, &example.token_type_ids] {
+            bytes.extend((ids.len() as u64).to_le_bytes());
+            bytes.extend(ids.iter().flat_map(|id| id.to_le_bytes()));
+        }
+        match &example.labels {
+            Target::Tokens(targets) => bytes.extend(targets.iter().flat_map(|t| t.to_le_bytes())),
+            Target::Class(class) => bytes.extend((*class as u64).to_le_bytes()),
+            Target::Classes(classes) => extend(&mut bytes, classes, |c| (*c as u64).to_le_bytes()),
+            Target::Values(values) => extend(&mut bytes, values, |v| v.to_le_bytes()),
+            Target::Texts { lengths, scores } => {
+                extend(&mut bytes, lengths, |n| (*n as u64).to_le_bytes());
+                extend(&mut bytes, scores, |v| v.to_le_bytes());
+            }
+        }
+        hash.update(&bytes);
+    }
+    hex(&hash.finalize())
+}
+
+/// Adds how many there are, and their bytes.
+fn extend<T, const N: usize>(bytes: &mut Vec<u8>, values: &[T], of: impl Fn(&T) -> [u8; N]) {
+    bytes.extend((values.len() as u64).to_le_bytes());
+    bytes.extend(values.iter().flat_map(of));
+}

@@ -1,0 +1,239 @@
+//! The training loop.
+
+mod check;
+mod evaluation;
+mod run;
+mod save;
+mod start;
+mod step;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use frugal_core::events::peak_rss_bytes;
+use frugal_nn::{Adapter, GradientSum, Head, Parameter, named_rng};
+use rand::Rng;
+
+use crate::batch::{Batches, Epoch};
+use crate::checkpoint::{Cost, TrainerState};
+use crate::error::TrainError;
+use crate::event::Event;
+use crate::objective::{self, Evaluation, Objective};
+use crate::optim::{self, OptimizerStep};
+use crate::schedule::Schedule;
+
+use check::{check, data_hash};
+
+pub use run::{StopReason, TrainRun, TrainSummary};
+
+/// Trains an adapter.
+///
+/// Afterwards the adapter and head hold the last weights, or those of the best evaluation with
+/// `load_best_model_at_end`.
+///
+/// # Errors
+/// Settings, data or checkpoints that do not go together, all before any work; a loss or gradient
+/// that is not finite; a checkpoint that cannot be written.
+pub fn train(run: TrainRun<'_>) -> Result<TrainSummary, TrainError> {
+    run.config.validate().map_err(TrainError::Config)?;
+    let objective = objective::for_model(run.config, run.model()).map_err(TrainError::Setup)?;
+    train_with(run, objective)
+}
+
+/// Trains an adapter with an objective of the caller's; the one that the settings name does not
+/// count.
+///
+/// # Errors
+/// As [`train`].
+pub fn train_with(
+    run: TrainRun<'_>,
+    objective: Box<dyn Objective>,
+) -> Result<TrainSummary, TrainError> {
+    Trainer::new(run, objective)?.run()
+}
+
+struct Trainer<'a> {
+    run: TrainRun<'a>,
+    objective: Box<dyn Objective>,
+    batches: Batches,
+    schedule: Schedule,
+    total_steps: u64,
+    optimizer: OptimizerStep,
+    gradients: GradientSum,
+    state: TrainerState,
+    /// Batches of the current epoch.
+    epoch: Epoch,
+    /// Newest checkpoint and its step.
+    saved: Option<(u64, PathBuf)>,
+    /// Values of the best evaluation, when there is no folder to keep them in.
+    best_values: Option<(Vec<Vec<f32>>, BTreeMap<String, Vec<f32>>)>,
+    evaluation: Option<Evaluation>,
+    /// Tokens and seconds of training since the last log entry.
+    window: (u64, f64),
+    started: Instant,
+    /// What earlier processes spent on the run.
+    spent: Cost,
+}
+
+impl<'a> Trainer<'a> {
+    fn new(run: TrainRun<'a>, mut objective: Box<dyn Objective>) -> Result<Self, TrainError> {
+        check(&run, objective.as_ref())?;
+        let fitted = objective.fit(run.model(), run.train);
+        fitted.map_err(TrainError::Setup)?;
+        let config = run.config;
+        let optimizer = optim::made(config).map_err(TrainError::Setup)?;
+        let optimizer = OptimizerStep::new(optimizer, config).map_err(TrainError::Setup)?;
+        let batches = Batches::new(run.train, config);
+        let total_steps = batches.total_steps(config);
+        let hashes = match run.folder {
+            Some(_) => [
+                data_hash(run.train),
+                run.validation.map_or_else(String::new, data_hash),
+            ],
+            None => Default::default(),
+        };
+        let state = TrainerState::start(config.clone(), hashes);
+        let mut trainer = Self {
+            schedule: Schedule::new(config, total_steps),
+            total_steps,
+            optimizer,
+            objective,
+            gradients: GradientSum::default(),
+            epoch: batches.epoch(0),
+            batches,
+            state,
+            saved: None,
+            best_values: None,
+            evaluation: None,
+            window: (0, 0.0),
+            started: Instant::now(),
+            spent: Cost::default(),
+            run,
+        };
+        if let Some(pattern) = trainer.optimizer.unused_group(&trainer.parameters()) {
+            return Err(TrainError::Setup(format!(
+                "`param_groups`: no parameter is left for the pattern {pattern:?}"
+            )));
+        }
+        trainer.start()?;
+        Ok(trainer)
+    }
+
+    fn run(mut self) -> Result<TrainSummary, TrainError> {
+        let ending = loop {
+            let finished = self.state.step >= self.total_steps;
+            if self.evaluation_is_due(finished) && !self.evaluate()? {
+                break StopReason::Interrupted;
+            }
+            let patience = self.run.config.early_stopping_patience;
+            let stalled = patience > 0 && self.state.evaluations_without_improvement >= patience;
+            if self.save_is_due(finished || stalled) {
+                self.save()?;
+            }
+            if finished {
+                break StopReason::Finished;
+            }
+            if stalled {
+                let evaluations = self.state.evaluations_without_improvement;
+                self.emit(Event::EarlyStop {
+                    step: self.state.step,
+                    evaluations,
+                });
+                break StopReason::EarlyStopped;
+            }
+            if self.is_stopped() || !self.step()? {
+                break StopReason::Interrupted;
+            }
+        };
+        let mut restored_best = false;
+        if ending == StopReason::Interrupted {
+            self.save()?;
+            self.emit(Event::Interrupted {
+                step: self.state.step,
+                path: self.newest(),
+            });
+        } else if self.run.config.load_best_model_at_end {
+            restored_best = self.restore_best();
+        }
+        let cost = self.cost();
+        Ok(TrainSummary {
+            ending,
+            step: self.state.step,
+            total_steps: self.total_steps,
+            epoch: self.epochs_done(),
+            tokens: self.state.tokens,
+            best: self.state.best,
+            restored_best,
+            cost,
+            evaluation: self.evaluation,
+            checkpoint: self.saved.map(|(_, path)| path),
+        })
+    }
+
+    fn cost(&self) -> Cost {
+        Cost {
+            seconds: self.spent.seconds + self.started.elapsed().as_secs_f64(),
+            peak_memory_bytes: self
+                .spent
+                .peak_memory_bytes
+                .max(peak_rss_bytes().unwrap_or(0)),
+        }
+    }
+
+    fn parameters(&self) -> Vec<&Parameter> {
+        let head = self.run.head.iter().flat_map(|head| head.parameters());
+        self.run
+            .adapter
+            .parameters()
+            .into_iter()
+            .chain(head)
+            .collect()
+    }
+
+    fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
+        parameters_mut(&mut *self.run.adapter, &mut self.run.head)
+    }
+
+    fn epochs_done(&self) -> f64 {
+        self.state.epoch as f64 + self.state.step_in_epoch as f64 / self.epoch.steps() as f64
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.run.stop.load(Ordering::Relaxed)
+    }
+
+    fn seed(&self, place: &str) -> u64 {
+        named_rng(self.run.config.seed, place).random()
+    }
+
+    fn emit(&mut self, event: Event) {
+        self.run.observer.on_event(&event);
+    }
+
+    fn non_finite(&self, what: String, rows: &[u32]) -> TrainError {
+        TrainError::NonFinite {
+            what,
+            step: self.state.step + 1,
+            epoch: self.epochs_done(),
+            rows: rows.to_vec(),
+            checkpoint: self.newest(),
+        }
+    }
+
+    fn newest(&self) -> Option<PathBuf> {
+        self.saved.as_ref().map(|(_, path)| path.clone())
+    }
+}
+
+fn parameters_mut<'b>(
+    adapter: &'b mut dyn Adapter,
+    head: &'b mut Option<&mut Head>,
+) -> Vec<&'b mut Parameter> {
+    adapter
+        .parameters_mut()
+        .into_iter()
+        .chain(head.iter_mut().flat_map(|head| head.parameters_mut()))
+        .collect()
+}

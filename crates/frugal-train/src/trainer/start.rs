@@ -1,0 +1,118 @@
+//! The start of a run, at its beginning or where a checkpoint left it.
+
+use super::Trainer;
+use super::check::config_differences;
+use crate::checkpoint::{self, Checkpoint, CheckpointError, TrainerState};
+use crate::error::TrainError;
+use crate::event::Event;
+
+impl Trainer<'_> {
+    pub(super) fn start(&mut self) -> Result<(), TrainError> {
+        let (found, skipped) = match self.run.folder {
+            Some(folder) if self.run.resume => checkpoint::latest(folder),
+            Some(folder) if !checkpoint::list(folder).is_empty() => {
+                return Err(TrainError::FolderInUse {
+                    folder: folder.to_owned(),
+                });
+            }
+            _ => (None, Vec::new()),
+        };
+        match (&found, self.run.folder) {
+            (Some(checkpoint), _) => self.restore(checkpoint)?,
+            (None, Some(folder)) if !skipped.is_empty() => {
+                return Err(TrainError::NoCheckpoint {
+                    folder: folder.to_owned(),
+                    found: skipped.iter().map(ToString::to_string).collect(),
+                });
+            }
+            _ => {}
+        }
+        let examples = self.batches.examples();
+        let trainable = self
+            .parameters()
+            .iter()
+            .filter(|p| p.is_trainable())
+            .map(|p| p.len())
+            .sum();
+        let left_out = self.run.train.len() - examples;
+        self.emit(Event::Started {
+            total_steps: self.total_steps,
+            examples,
+            skipped: left_out,
+            trainable_parameters: trainable,
+        });
+        for error in skipped {
+            self.emit(Event::CheckpointSkipped {
+                reason: error.to_string(),
+            });
+        }
+        if let Some(Checkpoint { path, .. }) = found {
+            self.emit(Event::Resumed {
+                step: self.state.step,
+                epoch: self.epochs_done(),
+                path,
+                seconds: self.spent.seconds,
+            });
+        }
+        Ok(())
+    }
+
+    /// Puts the run where a checkpoint left it.
+    fn restore(&mut self, checkpoint: &Checkpoint) -> Result<(), TrainError> {
+        let mut differences = config_differences(&checkpoint.state.config, self.run.config);
+        if checkpoint.state.data_hash != self.state.data_hash {
+            differences.push("the training data are not the same".into());
+        }
+        let (before, now) = (
+            &checkpoint.state.validation_hash,
+            &self.state.validation_hash,
+        );
+        let validation_hash = now.clone();
+        if !before.is_empty() && before != now {
+            differences.push(
+                "the validation data are not the same, so that the best evaluation would be chosen among scores on two sets"
+                    .into(),
+            );
+        }
+        if !differences.is_empty() {
+            return Err(TrainError::Resume {
+                path: checkpoint.path.clone(),
+                differences,
+            });
+        }
+        let (done, planned) = (checkpoint.state.step, self.total_steps);
+        if done > planned {
+            let setting = if self.run.config.max_steps > 0 {
+                "max_steps"
+            } else {
+                "epochs"
+            };
+            return Err(TrainError::Shortened {
+                path: checkpoint.path.clone(),
+                setting,
+                done,
+                planned,
+            });
+        }
+        checkpoint.load_optimizer(self.optimizer.optimizer_mut())?;
+        self.load_weights(checkpoint)?;
+        self.state = TrainerState {
+            config: self.run.config.clone(),
+            validation_hash,
+            ..checkpoint.state.clone()
+        };
+        self.epoch = self.batches.epoch(self.state.epoch);
+        self.spent = checkpoint.cost;
+        self.saved = Some((self.state.step, checkpoint.path.clone()));
+        Ok(())
+    }
+
+    /// Puts the weights of a checkpoint, and what the method keeps beside them, in place.
+    pub(super) fn load_weights(&mut self, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
+        self.run
+            .adapter
+            .restore(&checkpoint.adapter_state()?)
+            .map_err(|reason| checkpoint.invalid(reason))?;
+        checkpoint.load_parameters(self.parameters_mut())
+    }
+}

@@ -1,0 +1,147 @@
+//! One step: the gradients of its micro-batches, an update of every parameter, a line of the log.
+
+use std::time::Instant;
+
+use frugal_core::events::peak_rss_bytes;
+use frugal_kernels::SavePolicy;
+use frugal_nn::StepContext;
+
+use super::{Trainer, parameters_mut};
+use crate::Tokenized;
+use crate::error::{Set, TrainError};
+use crate::event::Event;
+use crate::objective::{MicroStep, ModelParts, StepError};
+use crate::optim::OptimizerError;
+
+impl Trainer<'_> {
+    /// One optimiser step; `false` if it was given up because the run is to stop.
+    pub(super) fn step(&mut self) -> Result<bool, TrainError> {
+        let started = Instant::now();
+        let micro_batches: Vec<Vec<u32>> = self
+            .epoch
+            .step(self.state.step_in_epoch)
+            .map(<[u32]>::to_vec)
+            .collect();
+        let rows = micro_batches.concat();
+        let examples = rows.iter().map(|&row| &self.run.train[row as usize]);
+        let model = self.run.model();
+        let targets: f64 = examples
+            .clone()
+            .map(|example| self.objective.num_targets(model, example))
+            .sum();
+        let tokens: usize = examples.map(|example| example.input_ids.len()).sum();
+
+        self.gradients.clear();
+        let mut loss = 0.0;
+        for (index, rows) in micro_batches.iter().enumerate() {
+            // A step that is given up is taken again from its start after a resume.
+            if index > 0 && self.is_stopped() {
+                return Ok(false);
+            }
+            let seed = self.seed(&format!("micro-batch {index} of step {}", self.state.step));
+            loss += self.micro_batch(rows, seed, targets, micro_batches.len())?;
+            self.emit(Event::MicroBatch {
+                step: self.state.step,
+                total_steps: self.total_steps,
+                done: index + 1,
+                of: micro_batches.len(),
+            });
+        }
+
+        let (lr, seed) = (
+            self.schedule.lr(self.state.step),
+            self.seed(&format!("step {}", self.state.step)),
+        );
+        let context = StepContext {
+            step: self.state.step,
+            total_steps: self.total_steps,
+            seed,
+        };
+        self.run.adapter.before_step(&context, &mut self.gradients);
+        let parameters = parameters_mut(&mut *self.run.adapter, &mut self.run.head);
+        let norm = self.optimizer.step(parameters, &self.gradients, lr);
+        let grad_norm = norm.map_err(|OptimizerError::NonFinite { name }| {
+            self.non_finite(format!("the gradient of `{name}`"), &rows)
+        })?;
+        self.gradients.clear();
+        self.state.step += 1;
+        self.state.step_in_epoch += 1;
+        self.state.tokens += tokens as u64;
+        self.state.logged_loss += loss;
+        self.state.logged_steps += 1;
+        self.run.adapter.after_step(&StepContext {
+            step: self.state.step,
+            total_steps: self.total_steps,
+            seed,
+        });
+        if self.state.step_in_epoch == self.epoch.steps() {
+            self.state.epoch += 1;
+            self.state.step_in_epoch = 0;
+            self.epoch = self.batches.epoch(self.state.epoch);
+        }
+        self.window = (
+            self.window.0 + tokens as u64,
+            self.window.1 + started.elapsed().as_secs_f64(),
+        );
+        self.log(lr, grad_norm);
+        Ok(true)
+    }
+
+    /// Adds the gradient of one micro-batch; returns its part of the step's loss.
+    fn micro_batch(
+        &mut self,
+        rows: &[u32],
+        seed: u64,
+        targets: f64,
+        micro_batches: usize,
+    ) -> Result<f64, TrainError> {
+        let train = self.run.train;
+        let examples: Vec<&Tokenized> = rows.iter().map(|&row| &train[row as usize]).collect();
+        let mut step = MicroStep {
+            model: ModelParts::new(self.run.backbone, self.run.head.as_deref()),
+            examples: &examples,
+            targets,
+            adapter: &*self.run.adapter,
+            micro_batches,
+            seed,
+            memory: SavePolicy::from(self.run.config.memory),
+            neftune_noise_alpha: self.run.config.neftune_noise_alpha,
+            gradients: &mut self.gradients,
+        };
+        self.objective
+            .accumulate(&mut step)
+            .map_err(|error| match error {
+                StepError::NonFinite => self.non_finite("the loss".into(), rows),
+                StepError::Forward(source) => TrainError::Forward {
+                    set: Set::Train,
+                    rows: rows.to_vec(),
+                    source,
+                },
+            })
+    }
+
+    fn log(&mut self, lr: f64, grad_norm: f64) {
+        if !self
+            .state
+            .step
+            .is_multiple_of(self.run.config.logging_steps)
+            && self.state.step != self.total_steps
+        {
+            return;
+        }
+        let loss = self.state.logged_loss / self.state.logged_steps as f64;
+        let (tokens, seconds) = std::mem::take(&mut self.window);
+        (self.state.logged_loss, self.state.logged_steps) = (0.0, 0);
+        self.emit(Event::Step {
+            step: self.state.step,
+            total_steps: self.total_steps,
+            epoch: self.epochs_done(),
+            loss,
+            lr,
+            grad_norm,
+            tokens: self.state.tokens,
+            tokens_per_second: tokens as f64 / seconds.max(1e-9),
+            peak_memory_bytes: peak_rss_bytes(),
+        });
+    }
+}
