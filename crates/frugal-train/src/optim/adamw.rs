@@ -265,7 +265,7 @@ mod tests {
     /// The host's kernel is the oracle of the tensors: the same values within a rounding or two.
     #[test]
     fn tensors_of_a_device_are_updated_as_by_the_kernel_of_the_host() {
-        let wave = |f: f64| (0..777).map(|i| (f64::from(i) * f).sin() as f32);
+        let wave = |f: f64| (0..777).map(move |i| (f64::from(i) * f).sin() as f32);
         let parameter = || {
             let values = wave(0.3).collect();
             Parameter::new("w", &[777], values, &Device::flex())

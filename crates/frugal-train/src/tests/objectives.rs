@@ -153,7 +153,7 @@ fn regression_and_several_labels_are_learned_and_measured() {
             ..TrainConfig::default()
         };
         let mut setup = Setup::new(&*bert, full(&*bert), data, config);
-        (setup.head, setup.validation) = (Some(head(&*bert, 1)), Some(data));
+        (setup.head, setup.validation) = (Some(head(&*bert, 1)), Some(data.as_slice()));
         let summary = setup.run().unwrap();
         let evaluations: Vec<f64> = setup
             .events
@@ -274,7 +274,8 @@ impl Objective for Together {
     }
 
     fn metrics(&self) -> &'static [Metric] {
-        &[Metric::smaller("loss")]
+        const METRICS: &[Metric] = &[Metric::smaller("loss")];
+        METRICS
     }
 
     fn meter<'a>(&'a self, _model: ModelParts<'a>) -> Box<dyn crate::objective::Meter + 'a> {
