@@ -5,11 +5,9 @@ use std::collections::BTreeSet;
 
 use frugal::adapt::Operation;
 use frugal::adapt::combine::{CombinationType, Rank, combine_heads, to_lora};
-use frugal::adapt::{
-    Head, HeadConfig, LoadedAdapter, Mode, Pooling, merge, peft, registry, to_vec,
-};
+use frugal::adapt::{Head, HeadConfig, LoadedAdapter, Pooling, merge, peft, registry};
 use frugal::model::load::{Lookup, ModelFiles, read_json};
-use frugal::model::{Input, LoadOptions, Quantize, SequenceLayout};
+use frugal::model::{LoadOptions, Quantize};
 use serde_json::json;
 
 use crate::adapters::{TOLERANCE, adapters, case};
