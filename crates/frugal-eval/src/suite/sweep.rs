@@ -48,6 +48,17 @@ impl SweptSetting {
         if key == "seed" || key == "train.seed" {
             return Err("the seed is no setting to be swept: `--seeds` lists them".into());
         }
+        let decides = ["data", "task", "out"].iter().any(|table| {
+            key == *table
+                || key
+                    .strip_prefix(table)
+                    .is_some_and(|rest| rest.starts_with('.'))
+        });
+        if decides {
+            return Err(format!(
+                "`{key}` decides what is measured or where it is kept: trials must share it to be compared"
+            ));
+        }
         let values = match around(values) {
             Some(values) => values?,
             None => SweptValues::Listed(listed(values)?),
@@ -184,6 +195,8 @@ mod tests {
             ("lr=3x1", "2 to 64"),
             ("lr=3x999999999", "2 to 64"),
             ("seed=1,2", "--seeds"),
+            ("data.max_eval_rows=10,20", "must share it"),
+            ("out=a,b", "must share it"),
         ] {
             let error = SweptSetting::parse(text).unwrap_err();
             assert!(error.contains(part), "{text}: {error}");
