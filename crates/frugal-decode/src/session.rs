@@ -351,7 +351,9 @@ impl Session {
         adapters: &ActiveAdapters,
     ) -> Result<Vec<Vec<f32>>, DecodeError> {
         let lengths: Vec<usize> = tokens.iter().map(|tokens| tokens.len()).collect();
-        let layout = SequenceLayout::with_past(&lengths, &self.state.past());
+        let past = self.state.past();
+        let _span = append_span(&lengths, &past).entered();
+        let layout = SequenceLayout::with_past(&lengths, &past);
         let ids = tokens.concat();
         let mut pass = self.adapters.pass(adapters, &layout, Mode::Eval)?;
         let last = layout.last_tokens();
@@ -470,5 +472,19 @@ impl Session {
         sequence.tokens.clone_from(&to.tokens);
         sequence.state = to.state.clone();
         Ok(())
+    }
+}
+
+/// Reading a prompt, or a token more for each sequence.
+fn append_span(lengths: &[usize], past: &[usize]) -> tracing::Span {
+    let sequences = lengths.len();
+    let is_single = lengths
+        .iter()
+        .zip(past)
+        .all(|(length, past)| *length == 1 && *past > 0);
+    if is_single {
+        tracing::debug_span!("decode", sequences)
+    } else {
+        tracing::debug_span!("prefill", sequences, tokens = lengths.iter().sum::<usize>())
     }
 }

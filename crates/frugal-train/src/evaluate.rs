@@ -93,6 +93,7 @@ pub fn evaluate_observed<'a>(
     stop: &AtomicBool,
     observe: &mut dyn FnMut(usize, usize),
 ) -> Result<Option<Evaluation>, TrainError> {
+    let _span = tracing::debug_span!("evaluate", examples = examples.len()).entered();
     let model = model.into();
     check(objective, Set::Evaluation, model, examples)?;
     let rows: Vec<u32> = (0..examples.len() as u32)

@@ -2,7 +2,7 @@
 
 use burn::prelude::*;
 use frugal_nn::{
-    AdaptError, Backbone, BuildContext, Input, KvCache, Linear, NoAdapter, Pass, SequenceLayout,
+    AdaptError, Backbone, BuildContext, Input, Linear, NoAdapter, Pass, SequenceLayout, StateOptions,
     lookup, named_rng, to_vec,
 };
 use rand::Rng;
@@ -123,7 +123,12 @@ fn of_decoder(
     ids: &[u32],
 ) -> Result<Vec<Option<Tensor<2>>>, frugal_nn::ModelError> {
     let layers = backbone.info().num_hidden_layers;
-    let mut cache = KvCache::new(layers, 1);
+    // Nothing is let go of, however narrow a sliding window is.
+    let options = StateOptions {
+        rewindable: ids.len(),
+        ..StateOptions::default()
+    };
+    let mut cache = backbone.new_state(1, options)?;
     let input = Input::tokens(ids, SequenceLayout::new(&[ids.len()]));
     backbone.forward(&input, &mut NoAdapter, Some(&mut cache))?;
     let of_layer = |layer| match cache.tensors(layer, 0, backbone.device()) {

@@ -30,6 +30,7 @@ impl Trainer<'_> {
         if step == 0 || self.saved.as_ref().is_some_and(|(saved, _)| *saved == step) {
             return Ok(());
         }
+        let _span = tracing::debug_span!("checkpoint", step).entered();
         let parameters = self.parameters();
         if let Some(bad) = parameters
             .iter()

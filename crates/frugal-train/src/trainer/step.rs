@@ -16,6 +16,7 @@ use crate::optim::OptimizerError;
 impl Trainer<'_> {
     /// One optimiser step; `false` if it was given up because the run is to stop.
     pub(super) fn step(&mut self) -> Result<bool, TrainError> {
+        let _span = tracing::debug_span!("step", number = self.state.step + 1).entered();
         let started = Instant::now();
         let micro_batches: Vec<Vec<u32>> = self
             .epoch

@@ -7,20 +7,23 @@
     reason = "tests say what they skip and found"
 )]
 
+mod adapter_files;
 mod adapters;
 mod backbones;
+mod bench;
 mod blocks;
 mod combine;
 mod config_keys;
-mod conformance;
 mod families;
 mod harness;
 mod harness_tasks;
+mod hostile;
 mod interop;
 mod linear_algebra;
 mod long_generation;
 mod lora_step;
 mod measure;
+mod method_settings;
 mod model_files;
 mod packed;
 mod pairs;

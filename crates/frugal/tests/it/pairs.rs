@@ -8,7 +8,7 @@ use frugal::adapt::{
 };
 use frugal::model::{Backbone, Frozen, Input, SequenceLayout};
 
-use crate::conformance::settings;
+use crate::method_settings::settings;
 use crate::support::{context, max_difference, model};
 
 /// One of each family.

@@ -10,7 +10,7 @@ use frugal::adapt::{AdaptError, to_vec};
 use frugal::adapt::{Method, Settings};
 use serde_json::json;
 
-use crate::conformance::settings;
+use crate::method_settings::settings;
 use crate::support::{device, max_difference};
 
 const D: usize = 16;

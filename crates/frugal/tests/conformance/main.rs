@@ -1,0 +1,39 @@
+//! What every registered method must hold, on a decoder and an encoder: one test for each pair,
+//! made from the registry. A method joins by its line there.
+//!
+//! The checks of a pair share one trained adapter.
+
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "tests say what they skip and found"
+)]
+
+mod case;
+mod checks;
+#[path = "../it/method_settings.rs"]
+mod method_settings;
+#[allow(dead_code, reason = "shared with other tests")]
+#[path = "../it/support.rs"]
+mod support;
+mod tensors;
+
+use std::process::ExitCode;
+
+use frugal::adapt::registry::METHODS;
+use libtest_mimic::{Arguments, Trial};
+
+/// A decoder and an encoder.
+const MODELS: [&str; 2] = ["llama", "bert"];
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let pairs = METHODS
+        .iter()
+        .flat_map(|method| MODELS.map(|model| (method, model)));
+    let trials = pairs.map(|(method, model)| {
+        let name = format!("conformance::{}::{model}", method.name);
+        Trial::test(name, move || checks::all(method, model).map_err(Into::into))
+    });
+    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+}
