@@ -12,9 +12,9 @@ use frugal_nn::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::peft_fused;
 use crate::method::{Family, Method};
 use crate::overlay::Overlay;
+use crate::peft_fused;
 use crate::peft_read::{Beside, Stray, check_task, is_bare, stray, with_prefix};
 use crate::settings::Settings;
 

@@ -2,8 +2,8 @@
 
 use burn::prelude::*;
 use frugal_nn::{
-    AdaptError, Backbone, BuildContext, Input, Linear, NoAdapter, Pass, SequenceLayout, StateOptions,
-    lookup, named_rng, to_vec,
+    AdaptError, Backbone, BuildContext, Input, Linear, NoAdapter, Pass, SequenceLayout,
+    StateOptions, lookup, named_rng, to_vec,
 };
 use rand::Rng;
 

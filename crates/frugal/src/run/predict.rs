@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use frugal_core::data::{Documents, Example, LoadOptions, TextRecord};
 use frugal_core::encode::{self, EncodeOptions};
-use frugal_models::load::Lookup;
+use frugal_models::load::{Lookup, ModelFiles};
 use frugal_models::{LoadOptions as WeightOptions, Quantize};
-use frugal_nn::{Adapter, Backbone, BuildContext, Head, LoadedAdapter};
+use frugal_nn::{Adapter, Head};
 use frugal_train::{Tokenized, head_logits};
 use serde_json::Value;
 
@@ -86,7 +86,7 @@ impl Predictor {
             };
             return Err(RunError::Invalid(format!(
                 "{what} has no classification head: {}",
-                without_head(&found.files)
+                without_head(&found.opened.files)
             )));
         }
         Ok(found)

@@ -91,7 +91,7 @@ fn released_weights_are_not_released_again() {
     let mut gradients = GradientSum::default();
     gradients.insert(
         &format!("{QUERY}.id3_delta"),
-        (0..16).map(|i| i as f32).collect(),
+        (0..16).map(|i| i as f32).collect::<Vec<f32>>(),
     );
     let site = adapter.sites.iter_mut().next().unwrap();
     site.base = Some(Tensor::<2>::ones([4, 4], &Device::default()));
