@@ -16,6 +16,7 @@ pub mod report;
 pub mod runtime;
 pub mod sandbox;
 pub mod spectrum;
+pub mod statistics;
 pub mod step_law;
 pub mod suite;
 pub mod tasks;

@@ -17,12 +17,14 @@ mod rows;
 #[cfg(test)]
 pub(crate) mod sample;
 mod scatter;
+mod spread;
 mod surface;
+mod sweep;
 
 use serde::{Deserialize, Serialize};
 
 pub use axes::ChartError;
-pub use comparison::{Compared, Comparison, Group, Run, Spread, TaskScores};
+pub use comparison::{Compared, Comparison, Group, Run, TaskScores};
 pub use efficiency::{EfficiencyReport, SystemGroup};
 pub use law::LawReport;
 pub use measured::MeasuredReport;
@@ -30,6 +32,8 @@ pub use record::{
     Confusion, DatasetInfo, Evaluation, Forgetting, MetaInfo, ModelInfo, RECORD_FILE, RecordError,
     RunInfo, RunRecord, Status, SystemInfo, TrainInfo,
 };
+pub use spread::Spread;
+pub use sweep::{CLAIM_HEADINGS, Claim, SweepReport, SweptArm, Trial};
 
 use frugal_core::events::Scalars;
 

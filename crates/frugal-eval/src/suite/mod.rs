@@ -23,6 +23,7 @@
 //! shapes, tokens, rates and batches.
 
 mod grid;
+mod sweep;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -35,6 +36,7 @@ use frugal_core::config::merge;
 use frugal_core::fs::{self, FileError};
 use grid::GridRun;
 pub use grid::{Beside, Grid, Point};
+pub use sweep::{SweptSetting, SweptValues, value_label};
 
 /// A suite that cannot be used.
 #[derive(Debug, Error)]

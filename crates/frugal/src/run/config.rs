@@ -51,6 +51,14 @@ pub struct DataConfig {
     pub test: Option<String>,
     /// Share of the training file held out when there is no validation file.
     pub validation_share: f64,
+    /// Share of the training file held out for the final comparison when there is no test file,
+    /// before anything else is taken from it.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub test_share: f64,
+    /// Decides which records are held out; the run's seed by default. Runs of several seeds that
+    /// are compared on held-out records must share it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub split_seed: Option<u64>,
     /// Form of the records; recognised from the first record if absent.
     pub format: Option<frugal_core::data::Format>,
     /// Which column plays which role, for example `{ text = "sentence", label = "gold" }`.
@@ -86,6 +94,8 @@ impl Default for DataConfig {
             validation: None,
             test: None,
             validation_share: 0.1,
+            test_share: 0.0,
+            split_seed: None,
             format: None,
             columns: std::collections::BTreeMap::new(),
             header: None,
@@ -100,6 +110,11 @@ impl Default for DataConfig {
             completion_only: true,
         }
     }
+}
+
+/// What is held out for a test by default goes without saying: older files lack the key.
+fn is_zero(share: &f64) -> bool {
+    *share == 0.0
 }
 
 impl DataConfig {
@@ -223,6 +238,16 @@ impl TuneConfig {
                     self.data.validation_share
                 ),
             );
+        }
+        if !(0.0..1.0).contains(&self.data.test_share) {
+            let share = self.data.test_share;
+            add(
+                "data.test_share",
+                format!("{share} given, but it must be at least 0 and below 1"),
+            );
+        } else if self.data.test_share > 0.0 && self.data.test.is_some() {
+            let reason = "there is a test file, so nothing is held out for a test: leave one out";
+            add("data.test_share", reason.into());
         }
         if self.data.chat_template.is_some() && self.data.prompt_template.is_some() {
             let reason = "a prompt template and a chat template exclude each other: leave one out";

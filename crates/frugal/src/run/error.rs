@@ -123,7 +123,7 @@ pub enum RunError {
         now: String,
     },
     /// Data with too few rows to measure on some of them.
-    #[error("{}: too few rows ({rows}) to hold out a share of {share} for validation: give {help}", path.display())]
+    #[error("{}: too few rows ({rows}) to hold out a share of {share} for {part}: give {help}", path.display())]
     TooFewRows {
         /// The data file.
         path: PathBuf,
@@ -131,6 +131,8 @@ pub enum RunError {
         rows: usize,
         /// The share.
         share: f64,
+        /// What it was to be held out for.
+        part: &'static str,
         /// What to give instead.
         help: &'static str,
     },

@@ -242,6 +242,17 @@ pub(super) fn hold_out(
     seed: u64,
     help: &'static str,
 ) -> Result<[Dataset; 2], RunError> {
+    hold_out_for("validation", dataset, share, seed, help)
+}
+
+/// The same for a part of this name.
+fn hold_out_for(
+    part: &'static str,
+    dataset: &Dataset,
+    share: f64,
+    seed: u64,
+    help: &'static str,
+) -> Result<[Dataset; 2], RunError> {
     let parts = dataset
         .split(&[1.0 - share, share], seed)
         .ok()
@@ -250,6 +261,7 @@ pub(super) fn hold_out(
         path: dataset.source.clone(),
         rows: dataset.len(),
         share,
+        part,
         help,
     })
 }
@@ -259,6 +271,7 @@ fn datasets(
     seed: u64,
     lookup: &Lookup,
 ) -> Result<(Dataset, Option<Dataset>, Option<Dataset>), RunError> {
+    let seed = config.split_seed.unwrap_or(seed);
     let cut = |d: Dataset, rows: usize| if rows == 0 { d } else { d.take(rows) };
     let eval = |file: &Option<String>, part: &str| {
         file.as_ref()
@@ -268,6 +281,12 @@ fn datasets(
     if let Ok(builtin) = data::builtin(&config.train)
         && !is_data_file(&config.train)
     {
+        if config.test_share > 0.0 {
+            return Err(RunError::Invalid(format!(
+                "`data.test_share`: the data set `{}` has a test part of its own: leave the share out",
+                config.train
+            )));
+        }
         // Files that are given stand in for the set's own parts.
         let part = |file, own| {
             let given = eval(file, "test")?;
@@ -284,9 +303,14 @@ fn datasets(
         ));
     }
     let mut train = read(&config.train, "train", config, lookup)?;
+    let mut test = eval(&config.test, "test")?;
+    if test.is_none() && config.test_share > 0.0 {
+        let help = "a test file as `data.test`, or another `data.test_share`";
+        let [rest, held_out] = hold_out_for("the test", &train, config.test_share, seed, help)?;
+        (train, test) = (rest, Some(cut(held_out, config.max_eval_rows)));
+    }
     train = cut(train, config.max_train_rows);
     let mut validation = eval(&config.validation, "validation")?;
-    let test = eval(&config.test, "test")?;
     if validation.is_none() && config.validation_share > 0.0 {
         let help = "a validation file with `--eval-data`, or another `data.validation_share` (0 for no validation)";
         let [rest, held_out] = hold_out(&train, config.validation_share, seed, help)?;
@@ -332,6 +356,49 @@ mod tests {
                 .to_string()
                 .contains("nowhere.tsv")
         );
+    }
+
+    #[test]
+    fn a_test_part_is_held_out_by_the_seed_of_the_split_and_not_of_the_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("all.tsv");
+        let row = |i: usize| format!("{}\tmessage number {i}\n", ["ham", "spam"][i % 2]);
+        let rows: String = (0..100).map(row).collect();
+        std::fs::write(&file, format!("label\ttext\n{rows}")).unwrap();
+        let config = DataConfig {
+            train: file.display().to_string(),
+            test_share: 0.2,
+            max_train_rows: 50,
+            split_seed: Some(7),
+            ..DataConfig::default()
+        };
+        let texts = |d: &Dataset| -> std::collections::BTreeSet<String> {
+            d.examples.iter().map(|e| format!("{e:?}")).collect()
+        };
+        let parts = |config: &DataConfig, seed: u64| {
+            let (train, validation, test) = datasets(config, seed, &Lookup::default()).unwrap();
+            (train, validation.unwrap(), test.unwrap())
+        };
+        let (train, validation, test) = parts(&config, 0);
+        // The test comes from the whole file, validation from the rows that are trained on.
+        assert_eq!((train.len(), validation.len(), test.len()), (45, 5, 20));
+        for other in [&train, &validation] {
+            assert!(texts(other).is_disjoint(&texts(&test)));
+        }
+        let again = parts(&config, 1);
+        assert_eq!(texts(&again.2), texts(&test));
+        assert_eq!(texts(&again.1), texts(&validation));
+        let free = DataConfig {
+            split_seed: None,
+            ..config.clone()
+        };
+        assert_ne!(texts(&parts(&free, 0).2), texts(&parts(&free, 1).2));
+        let builtin = DataConfig {
+            train: "sms-spam".into(),
+            ..config
+        };
+        let error = datasets(&builtin, 0, &Lookup::default()).unwrap_err();
+        assert!(error.to_string().contains("`data.test_share`"), "{error}");
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod outcome;
 mod pretrain;
 mod process;
 mod progress;
+mod sweep;
 
 use std::path::{Path, PathBuf};
 
@@ -28,10 +29,14 @@ Examples:
   frugal bench adapt --list
   frugal bench adapt --suite text-encoder --data-dir data --out runs/text-encoder
   frugal bench adapt --suite my-suite.toml --only lora,dora --seeds 0
+  frugal bench adapt --suite my-suite.toml --sweep lr=3x5 --seeds 0,1,2 --baseline lora
 
 A suite is a TOML file: settings that all runs share, the runs, the seeds. Each run is a
 process of its own, so that its peak memory is its own and a crash loses no other. Called
-again with the same folder, finished runs are kept and the one that was stopped goes on.";
+again with the same folder, finished runs are kept and the one that was stopped goes on.
+
+With --sweep every run gets the same number of trials; the best on the validation part is reported
+on the test part over three seeds or more, and compared with the baseline.";
 
 const PRETRAIN: &str = "\
 Examples:
@@ -62,13 +67,22 @@ pub struct Args {
 enum What {
     /// Compare ways to adapt a model
     #[command(after_help = ADAPT)]
-    Adapt(Flags),
+    Adapt(AdaptFlags),
     /// Compare what pre-training, adapting and running models costs, by six measures
     #[command(after_help = EFFICIENCY)]
     Efficiency(Flags),
     /// Find the best learning rate and batch of small models and the law that they follow
     #[command(after_help = PRETRAIN)]
     Pretrain(Flags),
+}
+
+/// Which runs, where, and what is swept.
+#[derive(Debug, clap::Args)]
+struct AdaptFlags {
+    #[command(flatten)]
+    flags: Flags,
+    #[command(flatten)]
+    sweep: sweep::Flags,
 }
 
 /// Which runs, and where.
@@ -105,7 +119,7 @@ struct Flags {
 /// Runs what was asked for.
 pub fn run(args: &Args) -> Result<Outcome> {
     let (kind, flags): (BenchKind, &Flags) = match &args.what {
-        What::Adapt(flags) => (BenchKind::Adapt, flags),
+        What::Adapt(adapt) => (BenchKind::Adapt, &adapt.flags),
         What::Efficiency(flags) => (BenchKind::Efficiency, flags),
         What::Pretrain(flags) => (BenchKind::Pretrain, flags),
     };
@@ -113,6 +127,13 @@ pub fn run(args: &Args) -> Result<Outcome> {
         return list(kind, flags.output);
     };
     let request = request(kind, name, flags)?;
+    let sweep = match &args.what {
+        What::Adapt(adapt) => adapt.sweep.request(),
+        _ => None,
+    };
+    if let (Some(sweep), true) = (&sweep, flags.dry_run) {
+        return sweep::dry_run(&request, sweep);
+    }
     if flags.dry_run {
         return Ok(dry_run(&request.plan()?));
     }
@@ -124,6 +145,9 @@ pub fn run(args: &Args) -> Result<Outcome> {
         stop: &stop,
         observe: &mut |event| progress.on(event),
     };
+    if let Some(sweep) = sweep {
+        return sweep::run(&request, &sweep, &mut queue, flags.output);
+    }
     match kind {
         BenchKind::Adapt => adapt::run(&request, &mut queue, flags.output),
         BenchKind::Efficiency => efficiency::run(&request, &mut queue, flags.output),

@@ -10,7 +10,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use self::basis::{Basis, judged};
-use super::markup::{lower_is_better, score};
+use super::markup::lower_is_better;
+use super::spread::Spread;
+use super::sweep::SweepReport;
 use super::{RunRecord, Status};
 use crate::efficiency::Efficiency;
 use crate::measurement::Measurement;
@@ -29,38 +31,6 @@ pub struct Run {
     pub log: Vec<Scalars>,
     /// What was sampled while it ran, where it was.
     pub efficiency: Option<Efficiency>,
-}
-
-/// Mean and standard deviation over seeds.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Spread {
-    /// Mean.
-    pub mean: f64,
-    /// Sample standard deviation; absent for one value.
-    pub deviation: Option<f64>,
-    /// Number of values.
-    pub count: usize,
-}
-
-impl Spread {
-    /// Of these values; `None` without any.
-    pub fn new(values: &[f64]) -> Option<Self> {
-        let mean = metrics::mean(values)?;
-        let count = values.len();
-        let sum: f64 = values.iter().map(|v| (v - mean).powi(2)).sum();
-        Some(Self {
-            mean,
-            deviation: (count > 1).then(|| (sum / (count - 1) as f64).sqrt()),
-            count,
-        })
-    }
-
-    fn text(self) -> String {
-        self.deviation.map_or_else(
-            || score(self.mean),
-            |d| format!("{} \u{b1} {}", score(self.mean), score(d)),
-        )
-    }
 }
 
 /// The runs of one name together.
@@ -120,6 +90,7 @@ pub struct Comparison {
     rows: Vec<Compared>,
     tasks: Vec<TaskScores>,
     measurements: Vec<Measurement>,
+    sweep: Option<SweepReport>,
 }
 
 /// Runs that were measured on the same data, best first.
@@ -198,6 +169,7 @@ impl Comparison {
             rows: rows.into_iter().map(|(_, row)| row).collect(),
             tasks: Vec::new(),
             measurements: Vec::new(),
+            sweep: None,
         }
     }
 
@@ -210,6 +182,12 @@ impl Comparison {
     /// The same page with what was measured of models.
     pub fn with_measurements(mut self, measurements: Vec<Measurement>) -> Self {
         self.measurements = measurements;
+        self
+    }
+
+    /// The same page with the sweep that the settings of its runs come from.
+    pub fn with_sweep(mut self, sweep: SweepReport) -> Self {
+        self.sweep = Some(sweep);
         self
     }
 

@@ -10,6 +10,7 @@ use crate::report::chart::{self, Chart, Mark, Series};
 use crate::report::markup::{document, escape, lower_is_better, score, section, title, wrapped};
 use crate::report::radar::{self, Axis};
 use crate::report::scatter::{Point, Scatter};
+use crate::report::sweep::SweepReport;
 use crate::report::{Status, curves, measured};
 use frugal_core::events::names;
 use frugal_core::human;
@@ -33,7 +34,11 @@ impl Comparison {
     pub fn to_html(&self) -> Result<String, ChartError> {
         let groups = self.groups();
         let alone = groups.len() < 2;
-        let mut body = String::new();
+        let mut body = self
+            .sweep
+            .iter()
+            .map(SweepReport::sections)
+            .collect::<String>();
         for group in &groups {
             let heading = |name: &str| {
                 if alone {

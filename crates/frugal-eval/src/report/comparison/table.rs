@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
-use super::{Compared, Comparison, Group, Spread};
+use super::{Compared, Comparison, Group};
 use crate::report::markup::title;
+use crate::report::spread::Spread;
+use crate::report::sweep::SweepReport;
 use frugal_core::human;
 
 impl Comparison {
@@ -111,7 +113,13 @@ impl Comparison {
                 table
             }
         };
-        groups.iter().map(table).collect::<Vec<_>>().join("\n")
+        let tables = groups.iter().map(table).collect::<Vec<_>>().join("\n");
+        tables
+            + &self
+                .sweep
+                .iter()
+                .map(SweepReport::to_markdown)
+                .collect::<String>()
     }
 
     fn markdown_of(&self, group: &Group<'_>) -> String {

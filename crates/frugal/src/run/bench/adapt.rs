@@ -3,9 +3,9 @@
 use frugal_core::events::{LOG_FILE, read_jsonl};
 use frugal_eval::efficiency::Efficiency;
 use frugal_eval::report::{Comparison, RECORD_FILE, Run, RunRecord};
+use frugal_eval::suite::Job;
 use serde_json::json;
 
-use super::planned::PlannedRun;
 use super::queue::Queue;
 use super::request::BenchRequest;
 use super::{BenchError, output};
@@ -36,7 +36,10 @@ pub fn adapt(request: &BenchRequest, queue: &mut Queue<'_>) -> Result<AdaptResul
     let _lock = request.claim(&runs)?;
     let stopped = queue.run_all(&runs, &request.out, false)?;
     let suite = &request.suite;
-    let found = runs.iter().filter_map(|run| read(request, run)).collect();
+    let found = runs.iter();
+    let found = found
+        .filter_map(|run| read_run(request, &run.job))
+        .collect();
     let metric = Some(suite.metric.as_str());
     let comparison = Comparison::new(&request.title, suite.description.clone(), metric, found);
     output::write(
@@ -52,11 +55,11 @@ pub fn adapt(request: &BenchRequest, queue: &mut Queue<'_>) -> Result<AdaptResul
 }
 
 /// What a run left in its folder.
-fn read(request: &BenchRequest, run: &PlannedRun) -> Option<Run> {
-    let folder = request.folder(&run.job);
+pub(super) fn read_run(request: &BenchRequest, job: &Job) -> Option<Run> {
+    let folder = request.folder(job);
     let record = RunRecord::read(&folder.join(RECORD_FILE)).ok()?;
     Some(Run {
-        name: run.job.name.clone(),
+        name: job.name.clone(),
         record,
         log: read_jsonl(&folder.join(LOG_FILE)).unwrap_or_default(),
         efficiency: Efficiency::read(&folder),

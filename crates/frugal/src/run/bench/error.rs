@@ -83,6 +83,9 @@ pub enum BenchError {
         /// Why.
         reason: String,
     },
+    /// A sweep that cannot be made.
+    #[error("{0}")]
+    Sweep(String),
     /// A finished run with other settings.
     #[error("{}: this run was made with other settings: give another `--out`, or remove the folder", folder.display())]
     OtherSettings {

@@ -5,6 +5,9 @@
 //! done, each in a folder of its own below the output folder, and write the comparison of all that
 //! are there beside them. How one run is done is a [`Runner`]'s business: [`InProcess`] does it here,
 //! the program starts a process for each.
+//!
+//! [`sweep_adapt`] gives every run of a comparison the same number of trials of the swept settings
+//! before it compares them.
 
 mod adapt;
 mod builtin;
@@ -19,6 +22,7 @@ mod queue;
 mod request;
 mod runner;
 mod score;
+mod sweep;
 
 pub use adapt::{AdaptResults, adapt};
 pub use builtin::{BuiltinSuite, open_suite, suite_title};
@@ -31,3 +35,4 @@ pub use queue::{BenchEvent, Queue};
 pub use request::BenchRequest;
 pub use runner::{Assignment, InProcess, RunEnd, Runner};
 pub use score::{ScoreConfig, score_record};
+pub use sweep::{SweepPlan, SweepRequest, SweepResults, plan_sweep, sweep_adapt};

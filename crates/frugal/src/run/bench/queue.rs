@@ -110,13 +110,16 @@ impl Queue<'_> {
     }
 
     /// Checks the runs of `frugal tune`, so that a method that does not fit the model is found
-    /// before the first of them starts; false if it was stopped. Seeds of one name are alike.
+    /// before the first of them starts; false if it was stopped. Runs that differ in seed and
+    /// learning rate only are alike.
     fn check(&mut self, open: &[&PlannedRun]) -> Result<bool, BenchError> {
-        let mut names = BTreeSet::new();
-        let tuned: Vec<&&PlannedRun> = open
-            .iter()
-            .filter(|run| run.job.work == Work::Tune && names.insert(run.job.name.as_str()))
-            .collect();
+        let mut seen = BTreeSet::new();
+        let mut tuned: Vec<&&PlannedRun> = Vec::new();
+        for run in open.iter().filter(|run| run.job.work == Work::Tune) {
+            if seen.insert(plan_settings(&run.settings)?) {
+                tuned.push(run);
+            }
+        }
         if tuned.is_empty() {
             return Ok(true);
         }
@@ -185,6 +188,17 @@ impl Queue<'_> {
         }
         Ok((end, None))
     }
+}
+
+/// Settings as text, as far as a plan depends on them.
+fn plan_settings(settings: &BenchSettings) -> Result<String, BenchError> {
+    let mut value = settings.to_json()?;
+    for (table, keys) in [("", ["out", "seed"]), ("/train", ["lr", "seed"])] {
+        if let Some(Value::Object(table)) = value.pointer_mut(table) {
+            keys.iter().for_each(|key| drop(table.remove(*key)));
+        }
+    }
+    Ok(value.to_string())
 }
 
 /// Whether a run is done; one with other settings is not to be mixed in.
