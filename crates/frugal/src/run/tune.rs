@@ -7,15 +7,15 @@ use std::sync::atomic::AtomicBool;
 use burn::prelude::*;
 use frugal_adapt::{peft, registry};
 use frugal_eval::baselines::MAJORITY;
-use frugal_eval::report::{self, RECORD_FILE, RunRecord};
+use frugal_eval::report::{RECORD_FILE, RunRecord};
 use frugal_models::LoadOptions;
 use frugal_models::load::{Lookup, MODEL_FOLDER, ModelFiles};
 use frugal_models::save::StoredType;
 use frugal_nn::{Backbone, BuildContext, Head, LoadedAdapter, Pooling, SiteTable};
-use frugal_train::{Best, Objective, evaluate_observed};
+use frugal_train::Best;
 use serde::Serialize;
 
-use super::compare::{baselines, confusion};
+use super::compare::baselines;
 use super::estimate::{Sizes, Work, predicted, process_bytes};
 use super::export::merge_to_folder;
 use super::fit::{Fitted, MemoryCheck, available, fitting, refusal};
@@ -23,7 +23,8 @@ use super::folder::{check_same_run, claim, claim_free};
 use super::job::{Job, Learn, in_folder};
 use super::page::{count_parameters, evaluation, meta, scores, weights_size, write_report};
 use super::prepare::{Part, Prepared, prepare};
-use super::scores::{PartScores, Scores};
+use super::scores::PartScores;
+use super::scoring::Run;
 use super::start::Start;
 use super::{Observe, Progress, RunError, TuneConfig, base};
 
@@ -204,19 +205,7 @@ fn tune_in_folder(
         backbone: backbone.as_ref(),
         stop: request.stop,
     };
-
-    for part in [prepared.validation.as_ref(), prepared.test.as_ref()]
-        .into_iter()
-        .flatten()
-    {
-        if let Some(metrics) = baselines(prepared, part).remove(MAJORITY) {
-            observe(&Progress::Scores {
-                who: MAJORITY.into(),
-                part: part.name.into(),
-                metrics,
-            });
-        }
-    }
+    tell_baselines(prepared, observe);
     let before = match (config.evaluate_base, start) {
         (false, _) => None,
         (true, None) => run.score("base", &entry, true, observe)?,
@@ -276,6 +265,22 @@ fn tune_in_folder(
     })
 }
 
+/// Tells what the commonest class scores on each part.
+fn tell_baselines(prepared: &Prepared, observe: Observe<'_>) {
+    for part in [prepared.validation.as_ref(), prepared.test.as_ref()]
+        .into_iter()
+        .flatten()
+    {
+        if let Some(metrics) = baselines(prepared, part).remove(MAJORITY) {
+            observe(&Progress::Scores {
+                who: MAJORITY.into(),
+                part: part.name.into(),
+                metrics,
+            });
+        }
+    }
+}
+
 /// Reads the weights as the method needs them.
 fn load(
     config: &TuneConfig,
@@ -291,99 +296,6 @@ fn load(
     let settings = &config.method.settings;
     let options = method.load_options(settings, sites, Some(config.quantize), options)?;
     Ok(prepared.files.load_with(device, options)?)
-}
-
-struct Run<'a> {
-    config: &'a TuneConfig,
-    prepared: &'a Prepared,
-    backbone: &'a dyn Backbone,
-    stop: &'a AtomicBool,
-}
-
-impl Run<'_> {
-    /// Metrics of the validation and test part; `None` if the run was stopped before the end.
-    fn score(
-        &self,
-        who: &str,
-        entry: &LoadedAdapter,
-        base: bool,
-        observe: Observe<'_>,
-    ) -> Result<Option<Scores>, RunError> {
-        let mut found = Vec::new();
-        for part in [
-            self.prepared.validation.as_ref(),
-            self.prepared.test.as_ref(),
-        ]
-        .into_iter()
-        .flatten()
-        {
-            observe(&Progress::Begin {
-                what: format!("evaluating the {who} model on the {} part", part.name),
-            });
-            let adapter = if base {
-                None
-            } else {
-                Some(entry.adapter.as_ref())
-            };
-            let objective = entry
-                .head
-                .as_ref()
-                .map_or(Objective::CausalLm, Objective::Classification);
-            let result = evaluate_observed(
-                self.backbone,
-                adapter,
-                objective,
-                part.examples(),
-                self.config.train.max_tokens,
-                self.stop,
-                &mut |done, of| observe(&Progress::Counted { done, of }),
-            )?;
-            let Some(result) = result else {
-                return Ok(None);
-            };
-            if let Some(&loss) = result
-                .metrics
-                .get("loss")
-                .filter(|loss| base && !loss.is_finite())
-            {
-                let (model, data) = (self.config.model.clone(), part.source.clone());
-                return Err(RunError::BaseLoss {
-                    model,
-                    part: part.name,
-                    data,
-                    loss,
-                });
-            }
-            observe(&Progress::Scores {
-                who: who.into(),
-                part: part.name.into(),
-                metrics: result.metrics.clone(),
-            });
-            let confusion = entry
-                .head
-                .as_ref()
-                .map(|head| confusion(&head.config().labels, &result.gold, &result.predicted));
-            found.push((part.name, result.metrics, confusion));
-        }
-        Ok(Some(found))
-    }
-
-    fn forgetting(
-        &self,
-        entry: &LoadedAdapter,
-        observe: Observe<'_>,
-    ) -> Result<Option<report::Forgetting>, RunError> {
-        observe(&Progress::Begin {
-            what: "measuring what was forgotten".into(),
-        });
-        super::forgetting(
-            &self.prepared.files,
-            self.backbone,
-            entry.adapter.as_ref(),
-            self.config.train.max_tokens,
-            self.stop,
-        )
-    }
 }
 
 /// A resumed run must be the one that began.

@@ -1,32 +1,29 @@
 //! Adapter folders that `peft` wrote, or, of methods it lacks, with what PyTorch makes of their
 //! formulas: outputs, round trips, merging, several at once.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use burn::prelude::*;
 use burn::tensor::activation::log_softmax;
-use frugal::adapt::Operation;
 use frugal::adapt::Rows;
-use frugal::adapt::combine::{CombinationType, Rank, combine_heads, to_lora};
 use frugal::adapt::{
-    ActiveAdapters, AdapterSet, Head, HeadConfig, LoadedAdapter, Mode, Parameter, Pooling, merge,
-    peft, registry, to_vec,
+    ActiveAdapters, AdapterSet, LoadedAdapter, Mode, Parameter, merge, peft, registry, to_vec,
 };
 use frugal::model::load::{Lookup, ModelFiles, SafetensorsFile, read_json};
 use frugal::model::save::StoredType;
-use frugal::model::{Backbone, Frozen, Input, LoadOptions, Quantize, SequenceLayout};
+use frugal::model::{Backbone, Frozen, Input, SequenceLayout};
 
 use frugal::run::merge_to_folder;
 use serde_json::json;
 
 use crate::support::{Golden, context, device, fixture, max_difference, model};
 
-const TOLERANCE: f32 = 1e-4;
+pub const TOLERANCE: f32 = 1e-4;
 
 /// Every folder of `fixtures/adapters`.
-fn adapters() -> Vec<String> {
+pub fn adapters() -> Vec<String> {
     let folders = std::fs::read_dir(fixture("adapters")).unwrap().flatten();
     let mut names: Vec<String> = folders
         .map(|folder| folder.file_name().into_string().unwrap())
@@ -36,14 +33,14 @@ fn adapters() -> Vec<String> {
     names
 }
 
-struct Case {
-    folder: PathBuf,
-    backbone: Arc<dyn Backbone>,
-    golden: Golden,
-    description: serde_json::Value,
+pub struct Case {
+    pub folder: PathBuf,
+    pub backbone: Arc<dyn Backbone>,
+    pub golden: Golden,
+    pub description: serde_json::Value,
 }
 
-fn case(name: &str) -> Case {
+pub fn case(name: &str) -> Case {
     let folder = fixture("adapters").join(name);
     let description: serde_json::Value =
         serde_json::from_slice(&std::fs::read(folder.join("golden.json")).unwrap()).unwrap();
@@ -61,14 +58,14 @@ fn case(name: &str) -> Case {
 }
 
 impl Case {
-    fn load(&self) -> LoadedAdapter {
+    pub fn load(&self) -> LoadedAdapter {
         peft::load(&self.folder, &context(self.backbone.as_ref(), 0), false)
             .unwrap()
             .0
     }
 
     /// Logits of one sequence, of the head where the adapter has one.
-    fn logits(
+    pub fn logits(
         &self,
         entry: &LoadedAdapter,
         backbone: &dyn Backbone,
@@ -94,7 +91,7 @@ impl Case {
     }
 
     /// What `peft` computed; it counts virtual tokens as rows too, which are left out here.
-    fn expected(&self, sequence: usize, len: usize) -> &[f32] {
+    pub fn expected(&self, sequence: usize, len: usize) -> &[f32] {
         let all = self.golden.float(&format!("seq{sequence}.logits")).unwrap();
         &all[all.len() - len..]
     }
@@ -586,199 +583,4 @@ fn a_merged_classifier_keeps_its_head() {
             );
         }
     }
-}
-
-#[test]
-fn peft_has_the_methods_whose_files_it_wrote() {
-    let mut wrote = BTreeSet::new();
-    for name in &adapters() {
-        let field = |file: &str, field: &str| {
-            let value = read_json(&fixture("adapters").join(name).join(file)).unwrap();
-            value[field].as_str().unwrap().to_owned()
-        };
-        let peft_type = field(peft::CONFIG_FILE, "peft_type");
-        // A formula that stands among the cases of peft.
-        if !field("golden.json", "generator").ends_with("adapters_own.py") && peft_type != "BITFIT"
-        {
-            wrote.insert(peft_type);
-        }
-    }
-    let known: BTreeSet<String> = registry::METHODS
-        .iter()
-        .filter(|m| m.is_in_peft())
-        .map(|m| m.peft_type.to_owned())
-        .collect();
-    assert_eq!(known, wrote);
-}
-
-#[test]
-fn the_documentation_says_of_every_method_who_reads_its_files() {
-    let text = std::fs::read_to_string(fixture("../docs/adapters.md")).unwrap();
-    // Methods and type; or methods, what is kept, whether it loads, whether it merges.
-    let rows: Vec<Vec<&str>> = text
-        .lines()
-        .filter(|line| line.starts_with("| `"))
-        .map(|line| line.trim_matches('|').split('|').map(str::trim).collect())
-        .filter(|row: &Vec<&str>| matches!(row.len(), 2 | 4))
-        .collect();
-    for method in registry::METHODS {
-        let of_method: Vec<_> = rows
-            .iter()
-            .filter(|row| row[0].contains(&format!("`{}`", method.name)))
-            .collect();
-        assert_eq!(of_method.len(), 1, "{}", method.name);
-        match of_method[0].as_slice() {
-            [_, _, loads, merges] => {
-                assert_eq!(
-                    (*loads == "yes", *merges == "yes"),
-                    (method.is_in_peft(), method.capabilities.merge),
-                    "{}",
-                    method.name
-                );
-            }
-            row => assert!(
-                method.is_in_peft() && row[1].contains(method.peft_type),
-                "{}",
-                method.name
-            ),
-        }
-    }
-}
-
-#[test]
-fn an_adapter_of_another_model_says_so_before_what_does_not_fit() {
-    let (folder, backbone) = (
-        fixture("adapters/gemma3-lora-all"),
-        model("llama", "config.json"),
-    );
-    let read = |called: &str| {
-        let found = peft::load(&folder, &context(backbone.as_ref(), 0), false);
-        peft::made_for(&folder, called, found).err().unwrap()
-    };
-    let error = read("models/llama");
-    assert_eq!(
-        error.to_string(),
-        "the adapter was made for `fixtures/models/gemma3_text`, not for `models/llama`"
-    );
-    // One block too many, of seven layers with two tensors each: the first five, and how many there
-    // are.
-    let cause = std::error::Error::source(&error).unwrap().to_string();
-    assert!(
-        cause.contains("14 unexpected")
-            && cause.lines().count() == 7
-            && cause.lines().last().unwrap().contains(" more"),
-        "{cause}"
-    );
-    // The same model somewhere else: its file is at fault.
-    assert!(
-        read("elsewhere/gemma3_text")
-            .to_string()
-            .contains("adapter_model.safetensors: the tensors do not fit")
-    );
-}
-
-#[test]
-fn classification_heads_are_added_where_that_is_linear() {
-    let (one, two) = (case("bert-lora-seqcls"), case("bert-dora-seqcls"));
-    let heads = [&one, &two].map(|case| case.load().head.unwrap());
-    let sum = combine_heads(
-        &[(&heads[0], 0.3), (&heads[1], 0.7)],
-        CombinationType::Linear,
-    )
-    .unwrap();
-    let logits = |head: &Head| {
-        one.logits(
-            &LoadedAdapter {
-                head: Some(head.clone()),
-                ..one.load()
-            },
-            one.backbone.as_ref(),
-            0,
-            true,
-        )
-    };
-    let (a, b) = (logits(&heads[0]), logits(&heads[1]));
-    assert!(max_difference(&a, &b) > 1e-2);
-    let expected: Vec<f32> = a.iter().zip(&b).map(|(a, b)| 0.3 * a + 0.7 * b).collect();
-    assert!(max_difference(&logits(&sum), &expected) < TOLERANCE);
-
-    let refused = |other: &Head, kind| {
-        combine_heads(&[(&heads[0], 0.5), (other, 0.5)], kind)
-            .err()
-            .unwrap()
-            .to_string()
-    };
-    assert!(
-        refused(&heads[1], CombinationType::Ties)
-            .contains("\"ties\" is no weighted sum: use `linear`")
-    );
-    let known = heads[0].config();
-    let with = |config: HeadConfig| Head::new(config, one.backbone.info(), &device(), 0);
-    let labels = vec!["no".to_owned(), "yes".to_owned()];
-    let message = refused(
-        &with(HeadConfig {
-            labels,
-            ..known.clone()
-        }),
-        CombinationType::Cat,
-    );
-    assert!(
-        message.contains("no, yes") && message.contains(&known.labels.join(", ")),
-        "{message}"
-    );
-    let message = refused(
-        &with(HeadConfig {
-            pooling: Pooling::Mean,
-            ..known.clone()
-        }),
-        CombinationType::Svd,
-    );
-    assert!(
-        message.contains("`pooling = \"cls\"`") && message.contains("`pooling = \"mean\"`"),
-        "{message}"
-    );
-    let hidden = case("roberta-lora-seqcls").load().head.unwrap();
-    let message = combine_heads(&[(&hidden, 0.5), (&hidden, 0.5)], CombinationType::Linear)
-        .err()
-        .unwrap()
-        .to_string();
-    assert!(message.contains("`classifier.dense`"), "{message}");
-}
-
-#[test]
-fn what_goes_with_rounded_weights_is_neither_merged_nor_converted() {
-    let files = ModelFiles::open("builtin", &Lookup::default()).unwrap();
-    let method = registry::find("lora").unwrap();
-    let settings = json!({"r": 2, "target_modules": ["q_proj"], "init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 8}});
-    let settings = settings.as_object().unwrap().clone();
-    let options = method
-        .load_options(
-            &settings,
-            &files.sites(),
-            Some(Quantize::Int8),
-            LoadOptions::default(),
-        )
-        .unwrap();
-    let backbone = files.load_with(&device(), options).unwrap();
-    let context = context(backbone.as_ref(), 0);
-    let entry = LoadedAdapter {
-        adapter: (method.build)(&settings, &context).unwrap(),
-        head: None,
-    };
-    let folder = tempfile::tempdir().unwrap();
-    peft::save(folder.path(), &entry, files.info(), "builtin").unwrap();
-    let adapter = entry.adapter.as_ref();
-    let refusals = [
-        merge::weights(backbone.as_ref(), Some(adapter)).err(),
-        to_lora(adapter, Rank::AtMost(8), backbone.as_ref(), &context).err(),
-        peft::allow(folder.path(), Operation::Combine).err(),
-    ];
-    for refusal in refusals {
-        let message = refusal.unwrap().to_string();
-        assert!(
-            message.contains("rounded in the same way") && !message.contains("quantize"),
-            "{message}"
-        );
-    }
-    assert!(peft::allow(&fixture("adapters/llama-lora-qv"), Operation::Combine).is_ok());
 }

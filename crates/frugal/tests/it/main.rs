@@ -7,6 +7,7 @@
     reason = "tests say what they skip and found"
 )]
 
+mod adapter_files;
 mod adapters;
 mod backbones;
 mod bench;
@@ -16,6 +17,7 @@ mod config_keys;
 mod families;
 mod harness;
 mod harness_tasks;
+mod hostile;
 mod interop;
 mod linear_algebra;
 mod lora_step;
