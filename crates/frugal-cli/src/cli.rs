@@ -2,6 +2,7 @@
 
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Parser, Subcommand};
+use tracing_subscriber::filter::Targets;
 
 use crate::commands::{
     adapters, bench, chat, completions, doctor, eval, export, generate, man, measure, merge,
@@ -21,6 +22,8 @@ Start here:
   frugal chat --model smollm2-135m   talk to it
   frugal help tune                   everything about one command
 
+Every command takes --log debug (or FRUGAL_LOG=debug): what is done, and how long it takes.
+
 Exit status: 0 success, 1 a check that failed, 2 wrong usage or failure, 130 interrupted.";
 
 /// Adapt, train, run and measure transformer models with few parameters, little memory and little
@@ -33,6 +36,10 @@ pub struct Cli {
     /// End when standard input is closed, as the process does that holds its other end
     #[arg(long, hide = true)]
     pub end_with_stdin: bool,
+    /// Show what is done and how long it takes on standard error: off, error, warn, info, debug,
+    /// trace, or a level for a crate as in frugal_train=debug [default: $FRUGAL_LOG]
+    #[arg(long, global = true, hide = true, value_name = "LEVEL", value_parser = crate::log::filter)]
+    pub log: Option<Targets>,
 }
 
 /// The order here is the order of the help.

@@ -10,6 +10,7 @@ mod commands;
 mod failure;
 mod folder;
 mod loaded;
+mod log;
 mod measured;
 mod outcome;
 mod ui;
@@ -34,7 +35,7 @@ fn main() -> ExitCode {
         let _ = Cli::command().print_help();
         return ExitCode::SUCCESS;
     };
-    if let Err(error) = failure::check_threads() {
+    if let Err(error) = log::start(cli.log.as_ref()).and_then(|()| failure::check_threads()) {
         failure::report(&error);
         return ExitCode::from(2);
     }

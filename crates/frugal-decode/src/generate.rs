@@ -87,6 +87,7 @@ pub fn generate_until(
     config: &GenerateConfig,
     on_token: &mut dyn FnMut(usize, u32) -> Next,
 ) -> Result<Vec<Generation>, DecodeError> {
+    let _span = tracing::debug_span!("generate", prompts = prompts.len()).entered();
     if let Some(index) = prompts.iter().position(Vec::is_empty) {
         return Err(DecodeError::EmptyPrompt { index });
     }

@@ -93,6 +93,7 @@ impl<'a> Session<'a> {
 
     fn append_here(&mut self, new: &[&[u32]]) -> Result<Vec<Vec<f32>>, DecodeError> {
         let lengths: Vec<usize> = new.iter().map(|n| n.len()).collect();
+        let _span = append_span(&lengths, self.cache.past()).entered();
         let limit = self.backbone.info().max_sequence;
         if let Some((&more, &used)) = lengths
             .iter()
@@ -159,5 +160,19 @@ impl<'a> Session<'a> {
             let mut kept = keep.iter();
             names.retain(|_| *kept.next().unwrap_or(&false));
         }
+    }
+}
+
+/// Reading a prompt, or a token more for each sequence.
+fn append_span(lengths: &[usize], past: &[usize]) -> tracing::Span {
+    let sequences = lengths.len();
+    let is_single = lengths
+        .iter()
+        .zip(past)
+        .all(|(length, past)| *length == 1 && *past > 0);
+    if is_single {
+        tracing::debug_span!("decode", sequences)
+    } else {
+        tracing::debug_span!("prefill", sequences, tokens = lengths.iter().sum::<usize>())
     }
 }

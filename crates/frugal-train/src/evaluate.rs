@@ -105,6 +105,7 @@ pub fn evaluate_observed(
     stop: &AtomicBool,
     observe: &mut dyn FnMut(usize, usize),
 ) -> Result<Option<Evaluation>, TrainError> {
+    let _span = tracing::debug_span!("evaluate", examples = examples.len()).entered();
     objective.check(Set::Evaluation, backbone, examples)?;
     let rows: Vec<u32> = (0..examples.len() as u32)
         .filter(|&i| crate::batch::num_targets(&examples[i as usize]) > 0)

@@ -329,6 +329,7 @@ impl<'a> Trainer<'a> {
 
     /// One optimiser step; `false` if it was given up because the run is to stop.
     fn step(&mut self) -> Result<bool, TrainError> {
+        let _span = tracing::debug_span!("step", number = self.state.step + 1).entered();
         let started = Instant::now();
         let micro_batches: Vec<Vec<u32>> = self
             .epoch
@@ -581,6 +582,7 @@ impl<'a> Trainer<'a> {
         if step == 0 || self.saved.as_ref().is_some_and(|(saved, _)| *saved == step) {
             return Ok(());
         }
+        let _span = tracing::debug_span!("checkpoint", step).entered();
         let parameters = self.parameters();
         if let Some(bad) = parameters
             .iter()

@@ -12,6 +12,7 @@ mod help;
 mod inspect;
 mod journey;
 mod json;
+mod log;
 mod measure;
 mod measurements;
 mod recipes;

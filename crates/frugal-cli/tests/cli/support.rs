@@ -64,6 +64,7 @@ pub fn command(folder: &Path) -> Command {
         .current_dir(folder)
         .env("FRUGAL_CACHE", folder.join("cache"))
         .env("FRUGAL_OFFLINE", "1")
+        .env_remove("FRUGAL_LOG")
         .env_remove("RUST_BACKTRACE");
     command
 }

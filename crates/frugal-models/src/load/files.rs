@@ -324,6 +324,7 @@ impl ModelFiles {
         device: &Device,
         options: LoadOptions,
     ) -> Result<Arc<dyn Backbone>, ModelError> {
+        let _span = tracing::debug_span!("load", model = self.name()).entered();
         build_with(self.config.clone(), self.source(), device, options)
     }
 }

@@ -177,7 +177,8 @@ impl Ended {
 fn this_program() -> Result<Command> {
     let mut command =
         Command::new(std::env::current_exe().context("this program's own file cannot be found")?);
-    command.arg(END_WITH_STDIN);
+    // What it says on standard error is the reason if it fails.
+    command.arg(END_WITH_STDIN).env_remove(crate::log::VARIABLE);
     Ok(command)
 }
 
