@@ -22,7 +22,7 @@ Start here:
   frugal chat --model smollm2-135m   talk to it
   frugal help tune                   everything about one command
 
-Every command takes --log debug (or FRUGAL_LOG=debug), which shows what is done and how long it takes.
+Every command takes --log debug (or FRUGAL_LOG=debug): what is done, and how long it takes.
 
 Exit status: 0 success, 1 a check that failed, 2 wrong usage or failure, 130 interrupted.";
 

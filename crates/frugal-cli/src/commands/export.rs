@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use clap::ValueEnum;
 use frugal::adapt::{Operation, merge};
 use frugal::model::save::StoredType;
-use frugal::run::{ExportFormat, export_adapter_gguf, export_gguf, merge_to_folder};
+use frugal::run::{ExportFormat, Opened, export_adapter_gguf, export_gguf, merge_to_folder};
 use frugal_core::human;
 use frugal_core::stage::StageError;
 use serde_json::json;
@@ -151,7 +151,7 @@ pub fn free_folder(path: &Path) -> Result<()> {
 }
 
 /// Heads are no part of a language model's file.
-pub fn warn_about_head(loaded: &Loaded, output: Output) {
+pub fn warn_about_head(loaded: &Opened, output: Output) {
     if loaded.entry().is_some_and(|e| e.head.is_some()) {
         ui::warn(
             output,

@@ -1,5 +1,6 @@
 //! Settings that are swept: the same number of values for every run of a suite.
 
+use serde_json::Value as Json;
 use toml::Value;
 
 /// A setting and the values that are tried.
@@ -51,7 +52,7 @@ impl SweptSetting {
         let decides = ["data", "task", "out"].iter().any(|table| {
             key == *table
                 || key
-                    .strip_prefix(table)
+                    .strip_prefix(*table)
                     .is_some_and(|rest| rest.starts_with('.'))
         });
         if decides {
@@ -66,22 +67,34 @@ impl SweptSetting {
         Ok(Self { key, values })
     }
 
-    /// The values for a run that has `own`.
+    /// The values for a run that has `own`; around a whole number they are whole numbers.
     ///
     /// # Errors
-    /// When values are spread around that of the run and it has none.
-    pub fn values_for(&self, own: Option<f64>) -> Result<Vec<Value>, String> {
+    /// When values are spread around that of the run and it has none, or too small a one.
+    pub fn values_for(&self, own: Option<&Json>) -> Result<Vec<Value>, String> {
         let (factor, count) = match &self.values {
             SweptValues::Listed(values) => return Ok(values.clone()),
             SweptValues::Around { factor, count } => (*factor, *count),
         };
         let key = &self.key;
+        let is_whole = own.is_some_and(Json::is_u64);
+        let own = own.and_then(Json::as_f64);
         let own = own.filter(|v| v.is_finite() && *v > 0.0).ok_or_else(|| {
             format!("`{key}` has no value above 0 here to spread others around: list the values, as in `--sweep {key}=1,2,4`")
         })?;
         let middle = (count as f64 - 1.0) / 2.0;
-        let value = |i: usize| Value::Float(rounded(own * factor.powf(i as f64 - middle)));
-        Ok((0..count).map(value).collect())
+        let numbers = (0..count).map(|i| own * factor.powf(i as f64 - middle));
+        if !is_whole {
+            return Ok(numbers.map(|v| Value::Float(rounded(v))).collect());
+        }
+        let mut whole: Vec<i64> = numbers.map(|v| v.round() as i64).collect();
+        whole.dedup();
+        if whole.len() < count || whole.first().is_some_and(|least| *least < 1) {
+            return Err(format!(
+                "`{key}` is {own} here, too small to spread {count} whole numbers around: list the values, as in `--sweep {key}=1,2,4`"
+            ));
+        }
+        Ok(whole.into_iter().map(Value::Integer).collect())
     }
 
     /// The key without its tables, for names.
@@ -155,6 +168,7 @@ pub fn value_label(value: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn values_are_listed_or_spread_around_that_of_the_run() {
@@ -166,12 +180,21 @@ mod tests {
         assert_eq!(numbers(swept.values_for(None).unwrap()), [1e-4, 3e-4, 1e-3]);
         let swept = SweptSetting::parse("lr=3x5").unwrap();
         assert_eq!(
-            numbers(swept.values_for(Some(2e-4)).unwrap()),
+            numbers(swept.values_for(Some(&json!(2e-4))).unwrap()),
             [2.222e-5, 6.667e-5, 2e-4, 6e-4, 1.8e-3]
         );
         // Between two values is the run's own.
         let swept = SweptSetting::parse("train.lr=4x2").unwrap();
-        assert_eq!(numbers(swept.values_for(Some(1.0)).unwrap()), [0.5, 2.0]);
+        assert_eq!(
+            numbers(swept.values_for(Some(&json!(1.0))).unwrap()),
+            [0.5, 2.0]
+        );
+        // Around a whole number are whole numbers.
+        let swept = SweptSetting::parse("method.r=2x3").unwrap();
+        assert_eq!(
+            swept.values_for(Some(&json!(8))).unwrap(),
+            [4, 8, 16].map(Value::Integer)
+        );
         let swept = SweptSetting::parse("method.r=4,8").unwrap();
         assert_eq!(
             swept.values_for(None).unwrap(),
@@ -201,8 +224,10 @@ mod tests {
             let error = SweptSetting::parse(text).unwrap_err();
             assert!(error.contains(part), "{text}: {error}");
         }
-        let error = SweptSetting::parse("method.r=2x3").unwrap();
-        let error = error.values_for(None).unwrap_err();
-        assert!(error.contains("`--sweep method.r=1,2,4`"), "{error}");
+        let ranks = SweptSetting::parse("method.r=2x3").unwrap();
+        for own in [None, Some(&json!(1)), Some(&json!(0))] {
+            let error = ranks.values_for(own).unwrap_err();
+            assert!(error.contains("`--sweep method.r=1,2,4`"), "{error}");
+        }
     }
 }

@@ -201,7 +201,7 @@ fn a_sweep_that_would_prove_nothing_is_refused() {
     refused(&request, &["lr=3x3", "lr=1e-3,1e-2"], "swept twice");
     refused(&request, &["method.rank=2,4"], "rank");
     refused(&request, &["method.r=2x3"], "`method.r` has no value");
-    let without = with(&|r| r.overrides = vec!["data.validation_share=0".into()]);
+    let without = with(&|r| r.overrides = vec!["data.validation_share=0.0".into()]);
     refused(&without, &["lr=3x3"], "no validation part");
     let many = &[
         "lr=3x20",

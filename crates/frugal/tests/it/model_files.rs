@@ -1,6 +1,7 @@
 //! Model files as they come: other spellings, tensors too many or too few, other byte orders.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use burn::prelude::*;
 use frugal::adapt::{NoAdapter, to_vec};

@@ -107,7 +107,7 @@ fn predictor(model: &Path, adapter: Option<&str>) -> Result<Predictor, RunError>
         device: "cpu".into(),
         quantize: frugal::model::Quantize::None,
     };
-    Predictor::open(&request, &Lookup::default())
+    Predictor::open(&request, &Lookup::default(), &mut |_| {})
 }
 
 #[test]

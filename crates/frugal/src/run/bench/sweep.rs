@@ -192,7 +192,7 @@ fn arm(
     let mut grid: Vec<Vec<Value>> = vec![Vec::new()];
     for setting in &sweep.settings {
         let values = setting
-            .values_for(at(&settings, &setting.key).and_then(Json::as_f64))
+            .values_for(at(&settings, &setting.key))
             .map_err(unusable)?;
         let longer = grid.iter().flat_map(|row| {
             let with = |value: &Value| row.iter().chain([value]).cloned().collect();
