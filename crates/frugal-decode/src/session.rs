@@ -488,17 +488,3 @@ fn append_span(lengths: &[usize], past: &[usize]) -> tracing::Span {
         tracing::debug_span!("prefill", sequences, tokens = lengths.iter().sum::<usize>())
     }
 }
-
-/// Reading a prompt, or a token more for each sequence.
-fn append_span(lengths: &[usize], past: &[usize]) -> tracing::Span {
-    let sequences = lengths.len();
-    let is_single = lengths
-        .iter()
-        .zip(past)
-        .all(|(length, past)| *length == 1 && *past > 0);
-    if is_single {
-        tracing::debug_span!("decode", sequences)
-    } else {
-        tracing::debug_span!("prefill", sequences, tokens = lengths.iter().sum::<usize>())
-    }
-}

@@ -168,7 +168,8 @@ fn a_state_of_something_else_is_refused_by_name() {
 fn narrow_vectors_are_not_read_under_an_adapter_that_they_were_not_begun_with() {
     let setup = Setup::new("deepseek_v3");
     let mut set = AdapterSet::default();
-    let mut settings = crate::method_settings::settings(frugal::adapt::registry::find("lora").unwrap());
+    let mut settings =
+        crate::method_settings::settings(frugal::adapt::registry::find("lora").unwrap());
     settings.insert("target_modules".into(), serde_json::json!(["kv_b_proj"]));
     let method = frugal::adapt::registry::find("lora").unwrap();
     let context = crate::support::context(setup.backbone.as_ref(), 1);
