@@ -4,8 +4,8 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    adapters, bench, chat, completions, doctor, eval, export, generate, man, measure, merge,
-    methods, models, plan, predict, pretrain, report, select, tune, validate,
+    adapters, bench, chat, completions, doctor, embed, eval, export, generate, man, measure, merge,
+    methods, models, plan, predict, pretrain, report, rerank, select, tune, validate,
 };
 
 const STYLES: Styles = Styles::styled()
@@ -49,6 +49,8 @@ pub enum Command {
     #[command(visible_alias = "optcs")]
     Select(select::Args),
     Predict(predict::Args),
+    Embed(embed::Args),
+    Rerank(rerank::Args),
     Generate(generate::Args),
     Chat(chat::Args),
     Merge(merge::Args),

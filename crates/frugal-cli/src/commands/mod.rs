@@ -5,6 +5,7 @@ pub mod bench;
 pub mod chat;
 pub mod completions;
 pub mod doctor;
+pub mod embed;
 pub mod eval;
 pub mod export;
 pub mod generate;
@@ -17,6 +18,7 @@ pub mod plan;
 pub mod predict;
 pub mod pretrain;
 pub mod report;
+pub mod rerank;
 mod sandbox;
 pub mod select;
 pub mod tune;
@@ -37,6 +39,8 @@ pub fn run(command: Command) -> Result<Outcome> {
         Command::Measure(args) => measure::run(&args),
         Command::Select(args) => select::run(&args),
         Command::Predict(args) => predict::run(&args),
+        Command::Embed(args) => embed::run(&args),
+        Command::Rerank(args) => rerank::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Chat(args) => chat::run(&args),
         Command::Merge(args) => merge::run(&args),

@@ -15,6 +15,7 @@ mod json;
 mod measure;
 mod measurements;
 mod recipes;
+mod retrieve;
 mod runs;
 mod shell;
 mod start;

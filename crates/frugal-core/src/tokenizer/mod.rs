@@ -3,6 +3,7 @@
 
 mod added;
 mod bounds;
+mod cut;
 mod files;
 mod stop;
 mod stop_text;
@@ -24,6 +25,7 @@ use crate::fs::FileError;
 use crate::template::{ChatTemplate, TemplateError};
 
 pub use crate::tokenizer_settings::TokenizerSettings;
+pub use cut::CutText;
 use stop::TurnEnd;
 pub use stop_text::StopStream;
 pub use stream::TextStream;

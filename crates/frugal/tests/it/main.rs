@@ -13,6 +13,7 @@ mod blocks;
 mod combine;
 mod config_keys;
 mod conformance;
+mod encoders;
 mod families;
 mod harness;
 mod harness_tasks;
