@@ -4,8 +4,8 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    adapters, bench, chat, completions, doctor, embed, eval, export, generate, man, measure, merge,
-    methods, models, plan, predict, pretrain, report, rerank, select, tune, validate,
+    adapters, bench, chat, completions, doctor, embed, eval, export, generate, index, man, measure, merge,
+    methods, models, plan, predict, pretrain, report, rerank, search, select, tune, validate,
 };
 
 const STYLES: Styles = Styles::styled()
@@ -51,6 +51,8 @@ pub enum Command {
     Predict(predict::Args),
     Embed(embed::Args),
     Rerank(rerank::Args),
+    Index(index::Args),
+    Search(search::Args),
     Generate(generate::Args),
     Chat(chat::Args),
     Merge(merge::Args),

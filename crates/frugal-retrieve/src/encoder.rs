@@ -1,17 +1,20 @@
 //! A model that makes a vector of a text.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::prelude::*;
 use burn::tensor::activation::{gelu, relu, sigmoid};
 use frugal_adapt::peft;
+use frugal_core::fs::FileError;
 use frugal_models::load::{Lookup, ModelFiles};
 use frugal_models::{LoadOptions, Quantize};
 use frugal_nn::{
     Adapter, Backbone, BuildContext, Input, LoadedAdapter, Mode, NoAdapter, Pass, SequenceLayout,
     to_vec,
 };
+
+use sha2::{Digest, Sha256};
 
 use crate::RetrieveError;
 use crate::modules::{Activation, DenseModule, Modules};
@@ -40,6 +43,7 @@ pub struct Encoder {
     adapter: Option<LoadedAdapter>,
     modules: Modules,
     max_length: usize,
+    fingerprint: String,
 }
 
 /// What goes before a text.
@@ -154,6 +158,7 @@ impl Encoder {
             width = dense.out_features;
         }
         Ok(Self {
+            fingerprint: fingerprint(&files, &modules, request.adapter.as_deref())?,
             name: files.name().to_owned(),
             max_length,
             modules,
@@ -168,9 +173,9 @@ impl Encoder {
         &self.name
     }
 
-    /// A sum over the weights' file, by which an index knows its encoder again.
-    pub fn fingerprint(&self) -> String {
-        self.files.fingerprint()
+    /// A sum over weights, modules and adapter, by which an index knows its encoder again.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
     }
 
     /// What comes behind the transformer.
@@ -372,6 +377,25 @@ impl DenseModule {
             Activation::Gelu => gelu(y),
         }
     }
+}
+
+fn fingerprint(
+    files: &ModelFiles,
+    modules: &Modules,
+    adapter: Option<&Path>,
+) -> Result<String, RetrieveError> {
+    let mut sum = Sha256::new();
+    sum.update(files.fingerprint());
+    sum.update(format!("{modules:?}"));
+    if let Some(folder) = adapter {
+        for name in ["adapter_config.json", "adapter_model.safetensors"] {
+            let path = folder.join(name);
+            let bytes = std::fs::read(&path).map_err(FileError::at(&path, "cannot read"))?;
+            sum.update(bytes);
+        }
+    }
+    let bytes = sum.finalize();
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// Gives a vector length 1; one of zeros stays.

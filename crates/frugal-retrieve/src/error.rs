@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
+use frugal_core::fs::FileError;
 use frugal_core::tokenizer::TokenizerError;
+use frugal_index::IndexError;
 use frugal_nn::{AdaptError, LoadError, ModelError};
 use thiserror::Error;
 
@@ -61,6 +63,24 @@ pub enum RetrieveError {
         /// Tokens of the prompt.
         tokens: usize,
     },
+    /// An index with vectors, and no encoder to make more.
+    #[error("{}: the index has vectors: name the model that made them", folder.display())]
+    NeedsEncoder {
+        /// Its folder.
+        folder: PathBuf,
+    },
+    /// A search by vectors in an index that has none.
+    #[error("{}: the index has no vectors, only words: search with `--mode bm25`, or make an index with a model", folder.display())]
+    NoVectors {
+        /// Its folder.
+        folder: PathBuf,
+    },
+    /// Index or corpus.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// A file that cannot be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// Model.
     #[error(transparent)]
     Model(#[from] ModelError),

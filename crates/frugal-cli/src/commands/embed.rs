@@ -202,7 +202,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let begin = Instant::now();
     let mut counter = Counter::new(args.output, "texts", refs.len() as u64, 0);
     let found = encoder.embed(&refs, &options, &mut |done| {
-        (0..done).for_each(|_| counter.step());
+        counter.advance(done);
         !interrupt::asked(&stop)
     });
     drop(counter);

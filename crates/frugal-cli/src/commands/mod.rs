@@ -9,6 +9,7 @@ pub mod embed;
 pub mod eval;
 pub mod export;
 pub mod generate;
+pub mod index;
 pub mod man;
 pub mod measure;
 pub mod merge;
@@ -19,6 +20,7 @@ pub mod predict;
 pub mod pretrain;
 pub mod report;
 pub mod rerank;
+pub mod search;
 mod sandbox;
 pub mod select;
 pub mod tune;
@@ -41,6 +43,8 @@ pub fn run(command: Command) -> Result<Outcome> {
         Command::Predict(args) => predict::run(&args),
         Command::Embed(args) => embed::run(&args),
         Command::Rerank(args) => rerank::run(&args),
+        Command::Index(args) => index::run(&args),
+        Command::Search(args) => search::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Chat(args) => chat::run(&args),
         Command::Merge(args) => merge::run(&args),

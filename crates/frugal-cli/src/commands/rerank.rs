@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use frugal::model::Quantize;
 use frugal::run::{
-    DataConfig, PredictRequest, Predictor, ProblemType, RunError, data_settings_of, quantize_of,
+    DataConfig, PredictRequest, Predictor, Reranker, RunError, data_settings_of, quantize_of,
 };
 use frugal_core::data::TextRecord;
 use serde_json::json;
@@ -71,9 +71,6 @@ pub struct Args {
     output: Output,
 }
 
-/// Pairs that are computed together.
-const BATCH: usize = 16;
-
 /// Reads candidates, scores, sorts, prints.
 pub fn run(args: &Args) -> Result<Outcome> {
     let (model, adapter) = args.model.resolve()?;
@@ -94,30 +91,20 @@ pub fn run(args: &Args) -> Result<Outcome> {
         device: args.machine.device_name().into(),
     };
     let predictor = Predictor::open(&request, &args.machine.lookup())?;
-    let labels = predictor.labels().len();
-    if labels != 1 {
-        bail!(
-            "{model}: a reranker has one output, this classifier has {labels} ({}): use `frugal predict`",
-            predictor.labels().join(", ")
-        );
-    }
-    let candidates = read(args, &predictor)?;
+    let reranker = Reranker::of(&model, predictor)?;
+    let candidates = read(args, reranker.predictor())?;
+    let texts: Vec<&str> = candidates.iter().map(|c| c.text.as_str()).collect();
     let stop = interrupt::flag("");
-    let mut counter = Counter::new(args.output, "candidates", candidates.len() as u64, 0);
-    let mut scores = Vec::with_capacity(candidates.len());
-    for batch in candidates.chunks(BATCH) {
-        if interrupt::asked(&stop) {
-            return Ok(Outcome::Interrupted);
-        }
-        let pairs = batch
-            .iter()
-            .map(|candidate| predictor.encode(&args.query, Some(&candidate.text)))
-            .collect::<Result<Vec<_>, _>>()?;
-        let found = predictor.predict(&pairs)?;
-        scores.extend(found.iter().map(|values| values[0]));
-        batch.iter().for_each(|_| counter.step());
-    }
+    let mut counter = Counter::new(args.output, "candidates", texts.len() as u64, 0);
+    let scores = reranker.scores(&args.query, &texts, &mut |done| {
+        counter.advance(done);
+        !interrupt::asked(&stop)
+    });
     drop(counter);
+    let scores = match scores {
+        Err(RunError::Interrupted) => return Ok(Outcome::Interrupted),
+        scores => scores?,
+    };
     let mut order: Vec<usize> = (0..candidates.len()).collect();
     // Equal scores stay in the order of the data.
     order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
@@ -133,11 +120,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     });
     if args.output.json {
         let all: Vec<_> = lines.collect();
-        let scale = match predictor.problem() {
-            ProblemType::Regression => "logit",
-            _ => "probability",
-        };
-        let value = json!({ "query": args.query, "model": model, "score": scale, "results": all });
+        let value = json!({ "query": args.query, "model": model, "score": reranker.scale(), "results": all });
         ui::print(&value.to_string());
     } else {
         lines.for_each(|line| ui::print(&line.to_string()));

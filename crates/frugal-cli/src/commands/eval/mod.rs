@@ -1,11 +1,12 @@
 //! `frugal eval`: measures a model on data or on tasks.
 
 mod fingerprint;
+mod retrieval;
 mod stop;
 mod tasks;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use frugal::model::Quantize;
@@ -37,10 +38,13 @@ Examples:
   frugal eval --tasks mmlu/default/_mmlu.yaml:data/mmlu --num-fewshot 5
   frugal eval --endpoint http://127.0.0.1:8080/v1 --tasks gsm8k --gen-kwargs max_gen_toks=512
   frugal eval --tasks list
+  frugal eval --task retrieval --data scifact/ --index idx
+  frugal eval --task retrieval --run bm25.trec --run dense.trec --qrels qrels.txt
 
 With --data, an adapter with a classification head is measured by accuracy, macro-F1 and Matthews
 correlation; anything else by loss and perplexity. With --tasks, a model is asked the questions of
-each task, and the results are those of lm-evaluation-harness, in its format.";
+each task, and the results are those of lm-evaluation-harness, in its format. With --task retrieval,
+rankings are measured with the values of trec_eval.";
 
 /// Measure a model, with or without an adapter, on data or on tasks
 #[derive(Debug, clap::Args)]
@@ -54,7 +58,7 @@ pub struct Args {
         short,
         value_name = "FILE",
         help_heading = "Data",
-        required_unless_present = "tasks",
+        required_unless_present_any = ["tasks", "runs"],
         conflicts_with = "tasks"
     )]
     data: Option<String>,
@@ -110,6 +114,8 @@ pub struct Args {
     #[command(flatten)]
     tasks: tasks::Flags,
     #[command(flatten)]
+    retrieval: retrieval::Flags,
+    #[command(flatten)]
     machine: Machine,
     #[command(flatten)]
     output: Output,
@@ -128,6 +134,10 @@ impl Args {
 
 /// Measures and prints.
 pub fn run(args: &Args) -> Result<Outcome> {
+    if args.retrieval.task.is_some() {
+        let data = args.data.as_deref().map(Path::new);
+        return retrieval::run(&args.retrieval, data, &args.machine, args.output);
+    }
     let Some(data) = &args.data else {
         return tasks::run(args);
     };
