@@ -4,8 +4,9 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    adapters, bench, chat, completions, doctor, embed, eval, export, generate, index, man, measure, merge,
-    methods, models, plan, predict, pretrain, report, rerank, search, select, tune, validate,
+    adapters, bench, chat, completions, doctor, embed, eval, export, generate, index, man, measure,
+    merge, methods, models, plan, predict, pretrain, report, rerank, search, select, tune,
+    validate,
 };
 
 const STYLES: Styles = Styles::styled()

@@ -163,9 +163,18 @@ mod tests {
             title: "T".into(),
             ..Document::new("doc", "one two three")
         };
-        let found = chunks(&document, ChunkOptions { words: 2, overlap: 0 });
+        let found = chunks(
+            &document,
+            ChunkOptions {
+                words: 2,
+                overlap: 0,
+            },
+        );
         assert_eq!(found[1].id, "doc#1");
-        assert_eq!((found[1].title.as_str(), document_of(&found[1])), ("T", "doc"));
+        assert_eq!(
+            (found[1].title.as_str(), document_of(&found[1])),
+            ("T", "doc")
+        );
         assert_eq!(document_of(&document), "doc");
     }
 }

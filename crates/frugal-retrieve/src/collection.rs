@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use burn::prelude::*;
 use frugal_core::fs::{FileError, write_atomic};
 use frugal_index::{
-    Bm25, CorpusOptions, Document, Encoding, Filter, Found, Fusion, Index, IndexError, Metric, Mode,
-    Query, Settings, Writer, read_corpus,
+    Bm25, CorpusOptions, Document, Encoding, Filter, Found, Fusion, Index, IndexError, Metric,
+    Mode, Query, Settings, Writer, read_corpus,
 };
 use frugal_models::Quantize;
 use frugal_models::load::Lookup;

@@ -46,7 +46,13 @@ enum Words {
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// File or folder of documents
-    #[arg(long, short, value_name = "PATH", help_heading = "Data", required_unless_present = "delete")]
+    #[arg(
+        long,
+        short,
+        value_name = "PATH",
+        help_heading = "Data",
+        required_unless_present = "delete"
+    )]
     data: Option<PathBuf>,
     /// Folder of the index
     #[arg(long, short, value_name = "DIR", help_heading = "Output")]
@@ -55,7 +61,13 @@ pub struct Args {
     #[arg(long, short, value_name = "MODEL", help_heading = "Vectors")]
     model: Option<String>,
     /// Adapter of the encoder
-    #[arg(long, short, value_name = "DIR", help_heading = "Vectors", requires = "model")]
+    #[arg(
+        long,
+        short,
+        value_name = "DIR",
+        help_heading = "Vectors",
+        requires = "model"
+    )]
     adapter: Option<PathBuf>,
     /// Which field is which, for example text=abstract; repeatable (id, title, text)
     #[arg(long = "column", value_name = "ROLE=NAME", value_parser = crate::args::pair, help_heading = "Data")]
@@ -76,10 +88,20 @@ pub struct Args {
     #[arg(long, help_heading = "Output")]
     compact: bool,
     /// How words become terms, in a new index
-    #[arg(long, value_name = "NAME", default_value = "english", help_heading = "Words")]
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "english",
+        help_heading = "Words"
+    )]
     analyzer: Words,
     /// How vectors are stored, in a new index
-    #[arg(long = "quantize", value_name = "NAME", default_value = "f32", help_heading = "Vectors")]
+    #[arg(
+        long = "quantize",
+        value_name = "NAME",
+        default_value = "f32",
+        help_heading = "Vectors"
+    )]
     vectors: Vectors,
     /// Text that goes before each document [default: the model's prompt `document` or `passage`]
     #[arg(long, value_name = "TEXT", help_heading = "Vectors")]
@@ -180,12 +202,16 @@ pub fn run(args: &Args) -> Result<Outcome> {
                     Some((encoder, request))
                 }
             };
-            let stop = interrupt::flag("the next commit keeps what is done; run the command again to go on");
+            let stop = interrupt::flag(
+                "the next commit keeps what is done; run the command again to go on",
+            );
             let mut counter = Counter::new(args.output, "documents", 0, 0);
             build(
                 &args.out,
                 data,
-                encoder.as_ref().map(|(encoder, request)| (encoder, request)),
+                encoder
+                    .as_ref()
+                    .map(|(encoder, request)| (encoder, request)),
                 &options,
                 &mut |done| {
                     counter.advance(done);
@@ -212,7 +238,10 @@ pub fn run(args: &Args) -> Result<Outcome> {
         ui::print(&value.to_string());
     } else {
         let vectors = match &index.settings().encoder {
-            Some(encoder) => format!("words and vectors of {} ({} dimensions)", encoder.model, encoder.dimension),
+            Some(encoder) => format!(
+                "words and vectors of {} ({} dimensions)",
+                encoder.model, encoder.dimension
+            ),
             None => "words only: vectors come with `--model`, for example minilm-l6".into(),
         };
         ui::print(&format!(
@@ -228,13 +257,20 @@ pub fn run(args: &Args) -> Result<Outcome> {
     if let Some(first) = report.empty.first() {
         ui::warn(
             args.output,
-            &format!("{} documents without text were left out: `{first}`{}", report.empty.len(), if report.empty.len() > 1 { ", ..." } else { "" }),
+            &format!(
+                "{} documents without text were left out: `{first}`{}",
+                report.empty.len(),
+                if report.empty.len() > 1 { ", ..." } else { "" }
+            ),
         );
     }
     if report.truncated > 0 {
         ui::warn(
             args.output,
-            &format!("{} texts are longer than the encoder reads: their vectors stand for their beginning; `--chunk N` cuts them", report.truncated),
+            &format!(
+                "{} texts are longer than the encoder reads: their vectors stand for their beginning; `--chunk N` cuts them",
+                report.truncated
+            ),
         );
     }
     Ok(match report.interrupted {

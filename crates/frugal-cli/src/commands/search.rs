@@ -131,7 +131,10 @@ pub fn find(
         });
     }
     if let Some(reranker) = reranker {
-        let texts: Vec<String> = answers.iter().map(|a| a.document.title_and_text()).collect();
+        let texts: Vec<String> = answers
+            .iter()
+            .map(|a| a.document.title_and_text())
+            .collect();
         let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
         let scores = reranker.scores(query, &texts, &mut |_| true)?;
         for (answer, score) in answers.iter_mut().zip(scores) {
@@ -189,8 +192,16 @@ pub fn run(args: &Args) -> Result<Outcome> {
                 "" => document.id.clone(),
                 title => format!("{title} ({})", document.id),
             };
-            ui::print(&format!("{:>3}. {:.4}  {}", i + 1, answer.score, ui::without_control(&head)));
-            ui::print(&format!("     {}", ui::without_control(&snippet(&document.text))));
+            ui::print(&format!(
+                "{:>3}. {:.4}  {}",
+                i + 1,
+                answer.score,
+                ui::without_control(&head)
+            ));
+            ui::print(&format!(
+                "     {}",
+                ui::without_control(&snippet(&document.text))
+            ));
         }
     }
     Ok(Outcome::Done)

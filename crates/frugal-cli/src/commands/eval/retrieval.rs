@@ -19,7 +19,14 @@ use crate::ui::progress::{Counter, Phase};
 use crate::ui::{self, interrupt, table};
 
 /// Measures that are shown where none are named.
-const MEASURES: [&str; 6] = ["ndcg@10", "map", "mrr@10", "recall@10", "recall@100", "P@10"];
+const MEASURES: [&str; 6] = [
+    "ndcg@10",
+    "map",
+    "mrr@10",
+    "recall@10",
+    "recall@100",
+    "P@10",
+];
 /// Rounds of the paired randomisation test.
 const ROUNDS: usize = 10_000;
 
@@ -81,10 +88,15 @@ pub fn run(
 ) -> Result<Outcome> {
     let measures = flags.measures()?;
     if flags.index.is_none() && flags.runs.is_empty() {
-        bail!("--task retrieval: give an index (`--index DIR --data FOLDER`) or runs (`--run FILE --qrels FILE`)");
+        bail!(
+            "--task retrieval: give an index (`--index DIR --data FOLDER`) or runs (`--run FILE --qrels FILE`)"
+        );
     }
     if let Some(file) = flags.write_run.as_ref().filter(|file| file.exists()) {
-        bail!("{}: exists already; choose another file for `--write-run`", file.display());
+        bail!(
+            "{}: exists already; choose another file for `--write-run`",
+            file.display()
+        );
     }
     let qrels = Qrels::read(&flags.judgements(data)?)?;
     let options = Options {
@@ -164,7 +176,8 @@ impl Flags {
         output: Output,
     ) -> Result<Option<Run>> {
         let queries = self.queries.as_deref().or(data);
-        let queries = queries.context("--index: give the queries with `--data FOLDER` or `--queries FILE`")?;
+        let queries = queries
+            .context("--index: give the queries with `--data FOLDER` or `--queries FILE`")?;
         let mut queries = read_queries(queries)?;
         queries.retain(|(id, _)| qrels.get(id).is_some());
         if queries.is_empty() {
@@ -294,12 +307,23 @@ fn show(
             (n, false) => format!(", {n} of them without an answer, which count as 0"),
             (n, true) => format!("; {n} without an answer are left out"),
         },
-        seconds.map_or_else(String::new, |s| format!(" · {:.1} queries/s", first.queries.len() as f64 / s.max(1e-9)))
+        seconds.map_or_else(String::new, |s| format!(
+            " · {:.1} queries/s",
+            first.queries.len() as f64 / s.max(1e-9)
+        ))
     ));
     for c in &comparisons {
         ui::print(&format!(
             "{}: {:+.4} {} against {} (p = {:.4}, Holm {:.4}; better on {}, worse on {}, equal on {})",
-            c.name, c.test.difference, measures[0], first.name, c.test.p_value, c.corrected_p, c.test.wins, c.test.losses, c.test.ties
+            c.name,
+            c.test.difference,
+            measures[0],
+            first.name,
+            c.test.p_value,
+            c.corrected_p,
+            c.test.wins,
+            c.test.losses,
+            c.test.ties
         ));
     }
     Ok(Outcome::Done)
