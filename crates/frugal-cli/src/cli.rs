@@ -5,8 +5,9 @@ use clap::{Parser, Subcommand};
 use tracing_subscriber::filter::Targets;
 
 use crate::commands::{
-    adapters, bench, chat, completions, doctor, eval, export, generate, man, measure, merge,
-    methods, models, plan, predict, pretrain, report, select, tune, validate,
+    adapters, bench, chat, completions, doctor, embed, eval, export, generate, index, man, measure,
+    merge, methods, models, plan, predict, pretrain, report, rerank, search, select, tune,
+    validate,
 };
 
 const STYLES: Styles = Styles::styled()
@@ -53,6 +54,10 @@ pub enum Command {
     #[command(visible_alias = "optcs")]
     Select(select::Args),
     Predict(predict::Args),
+    Embed(embed::Args),
+    Rerank(rerank::Args),
+    Index(index::Args),
+    Search(search::Args),
     Generate(generate::Args),
     Chat(chat::Args),
     Merge(merge::Args),

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use frugal::model::{LoadOptions, Quantize};
-use frugal::run::{OpenOptions, Opened, Progress, open};
+use frugal::run::{OpenOptions, Opened, Progress, Reranker, open};
 
 use crate::args::{Machine, Model, Output};
 use crate::ui;
@@ -110,6 +110,25 @@ fn read_as(
         ..OpenOptions::new(&lookup, device)
     };
     open_shown(&name, folders, &options, output)
+}
+
+/// A cross-encoder; what there is to say of it is shown.
+pub fn reranker(model: &str, machine: &Machine, output: Output) -> Result<Reranker> {
+    let (mut phase, mut warnings) = (None, Vec::new());
+    let opened = Reranker::open(
+        model,
+        None,
+        machine.device_name(),
+        &machine.lookup(),
+        &mut |progress| match progress {
+            Progress::Begin { what } => phase = Some(Phase::new(output, what.clone())),
+            Progress::Warning { text } => warnings.push(text.clone()),
+            _ => {}
+        },
+    );
+    drop(phase);
+    warnings.iter().for_each(|text| ui::warn(output, text));
+    Ok(opened?)
 }
 
 /// Opens, and shows what there is to say of it.

@@ -13,6 +13,7 @@ pub mod measurement;
 pub mod optcs;
 pub mod programs;
 pub mod report;
+pub mod retrieval;
 pub mod runtime;
 pub mod sandbox;
 pub mod spectrum;

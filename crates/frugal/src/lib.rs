@@ -8,6 +8,8 @@ pub mod measure;
 pub mod run;
 
 pub use frugal_decode as decode;
+pub use frugal_index as index;
+pub use frugal_retrieve as retrieve;
 pub use frugal_train as train;
 
 /// Frozen backbones, their files and their parts.

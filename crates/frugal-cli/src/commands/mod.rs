@@ -5,9 +5,11 @@ pub mod bench;
 pub mod chat;
 pub mod completions;
 pub mod doctor;
+pub mod embed;
 pub mod eval;
 pub mod export;
 pub mod generate;
+pub mod index;
 pub mod man;
 pub mod measure;
 pub mod merge;
@@ -17,7 +19,9 @@ pub mod plan;
 pub mod predict;
 pub mod pretrain;
 pub mod report;
+pub mod rerank;
 mod sandbox;
+pub mod search;
 pub mod select;
 pub mod tune;
 pub mod validate;
@@ -38,6 +42,10 @@ pub fn run(command: Command) -> Result<Outcome> {
         Command::Measure(args) => measure::run(&args),
         Command::Select(args) => select::run(&args),
         Command::Predict(args) => predict::run(&args),
+        Command::Embed(args) => embed::run(&args),
+        Command::Rerank(args) => rerank::run(&args),
+        Command::Index(args) => index::run(&args),
+        Command::Search(args) => search::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Chat(args) => chat::run(&args),
         Command::Merge(args) => merge::run(&args),

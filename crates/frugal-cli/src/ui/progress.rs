@@ -106,13 +106,18 @@ pub struct Counter {
 pub(super) const LINES: Duration = Duration::from_secs(10);
 
 impl Counter {
-    /// Of `total` pieces of `what`, `done` are done.
+    /// Of `total` pieces of `what`, `done` are done; a total of 0 is not known.
     pub fn new(output: Output, what: impl Into<String>, total: u64, done: u64) -> Self {
         let what = what.into();
         let mut bar = None;
         if !output.quiet && ui::stderr_is_terminal() {
-            let shown = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr())
-                .with_style(style("{pos}/{len} {wide_bar:.cyan} {msg}"))
+            let template = match total {
+                0 => "{spinner:.cyan} {pos} {msg}",
+                _ => "{pos}/{len} {wide_bar:.cyan} {msg}",
+            };
+            let known = (total > 0).then_some(total);
+            let shown = ProgressBar::with_draw_target(known, ProgressDrawTarget::stderr())
+                .with_style(style(template))
                 .with_message(what.clone())
                 .with_position(done);
             shown.enable_steady_tick(TICK);
@@ -131,13 +136,21 @@ impl Counter {
 
     /// One more is done.
     pub fn step(&mut self) {
-        self.done += 1;
+        self.advance(1);
+    }
+
+    /// So many more are done.
+    pub fn advance(&mut self, count: usize) {
+        self.done += count as u64;
         let now = Instant::now();
         self.rate.update(now, self.done as f64);
         let speed = self.rate.per_second().map_or_else(String::new, |rate| {
             format!(" · {} a second", significant(rate, 3))
         });
-        let left = self.rate.left_text(now, self.total as f64);
+        let left = match self.total {
+            0 => String::new(),
+            total => self.rate.left_text(now, total as f64),
+        };
         let message = format!("{}{speed}{left}", self.what);
         let is_due = self.said.elapsed() >= LINES || self.done == self.total;
         match &self.bar {
@@ -147,7 +160,11 @@ impl Counter {
             }
             None if !self.output.quiet && is_due => {
                 self.said = now;
-                ui::say(&format!("{}/{} · {message}", self.done, self.total));
+                let of = match self.total {
+                    0 => String::new(),
+                    total => format!("/{total}"),
+                };
+                ui::say(&format!("{}{of} · {message}", self.done));
             }
             None => {}
         }

@@ -16,6 +16,7 @@ mod log;
 mod measure;
 mod measurements;
 mod recipes;
+mod retrieve;
 mod runs;
 mod shell;
 mod start;

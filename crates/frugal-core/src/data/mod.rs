@@ -12,6 +12,7 @@ mod read;
 mod record;
 mod row;
 mod source;
+mod stream;
 mod table;
 mod turns;
 
@@ -32,6 +33,7 @@ pub use example::{Conversation, Example, Message};
 pub use examples::TextRecord;
 pub use format::Format;
 pub use options::{Documents, LoadOptions};
+pub use stream::{lines, records};
 
 /// Records of one file, or a part of them.
 #[derive(Clone, Debug, PartialEq)]

@@ -133,7 +133,12 @@ fn utf8<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a str, DataError> {
     Ok(text.strip_prefix('\u{feff}').unwrap_or(text))
 }
 
-fn not_utf8(path: &Path, line: usize, bytes: &[u8], error: std::str::Utf8Error) -> DataError {
+pub(super) fn not_utf8(
+    path: &Path,
+    line: usize,
+    bytes: &[u8],
+    error: std::str::Utf8Error,
+) -> DataError {
     let byte = bytes[error.valid_up_to()];
     let problem = format!("byte 0x{byte:02x} is not UTF-8; convert the file to UTF-8");
     DataError::line(path, line, problem)

@@ -4,6 +4,7 @@
 mod added;
 mod bounds;
 mod class;
+mod cut;
 mod files;
 mod stop;
 mod stop_text;
@@ -25,6 +26,7 @@ use crate::fs::FileError;
 use crate::template::{ChatTemplate, TemplateError};
 
 pub use crate::tokenizer_settings::TokenizerSettings;
+pub use cut::CutText;
 use stop::TurnEnd;
 pub use stop_text::StopStream;
 pub use stream::TextStream;

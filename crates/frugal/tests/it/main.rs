@@ -14,6 +14,7 @@ mod bench;
 mod blocks;
 mod combine;
 mod config_keys;
+mod encoders;
 mod families;
 mod harness;
 mod harness_tasks;

@@ -7,6 +7,7 @@ use clap::ValueEnum;
 use frugal::model::Quantize;
 use frugal::run::quantize_of;
 
+use super::retrieval;
 use crate::args::{Machine, Model, Output};
 
 const EXAMPLES: &str = "\
@@ -19,10 +20,13 @@ Examples:
   frugal eval --tasks mmlu/default/_mmlu.yaml:data/mmlu --num-fewshot 5
   frugal eval --endpoint http://127.0.0.1:8080/v1 --tasks gsm8k --gen-kwargs max_gen_toks=512
   frugal eval --tasks list
+  frugal eval --task retrieval --data scifact/ --index idx
+  frugal eval --task retrieval --run bm25.trec --run dense.trec --qrels qrels.txt
 
 With --data, an adapter with a classification head is measured by accuracy, macro-F1 and Matthews
 correlation; anything else by loss and perplexity. With --tasks, a model is asked the questions of
-each task, and the results are those of lm-evaluation-harness, in its format.";
+each task, and the results are those of lm-evaluation-harness, in its format. With --task retrieval,
+rankings are measured with the values of trec_eval.";
 
 /// Measure a model, with or without an adapter, on data or on tasks
 #[derive(Debug, clap::Args)]
@@ -36,7 +40,7 @@ pub struct Args {
         short,
         value_name = "FILE",
         help_heading = "Data",
-        required_unless_present = "tasks",
+        required_unless_present_any = ["tasks", "runs"],
         conflicts_with = "tasks"
     )]
     pub(super) data: Option<String>,
@@ -91,6 +95,8 @@ pub struct Args {
     pub(super) dump_logits: Option<PathBuf>,
     #[command(flatten)]
     pub(super) tasks: TaskFlags,
+    #[command(flatten)]
+    pub(super) retrieval: retrieval::Flags,
     #[command(flatten)]
     pub(super) machine: Machine,
     #[command(flatten)]

@@ -2,10 +2,12 @@
 
 mod fingerprint;
 mod flags;
+mod retrieval;
 mod stop;
 mod tasks;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use anyhow::{Result, bail};
 use frugal::model::load::ModelFiles;
@@ -26,6 +28,10 @@ use crate::ui::{self, table};
 
 /// Measures and prints.
 pub fn run(args: &Args) -> Result<Outcome> {
+    if args.retrieval.task.is_some() {
+        let data = args.data.as_deref().map(Path::new);
+        return retrieval::run(&args.retrieval, data, &args.machine, args.output);
+    }
     let Some(data) = &args.data else {
         return tasks::run(args);
     };

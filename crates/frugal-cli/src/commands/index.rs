@@ -1,0 +1,280 @@
+//! `frugal index`: documents that can be searched.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use clap::ValueEnum;
+use frugal::index::{Analyzer, CorpusOptions, Encoding, Index};
+use frugal::model::Quantize;
+use frugal::retrieve::{BuildOptions, ChunkOptions, Encoder, EncoderRequest, build};
+use serde_json::json;
+
+use crate::args::{Machine, Output};
+use crate::outcome::Outcome;
+use crate::ui::progress::{Counter, Phase};
+use crate::ui::{self, interrupt};
+
+const EXAMPLES: &str = "\
+Examples:
+  frugal index --data notes/ --out idx --model minilm-l6 --chunk 150
+  frugal index --data scifact/ --out idx --model minilm-l6
+  frugal index --data corpus.jsonl --out idx                 words only (BM25)
+  frugal index --out idx --delete doc-17 --delete doc-18
+
+The data are a BEIR folder, JSONL, JSON, CSV, TSV or Parquet, perhaps .gz or .zst, or a folder of
+text and Markdown files. Run again, the command adds what is new, replaces what has changed and
+leaves the rest alone; an interrupted run goes on where its last commit was.";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Vectors {
+    F32,
+    F16,
+    Int8,
+    Binary,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Words {
+    Whitespace,
+    Standard,
+    English,
+}
+
+/// Index documents for search by words (BM25) and by vectors
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// File or folder of documents
+    #[arg(
+        long,
+        short,
+        value_name = "PATH",
+        help_heading = "Data",
+        required_unless_present = "delete"
+    )]
+    data: Option<PathBuf>,
+    /// Folder of the index
+    #[arg(long, short, value_name = "DIR", help_heading = "Output")]
+    out: PathBuf,
+    /// Encoder of the vectors: name, folder or org/name [default: that of the index, else none]
+    #[arg(long, short, value_name = "MODEL", help_heading = "Vectors")]
+    model: Option<String>,
+    /// Adapter of the encoder
+    #[arg(
+        long,
+        short,
+        value_name = "DIR",
+        help_heading = "Vectors",
+        requires = "model"
+    )]
+    adapter: Option<PathBuf>,
+    /// Which field is which, for example text=abstract; repeatable (id, title, text)
+    #[arg(long = "column", value_name = "ROLE=NAME", value_parser = crate::args::pair, help_heading = "Data")]
+    columns: Vec<(String, String)>,
+    /// Cut documents into pieces of at most N words, at the ends of paragraphs and sentences
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Data")]
+    chunk: Option<u32>,
+    /// Words that a piece repeats of the one before it [default: a fifth of --chunk]
+    #[arg(long, value_name = "N", requires = "chunk", help_heading = "Data")]
+    chunk_overlap: Option<u32>,
+    /// Delete the document of this identifier; repeatable
+    #[arg(long, value_name = "ID", help_heading = "Data")]
+    delete: Vec<String>,
+    /// Delete documents that the data no longer have
+    #[arg(long, requires = "data", help_heading = "Data")]
+    prune: bool,
+    /// Write everything anew without what was deleted, in one segment
+    #[arg(long, help_heading = "Output")]
+    compact: bool,
+    /// How words become terms, in a new index
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "english",
+        help_heading = "Words"
+    )]
+    analyzer: Words,
+    /// How vectors are stored, in a new index
+    #[arg(
+        long = "quantize",
+        value_name = "NAME",
+        default_value = "f32",
+        help_heading = "Vectors"
+    )]
+    vectors: Vectors,
+    /// Text that goes before each document [default: the model's prompt `document` or `passage`]
+    #[arg(long, value_name = "TEXT", help_heading = "Vectors")]
+    document_prompt: Option<String>,
+    /// Text that goes before each query [default: the model's prompt `query`]
+    #[arg(long, value_name = "TEXT", help_heading = "Vectors")]
+    query_prompt: Option<String>,
+    /// Keep the first N dimensions (Matryoshka models)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Vectors")]
+    truncate_dim: Option<u32>,
+    /// Longest text of a vector in tokens [default: what the model says]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Vectors")]
+    max_length: Option<u32>,
+    #[command(flatten)]
+    machine: Machine,
+    #[command(flatten)]
+    output: Output,
+}
+
+impl Args {
+    fn options(&self) -> Result<BuildOptions> {
+        let chunk = match self.chunk {
+            None => None,
+            Some(words) => {
+                let overlap = self.chunk_overlap.unwrap_or(words / 5);
+                if overlap >= words {
+                    bail!("--chunk-overlap {overlap}: must be less than `--chunk {words}`");
+                }
+                Some(ChunkOptions {
+                    words: words as usize,
+                    overlap: overlap as usize,
+                })
+            }
+        };
+        Ok(BuildOptions {
+            analyzer: match self.analyzer {
+                Words::Whitespace => Analyzer::Whitespace,
+                Words::Standard => Analyzer::Standard,
+                Words::English => Analyzer::English,
+            },
+            encoding: match self.vectors {
+                Vectors::F32 => Encoding::F32,
+                Vectors::F16 => Encoding::F16,
+                Vectors::Int8 => Encoding::Int8,
+                Vectors::Binary => Encoding::Binary,
+            },
+            corpus: CorpusOptions {
+                columns: self.columns.iter().cloned().collect(),
+            },
+            chunk,
+            prune: self.prune,
+            document_prompt: self.document_prompt.clone(),
+            query_prompt: self.query_prompt.clone(),
+            truncate_dim: self.truncate_dim.map(|n| n as usize),
+        })
+    }
+
+    /// The encoder that is named, or the one that the index was made with.
+    fn request(&self) -> Result<Option<EncoderRequest>> {
+        if let Some(model) = &self.model {
+            return Ok(Some(EncoderRequest {
+                model: model.clone(),
+                adapter: self.adapter.clone(),
+                max_length: self.max_length.map(|n| n as usize),
+                quantize: Quantize::None,
+            }));
+        }
+        Ok(frugal::retrieve::stored_encoder(&self.out)?)
+    }
+}
+
+/// Reads, embeds, writes.
+pub fn run(args: &Args) -> Result<Outcome> {
+    let mut deleted = 0;
+    if !args.delete.is_empty() {
+        let index = Index::open(&args.out)?;
+        let mut writer = index.writer()?;
+        for id in &args.delete {
+            if !writer.delete(id)? {
+                bail!("--delete {id}: {} has no such document", args.out.display());
+            }
+            deleted += 1;
+        }
+        writer.commit()?;
+    }
+    let begin = Instant::now();
+    let mut report = match &args.data {
+        None => frugal::retrieve::BuildReport::default(),
+        Some(data) => {
+            let options = args.options()?;
+            let encoder = match args.request()? {
+                None => None,
+                Some(request) => {
+                    let phase = Phase::new(args.output, format!("reading {}", request.model));
+                    let encoder =
+                        Encoder::open(&request, &args.machine.lookup(), &args.machine.device()?)?;
+                    drop(phase);
+                    Some((encoder, request))
+                }
+            };
+            let stop = interrupt::flag(
+                "the next commit keeps what is done; run the command again to go on",
+            );
+            let mut counter = Counter::new(args.output, "documents", 0, 0);
+            build(
+                &args.out,
+                data,
+                encoder
+                    .as_ref()
+                    .map(|(encoder, request)| (encoder, request)),
+                &options,
+                &mut |done| {
+                    counter.advance(done);
+                    !interrupt::asked(&stop)
+                },
+            )?
+        }
+    };
+    report.deleted += deleted;
+    if args.compact {
+        let index = Index::open(&args.out)?;
+        index.writer()?.compact()?;
+    }
+    let index = Index::open(&args.out)?;
+    let seconds = begin.elapsed().as_secs_f64();
+    if args.output.json {
+        let value = json!({
+            "index": args.out,
+            "documents": index.len(),
+            "report": report,
+            "encoder": index.settings().encoder.as_ref().map(|e| &e.model),
+            "seconds": seconds,
+        });
+        ui::print(&value.to_string());
+    } else {
+        let vectors = match &index.settings().encoder {
+            Some(encoder) => format!(
+                "words and vectors of {} ({} dimensions)",
+                encoder.model, encoder.dimension
+            ),
+            None => "words only: vectors come with `--model`, for example minilm-l6".into(),
+        };
+        ui::print(&format!(
+            "{}: {} documents, {vectors}\n{} added, {} updated, {} unchanged, {} deleted in {seconds:.1} s",
+            args.out.display(),
+            index.len(),
+            report.added,
+            report.updated,
+            report.unchanged,
+            report.deleted
+        ));
+    }
+    if let Some(first) = report.empty.first() {
+        ui::warn(
+            args.output,
+            &format!(
+                "{} documents without text were left out: `{first}`{}",
+                report.empty.len(),
+                if report.empty.len() > 1 { ", ..." } else { "" }
+            ),
+        );
+    }
+    if report.truncated > 0 {
+        ui::warn(
+            args.output,
+            &format!(
+                "{} texts are longer than the encoder reads: their vectors stand for their beginning; `--chunk N` cuts them",
+                report.truncated
+            ),
+        );
+    }
+    Ok(match report.interrupted {
+        true => Outcome::Interrupted,
+        false => Outcome::Done,
+    })
+}

@@ -1,0 +1,218 @@
+//! `frugal search`: documents that answer a query.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use clap::ValueEnum;
+use frugal::index::{Bm25, Document, Filter};
+use frugal::model::Quantize;
+use frugal::retrieve::{Collection, SearchMode, SearchOptions};
+use frugal::run::Reranker;
+use serde_json::{Value, json};
+
+use crate::args::{Machine, Output};
+use crate::outcome::Outcome;
+use crate::ui;
+use crate::ui::progress::Phase;
+
+const EXAMPLES: &str = "\
+Examples:
+  frugal search --index idx \"wing flutter at supersonic speed\"
+  frugal search --index idx --mode bm25 --top-k 3 --filter 'year>1960' \"heat transfer\"
+  frugal search --index idx --rerank ./ms-marco-MiniLM-L6 --json \"wing flutter\"
+
+Without --mode an index with vectors is searched by words and vectors, whose ranks are fused
+(reciprocal rank fusion, k = 60), and one without by words.";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    Bm25,
+    Dense,
+    Hybrid,
+}
+
+impl From<Mode> for SearchMode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Bm25 => Self::Bm25,
+            Mode::Dense => Self::Dense,
+            Mode::Hybrid => Self::Hybrid,
+        }
+    }
+}
+
+/// Flags of a search, wherever it is made.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Search")]
+pub struct SearchFlags {
+    /// bm25 (words), dense (vectors) or hybrid (both) [default: all that the index has]
+    #[arg(long, value_name = "NAME", hide_possible_values = true)]
+    pub mode: Option<Mode>,
+    /// Condition on a metadata field, for example year>1960, lang=en, venue in SIGIR,ECIR;
+    /// repeatable, all must hold
+    #[arg(long = "filter", value_name = "CONDITION")]
+    pub filters: Vec<String>,
+    /// BM25: how slowly the frequency of a term saturates
+    #[arg(long, value_name = "X", default_value_t = 0.9)]
+    pub k1: f64,
+    /// BM25: how much long documents are held back, from 0 to 1
+    #[arg(long, value_name = "X", default_value_t = 0.4)]
+    pub b: f64,
+    /// Order the best documents anew by this cross-encoder
+    #[arg(long, value_name = "MODEL")]
+    pub rerank: Option<String>,
+    /// Documents that are given to the cross-encoder
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..), requires = "rerank")]
+    pub rerank_depth: u32,
+}
+
+impl SearchFlags {
+    pub fn options(&self, top_k: usize) -> Result<SearchOptions> {
+        let depth = match self.rerank {
+            Some(_) => top_k.max(self.rerank_depth as usize),
+            None => top_k,
+        };
+        Ok(SearchOptions {
+            mode: self.mode.map(SearchMode::from),
+            top_k: depth,
+            filter: Filter::parse(&self.filters)?,
+            bm25: Bm25 {
+                k1: self.k1,
+                b: self.b,
+            },
+        })
+    }
+}
+
+/// Search an index: by words, by vectors or by both
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES, allow_negative_numbers = true)]
+pub struct Args {
+    /// What is looked for
+    #[arg(value_name = "QUERY")]
+    query: String,
+    /// Folder of the index (see `frugal index`)
+    #[arg(long, short, value_name = "DIR", help_heading = "Search")]
+    index: PathBuf,
+    /// How many documents are shown
+    #[arg(long, short = 'k', value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Search")]
+    top_k: u32,
+    #[command(flatten)]
+    search: SearchFlags,
+    #[command(flatten)]
+    machine: Machine,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// A document that was found.
+pub struct Answer {
+    pub score: f64,
+    pub document: Document,
+}
+
+/// The best documents for a query, reranked if that is asked for.
+pub fn find(
+    collection: &Collection,
+    reranker: Option<&Reranker>,
+    query: &str,
+    top_k: usize,
+    options: &SearchOptions,
+) -> Result<Vec<Answer>> {
+    let found = collection.search(&[query], options)?;
+    let mut answers = Vec::new();
+    for hit in found.into_iter().flatten() {
+        let Some(document) = collection.document(&hit.id)? else {
+            bail!("{}: found, but not in the index", hit.id);
+        };
+        answers.push(Answer {
+            score: hit.score,
+            document,
+        });
+    }
+    if let Some(reranker) = reranker {
+        let texts: Vec<String> = answers
+            .iter()
+            .map(|a| a.document.title_and_text())
+            .collect();
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let scores = reranker.scores(query, &texts, &mut |_| true)?;
+        for (answer, score) in answers.iter_mut().zip(scores) {
+            answer.score = f64::from(score);
+        }
+        answers.sort_by(|a, b| b.score.total_cmp(&a.score));
+    }
+    answers.truncate(top_k);
+    Ok(answers)
+}
+
+/// Searches and shows.
+pub fn run(args: &Args) -> Result<Outcome> {
+    let top_k = args.top_k as usize;
+    let options = args.search.options(top_k)?;
+    let lookup = args.machine.lookup();
+    let phase = Phase::new(args.output, "opening the index");
+    let collection = Collection::open(
+        &args.index,
+        options.mode,
+        Quantize::None,
+        &lookup,
+        &args.machine.device()?,
+    )?;
+    let reranker = args
+        .search
+        .rerank
+        .as_ref()
+        .map(|model| crate::loaded::reranker(model, &args.machine, args.output))
+        .transpose()?;
+    drop(phase);
+    let answers = find(&collection, reranker.as_ref(), &args.query, top_k, &options)?;
+    if args.output.json {
+        let results: Vec<Value> = answers
+            .iter()
+            .enumerate()
+            .map(|(i, answer)| {
+                json!({
+                    "rank": i + 1,
+                    "id": answer.document.id,
+                    "score": answer.score,
+                    "title": answer.document.title,
+                    "text": answer.document.text,
+                    "metadata": answer.document.metadata,
+                })
+            })
+            .collect();
+        ui::print(&json!({ "query": args.query, "results": results }).to_string());
+    } else if answers.is_empty() {
+        ui::print("nothing found");
+    } else {
+        for (i, answer) in answers.iter().enumerate() {
+            let document = &answer.document;
+            let head = match document.title.trim() {
+                "" => document.id.clone(),
+                title => format!("{title} ({})", document.id),
+            };
+            ui::print(&format!(
+                "{:>3}. {:.4}  {}",
+                i + 1,
+                answer.score,
+                ui::without_control(&head)
+            ));
+            ui::print(&format!(
+                "     {}",
+                ui::without_control(&snippet(&document.text))
+            ));
+        }
+    }
+    Ok(Outcome::Done)
+}
+
+/// The beginning of a text in one line.
+fn snippet(text: &str) -> String {
+    const WIDTH: usize = 150;
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(WIDTH) {
+        Some((end, _)) => format!("{}...", line[..end].trim_end()),
+        None => line,
+    }
+}

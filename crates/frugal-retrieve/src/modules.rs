@@ -1,0 +1,284 @@
+//! The folder of a sentence-transformers model: `modules.json` and what it names.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use frugal_models::load::{SafetensorsFile, read_json};
+use serde_json::Value;
+
+use crate::RetrieveError;
+use crate::pooling::SentencePooling;
+
+/// What is done to pooled vectors by a `Dense` module: `f(x Wᵀ + b)`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DenseModule {
+    /// `[out_features, in_features]`, by rows.
+    pub weight: Vec<f32>,
+    /// `[out_features]`.
+    pub bias: Option<Vec<f32>>,
+    /// Features in.
+    pub in_features: usize,
+    /// Features out.
+    pub out_features: usize,
+    /// `f`.
+    pub activation: Activation,
+}
+
+/// Functions between a `Dense` module and the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// The value itself.
+    Identity,
+    /// Hyperbolic tangent.
+    Tanh,
+    /// `max(x, 0)`.
+    Relu,
+    /// `1 / (1 + e⁻ˣ)`.
+    Sigmoid,
+    /// GELU with the error function.
+    Gelu,
+}
+
+/// What comes behind the transformer, and how texts are given to it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Modules {
+    /// Pooling.
+    pub pooling: SentencePooling,
+    /// Layers over the pooled vectors, in order.
+    pub dense: Vec<DenseModule>,
+    /// Whether vectors have length 1.
+    pub normalize: bool,
+    /// Most tokens of a text.
+    pub max_seq_length: Option<usize>,
+    /// Whether texts are written in small letters first.
+    pub do_lower_case: bool,
+    /// Texts that go before a text, by name.
+    pub prompts: BTreeMap<String, String>,
+    /// The prompt that is used without being asked for.
+    pub default_prompt_name: Option<String>,
+    /// Whether the folder says all this, or it is what sentence-transformers assumes.
+    pub found: bool,
+}
+
+impl Default for Modules {
+    fn default() -> Self {
+        Self {
+            pooling: SentencePooling::default(),
+            dense: Vec::new(),
+            normalize: false,
+            max_seq_length: None,
+            do_lower_case: false,
+            prompts: BTreeMap::new(),
+            default_prompt_name: None,
+            found: false,
+        }
+    }
+}
+
+fn wrong(path: &Path, reason: impl Into<String>) -> RetrieveError {
+    RetrieveError::Module {
+        path: path.into(),
+        reason: reason.into(),
+    }
+}
+
+impl Modules {
+    /// Reads the folder of a model; one without `modules.json` is pooled by the mean of its tokens.
+    ///
+    /// # Errors
+    /// Modules, keys and functions that are not computed here, by name; damaged files.
+    pub fn read(folder: &Path) -> Result<Self, RetrieveError> {
+        let path = folder.join("modules.json");
+        let mut found = Self::default();
+        if !path.is_file() {
+            return Ok(found);
+        }
+        found.found = true;
+        let Value::Array(modules) = read_json(&path)? else {
+            return Err(wrong(&path, "not a list of modules"));
+        };
+        let mut pooled = false;
+        for (i, module) in modules.iter().enumerate() {
+            let text = |key: &str| module.get(key).and_then(Value::as_str);
+            let Some(kind) = text("type") else {
+                return Err(wrong(&path, format!("module {i} has no `type`")));
+            };
+            let inside = text("path").unwrap_or_default();
+            if Path::new(inside)
+                .components()
+                .any(|part| !matches!(part, std::path::Component::Normal(_)))
+            {
+                return Err(wrong(&path, format!("`path` {inside:?} leads elsewhere")));
+            }
+            let inside = folder.join(inside);
+            let name = kind.rsplit('.').next().unwrap_or(kind);
+            match (name, i, pooled) {
+                ("Transformer", 0, _) => found.read_transformer(&inside)?,
+                ("Pooling", 1.., false) => {
+                    let config = inside.join("config.json");
+                    found.pooling = SentencePooling::read(&config, &read_json(&config)?)?;
+                    pooled = true;
+                }
+                ("Dense", _, true) if !found.normalize => {
+                    found.dense.push(DenseModule::read(&inside)?);
+                }
+                ("Normalize", _, true) => found.normalize = true,
+                ("Dropout", _, _) => {}
+                _ => {
+                    let reason = format!(
+                        "module {i} is `{kind}`: Transformer, Pooling, Dense and Normalize are computed, in this order"
+                    );
+                    return Err(wrong(&path, reason));
+                }
+            }
+        }
+        if !pooled {
+            return Err(wrong(&path, "no Pooling module follows the transformer"));
+        }
+        found.read_prompts(&folder.join("config_sentence_transformers.json"))?;
+        Ok(found)
+    }
+
+    fn read_transformer(&mut self, folder: &Path) -> Result<(), RetrieveError> {
+        let path = folder.join("sentence_bert_config.json");
+        if !path.is_file() {
+            return Ok(());
+        }
+        let Value::Object(config) = read_json(&path)? else {
+            return Err(wrong(&path, "not an object"));
+        };
+        for (key, value) in &config {
+            let refused = || {
+                Err(wrong(
+                    &path,
+                    format!("`{key} = {value}` is not computed here"),
+                ))
+            };
+            match (key.as_str(), value) {
+                (_, Value::Null) => {}
+                ("max_seq_length", _) => match value.as_u64().filter(|n| *n > 0) {
+                    Some(length) => self.max_seq_length = usize::try_from(length).ok(),
+                    None => return refused(),
+                },
+                ("do_lower_case", Value::Bool(lower)) => self.do_lower_case = *lower,
+                ("transformer_task", Value::String(task)) if task == "feature-extraction" => {}
+                ("module_output_name", Value::String(name)) if name == "token_embeddings" => {}
+                ("modality_config", Value::Object(kinds)) => {
+                    let of = |key: &str| kinds.get("text").and_then(|text| text.get(key)?.as_str());
+                    let output = of("method_output_name").unwrap_or("last_hidden_state");
+                    if of("method") != Some("forward") || output != "last_hidden_state" {
+                        return refused();
+                    }
+                }
+                // They say how, not what is computed.
+                ("unpad_inputs", Value::Bool(_)) => {}
+                ("processing_kwargs", Value::Object(settings)) if settings.is_empty() => {}
+                _ => return refused(),
+            }
+        }
+        Ok(())
+    }
+
+    fn read_prompts(&mut self, path: &Path) -> Result<(), RetrieveError> {
+        if !path.is_file() {
+            return Ok(());
+        }
+        let config = read_json(path)?;
+        if let Some(Value::Object(prompts)) = config.get("prompts") {
+            for (name, prompt) in prompts {
+                let Some(prompt) = prompt.as_str() else {
+                    return Err(wrong(path, format!("prompt {name:?} is not a text")));
+                };
+                self.prompts.insert(name.clone(), prompt.into());
+            }
+        }
+        let default = config.get("default_prompt_name").and_then(Value::as_str);
+        if let Some(name) = default {
+            if !self.prompts.contains_key(name) {
+                let reason = format!("`default_prompt_name` {name:?} is not among its prompts");
+                return Err(wrong(path, reason));
+            }
+            self.default_prompt_name = Some(name.into());
+        }
+        Ok(())
+    }
+
+    /// Width of the vectors over a model of this width.
+    pub fn dimension(&self, hidden_size: usize) -> usize {
+        let pooled = hidden_size * self.pooling.modes.len();
+        self.dense.last().map_or(pooled, |dense| dense.out_features)
+    }
+}
+
+impl DenseModule {
+    fn read(folder: &Path) -> Result<Self, RetrieveError> {
+        let path = folder.join("config.json");
+        let config = read_json(&path)?;
+        let size = |key: &str| {
+            let value = config.get(key).and_then(Value::as_u64);
+            let value = value.filter(|n| (1..=1 << 20).contains(n));
+            value
+                .map(|n| n as usize)
+                .ok_or_else(|| wrong(&path, format!("`{key}` is missing or not a width")))
+        };
+        let (in_features, out_features) = (size("in_features")?, size("out_features")?);
+        for key in ["module_input_name", "module_output_name"] {
+            let name = config.get(key).filter(|name| !name.is_null());
+            if let Some(name) = name.filter(|name| *name != "sentence_embedding") {
+                return Err(wrong(
+                    &path,
+                    format!("`{key} = {name}` is not computed here"),
+                ));
+            }
+        }
+        let bias = match config.get("bias") {
+            None => true,
+            Some(Value::Bool(bias)) => *bias,
+            Some(value) => return Err(wrong(&path, format!("`bias = {value}`"))),
+        };
+        let name = match config.get("activation_function") {
+            None => "torch.nn.modules.activation.Tanh",
+            Some(Value::String(name)) => name,
+            Some(value) => {
+                return Err(wrong(&path, format!("`activation_function = {value}`")));
+            }
+        };
+        let activation = match name.rsplit('.').next().unwrap_or(name) {
+            "Identity" => Activation::Identity,
+            "Tanh" => Activation::Tanh,
+            "ReLU" => Activation::Relu,
+            "Sigmoid" => Activation::Sigmoid,
+            "GELU" => Activation::Gelu,
+            _ => {
+                let reason = format!(
+                    "`activation_function` {name:?} is none of Identity, Tanh, ReLU, Sigmoid, GELU"
+                );
+                return Err(wrong(&path, reason));
+            }
+        };
+        let path = folder.join("model.safetensors");
+        let file = SafetensorsFile::open(&path)?;
+        let tensor = |name: &str, shape: &[usize]| -> Result<Vec<f32>, RetrieveError> {
+            match file.shape(name) {
+                Some(found) if found == shape => {}
+                Some(found) => {
+                    let reason = format!("`{name}` has the shape {found:?}, wanted is {shape:?}");
+                    return Err(wrong(&path, reason));
+                }
+                None => return Err(wrong(&path, format!("`{name}` is missing"))),
+            }
+            let data = file.tensor(name)?.convert::<f32>();
+            data.into_vec::<f32>()
+                .map_err(|e| wrong(&path, format!("`{name}`: {e:?}")))
+        };
+        Ok(Self {
+            weight: tensor("linear.weight", &[out_features, in_features])?,
+            bias: bias
+                .then(|| tensor("linear.bias", &[out_features]))
+                .transpose()?,
+            in_features,
+            out_features,
+            activation,
+        })
+    }
+}

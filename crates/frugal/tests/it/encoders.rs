@@ -1,0 +1,302 @@
+//! Encoders and cross-encoders against sentence-transformers.
+
+use std::path::Path;
+
+use frugal::device::device;
+use frugal::model::Quantize;
+use frugal::model::load::Lookup;
+use frugal::retrieve::{
+    Elements, EmbedOptions, Embeddings, Encoder, EncoderRequest, Precision, Prompt, RetrieveError,
+};
+use frugal::run::{DataConfig, PredictRequest, Predictor};
+use serde_json::{Value, json};
+
+use crate::support::fixture;
+
+fn read(path: &Path) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+/// A folder of its own with what the variant has over the base.
+fn folder(variant: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    copy(&fixture("encoders/base"), folder.path());
+    copy(
+        &fixture(&format!("encoders/variants/{variant}")),
+        folder.path(),
+    );
+    folder
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let target = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy(&path, &target);
+        } else {
+            std::fs::copy(&path, &target).unwrap();
+        }
+    }
+}
+
+fn open(folder: &Path) -> Result<Encoder, RetrieveError> {
+    let request = EncoderRequest {
+        model: folder.display().to_string(),
+        adapter: None,
+        max_length: None,
+        quantize: Quantize::None,
+    };
+    Encoder::open(&request, &Lookup::default(), &device("cpu").unwrap())
+}
+
+fn options_of(options: &Value) -> EmbedOptions {
+    let mut found = EmbedOptions::default();
+    for (key, value) in options.as_object().unwrap() {
+        match key.as_str() {
+            "prompt" => found.prompt = Prompt::Text(value.as_str().unwrap().into()),
+            "prompt_name" => found.prompt = Prompt::Named(value.as_str().unwrap().into()),
+            "truncate_dim" => found.truncate_dim = Some(value.as_u64().unwrap() as usize),
+            "normalize_embeddings" => found.normalize = value.as_bool().unwrap(),
+            _ => panic!("{key}"),
+        }
+    }
+    found
+}
+
+fn matrix(value: &Value) -> Vec<Vec<f64>> {
+    serde_json::from_value(value.clone()).unwrap()
+}
+
+fn check(variant: &str) {
+    let folder = folder(variant);
+    let encoder = open(folder.path()).unwrap();
+    let expected = read(&folder.path().join("expected.json"));
+    let texts: Vec<String> = serde_json::from_value(expected["texts"].clone()).unwrap();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    for case in expected["cases"].as_array().unwrap() {
+        let found = encoder
+            .embed(&texts, &options_of(&case["options"]), &mut |_| true)
+            .unwrap();
+        let right = matrix(&case["vectors"]);
+        assert_eq!(found.rows().len(), right.len(), "{variant}");
+        for (i, (found, right)) in found.rows().zip(&right).enumerate() {
+            assert_eq!(found.len(), right.len(), "{variant}");
+            let worst = found
+                .iter()
+                .zip(right)
+                .map(|(f, r)| (f64::from(*f) - r).abs())
+                .fold(0.0, f64::max);
+            assert!(
+                worst < 2e-5,
+                "{variant}, {}: text {i} is off by {worst:e} (at most 2e-5)",
+                case["options"]
+            );
+        }
+    }
+}
+
+#[test]
+fn every_pooling_gives_the_vectors_of_sentence_transformers() {
+    for mode in [
+        "cls",
+        "max",
+        "mean",
+        "mean_sqrt_len_tokens",
+        "weightedmean",
+        "lasttoken",
+    ] {
+        check(mode);
+    }
+    check("several");
+}
+
+#[test]
+fn tokens_of_a_prompt_are_left_out_of_every_pooling_that_says_so() {
+    for mode in [
+        "cls",
+        "max",
+        "mean",
+        "mean_sqrt_len_tokens",
+        "weightedmean",
+        "lasttoken",
+    ] {
+        check(&format!("{mode}-prompt"));
+    }
+}
+
+#[test]
+fn dense_layers_default_prompts_and_cut_dimensions_follow_the_folder() {
+    check("dense");
+}
+
+#[test]
+fn folders_of_earlier_versions_are_read_with_their_longest_text_and_small_letters() {
+    check("old");
+    let folder = folder("old");
+    let encoder = open(folder.path()).unwrap();
+    assert_eq!(encoder.max_length(), 8);
+    let texts = ["the wing of a flutter at speed flow", "heat"];
+    let found = encoder
+        .embed(&texts, &EmbedOptions::default(), &mut |_| true)
+        .unwrap();
+    assert_eq!((found.truncated, found.dimension), (1, 64));
+}
+
+#[test]
+fn vectors_do_not_depend_on_their_neighbors() {
+    let folder = folder("mean");
+    let encoder = open(folder.path()).unwrap();
+    let texts = ["heat", "the wing of a flutter", "heat transfer over body"];
+    let options = EmbedOptions::default();
+    let together = encoder.embed(&texts, &options, &mut |_| true).unwrap();
+    for (text, row) in texts.iter().zip(together.rows()) {
+        let alone = encoder.embed(&[text], &options, &mut |_| true).unwrap();
+        for (a, b) in alone.values.iter().zip(row) {
+            assert!((a - b).abs() < 1e-5, "{text}");
+        }
+    }
+}
+
+#[test]
+fn modules_that_are_not_computed_are_named() {
+    let refused = |file: &str, text: &str, named: &str| {
+        let folder = folder("dense");
+        std::fs::write(folder.path().join(file), text).unwrap();
+        let error = open(folder.path()).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains(named), "{error}");
+        assert!(error.contains(file), "{error}");
+    };
+    let module = |kind: &str| {
+        json!([
+            {"idx": 0, "path": "", "type": "sentence_transformers.models.Transformer"},
+            {"idx": 1, "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+            {"idx": 2, "path": "2", "type": format!("sentence_transformers.models.{kind}")},
+        ])
+    };
+    refused(
+        "modules.json",
+        &module("WeightedLayerPooling").to_string(),
+        "WeightedLayerPooling",
+    );
+    refused("modules.json", "[]", "no Pooling");
+    refused("modules.json", "{}", "not a list");
+    refused(
+        "modules.json",
+        r#"[{"path": "../other", "type": "a.Transformer"}]"#,
+        "leads elsewhere",
+    );
+    refused(
+        "1_Pooling/config.json",
+        r#"{"pooling_mode": "median"}"#,
+        "median",
+    );
+    refused(
+        "1_Pooling/config.json",
+        r#"{"pooling_mode": "mean", "surprise": 3}"#,
+        "surprise",
+    );
+    refused("1_Pooling/config.json", "{}", "no mode of pooling");
+    refused(
+        "2_Dense/config.json",
+        r#"{"in_features": 32, "out_features": 24, "activation_function": "torch.nn.Mish"}"#,
+        "Mish",
+    );
+    refused(
+        "2_Dense/config.json",
+        r#"{"in_features": 31, "out_features": 24, "activation_function": "torch.nn.Tanh"}"#,
+        "2_Dense",
+    );
+    refused(
+        "sentence_bert_config.json",
+        r#"{"transformer_task": "fill-mask"}"#,
+        "fill-mask",
+    );
+    refused(
+        "config_sentence_transformers.json",
+        r#"{"default_prompt_name": "absent", "prompts": {}}"#,
+        "absent",
+    );
+}
+
+#[test]
+fn wishes_that_cannot_be_met_are_named() {
+    let folder = folder("dense");
+    let encoder = open(folder.path()).unwrap();
+    let embed = |options: EmbedOptions| {
+        encoder
+            .embed(&["heat"], &options, &mut |_| true)
+            .map(|_| ())
+            .unwrap_err()
+            .to_string()
+    };
+    let named = EmbedOptions {
+        prompt: Prompt::Named("absent".into()),
+        ..EmbedOptions::default()
+    };
+    assert!(embed(named).contains("query"), "the prompts that there are");
+    let wide = EmbedOptions {
+        truncate_dim: Some(17),
+        ..EmbedOptions::default()
+    };
+    assert!(embed(wide).contains("16 dimensions"));
+    let none = encoder.embed(&[], &EmbedOptions::default(), &mut |_| true);
+    assert!(none.unwrap().values.is_empty());
+    let stopped = encoder.embed(&["heat"], &EmbedOptions::default(), &mut |_| false);
+    assert!(matches!(stopped, Err(RetrieveError::Interrupted)));
+}
+
+#[test]
+fn fewer_bits_are_those_of_sentence_transformers() {
+    let expected = read(&fixture("encoders/quantized.json"));
+    let rows = matrix(&expected["vectors"]);
+    let embeddings = Embeddings {
+        dimension: rows[0].len(),
+        values: rows.concat().iter().map(|v| *v as f32).collect(),
+        truncated: 0,
+    };
+    for (name, precision) in [
+        ("int8", Precision::Int8),
+        ("uint8", Precision::Uint8),
+        ("binary", Precision::Binary),
+        ("ubinary", Precision::Ubinary),
+    ] {
+        let right: Vec<Vec<i16>> = serde_json::from_value(expected[name].clone()).unwrap();
+        let found: Vec<i16> = match embeddings.quantize(precision).elements {
+            Elements::Int8(values) => values.into_iter().map(i16::from).collect(),
+            Elements::Uint8(values) => values.into_iter().map(i16::from).collect(),
+            Elements::Float32(_) => panic!("{name}"),
+        };
+        assert_eq!(found, right.concat(), "{name}");
+    }
+}
+
+#[test]
+fn a_cross_encoder_scores_pairs_as_sentence_transformers_does() {
+    let folder = fixture("encoders/cross");
+    let expected = read(&folder.join("expected.json"));
+    let request = PredictRequest {
+        model: folder.display().to_string(),
+        adapter: None,
+        data: DataConfig {
+            truncate: true,
+            ..DataConfig::default()
+        },
+        device: "cpu".into(),
+        quantize: Quantize::None,
+    };
+    let predictor = Predictor::open(&request, &Lookup::default(), &mut |_| {}).unwrap();
+    let query = expected["query"].as_str().unwrap();
+    for (text, right) in expected["texts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .zip(expected["scores"].as_array().unwrap())
+    {
+        let pair = predictor.encode(query, text.as_str()).unwrap();
+        let found = predictor.predict(&[pair]).unwrap();
+        let off = (f64::from(found[0][0]) - right.as_f64().unwrap()).abs();
+        assert!(off < 1e-5, "{text}: off by {off:e}");
+    }
+}
