@@ -17,6 +17,7 @@ mod measurements;
 mod recipes;
 mod runs;
 mod shell;
+mod split_gguf;
 mod start;
 mod support;
 mod tune;

@@ -265,7 +265,7 @@ fn title(files: &ModelFiles) -> String {
         || files.name().to_owned(),
         |n| n.to_string_lossy().into_owned(),
     );
-    last.strip_suffix(".gguf").unwrap_or(&last).to_owned()
+    gguf::model_name(Path::new(&last))
 }
 
 /// The alpha that a GGUF adapter declares.

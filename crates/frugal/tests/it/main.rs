@@ -25,6 +25,7 @@ mod packed;
 mod pairs;
 mod real;
 mod reparameterize;
+mod split_gguf;
 mod steps;
 mod support;
 mod variants;
