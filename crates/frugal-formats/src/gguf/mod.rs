@@ -12,8 +12,10 @@ mod container;
 mod content;
 mod error;
 mod export;
+mod file_type;
 mod hf;
 mod import;
+mod k_quants;
 mod names;
 mod quantize;
 mod rope;
@@ -28,7 +30,8 @@ pub use codes::{CodeLayout, unpack_codes};
 pub use container::{Gguf, TensorInfo};
 pub use content::{Content, Parts};
 pub use error::{GgufError, GgufProblem};
-pub use export::{export_type, gguf_metadata, rope_freqs};
+pub use export::{gguf_metadata, rope_freqs};
+pub use file_type::{FileType, TensorsOf};
 pub use import::hf_config;
 pub use names::{Layout, Mapped, NameMap, rotary_to_gguf, rotary_to_hf, rows_to_gguf, rows_to_hf};
 pub use quantize::quantize;
@@ -46,6 +49,8 @@ mod config_tests;
 mod container_tests;
 #[cfg(test)]
 mod golden_tests;
+#[cfg(test)]
+mod k_quants_tests;
 #[cfg(test)]
 mod real_tests;
 #[cfg(test)]
