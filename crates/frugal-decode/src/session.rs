@@ -43,7 +43,7 @@ impl<'a> Session<'a> {
         cache_type: CacheType,
     ) -> Result<Self, DecodeError> {
         if backbone.lm_head().is_none() {
-            return Err(DecodeError::NoHead);
+            return Err(no_head(backbone));
         }
         let cache = KvCache::with_type(backbone.info().num_hidden_layers, sequences, cache_type);
         Ok(Self {
@@ -116,7 +116,7 @@ impl<'a> Session<'a> {
         let logits = self
             .backbone
             .logits(select_rows(hidden, &last), Rows::Sequences, pass.as_mut())
-            .ok_or(DecodeError::NoHead)?;
+            .ok_or_else(|| no_head(self.backbone))?;
         let vocab = logits.dims()[1];
         let logits = to_vec::<2>(logits);
         self.backbone.info().check_finite("logits", &logits)?;
@@ -160,4 +160,9 @@ impl<'a> Session<'a> {
             names.retain(|_| *kept.next().unwrap_or(&false));
         }
     }
+}
+
+fn no_head(backbone: &dyn Backbone) -> DecodeError {
+    let why = backbone.info().why_no_head();
+    DecodeError::NoHead { why }
 }

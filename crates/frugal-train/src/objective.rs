@@ -126,9 +126,9 @@ impl Objective<'_> {
         examples: &[Tokenized],
     ) -> Result<(), TrainError> {
         if matches!(self, Self::CausalLm) && backbone.lm_head().is_none() {
-            let name = backbone.info().model_type;
+            let why = backbone.info().why_no_head();
             return Err(TrainError::Setup(format!(
-                "`{name}` models do not predict the next token: give labels and a classification head"
+                "{why}; to train without one, give labels and a classification head"
             )));
         }
         let mut any = false;

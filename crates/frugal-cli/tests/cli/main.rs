@@ -4,6 +4,7 @@
 
 mod adapters;
 mod bad_input;
+mod bare_models;
 mod bench;
 mod data;
 mod earlier_runs;

@@ -112,9 +112,10 @@ impl ModelFiles {
                 return Err(error.into());
             }
         }
-        let config =
+        let mut config =
             ModelConfig::from_json(read_json(&config_path)?, &config_path.display().to_string())?;
         let weights = SafetensorsSource::open(folder)?;
+        config.follow_head(weights.shape("lm_head.weight").is_some());
         let tokenizer = if folder.join("tokenizer.json").exists() {
             Some(TextTokenizer::from_folder(folder).map_err(LoadError::from)?)
         } else {

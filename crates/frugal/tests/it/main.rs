@@ -9,6 +9,7 @@
 
 mod adapters;
 mod backbones;
+mod bare_models;
 mod blocks;
 mod combine;
 mod config_keys;
