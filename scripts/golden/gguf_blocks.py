@@ -86,7 +86,7 @@ def write_quantize():
     values[7, 3:5] = [2, -2]
     writer = GGUFWriter(FOLDER / "quantize.gguf", "test")
     writer.add_tensor("values", values)
-    for qtype in (T.F16, T.BF16, T.Q8_0, T.Q4_0, T.Q4_1):
+    for qtype in (T.F16, T.BF16, T.Q8_0, T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1):
         writer.add_tensor(qtype.name.lower(), quants.quantize(values, qtype), raw_dtype=qtype)
     finish(writer)
 

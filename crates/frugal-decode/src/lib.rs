@@ -32,8 +32,11 @@ pub enum DecodeError {
         reason: String,
     },
     /// The model has no output head.
-    #[error("this model has no language-model head and cannot generate text")]
-    NoHead,
+    #[error("{why}: it cannot generate text or score it")]
+    NoHead {
+        /// What the model is, or what is missing.
+        why: String,
+    },
     /// Nothing to continue.
     #[error(
         "prompt {index} has no tokens: give a text, or a model whose tokenizer adds a start token"

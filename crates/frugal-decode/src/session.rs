@@ -89,7 +89,7 @@ impl Session {
         options: StateOptions,
     ) -> Result<Self, DecodeError> {
         if backbone.lm_head().is_none() {
-            return Err(DecodeError::NoHead);
+            return Err(no_head(backbone));
         }
         Ok(Self {
             state: backbone.new_state(0, options)?,
@@ -364,7 +364,7 @@ impl Session {
         let logits = self
             .backbone
             .logits(select_rows(hidden, &last), Rows::Sequences, pass.as_mut())
-            .ok_or(DecodeError::NoHead)?;
+            .ok_or_else(|| no_head(self.backbone))?;
         let vocab = logits.dims()[1];
         let logits = to_vec::<2>(logits);
         self.backbone.info().check_finite("logits", &logits)?;
@@ -487,4 +487,9 @@ fn append_span(lengths: &[usize], past: &[usize]) -> tracing::Span {
     } else {
         tracing::debug_span!("prefill", sequences, tokens = lengths.iter().sum::<usize>())
     }
+}
+
+fn no_head(backbone: &dyn Backbone) -> DecodeError {
+    let why = backbone.info().why_no_head();
+    DecodeError::NoHead { why }
 }

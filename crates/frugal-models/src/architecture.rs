@@ -256,13 +256,34 @@ impl ModelConfig {
             .is_some_and(|class| class.ends_with("ForSequenceClassification"))
     }
 
-    /// Whether the model is a decoder that was saved without an output over the vocabulary, as
-    /// embedding models are.
+    /// Whether the model is a decoder that was saved without an output over the vocabulary and has
+    /// no token table to share, as embedding models and classifiers are.
     pub fn is_headless(&self) -> bool {
+        let bare = |class: &str| class.ends_with("Model") && !class.ends_with("HeadModel");
         !self.family.is_encoder
-            && self
-                .class()
-                .is_some_and(|class| class.ends_with("Model") && !class.ends_with("HeadModel"))
+            && !self.tie_word_embeddings
+            && (self.is_classifier() || self.class().is_some_and(bare))
+    }
+
+    /// Follows the file where its tensors say otherwise than the class of the configuration:
+    /// `has_head` is whether there is an `lm_head.weight`. A configuration keeps the class that it
+    /// was made with when a bare model is saved from it, and the other way round.
+    pub fn follow_head(&mut self, has_head: bool) {
+        let decided = self.family.is_encoder || self.tie_word_embeddings || self.is_classifier();
+        if decided || has_head != self.is_headless() {
+            return;
+        }
+        let class = self.family.class;
+        let bare = || {
+            let model = ["ForCausalLM", "LMHeadModel"]
+                .iter()
+                .find_map(|ending| class.strip_suffix(ending));
+            format!("{}Model", model.unwrap_or(class))
+        };
+        if let Some(raw) = self.raw.as_object_mut() {
+            let class = if has_head { class.to_owned() } else { bare() };
+            raw.insert("architectures".into(), json!([class]));
+        }
     }
 
     /// The sites of a model with this configuration; reads no weights.

@@ -54,11 +54,8 @@ impl ModelConfig {
         })?;
         check_unquantized(&raw, source)?;
         family.check_refused(&raw, source)?;
-        let mut config = (family.read)(&raw, source)?;
+        let config = (family.read)(&raw, source)?;
         config.check(source)?;
-        // A decoder that was saved as a classifier has no output over the vocabulary; the token
-        // table stands in for it.
-        config.tie_word_embeddings |= config.is_classifier() && !family.is_encoder;
         Ok(config)
     }
 

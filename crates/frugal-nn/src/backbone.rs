@@ -93,6 +93,18 @@ impl BackboneInfo {
             what,
         })
     }
+
+    /// Why a model has no output over the vocabulary, and what to do where it could have one.
+    pub fn why_no_head(&self) -> String {
+        if self.is_encoder {
+            return format!("`{}` models have no language-model head", self.model_type);
+        }
+        format!(
+            "{}: the model has no language-model head: its files lack the tensor `lm_head.weight`, and \
+             `tie_word_embeddings` is false; take a folder that was saved from `AutoModelForCausalLM`",
+            self.source
+        )
+    }
 }
 
 /// One frozen part, as [`Backbone::visit_weights`] shows it.

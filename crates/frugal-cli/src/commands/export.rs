@@ -19,7 +19,7 @@ use crate::ui::progress::Phase;
 
 const EXAMPLES: &str = "\
 Examples:
-  frugal export --model merged --to gguf --type q8_0 --out model-q8_0.gguf
+  frugal export --model merged --to gguf --type q4_k_m --out model-q4_k_m.gguf
   frugal export --model smollm2-135m --adapter runs/chat --to gguf --out chat-f16.gguf
   frugal export --adapter runs/chat --to gguf-lora --out chat-lora.gguf
   frugal export --model smollm2-135m --to hf --type bf16 --out smollm2
@@ -37,7 +37,8 @@ pub struct Args {
     /// folder
     #[arg(long, value_name = "FORMAT", help_heading = "Output")]
     to: Target,
-    /// Number format: f32, f16, q8_0, q4_1, q4_0 for gguf; f32, f16, bf16 for hf [default: f16]
+    /// Number format: f32, f16, q8_0, q6_k, q5_k_m, q4_k_m, q4_1, q4_0 for gguf; f32, f16, bf16 for
+    /// hf [default: f16]
     #[arg(long = "type", value_name = "TYPE", help_heading = "Output")]
     number_type: Option<String>,
     /// File to write, or for hf a folder; must not exist
@@ -119,7 +120,7 @@ fn job(args: &Args) -> Result<Job> {
     Ok(match args.to {
         Target::Gguf => Job::Gguf(
             serde_json::from_value(json!(given.unwrap_or("f16")))
-                .map_err(|_| wrong("f32, f16, q8_0, q4_1 or q4_0"))?,
+                .map_err(|_| wrong("f32, f16, q8_0, q6_k, q5_k_m, q4_k_m, q4_1 or q4_0"))?,
         ),
         Target::Hf => Job::Hf(
             serde_json::from_value(json!(given.unwrap_or("f16")))

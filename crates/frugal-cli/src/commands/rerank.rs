@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use frugal::model::Quantize;
 use frugal::run::{
-    DataConfig, PredictRequest, Predictor, Progress, Reranker, RunError, data_settings_of, quantize_of,
+    DataConfig, PredictRequest, Predictor, Progress, Reranker, RunError, data_settings_of,
+    quantize_of,
 };
 use frugal_core::data::TextRecord;
 use serde_json::json;

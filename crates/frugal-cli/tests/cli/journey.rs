@@ -34,7 +34,7 @@ fn sentences(count: usize) -> impl Iterator<Item = (bool, String)> {
 }
 
 /// A folder with text, labelled data, prompts with completions, and a model that `pretrain` made.
-fn workshop() -> tempfile::TempDir {
+pub fn workshop() -> tempfile::TempDir {
     let folder = folder();
     let at = |name: &str| folder.path().join(name);
     fs::write(
@@ -65,7 +65,7 @@ fn workshop() -> tempfile::TempDir {
     folder
 }
 
-fn run(folder: &Path, words: &str) -> Run {
+pub fn run(folder: &Path, words: &str) -> Run {
     frugal_in(folder, &words.split_whitespace().collect::<Vec<_>>())
 }
 

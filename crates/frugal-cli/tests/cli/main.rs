@@ -4,6 +4,7 @@
 
 mod adapters;
 mod bad_input;
+mod bare_models;
 mod bench;
 mod data;
 mod earlier_runs;
@@ -19,6 +20,7 @@ mod recipes;
 mod retrieve;
 mod runs;
 mod shell;
+mod split_gguf;
 mod start;
 mod support;
 mod tune;

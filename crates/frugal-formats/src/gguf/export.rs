@@ -5,18 +5,18 @@ use serde_json::Value as Json;
 use super::hf::{architecture, count, head_dim, number, optional_count, optional_number, rope};
 use super::import::{GEMMA3_27B_LAYERS, GEMMA3_PATTERN, ROPE_FREQS};
 use super::rope::Llama3;
-use super::{Architecture, GgmlType, GgufProblem, Value};
+use super::{Architecture, FileType, GgufProblem, Value};
 
 /// The metadata of a model without its tokenizer: `general.*` and the family's keys.
 ///
-/// `name` becomes `general.name`; `ggml_type` is the type of most tensors.
+/// `name` becomes `general.name`.
 ///
 /// # Errors
 /// [`GgufProblem`] that names the config's key which is missing or has no GGUF form.
 pub fn gguf_metadata(
     config: &Json,
     name: &str,
-    ggml_type: GgmlType,
+    file_type: impl Into<FileType>,
 ) -> Result<Vec<(String, Value)>, GgufProblem> {
     let architecture = architecture(config)?;
     let mut keys = Keys {
@@ -27,7 +27,7 @@ pub fn gguf_metadata(
         ("general.architecture", architecture.gguf_name().into()),
         ("general.type", "model".into()),
         ("general.name", name.into()),
-        ("general.file_type", file_type(ggml_type)?.into()),
+        ("general.file_type", file_type.into().code().into()),
         ("general.quantization_version", 2_u32.into()),
     ];
     keys.list
@@ -63,42 +63,6 @@ pub fn rope_freqs(config: &Json) -> Result<Option<(&'static str, Vec<f32>)>, Ggu
         ROPE_FREQS,
         settings.table(head_dim(config)? / 2, rope.theta),
     )))
-}
-
-/// The type that a tensor is written as when `wanted` is asked for: vectors, norms and positions
-/// stay F32, the token table and the output head have 8 bits at least, and rows that are not a
-/// whole number of blocks become F16.
-pub fn export_type(gguf_name: &str, shape: &[usize], wanted: GgmlType) -> GgmlType {
-    if shape.len() < 2 || gguf_name.ends_with("_norm.weight") || gguf_name == "position_embd.weight"
-    {
-        return GgmlType::F32;
-    }
-    let vocabulary = gguf_name == "token_embd.weight" || gguf_name == "output.weight";
-    let wanted = if vocabulary && matches!(wanted, GgmlType::Q4_0 | GgmlType::Q4_1) {
-        GgmlType::Q8_0
-    } else {
-        wanted
-    };
-    if shape[shape.len() - 1].is_multiple_of(wanted.block_len()) {
-        wanted
-    } else {
-        GgmlType::F16
-    }
-}
-
-/// GGML's code for "mostly this type".
-fn file_type(ggml_type: GgmlType) -> Result<u32, GgufProblem> {
-    match ggml_type {
-        GgmlType::F32 => Ok(0),
-        GgmlType::F16 => Ok(1),
-        GgmlType::Q4_0 => Ok(2),
-        GgmlType::Q4_1 => Ok(3),
-        GgmlType::Q8_0 => Ok(7),
-        GgmlType::BF16 => Ok(32),
-        other => Err(GgufProblem::Unsupported(format!(
-            "cannot write {other}; use F32, F16, BF16, Q8_0, Q4_0 or Q4_1"
-        ))),
-    }
 }
 
 struct Keys {

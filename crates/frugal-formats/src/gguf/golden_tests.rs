@@ -84,6 +84,8 @@ fn quantising_gives_the_reference_bytes() {
         GgmlType::Q8_0,
         GgmlType::Q4_0,
         GgmlType::Q4_1,
+        GgmlType::Q5_0,
+        GgmlType::Q5_1,
     ] {
         let name = ggml_type.to_string().to_lowercase();
         let expected = gguf.tensor_bytes(&bytes, &name).unwrap();
@@ -101,6 +103,5 @@ fn quantising_gives_the_reference_bytes() {
             wrong.first()
         );
     }
-    assert!(quantize(GgmlType::Q6_K, &values).is_err());
     assert!(quantize(GgmlType::Q8_0, &values[..33]).is_err());
 }

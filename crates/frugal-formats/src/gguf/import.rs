@@ -4,7 +4,7 @@ use serde_json::{Value as Json, json};
 
 use super::foreign::{self, Widths};
 use super::rope::Llama3;
-use super::{Architecture, Gguf, GgufError, GgufProblem, Value};
+use super::{Architecture, Content, Gguf, GgufError, GgufProblem, Value, split};
 
 /// The table of Llama 3's rotary scaling.
 pub(super) const ROPE_FREQS: &str = "rope_freqs.weight";
@@ -15,14 +15,14 @@ const MAX_LAYERS: usize = 4096;
 /// Gemma 3 before the key existed: every sixth layer attends to everything.
 pub(super) const GEMMA3_PATTERN: usize = 6;
 
-/// The Hugging Face `config.json` of a GGUF model; `all` is the whole file.
+/// The Hugging Face `config.json` of a GGUF model; `all` is the whole file, or all parts.
 ///
 /// Keys are spelled as transformers 4 wrote them, which 5 reads too.
 ///
 /// # Errors
 /// [`GgufError`] that names the key which is missing, contradictory or beyond what these families
 /// can do.
-pub fn hf_config(gguf: &Gguf, all: &[u8]) -> Result<Json, GgufError> {
+pub fn hf_config<C: Content + ?Sized>(gguf: &Gguf, all: &C) -> Result<Json, GgufError> {
     let result = Keys::new(gguf).and_then(|keys| match keys.architecture {
         Architecture::Gpt2 => gpt2(&keys),
         _ => decoder(&keys, all),
@@ -52,17 +52,7 @@ impl<'a> Keys<'a> {
                 format!("{kind:?} is not a model"),
             ));
         }
-        if let Some(count) = gguf
-            .get("split.count")
-            .and_then(Value::as_u64)
-            .filter(|&count| count > 1)
-        {
-            let part = gguf.get("split.no").and_then(Value::as_u64).unwrap_or(0) + 1;
-            return Err(GgufProblem::Unsupported(format!(
-                "part {part} of a model in {count} files, which are not read one by one: join them first, \
-                 `llama-gguf-split --merge FIRST-PART.gguf WHOLE.gguf`"
-            )));
-        }
+        split::check_whole(gguf)?;
         Ok(Self {
             gguf,
             architecture: Architecture::from_gguf(name)?,
@@ -211,7 +201,7 @@ fn gpt2(keys: &Keys<'_>) -> Result<Json, GgufProblem> {
     }))
 }
 
-fn decoder(keys: &Keys<'_>, all: &[u8]) -> Result<Json, GgufProblem> {
+fn decoder<C: Content + ?Sized>(keys: &Keys<'_>, all: &C) -> Result<Json, GgufProblem> {
     if keys.optional_number_or_count("expert_count")? {
         return Err(GgufProblem::metadata(
             &keys.key("expert_count"),
@@ -341,9 +331,9 @@ fn gemma3(
     Ok(())
 }
 
-fn rope_scaling(
+fn rope_scaling<C: Content + ?Sized>(
     keys: &Keys<'_>,
-    all: &[u8],
+    all: &C,
     theta: f64,
     head_dim: usize,
 ) -> Result<Json, GgufProblem> {

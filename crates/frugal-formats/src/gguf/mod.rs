@@ -9,14 +9,18 @@ mod architecture;
 mod blocks;
 mod codes;
 mod container;
+mod content;
 mod error;
 mod export;
+mod file_type;
 mod foreign;
 mod hf;
 mod import;
+mod k_quants;
 mod names;
 mod quantize;
 mod rope;
+mod split;
 mod tokenizer;
 mod value;
 mod writer;
@@ -25,11 +29,14 @@ pub use architecture::Architecture;
 pub use blocks::{GgmlType, dequantize};
 pub use codes::{CodeLayout, unpack_codes};
 pub use container::{Gguf, TensorInfo};
+pub use content::{Content, Parts};
 pub use error::{GgufError, GgufProblem};
-pub use export::{export_type, gguf_metadata, rope_freqs};
+pub use export::{gguf_metadata, rope_freqs};
+pub use file_type::{FileType, TensorsOf};
 pub use import::hf_config;
 pub use names::{Layout, Mapped, NameMap, rotary_to_gguf, rotary_to_hf, rows_to_gguf, rows_to_hf};
 pub use quantize::quantize;
+pub use split::{files_of, model_name, part_paths};
 pub use tokenizer::{GgufTokenizer, tokenizer, tokenizer_metadata};
 pub use value::{Array, Value};
 pub use writer::{TensorSpec, WriteError, lora_metadata, write};
@@ -44,4 +51,8 @@ mod container_tests;
 #[cfg(test)]
 mod golden_tests;
 #[cfg(test)]
+mod k_quants_tests;
+#[cfg(test)]
 mod real_tests;
+#[cfg(test)]
+mod split_tests;

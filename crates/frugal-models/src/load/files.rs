@@ -112,9 +112,10 @@ impl ModelFiles {
                 return Err(error.into());
             }
         }
-        let config =
+        let mut config =
             ModelConfig::from_json(read_json(&config_path)?, &config_path.display().to_string())?;
         let weights = SafetensorsSource::open(folder)?;
+        config.follow_head(weights.shape("lm_head.weight").is_some());
         let tokenizer = if folder.join("tokenizer.json").exists() {
             Some(TextTokenizer::from_folder(folder).map_err(LoadError::from)?)
         } else {
@@ -199,7 +200,7 @@ impl ModelFiles {
     pub fn fingerprint(&self) -> String {
         match &self.weights {
             Weights::Folder(source) => fingerprint(source.contents()),
-            Weights::Gguf(source) => fingerprint([source.content()]),
+            Weights::Gguf(source) => fingerprint(source.contents()),
         }
     }
 
@@ -391,7 +392,7 @@ fn hub(model: &str, _lookup: &Lookup) -> Result<PathBuf, LoadError> {
     })
 }
 
-/// The GGUF file of a folder that has just one.
+/// The GGUF file of a folder that has just one, or the first part of the only model there.
 fn only_gguf(folder: &Path) -> Option<PathBuf> {
     let files = std::fs::read_dir(folder).ok()?.flatten().map(|e| e.path());
     let mut found: Vec<PathBuf> = files
@@ -400,5 +401,7 @@ fn only_gguf(folder: &Path) -> Option<PathBuf> {
                 .is_some_and(|e| e.eq_ignore_ascii_case("gguf"))
         })
         .collect();
-    if found.len() == 1 { found.pop() } else { None }
+    found.sort();
+    let parts = frugal_formats::gguf::files_of(found.first()?);
+    (found == parts).then(|| found.swap_remove(0))
 }

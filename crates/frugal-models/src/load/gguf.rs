@@ -6,17 +6,17 @@ use std::path::{Path, PathBuf};
 use burn::tensor::TensorData;
 use bytes::Bytes;
 use frugal_core::tokenizer::{TextTokenizer, TokenizerSettings};
-use frugal_formats::gguf::{self, Gguf, Layout, NameMap, rotary_to_hf, rows_to_hf};
+use frugal_formats::gguf::{self, Gguf, Layout, NameMap, Parts, rotary_to_hf, rows_to_hf};
 use frugal_kernels::Packed;
 use frugal_nn::{LoadError, ModelError};
 use serde_json::Value;
 
 use crate::source::{Loaded, WeightSource};
 
-/// A mapped GGUF file.
+/// A mapped GGUF file, or all parts of a split model.
 pub struct GgufSource {
     path: PathBuf,
-    bytes: Bytes,
+    parts: Parts<Bytes>,
     file: Gguf,
     config: Value,
     /// Hugging Face name to GGUF name and layout.
@@ -24,29 +24,36 @@ pub struct GgufSource {
 }
 
 impl GgufSource {
-    /// The bytes of the file.
-    pub(super) fn content(&self) -> &[u8] {
-        &self.bytes
+    /// The bytes of the file, or of each part.
+    pub(super) fn contents(&self) -> impl Iterator<Item = &[u8]> {
+        self.parts.0.iter().map(AsRef::as_ref)
     }
 
-    /// Maps a file and reads its header.
+    /// Maps a file and reads its header; where it is a part of a model in several files, all of
+    /// them.
     ///
     /// # Errors
-    /// Unreadable or damaged files, unsupported architectures.
+    /// Unreadable or damaged files, parts that are missing or contradict each other, unsupported
+    /// architectures.
     pub fn open(path: &Path) -> Result<Self, LoadError> {
-        let bytes = frugal_kernels::map_file(path).map_err(|source| LoadError::Read {
-            path: path.into(),
-            source,
-        })?;
-        if bytes.starts_with(super::safetensors::LFS_POINTER) {
-            return Err(LoadError::Json {
-                path: path.into(),
-                reason: "it is a git-lfs pointer, not the model: run `git lfs pull` in the repository, or fetch the file itself".into(),
-            });
-        }
-        let source_name = path.display().to_string();
-        let file = Gguf::parse(&bytes, &source_name)?;
-        let config = gguf::hf_config(&file, &bytes)?;
+        let (bytes, named) = header(path)?;
+        let (parts, file) = match gguf::part_paths(&named, path)? {
+            None => (vec![bytes], named),
+            Some(paths) => {
+                let parts = paths
+                    .iter()
+                    .map(|part| match part == path {
+                        true => Ok((bytes.clone(), named.clone())),
+                        false => header(part),
+                    })
+                    .collect::<Result<Vec<_>, LoadError>>()?;
+                let (parts, headers) = parts.into_iter().unzip();
+                (parts, Gguf::join(headers)?)
+            }
+        };
+        let parts = Parts(parts);
+        let source_name = file.source().to_owned();
+        let config = gguf::hf_config(&file, &parts)?;
         let map = NameMap::from_config(&config).map_err(|problem| problem.in_file(&source_name))?;
         // A tensor without a name there keeps its own, so that it is seen to be left over.
         let names = file.tensors().iter().map(|tensor| {
@@ -59,7 +66,7 @@ impl GgufSource {
         Ok(Self {
             names: names.collect(),
             path: path.into(),
-            bytes,
+            parts,
             file,
             config,
         })
@@ -102,9 +109,9 @@ impl GgufSource {
             .collect()
     }
 
-    /// Bytes of the file.
+    /// Bytes of the file, or of all parts.
     pub fn bytes(&self) -> u64 {
-        self.bytes.len() as u64
+        self.contents().map(|part| part.len() as u64).sum()
     }
 
     /// Whether matrices are quantised.
@@ -124,6 +131,22 @@ impl GgufSource {
                 .map(|t| format!("{:?}", t.ggml_type)),
         )
     }
+}
+
+/// A mapped file with its header.
+fn header(path: &Path) -> Result<(Bytes, Gguf), LoadError> {
+    let bytes = frugal_kernels::map_file(path).map_err(|source| LoadError::Read {
+        path: path.into(),
+        source,
+    })?;
+    if bytes.starts_with(super::safetensors::LFS_POINTER) {
+        return Err(LoadError::Json {
+            path: path.into(),
+            reason: "it is a git-lfs pointer, not the model: run `git lfs pull` in the repository, or fetch the file itself".into(),
+        });
+    }
+    let file = Gguf::parse(&bytes, &path.display().to_string())?;
+    Ok((bytes, file))
 }
 
 impl GgufSource {
@@ -166,7 +189,7 @@ impl WeightSource for GgufSource {
         let (rows, columns) = (info.rows(), info.cols());
         let mut values = self
             .file
-            .tensor_f32(&self.bytes, gguf_name)
+            .tensor_f32(&self.parts, gguf_name)
             .map_err(LoadError::from)?;
         match layout {
             Layout::Same => {}
@@ -207,7 +230,7 @@ impl WeightSource for GgufSource {
         };
         let bytes = self
             .file
-            .tensor_bytes(&self.bytes, gguf_name)
+            .tensor_bytes(&self.parts, gguf_name)
             .map_err(LoadError::from)?;
         Ok(Packed::from_ggml(
             info.ggml_type,

@@ -31,6 +31,7 @@ pub fn check_gguf(
         name: spec.name.clone(),
         dims: spec.shape.iter().rev().copied().collect(),
         ggml_type: spec.ggml_type,
+        part: 0,
         range: match spec.name == "rope_freqs.weight" {
             true => 0..bytes.len(),
             false => 0..0,

@@ -393,7 +393,7 @@ fn what_cannot_work_is_refused_before_any_work() {
             .run()
             .unwrap_err()
             .to_string()
-            .contains("`bert` models do not predict the next token")
+            .contains("`bert` models have no language-model head")
     );
     let mut setup = Setup::new(&*bert, adapter(), &classes, config());
     setup.head = Some(head(&*bert, 1));

@@ -239,7 +239,9 @@ impl HarnessModel<'_> {
                         Rows::Chosen,
                         pass.as_mut(),
                     )
-                    .ok_or(DecodeError::NoHead)?;
+                    .ok_or_else(|| DecodeError::NoHead {
+                        why: self.backbone.info().why_no_head(),
+                    })?;
                 let vocab = logits.dims()[1];
                 let logits = to_vec::<2>(logits);
                 self.backbone.info().check_finite("logits", &logits)?;

@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use frugal_core::stage::Stage;
-use frugal_formats::gguf::{self, GgmlType, Layout, NameMap, TensorSpec, rotary_to_gguf};
+use frugal_formats::gguf::{
+    self, FileType, GgmlType, Layout, NameMap, TensorSpec, TensorsOf, rotary_to_gguf,
+};
 use frugal_models::load::{ModelFiles, check_gguf};
 use frugal_models::merge;
 use frugal_models::save::{StoredType, write_model_with};
@@ -24,6 +26,16 @@ pub enum ExportFormat {
     F16,
     /// 8-bit blocks.
     Q8_0,
+    /// 6-bit blocks of 256.
+    #[allow(non_camel_case_types, reason = "GGML's own name")]
+    Q6_K,
+    /// 5-bit blocks of 256, with 6 bits for the output head and half of the value and down
+    /// projections.
+    #[allow(non_camel_case_types, reason = "llama.cpp's own name")]
+    Q5_K_M,
+    /// The same of 4-bit blocks.
+    #[allow(non_camel_case_types, reason = "llama.cpp's own name")]
+    Q4_K_M,
     /// 4-bit blocks with a step and an offset; the token table and the output head in 8 bits.
     Q4_1,
     /// 4-bit blocks with a step; the token table and the output head in 8 bits.
@@ -31,13 +43,16 @@ pub enum ExportFormat {
 }
 
 impl ExportFormat {
-    fn ggml(self) -> GgmlType {
+    fn file_type(self) -> FileType {
         match self {
-            Self::F32 => GgmlType::F32,
-            Self::F16 => GgmlType::F16,
-            Self::Q8_0 => GgmlType::Q8_0,
-            Self::Q4_1 => GgmlType::Q4_1,
-            Self::Q4_0 => GgmlType::Q4_0,
+            Self::F32 => GgmlType::F32.into(),
+            Self::F16 => GgmlType::F16.into(),
+            Self::Q8_0 => GgmlType::Q8_0.into(),
+            Self::Q6_K => GgmlType::Q6_K.into(),
+            Self::Q5_K_M => FileType::Q5_K_M,
+            Self::Q4_K_M => FileType::Q4_K_M,
+            Self::Q4_1 => GgmlType::Q4_1.into(),
+            Self::Q4_0 => GgmlType::Q4_0.into(),
         }
     }
 }
@@ -152,9 +167,13 @@ pub fn export_gguf(
     let weights = merge::weights(backbone, adapter)?;
     let raw = &weights.config.raw;
     let map = NameMap::from_config(raw).map_err(gguf::WriteError::from)?;
-    let mut metadata =
-        gguf::gguf_metadata(raw, &title(files), format.ggml()).map_err(gguf::WriteError::from)?;
+    let mut metadata = gguf::gguf_metadata(raw, &title(files), format.file_type())
+        .map_err(gguf::WriteError::from)?;
     metadata.extend(files.gguf_tokenizer_metadata()?);
+    let model = TensorsOf {
+        layers: weights.config.num_hidden_layers,
+        has_output: !weights.config.tie_word_embeddings,
+    };
     let mut tensors: Vec<(TensorSpec, Layout, Box<dyn Fn() -> Vec<f32> + '_>)> = Vec::new();
     for (name, mut shape, values) in weights.tensors.iter() {
         let mapped = map.to_gguf(&name).ok_or_else(|| {
@@ -163,7 +182,7 @@ pub fn export_gguf(
         if mapped.layout == Layout::Transposed {
             shape.reverse();
         }
-        let ggml_type = gguf::export_type(&mapped.name, &shape, format.ggml());
+        let ggml_type = format.file_type().tensor_type(&mapped.name, &shape, &model);
         tensors.push((
             TensorSpec {
                 name: mapped.name,
@@ -286,7 +305,7 @@ fn title(files: &ModelFiles) -> String {
         || files.name().to_owned(),
         |n| n.to_string_lossy().into_owned(),
     );
-    last.strip_suffix(".gguf").unwrap_or(&last).to_owned()
+    gguf::model_name(Path::new(&last))
 }
 
 /// The alpha that a GGUF adapter declares.

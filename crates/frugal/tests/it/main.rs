@@ -10,6 +10,7 @@
 mod adapter_files;
 mod adapters;
 mod backbones;
+mod bare_models;
 mod bench;
 mod blocks;
 mod combine;
@@ -31,6 +32,7 @@ mod pairs;
 mod real;
 mod reparameterize;
 mod sessions;
+mod split_gguf;
 mod steps;
 mod support;
 mod texts;

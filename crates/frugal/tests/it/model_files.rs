@@ -205,7 +205,7 @@ fn a_part_of_a_split_gguf_model_is_called_one() {
         .unwrap();
     let text = error.to_string();
     assert!(
-        text.contains("part 1 of a model in 2 files") && text.contains("--merge"),
+        text.contains("one of 2 parts") && text.contains("-00001-of-00002.gguf"),
         "{text}"
     );
 }

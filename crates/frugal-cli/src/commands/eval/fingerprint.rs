@@ -5,6 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use frugal_formats::gguf::files_of;
 use sha2::{Digest, Sha256};
 
 /// Endings of files that a model or an adapter is read from.
@@ -41,10 +42,11 @@ pub(super) fn fingerprint(model: &Path, adapter: Option<&Path>, how: &[&str]) ->
     Ok(format!("{}; {hexadecimal}", how.join("; ")))
 }
 
-/// Files of a folder, or the only one; a model that is part of the program has none.
+/// Files of a folder, or the only one with its other parts; a model that is part of the program has
+/// none.
 fn files(place: &Path) -> Result<Vec<PathBuf>> {
     if place.is_file() {
-        return Ok(vec![place.to_owned()]);
+        return Ok(files_of(place));
     }
     if !place.is_dir() {
         return Ok(Vec::new());
@@ -82,6 +84,20 @@ fn content(file: &Path) -> std::io::Result<[u8; 32]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn another_second_part_is_another_model() {
+        let folder = tempfile::tempdir().unwrap();
+        let part = |n: usize| folder.path().join(format!("m-{n:05}-of-00002.gguf"));
+        for number in [1, 2] {
+            std::fs::write(part(number), "weights").unwrap();
+        }
+        let of = |n| fingerprint(&part(n), None, &["m"]).unwrap();
+        let before = of(1);
+        assert_eq!(before, of(2));
+        std::fs::write(part(2), "others!").unwrap();
+        assert_ne!(before, of(1));
+    }
 
     #[test]
     fn an_adapter_with_another_scale_is_another_model() {

@@ -202,7 +202,7 @@ fn files(path: &Path) -> Vec<(PathBuf, u64)> {
             .map(|e| e.path())
             .filter(|p| p.is_file())
             .collect(),
-        Err(_) => vec![path.to_owned()],
+        Err(_) => frugal_formats::gguf::files_of(path),
     };
     paths.sort_unstable();
     paths
