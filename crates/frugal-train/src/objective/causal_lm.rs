@@ -33,9 +33,9 @@ impl Objective for CausalLm {
         if model.backbone.lm_head().is_some() {
             return Ok(());
         }
-        let name = model.backbone.info().model_type;
+        let why = model.backbone.info().why_no_head();
         Err(format!(
-            "`{name}` models do not predict the next token: give labels and a classification head"
+            "{why}; to train without one, give labels and a classification head"
         ))
     }
 

@@ -1,0 +1,24 @@
+//! Exact search over vectors in a file that is mapped into memory.
+//!
+//! A [`VectorBuilder`] writes the file, a [`VectorIndex`] searches it. Every vector is looked at, so
+//! the answer is the true one for what is stored. The file is laid out so that opening reads its
+//! header only; each block of vectors is checked against its checksum when it is first searched.
+
+mod builder;
+mod error;
+mod exact;
+mod kind;
+mod layout;
+mod open;
+mod scan;
+mod simd;
+
+pub use builder::VectorBuilder;
+pub use error::VectorError;
+pub(crate) use kind::check_kind;
+pub use kind::{Encoding, Metric};
+pub use open::VectorIndex;
+pub use scan::Neighbor;
+
+#[cfg(test)]
+mod tests;
