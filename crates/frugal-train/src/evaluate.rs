@@ -24,6 +24,8 @@ pub struct Evaluation {
     pub gold: Vec<usize>,
     /// Predicted classes, likewise.
     pub predicted: Vec<usize>,
+    /// Logits of the classes, likewise.
+    pub logits: Vec<Vec<f32>>,
     /// Targets that the loss is the mean of: tokens, or examples for classification.
     pub targets: usize,
 }
@@ -110,7 +112,7 @@ pub fn evaluate_observed(
         .filter(|&i| crate::batch::num_targets(&examples[i as usize]) > 0)
         .collect();
     let (mut loss, mut targets) = (0.0, 0);
-    let (mut gold, mut predicted) = (Vec::new(), Vec::new());
+    let (mut gold, mut predicted, mut all_logits) = (Vec::new(), Vec::new(), Vec::new());
     let fixed = Fixed::new(adapter);
     let (mut done, of) = (0, rows.len());
     for range in crate::batch::pack(&rows, max_tokens, |row| {
@@ -136,6 +138,8 @@ pub fn evaluate_observed(
                     .class_logits(head, backbone, pass.as_mut(), Mode::Eval)
                     .map_err(failed)?;
                 predicted.extend(largest(logits.clone()));
+                let labels = logits.dims()[1];
+                all_logits.extend(to_vec(logits.clone()).chunks(labels).map(<[f32]>::to_vec));
                 cross_entropy(logits, &batch.targets, 0.0)
             }
         };
@@ -161,6 +165,7 @@ pub fn evaluate_observed(
         metrics,
         gold,
         predicted,
+        logits: all_logits,
         targets,
     }))
 }

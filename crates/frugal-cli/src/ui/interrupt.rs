@@ -33,6 +33,11 @@ pub fn asked(flag: &AtomicBool) -> bool {
     flag.load(Ordering::SeqCst)
 }
 
+/// Whether the terminal was closed.
+pub fn is_gone() -> bool {
+    GONE.load(Ordering::SeqCst)
+}
+
 /// Asks the work to stop because nobody looks on any more; whether there was work to ask.
 pub fn hang_up() -> bool {
     GONE.store(true, Ordering::SeqCst);

@@ -31,6 +31,8 @@ pub fn write(text: &str) {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Ok(()) => {}
         Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
+        // The terminal was closed, which asked the work to stop.
+        Err(_) if interrupt::is_gone() => std::process::exit(130),
         Err(error) => {
             say(&format!("error: cannot write to standard output: {error}"));
             std::process::exit(2);

@@ -57,10 +57,16 @@ impl EncodeOptions {
         }
     }
 
-    /// As much of a text as can be used: all of it, unless it is cut anyway.
+    /// As much of a text as can be used: all of it, unless it is cut anyway, or refused because its
+    /// beginning alone is too long.
     fn used<'t>(&self, text: &'t str, tokenizer: &TextTokenizer) -> &'t str {
-        if self.truncate {
-            tokenizer.head(text, self.max_length)
+        let head = tokenizer.head(text, self.max_length);
+        let is_too_long = || {
+            let tokens = tokenizer.encode(head, false);
+            tokens.is_ok_and(|ids| ids.len() > self.max_length)
+        };
+        if self.truncate || head.len() == text.len() || is_too_long() {
+            head
         } else {
             text
         }
@@ -149,8 +155,9 @@ pub enum EncodeError {
     },
     /// Rows with more tokens than allowed.
     #[error(
-        "{}:{line}: {length} tokens, but at most {max_length} are allowed ({count} of {rows} rows are too long); raise max_length or set truncate = true",
-        path.display()
+        "{}:{line}: {length} tokens{}, but at most {max_length} are allowed ({count} of {rows} rows are too long); raise max_length or set truncate = true",
+        path.display(),
+        or_more(*counted)
     )]
     TooLong {
         /// The file.
@@ -159,6 +166,8 @@ pub enum EncodeError {
         line: usize,
         /// Its tokens.
         length: usize,
+        /// Whether all of it was counted.
+        counted: bool,
         /// The limit.
         max_length: usize,
         /// How many rows are too long.
@@ -235,10 +244,12 @@ pub enum RowError {
     #[error("the row is not of the format of its data set")]
     OtherFormat,
     /// A text with more tokens than allowed.
-    #[error("{length} tokens, but at most {max_length} are allowed; cut with `--truncate`")]
+    #[error("{length} tokens{}, but at most {max_length} are allowed; cut with `--truncate`", or_more(*counted))]
     TooLong {
         /// Its tokens.
         length: usize,
+        /// Whether all of it was counted.
+        counted: bool,
         /// The limit.
         max_length: usize,
     },
@@ -247,11 +258,17 @@ pub enum RowError {
     NoTokens,
 }
 
+fn or_more(counted: bool) -> &'static str {
+    if counted { "" } else { " or more" }
+}
+
 /// What came of one row.
 struct Row {
     tokenized: Tokenized,
     /// Tokens before it was cut.
     length: usize,
+    /// Whether all of it was tokenized.
+    counted: bool,
 }
 
 /// Encodes every row.
@@ -274,7 +291,7 @@ pub fn encode_all(
         trained_tokens: 0,
         longest: 0,
     };
-    let mut too_long: Option<(usize, usize, usize)> = None;
+    let mut too_long: Option<(usize, usize, usize, bool)> = None;
     let mut too_long_count = 0;
     for (i, (example, line)) in dataset.examples.iter().zip(&dataset.lines).enumerate() {
         let row = match task {
@@ -283,13 +300,17 @@ pub fn encode_all(
                 classify::encode(example, tokenizer, labels, options)
             }
         };
-        let Row { tokenized, length } = row.map_err(|problem| EncodeError::Row {
+        let Row {
+            tokenized,
+            length,
+            counted,
+        } = row.map_err(|problem| EncodeError::Row {
             path: dataset.file_of(i).to_owned(),
             line: *line,
             problem,
         })?;
         if length > options.max_length {
-            too_long.get_or_insert((i, *line, length));
+            too_long.get_or_insert((i, *line, length, counted));
             too_long_count += 1;
         }
         if tokenized.trained() == 0 {
@@ -303,12 +324,13 @@ pub fn encode_all(
         encoded.rows.push(i);
         encoded.examples.push(tokenized);
     }
-    if let Some((row, line, length)) = too_long.filter(|_| !options.truncate) {
+    if let Some((row, line, length, counted)) = too_long.filter(|_| !options.truncate) {
         let (max_length, count, rows) = (options.max_length, too_long_count, dataset.len());
         return Err(EncodeError::TooLong {
             path: dataset.file_of(row).to_owned(),
             line,
             length,
+            counted,
             max_length,
             count,
             rows,
@@ -338,11 +360,15 @@ pub fn encode_text(
         line: 1,
         problem,
     };
-    let Row { tokenized, length } =
-        classify::encode(example, tokenizer, labels, options).map_err(failed)?;
+    let Row {
+        tokenized,
+        length,
+        counted,
+    } = classify::encode(example, tokenizer, labels, options).map_err(failed)?;
     if length > options.max_length && !options.truncate {
         return Err(failed(RowError::TooLong {
             length,
+            counted,
             max_length: options.max_length,
         }));
     }

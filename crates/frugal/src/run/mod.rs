@@ -32,7 +32,9 @@ use thiserror::Error;
 pub use base::base_warning;
 pub use config::{DataConfig, MethodConfig, Task, Template, TuneConfig};
 pub use estimate::Memory;
-pub use evaluate::{EvaluateRequest, Evaluated, data_settings_of, evaluate, quantize_of};
+pub use evaluate::{
+    EvaluateRequest, Evaluated, Prediction, data_settings_of, evaluate, quantize_of,
+};
 pub use export::{ExportFormat, export_adapter_gguf, export_gguf, merge_to_folder};
 pub use fit::MemoryCheck;
 pub use forgetting::forgetting;
@@ -211,7 +213,7 @@ impl From<frugal_nn::LoadError> for RunError {
 
 fn labels_text(found: &[String]) -> String {
     if found.is_empty() {
-        "none; conversations, prompts and plain text are learned with `--task causal-lm`".into()
+        "none, as there is no column `label`: name it with `--column label=NAME`; conversations, prompts and plain text are learned with `--task causal-lm`".into()
     } else {
         found.join(", ")
     }

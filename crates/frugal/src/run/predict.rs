@@ -16,6 +16,7 @@ use super::{DataConfig, RunError};
 /// A classifier, read and ready.
 pub struct Predictor {
     problem: ProblemType,
+    warning: Option<String>,
     files: ModelFiles,
     backbone: std::sync::Arc<dyn Backbone>,
     entry: Option<LoadedAdapter>,
@@ -79,8 +80,11 @@ impl Predictor {
             Some(head) => ProblemType::of_config(&files.config().raw, head.config().labels.len())?,
             None => ProblemType::SingleLabel,
         };
+        let adapter = request.adapter.as_deref();
+        let warning = adapter.and_then(|folder| super::base_warning(folder, &files));
         let found = Self {
             problem,
+            warning,
             files,
             backbone,
             entry,
@@ -102,6 +106,11 @@ impl Predictor {
     fn head(&self) -> Option<&Head> {
         let adapted = self.entry.as_ref().and_then(|entry| entry.head.as_ref());
         adapted.or(self.own_head.as_ref())
+    }
+
+    /// What is to be said of an adapter that was trained on other weights.
+    pub fn warning(&self) -> Option<&str> {
+        self.warning.as_deref()
     }
 
     /// Names of the labels in the order of the probabilities.
@@ -218,7 +227,7 @@ impl ProblemType {
         }
     }
 
-    fn activate(self, logits: &mut [f32]) {
+    pub(super) fn activate(self, logits: &mut [f32]) {
         match self {
             Self::Regression => {}
             Self::MultiLabel => logits

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::atomic::AtomicBool;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -204,8 +205,7 @@ pub fn run_all(jobs: &[Resolved], out: &Path, output: Output, sampled: bool) -> 
             open.push(resolved);
         }
     }
-    let stop =
-        interrupt::flag("stopping this run with a checkpoint; press Ctrl-C again to end at once");
+    let stop = interrupt::flag(STOPPING);
     if !planned(&open, output, &stop)? {
         return Ok(true);
     }
@@ -386,6 +386,11 @@ fn wait_for_orphan(folder: &Path) -> Result<()> {
     Ok(())
 }
 
+/// What is said when the user asks to stop.
+const STOPPING: &str = "stopping this run with a checkpoint; press Ctrl-C again to end at once";
+/// Between two looks whether it was asked for.
+const LOOK: Duration = Duration::from_millis(50);
+
 /// How a process ended.
 pub(super) struct Ended {
     pub(super) status: ExitStatus,
@@ -419,8 +424,19 @@ pub(super) fn run(mut command: Command, sampled: Option<&Path>) -> Result<Ended>
         .stdout(Stdio::null())
         .stderr(Stdio::piped());
     let mut child = command.spawn().context("the run cannot be started")?;
-    // Open while this process lives: its end is what tells the other one.
+    // Open while this process lives and is not asked to stop: its end is what tells the other one,
+    // which a signal to this process alone does not reach.
     let stdin = child.stdin.take();
+    let over = Arc::new(AtomicBool::new(false));
+    let passed_on = std::thread::spawn({
+        let (stop, over) = (interrupt::flag(STOPPING), Arc::clone(&over));
+        move || {
+            while !interrupt::asked(&stop) && !over.load(Ordering::SeqCst) {
+                std::thread::sleep(LOOK);
+            }
+            drop(stdin);
+        }
+    });
     let stderr = child.stderr.take();
     // Read beside the run, which would wait for a full pipe.
     let message = std::thread::spawn(move || {
@@ -448,7 +464,9 @@ pub(super) fn run(mut command: Command, sampled: Option<&Path>) -> Result<Ended>
             status
         }
     };
-    drop(stdin);
+    over.store(true, Ordering::SeqCst);
+    // It only sleeps.
+    let _ = passed_on.join();
     Ok(Ended {
         status,
         message: message.join().unwrap_or_default(),

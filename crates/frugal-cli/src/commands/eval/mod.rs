@@ -39,7 +39,8 @@ Examples:
   frugal eval --tasks list
 
 With --data, an adapter with a classification head is measured by accuracy, macro-F1 and Matthews
-correlation; anything else by loss and perplexity. With --tasks, a model is asked the questions of
+correlation, and --out keeps what it said of each example in predictions.jsonl; anything else by
+loss and perplexity. With --tasks, a model is asked the questions of
 each task, and the results are those of lm-evaluation-harness, in its format.";
 
 /// Measure a model, with or without an adapter, on data or on tasks
@@ -96,6 +97,7 @@ pub struct Args {
         long,
         value_name = "N",
         default_value_t = 4096,
+        value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..),
         help_heading = "Machine"
     )]
     batch_tokens: usize,
@@ -116,6 +118,18 @@ pub struct Args {
 }
 
 impl Args {
+    /// Flags that only language models heed.
+    fn of_language_models(&self) -> impl Iterator<Item = &'static str> {
+        let given = [
+            ("--whole-text", self.whole_text),
+            ("--template", self.template.is_some()),
+        ];
+        given
+            .into_iter()
+            .filter(|(_, given)| *given)
+            .map(|(flag, _)| flag)
+    }
+
     /// How weights are held: as the adapter was trained, unless something else is asked for.
     fn quantize(&self) -> Result<Quantize> {
         let (_, adapter) = self.model.resolve()?;
@@ -181,7 +195,16 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let Some(found) = found else {
         return Ok(Outcome::Interrupted);
     };
+    if !found.labels.is_empty() {
+        for flag in args.of_language_models() {
+            ui::warn(
+                args.output,
+                &format!("`{flag}` has no effect: a classifier reads the whole text as it is"),
+            );
+        }
+    }
     let measured = record(args, &request, &found, meter.stop())?;
+    kept.write_predictions(&found.predictions)?;
     kept.write("Evaluation", std::slice::from_ref(&measured), args.output)?;
     if args.output.json {
         let mut value = json!({
@@ -222,7 +245,11 @@ fn record(
     // What of the data was read, and what of it counted.
     let data = &request.data;
     for (name, value) in [
-        ("completion_only", json!(data.completion_only)),
+        // A classifier reads the whole text.
+        (
+            "completion_only",
+            json!(found.labels.is_empty().then_some(data.completion_only)),
+        ),
         ("columns", json!(data.columns)),
         ("cut_to", json!(data.truncate.then_some(data.max_length))),
     ] {

@@ -73,11 +73,12 @@ pub struct Flags {
         long,
         value_name = "NAME",
         default_value = "default",
-        requires = "endpoint"
+        requires = "endpoint",
+        conflicts_with_all = ["model", "adapter", "data"]
     )]
     served_model: String,
     /// Environment variable that holds the service's API key
-    #[arg(long, value_name = "NAME", requires = "endpoint")]
+    #[arg(long, value_name = "NAME", requires = "endpoint", conflicts_with_all = ["model", "adapter", "data"])]
     api_key_env: Option<String>,
     /// Write prompts by the model's chat template
     #[arg(long, conflicts_with = "data")]
