@@ -384,7 +384,7 @@ fn a_comparison_that_is_asked_to_stop_stops_its_run() {
     assert_eq!(ended.code(), Some(130));
     assert!(start.elapsed().as_secs() < 60, "{:?}", start.elapsed());
     let checkpoints = folder.join("b/lora-seed0/checkpoints");
-    assert_eq!(std::fs::read_dir(checkpoints).unwrap().count(), 1);
+    assert!(std::fs::read_dir(checkpoints).unwrap().count() > 0);
     assert!(
         !folder
             .join("b/lora-seed0/adapter_model.safetensors")

@@ -39,9 +39,9 @@ Examples:
   frugal eval --tasks list
 
 With --data, an adapter with a classification head is measured by accuracy, macro-F1 and Matthews
-correlation, and --out keeps what it said of each example in predictions.jsonl; anything else by
-loss and perplexity. With --tasks, a model is asked the questions of
-each task, and the results are those of lm-evaluation-harness, in its format.";
+correlation, and --out keeps what it said of each example in predictions.jsonl; anything else is
+measured by loss and perplexity. With --tasks, a model is asked the questions of each task, and the
+results are those of lm-evaluation-harness, in its format.";
 
 /// Measure a model, with or without an adapter, on data or on tasks
 #[derive(Debug, clap::Args)]
