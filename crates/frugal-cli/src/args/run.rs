@@ -8,11 +8,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::Args;
 use frugal::model::load::Lookup;
-use frugal::run::{TuneConfig, describe_adapter};
+use frugal::model::{ActivationQuant, Quantize};
+use frugal::run::{Task, TuneConfig, describe_adapter};
 use frugal_core::config;
 use toml::{Table, Value};
 
-use super::{Config, Layer, count_value, path_value};
+use super::{Config, Layer, Output, count_value, path_value};
+use crate::ui;
 
 /// The data of the run that needs no arguments.
 const BUILTIN_DATA: &str = "sms-spam";
@@ -331,6 +333,44 @@ impl RunFlags {
     /// How models are looked up.
     pub fn lookup(&self) -> Lookup {
         super::lookup(self.offline)
+    }
+
+    /// Says which of the flags that were given change nothing of this run.
+    pub fn warn_of_idle(&self, config: &TuneConfig, output: Output) {
+        for (flag, why) in self.idle(config) {
+            ui::warn(output, &format!("`{flag}` has no effect: {why}"));
+        }
+    }
+
+    fn idle(&self, config: &TuneConfig) -> Vec<(&'static str, &'static str)> {
+        let classifies = config.task == Task::Classification;
+        let whole = "a classifier reads the whole text as it is";
+        let exact = config.activations == ActivationQuant::Exact;
+        let all = [
+            ("--template", self.template.is_some() && classifies, whole),
+            (
+                "--chat-template",
+                self.chat_template.is_some() && classifies,
+                whole,
+            ),
+            (
+                "--pooling",
+                self.pooling.is_some() && !classifies,
+                "only a classifier pools",
+            ),
+            (
+                "--activations int8",
+                !exact && config.quantize == Quantize::None,
+                "no weights are held in few bits; give `--quantize` too",
+            ),
+            (
+                "--batch-size",
+                self.batch_size.is_some() && config.train.packing,
+                "with packing, `train.max_tokens` says how much a micro-batch holds",
+            ),
+        ];
+        let idle = all.into_iter().filter(|(_, idle, _)| *idle);
+        idle.map(|(flag, _, why)| (flag, why)).collect()
     }
 
     /// File, flags and overrides together, checked and with everything filled in that depends on

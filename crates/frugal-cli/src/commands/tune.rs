@@ -64,6 +64,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<Outcome> {
     let (flags, resumed) = resumed(args)?;
     let config = flags.resolve()?;
+    flags.warn_of_idle(&config, args.output);
     if let Some(folder) = &resumed
         && config.out != *folder
     {
@@ -170,7 +171,11 @@ fn describe(tuned: &Tuned) -> Value {
 
 fn print(tuned: &Tuned) {
     ui::print("");
-    table::print(&comparison(&tuned.record.evaluation));
+    if tuned.record.evaluation.is_empty() {
+        ui::print("nothing was measured: there is neither validation nor test data");
+    } else {
+        table::print(&comparison(&tuned.record.evaluation));
+    }
     let train = &tuned.record.train_info;
     let share = human::share(train.num_trainable_params, train.num_total_params);
     let speed = train.tokens_per_second().map_or_else(

@@ -64,40 +64,88 @@ impl<'a> Sink<'a> {
         };
         let format = self.format.ok_or_else(empty)?;
         if format == Format::Classification {
-            self.check_labels()?;
+            check_labels(self.path, &self.examples, &self.lines)?;
         }
         Ok(format)
     }
+}
 
-    /// Labels that differ only in the space around them are one class that was written in two ways;
-    /// many different fractions are a score.
-    fn check_labels(&self) -> Result<(), DataError> {
-        let mut seen: BTreeMap<&str, &str> = BTreeMap::new();
-        for (example, line) in self.examples.iter().zip(&self.lines) {
-            let Example::Classification { label, .. } = example else {
-                continue;
-            };
-            let first = seen.entry(label.trim()).or_insert(label);
-            if *first != label {
-                let problem = format!(
-                    "the label {label:?} differs from {first:?} only in the space around it; write both the same way"
-                );
-                return Err(DataError::line(self.path, *line, problem));
-            }
+/// Below this all whole numbers differ in double precision.
+const EXACT: f64 = (1_u64 << 53) as f64;
+/// Words for a value that is missing, as tables write them.
+const MISSING: [&str; 8] = ["nan", "na", "n/a", "<na>", "null", "none", "nil", "-nan"];
+
+/// Labels that differ only in the space around them, or are one number, are one class that was
+/// written in two ways; what is no number among numbers is a value that is missing; many
+/// different fractions are a score.
+pub(super) fn check_labels(
+    path: &Path,
+    examples: &[Example],
+    lines: &[usize],
+) -> Result<(), DataError> {
+    let mut seen: BTreeMap<&str, &str> = BTreeMap::new();
+    for (example, line) in examples.iter().zip(lines) {
+        let Example::Classification { label, .. } = example else {
+            continue;
+        };
+        let first = seen.entry(label.trim()).or_insert(label);
+        if *first != label {
+            let problem = format!(
+                "the label {label:?} differs from {first:?} only in the space around it; write both the same way"
+            );
+            return Err(DataError::line(path, *line, problem));
         }
-        let fraction = |label: &&&str| label.parse::<f64>().is_ok_and(|v| v.fract() != 0.0);
-        let numbers = seen.keys().all(|label| label.parse::<f64>().is_ok());
-        match seen.keys().find(fraction) {
-            Some(label) if numbers && seen.len() > MAX_FRACTIONS => Err(DataError::options(
-                self.path,
-                format!(
-                    "the labels are {} different numbers such as {label}: a score rather than classes, which \
-                     is not learned here; group the scores into classes, or name another column with `--column label=NAME`",
-                    seen.len()
-                ),
-            )),
-            _ => Ok(()),
+    }
+    check_numbers(path, seen.keys().copied())?;
+    let fraction = |label: &&&str| label.parse::<f64>().is_ok_and(|v| v.fract() != 0.0);
+    let numbers = seen.keys().all(|label| label.parse::<f64>().is_ok());
+    match seen.keys().find(fraction) {
+        Some(label) if numbers && seen.len() > MAX_FRACTIONS => Err(DataError::options(
+            path,
+            format!(
+                "the labels are {} different numbers such as {label}: a score rather than classes, which \
+                 is not learned here; group the scores into classes, or name another column with `--column label=NAME`",
+                seen.len()
+            ),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Labels that are one number, and among numbers those that say that there is none.
+fn check_numbers<'l>(path: &Path, labels: impl Iterator<Item = &'l str>) -> Result<(), DataError> {
+    let mut numbers: BTreeMap<u64, &str> = BTreeMap::new();
+    let (mut missing, mut names) = (None, false);
+    for label in labels {
+        if MISSING.contains(&label.to_lowercase().as_str()) {
+            missing = Some(label);
+            continue;
         }
+        let number = label.parse::<f64>().ok().filter(|n| n.is_finite());
+        let Some(number) = number else {
+            names = true;
+            continue;
+        };
+        // Longer ones are the same to a computer only.
+        if number.abs() >= EXACT {
+            continue;
+        }
+        // -0 and 0 are one number.
+        if let Some(first) = numbers.insert((number + 0.0).to_bits(), label) {
+            let problem = format!(
+                "the labels {first:?} and {label:?} are the same number; write both the same way"
+            );
+            return Err(DataError::options(path, problem));
+        }
+    }
+    match missing {
+        Some(label) if !numbers.is_empty() && !names => {
+            let problem = format!(
+                "{label:?} among labels that are numbers says that there is none: leave these rows out, or name the class"
+            );
+            Err(DataError::options(path, problem))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -214,9 +262,10 @@ pub(super) fn text_record(
 ) -> Result<TextRecord, DataError> {
     let mut options = options.clone();
     let fields = &record.fields;
-    options
-        .columns
-        .retain(|key, column| key != "label" || fields.contains_key(column));
+    // A label may be missing, and is then not taken from another column.
+    let mapped = options.columns.get("label");
+    let has_label = mapped.is_none_or(|column| fields.contains_key(column));
+    options.columns.retain(|key, _| key != "label" || has_label);
     check_columns(path, record, &options)?;
     let row = Row {
         path,
@@ -224,9 +273,7 @@ pub(super) fn text_record(
         options: &options,
         format: Format::Text,
     };
-    let label = row
-        .given("label")
-        .is_some()
+    let label = (has_label && row.given("label").is_some())
         .then(|| row.label())
         .transpose()?;
     Ok(TextRecord {

@@ -107,6 +107,9 @@ pub fn load_all(names: &[String], options: &LoadOptions) -> Result<Dataset, Data
         );
     }
     if hash.len() > 1 {
+        if all.format == Format::Classification {
+            examples::check_labels(&all.source, &all.examples, &all.lines)?;
+        }
         all.sha256 = source::hex(&Sha256::digest(hash.concat()));
     }
     Ok(all)

@@ -42,11 +42,16 @@ fn encode_pair(
         action: "encode the text",
         reason: e.to_string(),
     };
-    let text = options.used(text, tokenizer);
-    let mut first = inner.encode(text, false).map_err(failed)?;
-    let mut second = text_pair
-        .as_deref()
-        .map(|t| inner.encode(options.used(t, tokenizer), false))
+    let used = options.used(text, tokenizer);
+    let used_pair = text_pair.as_deref().map(|t| options.used(t, tokenizer));
+    let all = |used: &str, text: &str| used.len() == text.len();
+    let counted = all(used, text)
+        && used_pair
+            .zip(text_pair.as_deref())
+            .is_none_or(|(used, text)| all(used, text));
+    let mut first = inner.encode(used, false).map_err(failed)?;
+    let mut second = used_pair
+        .map(|text| inner.encode(text, false))
         .transpose()
         .map_err(failed)?;
     if first.is_empty()
@@ -77,5 +82,9 @@ fn encode_pair(
         token_type_ids,
         labels: Target::Class(class),
     };
-    Ok(Row { tokenized, length })
+    Ok(Row {
+        tokenized,
+        length,
+        counted,
+    })
 }

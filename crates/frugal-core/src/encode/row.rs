@@ -11,6 +11,8 @@ pub(super) struct Row {
     pub(super) tokenized: Tokenized,
     /// Tokens before it was cut.
     pub(super) length: usize,
+    /// Whether all of it was tokenized.
+    pub(super) counted: bool,
 }
 
 /// What is wrong with one row.
@@ -46,14 +48,21 @@ pub enum RowError {
     #[error("the row is not of the format of its data set")]
     OtherFormat,
     /// A text with more tokens than allowed.
-    #[error("{length} tokens, but at most {max_length} are allowed; cut with `--truncate`")]
+    #[error("{length} tokens{}, but at most {max_length} are allowed; cut with `--truncate`", or_more(*counted))]
     TooLong {
         /// Its tokens.
         length: usize,
+        /// Whether all of it was counted.
+        counted: bool,
         /// The limit.
         max_length: usize,
     },
     /// A text without a single token.
     #[error("the text has no tokens")]
     NoTokens,
+}
+
+/// What is said behind a number of tokens that is not that of the whole text.
+pub(super) fn or_more(counted: bool) -> &'static str {
+    if counted { "" } else { " or more" }
 }

@@ -40,7 +40,9 @@ pub use config::{DataConfig, MethodConfig, Task, Template, TuneConfig};
 pub use conversation::{Answered, Conversation, ConversationOptions};
 pub use error::RunError;
 pub use estimate::Memory;
-pub use evaluate::{EvaluateRequest, Evaluated, data_settings_of, evaluate, quantize_of};
+pub use evaluate::{
+    EvaluateRequest, Evaluated, Prediction, data_settings_of, evaluate, quantize_of,
+};
 pub use export::{
     ExportFormat, export_adapter_gguf, export_gguf, merge_to_folder, merge_to_folder_as,
 };

@@ -219,7 +219,7 @@ impl ProblemType {
         }
     }
 
-    fn activate(self, logits: &mut [f32]) {
+    pub(super) fn activate(self, logits: &mut [f32]) {
         match self {
             Self::Regression => {}
             Self::MultiLabel => logits

@@ -79,7 +79,16 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let Some(found) = found else {
         return Ok(Outcome::Interrupted);
     };
+    if !found.labels.is_empty() {
+        for flag in args.of_language_models() {
+            ui::warn(
+                args.output,
+                &format!("`{flag}` has no effect: a classifier reads the whole text as it is"),
+            );
+        }
+    }
     let measured = record(args, &request, &found, meter.stop())?;
+    kept.write_predictions(&found.predictions)?;
     kept.write("Evaluation", std::slice::from_ref(&measured), args.output)?;
     if args.output.json {
         let mut value = json!({
@@ -120,7 +129,11 @@ fn record(
     // What of the data was read, and what of it counted.
     let data = &request.data;
     for (name, value) in [
-        ("completion_only", json!(data.completion_only)),
+        // A classifier reads the whole text.
+        (
+            "completion_only",
+            json!(found.labels.is_empty().then_some(data.completion_only)),
+        ),
         ("columns", json!(data.columns)),
         ("cut_to", json!(data.truncate.then_some(data.max_length))),
     ] {
