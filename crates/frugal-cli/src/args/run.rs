@@ -43,6 +43,13 @@ pub struct RunFlags {
     /// What is learned [default: classification]
     #[arg(long, value_name = "TASK", value_parser = ["classification", "causal-lm"], help_heading = "What")]
     pub task: Option<String>,
+    /// What a classifier learns: one label of several, any number of labels, or numbers [default:
+    /// single_label_classification]
+    #[arg(long, value_name = "TYPE", value_parser = ["single_label_classification", "multi_label_classification", "regression"], help_heading = "What")]
+    pub problem_type: Option<String>,
+    /// How much each label counts: balanced, or numbers as in ham=1,spam=3 [default: all the same]
+    #[arg(long, value_name = "WEIGHTS", help_heading = "Training")]
+    pub class_weights: Option<String>,
     /// Which positions a classifier reads [default: last, encoders cls]
     #[arg(long, value_name = "WAY", value_parser = ["last", "cls", "mean"], help_heading = "What")]
     pub pooling: Option<String>,
@@ -206,6 +213,7 @@ impl RunFlags {
         }
         layer.set("model", self.model.clone());
         layer.set("task", self.task.clone());
+        layer.set("problem_type", self.problem_type.clone());
         layer.set("pooling", self.pooling.clone());
         layer.set("quantize", self.quantize.clone());
         layer.set("activations", self.activations.clone());
@@ -247,6 +255,7 @@ impl RunFlags {
             count_value(self.gradient_accumulation_steps),
         );
         layer.switch("train.packing", self.packing);
+        layer.set("train.objective.class_weights", self.class_weights.clone());
         layer.set("train.memory", self.memory.clone());
         layer.set("train.lr_scheduler_type", self.lr_scheduler_type.clone());
         layer.set("train.warmup_ratio", self.warmup_ratio);

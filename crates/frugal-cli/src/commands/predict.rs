@@ -349,7 +349,7 @@ impl Found<'_> {
                 let best = likeliest(self.values);
                 vec![self.labels[best].clone(), self.values[best].to_string()]
             }
-            ProblemType::MultiLabel => vec![self.likely().join(";")],
+            ProblemType::MultiLabel => vec![self.likely().join("|")],
             ProblemType::Regression => Vec::new(),
         };
         let numbers = self.values.iter().map(f32::to_string);

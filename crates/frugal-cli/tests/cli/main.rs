@@ -16,6 +16,7 @@ mod json;
 mod log;
 mod measure;
 mod measurements;
+mod problems;
 mod recipes;
 mod runs;
 mod shell;

@@ -30,6 +30,16 @@ pub enum Task<'a> {
         /// Names of the classes; the target is a position in this list.
         labels: &'a [String],
     },
+    /// To tell which labels a text has.
+    MultiLabelClassification {
+        /// Names of the labels; the targets are positions in this list.
+        labels: &'a [String],
+    },
+    /// To give numbers for a text.
+    Regression {
+        /// How many.
+        outputs: usize,
+    },
 }
 
 /// A data set, ready for batches.
@@ -149,9 +159,7 @@ pub fn encode_all(
     for (i, (example, line)) in dataset.examples.iter().zip(&dataset.lines).enumerate() {
         let row = match task {
             Task::CausalLm => causal::encode(example, tokenizer, options),
-            Task::SequenceClassification { labels } => {
-                classify::encode(example, tokenizer, labels, options)
-            }
+            _ => classify::encode(example, tokenizer, task, options),
         };
         let Row {
             tokenized,
@@ -213,11 +221,12 @@ pub fn encode_text(
         line: 1,
         problem,
     };
+    let task = Task::SequenceClassification { labels };
     let Row {
         tokenized,
         length,
         counted,
-    } = classify::encode(example, tokenizer, labels, options).map_err(failed)?;
+    } = classify::encode(example, tokenizer, task, options).map_err(failed)?;
     if length > options.max_length && !options.truncate {
         return Err(failed(RowError::TooLong {
             length,
@@ -247,7 +256,12 @@ fn check(
             "language modelling",
             "text, prompt and completion, or messages",
         ),
-        (Task::SequenceClassification { .. }, format) => (
+        (Task::Regression { .. }, format) => (
+            format == Format::Classification,
+            "regression",
+            "text and label, which is a number",
+        ),
+        (_, format) => (
             format == Format::Classification,
             "classification",
             "text and label",
@@ -270,10 +284,16 @@ fn check(
             template: template.clone(),
         });
     }
-    let pair = dataset.examples.iter().any(|e| {
+    let pair = dataset.examples.iter().any(|example| {
         matches!(
-            e,
-            crate::data::Example::Classification {
+            example,
+            Example::Classification {
+                text_pair: Some(_),
+                ..
+            } | Example::Labeled {
+                text_pair: Some(_),
+                ..
+            } | Example::Valued {
                 text_pair: Some(_),
                 ..
             }

@@ -32,6 +32,14 @@ pub enum RowError {
         /// The list.
         known: String,
     },
+    /// Another count of numbers than the head has outputs.
+    #[error("{found} numbers, but the head has {expected} outputs")]
+    Outputs {
+        /// Numbers of the row.
+        found: usize,
+        /// Outputs of the head.
+        expected: usize,
+    },
     /// A conversation in which the assistant says nothing.
     #[error("no turn has the role \"assistant\", so there is nothing to train")]
     NoAssistant,

@@ -65,7 +65,7 @@ fn deciding(kind: Kind, rows: &[&Measurement]) -> Option<(&'static str, bool)> {
         Kind::Capacity => Some(("information_capacity", false)),
         Kind::Runtime => Some(("seconds_per_token", true)),
         Kind::Code => Some(("eff@1", false)),
-        Kind::Evaluation => ["accuracy", "perplexity", "loss"]
+        Kind::Evaluation => ["accuracy", "perplexity", "micro_f1", "pearson", "loss"]
             .iter()
             .find(has)
             .map(|name| (*name, lower_is_better(name))),

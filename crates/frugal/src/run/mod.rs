@@ -48,10 +48,11 @@ pub use export::{
 };
 pub use fit::MemoryCheck;
 pub use forgetting::forgetting;
+pub use frugal_nn::ProblemType;
 pub use generate::{Continued, GenerateRequest, Piece, Prompt, generate};
 pub use open::{OpenOptions, Opened, adapter_name, open};
 pub use plan::{Plan, plan};
-pub use predict::{PredictRequest, Predictor, ProblemType};
+pub use predict::{PredictRequest, Predictor};
 pub use prepare::{Part, Prepared, prepare};
 pub use pretrain::{Pretrained, pretrain};
 pub use pretrain_config::{AttentionKind, PretrainConfig, Shape};

@@ -151,6 +151,7 @@ fn record(
     }
     kept.details = json!({
         "labels": found.labels, "confusion": found.confusion, "tokens": found.tokens,
+        "label_scores": found.label_scores,
         "baselines": baselines(found),
     });
     Ok(kept)
@@ -180,7 +181,22 @@ fn print(found: &Evaluated, cost: &Cost) {
         table.row(cells.into_iter().chain(known.iter().map(of)));
     }
     table::print(&table);
-    if (2..=SHOWN_CLASSES).contains(&found.labels.len()) {
+    if (1..=SHOWN_CLASSES).contains(&found.label_scores.len()) {
+        let headings = ["precision", "recall", "f1", "examples"].map(Column::number);
+        let mut table = Table::new([Column::text("label")].into_iter().chain(headings));
+        for scores in &found.label_scores {
+            table.row([
+                ui::without_control(&scores.label).into_owned(),
+                number(scores.precision),
+                number(scores.recall),
+                number(scores.f1),
+                human::count(scores.support as u64),
+            ]);
+        }
+        ui::print("");
+        table::print(&table);
+    }
+    if !found.confusion.is_empty() && (2..=SHOWN_CLASSES).contains(&found.labels.len()) {
         let headings = found
             .labels
             .iter()
