@@ -67,9 +67,19 @@ fn several_labels_are_learned_measured_predicted_and_merged() {
             .ok()
             .stdout,
     );
-    let measured = run(folder.path(), "eval --adapter run --data train.csv --json")
-        .ok()
-        .json();
+    let measured = run(
+        folder.path(),
+        "eval --adapter run --data train.csv --json --out kept",
+    )
+    .ok()
+    .json();
+    let kept = lines(&fs::read_to_string(at("kept/predictions.jsonl")).unwrap());
+    assert_eq!(kept.len(), found.len());
+    for (one, other) in kept.iter().zip(&found) {
+        for key in ["text", "gold", "labels"] {
+            assert_eq!(one[key], other[key]);
+        }
+    }
     // 2 · right / (said + true), over all labels of all texts.
     let (mut right, mut both, mut exact) = (0, 0, 0);
     for line in &found {

@@ -53,7 +53,7 @@ pub struct Evaluation {
     pub gold: Vec<usize>,
     /// Predicted classes, likewise.
     pub predicted: Vec<usize>,
-    /// Logits of the classes, likewise.
+    /// Outputs of the head in the order of the examples; empty for language modelling.
     pub logits: Vec<Vec<f32>>,
     /// Scores of each label, where an example may have several.
     pub labels: Option<MultiLabelReport>,

@@ -3,21 +3,18 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use frugal_core::data::{Dataset, Example};
 use frugal_core::metrics::ClassScores;
 use frugal_models::load::Lookup;
 use frugal_models::save::{Stored, StoredType, write_safetensors};
 use frugal_models::{LoadOptions, Quantize};
 use frugal_nn::{Adapter, Backbone, Fixed, Head, Input, Mode, Rows, to_vec};
 use frugal_train::objective::for_model;
-use frugal_train::{
-    Evaluation, ModelParts, Tokenized, TrainConfig, evaluate_observed as evaluate_examples,
-};
+use frugal_train::{ModelParts, Tokenized, TrainConfig, evaluate_observed as evaluate_examples};
 use serde::Serialize;
-use serde_json::{Map, Value, json};
 
 use super::compare::confusion;
 use super::open::{OpenOptions, open};
+use super::predictions::{Prediction, predictions};
 use super::prepare::{encode_part, is_data_file, read};
 use super::tune::CONFIG_FILE;
 use super::{DataConfig, Metrics, Observe, ProblemType, Progress, RunError, TuneConfig};
@@ -63,29 +60,9 @@ pub struct Evaluated {
     pub sha256: String,
     /// Whether the adapter was trained on other weights than the model's as they are now.
     pub base_changed: bool,
-    /// What a classifier said of each example, in their order.
+    /// What a head said of each example, in their order.
     #[serde(skip)]
     pub predictions: Vec<Prediction>,
-}
-
-/// What a classifier said of one example.
-#[derive(Clone, Debug, Serialize)]
-pub struct Prediction {
-    /// Line of its record.
-    pub line: usize,
-    /// The text.
-    pub text: String,
-    /// The second text, where there is one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub text_pair: Option<String>,
-    /// The label that the data gives.
-    pub gold: String,
-    /// The likeliest label.
-    pub label: String,
-    /// Its probability.
-    pub score: f32,
-    /// The probability of each label.
-    pub probabilities: Map<String, Value>,
 }
 
 /// How the run that made an adapter held the model's weights; single precision if the folder is not
@@ -213,7 +190,13 @@ pub fn evaluate(
         ProblemType::SingleLabel => confusion(&labels, &found.gold, &found.predicted).counts,
         ProblemType::MultiLabel | ProblemType::Regression => Vec::new(),
     };
-    let predictions = predictions(&dataset, &part.encoded.rows, &labels, &found);
+    let predictions = predictions(
+        &dataset,
+        &part.encoded.rows,
+        &labels,
+        problem,
+        &found.logits,
+    );
     Ok(Some(Evaluated {
         predictions,
         metrics: found.metrics,
@@ -225,38 +208,6 @@ pub fn evaluate(
         sha256: part.sha256,
         base_changed: opened.base_changed,
     }))
-}
-
-/// What a classifier said of the examples that were measured.
-fn predictions(
-    dataset: &Dataset,
-    rows: &[usize],
-    labels: &[String],
-    found: &Evaluation,
-) -> Vec<Prediction> {
-    let classes = found.gold.iter().zip(&found.predicted);
-    let one = |((&row, (&gold, &predicted)), logits): ((&usize, (&usize, &usize)), &Vec<f32>)| {
-        let Example::Classification {
-            text, text_pair, ..
-        } = &dataset.examples[row]
-        else {
-            return None;
-        };
-        let mut probabilities = logits.clone();
-        ProblemType::SingleLabel.activate(&mut probabilities);
-        let named = labels.iter().zip(&probabilities);
-        Some(Prediction {
-            line: dataset.lines[row],
-            text: text.clone(),
-            text_pair: text_pair.clone(),
-            gold: labels[gold].clone(),
-            label: labels[predicted].clone(),
-            score: probabilities[predicted],
-            probabilities: named.map(|(label, p)| (label.clone(), json!(p))).collect(),
-        })
-    };
-    let all = rows.iter().zip(classes).zip(&found.logits);
-    all.filter_map(one).collect()
 }
 
 /// Writes `input_ids.N` (`[tokens]`) and `logits.N` (`[tokens, vocab]`, or `[labels]` with a head)

@@ -24,6 +24,7 @@ mod page;
 mod paths;
 mod plan;
 mod predict;
+mod predictions;
 mod prepare;
 mod pretrain;
 mod pretrain_config;
@@ -40,9 +41,7 @@ pub use config::{DataConfig, MethodConfig, Task, Template, TuneConfig};
 pub use conversation::{Answered, Conversation, ConversationOptions};
 pub use error::RunError;
 pub use estimate::Memory;
-pub use evaluate::{
-    EvaluateRequest, Evaluated, Prediction, data_settings_of, evaluate, quantize_of,
-};
+pub use evaluate::{EvaluateRequest, Evaluated, data_settings_of, evaluate, quantize_of};
 pub use export::{
     ExportFormat, export_adapter_gguf, export_gguf, merge_to_folder, merge_to_folder_as,
 };
@@ -53,6 +52,7 @@ pub use generate::{Continued, GenerateRequest, Piece, Prompt, generate};
 pub use open::{OpenOptions, Opened, adapter_name, open};
 pub use plan::{Plan, plan};
 pub use predict::{PredictRequest, Predictor};
+pub use predictions::{Answer, Prediction};
 pub use prepare::{Part, Prepared, prepare};
 pub use pretrain::{Pretrained, pretrain};
 pub use pretrain_config::{AttentionKind, PretrainConfig, Shape};
