@@ -4,11 +4,12 @@
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use frugal::measure::{threads, vocabulary_sha256};
 use frugal::model::Quantize;
 use frugal::model::load::ModelFiles;
-use frugal_core::fs::write_atomic;
+use frugal::run::Prediction;
+use frugal_core::fs::{Temporary, create_dir, write_atomic};
 use frugal_core::human;
 use frugal_eval::measurement::{
     Cost, Kind, MEASUREMENTS_FILE, Measurement, PowerSource, read, sha256, write,
@@ -20,6 +21,9 @@ use crate::ui;
 
 /// The page in a folder of measurements.
 const PAGE: &str = "report.html";
+
+/// What was said of each example, in a folder of measurements.
+const PREDICTIONS: &str = "predictions.jsonl";
 
 /// Where results are kept.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -35,8 +39,9 @@ impl Kept {
     /// this kind are replaced.
     pub fn claim(&self, kind: Kind) -> Result<()> {
         let Some(out) = &self.out else { return Ok(()) };
+        check_writable(&out.join(MEASUREMENTS_FILE))?;
         let entries = std::fs::read_dir(out).into_iter().flatten().flatten();
-        let own = |name: &str| name == MEASUREMENTS_FILE || name == PAGE;
+        let own = |name: &str| [MEASUREMENTS_FILE, PAGE, PREDICTIONS].contains(&name);
         let other = entries
             .map(|entry| entry.file_name().to_string_lossy().into_owned())
             .any(|name| !own(&name));
@@ -57,10 +62,28 @@ impl Kept {
         Ok(())
     }
 
+    /// Writes what was said of each example, a line for each.
+    pub fn write_predictions(&self, predictions: &[Prediction]) -> Result<()> {
+        let Some(out) = &self.out else { return Ok(()) };
+        create_dir(out)?;
+        let file = out.join(PREDICTIONS);
+        if predictions.is_empty() {
+            // Those of an earlier measurement are not of this one.
+            let _ = std::fs::remove_file(file);
+            return Ok(());
+        }
+        let mut text = String::new();
+        for prediction in predictions {
+            text += &serde_json::to_string(prediction)?;
+            text.push('\n');
+        }
+        Ok(write_atomic(&file, text.as_bytes())?)
+    }
+
     /// Writes measurements and their page, and says where.
     pub fn write(&self, title: &str, measurements: &[Measurement], output: Output) -> Result<()> {
         let Some(out) = &self.out else { return Ok(()) };
-        std::fs::create_dir_all(out)?;
+        create_dir(out)?;
         write(&out.join(MEASUREMENTS_FILE), measurements)?;
         let page = MeasuredReport {
             title,
@@ -71,6 +94,22 @@ impl Kept {
         ui::note(output, &path.display().to_string());
         Ok(())
     }
+}
+
+/// Refuses a file that could not be written, before what it is to hold is computed.
+pub fn check_writable(file: &Path) -> Result<()> {
+    let folder = |path: &Path| match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => PathBuf::from("."),
+        Some(parent) => parent.to_owned(),
+        None => path.to_owned(),
+    };
+    let mut existing = folder(file);
+    while !existing.exists() {
+        existing = folder(&existing);
+    }
+    Temporary::for_file(&existing.join("probe"))
+        .map(drop)
+        .with_context(|| format!("{}: cannot be written", file.display()))
 }
 
 /// A measurement of this kind, with all that does not depend on what was measured.
@@ -116,7 +155,8 @@ pub fn precision(files: &ModelFiles, quantize: Quantize) -> String {
     let rounded: Vec<String> = stored
         .into_iter()
         .map(|(name, _)| name.to_lowercase())
-        .filter(|name| name != "f32")
+        // Numbers of positions and the like are no weights.
+        .filter(|name| !["f32", "i64", "i32", "u8", "bool"].contains(&name.as_str()))
         .collect();
     if rounded.is_empty() {
         held

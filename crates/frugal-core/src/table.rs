@@ -90,12 +90,12 @@ impl Table {
         }
         let widths: Vec<Widths> = (0..self.columns.len()).map(|i| self.widths(i)).collect();
         // What the columns after the first need.
-        let others = |whole_numbers: bool| {
+        let others = |whole_numbers: bool, longest_word: u16| {
             let least = |(column, w): (&Column, &Widths)| {
                 GAP + if column.number && whole_numbers {
                     w.cell
                 } else {
-                    w.word.min(LONG_WORD)
+                    w.word.min(longest_word)
                 }
             };
             self.columns
@@ -106,8 +106,18 @@ impl Table {
                 .fold(0, u16::saturating_add)
         };
         let name = widths.first().map_or(0, |w| w.word);
-        let numbers_fit = width.is_none_or(|width| others(true).saturating_add(name) <= width);
-        let name = width.map_or(name, |width| name.min(width.saturating_sub(others(false))));
+        let numbers_fit =
+            width.is_none_or(|width| others(true, LONG_WORD).saturating_add(name) <= width);
+        // Long words break only where there is no room for them.
+        let whole = |width| others(numbers_fit, u16::MAX).saturating_add(name) <= width;
+        let longest_word = if width.is_none_or(whole) {
+            u16::MAX
+        } else {
+            LONG_WORD
+        };
+        let name = width.map_or(name, |width| {
+            name.min(width.saturating_sub(others(false, LONG_WORD)))
+        });
         for (i, (column, widths)) in self.columns.iter().zip(&widths).enumerate() {
             let Some(shown) = table.column_mut(i) else {
                 continue;
@@ -125,6 +135,10 @@ impl Table {
             } else if column.number {
                 shown.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(
                     widths.word + padding,
+                )));
+            } else {
+                shown.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(
+                    widths.word.min(longest_word) + padding,
                 )));
             }
         }
@@ -241,6 +255,62 @@ lora                              487,424    0.9731
 prompt tuning with a long name      5,760       0.9
 none";
         assert_eq!(sample().render(None, false), expected);
+    }
+
+    /// At 80 columns `matthews_correlation` and `minilm-l6` were cut in the middle, though the cells
+    /// before them could wrap.
+    #[test]
+    fn words_of_later_columns_do_not_break_where_others_can_wrap() {
+        let mut table = Table::new(
+            ["part", "metric"]
+                .map(Column::text)
+                .into_iter()
+                .chain(["majority class", "untrained", "adapted", "change"].map(Column::number)),
+        );
+        table.row([
+            "validation (40)",
+            "matthews_correlation",
+            "0.0000",
+            "0.1373",
+            "0.0000",
+            "-0.1373",
+        ]);
+        let mut runs = Table::new(
+            ["run", "model"].map(Column::text).into_iter().chain(
+                [
+                    "accuracy",
+                    "±",
+                    "parameters",
+                    "file",
+                    "memory",
+                    "time",
+                    "tokens/s",
+                ]
+                .map(Column::number),
+            ),
+        );
+        runs.row([
+            "mine",
+            "minilm-l6",
+            "0.7900",
+            "-",
+            "338,690",
+            "1.3 MiB",
+            "169.4 MiB",
+            "57.8 s",
+            "731",
+        ]);
+        runs.row(["(untrained minilm-l6)", "", "0.5100"]);
+        for (table, words) in [
+            (&table, ["validation", "matthews_correlation"]),
+            (&runs, ["minilm-l6", "(untrained"]),
+        ] {
+            let shown = table.render(Some(80), true);
+            for word in words {
+                assert!(shown.contains(word), "{shown}");
+            }
+            assert!(shown.lines().all(|l| l.chars().count() <= 80), "{shown}");
+        }
     }
 
     #[test]

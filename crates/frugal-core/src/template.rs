@@ -1,7 +1,7 @@
 //! Chat templates: Jinja as `transformers` configures it.
 
 use std::fmt;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use minijinja::syntax::SyntaxConfig;
@@ -15,9 +15,11 @@ use thiserror::Error as ThisError;
 use crate::data::{Conversation, Message};
 use crate::tokenizer_settings::TokenizerSettings;
 
+mod bounds;
 mod named;
 mod nesting;
 
+pub use bounds::{bound, guarded, watched};
 pub use named::{named, names};
 
 const NAME: &str = "chat_template";
@@ -95,6 +97,12 @@ pub enum TemplateError {
         /// Steps that it may take.
         fuel: u64,
     },
+    /// The template takes too long or too much memory, in a place that does not count steps.
+    #[error(
+        "the chat template takes more than {} for this conversation: it loops, or its values grow without end",
+        .0
+    )]
+    Unbounded(&'static str),
     /// A key of the conversation that the template has no place for.
     #[error(
         "{place} has `{key}`, which the chat template does not use: leaving it out would change what is learned; \
@@ -124,9 +132,7 @@ impl std::error::Error for Raised {}
 #[derive(Clone)]
 pub struct ChatTemplate {
     source: String,
-    /// Whether values may come to hold each other deeper than a stack of the usual size can drop.
-    nests: bool,
-    environment: Environment<'static>,
+    environment: Arc<Environment<'static>>,
 }
 
 impl fmt::Debug for ChatTemplate {
@@ -168,8 +174,7 @@ impl ChatTemplate {
             .lstrip_blocks(true)
             .build();
         environment.set_syntax(syntax.map_err(|e| TemplateError::Compile(describe(&e)))?);
-        environment.set_unknown_method_callback(python_method);
-        environment.set_fuel(Some(FUEL));
+        bounds::bound(&mut environment);
         environment.set_formatter(|out, state, value| {
             // What is written without a filter is charged as `string` charges it.
             if matches!(value.kind(), ValueKind::Seq | ValueKind::Map) {
@@ -179,21 +184,21 @@ impl ChatTemplate {
         });
         environment.add_filter("tojson", tojson);
         environment.add_filter("string", string);
-        environment.add_filter("join", join);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
         for (name, token) in settings.named_tokens() {
             environment.add_global(name.to_owned(), token);
         }
         let text = without_generation_tags(&with_unix_lines(source));
-        nesting::check(&text)?;
-        let nests = nesting::in_values(&text);
-        let compiled = environment.add_template_owned(NAME, text);
-        compiled.map_err(|e| TemplateError::Compile(describe(&e)))?;
+        let text = bounds::guarded(&text)?.into_owned();
+        // The compiler computes what is constant.
+        let environment = bounds::watched(move || {
+            let compiled = environment.add_template_owned(NAME, text);
+            compiled.map(|()| environment)
+        })?;
         Ok(Self {
             source: source.to_owned(),
-            nests,
-            environment,
+            environment: Arc::new(environment.map_err(|e| TemplateError::Compile(describe(&e)))?),
         })
     }
 
@@ -231,15 +236,11 @@ impl ChatTemplate {
         values.extend(given.map(|(key, value)| (key.as_str(), json_value(value))));
         // Later values of a key win.
         let context = Value::from_pairs(values);
-        let render = || {
-            let template = self.environment.get_template(NAME)?;
+        let environment = Arc::clone(&self.environment);
+        let render = bounds::watched(move || {
+            let template = environment.get_template(NAME)?;
             template.render(context)
-        };
-        let render = if self.nests {
-            on_deep_stack(render)?
-        } else {
-            render()
-        };
+        })?;
         render.map_err(|e| match raised(&e) {
             Some(message) => TemplateError::Refused(message),
             None if e.kind() == ErrorKind::OutOfFuel => TemplateError::Endless { fuel: FUEL },
@@ -283,7 +284,7 @@ impl ChatTemplate {
 
     /// Fixes what `strftime_now` answers, in seconds since 1970 (UTC).
     pub fn set_clock(&mut self, unix_seconds: i64) {
-        self.environment.add_global(CLOCK, unix_seconds);
+        Arc::make_mut(&mut self.environment).add_global(CLOCK, unix_seconds);
     }
 
     /// The Jinja source.
@@ -298,20 +299,6 @@ impl ChatTemplate {
             .map(|b| format!("{b:02x}"))
             .collect()
     }
-}
-
-/// Bytes of stack for the deepest value that the steps of a rendering can build.
-const DEEP_STACK: usize = 512 << 20;
-
-/// Runs on a thread of its own, whose memory is only used as far as it is needed.
-fn on_deep_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, TemplateError> {
-    let failed =
-        |why: &dyn fmt::Display| TemplateError::Failed(format!("no thread to run it on: {why}"));
-    std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().stack_size(DEEP_STACK);
-        let running = thread.spawn_scoped(scope, work).map_err(|e| failed(&e))?;
-        running.join().map_err(|_| failed(&"it panicked"))
-    })
 }
 
 /// A turn as templates see it.

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::backbone::{Backbone, BackboneInfo, HeadLayout};
 use crate::error::ModelError;
 use crate::layout::{Input, SequenceLayout};
+use crate::problem::ProblemType;
 use crate::rng::{named_rng, standard_normal};
 use crate::rows::{mean_pool, select_rows};
 use crate::seam::hooks::{Pass, Rows};
@@ -45,6 +46,9 @@ pub struct HeadConfig {
     pub labels: Vec<String>,
     /// Positions read.
     pub pooling: Pooling,
+    /// What the logits mean.
+    #[serde(default, skip_serializing_if = "ProblemType::is_single_label")]
+    pub problem_type: ProblemType,
 }
 
 /// A trained classification head.
@@ -109,6 +113,13 @@ impl Head {
                     "one tells {} apart, another {}: give adapters of one task",
                     a.labels.join(", "),
                     b.labels.join(", ")
+                ));
+            }
+            if a.problem_type != b.problem_type {
+                return Err(format!(
+                    "one is trained for {}, another for {}: give adapters of one task",
+                    a.problem_type.name(),
+                    b.problem_type.name()
                 ));
             }
             if a.pooling != b.pooling {

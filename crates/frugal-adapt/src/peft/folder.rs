@@ -6,8 +6,8 @@ use burn::tensor::TensorData;
 use frugal_formats::safetensors::LoadReport;
 use frugal_models::load::{SafetensorsFile, read_json};
 use frugal_nn::{
-    AdaptError, Adapter, BackboneInfo, BuildContext, Head, HeadConfig, LoadedAdapter, Parameter,
-    Pooling, SiteTable,
+    AdaptError, Adapter, BackboneInfo, BuildContext, Head, HeadConfig, LoadedAdapter, ModelError,
+    Parameter, Pooling, ProblemType, SiteTable,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -244,11 +244,26 @@ fn head_for(
         };
         (0..rows).map(name).collect()
     };
+    let named = context
+        .info
+        .raw
+        .get("problem_type")
+        .is_some_and(|p| !p.is_null());
+    let problem_type = if named {
+        ProblemType::of_config(&context.info.raw, rows).map_err(|reason| ModelError::Config {
+            source_name: "config.json".into(),
+            key: "problem_type".into(),
+            reason,
+        })?
+    } else {
+        ProblemType::SingleLabel
+    };
     let config = known
         .filter(|k| k.labels.len() == rows)
         .unwrap_or_else(|| HeadConfig {
             labels: labels(),
             pooling: Pooling::default_for(context.info),
+            problem_type,
         });
     Ok(Some(Head::new(
         config,

@@ -8,11 +8,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::Args;
 use frugal::model::load::Lookup;
-use frugal::run::{TuneConfig, describe_adapter};
+use frugal::model::{ActivationQuant, Quantize};
+use frugal::run::{Task, TuneConfig, describe_adapter};
 use frugal_core::config;
 use toml::{Table, Value};
 
-use super::{Config, Layer, count_value, path_value};
+use super::{Config, Layer, Output, count_value, path_value};
+use crate::ui;
 
 /// The data of the run that needs no arguments.
 const BUILTIN_DATA: &str = "sms-spam";
@@ -41,6 +43,13 @@ pub struct RunFlags {
     /// What is learned [default: classification]
     #[arg(long, value_name = "TASK", value_parser = ["classification", "causal-lm"], help_heading = "What")]
     pub task: Option<String>,
+    /// What a classifier learns: one label of several, any number of labels, or numbers [default:
+    /// single_label_classification]
+    #[arg(long, value_name = "TYPE", value_parser = ["single_label_classification", "multi_label_classification", "regression"], help_heading = "What")]
+    pub problem_type: Option<String>,
+    /// How much each label counts: balanced, or numbers as in ham=1,spam=3 [default: all the same]
+    #[arg(long, value_name = "WEIGHTS", help_heading = "Training")]
+    pub class_weights: Option<String>,
     /// Which positions a classifier reads [default: last, encoders cls]
     #[arg(long, value_name = "WAY", value_parser = ["last", "cls", "mean"], help_heading = "What")]
     pub pooling: Option<String>,
@@ -204,6 +213,7 @@ impl RunFlags {
         }
         layer.set("model", self.model.clone());
         layer.set("task", self.task.clone());
+        layer.set("problem_type", self.problem_type.clone());
         layer.set("pooling", self.pooling.clone());
         layer.set("quantize", self.quantize.clone());
         layer.set("activations", self.activations.clone());
@@ -245,6 +255,7 @@ impl RunFlags {
             count_value(self.gradient_accumulation_steps),
         );
         layer.switch("train.packing", self.packing);
+        layer.set("train.objective.class_weights", self.class_weights.clone());
         layer.set("train.memory", self.memory.clone());
         layer.set("train.lr_scheduler_type", self.lr_scheduler_type.clone());
         layer.set("train.warmup_ratio", self.warmup_ratio);
@@ -331,6 +342,44 @@ impl RunFlags {
     /// How models are looked up.
     pub fn lookup(&self) -> Lookup {
         super::lookup(self.offline)
+    }
+
+    /// Says which of the flags that were given change nothing of this run.
+    pub fn warn_of_idle(&self, config: &TuneConfig, output: Output) {
+        for (flag, why) in self.idle(config) {
+            ui::warn(output, &format!("`{flag}` has no effect: {why}"));
+        }
+    }
+
+    fn idle(&self, config: &TuneConfig) -> Vec<(&'static str, &'static str)> {
+        let classifies = config.task == Task::Classification;
+        let whole = "a classifier reads the whole text as it is";
+        let exact = config.activations == ActivationQuant::Exact;
+        let all = [
+            ("--template", self.template.is_some() && classifies, whole),
+            (
+                "--chat-template",
+                self.chat_template.is_some() && classifies,
+                whole,
+            ),
+            (
+                "--pooling",
+                self.pooling.is_some() && !classifies,
+                "only a classifier pools",
+            ),
+            (
+                "--activations int8",
+                !exact && config.quantize == Quantize::None,
+                "no weights are held in few bits; give `--quantize` too",
+            ),
+            (
+                "--batch-size",
+                self.batch_size.is_some() && config.train.packing,
+                "with packing, `train.max_tokens` says how much a micro-batch holds",
+            ),
+        ];
+        let idle = all.into_iter().filter(|(_, idle, _)| *idle);
+        idle.map(|(flag, _, why)| (flag, why)).collect()
     }
 
     /// File, flags and overrides together, checked and with everything filled in that depends on

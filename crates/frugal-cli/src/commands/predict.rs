@@ -49,7 +49,7 @@ pub struct Args {
     #[arg(long, short, value_name = "FILE", help_heading = "Data")]
     data: Option<PathBuf>,
     /// Which column plays which role, for example text=sentence; repeatable
-    #[arg(long = "column", value_name = "ROLE=NAME", value_parser = crate::args::pair, help_heading = "Data")]
+    #[arg(long = "column", value_name = "ROLE=NAME", value_parser = crate::args::pair, conflicts_with = "texts", help_heading = "Data")]
     columns: Vec<(String, String)>,
     /// Longest text in tokens [default: what the model allows]
     #[arg(
@@ -148,12 +148,18 @@ pub fn run(args: &Args) -> Result<Outcome> {
         writer,
     };
     let source = args.data.clone().unwrap_or_else(|| "text".into());
+    let named = args.columns.iter().find(|(role, _)| role == "label");
+    let asked = named.map(|(_, column)| column);
     let mut take = |record: TextRecord| -> Result<(), RunError> {
         if interrupt::asked(&stop) {
             return Err(RunError::Invalid(INTERRUPTED.into()));
         }
         let place =
             |e: RunError| RunError::Invalid(format!("{}:{}: {e}", source.display(), record.line));
+        if let (Some(column), None) = (asked, &record.label) {
+            let why = format!("no column {column:?} for the label, which `--column` names");
+            return Err(place(RunError::Invalid(why)));
+        }
         let ids = predictor
             .encode(&record.text, record.text_pair.as_deref())
             .map_err(place)?;
@@ -343,7 +349,7 @@ impl Found<'_> {
                 let best = likeliest(self.values);
                 vec![self.labels[best].clone(), self.values[best].to_string()]
             }
-            ProblemType::MultiLabel => vec![self.likely().join(";")],
+            ProblemType::MultiLabel => vec![self.likely().join("|")],
             ProblemType::Regression => Vec::new(),
         };
         let numbers = self.values.iter().map(f32::to_string);

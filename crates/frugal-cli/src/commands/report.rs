@@ -295,8 +295,12 @@ fn without_seed(name: &str) -> &str {
 fn table(comparison: &Comparison, group: &Group<'_>) -> Table {
     let models: BTreeSet<&str> = comparison.rows().iter().map(|r| r.model.as_str()).collect();
     let model = (models.len() > 1).then_some("model");
+    // Runs of which none has the deciding metric are told by the one that they have.
+    let own = group.rows.iter().all(|row| row.quality.is_none());
+    let other = group.rows.iter().filter_map(|row| row.otherwise).next();
+    let other = other.filter(|_| own).map(|(metric, _)| metric);
     let headings = [
-        &comparison.metric,
+        other.unwrap_or(&comparison.metric),
         "±",
         "parameters",
         "file",
@@ -309,11 +313,15 @@ fn table(comparison: &Comparison, group: &Group<'_>) -> Table {
     let mut table = Table::new(words.chain(headings));
     for row in &group.rows {
         let number = |value: Option<f64>| value.map_or_else(|| "-".into(), ui::run::number);
+        let quality = match other {
+            Some(metric) => row.otherwise.filter(|o| o.0 == metric).map(|o| o.1),
+            None => row.quality,
+        };
         let mut cells = vec![row.name.clone()];
         cells.extend(model.map(|_| row.model.clone()));
         cells.extend([
-            number(row.quality.map(|q| q.mean)),
-            number(row.quality.and_then(|q| q.deviation)),
+            number(quality.map(|q| q.mean)),
+            number(quality.and_then(|q| q.deviation)),
             row.num_trainable_params
                 .map_or_else(|| "-".into(), human::count),
             row.file_size.map_or_else(|| "-".into(), human::bytes),

@@ -64,6 +64,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<Outcome> {
     let (flags, resumed) = resumed(args)?;
     let config = flags.resolve()?;
+    flags.warn_of_idle(&config, args.output);
     if let Some(folder) = &resumed
         && config.out != *folder
     {
@@ -170,7 +171,11 @@ fn describe(tuned: &Tuned) -> Value {
 
 fn print(tuned: &Tuned) {
     ui::print("");
-    table::print(&comparison(&tuned.record.evaluation));
+    if tuned.record.evaluation.is_empty() {
+        ui::print("nothing was measured: there is neither validation nor test data");
+    } else {
+        table::print(&comparison(&tuned.record.evaluation));
+    }
     let train = &tuned.record.train_info;
     let share = human::share(train.num_trainable_params, train.num_total_params);
     let speed = train.tokens_per_second().map_or_else(
@@ -228,15 +233,20 @@ fn kept(tuned: &Tuned) -> String {
 /// Metrics of each part before and after, with the commonest class beside them for classification:
 /// an untrained head is no measure of what was gained.
 fn comparison(parts: &[Evaluation]) -> Table {
-    let majority = |scores: &Evaluation, name: &str| {
-        let metrics = scores.baselines.get(MAJORITY)?;
+    // The commonest class for classes, the mean of the training data for numbers.
+    let known = || parts.iter().flat_map(|scores| scores.baselines.keys());
+    let reference = known()
+        .find(|name| *name == MAJORITY)
+        .or_else(|| known().next())
+        .map(String::as_str);
+    let of_reference = |scores: &Evaluation, name: &str| {
+        let metrics = scores.baselines.get(reference?)?;
         metrics.get(name).copied()
     };
-    let classes = parts.iter().any(|scores| !scores.baselines.is_empty());
+    let classes = reference.is_some();
     let [part, metric] = ["part", "metric"].map(Column::text);
     let untrained = if classes { "untrained" } else { "base" };
-    let numbers = classes
-        .then_some(MAJORITY)
+    let numbers = reference
         .into_iter()
         .chain([untrained, "adapted", "change"]);
     let mut table = Table::new(
@@ -259,7 +269,7 @@ fn comparison(parts: &[Evaluation]) -> Table {
             let change = base.map_or_else(|| "-".into(), |base| format!("{:+.4}", adapted - base));
             let shown = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), number);
             let mut cells = vec![part, name.to_owned()];
-            cells.extend(classes.then(|| shown(majority(scores, name))));
+            cells.extend(classes.then(|| shown(of_reference(scores, name))));
             cells.extend([shown(base.copied()), number(adapted), change]);
             table.row(cells);
         }

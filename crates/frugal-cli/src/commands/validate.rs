@@ -67,6 +67,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
 
 fn check(flags: &RunFlags, output: Output) -> Result<String> {
     let config = flags.resolve()?;
+    flags.warn_of_idle(&config, output);
     let _phase = Phase::new(output, format!("reading {}", config.data.train_names()));
     // With the method made for the model, as far as that needs no weights.
     let plan = plan(&config, &flags.lookup())?;

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::output::say;
-use super::stop::{GONE, STOP, hang_up};
+use super::stop::{GONE, STOP, hang_up, is_gone};
 
 /// Installs the handler once and returns the flag that it sets. `note` is shown when it does.
 pub fn flag(note: &'static str) -> Arc<AtomicBool> {
@@ -21,7 +21,7 @@ pub fn flag(note: &'static str) -> Arc<AtomicBool> {
         stop
     });
     // It may have come before there was a flag.
-    if GONE.load(Ordering::SeqCst) {
+    if is_gone() {
         stop.store(true, Ordering::SeqCst);
     }
     stop.clone()

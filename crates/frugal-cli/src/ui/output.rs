@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind, IsTerminal, Write};
 
 use serde::Serialize;
 
-use super::stop::hang_up;
+use super::stop::{hang_up, is_gone};
 use crate::args::Output;
 
 /// Writes a line to standard output.
@@ -20,6 +20,8 @@ pub fn write(text: &str) {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Ok(()) => {}
         Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
+        // The terminal was closed, which asked the work to stop.
+        Err(_) if is_gone() => std::process::exit(130),
         Err(error) => {
             say(&format!("error: cannot write to standard output: {error}"));
             std::process::exit(2);

@@ -357,10 +357,16 @@ pub fn scores(metrics: &Metrics) -> String {
 
 /// Metrics with those that people look for first.
 pub fn ordered(metrics: &Metrics) -> Vec<(&str, f64)> {
-    const FIRST: [&str; 5] = [
+    const FIRST: [&str; 11] = [
         "accuracy",
+        "micro_f1",
         "macro_f1",
+        "subset_accuracy",
         "matthews_correlation",
+        "pearson",
+        "spearman",
+        "mse",
+        "mae",
         "perplexity",
         "loss",
     ];

@@ -61,7 +61,7 @@ impl From<Vec<Message>> for Conversation {
 }
 
 /// One record of a data set.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Example {
     /// A document to model.
@@ -95,6 +95,24 @@ pub enum Example {
         text_pair: Option<String>,
         /// Name of the class.
         label: String,
+    },
+    /// A text, or two, and its labels.
+    Labeled {
+        /// The text.
+        text: String,
+        /// The second text of a pair.
+        text_pair: Option<String>,
+        /// Names of the labels that hold, maybe none.
+        labels: Vec<String>,
+    },
+    /// A text, or two, and what it is worth.
+    Valued {
+        /// The text.
+        text: String,
+        /// The second text of a pair.
+        text_pair: Option<String>,
+        /// A number for each output.
+        values: Vec<f32>,
     },
     /// Two texts that belong together.
     Pair {

@@ -1,19 +1,18 @@
 //! Records to examples of one format.
 
-use std::collections::BTreeMap;
 use std::path::Path;
+
+use serde_json::Value;
 
 use super::error::DataError;
 use super::example::{Conversation, Example, Message};
 use super::format::{Format, accepted, detect, keys};
+use super::labels;
 use super::options::LoadOptions;
 use super::record::Record;
 use super::row::Row;
 use super::turns;
 use crate::suggest::did_you_mean;
-
-/// More different fractions than this are no classes.
-const MAX_FRACTIONS: usize = 20;
 
 /// Records as they come, turned into examples of one format.
 pub(super) struct Sink<'a> {
@@ -57,47 +56,17 @@ impl<'a> Sink<'a> {
         Ok(())
     }
 
-    /// The format, once everything was taken.
-    pub(super) fn finish(&self) -> Result<Format, DataError> {
+    /// The format, once everything was taken, and the names of outputs where the file decides them.
+    pub(super) fn finish(&mut self) -> Result<(Format, Vec<String>), DataError> {
         let empty = || DataError::Empty {
             path: self.path.to_owned(),
         };
         let format = self.format.ok_or_else(empty)?;
-        if format == Format::Classification {
-            self.check_labels()?;
+        if format != Format::Classification {
+            return Ok((format, Vec::new()));
         }
-        Ok(format)
-    }
-
-    /// Labels that differ only in the space around them are one class that was written in two ways;
-    /// many different fractions are a score.
-    fn check_labels(&self) -> Result<(), DataError> {
-        let mut seen: BTreeMap<&str, &str> = BTreeMap::new();
-        for (example, line) in self.examples.iter().zip(&self.lines) {
-            let Example::Classification { label, .. } = example else {
-                continue;
-            };
-            let first = seen.entry(label.trim()).or_insert(label);
-            if *first != label {
-                let problem = format!(
-                    "the label {label:?} differs from {first:?} only in the space around it; write both the same way"
-                );
-                return Err(DataError::line(self.path, *line, problem));
-            }
-        }
-        let fraction = |label: &&&str| label.parse::<f64>().is_ok_and(|v| v.fract() != 0.0);
-        let numbers = seen.keys().all(|label| label.parse::<f64>().is_ok());
-        match seen.keys().find(fraction) {
-            Some(label) if numbers && seen.len() > MAX_FRACTIONS => Err(DataError::options(
-                self.path,
-                format!(
-                    "the labels are {} different numbers such as {label}: a score rather than classes, which \
-                     is not learned here; group the scores into classes, or name another column with `--column label=NAME`",
-                    seen.len()
-                ),
-            )),
-            _ => Ok(()),
-        }
+        let outputs = labels::finish(self.path, self.options, &mut self.examples, &self.lines)?;
+        Ok((format, outputs))
     }
 }
 
@@ -143,7 +112,12 @@ fn check_columns(path: &Path, first: &Record, options: &LoadOptions) -> Result<(
             );
             return Err(DataError::options(path, problem));
         }
-        if !first.fields.contains_key(theirs) {
+        let has = |name: &str| first.fields.contains_key(name);
+        let parts = (ours == "label")
+            .then(|| labels::columns(options))
+            .flatten()
+            .unwrap_or_else(|| vec![theirs.as_str()]);
+        if let Some(theirs) = parts.into_iter().find(|part| !has(part)) {
             let found: Vec<&str> = first.fields.keys().map(String::as_str).collect();
             let problem = format!(
                 "columns: no column {theirs:?}{}; the file has {}",
@@ -182,11 +156,7 @@ fn read(row: &Row<'_>) -> Result<Example, DataError> {
             anchor: row.text("anchor")?,
             positive: row.text("positive")?,
         },
-        Format::Classification => Example::Classification {
-            text: row.text("text")?,
-            text_pair: row.optional_text("text_pair")?,
-            label: row.label()?,
-        },
+        Format::Classification => labels::example(row)?,
         Format::Text => Example::Text {
             text: row.text("text")?,
         },
@@ -194,7 +164,7 @@ fn read(row: &Row<'_>) -> Result<Example, DataError> {
 }
 
 /// A text to classify, with its label where the file has one.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct TextRecord {
     /// Line of the file, from 1.
     pub line: usize,
@@ -202,8 +172,8 @@ pub struct TextRecord {
     pub text: String,
     /// The second text of a pair.
     pub text_pair: Option<String>,
-    /// The label.
-    pub label: Option<String>,
+    /// What the file says of it: a label, a list of labels, a number or several.
+    pub label: Option<Value>,
 }
 
 /// A record as a text to classify; a label need not be there, even if a column is mapped to it.
@@ -212,11 +182,14 @@ pub(super) fn text_record(
     record: &Record,
     options: &LoadOptions,
 ) -> Result<TextRecord, DataError> {
-    let mut options = options.clone();
     let fields = &record.fields;
-    options
-        .columns
-        .retain(|key, column| key != "label" || fields.contains_key(column));
+    // A label may be missing, and is then not taken from another column.
+    let mapped = labels::columns(options);
+    let own = options.columns.get("label").map(String::as_str);
+    let mapped = mapped.unwrap_or_else(|| own.into_iter().collect());
+    let has_label = mapped.iter().all(|column| fields.contains_key(*column));
+    let mut options = options.clone();
+    options.columns.retain(|key, _| key != "label" || has_label);
     check_columns(path, record, &options)?;
     let row = Row {
         path,
@@ -224,10 +197,9 @@ pub(super) fn text_record(
         options: &options,
         format: Format::Text,
     };
-    let label = row
-        .given("label")
-        .is_some()
-        .then(|| row.label())
+    let several = labels::columns(&options).is_some();
+    let label = (has_label && (several || row.given("label").is_some()))
+        .then(|| labels::shown(&row))
         .transpose()?;
     Ok(TextRecord {
         line: record.line,

@@ -6,6 +6,7 @@ mod example;
 mod examples;
 mod files;
 mod format;
+mod labels;
 mod options;
 mod parquet;
 mod read;
@@ -32,7 +33,7 @@ pub use error::DataError;
 pub use example::{Conversation, Example, Message};
 pub use examples::TextRecord;
 pub use format::Format;
-pub use options::{Documents, LoadOptions};
+pub use options::{Documents, Labels, LoadOptions};
 pub use stream::{lines, records};
 
 /// Records of one file, or a part of them.
@@ -52,6 +53,9 @@ pub struct Dataset {
     pub sha256: String,
     /// Records in the whole file.
     pub rows: usize,
+    /// Names of the outputs that a head must have, where the file decides them: columns of labels,
+    /// numbers. Empty where the labels themselves are the names.
+    pub outputs: Vec<String>,
 }
 
 /// Reads a data set from a file: JSON lines, JSON, CSV, TSV, text or Parquet, perhaps packed with
@@ -98,6 +102,16 @@ pub fn load_all(names: &[String], options: &LoadOptions) -> Result<Dataset, Data
                 ),
             ));
         }
+        if next.outputs != all.outputs {
+            return Err(DataError::options(
+                &next.source,
+                format!(
+                    "holds the labels {}, the first file {}; files that are read together must have the same",
+                    next.outputs.join(", "),
+                    all.outputs.join(", ")
+                ),
+            ));
+        }
         hash.push(next.sha256);
         all.rows += next.rows;
         all.examples.extend(next.examples);
@@ -109,6 +123,9 @@ pub fn load_all(names: &[String], options: &LoadOptions) -> Result<Dataset, Data
         );
     }
     if hash.len() > 1 {
+        if all.format == Format::Classification {
+            labels::check_names(&all.source, &all.examples, &all.lines)?;
+        }
         all.sha256 = source::hex(&Sha256::digest(hash.concat()));
     }
     Ok(all)
@@ -130,13 +147,14 @@ fn in_memory(path: &Path, bytes: &[u8]) -> Result<Source, DataError> {
 fn read_from(path: &Path, mut source: Source, options: &LoadOptions) -> Result<Dataset, DataError> {
     let mut sink = Sink::new(path, options);
     read::records(path, &mut source, options, &mut |record| sink.push(&record))?;
-    let format = sink.finish()?;
+    let (format, outputs) = sink.finish()?;
     let (examples, lines) = (sink.examples, sink.lines);
     Ok(Dataset {
         rows: examples.len(),
         examples,
         lines,
         format,
+        outputs,
         source: path.to_owned(),
         starts: vec![(0, path.to_owned())],
         sha256: source.sha256()?,
@@ -209,11 +227,15 @@ impl Dataset {
 
     /// Names of the classes: by value if all are numbers, else by name.
     pub fn labels(&self) -> Vec<String> {
-        let label = |e: &Example| match e {
-            Example::Classification { label, .. } => Some(label.clone()),
-            _ => None,
+        if !self.outputs.is_empty() {
+            return self.outputs.clone();
+        }
+        let labels = |e: &Example| match e {
+            Example::Classification { label, .. } => vec![label.clone()],
+            Example::Labeled { labels, .. } => labels.clone(),
+            _ => Vec::new(),
         };
-        let names: BTreeSet<String> = self.examples.iter().filter_map(label).collect();
+        let names: BTreeSet<String> = self.examples.iter().flat_map(labels).collect();
         let mut names: Vec<String> = names.into_iter().collect();
         let numbers: Option<Vec<f64>> = names
             .iter()
@@ -296,6 +318,7 @@ impl Dataset {
             starts: self.starts_of(rows),
             source: self.source.clone(),
             sha256: self.sha256.clone(),
+            outputs: self.outputs.clone(),
             ..*self
         }
     }

@@ -16,6 +16,20 @@ pub enum Documents {
     Blocks,
 }
 
+/// What the labels of a text are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Labels {
+    /// One name.
+    #[default]
+    One,
+    /// Any number of names: a list, names with a separator between them, or a column of 0 and 1
+    /// for each.
+    Several,
+    /// A number, or a list of numbers, or a column for each.
+    Numbers,
+}
+
 /// How to read a file. The default finds out by itself.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -31,4 +45,8 @@ pub struct LoadOptions {
     /// Where a document of a `.txt` file ends; otherwise at blank lines if there are any, else at
     /// each line.
     pub documents: Option<Documents>,
+    /// What the labels of a text are.
+    pub labels: Labels,
+    /// What stands between several labels in one text; `|` if absent.
+    pub label_separator: Option<String>,
 }

@@ -60,24 +60,6 @@ impl Row<'_> {
         }
     }
 
-    pub(super) fn label(&self) -> Result<String, DataError> {
-        match self.required("label")? {
-            Value::String(label) if !label.is_empty() => Ok(label.clone()),
-            Value::String(_) => Err(self.problem("the label is empty")),
-            Value::Number(number) => Ok(number.to_string()),
-            Value::Bool(value) => Ok(value.to_string()),
-            other => Err(self.problem(format!(
-                "\"label\" must be a string, a number or a boolean, not {}{}",
-                kind(other),
-                if other.is_array() {
-                    ": several labels for one text are not learned"
-                } else {
-                    ""
-                }
-            ))),
-        }
-    }
-
     pub(super) fn list(&self, key: &str) -> Result<Vec<Value>, DataError> {
         // A table holds the list as JSON in one cell.
         let list = match self.required(key)? {

@@ -35,6 +35,34 @@ enum Packing {
     Zstd,
 }
 
+/// What is wrong with a file that begins like this and is neither text nor packed in a way that is
+/// read.
+fn unreadable(first: &[u8]) -> Option<&'static str> {
+    const KINDS: [(&[u8], &str); 7] = [
+        (
+            b"BZh",
+            "is packed with bzip2: unpack it first; gzip and Zstandard are read as they are",
+        ),
+        (
+            b"\xfd7zXZ\0",
+            "is packed with xz: unpack it first; gzip and Zstandard are read as they are",
+        ),
+        (
+            b"7z\xbc\xaf\x27\x1c",
+            "is packed with 7-Zip: unpack it first; gzip and Zstandard are read as they are",
+        ),
+        (
+            b"PK\x03\x04",
+            "is a zip file or a spreadsheet: unpack it, or save it as CSV",
+        ),
+        (b"\xd0\xcf\x11\xe0", "is a spreadsheet: save it as CSV"),
+        (b"\xff\xfe", "is UTF-16 text: convert the file to UTF-8"),
+        (b"\xfe\xff", "is UTF-16 text: convert the file to UTF-8"),
+    ];
+    let kind = KINDS.iter().find(|(mark, _)| first.starts_with(mark));
+    kind.map(|(_, problem)| *problem)
+}
+
 impl Source {
     /// Opens a file, or standard input for `-`.
     pub(super) fn open(path: &Path) -> Result<Self, DataError> {
@@ -57,6 +85,9 @@ impl Source {
         let mut reader = BufReader::with_capacity(1 << 16, counted);
         let fail = |e| DataError::from(FileError::at(path, "cannot read")(e));
         let first = reader.fill_buf().map_err(fail)?;
+        if let Some(problem) = unreadable(first) {
+            return Err(DataError::options(path, problem));
+        }
         let limited = |inner: Box<dyn Read>| -> Box<dyn BufRead> {
             Box::new(BufReader::new(Bounded {
                 inner,

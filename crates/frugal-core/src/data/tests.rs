@@ -534,4 +534,5 @@ proptest! {
 }
 
 mod files;
+mod labels;
 mod splits;

@@ -12,12 +12,12 @@ pub(super) fn encode(
     tokenizer: &TextTokenizer,
     options: &EncodeOptions,
 ) -> Result<Row, RowError> {
-    let (ids, trained) = match example {
+    let (ids, trained, counted) = match example {
         Example::Text { text } => {
-            let text = options.used(text, tokenizer);
-            let ids = with_eos(tokenizer.encode(text, true)?, tokenizer);
+            let used = options.used(text, tokenizer);
+            let ids = with_eos(tokenizer.encode(used, true)?, tokenizer);
             let trained = vec![true; ids.len()];
-            (ids, trained)
+            (ids, trained, used.len() == text.len())
         }
         Example::Messages(turns) => conversation(turns, tokenizer, options)?,
         Example::PromptCompletion { .. } | Example::Instruction { .. }
@@ -45,6 +45,7 @@ pub(super) fn encode(
     Ok(Row {
         tokenized: shift(&ids[..kept], &trained[..kept]),
         length,
+        counted,
     })
 }
 
@@ -111,7 +112,7 @@ fn prompt_completion(
     completion: &str,
     tokenizer: &TextTokenizer,
     options: &EncodeOptions,
-) -> Result<(Vec<u32>, Vec<bool>), RowError> {
+) -> Result<(Vec<u32>, Vec<bool>, bool), RowError> {
     let mut text = prompt.to_owned();
     let boundary = text.len();
     text.push_str(completion);
@@ -127,20 +128,22 @@ fn prompt_completion(
     if let Some(last) = trained.last_mut() {
         *last |= ids.last() == tokenizer.eos_ids().first();
     }
-    Ok((ids, trained))
+    Ok((ids, trained, used.len() == text.len()))
 }
 
 fn conversation(
     conversation: &Conversation,
     tokenizer: &TextTokenizer,
     options: &EncodeOptions,
-) -> Result<(Vec<u32>, Vec<bool>), RowError> {
+) -> Result<(Vec<u32>, Vec<bool>, bool), RowError> {
     let text = tokenizer.render_conversation(conversation)?;
-    let spans = tokenizer.encode_spans(options.used(&text, tokenizer), false)?;
+    let used = options.used(&text, tokenizer);
+    let counted = used.len() == text.len();
+    let spans = tokenizer.encode_spans(used, false)?;
     let messages = &conversation.messages;
     let mut trained = vec![!options.completion_only; spans.ids.len()];
     if !options.completion_only && messages.iter().all(|m| !m.untrained) {
-        return Ok((spans.ids, trained));
+        return Ok((spans.ids, trained, counted));
     }
     for (i, turn) in assistant_turns(conversation, &text, tokenizer)? {
         let inside = |(start, end): (usize, usize)| end > turn.start && start < turn.end;
@@ -155,7 +158,7 @@ fn conversation(
         let past = end_of_turn(&text, &spans, first..past, turn.end, tokenizer);
         trained[first..past].fill(!messages[i].untrained);
     }
-    Ok((spans.ids, trained))
+    Ok((spans.ids, trained, counted))
 }
 
 /// Bytes of the text that the assistant writes, with the number of the turn: from the end of the

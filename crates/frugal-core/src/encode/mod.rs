@@ -15,8 +15,8 @@ use crate::data::{Dataset, Example, Format};
 use crate::tokenizer::TextTokenizer;
 
 pub use options::EncodeOptions;
-use row::Row;
 pub use row::RowError;
+use row::{Row, or_more};
 pub use show::show;
 pub use tokenized::{IGNORE_INDEX, Target, Tokenized};
 
@@ -29,6 +29,16 @@ pub enum Task<'a> {
     SequenceClassification {
         /// Names of the classes; the target is a position in this list.
         labels: &'a [String],
+    },
+    /// To tell which labels a text has.
+    MultiLabelClassification {
+        /// Names of the labels; the targets are positions in this list.
+        labels: &'a [String],
+    },
+    /// To give numbers for a text.
+    Regression {
+        /// How many.
+        outputs: usize,
     },
 }
 
@@ -68,8 +78,9 @@ pub enum EncodeError {
     },
     /// Rows with more tokens than allowed.
     #[error(
-        "{}:{line}: {length} tokens, but at most {max_length} are allowed ({count} of {rows} rows are too long); raise max_length or set truncate = true",
-        path.display()
+        "{}:{line}: {length} tokens{}, but at most {max_length} are allowed ({count} of {rows} rows are too long); raise max_length or set truncate = true",
+        path.display(),
+        or_more(*counted)
     )]
     TooLong {
         /// The file.
@@ -78,6 +89,8 @@ pub enum EncodeError {
         line: usize,
         /// Its tokens.
         length: usize,
+        /// Whether all of it was counted.
+        counted: bool,
         /// The limit.
         max_length: usize,
         /// How many rows are too long.
@@ -141,22 +154,24 @@ pub fn encode_all(
         trained_tokens: 0,
         longest: 0,
     };
-    let mut too_long: Option<(usize, usize, usize)> = None;
+    let mut too_long: Option<(usize, usize, usize, bool)> = None;
     let mut too_long_count = 0;
     for (i, (example, line)) in dataset.examples.iter().zip(&dataset.lines).enumerate() {
         let row = match task {
             Task::CausalLm => causal::encode(example, tokenizer, options),
-            Task::SequenceClassification { labels } => {
-                classify::encode(example, tokenizer, labels, options)
-            }
+            _ => classify::encode(example, tokenizer, task, options),
         };
-        let Row { tokenized, length } = row.map_err(|problem| EncodeError::Row {
+        let Row {
+            tokenized,
+            length,
+            counted,
+        } = row.map_err(|problem| EncodeError::Row {
             path: dataset.file_of(i).to_owned(),
             line: *line,
             problem,
         })?;
         if length > options.max_length {
-            too_long.get_or_insert((i, *line, length));
+            too_long.get_or_insert((i, *line, length, counted));
             too_long_count += 1;
         }
         if tokenized.trained() == 0 {
@@ -170,12 +185,13 @@ pub fn encode_all(
         encoded.rows.push(i);
         encoded.examples.push(tokenized);
     }
-    if let Some((row, line, length)) = too_long.filter(|_| !options.truncate) {
+    if let Some((row, line, length, counted)) = too_long.filter(|_| !options.truncate) {
         let (max_length, count, rows) = (options.max_length, too_long_count, dataset.len());
         return Err(EncodeError::TooLong {
             path: dataset.file_of(row).to_owned(),
             line,
             length,
+            counted,
             max_length,
             count,
             rows,
@@ -205,11 +221,16 @@ pub fn encode_text(
         line: 1,
         problem,
     };
-    let Row { tokenized, length } =
-        classify::encode(example, tokenizer, labels, options).map_err(failed)?;
+    let task = Task::SequenceClassification { labels };
+    let Row {
+        tokenized,
+        length,
+        counted,
+    } = classify::encode(example, tokenizer, task, options).map_err(failed)?;
     if length > options.max_length && !options.truncate {
         return Err(failed(RowError::TooLong {
             length,
+            counted,
             max_length: options.max_length,
         }));
     }
@@ -235,7 +256,12 @@ fn check(
             "language modelling",
             "text, prompt and completion, or messages",
         ),
-        (Task::SequenceClassification { .. }, format) => (
+        (Task::Regression { .. }, format) => (
+            format == Format::Classification,
+            "regression",
+            "text and label, which is a number",
+        ),
+        (_, format) => (
             format == Format::Classification,
             "classification",
             "text and label",
@@ -258,10 +284,16 @@ fn check(
             template: template.clone(),
         });
     }
-    let pair = dataset.examples.iter().any(|e| {
+    let pair = dataset.examples.iter().any(|example| {
         matches!(
-            e,
-            crate::data::Example::Classification {
+            example,
+            Example::Classification {
+                text_pair: Some(_),
+                ..
+            } | Example::Labeled {
+                text_pair: Some(_),
+                ..
+            } | Example::Valued {
                 text_pair: Some(_),
                 ..
             }

@@ -30,10 +30,16 @@ impl EncodeOptions {
         }
     }
 
-    /// As much of a text as can be used: all of it, unless it is cut anyway.
+    /// As much of a text as can be used: all of it, unless it is cut anyway, or refused because its
+    /// beginning alone is too long.
     pub(super) fn used<'t>(&self, text: &'t str, tokenizer: &TextTokenizer) -> &'t str {
-        if self.truncate {
-            tokenizer.head(text, self.max_length)
+        let head = tokenizer.head(text, self.max_length);
+        let is_too_long = || {
+            let tokens = tokenizer.encode(head, false);
+            tokens.is_ok_and(|ids| ids.len() > self.max_length)
+        };
+        if self.truncate || head.len() == text.len() || is_too_long() {
+            head
         } else {
             text
         }

@@ -11,6 +11,8 @@ pub(super) struct Row {
     pub(super) tokenized: Tokenized,
     /// Tokens before it was cut.
     pub(super) length: usize,
+    /// Whether all of it was tokenized.
+    pub(super) counted: bool,
 }
 
 /// What is wrong with one row.
@@ -30,6 +32,14 @@ pub enum RowError {
         /// The list.
         known: String,
     },
+    /// Another count of numbers than the head has outputs.
+    #[error("{found} numbers, but the head has {expected} outputs")]
+    Outputs {
+        /// Numbers of the row.
+        found: usize,
+        /// Outputs of the head.
+        expected: usize,
+    },
     /// A conversation in which the assistant says nothing.
     #[error("no turn has the role \"assistant\", so there is nothing to train")]
     NoAssistant,
@@ -46,14 +56,21 @@ pub enum RowError {
     #[error("the row is not of the format of its data set")]
     OtherFormat,
     /// A text with more tokens than allowed.
-    #[error("{length} tokens, but at most {max_length} are allowed; cut with `--truncate`")]
+    #[error("{length} tokens{}, but at most {max_length} are allowed; cut with `--truncate`", or_more(*counted))]
     TooLong {
         /// Its tokens.
         length: usize,
+        /// Whether all of it was counted.
+        counted: bool,
         /// The limit.
         max_length: usize,
     },
     /// A text without a single token.
     #[error("the text has no tokens")]
     NoTokens,
+}
+
+/// What is said behind a number of tokens that is not that of the whole text.
+pub(super) fn or_more(counted: bool) -> &'static str {
+    if counted { "" } else { " or more" }
 }

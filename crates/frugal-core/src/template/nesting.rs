@@ -1,24 +1,10 @@
 //! How deep a template nests, before it is compiled: the compiler recurses into what it parses, and
 //! a hundred thousand operators in a row would end the program instead of the rendering.
 
-use std::sync::LazyLock;
-
-use regex::Regex;
-
 use super::TemplateError;
 
 /// Operators in one tag, or brackets around each other. Templates in use have a few dozen.
 const LIMIT: usize = 500;
-
-/// Whether an assignment to a namespace, the only value that outlives a turn of a loop, may put what
-/// it held into something new: a list in a list in a list, as often as a loop goes round.
-pub(super) fn in_values(source: &str) -> bool {
-    static ASSIGNMENT: LazyLock<Regex> = LazyLock::new(|| {
-        Regex::new(r"(?s)\{%[-+]?\s*set\b[^=%]*\.[^=%]*=(.*?)%\}").expect("valid pattern")
-    });
-    let mut values = ASSIGNMENT.captures_iter(source);
-    values.any(|found| found[1].contains(['[', '{', '(', '|']))
-}
 
 /// Counts operators and brackets of every tag.
 pub(super) fn check(source: &str) -> Result<(), TemplateError> {
@@ -60,7 +46,7 @@ fn line_of(source: &str, at: usize) -> usize {
 }
 
 /// The larger of operators and depth of a tag, and where it ends. Counting stops above the limit.
-fn tag(text: &str) -> (usize, usize) {
+pub(super) fn tag(text: &str) -> (usize, usize) {
     let bytes = text.as_bytes();
     let (mut operators, mut depth, mut deepest) = (0, 0_usize, 0);
     let mut at = 0;
@@ -100,7 +86,7 @@ fn tag(text: &str) -> (usize, usize) {
     (operators.max(deepest), at.min(bytes.len()))
 }
 
-fn after_text(bytes: &[u8], start: usize, quote: u8) -> usize {
+pub(super) fn after_text(bytes: &[u8], start: usize, quote: u8) -> usize {
     let mut at = start + 1;
     while at < bytes.len() && bytes[at] != quote {
         at += 1 + usize::from(bytes[at] == b'\\');
@@ -108,7 +94,7 @@ fn after_text(bytes: &[u8], start: usize, quote: u8) -> usize {
     (at + 1).min(bytes.len())
 }
 
-fn word_end(bytes: &[u8], start: usize) -> usize {
+pub(super) fn word_end(bytes: &[u8], start: usize) -> usize {
     let word = |b: &u8| b.is_ascii_alphanumeric() || *b == b'_';
     start + bytes[start..].iter().take_while(|b| word(b)).count()
 }

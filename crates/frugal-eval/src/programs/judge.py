@@ -101,6 +101,15 @@ def renew(old, new):
         old.update(new)
 
 
+def compute(operation, one, other):
+    """Arithmetic of two objects of the program. With a number of this side it would say how far the
+    object is from that number, which is as good as equal."""
+    result = ask(operation, [one, other]) if isinstance(other, Remote) else None
+    if not isinstance(result, Remote):
+        raise TypeError(f"arithmetic with an object of type `{object.__getattribute__(one, '_kind')}`")
+    return result
+
+
 class Remote:
     """An object of the program. It never equals a value of this side: the program would decide."""
 
@@ -155,19 +164,23 @@ class Remote:
         return not self == other
 
     def __lt__(self, other):
-        return isinstance(other, Remote) and ask("lt", [self, other]) is True
+        # Falsehood would be a verdict too, in a test that asks for it.
+        return ask("lt", [self, other]) is True if isinstance(other, Remote) else NotImplemented
 
     def __contains__(self, other):
-        return ask("contains", [self, other]) is True
+        # What is compared with a value of this side is compared here, item by item.
+        if isinstance(other, Remote):
+            return ask("contains", [self, other]) is True
+        return any(item == other for item in self)
 
     def __add__(self, other):
-        return ask("add", [self, other])
+        return compute("add", self, other)
 
     def __sub__(self, other):
-        return ask("sub", [self, other])
+        return compute("sub", self, other)
 
     def __mul__(self, other):
-        return ask("mul", [self, other])
+        return compute("mul", self, other)
 
 
 def given(prompt):

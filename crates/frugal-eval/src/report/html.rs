@@ -100,7 +100,7 @@ fn quality(evaluations: &[Evaluation]) -> String {
     };
     let mut rows = String::new();
     for evaluation in evaluations {
-        rows += &quality_rows(evaluation, &baselines);
+        rows += &quality_rows(evaluation, &baselines, untrained);
     }
     if rows.is_empty() {
         return rows;
@@ -108,13 +108,13 @@ fn quality(evaluations: &[Evaluation]) -> String {
     let heading = |name: &str| format!("<th class=\"n\">{}</th>", escape(&title(name)));
     let headings: String = baselines.iter().copied().map(heading).collect();
     format!(
-        "<div class=\"scroll\"><table>\n<thead><tr><th>Metric</th>{headings}<th class=\"n\">{untrained}</th><th class=\"n\">Adapted</th>\
+        "<div class=\"scroll\"><table class=\"cards\">\n<thead><tr><th>Metric</th>{headings}<th class=\"n\">{untrained}</th><th class=\"n\">Adapted</th>\
          <th class=\"n\">Change</th></tr></thead>\n<tbody>\n{rows}</tbody>\n</table></div>\n{}",
         confusions(evaluations)
     )
 }
 
-fn quality_rows(evaluation: &Evaluation, baselines: &[&str]) -> String {
+fn quality_rows(evaluation: &Evaluation, baselines: &[&str], untrained: &str) -> String {
     let part = escape(&evaluation.split);
     let examples = if evaluation.examples == 1 {
         "1 example".into()
@@ -134,11 +134,15 @@ fn quality_rows(evaluation: &Evaluation, baselines: &[&str]) -> String {
         let value = |v: Option<&f64>| v.map_or("-".to_owned(), |v| score(*v));
         let baseline = |of: &&str| {
             let found = evaluation.baselines.get(*of).and_then(|m| m.get(name));
-            format!("<td class=\"n\">{}</td>", value(found))
+            let heading = escape(&title(of));
+            format!(
+                "<td class=\"n\" data-label=\"{heading}\">{}</td>",
+                value(found)
+            )
         };
         let _ = writeln!(
             rows,
-            "<tr><th scope=\"row\">{}</th>{}<td class=\"n\">{}</td><td class=\"n strong\">{}</td>{}</tr>",
+            "<tr><th scope=\"row\">{}</th>{}<td class=\"n\" data-label=\"{untrained}\">{}</td><td class=\"n strong\" data-label=\"Adapted\">{}</td>{}</tr>",
             escape(&title(name)),
             baselines.iter().map(baseline).collect::<String>(),
             value(base),
@@ -154,47 +158,48 @@ const SHOWN_CLASSES: usize = 20;
 
 /// How often each class was taken for each, for each part that says.
 fn confusions(evaluations: &[Evaluation]) -> String {
-    let mut html = String::new();
-    for evaluation in evaluations {
-        let Some(Confusion { labels, counts }) = &evaluation.confusion else {
-            continue;
+    let table = |evaluation: &Evaluation| {
+        let Confusion { labels, counts } = evaluation.confusion.as_ref()?;
+        Some(confusion(&evaluation.split, labels, counts))
+    };
+    evaluations.iter().filter_map(table).collect()
+}
+
+/// How often each class was taken for each; nothing of too many classes.
+pub(super) fn confusion(of: &str, labels: &[String], counts: &[Vec<usize>]) -> String {
+    if !(2..=SHOWN_CLASSES).contains(&labels.len()) {
+        return String::new();
+    }
+    let head: String = labels
+        .iter()
+        .map(|label| format!("<th class=\"n\">as {}</th>", escape(label)))
+        .collect();
+    let mut rows = String::new();
+    for (i, (label, row)) in labels.iter().zip(counts).enumerate() {
+        let cell = |(j, count): (usize, &usize)| {
+            let right = if i == j { " right" } else { "" };
+            format!(
+                "<td class=\"n{right}\">{}</td>",
+                human::count(*count as u64)
+            )
         };
-        if !(2..=SHOWN_CLASSES).contains(&labels.len()) {
-            continue;
-        }
-        let head: String = labels
-            .iter()
-            .map(|label| format!("<th class=\"n\">as {}</th>", escape(label)))
-            .collect();
-        let mut rows = String::new();
-        for (i, (label, row)) in labels.iter().zip(counts).enumerate() {
-            let cell = |(j, count): (usize, &usize)| {
-                let right = if i == j { " right" } else { "" };
-                format!(
-                    "<td class=\"n{right}\">{}</td>",
-                    human::count(*count as u64)
-                )
-            };
-            let cells: String = row.iter().enumerate().map(cell).collect();
-            let _ = writeln!(
-                rows,
-                "<tr><th scope=\"row\">{}</th>{cells}</tr>",
-                escape(label)
-            );
-        }
-        let _ = write!(
-            html,
-            "<h3 class=\"basis\">Classes of {0}</h3>\n<div class=\"scroll\"><table class=\"confusion\">\n<thead><tr><th>Examples of</th>{head}</tr></thead>\n\
-             <tbody>\n{rows}</tbody>\n</table></div>\n",
-            escape(&evaluation.split)
+        let cells: String = row.iter().enumerate().map(cell).collect();
+        let _ = writeln!(
+            rows,
+            "<tr><th scope=\"row\">{}</th>{cells}</tr>",
+            escape(label)
         );
     }
-    html
+    format!(
+        "<h3 class=\"basis\">Classes of {0}</h3>\n<div class=\"scroll\"><table class=\"confusion\">\n<thead><tr><th>Examples of</th>{head}</tr></thead>\n\
+         <tbody>\n{rows}</tbody>\n</table></div>\n",
+        escape(of)
+    )
 }
 
 fn change(name: &str, base: Option<&f64>, adapted: Option<&f64>) -> String {
     let Some((base, adapted)) = base.zip(adapted) else {
-        return "<td class=\"n\">-</td>".into();
+        return "<td class=\"n\" data-label=\"Change\">-</td>".into();
     };
     let gain = if lower_is_better(name) {
         base - adapted
@@ -217,7 +222,7 @@ fn change(name: &str, base: Option<&f64>, adapted: Option<&f64>) -> String {
         "\u{b1}"
     };
     format!(
-        "<td class=\"n {class}\">{sign}{}</td>",
+        "<td class=\"n {class}\" data-label=\"Change\">{sign}{}</td>",
         score(difference.abs())
     )
 }

@@ -57,9 +57,8 @@ pub(super) fn wrapped(class: &str, body: &str) -> String {
 
 /// Whether less of a metric is more.
 pub(super) fn lower_is_better(name: &str) -> bool {
-    ["loss", "perplexity", "bits_per_byte"]
-        .iter()
-        .any(|known| name.ends_with(known))
+    let ends = ["loss", "perplexity", "bits_per_byte"];
+    ends.iter().any(|known| name.ends_with(known)) || ["mse", "mae"].contains(&name)
 }
 
 pub(super) fn score(value: f64) -> String {

@@ -7,6 +7,7 @@ use super::axes::ChartError;
 use super::bars::{self, Bar};
 use super::chart::{Chart, Mark, Series};
 use super::curves;
+use super::html::confusion;
 use super::markup::{document, escape, lower_is_better, score, section, title, wrapped};
 use super::radar::COLOURS;
 use super::rows::Rows;
@@ -64,7 +65,7 @@ fn deciding(kind: Kind, rows: &[&Measurement]) -> Option<(&'static str, bool)> {
         Kind::Capacity => Some(("information_capacity", false)),
         Kind::Runtime => Some(("seconds_per_token", true)),
         Kind::Code => Some(("eff@1", false)),
-        Kind::Evaluation => ["accuracy", "perplexity", "loss"]
+        Kind::Evaluation => ["accuracy", "perplexity", "micro_f1", "pearson", "loss"]
             .iter()
             .find(has)
             .map(|name| (*name, lower_is_better(name))),
@@ -122,7 +123,8 @@ pub(super) fn sections(measurements: &[Measurement]) -> Result<String, ChartErro
             if !group.label.is_empty() {
                 body += &format!("<h3 class=\"basis\">{}</h3>\n", escape(&group.label));
             }
-            body += &table(group).to_html("");
+            body += &table(group).to_html(&without_model(group));
+            body += &classes(group);
             body += &wrapped("charts", &plots(kind, group)?);
         }
         if kind == Kind::Runtime {
@@ -131,6 +133,33 @@ pub(super) fn sections(measurements: &[Measurement]) -> Result<String, ChartErro
         html += &section(kind.title(), &body);
     }
     Ok(html)
+}
+
+/// What needs no model on the same examples, as far as a measurement says it.
+fn without_model(group: &Group<'_>) -> String {
+    type Scores = BTreeMap<String, f64>;
+    let details = group.rows.iter().filter_map(|m| m.details.get("baselines"));
+    let mut known = details
+        .filter_map(|found| serde_json::from_value::<BTreeMap<String, Scores>>(found.clone()).ok());
+    let found = known.find(|found| !found.is_empty()).unwrap_or_default();
+    let one = |(name, scores): (&String, &Scores)| {
+        let scores = scores
+            .iter()
+            .map(|(metric, value)| format!("{} {}", title(metric), score(*value)));
+        format!("{}: {}", title(name), scores.collect::<Vec<_>>().join(", "))
+    };
+    found.iter().map(one).collect::<Vec<_>>().join(". ")
+}
+
+/// How often each class was taken for each.
+fn classes(group: &Group<'_>) -> String {
+    let table = |m: &&Measurement| {
+        let labels: Vec<String> = serde_json::from_value(m.details.get("labels")?.clone()).ok()?;
+        let counts: Vec<Vec<usize>> =
+            serde_json::from_value(m.details.get("confusion")?.clone()).ok()?;
+        Some(confusion(&m.name(), &labels, &counts))
+    };
+    group.rows.iter().filter_map(table).collect()
 }
 
 /// A value as the column of its name shows it.

@@ -1,5 +1,7 @@
 //! Templates of a task over a record, rendered as jinja2 renders them.
 
+use std::sync::Arc;
+
 use fancy_regex::Regex;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::ValueKind;
@@ -8,14 +10,14 @@ use serde_json::Value;
 
 use super::record::Record;
 use super::{EvalError, functions, python};
-use frugal_core::template;
+use frugal_core::template::{self, TemplateError};
 
 /// What a template in place of one of the task's own functions begins with.
 pub(super) const FUNCTION: &str = "!function ";
 
 /// Templates of a task over a record.
 pub(super) struct Renderer {
-    environment: Environment<'static>,
+    environment: Arc<Environment<'static>>,
     task: String,
 }
 
@@ -27,7 +29,7 @@ impl Renderer {
         if let Ok(syntax) = SyntaxConfig::builder().keep_trailing_newline(true).build() {
             environment.set_syntax(syntax);
         }
-        environment.set_unknown_method_callback(template::python_method);
+        template::bound(&mut environment);
         environment.set_formatter(|out, _, value| {
             let text = written(value);
             out.write_str(&text).map_err(|_| {
@@ -44,7 +46,7 @@ impl Renderer {
             },
         );
         Self {
-            environment,
+            environment: Arc::new(environment),
             task: task.into(),
         }
     }
@@ -56,9 +58,20 @@ impl Renderer {
         record: &Record,
         row: usize,
     ) -> Result<String, EvalError> {
-        self.environment
-            .render_str(source, template_object(record))
+        let (environment, object) = (Arc::clone(&self.environment), template_object(record));
+        let guarded = template::guarded(source).map_err(|e| self.unbounded(&e, row))?;
+        let source = guarded.into_owned();
+        template::watched(move || environment.render_str(&source, object))
+            .map_err(|e| self.unbounded(&e, row))?
             .map_err(|e| self.failed(&e, record, row))
+    }
+
+    /// A template that is too deep or takes too much.
+    fn unbounded(&self, error: &TemplateError, row: usize) -> EvalError {
+        self.refused(
+            row,
+            error.to_string().replacen("chat template", "template", 1),
+        )
     }
 
     /// What a field, a function, a single expression or a template comes to. Whatever is not a
@@ -76,16 +89,20 @@ impl Renderer {
             return Ok(value.clone());
         }
         if let Some(expression) = single_expression(source) {
-            let value = self
-                .environment
-                .compile_expression(expression)
-                .and_then(|e| e.eval(template_object(record)))
-                .map_err(|e| self.failed(&e, record, row))?;
-            if value.is_undefined() {
-                let e = Error::new(ErrorKind::UndefinedError, format!("`{expression}`"));
-                return Err(self.failed(&e, record, row));
-            }
-            return Ok(plain(&value));
+            template::guarded(source).map_err(|e| self.unbounded(&e, row))?;
+            let (environment, object) = (Arc::clone(&self.environment), template_object(record));
+            let expression = expression.to_owned();
+            let evaluate = move || {
+                let value = environment.compile_expression(&expression)?.eval(object)?;
+                if value.is_undefined() {
+                    let what = format!("`{expression}`");
+                    return Err(Error::new(ErrorKind::UndefinedError, what));
+                }
+                Ok(plain(&value))
+            };
+            return template::watched(evaluate)
+                .map_err(|e| self.unbounded(&e, row))?
+                .map_err(|e| self.failed(&e, record, row));
         }
         if is_name(source) {
             return Err(self.refused(
@@ -116,7 +133,12 @@ impl Renderer {
         EvalError::Template {
             task: self.task.clone(),
             row,
-            reason: template::describe(error),
+            reason: match error.kind() {
+                ErrorKind::OutOfFuel => {
+                    "it takes too many steps: it loops, or its text grows without end".into()
+                }
+                _ => template::describe(error),
+            },
             fields: fields(record),
         }
     }
@@ -225,6 +247,27 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    /// Task files come from anywhere, as chat templates do.
+    #[test]
+    fn templates_without_end_are_errors() {
+        let record = json!({"q": "a"});
+        let record = record.as_object().unwrap();
+        let renderer = Renderer::new("t");
+        let deep = format!("{{{{ {}q }}}}", "-".repeat(100_000));
+        for source in [
+            "{% for i in range(99999) %}{% for j in range(99999) %}x{% endfor %}{% endfor %}",
+            "{{ 'x' * 9999999999 }}",
+            "{% set ns = namespace(s=[1]) %}{% for i in range(60) %}{% set ns.s = [ns.s, ns.s] %}{% endfor %}{{ ns.s }}",
+            "{% set ns = namespace() %}{% set ns.a = ns %}{{ ns ~ '' }} ",
+            "{{ (['b' * 1000000] * 1000000) | join | length }}",
+            deep.as_str(),
+            format!("{deep} ").as_str(),
+        ] {
+            let error = renderer.value(source, record, 3).unwrap_err().to_string();
+            assert!(error.contains('t') && !error.contains("chat"), "{error}");
+        }
+    }
 
     /// Of jinja2 3.1.6 with `StrictUndefined` and `keep_trailing_newline`.
     #[test]

@@ -239,6 +239,45 @@ fn what_tests_do_beside_calling_a_function() {
     );
 }
 
+/// Tests with a tolerance take a difference, which an object computes as it likes.
+#[test]
+fn an_object_that_is_near_everything_is_no_pass() {
+    let near = "assert abs(half(3) - 1.5) < 1e-6";
+    let program =
+        |methods: &str| format!("class Any:\n{methods}\ndef half(x):\n    return Any()\n");
+    fails(
+        &program("    def __sub__(self, other):\n        return 0"),
+        near,
+    );
+    fails(
+        &program("    def __add__(self, other):\n        return 0\n    __mul__ = __add__"),
+        "assert half(3) * 2 + 1 < 0.1",
+    );
+    fails(
+        &program(
+            "    def __contains__(self, other):\n        return True\n    def __iter__(self):\n        return iter(())",
+        ),
+        "assert 1.5 in half(3)",
+    );
+    fails(
+        &program("    def __lt__(self, other):\n        return True"),
+        "assert half(3) < 2",
+    );
+    fails(
+        &program("    def __lt__(self, other):\n        return False"),
+        "assert not half(3) < 1",
+    );
+    passes(
+        "def half(x):\n    return x / 2",
+        "assert abs(half(3) - 1.5) < 1e-6\nassert not half(3) < 1",
+    );
+    // Objects of the program may be added to and looked for among each other.
+    passes(
+        "class V:\n    def __init__(self, x):\n        self.x = x\n    def __add__(self, other):\n        return V(self.x + other.x)\n    def __eq__(self, other):\n        return self.x == other.x\ndef v(x):\n    return V(x)\ndef all():\n    return {V(1).x, 2}",
+        "assert (v(1) + v(2)).x == 3\nassert v(1) + v(2) == v(3)\nassert 2 in all()",
+    );
+}
+
 /// The helper in the prompt is the test's, though the program may define it anew.
 #[test]
 fn helpers_of_the_prompt_are_not_the_programs() {

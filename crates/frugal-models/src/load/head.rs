@@ -1,7 +1,7 @@
 //! The classification head that a model was saved with.
 
 use burn::prelude::*;
-use frugal_nn::{Head, HeadConfig, ModelError, Pooling};
+use frugal_nn::{Head, HeadConfig, ModelError, Pooling, ProblemType};
 
 use crate::architecture::ModelConfig;
 use crate::source::{WeightSource, read_values};
@@ -35,6 +35,13 @@ pub(super) fn of_model(
     let config = HeadConfig {
         labels: (0..count).map(label).collect(),
         pooling: Pooling::default_for(&info),
+        problem_type: ProblemType::of_config(&model.raw, count).map_err(|reason| {
+            ModelError::Config {
+                source_name: "config.json".into(),
+                key: "problem_type".into(),
+                reason,
+            }
+        })?,
     };
     let mut head = Head::new(config, &info, device, 0);
     for parameter in head.parameters_mut() {

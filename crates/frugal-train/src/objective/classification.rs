@@ -140,6 +140,7 @@ impl Objective for Classification {
             loss: 0.0,
             gold: Vec::new(),
             predicted: Vec::new(),
+            logits: Vec::new(),
         })
     }
 }
@@ -154,6 +155,7 @@ struct ClassMeter<'a> {
     loss: f64,
     gold: Vec<usize>,
     predicted: Vec<usize>,
+    logits: Vec<Vec<f32>>,
 }
 
 impl Meter for ClassMeter<'_> {
@@ -164,7 +166,11 @@ impl Meter for ClassMeter<'_> {
     ) -> Result<(), ModelError> {
         let logits = MicroBatch::new(examples).head_logits(forward)?;
         let classes = classes_of(examples);
-        self.predicted.extend(largest(logits.clone()));
+        let labels = logits.dims()[1];
+        let values = to_vec(logits.clone());
+        let rows = values.chunks(labels);
+        self.predicted.extend(rows.clone().map(largest));
+        self.logits.extend(rows.map(<[f32]>::to_vec));
         self.loss += f64::from(to_vec(plain(logits, &classes, 0.0))[0]);
         self.gold.extend(classes);
         Ok(())
@@ -178,6 +184,7 @@ impl Meter for ClassMeter<'_> {
             metrics,
             gold: self.gold,
             predicted: self.predicted,
+            logits: self.logits,
             labels: None,
             targets,
         }
@@ -202,13 +209,9 @@ fn classification_metrics(
         .collect()
 }
 
-/// Index of the largest logit of each row; the first one among equals.
-fn largest(logits: Tensor<2>) -> Vec<usize> {
-    let classes = logits.dims()[1];
-    let first_largest = |row: &[f32]| {
-        row.iter()
-            .enumerate()
-            .fold(0, |best, (i, x)| if *x > row[best] { i } else { best })
-    };
-    to_vec(logits).chunks(classes).map(first_largest).collect()
+/// Index of the largest logit; the first one among equals.
+fn largest(row: &[f32]) -> usize {
+    row.iter()
+        .enumerate()
+        .fold(0, |best, (i, x)| if *x > row[best] { i } else { best })
 }

@@ -53,6 +53,8 @@ pub struct Evaluation {
     pub gold: Vec<usize>,
     /// Predicted classes, likewise.
     pub predicted: Vec<usize>,
+    /// Outputs of the head in the order of the examples; empty for language modelling.
+    pub logits: Vec<Vec<f32>>,
     /// Scores of each label, where an example may have several.
     pub labels: Option<MultiLabelReport>,
     /// Targets that the loss is the mean of: tokens, or examples for classification.

@@ -149,6 +149,7 @@ impl Objective for MultiLabel {
             loss: 0.0,
             gold: Vec::new(),
             predicted: Vec::new(),
+            logits: Vec::new(),
         })
     }
 }
@@ -159,6 +160,7 @@ struct LabelsMeter<'a> {
     loss: f64,
     gold: Vec<Vec<bool>>,
     predicted: Vec<Vec<bool>>,
+    logits: Vec<Vec<f32>>,
 }
 
 impl Meter for LabelsMeter<'_> {
@@ -172,7 +174,9 @@ impl Meter for LabelsMeter<'_> {
         let values = to_vec(logits.clone());
         // A probability above one half.
         let holds = |row: &[f32]| row.iter().map(|x| *x > 0.0).collect();
-        self.predicted.extend(values.chunks(labels).map(holds));
+        let rows = values.chunks(labels);
+        self.predicted.extend(rows.clone().map(holds));
+        self.logits.extend(rows.map(<[f32]>::to_vec));
         for example in examples {
             let mut gold = vec![false; labels];
             classes_of(example).iter().for_each(|&c| gold[c] = true);
@@ -195,6 +199,7 @@ impl Meter for LabelsMeter<'_> {
         Evaluation {
             metrics: BTreeMap::from(metrics.map(|(name, value)| (name.to_owned(), value))),
             labels: Some(report),
+            logits: self.logits,
             targets,
             ..Evaluation::default()
         }

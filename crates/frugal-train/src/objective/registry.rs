@@ -1,5 +1,7 @@
 //! The list of objectives.
 
+use frugal_nn::ProblemType;
+
 use super::causal_lm::CausalLm;
 use super::classification::Classification;
 use super::multi_label::MultiLabel;
@@ -104,9 +106,11 @@ pub fn for_model(train: &TrainConfig, model: ModelParts<'_>) -> Result<Box<dyn O
 
 /// The name of the objective that a model is made for.
 fn usual(model: ModelParts<'_>) -> &'static str {
-    match model.head {
-        Some(_) => "classification",
+    match model.head.map(|head| head.config().problem_type) {
         None => "causal_lm",
+        Some(ProblemType::SingleLabel) => "classification",
+        Some(ProblemType::MultiLabel) => "multi_label",
+        Some(ProblemType::Regression) => "regression",
     }
 }
 

@@ -131,7 +131,10 @@ impl Meter for ValueMeter {
             ("spearman", report.spearman),
             ("loss", self.loss / self.gold.len() as f64),
         ];
+        let single = self.predicted.iter().map(|value| *value as f32);
+        let values: Vec<f32> = single.collect();
         Evaluation {
+            logits: values.chunks(self.outputs).map(<[f32]>::to_vec).collect(),
             metrics: BTreeMap::from(metrics.map(|(name, value)| (name.to_owned(), value))),
             targets: self.gold.len() / self.outputs,
             ..Evaluation::default()

@@ -74,6 +74,7 @@ fn head(backbone: &dyn Backbone, labels: usize) -> Head {
     let config = HeadConfig {
         labels: (0..labels).map(|i| i.to_string()).collect(),
         pooling: Pooling::default_for(backbone.info()),
+        problem_type: Default::default(),
     };
     Head::new(config, backbone.info(), &Device::flex(), 7)
 }

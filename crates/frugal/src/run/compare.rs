@@ -3,18 +3,26 @@
 use std::collections::BTreeMap;
 
 use frugal_core::encode::Target;
+use frugal_core::metrics::RegressionReport;
 use frugal_eval::baselines::class_baselines;
 use frugal_eval::report;
+use frugal_nn::ProblemType;
 
 use super::Metrics;
 use super::prepare::{Part, Prepared};
 
 /// Metrics of the commonest class and of chance on a part of the data: an untrained head is no
-/// measure of what was gained. Nothing for language models.
+/// measure of what was gained. For regression the mean of the training data. Nothing for several
+/// labels and language models.
 pub(super) fn baselines(prepared: &Prepared, part: &Part) -> BTreeMap<String, Metrics> {
     let Some(head) = &prepared.head else {
         return BTreeMap::new();
     };
+    match head.problem_type {
+        ProblemType::SingleLabel => {}
+        ProblemType::MultiLabel => return BTreeMap::new(),
+        ProblemType::Regression => return mean_baseline(&values(&prepared.train), &values(part)),
+    }
     let counts = |part: &Part| {
         let mut counts = vec![0; head.labels.len()];
         for example in part.examples() {
@@ -27,6 +35,46 @@ pub(super) fn baselines(prepared: &Prepared, part: &Part) -> BTreeMap<String, Me
         counts
     };
     class_baselines(&counts(&prepared.train), &counts(part))
+}
+
+fn values(part: &Part) -> Vec<&[f32]> {
+    let examples = part.examples().iter();
+    examples
+        .filter_map(|example| match &example.labels {
+            Target::Values(values) => Some(values.as_slice()),
+            _ => None,
+        })
+        .collect()
+}
+
+/// Name of the answer that is always the mean of the training data.
+const MEAN: &str = "training mean";
+
+/// Errors of the mean of the training data.
+fn mean_baseline(train: &[&[f32]], part: &[&[f32]]) -> BTreeMap<String, Metrics> {
+    let outputs = train.first().map_or(0, |values| values.len());
+    let mean: Vec<f64> = (0..outputs)
+        .map(|i| train.iter().map(|v| f64::from(v[i])).sum::<f64>() / train.len() as f64)
+        .collect();
+    let gold: Vec<f64> = part
+        .iter()
+        .copied()
+        .flatten()
+        .map(|v| f64::from(*v))
+        .collect();
+    let predicted: Vec<f64> = mean.iter().copied().cycle().take(gold.len()).collect();
+    let Ok(report) = RegressionReport::new(&gold, &predicted, outputs) else {
+        return BTreeMap::new();
+    };
+    let metrics = [
+        ("mae", report.mae),
+        ("mse", report.mse),
+        ("loss", report.mse),
+        ("pearson", report.pearson),
+        ("spearman", report.spearman),
+    ];
+    let metrics = metrics.map(|(name, value)| (name.to_owned(), value));
+    [(MEAN.to_owned(), metrics.into())].into()
 }
 
 /// How often each class was taken for each.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use frugal_adapt::registry;
 use frugal_kernels::ActivationQuant;
 use frugal_models::Quantize;
-use frugal_nn::Pooling;
+use frugal_nn::{Pooling, ProblemType};
 use frugal_train::TrainConfig;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -67,6 +67,9 @@ pub struct DataConfig {
     pub header: Option<bool>,
     /// Where a document of a text file ends; recognised if absent.
     pub documents: Option<frugal_core::data::Documents>,
+    /// What stands between the labels of a text that has several; `|` if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub label_separator: Option<String>,
     /// Text around every prompt, with `{prompt}` where it goes.
     pub prompt_template: Option<String>,
     /// Whether prompts and completions are written as a question and its answer by the chat
@@ -100,6 +103,7 @@ impl Default for DataConfig {
             columns: std::collections::BTreeMap::new(),
             header: None,
             documents: None,
+            label_separator: None,
             prompt_template: None,
             template: Template::Auto,
             chat_template: None,
@@ -155,6 +159,11 @@ pub struct TuneConfig {
     pub adapter: Option<PathBuf>,
     /// What is learned.
     pub task: Task,
+    /// What a classification head learns, as transformers spells it: one label of several
+    /// (`single_label_classification`, which is meant if absent), any number of them
+    /// (`multi_label_classification`), or numbers (`regression`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem_type: Option<ProblemType>,
     /// Run folder.
     pub out: PathBuf,
     /// How the frozen weights are held: `none` for single precision, `stored` for the codes of a
@@ -188,6 +197,7 @@ impl Default for TuneConfig {
             model: "builtin".into(),
             adapter: None,
             task: Task::default(),
+            problem_type: None,
             out: PathBuf::new(),
             quantize: Quantize::None,
             activations: ActivationQuant::Exact,
@@ -218,6 +228,47 @@ impl TuneConfig {
             self.train.lr = method.default_lr;
         }
         self.train.seed = self.seed;
+    }
+
+    /// What a classification head learns.
+    pub fn problem(&self) -> ProblemType {
+        self.problem_type.unwrap_or_default()
+    }
+
+    /// What is wrong with what is learned.
+    fn objective_problems(&self) -> Vec<(String, String)> {
+        let mut found = Vec::new();
+        let mut add = |key: &str, reason: String| found.push((key.to_owned(), reason));
+        let usual = match (self.task, self.problem()) {
+            (Task::CausalLm, _) => "causal_lm",
+            (_, ProblemType::SingleLabel) => "classification",
+            (_, ProblemType::MultiLabel) => "multi_label",
+            (_, ProblemType::Regression) => "regression",
+        };
+        if self.task == Task::CausalLm && self.problem_type.is_some() {
+            let reason = "it says what a classification head learns: leave it out, or give `--task classification`";
+            add("problem_type", reason.into());
+        }
+        // The labels are read as the problem type says, whatever is minimised then.
+        if self.train.objective.name.is_empty() {
+            let mut named = self.train.objective.clone();
+            named.name = usual.into();
+            if let Err(reason) = frugal_train::objective::made(&named, &self.train) {
+                add("train.objective", reason);
+            }
+        } else if frugal_train::objective::canonical(&self.train.objective.name) != usual {
+            let (name, problem) = (&self.train.objective.name, self.problem().name());
+            add(
+                "train.objective",
+                format!(
+                    "{name:?} does not fit a run that learns `{usual}`: say what is learned with `task` and `problem_type` (now {problem})"
+                ),
+            );
+        }
+        if self.data.label_separator.as_deref() == Some("") {
+            add("data.label_separator", "it is empty".into());
+        }
+        found
     }
 
     /// Checks values, not files: (dotted key, what is wrong).
@@ -253,6 +304,9 @@ impl TuneConfig {
             let reason = "a prompt template and a chat template exclude each other: leave one out";
             add("data.prompt_template", reason.into());
         }
+        self.objective_problems()
+            .into_iter()
+            .for_each(|(key, reason)| add(&key, reason));
         if let Err(error) = crate::device::device(&self.device) {
             add("device", error.to_string());
         }

@@ -178,7 +178,7 @@ impl From<frugal_nn::LoadError> for RunError {
 
 fn labels_text(found: &[String]) -> String {
     if found.is_empty() {
-        "none; conversations, prompts and plain text are learned with `--task causal-lm`".into()
+        "none, as there is no column `label`: name it with `--column label=NAME`; conversations, prompts and plain text are learned with `--task causal-lm`".into()
     } else {
         found.join(", ")
     }

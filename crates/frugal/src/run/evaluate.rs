@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+use frugal_core::metrics::ClassScores;
 use frugal_models::load::Lookup;
 use frugal_models::save::{Stored, StoredType, write_safetensors};
 use frugal_models::{LoadOptions, Quantize};
@@ -11,7 +12,9 @@ use frugal_train::objective::for_model;
 use frugal_train::{ModelParts, Tokenized, TrainConfig, evaluate_observed as evaluate_examples};
 use serde::Serialize;
 
+use super::compare::confusion;
 use super::open::{OpenOptions, open};
+use super::predictions::{Prediction, predictions};
 use super::prepare::{encode_part, is_data_file, read};
 use super::tune::CONFIG_FILE;
 use super::{DataConfig, Metrics, Observe, ProblemType, Progress, RunError, TuneConfig};
@@ -45,14 +48,21 @@ pub struct Evaluated {
     pub examples: usize,
     /// Tokens of all examples.
     pub tokens: usize,
-    /// Names of the classes, for classification.
+    /// Names of the classes or outputs of a head.
     pub labels: Vec<String>,
-    /// How often each class (row) was taken for each class (column).
+    /// How often each class (row) was taken for each class (column); empty unless each example has
+    /// one class.
     pub confusion: Vec<Vec<usize>>,
+    /// Scores of each label, where an example may have several.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub label_scores: Vec<ClassScores>,
     /// SHA-256 of the data file.
     pub sha256: String,
     /// Whether the adapter was trained on other weights than the model's as they are now.
     pub base_changed: bool,
+    /// What a head said of each example, in their order.
+    #[serde(skip)]
+    pub predictions: Vec<Prediction>,
 }
 
 /// How the run that made an adapter held the model's weights; single precision if the folder is not
@@ -72,6 +82,7 @@ pub fn data_settings_of(adapter: &Path) -> DataConfig {
         columns: data.columns,
         header: data.header,
         documents: data.documents,
+        label_separator: data.label_separator,
         prompt_template: data.prompt_template,
         template: data.template,
         completion_only: data.completion_only,
@@ -117,15 +128,6 @@ pub fn evaluate(
     } else {
         None
     };
-    if let Some(head) = &own_head {
-        let problem = ProblemType::of_config(&files.config().raw, head.config().labels.len())?;
-        if problem != ProblemType::SingleLabel {
-            return Err(RunError::Invalid(format!(
-                "`{}` was not trained to tell one label of several, and is not measured here: `frugal predict` gives its values for each text",
-                files.name()
-            )));
-        }
-    }
     let head = entry.and_then(|e| e.head.as_ref()).or(own_head.as_ref());
     // Nothing that a model without either head could be measured by.
     if head.is_none() && backbone.lm_head().is_none() {
@@ -135,9 +137,10 @@ pub fn evaluate(
             super::predict::without_head(files)
         )));
     }
+    let problem = head.map_or_else(ProblemType::default, |head| head.config().problem_type);
     let dataset = match frugal_core::data::builtin(&request.data.train) {
         Ok(builtin) if !is_data_file(&request.data.train) => builtin.test,
-        _ => read(&request.data.train, "test", &request.data, lookup)?,
+        _ => read(&request.data.train, "test", &request.data, problem, lookup)?,
     };
     let dataset = if request.data.max_eval_rows == 0 {
         dataset
@@ -183,14 +186,21 @@ pub fn evaluate(
     let loss = found.metrics.get("loss").copied().unwrap_or_default();
     backbone.info().check_finite("outputs", &[loss as f32])?;
     let labels = head.map(|h| h.config().labels.clone()).unwrap_or_default();
-    let mut confusion = vec![vec![0; labels.len()]; labels.len()];
-    found
-        .gold
-        .iter()
-        .zip(&found.predicted)
-        .for_each(|(&gold, &predicted)| confusion[gold][predicted] += 1);
+    let confusion = match problem {
+        ProblemType::SingleLabel => confusion(&labels, &found.gold, &found.predicted).counts,
+        ProblemType::MultiLabel | ProblemType::Regression => Vec::new(),
+    };
+    let predictions = predictions(
+        &dataset,
+        &part.encoded.rows,
+        &labels,
+        problem,
+        &found.logits,
+    );
     Ok(Some(Evaluated {
+        predictions,
         metrics: found.metrics,
+        label_scores: found.labels.map(|report| report.labels).unwrap_or_default(),
         examples: part.examples().len(),
         tokens: part.encoded.total_tokens,
         labels,

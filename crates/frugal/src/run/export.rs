@@ -150,6 +150,12 @@ fn add_head(weights: &mut merge::Weights, head: &Head) {
         );
         raw.insert("id2label".into(), Value::Object(id2label));
         raw.insert("label2id".into(), Value::Object(label2id));
+        let problem = head.config().problem_type;
+        // One label of several is what transformers takes it for where nothing is said.
+        let said = raw.get("problem_type").is_some_and(|said| !said.is_null());
+        if said || !problem.is_single_label() {
+            raw.insert("problem_type".into(), json!(problem));
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use frugal_eval::report::{
 use frugal_nn::{Head, LoadedAdapter, Parameter, SiteTable};
 
 use super::compare::baselines;
-use super::prepare::{Part, Prepared};
+use super::prepare::{Part, Prepared, said};
 use super::scores::{PartScores, Scores};
 use super::{RunError, TuneConfig};
 
@@ -133,25 +133,6 @@ fn example(prepared: &Prepared) -> Result<Option<report::Example>, RunError> {
     };
     let decode = |ids: &[u32]| tokenizer.decode(ids, false);
     let (segments, label) = match &first.labels {
-        Target::Classes(_) | Target::Values(_) | Target::Texts { .. } => {
-            let text = decode(&first.input_ids)?;
-            let trained = false;
-            (vec![report::Segment { text, trained }], None)
-        }
-        Target::Class(class) => {
-            let label = prepared
-                .head
-                .as_ref()
-                .and_then(|h| h.labels.get(*class))
-                .cloned();
-            (
-                vec![report::Segment {
-                    text: decode(&first.input_ids)?,
-                    trained: false,
-                }],
-                label,
-            )
-        }
         Target::Tokens(targets) => {
             // A token is trained where the position before it has a target.
             let trained: Vec<bool> = std::iter::once(false)
@@ -170,6 +151,13 @@ fn example(prepared: &Prepared) -> Result<Option<report::Example>, RunError> {
                 }
             }
             (segments, None)
+        }
+        target => {
+            let labels = prepared.head.as_ref().map(|head| head.labels.as_slice());
+            let label = said(labels.unwrap_or_default(), target);
+            let text = decode(&first.input_ids)?;
+            let trained = false;
+            (vec![report::Segment { text, trained }], label)
         }
     };
     Ok(Some(report::Example {

@@ -6,16 +6,14 @@ use frugal_core::data::{Documents, Example, LoadOptions, TextRecord};
 use frugal_core::encode::{self, EncodeOptions};
 use frugal_models::load::{Lookup, ModelFiles};
 use frugal_models::{LoadOptions as WeightOptions, Quantize};
-use frugal_nn::{Adapter, Head};
+use frugal_nn::{Adapter, Head, ProblemType};
 use frugal_train::{Tokenized, head_logits};
-use serde_json::Value;
 
 use super::open::{OpenOptions, Opened, open};
 use super::{DataConfig, Observe, RunError};
 
 /// A classifier, read and ready.
 pub struct Predictor {
-    problem: ProblemType,
     opened: Opened,
     own_head: Option<Head>,
     data: DataConfig,
@@ -67,14 +65,7 @@ impl Predictor {
             Some(entry) if entry.head.is_some() => None,
             _ => opened.files.head(&device)?,
         };
-        let problem = match &own_head {
-            Some(head) => {
-                ProblemType::of_config(&opened.files.config().raw, head.config().labels.len())?
-            }
-            None => ProblemType::SingleLabel,
-        };
         let found = Self {
-            problem,
             opened,
             own_head,
             data: request.data.clone(),
@@ -117,6 +108,8 @@ impl Predictor {
             header: self.data.header,
             // Each line is a text of its own, as it comes.
             documents: self.data.documents.or(Some(Documents::Lines)),
+            labels: super::prepare::labels_of(self.problem()),
+            label_separator: self.data.label_separator.clone(),
         };
         let mut refused = None;
         let mut push = |record| match take(record) {
@@ -161,7 +154,8 @@ impl Predictor {
 
     /// What the head answers.
     pub fn problem(&self) -> ProblemType {
-        self.problem
+        self.head()
+            .map_or_else(ProblemType::default, |head| head.config().problem_type)
     }
 
     /// For each text a value for every label: a probability, or with regression the score itself.
@@ -176,7 +170,7 @@ impl Predictor {
         let mut found = head_logits(self.opened.backbone.as_ref(), adapter, head, texts)?;
         found
             .iter_mut()
-            .for_each(|logits| self.problem.activate(logits));
+            .for_each(|logits| self.problem().activate(logits));
         Ok(found)
     }
 }
@@ -186,96 +180,5 @@ pub(super) fn without_head(files: &ModelFiles) -> &'static str {
     match files.info().is_encoder {
         true => "train one with `frugal tune`, or give an adapter with a head by `--adapter`",
         false => "text is written with `frugal generate`",
-    }
-}
-
-/// What a classification head was trained for, as `problem_type` of a Hugging Face config says.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum ProblemType {
-    /// One label of several.
-    #[default]
-    SingleLabel,
-    /// Any number of labels.
-    MultiLabel,
-    /// A number.
-    Regression,
-}
-
-impl ProblemType {
-    /// From the config of a model that was saved as a classifier.
-    ///
-    /// # Errors
-    /// A name that is none.
-    pub(super) fn of_config(raw: &Value, labels: usize) -> Result<Self, RunError> {
-        match raw.get("problem_type").and_then(Value::as_str) {
-            // As in text-classification pipelines: a single label is a yes or no.
-            None if labels == 1 => Ok(Self::MultiLabel),
-            None | Some("single_label_classification") => Ok(Self::SingleLabel),
-            Some("multi_label_classification") => Ok(Self::MultiLabel),
-            Some("regression") => Ok(Self::Regression),
-            Some(other) => Err(RunError::Invalid(format!(
-                "`problem_type` of the model's config is {other:?}, which is none of single_label_classification, multi_label_classification and regression"
-            ))),
-        }
-    }
-
-    fn activate(self, logits: &mut [f32]) {
-        match self {
-            Self::Regression => {}
-            Self::MultiLabel => logits
-                .iter_mut()
-                .for_each(|x| *x = 1.0 / (1.0 + (-*x).exp())),
-            Self::SingleLabel => {
-                let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                logits.iter_mut().for_each(|x| *x = (*x - largest).exp());
-                let sum: f32 = logits.iter().sum();
-                logits.iter_mut().for_each(|x| *x /= sum);
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_models_problem_type_decides_what_its_logits_mean() {
-        let of = |json: &str, labels| {
-            let raw: Value = serde_json::from_str(json).unwrap();
-            ProblemType::of_config(&raw, labels)
-        };
-        assert_eq!(of("{}", 2).unwrap(), ProblemType::SingleLabel);
-        assert_eq!(
-            of("{\"problem_type\": null}", 1).unwrap(),
-            ProblemType::MultiLabel
-        );
-        assert_eq!(
-            of("{\"problem_type\": \"regression\"}", 1).unwrap(),
-            ProblemType::Regression
-        );
-        assert!(
-            of("{\"problem_type\": \"ranking\"}", 1)
-                .unwrap_err()
-                .to_string()
-                .contains("ranking")
-        );
-        // Values of torch.softmax and torch.sigmoid.
-        let check = |problem: ProblemType, expected: [f32; 3]| {
-            let mut values = [1.0, -0.5, 2.0];
-            problem.activate(&mut values);
-            for (found, expected) in values.iter().zip(expected) {
-                assert!((found - expected).abs() < 1e-6, "{problem:?}: {values:?}");
-            }
-        };
-        check(
-            ProblemType::SingleLabel,
-            [0.253_716_17, 0.056_611_73, 0.689_672_05],
-        );
-        check(
-            ProblemType::MultiLabel,
-            [0.731_058_6, 0.377_540_68, 0.880_797_1],
-        );
-        check(ProblemType::Regression, [1.0, -0.5, 2.0]);
     }
 }

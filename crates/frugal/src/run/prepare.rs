@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use frugal_core::data::{self, Dataset, LoadOptions};
+use frugal_core::data::{self, Dataset, Labels, LoadOptions};
 use frugal_core::encode::{self, EncodeOptions, Encoded, Tokenized};
 use frugal_models::load::{Lookup, ModelFiles};
-use frugal_nn::{HeadConfig, Pooling};
+use frugal_nn::{HeadConfig, Pooling, ProblemType};
 
 use super::{DataConfig, RunError, Task, Template, TuneConfig, dataset, paths};
 
@@ -67,15 +67,40 @@ impl Prepared {
             .map(|e| encode::show(e, tokenizer, false))
             .transpose()?
             .unwrap_or_default();
-        if let (Some(head), Some(encode::Target::Class(class))) =
-            (&self.head, example.map(|e| &e.labels))
-            && let Some(label) = head.labels.get(*class)
+        if let (Some(head), Some(example)) = (&self.head, example)
+            && let Some(label) = said(&head.labels, &example.labels)
         {
             text.truncate(text.trim_end().len());
             let label: String = label.chars().flat_map(shown).collect();
             text.push_str(&format!(" = {label}"));
         }
         Ok(text)
+    }
+}
+
+/// What is said of an example, as people read it; `None` for target tokens.
+pub(super) fn said(labels: &[String], target: &encode::Target) -> Option<String> {
+    match target {
+        encode::Target::Class(class) => labels.get(*class).cloned(),
+        encode::Target::Classes(classes) if classes.is_empty() => Some("no label".into()),
+        encode::Target::Classes(classes) => {
+            let names = classes.iter().filter_map(|c| labels.get(*c));
+            Some(names.map(String::as_str).collect::<Vec<_>>().join(", "))
+        }
+        encode::Target::Values(values) => {
+            let values: Vec<String> = values.iter().map(f32::to_string).collect();
+            Some(values.join(", "))
+        }
+        encode::Target::Tokens(_) | encode::Target::Texts { .. } => None,
+    }
+}
+
+/// How the labels of a problem are read.
+pub(super) fn labels_of(problem: ProblemType) -> Labels {
+    match problem {
+        ProblemType::SingleLabel => Labels::One,
+        ProblemType::MultiLabel => Labels::Several,
+        ProblemType::Regression => Labels::Numbers,
     }
 }
 
@@ -101,7 +126,10 @@ pub fn prepare(config: &TuneConfig, lookup: &Lookup) -> Result<Prepared, RunErro
         Some(folder) => super::start::describe(folder)?.head,
         None => None,
     };
-    let (train, validation, test) = datasets(&config.data, config.seed, lookup)?;
+    let problem = start
+        .as_ref()
+        .map_or_else(|| config.problem(), |head: &HeadConfig| head.problem_type);
+    let (train, validation, test) = datasets(&config.data, problem, config.seed, lookup)?;
     let head = match config.task {
         Task::CausalLm => None,
         Task::Classification => {
@@ -109,7 +137,7 @@ pub fn prepare(config: &TuneConfig, lookup: &Lookup) -> Result<Prepared, RunErro
             if let Some(head) = start {
                 known_labels(config, &head, &labels)?;
                 Some(head)
-            } else if labels.len() < 2 {
+            } else if labels.len() < fewest(problem) {
                 return Err(RunError::Labels {
                     path: train.source,
                     found: labels,
@@ -118,6 +146,7 @@ pub fn prepare(config: &TuneConfig, lookup: &Lookup) -> Result<Prepared, RunErro
                 Some(HeadConfig {
                     labels,
                     pooling: config.pooling.unwrap_or(Pooling::default_for(files.info())),
+                    problem_type: problem,
                 })
             }
         }
@@ -153,8 +182,20 @@ pub fn prepare(config: &TuneConfig, lookup: &Lookup) -> Result<Prepared, RunErro
     })
 }
 
+/// The fewest labels of which something can be learnt.
+fn fewest(problem: ProblemType) -> usize {
+    match problem {
+        ProblemType::SingleLabel => 2,
+        ProblemType::MultiLabel | ProblemType::Regression => 1,
+    }
+}
+
 /// A classifier that is trained on keeps its classes: the data may lack some, but not have others.
 fn known_labels(config: &TuneConfig, head: &HeadConfig, found: &[String]) -> Result<(), RunError> {
+    if head.problem_type == ProblemType::Regression {
+        // Outputs have a place, not a name; each row is checked to have as many numbers.
+        return Ok(());
+    }
     let unknown: Vec<&str> = found
         .iter()
         .filter(|label| !head.labels.contains(label))
@@ -193,9 +234,16 @@ pub(super) fn encode_part(
         chat_template: config.template == Template::Auto,
     };
     let task = match head {
-        Some(head) => encode::Task::SequenceClassification {
-            labels: &head.labels,
-        },
+        Some(head) => {
+            let labels = &head.labels;
+            match head.problem_type {
+                ProblemType::SingleLabel => encode::Task::SequenceClassification { labels },
+                ProblemType::MultiLabel => encode::Task::MultiLabelClassification { labels },
+                ProblemType::Regression => encode::Task::Regression {
+                    outputs: labels.len(),
+                },
+            }
+        }
         None => encode::Task::CausalLm,
     };
     let encoded = encode::encode_all(dataset, files.tokenizer()?, task, &options)?;
@@ -219,9 +267,12 @@ pub(super) fn read(
     files: &str,
     part: &str,
     config: &DataConfig,
+    problem: ProblemType,
     lookup: &Lookup,
 ) -> Result<Dataset, RunError> {
     let options = LoadOptions {
+        labels: labels_of(problem),
+        label_separator: config.label_separator.clone(),
         format: config.format,
         columns: config.columns.clone(),
         header: config.header,
@@ -268,6 +319,7 @@ fn hold_out_for(
 
 fn datasets(
     config: &DataConfig,
+    problem: ProblemType,
     seed: u64,
     lookup: &Lookup,
 ) -> Result<(Dataset, Option<Dataset>, Option<Dataset>), RunError> {
@@ -275,12 +327,24 @@ fn datasets(
     let cut = |d: Dataset, rows: usize| if rows == 0 { d } else { d.take(rows) };
     let eval = |file: &Option<String>, part: &str| {
         file.as_ref()
-            .map(|f| Ok::<_, RunError>(cut(read(f, part, config, lookup)?, config.max_eval_rows)))
+            .map(|f| {
+                Ok::<_, RunError>(cut(
+                    read(f, part, config, problem, lookup)?,
+                    config.max_eval_rows,
+                ))
+            })
             .transpose()
     };
     if let Ok(builtin) = data::builtin(&config.train)
         && !is_data_file(&config.train)
     {
+        if problem != ProblemType::SingleLabel {
+            return Err(RunError::Invalid(format!(
+                "`{}` has one label for each text: leave out `--problem-type {}`, or give a file of your own with `--data`",
+                config.train,
+                problem.name()
+            )));
+        }
         if config.test_share > 0.0 {
             return Err(RunError::Invalid(format!(
                 "`data.test_share`: the data set `{}` has a test part of its own: leave the share out",
@@ -302,7 +366,7 @@ fn datasets(
             Some(test),
         ));
     }
-    let mut train = read(&config.train, "train", config, lookup)?;
+    let mut train = read(&config.train, "train", config, problem, lookup)?;
     let mut test = eval(&config.test, "test")?;
     if test.is_none() && config.test_share > 0.0 {
         let help = "a test file as `data.test`, or another `data.test_share`";
@@ -342,7 +406,8 @@ mod tests {
             ..own.clone()
         };
         let rows = |config: &DataConfig| {
-            let (_, validation, test) = datasets(config, 0, &Lookup::default()).unwrap();
+            let (_, validation, test) =
+                datasets(config, ProblemType::SingleLabel, 0, &Lookup::default()).unwrap();
             (validation.unwrap().len(), test.unwrap().len())
         };
         assert_eq!((rows(&own), rows(&given)), ((50, 50), (2, 50)));
@@ -351,7 +416,7 @@ mod tests {
             ..own
         };
         assert!(
-            datasets(&missing, 0, &Lookup::default())
+            datasets(&missing, ProblemType::SingleLabel, 0, &Lookup::default())
                 .unwrap_err()
                 .to_string()
                 .contains("nowhere.tsv")
@@ -376,7 +441,8 @@ mod tests {
             d.examples.iter().map(|e| format!("{e:?}")).collect()
         };
         let parts = |config: &DataConfig, seed: u64| {
-            let (train, validation, test) = datasets(config, seed, &Lookup::default()).unwrap();
+            let (train, validation, test) =
+                datasets(config, ProblemType::SingleLabel, seed, &Lookup::default()).unwrap();
             (train, validation.unwrap(), test.unwrap())
         };
         let (train, validation, test) = parts(&config, 0);
@@ -397,7 +463,8 @@ mod tests {
             train: "sms-spam".into(),
             ..config
         };
-        let error = datasets(&builtin, 0, &Lookup::default()).unwrap_err();
+        let error =
+            datasets(&builtin, ProblemType::SingleLabel, 0, &Lookup::default()).unwrap_err();
         assert!(error.to_string().contains("`data.test_share`"), "{error}");
     }
 
@@ -410,7 +477,7 @@ mod tests {
             train: file.clone(),
             ..DataConfig::default()
         };
-        let error = datasets(&config, 0, &Lookup::default())
+        let error = datasets(&config, ProblemType::SingleLabel, 0, &Lookup::default())
             .unwrap_err()
             .to_string();
         let said = format!(
@@ -424,6 +491,7 @@ mod tests {
                     validation: Some(file),
                     ..config.clone()
                 },
+                ProblemType::SingleLabel,
                 0,
                 &Lookup::default()
             )
@@ -435,6 +503,7 @@ mod tests {
                     validation_share: 0.0,
                     ..config
                 },
+                ProblemType::SingleLabel,
                 0,
                 &Lookup::default()
             )

@@ -80,6 +80,7 @@ impl Run<'_> {
             let confusion = entry
                 .head
                 .as_ref()
+                .filter(|head| head.config().problem_type.is_single_label())
                 .map(|head| confusion(&head.config().labels, &result.gold, &result.predicted));
             found.push((part.name, result.metrics, confusion));
         }

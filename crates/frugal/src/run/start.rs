@@ -120,7 +120,19 @@ impl Start {
                     name(&pooling)
                 ))),
                 _ => {
+                    if let Some(asked) = config.problem_type
+                        && asked != head.problem_type
+                    {
+                        return Err(self.refuse(format!(
+                            "its head was trained for `{}`, not `{}`: leave out `--problem-type`",
+                            head.problem_type.name(),
+                            asked.name()
+                        )));
+                    }
                     config.pooling = Some(head.pooling);
+                    config.problem_type = (!head.problem_type.is_single_label())
+                        .then_some(head.problem_type)
+                        .or(config.problem_type);
                     Ok(())
                 }
             },

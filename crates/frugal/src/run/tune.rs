@@ -313,6 +313,7 @@ fn check_settings(path: &Path, config: &TuneConfig) -> Result<(), RunError> {
         &[
             "model",
             "task",
+            "problem_type",
             "quantize",
             "activations",
             "seed",

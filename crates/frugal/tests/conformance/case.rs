@@ -51,6 +51,7 @@ impl Case {
         let config = HeadConfig {
             labels: vec!["no".into(), "yes".into()],
             pooling: Pooling::default_for(self.backbone.info()),
+            problem_type: Default::default(),
         };
         Head::new(config, self.backbone.info(), &device(), seed)
     }

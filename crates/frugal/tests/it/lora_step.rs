@@ -297,6 +297,7 @@ fn classifier() -> Setup {
     let head = HeadConfig {
         labels: vec!["0".into(), "1".into()],
         pooling: Pooling::Cls,
+        problem_type: Default::default(),
     };
     Setup::new(
         "minilm-lora-step",

@@ -56,6 +56,7 @@ impl Setup {
                     HeadConfig {
                         labels,
                         pooling: Pooling::Cls,
+                        problem_type: Default::default(),
                     },
                     backbone.info(),
                     &device(),

@@ -4,7 +4,9 @@
 use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
-use std::time::Instant;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use frugal::measure::machine::with_flops;
@@ -15,7 +17,12 @@ use frugal_core::fs::write_atomic;
 use frugal_eval::efficiency::{EFFICIENCY_FILE, Efficiency, GENERATION_FILE, PowerModel, watch};
 use frugal_eval::report::{RECORD_FILE, RunRecord};
 
+use super::STOPPING;
 use crate::args::END_WITH_STDIN;
+use crate::ui::interrupt;
+
+/// Between two looks whether the user asked to stop.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Starts this program again for each run.
 pub(super) struct Processes;
@@ -189,8 +196,19 @@ fn process(mut command: Command, sampled: Option<&Path>) -> Result<Ended> {
         .stdout(Stdio::null())
         .stderr(Stdio::piped());
     let mut child = command.spawn().context("the run cannot be started")?;
-    // Open while this process lives: its end is what tells the other one.
+    // Open while this process lives and is not asked to stop: its end is what tells the other one,
+    // which a signal to this process alone does not reach.
     let stdin = child.stdin.take();
+    let over = Arc::new(AtomicBool::new(false));
+    let passed_on = std::thread::spawn({
+        let (stop, over) = (interrupt::flag(STOPPING), Arc::clone(&over));
+        move || {
+            while !interrupt::asked(&stop) && !over.load(Ordering::SeqCst) {
+                std::thread::sleep(LOOK);
+            }
+            drop(stdin);
+        }
+    });
     let stderr = child.stderr.take();
     // Read beside the run, which would wait for a full pipe.
     let message = std::thread::spawn(move || {
@@ -218,7 +236,9 @@ fn process(mut command: Command, sampled: Option<&Path>) -> Result<Ended> {
             status
         }
     };
-    drop(stdin);
+    over.store(true, Ordering::SeqCst);
+    // It only sleeps.
+    let _ = passed_on.join();
     Ok(Ended {
         status,
         message: message.join().unwrap_or_default(),

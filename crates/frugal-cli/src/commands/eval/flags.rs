@@ -24,9 +24,10 @@ Examples:
   frugal eval --task retrieval --run bm25.trec --run dense.trec --qrels qrels.txt
 
 With --data, an adapter with a classification head is measured by accuracy, macro-F1 and Matthews
-correlation; anything else by loss and perplexity. With --tasks, a model is asked the questions of
-each task, and the results are those of lm-evaluation-harness, in its format. With --task retrieval,
-rankings are measured with the values of trec_eval.";
+correlation, and --out keeps what it said of each example in predictions.jsonl; anything else is
+measured by loss and perplexity. With --tasks, a model is asked the questions of each task, and the
+results are those of lm-evaluation-harness, in its format. With --task retrieval, rankings are
+measured with the values of trec_eval.";
 
 /// Measure a model, with or without an adapter, on data or on tasks
 #[derive(Debug, clap::Args)]
@@ -82,6 +83,7 @@ pub struct Args {
         long,
         value_name = "N",
         default_value_t = 4096,
+        value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..),
         help_heading = "Machine"
     )]
     pub(super) batch_tokens: usize,
@@ -104,6 +106,18 @@ pub struct Args {
 }
 
 impl Args {
+    /// Flags that only language models heed.
+    pub(super) fn of_language_models(&self) -> impl Iterator<Item = &'static str> {
+        let given = [
+            ("--whole-text", self.whole_text),
+            ("--template", self.template.is_some()),
+        ];
+        given
+            .into_iter()
+            .filter(|(_, given)| *given)
+            .map(|(flag, _)| flag)
+    }
+
     /// How weights are held: as the adapter was trained, unless something else is asked for.
     pub(super) fn quantize(&self) -> Result<Quantize> {
         let (_, adapter) = self.model.resolve()?;
@@ -154,11 +168,12 @@ pub struct TaskFlags {
         long,
         value_name = "NAME",
         default_value = "default",
-        requires = "endpoint"
+        requires = "endpoint",
+        conflicts_with_all = ["model", "adapter", "data"]
     )]
     pub(super) served_model: String,
     /// Environment variable that holds the service's API key
-    #[arg(long, value_name = "NAME", requires = "endpoint")]
+    #[arg(long, value_name = "NAME", requires = "endpoint", conflicts_with_all = ["model", "adapter", "data"])]
     pub(super) api_key_env: Option<String>,
     /// Write prompts by the model's chat template
     #[arg(long, conflicts_with = "data")]

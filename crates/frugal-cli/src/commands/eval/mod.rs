@@ -85,7 +85,16 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let Some(found) = found else {
         return Ok(Outcome::Interrupted);
     };
+    if !found.labels.is_empty() {
+        for flag in args.of_language_models() {
+            ui::warn(
+                args.output,
+                &format!("`{flag}` has no effect: a classifier reads the whole text as it is"),
+            );
+        }
+    }
     let measured = record(args, &request, &found, meter.stop())?;
+    kept.write_predictions(&found.predictions)?;
     kept.write("Evaluation", std::slice::from_ref(&measured), args.output)?;
     if args.output.json {
         let mut value = json!({
@@ -126,7 +135,11 @@ fn record(
     // What of the data was read, and what of it counted.
     let data = &request.data;
     for (name, value) in [
-        ("completion_only", json!(data.completion_only)),
+        // A classifier reads the whole text.
+        (
+            "completion_only",
+            json!(found.labels.is_empty().then_some(data.completion_only)),
+        ),
         ("columns", json!(data.columns)),
         ("cut_to", json!(data.truncate.then_some(data.max_length))),
     ] {
@@ -144,6 +157,7 @@ fn record(
     }
     kept.details = json!({
         "labels": found.labels, "confusion": found.confusion, "tokens": found.tokens,
+        "label_scores": found.label_scores,
         "baselines": baselines(found),
     });
     Ok(kept)
@@ -173,7 +187,22 @@ fn print(found: &Evaluated, cost: &Cost) {
         table.row(cells.into_iter().chain(known.iter().map(of)));
     }
     table::print(&table);
-    if (2..=SHOWN_CLASSES).contains(&found.labels.len()) {
+    if (1..=SHOWN_CLASSES).contains(&found.label_scores.len()) {
+        let headings = ["precision", "recall", "f1", "examples"].map(Column::number);
+        let mut table = Table::new([Column::text("label")].into_iter().chain(headings));
+        for scores in &found.label_scores {
+            table.row([
+                ui::without_control(&scores.label).into_owned(),
+                number(scores.precision),
+                number(scores.recall),
+                number(scores.f1),
+                human::count(scores.support as u64),
+            ]);
+        }
+        ui::print("");
+        table::print(&table);
+    }
+    if !found.confusion.is_empty() && (2..=SHOWN_CLASSES).contains(&found.labels.len()) {
         let headings = found
             .labels
             .iter()

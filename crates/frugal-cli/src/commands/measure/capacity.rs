@@ -1,7 +1,7 @@
 //! `frugal measure capacity`: bits saved for the compute of a token, and what the tokenizer does
 //! for it.
 
-use anyhow::{Context, Error, Result};
+use anyhow::{Context, Error, Result, bail};
 use frugal::measure::runtime::shape;
 use frugal::model::Quantize;
 use frugal::model::load::ModelFiles;
@@ -77,7 +77,7 @@ fn measure(args: &Args, read: texts::Read<'_>) -> Result<Row> {
         .model
         .text_cost(read.stretches)
         .map_err(Error::from_boxed)?;
-    let flops = shape.flops_per_token(args.length as u64);
+    let flops = shape.flops_per_token(read.length as u64);
     let device = args.common.machine.device_name();
     let mut measurement = Measurement {
         model: model_info(read.files),
@@ -87,20 +87,15 @@ fn measure(args: &Args, read: texts::Read<'_>) -> Result<Row> {
     };
     measurement
         .settings
-        .insert("length".into(), args.length.into());
+        .insert("length".into(), read.length.into());
     Ok(Row {
         model: read.files.name().into(),
         text: read.text.into(),
         samples: read.stretches.len(),
-        length: read
-            .stretches
-            .iter()
-            .map(|s| s.ids.len())
-            .max()
-            .unwrap_or(0),
+        length: texts::longest(read.stretches),
         cost,
         flops,
-        reference_flops: shape.reference_flops_per_token(args.length as u64),
+        reference_flops: shape.reference_flops_per_token(read.length as u64),
         measurement,
     })
 }
@@ -108,8 +103,15 @@ fn measure(args: &Args, read: texts::Read<'_>) -> Result<Row> {
 /// Measures and prints.
 pub fn run(args: &Args) -> Result<Outcome> {
     args.common.kept.claim(Kind::Capacity)?;
+    if !args.bias.is_finite() {
+        bail!("`--bias {}`: give a finite number", args.bias);
+    }
     for name in &args.common.models {
-        operations(&ModelFiles::open(name, &args.common.machine.lookup())?)?;
+        let files = ModelFiles::open(name, &args.common.machine.lookup())?;
+        if files.info().is_encoder {
+            bail!("{name}: the model has no language-model head, so it predicts no text");
+        }
+        operations(&files)?;
     }
     let mut rows = Vec::new();
     texts::each(&args.common, args.length, &mut |read| {
@@ -180,6 +182,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
             format!("{capacity:.4}"),
         ]);
     }
+    let longest = rows.iter().map(|row| row.length).max().unwrap_or(0);
     let measurements: Vec<Measurement> = rows.into_iter().map(|row| row.measurement).collect();
     args.common
         .kept
@@ -195,7 +198,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         };
         ui::note(
             args.common.output,
-            &format!("bias {biases}; stretches of {} tokens", args.length),
+            &format!("bias {biases}; stretches of {longest} tokens"),
         );
     }
     Ok(Outcome::Done)

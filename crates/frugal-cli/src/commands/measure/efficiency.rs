@@ -1,6 +1,6 @@
 //! `frugal measure efficiency`: what any command costs while it runs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -94,6 +94,10 @@ pub fn run(args: &Args) -> Result<Outcome> {
         // Standard output is for the one JSON value.
         command.stdout(std::io::stderr());
     }
+    let record_file = args.run.as_ref().map(|folder| folder.join(RECORD_FILE));
+    let before = record_file
+        .as_ref()
+        .and_then(|file| std::fs::read(file).ok());
     let mut child = command
         .spawn()
         .with_context(|| format!("{program}: cannot be started"))?;
@@ -105,16 +109,14 @@ pub fn run(args: &Args) -> Result<Outcome> {
     };
     let found = Efficiency::new(&samples, processors, model)
         .context("the command was over too soon to be sampled, or this system has no /proc")?;
-    let record = args
-        .run
+    let record = record_file
         .as_ref()
-        .map(|folder| RunRecord::read(&folder.join(RECORD_FILE)))
-        .transpose()?;
+        .and_then(|file| written(file, before.as_deref(), args.output));
     let found = match record.as_ref().filter(|_| status.success()) {
         Some(record) => machine::with_flops(found, record, args.peak_gflops),
         None => found,
     };
-    if let (Some(folder), true) = (&args.run, status.success()) {
+    if let (Some(folder), true, true) = (&args.run, record.is_some(), status.success()) {
         let text = serde_json::to_string_pretty(&found)? + "\n";
         frugal_core::fs::write_atomic(&folder.join(EFFICIENCY_FILE), text.as_bytes())?;
     }
@@ -153,7 +155,11 @@ pub fn run(args: &Args) -> Result<Outcome> {
         } else {
             "measured"
         };
-        let mut lines = vec![
+        let mut lines = Vec::new();
+        if !status.success() {
+            lines.push(("ended with", status.to_string()));
+        }
+        lines.extend([
             ("time", human::duration(found.seconds)),
             (
                 "memory on average",
@@ -175,7 +181,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
                 "energy",
                 format!("{} J", human::significant(found.energy, 4)),
             ),
-        ];
+        ]);
         lines.extend(
             found
                 .flop_utilisation
@@ -202,4 +208,20 @@ pub fn run(args: &Args) -> Result<Outcome> {
     } else {
         Outcome::Negative
     })
+}
+
+/// The record of a run, if the command wrote it; what is wrong with it is said, since the command
+/// has run already.
+fn written(file: &Path, before: Option<&[u8]>, output: Output) -> Option<RunRecord> {
+    let left_out = |why: &str| {
+        ui::warn(
+            output,
+            &format!("{why}: latency and throughput are left out"),
+        );
+        None
+    };
+    if before.is_some() && std::fs::read(file).ok().as_deref() == before {
+        return left_out(&format!("{}: the command did not write it", file.display()));
+    }
+    RunRecord::read(file).map_or_else(|e| left_out(&e.to_string()), Some)
 }

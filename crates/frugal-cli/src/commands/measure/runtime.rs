@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::args::{Machine, Model, Output, Storage, api_key};
 use crate::loaded;
-use crate::measured::{Kept, measurement, model_info, precision};
+use crate::measured::{Kept, check_writable, measurement, model_info, precision};
 use crate::outcome::Outcome;
 use crate::ui::progress::Counter;
 use crate::ui::{self, interrupt, table};
@@ -46,6 +46,8 @@ pub struct Args {
         long,
         value_name = "NAME",
         default_value = "default",
+        requires = "endpoint",
+        conflicts_with_all = ["model", "adapter", "fit"],
         help_heading = "Model"
     )]
     served_model: String,
@@ -54,14 +56,15 @@ pub struct Args {
         long,
         value_name = "NAME",
         requires = "endpoint",
+        conflicts_with_all = ["model", "adapter", "fit"],
         help_heading = "Model"
     )]
     api_key_env: Option<String>,
     /// Ask the service by /chat/completions, for services that know nothing else
-    #[arg(long, requires = "endpoint", help_heading = "Model")]
+    #[arg(long, requires = "endpoint", conflicts_with_all = ["model", "adapter", "fit"], help_heading = "Model")]
     chat: bool,
     /// Read a fit that --save wrote instead of measuring
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "adapter", "endpoint"], help_heading = "Model")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "adapter", "endpoint", "quantize", "cache_type", "device", "prompts", "outputs", "held_out", "warmup", "trials", "denoised"], help_heading = "Model")]
     fit: Option<PathBuf>,
     /// Prompt lengths
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_values_t = [1, 16, 32, 64, 128, 256], help_heading = "Grid")]
@@ -153,6 +156,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         Rule::Linear
     };
     args.kept.claim(Kind::Runtime)?;
+    args.save.as_deref().map_or(Ok(()), check_writable)?;
     let fitted = match &args.fit {
         Some(path) => Some(read(path)?),
         None => fitted(args, rule)?,

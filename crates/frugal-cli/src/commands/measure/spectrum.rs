@@ -72,12 +72,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
                 .map_err(Error::from_boxed)?;
             all.extend(spectrum(&states, width, args.exact));
         }
-        let length = read
-            .stretches
-            .iter()
-            .map(|s| s.ids.len())
-            .max()
-            .unwrap_or(0);
+        let length = texts::longest(read.stretches);
         let mean = Mean::of(&all);
         let measured = record(args, &read, &mean, width, meter.stop());
         values.push(json!({

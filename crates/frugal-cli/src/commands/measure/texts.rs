@@ -62,6 +62,9 @@ pub struct Read<'a> {
     pub stretches: &'a [Stretch],
     /// Name of the text.
     pub text: &'a str,
+    /// Tokens of context that operations are counted for: the length that was asked for, or of one
+    /// text that is shorter, its own.
+    pub length: usize,
     pub data: DatasetInfo,
 }
 
@@ -77,6 +80,7 @@ pub fn each(
         .iter()
         .map(|path| Ok((path, read(path)?)))
         .collect::<Result<Vec<_>>>()?;
+    check(flags, length)?;
     let device = flags.machine.device()?;
     let adapters = Arc::new(AdapterSet::default());
     for name in &flags.models {
@@ -101,11 +105,39 @@ pub fn each(
                 model: &model,
                 stretches: &stretches,
                 text: &shown,
+                length: match text {
+                    Text::Samples(_) => length,
+                    Text::Whole(_) => longest(&stretches).min(length),
+                },
                 data: dataset(path, bytes, stretches.len()),
             })?;
         }
     }
     Ok(())
+}
+
+/// Refuses what some model could not measure, before any of them has.
+fn check(flags: &Flags, length: usize) -> Result<()> {
+    if length < 2 {
+        bail!("`--length {length}`: give at least 2, the first token only serves as context");
+    }
+    for name in &flags.models {
+        let files = ModelFiles::open(name, &flags.machine.lookup())?;
+        files.tokenizer()?;
+        let positions = files.config().max_sequence();
+        if length > positions {
+            bail!(
+                "`--length {length}`: {name} has {positions} positions, and says nothing beyond them; give at most that many"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Tokens of the longest stretch.
+pub fn longest(stretches: &[Stretch]) -> usize {
+    let lengths = stretches.iter().map(|stretch| stretch.ids.len());
+    lengths.max().unwrap_or(0)
 }
 
 fn read(path: &Path) -> Result<(Text, Vec<u8>)> {

@@ -44,7 +44,9 @@ pub fn run(args: &Args) -> Result<Outcome> {
     if let Some(Command::Pretrain(args)) = &args.command {
         return pretrain::run(args);
     }
-    show(&args.run.resolve()?, &args.run.lookup(), args.output)
+    let config = args.run.resolve()?;
+    args.run.warn_of_idle(&config, args.output);
+    show(&config, &args.run.lookup(), args.output)
 }
 
 /// Shows the plan of a configuration.

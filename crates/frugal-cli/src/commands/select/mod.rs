@@ -95,17 +95,27 @@ pub struct Args {
     #[arg(long, value_name = "HOW", value_enum, default_value_t = Thinning::Homo, help_heading = "Selection")]
     pruning: Thinning,
     /// Penalties of the regressions on --features; of several, the best is chosen for each item
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_values_t = [1.0], help_heading = "Selection")]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_values_t = [1.0], conflicts_with = "scores", help_heading = "Selection")]
     penalties: Vec<f64>,
     /// What is trained on --features
-    #[arg(long, value_name = "WHAT", value_enum, default_value_t = Trained::Ridge, help_heading = "Selection")]
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t = Trained::Ridge, conflicts_with = "scores", help_heading = "Selection")]
     learner: Trained,
     /// Width of the kernel of --learner kernel [default: 1 / number of features]
-    #[arg(long, value_name = "X", help_heading = "Selection")]
+    #[arg(
+        long,
+        value_name = "X",
+        conflicts_with = "scores",
+        help_heading = "Selection"
+    )]
     gamma: Option<f64>,
     /// Train a model for each test item, on it and the calibration items, with e-values; slower, but
     /// what is chosen depends less on the other test items
-    #[arg(long, requires = "features", help_heading = "Selection")]
+    #[arg(
+        long,
+        requires = "features",
+        conflicts_with = "scores",
+        help_heading = "Selection"
+    )]
     per_item: bool,
     /// Filter of the samples of an evaluation, where they have several
     #[arg(long, value_name = "NAME", help_heading = "Data")]

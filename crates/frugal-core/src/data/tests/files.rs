@@ -161,7 +161,7 @@ fn a_score_is_not_taken_for_as_many_classes() {
     };
     let error = read("a.csv", &rows(64)).unwrap_err().to_string();
     assert!(
-        error.contains("64 different numbers") && error.contains("a score"),
+        error.contains("64 different numbers") && error.contains("`--problem-type regression`"),
         "{error}"
     );
     // Half stars are classes.
@@ -170,7 +170,7 @@ fn a_score_is_not_taken_for_as_many_classes() {
         .unwrap_err()
         .to_string();
     assert!(
-        error.contains("several labels for one text are not learned"),
+        error.contains("`--problem-type multi_label_classification`"),
         "{error}"
     );
 }

@@ -64,6 +64,53 @@ fn loops_without_end_and_texts_that_grow_are_errors() {
     }
 }
 
+/// Lists that hold each other twice are small in memory and endless wherever they are walked:
+/// comparisons, texts, keys and errors took all time or memory, and what holds itself the stack.
+#[test]
+fn values_that_share_their_parts_are_bounded_wherever_they_are_walked() {
+    let doubled = "{% set ns = namespace(s=[1], t=[1]) %}{% for i in range(60) %}{% set ns.s = [ns.s, ns.s] %}{% set ns.t = [ns.t, ns.t] %}{% endfor %}";
+    for walk in [
+        "ns.s == ns.t",
+        "ns.s in [ns.t]",
+        "ns.s ~ ''",
+        "{ns.s: 1}",
+        "ns.s | pprint",
+        "ns.s | upper",
+        "ns.s | trim",
+        "ns.s | replace('a', 'b')",
+        "[ns.s, ns.t] | sort",
+        "[1].index(ns.s)",
+        "'{}'.format(ns.s)",
+        "'%s' | format(ns.s)",
+        "','.join([ns.s])",
+        "raise_exception(ns.s)",
+    ] {
+        let source = format!("{doubled}{{{{ {walk} }}}}");
+        assert!(outcome(&source).is_err(), "{source}");
+    }
+    for source in [
+        "{% set ns = namespace(s=[1]) %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}{{ ns.s | last }}",
+        "{% set ns = namespace(s=[1]) %}{% for i in range(60) %}{% set ns.s = ns.s ~ [ns.s, ns.s] %}{% endfor %}{{ ns.s | length }}",
+        "{% set ns = namespace(s=[1]) %}{% for i in range(60) %}{% set ns.s = [ns.s] * 2 %}{% endfor %}{{ ns.s == 1 }}",
+        "{% set ns = namespace() %}{% set ns.a = ns %}{{ ns ~ '' }}",
+        "{% set ns = namespace() %}{% set ns.a = [{'a': ns}] %}{{ ns ~ '' }}",
+        // Without a namespace.
+        "{% macro m(a, b, n) %}{% if n %}{{ m([a, a], [b, b], n - 1) }}{% else %}{{ a == b }}{% endif %}{% endmacro %}{{ m(1, 1, 60) }}",
+        "{% macro m(a, n) %}{% if n %}{{ m([a, a], n - 1) }}{% else %}{{ a ~ '' }}{% endif %}{% endmacro %}{{ m(1, 60) }}",
+    ] {
+        assert!(outcome(source).is_err(), "{source}");
+    }
+    // What is constant is computed when the template is compiled.
+    let _ = outcome("{{ ([[[[1] * 1000] * 1000] * 1000] * 1000) ~ '' }}");
+}
+
+/// Lists that grow by a turn each are what templates use namespaces for.
+#[test]
+fn lists_that_grow_turn_by_turn_are_left_alone() {
+    let source = "{% set ns = namespace(s=[], t='') %}{% for i in range(500) %}{% for m in messages %}{% set ns.s = ns.s + [m] %}{% endfor %}{% endfor %}{% set ns.t = ns.s[0].content, ns.s | length %}{{ ns.t[0] }} {{ ns.t[1] }}";
+    assert_eq!(outcome(source), Ok("Be terse. 1500".len()));
+}
+
 #[test]
 fn huge_widths_are_bounded() {
     for source in [

@@ -106,11 +106,11 @@ pub struct Group<'a> {
 }
 
 /// Metrics that decide unless one is named, the first that there is.
-const USUAL: [&str; 3] = ["accuracy", "perplexity", "loss"];
+const USUAL: [&str; 5] = ["accuracy", "perplexity", "micro_f1", "pearson", "loss"];
 
 impl Comparison {
     /// Groups runs by name. Without `metric` it is `accuracy` where the runs have it, otherwise
-    /// `perplexity`, otherwise `loss`.
+    /// `perplexity`, `micro_f1` (several labels) or `pearson` (numbers), otherwise `loss`.
     pub fn new(
         title: impl Into<String>,
         subtitle: impl Into<String>,

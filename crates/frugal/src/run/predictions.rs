@@ -1,0 +1,149 @@
+//! What a head said of each example that was measured.
+
+use frugal_core::data::{Dataset, Example};
+use frugal_nn::ProblemType;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+/// What a head said of one example.
+#[derive(Clone, Debug, Serialize)]
+pub struct Prediction {
+    /// Line of its record.
+    pub line: usize,
+    /// The text.
+    pub text: String,
+    /// The second text, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text_pair: Option<String>,
+    /// What the data gives: a label, a list of labels, a number or several.
+    pub gold: Value,
+    /// What the head gave.
+    #[serde(flatten)]
+    pub answer: Answer,
+}
+
+/// What a head gave for one example.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+#[non_exhaustive]
+pub enum Answer {
+    /// One label of several.
+    Label {
+        /// The likeliest label.
+        label: String,
+        /// Its probability.
+        score: f32,
+        /// The probability of each label.
+        probabilities: Map<String, Value>,
+    },
+    /// Any number of labels.
+    Labels {
+        /// Those that are likelier than not.
+        labels: Vec<String>,
+        /// The probability of each label.
+        probabilities: Map<String, Value>,
+    },
+    /// A number for each output.
+    Scores {
+        /// By the name of the output.
+        scores: Map<String, Value>,
+    },
+}
+
+/// What a head with these labels said of the rows of a data set, from its logits. Nothing for a
+/// model without one.
+pub(super) fn predictions(
+    dataset: &Dataset,
+    rows: &[usize],
+    labels: &[String],
+    problem: ProblemType,
+    logits: &[Vec<f32>],
+) -> Vec<Prediction> {
+    let one = |(&row, logits): (&usize, &Vec<f32>)| {
+        let (text, text_pair, gold) = match &dataset.examples[row] {
+            Example::Classification {
+                text,
+                text_pair,
+                label,
+            } => (text, text_pair, json!(label)),
+            Example::Labeled {
+                text,
+                text_pair,
+                labels,
+            } => (text, text_pair, json!(labels)),
+            Example::Valued {
+                text,
+                text_pair,
+                values,
+            } => match values.as_slice() {
+                [value] => (text, text_pair, json!(value)),
+                values => (text, text_pair, json!(values)),
+            },
+            _ => return None,
+        };
+        Some(Prediction {
+            line: dataset.lines[row],
+            text: text.clone(),
+            text_pair: text_pair.clone(),
+            gold,
+            answer: answer(labels, problem, logits),
+        })
+    };
+    rows.iter().zip(logits).filter_map(one).collect()
+}
+
+fn answer(labels: &[String], problem: ProblemType, logits: &[f32]) -> Answer {
+    let mut values = logits.to_vec();
+    problem.activate(&mut values);
+    let named = labels.iter().zip(&values);
+    let all = named.map(|(label, value)| (label.clone(), json!(value)));
+    let all: Map<String, Value> = all.collect();
+    match problem {
+        ProblemType::SingleLabel => {
+            let best = largest(logits);
+            Answer::Label {
+                label: labels[best].clone(),
+                score: values[best],
+                probabilities: all,
+            }
+        }
+        ProblemType::MultiLabel => {
+            let holds = labels.iter().zip(logits).filter(|(_, logit)| **logit > 0.0);
+            Answer::Labels {
+                labels: holds.map(|(label, _)| label.clone()).collect(),
+                probabilities: all,
+            }
+        }
+        ProblemType::Regression => Answer::Scores { scores: all },
+    }
+}
+
+/// Position of the largest logit, the first one among equals, as the metrics take it.
+fn largest(logits: &[f32]) -> usize {
+    let better = |best: usize, (i, x): (usize, &f32)| if *x > logits[best] { i } else { best };
+    logits.iter().enumerate().fold(0, better)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_problem_says_what_its_outputs_mean() {
+        let labels = ["a", "b"].map(str::to_owned);
+        let said = |problem| serde_json::to_value(answer(&labels, problem, &[2.0, 1.0])).unwrap();
+        let close = |value: &Value, expected: f64| {
+            assert!((value.as_f64().unwrap() - expected).abs() < 1e-6, "{value}");
+        };
+        let one = said(ProblemType::SingleLabel);
+        assert_eq!(one["label"], "a");
+        // Values of torch.softmax and torch.sigmoid.
+        close(&one["score"], 0.731_058_6);
+        close(&one["probabilities"]["b"], 0.268_941_4);
+        let several = said(ProblemType::MultiLabel);
+        assert_eq!(several["labels"], json!(["a", "b"]));
+        close(&several["probabilities"]["a"], 0.880_797_1);
+        let numbers = said(ProblemType::Regression);
+        assert_eq!(numbers, json!({"scores": {"a": 2.0, "b": 1.0}}));
+    }
+}
