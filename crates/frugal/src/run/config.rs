@@ -228,7 +228,7 @@ impl TuneConfig {
             let reason = "a prompt template and a chat template exclude each other: leave one out";
             add("data.prompt_template", reason.into());
         }
-        if let Err(error) = crate::device::device(&self.device) {
+        if let Err(error) = crate::device::known(&self.device) {
             add("device", error.to_string());
         }
         match registry::find(&self.method.name) {
