@@ -54,7 +54,7 @@ impl Machine {
     }
 
     /// The device that was asked for.
-    pub fn device(&self) -> Result<burn::tensor::Device, frugal::device::UnknownDevice> {
+    pub fn device(&self) -> Result<burn::tensor::Device, frugal::device::DeviceError> {
         frugal::device::device(self.device_name())
     }
 }

@@ -307,7 +307,7 @@ impl TuneConfig {
         self.objective_problems()
             .into_iter()
             .for_each(|(key, reason)| add(&key, reason));
-        if let Err(error) = crate::device::device(&self.device) {
+        if let Err(error) = crate::device::known(&self.device) {
             add("device", error.to_string());
         }
         match registry::find(&self.method.name) {

@@ -60,7 +60,7 @@ pub enum RunError {
     Lock(#[from] frugal_core::lock::LockError),
     /// The device.
     #[error(transparent)]
-    Device(#[from] crate::device::UnknownDevice),
+    Device(#[from] crate::device::DeviceError),
     /// The output folder is in use.
     #[error("{}: the folder exists and is not empty: choose another `--out`, or continue the run with `--resume`", path.display())]
     OutputExists {

@@ -203,7 +203,7 @@ impl PretrainConfig {
                 "rotary positions need an even width".into(),
             );
         }
-        if let Err(error) = crate::device::device(&self.device) {
+        if let Err(error) = crate::device::known(&self.device) {
             add("device", error.to_string());
         }
         for problem in self.train.validate().err().into_iter().flatten() {
