@@ -75,10 +75,14 @@ pub(super) fn predictions(
                 text,
                 text_pair,
                 values,
-            } => match values.as_slice() {
-                [value] => (text, text_pair, json!(value)),
-                values => (text, text_pair, json!(values)),
-            },
+            } => {
+                let values: Vec<Value> = values.iter().map(|value| short(*value)).collect();
+                let gold = match values.as_slice() {
+                    [value] => value.clone(),
+                    _ => Value::from(values),
+                };
+                (text, text_pair, gold)
+            }
             _ => return None,
         };
         Some(Prediction {
@@ -90,6 +94,11 @@ pub(super) fn predictions(
         })
     };
     rows.iter().zip(logits).filter_map(one).collect()
+}
+
+/// A number with the digits that single precision has.
+fn short(value: f32) -> Value {
+    Value::from(value.to_string().parse().unwrap_or(f64::from(value)))
 }
 
 fn answer(labels: &[String], problem: ProblemType, logits: &[f32]) -> Answer {
