@@ -89,7 +89,7 @@ impl Session {
         options: StateOptions,
     ) -> Result<Self, DecodeError> {
         if backbone.lm_head().is_none() {
-            return Err(no_head(backbone));
+            return Err(no_head(backbone.as_ref()));
         }
         Ok(Self {
             state: backbone.new_state(0, options)?,
@@ -364,7 +364,7 @@ impl Session {
         let logits = self
             .backbone
             .logits(select_rows(hidden, &last), Rows::Sequences, pass.as_mut())
-            .ok_or_else(|| no_head(self.backbone))?;
+            .ok_or_else(|| no_head(self.backbone.as_ref()))?;
         let vocab = logits.dims()[1];
         let logits = to_vec::<2>(logits);
         self.backbone.info().check_finite("logits", &logits)?;

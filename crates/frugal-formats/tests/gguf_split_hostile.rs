@@ -118,8 +118,10 @@ fn split_sets() {
         assert!(files_of(&path).len() <= 3);
     });
     assert!(
-        accepted > 50 && refused > 50,
-        "{accepted} accepted, {refused} refused"
+        accepted.get() > 50 && refused.get() > 50,
+        "{} accepted, {} refused",
+        accepted.get(),
+        refused.get()
     );
 }
 

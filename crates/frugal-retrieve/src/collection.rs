@@ -312,7 +312,7 @@ impl Work<'_> {
             }
         }
         if !self.report.interrupted {
-            for id in self.index.ids()? {
+            for id in self.index.document_ids()? {
                 if !self.seen.contains(&id) && (prune || self.was_cut_otherwise(&id)?) {
                     self.report.deleted += usize::from(self.writer.delete(&id)?);
                 }

@@ -268,7 +268,7 @@ impl DenseModule {
                 None => return Err(wrong(&path, format!("`{name}` is missing"))),
             }
             let data = file.tensor(name)?.convert::<f32>();
-            data.into_vec::<f32>()
+            data.try_into_vec::<f32>()
                 .map_err(|e| wrong(&path, format!("`{name}`: {e:?}")))
         };
         Ok(Self {

@@ -248,10 +248,9 @@ pub fn run(args: &Args) -> Result<Outcome> {
 
 fn read(file: &Path, args: &Args) -> Result<Vec<String>> {
     let options = LoadOptions {
-        format: None,
         columns: args.columns.iter().cloned().collect(),
-        header: None,
         documents: Some(Documents::Lines),
+        ..LoadOptions::default()
     };
     let mut texts = Vec::new();
     data::texts(file, &options, &mut |record| {

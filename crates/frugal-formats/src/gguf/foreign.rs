@@ -228,6 +228,7 @@ mod tests {
             dims: vec![4],
             ggml_type: GgmlType::F32,
             range: 0..16,
+            part: 0,
         };
         let file = Gguf::planned("a.gguf", vec![(key.into(), value)], vec![tensor]);
         let widths = Widths {

@@ -121,7 +121,7 @@ impl Index {
     ///
     /// # Errors
     /// A damaged index.
-    pub fn ids(&self) -> Result<Vec<String>, IndexError> {
+    pub fn document_ids(&self) -> Result<Vec<String>, IndexError> {
         let places = &self.snapshot.loaded()?.places;
         let id = |place| Ok(self.snapshot.document(place)?.id);
         places.iter().copied().map(id).collect()

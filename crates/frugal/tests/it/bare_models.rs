@@ -5,8 +5,8 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use frugal::adapt::{ActiveAdapters, AdapterSet, NoAdapter, Rows};
-use frugal::decode::Session;
+use frugal::adapt::{NoAdapter, Rows};
+use frugal::decode::{Session, StateOptions};
 use frugal::model::load::{Lookup, ModelFiles, read_json};
 use frugal::model::{Backbone, Input};
 use safetensors::SafeTensors;
@@ -94,8 +94,8 @@ fn a_bare_decoder_with_a_head_of_its_own_embeds_and_does_not_generate() {
         let folder = folder("mistral", class, false);
         let backbone = open(folder.path());
         check("mistral", backbone.as_ref(), false);
-        let adapters = AdapterSet::default();
-        let text = Session::new(backbone.as_ref(), &adapters, ActiveAdapters::Base, 1)
+        let options = StateOptions::default();
+        let text = Session::new(backbone, Arc::default(), options)
             .err()
             .expect(class)
             .to_string();

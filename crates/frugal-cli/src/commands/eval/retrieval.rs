@@ -7,7 +7,6 @@ use anyhow::{Context, Result, bail};
 use frugal::index::read_queries;
 use frugal::model::Quantize;
 use frugal::retrieve::{Collection, document_of};
-use frugal::run::Reranker;
 use frugal_core::table::{Column, Table};
 use frugal_eval::retrieval::{Evaluation, Measure, Options, Qrels, Run, compare, evaluate};
 use serde_json::{Value, json};
