@@ -10,22 +10,23 @@ use minijinja::{Environment, Error, ErrorKind, State};
 use regex::Regex;
 use serde_json::{Map, Value as Json};
 use sha2::{Digest, Sha256};
-use thiserror::Error as ThisError;
 
 use crate::data::{Conversation, Message};
 use crate::tokenizer_settings::TokenizerSettings;
 
 mod bounds;
+mod error;
 mod named;
 mod nesting;
+mod python;
 
+use bounds::FUEL;
 pub use bounds::{bound, guarded, watched};
+pub use error::TemplateError;
 pub use named::{named, names};
+pub use python::python_method;
 
 const NAME: &str = "chat_template";
-/// Steps that one rendering may take, as the engine counts them: instructions, and the bytes that
-/// are made, 64 to a step. Long conversations with tools take some ten thousand.
-const FUEL: u64 = 2_000_000;
 /// Keys of a turn that say nothing about its text.
 const IDLE: [&str; 12] = [
     "id",
@@ -45,76 +46,6 @@ const IDLE: [&str; 12] = [
 const OF_TOOLS: [&str; 2] = ["name", "tool_call_id"];
 /// Variable of the template that holds the fixed clock.
 const CLOCK: &str = "__clock";
-
-/// A chat template that does not compile or refuses a conversation.
-#[derive(Debug, ThisError)]
-pub enum TemplateError {
-    /// What was given as a template is neither a name nor a file.
-    #[error("`{given}` is neither a file nor a chat template by name; the names are {known}")]
-    Unknown {
-        /// What was given.
-        given: String,
-        /// The names.
-        known: String,
-    },
-    /// The file of a template cannot be read.
-    #[error(transparent)]
-    File(#[from] crate::fs::FileError),
-    /// The file of a template is not text.
-    #[error("{}: not UTF-8 text", .0.display())]
-    NotText(std::path::PathBuf),
-    /// There is no template to render with.
-    #[error(
-        "the tokenizer has no chat template; name one with `--chat-template` (`chatml`, or a file), or use prompt and completion without a system message, history or tools instead of a conversation"
-    )]
-    Missing,
-    /// The template is not valid Jinja.
-    #[error("the chat template does not compile: {0}")]
-    Compile(String),
-    /// The template called `raise_exception`.
-    #[error("the chat template refuses the conversation: {0}")]
-    Refused(String),
-    /// The template failed while it ran.
-    #[error("the chat template failed: {0}")]
-    Failed(String),
-    /// The template is nested too deep to be compiled.
-    #[error(
-        "the chat template does not compile: line {line} has more than {limit} operators, brackets or branches in one another ({found})"
-    )]
-    Nested {
-        /// Line of the tag.
-        line: usize,
-        /// What was counted.
-        found: usize,
-        /// The most that is compiled.
-        limit: usize,
-    },
-    /// The template does not come to an end, or writes without end.
-    #[error(
-        "the chat template takes more than {fuel} steps for this conversation: it loops, or its text grows without end"
-    )]
-    Endless {
-        /// Steps that it may take.
-        fuel: u64,
-    },
-    /// The template takes too long or too much memory, in a place that does not count steps.
-    #[error(
-        "the chat template takes more than {} for this conversation: it loops, or its values grow without end",
-        .0
-    )]
-    Unbounded(&'static str),
-    /// A key of the conversation that the template has no place for.
-    #[error(
-        "{place} has `{key}`, which the chat template does not use: leaving it out would change what is learned; \
-         give a chat template that writes it, or take it out of the data"
-    )]
-    Unused {
-        /// `messages[3]` or `the record`.
-        place: String,
-        /// The key.
-        key: String,
-    },
-}
 
 /// What `raise_exception` was called with, carried through the template engine.
 #[derive(Debug)]
@@ -342,101 +273,6 @@ fn with_unix_lines(source: &str) -> String {
     source.replace("\r\n", "\n").replace('\r', "\n")
 }
 
-/// Methods of Python's strings, lists and dicts, for templates that were written for jinja2.
-///
-/// # Errors
-/// An unknown method, and what the method itself refuses.
-pub fn python_method(
-    state: &mut State,
-    value: &Value,
-    method: &str,
-    args: &[Value],
-) -> Result<Value, Error> {
-    if let Some(text) = value.as_str() {
-        charge_method(state, text, method, args)?;
-    }
-    match (method, value.as_str()) {
-        // The crate's own starts words at white space only.
-        ("title", Some(text)) if args.is_empty() => Ok(Value::from(title(text))),
-        ("index", None) if let ([wanted], Ok(mut items)) = (args, value.try_iter()) => {
-            match items.position(|item| item == *wanted) {
-                Some(place) => Ok(Value::from(place)),
-                None => Err(Error::new(
-                    ErrorKind::InvalidOperation,
-                    format!("{wanted} is not in the list"),
-                )),
-            }
-        }
-        _ => minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args),
-    }
-}
-
-/// Charges what a method of a text will make, before it is made.
-fn charge_method(state: &State, text: &str, method: &str, args: &[Value]) -> Result<(), Error> {
-    let length = |value: &Value| value.as_str().map_or(32, str::len);
-    let made = match method {
-        "replace" => match args {
-            [old, new, ..] => {
-                let places = match old.as_str().unwrap_or_default() {
-                    "" => text.len() + 1,
-                    old => text.matches(old).count(),
-                };
-                places.saturating_mul(length(new))
-            }
-            _ => 0,
-        },
-        "join" => {
-            let items = args.first().and_then(|items| items.try_iter().ok());
-            for item in items.into_iter().flatten() {
-                state.consume_fuel(1 + (length(&item) + text.len()) as u64 / 64)?;
-            }
-            0
-        }
-        // Each place may write the longest argument, and a width says how often a space.
-        "format" => {
-            let longest = args.iter().map(length).max().unwrap_or(0);
-            let places = text.matches('{').count().saturating_mul(longest);
-            places.saturating_add(largest_number(text))
-        }
-        "center" | "ljust" | "rjust" | "zfill" => args.first().map_or(0, width),
-        "expandtabs" => {
-            let tabs = text.matches('\t').count();
-            args.first().map_or(8, width).saturating_mul(tabs)
-        }
-        _ => 0,
-    };
-    state.consume_fuel(made as u64 / 64)
-}
-
-fn width(value: &Value) -> usize {
-    value
-        .as_i64()
-        .map_or(0, |n| usize::try_from(n).unwrap_or(0))
-}
-
-/// The largest whole number that a text spells.
-fn largest_number(text: &str) -> usize {
-    let digits = text.split(|c: char| !c.is_ascii_digit());
-    let numbers = digits.filter(|d| !d.is_empty());
-    let value = |d: &str| d.parse().unwrap_or(usize::MAX);
-    numbers.map(value).max().unwrap_or(0)
-}
-
-/// As Python's `str.title`: a capital after whatever is no letter.
-fn title(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut inside = false;
-    for c in text.chars() {
-        if inside {
-            out.extend(c.to_lowercase());
-        } else {
-            out.extend(c.to_uppercase());
-        }
-        inside = c.is_alphabetic();
-    }
-    out
-}
-
 /// `{% generation %}` marks the assistant's text for `transformers` and renders nothing itself. It
 /// becomes a condition that always holds, which keeps the whitespace rules of a tag.
 fn without_generation_tags(source: &str) -> String {
@@ -452,17 +288,6 @@ fn without_generation_tags(source: &str) -> String {
         format!("{{%{} {body} {}%}}", &found[1], &found[3])
     };
     TAG.replace_all(source, tag).into_owned()
-}
-
-/// Jinja's `join`, which charges for the texts of the list as well as for those between them: a
-/// list repeats its items for nothing.
-fn join(state: &mut State, items: &Value, rest: Rest<Value>) -> Result<Value, Error> {
-    for item in items.try_iter().into_iter().flatten() {
-        let length = item.as_str().map_or(32, str::len);
-        state.consume_fuel(1 + length as u64 / 64)?;
-    }
-    let args: Vec<Value> = std::iter::once(items.clone()).chain(rest.0).collect();
-    Value::from_function(minijinja::filters::join).call(state, &args)
 }
 
 fn raise_exception(message: String) -> Result<Value, Error> {

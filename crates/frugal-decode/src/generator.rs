@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use frugal_nn::{ActiveAdapters, AdapterSet, Backbone, ModelError, StateOptions};
 
-use crate::generate::{FinishReason, GenerateConfig};
+use crate::config::{FinishReason, GenerateConfig};
 use crate::{DecodeError, Sampler, SamplerConfig, SequenceId, Session};
 
 /// How much is computed at once.

@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::sync::Arc;
 
 use frugal_nn::state::{SequenceState, bytes_held};
@@ -13,16 +12,7 @@ use frugal_nn::{
 
 use crate::DecodeError;
 use crate::batch::{Member, batches};
-
-/// Names a sequence of a [`Session`]; never given twice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SequenceId(u64);
-
-impl fmt::Display for SequenceId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)
-    }
-}
+use crate::id::SequenceId;
 
 /// Sequences on one model, each with the adapters that it was begun with. They join and leave at any
 /// time, and what was computed for their tokens is kept.

@@ -5,6 +5,7 @@ mod classify;
 mod options;
 mod row;
 mod show;
+mod task;
 mod tokenized;
 
 use std::path::PathBuf;
@@ -18,29 +19,8 @@ pub use options::EncodeOptions;
 pub use row::RowError;
 use row::{Row, or_more};
 pub use show::show;
+pub use task::Task;
 pub use tokenized::{IGNORE_INDEX, Target, Tokenized};
-
-/// What the model learns from an example.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Task<'a> {
-    /// To predict the next token.
-    CausalLm,
-    /// To tell the class of a text.
-    SequenceClassification {
-        /// Names of the classes; the target is a position in this list.
-        labels: &'a [String],
-    },
-    /// To tell which labels a text has.
-    MultiLabelClassification {
-        /// Names of the labels; the targets are positions in this list.
-        labels: &'a [String],
-    },
-    /// To give numbers for a text.
-    Regression {
-        /// How many.
-        outputs: usize,
-    },
-}
 
 /// A data set, ready for batches.
 #[derive(Clone, Debug, PartialEq)]

@@ -12,10 +12,13 @@ use std::time::{Duration, Instant};
 use minijinja::value::{Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State};
 
+use super::error::TemplateError;
 use super::nesting::{self, after_text, tag, word_end};
-use super::{FUEL, TemplateError};
 use crate::events::current_rss_bytes;
 
+/// Steps that one rendering may take, as the engine counts them: instructions, and the bytes that
+/// are made, 64 to a step. Long conversations with tools take some ten thousand.
+pub(super) const FUEL: u64 = 2_000_000;
 /// Name of [`bounded`] in templates.
 const FUNCTION: &str = "__bounded";
 /// Most parts of a value, counted wherever they are held, with a part for every 64 bytes of text.
@@ -143,8 +146,8 @@ fn is_namespace(value: &Value) -> bool {
 /// much of little charge for, and what [`guarded`] sources call.
 pub fn bound(environment: &mut Environment<'static>) {
     environment.set_fuel(Some(FUEL));
-    environment.set_unknown_method_callback(super::python_method);
-    environment.add_filter("join", super::join);
+    environment.set_unknown_method_callback(super::python::python_method);
+    environment.add_filter("join", super::python::join);
     environment.add_function(FUNCTION, bounded);
 }
 

@@ -1,7 +1,7 @@
 //! How deep a template nests, before it is compiled: the compiler recurses into what it parses, and
 //! a hundred thousand operators in a row would end the program instead of the rendering.
 
-use super::TemplateError;
+use super::error::TemplateError;
 
 /// Operators in one tag, or brackets around each other. Templates in use have a few dozen.
 const LIMIT: usize = 500;

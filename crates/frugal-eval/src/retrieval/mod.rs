@@ -23,6 +23,7 @@ mod beir;
 mod compare;
 mod error;
 mod evaluate;
+mod line;
 mod measure;
 mod qrels;
 mod run;

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::StateError;
+use super::error::StateError;
 use super::layer::LayerState;
 
 /// What all layers remember of one sequence. Clones have in common what they share, and copy of it

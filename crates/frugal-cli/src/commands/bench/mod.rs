@@ -56,9 +56,6 @@ Runs of `frugal pretrain`, `frugal tune` and evaluations of models as they are, 
 utilisation, latency, throughput, power and compression of each, raw and on one scale. Runs are
 sampled 20 times a second; an interrupted run begins anew.";
 
-/// What is said when the user asks to stop.
-const STOPPING: &str = "stopping this run with a checkpoint; press Ctrl-C again to end at once";
-
 /// Run a suite under one budget and compare what comes of it
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -140,7 +137,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     if flags.dry_run {
         return Ok(dry_run(&request.plan()?));
     }
-    let stop = interrupt::flag(STOPPING);
+    let stop = interrupt::flag(process::STOPPING);
     let mut progress = QueueProgress::new(flags.output);
     let mut queue = Queue {
         runner: &mut Processes,

@@ -17,9 +17,12 @@ use frugal_core::fs::write_atomic;
 use frugal_eval::efficiency::{EFFICIENCY_FILE, Efficiency, GENERATION_FILE, PowerModel, watch};
 use frugal_eval::report::{RECORD_FILE, RunRecord};
 
-use super::STOPPING;
 use crate::args::END_WITH_STDIN;
 use crate::ui::interrupt;
+
+/// What is said when the user asks to stop.
+pub(super) const STOPPING: &str =
+    "stopping this run with a checkpoint; press Ctrl-C again to end at once";
 
 /// Between two looks whether the user asked to stop.
 const LOOK: Duration = Duration::from_millis(50);
