@@ -6,7 +6,7 @@ use std::path::Path;
 use frugal_core::fs::write_atomic_with;
 
 use super::error::RetrievalError;
-use super::run::check_id;
+use super::line::{check_id, is_comment};
 
 /// Grades of documents for queries. Identifiers are strings: `007` is not `7`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -188,11 +188,6 @@ impl Reader {
             }),
         }
     }
-}
-
-/// Whether a line says nothing. An identifier may begin with `#`, so a space has to follow it.
-pub(super) fn is_comment(line: &str) -> bool {
-    line.trim().is_empty() || line.starts_with("# ") || line.trim() == "#"
 }
 
 fn is_header(line: &Judgement) -> bool {

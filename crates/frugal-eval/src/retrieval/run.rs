@@ -7,7 +7,7 @@ use std::path::Path;
 use frugal_core::fs::write_atomic_with;
 
 use super::error::RetrievalError;
-use super::qrels::is_comment;
+use super::line::{check_id, is_comment};
 
 /// A document that was found.
 #[derive(Clone, Debug, PartialEq)]
@@ -190,11 +190,4 @@ fn order(a: &Hit, b: &Hit) -> Ordering {
         false => by_score,
     };
     by_score.then_with(|| b.id.as_bytes().cmp(a.id.as_bytes()))
-}
-
-pub(super) fn check_id(id: &str) -> Result<(), RetrievalError> {
-    match id.is_empty() || id.contains(char::is_whitespace) {
-        false => Ok(()),
-        true => Err(RetrievalError::Identifier { id: id.into() }),
-    }
 }
