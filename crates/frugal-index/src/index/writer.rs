@@ -45,6 +45,8 @@ impl Writer {
         let lock = FolderLock::acquire(folder)?;
         let snapshot = Snapshot::open(folder)?;
         let text = writer(&snapshot)?;
+        // What a killed writer left has names that this one would use again.
+        guarded(folder, || text.garbage_collect_files().wait())?;
         let writer = Self {
             vectors: builder(&snapshot.state)?,
             next_key: snapshot.state.next_key,

@@ -92,7 +92,7 @@ impl VectorIndex {
         allowed: &(impl Fn(usize) -> bool + Sync),
     ) -> Result<Vec<TopK<u32>>, VectorError> {
         let keep = match self.encoding() {
-            Encoding::Binary => k.saturating_mul(10).saturating_add(100),
+            Encoding::Binary => k.saturating_mul(20).saturating_add(200),
             _ => k.saturating_add(k / 2).saturating_add(16),
         };
         let count = queries.len() / self.dimension();

@@ -110,7 +110,7 @@ fn narrow_encodings_find_nearly_the_same() {
     for (encoding, least) in [
         (Encoding::F16, 0.99),
         (Encoding::Int8, 0.95),
-        (Encoding::Binary, 0.85),
+        (Encoding::Binary, 0.8),
     ] {
         let narrow = index(dir.path(), &vectors, dimension, Metric::Cosine, encoding);
         let found = narrow.search(&queries, k).unwrap();

@@ -162,7 +162,7 @@ fn after_kill_at_ten_random_moments_the_last_commit_is_there() {
         arguments(&mut command);
         let mut child = start(&folder, command);
         // The first one may end while the index is created.
-        let most = if round == 0 { 30 } else { 400 };
+        let most = if round == 0 { 30 } else { 1500 };
         std::thread::sleep(Duration::from_millis(rng.random_range(10..most)));
         child.kill().unwrap();
         child.wait().unwrap();
