@@ -19,9 +19,11 @@ pub const VARIABLE: &str = "FRUGAL_LOG";
 /// Reads `debug`, or `frugal_train=debug,frugal_decode=info`.
 pub fn filter(text: &str) -> Result<Targets, String> {
     let fits = |part: &str| match part.split_once('=') {
-        None => part.parse::<LevelFilter>().is_ok(),
+        None => !part.is_empty() && part.parse::<LevelFilter>().is_ok(),
         Some((target, level)) => {
-            target.starts_with("frugal") && level.parse::<LevelFilter>().is_ok()
+            target.starts_with("frugal")
+                && !level.is_empty()
+                && level.parse::<LevelFilter>().is_ok()
         }
     };
     if let Some(wrong) = text.split(',').find(|part| !fits(part.trim())) {

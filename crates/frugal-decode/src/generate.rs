@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::config::{FinishReason, GenerateConfig};
-use crate::{DecodeError, Generator, GeneratorOptions, SamplerConfig, SequenceId, SequenceOptions};
+use crate::{DecodeError, Generator, GeneratorOptions, SequenceId, SequenceOptions};
 use frugal_nn::{
     ActiveAdapters, AdaptError, AdapterSet, Backbone, Mode, SequenceLayout, StateOptions, named_rng,
 };
@@ -185,13 +185,13 @@ mod tests {
     ) -> Vec<Vec<u32>> {
         let config = GenerateConfig {
             max_tokens: 20,
-            sampler: SamplerConfig {
+            sampler: crate::SamplerConfig {
                 temperature,
-                ..SamplerConfig::default()
+                ..crate::SamplerConfig::default()
             },
             eos_token_ids: Vec::new(),
             seed: 3,
-            cache_type: CacheType::F32,
+            cache_type: crate::CacheType::F32,
         };
         let found = generate(
             backbone,

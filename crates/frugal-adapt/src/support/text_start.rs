@@ -221,7 +221,9 @@ mod tests {
     #[test]
     fn a_fitted_layer_gives_the_rows() {
         let wave = |n: usize, phase: f32| -> Vec<f32> {
-            (0..n).map(|i| (1.7 * i as f32 + phase).sin()).collect()
+            (0..n)
+                .map(|i| (1.7 * (i * i) as f32 + phase).sin())
+                .collect()
         };
         let (rows, h, d) = (3, 5, 4);
         let (x, y) = (wave(rows * h, 0.3), wave(rows * d, 2.0));

@@ -239,7 +239,7 @@ fn what_was_killed_while_it_wrote_does_not_block_the_next_try() {
     let at = |path: &str| folder.path().join(path);
     run(
         folder.path(),
-        &format!("tune --data sms-spam {SMALL} --max-steps 1 --quiet --out a"),
+        &format!("tune --data sms-spam {SMALL} --max-steps 3 --quiet --out a"),
     )
     .ok();
     let commands = [

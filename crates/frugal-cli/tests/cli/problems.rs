@@ -59,7 +59,7 @@ fn several_labels_are_learned_measured_predicted_and_merged() {
     assert!(
         fs::read_to_string(at("run/report.html"))
             .unwrap()
-            .contains("micro_f1")
+            .contains("Micro F1")
     );
 
     let found = lines(

@@ -101,7 +101,7 @@ mod tests {
         ))
         .unwrap();
         let cases: Vec<Case> = serde_json::from_value(file["cases"].clone()).unwrap();
-        assert_eq!(cases.len(), 6);
+        assert_eq!(cases.len(), 5);
         let close = |a: f64, b: f64| assert!((a - b).abs() < 1e-12, "{a} instead of {b}");
         for case in cases {
             let labels: Vec<String> = (0..case.f1.len()).map(|i| i.to_string()).collect();

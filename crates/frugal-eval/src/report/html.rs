@@ -477,7 +477,7 @@ mod tests {
             "Macro F1",
             // 216 of 436 examples of the test part belong to the commonest class of training.
             "<th class=\"n\">Majority class</th><th class=\"n\">Chance</th><th class=\"n\">Untrained</th>",
-            "<td class=\"n\">0.4954</td><td class=\"n\">0.5000</td><td class=\"n\">0.5206</td>",
+            "<td class=\"n\" data-label=\"Majority class\">0.4954</td><td class=\"n\" data-label=\"Chance\">0.5000</td><td class=\"n\" data-label=\"Untrained\">0.5206</td>",
             "<th scope=\"row\">negative</th><td class=\"n right\">196</td><td class=\"n\">20</td>",
             "Peak of the schedule 2e-4",
             "0.8910",
@@ -560,8 +560,14 @@ mod tests {
 
     #[test]
     fn a_loss_that_falls_is_an_improvement() {
-        assert!(change("eval_loss", Some(&2.0), Some(&1.5)).contains("better\">\u{2212}0.5000"));
-        assert!(change("accuracy", Some(&0.9), Some(&0.8)).contains("worse\">\u{2212}0.1000"));
+        assert!(
+            change("eval_loss", Some(&2.0), Some(&1.5))
+                .contains("better\" data-label=\"Change\">\u{2212}0.5000")
+        );
+        assert!(
+            change("accuracy", Some(&0.9), Some(&0.8))
+                .contains("worse\" data-label=\"Change\">\u{2212}0.1000")
+        );
         assert!(change("accuracy", Some(&0.9), Some(&0.9)).contains("\u{b1}0.0000"));
     }
 

@@ -139,8 +139,13 @@ fn examples() -> Vec<Tokenized> {
 
 /// The method's own rate, raised for models without any training.
 fn config(method: &Method) -> TrainConfig {
-    // High rates bear less of it.
+    // High rates bear less of it, and so do methods that multiply the rate of a part.
     let lr = (40.0 * method.default_lr).min((16.0 * method.default_lr).clamp(0.04, 0.1));
+    let lr = if method.name == "lora-plus" {
+        lr / 8.0
+    } else {
+        lr
+    };
     TrainConfig {
         lr,
         batch_size: 4,

@@ -256,7 +256,7 @@ fn mixed_batches(mut case: Case) -> Result<Case, String> {
         "hidden states with it in a mixed batch",
         with,
         &alone[..split],
-        1e-5,
+        5e-5,
     )?;
     close(
         "hidden states beside it in a mixed batch",

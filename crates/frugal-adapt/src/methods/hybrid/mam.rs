@@ -237,6 +237,8 @@ impl Adapter for Mam {
     fn peft_config(&self) -> Map<String, Value> {
         let mut config = own_files::all_to_file("MAM", &self.config);
         config.insert("inference_mode".into(), true.into());
+        // It says how values begin; the file has them.
+        config.remove("init_text");
         config
     }
 

@@ -434,7 +434,10 @@ impl Adapter for UniPelt {
     }
 
     fn peft_config(&self) -> Map<String, Value> {
-        own_files::all_to_file("UNIPELT", &self.config)
+        let mut config = own_files::all_to_file("UNIPELT", &self.config);
+        // It says how values begin; the file has them.
+        config.remove("init_text");
+        config
     }
 
     fn weight_delta(&self, _base: &Linear) -> Result<Option<Tensor<2>>, AdaptError> {
