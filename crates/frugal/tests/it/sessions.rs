@@ -153,10 +153,13 @@ fn a_cropped_sequence_goes_on_as_a_fresh_one_or_says_that_it_cannot() {
             append(&mut session, id, &[&PROMPT]);
             append(&mut session, id, &ANOTHER);
             session.crop(id, PROMPT.len()).unwrap();
-            assert!(
-                append(&mut session, id, &ONE_WAY) == expected[1..],
-                "{name}, {choice:?}"
-            );
+            let found = append(&mut session, id, &ONE_WAY);
+            // What is computed anew at once is summed in another order than token by token.
+            let allowed = if name == "phi3" { 1e-4 } else { 0.0 };
+            for (found, expected) in found.iter().zip(&expected[1..]) {
+                let worst = max_difference(found, expected);
+                assert!(worst <= allowed, "{name}, {choice:?}: {worst:e}");
+            }
             let mut session = setup.session(0);
             let id = session.add(choice.clone()).unwrap();
             append(&mut session, id, &[&PROMPT]);
