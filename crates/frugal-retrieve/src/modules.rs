@@ -40,7 +40,7 @@ pub enum Activation {
 }
 
 /// What comes behind the transformer, and how texts are given to it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Modules {
     /// Pooling.
     pub pooling: SentencePooling,
@@ -58,21 +58,6 @@ pub struct Modules {
     pub default_prompt_name: Option<String>,
     /// Whether the folder says all this, or it is what sentence-transformers assumes.
     pub found: bool,
-}
-
-impl Default for Modules {
-    fn default() -> Self {
-        Self {
-            pooling: SentencePooling::default(),
-            dense: Vec::new(),
-            normalize: false,
-            max_seq_length: None,
-            do_lower_case: false,
-            prompts: BTreeMap::new(),
-            default_prompt_name: None,
-            found: false,
-        }
-    }
 }
 
 fn wrong(path: &Path, reason: impl Into<String>) -> RetrieveError {
