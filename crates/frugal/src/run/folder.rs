@@ -84,7 +84,14 @@ pub(super) fn claim_free(name: &Path, config_file: &'static str) -> Result<Claim
     for out in std::iter::once(name.to_owned()).chain(numbered) {
         match claim(&out, config_file, false) {
             Err(RunError::OutputExists { .. } | RunError::Lock(LockError::Held { .. })) => {}
-            other => return other,
+            Ok(mut claim) => {
+                // The name is ours: an empty folder of it is that of another who was too late.
+                if !claim.made.contains(&out) {
+                    claim.made.insert(0, out);
+                }
+                return Ok(claim);
+            }
+            Err(error) => return Err(error),
         }
     }
     unreachable!("there is always a next number")
