@@ -265,7 +265,8 @@ fn what_was_killed_while_it_wrote_does_not_block_the_next_try() {
                 .map(|e| {
                     (
                         e.file_name().to_string_lossy().into_owned(),
-                        fs::read(e.path()).unwrap(),
+                        // A folder in which something is being written has no bytes.
+                        fs::read(e.path()).unwrap_or_default(),
                     )
                 })
                 .collect();
@@ -287,7 +288,7 @@ fn what_was_killed_while_it_wrote_does_not_block_the_next_try() {
             let _ = child.kill();
             let done = child.wait().unwrap().success();
             // It may have been killed after all was written.
-            if !done && !at(out).exists() {
+            if !done && !(at(out).exists() && read(&at(out)) == whole) {
                 run(folder.path(), words).ok();
             }
             assert!(read(&at(out)) == whole, "{words}, killed after {round}/6");
