@@ -288,7 +288,8 @@ fn what_was_killed_while_it_wrote_does_not_block_the_next_try() {
             let _ = child.kill();
             let done = child.wait().unwrap().success();
             // It may have been killed after all was written.
-            if !done && !(at(out).exists() && read(&at(out)) == whole) {
+            let is_whole = at(out).exists() && read(&at(out)) == whole;
+            if !done && !is_whole {
                 run(folder.path(), words).ok();
             }
             assert!(read(&at(out)) == whole, "{words}, killed after {round}/6");
