@@ -1,5 +1,6 @@
 //! Whole runs on the tiny models of the fixtures.
 
+mod eight_bits;
 mod learning;
 mod objectives;
 mod optimizers;
