@@ -35,6 +35,7 @@ mod scores;
 mod scoring;
 mod spelling;
 mod start;
+pub mod study;
 mod tune;
 
 pub use base::base_warning;

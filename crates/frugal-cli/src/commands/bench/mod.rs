@@ -6,6 +6,7 @@ mod outcome;
 mod pretrain;
 mod process;
 mod progress;
+mod study;
 mod sweep;
 
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ use clap::Subcommand;
 use frugal::run::bench::{
     BenchKind, BenchRequest, BuiltinSuite, PlannedRun, Queue, open_suite, suite_title,
 };
+use frugal::run::study::StudyKind;
 use frugal_eval::suite::Suite;
 use serde_json::json;
 
@@ -74,6 +76,10 @@ enum What {
     /// Find the best learning rate and batch of small models and the law that they follow
     #[command(after_help = PRETRAIN)]
     Pretrain(Flags),
+    /// Experiments on published systems that find and rank
+    Retrieve(study::Args),
+    /// Experiments on published systems that answer from what was found
+    Rag(study::Args),
 }
 
 /// Which runs, where, and what is swept.
@@ -122,6 +128,8 @@ pub fn run(args: &Args) -> Result<Outcome> {
         What::Adapt(adapt) => (BenchKind::Adapt, &adapt.flags),
         What::Efficiency(flags) => (BenchKind::Efficiency, flags),
         What::Pretrain(flags) => (BenchKind::Pretrain, flags),
+        What::Retrieve(args) => return study::run(StudyKind::Retrieve, args),
+        What::Rag(args) => return study::run(StudyKind::Rag, args),
     };
     let Some(name) = flags.suite.as_ref().filter(|_| !flags.list) else {
         return list(kind, flags.output);
