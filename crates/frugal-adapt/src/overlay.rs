@@ -8,9 +8,10 @@ use std::collections::BTreeMap;
 use burn::prelude::*;
 use frugal_nn::seam::derived_cache::DerivedCache;
 use frugal_nn::{
-    AdaptError, Adapter, BlockAction, BuildContext, Embedding, Frozen, GradientSum, KeyValue,
-    Linear, LinearChange, MergedLinear, Mode, Norm, NormChange, Parameter, Pass, Rows,
-    SequenceLayout, SiteId, SiteKind, SiteTable, StepContext, SubLayer, SubLayerIo, Weight, to_vec,
+    AdaptError, Adapter, AttentionControl, AttentionScores, BlockAction, BuildContext, Embedding,
+    Frozen, GradientSum, KeyValue, Linear, LinearChange, MergedLinear, Mode, Norm, NormChange,
+    Parameter, Pass, Rows, SequenceLayout, SiteId, SiteKind, SiteTable, StepContext, SubLayer,
+    SubLayerIo, Weight, to_vec,
 };
 use serde_json::{Map, Value};
 
@@ -321,6 +322,17 @@ impl Pass for OverlayPass<'_> {
 
     fn prefix_length(&self) -> usize {
         self.inner.prefix_length()
+    }
+
+    fn attention(
+        &mut self,
+        layout: &SequenceLayout,
+    ) -> Result<Option<AttentionControl>, frugal_nn::ModelError> {
+        self.inner.attention(layout)
+    }
+
+    fn attention_scores(&mut self, scores: AttentionScores) {
+        self.inner.attention_scores(scores);
     }
 
     fn before_sub_layer(&mut self, layer: usize, kind: SubLayer, input: &Tensor<2>) {

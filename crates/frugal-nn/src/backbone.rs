@@ -9,6 +9,7 @@ use serde_json::Value;
 use crate::error::ModelError;
 use crate::layers::{Embedding, Linear, Norm};
 use crate::layout::{Input, SequenceLayout};
+use crate::seam::attention::AttentionControl;
 use crate::seam::hooks::{Pass, Rows};
 use crate::site::SiteTable;
 use crate::state::{DecodeState, LayerState, StateOptions};
@@ -135,6 +136,8 @@ pub struct BlockState {
     pub layout: SequenceLayout,
     /// Rotary positions by kind of block; empty for learned positions.
     pub rotary: Vec<RotaryTable>,
+    /// What the pass wants of attention.
+    pub attention: Option<Arc<AttentionControl>>,
 }
 
 /// A frozen model. It lives on the plain device and never enters the gradient graph; adapters meet

@@ -27,6 +27,12 @@ pub enum ModelError {
         /// Why, and what would work.
         reason: String,
     },
+    /// A control of attention that does not fit the batch, or that this kind of model has no place for.
+    #[error("attention cannot be controlled this way: {reason}")]
+    Attention {
+        /// Why, and what would work.
+        reason: String,
+    },
     /// No backbone for this architecture.
     #[error("{source_name}: model_type `{model_type}` is not supported; supported: {supported}")]
     Architecture {

@@ -75,6 +75,15 @@ pub enum RetrieveError {
         /// Its folder.
         folder: PathBuf,
     },
+    /// Pairwise ranking that cannot be asked for this way.
+    #[error("pairwise ranking: {0}")]
+    Prp(String),
+    /// In-context ranking that cannot be done this way.
+    #[error("in-context ranking: {0}")]
+    BlockRank(String),
+    /// Generation.
+    #[error(transparent)]
+    Decode(#[from] frugal_decode::DecodeError),
     /// Index or corpus.
     #[error(transparent)]
     Index(#[from] IndexError),

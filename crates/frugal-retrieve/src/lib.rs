@@ -3,12 +3,14 @@
 #![forbid(unsafe_code)]
 #![recursion_limit = "256"]
 
+pub mod blockrank;
 mod chunk;
 mod collection;
 mod encoder;
 mod error;
 mod modules;
 mod pooling;
+pub mod prp;
 mod vectors;
 
 pub use chunk::{ChunkOptions, chunks, document_of};

@@ -8,8 +8,8 @@
 use burn::prelude::*;
 use burn::tensor::TensorData;
 use frugal_nn::{
-    BlockAction, Embedding, KeyValue, Linear, LinearChange, Norm, NormChange, Pass, Rows,
-    SequenceLayout, SubLayer, SubLayerIo, named_rng,
+    AttentionControl, AttentionScores, BlockAction, Embedding, KeyValue, Linear, LinearChange,
+    Norm, NormChange, Pass, Rows, SequenceLayout, SubLayer, SubLayerIo, named_rng,
 };
 use rand::Rng;
 
@@ -86,6 +86,17 @@ impl Pass for NoisyPass<'_> {
 
     fn prefix_length(&self) -> usize {
         self.inner.prefix_length()
+    }
+
+    fn attention(
+        &mut self,
+        layout: &SequenceLayout,
+    ) -> Result<Option<AttentionControl>, frugal_nn::ModelError> {
+        self.inner.attention(layout)
+    }
+
+    fn attention_scores(&mut self, scores: AttentionScores) {
+        self.inner.attention_scores(scores);
     }
 
     fn before_sub_layer(&mut self, layer: usize, kind: SubLayer, input: &Tensor<2>) {

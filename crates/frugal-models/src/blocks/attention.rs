@@ -4,9 +4,10 @@ use burn::prelude::*;
 use frugal_kernels::AttentionSpec;
 use frugal_nn::layout::SequenceLayout;
 use frugal_nn::state::{DecodeState, LayerState};
-use frugal_nn::{Frozen, KeyValue, ModelError, Pass, RotaryTable, select_rows};
+use frugal_nn::{AttentionControl, Frozen, KeyValue, ModelError, Pass, RotaryTable, select_rows};
 
 use crate::architecture::ModelConfig;
+use crate::blocks::controlled::attend_controlled;
 
 /// How the tokens of a block look at each other.
 pub trait SelfAttention: Send + Sync {
@@ -41,6 +42,11 @@ pub trait SelfAttention: Send + Sync {
     fn takes_prefix(&self) -> bool {
         false
     }
+    /// Whether a method may say how tokens see each other: all that it computes of them goes
+    /// through [`attend`].
+    fn takes_control(&self) -> bool {
+        false
+    }
 }
 
 /// Where an attention call happens.
@@ -61,6 +67,8 @@ pub struct Attend<'a> {
     pub softcap: Option<f32>,
     /// Whether the values are the keys, so that a cache need hold them once only.
     pub values_are_keys: bool,
+    /// What the pass wants of attention.
+    pub control: Option<&'a AttentionControl>,
 }
 
 impl<'a> Attend<'a> {
@@ -86,6 +94,7 @@ impl<'a> Attend<'a> {
             scale: (1.0 / (config.head_dim as f64).sqrt()) as f32,
             softcap: None,
             values_are_keys: false,
+            control: None,
         }
     }
 }
@@ -114,6 +123,9 @@ pub fn attend(
         cu_k: boundaries.clone(),
         softcap: at.softcap,
     };
+    if let Some(control) = at.control {
+        return attend_controlled(at.layer, at.layout, control, [q, k, v], spec, pass);
+    }
     let prefix = pass.key_value(at.layer);
     if prefix.is_none() && cache.is_none() {
         return frugal_kernels::attention(q, k, v, &spec);

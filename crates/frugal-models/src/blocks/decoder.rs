@@ -8,13 +8,13 @@ use std::sync::Arc;
 
 use burn::prelude::*;
 use frugal_nn::layers::{Embedding, Linear, Norm};
-use frugal_nn::layout::Input;
+use frugal_nn::layout::{Input, SequenceLayout};
 use frugal_nn::rows::drop_prepended;
 use frugal_nn::site::SiteTable;
 use frugal_nn::state::{DecodeState, StateOptions};
 use frugal_nn::{
-    Backbone, BackboneInfo, BlockAction, BlockState, Frozen, ModelError, Pass, SiteInfo, SubLayer,
-    SubLayerIo,
+    AttentionControl, Backbone, BackboneInfo, BlockAction, BlockState, Frozen, ModelError, Pass,
+    SiteInfo, SubLayer, SubLayerIo,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -22,6 +22,7 @@ use serde_json::Value;
 use crate::architecture::ModelConfig;
 use crate::blocks::attention::{Attend, SelfAttention};
 use crate::blocks::checks::{check_range, look_up};
+use crate::blocks::controlled::{check_window, refuse_control};
 use crate::blocks::gated_mlp::FeedForward;
 use crate::blocks::sites::Sites;
 use crate::keys::bad;
@@ -267,6 +268,33 @@ impl Decoder {
         })
     }
 
+    /// What the pass wants of attention, which must fit the batch and the model.
+    fn control(
+        &self,
+        layout: &SequenceLayout,
+        pass: &mut dyn Pass,
+    ) -> Result<Option<Arc<AttentionControl>>, ModelError> {
+        if !self.blocks.iter().all(|b| b.attention.takes_control()) {
+            return refuse_control(self.config.model_type(), layout, pass).map(|()| None);
+        }
+        let Some(control) = pass.attention(layout)? else {
+            return Ok(None);
+        };
+        let refused = |reason| ModelError::Attention { reason };
+        if pass.prefix_length() > 0 {
+            return Err(refused(
+                "the adapter puts keys and values in front of each sequence".into(),
+            ));
+        }
+        control
+            .check(layout, self.config.num_attention_heads, self.blocks.len())
+            .map_err(refused)?;
+        if self.blocks.iter().any(|block| block.sliding) {
+            check_window(&control, self.spec.sliding_window, layout)?;
+        }
+        Ok(Some(Arc::new(control)))
+    }
+
     fn block(
         &self,
         layer: usize,
@@ -285,6 +313,7 @@ impl Decoder {
             window: spec.sliding_window.filter(|_| block.sliding),
             scale: spec.attention_scale as f32,
             softcap: spec.attn_logit_softcapping.map(|cap| cap as f32),
+            control: state.attention.as_deref(),
             ..Attend::new(&self.config, &state.layout, layer, !spec.bidirectional)
         };
 
@@ -358,6 +387,10 @@ impl Backbone for Decoder {
         self.check_prefix(pass)?;
         let mut layout = input.layout.clone();
         let hidden_states = pass.embed(x, &mut layout);
+        let attention = self.control(&layout, pass)?;
+        if let Some(ids) = attention.as_ref().and_then(|a| a.position_ids.as_ref()) {
+            layout.position_ids.clone_from(ids);
+        }
         let (offset, positions) = (pass.prefix_length() as u32, c.max_position_embeddings);
         let table =
             |rope| rotary_table(rope, spec.rotated, positions, &layout, offset, &self.device);
@@ -368,6 +401,7 @@ impl Backbone for Decoder {
                 .map(table)
                 .collect(),
             layout,
+            attention,
         })
     }
 
@@ -382,6 +416,11 @@ impl Backbone for Decoder {
         if cache.is_some() && self.spec.bidirectional {
             return Err(ModelError::NotCausal {
                 model_type: self.config.model_type(),
+            });
+        }
+        if cache.is_some() && state.attention.is_some() {
+            return Err(ModelError::Attention {
+                reason: "what was computed under it cannot be kept for later tokens".into(),
             });
         }
         if let Some(cache) = &cache {

@@ -118,6 +118,10 @@ impl SelfAttention for GroupedQueryAttention {
     fn takes_prefix(&self) -> bool {
         true
     }
+
+    fn takes_control(&self) -> bool {
+        true
+    }
 }
 
 /// Applies `f` to single heads: `[tokens, heads * head_dim]` viewed as

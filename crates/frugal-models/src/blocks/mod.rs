@@ -2,6 +2,7 @@
 
 pub mod attention;
 pub mod checks;
+pub mod controlled;
 pub mod decoder;
 pub mod gated_mlp;
 pub mod gqa;

@@ -23,6 +23,7 @@ use crate::activation::Activation;
 use crate::architecture::{Architecture, Cost, Family, KeyTable, ModelConfig};
 use crate::blocks::attention::{Attend, attend};
 use crate::blocks::checks::{activate, check_positions, check_range, look_up};
+use crate::blocks::controlled::refuse_control;
 use crate::blocks::sites::Sites;
 use crate::keys::{self, Size, TokenId};
 use crate::weights::WeightLoader;
@@ -356,6 +357,7 @@ impl Backbone for Encoder {
         let words = look_up(&self.config, &self.word_embeddings, None, input, pass)?;
         let mut layout = input.layout.clone();
         let words = pass.embed(words, &mut layout);
+        refuse_control(self.config.model_type(), &layout, pass)?;
         let first = self.config.first_position() + pass.prefix_length() as u32;
         let positions: Vec<u32> = layout.position_ids.iter().map(|p| p + first).collect();
         check_positions(&self.config, &positions)?;
@@ -367,6 +369,7 @@ impl Backbone for Encoder {
             hidden_states: pass.norm(&self.embedding_norm, x),
             layout,
             rotary: Vec::new(),
+            attention: None,
         })
     }
 

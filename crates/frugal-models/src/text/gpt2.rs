@@ -21,6 +21,7 @@ use crate::activation::Activation;
 use crate::architecture::{Architecture, Cost, Family, KeyTable, ModelConfig};
 use crate::blocks::attention::{Attend, attend};
 use crate::blocks::checks::{activate, check_positions, check_range, look_up};
+use crate::blocks::controlled::refuse_control;
 use crate::blocks::sites::Sites;
 use crate::keys::{self, Size, TokenId};
 use crate::weights::WeightLoader;
@@ -312,6 +313,7 @@ impl Backbone for Gpt2 {
         let rows = look_up(&self.config, &self.wte, None, input, pass)?;
         let mut layout = input.layout.clone();
         let rows = pass.embed(rows, &mut layout);
+        refuse_control(self.config.model_type(), &layout, pass)?;
         let offset = pass.prefix_length() as u32;
         let positions: Vec<u32> = layout.position_ids.iter().map(|p| p + offset).collect();
         check_positions(&self.config, &positions)?;
@@ -319,6 +321,7 @@ impl Backbone for Gpt2 {
             hidden_states: rows + pass.embedding(&self.wpe, &positions),
             layout,
             rotary: Vec::new(),
+            attention: None,
         })
     }
 

@@ -269,6 +269,10 @@ impl SelfAttention for FusedAttention {
     fn takes_prefix(&self) -> bool {
         true
     }
+
+    fn takes_control(&self) -> bool {
+        true
+    }
 }
 
 /// The first part of each head rotated, the rest as it is.

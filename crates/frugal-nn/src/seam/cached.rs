@@ -5,6 +5,7 @@ use burn::prelude::*;
 use crate::layers::{Embedding, Linear, Norm, lookup};
 use crate::layout::SequenceLayout;
 use crate::seam::adapter::{Adapter, MergedLinear};
+use crate::seam::attention::{AttentionControl, AttentionScores};
 use crate::seam::derived_cache::DerivedCache;
 use crate::seam::hooks::{
     BlockAction, KeyValue, LinearChange, NormChange, Pass, Rows, SubLayer, SubLayerIo,
@@ -124,6 +125,17 @@ impl Pass for CachedPass<'_> {
 
     fn prefix_length(&self) -> usize {
         self.inner.prefix_length()
+    }
+
+    fn attention(
+        &mut self,
+        layout: &SequenceLayout,
+    ) -> Result<Option<AttentionControl>, crate::error::ModelError> {
+        self.inner.attention(layout)
+    }
+
+    fn attention_scores(&mut self, scores: AttentionScores) {
+        self.inner.attention_scores(scores);
     }
 
     fn before_sub_layer(&mut self, layer: usize, kind: SubLayer, input: &Tensor<2>) {

@@ -12,6 +12,7 @@ use burn::prelude::*;
 use crate::error::ModelError;
 use crate::layers::{Embedding, Linear, Norm};
 use crate::layout::SequenceLayout;
+use crate::seam::attention::{AttentionControl, AttentionScores};
 
 /// One of the two sub-layers of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -226,6 +227,21 @@ pub trait Pass {
     fn prefix_length(&self) -> usize {
         0
     }
+
+    /// How the tokens of a batch of this layout see each other, where it is otherwise than the
+    /// architecture has it; asked once, before the first block.
+    ///
+    /// # Errors
+    /// What cannot be combined.
+    fn attention(
+        &mut self,
+        _layout: &SequenceLayout,
+    ) -> Result<Option<AttentionControl>, ModelError> {
+        Ok(None)
+    }
+
+    /// Attention scores that [`AttentionControl::score_rows`] asked for, sequence by sequence.
+    fn attention_scores(&mut self, _scores: AttentionScores) {}
 
     /// Before a sub-layer computes, with what it reads `[tokens, d_model]`.
     fn before_sub_layer(&mut self, _layer: usize, _kind: SubLayer, _input: &Tensor<2>) {}

@@ -1,7 +1,9 @@
 //! The seam: how an adapter meets a frozen backbone.
 
 pub mod adapter;
+pub mod attention;
 pub mod cached;
+pub mod controlled;
 pub mod derived_cache;
 pub mod error;
 pub mod gradients;

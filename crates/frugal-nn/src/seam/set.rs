@@ -5,10 +5,12 @@ use std::ops::Range;
 use burn::prelude::*;
 use frugal_kernels::LowRankRows;
 
+use crate::error::ModelError;
 use crate::heads::Head;
 use crate::layers::{Embedding, Linear, Norm};
 use crate::layout::SequenceLayout;
 use crate::seam::adapter::Adapter;
+use crate::seam::attention::AttentionControl;
 use crate::seam::cached::cached;
 use crate::seam::derived_cache::DerivedCache;
 use crate::seam::error::AdaptError;
@@ -178,6 +180,21 @@ impl AdapterSet {
     }
 }
 
+/// Several adapters cannot each say how the tokens of one batch see each other.
+fn refuse_control<'p, 'a: 'p>(
+    parts: impl Iterator<Item = &'p mut Box<dyn Pass + 'a>>,
+    layout: &SequenceLayout,
+) -> Result<Option<AttentionControl>, ModelError> {
+    for part in parts {
+        if part.attention(layout)?.is_some() {
+            return Err(ModelError::Attention {
+                reason: "an adapter that says how tokens see each other cannot share a pass with other adapters: run its sequences in a batch of their own".into(),
+            });
+        }
+    }
+    Ok(None)
+}
+
 /// `base + Σ wᵢ (adaptedᵢ − base)`.
 ///
 /// Its parts leave positions, prefixes and the order of blocks alone
@@ -249,6 +266,13 @@ impl Pass for CombinedPass<'_> {
         })
     }
 
+    fn attention(
+        &mut self,
+        layout: &SequenceLayout,
+    ) -> Result<Option<AttentionControl>, ModelError> {
+        refuse_control(self.parts.iter_mut().map(|(pass, _)| pass), layout)
+    }
+
     fn before_sub_layer(&mut self, layer: usize, kind: SubLayer, input: &Tensor<2>) {
         for (pass, _) in &mut self.parts {
             pass.before_sub_layer(layer, kind, input);
@@ -281,7 +305,7 @@ impl Pass for CombinedPass<'_> {
         self.parts.iter().any(|(pass, _)| pass.needs_token_rows())
     }
 
-    fn take_error(&mut self) -> Option<crate::error::ModelError> {
+    fn take_error(&mut self) -> Option<ModelError> {
         self.parts
             .iter_mut()
             .find_map(|(pass, _)| pass.take_error())
@@ -443,6 +467,13 @@ impl Pass for PerSequencePass<'_> {
         }
     }
 
+    fn attention(
+        &mut self,
+        layout: &SequenceLayout,
+    ) -> Result<Option<AttentionControl>, ModelError> {
+        refuse_control(self.parts.iter_mut().map(|part| &mut part.pass), layout)
+    }
+
     fn before_sub_layer(&mut self, layer: usize, kind: SubLayer, input: &Tensor<2>) {
         for part in &mut self.parts {
             let input = input.clone().slice(part.tokens.clone());
@@ -485,7 +516,7 @@ impl Pass for PerSequencePass<'_> {
         }
     }
 
-    fn take_error(&mut self) -> Option<crate::error::ModelError> {
+    fn take_error(&mut self) -> Option<ModelError> {
         self.parts
             .iter_mut()
             .find_map(|part| part.pass.take_error())
