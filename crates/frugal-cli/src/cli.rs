@@ -5,9 +5,9 @@ use clap::{Parser, Subcommand};
 use tracing_subscriber::filter::Targets;
 
 use crate::commands::{
-    adapters, bench, chat, completions, doctor, embed, eval, export, generate, index, man, measure,
-    merge, methods, models, plan, predict, pretrain, report, rerank, search, select, tune,
-    validate,
+    adapters, ask, bench, chat, completions, doctor, embed, eval, export, generate, index, man,
+    measure, merge, methods, mine, models, plan, predict, pretrain, report, rerank, search, select,
+    tune, validate,
 };
 
 const STYLES: Styles = Styles::styled()
@@ -58,6 +58,8 @@ pub enum Command {
     Rerank(rerank::Args),
     Index(index::Args),
     Search(search::Args),
+    Ask(ask::Args),
+    Mine(mine::Args),
     Generate(generate::Args),
     Chat(chat::Args),
     Merge(merge::Args),

@@ -12,6 +12,7 @@ pub mod linear_algebra;
 pub mod measurement;
 pub mod optcs;
 pub mod programs;
+pub mod rag;
 pub mod report;
 pub mod retrieval;
 pub mod runtime;

@@ -1,12 +1,27 @@
 //! Long documents in pieces that an encoder reads whole.
 
+use std::ops::Range;
+
 use frugal_index::Document;
 use serde_json::json;
+
+use crate::rag::{Chunker, Splitter, Units};
 
 /// Metadata of a piece: the document that it is of.
 pub const DOCUMENT: &str = "document";
 /// Metadata of a piece: its number, from 0.
 pub const CHUNK: &str = "chunk";
+
+/// Where documents are cut.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ChunkMethod {
+    /// With a paragraph where that leaves a piece at least half full, else with a sentence, else after
+    /// a word.
+    #[default]
+    Boundary,
+    /// As a splitter cuts.
+    Split(Splitter),
+}
 
 /// How documents are cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,38 +30,58 @@ pub struct ChunkOptions {
     pub words: usize,
     /// Words that a piece repeats of the one before it; less than `words`.
     pub overlap: usize,
+    /// Where they are cut.
+    pub method: ChunkMethod,
 }
 
-/// The pieces of a document, in order: the document itself if it has no more than `words` words. A
-/// piece ends with a paragraph where that leaves it at least half full, else with a sentence, else
-/// after a word. Identifiers are the document's with `#` and a number.
+/// The pieces of a document, in order: the document itself where it is one piece. Identifiers are the
+/// document's with `#` and a number.
 pub fn chunks(document: &Document, options: ChunkOptions) -> Vec<Document> {
-    let words = words(&document.text);
     let most = options.words.max(1);
-    if words.len() <= most {
+    let overlap = options.overlap.min(most - 1);
+    let text = &document.text;
+    let pieces = match options.method {
+        ChunkMethod::Boundary => at_boundaries(text, most, overlap),
+        ChunkMethod::Split(splitter) => {
+            let chunker = Chunker::new(splitter, most, overlap);
+            chunker.map_or_else(|_| Vec::new(), |c| c.cut(text, &Units::words(text)))
+        }
+    };
+    if pieces.len() < 2 {
         return vec![document.clone()];
     }
-    let overlap = options.overlap.min(most - 1);
+    let pieces = pieces.into_iter().enumerate();
+    pieces
+        .map(|(i, bytes)| piece(document, i, &text[bytes]))
+        .collect()
+}
+
+fn piece(document: &Document, number: usize, text: &str) -> Document {
+    let mut metadata = document.metadata.clone();
+    metadata.insert(DOCUMENT.into(), json!(document.id));
+    metadata.insert(CHUNK.into(), json!(number));
+    Document {
+        id: format!("{}#{number}", document.id),
+        title: document.title.clone(),
+        text: text.to_owned(),
+        metadata,
+    }
+}
+
+fn at_boundaries(text: &str, most: usize, overlap: usize) -> Vec<Range<usize>> {
+    let words = words(text);
     let mut found = Vec::new();
     let mut start = 0;
-    loop {
+    while start < words.len() {
         let end = end(&words, start, most);
-        let text = &document.text[words[start].start..words[end - 1].end];
-        let mut metadata = document.metadata.clone();
-        metadata.insert(DOCUMENT.into(), json!(document.id));
-        metadata.insert(CHUNK.into(), json!(found.len()));
-        found.push(Document {
-            id: format!("{}#{}", document.id, found.len()),
-            title: document.title.clone(),
-            text: text.to_owned(),
-            metadata,
-        });
+        found.push(words[start].start..words[end - 1].end);
         if end == words.len() {
-            return found;
+            break;
         }
         // Every piece brings something new.
         start = end.saturating_sub(overlap).max(start + 1);
     }
+    found
 }
 
 /// The document that a piece is of, or its own identifier.
@@ -116,7 +151,14 @@ mod tests {
 
     fn cut(text: &str, words: usize, overlap: usize) -> Vec<String> {
         let document = Document::new("d", text);
-        let found = chunks(&document, ChunkOptions { words, overlap });
+        let found = chunks(
+            &document,
+            ChunkOptions {
+                words,
+                overlap,
+                method: ChunkMethod::Boundary,
+            },
+        );
         found.into_iter().map(|piece| piece.text).collect()
     }
 
@@ -158,6 +200,19 @@ mod tests {
     }
 
     #[test]
+    fn pieces_of_a_splitter_are_numbered_as_all_are() {
+        let document = Document::new("d", "# A\none\n# B\ntwo");
+        let options = ChunkOptions {
+            words: 50,
+            overlap: 0,
+            method: ChunkMethod::Split(Splitter::Markdown),
+        };
+        let found = chunks(&document, options);
+        let found: Vec<(&str, &str)> = found.iter().map(|p| (&*p.id, &*p.text)).collect();
+        assert_eq!(found, [("d#0", "# A\none"), ("d#1", "# B\ntwo")]);
+    }
+
+    #[test]
     fn a_piece_knows_its_document() {
         let document = Document {
             title: "T".into(),
@@ -168,6 +223,7 @@ mod tests {
             ChunkOptions {
                 words: 2,
                 overlap: 0,
+                method: ChunkMethod::Boundary,
             },
         );
         assert_eq!(found[1].id, "doc#1");

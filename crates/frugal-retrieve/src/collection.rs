@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use burn::prelude::*;
 use frugal_core::fs::{FileError, write_atomic};
+use frugal_eval::rag::cosine;
 use frugal_index::{
     Bm25, CorpusOptions, Document, Encoding, Filter, Found, Fusion, Index, IndexError, Metric,
     Mode, Query, Settings, Writer, read_corpus,
@@ -443,6 +444,28 @@ impl Collection {
             })
             .collect();
         Ok(self.index.search_batch(&queries)?)
+    }
+
+    /// Cosines of a query and texts, as the index would compare them without rounding; `None` where it
+    /// is opened without its encoder.
+    ///
+    /// # Errors
+    /// Texts that cannot be embedded.
+    pub fn similarities(
+        &self,
+        query: &str,
+        texts: &[&str],
+    ) -> Result<Option<Vec<f64>>, RetrieveError> {
+        let Some((encoder, stored)) = &self.encoder else {
+            return Ok(None);
+        };
+        let of = |texts: &[&str], prompt: &str| {
+            encoder.embed(texts, &stored.options(prompt), &mut |_| true)
+        };
+        let query = of(&[query], &stored.query_prompt)?;
+        let texts = of(texts, &stored.document_prompt)?;
+        let rows = texts.rows();
+        Ok(Some(rows.map(|row| cosine(&query.values, row)).collect()))
     }
 
     /// The document of an identifier that was found.

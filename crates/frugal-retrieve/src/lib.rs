@@ -8,12 +8,14 @@ mod chunk;
 mod collection;
 mod encoder;
 mod error;
+pub mod mine;
 mod modules;
 mod pooling;
 pub mod prp;
+pub mod rag;
 mod vectors;
 
-pub use chunk::{ChunkOptions, chunks, document_of};
+pub use chunk::{ChunkMethod, ChunkOptions, chunks, document_of};
 pub use collection::{
     BuildOptions, BuildReport, Collection, SearchMode, SearchOptions, StoredEncoder, build,
     stored_encoder,

@@ -7,7 +7,8 @@ use anyhow::{Result, bail};
 use clap::ValueEnum;
 use frugal::index::{Analyzer, CorpusOptions, Encoding, Index};
 use frugal::model::Quantize;
-use frugal::retrieve::{BuildOptions, ChunkOptions, Encoder, EncoderRequest, build};
+use frugal::retrieve::rag::Splitter;
+use frugal::retrieve::{BuildOptions, ChunkMethod, ChunkOptions, Encoder, EncoderRequest, build};
 use serde_json::json;
 
 use crate::args::{Machine, Output};
@@ -41,6 +42,27 @@ enum Words {
     English,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Pieces {
+    Boundary,
+    Fixed,
+    Sentence,
+    Recursive,
+    Markdown,
+}
+
+impl From<Pieces> for ChunkMethod {
+    fn from(pieces: Pieces) -> Self {
+        match pieces {
+            Pieces::Boundary => Self::Boundary,
+            Pieces::Fixed => Self::Split(Splitter::Fixed),
+            Pieces::Sentence => Self::Split(Splitter::Sentence),
+            Pieces::Recursive => Self::Split(Splitter::Recursive),
+            Pieces::Markdown => Self::Split(Splitter::Markdown),
+        }
+    }
+}
+
 /// Index documents for search by words (BM25) and by vectors
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -72,12 +94,24 @@ pub struct Args {
     /// Which field is which, for example text=abstract; repeatable (id, title, text)
     #[arg(long = "column", value_name = "ROLE=NAME", value_parser = crate::args::pair, help_heading = "Data")]
     columns: Vec<(String, String)>,
-    /// Cut documents into pieces of at most N words, at the ends of paragraphs and sentences
+    /// Cut documents into pieces of at most N words
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Data")]
     chunk: Option<u32>,
     /// Words that a piece repeats of the one before it [default: a fifth of --chunk]
     #[arg(long, value_name = "N", requires = "chunk", help_heading = "Data")]
     chunk_overlap: Option<u32>,
+    /// Where pieces end: boundary (paragraphs and sentences where they leave a piece half full), fixed
+    /// (after N words), sentence, recursive (paragraphs, lines, sentences, words), markdown (headings,
+    /// then recursive)
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "boundary",
+        hide_possible_values = true,
+        requires = "chunk",
+        help_heading = "Data"
+    )]
+    chunker: Pieces,
     /// Delete the document of this identifier; repeatable
     #[arg(long, value_name = "ID", help_heading = "Data")]
     delete: Vec<String>,
@@ -133,6 +167,7 @@ impl Args {
                 Some(ChunkOptions {
                     words: words as usize,
                     overlap: overlap as usize,
+                    method: self.chunker.into(),
                 })
             }
         };

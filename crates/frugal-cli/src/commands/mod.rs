@@ -1,6 +1,7 @@
 //! One file per command: its flags, and what it does with them.
 
 pub mod adapters;
+pub mod ask;
 pub mod bench;
 pub mod chat;
 pub mod completions;
@@ -14,6 +15,7 @@ pub mod man;
 pub mod measure;
 pub mod merge;
 pub mod methods;
+pub mod mine;
 pub mod models;
 pub mod plan;
 pub mod predict;
@@ -46,6 +48,8 @@ pub fn run(command: Command) -> Result<Outcome> {
         Command::Rerank(args) => rerank::run(&args),
         Command::Index(args) => index::run(&args),
         Command::Search(args) => search::run(&args),
+        Command::Ask(args) => ask::run(&args),
+        Command::Mine(args) => mine::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Chat(args) => chat::run(&args),
         Command::Merge(args) => merge::run(&args),

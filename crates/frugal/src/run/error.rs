@@ -20,6 +20,9 @@ pub enum RunError {
     /// The method or an adapter folder.
     #[error(transparent)]
     Adapt(#[from] frugal_nn::AdaptError),
+    /// Searching.
+    #[error(transparent)]
+    Retrieve(#[from] frugal_retrieve::RetrieveError),
     /// Generating.
     #[error(transparent)]
     Decode(frugal_decode::DecodeError),

@@ -1,6 +1,7 @@
 //! Whole runs: what `frugal tune`, `plan`, `eval`, `pretrain`, `generate`, `chat`, `merge` and
 //! `export` do, for programs.
 
+pub mod ask;
 mod base;
 pub mod bench;
 mod carry;
@@ -19,6 +20,7 @@ mod forgetting;
 mod generate;
 mod job;
 mod log;
+mod mine;
 mod open;
 mod page;
 mod paths;
@@ -51,6 +53,7 @@ pub use fit::MemoryCheck;
 pub use forgetting::forgetting;
 pub use frugal_nn::ProblemType;
 pub use generate::{Continued, GenerateRequest, Piece, Prompt, generate};
+pub use mine::{MineQuery, MineReport, Mined, Positive, mine, read_mine_queries};
 pub use open::{OpenOptions, Opened, adapter_name, open};
 pub use plan::{Plan, plan};
 pub use predict::{PredictRequest, Predictor};

@@ -1,0 +1,338 @@
+//! `frugal ask`: answers from an index.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use clap::ValueEnum;
+use frugal::decode::SamplerConfig;
+use frugal::index::Filter;
+use frugal::model::Quantize;
+use frugal::retrieve::rag::{Citation, CitedBy, CorrectiveOptions, Passage};
+use frugal::retrieve::{Collection, SearchOptions};
+use frugal::run::ask::{self, Ask, AskAnswer, AskOptions, Grader};
+use frugal_core::human;
+use serde_json::json;
+
+use super::search::Mode as SearchMode;
+use crate::args::{Machine, Model, Output, Stop, Storage};
+use crate::loaded;
+use crate::outcome::Outcome;
+use crate::ui::progress::Phase;
+use crate::ui::{self, interrupt};
+
+const EXAMPLES: &str = "\
+Examples:
+  frugal ask --index idx --model smollm2-135m \"What causes wing flutter?\"
+  frugal ask --index idx -m smollm2-135m --mode crag --top-k 5 --show-passages \"What causes wing flutter?\"
+  frugal ask --index idx -m smollm2-135m --rerank ./ms-marco-MiniLM-L6 --json \"What causes wing flutter?\"
+
+Modes:
+  rag    the best passages in the prompt
+  crag   passages are graded first, and searched for again in other words if none is relevant
+
+Passages are numbered in the prompt. Sources are those whose numbers the answer names, or else those
+that most words of one of its sentences come from.";
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum GraderName {
+    /// Half of the question's content words stand in the passage
+    #[default]
+    Words,
+    /// The cross-encoder of --rerank
+    Reranker,
+    /// The model itself
+    Model,
+}
+
+impl From<GraderName> for Grader {
+    fn from(name: GraderName) -> Self {
+        match name {
+            GraderName::Words => Self::Words,
+            GraderName::Reranker => Self::Reranker,
+            GraderName::Model => Self::Model,
+        }
+    }
+}
+
+/// Answer a question from the documents of an index
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES, allow_negative_numbers = true)]
+pub struct Args {
+    /// The question
+    #[arg(value_name = "QUESTION")]
+    question: String,
+    /// Folder of the index (see `frugal index`)
+    #[arg(long, short, value_name = "DIR", help_heading = "Search")]
+    index: PathBuf,
+    /// How the question is answered
+    #[arg(long, value_name = "NAME", default_value = "rag")]
+    mode: String,
+    /// Passages that the model is given
+    #[arg(long, short = 'k', value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Search")]
+    top_k: u32,
+    /// What is searched: bm25 (words), dense (vectors) or hybrid (both) [default: all that the index
+    /// has]
+    #[arg(
+        long,
+        value_name = "NAME",
+        hide_possible_values = true,
+        help_heading = "Search"
+    )]
+    search: Option<SearchMode>,
+    /// Condition on a metadata field, for example year>1960; repeatable, all must hold
+    #[arg(long = "filter", value_name = "CONDITION", help_heading = "Search")]
+    filters: Vec<String>,
+    /// Order the best passages anew by this cross-encoder
+    #[arg(long, value_name = "MODEL", help_heading = "Search")]
+    rerank: Option<String>,
+    /// Passages that are given to the cross-encoder
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..), requires = "rerank", help_heading = "Search")]
+    rerank_depth: u32,
+    /// Who grades passages with --mode crag: words (half of the question's words stand in it),
+    /// reranker (that of --rerank), model
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "words",
+        hide_possible_values = true,
+        help_heading = "Search"
+    )]
+    grader: GraderName,
+    /// Relevant passages that suffice with --mode crag
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Search")]
+    min_relevant: u32,
+    /// Further searches with --mode crag
+    #[arg(long, value_name = "N", default_value_t = 2, help_heading = "Search")]
+    max_iterations: u32,
+    /// Most tokens of the prompt [default: what the model has room for, at most 2048]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Search")]
+    context_tokens: Option<u32>,
+    #[command(flatten)]
+    model: Model,
+    #[command(flatten)]
+    storage: Storage,
+    /// Most tokens of the answer
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Sampling")]
+    max_tokens: u32,
+    /// 0 takes the likeliest token; higher is more varied
+    #[arg(
+        long,
+        value_name = "T",
+        default_value_t = 0.0,
+        help_heading = "Sampling"
+    )]
+    temperature: f32,
+    /// Only the likeliest tokens that together reach this probability
+    #[arg(
+        long,
+        value_name = "P",
+        default_value_t = 1.0,
+        help_heading = "Sampling"
+    )]
+    top_p: f32,
+    /// Decides the random choices
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Sampling")]
+    seed: u64,
+    #[command(flatten)]
+    stop: Stop,
+    /// Show the passages that the model was given
+    #[arg(long, help_heading = "Output")]
+    show_passages: bool,
+    #[command(flatten)]
+    machine: Machine,
+    #[command(flatten)]
+    output: Output,
+}
+
+impl Args {
+    fn options(&self) -> Result<AskOptions> {
+        let top_k = self.top_k as usize;
+        Ok(AskOptions {
+            search: SearchOptions {
+                mode: self.search.map(Into::into),
+                top_k,
+                filter: Filter::parse(&self.filters)?,
+                ..SearchOptions::default()
+            },
+            rerank_depth: self.rerank_depth as usize,
+            context_tokens: self.context_tokens.map(|n| n as usize),
+            max_tokens: self.max_tokens as usize,
+            sampler: SamplerConfig {
+                temperature: self.temperature,
+                top_p: self.top_p,
+                ..SamplerConfig::default()
+            },
+            seed: self.seed,
+            stop: self.stop.texts.clone(),
+            cache_type: self.storage.cache_type(),
+            grader: self.grader.into(),
+            corrective: CorrectiveOptions {
+                min_relevant: self.min_relevant as usize,
+                max_iterations: self.max_iterations as usize,
+                keep: top_k,
+            },
+        })
+    }
+
+    /// Flags that the mode would not look at.
+    fn check_mode(&self) -> Result<()> {
+        let corrective = self.grader != GraderName::default()
+            || self.min_relevant != 1
+            || self.max_iterations != 2;
+        if corrective && self.mode != "crag" {
+            bail!("`--grader`, `--min-relevant` and `--max-iterations` are for `--mode crag`");
+        }
+        if self.grader == GraderName::Reranker && self.rerank.is_none() {
+            bail!("`--grader reranker` needs a cross-encoder: name it with `--rerank`");
+        }
+        if self.min_relevant > self.top_k {
+            bail!(
+                "--min-relevant {}: no more than `--top-k {}` passages are kept",
+                self.min_relevant,
+                self.top_k
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Searches, answers, shows.
+pub fn run(args: &Args) -> Result<Outcome> {
+    let mode = ask::find(&args.mode)?;
+    args.check_mode()?;
+    let options = args.options()?;
+    if args.model.model.is_none() && args.model.adapter.is_none() {
+        bail!("name a model that writes, for example `--model smollm2-135m`");
+    }
+    let phase = Phase::new(args.output, "opening the index");
+    let collection = Collection::open(
+        &args.index,
+        options.search.mode,
+        Quantize::None,
+        &args.machine.lookup(),
+        &args.machine.device()?,
+    )?;
+    drop(phase);
+    let rerank = args.rerank.as_ref();
+    let reranker = rerank
+        .map(|model| loaded::reranker(model, &args.machine, args.output))
+        .transpose()?;
+    let storage = args.storage.quantize;
+    let opened = loaded::read_for_text(&args.model, &args.machine, storage, args.output)?;
+    let stop = interrupt::flag("");
+    let shown = !args.output.json && ui::stdout_is_terminal() && !args.show_passages;
+    let mut on_text = |text: &str| {
+        if shown {
+            ui::write(&ui::shown(text));
+        }
+        !interrupt::asked(&stop)
+    };
+    let mut session = Ask::new(
+        &opened,
+        &collection,
+        reranker.as_ref(),
+        &options,
+        &mut on_text,
+    )?;
+    let found = ask::answer(mode, &mut session, &args.question)?;
+    if args.output.json {
+        let mut value = serde_json::to_value(&found)?;
+        value["question"] = json!(args.question);
+        value["mode"] = json!(mode.name);
+        value["model"] = json!(opened.files.name());
+        value["adapter"] = json!(args.model.adapter);
+        ui::print_json(&value)?;
+    } else {
+        show(args, &found, shown);
+    }
+    Ok(match interrupt::asked(&stop) {
+        true => Outcome::Interrupted,
+        false => Outcome::Done,
+    })
+}
+
+fn show(args: &Args, found: &AskAnswer, streamed: bool) {
+    if args.show_passages {
+        for (i, passage) in found.passages.iter().enumerate() {
+            let head = format!("[{}] {} · {:.4}", i + 1, name_of(passage), passage.score);
+            ui::print(&ui::without_control(&head));
+            ui::print(&format!("{}\n", ui::shown(passage.text.trim())));
+        }
+    }
+    match streamed {
+        true => ui::print(""),
+        false if found.answer.is_empty() => {}
+        false => ui::print(&ui::shown(&found.answer)),
+    }
+    if found.finish.is_none() {
+        ui::print("nothing to answer from");
+    }
+    if !found.citations.is_empty() {
+        let by_words = found.citations.iter().all(|c| c.by == CitedBy::Words);
+        let how = if by_words { " (by their words)" } else { "" };
+        ui::print(&format!("\nSources{how}:"));
+        for citation in &found.citations {
+            ui::print(&ui::without_control(&source(citation)));
+        }
+    }
+    found
+        .notes
+        .iter()
+        .for_each(|note| ui::note(args.output, note));
+    let stages: Vec<String> = found
+        .stages
+        .iter()
+        .map(|stage| format!("{} {}", stage.name, human::duration(stage.seconds)))
+        .collect();
+    let memory = found.stages.iter().filter_map(|s| s.peak_bytes).max();
+    let memory = memory.map_or(String::new(), |peak| {
+        format!(" · {} peak", human::bytes(peak))
+    });
+    if ui::stderr_is_terminal() {
+        let tokens = format!(
+            "{} prompt tokens, {} new",
+            found.prompt_tokens, found.tokens
+        );
+        ui::note(
+            args.output,
+            &format!("{} · {tokens}{memory}", stages.join(" · ")),
+        );
+    }
+}
+
+fn name_of(passage: &Passage) -> String {
+    named(&passage.title, &passage.id)
+}
+
+fn named(title: &str, id: &str) -> String {
+    match title.trim() {
+        "" => id.to_owned(),
+        title => format!("{title} ({id})"),
+    }
+}
+
+fn source(citation: &Citation) -> String {
+    format!(
+        "  [{}] {}",
+        citation.number,
+        named(&citation.title, &citation.id)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use frugal::run::ask::MODES;
+
+    use super::*;
+
+    #[test]
+    fn the_help_names_every_mode() {
+        for mode in MODES {
+            let line = EXAMPLES
+                .lines()
+                .find(|line| line.trim_start().starts_with(mode.name));
+            let line = line.unwrap_or_default();
+            assert!(line.ends_with(mode.about), "{}: {line:?}", mode.name);
+        }
+    }
+}
