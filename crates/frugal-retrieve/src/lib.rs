@@ -5,6 +5,7 @@
 
 mod chunk;
 mod collection;
+pub mod cramf;
 mod encoder;
 mod error;
 mod modules;
