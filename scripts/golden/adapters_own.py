@@ -85,6 +85,37 @@ def houlsby(case, model):
         case.train_norms(model, i)
 
 
+def iaa(case, model):
+    """Networks behind both halves of each block, and others beside a half, a block or all blocks, behind its last norm."""
+
+    def plain(name, dim):
+        down, up = case.new(f"{name}.down.weight", dim, D), case.new(f"{name}.up.weight", D, dim)
+        return lambda x: torch.relu(x @ down.T) @ up.T
+
+    s, blocks = case.settings, model.model.layers if case.llama else model.bert.encoder.layer
+    for i in range(LAYERS):
+        for module, half in zip(case.modules(model, i), ("attention", "mlp")):
+            net = plain(f"{case.block(i)}.{half}_adapter", s["inside_dim"])
+            after(module, lambda h, net=net: h + net(h))
+
+    def beside(name, begin, end):
+        net, seen = plain(name, s["aside_dim"]), {}
+        begin.register_forward_pre_hook(lambda m, x, k: seen.update(x=x[0] if x else k["hidden_states"]), with_kwargs=True)
+        after(end, lambda y: (y[0] + net(seen["x"]), *y[1:]) if isinstance(y, tuple) else y + net(seen["x"]))
+
+    if s["aside"] == "model":
+        beside(f"{case.block(LAYERS - 1)}.mlp_aside", blocks[0], blocks[-1])
+    for i, block in enumerate(blocks):
+        if s["aside"] == "layer":
+            beside(f"{case.block(i)}.mlp_aside", block, block)
+        elif s["aside"] == "sub_layer":
+            attention, mlp, first, norms = case.modules(model, i)
+            ends = (attention, mlp) if case.llama else tuple(norms.values())
+            starts = tuple(norms.values()) if case.llama else (block, first)
+            for half, begin, end in zip(("attention", "mlp"), starts, ends):
+                beside(f"{case.block(i)}.{half}_aside", begin, end)
+
+
 def pfeiffer(case, model):
     for i in range(LAYERS):
         net = case.network(f"{case.block(i)}.mlp_adapter", case.settings["bottleneck_dim"])
@@ -220,6 +251,10 @@ def unipelt(case, model):
 # method: (peft_type, settings, hooks)
 METHODS = {
     "houlsby": ("HOULSBY", dict(bottleneck_dim=6, non_linearity="relu", train_layer_norm=True, layers_to_transform=None), houlsby),
+    **{
+        name: ("IAA", dict(aside=aside, inside_dim=4, aside_dim=6, non_linearity="relu", bias=False), iaa)
+        for name, aside in (("iaa", "layer"), ("iaa-sub-layer", "sub_layer"), ("iaa-model", "model"))
+    },
     "pfeiffer": ("PFEIFFER", dict(bottleneck_dim=6, non_linearity="relu", layers_to_transform=None), pfeiffer),
     "parallel-adapter": (
         "PARALLEL_ADAPTER",

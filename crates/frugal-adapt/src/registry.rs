@@ -28,6 +28,7 @@ pub const METHODS: &[&Method] = &[
     &bottleneck::houlsby::METHOD,
     &orthogonal::hra::METHOD,
     &scaling::ia3::METHOD,
+    &bottleneck::iaa::METHOD,
     &sparse::id3::METHOD,
     &low_rank::increlora::METHOD,
     &scaling::ln_tuning::METHOD,

@@ -6,6 +6,7 @@
 pub mod blockrank;
 mod chunk;
 mod collection;
+pub mod cramf;
 mod encoder;
 mod error;
 pub mod mine;

@@ -68,6 +68,12 @@ impl Bottleneck {
         }
     }
 
+    /// The same with no more than the two products.
+    pub fn without_bias(mut self) -> Self {
+        (self.down.bias, self.up.bias) = (None, None);
+        self
+    }
+
     /// `[tokens, d_model]` to the same.
     pub fn forward(&self, x: Tensor<2>, mode: Mode) -> Tensor<2> {
         self.up

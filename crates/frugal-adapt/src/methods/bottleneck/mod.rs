@@ -3,5 +3,6 @@
 pub mod adapter_fusion;
 pub mod compacter;
 pub mod houlsby;
+pub mod iaa;
 pub mod parallel_adapter;
 pub mod pfeiffer;

@@ -4,7 +4,11 @@ use super::StudyError;
 use super::run::Study;
 
 /// All studies, one line each.
-pub static STUDIES: &[&Study] = &[];
+#[rustfmt::skip]
+pub static STUDIES: &[&Study] = &[
+    &super::cramf::CRAMF,
+    &super::iaa::IAA,
+];
 
 /// The study of a name.
 ///
