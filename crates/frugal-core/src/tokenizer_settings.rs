@@ -2,6 +2,28 @@
 
 use serde_json::{Map, Value};
 
+/// Classes of transformers whose tokenizers tell two texts apart by token types, unless
+/// `model_input_names` says otherwise.
+const WITH_TOKEN_TYPES: [&str; 17] = [
+    "Bert",
+    "Canine",
+    "ConvBert",
+    "DPRContextEncoder",
+    "DPRQuestionEncoder",
+    "DPRReader",
+    "Deberta",
+    "DebertaV2",
+    "Electra",
+    "FNet",
+    "LayoutLM",
+    "LayoutLMv2",
+    "Lxmert",
+    "MarkupLM",
+    "MobileBert",
+    "SqueezeBert",
+    "Tapas",
+];
+
 /// What a tokenizer file does not say itself: special tokens, end-of-sequence ids and the chat
 /// template.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -31,6 +53,24 @@ pub struct TokenizerSettings {
 }
 
 impl TokenizerSettings {
+    /// Whether texts get the token types that the tokenizer file has for them, as in transformers:
+    /// `model_input_names` decides, or else the class; a tokenizer of no class is its model's.
+    pub fn gives_token_types(&self) -> bool {
+        if let Some(names) = self
+            .other
+            .get("model_input_names")
+            .and_then(Value::as_array)
+        {
+            return names.iter().any(|name| name == "token_type_ids");
+        }
+        let Some(class) = self.other.get("tokenizer_class").and_then(Value::as_str) else {
+            return true;
+        };
+        let class = class.strip_suffix("Fast").unwrap_or(class);
+        let class = class.strip_suffix("Tokenizer").unwrap_or(class);
+        WITH_TOKEN_TYPES.contains(&class)
+    }
+
     /// The special tokens by the names that chat templates know them under, `cls_token` and the
     /// like included.
     pub fn named_tokens(&self) -> Vec<(&str, &str)> {

@@ -60,7 +60,7 @@ fn encode_pair(
     second.as_mut().map(Encoding::take_overflowing);
     let pair = second.is_some();
     let encoding = inner.post_process(first, second, true).map_err(failed)?;
-    let token_type_ids = if pair {
+    let token_type_ids = if pair && tokenizer.settings().gives_token_types() {
         encoding.get_type_ids().to_vec()
     } else {
         Vec::new()

@@ -47,7 +47,11 @@ impl TextTokenizer {
             let encoding = inner.post_process(first, second, true)?;
             Ok(CutText {
                 ids: encoding.get_ids().to_vec(),
-                type_ids: encoding.get_type_ids().to_vec(),
+                type_ids: if self.settings().gives_token_types() {
+                    encoding.get_type_ids().to_vec()
+                } else {
+                    vec![0; encoding.len()]
+                },
                 length,
             })
         };

@@ -156,10 +156,12 @@ impl TextTokenizer {
         if let Some(length) = settings.model_max_length {
             config.insert("model_max_length".into(), json!(length));
         }
-        // The one class that takes everything from tokenizer.json.
-        config
-            .entry("tokenizer_class")
-            .or_insert_with(|| json!("PreTrainedTokenizerFast"));
+        // The one class that takes everything from tokenizer.json; it gives no token types unasked.
+        if !config.contains_key("tokenizer_class") {
+            config.insert("tokenizer_class".into(), json!("PreTrainedTokenizerFast"));
+            let names = json!(["input_ids", "token_type_ids", "attention_mask"]);
+            config.entry("model_input_names").or_insert(names);
+        }
         write_object(&folder.join(CONFIG), config)?;
         write_object(&folder.join(SPECIAL), special)?;
         if let Some(template) = &settings.chat_template {

@@ -213,7 +213,11 @@ impl TextTokenizer {
             Some(pair) => (text, pair).into(),
             None => text.into(),
         };
-        Ok(self.encoding(input, true)?.into())
+        let mut spans: Spans = self.encoding(input, true)?.into();
+        if !self.settings.gives_token_types() {
+            spans.token_type_ids.fill(0);
+        }
+        Ok(spans)
     }
 
     /// What the tokenizer makes of a text, or of two; its panics are errors.
