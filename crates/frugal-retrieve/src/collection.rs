@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use burn::prelude::*;
 use frugal_core::fs::{FileError, write_atomic};
 use frugal_index::{
-    Bm25, CorpusOptions, Document, Encoding, Filter, Found, Fusion, Index, IndexError, Metric,
-    Mode, Query, Settings, Writer, read_corpus,
+    Bm25, CorpusOptions, Document, Effort, Encoding, Filter, Found, Fusion, HnswOptions, Index,
+    IndexError, Metric, Mode, Query, Settings, Writer, read_corpus,
 };
 use frugal_models::Quantize;
 use frugal_models::load::Lookup;
@@ -48,6 +48,9 @@ pub struct BuildOptions {
     pub analyzer: frugal_index::Analyzer,
     /// How vectors are stored; matters for a new index only.
     pub encoding: Encoding,
+    /// Graphs over the vectors of a new index; an index that is there must have been made with the
+    /// same.
+    pub hnsw: Option<HnswOptions>,
     /// Names of fields.
     pub corpus: CorpusOptions,
     /// Cut long documents; otherwise they are indexed whole, and an encoder reads their beginning.
@@ -187,12 +190,18 @@ pub fn build(
                 })?;
                 index.check_encoder(asked)?;
             }
+            if options.hnsw.is_some() && options.hnsw != index.settings().hnsw {
+                return Err(RetrieveError::OtherGraphs {
+                    folder: folder.into(),
+                });
+            }
             index
         }
         Err(IndexError::NotAnIndex { .. }) => {
             let settings = Settings {
                 analyzer: options.analyzer,
                 encoder: known,
+                hnsw: options.hnsw,
             };
             Index::create(folder, settings)?
         }
@@ -347,6 +356,8 @@ pub struct SearchOptions {
     pub filter: Filter,
     /// Constants of BM25.
     pub bm25: Bm25,
+    /// How much of the vectors is looked at.
+    pub effort: Effort,
 }
 
 /// An index with the encoder of its vectors.
@@ -440,6 +451,7 @@ impl Collection {
                     .top_k(options.top_k)
                     .filter(options.filter.clone())
                     .bm25(options.bm25)
+                    .effort(options.effort)
             })
             .collect();
         Ok(self.index.search_batch(&queries)?)

@@ -75,6 +75,12 @@ pub enum RetrieveError {
         /// Its folder.
         folder: PathBuf,
     },
+    /// An index that was made without graphs over its vectors, or with others.
+    #[error("{}: the index was made with another kind of vector search; leave out `--ann`, or make another index", folder.display())]
+    OtherGraphs {
+        /// Its folder.
+        folder: PathBuf,
+    },
     /// Index or corpus.
     #[error(transparent)]
     Index(#[from] IndexError),

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 use clap::ValueEnum;
-use frugal::index::{Analyzer, CorpusOptions, Encoding, Index};
+use frugal::index::{Analyzer, CorpusOptions, Encoding, HnswOptions, Index};
 use frugal::model::Quantize;
 use frugal::retrieve::{BuildOptions, ChunkOptions, Encoder, EncoderRequest, build};
 use serde_json::json;
@@ -32,6 +32,12 @@ enum Vectors {
     F16,
     Int8,
     Binary,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Ann {
+    Exact,
+    Hnsw,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -103,6 +109,22 @@ pub struct Args {
         help_heading = "Vectors"
     )]
     vectors: Vectors,
+    /// How a new index finds near vectors: exact (all are looked at) or hnsw (along a graph, faster
+    /// and nearly as well)
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "exact",
+        hide_possible_values = true,
+        help_heading = "Vectors"
+    )]
+    ann: Ann,
+    /// Links of a vector in the graph
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(2..=256), help_heading = "Vectors")]
+    hnsw_m: u32,
+    /// Candidates that are looked at to link a vector
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=100_000), help_heading = "Vectors")]
+    ef_construction: u32,
     /// Text that goes before each document [default: the model's prompt `document` or `passage`]
     #[arg(long, value_name = "TEXT", help_heading = "Vectors")]
     document_prompt: Option<String>,
@@ -148,6 +170,11 @@ impl Args {
                 Vectors::Int8 => Encoding::Int8,
                 Vectors::Binary => Encoding::Binary,
             },
+            hnsw: (self.ann == Ann::Hnsw).then(|| HnswOptions {
+                m: self.hnsw_m as usize,
+                ef_construction: self.ef_construction as usize,
+                ..HnswOptions::default()
+            }),
             corpus: CorpusOptions {
                 columns: self.columns.iter().cloned().collect(),
             },

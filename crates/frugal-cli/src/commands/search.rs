@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::ValueEnum;
-use frugal::index::{Bm25, Document, Filter};
+use frugal::index::{Bm25, Document, Effort, Filter};
 use frugal::model::Quantize;
 use frugal::retrieve::{Collection, SearchMode, SearchOptions};
 use frugal::run::Reranker;
@@ -58,6 +58,12 @@ pub struct SearchFlags {
     /// BM25: how much long documents are held back, from 0 to 1
     #[arg(long, value_name = "X", default_value_t = 0.4)]
     pub b: f64,
+    /// Look at all vectors, also where the index has a graph over them
+    #[arg(long)]
+    pub exact: bool,
+    /// Candidates that are kept on the way along the graph: more find more and take longer
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=100_000), conflicts_with = "exact")]
+    pub ef: u32,
     /// Order the best documents anew by this cross-encoder
     #[arg(long, value_name = "MODEL")]
     pub rerank: Option<String>,
@@ -79,6 +85,12 @@ impl SearchFlags {
             bm25: Bm25 {
                 k1: self.k1,
                 b: self.b,
+            },
+            effort: match self.exact {
+                true => Effort::Exact,
+                false => Effort::Graph {
+                    ef: self.ef as usize,
+                },
             },
         })
     }

@@ -3,6 +3,7 @@
 //! A study is one file and one line in [`registry`]. It measures each of its arms on the same data
 //! with every seed and says of each claim whether it holds.
 
+mod anncur;
 mod error;
 mod outcome;
 mod registry;
