@@ -85,6 +85,18 @@ pub struct BuildReport {
 }
 
 impl StoredEncoder {
+    /// The encoder as it was asked for.
+    pub(crate) fn of(encoder: &Encoder, request: &EncoderRequest, options: &BuildOptions) -> Self {
+        Self {
+            model: request.model.clone(),
+            adapter: request.adapter.clone(),
+            max_length: encoder.max_length(),
+            document_prompt: prompt_of(encoder, &options.document_prompt, &["document", "passage"]),
+            query_prompt: prompt_of(encoder, &options.query_prompt, &["query"]),
+            truncate_dim: options.truncate_dim,
+        }
+    }
+
     fn read(folder: &Path) -> Result<Option<Self>, RetrieveError> {
         let path = folder.join(ENCODER_FILE);
         if !path.is_file() {
@@ -100,7 +112,7 @@ impl StoredEncoder {
             .map_err(|e| wrong(e.to_string()))
     }
 
-    fn request(&self, quantize: Quantize) -> EncoderRequest {
+    pub(crate) fn request(&self, quantize: Quantize) -> EncoderRequest {
         EncoderRequest {
             model: self.model.clone(),
             adapter: self.adapter.clone(),
@@ -109,7 +121,7 @@ impl StoredEncoder {
         }
     }
 
-    fn options(&self, prompt: &str) -> EmbedOptions {
+    pub(crate) fn options(&self, prompt: &str) -> EmbedOptions {
         EmbedOptions {
             prompt: Prompt::Text(prompt.to_owned()),
             normalize: false,
@@ -135,7 +147,7 @@ fn prompt_of(encoder: &Encoder, asked: &Option<String>, names: &[&str]) -> Strin
 }
 
 /// What tells an encoder from every other, as an index keeps it.
-fn identity(
+pub(crate) fn identity(
     encoder: &Encoder,
     stored: &StoredEncoder,
     encoding: Encoding,
@@ -171,14 +183,7 @@ pub fn build(
     options: &BuildOptions,
     progress: &mut dyn FnMut(usize) -> bool,
 ) -> Result<BuildReport, RetrieveError> {
-    let stored = encoder.map(|(encoder, request)| StoredEncoder {
-        model: request.model.clone(),
-        adapter: request.adapter.clone(),
-        max_length: encoder.max_length(),
-        document_prompt: prompt_of(encoder, &options.document_prompt, &["document", "passage"]),
-        query_prompt: prompt_of(encoder, &options.query_prompt, &["query"]),
-        truncate_dim: options.truncate_dim,
-    });
+    let stored = encoder.map(|(encoder, request)| StoredEncoder::of(encoder, request, options));
     let known = encoder
         .zip(stored.as_ref())
         .map(|((encoder, _), stored)| identity(encoder, stored, options.encoding));

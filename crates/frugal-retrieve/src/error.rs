@@ -81,6 +81,9 @@ pub enum RetrieveError {
         /// Its folder.
         folder: PathBuf,
     },
+    /// A store of vectors.
+    #[error(transparent)]
+    Store(#[from] frugal_index::store::StoreError),
     /// Index or corpus.
     #[error(transparent)]
     Index(#[from] IndexError),

@@ -9,6 +9,7 @@ mod encoder;
 mod error;
 mod modules;
 mod pooling;
+mod stored;
 mod vectors;
 
 pub use chunk::{ChunkOptions, chunks, document_of};
@@ -20,4 +21,5 @@ pub use encoder::{EmbedOptions, Embeddings, Encoder, EncoderRequest, Prompt};
 pub use error::RetrieveError;
 pub use modules::{Activation, DenseModule, Modules};
 pub use pooling::{PoolingMode, SentencePooling};
+pub use stored::{StoreCollection, build_store, encoder_of_store};
 pub use vectors::{Elements, Precision, Vectors};

@@ -101,6 +101,22 @@ pub trait VectorStore: Send {
     /// Whose vectors it holds.
     fn settings(&self) -> &StoreSettings;
 
+    /// Refuses vectors of another encoder.
+    ///
+    /// # Errors
+    /// Another encoder than that of the store.
+    fn check_encoder(&self, asked: &Encoder) -> Result<(), StoreError> {
+        let made = &self.settings().encoder;
+        match made.agrees(asked) {
+            true => Ok(()),
+            false => Err(StoreError::OtherEncoder {
+                place: self.place(),
+                made: made.to_string(),
+                asked: asked.to_string(),
+            }),
+        }
+    }
+
     /// Number of documents.
     ///
     /// # Errors
