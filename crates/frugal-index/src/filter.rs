@@ -4,6 +4,8 @@ use std::cmp::Ordering;
 use std::fmt;
 use std::str::FromStr;
 
+use serde_json::{Map, Value};
+
 use crate::error::IndexError;
 
 /// How a value is compared.
@@ -57,6 +59,43 @@ impl Filter {
             conditions: conditions.collect::<Result<_, _>>()?,
         })
     }
+}
+
+impl Filter {
+    /// Whether the metadata of a document fulfil all conditions, as in a search of an index.
+    pub fn fits(&self, metadata: &Map<String, Value>) -> bool {
+        self.conditions.iter().all(|condition| {
+            let mut found = false;
+            flattened(metadata, &mut |name, value| {
+                found |= name == condition.field && condition.fits_value(value);
+            });
+            found != (condition.operator == Operator::NotEqual)
+        })
+    }
+}
+
+/// Values that conditions are about, with their names: parts of nested ones are joined by dots, and
+/// the values of lists come one by one.
+pub(crate) fn flattened<'a>(
+    metadata: &'a Map<String, Value>,
+    each: &mut dyn FnMut(&str, &'a Value),
+) {
+    fn walk<'a>(name: &str, value: &'a Value, each: &mut dyn FnMut(&str, &'a Value)) {
+        match value {
+            Value::Null => {}
+            Value::Array(values) => values.iter().for_each(|value| walk(name, value, each)),
+            Value::Object(inner) => {
+                let dotted = |inner: &str| format!("{name}.{inner}");
+                inner
+                    .iter()
+                    .for_each(|(n, value)| walk(&dotted(n), value, each));
+            }
+            _ => each(name, value),
+        }
+    }
+    metadata
+        .iter()
+        .for_each(|(name, value)| walk(name, value, each));
 }
 
 const SYMBOLS: [(&str, Operator); 7] = [
@@ -159,6 +198,20 @@ impl Condition {
     pub(crate) fn fits_bool(&self, truth: bool) -> bool {
         let name = if truth { "true" } else { "false" };
         self.is_equality() && self.values.iter().any(|v| v.eq_ignore_ascii_case(name))
+    }
+
+    fn fits_value(&self, value: &Value) -> bool {
+        match value {
+            Value::Bool(truth) => self.fits_bool(*truth),
+            Value::String(text) => self.fits_text(text),
+            Value::Number(number) => {
+                let whole = (number.as_i64().map(i128::from)).or(number.as_u64().map(i128::from));
+                let real = || number.as_f64().map(Number::Real);
+                let number = whole.map(Number::Whole).or_else(real);
+                number.is_some_and(|number| self.fits_number(number))
+            }
+            _ => false,
+        }
     }
 
     fn is_equality(&self) -> bool {

@@ -22,6 +22,7 @@
 #![forbid(unsafe_code)]
 
 mod analyzer;
+pub mod anncur;
 mod bm25;
 mod corpus;
 mod document;
@@ -30,6 +31,7 @@ mod filter;
 mod fusion;
 mod index;
 mod mapped;
+pub mod store;
 mod top_k;
 mod vector;
 
@@ -40,5 +42,7 @@ pub use document::Document;
 pub use error::IndexError;
 pub use filter::{Condition, Filter, Operator};
 pub use fusion::{Fusion, fuse};
-pub use index::{Encoder, Found, Index, Mode, Query, Settings, Writer};
-pub use vector::{Encoding, Metric, Neighbor, VectorBuilder, VectorError, VectorIndex};
+pub use index::{Effort, Encoder, Found, Index, Mode, Query, Settings, Writer};
+pub use vector::{
+    Encoding, HnswOptions, Metric, Neighbor, VectorBuilder, VectorError, VectorGraph, VectorIndex,
+};

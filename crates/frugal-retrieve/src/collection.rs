@@ -7,8 +7,8 @@ use burn::prelude::*;
 use frugal_core::fs::{FileError, write_atomic};
 use frugal_eval::rag::cosine;
 use frugal_index::{
-    Bm25, CorpusOptions, Document, Encoding, Filter, Found, Fusion, Index, IndexError, Metric,
-    Mode, Query, Settings, Writer, read_corpus,
+    Bm25, CorpusOptions, Document, Effort, Encoding, Filter, Found, Fusion, HnswOptions, Index,
+    IndexError, Metric, Mode, Query, Settings, Writer, read_corpus,
 };
 use frugal_models::Quantize;
 use frugal_models::load::Lookup;
@@ -49,6 +49,9 @@ pub struct BuildOptions {
     pub analyzer: frugal_index::Analyzer,
     /// How vectors are stored; matters for a new index only.
     pub encoding: Encoding,
+    /// Graphs over the vectors of a new index; an index that is there must have been made with the
+    /// same.
+    pub hnsw: Option<HnswOptions>,
     /// Names of fields.
     pub corpus: CorpusOptions,
     /// Cut long documents; otherwise they are indexed whole, and an encoder reads their beginning.
@@ -83,6 +86,18 @@ pub struct BuildReport {
 }
 
 impl StoredEncoder {
+    /// The encoder as it was asked for.
+    pub(crate) fn of(encoder: &Encoder, request: &EncoderRequest, options: &BuildOptions) -> Self {
+        Self {
+            model: request.model.clone(),
+            adapter: request.adapter.clone(),
+            max_length: encoder.max_length(),
+            document_prompt: prompt_of(encoder, &options.document_prompt, &["document", "passage"]),
+            query_prompt: prompt_of(encoder, &options.query_prompt, &["query"]),
+            truncate_dim: options.truncate_dim,
+        }
+    }
+
     fn read(folder: &Path) -> Result<Option<Self>, RetrieveError> {
         let path = folder.join(ENCODER_FILE);
         if !path.is_file() {
@@ -98,7 +113,7 @@ impl StoredEncoder {
             .map_err(|e| wrong(e.to_string()))
     }
 
-    fn request(&self, quantize: Quantize) -> EncoderRequest {
+    pub(crate) fn request(&self, quantize: Quantize) -> EncoderRequest {
         EncoderRequest {
             model: self.model.clone(),
             adapter: self.adapter.clone(),
@@ -107,7 +122,7 @@ impl StoredEncoder {
         }
     }
 
-    fn options(&self, prompt: &str) -> EmbedOptions {
+    pub(crate) fn options(&self, prompt: &str) -> EmbedOptions {
         EmbedOptions {
             prompt: Prompt::Text(prompt.to_owned()),
             normalize: false,
@@ -133,7 +148,7 @@ fn prompt_of(encoder: &Encoder, asked: &Option<String>, names: &[&str]) -> Strin
 }
 
 /// What tells an encoder from every other, as an index keeps it.
-fn identity(
+pub(crate) fn identity(
     encoder: &Encoder,
     stored: &StoredEncoder,
     encoding: Encoding,
@@ -169,14 +184,7 @@ pub fn build(
     options: &BuildOptions,
     progress: &mut dyn FnMut(usize) -> bool,
 ) -> Result<BuildReport, RetrieveError> {
-    let stored = encoder.map(|(encoder, request)| StoredEncoder {
-        model: request.model.clone(),
-        adapter: request.adapter.clone(),
-        max_length: encoder.max_length(),
-        document_prompt: prompt_of(encoder, &options.document_prompt, &["document", "passage"]),
-        query_prompt: prompt_of(encoder, &options.query_prompt, &["query"]),
-        truncate_dim: options.truncate_dim,
-    });
+    let stored = encoder.map(|(encoder, request)| StoredEncoder::of(encoder, request, options));
     let known = encoder
         .zip(stored.as_ref())
         .map(|((encoder, _), stored)| identity(encoder, stored, options.encoding));
@@ -188,12 +196,18 @@ pub fn build(
                 })?;
                 index.check_encoder(asked)?;
             }
+            if options.hnsw.is_some() && options.hnsw != index.settings().hnsw {
+                return Err(RetrieveError::OtherGraphs {
+                    folder: folder.into(),
+                });
+            }
             index
         }
         Err(IndexError::NotAnIndex { .. }) => {
             let settings = Settings {
                 analyzer: options.analyzer,
                 encoder: known,
+                hnsw: options.hnsw,
             };
             Index::create(folder, settings)?
         }
@@ -348,6 +362,8 @@ pub struct SearchOptions {
     pub filter: Filter,
     /// Constants of BM25.
     pub bm25: Bm25,
+    /// How much of the vectors is looked at.
+    pub effort: Effort,
 }
 
 /// An index with the encoder of its vectors.
@@ -441,6 +457,7 @@ impl Collection {
                     .top_k(options.top_k)
                     .filter(options.filter.clone())
                     .bm25(options.bm25)
+                    .effort(options.effort)
             })
             .collect();
         Ok(self.index.search_batch(&queries)?)

@@ -84,6 +84,15 @@ pub enum RetrieveError {
     /// Generation.
     #[error(transparent)]
     Decode(#[from] frugal_decode::DecodeError),
+    /// An index that was made without graphs over its vectors, or with others.
+    #[error("{}: the index was made with another kind of vector search; leave out `--ann`, or make another index", folder.display())]
+    OtherGraphs {
+        /// Its folder.
+        folder: PathBuf,
+    },
+    /// A store of vectors.
+    #[error(transparent)]
+    Store(#[from] frugal_index::store::StoreError),
     /// Index or corpus.
     #[error(transparent)]
     Index(#[from] IndexError),

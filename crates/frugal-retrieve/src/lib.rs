@@ -14,6 +14,7 @@ mod modules;
 mod pooling;
 pub mod prp;
 pub mod rag;
+mod stored;
 mod vectors;
 
 pub use chunk::{ChunkMethod, ChunkOptions, chunks, document_of};
@@ -25,4 +26,5 @@ pub use encoder::{EmbedOptions, Embeddings, Encoder, EncoderRequest, Prompt};
 pub use error::RetrieveError;
 pub use modules::{Activation, DenseModule, Modules};
 pub use pooling::{PoolingMode, SentencePooling};
+pub use stored::{StoreCollection, build_store, encoder_of_store};
 pub use vectors::{Elements, Precision, Vectors};

@@ -1,14 +1,19 @@
 //! `frugal index`: documents that can be searched.
 
-use std::path::PathBuf;
+mod stored;
+
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
-use frugal::index::{Analyzer, CorpusOptions, Encoding, Index};
+use frugal::index::store::StoreTarget;
+use frugal::index::{Analyzer, CorpusOptions, Encoding, HnswOptions, Index};
 use frugal::model::Quantize;
 use frugal::retrieve::rag::Splitter;
-use frugal::retrieve::{BuildOptions, ChunkMethod, ChunkOptions, Encoder, EncoderRequest, build};
+use frugal::retrieve::{
+    BuildOptions, BuildReport, ChunkMethod, ChunkOptions, Encoder, EncoderRequest, build,
+};
 use serde_json::json;
 
 use crate::args::{Machine, Output};
@@ -22,6 +27,7 @@ Examples:
   frugal index --data scifact/ --out idx --model minilm-l6
   frugal index --data corpus.jsonl --out idx                 words only (BM25)
   frugal index --out idx --delete doc-17 --delete doc-18
+  frugal index --data notes/ --model minilm-l6 --store postgres://me@localhost/db#notes
 
 The data are a BEIR folder, JSONL, JSON, CSV, TSV or Parquet, perhaps .gz or .zst, or a folder of
 text and Markdown files. Run again, the command adds what is new, replaces what has changed and
@@ -33,6 +39,12 @@ enum Vectors {
     F16,
     Int8,
     Binary,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Ann {
+    Exact,
+    Hnsw,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -77,8 +89,21 @@ pub struct Args {
     )]
     data: Option<PathBuf>,
     /// Folder of the index
-    #[arg(long, short, value_name = "DIR", help_heading = "Output")]
-    out: PathBuf,
+    #[arg(
+        long,
+        short,
+        value_name = "DIR",
+        help_heading = "Output",
+        required_unless_present = "store"
+    )]
+    out: Option<PathBuf>,
+    /// Keep documents and vectors in a database instead: postgres://USER@HOST/DB#TABLE,
+    /// chroma+http://HOST:PORT#NAME or qdrant+http://HOST:PORT#NAME
+    #[arg(long, value_name = "URL", help_heading = "Output", conflicts_with_all = ["out", "compact", "analyzer", "vectors", "ann", "hnsw_m", "ef_construction"])]
+    store: Option<StoreTarget>,
+    /// Longest wait for an answer of the store, in seconds
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3600), requires = "store", help_heading = "Output")]
+    store_timeout: u32,
     /// Encoder of the vectors: name, folder or org/name [default: that of the index, else none]
     #[arg(long, short, value_name = "MODEL", help_heading = "Vectors")]
     model: Option<String>,
@@ -137,6 +162,22 @@ pub struct Args {
         help_heading = "Vectors"
     )]
     vectors: Vectors,
+    /// How a new index finds near vectors: exact (all are looked at) or hnsw (along a graph, faster
+    /// and nearly as well)
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "exact",
+        hide_possible_values = true,
+        help_heading = "Vectors"
+    )]
+    ann: Ann,
+    /// Links of a vector in the graph
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(2..=256), help_heading = "Vectors")]
+    hnsw_m: u32,
+    /// Candidates that are looked at to link a vector
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=100_000), help_heading = "Vectors")]
+    ef_construction: u32,
     /// Text that goes before each document [default: the model's prompt `document` or `passage`]
     #[arg(long, value_name = "TEXT", help_heading = "Vectors")]
     document_prompt: Option<String>,
@@ -183,6 +224,11 @@ impl Args {
                 Vectors::Int8 => Encoding::Int8,
                 Vectors::Binary => Encoding::Binary,
             },
+            hnsw: (self.ann == Ann::Hnsw).then(|| HnswOptions {
+                m: self.hnsw_m as usize,
+                ef_construction: self.ef_construction as usize,
+                ..HnswOptions::default()
+            }),
             corpus: CorpusOptions {
                 columns: self.columns.iter().cloned().collect(),
             },
@@ -204,19 +250,30 @@ impl Args {
                 quantize: Quantize::None,
             }));
         }
-        Ok(frugal::retrieve::stored_encoder(&self.out)?)
+        Ok(match &self.out {
+            Some(out) => frugal::retrieve::stored_encoder(out)?,
+            None => None,
+        })
+    }
+
+    fn folder(&self) -> Result<&Path> {
+        self.out.as_deref().context("--out: name a folder")
     }
 }
 
 /// Reads, embeds, writes.
 pub fn run(args: &Args) -> Result<Outcome> {
+    if let Some(target) = &args.store {
+        return stored::run(args, target);
+    }
+    let out = args.folder()?;
     let mut deleted = 0;
     if !args.delete.is_empty() {
-        let index = Index::open(&args.out)?;
+        let index = Index::open(out)?;
         let mut writer = index.writer()?;
         for id in &args.delete {
             if !writer.delete(id)? {
-                bail!("--delete {id}: {} has no such document", args.out.display());
+                bail!("--delete {id}: {} has no such document", out.display());
             }
             deleted += 1;
         }
@@ -224,7 +281,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     }
     let begin = Instant::now();
     let mut report = match &args.data {
-        None => frugal::retrieve::BuildReport::default(),
+        None => BuildReport::default(),
         Some(data) => {
             let options = args.options()?;
             let encoder = match args.request()? {
@@ -242,7 +299,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
             );
             let mut counter = Counter::new(args.output, "documents", 0, 0);
             build(
-                &args.out,
+                out,
                 data,
                 encoder
                     .as_ref()
@@ -257,14 +314,14 @@ pub fn run(args: &Args) -> Result<Outcome> {
     };
     report.deleted += deleted;
     if args.compact {
-        let index = Index::open(&args.out)?;
+        let index = Index::open(out)?;
         index.writer()?.compact()?;
     }
-    let index = Index::open(&args.out)?;
+    let index = Index::open(out)?;
     let seconds = begin.elapsed().as_secs_f64();
     if args.output.json {
         let value = json!({
-            "index": args.out,
+            "index": out,
             "documents": index.len(),
             "report": report,
             "encoder": index.settings().encoder.as_ref().map(|e| &e.model),
@@ -281,7 +338,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         };
         ui::print(&format!(
             "{}: {} documents, {vectors}\n{} added, {} updated, {} unchanged, {} deleted in {seconds:.1} s",
-            args.out.display(),
+            out.display(),
             index.len(),
             report.added,
             report.updated,
@@ -289,9 +346,18 @@ pub fn run(args: &Args) -> Result<Outcome> {
             report.deleted
         ));
     }
+    warn_of(&report, args.output);
+    Ok(match report.interrupted {
+        true => Outcome::Interrupted,
+        false => Outcome::Done,
+    })
+}
+
+/// Says what was left out, and what is in the index only in part.
+fn warn_of(report: &BuildReport, output: Output) {
     if let Some(first) = report.empty.first() {
         ui::warn(
-            args.output,
+            output,
             &format!(
                 "{} documents without text were left out: `{first}`{}",
                 report.empty.len(),
@@ -301,15 +367,11 @@ pub fn run(args: &Args) -> Result<Outcome> {
     }
     if report.truncated > 0 {
         ui::warn(
-            args.output,
+            output,
             &format!(
                 "{} texts are longer than the encoder reads: their vectors stand for their beginning; `--chunk N` cuts them",
                 report.truncated
             ),
         );
     }
-    Ok(match report.interrupted {
-        true => Outcome::Interrupted,
-        false => Outcome::Done,
-    })
 }

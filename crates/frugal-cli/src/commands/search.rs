@@ -1,12 +1,14 @@
 //! `frugal search`: documents that answer a query.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::ValueEnum;
-use frugal::index::{Bm25, Document, Filter};
+use frugal::index::store::{StoreOptions, StoreTarget};
+use frugal::index::{Bm25, Document, Effort, Filter};
 use frugal::model::Quantize;
-use frugal::retrieve::{Collection, SearchMode, SearchOptions};
+use frugal::retrieve::{Collection, SearchMode, SearchOptions, StoreCollection};
 use frugal::run::Reranker;
 use serde_json::{Value, json};
 
@@ -19,6 +21,7 @@ const EXAMPLES: &str = "\
 Examples:
   frugal search --index idx \"wing flutter at supersonic speed\"
   frugal search --index idx --mode bm25 --top-k 3 --filter 'year>1960' \"heat transfer\"
+  frugal search --store chroma+http://localhost:8000#notes \"heat transfer\"
   frugal search --index idx --rerank ./ms-marco-MiniLM-L6 --json \"wing flutter\"
 
 Without --mode an index with vectors is searched by words and vectors, whose ranks are fused
@@ -58,6 +61,12 @@ pub struct SearchFlags {
     /// BM25: how much long documents are held back, from 0 to 1
     #[arg(long, value_name = "X", default_value_t = 0.4)]
     pub b: f64,
+    /// Look at all vectors, also where the index has a graph over them
+    #[arg(long)]
+    pub exact: bool,
+    /// Candidates that are kept on the way along the graph: more find more and take longer
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=100_000), conflicts_with = "exact")]
+    pub ef: u32,
     /// Order the best documents anew by this cross-encoder
     #[arg(long, value_name = "MODEL")]
     pub rerank: Option<String>,
@@ -80,6 +89,12 @@ impl SearchFlags {
                 k1: self.k1,
                 b: self.b,
             },
+            effort: match self.exact {
+                true => Effort::Exact,
+                false => Effort::Graph {
+                    ef: self.ef as usize,
+                },
+            },
         })
     }
 }
@@ -92,8 +107,20 @@ pub struct Args {
     #[arg(value_name = "QUERY")]
     query: String,
     /// Folder of the index (see `frugal index`)
-    #[arg(long, short, value_name = "DIR", help_heading = "Search")]
-    index: PathBuf,
+    #[arg(
+        long,
+        short,
+        value_name = "DIR",
+        help_heading = "Search",
+        required_unless_present = "store"
+    )]
+    index: Option<PathBuf>,
+    /// Search a database instead (see `frugal index --store`), by vectors
+    #[arg(long, value_name = "URL", help_heading = "Search", conflicts_with_all = ["index", "k1", "b", "exact", "ef"])]
+    store: Option<StoreTarget>,
+    /// Longest wait for an answer of the store, in seconds
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3600), requires = "store", help_heading = "Search")]
+    store_timeout: u32,
     /// How many documents are shown
     #[arg(long, short = 'k', value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Search")]
     top_k: u32,
@@ -130,6 +157,16 @@ pub fn find(
             document,
         });
     }
+    ordered(reranker, query, answers, top_k)
+}
+
+/// The best answers, reranked if that is asked for.
+fn ordered(
+    reranker: Option<&Reranker>,
+    query: &str,
+    mut answers: Vec<Answer>,
+    top_k: usize,
+) -> Result<Vec<Answer>> {
     if let Some(reranker) = reranker {
         let texts: Vec<String> = answers
             .iter()
@@ -146,19 +183,41 @@ pub fn find(
     Ok(answers)
 }
 
+/// The nearest documents of a store.
+fn in_store(args: &Args, target: &StoreTarget, options: &SearchOptions) -> Result<Vec<Answer>> {
+    if matches!(options.mode, Some(SearchMode::Bm25 | SearchMode::Hybrid)) {
+        bail!("--mode: a store is searched by vectors alone: leave it out, or use `--mode dense`");
+    }
+    let wait = StoreOptions {
+        timeout: Duration::from_secs(args.store_timeout.into()),
+        ..StoreOptions::default()
+    };
+    let (lookup, device) = (args.machine.lookup(), args.machine.device()?);
+    let mut store = StoreCollection::open(target, wait, &lookup, &device)?;
+    let hits = store.search(&args.query, options.top_k, &options.filter)?;
+    let answers = hits.into_iter().map(|hit| Answer {
+        score: hit.score,
+        document: hit.document,
+    });
+    Ok(answers.collect())
+}
+
 /// Searches and shows.
 pub fn run(args: &Args) -> Result<Outcome> {
     let top_k = args.top_k as usize;
     let options = args.search.options(top_k)?;
     let lookup = args.machine.lookup();
     let phase = Phase::new(args.output, "opening the index");
-    let collection = Collection::open(
-        &args.index,
-        options.mode,
-        Quantize::None,
-        &lookup,
-        &args.machine.device()?,
-    )?;
+    let collection = match &args.index {
+        None => None,
+        Some(index) => Some(Collection::open(
+            index,
+            options.mode,
+            Quantize::None,
+            &lookup,
+            &args.machine.device()?,
+        )?),
+    };
     let reranker = args
         .search
         .rerank
@@ -166,7 +225,15 @@ pub fn run(args: &Args) -> Result<Outcome> {
         .map(|model| crate::loaded::reranker(model, &args.machine, args.output))
         .transpose()?;
     drop(phase);
-    let answers = find(&collection, reranker.as_ref(), &args.query, top_k, &options)?;
+    let reranker = reranker.as_ref();
+    let answers = match (&collection, &args.store) {
+        (Some(collection), _) => find(collection, reranker, &args.query, top_k, &options)?,
+        (None, Some(store)) => {
+            let found = in_store(args, store, &options)?;
+            ordered(reranker, &args.query, found, top_k)?
+        }
+        (None, None) => bail!("--index: name an index"),
+    };
     if args.output.json {
         let results: Vec<Value> = answers
             .iter()

@@ -13,7 +13,10 @@ use crate::error::IndexError;
 /// Its name.
 pub(super) const MANIFEST: &str = "manifest.jsonl";
 const FORMAT: &str = "frugal-index";
-const VERSION: u64 = 1;
+/// The latest version that is read.
+const VERSION: u64 = 2;
+/// The version of an index without graphs, which programs that know of none can read.
+const WITHOUT_GRAPHS: u64 = 1;
 
 /// What is in the index beside the segments of the text index.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -35,6 +38,9 @@ pub(super) struct State {
 pub(super) struct VectorFile {
     pub(super) file: String,
     pub(super) rows: usize,
+    /// The file of the graph over them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) graph: Option<String>,
 }
 
 impl State {
@@ -71,7 +77,10 @@ pub(super) fn write(
     let path = path(folder);
     let manifest = Manifest {
         format: FORMAT.into(),
-        version: VERSION,
+        version: match state.settings.hnsw {
+            Some(_) => VERSION,
+            None => WITHOUT_GRAPHS,
+        },
         state,
         text,
     };
@@ -107,7 +116,7 @@ pub(super) fn read(folder: &Path) -> Result<(State, Map<String, Value>), IndexEr
     let value: Value =
         serde_json::from_slice(body).map_err(|e| damaged(&format!("malformed JSON: {e}")))?;
     let version = value.get("version").and_then(Value::as_u64).unwrap_or(0);
-    if version != VERSION {
+    if !(WITHOUT_GRAPHS..=VERSION).contains(&version) {
         return Err(IndexError::Version {
             path,
             found: version,

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `manifest.jsonl` | everything that says what is in the index: format, settings, vector files, the text index's own segments; its second line is a checksum. It is the one pointer to the current state, and is replaced by renaming |
 //! | `vectors-N.vec` | vectors of one or more commits, each under the key of its document |
+//! | `vectors-N.hnsw` | the graph over them, where the index has graphs and they are many |
 //! | other files | segments of the text index, under names that are never used again |
 //!
 //! A writer writes new files, flushes them to disk, then replaces the manifest; what the new one does
@@ -23,7 +24,7 @@ mod text;
 mod writer;
 
 pub use open::Index;
-pub use search::{Found, Mode, Query};
+pub use search::{Effort, Found, Mode, Query};
 pub use settings::{Encoder, Settings};
 pub use writer::Writer;
 

@@ -35,6 +35,14 @@ impl Index {
         if let Some(encoder) = &settings.encoder {
             check_kind(encoder.dimension, encoder.metric, encoder.encoding)?;
         }
+        if let Some(hnsw) = &settings.hnsw {
+            hnsw.check()?;
+            if settings.encoder.is_none() {
+                return Err(IndexError::NeedsVector(
+                    "graphs link vectors, but the index is to be made without an encoder".into(),
+                ));
+            }
+        }
         let exists = || IndexError::Exists {
             folder: folder.into(),
         };

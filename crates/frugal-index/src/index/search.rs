@@ -14,6 +14,7 @@ use crate::error::IndexError;
 use crate::filter::Filter;
 use crate::fusion::{Fusion, fuse};
 use crate::top_k::TopK;
+use crate::vector::{Neighbor, VectorGraph, VectorIndex};
 
 /// What is compared.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,6 +44,28 @@ pub struct Query {
     pub filter: Filter,
     /// The constants of BM25.
     pub bm25: Bm25,
+    /// How much of the vectors is looked at.
+    pub effort: Effort,
+}
+
+/// How the nearest vectors are found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effort {
+    /// Along the graphs where the index has some, keeping at least this number of candidates. Where
+    /// few documents are asked among, or many are wanted, and in files without a graph, all are
+    /// looked at.
+    Graph {
+        /// Candidates.
+        ef: usize,
+    },
+    /// All vectors are looked at.
+    Exact,
+}
+
+impl Default for Effort {
+    fn default() -> Self {
+        Self::Graph { ef: 128 }
+    }
 }
 
 /// A document that was found.
@@ -71,6 +94,7 @@ impl Query {
             depth: None,
             filter: Filter::default(),
             bm25: Bm25::default(),
+            effort: Effort::default(),
         }
     }
 
@@ -110,6 +134,12 @@ impl Query {
     /// With other constants of BM25.
     pub fn bm25(mut self, bm25: Bm25) -> Self {
         self.bm25 = bm25;
+        self
+    }
+
+    /// With another effort.
+    pub fn effort(mut self, effort: Effort) -> Self {
+        self.effort = effort;
         self
     }
 
@@ -204,19 +234,24 @@ impl Index {
         }
         self.check_vectors(&asking)?;
         let loaded = self.snapshot.loaded()?;
-        let (plain, filtered): (Vec<_>, Vec<_>) =
-            (asking.into_iter()).partition(|(i, _)| queries[*i].filter.conditions.is_empty());
+        let first = asking.first().map(|(i, _)| queries[*i].effort);
+        let (plain, filtered): (Vec<_>, Vec<_>) = (asking.into_iter()).partition(|(i, _)| {
+            let query = &queries[*i];
+            query.filter.conditions.is_empty() && Some(query.effort) == first
+        });
         let deepest = |i: &usize| depth(&queries[*i], &modes[*i]);
         let joined: Vec<f32> = plain.iter().flat_map(|(_, v)| v.iter().copied()).collect();
         let k = plain.iter().map(|(i, _)| deepest(i)).max().unwrap_or(0);
-        let found = self.nearest(&joined, plain.len(), k, loaded, None)?;
+        let effort = first.unwrap_or_default();
+        let found = self.nearest(&joined, plain.len(), k, effort, loaded, None)?;
         for ((i, _), mut ranking) in plain.iter().zip(found) {
             ranking.truncate(deepest(i));
             rankings[*i] = ranking;
         }
         for (i, vector) in filtered {
             let allowed = self.allowed(&queries[i])?;
-            let found = self.nearest(vector, 1, deepest(&i), loaded, allowed.as_deref())?;
+            let (k, effort) = (deepest(&i), queries[i].effort);
+            let found = self.nearest(vector, 1, k, effort, loaded, allowed.as_deref())?;
             rankings[i] = found.into_iter().next().unwrap_or_default();
         }
         Ok(rankings)
@@ -246,6 +281,7 @@ impl Index {
         queries: &[f32],
         count: usize,
         k: usize,
+        effort: Effort,
         loaded: &Loaded,
         allowed: Option<&[Vec<bool>]>,
     ) -> Result<Vec<Ranking>, IndexError> {
@@ -253,10 +289,15 @@ impl Index {
             allowed.is_none_or(|a| a[place.segment as usize][place.document as usize])
         };
         let mut best = vec![TopK::new(k); count];
-        for vectors in &self.snapshot.vectors {
-            let found = vectors.search_where(queries, k, |row| {
-                loaded.place(vectors.key(row)).is_some_and(is_allowed)
-            })?;
+        let snapshot = &self.snapshot;
+        for (vectors, graph) in snapshot.vectors.iter().zip(&snapshot.graphs) {
+            let wanted = |row: usize| loaded.place(vectors.key(row)).is_some_and(is_allowed);
+            let found = match (graph, effort) {
+                (Some(graph), Effort::Graph { ef }) if self.pays(k, loaded, allowed) => {
+                    along(graph, queries, k, ef, wanted)?
+                }
+                _ => vectors.search_where(queries, k, wanted)?,
+            };
             for (best, found) in best.iter_mut().zip(found) {
                 found
                     .iter()
@@ -268,6 +309,17 @@ impl Index {
             sorted.map(|scored| (scored.item, scored.score)).collect()
         });
         Ok(rankings.collect())
+    }
+
+    /// Whether a walk along a graph is worth it: it visits about as many vectors for each that it may
+    /// return as there are vectors for each.
+    fn pays(&self, k: usize, loaded: &Loaded, allowed: Option<&[Vec<bool>]>) -> bool {
+        let there: usize = self.snapshot.vectors.iter().map(VectorIndex::len).sum();
+        let fits = |place: &&Place| {
+            allowed.is_none_or(|a| a[place.segment as usize][place.document as usize])
+        };
+        let wanted = loaded.places.iter().filter(fits).count();
+        wanted >= there / 10 && k < wanted / 10
     }
 
     fn allowed(&self, query: &Query) -> Result<Option<Vec<Vec<bool>>>, IndexError> {
@@ -304,6 +356,25 @@ impl Index {
             Ok(ids)
         })
     }
+}
+
+/// The nearest along a graph. A query to which it does not lead enough is answered exactly.
+fn along(
+    graph: &VectorGraph,
+    queries: &[f32],
+    k: usize,
+    ef: usize,
+    wanted: impl Fn(usize) -> bool + Sync,
+) -> Result<Vec<Vec<Neighbor>>, IndexError> {
+    let mut found = graph.search_where(queries, k, ef, &wanted)?;
+    let width = graph.index().dimension();
+    for (found, query) in found.iter_mut().zip(queries.chunks(width)) {
+        if found.len() < k {
+            let exact = graph.index().search_where(query, k, &wanted)?;
+            *found = exact.into_iter().next().unwrap_or_default();
+        }
+    }
+    Ok(found)
 }
 
 /// How many documents of each kind are looked for.

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::analyzer::Analyzer;
-use crate::vector::{Encoding, Metric};
+use crate::vector::{Encoding, HnswOptions, Metric};
 
 /// How an index is made; fixed when it is created.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,6 +15,9 @@ pub struct Settings {
     pub analyzer: Analyzer,
     /// Where vectors come from; without it there are none, and texts are searched by their words.
     pub encoder: Option<Encoder>,
+    /// Graphs over the vectors; without them every vector is looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hnsw: Option<HnswOptions>,
 }
 
 /// The model whose vectors are in an index.
@@ -35,7 +38,7 @@ pub struct Encoder {
 
 impl Encoder {
     /// Whether vectors of the other can be compared with vectors of this one.
-    pub(super) fn agrees(&self, other: &Self) -> bool {
+    pub(crate) fn agrees(&self, other: &Self) -> bool {
         self.fingerprint == other.fingerprint
             && self.dimension == other.dimension
             && self.metric == other.metric

@@ -17,7 +17,7 @@ use super::schema::{Fields, KEY, LENGTH, schema, tokenizers};
 use crate::bm25::Bm25;
 use crate::document::Document;
 use crate::error::IndexError;
-use crate::vector::VectorIndex;
+use crate::vector::{VectorGraph, VectorIndex};
 
 /// Where a document is in the text index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +49,8 @@ pub(super) struct Snapshot {
     pub(super) index: tantivy::Index,
     pub(super) searcher: Searcher,
     pub(super) vectors: Vec<VectorIndex>,
+    /// For each file of vectors its graph, if it has one.
+    pub(super) graphs: Vec<Option<VectorGraph>>,
     loaded: OnceLock<Loaded>,
     /// Segments whose stored documents matched their checksum.
     stores: Vec<AtomicBool>,
@@ -121,8 +123,15 @@ impl Snapshot {
                 false => Err(damaged(format!("`{}` is of another index", vectors.file))),
             }
         });
+        let vectors = vectors.collect::<Result<Vec<_>, IndexError>>()?;
+        let graphs = state.vectors.iter().zip(&vectors).map(|(file, vectors)| {
+            let graph = file.graph.as_ref();
+            graph.map(|name| VectorGraph::open(&folder.join(name), vectors))
+        });
+        let graphs = graphs.map(Option::transpose);
         Ok(Self {
-            vectors: vectors.collect::<Result<_, IndexError>>()?,
+            graphs: graphs.collect::<Result<_, _>>()?,
+            vectors,
             stores: (searcher.segment_readers().iter())
                 .map(|_| AtomicBool::new(false))
                 .collect(),
@@ -237,6 +246,9 @@ impl Snapshot {
         (0..self.stores.len()).try_for_each(|segment| self.check_store(segment))?;
         for vectors in &self.vectors {
             vectors.check()?;
+        }
+        for graph in self.graphs.iter().flatten() {
+            graph.check()?;
         }
         self.loaded()?;
         Ok(())

@@ -13,7 +13,7 @@ use crate::document::Document;
 use crate::error::IndexError;
 use crate::filter::Filter;
 use crate::fusion::{Fusion, fuse};
-use crate::vector::{Encoding, Metric};
+use crate::vector::{Encoding, HnswOptions, Metric};
 
 const DIMENSION: usize = 8;
 
@@ -31,6 +31,7 @@ fn with_vectors() -> Settings {
     Settings {
         analyzer: Analyzer::Whitespace,
         encoder: Some(encoder()),
+        hnsw: None,
     }
 }
 
@@ -486,4 +487,87 @@ fn a_reader_needs_no_right_to_write() {
         .unwrap();
     assert_eq!((found.len(), names(&folder)), (1, before));
     mode(0o755).unwrap();
+}
+
+#[test]
+fn an_index_with_graphs_answers_as_one_without_after_every_kind_of_change() {
+    let dir = tempfile::tempdir().unwrap();
+    let hnsw = HnswOptions {
+        min_rows: 100,
+        ..HnswOptions::default()
+    };
+    let with_graphs = Settings {
+        hnsw: Some(hnsw),
+        ..with_vectors()
+    };
+    let mut made = Random::new(3);
+    let vectors: Vec<Vec<f32>> = (0..900).map(|_| made.vector()).collect();
+    let mut indexes = [with_graphs, with_vectors()].map(|settings| {
+        let name = if settings.hnsw.is_some() {
+            "graphs"
+        } else {
+            "exact"
+        };
+        let index = Index::create(&dir.path().join(name), settings).unwrap();
+        let mut writer = index.writer().unwrap();
+        for (i, vector) in vectors.iter().enumerate() {
+            let mut document = Document::new(format!("d{i}"), "wing");
+            document.metadata.insert("part".into(), (i % 50).into());
+            writer.add(&document, Some(vector)).unwrap();
+            if i == 700 {
+                writer.commit().unwrap();
+            }
+        }
+        (0..900).step_by(7).for_each(|i| {
+            writer.delete(&format!("d{i}")).unwrap();
+        });
+        writer.commit().unwrap();
+        drop(writer);
+        index
+    });
+    for compacted in [false, true] {
+        for index in &mut indexes {
+            if compacted {
+                index.writer().unwrap().compact().unwrap();
+            }
+            index.reload().unwrap();
+            index.check().unwrap();
+        }
+        let [graphs, exact] = &indexes;
+        let names = std::fs::read_dir(graphs.folder()).unwrap().flatten();
+        let names = names.filter(|f| f.file_name().to_string_lossy().ends_with(".hnsw"));
+        assert!(names.count() >= 1);
+        for filter in [&[][..], &["part<25"], &["part=3"]] {
+            let filter = Filter::parse(filter).unwrap();
+            let mut same = 0;
+            for _ in 0..30 {
+                let query = Query::vector(made.vector())
+                    .top_k(10)
+                    .filter(filter.clone());
+                let wanted = exact.search(&query).unwrap();
+                let found = graphs.search(&query).unwrap();
+                assert_eq!(found.len(), wanted.len());
+                same += found.iter().filter(|f| wanted.contains(f)).count();
+                // All that is asked for is exact.
+                let all = query.effort(Effort::Exact);
+                assert_eq!(graphs.search(&all).unwrap(), wanted);
+                let deep = all.effort(Effort::default()).top_k(500);
+                assert_eq!(graphs.search(&deep).unwrap(), exact.search(&deep).unwrap());
+            }
+            assert!(same >= 285, "{compacted} {filter:?}: {same} of 300");
+        }
+    }
+    // Programs that know no graphs still read an index without.
+    let version = |index: &Index| {
+        let text = std::fs::read_to_string(index.folder().join("manifest.jsonl")).unwrap();
+        let body: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+        (body["version"].as_u64(), text.contains("hnsw"))
+    };
+    assert_eq!(version(&indexes[0]), (Some(2), true));
+    assert_eq!(version(&indexes[1]), (Some(1), false));
+    let settings = Settings {
+        hnsw: Some(hnsw),
+        ..Settings::default()
+    };
+    assert!(Index::create(&dir.path().join("no"), settings).is_err());
 }

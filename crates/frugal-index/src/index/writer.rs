@@ -12,7 +12,7 @@ use super::schema::{names, stored};
 use super::snapshot::{Snapshot, guarded};
 use crate::document::Document;
 use crate::error::IndexError;
-use crate::vector::{VectorBuilder, VectorError};
+use crate::vector::{VectorBuilder, VectorError, VectorGraph, VectorIndex};
 
 /// Memory for one thread of the text index before it writes a segment.
 const MEMORY: usize = 64 << 20;
@@ -20,6 +20,8 @@ const MEMORY: usize = 64 << 20;
 const LONGEST_ID: usize = 4096;
 /// How the names of files with vectors end.
 const VECTORS: &str = ".vec";
+/// How the names of their graphs end.
+const GRAPH: &str = ".hnsw";
 
 /// The sole right to change an index. Nothing is seen or kept before [`Writer::commit`]; a writer
 /// that is dropped, or whose process ends, leaves the state of the last commit.
@@ -301,6 +303,7 @@ impl Writer {
             let file = format!("vectors-{generation}{VECTORS}");
             written.write(&self.snapshot.folder.join(&file))?;
             files.push(VectorFile {
+                graph: self.write_graph(&file, generation)?,
                 file,
                 rows: written.len(),
             });
@@ -308,7 +311,22 @@ impl Writer {
         Ok(files)
     }
 
-    /// Removes files of vectors that the manifest does not name: those that were replaced, and those
+    /// Writes the graph over a file of vectors, if the index has graphs and it is large enough.
+    fn write_graph(&self, vectors: &str, generation: u64) -> Result<Option<String>, IndexError> {
+        let folder = &self.snapshot.folder;
+        let Some(options) = self.snapshot.state.settings.hnsw else {
+            return Ok(None);
+        };
+        let index = VectorIndex::open(&folder.join(vectors))?;
+        if index.len() < options.min_rows {
+            return Ok(None);
+        }
+        let name = format!("vectors-{generation}{GRAPH}");
+        VectorGraph::write(&index, &folder.join(&name), options)?;
+        Ok(Some(name))
+    }
+
+    /// Removes files of vectors and graphs that the manifest does not name: those that were replaced, and those
     /// of a writer that was killed. What cannot be removed is in nobody's way.
     fn remove_unnamed(&self) {
         let named: HashSet<PathBuf> = self
@@ -316,13 +334,16 @@ impl Writer {
             .state
             .vectors
             .iter()
-            .map(|vectors| self.snapshot.folder.join(&vectors.file))
+            .flat_map(|vectors| [Some(&vectors.file), vectors.graph.as_ref()])
+            .flatten()
+            .map(|name| self.snapshot.folder.join(name))
             .collect();
         let entries = std::fs::read_dir(&self.snapshot.folder);
         for entry in entries.into_iter().flatten().flatten() {
             let name = entry.file_name();
             let name = name.to_string_lossy();
-            let ours = name.starts_with("vectors-") && name.ends_with(VECTORS);
+            let ends = [VECTORS, GRAPH].iter().any(|end| name.ends_with(end));
+            let ours = name.starts_with("vectors-") && ends;
             if ours && !named.contains(&entry.path()) {
                 let _ = std::fs::remove_file(entry.path());
             }

@@ -80,6 +80,9 @@ pub enum VectorError {
         /// The metric.
         metric: &'static str,
     },
+    /// A graph that cannot be made.
+    #[error("{0}")]
+    Graph(String),
     /// Vectors of two kinds in one file.
     #[error("vectors of {found} cannot be added to vectors of {expected}")]
     OtherKind {

@@ -6,6 +6,8 @@ use super::error::VectorError;
 use super::kind::{Encoding, Metric};
 use super::layout::Section;
 use super::open::VectorIndex;
+use super::scan::Neighbor;
+use crate::top_k::TopK;
 
 /// Score of a row for a query that was prepared.
 pub(super) fn score(index: &VectorIndex, row: usize, query: &[f32]) -> f64 {
@@ -25,6 +27,24 @@ pub(super) fn score(index: &VectorIndex, row: usize, query: &[f32]) -> f64 {
             compared(metric, query, codes.iter().map(|c| f32::from(*c) * scale))
         }
     }
+}
+
+/// The `k` best of some rows by their scores in double precision.
+pub(super) fn settled(
+    index: &VectorIndex,
+    rows: impl Iterator<Item = u32>,
+    query: &[f32],
+    k: usize,
+) -> Vec<Neighbor> {
+    let mut top = TopK::new(k);
+    for row in rows {
+        top.push(score(index, row as usize, query), row);
+    }
+    let neighbor = |scored: crate::top_k::Scored<u32>| Neighbor {
+        key: index.key(scored.item as usize),
+        score: scored.score,
+    };
+    top.into_sorted().into_iter().map(neighbor).collect()
 }
 
 fn floats(bytes: &[u8]) -> impl Iterator<Item = f32> {

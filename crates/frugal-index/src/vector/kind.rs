@@ -142,6 +142,16 @@ pub(crate) fn check_kind(
     Ok(())
 }
 
+/// Refuses a vector that can never be stored or searched with.
+pub(crate) fn check_vector(
+    vector: &[f32],
+    dimension: usize,
+    metric: Metric,
+    name: &str,
+) -> Result<(), VectorError> {
+    prepared(vector, dimension, metric, &|| name.to_owned()).map(|_| ())
+}
+
 /// Checks a vector and brings it to the form that is stored or searched with.
 pub(super) fn prepared(
     vector: &[f32],

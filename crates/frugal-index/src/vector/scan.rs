@@ -69,17 +69,8 @@ impl VectorIndex {
         let found = candidates.into_par_iter().zip(queries);
         Ok(found
             .map(|(best, query)| {
-                let mut top = TopK::new(k);
-                for candidate in best.into_sorted() {
-                    let row = candidate.item;
-                    top.push(exact::score(self, row as usize, query), row);
-                }
-                let found = top.into_sorted().into_iter();
-                let neighbor = |scored: crate::top_k::Scored<u32>| Neighbor {
-                    key: self.key(scored.item as usize),
-                    score: scored.score,
-                };
-                found.map(neighbor).collect()
+                let rows = best.into_sorted().into_iter().map(|found| found.item);
+                exact::settled(self, rows, query, k)
             })
             .collect())
     }

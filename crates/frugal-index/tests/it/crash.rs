@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use frugal_index::{Document, Encoder, Encoding, Index, Metric, Query, Settings};
+use frugal_index::{Document, Encoder, Encoding, HnswOptions, Index, Metric, Query, Settings};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -25,6 +25,10 @@ fn settings() -> Settings {
             dimension: DIMENSION,
             metric: Metric::Ip,
             encoding: Encoding::F32,
+        }),
+        hnsw: Some(HnswOptions {
+            min_rows: 10,
+            ..HnswOptions::default()
         }),
         ..Settings::default()
     }
@@ -177,8 +181,14 @@ fn after_kill_at_ten_random_moments_the_last_commit_is_there() {
     // Nothing of the killed ones stays once the next writer is done.
     commit(&folder, last + 1).unwrap();
     let vectors = std::fs::read_dir(&folder).unwrap().flatten();
-    let vectors = vectors.filter(|file| file.file_name().to_string_lossy().ends_with(".vec"));
-    assert!(vectors.count() <= 4);
+    let vectors = vectors.filter(|file| file.file_name().to_string_lossy().starts_with("vectors-"));
+    let names: Vec<_> = vectors.map(|file| file.file_name()).collect();
+    assert!(names.len() <= 8, "{names:?}");
+    assert!(
+        names
+            .iter()
+            .any(|name| name.to_string_lossy().ends_with(".hnsw"))
+    );
 }
 
 #[test]

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use frugal_index::{
-    Analyzer, Document, Encoder, Encoding, Filter, Found, Index, IndexError, Metric, Query,
-    Settings,
+    Analyzer, Document, Encoder, Encoding, Filter, Found, HnswOptions, Index, IndexError, Metric,
+    Query, Settings,
 };
 
 fn vector(i: u32) -> Vec<f32> {
@@ -32,6 +32,10 @@ fn build(folder: &Path) {
             dimension: 8,
             metric: Metric::L2,
             encoding: Encoding::Int8,
+        }),
+        hnsw: Some(HnswOptions {
+            min_rows: 50,
+            ..HnswOptions::default()
         }),
     };
     let index = Index::create(folder, settings).unwrap();
@@ -149,12 +153,12 @@ fn an_index_of_a_later_format_says_so() {
         .lines()
         .next()
         .unwrap()
-        .replace("\"version\":1,", "\"version\":9,");
+        .replace("\"version\":2,", "\"version\":9,");
     let check = crc32c::crc32c(body.as_bytes());
     std::fs::write(&path, format!("{body}\n{{\"crc32c\":\"{check:08x}\"}}\n")).unwrap();
     let error = Index::open(&folder).unwrap_err().to_string();
     assert!(
-        error.contains("format version 9, but this program reads version 1"),
+        error.contains("format version 9, but this program reads version 2"),
         "{error}"
     );
 }

@@ -4,3 +4,4 @@ mod collections;
 #[cfg(unix)]
 mod crash;
 mod damage;
+mod stores;

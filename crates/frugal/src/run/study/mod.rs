@@ -4,6 +4,7 @@
 //! with every seed and says of each claim whether it holds.
 
 mod cramf;
+mod anncur;
 mod error;
 mod iaa;
 mod outcome;

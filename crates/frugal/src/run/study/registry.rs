@@ -9,6 +9,7 @@ pub static STUDIES: &[&Study] = &[
     &super::cramf::CRAMF,
     &super::iaa::IAA,
 ];
+pub static STUDIES: &[&Study] = &[&super::anncur::ANNCUR];
 
 /// The study of a name.
 ///
