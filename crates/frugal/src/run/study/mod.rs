@@ -5,6 +5,7 @@
 
 mod error;
 mod outcome;
+mod prp;
 mod registry;
 mod request;
 mod run;
