@@ -406,7 +406,7 @@ fn blockrank_documents_do_not_see_each_other() {
     let states = |prompt: &BlockPrompt| {
         let info = backbone.info();
         let control =
-            BlockPrompt::control(&[prompt], 0, info.max_sequence as u32 / 2, info).unwrap();
+            BlockPrompt::control(&[prompt], 0, Some(info.max_sequence as u32 / 2), info).unwrap();
         to_vec(hidden(&*backbone, &prompt.ids, &[prompt.ids.len()], control).unwrap())
     };
     let (a, b) = (states(&original), states(&changed));
@@ -434,7 +434,7 @@ impl Pass for Guard {
 fn blockrank_scores_do_not_need_the_layers_behind() {
     let (backbone, _) = small("llama");
     let prompt = permuted(&[0, 1, 2, 3]);
-    let offset = backbone.info().max_sequence as u32 / 2;
+    let offset = Some(backbone.info().max_sequence as u32 / 2);
     let found = super::model::attention_of(&*backbone, &prompt, 0, offset, &mut Guard(0)).unwrap();
     let control = BlockPrompt::control(&[&prompt], 0, offset, backbone.info()).unwrap();
     let mut plain = NoAdapter;

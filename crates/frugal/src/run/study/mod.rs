@@ -3,12 +3,14 @@
 //! A study is one file and one line in [`registry`]. It measures each of its arms on the same data
 //! with every seed and says of each claim whether it holds.
 
+mod blockrank;
 mod error;
 mod outcome;
 mod prp;
 mod registry;
 mod request;
 mod run;
+mod scifact;
 
 pub use error::StudyError;
 pub use outcome::{Claim, Measured, Outcome};

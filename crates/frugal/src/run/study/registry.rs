@@ -4,7 +4,7 @@ use super::StudyError;
 use super::run::Study;
 
 /// All studies, one line each.
-pub static STUDIES: &[&Study] = &[&super::prp::PRP];
+pub static STUDIES: &[&Study] = &[&super::blockrank::BLOCKRANK, &super::prp::PRP];
 
 /// The study of a name.
 ///

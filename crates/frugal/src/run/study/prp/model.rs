@@ -6,19 +6,15 @@ use std::time::Instant;
 
 use burn::prelude::Device;
 use frugal_adapt::methods::low_rank::lora::{Lora, LoraConfig};
-use frugal_eval::retrieval::Qrels;
-use frugal_index::{
-    Analyzer, Bm25, Bm25Index, CorpusOptions, IndexError, read_corpus, read_queries,
-};
 use frugal_models::load::Lookup;
-use frugal_nn::{ActiveAdapters, AdapterSet, LoadedAdapter, named_rng};
+use frugal_nn::{ActiveAdapters, AdapterSet, LoadedAdapter};
 use frugal_retrieve::RetrieveError;
 use frugal_retrieve::prp::{
     Answer, Comparator, Judge, PrpAlgorithm, PrpModel, PrpOptions, PrpPrompt, rank,
 };
 use frugal_train::{Event, Tokenized, TrainConfig, TrainRun, train};
-use rand::seq::SliceRandom;
 
+use super::super::scifact::{Case, Scifact};
 use super::{ALGORITHMS, ORDERS, mean, ndcg, order, ranked, spread};
 use crate::run::study::{Outcome, StudyError, StudyEvent, StudyRequest};
 use crate::run::{OpenOptions, Opened, open};
@@ -38,94 +34,8 @@ pub(super) fn steps(request: &StudyRequest<'_>) -> u64 {
     (request.seeds.len() * (2 * queries(request) + 1)) as u64
 }
 
-/// Queries with the texts of their candidates in the order of BM25.
-struct Data {
-    texts: Vec<String>,
-    ids: Vec<String>,
-    index: Bm25Index,
-    queries: Vec<(String, String)>,
-    test: Qrels,
-    train: Qrels,
-}
-
-struct Case {
-    query: String,
-    candidates: Vec<usize>,
-    grades: Vec<f64>,
-    all: Vec<f64>,
-}
-
 fn failed<E: std::error::Error + Send + Sync + 'static>(error: E) -> StudyError {
     StudyError::arm(MODEL, error)
-}
-
-impl Data {
-    fn read(request: &StudyRequest<'_>) -> Result<Self, StudyError> {
-        let corpus = request.data("scifact/corpus.jsonl.gz")?;
-        let mut data = Self {
-            texts: Vec::new(),
-            ids: Vec::new(),
-            index: Bm25Index::new(Analyzer::English),
-            queries: read_queries(&request.data("scifact/queries.jsonl")?).map_err(failed)?,
-            test: Qrels::read(&request.data("scifact/qrels-test.tsv")?).map_err(failed)?,
-            train: Qrels::read(&request.data("scifact/qrels-train.tsv")?).map_err(failed)?,
-        };
-        let (texts, ids, index) = (&mut data.texts, &mut data.ids, &mut data.index);
-        read_corpus::<IndexError>(&corpus, &CorpusOptions::default(), |document| {
-            let text = document.title_and_text();
-            index.add(&text);
-            texts.push(text);
-            ids.push(document.id);
-            Ok(())
-        })
-        .map_err(failed)?;
-        Ok(data)
-    }
-
-    fn case(&self, id: &str, query: &str, qrels: &Qrels) -> Result<Case, StudyError> {
-        let found = self
-            .index
-            .search(query, COUNT, Bm25::default())
-            .map_err(failed)?;
-        let candidates: Vec<usize> = found.into_iter().map(|(i, _)| i).collect();
-        let judged = qrels.get(id);
-        let grade = |i: &usize| {
-            judged
-                .and_then(|j| j.get(&self.ids[*i]))
-                .map_or(0.0, |&g| f64::from(g))
-        };
-        Ok(Case {
-            query: query.to_owned(),
-            grades: candidates.iter().map(grade).collect(),
-            all: judged
-                .iter()
-                .flat_map(|j| j.values())
-                .map(|&g| f64::from(g))
-                .collect(),
-            candidates,
-        })
-    }
-
-    /// Judged queries in an order of their own for each seed, of which BM25 finds an answer.
-    fn cases(&self, qrels: &Qrels, seed: u64, count: usize) -> Result<Vec<Case>, StudyError> {
-        let judged = self
-            .queries
-            .iter()
-            .filter(|(id, _)| qrels.get(id).is_some());
-        let mut judged: Vec<&(String, String)> = judged.collect();
-        judged.shuffle(&mut named_rng(seed, "prp queries"));
-        let mut cases = Vec::new();
-        for (id, query) in judged {
-            if cases.len() == count {
-                break;
-            }
-            let case = self.case(id, query, qrels)?;
-            if case.grades.iter().any(|&g| g > 0.0) {
-                cases.push(case);
-            }
-        }
-        Ok(cases)
-    }
 }
 
 pub(super) fn run(
@@ -133,7 +43,7 @@ pub(super) fn run(
     outcome: &mut Outcome,
     observe: &mut dyn FnMut(StudyEvent),
 ) -> Result<(), StudyError> {
-    let data = Data::read(request)?;
+    let data = Scifact::read(request)?;
     let lookup = Lookup::default();
     let options = OpenOptions {
         needs_tokenizer: true,
@@ -145,7 +55,7 @@ pub(super) fn run(
         queries(request)
     ));
     for &seed in &request.seeds {
-        let cases = data.cases(&data.test, seed, queries(request))?;
+        let cases = data.cases(&data.test, seed, queries(request), COUNT)?;
         let bench = Bench {
             opened: &opened,
             data: &data,
@@ -177,7 +87,7 @@ pub(super) fn run(
 /// What is measured of one seed.
 struct Bench<'a> {
     opened: &'a Opened,
-    data: &'a Data,
+    data: &'a Scifact,
     cases: &'a [Case],
     seed: u64,
     request: &'a StudyRequest<'a>,
@@ -306,7 +216,7 @@ impl<C: Comparator<Error = RetrieveError>> Comparator for Recorded<C> {
 /// LoRA that learns to name the passage that answers a training query.
 fn tuned(
     opened: &Opened,
-    data: &Data,
+    data: &Scifact,
     seed: u64,
     request: &StudyRequest<'_>,
 ) -> Result<AdapterSet, StudyError> {
@@ -318,7 +228,7 @@ fn tuned(
     };
     let prompt = PrpPrompt::new(tokenizer, &options).map_err(failed)?;
     let mut examples: Vec<Tokenized> = Vec::new();
-    for case in data.cases(&data.train, seed, 2 * steps)? {
+    for case in data.cases(&data.train, seed, 2 * steps, COUNT)? {
         let right = case.grades.iter().position(|&g| g > 0.0);
         let wrong = case.grades.iter().position(|&g| g <= 0.0);
         if let Some((right, wrong)) = right.zip(wrong) {
