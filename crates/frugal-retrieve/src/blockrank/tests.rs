@@ -17,7 +17,7 @@ use frugal_train::{TrainConfig, TrainRun, train_with};
 
 use super::*;
 
-fn fixture(name: &str) -> PathBuf {
+pub(super) fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../fixtures")
         .join(name)
@@ -30,7 +30,7 @@ fn small(name: &str) -> (Arc<dyn Backbone>, TextTokenizer) {
     (backbone, TextTokenizer::from_folder(&folder).unwrap())
 }
 
-fn llama() -> Arc<dyn Backbone> {
+pub(super) fn llama() -> Arc<dyn Backbone> {
     small("llama").0
 }
 
@@ -87,7 +87,7 @@ fn dense_mask(blocks: &[Vec<usize>]) -> Tensor<3> {
     )
 }
 
-fn difference(a: Vec<f32>, b: Vec<f32>) -> f32 {
+pub(super) fn difference(a: Vec<f32>, b: Vec<f32>) -> f32 {
     assert_eq!(a.len(), b.len());
     a.iter()
         .zip(&b)
