@@ -14,8 +14,8 @@ use frugal_retrieve::prp::{
 };
 use frugal_train::{Event, Tokenized, TrainConfig, TrainRun, train};
 
-use super::super::scifact::{Case, Scifact};
-use super::{ALGORITHMS, ORDERS, mean, ndcg, order, ranked, spread};
+use super::ranked::{ALGORITHMS, ORDERS, mean, ndcg, order, ranked, spread};
+use crate::run::study::scifact::{Case, Scifact};
 use crate::run::study::{Outcome, StudyError, StudyEvent, StudyRequest};
 use crate::run::{OpenOptions, Opened, open};
 

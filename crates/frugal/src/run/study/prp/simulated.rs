@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use frugal_nn::{named_rng, standard_normal};
 use frugal_retrieve::prp::{Answer, Comparator, NoisyComparator};
 
-use super::{ALGORITHMS, ORDERS, mean, ndcg, order, questions, ranked, spread};
+use super::ranked::{ALGORITHMS, ORDERS, mean, ndcg, order, questions, ranked, spread};
 use crate::run::study::{Outcome, StudyError, StudyEvent, StudyRequest};
 
 /// Probability of a wrong answer, and of answering A whatever is asked.
