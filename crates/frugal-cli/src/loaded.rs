@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use frugal::model::{LoadOptions, Quantize};
-use frugal::run::{OpenOptions, Opened, Progress, Reranker, open};
+use frugal::run::{OpenOptions, Opened, Progress, PromptedMode, PromptedReranker, Reranker, open};
 
 use crate::args::{Machine, Model, Output};
 use crate::ui;
@@ -129,6 +129,17 @@ pub fn reranker(model: &str, machine: &Machine, output: Output) -> Result<Rerank
     drop(phase);
     warnings.iter().for_each(|text| ui::warn(output, text));
     Ok(opened?)
+}
+
+/// A language model that ranks; its products are exact.
+pub fn prompted_reranker(
+    model: &Model,
+    mode: PromptedMode,
+    machine: &Machine,
+    output: Output,
+) -> Result<PromptedReranker> {
+    let opened = read_for_scoring(model, machine, Quantize::None, output)?;
+    Ok(PromptedReranker::new(opened, mode)?)
 }
 
 /// Opens, and shows what there is to say of it.

@@ -8,11 +8,13 @@ use clap::ValueEnum;
 use frugal::index::store::{StoreOptions, StoreTarget};
 use frugal::index::{Bm25, Document, Effort, Filter};
 use frugal::model::Quantize;
+use frugal::retrieve::prp::{PrpAlgorithm, PrpMode};
 use frugal::retrieve::{Collection, SearchMode, SearchOptions, StoreCollection};
-use frugal::run::Reranker;
+use frugal::run::Rerank;
 use serde_json::{Value, json};
 
-use crate::args::{Machine, Output};
+use crate::args::{Machine, Model, Output};
+use crate::commands::rerank::RankerKind;
 use crate::outcome::Outcome;
 use crate::ui;
 use crate::ui::progress::Phase;
@@ -23,6 +25,7 @@ Examples:
   frugal search --index idx --mode bm25 --top-k 3 --filter 'year>1960' \"heat transfer\"
   frugal search --store chroma+http://localhost:8000#notes \"heat transfer\"
   frugal search --index idx --rerank ./ms-marco-MiniLM-L6 --json \"wing flutter\"
+  frugal search --index idx --rerank prp --rerank-model smollm2-135m --rerank-depth 10 \"wing flutter\"
 
 Without --mode an index with vectors is searched by words and vectors, whose ranks are fused
 (reciprocal rank fusion, k = 60), and one without by words.";
@@ -67,15 +70,55 @@ pub struct SearchFlags {
     /// Candidates that are kept on the way along the graph: more find more and take longer
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=100_000), conflicts_with = "exact")]
     pub ef: u32,
-    /// Order the best documents anew by this cross-encoder
-    #[arg(long, value_name = "MODEL")]
+    /// Order the best documents anew: by this cross-encoder, or by a language model with prp
+    /// (pairwise ranking prompting, Sliding-10) or blockrank (attention of one prompt)
+    #[arg(long, value_name = "MODEL|prp|blockrank")]
     pub rerank: Option<String>,
-    /// Documents that are given to the cross-encoder
+    /// Language model of `--rerank prp` and `--rerank blockrank`
+    #[arg(long, value_name = "MODEL", requires = "rerank")]
+    pub rerank_model: Option<String>,
+    /// Adapter of that model
+    #[arg(long, value_name = "DIR", requires = "rerank")]
+    pub rerank_adapter: Option<PathBuf>,
+    /// Documents that are ordered anew
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..), requires = "rerank")]
     pub rerank_depth: u32,
 }
 
 impl SearchFlags {
+    /// What orders the documents anew, if that is asked for.
+    pub fn reranker(
+        &self,
+        top_k: usize,
+        machine: &Machine,
+        output: Output,
+    ) -> Result<Option<Box<dyn Rerank>>> {
+        let Some(name) = &self.rerank else {
+            return Ok(None);
+        };
+        let Some(kind) = RankerKind::prompted(name) else {
+            if self.rerank_model.is_some() || self.rerank_adapter.is_some() {
+                bail!(
+                    "`--rerank-model` and `--rerank-adapter` go with `--rerank prp` and `--rerank blockrank`; `--rerank {name}` names a cross-encoder itself"
+                );
+            }
+            let reranker = crate::loaded::reranker(name, machine, output)?;
+            return Ok(Some(Box::new(reranker)));
+        };
+        if self.rerank_model.is_none() && self.rerank_adapter.is_none() {
+            bail!(
+                "`--rerank {name}`: name the language model with `--rerank-model`, for example smollm2-135m"
+            );
+        }
+        let model = Model {
+            model: self.rerank_model.clone(),
+            adapter: self.rerank_adapter.clone(),
+        };
+        let mode = kind.mode(PrpAlgorithm::default(), PrpMode::default(), top_k);
+        let reranker = crate::loaded::prompted_reranker(&model, mode, machine, output)?;
+        Ok(Some(Box::new(reranker)))
+    }
+
     pub fn options(&self, top_k: usize) -> Result<SearchOptions> {
         let depth = match self.rerank {
             Some(_) => top_k.max(self.rerank_depth as usize),
@@ -141,7 +184,7 @@ pub struct Answer {
 /// The best documents for a query, reranked if that is asked for.
 pub fn find(
     collection: &Collection,
-    reranker: Option<&Reranker>,
+    reranker: Option<&dyn Rerank>,
     query: &str,
     top_k: usize,
     options: &SearchOptions,
@@ -218,14 +261,9 @@ pub fn run(args: &Args) -> Result<Outcome> {
             &args.machine.device()?,
         )?),
     };
-    let reranker = args
-        .search
-        .rerank
-        .as_ref()
-        .map(|model| crate::loaded::reranker(model, &args.machine, args.output))
-        .transpose()?;
+    let reranker = args.search.reranker(top_k, &args.machine, args.output)?;
     drop(phase);
-    let reranker = reranker.as_ref();
+    let reranker = reranker.as_deref();
     let answers = match (&collection, &args.store) {
         (Some(collection), _) => find(collection, reranker, &args.query, top_k, &options)?,
         (None, Some(store)) => {

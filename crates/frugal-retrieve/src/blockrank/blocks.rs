@@ -55,26 +55,42 @@ impl BlockPrompt {
         Ok(positions)
     }
 
-    /// What a pass over these prompts, one behind the other, is asked of attention: blocks,
-    /// positions, and the scores of the signal tokens in one layer.
+    /// What a pass over these prompts, one behind the other, is asked of attention: the scores of
+    /// the signal tokens in one layer; with the position of the closing question blocks and their
+    /// positions, without it what the model does by itself.
     ///
     /// # Errors
-    /// As [`BlockPrompt::position_ids`].
+    /// As [`BlockPrompt::position_ids`]; a prompt beyond the model's positions.
     pub fn control(
         prompts: &[&Self],
         layer: usize,
-        offset: u32,
+        offset: Option<u32>,
         info: &BackboneInfo,
     ) -> Result<AttentionControl, String> {
         let (mut positions, mut rows, mut start) = (Vec::new(), Vec::new(), 0);
         for prompt in prompts {
-            positions.extend(prompt.position_ids(offset, info.max_sequence)?);
+            match offset {
+                Some(offset) => positions.extend(prompt.position_ids(offset, info.max_sequence)?),
+                None if prompt.ids.len() > info.max_sequence => {
+                    return Err(format!(
+                        "a prompt of {} tokens is longer than the model's {} positions: give fewer or shorter documents",
+                        prompt.ids.len(),
+                        info.max_sequence
+                    ));
+                }
+                None => {}
+            }
             rows.extend(prompt.signals.iter().map(|row| start + row));
             start += prompt.ids.len();
         }
         Ok(AttentionControl {
-            mask: AttentionMask::Blocks(prompts.iter().map(|p| p.lengths.clone()).collect()),
-            position_ids: Some(positions),
+            mask: match offset {
+                Some(_) => {
+                    AttentionMask::Blocks(prompts.iter().map(|p| p.lengths.clone()).collect())
+                }
+                None => AttentionMask::Model,
+            },
+            position_ids: offset.map(|_| positions),
             score_bias: None,
             score_rows: Some(ScoreRows { layer, rows }),
         })

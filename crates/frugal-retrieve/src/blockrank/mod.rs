@@ -11,6 +11,8 @@
 //! changes no number. The score is the mean over heads and signal tokens, as in the official code.
 
 mod blocks;
+#[cfg(test)]
+mod golden;
 mod model;
 mod objective;
 mod options;

@@ -21,7 +21,7 @@ pub struct BlockRank<'t> {
     choice: ActiveAdapters,
     prompts: BlockPrompts<'t>,
     layer: usize,
-    offset: u32,
+    offset: Option<u32>,
 }
 
 impl<'t> BlockRank<'t> {
@@ -102,7 +102,7 @@ pub(super) fn attention_of(
     backbone: &dyn Backbone,
     prompt: &BlockPrompt,
     layer: usize,
-    offset: u32,
+    offset: Option<u32>,
     pass: &mut dyn Pass,
 ) -> Result<Tensor<3>, RetrieveError> {
     let control = BlockPrompt::control(&[prompt], layer, offset, backbone.info())

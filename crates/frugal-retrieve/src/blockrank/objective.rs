@@ -230,9 +230,8 @@ impl Objective for BlockRankObjective {
     fn check_example(&self, model: ModelParts<'_>, example: &Tokenized) -> Result<(), String> {
         let info = model.backbone.info();
         let prompt = Parts::of(example)?.prompt;
-        prompt
-            .position_ids(self.options.offset_of(info), info.max_sequence)
-            .map(|_| ())
+        let layer = self.options.layer_of(info)?;
+        BlockPrompt::control(&[&prompt], layer, self.options.offset_of(info), info).map(|_| ())
     }
 
     fn num_targets(&self, _model: ModelParts<'_>, _example: &Tokenized) -> f64 {

@@ -12,6 +12,9 @@ pub struct BlockRankOptions {
     /// Position of the closing question; where unset, 8192 or half of the model's positions if that
     /// is less.
     pub position_offset: Option<u32>,
+    /// Ordinary causal attention and positions in place of blocks: the baseline, whose cost grows
+    /// with the square of the number of documents.
+    pub full_attention: bool,
     /// Tokens of a document that are shown; longer ones are cut.
     pub document_tokens: usize,
     /// Weight λ of the contrastive loss on attention.
@@ -27,6 +30,7 @@ impl Default for BlockRankOptions {
         Self {
             layer: None,
             position_offset: None,
+            full_attention: false,
             document_tokens: 96,
             auxiliary_weight: 0.1,
             temperature: 0.05,
@@ -78,9 +82,10 @@ impl BlockRankOptions {
         }
     }
 
-    /// The position of the closing question.
-    pub fn offset_of(&self, info: &BackboneInfo) -> u32 {
+    /// The position of the closing question; none where positions are ordinary.
+    pub fn offset_of(&self, info: &BackboneInfo) -> Option<u32> {
         let half = u32::try_from(info.max_sequence / 2).unwrap_or(u32::MAX);
-        self.position_offset.unwrap_or(half.min(8192))
+        let offset = self.position_offset.unwrap_or(half.min(8192));
+        (!self.full_attention).then_some(offset)
     }
 }

@@ -17,7 +17,7 @@ use frugal_train::{TrainConfig, TrainRun, train_with};
 
 use super::*;
 
-fn fixture(name: &str) -> PathBuf {
+pub(super) fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../fixtures")
         .join(name)
@@ -30,7 +30,7 @@ fn small(name: &str) -> (Arc<dyn Backbone>, TextTokenizer) {
     (backbone, TextTokenizer::from_folder(&folder).unwrap())
 }
 
-fn llama() -> Arc<dyn Backbone> {
+pub(super) fn llama() -> Arc<dyn Backbone> {
     small("llama").0
 }
 
@@ -87,7 +87,7 @@ fn dense_mask(blocks: &[Vec<usize>]) -> Tensor<3> {
     )
 }
 
-fn difference(a: Vec<f32>, b: Vec<f32>) -> f32 {
+pub(super) fn difference(a: Vec<f32>, b: Vec<f32>) -> f32 {
     assert_eq!(a.len(), b.len());
     a.iter()
         .zip(&b)
@@ -158,7 +158,7 @@ fn blockrank_gradients_in_parts_equal_those_of_dense_masked_attention() {
     };
     let dense = gradient(AttentionControl {
         mask: AttentionMask::Causal,
-        score_bias: Some(ScoreBias::Positions(dense_mask(&[lengths.clone()]))),
+        score_bias: Some(ScoreBias::Positions(dense_mask(std::slice::from_ref(&lengths)))),
         ..AttentionControl::default()
     });
     let parts = gradient(AttentionControl {
@@ -406,7 +406,7 @@ fn blockrank_documents_do_not_see_each_other() {
     let states = |prompt: &BlockPrompt| {
         let info = backbone.info();
         let control =
-            BlockPrompt::control(&[prompt], 0, info.max_sequence as u32 / 2, info).unwrap();
+            BlockPrompt::control(&[prompt], 0, Some(info.max_sequence as u32 / 2), info).unwrap();
         to_vec(hidden(&*backbone, &prompt.ids, &[prompt.ids.len()], control).unwrap())
     };
     let (a, b) = (states(&original), states(&changed));
@@ -434,7 +434,7 @@ impl Pass for Guard {
 fn blockrank_scores_do_not_need_the_layers_behind() {
     let (backbone, _) = small("llama");
     let prompt = permuted(&[0, 1, 2, 3]);
-    let offset = backbone.info().max_sequence as u32 / 2;
+    let offset = Some(backbone.info().max_sequence as u32 / 2);
     let found = super::model::attention_of(&*backbone, &prompt, 0, offset, &mut Guard(0)).unwrap();
     let control = BlockPrompt::control(&[&prompt], 0, offset, backbone.info()).unwrap();
     let mut plain = NoAdapter;

@@ -15,6 +15,7 @@ mod parse;
 mod prompt;
 #[cfg(test)]
 mod tests;
+mod train;
 
 pub use algorithm::{PrpRanking, rank};
 pub use judge::{Answer, Comparator, Judge, Preference};

@@ -301,3 +301,35 @@ fn prp_cuts_long_passages_and_refuses_what_cannot_be_asked() {
     };
     assert!(PrpPrompt::new(&small.1, &options).is_err());
 }
+
+/// Log-odds of whole texts by transformers.
+#[test]
+fn prp_log_odds_are_those_of_transformers() {
+    let text = std::fs::read_to_string(fixture("rankers.json")).unwrap();
+    let golden: serde_json::Value = serde_json::from_str(&text).unwrap();
+    for case in golden["pairwise"].as_array().unwrap() {
+        let name = case["model"].as_str().unwrap();
+        let small = small(name);
+        let options = PrpOptions {
+            chat: Some(false),
+            ..PrpOptions::default()
+        };
+        let mut model = model(&small, options);
+        let passages = case["passages"].as_array().unwrap();
+        let passages: Vec<&str> = passages.iter().map(|p| p.as_str().unwrap()).collect();
+        let rows = case["log_odds"].as_array().unwrap();
+        let number = |row: &serde_json::Value, i: usize| row[i].as_f64().unwrap();
+        let questions: Vec<(usize, usize)> = rows
+            .iter()
+            .map(|row| (number(row, 0) as usize, number(row, 1) as usize))
+            .collect();
+        let mut query = model
+            .query(case["query"].as_str().unwrap(), &passages)
+            .unwrap();
+        let found = query.log_odds(&questions).unwrap();
+        for (row, found) in rows.iter().zip(found) {
+            let expected = number(row, 2);
+            assert!((found - expected).abs() < 1e-3, "{name} {row}: {found}");
+        }
+    }
+}

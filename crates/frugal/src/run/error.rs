@@ -26,6 +26,9 @@ pub enum RunError {
     /// Generating.
     #[error(transparent)]
     Decode(frugal_decode::DecodeError),
+    /// Encoders, indexes and rankers.
+    #[error(transparent)]
+    Retrieve(#[from] frugal_retrieve::RetrieveError),
     /// Training.
     #[error(transparent)]
     Train(#[from] frugal_train::TrainError),

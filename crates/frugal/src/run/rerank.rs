@@ -10,6 +10,25 @@ use super::{DataConfig, Observe, PredictRequest, Predictor, ProblemType, RunErro
 /// Pairs that are computed together.
 const BATCH: usize = 16;
 
+/// What orders candidates by how well they answer a query.
+pub trait Rerank {
+    /// How well each candidate answers the query, in their order; higher is better, and equal ones
+    /// stay as they were. `progress` is told how many more are done, and ends the work by answering
+    /// false.
+    ///
+    /// # Errors
+    /// Texts that the tokenizer cannot spell, numbers that are not finite, an interruption.
+    fn scores(
+        &self,
+        query: &str,
+        candidates: &[&str],
+        progress: &mut dyn FnMut(usize) -> bool,
+    ) -> Result<Vec<f32>, RunError>;
+
+    /// What a score is, in a word or two.
+    fn scale(&self) -> &'static str;
+}
+
 /// A cross-encoder: a classifier with one output that reads a query and a candidate together.
 pub struct Reranker {
     predictor: Predictor,
@@ -61,21 +80,17 @@ impl Reranker {
     pub fn predictor(&self) -> &Predictor {
         &self.predictor
     }
+}
 
-    /// What a score is: a logit, or a probability.
-    pub fn scale(&self) -> &'static str {
+impl Rerank for Reranker {
+    fn scale(&self) -> &'static str {
         match self.predictor.problem() {
             ProblemType::Regression => "logit",
             _ => "probability",
         }
     }
 
-    /// How well each candidate answers the query, in their order; higher is better. `progress` is
-    /// told how many more are done, and ends the work by answering false.
-    ///
-    /// # Errors
-    /// Texts that the tokenizer cannot spell, numbers that are not finite, an interruption.
-    pub fn scores(
+    fn scores(
         &self,
         query: &str,
         candidates: &[&str],

@@ -193,12 +193,7 @@ impl Flags {
             &lookup,
             &machine.device()?,
         )?;
-        let reranker = self
-            .search
-            .rerank
-            .as_ref()
-            .map(|model| crate::loaded::reranker(model, machine, output))
-            .transpose()?;
+        let reranker = self.search.reranker(depth, machine, output)?;
         drop(phase);
         let stop = interrupt::flag("");
         let mut counter = Counter::new(output, "queries", queries.len() as u64, 0);
@@ -209,7 +204,7 @@ impl Flags {
             }
             run.insert_empty(id);
             let mut seen = std::collections::HashSet::new();
-            for answer in find(&collection, reranker.as_ref(), text, depth, &options)? {
+            for answer in find(&collection, reranker.as_deref(), text, depth, &options)? {
                 // Of the pieces of a document the best one counts.
                 let document = document_of(&answer.document).to_owned();
                 if seen.insert(document.clone()) {

@@ -5,12 +5,15 @@
 
 mod cramf;
 mod anncur;
+mod blockrank;
 mod error;
 mod iaa;
 mod outcome;
+mod prp;
 mod registry;
 mod request;
 mod run;
+mod scifact;
 
 pub use error::StudyError;
 pub use outcome::{Claim, Measured, Outcome};

@@ -10,6 +10,7 @@ pub static STUDIES: &[&Study] = &[
     &super::iaa::IAA,
 ];
 pub static STUDIES: &[&Study] = &[&super::anncur::ANNCUR];
+pub static STUDIES: &[&Study] = &[&super::blockrank::BLOCKRANK, &super::prp::PRP];
 
 /// The study of a name.
 ///
