@@ -5,6 +5,7 @@
 
 mod error;
 mod outcome;
+mod rag_hyperparameters;
 mod registry;
 mod request;
 mod run;

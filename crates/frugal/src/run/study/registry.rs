@@ -1,10 +1,11 @@
 //! The studies there are.
 
 use super::StudyError;
+use super::rag_hyperparameters;
 use super::run::Study;
 
 /// All studies, one line each.
-pub static STUDIES: &[&Study] = &[];
+pub static STUDIES: &[&Study] = &[&rag_hyperparameters::STUDY];
 
 /// The study of a name.
 ///
