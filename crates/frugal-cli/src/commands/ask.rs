@@ -112,7 +112,7 @@ pub struct Args {
     #[command(flatten)]
     storage: Storage,
     /// Most tokens of the answer
-    #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Sampling")]
+    #[arg(long, value_name = "N", default_value_t = 120, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Sampling")]
     max_tokens: u32,
     /// 0 takes the likeliest token; higher is more varied
     #[arg(
@@ -130,6 +130,15 @@ pub struct Args {
         help_heading = "Sampling"
     )]
     top_p: f32,
+    /// Makes every token less likely by this for each time that it was generated, which keeps small
+    /// models from repeating themselves
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 0.3,
+        help_heading = "Sampling"
+    )]
+    frequency_penalty: f32,
     /// Decides the random choices
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Sampling")]
     seed: u64,
@@ -160,6 +169,7 @@ impl Args {
             sampler: SamplerConfig {
                 temperature: self.temperature,
                 top_p: self.top_p,
+                frequency_penalty: self.frequency_penalty,
                 ..SamplerConfig::default()
             },
             seed: self.seed,

@@ -17,6 +17,8 @@ const COMMANDS: &[&[&str]] = &[
     &["measure", "runtime"],
     &["measure", "spectrum"],
     &["select"],
+    &["ask"],
+    &["mine"],
     &["generate"],
     &["chat"],
     &["merge"],

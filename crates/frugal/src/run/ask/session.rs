@@ -16,8 +16,9 @@ use frugal_core::data::Message;
 const USUAL_CONTEXT: usize = 2048;
 /// What follows the question where a model has no chat template.
 const ANSWER: &str = "\nAnswer:";
-/// What ends an answer there: the next question, or an empty line.
-const PLAIN_STOPS: [&str; 2] = ["\nQuestion:", "\n\n"];
+/// What ends an answer: the next question, and there an empty line.
+const NEXT_QUESTION: &str = "\nQuestion:";
+const EMPTY_LINE: &str = "\n\n";
 
 /// How questions are answered.
 #[derive(Clone, Debug)]
@@ -53,9 +54,10 @@ impl Default for AskOptions {
             },
             rerank_depth: 20,
             context_tokens: None,
-            max_tokens: 200,
+            max_tokens: 120,
             sampler: SamplerConfig {
                 temperature: 0.0,
+                frequency_penalty: 0.3,
                 ..SamplerConfig::default()
             },
             seed: 0,
@@ -232,10 +234,11 @@ impl<'a> Ask<'a> {
     pub fn generate(&mut self, message: &str) -> Result<crate::run::Continued, RunError> {
         let chat = self.is_chat()?;
         let mut stop = self.options.stop.clone();
+        stop.push(NEXT_QUESTION.to_owned());
         let text = if chat {
             message.to_owned()
         } else {
-            stop.extend(PLAIN_STOPS.map(str::to_owned));
+            stop.push(EMPTY_LINE.to_owned());
             format!("{message}{ANSWER}")
         };
         let names = self.opened.adapters.names();

@@ -10,6 +10,7 @@ mod error;
 mod iaa;
 mod outcome;
 mod prp;
+mod rag_hyperparameters;
 mod registry;
 mod request;
 mod run;

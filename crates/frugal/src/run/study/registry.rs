@@ -1,6 +1,7 @@
 //! The studies there are.
 
 use super::StudyError;
+use super::rag_hyperparameters;
 use super::run::Study;
 
 /// All studies, one line each.
@@ -11,6 +12,7 @@ pub static STUDIES: &[&Study] = &[
 ];
 pub static STUDIES: &[&Study] = &[&super::anncur::ANNCUR];
 pub static STUDIES: &[&Study] = &[&super::blockrank::BLOCKRANK, &super::prp::PRP];
+pub static STUDIES: &[&Study] = &[&rag_hyperparameters::STUDY];
 
 /// The study of a name.
 ///
