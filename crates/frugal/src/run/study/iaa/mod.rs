@@ -1,6 +1,7 @@
 //! IAA against adapters of the same size, LoRA, biases and full fine-tuning, on finding a declaration
 //! of Mathlib by its description.
 
+mod arms;
 mod contrastive;
 mod pairs;
 
@@ -10,10 +11,11 @@ use burn::prelude::Device;
 use frugal_models::load::{Lookup, ModelFiles};
 use frugal_models::{MemorySource, ModelConfig, build, random_weights};
 use frugal_nn::Backbone;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::run::{Study, StudyKind};
 use super::{Outcome, StudyError, StudyEvent, StudyRequest};
+use arms::{Arm, BEST, FULL, SCATTERED, arms};
 use contrastive::{Settings, Trained, train};
 use pairs::{Corpus, Pairs};
 
@@ -25,55 +27,6 @@ pub static IAA: Study = Study {
     source: "Ma et al. 2022, Scattered or Connected?, arXiv 2208.09847",
     run,
 };
-
-/// An arm: its name, the method and its settings.
-struct Arm {
-    name: &'static str,
-    method: &'static str,
-    settings: Value,
-    lr: f64,
-}
-
-const FULL: &str = "full";
-const SCATTERED: &str = "adapter 16";
-const BEST: &str = "IAA-L 12, 8";
-
-/// All but full fine-tuning and biases have the same number of parameters: `4 · 16 · d_model` for each
-/// block of MiniLM and of the other encoder; LoRA on two square layers comes to that with rank 16.
-fn arms(blocks: usize) -> Vec<Arm> {
-    let iaa = |name, aside: &str, inside: usize, beside: usize| Arm {
-        name,
-        method: "iaa",
-        settings: json!({"aside": aside, "inside_dim": inside, "aside_dim": beside}),
-        lr: 1e-3,
-    };
-    // `4 · blocks · inside + 2 · beside = 4 · blocks · 16`; of BERT-base the paper has 15 and 24.
-    let beside = 2 * blocks;
-    vec![
-        Arm {
-            name: FULL,
-            method: "full",
-            settings: json!({}),
-            lr: 1e-4,
-        },
-        Arm {
-            name: "bitfit",
-            method: "bitfit",
-            settings: json!({}),
-            lr: 1e-3,
-        },
-        Arm {
-            name: "lora 16",
-            method: "lora",
-            settings: json!({"r": 16, "lora_alpha": 16, "target_modules": ["query", "value"]}),
-            lr: 1e-3,
-        },
-        iaa(SCATTERED, "layer", 16, 0),
-        iaa("IAA-S 8, 8", "sub_layer", 8, 8),
-        iaa(BEST, "layer", 12, 8),
-        iaa("IAA-M 15", "model", 15, beside),
-    ]
-}
 
 /// An encoder that is adapted.
 struct Base {
