@@ -28,6 +28,9 @@ pub static IAA: Study = Study {
     run,
 };
 
+/// What the second claim is about.
+const STEPS_OF_GAIN: &str = "steps to 90 % of full's gain";
+
 /// An encoder that is adapted.
 struct Base {
     name: &'static str,
@@ -92,12 +95,12 @@ impl Size {
                 training_settings: settings(2, 1),
             },
             false => Self {
-                training: 800,
-                queries: 200,
-                passages: 500,
+                training: 640,
+                queries: 300,
+                passages: 300,
                 length: 48,
                 own_steps: 300,
-                training_settings: settings(50, 5),
+                training_settings: settings(40, 5),
             },
         }
     }
@@ -172,7 +175,7 @@ fn measure(
     outcome: &mut Outcome,
     observe: &mut dyn FnMut(StudyEvent),
 ) -> Result<(), StudyError> {
-    let mut target = None;
+    let mut targets = None;
     for arm in arms(base.backbone.info().num_hidden_layers) {
         request.check()?;
         let settings = Settings {
@@ -185,9 +188,12 @@ fn measure(
         let start = trained.curve.first().map_or(0.0, |point| point.1);
         let end = trained.curve.last().map_or(0.0, |point| point.1);
         // The first arm is full fine-tuning.
-        let target = *target.get_or_insert(0.9 * end);
-        let reached = trained.curve.iter().find(|point| point.1 >= target);
-        let steps = reached.map_or(settings.steps + settings.every, |point| point.0);
+        let [whole, gain] =
+            *targets.get_or_insert([0.9 * end, start + 0.9 * (end - start).max(0.0)]);
+        let steps_to = |target: f64| {
+            let reached = trained.curve.iter().find(|point| point.1 >= target);
+            reached.map_or(settings.steps + settings.every, |point| point.0) as f64
+        };
         outcome.add(
             &name,
             "parameters",
@@ -197,7 +203,8 @@ fn measure(
         outcome.add(&name, "MRR@10 before", seed, start);
         outcome.add(&name, "MRR@10", seed, end);
         outcome.add(&name, "recall@100", seed, trained.recall);
-        outcome.add(&name, "steps to 90 % of full", seed, steps as f64);
+        outcome.add(&name, "steps to 90 % of full", seed, steps_to(whole));
+        outcome.add(&name, STEPS_OF_GAIN, seed, steps_to(gain));
         outcome.add(&name, "spread of the loss", seed, trained.loss_spread);
         outcome.add(&name, "seconds", seed, trained.seconds);
         observe(StudyEvent::Step {
@@ -230,10 +237,10 @@ fn claims(outcome: &mut Outcome, bases: &[Base]) {
         );
         outcome.judge(
             format!(
-                "{}: IAA-L reaches 90 % of full fine-tuning in fewer steps than scattered adapters",
+                "{}: IAA-L reaches 90 % of what full fine-tuning gains in fewer steps than scattered adapters",
                 base.name
             ),
-            "steps to 90 % of full",
+            STEPS_OF_GAIN,
             &best,
             &scattered,
             true,
@@ -267,7 +274,8 @@ fn notes(outcome: &mut Outcome, size: &Size) {
         size.training, size.queries, size.passages, size.length, settings.steps, settings.batch
     ));
     outcome.notes.push(format!(
-        "MRR is measured every {} steps; an arm that does not reach 90 % of full fine-tuning counts as {} steps.",
+        "MRR is measured every {} steps; an arm that does not reach 90 % counts as {} steps. An encoder that begins near its end has 90 % of full fine-tuning \
+         at once; the gain is what full fine-tuning adds to its beginning.",
         settings.every,
         settings.steps + settings.every
     ));
