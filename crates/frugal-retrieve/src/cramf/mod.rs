@@ -6,7 +6,7 @@
 //! language model can take it over: concepts are extracted ([`ConceptExtractor`]), each becomes a
 //! query with its context ([`QueryAugmenter`]), symbol names ([`SymbolChannel`]) and descriptions
 //! ([`SemanticChannel`]) are searched and joined by reciprocal ranks, and the joined list is ordered
-//! anew ([`DefinitionReranker`]). [`prompt`] puts the definitions in front of the statement, and
+//! anew ([`DefinitionReranker`]). [`prompt()`] puts the definitions in front of the statement, and
 //! [`NameChecker`] counts how many names of the answer the library has.
 //!
 //! Source: Automated Formalization via Conceptual Retrieval-Augmented LLMs, arXiv 2508.06931. The

@@ -71,10 +71,8 @@ impl TextEncoder for Letters {
 
 /// Runs with all parts of the knowledge base above.
 fn with_cramf<T>(base: &KnowledgeBase, augmented: bool, use_it: impl FnOnce(Cramf<'_>) -> T) -> T {
-    let extractor = DictionaryExtractor {
-        min_idf: 0.5,
-        ..DictionaryExtractor::new(base)
-    };
+    let mut extractor = DictionaryExtractor::new(base);
+    extractor.min_idf = 0.5;
     let context = ContextAugmenter::new(base);
     let symbols = SymbolChannel::new(base);
     let semantic = VectorChannel::new(base, &Letters, &mut |_| true).unwrap();

@@ -40,6 +40,8 @@ fn parameters_are_as_many_as_counted_by_hand() {
         ("houlsby", json!({"train_layer_norm": false}), 60 * network),
         ("houlsby", json!({}), 60 * network + 60 * 576),
         ("pfeiffer", json!({}), 30 * network),
+        // 12 behind each half and 8 beside each block, without biases.
+        ("iaa", json!({}), 30 * 576 * (4 * 12 + 2 * 8)),
         ("parallel-adapter", json!({}), 30 * network),
         ("prompt-tuning", json!({}), 11_520),
         ("prefix-tuning", json!({}), 230_400),

@@ -12,11 +12,12 @@ use crate::method_settings::settings;
 use crate::support::{context, max_difference, model};
 
 /// One of each family.
-const METHODS: [&str; 12] = [
+const METHODS: [&str; 13] = [
     "lora",
     "prefix-tuning",
     "prompt-tuning",
     "houlsby",
+    "iaa",
     "pfeiffer",
     "ia3",
     "ssf",

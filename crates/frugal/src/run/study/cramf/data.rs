@@ -4,7 +4,9 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use frugal_core::data::objects;
+use frugal_nn::named_rng;
 use frugal_retrieve::cramf::{Definition, KnowledgeBase, identifiers, leaks, mask};
+use rand::seq::SliceRandom;
 use serde_json::{Map, Value};
 
 use super::{StudyError, StudyRequest};
@@ -29,6 +31,19 @@ pub(super) struct Library {
     pub repeated: usize,
     pub questions: Vec<Question>,
     pub about: &'static str,
+}
+
+/// Questions of a seed.
+pub(super) fn drawn<'a>(
+    all: &'a [Question],
+    most: usize,
+    seed: u64,
+    name: &str,
+) -> Vec<&'a Question> {
+    let mut questions: Vec<&Question> = all.iter().collect();
+    questions.shuffle(&mut named_rng(seed, name));
+    questions.truncate(most);
+    questions
 }
 
 fn read(path: &Path) -> Result<Vec<Map<String, Value>>, StudyError> {

@@ -6,15 +6,13 @@ mod validity;
 
 use frugal_models::Quantize;
 use frugal_models::load::Lookup;
-use frugal_nn::named_rng;
 use frugal_retrieve::cramf::KnowledgeBase;
 use frugal_retrieve::{Encoder, EncoderRequest};
-use rand::seq::SliceRandom;
 
 use super::run::{Study, StudyKind};
 use super::{Outcome, StudyError, StudyEvent, StudyRequest};
 use arms::{ARMS, FULL, Remembering, Searcher};
-use data::{Library, Question};
+use data::{Library, Question, drawn};
 
 /// The study.
 pub static CRAMF: Study = Study {
@@ -107,13 +105,6 @@ fn run(
         notes(&mut outcome, library, &size);
     }
     Ok(outcome)
-}
-
-fn drawn<'a>(all: &'a [Question], most: usize, seed: u64, name: &str) -> Vec<&'a Question> {
-    let mut questions: Vec<&Question> = all.iter().collect();
-    questions.shuffle(&mut named_rng(seed, name));
-    questions.truncate(most);
-    questions
 }
 
 /// Searches with every arm.

@@ -5,8 +5,8 @@ use frugal_models::load::Lookup;
 use frugal_retrieve::cramf::{Checker, Definition, NameChecker, PromptOptions, prompt};
 
 use super::arms::{ARMS, Searcher};
-use super::data::Library;
-use super::{Outcome, StudyError, StudyEvent, StudyRequest, drawn};
+use super::data::{Library, drawn};
+use super::{Outcome, StudyError, StudyEvent, StudyRequest};
 use crate::run::{GenerateRequest, OpenOptions, Opened, Prompt, generate, open};
 
 const MODEL: &str = "smollm2-135m";

@@ -14,8 +14,9 @@ use frugal_train::TrainConfig;
 use frugal_train::optim::{AdamW, Optimizer, Update};
 use rand::seq::SliceRandom;
 
+use super::arms::Arm;
 use super::pairs::{Pair, Pairs};
-use super::{Arm, StudyError, StudyRequest};
+use super::{StudyError, StudyRequest};
 
 /// Divides the cosines.
 const TEMPERATURE: f32 = 0.05;

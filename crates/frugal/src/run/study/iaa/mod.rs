@@ -1,6 +1,7 @@
 //! IAA against adapters of the same size, LoRA, biases and full fine-tuning, on finding a declaration
 //! of Mathlib by its description.
 
+mod arms;
 mod contrastive;
 mod pairs;
 
@@ -10,10 +11,11 @@ use burn::prelude::Device;
 use frugal_models::load::{Lookup, ModelFiles};
 use frugal_models::{MemorySource, ModelConfig, build, random_weights};
 use frugal_nn::Backbone;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::run::{Study, StudyKind};
 use super::{Outcome, StudyError, StudyEvent, StudyRequest};
+use arms::{Arm, BEST, FULL, SCATTERED, arms};
 use contrastive::{Settings, Trained, train};
 use pairs::{Corpus, Pairs};
 
@@ -26,54 +28,8 @@ pub static IAA: Study = Study {
     run,
 };
 
-/// An arm: its name, the method and its settings.
-struct Arm {
-    name: &'static str,
-    method: &'static str,
-    settings: Value,
-    lr: f64,
-}
-
-const FULL: &str = "full";
-const SCATTERED: &str = "adapter 16";
-const BEST: &str = "IAA-L 12, 8";
-
-/// All but full fine-tuning and biases have the same number of parameters: `4 · 16 · d_model` for each
-/// block of MiniLM and of the other encoder; LoRA on two square layers comes to that with rank 16.
-fn arms(blocks: usize) -> Vec<Arm> {
-    let iaa = |name, aside: &str, inside: usize, beside: usize| Arm {
-        name,
-        method: "iaa",
-        settings: json!({"aside": aside, "inside_dim": inside, "aside_dim": beside}),
-        lr: 1e-3,
-    };
-    // `4 · blocks · inside + 2 · beside = 4 · blocks · 16`; of BERT-base the paper has 15 and 24.
-    let beside = 2 * blocks;
-    vec![
-        Arm {
-            name: FULL,
-            method: "full",
-            settings: json!({}),
-            lr: 1e-4,
-        },
-        Arm {
-            name: "bitfit",
-            method: "bitfit",
-            settings: json!({}),
-            lr: 1e-3,
-        },
-        Arm {
-            name: "lora 16",
-            method: "lora",
-            settings: json!({"r": 16, "lora_alpha": 16, "target_modules": ["query", "value"]}),
-            lr: 1e-3,
-        },
-        iaa(SCATTERED, "layer", 16, 0),
-        iaa("IAA-S 8, 8", "sub_layer", 8, 8),
-        iaa(BEST, "layer", 12, 8),
-        iaa("IAA-M 15", "model", 15, beside),
-    ]
-}
+/// What the second claim is about.
+const STEPS_OF_GAIN: &str = "steps to 90 % of full's gain";
 
 /// An encoder that is adapted.
 struct Base {
@@ -139,12 +95,12 @@ impl Size {
                 training_settings: settings(2, 1),
             },
             false => Self {
-                training: 800,
-                queries: 200,
-                passages: 500,
+                training: 640,
+                queries: 300,
+                passages: 300,
                 length: 48,
                 own_steps: 300,
-                training_settings: settings(50, 5),
+                training_settings: settings(40, 5),
             },
         }
     }
@@ -219,7 +175,7 @@ fn measure(
     outcome: &mut Outcome,
     observe: &mut dyn FnMut(StudyEvent),
 ) -> Result<(), StudyError> {
-    let mut target = None;
+    let mut targets = None;
     for arm in arms(base.backbone.info().num_hidden_layers) {
         request.check()?;
         let settings = Settings {
@@ -232,9 +188,12 @@ fn measure(
         let start = trained.curve.first().map_or(0.0, |point| point.1);
         let end = trained.curve.last().map_or(0.0, |point| point.1);
         // The first arm is full fine-tuning.
-        let target = *target.get_or_insert(0.9 * end);
-        let reached = trained.curve.iter().find(|point| point.1 >= target);
-        let steps = reached.map_or(settings.steps + settings.every, |point| point.0);
+        let [whole, gain] =
+            *targets.get_or_insert([0.9 * end, start + 0.9 * (end - start).max(0.0)]);
+        let steps_to = |target: f64| {
+            let reached = trained.curve.iter().find(|point| point.1 >= target);
+            reached.map_or(settings.steps + settings.every, |point| point.0) as f64
+        };
         outcome.add(
             &name,
             "parameters",
@@ -244,7 +203,8 @@ fn measure(
         outcome.add(&name, "MRR@10 before", seed, start);
         outcome.add(&name, "MRR@10", seed, end);
         outcome.add(&name, "recall@100", seed, trained.recall);
-        outcome.add(&name, "steps to 90 % of full", seed, steps as f64);
+        outcome.add(&name, "steps to 90 % of full", seed, steps_to(whole));
+        outcome.add(&name, STEPS_OF_GAIN, seed, steps_to(gain));
         outcome.add(&name, "spread of the loss", seed, trained.loss_spread);
         outcome.add(&name, "seconds", seed, trained.seconds);
         observe(StudyEvent::Step {
@@ -277,10 +237,10 @@ fn claims(outcome: &mut Outcome, bases: &[Base]) {
         );
         outcome.judge(
             format!(
-                "{}: IAA-L reaches 90 % of full fine-tuning in fewer steps than scattered adapters",
+                "{}: IAA-L reaches 90 % of what full fine-tuning gains in fewer steps than scattered adapters",
                 base.name
             ),
-            "steps to 90 % of full",
+            STEPS_OF_GAIN,
             &best,
             &scattered,
             true,
@@ -314,7 +274,8 @@ fn notes(outcome: &mut Outcome, size: &Size) {
         size.training, size.queries, size.passages, size.length, settings.steps, settings.batch
     ));
     outcome.notes.push(format!(
-        "MRR is measured every {} steps; an arm that does not reach 90 % of full fine-tuning counts as {} steps.",
+        "MRR is measured every {} steps; an arm that does not reach 90 % counts as {} steps. An encoder that begins near its end has 90 % of full fine-tuning \
+         at once; the gain is what full fine-tuning adds to its beginning.",
         settings.every,
         settings.steps + settings.every
     ));
