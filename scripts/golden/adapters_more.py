@@ -19,7 +19,7 @@ BERT = ["query", "value"]
 # As in adapters.py.
 MORE = {
     "llama-hira": llama(
-        peft.HiraConfig(r=4, target_modules=LLAMA, rank_pattern={"down_proj": 2}), "rank by pattern", spread=1.0),
+        peft.HiraConfig(r=4, target_modules=LLAMA), "weights times a factor", spread=1.0),
     "bert-hira-seqcls": bert(peft.HiraConfig(r=4, target_modules=BERT), "with biases", spread=1.0),
     "llama-gralora": llama(peft.GraloraConfig(r=4, alpha=8, target_modules=LLAMA), "two blocks along each side"),
     "llama-gralora-hybrid": llama(
@@ -27,7 +27,7 @@ MORE = {
         "four blocks, and a low-rank change of the whole", spread=0.6),
     "bert-gralora-seqcls": bert(peft.GraloraConfig(r=4, alpha=8, target_modules=BERT), "with biases"),
     "llama-delora": llama(
-        peft.DeloraConfig(r=4, target_modules=LLAMA, rank_pattern={"down_proj": 2}, lambda_pattern={"q_proj": 9.0}),
+        peft.DeloraConfig(r=4, target_modules=LLAMA, rank_pattern={"down_proj": 2}, lambda_pattern={"q_proj": 9}),
         "rank and strength by pattern"),
     "bert-delora-seqcls": bert(peft.DeloraConfig(r=4, target_modules=BERT), "with biases", spread=0.6),
     "llama-waveft": llama(

@@ -104,9 +104,10 @@ pub fn obstacle(method: &Method, adapter: &dyn Adapter, model: &BackboneInfo) ->
             "`peft` has no {} for GPT-2's maps, which are stored transposed (`Conv1D`)",
             method.peft_type
         )),
-        "gpt2" if method.name == "kasa" => Some(
-            "`peft` has no KaSA for GPT-2's maps, which are stored transposed (`Conv1D`)".into(),
-        ),
+        "gpt2" if ["bd-lora", "kasa"].contains(&method.name) => Some(format!(
+            "`peft` has no `{}` for GPT-2's maps, which are stored transposed (`Conv1D`)",
+            method.name
+        )),
         "mixtral" if is_linear && acts_on(".experts.") => on_experts(method, &names),
         "native_sparse" => Some("transformers does not have this architecture".into()),
         _ => None,

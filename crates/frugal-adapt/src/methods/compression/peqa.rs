@@ -189,7 +189,7 @@ impl LinearAdapter for Scales {
     }
 
     fn unmerged(&self, _at: &LinearSite<'_>) -> Result<MergedLinear, String> {
-        Err("what rounding took from the weight is gone".into())
+        Err("what rounding took from the weight is gone: load the base model instead".into())
     }
 }
 

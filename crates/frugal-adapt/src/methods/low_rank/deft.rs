@@ -230,6 +230,6 @@ impl LinearAdapter for Replacement {
     }
 
     fn unmerged(&self, _at: &LinearSite<'_>) -> Result<MergedLinear, String> {
-        Err("what was taken out of the weight is gone".into())
+        Err("what was taken out of the weight is gone: load the base model instead".into())
     }
 }

@@ -52,7 +52,7 @@ pub const METHOD: Method = Method::of::<DyloraConfig>(
     "LoRA of which the first rows are an adapter at every rank",
     include_str!("dylora.rs"),
 )
-.default_lr(5e-4)
+.default_lr(2e-4)
 // Files do not show it.
 .peft_variant(|_| false);
 

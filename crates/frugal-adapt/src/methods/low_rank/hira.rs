@@ -21,7 +21,8 @@
 //! no scale, so the learning rate is above LoRA's: the change is as small as the weights are.
 //!
 //! ## Departures from the paper
-//! None. Tables (`hira_embedding_A` of `peft`) are not offered.
+//! None. Tables (`hira_embedding_A` of `peft`) are not offered, and `rank_pattern` is passed over, as
+//! `peft` 0.21 does: every layer has rank `r`.
 //!
 //! ## References
 //! - Huang, Ko, Zhuang, Zhang: HiRA: Parameter-Efficient Hadamard High-Rank Adaptation for Large
@@ -36,12 +37,11 @@ use serde_json::json;
 
 use crate::method::{Family, Method, MethodConfig};
 use crate::methods::low_rank::lora_config::Init;
-use crate::pattern::Patterns;
 use crate::settings::Settings;
 use crate::support::dropout::dropout;
 use crate::support::per_linear::{self, LinearAdapter, LinearSite, PerLinear, bad};
 use crate::support::values::kaiming;
-use crate::target::{Targets, check_patterns, pattern_value};
+use crate::target::Targets;
 
 const NAME: &str = "hira";
 
@@ -63,8 +63,6 @@ pub struct HiraConfig {
     pub hira_dropout: f64,
     /// Initial values.
     pub init_weights: Init,
-    /// Rank by path pattern.
-    pub rank_pattern: Patterns<usize>,
     /// Which layers.
     #[serde(flatten)]
     pub targets: Targets,
@@ -76,7 +74,6 @@ impl Default for HiraConfig {
             r: 32,
             hira_dropout: 0.0,
             init_weights: Init::Default(true),
-            rank_pattern: Patterns::new(),
             targets: Targets::default(),
         }
     }
@@ -87,7 +84,7 @@ impl MethodConfig for HiraConfig {
     const PEFT_TYPE: &'static str = "HIRA";
 
     fn validate(&self) -> Result<(), AdaptError> {
-        if self.r == 0 || self.rank_pattern.values().any(|&r| r == 0) {
+        if self.r == 0 {
             return bad(NAME, "r", "the rank must be at least 1");
         }
         if let Init::Named(name) = &self.init_weights
@@ -113,8 +110,7 @@ impl MethodConfig for HiraConfig {
 
 fn build(config: HiraConfig, context: &BuildContext<'_>) -> Result<PerLinear<Factor>, AdaptError> {
     config.validate()?;
-    check_patterns("rank_pattern", &config.rank_pattern, context.sites)?;
-    let constants = json!({"fan_in_fan_out": false});
+    let constants = json!({"fan_in_fan_out": false, "rank_pattern": {}});
     PerLinear::new(
         &METHOD,
         &config.targets,
@@ -123,7 +119,7 @@ fn build(config: HiraConfig, context: &BuildContext<'_>) -> Result<PerLinear<Fac
         constants,
         |_, info| {
             let (path, d_in, d_out) = (&info.path, info.d_in, info.d_out);
-            let r = pattern_value("rank_pattern", &config.rank_pattern, path)?.unwrap_or(config.r);
+            let r = config.r;
             let mut rng = named_rng(context.seed, path);
             let a = match config.init_weights {
                 Init::Default(true) => kaiming(&mut rng, r * d_in, d_in),
@@ -192,7 +188,7 @@ impl LinearAdapter for Factor {
         let factor = self.product(Mode::Eval) + 1.0;
         let smallest: f32 = factor.clone().abs().min().into_scalar();
         if smallest < 1e-6 {
-            return Err("a weight was multiplied by zero, which has no way back".into());
+            return Err("a weight was multiplied by zero, which has no way back: load the base model instead".into());
         }
         Ok(MergedLinear {
             weight: at.base.weight.dense() / factor,

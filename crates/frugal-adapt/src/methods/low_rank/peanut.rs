@@ -222,6 +222,6 @@ impl LinearAdapter for Network {
     }
 
     fn unmerged(&self, _at: &LinearSite<'_>) -> Result<MergedLinear, String> {
-        Err("the change follows from the weight before it, which is gone".into())
+        Err("the change follows from the weight before it, which is gone: load the base model instead".into())
     }
 }

@@ -89,10 +89,18 @@ impl MethodConfig for BeftConfig {
 }
 
 fn build(config: BeftConfig, context: &BuildContext<'_>) -> Result<PerLinear<Shift>, AdaptError> {
-    let targets = Targets {
+    let mut targets = Targets {
         target_modules: config.target_modules.clone(),
         ..Targets::default()
     };
+    // The usual names are those of several architectures.
+    let usual = BeftConfig::default().target_modules;
+    if let Some(known) = usual
+        .of_model(context.sites)
+        .filter(|_| targets.target_modules == usual)
+    {
+        targets.target_modules = known;
+    }
     PerLinear::new(&METHOD, &targets, context, &config, json!({}), |_, info| {
         let values = if config.init_weights {
             vec![0.0; info.d_out]

@@ -369,7 +369,7 @@ impl LinearAdapter for Parts {
         let (scale, bias_scale) = (get(&self.a) + 1.0, get(&self.d) + 1.0);
         let smallest = |t: &Tensor<2>| t.clone().abs().min().into_scalar::<f32>();
         if smallest(&scale) < 1e-6 || smallest(&bias_scale) < 1e-6 {
-            return Err("a weight was multiplied by zero, which has no way back".into());
+            return Err("a weight was multiplied by zero, which has no way back: load the base model instead".into());
         }
         let weight = (at.base.weight.dense() - get(&self.b)) / scale;
         let bias = at.base.bias.clone().filter(|_| self.has_bias).map(|bias| {

@@ -57,7 +57,7 @@ pub const METHOD: Method = Method::of::<TinyloraConfig>(
     "A few mixing weights of random matrices between singular vectors",
     include_str!("tinylora.rs"),
 )
-.default_lr(1e-2);
+.default_lr(5e-4);
 
 /// Settings, with `peft`'s names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -54,7 +54,7 @@ pub const METHOD: Method = Method::of::<WaveftConfig>(
     include_str!("waveft.rs"),
 )
 .aliases(&["wavelet"])
-.default_lr(1e-3);
+.default_lr(2e-4);
 
 /// A wavelet, by its name in `peft`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
