@@ -75,6 +75,8 @@ MORE = {
     "llama-randlora-sparse": llama(
         peft.RandLoraConfig(r=8, randlora_alpha=1, target_modules=["up_proj"], sparse=True), "bases of -1, 0 and 1"),
     "bert-randlora-seqcls": bert(peft.RandLoraConfig(r=8, randlora_alpha=2, target_modules=BERT), "with biases"),
+    "llama-osf": llama(peft.OSFConfig(target_modules=["q_proj", "v_proj"], effective_rank=12), "layers of different sides"),
+    "bert-osf-seqcls": bert(peft.OSFConfig(target_modules=["query"], effective_rank=0.9), "a share of the directions"),
     "llama-supertuning": llama(peft.SupertuningConfig(sparsity=0.95, target_modules=LLAMA), "the largest elements"),
     "llama-supertuning-low-rank": llama(
         peft.SupertuningConfig(sparsity=0.95, select_top=False, r=2, lora_alpha=4.0, target_modules=LLAMA),

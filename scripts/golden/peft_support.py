@@ -48,6 +48,8 @@ def for_targets(config, targets):
                          "feedforward_modules": []}.items():
         if hasattr(config, field):
             setattr(config, field, value)
+    if config.peft_type.value == "OSF":
+        config.effective_rank = None
     if getattr(config, "use_bdlora", None):
         config.use_bdlora.target_modules_bd_a, config.use_bdlora.target_modules_bd_b = None, list(targets)
     if config.peft_type.value == "MISS":

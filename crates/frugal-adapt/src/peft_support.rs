@@ -26,9 +26,9 @@ const ON_CONV1D: [&str; 12] = [
 
 /// Types that act on linear layers.
 #[rustfmt::skip]
-const ON_LINEAR: [&str; 26] = [
+const ON_LINEAR: [&str; 27] = [
     "ADALORA", "BEFT", "BOFT", "C3A", "DEFT", "DELORA", "FOURIERFT", "GLORA", "GRALORA", "HIRA", "HRA", "IA3", "LOHA", "LOKR",
-    "LORA", "MISS", "OFT", "PEANUT", "RANDLORA", "ROAD", "SHIRA", "SUPERTUNING", "TINYLORA", "VBLORA", "VERA", "WAVEFT",
+    "LORA", "MISS", "OFT", "OSF", "PEANUT", "RANDLORA", "ROAD", "SHIRA", "SUPERTUNING", "TINYLORA", "VBLORA", "VERA", "WAVEFT",
 ];
 
 /// Variants of LoRA that `peft` does not know on experts, by the names of the methods here.
@@ -40,7 +40,7 @@ const NOT_ON_EXPERTS: [(&str, &str); 4] = [
 ];
 
 /// Nearest method here of types that only `peft` has.
-const NEAREST: [(&str, &str); 12] = [
+const NEAREST: [(&str, &str); 11] = [
     ("ADAMSS", "adalora"),
     ("ADAPTION_PROMPT", "prefix-tuning"),
     ("CARTRIDGE", "prefix-tuning"),
@@ -48,7 +48,6 @@ const NEAREST: [(&str, &str); 12] = [
     ("FROD", "vera"),
     ("LILY", "mos"),
     ("MULTITASK_PROMPT_TUNING", "prompt-tuning"),
-    ("OSF", "svfit"),
     ("POLY", "mola"),
     ("PSOFT", "oft"),
     ("PVERA", "vera"),
@@ -235,7 +234,7 @@ mod tests {
                 "lora on {maps}"
             );
         }
-        assert_eq!(table("conv1d").len(), 30);
+        assert_eq!(table("conv1d").len(), 31);
     }
 
     #[test]

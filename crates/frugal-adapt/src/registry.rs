@@ -54,6 +54,7 @@ pub const METHODS: &[&Method] = &[
     &shared::mos::METHOD,
     &orthogonal::oft::METHOD,
     &low_rank::olora::METHOD,
+    &spectral::osf::METHOD,
     &prompt::p_tuning::METHOD,
     &bottleneck::parallel_adapter::METHOD,
     &low_rank::peanut::METHOD,
