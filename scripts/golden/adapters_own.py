@@ -27,6 +27,8 @@ class Case:
     def __init__(self, tiny, peft_type, settings):
         self.tiny, self.peft_type, self.settings = tiny, peft_type, settings
         self.tensors = {}
+        # Stored but not trained.
+        self.frozen = {}
         self.random = generator(SEED)
         self.llama = tiny == "llama"
         self.cls = hf.LlamaForCausalLM if self.llama else hf.BertForSequenceClassification
@@ -70,6 +72,11 @@ class Case:
             return own if self.llama else own.mean(dim=-2, keepdim=True)
 
         return g
+
+
+    def keep(self, name, value):
+        self.frozen[name] = value.contiguous()
+        return value
 
 
 def after(module, f):
@@ -248,6 +255,86 @@ def unipelt(case, model):
         after(case.modules(model, i)[1], lambda h, net=net, gate=gate: h + gate(h) * net(h))
 
 
+def linear(case, model, weight):
+    """Puts `weight(path, W)` in place of the weight of every target, as a function of what is trained."""
+    for path, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and path.rsplit(".", 1)[-1] in case.settings["target_modules"]:
+            changed = weight(path, module.weight.detach())
+            module.forward = lambda x, w=changed, module=module: F.linear(x, w, module.bias)
+
+
+def basis(case, path, w, k):
+    u, s, v = torch.linalg.svd(w, full_matrices=False)
+    return u[:, :k], s[:k], v[:k]
+
+
+def lora_xs(case, model):
+    r, alpha = case.settings["r"], case.settings["lora_alpha"]
+
+    def weight(path, w):
+        u, s, v = basis(case, path, w, r)
+        b, a = case.keep(f"{path}.lora_B.weight", u * s), case.keep(f"{path}.lora_A.weight", v)
+        return w + alpha / r * (b @ case.new(f"{path}.lora_R", r, r, scale=1.0) @ a)
+
+    linear(case, model, weight)
+
+
+def svft(case, model):
+    def weight(path, w):
+        k = min(w.shape)
+        u, _, v = basis(case, path, w, k)
+        case.keep(f"{path}.svft_U", u), case.keep(f"{path}.svft_V", v)
+        places = [i * k + j for i in range(k) for j in range(k) if abs(i - j) <= case.settings["band"]]
+        elements, places = case.new(f"{path}.svft_M", len(places)), torch.tensor(places)
+        case.keep(f"{path}.svft_indices", places.int())
+        return w + u @ torch.zeros(k * k).index_put((places,), elements).reshape(k, k) @ v
+
+    linear(case, model, weight)
+
+
+def sora(case, model):
+    r, alpha = case.settings["r"], case.settings["lora_alpha"]
+
+    def weight(path, w):
+        a, b = case.new(f"{path}.lora_A.weight", r, w.shape[1]), case.new(f"{path}.lora_B.weight", w.shape[0], r)
+        return w + alpha / r * (b * case.new(f"{path}.lora_gate", r, scale=1.0)) @ a
+
+    linear(case, model, weight)
+
+
+def peqa(case, model):
+    def weight(path, w):
+        groups = w.reshape(w.shape[0], -1, case.settings["group_size"])
+        low, high = groups.amin(-1, keepdim=True).clamp(max=0), groups.amax(-1, keepdim=True).clamp(min=0)
+        scale = (high - low) / (2 ** case.settings["bits"] - 1)
+        zero = (-low / scale).round()
+        integers = ((groups / scale).round() + zero).clamp(0, 2 ** case.settings["bits"] - 1) - zero
+        change = case.new(f"{path}.peqa_scale", w.shape[0], groups.shape[1])
+        return (integers * scale * (1 + change[..., None])).reshape(w.shape)
+
+    linear(case, model, weight)
+
+
+LINEAR = {"bert": ["query", "value"], "llama": ["down_proj", "q_proj"]}
+
+
+def on(tiny, **settings):
+    return dict(exclude_modules=None, layers_to_transform=None, layers_pattern=None, target_modules=LINEAR[tiny]) | settings
+
+
+def on_maps(peft_type, hooks, **settings):
+    return {tiny: (peft_type, on(tiny, **settings), hooks) for tiny in LINEAR}
+
+
+# The same for methods that change the weights of chosen maps, by model.
+ON_MAPS = {
+    "lora-xs": on_maps("LORA_XS", lora_xs, r=4, lora_alpha=6.0, lora_dropout=0.0),
+    "svft": on_maps("SVFT", svft, pattern="banded", band=2),
+    "sora": on_maps("SORA", sora, r=4, lora_alpha=8.0, lora_dropout=0.0, use_rslora=False, init_lora_weights=True, rank_pattern={},
+                    alpha_pattern={}, threshold=0.0001),
+    "peqa": on_maps("PEQA", peqa, bits=3, group_size=16),
+}
+
 # method: (peft_type, settings, hooks)
 METHODS = {
     "houlsby": ("HOULSBY", dict(bottleneck_dim=6, non_linearity="relu", train_layer_norm=True, layers_to_transform=None), houlsby),
@@ -268,6 +355,8 @@ METHODS = {
         "MAM",
         dict(num_virtual_tokens=3, prefix_projection=False, encoder_hidden_size=None, bottleneck_dim=6, non_linearity="relu",
              scaling=4.0, inference_mode=True), mam),
+    "adapter-drop": (
+        "ADAPTER_DROP", dict(bottleneck_dim=6, non_linearity="relu", max_dropped=0, dropped=0), pfeiffer),
     "unipelt": (
         "UNIPELT",
         dict(r=2, lora_alpha=4.0, target_modules=None, num_virtual_tokens=3, bottleneck_dim=6, non_linearity="relu"), unipelt),
@@ -300,9 +389,9 @@ def loss(case, found, sequences):
 def main(names):
     warnings.filterwarnings("ignore")
     hf.logging.set_verbosity_error()
-    for name in names or [f"{tiny}-{method}" for method in METHODS for tiny in ("llama", "bert")]:
+    for name in names or [f"{tiny}-{method}" for method in [*METHODS, *ON_MAPS] for tiny in ("llama", "bert")]:
         tiny, method = name.split("-", 1)
-        peft_type, settings, hooks = METHODS[method]
+        peft_type, settings, hooks = ON_MAPS[method][tiny] if method in ON_MAPS else METHODS[method]
         case = Case(tiny, peft_type, settings)
         model_dir, folder = FIXTURES / "models" / tiny, FIXTURES / "adapters" / name
         shutil.rmtree(folder, ignore_errors=True)
@@ -333,7 +422,7 @@ def main(names):
             header(SEED, keys, purpose=f"{method} by its formula", model=str(model_dir), model_class=case.cls.__name__, classes=TARGETS,
                    trainable_parameters=sum(v.numel() for v in case.tensors.values()), largest_logit_change=round(effect, 4),
                    computed_in="float32, eager attention"))
-        stored = {f"base_model.model.{k}": v.detach().contiguous() for k, v in case.tensors.items()}
+        stored = {f"base_model.model.{k}": v.detach().contiguous() for k, v in (case.tensors | case.frozen).items()}
         save_file(stored, folder / "adapter_model.safetensors", metadata={"format": "pt"})
         (folder / "adapter_model.safetensors").chmod(0o644)
         common = dict(

@@ -19,48 +19,38 @@ const TYPES_OF_PEFT: [&str; 45] = [
 ];
 
 /// Types that `peft` knows on maps stored transposed (GPT-2's `Conv1D`).
-const ON_CONV1D: [&str; 6] = ["ADALORA", "LORA", "IA3", "VERA", "FOURIERFT", "VBLORA"];
+#[rustfmt::skip]
+const ON_CONV1D: [&str; 12] = [
+    "ADALORA", "DEFT", "FOURIERFT", "GRALORA", "HIRA", "IA3", "LORA", "RANDLORA", "TINYLORA", "VBLORA", "VERA", "WAVEFT",
+];
 
 /// Types that act on linear layers.
-const ON_LINEAR: [&str; 15] = [
-    "ADALORA",
-    "BOFT",
-    "C3A",
-    "FOURIERFT",
-    "HRA",
-    "IA3",
-    "LOHA",
-    "LOKR",
-    "LORA",
-    "MISS",
-    "OFT",
-    "ROAD",
-    "SHIRA",
-    "VBLORA",
-    "VERA",
+#[rustfmt::skip]
+const ON_LINEAR: [&str; 27] = [
+    "ADALORA", "BEFT", "BOFT", "C3A", "DEFT", "DELORA", "FOURIERFT", "GLORA", "GRALORA", "HIRA", "HRA", "IA3", "LOHA", "LOKR",
+    "LORA", "MISS", "OFT", "OSF", "PEANUT", "RANDLORA", "ROAD", "SHIRA", "SUPERTUNING", "TINYLORA", "VBLORA", "VERA", "WAVEFT",
+];
+
+/// Variants of LoRA that `peft` does not know on experts, by the names of the methods here.
+const NOT_ON_EXPERTS: [(&str, &str); 4] = [
+    ("bd-lora", "BD-LoRA"),
+    ("dora", "DoRA"),
+    ("kasa", "KaSA"),
+    ("mica", "MiCA"),
 ];
 
 /// Nearest method here of types that only `peft` has.
-const NEAREST: [(&str, &str); 20] = [
+const NEAREST: [(&str, &str); 11] = [
     ("ADAMSS", "adalora"),
     ("ADAPTION_PROMPT", "prefix-tuning"),
-    ("BEFT", "bitfit"),
     ("CARTRIDGE", "prefix-tuning"),
     ("CPT", "prompt-tuning"),
-    ("DEFT", "lora"),
-    ("DELORA", "dora"),
     ("FROD", "vera"),
-    ("GLORA", "lora"),
-    ("GRALORA", "lora"),
-    ("HIRA", "loha"),
     ("LILY", "mos"),
     ("MULTITASK_PROMPT_TUNING", "prompt-tuning"),
-    ("OSF", "svfit"),
     ("POLY", "mola"),
     ("PSOFT", "oft"),
     ("PVERA", "vera"),
-    ("RANDLORA", "vera"),
-    ("WAVEFT", "fourierft"),
     ("XLORA", "mola"),
 ];
 
@@ -113,6 +103,10 @@ pub fn obstacle(method: &Method, adapter: &dyn Adapter, model: &BackboneInfo) ->
             "`peft` has no {} for GPT-2's maps, which are stored transposed (`Conv1D`)",
             method.peft_type
         )),
+        "gpt2" if ["bd-lora", "kasa"].contains(&method.name) => Some(format!(
+            "`peft` has no `{}` for GPT-2's maps, which are stored transposed (`Conv1D`)",
+            method.name
+        )),
         "mixtral" if is_linear && acts_on(".experts.") => on_experts(method, &names),
         "native_sparse" => Some("transformers does not have this architecture".into()),
         _ => None,
@@ -134,8 +128,10 @@ fn on_experts(method: &Method, parameters: &[&frugal_nn::Parameter]) -> Option<S
             method.peft_type
         ));
     }
-    if method.name == "dora" {
-        return Some("`peft` has no DoRA for the experts of a mixture".into());
+    if let Some((_, variant)) = NOT_ON_EXPERTS.iter().find(|(name, _)| *name == method.name) {
+        return Some(format!(
+            "`peft` has no {variant} for the experts of a mixture"
+        ));
     }
     let gated = [of("w1"), of("w3"), of("w2")];
     let is_read = gated == [true; 3] || gated == [false, false, true];
@@ -188,7 +184,8 @@ mod tests {
         ];
         let known = (method.defaults)();
         for (key, value) in small {
-            if known.contains_key(key) && !(method.name == "oft" && key == "r") {
+            let absent = (key == "r") && ["oft", "supertuning"].contains(&method.name);
+            if known.contains_key(key) && !absent {
                 settings.insert(key.into(), value);
             }
         }
@@ -197,21 +194,16 @@ mod tests {
     }
 
     fn method_of(kind: &str) -> &'static str {
-        let (peft_type, is_dora) = match kind.split_once('+') {
-            Some((peft_type, _)) => (peft_type, true),
-            None => (kind, false),
-        };
-        let of_type = |m: &&&Method| m.peft_type == peft_type;
-        match is_dora {
-            true => "dora",
-            false => {
-                METHODS
-                    .iter()
-                    .filter(|m| m.peft_variant.is_none())
-                    .find(of_type)
-                    .unwrap()
-                    .name
-            }
+        match kind.split_once('+') {
+            Some((_, "DORA")) => "dora",
+            Some((_, "KASA")) => "kasa",
+            Some((_, "BDLORA")) => "bd-lora",
+            Some((_, "MICA")) => "mica",
+            _ => METHODS
+                .iter()
+                .filter(|m| m.peft_variant.is_none())
+                .find(|m| m.peft_type == kind)
+                .map_or("missing", |m| m.name),
         }
     }
 
@@ -242,15 +234,15 @@ mod tests {
                 "lora on {maps}"
             );
         }
-        assert_eq!(table("conv1d").len(), 16);
+        assert_eq!(table("conv1d").len(), 31);
     }
 
     #[test]
     fn a_type_that_is_not_supported_is_named_with_the_nearest() {
-        let message = unknown("DELORA", METHODS.iter().map(|m| m.peft_type).collect()).to_string();
+        let message = unknown("LILY", METHODS.iter().map(|m| m.peft_type).collect()).to_string();
         assert_eq!(
             message,
-            "adapters of `peft_type` DELORA are not supported; the nearest here is `dora`"
+            "adapters of `peft_type` LILY are not supported; the nearest here is `mos`"
         );
         let message = unknown("LOAR", METHODS.iter().map(|m| m.peft_type).collect()).to_string();
         assert!(message.contains("did you mean `LORA`"), "{message}");

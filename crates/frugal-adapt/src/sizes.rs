@@ -8,7 +8,7 @@ use crate::method::Method;
 use crate::settings::Settings;
 
 /// Settings that multiply the sides of a layer.
-const RANKS: [&str; 19] = [
+const RANKS: [&str; 23] = [
     "r",
     "init_r",
     "target_r",
@@ -27,6 +27,10 @@ const RANKS: [&str; 19] = [
     "shards_per_vector",
     "rank_pattern",
     "groups",
+    "hybrid_r",
+    "gralora_k",
+    "depth",
+    "nblocks",
     "num_experts",
 ];
 

@@ -300,16 +300,17 @@ fn fill(
         .map(|p| (keys.head(p.name()), p));
     for (key, parameter) in adapter.chain(head) {
         report.expected.push(key.clone());
-        // The second copy of what is tied must be like the first.
-        if let Some(second) = parameter.second_name().map(|name| keys.parameter(name))
-            && file.shape(&second).is_some()
-            && file.shape(&key).is_some()
-            && file
-                .tensor(&second)?
-                .iter::<f32>()
-                .eq(file.tensor(&key)?.iter::<f32>())
-        {
-            unused.retain(|name| *name != second);
+        // Copies of what is tied must be like the first.
+        for copy in parameter.further_names().map(|name| keys.parameter(name)) {
+            if file.shape(&copy).is_some()
+                && file.shape(&key).is_some()
+                && file
+                    .tensor(&copy)?
+                    .iter::<f32>()
+                    .eq(file.tensor(&key)?.iter::<f32>())
+            {
+                unused.retain(|name| *name != copy);
+            }
         }
         match file.shape(&key) {
             None => report.missing.push(key.clone()),

@@ -94,7 +94,7 @@ pub fn save(
     };
     let mut tensors: Vec<(String, Stored<'_>)> = Vec::new();
     for p in adapter.parameters() {
-        let names = std::iter::once(p.name()).chain(p.second_name());
+        let names = std::iter::once(p.name()).chain(p.further_names());
         tensors.extend(names.map(|name| (keys.parameter(name), stored(p))));
     }
     if let Some(head) = &entry.head {

@@ -83,8 +83,13 @@ pub(crate) trait LinearAdapter: Send + Sync {
         })
     }
 
+    /// What the layer adds to the training loss.
+    fn penalty(&self, _mode: Mode) -> Option<Tensor<1>> {
+        None
+    }
+
     /// After the optimiser's step.
-    fn after_step(&mut self) {}
+    fn after_step(&mut self, _context: &StepContext) {}
 }
 
 /// An adapter of one part per selected layer.
@@ -195,6 +200,16 @@ impl<P: LinearAdapter> Pass for PerLinearPass<'_, P> {
     fn linear_change(&mut self, base: &Linear) -> LinearChange {
         LinearChange::opaque_if(self.adapter.at(base, self.mode, None).is_some())
     }
+
+    fn auxiliary_loss(&mut self) -> Option<Tensor<1>> {
+        if !self.mode.is_train() {
+            return None;
+        }
+        let parts = self.adapter.parts.iter().flatten();
+        parts
+            .filter_map(|(_, part)| part.penalty(self.mode))
+            .reduce(|sum, penalty| sum + penalty)
+    }
 }
 
 impl<P: LinearAdapter> Adapter for PerLinear<P> {
@@ -269,11 +284,11 @@ impl<P: LinearAdapter> Adapter for PerLinear<P> {
             .transpose()
     }
 
-    fn after_step(&mut self, _context: &StepContext) {
+    fn after_step(&mut self, context: &StepContext) {
         self.parts
             .iter_mut()
             .flatten()
-            .for_each(|(_, part)| part.after_step());
+            .for_each(|(_, part)| part.after_step(context));
     }
 
     fn supports_mixed_batch(&self) -> bool {

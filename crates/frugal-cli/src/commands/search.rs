@@ -205,7 +205,7 @@ pub fn find(
 
 /// The best answers, reranked if that is asked for.
 fn ordered(
-    reranker: Option<&Reranker>,
+    reranker: Option<&dyn Rerank>,
     query: &str,
     mut answers: Vec<Answer>,
     top_k: usize,

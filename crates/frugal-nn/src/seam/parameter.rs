@@ -38,7 +38,7 @@ pub struct Parameter {
     limits: Vec<usize>,
     /// Whether the limits are those of columns.
     limits_of_columns: bool,
-    also: Option<String>,
+    also: Vec<String>,
 }
 
 impl Parameter {
@@ -70,7 +70,7 @@ impl Parameter {
             whole_numbers: false,
             limits: Vec::new(),
             limits_of_columns: false,
-            also: None,
+            also: Vec::new(),
         }
     }
 
@@ -144,12 +144,10 @@ impl Parameter {
         all.find(|&(value, limit)| !(value >= 0.0 && value.fract() == 0.0 && value < limit as f32))
     }
 
-    /// The same, stored in files a second time under this key: what two tied places share.
-    pub fn also_as(self, name: impl Into<String>) -> Self {
-        Self {
-            also: Some(name.into()),
-            ..self
-        }
+    /// The same, stored in files once more under this key: what tied places share.
+    pub fn also_as(mut self, name: impl Into<String>) -> Self {
+        self.also.push(name.into());
+        self
     }
 
     /// Whether files hold it as whole numbers.
@@ -157,9 +155,9 @@ impl Parameter {
         self.whole_numbers
     }
 
-    /// Second key in adapter files.
-    pub fn second_name(&self) -> Option<&str> {
-        self.also.as_deref()
+    /// Further keys in adapter files.
+    pub fn further_names(&self) -> impl Iterator<Item = &str> {
+        self.also.iter().map(String::as_str)
     }
 
     /// Factor on the learning rate.

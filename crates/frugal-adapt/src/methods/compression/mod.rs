@@ -1,4 +1,5 @@
 //! A smaller model in place of the large one.
 
 pub mod pela;
+pub mod peqa;
 pub mod stable_rps;

@@ -211,6 +211,39 @@ impl Lora {
         }
     }
 
+    /// A plain LoRA of this rank in every layer, with these factors, at `lora_alpha` as it is.
+    pub(crate) fn at_rank(&self, rank: usize, factors: impl Fn(&Pair) -> Factors) -> Self {
+        let config = LoraConfig {
+            r: rank,
+            ..self.config.clone()
+        };
+        let pair = |old: &Option<Pair>| {
+            let old = old.as_ref()?;
+            let Factors { a, b, .. } = factors(old);
+            let new = |of: &Parameter, shape: [usize; 2], values: Vec<f32>| {
+                let device = of.get::<2>(Mode::Eval).device();
+                Parameter::new(of.name(), &shape, values, &device)
+            };
+            Some(Pair {
+                path: old.path.clone(),
+                a: new(&old.a, [rank, old.a.shape()[1]], a),
+                b: new(&old.b, [old.b.shape()[0], rank], b),
+                b_bias: None,
+                scale: (f64::from(old.scale) * self.config.scale(1.0, rank)
+                    / self.config.scale(1.0, old.a.shape()[0])) as f32,
+            })
+        };
+        Self {
+            method: NAME,
+            pairs: self.pairs.iter().map(pair).collect(),
+            biases: self.biases.iter().map(|_| None).collect(),
+            gradient_rule: None,
+            saved_targets: self.saved_targets.clone(),
+            fan_in_fan_out: self.fan_in_fan_out,
+            config,
+        }
+    }
+
     /// An adapter of known factors. Its `r` is the commonest rank; the others stand in
     /// `rank_pattern`.
     ///

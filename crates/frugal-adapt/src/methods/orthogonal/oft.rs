@@ -34,7 +34,8 @@
 
 use burn::prelude::*;
 use frugal_nn::{
-    AdaptError, Adapter, BuildContext, MergedLinear, Mode, Parameter, named_rng, standard_normal,
+    AdaptError, Adapter, BuildContext, MergedLinear, Mode, Parameter, StepContext, named_rng,
+    standard_normal,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -283,7 +284,7 @@ impl LinearAdapter for Rotation {
         })
     }
 
-    fn after_step(&mut self) {
+    fn after_step(&mut self, _context: &StepContext) {
         if let Some(bound) = self.bound {
             let (factors, width) = (self.shrink(bound), self.q.shape()[1].max(1));
             let values = self

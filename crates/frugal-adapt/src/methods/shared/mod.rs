@@ -1,5 +1,7 @@
 //! Parameters shared between places.
 
 pub mod mos;
+pub mod randlora;
+pub mod tinylora;
 pub mod vblora;
 pub mod vera;

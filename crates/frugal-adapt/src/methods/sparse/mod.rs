@@ -6,4 +6,5 @@ pub mod fish_mask;
 pub mod id3;
 pub mod pst;
 pub mod shira;
+pub mod supertuning;
 pub mod trainable_tokens;

@@ -2,4 +2,8 @@
 
 pub mod c3a;
 pub mod fourierft;
+pub mod lora_xs;
+pub mod osf;
 pub mod svfit;
+pub mod svft;
+pub mod waveft;
