@@ -5,6 +5,7 @@ mod learning;
 mod objectives;
 mod optimizers;
 mod resume;
+mod text_losses;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
