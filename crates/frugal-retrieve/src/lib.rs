@@ -9,6 +9,7 @@ mod encoder;
 mod error;
 mod modules;
 mod pooling;
+mod readout;
 mod vectors;
 
 pub use chunk::{ChunkOptions, chunks, document_of};

@@ -29,6 +29,7 @@ mod prepare;
 mod pretrain;
 mod pretrain_config;
 mod progress;
+mod ranked;
 mod rerank;
 mod results;
 mod scores;
