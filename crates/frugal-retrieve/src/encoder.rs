@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::prelude::*;
-use burn::tensor::activation::{gelu, relu, sigmoid};
 use frugal_adapt::peft;
 use frugal_core::fs::FileError;
 use frugal_models::load::{Lookup, ModelFiles};
@@ -17,7 +16,7 @@ use frugal_nn::{
 use sha2::{Digest, Sha256};
 
 use crate::RetrieveError;
-use crate::modules::{Activation, DenseModule, Modules};
+use crate::modules::Modules;
 
 /// Tokens of a batch, unless one text has more.
 const BATCH_TOKENS: usize = 4096;
@@ -345,10 +344,7 @@ impl Encoder {
             None => Box::new(NoAdapter),
         };
         let hidden_states = self.backbone.forward(&input, pass.as_mut(), None)?;
-        let mut vectors = self.modules.pooling.pool(hidden_states, &layout, &skipped);
-        for dense in &self.modules.dense {
-            vectors = dense.forward(vectors);
-        }
+        let vectors = self.modules.pooled(hidden_states, &layout, &skipped);
         let mut values = to_vec(vectors);
         self.backbone.info().check_finite("embeddings", &values)?;
         if self.modules.normalize {
@@ -357,25 +353,6 @@ impl Encoder {
                 .for_each(normalize);
         }
         Ok(values)
-    }
-}
-
-impl DenseModule {
-    fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let device = x.device();
-        let data = TensorData::new(self.weight.clone(), [self.out_features, self.in_features]);
-        let weight = Tensor::<2>::from_data(data, &device);
-        let bias = self.bias.clone().map(|bias| {
-            Tensor::<1>::from_data(TensorData::new(bias, [self.out_features]), &device)
-        });
-        let y = frugal_kernels::linear(x, weight, bias);
-        match self.activation {
-            Activation::Identity => y,
-            Activation::Tanh => y.tanh(),
-            Activation::Relu => relu(y),
-            Activation::Sigmoid => sigmoid(y),
-            Activation::Gelu => gelu(y),
-        }
     }
 }
 

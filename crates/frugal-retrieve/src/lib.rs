@@ -15,6 +15,7 @@ mod pooling;
 pub mod prp;
 pub mod rag;
 mod stored;
+mod readout;
 mod vectors;
 
 pub use chunk::{ChunkMethod, ChunkOptions, chunks, document_of};

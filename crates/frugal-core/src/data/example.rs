@@ -130,6 +130,16 @@ pub enum Example {
         /// What does not.
         negative: String,
     },
+    /// A text, others beside it, and what was said of them: the first belongs to it, or each has a
+    /// score.
+    Ranked {
+        /// The text, mostly a query.
+        anchor: String,
+        /// The others.
+        texts: Vec<String>,
+        /// Numbers of the file; none where it has none.
+        scores: Vec<f32>,
+    },
     /// A prompt with a better and a worse answer.
     Preference {
         /// What is given.

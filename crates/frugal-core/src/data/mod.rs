@@ -9,6 +9,7 @@ mod format;
 mod labels;
 mod options;
 mod parquet;
+mod ranked;
 mod read;
 mod record;
 mod row;
@@ -26,6 +27,7 @@ use rand_chacha::ChaCha8Rng;
 use sha2::{Digest, Sha256};
 
 use examples::Sink;
+use row::is_empty;
 use source::Source;
 
 pub use builtin::{Builtin, builtin};
@@ -34,6 +36,7 @@ pub use example::{Conversation, Example, Message};
 pub use examples::TextRecord;
 pub use format::Format;
 pub use options::{Documents, Labels, LoadOptions};
+pub use ranked::{Ranked, load_ranked};
 pub use stream::{lines, records};
 
 /// Records of one file, or a part of them.
@@ -271,14 +274,23 @@ impl Dataset {
         {
             return Err(refused());
         }
-        let mut strata: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+        let mut strata: BTreeMap<&str, Vec<Vec<usize>>> = BTreeMap::new();
+        let mut anchors: BTreeMap<&str, usize> = BTreeMap::new();
         for (i, example) in self.examples.iter().enumerate() {
-            let label = if let Example::Classification { label, .. } = example {
-                label.as_str()
-            } else {
-                ""
+            let label = match example {
+                Example::Classification { label, .. } => label.as_str(),
+                _ => "",
             };
-            strata.entry(label).or_default().push(i);
+            let stratum = strata.entry(label).or_default();
+            // What belongs to one text goes into one part.
+            if let Example::Ranked { anchor, .. } = example {
+                let at = *anchors.entry(anchor).or_insert(stratum.len());
+                if at < stratum.len() {
+                    stratum[at].push(i);
+                    continue;
+                }
+            }
+            stratum.push(vec![i]);
         }
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut parts = vec![Vec::new(); fractions.len()];
@@ -288,7 +300,7 @@ impl Dataset {
             for (part, fraction) in parts.iter_mut().zip(fractions) {
                 share += fraction;
                 let end = ((share * stratum.len() as f64).round() as usize).min(stratum.len());
-                part.extend_from_slice(&stratum[start..end]);
+                part.extend(stratum[start..end].iter().flatten());
                 start = end;
             }
         }

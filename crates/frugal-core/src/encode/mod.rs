@@ -3,6 +3,7 @@
 mod causal;
 mod classify;
 mod options;
+mod ranked;
 mod row;
 mod show;
 mod task;
@@ -16,6 +17,7 @@ use crate::data::{Dataset, Example, Format};
 use crate::tokenizer::TextTokenizer;
 
 pub use options::EncodeOptions;
+pub use ranked::{RankedOptions, encode_ranked};
 pub use row::RowError;
 use row::{Row, or_more};
 pub use show::show;

@@ -97,6 +97,33 @@ impl<'a> MicroStep<'a> {
         self.add(loss)
     }
 
+    /// Adds the gradient of one of `parts` passes that a micro-batch is divided into: of `scalar` as
+    /// it is, and of the pass's share of the auxiliary loss, whose value is returned.
+    ///
+    /// # Errors
+    /// A scalar that is not finite.
+    pub fn backward_part(
+        &mut self,
+        scalar: Tensor<1>,
+        mut pass: Box<dyn Pass + 'a>,
+        parts: usize,
+    ) -> Result<f64, StepError> {
+        if let Some(source) = pass.take_error() {
+            return Err(StepError::Forward(source));
+        }
+        let auxiliary = pass
+            .auxiliary_loss()
+            .map(|loss| loss / (self.micro_batches * parts) as f64);
+        drop(pass);
+        let Some(auxiliary) = auxiliary else {
+            self.add(scalar)?;
+            return Ok(0.0);
+        };
+        let value = to_vec(auxiliary.clone().inner())[0];
+        self.add(scalar + auxiliary)?;
+        Ok(f64::from(value))
+    }
+
     /// Adds the gradient of a scalar `[1]` as it is; returns its value.
     ///
     /// # Errors

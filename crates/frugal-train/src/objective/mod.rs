@@ -5,16 +5,32 @@
 //! measured, and which of the measures are better when they are smaller.
 
 mod batch;
+mod bce;
 mod causal_lm;
 mod check;
 mod classification;
+mod cosent;
 mod cross_entropy;
+mod embedding;
+mod embedding_meter;
+mod info_nce;
+mod kl_distill;
 mod label_weights;
+mod lambda_loss;
+mod list_net;
+mod margin_mse;
 mod meter;
 mod micro_step;
 mod multi_label;
+mod pairwise;
+mod readout;
 mod registry;
 mod regression;
+mod reranking;
+mod text_sets;
+mod triplet;
+
+use std::sync::Arc;
 
 use burn::prelude::*;
 use frugal_nn::{Mode, ModelError};
@@ -25,12 +41,16 @@ pub use batch::{Forward, MicroBatch, ModelParts};
 pub use causal_lm::CausalLm;
 pub use check::{check, check_tokens};
 pub use classification::{Classification, ClassificationConfig};
+pub use embedding::{Embedding, EmbeddingConfig, Kind, VectorLoss};
 pub use label_weights::LabelWeights;
 pub use meter::{Evaluation, Meter, Metric};
 pub use micro_step::{MicroStep, StepError};
 pub use multi_label::{MultiLabel, MultiLabelConfig};
-pub use registry::{OBJECTIVES, ObjectiveEntry, canonical, for_model, made};
+pub use readout::{MeanOfTokens, Readout};
+pub use registry::{LearnsFrom, OBJECTIVES, ObjectiveEntry, canonical, find, for_model, made};
 pub use regression::Regression;
+pub use reranking::{ListLoss, Reranking};
+pub use text_sets::{Similarity, TextSet, TextSets};
 
 /// What is minimised, and what is measured.
 pub trait Objective: Send + Sync {
@@ -42,6 +62,14 @@ pub trait Objective: Send + Sync {
     /// # Errors
     /// What the model lacks.
     fn check_model(&self, model: ModelParts<'_>) -> Result<(), String>;
+
+    /// Tells what stands behind the transformer, where vectors of texts are learnt.
+    fn set_readout(&mut self, _readout: Arc<dyn Readout>) {}
+
+    /// Whether an example teaches nothing unless others are in its micro-batch.
+    fn needs_others(&self, _example: &Tokenized) -> bool {
+        false
+    }
 
     /// Whether an example fits it and the model. That its tokens fit the model was checked before.
     ///
@@ -73,6 +101,13 @@ pub trait Objective: Send + Sync {
         examples: &[&Tokenized],
         forward: &mut Forward<'_>,
     ) -> Result<Tensor<1>, ModelError>;
+
+    /// The loss of what a model gave for some examples, where it rests on nothing else: vectors of
+    /// texts `[texts, dimension]`, scores of a head `[texts, 1]`. `None` for objectives that compute
+    /// the model themselves.
+    fn loss_of_outputs(&self, _examples: &[&Tokenized], _outputs: Tensor<2>) -> Option<Tensor<1>> {
+        None
+    }
 
     /// Adds the gradient of a micro-batch; returns what it adds to the step's loss. One forward
     /// and one backward pass, unless the objective has something better.

@@ -2,13 +2,35 @@
 
 use frugal_nn::ProblemType;
 
+use super::bce::Bce;
 use super::causal_lm::CausalLm;
 use super::classification::Classification;
+use super::cosent::Cosent;
+use super::embedding::{Embedding, EmbeddingConfig, VectorLoss};
+use super::info_nce::InfoNce;
+use super::kl_distill::KlDistill;
+use super::lambda_loss::LambdaLoss;
+use super::list_net::ListNet;
+use super::margin_mse::MarginMse;
 use super::multi_label::MultiLabel;
+use super::pairwise::rank_net;
 use super::regression::Regression;
+use super::reranking::{ListLoss, Reranking};
+use super::triplet::Triplet;
 use super::{ModelParts, Objective};
 use crate::config::TrainConfig;
 use crate::named::Named;
+
+/// What an example of an objective is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LearnsFrom {
+    /// A text.
+    Texts,
+    /// Texts that become vectors and belong together.
+    Vectors,
+    /// The texts of a query, each read together with it.
+    Lists,
+}
 
 /// An objective as the list knows it.
 pub struct ObjectiveEntry {
@@ -18,6 +40,8 @@ pub struct ObjectiveEntry {
     pub alias: Option<&'static str>,
     /// What it learns, in a few words.
     pub summary: &'static str,
+    /// What its examples are.
+    pub learns_from: LearnsFrom,
     make: fn(&Named, &TrainConfig) -> Result<Box<dyn Objective>, String>,
 }
 
@@ -27,6 +51,7 @@ pub const OBJECTIVES: &[ObjectiveEntry] = &[
         name: "causal_lm",
         alias: None,
         summary: "the next token",
+        learns_from: LearnsFrom::Texts,
         make: |named, train| {
             named.read::<NoSettings>()?;
             let label_smoothing = train.label_smoothing;
@@ -37,6 +62,7 @@ pub const OBJECTIVES: &[ObjectiveEntry] = &[
         name: "classification",
         alias: Some("single_label_classification"),
         summary: "one class for each text",
+        learns_from: LearnsFrom::Texts,
         make: |named, train| {
             let config = named.read()?;
             Ok(Box::new(Classification::new(config, train.label_smoothing)))
@@ -46,6 +72,7 @@ pub const OBJECTIVES: &[ObjectiveEntry] = &[
         name: "multi_label",
         alias: Some("multi_label_classification"),
         summary: "any number of labels for each text",
+        learns_from: LearnsFrom::Texts,
         make: |named, train| {
             smoothing_is_for_classes(train)?;
             Ok(Box::new(MultiLabel::new(named.read()?)))
@@ -55,13 +82,114 @@ pub const OBJECTIVES: &[ObjectiveEntry] = &[
         name: "regression",
         alias: None,
         summary: "a number for each text, or several",
+        learns_from: LearnsFrom::Texts,
         make: |named, train| {
             smoothing_is_for_classes(train)?;
             named.read::<NoSettings>()?;
             Ok(Box::new(Regression))
         },
     },
+    ObjectiveEntry {
+        name: "info_nce",
+        alias: Some("multiple_negatives_ranking"),
+        summary: "the text that belongs to another, among those of the batch",
+        learns_from: LearnsFrom::Vectors,
+        make: |named, train| embedding(named, train, |named| InfoNce::new(named.read()?)),
+    },
+    ObjectiveEntry {
+        name: "triplet",
+        alias: None,
+        summary: "what belongs to a text nearer than what does not",
+        learns_from: LearnsFrom::Vectors,
+        make: |named, train| embedding(named, train, |named| Triplet::new(named.read()?)),
+    },
+    ObjectiveEntry {
+        name: "cosent",
+        alias: None,
+        summary: "pairs of texts in the order of their scores",
+        learns_from: LearnsFrom::Vectors,
+        make: |named, train| embedding(named, train, |named| Cosent::new(named.read()?)),
+    },
+    ObjectiveEntry {
+        name: "margin_mse",
+        alias: None,
+        summary: "a teacher's margins of positive over negative texts",
+        learns_from: LearnsFrom::Vectors,
+        make: |named, train| {
+            embedding(named, train, |named| {
+                Ok(MarginMse {
+                    config: named.read()?,
+                })
+            })
+        },
+    },
+    ObjectiveEntry {
+        name: "kl_distill",
+        alias: Some("distill_kl_div"),
+        summary: "how a teacher's scores divide over the texts of a query",
+        learns_from: LearnsFrom::Vectors,
+        make: |named, train| embedding(named, train, |named| KlDistill::new(named.read()?)),
+    },
+    ObjectiveEntry {
+        name: "pairwise",
+        alias: Some("rank_net"),
+        summary: "the better of two texts of a query",
+        learns_from: LearnsFrom::Lists,
+        make: |named, train| reranking(named, train, |named| rank_net(named.read()?)),
+    },
+    ObjectiveEntry {
+        name: "list_net",
+        alias: None,
+        summary: "which text of a query comes first",
+        learns_from: LearnsFrom::Lists,
+        make: |named, train| {
+            reranking(named, train, |named| {
+                named.read::<NoSettings>()?;
+                Ok(ListNet)
+            })
+        },
+    },
+    ObjectiveEntry {
+        name: "lambda_loss",
+        alias: None,
+        summary: "the order of the texts of a query, by what it changes of nDCG",
+        learns_from: LearnsFrom::Lists,
+        make: |named, train| {
+            reranking(named, train, |named| {
+                LambdaLoss::new("lambda_loss", named.read()?)
+            })
+        },
+    },
+    ObjectiveEntry {
+        name: "bce",
+        alias: Some("binary_cross_entropy"),
+        summary: "whether a text answers a query",
+        learns_from: LearnsFrom::Lists,
+        make: |named, train| reranking(named, train, |named| Bce::new(named.read()?)),
+    },
 ];
+
+fn embedding<L: VectorLoss + 'static>(
+    named: &Named,
+    train: &TrainConfig,
+    make: impl FnOnce(&Named) -> Result<L, String>,
+) -> Result<Box<dyn Objective>, String> {
+    smoothing_is_for_classes(train)?;
+    let mut own = named.clone();
+    let config = EmbeddingConfig::take(&mut own.settings)
+        .map_err(|error| format!("`{}`: {error}", named.name))?;
+    let loss = make(&own)?;
+    Ok(Box::new(Embedding::new(loss, config, train.batch_size)))
+}
+
+fn reranking<L: ListLoss + 'static>(
+    named: &Named,
+    train: &TrainConfig,
+    make: impl FnOnce(&Named) -> Result<L, String>,
+) -> Result<Box<dyn Objective>, String> {
+    smoothing_is_for_classes(train)?;
+    Ok(Box::new(Reranking { loss: make(named)? }))
+}
 
 /// For objectives that have nothing to set.
 #[derive(serde::Deserialize)]
@@ -75,7 +203,11 @@ fn smoothing_is_for_classes(train: &TrainConfig) -> Result<(), String> {
     Err("`label_smoothing` has a meaning only where one class or token of several is right: leave it at 0".into())
 }
 
-fn find(name: &str) -> Result<&'static ObjectiveEntry, String> {
+/// The entry of this name.
+///
+/// # Errors
+/// A name that is none.
+pub fn find(name: &str) -> Result<&'static ObjectiveEntry, String> {
     let is_it = |entry: &&ObjectiveEntry| entry.name == name || entry.alias == Some(name);
     OBJECTIVES.iter().find(is_it).ok_or_else(|| {
         let known: Vec<&str> = OBJECTIVES.iter().map(|entry| entry.name).collect();

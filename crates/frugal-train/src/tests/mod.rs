@@ -6,6 +6,7 @@ mod memory_optimizers;
 mod objectives;
 mod optimizers;
 mod resume;
+mod text_losses;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -29,6 +29,7 @@ const MAY_CHANGE: [&str; 9] = [
 pub(super) fn check(run: &TrainRun<'_>, objective: &dyn Objective) -> Result<(), TrainError> {
     run.config.validate().map_err(TrainError::Config)?;
     objective::check(objective, Set::Train, run.model(), run.train)?;
+    check_company(run, objective)?;
     match run.validation {
         Some(validation) => {
             objective::check(objective, Set::Evaluation, run.model(), validation)?;
@@ -71,6 +72,30 @@ pub(super) fn check(run: &TrainRun<'_>, objective: &dyn Objective) -> Result<(),
         )));
     }
     Ok(())
+}
+
+/// An example that teaches nothing by itself must have others beside it.
+fn check_company(run: &TrainRun<'_>, objective: &dyn Objective) -> Result<(), TrainError> {
+    let alone = |example: &&Tokenized| objective.needs_others(example);
+    let name = objective.name();
+    if !run.train.iter().any(|example| alone(&example)) {
+        return Ok(());
+    }
+    if run.adapter.wants_examples() {
+        return Err(TrainError::Setup(format!(
+            "method `{}` looks at the gradient of each example by itself, and `{name}` has none of an example without others: give examples with negatives of their own, or take another objective",
+            run.adapter.method()
+        )));
+    }
+    if run.train.len() > 1 && (run.config.batch_size > 1 || run.config.packing) {
+        return Ok(());
+    }
+    Err(TrainError::Config(vec![ConfigProblem {
+        field: "batch_size",
+        reason: format!(
+            "`{name}` compares the examples of a batch, so a batch needs at least 2 of them"
+        ),
+    }]))
 }
 
 /// What a run was set to and is not any more, but for what may change.

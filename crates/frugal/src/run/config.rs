@@ -21,6 +21,17 @@ pub enum Task {
     /// The next token.
     #[serde(alias = "causal_lm", alias = "lm")]
     CausalLm,
+    /// Vectors of texts that are near where the texts belong together.
+    Embedding,
+    /// A score for each text of a query, which is read together with it (cross-encoder).
+    Reranking,
+}
+
+impl Task {
+    /// Whether its records are of several texts that belong together.
+    pub fn is_ranked(self) -> bool {
+        matches!(self, Self::Embedding | Self::Reranking)
+    }
 }
 
 /// Whether prompts and completions go through the chat template.
@@ -239,6 +250,9 @@ impl TuneConfig {
     fn objective_problems(&self) -> Vec<(String, String)> {
         let mut found = Vec::new();
         let mut add = |key: &str, reason: String| found.push((key.to_owned(), reason));
+        if self.task.is_ranked() {
+            return super::ranked::problems(self);
+        }
         let usual = match (self.task, self.problem()) {
             (Task::CausalLm, _) => "causal_lm",
             (_, ProblemType::SingleLabel) => "classification",

@@ -131,6 +131,9 @@ pub enum RunError {
         /// Its value now.
         now: String,
     },
+    /// What stands behind the transformer of an encoder cannot be read.
+    #[error(transparent)]
+    Retrieve(#[from] frugal_retrieve::RetrieveError),
     /// Data with too few rows to measure on some of them.
     #[error("{}: too few rows ({rows}) to hold out a share of {share} for {part}: give {help}", path.display())]
     TooFewRows {

@@ -7,6 +7,7 @@ use frugal_models::{ModelConfig, Quantize};
 use frugal_nn::{BuildContext, Head, Parameter, SiteInfo, SiteKind, SiteTable};
 use frugal_train::{self, Batches};
 use serde::Serialize;
+use serde_json::Value;
 
 use super::prepare::Prepared;
 use super::{RunError, TuneConfig};
@@ -133,8 +134,19 @@ impl Work {
         Self {
             total_steps,
             epochs,
-            micro_batch_tokens: largest_batch(&batches, prepared, epochs),
+            micro_batch_tokens: at_once(config, largest_batch(&batches, prepared, epochs)),
         }
+    }
+}
+
+/// Tokens of a micro-batch that the model computes together: an objective may divide it.
+fn at_once(config: &TuneConfig, tokens: u64) -> u64 {
+    let settings = &config.train.objective.settings;
+    let part = settings.get("mini_batch_size").and_then(Value::as_u64);
+    let batch = config.train.batch_size as u64;
+    match part.filter(|part| *part > 0 && *part < batch) {
+        Some(part) => tokens.saturating_mul(part).div_ceil(batch),
+        None => tokens,
     }
 }
 
@@ -191,7 +203,7 @@ pub(super) fn predicted(
     let widest = model.intermediate_size.max(model.hidden_size) as u64;
     let optimizer = frugal_train::optim::find(&config.train.optim.name);
     let remembered = optimizer.map_or(2 * F32, |optimizer| optimizer.state_bytes);
-    let logits = if prepared.head.is_some() {
+    let logits = if prepared.head.is_some() || config.task.is_ranked() {
         0
     } else {
         LOGIT_ROWS.min(tokens) * model.vocab_size as u64 * F32

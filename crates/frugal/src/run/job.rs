@@ -9,7 +9,9 @@ use frugal_core::encode::Tokenized;
 use frugal_core::events::{LOG_FILE, Scalars, names, peak_rss_bytes, read_jsonl};
 use frugal_eval::report::{RunInfo, Status, TrainInfo};
 use frugal_nn::{Adapter, Backbone, Head};
-use frugal_train::{Event, StopReason, TrainConfig, TrainRun, TrainSummary, train};
+use frugal_train::{
+    Event, Objective, StopReason, TrainConfig, TrainRun, TrainSummary, train, train_with,
+};
 use serde::Serialize;
 
 use super::folder::{Claim, ConfigFile};
@@ -48,6 +50,8 @@ pub(super) struct Learn<'a> {
     pub(super) train: &'a [Tokenized],
     pub(super) validation: Option<&'a [Tokenized]>,
     pub(super) config: &'a TrainConfig,
+    /// What is minimised, where it is not what the settings say.
+    pub(super) objective: Option<Box<dyn Objective>>,
 }
 
 /// What training came to.
@@ -118,7 +122,7 @@ impl<'a> Job<'a> {
             logger.on(event);
             observe(&Progress::Train(event.clone()));
         };
-        let outcome = train(TrainRun {
+        let run = TrainRun {
             backbone: learn.backbone,
             adapter: learn.adapter,
             head: learn.head,
@@ -129,7 +133,11 @@ impl<'a> Job<'a> {
             resume: self.resume,
             stop: self.stop,
             observer: &mut observer,
-        })?;
+        };
+        let outcome = match learn.objective {
+            Some(objective) => train_with(run, objective)?,
+            None => train(run)?,
+        };
         file.finish()?;
         logger.finish()?;
         let seconds = outcome.cost.seconds;

@@ -32,6 +32,7 @@ mod pretrain;
 mod pretrain_config;
 mod progress;
 mod prompted_rerank;
+mod ranked;
 mod rerank;
 mod results;
 mod scores;

@@ -7,7 +7,7 @@ use frugal_core::encode::{self, EncodeOptions, Encoded, Tokenized};
 use frugal_models::load::{Lookup, ModelFiles};
 use frugal_nn::{HeadConfig, Pooling, ProblemType};
 
-use super::{DataConfig, RunError, Task, Template, TuneConfig, dataset, paths};
+use super::{DataConfig, RunError, Task, Template, TuneConfig, dataset, paths, ranked};
 
 /// A part of the data, ready for batches.
 pub struct Part {
@@ -129,9 +129,11 @@ pub fn prepare(config: &TuneConfig, lookup: &Lookup) -> Result<Prepared, RunErro
     let problem = start
         .as_ref()
         .map_or_else(|| config.problem(), |head: &HeadConfig| head.problem_type);
-    let (train, validation, test) = datasets(&config.data, problem, config.seed, lookup)?;
+    let (train, validation, test) =
+        datasets_of(&config.data, config.task, problem, config.seed, lookup)?;
     let head = match config.task {
-        Task::CausalLm => None,
+        Task::CausalLm | Task::Embedding => None,
+        Task::Reranking => Some(start.unwrap_or_else(|| ranked::head(config, &files))),
         Task::Classification => {
             let labels = train.labels();
             if let Some(head) = start {
@@ -157,7 +159,14 @@ pub fn prepare(config: &TuneConfig, lookup: &Lookup) -> Result<Prepared, RunErro
     } else {
         config.data.max_length.min(limit)
     };
+    let max_length = match config.task.is_ranked() {
+        true => ranked::max_length(config, &files)?,
+        false => max_length,
+    };
     let part = |name: &'static str, dataset: &Dataset| {
+        if config.task.is_ranked() {
+            return ranked::encode(name, dataset, &files, config, max_length);
+        }
         encode_part(
             name,
             dataset,
@@ -317,12 +326,27 @@ fn hold_out_for(
     })
 }
 
+#[cfg(test)]
 fn datasets(
     config: &DataConfig,
     problem: ProblemType,
     seed: u64,
     lookup: &Lookup,
 ) -> Result<(Dataset, Option<Dataset>, Option<Dataset>), RunError> {
+    datasets_of(config, Task::Classification, problem, seed, lookup)
+}
+
+fn datasets_of(
+    config: &DataConfig,
+    task: Task,
+    problem: ProblemType,
+    seed: u64,
+    lookup: &Lookup,
+) -> Result<(Dataset, Option<Dataset>, Option<Dataset>), RunError> {
+    let read = |file: &str, part: &str, config: &DataConfig, problem, lookup: &Lookup| match task {
+        Task::Embedding | Task::Reranking => ranked::read(task, file, part, config, lookup),
+        Task::Classification | Task::CausalLm => read(file, part, config, problem, lookup),
+    };
     let seed = config.split_seed.unwrap_or(seed);
     let cut = |d: Dataset, rows: usize| if rows == 0 { d } else { d.take(rows) };
     let eval = |file: &Option<String>, part: &str| {
@@ -338,6 +362,12 @@ fn datasets(
     if let Ok(builtin) = data::builtin(&config.train)
         && !is_data_file(&config.train)
     {
+        if task.is_ranked() {
+            return Err(RunError::Invalid(format!(
+                "`{}` has one text and a label in each record, not texts that belong together: give a file of your own with `--data`",
+                config.train
+            )));
+        }
         if problem != ProblemType::SingleLabel {
             return Err(RunError::Invalid(format!(
                 "`{}` has one label for each text: leave out `--problem-type {}`, or give a file of your own with `--data`",

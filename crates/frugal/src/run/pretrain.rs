@@ -86,6 +86,7 @@ fn pretrain_in_folder(
     };
     let mut adapter = Full::new(FullConfig {}, &context)?;
     let learn = Learn {
+        objective: None,
         backbone: backbone.as_ref(),
         adapter: &mut adapter,
         head: None,

@@ -4,13 +4,12 @@ use std::sync::atomic::AtomicBool;
 
 use frugal_eval::report;
 use frugal_nn::{Backbone, LoadedAdapter};
-use frugal_train::objective::for_model;
 use frugal_train::{ModelParts, evaluate_observed};
 
 use super::compare::confusion;
 use super::prepare::Prepared;
 use super::scores::Scores;
-use super::{Observe, Progress, RunError, TuneConfig};
+use super::{Observe, Progress, RunError, TuneConfig, ranked};
 
 /// A run whose weights are there.
 pub(super) struct Run<'a> {
@@ -46,7 +45,9 @@ impl Run<'_> {
                 Some(entry.adapter.as_ref())
             };
             let model = ModelParts::new(self.backbone, entry.head.as_ref());
-            let objective = for_model(&self.config.train, model).map_err(RunError::Invalid)?;
+            let prepared = self.prepared;
+            let objective =
+                ranked::objective(self.config, &prepared.train, &prepared.files, model)?;
             let result = evaluate_observed(
                 model,
                 adapter,
@@ -80,7 +81,9 @@ impl Run<'_> {
             let confusion = entry
                 .head
                 .as_ref()
-                .filter(|head| head.config().problem_type.is_single_label())
+                .filter(|head| {
+                    head.config().problem_type.is_single_label() && !result.gold.is_empty()
+                })
                 .map(|head| confusion(&head.config().labels, &result.gold, &result.predicted));
             found.push((part.name, result.metrics, confusion));
         }

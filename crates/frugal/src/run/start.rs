@@ -136,7 +136,17 @@ impl Start {
                     Ok(())
                 }
             },
-            (Task::CausalLm, None) => Ok(()),
+            (Task::Reranking, None) => Err(self.refuse(
+                "the adapter has no head with a score: train on with `--task embedding` or `--task causal-lm`".into(),
+            )),
+            (Task::Embedding, Some(_)) => Err(self.refuse(
+                "the adapter has a head, which an encoder has no use for: train on with `--task reranking` or `--task classification`".into(),
+            )),
+            (Task::Reranking, Some(head)) if head.labels.len() != 1 => Err(self.refuse(format!(
+                "its head has {} outputs, a reranker has one: train on with `--task classification`",
+                head.labels.len()
+            ))),
+            (Task::Reranking, Some(_)) | (Task::CausalLm | Task::Embedding, None) => Ok(()),
         }
     }
 

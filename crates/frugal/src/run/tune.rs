@@ -12,7 +12,7 @@ use frugal_models::LoadOptions;
 use frugal_models::load::{Lookup, MODEL_FOLDER, ModelFiles};
 use frugal_models::save::StoredType;
 use frugal_nn::{Backbone, BuildContext, Head, LoadedAdapter, Pooling, SiteTable};
-use frugal_train::Best;
+use frugal_train::{Best, ModelParts};
 use serde::Serialize;
 
 use super::compare::baselines;
@@ -26,7 +26,7 @@ use super::prepare::{Part, Prepared, prepare};
 use super::scores::PartScores;
 use super::scoring::Run;
 use super::start::Start;
-use super::{Observe, Progress, RunError, TuneConfig, base};
+use super::{Observe, Progress, RunError, Task, TuneConfig, base, ranked};
 
 /// The resolved configuration in a run folder.
 pub const CONFIG_FILE: &str = "config.toml";
@@ -213,7 +213,10 @@ fn tune_in_folder(
         (true, None) => run.score("base", &entry, true, observe)?,
         (true, Some(_)) => run.score("starting", &entry, false, observe)?,
     };
+    let model = ModelParts::new(backbone.as_ref(), entry.head.as_ref());
+    let objective = ranked::objective(config, &prepared.train, &prepared.files, model)?;
     let learn = Learn {
+        objective: config.task.is_ranked().then_some(objective),
         backbone: backbone.as_ref(),
         adapter: entry.adapter.as_mut(),
         head: entry.head.as_mut(),
@@ -347,10 +350,16 @@ fn build_entry(
         return start.load(prepared.files.name(), &context);
     }
     let adapter = method.make(&config.method.settings, &context)?;
-    let head = prepared
-        .head
-        .clone()
-        .map(|head| Head::new(head, prepared.files.info(), device, config.seed));
+    let new = |head| Head::new(head, prepared.files.info(), device, config.seed);
+    let mut head = prepared.head.clone().map(new);
+    // A cross-encoder is trained on with the head that it has.
+    if config.task == Task::Reranking
+        && let Some(own) = prepared.files.head(device)?
+        && own.config().labels.len() == 1
+        && Some(own.config().pooling) == prepared.head.as_ref().map(|head| head.pooling)
+    {
+        head = Some(own);
+    }
     Ok(LoadedAdapter { adapter, head })
 }
 
