@@ -26,6 +26,9 @@ pub struct TokenizerSettings {
     pub chat_template: Option<String>,
     /// Longest sequence the model was made for, in tokens.
     pub model_max_length: Option<usize>,
+    /// Whether the model is told which tokens are of the second text of a pair: `token_type_ids`
+    /// among the inputs that the tokenizer's class, or `model_input_names`, gives it.
+    pub token_types: bool,
     /// Every other key of `tokenizer_config.json`, written back as it was read.
     pub other: Map<String, Value>,
 }

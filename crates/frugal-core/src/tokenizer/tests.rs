@@ -539,3 +539,4 @@ fn a_stop_text_ends_the_text_before_it_even_across_tokens() {
 }
 
 mod hostile;
+mod token_types;
