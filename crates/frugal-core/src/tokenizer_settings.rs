@@ -2,28 +2,6 @@
 
 use serde_json::{Map, Value};
 
-/// Classes of transformers whose tokenizers tell two texts apart by token types, unless
-/// `model_input_names` says otherwise.
-const WITH_TOKEN_TYPES: [&str; 17] = [
-    "Bert",
-    "Canine",
-    "ConvBert",
-    "DPRContextEncoder",
-    "DPRQuestionEncoder",
-    "DPRReader",
-    "Deberta",
-    "DebertaV2",
-    "Electra",
-    "FNet",
-    "LayoutLM",
-    "LayoutLMv2",
-    "Lxmert",
-    "MarkupLM",
-    "MobileBert",
-    "SqueezeBert",
-    "Tapas",
-];
-
 /// What a tokenizer file does not say itself: special tokens, end-of-sequence ids and the chat
 /// template.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -48,29 +26,14 @@ pub struct TokenizerSettings {
     pub chat_template: Option<String>,
     /// Longest sequence the model was made for, in tokens.
     pub model_max_length: Option<usize>,
+    /// Whether the model is told which tokens are of the second text of a pair: `token_type_ids`
+    /// among the inputs that the tokenizer's class, or `model_input_names`, gives it.
+    pub token_types: bool,
     /// Every other key of `tokenizer_config.json`, written back as it was read.
     pub other: Map<String, Value>,
 }
 
 impl TokenizerSettings {
-    /// Whether texts get the token types that the tokenizer file has for them, as in transformers:
-    /// `model_input_names` decides, or else the class; a tokenizer of no class is its model's.
-    pub fn gives_token_types(&self) -> bool {
-        if let Some(names) = self
-            .other
-            .get("model_input_names")
-            .and_then(Value::as_array)
-        {
-            return names.iter().any(|name| name == "token_type_ids");
-        }
-        let Some(class) = self.other.get("tokenizer_class").and_then(Value::as_str) else {
-            return true;
-        };
-        let class = class.strip_suffix("Fast").unwrap_or(class);
-        let class = class.strip_suffix("Tokenizer").unwrap_or(class);
-        WITH_TOKEN_TYPES.contains(&class)
-    }
-
     /// The special tokens by the names that chat templates know them under, `cls_token` and the
     /// like included.
     pub fn named_tokens(&self) -> Vec<(&str, &str)> {

@@ -33,7 +33,8 @@ pub struct Test<'a> {
     /// What the program had to begin with: functions that it defines beside its last one are those
     /// of the test, whatever the program makes of them. May be empty, or no Python.
     pub prompt: &'a str,
-    /// Names that the test takes from the program even where Python has the same.
+    /// Names that the test takes from the program even where Python has the same, beside the last
+    /// function of the prompt.
     pub wanted: &'a [String],
 }
 

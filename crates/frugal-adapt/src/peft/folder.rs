@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::TensorData;
+use frugal_core::label_names::label_names;
 use frugal_formats::safetensors::LoadReport;
 use frugal_models::load::{SafetensorsFile, read_json};
 use frugal_nn::{
@@ -234,15 +235,12 @@ fn head_for(
         return Ok(None);
     };
     let rows = shape.first().copied().unwrap_or(0);
-    let labels = || -> Vec<String> {
-        let names = context.info.raw.get("id2label");
-        let name = |i: usize| {
-            names
-                .and_then(|n| n.get(i.to_string()))
-                .and_then(Value::as_str)
-                .map_or_else(|| format!("LABEL_{i}"), str::to_owned)
-        };
-        (0..rows).map(name).collect()
+    let labels = || {
+        label_names(&context.info.raw, rows).map_err(|reason| ModelError::Config {
+            source_name: "config.json".into(),
+            key: "id2label".into(),
+            reason,
+        })
     };
     let named = context
         .info
@@ -258,13 +256,14 @@ fn head_for(
     } else {
         ProblemType::SingleLabel
     };
-    let config = known
-        .filter(|k| k.labels.len() == rows)
-        .unwrap_or_else(|| HeadConfig {
-            labels: labels(),
+    let config = match known.filter(|k| k.labels.len() == rows) {
+        Some(known) => known,
+        None => HeadConfig {
+            labels: labels()?,
             pooling: Pooling::default_for(context.info),
             problem_type,
-        });
+        },
+    };
     Ok(Some(Head::new(
         config,
         context.info,

@@ -335,7 +335,10 @@ fn labels() -> Vec<String> {
 
 #[test]
 fn pairs_are_encoded_and_cut_as_transformers_does() {
-    let tokenizer = tokenizer("word-piece");
+    // The golden values were asked for by name; the class of this tokenizer gives none.
+    let read = |file: &str| std::fs::read_to_string(fixture("word-piece").join(file)).unwrap();
+    let config = r#"{"model_input_names": ["input_ids", "token_type_ids"]}"#;
+    let tokenizer = TextTokenizer::from_json(&read("tokenizer.json"), config).unwrap();
     for case in golden("word-piece")["pairs"].as_array().unwrap() {
         let record = serde_json::json!({"text": case["text"], "text_pair": case["text_pair"], "label": "yes"});
         let max_length = case["max_length"].as_u64().map_or(WIDE, |n| n as usize);

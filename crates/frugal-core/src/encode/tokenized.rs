@@ -30,7 +30,7 @@ pub enum Target {
 pub struct Tokenized {
     /// Ids of the tokens.
     pub input_ids: Vec<u32>,
-    /// 0 for the first text, 1 for the second; empty unless there are two.
+    /// 0 for the first text, 1 for the second; empty where all are 0 or the tokenizer gives none.
     pub token_type_ids: Vec<u32>,
     /// What is to be learnt.
     pub labels: Target,

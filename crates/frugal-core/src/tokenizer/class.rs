@@ -22,6 +22,61 @@ const BYTE_LEVEL: (&[&str], &[(&str, &str)]) = (
     &[("add_prefix_space", "add_prefix_space")],
 );
 
+/// Classes that tell a model which tokens are of the second text of a pair.
+const TOKEN_TYPES: &[&str] = &[
+    "BertTokenizer",
+    "CanineTokenizer",
+    "ConvBertTokenizer",
+    "DPRContextEncoderTokenizer",
+    "DPRQuestionEncoderTokenizer",
+    "DPRReaderTokenizer",
+    "DebertaTokenizer",
+    "DebertaV2Tokenizer",
+    "ElectraTokenizer",
+    "FNetTokenizer",
+    "LayoutLMTokenizer",
+    "LayoutLMv2Tokenizer",
+    "LxmertTokenizer",
+    "MarkupLMTokenizer",
+    "MobileBertTokenizer",
+    "TapasTokenizer",
+];
+/// The class of models whose files name none.
+const OF_MODELS: &[(&str, &str)] = &[
+    ("bert", "BertTokenizer"),
+    ("distilbert", "BertTokenizer"),
+    ("electra", "BertTokenizer"),
+    ("gpt2", "GPT2Tokenizer"),
+    ("mpnet", "MPNetTokenizer"),
+    ("qwen2", "Qwen2Tokenizer"),
+    ("roberta", "RobertaTokenizer"),
+];
+
+/// The class that reads a tokenizer, without `Fast`: that of `tokenizer_config.json`, of
+/// `config.json`, or of the model's type.
+pub(super) fn name<'a>(
+    config: &'a Map<String, Value>,
+    model: &'a Map<String, Value>,
+) -> Option<&'a str> {
+    let text = |file: &'a Map<String, Value>, key| file.get(key).and_then(Value::as_str);
+    let named = text(config, "tokenizer_class").or_else(|| text(model, "tokenizer_class"));
+    let named = named.map(|name| name.strip_suffix("Fast").unwrap_or(name));
+    named.or_else(|| {
+        let of_type = text(model, "model_type")?;
+        let found = OF_MODELS.iter().find(|(name, _)| *name == of_type);
+        found.map(|(_, class)| *class)
+    })
+}
+
+/// Whether the model is given `token_type_ids`: where `model_input_names` says so, else where the
+/// class does.
+pub(super) fn token_types(config: &Map<String, Value>, class: Option<&str>) -> bool {
+    match config.get("model_input_names").and_then(Value::as_array) {
+        Some(names) => names.contains(&json!("token_type_ids")),
+        None => class.is_some_and(|name| TOKEN_TYPES.contains(&name)),
+    }
+}
+
 /// Changes `tokenizer.json` as the class would. Returns whether anything changed.
 ///
 /// # Errors
@@ -29,14 +84,13 @@ const BYTE_LEVEL: (&[&str], &[(&str, &str)]) = (
 pub(super) fn apply(
     tokenizer: &mut Value,
     config: &Map<String, Value>,
+    class: Option<&str>,
 ) -> Result<bool, &'static str> {
     if config.get("split_special_tokens") == Some(&json!(true)) {
         return Err(
             "`split_special_tokens` is true, which is not supported: special tokens in a text become those tokens here",
         );
     }
-    let class = config.get("tokenizer_class").and_then(Value::as_str);
-    let class = class.map(|name| name.strip_suffix("Fast").unwrap_or(name));
     let mut changed = false;
     for ((classes, settings), part, kind) in [
         (BERT, "normalizer", "BertNormalizer"),

@@ -10,7 +10,8 @@ use crate::caught::caught;
 pub struct CutText {
     /// Ids of the tokens, special ones included.
     pub ids: Vec<u32>,
-    /// 0 for the first text, 1 for the second.
+    /// Segment of each token, 0 for the first text and 1 for the second; empty where all are 0 and
+    /// where the tokenizer gives the model none.
     pub type_ids: Vec<u32>,
     /// Tokens before it was cut, special ones included.
     pub length: usize,
@@ -28,13 +29,24 @@ impl TextTokenizer {
         pair: Option<&str>,
         max_length: usize,
     ) -> Result<CutText, TokenizerError> {
+        let head = |text| self.head(text, max_length);
+        self.cut(head(text), pair.map(head), max_length)
+    }
+
+    /// As [`TextTokenizer::encode_cut`], of texts that are tokenized whole.
+    ///
+    /// # Errors
+    /// As [`TextTokenizer::encode`].
+    pub(crate) fn cut(
+        &self,
+        text: &str,
+        pair: Option<&str>,
+        max_length: usize,
+    ) -> Result<CutText, TokenizerError> {
         let cut = || -> tokenizers::Result<CutText> {
             let inner = self.inner();
-            let text = self.head(text, max_length);
             let first = inner.encode(text, false)?;
-            let second = pair
-                .map(|pair| inner.encode(self.head(pair, max_length), false))
-                .transpose()?;
+            let second = pair.map(|pair| inner.encode(pair, false)).transpose()?;
             let added = self.added_tokens(second.is_some());
             let length = first.len() + second.as_ref().map_or(0, |s| s.len()) + added;
             let limit = TruncationParams {
@@ -45,13 +57,11 @@ impl TextTokenizer {
             first.take_overflowing();
             second.as_mut().map(Encoding::take_overflowing);
             let encoding = inner.post_process(first, second, true)?;
+            let type_ids = encoding.get_type_ids();
+            let told = self.settings().token_types && type_ids.iter().any(|id| *id != 0);
             Ok(CutText {
                 ids: encoding.get_ids().to_vec(),
-                type_ids: if self.settings().gives_token_types() {
-                    encoding.get_type_ids().to_vec()
-                } else {
-                    vec![0; encoding.len()]
-                },
+                type_ids: if told { type_ids.to_vec() } else { Vec::new() },
                 length,
             })
         };

@@ -38,7 +38,9 @@ impl TextTokenizer {
             });
         }
         let config = read_object(&folder.join(CONFIG))?.unwrap_or_default();
-        let mut tokenizer = parse(&path, &fs::read(&path)?, &config)?;
+        let model = read_object(&folder.join(MODEL))?.unwrap_or_default();
+        let class = class::name(&config, &model);
+        let mut tokenizer = parse(&path, &fs::read(&path)?, &config, class)?;
         let special = read_object(&folder.join(SPECIAL))?.unwrap_or_default();
         let added = read_object(&folder.join(ADDED))?.unwrap_or_default();
         let sources = Sources {
@@ -59,6 +61,7 @@ impl TextTokenizer {
                 .get("model_max_length")
                 .and_then(Value::as_u64)
                 .and_then(|n| usize::try_from(n).ok()),
+            token_types: class::token_types(&config, class),
             ..TokenizerSettings::default()
         };
         settings.other = config;
@@ -87,7 +90,9 @@ impl TextTokenizer {
         };
         let config: Map<String, Value> =
             serde_json::from_str(config).map_err(|e| malformed(CONFIG, e.to_string()))?;
-        let tokenizer = parse(Path::new(TOKENIZER), tokenizer.as_bytes(), &config)?;
+        let model = Map::new();
+        let class = class::name(&config, &model);
+        let tokenizer = parse(Path::new(TOKENIZER), tokenizer.as_bytes(), &config, class)?;
         let token = |name| special_token(name, &config, &Map::new());
         let settings = TokenizerSettings {
             bos_token: token("bos_token"),
@@ -98,6 +103,7 @@ impl TextTokenizer {
                 .get("chat_template")
                 .and_then(Value::as_str)
                 .map(str::to_owned),
+            token_types: class::token_types(&config, class),
             ..TokenizerSettings::default()
         };
         Self::new(tokenizer, settings)
@@ -156,12 +162,14 @@ impl TextTokenizer {
         if let Some(length) = settings.model_max_length {
             config.insert("model_max_length".into(), json!(length));
         }
-        // The one class that takes everything from tokenizer.json; it gives no token types unasked.
-        if !config.contains_key("tokenizer_class") {
-            config.insert("tokenizer_class".into(), json!("PreTrainedTokenizerFast"));
+        if settings.token_types && !config.contains_key("tokenizer_class") {
             let names = json!(["input_ids", "token_type_ids", "attention_mask"]);
             config.entry("model_input_names").or_insert(names);
         }
+        // The one class that takes everything from tokenizer.json.
+        config
+            .entry("tokenizer_class")
+            .or_insert_with(|| json!("PreTrainedTokenizerFast"));
         write_object(&folder.join(CONFIG), config)?;
         write_object(&folder.join(SPECIAL), special)?;
         if let Some(template) = &settings.chat_template {
@@ -176,6 +184,7 @@ fn parse(
     path: &Path,
     bytes: &[u8],
     config: &Map<String, Value>,
+    class: Option<&str>,
 ) -> Result<Tokenizer, TokenizerError> {
     let malformed = |reason: String| TokenizerError::Malformed {
         path: path.to_owned(),
@@ -184,10 +193,11 @@ fn parse(
     let mut json =
         serde_json::from_slice(bytes).map_err(|e| malformed(format!("not a tokenizer: {e}")))?;
     bounds::check(&json).map_err(malformed)?;
-    let changed = class::apply(&mut json, config).map_err(|reason| TokenizerError::Malformed {
-        path: path.with_file_name(CONFIG),
-        reason: reason.into(),
-    })?;
+    let changed =
+        class::apply(&mut json, config, class).map_err(|reason| TokenizerError::Malformed {
+            path: path.with_file_name(CONFIG),
+            reason: reason.into(),
+        })?;
     let of_class = changed.then(|| json.to_string());
     drop(json);
     let bytes = of_class.as_ref().map_or(bytes, |text| text.as_bytes());

@@ -204,7 +204,7 @@ impl TextTokenizer {
     }
 
     /// One text, or two, as an encoder reads them: special tokens around them and a token type for
-    /// each id.
+    /// each id, which is 0 where the tokenizer gives the model none.
     ///
     /// # Errors
     /// As [`Self::encode`].
@@ -213,8 +213,8 @@ impl TextTokenizer {
             Some(pair) => (text, pair).into(),
             None => text.into(),
         };
-        let mut spans: Spans = self.encoding(input, true)?.into();
-        if !self.settings.gives_token_types() {
+        let mut spans = Spans::from(self.encoding(input, true)?);
+        if !self.settings.token_types {
             spans.token_type_ids.fill(0);
         }
         Ok(spans)

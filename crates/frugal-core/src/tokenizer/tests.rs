@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::*;
 
@@ -539,45 +539,4 @@ fn a_stop_text_ends_the_text_before_it_even_across_tokens() {
 }
 
 mod hostile;
-
-#[test]
-fn a_pair_has_token_types_where_the_class_of_the_tokenizer_gives_them() {
-    let path = fixture("../token_types.json");
-    let golden: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
-    let pair: Vec<&str> = golden["pair"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|t| t.as_str().unwrap())
-        .collect();
-    let source = fixture("word-piece");
-    for case in golden["cases"].as_array().unwrap() {
-        let folder = tempfile::tempdir().unwrap();
-        let read = |file: &str| std::fs::read(source.join(file)).unwrap();
-        std::fs::write(folder.path().join("tokenizer.json"), read("tokenizer.json")).unwrap();
-        let mut config: Map<String, Value> =
-            serde_json::from_slice(&read("tokenizer_config.json")).unwrap();
-        for key in ["tokenizer_class", "model_input_names"] {
-            config.remove(key);
-            if !case[key].is_null() {
-                config.insert(key.to_owned(), case[key].clone());
-            }
-        }
-        let path = folder.path().join("tokenizer_config.json");
-        std::fs::write(path, Value::from(config).to_string()).unwrap();
-        let first = TextTokenizer::from_folder(folder.path()).unwrap();
-        // A saved tokenizer gives the same, whatever class it names.
-        let saved = tempfile::tempdir().unwrap();
-        first.save(saved.path()).unwrap();
-        for tokenizer in [first, TextTokenizer::from_folder(saved.path()).unwrap()] {
-            let spans = tokenizer.encode_pair(pair[0], Some(pair[1])).unwrap();
-            let cut = tokenizer.encode_cut(pair[0], Some(pair[1]), 100).unwrap();
-            let expected = match &case["token_type_ids"] {
-                Value::Null => vec![0; spans.ids.len()],
-                types => ids(types),
-            };
-            assert_eq!(spans.token_type_ids, expected, "{case}");
-            assert_eq!(cut.type_ids, expected, "{case}");
-        }
-    }
-}
+mod token_types;

@@ -13,7 +13,7 @@ use crate::sandbox::Sandbox;
 use frugal_core::fs::FileError;
 
 /// Changes when solutions are measured in another way.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 #[derive(Serialize, Deserialize)]
 struct Line {

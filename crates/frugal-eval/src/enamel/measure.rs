@@ -21,11 +21,12 @@ const SUBJECT: &str = concat!(
 const LOOK: Duration = Duration::from_millis(5);
 /// Calls of an empty function, the fastest of which is what a call costs without the function.
 const EMPTY_CALLS: usize = 25;
-/// Handing an output over may take this many times as long as the reference's; what is above counts
-/// as running time, so that nothing is computed after the clock.
-const HANDING_OVER: f64 = 1.5;
-/// Seconds of it that are noise.
-const HANDING_OVER_NOISE: f64 = 5e-5;
+/// Loading a program with its input, and handing its output over, may each take this many times as
+/// long as the reference's; what is above counts as running time, so that nothing is computed before
+/// the clock or after it.
+const BESIDE_THE_CLOCK: f64 = 1.5;
+/// Seconds of each that are noise.
+const NOISE: f64 = 5e-5;
 
 /// Measures solutions of one problem, number `index` of the benchmark.
 ///
@@ -93,6 +94,8 @@ struct Judged {
 #[derive(Clone, Copy, Debug)]
 struct Run {
     seconds: f64,
+    /// Seconds of processor time in which the program was loaded and its input copied.
+    loading: f64,
     /// Seconds of processor time until the output was handed over.
     handing_over: f64,
 }
@@ -172,8 +175,9 @@ impl Subject {
             .ok_or_else(|| Stop::error("its process ended"))
     }
 
-    /// Copies the input, then runs the function on it, within a time.
+    /// Loads the program, copies the input, then runs the function on it, within a time.
     fn run(&mut self, allowed: Option<f64>) -> Result<Run, Stop> {
+        let before = self.processor()?;
         self.say("copy")?;
         let (used, begin) = (self.processor()?, Instant::now());
         self.session.write_line("go");
@@ -209,6 +213,7 @@ impl Subject {
         };
         Ok(Run {
             seconds: (seconds - self.empty).max(0.0),
+            loading: used - before,
             handing_over: after,
         })
     }
@@ -503,8 +508,12 @@ impl<'a> Bench<'a> {
                     detail: None,
                 }));
             }
-            let usual = HANDING_OVER * expert.handing_over + HANDING_OVER_NOISE;
-            own.push(run.seconds + (run.handing_over - usual).max(0.0));
+            let more = |own: f64, usual: f64| (own - BESIDE_THE_CLOCK * usual - NOISE).max(0.0);
+            own.push(
+                run.seconds
+                    + more(run.loading, expert.loading)
+                    + more(run.handing_over, expert.handing_over),
+            );
             references.push(expert.seconds);
         }
         Ok(Ok((own, references)))

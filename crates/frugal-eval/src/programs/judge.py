@@ -19,6 +19,8 @@ os.dup2(2, 1)
 
 functions = []
 exceptions = {}
+# How often the program was asked for something.
+asked = 0
 
 
 class Gone(BaseException):
@@ -80,6 +82,8 @@ def fail(answer):
 
 
 def ask(do, args, named=None):
+    global asked
+    asked += 1
     request = {"do": do, "args": encode(list(args), local), "named": encode(named or {}, local)}
     say(">", json.dumps(request))
     answer = listen()
@@ -184,21 +188,21 @@ class Remote:
 
 
 def given(prompt):
-    """What the prompt defines beside the function that is asked for, its last one."""
-    scope = {"__name__": "__main__"}
+    """What the prompt defines beside the function that is asked for, its last one, and its name."""
+    scope, name = {"__name__": "__main__"}, None
     for text in (prompt, prompt + "\n    pass\n"):
         try:
             tree = ast.parse(text)
         except (SyntaxError, ValueError):
             continue
         if tree.body and isinstance(tree.body[-1], (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            tree.body.pop()
+            name = tree.body.pop().name
         try:
             exec(compile(tree, "prompt", "exec"), scope)
         except Exception:
             scope = {"__name__": "__main__"}
         break
-    return scope
+    return scope, name
 
 
 def offered(names, wanted):
@@ -226,10 +230,18 @@ def verdict():
     hello = listen()
     if "raise" in hello:
         return "fail the program itself: " + str(hello.get("raise", [""])[0])
-    scope = offered(hello["names"], work["wanted"])
+    helpers, name = given(work["prompt"])
+    wanted = [*work["wanted"], name]
+    scope = offered(hello["names"], wanted)
     # The prompt's own helpers come from the prompt.
-    scope.update(given(work["prompt"]))
+    scope.update(helpers)
     exec(test, scope)
+    if not asked:
+        # The test may have meant the program's function and called Python's.
+        read = {node.id for node in ast.walk(ast.parse(work["test"])) if isinstance(node, ast.Name)}
+        own = [n for n in hello["names"] if n in read and hasattr(builtins, n) and n not in wanted]
+        if own:
+            return f"fail the test called Python's `{own[0]}`, never the program: name the function in `entry_point`"
     return "pass"
 
 

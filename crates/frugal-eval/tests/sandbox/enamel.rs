@@ -128,6 +128,24 @@ fn a_solution_does_not_move_the_clock() {
 
 /// Of many equal copies one got a timeout: all shared a deadline.
 #[test]
+fn what_a_solution_computes_while_it_is_loaded_is_running_time() {
+    let body = "import heapq\ndef largest(numbers, k):\n    return heapq.nlargest(k, numbers)";
+    let busy = format!("TABLE = [i * i for i in range(400_000)]\n{body}");
+    let found = measure(&sandbox(), 0, &sorting(), &[body, &busy], &settings()).unwrap();
+    assert!(
+        found[0].passed && found[0].efficiency > 0.7,
+        "{:?}",
+        found[0]
+    );
+    assert!(found[1].efficiency < 0.1, "{:?}", found[1]);
+    let (quick, slow) = (&found[0].seconds, &found[1].seconds);
+    assert!(
+        slow.last().unwrap() > &(10.0 * quick.last().unwrap()),
+        "{found:?}"
+    );
+}
+
+#[test]
 fn every_copy_has_a_deadline_of_its_own() {
     let copy = "def largest(numbers, k):\n    return sorted(numbers)[::-1][:k]";
     let wait = "import time\ndef largest(numbers, k):\n    time.sleep(30)";

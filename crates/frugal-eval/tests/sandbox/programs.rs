@@ -112,6 +112,37 @@ fn changing_what_python_means_is_no_pass() {
 }
 
 #[test]
+fn a_solution_that_is_named_like_a_function_of_python_is_the_one_that_is_tested() {
+    let sandbox = sandbox();
+    let verdict = |program: &str, prompt: &str| {
+        let test = Test {
+            code: "assert sum([1, 2]) == 3",
+            prompt,
+            wanted: &[],
+        };
+        check(&sandbox, program, &test, &Limits::default()).unwrap()
+    };
+    let wrong = "def sum(values):\n    return 4\n";
+    let right = "def sum(values):\n    return values[0] + values[1]\n";
+    // The prompt says which function is asked for.
+    for prompt in [
+        "def sum(values):\n",
+        "def sum(values):\n    \"\"\"Adds.\"\"\"\n",
+    ] {
+        assert_eq!(verdict(right, prompt), Verdict::Pass);
+        assert!(matches!(verdict(wrong, prompt), Verdict::Fail(_)));
+    }
+    // Without it Python's is called, which is no proof of the program.
+    for program in [right, wrong] {
+        let found = verdict(program, "");
+        assert!(
+            matches!(&found, Verdict::Fail(why) if why.contains("`sum`") && why.contains("entry_point")),
+            "{found:?}"
+        );
+    }
+}
+
+#[test]
 fn saying_what_the_judge_says_is_no_pass() {
     for said in [
         "=pass",

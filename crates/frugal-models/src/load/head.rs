@@ -1,6 +1,7 @@
 //! The classification head that a model was saved with.
 
 use burn::prelude::*;
+use frugal_core::label_names::label_names;
 use frugal_nn::{Head, HeadConfig, ModelError, Pooling, ProblemType};
 
 use crate::architecture::ModelConfig;
@@ -26,14 +27,14 @@ pub(super) fn of_model(
         .map(|names| names.len())
         .or_else(|| usize::try_from(model.raw.get("num_labels")?.as_u64()?).ok())
         .unwrap_or(2);
-    let label = |i: usize| {
-        names
-            .and_then(|n| n.get(&i.to_string())?.as_str())
-            .map_or_else(|| format!("LABEL_{i}"), str::to_owned)
-    };
+    let labels = label_names(&model.raw, count).map_err(|reason| ModelError::Config {
+        source_name: "config.json".into(),
+        key: "id2label".into(),
+        reason,
+    })?;
     let info = model.info();
     let config = HeadConfig {
-        labels: (0..count).map(label).collect(),
+        labels,
         pooling: Pooling::default_for(&info),
         problem_type: ProblemType::of_config(&model.raw, count).map_err(|reason| {
             ModelError::Config {

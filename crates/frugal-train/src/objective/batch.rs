@@ -22,7 +22,20 @@ impl<'a> ModelParts<'a> {
 
     /// How many outputs the head has; 0 without one.
     pub fn outputs(self) -> usize {
-        self.head.map_or(0, |head| head.config().labels.len())
+        self.labels().len()
+    }
+
+    /// Names of the outputs of the head; none without one.
+    pub fn labels(self) -> &'a [String] {
+        self.head.map_or(&[], |head| &head.config().labels)
+    }
+
+    /// Refuses a model without a head for an objective that this sentence begins with.
+    pub(super) fn needs_head(self, begin: &str) -> Result<(), String> {
+        match self.head {
+            Some(_) => Ok(()),
+            None => Err(format!("{begin} head")),
+        }
     }
 }
 

@@ -1,7 +1,5 @@
 //! Predicting the target token at every position that has one.
 
-use std::collections::BTreeMap;
-
 use burn::prelude::*;
 use frugal_kernels::{
     CrossEntropyOptions, IGNORE_INDEX, linear_cross_entropy, quantized_cross_entropy,
@@ -11,7 +9,7 @@ use frugal_nn::{LinearChange, ModelError, Rows, Weight, select_rows, to_vec};
 use super::Objective;
 use super::batch::{Forward, MicroBatch, ModelParts};
 use super::cross_entropy::cross_entropy;
-use super::meter::{Evaluation, Meter, Metric};
+use super::meter::{Evaluation, Meter, Metric, named};
 use crate::{Target, Tokenized};
 
 /// Rows of vocabulary logits that are formed at a time in an evaluation.
@@ -124,10 +122,7 @@ impl Meter for TokenMeter {
     fn finish(self: Box<Self>) -> Evaluation {
         let loss = self.loss / self.targets as f64;
         Evaluation {
-            metrics: BTreeMap::from([
-                ("perplexity".to_owned(), loss.exp()),
-                ("loss".to_owned(), loss),
-            ]),
+            metrics: named([("perplexity", loss.exp()), ("loss", loss)]),
             targets: self.targets,
             ..Evaluation::default()
         }

@@ -11,7 +11,7 @@ use super::Objective;
 use super::batch::{Forward, MicroBatch, ModelParts};
 use super::cross_entropy::{cross_entropy, weighted_cross_entropy};
 use super::label_weights::LabelWeights;
-use super::meter::{Evaluation, Meter, Metric};
+use super::meter::{Evaluation, Meter, Metric, named};
 use crate::{Target, Tokenized};
 
 /// Settings of [`Classification`].
@@ -76,10 +76,7 @@ impl Objective for Classification {
     }
 
     fn check_model(&self, model: ModelParts<'_>) -> Result<(), String> {
-        match model.head {
-            Some(_) => Ok(()),
-            None => Err("classification needs a classification head".into()),
-        }
+        model.needs_head("classification needs a classification")
     }
 
     fn check_example(&self, model: ModelParts<'_>, example: &Tokenized) -> Result<(), String> {
@@ -95,9 +92,9 @@ impl Objective for Classification {
     }
 
     fn fit(&mut self, model: ModelParts<'_>, train: &[Tokenized]) -> Result<(), String> {
-        if let (Some(weights), Some(head)) = (&self.config.class_weights, model.head) {
-            let labels = &head.config().labels;
-            self.weights = weights.for_labels(labels, || balanced(labels.len(), train))?;
+        if let Some(weights) = &self.config.class_weights {
+            let balanced = || balanced(model.outputs(), train);
+            self.weights = weights.for_labels(model.labels(), balanced)?;
         }
         Ok(())
     }
@@ -136,7 +133,7 @@ impl Objective for Classification {
 
     fn meter<'a>(&'a self, model: ModelParts<'a>) -> Box<dyn Meter + 'a> {
         Box::new(ClassMeter {
-            labels: model.head.map_or(&[], |head| &head.config().labels),
+            labels: model.labels(),
             loss: 0.0,
             gold: Vec::new(),
             predicted: Vec::new(),
@@ -203,10 +200,7 @@ fn classification_metrics(
         ("macro_f1", report.macro_f1),
         ("matthews_correlation", report.matthews_correlation),
     ];
-    metrics
-        .into_iter()
-        .map(|(name, value)| (name.to_owned(), value))
-        .collect()
+    named(metrics)
 }
 
 /// Index of the largest logit; the first one among equals.

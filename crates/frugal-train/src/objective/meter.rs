@@ -61,6 +61,11 @@ pub struct Evaluation {
     pub targets: usize,
 }
 
+/// Metrics by name.
+pub(super) fn named<const N: usize>(metrics: [(&str, f64); N]) -> BTreeMap<String, f64> {
+    BTreeMap::from(metrics.map(|(name, value)| (name.to_owned(), value)))
+}
+
 /// An evaluation under way.
 pub trait Meter {
     /// Takes in some more examples.

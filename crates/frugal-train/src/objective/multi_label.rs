@@ -1,7 +1,5 @@
 //! Telling which labels a text has, of which there may be several, or none.
 
-use std::collections::BTreeMap;
-
 use burn::prelude::*;
 use burn::tensor::activation::relu;
 use frugal_core::metrics::MultiLabelReport;
@@ -11,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::Objective;
 use super::batch::{Forward, MicroBatch, ModelParts};
 use super::label_weights::LabelWeights;
-use super::meter::{Evaluation, Meter, Metric};
+use super::meter::{Evaluation, Meter, Metric, named};
 use crate::{Target, Tokenized};
 
 /// Settings of [`MultiLabel`].
@@ -91,10 +89,7 @@ impl Objective for MultiLabel {
     }
 
     fn check_model(&self, model: ModelParts<'_>) -> Result<(), String> {
-        match model.head {
-            Some(_) => Ok(()),
-            None => Err("multi-label classification needs a classification head".into()),
-        }
+        model.needs_head("multi-label classification needs a classification")
     }
 
     fn check_example(&self, model: ModelParts<'_>, example: &Tokenized) -> Result<(), String> {
@@ -112,9 +107,9 @@ impl Objective for MultiLabel {
     }
 
     fn fit(&mut self, model: ModelParts<'_>, train: &[Tokenized]) -> Result<(), String> {
-        if let (Some(weights), Some(head)) = (&self.config.pos_weight, model.head) {
-            let labels = &head.config().labels;
-            self.pos_weight = weights.for_labels(labels, || balanced(labels.len(), train))?;
+        if let Some(weights) = &self.config.pos_weight {
+            let balanced = || balanced(model.outputs(), train);
+            self.pos_weight = weights.for_labels(model.labels(), balanced)?;
         }
         Ok(())
     }
@@ -145,7 +140,7 @@ impl Objective for MultiLabel {
     fn meter<'a>(&'a self, model: ModelParts<'a>) -> Box<dyn Meter + 'a> {
         Box::new(LabelsMeter {
             objective: self,
-            labels: model.head.map_or(&[], |head| &head.config().labels),
+            labels: model.labels(),
             loss: 0.0,
             gold: Vec::new(),
             predicted: Vec::new(),
@@ -197,7 +192,7 @@ impl Meter for LabelsMeter<'_> {
             ("loss", self.loss / (targets * labels) as f64),
         ];
         Evaluation {
-            metrics: BTreeMap::from(metrics.map(|(name, value)| (name.to_owned(), value))),
+            metrics: named(metrics),
             labels: Some(report),
             logits: self.logits,
             targets,

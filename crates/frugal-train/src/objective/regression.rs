@@ -1,14 +1,12 @@
 //! Giving a number for a text, or several.
 
-use std::collections::BTreeMap;
-
 use burn::prelude::*;
 use frugal_core::metrics::RegressionReport;
 use frugal_nn::{ModelError, to_vec};
 
 use super::Objective;
 use super::batch::{Forward, MicroBatch, ModelParts};
-use super::meter::{Evaluation, Meter, Metric};
+use super::meter::{Evaluation, Meter, Metric, named};
 use crate::{Target, Tokenized};
 
 /// The mean of squared differences over examples and outputs, as
@@ -41,10 +39,7 @@ impl Objective for Regression {
     }
 
     fn check_model(&self, model: ModelParts<'_>) -> Result<(), String> {
-        match model.head {
-            Some(_) => Ok(()),
-            None => Err("regression needs a head".into()),
-        }
+        model.needs_head("regression needs a")
     }
 
     fn check_example(&self, model: ModelParts<'_>, example: &Tokenized) -> Result<(), String> {
@@ -135,7 +130,7 @@ impl Meter for ValueMeter {
         let values: Vec<f32> = single.collect();
         Evaluation {
             logits: values.chunks(self.outputs).map(<[f32]>::to_vec).collect(),
-            metrics: BTreeMap::from(metrics.map(|(name, value)| (name.to_owned(), value))),
+            metrics: named(metrics),
             targets: self.gold.len() / self.outputs,
             ..Evaluation::default()
         }
