@@ -74,7 +74,9 @@ fn heapsort<C: Comparator>(
     let mut order = Vec::with_capacity(count);
     while order.len() < top_k && !heap.is_empty() {
         order.push(heap.swap_remove(0));
-        sift_down(&mut heap, 0, judge)?;
+        if order.len() < top_k {
+            sift_down(&mut heap, 0, judge)?;
+        }
     }
     heap.sort_unstable();
     order.extend(heap);

@@ -231,7 +231,7 @@ impl PrpQuery<'_, '_> {
         let mut ids = Vec::with_capacity(prompts.len());
         let mut rest = Vec::with_capacity(prompts.len());
         for (&(a, _), prompt) in questions.iter().zip(prompts) {
-            let id = self.beginning(a)?;
+            let id = self.beginning(a, &prompt.ids)?;
             let kept = self.fork_at(id, &prompt.ids)?;
             ids.push(kept.0);
             rest.push(&prompt.ids[kept.1..]);
@@ -243,14 +243,16 @@ impl PrpQuery<'_, '_> {
         Ok((ids, logits))
     }
 
-    /// The sequence that prompts with this passage A go on from.
-    fn beginning(&mut self, a: usize) -> Result<SequenceId, RetrieveError> {
+    /// The sequence that prompts with this passage A, such as this one, go on from.
+    fn beginning(&mut self, a: usize, prompt: &[u32]) -> Result<SequenceId, RetrieveError> {
         self.asked += 1;
         if let Some((id, used)) = self.kept.get_mut(&a) {
             *used = self.asked;
             return Ok(*id);
         }
-        let ids = self.model.prompt.shared(self.query, &self.passages[a])?;
+        let mut ids = self.model.prompt.shared(self.query, &self.passages[a])?;
+        // Its last tokens may join what follows.
+        ids.truncate(common(&ids, prompt).min(prompt.len().saturating_sub(1)));
         self.make_room(ids.len())?;
         // Every beginning has the query in common with the others.
         let (id, from) = match self.kept.values().next() {
