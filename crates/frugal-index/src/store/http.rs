@@ -131,7 +131,6 @@ impl Http {
         path: &str,
         body: Option<&Value>,
     ) -> Result<(u16, Vec<u8>), Error> {
-        let bytes = body.map(|body| body.to_string().into_bytes());
         let mut request = ureq::http::Request::builder()
             .method(method)
             .uri(format!("{}{path}", self.base))
@@ -139,8 +138,10 @@ impl Http {
         if let Some((name, value)) = &self.header {
             request = request.header(*name, value);
         }
-        let request = request.body(bytes.unwrap_or_default())?;
-        let mut response = self.agent.run(request)?;
+        let mut response = match body {
+            Some(body) => self.agent.run(request.body(body.to_string())?)?,
+            None => self.agent.run(request.body(())?)?,
+        };
         let status = response.status().as_u16();
         let body = response.body_mut().with_config().limit(LONGEST);
         Ok((status, body.read_to_vec()?))

@@ -20,9 +20,6 @@ pub enum RunError {
     /// The method or an adapter folder.
     #[error(transparent)]
     Adapt(#[from] frugal_nn::AdaptError),
-    /// Searching.
-    #[error(transparent)]
-    Retrieve(#[from] frugal_retrieve::RetrieveError),
     /// Generating.
     #[error(transparent)]
     Decode(frugal_decode::DecodeError),
@@ -131,9 +128,6 @@ pub enum RunError {
         /// Its value now.
         now: String,
     },
-    /// What stands behind the transformer of an encoder cannot be read.
-    #[error(transparent)]
-    Retrieve(#[from] frugal_retrieve::RetrieveError),
     /// Data with too few rows to measure on some of them.
     #[error("{}: too few rows ({rows}) to hold out a share of {share} for {part}: give {help}", path.display())]
     TooFewRows {

@@ -49,9 +49,10 @@ fn entry(i: u64) -> StoreEntry {
         "tags".into(),
         serde_json::json!(["a", format!("t{}", i % 4)]),
     );
-    document
-        .metadata
-        .insert("nested".into(), serde_json::json!({ "part": i % 2 == 0 }));
+    document.metadata.insert(
+        "nested".into(),
+        serde_json::json!({ "part": i.is_multiple_of(2) }),
+    );
     StoreEntry {
         document,
         vector: vector(i),

@@ -5,7 +5,7 @@ use frugal_retrieve::rag::{Passage, question_coverage};
 
 use super::grader::Grader;
 use super::session::{Ask, titled};
-use crate::run::RunError;
+use crate::run::{Rerank, RunError};
 
 /// Least share of the question's content words in a passage that is relevant by its words.
 const COVERAGE: f64 = 0.5;

@@ -8,7 +8,7 @@ use frugal_retrieve::{Collection, RetrieveError, SearchOptions};
 
 use super::answer::AskAnswer;
 use super::grader::Grader;
-use crate::run::{GenerateRequest, Opened, Prompt, Reranker, RunError};
+use crate::run::{GenerateRequest, Opened, Prompt, Rerank, Reranker, RunError};
 use frugal_core::data::Message;
 
 /// Most tokens of a prompt where neither the model nor the caller says less: what a small model

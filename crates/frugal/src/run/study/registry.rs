@@ -1,18 +1,18 @@
 //! The studies there are.
 
 use super::StudyError;
-use super::rag_hyperparameters;
 use super::run::Study;
 
 /// All studies, one line each.
 #[rustfmt::skip]
 pub static STUDIES: &[&Study] = &[
+    &super::anncur::ANNCUR,
+    &super::blockrank::BLOCKRANK,
     &super::cramf::CRAMF,
     &super::iaa::IAA,
+    &super::prp::PRP,
+    &super::rag_hyperparameters::STUDY,
 ];
-pub static STUDIES: &[&Study] = &[&super::anncur::ANNCUR];
-pub static STUDIES: &[&Study] = &[&super::blockrank::BLOCKRANK, &super::prp::PRP];
-pub static STUDIES: &[&Study] = &[&rag_hyperparameters::STUDY];
 
 /// The study of a name.
 ///

@@ -49,13 +49,14 @@ pub(super) fn synthetic(smoke: bool) -> Result<Case, StudyError> {
     let value = |at: usize| {
         let (i, j) = (at / items, at % items);
         let product = (0..RANK).map(|r| left[i * RANK + r] * right[r * items + j]);
-        product.sum::<f64>() + NOISE * noise[at]
+        product.sum::<f64>() / (RANK as f64).sqrt() + NOISE * noise[at]
     };
     let values: Vec<f64> = (0..queries * items).map(value).collect();
-    let spread = FIRST_STAGE_NOISE * (RANK as f64).sqrt();
     let rankings = (0..queries).map(|query| {
         let row = query * items..(query + 1) * items;
-        let blurred: Vec<f64> = row.map(|at| values[at] + spread * blur[at]).collect();
+        let blurred: Vec<f64> = row
+            .map(|at| values[at] + FIRST_STAGE_NOISE * blur[at])
+            .collect();
         best(&blurred, items)
     });
     let first_stages = vec![("a blurred first stage".to_owned(), rankings.collect())];
