@@ -11,7 +11,7 @@ use frugal_retrieve::{Collection, SearchMode, SearchOptions, document_of};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::{Reranker, RunError};
+use super::{Rerank, Reranker, RunError};
 
 /// Names of the column of the query, and of those of its answers, as texts and as identifiers.
 const QUERIES: [&str; 5] = ["anchor", "query", "question", "sentence1", "text"];

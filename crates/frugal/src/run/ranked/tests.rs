@@ -6,7 +6,7 @@ use frugal_models::Quantize;
 use frugal_retrieve::{EmbedOptions, Encoder, EncoderRequest};
 
 use super::*;
-use crate::run::{MemoryCheck, Reranker, TuneRequest, Tuned, tune};
+use crate::run::{MemoryCheck, Rerank, Reranker, TuneRequest, Tuned, tune};
 
 const WORDS: [&str; 8] = [
     "apple", "river", "engine", "music", "winter", "doctor", "paper", "garden",

@@ -8,7 +8,7 @@ use frugal_models::load::Lookup;
 use frugal_retrieve::{EmbedOptions, Encoder, EncoderRequest};
 
 use crate::device::device;
-use crate::run::Reranker;
+use crate::run::{Rerank, Reranker};
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 

@@ -18,6 +18,7 @@ use super::arms::CONTEXT;
 use super::questions::{Question, Questions};
 use super::retrieval::Retrieved;
 use super::rig::Rig;
+use crate::run::Rerank;
 use crate::run::{GenerateRequest, Prompt, RunError, generate};
 
 /// Most tokens of an answer, and of a prompt with its frame.
