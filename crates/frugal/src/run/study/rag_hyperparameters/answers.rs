@@ -13,8 +13,7 @@ use frugal_retrieve::rag::{
 };
 
 use super::super::{Outcome, StudyError, StudyEvent, StudyRequest};
-use super::ANSWERED;
-use super::arms::CONTEXT;
+use super::arms::{ANSWERED, CONTEXT};
 use super::questions::{Question, Questions};
 use super::retrieval::Retrieved;
 use super::rig::Rig;
