@@ -5,7 +5,6 @@
 
 mod error;
 mod outcome;
-mod rag_hyperparameters;
 mod registry;
 mod request;
 mod run;
