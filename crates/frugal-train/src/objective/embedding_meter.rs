@@ -6,8 +6,8 @@ use burn::prelude::*;
 use frugal_core::metrics::RegressionReport;
 use frugal_nn::{ModelError, select_rows, to_vec};
 
-use super::embedding::{Kind, VectorLoss};
 use super::text_sets::{Similarity, TextSet, TextSets};
+use super::vector_loss::{Kind, VectorLoss};
 use super::{Evaluation, Forward, Meter};
 use crate::Tokenized;
 

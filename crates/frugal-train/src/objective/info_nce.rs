@@ -4,8 +4,8 @@ use burn::prelude::*;
 use burn::tensor::activation::log_softmax;
 use serde::Deserialize;
 
-use super::embedding::{Kind, VectorLoss};
 use super::text_sets::{Similarity, TextSets, constant};
+use super::vector_loss::{Kind, VectorLoss};
 
 /// Settings of [`InfoNce`].
 #[derive(Clone, Debug, Deserialize)]

@@ -3,8 +3,8 @@
 use burn::prelude::*;
 use serde::Deserialize;
 
-use super::embedding::{Kind, VectorLoss};
 use super::text_sets::{Similarity, TextSets, constant};
+use super::vector_loss::{Kind, VectorLoss};
 
 /// Settings of [`MarginMse`].
 #[derive(Clone, Debug, Deserialize)]

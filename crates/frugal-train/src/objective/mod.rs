@@ -29,6 +29,7 @@ mod regression;
 mod reranking;
 mod text_sets;
 mod triplet;
+mod vector_loss;
 
 use std::sync::Arc;
 
@@ -41,7 +42,7 @@ pub use batch::{Forward, MicroBatch, ModelParts};
 pub use causal_lm::CausalLm;
 pub use check::{check, check_tokens};
 pub use classification::{Classification, ClassificationConfig};
-pub use embedding::{Embedding, EmbeddingConfig, Kind, VectorLoss};
+pub use embedding::{Embedding, EmbeddingConfig};
 pub use label_weights::LabelWeights;
 pub use meter::{Evaluation, Meter, Metric};
 pub use micro_step::{MicroStep, StepError};
@@ -51,6 +52,7 @@ pub use registry::{LearnsFrom, OBJECTIVES, ObjectiveEntry, canonical, find, for_
 pub use regression::Regression;
 pub use reranking::{ListLoss, Reranking};
 pub use text_sets::{Similarity, TextSet, TextSets};
+pub use vector_loss::{Kind, VectorLoss};
 
 /// What is minimised, and what is measured.
 pub trait Objective: Send + Sync {

@@ -4,8 +4,8 @@ use burn::prelude::*;
 use burn::tensor::activation::relu;
 use serde::Deserialize;
 
-use super::embedding::{Kind, VectorLoss};
 use super::text_sets::{Similarity, TextSets, constant, length};
+use super::vector_loss::{Kind, VectorLoss};
 
 /// How far two vectors are apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]

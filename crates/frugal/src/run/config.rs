@@ -7,6 +7,7 @@ use frugal_kernels::ActivationQuant;
 use frugal_models::Quantize;
 use frugal_nn::{Pooling, ProblemType};
 use frugal_train::TrainConfig;
+use frugal_train::objective::{self, LearnsFrom};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -251,7 +252,7 @@ impl TuneConfig {
         let mut found = Vec::new();
         let mut add = |key: &str, reason: String| found.push((key.to_owned(), reason));
         if self.task.is_ranked() {
-            return super::ranked::problems(self);
+            return ranked_problems(self);
         }
         let usual = match (self.task, self.problem()) {
             (Task::CausalLm, _) => "causal_lm",
@@ -341,6 +342,74 @@ impl TuneConfig {
         }
         found
     }
+}
+
+/// What is wrong with the settings of a run on records of several texts.
+fn ranked_problems(config: &TuneConfig) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut add = |key: &str, reason: String| found.push((key.to_owned(), reason));
+    let (task, wanted) = match config.task {
+        Task::Reranking => ("reranking", LearnsFrom::Lists),
+        _ => ("embedding", LearnsFrom::Vectors),
+    };
+    let named = &config.train.objective;
+    if named.name.is_empty() && !named.settings.is_empty() {
+        add(
+            "train.objective",
+            "settings of an objective, but no `name`".into(),
+        );
+    } else if !named.name.is_empty() {
+        match objective::find(&named.name) {
+            Err(reason) => add("train.objective", reason),
+            Ok(entry) if entry.learns_from != wanted => add(
+                "train.objective",
+                format!(
+                    "{:?} does not fit `--task {task}`, which learns by {}",
+                    named.name,
+                    names(wanted)
+                ),
+            ),
+            Ok(_) => {
+                if let Err(reason) = objective::made(named, &config.train) {
+                    add("train.objective", reason);
+                }
+            }
+        }
+    }
+    let unused = |what: &str| format!("it has no part in `--task {task}`: leave {what} out");
+    if config.problem_type.is_some() {
+        add("problem_type", unused("it"));
+    }
+    if config.pooling.is_some() && config.task == Task::Embedding {
+        let reason =
+            "how an encoder pools stands in its folder (`1_Pooling/config.json`): leave it out";
+        add("pooling", reason.into());
+    }
+    let data = &config.data;
+    for (key, given) in [
+        ("data.prompt_template", data.prompt_template.is_some()),
+        ("data.chat_template", data.chat_template.is_some()),
+        ("data.label_separator", data.label_separator.is_some()),
+        ("data.format", data.format.is_some()),
+        ("data.documents", data.documents.is_some()),
+    ] {
+        if given {
+            add(key, unused("it"));
+        }
+    }
+    if config.measure_forgetting {
+        add("measure_forgetting", unused("it"));
+    }
+    found
+}
+
+fn names(wanted: LearnsFrom) -> String {
+    let entries = objective::OBJECTIVES.iter();
+    let fitting = entries.filter(|entry| entry.learns_from == wanted);
+    fitting
+        .map(|entry| entry.name)
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 #[cfg(test)]

@@ -22,6 +22,15 @@ pub struct Part {
 }
 
 impl Part {
+    fn of(name: &'static str, dataset: &Dataset, encoded: Encoded) -> Self {
+        Self {
+            name,
+            source: dataset.source.display().to_string(),
+            sha256: dataset.sha256.clone(),
+            encoded,
+        }
+    }
+
     /// Tokenized examples.
     pub fn examples(&self) -> &[Tokenized] {
         &self.encoded.examples
@@ -165,7 +174,8 @@ pub fn prepare(config: &TuneConfig, lookup: &Lookup) -> Result<Prepared, RunErro
     };
     let part = |name: &'static str, dataset: &Dataset| {
         if config.task.is_ranked() {
-            return ranked::encode(name, dataset, &files, config, max_length);
+            return ranked::encode(dataset, &files, config, max_length)
+                .map(|encoded| Part::of(name, dataset, encoded));
         }
         encode_part(
             name,
@@ -256,12 +266,7 @@ pub(super) fn encode_part(
         None => encode::Task::CausalLm,
     };
     let encoded = encode::encode_all(dataset, files.tokenizer()?, task, &options)?;
-    Ok(Part {
-        name,
-        source: dataset.source.display().to_string(),
-        sha256: dataset.sha256.clone(),
-        encoded,
-    })
+    Ok(Part::of(name, dataset, encoded))
 }
 
 /// Whether this is a file (or a pipe); a folder that happens to bear the name of a built-in set is

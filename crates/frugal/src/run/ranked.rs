@@ -3,86 +3,17 @@
 use std::sync::Arc;
 
 use frugal_core::data::{Dataset, LoadOptions, Ranked, load_ranked};
-use frugal_core::encode::{RankedOptions, Target, encode_ranked};
+use frugal_core::encode::{Encoded, RankedOptions, Target, Tokenized, encode_ranked};
 use frugal_models::load::{Lookup, ModelFiles};
 use frugal_nn::{HeadConfig, Pooling, ProblemType};
 use frugal_retrieve::Modules;
-use frugal_train::objective::{LearnsFrom, find, for_model, made};
+use frugal_train::objective::for_model;
 use frugal_train::{ModelParts, Named, Objective, TrainConfig};
 
-use super::prepare::Part;
 use super::{DataConfig, RunError, Task, TuneConfig, dataset, paths};
 
 /// What transformers calls the one output of a cross-encoder.
 const OUTPUT: &str = "LABEL_0";
-
-/// What is wrong with the settings of a run on records of several texts.
-pub(super) fn problems(config: &TuneConfig) -> Vec<(String, String)> {
-    let mut found = Vec::new();
-    let mut add = |key: &str, reason: String| found.push((key.to_owned(), reason));
-    let (task, wanted) = match config.task {
-        Task::Reranking => ("reranking", LearnsFrom::Lists),
-        _ => ("embedding", LearnsFrom::Vectors),
-    };
-    let named = &config.train.objective;
-    if named.name.is_empty() && !named.settings.is_empty() {
-        add(
-            "train.objective",
-            "settings of an objective, but no `name`".into(),
-        );
-    } else if !named.name.is_empty() {
-        match find(&named.name) {
-            Err(reason) => add("train.objective", reason),
-            Ok(entry) if entry.learns_from != wanted => add(
-                "train.objective",
-                format!(
-                    "{:?} does not fit `--task {task}`, which learns by {}",
-                    named.name,
-                    names(wanted)
-                ),
-            ),
-            Ok(_) => {
-                if let Err(reason) = made(named, &config.train) {
-                    add("train.objective", reason);
-                }
-            }
-        }
-    }
-    let unused = |what: &str| format!("it has no part in `--task {task}`: leave {what} out");
-    if config.problem_type.is_some() {
-        add("problem_type", unused("it"));
-    }
-    if config.pooling.is_some() && config.task == Task::Embedding {
-        let reason =
-            "how an encoder pools stands in its folder (`1_Pooling/config.json`): leave it out";
-        add("pooling", reason.into());
-    }
-    let data = &config.data;
-    for (key, given) in [
-        ("data.prompt_template", data.prompt_template.is_some()),
-        ("data.chat_template", data.chat_template.is_some()),
-        ("data.label_separator", data.label_separator.is_some()),
-        ("data.format", data.format.is_some()),
-        ("data.documents", data.documents.is_some()),
-    ] {
-        if given {
-            add(key, unused("it"));
-        }
-    }
-    if config.measure_forgetting {
-        add("measure_forgetting", unused("it"));
-    }
-    found
-}
-
-fn names(wanted: LearnsFrom) -> String {
-    let entries = frugal_train::objective::OBJECTIVES.iter();
-    let fitting = entries.filter(|entry| entry.learns_from == wanted);
-    fitting
-        .map(|entry| entry.name)
-        .collect::<Vec<_>>()
-        .join(", ")
-}
 
 /// What becomes of the texts of a record.
 fn ranked_of(task: Task) -> Ranked {
@@ -134,12 +65,11 @@ pub(super) fn max_length(config: &TuneConfig, files: &ModelFiles) -> Result<usiz
 
 /// Tokenizes a part; longer texts are cut.
 pub(super) fn encode(
-    name: &'static str,
     dataset: &Dataset,
     files: &ModelFiles,
     config: &TuneConfig,
     max_length: usize,
-) -> Result<Part, RunError> {
+) -> Result<Encoded, RunError> {
     let mut options = RankedOptions {
         ranked: ranked_of(config.task),
         max_length,
@@ -160,12 +90,7 @@ pub(super) fn encode(
         }
         options.lower_case = modules.do_lower_case;
     }
-    Ok(Part {
-        name,
-        source: dataset.source.display().to_string(),
-        sha256: dataset.sha256.clone(),
-        encoded: encode_ranked(dataset, files.tokenizer()?, &options)?,
-    })
+    Ok(encode_ranked(dataset, files.tokenizer()?, &options)?)
 }
 
 /// What is minimised in a run: where nothing was said, what fits the first example of such data.
@@ -174,7 +99,7 @@ pub(super) fn encode(
 /// Settings that the objective does not have.
 pub(super) fn objective(
     config: &TuneConfig,
-    train: &Part,
+    train: &[Tokenized],
     files: &ModelFiles,
     model: ModelParts<'_>,
 ) -> Result<Box<dyn Objective>, RunError> {
@@ -192,11 +117,11 @@ pub(super) fn objective(
     Ok(objective)
 }
 
-fn usual(task: Task, train: &Part) -> &'static str {
+fn usual(task: Task, train: &[Tokenized]) -> &'static str {
     if task == Task::Reranking {
         return "bce";
     }
-    let first = train.examples().first().map(|example| &example.labels);
+    let first = train.first().map(|example| &example.labels);
     match first {
         Some(Target::Texts { lengths, scores }) => match (lengths.len(), scores.len()) {
             (_, 0) => "info_nce",

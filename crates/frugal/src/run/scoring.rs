@@ -46,8 +46,12 @@ impl Run<'_> {
             };
             let model = ModelParts::new(self.backbone, entry.head.as_ref());
             let prepared = self.prepared;
-            let objective =
-                ranked::objective(self.config, &prepared.train, &prepared.files, model)?;
+            let objective = ranked::objective(
+                self.config,
+                prepared.train.examples(),
+                &prepared.files,
+                model,
+            )?;
             let result = evaluate_observed(
                 model,
                 adapter,

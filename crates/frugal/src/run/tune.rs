@@ -214,7 +214,7 @@ fn tune_in_folder(
         (true, Some(_)) => run.score("starting", &entry, false, observe)?,
     };
     let model = ModelParts::new(backbone.as_ref(), entry.head.as_ref());
-    let objective = ranked::objective(config, &prepared.train, &prepared.files, model)?;
+    let objective = ranked::objective(config, prepared.train.examples(), &prepared.files, model)?;
     let learn = Learn {
         objective: config.task.is_ranked().then_some(objective),
         backbone: backbone.as_ref(),
