@@ -53,6 +53,8 @@ fn run(
 ) -> Result<Outcome, StudyError> {
     let size = Size::of(request.smoke);
     let mut outcome = Outcome::default();
+    let second_look = "The second look is the cosine of the encoder that searches descriptions: it orders as that channel does, and undoes what the names add.";
+    outcome.notes.push(second_look.to_owned());
     let mut libraries = vec![data::mathlib(request, size.definitions)?];
     match data::python(request, size.definitions)? {
         Some(library) => libraries.push(library),
