@@ -25,8 +25,8 @@
 //! Blocks of `A` start Kaiming-uniform by the number of their columns.
 //!
 //! ## References
-//! - Wang, Zhang, Chen, Xu, Karypis: Block-Diagonal LoRA for Eliminating Communication Overhead in
-//!   Tensor Parallel LoRA Serving, 2025, arXiv 2510.23346.
+//! - Block-Diagonal LoRA for Eliminating Communication Overhead in Tensor Parallel LoRA Serving, 2025;
+//!   `use_bdlora` of Hugging Face `peft`.
 
 use burn::prelude::*;
 use frugal_nn::{AdaptError, Adapter, BuildContext, Mode, Parameter, SiteInfo};

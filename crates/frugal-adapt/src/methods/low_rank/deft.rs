@@ -21,11 +21,12 @@
 //! `R` so that nothing changes at first: Hugging Face `peft`.
 //!
 //! ## Departures from the paper
-//! Only the projection through a rectifier is offered. The other one (`"qr"`) needs the signs that
+//! From `peft`: only the projection through a rectifier is offered. The other one (`"qr"`) needs the signs that
 //! LAPACK gives to an orthonormal basis, which differ between programs, and so is refused.
 //!
 //! ## References
-//! - DEFT: Decompositional Efficient Fine-Tuning for Text-to-Image Models, 2025, arXiv 2509.22793.
+//! - DEFT (decompositional efficient fine-tuning) of Hugging Face `peft`, version 0.21, whose arithmetic
+//!   this is.
 
 use burn::prelude::*;
 use burn::tensor::activation::relu;

@@ -17,12 +17,11 @@
 //! As LoRA of rank `r` at most. None after merging.
 //!
 //! ## Defaults and where they come from
-//! Ranks from 1, as in the paper; `frozen = false`, its better variant. `rank` is `r` if not given. Start
+//! Ranks from 1, as in the paper, and all of them updated (`frozen = false`). `rank` is `r` if not given. Start
 //! and scale are LoRA's.
 //!
 //! ## Departures from the paper
-//! One rank is drawn for each step and layer together, as in the official code. Files are plain LoRA
-//! of the rank in use.
+//! One rank is drawn for each step, for all layers. Files are plain LoRA of the rank in use.
 //!
 //! ## References
 //! - Valipour, Rezagholizadeh, Kobyzev, Ghodsi: DyLoRA: Parameter Efficient Tuning of Pre-trained

@@ -17,7 +17,7 @@
 //!
 //! ## Defaults and where they come from
 //! `r = 8` and a uniform `A`, zero `B` as for `lora`, gates at 1. `threshold = 1e-4` is what a gate loses at
-//! each step at the peak of the schedule: the paper's `λ` of 0.1 at its rate of 1e-3.
+//! each step at the peak of the schedule: `λ = 0.1` at a rate of 1e-3.
 //!
 //! ## Departures from the paper
 //! The product `η λ` is one setting, because methods do not see the learning rate, only its schedule.

@@ -22,8 +22,7 @@
 //! Which of the three biases to train is not measured: it is the values'.
 //!
 //! ## References
-//! - Huang, Xu, Wei, Zhang: BEFT: Bias-Efficient Fine-Tuning of Language Models, 2025, arXiv
-//!   2509.15974.
+//! - BEFT: Bias-Efficient Fine-Tuning of Language Models, 2025, arXiv 2509.15974.
 
 use burn::prelude::*;
 use frugal_nn::{

@@ -26,8 +26,7 @@
 //! (`save_projection`); files without it are refused.
 //!
 //! ## References
-//! - Morris, Mireshghallah, Ibrahim, Mahloujifar: Learning to Reason in 13 Parameters, 2026, arXiv
-//!   2602.04118.
+//! - Learning to Reason in 13 Parameters, 2026, arXiv 2602.04118.
 
 use burn::prelude::*;
 use frugal_nn::linalg::{randomised_svd, svd};

@@ -23,7 +23,7 @@
 //! refused, because places are kept in single precision.
 //!
 //! ## References
-//! - Super-Tuning of Hugging Face `peft`, version 0.21.
+//! - Super-Tuning of Hugging Face `peft`, version 0.21, after arXiv 2607.09287.
 
 use burn::prelude::*;
 use burn::tensor::IndexingUpdateOp;

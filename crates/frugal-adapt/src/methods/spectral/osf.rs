@@ -27,8 +27,7 @@
 //! its input. `rank_pattern` of `peft` is refused.
 //!
 //! ## References
-//! - Nayak, Killamsetty, Han, Bhandwaldar, Chanda, Xu, Wang, Pareja, Silkin, Eyceoz, Srivastava:
-//!   Sculpting Subspaces: Constrained Full Fine-Tuning in LLMs for Continual Learning, 2025, arXiv
+//! - Sculpting Subspaces: Constrained Full Fine-Tuning in LLMs for Continual Learning, 2025, arXiv
 //!   2504.07097.
 
 use burn::prelude::*;
