@@ -14,8 +14,8 @@ mod modules;
 mod pooling;
 pub mod prp;
 pub mod rag;
-mod stored;
 mod readout;
+mod stored;
 mod vectors;
 
 pub use chunk::{ChunkMethod, ChunkOptions, chunks, document_of};

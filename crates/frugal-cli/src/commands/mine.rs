@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use frugal::model::Quantize;
 use frugal::retrieve::mine::MineOptions;
 use frugal::retrieve::{Collection, SearchMode};
-use frugal::run::{Mined, Rerank, RunError, mine, read_mine_queries};
+use frugal::run::{Mined, RunError, mine, read_mine_queries};
 use frugal_core::fs::write_atomic;
 use frugal_core::human;
 use serde_json::{Map, Value, json};

@@ -158,7 +158,9 @@ fn blockrank_gradients_in_parts_equal_those_of_dense_masked_attention() {
     };
     let dense = gradient(AttentionControl {
         mask: AttentionMask::Causal,
-        score_bias: Some(ScoreBias::Positions(dense_mask(std::slice::from_ref(&lengths)))),
+        score_bias: Some(ScoreBias::Positions(dense_mask(std::slice::from_ref(
+            &lengths,
+        )))),
         ..AttentionControl::default()
     });
     let parts = gradient(AttentionControl {

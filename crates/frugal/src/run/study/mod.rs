@@ -3,9 +3,9 @@
 //! A study is one file and one line in [`registry`]. It measures each of its arms on the same data
 //! with every seed and says of each claim whether it holds.
 
-mod cramf;
 mod anncur;
 mod blockrank;
+mod cramf;
 mod error;
 mod iaa;
 mod outcome;
