@@ -4,11 +4,20 @@
 //! travels to the host in a step. What it remembers of a parameter is saved and restored under
 //! names, as tensors.
 
+mod adafactor;
+mod adam_mini;
 mod adamw;
 mod adamw_8bit;
+mod apollo;
+mod fira;
+mod galore;
+mod golore;
 mod groups;
 mod lion;
+mod muon;
+mod projected;
 mod registry;
+mod remembered;
 mod sgd;
 mod state;
 mod step;
@@ -43,6 +52,15 @@ pub trait Optimizer: Send {
     /// Updates one parameter. What is remembered of a parameter that has another size by now is
     /// forgotten.
     fn update(&mut self, parameter: &mut Parameter, gradient: &Gradient, update: &Update);
+
+    /// That it has something to do with these parameters, beside what AdamW would do.
+    ///
+    /// # Errors
+    /// Why it does not.
+    fn check(&self, parameters: &[&Parameter]) -> Result<(), String> {
+        let _ = parameters;
+        Ok(())
+    }
 
     /// What it remembers, as tensors with names.
     fn state(&self) -> Vec<(String, StateTensor<'_>)>;

@@ -1,10 +1,13 @@
 //! The list of optimizers.
 
-use super::Optimizer;
+use super::adafactor::Adafactor;
+use super::adam_mini::AdamMini;
 use super::adamw::AdamW;
 use super::adamw_8bit::AdamW8bit;
 use super::lion::Lion;
+use super::muon::Muon;
 use super::sgd::Sgd;
+use super::{Optimizer, apollo, fira, galore, golore};
 use crate::config::TrainConfig;
 use crate::named::Named;
 
@@ -14,7 +17,8 @@ pub struct OptimizerEntry {
     pub name: &'static str,
     /// What transformers calls it.
     pub alias: &'static str,
-    /// Bytes that it remembers of each trained number.
+    /// Bytes that it remembers of each trained number, at most: where moments are kept in fewer
+    /// directions, those of parameters that are not.
     pub state_bytes: u64,
     make: fn(&Named, &TrainConfig) -> Result<Box<dyn Optimizer>, String>,
 }
@@ -50,6 +54,48 @@ pub const OPTIMIZERS: &[OptimizerEntry] = &[
         alias: "lion_32bit",
         state_bytes: 4,
         make: |named, _| Ok(Box::new(Lion::new(named.read()?)?)),
+    },
+    OptimizerEntry {
+        name: "adafactor",
+        alias: "adafactor_torch",
+        state_bytes: 0,
+        make: |named, _| Ok(Box::new(Adafactor::new(named.read()?)?)),
+    },
+    OptimizerEntry {
+        name: "adam_mini",
+        alias: "adam_mini_torch",
+        state_bytes: 4,
+        make: |named, train| Ok(Box::new(AdamMini::new(named.read()?, train)?)),
+    },
+    OptimizerEntry {
+        name: "muon",
+        alias: "muon_torch",
+        state_bytes: 8,
+        make: |named, train| Ok(Box::new(Muon::new(named.read()?, train)?)),
+    },
+    OptimizerEntry {
+        name: "galore",
+        alias: "galore_adamw",
+        state_bytes: 8,
+        make: |named, train| galore::make(named.read()?, train),
+    },
+    OptimizerEntry {
+        name: "golore",
+        alias: "golore_adamw",
+        state_bytes: 8,
+        make: |named, train| golore::make(named.read()?, train),
+    },
+    OptimizerEntry {
+        name: "fira",
+        alias: "fira_adamw",
+        state_bytes: 8,
+        make: |named, train| fira::make(named.read()?, train),
+    },
+    OptimizerEntry {
+        name: "apollo",
+        alias: "apollo_adamw",
+        state_bytes: 8,
+        make: |named, train| apollo::make(named.read()?, train),
     },
 ];
 

@@ -2,6 +2,7 @@
 
 mod eight_bits;
 mod learning;
+mod memory_optimizers;
 mod objectives;
 mod optimizers;
 mod resume;

@@ -115,7 +115,7 @@ fn settings_that_no_optimizer_has_are_refused_by_name() {
     };
     assert_eq!(
         problem("adam".into()),
-        "`optim`: \"adam\" is no optimizer; there are adamw, adamw_8bit, sgd, lion"
+        "`optim`: \"adam\" is no optimizer; there are adamw, adamw_8bit, sgd, lion, adafactor, adam_mini, muon, galore, golore, fira, apollo"
     );
     let named = |name: &str, key: &str, value: f64| Named {
         name: name.into(),
@@ -128,12 +128,21 @@ fn settings_that_no_optimizer_has_are_refused_by_name() {
 }
 
 #[test]
-fn runs_with_sgd_and_lion_resume_to_the_same_bits() {
+fn runs_with_other_optimizers_resume_to_the_same_bits() {
     let (backbone, data) = (backbone("llama"), counting(&[5, 9, 3, 7, 4, 6]));
-    for (optim, lr) in [("sgd", 0.05), ("lion", 0.001)] {
+    let others = [("muon", 0.002), ("adafactor", 0.3), ("apollo", 0.01)];
+    for (optim, lr) in [("sgd", 0.05), ("lion", 0.001)].into_iter().chain(others) {
         let config = TrainConfig {
             lr,
-            optim: optim.into(),
+            optim: if optim == "apollo" {
+                let settings = r#"{"rank": 2, "update_proj_gap": 4}"#;
+                Named {
+                    name: optim.to_owned(),
+                    settings: serde_json::from_str(settings).unwrap(),
+                }
+            } else {
+                optim.into()
+            },
             epochs: 3.0,
             batch_size: 2,
             logging_steps: 1,

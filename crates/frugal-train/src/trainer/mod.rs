@@ -112,6 +112,8 @@ impl<'a> Trainer<'a> {
             spent: Cost::default(),
             run,
         };
+        let checked = trainer.optimizer.optimizer().check(&trainer.parameters());
+        checked.map_err(TrainError::Setup)?;
         if let Some(pattern) = trainer.optimizer.unused_group(&trainer.parameters()) {
             return Err(TrainError::Setup(format!(
                 "`param_groups`: no parameter is left for the pattern {pattern:?}"
