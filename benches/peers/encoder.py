@@ -63,6 +63,12 @@ def peer(file):
     print(json.dumps({"library": library, "seconds": seconds, "first": [float(v) for v in found[0]], "last": [float(v) for v in found[-1]]}))
 
 
+def sentences():
+    """The first sentences of SST-2's training file."""
+    lines = (Path(os.environ["FRUGAL_DATA"]) / "sst2/train.tsv").read_text(encoding="utf-8").splitlines()[1:SENTENCES + 1]
+    return [line.split("\t")[1].strip() for line in lines]
+
+
 def run(command):
     result = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(result.stdout.splitlines()[-1])
@@ -78,9 +84,8 @@ def main():
     if args.peer:
         return peer(args.peer)
     ours = [args.program or built.example("embed")]
-    lines = (Path(os.environ["FRUGAL_DATA"]) / "sst2/train.tsv").read_text(encoding="utf-8").splitlines()[1:SENTENCES + 1]
     with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as file:
-        file.write("\n".join(line.split("\t")[1].strip() for line in lines))
+        file.write("\n".join(sentences()))
         file.flush()
         pairs = []
         for _ in range(args.pairs):
