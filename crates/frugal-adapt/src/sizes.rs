@@ -8,7 +8,7 @@ use crate::method::Method;
 use crate::settings::Settings;
 
 /// Settings that multiply the sides of a layer.
-const RANKS: [&str; 23] = [
+const RANKS: [&str; 25] = [
     "r",
     "init_r",
     "target_r",
@@ -18,6 +18,8 @@ const RANKS: [&str; 23] = [
     "private_rank",
     "score_r",
     "bottleneck_dim",
+    "inside_dim",
+    "aside_dim",
     "encoder_hidden_size",
     "phm_rank",
     "phm_dim",

@@ -7,17 +7,14 @@
 
 use burn::prelude::*;
 use frugal_nn::to_vec;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
-use super::Optimizer;
-use super::adamw::Betas;
-use super::projected::{Directions, Projected, ProjectedOptimizer, ProjectionConfig, Rule};
-use crate::config::TrainConfig;
+use super::projected::{Directions, Projected, Rule};
 
 /// What shares a factor.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Default, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum ScaleType {
+enum ScaleType {
     /// Each row or column has its own.
     #[default]
     Channel,
@@ -25,57 +22,34 @@ pub enum ScaleType {
     Tensor,
 }
 
-/// Settings of APOLLO.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// The settings that APOLLO has beside GaLore's.
+#[derive(Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct ApolloConfig {
-    /// Directions that are kept.
-    pub rank: usize,
-    /// Updates after which the directions are chosen anew.
-    pub update_proj_gap: u64,
-    /// Matrices with one of these in their name are projected.
-    pub target_modules: Vec<String>,
-    /// Square of the factor on the update.
-    pub scale: f64,
+pub(super) struct Apollo {
     /// What shares a factor.
-    pub scale_type: ScaleType,
-    /// Where the directions come from: `random`, `svd` or `orthonormal`.
-    pub proj: Directions,
+    scale_type: ScaleType,
+    /// Where the directions come from.
+    proj: Directions,
 }
 
-impl Default for ApolloConfig {
+impl Default for Apollo {
     fn default() -> Self {
-        let usual = ProjectionConfig::default();
         Self {
-            rank: usual.rank,
-            update_proj_gap: usual.update_proj_gap,
-            target_modules: usual.target_modules,
-            scale: 1.0,
             scale_type: ScaleType::Channel,
             proj: Directions::Random,
         }
     }
 }
 
-struct Apollo {
-    projection: ProjectionConfig,
-    scale: f64,
-    scale_type: ScaleType,
-    proj: Directions,
-}
-
 impl Rule for Apollo {
     const NAME: &'static str = "apollo";
-
-    fn projection(&self) -> &ProjectionConfig {
-        &self.projection
-    }
+    const SCALE: f64 = 1.0;
 
     fn directions(&self, _: u64) -> Directions {
         self.proj
     }
 
-    fn change(&self, mut projected: Projected<'_>) -> Tensor<2> {
+    fn change(&self, mut projected: Projected<'_>, scale: f64) -> Tensor<2> {
         let scaled = match self.scale_type {
             ScaleType::Channel => {
                 let of = |low: &Tensor<2>| projected.projection.norms(low);
@@ -90,31 +64,6 @@ impl Rule for Apollo {
                     * (of(&projected.direction) / (of(&projected.low) + 1e-8))
             }
         };
-        projected.limited(scaled) * self.scale.sqrt()
+        projected.limited(scaled) * scale.sqrt()
     }
-}
-
-/// The optimizer.
-///
-/// # Errors
-/// Settings out of range.
-pub(super) fn make(
-    config: ApolloConfig,
-    train: &TrainConfig,
-) -> Result<Box<dyn Optimizer>, String> {
-    let scale = config.scale;
-    let projection = ProjectionConfig {
-        rank: config.rank,
-        update_proj_gap: config.update_proj_gap,
-        target_modules: config.target_modules,
-    };
-    projection.check(Apollo::NAME, scale)?;
-    let rule = Apollo {
-        projection,
-        scale,
-        scale_type: config.scale_type,
-        proj: config.proj,
-    };
-    let made = ProjectedOptimizer::new(rule, Betas::new(train), train.seed);
-    Ok(Box::new(made))
 }

@@ -5,76 +5,23 @@
 //! changes the weights by `scale` times `N P` or `P N`.
 
 use burn::prelude::*;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
-use super::Optimizer;
-use super::adamw::Betas;
-use super::projected::{Directions, Projected, ProjectedOptimizer, ProjectionConfig, Rule};
-use crate::config::TrainConfig;
+use super::projected::{Directions, Projected, Rule};
 
-/// Settings of GaLore.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct GaLoreConfig {
-    /// Directions that are kept.
-    pub rank: usize,
-    /// Updates after which the directions are chosen anew.
-    pub update_proj_gap: u64,
-    /// Matrices with one of these in their name are projected.
-    pub target_modules: Vec<String>,
-    /// Factor on the update.
-    pub scale: f64,
-}
-
-impl Default for GaLoreConfig {
-    fn default() -> Self {
-        let usual = ProjectionConfig::default();
-        Self {
-            rank: usual.rank,
-            update_proj_gap: usual.update_proj_gap,
-            target_modules: usual.target_modules,
-            scale: 0.25,
-        }
-    }
-}
-
-struct GaLore {
-    projection: ProjectionConfig,
-    scale: f64,
-}
+/// GaLore has no settings of its own.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct GaLore {}
 
 impl Rule for GaLore {
     const NAME: &'static str = "galore";
-
-    fn projection(&self) -> &ProjectionConfig {
-        &self.projection
-    }
 
     fn directions(&self, _: u64) -> Directions {
         Directions::Svd
     }
 
-    fn change(&self, projected: Projected<'_>) -> Tensor<2> {
-        projected.projection.back(projected.direction) * self.scale
+    fn change(&self, projected: Projected<'_>, scale: f64) -> Tensor<2> {
+        projected.projection.back(projected.direction) * scale
     }
-}
-
-/// The optimizer.
-///
-/// # Errors
-/// Settings out of range.
-pub(super) fn make(
-    config: GaLoreConfig,
-    train: &TrainConfig,
-) -> Result<Box<dyn Optimizer>, String> {
-    let scale = config.scale;
-    let projection = ProjectionConfig {
-        rank: config.rank,
-        update_proj_gap: config.update_proj_gap,
-        target_modules: config.target_modules,
-    };
-    projection.check(GaLore::NAME, scale)?;
-    let rule = GaLore { projection, scale };
-    let made = ProjectedOptimizer::new(rule, Betas::new(train), train.seed);
-    Ok(Box::new(made))
 }

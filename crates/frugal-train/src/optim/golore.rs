@@ -6,54 +6,20 @@
 //! matrix; the formula of `Memory_Efficient_Pretraining` has no inverse where that matrix is wide.
 
 use burn::prelude::*;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
-use super::Optimizer;
-use super::adamw::Betas;
-use super::projected::{Directions, Projected, ProjectedOptimizer, ProjectionConfig, Rule};
-use crate::config::TrainConfig;
+use super::projected::{Directions, Projected, Rule};
 
-/// Settings of GoLore.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// The settings that GoLore has beside GaLore's.
+#[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct GoLoreConfig {
-    /// Directions that are kept.
-    pub rank: usize,
-    /// Updates after which the directions are chosen anew.
-    pub update_proj_gap: u64,
-    /// Matrices with one of these in their name are projected.
-    pub target_modules: Vec<String>,
-    /// Factor on the update.
-    pub scale: f64,
+pub(super) struct GoLore {
     /// Updates with singular directions before those with random ones.
-    pub svd_steps: u64,
-}
-
-impl Default for GoLoreConfig {
-    fn default() -> Self {
-        let usual = ProjectionConfig::default();
-        Self {
-            rank: usual.rank,
-            update_proj_gap: usual.update_proj_gap,
-            target_modules: usual.target_modules,
-            scale: 0.25,
-            svd_steps: 0,
-        }
-    }
-}
-
-struct GoLore {
-    projection: ProjectionConfig,
-    scale: f64,
     svd_steps: u64,
 }
 
 impl Rule for GoLore {
     const NAME: &'static str = "golore";
-
-    fn projection(&self) -> &ProjectionConfig {
-        &self.projection
-    }
 
     fn directions(&self, step: u64) -> Directions {
         if step < self.svd_steps {
@@ -63,31 +29,7 @@ impl Rule for GoLore {
         }
     }
 
-    fn change(&self, projected: Projected<'_>) -> Tensor<2> {
-        projected.projection.back(projected.direction) * self.scale
+    fn change(&self, projected: Projected<'_>, scale: f64) -> Tensor<2> {
+        projected.projection.back(projected.direction) * scale
     }
-}
-
-/// The optimizer.
-///
-/// # Errors
-/// Settings out of range.
-pub(super) fn make(
-    config: GoLoreConfig,
-    train: &TrainConfig,
-) -> Result<Box<dyn Optimizer>, String> {
-    let scale = config.scale;
-    let projection = ProjectionConfig {
-        rank: config.rank,
-        update_proj_gap: config.update_proj_gap,
-        target_modules: config.target_modules,
-    };
-    projection.check(GoLore::NAME, scale)?;
-    let rule = GoLore {
-        projection,
-        scale,
-        svd_steps: config.svd_steps,
-    };
-    let made = ProjectedOptimizer::new(rule, Betas::new(train), train.seed);
-    Ok(Box::new(made))
 }

@@ -14,11 +14,14 @@ use burn::prelude::*;
 use frugal_nn::linalg::{randomised_svd, svd};
 use frugal_nn::rng::{named_rng, standard_normal};
 use frugal_nn::{Gradient, Parameter, to_vec};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::adamw::{Betas, History};
 use super::state::{Moment, SavedTensor, StateTensor, check_taken, take_steps, take_values};
 use super::{Optimizer, SavedState, Update};
+use crate::config::TrainConfig;
+use crate::named::Named;
 
 /// Growth of an update's norm from step to step that is allowed.
 const MAX_GROWTH: f64 = 1.01;
@@ -29,6 +32,7 @@ const RANDOMISED_FROM: usize = 512;
 
 /// Settings that all have.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct ProjectionConfig {
     /// Directions that are kept.
     pub rank: usize,
@@ -36,6 +40,8 @@ pub struct ProjectionConfig {
     pub update_proj_gap: u64,
     /// Matrices with one of these in their name are projected.
     pub target_modules: Vec<String>,
+    /// Factor on the update, of which APOLLO takes the root; the optimizer's own where it is not set.
+    pub scale: Option<f64>,
 }
 
 impl Default for ProjectionConfig {
@@ -45,13 +51,27 @@ impl Default for ProjectionConfig {
             rank: 128,
             update_proj_gap: 200,
             target_modules: names.map(str::to_owned).to_vec(),
+            scale: None,
         }
     }
 }
 
 impl ProjectionConfig {
+    /// The settings that all have, and those that one optimizer has beside them.
+    fn read<O: DeserializeOwned>(named: &Named) -> Result<(Self, O), String> {
+        const SHARED: [&str; 4] = ["rank", "update_proj_gap", "target_modules", "scale"];
+        let mut own = named.clone();
+        let mut shared = Named::from(named.name.as_str());
+        for key in SHARED {
+            if let Some(value) = own.settings.shift_remove(key) {
+                shared.settings.insert(key.to_owned(), value);
+            }
+        }
+        Ok((shared.read()?, own.read()?))
+    }
+
     /// Refuses what no projection has.
-    pub(super) fn check(&self, name: &str, scale: f64) -> Result<(), String> {
+    fn check(&self, name: &str, scale: f64) -> Result<(), String> {
         if self.rank == 0 || self.update_proj_gap == 0 {
             return Err(format!(
                 "`{name}`: `rank` {} and `update_proj_gap` {} given, but both must be positive",
@@ -202,17 +222,17 @@ impl Projected<'_> {
     }
 }
 
-/// What makes one of these optimizers.
-pub(super) trait Rule: Send {
+/// What makes one of these optimizers: its own settings and what they do.
+pub(super) trait Rule: DeserializeOwned + Send + 'static {
     const NAME: &'static str;
-
-    fn projection(&self) -> &ProjectionConfig;
+    /// Factor on the update where none is set.
+    const SCALE: f64 = 0.25;
 
     /// Where the directions of an update come from, `step` updates having gone before.
     fn directions(&self, step: u64) -> Directions;
 
     /// The change of the weights, before the learning rate.
-    fn change(&self, projected: Projected<'_>) -> Tensor<2>;
+    fn change(&self, projected: Projected<'_>, scale: f64) -> Tensor<2>;
 }
 
 /// What is remembered of a projected matrix.
@@ -230,28 +250,42 @@ enum Memory {
 }
 
 /// An optimizer by its rule.
-pub(super) struct ProjectedOptimizer<R> {
+struct ProjectedOptimizer<R> {
+    config: ProjectionConfig,
+    scale: f64,
     rule: R,
     betas: Betas,
     seed: u64,
     memories: BTreeMap<String, Memory>,
 }
 
-impl<R: Rule> ProjectedOptimizer<R> {
-    pub(super) fn new(rule: R, betas: Betas, seed: u64) -> Self {
-        Self {
-            rule,
-            betas,
-            seed,
-            memories: BTreeMap::new(),
-        }
-    }
+/// The optimizer of a rule, which remembers nothing yet.
+///
+/// # Errors
+/// Settings that it does not have or that are out of range.
+pub(super) fn made<R: Rule>(
+    named: &Named,
+    train: &TrainConfig,
+) -> Result<Box<dyn Optimizer>, String> {
+    let (config, rule) = ProjectionConfig::read::<R>(named)?;
+    let scale = config.scale.unwrap_or(R::SCALE);
+    config.check(R::NAME, scale)?;
+    Ok(Box::new(ProjectedOptimizer {
+        config,
+        scale,
+        rule,
+        betas: Betas::new(train),
+        seed: train.seed,
+        memories: BTreeMap::new(),
+    }))
+}
 
+impl<R: Rule> ProjectedOptimizer<R> {
     fn update_projected(&mut self, parameter: &mut Parameter, gradient: &Gradient, by: &Update) {
         let [m, n] = *parameter.shape() else {
             unreachable!("only matrices are projected")
         };
-        let config = self.rule.projection();
+        let config = &self.config;
         let (rank, name) = (config.rank, parameter.name().to_owned());
         let value = parameter.value();
         let device = value.device();
@@ -279,13 +313,14 @@ impl<R: Rule> ProjectedOptimizer<R> {
             memory.exp_avg_sq.tensor(&device).reshape(shape) * h.beta2
                 + low.clone() * low.clone() * (1.0 - h.beta2),
         );
-        let change = self.rule.change(Projected {
+        let projected = Projected {
             gradient,
             low,
             direction: exp_avg.clone() / (exp_avg_sq.clone().sqrt() + h.eps),
             projection: &projection,
             norm: &mut memory.norm,
-        });
+        };
+        let change = self.rule.change(projected, self.scale);
         let bias1 = 1.0 - h.beta1.powf(memory.step as f64);
         let bias2 = 1.0 - h.beta2.powf(memory.step as f64);
         let moved = value - change.reshape([m * n]) * (by.lr * bias2.sqrt() / bias1);
@@ -350,7 +385,7 @@ impl<R: Rule> Optimizer for ProjectedOptimizer<R> {
     }
 
     fn check(&self, parameters: &[&Parameter]) -> Result<(), String> {
-        let config = self.rule.projection();
+        let config = &self.config;
         if parameters.iter().any(|parameter| config.takes(parameter)) {
             return Ok(());
         }
@@ -363,7 +398,7 @@ impl<R: Rule> Optimizer for ProjectedOptimizer<R> {
     }
 
     fn update(&mut self, parameter: &mut Parameter, gradient: &Gradient, update: &Update) {
-        if self.rule.projection().takes(parameter) {
+        if self.config.takes(parameter) {
             return self.update_projected(parameter, gradient, update);
         }
         let len = parameter.len();

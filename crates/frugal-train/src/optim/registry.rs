@@ -4,10 +4,14 @@ use super::adafactor::Adafactor;
 use super::adam_mini::AdamMini;
 use super::adamw::AdamW;
 use super::adamw_8bit::AdamW8bit;
+use super::apollo::Apollo;
+use super::fira::Fira;
+use super::galore::GaLore;
+use super::golore::GoLore;
 use super::lion::Lion;
 use super::muon::Muon;
 use super::sgd::Sgd;
-use super::{Optimizer, apollo, fira, galore, golore};
+use super::{Optimizer, projected};
 use crate::config::TrainConfig;
 use crate::named::Named;
 
@@ -77,25 +81,25 @@ pub const OPTIMIZERS: &[OptimizerEntry] = &[
         name: "galore",
         alias: "galore_adamw",
         state_bytes: 8,
-        make: |named, train| galore::make(named.read()?, train),
+        make: projected::made::<GaLore>,
     },
     OptimizerEntry {
         name: "golore",
         alias: "golore_adamw",
         state_bytes: 8,
-        make: |named, train| golore::make(named.read()?, train),
+        make: projected::made::<GoLore>,
     },
     OptimizerEntry {
         name: "fira",
         alias: "fira_adamw",
         state_bytes: 8,
-        make: |named, train| fira::make(named.read()?, train),
+        make: projected::made::<Fira>,
     },
     OptimizerEntry {
         name: "apollo",
         alias: "apollo_adamw",
         state_bytes: 8,
-        make: |named, train| apollo::make(named.read()?, train),
+        make: projected::made::<Apollo>,
     },
 ];
 

@@ -1,5 +1,6 @@
+use super::optimizers::saved;
 use super::*;
-use crate::optim::{self, OptimizerStep, SavedState, SavedTensor, StateTensor};
+use crate::optim::{self, OptimizerStep, SavedTensor};
 
 #[derive(serde::Deserialize)]
 struct Case {
@@ -43,18 +44,6 @@ fn step(optimizer: &mut OptimizerStep, parameter: &mut Parameter, gradient: &[f3
     let mut gradients = GradientSum::default();
     gradients.insert(parameter.name(), gradient.to_vec());
     optimizer.step(vec![parameter], &gradients, lr).unwrap();
-}
-
-/// A state as a checkpoint gives it back.
-fn saved(optimizer: &OptimizerStep) -> SavedState {
-    let saved = |tensor: StateTensor<'_>| match tensor {
-        StateTensor::Values(values) => SavedTensor::Values(values.to_vec()),
-        StateTensor::Device(tensor) => SavedTensor::Values(frugal_nn::to_vec(tensor.clone())),
-        StateTensor::Codes(codes) => SavedTensor::Codes(codes.to_vec()),
-        StateTensor::Count(count) => SavedTensor::Count(count),
-    };
-    let state = optimizer.optimizer().state().into_iter();
-    state.map(|(name, tensor)| (name, saved(tensor))).collect()
 }
 
 #[test]

@@ -45,7 +45,7 @@ impl Case {
 }
 
 /// A state as a checkpoint gives it back.
-fn saved(optimizer: &OptimizerStep) -> SavedState {
+pub(super) fn saved(optimizer: &OptimizerStep) -> SavedState {
     let state = optimizer.optimizer().state().into_iter();
     let saved = |tensor: StateTensor<'_>| match tensor {
         StateTensor::Values(values) => SavedTensor::Values(values.to_vec()),

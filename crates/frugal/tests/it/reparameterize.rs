@@ -70,6 +70,7 @@ fn value(loss: Tensor<1>) -> f32 {
 fn settings_here(method: &Method) -> Settings {
     let mut settings = settings(method);
     let own = match method.name {
+        "beft" => json!({"target_modules": "all-linear"}),
         "ia3" => json!({"target_modules": ["0", "1"], "feedforward_modules": ["1"]}),
         "mos" => json!({"lora_dropout": 0.0}),
         "svfit" => json!({"target_modules": "all-linear"}),

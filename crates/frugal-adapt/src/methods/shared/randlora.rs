@@ -53,7 +53,7 @@ pub const METHOD: Method = Method::of::<RandloraConfig>(
     "Trained scales of many shared random matrices, together of full rank",
     include_str!("randlora.rs"),
 )
-.default_lr(3e-4);
+.default_lr(1e-4);
 
 /// Settings, with `peft`'s names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
