@@ -4,8 +4,9 @@ use std::collections::HashSet;
 
 use serde_json::{Map, Value};
 
+use super::entry::StoreEntry;
 use super::error::StoreError;
-use super::{StoreEntry, StoreSettings};
+use super::settings::StoreSettings;
 use crate::error::IndexError;
 use crate::filter::{Filter, flattened};
 use crate::vector::check_vector;

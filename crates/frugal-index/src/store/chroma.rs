@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::error::StoreError;
 use super::http::Http;
-use super::open::{agreed, kept, text_of};
+use super::settings::{agreed, kept, text_of};
 use super::target::StoreTarget;
 use super::{StoreEntry, StoreHit, StoreOptions, StoreSettings, VectorStore, check};
 use crate::document::Document;

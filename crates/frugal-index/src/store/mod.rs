@@ -15,83 +15,30 @@ mod check;
 #[cfg(feature = "chroma")]
 mod chroma;
 mod embedded;
+mod entry;
 mod error;
 #[cfg(any(feature = "chroma", feature = "qdrant"))]
 mod http;
 mod open;
+mod options;
 #[cfg(feature = "pgvector")]
 mod postgres;
 #[cfg(feature = "qdrant")]
 mod qdrant;
+mod settings;
 mod target;
-
-use std::time::Duration;
-
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use crate::document::Document;
 use crate::filter::Filter;
 use crate::index::Encoder;
 
 pub use embedded::EmbeddedStore;
+pub use entry::{StoreEntry, StoreHit};
 pub use error::StoreError;
 pub use open::open_store;
+pub use options::StoreOptions;
+pub use settings::StoreSettings;
 pub use target::{StoreKind, StoreTarget};
-
-/// What a store keeps of whom its vectors are.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct StoreSettings {
-    /// The encoder.
-    pub encoder: Encoder,
-    /// Whatever the caller needs to open it again.
-    pub note: Value,
-}
-
-/// How long a store is waited for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StoreOptions {
-    /// For one call.
-    pub timeout: Duration,
-    /// How often a call is tried that meets a failure which may pass.
-    pub attempts: u32,
-}
-
-impl Default for StoreOptions {
-    fn default() -> Self {
-        Self {
-            timeout: Duration::from_secs(30),
-            attempts: 3,
-        }
-    }
-}
-
-impl StoreOptions {
-    /// How long is waited after an attempt, numbered from 1.
-    #[cfg(any(feature = "chroma", feature = "qdrant", feature = "pgvector"))]
-    fn pause(attempt: u32) -> Duration {
-        Duration::from_millis(200 << attempt.min(5))
-    }
-}
-
-/// A document with its vector.
-#[derive(Clone, Debug, PartialEq)]
-pub struct StoreEntry {
-    /// The document.
-    pub document: Document,
-    /// Its vector.
-    pub vector: Vec<f32>,
-}
-
-/// A document that was found.
-#[derive(Clone, Debug, PartialEq)]
-pub struct StoreHit {
-    /// The document.
-    pub document: Document,
-    /// Its score by the metric of the encoder; higher is better.
-    pub score: f64,
-}
 
 /// Documents with vectors, wherever they are kept.
 pub trait VectorStore: Send {

@@ -1,9 +1,11 @@
 //! From an address to a store.
 
+use super::VectorStore;
 use super::embedded::EmbeddedStore;
 use super::error::StoreError;
+use super::options::StoreOptions;
+use super::settings::StoreSettings;
 use super::target::{StoreKind, StoreTarget};
-use super::{StoreOptions, StoreSettings, VectorStore};
 
 /// Opens a store. Where there is nothing of the name yet it is made if the encoder is given.
 ///
@@ -46,39 +48,4 @@ fn not_built(target: &StoreTarget, feature: &'static str) -> StoreError {
         text: target.to_string(),
         feature,
     }
-}
-
-/// Refuses vectors of another encoder.
-#[cfg(any(feature = "chroma", feature = "qdrant", feature = "pgvector"))]
-pub(super) fn agreed(
-    place: &str,
-    kept: StoreSettings,
-    wanted: Option<&StoreSettings>,
-) -> Result<StoreSettings, StoreError> {
-    match wanted {
-        Some(wanted) if !kept.encoder.agrees(&wanted.encoder) => Err(StoreError::OtherEncoder {
-            place: place.to_owned(),
-            made: kept.encoder.to_string(),
-            asked: wanted.encoder.to_string(),
-        }),
-        _ => Ok(kept),
-    }
-}
-
-/// Settings as a store keeps them; those of another program are none.
-#[cfg(any(feature = "chroma", feature = "qdrant", feature = "pgvector"))]
-pub(super) fn kept(place: &str, text: Option<&str>) -> Result<StoreSettings, StoreError> {
-    let foreign = || StoreError::Foreign {
-        place: place.to_owned(),
-    };
-    serde_json::from_str(text.ok_or_else(foreign)?).map_err(|_| foreign())
-}
-
-/// Settings as text.
-#[cfg(any(feature = "chroma", feature = "qdrant", feature = "pgvector"))]
-pub(super) fn text_of(place: &str, settings: &StoreSettings) -> Result<String, StoreError> {
-    serde_json::to_string(settings).map_err(|e| StoreError::Answer {
-        place: place.to_owned(),
-        problem: e.to_string(),
-    })
 }

@@ -8,7 +8,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use ::postgres::{Client, Config, NoTls};
 
 use super::error::StoreError;
-use super::open::{agreed, kept, text_of};
+use super::settings::{agreed, kept, text_of};
 use super::target::StoreTarget;
 use super::{StoreEntry, StoreHit, StoreOptions, StoreSettings, VectorStore, check};
 use crate::document::Document;

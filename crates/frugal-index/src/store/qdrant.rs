@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::error::StoreError;
 use super::http::Http;
-use super::open::{agreed, kept, text_of};
+use super::settings::{agreed, kept, text_of};
 use super::target::StoreTarget;
 use super::{StoreEntry, StoreHit, StoreOptions, StoreSettings, VectorStore, check};
 use crate::document::Document;

@@ -5,8 +5,8 @@ use half::f16;
 use super::error::VectorError;
 use super::kind::{Encoding, Metric};
 use super::layout::Section;
+use super::neighbor::Neighbor;
 use super::open::VectorIndex;
-use super::scan::Neighbor;
 use crate::top_k::TopK;
 
 /// Score of a row for a query that was prepared.

@@ -11,6 +11,7 @@ mod exact;
 mod graph;
 mod kind;
 mod layout;
+mod neighbor;
 mod open;
 mod scan;
 mod simd;
@@ -20,8 +21,8 @@ pub use error::VectorError;
 pub use graph::{HnswOptions, VectorGraph};
 pub use kind::{Encoding, Metric};
 pub(crate) use kind::{check_kind, check_vector};
+pub use neighbor::Neighbor;
 pub use open::VectorIndex;
-pub use scan::Neighbor;
 
 #[cfg(test)]
 mod tests;

@@ -11,18 +11,10 @@ use super::error::VectorError;
 use super::exact;
 use super::kind::{Encoding, Metric};
 use super::layout::{BLOCK, Section};
+use super::neighbor::Neighbor;
 use super::open::VectorIndex;
 use super::simd;
 use crate::top_k::TopK;
-
-/// A vector that was found.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Neighbor {
-    /// Its key.
-    pub key: u64,
-    /// How near it is by the metric; higher is nearer.
-    pub score: f64,
-}
 
 /// From this number of queries on a matrix product pays.
 const PRODUCT: usize = 4;

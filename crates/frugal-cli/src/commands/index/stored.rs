@@ -7,7 +7,8 @@ use frugal::index::store::{StoreOptions, StoreTarget, open_store};
 use frugal::retrieve::{BuildReport, Encoder, build_store, encoder_of_store};
 use serde_json::json;
 
-use super::{Args, warn_of};
+use super::args::Args;
+use super::report::warn_of;
 use crate::outcome::Outcome;
 use crate::ui::progress::{Counter, Phase};
 use crate::ui::{self, interrupt};

@@ -5,8 +5,8 @@ use rand_chacha::ChaCha8Rng;
 
 use super::super::error::VectorError;
 use super::super::open::VectorIndex;
-use super::HnswOptions;
 use super::links::Links;
+use super::options::HnswOptions;
 use super::rows::Rows;
 use super::walk::{Near, around, descend};
 

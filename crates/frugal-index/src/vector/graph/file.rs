@@ -19,7 +19,7 @@ use frugal_core::fs::{FileError, write_atomic_with};
 
 use super::super::error::VectorError;
 use super::super::layout::u32_at;
-use super::MAX_M;
+use super::options::MAX_M;
 
 const MAGIC: &[u8; 8] = b"FRGLHNSW";
 const VERSION: u32 = 1;

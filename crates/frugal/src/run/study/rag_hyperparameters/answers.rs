@@ -13,13 +13,11 @@ use frugal_retrieve::rag::{
 };
 
 use super::super::{Outcome, StudyError, StudyEvent, StudyRequest};
-use super::ANSWERED;
-use super::arms::CONTEXT;
+use super::arms::{ANSWERED, CONTEXT};
 use super::questions::{Question, Questions};
 use super::retrieval::Retrieved;
 use super::rig::Rig;
-use crate::run::Rerank;
-use crate::run::{GenerateRequest, Prompt, RunError, generate};
+use crate::run::{GenerateRequest, Prompt, Rerank, RunError, generate};
 
 /// Most tokens of an answer, and of a prompt with its frame.
 const ANSWER: usize = 40;

@@ -5,6 +5,10 @@ pub(super) const CONTEXT: usize = 512;
 /// Most tokens of a semantic chunk: what the encoder reads.
 pub(super) const SEMANTIC_SIZE: usize = 256;
 
+/// Questions of a seed: for rankings, and for answers.
+pub(super) const RANKED: usize = 100;
+pub(super) const ANSWERED: usize = 10;
+
 /// Where documents are cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cutter {

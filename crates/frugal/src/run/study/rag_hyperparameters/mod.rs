@@ -10,7 +10,7 @@ mod stores;
 
 use super::run::{Study, StudyKind};
 use super::{Outcome, StudyError, StudyEvent, StudyRequest};
-use arms::{Arm, Cutter, arms};
+use arms::{ANSWERED, Arm, Cutter, RANKED, arms};
 use questions::Questions;
 use retrieval::Retrieved;
 use rig::Rig;
@@ -23,10 +23,6 @@ pub(super) static STUDY: Study = Study {
     source: "arXiv 2505.08445; its data, models and sizes are not known, so that the design is our own",
     run: measure,
 };
-
-/// Questions of a seed: for rankings, and for answers.
-const RANKED: usize = 100;
-const ANSWERED: usize = 10;
 
 fn measure(
     request: &StudyRequest<'_>,

@@ -6,10 +6,9 @@ use frugal_eval::rag::average_precision;
 use frugal_index::{Encoding, Metric, VectorBuilder, VectorError, VectorIndex};
 
 use super::super::{Outcome, StudyError, StudyRequest};
-use super::arms::{Arm, CONTEXT};
+use super::arms::{ANSWERED, Arm, CONTEXT, RANKED};
 use super::questions::{Question, Questions};
 use super::rig::{Piece, Rig};
-use super::{ANSWERED, RANKED};
 
 /// An arm with its chunks, vectors and values question by question, over all seeds.
 pub(super) struct Retrieved {

@@ -8,7 +8,7 @@ use frugal_retrieve::{Elements, Vectors};
 use serde_json::json;
 
 use super::super::{Outcome, StudyError, StudyRequest};
-use super::RANKED;
+use super::arms::RANKED;
 use super::questions::Questions;
 use super::retrieval::{Retrieved, store};
 use super::rig::Rig;
