@@ -4,18 +4,11 @@ mod args;
 mod report;
 mod stored;
 
-use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
-use clap::ValueEnum;
-use frugal::index::store::StoreTarget;
-use frugal::index::{Analyzer, CorpusOptions, Encoding, HnswOptions, Index};
-use frugal::model::Quantize;
-use frugal::retrieve::rag::Splitter;
-use frugal::retrieve::{
-    BuildOptions, BuildReport, ChunkMethod, ChunkOptions, Encoder, EncoderRequest, build,
-};
+use anyhow::{Result, bail};
+use frugal::index::Index;
+use frugal::retrieve::{BuildReport, Encoder, build};
 use serde_json::json;
 
 use crate::outcome::Outcome;

@@ -127,7 +127,7 @@ pub struct Args {
         requires = "chunk",
         help_heading = "Data"
     )]
-    pub(super) chunker: Pieces,
+    chunker: Pieces,
     /// Delete the document of this identifier; repeatable
     #[arg(long, value_name = "ID", help_heading = "Data")]
     pub(super) delete: Vec<String>,
@@ -144,7 +144,7 @@ pub struct Args {
         default_value = "english",
         help_heading = "Words"
     )]
-    pub(super) analyzer: Words,
+    analyzer: Words,
     /// How vectors are stored, in a new index
     #[arg(
         long = "quantize",
@@ -152,7 +152,7 @@ pub struct Args {
         default_value = "f32",
         help_heading = "Vectors"
     )]
-    pub(super) vectors: Vectors,
+    vectors: Vectors,
     /// How a new index finds near vectors: exact (all are looked at) or hnsw (along a graph, faster
     /// and nearly as well)
     #[arg(
@@ -162,7 +162,7 @@ pub struct Args {
         hide_possible_values = true,
         help_heading = "Vectors"
     )]
-    pub(super) ann: Ann,
+    ann: Ann,
     /// Links of a vector in the graph
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(2..=256), help_heading = "Vectors")]
     pub(super) hnsw_m: u32,
