@@ -194,8 +194,8 @@ mod tests {
 
     #[test]
     fn ranks_are_those_of_trec_eval() {
-        // Wanted are 0 and 3, at ranks 2 and 4 of 3, 0, 1, 2 with scores .9, .5: pytrec_eval gives
-        // ndcg_cut_10 .650921, recip_rank .5.
+        // Documents 0 and 3 of four are relevant: pytrec_eval 0.5.11 gives success_1 0, recip_rank
+        // 0.5 and ndcg_cut_10 0.650921.
         let found = quality(&[0.8, 0.9, 0.7, 0.5], &BTreeSet::from([0, 3]));
         assert_eq!(found[..2], [0.0, 0.5]);
         assert!((found[2] - 0.650_920_9).abs() < 1e-6, "{found:?}");

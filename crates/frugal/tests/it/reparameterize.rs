@@ -71,8 +71,12 @@ fn settings_here(method: &Method) -> Settings {
     let mut settings = settings(method);
     let own = match method.name {
         "beft" => json!({"target_modules": "all-linear"}),
+        // Else every pass of training draws a rank.
+        "dylora" => json!({"r": 4, "min_rank": 4}),
         "ia3" => json!({"target_modules": ["0", "1"], "feedforward_modules": ["1"]}),
         "mos" => json!({"lora_dropout": 0.0}),
+        // A hundredth of these layers is one number.
+        "supertuning" => json!({"sparsity": 0.5}),
         "svfit" => json!({"target_modules": "all-linear"}),
         _ => json!({}),
     };

@@ -1,6 +1,6 @@
 //! Experiments on published systems: what `frugal bench retrieve` and `frugal bench rag` run.
 //!
-//! A study is one file and one line in [`registry`]. It measures each of its arms on the same data
+//! A study is one file and one line in the registry. It measures each of its arms on the same data
 //! with every seed and says of each claim whether it holds.
 
 mod anncur;
