@@ -46,7 +46,7 @@ impl StoredType {
 enum Content<'a> {
     Floats(StoredType, Box<dyn Fn() -> Vec<f32> + 'a>),
     Ids(Vec<u32>),
-    WholeNumbers(Vec<i32>),
+    WholeNumbers(Dtype, Vec<i32>),
 }
 
 /// One tensor to write; float values are made when its turn comes.
@@ -82,7 +82,21 @@ impl Stored<'_> {
     pub fn whole_numbers(shape: &[usize], values: Vec<i32>) -> Self {
         Self {
             shape: shape.to_vec(),
-            content: Content::WholeNumbers(values),
+            content: Content::WholeNumbers(Dtype::I32, values),
+        }
+    }
+
+    /// Indices below a limit, stored in as few bytes as `torch.uint8` and the signed types need for
+    /// it.
+    pub fn indices(shape: &[usize], values: Vec<i32>, below: usize) -> Self {
+        let dtype = match below {
+            ..256 => Dtype::U8,
+            256..32_768 => Dtype::I16,
+            _ => Dtype::I32,
+        };
+        Self {
+            shape: shape.to_vec(),
+            content: Content::WholeNumbers(dtype, values),
         }
     }
 }
@@ -94,7 +108,7 @@ impl View for Stored<'_> {
             Content::Floats(StoredType::F16, _) => Dtype::F16,
             Content::Floats(StoredType::Bf16, _) => Dtype::BF16,
             Content::Ids(_) => Dtype::I64,
-            Content::WholeNumbers(_) => Dtype::I32,
+            Content::WholeNumbers(dtype, _) => dtype,
         }
     }
 
@@ -115,7 +129,14 @@ impl View for Stored<'_> {
                 .iter()
                 .flat_map(|v| half::bf16::from_f32(*v).to_le_bytes())
                 .collect(),
-            Content::WholeNumbers(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            Content::WholeNumbers(Dtype::U8, values) => values.iter().map(|v| *v as u8).collect(),
+            Content::WholeNumbers(Dtype::I16, values) => values
+                .iter()
+                .flat_map(|v| (*v as i16).to_le_bytes())
+                .collect(),
+            Content::WholeNumbers(_, values) => {
+                values.iter().flat_map(|v| v.to_le_bytes()).collect()
+            }
             Content::Ids(ids) => ids
                 .iter()
                 .flat_map(|id| i64::from(*id).to_le_bytes())
@@ -126,7 +147,9 @@ impl View for Stored<'_> {
     fn data_len(&self) -> usize {
         let size = match &self.content {
             Content::Floats(stored_type, _) => stored_type.size(),
-            Content::WholeNumbers(_) => size_of::<i32>(),
+            Content::WholeNumbers(Dtype::U8, _) => size_of::<u8>(),
+            Content::WholeNumbers(Dtype::I16, _) => size_of::<i16>(),
+            Content::WholeNumbers(..) => size_of::<i32>(),
             Content::Ids(_) => size_of::<i64>(),
         };
         self.shape.iter().product::<usize>() * size

@@ -215,6 +215,14 @@ pub enum LoadError {
     /// A tokenizer that cannot be used.
     #[error(transparent)]
     Tokenizer(#[from] frugal_core::tokenizer::TokenizerError),
+    /// Parts of the weights without the file that says which tensor is in which.
+    #[error("{}: there is `{shard}`, but no `model.safetensors.index.json`, which lists the parts: fetch the whole folder again", folder.display())]
+    NoIndex {
+        /// Folder.
+        folder: PathBuf,
+        /// One of the parts.
+        shard: String,
+    },
     /// A folder without weights.
     #[error("{}: no `model.safetensors` and no `model.safetensors.index.json` there; PyTorch `.bin` files are not read, convert them first", folder.display())]
     NoWeights {

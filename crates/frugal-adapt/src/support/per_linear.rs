@@ -101,6 +101,8 @@ pub(crate) struct PerLinear<P> {
     /// Whether files hold what is shared.
     shared_saved: bool,
     peft_config: Map<String, Value>,
+    /// The form that files keep, where it is another.
+    finished: Option<fn(&Self) -> Box<dyn Adapter>>,
 }
 
 impl<P: LinearAdapter> PerLinear<P> {
@@ -150,7 +152,40 @@ impl<P: LinearAdapter> PerLinear<P> {
             shared: Vec::new(),
             shared_saved: true,
             peft_config,
+            finished: None,
         })
+    }
+
+    /// With another form for files.
+    pub fn finished_as(self, finished: fn(&Self) -> Box<dyn Adapter>) -> Self {
+        Self {
+            finished: Some(finished),
+            ..self
+        }
+    }
+
+    /// Without a field in files: a setting that they do not have.
+    pub fn without_field(mut self, field: &str) -> Self {
+        self.peft_config.remove(field);
+        self
+    }
+
+    /// The adapter with another part in the place of each, which is made of the layer's path and
+    /// its part; the shared parameters are not trained any more.
+    pub fn frozen_as<Q: LinearAdapter>(&self, change: impl Fn(&str, &P) -> Q) -> PerLinear<Q> {
+        let part = |(path, part): &(String, P)| (path.clone(), change(path, part));
+        let shared = self.shared.iter().map(|parameter| {
+            let (name, shape) = (parameter.name(), parameter.shape());
+            Parameter::frozen(name, shape, parameter.to_vec(), &parameter.device())
+        });
+        PerLinear {
+            method: self.method,
+            parts: self.parts.iter().map(|p| p.as_ref().map(part)).collect(),
+            shared: shared.collect(),
+            shared_saved: self.shared_saved,
+            peft_config: self.peft_config.clone(),
+            finished: None,
+        }
     }
 
     /// With parameters that all layers share. Those that are not saved must be frozen and follow from
@@ -254,6 +289,10 @@ impl<P: LinearAdapter> Adapter for PerLinear<P> {
 
     fn peft_config(&self) -> Map<String, Value> {
         self.peft_config.clone()
+    }
+
+    fn to_inference(&self) -> Option<Box<dyn Adapter>> {
+        self.finished.map(|finished| finished(self))
     }
 
     fn weight_delta(&self, base: &Linear) -> Result<Option<Tensor<2>>, AdaptError> {

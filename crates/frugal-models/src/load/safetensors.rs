@@ -163,11 +163,18 @@ impl SafetensorsFile {
                 .iter()
                 .map(|b| i32::from_le_bytes(*b) as f32)
                 .collect(),
+            Dtype::I16 => bytes
+                .as_chunks::<2>()
+                .0
+                .iter()
+                .map(|b| f32::from(i16::from_le_bytes(*b)))
+                .collect(),
+            Dtype::U8 => bytes.iter().map(|b| f32::from(*b)).collect(),
             other => {
                 return Err(LoadError::Safetensors {
                     path: self.path.clone(),
                     reason: format!(
-                        "tensor `{name}` is of type {other:?}; F64, F32, F16, BF16, I64 and I32 can be read"
+                        "tensor `{name}` is of type {other:?}; F64, F32, F16, BF16, I64, I32, I16 and U8 can be read"
                     ),
                 }
                 .into());
@@ -175,6 +182,21 @@ impl SafetensorsFile {
         };
         Ok(TensorData::new(values, shape))
     }
+}
+
+/// A file of this folder that is one part of several.
+fn part(folder: &Path) -> Option<String> {
+    let names = std::fs::read_dir(folder).ok()?.flatten();
+    let mut parts: Vec<String> = names
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| {
+            let rest = name.strip_prefix("model-");
+            rest.and_then(|rest| rest.strip_suffix(".safetensors"))
+                .is_some_and(|rest| rest.contains("-of-"))
+        })
+        .collect();
+    parts.sort_unstable();
+    parts.into_iter().next()
 }
 
 /// The tensors of a Hugging Face folder: `model.safetensors`, or the shards that
@@ -207,8 +229,10 @@ impl SafetensorsSource {
                 .map(|name| folder.join(name))
                 .collect()
         } else {
-            return Err(LoadError::NoWeights {
-                folder: folder.into(),
+            let folder = folder.to_owned();
+            return Err(match part(&folder) {
+                Some(shard) => LoadError::NoIndex { folder, shard },
+                None => LoadError::NoWeights { folder },
             });
         };
         let files = paths

@@ -34,6 +34,8 @@ pub struct Parameter {
     trainable: bool,
     lr_scale: f64,
     whole_numbers: bool,
+    /// Whether files hold these in as few bytes as their limit needs.
+    in_few_bytes: bool,
     /// What the indices of each row must be below; empty where the values are no indices.
     limits: Vec<usize>,
     /// Whether the limits are those of columns.
@@ -68,6 +70,7 @@ impl Parameter {
             trainable: true,
             lr_scale: 1.0,
             whole_numbers: false,
+            in_few_bytes: false,
             limits: Vec::new(),
             limits_of_columns: false,
             also: Vec::new(),
@@ -106,6 +109,22 @@ impl Parameter {
             whole_numbers: true,
             ..self
         }
+    }
+
+    /// The same, all of whose values are indices below this limit, stored in as few bytes as it
+    /// needs.
+    pub fn as_indices_below(self, limit: usize) -> Self {
+        Self {
+            whole_numbers: true,
+            in_few_bytes: true,
+            limits: vec![limit],
+            ..self
+        }
+    }
+
+    /// The limit of indices that are stored in as few bytes as it needs.
+    pub fn stored_below(&self) -> Option<usize> {
+        self.limits.first().copied().filter(|_| self.in_few_bytes)
     }
 
     /// The same, whose rows hold indices below these limits.
@@ -203,6 +222,11 @@ impl Parameter {
             self.value.clone().inner()
         };
         value.reshape(shape)
+    }
+
+    /// Where it is.
+    pub fn device(&self) -> Device {
+        self.value.clone().inner().device()
     }
 
     /// All elements in row-major order.

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use frugal::adapt::Operation;
 use frugal::adapt::combine::{CombinationType, Rank, combine_heads, to_lora};
 use frugal::adapt::{Head, HeadConfig, LoadedAdapter, Pooling, merge, peft, registry};
-use frugal::model::load::{Lookup, ModelFiles, read_json};
+use frugal::model::load::{Lookup, ModelFiles, SafetensorsFile, read_json};
 use frugal::model::{LoadOptions, Quantize};
 use serde_json::json;
 
@@ -206,4 +206,44 @@ fn what_goes_with_rounded_weights_is_neither_merged_nor_converted() {
         );
     }
     assert!(peft::allow(&fixture("adapters/llama-lora-qv"), Operation::Combine).is_ok());
+}
+
+#[test]
+fn vectors_and_weights_alone_are_saved_where_the_setting_says_so() {
+    let backbone = model("llama", "config.json");
+    let context = context(backbone.as_ref(), 3);
+    let settings = json!({"save_only_topk_weights": true, "r": 2, "num_vectors": 12, "vector_length": 8, "topk": 3,
+        "target_modules": ["q_proj", "v_proj"], "init_logits_std": 1.0, "init_vector_bank_bound": 0.9});
+    let method = registry::find("vblora").unwrap();
+    let adapter = method
+        .make(settings.as_object().unwrap(), &context)
+        .unwrap();
+    assert!(adapter.num_trainable() > 0);
+    let trained = LoadedAdapter {
+        adapter,
+        head: None,
+    };
+    let saved = tempfile::tempdir().unwrap();
+    peft::save(saved.path(), &trained, backbone.info(), "base").unwrap();
+    let file = SafetensorsFile::open(&saved.path().join(peft::WEIGHTS_FILE)).unwrap();
+    let is_small = |name: &String| name.contains("_topk_") || name.contains("vector_bank");
+    assert!(file.names().iter().all(is_small), "{:?}", file.names());
+    let config = read_json(&saved.path().join(peft::CONFIG_FILE)).unwrap();
+    assert_eq!(config["save_only_topk_weights"], true);
+    assert_eq!(config.get("only_topk_weights"), None);
+    let (read, _) = peft::load(saved.path(), &context, false).unwrap();
+    assert_eq!(read.adapter.num_trainable(), 0);
+    let merged = |entry: &LoadedAdapter| {
+        let weights = merge::weights(backbone.as_ref(), Some(entry.adapter.as_ref())).unwrap();
+        weights
+            .tensors
+            .iter()
+            .flat_map(|(_, _, values)| values())
+            .collect::<Vec<f32>>()
+    };
+    let (before, after) = (merged(&trained), merged(&read));
+    assert!(max_difference(&before, &after) < 1e-6);
+    let plain = merge::weights(backbone.as_ref(), None).unwrap();
+    let plain: Vec<f32> = plain.tensors.iter().flat_map(|(_, _, v)| v()).collect();
+    assert!(max_difference(&before, &plain) > 1e-2);
 }

@@ -23,28 +23,27 @@
 //! 1e-2.
 //!
 //! ## Departures from the paper
-//! Files hold the logits; the form with top-k weights only (`save_only_topk_weights`) is not
-//! offered. The factors are random, not zero, at the start, as in the paper, so the model changes a
+//! Files hold the logits, or with `save_only_topk_weights` the chosen vectors and their weights,
+//! which are smaller and cannot be trained on. The factors are random, not zero, at the start, as in the paper, so the model changes a
 //! little before training.
 //!
 //! ## References
 //! - Li, Han, Ji: VB-LoRA: Extreme Parameter Efficient Fine-Tuning with Vector Banks, 2024, arXiv
 //!   2405.15179.
 
-use burn::prelude::*;
-use burn::tensor::activation::softmax;
-use frugal_nn::{
-    AdaptError, Adapter, BuildContext, Mode, Parameter, named_rng, standard_normal, to_vec,
-};
+mod logits;
+mod top_k;
+
+use frugal_nn::{AdaptError, Adapter, BuildContext, Parameter, named_rng, standard_normal};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::method::{Family, Method, MethodConfig};
 use crate::settings::Settings;
-use crate::support::dropout::dropout;
-use crate::support::per_linear::{self, LinearAdapter, LinearSite, PerLinear, bad};
+use crate::support::per_linear::{self, PerLinear, bad};
 use crate::target::Targets;
+use logits::Logits;
 
 const NAME: &str = "vblora";
 
@@ -76,6 +75,12 @@ pub struct VbloraConfig {
     pub init_vector_bank_bound: f64,
     /// Standard deviation of the initial logits.
     pub init_logits_std: f64,
+    /// Whether files hold the chosen vectors and their weights alone, from which the logits cannot
+    /// be had again.
+    pub save_only_topk_weights: bool,
+    /// Whether there are such weights instead of logits, as in a file with
+    /// `save_only_topk_weights`; they are not trained.
+    pub only_topk_weights: bool,
     /// Which layers.
     #[serde(flatten)]
     pub targets: Targets,
@@ -91,6 +96,8 @@ impl Default for VbloraConfig {
             vblora_dropout: 0.0,
             init_vector_bank_bound: 0.02,
             init_logits_std: 0.1,
+            save_only_topk_weights: false,
+            only_topk_weights: false,
             targets: Targets::default(),
         }
     }
@@ -127,15 +134,24 @@ impl MethodConfig for VbloraConfig {
     }
 
     fn build(self, context: &BuildContext<'_>) -> Result<Box<dyn Adapter>, AdaptError> {
-        Ok(Box::new(build(self, context)?))
+        let (small, smaller_files) = (self.only_topk_weights, self.save_only_topk_weights);
+        let adapter = build(self, context)?;
+        Ok(match (small, smaller_files) {
+            (true, _) => Box::new(top_k::of(&adapter)),
+            (false, true) => Box::new(adapter.finished_as(|adapter| Box::new(top_k::of(adapter)))),
+            (false, false) => Box::new(adapter),
+        })
     }
 
     fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
-        let fixed = [
-            ("bias", &[json!("none")][..]),
-            ("save_only_topk_weights", &[json!(false)][..]),
-        ];
-        per_linear::from_peft::<VbloraConfig>(NAME, config, json!({"vector_length": 256}), &fixed)
+        let fixed = [("bias", &[json!("none")][..])];
+        let differing = json!({"vector_length": 256});
+        let mut settings = per_linear::from_peft::<VbloraConfig>(NAME, config, differing, &fixed)?;
+        // A file that says so holds nothing else.
+        if settings.get("save_only_topk_weights") == Some(&json!(true)) {
+            settings.insert("only_topk_weights".into(), json!(true));
+        }
+        Ok(settings)
     }
 }
 
@@ -150,8 +166,9 @@ fn build(
         config.vector_length,
         &context.device,
     );
+    let saves_small = config.save_only_topk_weights || config.only_topk_weights;
     let constants =
-        json!({"bias": "none", "fan_in_fan_out": false, "save_only_topk_weights": false});
+        json!({"bias": "none", "fan_in_fan_out": false, "save_only_topk_weights": saves_small});
     let maps = PerLinear::new(
         &METHOD,
         &config.targets,
@@ -187,6 +204,8 @@ fn build(
             })
         },
     )?;
+    // A matter of this program, which follows from the file.
+    let maps = maps.without_field("only_topk_weights");
     let bound = config.init_vector_bank_bound as f32;
     let mut rng = named_rng(context.seed, "vector bank");
     let bank = (0..n * length)
@@ -201,79 +220,4 @@ fn build(
         )],
         true,
     ))
-}
-
-/// The logits of one layer.
-struct Logits {
-    /// `[r, d_in / length, num_vectors]`.
-    a: Parameter,
-    /// `[d_out / length, r, num_vectors]`.
-    b: Parameter,
-    topk: usize,
-    dropout: f64,
-}
-
-impl Logits {
-    /// Mixtures of the bank for these logits: `[x, y, length]`.
-    fn mixtures(&self, logits: &Parameter, at: &LinearSite<'_>) -> Tensor<3> {
-        let (logits, bank) = (logits.get::<3>(at.mode), at.shared[0].get::<2>(at.mode));
-        let [x, y, n] = logits.dims();
-        let (length, k) = (bank.dims()[1], self.topk);
-        // Which ones are highest is decided outside the gradient graph.
-        let mut chosen: Vec<i64> = Vec::with_capacity(x * y * k);
-        for row in to_vec(logits.clone().inner()).chunks_exact(n) {
-            let mut order: Vec<usize> = (0..n).collect();
-            order.sort_by(|&i, &j| row[j].total_cmp(&row[i]).then(i.cmp(&j)));
-            chosen.extend(order[..k].iter().map(|&i| i as i64));
-        }
-        let device = logits.device().inner();
-        let places =
-            Tensor::<3, Int>::from_data(TensorData::new(chosen.clone(), [x, y, k]), &device);
-        let weights = softmax(logits.gather(2, places), 2).reshape([x * y, 1, k]);
-        let rows = Tensor::<1, Int>::from_data(TensorData::from(chosen.as_slice()), &device);
-        weights
-            .matmul(bank.select(0, rows).reshape([x * y, k, length]))
-            .reshape([x, y, length])
-    }
-
-    /// `A [r, d_in]` and `B [d_out, r]`.
-    fn factors(&self, at: &LinearSite<'_>) -> (Tensor<2>, Tensor<2>) {
-        let (a, b) = (self.mixtures(&self.a, at), self.mixtures(&self.b, at));
-        let ([r, pieces, length], [rows, _, _]) = (a.dims(), b.dims());
-        (
-            a.reshape([r, pieces * length]),
-            b.swap_dims(1, 2).reshape([rows * length, r]),
-        )
-    }
-}
-
-impl LinearAdapter for Logits {
-    fn parameters(&self) -> Vec<&Parameter> {
-        vec![&self.a, &self.b]
-    }
-
-    fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
-        vec![&mut self.a, &mut self.b]
-    }
-
-    fn delta(&self, at: &LinearSite<'_>) -> Tensor<2> {
-        let (a, b) = self.factors(at);
-        b.matmul(a)
-    }
-
-    fn materializes_weight(&self) -> bool {
-        false
-    }
-
-    fn forward(&self, at: &LinearSite<'_>, x: Tensor<2>) -> Tensor<2> {
-        let (a, b) = at.keep(|| self.factors(at));
-        match at.mode {
-            Mode::Train { seed } if self.dropout > 0.0 => {
-                let dropped = dropout(x.clone(), self.dropout, seed, at.path);
-                at.base.forward(x)
-                    + frugal_kernels::linear(frugal_kernels::linear(dropped, a, None), b, None)
-            }
-            _ => at.base.forward_low_rank(x, a, b, 1.0),
-        }
-    }
 }
