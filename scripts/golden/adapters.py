@@ -215,6 +215,8 @@ ADAPTERS = {
         "mixtures of three of twelve vectors", spread=1.0),
     "bert-vblora-seqcls": bert(
         peft.VBLoRAConfig(r=2, num_vectors=12, vector_length=16, target_modules=["query", "value"]), "with biases", spread=1.0),
+    "llama-dora-embed": llama(
+        lora(["embed_tokens", "q_proj"], use_dora=True), "lengths of the columns of a table"),
     "llama-pissa": llama(
         lora(["q_proj", "down_proj"], init_lora_weights="pissa"), "converted to a LoRA of twice the rank for the original model"),
     "llama-olora": llama(

@@ -5,7 +5,8 @@
 //!
 //! ## Update rule
 //! `V = W + s B A`, `y = (m / ‖V‖) ⊙ (x Vᵀ) + b` with `m [d_out]` and `‖V‖` the length of each row,
-//! which counts as a constant in the gradient.
+//! which counts as a constant in the gradient. Of a token table, `e = (m / ‖V‖) ⊙ (W + s Aᵀ Bᵀ)[id]`
+//! with the lengths of its columns, one for each feature.
 //!
 //! ## When to use, when not
 //! Where LoRA at a low rank falls short of full tuning. Each step costs more than LoRA's.
@@ -19,8 +20,8 @@
 //! Those of `lora`. `m` starts at the row lengths of `W`, so nothing changes at first.
 //!
 //! ## Departures from the paper
-//! The paper normalises columns of weights stored `[d_in, d_out]`, which are the rows here. Token
-//! tables and a bias on `B` are refused. With dropout the change of direction and length sees the
+//! The paper normalises columns of weights stored `[d_in, d_out]`, which are the rows here. A bias on
+//! `B` is refused. Token tables are adapted as `peft` does it. With dropout the change of direction and length sees the
 //! dropped input, the frozen part the whole one, as in Hugging Face `peft`.
 //!
 //! ## References
@@ -29,8 +30,8 @@
 
 use burn::prelude::*;
 use frugal_nn::{
-    AdaptError, Adapter, BuildContext, DerivedCache, Embedding, Linear, LinearChange, MergedLinear,
-    Mode, Norm, NormChange, Parameter, Pass, SiteId, to_vec,
+    AdaptError, Adapter, BuildContext, DerivedCache, Embedding, Frozen, Linear, LinearChange,
+    MergedLinear, Mode, Norm, NormChange, Parameter, Pass, SiteId, Weight, to_vec,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -39,7 +40,7 @@ use crate::method::{Family, Method, MethodConfig};
 use crate::methods::low_rank::lora::{self, Lora, LoraConfig, LoraPass};
 use crate::settings::Settings;
 use crate::support::pair::Pair;
-use crate::support::per_linear::{bad, frozen_maps, linear_maps};
+use crate::support::per_linear::bad;
 
 const NAME: &str = "dora";
 
@@ -86,9 +87,9 @@ impl MethodConfig for DoraConfig {
 /// A DoRA adapter.
 pub struct Dora {
     lora: Lora,
-    /// Row lengths, indexed by site.
+    /// Lengths of rows, of a table of columns, indexed by site.
     magnitudes: Vec<Option<Parameter>>,
-    /// `‖W‖²` of each row, indexed by site.
+    /// Squares of these of the frozen weight, indexed by site.
     squares: Vec<Option<Tensor<1>>>,
 }
 
@@ -96,31 +97,34 @@ impl Dora {
     /// Builds the pairs, and the lengths from the backbone's weights (from ones when planning).
     ///
     /// # Errors
-    /// Those of LoRA, and tables among the targets.
+    /// Those of LoRA.
     pub fn new(config: DoraConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
         config.validate()?;
-        let DoraConfig(config) = config;
-        let chosen = linear_maps(NAME, &config.targets(), context)?;
-        let frozen = frozen_maps(context, &chosen);
-        let lora = Lora::named(NAME, config, context)?;
-        let squares: Vec<Option<Tensor<1>>> = frozen
-            .iter()
-            .map(|base| base.as_ref().map(row_squares))
-            .collect();
-        let magnitude = |id: SiteId| {
+        let lora = Lora::named(NAME, config.0, context)?;
+        let mut squares: Vec<Option<Tensor<1>>> = vec![None; context.sites.len()];
+        let mut lengths: Vec<Option<Vec<f32>>> = vec![None; context.sites.len()];
+        if let Some(backbone) = context.backbone {
+            let mut add = |site: SiteId, of: Directions<'_>| {
+                if let Some(pair) = lora.at(site) {
+                    let own = of.squares();
+                    lengths[site.index()] = Some(to_vec(of.lengths(pair, &own)));
+                    squares[site.index()] = Some(own);
+                }
+            };
+            backbone.visit_weights(&mut |part| match part {
+                Frozen::Linear(base) => add(base.site, Directions::Rows(&base.weight)),
+                Frozen::Embedding(base) => add(base.site, Directions::Columns(&base.weight)),
+                Frozen::Norm(_) => {}
+            });
+        }
+        let mut magnitude = |id: SiteId| {
             let pair = lora.at(id)?;
-            let len = context.sites.info(id).d_out;
-            let base = frozen[id.index()]
-                .as_ref()
-                .zip(squares[id.index()].as_ref());
-            let values = base.map_or_else(
-                || vec![1.0; len],
-                |(base, squares)| to_vec(row_lengths(pair, base, squares)),
-            );
+            let len = pair.b.shape()[0];
+            let values = lengths[id.index()].take();
             Some(Parameter::new(
                 format!("{}.lora_magnitude_vector", pair.path),
                 &[len],
-                values,
+                values.unwrap_or_else(|| vec![1.0; len]),
                 &context.device,
             ))
         };
@@ -132,52 +136,89 @@ impl Dora {
         })
     }
 
-    /// The pair of an adapted layer and the factors `m / ‖V‖` of its rows.
+    /// The pair of an adapted layer or table and the factors `m / ‖V‖`.
     fn at(
+        &self,
+        site: SiteId,
+        base: Directions<'_>,
+        mode: Mode,
+        kept: Option<&DerivedCache>,
+    ) -> Option<(&Pair, Tensor<1>)> {
+        let (pair, magnitude) = (self.lora.at(site)?, self.magnitudes[site.index()].as_ref()?);
+        let squares = || {
+            self.squares[site.index()]
+                .clone()
+                .unwrap_or_else(|| base.squares())
+        };
+        let factors = || magnitude.get::<1>(mode) / base.lengths(pair, &squares());
+        Some((
+            pair,
+            kept.map_or_else(factors, |kept| kept.keep(site, factors)),
+        ))
+    }
+
+    fn at_linear(
         &self,
         base: &Linear,
         mode: Mode,
         kept: Option<&DerivedCache>,
     ) -> Option<(&Pair, Tensor<1>)> {
-        let (pair, magnitude) = (
-            self.lora.at(base.site)?,
-            self.magnitudes[base.site.index()].as_ref()?,
-        );
-        let squares = || {
-            self.squares[base.site.index()]
-                .clone()
-                .unwrap_or_else(|| row_squares(base))
-        };
-        let factors = || magnitude.get::<1>(mode) / row_lengths(pair, base, &squares());
-        Some((
-            pair,
-            kept.map_or_else(factors, |kept| kept.keep(base.site, factors)),
-        ))
+        self.at(base.site, Directions::Rows(&base.weight), mode, kept)
+    }
+
+    fn at_table(
+        &self,
+        base: &Embedding,
+        mode: Mode,
+        kept: Option<&DerivedCache>,
+    ) -> Option<(&Pair, Tensor<1>)> {
+        self.at(base.site, Directions::Columns(&base.weight), mode, kept)
     }
 }
 
-/// `‖W‖²` of each row.
-fn row_squares(base: &Linear) -> Tensor<1> {
-    base.weight
-        .dense()
-        .powi_scalar(2)
-        .sum_dim(1)
-        .squeeze_dim::<1>(1)
+/// The vectors of a weight whose lengths count: rows of a linear layer `[d_out, d_in]`, columns of a
+/// table `[rows, d_out]`.
+#[derive(Clone, Copy)]
+enum Directions<'a> {
+    Rows(&'a Weight),
+    Columns(&'a Weight),
 }
 
-/// `‖V‖` of each row, outside the gradient graph, from `‖V‖² = ‖W‖² + (2 s W Aᵀ + s² B A Aᵀ) · B`.
-fn row_lengths(pair: &Pair, base: &Linear, squares: &Tensor<1>) -> Tensor<1> {
-    let (a, b, s) = (
-        pair.a.get::<2>(Mode::Eval),
-        pair.b.get::<2>(Mode::Eval),
-        pair.scale,
-    );
-    let wa = frugal_kernels::linear(a.clone(), base.weight.dense(), None).transpose();
-    let ba = b.clone().matmul(a.clone().matmul(a.transpose()));
-    let change = ((wa * (2.0 * s) + ba * (s * s)) * b)
-        .sum_dim(1)
-        .squeeze_dim::<1>(1);
-    (squares.clone() + change).clamp_min(0.0).sqrt()
+impl Directions<'_> {
+    /// `‖W‖²` of each, `[d_out]`.
+    fn squares(self) -> Tensor<1> {
+        match self {
+            Self::Rows(weight) => {
+                let sum = weight.dense().powi_scalar(2).sum_dim(1);
+                sum.squeeze_dim::<1>(1)
+            }
+            Self::Columns(weight) => {
+                let sum = weight.dense().powi_scalar(2).sum_dim(0);
+                sum.squeeze_dim::<1>(0)
+            }
+        }
+    }
+
+    /// `‖V‖` of each, outside the gradient graph, from
+    /// `‖V‖² = ‖W‖² + (2 s W Aᵀ + s² B A Aᵀ) · B`.
+    fn lengths(self, pair: &Pair, squares: &Tensor<1>) -> Tensor<1> {
+        let (a, b, s) = (
+            pair.a.get::<2>(Mode::Eval),
+            pair.b.get::<2>(Mode::Eval),
+            pair.scale,
+        );
+        let wa = match self {
+            Self::Rows(weight) => {
+                frugal_kernels::linear(a.clone(), weight.dense(), None).transpose()
+            }
+            Self::Columns(weight) => a.clone().matmul(weight.dense()).transpose(),
+        };
+        let ba = b.clone().matmul(a.clone().matmul(a.transpose()));
+        let change = ((wa * (2.0 * s) + ba * (s * s)) * b)
+            .sum_dim(1)
+            .squeeze_dim::<1>(1);
+        (squares.clone() + change).clamp_min(0.0).sqrt()
+    }
 }
 
 struct DoraPass<'a> {
@@ -188,12 +229,16 @@ struct DoraPass<'a> {
 
 impl Pass for DoraPass<'_> {
     fn embedding(&mut self, base: &Embedding, ids: &[u32]) -> Tensor<2> {
-        self.lora.embedding(base, ids)
+        let changed = self.lora.embedding(base, ids);
+        match self.adapter.at_table(base, self.lora.mode, self.kept) {
+            Some((_, factors)) => changed * factors.unsqueeze::<2>(),
+            None => changed,
+        }
     }
 
     fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
         let mode = self.lora.mode;
-        let Some((pair, factors)) = self.adapter.at(base, mode, self.kept) else {
+        let Some((pair, factors)) = self.adapter.at_linear(base, mode, self.kept) else {
             return self.lora.linear(base, x);
         };
         let (a, b, factors) = (
@@ -291,7 +336,7 @@ impl Adapter for Dora {
     }
 
     fn merged_linear(&self, base: &Linear) -> Result<Option<MergedLinear>, AdaptError> {
-        let Some((pair, factors)) = self.at(base, Mode::Eval, None) else {
+        let Some((pair, factors)) = self.at_linear(base, Mode::Eval, None) else {
             return self.lora.merged_linear(base);
         };
         let bias = self
@@ -313,6 +358,11 @@ impl Adapter for Dora {
             action: "be taken out again",
             reason,
         })
+    }
+
+    fn merged_embedding(&self, base: &Embedding) -> Option<Tensor<2>> {
+        let (_, factors) = self.at_table(base, Mode::Eval, None)?;
+        Some(self.lora.merged_embedding(base)? * factors.unsqueeze::<2>())
     }
 
     fn merged_norm(&self, base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
