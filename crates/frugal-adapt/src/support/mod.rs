@@ -18,6 +18,8 @@ pub(crate) mod rank_budget;
 pub(crate) mod residual;
 pub(crate) mod singular;
 pub(crate) mod sparse;
+#[cfg(test)]
+pub(crate) mod test_model;
 pub(crate) mod text_start;
 pub(crate) mod torch_random;
 pub(crate) mod values;

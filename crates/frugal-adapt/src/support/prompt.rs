@@ -30,6 +30,27 @@ pub(crate) fn check_peft(
     rows.ok_or_else(|| bad("num_virtual_tokens", "the key is missing"))
 }
 
+/// The settings of a prompt from a configuration of `peft`: these fields, and what says that its
+/// values come from the file.
+///
+/// # Errors
+/// As [`check_peft`].
+pub(crate) fn of_inference(
+    method: &'static str,
+    config: &Map<String, Value>,
+    fields: &[&str],
+) -> Result<Map<String, Value>, AdaptError> {
+    check_peft(method, config)?;
+    let given = |field: &&str| {
+        let value = config.get(*field).filter(|value| !value.is_null())?;
+        Some(((*field).to_owned(), value.clone()))
+    };
+    let mut settings: Map<String, Value> = fields.iter().filter_map(given).collect();
+    settings.insert("inference_mode".into(), json!(true));
+    settings.insert("init_text".into(), json!(""));
+    Ok(settings)
+}
+
 /// Why a method that adds positions cannot be merged.
 pub(crate) fn not_a_weight(method: &'static str) -> AdaptError {
     let reason = "it adds positions, not weights; ship the adapter beside the model".into();

@@ -48,7 +48,7 @@ use crate::method::{Family, Method, MethodConfig};
 use crate::settings::Settings;
 use crate::support::dense::Dense;
 use crate::support::dropout::dropout;
-use crate::support::prompt::{PromptPass, PromptShape, check_peft, not_a_weight};
+use crate::support::prompt::{PromptPass, PromptShape, not_a_weight, of_inference};
 use crate::support::text_start::{self, DEFAULT_TEXT};
 use crate::support::values::object;
 
@@ -142,7 +142,6 @@ impl MethodConfig for PTuningConfig {
     }
 
     fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
-        check_peft(NAME, config)?;
         let fields = [
             "num_virtual_tokens",
             "encoder_reparameterization_type",
@@ -150,19 +149,7 @@ impl MethodConfig for PTuningConfig {
             "encoder_num_layers",
             "encoder_dropout",
         ];
-        let mut settings: Map<String, Value> = fields
-            .into_iter()
-            .filter_map(|f| {
-                Some((
-                    f.to_owned(),
-                    config.get(f).filter(|v| !v.is_null())?.clone(),
-                ))
-            })
-            .collect();
-        settings.insert("inference_mode".into(), json!(true));
-        // The values come from the file.
-        settings.insert("init_text".into(), json!(""));
-        Ok(settings)
+        of_inference(NAME, config, &fields)
     }
 }
 

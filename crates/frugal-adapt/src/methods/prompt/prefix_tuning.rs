@@ -53,7 +53,7 @@ use serde_json::{Map, Value, json};
 use crate::method::{Family, Method, MethodConfig};
 use crate::settings::Settings;
 use crate::support::dense::Dense;
-use crate::support::prompt::{check_peft, not_a_weight};
+use crate::support::prompt::{not_a_weight, of_inference};
 use crate::support::text_start::{self, DEFAULT_TEXT, TextKeyValues};
 
 const NAME: &str = "prefix-tuning";
@@ -133,26 +133,13 @@ impl MethodConfig for PrefixTuningConfig {
     }
 
     fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
-        check_peft(NAME, config)?;
         let fields = [
             "num_virtual_tokens",
             "prefix_projection",
             "encoder_hidden_size",
             "init_weights",
         ];
-        let mut settings: Map<String, Value> = fields
-            .into_iter()
-            .filter_map(|f| {
-                Some((
-                    f.to_owned(),
-                    config.get(f).filter(|v| !v.is_null())?.clone(),
-                ))
-            })
-            .collect();
-        settings.insert("inference_mode".into(), json!(true));
-        // The values come from the file.
-        settings.insert("init_text".into(), json!(""));
-        Ok(settings)
+        of_inference(NAME, config, &fields)
     }
 }
 

@@ -338,7 +338,7 @@ impl Adapter for FishMask {
 
 #[cfg(test)]
 mod tests {
-    use frugal_models::ModelConfig;
+    use crate::support::test_model::TestModel;
     use serde_json::json;
 
     use super::*;
@@ -347,16 +347,8 @@ mod tests {
     fn the_gradient_of_every_example_is_squared_by_itself() {
         let raw = json!({"model_type": "llama", "hidden_size": 4, "intermediate_size": 4, "num_hidden_layers": 1,
             "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 8});
-        let model = ModelConfig::from_json(raw, "test").unwrap();
-        let sites = model.sites();
-        let context = BuildContext {
-            info: &model.info(),
-            sites: &sites,
-            backbone: None,
-            device: Device::default(),
-            seed: 1,
-            tokenize: None,
-        };
+        let model = TestModel::new(raw);
+        let context = model.context();
         let settings = json!({"target_modules": ["q_proj"], "density": 0.07, "fisher_steps": 1});
         let config = FishMaskConfig::parse(settings.as_object().unwrap()).unwrap();
         let mut adapter = FishMask::build(config, &context).unwrap();

@@ -1,20 +1,12 @@
 use super::*;
-use frugal_models::ModelConfig;
+use crate::support::test_model::TestModel;
 use frugal_nn::to_vec;
 
 fn build(settings: Value) -> AdaLora {
     let raw = json!({"model_type": "llama", "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1,
         "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 16});
-    let config = ModelConfig::from_json(raw, "test").unwrap();
-    let sites = config.sites();
-    let context = BuildContext {
-        info: &config.info(),
-        sites: &sites,
-        backbone: None,
-        device: Device::default(),
-        seed: 1,
-        tokenize: None,
-    };
+    let model = TestModel::new(raw);
+    let context = model.context();
     AdaLora::new(
         AdaLoraConfig::parse(settings.as_object().unwrap()).unwrap(),
         &context,

@@ -111,12 +111,10 @@ pub(crate) fn sensitivity(delta: &[f32], gradient: &[f32]) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::support::test_model;
 
     fn close(found: &[f32], expected: &[f32]) {
-        found
-            .iter()
-            .zip(expected)
-            .for_each(|(f, e)| assert!((f - e).abs() < 2e-6, "{found:?} instead of {expected:?}"));
+        test_model::close(found, expected, 2e-6);
     }
 
     #[test]

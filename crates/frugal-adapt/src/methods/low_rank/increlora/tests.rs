@@ -1,29 +1,19 @@
-use frugal_models::ModelConfig;
-use frugal_nn::{LinearChange, SiteTable, Weight};
+use crate::support::test_model::{self, TestModel};
+use frugal_nn::{LinearChange, Weight};
 
 use super::*;
 
-fn sites() -> (ModelConfig, SiteTable) {
-    let raw = json!({"model_type": "bert", "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "vocab_size": 16, "max_position_embeddings": 8, "type_vocab_size": 2});
-    let config = ModelConfig::from_json(raw, "test").unwrap();
-    let sites = config.sites();
-    (config, sites)
+fn model() -> TestModel {
+    TestModel::new(
+        json!({"model_type": "bert", "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "vocab_size": 16, "max_position_embeddings": 8, "type_vocab_size": 2}),
+    )
 }
 
 fn try_build(settings: Value) -> Result<Increlora, AdaptError> {
-    let (config, sites) = sites();
-    let context = BuildContext {
-        info: &config.info(),
-        sites: &sites,
-        backbone: None,
-        device: Device::default(),
-        seed: 1,
-        tokenize: None,
-    };
     Increlora::new(
         IncreloraConfig::parse(settings.as_object().unwrap()).unwrap(),
-        &context,
+        &model().context(),
     )
 }
 
@@ -45,11 +35,7 @@ fn gradients(adapter: &Increlora) -> GradientSum {
 }
 
 fn close(found: &[f32], expected: &[f32]) {
-    assert_eq!(found.len(), expected.len());
-    found
-        .iter()
-        .zip(expected)
-        .for_each(|(f, e)| assert!((f - e).abs() < 2e-6, "{found:?} instead of {expected:?}"));
+    test_model::close(found, expected, 2e-6);
 }
 
 #[test]
@@ -260,16 +246,8 @@ fn counts_at_uniform_rank_are_those_of_the_paper() {
     // DeBERTaV3-base, 72 maps: 331,776 numbers of directions at rank 2 and 1,327,104 at rank 8.
     let raw = json!({"model_type": "bert", "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
         "num_attention_heads": 12, "vocab_size": 16, "max_position_embeddings": 8, "type_vocab_size": 2});
-    let config = ModelConfig::from_json(raw, "test").unwrap();
-    let sites = config.sites();
-    let context = BuildContext {
-        info: &config.info(),
-        sites: &sites,
-        backbone: None,
-        device: Device::default(),
-        seed: 1,
-        tokenize: None,
-    };
+    let model = TestModel::new(raw);
+    let context = model.context();
     for (rank, expected) in [(2, 331_776), (8, 1_327_104)] {
         let settings =
             json!({"init_r": rank, "target_rank": rank, "exclude_modules": ["pooler.dense"]});
@@ -362,7 +340,7 @@ fn orthogonal_directions_have_a_finite_gradient() {
 
 #[test]
 fn other_maps_are_left_alone() {
-    let (adapter, (_, sites)) = (build(json!({"target_modules": ["query"]})), sites());
+    let (adapter, sites) = (build(json!({"target_modules": ["query"]})), model().sites);
     let map = |name: &str| {
         let weight = Weight::Dense(Tensor::<2>::zeros([8, 8], &Device::default()));
         Linear {

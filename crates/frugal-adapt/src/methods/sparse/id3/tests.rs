@@ -1,27 +1,20 @@
 use super::*;
 use crate::methods::sparse::id3::select::{score, smallest_first};
-use frugal_models::ModelConfig;
-use frugal_nn::{SiteTable, Weight, to_vec};
+use crate::support::test_model::{TestModel, close};
+use frugal_nn::{Weight, to_vec};
 
-fn sites() -> (ModelConfig, SiteTable) {
-    let raw = serde_json::json!({"model_type": "llama", "hidden_size": 4, "intermediate_size": 6, "num_hidden_layers": 1,
-        "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 16});
-    let config = ModelConfig::from_json(raw, "test").unwrap();
-    let sites = config.sites();
-    (config, sites)
+fn model() -> TestModel {
+    TestModel::new(
+        serde_json::json!({"model_type": "llama", "hidden_size": 4, "intermediate_size": 6, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 16}),
+    )
 }
 
 fn build(settings: Value) -> Result<Id3, AdaptError> {
-    let (config, sites) = sites();
-    let context = BuildContext {
-        info: &config.info(),
-        sites: &sites,
-        backbone: None,
-        device: Device::default(),
-        seed: 1,
-        tokenize: None,
-    };
-    Id3::new(Id3Config::parse(settings.as_object().unwrap())?, &context)
+    Id3::new(
+        Id3Config::parse(settings.as_object().unwrap())?,
+        &model().context(),
+    )
 }
 
 const QUERY: &str = "model.layers.0.self_attn.q_proj";
@@ -58,15 +51,13 @@ fn counts_and_places_of_damaged_files_do_no_harm() {
     }
     let mut expected = [0.0f32; 16];
     (expected[1], expected[15]) = (1.0, 2.0);
-    close(&to_vec(site.delta(Mode::Eval)), &expected);
+    close(&to_vec(site.delta(Mode::Eval)), &expected, 1e-5);
 }
 
 #[test]
 fn other_maps_are_left_alone() {
-    let (adapter, (_, sites)) = (
-        build(serde_json::json!({"target_modules": ["q_proj"]})).unwrap(),
-        sites(),
-    );
+    let adapter = build(serde_json::json!({"target_modules": ["q_proj"]})).unwrap();
+    let sites = model().sites;
     let map = |path: &str| {
         let weight = Weight::Dense(Tensor::<2>::zeros([4, 4], &Device::default()));
         Linear {
@@ -102,14 +93,6 @@ fn released_weights_are_not_released_again() {
     assert_eq!(released, [f32::from(0b1111_1000_0000_0000u16)]);
 }
 
-fn close(found: &[f32], expected: &[f32]) {
-    assert_eq!(found.len(), expected.len());
-    found
-        .iter()
-        .zip(expected)
-        .for_each(|(f, e)| assert!((f - e).abs() < 1e-5, "{found:?} instead of {expected:?}"));
-}
-
 const GRADIENT: [f32; 4] = [0.5, -1.0, 0.2, 0.05];
 const WEIGHT: [f32; 4] = [0.9, 3.0, 0.0, 0.01];
 
@@ -123,9 +106,9 @@ fn scores(exp: f64) -> Vec<f32> {
 
 #[test]
 fn scores_weigh_gradient_against_magnitude() {
-    close(&scores(0.0), &[0.5, 1.0, 0.2, 0.05]);
-    close(&scores(1.0), &[0.5, 0.322_581, 2.0, 0.454_545]);
-    close(&scores(2.0), &[0.5, 0.104_058, 20.0, 4.132_231]);
+    close(&scores(0.0), &[0.5, 1.0, 0.2, 0.05], 1e-5);
+    close(&scores(1.0), &[0.5, 0.322_581, 2.0, 0.454_545], 1e-5);
+    close(&scores(2.0), &[0.5, 0.104_058, 20.0, 4.132_231], 1e-5);
     // A large exponent with equal gradients prefers the smallest weights.
     let small_first: Vec<f32> = WEIGHT.iter().map(|&w| score(1.0, w, 50.0, 1.0)).collect();
     assert!(

@@ -1,13 +1,9 @@
 use super::*;
-use frugal_models::ModelConfig;
+use crate::support::test_model::{self, TestModel};
 use frugal_nn::{SiteTable, Weight};
 
 fn close(found: &[f32], expected: &[f32]) {
-    assert_eq!(found.len(), expected.len());
-    found
-        .iter()
-        .zip(expected)
-        .for_each(|(f, e)| assert!((f - e).abs() < 1e-5, "{found:?} instead of {expected:?}"));
+    test_model::close(found, expected, 1e-5);
 }
 
 #[test]
@@ -56,23 +52,9 @@ fn the_smallest_scores_are_pruned_and_ties_from_the_left() {
 fn small(settings: Value) -> (Result<Pst, AdaptError>, SiteTable) {
     let raw = json!({"model_type": "llama", "hidden_size": 3, "head_dim": 2, "intermediate_size": 3, "num_hidden_layers": 1,
         "num_attention_heads": 1, "num_key_value_heads": 1, "vocab_size": 4});
-    let model = ModelConfig::from_json(raw, "test").unwrap();
-    let sites = model.sites();
-    let context = BuildContext {
-        info: &model.info(),
-        sites: &sites,
-        backbone: None,
-        device: Device::default(),
-        seed: 1,
-        tokenize: None,
-    };
-    (
-        Pst::new(
-            PstConfig::parse(settings.as_object().unwrap()).unwrap(),
-            &context,
-        ),
-        sites,
-    )
+    let model = TestModel::new(raw);
+    let config = PstConfig::parse(settings.as_object().unwrap()).unwrap();
+    (Pst::new(config, &model.context()), model.sites)
 }
 
 /// One 2 x 3 map with the worked example's values.
@@ -185,16 +167,8 @@ fn shares_are_within_0_and_1_and_tables_refused() {
 #[test]
 fn counts_are_those_of_the_factors() {
     let count = |raw: Value, settings: Value| {
-        let model = ModelConfig::from_json(raw, "test").unwrap();
-        let sites = model.sites();
-        let context = BuildContext {
-            info: &model.info(),
-            sites: &sites,
-            backbone: None,
-            device: Device::default(),
-            seed: 1,
-            tokenize: None,
-        };
+        let model = TestModel::new(raw);
+        let context = model.context();
         Pst::new(
             PstConfig::parse(settings.as_object().unwrap()).unwrap(),
             &context,
