@@ -7,6 +7,7 @@ use anyhow::Result;
 use frugal::device;
 use frugal::measure::machine::{Ceilings, ceilings};
 use frugal::measure::threads;
+use frugal_core::events::{available_memory_bytes, unhindered_memory_bytes};
 use frugal_core::human;
 use frugal_eval::report::SystemInfo;
 use frugal_formats::fetch;
@@ -57,7 +58,8 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let problems = problems(&cache);
     let device_name = args.machine.device_name();
     let system = SystemInfo::detect(device_name);
-    let available = available_memory();
+    let available = available_memory_bytes();
+    let unhindered = unhindered_memory_bytes();
     if args.output.json {
         ui::print_json(&json!({
             "version": env!("CARGO_PKG_VERSION"),
@@ -65,6 +67,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
             "threads_used": threads(),
             "simd": simd(),
             "available_memory": available,
+            "unhindered_memory": unhindered,
             "device": device_name,
             "devices": device::NAMES,
             "cache": { "path": cache, "bytes": cache_bytes, "models": models },
@@ -89,6 +92,11 @@ pub fn run(args: &Args) -> Result<Outcome> {
                 human::bytes(available)
             ),
             (total, _) => total.map_or_else(none, human::bytes),
+        };
+        // A control group may slow down before it ends a process.
+        let memory = match unhindered.filter(|bytes| available.is_none_or(|all| *bytes < all)) {
+            Some(bytes) => format!("{memory}, {} before it is slowed down", human::bytes(bytes)),
+            None => memory,
         };
         ui::print(&table::pairs(&[
             (
@@ -160,18 +168,6 @@ fn shown_threads(all: usize, used: usize) -> String {
     } else {
         format!("{all}, {used} used")
     }
-}
-
-/// Memory that could be used now.
-fn available_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
-    line.trim()
-        .strip_suffix("kB")?
-        .trim()
-        .parse::<u64>()
-        .ok()?
-        .checked_mul(1024)
 }
 
 /// Vector instruction sets that kernels can choose from at run time.

@@ -9,6 +9,17 @@ pub fn available_memory_bytes() -> Option<u64> {
     available_under(Path::new("/"))
 }
 
+/// Bytes that this process can take before a control group slows it down and takes its pages away
+/// (`memory.high`), which is no limit that ends it; `None` where there is none.
+pub fn unhindered_memory_bytes() -> Option<u64> {
+    unhindered_under(Path::new("/"))
+}
+
+fn unhindered_under(root: &Path) -> Option<u64> {
+    let all = groups(root).into_iter();
+    all.filter_map(|group| group.left_of(group.high?)).min()
+}
+
 fn available_under(root: &Path) -> Option<u64> {
     let of_system = read(&root.join("proc/meminfo")).and_then(|text| field(&text, "MemAvailable:"));
     let of_groups = groups(root).into_iter().filter_map(|group| group.left());
@@ -19,6 +30,8 @@ fn available_under(root: &Path) -> Option<u64> {
 struct Group {
     folder: PathBuf,
     limit: &'static str,
+    /// What slows down instead; version 1 has no such thing.
+    high: Option<&'static str>,
     used: &'static str,
     /// Key of the pages in `memory.stat` that are given up for others: files read some time ago.
     reclaimable: &'static str,
@@ -27,10 +40,16 @@ struct Group {
 impl Group {
     /// Bytes left under its limit; `None` where it has none.
     fn left(&self) -> Option<u64> {
+        self.left_of(self.limit)
+    }
+
+    /// The same under the limit in this file.
+    fn left_of(&self, file: &str) -> Option<u64> {
         let number = |name: &str| read(&self.folder.join(name))?.trim().parse::<u64>().ok();
         // No limit is the word `max`, or in version 1 a number that no machine has.
-        let limit = number(self.limit).filter(|limit| *limit < 1 << 60)?;
-        let used = number(self.used)?;
+        let limit = number(file).filter(|limit| *limit < 1 << 60)?;
+        // A limit counts even where the system does not say how much is used.
+        let used = number(self.used).unwrap_or(0);
         let stat = read(&self.folder.join("memory.stat")).unwrap_or_default();
         let reclaimable = stat
             .lines()
@@ -51,10 +70,11 @@ fn groups(root: &Path) -> Vec<Group> {
         let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else {
             continue;
         };
-        let (mount, limit, used, reclaimable) = if controllers.is_empty() {
+        let (mount, limit, high, used, reclaimable) = if controllers.is_empty() {
             (
                 "sys/fs/cgroup",
                 "memory.max",
+                Some("memory.high"),
                 "memory.current",
                 "inactive_file ",
             )
@@ -62,6 +82,7 @@ fn groups(root: &Path) -> Vec<Group> {
             (
                 "sys/fs/cgroup/memory",
                 "memory.limit_in_bytes",
+                None,
                 "memory.usage_in_bytes",
                 "total_inactive_file ",
             )
@@ -75,6 +96,7 @@ fn groups(root: &Path) -> Vec<Group> {
         found.extend(folders.map(|folder| Group {
             folder: folder.into(),
             limit,
+            high,
             used,
             reclaimable,
         }));
@@ -135,6 +157,31 @@ mod tests {
             ("sys/fs/cgroup/user/job/memory.current", "1000\n"),
         ]);
         assert_eq!(available_under(root.path()), Some(2_000_000_000));
+    }
+
+    #[test]
+    fn what_only_slows_down_is_told_apart_from_what_ends_a_process() {
+        let root = system(&[
+            MEMINFO,
+            ("proc/self/cgroup", "0::/user/job/step\n"),
+            ("sys/fs/cgroup/user/memory.high", "max\n"),
+            ("sys/fs/cgroup/user/memory.max", "9000\n"),
+            ("sys/fs/cgroup/user/memory.current", "1000\n"),
+            ("sys/fs/cgroup/user/job/memory.high", "5000\n"),
+            ("sys/fs/cgroup/user/job/memory.max", "max\n"),
+            ("sys/fs/cgroup/user/job/memory.current", "700\n"),
+            ("sys/fs/cgroup/user/job/step/memory.high", "6000\n"),
+        ]);
+        assert_eq!(available_under(root.path()), Some(8000));
+        assert_eq!(unhindered_under(root.path()), Some(4300));
+        assert_eq!(unhindered_under(system(&[MEMINFO]).path()), None);
+        // A limit of which nobody says how much is used.
+        let silent = system(&[
+            MEMINFO,
+            ("proc/self/cgroup", "0::/job\n"),
+            ("sys/fs/cgroup/job/memory.max", "2000\n"),
+        ]);
+        assert_eq!(available_under(silent.path()), Some(2000));
     }
 
     #[test]

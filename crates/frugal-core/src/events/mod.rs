@@ -9,7 +9,7 @@ mod tensorboard;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-pub use available::available_memory_bytes;
+pub use available::{available_memory_bytes, unhindered_memory_bytes};
 pub use jsonl::{JsonlLog, LogError, read_jsonl};
 pub use memory::{current_rss_bytes, peak_rss_bytes};
 pub use scalars::{Scalars, names};

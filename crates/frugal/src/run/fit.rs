@@ -26,6 +26,23 @@ pub(super) fn available(process: u64) -> Option<u64> {
     frugal_core::events::available_memory_bytes().map(|bytes| bytes + process)
 }
 
+/// What is said of a run that fits, but not into what a control group gives without slowing it down.
+pub(super) fn hindered(needed: u64, process: u64) -> Option<String> {
+    let free = frugal_core::events::unhindered_memory_bytes()?;
+    slowed(needed, free.saturating_add(process))
+}
+
+fn slowed(needed: u64, free: u64) -> Option<String> {
+    let bytes = frugal_core::human::bytes;
+    (needed > free).then(|| {
+        format!(
+            "the run needs about {}, and beyond {} its control group slows it down (`memory.high`)",
+            bytes(needed),
+            bytes(free)
+        )
+    })
+}
+
 /// Settings with which a run fits.
 pub(super) struct Fitted {
     pub(super) config: TuneConfig,
@@ -212,6 +229,9 @@ mod tests {
         assert_eq!(packed.config.quantize, Quantize::Int8);
         assert!(peak(&packed.config) < least);
         assert!(flags(1000).is_none());
+        assert_eq!(slowed(1 << 30, 1 << 30), None);
+        let said = slowed(3 << 30, 1 << 30).unwrap();
+        assert!(said.contains("3.0 GiB, and beyond 1.0 GiB") && said.contains("`memory.high`"));
         let told = refusal(3 << 30, 1 << 30, Some(&smaller)).to_string();
         assert!(
             told.contains("needs about 3.0 GiB, and 1.0 GiB are available")
