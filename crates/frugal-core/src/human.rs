@@ -29,7 +29,7 @@ pub fn bytes(n: u64) -> String {
     format!("{value:.1} {}", UNITS[unit])
 }
 
-/// A duration such as `850 ms`, `12.3 s`, `2 min 05 s`, `3 h 07 min`; `-` if it is negative or not
+/// A duration such as `76.3 µs`, `850 ms`, `12.3 s`, `2 min 05 s`, `3 h 07 min`; `-` if it is negative or not
 /// a number.
 pub fn duration(seconds: f64) -> String {
     if !seconds.is_finite() || seconds < 0.0 {
@@ -37,6 +37,8 @@ pub fn duration(seconds: f64) -> String {
     }
     let whole = seconds.round() as u64;
     match seconds {
+        s if s > 0.0 && s < 0.999_5e-3 => format!("{} \u{b5}s", significant(s * 1e6, 3)),
+        s if s > 0.0 && s < 0.009_95 => format!("{} ms", significant(s * 1e3, 2)),
         s if s < 0.9995 => format!("{:.0} ms", s * 1000.0),
         s if s < 59.95 => format!("{s:.1} s"),
         s if s < 3599.5 => format!("{} min {:02} s", whole / 60, whole % 60),
@@ -135,6 +137,8 @@ mod tests {
     fn durations() {
         let seconds = [
             0.0,
+            7.63e-5,
+            0.001_04,
             0.85,
             0.9996,
             12.34,
@@ -147,6 +151,8 @@ mod tests {
         ];
         let texts = [
             "0 ms",
+            "76.3 \u{b5}s",
+            "1.0 ms",
             "850 ms",
             "1.0 s",
             "12.3 s",

@@ -30,10 +30,12 @@ pub(super) struct Scatter<'a> {
     pub(super) lower_is_better: bool,
 }
 
-const SIZE: (u32, u32) = (560, 330);
-const TEXT: f64 = 11.0;
+const SIZE: (u32, u32) = (480, 290);
+const TEXT: f64 = 11.5;
 /// Shown pixels for the labels of the vertical axis and its name.
 const LEFT: i32 = 72;
+/// More letters of a name are cut, at their end: longer ones fit on neither side of a point.
+const LETTERS: usize = 28;
 /// Radius of a marked point.
 const MARK: i32 = 4 * FINE;
 
@@ -138,6 +140,15 @@ fn labels(points: &[(&str, (i32, i32))], line: &[(i32, i32)], bounds: [i32; 4]) 
     placed
 }
 
+/// A name of at most [`LETTERS`] letters.
+fn cut(name: &str) -> String {
+    if name.chars().count() <= LETTERS {
+        return name.to_owned();
+    }
+    let start: String = name.chars().take(LETTERS - 1).collect();
+    format!("{}\u{2026}", start.trim_end())
+}
+
 /// Round values within a range, at most a handful: 1, 2, 5, 10, ... times `unit`, or only the
 /// powers of ten.
 fn ticks((low, high): (f64, f64), unit: f64) -> Vec<f64> {
@@ -205,7 +216,8 @@ impl Scatter<'_> {
         // Room for the names, most of which stand to the right of their points.
         let x = (x.0 / 1.3, (x.1 * 1.3).max(x.0 * 2.0));
         let x = (x.0, x.1 * (x.1 / x.0).powf(0.3));
-        let room = (0.12 * (y.1 - y.0)).max(1e-3);
+        // Around a single value as much as can be told apart in few digits.
+        let room = (0.12 * (y.1 - y.0)).max(0.02 * y.1.abs()).max(1e-6);
         let y = (y.0 - room, y.1 + room);
         let decimals = (-((y.1 - y.0) / 5.0).log10().floor()).clamp(0.0, 6.0) as usize;
         let mut chart = axes::margins(root, LEFT, 14).build_cartesian_2d(
@@ -248,13 +260,13 @@ impl Scatter<'_> {
                 style,
             )))?;
         }
+        let short: Vec<String> = front.iter().map(|&i| cut(&owned[i].name)).collect();
         let named: Vec<(&str, (i32, i32))> = front
             .iter()
-            .map(|&i| {
-                (
-                    owned[i].name.as_str(),
-                    chart.backend_coord(&(owned[i].x, owned[i].y)),
-                )
+            .zip(&short)
+            .map(|(&i, name)| {
+                let at = chart.backend_coord(&(owned[i].x, owned[i].y));
+                (name.as_str(), at)
             })
             .collect();
         let line: Vec<(i32, i32)> = named.iter().map(|(_, at)| *at).collect();
@@ -391,6 +403,13 @@ mod tests {
                 && !svg.contains("NaN"),
             "{svg}"
         );
+        let long = scatter(vec![Point {
+            name: "a name that is longer than any chart has room for".into(),
+            x: 5.0,
+            y: 0.08,
+        }]);
+        let svg = long.svg().unwrap().unwrap();
+        assert!(svg.contains("a name that is longer than\u{2026}"), "{svg}");
         assert!(
             scatter(vec![Point {
                 name: "x".into(),

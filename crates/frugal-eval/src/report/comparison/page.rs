@@ -85,7 +85,7 @@ impl Comparison {
 
     fn table(&self, group: &Group<'_>) -> String {
         let words = self.descriptions();
-        let headings = self.headings();
+        let headings = self.headings_of(group);
         let heading = |(i, text): (usize, &String)| {
             let class = if i <= words.len() { "" } else { " class=\"n\"" };
             format!(
@@ -110,7 +110,10 @@ impl Comparison {
                     "<td data-label=\"{name}\" data-value=\"{value}\">{value}</td>"
                 );
             }
-            for (label, (shown, value)) in headings[1 + words.len()..].iter().zip(self.cells(row)) {
+            for (label, (shown, value)) in headings[1 + words.len()..]
+                .iter()
+                .zip(self.cells_of(group, row))
+            {
                 let value = value.map_or(String::new(), |v| v.to_string());
                 let _ = write!(
                     html,

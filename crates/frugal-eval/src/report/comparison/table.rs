@@ -39,7 +39,37 @@ impl Comparison {
             .collect()
     }
 
-    pub(super) fn headings(&self) -> Vec<String> {
+    /// The headings of a group's table: columns in which none of its runs has a value are left out.
+    pub(super) fn headings_of(&self, group: &Group<'_>) -> Vec<String> {
+        let (all, words) = (self.headings(), 1 + self.descriptions().len());
+        let (words, numbers) = all.split_at(words);
+        let kept = numbers.iter().zip(self.kept(group));
+        let numbers = kept.filter(|(_, kept)| *kept).map(|(name, _)| name);
+        words.iter().chain(numbers).cloned().collect()
+    }
+
+    /// The numbers of a row in its group's table.
+    pub(super) fn cells_of(&self, group: &Group<'_>, row: &Compared) -> Vec<(String, Option<f64>)> {
+        let kept = self.cells(row).into_iter().zip(self.kept(group));
+        kept.filter(|(_, kept)| *kept)
+            .map(|(cell, _)| cell)
+            .collect()
+    }
+
+    /// Which columns of numbers the table of a group has.
+    fn kept(&self, group: &Group<'_>) -> Vec<bool> {
+        let rows: Vec<_> = group.rows.iter().map(|row| self.cells(row)).collect();
+        let columns = rows.first().map_or(0, Vec::len);
+        // What the references are measured by comes first.
+        (0..columns)
+            .map(|i| {
+                let referred = i == 0 && !group.references.is_empty();
+                referred || rows.iter().any(|cells| cells[i].1.is_some())
+            })
+            .collect()
+    }
+
+    fn headings(&self) -> Vec<String> {
         let mut all: Vec<String> = vec!["Run".into()];
         all.extend(
             self.descriptions()
@@ -67,7 +97,7 @@ impl Comparison {
     }
 
     /// Numbers of a row: what is shown, and what it is sorted by.
-    pub(super) fn cells(&self, row: &Compared) -> Vec<(String, Option<f64>)> {
+    fn cells(&self, row: &Compared) -> Vec<(String, Option<f64>)> {
         let shown = |value: Option<f64>, text: &dyn Fn(f64) -> String| {
             (value.map_or("-".into(), text), value)
         };
@@ -123,7 +153,7 @@ impl Comparison {
     }
 
     fn markdown_of(&self, group: &Group<'_>) -> String {
-        let headings = self.headings();
+        let headings = self.headings_of(group);
         let words = self.descriptions().len();
         let mut text = format!(
             "| {} |\n|---|{}{}\n",
@@ -136,7 +166,10 @@ impl Comparison {
                 .descriptions()
                 .into_iter()
                 .map(|(_, value)| value(row).to_owned());
-            let numbers = self.cells(row).into_iter().map(|(shown, _)| shown);
+            let numbers = self
+                .cells_of(group, row)
+                .into_iter()
+                .map(|(shown, _)| shown);
             let cells: Vec<String> = words.chain(numbers).collect();
             let _ = writeln!(text, "| {} | {} |", row.name, cells.join(" | "));
         }

@@ -78,6 +78,27 @@ fn runs_of_another_task_show_what_they_are_judged_by() {
 }
 
 #[test]
+fn columns_that_no_run_of_a_table_fills_are_left_out() {
+    let mut texts = run("texts", 0.0, 7);
+    texts.record.evaluation[1].adapted = [("perplexity".to_owned(), 3.25)].into();
+    texts.record.meta_info.dataset_info[2].sha256 = "0123456789".into();
+    texts.record.forgetting = None;
+    let found = Comparison::new("", "", None, vec![run("a", 0.8, 1000), texts]);
+    let groups = found.groups();
+    assert_eq!(groups.len(), 2);
+    for group in &groups {
+        let (headings, name) = (found.headings_of(group), group.rows[0].name.as_str());
+        let has = |heading: &str| headings.iter().any(|h| h.starts_with(heading));
+        let judged = name == "a" || !group.references.is_empty();
+        assert_eq!(has("Accuracy"), judged, "{headings:?}");
+        assert_eq!(has("Perplexity"), name == "texts", "{headings:?}");
+        assert_eq!(has("Change of"), name == "a", "{headings:?}");
+        let cells = found.cells_of(group, group.rows[0]);
+        assert_eq!(cells.len() + 1 + found.descriptions().len(), headings.len());
+    }
+}
+
+#[test]
 fn each_measure_of_forgetting_has_a_column() {
     let mut encoder = run("encoder", 0.7, 10);
     encoder.record.forgetting = Some(Forgetting {
