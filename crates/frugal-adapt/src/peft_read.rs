@@ -15,12 +15,12 @@ use crate::method::Method;
 use crate::overlay::{Wanted, stored_shape};
 use crate::pattern::Bare;
 use crate::settings::Settings;
-use crate::target::Targets;
+use crate::target::{Targets, exclude};
 
 const WRAPPER: &str = "base_model.model.";
 
 /// Tasks whose adapters compute what this program computes.
-const TASKS: [&str; 3] = ["CAUSAL_LM", "SEQ_CLS", "FEATURE_EXTRACTION"];
+const TASKS: [&str; 4] = ["CAUSAL_LM", "SEQ_CLS", "TOKEN_CLS", "FEATURE_EXTRACTION"];
 
 /// Refuses adapters of tasks that are computed in another way here; `path` is their configuration.
 ///
@@ -42,10 +42,8 @@ pub(crate) fn check_task(
         .and_then(|model| model.raw.get("architectures")?.get(0)?.as_str())
         .unwrap_or_default();
     let what = match task {
-        Some("TOKEN_CLS") => "labels single tokens",
         Some("QUESTION_ANS") => "marks answers in a text",
         Some("SEQ_2_SEQ_LM") => "is for models of an encoder and a decoder",
-        None if class.ends_with("ForTokenClassification") => "labels single tokens",
         None if class.ends_with("ForQuestionAnswering") => "marks answers in a text",
         Some(task) if !TASKS.contains(&task) => "is for a task that is not known here",
         _ => return Ok(()),
@@ -58,6 +56,20 @@ pub(crate) fn check_task(
         "{named}: the adapter {what}, which is not supported; supported: {}",
         TASKS.join(", ")
     ))
+}
+
+/// Whether the adapter labels every token: its task, or where it has none its model's class, says so.
+pub(crate) fn labels_tokens(config: &Settings, model: &BackboneInfo) -> bool {
+    match config.get("task_type").and_then(Value::as_str) {
+        Some(task) => task == "TOKEN_CLS",
+        None => {
+            let class = model
+                .raw
+                .get("architectures")
+                .and_then(|all| all.get(0)?.as_str());
+            class.is_some_and(|class| class.ends_with("ForTokenClassification"))
+        }
+    }
 }
 
 /// Whether the tensors are called as in a bare base model (`BertModel`), whose paths lack `bert.`.
@@ -137,6 +149,8 @@ pub(crate) struct Beside {
     modules: Vec<String>,
     tokens: Option<Value>,
     bias: Option<String>,
+    /// Whether it is for tokens, in whose classes a model has no pooler.
+    labels_tokens: bool,
     fields: Settings,
 }
 
@@ -147,6 +161,7 @@ impl Beside {
             modules: Vec::new(),
             tokens: None,
             bias: None,
+            labels_tokens: config.get("task_type") == Some(&json!("TOKEN_CLS")),
             fields: Settings::new(),
         };
         if !method.is_in_peft() {
@@ -193,33 +208,20 @@ impl Beside {
         }
         let saved: Vec<&str> = sites
             .iter()
-            .map(|(_, site)| site.path.as_str())
-            .filter(|path| {
+            .filter(|(_, site)| {
+                let path = site.path.as_str();
                 let components = |name: &String| {
-                    *path == name
+                    path == name
                         || path.starts_with(&format!("{name}."))
                         || path.ends_with(&format!(".{name}"))
                         || path.contains(&format!(".{name}."))
                 };
-                self.modules.iter().any(components)
+                self.modules.iter().any(components) || (self.labels_tokens && site.optional)
             })
+            .map(|(_, site)| site.path.as_str())
             .collect();
-        let excluded = match settings.get("exclude_modules") {
-            Some(Value::Array(names)) => {
-                let mut names = names.clone();
-                names.extend(saved.iter().map(|path| json!(path)));
-                json!(names)
-            }
-            Some(Value::String(pattern)) => {
-                let escaped: Vec<_> = saved.iter().map(|path| fancy_regex::escape(path)).collect();
-                json!(format!("(?:{pattern})|{}", escaped.join("|")))
-            }
-            _ => json!(saved),
-        };
-        if !saved.is_empty() {
-            let given = settings.insert("exclude_modules".into(), excluded);
-            self.fields
-                .insert("exclude_modules".into(), given.unwrap_or(Value::Null));
+        if let Some(given) = exclude(&saved, settings) {
+            self.fields.insert("exclude_modules".into(), given);
         }
     }
 
@@ -293,7 +295,18 @@ impl Beside {
             wanted.fields.insert("bias".into(), json!(bias));
         }
         if let Some(tokens) = self.tokens {
-            wanted.tokens = token_tables(method.name, &tokens, sites)?;
+            let tables = token_tables(method.name, &tokens, sites)?;
+            if let Some((id, _)) = tables.iter().find(|(id, _)| wanted.modules.contains(id)) {
+                return Err(AdaptError::Config {
+                    method: method.name,
+                    field: "trainable_token_indices",
+                    reason: format!(
+                        "`{}` is trained whole by `modules_to_save` already",
+                        sites.info(*id).path
+                    ),
+                });
+            }
+            wanted.tokens = untied(method.name, tables, sites, tied)?;
             wanted
                 .fields
                 .insert("trainable_token_indices".into(), tokens);
@@ -360,6 +373,33 @@ fn token_tables(
             Ok(vec![(first, ids(list)?)])
         }
     }
+}
+
+/// Rows of a table and of the head that shares it, both named: the same rows are one; others part
+/// the two, unless they are to stay tied.
+fn untied(
+    method: &'static str,
+    mut tables: Vec<(SiteId, Vec<u32>)>,
+    sites: &SiteTable,
+    stay_tied: bool,
+) -> Result<Vec<(SiteId, Vec<u32>)>, AdaptError> {
+    let input = tables.iter().find(|(id, _)| id.index() == 0).cloned();
+    let Some((_, input)) = input else {
+        return Ok(tables);
+    };
+    let differs = |(id, ids): &&(SiteId, Vec<u32>)| sites.info(*id).tied && *ids != input;
+    if let Some((id, _)) = tables.iter().find(differs).filter(|_| stay_tied) {
+        return Err(AdaptError::Config {
+            method,
+            field: "trainable_token_indices",
+            reason: format!(
+                "other rows of `{}` than of the table that it shares, and `ensure_weight_tying` is true",
+                sites.info(*id).path
+            ),
+        });
+    }
+    tables.retain(|(id, ids)| !(sites.info(*id).tied && *ids == input));
+    Ok(tables)
 }
 
 /// What a tensor that the adapter does not expect is.

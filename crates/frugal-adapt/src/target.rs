@@ -21,6 +21,43 @@ pub enum Names {
     List(Vec<String>),
 }
 
+/// Adds paths to those that these settings keep a method away from; gives what stood there, and
+/// nothing where there is nothing to add.
+pub(crate) fn exclude(paths: &[&str], settings: &mut Settings) -> Option<Value> {
+    if paths.is_empty() {
+        return None;
+    }
+    let excluded = match settings.get("exclude_modules") {
+        Some(Value::Array(names)) => {
+            let mut names = names.clone();
+            names.extend(paths.iter().map(|path| json!(path)));
+            json!(names)
+        }
+        Some(Value::String(pattern)) => {
+            let escaped: Vec<_> = paths.iter().map(|path| fancy_regex::escape(path)).collect();
+            json!(format!("(?:{pattern})|{}", escaped.join("|")))
+        }
+        _ => json!(paths),
+    };
+    let given = settings.insert("exclude_modules".into(), excluded);
+    Some(given.unwrap_or(Value::Null))
+}
+
+/// The settings of a method for a head that labels tokens: Hugging Face's classes for these have no
+/// pooler.
+pub fn for_tokens(
+    method: &crate::method::Method,
+    mut settings: Settings,
+    sites: &SiteTable,
+) -> Settings {
+    if (method.defaults)().contains_key("exclude_modules") {
+        let optional = sites.iter().filter(|(_, site)| site.optional);
+        let paths: Vec<&str> = optional.map(|(_, site)| site.path.as_str()).collect();
+        exclude(&paths, &mut settings);
+    }
+    settings
+}
+
 /// One block number or several.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged, expecting = "must be a block number or a list of them")]

@@ -1,11 +1,13 @@
 //! Quality metrics and the small statistics that go with them.
 
+mod entities;
 mod multi_label;
 mod regression;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use entities::{Entity, EntityReport, continued, entities};
 pub use multi_label::MultiLabelReport;
 pub use regression::RegressionReport;
 

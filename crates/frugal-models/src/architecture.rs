@@ -250,10 +250,16 @@ impl ModelConfig {
         self.raw.get("architectures")?.get(0)?.as_str()
     }
 
-    /// Whether the model was saved with a classification head.
+    /// Whether the model was saved with a head that tells classes, of a sequence or of every token.
     pub fn is_classifier(&self) -> bool {
+        let sequences = |class: &str| class.ends_with("ForSequenceClassification");
+        self.labels_tokens() || self.class().is_some_and(sequences)
+    }
+
+    /// Whether the model was saved with a head that labels every token.
+    pub fn labels_tokens(&self) -> bool {
         self.class()
-            .is_some_and(|class| class.ends_with("ForSequenceClassification"))
+            .is_some_and(|class| class.ends_with("ForTokenClassification"))
     }
 
     /// Whether the model is a decoder that was saved without an output over the vocabulary and has

@@ -29,10 +29,22 @@ pub enum HeadLayout {
     /// `score` without bias on the last token (decoders).
     #[default]
     Score,
+    /// `score` likewise; a head that labels tokens is called `classifier` (GPT-2).
+    ScoreOrClassifier,
     /// `classifier` behind the pooler (BERT).
     Classifier,
     /// `classifier.dense` and `classifier.out_proj` (RoBERTa).
     DenseOutProj,
+}
+
+impl HeadLayout {
+    /// The layer of Hugging Face's class that labels every token.
+    pub fn of_tokens(self) -> &'static str {
+        match self {
+            Self::Score => "score",
+            Self::ScoreOrClassifier | Self::Classifier | Self::DenseOutProj => "classifier",
+        }
+    }
 }
 
 /// What may be known of a backbone without its architecture: sizes and names.
@@ -93,6 +105,16 @@ impl BackboneInfo {
             model_type: self.model_type,
             what,
         })
+    }
+
+    /// Hugging Face's class with a head that labels every token; none where transformers has no such
+    /// class of this architecture.
+    pub fn token_classifier_class(&self) -> Option<String> {
+        let stem = self
+            .classifier_class
+            .strip_suffix("ForSequenceClassification")?;
+        let lacks = ["Gemma3Text", "NativeSparse"].contains(&stem);
+        (!lacks).then(|| format!("{stem}ForTokenClassification"))
     }
 
     /// Why a model has no output over the vocabulary, and what to do where it could have one.

@@ -2,7 +2,8 @@
 //!
 //! Names, shapes and arithmetic are those of Hugging Face's `*ForSequenceClassification` classes,
 //! so that the files load there: `score` without bias on decoders, `classifier` on BERT,
-//! `classifier.dense` + `classifier.out_proj` on RoBERTa.
+//! `classifier.dense` + `classifier.out_proj` on RoBERTa. A head that labels every token is that of
+//! the `*ForTokenClassification` classes: one layer with a bias.
 
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,8 @@ pub enum Pooling {
     Cls,
     /// The mean of all tokens.
     Mean,
+    /// Every token by itself: the head labels tokens.
+    Tokens,
 }
 
 impl Pooling {
@@ -51,6 +54,23 @@ pub struct HeadConfig {
     pub problem_type: ProblemType,
 }
 
+impl HeadConfig {
+    /// Whether every token is labelled, and not the sequence.
+    pub fn labels_tokens(&self) -> bool {
+        self.pooling == Pooling::Tokens
+    }
+
+    /// Hugging Face's class whose head reads the same positions of such a model; none where there
+    /// is no such class.
+    pub fn class(&self, info: &BackboneInfo) -> Option<String> {
+        if self.labels_tokens() {
+            return info.token_classifier_class();
+        }
+        let is_theirs = self.pooling == Pooling::default_for(info);
+        is_theirs.then(|| info.classifier_class.to_owned())
+    }
+}
+
 /// A trained classification head.
 #[derive(Clone)]
 pub struct Head {
@@ -73,6 +93,15 @@ impl Head {
             Parameter::new(name, &[rows, d], draw(name, rows * d), device)
         };
         let vector = |name: &str, n: usize| Parameter::new(name, &[n], vec![0.0; n], device);
+        if config.labels_tokens() {
+            let module = info.head.of_tokens();
+            return Self {
+                dense: None,
+                weight: matrix(&format!("{module}.weight"), labels),
+                bias: Some(vector(&format!("{module}.bias"), labels)),
+                config,
+            };
+        }
         match info.head {
             HeadLayout::Classifier => Self {
                 dense: None,
@@ -89,7 +118,7 @@ impl Head {
                 bias: Some(vector("classifier.out_proj.bias", labels)),
                 config,
             },
-            HeadLayout::Score => Self {
+            HeadLayout::Score | HeadLayout::ScoreOrClassifier => Self {
                 dense: None,
                 weight: matrix("score.weight", labels),
                 bias: None,
@@ -155,7 +184,7 @@ impl Head {
 
     /// Name under which `peft` lists it in `modules_to_save`.
     pub fn module_name(&self) -> &'static str {
-        if self.bias.is_some() {
+        if self.weight.name().starts_with("classifier.") {
             "classifier"
         } else {
             "score"
@@ -177,7 +206,7 @@ impl Head {
             .collect()
     }
 
-    /// Logits `[sequences, labels]` of an input.
+    /// Logits `[sequences, labels]` of an input, `[tokens, labels]` where every token is labelled.
     ///
     /// A head of the first token reads the first position, as the reference does: where a method
     /// puts a prompt in front of the sequences, that is the prompt's.
@@ -205,7 +234,8 @@ impl Head {
         Ok(self.forward(hidden_states, &layout, backbone, pass, mode))
     }
 
-    /// Logits `[sequences, labels]` from final hidden states `[tokens, d_model]`.
+    /// Logits `[sequences, labels]`, or `[tokens, labels]`, from final hidden states
+    /// `[tokens, d_model]`.
     pub fn forward(
         &self,
         hidden_states: Tensor<2>,
@@ -217,6 +247,7 @@ impl Head {
         let pooled = match self.config.pooling {
             Pooling::Last => select_rows(hidden_states, &layout.last_tokens()),
             Pooling::Mean => mean_pool(hidden_states, &layout.cu_seqlens),
+            Pooling::Tokens => hidden_states,
             Pooling::Cls => {
                 let first = select_rows(hidden_states, &layout.cu_seqlens[..layout.sequences()]);
                 match backbone.pooler() {

@@ -10,7 +10,8 @@ use crate::objective::{
     Evaluation, Forward, MicroBatch, ModelParts, Objective, check, check_tokens,
 };
 
-/// For each example the logits of a head. Targets are not looked at.
+/// For each example the logits of a head, of one that labels tokens those of all tokens one after
+/// another. Targets are not looked at.
 ///
 /// # Errors
 /// Examples that do not fit the model, and logits that are not finite.
@@ -46,11 +47,29 @@ pub fn head_logits(
     if let Some(at) = values.iter().position(|value| !value.is_finite()) {
         return Err(TrainError::Example {
             set,
-            row: at / labels,
+            row: row_of(at / labels, head, examples),
             reason: "the model's logits are not finite: its weights are damaged".into(),
         });
     }
-    Ok(values.chunks(labels).map(<[f32]>::to_vec).collect())
+    if !head.config().labels_tokens() {
+        return Ok(values.chunks(labels).map(<[f32]>::to_vec).collect());
+    }
+    let mut values = values.into_iter();
+    let mut of = |example: &Tokenized| values.by_ref().take(example.len() * labels).collect();
+    Ok(examples.iter().map(&mut of).collect())
+}
+
+/// The example of a row of logits.
+fn row_of(row: usize, head: &Head, examples: &[Tokenized]) -> usize {
+    if !head.config().labels_tokens() {
+        return row;
+    }
+    let mut before = 0;
+    let holds = |example: &Tokenized| {
+        before += example.len();
+        row < before
+    };
+    examples.iter().position(holds).unwrap_or_default()
 }
 
 /// Evaluates a model, with `adapter` if one is given, in batches of at most `max_tokens` tokens.

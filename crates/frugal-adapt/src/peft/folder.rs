@@ -11,12 +11,12 @@ use frugal_nn::{
     Parameter, Pooling, ProblemType, SiteTable,
 };
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::method::{Family, Method};
 use crate::overlay::Overlay;
 use crate::peft_fused;
-use crate::peft_read::{Beside, Stray, check_task, is_bare, stray, with_prefix};
+use crate::peft_read::{Beside, Stray, check_task, is_bare, labels_tokens, stray, with_prefix};
 use crate::settings::Settings;
 
 /// Settings file of an adapter.
@@ -25,6 +25,9 @@ pub const CONFIG_FILE: &str = "adapter_config.json";
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 /// What `peft` has no field for.
 pub const EXTRA_FILE: &str = "frugal.json";
+
+/// The tensor of a prompt.
+const PROMPT: &str = "prompt_embeddings";
 
 /// What `frugal.json` holds.
 #[derive(Serialize, Deserialize)]
@@ -49,7 +52,7 @@ pub(crate) struct Keys<'a> {
 impl Keys<'_> {
     pub fn parameter(&self, name: &str) -> String {
         // Prompts have no prefix; what the layers share stands above the model and has its own.
-        if self.method.family == Family::Prompt || name.starts_with("base_model.") {
+        if name == PROMPT || name.starts_with("base_model.") {
             return name.into();
         }
         let name = if self.bare {
@@ -57,7 +60,8 @@ impl Keys<'_> {
         } else {
             name
         };
-        format!("base_model.model.{name}")
+        // What is trained of the model itself.
+        self.head(name)
     }
 
     pub fn head(&self, name: &str) -> String {
@@ -162,7 +166,11 @@ impl Files {
         let file = peft_fused::split(&file, &weights_path, context.info)?.unwrap_or(file);
         check_task(&self.config, Some(context.info), &folder.join(CONFIG_FILE))?;
         let names = file.names();
-        let bare = is_bare(&names, context.info, context.sites);
+        // Prompt methods wrap the model once less, so that names do not tell.
+        let bare = match method.family {
+            Family::Prompt => self.config.get("task_type") == Some(&json!("FEATURE_EXTRACTION")),
+            _ => is_bare(&names, context.info, context.sites),
+        };
         let (settings, beside) =
             self.settings(method, context.sites, bare.then_some(context.info))?;
         let adapter = method.make(&settings, context)?;
@@ -172,7 +180,9 @@ impl Files {
         } else {
             Box::new(Overlay::new(adapter, wanted, context)?)
         };
-        let head = head_for(&file, self.extra.and_then(|e| e.head), method, context)?;
+        let known = self.extra.and_then(|e| e.head);
+        let tokens = labels_tokens(&self.config, context.info);
+        let head = head_for(&file, known, (method, tokens), context)?;
         let mut entry = LoadedAdapter { adapter, head };
         let report = fill(
             &mut entry,
@@ -218,7 +228,7 @@ pub(crate) fn read_extra(path: &Path) -> Result<Option<Extra>, AdaptError> {
 fn head_for(
     file: &SafetensorsFile,
     known: Option<HeadConfig>,
-    method: &Method,
+    (method, labels_tokens): (&Method, bool),
     context: &BuildContext<'_>,
 ) -> Result<Option<Head>, AdaptError> {
     let keys = Keys {
@@ -247,7 +257,8 @@ fn head_for(
         .raw
         .get("problem_type")
         .is_some_and(|p| !p.is_null());
-    let problem_type = if named {
+    // The classes that label tokens do not look at `problem_type`.
+    let problem_type = if named && !labels_tokens {
         ProblemType::of_config(&context.info.raw, rows).map_err(|reason| ModelError::Config {
             source_name: "config.json".into(),
             key: "problem_type".into(),
@@ -260,7 +271,10 @@ fn head_for(
         Some(known) => known,
         None => HeadConfig {
             labels: labels()?,
-            pooling: Pooling::default_for(context.info),
+            pooling: match labels_tokens {
+                true => Pooling::Tokens,
+                false => Pooling::default_for(context.info),
+            },
             problem_type,
         },
     };

@@ -48,6 +48,7 @@ pub fn save(
     let adapter = finished.as_deref().unwrap_or(entry.adapter.as_ref());
     let method = registry::find(adapter.method())?;
     let task_type = match &entry.head {
+        Some(head) if head.config().labels_tokens() => "TOKEN_CLS",
         Some(_) => "SEQ_CLS",
         None if model.is_encoder => "FEATURE_EXTRACTION",
         None => "CAUSAL_LM",
@@ -124,10 +125,11 @@ pub fn save(
 
 fn stored(parameter: &Parameter) -> Stored<'_> {
     if parameter.is_whole_numbers() {
-        return Stored::whole_numbers(
-            parameter.shape(),
-            parameter.to_vec().into_iter().map(|v| v as i32).collect(),
-        );
+        let values = parameter.to_vec().into_iter().map(|v| v as i32).collect();
+        return match parameter.stored_below() {
+            Some(limit) => Stored::indices(parameter.shape(), values, limit),
+            None => Stored::whole_numbers(parameter.shape(), values),
+        };
     }
     Stored::new(parameter.shape(), StoredType::F32, || parameter.to_vec())
 }
@@ -247,7 +249,7 @@ fn base_model(folder: &Path) -> Option<String> {
 }
 
 /// Whose adapter these files hold.
-fn method_of(files: &Files) -> Result<&'static Method, AdaptError> {
+pub(crate) fn method_of(files: &Files) -> Result<&'static Method, AdaptError> {
     match &files.extra {
         Some(extra) => registry::find(&extra.method),
         None => registry::find_peft(&files.peft_type, &files.config),
@@ -263,8 +265,10 @@ pub struct Described {
     pub settings: Settings,
     /// The classification head, if this program wrote the folder: others do not name its classes.
     pub head: Option<HeadConfig>,
-    /// Whether it is for classification.
+    /// Whether it is for classification, of texts or of tokens.
     pub is_classifier: bool,
+    /// Whether it labels every token.
+    pub labels_tokens: bool,
     /// The model that it was made for.
     pub base_model: Option<String>,
 }
@@ -279,10 +283,12 @@ pub fn describe(folder: &Path) -> Result<Described, AdaptError> {
     let config = files.config;
     let mut settings = (method.from_peft)(&config)?;
     settings.retain(|_, value| !value.is_null());
+    let task_type = config.get("task_type").and_then(Value::as_str);
     Ok(Described {
         method: method.name,
         settings,
-        is_classifier: config.get("task_type").and_then(Value::as_str) == Some("SEQ_CLS"),
+        is_classifier: ["SEQ_CLS", "TOKEN_CLS"].map(Some).contains(&task_type),
+        labels_tokens: task_type == Some("TOKEN_CLS"),
         head: files.extra.and_then(|extra| extra.head),
         base_model: base_model(folder),
     })

@@ -1,7 +1,9 @@
 //! Groups of flags that several commands share.
 
 mod run;
+mod texts;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
@@ -13,6 +15,7 @@ use frugal::model::load::{LoadError, Lookup, read_json};
 use toml::{Table, Value};
 
 pub use run::RunFlags;
+pub use texts::Texts;
 
 /// The flag of the processes that this program starts.
 pub const END_WITH_STDIN: &str = "--end-with-stdin";
@@ -72,6 +75,17 @@ pub fn pair(text: &str) -> Result<(String, String), String> {
         .split_once('=')
         .ok_or("write ROLE=NAME, for example text=sentence")?;
     Ok((role.into(), name.into()))
+}
+
+/// Columns by their roles; a role is given once.
+pub fn columns(pairs: &[(String, String)]) -> Result<BTreeMap<String, String>> {
+    let mut columns = BTreeMap::new();
+    for (role, name) in pairs {
+        if let Some(first) = columns.insert(role.clone(), name.clone()) {
+            bail!("--column {role}: given as {first:?} and as {name:?}; give it once");
+        }
+    }
+    Ok(columns)
 }
 
 /// The API key of a service, from an environment variable.

@@ -41,7 +41,7 @@ pub struct RunFlags {
     #[arg(long, short, value_name = "MODEL", help_heading = "What")]
     pub model: Option<String>,
     /// What is learned [default: classification]
-    #[arg(long, value_name = "TASK", value_parser = ["classification", "causal-lm", "embedding", "reranking"], help_heading = "What")]
+    #[arg(long, value_name = "TASK", value_parser = ["classification", "token-classification", "causal-lm", "embedding", "reranking"], help_heading = "What")]
     pub task: Option<String>,
     /// What a classifier learns: one label of several, any number of labels, or numbers [default:
     /// single_label_classification]
@@ -229,10 +229,9 @@ impl RunFlags {
         layer.set("data.test", files(&self.test_data));
         layer.set("data.template", self.template.clone());
         layer.set("data.chat_template", self.chat_template.clone());
-        let columns: Table = self
-            .columns
-            .iter()
-            .map(|(role, name)| (role.clone(), Value::from(name.as_str())))
+        let columns: Table = super::columns(&self.columns)?
+            .into_iter()
+            .map(|(role, name)| (role, Value::from(name)))
             .collect();
         layer.set("data.columns", (!columns.is_empty()).then_some(columns));
         layer.set("data.max_length", count_value(self.max_length));
@@ -302,7 +301,9 @@ impl RunFlags {
             layer.set("method.name", Some(adapter.method));
         }
         if !is_said("task") {
-            let task = if adapter.is_classifier {
+            let task = if adapter.labels_tokens {
+                "token-classification"
+            } else if adapter.is_classifier {
                 "classification"
             } else {
                 "causal-lm"

@@ -1,7 +1,7 @@
 //! `frugal embed`: vectors of texts.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
@@ -10,10 +10,9 @@ use frugal::model::Quantize;
 use frugal::retrieve::{
     EmbedOptions, Embeddings, Encoder, EncoderRequest, Precision, Prompt, RetrieveError,
 };
-use frugal_core::data::{self, Documents, LoadOptions};
 use serde_json::json;
 
-use crate::args::{Machine, Model, Output};
+use crate::args::{Machine, Model, Output, Texts};
 use crate::outcome::Outcome;
 use crate::ui::progress::{Counter, Phase};
 use crate::ui::{self, interrupt};
@@ -57,23 +56,8 @@ impl From<Elements> for Precision {
 pub struct Args {
     #[command(flatten)]
     model: Model,
-    /// Text to embed; repeatable
-    #[arg(
-        long = "text",
-        short,
-        value_name = "TEXT",
-        help_heading = "Data",
-        required_unless_present = "data",
-        conflicts_with = "data"
-    )]
-    texts: Vec<String>,
-    /// File of texts (JSONL, JSON, CSV, TSV, text or Parquet, perhaps .gz or .zst), or - for
-    /// standard input
-    #[arg(long, short, value_name = "FILE", help_heading = "Data")]
-    data: Option<PathBuf>,
-    /// Which column is the text, for example text=sentence
-    #[arg(long = "column", value_name = "ROLE=NAME", value_parser = crate::args::pair, help_heading = "Data")]
-    columns: Vec<(String, String)>,
+    #[command(flatten)]
+    texts: Texts,
     /// Longest text in tokens; longer ones are cut [default: what the model says]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Data")]
     max_length: Option<u32>,
@@ -175,10 +159,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         bail!("--quantize: vectors of fewer bits go to a file, for example `--out vectors.npy`");
     }
     let (model, adapter) = args.model.resolve()?;
-    let texts = match &args.data {
-        None => args.texts.clone(),
-        Some(file) => read(file, args)?,
-    };
+    let texts: Vec<String> = args.texts.read()?.into_iter().map(|r| r.text).collect();
     let request = EncoderRequest {
         model: model.clone(),
         adapter,
@@ -244,23 +225,6 @@ pub fn run(args: &Args) -> Result<Outcome> {
         }
     }
     Ok(Outcome::Done)
-}
-
-fn read(file: &Path, args: &Args) -> Result<Vec<String>> {
-    let options = LoadOptions {
-        columns: args.columns.iter().cloned().collect(),
-        documents: Some(Documents::Lines),
-        ..LoadOptions::default()
-    };
-    let mut texts = Vec::new();
-    data::texts(file, &options, &mut |record| {
-        texts.push(record.text);
-        true
-    })?;
-    if texts.is_empty() {
-        bail!("{}: no texts", file.display());
-    }
-    Ok(texts)
 }
 
 fn write(

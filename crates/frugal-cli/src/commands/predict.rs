@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use frugal::model::Quantize;
 use frugal::run::{
-    DataConfig, PredictRequest, Predictor, ProblemType, Progress, RunError, data_settings_of,
+    DataConfig, PredictRequest, Predictor, ProblemType, Progress, RunError, Tags, data_settings_of,
     quantize_of,
 };
 use frugal::train::Tokenized;
 use frugal_core::data::TextRecord;
 use serde_json::{Value, json};
 
-use crate::args::{Machine, Model, Output};
+use crate::args::{Machine, Model, Output, Texts};
 use crate::outcome::Outcome;
 use crate::ui::{self, interrupt};
 
@@ -26,7 +26,8 @@ Examples:
 
 Each text gives one line, as soon as it is known: the text, its likeliest label, the score of that
 label and the probability of each. Labels in the data are not needed; where they are given, they
-are repeated as `gold`. Columns are those of the adapter's run unless --column says otherwise.";
+are repeated as `gold`. A model that labels words gives the label and score of each, and the
+entities that they mark; words are the file's `tokens`, or the text divided at white space. Columns are those of the adapter's run unless --column says otherwise.";
 
 /// Tell the labels of texts with a trained classifier
 #[derive(Debug, clap::Args)]
@@ -34,23 +35,8 @@ are repeated as `gold`. Columns are those of the adapter's run unless --column s
 pub struct Args {
     #[command(flatten)]
     model: Model,
-    /// Text to classify; repeatable
-    #[arg(
-        long = "text",
-        short,
-        value_name = "TEXT",
-        help_heading = "Data",
-        required_unless_present = "data",
-        conflicts_with = "data"
-    )]
-    texts: Vec<String>,
-    /// File of texts (JSONL, JSON, CSV, TSV, text or Parquet, perhaps .gz or .zst), or - for
-    /// standard input
-    #[arg(long, short, value_name = "FILE", help_heading = "Data")]
-    data: Option<PathBuf>,
-    /// Which column plays which role, for example text=sentence; repeatable
-    #[arg(long = "column", value_name = "ROLE=NAME", value_parser = crate::args::pair, conflicts_with = "texts", help_heading = "Data")]
-    columns: Vec<(String, String)>,
+    #[command(flatten)]
+    texts: Texts,
     /// Longest text in tokens [default: what the model allows]
     #[arg(
         long,
@@ -91,7 +77,7 @@ impl Args {
     }
 
     fn batch_size(&self) -> usize {
-        let piped = self.data.as_deref() == Some(Path::new("-"));
+        let piped = self.texts.data.as_deref() == Some(Path::new("-"));
         let default = if piped { 1 } else { 16 };
         self.batch_size.map_or(default, usize::from)
     }
@@ -107,10 +93,9 @@ pub fn run(args: &Args) -> Result<Outcome> {
     }
     let (model, adapter) = args.model.resolve()?;
     let own = adapter.as_deref().map(data_settings_of).unwrap_or_default();
-    let columns = if args.columns.is_empty() {
-        own.columns.clone()
-    } else {
-        args.columns.iter().cloned().collect()
+    let columns = match args.texts.column.is_empty() {
+        true => own.columns.clone(),
+        false => args.texts.columns()?,
     };
     let request = PredictRequest {
         quantize: args
@@ -147,10 +132,12 @@ pub fn run(args: &Args) -> Result<Outcome> {
         size: args.batch_size(),
         writer,
     };
-    let source = args.data.clone().unwrap_or_else(|| "text".into());
-    let named = args.columns.iter().find(|(role, _)| role == "label");
+    let source = args.texts.data.clone().unwrap_or_else(|| "text".into());
+    let named = args.texts.column.iter().find(|(role, _)| role == "label");
     let asked = named.map(|(_, column)| column);
+    let mut any = false;
     let mut take = |record: TextRecord| -> Result<(), RunError> {
+        any = true;
         if interrupt::asked(&stop) {
             return Err(RunError::Invalid(INTERRUPTED.into()));
         }
@@ -160,26 +147,29 @@ pub fn run(args: &Args) -> Result<Outcome> {
             let why = format!("no column {column:?} for the label, which `--column` names");
             return Err(place(RunError::Invalid(why)));
         }
-        let ids = predictor
-            .encode(&record.text, record.text_pair.as_deref())
-            .map_err(place)?;
+        let ids = match predictor.labels_tokens() {
+            true => predictor.encode_words(&record.tokens),
+            false => predictor.encode(&record.text, record.text_pair.as_deref()),
+        };
+        let ids = ids.map_err(place)?;
         work.take(record, ids)
             .map_err(|e| RunError::Invalid(format!("{e:#}")))
     };
-    let read = match &args.data {
+    let read = match &args.texts.data {
         Some(file) => predictor.read(file, &mut take),
-        None => args.texts.iter().enumerate().try_for_each(|(i, text)| {
-            take(TextRecord {
-                line: i + 1,
-                text: text.clone(),
-                text_pair: None,
-                label: None,
-            })
-        }),
+        None => args.texts.given().try_for_each(&mut take),
     };
     match read {
         Err(RunError::Invalid(why)) if why == INTERRUPTED => return Ok(Outcome::Interrupted),
         read => read?,
+    }
+    if let Some(file) = args
+        .texts
+        .data
+        .as_deref()
+        .filter(|f| !any && *f != Path::new("-"))
+    {
+        bail!("{}: no texts", file.display());
     }
     work.flush()?;
     work.writer.finish(args.out.as_deref())?;
@@ -206,8 +196,22 @@ impl Work<'_> {
     }
 
     fn flush(&mut self) -> Result<()> {
-        let (records, ids): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.waiting).into_iter().unzip();
+        let waiting = std::mem::take(&mut self.waiting);
+        if self.predictor.labels_tokens() {
+            let (records, ids): (Vec<_>, Vec<_>) = waiting
+                .into_iter()
+                .map(|(record, ids)| {
+                    let words = record.tokens.len();
+                    (record, (ids, words))
+                })
+                .unzip();
+            let found = self.predictor.tag(&ids)?;
+            for (record, tags) in records.iter().zip(&found) {
+                self.writer.write_tags(record, tags)?;
+            }
+            return self.writer.flush();
+        }
+        let (records, ids): (Vec<_>, Vec<_>) = waiting.into_iter().unzip();
         let found = self.predictor.predict(&ids)?;
         for (record, values) in records.iter().zip(&found) {
             self.writer.write(record, self.predictor.labels(), values)?;
@@ -242,7 +246,10 @@ impl Writer {
             csv: args.is_csv(),
             file,
         };
-        if writer.csv {
+        if writer.csv && predictor.labels_tokens() {
+            let columns = ["line", "word", "label", "score"].map(str::to_owned);
+            writer.line(&csv_row(&columns))?;
+        } else if writer.csv {
             let names = labels.iter().map(|label| format!("probability of {label}"));
             let first: &[&str] = match writer.problem {
                 ProblemType::SingleLabel => &["text", "label", "score"],
@@ -280,6 +287,31 @@ impl Writer {
             line["gold"] = json!(gold);
         }
         self.line(&line.to_string())
+    }
+
+    /// Of a text whose words are labelled one line, as CSV one line for each word.
+    fn write_tags(&mut self, record: &TextRecord, tags: &Tags) -> Result<()> {
+        if !self.csv {
+            let mut line = json!({ "text": record.text, "tokens": record.tokens });
+            if let (Some(line), Value::Object(found)) = (line.as_object_mut(), json!(tags)) {
+                line.extend(found);
+            }
+            if let Some(gold) = &record.label {
+                line["gold"] = json!(gold);
+            }
+            return self.line(&line.to_string());
+        }
+        let said = tags.labels.iter().zip(&tags.scores);
+        for (word, (label, score)) in record.tokens.iter().zip(said) {
+            let cells = [
+                record.line.to_string(),
+                word.clone(),
+                label.clone().unwrap_or_default(),
+                score.map_or_else(String::new, |score| score.to_string()),
+            ];
+            self.line(&csv_row(&cells))?;
+        }
+        Ok(())
     }
 
     fn line(&mut self, line: &str) -> Result<()> {

@@ -1,7 +1,5 @@
 //! `frugal rerank`: candidates in the order in which they answer a query.
 
-use std::path::{Path, PathBuf};
-
 use anyhow::{Result, bail};
 use clap::ValueEnum;
 use frugal::model::Quantize;
@@ -11,10 +9,10 @@ use frugal::run::{
     DataConfig, PredictRequest, Predictor, Progress, PromptedMode, PromptedReranker, PrpCost,
     Rerank, Reranker, RunError, data_settings_of, quantize_of,
 };
-use frugal_core::data::{Documents, LoadOptions, TextRecord};
+use frugal_core::data::TextRecord;
 use serde_json::json;
 
-use crate::args::{Machine, Model, Output};
+use crate::args::{Machine, Model, Output, Texts};
 use crate::outcome::Outcome;
 use crate::ui::progress::Counter;
 use crate::ui::{self, interrupt};
@@ -102,23 +100,8 @@ pub struct Args {
     /// The query
     #[arg(long, value_name = "TEXT", help_heading = "Data")]
     query: String,
-    /// Candidate; repeatable
-    #[arg(
-        long = "text",
-        short,
-        value_name = "TEXT",
-        help_heading = "Data",
-        required_unless_present = "data",
-        conflicts_with = "data"
-    )]
-    texts: Vec<String>,
-    /// File of candidates (JSONL, JSON, CSV, TSV, text or Parquet, perhaps .gz or .zst), or - for
-    /// standard input
-    #[arg(long, short, value_name = "FILE", help_heading = "Data")]
-    data: Option<PathBuf>,
-    /// Which column is the text, for example text=passage
-    #[arg(long = "column", value_name = "ROLE=NAME", value_parser = crate::args::pair, help_heading = "Data")]
-    columns: Vec<(String, String)>,
+    #[command(flatten)]
+    texts: Texts,
     /// Longest pair in tokens; longer ones are cut [default: what the model allows]
     #[arg(
         long,
@@ -159,7 +142,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         model: model.clone(),
         adapter,
         data: DataConfig {
-            columns: args.columns.iter().cloned().collect(),
+            columns: args.texts.columns()?,
             max_length: args.max_length,
             truncate: true,
             documents: None,
@@ -176,12 +159,20 @@ pub fn run(args: &Args) -> Result<Outcome> {
     warnings.iter().for_each(|text| ui::warn(args.output, text));
     let predictor = opened?;
     let reranker = Reranker::of(&model, predictor)?;
-    let candidates = read(args, &mut |file, take| {
-        Ok(reranker.predictor().read(file, &mut |record| {
-            take(record);
-            Ok(())
-        })?)
-    })?;
+    let candidates = match &args.texts.data {
+        None => args.texts.given().collect(),
+        Some(file) => {
+            let mut found = Vec::new();
+            reranker.predictor().read(file, &mut |record| {
+                found.push(record);
+                Ok(())
+            })?;
+            found
+        }
+    };
+    if candidates.is_empty() {
+        bail!("{}: no texts", file_name(args));
+    }
     let texts: Vec<&str> = candidates.iter().map(|c| c.text.as_str()).collect();
     match scored(args, texts.len(), &mut |progress| {
         reranker.scores(&args.query, &texts, progress)
@@ -211,19 +202,7 @@ fn run_prompted(args: &Args) -> Result<Outcome> {
         true => PrpMode::Generation,
         false => PrpMode::Scoring,
     };
-    let options = LoadOptions {
-        columns: args.columns.iter().cloned().collect(),
-        // Each line is a text of its own, as it comes.
-        documents: Some(Documents::Lines),
-        ..LoadOptions::default()
-    };
-    let candidates = read(args, &mut |file, take| {
-        let mut push = |record| {
-            take(record);
-            true
-        };
-        Ok(frugal_core::data::texts(file, &options, &mut push)?)
-    })?;
+    let candidates = args.texts.read()?;
     let top_k = args.top_k.map_or(usize::MAX, |k| k as usize);
     let mode = args.mode.mode(algorithm, ask, top_k);
     let reranker: PromptedReranker =
@@ -309,24 +288,8 @@ fn show(
     Ok(Outcome::Done)
 }
 
-/// Reads every text of a file.
-type ReadFile<'a> = &'a mut dyn FnMut(&Path, &mut dyn FnMut(TextRecord)) -> Result<()>;
-
-fn read(args: &Args, file_reader: ReadFile<'_>) -> Result<Vec<TextRecord>> {
-    let mut found: Vec<TextRecord> = Vec::new();
-    match &args.data {
-        Some(file) => {
-            file_reader(file, &mut |record| found.push(record))?;
-            if found.is_empty() {
-                bail!("{}: no candidates", file.display());
-            }
-        }
-        None => found.extend(args.texts.iter().enumerate().map(|(i, text)| TextRecord {
-            line: i + 1,
-            text: text.clone(),
-            text_pair: None,
-            label: None,
-        })),
-    }
-    Ok(found)
+/// The file of candidates, for messages.
+fn file_name(args: &Args) -> String {
+    let file = args.texts.data.as_deref();
+    file.map_or_else(|| "--text".into(), |file| file.display().to_string())
 }

@@ -25,5 +25,7 @@ mod shell;
 mod silent;
 mod split_gguf;
 mod start;
+mod strange;
 mod support;
+mod tags;
 mod tune;

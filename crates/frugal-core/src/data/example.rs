@@ -114,6 +114,13 @@ pub enum Example {
         /// A number for each output.
         values: Vec<f32>,
     },
+    /// The words of a text, and what is said of each.
+    Tagged {
+        /// The words.
+        tokens: Vec<String>,
+        /// Name of the tag of each word; none for a word of which nothing is said.
+        tags: Vec<Option<String>>,
+    },
     /// Two texts that belong together.
     Pair {
         /// The first.

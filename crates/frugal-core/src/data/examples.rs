@@ -8,9 +8,10 @@ use super::error::DataError;
 use super::example::{Conversation, Example, Message};
 use super::format::{Format, accepted, detect, keys};
 use super::labels;
-use super::options::LoadOptions;
-use super::record::Record;
+use super::options::{Labels, LoadOptions};
+use super::record::{Record, kind};
 use super::row::Row;
+use super::tags;
 use super::turns;
 use crate::suggest::did_you_mean;
 
@@ -19,6 +20,8 @@ pub(super) struct Sink<'a> {
     path: &'a Path,
     options: &'a LoadOptions,
     format: Option<Format>,
+    /// The JSON type of the labels, and the line of the first.
+    label_kind: Option<(&'static str, usize)>,
     /// The examples so far.
     pub(super) examples: Vec<Example>,
     /// The line of each.
@@ -32,6 +35,7 @@ impl<'a> Sink<'a> {
             path,
             options,
             format: None,
+            label_kind: None,
             examples: Vec::new(),
             lines: Vec::new(),
         }
@@ -51,9 +55,27 @@ impl<'a> Sink<'a> {
             options: self.options,
             format,
         };
+        if format == Format::Classification && self.options.labels == Labels::One {
+            self.check_kind(&row)?;
+        }
         self.examples.push(example(&row)?);
         self.lines.push(record.line);
         Ok(())
+    }
+
+    /// Labels of two types are one class that is written in two ways, or no labels: `true` and
+    /// `"true"`.
+    fn check_kind(&mut self, row: &Row<'_>) -> Result<(), DataError> {
+        let Some(label) = row.get("label") else {
+            return Ok(());
+        };
+        let (own, line) = (kind(label), row.record.line);
+        match *self.label_kind.get_or_insert((own, line)) {
+            (first, _) if first == own => Ok(()),
+            (first, at) => Err(row.problem(format!(
+                "the label is {own}, that of line {at} {first}: write all labels the same way"
+            ))),
+        }
     }
 
     /// The format, once everything was taken, and the names of outputs where the file decides them.
@@ -62,10 +84,13 @@ impl<'a> Sink<'a> {
             path: self.path.to_owned(),
         };
         let format = self.format.ok_or_else(empty)?;
-        if format != Format::Classification {
-            return Ok((format, Vec::new()));
-        }
-        let outputs = labels::finish(self.path, self.options, &mut self.examples, &self.lines)?;
+        let outputs = match format {
+            Format::Classification => {
+                labels::finish(self.path, self.options, &mut self.examples, &self.lines)?
+            }
+            Format::TokenClassification => self.options.label_names.clone(),
+            _ => Vec::new(),
+        };
         Ok((format, outputs))
     }
 }
@@ -73,7 +98,9 @@ impl<'a> Sink<'a> {
 fn format_of(path: &Path, first: &Record, options: &LoadOptions) -> Result<Format, DataError> {
     check_columns(path, first, options)?;
     let has = |name: &str| options.columns.contains_key(name) || first.fields.contains_key(name);
-    if let Some(format) = options.format.or_else(|| detect(&has)) {
+    let tagged = || options.labels == Labels::Tags && Format::TokenClassification.is_there(&has);
+    let wanted = tagged().then_some(Format::TokenClassification);
+    if let Some(format) = options.format.or(wanted).or_else(|| detect(&has)) {
         return Ok(format);
     }
     let found: Vec<&str> = first.fields.keys().map(String::as_str).collect();
@@ -157,6 +184,7 @@ fn read(row: &Row<'_>) -> Result<Example, DataError> {
             positive: row.text("positive")?,
         },
         Format::Classification => labels::example(row)?,
+        Format::TokenClassification => tags::example(row)?,
         Format::Text => Example::Text {
             text: row.text("text")?,
         },
@@ -172,7 +200,9 @@ pub struct TextRecord {
     pub text: String,
     /// The second text of a pair.
     pub text_pair: Option<String>,
-    /// What the file says of it: a label, a list of labels, a number or several.
+    /// Its words, where these are told apart: those of the file, or what stands between white space.
+    pub tokens: Vec<String>,
+    /// What the file says of it: a label, a list of labels, a number or several, a tag for each word.
     pub label: Option<Value>,
 }
 
@@ -182,6 +212,9 @@ pub(super) fn text_record(
     record: &Record,
     options: &LoadOptions,
 ) -> Result<TextRecord, DataError> {
+    if options.labels == Labels::Tags {
+        return tagged_record(path, record, options);
+    }
     let fields = &record.fields;
     // A label may be missing, and is then not taken from another column.
     let mapped = labels::columns(options);
@@ -205,6 +238,54 @@ pub(super) fn text_record(
         line: record.line,
         text: row.text("text")?,
         text_pair: row.optional_text("text_pair")?,
+        tokens: Vec::new(),
+        label,
+    })
+}
+
+/// A record whose words are to be tagged: its `tokens`, or else its `text`, divided at white space.
+/// Tags need not be there.
+fn tagged_record(
+    path: &Path,
+    record: &Record,
+    options: &LoadOptions,
+) -> Result<TextRecord, DataError> {
+    let mut options = options.clone();
+    let has = |column: &String| record.fields.contains_key(column);
+    // A column of tags may be missing, and is then not taken from another one.
+    let mapped = options.columns.get("ner_tags").cloned();
+    options.columns.retain(|key, column| {
+        has(column) || !["ner_tags", "tokens", "text"].contains(&key.as_str())
+    });
+    check_columns(path, record, &options)?;
+    let row = Row {
+        path,
+        record,
+        options: &options,
+        format: Format::TokenClassification,
+    };
+    let (text, tokens) = match row.get("tokens") {
+        Some(_) => {
+            let tokens = tags::tokens(&row)?;
+            (tokens.join(" "), tokens)
+        }
+        None if row.get("text").is_some() => {
+            let text = row.text("text")?;
+            let tokens = text.split_whitespace().map(str::to_owned).collect();
+            (text, tokens)
+        }
+        None => return Err(row.problem("neither \"tokens\" nor \"text\" is there")),
+    };
+    let told = mapped.as_ref().is_none_or(has) && row.given("ner_tags").is_some();
+    let label = match told {
+        true => Some(Value::from(tags::tags(&row)?)),
+        false => None,
+    };
+    Ok(TextRecord {
+        line: record.line,
+        text,
+        text_pair: None,
+        tokens,
         label,
     })
 }

@@ -24,13 +24,15 @@ pub enum Format {
     Pair,
     /// `text`, `label` and perhaps `text_pair`.
     Classification,
+    /// `tokens`, the words of a text, and `ner_tags`, what is said of each.
+    TokenClassification,
     /// `text`.
     Text,
 }
 
 impl Format {
     /// All formats, the more specific first: the first one whose keys are there is chosen.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Messages,
         Self::Sharegpt,
         Self::Preference,
@@ -39,6 +41,7 @@ impl Format {
         Self::Triplet,
         Self::Pair,
         Self::Classification,
+        Self::TokenClassification,
         Self::Text,
     ];
 
@@ -53,6 +56,7 @@ impl Format {
             Self::Triplet => "triplet",
             Self::Pair => "pair",
             Self::Classification => "classification",
+            Self::TokenClassification => "token_classification",
             Self::Text => "text",
         }
     }
@@ -68,6 +72,7 @@ impl Format {
             Self::Triplet => &["anchor", "positive", "negative"],
             Self::Pair => &["anchor", "positive"],
             Self::Classification => &["text", "label"],
+            Self::TokenClassification => &["tokens", "ner_tags"],
             Self::Text => &["text"],
         }
     }
@@ -82,6 +87,12 @@ impl Format {
             Self::Classification => &["text_pair"],
             _ => &[],
         }
+    }
+
+    /// Whether all required keys are there.
+    pub(super) fn is_there(self, has: &dyn Fn(&str) -> bool) -> bool {
+        let mut keys = self.required().iter();
+        keys.all(|key| present(key, has).is_some())
     }
 
     /// Keys that would change what is learned from a record of this format and that nothing here
@@ -100,7 +111,7 @@ impl Format {
                 "images",
                 "audio",
             ],
-            Self::Text => &[
+            Self::Text | Self::TokenClassification => &[
                 "weight",
                 "weights",
                 "sample_weight",
@@ -205,6 +216,8 @@ fn synonyms(key: &str) -> &'static [&'static str] {
         "text" => &["sentence", "content", "sentence1", "premise"],
         "text_pair" => &["sentence2", "hypothesis"],
         "label" => &["labels", "class"],
+        "tokens" => &["words"],
+        "ner_tags" => &["labels", "tags"],
         "prompt" => &["question"],
         "completion" => &["response", "answer"],
         "system" => &["system_prompt", "system_message"],
@@ -221,9 +234,7 @@ pub(super) fn present<'a>(key: &'a str, has: &dyn Fn(&str) -> bool) -> Option<&'
 
 /// The first format whose required keys are all there.
 pub(super) fn detect(has: &dyn Fn(&str) -> bool) -> Option<Format> {
-    Format::ALL
-        .into_iter()
-        .find(|f| f.required().iter().all(|key| present(key, has).is_some()))
+    Format::ALL.into_iter().find(|format| format.is_there(has))
 }
 
 /// One sentence on what keys are known.

@@ -26,7 +26,8 @@ const USUAL_SEPARATORS: [char; 3] = ['|', ';', ','];
 /// The columns that `label` is mapped to, where it is several: `label = "toxic,obscene"`.
 pub(super) fn columns(options: &LoadOptions) -> Option<Vec<&str>> {
     let column = options.columns.get("label")?;
-    let several = options.labels != Labels::One && column.contains(',');
+    let one = matches!(options.labels, Labels::One | Labels::Tags);
+    let several = !one && column.contains(',');
     several.then(|| column.split(',').map(str::trim).collect())
 }
 
@@ -34,7 +35,8 @@ pub(super) fn columns(options: &LoadOptions) -> Option<Vec<&str>> {
 pub(super) fn example(row: &Row<'_>) -> Result<Example, DataError> {
     let (text, text_pair) = (row.text("text")?, row.optional_text("text_pair")?);
     Ok(match row.options.labels {
-        Labels::One => Example::Classification {
+        // Tags belong to words, of which these records have none: the task refuses them.
+        Labels::One | Labels::Tags => Example::Classification {
             text,
             text_pair,
             label: one(row)?,
@@ -56,7 +58,7 @@ pub(super) fn example(row: &Row<'_>) -> Result<Example, DataError> {
 /// numbers.
 pub(super) fn shown(row: &Row<'_>) -> Result<Value, DataError> {
     Ok(match row.options.labels {
-        Labels::One => match row.required("label")? {
+        Labels::One | Labels::Tags => match row.required("label")? {
             // A list, which is no label to compare with, is shown as it is.
             Value::Array(items) => Value::from(items.clone()),
             _ => Value::from(one(row)?),
@@ -170,7 +172,7 @@ fn in_text(row: &Row<'_>, text: &str) -> Result<Vec<String>, DataError> {
 }
 
 /// A list in a cell of a table; Python writes its strings in single quotes.
-fn list(text: &str) -> Option<Vec<Value>> {
+pub(super) fn list(text: &str) -> Option<Vec<Value>> {
     let read = |text: &str| serde_json::from_str::<Vec<Value>>(text).ok();
     read(text).or_else(|| {
         let plain = !text.contains('"') && !text.contains('\\');
@@ -228,7 +230,7 @@ pub(super) fn finish(
     lines: &[usize],
 ) -> Result<Vec<String>, DataError> {
     match options.labels {
-        Labels::One => check_names(path, examples, lines).map(|()| Vec::new()),
+        Labels::One | Labels::Tags => check_names(path, examples, lines).map(|()| Vec::new()),
         Labels::Several => several_labels(path, options, examples, lines),
         Labels::Numbers => outputs(path, options, examples, lines),
     }

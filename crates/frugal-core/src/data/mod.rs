@@ -16,6 +16,7 @@ mod row;
 mod source;
 mod stream;
 mod table;
+mod tags;
 mod turns;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -236,6 +237,7 @@ impl Dataset {
         let labels = |e: &Example| match e {
             Example::Classification { label, .. } => vec![label.clone()],
             Example::Labeled { labels, .. } => labels.clone(),
+            Example::Tagged { tags, .. } => tags.iter().flatten().cloned().collect(),
             _ => Vec::new(),
         };
         let names: BTreeSet<String> = self.examples.iter().flat_map(labels).collect();

@@ -28,6 +28,8 @@ pub enum Labels {
     Several,
     /// A number, or a list of numbers, or a column for each.
     Numbers,
+    /// A name for each word: `tokens` with `ner_tags`.
+    Tags,
 }
 
 /// How to read a file. The default finds out by itself.
@@ -49,4 +51,6 @@ pub struct LoadOptions {
     pub labels: Labels,
     /// What stands between several labels in one text; `|` if absent.
     pub label_separator: Option<String>,
+    /// Names of the tags of words, in the order of their numbers, where the file holds numbers.
+    pub label_names: Vec<String>,
 }

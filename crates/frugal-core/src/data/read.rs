@@ -8,7 +8,7 @@ use super::error::DataError;
 use super::format::detect;
 use super::options::{Documents, LoadOptions};
 use super::parquet;
-use super::record::{Record, kind};
+use super::record::{Plain, Record, kind};
 use super::source::Source;
 use super::table::{Quotes, table};
 
@@ -130,8 +130,16 @@ fn utf8<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a str, DataError> {
         let line = 1 + before.iter().filter(|b| **b == b'\n').count();
         not_utf8(path, line, bytes, e)
     })?;
+    if let Some(at) = bytes.iter().position(|b| *b == 0) {
+        let line = 1 + bytes[..at].iter().filter(|b| **b == b'\n').count();
+        return Err(DataError::line(path, line, NUL));
+    }
     Ok(text.strip_prefix('\u{feff}').unwrap_or(text))
 }
+
+/// What is said of a byte that text does not have.
+const NUL: &str = "there is a byte 0, which text does not have: the file is no text, or UTF-16 without its mark; \
+                   convert it to UTF-8";
 
 pub(super) fn not_utf8(
     path: &Path,
@@ -166,6 +174,9 @@ fn text_lines(
     while source.line(&mut bytes, number + 1)? {
         number += 1;
         let line = std::str::from_utf8(&bytes).map_err(|e| not_utf8(path, number, &bytes, e))?;
+        if line.contains('\0') {
+            return Err(DataError::line(path, number, NUL));
+        }
         let line = line
             .trim_start_matches('\u{feff}')
             .trim_end_matches(['\r', '\n']);
@@ -201,7 +212,7 @@ fn json_lines(
         if line.trim().is_empty() {
             continue;
         }
-        let value = serde_json::from_str(line).map_err(|e| {
+        let Plain(value) = serde_json::from_str(line).map_err(|e| {
             let problem = e.to_string();
             let problem = problem.split(" at line ").next().unwrap_or_default();
             DataError::line(
@@ -250,9 +261,9 @@ fn json_array(path: &Path, text: &str) -> Result<Vec<Record>, DataError> {
             .filter(|b| **b == b'\n')
             .count();
         counted = at;
-        let mut values = serde_json::Deserializer::from_str(&text[at..]).into_iter::<Value>();
+        let mut values = serde_json::Deserializer::from_str(&text[at..]).into_iter::<Plain>();
         let value = match values.next() {
-            Some(Ok(value)) => value,
+            Some(Ok(Plain(value))) => value,
             Some(Err(e)) => {
                 let what = e.to_string();
                 let what = what

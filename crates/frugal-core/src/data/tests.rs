@@ -536,3 +536,4 @@ proptest! {
 mod files;
 mod labels;
 mod splits;
+mod tags;

@@ -158,6 +158,16 @@ fn conversation(
         let past = end_of_turn(&text, &spans, first..past, turn.end, tokenizer);
         trained[first..past].fill(!messages[i].untrained);
     }
+    let left_out = |(_, m): &(usize, &Message)| {
+        let said = m.content.trim();
+        m.role == "assistant" && !m.untrained && !said.is_empty() && !text.contains(said)
+    };
+    if counted
+        && !trained.contains(&true)
+        && let Some((turn, _)) = messages.iter().enumerate().find(left_out)
+    {
+        return Err(RowError::NotWritten { turn: turn + 1 });
+    }
     Ok((spans.ids, trained, counted))
 }
 

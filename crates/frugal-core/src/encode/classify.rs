@@ -92,7 +92,7 @@ fn target<'e>(
     })
 }
 
-fn position(labels: &[String], label: &String) -> Result<usize, RowError> {
+pub(super) fn position(labels: &[String], label: &String) -> Result<usize, RowError> {
     let found = labels.iter().position(|l| l == label);
     found.ok_or_else(|| RowError::UnknownLabel {
         label: label.clone(),

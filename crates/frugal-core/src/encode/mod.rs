@@ -6,6 +6,7 @@ mod options;
 mod ranked;
 mod row;
 mod show;
+mod tags;
 mod task;
 mod tokenized;
 
@@ -141,6 +142,10 @@ pub fn encode_all(
     for (i, (example, line)) in dataset.examples.iter().zip(&dataset.lines).enumerate() {
         let row = match task {
             Task::CausalLm => causal::encode(example, tokenizer, options),
+            Task::TokenClassification {
+                labels,
+                label_all_tokens,
+            } => tags::encode(example, tokenizer, (labels, label_all_tokens), options),
             _ => classify::encode(example, tokenizer, task, options),
         };
         let Row {
@@ -188,7 +193,7 @@ pub fn encode_all(
     Ok(encoded)
 }
 
-/// Encodes one text, or two, for a classifier.
+/// Encodes one text, or two, for a classifier, or the words of a text.
 ///
 /// # Errors
 /// A text that is too long, or that the tokenizer cannot spell.
@@ -203,12 +208,18 @@ pub fn encode_text(
         line: 1,
         problem,
     };
-    let task = Task::SequenceClassification { labels };
+    let row = match example {
+        Example::Tagged { .. } => tags::encode(example, tokenizer, (labels, false), options),
+        _ => {
+            let task = Task::SequenceClassification { labels };
+            classify::encode(example, tokenizer, task, options)
+        }
+    };
     let Row {
         tokenized,
         length,
         counted,
-    } = classify::encode(example, tokenizer, task, options).map_err(failed)?;
+    } = row.map_err(failed)?;
     if length > options.max_length && !options.truncate {
         return Err(failed(RowError::TooLong {
             length,
@@ -242,6 +253,16 @@ fn check(
             format == Format::Classification,
             "regression",
             "text and label, which is a number",
+        ),
+        (Task::TokenClassification { .. }, format) => (
+            format == Format::TokenClassification,
+            "token classification",
+            "tokens and ner_tags",
+        ),
+        (_, Format::TokenClassification) => (
+            false,
+            "classification",
+            "text and label (`--task token-classification` learns a label for each token)",
         ),
         (_, format) => (
             format == Format::Classification,

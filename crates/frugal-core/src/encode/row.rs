@@ -43,6 +43,14 @@ pub enum RowError {
     /// A conversation in which the assistant says nothing.
     #[error("no turn has the role \"assistant\", so there is nothing to train")]
     NoAssistant,
+    /// A template that leaves the answer out.
+    #[error(
+        "the chat template does not write what the assistant says in turn {turn}, so there is nothing to train: give another with `--chat-template`"
+    )]
+    NotWritten {
+        /// The turn, from 1.
+        turn: usize,
+    },
     /// A template that rewrites earlier turns.
     #[error(
         "the chat template writes turn {turn} differently once other turns follow, so the turns of the assistant cannot be told apart; \

@@ -55,6 +55,11 @@ pub fn show(
             example.len(),
             example.trained()
         )),
+        Target::Tags { .. } => out.push_str(&format!(
+            "{} tokens, {} of them with a label\n",
+            example.len(),
+            example.trained()
+        )),
         Target::Class(class) => out.push_str(&format!("{} tokens, class {class}\n", example.len())),
         Target::Classes(classes) => out.push_str(&format!(
             "{} tokens, {}\n",

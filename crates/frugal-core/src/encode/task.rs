@@ -15,6 +15,13 @@ pub enum Task<'a> {
         /// Names of the labels; the targets are positions in this list.
         labels: &'a [String],
     },
+    /// To tell the tag of each word.
+    TokenClassification {
+        /// Names of the tags; the targets are positions in this list.
+        labels: &'a [String],
+        /// Whether every token of a word has its tag, or the first alone.
+        label_all_tokens: bool,
+    },
     /// To give numbers for a text.
     Regression {
         /// How many.

@@ -467,3 +467,4 @@ fn a_shown_example_tells_given_from_trained() {
 }
 
 mod conversations;
+mod tags;

@@ -13,6 +13,14 @@ pub enum Target {
     Class(usize),
     /// Positions in the list of labels, by rising position: those that hold, maybe none.
     Classes(Vec<usize>),
+    /// What is to be told of each token.
+    Tags {
+        /// For each token the position in the list of labels, or [`IGNORE_INDEX`].
+        classes: Vec<i32>,
+        /// For each token the word that it begins, from 0; none for the other tokens of a word and
+        /// for special ones.
+        words: Vec<Option<u32>>,
+    },
     /// A number for each output of the head.
     Values(Vec<f32>),
     /// The ids are those of several texts, one after another, and what is learnt is how these lie
@@ -51,6 +59,7 @@ impl Tokenized {
     pub fn trained(&self) -> usize {
         match &self.labels {
             Target::Tokens(targets) => targets.iter().filter(|t| **t != IGNORE_INDEX).count(),
+            Target::Tags { classes, .. } => classes.iter().filter(|t| **t != IGNORE_INDEX).count(),
             Target::Class(_) | Target::Classes(_) | Target::Values(_) | Target::Texts { .. } => 1,
         }
     }

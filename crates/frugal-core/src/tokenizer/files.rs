@@ -42,6 +42,9 @@ impl TextTokenizer {
         let class = class::name(&config, &model);
         let mut tokenizer = parse(&path, &fs::read(&path)?, &config, class)?;
         let special = read_object(&folder.join(SPECIAL))?.unwrap_or_default();
+        for (file, values) in [(CONFIG, &config), (SPECIAL, &special)] {
+            check_tokens(&folder.join(file), values)?;
+        }
         let added = read_object(&folder.join(ADDED))?.unwrap_or_default();
         let sources = Sources {
             config: &config,
@@ -241,6 +244,24 @@ fn special_token(
     };
     let text = |file: &Map<String, Value>| file.get(name).and_then(token_text).map(str::to_owned);
     files.into_iter().find_map(text)
+}
+
+/// Special tokens are texts, or objects with one; anything else would be left out.
+fn check_tokens(path: &Path, values: &Map<String, Value>) -> Result<(), TokenizerError> {
+    let no_text = |(name, value): &(&String, &Value)| {
+        ["bos_token", "eos_token", "pad_token", "unk_token"].contains(&name.as_str())
+            && !value.is_null()
+            && token_text(value).is_none()
+    };
+    match values.iter().find(no_text) {
+        None => Ok(()),
+        Some((name, value)) => Err(TokenizerError::Malformed {
+            path: path.to_owned(),
+            reason: format!(
+                "{name} must be a text, or an object with it as `content`, not {value}"
+            ),
+        }),
+    }
 }
 
 /// The ids that the first of the files to name any gives.

@@ -10,6 +10,7 @@ mod stop;
 mod stop_text;
 mod stream;
 mod train;
+mod words;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -31,6 +32,7 @@ use stop::TurnEnd;
 pub use stop_text::StopStream;
 pub use stream::TextStream;
 pub use train::train_bpe;
+pub use words::CutWords;
 
 /// A tokenizer that cannot be loaded, used or written.
 #[derive(Debug, Error)]

@@ -254,6 +254,18 @@ fn damaged_files_are_named() {
 }
 
 #[test]
+fn a_special_token_that_is_no_text_is_not_left_out() {
+    let folder = altered("tokenizer_config.json", r#"{"eos_token": 5}"#);
+    let error = TextTokenizer::from_folder(folder.path())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("tokenizer_config.json: eos_token must be a text"),
+        "{error}"
+    );
+}
+
+#[test]
 fn training_is_deterministic_and_spells_any_text() {
     let texts: Vec<String> = crate::data::builtin("sms-spam")
         .unwrap()

@@ -33,16 +33,23 @@ pub(super) fn of_model(
         reason,
     })?;
     let info = model.info();
+    let problem = || {
+        ProblemType::of_config(&model.raw, count).map_err(|reason| ModelError::Config {
+            source_name: "config.json".into(),
+            key: "problem_type".into(),
+            reason,
+        })
+    };
+    // The classes that label tokens do not look at `problem_type`.
+    let (pooling, problem_type) = if model.labels_tokens() {
+        (Pooling::Tokens, ProblemType::SingleLabel)
+    } else {
+        (Pooling::default_for(&info), problem()?)
+    };
     let config = HeadConfig {
         labels,
-        pooling: Pooling::default_for(&info),
-        problem_type: ProblemType::of_config(&model.raw, count).map_err(|reason| {
-            ModelError::Config {
-                source_name: "config.json".into(),
-                key: "problem_type".into(),
-                reason,
-            }
-        })?,
+        pooling,
+        problem_type,
     };
     let mut head = Head::new(config, &info, device, 0);
     for parameter in head.parameters_mut() {

@@ -33,7 +33,7 @@ pub static GPT2: Family = Family {
     classifier_class: "GPT2ForSequenceClassification",
     base_prefix: "transformer.",
     is_encoder: false,
-    head: HeadLayout::Score,
+    head: HeadLayout::ScoreOrClassifier,
     usual_targets: UsualTargets {
         ia3: &["c_attn", "mlp.c_proj"],
         ia3_feedforward: "mlp.c_proj",

@@ -33,6 +33,9 @@ impl<'a> ModelParts<'a> {
     /// Refuses a model without a head for an objective that this sentence begins with.
     pub(super) fn needs_head(self, begin: &str) -> Result<(), String> {
         match self.head {
+            Some(head) if head.config().labels_tokens() => {
+                Err(format!("{begin} head, and this one labels every token"))
+            }
             Some(_) => Ok(()),
             None => Err(format!("{begin} head")),
         }
@@ -109,7 +112,7 @@ impl MicroBatch {
         }
     }
 
-    /// Logits of the head `[sequences, outputs]`.
+    /// Logits of the head `[sequences, outputs]`, or of one that labels tokens `[tokens, outputs]`.
     ///
     /// # Errors
     /// What the backbone refuses.

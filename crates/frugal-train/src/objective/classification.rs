@@ -182,8 +182,8 @@ impl Meter for ClassMeter<'_> {
             gold: self.gold,
             predicted: self.predicted,
             logits: self.logits,
-            labels: None,
             targets,
+            ..Evaluation::default()
         }
     }
 }
@@ -204,7 +204,7 @@ fn classification_metrics(
 }
 
 /// Index of the largest logit; the first one among equals.
-fn largest(row: &[f32]) -> usize {
+pub(super) fn largest(row: &[f32]) -> usize {
     row.iter()
         .enumerate()
         .fold(0, |best, (i, x)| if *x > row[best] { i } else { best })

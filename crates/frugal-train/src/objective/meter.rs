@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use frugal_core::metrics::MultiLabelReport;
+use frugal_core::metrics::{ClassScores, MultiLabelReport};
 use frugal_nn::ModelError;
 
 use super::batch::Forward;
@@ -53,10 +53,13 @@ pub struct Evaluation {
     pub gold: Vec<usize>,
     /// Predicted classes, likewise.
     pub predicted: Vec<usize>,
-    /// Outputs of the head in the order of the examples; empty for language modelling.
+    /// Outputs of the head in the order of the examples, where tokens are labelled those of all
+    /// tokens one after another; empty for language modelling.
     pub logits: Vec<Vec<f32>>,
     /// Scores of each label, where an example may have several.
     pub labels: Option<MultiLabelReport>,
+    /// Scores of each kind of entity, where tokens are labelled.
+    pub entities: Vec<ClassScores>,
     /// Targets that the loss is the mean of: tokens, or examples for classification.
     pub targets: usize,
 }

@@ -28,6 +28,7 @@ mod registry;
 mod regression;
 mod reranking;
 mod text_sets;
+mod token_classification;
 mod triplet;
 mod vector_loss;
 
@@ -52,6 +53,7 @@ pub use registry::{LearnsFrom, OBJECTIVES, ObjectiveEntry, canonical, find, for_
 pub use regression::Regression;
 pub use reranking::{ListLoss, Reranking};
 pub use text_sets::{Similarity, TextSet, TextSets};
+pub use token_classification::TokenClassification;
 pub use vector_loss::{Kind, VectorLoss};
 
 /// What is minimised, and what is measured.

@@ -1,6 +1,6 @@
 //! The list of objectives.
 
-use frugal_nn::ProblemType;
+use frugal_nn::{HeadConfig, ProblemType};
 
 use super::bce::Bce;
 use super::causal_lm::CausalLm;
@@ -16,6 +16,7 @@ use super::multi_label::MultiLabel;
 use super::pairwise::rank_net;
 use super::regression::Regression;
 use super::reranking::{ListLoss, Reranking};
+use super::token_classification::TokenClassification;
 use super::triplet::Triplet;
 use super::vector_loss::VectorLoss;
 use super::{ModelParts, Objective};
@@ -88,6 +89,17 @@ pub const OBJECTIVES: &[ObjectiveEntry] = &[
             smoothing_is_for_classes(train)?;
             named.read::<NoSettings>()?;
             Ok(Box::new(Regression))
+        },
+    },
+    ObjectiveEntry {
+        name: "token_classification",
+        alias: None,
+        summary: "a label for each token",
+        learns_from: LearnsFrom::Texts,
+        make: |named, train| {
+            named.read::<NoSettings>()?;
+            let label_smoothing = train.label_smoothing;
+            Ok(Box::new(TokenClassification { label_smoothing }))
         },
     },
     ObjectiveEntry {
@@ -239,7 +251,11 @@ pub fn for_model(train: &TrainConfig, model: ModelParts<'_>) -> Result<Box<dyn O
 
 /// The name of the objective that a model is made for.
 fn usual(model: ModelParts<'_>) -> &'static str {
-    match model.head.map(|head| head.config().problem_type) {
+    let config = model.head.map(|head| head.config());
+    if config.is_some_and(HeadConfig::labels_tokens) {
+        return "token_classification";
+    }
+    match config.map(|config| config.problem_type) {
         None => "causal_lm",
         Some(ProblemType::SingleLabel) => "classification",
         Some(ProblemType::MultiLabel) => "multi_label",

@@ -140,6 +140,7 @@ pub(super) fn data_hash(examples: &[Tokenized]) -> String {
         }
         match &example.labels {
             Target::Tokens(targets) => bytes.extend(targets.iter().flat_map(|t| t.to_le_bytes())),
+            Target::Tags { classes, .. } => extend(&mut bytes, classes, |t| t.to_le_bytes()),
             Target::Class(class) => bytes.extend((*class as u64).to_le_bytes()),
             Target::Classes(classes) => extend(&mut bytes, classes, |c| (*c as u64).to_le_bytes()),
             Target::Values(values) => extend(&mut bytes, values, |v| v.to_le_bytes()),

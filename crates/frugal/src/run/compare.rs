@@ -19,6 +19,8 @@ pub(super) fn baselines(prepared: &Prepared, part: &Part) -> BTreeMap<String, Me
         return BTreeMap::new();
     };
     match head.problem_type {
+        // The commonest tag of words is no entity.
+        ProblemType::SingleLabel if head.labels_tokens() => return BTreeMap::new(),
         ProblemType::SingleLabel => {}
         ProblemType::MultiLabel => return BTreeMap::new(),
         ProblemType::Regression => return mean_baseline(&values(&prepared.train), &values(part)),

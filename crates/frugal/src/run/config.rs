@@ -19,6 +19,9 @@ pub enum Task {
     #[default]
     #[serde(alias = "seq-cls", alias = "sequence-classification")]
     Classification,
+    /// One label for each word of a text, as for named entities.
+    #[serde(alias = "token-cls", alias = "token_classification", alias = "ner")]
+    TokenClassification,
     /// The next token.
     #[serde(alias = "causal_lm", alias = "lm")]
     CausalLm,
@@ -82,6 +85,13 @@ pub struct DataConfig {
     /// What stands between the labels of a text that has several; `|` if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label_separator: Option<String>,
+    /// Names of the tags of words in the order of their numbers, where the file holds numbers.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub label_names: Vec<String>,
+    /// Whether every token of a word is trained on its tag, or the first alone; those behind the
+    /// first of `B-PER` then have `I-PER`.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub label_all_tokens: bool,
     /// Text around every prompt, with `{prompt}` where it goes.
     pub prompt_template: Option<String>,
     /// Whether prompts and completions are written as a question and its answer by the chat
@@ -116,6 +126,8 @@ impl Default for DataConfig {
             header: None,
             documents: None,
             label_separator: None,
+            label_names: Vec::new(),
+            label_all_tokens: false,
             prompt_template: None,
             template: Template::Auto,
             chat_template: None,
@@ -256,14 +268,36 @@ impl TuneConfig {
         }
         let usual = match (self.task, self.problem()) {
             (Task::CausalLm, _) => "causal_lm",
+            (Task::TokenClassification, _) => "token_classification",
             (_, ProblemType::SingleLabel) => "classification",
             (_, ProblemType::MultiLabel) => "multi_label",
             (_, ProblemType::Regression) => "regression",
         };
+        let pools_tokens = self.pooling == Some(Pooling::Tokens);
+        if pools_tokens && self.task != Task::TokenClassification {
+            let reason =
+                "a head that reads every token is trained with `--task token-classification`";
+            add("pooling", reason.into());
+        }
         if self.task == Task::CausalLm && self.problem_type.is_some() {
             let reason = "it says what a classification head learns: leave it out, or give `--task classification`";
             add("problem_type", reason.into());
         }
+        if self.task == Task::TokenClassification {
+            found.extend(tag_problems(self));
+        } else {
+            for (key, given) in [
+                ("data.label_names", !self.data.label_names.is_empty()),
+                ("data.label_all_tokens", self.data.label_all_tokens),
+            ] {
+                if given {
+                    let reason =
+                        "it has a part in `--task token-classification` alone: leave it out";
+                    found.push((key.into(), reason.into()));
+                }
+            }
+        }
+        let mut add = |key: &str, reason: String| found.push((key.to_owned(), reason));
         // The labels are read as the problem type says, whatever is minimised then.
         if self.train.objective.name.is_empty() {
             let mut named = self.train.objective.clone();
@@ -344,6 +378,37 @@ impl TuneConfig {
     }
 }
 
+/// What is wrong with the settings of a run on words with tags.
+fn tag_problems(config: &TuneConfig) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let data = &config.data;
+    for (key, given) in [
+        ("problem_type", config.problem_type.is_some()),
+        (
+            "pooling",
+            config.pooling.is_some_and(|p| p != Pooling::Tokens),
+        ),
+        ("data.prompt_template", data.prompt_template.is_some()),
+        ("data.chat_template", data.chat_template.is_some()),
+        ("data.label_separator", data.label_separator.is_some()),
+        ("data.documents", data.documents.is_some()),
+    ] {
+        if given {
+            let reason = "it has no part in `--task token-classification`: leave it out";
+            found.push((key.to_owned(), reason.to_owned()));
+        }
+    }
+    let names = &data.label_names;
+    let twice = names
+        .iter()
+        .enumerate()
+        .find(|(i, name)| names[..*i].contains(name));
+    if let Some((_, name)) = twice {
+        found.push(("data.label_names".into(), format!("{name:?} comes twice")));
+    }
+    found
+}
+
 /// What is wrong with the settings of a run on records of several texts.
 fn ranked_problems(config: &TuneConfig) -> Vec<(String, String)> {
     let mut found = Vec::new();
@@ -392,6 +457,8 @@ fn ranked_problems(config: &TuneConfig) -> Vec<(String, String)> {
         ("data.label_separator", data.label_separator.is_some()),
         ("data.format", data.format.is_some()),
         ("data.documents", data.documents.is_some()),
+        ("data.label_names", !data.label_names.is_empty()),
+        ("data.label_all_tokens", data.label_all_tokens),
     ] {
         if given {
             add(key, unused("it"));

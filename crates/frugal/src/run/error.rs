@@ -70,6 +70,12 @@ pub enum RunError {
         /// The folder.
         path: PathBuf,
     },
+    /// The output folder is a file.
+    #[error("{}: there is a file of this name, and a run needs a folder: choose another `--out`", path.display())]
+    OutputIsFile {
+        /// The file.
+        path: PathBuf,
+    },
     /// Resume in a folder that is not that of a run.
     #[error("{}: the folder has neither `{file}` nor checkpoints, so there is no run to continue: name the folder of a run, or choose another `--out`", path.display())]
     NoRun {

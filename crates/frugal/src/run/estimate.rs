@@ -90,7 +90,7 @@ impl Sizes {
             seed: config.seed,
             tokenize: None,
         };
-        let adapter = method.make(&config.method.settings, &context)?;
+        let adapter = method.make(&prepared.method_settings(config, sites)?, &context)?;
         let parameters = adapter.parameters();
         let trained = || parameters.iter().filter(|p| p.is_trainable());
         Ok(Self {

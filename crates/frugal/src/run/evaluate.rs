@@ -15,7 +15,7 @@ use serde::Serialize;
 use super::compare::confusion;
 use super::open::{OpenOptions, open};
 use super::predictions::{Prediction, predictions};
-use super::prepare::{encode_part, is_data_file, read};
+use super::prepare::{encode_part, is_data_file, labels_for, read};
 use super::tune::CONFIG_FILE;
 use super::{DataConfig, Metrics, Observe, ProblemType, Progress, RunError, TuneConfig};
 
@@ -53,7 +53,8 @@ pub struct Evaluated {
     /// How often each class (row) was taken for each class (column); empty unless each example has
     /// one class.
     pub confusion: Vec<Vec<usize>>,
-    /// Scores of each label, where an example may have several.
+    /// Scores of each label, where an example may have several; of each kind of entity, where words
+    /// are labelled.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub label_scores: Vec<ClassScores>,
     /// SHA-256 of the data file.
@@ -83,6 +84,8 @@ pub fn data_settings_of(adapter: &Path) -> DataConfig {
         header: data.header,
         documents: data.documents,
         label_separator: data.label_separator,
+        label_names: data.label_names,
+        label_all_tokens: data.label_all_tokens,
         prompt_template: data.prompt_template,
         template: data.template,
         completion_only: data.completion_only,
@@ -138,9 +141,10 @@ pub fn evaluate(
         )));
     }
     let problem = head.map_or_else(ProblemType::default, |head| head.config().problem_type);
+    let labels = labels_for(head.map(Head::config));
     let dataset = match frugal_core::data::builtin(&request.data.train) {
         Ok(builtin) if !is_data_file(&request.data.train) => builtin.test,
-        _ => read(&request.data.train, "test", &request.data, problem, lookup)?,
+        _ => read(&request.data.train, "test", &request.data, labels, lookup)?,
     };
     let dataset = if request.data.max_eval_rows == 0 {
         dataset
@@ -187,20 +191,16 @@ pub fn evaluate(
     backbone.info().check_finite("outputs", &[loss as f32])?;
     let labels = head.map(|h| h.config().labels.clone()).unwrap_or_default();
     let confusion = match problem {
+        _ if found.gold.is_empty() => Vec::new(),
         ProblemType::SingleLabel => confusion(&labels, &found.gold, &found.predicted).counts,
         ProblemType::MultiLabel | ProblemType::Regression => Vec::new(),
     };
-    let predictions = predictions(
-        &dataset,
-        &part.encoded.rows,
-        &labels,
-        problem,
-        &found.logits,
-    );
+    let rows = (part.encoded.rows.as_slice(), part.examples());
+    let predictions = predictions(&dataset, rows, &labels, problem, &found.logits);
     Ok(Some(Evaluated {
         predictions,
         metrics: found.metrics,
-        label_scores: found.labels.map(|report| report.labels).unwrap_or_default(),
+        label_scores: found.labels.map_or(found.entities, |report| report.labels),
         examples: part.examples().len(),
         tokens: part.encoded.total_tokens,
         labels,
@@ -210,8 +210,8 @@ pub fn evaluate(
     }))
 }
 
-/// Writes `input_ids.N` (`[tokens]`) and `logits.N` (`[tokens, vocab]`, or `[labels]` with a head)
-/// of each sequence.
+/// Writes `input_ids.N` (`[tokens]`) and `logits.N` (`[tokens, vocab]`, or `[labels]` with a head,
+/// `[tokens, labels]` with one that labels tokens) of each sequence.
 fn dump(
     path: &std::path::Path,
     examples: &[Tokenized],
@@ -238,7 +238,12 @@ fn dump(
         let (shape, logits) = match head {
             Some(head) => {
                 let logits = head.classify(&input, backbone, pass.as_mut(), Mode::Eval)?;
-                (vec![logits.dims()[1]], to_vec::<2>(logits))
+                let [rows, labels] = logits.dims();
+                let shape = match head.config().labels_tokens() {
+                    true => vec![rows, labels],
+                    false => vec![labels],
+                };
+                (shape, to_vec::<2>(logits))
             }
             None => {
                 let hidden = backbone.forward(&input, pass.as_mut(), None)?;

@@ -9,7 +9,7 @@ use frugal_formats::gguf::{
 use frugal_models::load::{ModelFiles, check_gguf};
 use frugal_models::merge;
 use frugal_models::save::{StoredType, write_model_with};
-use frugal_nn::{Adapter, Backbone, Head, LoadedAdapter, LowRank, Mode, Pooling};
+use frugal_nn::{Adapter, Backbone, Head, LoadedAdapter, LowRank, Mode};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -59,8 +59,8 @@ impl ExportFormat {
 
 /// Writes the model, with the adapter merged into it, as a Hugging Face folder with its tokenizer.
 ///
-/// A classification head goes in under the names of Hugging Face's `*ForSequenceClassification`
-/// classes, with the names of its classes; false says that it had to be left out, because it reads
+/// A classification head goes in under the names of Hugging Face's `*ForSequenceClassification` or
+/// `*ForTokenClassification` classes, with the names of its classes; false says that it had to be left out, because it reads
 /// other positions than these classes do.
 ///
 /// # Errors
@@ -95,8 +95,7 @@ pub fn merge_to_folder_as(
         ));
     }
     let head = entry.and_then(|e| e.head.as_ref());
-    let fits =
-        head.is_none_or(|h| h.config().pooling == Pooling::default_for(&weights.config.info()));
+    let fits = head.is_none_or(|h| h.config().class(&weights.config.info()).is_some());
     let mut carried = Vec::new();
     match head.filter(|_| fits) {
         Some(head) => add_head(&mut weights, head),
@@ -143,11 +142,9 @@ fn add_head(weights: &mut merge::Weights, head: &Head) {
         .enumerate()
         .map(|(i, label)| (label.clone(), json!(i)))
         .collect();
+    let class = head.config().class(&weights.config.info());
     if let Some(raw) = weights.config.raw.as_object_mut() {
-        raw.insert(
-            "architectures".into(),
-            json!([weights.config.family.classifier_class]),
-        );
+        raw.insert("architectures".into(), json!([class]));
         raw.insert("id2label".into(), Value::Object(id2label));
         raw.insert("label2id".into(), Value::Object(label2id));
         let problem = head.config().problem_type;

@@ -43,6 +43,9 @@ pub(super) fn claim(
             file: config_file,
         });
     }
+    if !resume && out.is_file() {
+        return Err(RunError::OutputIsFile { path: out.into() });
+    }
     // Said before anything is written: a folder of other things is not to be touched.
     if !resume && is_used(out) && !out.join(LOCK_FILE).exists() {
         return Err(RunError::OutputExists { path: out.into() });
@@ -83,7 +86,11 @@ pub(super) fn claim_free(name: &Path, config_file: &'static str) -> Result<Claim
     });
     for out in std::iter::once(name.to_owned()).chain(numbered) {
         match claim(&out, config_file, false) {
-            Err(RunError::OutputExists { .. } | RunError::Lock(LockError::Held { .. })) => {}
+            Err(
+                RunError::OutputExists { .. }
+                | RunError::OutputIsFile { .. }
+                | RunError::Lock(LockError::Held { .. }),
+            ) => {}
             Ok(mut claim) => {
                 // The name is ours: an empty folder of it is that of another who was too late.
                 if !claim.made.contains(&out) {
@@ -302,6 +309,8 @@ mod tests {
         assert!(claimed(false).is_ok());
         assert!(matches!(claimed(true), Err(RunError::NoRun { .. })));
         std::fs::write(folder.path().join("letter.txt"), "dear").unwrap();
+        let file = claim(&folder.path().join("letter.txt"), "config.toml", false);
+        assert!(matches!(file, Err(RunError::OutputIsFile { .. })));
         assert!(matches!(claimed(false), Err(RunError::OutputExists { .. })));
         assert!(matches!(claimed(true), Err(RunError::NoRun { .. })));
         std::fs::create_dir(folder.path().join(CHECKPOINTS)).unwrap();

@@ -59,7 +59,7 @@ pub use mine::{MineQuery, MineReport, Mined, Positive, mine, read_mine_queries};
 pub use open::{OpenOptions, Opened, adapter_name, open};
 pub use plan::{Plan, plan};
 pub use predict::{PredictRequest, Predictor};
-pub use predictions::{Answer, Prediction};
+pub use predictions::{Answer, Prediction, Tags};
 pub use prepare::{Part, Prepared, prepare};
 pub use pretrain::{Pretrained, pretrain};
 pub use pretrain_config::{AttentionKind, PretrainConfig, Shape};

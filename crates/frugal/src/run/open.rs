@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use burn::prelude::Device;
 use frugal_adapt::peft;
+use frugal_adapt::peft_keys::unknown_keys;
 use frugal_models::LoadOptions;
 use frugal_models::load::{Lookup, ModelFiles};
 use frugal_nn::{ActiveAdapters, AdapterSet, Backbone, BuildContext, LoadedAdapter};
@@ -74,6 +75,17 @@ pub fn open(
     let used: Vec<&Path> = adapters.iter().map(PathBuf::as_path).collect();
     for text in files.warnings(&used) {
         observe(&Progress::Warning { text });
+    }
+    for folder in adapters {
+        let unknown = unknown_keys(folder)?;
+        if !unknown.is_empty() {
+            let text = format!(
+                "{}: not read, as neither the method nor peft 0.21 has such keys: `{}`",
+                folder.join(peft::CONFIG_FILE).display(),
+                unknown.join("`, `")
+            );
+            observe(&Progress::Warning { text });
+        }
     }
     observe(&Progress::Begin {
         what: format!("reading {model}"),

@@ -3,13 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use frugal_core::data::{Documents, Example, LoadOptions, TextRecord};
-use frugal_core::encode::{self, EncodeOptions};
+use frugal_core::encode::{self, EncodeError, EncodeOptions};
 use frugal_models::load::{Lookup, ModelFiles};
 use frugal_models::{LoadOptions as WeightOptions, Quantize};
-use frugal_nn::{Adapter, Head, ProblemType};
+use frugal_nn::{Adapter, Head, HeadConfig, ProblemType};
 use frugal_train::{Tokenized, head_logits};
 
 use super::open::{OpenOptions, Opened, open};
+use super::predictions::Tags;
 use super::{DataConfig, Observe, RunError};
 
 /// A classifier, read and ready.
@@ -108,8 +109,9 @@ impl Predictor {
             header: self.data.header,
             // Each line is a text of its own, as it comes.
             documents: self.data.documents.or(Some(Documents::Lines)),
-            labels: super::prepare::labels_of(self.problem()),
+            labels: super::prepare::labels_for(self.head().map(Head::config)),
             label_separator: self.data.label_separator.clone(),
+            label_names: self.data.label_names.clone(),
         };
         let mut refused = None;
         let mut push = |record| match take(record) {
@@ -128,6 +130,26 @@ impl Predictor {
     /// # Errors
     /// A text that is too long, or that the tokenizer cannot spell.
     pub fn encode(&self, text: &str, text_pair: Option<&str>) -> Result<Tokenized, RunError> {
+        self.encoded(&Example::Classification {
+            text: text.to_owned(),
+            text_pair: text_pair.map(str::to_owned),
+            // Any label: it is not looked at.
+            label: self.labels().first().cloned().unwrap_or_default(),
+        })
+    }
+
+    /// The ids of words that are to be labelled.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn encode_words(&self, words: &[String]) -> Result<Tokenized, RunError> {
+        self.encoded(&Example::Tagged {
+            tokens: words.to_vec(),
+            tags: vec![None; words.len()],
+        })
+    }
+
+    fn encoded(&self, example: &Example) -> Result<Tokenized, RunError> {
         let limit = self.opened.files.config().max_sequence();
         let max_length = match self.data.max_length {
             0 => limit,
@@ -137,19 +159,13 @@ impl Predictor {
             truncate: self.data.truncate,
             ..EncodeOptions::new(max_length)
         };
-        let example = Example::Classification {
-            text: text.to_owned(),
-            text_pair: text_pair.map(str::to_owned),
-            // Any label: it is not looked at.
-            label: self.labels().first().cloned().unwrap_or_default(),
-        };
         let tokenizer = self.opened.files.tokenizer()?;
-        Ok(encode::encode_text(
-            &example,
-            tokenizer,
-            self.labels(),
-            &options,
-        )?)
+        let encoded = encode::encode_text(example, tokenizer, self.labels(), &options);
+        encoded.map_err(|error| match error {
+            // Where the text stands is known to the caller alone.
+            EncodeError::Row { problem, .. } => RunError::Invalid(problem.to_string()),
+            error => error.into(),
+        })
     }
 
     /// What the head answers.
@@ -158,20 +174,44 @@ impl Predictor {
             .map_or_else(ProblemType::default, |head| head.config().problem_type)
     }
 
+    /// Whether every word has a label, and not the text.
+    pub fn labels_tokens(&self) -> bool {
+        let config = self.head().map(Head::config);
+        config.is_some_and(HeadConfig::labels_tokens)
+    }
+
+    /// What is said of the words of each text, of which it has so many.
+    ///
+    /// # Errors
+    /// As [`Self::predict`].
+    pub fn tag(&self, texts: &[(Tokenized, usize)]) -> Result<Vec<Tags>, RunError> {
+        let ids: Vec<Tokenized> = texts.iter().map(|(ids, _)| ids.clone()).collect();
+        let logits = self.logits(&ids)?;
+        let of = |((ids, words), logits): (&(Tokenized, usize), &Vec<f32>)| {
+            Tags::new(self.labels(), *words, ids, logits)
+        };
+        Ok(texts.iter().zip(&logits).map(of).collect())
+    }
+
     /// For each text a value for every label: a probability, or with regression the score itself.
     ///
     /// # Errors
     /// Texts that do not fit the model, and numbers that are not finite.
     pub fn predict(&self, texts: &[Tokenized]) -> Result<Vec<Vec<f32>>, RunError> {
-        let Some(head) = self.head() else {
-            return Ok(Vec::new());
-        };
-        let adapter: Option<&dyn Adapter> = self.opened.entry().map(|e| e.adapter.as_ref());
-        let mut found = head_logits(self.opened.backbone.as_ref(), adapter, head, texts)?;
+        let mut found = self.logits(texts)?;
         found
             .iter_mut()
             .for_each(|logits| self.problem().activate(logits));
         Ok(found)
+    }
+
+    fn logits(&self, texts: &[Tokenized]) -> Result<Vec<Vec<f32>>, RunError> {
+        let Some(head) = self.head() else {
+            return Ok(Vec::new());
+        };
+        let adapter: Option<&dyn Adapter> = self.opened.entry().map(|e| e.adapter.as_ref());
+        let backbone = self.opened.backbone.as_ref();
+        Ok(head_logits(backbone, adapter, head, texts)?)
     }
 }
 

@@ -1,6 +1,8 @@
 //! What a head said of each example that was measured.
 
 use frugal_core::data::{Dataset, Example};
+use frugal_core::encode::{Target, Tokenized};
+use frugal_core::metrics::{Entity, entities};
 use frugal_nn::ProblemType;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -43,6 +45,14 @@ pub enum Answer {
         /// The probability of each label.
         probabilities: Map<String, Value>,
     },
+    /// A label for each word.
+    Tags {
+        /// Its words.
+        tokens: Vec<String>,
+        /// What was said of each, and what that marks.
+        #[serde(flatten)]
+        tags: Tags,
+    },
     /// A number for each output.
     Scores {
         /// By the name of the output.
@@ -50,16 +60,70 @@ pub enum Answer {
     },
 }
 
+/// What a head that labels tokens said of the words of a text.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Tags {
+    /// The likeliest label of each word; none for a word that was cut off or has no token.
+    pub labels: Vec<Option<String>>,
+    /// The probability of each.
+    pub scores: Vec<Option<f32>>,
+    /// The runs of words that these labels mark, as seqeval reads them.
+    pub entities: Vec<Entity>,
+}
+
+impl Tags {
+    /// From the logits of all tokens of a text with so many words; the first token of a word speaks
+    /// for it.
+    pub(super) fn new(labels: &[String], words: usize, text: &Tokenized, logits: &[f32]) -> Self {
+        let mut found = Self {
+            labels: vec![None; words],
+            scores: vec![None; words],
+            entities: Vec::new(),
+        };
+        let Target::Tags { words: starts, .. } = &text.labels else {
+            return found;
+        };
+        for (word, logits) in starts.iter().zip(logits.chunks(labels.len().max(1))) {
+            let Some(at) = word.map(|word| word as usize).filter(|at| *at < words) else {
+                continue;
+            };
+            let mut values = logits.to_vec();
+            ProblemType::SingleLabel.activate(&mut values);
+            let best = largest(logits);
+            found.labels[at] = Some(labels[best].clone());
+            found.scores[at] = Some(values[best]);
+        }
+        let tags = found
+            .labels
+            .iter()
+            .map(|label| label.as_deref().unwrap_or("O"));
+        found.entities = entities(&tags.collect::<Vec<_>>());
+        found
+    }
+}
+
 /// What a head with these labels said of the rows of a data set, from its logits. Nothing for a
 /// model without one.
 pub(super) fn predictions(
     dataset: &Dataset,
-    rows: &[usize],
+    (rows, encoded): (&[usize], &[Tokenized]),
     labels: &[String],
     problem: ProblemType,
     logits: &[Vec<f32>],
 ) -> Vec<Prediction> {
-    let one = |(&row, logits): (&usize, &Vec<f32>)| {
+    let one = |((&row, encoded), logits): ((&usize, &Tokenized), &Vec<f32>)| {
+        if let Example::Tagged { tokens, tags } = &dataset.examples[row] {
+            return Some(Prediction {
+                line: dataset.lines[row],
+                text: tokens.join(" "),
+                text_pair: None,
+                gold: json!(tags),
+                answer: Answer::Tags {
+                    tokens: tokens.clone(),
+                    tags: Tags::new(labels, tokens.len(), encoded, logits),
+                },
+            });
+        }
         let (text, text_pair, gold) = match &dataset.examples[row] {
             Example::Classification {
                 text,
@@ -93,7 +157,8 @@ pub(super) fn predictions(
             answer: answer(labels, problem, logits),
         })
     };
-    rows.iter().zip(logits).filter_map(one).collect()
+    let rows = rows.iter().zip(encoded);
+    rows.zip(logits).filter_map(one).collect()
 }
 
 /// A number with the digits that single precision has.

@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
+use frugal_adapt::{Settings, for_tokens, registry};
 use frugal_core::data::{self, Dataset, Labels, LoadOptions};
 use frugal_core::encode::{self, EncodeOptions, Encoded, Tokenized};
 use frugal_models::load::{Lookup, ModelFiles};
-use frugal_nn::{HeadConfig, Pooling, ProblemType};
+use frugal_nn::{HeadConfig, Pooling, ProblemType, SiteTable};
 
 use super::{DataConfig, RunError, Task, Template, TuneConfig, dataset, paths, ranked};
 
@@ -65,6 +66,48 @@ impl Prepared {
         .flatten()
     }
 
+    /// The settings of the run's method, as its head has them.
+    ///
+    /// # Errors
+    /// A method that is none.
+    pub(super) fn method_settings(
+        &self,
+        config: &TuneConfig,
+        sites: &SiteTable,
+    ) -> Result<Settings, RunError> {
+        let method = registry::find(&config.method.name)?;
+        let settings = config.method.settings.clone();
+        Ok(match &self.head {
+            Some(head) if head.labels_tokens() => for_tokens(method, settings, sites),
+            _ => settings,
+        })
+    }
+
+    /// What of the data is hardly meant, as it says nothing or counts twice.
+    pub(super) fn doubts(&self, config: &DataConfig) -> Vec<String> {
+        let mut found = Vec::new();
+        let given = [
+            ("validation", &config.validation, &self.validation),
+            ("test", &config.test, &self.test),
+        ];
+        for (name, file, part) in given {
+            let same = |part: &Part| part.sha256 == self.train.sha256;
+            if let (Some(file), true) = (file, part.as_ref().is_some_and(same)) {
+                found.push(format!(
+                    "{file}: the {name} data are the training data: what is measured on them says nothing of other texts"
+                ));
+            }
+        }
+        let names = paths::names(&config.train);
+        let twice = |(i, name): &(usize, &String)| names[..*i].contains(*name);
+        if let Some((_, name)) = names.iter().enumerate().find(twice) {
+            found.push(format!(
+                "{name}: given twice, so each of its records counts twice"
+            ));
+        }
+        found
+    }
+
     /// One training example with what is trained marked.
     ///
     /// # Errors
@@ -100,12 +143,28 @@ pub(super) fn said(labels: &[String], target: &encode::Target) -> Option<String>
             let values: Vec<String> = values.iter().map(f32::to_string).collect();
             Some(values.join(", "))
         }
+        encode::Target::Tags { classes, .. } => {
+            let classes = classes
+                .iter()
+                .filter_map(|class| usize::try_from(*class).ok());
+            let names = classes.filter_map(|class| labels.get(class));
+            Some(names.map(String::as_str).collect::<Vec<_>>().join(" "))
+        }
         encode::Target::Tokens(_) | encode::Target::Texts { .. } => None,
     }
 }
 
+/// How the labels that a head tells are read; those of one label of several for a model without a
+/// head.
+pub(super) fn labels_for(head: Option<&HeadConfig>) -> Labels {
+    match head {
+        Some(head) if head.labels_tokens() => Labels::Tags,
+        head => labels_of(head.map_or_else(ProblemType::default, |head| head.problem_type)),
+    }
+}
+
 /// How the labels of a problem are read.
-pub(super) fn labels_of(problem: ProblemType) -> Labels {
+fn labels_of(problem: ProblemType) -> Labels {
     match problem {
         ProblemType::SingleLabel => Labels::One,
         ProblemType::MultiLabel => Labels::Several,
@@ -143,7 +202,7 @@ pub fn prepare(config: &TuneConfig, lookup: &Lookup) -> Result<Prepared, RunErro
     let head = match config.task {
         Task::CausalLm | Task::Embedding => None,
         Task::Reranking => Some(start.unwrap_or_else(|| ranked::head(config, &files))),
-        Task::Classification => {
+        Task::Classification | Task::TokenClassification => {
             let labels = train.labels();
             if let Some(head) = start {
                 known_labels(config, &head, &labels)?;
@@ -156,7 +215,10 @@ pub fn prepare(config: &TuneConfig, lookup: &Lookup) -> Result<Prepared, RunErro
             } else {
                 Some(HeadConfig {
                     labels,
-                    pooling: config.pooling.unwrap_or(Pooling::default_for(files.info())),
+                    pooling: match config.task {
+                        Task::TokenClassification => Pooling::Tokens,
+                        _ => config.pooling.unwrap_or(Pooling::default_for(files.info())),
+                    },
                     problem_type: problem,
                 })
             }
@@ -253,6 +315,10 @@ pub(super) fn encode_part(
         chat_template: config.template == Template::Auto,
     };
     let task = match head {
+        Some(head) if head.labels_tokens() => encode::Task::TokenClassification {
+            labels: &head.labels,
+            label_all_tokens: config.label_all_tokens,
+        },
         Some(head) => {
             let labels = &head.labels;
             match head.problem_type {
@@ -281,12 +347,13 @@ pub(super) fn read(
     files: &str,
     part: &str,
     config: &DataConfig,
-    problem: ProblemType,
+    labels: Labels,
     lookup: &Lookup,
 ) -> Result<Dataset, RunError> {
     let options = LoadOptions {
-        labels: labels_of(problem),
+        labels,
         label_separator: config.label_separator.clone(),
+        label_names: config.label_names.clone(),
         format: config.format,
         columns: config.columns.clone(),
         header: config.header,
@@ -350,7 +417,10 @@ fn datasets_of(
 ) -> Result<(Dataset, Option<Dataset>, Option<Dataset>), RunError> {
     let read = |file: &str, part: &str, config: &DataConfig, problem, lookup: &Lookup| match task {
         Task::Embedding | Task::Reranking => ranked::read(task, file, part, config, lookup),
-        Task::Classification | Task::CausalLm => read(file, part, config, problem, lookup),
+        Task::TokenClassification => read(file, part, config, Labels::Tags, lookup),
+        Task::Classification | Task::CausalLm => {
+            read(file, part, config, labels_of(problem), lookup)
+        }
     };
     let seed = config.split_seed.unwrap_or(seed);
     let cut = |d: Dataset, rows: usize| if rows == 0 { d } else { d.take(rows) };
@@ -370,6 +440,12 @@ fn datasets_of(
         if task.is_ranked() {
             return Err(RunError::Invalid(format!(
                 "`{}` has one text and a label in each record, not texts that belong together: give a file of your own with `--data`",
+                config.train
+            )));
+        }
+        if task == Task::TokenClassification {
+            return Err(RunError::Invalid(format!(
+                "`{}` has a label for each text, not for each of its words: give a file of your own with `--data`",
                 config.train
             )));
         }
@@ -419,159 +495,4 @@ fn datasets_of(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn given_files_replace_the_parts_of_the_built_in_set() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("dev.tsv");
-        std::fs::write(
-            &file,
-            "label\ttext\nham\tsee you soon\nspam\twin a prize now\n",
-        )
-        .unwrap();
-        let own = DataConfig {
-            train: "sms-spam".into(),
-            max_eval_rows: 50,
-            ..DataConfig::default()
-        };
-        let given = DataConfig {
-            validation: Some(file.display().to_string()),
-            ..own.clone()
-        };
-        let rows = |config: &DataConfig| {
-            let (_, validation, test) =
-                datasets(config, ProblemType::SingleLabel, 0, &Lookup::default()).unwrap();
-            (validation.unwrap().len(), test.unwrap().len())
-        };
-        assert_eq!((rows(&own), rows(&given)), ((50, 50), (2, 50)));
-        let missing = DataConfig {
-            test: Some("nowhere.tsv".into()),
-            ..own
-        };
-        assert!(
-            datasets(&missing, ProblemType::SingleLabel, 0, &Lookup::default())
-                .unwrap_err()
-                .to_string()
-                .contains("nowhere.tsv")
-        );
-    }
-
-    #[test]
-    fn a_test_part_is_held_out_by_the_seed_of_the_split_and_not_of_the_run() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("all.tsv");
-        let row = |i: usize| format!("{}\tmessage number {i}\n", ["ham", "spam"][i % 2]);
-        let rows: String = (0..100).map(row).collect();
-        std::fs::write(&file, format!("label\ttext\n{rows}")).unwrap();
-        let config = DataConfig {
-            train: file.display().to_string(),
-            test_share: 0.2,
-            max_train_rows: 50,
-            split_seed: Some(7),
-            ..DataConfig::default()
-        };
-        let texts = |d: &Dataset| -> std::collections::BTreeSet<String> {
-            d.examples.iter().map(|e| format!("{e:?}")).collect()
-        };
-        let parts = |config: &DataConfig, seed: u64| {
-            let (train, validation, test) =
-                datasets(config, ProblemType::SingleLabel, seed, &Lookup::default()).unwrap();
-            (train, validation.unwrap(), test.unwrap())
-        };
-        let (train, validation, test) = parts(&config, 0);
-        // The test comes from the whole file, validation from the rows that are trained on.
-        // Of each class 25 rows, a tenth of which, rounded down, is held out.
-        assert_eq!((train.len(), validation.len(), test.len()), (46, 4, 20));
-        for other in [&train, &validation] {
-            assert!(texts(other).is_disjoint(&texts(&test)));
-        }
-        let again = parts(&config, 1);
-        assert_eq!(texts(&again.2), texts(&test));
-        assert_eq!(texts(&again.1), texts(&validation));
-        let free = DataConfig {
-            split_seed: None,
-            ..config.clone()
-        };
-        assert_ne!(texts(&parts(&free, 0).2), texts(&parts(&free, 1).2));
-        let builtin = DataConfig {
-            train: "sms-spam".into(),
-            ..config
-        };
-        let error =
-            datasets(&builtin, ProblemType::SingleLabel, 0, &Lookup::default()).unwrap_err();
-        assert!(error.to_string().contains("`data.test_share`"), "{error}");
-    }
-
-    #[test]
-    fn too_few_rows_to_hold_any_out_are_told_with_the_file_and_a_way_out() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("one.tsv").display().to_string();
-        std::fs::write(&file, "label\ttext\nham\tsee you soon\n").unwrap();
-        let config = DataConfig {
-            train: file.clone(),
-            ..DataConfig::default()
-        };
-        let error = datasets(&config, ProblemType::SingleLabel, 0, &Lookup::default())
-            .unwrap_err()
-            .to_string();
-        let said = format!(
-            "{file}: too few rows (1) to hold out a share of 0.1 for validation: give a validation file with `--eval-data`"
-        );
-        assert!(error.starts_with(&said), "{error}");
-        // What it advises helps.
-        assert!(
-            datasets(
-                &DataConfig {
-                    validation: Some(file),
-                    ..config.clone()
-                },
-                ProblemType::SingleLabel,
-                0,
-                &Lookup::default()
-            )
-            .is_ok()
-        );
-        assert!(
-            datasets(
-                &DataConfig {
-                    validation_share: 0.0,
-                    ..config
-                },
-                ProblemType::SingleLabel,
-                0,
-                &Lookup::default()
-            )
-            .is_ok()
-        );
-    }
-
-    #[test]
-    fn data_without_labels_are_pointed_to_the_other_task() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("chat.jsonl");
-        let turns = r#"{"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "good day"}]}"#;
-        std::fs::write(&file, format!("{turns}\n").repeat(20)).unwrap();
-        let data = DataConfig {
-            train: file.display().to_string(),
-            ..DataConfig::default()
-        };
-        let error = prepare(
-            &TuneConfig {
-                data,
-                ..TuneConfig::default()
-            },
-            &Lookup::default(),
-        )
-        .err()
-        .unwrap()
-        .to_string();
-        assert!(
-            error.contains("chat.jsonl")
-                && error.contains("found: none")
-                && error.contains("`--task causal-lm`"),
-            "{error}"
-        );
-    }
-}
+mod tests;

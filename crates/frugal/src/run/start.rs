@@ -74,6 +74,11 @@ impl Start {
                 "the adapter is of method `{is}`, the run of `{asked}`: leave out the method, or train a new adapter without `--adapter`"
             )));
         }
+        if self.described.settings.get("only_topk_weights") == Some(&Value::Bool(true)) {
+            return Err(self.refuse(
+                "its file holds the chosen vectors and their weights alone (`save_only_topk_weights`), which cannot be trained on".into(),
+            ));
+        }
         let differs = |(key, value): &(&String, &Value)| {
             !TARGETS.contains(&key.as_str())
                 && !same(
@@ -107,8 +112,24 @@ impl Start {
             )));
         }
         match (config.task, &self.described.head) {
+            (Task::TokenClassification, None) => Err(self.refuse(
+                "the adapter has no head that labels tokens: train on with `--task causal-lm`, or train a new adapter without `--adapter`".into(),
+            )),
+            (Task::TokenClassification, Some(head)) if !head.labels_tokens() => Err(self.refuse(
+                "its head labels whole texts: train on with `--task classification`".into(),
+            )),
+            (Task::TokenClassification, Some(head)) => {
+                config.pooling = Some(head.pooling);
+                Ok(())
+            }
+            (Task::Classification | Task::Reranking, Some(head)) if head.labels_tokens() => Err(self.refuse(
+                "its head labels every token: train on with `--task token-classification`".into(),
+            )),
             (Task::Classification, None) => Err(self.refuse(
                 "the adapter has no classification head: train on with `--task causal-lm`".into(),
+            )),
+            (Task::CausalLm, Some(head)) if head.labels_tokens() => Err(self.refuse(
+                "the adapter labels tokens: train on with `--task token-classification`".into(),
             )),
             (Task::CausalLm, Some(_)) => Err(self.refuse(
                 "the adapter is a classifier: train on with `--task classification`".into(),

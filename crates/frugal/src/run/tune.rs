@@ -11,14 +11,14 @@ use frugal_eval::report::{RECORD_FILE, RunRecord};
 use frugal_models::LoadOptions;
 use frugal_models::load::{Lookup, MODEL_FOLDER, ModelFiles};
 use frugal_models::save::StoredType;
-use frugal_nn::{Backbone, BuildContext, Head, LoadedAdapter, Pooling, SiteTable};
+use frugal_nn::{Backbone, BuildContext, Head, LoadedAdapter, SiteTable};
 use frugal_train::{Best, ModelParts};
 use serde::Serialize;
 
 use super::compare::baselines;
 use super::estimate::{Sizes, Work, predicted, process_bytes};
 use super::export::merge_to_folder;
-use super::fit::{Fitted, MemoryCheck, available, fitting, refusal};
+use super::fit::{Fitted, MemoryCheck, available, fitting, hindered, refusal};
 use super::folder::{check_same_run, claim, claim_free};
 use super::job::{Job, Learn, in_folder};
 use super::page::{count_parameters, evaluation, meta, scores, weights_size, write_report};
@@ -135,6 +135,9 @@ fn read_data(
             p.encoded.longest,
         )
     };
+    for text in prepared.doubts(&config.data) {
+        observe(&Progress::Warning { text });
+    }
     observe(&Progress::Data {
         parts: prepared.parts().map(told).collect(),
         truncated: prepared.parts().map(|p| p.encoded.truncated).sum(),
@@ -162,6 +165,9 @@ fn check_memory(
     let tokens = Work::new(config, prepared).micro_batch_tokens;
     let needed = predicted(prepared, &sites, &sizes, config, tokens, process).peak();
     if needed <= available {
+        if let Some(text) = hindered(needed, process) {
+            observe(&Progress::Warning { text });
+        }
         return Ok(());
     }
     let resume = request.resume;
@@ -349,7 +355,8 @@ fn build_entry(
     if let Some(start) = start {
         return start.load(prepared.files.name(), &context);
     }
-    let adapter = method.make(&config.method.settings, &context)?;
+    let settings = prepared.method_settings(config, sites)?;
+    let adapter = method.make(&settings, &context)?;
     let new = |head| Head::new(head, prepared.files.info(), device, config.seed);
     let mut head = prepared.head.clone().map(new);
     // A cross-encoder is trained on with the head that it has.
@@ -366,8 +373,7 @@ fn build_entry(
 /// Whether a whole model comes out: when all of it was trained, and its class has a place for the
 /// head.
 fn ends_in_model(method: &str, head: Option<&Head>, files: &ModelFiles) -> bool {
-    method == "full"
-        && head.is_none_or(|h| h.config().pooling == Pooling::default_for(files.info()))
+    method == "full" && head.is_none_or(|h| h.config().class(files.info()).is_some())
 }
 
 /// Writes the adapter into the run folder itself, or a whole model with its head into a folder in

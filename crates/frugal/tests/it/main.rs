@@ -36,5 +36,6 @@ mod split_gguf;
 mod steps;
 mod support;
 mod texts;
+mod token_classification;
 mod unused_files;
 mod variants;

@@ -57,7 +57,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
             columns: if args.columns.is_empty() {
                 own.columns.clone()
             } else {
-                args.columns.iter().cloned().collect()
+                crate::args::columns(&args.columns)?
             },
             max_eval_rows: args.max_rows,
             max_length: args.max_length,

@@ -221,7 +221,7 @@ impl Args {
                 ..HnswOptions::default()
             }),
             corpus: CorpusOptions {
-                columns: self.columns.iter().cloned().collect(),
+                columns: crate::args::columns(&self.columns)?,
             },
             chunk,
             prune: self.prune,

@@ -266,3 +266,39 @@ fn a_damaged_parquet_file_is_an_error() {
         .to_string();
     assert!(error.contains("a.parquet: not a Parquet file"), "{error}");
 }
+
+#[test]
+fn bytes_of_another_encoding_are_not_taken_for_text() {
+    // UTF-16 without its mark, and a table with a stray byte.
+    let wide: Vec<u8> = "text,label\na,x\n".bytes().flat_map(|b| [b, 0]).collect();
+    for (name, bytes, line) in [
+        ("a.csv", wide.as_slice(), 1),
+        ("a.tsv", b"text\tlabel\na\0b\tx\n", 2),
+        ("a.txt", b"one\ntwo\0\n", 2),
+    ] {
+        let error = load_bytes(name, bytes).unwrap_err().to_string();
+        let said = format!("{name}:{line}: there is a byte 0");
+        assert!(error.contains(&said), "{error}");
+    }
+}
+
+#[test]
+fn of_a_key_that_comes_twice_neither_value_is_taken() {
+    for (name, text) in [
+        (
+            "a.jsonl",
+            "{\"text\": \"a\", \"label\": \"x\", \"label\": \"y\"}\n",
+        ),
+        (
+            "a.json",
+            "[{\"text\": \"a\", \"label\": \"x\", \"label\": \"y\"}]",
+        ),
+    ] {
+        let error = load_bytes(name, text.as_bytes()).unwrap_err().to_string();
+        assert!(error.contains(&format!("{name}:1")), "{error}");
+        assert!(error.contains("the key \"label\" comes twice"), "{error}");
+    }
+    // Values of every kind come through as they are.
+    let rows = "{\"text\": \"a\", \"label\": 1, \"x\": [1, -2, 0.5, null, {\"y\": true}]}\n";
+    assert_eq!(load_bytes("a.jsonl", rows.as_bytes()).unwrap().len(), 1);
+}

@@ -214,3 +214,33 @@ fn a_file_of_texts_to_label_shows_what_it_says_of_them() {
     texts(&file, &options, &mut take).unwrap();
     assert_eq!(found, [Some(serde_json::json!(["a", "b"])), None]);
 }
+
+#[test]
+fn labels_of_two_types_are_not_one_class() {
+    for (first, second, said) in [
+        (
+            "true",
+            "\"true\"",
+            "the label is a string, that of line 1 a boolean",
+        ),
+        (
+            "1",
+            "\"1\"",
+            "the label is a string, that of line 1 a number",
+        ),
+        (
+            "\"x\"",
+            "false",
+            "the label is a boolean, that of line 1 a string",
+        ),
+    ] {
+        let text = format!(
+            "{{\"text\": \"a\", \"label\": {first}}}\n{{\"text\": \"b\", \"label\": {second}}}\n"
+        );
+        let error = read(Labels::One, &[], "a.jsonl", &text).unwrap_err();
+        assert!(
+            error.contains("a.jsonl:2") && error.contains(said),
+            "{error}"
+        );
+    }
+}

@@ -398,3 +398,20 @@ fn a_line_of_many_megabytes_is_cut_before_it_is_tokenized() {
     let grown = crate::events::peak_rss_bytes().unwrap_or(0) - before;
     assert!(grown < 1 << 30, "{grown} bytes");
 }
+
+#[test]
+fn a_template_that_leaves_the_answer_out_is_told_as_such() {
+    let mut tokenizer = tokenizer("byte-level");
+    let record = json!({"messages": [{"role": "user", "content": "ask"}, {"role": "assistant", "content": "say"}]});
+    for source in [
+        "hello",
+        "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}",
+    ] {
+        tokenizer.set_chat_template(source).unwrap();
+        let error = attempt(record.clone(), &tokenizer).unwrap_err();
+        assert!(
+            error.contains("does not write what the assistant says in turn 2"),
+            "{error}"
+        );
+    }
+}
