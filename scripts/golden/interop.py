@@ -106,6 +106,40 @@ ADAPTERS = {
     "llama-tied-pair": (
         TINY_MODELS / "llama", hf.LlamaForCausalLM, lora(["embed_tokens", "q_proj"], "CAUSAL_LM", ensure_weight_tying=True),
         "a table and the head that shares it", {}),
+    "llama-vblora-topk": (
+        TINY_MODELS / "llama", hf.LlamaForCausalLM,
+        peft.VBLoRAConfig(task_type="CAUSAL_LM", r=2, num_vectors=12, vector_length=8, topk=3, target_modules=["q_proj", "v_proj"],
+                          save_only_topk_weights=True), "the vectors that are mixed and their weights alone", {}),
+    "llama-vblora-topk-1": (
+        TINY_MODELS / "llama", hf.LlamaForCausalLM,
+        peft.VBLoRAConfig(task_type="CAUSAL_LM", r=2, num_vectors=300, vector_length=8, topk=1, target_modules=["q_proj", "v_proj"],
+                          save_only_topk_weights=True), "one vector for a piece, of a bank that a byte cannot count", {}),
+    "llama-tokens-tied-same": (
+        TINY_MODELS / "llama", hf.LlamaForCausalLM,
+        lora(["q_proj"], "CAUSAL_LM", trainable_token_indices={"embed_tokens": [17, 31], "lm_head": [17, 31]}),
+        "rows of a table and of the head that shares it, the same ones", {}),
+    "llama-tokens-tied-others": (
+        TINY_MODELS / "llama", hf.LlamaForCausalLM,
+        lora(["q_proj"], "CAUSAL_LM", trainable_token_indices={"embed_tokens": [17, 31], "lm_head": [3, 9, 17]}),
+        "others in the head than in the table that it shares", {}),
+    "llama-tokens-tied-head": (
+        TINY_MODELS / "llama", hf.LlamaForCausalLM,
+        lora(["q_proj"], "CAUSAL_LM", trainable_token_indices={"lm_head": [17, 31]}), "of a tied head alone", {}),
+    "gpt2-tokens-two-tables": (
+        TINY_MODELS / "gpt2", hf.GPT2LMHeadModel,
+        lora(["c_attn"], "CAUSAL_LM", trainable_token_indices={"wte": [17, 31], "wpe": [0, 2]}), "of tokens and of positions", {}),
+    "llama-prompt-saved-head": (
+        TINY_MODELS / "llama", hf.LlamaForCausalLM,
+        peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3, modules_to_save=["lm_head"]),
+        "a prompt with a trained head, which was tied", {}),
+    "llama-p-tuning-saved-norm": (
+        TINY_MODELS / "llama", hf.LlamaForCausalLM,
+        peft.PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=3, encoder_hidden_size=8, modules_to_save=["norm", "lm_head"]),
+        "a prompt with a trained norm and head", {}),
+    "llama-prefix-saved-head": (
+        TINY_MODELS / "llama-rope-llama3", hf.LlamaForCausalLM,
+        peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3, modules_to_save=["lm_head", "embed_tokens"]),
+        "keys and values in front of a model with trained tables", {}),
     "bert-token-cls": (
         TINY_MODELS / "bert", hf.BertForTokenClassification, lora(["query"], "TOKEN_CLS"), "a head over single tokens", {}),
     "bert-question-answering": (
