@@ -68,6 +68,12 @@ impl ModelConfig {
                 format!("{kv_heads} does not divide the {heads} of `num_attention_heads`"),
             ));
         }
+        if !(self.norm_eps.is_finite() && self.norm_eps >= 0.0) {
+            let keys = ["rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"];
+            let key = keys.into_iter().find(|key| self.raw.get(key).is_some());
+            let reason = format!("{} given, but it must be 0 or more", self.norm_eps);
+            return Err(bad(source, key.unwrap_or(keys[0]), reason));
+        }
         Ok(())
     }
 }
@@ -115,6 +121,21 @@ mod tests {
             assert_eq!(
                 ModelConfig::from_json(raw, "config.json").unwrap().head_dim,
                 16
+            );
+        }
+    }
+
+    #[test]
+    fn a_root_of_a_negative_number_is_refused_before_it_is_taken_for_damaged_weights() {
+        for epsilon in [json!(-1.0), json!(-1e-6)] {
+            let raw = json!({"model_type": "llama", "hidden_size": 32, "intermediate_size": 8, "num_hidden_layers": 1,
+                "num_attention_heads": 4, "vocab_size": 9, "rms_norm_eps": epsilon});
+            let error = ModelConfig::from_json(raw, "config.json")
+                .unwrap_err()
+                .to_string();
+            assert!(
+                error.contains("`rms_norm_eps`: -") && error.contains("0 or more"),
+                "{error}"
             );
         }
     }

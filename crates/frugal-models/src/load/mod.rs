@@ -32,7 +32,10 @@ pub fn read_json(path: &Path) -> Result<serde_json::Value, LoadError> {
     })?;
     serde_json::from_slice(&bytes).map_err(|e| LoadError::Json {
         path: path.into(),
-        reason: format!("malformed JSON: {e}"),
+        reason: match bytes.starts_with(b"\xef\xbb\xbf") {
+            true => "it begins with a byte order mark, which JSON has not: save it without".into(),
+            false => format!("malformed JSON: {e}"),
+        },
     })
 }
 
