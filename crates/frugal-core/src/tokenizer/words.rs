@@ -23,7 +23,9 @@ pub struct CutWords {
 impl TextTokenizer {
     /// Words, each tokenized by itself, with special tokens, cut at the end where they have more
     /// than `max_length` tokens: `is_split_into_words=True` of transformers. Byte-level tokenizers
-    /// read each word as behind a space, which there is asked for by `add_prefix_space=True`.
+    /// read each word as behind a space, which there the classes of GPT-2 and RoBERTa do with
+    /// `add_prefix_space=True`; other classes join words without a space, as no text does that their
+    /// models have read.
     ///
     /// # Errors
     /// As [`TextTokenizer::encode`].
