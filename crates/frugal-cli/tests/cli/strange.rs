@@ -134,3 +134,16 @@ fn nothing_to_predict_is_said() {
         .fails(&["empty.jsonl:1: the text has no tokens"]);
     assert!(!said.stderr.contains("text:1"), "{}", said.stderr);
 }
+
+#[test]
+fn a_setting_that_is_no_number_is_named() {
+    let folder = folder();
+    rows(folder.path());
+    for words in ["--lora-alpha nan", "--set method.lora_alpha=inf"] {
+        run(
+            folder.path(),
+            &format!("{SMALL} --data a.csv {words} --out o"),
+        )
+        .fails(&["`method.lora_alpha`", "a finite number"]);
+    }
+}

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde_json::Value;
+use tokenizers::NormalizedString;
 
 use super::error::DataError;
 use super::example::Example;
@@ -257,6 +258,18 @@ pub(super) fn check_names(
             return Err(DataError::line(path, *line, problem));
         }
     }
+    // Two spellings of one text in Unicode look the same to people.
+    let mut composed: BTreeMap<String, &str> = BTreeMap::new();
+    for label in seen.keys().filter(|label| !label.is_ascii()) {
+        if let Some(first) = composed.insert(nfc(label), label) {
+            let problem = format!(
+                "the labels \"{}\" and \"{}\" are one text, composed and decomposed; write both the same way",
+                first.escape_default(),
+                label.escape_default()
+            );
+            return Err(DataError::options(path, problem));
+        }
+    }
     check_numbers(path, seen.keys().copied())?;
     let fraction = |label: &&&str| label.parse::<f64>().is_ok_and(|v| v.fract() != 0.0);
     let numbers = seen.keys().all(|label| label.parse::<f64>().is_ok());
@@ -272,6 +285,13 @@ pub(super) fn check_names(
         )),
         _ => Ok(()),
     }
+}
+
+/// The text with its letters composed.
+fn nfc(text: &str) -> String {
+    let mut text = NormalizedString::from(text);
+    text.nfc();
+    text.get().to_owned()
 }
 
 /// Labels that are one number, and among numbers those that say that there is none.

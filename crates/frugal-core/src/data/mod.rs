@@ -68,6 +68,17 @@ pub struct Dataset {
 /// # Errors
 /// Names the file, and the line where there is one, and what was expected.
 pub fn load(path: &Path, options: &LoadOptions) -> Result<Dataset, DataError> {
+    let name = path.to_string_lossy();
+    if ["http://", "https://"]
+        .iter()
+        .any(|start| name.starts_with(start))
+        && !path.exists()
+    {
+        return Err(DataError::options(
+            path,
+            "is a web address: fetch the file first, or give a data set of the hub as `org/name`",
+        ));
+    }
     if path.is_dir() {
         return Err(DataError::options(
             path,

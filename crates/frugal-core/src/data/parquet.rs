@@ -27,7 +27,8 @@ pub(super) fn rows(
         let plain = |e: ParquetError| damaged(e.to_string());
         let reader = SerializedFileReader::new(bytes::Bytes::from(file)).map_err(plain)?;
         for (i, row) in reader.get_row_iter(None).map_err(plain)?.enumerate() {
-            let fields = object(&row.map_err(plain)?);
+            let fields = object(&row.map_err(plain)?)
+                .map_err(|problem| DataError::line(path, i + 1, problem))?;
             push(Record {
                 line: i + 1,
                 fields,
@@ -38,15 +39,18 @@ pub(super) fn rows(
     caught(read).map_err(damaged)?
 }
 
-fn object(row: &Row) -> Map<String, Value> {
+fn object(row: &Row) -> Result<Map<String, Value>, String> {
     let columns = row.get_column_iter();
     columns
-        .map(|(name, field)| (name.clone(), value(field)))
+        .map(|(name, field)| {
+            let value = value(field).map_err(|problem| format!("{name:?} {problem}"))?;
+            Ok((name.clone(), value))
+        })
         .collect()
 }
 
-fn value(field: &Field) -> Value {
-    match field {
+fn value(field: &Field) -> Result<Value, String> {
+    Ok(match field {
         Field::Null => Value::Null,
         Field::Bool(v) => (*v).into(),
         Field::Byte(v) => (*v).into(),
@@ -61,29 +65,34 @@ fn value(field: &Field) -> Value {
         Field::Float(v) => (*v).into(),
         Field::Double(v) => (*v).into(),
         Field::Str(text) => text.clone().into(),
-        Field::Bytes(bytes) => text(bytes),
+        Field::Bytes(bytes) => text(bytes)?,
         // Nested records of one column have the same keys; what a record lacks is null there.
         Field::Group(row) => Value::Object(
-            object(row)
+            object(row)?
                 .into_iter()
                 .filter(|(_, value)| !value.is_null())
                 .collect(),
         ),
-        Field::ListInternal(list) => list.elements().iter().map(value).collect(),
-        Field::MapInternal(map) => Value::Object(
-            map.entries()
-                .iter()
-                .map(|(key, field)| (key.to_string().trim_matches('"').to_owned(), value(field)))
-                .collect(),
-        ),
+        Field::ListInternal(list) => {
+            let items: Result<Vec<Value>, String> = list.elements().iter().map(value).collect();
+            items?.into()
+        }
+        Field::MapInternal(map) => {
+            let pair = |(key, field): &(Field, Field)| {
+                let key = key.to_string().trim_matches('"').to_owned();
+                Ok((key, value(field)?))
+            };
+            let pairs: Result<Map<String, Value>, String> =
+                map.entries().iter().map(pair).collect();
+            Value::Object(pairs?)
+        }
         other => other.to_string().into(),
-    }
+    })
 }
 
 /// Text columns of some writers are not marked as such.
-fn text(bytes: &ByteArray) -> Value {
-    match bytes.as_utf8() {
-        Ok(text) => text.into(),
-        Err(_) => Value::Null,
-    }
+fn text(bytes: &ByteArray) -> Result<Value, String> {
+    let text = bytes.as_utf8();
+    text.map(Value::from)
+        .map_err(|_| "holds bytes that are not UTF-8, so they are no text".into())
 }

@@ -32,7 +32,8 @@ pub(super) fn encode(
         words,
         length,
     } = tokenizer.cut_words(tokens, options.max_length)?;
-    if ids.is_empty() {
+    // Data sets hold sentences without words; nothing of them is trained.
+    if ids.is_empty() && !tokens.is_empty() {
         return Err(RowError::NoTokens);
     }
     let class_of = |list: &[Option<i32>], word: u32| list.get(word as usize).copied().flatten();

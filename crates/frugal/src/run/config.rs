@@ -359,7 +359,21 @@ impl TuneConfig {
         if let Err(error) = crate::device::known(&self.device) {
             add("device", error.to_string());
         }
+        // A configuration has no null: so are numbers written that are none.
+        let no_numbers = self
+            .method
+            .settings
+            .iter()
+            .filter(|(_, value)| value.is_null());
+        let no_numbers: Vec<&String> = no_numbers.map(|(key, _)| key).collect();
+        for key in &no_numbers {
+            add(
+                &format!("method.{key}"),
+                "it must be a finite number".into(),
+            );
+        }
         match registry::find(&self.method.name) {
+            Ok(_) if !no_numbers.is_empty() => {}
             Err(error) => add("method.name", error.to_string()),
             Ok(method) => {
                 if let Err(error) = (method.check)(&self.method.settings) {

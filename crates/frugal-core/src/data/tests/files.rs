@@ -302,3 +302,12 @@ fn of_a_key_that_comes_twice_neither_value_is_taken() {
     let rows = "{\"text\": \"a\", \"label\": 1, \"x\": [1, -2, 0.5, null, {\"y\": true}]}\n";
     assert_eq!(load_bytes("a.jsonl", rows.as_bytes()).unwrap().len(), 1);
 }
+
+#[test]
+fn a_web_address_is_not_called_a_missing_file() {
+    let path = PathBuf::from("https://example.org/a.csv");
+    let error = load(&path, &LoadOptions::default())
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("is a web address"), "{error}");
+}

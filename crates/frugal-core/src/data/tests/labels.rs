@@ -244,3 +244,15 @@ fn labels_of_two_types_are_not_one_class() {
         );
     }
 }
+
+#[test]
+fn one_name_in_two_spellings_of_unicode_is_not_two_classes() {
+    let rows = "{\"text\": \"a\", \"label\": \"caf\u{e9}\"}\n{\"text\": \"b\", \"label\": \"cafe\u{301}\"}\n";
+    let error = read(Labels::One, &[], "a.jsonl", rows).unwrap_err();
+    assert!(
+        error.contains("composed and decomposed") && error.contains("u{301}"),
+        "{error}"
+    );
+    let other = rows.replace("cafe\u{301}", "th\u{e9}");
+    assert!(read(Labels::One, &[], "a.jsonl", &other).is_ok());
+}
