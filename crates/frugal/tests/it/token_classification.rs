@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use frugal::adapt::{LoadedAdapter, Mode, NoAdapter, Pass, Pooling, peft, to_vec};
+use frugal::adapt::{Head, LoadedAdapter, Mode, NoAdapter, Pass, Pooling, peft, to_vec};
 use frugal::model::load::{Lookup, ModelFiles, read_json};
 use frugal::model::save::StoredType;
-use frugal::model::{Backbone, Head, Input};
+use frugal::model::{Backbone, Input};
 use frugal::run::merge_to_folder;
 use frugal::train::objective::for_model;
 use frugal::train::{ModelParts, Target, Tokenized, TrainConfig, evaluate};

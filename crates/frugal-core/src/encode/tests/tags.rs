@@ -73,6 +73,6 @@ fn rows_and_files_that_do_not_fit_are_named() {
     assert!(said(text, task).contains("which needs tokens and ner_tags"));
     let classes = Task::SequenceClassification { labels: &labels };
     assert!(said(tagged("O"), classes).contains("`--task token-classification`"));
-    let long = serde_json::json!({"tokens": ["a"; 20], "ner_tags": ["O"; 20]});
+    let long = serde_json::json!({"tokens": vec!["a"; 20], "ner_tags": vec!["O"; 20]});
     assert!(said(long, task).contains("22 tokens, but at most 8"));
 }
