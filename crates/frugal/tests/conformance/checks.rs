@@ -10,7 +10,6 @@ use serde_json::{Map, json};
 
 use crate::MODELS;
 use crate::case::{Case, IDS, LENGTHS, hidden, hidden_in};
-use crate::method_settings::settings;
 use crate::support::{context, device};
 use crate::tensors::{Checked, Named, close, parameters, same_bits, worst};
 
@@ -99,8 +98,8 @@ fn plan_counts_the_same(case: &Case) -> Checked {
         backbone: None,
         ..context(case.backbone.as_ref(), 1)
     };
-    let planned = (case.method.build)(&settings(case.method), &context)
-        .map_err(|e| format!("planning: {e}"))?;
+    let planned =
+        (case.method.build)(&case.settings, &context).map_err(|e| format!("planning: {e}"))?;
     let shapes = |a: &dyn Adapter| {
         let parameters = a.parameters();
         let shape = parameters
