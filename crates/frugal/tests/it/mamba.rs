@@ -4,8 +4,8 @@
 use burn::prelude::*;
 use burn::tensor::activation::log_softmax;
 use frugal::adapt::{
-    ActiveAdapters, Adapter, AdapterSet, LoadedAdapter, Mode, NoAdapter, Parameter, Rows, merge,
-    registry, to_vec,
+    ActiveAdapters, Adapter, AdapterSet, LoadedAdapter, Mode, NoAdapter, Parameter, Pass, Rows,
+    merge, registry, to_vec,
 };
 use frugal::model::load::SafetensorsSource;
 use frugal::model::save::write_model;
@@ -293,6 +293,38 @@ fn compare_mixed_batch(name: &str) {
     };
     assert!(max_difference(&weighted(1.0), &a) < 1e-4);
     assert!(max_difference(&weighted(0.0), &plain) < 1e-5);
+}
+
+fn run(backbone: &dyn Backbone, mut pass: Box<dyn Pass + '_>) -> Vec<f32> {
+    let states = backbone.forward(&Input::new(&IDS, &LENGTHS), pass.as_mut(), None);
+    to_vec(states.unwrap())
+}
+
+#[test]
+fn trained_biases_of_convolutions_act_and_are_merged() {
+    let backbone = model("mamba", "config.json");
+    let backbone = backbone.as_ref();
+    let lora = json!({"bias": "all", "target_modules": ["in_proj"]});
+    for (method, settings) in [("bitfit", json!({})), ("lora", lora)] {
+        let mut own = adapter(method, settings, backbone);
+        let mut moved = 0;
+        for parameter in own.parameters_mut() {
+            if parameter.name().ends_with("conv1d.bias") {
+                add(parameter, 0.3);
+                moved += 1;
+            }
+        }
+        assert_eq!(moved, 2, "{method}: one for each block");
+        let found = run(backbone, own.pass(Mode::Eval));
+        assert!(
+            max_difference(&found, &run(backbone, Box::new(NoAdapter))) > 0.05,
+            "{method}"
+        );
+        let merged = merge::weights(backbone, Some(own.as_ref())).unwrap();
+        let merged = merged.build(&device()).unwrap();
+        let worst = max_difference(&run(merged.as_ref(), Box::new(NoAdapter)), &found);
+        assert!(worst < 1e-5, "{method}: {worst:e}");
+    }
 }
 
 #[test]
