@@ -188,9 +188,19 @@ fn read(raw: &Value, source: &str) -> Result<ModelConfig, ModelError> {
             use_conv_bias: k.use_conv_bias,
             init,
         }),
-        raw: raw.clone(),
+        raw: without_limit(raw),
         source: source.into(),
     })
+}
+
+/// The file without the limit of the steps, which is none and which versions of the reference spell
+/// in ways that others do not read.
+fn without_limit(raw: &Value) -> Value {
+    let mut raw = raw.clone();
+    if let Some(map) = raw.as_object_mut() {
+        map.remove("time_step_limit");
+    }
+    raw
 }
 
 /// Whether steps may be anything from 0 up; transformers 5 writes infinity as an object.
