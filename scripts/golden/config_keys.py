@@ -153,11 +153,18 @@ def run(name, cls, config, ids):
     return {"last": [round(v, 6) for v in last[0, -1, :16].tolist()]}
 
 
+def plain(value):
+    """Numbers that JSON has no form for, which transformers writes as objects."""
+    if isinstance(value, dict):
+        return float(value["__float__"]) if "__float__" in value else {k: plain(v) for k, v in value.items()}
+    return [plain(v) for v in value] if isinstance(value, list) else value
+
+
 def case(name, cls, raw, ids, changes, title):
     entry = {"name": title, "changes": changes}
     try:
         # The class moves and renames settings in place.
-        config = cls.config_class.from_dict(copy.deepcopy({**raw, **changes}))
+        config = cls.config_class.from_dict(plain(copy.deepcopy({**raw, **changes})))
         entry.update(run(name, cls, config, ids))
     except Exception as error:  # what the reference refuses
         entry["error"] = f"{type(error).__name__}: {error}".splitlines()[0][:160]
@@ -186,6 +193,9 @@ def main(names):
         cases = [case(name, cls, raw, ids, {}, "as it is")]
         for key, default in keys.items():
             if key in ("rope_parameters", "dtype", "transformers_version", "architectures", "problem_type"):
+                continue
+            if name.startswith("mamba") and key == "rescale_prenorm_residual":
+                # A key of fresh weights, by which transformers 5 divides those that it reads as well.
                 continue
             value = other(name, key, default, raw)
             if value is None or value == raw.get(key, default):

@@ -3,19 +3,23 @@
 //!
 //! The method acts on a base whose parameters are these.
 
+mod values;
+
 use std::collections::BTreeMap;
 
 use burn::prelude::*;
 use frugal_nn::seam::derived_cache::DerivedCache;
 use frugal_nn::{
-    AdaptError, Adapter, AttentionControl, AttentionScores, BlockAction, BuildContext, Embedding,
-    Frozen, GradientSum, KeyValue, Linear, LinearChange, MergedLinear, Mode, Norm, NormChange,
-    Parameter, Pass, Rows, SequenceLayout, SiteId, SiteKind, SiteTable, StepContext, SubLayer,
-    SubLayerIo, Weight, to_vec,
+    AdaptError, Adapter, AttentionControl, AttentionScores, BlockAction, BuildContext, Conv,
+    ConvChange, Embedding, GradientSum, KeyValue, Linear, LinearChange, MergedLinear, Mode, Norm,
+    NormChange, Param, ParamChange, Parameter, Pass, Rows, SequenceLayout, SiteId, SiteKind,
+    StepContext, SubLayer, SubLayerIo, Weight,
 };
 use serde_json::{Map, Value};
 
 use crate::methods::sparse::trainable_tokens::TrainableTokens;
+use values::values_of;
+pub(crate) use values::{Wanted, matrix_of, stored_shape};
 
 /// Trained copies of one site's own parameters.
 #[derive(Clone, Default)]
@@ -24,25 +28,6 @@ struct Saved {
     weight: Option<Parameter>,
     bias: Option<Parameter>,
     transposed: bool,
-}
-
-/// Which parameters of the base are trained, by site, and what files call them.
-#[derive(Default)]
-pub(crate) struct Wanted {
-    /// Sites whose weight and bias are.
-    pub modules: Vec<SiteId>,
-    /// Sites whose bias alone is, with its key in the file.
-    pub biases: Vec<(SiteId, String)>,
-    /// Tables with the ids of their trained rows.
-    pub tokens: Vec<(SiteId, Vec<u32>)>,
-    /// Fields of the configuration that say so, as the file has them.
-    pub fields: Map<String, Value>,
-}
-
-impl Wanted {
-    pub fn is_empty(&self) -> bool {
-        self.modules.is_empty() && self.biases.is_empty() && self.tokens.is_empty()
-    }
 }
 
 /// A method on a base with trained parameters of its own.
@@ -140,54 +125,27 @@ impl Overlay {
         }
         Some(norm)
     }
-}
 
-type Values = BTreeMap<SiteId, (Vec<f32>, Option<Vec<f32>>)>;
-
-/// What the base has at these sites, in the layout of files; nothing when planning.
-fn values_of(context: &BuildContext<'_>, wanted: &Wanted) -> Values {
-    let mut values = Values::new();
-    let Some(backbone) = context.backbone else {
-        return values;
-    };
-    let mut needs_weight = vec![false; context.sites.len()];
-    let mut needs_bias = needs_weight.clone();
-    for id in &wanted.modules {
-        needs_weight[id.index()] = true;
-        needs_bias[id.index()] = true;
-    }
-    for (id, _) in &wanted.biases {
-        needs_bias[id.index()] = true;
-    }
-    let is_transposed = |id: SiteId| context.sites.info(id).kind == SiteKind::Conv1d;
-    backbone.visit_weights(&mut |part| {
-        let (site, bias) = match &part {
-            Frozen::Linear(l) => (l.site, l.bias.clone()),
-            Frozen::Embedding(e) => (e.site, None),
-            Frozen::Norm(n) => (n.site, n.bias.clone()),
-        };
-        if !needs_bias[site.index()] {
-            return;
+    fn conv(&self, base: &Conv, mode: Mode) -> Option<Conv> {
+        let saved = self.saved(base.site)?;
+        let mut conv = base.clone();
+        if let Some(weight) = &saved.weight {
+            let weight = weight.get::<3>(mode);
+            let [d, _, k] = weight.dims();
+            conv.weight = weight.reshape([d, k]);
         }
-        let weight = match &part {
-            _ if !needs_weight[site.index()] => Vec::new(),
-            Frozen::Linear(l) if is_transposed(site) => to_vec(l.weight.dense().transpose()),
-            Frozen::Linear(l) => to_vec(l.weight.dense()),
-            Frozen::Embedding(e) => to_vec(e.weight.dense()),
-            Frozen::Norm(n) => to_vec(n.weight.clone() - n.stored_offset),
-        };
-        values.insert(site, (weight, bias.map(to_vec)));
-    });
-    values
-}
+        if let Some(bias) = &saved.bias {
+            conv.bias = Some(bias.get::<1>(mode));
+        }
+        Some(conv)
+    }
 
-/// Shape of a site's weight in files.
-pub(crate) fn stored_shape(sites: &SiteTable, id: SiteId) -> Vec<usize> {
-    let info = sites.info(id);
-    match info.kind {
-        SiteKind::Norm => vec![info.d_out],
-        SiteKind::Conv1d | SiteKind::Embedding => vec![info.d_in, info.d_out],
-        SiteKind::Linear | SiteKind::LmHead => vec![info.d_out, info.d_in],
+    fn param(&self, base: &Param, mode: Mode) -> Option<Param> {
+        let value = self.saved(base.site)?.weight.as_ref()?;
+        Some(Param {
+            site: base.site,
+            value: matrix_of(value, mode),
+        })
     }
 }
 
@@ -204,20 +162,15 @@ fn module(
     } else {
         vec![0.0; len]
     };
-    let parameter = |name: &str, shape: &[usize], values| {
-        Parameter::new(
-            format!("{}.{name}", info.path),
-            shape,
-            values,
-            &context.device,
-        )
+    let parameter = |name: String, shape: &[usize], values| {
+        Parameter::new(name, shape, values, &context.device)
     };
     let bias = info
         .has_bias
         .then(|| bias.unwrap_or_else(|| vec![0.0; info.d_out]));
     Saved {
-        weight: Some(parameter("weight", &shape, weight)),
-        bias: bias.map(|values| parameter("bias", &[info.d_out], values)),
+        weight: Some(parameter(info.weight_name(), &shape, weight)),
+        bias: bias.map(|values| parameter(format!("{}.bias", info.path), &[info.d_out], values)),
         transposed: info.kind == SiteKind::Conv1d,
     }
 }
@@ -313,6 +266,43 @@ impl Pass for OverlayPass<'_> {
                 NormChange::Parameters(weight, bias)
             }
             change => change,
+        }
+    }
+
+    fn conv_change(&mut self, base: &Conv) -> ConvChange {
+        let Some(own) = self.overlay.conv(base, self.mode) else {
+            return self.inner.conv_change(base);
+        };
+        match self.inner.conv_change(&own) {
+            ConvChange::None => {
+                let (weight, bias) = own.values();
+                ConvChange::Parameters(weight, bias)
+            }
+            change => change,
+        }
+    }
+
+    fn conv(&mut self, base: &Conv, rows: Rows) -> (Tensor<2>, Option<Tensor<1>>) {
+        match self.overlay.conv(base, self.mode) {
+            Some(own) => self.inner.conv(&own, rows),
+            None => self.inner.conv(base, rows),
+        }
+    }
+
+    fn param_change(&mut self, base: &Param) -> ParamChange {
+        let Some(own) = self.overlay.param(base, self.mode) else {
+            return self.inner.param_change(base);
+        };
+        match self.inner.param_change(&own) {
+            ParamChange::None => ParamChange::Value(own.value),
+            change => change,
+        }
+    }
+
+    fn param(&mut self, base: &Param, rows: Rows) -> Tensor<2> {
+        match self.overlay.param(base, self.mode) {
+            Some(own) => self.inner.param(&own, rows),
+            None => self.inner.param(base, rows),
         }
     }
 
@@ -503,6 +493,20 @@ impl Adapter for Overlay {
             return self.inner.merged_norm(base);
         };
         self.inner.merged_norm(&own).or_else(|| Some(own.values()))
+    }
+
+    fn merged_conv(&self, base: &Conv) -> Option<(Tensor<2>, Option<Tensor<1>>)> {
+        let Some(own) = self.conv(base, Mode::Eval) else {
+            return self.inner.merged_conv(base);
+        };
+        self.inner.merged_conv(&own).or_else(|| Some(own.values()))
+    }
+
+    fn merged_param(&self, base: &Param) -> Option<Tensor<2>> {
+        let Some(own) = self.param(base, Mode::Eval) else {
+            return self.inner.merged_param(base);
+        };
+        self.inner.merged_param(&own).or(Some(own.value))
     }
 
     fn before_step(&mut self, context: &StepContext, gradients: &mut GradientSum) {

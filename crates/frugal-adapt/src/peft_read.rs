@@ -477,6 +477,8 @@ fn weight_of(context: &BuildContext<'_>, site: SiteId) -> Option<Vec<f32>> {
         Frozen::Norm(n) if n.site == site => {
             found = Some(to_vec(n.weight.clone() - n.stored_offset))
         }
+        Frozen::Conv(c) if c.site == site => found = Some(to_vec(c.weight.clone())),
+        Frozen::Param(p) if p.site == site => found = Some(to_vec(p.value.clone())),
         _ => {}
     });
     found

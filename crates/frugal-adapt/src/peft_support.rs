@@ -108,6 +108,14 @@ pub fn obstacle(method: &Method, adapter: &dyn Adapter, model: &BackboneInfo) ->
             method.name
         )),
         "mixtral" if is_linear && acts_on(".experts.") => on_experts(method, &names),
+        "mamba" if acts_on(".dt_proj.") => Some(
+            "transformers multiplies with the weight of Mamba's `dt_proj` past the layer, and so past \
+             what `peft` adds to it"
+                .into(),
+        ),
+        "mamba" if ["LORA", "ADALORA", "RANDLORA"].contains(&method.peft_type) && acts_on(".out_proj.") => {
+            Some(format!("`peft` refuses {} on Mamba's `out_proj`", method.peft_type))
+        }
         "native_sparse" => Some("transformers does not have this architecture".into()),
         _ => None,
     }

@@ -116,6 +116,38 @@ fn names_a_site(sites: &SiteTable, name: &str) -> bool {
         .any(|(_, site)| ends_with_component(&site.path, name))
 }
 
+/// A listed name that means convolutions or bare parameters and nothing that can be chosen.
+fn refuse_others(
+    field: &'static str,
+    names: &Names,
+    sites: &SiteTable,
+    eligible: impl Fn(&SiteInfo) -> bool,
+) -> Result<(), TargetError> {
+    let Names::List(names) = names else {
+        return Ok(());
+    };
+    for entry in names {
+        let meant: Vec<&SiteInfo> = sites
+            .iter()
+            .map(|(_, site)| site)
+            .filter(|site| ends_with_component(&site.path, entry))
+            .collect();
+        let Some(first) = meant.first() else {
+            continue;
+        };
+        let what = match first.kind {
+            SiteKind::Conv => "a convolution",
+            SiteKind::Param => "a bare parameter",
+            _ => continue,
+        };
+        if !meant.iter().any(|site| eligible(site)) {
+            let entry = entry.clone();
+            return Err(TargetError::NoLayer { field, entry, what });
+        }
+    }
+    Ok(())
+}
+
 /// Why this entry matched nothing; `offered` are the places that could have been meant.
 fn no_match(
     field: &'static str,
@@ -277,7 +309,7 @@ impl Targets {
     /// # Errors
     /// When nothing matches, a pattern is malformed or a block number is outside the model.
     pub fn select(&self, sites: &SiteTable) -> Result<Vec<SiteId>, TargetError> {
-        self.choose(sites, |site| site.kind != SiteKind::Norm)
+        self.choose(sites, |site| site.kind.is_matrix())
     }
 
     /// The norms that these settings select; `all-linear` stands for every norm.
@@ -302,6 +334,7 @@ impl Targets {
                 pattern: pattern.clone(),
             });
         }
+        refuse_others("target_modules", &self.target_modules, sites, &eligible)?;
         let exclude = self
             .exclude_modules
             .as_ref()

@@ -384,9 +384,9 @@ impl Session {
         let common = if anew.is_some_and(shrinks) { 0 } else { common };
         let common = match self.crop(id, common) {
             Ok(()) => common,
-            Err(DecodeError::Model(ModelError::State(StateError::OutsideWindow { .. }))) => {
-                self.crop(id, 0).map(|()| 0)?
-            }
+            Err(DecodeError::Model(ModelError::State(
+                StateError::OutsideWindow { .. } | StateError::Recurrent { .. },
+            ))) => self.crop(id, 0).map(|()| 0)?,
             Err(error) => return Err(error),
         };
         let found = self.append_to(id, &tokens[common..]);
@@ -400,7 +400,7 @@ impl Session {
     ///
     /// # Errors
     /// A sequence that there is not; more tokens than it has; layers with a sliding window that have
-    /// let go of what the next token would see, see [`SequenceState::crop`].
+    /// let go of what the next token would see; recurrent layers, see [`SequenceState::crop`].
     pub fn crop(&mut self, id: SequenceId, length: usize) -> Result<(), DecodeError> {
         let anew = self.backbone.info().rotates_anew_beyond;
         let empty = self.state.empty_sequence();

@@ -17,6 +17,7 @@ mod attention;
 mod bf16;
 mod blockwise;
 mod cache;
+mod causal_conv;
 mod cross_entropy;
 mod flex;
 mod linear;
@@ -27,6 +28,7 @@ mod packed;
 mod pool;
 mod rope;
 mod save_policy;
+mod selective_scan;
 mod simd;
 mod sparse;
 
@@ -36,6 +38,7 @@ pub use attention::{AttentionSpec, ScoreBias, attention, biased_attention, cache
 pub use bf16::PackedBf16;
 pub use blockwise::{Blockwise, MOMENT_BLOCK, adamw_8bit_step};
 pub use cache::{CacheType, KeyValues};
+pub use causal_conv::{causal_conv1d, causal_conv1d_state};
 pub use cross_entropy::{
     CrossEntropyOptions, IGNORE_INDEX, linear_cross_entropy, quantized_cross_entropy,
     token_log_probs,
@@ -51,6 +54,7 @@ pub use packed::{ActivationQuant, Packed};
 pub use pool::on_pool;
 pub use rope::rope;
 pub use save_policy::SavePolicy;
+pub use selective_scan::{SelectiveScan, selective_scan, selective_scan_with_state};
 pub use simd::{InstructionSet, InstructionSetError};
 pub use sparse::{Sparse, sparse_linear};
 
@@ -58,8 +62,10 @@ pub use sparse::{Sparse, sparse_linear};
 pub mod portable {
     pub use crate::activation::portable::*;
     pub use crate::attention::portable::*;
+    pub use crate::causal_conv::portable::*;
     pub use crate::cross_entropy::portable::*;
     pub use crate::linear::portable::*;
     pub use crate::norm::portable::*;
     pub use crate::rope::portable::*;
+    pub use crate::selective_scan::portable::*;
 }

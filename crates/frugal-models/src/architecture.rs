@@ -116,6 +116,20 @@ pub struct Cost {
     pub active_experts: usize,
     /// Sizes of latent attention, where blocks have it.
     pub latent: Option<LatentCost>,
+    /// Sizes of the recurrence, where blocks have one in place of attention and feed-forward layer.
+    pub recurrence: Option<RecurrenceCost>,
+}
+
+/// Sizes that the memory of a recurrence follows from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecurrenceCost {
+    /// Channels.
+    pub channels: usize,
+    /// Width of what is projected from the channels: the narrow steps, and what goes into the state
+    /// and comes out of it.
+    pub projected: usize,
+    /// Numbers that each channel remembers.
+    pub state: usize,
 }
 
 /// Sizes that the operations of latent attention follow from.
@@ -146,8 +160,18 @@ impl Cost {
             experts: 1,
             active_experts: 1,
             latent: None,
+            recurrence: None,
         }
     }
+}
+
+/// Which tensor of a site is to be filled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FirstValues {
+    /// Its weight.
+    Weight,
+    /// Its bias.
+    Bias,
 }
 
 /// A model of an architecture, as its own configuration describes it; the sizes that all have are
@@ -171,6 +195,23 @@ pub trait Architecture: Debug + Send + Sync {
     /// What files subtract from the gains of norms.
     fn norm_offset(&self) -> f32 {
         0.0
+    }
+
+    /// Whether a block is one sub-layer that mixes tokens, without a feed-forward layer behind it.
+    fn is_attention_only(&self) -> bool {
+        false
+    }
+
+    /// The first values of a tensor that are not drawn as those of other architectures: row-major,
+    /// in the shape that files have; `None` for all others.
+    fn first_values(
+        &self,
+        _config: &ModelConfig,
+        _site: &SiteInfo,
+        _tensor: FirstValues,
+        _seed: u64,
+    ) -> Option<Vec<f32>> {
+        None
     }
 
     /// Position of a sequence's first token in a table of positions.
@@ -362,6 +403,7 @@ impl ModelConfig {
             num_key_value_heads: self.num_key_value_heads,
             head_dim: self.head_dim,
             key_value_width: self.key_value_width(),
+            is_attention_only: self.architecture.is_attention_only(),
             vocab_size: self.vocab_size,
             max_sequence: self.max_sequence(),
             rotates_anew_beyond: self.architecture.rotates_anew_beyond(),

@@ -4,15 +4,16 @@ use burn::prelude::*;
 use frugal_nn::site::SiteKind;
 use frugal_nn::{named_rng, standard_normal};
 
-use crate::architecture::ModelConfig;
+use crate::architecture::{FirstValues, ModelConfig};
 use crate::source::MemorySource;
 
 /// Random weights for this configuration under their Hugging Face names.
 ///
 /// Matrices and tables are drawn from N(0, `initializer_range`²), 0.02² unless the configuration
 /// says otherwise; the projections that write to the residual stream are divided by
-/// `sqrt(2 * num_hidden_layers)`, as GPT-2 does. Gains are 1 and biases 0. Each tensor depends on
-/// the seed and its own name only.
+/// `sqrt(2 * num_hidden_layers)`, as GPT-2 does. Gains are 1 and biases 0. Architectures may begin
+/// otherwise ([`first_values`](crate::architecture::Architecture::first_values)). Each tensor depends on the seed and its own name
+/// only.
 pub fn random_weights(config: &ModelConfig, seed: u64, device: &Device) -> MemorySource {
     let mut source = MemorySource::default();
     let std = config
@@ -24,36 +25,57 @@ pub fn random_weights(config: &ModelConfig, seed: u64, device: &Device) -> Memor
     let gain = 1.0 - config.architecture.norm_offset();
     let sites = config.sites();
     for (_, site) in sites.iter().filter(|(_, s)| !s.tied) {
-        let name = format!("{}.weight", site.path);
-        if site.kind == SiteKind::Norm {
+        let name = site.weight_name();
+        let own = |tensor| config.architecture.first_values(config, site, tensor, seed);
+        let weight = own(FirstValues::Weight);
+        if let Some(values) = weight {
+            insert(&mut source, name, values, site.stored_shape(), device);
+        } else if site.kind == SiteKind::Norm {
             source.insert_vector(name, Tensor::full([site.d_out], gain, device));
         } else {
-            let shape = match site.kind {
-                SiteKind::Linear | SiteKind::LmHead => [site.d_out, site.d_in],
-                _ => [site.d_in, site.d_out],
-            };
+            let shape = site.stored_shape();
             let scale = if site.writes_to_residual {
                 residual
             } else {
                 std
             };
             let mut rng = named_rng(seed, &name);
-            let values: Vec<f32> = (0..shape[0] * shape[1])
+            let values: Vec<f32> = (0..shape.iter().product())
                 .map(|_| scale * standard_normal(&mut rng))
                 .collect();
-            source.insert_matrix(
-                name,
-                Tensor::from_data(TensorData::new(values, shape), device),
-            );
+            insert(&mut source, name, values, shape, device);
         }
         if site.has_bias {
-            source.insert_vector(
-                format!("{}.bias", site.path),
-                Tensor::zeros([site.d_out], device),
-            );
+            let name = format!("{}.bias", site.path);
+            let values = own(FirstValues::Bias).unwrap_or_else(|| vec![0.0; site.d_out]);
+            insert(&mut source, name, values, vec![site.d_out], device);
         }
     }
     source
+}
+
+/// Adds a tensor of any number of dimensions.
+fn insert(
+    source: &mut MemorySource,
+    name: String,
+    values: Vec<f32>,
+    shape: Vec<usize>,
+    device: &Device,
+) {
+    let tensor =
+        |shape: [usize; 2], values| Tensor::<2>::from_data(TensorData::new(values, shape), device);
+    match *shape {
+        [n] => {
+            let vector = Tensor::from_data(TensorData::new(values, [n]), device);
+            source.insert_vector(name, vector);
+        }
+        [rows, cols] => source.insert_matrix(name, tensor([rows, cols], values)),
+        _ => {
+            let rows = shape[0];
+            let matrix = tensor([rows, values.len() / rows.max(1)], values);
+            source.insert_shaped(name, matrix, shape);
+        }
+    }
 }
 
 #[cfg(test)]

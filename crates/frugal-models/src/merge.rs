@@ -151,7 +151,12 @@ struct Writer<'a> {
 }
 
 /// Settings that give an architecture biases, and the part of the paths that they are for.
-const BIAS_SETTINGS: [(&str, &str); 2] = [("attention_bias", ".self_attn."), ("mlp_bias", ".mlp.")];
+const BIAS_SETTINGS: [(&str, &str); 4] = [
+    ("attention_bias", ".self_attn."),
+    ("mlp_bias", ".mlp."),
+    ("use_bias", ".mixer."),
+    ("use_conv_bias", ".conv1d"),
+];
 
 impl Writer<'_> {
     fn part(&mut self, part: &Frozen<'_>, adapter: Option<&dyn Adapter>) -> Result<(), AdaptError> {
@@ -181,7 +186,34 @@ impl Writer<'_> {
                 self.norm(norm, merged);
                 Ok(())
             }
+            Frozen::Conv(conv) => {
+                let merged = adapter.and_then(|a| a.merged_conv(conv));
+                let (weight, bias) = merged.unwrap_or_else(|| conv.values());
+                self.shaped(conv.site, weight)?;
+                let info = self.backbone.sites().info(conv.site);
+                if bias.is_some() && !info.has_bias {
+                    self.with_new_bias.push(info.path.clone());
+                }
+                if let Some(bias) = bias {
+                    let name = format!("{}.bias", info.path);
+                    self.tensors.insert_vector(name, bias);
+                }
+                Ok(())
+            }
+            Frozen::Param(param) => {
+                let merged = adapter.and_then(|a| a.merged_param(param));
+                self.shaped(param.site, merged.unwrap_or_else(|| param.value.clone()))
+            }
         }
+    }
+
+    /// A tensor in the shape that files have it in.
+    fn shaped(&mut self, site: SiteId, value: Tensor<2>) -> Result<(), AdaptError> {
+        let info = self.backbone.sites().info(site);
+        check_finite(&info.path, &value)?;
+        let (name, shape) = (info.weight_name(), info.stored_shape());
+        self.tensors.insert_shaped(name, value, shape);
+        Ok(())
     }
 
     /// The configuration with biases where an adapter has added them, and zeros for those that come

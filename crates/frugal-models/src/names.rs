@@ -27,11 +27,7 @@ impl FileNames {
         let names = source.names();
         let has_prefix = names.iter().any(|name| name.starts_with(prefix));
         let strips = |name: &str| name.strip_prefix(prefix).is_some_and(there);
-        let paths = || {
-            sites
-                .iter()
-                .map(|(_, site)| format!("{}.weight", site.path))
-        };
+        let paths = || sites.iter().map(|(_, site)| site.weight_name());
         let stripped =
             (!has_prefix && paths().any(|name| strips(&name))).then(|| prefix.to_owned());
         let mut all = Self {
@@ -96,7 +92,7 @@ pub fn unexpected(source: &dyn WeightSource, info: &BackboneInfo, sites: &SiteTa
     let names = FileNames::of(source, info, sites);
     let mut used = std::collections::HashSet::new();
     for (_, site) in sites.iter() {
-        let whole = names.in_file(&format!("{}.weight", site.path));
+        let whole = names.in_file(&site.weight_name());
         if site.kind.is_inner_linear() && source.shape(&whole).is_none() {
             used.extend(factor_names(&site.path).map(|name| names.in_file(&name)));
         }

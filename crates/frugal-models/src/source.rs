@@ -76,11 +76,19 @@ pub fn read_values(
 pub struct MemorySource {
     matrices: HashMap<String, Tensor<2>>,
     vectors: HashMap<String, Tensor<1>>,
+    /// Shapes of tensors that files have with more dimensions.
+    shapes: HashMap<String, Vec<usize>>,
 }
 
 impl MemorySource {
     /// Adds a matrix.
     pub fn insert_matrix(&mut self, name: String, tensor: Tensor<2>) {
+        self.matrices.insert(name, tensor);
+    }
+
+    /// Adds a matrix whose elements files have in another shape.
+    pub fn insert_shaped(&mut self, name: String, tensor: Tensor<2>, shape: Vec<usize>) {
+        self.shapes.insert(name.clone(), shape);
         self.matrices.insert(name, tensor);
     }
 
@@ -93,6 +101,7 @@ impl MemorySource {
     pub fn remove(&mut self, name: &str) {
         self.matrices.remove(name);
         self.vectors.remove(name);
+        self.shapes.remove(name);
     }
 
     /// Name, shape and elements of every tensor; the elements are copied out only when asked for.
@@ -103,7 +112,7 @@ impl MemorySource {
         let matrices = self.matrices.iter().map(|(n, t)| {
             (
                 n.clone(),
-                t.dims().to_vec(),
+                self.shape_of(n, t),
                 Box::new(|| to_vec(t.clone())) as Values<'_>,
             )
         });
@@ -116,6 +125,11 @@ impl MemorySource {
         });
         matrices.chain(vectors)
     }
+
+    fn shape_of(&self, name: &str, matrix: &Tensor<2>) -> Vec<usize> {
+        let other = self.shapes.get(name).cloned();
+        other.unwrap_or_else(|| matrix.dims().to_vec())
+    }
 }
 
 impl WeightSource for MemorySource {
@@ -126,7 +140,7 @@ impl WeightSource for MemorySource {
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
         self.matrices
             .get(name)
-            .map(|t| t.dims().to_vec())
+            .map(|t| self.shape_of(name, t))
             .or_else(|| self.vectors.get(name).map(|t| t.dims().to_vec()))
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use burn::prelude::*;
 use frugal_formats::gguf::GgmlType;
 use frugal_kernels::{ActivationQuant, Packed, Sparse};
-use frugal_nn::layers::{Embedding, Factored, Linear, Norm, Weight};
+use frugal_nn::layers::{Conv, Embedding, Factored, Linear, Norm, Param, Weight};
 use frugal_nn::site::{SiteInfo, SiteKind, SiteTable};
 use frugal_nn::{BackboneInfo, Correction, ModelError, to_vec};
 use serde::{Deserialize, Serialize};
@@ -157,12 +157,7 @@ impl<'a> WeightLoader<'a> {
                 }
                 continue;
             }
-            let shape = match site.kind {
-                SiteKind::Norm => vec![site.d_out],
-                SiteKind::Conv1d | SiteKind::Embedding => vec![site.d_in, site.d_out],
-                SiteKind::Linear | SiteKind::LmHead => vec![site.d_out, site.d_in],
-            };
-            all.push((format!("{}.weight", site.path), shape, site.optional));
+            all.push((site.weight_name(), site.stored_shape(), site.optional));
             if site.has_bias {
                 all.push((
                     format!("{}.bias", site.path),
@@ -382,6 +377,45 @@ impl<'a> WeightLoader<'a> {
             eps,
             center: false,
             stored_offset: offset,
+        })
+    }
+
+    /// A depth-wise convolution, `[d, 1, k]` in files, with its bias if the site has one.
+    ///
+    /// # Errors
+    /// When a tensor cannot be read.
+    pub fn conv(&mut self, path: &str) -> Result<Conv, ModelError> {
+        let site = self.site(path);
+        let info = self.sites.info(site);
+        let weight = self.shaped(&info.weight_name(), [info.d_out, info.d_in])?;
+        let bias = match info.has_bias {
+            true => Some(self.vector(&format!("{path}.bias"))?),
+            false => None,
+        };
+        Ok(Conv { site, weight, bias })
+    }
+
+    /// A bare parameter as a matrix.
+    ///
+    /// # Errors
+    /// When the tensor cannot be read.
+    pub fn param(&mut self, path: &str) -> Result<Param, ModelError> {
+        let site = self.site(path);
+        let info = self.sites.info(site);
+        let value = self.shaped(&info.weight_name(), [info.d_out, info.d_in])?;
+        Ok(Param { site, value })
+    }
+
+    /// A tensor of whatever number of dimensions as a matrix of this shape, which has as many
+    /// elements.
+    fn shaped(&self, name: &str, shape: [usize; 2]) -> Result<Tensor<2>, ModelError> {
+        Ok(match self.source.load(&self.file_name(name))? {
+            Loaded::Data(data) => {
+                let values: Vec<f32> = data.iter::<f32>().collect();
+                Tensor::from_data(TensorData::new(values, shape), &self.device)
+            }
+            Loaded::Matrix(tensor) => tensor.reshape(shape),
+            Loaded::Vector(tensor) => tensor.reshape(shape),
         })
     }
 

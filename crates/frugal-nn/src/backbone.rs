@@ -7,7 +7,7 @@ use burn::prelude::*;
 use serde_json::Value;
 
 use crate::error::ModelError;
-use crate::layers::{Embedding, Linear, Norm};
+use crate::layers::{Conv, Embedding, Linear, Norm, Param};
 use crate::layout::{Input, SequenceLayout};
 use crate::seam::attention::AttentionControl;
 use crate::seam::hooks::{Pass, Rows};
@@ -65,6 +65,8 @@ pub struct BackboneInfo {
     /// Width of a row of [`KeyValue`](crate::seam::hooks::KeyValue)s, where every block takes
     /// them; 0 where attention is of another kind.
     pub key_value_width: usize,
+    /// Whether a block is one sub-layer that mixes tokens, without a feed-forward layer behind it.
+    pub is_attention_only: bool,
     /// Rows of the token embedding.
     pub vocab_size: usize,
     /// Longest sequence in tokens that the positions cover.
@@ -138,6 +140,10 @@ pub enum Frozen<'a> {
     Embedding(&'a Embedding),
     /// Normalisation.
     Norm(&'a Norm),
+    /// Depth-wise convolution.
+    Conv(&'a Conv),
+    /// Bare parameter.
+    Param(&'a Param),
 }
 
 /// Cosines and sines of a batch's positions, each `[tokens, rotated / 2]`.

@@ -1,4 +1,5 @@
-//! Frozen parts of a backbone: linear layers, tables and norms, on the plain device.
+//! Frozen parts of a backbone: linear layers, tables, norms, convolutions and bare parameters, on the
+//! plain device.
 
 use std::sync::Arc;
 
@@ -216,6 +217,33 @@ pub fn lookup(table: Tensor<2>, ids: &[u32]) -> Tensor<2> {
     let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
     let indices = Tensor::<1, Int>::from_data(TensorData::from(ids.as_slice()), &device);
     table.select(0, indices)
+}
+
+/// A frozen depth-wise convolution over time: every channel by itself.
+#[derive(Clone, Debug)]
+pub struct Conv {
+    /// Where it sits.
+    pub site: SiteId,
+    /// `[d, k]`, the tap of the oldest token first; files have `[d, 1, k]`.
+    pub weight: Tensor<2>,
+    /// `[d]`.
+    pub bias: Option<Tensor<1>>,
+}
+
+impl Conv {
+    /// Weight and bias.
+    pub fn values(&self) -> (Tensor<2>, Option<Tensor<1>>) {
+        (self.weight.clone(), self.bias.clone())
+    }
+}
+
+/// A frozen tensor that belongs to no layer: what a recurrence decays by, what goes past it.
+#[derive(Clone, Debug)]
+pub struct Param {
+    /// Where it sits.
+    pub site: SiteId,
+    /// `[d_out, d_in]`; of what files have as a vector `[d_out, 1]`.
+    pub value: Tensor<2>,
 }
 
 /// A frozen normalisation.

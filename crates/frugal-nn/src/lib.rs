@@ -20,10 +20,10 @@ pub use backbone::{
 };
 pub use error::{LoadError, ModelError};
 pub use heads::{Head, HeadConfig, Pooling};
-pub use layers::{Correction, Embedding, Factored, Linear, Norm, Weight, lookup};
+pub use layers::{Conv, Correction, Embedding, Factored, Linear, Norm, Param, Weight, lookup};
 pub use layout::{Content, Input, SequenceLayout};
 pub use problem::ProblemType;
-pub use rng::{named_rng, standard_normal};
+pub use rng::{named_rng, standard_normal, uniform};
 pub use rows::{drop_prepended, mean_pool, select_rows};
 pub use seam::adapter::{Adapter, BuildContext, LowRank, MergedLinear, Operation, StepContext};
 pub use seam::attention::{AttentionControl, AttentionMask, AttentionScores, ScoreRows};
@@ -33,10 +33,10 @@ pub use seam::derived_cache::DerivedCache;
 pub use seam::error::{AdaptError, TargetError};
 pub use seam::gradients::{Gradient, GradientSum};
 pub use seam::hooks::{
-    BlockAction, KeyValue, LinearChange, LowRankChange, NoAdapter, NormChange, Pass, Rows,
-    SubLayer, SubLayerIo,
+    BlockAction, ConvChange, KeyValue, LinearChange, LowRankChange, NoAdapter, NormChange,
+    ParamChange, Pass, Rows, SubLayer, SubLayerIo,
 };
 pub use seam::parameter::{Mode, Parameter, to_vec};
 pub use seam::set::{ActiveAdapters, AdapterSet, LoadedAdapter};
 pub use site::{SiteId, SiteInfo, SiteKind, SiteTable};
-pub use state::{DecodeState, LayerState, SequenceState, StateError, StateOptions};
+pub use state::{DecodeState, LayerState, RecurrentState, SequenceState, StateError, StateOptions};

@@ -11,6 +11,11 @@ pub fn named_rng(seed: u64, name: &str) -> rand_chacha::ChaCha8Rng {
     rand_chacha::ChaCha8Rng::from_seed(hash.finalize().into())
 }
 
+/// A number from 0 up to 1.
+pub fn uniform(rng: &mut impl rand::Rng) -> f64 {
+    rng.random()
+}
+
 /// A standard normal number (Box-Muller).
 pub fn standard_normal(rng: &mut impl rand::Rng) -> f32 {
     let u: f64 = 1.0 - rng.random::<f64>();

@@ -26,12 +26,25 @@ pub enum SiteKind {
     Embedding,
     /// Gain, and for layer norm bias, of a normalisation.
     Norm,
+    /// A depth-wise convolution, stored `[d_out, 1, d_in]`: `d_in` is the number of its taps.
+    Conv,
+    /// A tensor of no layer, stored under its path alone: `[d_out, d_in]`, or `[d_out]`.
+    Param,
 }
 
 impl SiteKind {
     /// Whether `all-linear` covers it: every linear layer but the output head.
     pub fn is_inner_linear(self) -> bool {
         matches!(self, Self::Linear | Self::Conv1d)
+    }
+
+    /// Whether it is a matrix that low-rank and similar changes can act on: a linear layer, the
+    /// head, a table.
+    pub fn is_matrix(self) -> bool {
+        matches!(
+            self,
+            Self::Linear | Self::Conv1d | Self::LmHead | Self::Embedding
+        )
     }
 }
 
@@ -44,7 +57,7 @@ pub struct SiteInfo {
     pub kind: SiteKind,
     /// Block number, where it belongs to one.
     pub layer: Option<usize>,
-    /// Input width; for a table its number of rows; for a norm 1.
+    /// Input width; for a table its number of rows; for a norm 1; for a convolution its taps.
     pub d_in: usize,
     /// Output width.
     pub d_out: usize,
@@ -58,6 +71,8 @@ pub struct SiteInfo {
     pub token_table: bool,
     /// Whether its output is added to the residual stream, where fresh weights are drawn narrower.
     pub writes_to_residual: bool,
+    /// Whether files have a bare parameter as a vector.
+    pub is_vector: bool,
 }
 
 impl SiteInfo {
@@ -80,6 +95,7 @@ impl SiteInfo {
             optional: false,
             token_table: false,
             writes_to_residual: false,
+            is_vector: false,
         }
     }
 
@@ -87,6 +103,26 @@ impl SiteInfo {
     pub fn num_parameters(&self) -> usize {
         let weight = if self.tied { 0 } else { self.d_in * self.d_out };
         weight + if self.has_bias { self.d_out } else { 0 }
+    }
+
+    /// What files call its weight.
+    pub fn weight_name(&self) -> String {
+        match self.kind {
+            SiteKind::Param => self.path.clone(),
+            _ => format!("{}.weight", self.path),
+        }
+    }
+
+    /// Shape of its weight in files.
+    pub fn stored_shape(&self) -> Vec<usize> {
+        match self.kind {
+            SiteKind::Norm => vec![self.d_out],
+            SiteKind::Conv1d | SiteKind::Embedding => vec![self.d_in, self.d_out],
+            SiteKind::Linear | SiteKind::LmHead => vec![self.d_out, self.d_in],
+            SiteKind::Conv => vec![self.d_out, 1, self.d_in],
+            SiteKind::Param if self.is_vector => vec![self.d_out],
+            SiteKind::Param => vec![self.d_out, self.d_in],
+        }
     }
 
     /// Last component of the path, for example `q_proj`.

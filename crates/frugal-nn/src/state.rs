@@ -2,6 +2,7 @@
 
 mod error;
 mod layer;
+mod recurrent;
 mod sequence;
 
 use burn::prelude::*;
@@ -10,6 +11,7 @@ use frugal_kernels::{AttentionSpec, CacheType, KeyValues};
 use crate::layout::SequenceLayout;
 pub use error::StateError;
 pub use layer::{CachedRows, LayerState, Ring};
+pub use recurrent::RecurrentState;
 pub use sequence::{Mark, SequenceState, bytes_held};
 
 use layer::NewRows;
@@ -192,6 +194,20 @@ impl DecodeState {
         self.sequences[sequence].layers[layer]
             .rows()
             .tensors(device)
+    }
+
+    /// What a recurrent layer remembers of a sequence; none of one that has not begun, or of a layer
+    /// of another kind.
+    pub fn recurrent(&self, layer: usize, sequence: usize) -> Option<&[Tensor<2>]> {
+        match &self.sequences[sequence].layers[layer] {
+            LayerState::Recurrent(state) => state.parts(),
+            _ => None,
+        }
+    }
+
+    /// Makes this what a recurrent layer remembers of a sequence.
+    pub fn set_recurrent(&mut self, layer: usize, sequence: usize, parts: Vec<Tensor<2>>) {
+        self.sequences[sequence].layers[layer] = LayerState::Recurrent(RecurrentState::of(parts));
     }
 
     /// Attention of one new query of each of these sequences to what is held, which includes its

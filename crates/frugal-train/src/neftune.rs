@@ -8,8 +8,9 @@
 use burn::prelude::*;
 use burn::tensor::TensorData;
 use frugal_nn::{
-    AttentionControl, AttentionScores, BlockAction, Embedding, KeyValue, Linear, LinearChange,
-    Norm, NormChange, Pass, Rows, SequenceLayout, SubLayer, SubLayerIo, named_rng,
+    AttentionControl, AttentionScores, BlockAction, Conv, ConvChange, Embedding, KeyValue, Linear,
+    LinearChange, Norm, NormChange, Param, ParamChange, Pass, Rows, SequenceLayout, SubLayer,
+    SubLayerIo, named_rng,
 };
 use rand::Rng;
 
@@ -78,6 +79,22 @@ impl Pass for NoisyPass<'_> {
 
     fn add_norm(&mut self, base: &Norm, x: Tensor<2>, residual: Tensor<2>) -> [Tensor<2>; 2] {
         self.inner.add_norm(base, x, residual)
+    }
+
+    fn conv_change(&mut self, base: &Conv) -> ConvChange {
+        self.inner.conv_change(base)
+    }
+
+    fn conv(&mut self, base: &Conv, rows: Rows) -> (Tensor<2>, Option<Tensor<1>>) {
+        self.inner.conv(base, rows)
+    }
+
+    fn param_change(&mut self, base: &Param) -> ParamChange {
+        self.inner.param_change(base)
+    }
+
+    fn param(&mut self, base: &Param, rows: Rows) -> Tensor<2> {
+        self.inner.param(base, rows)
     }
 
     fn key_value(&mut self, layer: usize) -> Option<KeyValue> {

@@ -16,10 +16,10 @@ pub use frugal_train as train;
 pub mod model {
     pub use frugal_models::*;
     pub use frugal_nn::{
-        Backbone, BackboneInfo, BlockState, Content, Correction, DecodeState, Embedding, Frozen,
-        HeadLayout, Input, LayerState, Linear, LoadError, ModelError, Norm, SequenceLayout,
-        SequenceState, SiteId, SiteInfo, SiteKind, SiteTable, StateError, StateOptions,
-        UsualTargets, Weight, lookup, mean_pool, select_rows,
+        Backbone, BackboneInfo, BlockState, Content, Conv, Correction, DecodeState, Embedding,
+        Frozen, HeadLayout, Input, LayerState, Linear, LoadError, ModelError, Norm, Param,
+        RecurrentState, SequenceLayout, SequenceState, SiteId, SiteInfo, SiteKind, SiteTable,
+        StateError, StateOptions, UsualTargets, Weight, lookup, mean_pool, select_rows,
     };
 }
 
@@ -32,10 +32,10 @@ pub mod adapt {
     pub use frugal_adapt::*;
     pub use frugal_models::merge;
     pub use frugal_nn::{
-        ActiveAdapters, AdaptError, Adapter, AdapterSet, BlockAction, BuildContext, DerivedCache,
-        Fixed, GradientSum, Head, HeadConfig, KeyValue, LinearChange, LoadedAdapter, LowRank,
-        LowRankChange, MergedLinear, Mode, NoAdapter, NormChange, Operation, Parameter, Pass,
-        Pooling, Rows, StepContext, SubLayer, SubLayerIo, TargetError, linalg, named_rng,
-        standard_normal, to_vec,
+        ActiveAdapters, AdaptError, Adapter, AdapterSet, BlockAction, BuildContext, ConvChange,
+        DerivedCache, Fixed, GradientSum, Head, HeadConfig, KeyValue, LinearChange, LoadedAdapter,
+        LowRank, LowRankChange, MergedLinear, Mode, NoAdapter, NormChange, Operation, ParamChange,
+        Parameter, Pass, Pooling, Rows, StepContext, SubLayer, SubLayerIo, TargetError, linalg,
+        named_rng, standard_normal, to_vec,
     };
 }

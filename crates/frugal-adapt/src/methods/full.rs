@@ -29,13 +29,15 @@
 use burn::prelude::*;
 use frugal_models::factor_names;
 use frugal_nn::{
-    AdaptError, Adapter, Backbone, BuildContext, Embedding, Frozen, Linear, LinearChange,
-    MergedLinear, Mode, Norm, NormChange, Parameter, Pass, SiteId, Weight, lookup, to_vec,
+    AdaptError, Adapter, Backbone, BuildContext, Conv, ConvChange, Embedding, Frozen, Linear,
+    LinearChange, MergedLinear, Mode, Norm, NormChange, Param, ParamChange, Parameter, Pass,
+    SiteId, Weight, lookup, to_vec,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::method::{Family, Method, MethodConfig};
+use crate::overlay::matrix_of;
 use crate::settings::Settings;
 
 const NAME: &str = "full";
@@ -115,15 +117,11 @@ impl Full {
         let table = context.sites.iter().next().map(|(id, _)| id);
         let device = &context.device;
         let mut set = |id: SiteId, shape: &[usize], weight: Vec<f32>, bias: Option<Vec<f32>>| {
-            let path = &context.sites.info(id).path;
+            let info = context.sites.info(id);
+            let path = &info.path;
             sites[id.index()] = Site {
                 first: None,
-                weight: Some(Parameter::new(
-                    format!("{path}.weight"),
-                    shape,
-                    weight,
-                    device,
-                )),
+                weight: Some(Parameter::new(info.weight_name(), shape, weight, device)),
                 bias: bias.map(|b| Parameter::new(format!("{path}.bias"), &[b.len()], b, device)),
             };
         };
@@ -149,6 +147,18 @@ impl Full {
                     &n.weight.dims(),
                     to_vec(n.weight.clone()),
                     n.bias.clone().map(to_vec),
+                ),
+                Frozen::Conv(c) => set(
+                    c.site,
+                    &context.sites.info(c.site).stored_shape(),
+                    to_vec(c.weight.clone()),
+                    c.bias.clone().map(to_vec),
+                ),
+                Frozen::Param(p) => set(
+                    p.site,
+                    &context.sites.info(p.site).stored_shape(),
+                    to_vec(p.value.clone()),
+                    None,
                 ),
             }),
             None => {
@@ -191,6 +201,17 @@ impl Full {
     fn bias(&self, site: SiteId) -> Option<&Parameter> {
         self.sites[site.index()].bias.as_ref()
     }
+
+    fn conv(&self, base: &Conv, mode: Mode) -> Option<(Tensor<2>, Option<Tensor<1>>)> {
+        let weight = self.weight(base.site)?.get::<3>(mode);
+        let [d, _, k] = weight.dims();
+        let bias = self.bias(base.site).map(|bias| bias.get::<1>(mode));
+        Some((weight.reshape([d, k]), bias))
+    }
+
+    fn param(&self, base: &Param, mode: Mode) -> Option<Tensor<2>> {
+        Some(matrix_of(self.weight(base.site)?, mode))
+    }
 }
 
 /// Training from weights in few bits would save nothing, and the result could not take their place.
@@ -200,7 +221,7 @@ fn check_dense(backbone: &dyn Backbone) -> Result<(), AdaptError> {
         let (site, format) = match part {
             Frozen::Linear(l) => (l.site, l.weight.format()),
             Frozen::Embedding(e) => (e.site, e.weight.format()),
-            Frozen::Norm(_) => return,
+            Frozen::Norm(_) | Frozen::Conv(_) | Frozen::Param(_) => return,
         };
         if packed.is_none() {
             packed = format.map(|format| (site, format.to_owned()));
@@ -299,6 +320,20 @@ impl Pass for FullPass<'_> {
         self.load.take().map(|(sum, blocks)| sum / blocks as f64)
     }
 
+    fn conv_change(&mut self, base: &Conv) -> ConvChange {
+        match self.adapter.conv(base, self.mode) {
+            Some((weight, bias)) => ConvChange::Parameters(weight, bias),
+            None => ConvChange::None,
+        }
+    }
+
+    fn param_change(&mut self, base: &Param) -> ParamChange {
+        match self.adapter.param(base, self.mode) {
+            Some(value) => ParamChange::Value(value),
+            None => ParamChange::None,
+        }
+    }
+
     fn norm_change(&mut self, base: &Norm) -> NormChange {
         let (weight, bias) = base.values();
         NormChange::Parameters(
@@ -310,6 +345,14 @@ impl Pass for FullPass<'_> {
 }
 
 impl Adapter for Full {
+    fn merged_conv(&self, base: &Conv) -> Option<(Tensor<2>, Option<Tensor<1>>)> {
+        self.conv(base, Mode::Eval)
+    }
+
+    fn merged_param(&self, base: &Param) -> Option<Tensor<2>> {
+        self.param(base, Mode::Eval)
+    }
+
     fn method(&self) -> &'static str {
         NAME
     }

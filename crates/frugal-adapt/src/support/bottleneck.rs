@@ -105,12 +105,16 @@ pub(crate) struct PerSubLayer<T> {
 impl<T> PerSubLayer<T> {
     /// Calls `make` with names like `model.layers.0.mlp_adapter` for these halves of these blocks.
     pub fn new(
+        method: &'static str,
         layers: Option<&Layers>,
         parts: &[SubLayer],
         context: &BuildContext<'_>,
         mut make: impl FnMut(&str) -> T,
     ) -> Result<Self, AdaptError> {
-        let count = context.info.num_hidden_layers;
+        let (info, count) = (context.info, context.info.num_hidden_layers);
+        if info.is_attention_only && parts.contains(&SubLayer::Mlp) {
+            return Err(no_feed_forward(method, info.model_type));
+        }
         let mut at: Vec<[Option<T>; 2]> = (0..count).map(|_| [None, None]).collect();
         for layer in chosen_layers(layers, count)? {
             let block = block_path(context.sites, layer);
@@ -163,6 +167,19 @@ impl PerSubLayer<Bottleneck> {
             Some(network) => io.output + network.forward(io.input.clone(), mode) * scaling,
             None => io.output,
         }
+    }
+}
+
+/// Why networks beside or behind the feed-forward layer have no place in a model without it.
+fn no_feed_forward(method: &'static str, model_type: &str) -> AdaptError {
+    let reason = format!(
+        "the blocks of `{model_type}` models have no feed-forward layer to put a network at: use a method that changes linear \
+         layers"
+    );
+    AdaptError::Unsupported {
+        method,
+        action: "be used here",
+        reason,
     }
 }
 

@@ -16,12 +16,13 @@ const EXAMPLES: &str = "\
 Examples:
   frugal pretrain --data text.txt --out models/mine
   frugal pretrain --data text.txt --out models/mine --epochs 3 --set shape.num_hidden_layers=8
+  frugal pretrain --data text.txt --out models/mine --arch mamba
   frugal pretrain --config recipe.toml --out models/mine
 
-Trains a tokenizer and a Llama-style decoder with tied embeddings and writes a Hugging Face
-folder. Sizes are under [shape] in the configuration: vocab_size, hidden_size,
-intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads,
-max_position_embeddings.";
+Trains a tokenizer and a decoder with tied embeddings and writes a Hugging Face folder. Sizes are
+under [shape] in the configuration: vocab_size, hidden_size, intermediate_size,
+num_hidden_layers, num_attention_heads, num_key_value_heads, max_position_embeddings; of mamba
+state_size, expand and conv_kernel.";
 
 /// Train a small language model and its tokenizer from text
 #[derive(Debug, clap::Args)]
@@ -33,6 +34,9 @@ pub struct Args {
     /// Longest piece of a document in tokens [default: 256]
     #[arg(long, value_name = "N", help_heading = "Data")]
     max_length: Option<u64>,
+    /// llama (attention) or mamba (selective state spaces) [default: llama]
+    #[arg(long, value_name = "NAME", help_heading = "Model")]
+    arch: Option<String>,
     /// Tokens of the new tokenizer [default: 4096]
     #[arg(long, value_name = "N", help_heading = "Model")]
     vocab_size: Option<u64>,
@@ -122,6 +126,7 @@ fn resolve(args: &Args) -> Result<PretrainConfig, ConfigErrors> {
     layer.set("device", args.device.clone());
     layer.set("seed", count_value(args.seed));
     layer.set("max_length", count_value(args.max_length));
+    layer.set("shape.arch", args.arch.clone());
     layer.set("shape.vocab_size", count_value(args.vocab_size));
     layer.set("train.lr", args.lr);
     layer.set("train.epochs", args.epochs);

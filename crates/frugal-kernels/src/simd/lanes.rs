@@ -57,6 +57,13 @@ pub(crate) trait Lanes: Copy {
     fn mul_add(self, b: Self, c: Self) -> Self;
     /// The larger of each pair; `other` where one is not a number.
     fn max(self, other: Self) -> Self;
+    /// The smaller of each pair; `other` where one is not a number.
+    fn min(self, other: Self) -> Self;
+    /// `self / other`.
+    fn div(self, other: Self) -> Self;
+    /// `self * 2^n`, for n from -127 to 128 in the low bits of `shifted`, a float of which the bits
+    /// above the eight lowest are of no concern.
+    fn scale_by_power(self, shifted: Self) -> Self;
     /// `self + other`.
     #[inline(always)]
     fn add(self, other: Self) -> Self {
@@ -152,6 +159,31 @@ impl Lanes for [f32; LANES] {
         }
         other
     }
+    #[inline(always)]
+    fn min(self, mut other: Self) -> Self {
+        for i in 0..LANES {
+            other[i] = if self[i] < other[i] {
+                self[i]
+            } else {
+                other[i]
+            };
+        }
+        other
+    }
+    #[inline(always)]
+    fn div(mut self, other: Self) -> Self {
+        for i in 0..LANES {
+            self[i] /= other[i];
+        }
+        self
+    }
+    #[inline(always)]
+    fn scale_by_power(mut self, shifted: Self) -> Self {
+        for i in 0..LANES {
+            self[i] *= f32::from_bits(shifted[i].to_bits().wrapping_add(127) << 23);
+        }
+        self
+    }
 }
 
 /// AVX-512 F, VL and DQ.
@@ -209,6 +241,24 @@ impl Lanes for __m512 {
     fn max(self, other: Self) -> Self {
         // SAFETY: the caller is compiled for AVX-512; see the trait.
         unsafe { _mm512_max_ps(self, other) }
+    }
+    #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        // SAFETY: the caller is compiled for AVX-512; see the trait.
+        unsafe { _mm512_min_ps(self, other) }
+    }
+    #[inline(always)]
+    fn div(self, other: Self) -> Self {
+        // SAFETY: the caller is compiled for AVX-512; see the trait.
+        unsafe { _mm512_div_ps(self, other) }
+    }
+    #[inline(always)]
+    fn scale_by_power(self, shifted: Self) -> Self {
+        // SAFETY: the caller is compiled for AVX-512; see the trait.
+        unsafe {
+            let n = _mm512_add_epi32(_mm512_castps_si512(shifted), _mm512_set1_epi32(127));
+            _mm512_mul_ps(self, _mm512_castsi512_ps(_mm512_slli_epi32::<23>(n)))
+        }
     }
     #[inline(always)]
     fn sum(self) -> f32 {
@@ -287,6 +337,42 @@ impl Lanes for [__m256; 2] {
             [
                 _mm256_max_ps(self[0], other[0]),
                 _mm256_max_ps(self[1], other[1]),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        // SAFETY: the caller is compiled for AVX2; see the trait.
+        unsafe {
+            [
+                _mm256_min_ps(self[0], other[0]),
+                _mm256_min_ps(self[1], other[1]),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn div(self, other: Self) -> Self {
+        // SAFETY: the caller is compiled for AVX2; see the trait.
+        unsafe {
+            [
+                _mm256_div_ps(self[0], other[0]),
+                _mm256_div_ps(self[1], other[1]),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn scale_by_power(self, shifted: Self) -> Self {
+        // SAFETY: the caller is compiled for AVX2; see the trait.
+        unsafe {
+            let bias = _mm256_set1_epi32(127);
+            let first = _mm256_add_epi32(_mm256_castps_si256(shifted[0]), bias);
+            let second = _mm256_add_epi32(_mm256_castps_si256(shifted[1]), bias);
+            [
+                _mm256_mul_ps(self[0], _mm256_castsi256_ps(_mm256_slli_epi32::<23>(first))),
+                _mm256_mul_ps(
+                    self[1],
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<23>(second)),
+                ),
             ]
         }
     }

@@ -30,6 +30,54 @@ pub(crate) fn exp<I: Isa>(x: f32) -> f32 {
     p * f32::from_bits(shifted.to_bits().wrapping_add(127) << 23)
 }
 
+/// [`exp`] of sixteen numbers, in vectors.
+#[inline(always)]
+pub(crate) fn exp_lanes<L: Lanes>(x: L) -> L {
+    const ROUND: f32 = 12_582_912.0;
+    const LN_2_HIGH: f32 = 0.693_359_4;
+    const LN_2_LOW: f32 = -2.121_944_4e-4;
+    // The order of the arguments lets NaN through.
+    let x = L::splat(89.0).min(L::splat(-88.0).max(x));
+    let shifted = x.mul_add(L::splat(std::f32::consts::LOG2_E), L::splat(ROUND));
+    let n = shifted.add(L::splat(-ROUND));
+    let r = n.mul_add(L::splat(-LN_2_LOW), n.mul_add(L::splat(-LN_2_HIGH), x));
+    let mut p = L::splat(1.987_569_1e-4);
+    for coefficient in [
+        1.398_199_9e-3,
+        8.333_452e-3,
+        4.166_579_6e-2,
+        0.166_666_65,
+        0.5,
+    ] {
+        p = p.mul_add(r, L::splat(coefficient));
+    }
+    p.mul_add(r.mul(r), r)
+        .add(L::splat(1.0))
+        .scale_by_power(shifted)
+}
+
+/// `1 / (1 + e^-x)` of sixteen numbers.
+#[inline(always)]
+pub(crate) fn sigmoid_lanes<L: Lanes>(x: L) -> L {
+    let one = L::splat(1.0);
+    one.div(one.add(exp_lanes(x.mul(L::splat(-1.0)))))
+}
+
+/// `ln(1 + e^x)` of sixteen numbers, with a relative error below 5e-7 where e^x is a normal number.
+#[inline(always)]
+pub(crate) fn softplus_lanes<L: Lanes>(x: L) -> L {
+    let (zero, minus) = (L::splat(0.0), x.mul(L::splat(-1.0)));
+    // ln(1 + u) = 2 artanh(u / (2 + u)), whose series of odd powers ends below 2e-9 of its sum.
+    let u = exp_lanes(x.min(minus));
+    let s = u.div(u.add(L::splat(2.0)));
+    let square = s.mul(s);
+    let mut p = L::splat(2.0 / 15.0);
+    for odd in [13.0, 11.0, 9.0, 7.0, 5.0, 3.0, 1.0] {
+        p = p.mul_add(square, L::splat(2.0 / odd));
+    }
+    p.mul_add(s, zero.max(x))
+}
+
 /// `1 / (1 + e^-x)`.
 #[inline(always)]
 pub(crate) fn sigmoid<I: Isa>(x: f32) -> f32 {
@@ -151,6 +199,61 @@ mod tests {
         check(exp_all);
         check(exp_all_body::<Baseline>);
         check(exp_all_body::<Fused>);
+    }
+
+    multiversion!(fn exp_in_lanes(out: &mut [f32], x: &[f32]) = exp_in_lanes_body);
+
+    #[inline(always)]
+    fn exp_in_lanes_body<I: Isa>(out: &mut [f32], x: &[f32]) {
+        in_lanes::<I>(out, x, exp_lanes);
+    }
+
+    multiversion!(fn softplus_in_lanes(out: &mut [f32], x: &[f32]) = softplus_in_lanes_body);
+
+    #[inline(always)]
+    fn softplus_in_lanes_body<I: Isa>(out: &mut [f32], x: &[f32]) {
+        in_lanes::<I>(out, x, softplus_lanes);
+    }
+
+    #[inline(always)]
+    fn in_lanes<I: Isa>(out: &mut [f32], x: &[f32], f: impl Fn(I::Lanes) -> I::Lanes) {
+        for (out, x) in out.chunks_mut(LANES).zip(x.chunks(LANES)) {
+            let mut lanes = [0.0; LANES];
+            f(I::Lanes::load_part(x)).store(&mut lanes);
+            out.copy_from_slice(&lanes[..x.len()]);
+        }
+    }
+
+    #[test]
+    fn exp_of_vectors_is_that_of_numbers() {
+        check(exp_in_lanes);
+        check(exp_in_lanes_body::<Baseline>);
+        check(exp_in_lanes_body::<Fused>);
+        let x = [f32::NEG_INFINITY, -1e30, 0.0, 89.0, f32::INFINITY, f32::NAN];
+        let mut out = [0.0; 6];
+        exp_in_lanes(&mut out, &x);
+        assert_eq!(out[..5], [0.0, 0.0, 1.0, f32::INFINITY, f32::INFINITY]);
+        assert!(out[5].is_nan());
+    }
+
+    #[test]
+    fn softplus_is_accurate_also_where_it_is_small() {
+        let x: Vec<f32> = (0..100_000).map(|i| -80.0 + i as f32 / 500.0).collect();
+        let mut out = vec![0.0; x.len()];
+        for f in [softplus_in_lanes, softplus_in_lanes_body::<Baseline>] {
+            f(&mut out, &x);
+            for (x, y) in x.iter().zip(&out) {
+                let x = f64::from(*x);
+                let expected = x.max(0.0) + (-x.abs()).exp().ln_1p();
+                let error = (f64::from(*y) / expected - 1.0).abs();
+                assert!(
+                    error < 5e-7,
+                    "softplus({x}) is {expected}, not {y}: {error:e}"
+                );
+            }
+        }
+        softplus_in_lanes(&mut out[..2], &[f32::NAN, f32::NEG_INFINITY]);
+        assert!(out[0].is_nan() && out[1] == 0.0);
     }
 
     #[test]

@@ -16,7 +16,9 @@ pub use instruction_set::{InstructionSet, InstructionSetError};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use lanes::{Avx2, Avx512};
 pub(crate) use lanes::{Baseline, Isa, LANES, Lanes, mul_add};
-pub(crate) use math::{dot, dots, exp, max, sigmoid, sum, tanh};
+pub(crate) use math::{
+    dot, dots, exp, exp_lanes, max, sigmoid, sigmoid_lanes, softplus_lanes, sum, tanh,
+};
 
 /// Elements that one task handles; below this a kernel runs on the calling thread.
 pub(crate) const TASK: usize = 1 << 14;

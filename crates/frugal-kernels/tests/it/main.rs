@@ -15,6 +15,7 @@ mod norm;
 mod optimizer;
 mod packed;
 mod rope;
+mod selective_scan;
 mod simd;
 mod sparse;
 mod support;

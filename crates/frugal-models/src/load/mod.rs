@@ -9,6 +9,7 @@ mod gguf_identity;
 mod head;
 #[cfg(feature = "hub")]
 mod hub;
+mod json;
 mod safetensors;
 
 use std::path::Path;
@@ -30,7 +31,7 @@ pub fn read_json(path: &Path) -> Result<serde_json::Value, LoadError> {
         path: path.into(),
         source,
     })?;
-    serde_json::from_slice(&bytes).map_err(|e| LoadError::Json {
+    json::parse(&bytes).map_err(|e| LoadError::Json {
         path: path.into(),
         reason: match bytes.starts_with(b"\xef\xbb\xbf") {
             true => "it begins with a byte order mark, which JSON has not: save it without".into(),

@@ -5,6 +5,8 @@ pub mod deepseek;
 pub mod gemma3;
 pub mod gpt2;
 pub mod llama;
+pub mod mamba;
+pub mod mamba2;
 pub mod mixtral;
 pub mod native_sparse;
 pub mod phi3;

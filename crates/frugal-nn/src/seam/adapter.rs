@@ -11,7 +11,7 @@ use super::gradients::GradientSum;
 use super::hooks::Pass;
 use super::parameter::{Mode, Parameter};
 use crate::backbone::{Backbone, BackboneInfo};
-use crate::layers::{Embedding, Linear, Norm};
+use crate::layers::{Conv, Embedding, Linear, Norm, Param};
 use crate::site::SiteTable;
 
 /// A linear layer with an adapter merged into it.
@@ -187,6 +187,16 @@ pub trait Adapter: Send + Sync {
 
     /// Gain and bias of a norm with the adapter merged into it.
     fn merged_norm(&self, _base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
+        None
+    }
+
+    /// Weight and bias of a convolution with the adapter merged into it.
+    fn merged_conv(&self, _base: &Conv) -> Option<(Tensor<2>, Option<Tensor<1>>)> {
+        None
+    }
+
+    /// A bare parameter with the adapter merged into it.
+    fn merged_param(&self, _base: &Param) -> Option<Tensor<2>> {
         None
     }
 

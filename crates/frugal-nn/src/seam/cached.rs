@@ -2,13 +2,14 @@
 
 use burn::prelude::*;
 
-use crate::layers::{Embedding, Linear, Norm, lookup};
+use crate::layers::{Conv, Embedding, Linear, Norm, Param, lookup};
 use crate::layout::SequenceLayout;
 use crate::seam::adapter::{Adapter, MergedLinear};
 use crate::seam::attention::{AttentionControl, AttentionScores};
 use crate::seam::derived_cache::DerivedCache;
 use crate::seam::hooks::{
-    BlockAction, KeyValue, LinearChange, NormChange, Pass, Rows, SubLayer, SubLayerIo,
+    BlockAction, ConvChange, KeyValue, LinearChange, NormChange, ParamChange, Pass, Rows, SubLayer,
+    SubLayerIo,
 };
 
 /// Hooks for one pass without gradients.
@@ -117,6 +118,22 @@ impl Pass for CachedPass<'_> {
 
     fn norm_rows(&mut self, base: &Norm, x: Tensor<2>, rows: Rows) -> Tensor<2> {
         self.inner.norm_rows(base, x, rows)
+    }
+
+    fn conv_change(&mut self, base: &Conv) -> ConvChange {
+        self.inner.conv_change(base)
+    }
+
+    fn conv(&mut self, base: &Conv, rows: Rows) -> (Tensor<2>, Option<Tensor<1>>) {
+        self.inner.conv(base, rows)
+    }
+
+    fn param_change(&mut self, base: &Param) -> ParamChange {
+        self.inner.param_change(base)
+    }
+
+    fn param(&mut self, base: &Param, rows: Rows) -> Tensor<2> {
+        self.inner.param(base, rows)
     }
 
     fn key_value(&mut self, layer: usize) -> Option<KeyValue> {

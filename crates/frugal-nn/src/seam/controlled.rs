@@ -3,11 +3,12 @@
 use burn::prelude::*;
 
 use crate::error::ModelError;
-use crate::layers::{Embedding, Linear, Norm};
+use crate::layers::{Conv, Embedding, Linear, Norm, Param};
 use crate::layout::SequenceLayout;
 use crate::seam::attention::{AttentionControl, AttentionScores};
 use crate::seam::hooks::{
-    BlockAction, KeyValue, LinearChange, NormChange, Pass, Rows, SubLayer, SubLayerIo,
+    BlockAction, ConvChange, KeyValue, LinearChange, NormChange, ParamChange, Pass, Rows, SubLayer,
+    SubLayerIo,
 };
 
 /// Another pass with this control of attention; keeps the scores that it asks for.
@@ -88,6 +89,22 @@ impl Pass for ControlledPass<'_> {
 
     fn add_norm(&mut self, base: &Norm, x: Tensor<2>, residual: Tensor<2>) -> [Tensor<2>; 2] {
         self.inner.add_norm(base, x, residual)
+    }
+
+    fn conv_change(&mut self, base: &Conv) -> ConvChange {
+        self.inner.conv_change(base)
+    }
+
+    fn conv(&mut self, base: &Conv, rows: Rows) -> (Tensor<2>, Option<Tensor<1>>) {
+        self.inner.conv(base, rows)
+    }
+
+    fn param_change(&mut self, base: &Param) -> ParamChange {
+        self.inner.param_change(base)
+    }
+
+    fn param(&mut self, base: &Param, rows: Rows) -> Tensor<2> {
+        self.inner.param(base, rows)
     }
 
     fn key_value(&mut self, layer: usize) -> Option<KeyValue> {

@@ -19,6 +19,18 @@ pub enum TargetError {
         /// Nearest name.
         suggestion: Option<String>,
     },
+    /// A name of what is no layer that a method changes.
+    #[error(
+        "`{field}`: `{entry}` is {what}, which this method does not change: `full` trains it"
+    )]
+    NoLayer {
+        /// Field.
+        field: &'static str,
+        /// Name.
+        entry: String,
+        /// What it is.
+        what: &'static str,
+    },
     /// A name where only a pattern can stand.
     #[error(
         "`{field}`: `{text}` matched nothing: a single text is a pattern for the whole path; write [\"{text}\"]"

@@ -10,14 +10,15 @@
 use burn::prelude::*;
 
 use crate::error::ModelError;
-use crate::layers::{Embedding, Linear, Norm};
+use crate::layers::{Conv, Embedding, Linear, Norm, Param};
 use crate::layout::SequenceLayout;
 use crate::seam::attention::{AttentionControl, AttentionScores};
 
-/// One of the two sub-layers of a block.
+/// One of the two sub-layers of a block; some architectures have the first alone
+/// ([`BackboneInfo::is_attention_only`](crate::BackboneInfo::is_attention_only)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SubLayer {
-    /// Self-attention.
+    /// Self-attention, or what mixes tokens in its place: a state space model.
     Attention,
     /// Feed-forward.
     Mlp,
@@ -124,6 +125,28 @@ impl NormChange {
     }
 }
 
+/// What a depth-wise convolution becomes under a method.
+#[derive(Clone, Debug)]
+pub enum ConvChange {
+    /// The base's own weight and bias.
+    None,
+    /// These, `[d, k]` and `[d]`.
+    Parameters(Tensor<2>, Option<Tensor<1>>),
+    /// Others for each sequence: [`Pass::conv`] says which.
+    BySequence,
+}
+
+/// What a bare parameter becomes under a method.
+#[derive(Clone, Debug)]
+pub enum ParamChange {
+    /// The base's own value.
+    None,
+    /// This one, `[d_out, d_in]`.
+    Value(Tensor<2>),
+    /// Another for each sequence: [`Pass::param`] says which.
+    BySequence,
+}
+
 /// A sub-layer that has just run: its place, and tensors `[tokens, d_model]`.
 #[derive(Clone)]
 pub struct SubLayerIo<'a> {
@@ -215,6 +238,42 @@ pub trait Pass {
         }
         let sum = frugal_kernels::add(x, residual);
         [sum.clone(), self.norm(base, sum)]
+    }
+
+    /// What this convolution becomes, for the whole batch.
+    fn conv_change(&mut self, _base: &Conv) -> ConvChange {
+        ConvChange::None
+    }
+
+    /// Weight and bias of this convolution for these rows. A caller that gets
+    /// [`ConvChange::BySequence`] asks for one sequence at a time.
+    ///
+    /// # Panics
+    /// If a method says `BySequence` and has no `conv` of its own: a broken invariant.
+    fn conv(&mut self, base: &Conv, _rows: Rows) -> (Tensor<2>, Option<Tensor<1>>) {
+        match self.conv_change(base) {
+            ConvChange::None => base.values(),
+            ConvChange::Parameters(weight, bias) => (weight, bias),
+            ConvChange::BySequence => unreachable!("such a change comes with its own `conv`"),
+        }
+    }
+
+    /// What this bare parameter becomes, for the whole batch.
+    fn param_change(&mut self, _base: &Param) -> ParamChange {
+        ParamChange::None
+    }
+
+    /// The value of this bare parameter for these rows. A caller that gets
+    /// [`ParamChange::BySequence`] asks for one sequence at a time.
+    ///
+    /// # Panics
+    /// If a method says `BySequence` and has no `param` of its own: a broken invariant.
+    fn param(&mut self, base: &Param, _rows: Rows) -> Tensor<2> {
+        match self.param_change(base) {
+            ParamChange::None => base.value.clone(),
+            ParamChange::Value(value) => value,
+            ParamChange::BySequence => unreachable!("such a change comes with its own `param`"),
+        }
     }
 
     /// Keys and values in front of every sequence of block `layer`.

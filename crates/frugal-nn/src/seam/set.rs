@@ -7,7 +7,7 @@ use frugal_kernels::LowRankRows;
 
 use crate::error::ModelError;
 use crate::heads::Head;
-use crate::layers::{Embedding, Linear, Norm};
+use crate::layers::{Conv, Embedding, Linear, Norm, Param};
 use crate::layout::SequenceLayout;
 use crate::seam::adapter::Adapter;
 use crate::seam::attention::AttentionControl;
@@ -15,7 +15,8 @@ use crate::seam::cached::cached;
 use crate::seam::derived_cache::DerivedCache;
 use crate::seam::error::AdaptError;
 use crate::seam::hooks::{
-    LinearChange, LowRankChange, NoAdapter, NormChange, Pass, Rows, SubLayer, SubLayerIo,
+    ConvChange, LinearChange, LowRankChange, NoAdapter, NormChange, ParamChange, Pass, Rows,
+    SubLayer, SubLayerIo,
 };
 use crate::seam::parameter::Mode;
 
@@ -266,6 +267,47 @@ impl Pass for CombinedPass<'_> {
         })
     }
 
+    fn conv_change(&mut self, base: &Conv) -> ConvChange {
+        let none = |(pass, _): &mut (Box<dyn Pass>, f32)| {
+            matches!(pass.conv_change(base), ConvChange::None)
+        };
+        if self.parts.iter_mut().all(none) {
+            return ConvChange::None;
+        }
+        let (weight, bias) = self.conv(base, Rows::Tokens);
+        ConvChange::Parameters(weight, bias)
+    }
+
+    fn conv(&mut self, base: &Conv, rows: Rows) -> (Tensor<2>, Option<Tensor<1>>) {
+        let weight = self.combine(base.weight.clone(), |pass| pass.conv(base, rows).0);
+        let zeros = |of: &Tensor<1>| Tensor::zeros(of.dims(), &of.device());
+        // A convolution without a bias may get one.
+        let plain = base.bias.clone().or_else(|| {
+            let given = |(pass, _): &mut (Box<dyn Pass>, f32)| pass.conv(base, rows).1;
+            self.parts.iter_mut().find_map(given).as_ref().map(zeros)
+        });
+        let bias = plain.map(|plain| {
+            self.combine(plain.clone(), |pass| {
+                pass.conv(base, rows).1.unwrap_or_else(|| plain.clone())
+            })
+        });
+        (weight, bias)
+    }
+
+    fn param_change(&mut self, base: &Param) -> ParamChange {
+        let none = |(pass, _): &mut (Box<dyn Pass>, f32)| {
+            matches!(pass.param_change(base), ParamChange::None)
+        };
+        if self.parts.iter_mut().all(none) {
+            return ParamChange::None;
+        }
+        ParamChange::Value(self.param(base, Rows::Tokens))
+    }
+
+    fn param(&mut self, base: &Param, rows: Rows) -> Tensor<2> {
+        self.combine(base.value.clone(), |pass| pass.param(base, rows))
+    }
+
     fn attention(
         &mut self,
         layout: &SequenceLayout,
@@ -464,6 +506,36 @@ impl Pass for PerSequencePass<'_> {
             None => self.split(rows, |pass, range| {
                 pass.norm_rows(base, x.clone().slice(range), rows)
             }),
+        }
+    }
+
+    fn conv_change(&mut self, base: &Conv) -> ConvChange {
+        let none = |part: &mut Part<'_>| matches!(part.pass.conv_change(base), ConvChange::None);
+        match self.parts.iter_mut().all(none) {
+            true => ConvChange::None,
+            false => ConvChange::BySequence,
+        }
+    }
+
+    fn conv(&mut self, base: &Conv, rows: Rows) -> (Tensor<2>, Option<Tensor<1>>) {
+        match self.owner(rows) {
+            Some(pass) => pass.conv(base, rows),
+            None => base.values(),
+        }
+    }
+
+    fn param_change(&mut self, base: &Param) -> ParamChange {
+        let none = |part: &mut Part<'_>| matches!(part.pass.param_change(base), ParamChange::None);
+        match self.parts.iter_mut().all(none) {
+            true => ParamChange::None,
+            false => ParamChange::BySequence,
+        }
+    }
+
+    fn param(&mut self, base: &Param, rows: Rows) -> Tensor<2> {
+        match self.owner(rows) {
+            Some(pass) => pass.param(base, rows),
+            None => base.value.clone(),
         }
     }
 

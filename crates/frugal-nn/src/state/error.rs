@@ -25,6 +25,17 @@ pub enum StateError {
         /// Positions there are.
         past: usize,
     },
+    /// Going back where a recurrence has made one state of all tokens.
+    #[error(
+        "a sequence of {past} positions cannot be cut to {length}: recurrent layers keep one state of all tokens; keep a \
+         snapshot from before, or compute the sequence anew"
+    )]
+    Recurrent {
+        /// Positions asked for.
+        length: usize,
+        /// Positions there are.
+        past: usize,
+    },
     /// A pass over other sequences than those that are remembered.
     #[error(
         "the pass is over sequences of which {given:?} positions are remembered, the state's are of {past:?}"

@@ -3,6 +3,8 @@
 use burn::prelude::*;
 use frugal_kernels::{CacheType, KeyValues};
 
+use super::recurrent::RecurrentState;
+
 /// What one layer remembers of one sequence. A backbone says which kind each of its layers needs
 /// ([`Backbone::new_state`](crate::Backbone::new_state)).
 #[derive(Clone, Debug)]
@@ -15,6 +17,8 @@ pub enum LayerState {
     Latent(CachedRows),
     /// Keys and values of the last tokens, which are all that a sliding window shows.
     Ring(Ring),
+    /// What a recurrence has made of all tokens; of earlier ones nothing can be told from it.
+    Recurrent(RecurrentState),
 }
 
 /// Keys and values of the tokens that a sliding window still shows.
@@ -46,18 +50,26 @@ impl LayerState {
         })
     }
 
-    /// What is held.
+    /// What a recurrence makes of all tokens.
+    pub fn recurrent() -> Self {
+        Self::Recurrent(RecurrentState::default())
+    }
+
+    /// What is held of each token; nothing where it is a recurrence's.
     pub fn rows(&self) -> &CachedRows {
+        const NONE: &CachedRows = &CachedRows(Held::Nothing);
         match self {
             Self::KeyValue(rows) | Self::Latent(rows) => rows,
             Self::Ring(ring) => &ring.rows,
+            Self::Recurrent(_) => NONE,
         }
     }
 
-    fn rows_mut(&mut self) -> &mut CachedRows {
+    fn rows_mut(&mut self) -> Option<&mut CachedRows> {
         match self {
-            Self::KeyValue(rows) | Self::Latent(rows) => rows,
-            Self::Ring(ring) => &mut ring.rows,
+            Self::KeyValue(rows) | Self::Latent(rows) => Some(rows),
+            Self::Ring(ring) => Some(&mut ring.rows),
+            Self::Recurrent(_) => None,
         }
     }
 
@@ -72,7 +84,10 @@ impl LayerState {
     /// that these do not see.
     pub(super) fn append(&mut self, new: NewRows, cache_type: CacheType, rewindable: usize) {
         let Self::Ring(ring) = self else {
-            return self.rows_mut().append(new, cache_type);
+            if let Some(rows) = self.rows_mut() {
+                rows.append(new, cache_type);
+            }
+            return;
         };
         let kept = ring.window + rewindable;
         ring.trim(rewindable);
@@ -97,19 +112,30 @@ impl LayerState {
         match self {
             // The next token sees itself and one less than the window.
             Self::Ring(ring) if ring.dropped => ring.rows.len() + 1 >= back + ring.window,
+            Self::Recurrent(_) => back == 0,
             _ => true,
         }
     }
 
     /// Forgets all but the first `len` of the rows that are held.
     pub(super) fn truncate(&mut self, len: usize) {
-        if len == 0 {
-            *self.rows_mut() = CachedRows::default();
-            if let Self::Ring(ring) = self {
-                ring.dropped = false;
-            }
-        } else {
-            self.rows_mut().truncate(len);
+        let Some(rows) = self.rows_mut() else {
+            return;
+        };
+        if len > 0 {
+            return rows.truncate(len);
+        }
+        *rows = CachedRows::default();
+        if let Self::Ring(ring) = self {
+            ring.dropped = false;
+        }
+    }
+
+    /// Forgets everything.
+    pub(super) fn clear(&mut self) {
+        match self {
+            Self::Recurrent(state) => *state = RecurrentState::default(),
+            _ => self.truncate(0),
         }
     }
 

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use super::error::StateError;
 use super::layer::LayerState;
+use super::recurrent::RecurrentState;
 
 /// What all layers remember of one sequence. Clones have in common what they share, and copy of it
 /// only what one of them changes.
@@ -17,6 +18,8 @@ pub struct SequenceState {
 #[derive(Clone, Debug)]
 pub struct Mark {
     rows: Vec<usize>,
+    /// What recurrences had made of the tokens, which no rows tell.
+    recurrent: Vec<Option<RecurrentState>>,
     past: usize,
 }
 
@@ -35,6 +38,14 @@ impl SequenceState {
     pub fn mark(&self) -> Mark {
         Mark {
             rows: self.layers.iter().map(|layer| layer.rows().len()).collect(),
+            recurrent: self
+                .layers
+                .iter()
+                .map(|layer| match layer {
+                    LayerState::Recurrent(state) => Some(state.clone()),
+                    _ => None,
+                })
+                .collect(),
             past: self.past,
         }
     }
@@ -42,15 +53,19 @@ impl SequenceState {
     /// Takes back what passes have added since the mark, as long as [`SequenceState::trim`] was not
     /// called since.
     pub fn undo(&mut self, mark: &Mark) {
-        for (layer, &rows) in self.layers.iter_mut().zip(&mark.rows) {
-            layer.truncate(rows);
+        let marked = mark.rows.iter().zip(&mark.recurrent);
+        for (layer, (&rows, recurrent)) in self.layers.iter_mut().zip(marked) {
+            match recurrent {
+                Some(state) => *layer = LayerState::Recurrent(state.clone()),
+                None => layer.truncate(rows),
+            }
         }
         self.past = mark.past;
     }
 
     /// Forgets everything.
     pub fn clear(&mut self) {
-        self.layers.iter_mut().for_each(|layer| layer.truncate(0));
+        self.layers.iter_mut().for_each(LayerState::clear);
         self.past = 0;
     }
 
@@ -60,7 +75,8 @@ impl SequenceState {
     ///
     /// # Errors
     /// More positions than there are; layers with a window that have let go of what the tokens
-    /// after `length` see. Nothing is changed then.
+    /// after `length` see; recurrent layers, which hold nothing of earlier tokens by themselves.
+    /// Nothing is changed then.
     pub fn crop(&mut self, length: usize) -> Result<(), StateError> {
         let past = self.past;
         let Some(back) = past.checked_sub(length) else {
@@ -69,6 +85,10 @@ impl SequenceState {
         if length == 0 {
             self.clear();
             return Ok(());
+        }
+        let is_recurrent = |layer: &LayerState| matches!(layer, LayerState::Recurrent(_));
+        if back > 0 && self.layers.iter().any(is_recurrent) {
+            return Err(StateError::Recurrent { length, past });
         }
         if !self.layers.iter().all(|layer| layer.can_rewind(back)) {
             return Err(StateError::OutsideWindow { length, past });
@@ -98,6 +118,18 @@ impl SequenceState {
                 .all(|(one, two)| one.is_like(two))
     }
 
+    /// Bytes that are held however many tokens there were: those of recurrent layers.
+    pub fn fixed_bytes(&self) -> usize {
+        self.recurrent().map(RecurrentState::bytes).sum()
+    }
+
+    fn recurrent(&self) -> impl Iterator<Item = &RecurrentState> {
+        self.layers.iter().filter_map(|layer| match layer {
+            LayerState::Recurrent(state) => Some(state),
+            _ => None,
+        })
+    }
+
     /// Bytes that each token takes, in all layers together.
     pub fn bytes_per_token(&self) -> usize {
         self.layers
@@ -109,8 +141,14 @@ impl SequenceState {
 
 /// Bytes that these sequences hold; what several of them share counts once.
 pub fn bytes_held<'a>(sequences: impl IntoIterator<Item = &'a SequenceState>) -> usize {
-    let (mut seen, mut bytes) = (HashSet::new(), 0);
-    let layers = sequences.into_iter().flat_map(|sequence| &sequence.layers);
+    let (mut seen, mut seen_states, mut bytes) = (HashSet::new(), HashSet::new(), 0);
+    let sequences: Vec<&SequenceState> = sequences.into_iter().collect();
+    for state in sequences.iter().flat_map(|sequence| sequence.recurrent()) {
+        if state.id().is_some_and(|id| seen_states.insert(id)) {
+            bytes += state.bytes();
+        }
+    }
+    let layers = sequences.iter().flat_map(|sequence| &sequence.layers);
     for rows in layers.map(LayerState::rows) {
         bytes += match rows.blocks() {
             Some(blocks) => {

@@ -100,8 +100,11 @@ impl OptimizerStep {
     }
 }
 
+/// What a recurrence decays by is left alone, as in the training of Mamba (`_no_weight_decay` in
+/// `state-spaces/mamba`); its vectors are, as all are.
 fn decays(parameter: &Parameter) -> bool {
-    parameter.shape().len() > 1 && !parameter.name().ends_with("bias")
+    let name = parameter.name();
+    parameter.shape().len() > 1 && !name.ends_with("bias") && !name.ends_with(".A_log")
 }
 
 /// The norm of all gradients together. Those of other devices are summed there and read at once.

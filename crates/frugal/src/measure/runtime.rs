@@ -144,6 +144,11 @@ pub fn footprint(backbone: &dyn Backbone) -> Result<Footprint, ModelError> {
             Frozen::Linear(linear) => linear.weight.bytes() + numbers(&linear.bias),
             Frozen::Embedding(table) => table.weight.bytes(),
             Frozen::Norm(norm) => norm.weight.dims()[0] * size_of::<f32>() + numbers(&norm.bias),
+            Frozen::Conv(conv) => {
+                conv.weight.dims().iter().product::<usize>() * size_of::<f32>()
+                    + numbers(&conv.bias)
+            }
+            Frozen::Param(param) => param.value.dims().iter().product::<usize>() * size_of::<f32>(),
         }
     });
     let config = backbone.info();
@@ -161,8 +166,8 @@ pub fn footprint(backbone: &dyn Backbone) -> Result<Footprint, ModelError> {
     })
 }
 
-/// The sizes that the number of operations depends on; `None` for native sparse attention, whose
-/// operations depend on the length in another way.
+/// The sizes that the number of operations depends on; `None` for native sparse attention and
+/// recurrences, whose operations depend on the length in another way.
 pub fn shape(config: &ModelConfig) -> Option<Shape> {
     let cost = config.cost();
     let latent = cost.latent.map(|latent| LatentShape {

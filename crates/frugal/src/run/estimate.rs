@@ -2,6 +2,7 @@
 
 use burn::prelude::*;
 use frugal_adapt::registry;
+use frugal_models::architecture::RecurrenceCost;
 use frugal_models::load::ModelFiles;
 use frugal_models::{ModelConfig, Quantize};
 use frugal_nn::{BuildContext, Head, Parameter, SiteInfo, SiteKind, SiteTable};
@@ -223,7 +224,7 @@ pub(super) fn predicted(
 fn held_bytes(sites: &SiteTable, quantize: Quantize, files: &ModelFiles) -> u64 {
     let of = |site: &SiteInfo| match site.kind {
         _ if site.tied => 0,
-        SiteKind::Norm => site.num_parameters() * F32 as usize,
+        SiteKind::Norm | SiteKind::Conv | SiteKind::Param => site.num_parameters() * F32 as usize,
         SiteKind::Linear | SiteKind::Conv1d => {
             quantize.bytes(site.d_out, site.d_in, false)
                 + if site.has_bias { 4 * site.d_out } else { 0 }
@@ -256,6 +257,9 @@ fn kept_per_token(c: &ModelConfig, low_rank: usize, memory: frugal_train::Memory
     );
     // Inputs of the two norms, the attention's output and one number per head of its softmax.
     let cost = c.cost();
+    if let Some(recurrence) = cost.recurrence {
+        return kept_of_recurrence(c, recurrence, low_rank, memory);
+    }
     let stream = (2 + cost.extra_norms) * d + q + c.num_attention_heads;
     // Queries, keys, values, twice where they are normalised, and what goes into the activation.
     let normalised = if cost.normalizes_heads { q + kv } else { 0 };
@@ -263,6 +267,34 @@ fn kept_per_token(c: &ModelConfig, low_rank: usize, memory: frugal_train::Memory
     let maps = q + 2 * kv + normalised + feed_forward;
     // Outputs of norms and of the activation.
     let light = 2 * d + ff;
+    let (block, again) = match memory {
+        frugal_train::Memory::Low => (stream, maps + light),
+        frugal_train::Memory::Balanced => (stream + maps, light),
+        frugal_train::Memory::Fast => (stream + maps + light, 0),
+    };
+    Kept {
+        between: c.num_hidden_layers * block + low_rank,
+        again,
+    }
+}
+
+/// Tokens between the states that the scan keeps.
+const SCAN_CHUNK: usize = 32;
+
+/// The same of blocks with one mixer each.
+fn kept_of_recurrence(
+    c: &ModelConfig,
+    recurrence: RecurrenceCost,
+    low_rank: usize,
+    memory: frugal_train::Memory,
+) -> Kept {
+    let (d, inner) = (c.hidden_size, recurrence.channels);
+    // The input of the norm, the scan's output and its states; what goes in and out of the state.
+    let stream = d + inner + recurrence.state * inner / SCAN_CHUNK + 2 * recurrence.state;
+    // Both halves of the way in, what is projected from the channels, and the steps.
+    let maps = 2 * inner + recurrence.projected + inner;
+    // The norm's output, the convolution's, and the activation's, which the scan reads.
+    let light = d + 2 * inner;
     let (block, again) = match memory {
         frugal_train::Memory::Low => (stream, maps + light),
         frugal_train::Memory::Balanced => (stream + maps, light),

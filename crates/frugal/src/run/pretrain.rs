@@ -223,7 +223,7 @@ mod tests {
     use std::sync::atomic::Ordering;
 
     use super::*;
-    use crate::run::Shape;
+    use crate::run::{Arch, Shape};
     use frugal_train::{Event, TrainConfig};
 
     /// A tiny model, evaluated after every step.
@@ -301,6 +301,32 @@ mod tests {
         );
         // Nothing is left to train, but the weights are the same.
         assert_eq!(go(&config, true).unwrap().metrics, made.metrics);
+    }
+
+    #[test]
+    fn a_state_space_model_has_the_parameters_that_are_counted_by_hand() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = config(folder.path());
+        config.shape = Shape {
+            arch: Arch::Mamba,
+            state_size: 4,
+            ..config.shape
+        };
+        assert!(config.problems().is_empty(), "{:?}", config.problems());
+        let made = go(&config, false).unwrap();
+        // Norm, way in, convolution of 4 taps, projections of a rank of 1 and 4 states, steps,
+        // decays, what goes past, way out; table and last norm.
+        let block = 16 + 16 * 64 + 32 * 5 + 32 * 9 + 32 * 2 + 32 * 4 + 32 + 32 * 16;
+        assert_eq!(made.parameters, 300 * 16 + block + 16);
+        let written = std::fs::read_to_string(config.out.join("config.json")).unwrap();
+        assert!(written.contains("\"model_type\": \"mamba\""), "{written}");
+        assert!(made.metrics["loss"] < (300f64).ln(), "{:?}", made.metrics);
+        config.shape.num_local_experts = 2;
+        let problems = config.problems();
+        assert!(
+            problems.iter().any(|(key, _)| key == "shape.arch"),
+            "{problems:?}"
+        );
     }
 
     #[test]

@@ -14,10 +14,12 @@ use super::RunError;
 /// Marks the end of a document.
 pub(super) const END: &str = "<|endoftext|>";
 
-/// Sizes of the new model, a decoder of the Llama family with tied embeddings.
+/// Sizes of the new model, a decoder with tied embeddings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Shape {
+    /// Which architecture.
+    pub arch: Arch,
     /// Tokens of the new tokenizer.
     pub vocab_size: usize,
     /// Width of the residual stream.
@@ -44,6 +46,24 @@ pub struct Shape {
     pub num_experts_per_tok: usize,
     /// Weight of the loss that keeps the load of the experts even.
     pub router_aux_loss_coef: f64,
+    /// Mamba: numbers that each channel remembers.
+    pub state_size: usize,
+    /// Mamba: channels of a block for each of the residual stream.
+    pub expand: usize,
+    /// Mamba: taps of the convolution.
+    pub conv_kernel: usize,
+}
+
+/// What a new model is made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Arch {
+    /// Attention and feed-forward layers, of the kinds that `attention` and `num_local_experts`
+    /// say.
+    #[default]
+    Llama,
+    /// Selective state spaces, without attention.
+    Mamba,
 }
 
 /// Ways to attend.
@@ -63,6 +83,7 @@ pub enum AttentionKind {
 impl Default for Shape {
     fn default() -> Self {
         Self {
+            arch: Arch::Llama,
             vocab_size: 4096,
             hidden_size: 192,
             intermediate_size: 512,
@@ -76,6 +97,9 @@ impl Default for Shape {
             num_local_experts: 0,
             num_experts_per_tok: 2,
             router_aux_loss_coef: 0.01,
+            state_size: 16,
+            expand: 2,
+            conv_kernel: 4,
         }
     }
 }
@@ -167,10 +191,29 @@ impl PretrainConfig {
             );
         }
         let s = &self.shape;
-        if s.num_attention_heads == 0
-            || !s
-                .hidden_size
-                .is_multiple_of(2 * s.num_attention_heads.max(1))
+        let with_attention = s.arch == Arch::Llama;
+        if !with_attention && (s.attention != AttentionKind::Grouped || s.num_local_experts > 0) {
+            add(
+                "shape.arch",
+                "mamba has no attention and no experts: leave `attention` and `num_local_experts` out".into(),
+            );
+        }
+        let sizes = [
+            ("state_size", s.state_size),
+            ("expand", s.expand),
+            ("conv_kernel", s.conv_kernel),
+        ];
+        for (key, size) in sizes {
+            if size == 0 || size > 1024 {
+                let reason = format!("{size} given, but it must be 1 to 1024");
+                add(&format!("shape.{key}"), reason);
+            }
+        }
+        if with_attention && s.num_attention_heads == 0
+            || with_attention
+                && !s
+                    .hidden_size
+                    .is_multiple_of(2 * s.num_attention_heads.max(1))
         {
             add(
                 "shape.hidden_size",
@@ -215,6 +258,9 @@ impl PretrainConfig {
     pub(super) fn model(&self, tokenizer: &TextTokenizer) -> Result<ModelConfig, RunError> {
         let s = &self.shape;
         let end = tokenizer.id(END);
+        if s.arch == Arch::Mamba {
+            return self.mamba(end);
+        }
         let head_dim = s.hidden_size / s.num_attention_heads;
         let model_type = match s.attention {
             AttentionKind::Latent => "deepseek_v3",
@@ -248,6 +294,20 @@ impl PretrainConfig {
         if let (Some(raw), Some(more)) = (raw.as_object_mut(), more.as_object()) {
             raw.extend(more.clone());
         }
+        Ok(ModelConfig::from_json(raw, "shape")?)
+    }
+
+    fn mamba(&self, end: Option<u32>) -> Result<ModelConfig, RunError> {
+        let s = &self.shape;
+        let class = registry::find("mamba").map(|family| family.class);
+        let raw = json!({
+            "architectures": [class], "model_type": "mamba", "vocab_size": s.vocab_size, "hidden_size": s.hidden_size,
+            "num_hidden_layers": s.num_hidden_layers, "state_size": s.state_size, "expand": s.expand,
+            "intermediate_size": s.expand * s.hidden_size, "conv_kernel": s.conv_kernel, "use_bias": false,
+            "use_conv_bias": true, "hidden_act": "silu", "layer_norm_epsilon": 1e-5, "initializer_range": 0.1,
+            "time_step_rank": s.hidden_size.div_ceil(16), "tie_word_embeddings": true, "bos_token_id": end,
+            "eos_token_id": end, "pad_token_id": end, "dtype": self.dtype.torch_name(),
+        });
         Ok(ModelConfig::from_json(raw, "shape")?)
     }
 }

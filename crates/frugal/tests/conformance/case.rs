@@ -10,6 +10,8 @@ use frugal::adapt::{
 use frugal::model::{Backbone, Input};
 use frugal::train::{Event, Target, Tokenized, TrainConfig, TrainRun, train};
 
+use serde_json::{Map, Value, json};
+
 use crate::method_settings::settings;
 use crate::support::{context, device, model};
 
@@ -21,6 +23,7 @@ pub const LENGTHS: [usize; 2] = [4, 5];
 /// A method on a model.
 pub struct Case {
     pub method: &'static Method,
+    pub settings: Map<String, Value>,
     pub backbone: Arc<dyn Backbone>,
     pub adapter: Box<dyn Adapter>,
 }
@@ -34,10 +37,12 @@ impl Case {
         seed: u64,
     ) -> Result<Result<Self, String>, String> {
         let backbone = model(model_name, "config.json");
-        let built = (method.build)(&settings(method), &context(backbone.as_ref(), seed));
+        let settings = settings_on(method, model_name);
+        let built = (method.build)(&settings, &context(backbone.as_ref(), seed));
         match built {
             Ok(adapter) => Ok(Ok(Self {
                 method,
+                settings,
                 backbone,
                 adapter,
             })),
@@ -100,6 +105,19 @@ impl Case {
         .map_err(|e| format!("training: {e}"))?;
         Ok(losses)
     }
+}
+
+/// [`settings`] with the layers of this model, where the usual ones are all linear layers or those
+/// of attention: the one that is four wide is too narrow for ranks and pieces of 8.
+fn settings_on(method: &Method, model_name: &str) -> Map<String, Value> {
+    let mut settings = settings(method);
+    let usual = (method.defaults)().get("target_modules").cloned();
+    let by_layer = |usual: &Value| usual == "all-linear" || usual.is_array();
+    if model_name == "mamba" && usual.as_ref().is_some_and(by_layer) {
+        let layers = json!(["in_proj", "x_proj", "out_proj"]);
+        settings.insert("target_modules".into(), layers);
+    }
+    settings
 }
 
 /// Hidden states of a model, with or without an adapter.

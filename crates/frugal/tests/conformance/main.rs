@@ -23,8 +23,8 @@ use std::process::ExitCode;
 use frugal::adapt::registry::METHODS;
 use libtest_mimic::{Arguments, Trial};
 
-/// A decoder and an encoder.
-const MODELS: [&str; 2] = ["llama", "bert"];
+/// A decoder, an encoder and a recurrence.
+const MODELS: [&str; 3] = ["llama", "bert", "mamba"];
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();

@@ -9,7 +9,7 @@ use crate::support::{Golden, assert_close, fixture, model};
 
 const TOLERANCE: f32 = 1e-4;
 
-const MODELS: [&str; 13] = [
+const MODELS: [&str; 15] = [
     "llama",
     "llama-rope-llama3",
     "llama-rope-linear",
@@ -20,6 +20,8 @@ const MODELS: [&str; 13] = [
     "qwen3",
     "gemma3_text",
     "phi3",
+    "mamba",
+    "mamba2",
     "gpt2",
     "bert",
     "roberta",

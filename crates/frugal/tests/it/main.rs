@@ -24,6 +24,7 @@ mod interop;
 mod linear_algebra;
 mod long_generation;
 mod lora_step;
+mod mamba;
 mod measure;
 mod method_settings;
 mod model_files;

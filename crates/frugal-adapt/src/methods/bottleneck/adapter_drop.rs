@@ -106,7 +106,7 @@ impl MethodConfig for AdapterDropConfig {
         }
         let make =
             |name: &str| Bottleneck::new(name, self.bottleneck_dim, self.non_linearity, context);
-        let networks = PerSubLayer::new(None, &[SubLayer::Mlp], context, make)?;
+        let networks = PerSubLayer::new(NAME, None, &[SubLayer::Mlp], context, make)?;
         Ok(Box::new(AdapterDrop {
             most: self.max_dropped.unwrap_or(last),
             config: self,

@@ -271,7 +271,7 @@ impl AdapterFusion {
             .get_or_insert_with(|| read.iter().map(|(member, _)| member.clone()).collect())
             .clone();
         config.validate()?;
-        let mut blocks = PerSubLayer::new(None, &[SubLayer::Mlp], context, |name| {
+        let mut blocks = PerSubLayer::new(NAME, None, &[SubLayer::Mlp], context, |name| {
             Fused::new(name, &members, context)
         })?;
         for (n, (_, tensors)) in read.iter().enumerate() {

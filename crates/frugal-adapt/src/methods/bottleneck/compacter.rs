@@ -235,8 +235,13 @@ impl Compacter {
             ]
         };
         let halves = [SubLayer::Attention, SubLayer::Mlp];
-        let networks =
-            PerSubLayer::new(config.layers_to_transform.as_ref(), &halves, context, make)?;
+        let networks = PerSubLayer::new(
+            NAME,
+            config.layers_to_transform.as_ref(),
+            &halves,
+            context,
+            make,
+        )?;
         let norms = if config.train_layer_norm {
             TrainedNorms::new(context, |layer| networks.has(layer))
         } else {

@@ -117,8 +117,13 @@ impl Houlsby {
         let make = |name: &str| {
             Bottleneck::new(name, config.bottleneck_dim, config.non_linearity, context)
         };
-        let networks =
-            PerSubLayer::new(config.layers_to_transform.as_ref(), &halves, context, make)?;
+        let networks = PerSubLayer::new(
+            NAME,
+            config.layers_to_transform.as_ref(),
+            &halves,
+            context,
+            make,
+        )?;
         let norms = if config.train_layer_norm {
             TrainedNorms::new(context, |layer| networks.has(layer))
         } else {

@@ -147,7 +147,7 @@ impl IaaConfig {
             }
         };
         let halves = if dim == 0 { &[] } else { halves };
-        PerSubLayer::new(layers, halves, context, make)
+        PerSubLayer::new(NAME, layers, halves, context, make)
     }
 
     /// The path's networks, each at the half behind which its output is added.

@@ -147,6 +147,7 @@ impl ParallelAdapter {
             Bottleneck::new(name, config.bottleneck_dim, config.non_linearity, context)
         };
         let networks = PerSubLayer::new(
+            NAME,
             config.layers_to_transform.as_ref(),
             config.halves(),
             context,

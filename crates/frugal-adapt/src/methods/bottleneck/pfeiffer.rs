@@ -113,6 +113,7 @@ impl Pfeiffer {
             Bottleneck::new(name, config.bottleneck_dim, config.non_linearity, context)
         };
         let networks = PerSubLayer::new(
+            NAME,
             config.layers_to_transform.as_ref(),
             &[SubLayer::Mlp],
             context,

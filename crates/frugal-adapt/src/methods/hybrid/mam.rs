@@ -157,7 +157,7 @@ impl Mam {
             prefix: (config.num_virtual_tokens > 0)
                 .then(|| Prefix::new(NAME, &config.prefix(), Start::ZeroValues, context))
                 .transpose()?,
-            networks: PerSubLayer::new(None, &[SubLayer::Mlp], context, make)?,
+            networks: PerSubLayer::new(NAME, None, &[SubLayer::Mlp], context, make)?,
             config,
         })
     }

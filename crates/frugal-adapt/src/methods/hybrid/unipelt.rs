@@ -251,7 +251,7 @@ impl UniPelt {
             prefix_gates: (0..count)
                 .map(|layer| gate(&format!("{}.prefix_gate", block_path(context.sites, layer))))
                 .collect(),
-            networks: PerSubLayer::new(None, &[SubLayer::Mlp], context, network)?,
+            networks: PerSubLayer::new(NAME, None, &[SubLayer::Mlp], context, network)?,
             causal: !context.info.is_encoder,
             config,
         })

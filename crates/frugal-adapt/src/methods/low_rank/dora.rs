@@ -30,8 +30,8 @@
 
 use burn::prelude::*;
 use frugal_nn::{
-    AdaptError, Adapter, BuildContext, DerivedCache, Embedding, Frozen, Linear, LinearChange,
-    MergedLinear, Mode, Norm, NormChange, Parameter, Pass, SiteId, Weight, to_vec,
+    AdaptError, Adapter, BuildContext, Conv, ConvChange, DerivedCache, Embedding, Frozen, Linear,
+    LinearChange, MergedLinear, Mode, Norm, NormChange, Parameter, Pass, SiteId, Weight, to_vec,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -278,6 +278,10 @@ impl Pass for DoraPass<'_> {
     fn norm_change(&mut self, base: &Norm) -> NormChange {
         self.lora.norm_change(base)
     }
+
+    fn conv_change(&mut self, base: &Conv) -> ConvChange {
+        self.lora.conv_change(base)
+    }
 }
 
 impl Adapter for Dora {
@@ -367,6 +371,10 @@ impl Adapter for Dora {
 
     fn merged_norm(&self, base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
         self.lora.merged_norm(base)
+    }
+
+    fn merged_conv(&self, base: &Conv) -> Option<(Tensor<2>, Option<Tensor<1>>)> {
+        self.lora.merged_conv(base)
     }
 
     fn supports_mixed_batch(&self) -> bool {

@@ -53,9 +53,9 @@ use std::collections::BTreeMap;
 
 use burn::prelude::*;
 use frugal_nn::{
-    AdaptError, Adapter, BuildContext, Embedding, GradientSum, Linear, LinearChange, LowRank,
-    LowRankChange, MergedLinear, Mode, Norm, NormChange, Operation, Parameter, Pass, SiteId,
-    SiteKind, StepContext,
+    AdaptError, Adapter, BuildContext, Conv, ConvChange, Embedding, GradientSum, Linear,
+    LinearChange, LowRank, LowRankChange, MergedLinear, Mode, Norm, NormChange, Operation,
+    Parameter, Pass, SiteId, SiteKind, StepContext,
 };
 use serde_json::{Map, Value, json};
 
@@ -381,6 +381,13 @@ impl Pass for LoraPass<'_> {
         })
     }
 
+    fn conv_change(&mut self, base: &Conv) -> ConvChange {
+        match self.adapter.bias(base.site) {
+            Some(bias) => ConvChange::Parameters(base.weight.clone(), Some(bias.get(self.mode))),
+            None => ConvChange::None,
+        }
+    }
+
     fn norm_change(&mut self, base: &Norm) -> NormChange {
         NormChange::Parameters(
             base.weight.clone(),
@@ -472,6 +479,11 @@ impl Adapter for Lora {
     }
 
     fn merged_norm(&self, base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
+        let bias = self.bias(base.site)?.get::<1>(Mode::Eval);
+        Some((base.weight.clone(), Some(bias)))
+    }
+
+    fn merged_conv(&self, base: &Conv) -> Option<(Tensor<2>, Option<Tensor<1>>)> {
         let bias = self.bias(base.site)?.get::<1>(Mode::Eval);
         Some((base.weight.clone(), Some(bias)))
     }

@@ -190,6 +190,18 @@ impl Prefix {
         context: &BuildContext<'_>,
     ) -> Result<Self, AdaptError> {
         let c = context.info;
+        if c.is_attention_only && c.key_value_width == 0 {
+            let reason = format!(
+                "`{}` models have no attention that keys and values could be put in front of: use `prompt-tuning`, or a method \
+                 that changes linear layers",
+                c.model_type
+            );
+            return Err(AdaptError::Unsupported {
+                method,
+                action: "be used here",
+                reason,
+            });
+        }
         let (rows, layers, width) = (config.num_virtual_tokens, c.num_hidden_layers, width(c));
         let zero = config.init_weights.is_some();
         let text = Some(config.init_text.as_str()).filter(|_| !zero && !config.inference_mode);

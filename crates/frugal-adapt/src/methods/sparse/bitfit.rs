@@ -31,8 +31,8 @@
 
 use burn::prelude::*;
 use frugal_nn::{
-    AdaptError, Adapter, BuildContext, Frozen, Linear, LinearChange, MergedLinear, Mode, Norm,
-    NormChange, Parameter, Pass, SiteId, SiteInfo, to_vec,
+    AdaptError, Adapter, BuildContext, Conv, ConvChange, Frozen, Linear, LinearChange,
+    MergedLinear, Mode, Norm, NormChange, Parameter, Pass, SiteId, SiteInfo, to_vec,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -121,7 +121,8 @@ impl Bitfit {
                 let (site, value) = match part {
                     Frozen::Linear(l) => (l.site, &l.bias),
                     Frozen::Norm(n) => (n.site, &n.bias),
-                    Frozen::Embedding(_) => return,
+                    Frozen::Conv(c) => (c.site, &c.bias),
+                    Frozen::Embedding(_) | Frozen::Param(_) => return,
                 };
                 if let (Some(slot), Some(value)) = (biases[site.index()].as_mut(), value) {
                     *slot = bias(&context.sites.info(site).path, to_vec(value.clone()));
@@ -158,6 +159,13 @@ impl Pass for BitfitPass<'_> {
 
     fn linear_change(&mut self, base: &Linear) -> LinearChange {
         LinearChange::opaque_if(self.adapter.at(base.site, self.mode).is_some())
+    }
+
+    fn conv_change(&mut self, base: &Conv) -> ConvChange {
+        match self.adapter.at(base.site, self.mode) {
+            None => ConvChange::None,
+            bias => ConvChange::Parameters(base.weight.clone(), bias),
+        }
     }
 
     fn norm_change(&mut self, base: &Norm) -> NormChange {
@@ -219,6 +227,11 @@ impl Adapter for Bitfit {
     }
 
     fn merged_norm(&self, base: &Norm) -> Option<(Tensor<1>, Option<Tensor<1>>)> {
+        self.at(base.site, Mode::Eval)
+            .map(|bias| (base.weight.clone(), Some(bias)))
+    }
+
+    fn merged_conv(&self, base: &Conv) -> Option<(Tensor<2>, Option<Tensor<1>>)> {
         self.at(base.site, Mode::Eval)
             .map(|bias| (base.weight.clone(), Some(bias)))
     }

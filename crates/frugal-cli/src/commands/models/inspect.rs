@@ -54,6 +54,7 @@ fn inspect_model(model: &ModelFiles, output: Output) -> Result<()> {
         }));
     }
     let heads = match (config.num_attention_heads, config.num_key_value_heads) {
+        _ if config.cost().recurrence.is_some() => "none, state spaces".into(),
         (heads, kv) if heads == kv => format!("{heads} of {}", config.head_dim),
         (heads, kv) => format!(
             "{heads} of {}, sharing {kv} keys and values",

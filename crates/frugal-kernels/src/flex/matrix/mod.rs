@@ -11,4 +11,4 @@ pub(crate) use memory::{build, build_matrix, zeros};
 pub(crate) use product::product;
 pub(crate) use threads::Threads;
 pub(crate) use view::Matrix;
-pub(crate) use view_mut::{MatrixMut, Shared};
+pub(crate) use view_mut::{MatrixMut, Shared, SharedMatrix};

@@ -69,7 +69,7 @@ fn step(generator: &mut Generator, asked: &mut BTreeMap<SequenceId, Asked>) {
 
 #[test]
 fn sequences_that_join_and_leave_in_any_order_write_what_they_write_alone() {
-    for name in ["llama", "gemma3_text", "deepseek_v3"] {
+    for name in ["llama", "gemma3_text", "deepseek_v3", "mamba"] {
         let setup = Setup::new(name);
         let choices = choices(&setup.adapters);
         let mut rng = named_rng(11, name);

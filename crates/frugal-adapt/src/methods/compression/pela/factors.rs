@@ -96,7 +96,7 @@ pub(crate) fn vectors(
                 gains[n.site.index()] = Some(to_vec(n.weight.clone()));
                 biases[n.site.index()] = n.bias.clone().map(to_vec);
             }
-            Frozen::Embedding(_) => {}
+            Frozen::Embedding(_) | Frozen::Conv(_) | Frozen::Param(_) => {}
         });
     }
     (biases, gains)

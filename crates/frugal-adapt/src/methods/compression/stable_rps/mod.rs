@@ -206,7 +206,7 @@ fn base_weights(context: &BuildContext<'_>) -> Vec<Option<Vec<f32>>> {
             Frozen::Embedding(table) => {
                 weights[table.site.index()] = Some(to_vec(table.weight.dense()))
             }
-            Frozen::Norm(_) => {}
+            Frozen::Norm(_) | Frozen::Conv(_) | Frozen::Param(_) => {}
         });
     }
     weights

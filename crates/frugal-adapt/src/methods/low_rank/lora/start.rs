@@ -104,7 +104,8 @@ pub(crate) fn biases(
         backbone.visit_weights(&mut |part| match part {
             Frozen::Linear(l) => values[l.site.index()] = l.bias.clone().map(frugal_nn::to_vec),
             Frozen::Norm(n) => values[n.site.index()] = n.bias.clone().map(frugal_nn::to_vec),
-            Frozen::Embedding(_) => {}
+            Frozen::Conv(c) => values[c.site.index()] = c.bias.clone().map(frugal_nn::to_vec),
+            Frozen::Embedding(_) | Frozen::Param(_) => {}
         });
     }
     let mut out: Vec<Option<Parameter>> = (0..pairs.len()).map(|_| None).collect();

@@ -26,6 +26,8 @@ pub(crate) fn frozen(context: &BuildContext<'_>) -> [Vec<Option<Tensor<2>>>; 2] 
                 weights[n.site.index()] = Some(row(&n.weight));
                 biases[n.site.index()] = n.bias.as_ref().map(row);
             }
+            // Never chosen.
+            Frozen::Conv(_) | Frozen::Param(_) => {}
         });
     }
     [weights, biases]
