@@ -5,6 +5,7 @@
 //! so results are the same for any number of threads and with or without gradients.
 
 mod activation;
+mod bf16;
 mod add;
 mod attention;
 mod cross_entropy;
