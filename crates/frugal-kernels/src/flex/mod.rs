@@ -5,9 +5,9 @@
 //! so results are the same for any number of threads and with or without gradients.
 
 mod activation;
-mod bf16;
 mod add;
 mod attention;
+mod bf16;
 mod cross_entropy;
 mod dense;
 mod gemm;

@@ -113,9 +113,7 @@ impl<'a> Base<'a> {
         let dx = unsafe {
             build_matrix(dy.rows, width, |mut out| match self {
                 Self::Dense(weight) => out.sum_of(dy, Matrix::of(weight), low_rank, false),
-                Self::Packed(weight) => {
-                    packed::transposed_product(&mut out, dy, weight, low_rank)
-                }
+                Self::Packed(weight) => packed::transposed_product(&mut out, dy, weight, low_rank),
             })
         };
         tensor_of(dx, [dy.rows, width])

@@ -11,10 +11,9 @@ use std::sync::Arc;
 use burn::tensor::{Device, Tensor, TensorData};
 use frugal_formats::gguf::GgmlType;
 use frugal_kernels::{
-    ActivationQuant, AttentionSpec, CacheType, InstructionSet, KeyValues, Packed,
-    Sparse, attention, cached_attention, linear, lora_linear, quantized_linear,
-    quantized_lora_linear, rms_norm,
-    sparse_linear, swiglu, token_log_probs,
+    ActivationQuant, AttentionSpec, CacheType, InstructionSet, KeyValues, Packed, Sparse,
+    attention, cached_attention, linear, lora_linear, quantized_linear, quantized_lora_linear,
+    rms_norm, sparse_linear, swiglu, token_log_probs,
 };
 
 use crate::support::{Array, random};
@@ -335,11 +334,7 @@ fn bf16_products() {
 /// off by at most 2^-8.
 fn bf16_forward(what: &str, x: &Array, packed: &Arc<Packed>, weight: &Array, bias: &Array) {
     let [out, d] = weight.shape;
-    let y = quantized_linear(
-        shifted(x, d % 3),
-        packed,
-        Some(vector(&bias.data)),
-    );
+    let y = quantized_linear(shifted(x, d % 3), packed, Some(vector(&bias.data)));
     let found = values(y);
     let round = |array: &Array| array.data.iter().copied().map(to_bf16).collect::<Vec<_>>();
     let bias_of = |i: usize| f64::from(bias.data[i % out]);
@@ -359,13 +354,7 @@ fn bf16_forward(what: &str, x: &Array, packed: &Arc<Packed>, weight: &Array, bia
 }
 
 /// The gradient of x: that of the output, rounded, by the matrix, and the low-rank pair as it is.
-fn bf16_backward(
-    what: &str,
-    x: &Array,
-    packed: &Arc<Packed>,
-    weight: &Array,
-    [a, b]: [&Array; 2],
-) {
+fn bf16_backward(what: &str, x: &Array, packed: &Arc<Packed>, weight: &Array, [a, b]: [&Array; 2]) {
     let [out, d] = weight.shape;
     let rank = a.shape[0];
     let tokens = x.shape[0];
@@ -392,10 +381,7 @@ fn bf16_backward(
         });
         let terms: Vec<f64> = products.chain(low_rank).collect();
         let magnitude: f64 = terms.iter().map(|term| term.abs()).sum();
-        (
-            terms.iter().sum(),
-            (out + rank + 8) as f64 * U * magnitude,
-        )
+        (terms.iter().sum(), (out + rank + 8) as f64 * U * magnitude)
     });
     assert_within(&format!("gradient of {what}"), &found, expected);
 }

@@ -105,9 +105,7 @@ struct Blocks {
 
 impl Blocks {
     fn of(pairs: usize) -> Self {
-        let block = pairs
-            .div_ceil(pairs.div_ceil(KC))
-            .next_multiple_of(TURNED);
+        let block = pairs.div_ceil(pairs.div_ceil(KC)).next_multiple_of(TURNED);
         Self { pairs, block }
     }
 
@@ -150,7 +148,10 @@ impl Product<'_> {
         for first in (0..blocks).step_by(together) {
             let count = together.min(blocks - first);
             let copy = |(i, panel): (usize, &mut [f32])| {
-                let (pairs, row) = (self.blocks.range(first + i / row_panels), i % row_panels * MR);
+                let (pairs, row) = (
+                    self.blocks.range(first + i / row_panels),
+                    i % row_panels * MR,
+                );
                 let panel = &mut pairs_of_mut(panel)[..pairs.len()];
                 pack_rows(panel, self.x, row..(row + MR).min(self.x.rows), pairs);
             };
@@ -205,10 +206,7 @@ impl Product<'_> {
         };
         if self.side == Side::Backward {
             let sources = pairs.start / TURNED..pairs.end.div_ceil(TURNED);
-            for (space, panel) in space
-                .chunks_exact_mut(turned_len * NR)
-                .zip(my_cols.clone())
-            {
+            for (space, panel) in space.chunks_exact_mut(turned_len * NR).zip(my_cols.clone()) {
                 turn(pairs_of_mut(space), self.weight, panel, sources.clone());
             }
         }

@@ -91,12 +91,7 @@ fn round(out: &mut [[Pair; 1]], values: &[f32]) {
 
 /// Copies `NR` columns of the matrix from `NR * panel` on, pairs of rows of the source's panels
 /// `sources`: `[TURNED * sources, NR]`. What is beyond the matrix is 0.
-pub(super) fn turn(
-    out: &mut [[Pair; NR]],
-    weight: &Bf16,
-    panel: usize,
-    sources: Range<usize>,
-) {
+pub(super) fn turn(out: &mut [[Pair; NR]], weight: &Bf16, panel: usize, sources: Range<usize>) {
     assert!(out.len() == TURNED * sources.len());
     let first = TURNED * panel;
     let count = TURNED.min(weight.pairs() - first);

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::super::matrix::{Matrix, MatrixMut};
 use super::unpack::{TASK_BYTES, lanes_at};
-use crate::packed::{Offset, PANEL, Codes};
+use crate::packed::{Codes, Offset, PANEL};
 use crate::simd::bytes::{Bytes, CODES, multiversion_bytes};
 use crate::simd::{Isa, LANES, Lanes, multiversion};
 

@@ -1,7 +1,7 @@
 //! Codes as the numbers they stand for, a panel at a time.
 
 use super::super::matrix::MatrixMut;
-use crate::packed::{NF4, Numbers, Offset, PANEL, Codes};
+use crate::packed::{Codes, NF4, Numbers, Offset, PANEL};
 use crate::simd::bytes::{Bytes, CODES, multiversion_bytes};
 use crate::simd::{LANES, Lanes};
 
