@@ -1,12 +1,13 @@
 """LoRA steps on SmolLM2-135M by Frugal and by transformers + peft, in turn.
 
 Usage: python benches/peers/lora_step.py [--pairs 5] [--steps 4] [--quantize none] [--activations exact]
-           [--memory balanced] [--out benches/results/lora_step.json]
+           [--memory balanced] [--peer-dtype float32] [--out benches/results/lora_step.json]
 
-The step: r = 8 on all linear maps, float32, 4 sequences of 256 tokens, every token a target, AdamW. Both sides use the same
+The step: r = 8 on all linear maps, 4 sequences of 256 tokens, every token a target, AdamW. Both sides use the same
 token ids and the same initial values, and must agree on the losses. With `--quantize` the base of Frugal's side is held in few
 bits, `stored` meaning the codes of the file, and the losses may differ by 0.5 % (1 % with `--activations int8`, products of
-integers); that of peft stays float32. The first step of each run warms up and is not counted; a run's figure is the median of
+integers, and where both are in bfloat16). `--peer-dtype` is how peft's side computes: `float32`, `bfloat16` (the model is read in
+it, peft keeps its adapters in float32) or `autocast` (of a model in float32). The first step of each run warms up and is not counted; a run's figure is the median of
 the others. Versions: scripts/golden/requirements.txt.
 
 The operations that a step needs in a second are given as shares of three rates: of the matrix products of the step itself, run alone
@@ -30,7 +31,8 @@ BATCH, LENGTH = 4, 256
 MODEL = Path.home() / ".cache/frugal/models/smollm2-135m"
 
 
-def peer(steps):
+def peer(steps, dtype):
+    import contextlib
     import math
 
     import numpy
@@ -40,7 +42,8 @@ def peer(steps):
 
     torch.set_num_threads(2)
     gguf = next(MODEL.glob("*.gguf")).name
-    model = hf.AutoModelForCausalLM.from_pretrained(MODEL, gguf_file=gguf, dtype=torch.float32)
+    model = hf.AutoModelForCausalLM.from_pretrained(MODEL, gguf_file=gguf,
+                                                  dtype=torch.bfloat16 if dtype == "bfloat16" else torch.float32)
     config = peft.LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules="all-linear", lora_dropout=0.0)
     model = peft.get_peft_model(model, config)
     with torch.no_grad():
@@ -57,7 +60,9 @@ def peer(steps):
     losses, seconds = [], []
     for _ in range(steps):
         start = time.perf_counter()
-        loss = model(input_ids=ids, labels=ids).loss
+        casts = torch.autocast("cpu", dtype=torch.bfloat16) if dtype == "autocast" else contextlib.nullcontext()
+        with casts:
+            loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -95,16 +100,17 @@ def main():
     parser.add_argument("--quantize", default="none")
     parser.add_argument("--activations", default="exact")
     parser.add_argument("--memory", default="balanced")
+    parser.add_argument("--peer-dtype", default="float32", choices=["float32", "bfloat16", "autocast"])
     parser.add_argument("--program", help="the built example (default: build it)")
     parser.add_argument("--doctor", help="the built program `frugal` (default: build it)")
     parser.add_argument("--out", type=Path, default=ROOT / "benches/results/lora_step.json")
     parser.add_argument("--peer", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peer:
-        return peer(args.steps)
+        return peer(args.steps, args.peer_dtype)
     ours = [args.program or built.example("lora_step")]
     doctor = args.doctor or built.binary("frugal")
-    bound = 1e-2 if args.activations == "int8" else 5e-3 if args.quantize not in ("none", "stored") else 1e-3
+    bound = 1e-2 if args.activations == "int8" or args.peer_dtype != "float32" else 5e-3 if args.quantize not in ("none", "stored") else 1e-3
     rate = lambda r: r["tokens"] / statistics.median(r["seconds"][1:])
     pairs = []
     for i in range(args.pairs):
@@ -113,7 +119,7 @@ def main():
                       f"memory={args.memory}"])
         products = statistics.mean([before, own_products(ours)]) / FLOP
         sustained, best = (operations / FLOP for operations in gemm_rates(doctor))
-        other = run([sys.executable, __file__, "--peer", "--steps", str(args.steps)])
+        other = run([sys.executable, __file__, "--peer", "--steps", str(args.steps), "--peer-dtype", args.peer_dtype])
         worst = max(abs(a - b) / b for a, b in zip(frugal["losses"], other["losses"]))
         if worst > bound:
             sys.exit(f"the two sides do not compute the same: losses {frugal['losses']} and {other['losses']}")
@@ -126,7 +132,8 @@ def main():
     memory = [p["frugal_peak_mib"] / p["peft_peak_mib"] for p in pairs]
     shares = {key: statistics.median(p[key] for p in pairs)
               for key in ("share_of_own_products", "share_of_gemm_limit", "share_of_best_gemm")}
-    result = {"what": "LoRA step, SmolLM2-135M, 4 x 256 tokens, against peft in float32",
+    result = {"what": "LoRA step, SmolLM2-135M, 4 x 256 tokens, against peft",
+              "peer_dtype": args.peer_dtype,
               "quantize": args.quantize, "activations": args.activations, "memory": args.memory, "speed_ratio": statistics.median(speed),
               "memory_ratio": statistics.median(memory), **shares, "pairs": pairs}
     args.out.write_text(json.dumps(result, indent=2) + "\n")

@@ -323,7 +323,10 @@ fn products() -> Vec<Case> {
             })
         }),
     ];
-    let packings: [(_, _, fn(&[f32]) -> Option<Packed>); 5] = [
+    let packings: [(_, _, fn(&[f32]) -> Option<Packed>); 6] = [
+        ("bf16_linear", "bf16_linear_1_row", |w| {
+            Some(Packed::bf16(w, D))
+        }),
         (
             "quantized_linear_int8",
             "quantized_linear_int8_1_row",

@@ -14,7 +14,6 @@
 mod activation;
 mod allocator;
 mod attention;
-mod bf16;
 mod blockwise;
 mod cache;
 mod causal_conv;
@@ -35,7 +34,6 @@ mod sparse;
 pub use activation::{geglu_tanh, gelu, gelu_tanh, silu, swiglu};
 pub use allocator::{freed_memory, keep_freed_memory};
 pub use attention::{AttentionSpec, ScoreBias, attention, biased_attention, cached_attention};
-pub use bf16::PackedBf16;
 pub use blockwise::{Blockwise, MOMENT_BLOCK, adamw_8bit_step};
 pub use cache::{CacheType, KeyValues};
 pub use causal_conv::{causal_conv1d, causal_conv1d_state};

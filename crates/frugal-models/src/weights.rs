@@ -24,6 +24,9 @@ pub enum Quantize {
     None,
     /// As the file has them: in its own codes where it is quantised.
     Stored,
+    /// 16 bits of single precision's range; products round their other factor to 16 bits too and
+    /// sum in single precision.
+    Bf16,
     /// 8 bits with a scale for each row.
     Int8,
     /// 4-bit NormalFloat in groups of 64 (QLoRA).
@@ -48,7 +51,7 @@ impl FromStr for Quantize {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
-        let known = "none, stored, int8, nf4, nf4_double, q8_0, q4_0, q4_1, sparse";
+        let known = "none, stored, bf16, int8, nf4, nf4_double, q8_0, q4_0, q4_1, sparse";
         serde_json::from_value(name.into())
             .map_err(|_| format!("unknown way to hold weights; known: {known}"))
     }
@@ -61,6 +64,7 @@ impl Quantize {
         let bits = match self {
             // How many zeros there are is not known before the weights are read.
             Self::None | Self::Stored | Self::Sparse => return 4 * rows * cols,
+            Self::Bf16 => 16,
             Self::Q8_0 => 34 * 8 / 32,
             Self::Int8 => return rows * (cols + 4),
             _ if table => return rows * (cols + 4),
@@ -441,6 +445,7 @@ impl<'a> WeightLoader<'a> {
 /// rows matter one by one.
 fn pack(quantize: Quantize, values: &[f32], cols: usize, table: bool) -> Packed {
     let blocks = match quantize {
+        Quantize::Bf16 => return Packed::bf16(values, cols),
         Quantize::Nf4 if !table => return Packed::nf4(values, cols),
         Quantize::Nf4Double if !table => return Packed::nf4_double(values, cols),
         Quantize::Q8_0 => Some(GgmlType::Q8_0),

@@ -1,6 +1,6 @@
 //! Times sentence embeddings: the Frugal side of `benches/peers/encoder.py`.
 //!
-//! `cargo build --release --workspace --examples`, then `target/release/examples/embed MODEL FILE`
+//! `cargo build --release --workspace --examples`, then `target/release/examples/embed MODEL FILE [QUANTIZE]`
 //! reads a sentence from each line and prints one JSON object with the seconds of each of some
 //! runs, tokenization included, and the first embedding. Batches are ragged: nothing is padded.
 
@@ -11,21 +11,32 @@ use std::time::Instant;
 
 use frugal::adapt::{NoAdapter, to_vec};
 use frugal::model::load::{Lookup, ModelFiles};
-use frugal::model::{Input, mean_pool};
+use frugal::model::{ActivationQuant, Input, LoadOptions, Quantize, mean_pool};
 use serde_json::json;
 
 const RUNS: usize = 4;
-/// Tokens of a batch.
-const BATCH: usize = 4096;
+/// Tokens of a batch: as many as keep activations in the caches.
+const BATCH: usize = 512;
 
 fn main() -> Result<(), Box<dyn Error>> {
     frugal::device::keep_freed_memory();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [model, file] = arguments.as_slice() else {
-        return Err("usage: embed MODEL FILE".into());
+    let (model, file, quantize) = match arguments.as_slice() {
+        [model, file] => (model, file, Quantize::None),
+        [model, file, quantize] => (model, file, quantize.parse()?),
+        _ => return Err("usage: embed MODEL FILE [QUANTIZE]".into()),
     };
     let files = ModelFiles::open(model, &Lookup::default())?;
-    let backbone = files.load(&frugal::device::device("cpu")?)?;
+    let options = LoadOptions {
+        quantize,
+        // Products of integers where weights are integers.
+        activations: match quantize {
+            Quantize::Int8 => ActivationQuant::Int8,
+            _ => ActivationQuant::Exact,
+        },
+        ..LoadOptions::default()
+    };
+    let backbone = files.load_with(&frugal::device::device("cpu")?, options)?;
     let tokenizer = files.tokenizer()?;
     let text = std::fs::read_to_string(file)?;
     let sentences: Vec<&str> = text.lines().collect();

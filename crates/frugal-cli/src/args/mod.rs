@@ -1,5 +1,6 @@
 //! Groups of flags that several commands share.
 
+mod dtype;
 mod run;
 mod texts;
 
@@ -14,6 +15,7 @@ use frugal::model::Quantize;
 use frugal::model::load::{LoadError, Lookup, read_json};
 use toml::{Table, Value};
 
+pub use dtype::Dtype;
 pub use run::RunFlags;
 pub use texts::Texts;
 
@@ -167,10 +169,20 @@ impl Model {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Model")]
 pub struct Storage {
-    /// How weights are held: none (single precision), stored (as a GGUF file has them), int8, nf4,
-    /// nf4_double, q8_0, q4_0, q4_1, sparse
+    /// How weights are held: none (single precision), stored (as a GGUF file has them), bf16, int8,
+    /// nf4, nf4_double, q8_0, q4_0, q4_1, sparse
     #[arg(long, value_name = "NAME", default_value = "stored")]
-    pub quantize: Quantize,
+    quantize: Quantize,
+    /// Numbers in which weights are held and multiplied: f32, bf16, or auto for what the processor
+    /// is fastest at; adapters and sums stay in f32
+    #[arg(
+        long,
+        visible_alias = "precision",
+        value_name = "NAME",
+        hide_possible_values = true,
+        conflicts_with = "quantize"
+    )]
+    dtype: Option<Dtype>,
     /// How keys and values of earlier tokens are held: f32, f16 for half the memory, int8 for a
     /// quarter
     #[arg(long, value_name = "NAME", default_value = "f32", value_parser = ["f32", "f16", "int8"])]
@@ -178,6 +190,11 @@ pub struct Storage {
 }
 
 impl Storage {
+    /// How weights are held.
+    pub fn quantize(&self) -> Quantize {
+        self.dtype.map_or(self.quantize, Dtype::quantize)
+    }
+
     /// How keys and values are held.
     pub fn cache_type(&self) -> CacheType {
         match self.cache_type.as_str() {

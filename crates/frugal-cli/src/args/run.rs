@@ -13,7 +13,7 @@ use frugal::run::{Task, TuneConfig, describe_adapter};
 use frugal_core::config;
 use toml::{Table, Value};
 
-use super::{Config, Layer, Output, count_value, path_value};
+use super::{Config, Dtype, Layer, Output, count_value, path_value};
 use crate::ui;
 
 /// The data of the run that needs no arguments.
@@ -53,10 +53,21 @@ pub struct RunFlags {
     /// Which positions a classifier reads [default: last, encoders cls]
     #[arg(long, value_name = "WAY", value_parser = ["last", "cls", "mean"], help_heading = "What")]
     pub pooling: Option<String>,
-    /// How frozen weights are held: none, stored, int8, nf4, nf4_double, q8_0, q4_0, q4_1, sparse
-    /// [default: none]
+    /// How frozen weights are held: none, stored, bf16, int8, nf4, nf4_double, q8_0, q4_0, q4_1,
+    /// sparse [default: none]
     #[arg(long, value_name = "NAME", help_heading = "What")]
     pub quantize: Option<String>,
+    /// Numbers in which weights are held and multiplied: f32, bf16, or auto for what the processor
+    /// is fastest at; adapters and sums stay in f32
+    #[arg(
+        long,
+        visible_alias = "precision",
+        value_name = "NAME",
+        hide_possible_values = true,
+        conflicts_with = "quantize",
+        help_heading = "What"
+    )]
+    pub dtype: Option<Dtype>,
     /// Inputs of products with weights in few bits: exact, or int8 for products of integers
     /// [default: exact]
     #[arg(long, value_name = "NAME", value_parser = ["exact", "int8"], help_heading = "What")]
@@ -215,7 +226,12 @@ impl RunFlags {
         layer.set("task", self.task.clone());
         layer.set("problem_type", self.problem_type.clone());
         layer.set("pooling", self.pooling.clone());
-        layer.set("quantize", self.quantize.clone());
+        layer.set(
+            "quantize",
+            self.dtype
+                .map(Dtype::quantize_name)
+                .or_else(|| self.quantize.clone()),
+        );
         layer.set("activations", self.activations.clone());
         layer.set("device", self.device.clone());
         layer.set("seed", count_value(self.seed));
@@ -372,6 +388,12 @@ impl RunFlags {
                 "--activations int8",
                 !exact && config.quantize == Quantize::None,
                 "no weights are held in few bits; give `--quantize` too",
+            ),
+            (
+                "--activations int8",
+                !exact && config.quantize == Quantize::Bf16,
+                "weights in bf16 are multiplied in bf16; give `--quantize int8` for products of \
+                 integers",
             ),
             (
                 "--batch-size",

@@ -227,7 +227,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let reranker = rerank
         .map(|model| loaded::reranker(model, &args.machine, args.output))
         .transpose()?;
-    let storage = args.storage.quantize;
+    let storage = args.storage.quantize();
     let opened = loaded::read_for_text(&args.model, &args.machine, storage, args.output)?;
     let stop = interrupt::flag("");
     let shown = !args.output.json && ui::stdout_is_terminal() && !args.show_passages;

@@ -78,7 +78,8 @@ pub fn run(args: &Args) -> Result<Outcome> {
     };
     let sampler = args.sampling.config(args.temperature);
     let mut sampler = Sampler::new(sampler, args.sampling.seed)?;
-    let loaded = loaded::read_for_text(&args.model, &args.machine, args.storage.quantize, output)?;
+    let loaded =
+        loaded::read_for_text(&args.model, &args.machine, args.storage.quantize(), output)?;
     let mut tokenizer = loaded.files.tokenizer()?.clone();
     loaded.refuse_classifiers()?;
     if let Some(given) = &args.chat_template {

@@ -12,7 +12,7 @@ use frugal::retrieve::{
 };
 use serde_json::json;
 
-use crate::args::{Machine, Model, Output, Texts};
+use crate::args::{Dtype, Machine, Model, Output, Texts};
 use crate::outcome::Outcome;
 use crate::ui::progress::{Counter, Phase};
 use crate::ui::{self, interrupt};
@@ -97,6 +97,16 @@ pub struct Args {
         help_heading = "Machine"
     )]
     quantize_weights: Quantize,
+    /// Numbers in which weights are held and multiplied: f32, bf16, or auto for what the processor
+    /// is fastest at; sums stay in f32
+    #[arg(
+        long,
+        value_name = "NAME",
+        hide_possible_values = true,
+        conflicts_with = "quantize_weights",
+        help_heading = "Machine"
+    )]
+    dtype: Option<Dtype>,
     /// File to write, new: .safetensors, .npy or .jsonl [default: JSONL on standard output]
     #[arg(long, short, value_name = "FILE", help_heading = "Output")]
     out: Option<PathBuf>,
@@ -164,7 +174,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         model: model.clone(),
         adapter,
         max_length: args.max_length.map(|n| n as usize),
-        quantize: args.quantize_weights,
+        quantize: args.dtype.map_or(args.quantize_weights, Dtype::quantize),
     };
     let stop = interrupt::flag("");
     let phase = Phase::new(args.output, format!("reading {model}"));

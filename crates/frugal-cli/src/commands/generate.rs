@@ -104,7 +104,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         &args.model,
         &folders,
         &args.machine,
-        args.storage.quantize,
+        args.storage.quantize(),
         args.output,
     )?;
     loaded.refuse_classifiers()?;

@@ -14,7 +14,7 @@ use frugal::train::Tokenized;
 use frugal_core::data::TextRecord;
 use serde_json::{Value, json};
 
-use crate::args::{Machine, Model, Output, Texts};
+use crate::args::{Dtype, Machine, Model, Output, Texts};
 use crate::outcome::Outcome;
 use crate::ui::{self, interrupt};
 
@@ -55,6 +55,17 @@ pub struct Args {
     /// How weights are held [default: as the adapter was trained]
     #[arg(long, value_name = "NAME", help_heading = "Machine")]
     quantize: Option<Quantize>,
+    /// Numbers in which weights are held and multiplied: f32, bf16, or auto for what the processor
+    /// is fastest at; adapters and sums stay in f32
+    #[arg(
+        long,
+        visible_alias = "precision",
+        value_name = "NAME",
+        hide_possible_values = true,
+        conflicts_with = "quantize",
+        help_heading = "Machine"
+    )]
+    dtype: Option<Dtype>,
     /// File to write, new [default: standard output]
     #[arg(long, short, value_name = "FILE", help_heading = "Output")]
     out: Option<PathBuf>,
@@ -99,7 +110,9 @@ pub fn run(args: &Args) -> Result<Outcome> {
     };
     let request = PredictRequest {
         quantize: args
-            .quantize
+            .dtype
+            .map(Dtype::quantize)
+            .or(args.quantize)
             .unwrap_or_else(|| adapter.as_deref().map_or(Quantize::None, quantize_of)),
         model,
         adapter,

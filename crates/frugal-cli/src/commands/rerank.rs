@@ -12,7 +12,7 @@ use frugal::run::{
 use frugal_core::data::TextRecord;
 use serde_json::json;
 
-use crate::args::{Machine, Model, Output, Texts};
+use crate::args::{Dtype, Machine, Model, Output, Texts};
 use crate::outcome::Outcome;
 use crate::ui::progress::Counter;
 use crate::ui::{self, interrupt};
@@ -117,6 +117,17 @@ pub struct Args {
     /// How weights are held [default: as the adapter was trained]
     #[arg(long, value_name = "NAME", help_heading = "Machine")]
     quantize: Option<Quantize>,
+    /// Numbers in which weights are held and multiplied: f32, bf16, or auto for what the processor
+    /// is fastest at; adapters and sums stay in f32
+    #[arg(
+        long,
+        visible_alias = "precision",
+        value_name = "NAME",
+        hide_possible_values = true,
+        conflicts_with = "quantize",
+        help_heading = "Machine"
+    )]
+    dtype: Option<Dtype>,
     #[command(flatten)]
     machine: Machine,
     #[command(flatten)]
@@ -137,7 +148,9 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let own = adapter.as_deref().map(data_settings_of).unwrap_or_default();
     let request = PredictRequest {
         quantize: args
-            .quantize
+            .dtype
+            .map(Dtype::quantize)
+            .or(args.quantize)
             .unwrap_or_else(|| adapter.as_deref().map_or(Quantize::None, quantize_of)),
         model: model.clone(),
         adapter,
@@ -184,8 +197,8 @@ pub fn run(args: &Args) -> Result<Outcome> {
 
 /// The same by a language model.
 fn run_prompted(args: &Args) -> Result<Outcome> {
-    if args.max_length > 0 || args.quantize.is_some() {
-        bail!("`--max-length` and `--quantize` go with `--mode cross-encoder`");
+    if args.max_length > 0 || args.quantize.is_some() || args.dtype.is_some() {
+        bail!("`--max-length`, `--quantize` and `--dtype` go with `--mode cross-encoder`");
     }
     let passes = match (args.algorithm, args.passes) {
         (Some(Algorithm::Allpair | Algorithm::Sorting), Some(_)) => {

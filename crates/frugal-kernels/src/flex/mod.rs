@@ -7,6 +7,7 @@
 mod activation;
 mod add;
 mod attention;
+mod bf16;
 mod causal_conv;
 mod cross_entropy;
 mod dense;

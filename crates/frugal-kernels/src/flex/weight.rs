@@ -68,11 +68,7 @@ impl<'a> Base<'a> {
                 low_rank,
             ),
             Self::Packed(weight) => {
-                let mut y = packed::affine(Matrix::of(x), weight, bias.map(values));
-                if let Some((l, b)) = low_rank {
-                    MatrixMut::new(&mut y, l.rows, b.cols).add(l, b, 1.0, Threads::All);
-                }
-                y
+                packed::affine(Matrix::of(x), weight, bias.map(values), low_rank)
             }
         }
     }
@@ -89,7 +85,7 @@ impl<'a> Base<'a> {
     pub(super) fn transposed_product(&self, out: &mut MatrixMut<'_>, dy: Matrix<'_>) {
         match self {
             Self::Dense(weight) => out.set(dy, Matrix::of(weight), 1.0, Threads::All),
-            Self::Packed(weight) => packed::transposed_product(out, dy, weight),
+            Self::Packed(weight) => packed::transposed_product(out, dy, weight, None),
         }
     }
 
@@ -117,12 +113,7 @@ impl<'a> Base<'a> {
         let dx = unsafe {
             build_matrix(dy.rows, width, |mut out| match self {
                 Self::Dense(weight) => out.sum_of(dy, Matrix::of(weight), low_rank, false),
-                Self::Packed(weight) => {
-                    packed::transposed_product(&mut out, dy, weight);
-                    if let Some((low, a)) = low_rank {
-                        out.add(low, a, 1.0, Threads::All);
-                    }
-                }
+                Self::Packed(weight) => packed::transposed_product(&mut out, dy, weight, low_rank),
             })
         };
         tensor_of(dx, [dy.rows, width])

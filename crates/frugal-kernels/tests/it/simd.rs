@@ -11,9 +11,9 @@ use std::sync::Arc;
 use burn::tensor::{Device, Tensor, TensorData};
 use frugal_formats::gguf::GgmlType;
 use frugal_kernels::{
-    ActivationQuant, AttentionSpec, CacheType, InstructionSet, KeyValues, Packed, PackedBf16,
-    Sparse, attention, cached_attention, linear, lora_linear, quantized_linear, rms_norm,
-    sparse_linear, swiglu, token_log_probs,
+    ActivationQuant, AttentionSpec, CacheType, InstructionSet, KeyValues, Packed, Sparse,
+    attention, cached_attention, linear, lora_linear, quantized_linear, quantized_lora_linear,
+    rms_norm, sparse_linear, swiglu, token_log_probs,
 };
 
 use crate::support::{Array, random};
@@ -310,35 +310,80 @@ fn to_bf16(value: f32) -> f32 {
     f32::from_bits((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff_0000)
 }
 
+/// Forward and backward products with a matrix in bfloat16, a bias and a low-rank pair.
 fn bf16_products() {
     for tokens in [1, 2, 11, 12, 13, 25] {
-        for d in [1, 2, 3, 15, 16, 17, 64, 65, 641] {
-            for out in [1, 15, 16, 17, 31, 32, 33, 65] {
+        for d in [1, 2, 3, 15, 31, 32, 33, 65, 641, 1290] {
+            for out in [1, 15, 31, 32, 33, 65] {
                 let seed = (tokens * d + out) as u64;
                 let (x, weight) = (random(tokens, d, 1.0, seed), random(out, d, 1.0, seed + 1));
-                let packed = PackedBf16::new(&weight.data, d);
-                let [x_bf16, weight_bf16] =
-                    [&x.data, &weight.data].map(|data| data.iter().copied().map(to_bf16));
-                let (x_bf16, weight_bf16): (Vec<f32>, Vec<f32>) =
-                    (x_bf16.collect(), weight_bf16.collect());
+                let packed = Arc::new(Packed::bf16(&weight.data, d));
+                let weight_bf16: Vec<f32> = weight.data.iter().copied().map(to_bf16).collect();
                 assert_eq!(packed.to_vec(), weight_bf16, "{packed:?}");
-                let found = packed.product(&x.data);
                 let what = format!("{packed:?} by {tokens} rows");
-                let sums = reference(&x_bf16, &weight_bf16, d);
-                let rounded = sums
-                    .into_iter()
-                    .map(|[sum, magnitude]| (sum, (d + 3) as f64 * U * magnitude));
-                assert_within(&what, &found, rounded);
-                // Against what was not rounded, by at most 2^-8 of each factor.
-                let sums = reference(&x.data, &weight.data, d);
-                let exact = sums.into_iter().map(|[sum, magnitude]| {
-                    let rounding = 2.0 * 2f64.powi(-8) + 2f64.powi(-16);
-                    (sum, (rounding + (d + 4) as f64 * U) * magnitude)
-                });
-                assert_within(&what, &found, exact);
+                let bias = random(1, out, 1.0, seed + 2);
+                let (a, b) = (random(3, d, 1.0, seed + 3), random(out, 3, 1.0, seed + 4));
+                bf16_forward(&what, &x, &packed, &weight, &bias);
+                bf16_backward(&what, &x, &packed, &weight, [&a, &b]);
             }
         }
     }
+}
+
+/// Where both factors are as they were rounded, only the sum is rounded; where they are not, each is
+/// off by at most 2^-8.
+fn bf16_forward(what: &str, x: &Array, packed: &Arc<Packed>, weight: &Array, bias: &Array) {
+    let [out, d] = weight.shape;
+    let y = quantized_linear(shifted(x, d % 3), packed, Some(vector(&bias.data)));
+    let found = values(y);
+    let round = |array: &Array| array.data.iter().copied().map(to_bf16).collect::<Vec<_>>();
+    let bias_of = |i: usize| f64::from(bias.data[i % out]);
+    let rounded = reference(&round(x), &round(weight), d).into_iter();
+    let rounded = rounded.enumerate().map(|(i, [sum, magnitude])| {
+        let bound = (d + 4) as f64 * U * (magnitude + bias_of(i).abs());
+        (sum + bias_of(i), bound)
+    });
+    assert_within(what, &found, rounded);
+    let exact = reference(&x.data, &weight.data, d).into_iter();
+    let exact = exact.enumerate().map(|(i, [sum, magnitude])| {
+        let rounding = 2.0 * 2f64.powi(-8) + 2f64.powi(-16);
+        let bound = (rounding + (d + 5) as f64 * U) * (magnitude + bias_of(i).abs());
+        (sum + bias_of(i), bound)
+    });
+    assert_within(what, &found, exact);
+}
+
+/// The gradient of x: that of the output, rounded, by the matrix, and the low-rank pair as it is.
+fn bf16_backward(what: &str, x: &Array, packed: &Arc<Packed>, weight: &Array, [a, b]: [&Array; 2]) {
+    let [out, d] = weight.shape;
+    let rank = a.shape[0];
+    let tokens = x.shape[0];
+    let device = Device::flex().autodiff();
+    let x = x.tensor(&device).require_grad();
+    let gradient = &random(tokens, out, 1.0, 99);
+    let (a_tensor, b_tensor) = (a.tensor(&Device::flex()), b.tensor(&Device::flex()));
+    let y = quantized_lora_linear(x.clone(), packed, None, a_tensor, b_tensor, 0.5);
+    let grads = (y * gradient.tensor(&device)).sum().backward();
+    let found = values(x.grad(&grads).unwrap());
+    let gradient_bf16: Vec<f32> = gradient.data.iter().copied().map(to_bf16).collect();
+    let weight_bf16: Vec<f32> = weight.data.iter().copied().map(to_bf16).collect();
+    let expected = (0..tokens * d).map(|at| {
+        let (token, column) = (at / d, at % d);
+        let products = (0..out).map(|o| {
+            f64::from(gradient_bf16[token * out + o]) * f64::from(weight_bf16[o * d + column])
+        });
+        let low_rank = (0..rank).flat_map(|r| {
+            (0..out).map(move |o| {
+                0.5 * f64::from(gradient.data[token * out + o])
+                    * f64::from(b.data[o * rank + r])
+                    * f64::from(a.data[r * d + column])
+            })
+        });
+        let terms: Vec<f64> = products.chain(low_rank).collect();
+        let magnitude: f64 = terms.iter().map(|term| term.abs()).sum();
+        (terms.iter().sum(), (out + rank + 8) as f64 * U * magnitude)
+    });
+    assert_within(&format!("gradient of {what}"), &found, expected);
 }
 
 fn sparse_products() {

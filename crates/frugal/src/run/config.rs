@@ -191,7 +191,7 @@ pub struct TuneConfig {
     /// Run folder.
     pub out: PathBuf,
     /// How the frozen weights are held: `none` for single precision, `stored` for the codes of a
-    /// GGUF file, or `int8`, `nf4`, `q8_0`, `q4_0`, `q4_1`, or `sparse` for a pruned model.
+    /// GGUF file, or `bf16`, `int8`, `nf4`, `q8_0`, `q4_0`, `q4_1`, or `sparse` for a pruned model.
     pub quantize: Quantize,
     /// What products with weights in few bits do with their other factor: `exact` (single
     /// precision), or `int8`, rounded to 8 bits for each token, so that the forward pass is of

@@ -116,7 +116,9 @@ fn lora_learns_over_packed_weights_as_over_dense_ones() {
     assert!(dense[11] < 0.8 * dense[0], "{dense:?}");
     let four_bits =
         [Quantize::Nf4, Quantize::Nf4Double, Quantize::Q4_0].map(|quantize| (quantize, 0.05));
-    for (quantize, tolerance) in [(Quantize::Q8_0, 0.005), (Quantize::Int8, 0.005)]
+    let eight_and_more = [Quantize::Bf16, Quantize::Q8_0, Quantize::Int8];
+    for (quantize, tolerance) in eight_and_more
+        .map(|quantize| (quantize, 0.005))
         .into_iter()
         .chain(four_bits)
     {

@@ -8,7 +8,7 @@ use frugal::model::Quantize;
 use frugal::run::quantize_of;
 
 use super::retrieval;
-use crate::args::{Machine, Model, Output};
+use crate::args::{Dtype, Machine, Model, Output};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -123,7 +123,9 @@ impl Args {
         let (_, adapter) = self.model.resolve()?;
         Ok(self
             .tasks
-            .quantize
+            .dtype
+            .map(Dtype::quantize)
+            .or(self.tasks.quantize)
             .unwrap_or_else(|| adapter.as_deref().map_or(Quantize::None, quantize_of)))
     }
 }
@@ -201,10 +203,20 @@ pub struct TaskFlags {
     /// Decides which examples are drawn
     #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "data")]
     pub(super) seed: u64,
-    /// How weights are held: none (single precision), stored, int8, nf4, nf4_double, q8_0, q4_0,
-    /// q4_1, sparse [default: as in the run of the adapter, or none]
+    /// How weights are held: none (single precision), stored, bf16, int8, nf4, nf4_double, q8_0,
+    /// q4_0, q4_1, sparse [default: as in the run of the adapter, or none]
     #[arg(long, value_name = "NAME")]
     pub(super) quantize: Option<Quantize>,
+    /// Numbers in which weights are held and multiplied: f32, bf16, or auto for what the processor
+    /// is fastest at; adapters and sums stay in f32
+    #[arg(
+        long,
+        visible_alias = "precision",
+        value_name = "NAME",
+        hide_possible_values = true,
+        conflicts_with = "quantize"
+    )]
+    pub(super) dtype: Option<Dtype>,
     /// Run programs that the model writes, in a sandbox; humaneval needs it
     #[arg(long, conflicts_with = "data")]
     pub(super) allow_code_execution: bool,

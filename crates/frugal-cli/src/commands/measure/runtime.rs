@@ -456,7 +456,7 @@ fn measure(args: &Args) -> Result<Option<Measured>> {
     let loaded = loaded::read_for_timing(
         &args.model,
         &args.machine,
-        args.storage.quantize,
+        args.storage.quantize(),
         args.output,
     )?;
     let grid = Grid {
@@ -483,7 +483,7 @@ fn measure(args: &Args) -> Result<Option<Measured>> {
         trials,
         footprint: Some(footprint(loaded.backbone.as_ref())?),
         model: model_info(&loaded.files),
-        precision: precision(&loaded.files, args.storage.quantize),
+        precision: precision(&loaded.files, args.storage.quantize()),
         reads_only: loaded.files.config().family.is_encoder,
     }))
 }

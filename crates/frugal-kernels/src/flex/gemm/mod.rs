@@ -18,14 +18,15 @@ mod view;
 use rayon::prelude::*;
 
 pub(super) use kernel::MR;
+pub(super) use pack::pack_a;
 pub(super) use prefetch::prefetch;
+pub(super) use schedule::Cut;
 pub(super) use view::{Extra, Strided, Target};
 
 use super::scratch::Scratch;
 use crate::simd::{InstructionSet, instruction_set};
 use kernel::{NR, Part, tile};
-use pack::{pack_a, pack_b};
-use schedule::Cut;
+use pack::pack_b;
 
 /// Inner size of a block: sums stay in registers as long as the panels of a task stay in the
 /// second-level cache.

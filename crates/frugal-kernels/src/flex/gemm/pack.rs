@@ -9,8 +9,8 @@ use super::view::Strided;
 /// Copies rows of a matrix to `[depth, MR]`.
 ///
 /// # Safety
-/// The rows and columns must lie inside the matrix.
-pub(super) unsafe fn pack_a(
+/// The rows and columns must lie inside the matrix, and the processor must have AVX-512.
+pub(in crate::flex) unsafe fn pack_a(
     panel: &mut [f32],
     a: Strided,
     row: usize,

@@ -7,7 +7,7 @@ const TASK_PANELS: usize = 4;
 /// How the tiles of a product are dealt out: each task has some panels of rows and at most
 /// [`TASK_PANELS`] panels of columns.
 #[derive(Clone, Copy)]
-pub(super) struct Cut {
+pub(in crate::flex) struct Cut {
     panels: [usize; 2],
     per_task: [usize; 2],
 }
@@ -16,7 +16,7 @@ impl Cut {
     /// The cut that is done first, if every thread takes the next task when it has none: a task
     /// costs its tiles, the copies of its columns, as much as some tiles each, and the way of the
     /// rows into the cache.
-    pub(super) fn of(row_panels: usize, col_panels: usize, threads: usize) -> Self {
+    pub(in crate::flex) fn of(row_panels: usize, col_panels: usize, threads: usize) -> Self {
         const COPY: usize = 8;
         const QUARTER: usize = 4;
         let cost = |[rows, cols]: [usize; 2]| {
@@ -38,12 +38,12 @@ impl Cut {
         }
     }
 
-    pub(super) fn tasks(self) -> usize {
+    pub(in crate::flex) fn tasks(self) -> usize {
         self.panels[0].div_ceil(self.per_task[0]) * self.panels[1].div_ceil(self.per_task[1])
     }
 
     /// The panels of rows and of columns of a task.
-    pub(super) fn part(self, task: usize) -> (Range<usize>, Range<usize>) {
+    pub(in crate::flex) fn part(self, task: usize) -> (Range<usize>, Range<usize>) {
         let cols = self.panels[1].div_ceil(self.per_task[1]);
         let range = |axis: usize, i: usize| {
             let start = i * self.per_task[axis];

@@ -43,7 +43,7 @@ impl Target {
     ///
     /// # Safety
     /// The element must lie inside the matrix.
-    pub(super) unsafe fn at(self, row: usize, col: usize) -> Self {
+    pub(in crate::flex) unsafe fn at(self, row: usize, col: usize) -> Self {
         // SAFETY: passed on to the caller.
         Self {
             data: unsafe { self.data.add(row * self.row_stride + col) },

@@ -1,5 +1,7 @@
 //! Read-only views of matrices.
 
+use std::ops::Range;
+
 use burn::backend::flex::FlexTensor;
 use rayon::prelude::*;
 
@@ -94,6 +96,17 @@ impl<'a> Matrix<'a> {
     /// Whether each row is contiguous.
     pub(crate) fn has_dense_rows(&self) -> bool {
         self.col_stride == 1 || self.cols <= 1
+    }
+
+    /// Whether the elements lie row by row without a gap.
+    pub(crate) fn is_contiguous(&self) -> bool {
+        self.has_dense_rows() && (self.row_stride == self.cols || self.rows <= 1)
+    }
+
+    /// Some rows, one behind the other; the matrix must be contiguous.
+    pub(crate) fn rows_of(&self, rows: &Range<usize>) -> &'a [f32] {
+        debug_assert!(self.is_contiguous());
+        &self.data[rows.start * self.cols..rows.end * self.cols]
     }
 
     /// Row `i`; the rows must be contiguous.

@@ -3,6 +3,8 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use super::super::gemm::Target;
+
 /// A matrix to write to, row by row with a stride; may be uninitialised where a product overwrites
 /// it.
 pub(crate) struct MatrixMut<'a> {
@@ -50,6 +52,18 @@ impl<'a> MatrixMut<'a> {
 
     pub(crate) fn rows(&self) -> usize {
         self.rows
+    }
+
+    pub(crate) fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// For a product that writes through a pointer, tile by tile.
+    pub(crate) fn target(&mut self) -> Target {
+        Target {
+            data: self.data,
+            row_stride: self.row_stride,
+        }
     }
 
     /// Makes all elements 0, which need not have been initialised.

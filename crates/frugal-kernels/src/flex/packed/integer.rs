@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::super::matrix::{Matrix, MatrixMut};
 use super::unpack::{TASK_BYTES, lanes_at};
-use crate::packed::{Offset, PANEL, Packed};
+use crate::packed::{Codes, Offset, PANEL};
 use crate::simd::bytes::{Bytes, CODES, multiversion_bytes};
 use crate::simd::{Isa, LANES, Lanes, multiversion};
 
@@ -83,7 +83,7 @@ fn round_row_body<I: Isa>(
 const MR: usize = 8;
 
 /// `out = x · weightᵀ`, with x rounded.
-pub(super) fn integer_product(out: &mut MatrixMut, x: Matrix, weight: &Packed) {
+pub(super) fn integer_product(out: &mut MatrixMut, x: Matrix, weight: &Codes) {
     let x_rows = x.rows;
     let x = rounded(x, weight.group);
     let shared = out.share();
@@ -120,7 +120,7 @@ fn panel_product_of<const T: usize>(
     y: &mut [[f32; LANES]; MR],
     x: &Rounded,
     first: usize,
-    weight: &Packed,
+    weight: &Codes,
     panel: usize,
 ) {
     if weight.bits == 4 {
@@ -135,7 +135,7 @@ multiversion_bytes!(
         y: &mut [[f32; LANES]; MR],
         x: &Rounded,
         first: usize,
-        weight: &Packed,
+        weight: &Codes,
         panel: usize,
     ) = panel_product_body
 );
@@ -146,7 +146,7 @@ fn panel_product_body<B: Bytes, const BITS: u32, const T: usize>(
     y: &mut [[f32; LANES]; MR],
     x: &Rounded,
     first: usize,
-    weight: &Packed,
+    weight: &Codes,
     panel: usize,
 ) {
     if T == MR && B::FEW_REGISTERS {
@@ -163,7 +163,7 @@ fn rows_product<B: Bytes, const BITS: u32, const T: usize>(
     y: &mut [[f32; LANES]],
     x: &Rounded,
     first: usize,
-    weight: &Packed,
+    weight: &Codes,
     panel: usize,
 ) {
     let (group, groups) = (weight.group, weight.groups());
@@ -242,7 +242,6 @@ fn rows_product<B: Bytes, const BITS: u32, const T: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::packed::ActivationQuant;
     use crate::simd::Baseline;
 
     /// Large codes and inputs, where sums of pairs are largest.
@@ -261,7 +260,7 @@ mod tests {
         let x: Vec<f32> = (0..8 * cols)
             .map(|i| if i % 3 == 0 { 127.0 } else { -127.0 })
             .collect();
-        let packed = Packed::int8(&weights, cols).with_activations(ActivationQuant::Int8);
+        let packed = Codes::int8(&weights, cols);
         let expected = |t: usize, row: usize| {
             (0..cols)
                 .map(|k| x[t * cols + k] * weights[row * cols + k])
@@ -291,7 +290,7 @@ mod tests {
             && is_x86_feature_detected!("f16c")
         {
             #[target_feature(enable = "avx2,fma,f16c")]
-            fn avx2<const BITS: u32>(y: &mut [[f32; LANES]; MR], x: &Rounded, weight: &Packed) {
+            fn avx2<const BITS: u32>(y: &mut [[f32; LANES]; MR], x: &Rounded, weight: &Codes) {
                 panel_product_body::<crate::simd::Avx2, BITS, MR>(y, x, 0, weight, 0);
             }
             let mut y = [[0.0; LANES]; MR];
@@ -303,7 +302,7 @@ mod tests {
                 frugal_formats::gguf::GgmlType::Q4_0,
                 frugal_formats::gguf::GgmlType::Q4_1,
             ] {
-                let packed = Packed::to_ggml(ggml_type, &quarter, cols).unwrap();
+                let packed = Codes::to_ggml(ggml_type, &quarter, cols).unwrap();
                 let x_rows = rounded(Matrix::new(&x, 8, cols), packed.group);
                 let (mut y, mut baseline) = ([[0.0; LANES]; MR], [[0.0; LANES]; MR]);
                 // SAFETY: the processor has AVX2, FMA and F16C, as asked at the top.

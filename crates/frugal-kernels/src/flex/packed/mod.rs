@@ -8,9 +8,10 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::matrix::{Matrix, MatrixMut, Shared, Threads};
+use super::bf16::{self, Side};
+use super::matrix::{Matrix, MatrixMut, Shared, Threads, build_matrix};
 use super::scratch::Scratch;
-use crate::packed::{PANEL, Packed};
+use crate::packed::{Codes, Form, PANEL, Packed};
 use crate::simd::{Isa, LANES, Lanes, multiversion};
 use integer::integer_product;
 use unpack::{TASK_BYTES, unpack};
@@ -20,9 +21,28 @@ const TILE: usize = 1 << 20;
 /// Up to this many rows of x, a panel is unpacked and used by the thread that unpacked it.
 const FEW_ROWS: usize = 8;
 
-/// `x · weightᵀ + bias`, `[tokens, rows]`.
-pub(crate) fn affine(x: Matrix, weight: &Packed, bias: Option<&[f32]>) -> Vec<f32> {
+/// `x · weightᵀ + bias + l · bᵀ` of a low-rank pair `(l, bᵀ)`, `[tokens, rows]`.
+pub(crate) fn affine(
+    x: Matrix,
+    weight: &Packed,
+    bias: Option<&[f32]>,
+    low_rank: Option<(Matrix, Matrix)>,
+) -> Vec<f32> {
     let rows = weight.dims()[0];
+    if let Form::Bf16(matrix) = weight.form() {
+        let Some(bias) = bias else {
+            // SAFETY: the product writes every element.
+            return unsafe {
+                build_matrix(x.rows, rows, |mut out| {
+                    bf16::multiply(&mut out, x, matrix, Side::Forward, low_rank, false)
+                })
+            };
+        };
+        let mut y = bias.repeat(x.rows);
+        let mut out = MatrixMut::new(&mut y, x.rows, rows);
+        bf16::multiply(&mut out, x, matrix, Side::Forward, low_rank, true);
+        return y;
+    }
     let mut y = vec![0.0; x.rows * rows];
     let mut out = MatrixMut::new(&mut y, x.rows, rows);
     product(&mut out, x, weight);
@@ -30,6 +50,9 @@ pub(crate) fn affine(x: Matrix, weight: &Packed, bias: Option<&[f32]>) -> Vec<f3
         y.par_chunks_mut(rows.max(1))
             .with_min_len(16)
             .for_each(|row| row.iter_mut().zip(bias).for_each(|(y, bias)| *y += bias));
+    }
+    if let Some((l, b)) = low_rank {
+        MatrixMut::new(&mut y, l.rows, b.cols).add(l, b, 1.0, Threads::All);
     }
     y
 }
@@ -42,6 +65,10 @@ pub(crate) fn product(out: &mut MatrixMut, x: Matrix, weight: &Packed) {
         "x has {} columns and the packed matrix {cols}",
         x.cols
     );
+    let codes = match weight.form() {
+        Form::Codes(codes) => codes,
+        Form::Bf16(matrix) => return bf16::multiply(out, x, matrix, Side::Forward, None, false),
+    };
     let dense;
     let x = if x.has_dense_rows() {
         x
@@ -52,23 +79,34 @@ pub(crate) fn product(out: &mut MatrixMut, x: Matrix, weight: &Packed) {
     if x.rows == 0 || weight.dims()[0] == 0 {
     } else if cols == 0 {
         out.clear();
-    } else if weight.computes_in_integers() {
-        integer_product(out, x, weight);
+    } else if weight.computes_in_integers(codes) {
+        integer_product(out, x, codes);
     } else if x.rows <= FEW_ROWS {
-        few_rows(out, x, weight);
+        few_rows(out, x, codes);
     } else {
-        for_tiles(weight, |tile, rows| {
+        for_tiles(codes, |tile, rows| {
             out.narrow_cols(&rows).set(x, tile, 1.0, Threads::All)
         });
     }
 }
 
-/// `out = y · weight`, for y `[tokens, rows]`.
-pub(crate) fn transposed_product(out: &mut MatrixMut, y: Matrix, weight: &Packed) {
+/// `out = y · weight + l · a` of a low-rank pair `(l, a)`, for y `[tokens, rows]`.
+pub(crate) fn transposed_product(
+    out: &mut MatrixMut,
+    y: Matrix,
+    weight: &Packed,
+    low_rank: Option<(Matrix, Matrix)>,
+) {
+    let codes = match weight.form() {
+        Form::Codes(codes) => codes,
+        Form::Bf16(matrix) => {
+            return bf16::multiply(out, y, matrix, Side::Backward, low_rank, false);
+        }
+    };
     if weight.dims()[0] == 0 {
         out.clear();
     }
-    for_tiles(weight, |tile, rows| {
+    for_tiles(codes, |tile, rows| {
         let y = y.window(0, y.rows, rows.start, rows.len());
         if rows.start == 0 {
             out.set(y, tile.t(), 1.0, Threads::All)
@@ -76,10 +114,13 @@ pub(crate) fn transposed_product(out: &mut MatrixMut, y: Matrix, weight: &Packed
             out.add(y, tile.t(), 1.0, Threads::All)
         }
     });
+    if let Some((l, a)) = low_rank {
+        out.add(l, a, 1.0, Threads::All);
+    }
 }
 
 /// Calls `f` with some rows of the matrix at a time, transposed: `[cols, rows]`.
-fn for_tiles(weight: &Packed, mut f: impl FnMut(Matrix, Range<usize>)) {
+fn for_tiles(weight: &Codes, mut f: impl FnMut(Matrix, Range<usize>)) {
     let [rows, cols] = weight.dims();
     let per_tile = (TILE / (cols * PANEL).max(1)).clamp(1, weight.panels().max(1));
     let mut scratch = Scratch::new(per_tile * PANEL * cols);
@@ -102,7 +143,7 @@ fn for_tiles(weight: &Packed, mut f: impl FnMut(Matrix, Range<usize>)) {
 }
 
 /// Each panel is unpacked once and meets all rows of x.
-fn few_rows(out: &mut MatrixMut, x: Matrix, weight: &Packed) {
+fn few_rows(out: &mut MatrixMut, x: Matrix, weight: &Codes) {
     let [rows, cols] = weight.dims();
     let shared = out.share();
     (0..weight.panels())

@@ -1,7 +1,7 @@
 //! Codes as the numbers they stand for, a panel at a time.
 
 use super::super::matrix::MatrixMut;
-use crate::packed::{NF4, Numbers, Offset, PANEL, Packed};
+use crate::packed::{Codes, NF4, Numbers, Offset, PANEL};
 use crate::simd::bytes::{Bytes, CODES, multiversion_bytes};
 use crate::simd::{LANES, Lanes};
 
@@ -9,7 +9,7 @@ use crate::simd::{LANES, Lanes};
 pub(super) const TASK_BYTES: usize = 1 << 16;
 
 /// Writes a panel transposed, `[cols, PANEL]`.
-pub(super) fn unpack(out: MatrixMut<'_>, weight: &Packed, panel: usize) {
+pub(super) fn unpack(out: MatrixMut<'_>, weight: &Codes, panel: usize) {
     if weight.bits == 4 {
         unpack_bits::<4>(out, weight, panel)
     } else {
@@ -17,11 +17,11 @@ pub(super) fn unpack(out: MatrixMut<'_>, weight: &Packed, panel: usize) {
     }
 }
 
-multiversion_bytes!(fn unpack_bits<const BITS: u32>(out: MatrixMut<'_>, weight: &Packed, panel: usize) = unpack_body);
+multiversion_bytes!(fn unpack_bits<const BITS: u32>(out: MatrixMut<'_>, weight: &Codes, panel: usize) = unpack_body);
 
 /// Writes a panel transposed, `[cols, PANEL]`.
 #[inline(always)]
-fn unpack_body<B: Bytes, const BITS: u32>(mut out: MatrixMut<'_>, weight: &Packed, panel: usize) {
+fn unpack_body<B: Bytes, const BITS: u32>(mut out: MatrixMut<'_>, weight: &Codes, panel: usize) {
     let (group, groups) = (weight.group, weight.groups());
     let codes = weight.codes[panel * weight.panel_bytes()..][..weight.panel_bytes()]
         .as_chunks::<CODES>()
@@ -120,18 +120,20 @@ mod tests {
                 .map(|i| (0.37 * i as f32).sin() * (1.0 + (i % 5) as f32))
                 .collect()
         };
-        let ggml = |ggml_type| Packed::to_ggml(ggml_type, &values(64), 64).unwrap();
+        let ggml = |ggml_type| Codes::to_ggml(ggml_type, &values(64), 64).unwrap();
         let packings = [
-            Packed::int8(&values(70), 70),
-            Packed::nf4(&values(150), 150),
-            Packed::nf4_double(&values(150), 150),
+            Codes::int8(&values(70), 70),
+            Codes::nf4(&values(150), 150),
+            Codes::nf4_double(&values(150), 150),
             ggml(GgmlType::Q8_0),
             ggml(GgmlType::Q4_0),
             ggml(GgmlType::Q4_1),
         ];
         for packed in packings {
             let cols = packed.dims()[1];
-            let expected = packed.to_vec();
+            let mut expected = vec![0.0; packed.dims()[0] * cols];
+            let rows = expected.chunks_exact_mut(cols).enumerate();
+            rows.for_each(|(row, out)| packed.read_row(row, out));
             let check = |name: &str, unpack: &dyn Fn(MatrixMut<'_>, usize)| {
                 for panel in 0..3 {
                     let mut tile = vec![f32::NAN; cols * PANEL];
@@ -143,7 +145,7 @@ mod tests {
                         .enumerate()
                     {
                         let found: Vec<f32> = (0..cols).map(|k| tile[k * PANEL + i]).collect();
-                        assert_eq!(found, row, "{name}: {packed:?}");
+                        assert_eq!(found, row, "{name}: {}", packed.format());
                     }
                 }
             };
@@ -159,7 +161,7 @@ mod tests {
                 && is_x86_feature_detected!("f16c")
             {
                 #[target_feature(enable = "avx2,fma,f16c")]
-                fn avx2<const BITS: u32>(out: MatrixMut<'_>, weight: &Packed, panel: usize) {
+                fn avx2<const BITS: u32>(out: MatrixMut<'_>, weight: &Codes, panel: usize) {
                     unpack_body::<crate::simd::Avx2, BITS>(out, weight, panel);
                 }
                 // SAFETY: the processor has the features, as just detected.

@@ -1,12 +1,8 @@
-//! Frozen matrices in a few bits per element.
+//! Matrices in codes of 4 or 8 bits.
 
-use std::fmt::{self, Debug, Formatter};
-
-use burn::tensor::{Device, Tensor, TensorData};
 use frugal_formats::gguf::{GgmlType, unpack_codes};
 use half::f16;
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
 
 use crate::blockwise::Blockwise;
 
@@ -36,21 +32,6 @@ pub(crate) const NF4: [f32; 16] = [
 
 /// Elements of a row that share a scale in NF4.
 const NF4_GROUP: usize = 64;
-
-/// What the matrix product does with its other factor.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ActivationQuant {
-    /// Single precision, against the matrix unpacked piece by piece: the result is that of the
-    /// dense matrix.
-    #[default]
-    Exact,
-    /// Rounded to 8 bits for each group of the matrix, so that products are of integers: with one
-    /// group to a row, as in [`Packed::int8`], that is W8A8 with a scale for each token. The
-    /// backward pass is that of the exact product. NF4, whose values are no integers, computes as
-    /// [`ActivationQuant::Exact`].
-    Int8,
-}
 
 /// Scales or minima, one for each group and row: `[panels, groups, PANEL]`.
 pub(crate) enum Numbers {
@@ -98,7 +79,7 @@ pub(crate) enum Offset {
 ///
 /// Rows lie in panels of 16, so that one vector holds the same place of 16 rows. Codes of 5 and 6
 /// bits take a byte.
-pub struct Packed {
+pub(crate) struct Codes {
     format: String,
     rows: usize,
     cols: usize,
@@ -111,16 +92,9 @@ pub struct Packed {
     pub(crate) codes: Vec<u8>,
     pub(crate) scales: Numbers,
     pub(crate) offset: Offset,
-    activations: ActivationQuant,
 }
 
-impl Debug for Packed {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        write!(f, "Packed({}, [{}, {}])", self.format, self.rows, self.cols)
-    }
-}
-
-/// What [`Packed::build`] makes room for.
+/// What [`Codes::build`] makes room for.
 struct Layout {
     group: usize,
     bits: u32,
@@ -143,7 +117,7 @@ fn assert_rows(values: &[f32], cols: usize) {
     );
 }
 
-impl Packed {
+impl Codes {
     /// A matrix of GGUF blocks with `cols` columns; row `i` is row `order[i]` of the file, or row
     /// `i`.
     ///
@@ -151,7 +125,7 @@ impl Packed {
     ///
     /// # Panics
     /// When the bytes are not whole rows, or a row is no whole number of blocks.
-    pub fn from_ggml(
+    pub(crate) fn from_ggml(
         ggml_type: GgmlType,
         bytes: &[u8],
         cols: usize,
@@ -201,7 +175,7 @@ impl Packed {
     /// Rounds a dense row-major matrix to the blocks of a GGUF type: Q8_0, Q4_0 or Q4_1.
     ///
     /// `None` for other types, and where a row is no whole number of blocks.
-    pub fn to_ggml(ggml_type: GgmlType, values: &[f32], cols: usize) -> Option<Self> {
+    pub(crate) fn to_ggml(ggml_type: GgmlType, values: &[f32], cols: usize) -> Option<Self> {
         if cols == 0 || !cols.is_multiple_of(ggml_type.block_len()) {
             return None;
         }
@@ -217,7 +191,7 @@ impl Packed {
     ///
     /// # Panics
     /// When the values are not whole rows of at least one column.
-    pub fn int8(values: &[f32], cols: usize) -> Self {
+    pub(crate) fn int8(values: &[f32], cols: usize) -> Self {
         /// Sums of products of so many codes stay within 32 bits.
         const LONGEST: usize = 1 << 15;
         assert_rows(values, cols);
@@ -254,16 +228,16 @@ impl Packed {
     ///
     /// # Panics
     /// When the values are not whole rows of at least one column.
-    pub fn nf4(values: &[f32], cols: usize) -> Self {
+    pub(crate) fn nf4(values: &[f32], cols: usize) -> Self {
         Self::normal_float("nf4", values, cols)
     }
 
-    /// [`Packed::nf4`] with the scales in a byte each, less their mean: 4.13 bits for an element
+    /// [`Codes::nf4`] with the scales in a byte each, less their mean: 4.13 bits for an element
     /// instead of 4.5.
     ///
     /// # Panics
     /// When the values are not whole rows of at least one column.
-    pub fn nf4_double(values: &[f32], cols: usize) -> Self {
+    pub(crate) fn nf4_double(values: &[f32], cols: usize) -> Self {
         let packed = Self::normal_float("nf4_double", values, cols);
         let scales = match packed.scales {
             Numbers::F32(scales) => Numbers::double(scales),
@@ -383,30 +357,21 @@ impl Packed {
             codes,
             scales: numbers(scales),
             offset,
-            activations: ActivationQuant::Exact,
-        }
-    }
-
-    /// The same matrix with another way to multiply.
-    pub fn with_activations(self, activations: ActivationQuant) -> Self {
-        Self {
-            activations,
-            ..self
         }
     }
 
     /// What it calls its format: a GGUF type, `int8`, `nf4` or `nf4_double`.
-    pub fn format(&self) -> &str {
+    pub(crate) fn format(&self) -> &str {
         &self.format
     }
 
     /// `[rows, cols]`.
-    pub fn dims(&self) -> [usize; 2] {
+    pub(crate) fn dims(&self) -> [usize; 2] {
         [self.rows, self.cols]
     }
 
     /// Bytes held.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.codes.len()
             + self.scales.bytes()
             + if let Offset::Minimum(minima) = &self.offset {
@@ -414,11 +379,6 @@ impl Packed {
             } else {
                 0
             }
-    }
-
-    /// Whether products are of integers.
-    pub(crate) fn computes_in_integers(&self) -> bool {
-        self.activations == ActivationQuant::Int8 && !matches!(self.offset, Offset::Table)
     }
 
     pub(crate) fn groups(&self) -> usize {
@@ -435,25 +395,8 @@ impl Packed {
         self.groups() * self.group * PANEL * self.bits as usize / 8
     }
 
-    /// All elements, row by row.
-    pub fn to_vec(&self) -> Vec<f32> {
-        let rows: Vec<u32> = (0..self.rows as u32).collect();
-        self.gather(&rows)
-    }
-
-    /// The elements of some rows.
-    ///
-    /// # Panics
-    /// When there is no such row.
-    pub fn gather(&self, rows: &[u32]) -> Vec<f32> {
-        let mut out = vec![0.0; rows.len() * self.cols];
-        out.par_chunks_mut(self.cols.max(1))
-            .zip(rows)
-            .for_each(|(out, &row)| self.read_row(row as usize, out));
-        out
-    }
-
-    fn read_row(&self, row: usize, out: &mut [f32]) {
+    /// Writes row `row` to `out`, which has room for it.
+    pub(crate) fn read_row(&self, row: usize, out: &mut [f32]) {
         assert!(row < self.rows, "row {row} of {}", self.rows);
         let (panel, lane) = (row / PANEL, row % PANEL);
         let codes = &self.codes[panel * self.panel_bytes()..][..self.panel_bytes()];
@@ -474,25 +417,6 @@ impl Packed {
                 Offset::Table => scale * NF4[usize::from(code)],
             };
         }
-    }
-
-    /// The dense matrix.
-    pub fn dense(&self, device: &Device) -> Tensor<2> {
-        Tensor::from_data(
-            TensorData::new(self.to_vec(), [self.rows, self.cols]),
-            device,
-        )
-    }
-
-    /// The dense rows at these places, `[rows, cols]`.
-    ///
-    /// # Panics
-    /// When there is no such row.
-    pub fn select(&self, rows: &[u32], device: &Device) -> Tensor<2> {
-        Tensor::from_data(
-            TensorData::new(self.gather(rows), [rows.len(), self.cols]),
-            device,
-        )
     }
 }
 
