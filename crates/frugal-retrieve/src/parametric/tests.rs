@@ -149,7 +149,7 @@ fn gradients_reach_the_weights_of_a_network_that_forms_the_factors() {
             continue;
         }
         let step = 2e-3 / norm;
-        let mut moved = |sign: f32| {
+        let moved = |sign: f32| {
             let mut other = translator.clone();
             let parameter = other.parameters_mut().nth(number).unwrap();
             let values = parameter.to_vec();

@@ -6,12 +6,12 @@ use std::time::Instant;
 use frugal_decode::{CacheType, GenerateConfig, SamplerConfig};
 use frugal_eval::rag::{exact_match, token_f1};
 use frugal_retrieve::parametric::{
-    DocumentWeights, FastWeights, FeedForward, Item, Prompts, short_answer,
+    DocumentWeights, FastWeights, FeedForward, Merge, Prompts, merge, short_answer,
 };
 
 use super::super::{Outcome, StudyError};
-use super::passages::Invented;
-use super::setting::{self, failed};
+use super::data::{Case, Data};
+use super::setting::failed;
 use super::train::{DYPRAG, PRAG, Trained, translated};
 use crate::run::Opened;
 use crate::run::changed::generate_changed;
@@ -72,13 +72,13 @@ impl Arm {
     }
 }
 
-/// F1 of each question of each arm, over all seeds, in the same order in every arm.
+/// F1 of each question of each arm by its label, over all seeds, in the same order in every arm.
 #[derive(Default)]
-pub(super) struct PerQuestion(BTreeMap<&'static str, Vec<f64>>);
+pub(super) struct PerQuestion(BTreeMap<String, Vec<f64>>);
 
 impl PerQuestion {
-    /// Judges what is claimed, question by question.
-    pub(super) fn judge(&self, outcome: &mut Outcome) {
+    /// Judges what is claimed of a data set, question by question.
+    pub(super) fn judge(&self, data: &str, outcome: &mut Outcome) {
         let claims = [
             (
                 "parameters that were trained on a document answer better than the model alone",
@@ -122,10 +122,13 @@ impl PerQuestion {
             ),
         ];
         for (claim, better, than) in claims {
-            let of = |arm| self.0.get(arm).map_or(&[] as &[f64], Vec::as_slice);
-            let pairs = of(better).iter().zip(of(than));
-            let differences: Vec<f64> = pairs.map(|(a, b)| a - b).collect();
-            outcome.judge_differences(format!("{claim}: F1, question by question"), &differences);
+            let of = |arm| self.0.get(&format!("{data}: {arm}"));
+            let (Some(better), Some(than)) = (of(better), of(than)) else {
+                continue;
+            };
+            let differences: Vec<f64> = better.iter().zip(than).map(|(a, b)| a - b).collect();
+            let claim = format!("{data}: {claim} (F1, question by question)");
+            outcome.judge_differences(claim, &differences);
         }
     }
 }
@@ -135,12 +138,11 @@ pub(super) struct Bench<'a> {
     pub opened: &'a Opened,
     pub places: &'a FeedForward,
     pub trained: &'a Trained,
-    pub documents: &'a [Invented],
-    pub items: usize,
+    pub data: &'a Data,
 }
 
 impl Bench<'_> {
-    /// Answers every question of every document.
+    /// Answers every question.
     pub(super) fn measure(
         &self,
         arm: Arm,
@@ -148,96 +150,121 @@ impl Bench<'_> {
         outcome: &mut Outcome,
         questions: &mut PerQuestion,
     ) -> Result<(), StudyError> {
+        let label = self.data.label(arm.name);
+        let has_trained = self.data.cases.iter().any(|case| case.is_trained);
         let (mut f1, mut exact, mut reworded) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut tokens, mut seconds, mut bytes) = (Vec::new(), Vec::new(), Vec::new());
-        for (number, invented) in self.documents.iter().enumerate() {
-            let document = &invented.document;
-            let asked = document.items.iter().take(self.items);
-            for (item, is_reworded) in asked
-                .map(|item| (item, false))
-                .chain([(&invented.reworded, true)])
-            {
-                let begin = Instant::now();
-                let (answer, prompt) = self.answer(arm, number, item)?;
-                seconds.push(begin.elapsed().as_secs_f64());
-                tokens.push(prompt as f64);
-                let score = token_f1(&answer, &item.answer);
-                if is_reworded {
-                    reworded.push(score);
-                } else {
-                    f1.push(score);
-                    exact.push(f64::from(u8::from(exact_match(&answer, &item.answer))));
-                }
+        let (mut tokens, mut seconds) = (Vec::new(), Vec::new());
+        for case in &self.data.cases {
+            let begin = Instant::now();
+            let (answer, prompt) = self.answer(arm, case)?;
+            seconds.push(begin.elapsed().as_secs_f64());
+            tokens.push(prompt as f64);
+            let scores = case.answers.iter().map(|right| token_f1(&answer, right));
+            let score = scores.fold(0.0, f64::max);
+            if has_trained && !case.is_trained {
+                reworded.push(score);
+                continue;
             }
-            let stored = match arm.weights {
-                Weights::Trained => self.trained.store.bytes(&document.id, &document.text()),
-                _ => Some(0),
-            };
-            let text = match arm.weights {
-                // What the translator reads is stored as text.
-                Weights::Translated | Weights::Wrong => true,
-                _ => arm.text,
-            };
-            let text = if text { document.passage.len() } else { 0 };
-            bytes.push(stored.unwrap_or(0) as f64 + text as f64);
+            f1.push(score);
+            let is_exact = case.answers.iter().any(|right| exact_match(&answer, right));
+            exact.push(f64::from(u8::from(is_exact)));
         }
-        questions.0.entry(arm.name).or_default().extend(&f1);
+        let all = questions.0.entry(label.clone()).or_default();
+        all.extend(&f1);
         for (measure, values) in [
             ("F1", f1),
             ("exact match", exact),
             ("F1, reworded", reworded),
-            ("bytes/document", bytes),
+            ("bytes/document", self.bytes(arm)),
             ("prompt tokens", tokens),
             ("s/answer", seconds),
         ] {
-            let mean = values.iter().sum::<f64>() / values.len().max(1) as f64;
-            outcome.add(arm.name, measure, seed, mean);
+            if !values.is_empty() {
+                let mean = values.iter().sum::<f64>() / values.len() as f64;
+                outcome.add(&label, measure, seed, mean);
+            }
         }
         Ok(())
     }
 
-    fn change(&self, arm: Arm, number: usize) -> Result<Option<FastWeights>, StudyError> {
-        let document = &self.documents[number].document;
-        let config = self.trained.store.config().parameters;
-        let (weights, scale): (DocumentWeights, f32) = match arm.weights {
-            Weights::None => return Ok(None),
-            Weights::Mean => (self.trained.mean.clone(), config.scale()),
+    /// Bytes that are stored of each held-out document: its file of parameters, its text, or both.
+    fn bytes(&self, arm: Arm) -> Vec<f64> {
+        let documents = &self.data.documents[..self.data.held_out];
+        let needs_text = arm.text || matches!(arm.weights, Weights::Translated | Weights::Wrong);
+        let of = documents.iter().map(|document| {
+            let stored = match arm.weights {
+                Weights::Trained => self.trained.store.bytes(&document.id, &document.text()),
+                _ => None,
+            };
+            let text = if needs_text { document.text().len() } else { 0 };
+            stored.unwrap_or(0) as f64 + text as f64
+        });
+        of.collect()
+    }
+
+    /// The parameters of a document in an arm.
+    fn weights(&self, arm: Arm, number: usize) -> Result<DocumentWeights, StudyError> {
+        let document = &self.data.documents[number];
+        match arm.weights {
             Weights::Trained => {
                 let found = self.trained.store.get(&document.id, &document.text());
                 let found = found.map_err(failed)?;
-                let gone =
-                    || StudyError::arm(arm.name, std::io::Error::other("parameters are gone"));
-                (found.ok_or_else(gone)?, config.scale())
+                found.ok_or_else(|| {
+                    let gone = std::io::Error::other("the parameters of a document are gone");
+                    StudyError::arm(arm.name, gone)
+                })
             }
-            Weights::Translated | Weights::Wrong => {
-                let read = match arm.weights {
-                    Weights::Wrong => (number + 1) % self.documents.len(),
-                    _ => number,
-                };
-                let text = match self.documents.len() {
-                    // Where there is but one document, any other text is wrong.
-                    1 if arm.weights == Weights::Wrong => "Another text.".to_owned(),
-                    _ => self.documents[read].document.text(),
-                };
-                let weights = translated(self.opened, &self.trained.translator, &text)?;
-                (weights, config.translated_scale())
+            Weights::Mean => Ok(self.trained.mean.clone()),
+            Weights::None | Weights::Translated | Weights::Wrong => {
+                translated(self.opened, &self.trained.translator, &document.text())
+            }
+        }
+    }
+
+    fn change(&self, arm: Arm, case: &Case) -> Result<Option<FastWeights>, StudyError> {
+        let config = self.trained.store.config().parameters;
+        let documents: Vec<usize> = match arm.weights {
+            Weights::None => return Ok(None),
+            // One mean, however many documents a question has.
+            Weights::Mean => vec![0],
+            Weights::Trained | Weights::Translated => case.documents.clone(),
+            Weights::Wrong => {
+                let others = (0..self.data.documents.len())
+                    .map(|step| (case.documents[0] + 1 + step) % self.data.documents.len())
+                    .filter(|other| !case.documents.contains(other));
+                others.take(case.documents.len()).collect()
             }
         };
-        FastWeights::new(self.places, &weights, scale)
-            .map(Some)
-            .map_err(failed)
+        let found = documents
+            .iter()
+            .map(|&number| self.weights(arm, number))
+            .collect::<Result<Vec<_>, _>>()?;
+        let found: Vec<&DocumentWeights> = found.iter().collect();
+        let merged = merge(&found, Merge::Sum).map_err(failed)?;
+        let scale = match arm.weights {
+            Weights::Translated | Weights::Wrong => config.translated_scale(),
+            _ => config.scale(),
+        };
+        let change = FastWeights::new(self.places, &merged, scale);
+        change.map(Some).map_err(failed)
     }
 
     /// The answer to a question, and the tokens of its prompt.
-    fn answer(&self, arm: Arm, number: usize, item: &Item) -> Result<(String, usize), StudyError> {
-        let failed = |error| StudyError::arm(arm.name, error);
-        let change = self.change(arm, number)?;
-        let tokenizer = self.opened.files.tokenizer().map_err(setting::failed)?;
-        let passage = ("", self.documents[number].document.passage.as_str());
-        let passages = if arm.text { &[passage][..] } else { &[] };
+    fn answer(&self, arm: Arm, case: &Case) -> Result<(String, usize), StudyError> {
+        let change = self.change(arm, case)?;
+        let tokenizer = self.opened.files.tokenizer().map_err(failed)?;
+        let passages: Vec<(&str, &str)> = match arm.text {
+            true => case
+                .documents
+                .iter()
+                .map(|&number| &self.data.documents[number])
+                .map(|document| (document.title.as_str(), document.passage.as_str()))
+                .collect(),
+            false => Vec::new(),
+        };
         let prompt = Prompts::new(tokenizer)
-            .asked(&Prompts::text(&item.question, passages))
-            .map_err(setting::failed)?;
+            .asked(&Prompts::text(&case.question, &passages))
+            .map_err(failed)?;
         let config = GenerateConfig {
             max_tokens: ANSWER,
             sampler: SamplerConfig {

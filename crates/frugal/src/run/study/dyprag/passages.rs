@@ -6,11 +6,7 @@ use frugal_retrieve::parametric::{AugmentedDocument, Item};
 use rand::Rng;
 use rand::seq::IndexedRandom;
 
-/// A document, and a question about its first fact in words that nothing was trained on.
-pub(super) struct Invented {
-    pub document: AugmentedDocument,
-    pub reworded: Item,
-}
+use super::data::{Case, Data};
 
 const STARTS: [&str; 16] = [
     "Bra", "Cor", "Dul", "Fen", "Gar", "Hes", "Jor", "Kel", "Lor", "Mir", "Nov", "Ost", "Pel",
@@ -111,8 +107,10 @@ fn lake(who: &str, rng: &mut impl Rng) -> Text {
     }
 }
 
-/// So many documents about different things, drawn by a seed; the kinds take turns.
-pub(super) fn invented(count: usize, seed: u64) -> Vec<Invented> {
+/// So many documents about different things, drawn by a seed; the kinds take turns. About each of the
+/// first `held_out` so many of its questions are asked, and the first one in words that nothing was
+/// trained on.
+pub(super) fn invented(count: usize, held_out: usize, questions: usize, seed: u64) -> Data {
     let mut rng = named_rng(seed, "invented passages");
     let mut names: Vec<String> = Vec::with_capacity(count);
     while names.len() < count {
@@ -121,31 +119,41 @@ pub(super) fn invented(count: usize, seed: u64) -> Vec<Invented> {
             names.push(new);
         }
     }
-    let document = |(number, who): (usize, String)| {
+    let (mut documents, mut cases) = (Vec::with_capacity(count), Vec::new());
+    for (number, who) in names.into_iter().enumerate() {
         let text = match number % 3 {
             0 => person(&who, &mut rng),
             1 => company(&who, &mut rng),
             _ => lake(&who, &mut rng),
         };
-        let reworded = Item {
-            question: text.reworded,
-            answer: text.items[0].1.clone(),
+        let case = |question: &str, answer: &str, is_trained| Case {
+            question: question.to_owned(),
+            answers: vec![answer.to_owned()],
+            documents: vec![number],
+            is_trained,
         };
-        let items = text.items.into_iter();
-        Invented {
-            document: AugmentedDocument {
-                id: who,
-                title: String::new(),
-                passage: text.passage,
-                rewrite: Some(text.rewrite),
-                items: items
-                    .map(|(question, answer)| Item { question, answer })
-                    .collect(),
-            },
-            reworded,
+        if number < held_out {
+            let asked = text.items.iter().take(questions);
+            cases.extend(asked.map(|(question, answer)| case(question, answer, true)));
+            cases.push(case(&text.reworded, &text.items[0].1, false));
         }
-    };
-    names.into_iter().enumerate().map(document).collect()
+        let items = text.items.into_iter();
+        documents.push(AugmentedDocument {
+            id: who,
+            title: String::new(),
+            passage: text.passage,
+            rewrite: Some(text.rewrite),
+            items: items
+                .map(|(question, answer)| Item { question, answer })
+                .collect(),
+        });
+    }
+    Data {
+        name: "invented",
+        documents,
+        held_out,
+        cases,
+    }
 }
 
 #[cfg(test)]
@@ -156,22 +164,20 @@ mod tests {
 
     #[test]
     fn answers_stand_in_passage_and_rewrite_and_not_in_the_questions() {
-        let found = invented(60, 3);
-        let ids: BTreeSet<&str> = found.iter().map(|i| i.document.id.as_str()).collect();
-        assert_eq!(ids.len(), 60);
-        for Invented { document, reworded } in &found {
-            assert_eq!(document.items.len(), 3);
-            let rewrite = document.rewrite.as_deref().unwrap();
-            for item in document.items.iter().chain([reworded]) {
-                assert!(document.passage.contains(&item.answer), "{item:?}");
-                assert!(rewrite.contains(&item.answer), "{item:?}");
-                assert!(item.question.contains(&document.id), "{item:?}");
-                assert!(!item.question.contains(&item.answer), "{item:?}");
-            }
-            assert_ne!(reworded.question, document.items[0].question);
+        let found = invented(60, 60, 3, 3);
+        let ids: BTreeSet<&str> = found.documents.iter().map(|d| d.id.as_str()).collect();
+        assert_eq!((ids.len(), found.cases.len()), (60, 240));
+        for case in &found.cases {
+            let document = &found.documents[case.documents[0]];
+            let answer = case.answers[0].as_str();
+            assert!(document.passage.contains(answer), "{answer}");
+            assert!(document.rewrite.as_deref().unwrap().contains(answer));
+            assert!(case.question.contains(&document.id), "{answer}");
+            assert!(!case.question.contains(answer), "{answer}");
+            let mut trained = document.items.iter().map(|item| &item.question);
+            assert_eq!(trained.any(|q| *q == case.question), case.is_trained);
         }
-        let again: Vec<_> = invented(60, 3).into_iter().map(|i| i.document).collect();
-        assert!(found.iter().map(|i| &i.document).eq(&again));
-        assert_ne!(invented(1, 4)[0].document, again[0]);
+        assert_eq!(found.documents, invented(60, 3, 1, 3).documents);
+        assert_ne!(found.documents[0], invented(1, 1, 1, 4).documents[0]);
     }
 }

@@ -10,11 +10,16 @@ const HELD_OUT: f64 = 0.3;
 /// How much is done.
 #[derive(Clone, Copy)]
 pub(super) struct Size {
+    /// Invented documents.
     pub documents: usize,
-    pub encode_epochs: usize,
+    /// Steps of training a document, at least; whole passes.
+    pub encode_steps: usize,
+    /// Passes of the translator.
     pub translator_epochs: usize,
-    /// Questions of a held-out document.
+    /// Questions about a held-out document.
     pub items: usize,
+    /// Questions of MuSiQue.
+    pub musique: usize,
 }
 
 impl Size {
@@ -22,21 +27,24 @@ impl Size {
         match smoke {
             true => Self {
                 documents: 3,
-                encode_epochs: 1,
+                encode_steps: 1,
                 translator_epochs: 1,
                 items: 1,
+                musique: 2,
             },
             false => Self {
                 documents: 60,
-                encode_epochs: 3,
+                encode_steps: 15,
                 translator_epochs: 3,
                 items: 3,
+                musique: 40,
             },
         }
     }
 
-    pub(super) fn held_out(self) -> usize {
-        ((self.documents as f64 * HELD_OUT).round() as usize).max(1)
+    /// How many of these are held out.
+    pub(super) fn held_out(of: usize) -> usize {
+        ((of as f64 * HELD_OUT).round() as usize).max(1)
     }
 }
 

@@ -11,7 +11,7 @@ use frugal_retrieve::parametric::{
 };
 
 use super::super::{Outcome, StudyError, StudyEvent, StudyRequest};
-use super::passages::Invented;
+use super::data::Data;
 use super::setting::{self, MODEL, Size};
 use crate::run::Opened;
 
@@ -40,6 +40,7 @@ fn failed(error: ParametricError) -> StudyError {
 pub(super) struct Training<'a> {
     pub opened: &'a Opened,
     pub places: &'a FeedForward,
+    pub data: &'a Data,
     pub size: Size,
     pub seed: u64,
     pub request: &'a StudyRequest<'a>,
@@ -49,12 +50,10 @@ impl Training<'_> {
     /// Trains, or takes up what an earlier call left in the folder of work.
     pub(super) fn run(
         &self,
-        seen: &[Invented],
-        held_out: &[Invented],
         outcome: &mut Outcome,
         observe: &mut dyn FnMut(StudyEvent),
     ) -> Result<Trained, StudyError> {
-        let (seed, request, opened) = (self.seed, self.request, self.opened);
+        let (data, seed, request, opened) = (self.data, self.seed, self.request, self.opened);
         let config = StoredConfig {
             model: MODEL.to_owned(),
             parameters: ParametricConfig {
@@ -63,36 +62,37 @@ impl Training<'_> {
             },
             encode: EncodeOptions {
                 lr: ENCODE_LR,
-                epochs: self.size.encode_epochs,
                 ..EncodeOptions::default()
             },
             dtype: StoreDtype::F16,
         };
-        let name = format!("{}-documents-seed{seed}", self.size.documents);
+        let (count, steps) = (data.documents.len(), self.size.encode_steps);
+        let name = format!("{}-{count}-documents-{steps}-steps-seed{seed}", data.name);
         let device = opened.backbone.device();
         let store = DocumentStore::create(&request.work().join(name), config, self.places, device)
             .map_err(failed)?;
         let tokenizer = opened.files.tokenizer().map_err(setting::failed)?;
         let prompts = Prompts::new(tokenizer);
         let mut seconds = Vec::new();
-        for Invented { document, .. } in held_out.iter().chain(seen) {
+        for document in &data.documents {
             request.check()?;
             if !store.contains(&document.id, &document.text()) {
                 let begin = Instant::now();
-                encode(opened, &store, document, prompts, request).map_err(failed)?;
+                self.encode(&store, document, prompts).map_err(failed)?;
                 seconds.push(begin.elapsed().as_secs_f64());
             }
             observe(StudyEvent::Step {
-                what: format!("document `{}`, seed {seed}", document.id),
+                what: format!("{}: document `{}`, seed {seed}", data.name, document.id),
             });
         }
         if !seconds.is_empty() {
             let mean = seconds.iter().sum::<f64>() / seconds.len() as f64;
-            outcome.add(PRAG, "s/document trained", seed, mean);
+            outcome.add(&data.label(PRAG), "s/document trained", seed, mean);
         }
 
+        let seen = &data.documents[data.held_out..];
         let mut examples = Vec::with_capacity(seen.len());
-        for Invented { document, .. } in seen {
+        for document in seen {
             let text = document.text();
             let ids = tokenizer.encode(&text, true).map_err(setting::failed)?;
             let trained = store.get(&document.id, &text).map_err(failed)?;
@@ -110,13 +110,38 @@ impl Training<'_> {
         let mean = merge(&all, Merge::MeanFactors).map_err(failed)?;
         let translator = self.translator(&store, &examples, outcome)?;
         observe(StudyEvent::Step {
-            what: format!("translator, seed {seed}"),
+            what: format!("{}: translator, seed {seed}", data.name),
         });
         Ok(Trained {
             store,
             translator,
             mean,
         })
+    }
+
+    /// Trains a document for as many whole passes over its sequences as the steps need.
+    fn encode(
+        &self,
+        store: &DocumentStore,
+        document: &AugmentedDocument,
+        prompts: Prompts<'_>,
+    ) -> Result<(), ParametricError> {
+        let config = store.config();
+        let found = sequences(document, prompts, &config.encode)?;
+        let options = EncodeOptions {
+            epochs: self.size.encode_steps.div_ceil(found.len()),
+            ..config.encode
+        };
+        let trained = encode_document(
+            self.opened.backbone.as_ref(),
+            store.places(),
+            store.start(),
+            &config.parameters,
+            &options,
+            &found,
+            &mut || self.request.check().is_ok(),
+        )?;
+        store.put(&document.id, &document.text(), &trained.weights)
     }
 
     fn translator(
@@ -151,36 +176,16 @@ impl Training<'_> {
         })
         .map_err(failed)?;
         let seconds = begin.elapsed().as_secs_f64() / mse.len().max(1) as f64;
-        outcome.add(DYPRAG, "s/translator step", seed, seconds);
+        let arm = self.data.label(DYPRAG);
+        outcome.add(&arm, "s/translator step", seed, seconds);
         // How much of the squared difference is left in the last pass.
         let pass = examples.len().min(mse.len());
         let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len().max(1) as f64;
         let left = mean(&mse[mse.len() - pass..]) / mean(&mse[..pass]).max(f64::MIN_POSITIVE);
-        outcome.add(DYPRAG, "MSE left of the first pass", seed, left);
+        outcome.add(&arm, "MSE left of the first pass", seed, left);
         made.save(&folder, MODEL).map_err(failed)?;
         Ok(made)
     }
-}
-
-fn encode(
-    opened: &Opened,
-    store: &DocumentStore,
-    document: &AugmentedDocument,
-    prompts: Prompts<'_>,
-    request: &StudyRequest<'_>,
-) -> Result<(), ParametricError> {
-    let config = store.config();
-    let found = sequences(document, prompts, &config.encode)?;
-    let trained = encode_document(
-        opened.backbone.as_ref(),
-        store.places(),
-        store.start(),
-        &config.parameters,
-        &config.encode,
-        &found,
-        &mut || request.check().is_ok(),
-    )?;
-    store.put(&document.id, &document.text(), &trained.weights)
 }
 
 /// The translated parameters of a text.
