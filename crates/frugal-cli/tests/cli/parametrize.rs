@@ -192,6 +192,21 @@ fn parameters_that_cannot_be_made_or_used_are_refused_in_a_sentence() {
     ask(&["--mode", "prag"]).fails(&["--parameters", "frugal parametrize"]);
     ask(&["--mode", "prag", "--parameters", "idx"]).fails(&["parametric.json"]);
     ask(&["--combine"]).fails(&["--mode prag"]);
+    // A model that writes no questions leaves its documents without parameters, which is said.
+    let args = [
+        "parametrize",
+        "--index",
+        "idx",
+        "--model",
+        &model,
+        "--out",
+        "w",
+    ];
+    let written = frugal_in(folder.path(), &[&args[..], &["--json"]].concat());
+    assert_eq!(written.code, 1, "{}", written.stderr);
+    let report = written.json();
+    assert_eq!(report["documents"], 0);
+    assert_eq!(report["without_items"], serde_json::json!(["a"]));
     // A damaged file is named.
     let documents = folder.path().join("p/documents");
     let file = std::fs::read_dir(&documents)

@@ -104,7 +104,7 @@ fn losses_and_parameters_of_a_document_are_those_of_peft_and_torch() {
             let name = format!("base_model.model.{}.lora_{side}.weight", place.path);
             let expected = list(&golden["parameters"][&name]);
             // A step of AdamW has the size of the rate whatever the gradient's.
-            all_near(&name, &to_vec(tensor.clone()), &expected, 2e-2);
+            all_near(&name, &to_vec(tensor.clone()), &expected, 5e-3);
         }
     }
 }
