@@ -27,13 +27,13 @@ Examples:
   frugal parametrize --index idx --model smollm2-135m --items questions.jsonl --translator --out idx-parameters
   frugal ask --index idx --model smollm2-135m --mode prag --parameters idx-parameters \"Where was Orla Venn born?\"
 
-A document is trained on questions about it: records of --items with `document` (its identifier in the
-index), `question` and `answer`, and perhaps `rewrite` (the document in other words). Without --items
-the model writes them, which small models do badly; documents of whose questions nothing can be read
-are left out and named. Called again, only new and changed documents are trained.
+A document is trained on questions about it: records of --items with `document` (its identifier in
+the index), `question` and `answer`, and perhaps `rewrite` (the document in other words). Without
+--items the model writes them, which small models do badly; documents of whose questions nothing
+can be read are left out and named. Called again, only new and changed documents are trained.
 
-With --translator a network is trained on all documents that writes such parameters from a text, for
---mode dyprag: also for documents that come later.";
+With --translator a network is trained on all documents that writes such parameters from a text,
+for --mode dyprag: also for documents that come later.";
 
 /// Number format of files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -172,6 +172,7 @@ impl Args {
                 true => TranslatorInit::Official,
                 false => TranslatorInit::NoChange,
             },
+            scale_in_delta: !self.official,
             training: TranslatorTraining {
                 epochs: self.translator_epochs,
                 seed: self.seed,
@@ -196,8 +197,8 @@ pub fn run(args: &Args) -> Result<Outcome> {
         parameters: ParametricConfig {
             r: args.rank,
             lora_alpha: args.alpha,
-            scale_in_delta: !args.official,
             seed: args.seed,
+            ..ParametricConfig::default()
         },
         encode: EncodeOptions {
             lr: args.lr,

@@ -10,7 +10,7 @@
 //! - [`FeedForward`]: the matrices that are changed, of every block;
 //! - [`sequences`]: what a document is trained on (stage B), [`encode_document`]: its training;
 //! - [`Translator`], [`train_translator`]: stage C; [`document_embedding`]: what it reads;
-//! - [`merge`]: several documents as one change; [`FastWeights`]: a change that comes with a request;
+//! - [`merge()`]: several documents as one change; [`FastWeights`]: a change that comes with a request;
 //! - [`DocumentStore`], [`Translator::save`]: their files.
 //!
 //! Departures from the official code, each of which [`ParametricConfig`], [`Merge`],

@@ -25,6 +25,8 @@ pub struct TranslatorRequest {
     pub width: usize,
     /// Where its weights begin.
     pub init: TranslatorInit,
+    /// Whether α/r holds in its training and use too; see [`ParametricConfig`].
+    pub scale_in_delta: bool,
     /// How it is trained.
     pub training: TranslatorTraining,
 }
@@ -261,7 +263,10 @@ fn translator(
     let backbone = opened.backbone.as_ref();
     let tokenizer = opened.files.tokenizer()?;
     let config = TranslatorConfig {
-        parameters: store.config().parameters,
+        parameters: ParametricConfig {
+            scale_in_delta: wanted.scale_in_delta,
+            ..store.config().parameters
+        },
         width: wanted.width,
         init: wanted.init,
     };

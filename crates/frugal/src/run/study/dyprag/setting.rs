@@ -26,7 +26,7 @@ impl Size {
     pub(super) fn of(smoke: bool) -> Self {
         match smoke {
             true => Self {
-                documents: 3,
+                documents: 2,
                 encode_steps: 1,
                 translator_epochs: 1,
                 items: 1,
