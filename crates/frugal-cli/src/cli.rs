@@ -6,8 +6,8 @@ use tracing_subscriber::filter::Targets;
 
 use crate::commands::{
     adapters, ask, bench, chat, completions, doctor, embed, eval, export, generate, index, man,
-    measure, merge, methods, mine, models, plan, predict, pretrain, report, rerank, search, select,
-    tune, validate,
+    measure, merge, methods, mine, models, parametrize, plan, predict, pretrain, report, rerank,
+    search, select, tune, validate,
 };
 
 const STYLES: Styles = Styles::styled()
@@ -59,6 +59,7 @@ pub enum Command {
     Index(index::Args),
     Search(search::Args),
     Ask(ask::Args),
+    Parametrize(parametrize::Args),
     Mine(mine::Args),
     Generate(generate::Args),
     Chat(chat::Args),

@@ -7,9 +7,10 @@ use clap::ValueEnum;
 use frugal::decode::SamplerConfig;
 use frugal::index::Filter;
 use frugal::model::Quantize;
+use frugal::retrieve::parametric::Merge;
 use frugal::retrieve::rag::{Citation, CitedBy, CorrectiveOptions, Passage};
 use frugal::retrieve::{Collection, SearchOptions};
-use frugal::run::ask::{self, Ask, AskAnswer, AskOptions, Grader};
+use frugal::run::ask::{self, Ask, AskAnswer, AskOptions, Grader, ParametricSettings};
 use frugal_core::human;
 use serde_json::json;
 
@@ -29,6 +30,8 @@ Examples:
 Modes:
   rag    the best passages in the prompt
   crag   passages are graded first, and searched for again in other words if none is relevant
+  prag   the best passages as parameters of the model that were trained for each
+  dyprag the best passages as parameters of the model that a translator writes
 
 Passages are numbered in the prompt. Sources are those whose numbers the answer names, or else those
 that most words of one of its sentences come from.";
@@ -50,6 +53,28 @@ impl From<GraderName> for Grader {
             GraderName::Words => Self::Words,
             GraderName::Reranker => Self::Reranker,
             GraderName::Model => Self::Model,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum MergeName {
+    /// The exact sum of all changes
+    #[default]
+    Sum,
+    /// The sum divided by the number of passages
+    MeanDelta,
+    /// The product of mean factors (DyPRAG's official code)
+    MeanFactors,
+}
+
+impl From<MergeName> for Merge {
+    fn from(name: MergeName) -> Self {
+        match name {
+            MergeName::Sum => Self::Sum,
+            MergeName::MeanDelta => Self::MeanDelta,
+            MergeName::MeanFactors => Self::MeanFactors,
         }
     }
 }
@@ -104,6 +129,22 @@ pub struct Args {
     /// Further searches with --mode crag
     #[arg(long, value_name = "N", default_value_t = 2, help_heading = "Search")]
     max_iterations: u32,
+    /// Folder of the documents' parameters, for --mode prag and dyprag (see `frugal parametrize`)
+    #[arg(long, value_name = "DIR", help_heading = "Search")]
+    parameters: Option<PathBuf>,
+    /// Give the passages in the prompt too with --mode prag and dyprag
+    #[arg(long, help_heading = "Search")]
+    combine: bool,
+    /// How several passages become one change with --mode prag and dyprag: sum, mean_delta (sum by
+    /// number), mean_factors (product of mean factors)
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "sum",
+        hide_possible_values = true,
+        help_heading = "Search"
+    )]
+    merge: MergeName,
     /// Most tokens of the prompt [default: what the model has room for, at most 2048]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Search")]
     context_tokens: Option<u32>,
@@ -181,6 +222,11 @@ impl Args {
                 max_iterations: self.max_iterations as usize,
                 keep: top_k,
             },
+            parametric: ParametricSettings {
+                parameters: self.parameters.clone(),
+                combine: self.combine,
+                merge: self.merge.into(),
+            },
         })
     }
 
@@ -191,6 +237,19 @@ impl Args {
             || self.max_iterations != 2;
         if corrective && self.mode != "crag" {
             bail!("`--grader`, `--min-relevant` and `--max-iterations` are for `--mode crag`");
+        }
+        let parametric = matches!(self.mode.as_str(), "prag" | "dyprag");
+        let asked = self.parameters.is_some() || self.combine || self.merge != MergeName::default();
+        if asked && !parametric {
+            bail!(
+                "`--parameters`, `--combine` and `--merge` are for `--mode prag` and `--mode dyprag`"
+            );
+        }
+        if parametric && self.parameters.is_none() {
+            bail!(
+                "--mode {}: name the folder of the documents' parameters with `--parameters`; `frugal parametrize` makes it",
+                self.mode
+            );
         }
         if self.grader == GraderName::Reranker && self.rerank.is_none() {
             bail!("`--grader reranker` needs a cross-encoder: name it with `--rerank`");

@@ -17,6 +17,7 @@ pub mod merge;
 pub mod methods;
 pub mod mine;
 pub mod models;
+pub mod parametrize;
 pub mod plan;
 pub mod predict;
 pub mod pretrain;
@@ -49,6 +50,7 @@ pub fn run(command: Command) -> Result<Outcome> {
         Command::Index(args) => index::run(&args),
         Command::Search(args) => search::run(&args),
         Command::Ask(args) => ask::run(&args),
+        Command::Parametrize(args) => parametrize::run(&args),
         Command::Mine(args) => mine::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Chat(args) => chat::run(&args),

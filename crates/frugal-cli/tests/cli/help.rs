@@ -18,6 +18,7 @@ const COMMANDS: &[&[&str]] = &[
     &["measure", "spectrum"],
     &["select"],
     &["ask"],
+    &["parametrize"],
     &["mine"],
     &["generate"],
     &["chat"],

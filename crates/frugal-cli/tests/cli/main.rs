@@ -17,6 +17,7 @@ mod json;
 mod log;
 mod measure;
 mod measurements;
+mod parametrize;
 mod problems;
 mod recipes;
 mod retrieve;

@@ -20,6 +20,7 @@ pub use feedback::expand_query;
 pub use grade::question_coverage;
 pub use markdown::sections;
 pub use passage::Passage;
+pub(crate) use prompt::render;
 pub use prompt::{BuiltPrompt, PromptError, PromptOptions, UsedPassage, build_prompt};
 pub use semantic::{Breakpoint, SemanticOptions, semantic_chunks};
 pub use stages::{Stage, Stages};

@@ -73,7 +73,7 @@ pub enum PromptError<E> {
     Count(#[from] E),
 }
 
-fn render(instructions: &str, question: &str, passages: &[(&str, &str)]) -> String {
+pub(crate) fn render(instructions: &str, question: &str, passages: &[(&str, &str)]) -> String {
     let mut text = format!("{instructions}\n\n");
     for (i, (title, passage)) in passages.iter().enumerate() {
         let head = match title.trim() {

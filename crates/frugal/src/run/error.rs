@@ -26,6 +26,9 @@ pub enum RunError {
     /// Encoders, indexes and rankers.
     #[error(transparent)]
     Retrieve(#[from] frugal_retrieve::RetrieveError),
+    /// Parameters of documents.
+    #[error(transparent)]
+    Parametric(#[from] frugal_retrieve::parametric::ParametricError),
     /// Training.
     #[error(transparent)]
     Train(#[from] frugal_train::TrainError),

@@ -5,6 +5,7 @@ pub mod ask;
 mod base;
 pub mod bench;
 mod carry;
+mod changed;
 mod compare;
 mod config;
 mod conversation;
@@ -23,6 +24,7 @@ mod log;
 mod mine;
 mod open;
 mod page;
+mod parametrize;
 mod paths;
 mod plan;
 mod predict;
@@ -57,6 +59,10 @@ pub use frugal_nn::ProblemType;
 pub use generate::{Continued, GenerateRequest, Piece, Prompt, generate};
 pub use mine::{MineQuery, MineReport, Mined, Positive, mine, read_mine_queries};
 pub use open::{OpenOptions, Opened, adapter_name, open};
+pub use parametrize::{
+    DocumentItems, ItemSource, ParametrizeReport, ParametrizeRequest, ParametrizeStep,
+    TranslatorRequest, parametrize, read_items,
+};
 pub use plan::{Plan, plan};
 pub use predict::{PredictRequest, Predictor};
 pub use predictions::{Answer, Prediction, Tags};

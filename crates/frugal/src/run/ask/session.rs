@@ -1,6 +1,9 @@
 //! Everything that a mode needs to answer.
 
-use frugal_decode::{CacheType, SamplerConfig};
+use std::path::PathBuf;
+
+use frugal_decode::{CacheType, GenerateConfig, SamplerConfig};
+use frugal_retrieve::parametric::{FastWeights, Merge};
 use frugal_retrieve::rag::{
     CorrectiveOptions, Passage, PromptError, PromptOptions, Stages, build_prompt, cite,
 };
@@ -8,7 +11,8 @@ use frugal_retrieve::{Collection, RetrieveError, SearchOptions};
 
 use super::answer::AskAnswer;
 use super::grader::Grader;
-use crate::run::{GenerateRequest, Opened, Prompt, Rerank, Reranker, RunError};
+use crate::run::changed::generate_changed;
+use crate::run::{Continued, GenerateRequest, Opened, Prompt, Rerank, Reranker, RunError};
 use frugal_core::data::Message;
 
 /// Most tokens of a prompt where neither the model nor the caller says less: what a small model
@@ -19,6 +23,8 @@ const ANSWER: &str = "\nAnswer:";
 /// What ends an answer: the next question, and there an empty line.
 const NEXT_QUESTION: &str = "\nQuestion:";
 const EMPTY_LINE: &str = "\n\n";
+/// What ends the sentence that an answer from parameters is.
+const LINE_END: &str = "\n";
 
 /// How questions are answered.
 #[derive(Clone, Debug)]
@@ -43,6 +49,19 @@ pub struct AskOptions {
     pub grader: Grader,
     /// The corrective loop, in modes that have it; `keep` is `search.top_k`.
     pub corrective: CorrectiveOptions,
+    /// Documents as parameters, in modes that have them.
+    pub parametric: ParametricSettings,
+}
+
+/// How documents' parameters answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ParametricSettings {
+    /// Folder that [`parametrize`](crate::run::parametrize()) filled.
+    pub parameters: Option<PathBuf>,
+    /// Whether the passages are in the prompt too.
+    pub combine: bool,
+    /// How several documents become one change.
+    pub merge: Merge,
 }
 
 impl Default for AskOptions {
@@ -65,6 +84,7 @@ impl Default for AskOptions {
             cache_type: CacheType::default(),
             grader: Grader::default(),
             corrective: CorrectiveOptions::default(),
+            parametric: ParametricSettings::default(),
         }
     }
 }
@@ -211,7 +231,7 @@ impl<'a> Ask<'a> {
     }
 
     /// Tokens that a prompt may have beside the longest answer.
-    fn budget(&self) -> Result<usize, RunError> {
+    pub(super) fn budget(&self) -> Result<usize, RunError> {
         let limit = self.opened.backbone.info().max_sequence;
         let longest = self.options.max_tokens;
         let room = limit.saturating_sub(longest);
@@ -231,7 +251,7 @@ impl<'a> Ask<'a> {
     ///
     /// # Errors
     /// Whatever goes wrong while generating.
-    pub fn generate(&mut self, message: &str) -> Result<crate::run::Continued, RunError> {
+    pub fn generate(&mut self, message: &str) -> Result<Continued, RunError> {
         let chat = self.is_chat()?;
         let mut stop = self.options.stop.clone();
         stop.push(NEXT_QUESTION.to_owned());
@@ -281,9 +301,33 @@ impl<'a> Ask<'a> {
             });
         }
         let options = PromptOptions::within(self.budget()?);
+        let built = self.build(question, passages, &options)?;
+        let continued = self.generate(&built.text)?;
+        let answer = continued.text.trim().to_owned();
+        Ok(AskAnswer {
+            citations: cite(&answer, &built.used),
+            answer,
+            passages: built.used,
+            queries: vec![question.to_owned()],
+            left_out: built.dropped,
+            prompt_tokens: continued.prompt_tokens,
+            tokens: continued.tokens.len(),
+            finish: Some(continued.finish),
+            notes: built.notes,
+            ..AskAnswer::default()
+        })
+    }
+
+    /// The text of a question with as many passages as have room.
+    pub(super) fn build(
+        &self,
+        question: &str,
+        passages: &[Passage],
+        options: &PromptOptions,
+    ) -> Result<Built, RunError> {
         let built = {
             let mut count = |text: &str| Ok(self.encode(text)?.len());
-            build_prompt(question, passages, &options, &mut count)
+            build_prompt(question, passages, options, &mut count)
         };
         let built = built.map_err(|error| match error {
             PromptError::Count(error) => error,
@@ -314,21 +358,43 @@ impl<'a> Ask<'a> {
         }
         let cut = built.passages.iter().find(|used| used.cut);
         notes.extend(cut.map(|used| format!("passage {} was cut to fit", used.index + 1)));
-        let continued = self.generate(&built.text)?;
-        let answer = continued.text.trim().to_owned();
-        Ok(AskAnswer {
-            citations: cite(&answer, &used),
-            answer,
-            passages: used,
-            queries: vec![question.to_owned()],
-            left_out: built.dropped,
-            prompt_tokens: continued.prompt_tokens,
-            tokens: continued.tokens.len(),
-            finish: Some(continued.finish),
+        Ok(Built {
+            text: built.text,
+            used,
+            dropped: built.dropped,
             notes,
-            ..AskAnswer::default()
         })
     }
+
+    /// Continues a prompt in tokens, whose answer has begun already, under a change of the model.
+    pub(super) fn generate_changed(
+        &mut self,
+        change: FastWeights,
+        prompt: Vec<u32>,
+    ) -> Result<Continued, RunError> {
+        let tokenizer = self.opened.files.tokenizer()?;
+        let config = GenerateConfig {
+            max_tokens: self.options.max_tokens,
+            sampler: self.options.sampler.clone(),
+            eos_token_ids: tokenizer.eos_ids().to_vec(),
+            seed: self.options.seed,
+            cache_type: self.options.cache_type,
+        };
+        let mut stop = self.options.stop.clone();
+        stop.push(LINE_END.to_owned());
+        let (opened, on_text) = (self.opened, &mut self.on_text);
+        self.stages.time("generate", || {
+            generate_changed(opened, Some(change), prompt, &config, &stop, on_text)
+        })
+    }
+}
+
+/// A prompt with the passages in it, and what there is to say of them.
+pub(super) struct Built {
+    pub text: String,
+    pub used: Vec<Passage>,
+    pub dropped: usize,
+    pub notes: Vec<String>,
 }
 
 /// Title and text as one, as they are indexed.

@@ -6,6 +6,7 @@
 mod anncur;
 mod blockrank;
 mod cramf;
+mod dyprag;
 mod error;
 mod iaa;
 mod outcome;

@@ -9,6 +9,7 @@ pub static STUDIES: &[&Study] = &[
     &super::anncur::ANNCUR,
     &super::blockrank::BLOCKRANK,
     &super::cramf::CRAMF,
+    &super::dyprag::DYPRAG,
     &super::iaa::IAA,
     &super::prp::PRP,
     &super::rag_hyperparameters::STUDY,

@@ -5,11 +5,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::StudyError;
 
+/// Folder within that of the results where a study keeps work between calls.
+pub(super) const WORK: &str = "work";
+
 /// Which data, seeds and settings.
 pub struct StudyRequest<'a> {
     /// Where data sets lie, each in a folder of its name.
     pub data_dir: PathBuf,
-    /// A folder that the study may keep work in between calls.
+    /// Folder of the results.
     pub out: PathBuf,
     /// Seeds; what is random is drawn anew with each.
     pub seeds: Vec<u64>,
@@ -48,6 +51,12 @@ impl StudyRequest<'_> {
             path,
             reason: "is not there; `--data-dir` says where the data sets are".to_owned(),
         })
+    }
+
+    /// A folder for work that an interrupted study takes up again.
+    #[must_use]
+    pub fn work(&self) -> PathBuf {
+        self.out.join(WORK)
     }
 
     /// Ends a study that was asked to stop: to be called between steps.

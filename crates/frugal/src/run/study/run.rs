@@ -3,6 +3,7 @@
 use frugal_core::fs::write_atomic;
 use serde_json::json;
 
+use super::request::WORK;
 use super::{Outcome, StudyError, StudyEvent, StudyRequest};
 use crate::run::{RESULTS_FILE, claim_results};
 
@@ -38,7 +39,7 @@ pub fn run(
     request: &StudyRequest<'_>,
     observe: &mut dyn FnMut(StudyEvent),
 ) -> Result<Outcome, StudyError> {
-    let _lock = claim_results(&request.out, "study", |_| false)?;
+    let _lock = claim_results(&request.out, "study", |name| name == WORK)?;
     let mut outcome = (study.run)(request, observe)?;
     if request.smoke {
         outcome.claims.clear();
