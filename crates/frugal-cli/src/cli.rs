@@ -6,7 +6,7 @@ use tracing_subscriber::filter::Targets;
 
 use crate::commands::{
     adapters, ask, bench, chat, completions, doctor, embed, eval, export, generate, index, man,
-    measure, merge, methods, mine, models, plan, predict, pretrain, report, rerank, search, select,
+    measure, merge, meta_train, methods, mine, models, plan, predict, pretrain, report, rerank, search, select,
     tune, validate,
 };
 
@@ -60,6 +60,7 @@ pub enum Command {
     Search(search::Args),
     Ask(ask::Args),
     Mine(mine::Args),
+    MetaTrain(meta_train::Args),
     Generate(generate::Args),
     Chat(chat::Args),
     Merge(merge::Args),

@@ -11,6 +11,7 @@ mod encoder;
 mod error;
 pub mod mine;
 mod modules;
+pub mod perk;
 mod pooling;
 pub mod prp;
 pub mod rag;

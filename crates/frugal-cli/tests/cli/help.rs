@@ -19,6 +19,7 @@ const COMMANDS: &[&[&str]] = &[
     &["select"],
     &["ask"],
     &["mine"],
+    &["meta-train"],
     &["generate"],
     &["chat"],
     &["merge"],

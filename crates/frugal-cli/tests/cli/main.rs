@@ -17,6 +17,7 @@ mod json;
 mod log;
 mod measure;
 mod measurements;
+mod perk;
 mod problems;
 mod recipes;
 mod retrieve;

@@ -26,6 +26,9 @@ pub enum RunError {
     /// Encoders, indexes and rankers.
     #[error(transparent)]
     Retrieve(#[from] frugal_retrieve::RetrieveError),
+    /// Writing into an adapter, or learning to.
+    #[error(transparent)]
+    Perk(#[from] frugal_retrieve::perk::PerkError),
     /// Training.
     #[error(transparent)]
     Train(#[from] frugal_train::TrainError),

@@ -9,6 +9,7 @@ mod cramf;
 mod error;
 mod iaa;
 mod outcome;
+mod perk;
 mod prp;
 mod rag_hyperparameters;
 mod registry;

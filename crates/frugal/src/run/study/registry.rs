@@ -10,6 +10,7 @@ pub static STUDIES: &[&Study] = &[
     &super::blockrank::BLOCKRANK,
     &super::cramf::CRAMF,
     &super::iaa::IAA,
+    &super::perk::PERK,
     &super::prp::PRP,
     &super::rag_hyperparameters::STUDY,
 ];
