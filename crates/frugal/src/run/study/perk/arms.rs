@@ -131,18 +131,29 @@ pub(super) fn base(request: &StudyRequest<'_>, size: &Size) -> Result<Base, Stud
     let device = Device::flex();
     let start = random_weights(&config, 17, &device);
     let random = build(config.clone(), &start, &device).map_err(failed(NAME))?;
-    let mut rng = named_rng(17, "perk stories");
-    let mut examples = Vec::with_capacity(size.stories);
-    for _ in 0..size.stories {
-        let ids = tokenizer
-            .encode(&story(&mut rng), true)
-            .map_err(failed(NAME))?;
-        examples.push(example(ids, 1));
-    }
     let full = Full::new(FullConfig {}, &context(random.as_ref(), 17));
     let mut full = full.map_err(failed(NAME))?;
-    let settings = settings(2e-3, 32, 17);
-    train(random.as_ref(), &mut full, &examples, &settings, request)?;
+    let mut rng = named_rng(17, "perk stories");
+    // Finding a fact is learnt among few, and holds among more afterwards.
+    for (most, share) in [(4, 0.45), (8, 0.25), (16, 0.3)] {
+        let count = (share * size.stories as f64).ceil() as usize;
+        let mut examples = Vec::with_capacity(count);
+        for _ in 0..count {
+            let text = story(&mut rng, most);
+            let ids = tokenizer.encode(&text, true).map_err(failed(NAME))?;
+            examples.push(example(ids, 1));
+        }
+        let last = most == 16;
+        let settings = TrainConfig {
+            lr_scheduler_type: if last {
+                Scheduler::Cosine
+            } else {
+                Scheduler::Constant
+            },
+            ..settings(2e-3, 24, 17)
+        };
+        train(random.as_ref(), &mut full, &examples, &settings, request)?;
+    }
     let mut source = MemorySource::default();
     for parameter in full.parameters() {
         let value = parameter.value().inner().to_device(&device);

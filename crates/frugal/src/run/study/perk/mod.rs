@@ -62,11 +62,11 @@ impl Size {
                 questions: 1,
             },
             false => Self {
-                stories: 48_000,
-                steps: 500,
+                stories: 36_000,
+                steps: 400,
                 trained: 8..=16,
                 lengths: &[8, 16, 32, MOST],
-                contexts: 40,
+                contexts: 30,
                 questions: 5,
             },
         }
@@ -429,7 +429,7 @@ fn claims(outcome: &mut Outcome) {
 
 fn notes(outcome: &mut Outcome, size: &Size) {
     outcome.notes.push(format!(
-        "A decoder of our own (2 blocks, 128 features, a token for each word), trained once on {} stories of up to 8 facts with questions; \
+        "A decoder of our own (2 blocks, 128 features, a token for each word), trained once on {} stories of up to 4, 8 and at last 16 facts with questions; \
          seeds draw adapters, contexts and questions. A guess among {} rooms is right {:.3} of the time.",
         size.stories,
         ROOMS.len(),

@@ -120,10 +120,10 @@ impl Facts {
     }
 }
 
-/// A story to learn the language from: up to eight facts, then questions about up to four of them
+/// A story to learn the language from: up to `most` facts, then questions about up to four of them
 /// with their answers.
-pub(super) fn story(rng: &mut impl Rng) -> String {
-    let count = rng.random_range(1..=8);
+pub(super) fn story(rng: &mut impl Rng, most: usize) -> String {
+    let count = rng.random_range(1..=most);
     let facts = Facts::draw(rng, count);
     let mut numbers: Vec<usize> = (0..MOST).collect();
     numbers.shuffle(rng);
@@ -148,7 +148,7 @@ mod tests {
         let facts = Facts::draw(&mut rng, MOST);
         let numbers: Vec<usize> = (0..MOST).collect();
         let task = facts.task(&mut rng, MOST);
-        let mut text = story(&mut rng) + &facts.prompt(&numbers);
+        let mut text = story(&mut rng, 16) + &facts.prompt(&numbers);
         for question in &task.questions {
             text += &Texts::prompt_text(MOST, &question.question);
             text += &format!(" {}<eos>", question.answer);
