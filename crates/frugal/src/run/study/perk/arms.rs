@@ -18,8 +18,9 @@ use rand::Rng;
 use rand::seq::SliceRandom;
 use serde_json::json;
 
+use super::size::Size;
 use super::world::{Facts, story, tokenizer};
-use super::{Size, StudyError, StudyRequest};
+use super::{StudyError, StudyRequest};
 
 /// Rank of all adapters, at scale 1.
 const RANK: usize = 16;
@@ -62,17 +63,11 @@ fn context(backbone: &dyn Backbone, seed: u64) -> BuildContext<'_> {
     }
 }
 
-/// Tokens of which those behind the first `masked` are predicted.
-fn example(ids: Vec<u32>, masked: usize) -> Tokenized {
-    let next = ids.iter().skip(1).enumerate();
+/// Tokens of which some are predicted.
+fn example(ids: Vec<u32>, counts: &[bool]) -> Tokenized {
+    let next = ids.iter().zip(counts).skip(1);
     let mut labels: Vec<i32> = next
-        .map(|(i, &id)| {
-            if i + 1 < masked {
-                IGNORE_INDEX
-            } else {
-                id as i32
-            }
-        })
+        .map(|(&id, &counts)| if counts { id as i32 } else { IGNORE_INDEX })
         .collect();
     labels.push(IGNORE_INDEX);
     Tokenized {
@@ -139,9 +134,15 @@ pub(super) fn base(request: &StudyRequest<'_>, size: &Size) -> Result<Base, Stud
         let count = (share * size.stories as f64).ceil() as usize;
         let mut examples = Vec::with_capacity(count);
         for _ in 0..count {
-            let text = story(&mut rng, most);
-            let ids = tokenizer.encode(&text, true).map_err(failed(NAME))?;
-            examples.push(example(ids, 1));
+            // In one of four every word is learnt, in the others the answers.
+            let whole = rng.random_range(0..4) == 0;
+            let (mut ids, mut counts) = (Vec::new(), Vec::new());
+            for (i, part) in story(&mut rng, most).iter().enumerate() {
+                let part = tokenizer.encode(part, false).map_err(failed(NAME))?;
+                counts.extend(part.iter().map(|_| whole || (i > 0 && i % 2 == 0)));
+                ids.extend(part);
+            }
+            examples.push(example(ids, &counts));
         }
         let last = most == 16;
         let settings = TrainConfig {
@@ -243,7 +244,8 @@ pub(super) fn in_context(
             let masked = ids.len();
             let answer = encode(&format!(" {}<eos>", question.answer), false);
             ids.extend(answer.map_err(failed(NAME))?);
-            examples.push(example(ids, masked));
+            let counts: Vec<bool> = (0..ids.len()).map(|i| i >= masked).collect();
+            examples.push(example(ids, &counts));
         }
     }
     let settings = settings(LR, QUESTIONS, seed);

@@ -2,9 +2,9 @@
 //! the prompt, by the number of facts and the place of the right one.
 
 mod arms;
+mod size;
 mod world;
 
-use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -17,6 +17,7 @@ use rand::Rng;
 use super::run::{Study, StudyKind};
 use super::{Outcome, StudyError, StudyEvent, StudyRequest};
 use arms::{Arm, Base, base, failed, in_context, meta_learned};
+use size::Size;
 use world::{Facts, MOST, ROOMS};
 
 /// The study.
@@ -33,45 +34,6 @@ const FIRST_ORDER: &str = "PERK, first order";
 const PLAIN: &str = "PERK, plain loss and one rate";
 const IN_CONTEXT: &str = "FT-ICR";
 const UNWRITTEN: &str = "PERK, nothing written";
-
-/// How much is learnt and measured.
-pub(super) struct Size {
-    /// Stories that the model is trained on.
-    stories: usize,
-    /// Steps of learning in every arm.
-    steps: usize,
-    /// Facts of a context while learning.
-    trained: RangeInclusive<usize>,
-    /// Facts of a context when asked.
-    lengths: &'static [usize],
-    /// Contexts of each length.
-    contexts: usize,
-    /// Questions about a context beside those about its first, middle and last fact.
-    questions: usize,
-}
-
-impl Size {
-    fn of(smoke: bool) -> Self {
-        match smoke {
-            true => Self {
-                stories: 64,
-                steps: 2,
-                trained: 4..=4,
-                lengths: &[4, 8],
-                contexts: 1,
-                questions: 1,
-            },
-            false => Self {
-                stories: 36_000,
-                steps: 400,
-                trained: 8..=16,
-                lengths: &[8, 16, 32, MOST],
-                contexts: 30,
-                questions: 5,
-            },
-        }
-    }
-}
 
 fn run(
     request: &StudyRequest<'_>,
@@ -429,7 +391,7 @@ fn claims(outcome: &mut Outcome) {
 
 fn notes(outcome: &mut Outcome, size: &Size) {
     outcome.notes.push(format!(
-        "A decoder of our own (2 blocks, 128 features, a token for each word), trained once on {} stories of up to 4, 8 and at last 16 facts with questions; \
+        "A decoder of our own (2 blocks, 128 features, a token for each word), trained once on {} stories of up to 4, 8 and at last 16 facts with questions (all words of a quarter of them, else the answers); \
          seeds draw adapters, contexts and questions. A guess among {} rooms is right {:.3} of the time.",
         size.stories,
         ROOMS.len(),
