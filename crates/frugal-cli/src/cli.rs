@@ -6,8 +6,8 @@ use tracing_subscriber::filter::Targets;
 
 use crate::commands::{
     adapters, ask, bench, chat, completions, doctor, embed, eval, export, generate, index, man,
-    measure, merge, methods, mine, models, parametrize, plan, predict, pretrain, report, rerank,
-    search, select, tune, validate,
+    measure, merge, meta_train, methods, mine, models, parametrize, plan, predict, pretrain, report,
+    rerank, search, select, tune, validate,
 };
 
 const STYLES: Styles = Styles::styled()
@@ -61,6 +61,7 @@ pub enum Command {
     Ask(ask::Args),
     Parametrize(parametrize::Args),
     Mine(mine::Args),
+    MetaTrain(meta_train::Args),
     Generate(generate::Args),
     Chat(chat::Args),
     Merge(merge::Args),

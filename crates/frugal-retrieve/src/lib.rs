@@ -12,6 +12,7 @@ mod error;
 pub mod mine;
 mod modules;
 pub mod parametric;
+pub mod perk;
 mod pooling;
 pub mod prp;
 pub mod rag;

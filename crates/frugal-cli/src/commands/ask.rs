@@ -10,7 +10,9 @@ use frugal::model::Quantize;
 use frugal::retrieve::parametric::Merge;
 use frugal::retrieve::rag::{Citation, CitedBy, CorrectiveOptions, Passage};
 use frugal::retrieve::{Collection, SearchOptions};
-use frugal::run::ask::{self, Ask, AskAnswer, AskOptions, Grader, ParametricSettings};
+use frugal::run::ask::{
+    self, Ask, AskAnswer, AskOptions, Grader, ParametricSettings, PerkAsk,
+};
 use frugal_core::human;
 use serde_json::json;
 
@@ -32,6 +34,7 @@ Modes:
   crag   passages are graded first, and searched for again in other words if none is relevant
   prag   the best passages as parameters of the model that were trained for each
   dyprag the best passages as parameters of the model that a translator writes
+  perk   the best passages are written into an adapter by a few gradient steps, and it answers
 
 Passages are numbered in the prompt. Sources are those whose numbers the answer names, or else those
 that most words of one of its sentences come from.";
@@ -148,6 +151,15 @@ pub struct Args {
     /// Most tokens of the prompt [default: what the model has room for, at most 2048]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Search")]
     context_tokens: Option<u32>,
+    /// Meta-learned state for --mode perk (see `frugal meta-train`)
+    #[arg(long, value_name = "DIR", help_heading = "Writing")]
+    perk_state: Option<PathBuf>,
+    /// Most tokens of the pieces that passages are cut into with --mode perk
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Writing")]
+    segment_tokens: u32,
+    /// Parts in which pieces are computed with --mode perk: more of them need less memory
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Writing")]
+    accumulation: u32,
     #[command(flatten)]
     model: Model,
     #[command(flatten)]
@@ -227,6 +239,11 @@ impl Args {
                 combine: self.combine,
                 merge: self.merge.into(),
             },
+            perk: self.perk_state.clone().map(|state| PerkAsk {
+                state,
+                segment_tokens: self.segment_tokens as usize,
+                groups: self.accumulation as usize,
+            }),
         })
     }
 
@@ -250,6 +267,26 @@ impl Args {
                 "--mode {}: name the folder of the documents' parameters with `--parameters`; `frugal parametrize` makes it",
                 self.mode
             );
+        }
+        let writing =
+            self.perk_state.is_some() || self.segment_tokens != 128 || self.accumulation != 1;
+        match self.mode.as_str() {
+            "perk" if self.perk_state.is_none() => bail!(
+                "`--mode perk` needs a meta-learned state: name its folder with `--perk-state` (`frugal meta-train` makes one)"
+            ),
+            "perk" if self.model.adapter.is_some() => {
+                bail!("`--mode perk` writes into an adapter of its own: leave out `--adapter`")
+            }
+            "perk" if self.context_tokens.is_some() => bail!(
+                "`--context-tokens` bounds passages in the prompt, where `--mode perk` has none"
+            ),
+            "perk" => {}
+            _ if writing => {
+                bail!(
+                    "`--perk-state`, `--segment-tokens` and `--accumulation` are for `--mode perk`"
+                )
+            }
+            _ => {}
         }
         if self.grader == GraderName::Reranker && self.rerank.is_none() {
             bail!("`--grader reranker` needs a cross-encoder: name it with `--rerank`");

@@ -14,6 +14,7 @@ pub mod index;
 pub mod man;
 pub mod measure;
 pub mod merge;
+pub mod meta_train;
 pub mod methods;
 pub mod mine;
 pub mod models;
@@ -52,6 +53,7 @@ pub fn run(command: Command) -> Result<Outcome> {
         Command::Ask(args) => ask::run(&args),
         Command::Parametrize(args) => parametrize::run(&args),
         Command::Mine(args) => mine::run(&args),
+        Command::MetaTrain(args) => meta_train::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Chat(args) => chat::run(&args),
         Command::Merge(args) => merge::run(&args),

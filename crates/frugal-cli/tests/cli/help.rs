@@ -20,6 +20,7 @@ const COMMANDS: &[&[&str]] = &[
     &["ask"],
     &["parametrize"],
     &["mine"],
+    &["meta-train"],
     &["generate"],
     &["chat"],
     &["merge"],

@@ -18,6 +18,7 @@ mod log;
 mod measure;
 mod measurements;
 mod parametrize;
+mod perk;
 mod problems;
 mod recipes;
 mod retrieve;

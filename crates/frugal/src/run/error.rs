@@ -29,6 +29,9 @@ pub enum RunError {
     /// Parameters of documents.
     #[error(transparent)]
     Parametric(#[from] frugal_retrieve::parametric::ParametricError),
+    /// Writing into an adapter, or learning to.
+    #[error(transparent)]
+    Perk(#[from] frugal_retrieve::perk::PerkError),
     /// Training.
     #[error(transparent)]
     Train(#[from] frugal_train::TrainError),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use frugal_core::data::Message;
 use frugal_core::tokenizer::{StopStream, TextTokenizer, TokenizerError};
 use frugal_decode::{CacheType, FinishReason, GenerateConfig, Next, SamplerConfig, generate_until};
-use frugal_nn::ActiveAdapters;
+use frugal_nn::{ActiveAdapters, AdapterSet};
 
 use super::{Opened, RunError};
 
@@ -74,6 +74,16 @@ pub fn generate(
     request: &GenerateRequest,
     on_piece: &mut dyn FnMut(Piece<'_>) -> bool,
 ) -> Result<Vec<Continued>, RunError> {
+    generate_by(opened, &opened.adapters, request, on_piece)
+}
+
+/// The same with these adapters in place of the model's own.
+pub(super) fn generate_by(
+    opened: &Opened,
+    adapters: &Arc<AdapterSet>,
+    request: &GenerateRequest,
+    on_piece: &mut dyn FnMut(Piece<'_>) -> bool,
+) -> Result<Vec<Continued>, RunError> {
     request.sampler.validate()?;
     opened.refuse_classifiers()?;
     let tokenizer = opened.files.tokenizer()?;
@@ -115,7 +125,7 @@ pub fn generate(
     };
     let found = generate_until(
         &opened.backbone,
-        &opened.adapters,
+        adapters,
         &choice(&request.prompts),
         &encoded,
         &config,

@@ -21,6 +21,7 @@ mod forgetting;
 mod generate;
 mod job;
 mod log;
+mod meta_train;
 mod mine;
 mod open;
 mod page;
@@ -57,6 +58,7 @@ pub use fit::MemoryCheck;
 pub use forgetting::forgetting;
 pub use frugal_nn::ProblemType;
 pub use generate::{Continued, GenerateRequest, Piece, Prompt, generate};
+pub use meta_train::{META_TRAIN_FILE, MetaTrainRequest, MetaTrained, read_tasks, run_meta_train};
 pub use mine::{MineQuery, MineReport, Mined, Positive, mine, read_mine_queries};
 pub use open::{OpenOptions, Opened, adapter_name, open};
 pub use parametrize::{

@@ -3,12 +3,13 @@
 use super::answer::AskAnswer;
 use super::mode::AskMode;
 use super::parametric::{DYPRAG, PRAG};
+use super::perk::PERK;
 use super::rag::{CRAG, RAG};
 use super::session::Ask;
 use crate::run::RunError;
 
 /// All modes, one line each, the default first.
-pub static MODES: &[AskMode] = &[RAG, CRAG, PRAG, DYPRAG];
+pub static MODES: &[AskMode] = &[RAG, CRAG, PRAG, DYPRAG, PERK];
 
 /// The mode of a name.
 ///

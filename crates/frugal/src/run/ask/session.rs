@@ -1,6 +1,7 @@
 //! Everything that a mode needs to answer.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use frugal_decode::{CacheType, GenerateConfig, SamplerConfig};
 use frugal_retrieve::parametric::{FastWeights, Merge};
@@ -11,9 +12,12 @@ use frugal_retrieve::{Collection, RetrieveError, SearchOptions};
 
 use super::answer::AskAnswer;
 use super::grader::Grader;
+use super::perk_options::PerkAsk;
 use crate::run::changed::generate_changed;
+use crate::run::generate::generate_by;
 use crate::run::{Continued, GenerateRequest, Opened, Prompt, Rerank, Reranker, RunError};
 use frugal_core::data::Message;
+use frugal_nn::AdapterSet;
 
 /// Most tokens of a prompt where neither the model nor the caller says less: what a small model
 /// reads in seconds on a processor.
@@ -51,6 +55,8 @@ pub struct AskOptions {
     pub corrective: CorrectiveOptions,
     /// Documents as parameters, in modes that have them.
     pub parametric: ParametricSettings,
+    /// How passages are written into an adapter, in the mode that does.
+    pub perk: Option<PerkAsk>,
 }
 
 /// How documents' parameters answer.
@@ -85,6 +91,7 @@ impl Default for AskOptions {
             grader: Grader::default(),
             corrective: CorrectiveOptions::default(),
             parametric: ParametricSettings::default(),
+            perk: None,
         }
     }
 }
@@ -278,6 +285,38 @@ impl<'a> Ask<'a> {
         let (opened, on_text) = (self.opened, &mut self.on_text);
         let found = self.stages.time("generate", || {
             crate::run::generate(opened, &request, &mut |piece| on_text(piece.text))
+        })?;
+        let first = found.into_iter().next();
+        first.ok_or_else(|| RunError::Invalid("nothing was generated".into()))
+    }
+
+    /// Continues a text as it is with the only adapter of this set in place of the model's own.
+    ///
+    /// # Errors
+    /// Whatever goes wrong while generating.
+    pub(super) fn generate_by(
+        &mut self,
+        adapters: &Arc<AdapterSet>,
+        text: String,
+    ) -> Result<crate::run::Continued, RunError> {
+        let mut stop = self.options.stop.clone();
+        stop.push(EMPTY_LINE.to_owned());
+        let request = GenerateRequest {
+            prompts: vec![Prompt {
+                text,
+                adapter: adapters.names().first().map(|name| (*name).to_owned()),
+            }],
+            chat: false,
+            system: None,
+            stop,
+            max_tokens: self.options.max_tokens,
+            sampler: self.options.sampler.clone(),
+            seed: self.options.seed,
+            cache_type: self.options.cache_type,
+        };
+        let (opened, on_text) = (self.opened, &mut self.on_text);
+        let found = self.stages.time("generate", || {
+            generate_by(opened, adapters, &request, &mut |piece| on_text(piece.text))
         })?;
         let first = found.into_iter().next();
         first.ok_or_else(|| RunError::Invalid("nothing was generated".into()))

@@ -10,6 +10,7 @@ mod dyprag;
 mod error;
 mod iaa;
 mod outcome;
+mod perk;
 mod prp;
 mod rag_hyperparameters;
 mod registry;
