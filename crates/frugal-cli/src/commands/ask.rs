@@ -10,9 +10,7 @@ use frugal::model::Quantize;
 use frugal::retrieve::parametric::Merge;
 use frugal::retrieve::rag::{Citation, CitedBy, CorrectiveOptions, Passage};
 use frugal::retrieve::{Collection, SearchOptions};
-use frugal::run::ask::{
-    self, Ask, AskAnswer, AskOptions, Grader, ParametricSettings, PerkAsk,
-};
+use frugal::run::ask::{self, Ask, AskAnswer, AskOptions, Grader, ParametricSettings, PerkAsk};
 use frugal_core::human;
 use serde_json::json;
 
