@@ -159,7 +159,9 @@ mod tests {
     }
 
     fn tags(texts: &[Vec<String>]) -> Vec<Vec<&str>> {
-        let of = |text: &Vec<String>| text.iter().map(String::as_str).collect();
+        fn of(text: &Vec<String>) -> Vec<&str> {
+            text.iter().map(String::as_str).collect()
+        }
         texts.iter().map(of).collect()
     }
 
