@@ -114,7 +114,7 @@ impl Dora {
             backbone.visit_weights(&mut |part| match part {
                 Frozen::Linear(base) => add(base.site, Directions::Rows(&base.weight)),
                 Frozen::Embedding(base) => add(base.site, Directions::Columns(&base.weight)),
-                Frozen::Norm(_) => {}
+                Frozen::Norm(_) | Frozen::Conv(_) | Frozen::Param(_) => {}
             });
         }
         let mut magnitude = |id: SiteId| {
