@@ -43,7 +43,7 @@ pub(crate) mod portable {
     /// Tokens whose states exist at once.
     const CHUNK: usize = 64;
 
-    /// [`selective_scan`](crate::selective_scan) as a composition of Burn operations.
+    /// [`selective_scan`](crate::selective_scan()) as a composition of Burn operations.
     pub fn selective_scan(scan: SelectiveScan) -> Tensor<2> {
         let [y, _] = selective_scan_with_state(scan);
         y

@@ -138,14 +138,14 @@ fn reference(v: &[Vec<f64>], form: Form, (d_inner, d_state, lengths): Case) -> V
                 };
                 let x = v[0][t * d_inner + e];
                 let mut sum = d.map_or(0.0, |d| d[e] * x);
-                for n in 0..d_state {
+                for (n, h) in h.iter_mut().enumerate() {
                     let a = if form.shared {
                         v[2][e]
                     } else {
                         v[2][e * d_state + n]
                     };
-                    h[n] = (delta * a).exp() * h[n] + delta * v[3][t * d_state + n] * x;
-                    sum += v[4][t * d_state + n] * h[n];
+                    *h = (delta * a).exp() * *h + delta * v[3][t * d_state + n] * x;
+                    sum += v[4][t * d_state + n] * *h;
                 }
                 let gate = z.map_or(1.0, |z| {
                     let z = z[t * d_inner + e];

@@ -312,6 +312,7 @@ mod tests {
             state_size: 4,
             ..config.shape
         };
+        config.train.max_steps = 40;
         assert!(config.problems().is_empty(), "{:?}", config.problems());
         let made = go(&config, false).unwrap();
         // Norm, way in, convolution of 4 taps, projections of a rank of 1 and 4 states, steps,

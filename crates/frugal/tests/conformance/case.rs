@@ -107,14 +107,17 @@ impl Case {
     }
 }
 
-/// [`settings`] with the layers of this model, where the usual ones are all linear layers or those
-/// of attention: the one that is four wide is too narrow for ranks and pieces of 8.
+/// [`settings`] with layers of this model, where the usual ones are all linear layers, of which one
+/// is too narrow for ranks and pieces of 8, or those of attention.
 fn settings_on(method: &Method, model_name: &str) -> Map<String, Value> {
     let mut settings = settings(method);
     let usual = (method.defaults)().get("target_modules").cloned();
-    let by_layer = |usual: &Value| usual == "all-linear" || usual.is_array();
-    if model_name == "mamba" && usual.as_ref().is_some_and(by_layer) {
-        let layers = json!(["in_proj", "x_proj", "out_proj"]);
+    let layers = match usual {
+        Some(Value::String(all)) if all == "all-linear" => json!(["in_proj", "x_proj", "out_proj"]),
+        Some(Value::Array(_)) => json!(["in_proj"]),
+        _ => return settings,
+    };
+    if model_name == "mamba" {
         settings.insert("target_modules".into(), layers);
     }
     settings

@@ -32,7 +32,7 @@ struct Saved {
     with_state: bool,
 }
 
-/// [`selective_scan`](crate::selective_scan) on Flex, `[tokens, d_inner]`; `with_state`, the last
+/// [`selective_scan`](crate::selective_scan()) on Flex, `[tokens, d_inner]`; `with_state`, the last
 /// states follow as `[sequences * d_state]` further rows.
 pub(crate) fn selective_scan(scan: &SelectiveScan, with_state: bool) -> Option<Tensor<2>> {
     let inputs = [&scan.x, &scan.delta, &scan.a, &scan.b, &scan.c].map(Operand::new);
