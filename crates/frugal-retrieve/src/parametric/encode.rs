@@ -132,13 +132,8 @@ pub fn encode_document(
                     token_type_ids: Vec::new(),
                     labels: Target::Tokens(sequence.targets.clone()),
                 };
-                objective
-                    .check_example(ModelParts::from(backbone), &example)
-                    .map_err(ParametricError::Sequence)?;
+                sequence.check(backbone.info().vocab_size)?;
                 let count = sequence.trained();
-                if count == 0 {
-                    return Err(ParametricError::Sequence("one has no target".into()));
-                }
                 let weights = trained.weights(mode);
                 let change = FastWeights::new(places, &weights, config.scale())?;
                 let mut pass = change.hooks();

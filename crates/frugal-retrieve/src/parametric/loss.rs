@@ -90,6 +90,13 @@ pub fn translator_loss(
     options: &TranslatorTraining,
 ) -> Result<TranslatorLoss, ParametricError> {
     trained.check(places)?;
+    if translated.rank != trained.rank {
+        return Err(ParametricError::Merge(format!(
+            "translated ones have rank {}, trained ones {}",
+            translated.rank, trained.rank
+        )));
+    }
+    sequence.check(backbone.info().vocab_size)?;
     let teacher = log_probabilities(backbone, places, &trained.detached(), scale, &sequence.ids)?;
     let student = log_probabilities(backbone, places, translated, scale, &sequence.ids)?;
 
@@ -101,11 +108,8 @@ pub fn translator_loss(
         .iter()
         .map(|&i| i64::from(sequence.targets[i]))
         .collect();
-    let count = rows.len();
-    if count == 0 {
-        return Err(ParametricError::Sequence("one has no target".into()));
-    }
-    let targets = Tensor::<2, Int>::from_data(TensorData::new(targets, [count, 1]), &device);
+    let targets = TensorData::new(targets, [rows.len(), 1]);
+    let targets = Tensor::<2, Int>::from_data(targets, &device);
     let lm = frugal_nn::select_rows(student.clone(), &rows)
         .gather(1, targets)
         .mean()

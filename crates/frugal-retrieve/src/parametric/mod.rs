@@ -38,6 +38,8 @@ mod store;
 #[cfg(test)]
 mod tests;
 mod train;
+#[cfg(test)]
+mod training_tests;
 mod translator;
 mod weights;
 

@@ -80,6 +80,24 @@ impl Sequence {
         let trained = |target: &&i32| **target != IGNORE_INDEX;
         self.targets.iter().filter(trained).count()
     }
+
+    /// Refuses a sequence that nothing can be learnt from by a model of this vocabulary.
+    pub(super) fn check(&self, vocab: usize) -> Result<(), ParametricError> {
+        let refused = |reason: String| Err(ParametricError::Sequence(reason));
+        let (ids, targets) = (self.ids.len(), self.targets.len());
+        if ids != targets {
+            return refused(format!("one has {targets} targets for {ids} tokens"));
+        }
+        let known = |target: i32| usize::try_from(target).is_ok_and(|target| target < vocab);
+        let targets = self.targets.iter().filter(|t| **t != IGNORE_INDEX);
+        match targets.clone().find(|target| !known(**target)) {
+            Some(target) => refused(format!(
+                "target {target} is outside the vocabulary of {vocab}"
+            )),
+            None if targets.count() == 0 => refused("one has no target".into()),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Sequences of a document with `items` questions: `2⌈n/2⌉ + ⌊n/2⌋`.
