@@ -63,11 +63,17 @@ fn context(backbone: &dyn Backbone, seed: u64) -> BuildContext<'_> {
     }
 }
 
-/// Tokens of which some are predicted.
-fn example(ids: Vec<u32>, counts: &[bool]) -> Tokenized {
-    let next = ids.iter().zip(counts).skip(1);
+/// Tokens of which those behind the first `masked` are predicted.
+fn example(ids: Vec<u32>, masked: usize) -> Tokenized {
+    let next = ids.iter().skip(1).enumerate();
     let mut labels: Vec<i32> = next
-        .map(|(&id, &counts)| if counts { id as i32 } else { IGNORE_INDEX })
+        .map(|(i, &id)| {
+            if i + 1 < masked {
+                IGNORE_INDEX
+            } else {
+                id as i32
+            }
+        })
         .collect();
     labels.push(IGNORE_INDEX);
     Tokenized {
@@ -126,35 +132,18 @@ pub(super) fn base(request: &StudyRequest<'_>, size: &Size) -> Result<Base, Stud
     let device = Device::flex();
     let start = random_weights(&config, 17, &device);
     let random = build(config.clone(), &start, &device).map_err(failed(NAME))?;
+    let mut rng = named_rng(17, "perk stories");
+    let mut examples = Vec::with_capacity(size.stories);
+    for _ in 0..size.stories {
+        let ids = tokenizer
+            .encode(&story(&mut rng), true)
+            .map_err(failed(NAME))?;
+        examples.push(example(ids, 1));
+    }
     let full = Full::new(FullConfig {}, &context(random.as_ref(), 17));
     let mut full = full.map_err(failed(NAME))?;
-    let mut rng = named_rng(17, "perk stories");
-    // Finding a fact is learnt among few, and holds among more afterwards.
-    for (most, share) in [(4, 0.45), (8, 0.25), (16, 0.3)] {
-        let count = (share * size.stories as f64).ceil() as usize;
-        let mut examples = Vec::with_capacity(count);
-        for _ in 0..count {
-            // In one of four every word is learnt, in the others the answers.
-            let whole = rng.random_range(0..4) == 0;
-            let (mut ids, mut counts) = (Vec::new(), Vec::new());
-            for (i, part) in story(&mut rng, most).iter().enumerate() {
-                let part = tokenizer.encode(part, false).map_err(failed(NAME))?;
-                counts.extend(part.iter().map(|_| whole || (i > 0 && i % 2 == 0)));
-                ids.extend(part);
-            }
-            examples.push(example(ids, &counts));
-        }
-        let last = most == 16;
-        let settings = TrainConfig {
-            lr_scheduler_type: if last {
-                Scheduler::Cosine
-            } else {
-                Scheduler::Constant
-            },
-            ..settings(2e-3, 24, 17)
-        };
-        train(random.as_ref(), &mut full, &examples, &settings, request)?;
-    }
+    let settings = settings(2e-3, 32, 17);
+    train(random.as_ref(), &mut full, &examples, &settings, request)?;
     let mut source = MemorySource::default();
     for parameter in full.parameters() {
         let value = parameter.value().inner().to_device(&device);
@@ -244,8 +233,7 @@ pub(super) fn in_context(
             let masked = ids.len();
             let answer = encode(&format!(" {}<eos>", question.answer), false);
             ids.extend(answer.map_err(failed(NAME))?);
-            let counts: Vec<bool> = (0..ids.len()).map(|i| i >= masked).collect();
-            examples.push(example(ids, &counts));
+            examples.push(example(ids, masked));
         }
     }
     let settings = settings(LR, QUESTIONS, seed);

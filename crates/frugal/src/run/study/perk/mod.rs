@@ -391,7 +391,7 @@ fn claims(outcome: &mut Outcome) {
 
 fn notes(outcome: &mut Outcome, size: &Size) {
     outcome.notes.push(format!(
-        "A decoder of our own (2 blocks, 128 features, a token for each word), trained once on {} stories of up to 4, 8 and at last 16 facts with questions (all words of a quarter of them, else the answers); \
+        "A decoder of our own (2 blocks, 128 features, a token for each word), trained once on {} stories of up to 8 facts with questions; \
          seeds draw adapters, contexts and questions. A guess among {} rooms is right {:.3} of the time.",
         size.stories,
         ROOMS.len(),

@@ -32,11 +32,11 @@ impl Size {
                 questions: 1,
             },
             false => Self {
-                stories: 36_000,
-                steps: 400,
+                stories: 48_000,
+                steps: 500,
                 trained: 8..=16,
                 lengths: &[8, 16, 32, MOST],
-                contexts: 30,
+                contexts: 40,
                 questions: 5,
             },
         }

@@ -120,19 +120,19 @@ impl Facts {
     }
 }
 
-/// A story to learn the language from, in parts: up to `most` facts, then questions about up to eight
-/// of them, each followed by its answer. An answer is every second part behind the facts.
-pub(super) fn story(rng: &mut impl Rng, most: usize) -> Vec<String> {
-    let count = rng.random_range(1..=most);
+/// A story to learn the language from: up to eight facts, then questions about up to four of them
+/// with their answers.
+pub(super) fn story(rng: &mut impl Rng) -> String {
+    let count = rng.random_range(1..=8);
     let facts = Facts::draw(rng, count);
     let mut numbers: Vec<usize> = (0..MOST).collect();
     numbers.shuffle(rng);
-    let mut parts = vec![facts.prompt(&numbers[..count])];
-    for question in facts.task(rng, 8).questions {
-        parts.push(Texts::prompt_text(count, &question.question));
-        parts.push(format!(" {}<eos>", question.answer));
+    let mut text = facts.prompt(&numbers[..count]);
+    for question in facts.task(rng, 4).questions {
+        text += &Texts::prompt_text(count, &question.question);
+        text += &format!(" {}<eos>\n", question.answer);
     }
-    parts
+    text
 }
 
 #[cfg(test)]
@@ -148,7 +148,7 @@ mod tests {
         let facts = Facts::draw(&mut rng, MOST);
         let numbers: Vec<usize> = (0..MOST).collect();
         let task = facts.task(&mut rng, MOST);
-        let mut text = story(&mut rng, 16).concat() + &facts.prompt(&numbers);
+        let mut text = story(&mut rng) + &facts.prompt(&numbers);
         for question in &task.questions {
             text += &Texts::prompt_text(MOST, &question.question);
             text += &format!(" {}<eos>", question.answer);
