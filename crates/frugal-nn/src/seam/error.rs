@@ -20,9 +20,7 @@ pub enum TargetError {
         suggestion: Option<String>,
     },
     /// A name of what is no layer that a method changes.
-    #[error(
-        "`{field}`: `{entry}` is {what}, which this method does not change: `full` trains it"
-    )]
+    #[error("`{field}`: `{entry}` is {what}, which this method does not change: `full` trains it")]
     NoLayer {
         /// Field.
         field: &'static str,
