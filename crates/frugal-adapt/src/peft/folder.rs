@@ -52,7 +52,8 @@ pub(crate) struct Keys<'a> {
 impl Keys<'_> {
     pub fn parameter(&self, name: &str) -> String {
         // Prompts have no prefix; what the layers share stands above the model and has its own.
-        if name == PROMPT || name.starts_with("base_model.") {
+        let is_prompt = self.method.family == Family::Prompt && name == PROMPT;
+        if is_prompt || name.starts_with("base_model.") {
             return name.into();
         }
         let name = if self.bare {

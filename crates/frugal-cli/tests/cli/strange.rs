@@ -110,7 +110,7 @@ fn parts_of_weights_without_their_list_are_not_called_missing() {
         model.join("model-00001-of-00002.safetensors"),
     )
     .unwrap();
-    run(folder.path(), "merge --model model --out m")
+    run(folder.path(), "export --model model --to hf --out m")
         .fails(&["model.safetensors.index.json", "model-00001-of-00002"]);
 }
 
