@@ -6,8 +6,8 @@ use tracing_subscriber::filter::Targets;
 
 use crate::commands::{
     adapters, ask, bench, chat, completions, doctor, embed, eval, export, generate, index, man,
-    measure, merge, meta_train, methods, mine, models, plan, predict, pretrain, report, rerank, search, select,
-    tune, validate,
+    measure, merge, meta_train, methods, mine, models, plan, predict, pretrain, report, rerank,
+    search, select, tune, validate,
 };
 
 const STYLES: Styles = Styles::styled()
