@@ -29,6 +29,8 @@ pub struct TokenizerSettings {
     /// Whether the model is told which tokens are of the second text of a pair: `token_type_ids`
     /// among the inputs that the tokenizer's class, or `model_input_names`, gives it.
     pub token_types: bool,
+    /// Whether words that come one by one are read as behind a space, as the tokenizer's class does.
+    pub spaced_words: bool,
     /// Every other key of `tokenizer_config.json`, written back as it was read.
     pub other: Map<String, Value>,
 }

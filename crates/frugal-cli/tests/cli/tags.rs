@@ -133,7 +133,6 @@ fn what_is_no_data_of_words_is_refused() {
         .fails(&["the tag 1 is a number", "data.label_names"]);
     tune(&format!("{tags} --data texts.csv --eval-data texts.csv"))
         .fails(&["which needs tokens and ner_tags"]);
-    tune("--data numbers.jsonl").fails(&["--task token-classification"]);
     tune(&format!("{tags} --data sms-spam")).fails(&["a label for each text"]);
     tune(&format!(
         "{tags} --data numbers.jsonl --problem-type regression"

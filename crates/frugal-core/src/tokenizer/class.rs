@@ -22,6 +22,17 @@ const BYTE_LEVEL: (&[&str], &[(&str, &str)]) = (
     &[("add_prefix_space", "add_prefix_space")],
 );
 
+/// Classes that split by bytes and read words that come one by one only with a space in front.
+const SPACED_WORDS: &[&str] = &[
+    "BartTokenizer",
+    "BlenderbotTokenizer",
+    "DebertaTokenizer",
+    "GPT2Tokenizer",
+    "LEDTokenizer",
+    "LongformerTokenizer",
+    "RobertaTokenizer",
+];
+
 /// Classes that tell a model which tokens are of the second text of a pair.
 const TOKEN_TYPES: &[&str] = &[
     "BertTokenizer",
@@ -75,6 +86,12 @@ pub(super) fn token_types(config: &Map<String, Value>, class: Option<&str>) -> b
         Some(names) => names.contains(&json!("token_type_ids")),
         None => class.is_some_and(|name| TOKEN_TYPES.contains(&name)),
     }
+}
+
+/// Whether words that come one by one are read as behind a space: `add_prefix_space=True`, without
+/// which these classes refuse `is_split_into_words`.
+pub(super) fn spaced_words(class: Option<&str>) -> bool {
+    class.is_some_and(|name| SPACED_WORDS.contains(&name))
 }
 
 /// Changes `tokenizer.json` as the class would. Returns whether anything changed.

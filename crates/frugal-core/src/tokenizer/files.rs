@@ -65,6 +65,7 @@ impl TextTokenizer {
                 .and_then(Value::as_u64)
                 .and_then(|n| usize::try_from(n).ok()),
             token_types: class::token_types(&config, class),
+            spaced_words: class::spaced_words(class),
             ..TokenizerSettings::default()
         };
         settings.other = config;
@@ -107,6 +108,7 @@ impl TextTokenizer {
                 .and_then(Value::as_str)
                 .map(str::to_owned),
             token_types: class::token_types(&config, class),
+            spaced_words: class::spaced_words(class),
             ..TokenizerSettings::default()
         };
         Self::new(tokenizer, settings)

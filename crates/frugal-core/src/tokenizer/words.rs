@@ -22,10 +22,9 @@ pub struct CutWords {
 
 impl TextTokenizer {
     /// Words, each tokenized by itself, with special tokens, cut at the end where they have more
-    /// than `max_length` tokens: `is_split_into_words=True` of transformers. Byte-level tokenizers
-    /// read each word as behind a space, which there the classes of GPT-2 and RoBERTa do with
-    /// `add_prefix_space=True`; other classes join words without a space, as no text does that their
-    /// models have read.
+    /// than `max_length` tokens: `is_split_into_words=True` of transformers. The classes of GPT-2
+    /// and RoBERTa read each word as behind a space, which there takes `add_prefix_space=True`; other
+    /// byte-level tokenizers join words without one.
     ///
     /// # Errors
     /// As [`TextTokenizer::encode`].
@@ -36,7 +35,8 @@ impl TextTokenizer {
     ) -> Result<CutWords, TokenizerError> {
         let cut = || -> tokenizers::Result<CutWords> {
             let inner = self.inner();
-            let spaced = inner.get_pre_tokenizer().is_some_and(lacks_space);
+            let spaced = self.settings().spaced_words
+                && inner.get_pre_tokenizer().is_some_and(lacks_space);
             let word = |word: &String| -> Cow<'_, str> {
                 if spaced && !word.is_empty() && !word.starts_with(' ') {
                     format!(" {word}").into()

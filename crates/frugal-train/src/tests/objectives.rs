@@ -219,7 +219,7 @@ fn labels_that_an_objective_cannot_learn_are_refused() {
     );
     says(
         refused("ranking", Target::Class(0), None),
-        "`objective`: \"ranking\" is no objective; there are causal_lm, classification, multi_label, regression, info_nce",
+        "`objective`: \"ranking\" is no objective; there are causal_lm, classification, multi_label, regression, token_classification, info_nce",
     );
     says(
         refused("", Target::Class(0), Some(("class_weights", "x=2"))),

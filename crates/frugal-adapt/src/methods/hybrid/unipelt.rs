@@ -214,6 +214,21 @@ impl UniPelt {
             context.info.num_hidden_layers,
             &context.device,
         );
+        let gate = |name: &str| Dense::uniform(name, d, 1, context.seed, device);
+        let network = |name: &str| {
+            (
+                Bottleneck::new(name, config.bottleneck_dim, config.non_linearity, context),
+                gate(&format!("{name}.gate")),
+            )
+        };
+        let prefix = PrefixTuningConfig {
+            num_virtual_tokens: config.num_virtual_tokens,
+            init_text: config.init_text.clone(),
+            ..PrefixTuningConfig::default()
+        };
+        // Before the layers that LoRA changes: these say what a model lacks.
+        let prefix = Prefix::new(NAME, &prefix, Start::ZeroValues, context)?;
+        let networks = PerSubLayer::new(NAME, None, &[SubLayer::Mlp], context, network)?;
         // Those of several architectures.
         let usual = Names::List(
             ["q_proj", "v_proj", "query", "value", "c_attn"]
@@ -233,25 +248,13 @@ impl UniPelt {
         for id in targets.select(context.sites)? {
             pairs[id.index()] = Some(GatedPair::new(&config, context, id)?);
         }
-        let gate = |name: &str| Dense::uniform(name, d, 1, context.seed, device);
-        let network = |name: &str| {
-            (
-                Bottleneck::new(name, config.bottleneck_dim, config.non_linearity, context),
-                gate(&format!("{name}.gate")),
-            )
-        };
-        let prefix = PrefixTuningConfig {
-            num_virtual_tokens: config.num_virtual_tokens,
-            init_text: config.init_text.clone(),
-            ..PrefixTuningConfig::default()
-        };
         Ok(Self {
             pairs,
-            prefix: Prefix::new(NAME, &prefix, Start::ZeroValues, context)?,
+            prefix,
             prefix_gates: (0..count)
                 .map(|layer| gate(&format!("{}.prefix_gate", block_path(context.sites, layer))))
                 .collect(),
-            networks: PerSubLayer::new(NAME, None, &[SubLayer::Mlp], context, network)?,
+            networks,
             causal: !context.info.is_encoder,
             config,
         })
