@@ -63,6 +63,7 @@ pub const METHODS: &[&Method] = &[
     &compression::peqa::METHOD,
     &bottleneck::pfeiffer::METHOD,
     &low_rank::pissa::METHOD,
+    &low_rank::poly::METHOD,
     &prompt::prefix_tuning::METHOD,
     &prompt::prompt_tuning::METHOD,
     &sparse::pst::METHOD,
