@@ -67,6 +67,7 @@ pub const METHODS: &[&Method] = &[
     &prompt::prefix_tuning::METHOD,
     &prompt::prompt_tuning::METHOD,
     &sparse::pst::METHOD,
+    &shared::pvera::METHOD,
     &low_rank::qa_lora::METHOD,
     &shared::randlora::METHOD,
     &orthogonal::road::METHOD,

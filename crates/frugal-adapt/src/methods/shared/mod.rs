@@ -1,6 +1,7 @@
 //! Parameters shared between places.
 
 pub mod mos;
+pub mod pvera;
 pub mod randlora;
 pub mod tinylora;
 pub mod vblora;
