@@ -82,6 +82,7 @@ pub const METHODS: &[&Method] = &[
     &shared::tinylora::METHOD,
     &sparse::trainable_tokens::METHOD,
     &hybrid::unipelt::METHOD,
+    &shared::unilora::METHOD,
     &shared::vblora::METHOD,
     &shared::vera::METHOD,
     &spectral::waveft::METHOD,
