@@ -53,6 +53,7 @@ pub const METHODS: &[&Method] = &[
     &low_rank::miss::METHOD,
     &low_rank::mola::METHOD,
     &shared::mos::METHOD,
+    &prompt::multitask_prompt_tuning::METHOD,
     &orthogonal::oft::METHOD,
     &low_rank::olora::METHOD,
     &spectral::osf::METHOD,
