@@ -22,6 +22,7 @@ pub const METHODS: &[&Method] = &[
     &sparse::bitfit::METHOD,
     &orthogonal::boft::METHOD,
     &spectral::c3a::METHOD,
+    &prompt::cartridge::METHOD,
     &bottleneck::compacter::METHOD,
     &low_rank::deft::METHOD,
     &low_rank::delora::METHOD,

@@ -1,5 +1,6 @@
 //! Positions in front of the input, or keys and values in front of every block.
 
+pub mod cartridge;
 pub mod multitask_prompt_tuning;
 pub mod p_tuning;
 pub mod prefix_tuning;
