@@ -24,6 +24,7 @@ pub const METHODS: &[&Method] = &[
     &spectral::c3a::METHOD,
     &prompt::cartridge::METHOD,
     &bottleneck::compacter::METHOD,
+    &prompt::cpt::METHOD,
     &low_rank::deft::METHOD,
     &low_rank::delora::METHOD,
     &sparse::diff_pruning::METHOD,
