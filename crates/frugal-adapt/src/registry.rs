@@ -32,6 +32,7 @@ pub const METHODS: &[&Method] = &[
     &low_rank::dylora::METHOD,
     &sparse::fish_mask::METHOD,
     &spectral::fourierft::METHOD,
+    &spectral::frod::METHOD,
     &full::METHOD,
     &scaling::glora::METHOD,
     &low_rank::gralora::METHOD,
