@@ -313,7 +313,9 @@ def gradients(model, lengths=LENGTHS):
     tensors = {"loss": loss.float().reshape(1)}
     for name, p in model.named_parameters():
         if p.grad is not None and p.requires_grad:
-            name = "prompt_embeddings" if "prompt_encoder" in name else name
+            task = name.rsplit(".", 1)[1]
+            name = (task if task.startswith("prefix_task") else "prompt_embeddings") if "prompt_encoder" in name else name
+            name = "base_model.unilora_theta_d" if "unilora_theta_d" in name else name
             name = "base_model.vblora_vector_bank" if "vector_bank" in name else name
             name = f"base_model.tinylora_v.{name.rsplit('.', 1)[1]}" if "tinylora_v" in name else name
             wrappers = [".modules_to_save.default", ".default"]
@@ -423,6 +425,8 @@ def main(names):
         if initial is not None:
             trainable = sum(p.numel() for p in loaded.parameters() if p.requires_grad)
         tensors = outputs(loaded)
+        if "noise" in more:
+            more["noise"](loaded)
         tensors |= gradients(loaded) | taken
         effect = 0.0
         for s in range(len(LENGTHS)):

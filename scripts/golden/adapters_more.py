@@ -9,12 +9,55 @@ import adapters
 import peft
 import torch
 from adapters import bert, llama, lora
+from common import generator
 from peft.tuners.lora.config import BdLoraConfig, KasaConfig
+from peft.tuners.multitask_prompt_tuning.model import MultitaskPromptEmbedding
+from peft.tuners.poly.router import PolyRouter
+from peft.tuners.pvera.layer import PveraLayer
 
 torch.set_num_threads(1)
 
 LLAMA = ["q_proj", "down_proj"]
 BERT = ["query", "value"]
+
+
+
+def noise_generator(name, seed=0):
+    """PyTorch's generator for the noise of a place, seeded by FNV-1a of the pass's seed and the layer's path."""
+    value = 0x811C9DC5
+    for byte in f"{seed}:{name.removeprefix('base_model.model.')}".encode():
+        value = (value ^ byte) * 0x01000193 & 0xFFFFFFFF
+    return generator(value)
+
+
+def fixed_noise(model):
+    """Samples as in training, but from a generator that follows from the layer's path."""
+    for name, module in model.named_modules():
+        if isinstance(module, PveraLayer):
+            module._reparametrize = lambda mu, logvar, adapter, name=name: mu + torch.exp(0.5 * logvar) * torch.randn(
+                max(mu.numel(), 16), generator=noise_generator(name))[: mu.numel()].view_as(mu)
+        if isinstance(module, PolyRouter):
+            module.forward = lambda task_ids, input_ids, m=module, name=name.split(".poly_router")[0]: sampled(m, name)
+
+
+def sampled(router, name):
+    """What PolyRouter gives in training, with uniform numbers of our own generator."""
+    eps = torch.finfo(torch.float32).eps
+    u = torch.rand(router.module_logits.shape[1], generator=noise_generator(name)).clamp(eps, 1 - eps)
+    relaxed = torch.sigmoid(router.module_logits[0] + u.log() - (-u).log1p()).view(1, router.n_splits, router.n_skills)
+    return relaxed / (relaxed.sum(dim=-1, keepdim=True) + 1e-12)
+
+
+def first_task():
+    """Every example is of the first task where none is named: a model's forward here gets tokens only."""
+    prompt, router = MultitaskPromptEmbedding.forward, PolyRouter.forward
+    MultitaskPromptEmbedding.forward = lambda self, indices, task_ids: prompt(
+        self, indices, torch.zeros(len(indices), dtype=torch.long) if task_ids is None else task_ids)
+    PolyRouter.forward = lambda self, task_ids, input_ids: router(
+        self, torch.zeros(len(input_ids), dtype=torch.long) if task_ids is None else task_ids, input_ids)
+
+
+first_task()
 
 # As in adapters.py.
 MORE = {
@@ -82,6 +125,29 @@ MORE = {
         peft.SupertuningConfig(sparsity=0.95, select_top=False, r=2, lora_alpha=4.0, target_modules=LLAMA),
         "the smallest, and a low-rank change"),
     "bert-supertuning-seqcls": bert(peft.SupertuningConfig(sparsity=0.9, target_modules=BERT), "with biases"),
+    "llama-poly": llama(
+        peft.PolyConfig(r=4, n_skills=3, n_splits=2, target_modules=LLAMA), "three skills in two heads", noise=fixed_noise, spread=0.6),
+    "bert-poly-seqcls": bert(peft.PolyConfig(r=4, n_skills=2, target_modules=BERT), "with biases", noise=fixed_noise, spread=0.8),
+    "llama-pvera": llama(
+        peft.PveraConfig(r=8, target_modules=["q_proj", "v_proj", "down_proj"]), "layers of different sides", noise=fixed_noise),
+    "llama-pvera-prng": llama(
+        peft.PveraConfig(r=6, target_modules="all-linear", save_projection=False, projection_prng_key=11),
+        "projections drawn again from their key", noise=fixed_noise),
+    "bert-pvera-seqcls": bert(peft.PveraConfig(r=8, target_modules=BERT), "with biases", noise=fixed_noise, spread=0.6),
+    "llama-unilora": llama(
+        peft.UniLoraConfig(r=4, theta_d_length=100, target_modules=["q_proj", "v_proj", "down_proj"]),
+        "places drawn again from their seed", spread=2.0),
+    "llama-unilora-saved": llama(
+        peft.UniLoraConfig(r=2, theta_d_length=60, proj_seed=7, save_indices=True, target_modules=LLAMA), "places in the file",
+        spread=2.0),
+    "bert-unilora-seqcls": bert(peft.UniLoraConfig(r=4, theta_d_length=700, target_modules=BERT), "more numbers than places", spread=1.0),
+    "llama-multitask-prompt": llama(
+        peft.MultitaskPromptTuningConfig(num_virtual_tokens=4, num_ranks=2, num_tasks=1, prompt_tuning_init="RANDOM"),
+        "a prompt times a low-rank matrix", spread=1.0),
+    "llama-frod": llama(
+        peft.FrodConfig(target_modules=["q_proj", "v_proj", "down_proj"], progressbar=False),
+        "weights in a basis that layers of a kind share; more rows than columns, and fewer"),
+    "bert-frod-seqcls": bert(peft.FrodConfig(target_modules=BERT, sparse_rate=0.05, progressbar=False), "with biases"),
 }
 
 if __name__ == "__main__":

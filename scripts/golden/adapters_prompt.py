@@ -58,6 +58,15 @@ ADAPTERS = {
         "llama", CAUSAL["llama"],
         peft.PromptTuningConfig(task_type=LM, num_virtual_tokens=4, prompt_tuning_init="RANDOM"),
         "prompt tuning, for its gradients"),
+    "llama-cartridge": (
+        "llama", CAUSAL["llama"], peft.CartridgeConfig(task_type=LM, num_virtual_tokens=5, num_frozen_tokens=2),
+        "keys and values of which the first two positions are kept"),
+    "llama-cpt": (
+        "llama", CAUSAL["llama"],
+        peft.CPTConfig(
+            task_type=LM, cpt_token_ids=[31, 17, 54, 5, 40], cpt_mask=[1] * 5, cpt_tokens_type_mask=[1, 2, 2, 3, 2],
+            opt_projection_epsilon=0.8, opt_projection_format_epsilon=2.4),
+        "a context whose embeddings move within two bounds"),
     "llama-adalora": (
         "llama", CAUSAL["llama"], adalora(["q_proj", "v_proj", "down_proj"]), "ranks chosen by importance"),
     "bert-adalora-seqcls": (
@@ -85,11 +94,14 @@ def train(model, classes):
     """One step's loss and gradients; of AdaLoRA the whole run."""
     ids, labels = batch(classes)
     trained = {short(n): p for n, p in model.named_parameters() if p.requires_grad}
+    kept = {short(n): p for n, p in model.named_parameters() if "prompt_encoder" in n and not p.requires_grad}
     allocator = isinstance(model.base_model, peft.AdaLoraModel)
-    found = {"input_ids": ids, "labels": labels} | {f"init.{n}": p.detach().clone() for n, p in trained.items()}
+    found = {"input_ids": ids, "labels": labels} | {f"init.{n}": p.detach().clone() for n, p in (trained | kept).items()}
+    # Types of tokens are counted on from those of the context, so these become labels, type 4.
+    more = {"input_type_mask": torch.ones_like(ids)} if isinstance(model.active_peft_config, peft.CPTConfig) else {}
     losses = []
     for step in range(1, STEPS + 1 if allocator else 2):
-        loss = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss
+        loss = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels, **more).loss
         loss.backward()
         losses.append(loss.item())
         if step == 1:
@@ -106,7 +118,15 @@ def train(model, classes):
     return found | {"losses": torch.tensor(losses)}
 
 
+def without_labels():
+    """Lets CPT compute logits alone: its forward takes the labels of a batch for given."""
+    forward = peft.PeftModelForCausalLM._cpt_forward
+    peft.PeftModelForCausalLM._cpt_forward = lambda self, ids, embeds, config, tasks, size, labels=None, **more: (
+        forward(self, ids, embeds, config, tasks, size, labels=labels, **more))
+
+
 def main(names):
+    without_labels()
     warnings.filterwarnings("ignore")
     hf.logging.set_verbosity_error()
     for name in names or ADAPTERS:
@@ -118,7 +138,11 @@ def main(names):
         torch.manual_seed(SEED)
         # Dropout stays off; prompts are computed by their encoder as long as the model is not saved and read again.
         model = peft.get_peft_model(base(model_dir, cls), config).eval()
-        trained = randomise(model, SEED)
+        trained = randomise(model, SEED, 0.3)
+        if isinstance(config, peft.CPTConfig):
+            # As a forward pass would do it.
+            encoder = model.prompt_encoder["default"]
+            encoder.delta_embedding.weight.data = encoder.get_projection()
         found = train(model, classes)
         model.save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)

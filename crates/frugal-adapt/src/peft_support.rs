@@ -20,15 +20,17 @@ const TYPES_OF_PEFT: [&str; 45] = [
 
 /// Types that `peft` knows on maps stored transposed (GPT-2's `Conv1D`).
 #[rustfmt::skip]
-const ON_CONV1D: [&str; 12] = [
-    "ADALORA", "DEFT", "FOURIERFT", "GRALORA", "HIRA", "IA3", "LORA", "RANDLORA", "TINYLORA", "VBLORA", "VERA", "WAVEFT",
+const ON_CONV1D: [&str; 15] = [
+    "ADALORA", "DEFT", "FOURIERFT", "FROD", "GRALORA", "HIRA", "IA3", "LORA", "PVERA", "RANDLORA", "TINYLORA", "UNILORA", "VBLORA",
+    "VERA", "WAVEFT",
 ];
 
 /// Types that act on linear layers.
 #[rustfmt::skip]
-const ON_LINEAR: [&str; 27] = [
-    "ADALORA", "BEFT", "BOFT", "C3A", "DEFT", "DELORA", "FOURIERFT", "GLORA", "GRALORA", "HIRA", "HRA", "IA3", "LOHA", "LOKR",
-    "LORA", "MISS", "OFT", "OSF", "PEANUT", "RANDLORA", "ROAD", "SHIRA", "SUPERTUNING", "TINYLORA", "VBLORA", "VERA", "WAVEFT",
+const ON_LINEAR: [&str; 31] = [
+    "ADALORA", "BEFT", "BOFT", "C3A", "DEFT", "DELORA", "FOURIERFT", "FROD", "GLORA", "GRALORA", "HIRA", "HRA", "IA3", "LOHA", "LOKR",
+    "LORA", "MISS", "OFT", "OSF", "PEANUT", "POLY", "PVERA", "RANDLORA", "ROAD", "SHIRA", "SUPERTUNING", "TINYLORA", "UNILORA", "VBLORA",
+    "VERA", "WAVEFT",
 ];
 
 /// Variants of LoRA that `peft` does not know on experts, by the names of the methods here.
@@ -40,17 +42,11 @@ const NOT_ON_EXPERTS: [(&str, &str); 4] = [
 ];
 
 /// Nearest method here of types that only `peft` has.
-const NEAREST: [(&str, &str); 11] = [
+const NEAREST: [(&str, &str); 5] = [
     ("ADAMSS", "adalora"),
     ("ADAPTION_PROMPT", "prefix-tuning"),
-    ("CARTRIDGE", "prefix-tuning"),
-    ("CPT", "prompt-tuning"),
-    ("FROD", "vera"),
     ("LILY", "mos"),
-    ("MULTITASK_PROMPT_TUNING", "prompt-tuning"),
-    ("POLY", "mola"),
     ("PSOFT", "oft"),
-    ("PVERA", "vera"),
     ("XLORA", "mola"),
 ];
 
@@ -242,7 +238,7 @@ mod tests {
                 "lora on {maps}"
             );
         }
-        assert_eq!(table("conv1d").len(), 31);
+        assert_eq!(table("conv1d").len(), 35);
     }
 
     #[test]

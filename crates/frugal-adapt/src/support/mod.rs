@@ -8,6 +8,7 @@ pub(crate) mod dropout;
 pub(crate) mod lora_like;
 pub(crate) mod low_rank;
 pub(crate) mod lycoris;
+pub(crate) mod numpy_random;
 pub(crate) mod orthogonal;
 pub(crate) mod own_files;
 pub(crate) mod pair;

@@ -90,6 +90,11 @@ pub(crate) trait LinearAdapter: Send + Sync {
 
     /// After the optimiser's step.
     fn after_step(&mut self, _context: &StepContext) {}
+
+    /// Whether it samples in training, where it is then more than a layer of another weight.
+    fn samples(&self) -> bool {
+        false
+    }
 }
 
 /// An adapter of one part per selected layer.
@@ -328,6 +333,12 @@ impl<P: LinearAdapter> Adapter for PerLinear<P> {
             .iter_mut()
             .flatten()
             .for_each(|(_, part)| part.after_step(context));
+    }
+
+    fn needs_trainer(&self) -> bool {
+        let mut parts = self.parts.iter().flatten();
+        parts.any(|(_, part)| part.samples())
+            || self.parameters().iter().any(|p| p.lr_scale() != 1.0)
     }
 
     fn supports_mixed_batch(&self) -> bool {

@@ -26,6 +26,15 @@ impl TorchGenerator {
         Self { state, next: N }
     }
 
+    /// For the noise of one pass at one layer: seeded by the 32-bit FNV-1a hash of `seed:path`.
+    pub fn of_place(seed: u64, path: &str) -> Self {
+        let text = format!("{seed}:{path}");
+        let hash = text.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
+            (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+        });
+        Self::new(u64::from(hash))
+    }
+
     fn twist(&mut self) {
         for i in 0..N {
             let mixed = (self.state[i] & 0x8000_0000) | (self.state[(i + 1) % N] & 0x7fff_ffff);
@@ -48,10 +57,32 @@ impl TorchGenerator {
         y ^ (y >> 18)
     }
 
+    /// `torch.rand(len)`.
+    pub fn rand(&mut self, len: usize) -> Vec<f32> {
+        let mut next = || (self.random() & 0x00ff_ffff) as f32 / 16_777_216.0;
+        (0..len).map(|_| next()).collect()
+    }
+
     /// `torch.empty(len).uniform_(-bound, bound)`.
     pub fn uniform(&mut self, len: usize, bound: f32) -> Vec<f32> {
-        let mut next = || (self.random() & 0x00ff_ffff) as f32 / 16_777_216.0;
-        (0..len).map(|_| next() * (bound + bound) - bound).collect()
+        let unit = self.rand(len).into_iter();
+        unit.map(|u| u * (bound + bound) - bound).collect()
+    }
+
+    /// `torch.randn(len.max(16))[:len]`: PyTorch makes normal numbers of 16 at once.
+    pub fn randn(&mut self, len: usize) -> Vec<f32> {
+        let count = len.max(16);
+        let mut values = self.rand(count);
+        for block in values.chunks_exact_mut(16) {
+            box_muller(block);
+        }
+        if count % 16 != 0 {
+            let mut last = self.rand(16);
+            box_muller(&mut last);
+            values[count - 16..].copy_from_slice(&last);
+        }
+        values.truncate(len);
+        values
     }
 
     /// `torch.randperm(n)[:count]`, for `n` below 2²⁷.
@@ -63,6 +94,15 @@ impl TorchGenerator {
         }
         order.truncate(count);
         order
+    }
+}
+
+/// Sixteen uniform numbers made normal by Box and Muller's transform.
+fn box_muller(block: &mut [f32]) {
+    for i in 0..8 {
+        let radius = (-2.0 * (1.0 - block[i]).ln()).sqrt();
+        let angle = std::f32::consts::TAU * block[i + 8];
+        (block[i], block[i + 8]) = (radius * angle.cos(), radius * angle.sin());
     }
 }
 
@@ -104,6 +144,22 @@ mod tests {
         );
     }
 
+    #[test]
+    fn normal_numbers_are_those_of_torch() {
+        // torch.randn(21, generator=torch.Generator().manual_seed(3)), of which these are 0, 8, 15 and
+        // 20, PyTorch 2.15.
+        let found = TorchGenerator::new(3).randn(21);
+        for (at, expected) in NORMAL {
+            assert!((found[at] - expected).abs() < 1e-5, "{found:?}");
+        }
+    }
+
+    const NORMAL: [(usize, f32); 4] = [
+        (0, -0.076_644),
+        (8, 0.404_607),
+        (15, -0.146_808),
+        (20, 0.373_635),
+    ];
     const PERMUTATION: [usize; 10] = [5, 9, 0, 3, 1, 7, 4, 8, 6, 2];
     const UNIFORM: [f32; 4] = [-0.495_736_48, -0.394_430_64, -0.214_157_52, -0.473_045_17];
 }

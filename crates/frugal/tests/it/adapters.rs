@@ -162,7 +162,7 @@ fn losses_and_gradients_match_peft() {
         if case.golden.float("loss").is_none() {
             // Methods that train something else than their files hold, and those that peft does not
             // have, are compared elsewhere.
-            let elsewhere = ["prefix", "p-tuning", "prompt-step", "adalora"];
+            let elsewhere = ["prefix", "p-tuning", "prompt-step", "adalora", "cartridge", "cpt"];
             let own = case.description["generator"]
                 .as_str()
                 .unwrap()
@@ -399,7 +399,7 @@ fn check_unmerged(case: &Case, entry: &LoadedAdapter, merged: &dyn Backbone) {
         let found = match merge::unmerge(&merged, entry.adapter.as_ref()) {
             Ok(found) => found,
             Err(error) => {
-                let known = "bitfit deft dora peanut peqa trainable-tokens";
+                let known = "bitfit deft dora frod peanut peqa trainable-tokens";
                 let known = known.split(' ').any(|m| m == entry.adapter.method());
                 let replaced = ["-saved", "-tokens", "-pooler"]
                     .iter()

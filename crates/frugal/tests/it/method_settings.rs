@@ -16,6 +16,7 @@ pub fn settings(method: &Method) -> Map<String, serde_json::Value> {
         ("num_virtual_tokens", json!(4)),
         ("n_frequency", json!(100)),
         ("init_vector_bank_bound", json!(0.2)),
+        ("init_theta_d_bound", json!(2.0)),
         // The two tokens that tell the classes of the examples apart.
         ("token_indices", json!([10, 11])),
         // In place of folders of trained adapters.

@@ -134,7 +134,9 @@ fn methods_that_change_weights_train_on_any_module() {
         "lora-fa",
         "lora-plus",
         "pela",
+        "poly",
         "pst",
+        "pvera",
         "stable-rps",
         "trainable-tokens",
     ];

@@ -23,6 +23,7 @@ pub mod mola;
 pub mod olora;
 pub mod peanut;
 pub mod pissa;
+pub mod poly;
 pub mod qa_lora;
 pub mod rslora;
 pub mod sora;

@@ -1,7 +1,9 @@
 //! Parameters shared between places.
 
 pub mod mos;
+pub mod pvera;
 pub mod randlora;
 pub mod tinylora;
+pub mod unilora;
 pub mod vblora;
 pub mod vera;

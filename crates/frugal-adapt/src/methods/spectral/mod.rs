@@ -2,6 +2,7 @@
 
 pub mod c3a;
 pub mod fourierft;
+pub mod frod;
 pub mod lora_xs;
 pub mod osf;
 pub mod svfit;
