@@ -76,7 +76,7 @@ impl TorchGenerator {
         for block in values.chunks_exact_mut(16) {
             box_muller(block);
         }
-        if count % 16 != 0 {
+        if !count.is_multiple_of(16) {
             let mut last = self.rand(16);
             box_muller(&mut last);
             values[count - 16..].copy_from_slice(&last);

@@ -35,8 +35,8 @@ impl TextTokenizer {
     ) -> Result<CutWords, TokenizerError> {
         let cut = || -> tokenizers::Result<CutWords> {
             let inner = self.inner();
-            let spaced = self.settings().spaced_words
-                && inner.get_pre_tokenizer().is_some_and(lacks_space);
+            let spaced =
+                self.settings().spaced_words && inner.get_pre_tokenizer().is_some_and(lacks_space);
             let word = |word: &String| -> Cow<'_, str> {
                 if spaced && !word.is_empty() && !word.starts_with(' ') {
                     format!(" {word}").into()

@@ -162,7 +162,14 @@ fn losses_and_gradients_match_peft() {
         if case.golden.float("loss").is_none() {
             // Methods that train something else than their files hold, and those that peft does not
             // have, are compared elsewhere.
-            let elsewhere = ["prefix", "p-tuning", "prompt-step", "adalora", "cartridge", "cpt"];
+            let elsewhere = [
+                "prefix",
+                "p-tuning",
+                "prompt-step",
+                "adalora",
+                "cartridge",
+                "cpt",
+            ];
             let own = case.description["generator"]
                 .as_str()
                 .unwrap()

@@ -147,7 +147,7 @@ impl MethodConfig for CptConfig {
                 "must be \"none\" or \"decay\"",
             );
         }
-        let is_label = |kind: &u32| *kind > 0 && kind % 4 == 0;
+        let is_label = |kind: &u32| *kind > 0 && kind.is_multiple_of(4);
         if !self.inference_mode && self.cpt_tokens_type_mask.iter().any(is_label) {
             let reason = "labels in the context (types 4, 8, ...) are not trained on here";
             return bad(NAME, "cpt_tokens_type_mask", reason);

@@ -199,7 +199,7 @@ fn assign(count: usize, length: usize, seed: u64) -> Vec<usize> {
     let mut all: Vec<usize> = (0..length)
         .flat_map(|k| std::iter::repeat_n(k, times))
         .collect();
-    if count % length > 0 {
+    if !count.is_multiple_of(length) {
         all.extend(generator.choice(length, count % length));
     }
     generator.shuffle(&mut all);
