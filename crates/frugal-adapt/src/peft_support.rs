@@ -93,6 +93,13 @@ pub fn obstacle(method: &Method, adapter: &dyn Adapter, model: &BackboneInfo) ->
     }
     let names = adapter.parameters();
     let acts_on = |part: &str| names.iter().any(|p| p.name().contains(part));
+    let config = adapter.peft_config();
+    // Its files may leave out what is of single layers.
+    let targets = config.get("target_modules").and_then(Value::as_array);
+    let targets_experts = targets.is_some_and(|all| {
+        all.iter()
+            .any(|name| ["w1", "w2", "w3"].iter().any(|map| name == map))
+    });
     let is_linear = ON_LINEAR.contains(&method.peft_type);
     match model.model_type {
         "gpt2" if is_linear && !ON_CONV1D.contains(&method.peft_type) => Some(format!(
@@ -103,7 +110,7 @@ pub fn obstacle(method: &Method, adapter: &dyn Adapter, model: &BackboneInfo) ->
             "`peft` has no `{}` for GPT-2's maps, which are stored transposed (`Conv1D`)",
             method.name
         )),
-        "mixtral" if is_linear && acts_on(".experts.") => on_experts(method, &names),
+        "mixtral" if is_linear && (acts_on(".experts.") || targets_experts) => on_experts(method, &names),
         "mamba" if acts_on(".dt_proj.") => Some(
             "transformers multiplies with the weight of Mamba's `dt_proj` past the layer, and so past \
              what `peft` adds to it"

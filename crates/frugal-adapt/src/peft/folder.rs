@@ -26,8 +26,8 @@ pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 /// What `peft` has no field for.
 pub const EXTRA_FILE: &str = "frugal.json";
 
-/// The tensor of a prompt.
-const PROMPT: &str = "prompt_embeddings";
+/// The tensors of a prompt.
+const PROMPT: [&str; 3] = ["prompt_embeddings", "prefix_task_cols", "prefix_task_rows"];
 
 /// What `frugal.json` holds.
 #[derive(Serialize, Deserialize)]
@@ -52,7 +52,7 @@ pub(crate) struct Keys<'a> {
 impl Keys<'_> {
     pub fn parameter(&self, name: &str) -> String {
         // Prompts have no prefix; what the layers share stands above the model and has its own.
-        let is_prompt = self.method.family == Family::Prompt && name == PROMPT;
+        let is_prompt = self.method.family == Family::Prompt && PROMPT.contains(&name);
         if is_prompt || name.starts_with("base_model.") {
             return name.into();
         }

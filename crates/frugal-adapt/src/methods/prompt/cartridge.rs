@@ -153,6 +153,17 @@ impl Cartridge {
     fn new(config: CartridgeConfig, context: &BuildContext<'_>) -> Result<Self, AdaptError> {
         config.validate()?;
         let info = context.info;
+        if info.is_attention_only && info.key_value_width == 0 {
+            return Err(AdaptError::Unsupported {
+                method: NAME,
+                action: "be used here",
+                reason: format!(
+                    "`{}` models have no attention that keys and values could be put in front of: use `prompt-tuning`, or a \
+                     method that changes linear layers",
+                    info.model_type
+                ),
+            });
+        }
         let (layers, width) = (
             info.num_hidden_layers,
             info.num_key_value_heads * info.head_dim,

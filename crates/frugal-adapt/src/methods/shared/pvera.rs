@@ -50,7 +50,7 @@ pub const METHOD: Method = Method::of::<PveraConfig>(
     "VeRA that samples between its projections",
     include_str!("pvera.rs"),
 )
-.default_lr(5e-3);
+.default_lr(1e-3);
 
 /// Settings, with `peft`'s names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
