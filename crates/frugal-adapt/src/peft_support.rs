@@ -95,7 +95,9 @@ pub fn obstacle(method: &Method, adapter: &dyn Adapter, model: &BackboneInfo) ->
     let acts_on = |part: &str| names.iter().any(|p| p.name().contains(part));
     let config = adapter.peft_config();
     // Its files may leave out what is of single layers.
-    let targets = config.get("target_modules").and_then(Value::as_array);
+    let targets = config
+        .get("target_modules")
+        .and_then(serde_json::Value::as_array);
     let targets_experts = targets.is_some_and(|all| {
         all.iter()
             .any(|name| ["w1", "w2", "w3"].iter().any(|map| name == map))
