@@ -209,11 +209,11 @@ impl PretrainConfig {
                 add(&format!("shape.{key}"), reason);
             }
         }
-        if with_attention && s.num_attention_heads == 0
-            || with_attention
-                && !s
+        if with_attention
+            && (s.num_attention_heads == 0
+                || !s
                     .hidden_size
-                    .is_multiple_of(2 * s.num_attention_heads.max(1))
+                    .is_multiple_of(2 * s.num_attention_heads.max(1)))
         {
             add(
                 "shape.hidden_size",
