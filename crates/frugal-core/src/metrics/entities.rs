@@ -159,10 +159,10 @@ mod tests {
     }
 
     fn tags(texts: &[Vec<String>]) -> Vec<Vec<&str>> {
-        fn of(text: &Vec<String>) -> Vec<&str> {
+        fn of(text: &[String]) -> Vec<&str> {
             text.iter().map(String::as_str).collect()
         }
-        texts.iter().map(of).collect()
+        texts.iter().map(|text| of(text)).collect()
     }
 
     #[test]

@@ -31,7 +31,7 @@ fn tagged(tokens: &[&str], tags: &[Option<&str>]) -> Example {
 fn the_columns_of_hugging_face_data_sets_are_read() {
     let names = r#"{"id": "0", "tokens": ["EU", "rejects"], "pos_tags": [1, 2], "ner_tags": ["B-ORG", "O"]}"#;
     let expected = tagged(&["EU", "rejects"], &[Some("B-ORG"), Some("O")]);
-    assert_eq!(read(names, &[]).unwrap(), [expected.clone()]);
+    assert_eq!(read(names, &[]).unwrap(), std::slice::from_ref(&expected));
     let numbers = r#"{"words": ["EU", "rejects"], "labels": [1, 0]}"#;
     assert_eq!(read(numbers, &["O", "B-ORG"]).unwrap(), [expected]);
     // What is ignored in training, however it is written.

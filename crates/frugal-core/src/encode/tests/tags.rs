@@ -44,7 +44,13 @@ fn words_become_the_tokens_and_targets_of_transformers() {
                 label_all_tokens,
             };
             let options = EncodeOptions::new(512);
-            let encoded = encode_all(&data(&[record.clone()]), &tokenizer, task, &options).unwrap();
+            let encoded = encode_all(
+                &data(std::slice::from_ref(&record)),
+                &tokenizer,
+                task,
+                &options,
+            )
+            .unwrap();
             let Target::Tags { classes, .. } = &encoded.examples[0].labels else {
                 panic!("{named}")
             };
