@@ -85,9 +85,14 @@ fn identity(case: &Case) -> Checked {
         return close("hidden states before training", &adapted, &base, 1e-5);
     }
     let (_, difference) = worst(&adapted, &base);
-    // Three times what counts as no change: LoRA-XS starts from a deviation of 1e-5.
+    // LoRA-XS starts from a deviation of 1e-5; three times what counts as no change is a change.
+    let least = if case.method.name == "lora-xs" {
+        3e-5
+    } else {
+        1e-4
+    };
     ensure(
-        difference > 3e-5,
+        difference > least,
         format!("it promises less than it does: hidden states differ by {difference:e} only"),
     )
 }
