@@ -11,6 +11,7 @@ pub mod peft;
 mod peft_fused;
 pub mod peft_keys;
 mod peft_read;
+pub mod pretraining;
 pub mod peft_support;
 pub mod registry;
 pub mod reparameterize;

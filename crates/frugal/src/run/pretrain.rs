@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use frugal_adapt::methods::full::{Full, FullConfig};
+use frugal_adapt::methods::full::Full;
 use frugal_core::encode::Tokenized;
 use frugal_eval::report::{
     Evaluation, MetaInfo, ModelInfo, RECORD_FILE, RunRecord, SystemInfo, TrainInfo,
@@ -18,6 +18,7 @@ use super::corpus::Corpus;
 use super::folder::{check_same_run, claim};
 use super::job::{Job, Learn, Trained, in_folder};
 use super::pretrain_config::PretrainConfig;
+use super::pretrain_memory::{TrainedMemory, trained_as};
 use super::{Metrics, Observe, Progress, RunError};
 
 /// The resolved configuration in a run folder.
@@ -34,6 +35,10 @@ pub struct Pretrained {
     pub metrics: Metrics,
     /// Parameters.
     pub parameters: usize,
+    /// Parameters that were trained, which are others under a reparameterisation.
+    pub trainable_parameters: usize,
+    /// Bytes of what is trained.
+    pub memory: TrainedMemory,
     /// Tokens trained on.
     pub tokens: u64,
     /// Seconds of training.
@@ -84,7 +89,8 @@ fn pretrain_in_folder(
         seed: config.seed,
         tokenize: None,
     };
-    let mut adapter = Full::new(FullConfig {}, &context)?;
+    let mut adapter = trained_as(&config.reparam, &context)?;
+    let memory = TrainedMemory::of(&adapter, &config.train)?;
     let learn = Learn {
         objective: None,
         backbone: backbone.as_ref(),
@@ -117,6 +123,8 @@ fn pretrain_in_folder(
         out: config.out.clone(),
         metrics: metrics.unwrap_or_default(),
         parameters: sites.num_parameters(),
+        trainable_parameters: adapter.num_trainable(),
+        memory,
         tokens: training.outcome.tokens,
         seconds: training.seconds,
     };
@@ -175,7 +183,11 @@ fn check_settings(path: &Path, config: &PretrainConfig) -> Result<(), RunError> 
         .flatten()
         .map(|(key, _)| format!("shape.{key}"))
         .collect();
-    let keys: Vec<&str> = shape.iter().map(String::as_str).chain(["seed"]).collect();
+    let keys: Vec<&str> = shape
+        .iter()
+        .map(String::as_str)
+        .chain(["seed", "reparam"])
+        .collect();
     check_same_run(path, &before, config, &keys)
 }
 
@@ -189,13 +201,12 @@ fn record(
     corpus: &Corpus,
 ) -> Result<RunRecord, RunError> {
     let file_size = std::fs::metadata(config.out.join("model.safetensors")).map_or(0, |m| m.len());
-    let parameters = trained.parameters as u64;
     Ok(RunRecord {
         run_info: job.run_info(training, config),
         train_info: TrainInfo {
             file_size,
-            num_trainable_params: parameters,
-            num_total_params: parameters,
+            num_trainable_params: trained.trainable_parameters as u64,
+            num_total_params: trained.parameters as u64,
             ..job.train_info(training, trained.interrupted, &job.log()?)
         },
         evaluation: vec![Evaluation {
