@@ -48,12 +48,7 @@ impl Factors {
     }
 
     /// The output `[rows, d_out]` for an input `[rows, d_in]`.
-    pub(super) fn forward(
-        &self,
-        x: Tensor<2>,
-        bias: Option<Tensor<1>>,
-        mode: Mode,
-    ) -> Tensor<2> {
+    pub(super) fn forward(&self, x: Tensor<2>, bias: Option<Tensor<1>>, mode: Mode) -> Tensor<2> {
         let low = frugal_kernels::linear(x, self.a.get::<2>(mode), None) * self.scale;
         frugal_kernels::linear(low, self.b.get::<2>(mode), bias)
     }

@@ -67,12 +67,7 @@ impl Rule for ReLoraConfig {
         Ok(Box::new(ReLora {
             factors: Factors::new(place.path, place.shape, rank, alpha, true, context),
             // Planning has no shape for it.
-            merged: Parameter::frozen(
-                dense.name(),
-                &place.shape,
-                dense.to_vec(),
-                &context.device,
-            ),
+            merged: Parameter::frozen(dense.name(), &place.shape, dense.to_vec(), &context.device),
         }))
     }
 }
@@ -89,11 +84,7 @@ impl Layer for ReLora {
     }
 
     fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
-        vec![
-            &mut self.merged,
-            &mut self.factors.a,
-            &mut self.factors.b,
-        ]
+        vec![&mut self.merged, &mut self.factors.a, &mut self.factors.b]
     }
 
     fn forward(&self, x: Tensor<2>, bias: Option<Tensor<1>>, mode: Mode) -> Tensor<2> {

@@ -123,11 +123,7 @@ impl Layer for SparsePlusLowRank {
     }
 
     fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
-        vec![
-            &mut self.factors.a,
-            &mut self.factors.b,
-            &mut self.values,
-        ]
+        vec![&mut self.factors.a, &mut self.factors.b, &mut self.values]
     }
 
     fn forward(&self, x: Tensor<2>, bias: Option<Tensor<1>>, mode: Mode) -> Tensor<2> {

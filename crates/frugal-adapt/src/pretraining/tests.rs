@@ -4,9 +4,7 @@ use std::sync::Arc;
 use burn::prelude::*;
 use frugal_models::load::read_json;
 use frugal_models::{ModelConfig, build, random_weights};
-use frugal_nn::{
-    Adapter, Backbone, BuildContext, Linear, Mode, Parameter, StepContext, to_vec,
-};
+use frugal_nn::{Adapter, Backbone, BuildContext, Linear, Mode, Parameter, StepContext, to_vec};
 use serde_json::{Value, json};
 
 use super::factors::Factors;
@@ -130,10 +128,7 @@ fn models_have_as_many_parameters_as_the_paper_counts() {
     let low = settings(json!({ "rank": 128 }));
     assert_eq!(counted("low-rank", low, of_60m()), (42_770_944, 0));
     let sparse = settings(json!({ "rank": 128, "sparsity": 0.03 }));
-    assert_eq!(
-        counted("sltrain", sparse, of_60m()),
-        (43_529_832, 758_888)
-    );
+    assert_eq!(counted("sltrain", sparse, of_60m()), (43_529_832, 758_888));
 }
 
 fn small() -> Arc<dyn Backbone> {
@@ -190,12 +185,13 @@ fn restarts_keep_the_merged_weight_and_change_what_makes_it() {
                 parameter.set(values.collect());
             }
         }
-        let merged = |made: &dyn Adapter| {
-            to_vec(made.merged_linear(&base).unwrap().unwrap().weight)
-        };
+        let merged =
+            |made: &dyn Adapter| to_vec(made.merged_linear(&base).unwrap().unwrap().weight);
         let factors = |made: &dyn Adapter| -> Vec<Vec<f32>> {
             let all = made.parameters().into_iter();
-            all.filter(|p| p.name().contains("lora_")).map(Parameter::to_vec).collect()
+            all.filter(|p| p.name().contains("lora_"))
+                .map(Parameter::to_vec)
+                .collect()
         };
         let (weight, before) = (merged(&made), factors(&made));
         after_step(&mut made, 9);
@@ -224,7 +220,10 @@ fn what_is_zero_at_the_start_leaves_the_rest_alone() {
     };
     assert_eq!(weight("relora"), to_vec(base.weight.dense()));
     // 3 % of 256 entries, each within 1 / √16.
-    let sparse: Vec<f32> = weight("sltrain").into_iter().filter(|v| *v != 0.0).collect();
+    let sparse: Vec<f32> = weight("sltrain")
+        .into_iter()
+        .filter(|v| *v != 0.0)
+        .collect();
     assert_eq!(sparse.len(), 7);
     assert!(sparse.iter().all(|v| v.abs() <= 0.25));
     assert!(weight("low_rank").iter().all(|v| *v != 0.0));
@@ -245,10 +244,15 @@ fn settings_that_cannot_be_are_refused_by_name() {
         assert!(refused(name, json!({ "rnak": 4 })).contains("did you mean `rank`"));
         let nowhere = json!({ "rank": 4, "target_modules": ["attention"] });
         assert!(refused(name, nowhere).contains("attention"));
-        assert!((entry.restart_steps)(&settings(json!({ "restart_steps": 7 }))) .is_ok_and(|s| s == 7));
+        assert!(
+            (entry.restart_steps)(&settings(json!({ "restart_steps": 7 }))).is_ok_and(|s| s == 7)
+        );
     }
     assert!(refused("sltrain", json!({ "sparsity": 1.5 })).contains("`sparsity`"));
     assert!(refused("sltrain", json!({ "rank": 4, "sparsity": 0.001 })).contains("`sparsity`"));
     let unknown = find("sl-trian").err().unwrap().to_string();
-    assert!(unknown.contains("sltrain") && unknown.contains("relora"), "{unknown}");
+    assert!(
+        unknown.contains("sltrain") && unknown.contains("relora"),
+        "{unknown}"
+    );
 }

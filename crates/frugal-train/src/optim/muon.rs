@@ -133,7 +133,10 @@ impl Optimizer for Muon {
     }
 
     fn update(&mut self, parameter: &mut Parameter, gradient: &Gradient, update: &Update) {
-        let (&[rows, cols], true) = (parameter.shape(), is_hidden(parameter.name(), parameter.shape())) else {
+        let (&[rows, cols], true) = (
+            parameter.shape(),
+            is_hidden(parameter.name(), parameter.shape()),
+        ) else {
             return self.others.update(parameter, gradient, update);
         };
         let value = parameter.value();

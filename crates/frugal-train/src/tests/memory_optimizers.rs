@@ -40,7 +40,12 @@ pub(super) fn made(name: &str, settings: &Map<String, Value>, weight_decay: f64)
     OptimizerStep::new(optim::made(&config).unwrap(), &config).unwrap()
 }
 
-pub(super) fn step(optimizer: &mut OptimizerStep, parameter: &mut Parameter, gradient: &[f32], lr: f64) {
+pub(super) fn step(
+    optimizer: &mut OptimizerStep,
+    parameter: &mut Parameter,
+    gradient: &[f32],
+    lr: f64,
+) {
     let mut gradients = GradientSum::default();
     gradients.insert(parameter.name(), gradient.to_vec());
     optimizer.step(vec![parameter], &gradients, lr).unwrap();

@@ -49,12 +49,7 @@ fn spam_and_stable_spam_move_as_their_authors_code_does() {
     for case in cases {
         let new = || made(&case.name, &case.settings, case.weight_decay);
         let start = case.start.clone();
-        let mut p = Parameter::new(
-            case.parameter.as_str(),
-            &case.shape,
-            start,
-            &Device::flex(),
-        );
+        let mut p = Parameter::new(case.parameter.as_str(), &case.shape, start, &Device::flex());
         let mut optimizer = new();
         for (i, (gradient, after)) in case.gradients.iter().zip(&case.after).enumerate() {
             // At a reset of some cases and between those of others.
@@ -149,7 +144,12 @@ fn loro_goes_on_with_the_same_bits_and_is_refused_without_pairs() {
                 optimizer = made("loro", &settings, 0.1);
                 optimizer.optimizer_mut().restore(state).unwrap();
             }
-            step_pair(&mut optimizer, &mut factors, &pair.gradients[i % 3], pair.lr);
+            step_pair(
+                &mut optimizer,
+                &mut factors,
+                &pair.gradients[i % 3],
+                pair.lr,
+            );
         }
         factors.map(|p| p.to_vec())
     };
@@ -235,7 +235,11 @@ fn every_optimizer_keeps_as_many_bytes_as_it_says() {
         optimizer.optimizer_mut().restore(empty).unwrap();
         assert_eq!(bytes(&optimizer), 0, "{}", entry.name);
     }
-    let plain = made("sgd", &serde_json::from_str(r#"{"momentum": 0}"#).unwrap(), 0.0);
+    let plain = made(
+        "sgd",
+        &serde_json::from_str(r#"{"momentum": 0}"#).unwrap(),
+        0.0,
+    );
     assert_eq!(plain.optimizer().state_bytes("w", &[3, 4]), 0);
 }
 
@@ -243,9 +247,8 @@ fn every_optimizer_keeps_as_many_bytes_as_it_says() {
 fn states_are_as_large_as_the_published_counts() {
     // LLaMA of 60 million: 8 blocks of width 512 and 1376; of 1 billion: 24 of 2048 and 5461.
     let numbers = |optimizer: &OptimizerStep, layers: u64, h: usize, f: usize| {
-        let of = |name: &str, shape: [usize; 2]| {
-            optimizer.optimizer().state_bytes(name, &shape) / 4
-        };
+        let of =
+            |name: &str, shape: [usize; 2]| optimizer.optimizer().state_bytes(name, &shape) / 4;
         layers * (4 * of("self_attn.q_proj", [h, h]) + 3 * of("mlp.up_proj", [f, h]))
     };
     let galore = |rank: usize| {

@@ -82,7 +82,10 @@ pub(super) fn problems(reparam: &Named, train: &TrainConfig) -> Vec<(String, Str
     }
     let mut add = |key: &str, reason: String| found.push((key.to_owned(), reason));
     if reparam.name.is_empty() {
-        add("reparam", "settings without a name: give `--reparam NAME`".into());
+        add(
+            "reparam",
+            "settings without a name: give `--reparam NAME`".into(),
+        );
         return found;
     }
     match pretraining::find(&reparam.name) {
