@@ -73,7 +73,7 @@ impl Loro {
     }
 
     /// One update of `B A`.
-    fn update_pair(&mut self, a: &mut Pending<'_>, b: &mut Pending<'_>) {
+    fn update_pair<'p>(&mut self, a: &mut Pending<'p>, b: &mut Pending<'p>) {
         let (d_a, rate, exact) = self.direction(a);
         let (d_b, _, _) = self.direction(b);
         let &[m, r] = b.parameter.shape() else {
