@@ -282,7 +282,7 @@ fn names_of_optimizers_are_read_as_the_field_spells_them() {
 #[test]
 fn a_run_whose_moments_begin_anew_resumes_to_the_same_bits() {
     let (backbone, data) = (backbone("llama"), counting(&[5, 9, 3, 7, 4, 6]));
-    let run = |reset: u64, folder: Option<(&Path, Option<usize>, bool)>| {
+    let run = |reset: u64, folder: Option<(&Path, Option<u64>, bool)>| {
         let config = TrainConfig {
             lr: 1e-3,
             epochs: 3.0,
