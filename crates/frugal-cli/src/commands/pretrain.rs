@@ -145,11 +145,11 @@ fn trained_memory(trained: &Pretrained) -> String {
 }
 
 /// `optim.KEY=VALUE` as the key of the configuration that it is short for.
-fn spelled_out(text: &String) -> String {
+fn spelled_out(text: &str) -> String {
     let rest = text.trim_start().strip_prefix("optim");
     match rest.filter(|rest| rest.starts_with(['.', '='])) {
         Some(rest) => format!("train.optim{rest}"),
-        None => text.clone(),
+        None => text.to_owned(),
     }
 }
 
@@ -173,7 +173,8 @@ fn resolve(args: &Args) -> Result<PretrainConfig, ConfigErrors> {
     layer.set("train.epochs", args.epochs);
     layer.set("train.max_steps", count_value(args.max_steps));
     layer.set("train.max_tokens", count_value(args.batch_tokens));
-    let overrides: Vec<String> = args.config.overrides.iter().map(spelled_out).collect();
+    let given = args.config.overrides.iter();
+    let overrides: Vec<String> = given.map(|text| spelled_out(text)).collect();
     let mut config: PretrainConfig = config::load_with(
         args.config.config.as_deref(),
         layer.table(),
