@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use frugal::adapt::pretraining::REPARAMETERIZATIONS;
 use frugal::run::{PretrainConfig, Pretrained, architectures, pretrain};
+use frugal::train::optim::OPTIMIZERS;
 use frugal_core::config::{self, ConfigErrors};
 use frugal_core::human;
 
@@ -45,12 +47,9 @@ pub struct Args {
     /// Tokens of the new tokenizer [default: 4096]
     #[arg(long, value_name = "N", help_heading = "Model")]
     vocab_size: Option<u64>,
-    /// adamw, adamw_8bit, sgd, lion, adafactor, adam_mini, muon, galore, golore, fira, apollo, spam,
-    /// stable_spam or loro [default: adamw]
-    #[arg(long, value_name = "NAME", help_heading = "Training")]
+    #[arg(long, value_name = "NAME", help = optimizers(), help_heading = "Training")]
     optim: Option<String>,
-    /// Train low_rank, sltrain or relora layers; the saved weights are dense
-    #[arg(long, value_name = "NAME", help_heading = "Training")]
+    #[arg(long, value_name = "NAME", help = reparameterizations(), help_heading = "Training")]
     reparam: Option<String>,
     /// Peak learning rate [default: 0.003]
     #[arg(long, value_name = "X", help_heading = "Training")]
@@ -130,6 +129,21 @@ pub fn run(args: &Args) -> Result<Outcome> {
     } else {
         Outcome::Done
     })
+}
+
+fn optimizers() -> String {
+    let names = OPTIMIZERS.iter().map(|entry| entry.name);
+    let names: Vec<&str> = names.collect();
+    format!("Optimizer: {} [default: {}]", names.join(", "), names[0])
+}
+
+fn reparameterizations() -> String {
+    let names = REPARAMETERIZATIONS.iter().map(|entry| entry.name);
+    let names: Vec<&str> = names.collect();
+    format!(
+        "What layers are while they are trained: {}; the saved weights are dense",
+        names.join(", ")
+    )
 }
 
 /// What is trained, and the bytes that it takes.

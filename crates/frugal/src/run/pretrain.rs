@@ -367,6 +367,45 @@ mod tests {
         }
     }
 
+    /// A weight that a layer's hook does not reach would be another in the file than in training.
+    #[test]
+    fn layers_of_every_architecture_are_saved_as_they_were_measured() {
+        let archs = crate::run::architectures();
+        for (name, arch) in archs.flat_map(|(arch, _)| [("low_rank", arch), ("sltrain", arch)]) {
+            let folder = tempfile::tempdir().unwrap();
+            let mut config = config(folder.path());
+            config.shape.arch = arch.into();
+            config.dtype = frugal_models::save::StoredType::F32;
+            config.reparam = Named {
+                name: name.into(),
+                settings: serde_json::from_str(r#"{"rank": 4, "restart_steps": 2}"#).unwrap(),
+            };
+            config.resolve();
+            let made = go(&config, false).unwrap();
+            let (path, lookup) = (config.out.display().to_string(), Default::default());
+            let files = frugal_models::load::ModelFiles::open(&path, &lookup).unwrap();
+            let backbone = files.load(&burn::prelude::Device::flex()).unwrap();
+            let validation = Corpus::read(&config, &mut |_| {}).unwrap().validation;
+            let (stop, loss) = (AtomicBool::new(false), CausalLm::default());
+            let tokens = config.train.max_tokens;
+            let found = evaluate_observed(
+                backbone.as_ref(),
+                None,
+                &loss,
+                &validation,
+                tokens,
+                &stop,
+                &mut |_, _| {},
+            );
+            let found = found.unwrap().unwrap().metrics["loss"];
+            let measured = made.metrics["loss"];
+            assert!(
+                (found - measured).abs() < 1e-4,
+                "{arch} as {name}: {found} of the file, {measured} of training"
+            );
+        }
+    }
+
     #[test]
     fn keys_of_the_architecture_are_read_or_refused() {
         let folder = tempfile::tempdir().unwrap();
