@@ -511,4 +511,3 @@ pub(crate) fn rotate(x: Tensor<2>, rotary: &RotaryTable, dim: usize) -> Tensor<2
     let rest = x.narrow(2, rotated, dim - rotated);
     Tensor::cat(vec![first.reshape([tokens, heads, rotated]), rest], 2).reshape([tokens, width])
 }
-

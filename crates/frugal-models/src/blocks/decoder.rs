@@ -180,7 +180,8 @@ impl DecoderSpec {
                 norm(&mut sites, "post_feedforward_layernorm");
             }
         }
-        self.final_norm.site(&mut sites, "model.norm".into(), None, d);
+        self.final_norm
+            .site(&mut sites, "model.norm".into(), None, d);
         sites.lm_head(c);
         sites.finish()
     }
@@ -225,7 +226,10 @@ impl Decoder {
         attention: impl Fn(&mut WeightLoader<'_>, &str) -> Result<Box<dyn SelfAttention>, ModelError>,
         feed_forward: impl Fn(&mut WeightLoader<'_>, &str) -> Result<Box<dyn FeedForward>, ModelError>,
     ) -> Result<Arc<dyn Backbone>, ModelError> {
-        let (d, constants) = (config.hidden_size, [config.norm_eps, spec.norm_offset.into()]);
+        let (d, constants) = (
+            config.hidden_size,
+            [config.norm_eps, spec.norm_offset.into()],
+        );
         let mut blocks = Vec::with_capacity(config.num_hidden_layers);
         for i in 0..config.num_hidden_layers {
             let p = |name: &str| format!("model.layers.{i}.{name}");

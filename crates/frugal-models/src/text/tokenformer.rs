@@ -40,6 +40,7 @@ use crate::architecture::{
 use crate::blocks::decoder::{Decoder, DecoderSpec};
 use crate::blocks::pattention::{ParamNorm, Pattention, PattentionHeads, PattentionSpec, VALUES};
 use crate::blocks::stream_norm::NormKind;
+use crate::fresh::{Fresh, FreshSizes, Own};
 use crate::keys::{self, Size, TokenId, bad};
 use crate::rope::RopeReader;
 use crate::weights::WeightLoader;
@@ -63,12 +64,13 @@ pub static TOKENFORMER: Family = Family {
         ia3_feedforward: "mlp.value_param_tokens",
     },
     read,
+    fresh: Some(Fresh {
+        about: "attention to learnt tokens in place of projections, which can grow",
+        config: fresh,
+    }),
     keys: KeyTable {
         honored: keys::names::<TokenFormerConfig>,
-        refused: &[
-            ("attention_bias", "false"),
-            ("mlp_bias", "false"),
-        ],
+        refused: &[("attention_bias", "false"), ("mlp_bias", "false")],
         without_effect: &["attention_dropout", "hidden_dropout"],
     },
 };
@@ -145,10 +147,25 @@ impl Default for TokenFormerConfig {
 
 /// What differs between models of this type.
 #[derive(Debug)]
-pub struct TokenFormer {
+struct TokenFormer {
     spec: DecoderSpec,
     /// In the order of [`TOKEN_KEYS`].
     layers: [PattentionSpec; 3],
+}
+
+/// As many tokens as the model is wide around attention, and as the feed-forward layer is wide there.
+fn fresh(sizes: &FreshSizes, own: &Own<'_>) -> Result<Value, ModelError> {
+    sizes.head_dim(own)?;
+    Ok(json!({
+        "hidden_size": sizes.hidden_size, "num_hidden_layers": sizes.num_hidden_layers,
+        "num_attention_heads": sizes.num_attention_heads,
+        "qkv_slot_num": sizes.hidden_size, "proj_slot_num": sizes.hidden_size,
+        "ffn_slot_num": sizes.intermediate_size, "norm_activation_type": "l2_norm_gelu",
+        "pattention_eps": 1e-5, "norm": "layernorm_nonparam", "final_norm": "layernorm",
+        "layer_norm_eps": 1e-5, "partial_rotary_factor": 0.25, "rope_theta": 10000.0,
+        "max_position_embeddings": sizes.max_position_embeddings, "tie_word_embeddings": true,
+        "initializer_range": 0.02,
+    }))
 }
 
 fn read(raw: &Value, source: &str) -> Result<ModelConfig, ModelError> {
@@ -164,7 +181,9 @@ fn read(raw: &Value, source: &str) -> Result<ModelConfig, ModelError> {
     let k: TokenFormerConfig = keys::read(raw, source, &required)?;
     let (width, heads) = (k.hidden_size.0, k.num_attention_heads.0);
     let head_dim = keys::shared_head_dim(width, heads, "num_attention_heads", source)?;
-    if k.num_key_value_heads.is_some_and(|groups| groups.0 != heads) {
+    if k.num_key_value_heads
+        .is_some_and(|groups| groups.0 != heads)
+    {
         let reason = format!("only as many as the {heads} of `num_attention_heads` are supported");
         return Err(bad(source, "num_key_value_heads", reason));
     }

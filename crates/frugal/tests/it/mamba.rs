@@ -61,7 +61,7 @@ fn the_loss_and_the_gradient_of_every_weight_match_transformers() {
     }
 }
 
-fn compare_gradients(model_name: &str) {
+pub fn compare_gradients(model_name: &str) {
     let backbone = model(model_name, "config.json");
     let folder = fixture("models").join(model_name);
     let golden = Golden::read(&folder.join("golden.safetensors"));
@@ -100,7 +100,7 @@ fn what_is_written_has_the_names_and_shapes_of_the_reference() {
     }
 }
 
-fn compare_files(name: &str) {
+pub fn compare_files(name: &str) {
     let backbone = model(name, "config.json");
     let original = SafetensorsSource::open(&fixture("models").join(name)).unwrap();
     let weights = merge::weights(backbone.as_ref(), None).unwrap();
