@@ -20,8 +20,13 @@ pub(super) struct Corpus {
 }
 
 impl Corpus {
-    /// Reads the text, trains the tokenizer unless there is one, and tells of both.
-    pub(super) fn read(
+    /// Reads the text, trains the tokenizer, and tells of both.
+    pub(super) fn read(config: &PretrainConfig, observe: Observe<'_>) -> Result<Self, RunError> {
+        Self::read_with(config, None, observe)
+    }
+
+    /// [`Corpus::read`] with a tokenizer that there is, if one is given.
+    pub(super) fn read_with(
         config: &PretrainConfig,
         given: Option<&TextTokenizer>,
         observe: Observe<'_>,

@@ -81,7 +81,7 @@ fn pretrain_in_folder(
     }
     let given = start.as_ref().map(|start| start.files.tokenizer());
     let given = given.transpose().map_err(ModelError::from)?;
-    let corpus = Corpus::read(config, given, observe)?;
+    let corpus = Corpus::read_with(config, given, observe)?;
     let (model, backbone) = match &start {
         Some(Start { files }) => (files.config().clone(), files.load(&device)?),
         None => {

@@ -129,7 +129,7 @@ fn settings_that_are_not_supported_are_refused_by_name() {
         assert!(error.contains(said), "{changes}: {error}");
     }
     let raw = config(&json!({}));
-    let error = gguf_metadata(&raw, "tiny", frugal_formats::gguf::GgmlType::F32.into());
+    let error = gguf_metadata(&raw, "tiny", frugal_formats::gguf::GgmlType::F32);
     let error = error.unwrap_err().to_string();
     assert!(error.contains(NAME) && error.contains("GGUF"), "{error}");
 }
