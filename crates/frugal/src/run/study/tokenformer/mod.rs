@@ -1,6 +1,7 @@
 //! TokenFormer: a small model that grows and is trained on, against new models of the larger size.
 
 mod rig;
+mod size;
 
 use frugal_models::grow::{Growth, NewKeys, Scale, TokenCounts, grow};
 use frugal_models::merge::Weights;
@@ -8,6 +9,7 @@ use frugal_models::merge::Weights;
 use super::run::{Study, StudyKind};
 use super::{Outcome, StudyError, StudyEvent, StudyRequest};
 use rig::{Part, Rig};
+use size::Size;
 
 /// The study.
 pub static TOKENFORMER: Study = Study {
@@ -32,48 +34,6 @@ const RENEWED: &str = "grown, zero keys, new scale";
 const DRAWN: &str = "grown, drawn keys, new scale";
 const SHORT: &str = "new, tokens of stage 2";
 const LONG: &str = "new, tokens of both stages";
-
-/// How large models are and how long they learn.
-struct Size {
-    hidden_size: usize,
-    num_hidden_layers: usize,
-    vocab_size: usize,
-    max_length: usize,
-    batch_tokens: usize,
-    /// Tokens around attention and in feed-forward layers of the small model.
-    tokens: [usize; 2],
-    /// Steps of the first stage and of the second.
-    steps: [u64; 2],
-    /// Multiples of the rate that are tried.
-    factors: &'static [f64],
-}
-
-impl Size {
-    fn of(smoke: bool) -> Self {
-        match smoke {
-            true => Self {
-                hidden_size: 16,
-                num_hidden_layers: 1,
-                vocab_size: 300,
-                max_length: 32,
-                batch_tokens: 128,
-                tokens: [8, 16],
-                steps: [4, 2],
-                factors: &[1.0],
-            },
-            false => Self {
-                hidden_size: 64,
-                num_hidden_layers: 4,
-                vocab_size: 512,
-                max_length: 128,
-                batch_tokens: 1024,
-                tokens: [48, 192],
-                steps: [300, 100],
-                factors: &[1.0 / 3.0, 1.0, 3.0],
-            },
-        }
-    }
-}
 
 /// What the larger model of an arm begins as.
 #[derive(Clone, Copy)]

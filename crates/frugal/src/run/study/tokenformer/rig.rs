@@ -11,10 +11,10 @@ use frugal_train::{
     CausalLm, Event, StopReason, TrainConfig, TrainError, TrainRun, evaluate_observed, train,
 };
 
-use super::Size;
+use super::size::Size;
 use crate::run::corpus::Corpus;
 use crate::run::study::{StudyError, StudyRequest};
-use crate::run::{PretrainConfig, Shape};
+use crate::run::PretrainConfig;
 
 /// Share of the text that is not learnt from.
 const HELD_OUT: f64 = 0.1;
@@ -157,30 +157,6 @@ impl<'a> Rig<'a> {
             Ok(Some(evaluation)) => Ok(evaluation.metrics["loss"]),
             Ok(None) => Err(StudyError::Stopped),
             Err(error) => Err(StudyError::arm(arm, error)),
-        }
-    }
-}
-
-impl Size {
-    /// A run on a model with these numbers of tokens.
-    fn config(&self, [around, feed_forward]: [usize; 2]) -> PretrainConfig {
-        let tokens = toml::Table::from_iter([
-            ("qkv_slot_num".to_owned(), (around as i64).into()),
-            ("proj_slot_num".to_owned(), (around as i64).into()),
-        ]);
-        PretrainConfig {
-            shape: Shape {
-                arch: "tokenformer".into(),
-                vocab_size: self.vocab_size,
-                hidden_size: self.hidden_size,
-                intermediate_size: feed_forward,
-                num_hidden_layers: self.num_hidden_layers,
-                num_attention_heads: 4,
-                max_position_embeddings: self.max_length,
-                own: tokens,
-                ..Shape::default()
-            },
-            ..PretrainConfig::default()
         }
     }
 }
