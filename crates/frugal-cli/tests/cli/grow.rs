@@ -28,7 +28,11 @@ fn a_model_grows_writes_the_same_text_and_is_trained_on() {
     let folder = folder();
     let folder = folder.path();
     small(folder);
-    run(folder, "grow --model small --tokens 2x --out large --dry-run").ok();
+    run(
+        folder,
+        "grow --model small --tokens 2x --out large --dry-run",
+    )
+    .ok();
     assert!(!folder.join("large").exists());
     let grown = run(folder, "grow --model small --tokens 2x --out large --json").ok();
     let grown: Value = serde_json::from_str(&grown.stdout).unwrap();
@@ -41,11 +45,17 @@ fn a_model_grows_writes_the_same_text_and_is_trained_on() {
         2 * 32 * (4 * 32 + 64)
     );
     let text = |model: &str| {
-        let words = format!("generate --model {model} --prompt river --max-tokens 12 --temperature 0 --quiet");
+        let words = format!(
+            "generate --model {model} --prompt river --max-tokens 12 --temperature 0 --quiet"
+        );
         run(folder, &words).ok().stdout
     };
     assert_eq!(text("small"), text("large"));
-    run(folder, &format!("pretrain --from large --out longer {TRAIN}")).ok();
+    run(
+        folder,
+        &format!("pretrain --from large --out longer {TRAIN}"),
+    )
+    .ok();
     let config = fs::read_to_string(folder.join("longer/config.json")).unwrap();
     assert!(config.contains("\"ffn_slot_num\": 128") && config.contains("\"ffn_zoom_dim\": 64"));
     run(folder, "grow --model small --tokens 2x --out large").fails(&["large"]);
@@ -67,9 +77,14 @@ fn growth_and_beginnings_that_do_not_fit_are_refused() {
         run(folder, &words).fails(&said);
         assert!(!folder.join("large").exists(), "{tokens}");
     }
-    run(folder, "grow --model builtin --tokens 2x --out large").fails(&["model_type", "tokenformer"]);
+    run(folder, "grow --model builtin --tokens 2x --out large")
+        .fails(&["model_type", "tokenformer"]);
     let from = format!("pretrain --from small --out longer {TRAIN}");
     run(folder, &format!("{from} --arch llama")).fails(&["--from", "--arch"]);
     run(folder, &format!("{from} --set shape.hidden_size=64")).fails(&["shape", "leave it out"]);
-    run(folder, &format!("pretrain --from minilm-none --out longer {TRAIN}")).fails(&["minilm-none"]);
+    run(
+        folder,
+        &format!("pretrain --from minilm-none --out longer {TRAIN}"),
+    )
+    .fails(&["minilm-none"]);
 }

@@ -68,7 +68,15 @@ fn run(
     let mut step = |what: String| observe(StudyEvent::Step { what });
 
     let fresh = |seed| rig.fresh(size.tokens, seed);
-    let rate = tuned(&rig, &size, SMALL, size.steps[0], fresh, &mut rates, &mut step)?;
+    let rate = tuned(
+        &rig,
+        &size,
+        SMALL,
+        size.steps[0],
+        fresh,
+        &mut rates,
+        &mut step,
+    )?;
     let small = |seed: u64| {
         let trained = rig.trained(SMALL, &fresh(seed)?, rate, size.steps[0], seed)?;
         trained.ok_or_else(|| StudyError::arm(SMALL, "the loss was not finite at its best rate"))
@@ -174,7 +182,12 @@ fn claims(outcome: &mut Outcome) {
             KEPT,
             LONG,
         ),
-        ("A grown model is better than the small one", LOSS, KEPT, SMALL),
+        (
+            "A grown model is better than the small one",
+            LOSS,
+            KEPT,
+            SMALL,
+        ),
         (
             "Zero keys and the old scale are better than drawn keys and the new scale",
             LOSS,

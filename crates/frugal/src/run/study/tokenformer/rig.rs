@@ -12,9 +12,9 @@ use frugal_train::{
 };
 
 use super::size::Size;
+use crate::run::PretrainConfig;
 use crate::run::corpus::Corpus;
 use crate::run::study::{StudyError, StudyRequest};
-use crate::run::PretrainConfig;
 
 /// Share of the text that is not learnt from.
 const HELD_OUT: f64 = 0.1;
