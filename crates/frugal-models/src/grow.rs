@@ -210,9 +210,11 @@ pub fn grow(weights: &Weights, growth: &Growth, device: &Device) -> Result<Weigh
         }
         insert(&mut tensors, name, values, shape, device);
         if site.has_bias {
-            let (name, shape) = (format!("{}.bias", site.path), vec![site.d_out]);
-            let values = read_values(&weights.tensors, &name, &shape)?;
-            insert(&mut tensors, name, values, shape, device);
+            let name = format!("{}.bias", site.path);
+            let mut values = read_values(&weights.tensors, &name, &[old.d_out])?;
+            // Of new scores: they stay zeros.
+            values.resize(site.d_out, 0.0);
+            insert(&mut tensors, name, values, vec![site.d_out], device);
         }
     }
     Ok(Weights { config, tensors })
@@ -323,6 +325,28 @@ mod tests {
                 assert!(worst < 3e-6, "{tokens}, {length} tokens: {worst:e}");
             }
         }
+    }
+
+    #[test]
+    fn biases_of_scores_grow_with_them() {
+        let mut old = fresh(config(json!({"attention_bias": true, "mlp_bias": true})));
+        let biases: Vec<(String, usize)> = old
+            .config
+            .sites()
+            .iter()
+            .filter(|(_, site)| site.has_bias && site.path.ends_with("_param_tokens"))
+            .map(|(_, site)| (format!("{}.bias", site.path), site.d_out))
+            .collect();
+        assert_eq!(biases.len(), 20);
+        for (i, (name, count)) in biases.into_iter().enumerate() {
+            let values = (0..count).map(|j| 0.1 * ((i + j) as f32).sin()).collect();
+            insert(&mut old.tensors, name, values, vec![count], &Device::flex());
+        }
+        let plain = fresh(config(json!({})));
+        assert!(compare(&old, &plain, 9).0 > 1e-2);
+        let new = grow(&old, &by("2x"), &Device::flex()).unwrap();
+        let (worst, _) = compare(&old, &new, 9);
+        assert!(worst < 3e-6, "{worst:e}");
     }
 
     #[test]

@@ -55,6 +55,8 @@ pub struct PattentionSpec {
     pub norm: ParamNorm,
     /// Added to the norm of the scores.
     pub eps: f64,
+    /// Whether numbers are added to the scores and to the output.
+    pub bias: bool,
 }
 
 impl PattentionSpec {
@@ -116,10 +118,10 @@ impl Pattention {
         [d_in, d_out]: [usize; 2],
         writes_to_residual: bool,
     ) {
-        sites.linear(format!("{path}.{KEYS}"), layer, [d_in, spec.tokens], false);
+        sites.linear(format!("{path}.{KEYS}"), layer, [d_in, spec.tokens], spec.bias);
         let (path, size) = (format!("{path}.{VALUES}"), [spec.tokens, d_out]);
         sites
-            .add(path, SiteKind::Conv1d, Some(layer), size, false)
+            .add(path, SiteKind::Conv1d, Some(layer), size, spec.bias)
             .writes_to_residual = writes_to_residual;
     }
 
@@ -249,6 +251,7 @@ mod tests {
         scale_tokens: 3,
         norm: ParamNorm::L2NormGelu,
         eps: 0.0,
+        bias: false,
     };
 
     fn matrix<const R: usize, const C: usize>(rows: [[f32; C]; R]) -> Tensor<2> {
@@ -370,6 +373,7 @@ mod tests {
                     scale_tokens: n,
                     norm,
                     eps: 1e-5,
+                    bias: false,
                 };
                 let found = spec.weigh(longer);
                 assert_eq!(

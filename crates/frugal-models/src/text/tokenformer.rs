@@ -70,7 +70,7 @@ pub static TOKENFORMER: Family = Family {
     }),
     keys: KeyTable {
         honored: keys::names::<TokenFormerConfig>,
-        refused: &[("attention_bias", "false"), ("mlp_bias", "false")],
+        refused: &[],
         without_effect: &["attention_dropout", "hidden_dropout"],
     },
 };
@@ -108,6 +108,9 @@ struct TokenFormerConfig {
     norm_activation_type: ParamNorm,
     /// Added to the norms of scores.
     pattention_eps: f64,
+    /// Biases of scores and outputs, as the TPU code may have them.
+    attention_bias: bool,
+    mlp_bias: bool,
     norm: NormKind,
     /// By default as in blocks.
     final_norm: Option<NormKind>,
@@ -134,6 +137,8 @@ impl Default for TokenFormerConfig {
             ffn_zoom_dim: None,
             norm_activation_type: ParamNorm::L2NormGelu,
             pattention_eps: 1e-5,
+            attention_bias: false,
+            mlp_bias: false,
             norm: NormKind::Plain,
             final_norm: None,
             layer_norm_eps: 1e-5,
@@ -219,16 +224,17 @@ fn read(raw: &Value, source: &str) -> Result<ModelConfig, ModelError> {
         ..DecoderSpec::new([head_dim, num_hidden_layers], rope.uniform()?)
     };
     let spec = spec.check("partial_rotary_factor", source)?;
-    let layer = |tokens: Size, scale: Option<Size>| PattentionSpec {
+    let layer = |tokens: Size, scale: Option<Size>, bias| PattentionSpec {
         tokens: tokens.0,
         scale_tokens: scale.unwrap_or(tokens).0,
         norm: k.norm_activation_type,
         eps: k.pattention_eps,
+        bias,
     };
     let layers = [
-        layer(k.qkv_slot_num, k.qkv_zoom_dim),
-        layer(k.proj_slot_num, k.proj_zoom_dim),
-        layer(k.ffn_slot_num, k.ffn_zoom_dim),
+        layer(k.qkv_slot_num, k.qkv_zoom_dim, k.attention_bias),
+        layer(k.proj_slot_num, k.proj_zoom_dim, k.attention_bias),
+        layer(k.ffn_slot_num, k.ffn_zoom_dim, k.mlp_bias),
     ];
     Ok(ModelConfig {
         family: &TOKENFORMER,
@@ -257,6 +263,8 @@ impl Architecture for TokenFormer {
             "final_norm": self.spec.final_norm,
             "norm_activation_type": self.layers[0].norm,
             "pattention_eps": self.layers[0].eps,
+            "attention_bias": self.layers[0].bias,
+            "mlp_bias": self.layers[2].bias,
         });
         for (i, layer) in self.layers.iter().enumerate() {
             own[TOKEN_KEYS[i]] = layer.tokens.into();

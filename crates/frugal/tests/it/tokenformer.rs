@@ -9,7 +9,7 @@ use frugal::model::{Backbone, Input, ModelConfig, build};
 use frugal_formats::gguf::gguf_metadata;
 use serde_json::{Map, Value, json};
 
-use crate::mamba::{compare_files, compare_gradients};
+use crate::mamba::{compare_files, compare_gradients, transposed};
 use crate::support::{Golden, assert_close, context, device, fixture, max_difference, model};
 
 const NAME: &str = "tokenformer";
@@ -122,7 +122,7 @@ fn settings_that_are_not_supported_are_refused_by_name() {
         (json!({"qkv_slot_num": 0}), "`qkv_slot_num`"),
         (json!({"ffn_zoom_dim": 0}), "`ffn_zoom_dim`"),
         (json!({"proj_slot_num": null}), "`proj_slot_num`"),
-        (json!({"mlp_bias": true}), "`mlp_bias`"),
+        (json!({"mlp_bias": true}), "mlp.key_param_tokens.bias"),
         (json!({"qkv_slot_num": 17}), "query.key_param_tokens"),
     ] {
         let error = with(&changes).err().expect(said);
@@ -213,7 +213,11 @@ fn new_keys_get_gradients_at_once_and_new_values_do_not() {
         if !name.contains("param_tokens") {
             continue;
         }
-        let gradient = to_vec(parameter.take_gradient(&mut gradients).expect(&name));
+        let mut gradient = to_vec(parameter.take_gradient(&mut gradients).expect(&name));
+        // Tokens are rows of keys and columns of values.
+        if name.contains("value_param") {
+            gradient = transposed(&gradient, parameter.shape()[1]);
+        }
         let (old, new) = gradient.split_at(gradient.len() / 2);
         let moves = |part: &[f32]| part.iter().any(|g| *g != 0.0);
         assert!(moves(old), "{name}");
