@@ -118,7 +118,12 @@ impl Pattention {
         [d_in, d_out]: [usize; 2],
         writes_to_residual: bool,
     ) {
-        sites.linear(format!("{path}.{KEYS}"), layer, [d_in, spec.tokens], spec.bias);
+        sites.linear(
+            format!("{path}.{KEYS}"),
+            layer,
+            [d_in, spec.tokens],
+            spec.bias,
+        );
         let (path, size) = (format!("{path}.{VALUES}"), [spec.tokens, d_out]);
         sites
             .add(path, SiteKind::Conv1d, Some(layer), size, spec.bias)

@@ -84,10 +84,14 @@ pub fn compare_gradients(model_name: &str) {
         let (shape, wanted) = &expected.floats[&format!("grad.{name}")];
         let mut found = to_vec(parameter.take_gradient(&mut gradients).expect(name));
         // What files have transposed is trained as every other layer.
-        let mut kinds = backbone.sites().iter().map(|(_, site)| {
-            (site.weight_name() == name).then_some(site.kind)
-        });
-        match (kinds.any(|kind| kind == Some(SiteKind::Conv1d)), parameter.shape()) {
+        let mut kinds = backbone
+            .sites()
+            .iter()
+            .map(|(_, site)| (site.weight_name() == name).then_some(site.kind));
+        match (
+            kinds.any(|kind| kind == Some(SiteKind::Conv1d)),
+            parameter.shape(),
+        ) {
             (true, [rows, cols]) => {
                 assert_eq!([*cols, *rows], shape[..], "{name}");
                 found = transposed(&found, *cols);
