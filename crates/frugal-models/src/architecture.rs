@@ -121,6 +121,18 @@ pub struct Cost {
     pub latent: Option<LatentCost>,
     /// Sizes of the recurrence, where blocks have one in place of attention and feed-forward layer.
     pub recurrence: Option<RecurrenceCost>,
+    /// Numbers of learnt tokens, where projections are attention to such; those of the feed-forward
+    /// layer are its width.
+    pub param_tokens: Option<TokenCost>,
+}
+
+/// Learnt tokens that layers around attention attend to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TokenCost {
+    /// Of each of queries, keys and values.
+    pub qkv: usize,
+    /// Of what the heads give.
+    pub proj: usize,
 }
 
 /// Sizes that the memory of a recurrence follows from.
@@ -164,6 +176,7 @@ impl Cost {
             active_experts: 1,
             latent: None,
             recurrence: None,
+            param_tokens: None,
         }
     }
 }

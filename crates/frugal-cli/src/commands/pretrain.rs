@@ -22,6 +22,7 @@ Examples:
   frugal pretrain --data text.txt --out models/mine --arch mamba
   frugal pretrain --data text.txt --out models/mine --optim galore --set optim.rank=64
   frugal pretrain --data text.txt --out models/mine --reparam sltrain --set reparam.rank=64
+  frugal pretrain --data text.txt --out models/longer --from models/mine
   frugal pretrain --config recipe.toml --out models/mine
 
 Trains a tokenizer and a decoder with tied embeddings and writes a Hugging Face folder. Sizes are
@@ -44,6 +45,10 @@ pub struct Args {
     /// Architecture, one of those below [default: llama]
     #[arg(long, value_name = "NAME", value_parser = architecture(), hide_possible_values = true, help_heading = "Model")]
     arch: Option<String>,
+    /// Begin with the weights and the tokenizer of this model in place of new ones: a name, a folder,
+    /// or org/name on the hub
+    #[arg(long, value_name = "MODEL", conflicts_with_all = ["arch", "vocab_size"], help_heading = "Model")]
+    from: Option<String>,
     /// Tokens of the new tokenizer [default: 4096]
     #[arg(long, value_name = "N", help_heading = "Model")]
     vocab_size: Option<u64>,
@@ -179,6 +184,7 @@ fn notes() -> String {
 fn resolve(args: &Args) -> Result<PretrainConfig, ConfigErrors> {
     let mut layer = Layer::default();
     layer.set("data", args.data.clone());
+    layer.set("from", args.from.clone());
     layer.set("out", path_value(&args.out));
     layer.set("device", args.device.clone());
     layer.set("seed", count_value(args.seed));

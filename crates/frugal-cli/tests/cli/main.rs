@@ -10,6 +10,7 @@ mod data;
 mod disks;
 mod earlier_runs;
 mod eval_tasks;
+mod grow;
 mod help;
 mod inspect;
 mod journey;

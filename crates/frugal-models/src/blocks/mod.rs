@@ -13,6 +13,8 @@ pub mod mixer_decoder;
 pub mod mixer_init;
 pub mod mla;
 pub mod nsa;
+pub mod pattention;
 pub(crate) mod recurrence;
 pub mod sites;
 pub mod sparse_moe;
+pub mod stream_norm;

@@ -23,8 +23,8 @@ use std::process::ExitCode;
 use frugal::adapt::registry::METHODS;
 use libtest_mimic::{Arguments, Trial};
 
-/// A decoder, an encoder and a recurrence.
-const MODELS: [&str; 3] = ["llama", "bert", "mamba"];
+/// A decoder, an encoder, a recurrence, and a decoder of learnt tokens.
+const MODELS: [&str; 4] = ["llama", "bert", "mamba", "tokenformer"];
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();

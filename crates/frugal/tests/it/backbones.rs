@@ -9,7 +9,7 @@ use crate::support::{Golden, assert_close, fixture, model};
 
 const TOLERANCE: f32 = 1e-4;
 
-const MODELS: [&str; 15] = [
+const MODELS: [&str; 16] = [
     "llama",
     "llama-rope-llama3",
     "llama-rope-linear",
@@ -22,6 +22,7 @@ const MODELS: [&str; 15] = [
     "phi3",
     "mamba",
     "mamba2",
+    "tokenformer",
     "gpt2",
     "bert",
     "roberta",

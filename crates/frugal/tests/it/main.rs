@@ -38,5 +38,6 @@ mod steps;
 mod support;
 mod texts;
 mod token_classification;
+mod tokenformer;
 mod unused_files;
 mod variants;

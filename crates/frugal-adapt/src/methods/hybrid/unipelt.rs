@@ -231,9 +231,17 @@ impl UniPelt {
         let networks = PerSubLayer::new(NAME, None, &[SubLayer::Mlp], context, network)?;
         // Those of several architectures.
         let usual = Names::List(
-            ["q_proj", "v_proj", "query", "value", "c_attn"]
-                .map(str::to_owned)
-                .to_vec(),
+            [
+                "q_proj",
+                "v_proj",
+                "query",
+                "value",
+                "c_attn",
+                "query.value_param_tokens",
+                "value.value_param_tokens",
+            ]
+            .map(str::to_owned)
+            .to_vec(),
         );
         let target_modules = config
             .target_modules

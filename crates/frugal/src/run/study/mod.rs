@@ -19,6 +19,7 @@ mod registry;
 mod request;
 mod run;
 mod scifact;
+mod tokenformer;
 
 pub use error::StudyError;
 pub use outcome::{Claim, Measured, Outcome};

@@ -15,6 +15,7 @@ pub static STUDIES: &[&Study] = &[
     &super::perk::PERK,
     &super::prp::PRP,
     &super::rag_hyperparameters::STUDY,
+    &super::tokenformer::TOKENFORMER,
 ];
 
 /// The study of a name.
