@@ -14,7 +14,7 @@ use frugal_nn::site::SiteTable;
 use frugal_nn::state::{DecodeState, StateOptions};
 use frugal_nn::{
     AttentionControl, Backbone, BackboneInfo, BlockAction, BlockState, Frozen, ModelError, Pass,
-    SiteInfo, SubLayer, SubLayerIo,
+    RouterState, SiteInfo, SubLayer, SubLayerIo,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -66,7 +66,13 @@ pub struct DecoderSpec {
     /// Factor on the token embeddings.
     #[serde(skip)]
     pub embed_scale: Option<f32>,
+    /// Whether all blocks have the same norms, which are then under [`SHARED`].
+    #[serde(skip)]
+    pub shares_norms: bool,
 }
+
+/// Where the parts are that all blocks share.
+pub const SHARED: &str = "model.shared";
 
 impl DecoderSpec {
     /// Llama's: full attention in all blocks, nothing capped.
@@ -84,6 +90,7 @@ impl DecoderSpec {
             norm_offset: 0.0,
             sandwich_norms: false,
             embed_scale: None,
+            shares_norms: false,
         }
     }
 
@@ -147,6 +154,14 @@ impl DecoderSpec {
         given.max(reached as usize)
     }
 
+    /// Path of a norm of a block.
+    fn norm_path(&self, layer: usize, name: &str) -> String {
+        match self.shares_norms {
+            true => format!("{SHARED}.{name}"),
+            false => format!("model.layers.{layer}.{name}"),
+        }
+    }
+
     /// Sites in the order of the forward pass, with those of attention and feed-forward layer
     /// under the paths that they are given.
     pub fn sites(
@@ -158,17 +173,21 @@ impl DecoderSpec {
         let (mut sites, d) = (Sites::default(), c.hidden_size);
         sites.token_table("model.embed_tokens".into(), c);
         for i in 0..c.num_hidden_layers {
-            let p = |name: &str| format!("model.layers.{i}.{name}");
-            let l = Some(i);
-            sites.norm(p("input_layernorm"), l, d);
-            attention(&mut sites, i, &p("self_attn"));
-            sites.norm(p("post_attention_layernorm"), l, d);
+            let norm = |sites: &mut Sites, name: &str| {
+                if i == 0 || !self.shares_norms {
+                    let layer = (!self.shares_norms).then_some(i);
+                    sites.norm(self.norm_path(i, name), layer, d);
+                }
+            };
+            norm(&mut sites, "input_layernorm");
+            attention(&mut sites, i, &format!("model.layers.{i}.self_attn"));
+            norm(&mut sites, "post_attention_layernorm");
             if self.sandwich_norms {
-                sites.norm(p("pre_feedforward_layernorm"), l, d);
+                norm(&mut sites, "pre_feedforward_layernorm");
             }
             feed_forward(&mut sites, i, &format!("model.layers.{i}"));
             if self.sandwich_norms {
-                sites.norm(p("post_feedforward_layernorm"), l, d);
+                norm(&mut sites, "post_feedforward_layernorm");
             }
         }
         sites.norm("model.norm".into(), None, d);
@@ -220,7 +239,8 @@ impl Decoder {
         let mut blocks = Vec::with_capacity(config.num_hidden_layers);
         for i in 0..config.num_hidden_layers {
             let p = |name: &str| format!("model.layers.{i}.{name}");
-            let mut norm = |name: &str| loader.rms_norm(&p(name), eps, offset);
+            let mut norm =
+                |name: &str| loader.rms_norm(&spec.norm_path(i, name), eps, offset);
             let input_norm = norm("input_layernorm")?;
             let (attention_out_norm, mlp_norm, mlp_out_norm) = if spec.sandwich_norms {
                 (
@@ -334,7 +354,10 @@ impl Decoder {
 
         let [h, y] = pass.add_norm(&block.mlp_norm, x, a);
         pass.before_sub_layer(layer, SubLayer::Mlp, &y);
-        let mut m = block.feed_forward.forward(layer, y.clone(), pass);
+        let routing = &mut state.routing;
+        let mut m = block
+            .feed_forward
+            .forward_routed(layer, y.clone(), routing, pass);
         if let Some(norm) = &block.mlp_out_norm {
             m = pass.norm(norm, m);
         }
@@ -402,6 +425,7 @@ impl Backbone for Decoder {
                 .collect(),
             layout,
             attention,
+            routing: RouterState::default(),
         })
     }
 
@@ -447,7 +471,7 @@ impl Backbone for Decoder {
 
     fn visit_weights(&self, visit: &mut dyn FnMut(Frozen<'_>)) {
         visit(Frozen::Embedding(&self.embed_tokens));
-        for b in &self.blocks {
+        for (i, b) in self.blocks.iter().enumerate() {
             let norms = [
                 Some(&b.input_norm),
                 b.attention_out_norm.as_ref(),
@@ -457,6 +481,7 @@ impl Backbone for Decoder {
             norms
                 .into_iter()
                 .flatten()
+                .filter(|_| i == 0 || !self.spec.shares_norms)
                 .for_each(|n| visit(Frozen::Norm(n)));
             b.attention.visit_weights(visit);
             b.feed_forward.visit_weights(visit);

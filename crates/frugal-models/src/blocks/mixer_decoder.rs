@@ -10,7 +10,7 @@ use frugal_nn::rows::drop_prepended;
 use frugal_nn::site::SiteTable;
 use frugal_nn::state::{DecodeState, StateOptions};
 use frugal_nn::{
-    Backbone, BackboneInfo, BlockAction, BlockState, Frozen, LayerState, ModelError, Pass,
+    Backbone, BackboneInfo, BlockAction, BlockState, Frozen, LayerState, ModelError, Pass, RouterState,
     SequenceLayout, SubLayer, SubLayerIo,
 };
 
@@ -157,6 +157,7 @@ impl Backbone for MixerDecoder {
             layout,
             rotary: Vec::new(),
             attention: None,
+            routing: RouterState::default(),
         })
     }
 

@@ -14,5 +14,7 @@ pub mod mixer_init;
 pub mod mla;
 pub mod nsa;
 pub(crate) mod recurrence;
+pub mod router;
+pub mod shared;
 pub mod sites;
 pub mod sparse_moe;

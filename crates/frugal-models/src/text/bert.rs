@@ -13,7 +13,7 @@ use frugal_nn::layout::{Input, SequenceLayout};
 use frugal_nn::rows::drop_prepended;
 use frugal_nn::state::DecodeState;
 use frugal_nn::{
-    Backbone, BackboneInfo, BlockAction, BlockState, Frozen, HeadLayout, ModelError, Pass,
+    Backbone, BackboneInfo, BlockAction, BlockState, Frozen, HeadLayout, ModelError, Pass, RouterState,
     SiteInfo, SiteKind, SiteTable, SubLayer, SubLayerIo, UsualTargets,
 };
 use serde::{Deserialize, Serialize};
@@ -370,6 +370,7 @@ impl Backbone for Encoder {
             layout,
             rotary: Vec::new(),
             attention: None,
+            routing: RouterState::default(),
         })
     }
 

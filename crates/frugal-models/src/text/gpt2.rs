@@ -11,7 +11,7 @@ use frugal_nn::layout::Input;
 use frugal_nn::rows::drop_prepended;
 use frugal_nn::state::DecodeState;
 use frugal_nn::{
-    Backbone, BackboneInfo, BlockAction, BlockState, Frozen, HeadLayout, ModelError, Pass,
+    Backbone, BackboneInfo, BlockAction, BlockState, Frozen, HeadLayout, ModelError, Pass, RouterState,
     SiteInfo, SiteKind, SiteTable, SubLayer, SubLayerIo, UsualTargets,
 };
 use serde::{Deserialize, Serialize};
@@ -322,6 +322,7 @@ impl Backbone for Gpt2 {
             layout,
             rotary: Vec::new(),
             attention: None,
+            routing: RouterState::default(),
         })
     }
 

@@ -11,3 +11,5 @@ pub mod mixtral;
 pub mod native_sparse;
 pub mod phi3;
 pub mod qwen;
+pub mod rmoe;
+pub mod widenet;
