@@ -12,8 +12,8 @@ use frugal_nn::seam::derived_cache::DerivedCache;
 use frugal_nn::{
     AdaptError, Adapter, AttentionControl, AttentionScores, BlockAction, BuildContext, Conv,
     ConvChange, Embedding, GradientSum, KeyValue, Linear, LinearChange, MergedLinear, Mode, Norm,
-    NormChange, Param, ParamChange, Parameter, Pass, RouterTraining, Rows, SequenceLayout, SiteId, SiteKind,
-    StepContext, SubLayer, SubLayerIo, Weight,
+    NormChange, Param, ParamChange, Parameter, Pass, RouterTraining, Rows, SequenceLayout, SiteId,
+    SiteKind, StepContext, SubLayer, SubLayerIo, Weight,
 };
 use serde_json::{Map, Value};
 

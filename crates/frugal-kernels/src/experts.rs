@@ -83,7 +83,10 @@ pub(crate) mod portable {
         let places: Vec<i64> = places.iter().map(of).collect();
         let terms =
             select(Tensor::cat(vec![y, nothing], 0), &places) * weights.reshape([tokens * k, 1]);
-        terms.reshape([tokens, k, d]).sum_dim(1).reshape([tokens, d])
+        terms
+            .reshape([tokens, k, d])
+            .sum_dim(1)
+            .reshape([tokens, d])
     }
 
     fn select(x: Tensor<2>, rows: &[i64]) -> Tensor<2> {

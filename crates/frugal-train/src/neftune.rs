@@ -9,8 +9,8 @@ use burn::prelude::*;
 use burn::tensor::TensorData;
 use frugal_nn::{
     AttentionControl, AttentionScores, BlockAction, Conv, ConvChange, Embedding, KeyValue, Linear,
-    LinearChange, Norm, NormChange, Param, ParamChange, Pass, RouterTraining, Rows, SequenceLayout, SubLayer,
-    SubLayerIo, named_rng,
+    LinearChange, Norm, NormChange, Param, ParamChange, Pass, RouterTraining, Rows, SequenceLayout,
+    SubLayer, SubLayerIo, named_rng,
 };
 use rand::Rng;
 

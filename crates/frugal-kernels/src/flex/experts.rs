@@ -89,7 +89,11 @@ pub(crate) fn combine_rows(
             let (rows, k) = (Matrix::of(&y).rows, Matrix::of(&weights).cols);
             (combined(&y, &weights, &places), (places.clone(), rows, k))
         },
-        backward: |[y, weights], (places, rows, k): (Arc<[u32]>, usize, usize), grad, [for_y, for_weights], _| {
+        backward: |[y, weights],
+                   (places, rows, k): (Arc<[u32]>, usize, usize),
+                   grad,
+                   [for_y, for_weights],
+                   _| {
             let grad = dense_rows(&grad);
             let of_y = for_y.then(|| spread(&grad, &dense_rows(present(&weights)), &places, rows));
             let of_weights =

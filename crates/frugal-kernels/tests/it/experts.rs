@@ -99,9 +99,5 @@ fn combined_rows_match_the_reference() {
 fn a_row_has_one_place() {
     let device = burn::tensor::Device::flex();
     let (y, weights) = (random(2, 3, 1.0, 1), random(1, 2, 1.0, 2));
-    combine_rows(
-        y.tensor(&device),
-        weights.tensor(&device),
-        &[1, 1].into(),
-    );
+    combine_rows(y.tensor(&device), weights.tensor(&device), &[1, 1].into());
 }

@@ -239,8 +239,7 @@ impl Decoder {
         let mut blocks = Vec::with_capacity(config.num_hidden_layers);
         for i in 0..config.num_hidden_layers {
             let p = |name: &str| format!("model.layers.{i}.{name}");
-            let mut norm =
-                |name: &str| loader.rms_norm(&spec.norm_path(i, name), eps, offset);
+            let mut norm = |name: &str| loader.rms_norm(&spec.norm_path(i, name), eps, offset);
             let input_norm = norm("input_layernorm")?;
             let (attention_out_norm, mlp_norm, mlp_out_norm) = if spec.sandwich_norms {
                 (

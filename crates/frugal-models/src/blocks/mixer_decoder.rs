@@ -10,8 +10,8 @@ use frugal_nn::rows::drop_prepended;
 use frugal_nn::site::SiteTable;
 use frugal_nn::state::{DecodeState, StateOptions};
 use frugal_nn::{
-    Backbone, BackboneInfo, BlockAction, BlockState, Frozen, LayerState, ModelError, Pass, RouterState,
-    SequenceLayout, SubLayer, SubLayerIo,
+    Backbone, BackboneInfo, BlockAction, BlockState, Frozen, LayerState, ModelError, Pass,
+    RouterState, SequenceLayout, SubLayer, SubLayerIo,
 };
 
 use crate::architecture::ModelConfig;

@@ -68,7 +68,9 @@ impl Sites {
     pub fn of_no_block(&mut self, list: impl FnOnce(&mut Self)) {
         let first = self.0.len();
         list(self);
-        self.0[first..].iter_mut().for_each(|site| site.layer = None);
+        self.0[first..]
+            .iter_mut()
+            .for_each(|site| site.layer = None);
     }
 
     /// All of them.

@@ -91,13 +91,7 @@ pub struct Experts(Vec<[Linear; 3]>);
 
 impl Experts {
     /// Their sites under `path`.
-    pub fn sites(
-        sites: &mut Sites,
-        [d, ff]: [usize; 2],
-        count: usize,
-        layer: usize,
-        path: &str,
-    ) {
+    pub fn sites(sites: &mut Sites, [d, ff]: [usize; 2], count: usize, layer: usize, path: &str) {
         for e in 0..count {
             let p = |name: &str| format!("{path}.experts.{e}.{name}");
             sites.linear(p("w1"), layer, [d, ff], false);
@@ -152,11 +146,12 @@ impl Dispatch {
                 own.push((slot / per_token) as u32);
             }
         }
+        let mut firsts = Vec::with_capacity(count);
         let mut first = 0;
-        let firsts: Vec<u32> = rows
-            .iter()
-            .map(|own| std::mem::replace(&mut first, first + own.len() as u32))
-            .collect();
+        for own in &rows {
+            firsts.push(first);
+            first += own.len() as u32;
+        }
         for (place, &e) in places.iter_mut().zip(chosen) {
             if *place != NO_ROW {
                 *place += firsts[e];

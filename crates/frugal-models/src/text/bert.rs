@@ -13,8 +13,8 @@ use frugal_nn::layout::{Input, SequenceLayout};
 use frugal_nn::rows::drop_prepended;
 use frugal_nn::state::DecodeState;
 use frugal_nn::{
-    Backbone, BackboneInfo, BlockAction, BlockState, Frozen, HeadLayout, ModelError, Pass, RouterState,
-    SiteInfo, SiteKind, SiteTable, SubLayer, SubLayerIo, UsualTargets,
+    Backbone, BackboneInfo, BlockAction, BlockState, Frozen, HeadLayout, ModelError, Pass,
+    RouterState, SiteInfo, SiteKind, SiteTable, SubLayer, SubLayerIo, UsualTargets,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -43,6 +43,7 @@ pub static BERT: Family = Family {
     head: HeadLayout::Classifier,
     usual_targets: TARGETS,
     read: read_bert,
+    fresh: None,
     keys: KeyTable {
         honored: keys::names::<EncoderConfig>,
         refused: &[("position_embedding_type", "\"absolute\"")],
@@ -65,6 +66,7 @@ pub static ROBERTA: Family = Family {
     head: HeadLayout::DenseOutProj,
     usual_targets: TARGETS,
     read: read_roberta,
+    fresh: None,
     keys: KeyTable {
         honored: keys::names::<EncoderConfig>,
         refused: &[("position_embedding_type", "\"absolute\"")],

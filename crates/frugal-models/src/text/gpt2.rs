@@ -11,8 +11,8 @@ use frugal_nn::layout::Input;
 use frugal_nn::rows::drop_prepended;
 use frugal_nn::state::DecodeState;
 use frugal_nn::{
-    Backbone, BackboneInfo, BlockAction, BlockState, Frozen, HeadLayout, ModelError, Pass, RouterState,
-    SiteInfo, SiteKind, SiteTable, SubLayer, SubLayerIo, UsualTargets,
+    Backbone, BackboneInfo, BlockAction, BlockState, Frozen, HeadLayout, ModelError, Pass,
+    RouterState, SiteInfo, SiteKind, SiteTable, SubLayer, SubLayerIo, UsualTargets,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -39,6 +39,7 @@ pub static GPT2: Family = Family {
         ia3_feedforward: "mlp.c_proj",
     },
     read,
+    fresh: None,
     keys: KeyTable {
         honored: keys::names::<Gpt2Config>,
         refused: &[

@@ -47,7 +47,9 @@ use crate::blocks::router::{
     CellKind, LinearRouter, RecurrentCell, RecurrentRouter, RecurrentSpec, Router,
 };
 use crate::blocks::shared::Sharing;
+use crate::blocks::sites::Sites;
 use crate::blocks::sparse_moe::{Experts, MoeSpec, SparseMoe};
+use crate::fresh::{Fresh, FreshSizes, Own};
 use crate::keys::{self, Size, TokenId};
 use crate::rope::RopeReader;
 use crate::weights::WeightLoader;
@@ -66,6 +68,10 @@ pub static RMOE: Family = Family {
         ia3_feedforward: "w2",
     },
     read,
+    fresh: Some(Fresh {
+        about: "a mixture of experts whose routers are one recurrence over the blocks",
+        config: fresh,
+    }),
     keys: KeyTable {
         honored: keys::names::<RmoeConfig>,
         refused: &[
@@ -189,6 +195,18 @@ struct Rmoe {
     shares_projection: bool,
 }
 
+fn fresh(sizes: &FreshSizes, own: &Own<'_>) -> Result<Value, ModelError> {
+    let mut keys = sizes.decoder(own)?;
+    // Experts have no biases.
+    keys.remove("mlp_bias");
+    let more = json!({
+        "num_local_experts": 8, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.01,
+        "moe_router_type": "gru", "moe_router_rnn_hidden_size": sizes.hidden_size.min(128),
+    });
+    keys.extend(more.as_object().cloned().unwrap_or_default());
+    Ok(Value::Object(keys))
+}
+
 fn read(raw: &Value, source: &str) -> Result<ModelConfig, ModelError> {
     let k: RmoeConfig = keys::read(raw, source, keys::DECODER_SIZES)?;
     let head_dim = match k.head_dim {
@@ -310,7 +328,7 @@ impl Architecture for Rmoe {
                         if !self.shares_projection {
                             sites.linear(format!("{path}.router_proj"), l, [d, p], false);
                         } else if l == 0 {
-                            let linear = |s: &mut crate::blocks::sites::Sites| {
+                            let linear = |s: &mut Sites| {
                                 s.linear(PROJECTION.into(), l, [d, p], false);
                             };
                             sites.of_no_block(linear);

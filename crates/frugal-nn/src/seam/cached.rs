@@ -8,8 +8,8 @@ use crate::seam::adapter::{Adapter, MergedLinear};
 use crate::seam::attention::{AttentionControl, AttentionScores};
 use crate::seam::derived_cache::DerivedCache;
 use crate::seam::hooks::{
-    BlockAction, ConvChange, KeyValue, LinearChange, NormChange, ParamChange, Pass, RouterTraining, Rows, SubLayer,
-    SubLayerIo,
+    BlockAction, ConvChange, KeyValue, LinearChange, NormChange, ParamChange, Pass, RouterTraining,
+    Rows, SubLayer, SubLayerIo,
 };
 
 /// Hooks for one pass without gradients.

@@ -15,8 +15,8 @@ use crate::seam::cached::cached;
 use crate::seam::derived_cache::DerivedCache;
 use crate::seam::error::AdaptError;
 use crate::seam::hooks::{
-    ConvChange, LinearChange, LowRankChange, NoAdapter, NormChange, ParamChange, Pass, RouterTraining, Rows,
-    SubLayer, SubLayerIo,
+    ConvChange, LinearChange, LowRankChange, NoAdapter, NormChange, ParamChange, Pass,
+    RouterTraining, Rows, SubLayer, SubLayerIo,
 };
 use crate::seam::parameter::Mode;
 
