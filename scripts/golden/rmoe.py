@@ -46,7 +46,7 @@ if __name__ == "__main__":
         router_aux_loss_coef=0.1,
         router_z_loss_coef=0.05,
         moe_router_type="gru",
-        moe_router_rnn_hidden_size=10,
+        moe_router_rnn_hidden_size=16,
     )
     variants = {
         "NP": dict(moe_router_recurrent=False),

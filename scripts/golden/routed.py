@@ -15,12 +15,12 @@ from safetensors.torch import save_file
 SEED = 20263
 LENGTHS = (11, 7)
 SIZES = dict(
-    hidden_size=24,
-    intermediate_size=20,
+    hidden_size=32,
+    intermediate_size=32,
     num_hidden_layers=3,
     num_attention_heads=4,
     num_key_value_heads=2,
-    vocab_size=48,
+    vocab_size=64,
     max_position_embeddings=64,
     rms_norm_eps=1e-6,
     rope_theta=10000.0,

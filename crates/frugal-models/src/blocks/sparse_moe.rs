@@ -282,3 +282,39 @@ impl FeedForward for SparseMoe {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `⌊1.2 · 2 · 8 / 4⌋` is 4 slots of each expert (equation 5 of arXiv 2107.11817); those of the
+    /// first tokens are taken.
+    #[test]
+    fn an_expert_takes_the_first_tokens_up_to_its_capacity() {
+        let spec = MoeSpec {
+            capacity_factor: Some(1.2),
+            ..MoeSpec::new([4, 2], 0.0)
+        };
+        assert_eq!(spec.capacity(8), Some(4));
+        assert_eq!(MoeSpec::new([4, 2], 0.0).capacity(8), None);
+        // All tokens choose expert 2 first, and one of the others.
+        let chosen = [2, 0, 2, 1, 2, 3, 2, 0, 2, 1, 2, 3, 2, 0, 2, 1];
+        let dispatch = Dispatch::new(&chosen, [4, 2], Some(4));
+        assert_eq!(
+            dispatch.rows,
+            [vec![0, 3, 6], vec![1, 4, 7], vec![0, 1, 2, 3], vec![2, 5]]
+        );
+        let n = NO_ROW;
+        let places = [6, 0, 7, 3, 8, 10, 9, 1, n, 4, n, 11, n, 2, n, 5];
+        assert_eq!(dispatch.places.as_ref(), places);
+        let all = Dispatch::new(&chosen, [4, 2], None);
+        assert_eq!(all.rows[2], (0..8).collect::<Vec<u32>>());
+        assert!(!all.places.contains(&NO_ROW));
+    }
+
+    #[test]
+    fn the_likeliest_experts_are_chosen_and_the_first_of_equal_ones() {
+        let spec = MoeSpec::new([3, 2], 0.0);
+        assert_eq!(spec.choose(&[0.2, 0.5, 0.3, 0.4, 0.2, 0.4]), [1, 2, 0, 2]);
+    }
+}

@@ -14,6 +14,8 @@ pub static STUDIES: &[&Study] = &[
     &super::perk::PERK,
     &super::prp::PRP,
     &super::rag_hyperparameters::STUDY,
+    &super::routed::RMOE,
+    &super::routed::WIDENET,
 ];
 
 /// The study of a name.
