@@ -22,6 +22,7 @@ mod perk;
 mod problems;
 mod recipes;
 mod retrieve;
+mod routed;
 mod runs;
 mod shell;
 mod silent;

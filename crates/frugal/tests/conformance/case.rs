@@ -112,14 +112,15 @@ impl Case {
 fn settings_on(method: &Method, model_name: &str) -> Map<String, Value> {
     let mut settings = settings(method);
     let usual = (method.defaults)().get("target_modules").cloned();
-    let layers = match usual {
-        Some(Value::String(all)) if all == "all-linear" => json!(["in_proj", "x_proj", "out_proj"]),
-        Some(Value::Array(_)) => json!(["in_proj"]),
+    let all_linear = usual == Some(json!("all-linear"));
+    let layers = match model_name {
+        "mamba" if all_linear => json!(["in_proj", "x_proj", "out_proj"]),
+        "mamba" if usual.is_some_and(|usual| usual.is_array()) => json!(["in_proj"]),
+        // Without routers.
+        "rmoe" | "widenet" if all_linear => json!(["q_proj", "v_proj", "o_proj", "w1", "w2", "w3"]),
         _ => return settings,
     };
-    if model_name == "mamba" {
-        settings.insert("target_modules".into(), layers);
-    }
+    settings.insert("target_modules".into(), layers);
     settings
 }
 

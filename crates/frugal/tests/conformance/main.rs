@@ -23,8 +23,9 @@ use std::process::ExitCode;
 use frugal::adapt::registry::METHODS;
 use libtest_mimic::{Arguments, Trial};
 
-/// A decoder, an encoder and a recurrence.
-const MODELS: [&str; 3] = ["llama", "bert", "mamba"];
+/// A decoder, an encoder, a recurrence, a mixture of experts with a recurrent router, and one whose
+/// blocks share attention and experts.
+const MODELS: [&str; 5] = ["llama", "bert", "mamba", "rmoe", "widenet"];
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();

@@ -92,8 +92,7 @@ pub(super) fn widenet(size: &Size) -> Vec<Arm> {
             operations: (blocks * (4 * d * d + d * experts + 3 * chosen * d * ff)) as f64,
         }
     };
-    let unshared =
-        || toml! { share_attention = false share_experts = false share_router = false };
+    let unshared = || toml! { share_attention = false share_experts = false share_router = false };
     let (one, wide) = ([1, 1], [WIDE_EXPERTS, CHOSEN]);
     // Two blocks with as many numbers as WideNet's one attention and its experts.
     let shared = 4 * d * d + 3 * WIDE_EXPERTS * d * ff;
@@ -142,6 +141,9 @@ mod tests {
         let (d, dense) = (size.hidden_size, find(&arms, DENSE_SIZE));
         let parameters = 2 * (4 * d * d + 3 * d * dense.intermediate_size) as i64;
         let of_wide = (4 * d * d + 3 * WIDE_EXPERTS * d * wide.intermediate_size) as i64;
-        assert!((parameters - of_wide).abs() < of_wide / 100, "{parameters} of {of_wide}");
+        assert!(
+            (parameters - of_wide).abs() < of_wide / 100,
+            "{parameters} of {of_wide}"
+        );
     }
 }

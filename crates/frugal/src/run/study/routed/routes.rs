@@ -59,7 +59,10 @@ impl Choices {
             .iter()
             .map(|of_block| of_block.iter().step_by(self.per_token).copied().collect())
             .collect();
-        let variations = self.chosen.iter().map(|block| variation(block, self.experts));
+        let variations = self
+            .chosen
+            .iter()
+            .map(|block| variation(block, self.experts));
         let pairs = first.windows(2);
         let information = pairs.map(|pair| mutual_information(&pair[0], &pair[1], self.experts));
         let tokens = first.first().map_or(0, Vec::len);
