@@ -25,7 +25,7 @@ SIZES = dict(
     rms_norm_eps=1e-6,
     rope_theta=10000.0,
     hidden_act="silu",
-    tie_word_embeddings=False,
+    tie_word_embeddings=True,
     bos_token_id=1,
     eos_token_id=2,
     pad_token_id=0,
@@ -146,7 +146,7 @@ class Decoder:
             x = x + self.moe(layer, y, logits, self.where(layer, "block_sparse_moe"))
             blocks.append(x)
         hidden = norm("model.norm", x)
-        return blocks, hidden, self.linear("lm_head", hidden, c["vocab_size"])
+        return blocks, hidden, hidden @ self.w["model.embed_tokens.weight"].T
 
     def norm(self, layer, name):
         return self.where(layer, name)

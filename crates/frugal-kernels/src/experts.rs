@@ -5,6 +5,7 @@ use std::sync::Arc;
 use burn::tensor::Tensor;
 
 use crate::flex;
+pub use crate::flex::NO_ROW;
 
 /// Rows of a matrix, one behind the other: `y[i] = x[rows[i]]`. A row may be chosen often. The
 /// gradient is added to what x has got from its other uses, in place, so that the rows of many
@@ -23,9 +24,6 @@ pub fn gather_rows(x: Tensor<2>, rows: &Arc<[u32]>) -> Tensor<2> {
     );
     flex::gather_rows(&x, rows).unwrap_or_else(|| portable::gather_rows(x, rows))
 }
-
-/// In `places` of [`combine_rows`]: nothing.
-pub const NO_ROW: u32 = u32::MAX;
 
 /// The weighted sum of some rows for each token: `out[t] = Σⱼ weights[t, j] · y[places[t · k + j]]`,
 /// in the order of j, where [`NO_ROW`] stands for zeros (equation 2 of *Outrageously Large Neural

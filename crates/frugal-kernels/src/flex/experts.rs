@@ -10,9 +10,11 @@ use rayon::prelude::*;
 use super::matrix::{Matrix, build, zeros};
 use super::record::{Op, Operand, present, record};
 use super::tensor::{dense_rows, take_writable, tensor_of};
-use crate::experts::NO_ROW;
 use crate::save_policy::Cost;
 use crate::simd::{Isa, dot, multiversion, task_rows};
+
+/// In `places` of [`combine_rows`](crate::combine_rows): nothing.
+pub const NO_ROW: u32 = u32::MAX;
 
 /// [`gather_rows`](crate::gather_rows) on Flex.
 pub(crate) fn gather_rows(x: &Tensor<2>, rows: &Arc<[u32]>) -> Option<Tensor<2>> {

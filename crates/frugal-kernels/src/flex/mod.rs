@@ -33,6 +33,7 @@ pub(crate) use add::add;
 pub(crate) use attention::{attention, cached_attention};
 pub(crate) use causal_conv::causal_conv1d;
 pub(crate) use cross_entropy::{linear_cross_entropy, token_log_probs};
+pub use experts::NO_ROW;
 pub(crate) use experts::{combine_rows, gather_rows};
 pub(crate) use linear::{linear, lora_linear};
 pub(crate) use multi_lora::multi_lora_linear;

@@ -18,6 +18,9 @@ use crate::blocks::sites::Sites;
 use crate::keys::bad;
 use crate::weights::WeightLoader;
 
+/// What is made for each expert must not grow with a number in the file.
+const MAX_EXPERTS: usize = 1 << 18;
+
 /// Experts of a block, and how tokens get to them.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct MoeSpec {
@@ -52,12 +55,16 @@ impl MoeSpec {
         }
     }
 
-    /// No token goes through more experts than there are.
+    /// No token goes through more experts than there are, and no model has more than can be listed.
     ///
     /// # Errors
     /// [`ModelError::Config`] that names the key.
-    pub fn check(self, source: &str) -> Result<Self, ModelError> {
+    pub fn check(self, layers: usize, source: &str) -> Result<Self, ModelError> {
         let (chosen, count) = (self.num_experts_per_tok, self.num_local_experts);
+        if count.saturating_mul(layers) > MAX_EXPERTS {
+            let reason = format!("{count} in {layers} blocks are more than any known model has");
+            return Err(bad(source, "num_local_experts", reason));
+        }
         if chosen > count {
             let reason = format!("{chosen} of {count} experts");
             return Err(bad(source, "num_experts_per_tok", reason));

@@ -121,7 +121,7 @@ fn read(raw: &Value, source: &str) -> Result<ModelConfig, ModelError> {
     };
     let num_hidden_layers = keys::layers("num_hidden_layers", k.num_hidden_layers, source)?;
     let sizes = [k.num_local_experts.0, k.num_experts_per_tok.0];
-    let experts = MoeSpec::new(sizes, k.router_aux_loss_coef).check(source)?;
+    let experts = MoeSpec::new(sizes, k.router_aux_loss_coef).check(num_hidden_layers, source)?;
     let window = k.sliding_window.map(|window| window.0);
     let all = vec![true; num_hidden_layers];
     let spec = DecoderSpec::new([head_dim, num_hidden_layers], rope.uniform()?)

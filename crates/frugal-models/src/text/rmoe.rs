@@ -256,7 +256,7 @@ fn read(raw: &Value, source: &str) -> Result<ModelConfig, ModelError> {
             noise_std: 0.0,
             z_loss_coef: k.router_z_loss_coef,
         },
-        ..MoeSpec::new(sizes, k.router_aux_loss_coef).check(source)?
+        ..MoeSpec::new(sizes, k.router_aux_loss_coef).check(num_hidden_layers, source)?
     };
     let spec = DecoderSpec::new([head_dim, num_hidden_layers], rope.uniform()?)
         .check("head_dim", source)?;

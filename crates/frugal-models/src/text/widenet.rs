@@ -208,7 +208,7 @@ fn read(raw: &Value, source: &str) -> Result<ModelConfig, ModelError> {
             noise_std: k.router_noise,
             z_loss_coef: k.router_z_loss_coef,
         },
-        ..MoeSpec::new(sizes, balance).check(source)?
+        ..MoeSpec::new(sizes, balance).check(num_hidden_layers, source)?
     };
     let mut spec = DecoderSpec::new([head_dim, num_hidden_layers], rope.uniform()?)
         .check("head_dim", source)?;

@@ -118,6 +118,8 @@ fn settings_on(method: &Method, model_name: &str) -> Map<String, Value> {
         "mamba" if usual.is_some_and(|usual| usual.is_array()) => json!(["in_proj"]),
         // Without routers.
         "rmoe" | "widenet" if all_linear => json!(["q_proj", "v_proj", "o_proj", "w1", "w2", "w3"]),
+        // The layers that have a place for biases in files.
+        "widenet" if method.name == "bitfit" => json!(".*self_attn.*"),
         _ => return settings,
     };
     settings.insert("target_modules".into(), layers);

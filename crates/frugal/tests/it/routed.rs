@@ -437,6 +437,7 @@ fn settings_that_do_not_fit_are_refused_by_name() {
         ("add_moe_share_expert", json!(true)),
         ("add_moe_bias", json!(true)),
         ("num_experts_per_tok", json!(9)),
+        ("num_local_experts", json!(1 << 30)),
         ("moe_router_detach", json!("yes")),
     ] {
         refused(json!({"model_type": "rmoe", key: value}), key);
@@ -447,6 +448,7 @@ fn settings_that_do_not_fit_are_refused_by_name() {
     );
     for (key, value) in [
         ("num_experts_per_tok", json!(5)),
+        ("num_local_experts", json!(1 << 30)),
         ("router_noise", json!(-0.5)),
         ("expert_capacity_factor", json!(-1.0)),
         ("share_norms", json!(1)),
