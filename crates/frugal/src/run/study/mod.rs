@@ -10,6 +10,7 @@ mod cramf;
 mod dyprag;
 mod error;
 mod iaa;
+mod low_memory;
 mod outcome;
 mod perk;
 mod prp;
