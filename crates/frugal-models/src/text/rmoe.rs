@@ -234,6 +234,12 @@ fn read(raw: &Value, source: &str) -> Result<ModelConfig, ModelError> {
     if let Some((key, value)) = finite.into_iter().find(|(_, v)| !v.is_finite()) {
         return Err(keys::bad(source, key, format!("{value} is not finite")));
     }
+    // As many maps of it as a cell has must not overflow.
+    let width = k.moe_router_rnn_hidden_size.0;
+    if width > 1 << 20 {
+        let reason = format!("{width} is wider than any known router");
+        return Err(keys::bad(source, "moe_router_rnn_hidden_size", reason));
+    }
     let cell = k.moe_router_type.cell();
     let router = RecurrentSpec {
         recurrent: k.moe_router_recurrent,
@@ -286,7 +292,7 @@ fn read(raw: &Value, source: &str) -> Result<ModelConfig, ModelError> {
             },
             experts,
             cell,
-            width: k.moe_router_rnn_hidden_size.0,
+            width,
             router,
             shares_projection: k.moe_router_share_projection,
         }),

@@ -433,6 +433,7 @@ fn settings_that_do_not_fit_are_refused_by_name() {
     for (key, value) in [
         ("moe_router_type", json!("transformer")),
         ("moe_router_rnn_hidden_size", json!(0)),
+        ("moe_router_rnn_hidden_size", json!(1 << 30)),
         ("moe_num_layers", json!(2)),
         ("add_moe_share_expert", json!(true)),
         ("add_moe_bias", json!(true)),
