@@ -31,7 +31,7 @@ use frugal_models::factor_names;
 use frugal_nn::{
     AdaptError, Adapter, Backbone, BuildContext, Conv, ConvChange, Embedding, Frozen, Linear,
     LinearChange, MergedLinear, Mode, Norm, NormChange, Param, ParamChange, Parameter, Pass,
-    SiteId, StepContext, Weight, lookup, to_vec,
+    RouterTraining, SiteId, StepContext, Weight, lookup, named_rng, standard_normal, to_vec,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -295,8 +295,27 @@ fn check_dense(backbone: &dyn Backbone) -> Result<(), AdaptError> {
 struct FullPass<'a> {
     adapter: &'a Full,
     mode: Mode,
-    /// The load losses of the blocks so far, and their number.
-    load: Option<(Tensor<1>, usize)>,
+    /// The load losses of the blocks so far.
+    load: MeanLoss,
+    /// The losses of the routers' logits.
+    logits: MeanLoss,
+}
+
+/// A mean over blocks: what has come so far, and of how many.
+#[derive(Default)]
+struct MeanLoss(Option<(Tensor<1>, usize)>);
+
+impl MeanLoss {
+    fn add(&mut self, loss: Tensor<1>) {
+        self.0 = Some(match self.0.take() {
+            Some((sum, blocks)) => (sum + loss, blocks + 1),
+            None => (loss, 1),
+        });
+    }
+
+    fn take(&mut self) -> Option<Tensor<1>> {
+        self.0.take().map(|(sum, blocks)| sum / blocks as f64)
+    }
 }
 
 impl FullPass<'_> {
@@ -350,6 +369,36 @@ impl Pass for FullPass<'_> {
         }
     }
 
+    /// Noise on the logits, and `mean (log Σ exp)²` of them without it (ST-MoE, arXiv 2202.08906,
+    /// equation 5).
+    fn router_logits(
+        &mut self,
+        layer: usize,
+        logits: &Tensor<2>,
+        training: RouterTraining,
+    ) -> Option<Tensor<2>> {
+        let Mode::Train { seed } = self.mode else {
+            return None;
+        };
+        if training.z_loss_coef != 0.0 {
+            let largest = logits.clone().max_dim(1).detach();
+            let log_sum = (logits.clone() - largest.clone()).exp().sum_dim(1).log() + largest;
+            let loss = (log_sum.clone() * log_sum).mean() * training.z_loss_coef;
+            self.logits.add(loss);
+        }
+        if training.noise_std == 0.0 {
+            return Some(logits.clone());
+        }
+        let mut rng = named_rng(seed, &format!("router noise {layer}"));
+        let draw = || training.noise_std as f32 * standard_normal(&mut rng);
+        let shape = logits.dims();
+        let noise: Vec<f32> = std::iter::repeat_with(draw)
+            .take(shape.iter().product())
+            .collect();
+        let device = logits.device().inner();
+        Some(logits.clone() + Tensor::from_data(TensorData::new(noise, shape), &device))
+    }
+
     /// `E Σ f P`, 1 under an even load: `f` is the share of the tokens' choices that fell on an
     /// expert, `P` its mean probability (Switch Transformers, arXiv 2101.03961, equations 4 to 6).
     fn router(
@@ -373,14 +422,14 @@ impl Pass for FullPass<'_> {
         );
         let loss =
             (probabilities.clone().mean_dim(0) * share).sum() * (aux_loss_coef * experts as f64);
-        self.load = Some(match self.load.take() {
-            Some((sum, blocks)) => (sum + loss, blocks + 1),
-            None => (loss, 1),
-        });
+        self.load.add(loss);
     }
 
     fn auxiliary_loss(&mut self) -> Option<Tensor<1>> {
-        self.load.take().map(|(sum, blocks)| sum / blocks as f64)
+        match (self.load.take(), self.logits.take()) {
+            (Some(load), Some(logits)) => Some(load + logits),
+            (load, logits) => load.or(logits),
+        }
     }
 
     fn conv_change(&mut self, base: &Conv) -> ConvChange {
@@ -444,7 +493,8 @@ impl Adapter for Full {
         Box::new(FullPass {
             adapter: self,
             mode,
-            load: None,
+            load: MeanLoss::default(),
+            logits: MeanLoss::default(),
         })
     }
 

@@ -24,6 +24,7 @@ mod pretraining;
 mod problems;
 mod recipes;
 mod retrieve;
+mod routed;
 mod runs;
 mod shell;
 mod silent;

@@ -17,6 +17,7 @@ mod prp;
 mod rag_hyperparameters;
 mod registry;
 mod request;
+mod routed;
 mod run;
 mod scifact;
 mod tokenformer;

@@ -16,6 +16,8 @@ pub static STUDIES: &[&Study] = &[
     &super::prp::PRP,
     &super::rag_hyperparameters::STUDY,
     &super::tokenformer::TOKENFORMER,
+    &super::routed::RMOE,
+    &super::routed::WIDENET,
 ];
 
 /// The study of a name.
