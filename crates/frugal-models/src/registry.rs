@@ -19,6 +19,7 @@ pub const FAMILIES: &[&Family] = &[
     &text::deepseek::DEEPSEEK_V3,
     &text::phi3::PHI3,
     &text::native_sparse::NATIVE_SPARSE,
+    &text::mor::MOR,
     &text::mamba::MAMBA,
     &text::mamba2::MAMBA2,
     &text::gpt2::GPT2,

@@ -26,12 +26,15 @@
 //! - Howard, Ruder: Universal Language Model Fine-tuning for Text Classification, 2018, arXiv
 //!   1801.06146.
 
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
 use burn::prelude::*;
 use frugal_models::factor_names;
 use frugal_nn::{
     AdaptError, Adapter, Backbone, BuildContext, Conv, ConvChange, Embedding, Frozen, Linear,
     LinearChange, MergedLinear, Mode, Norm, NormChange, Param, ParamChange, Parameter, Pass,
-    SiteId, Weight, lookup, to_vec,
+    SiteId, StepContext, Weight, lookup, to_vec,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -104,6 +107,9 @@ pub struct Full {
     sites: Vec<Site>,
     /// The output head and the token table, when they are one matrix.
     tied_head: Option<(SiteId, SiteId)>,
+    /// Of the step so far: what each choice of a router got whose load a bias keeps even, and how far
+    /// the bias moves.
+    loads: Mutex<BTreeMap<SiteId, (Vec<usize>, f64)>>,
 }
 
 impl Full {
@@ -174,6 +180,7 @@ impl Full {
         Ok(Self {
             sites,
             tied_head: tied.zip(table),
+            loads: Mutex::default(),
         })
     }
 
@@ -244,6 +251,8 @@ struct FullPass<'a> {
     mode: Mode,
     /// The load losses of the blocks so far, and their number.
     load: Option<(Tensor<1>, usize)>,
+    /// The terms of the model's own training so far.
+    terms: Option<Tensor<1>>,
 }
 
 impl FullPass<'_> {
@@ -316,8 +325,31 @@ impl Pass for FullPass<'_> {
         });
     }
 
+    fn trains_model(&self) -> bool {
+        self.mode.is_train()
+    }
+
+    fn model_loss(&mut self, term: Tensor<1>) {
+        self.terms = Some(match self.terms.take() {
+            Some(sum) => sum + term,
+            None => term,
+        });
+    }
+
+    fn balance(&mut self, bias: &Param, load: &[usize], rate: f64) {
+        let loads = self.adapter.loads.lock();
+        let mut loads = loads.unwrap_or_else(PoisonError::into_inner);
+        let (sum, last) = loads.entry(bias.site).or_default();
+        sum.resize(load.len(), 0);
+        sum.iter_mut().zip(load).for_each(|(sum, n)| *sum += n);
+        *last = rate;
+    }
+
     fn auxiliary_loss(&mut self) -> Option<Tensor<1>> {
-        self.load.take().map(|(sum, blocks)| sum / blocks as f64)
+        let load = self.load.take().map(|(sum, blocks)| sum / blocks as f64);
+        load.into_iter()
+            .chain(self.terms.take())
+            .reduce(|sum, term| sum + term)
     }
 
     fn conv_change(&mut self, base: &Conv) -> ConvChange {
@@ -345,6 +377,24 @@ impl Pass for FullPass<'_> {
 }
 
 impl Adapter for Full {
+    /// Biases of routers follow the load of the whole step.
+    fn after_step(&mut self, _context: &StepContext) {
+        let loads = self.loads.get_mut();
+        let loads = std::mem::take(loads.unwrap_or_else(PoisonError::into_inner));
+        for (site, (load, rate)) in loads {
+            let Some(bias) = self.sites[site.index()].weight.as_mut() else {
+                continue;
+            };
+            let total: usize = load.iter().sum();
+            let moved = bias.to_vec().into_iter().zip(&load).map(|(bias, &got)| {
+                let missing = total.cmp(&(got * load.len())) as i8;
+                bias + f32::from(missing) * rate as f32
+            });
+            let moved = moved.collect();
+            bias.set(moved);
+        }
+    }
+
     fn merged_conv(&self, base: &Conv) -> Option<(Tensor<2>, Option<Tensor<1>>)> {
         self.conv(base, Mode::Eval)
     }
@@ -376,6 +426,7 @@ impl Adapter for Full {
             adapter: self,
             mode,
             load: None,
+            terms: None,
         })
     }
 

@@ -8,6 +8,7 @@ pub mod llama;
 pub mod mamba;
 pub mod mamba2;
 pub mod mixtral;
+pub mod mor;
 pub mod native_sparse;
 pub mod phi3;
 pub mod qwen;

@@ -370,6 +370,7 @@ fn each_architecture_says_what_its_layers_remember() {
             LayerState::Latent(_) => 'l',
             LayerState::Ring(_) => 'r',
             LayerState::Recurrent(_) => 's',
+            LayerState::Routed(_) => 't',
             _ => '?',
         };
         state.sequences()[0].layers().iter().map(kind).collect()
