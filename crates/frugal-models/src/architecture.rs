@@ -9,6 +9,7 @@ use frugal_nn::{
 use serde_json::{Value, json};
 
 use crate::activation::Activation;
+use crate::fresh::Fresh;
 use crate::keys::{self, bad};
 use crate::weights::WeightLoader;
 
@@ -31,6 +32,8 @@ pub struct Family {
     pub usual_targets: UsualTargets,
     /// Reads a `config.json`; the second argument names it in errors.
     pub read: fn(&Value, &str) -> Result<ModelConfig, ModelError>,
+    /// How new models are made, where they are.
+    pub fresh: Option<Fresh>,
     /// The keys of the configuration class that are read.
     pub keys: KeyTable,
 }

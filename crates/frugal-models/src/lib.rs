@@ -9,6 +9,7 @@ mod activation;
 pub mod architecture;
 mod blocks;
 mod build;
+pub mod fresh;
 mod init;
 mod keys;
 pub mod load;

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use frugal::run::{PretrainConfig, pretrain};
+use clap::builder::{PossibleValue, PossibleValuesParser};
+use frugal::run::{PretrainConfig, architectures, pretrain};
 use frugal_core::config::{self, ConfigErrors};
 use frugal_core::human;
 
@@ -21,8 +22,8 @@ Examples:
 
 Trains a tokenizer and a decoder with tied embeddings and writes a Hugging Face folder. Sizes are
 under [shape] in the configuration: vocab_size, hidden_size, intermediate_size,
-num_hidden_layers, num_attention_heads, num_key_value_heads, max_position_embeddings; of mamba
-state_size, expand and conv_kernel.";
+num_hidden_layers, num_attention_heads, num_key_value_heads, max_position_embeddings, and every
+key that the architecture's config.json has, as shape.state_size of mamba.";
 
 /// Train a small language model and its tokenizer from text
 #[derive(Debug, clap::Args)]
@@ -34,8 +35,8 @@ pub struct Args {
     /// Longest piece of a document in tokens [default: 256]
     #[arg(long, value_name = "N", help_heading = "Data")]
     max_length: Option<u64>,
-    /// llama (attention) or mamba (selective state spaces) [default: llama]
-    #[arg(long, value_name = "NAME", help_heading = "Model")]
+    /// Architecture [default: llama]
+    #[arg(long, value_name = "NAME", value_parser = architecture(), help_heading = "Model")]
     arch: Option<String>,
     /// Tokens of the new tokenizer [default: 4096]
     #[arg(long, value_name = "N", help_heading = "Model")]
@@ -117,6 +118,11 @@ pub fn run(args: &Args) -> Result<Outcome> {
     } else {
         Outcome::Done
     })
+}
+
+fn architecture() -> PossibleValuesParser {
+    let named = |(name, about)| PossibleValue::new(name).help(about);
+    PossibleValuesParser::new(architectures().map(named))
 }
 
 fn resolve(args: &Args) -> Result<PretrainConfig, ConfigErrors> {

@@ -43,6 +43,7 @@ pub static BERT: Family = Family {
     head: HeadLayout::Classifier,
     usual_targets: TARGETS,
     read: read_bert,
+    fresh: None,
     keys: KeyTable {
         honored: keys::names::<EncoderConfig>,
         refused: &[("position_embedding_type", "\"absolute\"")],
@@ -65,6 +66,7 @@ pub static ROBERTA: Family = Family {
     head: HeadLayout::DenseOutProj,
     usual_targets: TARGETS,
     read: read_roberta,
+    fresh: None,
     keys: KeyTable {
         honored: keys::names::<EncoderConfig>,
         refused: &[("position_embedding_type", "\"absolute\"")],

@@ -14,6 +14,7 @@ use crate::architecture::{Architecture, Cost, Family, KeyTable, LatentCost, Mode
 use crate::blocks::decoder::{Decoder, DecoderSpec};
 use crate::blocks::gated_mlp::GatedMlp;
 use crate::blocks::mla::{Mla, MlaSpec};
+use crate::fresh::{Fresh, FreshSizes, Own};
 use crate::keys::{self, Size, TokenId};
 use crate::rope::{RopeReader, RopeScaling, mscale};
 use crate::weights::WeightLoader;
@@ -32,6 +33,10 @@ pub static DEEPSEEK_V3: Family = Family {
         ia3_feedforward: "down_proj",
     },
     read,
+    fresh: Some(Fresh {
+        about: "latent attention",
+        config: fresh,
+    }),
     keys: KeyTable {
         honored: keys::names::<DeepseekV3Config>,
         refused: &[("pretraining_tp", "1"), ("partial_rotary_factor", "1.0")],
@@ -110,6 +115,20 @@ impl Default for DeepseekV3Config {
 struct DeepseekV3 {
     spec: DecoderSpec,
     attention: MlaSpec,
+}
+
+fn fresh(sizes: &FreshSizes, own: &Own<'_>) -> Result<Value, ModelError> {
+    let head_dim = sizes.head_dim(own)?;
+    let rotated = own.size("qk_rope_head_dim", head_dim / 2)?;
+    let mut keys = sizes.decoder(own)?;
+    let more = json!({
+        "q_lora_rank": null, "kv_lora_rank": 4 * head_dim, "qk_nope_head_dim": head_dim,
+        "qk_rope_head_dim": rotated, "v_head_dim": head_dim, "head_dim": rotated,
+        "rope_interleave": false, "first_k_dense_replace": sizes.num_hidden_layers,
+        "num_key_value_heads": sizes.num_attention_heads,
+    });
+    keys.extend(more.as_object().cloned().unwrap_or_default());
+    Ok(Value::Object(keys))
 }
 
 fn read(raw: &Value, source: &str) -> Result<ModelConfig, ModelError> {

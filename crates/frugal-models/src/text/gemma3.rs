@@ -30,6 +30,7 @@ pub static GEMMA3_TEXT: Family = Family {
         ia3_feedforward: "down_proj",
     },
     read,
+    fresh: None,
     keys: KeyTable {
         honored: keys::names::<Gemma3TextConfig>,
         refused: &[],

@@ -39,6 +39,7 @@ pub static GPT2: Family = Family {
         ia3_feedforward: "mlp.c_proj",
     },
     read,
+    fresh: None,
     keys: KeyTable {
         honored: keys::names::<Gpt2Config>,
         refused: &[

@@ -14,6 +14,7 @@ use crate::architecture::{Family, KeyTable, ModelConfig};
 use crate::blocks::decoder::DecoderSpec;
 use crate::blocks::gqa::GqaSpec;
 use crate::blocks::grouped::GroupedDecoder;
+use crate::fresh::{Fresh, FreshSizes, Own};
 use crate::keys::{self, Size, TokenId};
 use crate::rope::RopeReader;
 
@@ -32,6 +33,10 @@ pub static LLAMA: Family = Family {
     head: HeadLayout::Score,
     usual_targets: TARGETS,
     read: read_llama,
+    fresh: Some(Fresh {
+        about: "attention and a gated feed-forward layer",
+        config: fresh,
+    }),
     keys: KeyTable {
         honored: keys::names::<LlamaConfig>,
         refused: &[("pretraining_tp", "1"), ("partial_rotary_factor", "1.0")],
@@ -49,6 +54,7 @@ pub static MISTRAL: Family = Family {
     head: HeadLayout::Score,
     usual_targets: TARGETS,
     read: read_mistral,
+    fresh: None,
     keys: KeyTable {
         honored: keys::names::<MistralConfig>,
         refused: &[("partial_rotary_factor", "1.0")],
@@ -134,6 +140,11 @@ impl Default for MistralConfig {
             pad_token_id: TokenId(None),
         }
     }
+}
+
+/// A new Llama.
+fn fresh(sizes: &FreshSizes, own: &Own<'_>) -> Result<Value, ModelError> {
+    sizes.decoder(own).map(Value::Object)
 }
 
 fn read_llama(raw: &Value, source: &str) -> Result<ModelConfig, ModelError> {

@@ -17,6 +17,7 @@ use crate::blocks::mamba_mixer::{MambaMixer, MixerSizes};
 use crate::blocks::mixer_decoder::MixerDecoder;
 use crate::blocks::mixer_init::{MixerInit, by_inputs, within};
 use crate::blocks::sites::Sites;
+use crate::fresh::{Fresh, FreshSizes, Own};
 use crate::keys::{self, Size, TokenId};
 use crate::weights::WeightLoader;
 
@@ -35,6 +36,10 @@ pub static MAMBA: Family = Family {
         ia3_feedforward: "out_proj",
     },
     read,
+    fresh: Some(Fresh {
+        about: "selective state spaces, without attention",
+        config: fresh,
+    }),
     keys: KeyTable {
         honored: keys::names::<MambaConfig>,
         refused: &[],
@@ -141,6 +146,17 @@ struct Mamba {
     /// Factor on the bound of the steps' projection.
     step_scale: f64,
     step_init: StepInit,
+}
+
+fn fresh(sizes: &FreshSizes, own: &Own<'_>) -> Result<Value, ModelError> {
+    let expand = own.size("expand", 2)?;
+    Ok(json!({
+        "hidden_size": sizes.hidden_size, "num_hidden_layers": sizes.num_hidden_layers,
+        "state_size": 16, "expand": expand, "intermediate_size": expand * sizes.hidden_size,
+        "conv_kernel": 4, "use_bias": false, "use_conv_bias": true, "hidden_act": "silu",
+        "layer_norm_epsilon": 1e-5, "initializer_range": 0.1,
+        "time_step_rank": sizes.hidden_size.div_ceil(16), "tie_word_embeddings": true,
+    }))
 }
 
 fn read(raw: &Value, source: &str) -> Result<ModelConfig, ModelError> {

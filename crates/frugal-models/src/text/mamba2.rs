@@ -16,6 +16,7 @@ use crate::blocks::mamba2_mixer::{Mamba2Mixer, Mixer2Sizes};
 use crate::blocks::mixer_decoder::MixerDecoder;
 use crate::blocks::mixer_init::MixerInit;
 use crate::blocks::sites::Sites;
+use crate::fresh::{Fresh, FreshSizes, Own};
 use crate::keys::{self, Size, TokenId, bad};
 use crate::weights::WeightLoader;
 
@@ -34,6 +35,10 @@ pub static MAMBA2: Family = Family {
         ia3_feedforward: "out_proj",
     },
     read,
+    fresh: Some(Fresh {
+        about: "state spaces whose heads share a decay",
+        config: fresh,
+    }),
     keys: KeyTable {
         honored: keys::names::<Mamba2Config>,
         refused: &[],
@@ -109,6 +114,23 @@ struct Mamba2 {
     use_bias: bool,
     use_conv_bias: bool,
     init: MixerInit,
+}
+
+fn fresh(sizes: &FreshSizes, own: &Own<'_>) -> Result<Value, ModelError> {
+    let expand = own.size("expand", 2)?;
+    let channels = expand * sizes.hidden_size;
+    // 64 as in the configuration class, less where that does not divide the channels.
+    let usual = [64, 32, 16, 8, 4, 2]
+        .into_iter()
+        .find(|width| channels.is_multiple_of(*width));
+    let head_dim = own.size("head_dim", usual.unwrap_or(1))?;
+    Ok(json!({
+        "hidden_size": sizes.hidden_size, "num_hidden_layers": sizes.num_hidden_layers,
+        "state_size": 128, "expand": expand, "head_dim": head_dim, "num_heads": channels / head_dim,
+        "n_groups": 1, "conv_kernel": 4, "use_bias": false, "use_conv_bias": true,
+        "hidden_act": "silu", "layer_norm_epsilon": 1e-5, "initializer_range": 0.1,
+        "tie_word_embeddings": true,
+    }))
 }
 
 fn read(raw: &Value, source: &str) -> Result<ModelConfig, ModelError> {

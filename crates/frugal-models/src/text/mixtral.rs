@@ -13,6 +13,7 @@ use crate::architecture::{Architecture, Cost, Family, KeyTable, ModelConfig};
 use crate::blocks::decoder::{Decoder, DecoderSpec};
 use crate::blocks::gqa::{GqaSpec, GroupedQueryAttention};
 use crate::blocks::sparse_moe::{MoeSpec, SparseMoe};
+use crate::fresh::{Fresh, FreshSizes, Own};
 use crate::keys::{self, Size, TokenId};
 use crate::rope::RopeReader;
 use crate::weights::WeightLoader;
@@ -30,6 +31,10 @@ pub static MIXTRAL: Family = Family {
         ia3_feedforward: "w2",
     },
     read,
+    fresh: Some(Fresh {
+        about: "a mixture of experts in every block",
+        config: fresh,
+    }),
     keys: KeyTable {
         honored: keys::names::<MixtralConfig>,
         refused: &[
@@ -89,6 +94,15 @@ impl Default for MixtralConfig {
 struct Mixtral {
     spec: DecoderSpec,
     experts: MoeSpec,
+}
+
+fn fresh(sizes: &FreshSizes, own: &Own<'_>) -> Result<Value, ModelError> {
+    let mut keys = sizes.decoder(own)?;
+    keys.insert("num_local_experts".into(), json!(8));
+    keys.insert("num_experts_per_tok".into(), json!(2));
+    // A small model is trained on few tokens: ten times the weight of the configuration class.
+    keys.insert("router_aux_loss_coef".into(), json!(0.01));
+    Ok(Value::Object(keys))
 }
 
 fn read(raw: &Value, source: &str) -> Result<ModelConfig, ModelError> {

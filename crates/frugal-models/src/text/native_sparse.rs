@@ -12,6 +12,7 @@ use crate::architecture::{Architecture, Cost, Family, KeyTable, ModelConfig};
 use crate::blocks::decoder::{Decoder, DecoderSpec};
 use crate::blocks::gated_mlp::GatedMlp;
 use crate::blocks::nsa::{Nsa, NsaSpec};
+use crate::fresh::{Fresh, FreshSizes, Own};
 use crate::keys::{self, Size, TokenId};
 use crate::rope::RopeReader;
 use crate::weights::WeightLoader;
@@ -29,6 +30,10 @@ pub static NATIVE_SPARSE: Family = Family {
         ia3_feedforward: "down_proj",
     },
     read,
+    fresh: Some(Fresh {
+        about: "sparse attention",
+        config: fresh,
+    }),
     keys: KeyTable {
         honored: keys::names::<NativeSparseConfig>,
         refused: &[("attention_bias", "false")],
@@ -90,6 +95,10 @@ struct NativeSparse {
     spec: DecoderSpec,
     attention: NsaSpec,
     mlp_bias: bool,
+}
+
+fn fresh(sizes: &FreshSizes, own: &Own<'_>) -> Result<Value, ModelError> {
+    sizes.decoder(own).map(Value::Object)
 }
 
 fn read(raw: &Value, source: &str) -> Result<ModelConfig, ModelError> {

@@ -36,6 +36,7 @@ pub static PHI3: Family = Family {
         ia3_feedforward: "down_proj",
     },
     read,
+    fresh: None,
     keys: KeyTable {
         honored: keys::names::<Phi3Config>,
         refused: &[],

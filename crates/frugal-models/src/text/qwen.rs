@@ -33,6 +33,7 @@ pub static QWEN2: Family = Family {
     head: HeadLayout::Score,
     usual_targets: TARGETS,
     read: read_qwen2,
+    fresh: None,
     keys: KeyTable {
         honored: keys::names::<Qwen2Config>,
         refused: &[("partial_rotary_factor", "1.0")],
@@ -50,6 +51,7 @@ pub static QWEN3: Family = Family {
     head: HeadLayout::Score,
     usual_targets: TARGETS,
     read: read_qwen3,
+    fresh: None,
     keys: KeyTable {
         honored: keys::names::<Qwen3Config>,
         refused: &[("partial_rotary_factor", "1.0")],

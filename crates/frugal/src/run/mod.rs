@@ -70,7 +70,7 @@ pub use predict::{PredictRequest, Predictor};
 pub use predictions::{Answer, Prediction, Tags};
 pub use prepare::{Part, Prepared, prepare};
 pub use pretrain::{Pretrained, pretrain};
-pub use pretrain_config::{Arch, AttentionKind, PretrainConfig, Shape};
+pub use pretrain_config::{AttentionKind, PretrainConfig, Shape, architectures};
 pub use progress::{Metrics, Observe, Progress};
 pub use prompted_rerank::{PromptedMode, PromptedReranker, PrpCost};
 pub use rerank::{Rerank, Reranker};

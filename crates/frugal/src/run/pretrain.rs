@@ -1,5 +1,6 @@
 //! Pre-training a small decoder from text, tokenizer included.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
@@ -168,12 +169,12 @@ fn check_settings(path: &Path, config: &PretrainConfig) -> Result<(), RunError> 
         return Ok(());
     };
     before.resolve();
-    let sizes = serde_json::to_value(&config.shape).unwrap_or_default();
-    let shape: Vec<String> = sizes
-        .as_object()
-        .into_iter()
-        .flatten()
-        .map(|(key, _)| format!("shape.{key}"))
+    // A key that only one of the two has is a difference as well.
+    let both = [&before.shape, &config.shape].map(|s| serde_json::to_value(s).unwrap_or_default());
+    let shape: BTreeSet<String> = both
+        .iter()
+        .filter_map(serde_json::Value::as_object)
+        .flat_map(|keys| keys.keys().map(|key| format!("shape.{key}")))
         .collect();
     let keys: Vec<&str> = shape.iter().map(String::as_str).chain(["seed"]).collect();
     check_same_run(path, &before, config, &keys)
@@ -223,7 +224,7 @@ mod tests {
     use std::sync::atomic::Ordering;
 
     use super::*;
-    use crate::run::{Arch, Shape};
+    use crate::run::Shape;
     use frugal_train::{Event, TrainConfig};
 
     /// A tiny model, evaluated after every step.
@@ -308,8 +309,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut config = config(folder.path());
         config.shape = Shape {
-            arch: Arch::Mamba,
-            state_size: 4,
+            arch: "mamba".into(),
+            own: toml::toml! { state_size = 4 },
             ..config.shape
         };
         config.train.max_steps = 40;
@@ -322,12 +323,85 @@ mod tests {
         let written = std::fs::read_to_string(config.out.join("config.json")).unwrap();
         assert!(written.contains("\"model_type\": \"mamba\""), "{written}");
         assert!(made.metrics["loss"] < (300f64).ln(), "{:?}", made.metrics);
-        config.shape.num_local_experts = 2;
+        config
+            .shape
+            .own
+            .insert("num_local_experts".into(), 2.into());
         let problems = config.problems();
         assert!(
-            problems.iter().any(|(key, _)| key == "shape.arch"),
+            problems
+                .iter()
+                .any(|(key, _)| key == "shape.num_local_experts"),
             "{problems:?}"
         );
+    }
+
+    #[test]
+    fn every_architecture_of_the_list_makes_a_model_that_trains() {
+        for (arch, _) in crate::run::architectures() {
+            let folder = tempfile::tempdir().unwrap();
+            let mut config = config(folder.path());
+            config.shape.arch = arch.into();
+            config.train.max_steps = 12;
+            assert!(config.problems().is_empty(), "{:?}", config.problems());
+            let made = go(&config, false).unwrap();
+            assert!(
+                made.metrics["loss"] < (300f64).ln(),
+                "{arch}: {:?}",
+                made.metrics
+            );
+            let written = std::fs::read_to_string(config.out.join("config.json")).unwrap();
+            let told = format!("\"model_type\": \"{arch}\"");
+            assert!(written.contains(&told), "{written}");
+        }
+    }
+
+    #[test]
+    fn keys_of_the_architecture_are_read_or_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = config(folder.path());
+        let own = |config: &mut PretrainConfig, arch: &str, own: toml::Table| {
+            config.shape.arch = arch.into();
+            config.shape.own = own;
+            config.problems()
+        };
+        let theta = toml::toml! { rope_theta = 500.0 };
+        assert_eq!(own(&mut config, "llama", theta), []);
+        for (arch, given, key, says) in [
+            ("llama", "state_size = 8", "shape.state_size", "no such key"),
+            (
+                "mamba",
+                "state_sizes = 8",
+                "shape.state_sizes",
+                "`state_size`",
+            ),
+            ("mamba", "expand = 0", "shape.expand", "1 to"),
+            ("mamba2", "head_dim = 3", "shape.num_heads", "heads of 3"),
+            (
+                "mixtral",
+                "num_experts_per_tok = 9",
+                "shape.num_experts_per_tok",
+                "9",
+            ),
+            ("deepseek_v3", "qk_rope_head_dim = 3", "shape.", "even"),
+            ("bert", "", "shape.arch", "no new `bert` models"),
+            ("lama", "", "shape.arch", "did you mean `llama`"),
+        ] {
+            let found = own(&mut config, arch, given.parse().unwrap());
+            let told = |(at, why): &(String, String)| at.starts_with(key) && why.contains(says);
+            assert!(found.iter().any(told), "{arch}, {given}: {found:?}");
+        }
+    }
+
+    /// What folders of earlier versions say of every model is no key of another architecture.
+    #[test]
+    fn configurations_of_earlier_versions_are_read() {
+        let said = "attention = \"grouped\"\nnum_local_experts = 0\nnum_experts_per_tok = 2\n\
+                    router_aux_loss_coef = 0.01\nstate_size = 16\nexpand = 2\nconv_kernel = 4\n";
+        let shape: Shape = toml::from_str(said).unwrap();
+        assert_eq!(shape, Shape::default());
+        let shape: Shape = toml::from_str(&format!("arch = \"mamba\"\n{said}")).unwrap();
+        assert!(shape.own.is_empty(), "{shape:?}");
     }
 
     #[test]

@@ -2,24 +2,26 @@
 
 use std::path::PathBuf;
 
+use frugal_core::suggest::did_you_mean;
 use frugal_core::tokenizer::TextTokenizer;
+use frugal_models::fresh::FreshSizes;
 use frugal_models::save::StoredType;
 use frugal_models::{ModelConfig, registry};
+use frugal_nn::ModelError;
 use frugal_train::{Scheduler, TrainConfig};
-use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::RunError;
 
 /// Marks the end of a document.
 pub(super) const END: &str = "<|endoftext|>";
 
-/// Sizes of the new model, a decoder with tied embeddings.
+/// The new model, a decoder with tied embeddings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct Shape {
-    /// Which architecture.
-    pub arch: Arch,
+    /// Which architecture: a `model_type` of which new models are made ([`architectures`]).
+    pub arch: String,
     /// Tokens of the new tokenizer.
     pub vocab_size: usize,
     /// Width of the residual stream.
@@ -34,36 +36,44 @@ pub struct Shape {
     pub num_key_value_heads: usize,
     /// Longest sequence.
     pub max_position_embeddings: usize,
-    /// How blocks attend.
+    /// Of `llama`: how blocks attend.
     pub attention: AttentionKind,
-    /// Latent attention: width of what is remembered of a token; four heads by default.
-    pub kv_lora_rank: Option<usize>,
-    /// Latent attention: rotated part of a head; half a head by default.
-    pub qk_rope_head_dim: Option<usize>,
-    /// Experts of a block; 0 for a plain feed-forward layer.
-    pub num_local_experts: usize,
-    /// Experts that each token goes through.
-    pub num_experts_per_tok: usize,
-    /// Weight of the loss that keeps the load of the experts even.
-    pub router_aux_loss_coef: f64,
-    /// Mamba: numbers that each channel remembers.
-    pub state_size: usize,
-    /// Mamba: channels of a block for each of the residual stream.
-    pub expand: usize,
-    /// Mamba: taps of the convolution.
-    pub conv_kernel: usize,
+    /// Further keys of the architecture's `config.json`.
+    #[serde(flatten, deserialize_with = "own_keys")]
+    pub own: toml::Table,
 }
 
-/// What a new model is made of.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Arch {
-    /// Attention and feed-forward layers, of the kinds that `attention` and `num_local_experts`
-    /// say.
-    #[default]
-    Llama,
-    /// Selective state spaces, without attention.
-    Mamba,
+/// What folders of earlier versions say of every architecture, and what is meant without it.
+const SAID_OF_ALL: [(&str, f64); 6] = [
+    ("num_local_experts", 0.0),
+    ("num_experts_per_tok", 2.0),
+    ("router_aux_loss_coef", 0.01),
+    ("state_size", 16.0),
+    ("expand", 2.0),
+    ("conv_kernel", 4.0),
+];
+
+fn own_keys<'de, D: Deserializer<'de>>(from: D) -> Result<toml::Table, D::Error> {
+    let mut keys = toml::Table::deserialize(from)?;
+    for (key, meant) in SAID_OF_ALL {
+        let said = keys.get(key).and_then(number);
+        if said == Some(meant) {
+            keys.remove(key);
+        }
+    }
+    Ok(keys)
+}
+
+fn number(value: &toml::Value) -> Option<f64> {
+    let integer = value.as_integer().map(|n| n as f64);
+    integer.or_else(|| value.as_float())
+}
+
+/// The architectures of which new models are made, with what they are.
+pub fn architectures() -> impl Iterator<Item = (&'static str, &'static str)> {
+    registry::FAMILIES
+        .iter()
+        .filter_map(|family| Some((family.model_type, family.fresh?.about)))
 }
 
 /// Ways to attend.
@@ -83,7 +93,7 @@ pub enum AttentionKind {
 impl Default for Shape {
     fn default() -> Self {
         Self {
-            arch: Arch::Llama,
+            arch: "llama".into(),
             vocab_size: 4096,
             hidden_size: 192,
             intermediate_size: 512,
@@ -92,14 +102,7 @@ impl Default for Shape {
             num_key_value_heads: 2,
             max_position_embeddings: 1024,
             attention: AttentionKind::Grouped,
-            kv_lora_rank: None,
-            qk_rope_head_dim: None,
-            num_local_experts: 0,
-            num_experts_per_tok: 2,
-            router_aux_loss_coef: 0.01,
-            state_size: 16,
-            expand: 2,
-            conv_kernel: 4,
+            own: toml::Table::new(),
         }
     }
 }
@@ -190,61 +193,12 @@ impl PretrainConfig {
                 ),
             );
         }
-        let s = &self.shape;
-        let with_attention = s.arch == Arch::Llama;
-        if !with_attention && (s.attention != AttentionKind::Grouped || s.num_local_experts > 0) {
-            add(
-                "shape.arch",
-                "mamba has no attention and no experts: leave `attention` and `num_local_experts` out".into(),
-            );
-        }
-        let sizes = [
-            ("state_size", s.state_size),
-            ("expand", s.expand),
-            ("conv_kernel", s.conv_kernel),
-        ];
-        for (key, size) in sizes {
-            if size == 0 || size > 1024 {
-                let reason = format!("{size} given, but it must be 1 to 1024");
-                add(&format!("shape.{key}"), reason);
+        // The name of a file is in no error of a configuration that is not written yet.
+        if let Err(error) = self.shape.config(None, self.dtype) {
+            match error {
+                ModelError::Config { key, reason, .. } => add(&format!("shape.{key}"), reason),
+                other => add("shape", other.to_string()),
             }
-        }
-        if with_attention
-            && (s.num_attention_heads == 0
-                || !s
-                    .hidden_size
-                    .is_multiple_of(2 * s.num_attention_heads.max(1)))
-        {
-            add(
-                "shape.hidden_size",
-                format!(
-                    "{} must be a multiple of twice the {} heads",
-                    s.hidden_size, s.num_attention_heads
-                ),
-            );
-        }
-        if s.num_local_experts > 0 && s.attention != AttentionKind::Grouped {
-            add(
-                "shape.num_local_experts",
-                "experts go with grouped attention only".into(),
-            );
-        }
-        if s.num_local_experts > 0 && !(1..=s.num_local_experts).contains(&s.num_experts_per_tok) {
-            add(
-                "shape.num_experts_per_tok",
-                format!(
-                    "{} of {} experts",
-                    s.num_experts_per_tok, s.num_local_experts
-                ),
-            );
-        }
-        if s.qk_rope_head_dim
-            .is_some_and(|width| width == 0 || !width.is_multiple_of(2))
-        {
-            add(
-                "shape.qk_rope_head_dim",
-                "rotary positions need an even width".into(),
-            );
         }
         if let Err(error) = crate::device::known(&self.device) {
             add("device", error.to_string());
@@ -256,58 +210,63 @@ impl PretrainConfig {
     }
 
     pub(super) fn model(&self, tokenizer: &TextTokenizer) -> Result<ModelConfig, RunError> {
-        let s = &self.shape;
-        let end = tokenizer.id(END);
-        if s.arch == Arch::Mamba {
-            return self.mamba(end);
+        Ok(self.shape.config(tokenizer.id(END), self.dtype)?)
+    }
+}
+
+impl Shape {
+    /// The `model_type` that is meant.
+    fn model_type(&self) -> Result<&str, ModelError> {
+        let experts = self.own.get("num_local_experts").and_then(number);
+        match (self.arch.as_str(), self.attention) {
+            ("llama", AttentionKind::Latent) => Ok("deepseek_v3"),
+            ("llama", AttentionKind::Sparse) => Ok("native_sparse"),
+            ("llama", AttentionKind::Grouped) if experts.is_some() => Ok("mixtral"),
+            (arch, AttentionKind::Grouped) => Ok(arch),
+            (arch, _) => Err(refuse("attention", format!("`{arch}` has no choice of it"))),
         }
-        let head_dim = s.hidden_size / s.num_attention_heads;
-        let model_type = match s.attention {
-            AttentionKind::Latent => "deepseek_v3",
-            AttentionKind::Sparse => "native_sparse",
-            AttentionKind::Grouped if s.num_local_experts > 0 => "mixtral",
-            AttentionKind::Grouped => "llama",
-        };
-        let class = registry::find(model_type).map(|family| family.class);
-        let mut raw = json!({
-            "architectures": [class], "model_type": model_type, "vocab_size": s.vocab_size, "hidden_size": s.hidden_size,
-            "intermediate_size": s.intermediate_size, "num_hidden_layers": s.num_hidden_layers,
-            "num_attention_heads": s.num_attention_heads, "num_key_value_heads": s.num_key_value_heads,
-            "head_dim": head_dim, "max_position_embeddings": s.max_position_embeddings,
-            "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu", "tie_word_embeddings": true,
-            "attention_bias": false, "mlp_bias": false, "initializer_range": 0.02, "bos_token_id": end, "eos_token_id": end,
-            "pad_token_id": end, "dtype": self.dtype.torch_name(),
-        });
-        let rope = s.qk_rope_head_dim.unwrap_or(head_dim / 2);
-        let more = match s.attention {
-            AttentionKind::Latent => json!({
-                "q_lora_rank": null, "kv_lora_rank": s.kv_lora_rank.unwrap_or(4 * head_dim), "qk_nope_head_dim": head_dim,
-                "qk_rope_head_dim": rope, "v_head_dim": head_dim, "head_dim": rope, "rope_interleave": false,
-                "first_k_dense_replace": s.num_hidden_layers, "num_key_value_heads": s.num_attention_heads,
-            }),
-            AttentionKind::Grouped if s.num_local_experts > 0 => json!({
-                "num_local_experts": s.num_local_experts, "num_experts_per_tok": s.num_experts_per_tok,
-                "router_aux_loss_coef": s.router_aux_loss_coef,
-            }),
-            _ => json!({}),
-        };
-        if let (Some(raw), Some(more)) = (raw.as_object_mut(), more.as_object()) {
-            raw.extend(more.clone());
-        }
-        Ok(ModelConfig::from_json(raw, "shape")?)
     }
 
-    fn mamba(&self, end: Option<u32>) -> Result<ModelConfig, RunError> {
-        let s = &self.shape;
-        let class = registry::find("mamba").map(|family| family.class);
-        let raw = json!({
-            "architectures": [class], "model_type": "mamba", "vocab_size": s.vocab_size, "hidden_size": s.hidden_size,
-            "num_hidden_layers": s.num_hidden_layers, "state_size": s.state_size, "expand": s.expand,
-            "intermediate_size": s.expand * s.hidden_size, "conv_kernel": s.conv_kernel, "use_bias": false,
-            "use_conv_bias": true, "hidden_act": "silu", "layer_norm_epsilon": 1e-5, "initializer_range": 0.1,
-            "time_step_rank": s.hidden_size.div_ceil(16), "tie_word_embeddings": true, "bos_token_id": end,
-            "eos_token_id": end, "pad_token_id": end, "dtype": self.dtype.torch_name(),
-        });
-        Ok(ModelConfig::from_json(raw, "shape")?)
+    /// The configuration of the model; `end` is the token that begins, ends and pads.
+    fn config(&self, end: Option<u32>, dtype: StoredType) -> Result<ModelConfig, ModelError> {
+        let model_type = self.model_type()?;
+        let Some(family) = registry::find(model_type).filter(|family| family.fresh.is_some())
+        else {
+            let names: Vec<&str> = architectures().map(|(name, _)| name).collect();
+            let near = did_you_mean(model_type, names.iter().copied())
+                .map_or(String::new(), |near| format!("; did you mean `{near}`?"));
+            let reason = format!(
+                "no new `{model_type}` models are made{near} (one of {})",
+                names.join(", ")
+            );
+            return Err(refuse("arch", reason));
+        };
+        let sizes = FreshSizes {
+            vocab_size: self.vocab_size,
+            hidden_size: self.hidden_size,
+            intermediate_size: self.intermediate_size,
+            num_hidden_layers: self.num_hidden_layers,
+            num_attention_heads: self.num_attention_heads,
+            num_key_value_heads: self.num_key_value_heads,
+            max_position_embeddings: self.max_position_embeddings,
+        };
+        let own = match serde_json::to_value(&self.own) {
+            Ok(serde_json::Value::Object(own)) => own,
+            _ => return Err(refuse("arch", "its keys have no JSON form")),
+        };
+        let mut raw = family.fresh_config(&sizes, &own, end, SOURCE)?;
+        raw["dtype"] = dtype.torch_name().into();
+        ModelConfig::from_json(raw, SOURCE)
+    }
+}
+
+/// What errors call the configuration of the new model.
+const SOURCE: &str = "shape";
+
+fn refuse(key: &str, reason: impl Into<String>) -> ModelError {
+    ModelError::Config {
+        source_name: SOURCE.into(),
+        key: key.into(),
+        reason: reason.into(),
     }
 }
