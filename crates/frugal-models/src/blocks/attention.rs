@@ -159,9 +159,8 @@ pub fn attend(
             .collect()
     };
     let (one_rows, rows_of_several) = (rows(&one), rows(&several));
-    let in_batch = |sequences: &[usize]| -> Vec<usize> {
-        sequences.iter().map(|&i| at.in_batch(i)).collect()
-    };
+    let in_batch =
+        |sequences: &[usize]| -> Vec<usize> { sequences.iter().map(|&i| at.in_batch(i)).collect() };
     if several.is_empty()
         && let Some(output) = cache.attend(at.layer, &in_batch(&one), q.clone(), &spec)
     {
@@ -230,8 +229,9 @@ fn own_rows(
         match prefix.as_ref().filter(|_| begins) {
             Some(KeyValue { key, value }) => {
                 let [k, v] = own;
-                [(key, k), (value, v)]
-                    .map(|(prefix, own)| Tensor::cat(vec![of_sequence(prefix, at.in_batch(sequence)), own], 0))
+                [(key, k), (value, v)].map(|(prefix, own)| {
+                    Tensor::cat(vec![of_sequence(prefix, at.in_batch(sequence)), own], 0)
+                })
             }
             None => own,
         }

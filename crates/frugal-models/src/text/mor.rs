@@ -79,6 +79,8 @@ mod settings;
 mod sharing;
 mod spec;
 mod stack;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
@@ -86,9 +88,9 @@ use frugal_nn::{Backbone, HeadLayout, ModelError, SiteInfo, SiteTable, UsualTarg
 use serde_json::{Value, json};
 
 use crate::architecture::{Architecture, Cost, Family, FirstValues, KeyTable, ModelConfig};
+use crate::blocks::decoder::DecoderSpec;
 use crate::blocks::gated_mlp::GatedMlp;
 use crate::blocks::gqa::{GqaSpec, GroupedQueryAttention};
-use crate::blocks::decoder::DecoderSpec;
 use crate::blocks::sites::Sites;
 use crate::fresh::{Fresh, FreshSizes, Own};
 use crate::keys;
@@ -155,7 +157,8 @@ fn read(raw: &Value, source: &str) -> Result<ModelConfig, ModelError> {
     let given = keys::layers("num_hidden_layers", k.num_hidden_layers, source)?;
     let recursions = keys::layers("num_recursion", k.num_recursion, source)?;
     let Some(plan) = Plan::new(k.sharing, recursions, given, k.layer_rounding) else {
-        let reason = format!("{given} layers are too few to share some among {recursions} recursions");
+        let reason =
+            format!("{given} layers are too few to share some among {recursions} recursions");
         return Err(keys::bad(source, "num_hidden_layers", reason));
     };
     DecoderSpec::new([head_dim, 1], rope.clone()).check("head_dim", source)?;
@@ -168,7 +171,8 @@ fn read(raw: &Value, source: &str) -> Result<ModelConfig, ModelError> {
         && k.kv_sharing
         && !spec.begins_with_all()
     {
-        let reason = "`kv_sharing` needs keys and values of every token: the first step must take all";
+        let reason =
+            "`kv_sharing` needs keys and values of every token: the first step must take all";
         return Err(keys::bad(source, "capacity_factors", reason));
     }
     let spec = MorSpec {

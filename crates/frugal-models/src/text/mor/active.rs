@@ -50,7 +50,10 @@ impl Active {
 
     /// Those of its tokens whose place in it is listed.
     pub fn keep(&self, places: &[usize], batch: &SequenceLayout) -> Self {
-        Self::of(places.iter().map(|&place| self.rows[place]).collect(), batch)
+        Self::of(
+            places.iter().map(|&place| self.rows[place]).collect(),
+            batch,
+        )
     }
 
     /// Tokens of the batch.

@@ -93,7 +93,9 @@ impl MorBackbone {
 
     /// The routed layers, of which a pass runs all or none.
     fn routed(&self) -> Option<Range<usize>> {
-        self.routes.as_ref().map(|_| self.stack.spec().plan.shared())
+        self.routes
+            .as_ref()
+            .map(|_| self.stack.spec().plan.shared())
     }
 
     fn refused(&self, reason: &str) -> ModelError {
@@ -138,7 +140,8 @@ impl Backbone for MorBackbone {
                 Some(RouterSpec::Expert(spec)) => spec.begins_with_all(),
                 _ => true,
             };
-            if (repeats && (routed || self.stack.spec().kv_sharing)) || (routed && !begins_with_all) {
+            if (repeats && (routed || self.stack.spec().kv_sharing)) || (routed && !begins_with_all)
+            {
                 LayerState::routed()
             } else {
                 LayerState::key_value()
@@ -205,7 +208,13 @@ impl Backbone for MorBackbone {
         }
         let before = range.start..routed.start;
         self.plain(before, &mut state, pass, cache.as_deref_mut(), &mut shared);
-        routes.run(&self.stack, &mut state, pass, cache.as_deref_mut(), &mut shared);
+        routes.run(
+            &self.stack,
+            &mut state,
+            pass,
+            cache.as_deref_mut(),
+            &mut shared,
+        );
         self.plain(routed.end..range.end, &mut state, pass, cache, &mut shared);
         Ok(state)
     }

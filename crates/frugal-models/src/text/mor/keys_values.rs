@@ -33,12 +33,12 @@ impl Shared {
         layer: usize,
         active: &Active,
         cache: Option<&DecodeState>,
+        device: &Device,
     ) -> Option<OfSequences> {
         let sequences = active.sequences.iter();
         if let Some(cache) = cache {
-            let device = Device::flex();
             let held = |&sequence: &usize| {
-                let (k, v) = cache.tensors(layer, sequence, &device)?;
+                let (k, v) = cache.tensors(layer, sequence, device)?;
                 Some([k, v])
             };
             return sequences.map(held).collect();
@@ -63,7 +63,9 @@ pub(super) fn attend_to_first(at: &Attend<'_>, q: Tensor<2>, kept: OfSequences) 
         let q = q.clone().slice(rows);
         let last = positions.iter().rev().zip((0..keys).rev());
         // The last tokens in a row are what causal attention is.
-        let causal = last.into_iter().all(|(&position, key)| position as usize == key);
+        let causal = last
+            .into_iter()
+            .all(|(&position, key)| position as usize == key);
         let spec = AttentionSpec {
             num_heads: at.heads[0],
             num_kv_heads: at.heads[1],

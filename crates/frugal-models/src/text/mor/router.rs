@@ -71,15 +71,19 @@ impl DepthRouter {
             return self.map(x, Rows::Tokens, pass);
         }
         let ranges = active.layout.cu_seqlens.windows(2);
-        let each = active.sequences.iter().zip(ranges).map(|(&sequence, range)| {
-            let own = x.clone().slice(range[0]..range[1]);
-            self.map(own, Rows::OfSequence(sequence), pass)
-        });
+        let each = active
+            .sequences
+            .iter()
+            .zip(ranges)
+            .map(|(&sequence, range)| {
+                let own = x.clone().slice(range[0]..range[1]);
+                self.map(own, Rows::OfSequence(sequence), pass)
+            });
         Tensor::cat(each.collect(), 0)
     }
 
     fn map(&self, x: Tensor<2>, rows: Rows, pass: &mut dyn Pass) -> Tensor<2> {
-        let mut maps = self.maps.iter().enumerate();
+        let maps = self.maps.iter().enumerate();
         maps.fold(x, |x, (i, map)| {
             let x = if i == 0 { x } else { frugal_kernels::gelu(x) };
             frugal_kernels::linear(x, pass.param(map, rows), None)

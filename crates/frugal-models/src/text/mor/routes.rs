@@ -312,15 +312,7 @@ fn token_choice(
         let own = x.clone();
         let (base, among) = (hidden.clone(), active.clone());
         let all = move || among.put(base, x);
-        let output = steps.step(
-            step,
-            &active,
-            own,
-            all,
-            pass,
-            cache.as_deref_mut(),
-            shared,
-        );
+        let output = steps.step(step, &active, own, all, pass, cache.as_deref_mut(), shared);
         let done: Vec<bool> = active.rows.iter().map(|&row| depth[row] == step).collect();
         let stays: Vec<usize> = places(&done.iter().map(|done| !done).collect::<Vec<_>>());
         let done = places(&done);
@@ -336,7 +328,10 @@ fn token_choice(
         };
     }
     let mut place = vec![0; tokens];
-    order.iter().enumerate().for_each(|(i, &row)| place[row] = i);
+    order
+        .iter()
+        .enumerate()
+        .for_each(|(i, &row)| place[row] = i);
     let change = frugal_nn::select_rows(Tensor::cat(finished, 0), &place);
     frugal_kernels::add(hidden, spec.common.gate(change, values))
 }

@@ -250,19 +250,36 @@ impl MorConfig {
         } else {
             RouterFunc::Sigmoid
         });
-        if func == (if token { RouterFunc::Tanh } else { RouterFunc::Softmax }) {
-            let reason = format!("{} does not go with this `mor_type`", Value::from(name(func)));
+        if func
+            == (if token {
+                RouterFunc::Tanh
+            } else {
+                RouterFunc::Softmax
+            })
+        {
+            let reason = format!(
+                "{} does not go with this `mor_type`",
+                Value::from(name(func))
+            );
             return Err(keys::bad(source, "router_func", reason));
         }
-        let alpha = if func == RouterFunc::Softmax { 1.0 } else { 0.1 };
+        let alpha = if func == RouterFunc::Softmax {
+            1.0
+        } else {
+            0.1
+        };
         let common = CommonSpec {
             router_type: self.router_type,
             router_func: func,
             router_alpha: self.router_alpha.unwrap_or(alpha),
             router_temperature: self.router_temperature,
             router_gating: self.router_gating,
-            z_loss: self.router_z_loss_coef.unwrap_or(if token { 1e-5 } else { 0.0 }),
-            aux_loss: self.router_aux_loss_coef.unwrap_or(if token { 0.1 } else { 1e-3 }),
+            z_loss: self
+                .router_z_loss_coef
+                .unwrap_or(if token { 1e-5 } else { 0.0 }),
+            aux_loss: self
+                .router_aux_loss_coef
+                .unwrap_or(if token { 0.1 } else { 1e-3 }),
         };
         let rate = self.router_bias_update_rate.unwrap_or(1e-3);
         let above = [

@@ -104,7 +104,15 @@ impl Stack {
         }
         let y = pass.norm(input_norm, x.clone());
         pass.before_sub_layer(layer, SubLayer::Attention, &y);
-        let a = self.attention(layer, &weights.attention, at, y.clone(), pass, cache, shared);
+        let a = self.attention(
+            layer,
+            &weights.attention,
+            at,
+            y.clone(),
+            pass,
+            cache,
+            shared,
+        );
         let a = pass.sub_layer(SubLayerIo {
             layer,
             kind: SubLayer::Attention,
@@ -151,7 +159,7 @@ impl Stack {
         let head_dim = self.config.head_dim;
         let q = of_active(weights.queries(head_dim, &at.rotary, x.clone(), pass));
         let kept = (self.spec.kv_sharing && first != layer)
-            .then(|| shared.of(first, active, cache.as_deref()))
+            .then(|| shared.of(first, active, cache.as_deref(), &q.device().inner()))
             .flatten();
         let heads = if let Some(kept) = kept {
             attend_to_first(&attend_at, q, kept)
@@ -166,7 +174,11 @@ impl Stack {
             }
             attend(&attend_at, q, k, v, pass, cache)
         };
-        let heads = if at.whole { spread(active, heads) } else { heads };
+        let heads = if at.whole {
+            spread(active, heads)
+        } else {
+            heads
+        };
         weights.output(heads, pass)
     }
 
