@@ -22,11 +22,11 @@ USUAL = dict(
     hidden_size=32, intermediate_size=48, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2, vocab_size=64
 )
 CASES = {
-    "expert": SMALL | dict(num_recursion=3, router_z_loss_coef=0.01, router_aux_loss_coef=0.5),
+    "expert": SMALL | dict(num_recursion=3, router_z_loss_coef=0.01, mor_aux_loss_coef=0.5),
     "expert-tanh-mlp": SMALL
     | dict(
         num_recursion=2, router_type="mlp", router_func="tanh", router_alpha=0.7, sampling="aux_router", router_temperature=2.0,
-        capacity_factors=[0.8, 0.35], router_aux_loss_coef=1.0, tie_word_embeddings=False,
+        capacity_factors=[0.8, 0.35], mor_aux_loss_coef=1.0, tie_word_embeddings=False,
     ),
     "expert-kv": SMALL | dict(num_recursion=3, kv_sharing=True, router_gating="none"),
     "token": SMALL | dict(num_recursion=3, mor_type="token_choice", router_z_loss_coef=0.1),
@@ -252,7 +252,7 @@ def write(folder, c, seed):
     loss = sum(losses) / sum(len(row) - 1 for row in ids)
     expert = full["mor_type"] == "expert_choice"
     aux, z = terms.get("aux", 0), terms.get("z", 0)
-    loss = loss + c.get("router_aux_loss_coef", 1e-3 if expert else 0.1) * aux + c.get("router_z_loss_coef", 0 if expert else 1e-5) * z
+    loss = loss + c.get("mor_aux_loss_coef", 1e-3 if expert else 0.1) * aux + c.get("router_z_loss_coef", 0 if expert else 1e-5) * z
     loss.backward()
     tensors["loss"] = loss.view(1)
     tensors |= {f"grad.{name}": leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}

@@ -115,7 +115,7 @@ impl BackboneInfo {
         let stem = self
             .classifier_class
             .strip_suffix("ForSequenceClassification")?;
-        let lacks = ["Gemma3Text", "NativeSparse"].contains(&stem);
+        let lacks = ["Gemma3Text", "Mor", "NativeSparse"].contains(&stem);
         (!lacks).then(|| format!("{stem}ForTokenClassification"))
     }
 

@@ -42,7 +42,7 @@
 //! | `router_alpha` | 0.1, of `softmax` 1 | factor on the router's values |
 //! | `router_temperature` | 1 | what the router's input is divided by |
 //! | `router_gating` | `weighted` | `none`: the stack's output is added as it is |
-//! | `router_aux_loss_coef` | 0.001, of token choice 0.1 | weight of the loss above, of token choice that of an even load |
+//! | `mor_aux_loss_coef` | 0.001, of token choice 0.1 | weight of the loss above, of token choice that of an even load |
 //! | `router_z_loss_coef` | 0, of token choice 1e-5 | weight of the mean of `logsumexp²` |
 //! | `capacity_factors` | `(N - r + 1) / N` | expert choice: the steps' shares of a sequence |
 //! | `sampling`, `router_threshold`, `inference_routing` | `aux_loss`, 0.5, `threshold` | expert choice, see above |
@@ -81,6 +81,7 @@ mod spec;
 mod stack;
 #[cfg(test)]
 mod tests;
+pub mod uptrain;
 
 use std::sync::Arc;
 
@@ -129,6 +130,14 @@ pub static MOR: Family = Family {
 #[derive(Debug)]
 struct Mor {
     spec: MorSpec,
+}
+
+/// Which layers of a model of this type share weights, and whether norms do too.
+fn shared_layers(config: &ModelConfig) -> Option<(Plan, bool)> {
+    let k: MorConfig = keys::read(&config.raw, &config.source, &[]).ok()?;
+    let (steps, layers) = (k.num_recursion.0, k.num_hidden_layers.0);
+    let plan = Plan::new(k.sharing, steps, layers, k.layer_rounding)?;
+    Some((plan, k.share_layer_norm))
 }
 
 fn fresh(sizes: &FreshSizes, own: &Own<'_>) -> Result<Value, ModelError> {

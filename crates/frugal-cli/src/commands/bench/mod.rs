@@ -11,12 +11,12 @@ mod sweep;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Subcommand;
 use frugal::run::bench::{
     BenchKind, BenchRequest, BuiltinSuite, PlannedRun, Queue, open_suite, suite_title,
 };
-use frugal::run::study::StudyKind;
+use frugal::run::study::{STUDIES, StudyKind};
 use frugal_eval::suite::Suite;
 use serde_json::json;
 
@@ -44,10 +44,14 @@ const PRETRAIN: &str = "\
 Examples:
   frugal bench pretrain --suite step-law --data-dir data --out runs/step-law
   frugal bench pretrain --suite step-law --data-dir data --out runs/step-law --only 'h32-*'
+  frugal bench pretrain --suite low-memory --data-dir data --out runs/low-memory
 
 Trains small models on a grid of sizes, tokens, learning rates and batches, and fits the Step Law
 to what it finds. With --only, the rest of the grid can be done in later calls: finished runs are
-kept, and the fit is of all that is there.";
+kept, and the fit is of all that is there.
+
+The suite low-memory compares optimizers and reparameterisations by perplexity and by the bytes of
+what is trained, and says which claims of the paper hold; it takes --seeds and --smoke.";
 
 const EFFICIENCY: &str = "\
 Examples:
@@ -75,11 +79,21 @@ enum What {
     Efficiency(Flags),
     /// Find the best learning rate and batch of small models and the law that they follow
     #[command(after_help = PRETRAIN)]
-    Pretrain(Flags),
+    Pretrain(PretrainFlags),
     /// Experiments on published systems that find and rank
     Retrieve(study::Args),
     /// Experiments on published systems that answer from what was found
     Rag(study::Args),
+}
+
+/// Which runs, where, and how small.
+#[derive(Debug, clap::Args)]
+struct PretrainFlags {
+    #[command(flatten)]
+    flags: Flags,
+    /// Of an experiment: the smallest size at which every arm runs; no claim is judged
+    #[arg(long)]
+    smoke: bool,
 }
 
 /// Which runs, where, and what is swept.
@@ -127,7 +141,10 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let (kind, flags): (BenchKind, &Flags) = match &args.what {
         What::Adapt(adapt) => (BenchKind::Adapt, &adapt.flags),
         What::Efficiency(flags) => (BenchKind::Efficiency, flags),
-        What::Pretrain(flags) => (BenchKind::Pretrain, flags),
+        What::Pretrain(pretrain) => match experiment(pretrain)? {
+            Some(args) => return study::run(StudyKind::Pretrain, &args),
+            None => (BenchKind::Pretrain, &pretrain.flags),
+        },
         What::Retrieve(args) => return study::run(StudyKind::Retrieve, args),
         What::Rag(args) => return study::run(StudyKind::Rag, args),
     };
@@ -162,6 +179,44 @@ pub fn run(args: &Args) -> Result<Outcome> {
     }
 }
 
+/// The experiment that is meant, if it is one and no grid.
+fn experiment(args: &PretrainFlags) -> Result<Option<study::Args>> {
+    let flags = &args.flags;
+    let of_kind = STUDIES.iter().filter(|s| s.kind == StudyKind::Pretrain);
+    let mut names = of_kind.map(|study| study.name);
+    let is_study = |name: &String| names.any(|known| known == name);
+    let Some(name) = flags.suite.clone().filter(is_study) else {
+        if args.smoke {
+            bail!("--smoke is for experiments: `--suite low-memory`");
+        }
+        return Ok(None);
+    };
+    if flags.list {
+        return Ok(None);
+    }
+    for (flag, given) in [
+        ("--only", !flags.only.is_empty()),
+        ("--set", !flags.overrides.is_empty()),
+        ("--dry-run", flags.dry_run),
+    ] {
+        if given {
+            bail!("{flag} is not for `--suite {name}`, whose runs are fixed: leave it out");
+        }
+    }
+    Ok(Some(study::Args {
+        suite: Some(name),
+        list: false,
+        data_dir: flags.data_dir.clone(),
+        out: flags.out.clone(),
+        seeds: match flags.seeds.as_slice() {
+            [] => vec![0, 1, 2],
+            seeds => seeds.to_vec(),
+        },
+        smoke: args.smoke,
+        output: flags.output,
+    }))
+}
+
 fn request(kind: BenchKind, name: &str, flags: &Flags) -> Result<BenchRequest> {
     let title = suite_title(Path::new(name));
     let out = flags.out.clone();
@@ -183,9 +238,14 @@ fn list(kind: BenchKind, output: Output) -> Result<Outcome> {
         .map(|builtin| Ok((builtin.name, builtin.open()?)))
         .collect::<Result<_>>()?;
     let runs = |s: &Suite| s.jobs(Path::new(".")).len() / s.seeds.len();
+    let studies = STUDIES
+        .iter()
+        .filter(|study| kind == BenchKind::Pretrain && study.kind == StudyKind::Pretrain);
     if output.json {
         let entry = |(name, s): &(&str, Suite)| json!({ "name": name, "description": s.description, "runs": runs(s), "seeds": s.seeds });
-        ui::print_json(&suites.iter().map(entry).collect::<Vec<_>>())?;
+        let studies =
+            studies.map(|s| json!({ "name": s.name, "description": s.about, "source": s.source }));
+        ui::print_json(&suites.iter().map(entry).chain(studies).collect::<Vec<_>>())?;
     } else {
         for (name, s) in &suites {
             let seeds = if s.seeds.len() == 1 {
@@ -197,6 +257,12 @@ fn list(kind: BenchKind, output: Output) -> Result<Outcome> {
                 "{name}: {} ({} runs with {seeds})",
                 s.description,
                 runs(s)
+            ));
+        }
+        for study in studies {
+            ui::print(&format!(
+                "{}: {} ({})",
+                study.name, study.about, study.source
             ));
         }
     }

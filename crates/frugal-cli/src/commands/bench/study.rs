@@ -19,24 +19,24 @@ use crate::ui::{self, interrupt};
 pub(super) struct Args {
     /// Name of the study
     #[arg(long, value_name = "NAME", required_unless_present = "list")]
-    suite: Option<String>,
+    pub(super) suite: Option<String>,
     /// List the studies
     #[arg(long)]
-    list: bool,
+    pub(super) list: bool,
     /// Where the data sets are, each in a folder of its name
     #[arg(long, value_name = "DIR", default_value = ".")]
-    data_dir: PathBuf,
+    pub(super) data_dir: PathBuf,
     /// Folder of the results [default: runs/bench-SUITE]
     #[arg(long, short, value_name = "DIR")]
-    out: Option<PathBuf>,
+    pub(super) out: Option<PathBuf>,
     /// Seeds
     #[arg(long, value_name = "SEEDS", value_delimiter = ',', default_values_t = [0, 1, 2])]
-    seeds: Vec<u64>,
+    pub(super) seeds: Vec<u64>,
     /// The smallest size at which every arm runs; no claim is judged
     #[arg(long)]
-    smoke: bool,
+    pub(super) smoke: bool,
     #[command(flatten)]
-    output: Output,
+    pub(super) output: Output,
 }
 
 /// Runs a study, or lists those of a kind.

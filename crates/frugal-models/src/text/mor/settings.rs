@@ -120,7 +120,7 @@ pub(super) struct MorConfig {
     pub router_temperature: f64,
     pub router_gating: Gating,
     pub router_z_loss_coef: Option<f64>,
-    pub router_aux_loss_coef: Option<f64>,
+    pub mor_aux_loss_coef: Option<f64>,
     pub capacity_factors: Option<Vec<f64>>,
     pub sampling: Option<Sampling>,
     pub inference_routing: Option<Routing>,
@@ -158,7 +158,7 @@ impl Default for MorConfig {
             router_temperature: 1.0,
             router_gating: Gating::Weighted,
             router_z_loss_coef: None,
-            router_aux_loss_coef: None,
+            mor_aux_loss_coef: None,
             capacity_factors: None,
             sampling: None,
             inference_routing: None,
@@ -278,7 +278,7 @@ impl MorConfig {
                 .router_z_loss_coef
                 .unwrap_or(if token { 1e-5 } else { 0.0 }),
             aux_loss: self
-                .router_aux_loss_coef
+                .mor_aux_loss_coef
                 .unwrap_or(if token { 0.1 } else { 1e-3 }),
         };
         let rate = self.router_bias_update_rate.unwrap_or(1e-3);
@@ -288,7 +288,7 @@ impl MorConfig {
         ];
         let not_below = [
             ("router_z_loss_coef", common.z_loss),
-            ("router_aux_loss_coef", common.aux_loss),
+            ("mor_aux_loss_coef", common.aux_loss),
             ("router_bias_update_rate", rate),
         ];
         for (key, value) in above.iter().chain(&not_below) {

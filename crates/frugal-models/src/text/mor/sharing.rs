@@ -86,11 +86,6 @@ impl Plan {
         2 * self.ends() + self.base * self.recursions
     }
 
-    /// Shared layers, each once.
-    pub fn base(&self) -> usize {
-        self.base
-    }
-
     /// Times that the shared layers are passed through.
     pub fn recursions(&self) -> usize {
         self.recursions

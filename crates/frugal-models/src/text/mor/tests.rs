@@ -510,10 +510,7 @@ fn what_does_not_fit_is_refused_by_name() {
         ("router_alpha", json!({"router_alpha": 0.0})),
         ("router_temperature", json!({"router_temperature": -1.0})),
         ("router_threshold", json!({"router_threshold": 1.0})),
-        (
-            "router_aux_loss_coef",
-            json!({"router_aux_loss_coef": -0.1}),
-        ),
+        ("mor_aux_loss_coef", json!({"mor_aux_loss_coef": -0.1})),
     ] {
         let error = error(more);
         assert!(error.contains(&format!("`{key}`")), "{key}: {error}");

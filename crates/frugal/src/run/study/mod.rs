@@ -9,6 +9,7 @@ mod cramf;
 mod dyprag;
 mod error;
 mod iaa;
+mod mor;
 mod outcome;
 mod perk;
 mod prp;

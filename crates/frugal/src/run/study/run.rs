@@ -14,6 +14,8 @@ pub enum StudyKind {
     Retrieve,
     /// Answering from what was found.
     Rag,
+    /// New models from text.
+    Pretrain,
 }
 
 /// One experiment.
