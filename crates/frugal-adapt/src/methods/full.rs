@@ -41,6 +41,7 @@ use serde_json::{Map, Value, json};
 
 use crate::method::{Family, Method, MethodConfig};
 use crate::overlay::matrix_of;
+use crate::pretraining::layer::Layer;
 use crate::settings::Settings;
 
 const NAME: &str = "full";
@@ -78,7 +79,23 @@ struct Site {
     /// Where the model holds the weight as two thin matrices: the first, `[rank, d_in]`; `weight` is
     /// then the second.
     first: Option<Parameter>,
+    /// What is trained in the place of the weight, which is none then.
+    layer: Option<Box<dyn Layer>>,
     bias: Option<Parameter>,
+}
+
+impl Site {
+    fn parameters(&self) -> impl Iterator<Item = &Parameter> {
+        let of_layer = self.layer.iter().flat_map(|layer| layer.parameters());
+        let own = self.first.iter().chain(&self.weight);
+        own.chain(of_layer).chain(&self.bias)
+    }
+
+    fn parameters_mut(&mut self) -> impl Iterator<Item = &mut Parameter> {
+        let of_layer = self.layer.iter_mut().flat_map(|l| l.parameters_mut());
+        let own = self.first.iter_mut().chain(&mut self.weight);
+        own.chain(of_layer).chain(&mut self.bias)
+    }
 }
 
 impl Site {
@@ -95,6 +112,7 @@ impl Site {
         };
         let bias = linear.bias.clone().map(to_vec);
         Self {
+            layer: None,
             first: Some(copy(l, &factors.l)),
             weight: Some(copy(r, &factors.r)),
             bias: bias.map(|b| Parameter::new(format!("{path}.bias"), &[b.len()], b, device)),
@@ -110,6 +128,10 @@ pub struct Full {
     /// Of the step so far: what each choice of a router got whose load a bias keeps even, and how far
     /// the bias moves.
     loads: Mutex<BTreeMap<SiteId, (Vec<usize>, f64)>>,
+    /// What it is called: this method, or what its layers are.
+    name: &'static str,
+    /// Steps between two restarts of layers that are no weights; 0 for none.
+    restart_steps: u64,
 }
 
 impl Full {
@@ -127,6 +149,7 @@ impl Full {
             let path = &info.path;
             sites[id.index()] = Site {
                 first: None,
+                layer: None,
                 weight: Some(Parameter::new(info.weight_name(), shape, weight, device)),
                 bias: bias.map(|b| Parameter::new(format!("{path}.bias"), &[b.len()], b, device)),
             };
@@ -181,7 +204,34 @@ impl Full {
             sites,
             tied_head: tied.zip(table),
             loads: Mutex::default(),
+            name: NAME,
+            restart_steps: 0,
         })
+    }
+
+    /// Bytes that are held beside the parameters: places of sparse entries.
+    pub fn other_bytes(&self) -> u64 {
+        let layers = self.sites.iter().filter_map(|site| site.layer.as_ref());
+        layers.map(|layer| layer.other_bytes()).sum()
+    }
+
+    pub(crate) fn restarts_as(&mut self, name: &'static str, restart_steps: u64) {
+        (self.name, self.restart_steps) = (name, restart_steps);
+    }
+
+    /// Takes the weight of a layer out, unless it is in factors.
+    pub(crate) fn take_weight(&mut self, site: SiteId) -> Option<Parameter> {
+        let site = &mut self.sites[site.index()];
+        site.weight.take_if(|_| site.first.is_none())
+    }
+
+    /// Puts something in the place of a weight that was taken out.
+    pub(crate) fn put_layer(&mut self, site: SiteId, layer: Box<dyn Layer>) {
+        self.sites[site.index()].layer = Some(layer);
+    }
+
+    fn layer(&self, site: SiteId) -> Option<&dyn Layer> {
+        self.sites[site.index()].layer.as_deref()
     }
 
     fn first(&self, site: SiteId) -> Option<&Parameter> {
@@ -190,6 +240,9 @@ impl Full {
 
     /// The weight of a linear layer, `[d_out, d_in]`.
     fn whole(&self, site: SiteId) -> Option<Tensor<2>> {
+        if let Some(layer) = self.layer(site) {
+            return Some(layer.weight(Mode::Eval));
+        }
         let weight = self.weight(site)?.get::<2>(Mode::Eval);
         Some(match self.first(site) {
             Some(first) => weight.matmul(first.get::<2>(Mode::Eval)),
@@ -270,6 +323,10 @@ impl Pass for FullPass<'_> {
     }
 
     fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
+        if let Some(layer) = self.adapter.layer(base.site) {
+            let bias = self.vector(self.adapter.bias(base.site));
+            return layer.forward(x, bias, self.mode);
+        }
         let x = match self.adapter.first(base.site) {
             Some(first) => frugal_kernels::linear(x, first.get::<2>(self.mode), None),
             None => x,
@@ -288,6 +345,12 @@ impl Pass for FullPass<'_> {
         let bias = self.adapter.bias(base.site).is_some();
         if self.adapter.first(base.site).is_some() {
             return LinearChange::Opaque;
+        }
+        if let Some(layer) = self.adapter.layer(base.site) {
+            return match layer.is_weight() && !bias {
+                true => LinearChange::Weight(layer.weight(self.mode)),
+                false => LinearChange::Opaque,
+            };
         }
         match self.adapter.weight(base.site) {
             None => LinearChange::opaque_if(bias),
@@ -404,21 +467,27 @@ impl Adapter for Full {
     }
 
     fn method(&self) -> &'static str {
-        NAME
+        self.name
     }
 
     fn parameters(&self) -> Vec<&Parameter> {
-        self.sites
-            .iter()
-            .flat_map(|s| s.first.iter().chain(&s.weight).chain(&s.bias))
-            .collect()
+        self.sites.iter().flat_map(Site::parameters).collect()
     }
 
     fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
         self.sites
             .iter_mut()
-            .flat_map(|s| s.first.iter_mut().chain(&mut s.weight).chain(&mut s.bias))
+            .flat_map(Site::parameters_mut)
             .collect()
+    }
+
+    fn after_step(&mut self, context: &StepContext) {
+        if self.restart_steps == 0 || !context.step.is_multiple_of(self.restart_steps) {
+            return;
+        }
+        for layer in self.sites.iter_mut().filter_map(|s| s.layer.as_mut()) {
+            layer.restart(context.seed);
+        }
     }
 
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {

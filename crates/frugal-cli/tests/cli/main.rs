@@ -19,6 +19,7 @@ mod measure;
 mod measurements;
 mod parametrize;
 mod perk;
+mod pretraining;
 mod problems;
 mod recipes;
 mod retrieve;

@@ -1,4 +1,5 @@
-//! Experiments on published systems: what `frugal bench retrieve` and `frugal bench rag` run.
+//! Experiments on published systems: what `frugal bench retrieve` and `frugal bench rag` run, and
+//! some of `frugal bench pretrain`.
 //!
 //! A study is one file and one line in the registry. It measures each of its arms on the same data
 //! with every seed and says of each claim whether it holds.
@@ -9,6 +10,7 @@ mod cramf;
 mod dyprag;
 mod error;
 mod iaa;
+mod low_memory;
 mod mor;
 mod outcome;
 mod perk;

@@ -11,6 +11,7 @@ pub static STUDIES: &[&Study] = &[
     &super::cramf::CRAMF,
     &super::dyprag::DYPRAG,
     &super::iaa::IAA,
+    &super::low_memory::LOW_MEMORY,
     &super::mor::MOR,
     &super::perk::PERK,
     &super::prp::PRP,
