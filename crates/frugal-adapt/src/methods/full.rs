@@ -234,6 +234,24 @@ impl Full {
         self.sites[site.index()].layer.as_deref()
     }
 
+    /// Moves the biases of routers by the load of the whole step.
+    fn follow_load(&mut self) {
+        let loads = self.loads.get_mut();
+        let loads = std::mem::take(loads.unwrap_or_else(PoisonError::into_inner));
+        for (site, (load, rate)) in loads {
+            let Some(bias) = self.sites[site.index()].weight.as_mut() else {
+                continue;
+            };
+            let total: usize = load.iter().sum();
+            let moved = bias.to_vec().into_iter().zip(&load).map(|(bias, &got)| {
+                let missing = total.cmp(&(got * load.len())) as i8;
+                bias + f32::from(missing) * rate as f32
+            });
+            let moved = moved.collect();
+            bias.set(moved);
+        }
+    }
+
     fn first(&self, site: SiteId) -> Option<&Parameter> {
         self.sites[site.index()].first.as_ref()
     }
@@ -440,24 +458,6 @@ impl Pass for FullPass<'_> {
 }
 
 impl Adapter for Full {
-    /// Biases of routers follow the load of the whole step.
-    fn after_step(&mut self, _context: &StepContext) {
-        let loads = self.loads.get_mut();
-        let loads = std::mem::take(loads.unwrap_or_else(PoisonError::into_inner));
-        for (site, (load, rate)) in loads {
-            let Some(bias) = self.sites[site.index()].weight.as_mut() else {
-                continue;
-            };
-            let total: usize = load.iter().sum();
-            let moved = bias.to_vec().into_iter().zip(&load).map(|(bias, &got)| {
-                let missing = total.cmp(&(got * load.len())) as i8;
-                bias + f32::from(missing) * rate as f32
-            });
-            let moved = moved.collect();
-            bias.set(moved);
-        }
-    }
-
     fn merged_conv(&self, base: &Conv) -> Option<(Tensor<2>, Option<Tensor<1>>)> {
         self.conv(base, Mode::Eval)
     }
@@ -482,6 +482,7 @@ impl Adapter for Full {
     }
 
     fn after_step(&mut self, context: &StepContext) {
+        self.follow_load();
         if self.restart_steps == 0 || !context.step.is_multiple_of(self.restart_steps) {
             return;
         }

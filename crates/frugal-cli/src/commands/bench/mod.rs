@@ -51,7 +51,8 @@ to what it finds. With --only, the rest of the grid can be done in later calls: 
 kept, and the fit is of all that is there.
 
 The suite low-memory compares optimizers and reparameterisations by perplexity and by the bytes of
-what is trained, and says which claims of the paper hold; it takes --seeds and --smoke.";
+what is trained, and says which claims of the paper hold; it takes --seeds and --smoke. So does mor,
+which compares Mixture-of-Recursions with a Llama and a recursive transformer at equal operations.";
 
 const EFFICIENCY: &str = "\
 Examples:
