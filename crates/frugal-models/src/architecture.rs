@@ -121,6 +121,8 @@ pub struct Cost {
     pub latent: Option<LatentCost>,
     /// Sizes of the recurrence, where blocks have one in place of attention and feed-forward layer.
     pub recurrence: Option<RecurrenceCost>,
+    /// Whether routers decide by the text how many tokens go through a block.
+    pub routes_tokens: bool,
 }
 
 /// Sizes that the memory of a recurrence follows from.
@@ -164,6 +166,7 @@ impl Cost {
             active_experts: 1,
             latent: None,
             recurrence: None,
+            routes_tokens: false,
         }
     }
 }

@@ -279,7 +279,10 @@ impl Architecture for Mor {
 
     /// Memory as if all tokens took all steps: a text decides how many do.
     fn cost(&self, config: &ModelConfig) -> Cost {
-        let usual = Cost::of_decoder(config);
+        let usual = Cost {
+            routes_tokens: self.spec.router.is_some(),
+            ..Cost::of_decoder(config)
+        };
         if !self.spec.kv_sharing {
             return usual;
         }
