@@ -17,6 +17,7 @@ mod json;
 mod log;
 mod measure;
 mod measurements;
+mod mor;
 mod parametrize;
 mod perk;
 mod pretraining;

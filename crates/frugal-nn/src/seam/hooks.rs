@@ -347,7 +347,8 @@ pub trait Pass {
     fn balance(&mut self, _bias: &Param, _load: &[usize], _rate: f64) {}
 
     /// Whether [`Pass::linear`] must see every token's row, in order, because it tells sequences
-    /// apart by their rows.
+    /// apart by their rows. Others see, in blocks that leave tokens out, the rows of the tokens that
+    /// are in: in all hooks of a block alike.
     fn needs_token_rows(&self) -> bool {
         false
     }

@@ -91,13 +91,6 @@ impl MorBackbone {
         }
     }
 
-    /// The routed layers, of which a pass runs all or none.
-    fn routed(&self) -> Option<Range<usize>> {
-        self.routes
-            .as_ref()
-            .map(|_| self.stack.spec().plan.shared())
-    }
-
     fn refused(&self, reason: &str) -> ModelError {
         ModelError::Method {
             model_type: self.config.model_type(),
@@ -135,7 +128,7 @@ impl Backbone for MorBackbone {
         let plan = &self.stack.spec().plan;
         let layers = (0..plan.layers()).map(|layer| {
             let repeats = plan.first(layer) != layer;
-            let routed = self.routed().is_some_and(|routed| routed.contains(&layer));
+            let routed = self.routes.is_some() && plan.shared().contains(&layer);
             let begins_with_all = match &self.stack.spec().router {
                 Some(RouterSpec::Expert(spec)) => spec.begins_with_all(),
                 _ => true,
@@ -190,23 +183,21 @@ impl Backbone for MorBackbone {
             cache.check(&state.layout, self.stack.spec().plan.layers())?;
         }
         let mut shared = Shared::default();
-        let (Some(routes), Some(routed)) = (&self.routes, self.routed()) else {
+        let part = self.stack.spec().plan.shared();
+        let inside = range.start.max(part.start)..range.end.min(part.end);
+        let together = self.routes.is_some() || self.stack.spec().kv_sharing;
+        if together && !inside.is_empty() && inside != part {
+            return Err(self.refused(&format!(
+                "blocks {} to {} are steps of one stack, which runs as a whole or not at all",
+                part.start,
+                part.end - 1
+            )));
+        }
+        let Some(routes) = self.routes.as_ref().filter(|_| !inside.is_empty()) else {
             self.plain(range, &mut state, pass, cache, &mut shared);
             return Ok(state);
         };
-        let inside = range.start.max(routed.start)..range.end.min(routed.end);
-        if inside.is_empty() {
-            self.plain(range, &mut state, pass, cache, &mut shared);
-            return Ok(state);
-        }
-        if inside != routed {
-            return Err(self.refused(&format!(
-                "blocks {} to {} are steps of one routed stack, which runs as a whole or not at all",
-                routed.start,
-                routed.end - 1
-            )));
-        }
-        let before = range.start..routed.start;
+        let before = range.start..part.start;
         self.plain(before, &mut state, pass, cache.as_deref_mut(), &mut shared);
         routes.run(
             &self.stack,
@@ -215,7 +206,7 @@ impl Backbone for MorBackbone {
             cache.as_deref_mut(),
             &mut shared,
         );
-        self.plain(routed.end..range.end, &mut state, pass, cache, &mut shared);
+        self.plain(part.end..range.end, &mut state, pass, cache, &mut shared);
         Ok(state)
     }
 

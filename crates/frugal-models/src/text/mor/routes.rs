@@ -2,7 +2,9 @@
 
 use burn::prelude::*;
 use frugal_nn::state::DecodeState;
-use frugal_nn::{BlockState, ModelError, Param, Pass, Rows, SiteKind, to_vec};
+use frugal_nn::{
+    BlockState, ModelError, Param, ParamChange, Pass, Rows, SequenceLayout, SiteKind, to_vec,
+};
 
 use super::active::Active;
 use super::keys_values::Shared;
@@ -265,6 +267,30 @@ fn expert_choice(
     hidden
 }
 
+/// The last step of each token, by the router's values `[tokens, choices]`.
+fn depths(
+    batch: &SequenceLayout,
+    values: &[f32],
+    choices: usize,
+    bias: Option<&Param>,
+    pass: &mut dyn Pass,
+) -> Vec<usize> {
+    let Some(bias) = bias else {
+        return best(values, None, choices);
+    };
+    let by_sequence = matches!(pass.param_change(bias), ParamChange::BySequence);
+    let mut of = |rows: Rows| to_vec(pass.param(bias, rows).inner());
+    if !by_sequence {
+        return best(values, Some(&of(Rows::Tokens)), choices);
+    }
+    let ranges = batch.cu_seqlens.windows(2).enumerate();
+    let each = ranges.flat_map(|(sequence, range)| {
+        let own = &values[range[0] * choices..range[1] * choices];
+        best(own, Some(&of(Rows::OfSequence(sequence))), choices)
+    });
+    each.collect()
+}
+
 /// `Hᵗ ← Hᵗ + p_{t,i} fⁱ(H)ᵗ`, where `i` is the number of steps that the token takes.
 fn token_choice(
     steps: &Steps<'_>,
@@ -281,8 +307,7 @@ fn token_choice(
     let mut active = Active::all(batch);
     let logits = router.logits(hidden.clone(), &active, pass);
     let values = spec.common.values(logits.clone());
-    let biases = bias.map(|bias| to_vec(pass.param(bias, Rows::Tokens).inner()));
-    let depth = best(&to_vec(values.clone().inner()), biases.as_deref(), choices);
+    let depth = depths(batch, &to_vec(values.clone().inner()), choices, bias, pass);
     if pass.trains_model() {
         let mut load = vec![0; choices];
         depth.iter().for_each(|&last| load[last] += 1);
