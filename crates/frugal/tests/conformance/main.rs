@@ -49,7 +49,7 @@ fn main() -> ExitCode {
     let pairs = METHODS
         .iter()
         .flat_map(|method| MODELS.map(|model| (method, model)));
-    let on_mor = |method: &&Method| ON_MOR.contains(&method.name);
+    let on_mor = |method: &&&Method| ON_MOR.contains(&method.name);
     let pairs = pairs.chain(METHODS.iter().filter(on_mor).map(|method| (method, "mor")));
     let trials = pairs.map(|(method, model)| {
         let name = format!("conformance::{}::{model}", method.name);
