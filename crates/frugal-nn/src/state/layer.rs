@@ -364,3 +364,61 @@ impl CachedRows {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::SequenceLayout;
+    use crate::state::{DecodeState, StateOptions};
+
+    /// Positions 0, 2 and 5 of six behind a prefix of two rows.
+    fn state() -> DecodeState {
+        let mut state = DecodeState::new(vec![LayerState::routed()], 1, StateOptions::default());
+        let rows = |count: usize| Tensor::<2>::ones([count, 4], &Device::flex());
+        state.append(0, 0, rows(2), rows(2));
+        for (positions, tokens) in [(&[0u32, 2][..], 3), (&[5], 3)] {
+            state.route(0, 0, positions);
+            state.append(0, 0, rows(positions.len()), rows(positions.len()));
+            state.advance(&SequenceLayout::with_past(&[tokens], &state.past()));
+        }
+        state
+    }
+
+    fn held(state: &DecodeState) -> (usize, Vec<u32>) {
+        let layer = &state.sequences()[0].layers()[0];
+        let LayerState::Routed(routed) = layer else {
+            panic!("{layer:?}");
+        };
+        (layer.rows().len(), routed.positions().to_vec())
+    }
+
+    #[test]
+    fn taking_tokens_back_takes_those_that_were_let_through() {
+        assert_eq!(held(&state()), (5, vec![0, 2, 5]));
+        for (length, expected) in [
+            (6, (5, vec![0, 2, 5])),
+            (5, (4, vec![0, 2])),
+            (3, (4, vec![0, 2])),
+            (2, (3, vec![0])),
+            (1, (3, vec![0])),
+            (0, (0, vec![])),
+        ] {
+            let mut state = state();
+            assert_eq!(state.crop(0, length), Ok(true));
+            assert_eq!(held(&state), expected, "{length}");
+        }
+        // A pass that failed half way.
+        let mut sequence = state().leave_all().remove(0);
+        let mark = sequence.mark();
+        let mut begun = DecodeState::new(vec![LayerState::routed()], 0, StateOptions::default());
+        begun.join(sequence.clone()).unwrap();
+        begun.route(0, 0, &[6]);
+        let row = Tensor::<2>::ones([1, 4], &Device::flex());
+        begun.append(0, 0, row.clone(), row);
+        sequence = begun.leave_all().remove(0);
+        assert_eq!(sequence.layers()[0].rows().len(), 6);
+        sequence.undo(&mark);
+        begun.join(sequence).unwrap();
+        assert_eq!(held(&begun), (5, vec![0, 2, 5]));
+    }
+}
