@@ -376,7 +376,7 @@ mod tests {
         let mut state = DecodeState::new(vec![LayerState::routed()], 1, StateOptions::default());
         let rows = |count: usize| Tensor::<2>::ones([count, 4], &Device::flex());
         state.append(0, 0, rows(2), rows(2));
-        for (positions, tokens) in [(&[0u32, 2][..], 3), (&[5], 3)] {
+        for (positions, tokens) in [(&[0u32, 2][..], 3), (&[5][..], 3)] {
             state.route(0, 0, positions);
             state.append(0, 0, rows(positions.len()), rows(positions.len()));
             state.advance(&SequenceLayout::with_past(&[tokens], &state.past()));
