@@ -187,12 +187,11 @@ pub fn run(args: &Args) -> Result<Outcome> {
 fn experiment(args: &PretrainFlags) -> Result<Option<study::Args>> {
     let flags = &args.flags;
     let of_kind = STUDIES.iter().filter(|s| s.kind == StudyKind::Pretrain);
-    let mut names = of_kind.map(|study| study.name);
-    let is_study = |name: &String| names.any(|known| known == name);
+    let names: Vec<&str> = of_kind.map(|study| study.name).collect();
+    let is_study = |name: &String| names.contains(&name.as_str());
     let Some(name) = flags.suite.clone().filter(is_study) else {
         if args.smoke {
-            bail!("--smoke is for experiments: `--suite low-memory`");
-            bail!("--smoke is for experiments: `--suite tokenformer`");
+            bail!("--smoke is for experiments: `--suite` {}", names.join(", "));
         }
         return Ok(None);
     };
