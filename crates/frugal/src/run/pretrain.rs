@@ -397,6 +397,7 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let mut config = config(folder.path());
             config.shape.arch = arch.into();
+            config.shape.num_hidden_layers = 4;
             config.train.max_steps = 12;
             assert!(config.problems().is_empty(), "{:?}", config.problems());
             let made = go(&config, false).unwrap();
@@ -419,6 +420,7 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let mut config = config(folder.path());
             config.shape.arch = arch.into();
+            config.shape.num_hidden_layers = 4;
             config.dtype = frugal_models::save::StoredType::F32;
             config.reparam = Named {
                 name: name.into(),
