@@ -3,6 +3,7 @@
 pub(crate) mod base_weights;
 pub(crate) mod bottleneck;
 pub(crate) mod by_site;
+pub(crate) mod data_start;
 pub(crate) mod dense;
 pub(crate) mod dropout;
 pub(crate) mod lora_like;
