@@ -179,9 +179,9 @@ MORE = {
     "llama-adamss": llama(
         peft.AdamssConfig(r=10, num_subspaces=4, subspace_rank=2, target_modules=["q_proj", "k_proj", "down_proj"]),
         "four groups of outputs in ten directions, found with the seed"),
-    "llama-adamss-whole": llama(
-        peft.AdamssConfig(num_subspaces=3, subspace_rank=3, use_dynamic_rank=True, svd_threshold=0.6, target_modules=LLAMA),
-        "all directions, ranks by singular values"),
+    "llama-adamss-ranks": llama(
+        peft.AdamssConfig(r=14, num_subspaces=3, subspace_rank=3, use_dynamic_rank=True, svd_threshold=0.6, random_seed=4,
+                          target_modules=LLAMA), "ranks by singular values, another seed"),
     "bert-adamss-seqcls": bert(peft.AdamssConfig(r=12, target_modules=BERT), "biases are a column of the weight"),
     "llama-velora": llama(
         lora(LLAMA, velora_config=VeloraConfig(num_groups=5, scale=0.7)), "the mean group of each pass, the last group shorter",

@@ -56,8 +56,8 @@ def corda(name, method):
     return factors(name, peft.get_peft_model(plain, config))
 
 
-def eva(name, **fields):
-    config = lora([*TARGETS, "o_proj"], r=3, alpha=6, init_lora_weights="eva", eva_config=EvaConfig(rho=1.6, **fields))
+def eva(name, targets, **fields):
+    config = lora(targets, r=3, alpha=6, init_lora_weights="eva", eva_config=EvaConfig(rho=1.6, **fields))
     adapted = peft.get_peft_model(model(), config)
     batch = {"input_ids": IDS[0], "attention_mask": torch.ones_like(IDS[0])}
     peft.tuners.lora.eva.initialize_lora_eva_weights(adapted, [batch], show_progress_bar=False)
@@ -75,7 +75,9 @@ def main():
         tensors |= lora_ga(f"lora_ga_{scale}", scale=scale)
     for method in ("ipm", "kpm"):
         tensors |= corda(f"corda_{method}", method)
-    tensors |= eva("eva") | eva("eva_whiten", whiten=True)
+    tensors |= eva("eva", [*TARGETS, "o_proj"])
+    # Of layers that read the same, peft divides the later ones more than once.
+    tensors |= eva("eva_whiten", ["q_proj", "down_proj", "o_proj"], whiten=True)
     folder = FIXTURES / "data_starts"
     folder.mkdir(exist_ok=True)
     shapes = {"NAME.PATH.A": "[r, d_in] first values", "NAME.PATH.B": "[d_out, r] first values"}

@@ -156,8 +156,9 @@ impl<P: LinearAdapter> PerLinear<P> {
         peft_config.extend(object(constants));
         // Patterns hold whole numbers in peft, and floats here.
         for entry in peft_config
-            .values_mut()
-            .filter_map(Value::as_object_mut)
+            .iter_mut()
+            .filter(|(field, _)| field.ends_with("_pattern"))
+            .filter_map(|(_, value)| value.as_object_mut())
             .flat_map(Map::values_mut)
         {
             *entry = entry

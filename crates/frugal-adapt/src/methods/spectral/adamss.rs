@@ -23,7 +23,8 @@
 //! of its group, `Bᵢ` zero. Decomposition and groups are drawn with `peft`'s numbers, so files fit.
 //!
 //! ## Departures from the paper
-//! None known in what is computed. `num_subspaces` is at most the number of outputs; a layer whose rows do not fill their
+//! At most one direction less than a layer has outputs: with all of them every output is equally far from every other, and rounding
+//! decides the groups; such files of `peft` do not fit and are refused. `num_subspaces` is at most the number of outputs; a layer whose rows do not fill their
 //! groups is refused. Masked groups keep what they learned, as in `peft`.
 //!
 //! ## References

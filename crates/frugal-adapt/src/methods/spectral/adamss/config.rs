@@ -10,7 +10,7 @@ pub(super) const NAME: &str = "adamss";
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AdamssConfig {
-    /// Singular directions; all where a layer has fewer.
+    /// Singular directions; fewer where a layer has no more.
     pub r: usize,
     /// Groups of outputs.
     pub num_subspaces: usize,

@@ -38,7 +38,8 @@ impl Spaces {
     ) -> Result<Self, AdaptError> {
         let (path, d_out) = (&info.path, info.d_out);
         let columns = info.d_in + usize::from(info.has_bias);
-        let r = config.r.min(d_out).min(columns);
+        // With as many directions as outputs, all outputs would be equally far from each other.
+        let r = config.r.min(columns).min((d_out - 1).max(1));
         let count = config.num_subspaces.min(d_out);
         let (u, vt, labels) = match base {
             Some(base) => {
