@@ -482,6 +482,14 @@ pub(crate) fn frozen_maps(context: &BuildContext<'_>, chosen: &[SiteId]) -> Vec<
     out
 }
 
+/// [`from_peft`] of a method that trains no biases and has `peft`'s defaults.
+pub(crate) fn from_peft_without_bias<C: Default + Serialize>(
+    method: &'static str,
+    config: &Settings,
+) -> Result<Settings, AdaptError> {
+    from_peft::<C>(method, config, json!({}), &[("bias", &[json!("none")])])
+}
+
 /// Settings from a configuration of `peft`: every field that the method has. Absent ones are at
 /// `differing`, where `peft`'s default is not the method's own. A field of `fixed` must be absent
 /// or have one of these values, because the method has no other.

@@ -86,9 +86,8 @@ impl MethodConfig for AdaptionPromptConfig {
 
     fn validate(&self) -> Result<(), AdaptError> {
         match self.adapter_len {
-            // No text for an instruction is longer.
-            1..=65_536 => Ok(()),
-            _ => bad(NAME, "adapter_len", "must be from 1 to 65536"),
+            0 => bad(NAME, "adapter_len", "must be at least 1"),
+            _ => Ok(()),
         }
     }
 
@@ -143,6 +142,13 @@ impl AdaptionPrompt {
     ) -> Result<Self, AdaptError> {
         config.validate()?;
         let info = context.info;
+        if config.adapter_len > info.max_sequence {
+            let reason = format!(
+                "{} is more than the {} positions of the model",
+                config.adapter_len, info.max_sequence
+            );
+            return bad(NAME, "adapter_len", reason);
+        }
         let unsupported = |reason: &str| {
             Err(AdaptError::Unsupported {
                 method: NAME,

@@ -152,7 +152,7 @@ fn build(config: LilyConfig, context: &BuildContext<'_>) -> Result<PerLinear<Mix
             let reason = format!("rank {r} is more than `{path}` ({d_out} x {d_in}) has a use for");
             return bad(NAME, "r", reason);
         }
-        if num_b.saturating_mul(r) > most_rank(d_in, d_out).saturating_mul(64) {
+        if num_b.saturating_mul(r) > most_rank(d_in, d_out) {
             let reason = format!("{num_b} factors are more than `{path}` has a use for");
             return bad(NAME, "num_B", reason);
         }

@@ -117,19 +117,15 @@ fn build(
     config: AdamssConfig,
     context: &BuildContext<'_>,
 ) -> Result<PerLinear<Spaces>, AdaptError> {
-    let chosen = linear_maps(NAME, &config.targets, context)?;
+    let targets = config.targets.all();
+    let chosen = linear_maps(NAME, &targets, context)?;
     let frozen = frozen_maps(context, &chosen);
-    let spaces = PerLinear::new(
+    PerLinear::new(
         &METHOD,
-        &config.targets,
+        &targets,
         context,
         &config,
         json!({}),
         |id, info| Spaces::new(&config, frozen[id.index()].as_ref(), info, context),
-    )?;
-    // `peft` has no such field here.
-    Ok(match config.targets.exclude_modules {
-        None => spaces.without_field("exclude_modules"),
-        Some(_) => spaces,
-    })
+    )
 }

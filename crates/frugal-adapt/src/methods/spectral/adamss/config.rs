@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::target::Targets;
+use crate::support::layer_targets::LayerTargets;
 
 pub(super) const NAME: &str = "adamss";
 
@@ -42,7 +42,7 @@ pub struct AdamssConfig {
     pub random_seed: u64,
     /// Which layers.
     #[serde(flatten)]
-    pub targets: Targets,
+    pub targets: LayerTargets,
 }
 
 impl Default for AdamssConfig {
@@ -63,7 +63,7 @@ impl Default for AdamssConfig {
             use_dynamic_rank: false,
             svd_threshold: 0.1,
             random_seed: 0,
-            targets: Targets::default(),
+            targets: LayerTargets::default(),
         }
     }
 }
