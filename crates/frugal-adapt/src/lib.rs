@@ -12,6 +12,7 @@ mod peft_fused;
 pub mod peft_keys;
 mod peft_read;
 pub mod peft_support;
+pub mod pretraining;
 pub mod registry;
 pub mod reparameterize;
 mod settings;

@@ -12,8 +12,8 @@ use frugal_nn::seam::derived_cache::DerivedCache;
 use frugal_nn::{
     AdaptError, Adapter, AttentionControl, AttentionScores, BlockAction, BuildContext, Conv,
     ConvChange, Embedding, GradientSum, KeyValue, Linear, LinearChange, MergedLinear, Mode, Norm,
-    NormChange, Param, ParamChange, Parameter, Pass, Rows, SequenceLayout, SiteId, SiteKind,
-    StepContext, SubLayer, SubLayerIo, Weight,
+    NormChange, Param, ParamChange, Parameter, Pass, RouterTraining, Rows, SequenceLayout, SiteId,
+    SiteKind, StepContext, SubLayer, SubLayerIo, Weight,
 };
 use serde_json::{Map, Value};
 
@@ -339,6 +339,15 @@ impl Pass for OverlayPass<'_> {
 
     fn after_block(&mut self, layer: usize, hidden_states: &Tensor<2>) {
         self.inner.after_block(layer, hidden_states);
+    }
+
+    fn router_logits(
+        &mut self,
+        layer: usize,
+        logits: &Tensor<2>,
+        training: RouterTraining,
+    ) -> Option<Tensor<2>> {
+        self.inner.router_logits(layer, logits, training)
     }
 
     fn router(

@@ -121,7 +121,9 @@ pub fn obstacle(method: &Method, adapter: &dyn Adapter, model: &BackboneInfo) ->
         "mamba" if ["LORA", "ADALORA", "RANDLORA"].contains(&method.peft_type) && acts_on(".out_proj.") => {
             Some(format!("`peft` refuses {} on Mamba's `out_proj`", method.peft_type))
         }
-        "native_sparse" | "tokenformer" => Some("transformers does not have this architecture".into()),
+        "native_sparse" | "tokenformer" | "rmoe" | "widenet" => {
+            Some("transformers does not have this architecture".into())
+        }
         _ => None,
     }
 }

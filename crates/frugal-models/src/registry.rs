@@ -16,6 +16,8 @@ pub const FAMILIES: &[&Family] = &[
     &text::qwen::QWEN3,
     &text::gemma3::GEMMA3_TEXT,
     &text::mixtral::MIXTRAL,
+    &text::rmoe::RMOE,
+    &text::widenet::WIDENET,
     &text::deepseek::DEEPSEEK_V3,
     &text::phi3::PHI3,
     &text::native_sparse::NATIVE_SPARSE,

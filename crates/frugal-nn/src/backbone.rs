@@ -115,7 +115,7 @@ impl BackboneInfo {
         let stem = self
             .classifier_class
             .strip_suffix("ForSequenceClassification")?;
-        let lacks = ["Gemma3Text", "NativeSparse"].contains(&stem);
+        let lacks = ["Gemma3Text", "NativeSparse", "Rmoe", "Widenet"].contains(&stem);
         (!lacks).then(|| format!("{stem}ForTokenClassification"))
     }
 
@@ -155,6 +155,19 @@ pub struct RotaryTable {
     pub sin: Tensor<2>,
 }
 
+/// What routers hand from block to block within one pass, a row for each token; nothing where no
+/// router has one. It begins empty in front of the first block of every pass, also of those that go
+/// on from a cache: it runs over depth, not over time.
+#[derive(Clone, Debug, Default)]
+pub struct RouterState {
+    /// Hidden state of a recurrent router, `[tokens, width]`.
+    pub hidden: Option<Tensor<2>>,
+    /// Cell state of an LSTM, `[tokens, width]`.
+    pub cell: Option<Tensor<2>>,
+    /// Scores of the router before, `[tokens, experts]`.
+    pub scores: Option<Tensor<2>>,
+}
+
 /// What goes from block to block.
 #[derive(Clone, Debug)]
 pub struct BlockState {
@@ -166,6 +179,8 @@ pub struct BlockState {
     pub rotary: Vec<RotaryTable>,
     /// What the pass wants of attention.
     pub attention: Option<Arc<AttentionControl>>,
+    /// What routers know of the blocks before.
+    pub routing: RouterState,
 }
 
 /// A frozen model. It lives on the plain device and never enters the gradient graph; adapters meet

@@ -74,9 +74,17 @@ pub struct TrainConfig {
     pub gradient_accumulation_steps: usize,
     /// Put examples of similar length together.
     pub group_by_length: bool,
-    /// Which optimizer: `adamw`, `adamw_8bit` (moments of eight bits: two bytes for each trained
-    /// weight instead of eight), `sgd` or `lion`; the latter two with settings of their own.
+    /// Which optimizer, by its name in [`OPTIMIZERS`](crate::optim::OPTIMIZERS), with settings of
+    /// its own.
     pub optim: Named,
+    /// Steps between two resets of all that the optimizer remembers, its counts included; 0 for
+    /// none. A method whose factors become others at the same steps needs it (arXiv 2505.22922).
+    #[serde(skip_serializing_if = "is_none")]
+    pub moment_reset_steps: u64,
+    /// Steps after a reset over which the learning rate comes back to what the schedule says, from
+    /// a thousandth of it; 0 for none. No effect without resets.
+    #[serde(skip_serializing_if = "is_usual_recovery")]
+    pub reset_recovery_steps: u64,
     /// Gradients are scaled down to this global norm; 0 for no clipping.
     pub max_grad_norm: f64,
     /// Decoupled weight decay; not applied to biases and vectors.
@@ -133,6 +141,17 @@ pub struct TrainConfig {
     pub param_groups: Vec<ParamGroup>,
 }
 
+/// As in `Memory_Efficient_Pretraining`.
+const RECOVERY_STEPS: u64 = 10;
+
+fn is_none(steps: &u64) -> bool {
+    *steps == 0
+}
+
+fn is_usual_recovery(steps: &u64) -> bool {
+    *steps == RECOVERY_STEPS
+}
+
 fn is_zero(value: &f64) -> bool {
     *value == 0.0
 }
@@ -150,6 +169,8 @@ impl Default for TrainConfig {
             gradient_accumulation_steps: 1,
             group_by_length: false,
             optim: "adamw".into(),
+            moment_reset_steps: 0,
+            reset_recovery_steps: RECOVERY_STEPS,
             max_grad_norm: 1.0,
             weight_decay: 0.0,
             adam_beta1: 0.9,

@@ -9,8 +9,8 @@ use burn::prelude::*;
 use burn::tensor::TensorData;
 use frugal_nn::{
     AttentionControl, AttentionScores, BlockAction, Conv, ConvChange, Embedding, KeyValue, Linear,
-    LinearChange, Norm, NormChange, Param, ParamChange, Pass, Rows, SequenceLayout, SubLayer,
-    SubLayerIo, named_rng,
+    LinearChange, Norm, NormChange, Param, ParamChange, Pass, RouterTraining, Rows, SequenceLayout,
+    SubLayer, SubLayerIo, named_rng,
 };
 use rand::Rng;
 
@@ -130,6 +130,15 @@ impl Pass for NoisyPass<'_> {
 
     fn after_block(&mut self, layer: usize, hidden_states: &Tensor<2>) {
         self.inner.after_block(layer, hidden_states);
+    }
+
+    fn router_logits(
+        &mut self,
+        layer: usize,
+        logits: &Tensor<2>,
+        training: RouterTraining,
+    ) -> Option<Tensor<2>> {
+        self.inner.router_logits(layer, logits, training)
     }
 
     fn router(

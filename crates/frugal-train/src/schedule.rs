@@ -16,7 +16,13 @@ pub struct Schedule {
     warmup: u64,
     decay: u64,
     min: f64,
+    /// Steps between two resets of the moments, and over which the rate comes back after one.
+    reset: u64,
+    recovery: u64,
 }
+
+/// What the rate comes back from after a reset, as a share of what it comes back to.
+const RECOVERED_FROM: f64 = 0.001;
 
 impl Schedule {
     /// The schedule of a run of `total_steps`.
@@ -38,6 +44,8 @@ impl Schedule {
             } else {
                 config.min_lr_ratio
             },
+            reset: config.moment_reset_steps,
+            recovery: config.reset_recovery_steps,
         }
     }
 
@@ -48,6 +56,25 @@ impl Schedule {
 
     /// Share of the peak rate at the step that follows `step` finished ones.
     pub fn factor(&self, step: u64) -> f64 {
+        if self.reset == 0 || step < self.reset {
+            return self.undisturbed(step);
+        }
+        let since = step % self.reset;
+        if since >= self.recovery {
+            return self.undisturbed(step);
+        }
+        // Straight to where the schedule is at the end of the recovery, as in
+        // `cosine_quick_recovery` of Memory_Efficient_Pretraining.
+        let target = self.undisturbed(step - since + self.recovery);
+        let progress = match self.recovery {
+            1 => 1.0,
+            steps => since as f64 / (steps - 1) as f64,
+        };
+        target * (RECOVERED_FROM + (1.0 - RECOVERED_FROM) * progress)
+    }
+
+    /// The same without resets.
+    fn undisturbed(&self, step: u64) -> f64 {
         let above_min = |factor: f64| factor * (1.0 - self.min) + self.min;
         if step < self.warmup {
             let factor = step as f64 / self.warmup as f64;
@@ -184,6 +211,34 @@ mod tests {
                 "{peak}"
             );
         }
+    }
+
+    #[test]
+    fn the_rate_comes_back_after_a_reset_as_in_the_authors_schedule() {
+        let config = TrainConfig {
+            lr: 1.0,
+            lr_scheduler_type: Scheduler::Cosine,
+            warmup_steps: 1100,
+            min_lr_ratio: 0.1,
+            moment_reset_steps: 200,
+            ..TrainConfig::default()
+        };
+        let schedule = Schedule::new(&config, 11_000);
+        // Written by `get_cosine_schedule_with_quick_recovery`.
+        let expected = [
+            (1999, 0.981_812),
+            (2000, 0.000_981),
+            (2001, 0.109_913),
+            (2005, 0.545_640),
+            (2009, 0.981_367),
+        ];
+        for (step, factor) in expected {
+            let found = schedule.factor(step);
+            assert!((found - factor).abs() < 1e-6, "{step}: {found}");
+        }
+        // The first period has the schedule's own warm-up.
+        assert_eq!(schedule.factor(5), 5.0 / 1100.0);
+        assert_eq!(schedule.factor(0), 0.0);
     }
 
     #[test]

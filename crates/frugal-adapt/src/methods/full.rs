@@ -31,13 +31,14 @@ use frugal_models::factor_names;
 use frugal_nn::{
     AdaptError, Adapter, Backbone, BuildContext, Conv, ConvChange, Embedding, Frozen, Linear,
     LinearChange, MergedLinear, Mode, Norm, NormChange, Param, ParamChange, Parameter, Pass,
-    SiteId, Weight, lookup, to_vec,
+    RouterTraining, SiteId, StepContext, Weight, lookup, named_rng, standard_normal, to_vec,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::method::{Family, Method, MethodConfig};
 use crate::overlay::matrix_of;
+use crate::pretraining::layer::Layer;
 use crate::settings::Settings;
 
 const NAME: &str = "full";
@@ -75,7 +76,23 @@ struct Site {
     /// Where the model holds the weight as two thin matrices: the first, `[rank, d_in]`; `weight` is
     /// then the second.
     first: Option<Parameter>,
+    /// What is trained in the place of the weight, which is none then.
+    layer: Option<Box<dyn Layer>>,
     bias: Option<Parameter>,
+}
+
+impl Site {
+    fn parameters(&self) -> impl Iterator<Item = &Parameter> {
+        let of_layer = self.layer.iter().flat_map(|layer| layer.parameters());
+        let own = self.first.iter().chain(&self.weight);
+        own.chain(of_layer).chain(&self.bias)
+    }
+
+    fn parameters_mut(&mut self) -> impl Iterator<Item = &mut Parameter> {
+        let of_layer = self.layer.iter_mut().flat_map(|l| l.parameters_mut());
+        let own = self.first.iter_mut().chain(&mut self.weight);
+        own.chain(of_layer).chain(&mut self.bias)
+    }
 }
 
 impl Site {
@@ -92,6 +109,7 @@ impl Site {
         };
         let bias = linear.bias.clone().map(to_vec);
         Self {
+            layer: None,
             first: Some(copy(l, &factors.l)),
             weight: Some(copy(r, &factors.r)),
             bias: bias.map(|b| Parameter::new(format!("{path}.bias"), &[b.len()], b, device)),
@@ -104,6 +122,10 @@ pub struct Full {
     sites: Vec<Site>,
     /// The output head and the token table, when they are one matrix.
     tied_head: Option<(SiteId, SiteId)>,
+    /// What it is called: this method, or what its layers are.
+    name: &'static str,
+    /// Steps between two restarts of layers that are no weights; 0 for none.
+    restart_steps: u64,
 }
 
 impl Full {
@@ -121,6 +143,7 @@ impl Full {
             let path = &info.path;
             sites[id.index()] = Site {
                 first: None,
+                layer: None,
                 weight: Some(Parameter::new(info.weight_name(), shape, weight, device)),
                 bias: bias.map(|b| Parameter::new(format!("{path}.bias"), &[b.len()], b, device)),
             };
@@ -174,7 +197,34 @@ impl Full {
         Ok(Self {
             sites,
             tied_head: tied.zip(table),
+            name: NAME,
+            restart_steps: 0,
         })
+    }
+
+    /// Bytes that are held beside the parameters: places of sparse entries.
+    pub fn other_bytes(&self) -> u64 {
+        let layers = self.sites.iter().filter_map(|site| site.layer.as_ref());
+        layers.map(|layer| layer.other_bytes()).sum()
+    }
+
+    pub(crate) fn restarts_as(&mut self, name: &'static str, restart_steps: u64) {
+        (self.name, self.restart_steps) = (name, restart_steps);
+    }
+
+    /// Takes the weight of a layer out, unless it is in factors.
+    pub(crate) fn take_weight(&mut self, site: SiteId) -> Option<Parameter> {
+        let site = &mut self.sites[site.index()];
+        site.weight.take_if(|_| site.first.is_none())
+    }
+
+    /// Puts something in the place of a weight that was taken out.
+    pub(crate) fn put_layer(&mut self, site: SiteId, layer: Box<dyn Layer>) {
+        self.sites[site.index()].layer = Some(layer);
+    }
+
+    fn layer(&self, site: SiteId) -> Option<&dyn Layer> {
+        self.sites[site.index()].layer.as_deref()
     }
 
     fn first(&self, site: SiteId) -> Option<&Parameter> {
@@ -183,6 +233,9 @@ impl Full {
 
     /// The weight of a linear layer, `[d_out, d_in]`.
     fn whole(&self, site: SiteId) -> Option<Tensor<2>> {
+        if let Some(layer) = self.layer(site) {
+            return Some(layer.weight(Mode::Eval));
+        }
         let weight = self.weight(site)?.get::<2>(Mode::Eval);
         Some(match self.first(site) {
             Some(first) => weight.matmul(first.get::<2>(Mode::Eval)),
@@ -242,8 +295,27 @@ fn check_dense(backbone: &dyn Backbone) -> Result<(), AdaptError> {
 struct FullPass<'a> {
     adapter: &'a Full,
     mode: Mode,
-    /// The load losses of the blocks so far, and their number.
-    load: Option<(Tensor<1>, usize)>,
+    /// The load losses of the blocks so far.
+    load: MeanLoss,
+    /// The losses of the routers' logits.
+    logits: MeanLoss,
+}
+
+/// A mean over blocks: what has come so far, and of how many.
+#[derive(Default)]
+struct MeanLoss(Option<(Tensor<1>, usize)>);
+
+impl MeanLoss {
+    fn add(&mut self, loss: Tensor<1>) {
+        self.0 = Some(match self.0.take() {
+            Some((sum, blocks)) => (sum + loss, blocks + 1),
+            None => (loss, 1),
+        });
+    }
+
+    fn take(&mut self) -> Option<Tensor<1>> {
+        self.0.take().map(|(sum, blocks)| sum / blocks as f64)
+    }
 }
 
 impl FullPass<'_> {
@@ -261,6 +333,10 @@ impl Pass for FullPass<'_> {
     }
 
     fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
+        if let Some(layer) = self.adapter.layer(base.site) {
+            let bias = self.vector(self.adapter.bias(base.site));
+            return layer.forward(x, bias, self.mode);
+        }
         let x = match self.adapter.first(base.site) {
             Some(first) => frugal_kernels::linear(x, first.get::<2>(self.mode), None),
             None => x,
@@ -280,11 +356,47 @@ impl Pass for FullPass<'_> {
         if self.adapter.first(base.site).is_some() {
             return LinearChange::Opaque;
         }
+        if let Some(layer) = self.adapter.layer(base.site) {
+            return match layer.is_weight() && !bias {
+                true => LinearChange::Weight(layer.weight(self.mode)),
+                false => LinearChange::Opaque,
+            };
+        }
         match self.adapter.weight(base.site) {
             None => LinearChange::opaque_if(bias),
             Some(_) if bias => LinearChange::Opaque,
             Some(weight) => LinearChange::Weight(weight.get::<2>(self.mode)),
         }
+    }
+
+    /// Noise on the logits, and `mean (log Σ exp)²` of them without it (ST-MoE, arXiv 2202.08906,
+    /// equation 5).
+    fn router_logits(
+        &mut self,
+        layer: usize,
+        logits: &Tensor<2>,
+        training: RouterTraining,
+    ) -> Option<Tensor<2>> {
+        let Mode::Train { seed } = self.mode else {
+            return None;
+        };
+        if training.z_loss_coef != 0.0 {
+            let largest = logits.clone().max_dim(1).detach();
+            let log_sum = (logits.clone() - largest.clone()).exp().sum_dim(1).log() + largest;
+            let loss = (log_sum.clone() * log_sum).mean() * training.z_loss_coef;
+            self.logits.add(loss);
+        }
+        if training.noise_std == 0.0 {
+            return Some(logits.clone());
+        }
+        let mut rng = named_rng(seed, &format!("router noise {layer}"));
+        let draw = || training.noise_std as f32 * standard_normal(&mut rng);
+        let shape = logits.dims();
+        let noise: Vec<f32> = std::iter::repeat_with(draw)
+            .take(shape.iter().product())
+            .collect();
+        let device = logits.device().inner();
+        Some(logits.clone() + Tensor::from_data(TensorData::new(noise, shape), &device))
     }
 
     /// `E Σ f P`, 1 under an even load: `f` is the share of the tokens' choices that fell on an
@@ -310,14 +422,14 @@ impl Pass for FullPass<'_> {
         );
         let loss =
             (probabilities.clone().mean_dim(0) * share).sum() * (aux_loss_coef * experts as f64);
-        self.load = Some(match self.load.take() {
-            Some((sum, blocks)) => (sum + loss, blocks + 1),
-            None => (loss, 1),
-        });
+        self.load.add(loss);
     }
 
     fn auxiliary_loss(&mut self) -> Option<Tensor<1>> {
-        self.load.take().map(|(sum, blocks)| sum / blocks as f64)
+        match (self.load.take(), self.logits.take()) {
+            (Some(load), Some(logits)) => Some(load + logits),
+            (load, logits) => load.or(logits),
+        }
     }
 
     fn conv_change(&mut self, base: &Conv) -> ConvChange {
@@ -354,28 +466,35 @@ impl Adapter for Full {
     }
 
     fn method(&self) -> &'static str {
-        NAME
+        self.name
     }
 
     fn parameters(&self) -> Vec<&Parameter> {
-        self.sites
-            .iter()
-            .flat_map(|s| s.first.iter().chain(&s.weight).chain(&s.bias))
-            .collect()
+        self.sites.iter().flat_map(Site::parameters).collect()
     }
 
     fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
         self.sites
             .iter_mut()
-            .flat_map(|s| s.first.iter_mut().chain(&mut s.weight).chain(&mut s.bias))
+            .flat_map(Site::parameters_mut)
             .collect()
+    }
+
+    fn after_step(&mut self, context: &StepContext) {
+        if self.restart_steps == 0 || !context.step.is_multiple_of(self.restart_steps) {
+            return;
+        }
+        for layer in self.sites.iter_mut().filter_map(|s| s.layer.as_mut()) {
+            layer.restart(context.seed);
+        }
     }
 
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
         Box::new(FullPass {
             adapter: self,
             mode,
-            load: None,
+            load: MeanLoss::default(),
+            logits: MeanLoss::default(),
         })
     }
 

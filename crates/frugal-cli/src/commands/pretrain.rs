@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use frugal::run::{PretrainConfig, architectures, pretrain};
+use frugal::adapt::pretraining::REPARAMETERIZATIONS;
+use frugal::run::{PretrainConfig, Pretrained, architectures, pretrain};
+use frugal::train::optim::OPTIMIZERS;
 use frugal_core::config::{self, ConfigErrors};
 use frugal_core::human;
 
@@ -18,13 +20,17 @@ Examples:
   frugal pretrain --data text.txt --out models/mine
   frugal pretrain --data text.txt --out models/mine --epochs 3 --set shape.num_hidden_layers=8
   frugal pretrain --data text.txt --out models/mine --arch mamba
+  frugal pretrain --data text.txt --out models/mine --optim galore --set optim.rank=64
+  frugal pretrain --data text.txt --out models/mine --reparam sltrain --set reparam.rank=64
   frugal pretrain --data text.txt --out models/longer --from models/mine
   frugal pretrain --config recipe.toml --out models/mine
 
 Trains a tokenizer and a decoder with tied embeddings and writes a Hugging Face folder. Sizes are
 under [shape] in the configuration: vocab_size, hidden_size, intermediate_size,
 num_hidden_layers, num_attention_heads, num_key_value_heads, max_position_embeddings, and every
-key that the architecture's config.json has, as shape.state_size of mamba.";
+key that the architecture's config.json has, as shape.state_size of mamba. What the
+optimizer keeps and what the layers are while they are trained is under [train.optim], for which
+--set optim.KEY=VALUE is short, and [reparam].";
 
 /// Train a small language model and its tokenizer from text
 #[derive(Debug, clap::Args)]
@@ -46,6 +52,10 @@ pub struct Args {
     /// Tokens of the new tokenizer [default: 4096]
     #[arg(long, value_name = "N", help_heading = "Model")]
     vocab_size: Option<u64>,
+    #[arg(long, value_name = "NAME", help = optimizers(), help_heading = "Training")]
+    optim: Option<String>,
+    #[arg(long, value_name = "NAME", help = reparameterizations(), help_heading = "Training")]
+    reparam: Option<String>,
     /// Peak learning rate [default: 0.003]
     #[arg(long, value_name = "X", help_heading = "Training")]
     lr: Option<f64>,
@@ -106,6 +116,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         let speed = trained.tokens as f64 / trained.seconds.max(1e-9);
         ui::print(&table::pairs(&[
             ("parameters", human::count(trained.parameters as u64)),
+            ("trained", trained_memory(&trained)),
             ("held-out text", scores(&trained.metrics)),
             (
                 "training",
@@ -123,6 +134,42 @@ pub fn run(args: &Args) -> Result<Outcome> {
     } else {
         Outcome::Done
     })
+}
+
+fn optimizers() -> String {
+    let names = OPTIMIZERS.iter().map(|entry| entry.name);
+    let names: Vec<&str> = names.collect();
+    format!("Optimizer: {} [default: {}]", names.join(", "), names[0])
+}
+
+fn reparameterizations() -> String {
+    let names = REPARAMETERIZATIONS.iter().map(|entry| entry.name);
+    let names: Vec<&str> = names.collect();
+    format!(
+        "What layers are while they are trained: {}; the saved weights are dense",
+        names.join(", ")
+    )
+}
+
+/// What is trained, and the bytes that it takes.
+fn trained_memory(trained: &Pretrained) -> String {
+    let memory = trained.memory;
+    format!(
+        "{}: weights {}, gradients {}, optimizer {}",
+        human::count(trained.trainable_parameters as u64),
+        human::bytes(memory.weights),
+        human::bytes(memory.gradients),
+        human::bytes(memory.states)
+    )
+}
+
+/// `optim.KEY=VALUE` as the key of the configuration that it is short for.
+fn spelled_out(text: &str) -> String {
+    let rest = text.trim_start().strip_prefix("optim");
+    match rest.filter(|rest| rest.starts_with(['.', '='])) {
+        Some(rest) => format!("train.optim{rest}"),
+        None => text.to_owned(),
+    }
 }
 
 fn architecture() -> impl TypedValueParser<Value = String> {
@@ -144,14 +191,18 @@ fn resolve(args: &Args) -> Result<PretrainConfig, ConfigErrors> {
     layer.set("max_length", count_value(args.max_length));
     layer.set("shape.arch", args.arch.clone());
     layer.set("shape.vocab_size", count_value(args.vocab_size));
+    layer.set("reparam.name", args.reparam.clone());
+    layer.set("train.optim.name", args.optim.clone());
     layer.set("train.lr", args.lr);
     layer.set("train.epochs", args.epochs);
     layer.set("train.max_steps", count_value(args.max_steps));
     layer.set("train.max_tokens", count_value(args.batch_tokens));
+    let given = args.config.overrides.iter();
+    let overrides: Vec<String> = given.map(|text| spelled_out(text)).collect();
     let mut config: PretrainConfig = config::load_with(
         args.config.config.as_deref(),
         layer.table(),
-        &args.config.overrides,
+        &overrides,
         PretrainConfig::problems,
     )?;
     config.resolve();

@@ -13,7 +13,7 @@ use frugal_nn::site::SiteTable;
 use frugal_nn::state::{DecodeState, StateOptions};
 use frugal_nn::{
     AttentionControl, Backbone, BackboneInfo, BlockAction, BlockState, Frozen, ModelError, Pass,
-    SiteInfo, SubLayer, SubLayerIo,
+    RouterState, SiteInfo, SubLayer, SubLayerIo,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -72,7 +72,13 @@ pub struct DecoderSpec {
     /// The norm behind the last block.
     #[serde(skip)]
     pub final_norm: NormKind,
+    /// Whether all blocks have the same norms, which are then under [`SHARED`].
+    #[serde(skip)]
+    pub shares_norms: bool,
 }
+
+/// Where the parts are that all blocks share.
+pub const SHARED: &str = "model.shared";
 
 impl DecoderSpec {
     /// Llama's: full attention in all blocks, nothing capped.
@@ -92,6 +98,7 @@ impl DecoderSpec {
             embed_scale: None,
             norm: NormKind::Rms,
             final_norm: NormKind::Rms,
+            shares_norms: false,
         }
     }
 
@@ -155,6 +162,14 @@ impl DecoderSpec {
         given.max(reached as usize)
     }
 
+    /// Path of a norm of a block.
+    fn norm_path(&self, layer: usize, name: &str) -> String {
+        match self.shares_norms {
+            true => format!("{SHARED}.{name}"),
+            false => format!("model.layers.{layer}.{name}"),
+        }
+    }
+
     /// Sites in the order of the forward pass, with those of attention and feed-forward layer
     /// under the paths that they are given.
     pub fn sites(
@@ -166,11 +181,14 @@ impl DecoderSpec {
         let (mut sites, d) = (Sites::default(), c.hidden_size);
         sites.token_table("model.embed_tokens".into(), c);
         for i in 0..c.num_hidden_layers {
-            let p = |name: &str| format!("model.layers.{i}.{name}");
-            let l = Some(i);
-            let norm = |sites: &mut Sites, name: &str| self.norm.site(sites, p(name), l, d);
+            let norm = |sites: &mut Sites, name: &str| {
+                if i == 0 || !self.shares_norms {
+                    let layer = (!self.shares_norms).then_some(i);
+                    self.norm.site(sites, self.norm_path(i, name), layer, d);
+                }
+            };
             norm(&mut sites, "input_layernorm");
-            attention(&mut sites, i, &p("self_attn"));
+            attention(&mut sites, i, &format!("model.layers.{i}.self_attn"));
             norm(&mut sites, "post_attention_layernorm");
             if self.sandwich_norms {
                 norm(&mut sites, "pre_feedforward_layernorm");
@@ -233,7 +251,9 @@ impl Decoder {
         let mut blocks = Vec::with_capacity(config.num_hidden_layers);
         for i in 0..config.num_hidden_layers {
             let p = |name: &str| format!("model.layers.{i}.{name}");
-            let mut norm = |name: &str| StreamNorm::load(spec.norm, loader, &p(name), d, constants);
+            let mut norm = |name: &str| {
+                StreamNorm::load(spec.norm, loader, &spec.norm_path(i, name), d, constants)
+            };
             let input_norm = norm("input_layernorm")?;
             let (attention_out_norm, mlp_norm, mlp_out_norm) = if spec.sandwich_norms {
                 (
@@ -347,7 +367,10 @@ impl Decoder {
 
         let [h, y] = block.mlp_norm.of_sum(x, a, pass);
         pass.before_sub_layer(layer, SubLayer::Mlp, &y);
-        let mut m = block.feed_forward.forward(layer, y.clone(), pass);
+        let routing = &mut state.routing;
+        let mut m = block
+            .feed_forward
+            .forward_routed(layer, y.clone(), routing, pass);
         if let Some(norm) = &block.mlp_out_norm {
             m = norm.forward(m, pass);
         }
@@ -415,6 +438,7 @@ impl Backbone for Decoder {
                 .collect(),
             layout,
             attention,
+            routing: RouterState::default(),
         })
     }
 
@@ -460,7 +484,7 @@ impl Backbone for Decoder {
 
     fn visit_weights(&self, visit: &mut dyn FnMut(Frozen<'_>)) {
         visit(Frozen::Embedding(&self.embed_tokens));
-        for b in &self.blocks {
+        for (i, b) in self.blocks.iter().enumerate() {
             let norms = [
                 Some(&b.input_norm),
                 b.attention_out_norm.as_ref(),
@@ -470,6 +494,7 @@ impl Backbone for Decoder {
             norms
                 .into_iter()
                 .flatten()
+                .filter(|_| i == 0 || !self.spec.shares_norms)
                 .for_each(|n| n.visit_weights(visit));
             b.attention.visit_weights(visit);
             b.feed_forward.visit_weights(visit);

@@ -15,6 +15,8 @@ pub mod mla;
 pub mod nsa;
 pub mod pattention;
 pub(crate) mod recurrence;
+pub mod router;
+pub mod shared;
 pub mod sites;
 pub mod sparse_moe;
 pub mod stream_norm;

@@ -12,7 +12,7 @@ use frugal_nn::rows::drop_prepended;
 use frugal_nn::state::DecodeState;
 use frugal_nn::{
     Backbone, BackboneInfo, BlockAction, BlockState, Frozen, HeadLayout, ModelError, Pass,
-    SiteInfo, SiteKind, SiteTable, SubLayer, SubLayerIo, UsualTargets,
+    RouterState, SiteInfo, SiteKind, SiteTable, SubLayer, SubLayerIo, UsualTargets,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -323,6 +323,7 @@ impl Backbone for Gpt2 {
             layout,
             rotary: Vec::new(),
             attention: None,
+            routing: RouterState::default(),
         })
     }
 

@@ -12,3 +12,5 @@ pub mod native_sparse;
 pub mod phi3;
 pub mod qwen;
 pub mod tokenformer;
+pub mod rmoe;
+pub mod widenet;

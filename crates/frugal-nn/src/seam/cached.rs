@@ -8,8 +8,8 @@ use crate::seam::adapter::{Adapter, MergedLinear};
 use crate::seam::attention::{AttentionControl, AttentionScores};
 use crate::seam::derived_cache::DerivedCache;
 use crate::seam::hooks::{
-    BlockAction, ConvChange, KeyValue, LinearChange, NormChange, ParamChange, Pass, Rows, SubLayer,
-    SubLayerIo,
+    BlockAction, ConvChange, KeyValue, LinearChange, NormChange, ParamChange, Pass, RouterTraining,
+    Rows, SubLayer, SubLayerIo,
 };
 
 /// Hooks for one pass without gradients.
@@ -169,6 +169,15 @@ impl Pass for CachedPass<'_> {
 
     fn after_block(&mut self, layer: usize, hidden_states: &Tensor<2>) {
         self.inner.after_block(layer, hidden_states);
+    }
+
+    fn router_logits(
+        &mut self,
+        layer: usize,
+        logits: &Tensor<2>,
+        training: RouterTraining,
+    ) -> Option<Tensor<2>> {
+        self.inner.router_logits(layer, logits, training)
     }
 
     fn router(

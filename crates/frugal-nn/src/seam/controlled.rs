@@ -7,8 +7,8 @@ use crate::layers::{Conv, Embedding, Linear, Norm, Param};
 use crate::layout::SequenceLayout;
 use crate::seam::attention::{AttentionControl, AttentionScores};
 use crate::seam::hooks::{
-    BlockAction, ConvChange, KeyValue, LinearChange, NormChange, ParamChange, Pass, Rows, SubLayer,
-    SubLayerIo,
+    BlockAction, ConvChange, KeyValue, LinearChange, NormChange, ParamChange, Pass, RouterTraining,
+    Rows, SubLayer, SubLayerIo,
 };
 
 /// Another pass with this control of attention; keeps the scores that it asks for.
@@ -129,6 +129,15 @@ impl Pass for ControlledPass<'_> {
 
     fn after_block(&mut self, layer: usize, hidden_states: &Tensor<2>) {
         self.inner.after_block(layer, hidden_states);
+    }
+
+    fn router_logits(
+        &mut self,
+        layer: usize,
+        logits: &Tensor<2>,
+        training: RouterTraining,
+    ) -> Option<Tensor<2>> {
+        self.inner.router_logits(layer, logits, training)
     }
 
     fn router(

@@ -164,6 +164,16 @@ pub struct SubLayerIo<'a> {
     pub norm_behind: Option<&'a Norm>,
 }
 
+/// What happens at a router while it is trained, as the model's configuration has it.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct RouterTraining {
+    /// Standard deviation of the Gaussian noise on the logits.
+    pub noise_std: f64,
+    /// Weight of the mean over tokens of `(log Σ exp(logits))²` in the training loss (ST-MoE, arXiv
+    /// 2202.08906, equation 5), itself a mean over the blocks.
+    pub z_loss_coef: f64,
+}
+
 /// Hooks of one forward pass.
 pub trait Pass {
     /// Input embeddings `[tokens, d_model]` on their way to the first block; may put positions in
@@ -318,9 +328,21 @@ pub trait Pass {
     /// After block `layer`, with the residual stream `[tokens, d_model]`.
     fn after_block(&mut self, _layer: usize, _hidden_states: &Tensor<2>) {}
 
+    /// At a mixture of experts, before the softmax: the logits `[tokens, experts]` that the router
+    /// goes on with, where the pass trains it; `None` where the pass does not, so that nothing is
+    /// done that belongs to training.
+    fn router_logits(
+        &mut self,
+        _layer: usize,
+        _logits: &Tensor<2>,
+        _training: RouterTraining,
+    ) -> Option<Tensor<2>> {
+        None
+    }
+
     /// At a mixture of experts: the router's probabilities `[tokens, experts]`, the experts of each
     /// token `[tokens * experts_per_token]`, and the weight that the model gives to the loss which
-    /// keeps the load even.
+    /// keeps the load even, a mean over the blocks.
     fn router(
         &mut self,
         _layer: usize,

@@ -15,8 +15,8 @@ use crate::seam::cached::cached;
 use crate::seam::derived_cache::DerivedCache;
 use crate::seam::error::AdaptError;
 use crate::seam::hooks::{
-    ConvChange, LinearChange, LowRankChange, NoAdapter, NormChange, ParamChange, Pass, Rows,
-    SubLayer, SubLayerIo,
+    ConvChange, LinearChange, LowRankChange, NoAdapter, NormChange, ParamChange, Pass,
+    RouterTraining, Rows, SubLayer, SubLayerIo,
 };
 use crate::seam::parameter::Mode;
 
@@ -331,6 +331,16 @@ impl Pass for CombinedPass<'_> {
         }
     }
 
+    fn router_logits(
+        &mut self,
+        layer: usize,
+        logits: &Tensor<2>,
+        training: RouterTraining,
+    ) -> Option<Tensor<2>> {
+        let mut parts = self.parts.iter_mut();
+        parts.find_map(|(pass, _)| pass.router_logits(layer, logits, training))
+    }
+
     fn router(
         &mut self,
         layer: usize,
@@ -570,6 +580,23 @@ impl Pass for PerSequencePass<'_> {
             let own = hidden_states.clone().slice(part.tokens.clone());
             part.pass.after_block(layer, &own);
         }
+    }
+
+    fn router_logits(
+        &mut self,
+        layer: usize,
+        logits: &Tensor<2>,
+        training: RouterTraining,
+    ) -> Option<Tensor<2>> {
+        let mut trained = false;
+        let parts = self.parts.iter_mut().map(|part| {
+            let own = logits.clone().slice(part.tokens.clone());
+            let changed = part.pass.router_logits(layer, &own, training);
+            trained |= changed.is_some();
+            changed.unwrap_or(own)
+        });
+        let all: Vec<Tensor<2>> = parts.collect();
+        trained.then(|| Tensor::cat(all, 0))
     }
 
     fn router(

@@ -126,6 +126,13 @@ impl Optimizer for Adafactor {
         parameter.set_value(kept - change * (rate / too_large));
     }
 
+    fn state_bytes(&self, _: &str, shape: &[usize]) -> u64 {
+        super::bytes_of(match *shape {
+            [.., rows, cols] if (rows * cols) as u64 == super::numel(shape) => (rows + cols) as u64,
+            _ => super::numel(shape),
+        })
+    }
+
     fn state(&self) -> Vec<(String, StateTensor<'_>)> {
         self.moments.state()
     }

@@ -49,17 +49,17 @@ impl AdamMini {
     }
 
     /// Parts that share a moment, and elements of each.
-    fn parts(&self, parameter: &Parameter) -> (usize, usize) {
-        let len = parameter.len();
-        if parameter.name().ends_with("bias") {
+    fn parts(&self, name: &str, shape: &[usize]) -> (usize, usize) {
+        let len = shape.iter().product();
+        if name.ends_with("bias") {
             return (len, 1);
         }
-        let &[rows, cols] = parameter.shape() else {
+        let &[rows, cols] = shape else {
             return (1, len);
         };
         let is_of_heads = ["q_proj", "k_proj", "query", "key"]
             .iter()
-            .any(|part| parameter.name().contains(part));
+            .any(|part| name.contains(part));
         if is_of_heads && rows.is_multiple_of(self.head_dim) {
             (rows / self.head_dim, self.head_dim * cols)
         } else {
@@ -74,7 +74,7 @@ impl Optimizer for AdamMini {
     }
 
     fn update(&mut self, parameter: &mut Parameter, gradient: &Gradient, update: &Update) {
-        let (parts, each) = self.parts(parameter);
+        let (parts, each) = self.parts(parameter.name(), parameter.shape());
         let value = parameter.value();
         let device = value.device();
         let gradient = gradient.tensor(&device) * update.grad_scale;
@@ -95,6 +95,11 @@ impl Optimizer for AdamMini {
         let change = exp_avg.reshape([parts, each]) / denominator.reshape([parts, 1]);
         let kept = value * (1.0 - h.lr * h.weight_decay);
         parameter.set_value(kept - change.reshape([parts * each]) * (h.lr / bias1));
+    }
+
+    fn state_bytes(&self, name: &str, shape: &[usize]) -> u64 {
+        let (parts, each) = self.parts(name, shape);
+        super::bytes_of((parts * each + parts) as u64)
     }
 
     fn state(&self) -> Vec<(String, StateTensor<'_>)> {

@@ -159,6 +159,10 @@ impl Optimizer for AdamW {
         history.update(parameter, gradient, self.betas, update);
     }
 
+    fn state_bytes(&self, _: &str, shape: &[usize]) -> u64 {
+        super::bytes_of(2 * super::numel(shape))
+    }
+
     fn state(&self) -> Vec<(String, StateTensor<'_>)> {
         self.histories
             .iter()

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use frugal_kernels::{Blockwise, adamw_8bit_step};
+use frugal_kernels::{Blockwise, MOMENT_BLOCK, adamw_8bit_step};
 use frugal_nn::{Gradient, Parameter};
 
 use super::adamw::{Betas, History};
@@ -117,6 +117,14 @@ impl Optimizer for AdamW8bit {
                 parameter.set(values);
             }
         }
+    }
+
+    fn state_bytes(&self, _: &str, shape: &[usize]) -> u64 {
+        let len = super::numel(shape);
+        if len < EIGHT_BIT_FROM as u64 {
+            return super::bytes_of(2 * len);
+        }
+        2 * (len + super::bytes_of(len.div_ceil(MOMENT_BLOCK as u64)))
     }
 
     fn state(&self) -> Vec<(String, StateTensor<'_>)> {

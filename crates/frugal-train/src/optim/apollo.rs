@@ -43,6 +43,7 @@ impl Default for Apollo {
 
 impl Rule for Apollo {
     const NAME: &'static str = "apollo";
+    const LIMITS: bool = true;
     const SCALE: f64 = 1.0;
 
     fn directions(&self, _: u64) -> Directions {

@@ -17,6 +17,7 @@ pub(super) struct Fira {}
 
 impl Rule for Fira {
     const NAME: &'static str = "fira";
+    const LIMITS: bool = true;
 
     fn directions(&self, _: u64) -> Directions {
         Directions::Svd

@@ -82,6 +82,10 @@ impl Optimizer for Lion {
         self.moments.insert(name, Moment::Device(moment));
     }
 
+    fn state_bytes(&self, _: &str, shape: &[usize]) -> u64 {
+        super::bytes_of(super::numel(shape))
+    }
+
     fn state(&self) -> Vec<(String, StateTensor<'_>)> {
         self.moments
             .iter()

@@ -14,11 +14,14 @@ mod galore;
 mod golore;
 mod groups;
 mod lion;
+mod loro;
 mod muon;
 mod projected;
 mod registry;
 mod remembered;
 mod sgd;
+mod spam;
+mod stable_spam;
 mod state;
 mod step;
 
@@ -44,6 +47,16 @@ pub struct Update {
     pub grad_scale: f32,
 }
 
+/// A parameter whose update is due.
+pub struct Pending<'a> {
+    /// It.
+    pub parameter: &'a mut Parameter,
+    /// Its gradient.
+    pub gradient: &'a Gradient,
+    /// The numbers of its update.
+    pub update: Update,
+}
+
 /// An optimizer: what it remembers of each parameter, and how it updates it.
 pub trait Optimizer: Send {
     /// Its name in the registry.
@@ -52,6 +65,22 @@ pub trait Optimizer: Send {
     /// Updates one parameter. What is remembered of a parameter that has another size by now is
     /// forgotten.
     fn update(&mut self, parameter: &mut Parameter, gradient: &Gradient, update: &Update);
+
+    /// Updates all parameters of a step: one after the other, unless some belong together.
+    fn update_all(&mut self, pending: Vec<Pending<'_>>) {
+        for Pending {
+            parameter,
+            gradient,
+            update,
+        } in pending
+        {
+            self.update(parameter, gradient, &update);
+        }
+    }
+
+    /// Bytes of the tensors that it keeps of a parameter of this name and shape once it has been
+    /// updated. Counts of updates are no tensors.
+    fn state_bytes(&self, name: &str, shape: &[usize]) -> u64;
 
     /// That it has something to do with these parameters, beside what AdamW would do.
     ///
@@ -65,7 +94,7 @@ pub trait Optimizer: Send {
     /// What it remembers, as tensors with names.
     fn state(&self) -> Vec<(String, StateTensor<'_>)>;
 
-    /// Takes back what [`Optimizer::state`] gave.
+    /// Takes back what [`Optimizer::state`] gave; an empty state makes it begin anew.
     ///
     /// # Errors
     /// What is missing or of another kind.
@@ -74,3 +103,13 @@ pub trait Optimizer: Send {
 
 /// The tensors of an optimizer's state by name.
 pub type SavedState = std::collections::BTreeMap<String, SavedTensor>;
+
+/// Elements of a tensor of this shape.
+fn numel(shape: &[usize]) -> u64 {
+    shape.iter().map(|&side| side as u64).product()
+}
+
+/// Bytes of so many numbers of single precision.
+fn bytes_of(numbers: u64) -> u64 {
+    4 * numbers
+}

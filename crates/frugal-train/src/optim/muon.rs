@@ -116,9 +116,8 @@ fn orthogonal(matrix: Tensor<2>, steps: usize) -> Tensor<2> {
     if tall { x.transpose() } else { x }
 }
 
-fn is_hidden(parameter: &Parameter) -> bool {
-    let name = parameter.name();
-    parameter.shape().len() == 2 && !NOT_HIDDEN.iter().any(|part| name.contains(part))
+fn is_hidden(name: &str, shape: &[usize]) -> bool {
+    shape.len() == 2 && !NOT_HIDDEN.iter().any(|part| name.contains(part))
 }
 
 impl Optimizer for Muon {
@@ -127,14 +126,17 @@ impl Optimizer for Muon {
     }
 
     fn check(&self, parameters: &[&Parameter]) -> Result<(), String> {
-        if parameters.iter().any(|parameter| is_hidden(parameter)) {
+        if parameters.iter().any(|p| is_hidden(p.name(), p.shape())) {
             return Ok(());
         }
         Err("`muon`: no trained parameter is a matrix of a hidden layer, so that all would follow AdamW".into())
     }
 
     fn update(&mut self, parameter: &mut Parameter, gradient: &Gradient, update: &Update) {
-        let (&[rows, cols], true) = (parameter.shape(), is_hidden(parameter)) else {
+        let (&[rows, cols], true) = (
+            parameter.shape(),
+            is_hidden(parameter.name(), parameter.shape()),
+        ) else {
             return self.others.update(parameter, gradient, update);
         };
         let value = parameter.value();
@@ -158,6 +160,11 @@ impl Optimizer for Muon {
         };
         let kept = value * (1.0 - update.lr * update.weight_decay);
         parameter.set_value(kept - change.reshape([rows * cols]) * (update.lr * factor));
+    }
+
+    fn state_bytes(&self, name: &str, shape: &[usize]) -> u64 {
+        let moments = if is_hidden(name, shape) { 1 } else { 2 };
+        super::bytes_of(moments * super::numel(shape))
     }
 
     fn state(&self) -> Vec<(String, StateTensor<'_>)> {

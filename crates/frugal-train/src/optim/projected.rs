@@ -89,11 +89,11 @@ impl ProjectionConfig {
         Ok(())
     }
 
-    fn takes(&self, parameter: &Parameter) -> bool {
-        let [m, n] = *parameter.shape() else {
+    fn takes(&self, name: &str, shape: &[usize]) -> bool {
+        let [m, n] = *shape else {
             return false;
         };
-        let is_named = |part: &String| parameter.name().contains(part.as_str());
+        let is_named = |part: &String| name.contains(part.as_str());
         self.rank < m.min(n) && self.target_modules.iter().any(is_named)
     }
 }
@@ -227,6 +227,8 @@ pub(super) trait Rule: DeserializeOwned + Send + 'static {
     const NAME: &'static str;
     /// Factor on the update where none is set.
     const SCALE: f64 = 0.25;
+    /// Whether it keeps the norm of an update, by which the next is limited.
+    const LIMITS: bool = false;
 
     /// Where the directions of an update come from, `step` updates having gone before.
     fn directions(&self, step: u64) -> Directions;
@@ -386,7 +388,7 @@ impl<R: Rule> Optimizer for ProjectedOptimizer<R> {
 
     fn check(&self, parameters: &[&Parameter]) -> Result<(), String> {
         let config = &self.config;
-        if parameters.iter().any(|parameter| config.takes(parameter)) {
+        if parameters.iter().any(|p| config.takes(p.name(), p.shape())) {
             return Ok(());
         }
         Err(format!(
@@ -398,7 +400,7 @@ impl<R: Rule> Optimizer for ProjectedOptimizer<R> {
     }
 
     fn update(&mut self, parameter: &mut Parameter, gradient: &Gradient, update: &Update) {
-        if self.config.takes(parameter) {
+        if self.config.takes(parameter.name(), parameter.shape()) {
             return self.update_projected(parameter, gradient, update);
         }
         let len = parameter.len();
@@ -417,6 +419,17 @@ impl<R: Rule> Optimizer for ProjectedOptimizer<R> {
             }
         };
         history.update(parameter, gradient, self.betas, update);
+    }
+
+    fn state_bytes(&self, name: &str, shape: &[usize]) -> u64 {
+        let (config, len) = (&self.config, super::numel(shape));
+        super::bytes_of(match *shape {
+            [m, n] if config.takes(name, shape) => {
+                let [r, m, n] = [config.rank, m, n].map(|side| side as u64);
+                r * (2 * m.max(n) + m.min(n)) + u64::from(R::LIMITS)
+            }
+            _ => 2 * len,
+        })
     }
 
     fn state(&self) -> Vec<(String, StateTensor<'_>)> {

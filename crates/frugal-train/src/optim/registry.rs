@@ -9,8 +9,11 @@ use super::fira::Fira;
 use super::galore::GaLore;
 use super::golore::GoLore;
 use super::lion::Lion;
+use super::loro::Loro;
 use super::muon::Muon;
 use super::sgd::Sgd;
+use super::spam::Spam;
+use super::stable_spam::StableSpam;
 use super::{Optimizer, projected};
 use crate::config::TrainConfig;
 use crate::named::Named;
@@ -19,11 +22,8 @@ use crate::named::Named;
 pub struct OptimizerEntry {
     /// Its name in configurations.
     pub name: &'static str,
-    /// What transformers calls it.
+    /// What transformers calls it, or others do.
     pub alias: &'static str,
-    /// Bytes that it remembers of each trained number, at most: where moments are kept in fewer
-    /// directions, those of parameters that are not.
-    pub state_bytes: u64,
     make: fn(&Named, &TrainConfig) -> Result<Box<dyn Optimizer>, String>,
 }
 
@@ -32,7 +32,6 @@ pub const OPTIMIZERS: &[OptimizerEntry] = &[
     OptimizerEntry {
         name: "adamw",
         alias: "adamw_torch",
-        state_bytes: 8,
         make: |named, train| {
             named.read::<NoSettings>()?;
             Ok(Box::new(AdamW::new(train)))
@@ -41,7 +40,6 @@ pub const OPTIMIZERS: &[OptimizerEntry] = &[
     OptimizerEntry {
         name: "adamw_8bit",
         alias: "adamw_bnb_8bit",
-        state_bytes: 2,
         make: |named, train| {
             named.read::<NoSettings>()?;
             Ok(Box::new(AdamW8bit::new(train)))
@@ -50,56 +48,62 @@ pub const OPTIMIZERS: &[OptimizerEntry] = &[
     OptimizerEntry {
         name: "sgd",
         alias: "sgd_torch",
-        state_bytes: 4,
         make: |named, _| Ok(Box::new(Sgd::new(named.read()?)?)),
     },
     OptimizerEntry {
         name: "lion",
         alias: "lion_32bit",
-        state_bytes: 4,
         make: |named, _| Ok(Box::new(Lion::new(named.read()?)?)),
     },
     OptimizerEntry {
         name: "adafactor",
         alias: "adafactor_torch",
-        state_bytes: 0,
         make: |named, _| Ok(Box::new(Adafactor::new(named.read()?)?)),
     },
     OptimizerEntry {
         name: "adam_mini",
         alias: "adam_mini_torch",
-        state_bytes: 4,
         make: |named, train| Ok(Box::new(AdamMini::new(named.read()?, train)?)),
     },
     OptimizerEntry {
         name: "muon",
         alias: "muon_torch",
-        state_bytes: 8,
         make: |named, train| Ok(Box::new(Muon::new(named.read()?, train)?)),
     },
     OptimizerEntry {
         name: "galore",
         alias: "galore_adamw",
-        state_bytes: 8,
         make: projected::made::<GaLore>,
     },
     OptimizerEntry {
         name: "golore",
         alias: "golore_adamw",
-        state_bytes: 8,
         make: projected::made::<GoLore>,
     },
     OptimizerEntry {
         name: "fira",
         alias: "fira_adamw",
-        state_bytes: 8,
         make: projected::made::<Fira>,
     },
     OptimizerEntry {
         name: "apollo",
         alias: "apollo_adamw",
-        state_bytes: 8,
         make: projected::made::<Apollo>,
+    },
+    OptimizerEntry {
+        name: "spam",
+        alias: "spam_adamw",
+        make: |named, train| Ok(Box::new(Spam::new(named.read()?, train)?)),
+    },
+    OptimizerEntry {
+        name: "stable_spam",
+        alias: "stablespam",
+        make: |named, train| Ok(Box::new(StableSpam::new(named.read()?, train)?)),
+    },
+    OptimizerEntry {
+        name: "loro",
+        alias: "loro_adamw",
+        make: |named, train| Ok(Box::new(Loro::new(named.read()?, train)?)),
     },
 ];
 
@@ -108,12 +112,13 @@ pub const OPTIMIZERS: &[OptimizerEntry] = &[
 #[serde(deny_unknown_fields)]
 struct NoSettings {}
 
-/// The entry of a name.
+/// The entry of a name, in which a hyphen is as good as an underscore.
 ///
 /// # Errors
 /// A name that is none.
 pub fn find(name: &str) -> Result<&'static OptimizerEntry, String> {
-    let is_it = |entry: &&OptimizerEntry| entry.name == name || entry.alias == name;
+    let spelled = name.to_ascii_lowercase().replace('-', "_");
+    let is_it = |entry: &&OptimizerEntry| entry.name == spelled || entry.alias == spelled;
     OPTIMIZERS.iter().find(is_it).ok_or_else(|| {
         let known: Vec<&str> = OPTIMIZERS.iter().map(|entry| entry.name).collect();
         format!("{name:?} is no optimizer; there are {}", known.join(", "))

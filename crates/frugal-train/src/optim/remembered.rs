@@ -29,6 +29,11 @@ impl Slots {
         }
     }
 
+    /// Lets all tensors go, but not the count.
+    pub(super) fn forget(&mut self) {
+        self.tensors.clear();
+    }
+
     pub(super) fn set(&mut self, key: &'static str, tensor: Tensor<1>) {
         self.tensors.insert(key, Moment::Device(tensor));
     }

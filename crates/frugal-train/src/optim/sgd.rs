@@ -102,6 +102,11 @@ impl Optimizer for Sgd {
         parameter.set_value(value - direction * update.lr);
     }
 
+    fn state_bytes(&self, _: &str, shape: &[usize]) -> u64 {
+        let kept = self.config.momentum != 0.0;
+        super::bytes_of(u64::from(kept) * super::numel(shape))
+    }
+
     fn state(&self) -> Vec<(String, StateTensor<'_>)> {
         self.buffers
             .iter()

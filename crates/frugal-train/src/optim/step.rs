@@ -9,7 +9,7 @@ use frugal_nn::{GradientSum, Parameter, to_vec};
 use thiserror::Error;
 
 use super::groups::Groups;
-use super::{Optimizer, Update};
+use super::{Optimizer, Pending, Update};
 use crate::config::TrainConfig;
 
 /// What an optimiser step refuses.
@@ -76,12 +76,18 @@ impl OptimizerStep {
         } else {
             1.0
         };
-        for parameter in parameters.into_iter().filter(|p| p.is_trainable()) {
-            if let Some(gradient) = gradients.gradient(parameter.name()) {
-                let update = self.update_of(parameter, lr, scale as f32);
-                self.optimizer.update(parameter, gradient, &update);
-            }
-        }
+        let trained = parameters.into_iter().filter(|p| p.is_trainable());
+        let pending = trained.filter_map(|parameter| {
+            let gradient = gradients.gradient(parameter.name())?;
+            let update = self.update_of(parameter, lr, scale as f32);
+            Some(Pending {
+                parameter,
+                gradient,
+                update,
+            })
+        });
+        let pending = pending.collect();
+        self.optimizer.update_all(pending);
         Ok(norm)
     }
 

@@ -20,7 +20,7 @@ fn cases() -> Vec<Case> {
     serde_json::from_value(file["cases"].clone()).unwrap()
 }
 
-fn made(name: &str, settings: &Map<String, Value>, weight_decay: f64) -> OptimizerStep {
+pub(super) fn made(name: &str, settings: &Map<String, Value>, weight_decay: f64) -> OptimizerStep {
     let settings = settings.clone();
     // One decay for all, as the authors' optimizers have it.
     let group = ParamGroup {
@@ -40,7 +40,12 @@ fn made(name: &str, settings: &Map<String, Value>, weight_decay: f64) -> Optimiz
     OptimizerStep::new(optim::made(&config).unwrap(), &config).unwrap()
 }
 
-fn step(optimizer: &mut OptimizerStep, parameter: &mut Parameter, gradient: &[f32], lr: f64) {
+pub(super) fn step(
+    optimizer: &mut OptimizerStep,
+    parameter: &mut Parameter,
+    gradient: &[f32],
+    lr: f64,
+) {
     let mut gradients = GradientSum::default();
     gradients.insert(parameter.name(), gradient.to_vec());
     optimizer.step(vec![parameter], &gradients, lr).unwrap();
@@ -83,7 +88,7 @@ fn optimizers_of_less_memory_move_as_their_authors_code_does() {
 }
 
 /// A matrix and gradients of it that mean nothing in particular.
-fn noise(rows: usize, cols: usize, salt: usize) -> Vec<f32> {
+pub(super) fn noise(rows: usize, cols: usize, salt: usize) -> Vec<f32> {
     let at = |i: usize| ((i * 7919 + salt * 104_729 + 13) % 1009) as f32 / 504.5 - 1.0;
     (0..rows * cols).map(at).collect()
 }
@@ -103,6 +108,11 @@ fn a_restored_optimizer_goes_on_with_the_same_bits() {
         ("muon", "{}"),
         ("adafactor", "{}"),
         ("adam_mini", r#"{"head_dim": 2}"#),
+        (
+            "spam",
+            r#"{"delta_t": 3, "warmup_steps": 2, "threshold": 2, "clip_after": 1}"#,
+        ),
+        ("stable_spam", r#"{"update_proj_gap": 3, "total_t": 6}"#),
     ];
     for (name, text) in all {
         let new = || made(name, &settings(text), 0.1);
@@ -199,6 +209,10 @@ fn projections_that_cannot_be_are_refused_by_name() {
         assert!(problem(name, r#"{"target_modules": []}"#).contains("`target_modules`"));
         assert!(problem(name, r#"{"gap": 3}"#).contains("gap"));
     }
+    assert!(problem("spam", r#"{"threshold": -1}"#).contains("`threshold` -1"));
+    assert!(problem("spam", r#"{"density": 0.5}"#).contains("density"));
+    assert!(problem("stable_spam", r#"{"gamma1": 1.0}"#).contains("`gamma1` 1"));
+    assert!(problem("loro", r#"{"update_k": 0}"#).contains("`update_k` 0"));
     assert!(problem("adam_mini", "{}").contains("`optim.head_dim`"));
     assert!(problem("muon", r#"{"momentum": 1.0}"#).contains("momentum 1"));
     assert!(problem("adafactor", r#"{"beta2_decay": 0.5}"#).contains("`beta2_decay` 0.5"));

@@ -5,6 +5,7 @@ mod learning;
 mod memory_optimizers;
 mod objectives;
 mod optimizers;
+mod pretraining_memory;
 mod resume;
 mod text_losses;
 

@@ -90,7 +90,15 @@ fn sgd_and_lion_move_as_pytorch_and_the_reference_do() {
 #[test]
 fn a_state_of_another_optimizer_is_refused() {
     let state = SavedState::from([("exp_avg_sq.w".to_owned(), SavedTensor::Values(vec![0.0]))]);
-    for (name, _) in [("adamw", 0), ("adamw_8bit", 0), ("sgd", 0), ("lion", 0)] {
+    for (name, _) in [
+        ("adamw", 0),
+        ("adamw_8bit", 0),
+        ("sgd", 0),
+        ("lion", 0),
+        ("spam", 0),
+        ("stable_spam", 0),
+        ("loro", 0),
+    ] {
         let config = TrainConfig {
             optim: name.into(),
             ..TrainConfig::default()
@@ -115,7 +123,7 @@ fn settings_that_no_optimizer_has_are_refused_by_name() {
     };
     assert_eq!(
         problem("adam".into()),
-        "`optim`: \"adam\" is no optimizer; there are adamw, adamw_8bit, sgd, lion, adafactor, adam_mini, muon, galore, golore, fira, apollo"
+        "`optim`: \"adam\" is no optimizer; there are adamw, adamw_8bit, sgd, lion, adafactor, adam_mini, muon, galore, golore, fira, apollo, spam, stable_spam, loro"
     );
     let named = |name: &str, key: &str, value: f64| Named {
         name: name.into(),
@@ -130,7 +138,14 @@ fn settings_that_no_optimizer_has_are_refused_by_name() {
 #[test]
 fn runs_with_other_optimizers_resume_to_the_same_bits() {
     let (backbone, data) = (backbone("llama"), counting(&[5, 9, 3, 7, 4, 6]));
-    let others = [("muon", 0.002), ("adafactor", 0.3), ("apollo", 0.01)];
+    let others = [
+        ("muon", 0.002),
+        ("adafactor", 0.3),
+        ("apollo", 0.01),
+        ("spam", 0.01),
+        ("stable_spam", 0.01),
+        ("loro", 0.05),
+    ];
     for (optim, lr) in [("sgd", 0.05), ("lion", 0.001)].into_iter().chain(others) {
         let config = TrainConfig {
             lr,

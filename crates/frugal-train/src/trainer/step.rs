@@ -11,7 +11,7 @@ use crate::Tokenized;
 use crate::error::{Set, TrainError};
 use crate::event::Event;
 use crate::objective::{MicroStep, ModelParts, StepError};
-use crate::optim::OptimizerError;
+use crate::optim::{OptimizerError, SavedState};
 
 impl Trainer<'_> {
     /// One optimiser step; `false` if it was given up because the run is to stop.
@@ -78,6 +78,11 @@ impl Trainer<'_> {
         self.gradients.clear();
         self.state.step += 1;
         self.state.step_in_epoch += 1;
+        let reset = self.run.config.moment_reset_steps;
+        if reset > 0 && self.state.step.is_multiple_of(reset) {
+            let forgotten = self.optimizer.optimizer_mut().restore(SavedState::new());
+            forgotten.map_err(TrainError::Setup)?;
+        }
         self.state.tokens += tokens as u64;
         self.state.logged_loss += loss;
         self.state.logged_steps += 1;

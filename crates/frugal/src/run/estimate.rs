@@ -6,7 +6,7 @@ use frugal_models::architecture::RecurrenceCost;
 use frugal_models::load::ModelFiles;
 use frugal_models::{ModelConfig, Quantize};
 use frugal_nn::{BuildContext, Head, Parameter, SiteInfo, SiteKind, SiteTable};
-use frugal_train::{self, Batches};
+use frugal_train::{Batches, Optimizer, TrainError};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -22,7 +22,8 @@ pub struct Memory {
     pub process: u64,
     /// Frozen weights in f32, and the pages of a file that has to be converted.
     pub weights: u64,
-    /// What is trained: values, gradients, two moments, and the copy that is kept of the best.
+    /// What is trained: values, gradients, what the optimizer remembers, and the copy that is kept
+    /// of the best.
     pub trainable: u64,
     /// What the forward pass of the largest micro-batch keeps for the backward pass.
     pub activations: u64,
@@ -43,6 +44,8 @@ pub(super) struct Sizes {
     pub(super) trainable: u64,
     /// Elements that get gradients and moments.
     trained: u64,
+    /// Bytes of the tensors that the optimizer keeps.
+    states: u64,
     /// Elements of the method, trained or not.
     values: u64,
     /// Sum of the ranks of low-rank changes.
@@ -62,14 +65,13 @@ impl Sizes {
     ) -> Result<Self, RunError> {
         let method = registry::find(&config.method.name)?;
         let info = prepared.files.info();
-        let head: u64 = prepared
-            .head
-            .clone()
-            .map(|head| Head::new(head, info, device, config.seed))
-            .iter()
-            .flat_map(Head::parameters)
-            .map(|p| p.len() as u64)
-            .sum();
+        let head = prepared.head.clone();
+        let head = head.map(|head| Head::new(head, info, device, config.seed));
+        let of_head = || head.iter().flat_map(Head::parameters);
+        let optimizer = frugal_train::optim::made(&config.train).map_err(TrainError::Setup)?;
+        let kept = |p: &Parameter| optimizer.state_bytes(p.name(), p.shape());
+        let head_states: u64 = of_head().map(kept).sum();
+        let head: u64 = of_head().map(|p| p.len() as u64).sum();
         if method.name == "full" {
             // Known without a copy of all weights.
             (method.check)(&config.method.settings)?;
@@ -77,6 +79,7 @@ impl Sizes {
             return Ok(Self {
                 trainable: all + head,
                 trained: all + head,
+                states: head_states + full_states(sites, optimizer.as_ref()),
                 values: all,
                 low_rank: 0,
                 matrices: 0,
@@ -97,6 +100,7 @@ impl Sizes {
         Ok(Self {
             trainable: adapter.num_trainable() as u64 + head,
             trained: trained().map(|p| p.len() as u64).sum::<u64>() + head,
+            states: head_states + trained().map(|p| kept(p)).sum::<u64>(),
             values: parameters.iter().map(|p| p.len() as u64).sum(),
             low_rank: adapter
                 .low_rank_factors()
@@ -111,6 +115,27 @@ impl Sizes {
             full: false,
         })
     }
+}
+
+/// Bytes of an optimizer that trains every weight, by names and shapes alone.
+fn full_states(sites: &SiteTable, optimizer: &dyn Optimizer) -> u64 {
+    let of = |site: &SiteInfo| {
+        let weight = match site.kind {
+            _ if site.tied => 0,
+            SiteKind::Linear | SiteKind::Conv1d => {
+                optimizer.state_bytes(&site.weight_name(), &[site.d_out, site.d_in])
+            }
+            _ => optimizer.state_bytes(&site.weight_name(), &site.stored_shape()),
+        };
+        let bias = format!("{}.bias", site.path);
+        weight
+            + if site.has_bias {
+                optimizer.state_bytes(&bias, &[site.d_out])
+            } else {
+                0
+            }
+    };
+    sites.iter().map(|(_, site)| of(site)).sum()
 }
 
 /// Batches of a run, as far as its memory and time depend on them.
@@ -202,8 +227,6 @@ pub(super) fn predicted(
     };
     let kept = kept_per_token(model, sizes.low_rank, config.train.memory);
     let widest = model.intermediate_size.max(model.hidden_size) as u64;
-    let optimizer = frugal_train::optim::find(&config.train.optim.name);
-    let remembered = optimizer.map_or(2 * F32, |optimizer| optimizer.state_bytes);
     let logits = if prepared.head.is_some() || config.task.is_ranked() {
         0
     } else {
@@ -214,7 +237,7 @@ pub(super) fn predicted(
         weights: held + converted,
         // Gradients, the best weights and a checkpoint in the making, beside the values, and what
         // the optimizer remembers.
-        trainable: (sizes.values + 3 * sizes.trained) * F32 + sizes.trained * remembered,
+        trainable: (sizes.values + 3 * sizes.trained) * F32 + sizes.states,
         activations: kept.between as u64 * tokens * F32,
         workspace: (4 * widest + kept.again as u64) * tokens * F32 + 2 * logits,
     }
@@ -321,6 +344,49 @@ mod tests {
     use frugal_adapt::methods::full::{Full, FullConfig};
     use frugal_models::load::Lookup;
     use frugal_nn::Adapter;
+
+    /// The adapter that would be trained is the oracle of what is known without it.
+    #[test]
+    fn optimizers_of_whole_models_are_counted_by_names_and_shapes() {
+        let text = r#"{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 96,
+            "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "attention_bias": true, "max_position_embeddings": 32,
+            "rms_norm_eps": 1e-6, "hidden_act": "silu", "tie_word_embeddings": true}"#;
+        let config = ModelConfig::from_json(serde_json::from_str(text).unwrap(), "test").unwrap();
+        let (sites, device) = (config.sites(), Device::flex());
+        let weights = frugal_models::random_weights(&config, 0, &device);
+        let backbone = frugal_models::build(config.clone(), &weights, &device).unwrap();
+        let context = BuildContext {
+            info: &config.info(),
+            sites: &sites,
+            backbone: Some(backbone.as_ref()),
+            device: device.clone(),
+            seed: 0,
+            tokenize: None,
+        };
+        let built = Full::new(FullConfig {}, &context).unwrap();
+        for entry in frugal_train::optim::OPTIMIZERS {
+            let settings = match entry.name {
+                "galore" | "golore" | "fira" | "apollo" => r#"{"rank": 8}"#,
+                "adam_mini" => r#"{"head_dim": 6}"#,
+                _ => "{}",
+            };
+            let train = frugal_train::TrainConfig {
+                optim: frugal_train::Named {
+                    name: entry.name.into(),
+                    settings: serde_json::from_str(settings).unwrap(),
+                },
+                ..Default::default()
+            };
+            let optimizer = frugal_train::optim::made(&train).unwrap();
+            let of_built = built.parameters().into_iter();
+            let expected: u64 = of_built
+                .map(|p| optimizer.state_bytes(p.name(), p.shape()))
+                .sum();
+            let found = full_states(&sites, optimizer.as_ref());
+            assert_eq!(found, expected, "{}", entry.name);
+        }
+    }
 
     #[test]
     fn full_training_is_counted_without_a_copy_of_the_weights() {

@@ -8,10 +8,10 @@ use frugal_models::fresh::FreshSizes;
 use frugal_models::save::StoredType;
 use frugal_models::{ModelConfig, registry};
 use frugal_nn::ModelError;
-use frugal_train::{Scheduler, TrainConfig};
+use frugal_train::{Named, Scheduler, TrainConfig};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::RunError;
+use super::{RunError, pretrain_memory};
 
 /// Marks the end of a document.
 pub(super) const END: &str = "<|endoftext|>";
@@ -90,6 +90,16 @@ pub enum AttentionKind {
     Sparse,
 }
 
+impl Shape {
+    /// Rows of a projection to queries that belong to one head.
+    fn head_dim(&self) -> usize {
+        let own = self.own.get("head_dim").and_then(toml::Value::as_integer);
+        own.and_then(|rows| usize::try_from(rows).ok())
+            .unwrap_or(self.hidden_size / self.num_attention_heads.max(1))
+            .max(1)
+    }
+}
+
 impl Default for Shape {
     fn default() -> Self {
         Self {
@@ -130,6 +140,11 @@ pub struct PretrainConfig {
     pub dtype: StoredType,
     /// Sizes.
     pub shape: Shape,
+    /// What the linear layers of the blocks are while they are trained, by its name in
+    /// [`REPARAMETERIZATIONS`](frugal_adapt::pretraining::REPARAMETERIZATIONS), with settings of its
+    /// own; plain weights where there is none.
+    #[serde(skip_serializing_if = "Named::is_unset")]
+    pub reparam: Named,
     /// Training.
     pub train: TrainConfig,
 }
@@ -146,6 +161,7 @@ impl Default for PretrainConfig {
             seed: 0,
             dtype: StoredType::F16,
             shape: Shape::default(),
+            reparam: Named::default(),
             train: TrainConfig {
                 lr: 3e-3,
                 epochs: 1.0,
@@ -167,6 +183,7 @@ impl PretrainConfig {
     /// Fills in what depends on other settings.
     pub fn resolve(&mut self) {
         self.train.seed = self.seed;
+        pretrain_memory::resolve(&mut self.train, &self.reparam, self.shape.head_dim());
     }
 
     /// Checks values, not files: (dotted key, what is wrong).
@@ -214,9 +231,12 @@ impl PretrainConfig {
         if let Err(error) = crate::device::known(&self.device) {
             add("device", error.to_string());
         }
-        for problem in self.train.validate().err().into_iter().flatten() {
+        let mut train = self.train.clone();
+        pretrain_memory::resolve(&mut train, &Named::default(), self.shape.head_dim());
+        for problem in train.validate().err().into_iter().flatten() {
             add(&format!("train.{}", problem.field), problem.reason);
         }
+        found.extend(pretrain_memory::problems(&self.reparam, &self.train));
         found
     }
 

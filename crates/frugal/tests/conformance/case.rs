@@ -118,6 +118,10 @@ fn settings_on(method: &Method, model_name: &str) -> Map<String, Value> {
         "mamba" if all => json!(["in_proj", "x_proj", "out_proj"]),
         "mamba" if some => json!(["in_proj"]),
         "tokenformer" if some => json!(["query.key_param_tokens", "value.value_param_tokens"]),
+        // Without routers.
+        "rmoe" | "widenet" if all => json!(["q_proj", "v_proj", "o_proj", "w1", "w2", "w3"]),
+        // The layers that have a place for biases in files.
+        "widenet" if method.name == "bitfit" => json!(".*self_attn.*"),
         _ => return settings,
     };
     settings.insert("target_modules".into(), layers);

@@ -23,8 +23,9 @@ use std::process::ExitCode;
 use frugal::adapt::registry::METHODS;
 use libtest_mimic::{Arguments, Trial};
 
-/// A decoder, an encoder, a recurrence, and a decoder of learnt tokens.
-const MODELS: [&str; 4] = ["llama", "bert", "mamba", "tokenformer"];
+/// A decoder, an encoder, a recurrence, a decoder of learnt tokens, a mixture of experts with a
+/// recurrent router, and one whose blocks share attention and experts.
+const MODELS: [&str; 6] = ["llama", "bert", "mamba", "tokenformer", "rmoe", "widenet"];
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();

@@ -32,6 +32,7 @@ mod packed;
 mod pairs;
 mod real;
 mod reparameterize;
+mod routed;
 mod sessions;
 mod split_gguf;
 mod steps;

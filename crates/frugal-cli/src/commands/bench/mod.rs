@@ -44,12 +44,15 @@ const PRETRAIN: &str = "\
 Examples:
   frugal bench pretrain --suite step-law --data-dir data --out runs/step-law
   frugal bench pretrain --suite step-law --data-dir data --out runs/step-law --only 'h32-*'
+  frugal bench pretrain --suite low-memory --data-dir data --out runs/low-memory
   frugal bench pretrain --suite tokenformer --data-dir data --out runs/tokenformer
 
 Trains small models on a grid of sizes, tokens, learning rates and batches, and fits the Step Law
 to what it finds. With --only, the rest of the grid can be done in later calls: finished runs are
 kept, and the fit is of all that is there.
 
+The suite low-memory compares optimizers and reparameterisations by perplexity and by the bytes of
+what is trained, and says which claims of the paper hold; it takes --seeds and --smoke.";
 The suite tokenformer grows a small model and trains it on, against new ones of the larger size at
 equal tokens, and says which claims of the paper hold; it takes --seeds and --smoke.";
 
@@ -187,6 +190,7 @@ fn experiment(args: &PretrainFlags) -> Result<Option<study::Args>> {
     let is_study = |name: &String| names.any(|known| known == name);
     let Some(name) = flags.suite.clone().filter(is_study) else {
         if args.smoke {
+            bail!("--smoke is for experiments: `--suite low-memory`");
             bail!("--smoke is for experiments: `--suite tokenformer`");
         }
         return Ok(None);

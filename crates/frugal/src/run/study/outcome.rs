@@ -129,6 +129,12 @@ impl Outcome {
         }
         let squares: f64 = values.iter().map(|v| (v - mean).powi(2)).sum();
         let deviation = (squares / (n - 1.0)).sqrt();
+        // What the mean of equal numbers is off by is no spread.
+        let deviation = if deviation < 1e-12 * mean.abs() {
+            0.0
+        } else {
+            deviation
+        };
         format!(
             "{} ± {}",
             human::significant(mean, 4),
