@@ -361,6 +361,18 @@ impl Pass for OverlayPass<'_> {
             .router(layer, probabilities, chosen, aux_loss_coef);
     }
 
+    fn trains_model(&self) -> bool {
+        self.inner.trains_model()
+    }
+
+    fn model_loss(&mut self, term: Tensor<1>) {
+        self.inner.model_loss(term);
+    }
+
+    fn balance(&mut self, bias: &Param, load: &[usize], rate: f64) {
+        self.inner.balance(bias, load, rate);
+    }
+
     fn needs_token_rows(&self) -> bool {
         self.inner.needs_token_rows()
     }

@@ -121,9 +121,7 @@ pub fn obstacle(method: &Method, adapter: &dyn Adapter, model: &BackboneInfo) ->
         "mamba" if ["LORA", "ADALORA", "RANDLORA"].contains(&method.peft_type) && acts_on(".out_proj.") => {
             Some(format!("`peft` refuses {} on Mamba's `out_proj`", method.peft_type))
         }
-        "native_sparse" | "tokenformer" | "rmoe" | "widenet" => {
-            Some("transformers does not have this architecture".into())
-        }
+        _ if !model.in_transformers => Some("transformers does not have this architecture".into()),
         _ => None,
     }
 }

@@ -33,4 +33,5 @@ pub use loftq::Loftq;
 pub use names::factor_names;
 pub use rope::{RopeConfig, RopeScaling, inverse_frequencies};
 pub use source::{Loaded, MemorySource, WeightSource, read_values};
+pub use text::mor::uptrain::{RecursiveInit, mor_from_llama};
 pub use weights::{LoadOptions, Quantize, WeightLoader};

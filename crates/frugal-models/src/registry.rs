@@ -22,6 +22,7 @@ pub const FAMILIES: &[&Family] = &[
     &text::phi3::PHI3,
     &text::native_sparse::NATIVE_SPARSE,
     &text::tokenformer::TOKENFORMER,
+    &text::mor::MOR,
     &text::mamba::MAMBA,
     &text::mamba2::MAMBA2,
     &text::gpt2::GPT2,

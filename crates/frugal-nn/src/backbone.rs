@@ -76,6 +76,8 @@ pub struct BackboneInfo {
     pub rotates_anew_beyond: Option<usize>,
     /// Whether the model reads in both directions and has no language-model head.
     pub is_encoder: bool,
+    /// Whether transformers has the architecture.
+    pub in_transformers: bool,
     /// Cap on the logits of the head: `cap * tanh(x / cap)`.
     pub final_logit_softcapping: Option<f64>,
     /// The attribute under which Hugging Face's task classes keep the base model, with its dot.
@@ -115,8 +117,8 @@ impl BackboneInfo {
         let stem = self
             .classifier_class
             .strip_suffix("ForSequenceClassification")?;
-        let lacks = ["Gemma3Text", "NativeSparse", "Rmoe", "Widenet"].contains(&stem);
-        (!lacks).then(|| format!("{stem}ForTokenClassification"))
+        let has = self.in_transformers && stem != "Gemma3Text";
+        has.then(|| format!("{stem}ForTokenClassification"))
     }
 
     /// Why a model has no output over the vocabulary, and what to do where it could have one.

@@ -10,7 +10,7 @@ use frugal_kernels::{AttentionSpec, CacheType, KeyValues};
 
 use crate::layout::SequenceLayout;
 pub use error::StateError;
-pub use layer::{CachedRows, LayerState, Ring};
+pub use layer::{CachedRows, LayerState, Ring, Routed};
 pub use recurrent::RecurrentState;
 pub use sequence::{Mark, SequenceState, bytes_held};
 
@@ -154,6 +154,12 @@ impl DecodeState {
     pub fn append(&mut self, layer: usize, sequence: usize, key: Tensor<2>, value: Tensor<2>) {
         let value = Some(value);
         self.add(layer, sequence, NewRows { key, value });
+    }
+
+    /// Says where the tokens of a sequence stand whose keys and values come next in a layer that
+    /// holds those of some tokens only ([`LayerState::Routed`]).
+    pub fn route(&mut self, layer: usize, sequence: usize, positions: &[u32]) {
+        self.sequences[sequence].layers[layer].route(positions);
     }
 
     /// Adds new vectors of a sequence that are both keys and values, and are held once.

@@ -26,6 +26,9 @@
 //! - Howard, Ruder: Universal Language Model Fine-tuning for Text Classification, 2018, arXiv
 //!   1801.06146.
 
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
 use burn::prelude::*;
 use frugal_models::factor_names;
 use frugal_nn::{
@@ -122,6 +125,9 @@ pub struct Full {
     sites: Vec<Site>,
     /// The output head and the token table, when they are one matrix.
     tied_head: Option<(SiteId, SiteId)>,
+    /// Of the step so far: what each choice of a router got whose load a bias keeps even, and how far
+    /// the bias moves.
+    loads: Mutex<BTreeMap<SiteId, (Vec<usize>, f64)>>,
     /// What it is called: this method, or what its layers are.
     name: &'static str,
     /// Steps between two restarts of layers that are no weights; 0 for none.
@@ -197,6 +203,7 @@ impl Full {
         Ok(Self {
             sites,
             tied_head: tied.zip(table),
+            loads: Mutex::default(),
             name: NAME,
             restart_steps: 0,
         })
@@ -225,6 +232,24 @@ impl Full {
 
     fn layer(&self, site: SiteId) -> Option<&dyn Layer> {
         self.sites[site.index()].layer.as_deref()
+    }
+
+    /// Moves the biases of routers by the load of the whole step.
+    fn follow_load(&mut self) {
+        let loads = self.loads.get_mut();
+        let loads = std::mem::take(loads.unwrap_or_else(PoisonError::into_inner));
+        for (site, (load, rate)) in loads {
+            let Some(bias) = self.sites[site.index()].weight.as_mut() else {
+                continue;
+            };
+            let total: usize = load.iter().sum();
+            let moved = bias.to_vec().into_iter().zip(&load).map(|(bias, &got)| {
+                let missing = total.cmp(&(got * load.len())) as i8;
+                bias + f32::from(missing) * rate as f32
+            });
+            let moved = moved.collect();
+            bias.set(moved);
+        }
     }
 
     fn first(&self, site: SiteId) -> Option<&Parameter> {
@@ -299,6 +324,8 @@ struct FullPass<'a> {
     load: MeanLoss,
     /// The losses of the routers' logits.
     logits: MeanLoss,
+    /// The terms of the model's own training so far.
+    terms: Option<Tensor<1>>,
 }
 
 /// A mean over blocks: what has come so far, and of how many.
@@ -425,11 +452,31 @@ impl Pass for FullPass<'_> {
         self.load.add(loss);
     }
 
+    fn trains_model(&self) -> bool {
+        self.mode.is_train()
+    }
+
+    fn model_loss(&mut self, term: Tensor<1>) {
+        self.terms = Some(match self.terms.take() {
+            Some(sum) => sum + term,
+            None => term,
+        });
+    }
+
+    fn balance(&mut self, bias: &Param, load: &[usize], rate: f64) {
+        let loads = self.adapter.loads.lock();
+        let mut loads = loads.unwrap_or_else(PoisonError::into_inner);
+        let (sum, last) = loads.entry(bias.site).or_default();
+        sum.resize(load.len(), 0);
+        sum.iter_mut().zip(load).for_each(|(sum, n)| *sum += n);
+        *last = rate;
+    }
+
     fn auxiliary_loss(&mut self) -> Option<Tensor<1>> {
-        match (self.load.take(), self.logits.take()) {
-            (Some(load), Some(logits)) => Some(load + logits),
-            (load, logits) => load.or(logits),
-        }
+        [self.load.take(), self.logits.take(), self.terms.take()]
+            .into_iter()
+            .flatten()
+            .reduce(|sum, term| sum + term)
     }
 
     fn conv_change(&mut self, base: &Conv) -> ConvChange {
@@ -481,6 +528,7 @@ impl Adapter for Full {
     }
 
     fn after_step(&mut self, context: &StepContext) {
+        self.follow_load();
         if self.restart_steps == 0 || !context.step.is_multiple_of(self.restart_steps) {
             return;
         }
@@ -495,6 +543,7 @@ impl Adapter for Full {
             mode,
             load: MeanLoss::default(),
             logits: MeanLoss::default(),
+            terms: None,
         })
     }
 

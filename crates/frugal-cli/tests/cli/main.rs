@@ -18,6 +18,7 @@ mod json;
 mod log;
 mod measure;
 mod measurements;
+mod mor;
 mod parametrize;
 mod perk;
 mod pretraining;

@@ -33,6 +33,7 @@ pub static GPT2: Family = Family {
     classifier_class: "GPT2ForSequenceClassification",
     base_prefix: "transformer.",
     is_encoder: false,
+    in_transformers: true,
     head: HeadLayout::ScoreOrClassifier,
     usual_targets: UsualTargets {
         ia3: &["c_attn", "mlp.c_proj"],

@@ -26,6 +26,7 @@ pub static MIXTRAL: Family = Family {
     classifier_class: "MixtralForSequenceClassification",
     base_prefix: "model.",
     is_encoder: false,
+    in_transformers: true,
     head: HeadLayout::Score,
     usual_targets: UsualTargets {
         ia3: &["k_proj", "v_proj", "w2"],

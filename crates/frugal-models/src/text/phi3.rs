@@ -29,6 +29,7 @@ pub static PHI3: Family = Family {
     classifier_class: "Phi3ForSequenceClassification",
     base_prefix: "model.",
     is_encoder: false,
+    in_transformers: true,
     head: HeadLayout::Score,
     // Without a choice in peft: the two fused projections' outputs hold keys and values, and more.
     usual_targets: UsualTargets {

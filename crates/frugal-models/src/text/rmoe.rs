@@ -61,6 +61,7 @@ pub static RMOE: Family = Family {
     classifier_class: "RmoeForSequenceClassification",
     base_prefix: "model.",
     is_encoder: false,
+    in_transformers: false,
     head: HeadLayout::Score,
     // As for Mixtral.
     usual_targets: UsualTargets {

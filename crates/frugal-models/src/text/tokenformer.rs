@@ -52,6 +52,7 @@ pub static TOKENFORMER: Family = Family {
     classifier_class: "TokenFormerForSequenceClassification",
     base_prefix: "model.",
     is_encoder: false,
+    in_transformers: false,
     head: HeadLayout::Score,
     // Without a choice in peft: what gives attention its keys and values, and what the feed-forward
     // layer weighs its values by.

@@ -57,6 +57,7 @@ pub static WIDENET: Family = Family {
     classifier_class: "WidenetForSequenceClassification",
     base_prefix: "model.",
     is_encoder: false,
+    in_transformers: false,
     head: HeadLayout::Score,
     // As for Mixtral.
     usual_targets: UsualTargets {

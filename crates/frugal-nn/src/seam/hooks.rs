@@ -352,8 +352,25 @@ pub trait Pass {
     ) {
     }
 
+    /// Whether this pass trains the model itself, so that routers choose as their training has it and
+    /// [`Pass::model_loss`] and [`Pass::balance`] are wanted. Passes that train something beside the
+    /// model compute it as it will be used.
+    fn trains_model(&self) -> bool {
+        false
+    }
+
+    /// A term `[1]` that the model's own training adds to the loss, weighted; asked for only where
+    /// [`Pass::trains_model`] says so.
+    fn model_loss(&mut self, _term: Tensor<1>) {}
+
+    /// How many tokens each choice of a router got whose load a bias `[choices]` keeps even without a
+    /// loss: behind the step the bias moves by `rate` towards the choices that got less than the mean
+    /// (arXiv 2408.15664, algorithm 1).
+    fn balance(&mut self, _bias: &Param, _load: &[usize], _rate: f64) {}
+
     /// Whether [`Pass::linear`] must see every token's row, in order, because it tells sequences
-    /// apart by their rows.
+    /// apart by their rows. Others see, in blocks that leave tokens out, the rows of the tokens that
+    /// are in: in all hooks of a block alike.
     fn needs_token_rows(&self) -> bool {
         false
     }

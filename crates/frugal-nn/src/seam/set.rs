@@ -353,6 +353,22 @@ impl Pass for CombinedPass<'_> {
         }
     }
 
+    fn trains_model(&self) -> bool {
+        self.parts.iter().any(|(pass, _)| pass.trains_model())
+    }
+
+    fn model_loss(&mut self, term: Tensor<1>) {
+        for (pass, _) in &mut self.parts {
+            pass.model_loss(term.clone());
+        }
+    }
+
+    fn balance(&mut self, bias: &Param, load: &[usize], rate: f64) {
+        for (pass, _) in &mut self.parts {
+            pass.balance(bias, load, rate);
+        }
+    }
+
     fn needs_token_rows(&self) -> bool {
         self.parts.iter().any(|(pass, _)| pass.needs_token_rows())
     }
@@ -418,6 +434,13 @@ impl PerSequencePass<'_> {
         Tensor::cat(parts.collect(), 0)
     }
 
+    /// The first pass that trains the model itself.
+    fn trained(&mut self) -> Option<&mut dyn Pass> {
+        let mut parts = self.parts.iter_mut();
+        let part = parts.find(|part| part.pass.trains_model())?;
+        Some(part.pass.as_mut())
+    }
+
     /// The pass that all these rows belong to, where they are one sequence's.
     fn owner(&mut self, rows: Rows) -> Option<&mut dyn Pass> {
         let Rows::OfSequence(sequence) = rows else {
@@ -465,6 +488,23 @@ impl Pass for PerSequencePass<'_> {
 
     fn needs_token_rows(&self) -> bool {
         true
+    }
+
+    fn trains_model(&self) -> bool {
+        self.parts.iter().any(|part| part.pass.trains_model())
+    }
+
+    /// What is said of the whole batch is said once.
+    fn model_loss(&mut self, term: Tensor<1>) {
+        if let Some(part) = self.trained() {
+            part.model_loss(term);
+        }
+    }
+
+    fn balance(&mut self, bias: &Param, load: &[usize], rate: f64) {
+        if let Some(part) = self.trained() {
+            part.balance(bias, load, rate);
+        }
     }
 
     fn embedding(&mut self, base: &Embedding, ids: &[u32]) -> Tensor<2> {

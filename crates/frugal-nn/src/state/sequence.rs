@@ -94,8 +94,7 @@ impl SequenceState {
             return Err(StateError::OutsideWindow { length, past });
         }
         for layer in &mut self.layers {
-            // A method's prefix counts among the rows but not in `past`.
-            layer.truncate(layer.rows().len().saturating_sub(back));
+            layer.truncate(layer.rows_before(back, past));
         }
         self.past = length;
         Ok(())

@@ -167,10 +167,14 @@ pub fn footprint(backbone: &dyn Backbone) -> Result<Footprint, ModelError> {
 }
 
 /// The sizes that the number of operations depends on; `None` for native sparse attention and
-/// recurrences, whose operations depend on the length in another way, and for attention to learnt
-/// tokens, whose numbers are sizes of their own.
+/// recurrences, whose operations depend on the length in another way, for attention to learnt tokens,
+/// whose numbers are sizes of their own, and where routers decide by the text which tokens go through
+/// a block.
 pub fn shape(config: &ModelConfig) -> Option<Shape> {
     let cost = config.cost();
+    if cost.routes_tokens {
+        return None;
+    }
     let latent = cost.latent.map(|latent| LatentShape {
         query_rank: latent.query_rank.map(|rank| rank as u64),
         rank: latent.rank as u64,

@@ -22,7 +22,7 @@ fn families() -> impl Iterator<Item = &'static registry::Family> {
     registry::FAMILIES
         .iter()
         .copied()
-        .filter(|f| !["native_sparse", "tokenformer", "rmoe", "widenet"].contains(&f.model_type))
+        .filter(|f| f.in_transformers)
 }
 
 #[test]

@@ -28,6 +28,7 @@ mod mamba;
 mod measure;
 mod method_settings;
 mod model_files;
+mod mor;
 mod packed;
 mod pairs;
 mod real;

@@ -315,6 +315,11 @@ impl Pass for UniPeltPass<'_> {
         hidden_states
     }
 
+    /// The gates of a sequence are means over its tokens.
+    fn needs_token_rows(&self) -> bool {
+        true
+    }
+
     fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
         self.linear_rows(base, x, Rows::Tokens)
     }

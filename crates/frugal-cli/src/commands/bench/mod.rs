@@ -51,10 +51,11 @@ Trains small models on a grid of sizes, tokens, learning rates and batches, and 
 to what it finds. With --only, the rest of the grid can be done in later calls: finished runs are
 kept, and the fit is of all that is there.
 
-The suite low-memory compares optimizers and reparameterisations by perplexity and by the bytes of
-what is trained, and says which claims of the paper hold; it takes --seeds and --smoke.";
-The suite tokenformer grows a small model and trains it on, against new ones of the larger size at
-equal tokens, and says which claims of the paper hold; it takes --seeds and --smoke.";
+Experiments on published systems say which of their claims hold, and take --seeds and --smoke:
+  low-memory     optimizers and reparameterisations, by perplexity and by the bytes of what is trained
+  mor            Mixture-of-Recursions beside a Llama and a recursive transformer of equal operations
+  rmoe, widenet  experts with a recurrent router, and shared by all blocks, beside plain ones
+  tokenformer    growing a small model and training it on, beside new ones of the larger size";
 
 const EFFICIENCY: &str = "\
 Examples:
@@ -186,12 +187,11 @@ pub fn run(args: &Args) -> Result<Outcome> {
 fn experiment(args: &PretrainFlags) -> Result<Option<study::Args>> {
     let flags = &args.flags;
     let of_kind = STUDIES.iter().filter(|s| s.kind == StudyKind::Pretrain);
-    let mut names = of_kind.map(|study| study.name);
-    let is_study = |name: &String| names.any(|known| known == name);
+    let names: Vec<&str> = of_kind.map(|study| study.name).collect();
+    let is_study = |name: &String| names.contains(&name.as_str());
     let Some(name) = flags.suite.clone().filter(is_study) else {
         if args.smoke {
-            bail!("--smoke is for experiments: `--suite low-memory`");
-            bail!("--smoke is for experiments: `--suite tokenformer`");
+            bail!("--smoke is for experiments: `--suite` {}", names.join(", "));
         }
         return Ok(None);
     };
