@@ -21,8 +21,8 @@ Examples:
 
 Every layer gets more pairs of key and value tokens; width and depth stay. New keys are zeros and
 scales stay those of the old numbers, so that the outputs are the same but for rounding; training
-moves them from there. `--keys normal --scale renew` is growth as in the paper's own runs, which begins
-at another loss.";
+moves them from there. `--keys normal --scale renew` grows as the paper's own runs do, which then
+begin at another loss.";
 
 /// Give a TokenFormer more parameter tokens without changing what it computes
 #[derive(Debug, clap::Args)]

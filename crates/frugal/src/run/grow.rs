@@ -208,7 +208,15 @@ mod tests {
             problems.iter().any(|(key, _)| key == "shape"),
             "{problems:?}"
         );
-        (config.shape, config.max_length) = (Shape::default(), 33);
+        config.shape = Shape::default();
+        config.reparam.name = "low_rank".into();
+        let problems = config.problems();
+        assert!(
+            problems.iter().any(|(key, _)| key == "reparam"),
+            "{problems:?}"
+        );
+        config.reparam.name.clear();
+        config.max_length = 33;
         let error = go(&config).unwrap_err().to_string();
         assert!(
             error.contains("max_position_embeddings") && error.contains("33"),

@@ -20,7 +20,7 @@ use super::corpus::Corpus;
 use super::folder::{check_same_run, claim};
 use super::job::{Job, Learn, Trained, in_folder};
 use super::pretrain_config::PretrainConfig;
-use super::pretrain_memory::{TrainedMemory, trained_as};
+use super::pretrain_memory::{self, TrainedMemory, trained_as};
 use super::{Metrics, Observe, Progress, RunError, base};
 
 /// The resolved configuration in a run folder.
@@ -84,6 +84,12 @@ fn pretrain_in_folder(
         let name = config.from.as_deref().unwrap_or_default();
         base::check(&config.out, name, &files.fingerprint(), resume)?;
     }
+    let mut resolved = config.clone();
+    if let Some(Start { files }) = &start {
+        let head_dim = files.config().head_dim;
+        pretrain_memory::resolve(&mut resolved.train, &resolved.reparam, head_dim);
+    }
+    let config = &resolved;
     let given = start.as_ref().map(|start| start.files.tokenizer());
     let given = given.transpose().map_err(ModelError::from)?;
     let corpus = Corpus::read_with(config, given, observe)?;

@@ -183,7 +183,10 @@ impl PretrainConfig {
     /// Fills in what depends on other settings.
     pub fn resolve(&mut self) {
         self.train.seed = self.seed;
-        pretrain_memory::resolve(&mut self.train, &self.reparam, self.shape.head_dim());
+        // A model says itself how wide its heads are.
+        if self.from.is_none() {
+            pretrain_memory::resolve(&mut self.train, &self.reparam, self.shape.head_dim());
+        }
     }
 
     /// Checks values, not files: (dotted key, what is wrong).
@@ -211,6 +214,11 @@ impl PretrainConfig {
                 "shape",
                 "a run from a model has the model's: leave it out, or `from`".into(),
             );
+        }
+        if !is_new && !self.reparam.is_unset() {
+            let reason =
+                "factors in place of a model's weights would lose these: leave it out, or `from`";
+            add("reparam", reason.into());
         }
         if self.max_length < 2 || is_new && self.max_length > self.shape.max_position_embeddings {
             add(

@@ -37,7 +37,7 @@ impl Size {
                 max_length: 128,
                 batch_tokens: 1024,
                 tokens: [48, 192],
-                steps: [300, 100],
+                steps: [450, 150],
                 factors: &[1.0 / 3.0, 1.0, 3.0],
             },
         }
