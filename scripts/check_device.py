@@ -6,8 +6,8 @@
     scripts/check_device.py vulkan --model smollm2-135m --tolerance 1e-3
 
 The job is that of `frugal tune` without arguments (LoRA on the built-in model, SMS spam) with few rows to evaluate. It passes where
-every loss is within the tolerance, relative, of the CPU's, and so are those of validation and test. A software driver does: Mesa's
-lavapipe for `vulkan` and `webgpu`.
+every loss is within the tolerance, relative, of the CPU's, and so are those of validation and test. A software driver does:
+llvmpipe, of Mesa 26 for `vulkan`, also of earlier ones for `webgpu` over OpenGL (docs/devices.md).
 """
 
 import argparse

@@ -12,8 +12,8 @@ use frugal_nn::seam::derived_cache::DerivedCache;
 use frugal_nn::{
     AdaptError, Adapter, AttentionControl, AttentionScores, BlockAction, BuildContext, Conv,
     ConvChange, Embedding, GradientSum, KeyValue, Linear, LinearChange, MergedLinear, Mode, Norm,
-    NormChange, Param, ParamChange, Parameter, Pass, Rows, SequenceLayout, SiteId, SiteKind,
-    StepContext, SubLayer, SubLayerIo, Weight,
+    NormChange, Param, ParamChange, Parameter, Pass, RouterTraining, Rows, SequenceLayout, SiteId,
+    SiteKind, StepContext, SubLayer, SubLayerIo, Weight,
 };
 use serde_json::{Map, Value};
 
@@ -188,6 +188,8 @@ impl Pass for OverlayPass<'_> {
 
     fn embedding(&mut self, base: &Embedding, ids: &[u32]) -> Tensor<2> {
         if let Some(tokens) = self.overlay.tokens_at(base.site) {
+            // A method may look at the ids.
+            self.inner.embedding(base, ids);
             return tokens.pass(self.mode).embedding(base, ids);
         }
         match self.overlay.embedding(base, self.mode) {
@@ -234,6 +236,7 @@ impl Pass for OverlayPass<'_> {
 
     fn embedding_rows(&mut self, base: &Embedding, ids: &[u32], rows: Rows) -> Tensor<2> {
         if let Some(tokens) = self.overlay.tokens_at(base.site) {
+            self.inner.embedding_rows(base, ids, rows);
             return tokens.pass(self.mode).embedding_rows(base, ids, rows);
         }
         match self.overlay.embedding(base, self.mode) {
@@ -310,6 +313,10 @@ impl Pass for OverlayPass<'_> {
         self.inner.key_value(layer)
     }
 
+    fn beside_attention(&mut self, layer: usize, q: &Tensor<2>, scale: f32) -> Option<Tensor<2>> {
+        self.inner.beside_attention(layer, q, scale)
+    }
+
     fn prefix_length(&self) -> usize {
         self.inner.prefix_length()
     }
@@ -341,6 +348,15 @@ impl Pass for OverlayPass<'_> {
         self.inner.after_block(layer, hidden_states);
     }
 
+    fn router_logits(
+        &mut self,
+        layer: usize,
+        logits: &Tensor<2>,
+        training: RouterTraining,
+    ) -> Option<Tensor<2>> {
+        self.inner.router_logits(layer, logits, training)
+    }
+
     fn router(
         &mut self,
         layer: usize,
@@ -350,6 +366,18 @@ impl Pass for OverlayPass<'_> {
     ) {
         self.inner
             .router(layer, probabilities, chosen, aux_loss_coef);
+    }
+
+    fn trains_model(&self) -> bool {
+        self.inner.trains_model()
+    }
+
+    fn model_loss(&mut self, term: Tensor<1>) {
+        self.inner.model_loss(term);
+    }
+
+    fn balance(&mut self, bias: &Param, load: &[usize], rate: f64) {
+        self.inner.balance(bias, load, rate);
     }
 
     fn needs_token_rows(&self) -> bool {

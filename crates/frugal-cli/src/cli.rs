@@ -5,8 +5,8 @@ use clap::{Parser, Subcommand};
 use tracing_subscriber::filter::Targets;
 
 use crate::commands::{
-    adapters, ask, bench, chat, completions, doctor, embed, eval, export, generate, index, man,
-    measure, merge, meta_train, methods, mine, models, parametrize, plan, predict, pretrain,
+    adapters, ask, bench, chat, completions, doctor, embed, eval, export, generate, grow, index,
+    man, measure, merge, meta_train, methods, mine, models, parametrize, plan, predict, pretrain,
     report, rerank, search, select, tune, validate,
 };
 
@@ -68,6 +68,7 @@ pub enum Command {
     Export(export::Args),
     Adapters(adapters::Args),
     Pretrain(pretrain::Args),
+    Grow(grow::Args),
     Bench(bench::Args),
     Report(report::Args),
     Methods(methods::Args),

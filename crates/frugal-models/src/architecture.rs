@@ -26,6 +26,8 @@ pub struct Family {
     pub base_prefix: &'static str,
     /// Whether the model reads in both directions and has no language-model head.
     pub is_encoder: bool,
+    /// Whether transformers has the architecture; where not, its names are our own.
+    pub in_transformers: bool,
     /// Layers of the classification head.
     pub head: HeadLayout,
     /// Default targets of methods that the literature names by architecture.
@@ -121,6 +123,20 @@ pub struct Cost {
     pub latent: Option<LatentCost>,
     /// Sizes of the recurrence, where blocks have one in place of attention and feed-forward layer.
     pub recurrence: Option<RecurrenceCost>,
+    /// Numbers of learnt tokens, where projections are attention to such; those of the feed-forward
+    /// layer are its width.
+    pub param_tokens: Option<TokenCost>,
+    /// Whether routers decide by the text how many tokens go through a block.
+    pub routes_tokens: bool,
+}
+
+/// Learnt tokens that layers around attention attend to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TokenCost {
+    /// Of each of queries, keys and values.
+    pub qkv: usize,
+    /// Of what the heads give.
+    pub proj: usize,
 }
 
 /// Sizes that the memory of a recurrence follows from.
@@ -164,6 +180,8 @@ impl Cost {
             active_experts: 1,
             latent: None,
             recurrence: None,
+            param_tokens: None,
+            routes_tokens: false,
         }
     }
 }
@@ -411,6 +429,7 @@ impl ModelConfig {
             max_sequence: self.max_sequence(),
             rotates_anew_beyond: self.architecture.rotates_anew_beyond(),
             is_encoder: f.is_encoder,
+            in_transformers: f.in_transformers,
             final_logit_softcapping: self.architecture.final_logit_softcapping(),
             base_prefix: f.base_prefix,
             classifier_class: f.classifier_class,

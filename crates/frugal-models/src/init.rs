@@ -55,7 +55,7 @@ pub fn random_weights(config: &ModelConfig, seed: u64, device: &Device) -> Memor
 }
 
 /// Adds a tensor of any number of dimensions.
-fn insert(
+pub(crate) fn insert(
     source: &mut MemorySource,
     name: String,
     values: Vec<f32>,

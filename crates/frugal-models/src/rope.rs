@@ -493,3 +493,21 @@ pub fn rotary_table(
         sin: Tensor::from_data(TensorData::new(sin, shape), device),
     }
 }
+/// The first part of each head `[tokens, heads * dim]` rotated, as wide as the table says, and the
+/// rest as it is.
+pub(crate) fn rotate(x: Tensor<2>, rotary: &RotaryTable, dim: usize) -> Tensor<2> {
+    let turn = |x: Tensor<2>, width: usize| {
+        frugal_kernels::rope(x, rotary.cos.clone(), rotary.sin.clone(), width)
+    };
+    let rotated = 2 * rotary.cos.dims()[1];
+    if rotated == dim {
+        return turn(x, dim);
+    }
+    let [tokens, width] = x.dims();
+    let heads = width / dim;
+    let x = x.reshape([tokens, heads, dim]);
+    let first = x.clone().narrow(2, 0, rotated);
+    let first = turn(first.reshape([tokens, heads * rotated]), rotated);
+    let rest = x.narrow(2, rotated, dim - rotated);
+    Tensor::cat(vec![first.reshape([tokens, heads, rotated]), rest], 2).reshape([tokens, width])
+}

@@ -76,6 +76,8 @@ pub struct BackboneInfo {
     pub rotates_anew_beyond: Option<usize>,
     /// Whether the model reads in both directions and has no language-model head.
     pub is_encoder: bool,
+    /// Whether transformers has the architecture.
+    pub in_transformers: bool,
     /// Cap on the logits of the head: `cap * tanh(x / cap)`.
     pub final_logit_softcapping: Option<f64>,
     /// The attribute under which Hugging Face's task classes keep the base model, with its dot.
@@ -115,8 +117,8 @@ impl BackboneInfo {
         let stem = self
             .classifier_class
             .strip_suffix("ForSequenceClassification")?;
-        let lacks = ["Gemma3Text", "NativeSparse"].contains(&stem);
-        (!lacks).then(|| format!("{stem}ForTokenClassification"))
+        let has = self.in_transformers && stem != "Gemma3Text";
+        has.then(|| format!("{stem}ForTokenClassification"))
     }
 
     /// Why a model has no output over the vocabulary, and what to do where it could have one.
@@ -155,6 +157,19 @@ pub struct RotaryTable {
     pub sin: Tensor<2>,
 }
 
+/// What routers hand from block to block within one pass, a row for each token; nothing where no
+/// router has one. It begins empty in front of the first block of every pass, also of those that go
+/// on from a cache: it runs over depth, not over time.
+#[derive(Clone, Debug, Default)]
+pub struct RouterState {
+    /// Hidden state of a recurrent router, `[tokens, width]`.
+    pub hidden: Option<Tensor<2>>,
+    /// Cell state of an LSTM, `[tokens, width]`.
+    pub cell: Option<Tensor<2>>,
+    /// Scores of the router before, `[tokens, experts]`.
+    pub scores: Option<Tensor<2>>,
+}
+
 /// What goes from block to block.
 #[derive(Clone, Debug)]
 pub struct BlockState {
@@ -166,6 +181,8 @@ pub struct BlockState {
     pub rotary: Vec<RotaryTable>,
     /// What the pass wants of attention.
     pub attention: Option<Arc<AttentionControl>>,
+    /// What routers know of the blocks before.
+    pub routing: RouterState,
 }
 
 /// A frozen model. It lives on the plain device and never enters the gradient graph; adapters meet
@@ -235,7 +252,14 @@ pub trait Backbone: Send + Sync {
         pass: &mut dyn Pass,
         mut cache: Option<&mut DecodeState>,
     ) -> Result<Tensor<2>, ModelError> {
-        let state = self.stem(input, pass)?;
+        let state = match &cache {
+            Some(cache) if cache.len() == input.layout.sequences() => {
+                let mut input = input.clone();
+                input.layout.invoked_at = cache.invoked_at();
+                self.stem(&input, pass)?
+            }
+            _ => self.stem(input, pass)?,
+        };
         let all = 0..self.info().num_hidden_layers;
         let state = self.blocks(all, state, pass, cache.as_deref_mut())?;
         if let Some(cache) = cache {

@@ -16,7 +16,7 @@ pub mod site;
 pub mod state;
 
 pub use backbone::{
-    Backbone, BackboneInfo, BlockState, Frozen, HeadLayout, RotaryTable, UsualTargets,
+    Backbone, BackboneInfo, BlockState, Frozen, HeadLayout, RotaryTable, RouterState, UsualTargets,
 };
 pub use error::{LoadError, ModelError};
 pub use heads::{Head, HeadConfig, Pooling};
@@ -34,7 +34,7 @@ pub use seam::error::{AdaptError, TargetError};
 pub use seam::gradients::{Gradient, GradientSum};
 pub use seam::hooks::{
     BlockAction, ConvChange, KeyValue, LinearChange, LowRankChange, NoAdapter, NormChange,
-    ParamChange, Pass, Rows, SubLayer, SubLayerIo,
+    ParamChange, Pass, RouterTraining, Rows, SubLayer, SubLayerIo,
 };
 pub use seam::parameter::{Mode, Parameter, to_vec};
 pub use seam::set::{ActiveAdapters, AdapterSet, LoadedAdapter};

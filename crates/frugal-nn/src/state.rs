@@ -10,7 +10,7 @@ use frugal_kernels::{AttentionSpec, CacheType, KeyValues};
 
 use crate::layout::SequenceLayout;
 pub use error::StateError;
-pub use layer::{CachedRows, LayerState, Ring};
+pub use layer::{CachedRows, LayerState, Ring, Routed};
 pub use recurrent::RecurrentState;
 pub use sequence::{Mark, SequenceState, bytes_held};
 
@@ -39,7 +39,11 @@ pub struct DecodeState {
 impl DecodeState {
     /// Sequences that have not begun, with layers of these kinds.
     pub fn new(layers: Vec<LayerState>, sequences: usize, options: StateOptions) -> Self {
-        let empty = SequenceState { layers, past: 0 };
+        let empty = SequenceState {
+            layers,
+            past: 0,
+            invoked_at: None,
+        };
         Self {
             sequences: vec![empty.clone(); sequences],
             empty,
@@ -65,6 +69,14 @@ impl DecodeState {
     /// Positions of each sequence that are remembered.
     pub fn past(&self) -> Vec<usize> {
         self.sequences.iter().map(SequenceState::past).collect()
+    }
+
+    /// [`SequenceState::invoked_at`] of each sequence.
+    pub fn invoked_at(&self) -> Vec<Option<usize>> {
+        self.sequences
+            .iter()
+            .map(SequenceState::invoked_at)
+            .collect()
     }
 
     /// A sequence that has not begun, for [`DecodeState::join`].
@@ -156,6 +168,12 @@ impl DecodeState {
         self.add(layer, sequence, NewRows { key, value });
     }
 
+    /// Says where the tokens of a sequence stand whose keys and values come next in a layer that
+    /// holds those of some tokens only ([`LayerState::Routed`]).
+    pub fn route(&mut self, layer: usize, sequence: usize, positions: &[u32]) {
+        self.sequences[sequence].layers[layer].route(positions);
+    }
+
     /// Adds new vectors of a sequence that are both keys and values, and are held once.
     pub fn append_shared(&mut self, layer: usize, sequence: usize, key: Tensor<2>) {
         self.add(layer, sequence, NewRows { key, value: None });
@@ -228,6 +246,9 @@ impl DecodeState {
     pub fn advance(&mut self, layout: &SequenceLayout) {
         for (sequence, length) in self.sequences.iter_mut().zip(layout.lengths()) {
             sequence.past += length;
+        }
+        for (sequence, at) in self.sequences.iter_mut().zip(&layout.invoked_at) {
+            sequence.invoked_at = *at;
         }
     }
 

@@ -9,8 +9,8 @@ use burn::prelude::*;
 use burn::tensor::TensorData;
 use frugal_nn::{
     AttentionControl, AttentionScores, BlockAction, Conv, ConvChange, Embedding, KeyValue, Linear,
-    LinearChange, Norm, NormChange, Param, ParamChange, Pass, Rows, SequenceLayout, SubLayer,
-    SubLayerIo, named_rng,
+    LinearChange, Norm, NormChange, Param, ParamChange, Pass, RouterTraining, Rows, SequenceLayout,
+    SubLayer, SubLayerIo, named_rng,
 };
 use rand::Rng;
 
@@ -101,6 +101,10 @@ impl Pass for NoisyPass<'_> {
         self.inner.key_value(layer)
     }
 
+    fn beside_attention(&mut self, layer: usize, q: &Tensor<2>, scale: f32) -> Option<Tensor<2>> {
+        self.inner.beside_attention(layer, q, scale)
+    }
+
     fn prefix_length(&self) -> usize {
         self.inner.prefix_length()
     }
@@ -132,6 +136,15 @@ impl Pass for NoisyPass<'_> {
         self.inner.after_block(layer, hidden_states);
     }
 
+    fn router_logits(
+        &mut self,
+        layer: usize,
+        logits: &Tensor<2>,
+        training: RouterTraining,
+    ) -> Option<Tensor<2>> {
+        self.inner.router_logits(layer, logits, training)
+    }
+
     fn router(
         &mut self,
         layer: usize,
@@ -141,6 +154,18 @@ impl Pass for NoisyPass<'_> {
     ) {
         self.inner
             .router(layer, probabilities, chosen, aux_loss_coef);
+    }
+
+    fn trains_model(&self) -> bool {
+        self.inner.trains_model()
+    }
+
+    fn model_loss(&mut self, term: Tensor<1>) {
+        self.inner.model_loss(term);
+    }
+
+    fn balance(&mut self, bias: &Param, load: &[usize], rate: f64) {
+        self.inner.balance(bias, load, rate);
     }
 
     fn needs_token_rows(&self) -> bool {

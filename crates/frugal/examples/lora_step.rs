@@ -1,8 +1,9 @@
-//! Times LoRA steps on a real model: the Frugal side of `benches/peers/lora_step.py`.
+//! Times training steps on a real model: the Frugal side of `benches/peers/lora_step.py` and of
+//! `benches/peers/moe_step.py`.
 //!
 //! `cargo build --release --workspace --examples`, then
-//! `target/release/examples/lora_step MODEL STEPS [memory=low] [quantize=int8] [activations=int8] [batch=4] [length=256]`
-//! prints one JSON object. With `products` in place of STEPS it times nothing but the matrix
+//! `target/release/examples/lora_step MODEL STEPS [method=lora] [memory=low] [quantize=int8] [activations=int8] [batch=4] [length=256]`
+//! prints one JSON object; the method is `lora`, or `full` for all weights. With `products` in place of STEPS it times nothing but the matrix
 //! products that a step makes with the model's weights.
 
 #![allow(clippy::print_stdout, reason = "its output is the point")]
@@ -105,12 +106,18 @@ fn run() -> Result<(), Box<dyn Error>> {
         seed: 0,
         tokenize: None,
     };
-    let settings = Map::from_iter([
-        ("r".to_owned(), json!(8)),
-        ("lora_alpha".to_owned(), json!(16)),
-    ]);
-    let mut adapter = (registry::find("lora")?.build)(&settings, &context)?;
-    for parameter in adapter.parameters_mut() {
+    let method = option("method").unwrap_or("lora");
+    let settings = match method {
+        "lora" => Map::from_iter([
+            ("r".to_owned(), json!(8)),
+            ("lora_alpha".to_owned(), json!(16)),
+        ]),
+        _ => Map::new(),
+    };
+    let mut adapter = (registry::find(method)?.build)(&settings, &context)?;
+    let of_lora = |name: &str| name.contains("lora_A") || name.contains("lora_B");
+    let parameters = adapter.parameters_mut().into_iter();
+    for parameter in parameters.filter(|p| of_lora(p.name())) {
         let scale = if parameter.name().contains("lora_A") {
             1.0 / (parameter.shape()[1] as f64).sqrt()
         } else {

@@ -26,12 +26,15 @@
 //! - Howard, Ruder: Universal Language Model Fine-tuning for Text Classification, 2018, arXiv
 //!   1801.06146.
 
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
 use burn::prelude::*;
 use frugal_models::factor_names;
 use frugal_nn::{
     AdaptError, Adapter, Backbone, BuildContext, Conv, ConvChange, Embedding, Frozen, Linear,
     LinearChange, MergedLinear, Mode, Norm, NormChange, Param, ParamChange, Parameter, Pass,
-    SiteId, StepContext, Weight, lookup, to_vec,
+    RouterTraining, SiteId, StepContext, Weight, lookup, named_rng, standard_normal, to_vec,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -122,6 +125,9 @@ pub struct Full {
     sites: Vec<Site>,
     /// The output head and the token table, when they are one matrix.
     tied_head: Option<(SiteId, SiteId)>,
+    /// Of the step so far: what each choice of a router got whose load a bias keeps even, and how far
+    /// the bias moves.
+    loads: Mutex<BTreeMap<SiteId, (Vec<usize>, f64)>>,
     /// What it is called: this method, or what its layers are.
     name: &'static str,
     /// Steps between two restarts of layers that are no weights; 0 for none.
@@ -197,6 +203,7 @@ impl Full {
         Ok(Self {
             sites,
             tied_head: tied.zip(table),
+            loads: Mutex::default(),
             name: NAME,
             restart_steps: 0,
         })
@@ -225,6 +232,24 @@ impl Full {
 
     fn layer(&self, site: SiteId) -> Option<&dyn Layer> {
         self.sites[site.index()].layer.as_deref()
+    }
+
+    /// Moves the biases of routers by the load of the whole step.
+    fn follow_load(&mut self) {
+        let loads = self.loads.get_mut();
+        let loads = std::mem::take(loads.unwrap_or_else(PoisonError::into_inner));
+        for (site, (load, rate)) in loads {
+            let Some(bias) = self.sites[site.index()].weight.as_mut() else {
+                continue;
+            };
+            let total: usize = load.iter().sum();
+            let moved = bias.to_vec().into_iter().zip(&load).map(|(bias, &got)| {
+                let missing = total.cmp(&(got * load.len())) as i8;
+                bias + f32::from(missing) * rate as f32
+            });
+            let moved = moved.collect();
+            bias.set(moved);
+        }
     }
 
     fn first(&self, site: SiteId) -> Option<&Parameter> {
@@ -295,8 +320,29 @@ fn check_dense(backbone: &dyn Backbone) -> Result<(), AdaptError> {
 struct FullPass<'a> {
     adapter: &'a Full,
     mode: Mode,
-    /// The load losses of the blocks so far, and their number.
-    load: Option<(Tensor<1>, usize)>,
+    /// The load losses of the blocks so far.
+    load: MeanLoss,
+    /// The losses of the routers' logits.
+    logits: MeanLoss,
+    /// The terms of the model's own training so far.
+    terms: Option<Tensor<1>>,
+}
+
+/// A mean over blocks: what has come so far, and of how many.
+#[derive(Default)]
+struct MeanLoss(Option<(Tensor<1>, usize)>);
+
+impl MeanLoss {
+    fn add(&mut self, loss: Tensor<1>) {
+        self.0 = Some(match self.0.take() {
+            Some((sum, blocks)) => (sum + loss, blocks + 1),
+            None => (loss, 1),
+        });
+    }
+
+    fn take(&mut self) -> Option<Tensor<1>> {
+        self.0.take().map(|(sum, blocks)| sum / blocks as f64)
+    }
 }
 
 impl FullPass<'_> {
@@ -350,6 +396,36 @@ impl Pass for FullPass<'_> {
         }
     }
 
+    /// Noise on the logits, and `mean (log Σ exp)²` of them without it (ST-MoE, arXiv 2202.08906,
+    /// equation 5).
+    fn router_logits(
+        &mut self,
+        layer: usize,
+        logits: &Tensor<2>,
+        training: RouterTraining,
+    ) -> Option<Tensor<2>> {
+        let Mode::Train { seed } = self.mode else {
+            return None;
+        };
+        if training.z_loss_coef != 0.0 {
+            let largest = logits.clone().max_dim(1).detach();
+            let log_sum = (logits.clone() - largest.clone()).exp().sum_dim(1).log() + largest;
+            let loss = (log_sum.clone() * log_sum).mean() * training.z_loss_coef;
+            self.logits.add(loss);
+        }
+        if training.noise_std == 0.0 {
+            return Some(logits.clone());
+        }
+        let mut rng = named_rng(seed, &format!("router noise {layer}"));
+        let draw = || training.noise_std as f32 * standard_normal(&mut rng);
+        let shape = logits.dims();
+        let noise: Vec<f32> = std::iter::repeat_with(draw)
+            .take(shape.iter().product())
+            .collect();
+        let device = logits.device().inner();
+        Some(logits.clone() + Tensor::from_data(TensorData::new(noise, shape), &device))
+    }
+
     /// `E Σ f P`, 1 under an even load: `f` is the share of the tokens' choices that fell on an
     /// expert, `P` its mean probability (Switch Transformers, arXiv 2101.03961, equations 4 to 6).
     fn router(
@@ -373,14 +449,34 @@ impl Pass for FullPass<'_> {
         );
         let loss =
             (probabilities.clone().mean_dim(0) * share).sum() * (aux_loss_coef * experts as f64);
-        self.load = Some(match self.load.take() {
-            Some((sum, blocks)) => (sum + loss, blocks + 1),
-            None => (loss, 1),
+        self.load.add(loss);
+    }
+
+    fn trains_model(&self) -> bool {
+        self.mode.is_train()
+    }
+
+    fn model_loss(&mut self, term: Tensor<1>) {
+        self.terms = Some(match self.terms.take() {
+            Some(sum) => sum + term,
+            None => term,
         });
     }
 
+    fn balance(&mut self, bias: &Param, load: &[usize], rate: f64) {
+        let loads = self.adapter.loads.lock();
+        let mut loads = loads.unwrap_or_else(PoisonError::into_inner);
+        let (sum, last) = loads.entry(bias.site).or_default();
+        sum.resize(load.len(), 0);
+        sum.iter_mut().zip(load).for_each(|(sum, n)| *sum += n);
+        *last = rate;
+    }
+
     fn auxiliary_loss(&mut self) -> Option<Tensor<1>> {
-        self.load.take().map(|(sum, blocks)| sum / blocks as f64)
+        [self.load.take(), self.logits.take(), self.terms.take()]
+            .into_iter()
+            .flatten()
+            .reduce(|sum, term| sum + term)
     }
 
     fn conv_change(&mut self, base: &Conv) -> ConvChange {
@@ -432,6 +528,7 @@ impl Adapter for Full {
     }
 
     fn after_step(&mut self, context: &StepContext) {
+        self.follow_load();
         if self.restart_steps == 0 || !context.step.is_multiple_of(self.restart_steps) {
             return;
         }
@@ -444,7 +541,9 @@ impl Adapter for Full {
         Box::new(FullPass {
             adapter: self,
             mode,
-            load: None,
+            load: MeanLoss::default(),
+            logits: MeanLoss::default(),
+            terms: None,
         })
     }
 

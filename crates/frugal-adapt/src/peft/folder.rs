@@ -41,6 +41,12 @@ pub(crate) struct Extra {
     pub not_in_peft: Option<String>,
 }
 
+/// Whether paths in files lack a level: `peft` wraps models for prompts itself, and for other methods by
+/// a tuner, of which the prompts of single blocks have one too.
+fn wraps_once_less(method: &Method) -> bool {
+    method.family == Family::Prompt && method.peft_type != "ADAPTION_PROMPT"
+}
+
 /// How an adapter's tensors are called in its file.
 pub(crate) struct Keys<'a> {
     pub method: &'a Method,
@@ -66,8 +72,7 @@ impl Keys<'_> {
     }
 
     pub fn head(&self, name: &str) -> String {
-        // Prompt methods wrap the model once less.
-        if self.method.family == Family::Prompt {
+        if wraps_once_less(self.method) {
             format!("base_model.{name}")
         } else {
             format!("base_model.model.{name}")
@@ -167,10 +172,10 @@ impl Files {
         let file = peft_fused::split(&file, &weights_path, context.info)?.unwrap_or(file);
         check_task(&self.config, Some(context.info), &folder.join(CONFIG_FILE))?;
         let names = file.names();
-        // Prompt methods wrap the model once less, so that names do not tell.
-        let bare = match method.family {
-            Family::Prompt => self.config.get("task_type") == Some(&json!("FEATURE_EXTRACTION")),
-            _ => is_bare(&names, context.info, context.sites),
+        // Names do not tell where a level is missing.
+        let bare = match wraps_once_less(method) {
+            true => self.config.get("task_type") == Some(&json!("FEATURE_EXTRACTION")),
+            false => is_bare(&names, context.info, context.sites),
         };
         let (settings, beside) =
             self.settings(method, context.sites, bare.then_some(context.info))?;

@@ -10,6 +10,7 @@ pub mod embed;
 pub mod eval;
 pub mod export;
 pub mod generate;
+pub mod grow;
 pub mod index;
 pub mod man;
 pub mod measure;
@@ -60,6 +61,7 @@ pub fn run(command: Command) -> Result<Outcome> {
         Command::Export(args) => export::run(&args),
         Command::Adapters(args) => adapters::run(&args),
         Command::Pretrain(args) => pretrain::run(&args),
+        Command::Grow(args) => grow::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Methods(args) => methods::run(&args),

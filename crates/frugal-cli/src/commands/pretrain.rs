@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use clap::builder::{PossibleValue, PossibleValuesParser};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use frugal::adapt::pretraining::REPARAMETERIZATIONS;
 use frugal::run::{PretrainConfig, Pretrained, architectures, pretrain};
 use frugal::train::optim::OPTIMIZERS;
@@ -22,6 +22,7 @@ Examples:
   frugal pretrain --data text.txt --out models/mine --arch mamba
   frugal pretrain --data text.txt --out models/mine --optim galore --set optim.rank=64
   frugal pretrain --data text.txt --out models/mine --reparam sltrain --set reparam.rank=64
+  frugal pretrain --data text.txt --out models/longer --from models/mine
   frugal pretrain --config recipe.toml --out models/mine
 
 Trains a tokenizer and a decoder with tied embeddings and writes a Hugging Face folder. Sizes are
@@ -33,7 +34,7 @@ optimizer keeps and what the layers are while they are trained is under [train.o
 
 /// Train a small language model and its tokenizer from text
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = notes())]
 pub struct Args {
     /// Text: each line, or each block between blank lines, is a document
     #[arg(long, short, value_name = "FILE", help_heading = "Data")]
@@ -41,9 +42,13 @@ pub struct Args {
     /// Longest piece of a document in tokens [default: 256]
     #[arg(long, value_name = "N", help_heading = "Data")]
     max_length: Option<u64>,
-    /// Architecture [default: llama]
-    #[arg(long, value_name = "NAME", value_parser = architecture(), help_heading = "Model")]
+    /// Architecture, one of those below [default: llama]
+    #[arg(long, value_name = "NAME", value_parser = architecture(), hide_possible_values = true, help_heading = "Model")]
     arch: Option<String>,
+    /// Begin with the weights and the tokenizer of this model in place of new ones: a name, a folder,
+    /// or org/name on the hub
+    #[arg(long, value_name = "MODEL", conflicts_with_all = ["arch", "vocab_size"], help_heading = "Model")]
+    from: Option<String>,
     /// Tokens of the new tokenizer [default: 4096]
     #[arg(long, value_name = "N", help_heading = "Model")]
     vocab_size: Option<u64>,
@@ -167,14 +172,19 @@ fn spelled_out(text: &str) -> String {
     }
 }
 
-fn architecture() -> PossibleValuesParser {
-    let named = |(name, about)| PossibleValue::new(name).help(about);
-    PossibleValuesParser::new(architectures().map(named))
+fn architecture() -> impl TypedValueParser<Value = String> {
+    PossibleValuesParser::new(architectures().map(|(name, _)| name))
+}
+
+fn notes() -> String {
+    let kinds = architectures().map(|(name, about)| format!("\n  {name:<14} {about}"));
+    format!("{EXAMPLES}\n\nArchitectures:{}", kinds.collect::<String>())
 }
 
 fn resolve(args: &Args) -> Result<PretrainConfig, ConfigErrors> {
     let mut layer = Layer::default();
     layer.set("data", args.data.clone());
+    layer.set("from", args.from.clone());
     layer.set("out", path_value(&args.out));
     layer.set("device", args.device.clone());
     layer.set("seed", count_value(args.seed));

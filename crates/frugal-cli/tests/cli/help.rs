@@ -29,6 +29,7 @@ const COMMANDS: &[&[&str]] = &[
     &["adapters", "combine"],
     &["adapters", "to-lora"],
     &["pretrain"],
+    &["grow"],
     &["bench"],
     &["bench", "adapt"],
     &["bench", "efficiency"],

@@ -39,7 +39,7 @@ fn solutions_are_judged_by_what_they_do() {
     let found = measure(&sandbox(), 0, &sorting(), &samples, &settings()).unwrap();
     assert_eq!(found.len(), samples.len());
     assert!(
-        found[0].passed && (found[0].efficiency - 1.0).abs() < 0.3,
+        found[0].passed && found[0].verdict.is_none(),
         "{:?}",
         found[0]
     );
@@ -133,7 +133,7 @@ fn what_a_solution_computes_while_it_is_loaded_is_running_time() {
     let busy = format!("TABLE = [i * i for i in range(400_000)]\n{body}");
     let found = measure(&sandbox(), 0, &sorting(), &[body, &busy], &settings()).unwrap();
     assert!(
-        found[0].passed && found[0].efficiency > 0.7,
+        found[0].passed && found[0].verdict.is_none(),
         "{:?}",
         found[0]
     );

@@ -53,6 +53,8 @@ pub trait SelfAttention: Send + Sync {
 pub struct Attend<'a> {
     /// Sequence boundaries of the queries.
     pub layout: &'a SequenceLayout,
+    /// Which sequences of the batch these are, where others have no queries here.
+    pub sequences: Option<&'a [usize]>,
     /// Block number.
     pub layer: usize,
     /// Sliding window, if this block has one.
@@ -87,6 +89,7 @@ impl<'a> Attend<'a> {
         ];
         Self {
             layout,
+            sequences: None,
             layer,
             window: None,
             causal,
@@ -96,6 +99,11 @@ impl<'a> Attend<'a> {
             values_are_keys: false,
             control: None,
         }
+    }
+
+    /// A sequence's number in the batch.
+    fn in_batch(&self, sequence: usize) -> usize {
+        self.sequences.map_or(sequence, |all| all[sequence])
     }
 }
 
@@ -108,6 +116,21 @@ pub fn attend(
     q: Tensor<2>,
     k: Tensor<2>,
     v: Tensor<2>,
+    pass: &mut dyn Pass,
+    cache: Option<&mut DecodeState>,
+) -> Tensor<2> {
+    let beside = pass.beside_attention(at.layer, &q, at.scale);
+    let y = attend_to_keys(at, q, [k, v], pass, cache);
+    match beside {
+        Some(beside) => y + beside,
+        None => y,
+    }
+}
+
+fn attend_to_keys(
+    at: &Attend<'_>,
+    q: Tensor<2>,
+    [k, v]: [Tensor<2>; 2],
     pass: &mut dyn Pass,
     cache: Option<&mut DecodeState>,
 ) -> Tensor<2> {
@@ -135,6 +158,7 @@ pub fn attend(
         return over(spec, q, own);
     };
     for (sequence, [key, value]) in own.iter().enumerate() {
+        let sequence = at.in_batch(sequence);
         if at.values_are_keys {
             cache.append_shared(at.layer, sequence, key.clone());
         } else {
@@ -150,20 +174,27 @@ pub fn attend(
             .collect()
     };
     let (one_rows, rows_of_several) = (rows(&one), rows(&several));
+    let in_batch =
+        |sequences: &[usize]| -> Vec<usize> { sequences.iter().map(|&i| at.in_batch(i)).collect() };
     if several.is_empty()
-        && let Some(output) = cache.attend(at.layer, &one, q.clone(), &spec)
+        && let Some(output) = cache.attend(at.layer, &in_batch(&one), q.clone(), &spec)
     {
         return output;
     }
     let of_one = match one.is_empty() || several.is_empty() {
         true => None,
-        false => cache.attend(at.layer, &one, select_rows(q.clone(), &one_rows), &spec),
+        false => cache.attend(
+            at.layer,
+            &in_batch(&one),
+            select_rows(q.clone(), &one_rows),
+            &spec,
+        ),
     };
     // Several new tokens after others: what is cached is copied out once.
     let all = |i: usize, own: [Tensor<2>; 2]| match at.layout.past[i] {
         0 => own,
         _ => cache
-            .tensors(at.layer, i, &own[0].device().inner())
+            .tensors(at.layer, at.in_batch(i), &own[0].device().inner())
             .map_or(own, |(key, value)| [key, value]),
     };
     let Some(of_one) = of_one else {
@@ -213,8 +244,9 @@ fn own_rows(
         match prefix.as_ref().filter(|_| begins) {
             Some(KeyValue { key, value }) => {
                 let [k, v] = own;
-                [(key, k), (value, v)]
-                    .map(|(prefix, own)| Tensor::cat(vec![of_sequence(prefix, sequence), own], 0))
+                [(key, k), (value, v)].map(|(prefix, own)| {
+                    Tensor::cat(vec![of_sequence(prefix, at.in_batch(sequence)), own], 0)
+                })
             }
             None => own,
         }

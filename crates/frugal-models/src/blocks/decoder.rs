@@ -1,5 +1,4 @@
-//! The decoder that most architectures share: root-mean-square norms in front of attention and
-//! feed-forward layer, rotary positions, one output over the vocabulary.
+//! The decoder that most architectures share: norms in front of attention and feed-forward layer, rotary positions, one output over the vocabulary.
 //!
 //! <https://huggingface.co/docs/transformers/model_doc/llama2>
 
@@ -7,14 +6,14 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use burn::prelude::*;
-use frugal_nn::layers::{Embedding, Linear, Norm};
+use frugal_nn::layers::{Embedding, Linear};
 use frugal_nn::layout::{Input, SequenceLayout};
 use frugal_nn::rows::drop_prepended;
 use frugal_nn::site::SiteTable;
 use frugal_nn::state::{DecodeState, StateOptions};
 use frugal_nn::{
     AttentionControl, Backbone, BackboneInfo, BlockAction, BlockState, Frozen, ModelError, Pass,
-    SiteInfo, SubLayer, SubLayerIo,
+    RouterState, SiteInfo, SubLayer, SubLayerIo,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -25,6 +24,7 @@ use crate::blocks::checks::{check_range, look_up};
 use crate::blocks::controlled::{check_window, refuse_control};
 use crate::blocks::gated_mlp::FeedForward;
 use crate::blocks::sites::Sites;
+use crate::blocks::stream_norm::{NormKind, StreamNorm};
 use crate::keys::bad;
 use crate::rope::{RopeConfig, RopeScaling, inverse_frequencies, rotary_table};
 use crate::weights::WeightLoader;
@@ -66,7 +66,19 @@ pub struct DecoderSpec {
     /// Factor on the token embeddings.
     #[serde(skip)]
     pub embed_scale: Option<f32>,
+    /// Norms of the blocks.
+    #[serde(skip)]
+    pub norm: NormKind,
+    /// The norm behind the last block.
+    #[serde(skip)]
+    pub final_norm: NormKind,
+    /// Whether all blocks have the same norms, which are then under [`SHARED`].
+    #[serde(skip)]
+    pub shares_norms: bool,
 }
+
+/// Where the parts are that all blocks share.
+pub const SHARED: &str = "model.shared";
 
 impl DecoderSpec {
     /// Llama's: full attention in all blocks, nothing capped.
@@ -84,6 +96,9 @@ impl DecoderSpec {
             norm_offset: 0.0,
             sandwich_norms: false,
             embed_scale: None,
+            norm: NormKind::Rms,
+            final_norm: NormKind::Rms,
+            shares_norms: false,
         }
     }
 
@@ -147,6 +162,14 @@ impl DecoderSpec {
         given.max(reached as usize)
     }
 
+    /// Path of a norm of a block.
+    fn norm_path(&self, layer: usize, name: &str) -> String {
+        match self.shares_norms {
+            true => format!("{SHARED}.{name}"),
+            false => format!("model.layers.{layer}.{name}"),
+        }
+    }
+
     /// Sites in the order of the forward pass, with those of attention and feed-forward layer
     /// under the paths that they are given.
     pub fn sites(
@@ -158,34 +181,39 @@ impl DecoderSpec {
         let (mut sites, d) = (Sites::default(), c.hidden_size);
         sites.token_table("model.embed_tokens".into(), c);
         for i in 0..c.num_hidden_layers {
-            let p = |name: &str| format!("model.layers.{i}.{name}");
-            let l = Some(i);
-            sites.norm(p("input_layernorm"), l, d);
-            attention(&mut sites, i, &p("self_attn"));
-            sites.norm(p("post_attention_layernorm"), l, d);
+            let norm = |sites: &mut Sites, name: &str| {
+                if i == 0 || !self.shares_norms {
+                    let layer = (!self.shares_norms).then_some(i);
+                    self.norm.site(sites, self.norm_path(i, name), layer, d);
+                }
+            };
+            norm(&mut sites, "input_layernorm");
+            attention(&mut sites, i, &format!("model.layers.{i}.self_attn"));
+            norm(&mut sites, "post_attention_layernorm");
             if self.sandwich_norms {
-                sites.norm(p("pre_feedforward_layernorm"), l, d);
+                norm(&mut sites, "pre_feedforward_layernorm");
             }
             feed_forward(&mut sites, i, &format!("model.layers.{i}"));
             if self.sandwich_norms {
-                sites.norm(p("post_feedforward_layernorm"), l, d);
+                norm(&mut sites, "post_feedforward_layernorm");
             }
         }
-        sites.norm("model.norm".into(), None, d);
+        self.final_norm
+            .site(&mut sites, "model.norm".into(), None, d);
         sites.lm_head(c);
         sites.finish()
     }
 }
 
 struct Block {
-    input_norm: Norm,
+    input_norm: StreamNorm,
     attention: Box<dyn SelfAttention>,
     /// Norm of the attention output.
-    attention_out_norm: Option<Norm>,
-    mlp_norm: Norm,
+    attention_out_norm: Option<StreamNorm>,
+    mlp_norm: StreamNorm,
     feed_forward: Box<dyn FeedForward>,
     /// Norm of the feed-forward output.
-    mlp_out_norm: Option<Norm>,
+    mlp_out_norm: Option<StreamNorm>,
     sliding: bool,
 }
 
@@ -198,7 +226,7 @@ pub struct Decoder {
     device: Device,
     embed_tokens: Embedding,
     blocks: Vec<Block>,
-    norm: Norm,
+    norm: StreamNorm,
     lm_head: Option<Linear>,
 }
 
@@ -216,11 +244,16 @@ impl Decoder {
         attention: impl Fn(&mut WeightLoader<'_>, &str) -> Result<Box<dyn SelfAttention>, ModelError>,
         feed_forward: impl Fn(&mut WeightLoader<'_>, &str) -> Result<Box<dyn FeedForward>, ModelError>,
     ) -> Result<Arc<dyn Backbone>, ModelError> {
-        let (eps, offset) = (config.norm_eps, spec.norm_offset);
+        let (d, constants) = (
+            config.hidden_size,
+            [config.norm_eps, spec.norm_offset.into()],
+        );
         let mut blocks = Vec::with_capacity(config.num_hidden_layers);
         for i in 0..config.num_hidden_layers {
             let p = |name: &str| format!("model.layers.{i}.{name}");
-            let mut norm = |name: &str| loader.rms_norm(&p(name), eps, offset);
+            let mut norm = |name: &str| {
+                StreamNorm::load(spec.norm, loader, &spec.norm_path(i, name), d, constants)
+            };
             let input_norm = norm("input_layernorm")?;
             let (attention_out_norm, mlp_norm, mlp_out_norm) = if spec.sandwich_norms {
                 (
@@ -244,7 +277,7 @@ impl Decoder {
         let embed_tokens = loader.embedding("model.embed_tokens")?;
         let lm_head = loader.lm_head(&embed_tokens)?;
         Ok(Arc::new(Self {
-            norm: loader.rms_norm("model.norm", eps, offset)?,
+            norm: StreamNorm::load(spec.final_norm, loader, "model.norm", d, constants)?,
             sites,
             device: loader.device().clone(),
             embed_tokens,
@@ -317,11 +350,11 @@ impl Decoder {
             ..Attend::new(&self.config, &state.layout, layer, !spec.bidirectional)
         };
 
-        let y = pass.norm(&block.input_norm, x.clone());
+        let y = block.input_norm.forward(x.clone(), pass);
         pass.before_sub_layer(layer, SubLayer::Attention, &y);
         let mut a = block.attention.forward(&at, rotary, y.clone(), pass, cache);
         if let Some(norm) = &block.attention_out_norm {
-            a = pass.norm(norm, a);
+            a = norm.forward(a, pass);
         }
         let a = pass.sub_layer(SubLayerIo {
             layer,
@@ -332,11 +365,14 @@ impl Decoder {
             norm_behind: None,
         });
 
-        let [h, y] = pass.add_norm(&block.mlp_norm, x, a);
+        let [h, y] = block.mlp_norm.of_sum(x, a, pass);
         pass.before_sub_layer(layer, SubLayer::Mlp, &y);
-        let mut m = block.feed_forward.forward(layer, y.clone(), pass);
+        let routing = &mut state.routing;
+        let mut m = block
+            .feed_forward
+            .forward_routed(layer, y.clone(), routing, pass);
         if let Some(norm) = &block.mlp_out_norm {
-            m = pass.norm(norm, m);
+            m = norm.forward(m, pass);
         }
         let m = pass.sub_layer(SubLayerIo {
             layer,
@@ -402,6 +438,7 @@ impl Backbone for Decoder {
                 .collect(),
             layout,
             attention,
+            routing: RouterState::default(),
         })
     }
 
@@ -438,7 +475,7 @@ impl Backbone for Decoder {
     }
 
     fn readout(&self, state: BlockState, pass: &mut dyn Pass) -> Tensor<2> {
-        drop_prepended(pass.norm(&self.norm, state.hidden_states), &state.layout)
+        drop_prepended(self.norm.forward(state.hidden_states, pass), &state.layout)
     }
 
     fn lm_head(&self) -> Option<&Linear> {
@@ -447,7 +484,7 @@ impl Backbone for Decoder {
 
     fn visit_weights(&self, visit: &mut dyn FnMut(Frozen<'_>)) {
         visit(Frozen::Embedding(&self.embed_tokens));
-        for b in &self.blocks {
+        for (i, b) in self.blocks.iter().enumerate() {
             let norms = [
                 Some(&b.input_norm),
                 b.attention_out_norm.as_ref(),
@@ -457,11 +494,12 @@ impl Backbone for Decoder {
             norms
                 .into_iter()
                 .flatten()
-                .for_each(|n| visit(Frozen::Norm(n)));
+                .filter(|_| i == 0 || !self.spec.shares_norms)
+                .for_each(|n| n.visit_weights(visit));
             b.attention.visit_weights(visit);
             b.feed_forward.visit_weights(visit);
         }
-        visit(Frozen::Norm(&self.norm));
+        self.norm.visit_weights(visit);
         if let Some(head) = &self.lm_head {
             visit(Frozen::Linear(head));
         }

@@ -1,7 +1,7 @@
 //! The gated feed-forward layer: `down(act(gate(x)) * up(x))`.
 
 use burn::prelude::*;
-use frugal_nn::{Frozen, Linear, ModelError, Pass};
+use frugal_nn::{Frozen, Linear, ModelError, Pass, RouterState};
 
 use crate::activation::Activation;
 use crate::architecture::ModelConfig;
@@ -12,6 +12,17 @@ use crate::weights::WeightLoader;
 pub trait FeedForward: Send + Sync {
     /// `[tokens, d_model]` to the same.
     fn forward(&self, layer: usize, x: Tensor<2>, pass: &mut dyn Pass) -> Tensor<2>;
+    /// [`FeedForward::forward`] where routers hand something from block to block, of which a layer
+    /// without a router takes no notice.
+    fn forward_routed(
+        &self,
+        layer: usize,
+        x: Tensor<2>,
+        _routing: &mut RouterState,
+        pass: &mut dyn Pass,
+    ) -> Tensor<2> {
+        self.forward(layer, x, pass)
+    }
     /// Visits all weights.
     fn visit_weights(&self, visit: &mut dyn FnMut(Frozen<'_>));
 }

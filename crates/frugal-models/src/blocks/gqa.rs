@@ -82,6 +82,45 @@ impl GroupedQueryAttention {
     }
 }
 
+impl GroupedQueryAttention {
+    /// Queries of `x` `[tokens, d_model]`, rotated: `[tokens, heads * head_dim]`.
+    pub fn queries(
+        &self,
+        head_dim: usize,
+        rotary: &RotaryTable,
+        x: Tensor<2>,
+        pass: &mut dyn Pass,
+    ) -> Tensor<2> {
+        let mut q = pass.linear(&self.q_proj, x);
+        if let Some((q_norm, _)) = &self.qk_norm {
+            q = per_head(q, head_dim, |q, rows| pass.norm_rows(q_norm, q, rows));
+        }
+        frugal_kernels::rope(q, rotary.cos.clone(), rotary.sin.clone(), head_dim)
+    }
+
+    /// Keys of `x` `[tokens, d_model]`, rotated, and values: each `[tokens, kv_heads * head_dim]`.
+    pub fn keys_and_values(
+        &self,
+        head_dim: usize,
+        rotary: &RotaryTable,
+        x: Tensor<2>,
+        pass: &mut dyn Pass,
+    ) -> [Tensor<2>; 2] {
+        let mut k = pass.linear(&self.k_proj, x.clone());
+        let v = pass.linear(&self.v_proj, x);
+        if let Some((_, k_norm)) = &self.qk_norm {
+            k = per_head(k, head_dim, |k, rows| pass.norm_rows(k_norm, k, rows));
+        }
+        let k = frugal_kernels::rope(k, rotary.cos.clone(), rotary.sin.clone(), head_dim);
+        [k, v]
+    }
+
+    /// What heads `[tokens, heads * head_dim]` come to: `[tokens, d_model]`.
+    pub fn output(&self, heads: Tensor<2>, pass: &mut dyn Pass) -> Tensor<2> {
+        pass.linear(&self.o_proj, heads)
+    }
+}
+
 impl SelfAttention for GroupedQueryAttention {
     fn forward(
         &self,
@@ -92,17 +131,10 @@ impl SelfAttention for GroupedQueryAttention {
         cache: Option<&mut DecodeState>,
     ) -> Tensor<2> {
         let head_dim = at.heads[2];
-        let mut q = pass.linear(&self.q_proj, x.clone());
-        let mut k = pass.linear(&self.k_proj, x.clone());
-        let v = pass.linear(&self.v_proj, x);
-        if let Some((q_norm, k_norm)) = &self.qk_norm {
-            q = per_head(q, head_dim, |q, rows| pass.norm_rows(q_norm, q, rows));
-            k = per_head(k, head_dim, |k, rows| pass.norm_rows(k_norm, k, rows));
-        }
-        let q = frugal_kernels::rope(q, rotary.cos.clone(), rotary.sin.clone(), head_dim);
-        let k = frugal_kernels::rope(k, rotary.cos.clone(), rotary.sin.clone(), head_dim);
+        let q = self.queries(head_dim, rotary, x.clone(), pass);
+        let [k, v] = self.keys_and_values(head_dim, rotary, x, pass);
         let y = attend(at, q, k, v, pass, cache);
-        pass.linear(&self.o_proj, y)
+        self.output(y, pass)
     }
 
     fn visit_weights(&self, visit: &mut dyn FnMut(Frozen<'_>)) {

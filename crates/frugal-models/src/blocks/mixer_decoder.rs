@@ -11,7 +11,7 @@ use frugal_nn::site::SiteTable;
 use frugal_nn::state::{DecodeState, StateOptions};
 use frugal_nn::{
     Backbone, BackboneInfo, BlockAction, BlockState, Frozen, LayerState, ModelError, Pass,
-    SequenceLayout, SubLayer, SubLayerIo,
+    RouterState, SequenceLayout, SubLayer, SubLayerIo,
 };
 
 use crate::architecture::ModelConfig;
@@ -157,6 +157,7 @@ impl Backbone for MixerDecoder {
             layout,
             rotary: Vec::new(),
             attention: None,
+            routing: RouterState::default(),
         })
     }
 

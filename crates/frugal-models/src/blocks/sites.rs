@@ -64,6 +64,15 @@ impl Sites {
             .tied = config.tie_word_embeddings;
     }
 
+    /// Sites that several blocks share, so that they belong to none.
+    pub fn of_no_block(&mut self, list: impl FnOnce(&mut Self)) {
+        let first = self.0.len();
+        list(self);
+        self.0[first..]
+            .iter_mut()
+            .for_each(|site| site.layer = None);
+    }
+
     /// All of them.
     pub fn finish(self) -> Vec<SiteInfo> {
         self.0

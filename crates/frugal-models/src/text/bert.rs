@@ -14,7 +14,7 @@ use frugal_nn::rows::drop_prepended;
 use frugal_nn::state::DecodeState;
 use frugal_nn::{
     Backbone, BackboneInfo, BlockAction, BlockState, Frozen, HeadLayout, ModelError, Pass,
-    SiteInfo, SiteKind, SiteTable, SubLayer, SubLayerIo, UsualTargets,
+    RouterState, SiteInfo, SiteKind, SiteTable, SubLayer, SubLayerIo, UsualTargets,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -40,6 +40,7 @@ pub static BERT: Family = Family {
     classifier_class: "BertForSequenceClassification",
     base_prefix: "bert.",
     is_encoder: true,
+    in_transformers: true,
     head: HeadLayout::Classifier,
     usual_targets: TARGETS,
     read: read_bert,
@@ -63,6 +64,7 @@ pub static ROBERTA: Family = Family {
     classifier_class: "RobertaForSequenceClassification",
     base_prefix: "roberta.",
     is_encoder: true,
+    in_transformers: true,
     head: HeadLayout::DenseOutProj,
     usual_targets: TARGETS,
     read: read_roberta,
@@ -372,6 +374,7 @@ impl Backbone for Encoder {
             layout,
             rotary: Vec::new(),
             attention: None,
+            routing: RouterState::default(),
         })
     }
 

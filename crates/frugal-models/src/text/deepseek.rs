@@ -26,6 +26,7 @@ pub static DEEPSEEK_V3: Family = Family {
     classifier_class: "DeepseekV3ForSequenceClassification",
     base_prefix: "model.",
     is_encoder: false,
+    in_transformers: true,
     head: HeadLayout::Score,
     // Without a choice in peft: what stands closest to the usual one.
     usual_targets: UsualTargets {

@@ -24,6 +24,7 @@ pub static GEMMA3_TEXT: Family = Family {
     classifier_class: "Gemma3TextForSequenceClassification",
     base_prefix: "model.",
     is_encoder: false,
+    in_transformers: true,
     head: HeadLayout::Score,
     usual_targets: UsualTargets {
         ia3: &["q_proj", "v_proj", "down_proj"],

@@ -12,7 +12,7 @@ use frugal_nn::rows::drop_prepended;
 use frugal_nn::state::DecodeState;
 use frugal_nn::{
     Backbone, BackboneInfo, BlockAction, BlockState, Frozen, HeadLayout, ModelError, Pass,
-    SiteInfo, SiteKind, SiteTable, SubLayer, SubLayerIo, UsualTargets,
+    RouterState, SiteInfo, SiteKind, SiteTable, SubLayer, SubLayerIo, UsualTargets,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -33,6 +33,7 @@ pub static GPT2: Family = Family {
     classifier_class: "GPT2ForSequenceClassification",
     base_prefix: "transformer.",
     is_encoder: false,
+    in_transformers: true,
     head: HeadLayout::ScoreOrClassifier,
     usual_targets: UsualTargets {
         ia3: &["c_attn", "mlp.c_proj"],
@@ -323,6 +324,7 @@ impl Backbone for Gpt2 {
             layout,
             rotary: Vec::new(),
             attention: None,
+            routing: RouterState::default(),
         })
     }
 

@@ -29,6 +29,7 @@ pub static MAMBA: Family = Family {
     classifier_class: "MambaForSequenceClassification",
     base_prefix: "backbone.",
     is_encoder: false,
+    in_transformers: true,
     head: HeadLayout::Score,
     // Without a choice in peft, and without keys and values: what the mixer reads, and what it gives.
     usual_targets: UsualTargets {

@@ -28,6 +28,7 @@ pub static MAMBA2: Family = Family {
     classifier_class: "Mamba2ForSequenceClassification",
     base_prefix: "backbone.",
     is_encoder: false,
+    in_transformers: true,
     head: HeadLayout::Score,
     // Without a choice in peft, and without keys and values: what the mixer reads, and what it gives.
     usual_targets: UsualTargets {

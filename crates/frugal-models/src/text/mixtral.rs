@@ -12,7 +12,8 @@ use crate::activation::Activation;
 use crate::architecture::{Architecture, Cost, Family, KeyTable, ModelConfig};
 use crate::blocks::decoder::{Decoder, DecoderSpec};
 use crate::blocks::gqa::{GqaSpec, GroupedQueryAttention};
-use crate::blocks::sparse_moe::{MoeSpec, SparseMoe};
+use crate::blocks::router::LinearRouter;
+use crate::blocks::sparse_moe::{Experts, MoeSpec, SparseMoe};
 use crate::fresh::{Fresh, FreshSizes, Own};
 use crate::keys::{self, Size, TokenId};
 use crate::rope::RopeReader;
@@ -25,6 +26,7 @@ pub static MIXTRAL: Family = Family {
     classifier_class: "MixtralForSequenceClassification",
     base_prefix: "model.",
     is_encoder: false,
+    in_transformers: true,
     head: HeadLayout::Score,
     usual_targets: UsualTargets {
         ia3: &["k_proj", "v_proj", "w2"],
@@ -119,16 +121,8 @@ fn read(raw: &Value, source: &str) -> Result<ModelConfig, ModelError> {
         rotated: head_dim,
     };
     let num_hidden_layers = keys::layers("num_hidden_layers", k.num_hidden_layers, source)?;
-    let experts = MoeSpec {
-        num_local_experts: k.num_local_experts.0,
-        num_experts_per_tok: k.num_experts_per_tok.0,
-        router_aux_loss_coef: k.router_aux_loss_coef,
-    };
-    let (chosen, count) = (experts.num_experts_per_tok, experts.num_local_experts);
-    if chosen > count {
-        let reason = format!("{chosen} of {count} experts");
-        return Err(keys::bad(source, "num_experts_per_tok", reason));
-    }
+    let sizes = [k.num_local_experts.0, k.num_experts_per_tok.0];
+    let experts = MoeSpec::new(sizes, k.router_aux_loss_coef).check(num_hidden_layers, source)?;
     let window = k.sliding_window.map(|window| window.0);
     let all = vec![true; num_hidden_layers];
     let spec = DecoderSpec::new([head_dim, num_hidden_layers], rope.uniform()?)
@@ -167,7 +161,9 @@ impl Architecture for Mixtral {
             |sites, l, path| GroupedQueryAttention::sites(sites, c, attention, l, path),
             |sites, l, path| {
                 let path = format!("{path}.block_sparse_moe");
-                SparseMoe::sites(sites, c, &self.experts, l, &path);
+                let (d, count) = (c.hidden_size, self.experts.num_local_experts);
+                LinearRouter::sites(sites, [d, count], l, &path);
+                Experts::sites(sites, [d, c.intermediate_size], count, l, &path);
             },
         )
     }
@@ -202,8 +198,14 @@ impl Architecture for Mixtral {
             },
             |loader, path| {
                 let path = format!("{path}.block_sparse_moe");
-                let moe = SparseMoe::load(self.experts, config.activation, loader, &path)?;
-                Ok(Box::new(moe))
+                let router = Box::new(LinearRouter::load(loader, &path)?);
+                let experts = Experts::load(self.experts.num_local_experts, loader, &path)?;
+                Ok(Box::new(SparseMoe::new(
+                    self.experts,
+                    config.activation,
+                    router,
+                    experts.into(),
+                )))
             },
         )
     }

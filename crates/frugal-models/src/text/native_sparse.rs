@@ -24,6 +24,7 @@ pub static NATIVE_SPARSE: Family = Family {
     classifier_class: "NativeSparseForSequenceClassification",
     base_prefix: "model.",
     is_encoder: false,
+    in_transformers: false,
     head: HeadLayout::Score,
     usual_targets: UsualTargets {
         ia3: &["k_proj", "v_proj", "down_proj"],

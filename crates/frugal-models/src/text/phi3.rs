@@ -19,7 +19,7 @@ use crate::blocks::attention::{Attend, SelfAttention, attend};
 use crate::blocks::decoder::{Decoder, DecoderSpec};
 use crate::blocks::gated_mlp::{FeedForward, gate_by};
 use crate::keys::{self, Size, TokenId};
-use crate::rope::{RopeReader, RopeScaling};
+use crate::rope::{RopeReader, RopeScaling, rotate};
 use crate::weights::WeightLoader;
 
 /// Phi-3.
@@ -29,6 +29,7 @@ pub static PHI3: Family = Family {
     classifier_class: "Phi3ForSequenceClassification",
     base_prefix: "model.",
     is_encoder: false,
+    in_transformers: true,
     head: HeadLayout::Score,
     // Without a choice in peft: the two fused projections' outputs hold keys and values, and more.
     usual_targets: UsualTargets {
@@ -274,24 +275,6 @@ impl SelfAttention for FusedAttention {
     fn takes_control(&self) -> bool {
         true
     }
-}
-
-/// The first part of each head rotated, the rest as it is.
-fn rotate(x: Tensor<2>, rotary: &RotaryTable, dim: usize) -> Tensor<2> {
-    let turn = |x: Tensor<2>, width: usize| {
-        frugal_kernels::rope(x, rotary.cos.clone(), rotary.sin.clone(), width)
-    };
-    let rotated = 2 * rotary.cos.dims()[1];
-    if rotated == dim {
-        return turn(x, dim);
-    }
-    let [tokens, width] = x.dims();
-    let heads = width / dim;
-    let x = x.reshape([tokens, heads, dim]);
-    let first = x.clone().narrow(2, 0, rotated);
-    let first = turn(first.reshape([tokens, heads * rotated]), rotated);
-    let rest = x.narrow(2, rotated, dim - rotated);
-    Tensor::cat(vec![first.reshape([tokens, heads, rotated]), rest], 2).reshape([tokens, width])
 }
 
 /// Gate and way up from one projection.

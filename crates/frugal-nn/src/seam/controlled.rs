@@ -7,8 +7,8 @@ use crate::layers::{Conv, Embedding, Linear, Norm, Param};
 use crate::layout::SequenceLayout;
 use crate::seam::attention::{AttentionControl, AttentionScores};
 use crate::seam::hooks::{
-    BlockAction, ConvChange, KeyValue, LinearChange, NormChange, ParamChange, Pass, Rows, SubLayer,
-    SubLayerIo,
+    BlockAction, ConvChange, KeyValue, LinearChange, NormChange, ParamChange, Pass, RouterTraining,
+    Rows, SubLayer, SubLayerIo,
 };
 
 /// Another pass with this control of attention; keeps the scores that it asks for.
@@ -111,6 +111,10 @@ impl Pass for ControlledPass<'_> {
         self.inner.key_value(layer)
     }
 
+    fn beside_attention(&mut self, layer: usize, q: &Tensor<2>, scale: f32) -> Option<Tensor<2>> {
+        self.inner.beside_attention(layer, q, scale)
+    }
+
     fn prefix_length(&self) -> usize {
         self.inner.prefix_length()
     }
@@ -131,6 +135,15 @@ impl Pass for ControlledPass<'_> {
         self.inner.after_block(layer, hidden_states);
     }
 
+    fn router_logits(
+        &mut self,
+        layer: usize,
+        logits: &Tensor<2>,
+        training: RouterTraining,
+    ) -> Option<Tensor<2>> {
+        self.inner.router_logits(layer, logits, training)
+    }
+
     fn router(
         &mut self,
         layer: usize,
@@ -140,6 +153,18 @@ impl Pass for ControlledPass<'_> {
     ) {
         self.inner
             .router(layer, probabilities, chosen, aux_loss_coef);
+    }
+
+    fn trains_model(&self) -> bool {
+        self.inner.trains_model()
+    }
+
+    fn model_loss(&mut self, term: Tensor<1>) {
+        self.inner.model_loss(term);
+    }
+
+    fn balance(&mut self, bias: &Param, load: &[usize], rate: f64) {
+        self.inner.balance(bias, load, rate);
     }
 
     fn needs_token_rows(&self) -> bool {

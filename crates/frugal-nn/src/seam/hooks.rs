@@ -164,6 +164,16 @@ pub struct SubLayerIo<'a> {
     pub norm_behind: Option<&'a Norm>,
 }
 
+/// What happens at a router while it is trained, as the model's configuration has it.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct RouterTraining {
+    /// Standard deviation of the Gaussian noise on the logits.
+    pub noise_std: f64,
+    /// Weight of the mean over tokens of `(log Σ exp(logits))²` in the training loss (ST-MoE, arXiv
+    /// 2202.08906, equation 5), itself a mean over the blocks.
+    pub z_loss_coef: f64,
+}
+
 /// Hooks of one forward pass.
 pub trait Pass {
     /// Input embeddings `[tokens, d_model]` on their way to the first block; may put positions in
@@ -281,6 +291,18 @@ pub trait Pass {
         None
     }
 
+    /// What is added to what the heads of block `layer` give, `[tokens, heads * head_dim]`, in front of the
+    /// output projection; `q` are the queries as they meet the keys, of the same shape, and `scale` is
+    /// the factor on their products.
+    fn beside_attention(
+        &mut self,
+        _layer: usize,
+        _q: &Tensor<2>,
+        _scale: f32,
+    ) -> Option<Tensor<2>> {
+        None
+    }
+
     /// Number of positions that [`Pass::key_value`] stands for; the tokens' positions start after
     /// them.
     fn prefix_length(&self) -> usize {
@@ -318,9 +340,21 @@ pub trait Pass {
     /// After block `layer`, with the residual stream `[tokens, d_model]`.
     fn after_block(&mut self, _layer: usize, _hidden_states: &Tensor<2>) {}
 
+    /// At a mixture of experts, before the softmax: the logits `[tokens, experts]` that the router
+    /// goes on with, where the pass trains it; `None` where the pass does not, so that nothing is
+    /// done that belongs to training.
+    fn router_logits(
+        &mut self,
+        _layer: usize,
+        _logits: &Tensor<2>,
+        _training: RouterTraining,
+    ) -> Option<Tensor<2>> {
+        None
+    }
+
     /// At a mixture of experts: the router's probabilities `[tokens, experts]`, the experts of each
     /// token `[tokens * experts_per_token]`, and the weight that the model gives to the loss which
-    /// keeps the load even.
+    /// keeps the load even, a mean over the blocks.
     fn router(
         &mut self,
         _layer: usize,
@@ -330,8 +364,25 @@ pub trait Pass {
     ) {
     }
 
+    /// Whether this pass trains the model itself, so that routers choose as their training has it and
+    /// [`Pass::model_loss`] and [`Pass::balance`] are wanted. Passes that train something beside the
+    /// model compute it as it will be used.
+    fn trains_model(&self) -> bool {
+        false
+    }
+
+    /// A term `[1]` that the model's own training adds to the loss, weighted; asked for only where
+    /// [`Pass::trains_model`] says so.
+    fn model_loss(&mut self, _term: Tensor<1>) {}
+
+    /// How many tokens each choice of a router got whose load a bias `[choices]` keeps even without a
+    /// loss: behind the step the bias moves by `rate` towards the choices that got less than the mean
+    /// (arXiv 2408.15664, algorithm 1).
+    fn balance(&mut self, _bias: &Param, _load: &[usize], _rate: f64) {}
+
     /// Whether [`Pass::linear`] must see every token's row, in order, because it tells sequences
-    /// apart by their rows.
+    /// apart by their rows. Others see, in blocks that leave tokens out, the rows of the tokens that
+    /// are in: in all hooks of a block alike.
     fn needs_token_rows(&self) -> bool {
         false
     }

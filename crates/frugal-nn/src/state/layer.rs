@@ -19,6 +19,30 @@ pub enum LayerState {
     Ring(Ring),
     /// What a recurrence has made of all tokens; of earlier ones nothing can be told from it.
     Recurrent(RecurrentState),
+    /// Keys and values of the tokens that a router let through.
+    Routed(Routed),
+}
+
+/// Keys and values of some tokens, and where these stand.
+#[derive(Clone, Debug, Default)]
+pub struct Routed {
+    /// Ascending. There may be more rows than these, those of a prefix in front of them.
+    positions: Vec<u32>,
+    rows: CachedRows,
+}
+
+impl Routed {
+    /// Positions of the tokens in the sequence, ascending.
+    pub fn positions(&self) -> &[u32] {
+        &self.positions
+    }
+
+    fn truncate(&mut self, len: usize) {
+        let gone = self.rows.len().saturating_sub(len);
+        self.positions
+            .truncate(self.positions.len().saturating_sub(gone));
+        self.rows.truncate(len);
+    }
 }
 
 /// Keys and values of the tokens that a sliding window still shows.
@@ -55,12 +79,18 @@ impl LayerState {
         Self::Recurrent(RecurrentState::default())
     }
 
+    /// Keys and values of the tokens that a router lets through.
+    pub fn routed() -> Self {
+        Self::Routed(Routed::default())
+    }
+
     /// What is held of each token; nothing where it is a recurrence's.
     pub fn rows(&self) -> &CachedRows {
         const NONE: &CachedRows = &CachedRows(Held::Nothing);
         match self {
             Self::KeyValue(rows) | Self::Latent(rows) => rows,
             Self::Ring(ring) => &ring.rows,
+            Self::Routed(routed) => &routed.rows,
             Self::Recurrent(_) => NONE,
         }
     }
@@ -69,6 +99,7 @@ impl LayerState {
         match self {
             Self::KeyValue(rows) | Self::Latent(rows) => Some(rows),
             Self::Ring(ring) => Some(&mut ring.rows),
+            Self::Routed(routed) => Some(&mut routed.rows),
             Self::Recurrent(_) => None,
         }
     }
@@ -100,6 +131,13 @@ impl LayerState {
         ring.rows.append(new, cache_type);
     }
 
+    /// Says where the tokens stand whose rows come next; of other kinds nothing.
+    pub(super) fn route(&mut self, positions: &[u32]) {
+        if let Self::Routed(routed) = self {
+            routed.positions.extend_from_slice(positions);
+        }
+    }
+
     /// Lets go of what no later token sees, except for the last `rewindable` of it.
     pub(super) fn trim(&mut self, rewindable: usize) {
         if let Self::Ring(ring) = self {
@@ -117,8 +155,27 @@ impl LayerState {
         }
     }
 
+    /// Rows that are held when the last `back` positions of `past` are taken back.
+    pub(super) fn rows_before(&self, back: usize, past: usize) -> usize {
+        let held = self.rows().len();
+        match self {
+            Self::Routed(routed) => {
+                let kept = |position: &&u32| (**position as usize) < past - back;
+                let kept = routed.positions.iter().take_while(kept).count();
+                held - (routed.positions.len() - kept)
+            }
+            // A method's prefix counts among the rows but not in `past`.
+            _ => held.saturating_sub(back),
+        }
+    }
+
     /// Forgets all but the first `len` of the rows that are held.
     pub(super) fn truncate(&mut self, len: usize) {
+        if let Self::Routed(routed) = self
+            && len > 0
+        {
+            return routed.truncate(len);
+        }
         let Some(rows) = self.rows_mut() else {
             return;
         };
@@ -126,8 +183,10 @@ impl LayerState {
             return rows.truncate(len);
         }
         *rows = CachedRows::default();
-        if let Self::Ring(ring) = self {
-            ring.dropped = false;
+        match self {
+            Self::Ring(ring) => ring.dropped = false,
+            Self::Routed(routed) => routed.positions.clear(),
+            _ => {}
         }
     }
 
@@ -303,5 +362,63 @@ impl CachedRows {
                 (width(key) + value.as_ref().map_or(0, width)) * size_of::<f32>()
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::SequenceLayout;
+    use crate::state::{DecodeState, StateOptions};
+
+    /// Positions 0, 2 and 5 of six behind a prefix of two rows.
+    fn state() -> DecodeState {
+        let mut state = DecodeState::new(vec![LayerState::routed()], 1, StateOptions::default());
+        let rows = |count: usize| Tensor::<2>::ones([count, 4], &Device::flex());
+        state.append(0, 0, rows(2), rows(2));
+        for (positions, tokens) in [(&[0u32, 2][..], 3), (&[5][..], 3)] {
+            state.route(0, 0, positions);
+            state.append(0, 0, rows(positions.len()), rows(positions.len()));
+            state.advance(&SequenceLayout::with_past(&[tokens], &state.past()));
+        }
+        state
+    }
+
+    fn held(state: &DecodeState) -> (usize, Vec<u32>) {
+        let layer = &state.sequences()[0].layers()[0];
+        let LayerState::Routed(routed) = layer else {
+            panic!("{layer:?}");
+        };
+        (layer.rows().len(), routed.positions().to_vec())
+    }
+
+    #[test]
+    fn taking_tokens_back_takes_those_that_were_let_through() {
+        assert_eq!(held(&state()), (5, vec![0, 2, 5]));
+        for (length, expected) in [
+            (6, (5, vec![0, 2, 5])),
+            (5, (4, vec![0, 2])),
+            (3, (4, vec![0, 2])),
+            (2, (3, vec![0])),
+            (1, (3, vec![0])),
+            (0, (0, vec![])),
+        ] {
+            let mut state = state();
+            assert_eq!(state.crop(0, length), Ok(true));
+            assert_eq!(held(&state), expected, "{length}");
+        }
+        // A pass that failed half way.
+        let mut sequence = state().leave_all().remove(0);
+        let mark = sequence.mark();
+        let mut begun = DecodeState::new(vec![LayerState::routed()], 0, StateOptions::default());
+        begun.join(sequence.clone()).unwrap();
+        begun.route(0, 0, &[6]);
+        let row = Tensor::<2>::ones([1, 4], &Device::flex());
+        begun.append(0, 0, row.clone(), row);
+        sequence = begun.leave_all().remove(0);
+        assert_eq!(sequence.layers()[0].rows().len(), 6);
+        sequence.undo(&mark);
+        begun.join(sequence).unwrap();
+        assert_eq!(held(&begun), (5, vec![0, 2, 5]));
     }
 }

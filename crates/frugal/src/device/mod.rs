@@ -2,6 +2,8 @@
 
 mod self_test;
 
+use std::sync::{Mutex, PoisonError};
+
 use burn::prelude::*;
 use frugal_core::caught::caught;
 pub use frugal_kernels::{InstructionSet, InstructionSetError, keep_freed_memory, on_pool};
@@ -71,7 +73,8 @@ pub fn known(name: &str) -> Result<&'static str, DeviceError> {
 /// `vulkan` (shaders in SPIR-V), `metal`, or `webgpu` (shaders in WGSL, over whichever of Vulkan,
 /// Metal and DirectX 12 the machine has).
 ///
-/// Any device but the CPU has to pass [`self_test`] first.
+/// Any device but the CPU has to pass [`self_test`] first. It is opened once in a process; who asks
+/// again gets the same.
 ///
 /// # Errors
 /// A name that this build does not have, a device that does not open, one that computes wrongly.
@@ -80,6 +83,18 @@ pub fn device(name: &str) -> Result<Device, DeviceError> {
     if name == "cpu" {
         return Ok(Device::flex());
     }
+    // Their libraries refuse to be set up twice, and the self-test is needed once.
+    static OPENED: Mutex<Vec<(&str, Result<Device, DeviceError>)>> = Mutex::new(Vec::new());
+    let mut all = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, found)) = all.iter().find(|(opened, _)| *opened == name) {
+        return found.clone();
+    }
+    let found = open_and_test(name);
+    all.push((name, found.clone()));
+    found
+}
+
+fn open_and_test(name: &'static str) -> Result<Device, DeviceError> {
     // Drivers are opened by libraries that report by panicking as well as by errors.
     let opened = caught(|| -> Result<Device, DeviceError> {
         let device = open(name).map_err(|reason| DeviceError::Unavailable { name, reason })?;

@@ -20,6 +20,11 @@ const OPERATIONS: &[(&str, fn(&Device) -> Vec<f32>)] = &[
     ("matrix product", |device| {
         values(matrix(33, 70, 1, device).matmul(matrix(70, 129, 2, device)))
     }),
+    // Libraries choose another kernel for it.
+    ("large matrix product", |device| {
+        let [a, b] = [matrix(512, 384, 1, device), matrix(384, 256, 2, device)];
+        values(a.matmul(b))
+    }),
     ("product with a transposed matrix", |device| {
         values(matrix(40, 24, 1, device).matmul(matrix(56, 24, 2, device).transpose()))
     }),

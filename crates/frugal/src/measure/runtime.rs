@@ -167,9 +167,14 @@ pub fn footprint(backbone: &dyn Backbone) -> Result<Footprint, ModelError> {
 }
 
 /// The sizes that the number of operations depends on; `None` for native sparse attention and
-/// recurrences, whose operations depend on the length in another way.
+/// recurrences, whose operations depend on the length in another way, for attention to learnt tokens,
+/// whose numbers are sizes of their own, and where routers decide by the text which tokens go through
+/// a block.
 pub fn shape(config: &ModelConfig) -> Option<Shape> {
     let cost = config.cost();
+    if cost.routes_tokens {
+        return None;
+    }
     let latent = cost.latent.map(|latent| LatentShape {
         query_rank: latent.query_rank.map(|rank| rank as u64),
         rank: latent.rank as u64,
@@ -177,7 +182,8 @@ pub fn shape(config: &ModelConfig) -> Option<Shape> {
         rotated: latent.rotated as u64,
         value: latent.value as u64,
     });
-    (latent.is_some() || cost.key_value_width > 0).then_some(Shape {
+    let counted = cost.param_tokens.is_none() && (latent.is_some() || cost.key_value_width > 0);
+    counted.then_some(Shape {
         hidden: config.hidden_size as u64,
         layers: config.num_hidden_layers as u64,
         heads: config.num_attention_heads as u64,

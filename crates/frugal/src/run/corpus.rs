@@ -22,6 +22,15 @@ pub(super) struct Corpus {
 impl Corpus {
     /// Reads the text, trains the tokenizer, and tells of both.
     pub(super) fn read(config: &PretrainConfig, observe: Observe<'_>) -> Result<Self, RunError> {
+        Self::read_with(config, None, observe)
+    }
+
+    /// [`Corpus::read`] with a tokenizer that there is, if one is given.
+    pub(super) fn read_with(
+        config: &PretrainConfig,
+        given: Option<&TextTokenizer>,
+        observe: Observe<'_>,
+    ) -> Result<Self, RunError> {
         observe(&Progress::Begin {
             what: format!("reading {}", config.data),
         });
@@ -35,11 +44,16 @@ impl Corpus {
         let help = "more text, or another `validation_share`";
         let [training, validation] =
             hold_out(&dataset, config.validation_share, config.seed, help)?;
-        let size = config.shape.vocab_size;
-        observe(&Progress::Begin {
-            what: format!("training a tokenizer of {size} tokens"),
-        });
-        let tokenizer = train_bpe(texts(&training).map(str::to_owned), size, &[END])?;
+        let tokenizer = match given {
+            Some(tokenizer) => tokenizer.clone(),
+            None => {
+                let size = config.shape.vocab_size;
+                observe(&Progress::Begin {
+                    what: format!("training a tokenizer of {size} tokens"),
+                });
+                train_bpe(texts(&training).map(str::to_owned), size, &[END])?
+            }
+        };
         let corpus = Self {
             training: pieces(&training, &tokenizer, config.max_length)?,
             validation: pieces(&validation, &tokenizer, config.max_length)?,
@@ -90,13 +104,15 @@ fn texts(dataset: &Dataset) -> impl Iterator<Item = &str> + Send {
     })
 }
 
-/// Documents, each ended by [`END`], in pieces of at most `max_length` tokens.
+/// Documents, each ended by [`END`] or what ends texts for a given tokenizer, in pieces of at most `max_length` tokens.
 fn pieces(
     dataset: &Dataset,
     tokenizer: &TextTokenizer,
     max_length: usize,
 ) -> Result<Vec<Tokenized>, RunError> {
-    let end = tokenizer.id(END);
+    let end = tokenizer
+        .id(END)
+        .or_else(|| tokenizer.eos_ids().first().copied());
     let mut out = Vec::new();
     for text in texts(dataset) {
         let mut ids = tokenizer.encode(text, false)?;

@@ -283,13 +283,21 @@ fn kept_per_token(c: &ModelConfig, low_rank: usize, memory: frugal_train::Memory
     if let Some(recurrence) = cost.recurrence {
         return kept_of_recurrence(c, recurrence, low_rank, memory);
     }
-    let stream = (2 + cost.extra_norms) * d + q + c.num_attention_heads;
+    // Scores of learnt tokens, these normalised, and what the values are weighed by.
+    let tokens = cost
+        .param_tokens
+        .map_or(0, |tokens| 3 * (3 * tokens.qkv + tokens.proj + ff));
+    let stream = (2 + cost.extra_norms) * d + q + c.num_attention_heads + tokens;
     // Queries, keys, values, twice where they are normalised, and what goes into the activation.
     let normalised = if cost.normalizes_heads { q + kv } else { 0 };
-    let feed_forward = if cost.gated { 2 * ff } else { ff };
+    let feed_forward = match (cost.gated, cost.param_tokens) {
+        (true, _) => 2 * ff,
+        (false, None) => ff,
+        (false, Some(_)) => 0,
+    };
     let maps = q + 2 * kv + normalised + feed_forward;
     // Outputs of norms and of the activation.
-    let light = 2 * d + ff;
+    let light = 2 * d + if cost.param_tokens.is_none() { ff } else { 0 };
     let (block, again) = match memory {
         frugal_train::Memory::Low => (stream, maps + light),
         frugal_train::Memory::Balanced => (stream + maps, light),

@@ -9,9 +9,10 @@ use frugal_core::encode::Tokenized;
 use frugal_eval::report::{
     Evaluation, MetaInfo, ModelInfo, RECORD_FILE, RunRecord, SystemInfo, TrainInfo,
 };
+use frugal_models::load::{Lookup, ModelFiles};
 use frugal_models::save::write_model;
 use frugal_models::{build, merge, random_weights};
-use frugal_nn::{Adapter, Backbone, BuildContext};
+use frugal_nn::{Adapter, Backbone, BuildContext, ModelError};
 use frugal_train::{CausalLm, evaluate_observed};
 use serde::Serialize;
 
@@ -19,8 +20,8 @@ use super::corpus::Corpus;
 use super::folder::{check_same_run, claim};
 use super::job::{Job, Learn, Trained, in_folder};
 use super::pretrain_config::PretrainConfig;
-use super::pretrain_memory::{TrainedMemory, trained_as};
-use super::{Metrics, Observe, Progress, RunError};
+use super::pretrain_memory::{self, TrainedMemory, trained_as};
+use super::{Metrics, Observe, Progress, RunError, base};
 
 /// The resolved configuration in a run folder.
 const CONFIG_FILE: &str = "pretrain.toml";
@@ -77,11 +78,30 @@ fn pretrain_in_folder(
     if resume {
         check_settings(&config.out.join(CONFIG_FILE), config)?;
     }
-    let corpus = Corpus::read(config, observe)?;
-    let model = config.model(&corpus.tokenizer)?;
+    let start = config.from.as_deref();
+    let start = start.map(|from| Start::open(from, config)).transpose()?;
+    if let Some(Start { files }) = &start {
+        let name = config.from.as_deref().unwrap_or_default();
+        base::check(&config.out, name, &files.fingerprint(), resume)?;
+    }
+    let mut resolved = config.clone();
+    if let Some(Start { files }) = &start {
+        let head_dim = files.config().head_dim;
+        pretrain_memory::resolve(&mut resolved.train, &resolved.reparam, head_dim);
+    }
+    let config = &resolved;
+    let given = start.as_ref().map(|start| start.files.tokenizer());
+    let given = given.transpose().map_err(ModelError::from)?;
+    let corpus = Corpus::read_with(config, given, observe)?;
+    let (model, backbone) = match &start {
+        Some(Start { files }) => (files.config().clone(), files.load(&device)?),
+        None => {
+            let model = config.model(&corpus.tokenizer)?;
+            let weights = random_weights(&model, config.seed, &device);
+            (model.clone(), build(model, &weights, &device)?)
+        }
+    };
     let sites = model.sites();
-    let weights = random_weights(&model, config.seed, &device);
-    let backbone = build(model.clone(), &weights, &device)?;
     let context = BuildContext {
         info: &model.info(),
         sites: &sites,
@@ -138,6 +158,39 @@ fn pretrain_in_folder(
     Ok(trained)
 }
 
+/// The model that a run begins with.
+struct Start {
+    files: ModelFiles,
+}
+
+impl Start {
+    /// Its files, which must be those of a decoder that reads pieces as long as the run's.
+    fn open(from: &str, config: &PretrainConfig) -> Result<Self, RunError> {
+        let files = ModelFiles::open(from, &Lookup::default())?;
+        let model = files.config();
+        let refused = |key: &str, reason: String| {
+            Err(RunError::from(ModelError::Config {
+                source_name: model.source.clone(),
+                key: key.into(),
+                reason,
+            }))
+        };
+        if model.family.is_encoder || model.is_headless() || model.is_classifier() {
+            let reason = "`from` needs a decoder with an output over the vocabulary";
+            return refused("architectures", reason.into());
+        }
+        let longest = model.max_sequence();
+        if config.max_length > longest {
+            let reason = format!(
+                "{longest} tokens are the model's longest, and `max_length` is {}",
+                config.max_length
+            );
+            return refused("max_position_embeddings", reason);
+        }
+        Ok(Self { files })
+    }
+}
+
 /// Metrics of the weights that are kept; `None` if the run was stopped.
 fn measure(
     training: &Trained,
@@ -184,11 +237,8 @@ fn check_settings(path: &Path, config: &PretrainConfig) -> Result<(), RunError> 
         .filter_map(serde_json::Value::as_object)
         .flat_map(|keys| keys.keys().map(|key| format!("shape.{key}")))
         .collect();
-    let keys: Vec<&str> = shape
-        .iter()
-        .map(String::as_str)
-        .chain(["seed", "reparam"])
-        .collect();
+    let others = ["seed", "from", "reparam"];
+    let keys: Vec<&str> = shape.iter().map(String::as_str).chain(others).collect();
     check_same_run(path, &before, config, &keys)
 }
 
@@ -356,6 +406,7 @@ pub(super) mod tests {
             let folder = tempfile::tempdir().unwrap();
             let mut config = config(folder.path());
             config.shape.arch = arch.into();
+            config.shape.num_hidden_layers = 4;
             config.train.max_steps = 12;
             assert!(config.problems().is_empty(), "{:?}", config.problems());
             let made = go(&config, false).unwrap();

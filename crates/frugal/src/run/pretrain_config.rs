@@ -123,6 +123,9 @@ impl Default for Shape {
 pub struct PretrainConfig {
     /// Text file; each line, or each block between blank lines, is a document.
     pub data: String,
+    /// Model whose weights and tokenizer the run begins with, in place of new ones of `shape`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
     /// Share of the documents held out to measure on.
     pub validation_share: f64,
     /// Longest piece of a document in tokens.
@@ -150,6 +153,7 @@ impl Default for PretrainConfig {
     fn default() -> Self {
         Self {
             data: String::new(),
+            from: None,
             validation_share: 0.01,
             max_length: 256,
             out: PathBuf::new(),
@@ -179,7 +183,10 @@ impl PretrainConfig {
     /// Fills in what depends on other settings.
     pub fn resolve(&mut self) {
         self.train.seed = self.seed;
-        pretrain_memory::resolve(&mut self.train, &self.reparam, self.shape.head_dim());
+        // A model says itself how wide its heads are.
+        if self.from.is_none() {
+            pretrain_memory::resolve(&mut self.train, &self.reparam, self.shape.head_dim());
+        }
     }
 
     /// Checks values, not files: (dotted key, what is wrong).
@@ -201,7 +208,19 @@ impl PretrainConfig {
                 ),
             );
         }
-        if self.max_length < 2 || self.max_length > self.shape.max_position_embeddings {
+        let is_new = self.from.is_none();
+        if !is_new && self.shape != Shape::default() {
+            add(
+                "shape",
+                "a run from a model has the model's: leave it out, or `from`".into(),
+            );
+        }
+        if !is_new && !self.reparam.is_unset() {
+            let reason =
+                "factors in place of a model's weights would lose these: leave it out, or `from`";
+            add("reparam", reason.into());
+        }
+        if self.max_length < 2 || is_new && self.max_length > self.shape.max_position_embeddings {
             add(
                 "max_length",
                 format!(
@@ -211,7 +230,7 @@ impl PretrainConfig {
             );
         }
         // The name of a file is in no error of a configuration that is not written yet.
-        if let Err(error) = self.shape.config(None, self.dtype) {
+        if is_new && let Err(error) = self.shape.config(None, self.dtype) {
             match error {
                 ModelError::Config { key, reason, .. } => add(&format!("shape.{key}"), reason),
                 other => add("shape", other.to_string()),

@@ -255,6 +255,7 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let mut config = config(folder.path());
             config.shape.arch = arch.into();
+            config.shape.num_hidden_layers = 4;
             config.dtype = StoredType::F32;
             config.reparam = Named {
                 name: name.into(),

@@ -112,14 +112,19 @@ impl Case {
 fn settings_on(method: &Method, model_name: &str) -> Map<String, Value> {
     let mut settings = settings(method);
     let usual = (method.defaults)().get("target_modules").cloned();
-    let layers = match usual {
-        Some(Value::String(all)) if all == "all-linear" => json!(["in_proj", "x_proj", "out_proj"]),
-        Some(Value::Array(_)) => json!(["in_proj"]),
+    let all = usual.as_ref().is_some_and(|usual| usual == "all-linear");
+    let some = matches!(usual, Some(Value::Array(_)));
+    let layers = match model_name {
+        "mamba" if all => json!(["in_proj", "x_proj", "out_proj"]),
+        "mamba" if some => json!(["in_proj"]),
+        "tokenformer" if some => json!(["query.key_param_tokens", "value.value_param_tokens"]),
+        // Without routers.
+        "rmoe" | "widenet" if all => json!(["q_proj", "v_proj", "o_proj", "w1", "w2", "w3"]),
+        // The layers that have a place for biases in files.
+        "widenet" if method.name == "bitfit" => json!(".*self_attn.*"),
         _ => return settings,
     };
-    if model_name == "mamba" {
-        settings.insert("target_modules".into(), layers);
-    }
+    settings.insert("target_modules".into(), layers);
     settings
 }
 

@@ -20,17 +20,38 @@ mod tensors;
 
 use std::process::ExitCode;
 
+use frugal::adapt::Method;
 use frugal::adapt::registry::METHODS;
 use libtest_mimic::{Arguments, Trial};
 
-/// A decoder, an encoder and a recurrence.
-const MODELS: [&str; 3] = ["llama", "bert", "mamba"];
+/// A decoder, an encoder, a recurrence, a decoder of learnt tokens, a mixture of experts with a
+/// recurrent router, and one whose blocks share attention and experts.
+const MODELS: [&str; 6] = ["llama", "bert", "mamba", "tokenformer", "rmoe", "widenet"];
+
+/// Methods that a decoder of shared and routed layers is tried with: one for each kind of hook.
+const ON_MOR: [&str; 13] = [
+    "bitfit",
+    "full",
+    "houlsby",
+    "ia3",
+    "iaa",
+    "ln-tuning",
+    "lora",
+    "oft",
+    "pela",
+    "prefix-tuning",
+    "prompt-tuning",
+    "ssf",
+    "unipelt",
+];
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let pairs = METHODS
         .iter()
         .flat_map(|method| MODELS.map(|model| (method, model)));
+    let on_mor = |method: &&&Method| ON_MOR.contains(&method.name);
+    let pairs = pairs.chain(METHODS.iter().filter(on_mor).map(|method| (method, "mor")));
     let trials = pairs.map(|(method, model)| {
         let name = format!("conformance::{}::{model}", method.name);
         Trial::test(name, move || checks::all(method, model).map_err(Into::into))

@@ -9,12 +9,14 @@ use crate::support::{Golden, assert_close, fixture, model};
 
 const TOLERANCE: f32 = 1e-4;
 
-const MODELS: [&str; 15] = [
+const MODELS: [&str; 18] = [
     "llama",
     "llama-rope-llama3",
     "llama-rope-linear",
     "mistral",
     "mixtral",
+    "rmoe",
+    "widenet",
     "deepseek_v3",
     "qwen2",
     "qwen3",
@@ -22,6 +24,7 @@ const MODELS: [&str; 15] = [
     "phi3",
     "mamba",
     "mamba2",
+    "tokenformer",
     "gpt2",
     "bert",
     "roberta",

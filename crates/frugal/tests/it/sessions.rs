@@ -1,6 +1,7 @@
 //! Sessions that sequences join and leave: what comes out of each is what would come out of it
 //! alone, and going back is as never having gone on.
 
+mod invocation;
 mod prompts;
 mod refusals;
 
@@ -15,13 +16,14 @@ use frugal::model::{Backbone, Input, LayerState, ModelError, SequenceLayout};
 use crate::pairs::moved;
 use crate::support::{max_difference, model};
 
-const MODELS: [&str; 6] = [
+const MODELS: [&str; 7] = [
     "llama",
     "gemma3_text",
     "deepseek_v3",
     "phi3",
     "gpt2",
     "mamba",
+    "mor",
 ];
 const METHODS: [&str; 4] = ["lora", "ia3", "prefix-tuning", "prompt-tuning"];
 const PROMPT: [u32; 6] = [3, 7, 1, 12, 30, 5];
@@ -370,6 +372,7 @@ fn each_architecture_says_what_its_layers_remember() {
             LayerState::Latent(_) => 'l',
             LayerState::Ring(_) => 'r',
             LayerState::Recurrent(_) => 's',
+            LayerState::Routed(_) => 't',
             _ => '?',
         };
         state.sequences()[0].layers().iter().map(kind).collect()
@@ -379,6 +382,7 @@ fn each_architecture_says_what_its_layers_remember() {
     assert_eq!(kinds("gemma3_text"), "rkr");
     assert_eq!(kinds("phi3"), "rr");
     assert_eq!(kinds("mamba"), "ss");
+    assert_eq!(kinds("mor"), "kkkttk");
     assert!(kinds("deepseek_v3").chars().all(|kind| kind == 'l'));
     let encoder = backbone("bert");
     let refused = encoder.new_state(1, StateOptions::default());

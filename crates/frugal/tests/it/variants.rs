@@ -325,6 +325,9 @@ fn every_kind_learns_from_scratch() {
         json!({ "model_type": "deepseek_v3", "q_lora_rank": null, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8,
             "first_k_dense_replace": 2, "num_key_value_heads": 4 }),
         json!({ "model_type": "native_sparse", "compress_block": 4, "compress_stride": 2, "select_block": 4, "window": 4 }),
+        json!({ "model_type": "rmoe", "num_local_experts": 4, "moe_router_rnn_hidden_size": 16 }),
+        json!({ "model_type": "widenet", "num_local_experts": 4, "router_noise": 0.25, "router_z_loss_coef": 0.001,
+            "expert_capacity_factor": 1.2 }),
     ];
     for kind in kinds {
         let mut kind = kind;

@@ -47,6 +47,7 @@ mod config;
 mod distance;
 mod factors;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use burn::prelude::*;
@@ -261,7 +262,7 @@ struct PelaPass<'a> {
     types: Vec<u32>,
     layout: Option<SequenceLayout>,
     /// What the teacher gave behind each block, and in the end.
-    teacher: Vec<Tensor<2>>,
+    teacher: BTreeMap<usize, Tensor<2>>,
     teacher_output: Option<Tensor<2>>,
     features: Vec<Tensor<1>>,
     perturbations: Vec<Tensor<1>>,
@@ -277,7 +278,7 @@ impl<'a> PelaPass<'a> {
             ids: Vec::new(),
             types: Vec::new(),
             layout: None,
-            teacher: Vec::new(),
+            teacher: BTreeMap::new(),
             teacher_output: None,
             features: Vec::new(),
             perturbations: Vec::new(),
@@ -359,6 +360,11 @@ impl Pass for PelaPass<'_> {
         y
     }
 
+    /// Features are compared token by token, with a teacher that may choose others where routers do.
+    fn needs_token_rows(&self) -> bool {
+        self.mode.is_train() && self.adapter.teacher.is_some()
+    }
+
     fn take_error(&mut self) -> Option<ModelError> {
         self.error.take()
     }
@@ -378,7 +384,7 @@ impl Pass for PelaPass<'_> {
                 Err(error) => self.error = Some(error),
             }
         }
-        if let Some(original) = self.teacher.get(layer)
+        if let Some(original) = self.teacher.get(&layer)
             && self.adapter.config.feature_weight > 0.0
         {
             self.features.push(distance(

@@ -231,9 +231,17 @@ impl UniPelt {
         let networks = PerSubLayer::new(NAME, None, &[SubLayer::Mlp], context, network)?;
         // Those of several architectures.
         let usual = Names::List(
-            ["q_proj", "v_proj", "query", "value", "c_attn"]
-                .map(str::to_owned)
-                .to_vec(),
+            [
+                "q_proj",
+                "v_proj",
+                "query",
+                "value",
+                "c_attn",
+                "query.value_param_tokens",
+                "value.value_param_tokens",
+            ]
+            .map(str::to_owned)
+            .to_vec(),
         );
         let target_modules = config
             .target_modules
@@ -305,6 +313,11 @@ impl Pass for UniPeltPass<'_> {
     fn embed(&mut self, hidden_states: Tensor<2>, layout: &mut SequenceLayout) -> Tensor<2> {
         self.cu_seqlens = layout.cu_seqlens.clone();
         hidden_states
+    }
+
+    /// The gates of a sequence are means over its tokens.
+    fn needs_token_rows(&self) -> bool {
+        true
     }
 
     fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {

@@ -45,13 +45,17 @@ Examples:
   frugal bench pretrain --suite step-law --data-dir data --out runs/step-law
   frugal bench pretrain --suite step-law --data-dir data --out runs/step-law --only 'h32-*'
   frugal bench pretrain --suite low-memory --data-dir data --out runs/low-memory
+  frugal bench pretrain --suite tokenformer --data-dir data --out runs/tokenformer
 
 Trains small models on a grid of sizes, tokens, learning rates and batches, and fits the Step Law
 to what it finds. With --only, the rest of the grid can be done in later calls: finished runs are
 kept, and the fit is of all that is there.
 
-The suite low-memory compares optimizers and reparameterisations by perplexity and by the bytes of
-what is trained, and says which claims of the paper hold; it takes --seeds and --smoke.";
+Experiments on published systems say which of their claims hold, and take --seeds and --smoke:
+  low-memory     optimizers and reparameterisations, by perplexity and by the bytes of what is trained
+  mor            Mixture-of-Recursions beside a Llama and a recursive transformer of equal operations
+  rmoe, widenet  experts with a recurrent router, and shared by all blocks, beside plain ones
+  tokenformer    growing a small model and training it on, beside new ones of the larger size";
 
 const EFFICIENCY: &str = "\
 Examples:
@@ -183,11 +187,11 @@ pub fn run(args: &Args) -> Result<Outcome> {
 fn experiment(args: &PretrainFlags) -> Result<Option<study::Args>> {
     let flags = &args.flags;
     let of_kind = STUDIES.iter().filter(|s| s.kind == StudyKind::Pretrain);
-    let mut names = of_kind.map(|study| study.name);
-    let is_study = |name: &String| names.any(|known| known == name);
+    let names: Vec<&str> = of_kind.map(|study| study.name).collect();
+    let is_study = |name: &String| names.contains(&name.as_str());
     let Some(name) = flags.suite.clone().filter(is_study) else {
         if args.smoke {
-            bail!("--smoke is for experiments: `--suite low-memory`");
+            bail!("--smoke is for experiments: `--suite` {}", names.join(", "));
         }
         return Ok(None);
     };

@@ -63,7 +63,7 @@ struct Row {
 fn operations(files: &ModelFiles) -> Result<Shape> {
     shape(files.config()).with_context(|| {
         format!(
-            "{}: the operations of `{}` models are not counted: their blocks (sparse attention, a recurrence) do not read all earlier tokens, which the count is for",
+            "{}: the operations of `{}` models are not counted: their blocks (sparse attention, a recurrence, learnt tokens) are not projections and attention to all earlier tokens, which the count is for",
             files.name(),
             files.config().model_type()
         )

@@ -11,14 +11,17 @@ mod dyprag;
 mod error;
 mod iaa;
 mod low_memory;
+mod mor;
 mod outcome;
 mod perk;
 mod prp;
 mod rag_hyperparameters;
 mod registry;
 mod request;
+mod routed;
 mod run;
 mod scifact;
+mod tokenformer;
 
 pub use error::StudyError;
 pub use outcome::{Claim, Measured, Outcome};

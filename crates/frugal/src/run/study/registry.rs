@@ -12,9 +12,13 @@ pub static STUDIES: &[&Study] = &[
     &super::dyprag::DYPRAG,
     &super::iaa::IAA,
     &super::low_memory::LOW_MEMORY,
+    &super::mor::MOR,
     &super::perk::PERK,
     &super::prp::PRP,
     &super::rag_hyperparameters::STUDY,
+    &super::tokenformer::TOKENFORMER,
+    &super::routed::RMOE,
+    &super::routed::WIDENET,
 ];
 
 /// The study of a name.

@@ -1,17 +1,24 @@
 //! How far a student is from its teacher.
 
+use std::collections::BTreeMap;
+
 use burn::prelude::*;
 use frugal_nn::Pass;
 
 use crate::methods::compression::pela::config::FeatureLoss;
 
-/// Collects the teacher's features.
+/// Collects the teacher's features, by block.
 #[derive(Default)]
-pub(crate) struct Features(pub Vec<Tensor<2>>);
+pub(crate) struct Features(pub BTreeMap<usize, Tensor<2>>);
 
 impl Pass for Features {
-    fn after_block(&mut self, _layer: usize, hidden_states: &Tensor<2>) {
-        self.0.push(hidden_states.clone());
+    fn after_block(&mut self, layer: usize, hidden_states: &Tensor<2>) {
+        self.0.insert(layer, hidden_states.clone());
+    }
+
+    /// The student may choose other tokens where routers do.
+    fn needs_token_rows(&self) -> bool {
+        true
     }
 }
 
