@@ -17,12 +17,12 @@ from common import FIXTURES
 from safetensors.torch import load_file, save_file
 
 PSOFT = {
-    "llama-psoft": llama(peft.PsoftConfig(r=6, psoft_alpha=3, target_modules=["q_proj", "down_proj"]), "rotations and scales"),
+    "llama-psoft": llama(peft.PsoftConfig(r=4, psoft_alpha=3, target_modules=["q_proj", "v_proj"]), "rotations and scales", spread=0.1),
     "llama-psoft-neumann": llama(
         peft.PsoftConfig(r=5, ab_svd_init="pissa_init", use_cayley_neumann=True, num_cayley_neumann_terms=6, cayley_neumann_eps=0.9,
-                         psoft_mag_a=False, target_modules=["k_proj", "v_proj"]), "Neumann's series of a bounded matrix", spread=0.5),
+                         psoft_mag_a=False, target_modules=["k_proj", "v_proj"]), "Neumann's series of a bounded matrix", spread=0.4),
     "bert-psoft-seqcls": bert(
-        peft.PsoftConfig(r=6, psoft_orth=False, psoft_mag_b=False, target_modules=["query", "value"]), "a matrix without constraint", spread=1.0),
+        peft.PsoftConfig(r=6, psoft_orth=False, psoft_mag_b=False, target_modules=["query", "value"]), "a matrix without constraint", spread=0.6),
 }
 
 
@@ -44,8 +44,18 @@ def turned(model, tensors, r):
     return {key: value.contiguous() for key, value in tensors.items()}
 
 
+def randomise(model, seed, spread, plain=adapters.randomise):
+    """Scales are around one, as in training."""
+    names = plain(model, seed, spread)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if ".vector_" in name:
+                p += 1
+    return names
+
+
 def main():
-    adapters.ADAPTERS = PSOFT
+    adapters.ADAPTERS, adapters.randomise = PSOFT, randomise
     adapters.main(list(PSOFT))
     for name, (tiny, cls, *_) in PSOFT.items():
         folder, model = FIXTURES / "adapters" / name, base(FIXTURES / "models" / tiny, cls)

@@ -32,7 +32,7 @@ const PEFT_VERSION: &str = "0.21.2";
 
 /// Types whose configuration has no `modules_to_save`: `peft` does not keep a classification head
 /// with them.
-const WITHOUT_MODULES_TO_SAVE: [&str; 1] = ["TRAINABLE_TOKENS"];
+const WITHOUT_MODULES_TO_SAVE: [&str; 2] = ["ADAPTION_PROMPT", "TRAINABLE_TOKENS"];
 
 /// Writes an adapter folder. `base_model` is what `base_model_name_or_path` will say.
 ///
