@@ -440,7 +440,7 @@ def main(names):
             raise SystemExit(f"{name}: the adapter moves the logits by {effect:.1e} only")
         stored = load_file(folder / "adapter_model.safetensors")
         # Some methods store parts that they leave out.
-        zero = [k for k, v in stored.items() if not v.any() and not k.endswith(".zeros")]
+        zero = [k for k, v in stored.items() if not v.any() and not k.endswith((".zeros", ".lora_velora_embed"))]
         if zero:
             raise SystemExit(f"{name}: all-zero tensors {zero}")
         write_golden(

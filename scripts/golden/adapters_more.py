@@ -10,7 +10,8 @@ import peft
 import torch
 from adapters import bert, llama, lora
 from common import generator
-from peft.tuners.lora.config import BdLoraConfig, KasaConfig
+from peft.tuners.lora.config import BdLoraConfig, EvaConfig, KasaConfig, MontecloraConfig, VeloraConfig
+from peft.tuners.lora.monteclora import MontecloraSampler
 from peft.tuners.multitask_prompt_tuning.model import MultitaskPromptEmbedding
 from peft.tuners.poly.router import PolyRouter
 from peft.tuners.pvera.layer import PveraLayer
@@ -38,6 +39,28 @@ def fixed_noise(model):
                 max(mu.numel(), 16), generator=noise_generator(name))[: mu.numel()].view_as(mu)
         if isinstance(module, PolyRouter):
             module.forward = lambda task_ids, input_ids, m=module, name=name.split(".poly_router")[0]: sampled(m, name)
+
+
+def training(model):
+    """Gradients of the adapted layers as in training; nothing is dropped."""
+    for module in model.modules():
+        if hasattr(module, "lora_A"):
+            module.training = True
+
+
+def fixed_samples(model):
+    """MonteCLoRA in training, with numbers of our own generator."""
+    training(model)
+    for name, module in model.named_modules():
+        if isinstance(module, MontecloraSampler):
+            module.sampler.get = lambda m=module, name=name.split(".lora_monteclora")[0]: drawn(m, name)
+
+
+def drawn(sampler, name):
+    n, d_in, r = sampler.num_samples, sampler.in_features, sampler.out_features
+    numbers = torch.randn(n * d_in * r + r * r + n, generator=noise_generator(name))
+    squares = numbers[n * d_in * r :][: r * r].view(r, r).square().sum(1)
+    return {"z_mvn": numbers[: n * d_in * r].view(n, d_in, r), "z_wishart": torch.diag(squares), "z_dirichlet": numbers[-n:]}
 
 
 def sampled(router, name):
@@ -144,6 +167,36 @@ MORE = {
     "llama-multitask-prompt": llama(
         peft.MultitaskPromptTuningConfig(num_virtual_tokens=4, num_ranks=2, num_tasks=1, prompt_tuning_init="RANDOM"),
         "a prompt times a low-rank matrix", spread=1.0),
+    "llama-alora": llama(
+        lora([*LLAMA, "k_proj"], alora_invocation_tokens=[17, 19], rank_pattern={"k_proj": 2}), "from the fourth token on, in one of two sequences"),
+    "llama-alora-last": llama(lora(["v_proj", "o_proj"], alora_invocation_tokens=[47]), "from the last of two occurrences on"),
+    "llama-eva": llama(
+        lora(LLAMA, init_lora_weights="eva", eva_config=EvaConfig(rho=1.5, whiten=True), rank_pattern={"layers.1.self_attn.q_proj": 6},
+             alpha_pattern={"layers.1.self_attn.q_proj": 12}), "ranks that were given out anew"),
+    "llama-adaption-prompt": llama(
+        peft.AdaptionPromptConfig(adapter_len=5, adapter_layers=2), "both blocks, grouped heads", spread=1.0),
+    "llama-adaption-prompt-top": llama(peft.AdaptionPromptConfig(adapter_len=3, adapter_layers=1), "the upper block", spread=1.0),
+    "llama-adamss": llama(
+        peft.AdamssConfig(r=10, num_subspaces=4, subspace_rank=2, target_modules=["q_proj", "k_proj", "down_proj"]),
+        "four groups of outputs in ten directions, found with the seed"),
+    "llama-adamss-ranks": llama(
+        peft.AdamssConfig(r=14, num_subspaces=3, subspace_rank=3, use_dynamic_rank=True, svd_threshold=0.6, random_seed=4,
+                          target_modules=LLAMA), "ranks by singular values, another seed"),
+    "bert-adamss-seqcls": bert(peft.AdamssConfig(r=12, target_modules=BERT), "biases are a column of the weight"),
+    "llama-velora": llama(
+        lora(LLAMA, velora_config=VeloraConfig(num_groups=5, scale=0.7)), "the mean group of each pass, the last group shorter",
+        noise=training),
+    "llama-velora-random": llama(
+        lora(LLAMA, velora_config=VeloraConfig(num_groups=8, init_type="random")), "a random vector, in the file", noise=training),
+    "bert-velora-seqcls": bert(lora(BERT, velora_config=VeloraConfig(num_groups=4)), "with biases", noise=training),
+    "llama-monteclora": llama(
+        lora(LLAMA, monteclora_config=MontecloraConfig(num_samples=3, sample_scaler=0.05)), "three samples", noise=fixed_samples),
+    "bert-monteclora-seqcls": bert(
+        lora(BERT, monteclora_config=MontecloraConfig(num_samples=2, sample_scaler=0.05)), "with biases", noise=fixed_samples),
+    "llama-lily": llama(
+        peft.LilyConfig(r=4, stride_A=2, num_B=3, scaling=0.8, target_modules=["q_proj", "k_proj", "down_proj"]),
+        "two layers share A, all of a kind three B"),
+    "bert-lily-seqcls": bert(peft.LilyConfig(r=4, target_modules=BERT), "every layer its own A"),
     "llama-frod": llama(
         peft.FrodConfig(target_modules=["q_proj", "v_proj", "down_proj"], progressbar=False),
         "weights in a basis that layers of a kind share; more rows than columns, and fewer"),

@@ -21,9 +21,11 @@ PATTERNS = ("rank_pattern", "alpha_pattern", "n_frequency_pattern", "block_size_
 
 
 def kind(config):
-    variants = {"DORA": "use_dora", "KASA": "kasa_config", "BDLORA": "use_bdlora"}
+    variants = {"DORA": "use_dora", "KASA": "kasa_config", "BDLORA": "use_bdlora", "VELORA": "velora_config",
+                "MONTECLORA": "monteclora_config", "ALORA": "alora_invocation_tokens"}
     found = [name for name, field in variants.items() if getattr(config, field, None)]
-    found += ["MICA"] if getattr(config, "init_lora_weights", None) == "mica" else []
+    start = getattr(config, "init_lora_weights", None)
+    found += [start.upper()] if start in ("mica", "eva") else []
     return "+".join([config.peft_type.value, *found])
 
 
@@ -32,7 +34,7 @@ def configs():
     found = {"ADALORA": peft.AdaLoraConfig(init_r=4, target_r=2, total_step=10, tinit=1, tfinal=1)}
     for _, _, config, *_ in [*adapters.ADAPTERS.values(), *adapters_more.MORE.values()]:
         prompt = isinstance(config, peft.PromptLearningConfig)
-        if not prompt and config.peft_type.value not in ("LN_TUNING", "TRAINABLE_TOKENS"):
+        if not prompt and config.peft_type.value not in ("LN_TUNING", "TRAINABLE_TOKENS", "ADAPTION_PROMPT"):
             if not getattr(config, "use_qalora", False) and getattr(config, "modules_to_save", None) in (None, ["classifier", "score"]):
                 found.setdefault(kind(config), config)
     return found

@@ -45,6 +45,8 @@ pub struct Capabilities {
     pub identity_at_init: bool,
     /// Sequences of one batch may use different adapters of this method.
     pub mixed_batch: bool,
+    /// On a decoder a token's outputs do not depend on the tokens behind it.
+    pub causal: bool,
 }
 
 /// How weights are read for a method whose settings have a say in it.
@@ -156,6 +158,7 @@ impl Method {
                 merge: true,
                 identity_at_init: true,
                 mixed_batch: true,
+                causal: true,
             },
             source,
             defaults: settings::defaults::<C>,
@@ -208,6 +211,12 @@ impl Method {
     /// All sequences of a batch use the same adapter.
     pub const fn without_mixed_batch(mut self) -> Self {
         self.capabilities.mixed_batch = false;
+        self
+    }
+
+    /// What a token gives depends on all tokens that are computed with it.
+    pub const fn without_causality(mut self) -> Self {
+        self.capabilities.causal = false;
         self
     }
 

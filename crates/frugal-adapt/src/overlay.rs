@@ -188,6 +188,8 @@ impl Pass for OverlayPass<'_> {
 
     fn embedding(&mut self, base: &Embedding, ids: &[u32]) -> Tensor<2> {
         if let Some(tokens) = self.overlay.tokens_at(base.site) {
+            // A method may look at the ids.
+            self.inner.embedding(base, ids);
             return tokens.pass(self.mode).embedding(base, ids);
         }
         match self.overlay.embedding(base, self.mode) {
@@ -234,6 +236,7 @@ impl Pass for OverlayPass<'_> {
 
     fn embedding_rows(&mut self, base: &Embedding, ids: &[u32], rows: Rows) -> Tensor<2> {
         if let Some(tokens) = self.overlay.tokens_at(base.site) {
+            self.inner.embedding_rows(base, ids, rows);
             return tokens.pass(self.mode).embedding_rows(base, ids, rows);
         }
         match self.overlay.embedding(base, self.mode) {
@@ -308,6 +311,10 @@ impl Pass for OverlayPass<'_> {
 
     fn key_value(&mut self, layer: usize) -> Option<KeyValue> {
         self.inner.key_value(layer)
+    }
+
+    fn beside_attention(&mut self, layer: usize, q: &Tensor<2>, scale: f32) -> Option<Tensor<2>> {
+        self.inner.beside_attention(layer, q, scale)
     }
 
     fn prefix_length(&self) -> usize {

@@ -27,28 +27,25 @@ const ON_CONV1D: [&str; 15] = [
 
 /// Types that act on linear layers.
 #[rustfmt::skip]
-const ON_LINEAR: [&str; 31] = [
-    "ADALORA", "BEFT", "BOFT", "C3A", "DEFT", "DELORA", "FOURIERFT", "FROD", "GLORA", "GRALORA", "HIRA", "HRA", "IA3", "LOHA", "LOKR",
+const ON_LINEAR: [&str; 33] = [
+    "ADALORA", "ADAMSS", "BEFT", "BOFT", "C3A", "DEFT", "DELORA", "FOURIERFT", "FROD", "GLORA", "GRALORA", "HIRA", "HRA", "IA3", "LILY", "LOHA", "LOKR",
     "LORA", "MISS", "OFT", "OSF", "PEANUT", "POLY", "PVERA", "RANDLORA", "ROAD", "SHIRA", "SUPERTUNING", "TINYLORA", "UNILORA", "VBLORA",
     "VERA", "WAVEFT",
 ];
 
 /// Variants of LoRA that `peft` does not know on experts, by the names of the methods here.
-const NOT_ON_EXPERTS: [(&str, &str); 4] = [
+const NOT_ON_EXPERTS: [(&str, &str); 7] = [
+    ("alora", "aLoRA"),
     ("bd-lora", "BD-LoRA"),
     ("dora", "DoRA"),
     ("kasa", "KaSA"),
     ("mica", "MiCA"),
+    ("monteclora", "MonteCLoRA"),
+    ("velora", "VeLoRA"),
 ];
 
 /// Nearest method here of types that only `peft` has.
-const NEAREST: [(&str, &str); 5] = [
-    ("ADAMSS", "adalora"),
-    ("ADAPTION_PROMPT", "prefix-tuning"),
-    ("LILY", "mos"),
-    ("PSOFT", "oft"),
-    ("XLORA", "mola"),
-];
+const NEAREST: [(&str, &str); 2] = [("PSOFT", "psoft"), ("XLORA", "mola")];
 
 impl Method {
     /// Whether `peft` has a method of its `peft_type`, so that Python reads its adapter files.
@@ -122,6 +119,9 @@ pub fn obstacle(method: &Method, adapter: &dyn Adapter, model: &BackboneInfo) ->
             Some(format!("`peft` refuses {} on Mamba's `out_proj`", method.peft_type))
         }
         _ if !model.in_transformers => Some("transformers does not have this architecture".into()),
+        other if method.peft_type == "ADAPTION_PROMPT" && !["llama", "mistral"].contains(&other) => {
+            Some("`peft` has this method for Llama and Mistral".into())
+        }
         _ => None,
     }
 }
@@ -212,6 +212,10 @@ mod tests {
             Some((_, "KASA")) => "kasa",
             Some((_, "BDLORA")) => "bd-lora",
             Some((_, "MICA")) => "mica",
+            Some((_, "EVA")) => "eva",
+            Some((_, "VELORA")) => "velora",
+            Some((_, "MONTECLORA")) => "monteclora",
+            Some((_, "ALORA")) => "alora",
             _ => METHODS
                 .iter()
                 .filter(|m| m.peft_variant.is_none())
@@ -247,15 +251,15 @@ mod tests {
                 "lora on {maps}"
             );
         }
-        assert_eq!(table("conv1d").len(), 35);
+        assert_eq!(table("conv1d").len(), 41);
     }
 
     #[test]
     fn a_type_that_is_not_supported_is_named_with_the_nearest() {
-        let message = unknown("LILY", METHODS.iter().map(|m| m.peft_type).collect()).to_string();
+        let message = unknown("PSOFT", METHODS.iter().map(|m| m.peft_type).collect()).to_string();
         assert_eq!(
             message,
-            "adapters of `peft_type` LILY are not supported; the nearest here is `mos`"
+            "adapters of `peft_type` PSOFT are not supported; the nearest here is `psoft`"
         );
         let message = unknown("LOAR", METHODS.iter().map(|m| m.peft_type).collect()).to_string();
         assert!(message.contains("did you mean `LORA`"), "{message}");

@@ -446,6 +446,63 @@ impl Session {
         }))
     }
 
+    /// Another sequence that begins as this one does and goes on under these adapters. What was
+    /// computed of its tokens is shared, which is right only where no adapter has acted on them and
+    /// these will not: adapters that wait for a text ([`frugal_nn::Adapter::waits_for_invocation`])
+    /// act from its next occurrence on.
+    ///
+    /// # Errors
+    /// A sequence that there is not; unknown adapters; [`frugal_nn::AdaptError::Unsupported`] where
+    /// the tokens so far would have to be computed anew.
+    pub fn fork_with(
+        &mut self,
+        id: SequenceId,
+        adapters: ActiveAdapters,
+    ) -> Result<SequenceId, DecodeError> {
+        let sequence = self.get(id)?;
+        if adapters == sequence.adapters {
+            return self.fork(id);
+        }
+        let acted = sequence.state.invoked_at().is_some();
+        self.leaves_tokens_alone(&sequence.adapters, acted)?;
+        self.leaves_tokens_alone(&adapters, false)?;
+        let (tokens, state) = (sequence.tokens.clone(), sequence.state.clone());
+        Ok(self.join(Sequence {
+            adapters,
+            prefix: 0,
+            tokens,
+            state,
+        }))
+    }
+
+    /// Refuses adapters that act on tokens without waiting, or that have `acted`.
+    fn leaves_tokens_alone(
+        &self,
+        adapters: &ActiveAdapters,
+        acted: bool,
+    ) -> Result<(), DecodeError> {
+        let names = match adapters {
+            ActiveAdapters::Base => return Ok(()),
+            ActiveAdapters::One(name) => vec![name.as_str()],
+            ActiveAdapters::Combined(parts) => parts.iter().map(|(n, _)| n.as_str()).collect(),
+            ActiveAdapters::PerSequence(names) => {
+                names.iter().flatten().map(|n| n.as_str()).collect()
+            }
+        };
+        for name in names {
+            let adapter = self.adapters.get(name)?.adapter.as_ref();
+            if acted || !adapter.waits_for_invocation() {
+                return Err(frugal_nn::AdaptError::Unsupported {
+                    method: adapter.method(),
+                    action: "share what was computed of the tokens so far",
+                    reason: "it acts on them: begin a sequence with it and append them".into(),
+                }
+                .into());
+            }
+        }
+        Ok(())
+    }
+
     /// A sequence as it is now.
     ///
     /// # Errors

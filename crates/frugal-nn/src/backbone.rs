@@ -252,7 +252,14 @@ pub trait Backbone: Send + Sync {
         pass: &mut dyn Pass,
         mut cache: Option<&mut DecodeState>,
     ) -> Result<Tensor<2>, ModelError> {
-        let state = self.stem(input, pass)?;
+        let state = match &cache {
+            Some(cache) if cache.len() == input.layout.sequences() => {
+                let mut input = input.clone();
+                input.layout.invoked_at = cache.invoked_at();
+                self.stem(&input, pass)?
+            }
+            _ => self.stem(input, pass)?,
+        };
         let all = 0..self.info().num_hidden_layers;
         let state = self.blocks(all, state, pass, cache.as_deref_mut())?;
         if let Some(cache) = cache {

@@ -15,6 +15,9 @@ pub struct SequenceLayout {
     pub past: Vec<usize>,
     /// Positions that a method put in front of each sequence in this call.
     pub prepended: usize,
+    /// Where the text stands that turned on a method which waits for one, `[sequences]`: a position
+    /// in the sequence, `None` before.
+    pub invoked_at: Vec<Option<usize>>,
 }
 
 impl SequenceLayout {
@@ -36,6 +39,7 @@ impl SequenceLayout {
             position_ids,
             past: past.to_vec(),
             prepended: 0,
+            invoked_at: vec![None; lengths.len()],
         }
     }
 
@@ -64,6 +68,7 @@ impl SequenceLayout {
         let lengths: Vec<usize> = self.lengths().iter().map(|n| n + count).collect();
         Self {
             prepended: self.prepended + count,
+            invoked_at: self.invoked_at.clone(),
             ..Self::with_past(&lengths, &self.past)
         }
     }

@@ -39,7 +39,11 @@ pub struct DecodeState {
 impl DecodeState {
     /// Sequences that have not begun, with layers of these kinds.
     pub fn new(layers: Vec<LayerState>, sequences: usize, options: StateOptions) -> Self {
-        let empty = SequenceState { layers, past: 0 };
+        let empty = SequenceState {
+            layers,
+            past: 0,
+            invoked_at: None,
+        };
         Self {
             sequences: vec![empty.clone(); sequences],
             empty,
@@ -65,6 +69,14 @@ impl DecodeState {
     /// Positions of each sequence that are remembered.
     pub fn past(&self) -> Vec<usize> {
         self.sequences.iter().map(SequenceState::past).collect()
+    }
+
+    /// [`SequenceState::invoked_at`] of each sequence.
+    pub fn invoked_at(&self) -> Vec<Option<usize>> {
+        self.sequences
+            .iter()
+            .map(SequenceState::invoked_at)
+            .collect()
     }
 
     /// A sequence that has not begun, for [`DecodeState::join`].
@@ -234,6 +246,9 @@ impl DecodeState {
     pub fn advance(&mut self, layout: &SequenceLayout) {
         for (sequence, length) in self.sequences.iter_mut().zip(layout.lengths()) {
             sequence.past += length;
+        }
+        for (sequence, at) in self.sequences.iter_mut().zip(&layout.invoked_at) {
+            sequence.invoked_at = *at;
         }
     }
 

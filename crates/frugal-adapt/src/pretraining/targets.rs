@@ -46,7 +46,8 @@ impl Shared<'_> {
         Ok(())
     }
 
-    /// The linear layers of the blocks that have one of the names, and are wider than `rank`.
+    /// The linear layers of the blocks, those that all share among them, that have one of the names and
+    /// are wider than `rank`.
     ///
     /// # Errors
     /// That there is none.
@@ -60,7 +61,6 @@ impl Shared<'_> {
         };
         let found = context.sites.iter().filter(|(_, site)| {
             site.kind.is_inner_linear()
-                && site.layer.is_some()
                 && self.rank < site.d_in.min(site.d_out)
                 && is_named(&site.path)
         });

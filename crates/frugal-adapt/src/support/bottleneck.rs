@@ -203,19 +203,21 @@ pub(crate) fn chosen_layers(
     }
 }
 
-/// Path of a block, for example `model.layers.0`.
+/// Path of a block, for example `model.layers.0`; a block whose layers all belong to others has the
+/// path that it would have.
 pub(crate) fn block_path(sites: &SiteTable, layer: usize) -> String {
-    let number = layer.to_string();
-    let site = sites
-        .iter()
-        .find(|(_, site)| site.layer == Some(layer))
-        .map_or("", |(_, site)| site.path.as_str());
-    let components: Vec<&str> = site.split('.').collect();
-    let end = components
-        .iter()
-        .position(|c| *c == number)
-        .map_or(0, |i| i + 1);
-    components[..end].join(".")
+    let path_of = |path: &str, number: usize| {
+        let number = number.to_string();
+        let components: Vec<&str> = path.split('.').collect();
+        let at = components.iter().position(|c| *c == number)?;
+        Some(components[..at].join("."))
+    };
+    let numbered = || sites.iter().filter_map(|(_, s)| Some((s, s.layer?)));
+    let own = numbered().filter(|(_, number)| *number == layer);
+    let before = own
+        .chain(numbered())
+        .find_map(|(site, number)| path_of(&site.path, number));
+    format!("{}.{layer}", before.as_deref().unwrap_or("model.layers"))
 }
 
 /// Trained copies of the norms of some blocks, indexed by site.

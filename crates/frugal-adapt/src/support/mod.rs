@@ -3,8 +3,10 @@
 pub(crate) mod base_weights;
 pub(crate) mod bottleneck;
 pub(crate) mod by_site;
+pub(crate) mod data_start;
 pub(crate) mod dense;
 pub(crate) mod dropout;
+pub mod layer_targets;
 pub(crate) mod lora_like;
 pub(crate) mod low_rank;
 pub(crate) mod lycoris;

@@ -7,7 +7,7 @@ use burn::prelude::*;
 use frugal_nn::seam::derived_cache::DerivedCache;
 use frugal_nn::{
     AdaptError, Adapter, BuildContext, Frozen, Linear, LinearChange, MergedLinear, Mode, Parameter,
-    Pass, SiteId, SiteInfo, SiteKind, StepContext,
+    Pass, Rows, SequenceLayout, SiteId, SiteInfo, SiteKind, StepContext,
 };
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -28,9 +28,29 @@ pub(crate) struct LinearSite<'a> {
     /// Whether gradients are recorded.
     pub mode: Mode,
     kept: Option<&'a DerivedCache>,
+    /// What the rows of its input are.
+    rows: Rows,
+    /// Where the sequences of the pass begin and end.
+    bounds: &'a [usize],
 }
 
 impl LinearSite<'_> {
+    /// Where the rows of each sequence begin and end among so many: all of them as one where nobody
+    /// knows.
+    pub fn sequences(&self, count: usize) -> Vec<usize> {
+        let per_token = |n: usize| self.bounds.iter().map(move |bound| bound * n).collect();
+        let bounds: Vec<usize> = match self.rows {
+            Rows::Tokens => per_token(1),
+            Rows::PerToken(n) => per_token(n),
+            Rows::Sequences => (0..=count).collect(),
+            Rows::OfSequence(_) | Rows::Chosen => Vec::new(),
+        };
+        match bounds.last() == Some(&count) {
+            true => bounds,
+            false => vec![0, count],
+        }
+    }
+
     /// What follows from the parameters alone: formed once where they do not change from one pass
     /// to the next.
     pub fn keep<T: Clone + Send + 'static>(&self, form: impl FnOnce() -> T) -> T {
@@ -73,6 +93,11 @@ pub(crate) trait LinearAdapter: Send + Sync {
             weight: at.base.weight.dense() + self.delta(at),
             bias: at.base.bias.clone(),
         }
+    }
+
+    /// Why no weight can express it, where it mixes by what each sequence reads.
+    fn mixes(&self) -> Option<&'static str> {
+        None
     }
 
     /// The base of a layer that [`LinearAdapter::merged`] gave, in `at.base`; or why there is no way back.
@@ -131,8 +156,9 @@ impl<P: LinearAdapter> PerLinear<P> {
         peft_config.extend(object(constants));
         // Patterns hold whole numbers in peft, and floats here.
         for entry in peft_config
-            .values_mut()
-            .filter_map(Value::as_object_mut)
+            .iter_mut()
+            .filter(|(field, _)| field.ends_with("_pattern"))
+            .filter_map(|(_, value)| value.as_object_mut())
             .flat_map(Map::values_mut)
         {
             *entry = entry
@@ -203,6 +229,17 @@ impl<P: LinearAdapter> PerLinear<P> {
         }
     }
 
+    /// All parts.
+    pub fn parts_mut(&mut self) -> impl Iterator<Item = &mut P> {
+        self.parts.iter_mut().flatten().map(|(_, part)| part)
+    }
+
+    /// All parts, to look at.
+    pub fn parts(&self) -> impl Iterator<Item = (&str, &P)> {
+        let parts = self.parts.iter().flatten();
+        parts.map(|(path, part)| (path.as_str(), part))
+    }
+
     fn at<'a>(
         &'a self,
         base: &'a Linear,
@@ -218,6 +255,8 @@ impl<P: LinearAdapter> PerLinear<P> {
                 shared: &self.shared,
                 mode,
                 kept,
+                rows: Rows::Tokens,
+                bounds: &[],
             },
         ))
     }
@@ -227,18 +266,36 @@ struct PerLinearPass<'a, P> {
     adapter: &'a PerLinear<P>,
     mode: Mode,
     kept: Option<&'a DerivedCache>,
+    bounds: Vec<usize>,
 }
 
 impl<P: LinearAdapter> Pass for PerLinearPass<'_, P> {
+    fn embed(&mut self, hidden_states: Tensor<2>, layout: &mut SequenceLayout) -> Tensor<2> {
+        self.bounds = layout.cu_seqlens.to_vec();
+        hidden_states
+    }
+
     fn linear(&mut self, base: &Linear, x: Tensor<2>) -> Tensor<2> {
+        self.linear_rows(base, x, Rows::Tokens)
+    }
+
+    fn linear_rows(&mut self, base: &Linear, x: Tensor<2>, rows: Rows) -> Tensor<2> {
         match self.adapter.at(base, self.mode, self.kept) {
-            Some((part, at)) => part.forward(&at, x),
+            Some((part, at)) => {
+                let bounds = &self.bounds;
+                part.forward(&LinearSite { rows, bounds, ..at }, x)
+            }
             None => base.forward(x),
         }
     }
 
     fn linear_change(&mut self, base: &Linear) -> LinearChange {
         LinearChange::opaque_if(self.adapter.at(base, self.mode, None).is_some())
+    }
+
+    fn needs_token_rows(&self) -> bool {
+        let mut parts = self.adapter.parts.iter().flatten();
+        parts.any(|(_, part)| part.mixes().is_some())
     }
 
     fn auxiliary_loss(&mut self) -> Option<Tensor<1>> {
@@ -281,6 +338,7 @@ impl<P: LinearAdapter> Adapter for PerLinear<P> {
             adapter: self,
             mode,
             kept: None,
+            bounds: Vec::new(),
         })
     }
 
@@ -289,6 +347,7 @@ impl<P: LinearAdapter> Adapter for PerLinear<P> {
             adapter: self,
             mode: Mode::Eval,
             kept: Some(kept),
+            bounds: Vec::new(),
         })
     }
 
@@ -301,15 +360,22 @@ impl<P: LinearAdapter> Adapter for PerLinear<P> {
     }
 
     fn weight_delta(&self, base: &Linear) -> Result<Option<Tensor<2>>, AdaptError> {
-        Ok(self
-            .at(base, Mode::Eval, None)
-            .map(|(part, at)| part.merged(&at).weight - base.weight.dense()))
+        let merged = self.merged_linear(base)?;
+        Ok(merged.map(|merged| merged.weight - base.weight.dense()))
     }
 
     fn merged_linear(&self, base: &Linear) -> Result<Option<MergedLinear>, AdaptError> {
-        Ok(self
-            .at(base, Mode::Eval, None)
-            .map(|(part, at)| part.merged(&at)))
+        let Some((part, at)) = self.at(base, Mode::Eval, None) else {
+            return Ok(None);
+        };
+        match part.mixes() {
+            None => Ok(Some(part.merged(&at))),
+            Some(reason) => Err(AdaptError::Unsupported {
+                method: self.method,
+                action: "be merged",
+                reason: reason.into(),
+            }),
+        }
     }
 
     fn materializes_weight(&self, base: &Linear) -> bool {
@@ -414,6 +480,14 @@ pub(crate) fn frozen_maps(context: &BuildContext<'_>, chosen: &[SiteId]) -> Vec<
         });
     }
     out
+}
+
+/// [`from_peft`] of a method that trains no biases and has `peft`'s defaults.
+pub(crate) fn from_peft_without_bias<C: Default + Serialize>(
+    method: &'static str,
+    config: &Settings,
+) -> Result<Settings, AdaptError> {
+    from_peft::<C>(method, config, json!({}), &[("bias", &[json!("none")])])
 }
 
 /// Settings from a configuration of `peft`: every field that the method has. Absent ones are at

@@ -8,7 +8,7 @@
 use burn::prelude::*;
 use frugal_nn::{
     AdaptError, Adapter, BuildContext, Linear, LinearChange, LowRankChange, Mode, Parameter, Pass,
-    SiteId, to_vec,
+    SiteId, named_rng, to_vec,
 };
 use serde_json::{Map, Value};
 
@@ -16,6 +16,8 @@ use crate::methods::low_rank::lora::{self, Init, Lora, LoraConfig};
 use crate::support::low_rank;
 use crate::support::pair::Pair;
 use crate::support::per_linear::{bad, frozen_maps, linear_maps};
+use crate::support::sparse::Place;
+use crate::support::values::kaiming;
 
 /// Initial factors of a weight `[d_out, d_in]`: `A₀ [r, d_in]` and `B₀ [d_out, r]`.
 pub(crate) struct Factors {
@@ -70,10 +72,26 @@ impl Residual {
         context: &BuildContext<'_>,
         factorise: impl Fn(&Weight) -> Factors,
     ) -> Result<Self, AdaptError> {
+        let mut adapter = Self::without_start(method, config, context)?;
+        let chosen: Vec<SiteId> = context.sites.iter().map(|(id, _)| id).collect();
+        for base in frozen_maps(context, &chosen).iter().flatten() {
+            let Some(weight) = adapter.weight(base) else {
+                continue;
+            };
+            adapter.begin(base.site, factorise(&weight));
+        }
+        Ok(adapter)
+    }
+
+    /// The same with factors of zero, which leave the weights alone until [`Residual::begin`].
+    pub fn without_start(
+        method: &'static str,
+        config: LoraConfig,
+        context: &BuildContext<'_>,
+    ) -> Result<Self, AdaptError> {
         validate(method, &config)?;
         let chosen = linear_maps(method, &config.targets(), context)?;
         let mut lora = Lora::named(method, config, context)?;
-        let frozen = frozen_maps(context, &chosen);
         let mut initial: Vec<Option<(Tensor<2>, Tensor<2>)>> = vec![None; context.sites.len()];
         for &id in &chosen {
             let (info, Some(pair)) = (context.sites.info(id), lora.pairs[id.index()].as_mut())
@@ -89,33 +107,63 @@ impl Residual {
                 );
                 return bad(method, "r", reason);
             }
-            let factors = match &frozen[id.index()] {
-                Some(base) => {
-                    let values = to_vec(base.weight.dense());
-                    factorise(&Weight {
-                        values,
-                        d_out,
-                        d_in,
-                        rank,
-                        scale: pair.scale,
-                    })
-                }
-                None => Factors {
-                    a: vec![0.0; rank * d_in],
-                    b: vec![0.0; d_out * rank],
-                },
-            };
-            pair.a.set(factors.a);
-            pair.b.set(factors.b);
-            initial[id.index()] = Some((
-                pair.a.get::<2>(Mode::Eval),
-                pair.b.get::<2>(Mode::Eval).neg(),
-            ));
+            pair.a.set(vec![0.0; rank * d_in]);
+            pair.b.set(vec![0.0; d_out * rank]);
+            initial[id.index()] = Some(start_of(pair));
         }
         Ok(Self {
             method,
             lora,
             initial,
+        })
+    }
+
+    /// A layer's weight, where it is adapted.
+    pub fn weight(&self, base: &Linear) -> Option<Weight> {
+        let pair = self.lora.at(base.site)?;
+        Some(Weight {
+            values: to_vec(base.weight.dense()),
+            d_out: pair.b.shape()[0],
+            d_in: pair.a.shape()[1],
+            rank: pair.a.shape()[0],
+            scale: pair.scale,
+        })
+    }
+
+    /// Lets a layer start from these factors.
+    pub fn begin(&mut self, site: SiteId, factors: Factors) {
+        if let Some(pair) = self.lora.pairs[site.index()].as_mut() {
+            pair.a.set(factors.a);
+            pair.b.set(factors.b);
+            self.initial[site.index()] = Some(start_of(pair));
+        }
+    }
+
+    /// Rank, scale and outputs of a layer.
+    pub fn rank_scale_outputs(&self, site: SiteId) -> Option<(usize, f32, usize)> {
+        let pair = self.lora.at(site)?;
+        Some((pair.a.shape()[0], pair.scale, pair.b.shape()[0]))
+    }
+
+    /// Lets a layer of which nothing was seen start as LoRA does.
+    pub fn begin_plain(&mut self, place: &Place, seed: u64) {
+        let Some((rank, _, d_out)) = self.rank_scale_outputs(place.site) else {
+            return;
+        };
+        let mut rng = named_rng(seed, &place.path);
+        let factors = Factors {
+            a: kaiming(&mut rng, rank * place.d_in, place.d_in),
+            b: vec![0.0; d_out * rank],
+        };
+        self.begin(place.site, factors);
+    }
+
+    /// The initial factors of a layer, `A₀` and `B₀`.
+    pub fn start(&self, site: SiteId) -> Option<Factors> {
+        let (a, b) = self.initial[site.index()].clone()?;
+        Some(Factors {
+            a: to_vec(a),
+            b: to_vec(b.neg()),
         })
     }
 
@@ -126,6 +174,12 @@ impl Residual {
         let b = Tensor::cat(vec![pair.b.get::<2>(mode), same_side(b0, mode)], 1);
         Some((pair, a, b))
     }
+}
+
+/// `A₀` and `−B₀` of a pair that is as it starts.
+fn start_of(pair: &Pair) -> (Tensor<2>, Tensor<2>) {
+    let (a, b) = (pair.a.get::<2>(Mode::Eval), pair.b.get::<2>(Mode::Eval));
+    (a, b.neg())
 }
 
 /// A constant beside trained tensors.

@@ -118,8 +118,8 @@ fn every_method_takes_part_in_the_comparison_on_an_encoder() {
     let suite = Suite::read(&root().join("benchmarks/suites/text-encoder.toml")).unwrap();
     let jobs = suite.jobs(Path::new("nowhere"));
     for method in METHODS {
-        // They train tokens, and fuse adapters, of the user's choice.
-        let apart = matches!(method.name, "trainable-tokens" | "adapter-fusion");
+        // They train tokens, and fuse adapters, of the user's choice; one is for decoders only.
+        let apart = matches!(method.name, "trainable-tokens" | "adapter-fusion" | "alora");
         let there = jobs
             .iter()
             .any(|job| job.settings["method"]["name"].as_str() == Some(method.name));

@@ -119,6 +119,21 @@ pub fn attend(
     pass: &mut dyn Pass,
     cache: Option<&mut DecodeState>,
 ) -> Tensor<2> {
+    let beside = pass.beside_attention(at.layer, &q, at.scale);
+    let y = attend_to_keys(at, q, [k, v], pass, cache);
+    match beside {
+        Some(beside) => y + beside,
+        None => y,
+    }
+}
+
+fn attend_to_keys(
+    at: &Attend<'_>,
+    q: Tensor<2>,
+    [k, v]: [Tensor<2>; 2],
+    pass: &mut dyn Pass,
+    cache: Option<&mut DecodeState>,
+) -> Tensor<2> {
     let boundaries = at.layout.cu_seqlens.clone();
     let mut spec = AttentionSpec {
         num_heads: at.heads[0],

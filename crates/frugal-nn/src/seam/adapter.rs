@@ -270,6 +270,12 @@ pub trait Adapter: Send + Sync {
     /// Whether rows of a batch may use this adapter while others use another.
     fn supports_mixed_batch(&self) -> bool;
 
+    /// Whether it leaves every token alone until a text in the sequence turns it on, so that what the
+    /// model remembers of the tokens before is the base's own.
+    fn waits_for_invocation(&self) -> bool {
+        false
+    }
+
     /// Number of trainable elements.
     fn num_trainable(&self) -> usize {
         self.parameters()

@@ -140,6 +140,10 @@ impl Pass for CachedPass<'_> {
         self.inner.key_value(layer)
     }
 
+    fn beside_attention(&mut self, layer: usize, q: &Tensor<2>, scale: f32) -> Option<Tensor<2>> {
+        self.inner.beside_attention(layer, q, scale)
+    }
+
     fn prefix_length(&self) -> usize {
         self.inner.prefix_length()
     }

@@ -291,6 +291,18 @@ pub trait Pass {
         None
     }
 
+    /// What is added to what the heads of block `layer` give, `[tokens, heads * head_dim]`, in front of the
+    /// output projection; `q` are the queries as they meet the keys, of the same shape, and `scale` is
+    /// the factor on their products.
+    fn beside_attention(
+        &mut self,
+        _layer: usize,
+        _q: &Tensor<2>,
+        _scale: f32,
+    ) -> Option<Tensor<2>> {
+        None
+    }
+
     /// Number of positions that [`Pass::key_value`] stands for; the tokens' positions start after
     /// them.
     fn prefix_length(&self) -> usize {

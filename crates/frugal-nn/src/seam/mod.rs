@@ -3,6 +3,7 @@
 pub mod adapter;
 pub mod attention;
 pub mod cached;
+mod combined;
 pub mod controlled;
 pub mod derived_cache;
 pub mod error;

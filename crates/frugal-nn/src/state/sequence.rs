@@ -12,6 +12,8 @@ use super::recurrent::RecurrentState;
 pub struct SequenceState {
     pub(super) layers: Vec<LayerState>,
     pub(super) past: usize,
+    /// See [`SequenceLayout::invoked_at`](crate::SequenceLayout::invoked_at).
+    pub(super) invoked_at: Option<usize>,
 }
 
 /// How far a sequence was, to which [`SequenceState::undo`] goes back after a pass that failed.
@@ -21,12 +23,18 @@ pub struct Mark {
     /// What recurrences had made of the tokens, which no rows tell.
     recurrent: Vec<Option<RecurrentState>>,
     past: usize,
+    invoked_at: Option<usize>,
 }
 
 impl SequenceState {
     /// Positions that complete passes have put here, without those that stand for a prefix.
     pub fn past(&self) -> usize {
         self.past
+    }
+
+    /// Where the text stands that turned on a method which waits for one.
+    pub fn invoked_at(&self) -> Option<usize> {
+        self.invoked_at
     }
 
     /// What each layer remembers.
@@ -47,6 +55,7 @@ impl SequenceState {
                 })
                 .collect(),
             past: self.past,
+            invoked_at: self.invoked_at,
         }
     }
 
@@ -60,13 +69,13 @@ impl SequenceState {
                 None => layer.truncate(rows),
             }
         }
-        self.past = mark.past;
+        (self.past, self.invoked_at) = (mark.past, mark.invoked_at);
     }
 
     /// Forgets everything.
     pub fn clear(&mut self) {
         self.layers.iter_mut().for_each(LayerState::clear);
-        self.past = 0;
+        (self.past, self.invoked_at) = (0, None);
     }
 
     /// Forgets what comes after the first `length` positions. What is left is what the passes over
@@ -97,6 +106,7 @@ impl SequenceState {
             layer.truncate(layer.rows_before(back, past));
         }
         self.past = length;
+        self.invoked_at = self.invoked_at.filter(|&at| at < length);
         Ok(())
     }
 

@@ -67,7 +67,8 @@ impl ProjectionConfig {
                 shared.settings.insert(key.to_owned(), value);
             }
         }
-        Ok((shared.read()?, own.read()?))
+        let all_have = |error| format!("{error}; all projections have {}", SHARED.join(", "));
+        Ok((shared.read()?, own.read().map_err(all_have)?))
     }
 
     /// Refuses what no projection has.

@@ -216,7 +216,8 @@ impl PretrainConfig {
             );
         }
         if !is_new && !self.reparam.is_unset() {
-            let reason = "factors in place of a model's weights would lose these: leave it out, or `from`";
+            let reason =
+                "factors in place of a model's weights would lose these: leave it out, or `from`";
             add("reparam", reason.into());
         }
         if self.max_length < 2 || is_new && self.max_length > self.shape.max_position_embeddings {

@@ -15,6 +15,7 @@ mod bench;
 mod blocks;
 mod combine;
 mod config_keys;
+mod data_starts;
 mod encoders;
 mod families;
 mod harness;

@@ -19,6 +19,9 @@ pub fn settings(method: &Method) -> Map<String, serde_json::Value> {
         ("init_theta_d_bound", json!(2.0)),
         // The two tokens that tell the classes of the examples apart.
         ("token_indices", json!([10, 11])),
+        // The first token of one of the two sequences, and of some examples.
+        ("alora_invocation_tokens", json!([30])),
+        ("velora_config", json!({"num_groups": 16})),
         // In place of folders of trained adapters.
         (
             "members",

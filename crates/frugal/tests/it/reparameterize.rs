@@ -126,19 +126,24 @@ fn methods_that_change_weights_train_on_any_module() {
     // or tables.
     let others = [
         "adalora",
+        "corda",
         "diff-pruning",
+        "eva",
         "fish-mask",
         "id3",
         "increlora",
         "ln-tuning",
         "lora-fa",
+        "lora-ga",
         "lora-plus",
+        "monteclora",
         "pela",
         "poly",
         "pst",
         "pvera",
         "stable-rps",
         "trainable-tokens",
+        "velora",
     ];
     let expected: Vec<&str> = METHODS
         .iter()

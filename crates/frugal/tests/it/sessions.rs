@@ -1,6 +1,7 @@
 //! Sessions that sequences join and leave: what comes out of each is what would come out of it
 //! alone, and going back is as never having gone on.
 
+mod invocation;
 mod prompts;
 mod refusals;
 

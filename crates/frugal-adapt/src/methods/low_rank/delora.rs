@@ -108,12 +108,7 @@ impl MethodConfig for DeloraConfig {
     }
 
     fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
-        per_linear::from_peft::<DeloraConfig>(
-            NAME,
-            config,
-            json!({}),
-            &[("bias", &[json!("none")])],
-        )
+        per_linear::from_peft_without_bias::<DeloraConfig>(NAME, config)
     }
 }
 

@@ -37,9 +37,9 @@ use serde_json::json;
 use crate::method::{Family, Method, MethodConfig};
 use crate::settings::Settings;
 use crate::support::dropout::dropout;
+use crate::support::layer_targets::LayerTargets;
 use crate::support::per_linear::{self, LinearAdapter, LinearSite, PerLinear, bad};
 use crate::support::values::kaiming;
-use crate::target::{Layers, Names, Targets};
 
 const NAME: &str = "gralora";
 
@@ -53,7 +53,7 @@ pub const METHOD: Method = Method::of::<GraloraConfig>(
 
 /// Settings, with `peft`'s names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct GraloraConfig {
     /// Rank that a row of blocks has together.
     pub r: usize,
@@ -67,12 +67,9 @@ pub struct GraloraConfig {
     pub gralora_k: usize,
     /// Start without a change; otherwise with a random one, for tests.
     pub init_weights: bool,
-    /// Path endings, one regular expression over the whole path, or `all-linear`.
-    pub target_modules: Names,
-    /// Only these blocks.
-    pub layers_to_transform: Option<Layers>,
-    /// Name of the list of blocks in the path.
-    pub layers_pattern: Option<Names>,
+    /// Which layers.
+    #[serde(flatten)]
+    pub targets: LayerTargets,
 }
 
 impl Default for GraloraConfig {
@@ -84,9 +81,7 @@ impl Default for GraloraConfig {
             gralora_dropout: 0.0,
             gralora_k: 2,
             init_weights: true,
-            target_modules: Targets::default().target_modules,
-            layers_to_transform: None,
-            layers_pattern: None,
+            targets: LayerTargets::default(),
         }
     }
 }
@@ -120,12 +115,7 @@ impl MethodConfig for GraloraConfig {
     }
 
     fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
-        per_linear::from_peft::<GraloraConfig>(
-            NAME,
-            config,
-            json!({}),
-            &[("bias", &[json!("none")])],
-        )
+        per_linear::from_peft_without_bias::<GraloraConfig>(NAME, config)
     }
 }
 
@@ -134,12 +124,7 @@ fn build(
     context: &BuildContext<'_>,
 ) -> Result<PerLinear<Blocks>, AdaptError> {
     config.validate()?;
-    let targets = Targets {
-        target_modules: config.target_modules.clone(),
-        layers_to_transform: config.layers_to_transform.clone(),
-        layers_pattern: config.layers_pattern.clone(),
-        ..Targets::default()
-    };
+    let targets = config.targets.all();
     let constants = json!({"bias": "none", "fan_in_fan_out": false});
     PerLinear::new(&METHOD, &targets, context, &config, constants, |_, info| {
         part(&config, context, info)

@@ -47,6 +47,7 @@
 //! - Kalajdzievski: A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA, 2023, arXiv
 //!   2312.03732.
 
+mod ranks;
 mod start;
 
 use std::collections::BTreeMap;

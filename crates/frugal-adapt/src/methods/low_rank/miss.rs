@@ -111,7 +111,7 @@ impl MethodConfig for MissConfig {
     }
 
     fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
-        per_linear::from_peft::<MissConfig>(NAME, config, json!({}), &[("bias", &[json!("none")])])
+        per_linear::from_peft_without_bias::<MissConfig>(NAME, config)
     }
 }
 

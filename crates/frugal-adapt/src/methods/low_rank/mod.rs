@@ -1,11 +1,14 @@
 //! A low-rank change of linear layers, its starts and its kin.
 
 pub mod adalora;
+pub mod alora;
 pub mod bdlora;
+pub mod corda;
 pub mod deft;
 pub mod delora;
 pub mod dora;
 pub mod dylora;
+pub mod eva;
 pub mod gralora;
 pub mod hira;
 pub mod increlora;
@@ -16,10 +19,12 @@ pub mod lokr;
 pub mod lora;
 pub mod lora_config;
 pub mod lora_fa;
+pub mod lora_ga;
 pub mod lora_plus;
 pub mod mica;
 pub mod miss;
 pub mod mola;
+pub mod monteclora;
 pub mod olora;
 pub mod peanut;
 pub mod pissa;
@@ -27,3 +32,4 @@ pub mod poly;
 pub mod qa_lora;
 pub mod rslora;
 pub mod sora;
+pub mod velora;

@@ -109,7 +109,7 @@ impl MethodConfig for BoftConfig {
     }
 
     fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
-        per_linear::from_peft::<BoftConfig>(NAME, config, json!({}), &[("bias", &[json!("none")])])
+        per_linear::from_peft_without_bias::<BoftConfig>(NAME, config)
     }
 }
 

@@ -94,7 +94,7 @@ impl MethodConfig for HraConfig {
     }
 
     fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
-        per_linear::from_peft::<HraConfig>(NAME, config, json!({}), &[("bias", &[json!("none")])])
+        per_linear::from_peft_without_bias::<HraConfig>(NAME, config)
     }
 }
 

@@ -3,4 +3,5 @@
 pub mod boft;
 pub mod hra;
 pub mod oft;
+pub mod psoft;
 pub mod road;

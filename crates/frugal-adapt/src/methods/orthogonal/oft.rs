@@ -125,7 +125,7 @@ impl MethodConfig for OftConfig {
     }
 
     fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
-        per_linear::from_peft::<OftConfig>(NAME, config, json!({}), &[("bias", &[json!("none")])])
+        per_linear::from_peft_without_bias::<OftConfig>(NAME, config)
     }
 }
 

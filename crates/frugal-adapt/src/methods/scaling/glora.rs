@@ -130,7 +130,7 @@ impl MethodConfig for GloraConfig {
     }
 
     fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
-        per_linear::from_peft::<GloraConfig>(NAME, config, json!({}), &[("bias", &[json!("none")])])
+        per_linear::from_peft_without_bias::<GloraConfig>(NAME, config)
     }
 }
 

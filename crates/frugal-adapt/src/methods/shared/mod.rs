@@ -1,5 +1,6 @@
 //! Parameters shared between places.
 
+pub mod lily;
 pub mod mos;
 pub mod pvera;
 pub mod randlora;

@@ -38,9 +38,9 @@ use serde_json::json;
 use crate::method::{Family, Method, MethodConfig};
 use crate::settings::Settings;
 use crate::support::dropout::dropout;
+use crate::support::layer_targets::LayerTargets;
 use crate::support::per_linear::{self, LinearAdapter, LinearSite, PerLinear, bad};
 use crate::support::torch_random::TorchGenerator;
-use crate::target::{Layers, Names, Targets};
 
 const NAME: &str = "pvera";
 
@@ -54,7 +54,7 @@ pub const METHOD: Method = Method::of::<PveraConfig>(
 
 /// Settings, with `peft`'s names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct PveraConfig {
     /// Columns of `B`.
     pub r: usize,
@@ -68,12 +68,9 @@ pub struct PveraConfig {
     pub d_initial: f64,
     /// Changes the noise of training beside the run's seed.
     pub generator_seed: Option<u64>,
-    /// Path endings, one regular expression over the whole path, or `all-linear`.
-    pub target_modules: Names,
-    /// Only these blocks.
-    pub layers_to_transform: Option<Layers>,
-    /// Name of the list of blocks in the path.
-    pub layers_pattern: Option<Names>,
+    /// Which layers.
+    #[serde(flatten)]
+    pub targets: LayerTargets,
 }
 
 impl Default for PveraConfig {
@@ -85,9 +82,7 @@ impl Default for PveraConfig {
             pvera_dropout: 0.0,
             d_initial: 0.1,
             generator_seed: None,
-            target_modules: Targets::default().target_modules,
-            layers_to_transform: None,
-            layers_pattern: None,
+            targets: LayerTargets::default(),
         }
     }
 }
@@ -128,12 +123,7 @@ fn build(
     context: &BuildContext<'_>,
 ) -> Result<PerLinear<Factors>, AdaptError> {
     config.validate()?;
-    let targets = Targets {
-        target_modules: config.target_modules.clone(),
-        layers_to_transform: config.layers_to_transform.clone(),
-        layers_pattern: config.layers_pattern.clone(),
-        ..Targets::default()
-    };
+    let targets = config.targets.all();
     let (mut d_in, mut d_out) = (0, 0);
     let (r, device) = (config.r, &context.device);
     let constants = json!({"bias": "none", "init_weights": true, "fan_in_fan_out": false, "sample_at_inference": false});

@@ -40,10 +40,11 @@ use serde_json::json;
 use crate::method::{Family, Method, MethodConfig};
 use crate::settings::Settings;
 use crate::support::dropout::dropout;
+use crate::support::layer_targets::LayerTargets;
 use crate::support::per_linear::{
     self, LinearAdapter, LinearSite, PerLinear, bad, check_dropout, linear_maps,
 };
-use crate::target::{Layers, Names, Targets};
+use crate::target::Targets;
 
 const NAME: &str = "randlora";
 
@@ -57,7 +58,7 @@ pub const METHOD: Method = Method::of::<RandloraConfig>(
 
 /// Settings, with `peft`'s names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct RandloraConfig {
     /// Rank of each basis.
     pub r: usize,
@@ -75,12 +76,9 @@ pub struct RandloraConfig {
     pub randlora_alpha: f64,
     /// Start without a change; otherwise with a random one, for tests.
     pub init_weights: bool,
-    /// Path endings, one regular expression over the whole path, or `all-linear`.
-    pub target_modules: Names,
-    /// Only these blocks.
-    pub layers_to_transform: Option<Layers>,
-    /// Name of the list of blocks in the path.
-    pub layers_pattern: Option<Names>,
+    /// Which layers.
+    #[serde(flatten)]
+    pub targets: LayerTargets,
 }
 
 impl Default for RandloraConfig {
@@ -94,9 +92,7 @@ impl Default for RandloraConfig {
             randlora_dropout: 0.0,
             randlora_alpha: 640.0,
             init_weights: true,
-            target_modules: Targets::default().target_modules,
-            layers_to_transform: None,
-            layers_pattern: None,
+            targets: LayerTargets::default(),
         }
     }
 }
@@ -127,12 +123,7 @@ impl MethodConfig for RandloraConfig {
     }
 
     fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
-        per_linear::from_peft::<RandloraConfig>(
-            NAME,
-            config,
-            json!({}),
-            &[("bias", &[json!("none")])],
-        )
+        per_linear::from_peft_without_bias::<RandloraConfig>(NAME, config)
     }
 }
 
@@ -141,12 +132,7 @@ fn build(
     context: &BuildContext<'_>,
 ) -> Result<PerLinear<Scales>, AdaptError> {
     config.validate()?;
-    let targets = Targets {
-        target_modules: config.target_modules.clone(),
-        layers_to_transform: config.layers_to_transform.clone(),
-        layers_pattern: config.layers_pattern.clone(),
-        ..Targets::default()
-    };
+    let targets = config.targets.all();
     let r = config.r;
     let constants = json!({"bias": "none", "fan_in_fan_out": false});
     let mut paths = Vec::new();

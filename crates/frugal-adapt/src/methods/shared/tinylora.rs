@@ -43,10 +43,10 @@ use crate::methods::low_rank::lora_config::Init;
 use crate::settings::Settings;
 use crate::support::base_weights::linear_weights;
 use crate::support::dropout::dropout;
+use crate::support::layer_targets::LayerTargets;
 use crate::support::per_linear::{
     self, LinearAdapter, LinearSite, PerLinear, bad, check_dropout, linear_maps,
 };
-use crate::target::{Layers, Names, Targets};
 
 const NAME: &str = "tinylora";
 
@@ -60,7 +60,7 @@ pub const METHOD: Method = Method::of::<TinyloraConfig>(
 
 /// Settings, with `peft`'s names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct TinyloraConfig {
     /// Singular vectors of a layer.
     pub r: usize,
@@ -78,12 +78,9 @@ pub struct TinyloraConfig {
     pub tinylora_dropout: f64,
     /// `true`: zero. `"uniform"`: uniform values. `false`: normal values, for tests.
     pub init_weights: Init,
-    /// Path endings, one regular expression over the whole path, or `all-linear`.
-    pub target_modules: Names,
-    /// Only these blocks.
-    pub layers_to_transform: Option<Layers>,
-    /// Name of the list of blocks in the path.
-    pub layers_pattern: Option<Names>,
+    /// Which layers.
+    #[serde(flatten)]
+    pub targets: LayerTargets,
 }
 
 impl Default for TinyloraConfig {
@@ -97,9 +94,7 @@ impl Default for TinyloraConfig {
             init_v_bound: 0.02,
             tinylora_dropout: 0.0,
             init_weights: Init::Default(true),
-            target_modules: Targets::default().target_modules,
-            layers_to_transform: None,
-            layers_pattern: None,
+            targets: LayerTargets::default(),
         }
     }
 }
@@ -140,12 +135,7 @@ impl MethodConfig for TinyloraConfig {
     }
 
     fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
-        per_linear::from_peft::<TinyloraConfig>(
-            NAME,
-            config,
-            json!({}),
-            &[("bias", &[json!("none")])],
-        )
+        per_linear::from_peft_without_bias::<TinyloraConfig>(NAME, config)
     }
 }
 
@@ -154,12 +144,7 @@ fn build(
     context: &BuildContext<'_>,
 ) -> Result<PerLinear<Between>, AdaptError> {
     config.validate()?;
-    let targets = Targets {
-        target_modules: config.target_modules.clone(),
-        layers_to_transform: config.layers_to_transform.clone(),
-        layers_pattern: config.layers_pattern.clone(),
-        ..Targets::default()
-    };
+    let targets = config.targets.all();
     let layers = linear_maps(NAME, &targets, context)?.len();
     let asked = (layers as f64 * (1.0 - config.weight_tying)).round_ties_even() as usize;
     let groups = asked.max(1);

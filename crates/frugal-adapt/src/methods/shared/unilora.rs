@@ -37,11 +37,11 @@ use serde_json::json;
 use crate::method::{Family, Method, MethodConfig};
 use crate::settings::Settings;
 use crate::support::dropout::dropout;
+use crate::support::layer_targets::LayerTargets;
 use crate::support::numpy_random::NumpyGenerator;
 use crate::support::per_linear::{
     self, LinearAdapter, LinearSite, PerLinear, bad, check_dropout, linear_maps,
 };
-use crate::target::{Layers, Names, Targets};
 
 const NAME: &str = "unilora";
 
@@ -60,7 +60,7 @@ pub const METHOD: Method = Method::of::<UniloraConfig>(
 
 /// Settings, with `peft`'s names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct UniloraConfig {
     /// Rank.
     pub r: usize,
@@ -76,12 +76,9 @@ pub struct UniloraConfig {
     pub init_weights: bool,
     /// Whether files hold the assignment.
     pub save_indices: bool,
-    /// Path endings, one regular expression over the whole path, or `all-linear`.
-    pub target_modules: Names,
-    /// Only these blocks.
-    pub layers_to_transform: Option<Layers>,
-    /// Name of the list of blocks in the path.
-    pub layers_pattern: Option<Names>,
+    /// Which layers.
+    #[serde(flatten)]
+    pub targets: LayerTargets,
 }
 
 impl Default for UniloraConfig {
@@ -94,9 +91,7 @@ impl Default for UniloraConfig {
             init_theta_d_bound: 0.02,
             init_weights: true,
             save_indices: false,
-            target_modules: Targets::default().target_modules,
-            layers_to_transform: None,
-            layers_pattern: None,
+            targets: LayerTargets::default(),
         }
     }
 }
@@ -124,12 +119,7 @@ impl MethodConfig for UniloraConfig {
     }
 
     fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
-        per_linear::from_peft::<UniloraConfig>(
-            NAME,
-            config,
-            json!({}),
-            &[("bias", &[json!("none")])],
-        )
+        per_linear::from_peft_without_bias::<UniloraConfig>(NAME, config)
     }
 }
 
@@ -138,12 +128,7 @@ fn build(
     context: &BuildContext<'_>,
 ) -> Result<PerLinear<Assigned>, AdaptError> {
     config.validate()?;
-    let targets = Targets {
-        target_modules: config.target_modules.clone(),
-        layers_to_transform: config.layers_to_transform.clone(),
-        layers_pattern: config.layers_pattern.clone(),
-        ..Targets::default()
-    };
+    let targets = config.targets.all();
     let (length, r) = (config.theta_d_length, config.r);
     let sides = linear_maps(NAME, &targets, context)?
         .into_iter()

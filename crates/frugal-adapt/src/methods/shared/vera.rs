@@ -37,9 +37,9 @@ use serde_json::json;
 use crate::method::{Family, Method, MethodConfig};
 use crate::settings::Settings;
 use crate::support::dropout::dropout;
+use crate::support::layer_targets::LayerTargets;
 use crate::support::per_linear::{self, LinearAdapter, LinearSite, PerLinear, bad};
 use crate::support::torch_random::TorchGenerator;
-use crate::target::{Layers, Names, Targets};
 
 const NAME: &str = "vera";
 
@@ -53,7 +53,7 @@ pub const METHOD: Method = Method::of::<VeraConfig>(
 
 /// Settings, with `peft`'s names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct VeraConfig {
     /// Rows of `A`.
     pub r: usize,
@@ -65,12 +65,9 @@ pub struct VeraConfig {
     pub vera_dropout: f64,
     /// Initial value of `d`.
     pub d_initial: f64,
-    /// Path endings, one regular expression over the whole path, or `all-linear`.
-    pub target_modules: Names,
-    /// Only these blocks.
-    pub layers_to_transform: Option<Layers>,
-    /// Name of the list of blocks in the path.
-    pub layers_pattern: Option<Names>,
+    /// Which layers.
+    #[serde(flatten)]
+    pub targets: LayerTargets,
 }
 
 impl Default for VeraConfig {
@@ -81,9 +78,7 @@ impl Default for VeraConfig {
             save_projection: true,
             vera_dropout: 0.0,
             d_initial: 0.1,
-            target_modules: Targets::default().target_modules,
-            layers_to_transform: None,
-            layers_pattern: None,
+            targets: LayerTargets::default(),
         }
     }
 }
@@ -104,18 +99,13 @@ impl MethodConfig for VeraConfig {
     }
 
     fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
-        per_linear::from_peft::<VeraConfig>(NAME, config, json!({}), &[("bias", &[json!("none")])])
+        per_linear::from_peft_without_bias::<VeraConfig>(NAME, config)
     }
 }
 
 fn build(config: VeraConfig, context: &BuildContext<'_>) -> Result<PerLinear<Factors>, AdaptError> {
     config.validate()?;
-    let targets = Targets {
-        target_modules: config.target_modules.clone(),
-        layers_to_transform: config.layers_to_transform.clone(),
-        layers_pattern: config.layers_pattern.clone(),
-        ..Targets::default()
-    };
+    let targets = config.targets.all();
     let (mut d_in, mut d_out) = (0, 0);
     let (r, device) = (config.r, &context.device);
     let constants = json!({"bias": "none", "init_weights": true, "fan_in_fan_out": false});

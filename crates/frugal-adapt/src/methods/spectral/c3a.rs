@@ -39,8 +39,9 @@ use crate::method::{Family, Method, MethodConfig};
 use crate::methods::low_rank::lora::Init;
 use crate::pattern::Patterns;
 use crate::settings::Settings;
+use crate::support::layer_targets::LayerTargets;
 use crate::support::per_linear::{self, LinearAdapter, LinearSite, PerLinear, bad};
-use crate::target::{Targets, check_patterns, pattern_value};
+use crate::target::{check_patterns, pattern_value};
 
 const NAME: &str = "c3a";
 
@@ -65,12 +66,9 @@ pub struct C3aConfig {
     /// `"xavier_uniform"` (`false` means the same), `"kaiming_uniform"`, `"gaussian"`, or `true`
     /// for zero.
     pub init_weights: Init,
-    /// Path endings, one regular expression over the whole path, or `all-linear`.
-    pub target_modules: crate::target::Names,
-    /// Only these blocks.
-    pub layers_to_transform: Option<crate::target::Layers>,
-    /// Name of the list of blocks in the path.
-    pub layers_pattern: Option<crate::target::Names>,
+    /// Which layers.
+    #[serde(flatten)]
+    pub targets: LayerTargets,
 }
 
 impl Default for C3aConfig {
@@ -79,9 +77,7 @@ impl Default for C3aConfig {
             block_size: 64,
             block_size_pattern: Patterns::new(),
             init_weights: Init::Named("xavier_uniform".into()),
-            target_modules: Targets::default().target_modules,
-            layers_to_transform: None,
-            layers_pattern: None,
+            targets: LayerTargets::default(),
         }
     }
 }
@@ -130,12 +126,7 @@ fn build(config: C3aConfig, context: &BuildContext<'_>) -> Result<PerLinear<Kern
         &config.block_size_pattern,
         context.sites,
     )?;
-    let targets = Targets {
-        target_modules: config.target_modules.clone(),
-        layers_to_transform: config.layers_to_transform.clone(),
-        layers_pattern: config.layers_pattern.clone(),
-        ..Targets::default()
-    };
+    let targets = config.targets.all();
     PerLinear::new(
         &METHOD,
         &targets,

@@ -108,12 +108,7 @@ impl MethodConfig for FourierConfig {
     }
 
     fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
-        per_linear::from_peft::<FourierConfig>(
-            NAME,
-            config,
-            json!({}),
-            &[("bias", &[json!("none")])],
-        )
+        per_linear::from_peft_without_bias::<FourierConfig>(NAME, config)
     }
 }
 

@@ -52,12 +52,12 @@ use crate::method::{Family, Method, MethodConfig};
 use crate::settings::Settings;
 use crate::support::base_weights::linear_weights;
 use crate::support::dropout::dropout;
+use crate::support::layer_targets::LayerTargets;
 use crate::support::orthogonal::invert;
 use crate::support::per_linear::{
     self, LinearAdapter, LinearSite, PerLinear, bad, check_dropout, linear_maps,
 };
 use crate::support::torch_random::TorchGenerator;
-use crate::target::{Layers, Names, Targets};
 
 const NAME: &str = "frod";
 
@@ -74,7 +74,7 @@ pub const METHOD: Method = Method::of::<FrodConfig>(
 
 /// Settings, with `peft`'s names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct FrodConfig {
     /// Trained share of the elements outside of the diagonal.
     pub sparse_rate: f64,
@@ -92,12 +92,9 @@ pub struct FrodConfig {
     pub progressbar: bool,
     /// Of no effect.
     pub runtime_offload_base_weight: bool,
-    /// Path endings, one regular expression over the whole path, or `all-linear`.
-    pub target_modules: Names,
-    /// Only these blocks.
-    pub layers_to_transform: Option<Layers>,
-    /// Name of the list of blocks in the path.
-    pub layers_pattern: Option<Names>,
+    /// Which layers.
+    #[serde(flatten)]
+    pub targets: LayerTargets,
 }
 
 impl Default for FrodConfig {
@@ -111,9 +108,7 @@ impl Default for FrodConfig {
             init_weights: true,
             progressbar: true,
             runtime_offload_base_weight: false,
-            target_modules: Targets::default().target_modules,
-            layers_to_transform: None,
-            layers_pattern: None,
+            targets: LayerTargets::default(),
         }
     }
 }
@@ -141,7 +136,7 @@ impl MethodConfig for FrodConfig {
     }
 
     fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
-        per_linear::from_peft::<FrodConfig>(NAME, config, json!({}), &[("bias", &[json!("none")])])
+        per_linear::from_peft_without_bias::<FrodConfig>(NAME, config)
     }
 }
 
@@ -166,12 +161,7 @@ struct Kind {
 
 fn build(config: FrodConfig, context: &BuildContext<'_>) -> Result<PerLinear<Scales>, AdaptError> {
     config.validate()?;
-    let targets = Targets {
-        target_modules: config.target_modules.clone(),
-        layers_to_transform: config.layers_to_transform.clone(),
-        layers_pattern: config.layers_pattern.clone(),
-        ..Targets::default()
-    };
+    let targets = config.targets.all();
     let weights = linear_weights(context);
     let mut kinds: BTreeMap<String, Kind> = BTreeMap::new();
     for id in linear_maps(NAME, &targets, context)? {

@@ -1,5 +1,6 @@
 //! Coefficients in another basis: singular vectors, frequencies, circulants.
 
+pub mod adamss;
 pub mod c3a;
 pub mod fourierft;
 pub mod frod;

@@ -154,12 +154,7 @@ impl MethodConfig for WaveftConfig {
     }
 
     fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
-        per_linear::from_peft::<WaveftConfig>(
-            NAME,
-            config,
-            json!({}),
-            &[("bias", &[json!("none")])],
-        )
+        per_linear::from_peft_without_bias::<WaveftConfig>(NAME, config)
     }
 }
 

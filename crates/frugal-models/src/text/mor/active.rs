@@ -41,6 +41,7 @@ impl Active {
                 position_ids,
                 past: vec![0; sequences.len()],
                 prepended: 0,
+                invoked_at: vec![None; sequences.len()],
             },
             sequences,
             all: batch.tokens(),

@@ -161,6 +161,7 @@ impl Steps<'_> {
     /// The layers of a step over the rows of `active`, `[active, d_model]` to the same. `all`
     /// `[tokens, d_model]` has their rows in it; it is what goes through where a pass must see the
     /// rows of all tokens.
+    #[allow(clippy::too_many_arguments, reason = "what every layer is given")]
     fn step(
         &self,
         step: usize,
