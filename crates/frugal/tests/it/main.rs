@@ -16,6 +16,7 @@ mod blocks;
 mod combine;
 mod config_keys;
 mod encoders;
+mod exports;
 mod families;
 mod harness;
 mod harness_tasks;
