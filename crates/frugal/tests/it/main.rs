@@ -39,5 +39,6 @@ mod steps;
 mod support;
 mod texts;
 mod token_classification;
+mod trained_on;
 mod unused_files;
 mod variants;
