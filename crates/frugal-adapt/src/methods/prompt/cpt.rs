@@ -238,6 +238,13 @@ enum Held {
 /// Name of what is kept across a resume.
 const START: &str = "embeddings before training";
 
+/// 1 for rows that may move, `[n, 1]`.
+fn trained(bounds: &[f32], device: &Device) -> Tensor<2> {
+    let mask = bounds.iter().map(|&bound| f32::from(u8::from(bound > 0.0)));
+    let mask = TensorData::new(mask.collect::<Vec<f32>>(), [bounds.len(), 1]);
+    Tensor::from_data(mask, &device.clone().inner())
+}
+
 /// Makes rows that are longer than their bounds as long as these.
 fn shorten(rows: &mut [f32], bounds: &[f32]) {
     let d = rows.len() / bounds.len().max(1);
@@ -295,14 +302,13 @@ impl Cpt {
         let delta = vec![0.0; rows * d];
         let values = found.unwrap_or_else(|| draw(1.0));
         let bounds = config.bounds(d);
-        let mask = bounds.iter().map(|&b| f32::from(u8::from(b > 0.0)));
-        let mask = TensorData::new(mask.collect::<Vec<f32>>(), [rows, 1]);
+        let mask = trained(&bounds, device);
         Ok(Self {
             held: Held::Parts {
                 embedding: Parameter::frozen("embedding.weight", &[rows, d], values, device),
                 delta: Parameter::new("delta_embedding.weight", &[rows, d], delta, device),
                 bounds,
-                mask: Tensor::from_data(mask, &device.clone().inner()),
+                mask,
             },
             config,
             shape: PromptShape::of(context.info),
@@ -317,6 +323,11 @@ impl Cpt {
                 mask,
                 ..
             } => embedding.get::<2>(Mode::Eval) + delta.get::<2>(mode) * mask.clone(),
+            Held::Whole { all, bounds, .. } if mode.is_train() => {
+                let mask = trained(bounds, &all.device());
+                let (kept, moved) = (all.get::<2>(Mode::Eval), all.get::<2>(mode));
+                kept * (-mask.clone() + 1.0) + moved * mask
+            }
             Held::Whole { all, .. } => all.get::<2>(mode),
         }
     }
@@ -353,7 +364,10 @@ impl Adapter for Cpt {
 
     fn before_step(&mut self, _context: &StepContext, _gradients: &mut GradientSum) {
         if let Held::Whole { all, start, .. } = &mut self.held {
-            start.get_or_insert_with(|| all.to_vec());
+            let values = all.to_vec();
+            let start = start.get_or_insert_with(|| values.clone());
+            // The change is what is trained, and decayed.
+            all.set(values.iter().zip(&*start).map(|(v, s)| v - s).collect());
         }
     }
 
@@ -369,8 +383,7 @@ impl Adapter for Cpt {
                 start: Some(start),
                 bounds,
             } => {
-                let moved = all.to_vec();
-                let mut change: Vec<f32> = moved.iter().zip(&*start).map(|(m, s)| m - s).collect();
+                let mut change = all.to_vec();
                 shorten(&mut change, bounds);
                 all.set(change.iter().zip(&*start).map(|(c, s)| s + c).collect());
             }
