@@ -94,7 +94,7 @@ fn adapters_of_models_with_parameters_of_no_layer_could_not_be_merged_into_folde
             let build = registry::find(method).unwrap().build;
             let mut adapter = build(&settings, &context(backbone, 1)).unwrap();
             for parameter in adapter.parameters_mut() {
-                add(parameter, 0.02);
+                add(parameter, 0.1);
             }
             let found = run(backbone, adapter.pass(Mode::Eval));
             let plain = run(backbone, Box::new(NoAdapter));
