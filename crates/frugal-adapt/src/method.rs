@@ -63,6 +63,17 @@ pub struct LoadRule {
     pub refuses: fn(&Settings, Operation) -> Option<String>,
 }
 
+/// How adapters of a method are read from files.
+pub struct FileRule {
+    /// Whether files hold all that a new adapter forms of the model's weights, so that reading one
+    /// needs none of them.
+    pub hold_what_follows_from_weights: bool,
+    /// Refuses values that no adapter of the method has.
+    pub check: fn(&dyn Adapter) -> Result<(), AdaptError>,
+    /// Why an adapter with these settings is read and used, but not trained on.
+    pub not_trained_on: fn(&Settings) -> Option<&'static str>,
+}
+
 /// The typed settings of a method, from which [`Method::of`] makes its registry entry.
 pub trait MethodConfig: Serialize + DeserializeOwned + Default {
     /// Name on the command line and in configuration files.
@@ -122,6 +133,8 @@ pub struct Method {
     pub peft_variant: Option<fn(&Settings) -> bool>,
     /// Where some settings want the weights read in a way of their own.
     pub load_rule: Option<LoadRule>,
+    /// How its adapters are read from files.
+    pub file_rule: FileRule,
     /// What it can do.
     pub capabilities: Capabilities,
     /// Its source file, whose header is its documentation.
@@ -154,6 +167,11 @@ impl Method {
             peft_type: C::PEFT_TYPE,
             peft_variant: None,
             load_rule: None,
+            file_rule: FileRule {
+                hold_what_follows_from_weights: false,
+                check: |_| Ok(()),
+                not_trained_on: |_| None,
+            },
             capabilities: Capabilities {
                 merge: true,
                 identity_at_init: true,
@@ -193,6 +211,24 @@ impl Method {
     /// Some settings want the weights read in a way of their own.
     pub const fn load_rule(mut self, rule: LoadRule) -> Self {
         self.load_rule = Some(rule);
+        self
+    }
+
+    /// Its files hold all that a new adapter forms of the model's weights.
+    pub const fn files_hold_what_follows_from_weights(mut self) -> Self {
+        self.file_rule.hold_what_follows_from_weights = true;
+        self
+    }
+
+    /// What files hold is checked by this.
+    pub const fn check_file(mut self, check: fn(&dyn Adapter) -> Result<(), AdaptError>) -> Self {
+        self.file_rule.check = check;
+        self
+    }
+
+    /// With some settings adapters from files are not trained on, for the reason that this gives.
+    pub const fn not_trained_on(mut self, why: fn(&Settings) -> Option<&'static str>) -> Self {
+        self.file_rule.not_trained_on = why;
         self
     }
 

@@ -1,7 +1,7 @@
 //! Writing safetensors files and Hugging Face folders.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use frugal_core::fs::{FileError, Temporary};
@@ -159,13 +159,21 @@ impl View for Stored<'_> {
 /// Writes a safetensors file under a temporary name, flushes it to disk and renames it.
 ///
 /// # Errors
-/// [`FileError`] naming the path; an older file is then untouched.
+/// [`FileError`] naming the path; an older file is then untouched. Two tensors of one name are an
+/// error too.
 pub fn write_safetensors(path: &Path, tensors: Vec<(String, Stored<'_>)>) -> Result<(), FileError> {
     let folder = path
         .parent()
         .filter(|p| !p.as_os_str().is_empty())
         .unwrap_or(Path::new("."));
     frugal_core::fs::create_dir(folder)?;
+    let mut names = HashSet::new();
+    for (name, _) in &tensors {
+        if !names.insert(name) {
+            let twice = std::io::Error::other(format!("there are two tensors called `{name}`"));
+            return Err(FileError::at(path, "cannot write")(twice));
+        }
+    }
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let write = || -> std::io::Result<()> {
         let temporary = Temporary::for_file(path)?;

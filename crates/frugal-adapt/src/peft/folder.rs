@@ -179,7 +179,15 @@ impl Files {
         };
         let (settings, beside) =
             self.settings(method, context.sites, bare.then_some(context.info))?;
-        let adapter = method.make(&settings, context)?;
+        // What a new adapter would form of the weights is replaced by what the file holds.
+        let rule = &method.file_rule;
+        let adapter = match rule.hold_what_follows_from_weights {
+            true => method.make(&settings, &without_weights(context))?,
+            false => method.make(&settings, context)?,
+        };
+        if method.family == Family::Prompt {
+            check_model_sizes(method, &self.config, &adapter.peft_config())?;
+        }
         let wanted = beside.wanted(method, adapter.as_ref(), context, (&names, bare))?;
         let adapter: Box<dyn Adapter> = if wanted.is_empty() {
             adapter
@@ -198,8 +206,37 @@ impl Files {
             context,
             allow_partial,
         )?;
+        (rule.check)(entry.adapter.as_ref())?;
         Ok((entry, report))
     }
+}
+
+fn without_weights<'a>(context: &BuildContext<'a>) -> BuildContext<'a> {
+    BuildContext {
+        backbone: None,
+        device: context.device.clone(),
+        ..*context
+    }
+}
+
+/// Sizes of the model that the files of prompts state must be those of this model, as `own` has
+/// them.
+fn check_model_sizes(method: &Method, config: &Settings, own: &Settings) -> Result<(), AdaptError> {
+    for field in ["token_dim", "num_layers", "num_attention_heads"] {
+        let given = config.get(field).filter(|value| !value.is_null());
+        if let (Some(given), Some(own)) = (given, own.get(field))
+            && given != own
+        {
+            return Err(AdaptError::Config {
+                method: method.name,
+                field,
+                reason: format!(
+                    "it is {given}, and {own} with this model: the adapter was made for another one"
+                ),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// What more is adapted than these settings say shows in the weights.

@@ -18,8 +18,7 @@ pub(crate) fn check_peft(
     };
     if config
         .get("num_transformer_submodules")
-        .and_then(Value::as_u64)
-        .is_some_and(|n| n != 1)
+        .is_some_and(|n| !n.is_null() && n.as_u64() != Some(1))
     {
         return Err(bad(
             "num_transformer_submodules",

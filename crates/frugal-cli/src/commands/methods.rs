@@ -66,7 +66,7 @@ fn describe(method: &Method) -> Value {
         "capabilities": method.capabilities,
         "default_lr": method.default_lr,
         "peft_type": method.peft_type,
-        "in_peft": method.is_in_peft(),
+        "in_peft": method.is_read_by_peft(),
         "defaults": (method.defaults)(),
     })
 }
@@ -107,7 +107,11 @@ fn capabilities(method: &Method) -> Vec<String> {
 fn show(method: &Method) {
     ui::print(&markdown::render(&method.documentation(), ui::width()));
     let can = capabilities(method);
-    let in_peft = if method.is_in_peft() { "yes" } else { "no" };
+    let in_peft = if method.is_read_by_peft() {
+        "yes"
+    } else {
+        "no"
+    };
     let mut rows = vec![
         ("aliases", method.aliases.join(", ")),
         (

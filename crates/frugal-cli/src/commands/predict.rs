@@ -160,6 +160,9 @@ pub fn run(args: &Args) -> Result<Outcome> {
             let why = format!("no column {column:?} for the label, which `--column` names");
             return Err(place(RunError::Invalid(why)));
         }
+        if let Some(gold) = record.label.as_ref().filter(|_| predictor.labels_tokens()) {
+            predictor.check_tags(gold).map_err(place)?;
+        }
         let ids = match predictor.labels_tokens() {
             true => predictor.encode_words(&record.tokens),
             false => predictor.encode(&record.text, record.text_pair.as_deref()),

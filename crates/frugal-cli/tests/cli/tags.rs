@@ -90,6 +90,9 @@ fn labels_of_words_are_learned_measured_predicted_and_merged() {
     assert_eq!((rows[0], rows.len()), ("line,word,label,score", 6));
     assert!(rows[1].starts_with("1,mary,B-PER,"), "{}", rows[1]);
 
+    texts_without_words_and_wrong_tags_stopped_or_passed(folder.path());
+    words_behind_the_cut_are_told(folder.path());
+
     run(folder.path(), "merge --adapter run --out merged --quiet").ok();
     let merged = run(folder.path(), "predict --model merged --data new.jsonl").ok();
     assert_eq!(lines(&merged.stdout)[0]["labels"], json!(expected));
@@ -110,6 +113,56 @@ fn labels_of_words_are_learned_measured_predicted_and_merged() {
         "tune --adapter run --task classification --data train.jsonl --max-steps 1 --out no";
     run(folder.path(), words)
         .fails(&["its head labels every token", "--task token-classification"]);
+}
+
+fn texts_without_words_and_wrong_tags_stopped_or_passed(folder: &Path) {
+    let predict = |text: &str| {
+        fs::write(folder.join("some.jsonl"), text).unwrap();
+        run(folder, "predict --adapter run --data some.jsonl")
+    };
+    let sentence = r#"{"tokens": ["mary", "jones"], "ner_tags": ["B-PER", null]}"#;
+    let none = r#"{"tokens": [], "ner_tags": []}"#;
+    let found = lines(
+        &predict(&format!("{none}\n{sentence}\n{none}\n{none}\n{sentence}\n"))
+            .ok()
+            .stdout,
+    );
+    assert_eq!(found.len(), 5);
+    for (at, words) in [0, 2, 0, 0, 2].into_iter().enumerate() {
+        for key in ["tokens", "labels", "scores", "gold"] {
+            assert_eq!(
+                found[at][key].as_array().unwrap().len(),
+                words,
+                "{}",
+                found[at]
+            );
+        }
+    }
+    assert_eq!(found[0]["entities"], json!([]));
+    assert_eq!(found[1]["labels"], json!(["B-PER", "I-PER"]));
+    assert_eq!(
+        lines(&predict(&format!("{none}\n")).ok().stdout)[0]["labels"],
+        json!([])
+    );
+    predict(&sentence.replace("null", "\"O\", \"O\""))
+        .fails(&["some.jsonl:1: 2 tokens, but 3 tags"]);
+    predict(&format!("{none}\n{}", sentence.replace("null", "\"B-X\"")))
+        .fails(&["some.jsonl:2: label \"B-X\" is not one of "]);
+}
+
+fn words_behind_the_cut_are_told(folder: &Path) {
+    let tokens = json!({"tokens": vec!["mary"; 40], "ner_tags": vec!["B-PER"; 40]});
+    fs::write(folder.join("long.jsonl"), format!("{tokens}\n")).unwrap();
+    let words = "eval --adapter run --data long.jsonl --max-length 10 --truncate --json";
+    let run = run(folder, words).ok();
+    let measured = run.json();
+    let cut = measured["cut_words"].as_u64().unwrap();
+    let scores = measured["label_scores"].as_array().unwrap();
+    let of = |scores: &&Value| scores["label"] == "PER";
+    let seen = scores.iter().find(of).unwrap()["support"].as_u64().unwrap();
+    assert!(seen <= 10 && seen + cut == 40, "{measured}");
+    let told = format!("long.jsonl: {cut} words with a tag lie behind the cut");
+    assert!(run.stderr.contains(&told), "{}", run.stderr);
 }
 
 #[test]
@@ -138,6 +191,16 @@ fn what_is_no_data_of_words_is_refused() {
         "{tags} --data numbers.jsonl --problem-type regression"
     ))
     .fails(&["`problem_type`"]);
+    fs::write(
+        at("spaces.jsonl"),
+        "{\"tokens\": [\"a\", \"b\"], \"ner_tags\": [\"O\", \" O\"]}\n",
+    )
+    .unwrap();
+    tune(&format!("{tags} --data spaces.jsonl")).fails(&["only in the space around it"]);
+    tune(&format!(
+        "{tags} --data numbers.jsonl --class-weights balanced"
+    ))
+    .fails(&["`--class-weights`", "leave it out"]);
     let names = "--set data.label_names=[\"O\",\"B-PER\",\"I-PER\",\"B-LOC\",\"I-LOC\"]";
     tune(&format!("--data texts.csv {names}")).fails(&["`data.label_names`"]);
     tune(&format!(

@@ -278,7 +278,11 @@ fn tagged_record(
     };
     let told = mapped.as_ref().is_none_or(has) && row.given("ner_tags").is_some();
     let label = match told {
-        true => Some(Value::from(tags::tags(&row)?)),
+        true => {
+            let told = tags::tags(&row)?;
+            tags::check_lengths(&row, &tokens, &told)?;
+            Some(Value::from(told))
+        }
         false => None,
     };
     Ok(TextRecord {

@@ -246,16 +246,14 @@ pub(super) fn check_names(
     lines: &[usize],
 ) -> Result<(), DataError> {
     let mut seen: BTreeMap<&str, &str> = BTreeMap::new();
-    for (example, line) in examples.iter().zip(lines) {
-        let Example::Classification { label, .. } = example else {
-            continue;
-        };
+    let named = examples.iter().zip(lines);
+    for (label, line) in named.flat_map(|(e, line)| named_in(e).map(move |label| (label, *line))) {
         let first = seen.entry(label.trim()).or_insert(label);
         if *first != label {
             let problem = format!(
                 "the label {label:?} differs from {first:?} only in the space around it; write both the same way"
             );
-            return Err(DataError::line(path, *line, problem));
+            return Err(DataError::line(path, line, problem));
         }
     }
     // Two spellings of one text in Unicode look the same to people.
@@ -285,6 +283,16 @@ pub(super) fn check_names(
         )),
         _ => Ok(()),
     }
+}
+
+/// The names of classes in an example: its label, or the tags of its words.
+fn named_in(example: &Example) -> impl Iterator<Item = &String> {
+    let (one, several) = match example {
+        Example::Classification { label, .. } => (Some(label), &[][..]),
+        Example::Tagged { tags, .. } => (None, tags.as_slice()),
+        _ => (None, &[][..]),
+    };
+    one.into_iter().chain(several.iter().flatten())
 }
 
 /// The text with its letters composed.

@@ -14,14 +14,24 @@ const UNTAGGED: i64 = -100;
 /// Words with a tag for each.
 pub(super) fn example(row: &Row<'_>) -> Result<Example, DataError> {
     let (tokens, tags) = (tokens(row)?, tags(row)?);
-    if tokens.len() != tags.len() {
-        return Err(row.problem(format!(
-            "{} tokens, but {} tags: there must be one for each",
-            tokens.len(),
-            tags.len()
-        )));
-    }
+    check_lengths(row, &tokens, &tags)?;
     Ok(Example::Tagged { tokens, tags })
+}
+
+/// There must be as many tags as words.
+pub(super) fn check_lengths(
+    row: &Row<'_>,
+    tokens: &[String],
+    tags: &[Option<String>],
+) -> Result<(), DataError> {
+    if tokens.len() == tags.len() {
+        return Ok(());
+    }
+    Err(row.problem(format!(
+        "{} tokens, but {} tags: there must be one for each",
+        tokens.len(),
+        tags.len()
+    )))
 }
 
 /// The items of a list; a table holds it as JSON, or as Python writes it, in one cell.

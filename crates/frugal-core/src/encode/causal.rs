@@ -46,6 +46,7 @@ pub(super) fn encode(
         tokenized: shift(&ids[..kept], &trained[..kept]),
         length,
         counted,
+        cut_words: 0,
     })
 }
 

@@ -31,6 +31,7 @@ pub(super) fn encode(
         },
         length: cut.length,
         counted,
+        cut_words: 0,
     })
 }
 

@@ -34,6 +34,8 @@ pub struct Encoded {
     pub rows: Vec<usize>,
     /// How many examples were cut.
     pub truncated: usize,
+    /// How many words with a tag were cut off, those of rows that were left out too.
+    pub cut_words: usize,
     /// How many rows were left out because nothing in them would be trained.
     pub dropped: usize,
     /// Tokens of all examples.
@@ -132,6 +134,7 @@ pub fn encode_all(
         examples: vec![],
         rows: vec![],
         truncated: 0,
+        cut_words: 0,
         dropped: 0,
         total_tokens: 0,
         trained_tokens: 0,
@@ -152,6 +155,7 @@ pub fn encode_all(
             tokenized,
             length,
             counted,
+            cut_words,
         } = row.map_err(|problem| EncodeError::Row {
             path: dataset.file_of(i).to_owned(),
             line: *line,
@@ -161,6 +165,7 @@ pub fn encode_all(
             too_long.get_or_insert((i, *line, length, counted));
             too_long_count += 1;
         }
+        encoded.cut_words += cut_words;
         if tokenized.trained() == 0 {
             encoded.dropped += 1;
             continue;
@@ -219,6 +224,7 @@ pub fn encode_text(
         tokenized,
         length,
         counted,
+        ..
     } = row.map_err(failed)?;
     if length > options.max_length && !options.truncate {
         return Err(failed(RowError::TooLong {

@@ -37,6 +37,7 @@ pub fn encode_ranked(
         examples: Vec::with_capacity(dataset.len()),
         rows: (0..dataset.len()).collect(),
         truncated: 0,
+        cut_words: 0,
         dropped: 0,
         total_tokens: 0,
         trained_tokens: dataset.len(),

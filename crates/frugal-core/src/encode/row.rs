@@ -13,6 +13,8 @@ pub(super) struct Row {
     pub(super) length: usize,
     /// Whether all of it was tokenized.
     pub(super) counted: bool,
+    /// Words with a tag that were cut off.
+    pub(super) cut_words: usize,
 }
 
 /// What is wrong with one row.

@@ -39,6 +39,17 @@ pub(super) fn encode(
     let class_of = |list: &[Option<i32>], word: u32| list.get(word as usize).copied().flatten();
     let mut targets = vec![IGNORE_INDEX; ids.len()];
     let mut starts = vec![None; ids.len()];
+    // Words behind the last one that has a token, if tokens were cut off.
+    let reached = words
+        .iter()
+        .flatten()
+        .max()
+        .map_or(0, |word| *word as usize + 1);
+    let behind = classes.get(reached..).unwrap_or_default();
+    let cut_words = match length > ids.len() {
+        true => behind.iter().flatten().count(),
+        false => 0,
+    };
     let mut last = None;
     for (i, word) in words.into_iter().enumerate() {
         if let Some(word) = word {
@@ -65,5 +76,6 @@ pub(super) fn encode(
         },
         length,
         counted: true,
+        cut_words,
     })
 }

@@ -233,7 +233,52 @@ pub fn find(name: &str) -> Result<&'static ObjectiveEntry, String> {
 /// # Errors
 /// A name that is none, settings that it does not have.
 pub fn made(named: &Named, train: &TrainConfig) -> Result<Box<dyn Objective>, String> {
-    (find(&named.name)?.make)(named, train)
+    (find(&named.name)?.make)(named, train).map_err(|error| match whose(named, train, &error) {
+        Some(hint) => format!("{error}; {hint}"),
+        None => error,
+    })
+}
+
+/// Settings that flags of `frugal tune` give.
+const FLAGS: [(&str, &str); 1] = [("class_weights", "`--class-weights`")];
+
+/// Where an objective does not have a setting: which others have it, and what to do.
+fn whose(named: &Named, train: &TrainConfig, error: &str) -> Option<String> {
+    let (_, rest) = error.split_once("unknown field `")?;
+    let (key, _) = rest.split_once('`')?;
+    let own = find(&named.name).map_or("", |entry| entry.name);
+    let train = TrainConfig {
+        label_smoothing: 0.0,
+        ..train.clone()
+    };
+    let has = |entry: &&ObjectiveEntry| {
+        let settings = named.settings.get_key_value(key);
+        let alone = Named {
+            name: entry.name.into(),
+            settings: settings
+                .map(|(k, v)| (k.clone(), v.clone()))
+                .into_iter()
+                .collect(),
+        };
+        entry.name != own && (entry.make)(&alone, &train).is_ok()
+    };
+    let names: Vec<String> = OBJECTIVES
+        .iter()
+        .filter(has)
+        .map(|entry| format!("`{}`", entry.name))
+        .collect();
+    let flag = FLAGS.iter().find(|(name, _)| *name == key);
+    let what = flag.map_or_else(
+        || format!("`{key}`"),
+        |(_, flag)| format!("{flag} (`{key}`)"),
+    );
+    Some(match names.is_empty() {
+        true => format!("leave {what} out"),
+        false => format!(
+            "{what} has a part in {} alone: leave it out",
+            names.join(" and ")
+        ),
+    })
 }
 
 /// The objective of a run: the one that its settings name, else the one that the model is made for,

@@ -235,6 +235,40 @@ fn labels_that_an_objective_cannot_learn_are_refused() {
     );
 }
 
+#[test]
+fn settings_of_another_objective_were_refused_without_their_flag() {
+    let made = |text: &str| {
+        let named: Named = serde_json::from_str(text).unwrap();
+        crate::objective::made(&named, &TrainConfig::default())
+    };
+    let refused = |text: &str| made(text).err().expect(text);
+    for name in [
+        "token_classification",
+        "causal_lm",
+        "regression",
+        "info_nce",
+        "bce",
+    ] {
+        let error = refused(&format!(
+            r#"{{"name": "{name}", "class_weights": "balanced"}}"#
+        ));
+        for said in [
+            name,
+            "`--class-weights` (`class_weights`) has a part in `classification` and `multi_label` alone: leave it out",
+        ] {
+            assert!(error.contains(said), "{name}: {error}");
+        }
+    }
+    let error = refused(r#"{"name": "classification", "triplet_margin": 1.0}"#);
+    assert!(
+        error.contains("`triplet_margin` has a part in `triplet`"),
+        "{error}"
+    );
+    let error = refused(r#"{"name": "classification", "colour": 1}"#);
+    assert!(error.contains("leave `colour` out"), "{error}");
+    assert!(made(r#"{"name": "classification", "class_weights": "balanced"}"#).is_ok());
+}
+
 /// Pulls the first and the second text of each example together: what a library user may write
 /// without a change to the trainer.
 struct Together;

@@ -108,7 +108,9 @@ fn full_name(name: &str, prefix: &str) -> String {
 
 /// Whether a tensor is neither the backbone's, nor a buffer, nor the token table once more.
 fn is_further(name: &str, config: &ModelConfig, sites: &SiteTable) -> bool {
+    // Most sites hold a `weight` and a `bias`; a bare parameter is stored under its own path.
     let parent = name.rsplit_once('.').map_or(name, |(parent, _)| parent);
+    let is_own = [name, parent].iter().any(|path| sites.find(path).is_some());
     let is_buffer = BUFFERS
         .iter()
         .any(|buffer| name == *buffer || name.ends_with(&format!(".{buffer}")));
@@ -120,7 +122,7 @@ fn is_further(name: &str, config: &ModelConfig, sites: &SiteTable) -> bool {
     let is_table = tied
         && config.family.is_encoder
         && ["cls.predictions.decoder.weight", "lm_head.decoder.weight"].contains(&name);
-    sites.find(parent).is_none() && !is_buffer && !is_table
+    !is_own && !is_buffer && !is_table
 }
 
 /// Copies everything that lies beside the weights of a model folder, but for what was written

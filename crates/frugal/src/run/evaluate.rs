@@ -57,6 +57,9 @@ pub struct Evaluated {
     /// are labelled.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub label_scores: Vec<ClassScores>,
+    /// Words with a tag that were cut off and are not measured.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub cut_words: usize,
     /// SHA-256 of the data file.
     pub sha256: String,
     /// Whether the adapter was trained on other weights than the model's as they are now.
@@ -91,6 +94,10 @@ pub fn data_settings_of(adapter: &Path) -> DataConfig {
         completion_only: data.completion_only,
         ..DataConfig::default()
     }
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 /// Examples whose logits are written on request.
@@ -165,6 +172,9 @@ pub fn evaluate(
         &request.data,
         max_length,
     )?;
+    if let Some(text) = part.cut_words() {
+        observe(&Progress::Warning { text });
+    }
     observe(&Progress::Begin {
         what: format!("evaluating {} examples", part.examples().len()),
     });
@@ -203,6 +213,7 @@ pub fn evaluate(
         label_scores: found.labels.map_or(found.entities, |report| report.labels),
         examples: part.examples().len(),
         tokens: part.encoded.total_tokens,
+        cut_words: part.encoded.cut_words,
         labels,
         confusion,
         sha256: part.sha256,

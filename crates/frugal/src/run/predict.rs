@@ -9,6 +9,8 @@ use frugal_models::{LoadOptions as WeightOptions, Quantize};
 use frugal_nn::{Adapter, Head, HeadConfig, ProblemType};
 use frugal_train::{Tokenized, head_logits};
 
+use serde_json::Value;
+
 use super::open::{OpenOptions, Opened, open};
 use super::predictions::Tags;
 use super::{DataConfig, Observe, RunError};
@@ -185,12 +187,39 @@ impl Predictor {
     /// # Errors
     /// As [`Self::predict`].
     pub fn tag(&self, texts: &[(Tokenized, usize)]) -> Result<Vec<Tags>, RunError> {
-        let ids: Vec<Tokenized> = texts.iter().map(|(ids, _)| ids.clone()).collect();
-        let logits = self.logits(&ids)?;
-        let of = |((ids, words), logits): (&(Tokenized, usize), &Vec<f32>)| {
-            Tags::new(self.labels(), *words, ids, logits)
+        let ids = texts.iter().map(|(ids, _)| ids);
+        let ids: Vec<Tokenized> = ids.filter(|ids| !ids.is_empty()).cloned().collect();
+        let mut logits = self.logits(&ids)?.into_iter();
+        let of = |(ids, words): &(Tokenized, usize)| {
+            // A text without words has no tokens where the tokenizer adds none.
+            let own = match ids.is_empty() {
+                true => Vec::new(),
+                false => logits.next().unwrap_or_default(),
+            };
+            Tags::new(self.labels(), *words, ids, &own)
         };
-        Ok(texts.iter().zip(&logits).map(of).collect())
+        Ok(texts.iter().map(of).collect())
+    }
+
+    /// Checks what a file says of the words of a text before it is repeated: every tag must be one of
+    /// the model's.
+    ///
+    /// # Errors
+    /// Names the first tag that is none of them.
+    pub fn check_tags(&self, gold: &Value) -> Result<(), RunError> {
+        let labels = self.labels();
+        let mut tags = gold
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str);
+        match tags.find(|tag| !labels.iter().any(|label| label == tag)) {
+            None => Ok(()),
+            Some(tag) => Err(RunError::Invalid(format!(
+                "label {tag:?} is not one of {}: leave the tags out, or take those that the model knows",
+                labels.join(", ")
+            ))),
+        }
     }
 
     /// For each text a value for every label: a probability, or with regression the score itself.

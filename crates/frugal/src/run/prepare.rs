@@ -36,6 +36,17 @@ impl Part {
     pub fn examples(&self) -> &[Tokenized] {
         &self.encoded.examples
     }
+
+    /// That words with a tag were cut off, if some were.
+    pub(super) fn cut_words(&self) -> Option<String> {
+        let count = self.encoded.cut_words;
+        (count > 0).then(|| {
+            format!(
+                "{}: {count} words with a tag lie behind the cut (`--truncate`): they are neither trained nor measured",
+                self.source
+            )
+        })
+    }
 }
 
 /// Everything that is known before weights are read.
@@ -98,6 +109,7 @@ impl Prepared {
                 ));
             }
         }
+        found.extend(self.parts().filter_map(Part::cut_words));
         let names = paths::names(&config.train);
         let twice = |(i, name): &(usize, &String)| names[..*i].contains(*name);
         if let Some((_, name)) = names.iter().enumerate().find(twice) {

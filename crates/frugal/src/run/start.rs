@@ -79,6 +79,10 @@ impl Start {
                 "its file holds the chosen vectors and their weights alone (`save_only_topk_weights`), which cannot be trained on".into(),
             ));
         }
+        let rule = &registry::find(self.described.method)?.file_rule;
+        if let Some(reason) = (rule.not_trained_on)(&self.described.settings) {
+            return Err(self.refuse(reason.into()));
+        }
         let differs = |(key, value): &(&String, &Value)| {
             !TARGETS.contains(&key.as_str())
                 && !same(

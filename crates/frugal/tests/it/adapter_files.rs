@@ -56,13 +56,13 @@ fn the_documentation_says_of_every_method_who_reads_its_files() {
             [_, _, loads, merges] => {
                 assert_eq!(
                     (*loads == "yes", *merges == "yes"),
-                    (method.is_in_peft(), method.capabilities.merge),
+                    (method.is_read_by_peft(), method.capabilities.merge),
                     "{}",
                     method.name
                 );
             }
             row => assert!(
-                method.is_in_peft() && row[1].contains(method.peft_type),
+                method.is_read_by_peft() && row[1].contains(method.peft_type),
                 "{}",
                 method.name
             ),

@@ -45,6 +45,7 @@ pub const METHOD: Method = Method::of::<MicaConfig>(
     include_str!("mica.rs"),
 )
 .default_lr(5e-4)
+.files_hold_what_follows_from_weights()
 .peft_variant(|config| config.get("init_lora_weights") == Some(&json!("mica")));
 
 /// Settings: those of LoRA.

@@ -27,7 +27,7 @@
 //! ## Departures from the paper
 //! Self-study, the paper's way of making training data, is left to the user. Keys are used as they are,
 //! without rotary rotation, and tokens take the positions after them, as in `peft`. An adapter that is
-//! read from files keeps its first positions by giving them no gradient.
+//! read from files keeps its first positions: they have no gradient, and each step puts them back.
 //!
 //! ## References
 //! - Eyuboglu et al.: Cartridges: Lightweight and General-Purpose Long Context Representations via
@@ -35,8 +35,8 @@
 
 use burn::prelude::*;
 use frugal_nn::{
-    AdaptError, Adapter, BuildContext, KeyValue, Linear, Mode, Parameter, Pass, named_rng,
-    standard_normal, to_vec,
+    AdaptError, Adapter, BuildContext, GradientSum, KeyValue, Linear, Mode, Parameter, Pass,
+    StepContext, named_rng, standard_normal, to_vec,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -134,8 +134,13 @@ enum Held {
         /// What both count in, `[1, layers * 2 * width]`.
         unit: Option<Tensor<2>>,
     },
-    /// As files hold it, `[num_virtual_tokens, layers * 2 * width]`.
-    Whole(Parameter),
+    /// As files hold it.
+    Whole {
+        /// `[num_virtual_tokens, layers * 2 * width]`.
+        all: Parameter,
+        /// The first `num_frozen_tokens` rows while the optimiser takes a step, which decays them too.
+        kept: Vec<f32>,
+    },
 }
 
 /// A trained KV cache.
@@ -191,12 +196,10 @@ impl Cartridge {
         let frozen = config.num_frozen_tokens;
         let held = if config.inference_mode {
             let name = "prompt_embeddings";
-            Held::Whole(Parameter::new(
-                name,
-                &[rows, total],
-                values,
-                &context.device,
-            ))
+            Held::Whole {
+                all: Parameter::new(name, &[rows, total], values, &context.device),
+                kept: Vec::new(),
+            }
         } else {
             let trained = values.split_off(frozen * total);
             let kept = |values| {
@@ -240,8 +243,8 @@ impl Cartridge {
                     None => all,
                 }
             }
-            Held::Whole(all) if self.frozen == 0 || !mode.is_train() => all.get::<2>(mode),
-            Held::Whole(all) => {
+            Held::Whole { all, .. } if self.frozen == 0 || !mode.is_train() => all.get::<2>(mode),
+            Held::Whole { all, .. } => {
                 let kept = all.get::<2>(Mode::Eval).narrow(0, 0, self.frozen);
                 if self.frozen == self.rows {
                     return kept;
@@ -286,7 +289,7 @@ impl Adapter for Cartridge {
             Held::Parts {
                 frozen, trained, ..
             } => frozen.iter().chain([trained]).collect(),
-            Held::Whole(all) => vec![all],
+            Held::Whole { all, .. } => vec![all],
         }
     }
 
@@ -295,7 +298,7 @@ impl Adapter for Cartridge {
             Held::Parts {
                 frozen, trained, ..
             } => frozen.iter_mut().chain([trained]).collect(),
-            Held::Whole(all) => vec![all],
+            Held::Whole { all, .. } => vec![all],
         }
     }
 
@@ -306,15 +309,40 @@ impl Adapter for Cartridge {
         })
     }
 
+    fn before_step(&mut self, _context: &StepContext, _gradients: &mut GradientSum) {
+        if let Held::Whole { all, kept } = &mut self.held {
+            let len = self.frozen * all.shape()[1];
+            *kept = to_vec(all.value().narrow(0, 0, len.max(1)));
+            kept.truncate(len);
+        }
+    }
+
+    fn after_step(&mut self, _context: &StepContext) {
+        if let Held::Whole { all, kept } = &mut self.held
+            && !kept.is_empty()
+        {
+            let mut values = all.to_vec();
+            values[..kept.len()].copy_from_slice(kept);
+            all.set(values);
+        }
+    }
+
+    fn needs_trainer(&self) -> bool {
+        self.frozen > 0 && matches!(self.held, Held::Whole { .. })
+    }
+
     fn to_inference(&self) -> Option<Box<dyn Adapter>> {
-        if matches!(self.held, Held::Whole(_)) {
+        if matches!(self.held, Held::Whole { .. }) {
             return None;
         }
         let table = self.table(Mode::Eval);
         let (shape, device) = (table.dims(), table.device());
         let all = Parameter::new("prompt_embeddings", &shape, to_vec(table), &device);
         Some(Box::new(Self {
-            held: Held::Whole(all),
+            held: Held::Whole {
+                all,
+                kept: Vec::new(),
+            },
             ..*self
         }))
     }

@@ -26,17 +26,20 @@
 //! ## Departures from the paper
 //! Labels in the context add nothing to the loss, so contexts with labels are not trained on here
 //! and the decay of their weights (`opt_weighted_loss_type`) has nothing to act on; adapters that
-//! `peft` trained with them are read, used and saved again. `peft` has CPT for decoders without a head
+//! `peft` trained with them are read, used and saved again. Files hold the refined embeddings alone;
+//! one that is trained on moves within the same bounds around these, as in `peft`. `peft` has CPT for decoders without a head
 //! only.
 //!
 //! ## References
 //! - Blau, Kimhi, Belinkov, Bronstein, Baskin: Context-aware Prompt Tuning: Advancing In-Context
 //!   Learning with Adversarial Methods, 2024, arXiv 2410.17222.
 
+use std::collections::BTreeMap;
+
 use burn::prelude::*;
 use frugal_nn::{
-    AdaptError, Adapter, BuildContext, Linear, Mode, Parameter, Pass, StepContext, lookup,
-    named_rng, standard_normal, to_vec,
+    AdaptError, Adapter, BuildContext, GradientSum, Linear, Mode, Parameter, Pass, StepContext,
+    lookup, named_rng, standard_normal, to_vec,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -62,7 +65,15 @@ pub const METHOD: Method = Method::of::<CptConfig>(
 .default_lr(1e-2)
 .without_merge()
 .without_identity()
-.without_mixed_batch();
+.without_mixed_batch()
+.not_trained_on(|settings| {
+    let types = settings.get("cpt_tokens_type_mask")?.as_array()?;
+    let mut types = types.iter().filter_map(Value::as_u64);
+    let has_labels = types.any(|kind| is_label(kind as u32));
+    has_labels.then_some(
+        "its context holds labels (types 4, 8, ... in `cpt_tokens_type_mask`), which are not trained on here",
+    )
+});
 
 /// Settings, with `peft`'s names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -147,8 +158,7 @@ impl MethodConfig for CptConfig {
                 "must be \"none\" or \"decay\"",
             );
         }
-        let is_label = |kind: &u32| *kind > 0 && kind.is_multiple_of(4);
-        if !self.inference_mode && self.cpt_tokens_type_mask.iter().any(is_label) {
+        if !self.inference_mode && self.cpt_tokens_type_mask.iter().copied().any(is_label) {
             let reason = "labels in the context (types 4, 8, ...) are not trained on here";
             return bad(NAME, "cpt_tokens_type_mask", reason);
         }
@@ -197,6 +207,10 @@ impl CptConfig {
     }
 }
 
+fn is_label(kind: u32) -> bool {
+    kind > 0 && kind.is_multiple_of(4)
+}
+
 /// Where the context's embeddings are held.
 enum Held {
     /// As they are trained.
@@ -210,8 +224,36 @@ enum Held {
         /// 1 for trained rows, `[n, 1]`.
         mask: Tensor<2>,
     },
-    /// As files hold them, `[n, d_model]`.
-    Whole(Parameter),
+    /// As files hold them.
+    Whole {
+        /// `[n, d_model]`.
+        all: Parameter,
+        /// What they were before training, once there is training.
+        start: Option<Vec<f32>>,
+        /// How far each row may move from there.
+        bounds: Vec<f32>,
+    },
+}
+
+/// Name of what is kept across a resume.
+const START: &str = "embeddings before training";
+
+/// 1 for rows that may move, `[n, 1]`.
+fn trained(bounds: &[f32], device: &Device) -> Tensor<2> {
+    let mask = bounds.iter().map(|&bound| f32::from(u8::from(bound > 0.0)));
+    let mask = TensorData::new(mask.collect::<Vec<f32>>(), [bounds.len(), 1]);
+    Tensor::from_data(mask, &device.clone().inner())
+}
+
+/// Makes rows that are longer than their bounds as long as these.
+fn shorten(rows: &mut [f32], bounds: &[f32]) {
+    let d = rows.len() / bounds.len().max(1);
+    for (row, &bound) in rows.chunks_exact_mut(d.max(1)).zip(bounds) {
+        let length = row.iter().map(|v| v * v).sum::<f32>().sqrt();
+        if length > bound {
+            row.iter_mut().for_each(|v| *v *= bound / length);
+        }
+    }
 }
 
 /// A context and its change.
@@ -229,7 +271,11 @@ impl Cpt {
             let name = "prompt_embeddings";
             let all = Parameter::new(name, &[rows, d], vec![0.0; rows * d], device);
             return Ok(Self {
-                held: Held::Whole(all),
+                held: Held::Whole {
+                    all,
+                    start: None,
+                    bounds: config.bounds(d),
+                },
                 config,
                 shape: PromptShape::of(context.info),
             });
@@ -256,14 +302,13 @@ impl Cpt {
         let delta = vec![0.0; rows * d];
         let values = found.unwrap_or_else(|| draw(1.0));
         let bounds = config.bounds(d);
-        let mask = bounds.iter().map(|&b| f32::from(u8::from(b > 0.0)));
-        let mask = TensorData::new(mask.collect::<Vec<f32>>(), [rows, 1]);
+        let mask = trained(&bounds, device);
         Ok(Self {
             held: Held::Parts {
                 embedding: Parameter::frozen("embedding.weight", &[rows, d], values, device),
                 delta: Parameter::new("delta_embedding.weight", &[rows, d], delta, device),
                 bounds,
-                mask: Tensor::from_data(mask, &device.clone().inner()),
+                mask,
             },
             config,
             shape: PromptShape::of(context.info),
@@ -278,7 +323,12 @@ impl Cpt {
                 mask,
                 ..
             } => embedding.get::<2>(Mode::Eval) + delta.get::<2>(mode) * mask.clone(),
-            Held::Whole(all) => all.get::<2>(mode),
+            Held::Whole { all, bounds, .. } if mode.is_train() => {
+                let mask = trained(bounds, &all.device());
+                let (kept, moved) = (all.get::<2>(Mode::Eval), all.get::<2>(mode));
+                kept * (-mask.clone() + 1.0) + moved * mask
+            }
+            Held::Whole { all, .. } => all.get::<2>(mode),
         }
     }
 }
@@ -293,7 +343,7 @@ impl Adapter for Cpt {
             Held::Parts {
                 embedding, delta, ..
             } => vec![embedding, delta],
-            Held::Whole(all) => vec![all],
+            Held::Whole { all, .. } => vec![all],
         }
     }
 
@@ -302,7 +352,7 @@ impl Adapter for Cpt {
             Held::Parts {
                 embedding, delta, ..
             } => vec![embedding, delta],
-            Held::Whole(all) => vec![all],
+            Held::Whole { all, .. } => vec![all],
         }
     }
 
@@ -312,26 +362,66 @@ impl Adapter for Cpt {
         })
     }
 
-    fn after_step(&mut self, _context: &StepContext) {
-        let Held::Parts { delta, bounds, .. } = &mut self.held else {
-            return;
-        };
-        let (mut values, d) = (delta.to_vec(), delta.shape()[1]);
-        for (row, &bound) in values.chunks_exact_mut(d).zip(bounds.iter()) {
-            let length = row.iter().map(|v| v * v).sum::<f32>().sqrt();
-            if length > bound {
-                row.iter_mut().for_each(|v| *v *= bound / length);
-            }
+    fn before_step(&mut self, _context: &StepContext, _gradients: &mut GradientSum) {
+        if let Held::Whole { all, start, .. } = &mut self.held {
+            let values = all.to_vec();
+            let start = start.get_or_insert_with(|| values.clone());
+            // The change is what is trained, and decayed.
+            all.set(values.iter().zip(&*start).map(|(v, s)| v - s).collect());
         }
-        delta.set(values);
+    }
+
+    fn after_step(&mut self, _context: &StepContext) {
+        match &mut self.held {
+            Held::Parts { delta, bounds, .. } => {
+                let mut values = delta.to_vec();
+                shorten(&mut values, bounds);
+                delta.set(values);
+            }
+            Held::Whole {
+                all,
+                start: Some(start),
+                bounds,
+            } => {
+                let mut change = all.to_vec();
+                shorten(&mut change, bounds);
+                all.set(change.iter().zip(&*start).map(|(c, s)| s + c).collect());
+            }
+            Held::Whole { start: None, .. } => {}
+        }
+    }
+
+    fn state(&self) -> BTreeMap<String, Vec<f32>> {
+        match &self.held {
+            Held::Whole {
+                start: Some(start), ..
+            } => BTreeMap::from([(START.to_owned(), start.clone())]),
+            _ => BTreeMap::new(),
+        }
+    }
+
+    fn restore(&mut self, state: &BTreeMap<String, Vec<f32>>) -> Result<(), String> {
+        if let Held::Whole { all, start, .. } = &mut self.held
+            && let Some(found) = state.get(START)
+        {
+            if found.len() != all.len() {
+                return Err(format!(
+                    "`{START}` has {} values, not {}",
+                    found.len(),
+                    all.len()
+                ));
+            }
+            *start = Some(found.clone());
+        }
+        Ok(())
     }
 
     fn needs_trainer(&self) -> bool {
-        matches!(self.held, Held::Parts { .. })
+        true
     }
 
     fn to_inference(&self) -> Option<Box<dyn Adapter>> {
-        if matches!(self.held, Held::Whole(_)) {
+        if matches!(self.held, Held::Whole { .. }) {
             return None;
         }
         let rows = self.rows(Mode::Eval);
@@ -342,7 +432,11 @@ impl Adapter for Cpt {
                 inference_mode: true,
                 ..self.config.clone()
             },
-            held: Held::Whole(all),
+            held: Held::Whole {
+                all,
+                start: None,
+                bounds: self.config.bounds(shape[1]),
+            },
             shape: self.shape,
         }))
     }

@@ -56,7 +56,8 @@ pub const METHOD: Method = Method::of::<TinyloraConfig>(
     "A few mixing weights of random matrices between singular vectors",
     include_str!("tinylora.rs"),
 )
-.default_lr(5e-4);
+.default_lr(5e-4)
+.files_hold_what_follows_from_weights();
 
 /// Settings, with `peft`'s names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -29,7 +29,10 @@
 //! ## Departures from the paper
 //! None of `peft`'s reading: files hold `V` and the places (`save_projection`); files without them are
 //! refused, because eigenvectors have no sign. `λ₀` is what it is without training, so that before
-//! it nothing changes to the last bit. `runtime_offload_base_weight` and `progressbar` have no effect.
+//! it nothing changes to the last bit. `peft` forms `U` from a basis that it computes itself while it
+//! reads a file, not from the file's `V`: it misreads what is trained here, without an error, so merge
+//! the adapter to use it in Python. What `peft` wrote is read. `runtime_offload_base_weight` and
+//! `progressbar` have no effect.
 //!
 //! ## References
 //! - Full-Rank Efficient Fine-Tuning with Rotational Degrees, AAAI 2026, doi
@@ -70,7 +73,9 @@ pub const METHOD: Method = Method::of::<FrodConfig>(
     "Scales and a few rotations in a basis that layers of a kind share",
     include_str!("frod.rs"),
 )
-.default_lr(5e-3);
+.default_lr(5e-3)
+.files_hold_what_follows_from_weights()
+.check_file(check_sizes);
 
 /// Settings, with `peft`'s names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -138,6 +143,31 @@ impl MethodConfig for FrodConfig {
     fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
         per_linear::from_peft_without_bias::<FrodConfig>(NAME, config)
     }
+}
+
+/// The sizes of `S` that a file states are those of `V`.
+fn check_sizes(adapter: &dyn Adapter) -> Result<(), AdaptError> {
+    let all = adapter.parameters();
+    for sizes in &all {
+        let Some(kind) = sizes.name().strip_prefix("base_model.frod_s_size.") else {
+            continue;
+        };
+        let v = format!("base_model.frod_V.{kind}");
+        let shape = all.iter().find(|p| p.name() == v).map(|p| p.shape());
+        let (found, wanted) = (sizes.to_vec(), shape.unwrap_or_default());
+        if !found
+            .iter()
+            .map(|&n| f64::from(n))
+            .eq(wanted.iter().map(|&n| n as f64))
+        {
+            let reason = format!(
+                "`{}` is {found:?}, and `{v}` has the sizes {wanted:?}",
+                sizes.name()
+            );
+            return bad(NAME, "s_size", reason);
+        }
+    }
+    Ok(())
 }
 
 /// What kind of layer a path is of, as `peft` calls it: its last two names.
@@ -315,13 +345,13 @@ fn eigenvectors(matrix: &[f32], d: usize) -> Vec<f32> {
     qr(&found.u, d, d).q
 }
 
-/// `V⁻¹` in double precision, with the first elements of the `V` that it is of.
-type Inverse = Arc<Mutex<Option<(Vec<f32>, Arc<Vec<f64>>)>>>;
+/// `V⁻¹` in double precision, with the `V` that it is of.
+type Inverse = Arc<Mutex<Option<(Tensor<1>, Arc<Vec<f64>>)>>>;
 
-/// `U` and `λ₀` of a layer, which follow from its weight and `V`, with the first elements of this `V`: files
-/// replace the one that the adapter was built with.
+/// `U` and `λ₀` of a layer, which follow from its weight and `V`, with this `V`: files replace the one
+/// that the adapter was built with.
 #[derive(Default)]
-struct Frame(Mutex<Option<(Vec<f32>, Tensor<2>, Tensor<1>)>>);
+struct Frame(Mutex<Option<(Tensor<1>, Tensor<2>, Tensor<1>)>>);
 
 impl Frame {
     /// `U [d_out, d_in]` and `λ₀ [d_in]` of a weight `[d_out, d_in]`.
@@ -331,24 +361,29 @@ impl Frame {
         v: &Parameter,
         weight: impl FnOnce() -> Tensor<2>,
     ) -> (Tensor<2>, Tensor<1>) {
-        let mark = to_vec(v.value().narrow(0, 0, v.len().min(256)));
         let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((of, u, start)) = held.as_ref()
-            && *of == mark
+            && same(of, v)
         {
             return (u.clone(), start.clone());
         }
-        let (u, start) = decompose(weight(), &inverse_of(inverse, v, &mark));
-        *held = Some((mark, u.clone(), start.clone()));
+        let (u, start) = decompose(weight(), &inverse_of(inverse, v));
+        *held = Some((v.value(), u.clone(), start.clone()));
         (u, start)
     }
 }
 
+/// Whether a basis is this one, in all of its elements.
+fn same(of: &Tensor<1>, v: &Parameter) -> bool {
+    let differs = of.clone().not_equal(v.value()).any();
+    !differs.into_scalar::<bool>()
+}
+
 /// `V⁻¹`, formed once for the layers of a kind.
-fn inverse_of(inverse: &Inverse, v: &Parameter, mark: &[f32]) -> Arc<Vec<f64>> {
+fn inverse_of(inverse: &Inverse, v: &Parameter) -> Arc<Vec<f64>> {
     let mut held = inverse.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some((of, found)) = held.as_ref()
-        && of == mark
+        && same(of, v)
     {
         return found.clone();
     }
@@ -359,7 +394,7 @@ fn inverse_of(inverse: &Inverse, v: &Parameter, mark: &[f32]) -> Arc<Vec<f64>> {
         found = pseudo_inverse(&values, d);
     }
     let found = Arc::new(found);
-    *held = Some((mark.to_vec(), found.clone()));
+    *held = Some((v.value(), found.clone()));
     found
 }
 
@@ -514,6 +549,29 @@ mod tests {
             ("transformer.h.1.c_attn", "c_attn"),
         ] {
             assert_eq!(kind_of(path), kind);
+        }
+    }
+
+    /// `W = U diag(λ₀) Vᵀ` for each basis, also where two differ behind their first elements only.
+    #[test]
+    fn a_basis_was_recognised_by_its_first_elements() {
+        let (d, device) = (20, Device::flex());
+        let wave = |n: usize| {
+            (0..n)
+                .map(|i| (0.7 * (i * i) as f32).sin())
+                .collect::<Vec<f32>>()
+        };
+        let weight = Tensor::<2>::from_data(TensorData::new(wave(6 * d), [6, d]), &device);
+        let mut basis: Vec<f32> = wave(d * d);
+        (0..d).for_each(|i| basis[i * d + i] += 4.0);
+        let (inverse, frame) = (Inverse::default(), Frame::default());
+        for last in [1.0, -7.0] {
+            basis[d * d - 1] = last;
+            let v = Parameter::frozen("V", &[d, d], basis.clone(), &device);
+            let (u, start) = frame.of(&inverse, &v, || weight.clone());
+            let product = (u * start.unsqueeze::<2>()).matmul(v.get::<2>(Mode::Eval).transpose());
+            let worst: f32 = (product - weight.clone()).abs().max().into_scalar();
+            assert!(worst < 1e-4, "{last}: {worst:e}");
         }
     }
 

@@ -52,7 +52,8 @@ pub const METHOD: Method = Method::of::<LoraXsConfig>(
 )
 .aliases(&["loraxs"])
 .default_lr(4e-3)
-.without_identity();
+.without_identity()
+.files_hold_what_follows_from_weights();
 
 /// Settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -74,7 +74,8 @@ pub const METHOD: Method = Method::of::<SvfitConfig>(
     include_str!("svfit.rs"),
 )
 .aliases(&["singular-values"])
-.default_lr(1e-1);
+.default_lr(1e-1)
+.files_hold_what_follows_from_weights();
 
 /// What is trained between the frozen vectors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -49,7 +49,8 @@ pub const METHOD: Method = Method::of::<SvftConfig>(
     "A few trained elements between all of each weight's singular vectors",
     include_str!("svft.rs"),
 )
-.default_lr(5e-2);
+.default_lr(5e-2)
+.files_hold_what_follows_from_weights();
 
 /// Which elements are trained.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

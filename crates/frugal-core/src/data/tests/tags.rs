@@ -116,6 +116,42 @@ fn tags_that_say_nothing_certain_are_refused_with_their_line() {
 }
 
 #[test]
+fn tags_that_differ_in_space_alone_became_two_classes() {
+    let first = r#"{"tokens": ["a", "b"], "ner_tags": ["O", null]}"#;
+    let error = read(
+        &format!("{first}\n{}", first.replace("\"O\"", "\" O\"")),
+        &[],
+    )
+    .unwrap_err();
+    for said in ["a.jsonl:2:", "\" O\" differs from \"O\" only in the space"] {
+        assert!(error.contains(said), "{error}");
+    }
+    // One text, composed and decomposed.
+    let spelled = |letter: &str| first.replace("\"O\"", &format!("\"B-{letter}\""));
+    let error = read(&[spelled("\u{e9}"), spelled("e\u{301}")].join("\n"), &[]).unwrap_err();
+    assert!(error.contains("composed and decomposed"), "{error}");
+}
+
+#[test]
+fn tags_of_another_count_were_repeated_beside_what_is_predicted() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("new.jsonl");
+    for line in [
+        r#"{"tokens": ["a"], "ner_tags": ["O", "O"]}"#,
+        r#"{"text": "a b c", "ner_tags": ["O", "O"]}"#,
+    ] {
+        std::fs::write(&path, format!("{{\"text\": \"a\"}}\n{line}\n")).unwrap();
+        let error = texts(&path, &options(&[]), &mut |_| true).unwrap_err();
+        let error = error.to_string();
+        assert!(error.contains("new.jsonl:2: "), "{error}");
+        assert!(
+            error.contains("but 2 tags: there must be one for each"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
 fn words_without_tags_can_be_labelled() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("new.jsonl");

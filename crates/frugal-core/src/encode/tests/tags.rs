@@ -60,6 +60,31 @@ fn words_become_the_tokens_and_targets_of_transformers() {
 }
 
 #[test]
+fn words_behind_the_cut_vanished_without_a_word() {
+    let tokenizer = tokenizer("word-piece");
+    let labels = ["O", "B-PER"].map(str::to_owned);
+    let task = Task::TokenClassification {
+        labels: &labels,
+        label_all_tokens: false,
+    };
+    let options = EncodeOptions {
+        truncate: true,
+        ..EncodeOptions::new(4)
+    };
+    // Two special tokens leave room for two words of one token.
+    let record = |tags: Value| serde_json::json!({"tokens": vec!["a"; 5], "ner_tags": tags});
+    let rows = [
+        record(serde_json::json!(["O", "O", "B-PER", null, "O"])),
+        // Nothing of it is left.
+        record(serde_json::json!([null, null, "B-PER", "O", "O"])),
+        serde_json::json!({"tokens": ["a"], "ner_tags": ["O"]}),
+    ];
+    let found = encode_all(&data(&rows), &tokenizer, task, &options).unwrap();
+    assert_eq!((found.truncated, found.dropped), (1, 1));
+    assert_eq!(found.cut_words, 2 + 3);
+}
+
+#[test]
 fn rows_and_files_that_do_not_fit_are_named() {
     let tokenizer = tokenizer("word-piece");
     let labels = ["O".to_owned()];
