@@ -77,3 +77,30 @@ pub enum Command {
     Completions(completions::Args),
     Man(man::Args),
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::Cli;
+
+    fn check(command: &clap::Command, wrong: &mut Vec<String>) {
+        let text = command.get_after_help().map(ToString::to_string);
+        for paragraph in text.unwrap_or_default().split("\n\n") {
+            let first = paragraph.lines().next().unwrap_or_default();
+            let is_list = first.ends_with(':') || first.starts_with(' ');
+            if !is_list && paragraph.lines().count() > 1 {
+                wrong.push(format!("{}: {first}", command.get_name()));
+            }
+        }
+        command.get_subcommands().for_each(|of| check(of, wrong));
+    }
+
+    /// Where the source ended its lines, a terminal of another width broke them a second time.
+    #[test]
+    fn paragraphs_of_the_help_ended_their_lines_in_the_source() {
+        let mut wrong = Vec::new();
+        check(&Cli::command(), &mut wrong);
+        assert!(wrong.is_empty(), "{wrong:#?}");
+    }
+}

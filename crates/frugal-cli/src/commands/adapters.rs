@@ -27,9 +27,9 @@ Examples:
   frugal adapters combine runs/a runs/b --type ties --density 0.5 --out both
   frugal adapters combine runs/lora runs/dora --type svd --r 16 --out both
 
-Types are those of Hugging Face peft. linear, cat, ties, dare_linear, dare_ties and
-magnitude_prune work on the factors of LoRA adapters; svd and those that end in _svd on
-whole weight changes, which every method has that can be merged. Classification heads for
+Types are those of Hugging Face peft. linear, cat, ties, dare_linear, dare_ties and \
+magnitude_prune work on the factors of LoRA adapters; svd and those that end in _svd on \
+whole weight changes, which every method has that can be merged. Classification heads for \
 the same labels are added with the same weights, with linear, cat and svd.";
 
 const TO_LORA_EXAMPLES: &str = "\
@@ -37,7 +37,7 @@ Examples:
   frugal adapters to-lora runs/lokr --r 16 --out as-lora
   frugal adapters to-lora runs/oft --energy 0.95 --out as-lora
 
-The change of each weight is truncated by singular value decomposition. Programs that know
+The change of each weight is truncated by singular value decomposition. Programs that know \
 only LoRA, such as llama.cpp after `frugal export --to gguf-lora`, can use the result.";
 
 /// Combine adapters, or turn one into a LoRA

@@ -7,7 +7,8 @@ use clap::ValueEnum;
 use frugal::decode::SamplerConfig;
 use frugal::index::Filter;
 use frugal::model::Quantize;
-use frugal::retrieve::parametric::Merge;
+use frugal::retrieve::parametric::{DocumentStore, Merge};
+use frugal::retrieve::perk::files;
 use frugal::retrieve::rag::{Citation, CitedBy, CorrectiveOptions, Passage};
 use frugal::retrieve::{Collection, SearchOptions};
 use frugal::run::ask::{self, Ask, AskAnswer, AskOptions, Grader, ParametricSettings, PerkAsk};
@@ -34,8 +35,11 @@ Modes:
   dyprag the best passages as parameters of the model that a translator writes
   perk   the best passages are written into an adapter by a few gradient steps, and it answers
 
-Passages are numbered in the prompt. Sources are those whose numbers the answer names, or else those
+Passages are numbered in the prompt. Sources are those whose numbers the answer names, or else those \
 that most words of one of its sentences come from.";
+
+/// Most tokens of a segment where nothing is said.
+const SEGMENT_TOKENS: u32 = 128;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 enum GraderName {
@@ -115,21 +119,20 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..), requires = "rerank", help_heading = "Search")]
     rerank_depth: u32,
     /// Who grades passages with --mode crag: words (half of the question's words stand in it),
-    /// reranker (that of --rerank), model
+    /// reranker (that of --rerank), model [default: words]
     #[arg(
         long,
         value_name = "NAME",
-        default_value = "words",
         hide_possible_values = true,
         help_heading = "Search"
     )]
-    grader: GraderName,
-    /// Relevant passages that suffice with --mode crag
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Search")]
-    min_relevant: u32,
-    /// Further searches with --mode crag
-    #[arg(long, value_name = "N", default_value_t = 2, help_heading = "Search")]
-    max_iterations: u32,
+    grader: Option<GraderName>,
+    /// Relevant passages that suffice with --mode crag [default: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Search")]
+    min_relevant: Option<u32>,
+    /// Further searches with --mode crag [default: 2]
+    #[arg(long, value_name = "N", help_heading = "Search")]
+    max_iterations: Option<u32>,
     /// Folder of the documents' parameters, for --mode prag and dyprag (see `frugal parametrize`)
     #[arg(long, value_name = "DIR", help_heading = "Search")]
     parameters: Option<PathBuf>,
@@ -137,27 +140,27 @@ pub struct Args {
     #[arg(long, help_heading = "Search")]
     combine: bool,
     /// How several passages become one change with --mode prag and dyprag: sum, mean_delta (sum by
-    /// number), mean_factors (product of mean factors)
+    /// number), mean_factors (product of mean factors) [default: sum]
     #[arg(
         long,
         value_name = "NAME",
-        default_value = "sum",
         hide_possible_values = true,
         help_heading = "Search"
     )]
-    merge: MergeName,
-    /// Most tokens of the prompt [default: what the model has room for, at most 2048]
+    merge: Option<MergeName>,
+    /// Most tokens of a prompt with passages [default: what the model has room for, at most 2048]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Search")]
     context_tokens: Option<u32>,
     /// Meta-learned state for --mode perk (see `frugal meta-train`)
     #[arg(long, value_name = "DIR", help_heading = "Writing")]
     perk_state: Option<PathBuf>,
-    /// Most tokens of the pieces that passages are cut into with --mode perk
-    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Writing")]
-    segment_tokens: u32,
+    /// Most tokens of the pieces that passages are cut into with --mode perk [default: 128]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Writing")]
+    segment_tokens: Option<u32>,
     /// Parts in which pieces are computed with --mode perk: more of them need less memory
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Writing")]
-    accumulation: u32,
+    /// [default: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Writing")]
+    accumulation: Option<u32>,
     #[command(flatten)]
     model: Model,
     #[command(flatten)]
@@ -226,73 +229,79 @@ impl Args {
             seed: self.seed,
             stop: self.stop.texts.clone(),
             cache_type: self.storage.cache_type(),
-            grader: self.grader.into(),
+            grader: self.grader.unwrap_or_default().into(),
             corrective: CorrectiveOptions {
-                min_relevant: self.min_relevant as usize,
-                max_iterations: self.max_iterations as usize,
+                min_relevant: self.min_relevant.unwrap_or(1) as usize,
+                max_iterations: self.max_iterations.unwrap_or(2) as usize,
                 keep: top_k,
             },
             parametric: ParametricSettings {
                 parameters: self.parameters.clone(),
                 combine: self.combine,
-                merge: self.merge.into(),
+                merge: self.merge.unwrap_or_default().into(),
             },
             perk: self.perk_state.clone().map(|state| PerkAsk {
                 state,
-                segment_tokens: self.segment_tokens as usize,
-                groups: self.accumulation as usize,
+                segment_tokens: self.segment_tokens.unwrap_or(SEGMENT_TOKENS) as usize,
+                groups: self.accumulation.unwrap_or(1) as usize,
             }),
         })
     }
 
-    /// Flags that the mode would not look at.
+    /// Flags that the mode would not look at, whatever their value, and those that it lacks.
     fn check_mode(&self) -> Result<()> {
-        let corrective = self.grader != GraderName::default()
-            || self.min_relevant != 1
-            || self.max_iterations != 2;
-        if corrective && self.mode != "crag" {
+        let mode = self.mode.as_str();
+        let parametric = matches!(mode, "prag" | "dyprag");
+        let corrective =
+            self.grader.is_some() || self.min_relevant.is_some() || self.max_iterations.is_some();
+        if corrective && mode != "crag" {
             bail!("`--grader`, `--min-relevant` and `--max-iterations` are for `--mode crag`");
         }
-        let parametric = matches!(self.mode.as_str(), "prag" | "dyprag");
-        let asked = self.parameters.is_some() || self.combine || self.merge != MergeName::default();
+        let asked = self.parameters.is_some() || self.combine || self.merge.is_some();
         if asked && !parametric {
             bail!(
                 "`--parameters`, `--combine` and `--merge` are for `--mode prag` and `--mode dyprag`"
             );
         }
+        let writing = self.perk_state.is_some()
+            || self.segment_tokens.is_some()
+            || self.accumulation.is_some();
+        if writing && mode != "perk" {
+            bail!("`--perk-state`, `--segment-tokens` and `--accumulation` are for `--mode perk`");
+        }
         if parametric && self.parameters.is_none() {
             bail!(
-                "--mode {}: name the folder of the documents' parameters with `--parameters`; `frugal parametrize` makes it",
-                self.mode
+                "--mode {mode}: name the folder of the documents' parameters with `--parameters`; `frugal parametrize` makes it"
             );
         }
-        let writing =
-            self.perk_state.is_some() || self.segment_tokens != 128 || self.accumulation != 1;
-        match self.mode.as_str() {
-            "perk" if self.perk_state.is_none() => bail!(
+        if mode == "perk" && self.perk_state.is_none() {
+            bail!(
                 "`--mode perk` needs a meta-learned state: name its folder with `--perk-state` (`frugal meta-train` makes one)"
-            ),
-            "perk" if self.model.adapter.is_some() => {
-                bail!("`--mode perk` writes into an adapter of its own: leave out `--adapter`")
-            }
-            "perk" if self.context_tokens.is_some() => bail!(
-                "`--context-tokens` bounds passages in the prompt, where `--mode perk` has none"
-            ),
-            "perk" => {}
-            _ if writing => {
-                bail!(
-                    "`--perk-state`, `--segment-tokens` and `--accumulation` are for `--mode perk`"
-                )
-            }
-            _ => {}
+            );
         }
-        if self.grader == GraderName::Reranker && self.rerank.is_none() {
+        if mode == "perk" && self.model.adapter.is_some() {
+            bail!("`--mode perk` writes into an adapter of its own: leave out `--adapter`");
+        }
+        if parametric && self.model.adapter.is_some() {
+            bail!(
+                "--mode {mode}: documents' parameters are trained for the model as it is: leave out `--adapter`, or merge it into the \
+                 model first (`frugal merge`) and make the parameters anew"
+            );
+        }
+        let without_passages = mode == "perk" || (parametric && !self.combine);
+        if without_passages && self.context_tokens.is_some() {
+            let way_out = if parametric { ": add `--combine`" } else { "" };
+            bail!(
+                "`--context-tokens` bounds passages in the prompt, where `--mode {mode}` has none{way_out}"
+            );
+        }
+        if self.grader == Some(GraderName::Reranker) && self.rerank.is_none() {
             bail!("`--grader reranker` needs a cross-encoder: name it with `--rerank`");
         }
-        if self.min_relevant > self.top_k {
+        let least = self.min_relevant.unwrap_or(1);
+        if least > self.top_k {
             bail!(
-                "--min-relevant {}: no more than `--top-k {}` passages are kept",
-                self.min_relevant,
+                "--min-relevant {least}: no more than `--top-k {}` passages are kept",
                 self.top_k
             );
         }
@@ -304,6 +313,13 @@ impl Args {
 pub fn run(args: &Args) -> Result<Outcome> {
     let mode = ask::find(&args.mode)?;
     args.check_mode()?;
+    // Before anything large is read.
+    if let Some(folder) = &args.parameters {
+        DocumentStore::read_config(folder)?;
+    }
+    if let Some(folder) = &args.perk_state {
+        files::read_config(folder)?;
+    }
     let options = args.options()?;
     if args.model.model.is_none() && args.model.adapter.is_none() {
         bail!("name a model that writes, for example `--model smollm2-135m`");
@@ -379,6 +395,10 @@ fn show(args: &Args, found: &AskAnswer, streamed: bool) {
             ui::print(&ui::without_control(&source(citation)));
         }
     }
+    found
+        .warnings
+        .iter()
+        .for_each(|text| ui::warn(args.output, text));
     found
         .notes
         .iter()

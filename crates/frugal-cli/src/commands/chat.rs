@@ -27,7 +27,7 @@ Examples:
   frugal chat -m smollm2-135m
   frugal chat -m smollm2-135m --adapter runs/support --system \"Answer in one sentence.\"
 
-In the conversation: /reset, /system TEXT, /save FILE, /help, /quit.
+In the conversation: /reset, /system TEXT, /save FILE, /help, /quit. \
 Ctrl-C stops an answer; Ctrl-D ends the conversation.";
 
 const HELP: &str = "\

@@ -23,8 +23,8 @@ Examples:
   frugal embed --model minilm-l6 --data texts.jsonl --out vectors.safetensors
   frugal embed --model minilm-l6 --data texts.csv --column text=title --out vectors.npy --quantize int8
 
-Pooling, layers, normalisation, prompts and the longest text are those of the model's
-sentence-transformers folder (`modules.json`); a model without one is pooled by the mean of its
+Pooling, layers, normalisation, prompts and the longest text are those of the model's \
+sentence-transformers folder (`modules.json`); a model without one is pooled by the mean of its \
 tokens. Longer texts are cut, and how many were is said.";
 
 /// Elements of the vectors that are written.

@@ -24,7 +24,7 @@ Examples:
   frugal export --adapter runs/chat --to gguf-lora --out chat-lora.gguf
   frugal export --model smollm2-135m --to hf --type bf16 --out smollm2
 
-An adapter is merged first, except with gguf-lora, which holds the adapter alone for
+An adapter is merged first, except with gguf-lora, which holds the adapter alone for \
 programs such as llama.cpp that apply it at run time.";
 
 /// Write a model or an adapter in the format of another program

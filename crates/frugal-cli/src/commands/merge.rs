@@ -20,8 +20,8 @@ Examples:
   frugal merge --model smollm2-135m --adapter runs/chat --out merged --type bf16
   frugal merge --adapter runs/pela --out small --factored
 
-The result is a Hugging Face folder: config.json, model.safetensors, and every file that
-lies beside the weights of the model. It needs no adapter, costs nothing extra to run, and
+The result is a Hugging Face folder: config.json, model.safetensors, and every file that \
+lies beside the weights of the model. It needs no adapter, costs nothing extra to run, and \
 other programs load it. `frugal export` turns it into GGUF.";
 
 /// Merge an adapter into its model and write a Hugging Face folder

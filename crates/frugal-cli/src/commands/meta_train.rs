@@ -17,13 +17,13 @@ Examples:
   frugal meta-train --model smollm2-135m --data tasks.jsonl --rank 16 --lora-alpha 4 --lr 3e-4 --out memory
   frugal ask --index idx --model smollm2-135m --mode perk --perk-state memory \"What causes wing flutter?\"
 
-A record of the data has `context` (a list of segments), `question`, `answer`, and where the model is
+A record of the data has `context` (a list of segments), `question`, `answer`, and where the model is \
 to write what an answer rests on in front of it, `support` (a list of texts).
 
-Each step writes the context of one task into an adapter by --inner-steps gradient steps, and makes
-the answer likelier without the context by changing where the adapter begins, how fast it learns and
-which tokens count. Defaults are those of PERK (arXiv 2507.06415) for models of half a billion
-parameters; small models learn with smaller ranks and higher rates.";
+Each step writes the context of one task into an adapter by --inner-steps gradient steps, and makes \
+the answer likelier without the context by changing where the adapter begins, how fast it learns and \
+which tokens count. Defaults are those of PERK (arXiv 2507.06415) for models of half a billion \
+parameters; the study of docs/perk.md has a smaller rank and higher rates.";
 
 /// Learn to write long contexts into an adapter by a few gradient steps (PERK)
 #[derive(Debug, clap::Args)]
@@ -174,6 +174,13 @@ pub fn run(args: &Args) -> Result<Outcome> {
     });
     drop(counter);
     let learned = learned?;
+    if let Some(reason) = &learned.failed {
+        bail!(
+            "{reason}; the state of the {} steps before is in {}",
+            learned.steps,
+            learned.out.display()
+        );
+    }
     if args.output.json {
         ui::print_json(&serde_json::to_value(&learned)?)?;
     } else {

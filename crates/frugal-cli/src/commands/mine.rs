@@ -25,12 +25,12 @@ Examples:
   frugal mine --index idx --data queries.jsonl --range-min 10 --range-max 50 --relative-margin 0.05 --out triplets.jsonl
   frugal mine --index idx --data scifact/ --split train --filter-model ./ms-marco-MiniLM-L6 --number 5 --format n-tuple --out tuples.jsonl
 
-A record of the data has a query (`query`, `anchor`, `question` or `text`) and its answers: `positive`
-(a text or several) or `positive_ids` (documents of the index). A BEIR folder, or queries with
+A record of the data has a query (`query`, `anchor`, `question` or `text`) and its answers: `positive` \
+(a text or several) or `positive_ids` (documents of the index). A BEIR folder, or queries with \
 identifiers and --qrels, do as well.
 
-Answers are taken out first, then candidates that margins or scores exclude; ranks are counted in what
-is left, as mine_hard_negatives of sentence-transformers does. The columns are those of its trainers:
+Answers are taken out first, then candidates that margins or scores exclude; ranks are counted in what \
+is left, as mine_hard_negatives of sentence-transformers does. The columns are those of its trainers: \
 anchor, positive, negative, or negative_1 to negative_N.";
 
 /// Relative margin of a filter where nothing else excludes: 95 % of the positive's score.

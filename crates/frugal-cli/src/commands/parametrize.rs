@@ -27,26 +27,29 @@ Examples:
   frugal parametrize --index idx --model smollm2-135m --items questions.jsonl --translator --out idx-parameters
   frugal ask --index idx --model smollm2-135m --mode prag --parameters idx-parameters \"Where was Orla Venn born?\"
 
-A document is trained on questions about it: records of --items with `document` (its identifier in
-the index), `question` and `answer`, and perhaps `rewrite` (the document in other words). Without
---items the model writes them, which small models do badly; documents of whose questions nothing
-can be read are left out and named. Called again, only new and changed documents are trained.
+A document is trained on questions about it: records of --items with `document` (its identifier in \
+the index), `question` and `answer`, and perhaps `rewrite` (the document in other words). Without \
+--items the model writes them, which small models do badly; documents of whose questions nothing \
+can be read are left out and named.
 
-With --translator a network is trained on all documents that writes such parameters from a text,
-for --mode dyprag: also for documents that come later.";
+Called again, only new documents, and those whose text or questions are others than they were \
+trained on, are trained. What is in the folder beside them stays, unless --prune is given.
+
+With --translator a network is trained on all documents that there are questions about. It writes \
+such parameters from a text, for --mode dyprag: also for documents that come later.";
 
 /// Number format of files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Dtype {
+enum StoredType {
     F16,
     F32,
 }
 
-impl From<Dtype> for StoreDtype {
-    fn from(dtype: Dtype) -> Self {
-        match dtype {
-            Dtype::F16 => Self::F16,
-            Dtype::F32 => Self::F32,
+impl From<StoredType> for StoreDtype {
+    fn from(stored: StoredType) -> Self {
+        match stored {
+            StoredType::F16 => Self::F16,
+            StoredType::F32 => Self::F32,
         }
     }
 }
@@ -66,13 +69,16 @@ pub struct Args {
     out: PathBuf,
     /// Number format of documents' files: f16 or f32
     #[arg(
-        long,
-        value_name = "NAME",
+        long = "type",
+        value_name = "TYPE",
         default_value = "f16",
         hide_possible_values = true,
         help_heading = "Output"
     )]
-    dtype: Dtype,
+    stored_type: StoredType,
+    /// Remove parameters of documents that are not in this index, or had another text
+    #[arg(long, help_heading = "Output")]
+    prune: bool,
     #[command(flatten)]
     model: Model,
     /// Rank of a document's change
@@ -194,6 +200,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let stop = interrupt::flag("stopping; what is done is kept");
     let request = ParametrizeRequest {
         out: args.out.clone(),
+        prune: args.prune,
         parameters: ParametricConfig {
             r: args.rank,
             lora_alpha: args.alpha,
@@ -206,7 +213,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
             label_prompt: !args.answers_only,
             ..EncodeOptions::default()
         },
-        dtype: args.dtype.into(),
+        dtype: args.stored_type.into(),
         items,
         translator: args.translator(),
         stop: &stop,
@@ -255,28 +262,25 @@ fn show(args: &Args, report: &ParametrizeReport) {
         human::bytes(report.bytes),
         args.out.display()
     ));
-    if !report.without_items.is_empty() {
-        let shown: Vec<&str> = report
-            .without_items
-            .iter()
-            .take(5)
-            .map(String::as_str)
-            .collect();
-        let more = match report.without_items.len() - shown.len() {
-            0 => String::new(),
-            more => format!(" and {more} more"),
-        };
-        ui::warn(
-            args.output,
-            &format!(
-                "no question about {}{more}: no parameters",
-                shown.join(", ")
-            ),
-        );
+    let told = [
+        (&report.without_items, "no parameters"),
+        (&report.kept, "what was trained before stays"),
+    ];
+    for (documents, what) in told {
+        if !documents.is_empty() {
+            let text = format!("no question about {}: {what}", shortened(documents));
+            ui::warn(args.output, &text);
+        }
+    }
+    if report.others > 0 {
+        ui::print(&format!(
+            "{} of other documents or earlier texts stay there (`--prune` removes them)",
+            report.others
+        ));
     }
     if report.removed > 0 {
         ui::print(&format!(
-            "{} of documents that are no longer in the index were removed",
+            "{} of other documents or earlier texts were removed",
             report.removed
         ));
     }
@@ -287,5 +291,16 @@ fn show(args: &Args, report: &ParametrizeReport) {
             human::significant(losses.kl, 3),
             human::significant(losses.mse, 3)
         ));
+    }
+}
+
+/// The first of some names.
+fn shortened(names: &[String]) -> String {
+    const SHOWN: usize = 5;
+    let shown = names.iter().take(SHOWN).map(String::as_str);
+    let shown = shown.collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
     }
 }

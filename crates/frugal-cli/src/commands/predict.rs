@@ -24,9 +24,9 @@ Examples:
   frugal predict --adapter runs/reviews --data new.csv --out labels.csv
   tail -f messages.jsonl | frugal predict --adapter runs/reviews --data -
 
-Each text gives one line, as soon as it is known: the text, its likeliest label, the score of that
-label and the probability of each. Labels in the data are not needed; where they are given, they
-are repeated as `gold`. A model that labels words gives the label and score of each, and the
+Each text gives one line, as soon as it is known: the text, its likeliest label, the score of that \
+label and the probability of each. Labels in the data are not needed; where they are given, they \
+are repeated as `gold`. A model that labels words gives the label and score of each, and the \
 entities that they mark; words are the file's `tokens`, or the text divided at white space. Columns are those of the adapter's run unless --column says otherwise.";
 
 /// Tell the labels of texts with a trained classifier

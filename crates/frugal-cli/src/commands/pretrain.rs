@@ -25,11 +25,11 @@ Examples:
   frugal pretrain --data text.txt --out models/longer --from models/mine
   frugal pretrain --config recipe.toml --out models/mine
 
-Trains a tokenizer and a decoder with tied embeddings and writes a Hugging Face folder. Sizes are
-under [shape] in the configuration: vocab_size, hidden_size, intermediate_size,
-num_hidden_layers, num_attention_heads, num_key_value_heads, max_position_embeddings, and every
-key that the architecture's config.json has, as shape.state_size of mamba. What the
-optimizer keeps and what the layers are while they are trained is under [train.optim], for which
+Trains a tokenizer and a decoder with tied embeddings and writes a Hugging Face folder. Sizes are \
+under [shape] in the configuration: vocab_size, hidden_size, intermediate_size, \
+num_hidden_layers, num_attention_heads, num_key_value_heads, max_position_embeddings, and every \
+key that the architecture's config.json has, as shape.state_size of mamba. What the \
+optimizer keeps and what the layers are while they are trained is under [train.optim], for which \
 --set optim.KEY=VALUE is short, and [reparam].";
 
 /// Train a small language model and its tokenizer from text

@@ -24,8 +24,8 @@ Examples:
   frugal report runs/*
   frugal report runs/bench-text-encoder --metric macro_f1 --out comparison.html
 
-A folder is a run, or what `--out` of `frugal eval`, `measure` and `select` wrote, or holds such folders; a
-file is a fit that `frugal measure runtime --save` wrote, or a measurements.json. Runs whose names differ only
+A folder is a run, or what `--out` of `frugal eval`, `measure` and `select` wrote, or holds such folders; a \
+file is a fit that `frugal measure runtime --save` wrote, or a measurements.json. Runs whose names differ only \
 in a final -seedN are averaged. What was measured on different data is shown side by side and not ranked.";
 
 /// Compare finished runs: quality against parameters, memory and time

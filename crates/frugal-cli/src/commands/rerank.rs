@@ -23,11 +23,11 @@ Examples:
   frugal rerank --adapter runs/reranker --query \"wing flutter\" --text \"one text\" --text \"another\"
   frugal rerank --model smollm2-135m --mode prp --algorithm allpair --query \"wing flutter\" --data candidates.jsonl
 
-By default the model is a cross-encoder: a classifier with one output that reads query and candidate
-together. With --mode prp a language model is asked of pairs which one is more relevant (pairwise
-ranking prompting), with --mode blockrank it reads all candidates in one prompt and its attention
-ranks them; it should have been trained for that.
-Each candidate gives one line, the best first: its rank, its score, its place in the data (`line`)
+By default the model is a cross-encoder: a classifier with one output that reads query and candidate \
+together. With --mode prp a language model is asked of pairs which one is more relevant (pairwise \
+ranking prompting), with --mode blockrank it reads all candidates in one prompt and its attention \
+ranks them; it should have been trained for that. \
+Each candidate gives one line, the best first: its rank, its score, its place in the data (`line`) \
 and its text.";
 
 /// What ranks.

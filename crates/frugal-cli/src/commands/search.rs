@@ -27,7 +27,7 @@ Examples:
   frugal search --index idx --rerank ./ms-marco-MiniLM-L6 --json \"wing flutter\"
   frugal search --index idx --rerank prp --rerank-model smollm2-135m --rerank-depth 10 \"wing flutter\"
 
-Without --mode an index with vectors is searched by words and vectors, whose ranks are fused
+Without --mode an index with vectors is searched by words and vectors, whose ranks are fused \
 (reciprocal rank fusion, k = 60), and one without by words.";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -27,12 +27,12 @@ Examples:
   frugal tune --adapter runs/sst2 --data more.tsv --out runs/sst2-more
   frugal tune --qlora --model org/name --data chats.jsonl --task causal-lm --fit
 
-Without model, data, task, method and --config, the built-in model learns to recognise spam: a
-demonstration with --lr 3e-3 --epochs 2 --pooling mean unless you say otherwise. With any of
+Without model, data, task, method and --config, the built-in model learns to recognise spam: a \
+demonstration with --lr 3e-3 --epochs 2 --pooling mean unless you say otherwise. With any of \
 them, the defaults above hold.
 
-The run folder holds the adapter in the format of Hugging Face peft, the resolved
-configuration, checkpoints, log, TensorBoard events and a report. Ctrl-C writes a checkpoint
+The run folder holds the adapter in the format of Hugging Face peft, the resolved \
+configuration, checkpoints, log, TensorBoard events and a report. Ctrl-C writes a checkpoint \
 and ends with status 130; --resume continues exactly where the run stopped.";
 
 /// Adapt a model to data and show what it cost and gained

@@ -19,7 +19,7 @@ Examples:
   frugal validate run.toml --set data.max_length=128
   frugal validate --model smollm2-135m --data chats.jsonl --task causal-lm
 
-Reports every mistake of the configuration together, then looks for the model, reads all of
+Reports every mistake of the configuration together, then looks for the model, reads all of \
 the data and fits the method to the model. Exit status: 0 if the run could start, 1 if not.";
 
 /// Check a configuration, its model and every record of its data

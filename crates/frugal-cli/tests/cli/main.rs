@@ -3,6 +3,7 @@
 #![allow(clippy::print_stderr, reason = "tests say what they skip")]
 
 mod adapters;
+mod ask_flags;
 mod bad_input;
 mod bare_models;
 mod bench;
@@ -20,6 +21,7 @@ mod measure;
 mod measurements;
 mod mor;
 mod parametrize;
+mod parametrize_again;
 mod perk;
 mod pretraining;
 mod problems;

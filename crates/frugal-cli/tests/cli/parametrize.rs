@@ -109,7 +109,7 @@ fn documents_are_trained_once_and_answer_from_the_weights() {
         assert_eq!(ask(&args).ok().json()["mode"], "dyprag");
     }
 
-    // A text that changes has no parameters until it is trained again; what is gone is removed.
+    // A text that changes has no parameters until it is trained again; what is gone can be removed.
     corpus("Lake Quor is in Novland.");
     let lake = ["--mode", "prag", "--parameters", "p", "--top-k", "1"];
     let asked = [
@@ -123,7 +123,9 @@ fn documents_are_trained_once_and_answer_from_the_weights() {
     frugal_in(folder.path(), &[&asked[..], &lake].concat())
         .fails(&["no parameters were trained for lake", "frugal parametrize"]);
     let made = train(&[]).ok().json();
-    assert_eq!((&made["trained"], &made["removed"]), (&1.into(), &1.into()));
+    assert_eq!((&made["trained"], &made["others"]), (&1.into(), &1.into()));
+    let made = train(&["--prune"]).ok().json();
+    assert_eq!((&made["trained"], &made["removed"]), (&0.into(), &1.into()));
     frugal_in(folder.path(), &[&asked[..], &lake].concat()).ok();
 }
 

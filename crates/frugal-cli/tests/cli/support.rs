@@ -97,3 +97,24 @@ pub fn fixture(path: &str) -> PathBuf {
         .canonicalize()
         .expect("the fixture is there")
 }
+
+/// A copy of a fixture's model in a folder of its own, to be changed.
+pub fn model_copy(fixture_of: &str, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(fixture(fixture_of)).unwrap().flatten() {
+        std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
+
+/// Multiplies every weight of a model folder, which are in single precision, by 1.5.
+pub fn change_weights(model: &Path) {
+    let path = model.join("model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+    let start = 8 + usize::try_from(header).unwrap();
+    let (values, _) = bytes[start..].as_chunks_mut::<4>();
+    for value in values {
+        *value = (1.5 * f32::from_le_bytes(*value)).to_le_bytes();
+    }
+    std::fs::write(path, bytes).unwrap();
+}

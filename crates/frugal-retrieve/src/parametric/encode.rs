@@ -11,7 +11,7 @@ use super::config::{EncodeOptions, ParametricConfig};
 use super::error::ParametricError;
 use super::fast_weights::FastWeights;
 use super::feed_forward::FeedForward;
-use super::prompt::Sequence;
+use super::prompt::{Sequence, too_long};
 use super::weights::{DocumentWeights, Factors};
 
 /// What training a document gave.
@@ -132,7 +132,7 @@ pub fn encode_document(
                     token_type_ids: Vec::new(),
                     labels: Target::Tokens(sequence.targets.clone()),
                 };
-                sequence.check(backbone.info().vocab_size)?;
+                sequence.check(backbone.info())?;
                 let count = sequence.trained();
                 let weights = trained.weights(mode);
                 let change = FastWeights::new(places, &weights, config.scale())?;
@@ -168,11 +168,23 @@ pub fn encode_document(
     })
 }
 
+/// Refuses the tokens of a document that a model with so many positions cannot read at once.
+///
+/// # Errors
+/// [`ParametricError::Sequence`] with both lengths and the way out.
+pub fn check_length(ids: &[u32], positions: usize) -> Result<(), ParametricError> {
+    match too_long("a document", ids.len(), positions) {
+        Some(reason) => Err(ParametricError::Sequence(reason)),
+        None => Ok(()),
+    }
+}
+
 /// What the translator reads of a document: the hidden state of its last token behind the final norm,
 /// `[hidden_size]`.
 ///
 /// # Errors
-/// A text without tokens or one that is too long, outputs that are no numbers.
+/// A text without tokens or with more of them than the model has positions, outputs that are no
+/// numbers.
 pub fn document_embedding(
     backbone: &dyn Backbone,
     ids: &[u32],
@@ -180,6 +192,7 @@ pub fn document_embedding(
     if ids.is_empty() {
         return Err(ParametricError::Sequence("a document has no tokens".into()));
     }
+    check_length(ids, backbone.info().max_sequence)?;
     let values = on_pool(|| {
         let input = Input::new(ids, &[ids.len()]);
         let hidden = backbone.forward(&input, &mut NoAdapter, None)?;

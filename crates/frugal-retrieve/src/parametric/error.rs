@@ -89,3 +89,20 @@ pub enum ParametricError {
     #[error(transparent)]
     Template(#[from] TemplateError),
 }
+
+impl ParametricError {
+    /// The same with the document that it is about, where it does not say so yet.
+    #[must_use]
+    pub fn of_document(self, id: &str) -> Self {
+        match self {
+            Self::Sequence(_) | Self::NotFinite { .. } | Self::Backbone(_) => Self::Document {
+                id: id.to_owned(),
+                reason: match self {
+                    Self::Sequence(reason) => reason,
+                    other => other.to_string(),
+                },
+            },
+            other => other,
+        }
+    }
+}

@@ -13,6 +13,7 @@ fn files_give_back_what_was_written_and_name_what_does_not_fit() {
     let folder = tempfile::tempdir().unwrap();
     let config = |dtype| StoredConfig {
         model: "llama".into(),
+        base_sha256: "a".into(),
         parameters: ParametricConfig::default(),
         encode: EncodeOptions::default(),
         dtype,
@@ -21,7 +22,7 @@ fn files_give_back_what_was_written_and_name_what_does_not_fit() {
     for (dtype, tolerance) in [(StoreDtype::F32, 0.0), (StoreDtype::F16, 5e-4)] {
         let folder = folder.path().join(format!("{dtype:?}"));
         let store = DocumentStore::create(&folder, config(dtype), &places, &device).unwrap();
-        store.put("a", "text", &weights).unwrap();
+        store.put("a", "text", &weights, "one").unwrap();
         let store = DocumentStore::open(&folder, &places, &device).unwrap();
         let read = store.get("a", "text").unwrap().unwrap();
         for (one, other) in weights.factors.iter().zip(&read.factors) {
@@ -33,18 +34,29 @@ fn files_give_back_what_was_written_and_name_what_does_not_fit() {
         // Another text is another document.
         assert!(store.get("a", "other text").unwrap().is_none());
         assert!(store.contains("a", "text") && !store.contains("b", "text"));
-        store.put("b", "text", &weights).unwrap();
+        store.put("b", "text", &weights, "two").unwrap();
         assert_eq!(store.keep_only([("b", "text")].into_iter()).unwrap(), 1);
         assert!(!store.contains("a", "text") && store.contains("b", "text"));
         let again = DocumentStore::create(&folder, config(dtype), &places, &device);
         assert!(again.is_ok());
     }
-    let other = StoredConfig {
-        model: "another".into(),
+    let made = |config| {
+        let made = DocumentStore::create(&folder.path().join("F32"), config, &places, &device);
+        made.map(|_| ()).map_err(|error| error.to_string())
+    };
+    let mut other = config(StoreDtype::F32);
+    other.encode.epochs = 2;
+    let error = made(other).unwrap_err();
+    assert!(error.contains("`epochs` is 1, not 2"), "{error}");
+    // Other weights are another model, another name alone is not.
+    let other = |model: &str, base: &str| StoredConfig {
+        model: model.into(),
+        base_sha256: base.into(),
         ..config(StoreDtype::F32)
     };
-    let error = DocumentStore::create(&folder.path().join("F32"), other, &places, &device);
-    assert!(error.unwrap_err().to_string().contains("other settings"));
+    assert!(made(other("./llama", "a")).is_ok());
+    let error = made(other("llama", "b")).unwrap_err();
+    assert!(error.contains("other weights"), "{error}");
 
     // A store of another model is refused by tensor and shape, before anything is made of it.
     let wide = sized(16, 64, 2);
@@ -132,5 +144,127 @@ fn models_without_these_layers_and_settings_without_sense_are_refused() {
             .unwrap_err()
             .to_string()
             .contains("`lr`")
+    );
+}
+
+#[test]
+fn a_folder_without_documents_took_no_other_settings() {
+    let (_, _, places) = llama();
+    let device = Device::flex();
+    let folder = tempfile::tempdir().unwrap();
+    let config = |lr, r| StoredConfig {
+        model: "llama".into(),
+        base_sha256: "a".into(),
+        parameters: ParametricConfig {
+            r,
+            ..ParametricConfig::default()
+        },
+        encode: EncodeOptions {
+            lr,
+            ..EncodeOptions::default()
+        },
+        dtype: StoreDtype::F32,
+    };
+    let create = |lr, r| DocumentStore::create(folder.path(), config(lr, r), &places, &device);
+    create(1e300, 2).unwrap();
+    let store = create(1e-3, 3).unwrap();
+    assert_eq!((store.start().rank, store.config().encode.lr), (3, 1e-3));
+    store
+        .put("a", "text", &made_up(&places, 3, 9, 1.0), "one")
+        .unwrap();
+    assert!(create(1e-4, 3).unwrap_err().to_string().contains("`lr`"));
+}
+
+#[test]
+fn other_questions_about_the_same_text_were_not_told_apart() {
+    let (_, tokenizer, places) = llama();
+    let device = Device::flex();
+    let folder = tempfile::tempdir().unwrap();
+    let config = StoredConfig {
+        model: "llama".into(),
+        base_sha256: "a".into(),
+        parameters: ParametricConfig::default(),
+        encode: EncodeOptions::default(),
+        dtype: StoreDtype::F16,
+    };
+    let store = DocumentStore::create(folder.path(), config, &places, &device).unwrap();
+    let of = |answer: &str| {
+        let item = Item {
+            question: "Where?".into(),
+            answer: answer.into(),
+        };
+        let document = AugmentedDocument {
+            passage: "Orla Venn was born in Trask.".into(),
+            items: vec![item],
+            ..AugmentedDocument::default()
+        };
+        digest(
+            &sequences(
+                &document,
+                Prompts::new(&tokenizer),
+                &EncodeOptions::default(),
+            )
+            .unwrap(),
+        )
+    };
+    let weights = made_up(&places, 2, 9, 1.0);
+    assert_eq!(store.trained_on("a", "text").unwrap(), None);
+    store.put("a", "text", &weights, &of("Trask")).unwrap();
+    assert_eq!(
+        store.trained_on("a", "text").unwrap(),
+        Some(of("Trask")),
+        "the same question twice"
+    );
+    assert_ne!(of("Trask"), of("Mirland"));
+}
+
+#[test]
+fn documents_ran_past_the_models_positions() {
+    let (backbone, tokenizer, places) = llama();
+    let positions = backbone.info().max_sequence;
+    let long = "word ".repeat(positions);
+    let document = AugmentedDocument {
+        id: "d7".into(),
+        passage: long.clone(),
+        items: vec![Item {
+            question: "What?".into(),
+            answer: "word".into(),
+        }],
+        ..AugmentedDocument::default()
+    };
+    let options = EncodeOptions {
+        max_tokens: usize::MAX,
+        ..EncodeOptions::default()
+    };
+    let expected = format!("the model has {positions} positions");
+    let check = |error: ParametricError, named: &str| {
+        let text = error.to_string();
+        let all = text.contains(&expected) && text.contains(named) && text.contains("--chunk");
+        assert!(all, "{text}");
+    };
+    let prompts = Prompts::new(&tokenizer);
+    let error = sequences(&document, prompts.within(positions), &options).unwrap_err();
+    check(error, "document `d7`");
+    let error = prompts.within(positions).passage(&document).unwrap_err();
+    check(error, "document `d7`");
+    // Whoever does not say how long a text may be is refused by what runs the model.
+    let unchecked = sequences(&document, prompts, &options).unwrap();
+    let config = ParametricConfig::default();
+    let start = DocumentWeights::start(&places, &config, &Device::flex()).unwrap();
+    let error = encode_document(
+        &*backbone,
+        &places,
+        &start,
+        &config,
+        &options,
+        &unchecked,
+        &mut || true,
+    );
+    check(error.unwrap_err(), "tokens");
+    let ids = tokenizer.encode(&long, true).unwrap();
+    assert!(document_embedding(&*backbone, &ids[..positions]).is_ok());
+    check(
+        document_embedding(&*backbone, &ids[..=positions]).unwrap_err(),
+        &format!("{} tokens", positions + 1),
     );
 }

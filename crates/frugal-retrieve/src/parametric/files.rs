@@ -1,10 +1,12 @@
 //! Files of documents' parameters and of translators.
 //!
 //! Tensors of a document are called as PEFT calls them
-//! (`base_model.model.PATH.lora_A.weight`, `... .lora_B.weight`); those of a translator
+//! (`base_model.model.PATH.lora_A.weight`, `... .lora_B.weight`), and the header says in `trained_on`
+//! what it was trained on; those of a translator
 //! `PATH.a.0.weight` (`U^A`), `PATH.a.1.weight` (`V^A`), `PATH.b.0.weight`, `PATH.b.1.weight`, beside
 //! its settings in `translator.json`.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use burn::prelude::*;
@@ -25,6 +27,8 @@ use super::weights::{DocumentWeights, Factors};
 const TRANSLATOR_CONFIG: &str = "translator.json";
 /// Its weights.
 const TRANSLATOR_WEIGHTS: &str = "translator.safetensors";
+/// Key of the header that says what a document was trained on.
+const TRAINED_ON: &str = "trained_on";
 
 /// Compares names and shapes of a file with what is expected of it.
 fn check(
@@ -85,12 +89,13 @@ fn document_names(path: &str) -> [String; 2] {
     ["A", "B"].map(|side| format!("base_model.model.{path}.lora_{side}.weight"))
 }
 
-/// Writes a document's parameters.
+/// Writes a document's parameters, and in the header of the file `trained_on`.
 pub(super) fn write_document(
     path: &Path,
     places: &FeedForward,
     weights: &DocumentWeights,
     dtype: StoredType,
+    trained_on: &str,
 ) -> Result<(), ParametricError> {
     weights.check(places)?;
     let mut tensors = Vec::with_capacity(2 * places.places().len());
@@ -102,7 +107,22 @@ pub(super) fn write_document(
             tensors.push((name, Stored::new(&tensor.dims(), dtype, values)));
         }
     }
-    Ok(write_safetensors(path, tensors)?)
+    let metadata = [("format", "pt"), (TRAINED_ON, trained_on)];
+    let metadata = metadata.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    let file = safetensors::serialize(tensors, Some(HashMap::from(metadata)));
+    let file = file.map_err(|error| ParametricError::Folder {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    })?;
+    Ok(write_atomic(path, &file)?)
+}
+
+/// What a document's file says it was trained on; nothing where it does not.
+pub(super) fn read_trained_on(path: &Path) -> Result<String, ParametricError> {
+    let file = SafetensorsFile::open(path)?;
+    let metadata = file.header_metadata().as_ref();
+    let found = metadata.and_then(|metadata| metadata.get(TRAINED_ON).cloned());
+    Ok(found.unwrap_or_default())
 }
 
 /// Reads a document's parameters of this rank.

@@ -96,7 +96,7 @@ pub fn translator_loss(
             translated.rank, trained.rank
         )));
     }
-    sequence.check(backbone.info().vocab_size)?;
+    sequence.check(backbone.info())?;
     let teacher = log_probabilities(backbone, places, &trained.detached(), scale, &sequence.ids)?;
     let student = log_probabilities(backbone, places, translated, scale, &sequence.ids)?;
 

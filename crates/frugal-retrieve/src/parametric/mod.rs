@@ -47,7 +47,7 @@ pub use config::{
     EncodeOptions, KlReduction, ParametricConfig, TranslatorConfig, TranslatorInit,
     TranslatorTraining,
 };
-pub use encode::{EncodeReport, document_embedding, encode_document};
+pub use encode::{EncodeReport, check_length, document_embedding, encode_document};
 pub use error::ParametricError;
 pub use fast_weights::FastWeights;
 pub use feed_forward::{FeedForward, Place};
@@ -55,7 +55,7 @@ pub use loss::{Losses, TranslatorLoss, translator_loss};
 pub use merge::{Merge, merge};
 pub use prompt::{
     ANSWER_START, AugmentedDocument, Item, Prompts, Sequence, WITH_PASSAGES, WITHOUT_PASSAGES,
-    num_sequences, sequences, short_answer,
+    digest, num_sequences, sequences, short_answer,
 };
 pub use store::{DocumentStore, StoreDtype, StoredConfig};
 pub use train::{TranslatorExample, TranslatorStep, train_translator};

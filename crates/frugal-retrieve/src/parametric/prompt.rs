@@ -3,7 +3,9 @@
 use frugal_core::data::Message;
 use frugal_core::tokenizer::TextTokenizer;
 use frugal_kernels::IGNORE_INDEX;
+use frugal_nn::BackboneInfo;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::config::EncodeOptions;
 use super::error::ParametricError;
@@ -49,6 +51,13 @@ impl AugmentedDocument {
     pub fn text(&self) -> String {
         format!("{} {}", self.title, self.passage).trim().to_owned()
     }
+
+    fn refused(&self, reason: String) -> ParametricError {
+        ParametricError::Document {
+            id: self.id.clone(),
+            reason,
+        }
+    }
 }
 
 /// A sequence of tokens to learn.
@@ -81,9 +90,13 @@ impl Sequence {
         self.targets.iter().filter(trained).count()
     }
 
-    /// Refuses a sequence that nothing can be learnt from by a model of this vocabulary.
-    pub(super) fn check(&self, vocab: usize) -> Result<(), ParametricError> {
+    /// Refuses a sequence that nothing can be learnt from by this model.
+    pub(super) fn check(&self, info: &BackboneInfo) -> Result<(), ParametricError> {
+        let vocab = info.vocab_size;
         let refused = |reason: String| Err(ParametricError::Sequence(reason));
+        if let Some(reason) = too_long("one", self.ids.len(), info.max_sequence) {
+            return refused(reason);
+        }
         let (ids, targets) = (self.ids.len(), self.targets.len());
         if ids != targets {
             return refused(format!("one has {targets} targets for {ids} tokens"));
@@ -100,6 +113,30 @@ impl Sequence {
     }
 }
 
+/// What to say of a text with more tokens than a model has positions.
+pub(super) fn too_long(what: &str, tokens: usize, positions: usize) -> Option<String> {
+    (tokens > positions).then(|| {
+        format!(
+            "{what} has {tokens} tokens, and the model has {positions} positions: index smaller pieces \
+             (`frugal index --chunk`)"
+        )
+    })
+}
+
+/// SHA-256 of sequences: what a document was trained on, as the model reads it. Another question,
+/// answer, rewrite, tokenizer or chat template gives another.
+pub fn digest(sequences: &[Sequence]) -> String {
+    let mut hash = Sha256::new();
+    for sequence in sequences {
+        hash.update((sequence.ids.len() as u64).to_le_bytes());
+        let ids = sequence.ids.iter().map(|id| id.to_le_bytes());
+        ids.for_each(|bytes| hash.update(bytes));
+        let targets = sequence.targets.iter().map(|target| target.to_le_bytes());
+        targets.for_each(|bytes| hash.update(bytes));
+    }
+    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+}
+
 /// Sequences of a document with `items` questions: `2⌈n/2⌉ + ⌊n/2⌋`.
 pub fn num_sequences(items: usize) -> usize {
     2 * items.div_ceil(2) + items / 2
@@ -109,12 +146,37 @@ pub fn num_sequences(items: usize) -> usize {
 #[derive(Clone, Copy)]
 pub struct Prompts<'t> {
     tokenizer: &'t TextTokenizer,
+    /// Most tokens that the model reads.
+    positions: usize,
 }
 
 impl<'t> Prompts<'t> {
-    /// For the model of a tokenizer.
+    /// For the model of a tokenizer, however long.
     pub fn new(tokenizer: &'t TextTokenizer) -> Self {
-        Self { tokenizer }
+        Self {
+            tokenizer,
+            positions: usize::MAX,
+        }
+    }
+
+    /// The same for a model with so many positions: [`sequences`] refuses longer ones.
+    #[must_use]
+    pub fn within(self, positions: usize) -> Self {
+        Self { positions, ..self }
+    }
+
+    /// What `sequences` would give of a document before there are questions about it: its passage in
+    /// the prompt, with nothing to learn.
+    ///
+    /// # Errors
+    /// A passage that the model has no room for, what the tokenizer refuses.
+    pub fn passage(&self, document: &AugmentedDocument) -> Result<Sequence, ParametricError> {
+        let passage = [(document.title.as_str(), document.passage.as_str())];
+        let prompt = self.message(&Self::text("", &passage))?;
+        match too_long("its prompt", prompt.len(), self.positions) {
+            Some(reason) => Err(document.refused(reason)),
+            None => Ok(Sequence::new(&prompt, &[], false)),
+        }
     }
 
     /// Tokens of a message as the model reads it, by its chat template if it has one.
@@ -165,16 +227,14 @@ impl<'t> Prompts<'t> {
 /// with the passage and with its rewrite in the prompt; of the others, each without any.
 ///
 /// # Errors
-/// A document without text or questions, a sequence over the limit, what the tokenizer refuses.
+/// A document without text or questions, a sequence over the limit or the model's positions, what the
+/// tokenizer refuses.
 pub fn sequences(
     document: &AugmentedDocument,
     prompts: Prompts<'_>,
     options: &EncodeOptions,
 ) -> Result<Vec<Sequence>, ParametricError> {
-    let refused = |reason: String| ParametricError::Document {
-        id: document.id.clone(),
-        reason,
-    };
+    let refused = |reason| document.refused(reason);
     if document.passage.trim().is_empty() {
         return Err(refused("it has no text".into()));
     }
@@ -201,10 +261,13 @@ pub fn sequences(
             let passage = context.map(|text| (document.title.as_str(), text));
             let prompt = prompts.message(&Prompts::text(question, passage.as_slice()))?;
             let sequence = Sequence::new(&prompt, &answer, options.label_prompt);
-            if sequence.ids.len() > options.max_tokens {
+            let tokens = sequence.ids.len();
+            if let Some(reason) = too_long("a training sequence", tokens, prompts.positions) {
+                return Err(refused(reason));
+            }
+            if tokens > options.max_tokens {
                 return Err(refused(format!(
-                    "a training sequence has {} tokens, more than {}: index smaller pieces",
-                    sequence.ids.len(),
+                    "a training sequence has {tokens} tokens, more than {}: index smaller pieces (`frugal index --chunk`)",
                     options.max_tokens
                 )));
             }

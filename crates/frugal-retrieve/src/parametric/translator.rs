@@ -84,11 +84,11 @@ impl Translator {
         })
     }
 
-    /// Refuses sizes before anything of them is made.
-    pub(super) fn check(
-        places: &FeedForward,
-        config: &TranslatorConfig,
-    ) -> Result<(), ParametricError> {
+    /// Whether there can be one of these settings for these matrices, before anything is made.
+    ///
+    /// # Errors
+    /// Settings out of range, sizes beyond all use.
+    pub fn check(places: &FeedForward, config: &TranslatorConfig) -> Result<(), ParametricError> {
         config.validate()?;
         places.check_rank(config.parameters.r)?;
         let count = num_translator_parameters(places, config.width, config.parameters.r);

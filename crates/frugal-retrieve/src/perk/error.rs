@@ -36,11 +36,21 @@ pub enum PerkError {
     /// Inner steps that cannot be taken.
     #[error("{0}")]
     Steps(String),
-    /// An outer loss that is infinite or not a number.
-    #[error("the loss of the answers is not finite in step {step}: lower the learning rates")]
+    /// A loss of a context or its gradient that is infinite or not a number.
+    #[error("writing: the loss of the context or its gradient is not finite in inner step {inner}{}", because(*inner))]
+    Writing {
+        /// The inner step, from 1.
+        inner: usize,
+    },
+    /// A loss, a gradient or a value of the state that is infinite or not a number.
+    #[error("step {step}: {what} is not finite: {advice}")]
     NotFinite {
         /// The step of meta-training, from 1.
         step: u64,
+        /// What is not.
+        what: String,
+        /// What would work.
+        advice: &'static str,
     },
     /// It was asked to stop.
     #[error("stopped")]
@@ -62,10 +72,19 @@ pub enum PerkError {
     Stage(#[from] StageError),
 }
 
+/// Before the first inner step nothing was written, and the rates of writing are not to blame.
+fn because(inner: usize) -> &'static str {
+    match inner {
+        0 | 1 => "",
+        _ => ": the learning rates of writing are too high for it",
+    }
+}
+
 impl From<UnrollError<ModelError>> for PerkError {
     fn from(error: UnrollError<ModelError>) -> Self {
         match error {
             UnrollError::Loss(error) => Self::Model(error),
+            UnrollError::NotFinite { step } => Self::Writing { inner: step },
             other => Self::Steps(other.to_string()),
         }
     }

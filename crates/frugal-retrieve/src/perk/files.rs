@@ -48,12 +48,26 @@ pub fn save(
     base_model: &str,
 ) -> Result<(), PerkError> {
     let stage = Stage::replace(folder)?;
+    write(stage.path(), state, backbone, base_model)?;
+    Ok(stage.finish(CONFIG_FILE)?)
+}
+
+/// The same into a folder that is already this process's, in which nobody reads yet.
+///
+/// # Errors
+/// A folder that cannot be written to.
+pub fn write(
+    folder: &Path,
+    state: &PerkState,
+    backbone: &dyn Backbone,
+    base_model: &str,
+) -> Result<(), PerkError> {
     let adapter = state.adapter(backbone, &state.fast.values)?;
     let entry = LoadedAdapter {
         adapter,
         head: None,
     };
-    peft::save(stage.path(), &entry, backbone.info(), base_model)?;
+    peft::save(folder, &entry, backbone.info(), base_model)?;
     let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
     let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect();
     if let Some(net) = &state.weights {
@@ -65,7 +79,7 @@ pub fn save(
     for (name, rates) in state.fast.names().zip(&state.rates) {
         tensors.push((format!("rates.{name}"), vec![rates.len()], bytes(rates)));
     }
-    let path = stage.path().join(TENSORS_FILE);
+    let path = folder.join(TENSORS_FILE);
     let views = tensors.iter().map(|(name, shape, bytes)| {
         let view = TensorView::new(Dtype::F32, shape.clone(), bytes);
         view.map(|view| (name.as_str(), view))
@@ -82,9 +96,9 @@ pub fn save(
     {
         stored.extend(config);
     }
-    let path = stage.path().join(CONFIG_FILE);
+    let path = folder.join(CONFIG_FILE);
     write_atomic(&path, format!("{stored:#}\n").as_bytes())?;
-    Ok(stage.finish(CONFIG_FILE)?)
+    Ok(())
 }
 
 /// The settings of a state.

@@ -197,8 +197,9 @@ impl MetaTrainer {
             self.differences.forget();
         }
         let retained = config.retained_steps;
-        let found = episode_gradient(backbone, state, episode, retained, &mut self.differences)?;
         let number = self.steps + 1;
+        let found = episode_gradient(backbone, state, episode, retained, &mut self.differences);
+        let found = found.map_err(|error| not_finite(error, number))?;
         let mut gradient = found.gradient;
         let learned = state.config.learned_rates;
         let rates: Vec<Vec<f32>> = gradient
@@ -221,7 +222,11 @@ impl MetaTrainer {
         }
         let grad_norm = square.sqrt();
         if !grad_norm.is_finite() || !found.loss.is_finite() {
-            return Err(PerkError::NotFinite { step: number });
+            return Err(PerkError::NotFinite {
+                step: number,
+                what: "the loss of the answers or its gradient".into(),
+                advice: advice(number, 1 + state.config.inner_steps),
+            });
         }
         let scale = (config.max_grad_norm / (grad_norm + 1e-6)).min(1.0);
         let factor = self.schedule.factor(self.steps);
@@ -247,11 +252,35 @@ impl MetaTrainer {
     }
 }
 
+/// What to do where a value is not finite: at the first step nothing was learnt yet, and before the
+/// first inner step nothing was written.
+fn advice(step: u64, inner: usize) -> &'static str {
+    match (step, inner) {
+        (0 | 1, 0 | 1) => "the model itself gives no finite loss for this task",
+        (0 | 1, _) => "lower the learning rate of writing (`inner_lr`)",
+        (_, 0 | 1) => "lower the learning rate (`lr`)",
+        _ => "lower the learning rates (`lr`, and `rates_lr` or `inner_lr`)",
+    }
+}
+
+/// The same error with the step of meta-training in it.
+fn not_finite(error: PerkError, step: u64) -> PerkError {
+    match error {
+        PerkError::Writing { inner } => PerkError::NotFinite {
+            step,
+            what: format!("the loss of the context or its gradient in inner step {inner}"),
+            advice: advice(step, inner),
+        },
+        other => other,
+    }
+}
+
 /// Learns a state from tasks, in an order of the seed; `observe` sees each step and ends the run by
 /// returning false. Returns the number of steps.
 ///
 /// # Errors
-/// No tasks, texts that make no batch, and as [`MetaTrainer::step`].
+/// No tasks, texts that make no batch, and as [`MetaTrainer::step`]. After an error in a step, `state`
+/// is the last one that gave a finite loss: what the last update made of it is taken back.
 pub fn meta_train(
     backbone: &dyn Backbone,
     texts: &Texts<'_>,
@@ -275,6 +304,8 @@ pub fn meta_train(
     }
     let mut trainer = MetaTrainer::new(config.clone(), state, steps)?;
     let mut order: Vec<usize> = Vec::new();
+    // The state before the last update.
+    let mut sound = None;
     for step in 0..steps {
         if order.is_empty() {
             order = (0..tasks.len()).collect();
@@ -284,8 +315,27 @@ pub fn meta_train(
         let task = &tasks[order.pop().unwrap_or(0)];
         let seed = config.seed.wrapping_mul(1_000_003).wrapping_add(step);
         let episode = Episode::shuffled(texts, task, seed)?;
-        let done = trainer.step(backbone, state, &episode)?;
-        if !observe(done, steps) {
+        let before = state.clone();
+        let done = match trainer.step(backbone, state, &episode) {
+            Ok(done) => done,
+            Err(error) => {
+                if let Some(sound) = sound {
+                    *state = sound;
+                }
+                return Err(error);
+            }
+        };
+        let goes_on = observe(done, steps);
+        if !state.is_finite() {
+            *state = before;
+            return Err(PerkError::NotFinite {
+                step: step + 1,
+                what: "what the update makes of the state".into(),
+                advice: advice(step + 2, 1),
+            });
+        }
+        sound = Some(before);
+        if !goes_on {
             return Ok(step + 1);
         }
     }

@@ -26,6 +26,8 @@ pub mod unroll;
 mod weights;
 
 #[cfg(test)]
+mod outcome_tests;
+#[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod unroll_tests;

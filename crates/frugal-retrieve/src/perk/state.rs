@@ -60,6 +60,13 @@ impl PerkState {
         })
     }
 
+    /// Whether all its values are finite.
+    pub fn is_finite(&self) -> bool {
+        let weights = self.weights.iter().flat_map(|net| &net.values);
+        let all = self.fast.values.iter().chain(&self.rates).chain(weights);
+        all.flatten().all(|value| value.is_finite())
+    }
+
     /// Writes segments into an adapter that begins here; the state stays as it is. They are computed
     /// in `groups` parts: more of them need less memory, and give the same up to rounding.
     ///

@@ -21,17 +21,17 @@ fn fixture(name: &str) -> PathBuf {
         .join(name)
 }
 
-fn llama() -> Arc<dyn Backbone> {
+pub(super) fn llama() -> Arc<dyn Backbone> {
     let folder = fixture("harness/llama");
     let files = ModelFiles::open(&folder.display().to_string(), &Lookup::default()).unwrap();
     files.load(&Device::flex()).unwrap()
 }
 
-fn tokenizer() -> TextTokenizer {
+pub(super) fn tokenizer() -> TextTokenizer {
     TextTokenizer::from_folder(&fixture("harness/llama")).unwrap()
 }
 
-fn config(r: usize) -> PerkConfig {
+pub(super) fn config(r: usize) -> PerkConfig {
     PerkConfig {
         r,
         lora_alpha: (r as f64).sqrt(),

@@ -136,7 +136,7 @@ impl<'t> Texts<'t> {
                     .encode(&format!(" {}", segment.trim()), false)?,
             );
             if segment.trim().is_empty() || ids.len() == masked {
-                return Err(PerkError::Text(format!("segment {i} is empty")));
+                return Err(PerkError::Text(format!("segment {} is empty", i + 1)));
             }
             ids.push(self.end);
             self.fits(&ids, "segment", i)?;
@@ -150,7 +150,8 @@ impl<'t> Texts<'t> {
             return Ok(());
         }
         Err(PerkError::Text(format!(
-            "{what} {i} has {} tokens, and the model reads {}: cut it",
+            "{what} {} has {} tokens, and the model reads {}: cut it",
+            i + 1,
             ids.len(),
             self.longest
         )))
@@ -194,7 +195,8 @@ impl<'t> Texts<'t> {
             ids.extend(self.tokenizer.encode(&response, false)?);
             if answer.is_empty() || ids.len() == masked {
                 return Err(PerkError::Text(format!(
-                    "the answer of question {i} is empty"
+                    "the answer of question {} is empty",
+                    i + 1
                 )));
             }
             ids.push(self.end);

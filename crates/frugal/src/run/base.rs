@@ -54,10 +54,15 @@ pub(super) fn keep_with_adapter(folder: &Path, fingerprint: &str) -> Result<(), 
 /// one that does not say.
 pub fn base_warning(adapter: &Path, files: &ModelFiles) -> Option<String> {
     let before = stored(&adapter.join(peft::EXTRA_FILE))?;
+    other_base(adapter, &before, files)
+}
+
+/// What to say of `folder` if it was made on weights with another fingerprint than those of `files`.
+pub(super) fn other_base(folder: &Path, before: &str, files: &ModelFiles) -> Option<String> {
     (before != files.fingerprint()).then(|| {
         format!(
             "{}: trained on other weights than those of `{}` as they are now: results are not those of the run",
-            adapter.display(),
+            folder.display(),
             files.name()
         )
     })

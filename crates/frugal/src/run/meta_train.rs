@@ -6,14 +6,15 @@ use std::time::Instant;
 
 use frugal_core::data::{DataError, records};
 use frugal_core::fs::write_atomic;
-use frugal_core::stage::is_free;
+use frugal_core::stage::Stage;
 use frugal_retrieve::perk::{
-    MetaStep, MetaTrainConfig, PerkConfig, PerkState, Question, Task, Texts, files, meta_train,
+    Episode, MetaStep, MetaTrainConfig, PerkConfig, PerkState, Question, Task, Texts, files,
+    meta_train,
 };
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::{Opened, RunError};
+use super::{Opened, RunError, base};
 
 /// What a run of meta-training is.
 pub struct MetaTrainRequest<'a> {
@@ -38,9 +39,11 @@ pub struct MetaTrained {
     pub out: PathBuf,
     /// Whether it was stopped before its end; the state is what had been learnt by then.
     pub interrupted: bool,
+    /// Why it could not go on, if so; the state is then the last that gave a finite loss.
+    pub failed: Option<String>,
     /// Tasks.
     pub tasks: usize,
-    /// Steps.
+    /// Steps that the state has learnt from.
     pub steps: u64,
     /// Mean loss of the answers in the first and in the last tenth of the steps.
     pub loss: [f64; 2],
@@ -109,6 +112,14 @@ fn task(fields: &Map<String, Value>) -> Result<Task, String> {
 /// # Errors
 /// A file that cannot be read, a record without its columns.
 pub fn read_tasks(path: &Path) -> Result<Vec<Task>, RunError> {
+    Ok(read_placed(path)?
+        .into_iter()
+        .map(|(_, task)| task)
+        .collect())
+}
+
+/// The same with their lines.
+fn read_placed(path: &Path) -> Result<Vec<(usize, Task)>, RunError> {
     let mut found = Vec::new();
     let read = records(path, |line, fields| -> Result<(), ReadError> {
         let task = task(&fields).map_err(|reason| {
@@ -117,7 +128,7 @@ pub fn read_tasks(path: &Path) -> Result<Vec<Task>, RunError> {
                 path.display()
             )))
         })?;
-        found.push(task);
+        found.push((line, task));
         Ok(())
     });
     read.map_err(|ReadError(error)| error)?;
@@ -127,10 +138,15 @@ pub fn read_tasks(path: &Path) -> Result<Vec<Task>, RunError> {
     Ok(found)
 }
 
-/// Learns a state and writes its folder; `observe` sees each step and the number of steps.
+/// Learns a state and writes its folder; `observe` sees each step and the number of steps. The folder
+/// is this process's from the start, and its files appear together at the end.
+///
+/// Where learning cannot go on after a step or more, what was learnt is written all the same, and
+/// [`MetaTrained::failed`] says why it ended.
 ///
 /// # Errors
-/// A folder that is in use, tasks or settings that cannot be, a loss that is not finite.
+/// A folder that is in use or cannot be written to, tasks or settings that cannot be (tasks by file
+/// and line), a loss that is not finite before anything was learnt.
 pub fn run_meta_train(
     request: &MetaTrainRequest<'_>,
     observe: &mut dyn FnMut(MetaStep, u64),
@@ -138,18 +154,22 @@ pub fn run_meta_train(
     let MetaTrainRequest {
         opened, out, train, ..
     } = request;
-    if !is_free(out) {
-        return Err(RunError::OutputExists { path: out.into() });
-    }
-    let tasks = read_tasks(request.data)?;
+    let stage = Stage::begin(out)?;
+    let placed = read_placed(request.data)?;
     let backbone = opened.backbone.as_ref();
     let tokenizer = opened.files.tokenizer()?;
     let texts = Texts::new(tokenizer, backbone.info().max_sequence)?;
+    for (line, task) in &placed {
+        Episode::shuffled(&texts, task, 0).map_err(|error| {
+            RunError::Invalid(format!("{}:{line}: {error}", request.data.display()))
+        })?;
+    }
+    let tasks: Vec<Task> = placed.into_iter().map(|(_, task)| task).collect();
     let mut state = PerkState::new(request.state.clone(), backbone, train.seed)?;
     let start = Instant::now();
     let mut losses: Vec<f64> = Vec::new();
     let mut planned = 0;
-    let steps = meta_train(
+    let learned = meta_train(
         backbone,
         &texts,
         &mut state,
@@ -161,28 +181,27 @@ pub fn run_meta_train(
             observe(step, of);
             !request.stop.load(Ordering::Relaxed)
         },
-    )?;
-    let seconds = start.elapsed().as_secs_f64();
-    files::save(out, &state, backbone, opened.files.name())?;
-    let tenth = losses.len().div_ceil(10);
-    let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len().max(1) as f64;
-    let rates = state.rates.iter().map(Vec::len).sum();
+    );
+    // The last update of a run that failed was taken back.
+    let (steps, failed) = match learned {
+        Ok(steps) => (steps, None),
+        Err(error) => match losses.len() as u64 {
+            0 | 1 => return Err(error.into()),
+            seen => (seen - 1, Some(error.to_string())),
+        },
+    };
     let trained = MetaTrained {
         out: out.to_path_buf(),
-        interrupted: steps < planned,
+        interrupted: failed.is_none() && steps < planned,
+        failed,
         tasks: tasks.len(),
         steps,
-        loss: [
-            mean(&losses[..tenth]),
-            mean(&losses[losses.len() - tenth..]),
-        ],
-        parameters: [
-            state.fast.num_parameters(),
-            state.weights.as_ref().map_or(0, |net| net.num_parameters()),
-            if state.config.learned_rates { rates } else { 0 },
-        ],
-        seconds,
+        loss: ends(&losses),
+        parameters: parameters(&state),
+        seconds: start.elapsed().as_secs_f64(),
     };
+    files::write(stage.path(), &state, backbone, opened.files.name())?;
+    base::keep_with_adapter(stage.path(), &opened.files.fingerprint())?;
     let record = json!({
         "model": opened.files.name(),
         "data": request.data,
@@ -192,10 +211,31 @@ pub fn run_meta_train(
         "version": env!("CARGO_PKG_VERSION"),
     });
     write_atomic(
-        &out.join(META_TRAIN_FILE),
+        &stage.path().join(META_TRAIN_FILE),
         format!("{record:#}\n").as_bytes(),
     )?;
+    stage.finish(files::CONFIG_FILE)?;
     Ok(trained)
+}
+
+/// The means of the first and of the last tenth.
+fn ends(losses: &[f64]) -> [f64; 2] {
+    let tenth = losses.len().div_ceil(10);
+    let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len().max(1) as f64;
+    [
+        mean(&losses[..tenth]),
+        mean(&losses[losses.len() - tenth..]),
+    ]
+}
+
+/// Learnt values of adapter, token weights and learning rates.
+fn parameters(state: &PerkState) -> [usize; 3] {
+    let rates = state.rates.iter().map(Vec::len).sum();
+    [
+        state.fast.num_parameters(),
+        state.weights.as_ref().map_or(0, |net| net.num_parameters()),
+        if state.config.learned_rates { rates } else { 0 },
+    ]
 }
 
 #[cfg(test)]

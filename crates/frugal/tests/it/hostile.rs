@@ -6,7 +6,7 @@ use frugal::adapt::{AdaptError, peft, registry};
 use frugal::model::load::read_json;
 use serde_json::{Value, json};
 
-use crate::interop::changed;
+use crate::changed_adapters::changed;
 use crate::support::{context, fixture, model};
 
 /// What no size should be.

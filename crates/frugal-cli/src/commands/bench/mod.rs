@@ -33,11 +33,11 @@ Examples:
   frugal bench adapt --suite my-suite.toml --only lora,dora --seeds 0
   frugal bench adapt --suite my-suite.toml --sweep lr=3x5 --seeds 0,1,2 --baseline lora
 
-A suite is a TOML file: settings that all runs share, the runs, the seeds. Each run is a
-process of its own, so that its peak memory is its own and a crash loses no other. Called
+A suite is a TOML file: settings that all runs share, the runs, the seeds. Each run is a \
+process of its own, so that its peak memory is its own and a crash loses no other. Called \
 again with the same folder, finished runs are kept and the one that was stopped goes on.
 
-With --sweep every run gets the same number of trials; the best on the validation part is reported
+With --sweep every run gets the same number of trials; the best on the validation part is reported \
 on the test part over three seeds or more, and compared with the baseline.";
 
 const PRETRAIN: &str = "\
@@ -47,8 +47,8 @@ Examples:
   frugal bench pretrain --suite low-memory --data-dir data --out runs/low-memory
   frugal bench pretrain --suite tokenformer --data-dir data --out runs/tokenformer
 
-Trains small models on a grid of sizes, tokens, learning rates and batches, and fits the Step Law
-to what it finds. With --only, the rest of the grid can be done in later calls: finished runs are
+Trains small models on a grid of sizes, tokens, learning rates and batches, and fits the Step Law \
+to what it finds. With --only, the rest of the grid can be done in later calls: finished runs are \
 kept, and the fit is of all that is there.
 
 Experiments on published systems say which of their claims hold, and take --seeds and --smoke:
@@ -62,8 +62,8 @@ Examples:
   frugal bench efficiency --suite efficientllm --data-dir data --out runs/efficientllm
   frugal bench efficiency --suite mine.toml --only mha,mqa
 
-Runs of `frugal pretrain`, `frugal tune` and evaluations of models as they are, in groups: memory,
-utilisation, latency, throughput, power and compression of each, raw and on one scale. Runs are
+Runs of `frugal pretrain`, `frugal tune` and evaluations of models as they are, in groups: memory, \
+utilisation, latency, throughput, power and compression of each, raw and on one scale. Runs are \
 sampled 20 times a second; an interrupted run begins anew.";
 
 /// Run a suite under one budget and compare what comes of it

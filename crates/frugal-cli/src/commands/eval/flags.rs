@@ -23,10 +23,10 @@ Examples:
   frugal eval --task retrieval --data scifact/ --index idx
   frugal eval --task retrieval --run bm25.trec --run dense.trec --qrels qrels.txt
 
-With --data, an adapter with a classification head is measured by accuracy, macro-F1 and Matthews
-correlation, and --out keeps what it said of each example in predictions.jsonl; anything else is
-measured by loss and perplexity. With --tasks, a model is asked the questions of each task, and the
-results are those of lm-evaluation-harness, in its format. With --task retrieval, rankings are
+With --data, an adapter with a classification head is measured by accuracy, macro-F1 and Matthews \
+correlation, and --out keeps what it said of each example in predictions.jsonl; anything else is \
+measured by loss and perplexity. With --tasks, a model is asked the questions of each task, and the \
+results are those of lm-evaluation-harness, in its format. With --task retrieval, rankings are \
 measured with the values of trec_eval.";
 
 /// Measure a model, with or without an adapter, on data or on tasks

@@ -20,8 +20,8 @@ Examples:
   frugal index --out idx --delete doc-17 --delete doc-18
   frugal index --data notes/ --model minilm-l6 --store postgres://me@localhost/db#notes
 
-The data are a BEIR folder, JSONL, JSON, CSV, TSV or Parquet, perhaps .gz or .zst, or a folder of
-text and Markdown files. Run again, the command adds what is new, replaces what has changed and
+The data are a BEIR folder, JSONL, JSON, CSV, TSV or Parquet, perhaps .gz or .zst, or a folder of \
+text and Markdown files. Run again, the command adds what is new, replaces what has changed and \
 leaves the rest alone; an interrupted run goes on where its last commit was.";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

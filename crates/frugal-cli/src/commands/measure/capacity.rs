@@ -21,8 +21,8 @@ Examples:
   frugal measure capacity --models smollm2-135m,builtin --texts news.txt,code.txt
   frugal measure capacity --models small,medium,large --texts book.txt --fit-bias --json
 
-Text bits: bits of the text for each token; the more, the better the tokenizer spells it. Model bits: what
-the model needs to encode a token. Capacity: (text bits - model bits + bias) / log2(operations for each
+Text bits: bits of the text for each token; the more, the better the tokenizer spells it. Model bits: what \
+the model needs to encode a token. Capacity: (text bits - model bits + bias) / log2(operations for each \
 token). The bias belongs to the collection of texts: compare values with the same bias only.";
 
 /// Information capacity: how much models compress texts for the compute of a token

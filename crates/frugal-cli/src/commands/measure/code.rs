@@ -21,13 +21,13 @@ Examples:
   frugal measure code --problems enamel.csv --solutions samples.json --allow-code-execution
   frugal measure code --problems enamel.csv --solutions a.json,b.json --subset 0,1,3 --k 1,10 --json
 
-The problems are those of ENAMEL: a CSV with prompt, input generator, levels, expert solution and
-checker of each. A file of solutions is a JSON list with a list of Python sources for each problem,
+The problems are those of ENAMEL: a CSV with prompt, input generator, levels, expert solution and \
+checker of each. A file of solutions is a JSON list with a list of Python sources for each problem, \
 or an object of such lists by problem number.
 
-Solutions are programs from elsewhere: they run only with --allow-code-execution, each in a process
-of its own that reaches neither files nor network, with limits on time, memory, processes and
-output. Where the kernel cannot do that nothing runs unless --no-isolation says so too.
+Solutions are programs from elsewhere: they run only with --allow-code-execution, each in a process \
+of its own that reaches neither files nor network, with limits on time, memory, processes and \
+output. Where the kernel cannot do that nothing runs unless --no-isolation says so too. \
 Times are the processor's; a machine that does nothing else meanwhile gives the best ones.";
 
 /// What was measured, in the folder of `--out`.

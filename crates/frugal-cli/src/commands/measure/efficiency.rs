@@ -22,9 +22,9 @@ Examples:
   frugal measure efficiency -- python train.py
   frugal measure efficiency --compare 270M:0.91,98M:0.89 -- frugal eval --data dev.tsv
 
-Runs the command and samples memory and processor time of all its processes 20 times a second.
-With --run, the record of that run gives latency and throughput, and the result is kept beside it,
-where `frugal report` finds it. Power is measured where the kernel lets its counter be read;
+Runs the command and samples memory and processor time of all its processes 20 times a second. \
+With --run, the record of that run gives latency and throughput, and the result is kept beside it, \
+where `frugal report` finds it. Power is measured where the kernel lets its counter be read; \
 elsewhere it is modelled from --idle-watts and --processor-watts.";
 
 /// Memory, utilisation, latency, throughput and power of a command (EfficientLLM)

@@ -27,7 +27,7 @@ Examples:
   frugal measure runtime --endpoint https://api.example.org/v1 --served-model m --api-key-env MY_KEY --denoised
   frugal measure runtime --fit runtime.json --query 512:64
 
-Generating o tokens after a prompt of p takes a(p) + b (o - 1) seconds. The fit uses the answers of
+Generating o tokens after a prompt of p takes a(p) + b (o - 1) seconds. The fit uses the answers of \
 --outputs; those of --held-out are only predicted, and the error on them is reported.";
 
 /// Idealized runtime: measure how long generation takes and predict any query from that

@@ -19,7 +19,7 @@ Examples:
   frugal measure spectrum --models smollm2-135m --texts book.txt
   frugal measure spectrum --models step1000,step2000 --texts book.txt --length 128 --exact --json
 
-Values depend on the number of tokens and on the width of the model by construction: compare the
+Values depend on the number of tokens and on the width of the model by construction: compare the \
 same --length, and models of one width. The last layer after the final norm is measured.";
 
 /// Matrix nuclear-norm and matrix entropy: how much hidden states spread

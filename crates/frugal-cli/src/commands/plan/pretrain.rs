@@ -24,10 +24,10 @@ Examples:
   frugal plan pretrain --model smollm2-135m --tokens 2.7B --sequence-length 1024
   frugal plan pretrain --parameters 10M --tokens 200M --runs my-runs.csv
 
-Parameters are those outside the vocabulary. With --compute and no size, both are chosen, with
+Parameters are those outside the vocabulary. With --compute and no size, both are chosen, with \
 --tokens-per-parameter tokens for each parameter; with a size, the tokens that it buys.
 
-With --runs the law is fitted to finished runs of one's own: a CSV with the columns parameters, tokens,
+With --runs the law is fitted to finished runs of one's own: a CSV with the columns parameters, tokens, \
 rate, batch (tokens) or bs (sequences of --sequence-length), and loss.";
 
 /// Show learning rate, batch size and schedule for a pre-training run of a given size

@@ -24,12 +24,12 @@ Examples:
   frugal select --calibration known.jsonl --test new.jsonl --label rating --above 3 --features length,similarity
   frugal select --calibration a/samples_sst2.jsonl --test b/samples_sst2.jsonl --label acc --scores confidence,margin
 
-Items of --calibration have an outcome in the column --label; those that exceed --above are good.
-Test items are chosen so that the expected share of items that are not good among the chosen is at
+Items of --calibration have an outcome in the column --label; those that exceed --above are good. \
+Test items are chosen so that the expected share of items that are not good among the chosen is at \
 most --fdr, whatever the scores are worth. Both files must hold items of the same kind.
 
-With one column in --scores (more is better) this is conformal selection; with several, the best one
-is chosen for each item without losing the bound. With --features a ridge regression is trained on
+With one column in --scores (more is better) this is conformal selection; with several, the best one \
+is chosen for each item without losing the bound. With --features a ridge regression is trained on \
 the calibration items themselves, one for each of --penalties.
 
 For samples_TASK.jsonl of `frugal eval --tasks` there are columns of the answers, more being surer:

@@ -25,6 +25,8 @@ pub struct AskAnswer {
     pub tokens: usize,
     /// Why the answer ended; absent where none was generated.
     pub finish: Option<FinishReason>,
+    /// What may make the answer wrong.
+    pub warnings: Vec<String>,
     /// What a reader has to know.
     pub notes: Vec<String>,
     /// Time and memory of each stage.

@@ -11,6 +11,7 @@ use super::answer::AskAnswer;
 use super::mode::AskMode;
 use super::session::{Ask, titled};
 use crate::run::RunError;
+use crate::run::base::other_base;
 
 /// Parameters that were trained for each passage.
 pub(super) const PRAG: AskMode = AskMode {
@@ -45,10 +46,18 @@ fn store(ask: &Ask<'_>) -> Result<DocumentStore, RunError> {
     Ok(DocumentStore::open(folder, &places, backbone.device())?)
 }
 
-/// What the parameters were made for, where that has another name than the model.
-fn other_name(store: &DocumentStore, ask: &Ask<'_>) -> Option<String> {
-    let (made, now) = (&store.config().model, ask.opened().files.name());
-    (made != now).then(|| format!("the parameters were made for `{made}`, not for `{now}`"))
+/// What to say where the parameters were trained on other weights than the model's as they are now.
+fn warnings(store: &DocumentStore, ask: &Ask<'_>) -> Vec<String> {
+    let (folder, config) = (store.folder(), store.config());
+    let found = match config.base_sha256.as_str() {
+        "" => Some(format!(
+            "{}: it does not say on which weights of `{}` it was trained",
+            folder.display(),
+            config.model
+        )),
+        before => other_base(folder, before, &ask.opened().files),
+    };
+    found.into_iter().collect()
 }
 
 fn prag(ask: &mut Ask<'_>, question: &str) -> Result<AskAnswer, RunError> {
@@ -67,7 +76,7 @@ fn prag(ask: &mut Ask<'_>, question: &str) -> Result<AskAnswer, RunError> {
         }
         Ok::<_, RunError>(())
     })?;
-    let mut notes: Vec<String> = other_name(&store, ask).into_iter().collect();
+    let mut notes = Vec::new();
     if !missing.is_empty() {
         let what = format!(
             "no parameters were trained for {}, as it is in the index now",
@@ -100,13 +109,13 @@ fn dyprag(ask: &mut Ask<'_>, question: &str) -> Result<AskAnswer, RunError> {
         let mut found = Vec::with_capacity(passages.len());
         for passage in &passages {
             let ids = tokenizer.encode(&titled(passage), true)?;
-            let embedding = document_embedding(backbone.as_ref(), &ids)?;
+            let embedding = document_embedding(backbone.as_ref(), &ids)
+                .map_err(|error| error.of_document(&passage.id))?;
             found.push(translator.translate(&embedding, Mode::Eval)?);
         }
         Ok::<_, RunError>((found, translator.config().parameters.translated_scale()))
     })?;
-    let notes = other_name(&store, ask).into_iter().collect();
-    from_weights(ask, question, passages, &found, (&store, scale), notes)
+    from_weights(ask, question, passages, &found, (&store, scale), Vec::new())
 }
 
 /// Answers with the passages in the weights, and where that is wanted in the prompt too.
@@ -149,6 +158,7 @@ fn from_weights(
         prompt_tokens: continued.prompt_tokens,
         tokens: continued.tokens.len(),
         finish: Some(continued.finish),
+        warnings: warnings(store, ask),
         notes,
         ..AskAnswer::default()
     })

@@ -8,7 +8,7 @@ use frugal_retrieve::rag::{Chunker, Splitter, Units, cite};
 use super::answer::AskAnswer;
 use super::mode::AskMode;
 use super::session::{Ask, titled};
-use crate::run::RunError;
+use crate::run::{RunError, base_warning};
 
 /// The best passages in the weights of an adapter.
 pub(super) const PERK: AskMode = AskMode {
@@ -35,6 +35,9 @@ fn perk(ask: &mut Ask<'_>, question: &str) -> Result<AskAnswer, RunError> {
         ));
     }
     let state = files::load(&options.state, opened.backbone.as_ref())?;
+    let warnings = base_warning(&options.state, &opened.files)
+        .into_iter()
+        .collect();
     let passages = ask.retrieve(question)?;
     if passages.is_empty() {
         return ask.answer_from(question, &passages);
@@ -68,6 +71,7 @@ fn perk(ask: &mut Ask<'_>, question: &str) -> Result<AskAnswer, RunError> {
         prompt_tokens: continued.prompt_tokens,
         tokens: continued.tokens.len(),
         finish: Some(continued.finish),
+        warnings,
         notes: vec![format!(
             "{} segments, {} tokens, were written into the adapter",
             segments.len(),

@@ -1,5 +1,6 @@
 //! From an index to a folder of parameters.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -8,8 +9,8 @@ use frugal_index::Document;
 use frugal_retrieve::parametric::{
     AugmentedDocument, DocumentStore, EncodeOptions, FeedForward, Losses, ParametricConfig,
     ParametricError, Prompts, StoreDtype, StoredConfig, Translator, TranslatorConfig,
-    TranslatorExample, TranslatorInit, TranslatorStep, TranslatorTraining, document_embedding,
-    encode_document, sequences, train_translator,
+    TranslatorExample, TranslatorInit, TranslatorStep, TranslatorTraining, check_length, digest,
+    document_embedding, encode_document, sequences, train_translator,
 };
 use frugal_retrieve::{Collection, RetrieveError};
 use serde::Serialize;
@@ -31,10 +32,27 @@ pub struct TranslatorRequest {
     pub training: TranslatorTraining,
 }
 
+impl TranslatorRequest {
+    /// What the translator of these parameters is.
+    fn config(&self, parameters: ParametricConfig) -> TranslatorConfig {
+        TranslatorConfig {
+            parameters: ParametricConfig {
+                scale_in_delta: self.scale_in_delta,
+                ..parameters
+            },
+            width: self.width,
+            init: self.init,
+        }
+    }
+}
+
 /// What is made of an index.
 pub struct ParametrizeRequest<'a> {
-    /// Folder of the parameters. Documents that it has already are not trained again.
+    /// Folder of the parameters. Documents that it has already are not trained again, unless they
+    /// were trained on something else.
     pub out: PathBuf,
+    /// Whether files of documents that are not in the index, or had another text, are removed.
+    pub prune: bool,
     /// What the parameters are.
     pub parameters: ParametricConfig,
     /// How they are trained.
@@ -79,7 +97,11 @@ pub struct ParametrizeReport {
     pub trained: usize,
     /// Documents without parameters, since there is no question about them.
     pub without_items: Vec<String>,
-    /// Files of documents that are no longer in the index, which were removed.
+    /// Documents that there is no question about now, which keep the parameters that they had.
+    pub kept: Vec<String>,
+    /// Files of documents that are not in the index, or of earlier texts, which stay.
+    pub others: usize,
+    /// Such files that were removed.
     pub removed: usize,
     /// Bytes of the documents' files.
     pub bytes: u64,
@@ -115,12 +137,12 @@ fn is_stopped(request: &ParametrizeRequest<'_>) -> bool {
 }
 
 /// Trains parameters for every document of an index that there are questions about, and a translator
-/// on them if one is wanted.
+/// on them if one is wanted. Whatever can be refused is refused before the first document is trained.
 ///
 /// # Errors
-/// Questions about documents that are not in the index, a model without feed-forward layers of the
-/// usual kind, a folder of other parameters or in use, whatever goes wrong while training;
-/// [`RunError::Interrupted`] where it was asked to stop.
+/// Questions about documents that are not in the index, documents that are too long for the model, a
+/// model without feed-forward layers of the usual kind, a folder of other parameters or in use,
+/// whatever goes wrong while training; [`RunError::Interrupted`] where it was asked to stop.
 pub fn parametrize(
     opened: &Opened,
     collection: &Collection,
@@ -133,25 +155,23 @@ pub fn parametrize(
              first (`frugal merge`)"
         )));
     }
+    let backbone = opened.backbone.as_ref();
+    let places = FeedForward::of(backbone.info(), backbone.sites())?;
+    request.parameters.validate()?;
+    request.encode.validate()?;
+    if let Some(wanted) = &request.translator {
+        wanted.training.validate()?;
+        Translator::check(&places, &wanted.config(request.parameters))?;
+    }
+    let _lock = FolderLock::acquire(&request.out)?;
     let ids = collection
         .index()
         .document_ids()
         .map_err(RetrieveError::from)?;
-    if let ItemSource::Given(given) = &request.items
-        && let Some(unknown) = given.keys().find(|id| !ids.contains(id))
-    {
-        return Err(RunError::Invalid(format!(
-            "there is a question about document `{unknown}`, which is not in the index"
-        )));
-    }
-    let backbone = opened.backbone.as_ref();
-    let places = FeedForward::of(backbone.info(), backbone.sites())?;
-    if let Some(translator) = &request.translator {
-        translator.training.validate()?;
-    }
-    let _lock = FolderLock::acquire(&request.out)?;
+    check_documents(opened, collection, &ids, request)?;
     let config = StoredConfig {
         model: opened.files.name().to_owned(),
+        base_sha256: opened.files.fingerprint(),
         parameters: request.parameters,
         encode: request.encode,
         dtype: request.dtype,
@@ -165,11 +185,15 @@ pub fn parametrize(
             return Err(RunError::Interrupted);
         }
         if let Some(document) = collection.document(id)? {
-            all.push((document.id.clone(), document.title_and_text()));
+            let text = document.title_and_text();
             match one(opened, &store, document, request, &mut report)? {
-                Some(document) => made.push(document),
-                None => report.without_items.push(id.clone()),
+                Parametrized::With(document) => made.extend(document),
+                Parametrized::Kept => report.kept.push(id.clone()),
+                Parametrized::Without => report.without_items.push(id.clone()),
             }
+            report.bytes += store.bytes(id, &text).unwrap_or(0);
+            report.documents += usize::from(store.contains(id, &text));
+            all.push((id.clone(), text));
         }
         observe(ParametrizeStep::Document {
             done: done + 1,
@@ -177,13 +201,11 @@ pub fn parametrize(
             id: id.clone(),
         });
     }
-    report.documents = made.len();
-    let kept = all.iter().map(|(id, text)| (id.as_str(), text.as_str()));
-    report.removed = store.keep_only(kept)?;
-    let bytes = made
-        .iter()
-        .filter_map(|document| store.bytes(&document.id, &document.text()));
-    report.bytes = bytes.sum();
+    let known = all.iter().map(|(id, text)| (id.as_str(), text.as_str()));
+    match request.prune {
+        true => report.removed = store.keep_only(known)?,
+        false => report.others = store.others(known)?.len(),
+    }
     if let Some(wanted) = &request.translator {
         let losses = translator(opened, &store, &made, wanted, request, observe)?;
         report.translator = TranslatorLosses::mean(&losses);
@@ -191,38 +213,119 @@ pub fn parametrize(
     Ok(report)
 }
 
-/// A document with its questions, trained if it was not; `None` where there are none.
+/// Prompts of the model, which refuse what it has no room for.
+fn prompts(opened: &Opened) -> Result<Prompts<'_>, RunError> {
+    let positions = opened.backbone.info().max_sequence;
+    Ok(Prompts::new(opened.files.tokenizer()?).within(positions))
+}
+
+fn augmented(document: &Document, found: DocumentItems) -> AugmentedDocument {
+    AugmentedDocument {
+        id: document.id.clone(),
+        title: document.title.clone(),
+        passage: document.text.clone(),
+        rewrite: found.rewrite,
+        items: found.items,
+    }
+}
+
+/// Refuses documents that cannot be trained on, before any of them is.
+fn check_documents(
+    opened: &Opened,
+    collection: &Collection,
+    ids: &[String],
+    request: &ParametrizeRequest<'_>,
+) -> Result<(), RunError> {
+    if let ItemSource::Given(given) = &request.items
+        && let known = ids.iter().collect::<HashSet<_>>()
+        && let Some(unknown) = given.keys().find(|id| !known.contains(id))
+    {
+        return Err(RunError::Invalid(format!(
+            "there is a question about document `{unknown}`, which is not in the index"
+        )));
+    }
+    let prompts = prompts(opened)?;
+    let positions = opened.backbone.info().max_sequence;
+    for id in ids {
+        let given = match &request.items {
+            ItemSource::Given(given) => match given.get(id).filter(|of| !of.items.is_empty()) {
+                None => continue,
+                found => found.cloned(),
+            },
+            ItemSource::Model { .. } => None,
+        };
+        let Some(document) = collection.document(id)? else {
+            continue;
+        };
+        let is_written = given.is_none();
+        let document = augmented(&document, given.unwrap_or_default());
+        match is_written {
+            true => prompts.passage(&document).map(|_| ())?,
+            false => sequences(&document, prompts, &request.encode).map(|_| ())?,
+        }
+        if request.translator.is_some() {
+            let ids = opened.files.tokenizer()?.encode(&document.text(), true)?;
+            check_length(&ids, positions).map_err(|error| error.of_document(id))?;
+        }
+    }
+    Ok(())
+}
+
+/// What became of a document.
+enum Parametrized {
+    /// It has parameters, and its questions where the translator needs them.
+    With(Option<AugmentedDocument>),
+    /// It has those of an earlier call, and there is no question about it now.
+    Kept,
+    /// It has none.
+    Without,
+}
+
+/// Trains a document if it was not, or was trained on something else.
 fn one(
     opened: &Opened,
     store: &DocumentStore,
     document: Document,
     request: &ParametrizeRequest<'_>,
     report: &mut ParametrizeReport,
-) -> Result<Option<AugmentedDocument>, RunError> {
+) -> Result<Parametrized, RunError> {
     let text = document.title_and_text();
-    let is_trained = store.contains(&document.id, &text);
-    let needs_items = !is_trained || request.translator.is_some();
-    let found: Option<DocumentItems> = match &request.items {
-        ItemSource::Given(given) => given.get(&document.id).cloned(),
-        // A document that has parameters had questions, which are written again only for the
-        // translator: the same ones, as they follow from the seed and the text.
-        ItemSource::Model { .. } if !needs_items => Some(DocumentItems::default()),
-        ItemSource::Model { seed } => write_items(opened, &text, *seed)?,
+    let before = store.trained_on(&document.id, &text)?;
+    let without = || match before {
+        Some(_) => Parametrized::Kept,
+        None => Parametrized::Without,
     };
-    let Some(found) = found.filter(|found| !needs_items || !found.items.is_empty()) else {
-        return Ok(None);
+    let prompts = prompts(opened)?;
+    let encode = &store.config().encode;
+    let (augmented, sequences, trained_on) = match &request.items {
+        ItemSource::Given(given) => {
+            let found = given.get(&document.id).filter(|of| !of.items.is_empty());
+            let Some(found) = found else {
+                return Ok(without());
+            };
+            let augmented = augmented(&document, found.clone());
+            let sequences = sequences(&augmented, prompts, encode)?;
+            let trained_on = digest(&sequences);
+            (augmented, sequences, trained_on)
+        }
+        ItemSource::Model { seed } => {
+            // What the model writes follows from the seed and what it reads.
+            let bare = augmented(&document, DocumentItems::default());
+            let read = digest(&[prompts.passage(&bare)?]);
+            let trained_on = format!("written by the model, seed {seed}: {read}");
+            if request.translator.is_none() && before.as_ref() == Some(&trained_on) {
+                return Ok(Parametrized::With(None));
+            }
+            let Some(found) = write_items(opened, &text, *seed)? else {
+                return Ok(without());
+            };
+            let augmented = augmented(&document, found);
+            let sequences = sequences(&augmented, prompts, encode)?;
+            (augmented, sequences, trained_on)
+        }
     };
-    let augmented = AugmentedDocument {
-        id: document.id,
-        title: document.title,
-        passage: document.text,
-        rewrite: found.rewrite,
-        items: found.items,
-    };
-    if !is_trained {
+    if before.as_ref() != Some(&trained_on) {
         let config = store.config();
-        let prompts = Prompts::new(opened.files.tokenizer()?);
-        let sequences = sequences(&augmented, prompts, &config.encode)?;
         let trained = encode_document(
             opened.backbone.as_ref(),
             store.places(),
@@ -232,11 +335,11 @@ fn one(
             &sequences,
             &mut || !is_stopped(request),
         );
-        let trained = trained.map_err(interrupted)?;
-        store.put(&augmented.id, &text, &trained.weights)?;
+        let trained = trained.map_err(|error| interrupted(error.of_document(&augmented.id)))?;
+        store.put(&augmented.id, &text, &trained.weights, &trained_on)?;
         report.trained += 1;
     }
-    Ok(Some(augmented))
+    Ok(Parametrized::With(Some(augmented)))
 }
 
 fn interrupted(error: ParametricError) -> RunError {
@@ -257,19 +360,13 @@ fn translator(
 ) -> Result<Vec<Losses>, RunError> {
     if documents.is_empty() {
         return Err(RunError::Invalid(
-            "no document has parameters: there is nothing to train a translator on".into(),
+            "there is no question about any document: a translator has nothing to learn from"
+                .into(),
         ));
     }
     let backbone = opened.backbone.as_ref();
     let tokenizer = opened.files.tokenizer()?;
-    let config = TranslatorConfig {
-        parameters: ParametricConfig {
-            scale_in_delta: wanted.scale_in_delta,
-            ..store.config().parameters
-        },
-        width: wanted.width,
-        init: wanted.init,
-    };
+    let config = wanted.config(store.config().parameters);
     let seed = wanted.training.seed;
     let mut made = Translator::new(store.places(), config, seed, backbone.device())?;
     let mut examples = Vec::with_capacity(documents.len());
@@ -284,9 +381,10 @@ fn translator(
         })?;
         let ids = tokenizer.encode(&text, true)?;
         examples.push(TranslatorExample {
-            embedding: document_embedding(backbone, &ids)?,
+            embedding: document_embedding(backbone, &ids)
+                .map_err(|error| error.of_document(&document.id))?,
             trained,
-            sequences: sequences(document, Prompts::new(tokenizer), &store.config().encode)?,
+            sequences: sequences(document, prompts(opened)?, &store.config().encode)?,
         });
     }
     let mut losses = Vec::new();

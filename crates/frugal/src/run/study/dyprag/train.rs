@@ -5,9 +5,9 @@ use std::time::Instant;
 use frugal_nn::Mode;
 use frugal_retrieve::parametric::{
     AugmentedDocument, DocumentStore, DocumentWeights, EncodeOptions, FeedForward, Merge,
-    ParametricConfig, ParametricError, Prompts, StoreDtype, StoredConfig, Translator,
-    TranslatorConfig, TranslatorExample, TranslatorTraining, document_embedding, encode_document,
-    merge, sequences, train_translator,
+    ParametricConfig, ParametricError, Prompts, Sequence, StoreDtype, StoredConfig, Translator,
+    TranslatorConfig, TranslatorExample, TranslatorTraining, digest, document_embedding,
+    encode_document, merge, sequences, train_translator,
 };
 
 use super::super::{Outcome, StudyError, StudyEvent, StudyRequest};
@@ -56,6 +56,7 @@ impl Training<'_> {
         let (data, seed, request, opened) = (self.data, self.seed, self.request, self.opened);
         let config = StoredConfig {
             model: MODEL.to_owned(),
+            base_sha256: opened.files.fingerprint(),
             parameters: ParametricConfig {
                 seed,
                 ..ParametricConfig::default()
@@ -76,9 +77,11 @@ impl Training<'_> {
         let mut seconds = Vec::new();
         for document in &data.documents {
             request.check()?;
-            if !store.contains(&document.id, &document.text()) {
+            let found = sequences(document, prompts, &store.config().encode).map_err(failed)?;
+            let before = store.trained_on(&document.id, &document.text());
+            if before.map_err(failed)? != Some(digest(&found)) {
                 let begin = Instant::now();
-                self.encode(&store, document, prompts).map_err(failed)?;
+                self.encode(&store, document, &found).map_err(failed)?;
                 seconds.push(begin.elapsed().as_secs_f64());
             }
             observe(StudyEvent::Step {
@@ -124,10 +127,9 @@ impl Training<'_> {
         &self,
         store: &DocumentStore,
         document: &AugmentedDocument,
-        prompts: Prompts<'_>,
+        found: &[Sequence],
     ) -> Result<(), ParametricError> {
         let config = store.config();
-        let found = sequences(document, prompts, &config.encode)?;
         let options = EncodeOptions {
             epochs: self.size.encode_steps.div_ceil(found.len()),
             ..config.encode
@@ -138,10 +140,15 @@ impl Training<'_> {
             store.start(),
             &config.parameters,
             &options,
-            &found,
+            found,
             &mut || self.request.check().is_ok(),
         )?;
-        store.put(&document.id, &document.text(), &trained.weights)
+        store.put(
+            &document.id,
+            &document.text(),
+            &trained.weights,
+            &digest(found),
+        )
     }
 
     fn translator(

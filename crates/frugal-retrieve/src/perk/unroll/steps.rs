@@ -1,114 +1,8 @@
-//! Optimiser steps that can be differentiated: a few steps on an inner loss, and the gradient of what
-//! comes of them by where they began, by their learning rates and by what else the inner loss
-//! depends on.
-//!
-//! With `n` counted from 1, `m` and `v` zero at the start, `g` the gradient of the inner loss and `α`
-//! the rate of a tensor in a step, AdamW is
-//!
-//! ```text
-//! m ← β1 m + (1 − β1) g        v ← β2 v + (1 − β2) g²
-//! D = √v / √(1 − β2ⁿ) + ε      u = m / (1 − β1ⁿ) / D      φ ← φ (1 − α wd) − α u
-//! ```
-//!
-//! Backwards from `λφ`, the gradient by the last `φ`, with `λm = λv = 0`, for each step from the last:
-//!
-//! ```text
-//! ∂α  = ⟨λφ, −wd φ − u⟩
-//! λm += −α λφ / ((1 − β1ⁿ) D)
-//! λv += α λφ u / (2 D √v √(1 − β2ⁿ))               0 where v is 0
-//! λg  = (1 − β1) λm + 2 (1 − β2) g λv
-//! λφ  = λφ (1 − α wd) + H λg                       λm = β1 λm, λv = β2 λv
-//! ```
-//!
-//! `H λg`, and beside it the mixed derivative by the other parameters, is a central difference of two
-//! first-order gradients, so that no engine has to differentiate a backward pass, and one step is in
-//! memory at a time. It is formed for the last `retained` steps only: in those before them the
-//! *gradient* counts as a constant, not `φ`, whose decay and rates keep their part.
-//!
-//! Finn, Abbeel, Levine: Model-Agnostic Meta-Learning, 2017, arXiv 1703.03400; the truncation follows
-//! eric11eca/perk.
+//! The steps, forwards and backwards.
 
-use thiserror::Error;
-
-/// A number as it is kept. All arithmetic is in double precision.
-pub trait Element: Copy + Default + Send + Sync {
-    /// In double precision.
-    fn get(self) -> f64;
-    /// Rounded.
-    fn of(value: f64) -> Self;
-}
-
-impl Element for f32 {
-    fn get(self) -> f64 {
-        f64::from(self)
-    }
-    fn of(value: f64) -> Self {
-        value as f32
-    }
-}
-
-impl Element for f64 {
-    fn get(self) -> f64 {
-        self
-    }
-    fn of(value: f64) -> Self {
-        value
-    }
-}
-
-/// Values of several tensors, each flat.
-pub type Tensors<F> = Vec<Vec<F>>;
-
-/// An inner loss and its gradients.
-#[derive(Clone, Debug)]
-pub struct InnerGradient<F> {
-    /// The loss.
-    pub loss: f64,
-    /// By the fast weights, in their shapes.
-    pub fast: Tensors<F>,
-    /// By the other parameters, always in the same shapes; empty where there are none.
-    pub other: Tensors<F>,
-}
-
-/// What the inner steps make small.
-pub trait InnerLoss<F> {
-    /// What can go wrong.
-    type Error;
-
-    /// Loss and gradients at these fast weights.
-    ///
-    /// # Errors
-    /// Whatever the model refuses.
-    fn gradient(&mut self, fast: &[Vec<F>]) -> Result<InnerGradient<F>, Self::Error>;
-}
-
-/// How fast weights follow the gradient.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum InnerOptimizer {
-    /// `φ ← φ − α g`.
-    Sgd,
-    /// AdamW from zero moments.
-    AdamW {
-        /// Decay of the first moment.
-        beta1: f64,
-        /// Decay of the second moment.
-        beta2: f64,
-        /// Added to the denominator.
-        eps: f64,
-        /// Decoupled weight decay.
-        weight_decay: f64,
-    },
-}
-
-impl InnerOptimizer {
-    /// That of PERK.
-    pub const ADAMW: Self = Self::AdamW {
-        beta1: 0.9,
-        beta2: 0.95,
-        eps: 1e-8,
-        weight_decay: 0.01,
-    };
-}
+use super::differences::{Differences, product};
+use super::error::UnrollError;
+use super::inner::{Element, InnerLoss, InnerOptimizer, Tensors, add, is_finite, same_shapes};
 
 /// How many steps, and how they are differentiated.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -119,25 +13,6 @@ pub struct Unroll {
     pub steps: usize,
     /// Steps at the end through whose gradient the outer gradient goes; 0 is first-order MAML.
     pub retained: usize,
-}
-
-/// Why steps could not be taken or differentiated.
-#[derive(Debug, Error)]
-pub enum UnrollError<E> {
-    /// What the inner loss says.
-    #[error(transparent)]
-    Loss(E),
-    /// A loss or a gradient that is infinite or not a number.
-    #[error(
-        "the inner loss of step {step} or its gradient is not finite: lower the inner learning rates"
-    )]
-    NotFinite {
-        /// The step, from 1.
-        step: usize,
-    },
-    /// Tensors that do not fit together.
-    #[error("{0}")]
-    Shapes(String),
 }
 
 /// What one step leaves for the way back: both moments follow from the gradients.
@@ -167,24 +42,6 @@ pub struct MetaGradient<F> {
     pub other: Tensors<F>,
     /// By the rates, by tensor and step.
     pub rates: Vec<Vec<f64>>,
-}
-
-fn dot<F: Element>(a: &[Vec<F>], b: &[Vec<F>]) -> f64 {
-    let pairs = a.iter().flatten().zip(b.iter().flatten());
-    pairs.map(|(a, b)| a.get() * b.get()).sum()
-}
-
-/// The Euclidean length of all values.
-pub fn norm<F: Element>(tensors: &[Vec<F>]) -> f64 {
-    dot(tensors, tensors).sqrt()
-}
-
-fn same_shapes<F>(a: &[Vec<F>], b: &[Vec<F>]) -> bool {
-    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.len() == b.len())
-}
-
-fn is_finite<F: Element>(tensors: &[Vec<F>]) -> bool {
-    tensors.iter().flatten().all(|v| v.get().is_finite())
 }
 
 impl Unroll {
@@ -430,69 +287,6 @@ impl Reversed {
     }
 }
 
-/// How far apart the gradients of a central difference are, along a direction of length 1.
-#[derive(Clone, Debug)]
-pub struct Differences {
-    fixed: Option<f64>,
-    tolerance: f64,
-    /// By step, as far as they were searched for.
-    found: Vec<Option<f64>>,
-}
-
-impl Differences {
-    /// Always so far.
-    pub fn fixed(distance: f64) -> Self {
-        Self {
-            fixed: Some(distance),
-            tolerance: 0.0,
-            found: Vec::new(),
-        }
-    }
-
-    /// Searched for once for each step, until a product with the Hessian is stable to `tolerance`.
-    pub fn searched(tolerance: f64) -> Self {
-        Self {
-            fixed: None,
-            tolerance,
-            found: Vec::new(),
-        }
-    }
-
-    /// Forgets what was found, so that it is searched for again.
-    pub fn forget(&mut self) {
-        self.found.clear();
-    }
-
-    /// The distance of a step. A search begins at a hundredth of the length of the weights, and at
-    /// 0.01 at least.
-    fn distance<F: Element, L: InnerLoss<F>>(
-        &mut self,
-        step: usize,
-        loss: &mut L,
-        fast: &[Vec<F>],
-        direction: &[Vec<F>],
-    ) -> Result<f64, UnrollError<L::Error>> {
-        if let Some(fixed) = self.fixed {
-            return Ok(fixed);
-        }
-        if self.found.len() < step {
-            self.found.resize(step, None);
-        }
-        if let Some(found) = self.found[step - 1] {
-            return Ok(found);
-        }
-        let start = 1e-2 * norm(fast).max(1.0);
-        let found = stable_difference(loss, fast, direction, start, self.tolerance)?;
-        self.found[step - 1] = Some(found);
-        Ok(found)
-    }
-}
-
-fn add<F: Element>(sum: &mut [Vec<F>], more: &[Vec<F>]) {
-    let pairs = sum.iter_mut().flatten().zip(more.iter().flatten());
-    pairs.for_each(|(sum, more)| *sum = F::of(sum.get() + more.get()));
-}
-
 /// The numbers of AdamW in one step.
 struct Moments {
     bias1: f64,
@@ -517,93 +311,4 @@ impl Moments {
     fn update(&self, m: f64, v: f64) -> f64 {
         m / self.bias1 / self.denominator(v)
     }
-}
-
-/// The derivative of both gradients along a direction, times its length: `H λ` and the mixed one.
-fn product<F: Element, L: InnerLoss<F>>(
-    loss: &mut L,
-    fast: &[Vec<F>],
-    direction: &[Vec<F>],
-    difference: f64,
-    step: usize,
-) -> Result<InnerGradient<F>, UnrollError<L::Error>> {
-    let length = norm(direction);
-    if !length.is_finite() {
-        return Err(UnrollError::NotFinite { step });
-    }
-    let mut at = |offset: f64| {
-        let scale = if length > 0.0 { offset / length } else { 0.0 };
-        let moved: Tensors<F> = fast
-            .iter()
-            .zip(direction)
-            .map(|(values, along)| {
-                let pairs = values.iter().zip(along);
-                pairs
-                    .map(|(value, along)| F::of(value.get() + scale * along.get()))
-                    .collect()
-            })
-            .collect();
-        loss.gradient(&moved).map_err(UnrollError::Loss)
-    };
-    let (ahead, behind) = (at(difference)?, at(-difference)?);
-    let factor = length / (2.0 * difference);
-    let apart = |ahead: Tensors<F>, behind: Tensors<F>| -> Tensors<F> {
-        let mut ahead = ahead;
-        let pairs = ahead.iter_mut().flatten().zip(behind.iter().flatten());
-        pairs.for_each(|(a, b)| *a = F::of((a.get() - b.get()) * factor));
-        ahead
-    };
-    let found = InnerGradient {
-        loss: 0.0,
-        fast: apart(ahead.fast, behind.fast),
-        other: apart(ahead.other, behind.other),
-    };
-    match is_finite(&found.fast) && is_finite(&found.other) {
-        true => Ok(found),
-        false => Err(UnrollError::NotFinite { step }),
-    }
-}
-
-/// A distance for the differences of an inner loss at which halving it changes the product with a
-/// direction by less than `tolerance` of its length: from `start`, it is halved and doubled in turn,
-/// at most so many times as make a factor of 2⁸ either way. The least change that was seen decides
-/// where none is that small.
-///
-/// # Errors
-/// As [`Unroll::adapt`].
-pub fn stable_difference<F: Element, L: InnerLoss<F>>(
-    loss: &mut L,
-    fast: &[Vec<F>],
-    direction: &[Vec<F>],
-    start: f64,
-    tolerance: f64,
-) -> Result<f64, UnrollError<L::Error>> {
-    let mut best = (f64::INFINITY, start);
-    if norm(direction) == 0.0 {
-        return Ok(start);
-    }
-    let offsets = (0..=8).flat_map(|i| [i, -i]).skip(1);
-    for exponent in offsets {
-        let wide = start * 2f64.powi(exponent);
-        let a = product(loss, fast, direction, wide, 0)?.fast;
-        let b = product(loss, fast, direction, wide / 2.0, 0)?.fast;
-        let length = norm(&b);
-        let apart: f64 = a
-            .iter()
-            .flatten()
-            .zip(b.iter().flatten())
-            .map(|(a, b)| (a.get() - b.get()).powi(2))
-            .sum();
-        let change = match length > 0.0 {
-            true => apart.sqrt() / length,
-            false => apart.sqrt(),
-        };
-        if change < best.0 {
-            best = (change, wide / 2.0);
-        }
-        if best.0 <= tolerance {
-            break;
-        }
-    }
-    Ok(best.1)
 }
