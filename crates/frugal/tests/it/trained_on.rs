@@ -7,10 +7,10 @@ use std::sync::atomic::AtomicBool;
 use frugal::adapt::{Adapter, LoadedAdapter, peft, registry};
 use frugal::model::load::{SafetensorsFile, read_json};
 use frugal::model::save::{Stored, StoredType, write_safetensors};
-use frugal::train::{Scheduler, Target, Tokenized, TrainConfig, TrainRun, train};
+use frugal::train::{Event, Scheduler, Target, Tokenized, TrainConfig, TrainRun, train};
 use serde_json::{Value, json};
 
-use crate::interop::changed;
+use crate::changed_adapters::changed;
 use crate::support::{context, fixture, max_difference, model};
 
 fn load(folder: &Path) -> Result<LoadedAdapter, String> {
@@ -58,7 +58,7 @@ fn trained_on(folder: &Path, weight_decay: f64) -> [Vec<f32>; 2] {
         folder: None,
         resume: false,
         stop: &AtomicBool::new(false),
-        observer: &mut |_| {},
+        observer: &mut |_: &Event| {},
     })
     .unwrap();
     [before, prompt(entry.adapter.as_ref())]

@@ -103,6 +103,13 @@ pub fn mor_from_llama(
     }
     let mut raw = base.raw.clone();
     if let Some(keys) = raw.as_object_mut() {
+        // What a Llama means by a key that is not there is not what this model means.
+        let meant = json!({
+            "rms_norm_eps": base.norm_eps, "tie_word_embeddings": base.tie_word_embeddings,
+            "max_position_embeddings": base.max_position_embeddings, "head_dim": base.head_dim,
+            "num_key_value_heads": base.num_key_value_heads,
+        });
+        keys.extend(meant.as_object().cloned().unwrap_or_default());
         keys.extend(own.clone());
         keys.insert("model_type".into(), json!(super::MOR.model_type));
         keys.insert("architectures".into(), json!([super::MOR.class]));
