@@ -4,8 +4,7 @@ use frugal_nn::ModelError;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-use crate::architecture::Family;
-use crate::keys::{self, bad};
+use crate::keys::bad;
 
 /// Sizes that every architecture is asked for.
 #[derive(Clone, Copy, Debug)]
@@ -42,7 +41,12 @@ pub struct Own<'a> {
     source: &'a str,
 }
 
-impl Own<'_> {
+impl<'a> Own<'a> {
+    /// These keys; `source` names them in errors.
+    pub(crate) fn new(keys: &'a Map<String, Value>, source: &'a str) -> Self {
+        Self { keys, source }
+    }
+
     /// The value of a key, or the default.
     ///
     /// # Errors
@@ -103,44 +107,5 @@ impl FreshSizes {
             return Err(own.refuse("hidden_size", reason));
         }
         Ok(width / heads)
-    }
-}
-
-impl Family {
-    /// The `config.json` of a new model; `end` is the id of the token that begins, ends and pads.
-    ///
-    /// # Errors
-    /// An architecture of which no new models are made, a key that it does not read, a value that it
-    /// refuses. `source` names it in errors.
-    pub fn fresh_config(
-        &self,
-        sizes: &FreshSizes,
-        own: &Map<String, Value>,
-        end: Option<u32>,
-        source: &str,
-    ) -> Result<Value, ModelError> {
-        let Some(fresh) = self.fresh else {
-            let reason = format!("no new `{}` models are made", self.model_type);
-            return Err(bad(source, "arch", reason));
-        };
-        let mut honored = (self.keys.honored)();
-        honored.extend(keys::ROPE.iter().map(|key| (*key).to_owned()));
-        if let Some(key) = own.keys().find(|key| !honored.contains(*key)) {
-            let near = frugal_core::suggest::did_you_mean(key, honored.iter().map(String::as_str));
-            let hint = near.map_or(String::new(), |near| format!("; did you mean `{near}`?"));
-            let reason = format!("`{}` models have no such key{hint}", self.model_type);
-            return Err(bad(source, key, reason));
-        }
-        let mut config = (fresh.config)(sizes, &Own { keys: own, source })?;
-        let Some(keys) = config.as_object_mut() else {
-            return Err(bad(source, "arch", "its configuration is no table"));
-        };
-        keys.extend(own.clone());
-        let all = json!({
-            "architectures": [self.class], "model_type": self.model_type, "vocab_size": sizes.vocab_size,
-            "bos_token_id": end, "eos_token_id": end, "pad_token_id": end,
-        });
-        keys.extend(all.as_object().cloned().unwrap_or_default());
-        Ok(config)
     }
 }
