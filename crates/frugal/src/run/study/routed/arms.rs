@@ -26,6 +26,8 @@ pub(super) struct Arm {
     pub intermediate_size: usize,
     /// Keys of its architecture.
     pub own: Table,
+    /// Whether all blocks have the same experts, so that a path through them means something.
+    pub shares_experts: bool,
     /// Multiply-adds of a token, of products with weights in the blocks.
     pub operations: f64,
 }
@@ -51,6 +53,7 @@ pub(super) fn rmoe(size: &Size) -> Vec<Arm> {
             blocks: size.blocks,
             intermediate_size: ff,
             own,
+            shares_experts: false,
             operations: (size.blocks * (4 * d * d + router + 3 * CHOSEN * d * ff)) as f64,
         }
     };
@@ -83,9 +86,11 @@ pub(super) fn widenet(size: &Size) -> Vec<Arm> {
     let arm = |name, blocks: usize, [experts, chosen]: [usize; 2], ff: usize, mut own: Table| {
         own.insert("num_local_experts".into(), (experts as i64).into());
         own.insert("num_experts_per_tok".into(), (chosen as i64).into());
+        let shares_experts = !own.contains_key("share_experts");
         Arm {
             name,
             arch: "widenet",
+            shares_experts,
             blocks,
             intermediate_size: ff,
             own,

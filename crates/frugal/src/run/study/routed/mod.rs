@@ -222,7 +222,9 @@ fn reported(
                 if let Some(routes) = found.routes {
                     add(LOAD, routes.load_variation);
                     add(INFORMATION, routes.information);
-                    add(PATHS, routes.path_entropy);
+                    if arm.shares_experts {
+                        add(PATHS, routes.path_entropy);
+                    }
                 }
                 add("ms a step", 1e3 * found.seconds_per_step);
                 add("rate", rate);

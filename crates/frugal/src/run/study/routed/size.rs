@@ -44,7 +44,7 @@ impl Size {
                 router_size: 32,
                 vocab_size: 512,
                 max_length: 128,
-                steps: 160,
+                steps: 320,
                 batch_tokens: 1024,
                 rate: 6e-3,
                 factors: &[1.0 / 3.0, 1.0, 3.0],
