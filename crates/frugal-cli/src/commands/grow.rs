@@ -19,9 +19,9 @@ Examples:
   frugal grow --model models/mine --tokens 384,384,1536 --out models/larger
   frugal pretrain --from models/larger --data text.txt --out models/trained
 
-Every layer gets more pairs of key and value tokens; width and depth stay. New keys are zeros and
-scales stay those of the old numbers, so that the outputs are the same but for rounding; training
-moves them from there. `--keys normal --scale renew` grows as the paper's own runs do, which then
+Every layer gets more pairs of key and value tokens; width and depth stay. New keys are zeros and \
+scales stay those of the old numbers, so that the outputs are the same but for rounding; training \
+moves them from there. `--keys normal --scale renew` grows as the paper's own runs do, which then \
 begin at another loss.";
 
 /// Give a TokenFormer more parameter tokens without changing what it computes

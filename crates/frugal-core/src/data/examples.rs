@@ -88,7 +88,10 @@ impl<'a> Sink<'a> {
             Format::Classification => {
                 labels::finish(self.path, self.options, &mut self.examples, &self.lines)?
             }
-            Format::TokenClassification => self.options.label_names.clone(),
+            Format::TokenClassification => {
+                labels::check_names(self.path, &self.examples, &self.lines)?;
+                self.options.label_names.clone()
+            }
             _ => Vec::new(),
         };
         Ok((format, outputs))
@@ -276,7 +279,11 @@ fn tagged_record(
         }
         None => return Err(row.problem("neither \"tokens\" nor \"text\" is there")),
     };
-    let told = mapped.as_ref().is_none_or(has) && row.given("ner_tags").is_some();
+    // An empty list is what a table has for nothing, but of no words it is what is said of all.
+    let all_of_none =
+        tokens.is_empty() && row.get("ner_tags").is_some_and(serde_json::Value::is_array);
+    let given = row.given("ner_tags").is_some() || all_of_none;
+    let told = mapped.as_ref().is_none_or(has) && given;
     let label = match told {
         true => {
             let told = tags::tags(&row)?;

@@ -138,7 +138,7 @@ pub fn load_all(names: &[String], options: &LoadOptions) -> Result<Dataset, Data
         );
     }
     if hash.len() > 1 {
-        if all.format == Format::Classification {
+        if [Format::Classification, Format::TokenClassification].contains(&all.format) {
             labels::check_names(&all.source, &all.examples, &all.lines)?;
         }
         all.sha256 = source::hex(&Sha256::digest(hash.concat()));

@@ -463,10 +463,21 @@ pub(super) mod tests {
     fn configurations_of_earlier_versions_are_read() {
         let said = "attention = \"grouped\"\nnum_local_experts = 0\nnum_experts_per_tok = 2\n\
                     router_aux_loss_coef = 0.01\nstate_size = 16\nexpand = 2\nconv_kernel = 4\n";
-        let shape: Shape = toml::from_str(said).unwrap();
-        assert_eq!(shape, Shape::default());
-        let shape: Shape = toml::from_str(&format!("arch = \"mamba\"\n{said}")).unwrap();
+        let read = |text: String| {
+            let shape = toml::from_str(&text).unwrap();
+            let mut config = PretrainConfig {
+                shape,
+                ..PretrainConfig::default()
+            };
+            config.resolve();
+            config.shape
+        };
+        assert_eq!(read(said.into()), Shape::default());
+        let shape = read(format!("arch = \"mamba\"\n{said}"));
         assert!(shape.own.is_empty(), "{shape:?}");
+        // Elsewhere the same value may be another than that without it.
+        let shape = read("arch = \"rmoe\"\nrouter_aux_loss_coef = 0.01\n".into());
+        assert_eq!(shape.own.len(), 1, "{shape:?}");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use frugal_models::save::StoredType;
 use frugal_models::{ModelConfig, registry};
 use frugal_nn::ModelError;
 use frugal_train::{Named, Scheduler, TrainConfig};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 use super::{RunError, pretrain_memory};
 
@@ -39,11 +39,12 @@ pub struct Shape {
     /// Of `llama`: how blocks attend.
     pub attention: AttentionKind,
     /// Further keys of the architecture's `config.json`.
-    #[serde(flatten, deserialize_with = "own_keys")]
+    #[serde(flatten)]
     pub own: toml::Table,
 }
 
-/// What folders of earlier versions say of every architecture, and what is meant without it.
+/// What folders of earlier versions say of every model, and what is meant without it. The
+/// architectures were `llama` and `mamba`.
 const SAID_OF_ALL: [(&str, f64); 6] = [
     ("num_local_experts", 0.0),
     ("num_experts_per_tok", 2.0),
@@ -52,17 +53,6 @@ const SAID_OF_ALL: [(&str, f64); 6] = [
     ("expand", 2.0),
     ("conv_kernel", 4.0),
 ];
-
-fn own_keys<'de, D: Deserializer<'de>>(from: D) -> Result<toml::Table, D::Error> {
-    let mut keys = toml::Table::deserialize(from)?;
-    for (key, meant) in SAID_OF_ALL {
-        let said = keys.get(key).and_then(number);
-        if said == Some(meant) {
-            keys.remove(key);
-        }
-    }
-    Ok(keys)
-}
 
 fn number(value: &toml::Value) -> Option<f64> {
     let integer = value.as_integer().map(|n| n as f64);
@@ -183,6 +173,7 @@ impl PretrainConfig {
     /// Fills in what depends on other settings.
     pub fn resolve(&mut self) {
         self.train.seed = self.seed;
+        self.shape.own = self.shape.meant();
         // A model says itself how wide its heads are.
         if self.from.is_none() {
             pretrain_memory::resolve(&mut self.train, &self.reparam, self.shape.head_dim());
@@ -254,9 +245,21 @@ impl PretrainConfig {
 }
 
 impl Shape {
+    /// The architecture's own keys, without those that say what is meant anyway.
+    fn meant(&self) -> toml::Table {
+        let mut keys = self.own.clone();
+        if ["llama", "mamba"].contains(&self.arch.as_str()) {
+            let is_said =
+                |key: &str, value| SAID_OF_ALL.contains(&(key, number(value).unwrap_or(f64::NAN)));
+            keys.retain(|key, value| !is_said(key, value));
+        }
+        keys
+    }
+
     /// The `model_type` that is meant.
     fn model_type(&self) -> Result<&str, ModelError> {
-        let experts = self.own.get("num_local_experts").and_then(number);
+        let own = self.meant();
+        let experts = own.get("num_local_experts").and_then(number);
         match (self.arch.as_str(), self.attention) {
             ("llama", AttentionKind::Latent) => Ok("deepseek_v3"),
             ("llama", AttentionKind::Sparse) => Ok("native_sparse"),
@@ -289,7 +292,7 @@ impl Shape {
             num_key_value_heads: self.num_key_value_heads,
             max_position_embeddings: self.max_position_embeddings,
         };
-        let own = match serde_json::to_value(&self.own) {
+        let own = match serde_json::to_value(self.meant()) {
             Ok(serde_json::Value::Object(own)) => own,
             _ => return Err(refuse("arch", "its keys have no JSON form")),
         };
