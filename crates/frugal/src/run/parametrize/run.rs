@@ -360,7 +360,8 @@ fn translator(
 ) -> Result<Vec<Losses>, RunError> {
     if documents.is_empty() {
         return Err(RunError::Invalid(
-            "there is no question about any document: a translator has nothing to learn from".into(),
+            "there is no question about any document: a translator has nothing to learn from"
+                .into(),
         ));
     }
     let backbone = opened.backbone.as_ref();
