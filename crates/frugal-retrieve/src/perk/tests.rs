@@ -271,7 +271,7 @@ fn perk_segments_and_questions_count_where_they_should() {
         texts.segments(segments, numbers).unwrap_err().to_string()
     };
     assert!(refused(&[], &[]).contains("one at least"));
-    assert!(refused(&["a", "  "], &[0, 1]).contains("segment 1 is empty"));
+    assert!(refused(&["a", "  "], &[0, 1]).contains("segment 2 is empty"));
     assert!(refused(&["word ".repeat(100).as_str()], &[0]).contains("64"));
     assert!(texts.questions(1, &[]).is_err());
 }

@@ -249,9 +249,10 @@ impl Shape {
     fn meant(&self) -> toml::Table {
         let mut keys = self.own.clone();
         if ["llama", "mamba"].contains(&self.arch.as_str()) {
-            let is_said =
-                |key: &str, value| SAID_OF_ALL.contains(&(key, number(value).unwrap_or(f64::NAN)));
-            keys.retain(|key, value| !is_said(key, value));
+            keys.retain(|key, value| {
+                let said = (key, number(value).unwrap_or(f64::NAN));
+                !SAID_OF_ALL.contains(&said)
+            });
         }
         keys
     }

@@ -115,8 +115,7 @@ fn sizes_that_contradict_the_model_were_passed_over_in_prompts() {
         let folder = entry.unwrap().path();
         let golden = read_json(&folder.join("golden.json")).unwrap();
         let config = read_json(&folder.join(peft::CONFIG_FILE)).unwrap();
-        if config.get("token_dim").is_none() || golden["model"] != "fixtures/models/llama"
-        {
+        if config.get("token_dim").is_none() || golden["model"] != "fixtures/models/llama" {
             continue;
         }
         methods += 1;
