@@ -62,7 +62,8 @@
 //!   decides, as the paper describes the auxiliary loss.
 //! - The code's means are over padded batches, ours over tokens. Its random router, capacity warm-up
 //!   and mixed cache are left out; those keys are none here.
-//! - Layers that the steps do not divide: the paper adds some, the code leaves some out.
+//! - Layers that the steps do not divide: the paper adds some, the code leaves some out. How layers
+//!   are shared and trained follows the paper; those files of the code were not compared.
 //!
 //! ## References
 //! - Bae, Kim, Bayat et al.: Mixture-of-Recursions: Learning Dynamic Recursive Depths for Adaptive
