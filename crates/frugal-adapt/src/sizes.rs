@@ -37,11 +37,12 @@ const RANKS: [&str; 25] = [
 ];
 
 /// Settings that say how often something is done.
-const REPEATS: [(&str, u64); 4] = [
+const REPEATS: [(&str, u64); 5] = [
     ("encoder_num_layers", 64),
     ("num_cayley_neumann_terms", 1000),
     ("pissa_niter", 1000),
     ("loftq_iter", 1000),
+    ("psoft_svd_lowrank_niter", 1000),
 ];
 
 /// Methods for which a rank above a layer's sides means the whole layer.
@@ -191,5 +192,43 @@ fn vector_bank(
             format!("{vectors} is more than this model has a use for: at most {most}"),
         ),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::prelude::Device;
+    use frugal_models::ModelConfig;
+    use serde_json::json;
+
+    use super::*;
+    use crate::registry;
+
+    #[test]
+    fn what_is_repeated_without_bound_did_not_end() {
+        let config = json!({"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 64});
+        let config = ModelConfig::from_json(config, "test").unwrap();
+        let sites = config.sites();
+        let context = BuildContext {
+            info: &config.info(),
+            sites: &sites,
+            backbone: None,
+            device: Device::flex(),
+            seed: 0,
+            tokenize: None,
+        };
+        for (name, key) in [
+            ("psoft", "psoft_svd_lowrank_niter"),
+            ("pissa", "pissa_niter"),
+            ("oft", "num_cayley_neumann_terms"),
+            ("psoft", "num_cayley_neumann_terms"),
+        ] {
+            let method = registry::METHODS.iter().find(|m| m.name == name).unwrap();
+            let settings = json!({ (key): 1_000_000_000_000_u64 });
+            let found = method.make(settings.as_object().unwrap(), &context);
+            let error = found.err().map(|e| e.to_string()).unwrap_or_default();
+            assert!(error.contains(key), "{name}: {error}");
+        }
     }
 }

@@ -96,7 +96,7 @@ impl MethodConfig for AdaptionPromptConfig {
     }
 
     fn from_peft(config: &Settings) -> Result<Settings, AdaptError> {
-        let target = config.get("target_modules").and_then(Value::as_str);
+        let target = config.get("target_modules").filter(|v| !v.is_null());
         if target.is_some_and(|target| target != "self_attn") {
             let reason = "only `self_attn` is supported: the attention of Llama and Mistral";
             return bad(NAME, "target_modules", reason);
@@ -294,5 +294,29 @@ impl Adapter for AdaptionPrompt {
             "peft_type": "ADAPTION_PROMPT", "target_modules": "self_attn", "adapter_len": self.length,
             "adapter_layers": self.prompts.len(),
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_in_another_form_were_passed_over() {
+        let read = |target: Value| {
+            let config = json!({"adapter_len": 2, "adapter_layers": 1, "target_modules": target});
+            AdaptionPromptConfig::from_peft(config.as_object().unwrap())
+        };
+        assert!(read(json!("self_attn")).is_ok() && read(Value::Null).is_ok());
+        for target in [
+            json!("mlp"),
+            json!(["self_attn"]),
+            json!(-1),
+            json!({}),
+            json!(true),
+        ] {
+            let error = read(target.clone()).unwrap_err().to_string();
+            assert!(error.contains("target_modules"), "{target}: {error}");
+        }
     }
 }
