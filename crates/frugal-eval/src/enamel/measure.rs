@@ -23,7 +23,8 @@ const LOOK: Duration = Duration::from_millis(5);
 const EMPTY_CALLS: usize = 25;
 /// Loading a program with its input, and handing its output over, may each take this many times as
 /// long as the reference's; what is above counts as running time, so that nothing is computed before
-/// the clock or after it.
+/// the clock or after it. Both are the median of the runs of a test: of single runs the noise of a
+/// busy machine would be added to the solution's time and never to the reference's.
 const BESIDE_THE_CLOCK: f64 = 1.5;
 /// Seconds of each that are noise.
 const NOISE: f64 = 5e-5;
@@ -508,14 +509,16 @@ impl<'a> Bench<'a> {
                     detail: None,
                 }));
             }
-            let more = |own: f64, usual: f64| (own - BESIDE_THE_CLOCK * usual - NOISE).max(0.0);
-            own.push(
-                run.seconds
-                    + more(run.loading, expert.loading)
-                    + more(run.handing_over, expert.handing_over),
-            );
-            references.push(expert.seconds);
+            own.push(run);
+            references.push(expert);
         }
+        let more = |what: fn(&Run) -> f64| {
+            let usual = BESIDE_THE_CLOCK * median(references.iter().map(what)) + NOISE;
+            (median(own.iter().map(what)) - usual).max(0.0)
+        };
+        let beside = more(|run| run.loading) + more(|run| run.handing_over);
+        let own = own.iter().map(|run| run.seconds + beside).collect();
+        let references = references.iter().map(|run| run.seconds).collect();
         Ok(Ok((own, references)))
     }
 
@@ -555,6 +558,17 @@ fn references(times: &Times, settings: &Settings) -> References {
     References {
         slowest: times.iter().map(|level| slowest(level)).collect(),
         hardness: settings.hardness.clone(),
+    }
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.len() % 2 {
+        _ if values.is_empty() => 0.0,
+        0 => f64::midpoint(values[middle - 1], values[middle]),
+        _ => values[middle],
     }
 }
 
