@@ -28,6 +28,13 @@ const EMPTY_CALLS: usize = 25;
 const BESIDE_THE_CLOCK: f64 = 1.5;
 /// Seconds of each that are noise.
 const NOISE: f64 = 5e-5;
+/// A run has as many calls as take the reference this many seconds, and at most [`MOST_CALLS`]: what
+/// takes a few microseconds is otherwise lost in what waking a process takes.
+const LONG_ENOUGH: f64 = 3e-4;
+/// Seconds of a solution's run with its loading, above which it has fewer calls.
+const SHORT_ENOUGH: f64 = 0.05;
+/// Most calls of a run, each of which loads the program and copies the input.
+const MOST_CALLS: usize = 400;
 
 /// Measures solutions of one problem, number `index` of the benchmark.
 ///
@@ -94,8 +101,9 @@ struct Judged {
 /// Seconds of one run.
 #[derive(Clone, Copy, Debug)]
 struct Run {
+    /// Of one call.
     seconds: f64,
-    /// Seconds of processor time in which the program was loaded and its input copied.
+    /// Seconds of processor time in which the program was loaded and its input copied, for one call.
     loading: f64,
     /// Seconds of processor time until the output was handed over.
     handing_over: f64,
@@ -120,7 +128,7 @@ impl Subject {
             empty: 0.0,
         };
         let calls = (0..EMPTY_CALLS)
-            .map(|_| Ok(subject.run(None)?.seconds))
+            .map(|_| Ok(subject.run(None, 1)?.seconds))
             .collect::<Result<Vec<f64>, Stop>>()
             .map_err(|stop| {
                 EnamelError::Settings(format!(
@@ -176,10 +184,12 @@ impl Subject {
             .ok_or_else(|| Stop::error("its process ended"))
     }
 
-    /// Loads the program, copies the input, then runs the function on it, within a time.
-    fn run(&mut self, allowed: Option<f64>) -> Result<Run, Stop> {
+    /// Loads the program and copies the input for each call, then calls the function, within a time for
+    /// a call.
+    fn run(&mut self, allowed: Option<f64>, calls: usize) -> Result<Run, Stop> {
+        let (each, allowed) = (calls as f64, allowed.map(|a| a * calls as f64));
         let before = self.processor()?;
-        self.say("copy")?;
+        self.say(&format!("copy {calls}"))?;
         let (used, begin) = (self.processor()?, Instant::now());
         self.session.write_line("go");
         let wall = loop {
@@ -213,15 +223,28 @@ impl Subject {
             Clock::Wall => wall,
         };
         Ok(Run {
-            seconds: (seconds - self.empty).max(0.0),
-            loading: used - before,
+            seconds: (seconds - self.empty).max(0.0) / each,
+            loading: (used - before) / each,
             handing_over: after,
         })
     }
 
+    /// As many calls as are long enough together.
+    fn calls(&mut self) -> Result<usize, Stop> {
+        let mut calls = 1;
+        loop {
+            let one = self.run(None, calls)?.seconds;
+            if calls == MOST_CALLS || one * calls as f64 >= LONG_ENOUGH {
+                return Ok(calls);
+            }
+            let wanted = (LONG_ENOUGH / one.max(1e-9)).ceil() as usize;
+            calls = wanted.clamp(2 * calls, 8 * calls).min(MOST_CALLS);
+        }
+    }
+
     /// A run and the line with its output.
-    fn run_and_give(&mut self, allowed: Option<f64>) -> Result<(Run, String), Stop> {
-        let run = self.run(allowed)?;
+    fn run_and_give(&mut self, allowed: Option<f64>, calls: usize) -> Result<(Run, String), Stop> {
+        let run = self.run(allowed, calls)?;
         self.session.write_line("give");
         let output = self.listen()?;
         let handing_over = self.processor()? - run.handing_over;
@@ -317,7 +340,9 @@ struct Bench<'a> {
     judge: Judge,
     /// The reference's times when it was alone.
     alone: Times,
-    /// Seconds that a run may take.
+    /// Calls of a run, by level and test.
+    calls: Vec<Vec<usize>>,
+    /// Seconds that a call may take.
     allowed: f64,
 }
 
@@ -370,6 +395,7 @@ impl<'a> Bench<'a> {
                 .iter()
                 .map(|n| vec![Vec::new(); *n])
                 .collect(),
+            calls: settings.tests.iter().map(|n| vec![1; *n]).collect(),
             allowed: 0.0,
         };
         bench.measure_reference()?;
@@ -420,8 +446,10 @@ impl<'a> Bench<'a> {
             let found = reference
                 .input(&input)
                 .and_then(|()| {
+                    let calls = reference.calls()?;
+                    self.calls[level][case] = calls;
                     (0..self.repeats(level))
-                        .map(|_| reference.run_and_give(None))
+                        .map(|_| reference.run_and_give(None, calls))
                         .collect::<Result<Vec<_>, _>>()
                 })
                 .map_err(|stop| self.reference_stopped(&stop))?;
@@ -484,10 +512,18 @@ impl<'a> Bench<'a> {
         reference: &mut Subject,
     ) -> Result<Result<(Vec<f64>, Vec<f64>), Stop>, EnamelError> {
         let (mut own, mut references) = (Vec::new(), Vec::new());
+        // A solution that is slow to load or to run is not lost in waking its process.
+        let calls = match solution.run(Some(self.allowed), 1) {
+            Ok(run) => {
+                let most = SHORT_ENOUGH / (run.loading + run.seconds).max(1e-9);
+                self.calls[test.0][test.1].min(most as usize).max(1)
+            }
+            Err(stop) => return Ok(Err(stop)),
+        };
         for turn in 0..self.repeats(test.0) {
             let mut one_reference = |bench: &Self| {
                 reference
-                    .run_and_give(None)
+                    .run_and_give(None, calls)
                     .map_err(|stop| bench.reference_stopped(&stop))
             };
             let before = if turn % 2 == 0 {
@@ -495,7 +531,7 @@ impl<'a> Bench<'a> {
             } else {
                 None
             };
-            let (run, output) = match solution.run_and_give(Some(self.allowed)) {
+            let (run, output) = match solution.run_and_give(Some(self.allowed), calls) {
                 Ok(found) => found,
                 Err(stop) => return Ok(Err(stop)),
             };

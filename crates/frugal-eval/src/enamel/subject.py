@@ -1,5 +1,8 @@
 """Runs one function again and again: the reference's, or that of a solution.
 
+`copy N` makes ready for N calls in a row, each of a function that was loaded anew, so that nothing which a call
+leaves in its program helps the next. What a single call takes is lost in what waking the process takes.
+
 Copying the input, compiling and everything else that is not the function happens before `go` is
 answered or after `done` was said. The clock is not in this process, and nothing that is said here
 is taken for a time or a verdict on an output.
@@ -39,26 +42,29 @@ def what(error):
 
 
 def serve():
-    program, name, entry = None, None, lambda: None
-    given = argument = ()
-    result = failure = None
+    program, name, given = None, None, ()
+    calls = result = failure = None
     gc.collect()
     for line in incoming:
         word = line.strip()
         if word == b"go":
             try:
-                result = entry(*argument)
+                for entry, argument in calls:
+                    result = entry(*argument)
             except BaseException as error:
                 failure = what(error)
             os.write(channel, b"done\n")
-        elif word == b"copy":
-            result = failure = argument = None
+        elif word.startswith(b"copy "):
+            calls = result = failure = entry = argument = None
             try:
-                if program is not None:
-                    scope = {"time": time, "input": None, "print": None}
-                    exec(program, scope)
-                    entry = scope[name]
-                argument = copy.deepcopy(given)
+                calls = []
+                for _ in range(int(word[5:])):
+                    entry = lambda: None
+                    if program is not None:
+                        scope = {"time": time, "input": None, "print": None}
+                        exec(program, scope)
+                        entry = scope[name]
+                    calls.append((entry, copy.deepcopy(given)))
                 gc.collect()
                 answer = {}
             except BaseException as error:
@@ -72,7 +78,7 @@ def serve():
                     answer = what(error)
             else:
                 answer = failure
-            result = argument = None
+            result = calls = entry = argument = None
             say(answer)
         else:
             try:
