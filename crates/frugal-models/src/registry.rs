@@ -176,7 +176,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::fresh;
+    use crate::fresh_memory::check_memory;
 
     #[test]
     fn heads_share_the_width_evenly() {
@@ -293,13 +293,13 @@ mod tests {
         let usual = made(llama, &SIZES, json!({})).unwrap();
         let parameters = usual.sites().num_parameters() as u64;
         let none = Map::new();
-        let check = |bytes: u64| fresh::check_memory(&usual, SIZES, &none, [8, bytes]);
+        let check = |bytes: u64| check_memory(&usual, SIZES, &none, [8, bytes]);
         check(8 * parameters).unwrap();
         assert!(check(8 * parameters - 1).is_err());
         let own = json!({"head_dim": 1 << 20});
         let wide = made(llama, &SIZES, own.clone()).unwrap();
         let own = own.as_object().unwrap();
-        let error = fresh::check_memory(&wide, SIZES, own, [8, 1 << 30]).unwrap_err();
+        let error = check_memory(&wide, SIZES, own, [8, 1 << 30]).unwrap_err();
         let error = error.to_string();
         let said = ["`head_dim`", "1048576", "GiB"];
         assert!(said.iter().all(|part| error.contains(part)), "{error}");
@@ -313,7 +313,7 @@ mod tests {
             let Ok(config) = made(family, &sizes, json!({})) else {
                 continue;
             };
-            let error = fresh::check_memory(&config, sizes, &none, [8, 1 << 40]).unwrap_err();
+            let error = check_memory(&config, sizes, &none, [8, 1 << 40]).unwrap_err();
             assert!(error.to_string().contains("`hidden_size`"), "{error}");
         }
     }
