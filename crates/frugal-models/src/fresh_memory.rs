@@ -38,7 +38,8 @@ pub fn check_memory(
         .filter(|(_, key)| !NO_SIZES.contains(key))
         .max()
         .unwrap_or_default();
-    let [bytes, available] = [u64::try_from(bytes).unwrap_or(u64::MAX), available].map(human::bytes);
+    let [bytes, available] =
+        [u64::try_from(bytes).unwrap_or(u64::MAX), available].map(human::bytes);
     let reason = format!(
         "{size} among others makes {parameters} parameters, which take at least {bytes} to train, and {available} are available"
     );

@@ -437,7 +437,13 @@ mod tests {
             keys: NewKeys::Normal,
             ..by("2x")
         };
-        for bad in [json!(1e308), json!(1e-60), json!(-1), json!("abc"), json!(0)] {
+        for bad in [
+            json!(1e308),
+            json!(1e-60),
+            json!(-1),
+            json!("abc"),
+            json!(0),
+        ] {
             let config = config(json!({"initializer_range": bad}));
             let error = grown_config(&config, &drawn).unwrap_err().to_string();
             assert!(error.contains("`initializer_range`"), "{error}");

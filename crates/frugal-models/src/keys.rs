@@ -150,8 +150,7 @@ fn within(
     if fits && (value as f32).is_finite() {
         return Ok(value);
     }
-    let reason =
-        format!("{value} given, but it must be {wanted} and a number of single precision");
+    let reason = format!("{value} given, but it must be {wanted} and a number of single precision");
     Err(bad(source, key, reason))
 }
 

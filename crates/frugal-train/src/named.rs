@@ -142,7 +142,10 @@ mod tests {
         let named = |text: &str| serde_json::from_str::<Named>(text);
         let error = named(r#"{"name": "x", "scale": "much"}"#).unwrap();
         let error = error.read::<Settings>().unwrap_err();
-        assert!(error.contains("`x`") && error.contains("`scale`"), "{error}");
+        assert!(
+            error.contains("`x`") && error.contains("`scale`"),
+            "{error}"
+        );
         let unknown = named(r#"{"name": "x", "scael": 1}"#).unwrap();
         let unknown = unknown.read::<Settings>().unwrap_err();
         assert!(unknown.contains("`scael`"), "{unknown}");

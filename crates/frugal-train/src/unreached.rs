@@ -66,9 +66,15 @@ impl Display for Unreached {
             reason,
         } = self;
         if self.is_all() {
-            write!(f, "method `{method}` would learn nothing: all {of} training examples have {reason}")
+            write!(
+                f,
+                "method `{method}` would learn nothing: all {of} training examples have {reason}"
+            )
         } else {
-            write!(f, "{examples} of {of} training examples teach method `{method}` nothing: they have {reason}")
+            write!(
+                f,
+                "{examples} of {of} training examples teach method `{method}` nothing: they have {reason}"
+            )
         }
     }
 }

@@ -40,14 +40,20 @@ fn folder_of(config: Value, extra: Option<Value>) -> tempfile::TempDir {
 fn a_type_that_is_not_that_of_the_method_beside_it_is_not_overlooked() {
     let extra = json!({"method": "lora", "version": "0.1.0"});
     for peft_type in ["IA3", "LoRA", "NONE"] {
-        let folder = folder_of(json!({"peft_type": peft_type, "r": 4, "target_modules": ["q_proj"]}), Some(extra.clone()));
+        let folder = folder_of(
+            json!({"peft_type": peft_type, "r": 4, "target_modules": ["q_proj"]}),
+            Some(extra.clone()),
+        );
         let error = describe(folder.path()).unwrap_err().to_string();
         assert!(
             error.contains(peft_type) && error.contains("`lora`") && error.contains("frugal.json"),
             "{error}"
         );
     }
-    let folder = folder_of(json!({"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"]}), Some(extra));
+    let folder = folder_of(
+        json!({"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"]}),
+        Some(extra),
+    );
     assert_eq!(describe(folder.path()).unwrap().method, "lora");
 }
 

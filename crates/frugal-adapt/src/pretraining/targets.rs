@@ -79,9 +79,8 @@ impl Shared<'_> {
             let names = self.target_modules;
             names.is_empty() || names.iter().any(|part| path.contains(part.as_str()))
         };
-        let found = inner().filter(|(_, site)| {
-            self.rank < site.d_in.min(site.d_out) && is_named(&site.path)
-        });
+        let found = inner()
+            .filter(|(_, site)| self.rank < site.d_in.min(site.d_out) && is_named(&site.path));
         let places: Vec<Place<'_>> = found
             .map(|(id, site)| Place {
                 site: id,

@@ -200,7 +200,9 @@ fn read(raw: &Value, source: &str) -> Result<ModelConfig, ModelError> {
     }
     let depth = raw.get("switch_deepth").filter(|depth| !depth.is_null());
     if let Some(depth) = depth
-        && depth.as_u64().is_none_or(|depth| depth < num_hidden_layers as u64)
+        && depth
+            .as_u64()
+            .is_none_or(|depth| depth < num_hidden_layers as u64)
     {
         let reason = format!(
             "groups of {depth} blocks are not supported, only one of all {num_hidden_layers}: leave it out"

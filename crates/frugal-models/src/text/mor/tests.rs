@@ -520,12 +520,12 @@ fn what_does_not_fit_is_refused_by_name() {
         ("router_type", json!("mlp"), json!({"mor_type": "none"})),
         ("router_alpha", json!(0.2), json!({"mor_type": "none"})),
         ("router_gating", json!("none"), json!({"mor_type": "none"})),
+        ("router_alpha", json!(0.2), json!({"router_gating": "none"})),
         (
-            "router_alpha",
-            json!(0.2),
+            "router_func",
+            json!("tanh"),
             json!({"router_gating": "none"}),
         ),
-        ("router_func", json!("tanh"), json!({"router_gating": "none"})),
         (
             "router_threshold",
             json!(0.4),
