@@ -58,6 +58,26 @@ pub(crate) fn check_task(
     ))
 }
 
+/// Refuses modules to save that are no list of names; `path` is the configuration of the adapter.
+///
+/// # Errors
+/// [`AdaptError::Folder`] naming the value.
+pub(crate) fn check_modules(config: &Settings, path: &Path) -> Result<(), AdaptError> {
+    let key = "modules_to_save";
+    let value = match config.get(key) {
+        None | Some(Value::Null) => return Ok(()),
+        Some(Value::Array(names)) => names.iter().find(|name| !name.is_string()),
+        other => other,
+    };
+    match value {
+        None => Ok(()),
+        Some(value) => Err(AdaptError::Folder {
+            path: path.into(),
+            reason: format!("`{key}`: expected a list of names or null, found {value}"),
+        }),
+    }
+}
+
 /// Whether the adapter labels every token: its task, or where it has none its model's class, says so.
 pub(crate) fn labels_tokens(config: &Settings, model: &BackboneInfo) -> bool {
     match config.get("task_type").and_then(Value::as_str) {

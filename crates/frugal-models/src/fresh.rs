@@ -59,17 +59,19 @@ impl<'a> Own<'a> {
         }
     }
 
-    /// A size from 1 to 2^20, or the default.
+    /// A size from 1 to [`MAX_SIZE`], or the default.
     ///
     /// # Errors
     /// Another value.
     pub fn size(&self, key: &str, default: usize) -> Result<usize, ModelError> {
         let size: usize = self.or(key, default)?;
-        if size == 0 || size > 1 << 20 {
-            let reason = format!("{size} given, but it must be 1 to {}", 1 << 20);
-            return Err(self.refuse(key, reason));
-        }
+        check_size(key, size as u64, self.source)?;
         Ok(size)
+    }
+
+    /// Whether the user gave a key.
+    pub fn has(&self, key: &str) -> bool {
+        self.keys.contains_key(key)
     }
 
     /// What is said of a key that does not fit.
@@ -78,7 +80,74 @@ impl<'a> Own<'a> {
     }
 }
 
+/// No size of a new model is larger: products of three of them count in 64 bits.
+pub const MAX_SIZE: u64 = 1 << 20;
+
+/// Whole numbers that are no sizes.
+pub(crate) const NO_SIZES: [&str; 5] = [
+    "rope_theta",
+    "max_position_embeddings",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+];
+
+fn check_size(key: &str, size: u64, source: &str) -> Result<(), ModelError> {
+    if (1..=MAX_SIZE).contains(&size) {
+        return Ok(());
+    }
+    let reason = format!("{size} given, but it must be 1 to {MAX_SIZE}");
+    Err(bad(source, key, reason))
+}
+
 impl FreshSizes {
+    pub(crate) fn by_key(&mut self) -> [(&'static str, &mut usize); 7] {
+        [
+            ("vocab_size", &mut self.vocab_size),
+            ("hidden_size", &mut self.hidden_size),
+            ("intermediate_size", &mut self.intermediate_size),
+            ("num_hidden_layers", &mut self.num_hidden_layers),
+            ("num_attention_heads", &mut self.num_attention_heads),
+            ("num_key_value_heads", &mut self.num_key_value_heads),
+            ("max_position_embeddings", &mut self.max_position_embeddings),
+        ]
+    }
+
+    /// These, with one of them doubled.
+    pub(crate) fn doubled(&self) -> [(&'static str, Self); 7] {
+        std::array::from_fn(|i| {
+            let mut sizes = *self;
+            let (key, size) = &mut sizes.by_key()[i];
+            let key = *key;
+            **size *= 2;
+            (key, sizes)
+        })
+    }
+
+    /// Bounds every size before anything is made of one, of `own` too: whole numbers there are sizes.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] that names the key.
+    pub(crate) fn check(&self, own: &Map<String, Value>, source: &str) -> Result<(), ModelError> {
+        let mut sizes = *self;
+        for (key, size) in sizes.by_key() {
+            if NO_SIZES.contains(&key) {
+                continue;
+            }
+            check_size(key, *size as u64, source)?;
+        }
+        let whole = own
+            .iter()
+            .filter(|(key, _)| !NO_SIZES.contains(&key.as_str()))
+            .filter_map(|(key, value)| Some((key, value.as_u64()?)));
+        for (key, size) in whole {
+            if size > MAX_SIZE {
+                check_size(key, size, source)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The keys of a decoder with rotated positions, gated feed-forward layers and tied embeddings.
     ///
     /// # Errors

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::architecture::{FirstValues, ModelConfig};
 use crate::blocks::pattention::{KEYS, ParamNorm};
 use crate::init::insert;
-use crate::keys::bad;
+use crate::keys::{bad, initializer_range};
 use crate::merge::Weights;
 use crate::source::{MemorySource, read_values};
 use crate::text::tokenformer::{MODEL_TYPE, SCALE_KEYS, TOKEN_KEYS};
@@ -177,6 +177,9 @@ pub fn grown_config(config: &ModelConfig, growth: &Growth) -> Result<ModelConfig
         );
         return Err(bad(&config.source, "norm_activation_type", reason));
     }
+    if growth.keys == NewKeys::Normal {
+        initializer_range(&config.raw, &config.source)?;
+    }
     let mut raw = config.raw.clone();
     for (i, key) in TOKEN_KEYS.into_iter().enumerate() {
         raw[key] = new[i].into();
@@ -206,7 +209,7 @@ pub fn grow(weights: &Weights, growth: &Growth, device: &Device) -> Result<Weigh
         let mut values = read_values(&weights.tensors, &name, &old_shape)?;
         if old_shape != shape {
             // Tokens are the rows of both tensors.
-            values.extend(new_rows(&config, site, growth, values.len()));
+            values.extend(new_rows(&config, site, growth, values.len())?);
         }
         insert(&mut tensors, name, values, shape, device);
         if site.has_bias {
@@ -221,24 +224,28 @@ pub fn grow(weights: &Weights, growth: &Growth, device: &Device) -> Result<Weigh
 }
 
 /// What is drawn for a whole tensor of the grown model, behind the first `kept` values.
-fn new_rows(config: &ModelConfig, site: &SiteInfo, growth: &Growth, kept: usize) -> Vec<f32> {
+fn new_rows(
+    config: &ModelConfig,
+    site: &SiteInfo,
+    growth: &Growth,
+    kept: usize,
+) -> Result<Vec<f32>, ModelError> {
     let all = site.d_in * site.d_out;
     if site.name() == KEYS {
-        return match growth.keys {
+        return Ok(match growth.keys {
             NewKeys::Zero => vec![0.0; all - kept],
             NewKeys::Normal => {
-                let std = config.raw.get("initializer_range");
-                let std = std.and_then(serde_json::Value::as_f64).unwrap_or(0.02) as f32;
+                let std = initializer_range(&config.raw, &config.source)?;
                 let mut rng = named_rng(growth.seed, &site.weight_name());
                 let drawn = (0..all).map(|_| std * standard_normal(&mut rng));
                 drawn.skip(kept).collect()
             }
-        };
+        });
     }
     let drawn = config
         .architecture
         .first_values(config, site, FirstValues::Weight, growth.seed);
-    drawn.map_or_else(|| vec![0.0; all - kept], |values| values[kept..].to_vec())
+    Ok(drawn.map_or_else(|| vec![0.0; all - kept], |values| values[kept..].to_vec()))
 }
 
 #[cfg(test)]
@@ -423,5 +430,32 @@ mod tests {
         for text in ["", "x", "2x2", "1,2", "-4", "1,2,3,4"] {
             assert!(text.parse::<TokenCounts>().is_err(), "{text}");
         }
+    }
+    #[test]
+    fn drawn_keys_of_a_deviation_that_is_none_are_refused_and_not_infinite_or_turned_round() {
+        let drawn = Growth {
+            keys: NewKeys::Normal,
+            ..by("2x")
+        };
+        for bad in [
+            json!(1e308),
+            json!(1e-60),
+            json!(-1),
+            json!("abc"),
+            json!(0),
+        ] {
+            let config = config(json!({"initializer_range": bad}));
+            let error = grown_config(&config, &drawn).unwrap_err().to_string();
+            assert!(error.contains("`initializer_range`"), "{error}");
+            // Keys of zeros are not drawn.
+            grown_config(&config, &by("2x")).unwrap();
+        }
+        let wide = fresh(config(json!({"initializer_range": 3.0})));
+        let new = grow(&wide, &drawn, &Device::flex()).unwrap();
+        let name = "model.layers.1.mlp.key_param_tokens.weight";
+        let values = read_values(&new.tensors, name, &[88, 32]).unwrap();
+        let square = |v: &f32| f64::from(*v).powi(2);
+        let deviation = (values[44 * 32..].iter().map(square).sum::<f64>() / 1408.0).sqrt();
+        assert!((deviation / 3.0 - 1.0).abs() < 0.1, "{deviation}");
     }
 }

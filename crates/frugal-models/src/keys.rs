@@ -108,6 +108,52 @@ pub fn bad(source: &str, key: &str, reason: impl Into<String>) -> ModelError {
     }
 }
 
+/// A number from 0 up that single precision can hold, as computing goes on in it.
+///
+/// # Errors
+/// Another number, with its key.
+pub fn not_negative(key: &str, value: f64, source: &str) -> Result<f64, ModelError> {
+    within(key, value, source, value >= 0.0, "0 or more")
+}
+
+/// A number above 0 that single precision can hold and tell from 0.
+///
+/// # Errors
+/// Another number, with its key.
+pub fn positive(key: &str, value: f64, source: &str) -> Result<f64, ModelError> {
+    let is_more = value as f32 > 0.0;
+    within(key, value, source, is_more, "above 0")
+}
+
+/// The deviation of what is drawn for a new tensor, 0.02 unless the file says otherwise.
+///
+/// # Errors
+/// What is no number above 0.
+pub fn initializer_range(raw: &Value, source: &str) -> Result<f32, ModelError> {
+    let key = "initializer_range";
+    let Some(value) = raw.get(key).filter(|value| !value.is_null()) else {
+        return Ok(0.02);
+    };
+    let number = value.as_f64();
+    let number =
+        number.ok_or_else(|| bad(source, key, format!("expected a number, found {value}")))?;
+    positive(key, number, source).map(|std| std as f32)
+}
+
+fn within(
+    key: &str,
+    value: f64,
+    source: &str,
+    fits: bool,
+    wanted: &str,
+) -> Result<f64, ModelError> {
+    if fits && (value as f32).is_finite() {
+        return Ok(value);
+    }
+    let reason = format!("{value} given, but it must be {wanted} and a number of single precision");
+    Err(bad(source, key, reason))
+}
+
 /// The keys of an architecture's own structure, of which `required` must be there.
 ///
 /// # Errors

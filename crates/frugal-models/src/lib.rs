@@ -10,6 +10,7 @@ pub mod architecture;
 mod blocks;
 mod build;
 pub mod fresh;
+pub mod fresh_memory;
 pub mod grow;
 mod init;
 mod keys;

@@ -9,6 +9,9 @@ use crate::fresh::{FreshSizes, Own};
 use crate::keys::{self, bad};
 use crate::text;
 
+/// Keys of which a new tokenizer decides.
+const TOKEN_IDS: [&str; 3] = ["bos_token_id", "eos_token_id", "pad_token_id"];
+
 /// All architectures.
 pub const FAMILIES: &[&Family] = &[
     &text::llama::LLAMA,
@@ -44,7 +47,7 @@ impl Family {
     ///
     /// # Errors
     /// An architecture of which no new models are made, a key that it does not read, a value that it
-    /// refuses. `source` names it in errors.
+    /// refuses, a size that no new model has. `source` names it in errors.
     pub fn fresh_config(
         &self,
         sizes: &FreshSizes,
@@ -56,7 +59,13 @@ impl Family {
             let reason = format!("no new `{}` models are made", self.model_type);
             return Err(bad(source, "arch", reason));
         };
+        if let Some(key) = own.keys().find(|key| TOKEN_IDS.contains(&key.as_str())) {
+            let reason = "a new model has a new tokenizer, whose token of the end this is";
+            return Err(bad(source, key, reason));
+        }
+        sizes.check(own, source)?;
         let mut honored = (self.keys.honored)();
+        honored.retain(|key| !TOKEN_IDS.contains(&key.as_str()));
         honored.extend(keys::ROPE.iter().map(|key| (*key).to_owned()));
         if let Some(key) = own.keys().find(|key| !honored.contains(*key)) {
             let near = frugal_core::suggest::did_you_mean(key, honored.iter().map(String::as_str));
@@ -74,7 +83,25 @@ impl Family {
             "bos_token_id": end, "eos_token_id": end, "pad_token_id": end,
         });
         keys.extend(all.as_object().cloned().unwrap_or_default());
+        keys::initializer_range(&config, source)?;
         Ok(config)
+    }
+
+    /// Which of the sizes that every new model has change nothing in one of this architecture, beside
+    /// the keys of its `own`.
+    pub fn idle_sizes(
+        &self,
+        sizes: &FreshSizes,
+        own: &Map<String, Value>,
+    ) -> impl Iterator<Item = &'static str> {
+        let made = |sizes: &FreshSizes| self.fresh_config(sizes, own, None, "").ok();
+        let usual = made(sizes);
+        let others = sizes.doubled().into_iter();
+        others
+            .filter(|(_, other)| usual.is_some() && made(other) == usual)
+            .map(|(key, _)| key)
+            .collect::<Vec<_>>()
+            .into_iter()
     }
 }
 
@@ -114,12 +141,9 @@ impl ModelConfig {
                 format!("{kv_heads} does not divide the {heads} of `num_attention_heads`"),
             ));
         }
-        if !(self.norm_eps.is_finite() && self.norm_eps >= 0.0) {
-            let keys = ["rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"];
-            let key = keys.into_iter().find(|key| self.raw.get(key).is_some());
-            let reason = format!("{} given, but it must be 0 or more", self.norm_eps);
-            return Err(bad(source, key.unwrap_or(keys[0]), reason));
-        }
+        let of_norms = ["rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"];
+        let key = of_norms.into_iter().find(|key| self.raw.get(key).is_some());
+        keys::not_negative(key.unwrap_or(of_norms[0]), self.norm_eps, source)?;
         Ok(())
     }
 }
@@ -152,6 +176,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::fresh_memory::check_memory;
 
     #[test]
     fn heads_share_the_width_evenly() {
@@ -194,6 +219,197 @@ mod tests {
             .to_string();
         assert!(
             error.contains("gptq") && error.contains("unquantised"),
+            "{error}"
+        );
+    }
+
+    const SIZES: FreshSizes = FreshSizes {
+        vocab_size: 64,
+        hidden_size: 32,
+        intermediate_size: 48,
+        num_hidden_layers: 3,
+        num_attention_heads: 4,
+        num_key_value_heads: 2,
+        max_position_embeddings: 16,
+    };
+
+    fn made(
+        family: &Family,
+        sizes: &FreshSizes,
+        own: Value,
+    ) -> Result<ModelConfig, frugal_nn::ModelError> {
+        let own = own.as_object().cloned().unwrap_or_default();
+        let raw = family.fresh_config(sizes, &own, Some(0), "shape")?;
+        ModelConfig::from_json(raw, "shape")
+    }
+
+    fn makers() -> impl Iterator<Item = &'static Family> {
+        let families = FAMILIES.iter().copied();
+        families.filter(|family| family.fresh.is_some())
+    }
+
+    #[test]
+    fn every_size_of_a_new_model_is_bounded_before_anything_is_made_of_it() {
+        let mut tried = 0;
+        for family in makers() {
+            for key in (family.keys.honored)() {
+                let shared = SIZES.doubled().iter().any(|(of_all, _)| *of_all == key);
+                if shared || key == "pad_token_id" {
+                    continue;
+                }
+                let own = json!({&key: 1_000_000_000});
+                let error = made(family, &SIZES, own).unwrap_err().to_string();
+                assert!(error.contains(&format!("`{key}`")), "{family:?}: {error}");
+                tried += 1;
+            }
+            for wrong in [0, 1_000_000_000] {
+                for (i, (key, _)) in SIZES.doubled().iter().enumerate() {
+                    let mut all = [64, 32, 48, 3, 4, 2, 16];
+                    all[i] = wrong;
+                    let [vocab, hidden, inner, layers, heads, kv, longest] = all;
+                    let sizes = FreshSizes {
+                        vocab_size: vocab,
+                        hidden_size: hidden,
+                        intermediate_size: inner,
+                        num_hidden_layers: layers,
+                        num_attention_heads: heads,
+                        num_key_value_heads: kv,
+                        max_position_embeddings: longest,
+                    };
+                    if *key == "max_position_embeddings" {
+                        continue;
+                    }
+                    let error = made(family, &sizes, json!({})).unwrap_err().to_string();
+                    assert!(error.contains(&format!("`{key}`")), "{family:?}: {error}");
+                }
+            }
+        }
+        assert!(tried > 60, "{tried}");
+    }
+
+    #[test]
+    fn a_new_model_that_no_memory_holds_is_refused_with_its_largest_size() {
+        let llama = find("llama").unwrap();
+        let usual = made(llama, &SIZES, json!({})).unwrap();
+        let parameters = usual.sites().num_parameters() as u64;
+        let none = Map::new();
+        let check = |bytes: u64| check_memory(&usual, SIZES, &none, [8, bytes]);
+        check(8 * parameters).unwrap();
+        assert!(check(8 * parameters - 1).is_err());
+        let own = json!({"head_dim": 1 << 20});
+        let wide = made(llama, &SIZES, own.clone()).unwrap();
+        let own = own.as_object().unwrap();
+        let error = check_memory(&wide, SIZES, own, [8, 1 << 30]).unwrap_err();
+        let error = error.to_string();
+        let said = ["`head_dim`", "1048576", "GiB"];
+        assert!(said.iter().all(|part| error.contains(part)), "{error}");
+        // Products of sizes do not wrap around to something small.
+        for family in makers() {
+            let sizes = FreshSizes {
+                hidden_size: 1 << 20,
+                num_hidden_layers: 4096,
+                ..SIZES
+            };
+            let Ok(config) = made(family, &sizes, json!({})) else {
+                continue;
+            };
+            let error = check_memory(&config, sizes, &none, [8, 1 << 40]).unwrap_err();
+            assert!(error.to_string().contains("`hidden_size`"), "{error}");
+        }
+    }
+
+    #[test]
+    fn ids_of_tokens_are_not_taken_and_then_overwritten() {
+        for family in makers() {
+            for key in TOKEN_IDS {
+                let error = made(family, &SIZES, json!({key: 5})).unwrap_err();
+                let error = error.to_string();
+                assert!(
+                    error.contains(&format!("`{key}`")) && error.contains("tokenizer"),
+                    "{family:?}: {error}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn sizes_that_an_architecture_has_no_use_for_are_known() {
+        let of = |name: &str| {
+            let family = find(name).unwrap();
+            family.idle_sizes(&SIZES, &Map::new()).collect::<Vec<_>>()
+        };
+        assert!(of("llama").is_empty(), "{:?}", of("llama"));
+        assert_eq!(of("tokenformer"), ["num_key_value_heads"]);
+        assert_eq!(of("deepseek_v3"), ["num_key_value_heads"]);
+        for name in ["mamba", "mamba2"] {
+            let idle = [
+                "intermediate_size",
+                "num_attention_heads",
+                "num_key_value_heads",
+                "max_position_embeddings",
+            ];
+            assert_eq!(of(name), idle, "{name}");
+        }
+    }
+
+    #[test]
+    fn numbers_that_single_precision_or_sense_do_not_hold_are_refused_by_key() {
+        let raw = |model: &str, key: &str, value: Value| {
+            json!({"model_type": model, "hidden_size": 32, "intermediate_size": 8,
+                "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 9, "qkv_slot_num": 4,
+                "proj_slot_num": 4, "ffn_slot_num": 4, key: value})
+        };
+        for (model, key, value) in [
+            ("llama", "rms_norm_eps", json!(1e300)),
+            ("mamba", "layer_norm_epsilon", json!(1e300)),
+            ("mamba", "initializer_range", json!(1e300)),
+            ("mamba", "time_step_scale", json!(1e-300)),
+            ("tokenformer", "layer_norm_eps", json!(1e300)),
+            ("tokenformer", "pattention_eps", json!(1e300)),
+            ("mixtral", "router_aux_loss_coef", json!(-0.1)),
+            ("rmoe", "router_aux_loss_coef", json!(-0.1)),
+            ("rmoe", "router_z_loss_coef", json!(-0.1)),
+            ("rmoe", "moe_router_residual", json!(1e300)),
+            ("widenet", "router_aux_loss_coef", json!(-0.1)),
+            ("widenet", "expert_capacity_factor", json!(1e300)),
+            ("widenet", "switch_deepth", json!(2)),
+            ("widenet", "switch_deepth", json!("all")),
+        ] {
+            let error = ModelConfig::from_json(raw(model, key, value), "config.json");
+            let error = error.unwrap_err().to_string();
+            assert!(error.contains(&format!("`{key}`")), "{model}: {error}");
+        }
+        for depth in [3, 128] {
+            ModelConfig::from_json(raw("widenet", "switch_deepth", json!(depth)), "").unwrap();
+        }
+        for family in makers() {
+            let error = made(family, &SIZES, json!({"initializer_range": 1e300})).unwrap_err();
+            let error = error.to_string();
+            assert!(error.contains("`initializer_range`"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_router_without_a_state_has_no_width_of_it() {
+        let rmoe = find("rmoe").unwrap();
+        let linear = json!({"moe_router_type": "linear"});
+        let config = made(rmoe, &SIZES, linear.clone()).unwrap();
+        assert!(config.raw.get("moe_router_rnn_hidden_size").is_none());
+        let mut wide = linear;
+        wide["moe_router_rnn_hidden_size"] = json!(8);
+        let error = made(rmoe, &SIZES, wide).unwrap_err().to_string();
+        assert!(error.contains("`moe_router_rnn_hidden_size`"), "{error}");
+    }
+
+    #[test]
+    fn no_width_is_not_called_odd() {
+        let raw = json!({"model_type": "tokenformer", "hidden_size": 8, "num_hidden_layers": 1,
+            "num_attention_heads": 4, "vocab_size": 9, "qkv_slot_num": 4, "proj_slot_num": 4,
+            "ffn_slot_num": 4, "partial_rotary_factor": 0.25});
+        let error = ModelConfig::from_json(raw, "config.json").unwrap_err();
+        let error = error.to_string();
+        assert!(
+            error.contains("`partial_rotary_factor`") && !error.contains("odd"),
             "{error}"
         );
     }

@@ -18,6 +18,7 @@ pub mod optim;
 mod rate;
 mod schedule;
 mod trainer;
+mod unreached;
 mod validate;
 
 #[cfg(test)]
@@ -35,5 +36,6 @@ pub use objective::{CausalLm, Classification, Evaluation, ModelParts, Objective}
 pub use optim::{Optimizer, ParamGroup};
 pub use schedule::Schedule;
 pub use trainer::{StopReason, TrainRun, TrainSummary, train, train_with};
+pub use unreached::Unreached;
 
 pub use frugal_core::encode::{Target, Tokenized};

@@ -38,7 +38,14 @@ impl Named {
     /// Settings that it does not have, or of another kind.
     pub fn read<S: DeserializeOwned>(&self) -> Result<S, String> {
         let settings = Value::Object(self.settings.clone());
-        serde_json::from_value(settings).map_err(|error| format!("`{}`: {error}", self.name))
+        serde_path_to_error::deserialize(settings).map_err(|error| {
+            let (key, name) = (error.path().to_string(), &self.name);
+            let reason = error.into_inner();
+            match key.as_str() {
+                "" | "." => format!("`{name}`: {reason}"),
+                key => format!("`{name}`: `{key}`: {reason}"),
+            }
+        })
     }
 }
 
@@ -83,10 +90,25 @@ impl<'de> Visitor<'de> for NameOrMap {
             if key == "name" {
                 named.name = map.next_value()?;
             } else {
-                named.settings.insert(key, map.next_value()?);
+                let value: Value = map.next_value()?;
+                if has_null(&value) {
+                    let reason = format!("`{key}`: null given, or a number that is not finite");
+                    return Err(A::Error::custom(reason));
+                }
+                named.settings.insert(key, value);
             }
         }
         Ok(named)
+    }
+}
+
+/// Numbers that are not finite become `null` on the way from a file, which would mean the default.
+fn has_null(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Array(values) => values.iter().any(has_null),
+        Value::Object(values) => values.values().any(has_null),
+        _ => false,
     }
 }
 
@@ -106,6 +128,34 @@ mod tests {
         for named in [with, "lion".into(), Named::default()] {
             let text = serde_json::to_string(&named).unwrap();
             assert_eq!(read(&text), named, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_setting_that_is_no_number_is_named() {
+        #[derive(Debug, Default, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        struct Settings {
+            scale: f64,
+            bound: Option<f64>,
+        }
+        let named = |text: &str| serde_json::from_str::<Named>(text);
+        let error = named(r#"{"name": "x", "scale": "much"}"#).unwrap();
+        let error = error.read::<Settings>().unwrap_err();
+        assert!(
+            error.contains("`x`") && error.contains("`scale`"),
+            "{error}"
+        );
+        let unknown = named(r#"{"name": "x", "scael": 1}"#).unwrap();
+        let unknown = unknown.read::<Settings>().unwrap_err();
+        assert!(unknown.contains("`scael`"), "{unknown}");
+        let read = named(r#"{"name": "x", "bound": 2, "scale": 0.5}"#).unwrap();
+        let read: Settings = read.read().unwrap();
+        assert_eq!((read.scale, read.bound), (0.5, Some(2.0)));
+        // What NaN becomes on its way from TOML.
+        for value in ["null", "[1, null]", "{\"a\": null}"] {
+            let error = named(&format!(r#"{{"name": "x", "bound": {value}}}"#)).unwrap_err();
+            assert!(error.to_string().contains("`bound`"), "{error}");
         }
     }
 }

@@ -16,7 +16,9 @@ use serde_json::{Value, json};
 use crate::method::{Family, Method};
 use crate::overlay::Overlay;
 use crate::peft_fused;
-use crate::peft_read::{Beside, Stray, check_task, is_bare, labels_tokens, stray, with_prefix};
+use crate::peft_read::{
+    Beside, Stray, check_modules, check_task, is_bare, labels_tokens, stray, with_prefix,
+};
 use crate::settings::Settings;
 
 /// Settings file of an adapter.
@@ -116,6 +118,7 @@ impl Files {
             .ok_or_else(|| bad(&path, "the key `peft_type` is missing".into()))?
             .to_owned();
         check_task(&config, None, &path)?;
+        check_modules(&config, &path)?;
         Ok(Self {
             config: with_what_weights_say(config, folder)?,
             peft_type,

@@ -250,10 +250,20 @@ fn base_model(folder: &Path) -> Option<String> {
 
 /// Whose adapter these files hold.
 pub(crate) fn method_of(files: &Files) -> Result<&'static Method, AdaptError> {
-    match &files.extra {
-        Some(extra) => registry::find(&extra.method),
-        None => registry::find_peft(&files.peft_type, &files.config),
+    let Some(extra) = &files.extra else {
+        return registry::find_peft(&files.peft_type, &files.config);
+    };
+    let method = registry::find(&extra.method)?;
+    if method.peft_type == files.peft_type {
+        return Ok(method);
     }
+    Err(AdaptError::PeftType {
+        peft_type: files.peft_type.clone(),
+        hint: format!(
+            " beside a `{EXTRA_FILE}` of method `{}`, whose type is {}: the two files are of different adapters",
+            method.name, method.peft_type
+        ),
+    })
 }
 
 /// What an adapter folder says of itself, without its weights.

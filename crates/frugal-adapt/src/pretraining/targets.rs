@@ -50,20 +50,37 @@ impl Shared<'_> {
     /// are wider than `rank`.
     ///
     /// # Errors
-    /// That there is none.
+    /// That there is none, or none of one of the names.
     pub(super) fn places<'c>(
         &self,
         context: &'c BuildContext<'_>,
     ) -> Result<Vec<Place<'c>>, AdaptError> {
+        let inner = || {
+            let sites = context.sites.iter();
+            sites.filter(|(_, site)| site.kind.is_inner_linear())
+        };
+        let is_unknown =
+            |part: &&String| !inner().any(|(_, site)| site.path.contains(part.as_str()));
+        if let Some(part) = self.target_modules.iter().find(is_unknown) {
+            let mut names: Vec<&str> = inner().map(|(_, site)| site.name()).collect();
+            names.sort_unstable();
+            names.dedup();
+            let reason = format!(
+                "no linear layer of a block has `{part}` in its name; there are {}",
+                names.join(", ")
+            );
+            return Err(AdaptError::Config {
+                method: self.name,
+                field: "target_modules",
+                reason,
+            });
+        }
         let is_named = |path: &str| {
             let names = self.target_modules;
             names.is_empty() || names.iter().any(|part| path.contains(part.as_str()))
         };
-        let found = context.sites.iter().filter(|(_, site)| {
-            site.kind.is_inner_linear()
-                && self.rank < site.d_in.min(site.d_out)
-                && is_named(&site.path)
-        });
+        let found = inner()
+            .filter(|(_, site)| self.rank < site.d_in.min(site.d_out) && is_named(&site.path));
         let places: Vec<Place<'_>> = found
             .map(|(id, site)| Place {
                 site: id,

@@ -243,7 +243,11 @@ fn settings_that_cannot_be_are_refused_by_name() {
         assert!(refused(name, json!({ "rank": 16 })).contains("wider than 16"));
         assert!(refused(name, json!({ "rnak": 4 })).contains("did you mean `rank`"));
         let nowhere = json!({ "rank": 4, "target_modules": ["attention"] });
-        assert!(refused(name, nowhere).contains("attention"));
+        let nowhere = refused(name, nowhere);
+        let said = ["`target_modules`", "`attention`", "q_proj"];
+        assert!(said.iter().all(|part| nowhere.contains(part)), "{nowhere}");
+        let one_is_none = json!({ "rank": 4, "target_modules": ["q_proj", "attention"] });
+        assert!(refused(name, one_is_none).contains("`attention`"));
         assert!(
             (entry.restart_steps)(&settings(json!({ "restart_steps": 7 }))).is_ok_and(|s| s == 7)
         );

@@ -114,13 +114,13 @@ impl DecoderSpec {
     /// Rotary positions turn pairs.
     ///
     /// # Errors
-    /// An odd width, with the key that gives it.
+    /// An odd width or none, with the key that gives it.
     pub fn check(self, key: &str, source: &str) -> Result<Self, ModelError> {
         if self.rotated.is_multiple_of(2) && self.rotated > 0 {
             return Ok(self);
         }
         let reason = format!(
-            "{} is odd, rotary positions need an even width",
+            "{} numbers of a head would be rotated, but rotary positions need an even number above 0",
             self.rotated
         );
         Err(bad(source, key, reason))

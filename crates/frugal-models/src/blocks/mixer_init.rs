@@ -2,7 +2,7 @@
 
 use frugal_nn::{ModelError, SiteInfo, SiteKind, named_rng, standard_normal, uniform};
 
-use crate::keys::bad;
+use crate::keys::positive;
 
 /// Settings of `MambaPreTrainedModel._init_weights` that all such models have.
 #[derive(Clone, Copy, Debug)]
@@ -31,13 +31,8 @@ impl MixerInit {
             ("time_step_max", self.max),
             ("time_step_floor", self.floor),
         ];
-        match all.iter().find(|(_, v)| !(*v > 0.0 && v.is_finite())) {
-            Some((key, value)) => {
-                let reason = format!("{value} given, but it must be above 0");
-                Err(bad(source, key, reason))
-            }
-            None => Ok(()),
-        }
+        all.into_iter()
+            .try_for_each(|(key, value)| positive(key, value, source).map(|_| ()))
     }
 
     /// A weight that mixers of all kinds have, or one without a rule of its own; `None` for norms.

@@ -15,7 +15,7 @@ use crate::blocks::gated_mlp::{FeedForward, gated_mlp};
 use crate::blocks::router::Router;
 use crate::blocks::shared::Shared;
 use crate::blocks::sites::Sites;
-use crate::keys::bad;
+use crate::keys::{bad, not_negative};
 use crate::weights::WeightLoader;
 
 /// What is made for each expert must not grow with a number in the file.
@@ -55,7 +55,8 @@ impl MoeSpec {
         }
     }
 
-    /// No token goes through more experts than there are, and no model has more than can be listed.
+    /// No token goes through more experts than there are, no model has more than can be listed, and
+    /// none rewards an uneven load.
     ///
     /// # Errors
     /// [`ModelError::Config`] that names the key.
@@ -69,6 +70,7 @@ impl MoeSpec {
             let reason = format!("{chosen} of {count} experts");
             return Err(bad(source, "num_experts_per_tok", reason));
         }
+        not_negative("router_aux_loss_coef", self.router_aux_loss_coef, source)?;
         Ok(self)
     }
 

@@ -173,10 +173,7 @@ fn read(raw: &Value, source: &str) -> Result<ModelConfig, ModelError> {
         let reason = format!("{expand} times the width {width} is more than any model has");
         return Err(keys::bad(source, "expand", reason));
     }
-    if !(k.time_step_scale > 0.0 && k.time_step_scale.is_finite()) {
-        let reason = format!("{} given, but it must be above 0", k.time_step_scale);
-        return Err(keys::bad(source, "time_step_scale", reason));
-    }
+    keys::positive("time_step_scale", k.time_step_scale, source)?;
     let init = MixerInit {
         std: k.initializer_range,
         min: k.time_step_min,

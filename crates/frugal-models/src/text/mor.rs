@@ -43,7 +43,7 @@
 //! | `router_temperature` | 1 | what the router's input is divided by |
 //! | `router_gating` | `weighted` | `none`: the stack's output is added as it is |
 //! | `mor_aux_loss_coef` | 0.001, of token choice 0.1 | weight of the loss above, of token choice that of an even load |
-//! | `router_z_loss_coef` | 0, of token choice 1e-5 | weight of the mean of `logsumexp²` |
+//! | `router_z_loss_coef` | 0, of token choice 1e-5 | weight of `logsumexp²`, a mean over tokens and a sum over steps |
 //! | `capacity_factors` | `(N - r + 1) / N` | expert choice: the steps' shares of a sequence |
 //! | `sampling`, `router_threshold`, `inference_routing` | `aux_loss`, 0.5, `threshold` | expert choice, see above |
 //! | `balancing` | `loss` | token choice; `loss_free`: a bias on the choice that follows the load by `router_bias_update_rate` (0.001) |
@@ -60,6 +60,9 @@
 //! - The released routers take the highest scores in generation too, so that a single token takes all
 //!   steps (its issues 9 to 11 say that code for inference is not part of it); here a threshold
 //!   decides, as the paper describes the auxiliary loss.
+//! - The z-losses of the steps are added up, as each step's router of the code returns one of its own,
+//!   where `rmoe` and `widenet` take a mean over their blocks; the file of the code that joins them
+//!   was not compared.
 //! - The code's means are over padded batches, ours over tokens. Its random router, capacity warm-up
 //!   and mixed cache are left out; those keys are none here.
 //! - Layers that the steps do not divide: the paper adds some, the code leaves some out. How layers

@@ -24,6 +24,8 @@
 //!   (Switch Transformers). The repository takes shares and probabilities of all blocks together
 //!   before it multiplies, where one block can make up for another, and counts each of the k choices
 //!   in full, so that its loss of an even load is k.
+//! - The z-loss (`router_z_loss_coef`, ST-MoE, arXiv 2202.08906, equation 5), which is 0 unless the file
+//!   says otherwise, is a mean over the blocks as well as the tokens; the repository has none.
 //! - Its shared expert (`add_moe_share_expert`), bias behind the experts (`add_moe_bias`) and blocks
 //!   without experts (`moe_num_layers`) are refused away from their defaults; in the last, its code
 //!   leaves the state of such a block undefined.
@@ -202,9 +204,20 @@ fn fresh(sizes: &FreshSizes, own: &Own<'_>) -> Result<Value, ModelError> {
     keys.remove("mlp_bias");
     let more = json!({
         "num_local_experts": 8, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.01,
-        "moe_router_type": "gru", "moe_router_rnn_hidden_size": sizes.hidden_size.min(128),
+        "moe_router_type": "gru",
     });
     keys.extend(more.as_object().cloned().unwrap_or_default());
+    let (kind, width) = ("moe_router_type", "moe_router_rnn_hidden_size");
+    match own.or(kind, RouterType::Gru)?.cell() {
+        Some(_) => {
+            keys.insert(width.into(), sizes.hidden_size.min(128).into());
+        }
+        None if own.has(width) => {
+            let reason = format!("a linear router (`{kind}`) has no state: leave it out");
+            return Err(own.refuse(width, reason));
+        }
+        None => {}
+    }
     Ok(Value::Object(keys))
 }
 
@@ -228,13 +241,11 @@ fn read(raw: &Value, source: &str) -> Result<ModelConfig, ModelError> {
         let reason = format!("{with} of {num_hidden_layers} blocks: all of them have experts here");
         return Err(keys::bad(source, "moe_num_layers", reason));
     }
-    let finite = [
-        ("moe_router_residual", k.moe_router_residual),
-        ("router_z_loss_coef", k.router_z_loss_coef),
-    ];
-    if let Some((key, value)) = finite.into_iter().find(|(_, v)| !v.is_finite()) {
-        return Err(keys::bad(source, key, format!("{value} is not finite")));
+    if !(k.moe_router_residual as f32).is_finite() {
+        let reason = format!("{} is no number of single precision", k.moe_router_residual);
+        return Err(keys::bad(source, "moe_router_residual", reason));
     }
+    keys::not_negative("router_z_loss_coef", k.router_z_loss_coef, source)?;
     // As many maps of it as a cell has must not overflow.
     let width = k.moe_router_rnn_hidden_size.0;
     if width > 1 << 20 {

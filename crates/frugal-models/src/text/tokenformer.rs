@@ -199,10 +199,7 @@ fn read(raw: &Value, source: &str) -> Result<ModelConfig, ModelError> {
         let reason = format!("{share} of a head given, but it must be above 0 and at most 1");
         return Err(bad(source, "partial_rotary_factor", reason));
     }
-    if !(k.pattention_eps >= 0.0 && k.pattention_eps.is_finite()) {
-        let reason = format!("{} given, but it must be 0 or more", k.pattention_eps);
-        return Err(bad(source, "pattention_eps", reason));
-    }
+    keys::not_negative("pattention_eps", k.pattention_eps, source)?;
     let final_norm = k.final_norm.unwrap_or(k.norm);
     for (key, norm) in [("norm", k.norm), ("final_norm", final_norm)] {
         if norm == NormKind::Rms {

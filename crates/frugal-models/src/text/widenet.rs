@@ -24,7 +24,10 @@
 //!   compared by `<`, so that it has one fewer.
 //! - `router_noise` is 0 unless the file says otherwise; `1/E` is the authors'.
 //! - Their groups of blocks (`switch_deepth`) are not there: one group, which is their default of
-//!   128 blocks. (With more, their code has experts in the last group alone.)
+//!   128 blocks, and a file with smaller ones is refused. (With more, their code has experts in the
+//!   last group alone.)
+//! - The z-loss (`router_z_loss_coef`, ST-MoE, arXiv 2202.08906, equation 5), which is 0 unless the file
+//!   says otherwise, is a mean over the blocks as well as the tokens; neither code has one.
 //! - `share_attention`, `share_experts`, `share_router` and `share_norms` make the models that the
 //!   paper compares with: with shared norms and one expert, ALBERT's sharing; with nothing shared, a
 //!   plain mixture of experts, or with one expert a dense decoder.
@@ -192,12 +195,19 @@ fn read(raw: &Value, source: &str) -> Result<ModelConfig, ModelError> {
         ("router_z_loss_coef", Some(k.router_z_loss_coef)),
         ("expert_capacity_factor", k.expert_capacity_factor),
     ];
-    let wrong = |v: f64| !(v.is_finite() && v >= 0.0);
     for (key, value) in at_least_zero {
-        if let Some(value) = value.filter(|v| wrong(*v)) {
-            let reason = format!("{value} given, but it must be 0 or more");
-            return Err(keys::bad(source, key, reason));
-        }
+        value.map_or(Ok(0.0), |value| keys::not_negative(key, value, source))?;
+    }
+    let depth = raw.get("switch_deepth").filter(|depth| !depth.is_null());
+    if let Some(depth) = depth
+        && depth
+            .as_u64()
+            .is_none_or(|depth| depth < num_hidden_layers as u64)
+    {
+        let reason = format!(
+            "groups of {depth} blocks are not supported, only one of all {num_hidden_layers}: leave it out"
+        );
+        return Err(keys::bad(source, "switch_deepth", reason));
     }
     let sizes = [k.num_local_experts.0, k.num_experts_per_tok.0];
     // What counts elsewhere is the mean over the blocks.

@@ -276,6 +276,12 @@ pub trait Adapter: Send + Sync {
         false
     }
 
+    /// What a text of these tokens lacks for the adapter to have a part in it, with a way out; such
+    /// a text teaches it nothing. `None` where it lacks nothing.
+    fn lacks(&self, _ids: &[u32]) -> Option<String> {
+        None
+    }
+
     /// Number of trainable elements.
     fn num_trainable(&self) -> usize {
         self.parameters()

@@ -133,6 +133,11 @@ impl<'a> MicroStep<'a> {
         if !value.is_finite() {
             return Err(StepError::NonFinite);
         }
+        // A batch that nothing trained has a part in (an adapter that still looks at data, or waits
+        // for a text) has no graph.
+        if !loss.is_tracked() {
+            return Ok(f64::from(value));
+        }
         let mut found = loss.backward();
         drop(loss);
         let parameters = self.adapter.parameters();

@@ -57,10 +57,7 @@ impl AdamMini {
         let &[rows, cols] = shape else {
             return (1, len);
         };
-        let is_of_heads = ["q_proj", "k_proj", "query", "key"]
-            .iter()
-            .any(|part| name.contains(part));
-        if is_of_heads && rows.is_multiple_of(self.head_dim) {
+        if is_of_heads(name) && rows.is_multiple_of(self.head_dim) {
             (rows / self.head_dim, self.head_dim * cols)
         } else {
             (rows, cols)
@@ -68,9 +65,29 @@ impl AdamMini {
     }
 }
 
+fn is_of_heads(name: &str) -> bool {
+    let parts = ["q_proj", "k_proj", "query", "key"];
+    !name.ends_with("bias") && parts.iter().any(|part| name.contains(part))
+}
+
 impl Optimizer for AdamMini {
     fn name(&self) -> &'static str {
         "adam_mini"
+    }
+
+    fn check(&self, parameters: &[&Parameter]) -> Result<(), String> {
+        let is_matrix = |p: &&&Parameter| p.shape().len() == 2 && is_of_heads(p.name());
+        let mut rows = parameters.iter().filter(is_matrix).map(|p| p.shape()[0]);
+        let Some(first) = rows.next() else {
+            return Ok(());
+        };
+        let head_dim = self.head_dim;
+        if first.is_multiple_of(head_dim) || rows.any(|rows| rows.is_multiple_of(head_dim)) {
+            return Ok(());
+        }
+        Err(format!(
+            "`adam_mini`: `optim.head_dim` {head_dim} has no effect, as no trained matrix of queries or keys has a multiple of so many rows (one has {first})"
+        ))
     }
 
     fn update(&mut self, parameter: &mut Parameter, gradient: &Gradient, update: &Update) {

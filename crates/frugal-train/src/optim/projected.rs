@@ -94,8 +94,12 @@ impl ProjectionConfig {
         let [m, n] = *shape else {
             return false;
         };
-        let is_named = |part: &String| name.contains(part.as_str());
-        self.rank < m.min(n) && self.target_modules.iter().any(is_named)
+        self.rank < m.min(n) && self.is_named(name)
+    }
+
+    fn is_named(&self, name: &str) -> bool {
+        let is_part = |part: &String| name.contains(part.as_str());
+        self.target_modules.iter().any(is_part)
     }
 }
 
@@ -391,6 +395,15 @@ impl<R: Rule> Optimizer for ProjectedOptimizer<R> {
         let config = &self.config;
         if parameters.iter().any(|p| config.takes(p.name(), p.shape())) {
             return Ok(());
+        }
+        let is_named = |p: &&Parameter| config.is_named(p.name()) && p.shape().len() == 2;
+        if !parameters.iter().copied().any(|p| is_named(&p)) {
+            return Err(format!(
+                "`{}`: no trained matrix has one of {:?} in its name (`optim.target_modules`), so that all would follow AdamW; one is `{}`",
+                R::NAME,
+                config.target_modules,
+                parameters.first().map_or("-", |p| p.name())
+            ));
         }
         Err(format!(
             "`{}`: no trained matrix is wider than `rank` {} on both sides with one of {:?} in its name, so that all would follow AdamW; lower `optim.rank`, or set `optim.target_modules`",

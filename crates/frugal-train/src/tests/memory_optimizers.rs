@@ -234,3 +234,28 @@ fn an_optimizer_that_would_be_adamw_under_another_name_is_refused() {
         );
     }
 }
+
+#[test]
+fn names_that_no_trained_matrix_has_are_not_blamed_on_the_rank() {
+    let (backbone, data) = (backbone("llama"), counting(&[5, 4]));
+    let refused = |name: &str, settings: &str| {
+        let config = TrainConfig {
+            optim: Named {
+                name: name.into(),
+                settings: serde_json::from_str(settings).unwrap(),
+            },
+            ..TrainConfig::default()
+        };
+        let mut setup = Setup::new(&*backbone, lora(&*backbone, 0.0), &data, config);
+        setup.run().unwrap_err().to_string()
+    };
+    for name in ["galore", "golore", "fira", "apollo"] {
+        let error = refused(name, r#"{"rank": 2, "target_modules": ["atention"]}"#);
+        assert!(
+            error.contains("`optim.target_modules`") && !error.contains("`rank`"),
+            "{error}"
+        );
+    }
+    let error = refused("adam_mini", r#"{"head_dim": 1000}"#);
+    assert!(error.contains("`optim.head_dim` 1000"), "{error}");
+}

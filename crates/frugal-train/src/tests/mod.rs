@@ -8,6 +8,7 @@ mod optimizers;
 mod pretraining_memory;
 mod resume;
 mod text_losses;
+mod untracked;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

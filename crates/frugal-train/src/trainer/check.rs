@@ -9,6 +9,7 @@ use crate::checkpoint::hex;
 use crate::config::{ConfigProblem, TrainConfig};
 use crate::error::{Set, TrainError};
 use crate::objective::{self, Objective};
+use crate::unreached::Unreached;
 use crate::{Target, Tokenized};
 
 /// Settings that a resumed run may change. More `epochs` or `max_steps` stretch the schedule from
@@ -71,7 +72,10 @@ pub(super) fn check(run: &TrainRun<'_>, objective: &dyn Objective) -> Result<(),
             run.adapter.method()
         )));
     }
-    Ok(())
+    match Unreached::among(&*run.adapter, run.train) {
+        Some(unreached) if unreached.is_all() => Err(TrainError::Setup(unreached.to_string())),
+        _ => Ok(()),
+    }
 }
 
 /// An example that teaches nothing by itself must have others beside it.

@@ -12,7 +12,8 @@
 //! For tasks that are asked of a long context that the base or other adapters have read already: what
 //! was computed of the tokens before the invocation is the base's own and is shared
 //! (`Session::fork_with`). Where a sequence is only ever read by one adapter, LoRA learns from more
-//! tokens. A text without the invocation is the base's, and teaches nothing.
+//! tokens. A text without the invocation is the base's, and teaches nothing: such examples are counted
+//! and named before training, and data in which none has it are refused.
 //!
 //! ## Cost
 //! Trainable: LoRA's. Extra compute: LoRA's, for the tokens from the invocation on. It cannot be merged.
@@ -374,6 +375,16 @@ impl Adapter for Alora {
 
     fn waits_for_invocation(&self) -> bool {
         true
+    }
+
+    fn lacks(&self, ids: &[u32]) -> Option<String> {
+        let reason = || {
+            format!(
+                "no invocation (tokens {:?}), from which it acts: give a text that stands in the data as `invocation_text` or its tokens as `alora_invocation_tokens`, or use `lora`",
+                self.invocation
+            )
+        };
+        self.find(ids).is_none().then(reason)
     }
 
     fn peft_config(&self) -> Map<String, Value> {

@@ -282,26 +282,11 @@ impl MorConfig {
                 .unwrap_or(if token { 0.1 } else { 1e-3 }),
         };
         let rate = self.router_bias_update_rate.unwrap_or(1e-3);
-        let above = [
-            ("router_alpha", common.router_alpha),
-            ("router_temperature", common.router_temperature),
-        ];
-        let not_below = [
-            ("router_z_loss_coef", common.z_loss),
-            ("mor_aux_loss_coef", common.aux_loss),
-            ("router_bias_update_rate", rate),
-        ];
-        for (key, value) in above.iter().chain(&not_below) {
-            let wanted = if above.iter().any(|(of, _)| of == key) {
-                (*value > 0.0, "above 0")
-            } else {
-                (*value >= 0.0, "0 or more")
-            };
-            if !(value.is_finite() && wanted.0) {
-                let reason = format!("{value} given, but it must be {}", wanted.1);
-                return Err(keys::bad(source, key, reason));
-            }
-        }
+        keys::positive("router_alpha", common.router_alpha, source)?;
+        keys::positive("router_temperature", common.router_temperature, source)?;
+        keys::not_negative("router_z_loss_coef", common.z_loss, source)?;
+        keys::not_negative("mor_aux_loss_coef", common.aux_loss, source)?;
+        keys::not_negative("router_bias_update_rate", rate, source)?;
         if token {
             return Ok(Some(RouterSpec::Token(TokenSpec {
                 common,
@@ -324,23 +309,58 @@ impl MorConfig {
         })))
     }
 
-    /// Keys of one kind of router say nothing of the other.
+    /// Keys of one kind of router say nothing of the other, and some nothing beside others.
     fn check_kind(&self, raw: &Value, source: &str) -> Result<(), ModelError> {
-        let of_experts = [
+        let of_experts: &[&str] = &[
             "capacity_factors",
             "sampling",
             "inference_routing",
             "router_threshold",
         ];
-        let of_tokens = ["balancing", "router_bias_update_rate"];
-        let (expert, token) = (
-            self.mor_type == MorType::ExpertChoice,
-            self.mor_type == MorType::TokenChoice,
-        );
-        let of_experts = of_experts.iter().filter(|_| !expert);
-        for key in of_experts.chain(of_tokens.iter().filter(|_| !token)) {
-            if raw.get(key).is_some_and(|value| !value.is_null()) {
-                let reason = "it says nothing for this `mor_type`: leave it out";
+        let of_tokens: &[&str] = &["balancing", "router_bias_update_rate"];
+        let of_routers: &[&str] = &[
+            "router_type",
+            "router_func",
+            "router_alpha",
+            "router_temperature",
+            "router_gating",
+            "router_z_loss_coef",
+            "mor_aux_loss_coef",
+        ];
+        let expert = self.mor_type == MorType::ExpertChoice;
+        let token = self.mor_type == MorType::TokenChoice;
+        let loss_free = self.balancing == Some(Balancing::LossFree);
+        let top_k = self.inference_routing == Some(Routing::TopK);
+        let weighted = self.router_gating == Gating::Weighted;
+        for (names, wanted, has) in [
+            (of_experts, "`mor_type` expert_choice", expert),
+            (of_tokens, "`mor_type` token_choice", token),
+            (of_routers, "a router (`mor_type`)", expert || token),
+            (
+                &["router_bias_update_rate"],
+                "`balancing` loss_free",
+                loss_free,
+            ),
+            (
+                &["mor_aux_loss_coef"],
+                "`balancing` loss",
+                !(token && loss_free),
+            ),
+            (
+                &["router_threshold"],
+                "`inference_routing` threshold",
+                !top_k,
+            ),
+            // Token choice learns and balances by these values as well.
+            (
+                &["router_alpha", "router_func"],
+                "`router_gating` weighted",
+                weighted || token,
+            ),
+        ] {
+            let given = |key: &&&str| raw.get(**key).is_some_and(|value| !value.is_null());
+            if let Some(key) = names.iter().find(given).filter(|_| !has) {
+                let reason = format!("it says nothing without {wanted}: leave it out");
                 return Err(keys::bad(source, key, reason));
             }
         }

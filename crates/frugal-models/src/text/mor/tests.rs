@@ -511,9 +511,42 @@ fn what_does_not_fit_is_refused_by_name() {
         ("router_temperature", json!({"router_temperature": -1.0})),
         ("router_threshold", json!({"router_threshold": 1.0})),
         ("mor_aux_loss_coef", json!({"mor_aux_loss_coef": -0.1})),
+        ("mor_aux_loss_coef", json!({"mor_aux_loss_coef": 1e300})),
     ] {
         let error = error(more);
         assert!(error.contains(&format!("`{key}`")), "{key}: {error}");
+    }
+    for (key, value, beside) in [
+        ("router_type", json!("mlp"), json!({"mor_type": "none"})),
+        ("router_alpha", json!(0.2), json!({"mor_type": "none"})),
+        ("router_gating", json!("none"), json!({"mor_type": "none"})),
+        ("router_alpha", json!(0.2), json!({"router_gating": "none"})),
+        (
+            "router_func",
+            json!("tanh"),
+            json!({"router_gating": "none"}),
+        ),
+        (
+            "router_threshold",
+            json!(0.4),
+            json!({"inference_routing": "top_k"}),
+        ),
+        (
+            "router_bias_update_rate",
+            json!(0.1),
+            json!({"mor_type": "token_choice"}),
+        ),
+        (
+            "mor_aux_loss_coef",
+            json!(0.1),
+            json!({"mor_type": "token_choice", "balancing": "loss_free"}),
+        ),
+    ] {
+        let mut more = beside.clone();
+        more[key] = value;
+        let error = error(more);
+        let said = [format!("`{key}`"), "says nothing without".into()];
+        assert!(said.iter().all(|part| error.contains(part)), "{error}");
     }
     let backbone = model("expert");
     let input = Input::new(&[3, 4, 5], &[3]);

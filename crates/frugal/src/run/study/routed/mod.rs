@@ -153,7 +153,7 @@ fn run(
 ) -> Result<Outcome, StudyError> {
     let size = Size::of(request.smoke);
     let arms = (claims.arms)(&size);
-    let runs = arms.len() * (size.factors.len() + request.seeds.len());
+    let runs = arms.len() * (size.rates.len() + request.seeds.len());
     observe(StudyEvent::Planned { steps: runs as u64 });
     let text = Text::read(request, &size)?;
     let rig = Rig {
@@ -183,8 +183,7 @@ fn tuned(
     observe: &mut dyn FnMut(StudyEvent),
 ) -> Result<f64, StudyError> {
     let mut best: Option<(f64, usize)> = None;
-    for (i, factor) in rig.size.factors.iter().enumerate() {
-        let rate = rig.size.rate * factor;
+    for (i, &rate) in rig.size.rates.iter().enumerate() {
         let found = rig.trained(arm, rate, TRIAL_SEED)?;
         let loss = found.map_or(f64::INFINITY, |found| found.tuning_loss);
         if best.is_none_or(|(before, _)| loss < before) {
@@ -195,11 +194,11 @@ fn tuned(
         });
     }
     let at = best.map_or(0, |(_, at)| at);
-    let last = rig.size.factors.len() - 1;
+    let last = rig.size.rates.len() - 1;
     if last > 0 && (at == 0 || at == last) {
         edges.push(arm.name.to_owned());
     }
-    Ok(rig.size.rate * rig.size.factors[at])
+    Ok(rig.size.rates[at])
 }
 
 /// The runs of all seeds at the picked rate.
@@ -257,8 +256,8 @@ fn notes(outcome: &mut Outcome, size: &Size, text: &Text, edges: &[String]) {
             text.test.len()
         ),
         format!(
-            "Rates are {} times one of {:?}, picked by one run each with a seed of their own. Cosine with 10 % of warm-up down to a tenth, AdamW, clipping at norm 1.",
-            size.rate, size.factors
+            "Rates are one of {:?}, picked by one run each with a seed of their own. Cosine with 10 % of warm-up down to a tenth, AdamW, clipping at norm 1.",
+            size.rates
         ),
         "Operations a token are multiply-adds of all products with weights, forward, without attention scores and the output head.".to_owned(),
     ]);

@@ -14,10 +14,8 @@ pub(super) struct Size {
     pub max_length: usize,
     pub steps: u64,
     pub batch_tokens: usize,
-    /// The rate in the middle of those tried.
-    pub rate: f64,
-    /// Multiples of it that are tried.
-    pub factors: &'static [f64],
+    /// Learning rates that are tried, lowest first.
+    pub rates: &'static [f64],
 }
 
 impl Size {
@@ -33,8 +31,7 @@ impl Size {
                 max_length: 32,
                 steps: 3,
                 batch_tokens: 128,
-                rate: 6e-3,
-                factors: &[1.0],
+                rates: &[6e-3],
             },
             false => Self {
                 hidden_size: 96,
@@ -46,8 +43,7 @@ impl Size {
                 max_length: 128,
                 steps: 320,
                 batch_tokens: 1024,
-                rate: 6e-3,
-                factors: &[1.0 / 3.0, 1.0, 3.0],
+                rates: &[2e-4, 6e-4, 2e-3, 6e-3, 2e-2],
             },
         }
     }
