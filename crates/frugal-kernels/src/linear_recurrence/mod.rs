@@ -15,8 +15,7 @@ use crate::flex;
 /// When the shapes do not fit together.
 pub fn linear_recurrence(recurrence: LinearRecurrence) -> Tensor<2> {
     recurrence.check();
-    flex::linear_recurrence(&recurrence)
-        .unwrap_or_else(|| portable::linear_recurrence(recurrence))
+    flex::linear_recurrence(&recurrence).unwrap_or_else(|| portable::linear_recurrence(recurrence))
 }
 
 pub(crate) mod portable {

@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
 use frugal_kernels::{
-    AdamWStep, AttentionSpec, CrossEntropyOptions, LinearRecurrence, LowRankRows, ScoreBias, adamw_step,
-    add_layer_norm, add_rms_norm, attention, biased_attention, geglu_tanh, gelu, gelu_tanh,
-    layer_norm, linear, linear_cross_entropy, linear_recurrence, lora_linear, multi_lora_linear, rms_norm, rope, silu,
-    swiglu, token_log_probs,
+    AdamWStep, AttentionSpec, CrossEntropyOptions, LinearRecurrence, LowRankRows, ScoreBias,
+    adamw_step, add_layer_norm, add_rms_norm, attention, biased_attention, geglu_tanh, gelu,
+    gelu_tanh, layer_norm, linear, linear_cross_entropy, linear_recurrence, lora_linear,
+    multi_lora_linear, rms_norm, rope, silu, swiglu, token_log_probs,
 };
 use safetensors::{Dtype, SafeTensors};
 

@@ -186,10 +186,5 @@ fn a_text_in_two_parts_is_the_text() {
     }
     let values = |t: Tensor<2>| -> Vec<f32> { t.into_data().try_into_vec().unwrap() };
     let expected: Vec<f64> = values(whole).into_iter().map(f64::from).collect();
-    assert_close(
-        "in parts",
-        &values(Tensor::cat(parts, 0)),
-        &expected,
-        1e-6,
-    );
+    assert_close("in parts", &values(Tensor::cat(parts, 0)), &expected, 1e-6);
 }

@@ -47,6 +47,18 @@ pub trait SelfAttention: Send + Sync {
     fn takes_control(&self) -> bool {
         false
     }
+    /// Refuses what a method may not say here of how tokens see each other.
+    ///
+    /// # Errors
+    /// What has no place.
+    fn check_control(&self, _control: &AttentionControl) -> Result<(), String> {
+        Ok(())
+    }
+    /// Whether what it remembers of a sequence is right where a method said how its tokens see each
+    /// other.
+    fn keeps_under_control(&self) -> bool {
+        false
+    }
 }
 
 /// Where an attention call happens.
