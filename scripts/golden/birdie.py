@@ -22,7 +22,7 @@ LENGTHS = (11, 7)
 GEN = 9
 COMMON = dict(
     vocab_size=64,
-    hidden_size=24,
+    hidden_size=32,
     num_hidden_layers=4,
     tie_word_embeddings=True,
     bos_token_id=1,
@@ -32,7 +32,7 @@ COMMON = dict(
 )
 CONFIGS = {
     "gated_ssm": dict(
-        COMMON, architectures=["GatedSsmForCausalLM"], model_type="gated_ssm", state_size=20
+        COMMON, architectures=["GatedSsmForCausalLM"], model_type="gated_ssm", state_size=24
     ),
     "hawk": dict(
         COMMON,
@@ -46,14 +46,14 @@ CONFIGS = {
 }
 DEFAULTS = dict(reverse_size=0, gen_token_id=None, rms_norm_eps=1e-6)
 OWN = {
-    "gated_ssm": dict(hidden_act="gelu"),
+    "gated_ssm": dict(hidden_act="gelu", use_bias=False),
     "hawk": dict(hidden_activation="gelu_pytorch_tanh", w_init_variance_scale=0.01),
 }
 VARIANTS = {
     "gated_ssm": {
-        "prefix": {"reverse_size": 10, "gen_token_id": GEN},
+        "prefix": {"reverse_size": 12, "gen_token_id": GEN},
         "prefix, few channels": {"reverse_size": 3, "gen_token_id": GEN},
-        "reverse channels without a prefix": {"reverse_size": 10},
+        "reverse channels without a prefix": {"reverse_size": 12},
         "act": {"hidden_act": "silu"},
         "eps": {"rms_norm_eps": 0.3},
     },

@@ -8,8 +8,8 @@
 //! `f = sigmoid(W_f x)`, `i = sigmoid(W_i x)`, `z = W_z x`, `o = act(W_o x)`,
 //! `h[t] = f[t] ⊙ h[t - 1] + i[t] ⊙ z[t]`, `y = W_out (o ⊙ h)`.
 //!
-//! There are no biases, on which the paper says nothing: a block has 5 `hidden_size` `state_size`
-//! parameters and the norm's. With `reverse_size` above 0 so many channels of every second block run
+//! There are no biases unless `use_bias` says so, on which the paper says nothing: a block has 5
+//! `hidden_size` `state_size` parameters and the norm's. With `reverse_size` above 0 so many channels of every second block run
 //! backwards over what comes before the first `gen_token_id`; numbers of parameters and operations stay.
 //!
 //! Tensors: `backbone.embeddings.weight`, `backbone.layers.N.norm.weight`,
@@ -73,6 +73,8 @@ struct GatedSsmConfig {
     /// Channels of the recurrence.
     state_size: Size,
     num_hidden_layers: Size,
+    /// Whether projections have biases.
+    use_bias: bool,
     /// Of the output gate.
     hidden_act: Activation,
     rms_norm_eps: f64,
@@ -92,6 +94,7 @@ impl Default for GatedSsmConfig {
             hidden_size: Size(2048),
             state_size: Size(2560),
             num_hidden_layers: Size(48),
+            use_bias: false,
             hidden_act: Activation::Gelu,
             rms_norm_eps: 1e-6,
             reverse_size: 0,
@@ -106,6 +109,7 @@ impl Default for GatedSsmConfig {
 #[derive(Debug)]
 struct GatedSsm {
     state_size: usize,
+    use_bias: bool,
     two_ways: TwoWays,
 }
 
@@ -113,7 +117,7 @@ fn fresh(sizes: &FreshSizes, own: &Own<'_>) -> Result<Value, ModelError> {
     let state = own.size("state_size", sizes.intermediate_size)?;
     Ok(json!({
         "hidden_size": sizes.hidden_size, "num_hidden_layers": sizes.num_hidden_layers,
-        "state_size": state, "hidden_act": "gelu", "rms_norm_eps": 1e-6, "reverse_size": 0,
+        "state_size": state, "use_bias": false, "hidden_act": "gelu", "rms_norm_eps": 1e-6, "reverse_size": 0,
         "gen_token_id": null, "tie_word_embeddings": true, "initializer_range": 0.02,
     }))
 }
@@ -152,6 +156,7 @@ fn read(raw: &Value, source: &str) -> Result<ModelConfig, ModelError> {
         pad_token_id: k.pad_token_id.0,
         architecture: Arc::new(GatedSsm {
             state_size,
+            use_bias: k.use_bias,
             two_ways,
         }),
         raw: raw.clone(),
@@ -163,6 +168,7 @@ impl Architecture for GatedSsm {
     fn arithmetic(&self, _config: &ModelConfig) -> Value {
         json!({
             "state_size": self.state_size,
+            "use_bias": self.use_bias,
             "reverse_size": self.two_ways.reverse_size,
             "gen_token_id": self.two_ways.prefix_token(),
         })
@@ -175,9 +181,9 @@ impl Architecture for GatedSsm {
             let block = format!("backbone.layers.{i}");
             sites.norm(format!("{block}.norm"), Some(i), d);
             for name in ["f_proj", "i_proj", "z_proj", "o_proj"] {
-                sites.linear(format!("{block}.mixer.{name}"), i, [d, n], false);
+                sites.linear(format!("{block}.mixer.{name}"), i, [d, n], self.use_bias);
             }
-            sites.output(format!("{block}.mixer.out_proj"), i, [n, d], false);
+            sites.output(format!("{block}.mixer.out_proj"), i, [n, d], self.use_bias);
         }
         sites.norm("backbone.norm_f".into(), None, d);
         sites.lm_head(c);

@@ -207,9 +207,9 @@ fn a_gated_ssm_has_the_parameters_of_the_paper() {
 #[test]
 fn settings_that_do_not_fit_are_refused_by_name() {
     for (name, changes, said) in [
-        ("gated_ssm", json!({"reverse_size": 20}), "`reverse_size`"),
+        ("gated_ssm", json!({"reverse_size": 24}), "`reverse_size`"),
         ("gated_ssm", json!({"gen_token_id": 64}), "`gen_token_id`"),
-        ("gated_ssm", json!({"state_size": 21}), "f_proj"),
+        ("gated_ssm", json!({"state_size": 25}), "f_proj"),
         ("gated_ssm", json!({"state_size": null}), "`state_size`"),
         ("hawk", json!({"reverse_size": 18}), "`reverse_size`"),
         ("hawk", json!({"num_gate_blocks": 4}), "`num_gate_blocks`"),
