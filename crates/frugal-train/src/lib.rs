@@ -11,12 +11,14 @@ mod config;
 mod error;
 mod evaluate;
 mod event;
+pub mod mixture;
 mod named;
 mod neftune;
 pub mod objective;
 pub mod optim;
 mod rate;
 mod schedule;
+mod source;
 mod trainer;
 mod validate;
 
@@ -34,6 +36,7 @@ pub use named::Named;
 pub use objective::{CausalLm, Classification, Evaluation, ModelParts, Objective};
 pub use optim::{Optimizer, ParamGroup};
 pub use schedule::Schedule;
-pub use trainer::{StopReason, TrainRun, TrainSummary, train, train_with};
+pub use source::ExampleSource;
+pub use trainer::{StopReason, TrainRun, TrainSummary, train, train_from, train_with};
 
 pub use frugal_core::encode::{Target, Tokenized};

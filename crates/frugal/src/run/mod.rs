@@ -35,6 +35,7 @@ mod prepare;
 mod pretrain;
 mod pretrain_config;
 mod pretrain_memory;
+mod pretrain_mixture;
 mod progress;
 mod prompted_rerank;
 mod ranked;
