@@ -26,4 +26,4 @@ pub use objective::{Lengths, Objective, Pair};
 pub use prefix_lm::PrefixLm;
 pub use registry::{CLASSES, ObjectiveClass, find, grid};
 pub use sample::{Fitted, fitted, prefix_length, sequence};
-pub use special::{Special, special_names};
+pub use special::{Special, sentinel_name, special_names};

@@ -19,11 +19,16 @@ pub struct Special {
     pub marks: [u32; 5],
 }
 
+/// The name of a sentinel.
+pub fn sentinel_name(number: usize) -> String {
+    format!("<|mask_{number}|>")
+}
+
 /// Names of all of them for a tokenizer, with so many sentinels.
 pub fn special_names(sentinels: usize) -> Vec<String> {
     let classes = CLASSES.iter().map(|class| format!("<|{}|>", class.name));
     let marks = MARKS.iter().map(|mark| format!("<|{mark}|>"));
-    let sentinels = (0..sentinels).map(|i| format!("<|mask_{i}|>"));
+    let sentinels = (0..sentinels).map(sentinel_name);
     std::iter::once(GEN.to_owned())
         .chain(classes)
         .chain(marks)
