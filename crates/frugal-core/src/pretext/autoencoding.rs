@@ -65,7 +65,7 @@ impl Objective for Autoencoding {
             .spans(text.len(), special.sentinels.len(), rng);
         let mut pieces = kept(text, &spans);
         if self.shuffles {
-            pieces.shuffle(&mut &mut *rng);
+            pieces.shuffle(rng);
         }
         Pair {
             input: with_sentinels(&pieces, &special.sentinels),

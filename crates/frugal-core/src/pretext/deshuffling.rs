@@ -47,10 +47,10 @@ impl Objective for Deshuffling {
 
     fn build(&self, text: &[u32], _special: &Special, rng: &mut dyn RngCore) -> Pair {
         let count = ((text.len() as f64 * self.share).round() as usize).min(text.len());
-        let mut places = index::sample(&mut &mut *rng, text.len(), count).into_vec();
+        let mut places = index::sample(rng, text.len(), count).into_vec();
         places.sort_unstable();
         let mut order = places.clone();
-        order.shuffle(&mut &mut *rng);
+        order.shuffle(rng);
         let mut input = text.to_vec();
         for (to, from) in places.into_iter().zip(order) {
             input[to] = text[from];

@@ -12,7 +12,7 @@ use frugal_nn::rows::drop_prepended;
 use frugal_nn::site::SiteTable;
 use frugal_nn::state::{DecodeState, StateOptions};
 use frugal_nn::{
-    AttentionControl, Backbone, BackboneInfo, BlockAction, BlockState, Frozen, ModelError, Pass,
+    AttentionControl, AttentionMask, Backbone, BackboneInfo, BlockAction, BlockState, Frozen, ModelError, Pass,
     RouterState, SiteInfo, SubLayer, SubLayerIo,
 };
 use serde::Serialize;
@@ -500,8 +500,11 @@ impl Backbone for Decoder {
                 model_type: self.config.model_type(),
             });
         }
-        let keeps = |b: &Block| b.attention.keeps_under_control();
-        if cache.is_some() && state.attention.is_some() && !self.blocks.iter().all(keeps) {
+        // Keys and values in a prefix are those of any other pass.
+        let is_prefix = |control: &Arc<AttentionControl>| {
+            matches!(control.mask, AttentionMask::Prefix(_)) && control.score_rows.is_none()
+        };
+        if cache.is_some() && !state.attention.as_ref().is_none_or(is_prefix) {
             return Err(ModelError::Attention {
                 reason: "what was computed under it cannot be kept for later tokens".into(),
             });

@@ -1,4 +1,4 @@
-//! Recurrences that read the beginning of a sequence in both directions (Birdie, arXiv 2411.01030,
+//! Models that read the beginning of a sequence in both directions, and the recurrences among them (Birdie, arXiv 2411.01030,
 //! section 3.2 and appendix A).
 //!
 //! Some channels of a state run from the last token of a prefix to its first. Behind the prefix these
@@ -42,13 +42,9 @@ impl TwoWays {
                 format!("{reverse_size} given, but it must be below {width}, all channels");
             return Err(bad(source, "reverse_size", reason));
         }
-        if let Some(id) = gen_token.0.filter(|&id| id as usize >= vocab_size) {
-            let reason = format!("{id} is outside the vocabulary of {vocab_size}");
-            return Err(bad(source, "gen_token_id", reason));
-        }
         Ok(Self {
             reverse_size,
-            gen_token: gen_token.0,
+            gen_token: check_gen_token(gen_token, vocab_size, source)?,
         })
     }
 
@@ -63,6 +59,24 @@ impl TwoWays {
     /// The token that ends a prefix, where anything follows from it.
     pub fn prefix_token(&self) -> Option<u32> {
         self.gen_token.filter(|_| self.reverse_size > 0)
+    }
+}
+
+/// The key `gen_token_id`.
+///
+/// # Errors
+/// A token outside the vocabulary.
+pub(crate) fn check_gen_token(
+    token: TokenId,
+    vocab_size: usize,
+    source: &str,
+) -> Result<Option<u32>, ModelError> {
+    match token.0 {
+        Some(id) if id as usize >= vocab_size => {
+            let reason = format!("{id} is outside the vocabulary of {vocab_size}");
+            Err(bad(source, "gen_token_id", reason))
+        }
+        token => Ok(token),
     }
 }
 

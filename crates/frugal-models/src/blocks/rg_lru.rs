@@ -219,10 +219,6 @@ impl SelfAttention for RecurrentBlock {
     fn check_control(&self, control: &AttentionControl) -> Result<(), String> {
         check_prefix_only(control, self.spec.two_ways)
     }
-
-    fn keeps_under_control(&self) -> bool {
-        true
-    }
 }
 
 /// `x` `[tokens, blocks * n]`, each block of it times its own block of `weight` `[blocks * n, n]`, plus

@@ -83,10 +83,6 @@ impl<T: SelfAttention> SelfAttention for Shared<T> {
     fn check_control(&self, control: &frugal_nn::AttentionControl) -> Result<(), String> {
         self.part.check_control(control)
     }
-
-    fn keeps_under_control(&self) -> bool {
-        self.part.keeps_under_control()
-    }
 }
 
 /// Gives each block its part: all of them the same one, which is loaded for the first, or each one

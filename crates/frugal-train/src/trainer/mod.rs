@@ -61,10 +61,10 @@ pub fn train_with(
 ///
 /// # Errors
 /// As [`train`]; examples that do not fit the objective or the model.
-pub fn train_from(
-    run: TrainRun<'_>,
+pub fn train_from<'a>(
+    run: TrainRun<'a>,
     objective: Box<dyn Objective>,
-    source: &mut dyn ExampleSource,
+    source: &'a mut dyn ExampleSource,
 ) -> Result<TrainSummary, TrainError> {
     Trainer::new(run, objective, Some(source))?.run()
 }

@@ -122,7 +122,16 @@ impl Trainer<'_> {
             batches.push((first..first + batch.len() as u32).collect());
             pool.extend(batch);
         }
-        objective::check(self.objective.as_ref(), Set::Train, self.run.model(), &pool)?;
+        let model = self.run.model();
+        for (row, example) in pool.iter().enumerate() {
+            objective::check_tokens(model, example)
+                .and_then(|()| self.objective.check_example(model, example))
+                .map_err(|reason| TrainError::Example {
+                    set: Set::Train,
+                    row,
+                    reason,
+                })?;
+        }
         Ok(Some((pool, batches)))
     }
 

@@ -79,12 +79,13 @@ impl Chosen {
         special: &Special,
     ) -> Result<ModelConfig, RunError> {
         let honored = (model.family.keys.honored)();
-        if !self.config.bidirectional || !honored.iter().any(|key| key == "reverse_size") {
+        let honors = |key: &str| honored.iter().any(|known| known == key);
+        if !self.config.bidirectional || !honors("gen_token_id") {
             return Ok(model);
         }
         let mut raw = model.raw.clone();
         let size = |key: &str| raw.get(key).and_then(Value::as_u64).unwrap_or(0);
-        if size("reverse_size") == 0 {
+        if honors("reverse_size") && size("reverse_size") == 0 {
             let channels = size("state_size").max(size("lru_width"));
             raw["reverse_size"] = (channels / 2).into();
         }
@@ -206,9 +207,10 @@ mod tests {
                 let loss = made.metrics["loss"];
                 assert!(loss < (440f64).ln() + 0.1, "{arch}, {name}: {loss}");
                 let written = std::fs::read_to_string(config.out.join("config.json")).unwrap();
+                assert!(written.contains("\"gen_token_id\": "), "{written}");
+                assert!(!written.contains("\"gen_token_id\": null"), "{written}");
                 if arch != "llama" {
-                    assert!(written.contains("\"reverse_size\": "), "{written}");
-                    assert!(!written.contains("\"gen_token_id\": null"), "{written}");
+                    assert!(written.contains("\"reverse_size\": 16"), "{written}");
                 }
             }
         }

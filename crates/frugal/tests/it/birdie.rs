@@ -251,3 +251,36 @@ fn fresh_decays_are_those_of_griffin() {
         assert!((0.8999..=0.9991).contains(&decay), "{value}: {decay}");
     }
 }
+
+/// A Llama with a separator reads its prompt as the prefix mask has it, all at once or with a cache, whose
+/// sequences may stand at different places.
+#[test]
+fn a_llama_with_a_separator_reads_prompts_in_both_directions() {
+    let folder = fixture("models").join("llama");
+    let plain = model("llama", "config.json");
+    let backbone = with("llama", &json!({"gen_token_id": GEN})).unwrap();
+    let ids = row();
+    let control = AttentionControl {
+        mask: AttentionMask::Prefix(vec![5]),
+        ..AttentionControl::default()
+    };
+    let mut none = NoAdapter;
+    let mut pass = ControlledPass::new(&mut none, control);
+    let expected = plain.forward(&Input::new(&ids, &[10]), &mut pass, None);
+    let expected = to_vec(expected.unwrap());
+    let whole = to_vec(hidden(backbone.as_ref(), &ids, &[10]));
+    assert_eq!(whole, expected);
+    assert_ne!(whole, to_vec(hidden(plain.as_ref(), &ids, &[10])), "{folder:?}");
+    let mut cache = backbone.new_state(2, StateOptions::default()).unwrap();
+    let other = [20u32, 13, GEN];
+    let mut found = Vec::new();
+    let width = whole.len() / 10;
+    for (range, more) in [(0..6, &other[..]), (6..7, &[44]), (7..10, &[19])] {
+        let lengths = [range.len(), more.len()];
+        let layout = SequenceLayout::with_past(&lengths, &cache.past());
+        let both = [&ids[range.clone()], more].concat();
+        let part = backbone.forward(&Input::tokens(&both, layout), &mut NoAdapter, Some(&mut cache));
+        found.extend_from_slice(&to_vec(part.unwrap())[..range.len() * width]);
+    }
+    assert!(max_difference(&found, &whole) < 1e-5);
+}
