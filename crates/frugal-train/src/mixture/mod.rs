@@ -16,7 +16,7 @@ mod tests;
 
 pub use controller::{Controller, class_weights, normalized};
 pub use reward::{class_totals, reward};
-pub use reward_model::RewardModel;
+pub use reward_model::{Evaluated, RewardModel};
 pub use schedule::Schedule as EvaluationSchedule;
 pub use settings::{ControllerConfig, MIXTURES, MixtureConfig, MixtureKind};
 pub use source::{Mixture, MixtureText};

@@ -106,11 +106,11 @@ impl MixtureConfig {
             return normalized(&vec![1.0; arms.len()]);
         }
         let within = class_weights(classes);
-        let share = |(arm, within): (&Box<dyn Objective>, f64)| {
-            given.get(arm.class()).copied().unwrap_or(0.0) * within
-        };
-        let shares: Vec<f64> = arms.iter().zip(within).map(share).collect();
-        normalized(&shares)
+        let of_class = arms
+            .iter()
+            .map(|arm| given.get(arm.class()).copied().unwrap_or(0.0));
+        let shares = of_class.zip(within).map(|(share, within)| share * within);
+        normalized(&shares.collect::<Vec<f64>>())
     }
 }
 

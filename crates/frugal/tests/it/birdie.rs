@@ -2,11 +2,12 @@
 //! weight, files, other settings, and prefixes that are read in both directions.
 
 use burn::tensor::Tensor;
-use frugal::adapt::{AttentionControl, AttentionMask, ControlledPass, NoAdapter, Rows, to_vec};
+use frugal::adapt::{NoAdapter, Rows, to_vec};
 use frugal::model::load::{SafetensorsSource, read_json};
 use frugal::model::{
     Backbone, Input, ModelConfig, SequenceLayout, StateOptions, build, random_weights,
 };
+use frugal_nn::{AttentionControl, AttentionMask, ControlledPass};
 use serde_json::{Value, json};
 
 use crate::mamba::{compare_files, compare_gradients, compare_gradients_of};
