@@ -10,6 +10,7 @@ mod autoencoding;
 mod copying;
 mod deshuffling;
 mod infilling;
+mod names;
 mod next_token;
 mod objective;
 mod prefix_lm;
@@ -22,8 +23,9 @@ mod special;
 #[cfg(test)]
 mod tests;
 
+pub use names::{sentinel_name, special_names};
 pub use objective::{Lengths, Objective, Pair};
 pub use prefix_lm::PrefixLm;
 pub use registry::{CLASSES, ObjectiveClass, find, grid};
 pub use sample::{Fitted, fitted, prefix_length, sequence};
-pub use special::{Special, sentinel_name, special_names};
+pub use special::Special;

@@ -2,6 +2,7 @@
 
 use rand::{Rng, RngCore};
 
+use super::names::class_token;
 use super::objective::{Objective, Pair};
 use super::special::Special;
 use crate::encode::{IGNORE_INDEX, Target, Tokenized};
@@ -57,7 +58,7 @@ pub fn fitted(
     while length > 0 {
         let from = (place * (stream.len() - length + 1) as f64) as usize;
         let mut pair = objective.build(&stream[from..from + length], special, rng);
-        if let Some(class) = special.class(objective.class()) {
+        if let Some(class) = class_token(special, objective.class()) {
             match in_front {
                 true => pair.input.insert(0, class),
                 false => pair.input.push(class),

@@ -10,9 +10,6 @@ use super::special::Special;
 
 pub(super) const NAME: &str = "selective_copying";
 
-/// What its marks are called: query, beginning and end of a delimiter, context, end of the target.
-pub(super) const MARKS: [&str; 5] = ["copy", "start", "end", "context", "done"];
-
 /// Tokens of a span.
 const SPAN: Lengths = [4, 32];
 /// Tokens of a delimiter.

@@ -36,6 +36,7 @@ mod pretrain;
 mod pretrain_config;
 mod pretrain_memory;
 mod pretrain_mixture;
+mod pretrain_objective;
 mod progress;
 mod prompted_rerank;
 mod ranked;

@@ -11,7 +11,7 @@ use frugal_nn::ModelError;
 use frugal_train::{Named, ParamGroup, Scheduler, TrainConfig};
 use serde::{Deserialize, Serialize};
 
-use super::pretrain_mixture::Chosen;
+use super::pretrain_objective::named_mixture;
 use super::{RunError, pretrain_memory};
 
 /// Marks the end of a document.
@@ -245,7 +245,7 @@ impl PretrainConfig {
                 other => add("shape", other.to_string()),
             }
         }
-        if let Err((key, reason)) = Chosen::of(self) {
+        if let Err((key, reason)) = named_mixture(&self.objective) {
             let key = if key.is_empty() { "objective".into() } else { format!("objective.{key}") };
             add(&key, reason);
         }

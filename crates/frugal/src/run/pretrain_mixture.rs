@@ -13,9 +13,7 @@ use serde_json::Value;
 use super::RunError;
 use super::corpus::Corpus;
 use super::pretrain_config::PretrainConfig;
-
-/// The objective of plain text, which is no mixture.
-const PLAIN: &str = "causal_lm";
+use super::pretrain_objective::named_mixture;
 
 /// A mixture as a run has it.
 #[derive(Clone, Debug)]
@@ -32,17 +30,9 @@ impl Chosen {
     /// # Errors
     /// A setting and what is wrong with it.
     pub(super) fn of(config: &PretrainConfig) -> Result<Option<Self>, (String, String)> {
-        if config.objective.is_unset() {
+        let Some((kind, settings)) = named_mixture(&config.objective)? else {
             return Ok(None);
-        }
-        if config.objective.name == PLAIN || config.objective.name.is_empty() {
-            let mut keys = config.objective.settings.keys();
-            return match keys.next() {
-                None => Ok(None),
-                Some(key) => Err((key.clone(), "plain text has no such setting: name a mixture".into())),
-            };
-        }
-        let (kind, settings) = MixtureConfig::read(&config.objective)?;
+        };
         Ok(Some(Self {
             kind,
             config: settings,
