@@ -16,6 +16,8 @@ pub mod mla;
 pub mod nsa;
 pub mod pattention;
 pub(crate) mod prefix;
+#[cfg(test)]
+mod prefix_tests;
 pub(crate) mod recurrence;
 pub(crate) mod rg_lru;
 pub mod router;
