@@ -101,6 +101,21 @@ def cross_entropy(targets, smoothing=0.0, z_loss=0.0, softcap=None):
     return op
 
 
+def linear_recurrence(lengths, reverse=False, resets=()):
+    def op(a, b, initial):
+        out, start = [None] * len(a), 0
+        for sequence, length in enumerate(lengths):
+            state, rows = initial[sequence], list(range(start, start + length))
+            for t in reversed(rows) if reverse else rows:
+                state = b[t] if t in resets else a[t] * state + b[t]
+                out[t] = state
+            start += length
+        return torch.stack(out)
+
+    tokens = sum(lengths)
+    return [draw(tokens, 70).sigmoid(), draw(tokens, 70), draw(len(lengths), 70)], op
+
+
 def adamw():
     """Three steps; the gradients are scaled as clipping would."""
     start, gradients = draw(1, 33), [draw(1, 33, scale=0.1) for _ in range(3)]
@@ -153,6 +168,8 @@ def main():
     chosen = log_probs.gather(1, targets.clamp(min=0)[:, None])[:, 0]
     TENSORS["token_log_probs.y"] = torch.where(counted, chosen, torch.zeros(()))
     adamw()
+    case("linear_recurrence", *linear_recurrence((5, 12)))
+    case("linear_recurrence_reverse", *linear_recurrence((12, 5), reverse=True, resets=(7, 8, 9, 14)))
     keys = {
         "NAME.x{i}": "inputs, then constants", "NAME.y": "result", "NAME.w": "weights of the result in the loss", "NAME.g{i}": "gradients",
         "cross_entropy.targets": "of all its variants", "token_log_probs.y": "of the inputs of cross_entropy",

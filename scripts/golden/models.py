@@ -200,6 +200,18 @@ MODELS = {
         {},
         {},
     ),
+    "recurrent_gemma": (
+        hf.RecurrentGemmaConfig(
+            **{**BASE, "num_hidden_layers": 4, "max_position_embeddings": None},
+            lru_width=40,
+            conv1d_width=3,
+            attention_window_size=5,
+            logits_soft_cap=3.0,
+        ),
+        hf.RecurrentGemmaForCausalLM,
+        {"rope_parameters": None, "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+        {},
+    ),
     "gpt2": (
         hf.GPT2Config(
             n_embd=32,

@@ -14,6 +14,7 @@ pub mod human;
 pub mod label_names;
 pub mod lock;
 pub mod metrics;
+pub mod pretext;
 mod same_file;
 pub mod stage;
 pub mod suggest;

@@ -21,6 +21,7 @@ mod cross_entropy;
 mod experts;
 mod flex;
 mod linear;
+mod linear_recurrence;
 mod mapped;
 mod norm;
 mod optimizer;
@@ -47,6 +48,7 @@ pub use linear::{
     LowRankRows, linear, lora_linear, multi_lora_linear, quantized_linear, quantized_lora_linear,
     quantized_multi_lora_linear,
 };
+pub use linear_recurrence::{LinearRecurrence, linear_recurrence};
 pub use mapped::map_file;
 pub use norm::{add, add_layer_norm, add_rms_norm, layer_norm, rms_norm};
 pub use optimizer::{AdamWStep, adamw_step, grad_norm_sq};
@@ -66,6 +68,7 @@ pub mod portable {
     pub use crate::cross_entropy::portable::*;
     pub use crate::experts::portable::*;
     pub use crate::linear::portable::*;
+    pub use crate::linear_recurrence::portable::*;
     pub use crate::norm::portable::*;
     pub use crate::rope::portable::*;
     pub use crate::selective_scan::portable::*;

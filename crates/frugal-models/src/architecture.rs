@@ -121,7 +121,7 @@ pub struct Cost {
     pub active_experts: usize,
     /// Sizes of latent attention, where blocks have it.
     pub latent: Option<LatentCost>,
-    /// Sizes of the recurrence, where blocks have one in place of attention and feed-forward layer.
+    /// Sizes of the recurrence, where blocks have one in place of attention.
     pub recurrence: Option<RecurrenceCost>,
     /// Numbers of learnt tokens, where projections are attention to such; those of the feed-forward
     /// layer are its width.
@@ -149,6 +149,8 @@ pub struct RecurrenceCost {
     pub projected: usize,
     /// Numbers that each channel remembers.
     pub state: usize,
+    /// Width of the feed-forward layer behind it; 0 where the recurrence is the whole block.
+    pub feed_forward: usize,
 }
 
 /// Sizes that the operations of latent attention follow from.

@@ -73,6 +73,9 @@ pub struct SiteInfo {
     pub writes_to_residual: bool,
     /// Whether files have a bare parameter as a vector.
     pub is_vector: bool,
+    /// Blocks of equally many rows that files have a bare parameter in: `[blocks, d_out / blocks,
+    /// d_in]`.
+    pub blocks: Option<usize>,
 }
 
 impl SiteInfo {
@@ -96,6 +99,7 @@ impl SiteInfo {
             token_table: false,
             writes_to_residual: false,
             is_vector: false,
+            blocks: None,
         }
     }
 
@@ -121,7 +125,10 @@ impl SiteInfo {
             SiteKind::Linear | SiteKind::LmHead => vec![self.d_out, self.d_in],
             SiteKind::Conv => vec![self.d_out, 1, self.d_in],
             SiteKind::Param if self.is_vector => vec![self.d_out],
-            SiteKind::Param => vec![self.d_out, self.d_in],
+            SiteKind::Param => match self.blocks {
+                Some(blocks) => vec![blocks, self.d_out / blocks.max(1), self.d_in],
+                None => vec![self.d_out, self.d_in],
+            },
         }
     }
 

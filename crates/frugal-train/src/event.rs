@@ -88,6 +88,15 @@ pub enum Event {
         /// Time it took.
         seconds: f64,
     },
+    /// The arms of a mixture were measured.
+    Measured {
+        /// Steps done.
+        step: u64,
+        /// Epochs done.
+        epoch: f64,
+        /// Shares, losses and rewards by name.
+        metrics: BTreeMap<String, f64>,
+    },
     /// The evaluation beat all earlier ones.
     NewBest {
         /// Steps done.

@@ -6,6 +6,7 @@ use anyhow::Result;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use frugal::adapt::pretraining::REPARAMETERIZATIONS;
 use frugal::run::{PretrainConfig, Pretrained, architectures, pretrain};
+use frugal::train::mixture::MIXTURES;
 use frugal::train::optim::OPTIMIZERS;
 use frugal_core::config::{self, ConfigErrors};
 use frugal_core::human;
@@ -22,6 +23,8 @@ Examples:
   frugal pretrain --data text.txt --out models/mine --arch mamba
   frugal pretrain --data text.txt --out models/mine --optim galore --set optim.rank=64
   frugal pretrain --data text.txt --out models/mine --reparam sltrain --set reparam.rank=64
+  frugal pretrain --data text.txt --out models/mine --arch gated_ssm --objective birdie
+  frugal pretrain --data text.txt --out models/mine --objective mixture --set objective.weights.copying=1
   frugal pretrain --data text.txt --out models/longer --from models/mine
   frugal pretrain --config recipe.toml --out models/mine
 
@@ -30,7 +33,8 @@ under [shape] in the configuration: vocab_size, hidden_size, intermediate_size, 
 num_hidden_layers, num_attention_heads, num_key_value_heads, max_position_embeddings, and every \
 key that the architecture's config.json has, as shape.state_size of mamba. What the \
 optimizer keeps and what the layers are while they are trained is under [train.optim], for which \
---set optim.KEY=VALUE is short, and [reparam].";
+--set optim.KEY=VALUE is short, and [reparam]. Mixtures of objectives have their settings under \
+[objective]: bidirectional, length_scale, classes, weights, and those of the controller.";
 
 /// Train a small language model and its tokenizer from text
 #[derive(Debug, clap::Args)]
@@ -56,6 +60,8 @@ pub struct Args {
     optim: Option<String>,
     #[arg(long, value_name = "NAME", help = reparameterizations(), help_heading = "Training")]
     reparam: Option<String>,
+    #[arg(long, value_name = "NAME", help = objectives(), help_heading = "Training")]
+    objective: Option<String>,
     /// Peak learning rate [default: 0.003]
     #[arg(long, value_name = "X", help_heading = "Training")]
     lr: Option<f64>,
@@ -151,6 +157,15 @@ fn reparameterizations() -> String {
     )
 }
 
+fn objectives() -> String {
+    let known = MIXTURES.iter().map(|(name, _, about)| format!("{name} ({about})"));
+    let known: Vec<String> = known.collect();
+    format!(
+        "What is learnt of the text: causal_lm (plain next tokens), or a mixture of objectives: {} [default: causal_lm]",
+        known.join(", ")
+    )
+}
+
 /// What is trained, and the bytes that it takes.
 fn trained_memory(trained: &Pretrained) -> String {
     let memory = trained.memory;
@@ -192,6 +207,7 @@ fn resolve(args: &Args) -> Result<PretrainConfig, ConfigErrors> {
     layer.set("shape.arch", args.arch.clone());
     layer.set("shape.vocab_size", count_value(args.vocab_size));
     layer.set("reparam.name", args.reparam.clone());
+    layer.set("objective.name", args.objective.clone());
     layer.set("train.optim.name", args.optim.clone());
     layer.set("train.lr", args.lr);
     layer.set("train.epochs", args.epochs);

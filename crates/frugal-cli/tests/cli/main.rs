@@ -7,6 +7,7 @@ mod ask_flags;
 mod bad_input;
 mod bare_models;
 mod bench;
+mod birdie;
 mod data;
 mod disks;
 mod earlier_runs;

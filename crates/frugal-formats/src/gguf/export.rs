@@ -110,6 +110,10 @@ fn gpt2(config: &Json, keys: &mut Keys) -> Result<(), GgufProblem> {
 }
 
 fn decoder(config: &Json, architecture: Architecture, keys: &mut Keys) -> Result<(), GgufProblem> {
+    if config.get("gen_token_id").is_some_and(|id| !id.is_null()) {
+        let why = "GGUF has no model that reads a prompt in both directions";
+        return Err(unsupported("gen_token_id", why));
+    }
     let heads = count(config, "num_attention_heads")?;
     let head_dim = head_dim(config)?;
     let rope = rope(config)?;

@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
 use frugal_kernels::{
-    AdamWStep, AttentionSpec, CrossEntropyOptions, LowRankRows, ScoreBias, adamw_step,
-    add_layer_norm, add_rms_norm, attention, biased_attention, geglu_tanh, gelu, gelu_tanh,
-    layer_norm, linear, linear_cross_entropy, lora_linear, multi_lora_linear, rms_norm, rope, silu,
-    swiglu, token_log_probs,
+    AdamWStep, AttentionSpec, CrossEntropyOptions, LinearRecurrence, LowRankRows, ScoreBias,
+    adamw_step, add_layer_norm, add_rms_norm, attention, biased_attention, geglu_tanh, gelu,
+    gelu_tanh, layer_norm, linear, linear_cross_entropy, linear_recurrence, lora_linear,
+    multi_lora_linear, rms_norm, rope, silu, swiglu, token_log_probs,
 };
 use safetensors::{Dtype, SafeTensors};
 
@@ -202,6 +202,28 @@ fn attention_of_all_kinds() {
         let bias = ScoreBias::Positions(t[3].clone().reshape([4, 12, 12]));
         biased_attention(t[0].clone(), t[1].clone(), t[2].clone(), &bias, &same)
     });
+}
+
+#[test]
+fn linear_recurrences() {
+    let golden = Golden::read();
+    let check = |name: &str, cu: [usize; 3], reverse: bool, resets: Option<Vec<usize>>| {
+        golden.check(name, |t| {
+            linear_recurrence(LinearRecurrence {
+                a: t[0].clone(),
+                b: t[1].clone(),
+                initial_state: Some(t[2].clone()),
+                resets: resets
+                    .clone()
+                    .map(|rows| (0..17).map(|t| rows.contains(&t)).collect()),
+                reverse,
+                cu_seqlens: cu.into(),
+            })
+        });
+    };
+    check("linear_recurrence", [0, 5, 17], false, None);
+    let labels = vec![7, 8, 9, 14];
+    check("linear_recurrence_reverse", [0, 12, 17], true, Some(labels));
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod cross_entropy;
 mod experts;
 mod golden;
 mod linear;
+mod linear_recurrence;
 mod memory;
 mod norm;
 mod optimizer;

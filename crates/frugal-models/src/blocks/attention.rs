@@ -4,10 +4,10 @@ use burn::prelude::*;
 use frugal_kernels::AttentionSpec;
 use frugal_nn::layout::SequenceLayout;
 use frugal_nn::state::{DecodeState, LayerState};
-use frugal_nn::{AttentionControl, Frozen, KeyValue, ModelError, Pass, RotaryTable, select_rows};
+use frugal_nn::{AttentionControl, AttentionMask, Frozen, KeyValue, ModelError, Pass, RotaryTable, select_rows};
 
 use crate::architecture::ModelConfig;
-use crate::blocks::controlled::attend_controlled;
+use crate::blocks::controlled::{attend_controlled, over_prefixes};
 
 /// How the tokens of a block look at each other.
 pub trait SelfAttention: Send + Sync {
@@ -46,6 +46,13 @@ pub trait SelfAttention: Send + Sync {
     /// through [`attend`].
     fn takes_control(&self) -> bool {
         false
+    }
+    /// Refuses what a method may not say here of how tokens see each other.
+    ///
+    /// # Errors
+    /// What has no place.
+    fn check_control(&self, _control: &AttentionControl) -> Result<(), String> {
+        Ok(())
     }
 }
 
@@ -146,6 +153,17 @@ fn attend_to_keys(
         cu_k: boundaries.clone(),
         softcap: at.softcap,
     };
+    if let (Some(control), Some(_)) = (at.control, &cache)
+        && let AttentionMask::Prefix(prefixes) = &control.mask
+    {
+        let plain = Attend {
+            control: None,
+            ..*at
+        };
+        let rows = [q.clone(), k.clone(), v.clone()];
+        let causal = attend_to_keys(&plain, q, [k, v], pass, cache);
+        return over_prefixes(prefixes, at.layout, causal, rows, &spec);
+    }
     if let Some(control) = at.control {
         return attend_controlled(at.layer, at.layout, control, [q, k, v], spec, pass);
     }

@@ -128,6 +128,38 @@ fn with_prefixes(
     select_rows(Tensor::cat(outputs, 0), &place)
 }
 
+/// `causal` attention with the rows of prefixes in place of which these see each other in both
+/// directions.
+pub(crate) fn over_prefixes(
+    prefixes: &[usize],
+    layout: &SequenceLayout,
+    causal: Tensor<2>,
+    [q, k, v]: [Tensor<2>; 3],
+    spec: &AttentionSpec,
+) -> Tensor<2> {
+    let whole = layout.cu_seqlens.windows(2).zip(prefixes);
+    let heads: Vec<Range<usize>> = whole.map(|(w, n)| w[0]..w[0] + n).collect();
+    let rows: Vec<usize> = heads.iter().cloned().flatten().collect();
+    if rows.is_empty() {
+        return causal;
+    }
+    let spec = AttentionSpec {
+        causal: false,
+        window: None,
+        cu_q: boundaries(&heads),
+        cu_k: boundaries(&heads),
+        ..spec.clone()
+    };
+    let [q, k, v] = [q, k, v].map(|x| select_rows(x, &rows));
+    let both = attention(q, k, v, &spec);
+    let [tokens, _] = causal.dims();
+    let mut place: Vec<usize> = (0..tokens).collect();
+    for (i, &row) in rows.iter().enumerate() {
+        place[row] = tokens + i;
+    }
+    select_rows(Tensor::cat(vec![causal, both], 0), &place)
+}
+
 fn boundaries(ranges: &[Range<usize>]) -> std::sync::Arc<[usize]> {
     let ends = ranges.iter().scan(0, |sum, range| {
         *sum += range.len();

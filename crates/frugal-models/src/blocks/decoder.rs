@@ -12,7 +12,7 @@ use frugal_nn::rows::drop_prepended;
 use frugal_nn::site::SiteTable;
 use frugal_nn::state::{DecodeState, StateOptions};
 use frugal_nn::{
-    AttentionControl, Backbone, BackboneInfo, BlockAction, BlockState, Frozen, ModelError, Pass,
+    AttentionControl, AttentionMask, Backbone, BackboneInfo, BlockAction, BlockState, Frozen, ModelError, Pass,
     RouterState, SiteInfo, SubLayer, SubLayerIo,
 };
 use serde::Serialize;
@@ -23,6 +23,7 @@ use crate::blocks::attention::{Attend, SelfAttention};
 use crate::blocks::checks::{check_range, look_up};
 use crate::blocks::controlled::{check_window, refuse_control};
 use crate::blocks::gated_mlp::FeedForward;
+use crate::blocks::prefix::prefix_control;
 use crate::blocks::sites::Sites;
 use crate::blocks::stream_norm::{NormKind, StreamNorm};
 use crate::keys::bad;
@@ -75,6 +76,35 @@ pub struct DecoderSpec {
     /// Whether all blocks have the same norms, which are then under [`SHARED`].
     #[serde(skip)]
     pub shares_norms: bool,
+    /// What its parts are called.
+    #[serde(skip)]
+    pub names: DecoderNames,
+    /// The token that ends the part of a sequence that blocks read in both directions, where they do.
+    #[serde(rename = "gen_token_id", skip_serializing_if = "Option::is_none")]
+    pub prefix_token: Option<u32>,
+}
+
+/// What the parts of a decoder are called in files.
+#[derive(Clone, Copy, Debug)]
+pub struct DecoderNames {
+    /// The norm in front of what mixes the tokens, within a block.
+    pub input_norm: &'static str,
+    /// What mixes the tokens, within a block.
+    pub attention: &'static str,
+    /// The norm in front of the feed-forward layer, within a block.
+    pub mlp_norm: &'static str,
+    /// The norm behind the last block.
+    pub final_norm: &'static str,
+}
+
+impl DecoderNames {
+    /// Llama's.
+    pub const LLAMA: Self = Self {
+        input_norm: "input_layernorm",
+        attention: "self_attn",
+        mlp_norm: "post_attention_layernorm",
+        final_norm: "model.norm",
+    };
 }
 
 /// Where the parts are that all blocks share.
@@ -99,6 +129,8 @@ impl DecoderSpec {
             norm: NormKind::Rms,
             final_norm: NormKind::Rms,
             shares_norms: false,
+            names: DecoderNames::LLAMA,
+            prefix_token: None,
         }
     }
 
@@ -187,9 +219,14 @@ impl DecoderSpec {
                     self.norm.site(sites, self.norm_path(i, name), layer, d);
                 }
             };
-            norm(&mut sites, "input_layernorm");
-            attention(&mut sites, i, &format!("model.layers.{i}.self_attn"));
-            norm(&mut sites, "post_attention_layernorm");
+            let names = &self.names;
+            norm(&mut sites, names.input_norm);
+            attention(
+                &mut sites,
+                i,
+                &format!("model.layers.{i}.{}", names.attention),
+            );
+            norm(&mut sites, names.mlp_norm);
             if self.sandwich_norms {
                 norm(&mut sites, "pre_feedforward_layernorm");
             }
@@ -199,7 +236,7 @@ impl DecoderSpec {
             }
         }
         self.final_norm
-            .site(&mut sites, "model.norm".into(), None, d);
+            .site(&mut sites, self.names.final_norm.into(), None, d);
         sites.lm_head(c);
         sites.finish()
     }
@@ -254,19 +291,19 @@ impl Decoder {
             let mut norm = |name: &str| {
                 StreamNorm::load(spec.norm, loader, &spec.norm_path(i, name), d, constants)
             };
-            let input_norm = norm("input_layernorm")?;
+            let input_norm = norm(spec.names.input_norm)?;
             let (attention_out_norm, mlp_norm, mlp_out_norm) = if spec.sandwich_norms {
                 (
-                    Some(norm("post_attention_layernorm")?),
+                    Some(norm(spec.names.mlp_norm)?),
                     norm("pre_feedforward_layernorm")?,
                     Some(norm("post_feedforward_layernorm")?),
                 )
             } else {
-                (None, norm("post_attention_layernorm")?, None)
+                (None, norm(spec.names.mlp_norm)?, None)
             };
             blocks.push(Block {
                 input_norm,
-                attention: attention(loader, &p("self_attn"))?,
+                attention: attention(loader, &p(spec.names.attention))?,
                 attention_out_norm,
                 mlp_norm,
                 feed_forward: feed_forward(loader, &format!("model.layers.{i}"))?,
@@ -277,7 +314,7 @@ impl Decoder {
         let embed_tokens = loader.embedding("model.embed_tokens")?;
         let lm_head = loader.lm_head(&embed_tokens)?;
         Ok(Arc::new(Self {
-            norm: StreamNorm::load(spec.final_norm, loader, "model.norm", d, constants)?,
+            norm: StreamNorm::load(spec.final_norm, loader, spec.names.final_norm, d, constants)?,
             sites,
             device: loader.device().clone(),
             embed_tokens,
@@ -314,6 +351,11 @@ impl Decoder {
             return Ok(None);
         };
         let refused = |reason| ModelError::Attention { reason };
+        let own = self
+            .blocks
+            .iter()
+            .map(|b| b.attention.check_control(&control));
+        own.collect::<Result<(), String>>().map_err(refused)?;
         if pass.prefix_length() > 0 {
             return Err(refused(
                 "the adapter puts keys and values in front of each sequence".into(),
@@ -423,7 +465,10 @@ impl Backbone for Decoder {
         self.check_prefix(pass)?;
         let mut layout = input.layout.clone();
         let hidden_states = pass.embed(x, &mut layout);
-        let attention = self.control(&layout, pass)?;
+        let mut attention = self.control(&layout, pass)?;
+        if attention.is_none() {
+            attention = prefix_control(spec.prefix_token, input, &layout).map(Arc::new);
+        }
         if let Some(ids) = attention.as_ref().and_then(|a| a.position_ids.as_ref()) {
             layout.position_ids.clone_from(ids);
         }
@@ -455,7 +500,11 @@ impl Backbone for Decoder {
                 model_type: self.config.model_type(),
             });
         }
-        if cache.is_some() && state.attention.is_some() {
+        // Keys and values in a prefix are those of any other pass.
+        let is_prefix = |control: &Arc<AttentionControl>| {
+            matches!(control.mask, AttentionMask::Prefix(_)) && control.score_rows.is_none()
+        };
+        if cache.is_some() && !state.attention.as_ref().is_none_or(is_prefix) {
             return Err(ModelError::Attention {
                 reason: "what was computed under it cannot be kept for later tokens".into(),
             });

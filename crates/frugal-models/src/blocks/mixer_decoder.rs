@@ -17,6 +17,7 @@ use frugal_nn::{
 use crate::architecture::ModelConfig;
 use crate::blocks::checks::{check_range, look_up};
 use crate::blocks::controlled::refuse_control;
+use crate::blocks::prefix::{TwoWays, control_of};
 use crate::weights::WeightLoader;
 
 /// What mixes the tokens of a block.
@@ -31,6 +32,19 @@ pub trait Mixer: Send + Sync {
         pass: &mut dyn Pass,
         cache: Option<&mut DecodeState>,
     ) -> Tensor<2>;
+
+    /// [`Mixer::forward`] where a pass may say which part of each sequence is read in both
+    /// directions; only mixers of a decoder that is loaded for it are asked.
+    fn forward_controlled(
+        &self,
+        layer: usize,
+        state: &BlockState,
+        x: Tensor<2>,
+        pass: &mut dyn Pass,
+        cache: Option<&mut DecodeState>,
+    ) -> Tensor<2> {
+        self.forward(layer, &state.layout, x, pass, cache)
+    }
 
     /// Shows every frozen part once.
     fn visit_weights(&self, visit: &mut dyn FnMut(Frozen<'_>));
@@ -51,6 +65,8 @@ pub struct MixerDecoder {
     blocks: Vec<Block>,
     norm_f: Norm,
     lm_head: Option<Linear>,
+    /// Of mixers that may read in both directions.
+    two_ways: Option<TwoWays>,
 }
 
 impl MixerDecoder {
@@ -65,13 +81,30 @@ impl MixerDecoder {
         loader: &mut WeightLoader<'_>,
         mixer: impl Fn(&mut WeightLoader<'_>, &str) -> Result<Box<dyn Mixer>, ModelError>,
     ) -> Result<Arc<dyn Backbone>, ModelError> {
+        Self::load_two_ways(config, sites, loader, None, |loader, path, _| {
+            mixer(loader, path)
+        })
+    }
+
+    /// [`MixerDecoder::load`] with mixers that may read in both directions, which are given the
+    /// number of their block.
+    ///
+    /// # Errors
+    /// Whatever reading a tensor gives.
+    pub(crate) fn load_two_ways(
+        config: &ModelConfig,
+        sites: Arc<SiteTable>,
+        loader: &mut WeightLoader<'_>,
+        two_ways: Option<TwoWays>,
+        mixer: impl Fn(&mut WeightLoader<'_>, &str, usize) -> Result<Box<dyn Mixer>, ModelError>,
+    ) -> Result<Arc<dyn Backbone>, ModelError> {
         let eps = config.norm_eps;
         let mut blocks = Vec::with_capacity(config.num_hidden_layers);
         for i in 0..config.num_hidden_layers {
             let path = format!("backbone.layers.{i}");
             blocks.push(Block {
                 norm: loader.rms_norm(&format!("{path}.norm"), eps, 0.0)?,
-                mixer: mixer(loader, &format!("{path}.mixer"))?,
+                mixer: mixer(loader, &format!("{path}.mixer"), i)?,
             });
         }
         let embeddings = loader.embedding("backbone.embeddings")?;
@@ -85,6 +118,7 @@ impl MixerDecoder {
             embeddings,
             blocks,
             lm_head,
+            two_ways,
         }))
     }
 
@@ -104,7 +138,7 @@ impl MixerDecoder {
         pass.before_sub_layer(layer, SubLayer::Attention, &y);
         let mixed = block
             .mixer
-            .forward(layer, &state.layout, y.clone(), pass, cache);
+            .forward_controlled(layer, state, y.clone(), pass, cache);
         let mixed = pass.sub_layer(SubLayerIo {
             layer,
             kind: SubLayer::Attention,
@@ -151,12 +185,15 @@ impl Backbone for MixerDecoder {
         }
         let mut layout = input.layout.clone();
         let hidden_states = pass.embed(rows, &mut layout);
-        refuse_control(self.config.model_type(), &layout, pass)?;
+        let attention = match self.two_ways {
+            Some(two_ways) => control_of(two_ways, self.blocks.len(), input, &layout, pass)?,
+            None => refuse_control(self.config.model_type(), &layout, pass).map(|()| None)?,
+        };
         Ok(BlockState {
             hidden_states,
             layout,
             rotary: Vec::new(),
-            attention: None,
+            attention,
             routing: RouterState::default(),
         })
     }

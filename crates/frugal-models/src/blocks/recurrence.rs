@@ -82,8 +82,23 @@ pub(crate) fn convolve(
     state: Option<Tensor<2>>,
     pass: &mut dyn Pass,
 ) -> Tensor<2> {
+    let y = convolve_plain(conv, layout, x, state, pass);
+    match activation {
+        Activation::Silu => frugal_kernels::silu(y),
+        other => activate(other, y),
+    }
+}
+
+/// The convolution that the pass makes of this one.
+pub(crate) fn convolve_plain(
+    conv: &Conv,
+    layout: &SequenceLayout,
+    x: Tensor<2>,
+    state: Option<Tensor<2>>,
+    pass: &mut dyn Pass,
+) -> Tensor<2> {
     let cu = &layout.cu_seqlens;
-    let y = if matches!(pass.conv_change(conv), ConvChange::BySequence) {
+    if matches!(pass.conv_change(conv), ConvChange::BySequence) {
         let kept = conv.weight.dims()[1] - 1;
         let outputs = cu.windows(2).enumerate().map(|(sequence, w)| {
             let (weight, bias) = pass.conv(conv, Rows::OfSequence(sequence));
@@ -98,10 +113,6 @@ pub(crate) fn convolve(
     } else {
         let (weight, bias) = pass.conv(conv, Rows::Tokens);
         causal_conv1d(x, weight, bias, state, cu)
-    };
-    match activation {
-        Activation::Silu => frugal_kernels::silu(y),
-        other => activate(other, y),
     }
 }
 

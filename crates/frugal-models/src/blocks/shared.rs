@@ -79,6 +79,10 @@ impl<T: SelfAttention> SelfAttention for Shared<T> {
     fn takes_control(&self) -> bool {
         self.part.takes_control()
     }
+
+    fn check_control(&self, control: &frugal_nn::AttentionControl) -> Result<(), String> {
+        self.part.check_control(control)
+    }
 }
 
 /// Gives each block its part: all of them the same one, which is loaded for the first, or each one

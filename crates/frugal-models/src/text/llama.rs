@@ -14,6 +14,7 @@ use crate::architecture::{Family, KeyTable, ModelConfig};
 use crate::blocks::decoder::DecoderSpec;
 use crate::blocks::gqa::GqaSpec;
 use crate::blocks::grouped::GroupedDecoder;
+use crate::blocks::prefix::check_gen_token;
 use crate::fresh::{Fresh, FreshSizes, Own};
 use crate::keys::{self, Size, TokenId};
 use crate::rope::RopeReader;
@@ -82,6 +83,9 @@ struct LlamaConfig {
     attention_bias: bool,
     mlp_bias: bool,
     pad_token_id: TokenId,
+    /// The token in front of which a text is read in both directions, as models trained with
+    /// prefixes have it; a key of our own.
+    gen_token_id: TokenId,
 }
 
 impl Default for LlamaConfig {
@@ -101,6 +105,7 @@ impl Default for LlamaConfig {
             attention_bias: false,
             mlp_bias: false,
             pad_token_id: TokenId(None),
+            gen_token_id: TokenId(None),
         }
     }
 }
@@ -163,9 +168,12 @@ fn read_llama(raw: &Value, source: &str) -> Result<ModelConfig, ModelError> {
         rotated: head_dim,
     };
     let num_hidden_layers = keys::layers("num_hidden_layers", k.num_hidden_layers, source)?;
+    let spec = DecoderSpec {
+        prefix_token: check_gen_token(k.gen_token_id, k.vocab_size.0, source)?,
+        ..DecoderSpec::new([head_dim, num_hidden_layers], rope.uniform()?)
+    };
     let architecture = Arc::new(GroupedDecoder {
-        spec: DecoderSpec::new([head_dim, num_hidden_layers], rope.uniform()?)
-            .check("head_dim", source)?,
+        spec: spec.check("head_dim", source)?,
         attention: GqaSpec {
             qkv_bias: k.attention_bias,
             output_bias: k.attention_bias,

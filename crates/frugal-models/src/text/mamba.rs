@@ -269,6 +269,7 @@ impl Architecture for Mamba {
                 channels: self.sizes.inner,
                 projected: self.sizes.rank + 2 * self.sizes.state,
                 state: self.sizes.state,
+                feed_forward: 0,
             }),
             ..Cost::of_decoder(config)
         }

@@ -284,6 +284,7 @@ impl Architecture for Mamba2 {
                 channels: self.sizes.inner(),
                 projected: 2 * self.sizes.groups * self.sizes.state,
                 state: self.sizes.state,
+                feed_forward: 0,
             }),
             ..Cost::of_decoder(config)
         }

@@ -90,4 +90,44 @@ impl Trainer<'_> {
         });
         Ok(true)
     }
+
+    /// Measures the sets of the source if it is time; `false` if it was given up because the run is
+    /// to stop.
+    pub(super) fn measure_source(&mut self) -> Result<bool, TrainError> {
+        let step = self.state.step;
+        let Some(source) = &mut self.source else {
+            return Ok(true);
+        };
+        if step >= self.total_steps || !source.is_due(step) {
+            return Ok(true);
+        }
+        let adapter: &dyn Adapter = &*self.run.adapter;
+        let (of, mut losses) = (source.sets().len(), Vec::new());
+        for set in source.sets() {
+            let model = ModelParts::new(self.run.backbone, self.run.head.as_deref());
+            let found = evaluate_observed(
+                model,
+                Some(adapter),
+                self.objective.as_ref(),
+                set,
+                self.run.config.max_tokens,
+                self.run.stop,
+                &mut |_, _| {},
+            )?;
+            let Some(evaluation) = found else {
+                return Ok(false);
+            };
+            losses.push(evaluation.metrics["loss"]);
+            let done = losses.len();
+            self.run.observer.on_event(&Event::Evaluating { done, of });
+        }
+        let metrics = source.measured(step, &losses);
+        let epoch = self.epochs_done();
+        self.emit(Event::Measured {
+            step,
+            epoch,
+            metrics,
+        });
+        Ok(true)
+    }
 }

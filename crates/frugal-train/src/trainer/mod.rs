@@ -23,6 +23,7 @@ use crate::event::Event;
 use crate::objective::{self, Evaluation, Objective};
 use crate::optim::{self, OptimizerStep};
 use crate::schedule::Schedule;
+use crate::source::ExampleSource;
 
 use check::{check, data_hash};
 
@@ -51,12 +52,28 @@ pub fn train_with(
     run: TrainRun<'_>,
     objective: Box<dyn Objective>,
 ) -> Result<TrainSummary, TrainError> {
-    Trainer::new(run, objective)?.run()
+    Trainer::new(run, objective, None)?.run()
+}
+
+/// Trains an adapter on examples that a source makes step by step. The examples of `run` are what it
+/// makes them of: they are checked, a run can be resumed with the same ones only, and the number of steps
+/// and epochs is counted as if they were trained on.
+///
+/// # Errors
+/// As [`train`]; examples that do not fit the objective or the model.
+pub fn train_from<'a>(
+    run: TrainRun<'a>,
+    objective: Box<dyn Objective>,
+    source: &'a mut dyn ExampleSource,
+) -> Result<TrainSummary, TrainError> {
+    Trainer::new(run, objective, Some(source))?.run()
 }
 
 struct Trainer<'a> {
     run: TrainRun<'a>,
     objective: Box<dyn Objective>,
+    /// Where examples come from, if not from the run's.
+    source: Option<&'a mut dyn ExampleSource>,
     batches: Batches,
     schedule: Schedule,
     total_steps: u64,
@@ -78,7 +95,11 @@ struct Trainer<'a> {
 }
 
 impl<'a> Trainer<'a> {
-    fn new(run: TrainRun<'a>, mut objective: Box<dyn Objective>) -> Result<Self, TrainError> {
+    fn new(
+        run: TrainRun<'a>,
+        mut objective: Box<dyn Objective>,
+        source: Option<&'a mut dyn ExampleSource>,
+    ) -> Result<Self, TrainError> {
         check(&run, objective.as_ref())?;
         let fitted = objective.fit(run.model(), run.train);
         fitted.map_err(TrainError::Setup)?;
@@ -100,6 +121,7 @@ impl<'a> Trainer<'a> {
             total_steps,
             optimizer,
             objective,
+            source,
             gradients: GradientSum::default(),
             epoch: batches.epoch(0),
             batches,
@@ -127,6 +149,9 @@ impl<'a> Trainer<'a> {
         let ending = loop {
             let finished = self.state.step >= self.total_steps;
             if self.evaluation_is_due(finished) && !self.evaluate()? {
+                break StopReason::Interrupted;
+            }
+            if !self.measure_source()? {
                 break StopReason::Interrupted;
             }
             let patience = self.run.config.early_stopping_patience;

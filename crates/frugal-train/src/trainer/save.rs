@@ -4,6 +4,7 @@ use super::Trainer;
 use crate::checkpoint::{self, Checkpoint};
 use crate::error::TrainError;
 use crate::event::Event;
+use crate::source;
 
 impl Trainer<'_> {
     pub(super) fn save_is_due(&self, ending: bool) -> bool {
@@ -48,7 +49,10 @@ impl Trainer<'_> {
             self.cost(),
             &parameters,
             self.optimizer.optimizer(),
-            &self.run.adapter.state(),
+            &source::joined(
+                self.run.adapter.state(),
+                self.source.as_ref().map(|source| source.state()),
+            ),
         )?;
         let best = self.state.best.as_ref().map(|best| best.step);
         checkpoint::prune(folder, self.run.config.save_total_limit, step, best)?;

@@ -5,6 +5,7 @@ use super::check::config_differences;
 use crate::checkpoint::{self, Checkpoint, CheckpointError, TrainerState};
 use crate::error::TrainError;
 use crate::event::Event;
+use crate::source;
 
 impl Trainer<'_> {
     pub(super) fn start(&mut self) -> Result<(), TrainError> {
@@ -96,6 +97,12 @@ impl Trainer<'_> {
         }
         checkpoint.load_optimizer(self.optimizer.optimizer_mut())?;
         self.load_weights(checkpoint)?;
+        if let Some(source) = &mut self.source {
+            let [_, own] = source::parted(checkpoint.adapter_state()?);
+            source
+                .restore(&own)
+                .map_err(|reason| checkpoint.invalid(reason))?;
+        }
         self.state = TrainerState {
             config: self.run.config.clone(),
             validation_hash,
@@ -109,9 +116,10 @@ impl Trainer<'_> {
 
     /// Puts the weights of a checkpoint, and what the method keeps beside them, in place.
     pub(super) fn load_weights(&mut self, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
+        let [own, _] = source::parted(checkpoint.adapter_state()?);
         self.run
             .adapter
-            .restore(&checkpoint.adapter_state()?)
+            .restore(&own)
             .map_err(|reason| checkpoint.invalid(reason))?;
         checkpoint.load_parameters(self.parameters_mut())
     }

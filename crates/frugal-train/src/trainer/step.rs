@@ -10,7 +10,7 @@ use super::{Trainer, parameters_mut};
 use crate::Tokenized;
 use crate::error::{Set, TrainError};
 use crate::event::Event;
-use crate::objective::{MicroStep, ModelParts, StepError};
+use crate::objective::{self, MicroStep, ModelParts, StepError};
 use crate::optim::{OptimizerError, SavedState};
 
 impl Trainer<'_> {
@@ -18,13 +18,18 @@ impl Trainer<'_> {
     pub(super) fn step(&mut self) -> Result<bool, TrainError> {
         let _span = tracing::debug_span!("step", number = self.state.step + 1).entered();
         let started = Instant::now();
-        let micro_batches: Vec<Vec<u32>> = self
-            .epoch
-            .step(self.state.step_in_epoch)
-            .map(<[u32]>::to_vec)
-            .collect();
+        let made = self.made_examples()?;
+        let pool: &[Tokenized] = made.as_ref().map_or(self.run.train, |(pool, _)| pool);
+        let micro_batches: Vec<Vec<u32>> = match &made {
+            Some((_, batches)) => batches.clone(),
+            None => self
+                .epoch
+                .step(self.state.step_in_epoch)
+                .map(<[u32]>::to_vec)
+                .collect(),
+        };
         let rows = micro_batches.concat();
-        let examples = rows.iter().map(|&row| &self.run.train[row as usize]);
+        let examples = rows.iter().map(|&row| &pool[row as usize]);
         let model = self.run.model();
         let targets: f64 = examples
             .clone()
@@ -46,7 +51,8 @@ impl Trainer<'_> {
                 return Ok(false);
             }
             let seed = self.seed(&format!("micro-batch {index} of step {}", self.state.step));
-            loss += self.micro_batch(rows, seed, targets, micro_batches.len())?;
+            let examples: Vec<&Tokenized> = rows.iter().map(|&row| &pool[row as usize]).collect();
+            loss += self.micro_batch(rows, &examples, seed, targets, micro_batches.len())?;
             if one_by_one {
                 let gradients = &mut self.gradients;
                 self.run.adapter.after_example(targets as usize, gradients);
@@ -105,19 +111,42 @@ impl Trainer<'_> {
         Ok(true)
     }
 
+    /// The examples of a step from the source, if there is one, and which are in which micro-batch.
+    fn made_examples(&mut self) -> Result<Option<(Vec<Tokenized>, Vec<Vec<u32>>)>, TrainError> {
+        let Some(source) = &mut self.source else {
+            return Ok(None);
+        };
+        let (mut pool, mut batches) = (Vec::new(), Vec::new());
+        for batch in source.step() {
+            let first = pool.len() as u32;
+            batches.push((first..first + batch.len() as u32).collect());
+            pool.extend(batch);
+        }
+        let model = self.run.model();
+        for (row, example) in pool.iter().enumerate() {
+            objective::check_tokens(model, example)
+                .and_then(|()| self.objective.check_example(model, example))
+                .map_err(|reason| TrainError::Example {
+                    set: Set::Train,
+                    row,
+                    reason,
+                })?;
+        }
+        Ok(Some((pool, batches)))
+    }
+
     /// Adds the gradient of one micro-batch; returns its part of the step's loss.
     fn micro_batch(
         &mut self,
         rows: &[u32],
+        examples: &[&Tokenized],
         seed: u64,
         targets: f64,
         micro_batches: usize,
     ) -> Result<f64, TrainError> {
-        let train = self.run.train;
-        let examples: Vec<&Tokenized> = rows.iter().map(|&row| &train[row as usize]).collect();
         let mut step = MicroStep {
             model: ModelParts::new(self.run.backbone, self.run.head.as_deref()),
-            examples: &examples,
+            examples,
             targets,
             adapter: &*self.run.adapter,
             micro_batches,

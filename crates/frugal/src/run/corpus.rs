@@ -22,13 +22,15 @@ pub(super) struct Corpus {
 impl Corpus {
     /// Reads the text, trains the tokenizer, and tells of both.
     pub(super) fn read(config: &PretrainConfig, observe: Observe<'_>) -> Result<Self, RunError> {
-        Self::read_with(config, None, observe)
+        Self::read_with(config, None, &[], observe)
     }
 
-    /// [`Corpus::read`] with a tokenizer that there is, if one is given.
+    /// [`Corpus::read`] with a tokenizer that there is, if one is given; a new one has these special
+    /// tokens too.
     pub(super) fn read_with(
         config: &PretrainConfig,
         given: Option<&TextTokenizer>,
+        special: &[String],
         observe: Observe<'_>,
     ) -> Result<Self, RunError> {
         observe(&Progress::Begin {
@@ -51,7 +53,11 @@ impl Corpus {
                 observe(&Progress::Begin {
                     what: format!("training a tokenizer of {size} tokens"),
                 });
-                train_bpe(texts(&training).map(str::to_owned), size, &[END])?
+                {
+                    let special = special.iter().map(String::as_str);
+                    let special: Vec<&str> = std::iter::once(END).chain(special).collect();
+                    train_bpe(texts(&training).map(str::to_owned), size, &special)?
+                }
             }
         };
         let corpus = Self {

@@ -326,6 +326,11 @@ fn kept_of_recurrence(
     let maps = 2 * inner + recurrence.projected + inner;
     // The norm's output, the convolution's, and the activation's, which the scan reads.
     let light = d + 2 * inner;
+    // A feed-forward layer behind it: its norm's input and output, both ways up, the activation's.
+    let (stream, maps, light) = match recurrence.feed_forward {
+        0 => (stream, maps, light),
+        ff => (stream + d, maps + 2 * ff, light + d + ff),
+    };
     let (block, again) = match memory {
         frugal_train::Memory::Low => (stream, maps + light),
         frugal_train::Memory::Balanced => (stream + maps, light),

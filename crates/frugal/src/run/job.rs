@@ -10,7 +10,8 @@ use frugal_core::events::{LOG_FILE, Scalars, names, peak_rss_bytes, read_jsonl};
 use frugal_eval::report::{RunInfo, Status, TrainInfo};
 use frugal_nn::{Adapter, Backbone, Head};
 use frugal_train::{
-    Event, Objective, StopReason, TrainConfig, TrainRun, TrainSummary, train, train_with,
+    Event, ExampleSource, Objective, StopReason, TrainConfig, TrainRun, TrainSummary, train,
+    train_from, train_with,
 };
 use serde::Serialize;
 
@@ -52,6 +53,8 @@ pub(super) struct Learn<'a> {
     pub(super) config: &'a TrainConfig,
     /// What is minimised, where it is not what the settings say.
     pub(super) objective: Option<Box<dyn Objective>>,
+    /// What makes the examples, with an objective that they are for.
+    pub(super) source: Option<&'a mut dyn ExampleSource>,
 }
 
 /// What training came to.
@@ -134,9 +137,10 @@ impl<'a> Job<'a> {
             stop: self.stop,
             observer: &mut observer,
         };
-        let outcome = match learn.objective {
-            Some(objective) => train_with(run, objective)?,
-            None => train(run)?,
+        let outcome = match (learn.objective, learn.source) {
+            (Some(objective), Some(source)) => train_from(run, objective, source)?,
+            (Some(objective), None) => train_with(run, objective)?,
+            (None, _) => train(run)?,
         };
         file.finish()?;
         logger.finish()?;

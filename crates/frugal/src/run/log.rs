@@ -79,6 +79,17 @@ impl<'a> Logger<'a> {
                 });
                 self.log(&record)
             }
+            Event::Measured {
+                step,
+                epoch,
+                metrics,
+            } => {
+                let start = Scalars::new(*step).with(names::EPOCH, *epoch);
+                let record = metrics
+                    .iter()
+                    .fold(start, |record, (name, value)| record.with(name, *value));
+                self.log(&record)
+            }
             Event::Saved { .. } => self
                 .log
                 .as_mut()

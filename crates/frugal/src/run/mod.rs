@@ -35,6 +35,8 @@ mod prepare;
 mod pretrain;
 mod pretrain_config;
 mod pretrain_memory;
+mod pretrain_mixture;
+mod pretrain_objective;
 mod progress;
 mod prompted_rerank;
 mod ranked;

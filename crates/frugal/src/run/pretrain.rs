@@ -13,7 +13,7 @@ use frugal_models::load::{Lookup, ModelFiles};
 use frugal_models::save::write_model;
 use frugal_models::{build, merge, random_weights};
 use frugal_nn::{Adapter, Backbone, BuildContext, ModelError};
-use frugal_train::{CausalLm, evaluate_observed};
+use frugal_train::{CausalLm, ExampleSource, evaluate_observed};
 use serde::Serialize;
 
 use super::corpus::Corpus;
@@ -21,6 +21,7 @@ use super::folder::{check_same_run, claim};
 use super::job::{Job, Learn, Trained, in_folder};
 use super::pretrain_config::PretrainConfig;
 use super::pretrain_memory::{self, TrainedMemory, trained_as};
+use super::pretrain_mixture::Chosen;
 use super::{Metrics, Observe, Progress, RunError, base};
 
 /// The resolved configuration in a run folder.
@@ -92,11 +93,27 @@ fn pretrain_in_folder(
     let config = &resolved;
     let given = start.as_ref().map(|start| start.files.tokenizer());
     let given = given.transpose().map_err(ModelError::from)?;
-    let corpus = Corpus::read_with(config, given, observe)?;
+    let mixture = Chosen::of(config)
+        .map_err(|(key, reason)| RunError::Invalid(format!("`objective.{key}`: {reason}")))?;
+    let tokens = mixture.as_ref().map_or_else(Vec::new, Chosen::tokens);
+    let mut corpus = Corpus::read_with(config, given, &tokens, observe)?;
+    let mixture = match mixture {
+        Some(chosen) => {
+            let special = chosen.special(&corpus.tokenizer)?;
+            let source = chosen.source(&corpus, &special, &config.train)?;
+            corpus.validation = chosen.held_out(&corpus.validation, &special);
+            Some((chosen, special, source))
+        }
+        None => None,
+    };
     let (model, backbone) = match &start {
         Some(Start { files }) => (files.config().clone(), files.load(&device)?),
         None => {
             let model = config.model(&corpus.tokenizer)?;
+            let model = match &mixture {
+                Some((chosen, special, _)) => chosen.model(model, special)?,
+                None => model,
+            };
             let weights = random_weights(&model, config.seed, &device);
             (model.clone(), build(model, &weights, &device)?)
         }
@@ -112,8 +129,16 @@ fn pretrain_in_folder(
     };
     let mut adapter = trained_as(&config.reparam, &context)?;
     let memory = TrainedMemory::of(&adapter, &config.train)?;
+    let (objective, mut source) = match mixture {
+        Some((chosen, special, source)) => {
+            let objective = chosen.objective(&special, config.train.label_smoothing);
+            (Some(objective), Some(source))
+        }
+        None => (None, None),
+    };
     let learn = Learn {
-        objective: None,
+        objective,
+        source: source.as_mut().map(|source| source as &mut dyn ExampleSource),
         backbone: backbone.as_ref(),
         adapter: &mut adapter,
         head: None,
@@ -237,7 +262,7 @@ fn check_settings(path: &Path, config: &PretrainConfig) -> Result<(), RunError> 
         .filter_map(serde_json::Value::as_object)
         .flat_map(|keys| keys.keys().map(|key| format!("shape.{key}")))
         .collect();
-    let others = ["seed", "from", "reparam"];
+    let others = ["seed", "from", "reparam", "objective"];
     let keys: Vec<&str> = shape.iter().map(String::as_str).chain(others).collect();
     check_same_run(path, &before, config, &keys)
 }

@@ -8,9 +8,10 @@ use frugal_models::fresh::FreshSizes;
 use frugal_models::save::StoredType;
 use frugal_models::{ModelConfig, registry};
 use frugal_nn::ModelError;
-use frugal_train::{Named, Scheduler, TrainConfig};
+use frugal_train::{Named, ParamGroup, Scheduler, TrainConfig};
 use serde::{Deserialize, Serialize};
 
+use super::pretrain_objective::named_mixture;
 use super::{RunError, pretrain_memory};
 
 /// Marks the end of a document.
@@ -135,6 +136,10 @@ pub struct PretrainConfig {
     /// own; plain weights where there is none.
     #[serde(skip_serializing_if = "Named::is_unset")]
     pub reparam: Named,
+    /// What is learnt of the text: plain next tokens where there is none, or a mixture of objectives
+    /// by its name in [`MIXTURES`](frugal_train::mixture::MIXTURES), with settings of its own.
+    #[serde(skip_serializing_if = "Named::is_unset")]
+    pub objective: Named,
     /// Training.
     pub train: TrainConfig,
 }
@@ -152,6 +157,7 @@ impl Default for PretrainConfig {
             dtype: StoredType::F16,
             shape: Shape::default(),
             reparam: Named::default(),
+            objective: Named::default(),
             train: TrainConfig {
                 lr: 3e-3,
                 epochs: 1.0,
@@ -174,6 +180,18 @@ impl PretrainConfig {
     pub fn resolve(&mut self) {
         self.train.seed = self.seed;
         self.shape.own = self.shape.meant();
+        // The gate of forgetting of a Gated SSM does not decay (arXiv 2411.01030, section 3.1).
+        if self.shape.arch == "gated_ssm"
+            && self.from.is_none()
+            && self.reparam.is_unset()
+            && self.train.param_groups.is_empty()
+        {
+            self.train.param_groups.push(ParamGroup {
+                pattern: "f_proj".into(),
+                lr_scale: 1.0,
+                weight_decay: Some(0.0),
+            });
+        }
         // A model says itself how wide its heads are.
         if self.from.is_none() {
             pretrain_memory::resolve(&mut self.train, &self.reparam, self.shape.head_dim());
@@ -226,6 +244,10 @@ impl PretrainConfig {
                 ModelError::Config { key, reason, .. } => add(&format!("shape.{key}"), reason),
                 other => add("shape", other.to_string()),
             }
+        }
+        if let Err((key, reason)) = named_mixture(&self.objective) {
+            let key = if key.is_empty() { "objective".into() } else { format!("objective.{key}") };
+            add(&key, reason);
         }
         if let Err(error) = crate::device::known(&self.device) {
             add("device", error.to_string());

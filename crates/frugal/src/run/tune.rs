@@ -229,6 +229,7 @@ fn tune_in_folder(
         train: prepared.train.examples(),
         validation: prepared.validation.as_ref().map(Part::examples),
         config: &config.train,
+        source: None,
     };
     let trained = job.train(file, learn, observe)?;
     let (mut adapted, mut adapter) = (None, None);

@@ -117,6 +117,7 @@ fn settings_on(method: &Method, model_name: &str) -> Map<String, Value> {
     let layers = match model_name {
         "mamba" if all => json!(["in_proj", "x_proj", "out_proj"]),
         "mamba" if some => json!(["in_proj"]),
+        "gated_ssm" if some => json!(["z_proj", "o_proj"]),
         "tokenformer" if some => json!(["query.key_param_tokens", "value.value_param_tokens"]),
         // Without routers.
         "rmoe" | "widenet" if all => json!(["q_proj", "v_proj", "o_proj", "w1", "w2", "w3"]),

@@ -26,7 +26,15 @@ use libtest_mimic::{Arguments, Trial};
 
 /// A decoder, an encoder, a recurrence, a decoder of learnt tokens, a mixture of experts with a
 /// recurrent router, and one whose blocks share attention and experts.
-const MODELS: [&str; 6] = ["llama", "bert", "mamba", "tokenformer", "rmoe", "widenet"];
+const MODELS: [&str; 7] = [
+    "llama",
+    "bert",
+    "mamba",
+    "gated_ssm",
+    "tokenformer",
+    "rmoe",
+    "widenet",
+];
 
 /// Methods that a decoder of shared and routed layers is tried with: one for each kind of hook.
 const ON_MOR: [&str; 13] = [

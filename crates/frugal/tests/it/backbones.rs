@@ -9,7 +9,7 @@ use crate::support::{Golden, assert_close, fixture, model};
 
 const TOLERANCE: f32 = 1e-4;
 
-const MODELS: [&str; 18] = [
+const MODELS: [&str; 21] = [
     "llama",
     "llama-rope-llama3",
     "llama-rope-linear",
@@ -24,6 +24,9 @@ const MODELS: [&str; 18] = [
     "phi3",
     "mamba",
     "mamba2",
+    "gated_ssm",
+    "hawk",
+    "recurrent_gemma",
     "tokenformer",
     "gpt2",
     "bert",

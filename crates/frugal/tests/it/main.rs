@@ -10,6 +10,7 @@
 mod adapter_files;
 mod adapters;
 mod backbones;
+mod birdie;
 mod bare_models;
 mod bench;
 mod blocks;

@@ -26,13 +26,8 @@ fn adapter(method: &str, settings: Value, backbone: &dyn Backbone) -> Box<dyn Ad
     (registry::find(method).unwrap().build)(&settings, &context(backbone, 1)).unwrap()
 }
 
-/// The loss of `gradients.safetensors`: the mean over the next tokens of both sequences.
-fn loss(backbone: &dyn Backbone, adapter: &dyn Adapter, golden: &Golden) -> Tensor<1> {
-    let sequences: Vec<&[u32]> = golden
-        .sequences()
-        .into_iter()
-        .map(|s| golden.input_ids(s))
-        .collect();
+/// The loss of `gradients.safetensors`: the mean over the next tokens of the sequences.
+fn loss(backbone: &dyn Backbone, adapter: &dyn Adapter, sequences: &[&[u32]]) -> Tensor<1> {
     let lengths: Vec<usize> = sequences.iter().map(|ids| ids.len()).collect();
     let mut pass = adapter.pass(Mode::Train { seed: 0 });
     let ids = sequences.concat();
@@ -43,7 +38,7 @@ fn loss(backbone: &dyn Backbone, adapter: &dyn Adapter, golden: &Golden) -> Tens
         .logits(hidden, Rows::Tokens, pass.as_mut())
         .unwrap();
     let (mut total, mut start) = (Tensor::<1>::zeros([1], &device()), 0);
-    for ids in &sequences {
+    for ids in sequences {
         let next: Vec<i64> = ids[1..].iter().map(|&id| i64::from(id)).collect();
         let count = next.len();
         let index = Tensor::<2, Int>::from_data(TensorData::new(next, [count, 1]), &device());
@@ -66,8 +61,19 @@ pub fn compare_gradients(model_name: &str) {
     let folder = fixture("models").join(model_name);
     let golden = Golden::read(&folder.join("golden.safetensors"));
     let expected = Golden::read(&folder.join("gradients.safetensors"));
-    let full = adapter("full", json!({}), backbone.as_ref());
-    let loss = loss(backbone.as_ref(), full.as_ref(), &golden);
+    let sequences = golden.sequences().into_iter();
+    let sequences: Vec<&[u32]> = sequences.map(|s| golden.input_ids(s)).collect();
+    compare_gradients_of(model_name, backbone.as_ref(), &sequences, &expected);
+}
+
+pub fn compare_gradients_of(
+    model_name: &str,
+    backbone: &dyn Backbone,
+    sequences: &[&[u32]],
+    expected: &Golden,
+) {
+    let full = adapter("full", json!({}), backbone);
+    let loss = loss(backbone, full.as_ref(), sequences);
     let (found, wanted): (f32, f32) = (
         loss.clone().into_scalar(),
         expected.float("loss").unwrap()[0],

@@ -46,12 +46,14 @@ Examples:
   frugal bench pretrain --suite step-law --data-dir data --out runs/step-law --only 'h32-*'
   frugal bench pretrain --suite low-memory --data-dir data --out runs/low-memory
   frugal bench pretrain --suite tokenformer --data-dir data --out runs/tokenformer
+  frugal bench pretrain --suite birdie --data-dir data --out runs/birdie
 
 Trains small models on a grid of sizes, tokens, learning rates and batches, and fits the Step Law \
 to what it finds. With --only, the rest of the grid can be done in later calls: finished runs are \
 kept, and the fit is of all that is there.
 
 Experiments on published systems say which of their claims hold, and take --seeds and --smoke:
+  birdie         mixtures of objectives and reading prompts in both directions, by what is found in a text
   low-memory     optimizers and reparameterisations, by perplexity and by the bytes of what is trained
   mor            Mixture-of-Recursions beside a Llama and a recursive transformer of equal operations
   rmoe, widenet  experts with a recurrent router, and shared by all blocks, beside plain ones

@@ -5,6 +5,7 @@
 //! with every seed and says of each claim whether it holds.
 
 mod anncur;
+mod birdie;
 mod blockrank;
 mod cramf;
 mod dyprag;

@@ -7,6 +7,7 @@ use super::run::Study;
 #[rustfmt::skip]
 pub static STUDIES: &[&Study] = &[
     &super::anncur::ANNCUR,
+    &super::birdie::BIRDIE,
     &super::blockrank::BLOCKRANK,
     &super::cramf::CRAMF,
     &super::dyprag::DYPRAG,
