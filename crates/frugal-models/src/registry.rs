@@ -24,6 +24,7 @@ pub const FAMILIES: &[&Family] = &[
     &text::native_sparse::NATIVE_SPARSE,
     &text::tokenformer::TOKENFORMER,
     &text::mor::MOR,
+    &text::minicpm::MINICPM,
     &text::mamba::MAMBA,
     &text::mamba2::MAMBA2,
     &text::gpt2::GPT2,

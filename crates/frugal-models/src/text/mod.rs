@@ -7,6 +7,7 @@ pub mod gpt2;
 pub mod llama;
 pub mod mamba;
 pub mod mamba2;
+pub mod minicpm;
 pub mod mixtral;
 pub mod mor;
 pub mod native_sparse;

@@ -165,9 +165,11 @@ fn token_loss(
     let parts = rows.chunks(max_rows.max(1)).map(|rows| {
         let targets: Vec<i32> = rows.iter().map(|&i| targets[i]).collect();
         let hidden_states = select_rows(hidden_states.clone(), rows);
+        // The path by `logits` scales by itself.
+        let scaled = |states| backbone.info().scaled_for_head(states);
         if let Some(packed) = packed {
             return quantized_cross_entropy(
-                hidden_states,
+                scaled(hidden_states),
                 packed,
                 head.bias.clone(),
                 &targets,
@@ -176,7 +178,7 @@ fn token_loss(
         }
         match &weight {
             Some(weight) => linear_cross_entropy(
-                hidden_states,
+                scaled(hidden_states),
                 weight.clone(),
                 head.bias.clone(),
                 &targets,
