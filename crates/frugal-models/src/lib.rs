@@ -22,6 +22,7 @@ mod rope;
 pub mod save;
 mod source;
 mod text;
+pub mod upcycle;
 mod weights;
 
 pub use activation::Activation;

@@ -19,6 +19,7 @@ mod json;
 mod log;
 mod measure;
 mod measurements;
+mod minicpm;
 mod mor;
 mod parametrize;
 mod parametrize_again;

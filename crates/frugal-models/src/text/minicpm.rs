@@ -169,7 +169,10 @@ fn read(raw: &Value, source: &str) -> Result<ModelConfig, ModelError> {
     let (width, heads) = (k.hidden_size.0, k.num_attention_heads.0);
     let head_dim = keys::shared_head_dim(width, heads, "num_attention_heads", source)?;
     if let Some(given) = k.head_dim.filter(|given| given.0 != head_dim) {
-        let reason = format!("{} given, but the heads share the width: {head_dim}", given.0);
+        let reason = format!(
+            "{} given, but the heads share the width: {head_dim}",
+            given.0
+        );
         return Err(bad(source, "head_dim", reason));
     }
     for (key, scale) in [("scale_emb", k.scale_emb), ("scale_depth", k.scale_depth)] {
@@ -205,7 +208,7 @@ fn read(raw: &Value, source: &str) -> Result<ModelConfig, ModelError> {
     };
     let spec = DecoderSpec {
         embed_scale: Some(k.scale_emb as f32),
-        residual_scale: Some((k.scale_depth / (num_hidden_layers as f64).sqrt()) as f32),
+        residual_scale: Some(residual_scale(k.scale_depth, num_hidden_layers) as f32),
         ..DecoderSpec::new([head_dim, num_hidden_layers], rope.uniform()?)
     };
     let architecture = MiniCpm {
@@ -238,6 +241,11 @@ fn read(raw: &Value, source: &str) -> Result<ModelConfig, ModelError> {
         raw: raw.clone(),
         source: source.into(),
     })
+}
+
+/// `scale_depth / √n`.
+fn residual_scale(scale_depth: f64, layers: usize) -> f64 {
+    scale_depth / (layers as f64).sqrt()
 }
 
 impl MiniCpm {
@@ -362,4 +370,212 @@ impl Architecture for MiniCpm {
 /// Whether both sides of a matrix grow with the width: not the embedding, whose rows are tokens.
 fn is_hidden_matrix(site: &SiteInfo) -> bool {
     matches!(site.kind, SiteKind::Linear | SiteKind::LmHead) && !site.tied
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use burn::prelude::Device;
+    use frugal_nn::{Input, NoAdapter, Rows, to_vec};
+
+    use super::*;
+    use crate::build::build;
+    use crate::init::random_weights;
+    use crate::rope::{RopeConfig, RopeScaling, inverse_frequencies};
+
+    /// A published size: width, feed-forward width, heads, key and value heads, blocks.
+    fn config([d, ff, heads, groups, layers]: [usize; 5]) -> ModelConfig {
+        let raw = json!({"model_type": "minicpm", "vocab_size": 16, "hidden_size": d, "intermediate_size": ff,
+            "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": groups,
+            "scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256, "initializer_range": 0.1});
+        ModelConfig::from_json(raw, "config.json").unwrap()
+    }
+
+    const LARGE: [usize; 5] = [2304, 5760, 36, 36, 40];
+    const SMALL: [usize; 5] = [1536, 3840, 24, 8, 52];
+
+    /// As printed in the paper (2.4B and 1.2B), and by the formula L (2 d d_q + 2 d d_kv + 3 d d_ff + 2 d) + d.
+    #[test]
+    fn parameters_outside_the_vocabulary_are_those_of_the_paper() {
+        for (size, expected) in [
+            (LARGE, 2_442_057_984_usize),
+            (SMALL, 1_247_442_432),
+            ([512, 1280, 8, 8, 12], 36_188_672),
+            ([768, 1920, 12, 12, 16], 108_552_960),
+            ([1344, 3360, 21, 21, 24], 498_614_592),
+        ] {
+            let sites = config(size).sites();
+            let own = sites
+                .iter()
+                .filter(|(_, s)| !s.tied && s.kind != SiteKind::Embedding);
+            let found: usize = own
+                .map(|(_, s)| s.stored_shape().iter().product::<usize>())
+                .sum();
+            assert_eq!(found, expected, "{size:?}");
+        }
+    }
+
+    fn close(found: f64, expected: f64) {
+        assert!(
+            (found / expected - 1.0).abs() < 1e-5,
+            "{found} instead of {expected}"
+        );
+    }
+
+    #[test]
+    fn scales_are_those_of_the_published_sizes() {
+        close(residual_scale(1.4, 40), 0.221_359_4);
+        close(residual_scale(1.4, 52), 0.194_145_1);
+        for (size, ratio, rate, std) in [
+            (LARGE, 9.0, 0.001_111_111, 0.033_333_33),
+            (SMALL, 6.0, 0.001_666_667, 0.040_824_83),
+        ] {
+            let config = config(size);
+            let (sites, of) = (config.sites(), config.architecture.as_ref());
+            close(of.logit_scale(&config).unwrap(), 1.0 / ratio);
+            let mut rates = BTreeSet::new();
+            for (_, site) in sites.iter().filter(|(_, site)| !site.tied) {
+                let scale = of.lr_scale(&config, site);
+                let matrix = site.path.contains("_proj");
+                close(0.01 * scale, if matrix { rate } else { 0.01 });
+                rates.insert(matrix);
+            }
+            assert_eq!(rates.len(), 2);
+            let site = sites
+                .iter()
+                .find(|(_, s)| s.path.ends_with("0.self_attn.o_proj"));
+            let (_, site) = site.unwrap();
+            let drawn = of
+                .first_values(&config, site, FirstValues::Weight, 0)
+                .unwrap();
+            let mean = drawn.iter().map(|v| f64::from(v * v)).sum::<f64>() / drawn.len() as f64;
+            assert!((mean.sqrt() / std - 1.0).abs() < 3e-3, "{}", mean.sqrt());
+        }
+    }
+
+    fn logits(raw: Value, from: Option<&ModelConfig>) -> Vec<f32> {
+        let config = ModelConfig::from_json(raw, "config.json").unwrap();
+        let device = Device::flex();
+        let weights = random_weights(from.unwrap_or(&config), 4, &device);
+        let model = build(config, &weights, &device).unwrap();
+        let ids: Vec<u32> = (0..19).map(|i| (i * i + 3) % 64).collect();
+        let hidden = model.forward(&Input::new(&ids, &[ids.len()]), &mut NoAdapter, None);
+        to_vec(
+            model
+                .logits(hidden.unwrap(), Rows::Tokens, &mut NoAdapter)
+                .unwrap(),
+        )
+    }
+
+    #[test]
+    fn at_the_base_width_and_without_scales_it_is_a_llama() {
+        let sizes = |more: Value| {
+            let mut raw = json!({"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 3,
+                "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 64, "tie_word_embeddings": true,
+                "initializer_range": 0.3});
+            for (key, value) in more.as_object().into_iter().flatten() {
+                raw[key] = value.clone();
+            }
+            raw
+        };
+        let llama = sizes(json!({"model_type": "llama"}));
+        let from = ModelConfig::from_json(llama.clone(), "config.json").unwrap();
+        let neutral = json!({"model_type": "minicpm", "scale_emb": 1, "scale_depth": 3f64.sqrt(), "dim_model_base": 32});
+        let expected = logits(llama, None);
+        assert_eq!(logits(sizes(neutral.clone()), Some(&from)), expected);
+        for (key, value) in [
+            ("scale_emb", 1.5),
+            ("scale_depth", 1.0),
+            ("dim_model_base", 16.0),
+        ] {
+            let mut other = neutral.clone();
+            other[key] = if key == "dim_model_base" {
+                json!(16)
+            } else {
+                json!(value)
+            };
+            assert_ne!(logits(sizes(other), Some(&from)), expected, "{key}");
+        }
+    }
+
+    #[test]
+    fn settings_that_are_not_supported_are_refused_by_name() {
+        for (key, value) in [
+            ("scale_emb", json!(0.0)),
+            ("scale_depth", json!(-1.4)),
+            ("dim_model_base", json!(0)),
+            ("head_dim", json!(24)),
+            ("num_attention_heads", json!(5)),
+            ("use_mup", json!(false)),
+            ("sparse_config", json!({"kernel_size": 32})),
+            ("use_qk_norm", json!(true)),
+            ("num_experts_per_tok", json!(9)),
+            ("router_aux_loss_coef", json!(-1.0)),
+        ] {
+            let mut raw = config([32, 40, 4, 2, 2]).raw;
+            raw["num_experts"] = 8.into();
+            assert!(ModelConfig::from_json(raw.clone(), "config.json").is_ok());
+            raw[key] = value;
+            let error = ModelConfig::from_json(raw, "config.json").unwrap_err();
+            assert!(error.to_string().contains(&format!("`{key}`")), "{error}");
+        }
+        let mut raw = config([32, 40, 4, 2, 2]).raw;
+        raw["num_experts"] = (1 << 20).into();
+        let error = ModelConfig::from_json(raw, "config.json").unwrap_err();
+        assert!(error.to_string().contains("`num_experts`"), "{error}");
+    }
+
+    /// A new model narrower than the published base width is its own base.
+    #[test]
+    fn new_models_have_the_published_scales() {
+        let fresh = |hidden_size, own: Value| {
+            let sizes = FreshSizes {
+                vocab_size: 300,
+                hidden_size,
+                intermediate_size: 64,
+                num_hidden_layers: 2,
+                num_attention_heads: 4,
+                num_key_value_heads: 2,
+                max_position_embeddings: 32,
+            };
+            let own = own.as_object().cloned().unwrap_or_default();
+            MINICPM.fresh_config(&sizes, &own, Some(0), "shape")
+        };
+        for (width, own, base) in [
+            (64, json!({}), 64),
+            (512, json!({}), 256),
+            (64, json!({"dim_model_base": 32}), 32),
+        ] {
+            let raw = fresh(width, own).unwrap();
+            assert_eq!(
+                [
+                    &raw["scale_emb"],
+                    &raw["scale_depth"],
+                    &raw["initializer_range"]
+                ],
+                [&json!(12), &json!(1.4), &json!(0.1)]
+            );
+            assert_eq!(raw["dim_model_base"], base);
+            ModelConfig::from_json(raw, "shape").unwrap();
+        }
+        let mixture = fresh(64, json!({"num_experts": 4})).unwrap();
+        let mixture = ModelConfig::from_json(mixture, "shape").unwrap();
+        assert_eq!(
+            [mixture.cost().experts, mixture.cost().active_experts],
+            [4, 2]
+        );
+    }
+
+    /// Where the context has grown eightfold the base is 10000 · 8^(64 / 62).
+    #[test]
+    fn a_longer_context_raises_the_rotary_base_as_ntk_does() {
+        let rope = RopeConfig {
+            theta: 10_000.0,
+            scaling: RopeScaling::Dynamic { factor: 1.0 },
+        };
+        let (frequencies, _) = inverse_frequencies(&rope, 64, 4096, 8 * 4096);
+        let base = f64::from(frequencies[1]).powf(-32.0);
+        assert!((base / 85_550.4 - 1.0).abs() < 1e-4, "{base}");
+    }
 }

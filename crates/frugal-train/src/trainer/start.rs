@@ -1,10 +1,11 @@
 //! The start of a run, at its beginning or where a checkpoint left it.
 
 use super::Trainer;
-use super::check::config_differences;
+use super::check::{MAY_CHANGE, config_differences};
 use crate::checkpoint::{self, Checkpoint, CheckpointError, TrainerState};
 use crate::error::TrainError;
 use crate::event::Event;
+use crate::schedule::Schedule;
 
 impl Trainer<'_> {
     pub(super) fn start(&mut self) -> Result<(), TrainError> {
@@ -57,9 +58,26 @@ impl Trainer<'_> {
         Ok(())
     }
 
+    /// A checkpoint within the decay of its run is no stable one: a run of another length would go back
+    /// to the full rate from it.
+    fn check_decay(&self, checkpoint: &Checkpoint) -> Result<(), TrainError> {
+        let state = &checkpoint.state;
+        let total = self.batches.total_steps(&state.config);
+        let begun = Schedule::new(&state.config, total).decay_start();
+        match begun.filter(|start| state.step > *start && total != self.total_steps) {
+            Some(start) => Err(TrainError::Decayed {
+                path: checkpoint.path.clone(),
+                done: state.step,
+                start,
+            }),
+            None => Ok(()),
+        }
+    }
+
     /// Puts the run where a checkpoint left it.
     fn restore(&mut self, checkpoint: &Checkpoint) -> Result<(), TrainError> {
-        let mut differences = config_differences(&checkpoint.state.config, self.run.config);
+        let mut differences =
+            config_differences(&checkpoint.state.config, self.run.config, &MAY_CHANGE);
         if checkpoint.state.data_hash != self.state.data_hash {
             differences.push("the training data are not the same".into());
         }
@@ -94,6 +112,7 @@ impl Trainer<'_> {
                 planned,
             });
         }
+        self.check_decay(checkpoint)?;
         checkpoint.load_optimizer(self.optimizer.optimizer_mut())?;
         self.load_weights(checkpoint)?;
         self.state = TrainerState {
@@ -102,6 +121,7 @@ impl Trainer<'_> {
             ..checkpoint.state.clone()
         };
         self.epoch = self.batches.epoch(self.state.epoch);
+        self.enter_decay();
         self.spent = checkpoint.cost;
         self.saved = Some((self.state.step, checkpoint.path.clone()));
         Ok(())

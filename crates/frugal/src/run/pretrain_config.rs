@@ -11,6 +11,7 @@ use frugal_nn::ModelError;
 use frugal_train::{Named, Scheduler, TrainConfig};
 use serde::{Deserialize, Serialize};
 
+use super::decay::{self, DecayData};
 use super::{RunError, pretrain_memory};
 
 /// Marks the end of a document.
@@ -116,6 +117,16 @@ pub struct PretrainConfig {
     /// Model whose weights and tokenizer the run begins with, in place of new ones of `shape`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
+    /// Folder of a pre-training run that this one begins as a fork of: with the parameters, the
+    /// optimizer's state and the place in the data of one of its checkpoints.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fork: Option<PathBuf>,
+    /// The step of that checkpoint; 0 for the newest.
+    #[serde(skip_serializing_if = "is_newest")]
+    pub fork_step: u64,
+    /// What is learnt from during the decay of `warmup_stable_decay`, beside the text.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub decay_data: Vec<DecayData>,
     /// Share of the documents held out to measure on.
     pub validation_share: f64,
     /// Longest piece of a document in tokens.
@@ -139,11 +150,18 @@ pub struct PretrainConfig {
     pub train: TrainConfig,
 }
 
+fn is_newest(step: &u64) -> bool {
+    *step == 0
+}
+
 impl Default for PretrainConfig {
     fn default() -> Self {
         Self {
             data: String::new(),
             from: None,
+            fork: None,
+            fork_step: 0,
+            decay_data: Vec::new(),
             validation_share: 0.01,
             max_length: 256,
             out: PathBuf::new(),
@@ -232,10 +250,18 @@ impl PretrainConfig {
         }
         let mut train = self.train.clone();
         pretrain_memory::resolve(&mut train, &Named::default(), self.shape.head_dim());
+        if self.fork.is_some() {
+            train.lr_scheduler_type = Scheduler::WarmupStableDecay;
+        }
+        // How many examples there are is not known before the data are read.
+        if !self.decay_data.is_empty() {
+            train.decay_mixture = decay::mixture(self, 1, &vec![1; self.decay_data.len()]);
+        }
         for problem in train.validate().err().into_iter().flatten() {
             add(&format!("train.{}", problem.field), problem.reason);
         }
         found.extend(pretrain_memory::problems(&self.reparam, &self.train));
+        found.extend(decay::problems(self));
         found
     }
 

@@ -9,7 +9,7 @@ use crate::support::{Golden, assert_close, fixture, model};
 
 const TOLERANCE: f32 = 1e-4;
 
-const MODELS: [&str; 18] = [
+const MODELS: [&str; 20] = [
     "llama",
     "llama-rope-llama3",
     "llama-rope-linear",
@@ -25,6 +25,8 @@ const MODELS: [&str; 18] = [
     "mamba",
     "mamba2",
     "tokenformer",
+    "minicpm",
+    "minicpm_moe",
     "gpt2",
     "bert",
     "roberta",

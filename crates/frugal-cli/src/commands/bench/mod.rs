@@ -53,6 +53,7 @@ kept, and the fit is of all that is there.
 
 Experiments on published systems say which of their claims hold, and take --seeds and --smoke:
   low-memory     optimizers and reparameterisations, by perplexity and by the bytes of what is trained
+  minicpm        decays of one run, rates carried over to larger models, data in the decay
   mor            Mixture-of-Recursions beside a Llama and a recursive transformer of equal operations
   rmoe, widenet  experts with a recurrent router, and shared by all blocks, beside plain ones
   tokenformer    growing a small model and training it on, beside new ones of the larger size";
