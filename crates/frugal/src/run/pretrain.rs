@@ -21,7 +21,7 @@ use super::folder::{check_same_run, claim};
 use super::job::{Job, Learn, Trained, in_folder};
 use super::pretrain_config::PretrainConfig;
 use super::pretrain_memory::{self, TrainedMemory, trained_as};
-use super::{Metrics, Observe, Progress, RunError, base, decay, width};
+use super::{Metrics, Observe, Progress, RunError, base, decay_data, fork, width};
 
 /// The resolved configuration in a run folder.
 pub const CONFIG_FILE: &str = "pretrain.toml";
@@ -93,9 +93,9 @@ fn pretrain_in_folder(
     let given = given.transpose().map_err(ModelError::from)?;
     let corpus = Corpus::read_with(&resolved, given, observe)?;
     let (text, more) = corpus.parts();
-    resolved.train.decay_mixture = decay::mixture(&resolved, text, &more);
+    resolved.train.decay_mixture = decay_data::mixture(&resolved.decay_data, text, &more);
     let stored = stored_config(&config.out.join(CONFIG_FILE)).filter(|_| resume);
-    decay::begin(
+    fork::begin(
         &mut resolved,
         stored.as_ref(),
         &corpus.training,

@@ -11,7 +11,7 @@ use frugal_nn::ModelError;
 use frugal_train::{Named, Scheduler, TrainConfig};
 use serde::{Deserialize, Serialize};
 
-use super::decay::{self, DecayData};
+use super::decay_data::{self, DecayData};
 use super::{RunError, pretrain_memory};
 
 /// Marks the end of a document.
@@ -218,6 +218,16 @@ impl PretrainConfig {
             );
         }
         let is_new = self.from.is_none();
+        if self.fork.is_none() && self.fork_step > 0 {
+            add(
+                "fork_step",
+                "there is no `fork` that it is a step of".into(),
+            );
+        }
+        if self.fork.is_some() && !is_new {
+            let reason = "a fork begins with the weights of its run: leave it out, or `from`";
+            add("fork", reason.into());
+        }
         if !is_new && self.shape != Shape::default() {
             add(
                 "shape",
@@ -255,13 +265,14 @@ impl PretrainConfig {
         }
         // How many examples there are is not known before the data are read.
         if !self.decay_data.is_empty() {
-            train.decay_mixture = decay::mixture(self, 1, &vec![1; self.decay_data.len()]);
+            train.decay_mixture =
+                decay_data::mixture(&self.decay_data, 1, &vec![1; self.decay_data.len()]);
         }
         for problem in train.validate().err().into_iter().flatten() {
             add(&format!("train.{}", problem.field), problem.reason);
         }
         found.extend(pretrain_memory::problems(&self.reparam, &self.train));
-        found.extend(decay::problems(self));
+        found.extend(decay_data::problems(&self.decay_data, &self.train));
         found
     }
 

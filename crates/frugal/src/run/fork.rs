@@ -1,113 +1,14 @@
-//! The decay of a pre-training run: what is learnt from meanwhile, and of which run it is the fork.
+//! A pre-training run that begins as a fork of another.
 
 use std::path::{Path, PathBuf};
 
-use frugal_core::data::{self, Example, LoadOptions};
 use frugal_core::encode::Tokenized;
 use frugal_train::{
-    Batches, CHECKPOINTS, Checkpoint, MixturePart, Schedule, Scheduler, TrainError, fork, latest,
-    list,
+    Batches, CHECKPOINTS, Checkpoint, Schedule, Scheduler, TrainError, fork, latest, list,
 };
-use serde::{Deserialize, Serialize};
 
+use super::RunError;
 use super::pretrain_config::PretrainConfig;
-use super::{Observe, Progress, RunError};
-
-/// Data that are learnt from during the decay only.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DecayData {
-    /// Documents, prompts with completions, instructions or conversations; all of a record is learnt.
-    pub data: String,
-    /// Their share of the tokens of the decay; the corpus has what the shares leave.
-    pub share: f64,
-}
-
-/// What is wrong with it: (dotted key, reason).
-pub(super) fn problems(config: &PretrainConfig) -> Vec<(String, String)> {
-    let mut found = Vec::new();
-    let mut add = |key: &str, reason: String| found.push((key.to_owned(), reason));
-    let parts = &config.decay_data;
-    if let Some(part) = parts.iter().find(|p| !(p.share > 0.0 && p.share <= 1.0)) {
-        let reason = format!(
-            "a share of {} given, but it must be above 0 and at most 1",
-            part.share
-        );
-        add("decay_data", reason);
-    }
-    let sum: f64 = parts.iter().map(|part| part.share).sum();
-    if sum > 1.0 + 1e-9 {
-        add(
-            "decay_data",
-            format!("the shares sum to {sum}, but to 1 at most"),
-        );
-    }
-    if parts.is_empty() && !config.train.decay_mixture.is_empty() {
-        let reason = "is made of `decay_data`: give the files there";
-        add("train.decay_mixture", reason.into());
-    }
-    if config.fork.is_none() && config.fork_step > 0 {
-        add(
-            "fork_step",
-            "there is no `fork` that it is a step of".into(),
-        );
-    }
-    if config.fork.is_some() && config.from.is_some() {
-        let reason = "a fork begins with the weights of its run: leave it out, or `from`";
-        add("fork", reason.into());
-    }
-    found
-}
-
-/// The mixture of a corpus of so many examples and of `decay_data` of these.
-pub(super) fn mixture(config: &PretrainConfig, corpus: usize, more: &[usize]) -> Vec<MixturePart> {
-    if config.decay_data.is_empty() {
-        return Vec::new();
-    }
-    let sum: f64 = config.decay_data.iter().map(|part| part.share).sum();
-    let first = MixturePart {
-        examples: corpus,
-        weight: (1.0 - sum).max(0.0),
-    };
-    let parts = config.decay_data.iter().zip(more);
-    let parts = parts.map(|(part, &examples)| MixturePart {
-        examples,
-        weight: part.share,
-    });
-    std::iter::once(first).chain(parts).collect()
-}
-
-/// The documents of one of `decay_data`, and the fingerprint of their file.
-pub(super) fn documents(
-    part: &DecayData,
-    observe: Observe<'_>,
-) -> Result<(Vec<String>, String), RunError> {
-    observe(&Progress::Begin {
-        what: format!("reading {}", part.data),
-    });
-    let dataset = data::load(Path::new(&part.data), &LoadOptions::default())?;
-    let document = |example: &Example| {
-        document(example).ok_or_else(|| {
-            RunError::Invalid(format!(
-                "{}: {} data are no text to pre-train on: text, prompts with completions, instructions and conversations are",
-                part.data, dataset.format
-            ))
-        })
-    };
-    let documents: Result<_, RunError> = dataset.examples.iter().map(document).collect();
-    Ok((documents?, dataset.sha256.clone()))
-}
-
-/// A record as one text, its parts on lines of their own.
-fn document(example: &Example) -> Option<String> {
-    let turns = match example {
-        Example::Text { text } => return Some(text.clone()),
-        Example::Messages(conversation) => conversation.messages.clone(),
-        other => other.turns()?,
-    };
-    let contents: Vec<&str> = turns.iter().map(|turn| turn.content.as_str()).collect();
-    Some(contents.join("\n"))
-}
 
 /// Makes a run the fork of the one that it names: settles step, warm-up and length, and writes the
 /// checkpoint that it begins with unless it has one.
@@ -200,8 +101,9 @@ mod tests {
     use frugal_train::{DecayType, Event};
 
     use super::*;
-    use crate::run::pretrain;
+    use crate::run::decay_data::DecayData;
     use crate::run::pretrain::tests::{config, go};
+    use crate::run::{Progress, pretrain};
 
     /// A stable run of a MiniCPM twice as wide as its base, with all checkpoints.
     fn stable(folder: &Path) -> PretrainConfig {
