@@ -107,7 +107,7 @@ impl<'a> Job<'a> {
     }
 
     /// The same for a new run that was given a checkpoint to begin with.
-    pub(super) fn from_checkpoint(self) -> Self {
+    pub(super) fn with_checkpoint(self) -> Self {
         Self {
             from_checkpoint: true,
             ..self

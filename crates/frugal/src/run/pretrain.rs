@@ -103,7 +103,7 @@ fn pretrain_in_folder(
     )?;
     let config = &resolved;
     let job = match &config.fork {
-        Some(_) => job.from_checkpoint(),
+        Some(_) => job.with_checkpoint(),
         None => job,
     };
     let (model, backbone) = match &start {

@@ -41,7 +41,8 @@ impl Parts {
     fn new(training: Vec<Tokenized>, held_out: Vec<Tokenized>) -> Self {
         let (mut tuning, mut test) = (Vec::new(), Vec::new());
         for (i, piece) in held_out.into_iter().enumerate() {
-            if i % 2 == 0 { &mut tuning } else { &mut test }.push(piece);
+            let part = if i % 2 == 0 { &mut tuning } else { &mut test };
+            part.push(piece);
         }
         Self {
             training,

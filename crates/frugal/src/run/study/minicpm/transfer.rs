@@ -47,7 +47,7 @@ pub(super) fn carried(rules: bool, along: Along) -> String {
 /// Losses at each rate on the part for tuning and on the other; infinite where training diverged.
 type Grid = Vec<[f64; 2]>;
 
-fn best(grid: &Grid) -> usize {
+fn best(grid: &[[f64; 2]]) -> usize {
     let order = (0..grid.len()).min_by(|&a, &b| grid[a][0].total_cmp(&grid[b][0]));
     order.unwrap_or(0)
 }
