@@ -48,7 +48,7 @@ impl Batches {
             rows.filter(|&i| train[i as usize].trained() > 0).collect()
         };
         let mut decay: Vec<(Vec<u32>, f64)> = Vec::new();
-        let mut first = 0;
+        let mut first: usize = 0;
         for part in &config.decay_mixture {
             let end = first.saturating_add(part.examples).min(train.len());
             decay.push((trained(first..end), part.weight));
