@@ -260,8 +260,6 @@ mod tests {
             "{said}"
         );
         assert!(said.contains("fork_step: there is no `fork`"), "{said}");
-        let said = problems(|config| config.from = Some("builtin".into()));
-        assert!(said.contains("fork: a fork begins"), "{said}");
         std::fs::write(&more, "{\"text\": \"a\", \"label\": \"b\"}\n").unwrap();
         let mut wrong = fork.clone();
         wrong.out = folder.path().join("wrong");

@@ -224,10 +224,6 @@ impl PretrainConfig {
                 "there is no `fork` that it is a step of".into(),
             );
         }
-        if self.fork.is_some() && !is_new {
-            let reason = "a fork begins with the weights of its run: leave it out, or `from`";
-            add("fork", reason.into());
-        }
         if !is_new && self.shape != Shape::default() {
             add(
                 "shape",
