@@ -83,7 +83,7 @@ fn a_stable_run_is_forked_becomes_a_mixture_and_learns_preferences() {
         .map(|i| format!("{{\"prompt\": \"the river {i}\", \"chosen\": \" rose in the night\", \"rejected\": \" {i} {i}\"}}\n"))
         .collect();
     fs::write(folder.join("pairs.jsonl"), pairs).unwrap();
-    let tune = "tune --model fork --method lora --data pairs.jsonl --epochs 3 --lr 0.01 --out tuned --quiet \
+    let tune = "tune --model fork --method lora --task causal-lm --data pairs.jsonl --epochs 3 --lr 0.01 --out tuned --quiet \
                 --max-length 32 --set train.objective.name=dpo --set train.objective.beta=0.5";
     run(folder, tune).ok();
     let record = fs::read_to_string(folder.join("tuned/record.json")).unwrap();
