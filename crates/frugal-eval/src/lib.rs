@@ -17,6 +17,7 @@ pub mod report;
 pub mod retrieval;
 pub mod runtime;
 pub mod sandbox;
+pub mod scaling_law;
 pub mod spectrum;
 pub mod statistics;
 pub mod step_law;

@@ -215,6 +215,17 @@ pub trait Architecture: Debug + Send + Sync {
         None
     }
 
+    /// Factor on the final hidden states before the output head reads them.
+    fn logit_scale(&self, _config: &ModelConfig) -> Option<f64> {
+        None
+    }
+
+    /// Factor on the learning rate of a matrix while a model is pre-trained, where the width decides
+    /// it.
+    fn lr_scale(&self, _config: &ModelConfig, _site: &SiteInfo) -> f64 {
+        1.0
+    }
+
     /// What files subtract from the gains of norms.
     fn norm_offset(&self) -> f32 {
         0.0
@@ -433,6 +444,7 @@ impl ModelConfig {
             is_encoder: f.is_encoder,
             in_transformers: f.in_transformers,
             final_logit_softcapping: self.architecture.final_logit_softcapping(),
+            logit_scale: self.architecture.logit_scale(self),
             base_prefix: f.base_prefix,
             classifier_class: f.classifier_class,
             head: f.head,

@@ -23,6 +23,7 @@ mod rope;
 pub mod save;
 mod source;
 mod text;
+pub mod upcycle;
 mod weights;
 
 pub use activation::Activation;

@@ -27,6 +27,7 @@ pub const FAMILIES: &[&Family] = &[
     &text::native_sparse::NATIVE_SPARSE,
     &text::tokenformer::TOKENFORMER,
     &text::mor::MOR,
+    &text::minicpm::MINICPM,
     &text::mamba::MAMBA,
     &text::mamba2::MAMBA2,
     &text::gated_ssm::GATED_SSM,

@@ -80,6 +80,8 @@ pub struct BackboneInfo {
     pub in_transformers: bool,
     /// Cap on the logits of the head: `cap * tanh(x / cap)`.
     pub final_logit_softcapping: Option<f64>,
+    /// Factor on the final hidden states before the output head reads them.
+    pub logit_scale: Option<f64>,
     /// The attribute under which Hugging Face's task classes keep the base model, with its dot.
     pub base_prefix: &'static str,
     /// Hugging Face's class with a classification head.
@@ -95,6 +97,14 @@ pub struct BackboneInfo {
 }
 
 impl BackboneInfo {
+    /// Final hidden states `[rows, d_model]` as the output head over the vocabulary reads them.
+    pub fn scaled_for_head(&self, hidden_states: Tensor<2>) -> Tensor<2> {
+        match self.logit_scale {
+            Some(scale) => hidden_states * scale,
+            None => hidden_states,
+        }
+    }
+
     /// Computed values of this model, of which none may be infinite or not a number.
     ///
     /// # Errors
@@ -286,6 +296,7 @@ pub trait Backbone: Send + Sync {
         rows: Rows,
         pass: &mut dyn Pass,
     ) -> Option<Tensor<2>> {
+        let hidden_states = self.info().scaled_for_head(hidden_states);
         let logits = pass.linear_rows(self.lm_head()?, hidden_states, rows);
         Some(match self.info().final_logit_softcapping {
             Some(cap) => (logits / cap).tanh() * cap,

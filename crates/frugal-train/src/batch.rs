@@ -10,6 +10,7 @@ use rand::seq::SliceRandom;
 
 use crate::Tokenized;
 use crate::config::TrainConfig;
+use crate::decay_mixture::Mixture;
 
 /// Batches of examples sorted together by length, as in Hugging Face's length-grouped sampler.
 const GROUP_BATCHES: usize = 50;
@@ -17,8 +18,10 @@ const GROUP_BATCHES: usize = 50;
 /// The batches of all epochs of a run.
 #[derive(Clone, Debug)]
 pub struct Batches {
-    /// Rows of the data that have something to predict.
+    /// Rows of the data that have something to predict; of a mixture those of its first part.
     rows: Vec<u32>,
+    /// Of a mixture: the rows of each part that have something to predict, and its weight.
+    decay: Vec<(Vec<u32>, f64)>,
     /// Tokens of every row of the data.
     lengths: Vec<u32>,
     seed: u64,
@@ -40,10 +43,23 @@ pub struct Epoch {
 impl Batches {
     /// Examples without any target are left out.
     pub fn new(train: &[Tokenized], config: &TrainConfig) -> Self {
+        let trained = |rows: Range<usize>| {
+            let rows = rows.start as u32..rows.end as u32;
+            rows.filter(|&i| train[i as usize].trained() > 0).collect()
+        };
+        let mut decay: Vec<(Vec<u32>, f64)> = Vec::new();
+        let mut first: usize = 0;
+        for part in &config.decay_mixture {
+            let end = first.saturating_add(part.examples).min(train.len());
+            decay.push((trained(first..end), part.weight));
+            first = end;
+        }
         Self {
-            rows: (0..train.len() as u32)
-                .filter(|&i| train[i as usize].trained() > 0)
-                .collect(),
+            rows: match decay.first() {
+                Some((rows, _)) => rows.clone(),
+                None => trained(0..train.len()),
+            },
+            decay,
             lengths: train.iter().map(|e| e.input_ids.len() as u32).collect(),
             seed: config.seed,
             batch_size: config.batch_size,
@@ -75,6 +91,42 @@ impl Batches {
                 .map(|i| i..(i + self.batch_size).min(order.len()))
                 .collect(),
         };
+        Epoch {
+            order,
+            micro_batches,
+            accumulation: self.accumulation,
+        }
+    }
+
+    /// Whether the decay learns from a mixture.
+    pub(crate) fn has_decay(&self) -> bool {
+        !self.decay.is_empty()
+    }
+
+    /// The batches of so many optimiser steps of the decay. A longer decay begins with the same.
+    pub(crate) fn decay(&self, steps: u64) -> Epoch {
+        let length = |row| self.length(row);
+        let parts = self.decay.iter().cloned();
+        let rows = Mixture::new(self.seed, parts, &length);
+        let wanted = (steps as usize).saturating_mul(self.accumulation);
+        let (mut order, mut micro_batches) = (Vec::new(), Vec::new());
+        let (mut start, mut tokens) = (0, 0);
+        for row in rows {
+            let length = self.length(row);
+            let full = match self.max_tokens {
+                Some(budget) => order.len() > start && tokens + length > budget,
+                None => order.len() - start == self.batch_size,
+            };
+            if full {
+                micro_batches.push(start..order.len());
+                (start, tokens) = (order.len(), 0);
+            }
+            if micro_batches.len() == wanted {
+                break;
+            }
+            order.push(row);
+            tokens += length;
+        }
         Epoch {
             order,
             micro_batches,

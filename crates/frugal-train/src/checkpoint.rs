@@ -25,11 +25,11 @@ use crate::optim::{Optimizer, SavedState, SavedTensor, StateTensor};
 /// Folder of the checkpoints in a run folder.
 pub const FOLDER: &str = "checkpoints";
 const MANIFEST: &str = "manifest.json";
-const PARAMETERS: &str = "parameters.safetensors";
-const OPTIMIZER: &str = "optimizer.safetensors";
-const ADAPTER: &str = "adapter_state.safetensors";
-const STATE: &str = "trainer_state.json";
-const COST: &str = "cost.json";
+pub(super) const PARAMETERS: &str = "parameters.safetensors";
+pub(super) const OPTIMIZER: &str = "optimizer.safetensors";
+pub(super) const ADAPTER: &str = "adapter_state.safetensors";
+pub(super) const STATE: &str = "trainer_state.json";
+pub(super) const COST: &str = "cost.json";
 const FILES: [&str; 5] = [PARAMETERS, OPTIMIZER, ADAPTER, STATE, COST];
 /// Version of the layout; a reader refuses others.
 const VERSION: u32 = 3;
@@ -365,6 +365,11 @@ pub(super) fn folder_of(run: &Path, step: u64) -> PathBuf {
     run.join(FOLDER).join(format!("step-{step}"))
 }
 
+/// Where it is while it is written.
+pub(super) fn temporary_of(run: &Path, step: u64) -> PathBuf {
+    run.join(FOLDER).join(format!(".step-{step}.tmp"))
+}
+
 /// Writes a checkpoint, replacing one of the same step; returns its folder.
 pub(super) fn save(
     run: &Path,
@@ -376,7 +381,7 @@ pub(super) fn save(
 ) -> Result<PathBuf, CheckpointError> {
     let folder = run.join(FOLDER);
     let path = folder_of(run, state.step);
-    let temporary = folder.join(format!(".step-{}.tmp", state.step));
+    let temporary = temporary_of(run, state.step);
     remove(&temporary)?;
     frugal_core::fs::create_dir(&temporary)?;
 
@@ -395,7 +400,16 @@ pub(super) fn save(
     write_tensors(&temporary.join(ADAPTER), stored)?;
     write_json(&temporary.join(STATE), state)?;
     write_json(&temporary.join(COST), &cost)?;
+    put_in_place(&temporary, &folder, &path)?;
+    Ok(path)
+}
 
+/// Gives a folder of all files its manifest, and its name.
+pub(super) fn put_in_place(
+    temporary: &Path,
+    folder: &Path,
+    path: &Path,
+) -> Result<(), CheckpointError> {
     let mut files = BTreeMap::new();
     for name in FILES {
         files.insert(name.to_owned(), file_entry(&temporary.join(name))?);
@@ -407,10 +421,10 @@ pub(super) fn save(
             files,
         },
     )?;
-    remove(&path)?;
-    std::fs::rename(&temporary, &path).map_err(FileError::at(&path, "cannot write"))?;
-    sync_folder(&folder)?;
-    Ok(path)
+    remove(path)?;
+    std::fs::rename(temporary, path).map_err(FileError::at(path, "cannot write"))?;
+    sync_folder(folder)?;
+    Ok(())
 }
 
 /// Deletes checkpoints older than `newest` until `limit` are left, counting `newest` but not the
@@ -434,7 +448,7 @@ pub(super) fn prune(
     Ok(())
 }
 
-fn remove(folder: &Path) -> Result<(), FileError> {
+pub(super) fn remove(folder: &Path) -> Result<(), FileError> {
     match std::fs::remove_dir_all(folder) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
             Err(FileError::at(folder, "cannot remove")(e))
@@ -443,7 +457,7 @@ fn remove(folder: &Path) -> Result<(), FileError> {
     }
 }
 
-fn write_json(path: &Path, value: &impl Serialize) -> Result<(), FileError> {
+pub(super) fn write_json(path: &Path, value: &impl Serialize) -> Result<(), FileError> {
     let mut text = serde_json::to_vec_pretty(value)
         .map_err(|e| FileError::at(path, "cannot write")(e.into()))?;
     text.push(b'\n');

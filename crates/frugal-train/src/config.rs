@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::decay_mixture::MixturePart;
 use crate::named::Named;
 use crate::optim::ParamGroup;
 
@@ -19,8 +20,39 @@ pub enum Scheduler {
     Linear,
     /// Warm-up, then half a cosine down.
     Cosine,
-    /// Warm-up, the full rate, then half a cosine down over the last part.
+    /// Warm-up, the full rate, then down over the last part in the shape of `decay_type`.
+    #[serde(alias = "wsd")]
     WarmupStableDecay,
+}
+
+impl Scheduler {
+    /// Its name in configurations.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Constant => "constant",
+            Self::Linear => "linear",
+            Self::Cosine => "cosine",
+            Self::WarmupStableDecay => "warmup_stable_decay",
+        }
+    }
+}
+
+/// Shape of the decay of `warmup_stable_decay`; `x` is its progress from 0 to 1, `m` the share of the
+/// peak that it ends at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DecayType {
+    /// `m + (1 − m) (1 + cos πx) / 2`.
+    #[default]
+    Cosine,
+    /// `m + (1 − m) (1 − x)`.
+    Linear,
+    /// `m + (1 − m) (1 − √x)`.
+    #[serde(rename = "1-sqrt", alias = "one_minus_sqrt")]
+    OneMinusSqrt,
+    /// `mˣ`, or half of it every `decay_half_life` steps (MiniCPM, arXiv 2404.06395).
+    #[serde(alias = "exponential")]
+    Exp,
 }
 
 /// How much a training step keeps between its forward and its backward pass. The result is the
@@ -103,6 +135,20 @@ pub struct TrainConfig {
     pub warmup_steps: u64,
     /// Share of the steps spent on the decay of `warmup_stable_decay`.
     pub decay_ratio: f64,
+    /// Steps of that decay; wins over `decay_ratio` unless 0.
+    #[serde(skip_serializing_if = "is_no_steps")]
+    pub decay_steps: u64,
+    /// Its shape.
+    #[serde(skip_serializing_if = "is_usual_decay")]
+    pub decay_type: DecayType,
+    /// Steps in which an `exp` decay halves the rate, whatever it ends at; 0 lets `min_lr_ratio` or
+    /// `min_lr` say where it ends.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub decay_half_life: f64,
+    /// Which parts of the training examples are learnt from during the decay, and how much of each;
+    /// before it only the first part is. Nothing for all examples throughout.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub decay_mixture: Vec<MixturePart>,
     /// Share of the peak that the decay ends at; no effect on `constant`.
     pub min_lr_ratio: f64,
     /// Learning rate that the decay ends at, whatever the peak is; wins over `min_lr_ratio` unless
@@ -152,6 +198,14 @@ fn is_usual_recovery(steps: &u64) -> bool {
     *steps == RECOVERY_STEPS
 }
 
+fn is_no_steps(steps: &u64) -> bool {
+    *steps == 0
+}
+
+fn is_usual_decay(decay: &DecayType) -> bool {
+    *decay == DecayType::default()
+}
+
 fn is_zero(value: &f64) -> bool {
     *value == 0.0
 }
@@ -180,6 +234,10 @@ impl Default for TrainConfig {
             warmup_ratio: 0.03,
             warmup_steps: 0,
             decay_ratio: 0.1,
+            decay_steps: 0,
+            decay_type: DecayType::default(),
+            decay_half_life: 0.0,
+            decay_mixture: Vec::new(),
             min_lr_ratio: 0.0,
             min_lr: 0.0,
             seed: 42,

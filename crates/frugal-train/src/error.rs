@@ -150,6 +150,27 @@ pub enum TrainError {
         /// Steps that the run would have.
         planned: u64,
     },
+    /// A checkpoint from within a decay that was to be trained on from at the full rate.
+    #[error(
+        "{}: the learning rate has been falling since step {start}, so that step {done} is no checkpoint of the stable stage: go on from one of step {start} or before",
+        path.display()
+    )]
+    Decayed {
+        /// The checkpoint.
+        path: PathBuf,
+        /// Steps done.
+        done: u64,
+        /// Steps done when the decay began.
+        start: u64,
+    },
+    /// A checkpoint of a run that has no stage at the full rate to fork from.
+    #[error("{}: cannot be forked: {reason}", path.display())]
+    Fork {
+        /// The checkpoint.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
     /// A checkpoint that cannot be written or read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),

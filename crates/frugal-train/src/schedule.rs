@@ -5,7 +5,7 @@
 
 use std::f64::consts::PI;
 
-use crate::config::{Scheduler, TrainConfig};
+use crate::config::{DecayType, Scheduler, TrainConfig};
 
 /// The learning rate over a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -15,6 +15,8 @@ pub struct Schedule {
     total: u64,
     warmup: u64,
     decay: u64,
+    shape: DecayType,
+    half_life: f64,
     min: f64,
     /// Steps between two resets of the moments, and over which the rate comes back after one.
     reset: u64,
@@ -38,7 +40,13 @@ impl Schedule {
             lr: config.lr,
             total: total_steps,
             warmup,
-            decay: part(config.decay_ratio).min(total_steps.saturating_sub(warmup)),
+            decay: match config.decay_steps {
+                0 => part(config.decay_ratio),
+                steps => steps,
+            }
+            .min(total_steps.saturating_sub(warmup)),
+            shape: config.decay_type,
+            half_life: config.decay_half_life,
             min: if config.min_lr > 0.0 {
                 config.min_lr / config.lr
             } else {
@@ -47,6 +55,18 @@ impl Schedule {
             reset: config.moment_reset_steps,
             recovery: config.reset_recovery_steps,
         }
+    }
+
+    /// Steps of the warm-up.
+    pub fn warmup_steps(&self) -> u64 {
+        self.warmup
+    }
+
+    /// Steps before the decay of `warmup_stable_decay`: the step that follows these is the last at the
+    /// full rate. None of schedules that have no such decay.
+    pub fn decay_start(&self) -> Option<u64> {
+        let decays = self.kind == Scheduler::WarmupStableDecay && self.decay > 0;
+        decays.then(|| self.total.saturating_sub(self.decay).max(self.warmup))
     }
 
     /// Learning rate of the step that follows `step` finished ones.
@@ -78,11 +98,10 @@ impl Schedule {
         let above_min = |factor: f64| factor * (1.0 - self.min) + self.min;
         if step < self.warmup {
             let factor = step as f64 / self.warmup as f64;
-            return if self.kind == Scheduler::WarmupStableDecay {
-                above_min(factor)
-            } else {
-                factor
-            };
+            // What an exponential decay ends at is no floor.
+            let from_min =
+                self.kind == Scheduler::WarmupStableDecay && self.shape != DecayType::Exp;
+            return if from_min { above_min(factor) } else { factor };
         }
         let steps_after =
             |start: u64, length: u64| ((step - start) as f64 / length.max(1) as f64).min(1.0);
@@ -97,11 +116,18 @@ impl Schedule {
                 self.total.saturating_sub(self.warmup),
             ))),
             Scheduler::WarmupStableDecay => {
-                let start = self.total.saturating_sub(self.decay).max(self.warmup);
-                if step < start {
-                    1.0
-                } else {
-                    above_min(half_cosine(steps_after(start, self.decay)))
+                let Some(start) = self.decay_start().filter(|start| step >= *start) else {
+                    return 1.0;
+                };
+                let progress = steps_after(start, self.decay);
+                match self.shape {
+                    DecayType::Cosine => above_min(half_cosine(progress)),
+                    DecayType::Linear => above_min(1.0 - progress),
+                    DecayType::OneMinusSqrt => above_min(1.0 - progress.sqrt()),
+                    DecayType::Exp if self.half_life > 0.0 => {
+                        0.5_f64.powf((step - start) as f64 / self.half_life)
+                    }
+                    DecayType::Exp => self.min.powf(progress),
                 }
             }
         }
@@ -183,6 +209,93 @@ mod tests {
         check(Scheduler::Cosine, 2, 0.0, &COSINE);
         check(Scheduler::Cosine, 2, 0.1, &COSINE_MIN);
         check(Scheduler::WarmupStableDecay, 2, 0.1, &STABLE);
+    }
+
+    // Written by transformers 5.24.0 as above: get_wsd_schedule(2, 4, num_training_steps=10,
+    // min_lr_ratio=0.1) with decay_type="linear" and "1-sqrt".
+    const STABLE_LINEAR: [f64; 10] = [1.0, 5.5, 10.0, 10.0, 10.0, 10.0, 10.0, 7.75, 5.5, 3.25];
+    const STABLE_SQRT: [f64; 10] = [
+        1.0,
+        5.5,
+        10.0,
+        10.0,
+        10.0,
+        10.0,
+        10.0,
+        5.5,
+        3.6360389693210715,
+        2.205771365940053,
+    ];
+
+    #[test]
+    fn shapes_of_the_decay_equal_those_of_transformers() {
+        for (decay_type, expected) in [
+            (DecayType::Linear, STABLE_LINEAR),
+            (DecayType::OneMinusSqrt, STABLE_SQRT),
+        ] {
+            let config = TrainConfig {
+                lr: 10.0,
+                lr_scheduler_type: Scheduler::WarmupStableDecay,
+                warmup_steps: 2,
+                min_lr_ratio: 0.1,
+                decay_steps: 4,
+                decay_type,
+                ..TrainConfig::default()
+            };
+            let schedule = Schedule::new(&config, 10);
+            assert_eq!(schedule.decay_start(), Some(6));
+            for (step, lr) in expected.iter().enumerate() {
+                let found = schedule.lr(step as u64);
+                assert!((found - lr).abs() < 1e-12, "{decay_type:?} {step}: {found}");
+            }
+        }
+    }
+
+    fn wsd(change: impl FnOnce(&mut TrainConfig)) -> Schedule {
+        let mut config = TrainConfig {
+            lr: 0.01,
+            lr_scheduler_type: Scheduler::WarmupStableDecay,
+            warmup_steps: 100,
+            decay_steps: 100,
+            ..TrainConfig::default()
+        };
+        change(&mut config);
+        Schedule::new(&config, 1000)
+    }
+
+    /// The schedule of arXiv 2404.06395, section 4.2: W = 100, T = 900, S = 1000, computed by hand.
+    #[test]
+    fn the_rate_halves_with_the_half_life_from_where_the_decay_begins() {
+        let halving = wsd(|config| {
+            config.decay_type = DecayType::Exp;
+            config.decay_half_life = 30.0;
+            // The half-life wins.
+            config.min_lr_ratio = 0.3;
+        });
+        let linear = wsd(|config| config.decay_type = DecayType::Linear);
+        let ratio = wsd(|config| {
+            config.decay_type = DecayType::Exp;
+            config.min_lr_ratio = 0.1;
+        });
+        for (schedule, step, lr) in [
+            (&halving, 50, 0.005),
+            (&halving, 100, 0.01),
+            (&halving, 899, 0.01),
+            (&halving, 900, 0.01),
+            (&halving, 930, 0.005),
+            (&halving, 960, 0.0025),
+            (&halving, 1000, 0.000_992_125_657),
+            (&linear, 50, 0.005),
+            (&linear, 900, 0.01),
+            (&linear, 950, 0.005),
+            (&linear, 1000, 0.0),
+            (&ratio, 50, 0.005),
+            (&ratio, 950, 0.003_162_277_66),
+            (&ratio, 1000, 0.001),
+        ] {
+            let found = schedule.lr(step);
+            assert!((found - lr).abs() < 1e-9, "{schedule:?} {step}: {found}");
+        }
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use crate::config::{ConfigProblem, TrainConfig};
-use crate::{objective, optim};
+use crate::config::{ConfigProblem, DecayType, Scheduler, TrainConfig};
+use crate::{decay_mixture, objective, optim};
 
 impl TrainConfig {
     /// Checks all ranges.
@@ -135,6 +135,7 @@ impl TrainConfig {
             &self.neftune_noise_alpha,
             "0 (no noise) or a positive number",
         );
+        problems.extend(decay(self));
         problems.extend(parts(self));
         if problems.is_empty() {
             Ok(())
@@ -152,6 +153,54 @@ impl TrainConfig {
         config.objective.name = objective::canonical(&config.objective.name);
         config
     }
+}
+
+/// What is wrong with the decay of a schedule that has one, or is asked for it and has none.
+fn decay(config: &TrainConfig) -> Vec<ConfigProblem> {
+    let mut problems = Vec::new();
+    let mut add = |field, reason: String| problems.push(ConfigProblem { field, reason });
+    let half_life = config.decay_half_life;
+    if !(half_life.is_finite() && half_life >= 0.0) {
+        let reason = format!("{half_life} given, but it must be 0 or a positive number of steps");
+        add("decay_half_life", reason);
+    }
+    let wanted = [
+        ("decay_type", config.decay_type != DecayType::default()),
+        ("decay_steps", config.decay_steps > 0),
+        ("decay_half_life", half_life > 0.0),
+        ("decay_mixture", !config.decay_mixture.is_empty()),
+    ];
+    let scheduler = config.lr_scheduler_type;
+    if scheduler != Scheduler::WarmupStableDecay {
+        for (field, _) in wanted.into_iter().filter(|(_, given)| *given) {
+            let reason = format!(
+                "`lr_scheduler_type` is `{}`, which has no decay stage: take `warmup_stable_decay`",
+                scheduler.name()
+            );
+            add(field, reason);
+        }
+        return problems;
+    }
+    let exponential = config.decay_type == DecayType::Exp;
+    if half_life > 0.0 && !exponential {
+        add(
+            "decay_half_life",
+            "only an `exp` decay halves: set `decay_type`".into(),
+        );
+    }
+    let has_end = config.min_lr > 0.0 || config.min_lr_ratio > 0.0 || half_life > 0.0;
+    if exponential && !has_end {
+        let reason = "`exp` never gets to 0: give `decay_half_life`, or `min_lr_ratio` or `min_lr` above 0 to end at";
+        add("decay_type", reason.into());
+    }
+    if !config.decay_mixture.is_empty() && config.decay_steps == 0 && config.decay_ratio == 0.0 {
+        let reason = "the schedule has no decay: give `decay_steps` or `decay_ratio`";
+        add("decay_mixture", reason.into());
+    }
+    if let Some(reason) = decay_mixture::problem(&config.decay_mixture) {
+        add("decay_mixture", reason);
+    }
+    problems
 }
 
 /// What is wrong with the parts that are chosen by name.

@@ -209,6 +209,18 @@ impl Full {
         })
     }
 
+    /// Lets each matrix learn at so many times the learning rate as `scale` says of its site, and what
+    /// stands in its place; vectors keep the rate.
+    pub fn scale_rates(&mut self, scale: impl Fn(SiteId) -> f64) {
+        for (index, site) in self.sites.iter_mut().enumerate() {
+            let scale = scale(SiteId(index as u32));
+            let matrices = site.parameters_mut().filter(|p| p.shape().len() > 1);
+            for parameter in matrices.filter(|_| scale != 1.0) {
+                *parameter = parameter.clone().with_lr_scale(scale);
+            }
+        }
+    }
+
     /// Bytes that are held beside the parameters: places of sparse entries.
     pub fn other_bytes(&self) -> u64 {
         let layers = self.sites.iter().filter_map(|site| site.layer.as_ref());

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use frugal::adapt::pretraining::REPARAMETERIZATIONS;
-use frugal::run::{PretrainConfig, Pretrained, architectures, pretrain};
+use frugal::run::{DecayData, PRETRAIN_FILE, PretrainConfig, Pretrained, architectures, pretrain};
 use frugal::train::mixture::MIXTURES;
 use frugal::train::optim::OPTIMIZERS;
 use frugal_core::config::{self, ConfigErrors};
@@ -27,6 +27,10 @@ Examples:
   frugal pretrain --data text.txt --out models/mine --objective mixture --set objective.weights.copying=1
   frugal pretrain --data text.txt --out models/longer --from models/mine
   frugal pretrain --config recipe.toml --out models/mine
+  frugal pretrain --data text.txt --out runs/stable --arch minicpm --lr 0.01 --max-steps 4000 \
+    --set train.lr_scheduler_type=warmup_stable_decay --set train.decay_ratio=0 --set train.save_total_limit=0
+  frugal pretrain --fork runs/stable --fork-step 2000 --decay-steps 200 --out runs/at-2000 \
+    --set train.decay_type=exp --decay-data answers.jsonl=0.3
 
 Trains a tokenizer and a decoder with tied embeddings and writes a Hugging Face folder. Sizes are \
 under [shape] in the configuration: vocab_size, hidden_size, intermediate_size, \
@@ -49,6 +53,21 @@ pub struct Args {
     /// Architecture, one of those below [default: llama]
     #[arg(long, value_name = "NAME", value_parser = architecture(), hide_possible_values = true, help_heading = "Model")]
     arch: Option<String>,
+    /// Begin as a fork of this run: with the parameters, the optimizer's state and the place in the
+    /// data of one of its checkpoints, and with its configuration, which is otherwise left as it is
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["arch", "vocab_size", "from", "config"], help_heading = "Decay")]
+    fork: Option<PathBuf>,
+    /// The step of that checkpoint [default: the newest]
+    #[arg(long, value_name = "N", requires = "fork", help_heading = "Decay")]
+    fork_step: Option<u64>,
+    /// Steps over which the learning rate falls at the end of warmup_stable_decay; a fork has no
+    /// others
+    #[arg(long, value_name = "N", help_heading = "Decay")]
+    decay_steps: Option<u64>,
+    /// Learn from these records too during the decay, as this share of its tokens: documents, prompts
+    /// with completions, instructions or conversations; may be repeated
+    #[arg(long, value_name = "FILE=SHARE", value_parser = decay_data, help_heading = "Decay")]
+    decay_data: Vec<DecayData>,
     /// Begin with the weights and the tokenizer of this model in place of new ones: a name, a folder,
     /// or org/name on the hub
     #[arg(long, value_name = "MODEL", conflicts_with_all = ["arch", "vocab_size"], help_heading = "Model")]
@@ -187,6 +206,18 @@ fn spelled_out(text: &str) -> String {
     }
 }
 
+/// `FILE=SHARE`.
+fn decay_data(text: &str) -> Result<DecayData, String> {
+    let (data, share) = text.rsplit_once('=').ok_or("give FILE=SHARE")?;
+    let share = share
+        .parse()
+        .map_err(|_| format!("{share:?} is no share of the tokens"))?;
+    Ok(DecayData {
+        data: data.to_owned(),
+        share,
+    })
+}
+
 fn architecture() -> impl TypedValueParser<Value = String> {
     PossibleValuesParser::new(architectures().map(|(name, _)| name))
 }
@@ -201,6 +232,19 @@ fn resolve(args: &Args) -> Result<PretrainConfig, ConfigErrors> {
     layer.set("data", args.data.clone());
     layer.set("from", args.from.clone());
     layer.set("out", path_value(&args.out));
+    layer.set("fork", path_value(&args.fork));
+    // A fork does not begin where the run that it is of did.
+    let step = args.fork.as_ref().map(|_| args.fork_step.unwrap_or(0));
+    layer.set("fork_step", count_value(step));
+    let more = args.decay_data.iter().map(|part| {
+        toml::Table::from_iter([
+            ("data".to_owned(), part.data.clone().into()),
+            ("share".to_owned(), part.share.into()),
+        ])
+    });
+    let more: Vec<toml::Table> = more.collect();
+    layer.set("decay_data", (!more.is_empty()).then_some(more));
+    layer.set("train.decay_steps", count_value(args.decay_steps));
     layer.set("device", args.device.clone());
     layer.set("seed", count_value(args.seed));
     layer.set("max_length", count_value(args.max_length));
@@ -215,8 +259,9 @@ fn resolve(args: &Args) -> Result<PretrainConfig, ConfigErrors> {
     layer.set("train.max_tokens", count_value(args.batch_tokens));
     let given = args.config.overrides.iter();
     let overrides: Vec<String> = given.map(|text| spelled_out(text)).collect();
+    let of_fork = args.fork.as_ref().map(|run| run.join(PRETRAIN_FILE));
     let mut config: PretrainConfig = config::load_with(
-        args.config.config.as_deref(),
+        args.config.config.as_deref().or(of_fork.as_deref()),
         layer.table(),
         &overrides,
         PretrainConfig::problems,

@@ -20,6 +20,7 @@ mod json;
 mod log;
 mod measure;
 mod measurements;
+mod minicpm;
 mod mor;
 mod parametrize;
 mod parametrize_again;

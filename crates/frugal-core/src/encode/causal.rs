@@ -12,6 +12,15 @@ pub(super) fn encode(
     tokenizer: &TextTokenizer,
     options: &EncodeOptions,
 ) -> Result<Row, RowError> {
+    if let Example::Preference {
+        prompt,
+        chosen,
+        rejected,
+    } = example
+    {
+        let answers = [chosen, rejected];
+        return preference(prompt, answers.map(String::as_str), tokenizer, options);
+    }
     let (ids, trained, counted) = match example {
         Example::Text { text } => {
             let used = options.used(text, tokenizer);
@@ -46,6 +55,45 @@ pub(super) fn encode(
         tokenized: shift(&ids[..kept], &trained[..kept]),
         length,
         counted,
+        cut_words: 0,
+    })
+}
+
+/// The prompt with each of two answers, encoded and cut as a prompt with its completion is.
+fn preference(
+    prompt: &str,
+    answers: [&str; 2],
+    tokenizer: &TextTokenizer,
+    options: &EncodeOptions,
+) -> Result<Row, RowError> {
+    let options = EncodeOptions {
+        completion_only: true,
+        ..options.clone()
+    };
+    let [better, worse] = answers.map(|answer| {
+        let example = Example::PromptCompletion {
+            prompt: prompt.to_owned(),
+            completion: answer.to_owned(),
+        };
+        encode(&example, tokenizer, &options)
+    });
+    let (better, worse) = (better?, worse?);
+    let chosen = better.tokenized.len();
+    let (mut input_ids, mut targets) = (Vec::new(), Vec::new());
+    for row in [&better, &worse] {
+        input_ids.extend(&row.tokenized.input_ids);
+        if let Target::Tokens(own) = &row.tokenized.labels {
+            targets.extend(own);
+        }
+    }
+    Ok(Row {
+        tokenized: Tokenized {
+            input_ids,
+            token_type_ids: Vec::new(),
+            labels: Target::Preference { targets, chosen },
+        },
+        length: better.length.max(worse.length),
+        counted: better.counted && worse.counted,
         cut_words: 0,
     })
 }

@@ -170,7 +170,7 @@ pub fn encode_all(
             encoded.dropped += 1;
             continue;
         }
-        encoded.truncated += usize::from(length > tokenized.len());
+        encoded.truncated += usize::from(length > options.max_length);
         encoded.total_tokens += tokenized.len();
         encoded.trained_tokens += tokenized.trained();
         encoded.longest = encoded.longest.max(tokenized.len());
@@ -251,9 +251,10 @@ fn check(
                     | Format::Alpaca
                     | Format::Messages
                     | Format::Sharegpt
+                    | Format::Preference
             ),
             "language modelling",
-            "text, prompt and completion, or messages",
+            "text, prompt and completion, messages, or prompt, chosen and rejected",
         ),
         (Task::Regression { .. }, format) => (
             format == Format::Classification,

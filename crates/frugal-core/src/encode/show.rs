@@ -19,7 +19,7 @@ pub fn show(
 ) -> Result<String, TokenizerError> {
     let ids = &example.input_ids;
     let targets: &[i32] = match &example.labels {
-        Target::Tokens(targets) => targets,
+        Target::Tokens(targets) | Target::Preference { targets, .. } => targets,
         _ => &[],
     };
     // A token is trained where the position before it must predict it.
@@ -50,6 +50,12 @@ pub fn show(
         start = end;
     }
     match &example.labels {
+        Target::Preference { chosen, .. } => out.push_str(&format!(
+            "{} tokens with the better answer, {} with the worse one, {} of them trained\n",
+            chosen,
+            example.len() - chosen,
+            example.trained()
+        )),
         Target::Tokens(_) => out.push_str(&format!(
             "{} tokens, {} of them trained\n",
             example.len(),

@@ -31,6 +31,13 @@ pub enum Target {
         /// How near they are, where somebody has said so.
         scores: Vec<f32>,
     },
+    /// The ids are those of a prompt with the better answer, then of the prompt with the worse one.
+    Preference {
+        /// For each position the id that it must predict, as in [`Target::Tokens`]; prompts have none.
+        targets: Vec<i32>,
+        /// Tokens of the first sequence.
+        chosen: usize,
+    },
 }
 
 /// One example, ready for a batch.
@@ -60,6 +67,15 @@ impl Tokenized {
         match &self.labels {
             Target::Tokens(targets) => targets.iter().filter(|t| **t != IGNORE_INDEX).count(),
             Target::Tags { classes, .. } => classes.iter().filter(|t| **t != IGNORE_INDEX).count(),
+            Target::Preference { targets, chosen } => {
+                let count = |part: &[i32]| part.iter().filter(|t| **t != IGNORE_INDEX).count();
+                let (better, worse) = targets.split_at(*chosen.min(&targets.len()));
+                match (count(better), count(worse)) {
+                    // Nothing to compare.
+                    (0, _) | (_, 0) => 0,
+                    (better, worse) => better + worse,
+                }
+            }
             Target::Class(_) | Target::Classes(_) | Target::Values(_) | Target::Texts { .. } => 1,
         }
     }

@@ -67,6 +67,10 @@ pub struct DecoderSpec {
     /// Factor on the token embeddings.
     #[serde(skip)]
     pub embed_scale: Option<f32>,
+    /// Factor on what attention and feed-forward layer give before it is added to the residual
+    /// stream.
+    #[serde(skip)]
+    pub residual_scale: Option<f32>,
     /// Norms of the blocks.
     #[serde(skip)]
     pub norm: NormKind,
@@ -126,6 +130,7 @@ impl DecoderSpec {
             norm_offset: 0.0,
             sandwich_norms: false,
             embed_scale: None,
+            residual_scale: None,
             norm: NormKind::Rms,
             final_norm: NormKind::Rms,
             shares_norms: false,
@@ -192,6 +197,14 @@ impl DecoderSpec {
             _ => return given,
         };
         given.max(reached as usize)
+    }
+
+    /// What a block adds to the residual stream for this output of one of its halves.
+    fn branch(&self, output: Tensor<2>) -> Tensor<2> {
+        match self.residual_scale {
+            Some(scale) => output * scale,
+            None => output,
+        }
     }
 
     /// Path of a norm of a block.
@@ -402,7 +415,7 @@ impl Decoder {
             layer,
             kind: SubLayer::Attention,
             input: &y,
-            output: a,
+            output: spec.branch(a),
             residual: &x,
             norm_behind: None,
         });
@@ -420,7 +433,7 @@ impl Decoder {
             layer,
             kind: SubLayer::Mlp,
             input: &y,
-            output: m,
+            output: spec.branch(m),
             residual: &h,
             norm_behind: None,
         });

@@ -9,6 +9,7 @@ pub mod hawk;
 pub mod llama;
 pub mod mamba;
 pub mod mamba2;
+pub mod minicpm;
 pub mod mixtral;
 pub mod mor;
 pub mod native_sparse;

@@ -76,6 +76,10 @@ impl MicroBatch {
             batch.input_ids.extend(&example.input_ids);
             match &example.labels {
                 Target::Texts { lengths, .. } => batch.lengths.extend(lengths),
+                Target::Preference { chosen, .. } => {
+                    let lengths = [*chosen, example.input_ids.len() - chosen];
+                    batch.lengths.extend(lengths);
+                }
                 _ => batch.lengths.push(example.input_ids.len()),
             }
             if !example.token_type_ids.is_empty() {

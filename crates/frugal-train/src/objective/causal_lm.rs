@@ -13,7 +13,7 @@ use super::meter::{Evaluation, Meter, Metric, named};
 use crate::{Target, Tokenized};
 
 /// Rows of vocabulary logits that are formed at a time in an evaluation.
-const LOGIT_ROWS: usize = 256;
+pub(super) const LOGIT_ROWS: usize = 256;
 
 /// Language modelling.
 #[derive(Clone, Copy, Debug, Default)]
@@ -43,6 +43,9 @@ impl Objective for CausalLm {
             Target::Tokens(targets) => targets,
             Target::Class(_) => {
                 return Err("it has a class, but language modelling needs target tokens".into());
+            }
+            Target::Preference { .. } => {
+                return Err("it has a better and a worse answer, of which `dpo` learns: give `--set train.objective.name=dpo`".into());
             }
             _ => return Err("it has no target tokens, which language modelling needs".into()),
         };
@@ -130,7 +133,7 @@ impl Meter for TokenMeter {
 }
 
 /// Forms at most `max_rows` rows of logits at a time.
-fn token_loss(
+pub(super) fn token_loss(
     hidden_states: Tensor<2>,
     targets: &[i32],
     Forward { model, pass, .. }: &mut Forward<'_>,
@@ -165,9 +168,11 @@ fn token_loss(
     let parts = rows.chunks(max_rows.max(1)).map(|rows| {
         let targets: Vec<i32> = rows.iter().map(|&i| targets[i]).collect();
         let hidden_states = select_rows(hidden_states.clone(), rows);
+        // The path by `logits` scales by itself.
+        let scaled = |states| backbone.info().scaled_for_head(states);
         if let Some(packed) = packed {
             return quantized_cross_entropy(
-                hidden_states,
+                scaled(hidden_states),
                 packed,
                 head.bias.clone(),
                 &targets,
@@ -176,7 +181,7 @@ fn token_loss(
         }
         match &weight {
             Some(weight) => linear_cross_entropy(
-                hidden_states,
+                scaled(hidden_states),
                 weight.clone(),
                 head.bias.clone(),
                 &targets,

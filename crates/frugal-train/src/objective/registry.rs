@@ -6,6 +6,7 @@ use super::bce::Bce;
 use super::causal_lm::CausalLm;
 use super::classification::Classification;
 use super::cosent::Cosent;
+use super::dpo::Dpo;
 use super::embedding::{Embedding, EmbeddingConfig};
 use super::info_nce::InfoNce;
 use super::kl_distill::KlDistill;
@@ -58,6 +59,16 @@ pub const OBJECTIVES: &[ObjectiveEntry] = &[
             named.read::<NoSettings>()?;
             let label_smoothing = train.label_smoothing;
             Ok(Box::new(CausalLm { label_smoothing }))
+        },
+    },
+    ObjectiveEntry {
+        name: "dpo",
+        alias: None,
+        summary: "the better of two answers, beside the model without its adapter",
+        learns_from: LearnsFrom::Texts,
+        make: |named, train| {
+            smoothing_is_for_classes(train)?;
+            Ok(Box::new(Dpo::new(named.read()?)?))
         },
     },
     ObjectiveEntry {

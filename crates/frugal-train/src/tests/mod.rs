@@ -1,10 +1,13 @@
 //! Whole runs on the tiny models of the fixtures.
 
 mod eight_bits;
+mod fork;
 mod learning;
 mod memory_optimizers;
+mod minicpm;
 mod objectives;
 mod optimizers;
+mod preference;
 mod pretraining_memory;
 mod resume;
 mod text_losses;

@@ -14,7 +14,7 @@ use crate::{Target, Tokenized};
 
 /// Settings that a resumed run may change. More `epochs` or `max_steps` stretch the schedule from
 /// there on; fewer than are done are refused.
-const MAY_CHANGE: [&str; 9] = [
+pub(crate) const MAY_CHANGE: [&str; 9] = [
     "epochs",
     "max_steps",
     "memory",
@@ -31,6 +31,7 @@ pub(super) fn check(run: &TrainRun<'_>, objective: &dyn Objective) -> Result<(),
     run.config.validate().map_err(TrainError::Config)?;
     objective::check(objective, Set::Train, run.model(), run.train)?;
     check_company(run, objective)?;
+    check_mixture(run.config, run.train)?;
     match run.validation {
         Some(validation) => {
             objective::check(objective, Set::Evaluation, run.model(), validation)?;
@@ -78,6 +79,42 @@ pub(super) fn check(run: &TrainRun<'_>, objective: &dyn Objective) -> Result<(),
     }
 }
 
+/// The parts of a mixture are the training examples, each once.
+pub(crate) fn check_mixture(config: &TrainConfig, train: &[Tokenized]) -> Result<(), TrainError> {
+    let parts = &config.decay_mixture;
+    if parts.is_empty() {
+        return Ok(());
+    }
+    let refused = |reason| {
+        let field = "decay_mixture";
+        Err(TrainError::Config(vec![ConfigProblem { field, reason }]))
+    };
+    let listed = parts
+        .iter()
+        .fold(0_usize, |sum, part| sum.saturating_add(part.examples));
+    if listed != train.len() {
+        return refused(format!(
+            "{listed} examples are listed, and there are {}",
+            train.len()
+        ));
+    }
+    let mut first = 0;
+    for (number, part) in parts.iter().enumerate() {
+        let rows = &train[first..first + part.examples];
+        first += part.examples;
+        // The first part is what the stable stage learns from, whatever its weight.
+        let needed = number == 0 || part.weight > 0.0;
+        if needed && !rows.iter().any(|example| example.trained() > 0) {
+            let reason = format!(
+                "part {} has no example with anything to predict",
+                number + 1
+            );
+            return refused(reason);
+        }
+    }
+    Ok(())
+}
+
 /// An example that teaches nothing by itself must have others beside it.
 fn check_company(run: &TrainRun<'_>, objective: &dyn Objective) -> Result<(), TrainError> {
     let alone = |example: &&Tokenized| objective.needs_others(example);
@@ -103,7 +140,11 @@ fn check_company(run: &TrainRun<'_>, objective: &dyn Objective) -> Result<(), Tr
 }
 
 /// What a run was set to and is not any more, but for what may change.
-pub(super) fn config_differences(stored: &TrainConfig, given: &TrainConfig) -> Vec<String> {
+pub(crate) fn config_differences(
+    stored: &TrainConfig,
+    given: &TrainConfig,
+    may_change: &[&str],
+) -> Vec<String> {
     let fields = |config: &TrainConfig| match serde_json::to_value(config) {
         Ok(Value::Object(fields)) => fields,
         _ => unreachable!("settings are plain numbers, flags and names"),
@@ -120,7 +161,7 @@ pub(super) fn config_differences(stored: &TrainConfig, given: &TrainConfig) -> V
     let mut names: Vec<&String> = stored.keys().chain(given.keys()).collect();
     names.sort_unstable();
     names.dedup();
-    names.retain(|name| !MAY_CHANGE.contains(&name.as_str()));
+    names.retain(|name| !may_change.contains(&name.as_str()));
     let shown = |value: Option<&Value>| value.map_or("not set".to_owned(), Value::to_string);
     names
         .into_iter()
@@ -133,7 +174,7 @@ pub(super) fn config_differences(stored: &TrainConfig, given: &TrainConfig) -> V
 }
 
 /// SHA-256 of examples.
-pub(super) fn data_hash(examples: &[Tokenized]) -> String {
+pub(crate) fn data_hash(examples: &[Tokenized]) -> String {
     let mut hash = Sha256::new();
     let mut bytes = Vec::new();
     for example in examples {
@@ -148,6 +189,10 @@ pub(super) fn data_hash(examples: &[Tokenized]) -> String {
             Target::Class(class) => bytes.extend((*class as u64).to_le_bytes()),
             Target::Classes(classes) => extend(&mut bytes, classes, |c| (*c as u64).to_le_bytes()),
             Target::Values(values) => extend(&mut bytes, values, |v| v.to_le_bytes()),
+            Target::Preference { targets, chosen } => {
+                extend(&mut bytes, targets, |t| t.to_le_bytes());
+                bytes.extend((*chosen as u64).to_le_bytes());
+            }
             Target::Texts { lengths, scores } => {
                 extend(&mut bytes, lengths, |n| (*n as u64).to_le_bytes());
                 extend(&mut bytes, scores, |v| v.to_le_bytes());

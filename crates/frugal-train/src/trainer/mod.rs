@@ -1,6 +1,6 @@
 //! The training loop.
 
-mod check;
+pub(crate) mod check;
 mod evaluation;
 mod run;
 mod save;
@@ -80,8 +80,10 @@ struct Trainer<'a> {
     optimizer: OptimizerStep,
     gradients: GradientSum,
     state: TrainerState,
-    /// Batches of the current epoch.
+    /// Batches of the current epoch, or of the decay.
     epoch: Epoch,
+    /// Where the decay begins to learn from a mixture.
+    decay_from: Option<u64>,
     /// Newest checkpoint and its step.
     saved: Option<(u64, PathBuf)>,
     /// Values of the best evaluation, when there is no folder to keep them in.
@@ -124,6 +126,7 @@ impl<'a> Trainer<'a> {
             source,
             gradients: GradientSum::default(),
             epoch: batches.epoch(0),
+            decay_from: None,
             batches,
             state,
             saved: None,
@@ -134,6 +137,9 @@ impl<'a> Trainer<'a> {
             spent: Cost::default(),
             run,
         };
+        let mixed = trainer.batches.has_decay();
+        trainer.decay_from = trainer.schedule.decay_start().filter(|_| mixed);
+        trainer.enter_decay();
         let checked = trainer.optimizer.optimizer().check(&trainer.parameters());
         checked.map_err(TrainError::Setup)?;
         if let Some(pattern) = trainer.optimizer.unused_group(&trainer.parameters()) {
@@ -221,6 +227,19 @@ impl<'a> Trainer<'a> {
 
     fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
         parameters_mut(&mut *self.run.adapter, &mut self.run.head)
+    }
+
+    /// Steps of the decay that are done, where it learns from a mixture.
+    fn decay_steps_done(&self) -> Option<u64> {
+        self.state.step.checked_sub(self.decay_from?)
+    }
+
+    /// Takes the batches of the decay, once it has begun.
+    fn enter_decay(&mut self) {
+        if let (Some(done), Some(from)) = (self.decay_steps_done(), self.decay_from) {
+            self.epoch = self.batches.decay(self.total_steps - from);
+            self.state.step_in_epoch = done;
+        }
     }
 
     fn epochs_done(&self) -> f64 {

@@ -1,10 +1,11 @@
 //! The start of a run, at its beginning or where a checkpoint left it.
 
 use super::Trainer;
-use super::check::config_differences;
+use super::check::{MAY_CHANGE, config_differences};
 use crate::checkpoint::{self, Checkpoint, CheckpointError, TrainerState};
 use crate::error::TrainError;
 use crate::event::Event;
+use crate::schedule::Schedule;
 use crate::source;
 
 impl Trainer<'_> {
@@ -58,9 +59,26 @@ impl Trainer<'_> {
         Ok(())
     }
 
+    /// A checkpoint within the decay of its run is no stable one: a run of another length would go back
+    /// to the full rate from it.
+    fn check_decay(&self, checkpoint: &Checkpoint) -> Result<(), TrainError> {
+        let state = &checkpoint.state;
+        let total = self.batches.total_steps(&state.config);
+        let begun = Schedule::new(&state.config, total).decay_start();
+        match begun.filter(|start| state.step > *start && total != self.total_steps) {
+            Some(start) => Err(TrainError::Decayed {
+                path: checkpoint.path.clone(),
+                done: state.step,
+                start,
+            }),
+            None => Ok(()),
+        }
+    }
+
     /// Puts the run where a checkpoint left it.
     fn restore(&mut self, checkpoint: &Checkpoint) -> Result<(), TrainError> {
-        let mut differences = config_differences(&checkpoint.state.config, self.run.config);
+        let mut differences =
+            config_differences(&checkpoint.state.config, self.run.config, &MAY_CHANGE);
         if checkpoint.state.data_hash != self.state.data_hash {
             differences.push("the training data are not the same".into());
         }
@@ -95,6 +113,7 @@ impl Trainer<'_> {
                 planned,
             });
         }
+        self.check_decay(checkpoint)?;
         checkpoint.load_optimizer(self.optimizer.optimizer_mut())?;
         self.load_weights(checkpoint)?;
         if let Some(source) = &mut self.source {
@@ -109,6 +128,7 @@ impl Trainer<'_> {
             ..checkpoint.state.clone()
         };
         self.epoch = self.batches.epoch(self.state.epoch);
+        self.enter_decay();
         self.spent = checkpoint.cost;
         self.saved = Some((self.state.step, checkpoint.path.clone()));
         Ok(())

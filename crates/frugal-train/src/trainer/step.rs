@@ -98,10 +98,15 @@ impl Trainer<'_> {
             seed,
             lr_factor: self.schedule.factor(self.state.step),
         });
-        if self.state.step_in_epoch == self.epoch.steps() {
-            self.state.epoch += 1;
-            self.state.step_in_epoch = 0;
-            self.epoch = self.batches.epoch(self.state.epoch);
+        match self.decay_steps_done() {
+            Some(0) => self.enter_decay(),
+            Some(_) => {}
+            None if self.state.step_in_epoch == self.epoch.steps() => {
+                self.state.epoch += 1;
+                self.state.step_in_epoch = 0;
+                self.epoch = self.batches.epoch(self.state.epoch);
+            }
+            None => {}
         }
         self.window = (
             self.window.0 + tokens as u64,

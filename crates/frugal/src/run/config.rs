@@ -298,6 +298,9 @@ impl TuneConfig {
             }
         }
         let mut add = |key: &str, reason: String| found.push((key.to_owned(), reason));
+        let named = frugal_train::objective::canonical(&self.train.objective.name);
+        // Preferences are learnt by what predicts the next token.
+        let prefers = self.task == Task::CausalLm && named == "dpo";
         // The labels are read as the problem type says, whatever is minimised then.
         if self.train.objective.name.is_empty() {
             let mut named = self.train.objective.clone();
@@ -305,7 +308,7 @@ impl TuneConfig {
             if let Err(reason) = frugal_train::objective::made(&named, &self.train) {
                 add("train.objective", reason);
             }
-        } else if frugal_train::objective::canonical(&self.train.objective.name) != usual {
+        } else if named != usual && !prefers {
             let (name, problem) = (&self.train.objective.name, self.problem().name());
             add(
                 "train.objective",

@@ -7,6 +7,7 @@ use frugal_core::encode::{IGNORE_INDEX, Target, Tokenized};
 use frugal_core::tokenizer::{TextTokenizer, train_bpe};
 use frugal_eval::report::DatasetInfo;
 
+use super::decay_data::documents;
 use super::prepare::hold_out;
 use super::pretrain_config::{END, PretrainConfig};
 use super::{Observe, Progress, RunError};
@@ -14,7 +15,10 @@ use super::{Observe, Progress, RunError};
 /// The text of a run as tokens, and what makes tokens of it.
 pub(super) struct Corpus {
     pub(super) tokenizer: TextTokenizer,
+    /// Those of `decay_data` behind those of the corpus.
     pub(super) training: Vec<Tokenized>,
+    /// How many examples each of `decay_data` has, and the fingerprint of its file.
+    decay: Vec<(usize, String)>,
     pub(super) validation: Vec<Tokenized>,
     sha256: String,
 }
@@ -60,9 +64,20 @@ impl Corpus {
                 }
             }
         };
+        let max_length = config.max_length;
+        let mut learnt = pieces(texts(&training), &tokenizer, max_length)?;
+        let mut decay = Vec::new();
+        for part in &config.decay_data {
+            let (documents, sha256) = documents(part, observe)?;
+            let documents = documents.iter().map(String::as_str);
+            let more = pieces(documents, &tokenizer, max_length)?;
+            decay.push((more.len(), sha256));
+            learnt.extend(more);
+        }
         let corpus = Self {
-            training: pieces(&training, &tokenizer, config.max_length)?,
-            validation: pieces(&validation, &tokenizer, config.max_length)?,
+            training: learnt,
+            decay,
+            validation: pieces(texts(&validation), &tokenizer, max_length)?,
             sha256: dataset.sha256,
             tokenizer,
         };
@@ -86,17 +101,28 @@ impl Corpus {
         Ok(corpus)
     }
 
+    /// How many examples there are of the text, and of each of `decay_data`.
+    pub(super) fn parts(&self) -> (usize, Vec<usize>) {
+        let more: Vec<usize> = self.decay.iter().map(|(examples, _)| *examples).collect();
+        (self.training.len() - more.iter().sum::<usize>(), more)
+    }
+
     pub(super) fn describe(&self, config: &PretrainConfig) -> Vec<DatasetInfo> {
-        let part = |split: &str, examples: usize| DatasetInfo {
+        let part = |split: &str, source: &str, examples: usize, sha256: &str| DatasetInfo {
             split: split.into(),
-            source: config.data.clone(),
+            source: source.into(),
             examples,
-            sha256: self.sha256.clone(),
+            sha256: sha256.into(),
         };
-        vec![
-            part("train", self.training.len()),
-            part("validation", self.validation.len()),
-        ]
+        let sha256 = &self.sha256;
+        let mut all = vec![
+            part("train", &config.data, self.parts().0, sha256),
+            part("validation", &config.data, self.validation.len(), sha256),
+        ];
+        for (given, (examples, sha256)) in config.decay_data.iter().zip(&self.decay) {
+            all.push(part("decay", &given.data, *examples, sha256));
+        }
+        all
     }
 }
 
@@ -111,8 +137,8 @@ fn texts(dataset: &Dataset) -> impl Iterator<Item = &str> + Send {
 }
 
 /// Documents, each ended by [`END`] or what ends texts for a given tokenizer, in pieces of at most `max_length` tokens.
-fn pieces(
-    dataset: &Dataset,
+pub(super) fn pieces<'a>(
+    documents: impl Iterator<Item = &'a str>,
     tokenizer: &TextTokenizer,
     max_length: usize,
 ) -> Result<Vec<Tokenized>, RunError> {
@@ -120,7 +146,7 @@ fn pieces(
         .id(END)
         .or_else(|| tokenizer.eos_ids().first().copied());
     let mut out = Vec::new();
-    for text in texts(dataset) {
+    for text in documents {
         let mut ids = tokenizer.encode(text, false)?;
         ids.extend(end);
         for piece in ids.chunks(max_length).filter(|p| p.len() > 1) {

@@ -81,7 +81,7 @@ pub fn grow(request: &GrowRequest, lookup: &Lookup, device: &Device) -> Result<G
 }
 
 /// The format of most tensors; of other formats single precision.
-fn stored_type(files: &ModelFiles) -> StoredType {
+pub(super) fn stored_type(files: &ModelFiles) -> StoredType {
     let types = files.stored_types();
     let most = types.into_iter().max_by_key(|(_, count)| *count);
     match most.as_ref().map(|(name, _)| name.as_str()) {

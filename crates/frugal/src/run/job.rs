@@ -37,6 +37,8 @@ pub(super) struct Job<'a> {
     out: PathBuf,
     config_file: &'static str,
     resume: bool,
+    /// Whether the folder of a new run has a checkpoint to begin with.
+    from_checkpoint: bool,
     stop: &'a AtomicBool,
     command: &'a [String],
     begin: Instant,
@@ -99,10 +101,19 @@ impl<'a> Job<'a> {
             out: out.into(),
             config_file,
             resume,
+            from_checkpoint: false,
             stop,
             command,
             begin: Instant::now(),
             created_at: frugal_core::human::utc(now.map_or(0, |d| d.as_secs())),
+        }
+    }
+
+    /// The same for a new run that was given a checkpoint to begin with.
+    pub(super) fn with_checkpoint(self) -> Self {
+        Self {
+            from_checkpoint: true,
+            ..self
         }
     }
 
@@ -133,7 +144,7 @@ impl<'a> Job<'a> {
             validation: learn.validation,
             config: learn.config,
             folder: Some(&self.out),
-            resume: self.resume,
+            resume: self.resume || self.from_checkpoint,
             stop: self.stop,
             observer: &mut observer,
         };

@@ -162,7 +162,9 @@ pub(super) fn said(labels: &[String], target: &encode::Target) -> Option<String>
             let names = classes.filter_map(|class| labels.get(class));
             Some(names.map(String::as_str).collect::<Vec<_>>().join(" "))
         }
-        encode::Target::Tokens(_) | encode::Target::Texts { .. } => None,
+        encode::Target::Tokens(_)
+        | encode::Target::Texts { .. }
+        | encode::Target::Preference { .. } => None,
     }
 }
 

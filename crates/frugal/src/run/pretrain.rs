@@ -22,10 +22,10 @@ use super::job::{Job, Learn, Trained, in_folder};
 use super::pretrain_config::PretrainConfig;
 use super::pretrain_memory::{self, TrainedMemory, trained_as};
 use super::pretrain_mixture::Chosen;
-use super::{Metrics, Observe, Progress, RunError, base};
+use super::{Metrics, Observe, Progress, RunError, base, decay_data, fork, width};
 
 /// The resolved configuration in a run folder.
-const CONFIG_FILE: &str = "pretrain.toml";
+pub const CONFIG_FILE: &str = "pretrain.toml";
 
 /// What a pre-training run came to.
 #[derive(Clone, Debug, Serialize)]
@@ -90,13 +90,26 @@ fn pretrain_in_folder(
         let head_dim = files.config().head_dim;
         pretrain_memory::resolve(&mut resolved.train, &resolved.reparam, head_dim);
     }
-    let config = &resolved;
     let given = start.as_ref().map(|start| start.files.tokenizer());
     let given = given.transpose().map_err(ModelError::from)?;
     let mixture = Chosen::of(config)
         .map_err(|(key, reason)| RunError::Invalid(format!("`objective.{key}`: {reason}")))?;
     let tokens = mixture.as_ref().map_or_else(Vec::new, Chosen::tokens);
-    let mut corpus = Corpus::read_with(config, given, &tokens, observe)?;
+    let mut corpus = Corpus::read_with(&resolved, given, &tokens, observe)?;
+    let (text, more) = corpus.parts();
+    resolved.train.decay_mixture = decay_data::mixture(&resolved.decay_data, text, &more);
+    let stored = stored_config(&config.out.join(CONFIG_FILE)).filter(|_| resume);
+    fork::begin(
+        &mut resolved,
+        stored.as_ref(),
+        &corpus.training,
+        &corpus.validation,
+    )?;
+    let config = &resolved;
+    let job = match &config.fork {
+        Some(_) => job.with_checkpoint(),
+        None => job,
+    };
     let mixture = match mixture {
         Some(chosen) => {
             let special = chosen.special(&corpus.tokenizer)?;
@@ -128,6 +141,7 @@ fn pretrain_in_folder(
         tokenize: None,
     };
     let mut adapter = trained_as(&config.reparam, &context)?;
+    width::scale_rates(&mut adapter, &model);
     let memory = TrainedMemory::of(&adapter, &config.train)?;
     let (objective, mut source) = match mixture {
         Some((chosen, special, source)) => {
@@ -249,12 +263,18 @@ fn measure(
     Ok(found.map(|e| e.metrics))
 }
 
+/// The configuration in a run folder, where there is one that can be read.
+fn stored_config(path: &Path) -> Option<PretrainConfig> {
+    let mut stored = frugal_core::config::load::<PretrainConfig>(Some(path), &[]).ok()?;
+    stored.resolve();
+    Some(stored)
+}
+
 /// A resumed run must be the one that began.
 fn check_settings(path: &Path, config: &PretrainConfig) -> Result<(), RunError> {
-    let Ok(mut before) = frugal_core::config::load::<PretrainConfig>(Some(path), &[]) else {
+    let Some(before) = stored_config(path) else {
         return Ok(());
     };
-    before.resolve();
     // A key that only one of the two has is a difference as well.
     let both = [&before.shape, &config.shape].map(|s| serde_json::to_value(s).unwrap_or_default());
     let shape: BTreeSet<String> = both
@@ -262,7 +282,11 @@ fn check_settings(path: &Path, config: &PretrainConfig) -> Result<(), RunError> 
         .filter_map(serde_json::Value::as_object)
         .flat_map(|keys| keys.keys().map(|key| format!("shape.{key}")))
         .collect();
-    let others = ["seed", "from", "reparam", "objective"];
+    let others = ["seed", "from", "reparam", "objective", "fork", "decay_data"];
+    // A fork of the newest checkpoint does not say which one that was.
+    let others = others
+        .into_iter()
+        .chain((config.fork_step > 0).then_some("fork_step"));
     let keys: Vec<&str> = shape.iter().map(String::as_str).chain(others).collect();
     check_same_run(path, &before, config, &keys)
 }

@@ -11,6 +11,7 @@ use frugal_nn::ModelError;
 use frugal_train::{Named, ParamGroup, Scheduler, TrainConfig};
 use serde::{Deserialize, Serialize};
 
+use super::decay_data::{self, DecayData};
 use super::pretrain_objective::named_mixture;
 use super::{RunError, pretrain_memory};
 
@@ -117,6 +118,16 @@ pub struct PretrainConfig {
     /// Model whose weights and tokenizer the run begins with, in place of new ones of `shape`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
+    /// Folder of a pre-training run that this one begins as a fork of: with the parameters, the
+    /// optimizer's state and the place in the data of one of its checkpoints.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fork: Option<PathBuf>,
+    /// The step of that checkpoint; 0 for the newest.
+    #[serde(skip_serializing_if = "is_newest")]
+    pub fork_step: u64,
+    /// What is learnt from during the decay of `warmup_stable_decay`, beside the text.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub decay_data: Vec<DecayData>,
     /// Share of the documents held out to measure on.
     pub validation_share: f64,
     /// Longest piece of a document in tokens.
@@ -144,11 +155,18 @@ pub struct PretrainConfig {
     pub train: TrainConfig,
 }
 
+fn is_newest(step: &u64) -> bool {
+    *step == 0
+}
+
 impl Default for PretrainConfig {
     fn default() -> Self {
         Self {
             data: String::new(),
             from: None,
+            fork: None,
+            fork_step: 0,
+            decay_data: Vec::new(),
             validation_share: 0.01,
             max_length: 256,
             out: PathBuf::new(),
@@ -218,6 +236,12 @@ impl PretrainConfig {
             );
         }
         let is_new = self.from.is_none();
+        if self.fork.is_none() && self.fork_step > 0 {
+            add(
+                "fork_step",
+                "there is no `fork` that it is a step of".into(),
+            );
+        }
         if !is_new && self.shape != Shape::default() {
             add(
                 "shape",
@@ -254,10 +278,24 @@ impl PretrainConfig {
         }
         let mut train = self.train.clone();
         pretrain_memory::resolve(&mut train, &Named::default(), self.shape.head_dim());
+        let learns_more = self.fork.is_some() || !self.decay_data.is_empty();
+        if learns_more && self.objective != Named::default() {
+            let reason = "forks and data of the decay learn the next token: leave `objective` out";
+            add("objective", reason.into());
+        }
+        if self.fork.is_some() {
+            train.lr_scheduler_type = Scheduler::WarmupStableDecay;
+        }
+        // How many examples there are is not known before the data are read.
+        if !self.decay_data.is_empty() {
+            train.decay_mixture =
+                decay_data::mixture(&self.decay_data, 1, &vec![1; self.decay_data.len()]);
+        }
         for problem in train.validate().err().into_iter().flatten() {
             add(&format!("train.{}", problem.field), problem.reason);
         }
         found.extend(pretrain_memory::problems(&self.reparam, &self.train));
+        found.extend(decay_data::problems(&self.decay_data, &self.train));
         found
     }
 

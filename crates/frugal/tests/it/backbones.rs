@@ -9,7 +9,7 @@ use crate::support::{Golden, assert_close, fixture, model};
 
 const TOLERANCE: f32 = 1e-4;
 
-const MODELS: [&str; 21] = [
+const MODELS: [&str; 23] = [
     "llama",
     "llama-rope-llama3",
     "llama-rope-linear",
@@ -28,6 +28,8 @@ const MODELS: [&str; 21] = [
     "hawk",
     "recurrent_gemma",
     "tokenformer",
+    "minicpm",
+    "minicpm_moe",
     "gpt2",
     "bert",
     "roberta",

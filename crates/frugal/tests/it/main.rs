@@ -32,6 +32,7 @@ mod mamba;
 mod measure;
 mod merged_adapters;
 mod method_settings;
+mod minicpm;
 mod model_files;
 mod mor;
 mod packed;

@@ -55,6 +55,7 @@ kept, and the fit is of all that is there.
 Experiments on published systems say which of their claims hold, and take --seeds and --smoke:
   birdie         mixtures of objectives and reading prompts in both directions, by what is found in a text
   low-memory     optimizers and reparameterisations, by perplexity and by the bytes of what is trained
+  minicpm        decays of one run, rates carried over to larger models, data in the decay
   mor            Mixture-of-Recursions beside a Llama and a recursive transformer of equal operations
   rmoe, widenet  experts with a recurrent router, and shared by all blocks, beside plain ones
   tokenformer    growing a small model and training it on, beside new ones of the larger size";

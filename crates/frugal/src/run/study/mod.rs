@@ -12,6 +12,7 @@ mod dyprag;
 mod error;
 mod iaa;
 mod low_memory;
+mod minicpm;
 mod mor;
 mod outcome;
 mod perk;

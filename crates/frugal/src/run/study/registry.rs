@@ -13,6 +13,7 @@ pub static STUDIES: &[&Study] = &[
     &super::dyprag::DYPRAG,
     &super::iaa::IAA,
     &super::low_memory::LOW_MEMORY,
+    &super::minicpm::MINICPM,
     &super::mor::MOR,
     &super::perk::PERK,
     &super::prp::PRP,
