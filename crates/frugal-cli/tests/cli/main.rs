@@ -37,3 +37,4 @@ mod strange;
 mod support;
 mod tags;
 mod tune;
+mod untracked;

@@ -90,6 +90,9 @@ fn pretrain_in_folder(
         pretrain_memory::resolve(&mut resolved.train, &resolved.reparam, head_dim);
     }
     let config = &resolved;
+    for text in config.idle() {
+        observe(&Progress::Warning { text });
+    }
     let given = start.as_ref().map(|start| start.files.tokenizer());
     let given = given.transpose().map_err(ModelError::from)?;
     let corpus = Corpus::read_with(config, given, observe)?;

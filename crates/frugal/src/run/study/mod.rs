@@ -14,6 +14,7 @@ mod low_memory;
 mod mor;
 mod outcome;
 mod perk;
+mod pretraining;
 mod prp;
 mod rag_hyperparameters;
 mod registry;
