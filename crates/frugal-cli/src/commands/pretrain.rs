@@ -119,6 +119,9 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<Outcome> {
     let config = resolve(args)?;
     if args.dry_run {
+        for text in config.idle() {
+            ui::warn(args.output, &text);
+        }
         if args.output.json {
             ui::print_json(&config)?;
         } else {

@@ -71,6 +71,9 @@ fn check(flags: &RunFlags, output: Output) -> Result<String> {
     let _phase = Phase::new(output, format!("reading {}", config.data.train_names()));
     // With the method made for the model, as far as that needs no weights.
     let plan = plan(&config, &flags.lookup())?;
+    for text in &plan.warnings {
+        ui::warn(output, text);
+    }
     Ok(parts_lines(&plan.parts, plan.truncated))
 }
 

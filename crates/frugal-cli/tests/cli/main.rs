@@ -39,3 +39,4 @@ mod strange;
 mod support;
 mod tags;
 mod tune;
+mod untracked;

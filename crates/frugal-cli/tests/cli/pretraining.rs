@@ -102,3 +102,59 @@ fn the_experiment_is_listed_and_takes_no_part_of_a_grid() {
     refused(&["low-memory"]).fails(&["tinyshakespeare", "--data-dir"]);
     refused(&["step-law", "--smoke"]).fails(&["--smoke"]);
 }
+
+#[test]
+fn sizes_that_no_memory_holds_are_refused_by_key_before_anything_is_made() {
+    let refused = |set: &str, words: &[&str]| dry(&["--set", set]).fails(words);
+    let shape = "shape.head_dim=1000000000";
+    refused(shape, &["`shape.head_dim`", "1000000000"]);
+    let shape = "shape.hidden_size=1000000000";
+    refused(shape, &["`shape.hidden_size`", "1000000000"]);
+    let many = [
+        "--set",
+        "shape.hidden_size=983040",
+        "--set",
+        "shape.num_hidden_layers=4000",
+    ];
+    dry(&many).fails(&["`shape.hidden_size`", "parameters", "available"]);
+    for arch in ["mamba", "mamba2", "rmoe", "widenet", "mor", "tokenformer"] {
+        let large = ["--arch", arch, "--set", "shape.num_hidden_layers=1000000"];
+        dry(&large).fails(&["`shape.num_hidden_layers`"]);
+    }
+}
+
+#[test]
+fn numbers_that_are_not_finite_are_not_taken_for_the_default() {
+    for (arch, set) in [
+        ("llama", "shape.rope_theta=nan"),
+        ("mor", "shape.router_threshold=nan"),
+        ("mor", "shape.router_alpha=inf"),
+        ("mor", "shape.capacity_factors=[1.0, nan]"),
+        ("widenet", "shape.expert_capacity_factor=nan"),
+        ("mamba", "shape.time_step_scale=-inf"),
+    ] {
+        let key = set.split('=').next().unwrap();
+        dry(&["--arch", arch, "--set", set]).fails(&[&format!("`{key}`"), "finite"]);
+    }
+    let scale = ["--optim", "galore", "--set", "optim.scale=nan"];
+    dry(&scale).fails(&["optim", "`scale`", "finite"]);
+}
+
+#[test]
+fn keys_that_would_change_nothing_are_refused_or_named() {
+    dry(&["--set", "shape.pad_token_id=3"]).fails(&["`shape.pad_token_id`", "tokenizer"]);
+    let none = ["--arch", "mor", "--set", "shape.mor_type=none"];
+    let alpha = ["--set", "shape.router_alpha=0.3"];
+    dry(&[&none[..], &alpha[..]].concat()).fails(&["`shape.router_alpha`", "mor_type"]);
+    let named = |arch: &str, set: &str| {
+        let run = dry(&["--arch", arch, "--set", set]).ok();
+        assert!(run.stderr.contains("has no effect"), "{}", run.stderr);
+        run.stderr
+    };
+    let groups = named("tokenformer", "shape.num_key_value_heads=3");
+    assert!(groups.contains("`shape.num_key_value_heads`"), "{groups}");
+    let heads = named("mamba", "shape.num_attention_heads=3");
+    assert!(heads.contains("`shape.num_attention_heads`"), "{heads}");
+    let usual = dry(&["--arch", "tokenformer"]).ok().stderr;
+    assert!(!usual.contains("has no effect"), "{usual}");
+}

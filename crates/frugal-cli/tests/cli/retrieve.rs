@@ -305,3 +305,28 @@ fn rankings_are_measured_as_trec_eval_measures_them() {
     )
     .fails(&["--index"]);
 }
+
+#[test]
+fn a_study_runs_under_the_command_of_its_own_kind_only() {
+    let folder = crate::support::folder();
+    for (kind, name, other) in [
+        ("retrieve", "perk", "rag"),
+        ("rag", "anncur", "retrieve"),
+        ("retrieve", "rmoe", "pretrain"),
+    ] {
+        let words = ["bench", kind, "--suite", name, "--smoke"];
+        let own = format!("frugal bench {other}");
+        let run = crate::support::frugal_in(folder.path(), &words);
+        run.fails(&[&format!("`{name}`"), &own]);
+    }
+    let words = ["bench", "rag", "--suite", "anncru"];
+    let run = crate::support::frugal_in(folder.path(), &words);
+    assert!(!run.stderr.contains("anncur"), "{}", run.stderr);
+    run.fails(&["`anncru`", "perk"]);
+    // One that fails leaves nothing.
+    let words = ["bench", "pretrain", "--suite", "rmoe", "--smoke"];
+    crate::support::frugal_in(folder.path(), &words).fails(&["tinyshakespeare"]);
+    let left = std::fs::read_dir(folder.path()).unwrap().flatten();
+    let left: Vec<_> = left.map(|entry| entry.file_name()).collect();
+    assert!(left.iter().all(|name| name == "cache"), "{left:?}");
+}

@@ -152,18 +152,6 @@ pub(super) fn files(files: &ModelFiles, out: &Path) -> Result<(), RunError> {
     Ok(())
 }
 
-/// The tokenizer and the tokens that end a text, for a model that is another one.
-///
-/// # Errors
-/// A file that cannot be written.
-pub(super) fn text(files: &ModelFiles, out: &Path) -> Result<(), RunError> {
-    generation_config(files, out)?;
-    if let Ok(tokenizer) = files.tokenizer() {
-        tokenizer.save(out)?;
-    }
-    Ok(())
-}
-
 /// The tokens that end a text, where there is more than the one of the tokenizer.
 fn generation_config(files: &ModelFiles, out: &Path) -> Result<(), RunError> {
     let Ok(tokenizer) = files.tokenizer() else {

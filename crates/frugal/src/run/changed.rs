@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use frugal_decode::{GenerateConfig, Next, generate_until};
+use frugal_decode::GenerateConfig;
 use frugal_nn::{ActiveAdapters, AdapterSet, LoadedAdapter};
 use frugal_retrieve::parametric::FastWeights;
 
-use super::generate::{AnswerText, Continued, stop_texts};
+use super::generate::{Continued, continue_tokens};
 use super::{Opened, RunError};
 
 /// Name of the weights while they are in the model.
@@ -22,7 +22,6 @@ pub(super) fn generate_changed(
     stop: &[String],
     on_text: &mut dyn FnMut(&str) -> bool,
 ) -> Result<Continued, RunError> {
-    let tokenizer = opened.files.tokenizer()?;
     let mut adapters = AdapterSet::default();
     let choice = match change {
         None => ActiveAdapters::Base,
@@ -38,39 +37,14 @@ pub(super) fn generate_changed(
             ActiveAdapters::One(NAME.to_owned())
         }
     };
-    let stops = stop_texts(tokenizer, stop);
-    let mut answer = AnswerText::new(tokenizer, &stops);
-    let mut failed = None;
-    let prompt_tokens = prompt.len();
-    let found = generate_until(
-        &opened.backbone,
-        &Arc::new(adapters),
-        &choice,
+    let found = continue_tokens(
+        opened,
+        (&Arc::new(adapters), &choice),
         &[prompt],
         config,
-        &mut |_, token| match answer.push(token) {
-            Err(error) => {
-                failed = Some(error);
-                Next::Nothing
-            }
-            Ok(text) => match (on_text(&text), answer.is_stopped()) {
-                (false, _) => Next::Nothing,
-                (true, true) => Next::Others,
-                (true, false) => Next::Sequence,
-            },
-        },
+        stop,
+        &mut |piece| on_text(piece.text),
     )?;
-    if let Some(error) = failed {
-        return Err(error.into());
-    }
-    let found = found.into_iter().next();
-    let found = found.ok_or_else(|| RunError::Invalid("nothing was generated".into()))?;
-    let (text, rest) = answer.finish()?;
-    on_text(&rest);
-    Ok(Continued {
-        prompt_tokens,
-        tokens: found.tokens,
-        text,
-        finish: found.finish,
-    })
+    let first = found.into_iter().next();
+    first.ok_or_else(|| RunError::Invalid("nothing was generated".into()))
 }

@@ -6,7 +6,7 @@ use frugal_models::architecture::RecurrenceCost;
 use frugal_models::load::ModelFiles;
 use frugal_models::{ModelConfig, Quantize};
 use frugal_nn::{BuildContext, Head, Parameter, SiteInfo, SiteKind, SiteTable};
-use frugal_train::{Batches, Optimizer, TrainError};
+use frugal_train::{Batches, Optimizer, TrainError, Unreached};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -54,6 +54,8 @@ pub(super) struct Sizes {
     pub(super) matrices: usize,
     /// Whether every weight is trained.
     pub(super) full: bool,
+    /// Training examples that teach the method nothing.
+    pub(super) unreached: Option<Unreached>,
 }
 
 impl Sizes {
@@ -84,15 +86,18 @@ impl Sizes {
                 low_rank: 0,
                 matrices: 0,
                 full: true,
+                unreached: None,
             });
         }
+        let tokenizer = prepared.files.tokenizer()?;
+        let tokenize = |text: &str| tokenizer.encode(text, false).unwrap_or_default();
         let context = BuildContext {
             info,
             sites,
             backbone: None,
             device: device.clone(),
             seed: config.seed,
-            tokenize: None,
+            tokenize: Some(&tokenize),
         };
         let adapter = method.make(&prepared.method_settings(config, sites)?, &context)?;
         let parameters = adapter.parameters();
@@ -113,6 +118,7 @@ impl Sizes {
                 .map(|p| Parameter::len(p))
                 .sum(),
             full: false,
+            unreached: Unreached::among(adapter.as_ref(), prepared.train.examples()),
         })
     }
 }

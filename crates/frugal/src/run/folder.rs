@@ -117,7 +117,7 @@ fn is_used(out: &Path) -> bool {
 }
 
 /// The folder and those above it that are not there, the innermost first.
-fn missing(out: &Path) -> Vec<PathBuf> {
+pub(super) fn missing(out: &Path) -> Vec<PathBuf> {
     out.ancestors()
         .take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists())
         .map(Path::to_owned)

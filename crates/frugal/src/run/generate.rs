@@ -99,8 +99,28 @@ pub(super) fn generate_by(
         seed: request.seed,
         cache_type: request.cache_type,
     };
-    let stops = stop_texts(tokenizer, &request.stop);
-    let mut answers = vec![AnswerText::new(tokenizer, &stops); encoded.len()];
+    continue_tokens(
+        opened,
+        (adapters, &choice(&request.prompts)),
+        &encoded,
+        &config,
+        &request.stop,
+        on_piece,
+    )
+}
+
+/// Continues prompts in tokens as these adapters have it, up to one of the texts to stop at.
+pub(super) fn continue_tokens(
+    opened: &Opened,
+    (adapters, choice): (&Arc<AdapterSet>, &ActiveAdapters),
+    prompts: &[Vec<u32>],
+    config: &GenerateConfig,
+    stop: &[String],
+    on_piece: &mut dyn FnMut(Piece<'_>) -> bool,
+) -> Result<Vec<Continued>, RunError> {
+    let tokenizer = opened.files.tokenizer()?;
+    let stops = stop_texts(tokenizer, stop);
+    let mut answers = vec![AnswerText::new(tokenizer, &stops); prompts.len()];
     let mut failed = None;
     let mut on_token = |prompt: usize, token: u32| {
         let answer = &mut answers[prompt];
@@ -126,9 +146,9 @@ pub(super) fn generate_by(
     let found = generate_until(
         &opened.backbone,
         adapters,
-        &choice(&request.prompts),
-        &encoded,
-        &config,
+        choice,
+        prompts,
+        config,
         &mut on_token,
     )?;
     if let Some(error) = failed {
@@ -144,7 +164,7 @@ pub(super) fn generate_by(
             text: &rest,
         });
         continued.push(Continued {
-            prompt_tokens: encoded[prompt].len(),
+            prompt_tokens: prompts[prompt].len(),
             tokens: found.tokens,
             text,
             finish: found.finish,

@@ -45,7 +45,8 @@ pub struct Grown {
     pub keeps_outputs: bool,
 }
 
-/// Writes a folder of the model with more parameter tokens: weights, configuration and tokenizer.
+/// Writes a folder of the model with more parameter tokens: weights and configuration, and all that
+/// lies beside them, as the tokenizer and the record of the run that trained the model.
 ///
 /// # Errors
 /// A model that has no such tokens or cannot be read, numbers of tokens that it does not grow to, a
@@ -75,7 +76,8 @@ pub fn grow(request: &GrowRequest, lookup: &Lookup, device: &Device) -> Result<G
     )?;
     let carried = carry::tensors(&files, dtype)?;
     write_model_with(folder, &weights.config, &weights.tensors, carried, dtype)?;
-    carry::text(&files, folder)?;
+    // What a folder says of where its model comes from, its tokenizer and its licence go with it.
+    carry::files(&files, folder)?;
     stage.finish("config.json")?;
     Ok(grown)
 }
@@ -180,6 +182,10 @@ mod tests {
             file("small", "tokenizer.json"),
             file("large", "tokenizer.json")
         );
+        // What was trained on, and how, is still known of the large one.
+        for name in [frugal_eval::report::RECORD_FILE, "pretrain.toml"] {
+            assert_eq!(file("small", name), file("large", name), "{name}");
+        }
 
         // A rate at which nothing moves: the loss on the held-out lines is that of the small model,
         // to what 16 bits of the file take from it.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use frugal_models::ModelConfig;
 use frugal_models::load::Lookup;
 use frugal_nn::SiteTable;
+use frugal_train::{TrainError, Unreached};
 use serde::Serialize;
 
 use super::estimate::{Memory, Sizes, Work, predicted, process_bytes};
@@ -47,6 +48,8 @@ pub struct Plan {
     pub truncated: usize,
     /// One training example with what is trained marked.
     pub example: String,
+    /// What of the data is hardly meant.
+    pub warnings: Vec<String>,
 }
 
 /// Predicts parameters, memory and time of a run.
@@ -62,6 +65,7 @@ pub fn plan(config: &TuneConfig, lookup: &Lookup) -> Result<Plan, RunError> {
     start.map_or(Ok(()), |start| start.check_targets(&sites))?;
     let process = process_bytes();
     let sizes = Sizes::new(config, &prepared, &sites, &device)?;
+    let warnings = sizes.unreached.as_ref().map(unreached).transpose()?;
     let work = Work::new(config, &prepared);
     let tokens = work.micro_batch_tokens;
     let memory = predicted(&prepared, &sites, &sizes, config, tokens, process);
@@ -105,7 +109,19 @@ pub fn plan(config: &TuneConfig, lookup: &Lookup) -> Result<Plan, RunError> {
             .collect(),
         truncated: prepared.parts().map(|p| p.encoded.truncated).sum(),
         example: prepared.shown_example()?,
+        warnings: warnings.into_iter().collect(),
     })
+}
+
+/// What is said of examples that teach the method nothing.
+///
+/// # Errors
+/// There are no others.
+pub(super) fn unreached(found: &Unreached) -> Result<String, RunError> {
+    match found.is_all() {
+        true => Err(TrainError::Setup(found.to_string()).into()),
+        false => Ok(found.to_string()),
+    }
 }
 
 /// Forward, gradient to the inputs, and gradients of what is trained.

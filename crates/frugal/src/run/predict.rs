@@ -201,25 +201,13 @@ impl Predictor {
         Ok(texts.iter().map(of).collect())
     }
 
-    /// Checks what a file says of the words of a text before it is repeated: every tag must be one of
-    /// the model's.
+    /// Checks what a file says of the words of a text, or of the text as a whole, before it is
+    /// repeated: every tag must be one of the model's, by name or by number.
     ///
     /// # Errors
     /// Names the first tag that is none of them.
     pub fn check_tags(&self, gold: &Value) -> Result<(), RunError> {
-        let labels = self.labels();
-        let mut tags = gold
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(Value::as_str);
-        match tags.find(|tag| !labels.iter().any(|label| label == tag)) {
-            None => Ok(()),
-            Some(tag) => Err(RunError::Invalid(format!(
-                "label {tag:?} is not one of {}: leave the tags out, or take those that the model knows",
-                labels.join(", ")
-            ))),
-        }
+        check_tags(self.labels(), gold)
     }
 
     /// For each text a value for every label: a probability, or with regression the score itself.
@@ -249,5 +237,58 @@ pub(super) fn without_head(files: &ModelFiles) -> &'static str {
     match files.info().is_encoder {
         true => "train one with `frugal tune`, or give an adapter with a head by `--adapter`",
         false => "text is written with `frugal generate`",
+    }
+}
+
+/// Refuses a tag that none of `labels` is.
+fn check_tags(labels: &[String], gold: &Value) -> Result<(), RunError> {
+    let is_known = |tag: &&Value| match tag {
+        Value::Null => true,
+        Value::String(tag) => labels.contains(tag),
+        other => other
+            .as_u64()
+            .is_some_and(|class| class < labels.len() as u64),
+    };
+    let tags = match gold {
+        Value::Array(tags) => tags.as_slice(),
+        one => std::slice::from_ref(one),
+    };
+    match tags.iter().find(|tag| !is_known(tag)) {
+        None => Ok(()),
+        Some(tag) => Err(RunError::Invalid(format!(
+            "label {tag} is not one of {}: leave the tags out, or take those that the model knows",
+            labels.join(", ")
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_unknown_label_of_a_whole_text_is_not_repeated_by_a_model_of_tags() {
+        let labels = ["O", "B-PER"].map(str::to_owned);
+        for known in [
+            json!(["O", "B-PER", null]),
+            json!("O"),
+            json!([0, 1]),
+            json!([]),
+            Value::Null,
+        ] {
+            check_tags(&labels, &known).unwrap();
+        }
+        for (unknown, said) in [
+            (json!("spam"), "\"spam\""),
+            (json!(["O", "B-LOC"]), "\"B-LOC\""),
+            (json!([0, 2]), "2"),
+            (json!(-1), "-1"),
+            (json!({"label": "O"}), "label"),
+        ] {
+            let error = check_tags(&labels, &unknown).unwrap_err().to_string();
+            assert!(error.contains(said) && error.contains("B-PER"), "{error}");
+        }
     }
 }

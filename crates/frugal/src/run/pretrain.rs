@@ -90,6 +90,9 @@ fn pretrain_in_folder(
         let head_dim = files.config().head_dim;
         pretrain_memory::resolve(&mut resolved.train, &resolved.reparam, head_dim);
     }
+    for text in resolved.idle() {
+        observe(&Progress::Warning { text });
+    }
     let given = start.as_ref().map(|start| start.files.tokenizer());
     let given = given.transpose().map_err(ModelError::from)?;
     let mixture = Chosen::of(config)

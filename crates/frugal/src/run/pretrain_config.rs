@@ -6,12 +6,15 @@ use frugal_core::suggest::did_you_mean;
 use frugal_core::tokenizer::TextTokenizer;
 use frugal_models::fresh::FreshSizes;
 use frugal_models::save::StoredType;
-use frugal_models::{ModelConfig, registry};
+use frugal_models::{ModelConfig, fresh_memory, registry};
 use frugal_nn::ModelError;
 use frugal_train::{Named, ParamGroup, Scheduler, TrainConfig};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::decay_data::{self, DecayData};
+use super::estimate::process_bytes;
+use super::fit::available;
 use super::pretrain_objective::named_mixture;
 use super::{RunError, pretrain_memory};
 
@@ -299,6 +302,17 @@ impl PretrainConfig {
         found
     }
 
+    /// What is said of settings that change nothing.
+    pub fn idle(&self) -> Vec<String> {
+        if self.from.is_some() {
+            return Vec::new();
+        }
+        let kind = self.shape.model_type().unwrap_or(&self.shape.arch);
+        let idle = self.shape.idle().into_iter();
+        idle.map(|key| format!("`shape.{key}` has no effect: `{kind}` models have no use for it"))
+            .collect()
+    }
+
     pub(super) fn model(&self, tokenizer: &TextTokenizer) -> Result<ModelConfig, RunError> {
         Ok(self.shape.config(tokenizer.id(END), self.dtype)?)
     }
@@ -344,7 +358,18 @@ impl Shape {
             );
             return Err(refuse("arch", reason));
         };
-        let sizes = FreshSizes {
+        let (sizes, own) = (self.sizes(), self.own_keys()?);
+        let mut raw = family.fresh_config(&sizes, &own, end, SOURCE)?;
+        raw["dtype"] = dtype.torch_name().into();
+        let config = ModelConfig::from_json(raw, SOURCE)?;
+        if let Some(available) = available(process_bytes()) {
+            fresh_memory::check_memory(&config, sizes, &own, [LEAST_BYTES, available])?;
+        }
+        Ok(config)
+    }
+
+    fn sizes(&self) -> FreshSizes {
+        FreshSizes {
             vocab_size: self.vocab_size,
             hidden_size: self.hidden_size,
             intermediate_size: self.intermediate_size,
@@ -352,14 +377,55 @@ impl Shape {
             num_attention_heads: self.num_attention_heads,
             num_key_value_heads: self.num_key_value_heads,
             max_position_embeddings: self.max_position_embeddings,
+        }
+    }
+
+    /// The architecture's own keys as JSON, which has no numbers that are not finite: there they would
+    /// become `null`, which means the default.
+    fn own_keys(&self) -> Result<Map<String, Value>, ModelError> {
+        let own = self.meant();
+        if let Some((key, value)) = own.iter().find(|(_, value)| !is_finite(value)) {
+            return Err(refuse(
+                key,
+                format!("{value} given, which is no finite number"),
+            ));
+        }
+        match serde_json::to_value(own) {
+            Ok(Value::Object(own)) => Ok(own),
+            _ => Err(refuse("arch", "its keys have no JSON form")),
+        }
+    }
+
+    /// Sizes that were given and that the architecture has no use for.
+    fn idle(&self) -> Vec<&'static str> {
+        let (Ok(model_type), Ok(own)) = (self.model_type(), self.own_keys()) else {
+            return Vec::new();
         };
-        let own = match serde_json::to_value(self.meant()) {
-            Ok(serde_json::Value::Object(own)) => own,
-            _ => return Err(refuse("arch", "its keys have no JSON form")),
+        let Some(family) = registry::find(model_type) else {
+            return Vec::new();
         };
-        let mut raw = family.fresh_config(&sizes, &own, end, SOURCE)?;
-        raw["dtype"] = dtype.torch_name().into();
-        ModelConfig::from_json(raw, SOURCE)
+        let usual = Self::default();
+        let given = |key: &&str| match *key {
+            "intermediate_size" => self.intermediate_size != usual.intermediate_size,
+            "num_attention_heads" => self.num_attention_heads != usual.num_attention_heads,
+            "num_key_value_heads" => self.num_key_value_heads != usual.num_key_value_heads,
+            // The longest piece of the text is checked against it.
+            _ => false,
+        };
+        let sizes = self.sizes();
+        family.idle_sizes(&sizes, &own).filter(given).collect()
+    }
+}
+
+/// Weights and gradients of a parameter while it is trained.
+const LEAST_BYTES: u64 = 8;
+
+fn is_finite(value: &toml::Value) -> bool {
+    match value {
+        toml::Value::Float(number) => number.is_finite(),
+        toml::Value::Array(values) => values.iter().all(is_finite),
+        toml::Value::Table(values) => values.values().all(is_finite),
+        _ => true,
     }
 }
 

@@ -12,7 +12,7 @@ use frugal_models::LoadOptions;
 use frugal_models::load::{Lookup, MODEL_FOLDER, ModelFiles};
 use frugal_models::save::StoredType;
 use frugal_nn::{Backbone, BuildContext, Head, LoadedAdapter, SiteTable};
-use frugal_train::{Best, ModelParts};
+use frugal_train::{Best, ModelParts, Unreached};
 use serde::Serialize;
 
 use super::compare::baselines;
@@ -22,6 +22,7 @@ use super::fit::{Fitted, MemoryCheck, available, fitting, hindered, refusal};
 use super::folder::{check_same_run, claim, claim_free};
 use super::job::{Job, Learn, in_folder};
 use super::page::{count_parameters, evaluation, meta, scores, weights_size, write_report};
+use super::plan::unreached;
 use super::prepare::{Part, Prepared, prepare};
 use super::scores::PartScores;
 use super::scoring::Run;
@@ -207,6 +208,10 @@ fn tune_in_folder(
     let sites = prepared.files.sites();
     let backbone = load(config, prepared, &sites, &device)?;
     let mut entry = build_entry(config, prepared, backbone.as_ref(), &sites, start, &device)?;
+    if let Some(found) = Unreached::among(entry.adapter.as_ref(), prepared.train.examples()) {
+        let text = unreached(&found)?;
+        observe(&Progress::Warning { text });
+    }
     let run = Run {
         config,
         prepared,

@@ -44,7 +44,7 @@ pub(super) fn run(kind: StudyKind, args: &Args) -> Result<Outcome> {
     let Some(name) = args.suite.as_ref().filter(|_| !args.list) else {
         return list(kind, args.output);
     };
-    let study = study::find(name)?;
+    let study = study::find(kind, name)?;
     let stop = interrupt::flag("stopping after this step");
     let request = StudyRequest {
         data_dir: args.data_dir.clone(),

@@ -68,7 +68,7 @@ pub fn show(config: &TuneConfig, lookup: &Lookup, output: Output) -> Result<Outc
     } else {
         print(&plan, config);
     }
-    if let Some(text) = warning(&plan) {
+    for text in plan.warnings.iter().cloned().chain(warning(&plan)) {
         ui::warn(output, &text);
     }
     Ok(Outcome::Done)

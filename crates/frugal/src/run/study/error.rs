@@ -18,6 +18,14 @@ pub enum StudyError {
         /// Those that there are.
         known: String,
     },
+    /// A study of another command.
+    #[error("`{name}` is an experiment of `frugal bench {command}`")]
+    Kind {
+        /// The name.
+        name: String,
+        /// The command that runs it.
+        command: &'static str,
+    },
     /// A file of the data folder that is missing or wrong.
     #[error("{}: {reason}", path.display())]
     Data {

@@ -16,6 +16,7 @@ mod minicpm;
 mod mor;
 mod outcome;
 mod perk;
+mod pretraining;
 mod prp;
 mod rag_hyperparameters;
 mod registry;

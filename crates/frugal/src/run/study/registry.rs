@@ -1,7 +1,7 @@
 //! The studies there are.
 
 use super::StudyError;
-use super::run::Study;
+use super::run::{Study, StudyKind};
 
 /// All studies, one line each.
 #[rustfmt::skip]
@@ -23,18 +23,26 @@ pub static STUDIES: &[&Study] = &[
     &super::routed::WIDENET,
 ];
 
-/// The study of a name.
+/// The study of a kind and name.
 ///
 /// # Errors
-/// A name that no study has.
-pub fn find(name: &str) -> Result<&'static Study, StudyError> {
+/// A name that no study has, or one of another kind.
+pub fn find(kind: StudyKind, name: &str) -> Result<&'static Study, StudyError> {
     let found = STUDIES.iter().find(|study| study.name == name);
-    found.copied().ok_or_else(|| StudyError::Unknown {
-        name: name.to_owned(),
-        known: STUDIES
-            .iter()
-            .map(|study| study.name)
-            .collect::<Vec<_>>()
-            .join(", "),
-    })
+    match found {
+        Some(study) if study.kind == kind => Ok(study),
+        Some(study) => Err(StudyError::Kind {
+            name: name.to_owned(),
+            command: study.kind.command(),
+        }),
+        None => Err(StudyError::Unknown {
+            name: name.to_owned(),
+            known: STUDIES
+                .iter()
+                .filter(|study| study.kind == kind)
+                .map(|study| study.name)
+                .collect::<Vec<_>>()
+                .join(", "),
+        }),
+    }
 }

@@ -5,6 +5,7 @@ use serde_json::json;
 
 use super::request::WORK;
 use super::{Outcome, StudyError, StudyEvent, StudyRequest};
+use crate::run::folder::missing;
 use crate::run::{RESULTS_FILE, claim_results};
 
 /// What a study is about.
@@ -32,7 +33,20 @@ pub struct Study {
     pub run: fn(&StudyRequest<'_>, &mut dyn FnMut(StudyEvent)) -> Result<Outcome, StudyError>,
 }
 
-/// Runs a study and writes `results.json` and `results.md` into its folder.
+impl StudyKind {
+    /// Its name under `frugal bench`.
+    #[must_use]
+    pub fn command(self) -> &'static str {
+        match self {
+            Self::Retrieve => "retrieve",
+            Self::Rag => "rag",
+            Self::Pretrain => "pretrain",
+        }
+    }
+}
+
+/// Runs a study and writes `results.json` and `results.md` into its folder. One that fails before
+/// anything is kept leaves no empty folder.
 ///
 /// # Errors
 /// What the study meets, a folder that another process has, or files that cannot be written.
@@ -41,7 +55,25 @@ pub fn run(
     request: &StudyRequest<'_>,
     observe: &mut dyn FnMut(StudyEvent),
 ) -> Result<Outcome, StudyError> {
-    let _lock = claim_results(&request.out, "study", |name| name == WORK)?;
+    let made = missing(&request.out);
+    let lock = claim_results(&request.out, "study", |name| name == WORK)?;
+    let found = run_in_folder(study, request, observe);
+    // Removing fails where something is in a folder, as it should.
+    if found.is_err() {
+        let _ = std::fs::remove_dir(request.work());
+        drop(lock);
+        for folder in made {
+            let _ = std::fs::remove_dir(folder);
+        }
+    }
+    found
+}
+
+fn run_in_folder(
+    study: &Study,
+    request: &StudyRequest<'_>,
+    observe: &mut dyn FnMut(StudyEvent),
+) -> Result<Outcome, StudyError> {
     let mut outcome = (study.run)(request, observe)?;
     if request.smoke {
         outcome.claims.clear();
@@ -62,4 +94,53 @@ pub fn run(
     let markdown = outcome.markdown(&format!("{}: {}", study.name, study.about));
     write_atomic(&request.out.join("results.md"), markdown.as_bytes())?;
     Ok(outcome)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+
+    fn failing(request: &StudyRequest<'_>) -> Result<Outcome, StudyError> {
+        std::fs::create_dir_all(request.work()).unwrap();
+        Err(StudyError::Stopped)
+    }
+
+    #[test]
+    fn a_study_that_fails_leaves_no_empty_folder_and_takes_no_work_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let stop = AtomicBool::new(false);
+        let request = StudyRequest {
+            data_dir: folder.path().into(),
+            out: folder.path().join("runs/bench-x"),
+            seeds: vec![0],
+            smoke: true,
+            stop: &stop,
+        };
+        let study = |run| Study {
+            name: "x",
+            kind: StudyKind::Rag,
+            about: "",
+            source: "",
+            run,
+        };
+        let fails = study(|request, _| failing(request));
+        assert!(run(&fails, &request, &mut |_| {}).is_err());
+        assert!(!folder.path().join("runs").exists());
+        let works = study(|request, _| {
+            std::fs::create_dir_all(request.work()).unwrap();
+            std::fs::write(request.work().join("kept"), "1").unwrap();
+            failing(request)
+        });
+        assert!(run(&works, &request, &mut |_| {}).is_err());
+        assert!(request.work().join("kept").exists());
+        std::fs::create_dir_all(folder.path().join("mine")).unwrap();
+        let own = StudyRequest {
+            out: folder.path().join("mine"),
+            ..request
+        };
+        assert!(run(&fails, &own, &mut |_| {}).is_err());
+        assert!(own.out.exists() && !own.work().exists());
+    }
 }

@@ -5,13 +5,14 @@ mod arms;
 mod rig;
 mod size;
 
+use super::pretraining::{TRIAL_SEED, Text, edges_note, listed, picked, shown};
 use super::run::{Study, StudyKind};
 use super::{Outcome, StudyError, StudyEvent, StudyRequest};
 use arms::{
     ADAMW, Arm, FIRA, GALORE, LOW_RANK, LOW_RANK_REFACTORED, LOW_RANK_RESET, LOW_RANK_RESTARTS,
     RELORA, SLTRAIN, SLTRAIN_RESTARTS, arms,
 };
-use rig::{Measure, Rig, Text};
+use rig::{Measure, Rig};
 use size::{Model, Size};
 
 /// The study.
@@ -22,9 +23,6 @@ pub static LOW_MEMORY: Study = Study {
     source: "Glentis et al., Scalable Parameter and Memory Efficient Pretraining for LLM: Recent Algorithmic Advances and Benchmarking, 2025, arXiv 2505.22922 (OptimAI-Lab/Memory_Efficient_Pretraining)",
     run,
 };
-
-/// Seed of the runs by which rates are picked; those that are reported have others.
-const TRIAL_SEED: u64 = 1_000_003;
 
 fn run(
     request: &StudyRequest<'_>,
@@ -37,7 +35,7 @@ fn run(
         .map(|model| arms(model, &size).len() * (size.factors.len() + request.seeds.len()))
         .sum();
     observe(StudyEvent::Planned { steps: runs as u64 });
-    let text = Text::read(request, &size)?;
+    let text = Text::read(request, size.vocab_size, size.max_length)?;
     let mut outcome = Outcome::default();
     let mut edges = Vec::new();
     for model in size.models {
@@ -68,24 +66,18 @@ fn tuned(
     edges: &mut Vec<String>,
     observe: &mut dyn FnMut(StudyEvent),
 ) -> Result<f64, StudyError> {
-    let mut best: Option<(f64, usize)> = None;
-    for (i, factor) in rig.size.factors.iter().enumerate() {
-        let rate = arm.rate * factor;
+    let rates = rig.size.factors.iter().map(|factor| arm.rate * factor);
+    let found = picked(rates, |rate| {
         let found = rig.trained(arm, rate, TRIAL_SEED)?;
-        let loss = found.map_or(f64::INFINITY, |found| found.tuning_loss);
-        if best.is_none_or(|(before, _)| loss < before) {
-            best = Some((loss, i));
-        }
         observe(StudyEvent::Step {
-            what: format!("{}, {}, rate {rate}", arm.name, rig.model.label),
+            what: format!("{}, {}, rate {}", arm.name, rig.model.label, shown(rate)),
         });
-    }
-    let at = best.map_or(0, |(_, at)| at);
-    let last = rig.size.factors.len() - 1;
-    if last > 0 && (at == 0 || at == last) {
+        Ok(found.map(|found| found.tuning_loss))
+    })?;
+    if found.is_edge {
         edges.push(format!("{} at {}", arm.name, rig.model.label));
     }
-    Ok(arm.rate * rig.size.factors[at])
+    Ok(found.rate)
 }
 
 /// The runs of all seeds at the picked rate.
@@ -190,8 +182,8 @@ fn notes(outcome: &mut Outcome, size: &Size, text: &Text, edges: &[String]) {
             text.test.len()
         ),
         format!(
-            "Rates are those of the arm times one of {:?}, picked by one run each with a seed of their own. Cosine with 10 % of warm-up down to a tenth, clipping at norm 1, no decay.",
-            size.factors
+            "Rates are those of the arm times one of {}, picked by one run each with a seed of their own. Cosine with 10 % of warm-up down to a tenth, clipping at norm 1, no decay.",
+            listed(size.factors)
         ),
         format!(
             "Restarts, merges, resets and new directions every {} steps.",
@@ -199,12 +191,7 @@ fn notes(outcome: &mut Outcome, size: &Size, text: &Text, edges: &[String]) {
         ),
         "MB are counted from shapes: weights, gradients and the optimizer's tensors, in single precision; activations are not among them, nor the dense weights that SLTrain forms in a step.".to_owned(),
     ]);
-    if !edges.is_empty() {
-        outcome.notes.push(format!(
-            "The best rate was the lowest or highest of those tried for {}.",
-            edges.join(", ")
-        ));
-    }
+    outcome.notes.extend(edges_note(edges));
 }
 
 #[cfg(test)]

@@ -1,67 +1,18 @@
 //! One run: a new model, learnt from the text and measured on two parts of it.
 
-use std::time::Instant;
-
 use frugal_core::encode::Tokenized;
-use frugal_core::tokenizer::TextTokenizer;
 use frugal_models::{build, random_weights};
 use frugal_nn::{Adapter, BuildContext};
-use frugal_train::{
-    CausalLm, Event, StopReason, TrainConfig, TrainError, TrainRun, evaluate_observed, train,
-};
+use frugal_train::TrainConfig;
 
 use super::arms::Arm;
 use super::size::{Model, Size};
-use crate::run::corpus::Corpus;
+use crate::run::study::pretraining::{Text, failed, learn, loss, schedule};
 use crate::run::study::{StudyError, StudyRequest};
 use crate::run::{PretrainConfig, Shape, TrainedMemory, trained_as};
 
-/// The text as tokens.
-pub(super) struct Text {
-    tokenizer: TextTokenizer,
-    training: Vec<Tokenized>,
-    pub(super) tuning: Vec<Tokenized>,
-    pub(super) test: Vec<Tokenized>,
-}
-
-/// Share of the text that is not learnt from.
-const HELD_OUT: f64 = 0.1;
 /// Steps over which the rate comes back after a reset.
 const RECOVERY_STEPS: u64 = 5;
-
-impl Text {
-    /// Reads it; which parts are which does not depend on the seed of a run.
-    pub(super) fn read(request: &StudyRequest<'_>, size: &Size) -> Result<Self, StudyError> {
-        let path = request.data("tinyshakespeare/input.txt")?;
-        let config = PretrainConfig {
-            data: path.display().to_string(),
-            validation_share: HELD_OUT,
-            max_length: size.max_length,
-            shape: Shape {
-                vocab_size: size.vocab_size,
-                ..Shape::default()
-            },
-            ..PretrainConfig::default()
-        };
-        let corpus = Corpus::read(&config, &mut |_| {});
-        let corpus = corpus.map_err(|error| StudyError::arm("the text", error))?;
-        let (mut tuning, mut test) = (Vec::new(), Vec::new());
-        for (i, piece) in corpus.validation.into_iter().enumerate() {
-            if i % 2 == 0 { &mut tuning } else { &mut test }.push(piece);
-        }
-        Ok(Self {
-            tokenizer: corpus.tokenizer,
-            training: corpus.training,
-            tuning,
-            test,
-        })
-    }
-
-    /// Tokens to learn from.
-    pub(super) fn tokens(&self) -> usize {
-        self.training.iter().map(Tokenized::len).sum()
-    }
-}
 
 /// What is measured of a run.
 #[derive(Clone, Copy)]
@@ -107,20 +58,12 @@ impl Rig<'_> {
     fn config(&self, arm: &Arm, rate: f64, seed: u64) -> PretrainConfig {
         let (size, model) = (self.size, self.model);
         let train = TrainConfig {
-            lr: rate,
-            max_steps: size.steps,
-            max_tokens: size.batch_tokens,
             weight_decay: 0.0,
             adam_beta2: 0.999,
-            warmup_ratio: 0.1,
-            min_lr_ratio: 0.1,
             optim: arm.optim.clone(),
             moment_reset_steps: arm.moment_reset_steps,
             reset_recovery_steps: RECOVERY_STEPS.min(size.restart_steps / 2),
-            load_best_model_at_end: false,
-            logging_steps: size.steps,
-            seed,
-            ..PretrainConfig::default().train
+            ..schedule(rate, size.steps, size.batch_tokens, seed)
         };
         PretrainConfig {
             seed,
@@ -148,12 +91,6 @@ impl Rig<'_> {
         seed: u64,
     ) -> Result<Option<Found>, StudyError> {
         self.request.check()?;
-        fn failed<E>(arm: &'static str) -> impl Fn(E) -> StudyError
-        where
-            E: Into<Box<dyn std::error::Error + Send + Sync>>,
-        {
-            move |error| StudyError::arm(arm, error)
-        }
         let config = self.config(arm, rate, seed);
         let device = crate::device::device(&config.device).map_err(failed(arm.name))?;
         let model = config
@@ -171,44 +108,16 @@ impl Rig<'_> {
         };
         let mut adapter = trained_as(&config.reparam, &context).map_err(failed(arm.name))?;
         let memory = TrainedMemory::of(&adapter, &config.train).map_err(failed(arm.name))?;
-        let mut observer = |_: &Event| {};
-        let start = Instant::now();
-        let ending = train(TrainRun {
-            backbone: backbone.as_ref(),
-            adapter: &mut adapter,
-            head: None,
-            train: &self.text.training,
-            validation: None,
-            config: &config.train,
-            folder: None,
-            resume: false,
-            stop: self.request.stop,
-            observer: &mut observer,
-        });
-        let seconds_per_step = start.elapsed().as_secs_f64() / self.size.steps as f64;
-        match ending {
-            Err(TrainError::NonFinite { .. }) => return Ok(None),
-            Err(error) => return Err(StudyError::arm(arm.name, error)),
-            Ok(summary) if summary.ending == StopReason::Interrupted => {
-                return Err(StudyError::Stopped);
-            }
-            Ok(_) => {}
-        }
+        let (request, train) = (self.request, &config.train);
+        let base = backbone.as_ref();
+        let Some(seconds_per_step) =
+            learn(request, arm.name, base, &mut adapter, self.text, train)?
+        else {
+            return Ok(None);
+        };
         let loss = |examples: &[Tokenized]| {
-            let found = evaluate_observed(
-                backbone.as_ref(),
-                Some(&adapter as &dyn Adapter),
-                &CausalLm::default(),
-                examples,
-                4 * self.size.batch_tokens,
-                self.request.stop,
-                &mut |_, _| {},
-            );
-            match found {
-                Ok(Some(evaluation)) => Ok(evaluation.metrics["loss"]),
-                Ok(None) => Err(StudyError::Stopped),
-                Err(error) => Err(StudyError::arm(arm.name, error)),
-            }
+            let model = (base, Some(&adapter as &dyn Adapter));
+            loss(request, arm.name, model, examples, self.size.batch_tokens)
         };
         Ok(Some(Found {
             tuning_loss: loss(&self.text.tuning)?,

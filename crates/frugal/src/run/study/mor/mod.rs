@@ -4,10 +4,11 @@ mod arms;
 mod rig;
 mod size;
 
+use super::pretraining::{TRIAL_SEED, Text, edges_note, listed, picked, shown};
 use super::run::{Study, StudyKind};
 use super::{Outcome, StudyError, StudyEvent, StudyRequest};
 use arms::{Arm, EXPERT, RECURSIVE, SHARED, SMALL, TOKEN, VANILLA, arms};
-use rig::{Found, Rig, Text};
+use rig::{Found, Rig};
 use size::Size;
 
 /// The study.
@@ -19,9 +20,6 @@ pub static MOR: Study = Study {
     run,
 };
 
-/// Seed of the runs by which rates are picked; those that are reported have others.
-const TRIAL_SEED: u64 = 1_000_003;
-
 const PERPLEXITY: &str = "perplexity";
 const TOP_K: &str = "perplexity, highest scores";
 const ROWS: &str = "share of shared rows";
@@ -32,7 +30,7 @@ fn run(
     observe: &mut dyn FnMut(StudyEvent),
 ) -> Result<Outcome, StudyError> {
     let size = Size::of(request.smoke);
-    let text = Text::read(request, &size)?;
+    let text = Text::read(request, size.vocab_size, size.max_length)?;
     let arms = arms(&size);
     let runs = arms.len() * (size.rates.len() + request.seeds.len());
     observe(StudyEvent::Planned { steps: runs as u64 });
@@ -41,9 +39,9 @@ fn run(
         text: &text,
         size: &size,
     };
-    let mut outcome = Outcome::default();
+    let (mut outcome, mut edges) = (Outcome::default(), Vec::new());
     for arm in &arms {
-        let rate = tuned(&rig, arm, observe)?;
+        let rate = tuned(&rig, arm, &mut edges, observe)?;
         for &seed in &request.seeds {
             let found = rig.trained(arm, rate, seed)?;
             let said = match &found {
@@ -60,23 +58,30 @@ fn run(
     }
     claims(&mut outcome);
     notes(&mut outcome, &size);
+    outcome.notes.extend(edges_note(&edges));
     Ok(outcome)
 }
 
 /// The rate at which the arm does best on the text that rates are picked by.
-fn tuned(rig: &Rig<'_>, arm: &Arm, observe: &mut dyn FnMut(StudyEvent)) -> Result<f64, StudyError> {
-    let mut best: Option<(f64, f64)> = None;
-    for &rate in rig.size.rates {
+fn tuned(
+    rig: &Rig<'_>,
+    arm: &Arm,
+    edges: &mut Vec<String>,
+    observe: &mut dyn FnMut(StudyEvent),
+) -> Result<f64, StudyError> {
+    let found = picked(rig.size.rates.iter().copied(), |rate| {
         let found = rig.trained(arm, rate, TRIAL_SEED)?;
-        let loss = found.map_or(f64::INFINITY, |found| found.tuning_loss);
-        if best.is_none_or(|(least, _)| loss < least) {
-            best = Some((loss, rate));
-        }
+        let loss = found.map(|found| found.tuning_loss);
+        let said = loss.map_or("not finite".to_owned(), |loss| format!("{loss:.3}"));
         observe(StudyEvent::Step {
-            what: format!("{}, rate {rate}: loss {loss:.3}", arm.name),
+            what: format!("{}, rate {}: loss {said}", arm.name, shown(rate)),
         });
+        Ok(loss)
+    })?;
+    if found.is_edge {
+        edges.push(arm.name.to_owned());
     }
-    Ok(best.map_or(rig.size.rates[0], |(_, rate)| rate))
+    Ok(found.rate)
 }
 
 fn add(outcome: &mut Outcome, arm: &Arm, rate: f64, seed: u64, found: &Found) {
@@ -163,7 +168,7 @@ fn notes(outcome: &mut Outcome, size: &Size) {
         "Tiny Shakespeare in {} tokens, pieces of at most {}, width {}, {} unrolled layers, {} recursion steps between the \
          first and the last layer. Every arm has the multiply-adds of the Llama's {} steps of {} tokens: products with weights, \
          attention of half a text and the output over the vocabulary; those of token choice as if its load were even. Rates tried \
-         for each arm: {:?}, on a part of the text and with a seed that the table does not have.",
+         for each arm: {}, on a part of the text and with a seed that the table does not have.",
         size.vocab_size,
         size.max_length,
         size.hidden_size,
@@ -171,7 +176,7 @@ fn notes(outcome: &mut Outcome, size: &Size) {
         size.recursions,
         size.steps,
         size.batch_tokens,
-        size.rates
+        listed(size.rates)
     ));
     outcome.notes.push(
         "Perplexity is of models in use, where a token is taken by its own score; \"highest scores\" is of the same weights where \

@@ -1,66 +1,18 @@
 //! One run: a new model, learnt from the text and measured on two parts of it.
 
-use std::time::Instant;
-
 use burn::prelude::{Device, Tensor};
 use frugal_adapt::methods::full::{Full, FullConfig};
 use frugal_core::encode::Tokenized;
-use frugal_core::tokenizer::TextTokenizer;
 use frugal_models::merge::Weights;
 use frugal_models::{ModelConfig, build, merge, random_weights};
 use frugal_nn::{Adapter, Backbone, BuildContext, Input, ModelError, Pass, StateOptions};
-use frugal_train::{
-    CausalLm, Event, StopReason, TrainConfig, TrainError, TrainRun, evaluate_observed, train,
-};
 use serde_json::json;
 
 use super::arms::Arm;
 use super::size::Size;
-use crate::run::corpus::Corpus;
+use crate::run::study::pretraining::{Text, failed, learn, loss, schedule};
 use crate::run::study::{StudyError, StudyRequest};
 use crate::run::{PretrainConfig, Shape};
-
-/// The text as tokens.
-pub(super) struct Text {
-    tokenizer: TextTokenizer,
-    training: Vec<Tokenized>,
-    tuning: Vec<Tokenized>,
-    test: Vec<Tokenized>,
-}
-
-/// Share of the text that is not learnt from.
-const HELD_OUT: f64 = 0.1;
-
-impl Text {
-    /// Reads it; which parts are which does not depend on the seed of a run.
-    pub(super) fn read(request: &StudyRequest<'_>, size: &Size) -> Result<Self, StudyError> {
-        let path = request.data("tinyshakespeare/input.txt")?;
-        let config = PretrainConfig {
-            data: path.display().to_string(),
-            validation_share: HELD_OUT,
-            max_length: size.max_length,
-            shape: Shape {
-                vocab_size: size.vocab_size,
-                ..Shape::default()
-            },
-            ..PretrainConfig::default()
-        };
-        let corpus = Corpus::read(&config, &mut |_| {});
-        let corpus = corpus.map_err(|error| StudyError::arm("the text", error))?;
-        let (tuning, test) = corpus
-            .validation
-            .into_iter()
-            .enumerate()
-            .partition::<Vec<_>, _>(|(i, _)| i % 2 == 0);
-        let pieces = |part: Vec<(usize, Tokenized)>| part.into_iter().map(|(_, p)| p).collect();
-        Ok(Self {
-            tokenizer: corpus.tokenizer,
-            training: corpus.training,
-            tuning: pieces(tuning),
-            test: pieces(test),
-        })
-    }
-}
 
 /// What a run came to.
 pub(super) struct Found {
@@ -83,27 +35,9 @@ pub(super) struct Rig<'a> {
     pub size: &'a Size,
 }
 
-fn failed<E>(arm: &'static str) -> impl Fn(E) -> StudyError
-where
-    E: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    move |error| StudyError::arm(arm, error)
-}
-
 impl Rig<'_> {
     fn config(&self, arm: &Arm, rate: f64, seed: u64) -> PretrainConfig {
         let size = self.size;
-        let train = TrainConfig {
-            lr: rate,
-            max_steps: arm.steps,
-            max_tokens: size.batch_tokens,
-            warmup_ratio: 0.1,
-            min_lr_ratio: 0.1,
-            load_best_model_at_end: false,
-            logging_steps: arm.steps,
-            seed,
-            ..PretrainConfig::default().train
-        };
         PretrainConfig {
             seed,
             shape: Shape {
@@ -118,7 +52,7 @@ impl Rig<'_> {
                 own: arm.own.clone(),
                 ..Shape::default()
             },
-            train,
+            train: schedule(rate, arm.steps, size.batch_tokens, seed),
             ..PretrainConfig::default()
         }
     }
@@ -146,28 +80,13 @@ impl Rig<'_> {
             tokenize: None,
         };
         let mut adapter = Full::new(FullConfig {}, &context).map_err(failed(arm.name))?;
-        let start = Instant::now();
-        let ending = train(TrainRun {
-            backbone: backbone.as_ref(),
-            adapter: &mut adapter,
-            head: None,
-            train: &self.text.training,
-            validation: None,
-            config: &config.train,
-            folder: None,
-            resume: false,
-            stop: self.request.stop,
-            observer: &mut |_: &Event| {},
-        });
-        let seconds_per_step = start.elapsed().as_secs_f64() / arm.steps as f64;
-        match ending {
-            Err(TrainError::NonFinite { .. }) => return Ok(None),
-            Err(error) => return Err(StudyError::arm(arm.name, error)),
-            Ok(summary) if summary.ending == StopReason::Interrupted => {
-                return Err(StudyError::Stopped);
-            }
-            Ok(_) => {}
-        }
+        let (request, train) = (self.request, &config.train);
+        let base = backbone.as_ref();
+        let Some(seconds_per_step) =
+            learn(request, arm.name, base, &mut adapter, self.text, train)?
+        else {
+            return Ok(None);
+        };
         let merged = merge::weights(backbone.as_ref(), Some(&adapter as &dyn Adapter));
         let merged = merged.map_err(failed(arm.name))?;
         let trained = merged.build(&device).map_err(failed(arm.name))?;
@@ -193,20 +112,8 @@ impl Rig<'_> {
         model: &dyn Backbone,
         examples: &[Tokenized],
     ) -> Result<f64, StudyError> {
-        let found = evaluate_observed(
-            model,
-            None,
-            &CausalLm::default(),
-            examples,
-            4 * self.size.batch_tokens,
-            self.request.stop,
-            &mut |_, _| {},
-        );
-        match found {
-            Ok(Some(evaluation)) => Ok(evaluation.metrics["loss"]),
-            Ok(None) => Err(StudyError::Stopped),
-            Err(error) => Err(StudyError::arm(arm.name, error)),
-        }
+        let size = self.size.batch_tokens;
+        loss(self.request, arm.name, (model, None), examples, size)
     }
 
     /// Reads some pieces as generation does: the share of rows that the layers between the first and

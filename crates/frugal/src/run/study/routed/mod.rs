@@ -6,10 +6,11 @@ mod rig;
 mod routes;
 mod size;
 
+use super::pretraining::{TRIAL_SEED, Text, edges_note, listed, picked, shown};
 use super::run::{Study, StudyKind};
 use super::{Outcome, StudyError, StudyEvent, StudyRequest};
 use arms::{Arm, rmoe, widenet};
-use rig::{Rig, Text};
+use rig::Rig;
 use size::Size;
 
 /// Routers that know of the blocks before.
@@ -29,9 +30,6 @@ pub static WIDENET: Study = Study {
     source: "Xue et al., Go Wider Instead of Deeper, 2021, arXiv 2107.11817 (XueFuzhao/WideNet_Code)",
     run: |request, observe| run(&WIDENET_CLAIMS, request, observe),
 };
-
-/// Seed of the runs by which rates are picked; those that are reported have others.
-const TRIAL_SEED: u64 = 1_000_003;
 
 /// What is said to be better: the claim, the measure, the arm, the other arm, whether less is better.
 type Sentence = (&'static str, &'static str, &'static str, &'static str, bool);
@@ -155,7 +153,7 @@ fn run(
     let arms = (claims.arms)(&size);
     let runs = arms.len() * (size.rates.len() + request.seeds.len());
     observe(StudyEvent::Planned { steps: runs as u64 });
-    let text = Text::read(request, &size)?;
+    let text = Text::read(request, size.vocab_size, size.max_length)?;
     let rig = Rig {
         request,
         text: &text,
@@ -182,23 +180,17 @@ fn tuned(
     edges: &mut Vec<String>,
     observe: &mut dyn FnMut(StudyEvent),
 ) -> Result<f64, StudyError> {
-    let mut best: Option<(f64, usize)> = None;
-    for (i, &rate) in rig.size.rates.iter().enumerate() {
+    let found = picked(rig.size.rates.iter().copied(), |rate| {
         let found = rig.trained(arm, rate, TRIAL_SEED)?;
-        let loss = found.map_or(f64::INFINITY, |found| found.tuning_loss);
-        if best.is_none_or(|(before, _)| loss < before) {
-            best = Some((loss, i));
-        }
         observe(StudyEvent::Step {
-            what: format!("{}, rate {rate}", arm.name),
+            what: format!("{}, rate {}", arm.name, shown(rate)),
         });
-    }
-    let at = best.map_or(0, |(_, at)| at);
-    let last = rig.size.rates.len() - 1;
-    if last > 0 && (at == 0 || at == last) {
+        Ok(found.map(|found| found.tuning_loss))
+    })?;
+    if found.is_edge {
         edges.push(arm.name.to_owned());
     }
-    Ok(rig.size.rates[at])
+    Ok(found.rate)
 }
 
 /// The runs of all seeds at the picked rate.
@@ -256,17 +248,12 @@ fn notes(outcome: &mut Outcome, size: &Size, text: &Text, edges: &[String]) {
             text.test.len()
         ),
         format!(
-            "Rates are one of {:?}, picked by one run each with a seed of their own. Cosine with 10 % of warm-up down to a tenth, AdamW, clipping at norm 1.",
-            size.rates
+            "Rates are one of {}, picked by one run each with a seed of their own. Cosine with 10 % of warm-up down to a tenth, AdamW, clipping at norm 1.",
+            listed(size.rates)
         ),
         "Operations a token are multiply-adds of all products with weights, forward, without attention scores and the output head.".to_owned(),
     ]);
-    if !edges.is_empty() {
-        outcome.notes.push(format!(
-            "The best rate was the lowest or highest of those tried for {}.",
-            edges.join(", ")
-        ));
-    }
+    outcome.notes.extend(edges_note(edges));
 }
 
 #[cfg(test)]

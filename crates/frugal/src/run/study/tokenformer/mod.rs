@@ -6,6 +6,7 @@ mod size;
 use frugal_models::grow::{Growth, NewKeys, Scale, TokenCounts, grow};
 use frugal_models::merge::Weights;
 
+use super::pretraining::{TRIAL_SEED, listed, picked, shown};
 use super::run::{Study, StudyKind};
 use super::{Outcome, StudyError, StudyEvent, StudyRequest};
 use rig::{Part, Rig};
@@ -20,8 +21,6 @@ pub static TOKENFORMER: Study = Study {
     run,
 };
 
-/// Seed of the runs by which rates are picked; those that are reported have others.
-const TRIAL_SEED: u64 = 1_000_003;
 /// The rate that the factors are multiples of.
 const RATE: f64 = 3e-3;
 
@@ -150,21 +149,15 @@ fn tuned(
     step: &mut dyn FnMut(String),
 ) -> Result<f64, StudyError> {
     let begun = start(TRIAL_SEED)?;
-    let (mut best, mut least) = (0, f64::INFINITY);
-    for (i, factor) in size.factors.iter().enumerate() {
-        let rate = RATE * factor;
-        if let Some(model) = rig.trained(arm, &begun, rate, steps, TRIAL_SEED)? {
-            let loss = rig.loss(arm, &model, Part::Tuning)?;
-            if loss < least {
-                (best, least) = (i, loss);
-            }
-        }
-        step(format!("{arm}, rate {rate}"));
-    }
-    let last = size.factors.len() - 1;
-    let rate = RATE * size.factors[best];
-    rates.push((arm, rate, last > 0 && (best == 0 || best == last)));
-    Ok(rate)
+    let tried = size.factors.iter().map(|factor| RATE * factor);
+    let found = picked(tried, |rate| {
+        let model = rig.trained(arm, &begun, rate, steps, TRIAL_SEED)?;
+        let loss = model.map(|model| rig.loss(arm, &model, Part::Tuning));
+        step(format!("{arm}, rate {}", shown(rate)));
+        loss.transpose()
+    })?;
+    rates.push((arm, found.rate, found.is_edge));
+    Ok(found.rate)
 }
 
 /// What the paper says.
@@ -213,11 +206,11 @@ fn claims(outcome: &mut Outcome) {
 
 fn notes(outcome: &mut Outcome, size: &Size, rig: &Rig<'_>, rates: &[(&str, f64, bool)]) {
     let [around, feed_forward] = size.tokens;
-    let picked = rates.iter().map(|(arm, rate, edge)| {
+    let rates = rates.iter().map(|(arm, rate, edge)| {
         let edge = if *edge { ", an end of the list" } else { "" };
-        format!("{arm}: {rate}{edge}")
+        format!("{arm}: {}{edge}", shown(*rate))
     });
-    let picked: Vec<String> = picked.collect();
+    let rates: Vec<String> = rates.collect();
     outcome.notes.extend([
         format!(
             "{} blocks, {} wide; {around} tokens around attention and {feed_forward} in feed-forward layers, twice as many in the larger model.",
@@ -232,9 +225,9 @@ fn notes(outcome: &mut Outcome, size: &Size, rig: &Rig<'_>, rates: &[(&str, f64,
             size.batch_tokens
         ),
         format!(
-            "Rates are {RATE} times one of {:?}, picked by one run each with a seed of their own on another part of the text than is reported: {}. Cosine with 10 % of warm-up down to a tenth in each stage, the optimizer's state begins anew.",
-            size.factors,
-            picked.join("; ")
+            "Rates are {RATE} times one of {}, picked by one run each with a seed of their own on another part of the text than is reported: {}. Cosine with 10 % of warm-up down to a tenth in each stage, the optimizer's state begins anew.",
+            listed(size.factors),
+            rates.join("; ")
         ),
     ]);
 }
