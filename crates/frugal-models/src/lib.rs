@@ -22,9 +22,11 @@ mod rope;
 pub mod save;
 mod source;
 mod text;
+mod vision;
 mod weights;
 
 pub use activation::Activation;
+pub use blocks::sub_grids::ScanPattern;
 pub use architecture::ModelConfig;
 pub use build::{build, build_with};
 pub use frugal_kernels::ActivationQuant;
@@ -34,4 +36,5 @@ pub use names::factor_names;
 pub use rope::{RopeConfig, RopeScaling, inverse_frequencies};
 pub use source::{Loaded, MemorySource, WeightSource, read_values};
 pub use text::mor::uptrain::{RecursiveInit, mor_from_llama};
+pub use vision::pixels::PREPROCESSOR;
 pub use weights::{LoadOptions, Quantize, WeightLoader};

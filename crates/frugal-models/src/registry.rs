@@ -7,7 +7,7 @@ pub use crate::architecture::Family;
 use crate::architecture::ModelConfig;
 use crate::fresh::{FreshSizes, Own};
 use crate::keys::{self, bad};
-use crate::text;
+use crate::{text, vision};
 
 /// All architectures.
 pub const FAMILIES: &[&Family] = &[
@@ -29,6 +29,9 @@ pub const FAMILIES: &[&Family] = &[
     &text::gpt2::GPT2,
     &text::bert::BERT,
     &text::bert::ROBERTA,
+    &vision::vit::VIT,
+    &vision::efficientvmamba::EFFICIENT_VMAMBA,
+    &vision::vmamba::VMAMBA,
 ];
 
 /// The architecture of a `model_type`.

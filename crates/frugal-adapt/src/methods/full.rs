@@ -34,8 +34,9 @@ use frugal_models::factor_names;
 use frugal_nn::{
     AdaptError, Adapter, Backbone, BuildContext, Conv, ConvChange, Embedding, Frozen, Linear,
     LinearChange, MergedLinear, Mode, Norm, NormChange, Param, ParamChange, Parameter, Pass,
-    RouterTraining, SiteId, StepContext, Weight, lookup, named_rng, standard_normal, to_vec,
+    RouterTraining, SiteId, SiteInfo, StepContext, Weight, lookup, named_rng, standard_normal, to_vec,
 };
+use rand::Rng;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -128,6 +129,8 @@ pub struct Full {
     /// Of the step so far: what each choice of a router got whose load a bias keeps even, and how far
     /// the bias moves.
     loads: Mutex<BTreeMap<SiteId, (Vec<usize>, f64)>>,
+    /// Of the step so far: what statistics of the data move towards, and by how much.
+    statistics: Mutex<Vec<(SiteId, Vec<f32>, f64)>>,
     /// What it is called: this method, or what its layers are.
     name: &'static str,
     /// Steps between two restarts of layers that are no weights; 0 for none.
@@ -147,10 +150,14 @@ impl Full {
         let mut set = |id: SiteId, shape: &[usize], weight: Vec<f32>, bias: Option<Vec<f32>>| {
             let info = context.sites.info(id);
             let path = &info.path;
+            let weight = Parameter::new(info.weight_name(), shape, weight, device);
             sites[id.index()] = Site {
                 first: None,
                 layer: None,
-                weight: Some(Parameter::new(info.weight_name(), shape, weight, device)),
+                weight: Some(match info.is_statistic {
+                    true => weight.freeze(),
+                    false => weight,
+                }),
                 bias: bias.map(|b| Parameter::new(format!("{path}.bias"), &[b.len()], b, device)),
             };
         };
@@ -179,13 +186,13 @@ impl Full {
                 ),
                 Frozen::Conv(c) => set(
                     c.site,
-                    &context.sites.info(c.site).stored_shape(),
+                    &[c.weight.dims()[0], 1, c.weight.dims()[1]],
                     to_vec(c.weight.clone()),
                     c.bias.clone().map(to_vec),
                 ),
                 Frozen::Param(p) => set(
                     p.site,
-                    &context.sites.info(p.site).stored_shape(),
+                    &param_shape(context.sites.info(p.site)),
                     to_vec(p.value.clone()),
                     None,
                 ),
@@ -204,6 +211,7 @@ impl Full {
             sites,
             tied_head: tied.zip(table),
             loads: Mutex::default(),
+            statistics: Mutex::default(),
             name: NAME,
             restart_steps: 0,
         })
@@ -252,6 +260,21 @@ impl Full {
         }
     }
 
+    /// Moves the statistics of the data, in the order in which the batches of the step came.
+    fn follow_statistics(&mut self) {
+        let found = self.statistics.get_mut();
+        let found = std::mem::take(found.unwrap_or_else(PoisonError::into_inner));
+        for (site, of_batch, momentum) in found {
+            let Some(running) = self.sites[site.index()].weight.as_mut() else {
+                continue;
+            };
+            let momentum = momentum as f32;
+            let moved = running.to_vec().into_iter().zip(of_batch);
+            let moved = moved.map(|(old, new)| (1.0 - momentum) * old + momentum * new);
+            running.set(moved.collect());
+        }
+    }
+
     fn first(&self, site: SiteId) -> Option<&Parameter> {
         self.sites[site.index()].first.as_ref()
     }
@@ -289,6 +312,14 @@ impl Full {
 
     fn param(&self, base: &Param, mode: Mode) -> Option<Tensor<2>> {
         Some(matrix_of(self.weight(base.site)?, mode))
+    }
+}
+
+/// The shape that a bare parameter is held in.
+fn param_shape(site: &SiteInfo) -> Vec<usize> {
+    match site.is_vector {
+        true => vec![site.d_out],
+        false => vec![site.d_out, site.d_in],
     }
 }
 
@@ -472,6 +503,35 @@ impl Pass for FullPass<'_> {
         *last = rate;
     }
 
+    fn drop_path(&mut self, layer: usize, rate: f64, sequences: usize) -> Option<Vec<f32>> {
+        let Mode::Train { seed } = self.mode else {
+            return None;
+        };
+        if rate <= 0.0 {
+            return None;
+        }
+        let mut rng = named_rng(seed, &format!("drop path {layer}"));
+        let kept = (1.0 / (1.0 - rate)) as f32;
+        let draw = |_| match rng.random_bool(rate) {
+            true => 0.0,
+            false => kept,
+        };
+        Some((0..sequences).map(draw).collect())
+    }
+
+    fn batch_statistics(
+        &mut self,
+        running: [&Param; 2],
+        of_batch: [Tensor<1>; 2],
+        momentum: f64,
+    ) {
+        let found = self.adapter.statistics.lock();
+        let mut found = found.unwrap_or_else(PoisonError::into_inner);
+        for (param, values) in running.into_iter().zip(of_batch) {
+            found.push((param.site, to_vec(values), momentum));
+        }
+    }
+
     fn auxiliary_loss(&mut self) -> Option<Tensor<1>> {
         [self.load.take(), self.logits.take(), self.terms.take()]
             .into_iter()
@@ -529,6 +589,7 @@ impl Adapter for Full {
 
     fn after_step(&mut self, context: &StepContext) {
         self.follow_load();
+        self.follow_statistics();
         if self.restart_steps == 0 || !context.step.is_multiple_of(self.restart_steps) {
             return;
         }

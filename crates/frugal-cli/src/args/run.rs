@@ -369,7 +369,7 @@ impl RunFlags {
     }
 
     fn idle(&self, config: &TuneConfig) -> Vec<(&'static str, &'static str)> {
-        let classifies = config.task == Task::Classification;
+        let classifies = [Task::Classification, Task::ImageClassification].contains(&config.task);
         let whole = "a classifier reads the whole text as it is";
         let exact = config.activations == ActivationQuant::Exact;
         let all = [

@@ -1,6 +1,7 @@
 //! Whole runs on the tiny models of the fixtures.
 
 mod eight_bits;
+mod images;
 mod learning;
 mod memory_optimizers;
 mod objectives;

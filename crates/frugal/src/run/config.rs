@@ -19,6 +19,9 @@ pub enum Task {
     #[default]
     #[serde(alias = "seq-cls", alias = "sequence-classification")]
     Classification,
+    /// One label for each image.
+    #[serde(alias = "image_classification", alias = "image-cls")]
+    ImageClassification,
     /// One label for each word of a text, as for named entities.
     #[serde(alias = "token-cls", alias = "token_classification", alias = "ner")]
     TokenClassification,
@@ -268,6 +271,7 @@ impl TuneConfig {
         }
         let usual = match (self.task, self.problem()) {
             (Task::CausalLm, _) => "causal_lm",
+            (Task::ImageClassification, _) => "image_classification",
             (Task::TokenClassification, _) => "token_classification",
             (_, ProblemType::SingleLabel) => "classification",
             (_, ProblemType::MultiLabel) => "multi_label",
@@ -281,6 +285,10 @@ impl TuneConfig {
         }
         if self.task == Task::CausalLm && self.problem_type.is_some() {
             let reason = "it says what a classification head learns: leave it out, or give `--task classification`";
+            add("problem_type", reason.into());
+        }
+        if self.task == Task::ImageClassification && !self.problem().is_single_label() {
+            let reason = "an image has one class: leave it out";
             add("problem_type", reason.into());
         }
         if self.task == Task::TokenClassification {

@@ -8,7 +8,9 @@ use frugal_core::encode::{self, EncodeOptions, Encoded, Tokenized};
 use frugal_models::load::{Lookup, ModelFiles};
 use frugal_nn::{HeadConfig, Pooling, ProblemType, SiteTable};
 
-use super::{DataConfig, RunError, Task, Template, TuneConfig, dataset, paths, ranked};
+use super::{
+    DataConfig, RunError, Task, Template, TuneConfig, dataset, images, paths, ranked,
+};
 
 /// A part of the data, ready for batches.
 pub struct Part {
@@ -125,12 +127,17 @@ impl Prepared {
     /// # Errors
     /// When the model has no tokenizer.
     pub fn shown_example(&self) -> Result<String, RunError> {
-        let tokenizer = self.files.tokenizer()?;
         let example = self.train.examples().first();
-        let mut text = example
-            .map(|e| encode::show(e, tokenizer, false))
-            .transpose()?
-            .unwrap_or_default();
+        let mut text = match self.files.info().image {
+            Some(image) => format!("an image of {} x {}", image.height, image.width),
+            None => {
+                let tokenizer = self.files.tokenizer()?;
+                example
+                    .map(|e| encode::show(e, tokenizer, false))
+                    .transpose()?
+                    .unwrap_or_default()
+            }
+        };
         if let (Some(head), Some(example)) = (&self.head, example)
             && let Some(label) = said(&head.labels, &example.labels)
         {
@@ -206,13 +213,23 @@ pub fn prepare(config: &TuneConfig, lookup: &Lookup) -> Result<Prepared, RunErro
         Some(folder) => super::start::describe(folder)?.head,
         None => None,
     };
+    if config.task == Task::ImageClassification {
+        return images::prepare(config, files, start, lookup);
+    }
+    if files.info().image.is_some() {
+        return Err(RunError::Invalid(format!(
+            "`{}`: `{}` models read images: give `--task image-classification`",
+            config.model,
+            files.config().model_type()
+        )));
+    }
     let problem = start
         .as_ref()
         .map_or_else(|| config.problem(), |head: &HeadConfig| head.problem_type);
     let (train, validation, test) =
         datasets_of(&config.data, config.task, problem, config.seed, lookup)?;
     let head = match config.task {
-        Task::CausalLm | Task::Embedding => None,
+        Task::CausalLm | Task::Embedding | Task::ImageClassification => None,
         Task::Reranking => Some(start.unwrap_or_else(|| ranked::head(config, &files))),
         Task::Classification | Task::TokenClassification => {
             let labels = train.labels();
@@ -390,7 +407,7 @@ pub(super) fn hold_out(
 }
 
 /// The same for a part of this name.
-fn hold_out_for(
+pub(super) fn hold_out_for(
     part: &'static str,
     dataset: &Dataset,
     share: f64,
@@ -430,7 +447,7 @@ fn datasets_of(
     let read = |file: &str, part: &str, config: &DataConfig, problem, lookup: &Lookup| match task {
         Task::Embedding | Task::Reranking => ranked::read(task, file, part, config, lookup),
         Task::TokenClassification => read(file, part, config, Labels::Tags, lookup),
-        Task::Classification | Task::CausalLm => {
+        Task::Classification | Task::CausalLm | Task::ImageClassification => {
             read(file, part, config, labels_of(problem), lookup)
         }
     };
