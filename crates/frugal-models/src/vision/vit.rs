@@ -95,8 +95,7 @@ impl Default for ViTConfig {
     }
 }
 
-fn fresh(sizes: &FreshSizes, own: &Own<'_>) -> Result<Value, ModelError> {
-    let _ = own;
+fn fresh(sizes: &FreshSizes, _own: &Own<'_>) -> Result<Value, ModelError> {
     Ok(json!({
         "hidden_size": sizes.hidden_size, "num_hidden_layers": sizes.num_hidden_layers,
         "num_attention_heads": sizes.num_attention_heads, "intermediate_size": sizes.intermediate_size,

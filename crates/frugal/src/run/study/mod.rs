@@ -8,6 +8,7 @@ mod anncur;
 mod blockrank;
 mod cramf;
 mod dyprag;
+mod efficientvmamba;
 mod error;
 mod iaa;
 mod low_memory;
