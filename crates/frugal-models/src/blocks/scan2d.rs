@@ -161,7 +161,7 @@ impl Scan2d {
     }
 
     /// What the four scans give of each pixel: `[images * pixels, inner]` to the same.
-    pub(super) fn scans(&self, u: Tensor<2>, grid: [usize; 2], pass: &mut dyn Pass) -> Tensor<2> {
+    pub(crate) fn scans(&self, u: Tensor<2>, grid: [usize; 2], pass: &mut dyn Pass) -> Tensor<2> {
         let images = u.dims()[0] / (grid[0] * grid[1]);
         let grids = SubGrids::of(self.sizes.pattern, grid, images);
         let mut sequences = grids.split(u).into_iter();

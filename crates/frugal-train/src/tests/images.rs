@@ -4,7 +4,7 @@
 use frugal_adapt::methods::full::{Full, FullConfig};
 use frugal_models::merge;
 use frugal_models::random_weights;
-use frugal_nn::{Adapter, ImageInput, Input, LoadedAdapter, SiteKind, to_vec};
+use frugal_nn::{Adapter, ImageInput, Input, NoAdapter, SiteKind, to_vec};
 use rand::Rng;
 use safetensors::SafeTensors;
 use serde_json::json;
@@ -200,11 +200,17 @@ fn sides(count: usize, seed: u64) -> Vec<Tokenized> {
     (0..count).map(example).collect()
 }
 
-fn learn(backbone: &dyn Backbone, adapter: &mut dyn Adapter, head: &mut Head, lr: f64) -> f64 {
-    let (train_data, held_out) = (sides(64, 1), sides(32, 2));
+fn steps(
+    backbone: &dyn Backbone,
+    adapter: &mut dyn Adapter,
+    head: &mut Head,
+    lr: f64,
+    max_steps: u64,
+) {
+    let train_data = sides(64, 1);
     let config = TrainConfig {
         lr,
-        max_steps: 40,
+        max_steps,
         batch_size: 16,
         max_tokens: 16 * 64,
         ..TrainConfig::default()
@@ -222,6 +228,11 @@ fn learn(backbone: &dyn Backbone, adapter: &mut dyn Adapter, head: &mut Head, lr
         observer: &mut |_: &Event| {},
     };
     train(run).unwrap();
+}
+
+fn learn(backbone: &dyn Backbone, adapter: &mut dyn Adapter, head: &mut Head, lr: f64) -> f64 {
+    steps(backbone, adapter, head, lr, 40);
+    let held_out = sides(32, 2);
     let model = ModelParts::new(backbone, Some(head));
     let stop = AtomicBool::new(false);
     let objective = ImageClassification::default();
@@ -261,10 +272,6 @@ fn every_architecture_of_images_learns_with_all_its_weights_and_with_lora() {
         assert!(accuracy > 0.9, "{name} with LoRA: {accuracy}");
         merged_is_adapted(&name, backbone.as_ref(), lora.as_ref());
         merged_is_adapted(&name, backbone.as_ref(), all.as_ref());
-        let _ = LoadedAdapter {
-            adapter: lora,
-            head: None,
-        };
     }
 }
 
@@ -276,6 +283,55 @@ fn merged_is_adapted(name: &str, backbone: &dyn Backbone, adapter: &dyn Adapter)
     let input = Input::new(&ids, &[64; 3]);
     let mut pass = adapter.pass(Mode::Eval);
     let adapted = to_vec(backbone.forward(&input, pass.as_mut(), None).unwrap());
-    let plain = merged.forward(&input, &mut frugal_nn::NoAdapter, None).unwrap();
+    let plain = merged.forward(&input, &mut NoAdapter, None).unwrap();
     close(name, &to_vec(plain), &adapted, 1e-4);
+}
+
+/// Methods that say so act on every architecture of images: nothing changes before training where that
+/// is promised, they learn, and merged weights compute the same.
+#[test]
+fn methods_on_images_learn_and_merge() {
+    for raw in small() {
+        let model = raw["model_type"].as_str().unwrap().to_owned();
+        let backbone = fresh(raw, 5);
+        let targets = match model.as_str() {
+            "vit" => json!(["query", "value", "output.dense"]),
+            _ => json!(["in_proj", "out_proj", "pointwise", "expand"]),
+        };
+        let ids: Vec<u32> = sides(2, 4).iter().flat_map(|e| e.input_ids.clone()).collect();
+        let input = Input::new(&ids, &[64; 2]);
+        let hidden = |pass: &mut dyn Pass| to_vec(backbone.forward(&input, pass, None).unwrap());
+        let base = hidden(&mut NoAdapter);
+        for name in frugal_adapt::ON_IMAGES {
+            let method = frugal_adapt::registry::find(name).unwrap();
+            let mut settings = (method.defaults)();
+            for (key, value) in [("target_modules", targets.clone()), ("r", json!(2))] {
+                if settings.contains_key(key) {
+                    settings.insert(key.into(), value);
+                }
+            }
+            let built = (method.build)(&settings, &context(backbone.as_ref()));
+            let mut adapter = built.unwrap_or_else(|error| panic!("{name} on {model}: {error}"));
+            let what = format!("{name} on {model}");
+            if method.capabilities.identity_at_init {
+                let mut pass = adapter.pass(Mode::Eval);
+                close(&what, &hidden(pass.as_mut()), &base, 1e-4);
+            }
+            let mut head = head(backbone.as_ref(), 2);
+            steps(backbone.as_ref(), adapter.as_mut(), &mut head, 1e-2, 3);
+            let adapted = {
+                let mut pass = adapter.pass(Mode::Eval);
+                hidden(pass.as_mut())
+            };
+            let moved = adapted.iter().zip(&base).any(|(a, b)| (a - b).abs() > 1e-5);
+            assert!(moved, "{what} learnt nothing");
+            merged_is_adapted(&what, backbone.as_ref(), adapter.as_ref());
+        }
+        for name in ["prompt-tuning", "houlsby"] {
+            let method = frugal_adapt::registry::find(name).unwrap();
+            let built = (method.build)(&(method.defaults)(), &context(backbone.as_ref()));
+            let error = built.err().unwrap().to_string();
+            assert!(error.contains(name) && error.contains("images"), "{error}");
+        }
+    }
 }
