@@ -167,7 +167,10 @@ fn check_jpeg(bytes: &[u8]) -> Result<(), String> {
     }
     // In coded data 0xff is followed by 0 or a restart, so that this is the end of the image.
     let ends = |pair: &[u8]| pair == [0xff, 0xd9];
-    match bytes.get(at..).is_some_and(|rest| rest.windows(2).any(ends)) {
+    match bytes
+        .get(at..)
+        .is_some_and(|rest| rest.windows(2).any(ends))
+    {
         true => Ok(()),
         false => Err(cut()),
     }

@@ -118,14 +118,19 @@ impl Processor {
         if let Some((key, value)) = keys.iter().find(|(k, v)| !known(k) && !off(v)) {
             return Err(bad(
                 key,
-                format!("{value} is not supported: it changes the image in a way that is not known here"),
+                format!(
+                    "{value} is not supported: it changes the image in a way that is not known here"
+                ),
             ));
         }
         let given = |key: &str| keys.get(key).filter(|value| !value.is_null());
         let on = |key: &str, default: bool| match given(key) {
             None => Ok(default),
             Some(Value::Bool(on)) => Ok(*on),
-            Some(other) => Err(bad(key, format!("{other} given, but it must be true or false"))),
+            Some(other) => Err(bad(
+                key,
+                format!("{other} given, but it must be true or false"),
+            )),
         };
         let square = on("default_to_square", true)?;
         let size = match on("do_resize", true)? {
@@ -232,12 +237,7 @@ impl Processor {
     /// Factor and offset of each channel, by which a value of 0 to 255 becomes what the model reads.
     pub fn scale(&self) -> [[f32; 2]; 3] {
         let [mean, std] = self.normalize.unwrap_or([[0.0; 3], [1.0; 3]]);
-        std::array::from_fn(|c| {
-            [
-                (self.rescale / std[c]) as f32,
-                (-mean[c] / std[c]) as f32,
-            ]
-        })
+        std::array::from_fn(|c| [(self.rescale / std[c]) as f32, (-mean[c] / std[c]) as f32])
     }
 }
 
@@ -257,7 +257,11 @@ fn size(value: &Value, square: bool) -> Result<Size, String> {
             false => Size::ShortestEdge(edge),
         });
     };
-    match keys.iter().map(|(k, v)| (k.as_str(), v)).collect::<Vec<_>>()[..] {
+    match keys
+        .iter()
+        .map(|(k, v)| (k.as_str(), v))
+        .collect::<Vec<_>>()[..]
+    {
         [("shortest_edge", edge)] => Ok(Size::ShortestEdge(length(edge)?)),
         [("height", h), ("width", w)] | [("width", w), ("height", h)] => {
             Ok(exact([length(h)?, length(w)?]))
@@ -271,7 +275,9 @@ fn size(value: &Value, square: bool) -> Result<Size, String> {
 fn size_of_crop(value: &Value) -> Result<[usize; 2], String> {
     match size(value, true)? {
         Size::Exact { height, width } => Ok([height, width]),
-        Size::ShortestEdge(_) => Err(format!("{value} given, but it must have `height` and `width`")),
+        Size::ShortestEdge(_) => Err(format!(
+            "{value} given, but it must have `height` and `width`"
+        )),
     }
 }
 
@@ -282,7 +288,8 @@ fn three(value: &Value) -> Result<[f64; 3], String> {
     let numbers = value.as_array().into_iter().flatten();
     let numbers: Vec<f64> = numbers.filter_map(Value::as_f64).collect();
     let found: Option<[f64; 3]> = numbers.try_into().ok();
-    found.filter(|all| all.iter().all(|v| v.is_finite()))
+    found
+        .filter(|all| all.iter().all(|v| v.is_finite()))
         .ok_or_else(|| format!("{value} given, but images have three channels"))
 }
 

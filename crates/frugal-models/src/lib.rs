@@ -26,8 +26,8 @@ mod vision;
 mod weights;
 
 pub use activation::Activation;
-pub use blocks::sub_grids::ScanPattern;
 pub use architecture::ModelConfig;
+pub use blocks::sub_grids::ScanPattern;
 pub use build::{build, build_with};
 pub use frugal_kernels::ActivationQuant;
 pub use init::random_weights;

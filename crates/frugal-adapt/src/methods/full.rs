@@ -34,9 +34,8 @@ use frugal_models::factor_names;
 use frugal_nn::{
     AdaptError, Adapter, Backbone, BuildContext, Conv, ConvChange, Embedding, Frozen, Linear,
     LinearChange, MergedLinear, Mode, Norm, NormChange, Param, ParamChange, Parameter, Pass,
-    RouterTraining, SiteId, SiteInfo, StepContext, Weight, lookup, named_rng, standard_normal, to_vec,
+    RouterTraining, SiteId, StepContext, Weight, lookup, named_rng, standard_normal, to_vec,
 };
-use rand::Rng;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -44,6 +43,7 @@ use crate::method::{Family, Method, MethodConfig};
 use crate::overlay::matrix_of;
 use crate::pretraining::layer::Layer;
 use crate::settings::Settings;
+use crate::support::model_training::{MeanLoss, Statistics, drop_path, param_shape};
 
 const NAME: &str = "full";
 
@@ -130,7 +130,7 @@ pub struct Full {
     /// the bias moves.
     loads: Mutex<BTreeMap<SiteId, (Vec<usize>, f64)>>,
     /// Of the step so far: what statistics of the data move towards, and by how much.
-    statistics: Mutex<Vec<(SiteId, Vec<f32>, f64)>>,
+    statistics: Statistics,
     /// What it is called: this method, or what its layers are.
     name: &'static str,
     /// Steps between two restarts of layers that are no weights; 0 for none.
@@ -211,7 +211,7 @@ impl Full {
             sites,
             tied_head: tied.zip(table),
             loads: Mutex::default(),
-            statistics: Mutex::default(),
+            statistics: Statistics::default(),
             name: NAME,
             restart_steps: 0,
         })
@@ -262,16 +262,10 @@ impl Full {
 
     /// Moves the statistics of the data, in the order in which the batches of the step came.
     fn follow_statistics(&mut self) {
-        let found = self.statistics.get_mut();
-        let found = std::mem::take(found.unwrap_or_else(PoisonError::into_inner));
-        for (site, of_batch, momentum) in found {
-            let Some(running) = self.sites[site.index()].weight.as_mut() else {
-                continue;
-            };
-            let momentum = momentum as f32;
-            let moved = running.to_vec().into_iter().zip(of_batch);
-            let moved = moved.map(|(old, new)| (1.0 - momentum) * old + momentum * new);
-            running.set(moved.collect());
+        for moved in self.statistics.take() {
+            if let Some(running) = self.sites[moved.site.index()].weight.as_mut() {
+                moved.apply(running);
+            }
         }
     }
 
@@ -315,14 +309,6 @@ impl Full {
     }
 }
 
-/// The shape that a bare parameter is held in.
-fn param_shape(site: &SiteInfo) -> Vec<usize> {
-    match site.is_vector {
-        true => vec![site.d_out],
-        false => vec![site.d_out, site.d_in],
-    }
-}
-
 /// Training from weights in few bits would save nothing, and the result could not take their place.
 fn check_dense(backbone: &dyn Backbone) -> Result<(), AdaptError> {
     let mut packed = None;
@@ -357,23 +343,6 @@ struct FullPass<'a> {
     logits: MeanLoss,
     /// The terms of the model's own training so far.
     terms: Option<Tensor<1>>,
-}
-
-/// A mean over blocks: what has come so far, and of how many.
-#[derive(Default)]
-struct MeanLoss(Option<(Tensor<1>, usize)>);
-
-impl MeanLoss {
-    fn add(&mut self, loss: Tensor<1>) {
-        self.0 = Some(match self.0.take() {
-            Some((sum, blocks)) => (sum + loss, blocks + 1),
-            None => (loss, 1),
-        });
-    }
-
-    fn take(&mut self) -> Option<Tensor<1>> {
-        self.0.take().map(|(sum, blocks)| sum / blocks as f64)
-    }
 }
 
 impl FullPass<'_> {
@@ -504,32 +473,14 @@ impl Pass for FullPass<'_> {
     }
 
     fn drop_path(&mut self, layer: usize, rate: f64, sequences: usize) -> Option<Vec<f32>> {
-        let Mode::Train { seed } = self.mode else {
-            return None;
-        };
-        if rate <= 0.0 {
-            return None;
+        match self.mode {
+            Mode::Train { seed } => drop_path(seed, layer, rate, sequences),
+            Mode::Eval => None,
         }
-        let mut rng = named_rng(seed, &format!("drop path {layer}"));
-        let kept = (1.0 / (1.0 - rate)) as f32;
-        let draw = |_| match rng.random_bool(rate) {
-            true => 0.0,
-            false => kept,
-        };
-        Some((0..sequences).map(draw).collect())
     }
 
-    fn batch_statistics(
-        &mut self,
-        running: [&Param; 2],
-        of_batch: [Tensor<1>; 2],
-        momentum: f64,
-    ) {
-        let found = self.adapter.statistics.lock();
-        let mut found = found.unwrap_or_else(PoisonError::into_inner);
-        for (param, values) in running.into_iter().zip(of_batch) {
-            found.push((param.site, to_vec(values), momentum));
-        }
+    fn batch_statistics(&mut self, running: [&Param; 2], of_batch: [Tensor<1>; 2], momentum: f64) {
+        self.adapter.statistics.add(running, of_batch, momentum);
     }
 
     fn auxiliary_loss(&mut self) -> Option<Tensor<1>> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use frugal_core::fs::FileError;
 
-use super::{Content, ImageSet, Part, is_image};
+use super::set::{Content, ImageSet, Part, is_image};
 use crate::error::MediaError;
 
 /// Most entries that an archive may have.
@@ -25,7 +25,9 @@ pub(super) fn open(path: &Path) -> Result<ImageSet, MediaError> {
             continue;
         }
         let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-        let parts = name.split('/').filter(|part| !part.is_empty() && *part != ".");
+        let parts = name
+            .split('/')
+            .filter(|part| !part.is_empty() && *part != ".");
         let parts: Vec<String> = parts.map(str::to_owned).collect();
         let hidden = parts.iter().any(|part| part.starts_with('.'));
         if hidden || parts.len() < 2 || !is_image(&name) {
@@ -44,7 +46,8 @@ pub(super) fn open(path: &Path) -> Result<ImageSet, MediaError> {
     // What all have in common above the parts says nothing.
     let common = |at: usize| {
         let first = found.first().and_then(|(parts, ..)| parts.get(at));
-        let same = |(parts, ..): &(Vec<String>, u64, u64)| parts.len() > at + 2 && parts.get(at) == first;
+        let same =
+            |(parts, ..): &(Vec<String>, u64, u64)| parts.len() > at + 2 && parts.get(at) == first;
         first.is_some_and(|name| Part::of_folder(name).is_none()) && found.iter().all(same)
     };
     let skip = (0..).take_while(|at| common(*at)).count();

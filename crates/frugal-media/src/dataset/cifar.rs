@@ -6,13 +6,10 @@ use std::sync::Arc;
 
 use frugal_core::fs::{FileError, read};
 
-use super::{Content, ImageSet, Part};
+use super::planes::BYTES;
+use super::set::{Content, ImageSet, Part};
 use crate::error::MediaError;
-use crate::picture::Picture;
 
-/// Bytes of an image.
-pub(super) const BYTES: u64 = 3072;
-const SIDE: usize = 32;
 const NAMES: &str = "batches.meta.txt";
 
 /// Whether a folder holds the binary version.
@@ -24,7 +21,11 @@ pub(super) fn is_cifar(folder: &Path) -> bool {
 /// `batches.meta.txt`.
 pub(super) fn open(folder: &Path) -> Result<ImageSet, MediaError> {
     let names = String::from_utf8_lossy(&read(&folder.join(NAMES))?).into_owned();
-    let names: Vec<&str> = names.lines().map(str::trim).filter(|n| !n.is_empty()).collect();
+    let names: Vec<&str> = names
+        .lines()
+        .map(str::trim)
+        .filter(|n| !n.is_empty())
+        .collect();
     let mut set = ImageSet::default();
     let batches = (1..).map(|i| folder.join(format!("data_batch_{i}.bin")));
     let batches = batches.take_while(|path| path.is_file());
@@ -34,16 +35,25 @@ pub(super) fn open(folder: &Path) -> Result<ImageSet, MediaError> {
         files.push((Part::Test, test));
     }
     for (part, path) in files {
-        let size = std::fs::metadata(&path).map_err(FileError::at(&path, "cannot read"))?.len();
+        let size = std::fs::metadata(&path)
+            .map_err(FileError::at(&path, "cannot read"))?
+            .len();
         if size % (BYTES + 1) != 0 {
-            let reason = format!("{size} bytes are no whole number of records of {} bytes", BYTES + 1);
+            let reason = format!(
+                "{size} bytes are no whole number of records of {} bytes",
+                BYTES + 1
+            );
             return Err(MediaError::set(&path, reason));
         }
         let bytes = read(&path)?;
         let file: Arc<Path> = path.as_path().into();
         for (i, record) in bytes.chunks_exact(BYTES as usize + 1).enumerate() {
             let Some(name) = names.get(usize::from(record[0])) else {
-                let reason = format!("record {i} is of class {}, but `{NAMES}` names {}", record[0], names.len());
+                let reason = format!(
+                    "record {i} is of class {}, but `{NAMES}` names {}",
+                    record[0],
+                    names.len()
+                );
                 return Err(MediaError::set(&path, reason));
             };
             let offset = i as u64 * (BYTES + 1) + 1;
@@ -52,14 +62,4 @@ pub(super) fn open(folder: &Path) -> Result<ImageSet, MediaError> {
         }
     }
     Ok(set)
-}
-
-/// The image of 3072 bytes.
-pub(super) fn picture(bytes: &[u8]) -> Option<Picture> {
-    let plane = SIDE * SIDE;
-    if bytes.len() != 3 * plane {
-        return None;
-    }
-    let pixel = |i: usize| [bytes[i], bytes[plane + i], bytes[2 * plane + i]];
-    Picture::new(SIDE, SIDE, (0..plane).flat_map(pixel).collect())
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use frugal_core::fs::FileError;
 
-use super::{Content, ImageSet, Part, is_image};
+use super::set::{Content, ImageSet, Part, is_image};
 use crate::error::MediaError;
 
 /// `FOLDER/CLASS/IMAGE`, or `FOLDER/PART/CLASS/IMAGE` where all folders are called like parts.

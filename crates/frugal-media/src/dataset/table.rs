@@ -5,7 +5,7 @@ use std::path::Path;
 use frugal_core::{data, fs};
 use serde_json::{Map, Value};
 
-use super::{Content, ImageSet, Part};
+use super::set::{Content, ImageSet, Part};
 use crate::error::MediaError;
 
 /// Columns that hold paths, of which the first that is there is taken.
@@ -30,20 +30,26 @@ pub(super) fn open(path: &Path) -> Result<ImageSet, MediaError> {
             )));
         };
         let Some(image) = image.as_str().filter(|image| !image.is_empty()) else {
-            return Err(bad(format!("`{key}` must be the path of an image, not {image}")));
+            return Err(bad(format!(
+                "`{key}` must be the path of an image, not {image}"
+            )));
         };
         let label = match first(record, LABELS) {
             None => None,
             Some((_, Value::String(label))) => Some(label.clone()),
             Some((_, Value::Number(label))) => Some(label.to_string()),
             Some((key, other)) => {
-                return Err(bad(format!("`{key}` must be a name or a number, not {other}")));
+                return Err(bad(format!(
+                    "`{key}` must be a name or a number, not {other}"
+                )));
             }
         };
         let part = match first(record, PARTS) {
             None => Part::Train,
             Some((key, value)) => value.as_str().and_then(Part::of_folder).ok_or_else(|| {
-                bad(format!("`{key}` must be train, validation or test, not {value}"))
+                bad(format!(
+                    "`{key}` must be train, validation or test, not {value}"
+                ))
             })?,
         };
         set.add(part, Content::File(folder.join(image)), label.as_deref());

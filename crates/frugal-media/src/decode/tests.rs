@@ -64,14 +64,23 @@ fn what_is_not_read_is_refused_by_name() {
 
 #[test]
 fn an_image_that_ends_early_is_refused_wherever_it_ends() {
-    for name in ["plain.jpg", "progressive.jpg", "source.png", "lossless.webp", "plain.bmp", "still.gif"] {
+    for name in [
+        "plain.jpg",
+        "progressive.jpg",
+        "source.png",
+        "lossless.webp",
+        "plain.bmp",
+        "still.gif",
+    ] {
         let bytes = std::fs::read(fixture(name)).unwrap();
         for share in [1, 10, 30, 50, 70, 90, 97] {
             let cut = &bytes[..bytes.len() * share / 100];
             let found = decode(name, cut, Limits::default());
             assert!(found.is_err(), "{name} read with {share} % of its bytes");
         }
-        let error = decode(name, &[], Limits::default()).unwrap_err().to_string();
+        let error = decode(name, &[], Limits::default())
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("empty"), "{error}");
     }
 }
@@ -90,14 +99,26 @@ fn a_size_beyond_the_limit_is_refused_before_the_pixels_are_read() {
     bmp[18..22].copy_from_slice(&60_000i32.to_le_bytes());
     bmp[22..26].copy_from_slice(&60_000i32.to_le_bytes());
     for (name, bytes) in [("png", png), ("gif", gif), ("bmp", bmp)] {
-        let error = decode(name, &bytes, Limits::default()).unwrap_err().to_string();
+        let error = decode(name, &bytes, Limits::default())
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("pixels are more than"), "{name}: {error}");
     }
-    let small = Limits { pixels: 53 * 37 - 1, ..Limits::default() };
-    let error = decode_file(&fixture("plain.jpg"), small).unwrap_err().to_string();
+    let small = Limits {
+        pixels: 53 * 37 - 1,
+        ..Limits::default()
+    };
+    let error = decode_file(&fixture("plain.jpg"), small)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("53 x 37"), "{error}");
-    let short = Limits { bytes: 100, ..Limits::default() };
-    let error = decode_file(&fixture("plain.jpg"), short).unwrap_err().to_string();
+    let short = Limits {
+        bytes: 100,
+        ..Limits::default()
+    };
+    let error = decode_file(&fixture("plain.jpg"), short)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("larger than"), "{error}");
 }
 

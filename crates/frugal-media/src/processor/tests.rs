@@ -15,7 +15,9 @@ fn picture(name: &str) -> Picture {
 #[test]
 fn every_filter_gives_the_pixels_of_pillow() {
     let source = picture("source.png");
-    let filters = ["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"];
+    let filters = [
+        "nearest", "lanczos", "bilinear", "bicubic", "box", "hamming",
+    ];
     for (number, name) in (0u8..).zip(filters) {
         let filter = Resample::try_from(number).unwrap();
         for (width, height) in [(20, 16), (80, 90), (53, 11), (7, 37)] {
@@ -42,7 +44,10 @@ fn processors_give_what_transformers_gives() {
             for c in 0..3 {
                 let value = f32::from(made.rgb()[at + c]) * scale[c][0] + scale[c][1];
                 let wanted = expected[key][c].as_f64().unwrap() as f32;
-                assert!((value - wanted).abs() < 1e-6, "{name} {key} {c}: {value} {wanted}");
+                assert!(
+                    (value - wanted).abs() < 1e-6,
+                    "{name} {key} {c}: {value} {wanted}"
+                );
             }
         }
         if let Some([height, width]) = processor.output() {
@@ -57,7 +62,10 @@ fn keys_that_change_the_image_are_honoured_or_refused() {
     let size = |raw: Value| read(raw).unwrap().size;
     let exact = |height, width| Some(Size::Exact { height, width });
     assert_eq!(size(json!({"size": 32})), exact(32, 32));
-    assert_eq!(size(json!({"size": 32, "default_to_square": false})), Some(Size::ShortestEdge(32)));
+    assert_eq!(
+        size(json!({"size": 32, "default_to_square": false})),
+        Some(Size::ShortestEdge(32))
+    );
     assert_eq!(size(json!({"do_resize": false, "size": 32})), None);
     assert_eq!(size(json!({})), exact(224, 224));
     // Neutral values of what is not read are no obstacle.
@@ -70,7 +78,10 @@ fn keys_that_change_the_image_are_honoured_or_refused() {
         (json!({"size": {"height": 0, "width": 3}}), "size"),
         (json!({"size": 1u64 << 40}), "size"),
         (json!({"do_center_crop": true}), "crop_size"),
-        (json!({"do_center_crop": true, "crop_size": {"shortest_edge": 3}}), "crop_size"),
+        (
+            json!({"do_center_crop": true, "crop_size": {"shortest_edge": 3}}),
+            "crop_size",
+        ),
         (json!({"do_rescale": "yes"}), "do_rescale"),
         (json!({"rescale_factor": "x"}), "rescale_factor"),
         (json!({"image_mean": [0.5, 0.5]}), "image_mean"),

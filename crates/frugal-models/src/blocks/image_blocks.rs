@@ -288,7 +288,10 @@ impl ImageBlock {
                     branch.norm.visit_weights(visit);
                     visit(Frozen::Linear(&branch.pointwise));
                 }
-                block.gates.iter().for_each(|gate| gate.visit_weights(visit));
+                block
+                    .gates
+                    .iter()
+                    .for_each(|gate| gate.visit_weights(visit));
             }
             Kind::Inverted(block) => {
                 visit(Frozen::Linear(&block.expand));

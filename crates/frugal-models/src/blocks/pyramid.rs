@@ -116,7 +116,13 @@ impl Architecture for Pyramid {
                 sites.linear(format!("{path}.reduction"), layer, size, false);
             }
             for b in 0..stage.depth {
-                ImageBlock::sites(&mut sites, &block_path(s, b), layer, stage.width, stage.kind);
+                ImageBlock::sites(
+                    &mut sites,
+                    &block_path(s, b),
+                    layer,
+                    stage.width,
+                    stage.kind,
+                );
                 layer += 1;
             }
         }

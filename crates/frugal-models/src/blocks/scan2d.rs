@@ -141,12 +141,7 @@ impl Scan2d {
     }
 
     /// `[images * height * width, d]` to the same.
-    pub(crate) fn forward(
-        &self,
-        x: Tensor<2>,
-        grid: [usize; 2],
-        pass: &mut dyn Pass,
-    ) -> Tensor<2> {
+    pub(crate) fn forward(&self, x: Tensor<2>, grid: [usize; 2], pass: &mut dyn Pass) -> Tensor<2> {
         let inner = self.sizes.inner;
         let both = pass.linear_rows(&self.in_proj, x, Rows::Chosen);
         let (u, z) = (
@@ -166,7 +161,9 @@ impl Scan2d {
         let grids = SubGrids::of(self.sizes.pattern, grid, images);
         let mut sequences = grids.split(u).into_iter();
         let outputs = std::array::from_fn(|k| {
-            let sequence = sequences.next().unwrap_or_else(|| unreachable!("there are four"));
+            let sequence = sequences
+                .next()
+                .unwrap_or_else(|| unreachable!("there are four"));
             self.scan(&self.directions[k], sequence, &grids, pass)
         });
         grids.merge(outputs)

@@ -123,7 +123,9 @@ impl SubGrids {
             }
             false => x,
         };
-        self.rows.each_ref().map(|rows| gather_rows(x.clone(), rows))
+        self.rows
+            .each_ref()
+            .map(|rows| gather_rows(x.clone(), rows))
     }
 
     /// What [`SubGrids::split`] took apart, where a pixel has several outputs their sum; padding is
@@ -143,7 +145,10 @@ mod tests {
     use frugal_nn::to_vec;
 
     fn numbers(sequence: &[Option<usize>]) -> Vec<i64> {
-        sequence.iter().map(|p| p.map_or(-1, |p| p as i64)).collect()
+        sequence
+            .iter()
+            .map(|p| p.map_or(-1, |p| p as i64))
+            .collect()
     }
 
     #[test]
@@ -152,7 +157,12 @@ mod tests {
         let expected = [[0, 2, 8, 10], [4, 12, 6, 14], [1, 3, 9, 11], [5, 13, 7, 15]];
         assert_eq!(split, expected.map(Vec::from));
         let odd = ScanPattern::Atrous.sequences([3, 3]).map(|s| numbers(&s));
-        let expected = [[0, 2, 6, 8], [3, -1, 5, -1], [1, -1, 7, -1], [4, -1, -1, -1]];
+        let expected = [
+            [0, 2, 6, 8],
+            [3, -1, 5, -1],
+            [1, -1, 7, -1],
+            [4, -1, -1, -1],
+        ];
         assert_eq!(odd, expected.map(Vec::from));
     }
 
@@ -174,7 +184,16 @@ mod tests {
     #[test]
     fn merging_gives_back_what_was_split() {
         let device = Device::flex();
-        for [height, width] in [[1, 1], [1, 2], [2, 1], [3, 3], [4, 4], [5, 2], [2, 7], [6, 9]] {
+        for [height, width] in [
+            [1, 1],
+            [1, 2],
+            [2, 1],
+            [3, 3],
+            [4, 4],
+            [5, 2],
+            [2, 7],
+            [6, 9],
+        ] {
             for images in [1, 3] {
                 let count = images * height * width * 2;
                 let values: Vec<f32> = (0..count).map(|i| i as f32 + 1.0).collect();

@@ -240,7 +240,9 @@ pub(super) fn width_of_stage(
         None => Err(bad(
             source,
             "depths",
-            format!("stage {stage} of a width of {embed_dim} in the first is more than any known model has"),
+            format!(
+                "stage {stage} of a width of {embed_dim} in the first is more than any known model has"
+            ),
         )),
     }
 }
@@ -255,7 +257,10 @@ pub(super) fn product(
     match times.0.checked_mul(width).filter(|n| *n < 1 << 24) {
         Some(product) => Ok(product),
         None => {
-            let reason = format!("{} times the width {width} is more than any known model has", times.0);
+            let reason = format!(
+                "{} times the width {width} is more than any known model has",
+                times.0
+            );
             Err(bad(source, key, reason))
         }
     }
@@ -277,7 +282,11 @@ pub(super) fn config_of(
     keys::layers("depths", Size(pyramid.depth()), source)?;
     let within = [
         ("drop_path_rate", pyramid.drop_path_rate, 0.0..1.0),
-        ("batch_norm_momentum", pyramid.batch_norm.momentum, 0.0..1.000_001),
+        (
+            "batch_norm_momentum",
+            pyramid.batch_norm.momentum,
+            0.0..1.000_001,
+        ),
         ("batch_norm_eps", pyramid.batch_norm.eps, 0.0..f64::MAX),
         ("layer_norm_eps", pyramid.eps, 0.0..f64::MAX),
     ];

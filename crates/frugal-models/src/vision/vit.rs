@@ -309,10 +309,7 @@ impl Backbone for Encoder {
 
     fn stem(&self, input: &Input<'_>, pass: &mut dyn Pass) -> Result<BlockState, ModelError> {
         check_pass(&self.config, pass)?;
-        let patches = self
-            .vit
-            .pixels
-            .patches(&self.config, input, &self.device)?;
+        let patches = self.vit.pixels.patches(&self.config, input, &self.device)?;
         let (images, count, d) = (
             input.layout.sequences(),
             self.vit.patches(),

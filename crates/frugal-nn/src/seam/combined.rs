@@ -211,12 +211,7 @@ impl Pass for CombinedPass<'_> {
         parts.find_map(|(pass, _)| pass.drop_path(layer, rate, sequences))
     }
 
-    fn batch_statistics(
-        &mut self,
-        running: [&Param; 2],
-        of_batch: [Tensor<1>; 2],
-        momentum: f64,
-    ) {
+    fn batch_statistics(&mut self, running: [&Param; 2], of_batch: [Tensor<1>; 2], momentum: f64) {
         for (pass, _) in &mut self.parts {
             pass.batch_statistics(running, of_batch.clone(), momentum);
         }

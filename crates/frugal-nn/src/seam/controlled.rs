@@ -171,12 +171,7 @@ impl Pass for ControlledPass<'_> {
         self.inner.drop_path(layer, rate, sequences)
     }
 
-    fn batch_statistics(
-        &mut self,
-        running: [&Param; 2],
-        of_batch: [Tensor<1>; 2],
-        momentum: f64,
-    ) {
+    fn batch_statistics(&mut self, running: [&Param; 2], of_batch: [Tensor<1>; 2], momentum: f64) {
         self.inner.batch_statistics(running, of_batch, momentum);
     }
 

@@ -334,12 +334,7 @@ impl Pass for PerSequencePass<'_> {
         self.trained()?.drop_path(layer, rate, sequences)
     }
 
-    fn batch_statistics(
-        &mut self,
-        running: [&Param; 2],
-        of_batch: [Tensor<1>; 2],
-        momentum: f64,
-    ) {
+    fn batch_statistics(&mut self, running: [&Param; 2], of_batch: [Tensor<1>; 2], momentum: f64) {
         if let Some(part) = self.trained() {
             part.batch_statistics(running, of_batch, momentum);
         }

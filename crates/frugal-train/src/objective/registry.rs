@@ -78,7 +78,10 @@ pub const OBJECTIVES: &[ObjectiveEntry] = &[
         learns_from: LearnsFrom::Texts,
         make: |named, train| {
             let config = named.read()?;
-            Ok(Box::new(ImageClassification::new(config, train.label_smoothing)))
+            Ok(Box::new(ImageClassification::new(
+                config,
+                train.label_smoothing,
+            )))
         },
     },
     ObjectiveEntry {

@@ -20,7 +20,12 @@ fn read(name: &str) -> Arc<dyn Backbone> {
     let folder = folder(name);
     let raw = read_json(&folder.join("config.json")).unwrap();
     let config = ModelConfig::from_json(raw, name).unwrap();
-    build(config, &SafetensorsSource::open(&folder).unwrap(), &Device::flex()).unwrap()
+    build(
+        config,
+        &SafetensorsSource::open(&folder).unwrap(),
+        &Device::flex(),
+    )
+    .unwrap()
 }
 
 struct Golden {
@@ -74,12 +79,16 @@ fn gradients(name: &str) {
         panic!("images have four dimensions")
     };
     assert_eq!(info.image, Some(ImageInput { height, width }));
-    let rows = TensorData::new(golden.floats["pixels"].clone(), [images * height * width, 3]);
+    let rows = TensorData::new(
+        golden.floats["pixels"].clone(),
+        [images * height * width, 3],
+    );
     let rows = Tensor::<2>::from_data(rows, &Device::flex());
     let input = Input::rows(rows, [height, width], &vec![height * width; images]);
     let classify = |adapter: &Full, mode: Mode| {
         let mut pass = adapter.pass(mode);
-        head.classify(&input, backbone.as_ref(), pass.as_mut(), mode).unwrap()
+        head.classify(&input, backbone.as_ref(), pass.as_mut(), mode)
+            .unwrap()
     };
     let logits = to_vec(classify(&adapter, Mode::Eval));
     close("logits", &logits, &golden.floats["logits"], 1e-4);
@@ -89,7 +98,12 @@ fn gradients(name: &str) {
     let picked = TensorData::new(golden.classes.clone(), [images, 1]);
     let picked = Tensor::<2, Int>::from_data(picked, &Device::flex());
     let loss = log_probs.gather(1, picked).mean().neg();
-    close("loss", &to_vec(loss.clone()), &golden.floats["train.loss"], 1e-4);
+    close(
+        "loss",
+        &to_vec(loss.clone()),
+        &golden.floats["train.loss"],
+        1e-4,
+    );
     let mut found = loss.backward();
     let mut seen = 0;
     for parameter in adapter.parameters().into_iter().chain(head.parameters()) {
@@ -104,7 +118,10 @@ fn gradients(name: &str) {
         close(name, &to_vec(gradient), expected, 2e-3);
         seen += 1;
     }
-    let all = golden.floats.keys().filter(|name| name.starts_with("grad."));
+    let all = golden
+        .floats
+        .keys()
+        .filter(|name| name.starts_with("grad."));
     assert_eq!(all.count(), seen);
 
     // What the batch moved.
@@ -116,12 +133,18 @@ fn gradients(name: &str) {
     });
     let mut moved = 0;
     for parameter in adapter.parameters() {
-        if let Some(expected) = golden.floats.get(&format!("statistic.{}", parameter.name())) {
+        if let Some(expected) = golden
+            .floats
+            .get(&format!("statistic.{}", parameter.name()))
+        {
             close(parameter.name(), &parameter.to_vec(), expected, 1e-5);
             moved += 1;
         }
     }
-    let statistics = golden.floats.keys().filter(|name| name.starts_with("statistic."));
+    let statistics = golden
+        .floats
+        .keys()
+        .filter(|name| name.starts_with("statistic."));
     assert_eq!(statistics.count(), moved);
 
     // What is written has the names and shapes that were read.
@@ -135,8 +158,9 @@ fn gradients(name: &str) {
     let stored = SafeTensors::deserialize(&stored).unwrap();
     let own = stored.tensors().into_iter();
     let own = own.filter(|(name, _)| !name.starts_with("classifier."));
-    let own: BTreeMap<String, Vec<usize>> =
-        own.map(|(name, view)| (name, view.shape().to_vec())).collect();
+    let own: BTreeMap<String, Vec<usize>> = own
+        .map(|(name, view)| (name, view.shape().to_vec()))
+        .collect();
     assert_eq!(written, own);
 }
 
@@ -152,7 +176,11 @@ fn gradients_and_statistics_of_efficientvmamba_are_those_of_the_formulas() {
 
 #[test]
 fn gradients_of_the_variants_are_those_of_the_formulas() {
-    for name in ["efficientvmamba-separate", "efficientvmamba-conv", "efficientvmamba-scan"] {
+    for name in [
+        "efficientvmamba-separate",
+        "efficientvmamba-conv",
+        "efficientvmamba-scan",
+    ] {
         gradients(name);
     }
 }
@@ -179,25 +207,27 @@ fn small() -> [Value; 3] {
     ]
 }
 
-/// Bright at the left or at the right, of any brightness, with noise.
-fn sides(count: usize, seed: u64) -> Vec<Tokenized> {
+/// Red or blue, of any brightness, with noise.
+fn tinted(count: usize, seed: u64) -> Vec<Tokenized> {
     let mut rng = frugal_nn::named_rng(seed, "images");
-    let example = |i: usize| {
+    let mut example = |i: usize| {
         let class = i % 2;
-        let bright: u32 = rng.random_range(120..250);
-        let pixel = |at: usize| {
-            let left = at % 8 < 4;
-            let base = if left == (class == 0) { bright } else { 20 };
-            let value = base.saturating_sub(rng.random_range(0..20));
-            value << 16 | value << 8 | rng.random_range(0..255)
+        let bright: u32 = rng.random_range(150..250);
+        let mut pixel = |_| {
+            let (tint, other) = (bright - rng.random_range(0..50), rng.random_range(0..60));
+            let green = rng.random_range(0..255u32);
+            match class {
+                0 => tint << 16 | green << 8 | other,
+                _ => other << 16 | green << 8 | tint,
+            }
         };
         Tokenized {
-            input_ids: (0..64).map(pixel).collect(),
+            input_ids: (0..64).map(&mut pixel).collect(),
             token_type_ids: vec![],
             labels: Target::Class(class),
         }
     };
-    (0..count).map(example).collect()
+    (0..count).map(&mut example).collect()
 }
 
 fn steps(
@@ -207,7 +237,7 @@ fn steps(
     lr: f64,
     max_steps: u64,
 ) {
-    let train_data = sides(64, 1);
+    let train_data = tinted(64, 1);
     let config = TrainConfig {
         lr,
         max_steps,
@@ -232,7 +262,7 @@ fn steps(
 
 fn learn(backbone: &dyn Backbone, adapter: &mut dyn Adapter, head: &mut Head, lr: f64) -> f64 {
     steps(backbone, adapter, head, lr, 40);
-    let held_out = sides(32, 2);
+    let held_out = tinted(32, 2);
     let model = ModelParts::new(backbone, Some(head));
     let stop = AtomicBool::new(false);
     let objective = ImageClassification::default();
@@ -263,7 +293,9 @@ fn every_architecture_of_images_learns_with_all_its_weights_and_with_lora() {
             .map(|(_, site)| site.path.clone())
             .collect();
         assert!(!targets.is_empty());
-        let config: LoraConfig = serde_json::from_value(json!({"target_modules": "all-linear", "lora_dropout": 0.0})).unwrap();
+        let config: LoraConfig =
+            serde_json::from_value(json!({"target_modules": "all-linear", "lora_dropout": 0.0}))
+                .unwrap();
         let mut lora: Box<dyn Adapter> =
             Box::new(Lora::new(config, &context(backbone.as_ref())).unwrap());
         assert_eq!(lora.parameters().len(), 2 * targets.len(), "{name}");
@@ -278,7 +310,7 @@ fn every_architecture_of_images_learns_with_all_its_weights_and_with_lora() {
 fn merged_is_adapted(name: &str, backbone: &dyn Backbone, adapter: &dyn Adapter) {
     let merged = merge::weights(backbone, Some(adapter)).unwrap();
     let merged = merged.build(&Device::flex()).unwrap();
-    let data = sides(3, 9);
+    let data = tinted(3, 9);
     let ids: Vec<u32> = data.iter().flat_map(|e| e.input_ids.clone()).collect();
     let input = Input::new(&ids, &[64; 3]);
     let mut pass = adapter.pass(Mode::Eval);
@@ -298,7 +330,10 @@ fn methods_on_images_learn_and_merge() {
             "vit" => json!(["query", "value", "output.dense"]),
             _ => json!(["in_proj", "out_proj", "pointwise", "expand"]),
         };
-        let ids: Vec<u32> = sides(2, 4).iter().flat_map(|e| e.input_ids.clone()).collect();
+        let ids: Vec<u32> = tinted(2, 4)
+            .iter()
+            .flat_map(|e| e.input_ids.clone())
+            .collect();
         let input = Input::new(&ids, &[64; 2]);
         let hidden = |pass: &mut dyn Pass| to_vec(backbone.forward(&input, pass, None).unwrap());
         let base = hidden(&mut NoAdapter);

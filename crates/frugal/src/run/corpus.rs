@@ -7,7 +7,7 @@ use frugal_core::encode::{IGNORE_INDEX, Target, Tokenized};
 use frugal_core::tokenizer::{TextTokenizer, train_bpe};
 use frugal_eval::report::DatasetInfo;
 
-use super::prepare::hold_out;
+use super::held_out::hold_out;
 use super::pretrain_config::{END, PretrainConfig};
 use super::{Observe, Progress, RunError};
 

@@ -15,9 +15,9 @@ use serde::Serialize;
 use super::compare::confusion;
 use super::open::{OpenOptions, open};
 use super::predictions::{Prediction, predictions};
-use super::prepare::{encode_part, is_data_file, labels_for, read};
+use super::prepare::{Part, encode_part, is_data_file, labels_for, read};
 use super::tune::CONFIG_FILE;
-use super::{DataConfig, images, Metrics, Observe, ProblemType, Progress, RunError, TuneConfig};
+use super::{DataConfig, Metrics, Observe, ProblemType, Progress, RunError, TuneConfig, images};
 
 /// What is measured.
 #[derive(Clone, Debug)]
@@ -154,7 +154,7 @@ pub fn evaluate(
         None => None,
     };
     let dataset = match (&of_images, frugal_core::data::builtin(&request.data.train)) {
-        (Some((_, dataset)), _) => dataset.clone(),
+        (Some(found), _) => found.dataset.clone(),
         (None, Ok(builtin)) if !is_data_file(&request.data.train) => builtin.test,
         _ => read(&request.data.train, "test", &request.data, labels, lookup)?,
     };
@@ -170,9 +170,7 @@ pub fn evaluate(
         request.data.max_length.min(limit)
     };
     let part = match (&of_images, head) {
-        (Some((images, _)), Some(head)) => {
-            images.encode("test", &dataset, files, head.config())?
-        }
+        (Some(found), Some(head)) => Part::of_images("test", found.read(files, head.config())?),
         _ => encode_part(
             "test",
             &dataset,

@@ -12,8 +12,8 @@ use frugal_nn::ModelError;
 use serde_json::{Map, Value};
 
 use super::{
-    DataConfig, MemoryCheck, MethodConfig, Observe, PretrainConfig, RunError, Task, TuneConfig, TuneRequest, Tuned,
-    tune,
+    DataConfig, MemoryCheck, MethodConfig, Observe, PretrainConfig, RunError, Task, TuneConfig,
+    TuneRequest, Tuned, tune,
 };
 
 /// The new model in a run's folder, before its training.

@@ -6,21 +6,35 @@ use std::path::{Path, PathBuf};
 use frugal_core::data::{Dataset, Example, Format};
 use frugal_core::encode::{Encoded, Target, Tokenized};
 use frugal_media::{Content, ImageExample, ImageSet, Limits, Part as SetPart, Processor};
-use frugal_models::load::{Lookup, ModelFiles};
+use frugal_models::load::ModelFiles;
 use frugal_nn::HeadConfig;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use super::prepare::{Part, Prepared, hold_out, hold_out_for};
+use super::held_out::{hold_out, hold_out_for};
 use super::{DataConfig, RunError, TuneConfig};
 
-/// Images that are known by the places that errors and predictions call them.
-#[derive(Default)]
-pub(super) struct Images(HashMap<String, Content>);
+/// Images with their classes, none of which is read yet: records whose texts are the places of the
+/// images.
+pub(super) struct Found {
+    /// The records.
+    pub dataset: Dataset,
+    contents: HashMap<String, Content>,
+}
 
-impl Images {
-    /// These images as records, whose texts are their places.
-    fn dataset(&mut self, source: &str, images: Vec<ImageExample>) -> Result<Dataset, RunError> {
+/// Images as a model reads them.
+pub(super) struct ReadImages {
+    /// Where they came from.
+    pub source: String,
+    /// SHA-256 of the colours and classes.
+    pub sha256: String,
+    /// Examples.
+    pub encoded: Encoded,
+}
+
+impl Found {
+    fn new(source: &str, images: Vec<ImageExample>) -> Result<Self, RunError> {
+        let mut contents = HashMap::new();
         let mut examples = Vec::with_capacity(images.len());
         for image in images {
             let place = image.content.place();
@@ -29,7 +43,7 @@ impl Images {
                     "{place}: the image has no class, which training and evaluation need"
                 )));
             };
-            self.0.insert(place.clone(), image.content);
+            contents.insert(place.clone(), image.content);
             examples.push(Example::Classification {
                 text: place,
                 text_pair: None,
@@ -37,7 +51,7 @@ impl Images {
             });
         }
         let source = PathBuf::from(source);
-        Ok(Dataset {
+        let dataset = Dataset {
             lines: (1..=examples.len()).collect(),
             format: Format::Classification,
             starts: vec![(0, source.clone())],
@@ -47,20 +61,42 @@ impl Images {
             rows: examples.len(),
             outputs: Vec::new(),
             examples,
+        };
+        Ok(Self { dataset, contents })
+    }
+
+    /// The classes in the order of their names.
+    pub(super) fn labels(&self) -> Vec<String> {
+        self.dataset.labels()
+    }
+
+    /// So many, of each class as many; all for 0. The images of a class lie one behind another, so that
+    /// the first would be of one class.
+    fn cut(mut self, rows: usize, seed: u64) -> Result<Self, RunError> {
+        if rows > 0 && rows < self.dataset.len() {
+            let share = rows as f64 / self.dataset.len() as f64;
+            self.dataset = self.dataset.split(&[share], seed)?.swap_remove(0);
+        }
+        Ok(self)
+    }
+
+    /// The same images in two parts.
+    fn divided(self, parts: [Dataset; 2]) -> [Self; 2] {
+        parts.map(|dataset| Self {
+            dataset,
+            contents: self.contents.clone(),
         })
     }
 
-    /// The images of a data set as the model reads them.
+    /// The images as the model reads them.
     ///
     /// # Errors
     /// Images that cannot be read, and classes that the head does not know.
-    pub(super) fn encode(
+    pub(super) fn read(
         &self,
-        name: &'static str,
-        dataset: &Dataset,
         files: &ModelFiles,
         head: &HeadConfig,
-    ) -> Result<Part, RunError> {
+    ) -> Result<ReadImages, RunError> {
         let processor = processor(files)?;
         let read = |example: &Example| {
             let Example::Classification { text, label, .. } = example else {
@@ -73,28 +109,25 @@ impl Images {
                     head.labels.join(", ")
                 ))
             })?;
-            let content = self.0.get(text);
+            let content = self.contents.get(text);
             let content = content.ok_or_else(|| RunError::Invalid(format!("{text}: no image")))?;
             let mut tokens = colors(content, &processor, files)?;
             tokens.labels = Target::Class(class);
             Ok(tokens)
         };
         let found: Vec<Result<Tokenized, RunError>> =
-            dataset.examples.par_iter().map(read).collect();
+            self.dataset.examples.par_iter().map(read).collect();
         let examples = found.into_iter().collect::<Result<Vec<_>, _>>()?;
         let mut sha256 = Sha256::new();
         for example in &examples {
-            let bytes: Vec<u8> = example.input_ids.iter().flat_map(|c| c.to_le_bytes()).collect();
-            sha256.update(bytes);
+            let colors = example.input_ids.iter().flat_map(|c| c.to_le_bytes());
+            sha256.update(colors.collect::<Vec<u8>>());
             if let Target::Class(class) = example.labels {
                 sha256.update((class as u64).to_le_bytes());
             }
         }
-        let sha256: String = sha256
-            .finalize()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let digest = sha256.finalize();
+        let sha256 = digest.iter().map(|byte| format!("{byte:02x}")).collect();
         let encoded = Encoded {
             rows: (0..examples.len()).collect(),
             truncated: 0,
@@ -105,9 +138,8 @@ impl Images {
             longest: examples.iter().map(Tokenized::len).max().unwrap_or(0),
             examples,
         };
-        Ok(Part {
-            name,
-            source: dataset.source.display().to_string(),
+        Ok(ReadImages {
+            source: self.dataset.source.display().to_string(),
             sha256,
             encoded,
         })
@@ -115,9 +147,6 @@ impl Images {
 }
 
 /// How the model's images are prepared.
-///
-/// # Errors
-/// A model that reads text, and one whose processor is not understood.
 fn processor(files: &ModelFiles) -> Result<Processor, RunError> {
     files.config().image_processor()?.ok_or_else(|| {
         RunError::Invalid(format!(
@@ -134,8 +163,7 @@ fn colors(
     files: &ModelFiles,
 ) -> Result<Tokenized, RunError> {
     let picture = processor.prepare(&content.read(Limits::default())?);
-    let wanted = files.info().image;
-    if let Some(image) = wanted
+    if let Some(image) = files.info().image
         && (picture.height(), picture.width()) != (image.height, image.width)
     {
         return Err(RunError::Invalid(format!(
@@ -167,23 +195,24 @@ pub(super) fn encode_place(path: &str, files: &ModelFiles) -> Result<Tokenized, 
 /// # Errors
 /// What is none of these, and images that have no path of their own.
 pub(super) fn listed(path: &Path) -> Result<Vec<ImageExample>, RunError> {
-    let is_table = path.extension().is_some_and(|end| {
-        let end = end.to_string_lossy().to_lowercase();
-        ["csv", "tsv", "tab", "json", "jsonl", "ndjson", "parquet"].contains(&end.as_str())
-    });
-    let is_tar = path.extension().is_some_and(|end| end.eq_ignore_ascii_case("tar"));
-    if path.is_file() && !is_table && !is_tar {
+    let end = path.extension().unwrap_or_default().to_string_lossy();
+    let end = end.to_lowercase();
+    let tables = ["csv", "tsv", "tab", "json", "jsonl", "ndjson", "parquet"];
+    let is_table = tables.contains(&end.as_str());
+    if path.is_file() && !is_table && end != "tar" {
         return Ok(vec![ImageExample {
             content: Content::File(path.to_owned()),
             label: None,
         }]);
     }
-    if path.is_dir() && !path.join("data_batch_1.bin").exists() {
-        let all = ImageSet::open(path).map(|set| set.parts.into_values().flatten().collect());
-        return Ok(all?);
-    }
-    if is_table {
-        return Ok(ImageSet::open(path)?.parts.into_values().flatten().collect());
+    let images: Vec<ImageExample> = ImageSet::open(path)?
+        .parts
+        .into_values()
+        .flatten()
+        .collect();
+    let has_path = |image: &ImageExample| matches!(image.content, Content::File(_));
+    if images.iter().all(has_path) {
+        return Ok(images);
     }
     Err(RunError::Invalid(format!(
         "{}: give an image, a table of images or a folder with a folder for each class",
@@ -197,9 +226,8 @@ fn of_part(path: &str, wanted: SetPart) -> Result<Vec<ImageExample>, RunError> {
     if let Some(images) = set.parts.remove(&wanted) {
         return Ok(images);
     }
-    let all = std::mem::take(&mut set.parts);
-    match all.len() {
-        1 => Ok(all.into_values().flatten().collect()),
+    match set.parts.len() {
+        1 => Ok(set.parts.into_values().flatten().collect()),
         _ => Err(RunError::Invalid(format!(
             "{path}: the set has parts, but none for {wanted:?}"
         ))),
@@ -210,107 +238,53 @@ fn of_part(path: &str, wanted: SetPart) -> Result<Vec<ImageExample>, RunError> {
 ///
 /// # Errors
 /// What is no set of images, or has images without a class.
-pub(super) fn to_measure(config: &DataConfig) -> Result<(Images, Dataset), RunError> {
-    let path = &config.train;
-    let set = ImageSet::open(Path::new(path))?;
+pub(super) fn to_measure(config: &DataConfig) -> Result<Found, RunError> {
+    let mut set = ImageSet::open(Path::new(&config.train))?;
     let wanted = [SetPart::Test, SetPart::Validation];
-    let part = wanted.into_iter().find(|part| set.parts.contains_key(part));
-    let found = match part.and_then(|part| set.parts.get(&part).cloned()) {
-        Some(found) => found,
-        None => set.parts.into_values().flatten().collect(),
-    };
-    let mut images = Images::default();
-    let dataset = images.dataset(path, found)?;
-    let dataset = match config.max_eval_rows {
-        0 => dataset,
-        rows => dataset.take(rows),
-    };
-    Ok((images, dataset))
+    let part = wanted.into_iter().find_map(|part| set.parts.remove(&part));
+    let images = part.unwrap_or_else(|| set.parts.into_values().flatten().collect());
+    Found::new(&config.train, images)?.cut(config.max_eval_rows, 0)
 }
 
-/// Finds the parts of the data and reads them.
+/// The images to learn from, to choose by and to report on.
 ///
 /// # Errors
-/// What is no set of images, images that cannot be read, fewer than two classes.
-pub(super) fn prepare(
-    config: &TuneConfig,
-    files: ModelFiles,
-    start: Option<HeadConfig>,
-    _lookup: &Lookup,
-) -> Result<Prepared, RunError> {
-    processor(&files)?;
+/// What is no set of images, images without a class, too few of them.
+pub(super) fn parts(config: &TuneConfig) -> Result<[Option<Found>; 3], RunError> {
     let data = &config.data;
     let mut set = ImageSet::open(Path::new(&data.train))?;
     let (own_validation, own_test) = (
         set.parts.remove(&SetPart::Validation),
         set.parts.remove(&SetPart::Test),
     );
-    let train = set.parts.remove(&SetPart::Train).ok_or_else(|| {
-        RunError::Invalid(format!("{}: the set has no part to learn from", data.train))
-    })?;
-    let mut images = Images::default();
-    let cut = |d: Dataset, rows: usize| if rows == 0 { d } else { d.take(rows) };
-    let mut train = images.dataset(&data.train, train)?;
-    let mut other = |given: &Option<String>, own: Option<Vec<ImageExample>>, part: SetPart| {
-        let (path, found) = match (given, own) {
+    let Some(train) = set.parts.remove(&SetPart::Train) else {
+        return Ok([None, None, None]);
+    };
+    let mut train = Found::new(&data.train, train)?;
+    let seed = data.split_seed.unwrap_or(config.seed);
+    let other = |given: &Option<String>, own: Option<Vec<ImageExample>>, part: SetPart| {
+        let (path, images) = match (given, own) {
             (Some(path), _) => (path, of_part(path, part)?),
             (None, Some(own)) => (&data.train, own),
             (None, None) => return Ok::<_, RunError>(None),
         };
-        let dataset = images.dataset(path, found)?;
-        Ok(Some(cut(dataset, data.max_eval_rows)))
+        let found = Found::new(path, images)?;
+        Ok(Some(found.cut(data.max_eval_rows, seed)?))
     };
     let mut test = other(&data.test, own_test, SetPart::Test)?;
     let mut validation = other(&data.validation, own_validation, SetPart::Validation)?;
-    let seed = data.split_seed.unwrap_or(config.seed);
     if test.is_none() && data.test_share > 0.0 {
         let help = "test images as `data.test`, or another `data.test_share`";
-        let [rest, held_out] = hold_out_for("the test", &train, data.test_share, seed, help)?;
-        (train, test) = (rest, Some(cut(held_out, data.max_eval_rows)));
+        let parts = hold_out_for("the test", &train.dataset, data.test_share, seed, help)?;
+        let [rest, held_out] = train.divided(parts);
+        (train, test) = (rest, Some(held_out.cut(data.max_eval_rows, seed)?));
     }
-    // A cut part has images of every class: those of a class lie one behind another.
-    if data.max_train_rows > 0 && data.max_train_rows < train.len() {
-        let share = data.max_train_rows as f64 / train.len() as f64;
-        train = train.split(&[share], seed)?.swap_remove(0);
-    }
+    train = train.cut(data.max_train_rows, seed)?;
     if validation.is_none() && data.validation_share > 0.0 {
         let help = "validation images with `--eval-data`, or another `data.validation_share` (0 for no validation)";
-        let [rest, held_out] = hold_out(&train, data.validation_share, seed, help)?;
-        (train, validation) = (rest, Some(cut(held_out, data.max_eval_rows)));
+        let parts = hold_out(&train.dataset, data.validation_share, seed, help)?;
+        let [rest, held_out] = train.divided(parts);
+        (train, validation) = (rest, Some(held_out.cut(data.max_eval_rows, seed)?));
     }
-    let labels = train.labels();
-    let head = match start {
-        Some(head) => head,
-        None if labels.len() < 2 => {
-            return Err(RunError::Labels {
-                path: train.source,
-                found: labels,
-            });
-        }
-        None => HeadConfig {
-            labels,
-            pooling: config
-                .pooling
-                .unwrap_or(frugal_nn::Pooling::default_for(files.info())),
-            problem_type: config.problem(),
-        },
-    };
-    let part = |name: &'static str, dataset: Option<&Dataset>| {
-        dataset
-            .map(|dataset| images.encode(name, dataset, &files, &head))
-            .transpose()
-    };
-    let (validation, test) = (
-        part("validation", validation.as_ref())?,
-        part("test", test.as_ref())?,
-    );
-    let train = images.encode("train", &train, &files, &head)?;
-    Ok(Prepared {
-        max_length: files.config().max_sequence(),
-        files,
-        train,
-        validation,
-        test,
-        head: Some(head),
-    })
+    Ok([Some(train), validation, test])
 }

@@ -8,9 +8,8 @@ use frugal_core::encode::{self, EncodeOptions, Encoded, Tokenized};
 use frugal_models::load::{Lookup, ModelFiles};
 use frugal_nn::{HeadConfig, Pooling, ProblemType, SiteTable};
 
-use super::{
-    DataConfig, RunError, Task, Template, TuneConfig, dataset, images, paths, ranked,
-};
+use super::held_out::{hold_out, hold_out_for};
+use super::{DataConfig, RunError, Task, Template, TuneConfig, dataset, images, paths, ranked};
 
 /// A part of the data, ready for batches.
 pub struct Part {
@@ -31,6 +30,16 @@ impl Part {
             source: dataset.source.display().to_string(),
             sha256: dataset.sha256.clone(),
             encoded,
+        }
+    }
+
+    /// Images that were read.
+    pub(super) fn of_images(name: &'static str, read: images::ReadImages) -> Self {
+        Self {
+            name,
+            source: read.source,
+            sha256: read.sha256,
+            encoded: read.encoded,
         }
     }
 
@@ -214,7 +223,7 @@ pub fn prepare(config: &TuneConfig, lookup: &Lookup) -> Result<Prepared, RunErro
         None => None,
     };
     if config.task == Task::ImageClassification {
-        return images::prepare(config, files, start, lookup);
+        return of_images(config, files, start);
     }
     if files.info().image.is_some() {
         return Err(RunError::Invalid(format!(
@@ -289,6 +298,50 @@ pub fn prepare(config: &TuneConfig, lookup: &Lookup) -> Result<Prepared, RunErro
         test,
         head,
         max_length,
+    })
+}
+
+/// The same of a model that reads images.
+fn of_images(
+    config: &TuneConfig,
+    files: ModelFiles,
+    start: Option<HeadConfig>,
+) -> Result<Prepared, RunError> {
+    let [train, validation, test] = images::parts(config)?;
+    let labels = train
+        .as_ref()
+        .map(images::Found::labels)
+        .unwrap_or_default();
+    let head = match start {
+        Some(head) => head,
+        None if labels.len() < 2 => {
+            return Err(RunError::Labels {
+                path: config.data.train.clone().into(),
+                found: labels,
+            });
+        }
+        None => HeadConfig {
+            labels,
+            pooling: config.pooling.unwrap_or(Pooling::default_for(files.info())),
+            problem_type: config.problem(),
+        },
+    };
+    let part = |name: &'static str, found: Option<images::Found>| {
+        let read = found.map(|found| found.read(&files, &head)).transpose()?;
+        Ok::<_, RunError>(read.map(|read| Part::of_images(name, read)))
+    };
+    let (validation, test) = (part("validation", validation)?, part("test", test)?);
+    let train = part("train", train)?.ok_or_else(|| {
+        let path = &config.data.train;
+        RunError::Invalid(format!("{path}: the set has no part to learn from"))
+    })?;
+    Ok(Prepared {
+        max_length: files.config().max_sequence(),
+        files,
+        train,
+        validation,
+        test,
+        head: Some(head),
     })
 }
 
@@ -393,38 +446,6 @@ pub(super) fn read(
         names.extend(dataset::files(&name, part, lookup)?);
     }
     Ok(data::load_all(&names, &options)?)
-}
-
-/// Divides the records at random into what is left and what is held out for validation; `help` says
-/// what to give where there are too few of them.
-pub(super) fn hold_out(
-    dataset: &Dataset,
-    share: f64,
-    seed: u64,
-    help: &'static str,
-) -> Result<[Dataset; 2], RunError> {
-    hold_out_for("validation", dataset, share, seed, help)
-}
-
-/// The same for a part of this name.
-pub(super) fn hold_out_for(
-    part: &'static str,
-    dataset: &Dataset,
-    share: f64,
-    seed: u64,
-    help: &'static str,
-) -> Result<[Dataset; 2], RunError> {
-    let parts = dataset
-        .split(&[1.0 - share, share], seed)
-        .ok()
-        .and_then(|parts| parts.try_into().ok());
-    parts.ok_or_else(|| RunError::TooFewRows {
-        path: dataset.source.clone(),
-        rows: dataset.len(),
-        share,
-        part,
-        help,
-    })
 }
 
 #[cfg(test)]

@@ -56,7 +56,10 @@ fn logits(name: &str, backbone: &dyn Backbone) -> Vec<f32> {
     let weight = |name: &str, shape: &[usize]| crate::read_values(&source, name, shape).unwrap();
     let hidden = backbone.forward(&input, &mut NoAdapter, None).unwrap();
     let d = hidden.dims()[1];
-    let (weight, bias) = (weight("classifier.weight", &[5, d]), weight("classifier.bias", &[5]));
+    let (weight, bias) = (
+        weight("classifier.weight", &[5, d]),
+        weight("classifier.bias", &[5]),
+    );
     let hidden = to_vec(hidden);
     let per_image = hidden.len() / d / images;
     let mut found = Vec::new();
@@ -79,7 +82,10 @@ fn compare(name: &str) {
     let expected = &floats(name)["logits"].1;
     assert_eq!(found.len(), expected.len());
     for (found, expected) in found.iter().zip(expected) {
-        assert!((found - expected).abs() < 2e-4, "{name}: {found} for {expected}");
+        assert!(
+            (found - expected).abs() < 2e-4,
+            "{name}: {found} for {expected}"
+        );
     }
 }
 
@@ -134,8 +140,14 @@ fn blocks_have_the_parameters_that_the_formulas_give() {
     };
     let block = |stage: usize| format!("backbone.stages.{stage}.blocks.1");
     let part = |name: &str| of(&format!("{}.{name}", block(0)));
-    assert_eq!([part("ss2d"), part("gate"), part("conv"), part("norm")], [36_480, 726, 2_928, 96]);
-    assert_eq!([0, 1, 2, 3].map(|s| of(&block(s))), [40_230, 118_476, 453_600, 1_791_936]);
+    assert_eq!(
+        [part("ss2d"), part("gate"), part("conv"), part("norm")],
+        [36_480, 726, 2_928, 96]
+    );
+    assert_eq!(
+        [0, 1, 2, 3].map(|s| of(&block(s))),
+        [40_230, 118_476, 453_600, 1_791_936]
+    );
     assert_eq!(of("backbone.stages.1.downsample"), 18_816);
 }
 
@@ -150,8 +162,7 @@ fn sub_grids_are_scanned_by_themselves() {
     let config = config(16, [1, 1, 1, 1]);
     let (source, sites) = (random_weights(&config, 5, &device), config.sites());
     let options = LoadOptions::default();
-    let mut loader =
-        WeightLoader::new(&source, &config.info(), &sites, &device, options).unwrap();
+    let mut loader = WeightLoader::new(&source, &config.info(), &sites, &device, options).unwrap();
     let grid @ [height, width] = [5, 6];
     let outputs = |pattern: ScanPattern, loader: &mut WeightLoader<'_>| {
         let sizes = ScanSizes {
@@ -191,7 +202,10 @@ fn sub_grids_are_scanned_by_themselves() {
 fn what_does_not_fit_is_refused_by_its_key() {
     for (changes, key) in [
         (json!({"block_types": ["evss"]}), "block_types"),
-        (json!({"use_scan": false, "use_conv_branch": false}), "use_conv_branch"),
+        (
+            json!({"use_scan": false, "use_conv_branch": false}),
+            "use_conv_branch",
+        ),
         (json!({"embed_dim": 20}), "embed_dim"),
         (json!({"embed_dim": 1 << 30}), "depths"),
         (json!({"depths": [], "block_types": []}), "depths"),
@@ -201,10 +215,19 @@ fn what_does_not_fit_is_refused_by_its_key() {
         (json!({"image_size": 100_000}), "image_size"),
         (json!({"image_size": [3, 4, 5]}), "image_size"),
         (json!({"scan_pattern": "spiral"}), "scan_pattern"),
-        (json!({"preprocessor_config": {"size": 7}}), "preprocessor_config"),
-        (json!({"preprocessor_config": {"do_pad": true}}), "preprocessor_config"),
+        (
+            json!({"preprocessor_config": {"size": 7}}),
+            "preprocessor_config",
+        ),
+        (
+            json!({"preprocessor_config": {"do_pad": true}}),
+            "preprocessor_config",
+        ),
     ] {
-        let error = model("efficientvmamba", &changes).err().unwrap().to_string();
+        let error = model("efficientvmamba", &changes)
+            .err()
+            .unwrap()
+            .to_string();
         assert!(error.contains(&format!("`{key}`")), "{changes}: {error}");
     }
     let backbone = model("efficientvmamba", &json!({})).unwrap();
@@ -213,7 +236,10 @@ fn what_does_not_fit_is_refused_by_its_key() {
         error.to_string()
     };
     let error = stem(&Input::new(&[7; 100], &[100]));
-    assert!(error.contains("100 pixels") && error.contains("14 x 22"), "{error}");
+    assert!(
+        error.contains("100 pixels") && error.contains("14 x 22"),
+        "{error}"
+    );
     let error = stem(&Input::new(&[1 << 24; 308], &[308]));
     assert!(error.contains("16777216"), "{error}");
 }
@@ -239,9 +265,8 @@ fn colours_are_scaled_as_the_processor_says() {
         let values = TensorData::new(values.collect::<Vec<f32>>(), [colors.len(), 3]);
         let rows = Tensor::<2>::from_data(values, &Device::flex());
         let lengths = [image.pixels(); 2];
-        let run = |input: &Input<'_>| {
-            to_vec(backbone.forward(input, &mut NoAdapter, None).unwrap())
-        };
+        let run =
+            |input: &Input<'_>| to_vec(backbone.forward(input, &mut NoAdapter, None).unwrap());
         let by_color = run(&Input::new(&colors, &lengths));
         let by_value = run(&Input::rows(rows, [image.height, image.width], &lengths));
         let pairs = by_color.iter().zip(&by_value);

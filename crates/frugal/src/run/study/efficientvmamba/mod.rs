@@ -4,13 +4,15 @@
 mod arms;
 mod operations;
 mod rig;
+mod size;
 
 use std::collections::BTreeMap;
 
 use super::run::{Study, StudyKind};
 use super::{Outcome, StudyError, StudyEvent, StudyRequest};
-use arms::{Arm, CONV_ONLY, ES2D, FIRST, INVERTED, NO_CONV, SCANS, SS2D, Size, VIT, VMAMBA, arms};
+use arms::{Arm, CONV_ONLY, ES2D, FIRST, INVERTED, NO_CONV, SCANS, SS2D, VIT, VMAMBA, arms};
 use rig::{Part, Rig};
+use size::Size;
 
 /// The study.
 pub static EFFICIENT_VMAMBA: Study = Study {
@@ -90,21 +92,78 @@ fn tuned(
         step(format!("{}, rate {rate}", arm.name));
     }
     let last = size.factors.len() - 1;
-    Ok((RATE * size.factors[best], last > 0 && (best == 0 || best == last)))
+    Ok((
+        RATE * size.factors[best],
+        last > 0 && (best == 0 || best == last),
+    ))
 }
 
 /// What the paper says.
 fn claims(outcome: &mut Outcome) {
     for (claim, measure, better, than, lower) in [
-        ("The atrous scan is as accurate as that of all pixels or better (table 5)", ACCURACY, ES2D, SS2D, false),
-        ("The atrous scan takes less time per step", STEP, ES2D, SS2D, true),
-        ("The convolution beside the scan adds accuracy (table 5)", ACCURACY, ES2D, NO_CONV, false),
-        ("The scan adds accuracy to the convolution", ACCURACY, ES2D, CONV_ONLY, false),
-        ("Inverted residuals in late stages are better than in early ones (table 6)", ACCURACY, ES2D, FIRST, false),
-        ("Inverted residuals in late stages are better than none (table 6)", ACCURACY, ES2D, SCANS, false),
-        ("Scans in early stages are better than inverted residuals alone (table 6)", ACCURACY, ES2D, INVERTED, false),
-        ("It is better than VMamba of as many operations (table 2)", ACCURACY, ES2D, VMAMBA, false),
-        ("It is better than ViT of as many operations", ACCURACY, ES2D, VIT, false),
+        (
+            "The atrous scan is as accurate as that of all pixels or better (table 5)",
+            ACCURACY,
+            ES2D,
+            SS2D,
+            false,
+        ),
+        (
+            "The atrous scan takes less time per step",
+            STEP,
+            ES2D,
+            SS2D,
+            true,
+        ),
+        (
+            "The convolution beside the scan adds accuracy (table 5)",
+            ACCURACY,
+            ES2D,
+            NO_CONV,
+            false,
+        ),
+        (
+            "The scan adds accuracy to the convolution",
+            ACCURACY,
+            ES2D,
+            CONV_ONLY,
+            false,
+        ),
+        (
+            "Inverted residuals in late stages are better than in early ones (table 6)",
+            ACCURACY,
+            ES2D,
+            FIRST,
+            false,
+        ),
+        (
+            "Inverted residuals in late stages are better than none (table 6)",
+            ACCURACY,
+            ES2D,
+            SCANS,
+            false,
+        ),
+        (
+            "Scans in early stages are better than inverted residuals alone (table 6)",
+            ACCURACY,
+            ES2D,
+            INVERTED,
+            false,
+        ),
+        (
+            "It is better than VMamba of as many operations (table 2)",
+            ACCURACY,
+            ES2D,
+            VMAMBA,
+            false,
+        ),
+        (
+            "It is better than ViT of as many operations",
+            ACCURACY,
+            ES2D,
+            VIT,
+            false,
+        ),
     ] {
         outcome.judge(claim, measure, better, than, lower);
     }

@@ -3,7 +3,7 @@
 use frugal_models::{ModelConfig, ScanPattern};
 use frugal_nn::{SiteInfo, SiteKind};
 
-use super::arms::Size;
+use super::size::Size;
 
 /// Of one image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +28,11 @@ pub(super) fn of(config: &ModelConfig, size: &Size, pattern: ScanPattern) -> Ope
     for (_, site) in config.sites().iter() {
         let side = sides(site.layer);
         let pixels = (side * side) as u64;
-        let of_block = if is_vit && site.layer.is_some() { pixels + 1 } else { pixels };
+        let of_block = if is_vit && site.layer.is_some() {
+            pixels + 1
+        } else {
+            pixels
+        };
         let sequence = pattern.tokens([side; 2]) as u64 / 4;
         let weights = (site.d_in * site.d_out) as u64;
         let in_scan = site.path.contains(".scans.");

@@ -18,7 +18,8 @@ use frugal_train::{
 use rayon::prelude::*;
 use serde_json::json;
 
-use super::arms::{Arm, Size};
+use super::arms::Arm;
+use super::size::Size;
 use crate::run::study::{StudyError, StudyRequest};
 
 /// The images, and how long is learnt from them.
