@@ -3,6 +3,7 @@
 #![recursion_limit = "256"]
 
 pub mod combine;
+mod images;
 pub mod method;
 pub mod methods;
 mod overlay;
@@ -20,6 +21,7 @@ mod sizes;
 mod support;
 mod target;
 
+pub use images::ON_IMAGES;
 pub use method::{Capabilities, Family, Method};
 pub use pattern::Patterns;
 pub use settings::Settings;

@@ -5,6 +5,7 @@ use frugal_nn::{AdaptError, Adapter, BuildContext, Operation, SiteTable};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::images;
 use crate::settings::{self, Settings};
 use crate::support::own_files;
 
@@ -184,6 +185,7 @@ impl Method {
             build: |settings, context| {
                 let config = C::parse(settings)?;
                 config.validate()?;
+                images::check(C::NAME, context)?;
                 config.build(context)
             },
             from_peft: C::from_peft,

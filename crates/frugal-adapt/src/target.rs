@@ -136,7 +136,7 @@ fn refuse_others(
             continue;
         };
         let what = match first.kind {
-            SiteKind::Conv => "a convolution",
+            SiteKind::Conv | SiteKind::Conv2d => "a convolution",
             SiteKind::Param => "a bare parameter",
             _ => continue,
         };

@@ -18,6 +18,7 @@ mod blockwise;
 mod cache;
 mod causal_conv;
 mod cross_entropy;
+mod depthwise_conv;
 mod experts;
 mod flex;
 mod linear;
@@ -43,6 +44,7 @@ pub use cross_entropy::{
     CrossEntropyOptions, IGNORE_INDEX, linear_cross_entropy, quantized_cross_entropy,
     token_log_probs,
 };
+pub use depthwise_conv::depthwise_conv2d;
 pub use experts::{NO_ROW, combine_rows, gather_rows};
 pub use linear::{
     LowRankRows, linear, lora_linear, multi_lora_linear, quantized_linear, quantized_lora_linear,
@@ -66,6 +68,7 @@ pub mod portable {
     pub use crate::attention::portable::*;
     pub use crate::causal_conv::portable::*;
     pub use crate::cross_entropy::portable::*;
+    pub use crate::depthwise_conv::portable::*;
     pub use crate::experts::portable::*;
     pub use crate::linear::portable::*;
     pub use crate::linear_recurrence::portable::*;

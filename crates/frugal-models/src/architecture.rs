@@ -4,7 +4,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use frugal_nn::{
-    Backbone, BackboneInfo, HeadLayout, ModelError, SiteInfo, SiteTable, UsualTargets,
+    Backbone, BackboneInfo, HeadLayout, ImageInput, ModelError, SiteInfo, SiteTable, UsualTargets,
 };
 use serde_json::{Value, json};
 
@@ -41,6 +41,11 @@ pub struct Family {
 }
 
 impl Family {
+    /// Whether its models read images in place of text.
+    pub fn reads_images(&self) -> bool {
+        self.classifier_class.ends_with("ForImageClassification")
+    }
+
     /// All keys that are accounted for: read, refused away from neutral, or without effect.
     pub fn all_keys(&self) -> impl Iterator<Item = String> {
         let refused = self.keys.refused.iter().chain(self.refused_of_all());
@@ -248,6 +253,11 @@ pub trait Architecture: Debug + Send + Sync {
         None
     }
 
+    /// The images that it reads in place of text.
+    fn image(&self) -> Option<ImageInput> {
+        None
+    }
+
     /// Position of a sequence's first token in a table of positions.
     fn first_position(&self, _config: &ModelConfig) -> u32 {
         0
@@ -325,9 +335,13 @@ impl ModelConfig {
         self.raw.get("architectures")?.get(0)?.as_str()
     }
 
-    /// Whether the model was saved with a head that tells classes, of a sequence or of every token.
+    /// Whether the model was saved with a head that tells classes, of a sequence, an image or of every
+    /// token.
     pub fn is_classifier(&self) -> bool {
-        let sequences = |class: &str| class.ends_with("ForSequenceClassification");
+        let sequences = |class: &str| {
+            class.ends_with("ForSequenceClassification")
+                || class.ends_with("ForImageClassification")
+        };
         self.labels_tokens() || self.class().is_some_and(sequences)
     }
 
@@ -443,6 +457,7 @@ impl ModelConfig {
             rotates_anew_beyond: self.architecture.rotates_anew_beyond(),
             is_encoder: f.is_encoder,
             in_transformers: f.in_transformers,
+            image: self.architecture.image(),
             final_logit_softcapping: self.architecture.final_logit_softcapping(),
             logit_scale: self.architecture.logit_scale(self),
             base_prefix: f.base_prefix,

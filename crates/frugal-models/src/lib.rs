@@ -24,10 +24,12 @@ pub mod save;
 mod source;
 mod text;
 pub mod upcycle;
+mod vision;
 mod weights;
 
 pub use activation::Activation;
 pub use architecture::ModelConfig;
+pub use blocks::sub_grids::ScanPattern;
 pub use build::{build, build_with};
 pub use frugal_kernels::ActivationQuant;
 pub use init::random_weights;
@@ -36,4 +38,5 @@ pub use names::factor_names;
 pub use rope::{RopeConfig, RopeScaling, inverse_frequencies};
 pub use source::{Loaded, MemorySource, WeightSource, read_values};
 pub use text::mor::uptrain::{RecursiveInit, mor_from_llama};
+pub use vision::pixels::PREPROCESSOR;
 pub use weights::{LoadOptions, Quantize, WeightLoader};

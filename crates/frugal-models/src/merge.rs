@@ -312,6 +312,7 @@ impl Writer<'_> {
                     self.tensors.insert_matrix(name, factor);
                 }
             }
+            None if info.kind == SiteKind::Conv2d => self.shaped(linear.site, weight)?,
             None => {
                 let stored = if info.kind == SiteKind::Conv1d {
                     weight.transpose()

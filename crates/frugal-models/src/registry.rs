@@ -7,7 +7,7 @@ pub use crate::architecture::Family;
 use crate::architecture::ModelConfig;
 use crate::fresh::{FreshSizes, Own};
 use crate::keys::{self, bad};
-use crate::text;
+use crate::{text, vision};
 
 /// Keys of which a new tokenizer decides.
 const TOKEN_IDS: [&str; 3] = ["bos_token_id", "eos_token_id", "pad_token_id"];
@@ -36,6 +36,9 @@ pub const FAMILIES: &[&Family] = &[
     &text::gpt2::GPT2,
     &text::bert::BERT,
     &text::bert::ROBERTA,
+    &vision::vit::VIT,
+    &vision::efficientvmamba::EFFICIENT_VMAMBA,
+    &vision::vmamba::VMAMBA,
 ];
 
 /// The architecture of a `model_type`.

@@ -5,11 +5,13 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use frugal_core::fs::{FileError, Temporary};
+use frugal_media::PROCESSOR_FILE;
 use safetensors::tensor::{Dtype, SafeTensorError, View, serialize_to_file};
 use serde::{Deserialize, Serialize};
 
 use crate::architecture::ModelConfig;
 use crate::source::MemorySource;
+use crate::vision::pixels::PREPROCESSOR;
 
 /// Number format of stored weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -186,7 +188,8 @@ pub fn write_safetensors(path: &Path, tensors: Vec<(String, Stored<'_>)>) -> Res
     write().map_err(FileError::at(path, "cannot write"))
 }
 
-/// Writes `config.json` and `model.safetensors`; the configuration last, so that a folder with one
+/// Writes `config.json` and `model.safetensors`, of a model that reads images also
+/// `preprocessor_config.json`; the configuration last, so that a folder with one
 /// is complete.
 ///
 /// # Errors
@@ -219,10 +222,18 @@ pub fn write_model_with(
     write_safetensors(&folder.join("model.safetensors"), all)?;
     let mut raw = config.raw.clone();
     if let Some(map) = raw.as_object_mut() {
+        // It has a file of its own.
+        if let Some(keys) = map.remove(PREPROCESSOR) {
+            write_json(&folder.join(PROCESSOR_FILE), &keys)?;
+        }
         map.remove("torch_dtype");
         map.insert("dtype".into(), stored_type.torch_name().into());
     }
-    let text = serde_json::to_string_pretty(&raw)
-        .map_err(|e| FileError::at(folder, "cannot write config.json")(e.into()))?;
-    frugal_core::fs::write_atomic(&folder.join("config.json"), (text + "\n").as_bytes())
+    write_json(&folder.join("config.json"), &raw)
+}
+
+fn write_json(path: &Path, value: &serde_json::Value) -> Result<(), FileError> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|e| FileError::at(path, "cannot write")(e.into()))?;
+    frugal_core::fs::write_atomic(path, (text + "\n").as_bytes())
 }

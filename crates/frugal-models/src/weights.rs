@@ -399,6 +399,20 @@ impl<'a> WeightLoader<'a> {
         Ok(Conv { site, weight, bias })
     }
 
+    /// A convolution over windows that do not overlap as a linear layer of them, `[d, c, h, w]` in
+    /// files.
+    ///
+    /// # Errors
+    /// When a tensor cannot be read.
+    pub fn patch_conv(&mut self, path: &str) -> Result<Linear, ModelError> {
+        let Conv { site, weight, bias } = self.conv(path)?;
+        Ok(Linear {
+            site,
+            weight: Weight::Dense(weight),
+            bias,
+        })
+    }
+
     /// A bare parameter as a matrix.
     ///
     /// # Errors

@@ -31,8 +31,10 @@ pub enum HeadLayout {
     Score,
     /// `score` likewise; a head that labels tokens is called `classifier` (GPT-2).
     ScoreOrClassifier,
-    /// `classifier` behind the pooler (BERT).
+    /// `classifier` behind the pooler (BERT), or on the first position where there is none.
     Classifier,
+    /// `classifier` on the mean of all positions (image models without a class token).
+    MeanClassifier,
     /// `classifier.dense` and `classifier.out_proj` (RoBERTa).
     DenseOutProj,
 }
@@ -42,8 +44,32 @@ impl HeadLayout {
     pub fn of_tokens(self) -> &'static str {
         match self {
             Self::Score => "score",
-            Self::ScoreOrClassifier | Self::Classifier | Self::DenseOutProj => "classifier",
+            Self::ScoreOrClassifier
+            | Self::Classifier
+            | Self::MeanClassifier
+            | Self::DenseOutProj => "classifier",
         }
+    }
+}
+
+/// The images that a backbone reads.
+///
+/// An image is a sequence of `height * width` pixels, line by line: as colours
+/// `red * 65536 + green * 256 + blue` ([`Content::Tokens`](crate::Content::Tokens)), which the
+/// backbone scales itself, or as rows `[pixels, 3]` of values that were scaled before
+/// ([`Content::Rows`](crate::Content::Rows)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImageInput {
+    /// Rows of pixels.
+    pub height: usize,
+    /// Columns of pixels.
+    pub width: usize,
+}
+
+impl ImageInput {
+    /// Number of pixels.
+    pub fn pixels(self) -> usize {
+        self.height * self.width
     }
 }
 
@@ -78,6 +104,8 @@ pub struct BackboneInfo {
     pub is_encoder: bool,
     /// Whether transformers has the architecture.
     pub in_transformers: bool,
+    /// The images that it reads in place of text.
+    pub image: Option<ImageInput>,
     /// Cap on the logits of the head: `cap * tanh(x / cap)`.
     pub final_logit_softcapping: Option<f64>,
     /// Factor on the final hidden states before the output head reads them.

@@ -34,7 +34,9 @@ pub enum Pooling {
 impl Pooling {
     /// What Hugging Face's classes do for this architecture.
     pub fn default_for(info: &BackboneInfo) -> Self {
-        if info.is_encoder {
+        if info.head == HeadLayout::MeanClassifier {
+            Self::Mean
+        } else if info.is_encoder {
             Self::Cls
         } else {
             Self::Last
@@ -103,7 +105,7 @@ impl Head {
             };
         }
         match info.head {
-            HeadLayout::Classifier => Self {
+            HeadLayout::Classifier | HeadLayout::MeanClassifier => Self {
                 dense: None,
                 weight: matrix("classifier.weight", labels),
                 bias: Some(vector("classifier.bias", labels)),
@@ -209,7 +211,8 @@ impl Head {
     /// Logits `[sequences, labels]` of an input, `[tokens, labels]` where every token is labelled.
     ///
     /// A head of the first token reads the first position, as the reference does: where a method
-    /// puts a prompt in front of the sequences, that is the prompt's.
+    /// puts a prompt in front of the sequences, that is the prompt's. Of images it reads the positions
+    /// that the last block gives, which are not those of the pixels.
     ///
     /// # Errors
     /// Those of [`Backbone::forward`].
@@ -220,7 +223,8 @@ impl Head {
         pass: &mut dyn Pass,
         mode: Mode,
     ) -> Result<Tensor<2>, ModelError> {
-        if self.config.pooling != Pooling::Cls {
+        let of_text = backbone.info().image.is_none();
+        if self.config.pooling != Pooling::Cls && of_text {
             let hidden_states = backbone.forward(input, pass, None)?;
             return Ok(self.forward(hidden_states, &input.layout, backbone, pass, mode));
         }

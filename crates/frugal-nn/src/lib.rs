@@ -16,7 +16,8 @@ pub mod site;
 pub mod state;
 
 pub use backbone::{
-    Backbone, BackboneInfo, BlockState, Frozen, HeadLayout, RotaryTable, RouterState, UsualTargets,
+    Backbone, BackboneInfo, BlockState, Frozen, HeadLayout, ImageInput, RotaryTable, RouterState,
+    UsualTargets,
 };
 pub use error::{LoadError, ModelError};
 pub use heads::{Head, HeadConfig, Pooling};

@@ -28,6 +28,9 @@ pub enum SiteKind {
     Norm,
     /// A depth-wise convolution, stored `[d_out, 1, d_in]`: `d_in` is the number of its taps.
     Conv,
+    /// A convolution over images whose windows do not overlap, computed as a linear layer of each
+    /// window: stored `[d_out, channels, height, width]`.
+    Conv2d,
     /// A tensor of no layer, stored under its path alone: `[d_out, d_in]`, or `[d_out]`.
     Param,
 }
@@ -76,6 +79,12 @@ pub struct SiteInfo {
     /// Blocks of equally many rows that files have a bare parameter in: `[blocks, d_out / blocks,
     /// d_in]`.
     pub blocks: Option<usize>,
+    /// Whether it is a bare parameter that follows the data without a gradient: a mean or variance
+    /// of batch normalisation.
+    pub is_statistic: bool,
+    /// Shape of the weight in files, where it does not follow from the kind: that of a kernel over
+    /// images, or of a parameter of more dimensions.
+    pub stored: Option<Vec<usize>>,
 }
 
 impl SiteInfo {
@@ -100,11 +109,16 @@ impl SiteInfo {
             writes_to_residual: false,
             is_vector: false,
             blocks: None,
+            is_statistic: false,
+            stored: None,
         }
     }
 
-    /// Number of its own parameters.
+    /// Number of its own parameters; statistics of the data are none.
     pub fn num_parameters(&self) -> usize {
+        if self.is_statistic {
+            return 0;
+        }
         let weight = if self.tied { 0 } else { self.d_in * self.d_out };
         weight + if self.has_bias { self.d_out } else { 0 }
     }
@@ -119,10 +133,15 @@ impl SiteInfo {
 
     /// Shape of its weight in files.
     pub fn stored_shape(&self) -> Vec<usize> {
+        if let Some(shape) = &self.stored {
+            return shape.clone();
+        }
         match self.kind {
             SiteKind::Norm => vec![self.d_out],
             SiteKind::Conv1d | SiteKind::Embedding => vec![self.d_in, self.d_out],
-            SiteKind::Linear | SiteKind::LmHead => vec![self.d_out, self.d_in],
+            SiteKind::Linear | SiteKind::LmHead | SiteKind::Conv2d => {
+                vec![self.d_out, self.d_in]
+            }
             SiteKind::Conv => vec![self.d_out, 1, self.d_in],
             SiteKind::Param if self.is_vector => vec![self.d_out],
             SiteKind::Param => match self.blocks {

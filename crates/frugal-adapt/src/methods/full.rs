@@ -43,6 +43,7 @@ use crate::method::{Family, Method, MethodConfig};
 use crate::overlay::matrix_of;
 use crate::pretraining::layer::Layer;
 use crate::settings::Settings;
+use crate::support::model_training::{MeanLoss, Statistics, drop_path, param_shape};
 
 const NAME: &str = "full";
 
@@ -128,6 +129,8 @@ pub struct Full {
     /// Of the step so far: what each choice of a router got whose load a bias keeps even, and how far
     /// the bias moves.
     loads: Mutex<BTreeMap<SiteId, (Vec<usize>, f64)>>,
+    /// Of the step so far: what statistics of the data move towards, and by how much.
+    statistics: Statistics,
     /// What it is called: this method, or what its layers are.
     name: &'static str,
     /// Steps between two restarts of layers that are no weights; 0 for none.
@@ -147,10 +150,14 @@ impl Full {
         let mut set = |id: SiteId, shape: &[usize], weight: Vec<f32>, bias: Option<Vec<f32>>| {
             let info = context.sites.info(id);
             let path = &info.path;
+            let weight = Parameter::new(info.weight_name(), shape, weight, device);
             sites[id.index()] = Site {
                 first: None,
                 layer: None,
-                weight: Some(Parameter::new(info.weight_name(), shape, weight, device)),
+                weight: Some(match info.is_statistic {
+                    true => weight.freeze(),
+                    false => weight,
+                }),
                 bias: bias.map(|b| Parameter::new(format!("{path}.bias"), &[b.len()], b, device)),
             };
         };
@@ -179,13 +186,13 @@ impl Full {
                 ),
                 Frozen::Conv(c) => set(
                     c.site,
-                    &context.sites.info(c.site).stored_shape(),
+                    &[c.weight.dims()[0], 1, c.weight.dims()[1]],
                     to_vec(c.weight.clone()),
                     c.bias.clone().map(to_vec),
                 ),
                 Frozen::Param(p) => set(
                     p.site,
-                    &context.sites.info(p.site).stored_shape(),
+                    &param_shape(context.sites.info(p.site)),
                     to_vec(p.value.clone()),
                     None,
                 ),
@@ -204,6 +211,7 @@ impl Full {
             sites,
             tied_head: tied.zip(table),
             loads: Mutex::default(),
+            statistics: Statistics::default(),
             name: NAME,
             restart_steps: 0,
         })
@@ -261,6 +269,15 @@ impl Full {
             });
             let moved = moved.collect();
             bias.set(moved);
+        }
+    }
+
+    /// Moves the statistics of the data, in the order in which the batches of the step came.
+    fn follow_statistics(&mut self) {
+        for moved in self.statistics.take() {
+            if let Some(running) = self.sites[moved.site.index()].weight.as_mut() {
+                moved.apply(running);
+            }
         }
     }
 
@@ -338,23 +355,6 @@ struct FullPass<'a> {
     logits: MeanLoss,
     /// The terms of the model's own training so far.
     terms: Option<Tensor<1>>,
-}
-
-/// A mean over blocks: what has come so far, and of how many.
-#[derive(Default)]
-struct MeanLoss(Option<(Tensor<1>, usize)>);
-
-impl MeanLoss {
-    fn add(&mut self, loss: Tensor<1>) {
-        self.0 = Some(match self.0.take() {
-            Some((sum, blocks)) => (sum + loss, blocks + 1),
-            None => (loss, 1),
-        });
-    }
-
-    fn take(&mut self) -> Option<Tensor<1>> {
-        self.0.take().map(|(sum, blocks)| sum / blocks as f64)
-    }
 }
 
 impl FullPass<'_> {
@@ -484,6 +484,17 @@ impl Pass for FullPass<'_> {
         *last = rate;
     }
 
+    fn drop_path(&mut self, layer: usize, rate: f64, sequences: usize) -> Option<Vec<f32>> {
+        match self.mode {
+            Mode::Train { seed } => drop_path(seed, layer, rate, sequences),
+            Mode::Eval => None,
+        }
+    }
+
+    fn batch_statistics(&mut self, running: [&Param; 2], of_batch: [Tensor<1>; 2], momentum: f64) {
+        self.adapter.statistics.add(running, of_batch, momentum);
+    }
+
     fn auxiliary_loss(&mut self) -> Option<Tensor<1>> {
         [self.load.take(), self.logits.take(), self.terms.take()]
             .into_iter()
@@ -541,6 +552,7 @@ impl Adapter for Full {
 
     fn after_step(&mut self, context: &StepContext) {
         self.follow_load();
+        self.follow_statistics();
         if self.restart_steps == 0 || !context.step.is_multiple_of(self.restart_steps) {
             return;
         }

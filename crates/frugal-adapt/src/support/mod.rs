@@ -10,6 +10,7 @@ pub mod layer_targets;
 pub(crate) mod lora_like;
 pub(crate) mod low_rank;
 pub(crate) mod lycoris;
+pub(crate) mod model_training;
 pub(crate) mod numpy_random;
 pub(crate) mod orthogonal;
 pub(crate) mod own_files;

@@ -41,7 +41,7 @@ pub struct RunFlags {
     #[arg(long, short, value_name = "MODEL", help_heading = "What")]
     pub model: Option<String>,
     /// What is learned [default: classification]
-    #[arg(long, value_name = "TASK", value_parser = ["classification", "token-classification", "causal-lm", "embedding", "reranking"], help_heading = "What")]
+    #[arg(long, value_name = "TASK", value_parser = ["classification", "image-classification", "token-classification", "causal-lm", "embedding", "reranking"], help_heading = "What")]
     pub task: Option<String>,
     /// What a classifier learns: one label of several, any number of labels, or numbers [default:
     /// single_label_classification]
@@ -369,7 +369,7 @@ impl RunFlags {
     }
 
     fn idle(&self, config: &TuneConfig) -> Vec<(&'static str, &'static str)> {
-        let classifies = config.task == Task::Classification;
+        let classifies = [Task::Classification, Task::ImageClassification].contains(&config.task);
         let whole = "a classifier reads the whole text as it is";
         let exact = config.activations == ActivationQuant::Exact;
         let all = [

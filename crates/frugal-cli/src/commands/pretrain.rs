@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use frugal::adapt::pretraining::REPARAMETERIZATIONS;
-use frugal::run::{DecayData, PRETRAIN_FILE, PretrainConfig, Pretrained, architectures, pretrain};
+use frugal::run::{
+    DecayData, PRETRAIN_FILE, PretrainConfig, Pretrained, architectures, image_architectures,
+    pretrain, pretrain_images, reads_images,
+};
 use frugal::train::mixture::MIXTURES;
 use frugal::train::optim::OPTIMIZERS;
 use frugal_core::config::{self, ConfigErrors};
@@ -21,6 +24,7 @@ Examples:
   frugal pretrain --data text.txt --out models/mine
   frugal pretrain --data text.txt --out models/mine --epochs 3 --set shape.num_hidden_layers=8
   frugal pretrain --data text.txt --out models/mine --arch mamba
+  frugal pretrain --data cifar10/ --out models/seen --arch efficientvmamba --set train.batch_size=64
   frugal pretrain --data text.txt --out models/mine --optim galore --set optim.rank=64
   frugal pretrain --data text.txt --out models/mine --reparam sltrain --set reparam.rank=64
   frugal pretrain --data text.txt --out models/mine --arch gated_ssm --objective birdie
@@ -32,7 +36,9 @@ Examples:
   frugal pretrain --fork runs/stable --fork-step 2000 --decay-steps 200 --out runs/at-2000 \
     --set train.decay_type=exp --decay-data answers.jsonl=0.3
 
-Trains a tokenizer and a decoder with tied embeddings and writes a Hugging Face folder. Sizes are \
+Trains a tokenizer and a decoder with tied embeddings and writes a Hugging Face folder; of an \
+architecture that reads images, all weights of a new model on the classes of images: a folder with \
+a folder for each class, a tar file of such, or a table of paths. Sizes are \
 under [shape] in the configuration: vocab_size, hidden_size, intermediate_size, \
 num_hidden_layers, num_attention_heads, num_key_value_heads, max_position_embeddings, and every \
 key that the architecture's config.json has, as shape.state_size of mamba. What the \
@@ -44,7 +50,7 @@ optimizer keeps and what the layers are while they are trained is under [train.o
 #[derive(Debug, clap::Args)]
 #[command(after_help = notes())]
 pub struct Args {
-    /// Text: each line, or each block between blank lines, is a document
+    /// Text: each line, or each block between blank lines, is a document; or images
     #[arg(long, short, value_name = "FILE", help_heading = "Data")]
     data: Option<String>,
     /// Longest piece of a document in tokens [default: 256]
@@ -130,6 +136,15 @@ pub fn run(args: &Args) -> Result<Outcome> {
         return Ok(Outcome::Done);
     }
     let stop = interrupt::flag("stopping after this step; press Ctrl-C again to end at once");
+    if config.from.is_none() && reads_images(&config.shape.arch) {
+        let tuned = {
+            let mut progress = RunProgress::new(args.output);
+            pretrain_images(&config, &command_line(), args.resume, &stop, &mut |p| {
+                progress.on(p)
+            })?
+        };
+        return super::tune::report(&tuned, args.output, "the same command and --resume");
+    }
     let trained = {
         let mut progress = RunProgress::new(args.output);
         pretrain(&config, &command_line(), args.resume, &stop, &mut |p| {
@@ -222,12 +237,17 @@ fn decay_data(text: &str) -> Result<DecayData, String> {
 }
 
 fn architecture() -> impl TypedValueParser<Value = String> {
-    PossibleValuesParser::new(architectures().map(|(name, _)| name))
+    let all = architectures().chain(image_architectures());
+    PossibleValuesParser::new(all.map(|(name, _)| name))
 }
 
 fn notes() -> String {
-    let kinds = architectures().map(|(name, about)| format!("\n  {name:<14} {about}"));
-    format!("{EXAMPLES}\n\nArchitectures:{}", kinds.collect::<String>())
+    let kind = |(name, about)| format!("\n  {name:<15} {about}");
+    format!(
+        "{EXAMPLES}\n\nArchitectures:{}\n\nThat read images:{}",
+        architectures().map(kind).collect::<String>(),
+        image_architectures().map(kind).collect::<String>()
+    )
 }
 
 fn resolve(args: &Args) -> Result<PretrainConfig, ConfigErrors> {

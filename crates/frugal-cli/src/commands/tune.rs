@@ -89,18 +89,18 @@ pub fn run(args: &Args) -> Result<Outcome> {
         let mut progress = RunProgress::new(args.output);
         tune(&request, &mut |p| progress.on(p))?
     };
-    if args.output.json {
-        ui::print_json(&describe(&tuned))?;
+    let resume = format!("frugal tune --resume {}", tuned.out.display());
+    report(&tuned, args.output, &resume)
+}
+
+/// Prints what came of a run; `resume` says how one that was interrupted is continued.
+pub(super) fn report(tuned: &Tuned, output: Output, resume: &str) -> Result<Outcome> {
+    if output.json {
+        ui::print_json(&describe(tuned))?;
     } else if tuned.interrupted {
-        ui::note(
-            args.output,
-            &format!(
-                "continue with: frugal tune --resume {}",
-                tuned.out.display()
-            ),
-        );
+        ui::note(output, &format!("continue with: {resume}"));
     } else {
-        print(&tuned);
+        print(tuned);
     }
     Ok(if tuned.interrupted {
         Outcome::Interrupted

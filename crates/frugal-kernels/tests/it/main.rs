@@ -8,6 +8,7 @@ mod activation;
 mod add;
 mod attention;
 mod cross_entropy;
+mod depthwise_conv;
 mod experts;
 mod golden;
 mod linear;

@@ -43,7 +43,7 @@ pub(crate) fn look_up(
     }
 }
 
-fn check_layout(input: &Input<'_>) -> Result<(), ModelError> {
+pub(crate) fn check_layout(input: &Input<'_>) -> Result<(), ModelError> {
     let (tokens, described) = (input.len(), input.layout.tokens());
     if tokens != described
         || tokens == 0

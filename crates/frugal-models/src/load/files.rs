@@ -6,15 +6,17 @@ use std::sync::Arc;
 use burn::prelude::*;
 use frugal_core::tokenizer::TextTokenizer;
 use frugal_formats::fetch;
+use frugal_media::PROCESSOR_FILE;
 use frugal_nn::{Backbone, BackboneInfo, Head, LoadError, ModelError, SiteTable};
 
-use crate::architecture::ModelConfig;
+use crate::architecture::{Family, ModelConfig};
 use crate::build::build_with;
 use crate::load::fingerprint::fingerprint;
 use crate::load::gguf::GgufSource;
 use crate::load::{SafetensorsSource, builtin, read_json};
 use crate::names::unexpected;
 use crate::source::WeightSource;
+use crate::vision::pixels::PREPROCESSOR;
 use crate::weights::LoadOptions;
 
 /// Metadata of a GGUF file.
@@ -112,8 +114,19 @@ impl ModelFiles {
                 return Err(error.into());
             }
         }
-        let mut config =
-            ModelConfig::from_json(read_json(&config_path)?, &config_path.display().to_string())?;
+        let mut raw = read_json(&config_path)?;
+        let processor = folder.join(PROCESSOR_FILE);
+        if let Some(keys) = raw.as_object_mut()
+            && keys
+                .get("model_type")
+                .and_then(serde_json::Value::as_str)
+                .and_then(crate::registry::find)
+                .is_some_and(Family::reads_images)
+            && processor.exists()
+        {
+            keys.insert(PREPROCESSOR.into(), read_json(&processor)?);
+        }
+        let mut config = ModelConfig::from_json(raw, &config_path.display().to_string())?;
         let weights = SafetensorsSource::open(folder)?;
         config.follow_head(weights.shape("lm_head.weight").is_some());
         let tokenizer = if folder.join("tokenizer.json").exists() {

@@ -207,6 +207,14 @@ impl Pass for CachedPass<'_> {
         self.inner.balance(bias, load, rate);
     }
 
+    fn drop_path(&mut self, layer: usize, rate: f64, sequences: usize) -> Option<Vec<f32>> {
+        self.inner.drop_path(layer, rate, sequences)
+    }
+
+    fn batch_statistics(&mut self, running: [&Param; 2], of_batch: [Tensor<1>; 2], momentum: f64) {
+        self.inner.batch_statistics(running, of_batch, momentum);
+    }
+
     fn needs_token_rows(&self) -> bool {
         self.inner.needs_token_rows()
     }

@@ -206,6 +206,17 @@ impl Pass for CombinedPass<'_> {
         }
     }
 
+    fn drop_path(&mut self, layer: usize, rate: f64, sequences: usize) -> Option<Vec<f32>> {
+        let mut parts = self.parts.iter_mut();
+        parts.find_map(|(pass, _)| pass.drop_path(layer, rate, sequences))
+    }
+
+    fn batch_statistics(&mut self, running: [&Param; 2], of_batch: [Tensor<1>; 2], momentum: f64) {
+        for (pass, _) in &mut self.parts {
+            pass.batch_statistics(running, of_batch.clone(), momentum);
+        }
+    }
+
     fn needs_token_rows(&self) -> bool {
         self.parts.iter().any(|(pass, _)| pass.needs_token_rows())
     }

@@ -380,6 +380,24 @@ pub trait Pass {
     /// (arXiv 2408.15664, algorithm 1).
     fn balance(&mut self, _bias: &Param, _load: &[usize], _rate: f64) {}
 
+    /// In front of what branch `layer` adds to its residual stream, where the pass trains the model: a
+    /// factor for each of so many sequences, 0 where the branch is left out and `1 / (1 - rate)`
+    /// elsewhere (stochastic depth, Huang et al., arXiv 1603.09382). `None` where nothing is left out.
+    fn drop_path(&mut self, _layer: usize, _rate: f64, _sequences: usize) -> Option<Vec<f32>> {
+        None
+    }
+
+    /// Mean and variance `[d]` of a batch, where the pass trains the model: behind the step the values
+    /// that stand for them outside of training move towards these by `momentum` (batch normalisation,
+    /// Ioffe and Szegedy, arXiv 1502.03167).
+    fn batch_statistics(
+        &mut self,
+        _running: [&Param; 2],
+        _of_batch: [Tensor<1>; 2],
+        _momentum: f64,
+    ) {
+    }
+
     /// Whether [`Pass::linear`] must see every token's row, in order, because it tells sequences
     /// apart by their rows. Others see, in blocks that leave tokens out, the rows of the tokens that
     /// are in: in all hooks of a block alike.

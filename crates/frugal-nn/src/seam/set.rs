@@ -330,6 +330,16 @@ impl Pass for PerSequencePass<'_> {
         }
     }
 
+    fn drop_path(&mut self, layer: usize, rate: f64, sequences: usize) -> Option<Vec<f32>> {
+        self.trained()?.drop_path(layer, rate, sequences)
+    }
+
+    fn batch_statistics(&mut self, running: [&Param; 2], of_batch: [Tensor<1>; 2], momentum: f64) {
+        if let Some(part) = self.trained() {
+            part.batch_statistics(running, of_batch, momentum);
+        }
+    }
+
     fn embedding(&mut self, base: &Embedding, ids: &[u32]) -> Tensor<2> {
         self.embedding_rows(base, ids, Rows::Tokens)
     }

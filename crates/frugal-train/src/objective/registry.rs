@@ -8,6 +8,7 @@ use super::classification::Classification;
 use super::cosent::Cosent;
 use super::dpo::Dpo;
 use super::embedding::{Embedding, EmbeddingConfig};
+use super::image_classification::ImageClassification;
 use super::info_nce::InfoNce;
 use super::kl_distill::KlDistill;
 use super::lambda_loss::LambdaLoss;
@@ -79,6 +80,19 @@ pub const OBJECTIVES: &[ObjectiveEntry] = &[
         make: |named, train| {
             let config = named.read()?;
             Ok(Box::new(Classification::new(config, train.label_smoothing)))
+        },
+    },
+    ObjectiveEntry {
+        name: "image_classification",
+        alias: None,
+        summary: "one class for each image",
+        learns_from: LearnsFrom::Texts,
+        make: |named, train| {
+            let config = named.read()?;
+            Ok(Box::new(ImageClassification::new(
+                config,
+                train.label_smoothing,
+            )))
         },
     },
     ObjectiveEntry {
@@ -310,6 +324,10 @@ fn usual(model: ModelParts<'_>) -> &'static str {
     let config = model.head.map(|head| head.config());
     if config.is_some_and(HeadConfig::labels_tokens) {
         return "token_classification";
+    }
+    let single = config.is_some_and(|config| config.problem_type.is_single_label());
+    if single && model.backbone.info().image.is_some() {
+        return "image_classification";
     }
     match config.map(|config| config.problem_type) {
         None => "causal_lm",

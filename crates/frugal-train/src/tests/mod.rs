@@ -2,6 +2,7 @@
 
 mod eight_bits;
 mod fork;
+mod images;
 mod learning;
 mod memory_optimizers;
 mod minicpm;

@@ -19,6 +19,9 @@ pub enum Task {
     #[default]
     #[serde(alias = "seq-cls", alias = "sequence-classification")]
     Classification,
+    /// One label for each image.
+    #[serde(alias = "image_classification", alias = "image-cls")]
+    ImageClassification,
     /// One label for each word of a text, as for named entities.
     #[serde(alias = "token-cls", alias = "token_classification", alias = "ner")]
     TokenClassification,
@@ -242,6 +245,36 @@ impl Default for TuneConfig {
     }
 }
 
+/// What is wrong with a run on images.
+fn image_problems(config: &TuneConfig) -> Vec<(String, String)> {
+    let data = &config.data;
+    let text = "it has a part in tasks on text alone: leave it out";
+    let one = "an image has one class: leave it out";
+    let own = "images have no text to measure it on: leave it out";
+    let all = [
+        ("problem_type", !config.problem().is_single_label(), one),
+        ("measure_forgetting", config.measure_forgetting, own),
+        ("data.format", data.format.is_some(), text),
+        ("data.columns", !data.columns.is_empty(), text),
+        ("data.header", data.header.is_some(), text),
+        ("data.documents", data.documents.is_some(), text),
+        ("data.label_separator", data.label_separator.is_some(), text),
+        ("data.prompt_template", data.prompt_template.is_some(), text),
+        ("data.chat_template", data.chat_template.is_some(), text),
+        ("data.max_length", data.max_length > 0, text),
+        ("data.truncate", data.truncate, text),
+        (
+            "train.packing",
+            config.train.packing,
+            "an image is an example whatever the number of its pixels: leave it out",
+        ),
+    ];
+    let wrong = all.into_iter().filter(|(_, wrong, _)| *wrong);
+    wrong
+        .map(|(key, _, why)| (key.to_owned(), why.to_owned()))
+        .collect()
+}
+
 impl TuneConfig {
     /// Fills in what depends on other settings: the method's learning rate, the seed of the
     /// training part.
@@ -268,6 +301,7 @@ impl TuneConfig {
         }
         let usual = match (self.task, self.problem()) {
             (Task::CausalLm, _) => "causal_lm",
+            (Task::ImageClassification, _) => "image_classification",
             (Task::TokenClassification, _) => "token_classification",
             (_, ProblemType::SingleLabel) => "classification",
             (_, ProblemType::MultiLabel) => "multi_label",
@@ -282,6 +316,9 @@ impl TuneConfig {
         if self.task == Task::CausalLm && self.problem_type.is_some() {
             let reason = "it says what a classification head learns: leave it out, or give `--task classification`";
             add("problem_type", reason.into());
+        }
+        if self.task == Task::ImageClassification {
+            found.extend(image_problems(self));
         }
         if self.task == Task::TokenClassification {
             found.extend(tag_problems(self));

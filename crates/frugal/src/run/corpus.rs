@@ -8,7 +8,7 @@ use frugal_core::tokenizer::{TextTokenizer, train_bpe};
 use frugal_eval::report::DatasetInfo;
 
 use super::decay_data::documents;
-use super::prepare::hold_out;
+use super::held_out::hold_out;
 use super::pretrain_config::{END, PretrainConfig};
 use super::{Observe, Progress, RunError};
 

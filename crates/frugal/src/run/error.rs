@@ -11,6 +11,9 @@ pub enum RunError {
     /// Finding or reading the model.
     #[error(transparent)]
     Model(#[from] frugal_nn::ModelError),
+    /// An image, a set of images or how they are prepared.
+    #[error(transparent)]
+    Media(#[from] frugal_media::MediaError),
     /// Reading the data.
     #[error(transparent)]
     Data(#[from] frugal_core::data::DataError),

@@ -253,7 +253,9 @@ pub(super) fn predicted(
 fn held_bytes(sites: &SiteTable, quantize: Quantize, files: &ModelFiles) -> u64 {
     let of = |site: &SiteInfo| match site.kind {
         _ if site.tied => 0,
-        SiteKind::Norm | SiteKind::Conv | SiteKind::Param => site.num_parameters() * F32 as usize,
+        SiteKind::Norm | SiteKind::Conv | SiteKind::Conv2d | SiteKind::Param => {
+            site.num_parameters() * F32 as usize
+        }
         SiteKind::Linear | SiteKind::Conv1d => {
             quantize.bytes(site.d_out, site.d_in, false)
                 + if site.has_bias { 4 * site.d_out } else { 0 }

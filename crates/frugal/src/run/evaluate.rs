@@ -15,9 +15,9 @@ use serde::Serialize;
 use super::compare::confusion;
 use super::open::{OpenOptions, open};
 use super::predictions::{Prediction, predictions};
-use super::prepare::{encode_part, is_data_file, labels_for, read};
+use super::prepare::{Part, encode_part, is_data_file, labels_for, read};
 use super::tune::CONFIG_FILE;
-use super::{DataConfig, Metrics, Observe, ProblemType, Progress, RunError, TuneConfig};
+use super::{DataConfig, Metrics, Observe, ProblemType, Progress, RunError, TuneConfig, images};
 
 /// What is measured.
 #[derive(Clone, Debug)]
@@ -149,8 +149,13 @@ pub fn evaluate(
     }
     let problem = head.map_or_else(ProblemType::default, |head| head.config().problem_type);
     let labels = labels_for(head.map(Head::config));
-    let dataset = match frugal_core::data::builtin(&request.data.train) {
-        Ok(builtin) if !is_data_file(&request.data.train) => builtin.test,
+    let of_images = match backbone.info().image {
+        Some(_) => Some(images::to_measure(&request.data)?),
+        None => None,
+    };
+    let dataset = match (&of_images, frugal_core::data::builtin(&request.data.train)) {
+        (Some(found), _) => found.dataset.clone(),
+        (None, Ok(builtin)) if !is_data_file(&request.data.train) => builtin.test,
         _ => read(&request.data.train, "test", &request.data, labels, lookup)?,
     };
     let dataset = if request.data.max_eval_rows == 0 {
@@ -164,14 +169,17 @@ pub fn evaluate(
     } else {
         request.data.max_length.min(limit)
     };
-    let part = encode_part(
-        "test",
-        &dataset,
-        files,
-        head.map(|h| h.config()),
-        &request.data,
-        max_length,
-    )?;
+    let part = match (&of_images, head) {
+        (Some(found), Some(head)) => Part::of_images("test", found.read(files, head.config())?),
+        _ => encode_part(
+            "test",
+            &dataset,
+            files,
+            head.map(|h| h.config()),
+            &request.data,
+            max_length,
+        )?,
+    };
     if let Some(text) = part.cut_words() {
         observe(&Progress::Warning { text });
     }

@@ -127,6 +127,9 @@ pub(super) fn write_report(
 
 /// The first training example in pieces of trained and untrained text.
 fn example(prepared: &Prepared) -> Result<Option<report::Example>, RunError> {
+    if prepared.files.info().image.is_some() {
+        return Ok(None);
+    }
     let tokenizer = prepared.files.tokenizer()?;
     let Some(first) = prepared.train.examples().first() else {
         return Ok(None);

@@ -61,6 +61,12 @@ pub fn plan(config: &TuneConfig, lookup: &Lookup) -> Result<Plan, RunError> {
     let (config, start) = Start::resolve(config)?;
     let config = &config;
     let prepared = prepare(config, lookup)?;
+    if prepared.files.info().image.is_some() {
+        return Err(RunError::Invalid(format!(
+            "`{}`: what a run on images costs is not predicted: leave out the plan",
+            config.model
+        )));
+    }
     let sites = prepared.files.sites();
     start.map_or(Ok(()), |start| start.check_targets(&sites))?;
     let process = process_bytes();

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::open::{OpenOptions, Opened, open};
 use super::predictions::Tags;
-use super::{DataConfig, Observe, RunError};
+use super::{DataConfig, Observe, RunError, images};
 
 /// A classifier, read and ready.
 pub struct Predictor {
@@ -54,7 +54,6 @@ impl Predictor {
                 quantize: request.quantize,
                 ..WeightOptions::default()
             },
-            needs_tokenizer: true,
             ..OpenOptions::new(lookup, device.clone())
         };
         let opened = open(
@@ -83,7 +82,15 @@ impl Predictor {
                 without_head(&found.opened.files)
             )));
         }
+        if !found.reads_images() {
+            found.opened.files.tokenizer()?;
+        }
         Ok(found)
+    }
+
+    /// Whether it reads images: then what stands for a text is the path of an image.
+    pub fn reads_images(&self) -> bool {
+        self.opened.files.info().image.is_some()
     }
 
     fn head(&self) -> Option<&Head> {
@@ -105,6 +112,18 @@ impl Predictor {
         file: &Path,
         take: &mut dyn FnMut(TextRecord) -> Result<(), RunError>,
     ) -> Result<(), RunError> {
+        if self.reads_images() {
+            for (i, image) in images::listed(file)?.into_iter().enumerate() {
+                take(TextRecord {
+                    line: i + 1,
+                    text: image.content.place(),
+                    text_pair: None,
+                    tokens: Vec::new(),
+                    label: image.label.map(Value::from),
+                })?;
+            }
+            return Ok(());
+        }
         let options = LoadOptions {
             format: None,
             columns: self.data.columns.clone(),
@@ -132,6 +151,9 @@ impl Predictor {
     /// # Errors
     /// A text that is too long, or that the tokenizer cannot spell.
     pub fn encode(&self, text: &str, text_pair: Option<&str>) -> Result<Tokenized, RunError> {
+        if self.reads_images() {
+            return images::encode_place(text, &self.opened.files);
+        }
         self.encoded(&Example::Classification {
             text: text.to_owned(),
             text_pair: text_pair.map(str::to_owned),

@@ -8,7 +8,8 @@ use frugal_core::encode::{self, EncodeOptions, Encoded, Tokenized};
 use frugal_models::load::{Lookup, ModelFiles};
 use frugal_nn::{HeadConfig, Pooling, ProblemType, SiteTable};
 
-use super::{DataConfig, RunError, Task, Template, TuneConfig, dataset, paths, ranked};
+use super::held_out::{hold_out, hold_out_for};
+use super::{DataConfig, RunError, Task, Template, TuneConfig, dataset, images, paths, ranked};
 
 /// A part of the data, ready for batches.
 pub struct Part {
@@ -29,6 +30,16 @@ impl Part {
             source: dataset.source.display().to_string(),
             sha256: dataset.sha256.clone(),
             encoded,
+        }
+    }
+
+    /// Images that were read.
+    pub(super) fn of_images(name: &'static str, read: images::ReadImages) -> Self {
+        Self {
+            name,
+            source: read.source,
+            sha256: read.sha256,
+            encoded: read.encoded,
         }
     }
 
@@ -125,12 +136,17 @@ impl Prepared {
     /// # Errors
     /// When the model has no tokenizer.
     pub fn shown_example(&self) -> Result<String, RunError> {
-        let tokenizer = self.files.tokenizer()?;
         let example = self.train.examples().first();
-        let mut text = example
-            .map(|e| encode::show(e, tokenizer, false))
-            .transpose()?
-            .unwrap_or_default();
+        let mut text = match self.files.info().image {
+            Some(image) => format!("an image of {} x {}", image.height, image.width),
+            None => {
+                let tokenizer = self.files.tokenizer()?;
+                example
+                    .map(|e| encode::show(e, tokenizer, false))
+                    .transpose()?
+                    .unwrap_or_default()
+            }
+        };
         if let (Some(head), Some(example)) = (&self.head, example)
             && let Some(label) = said(&head.labels, &example.labels)
         {
@@ -208,13 +224,23 @@ pub fn prepare(config: &TuneConfig, lookup: &Lookup) -> Result<Prepared, RunErro
         Some(folder) => super::start::describe(folder)?.head,
         None => None,
     };
+    if config.task == Task::ImageClassification {
+        return of_images(config, files, start);
+    }
+    if files.info().image.is_some() {
+        return Err(RunError::Invalid(format!(
+            "`{}`: `{}` models read images: give `--task image-classification`",
+            config.model,
+            files.config().model_type()
+        )));
+    }
     let problem = start
         .as_ref()
         .map_or_else(|| config.problem(), |head: &HeadConfig| head.problem_type);
     let (train, validation, test) =
         datasets_of(&config.data, config.task, problem, config.seed, lookup)?;
     let head = match config.task {
-        Task::CausalLm | Task::Embedding => None,
+        Task::CausalLm | Task::Embedding | Task::ImageClassification => None,
         Task::Reranking => Some(start.unwrap_or_else(|| ranked::head(config, &files))),
         Task::Classification | Task::TokenClassification => {
             let labels = train.labels();
@@ -274,6 +300,50 @@ pub fn prepare(config: &TuneConfig, lookup: &Lookup) -> Result<Prepared, RunErro
         test,
         head,
         max_length,
+    })
+}
+
+/// The same of a model that reads images.
+fn of_images(
+    config: &TuneConfig,
+    files: ModelFiles,
+    start: Option<HeadConfig>,
+) -> Result<Prepared, RunError> {
+    let [train, validation, test] = images::parts(config)?;
+    let labels = train
+        .as_ref()
+        .map(images::Found::labels)
+        .unwrap_or_default();
+    let head = match start {
+        Some(head) => head,
+        None if labels.len() < 2 => {
+            return Err(RunError::Labels {
+                path: config.data.train.clone().into(),
+                found: labels,
+            });
+        }
+        None => HeadConfig {
+            labels,
+            pooling: config.pooling.unwrap_or(Pooling::default_for(files.info())),
+            problem_type: config.problem(),
+        },
+    };
+    let part = |name: &'static str, found: Option<images::Found>| {
+        let read = found.map(|found| found.read(&files, &head)).transpose()?;
+        Ok::<_, RunError>(read.map(|read| Part::of_images(name, read)))
+    };
+    let (validation, test) = (part("validation", validation)?, part("test", test)?);
+    let train = part("train", train)?.ok_or_else(|| {
+        let path = &config.data.train;
+        RunError::Invalid(format!("{path}: the set has no part to learn from"))
+    })?;
+    Ok(Prepared {
+        max_length: files.config().max_sequence(),
+        files,
+        train,
+        validation,
+        test,
+        head: Some(head),
     })
 }
 
@@ -380,38 +450,6 @@ pub(super) fn read(
     Ok(data::load_all(&names, &options)?)
 }
 
-/// Divides the records at random into what is left and what is held out for validation; `help` says
-/// what to give where there are too few of them.
-pub(super) fn hold_out(
-    dataset: &Dataset,
-    share: f64,
-    seed: u64,
-    help: &'static str,
-) -> Result<[Dataset; 2], RunError> {
-    hold_out_for("validation", dataset, share, seed, help)
-}
-
-/// The same for a part of this name.
-fn hold_out_for(
-    part: &'static str,
-    dataset: &Dataset,
-    share: f64,
-    seed: u64,
-    help: &'static str,
-) -> Result<[Dataset; 2], RunError> {
-    let parts = dataset
-        .split(&[1.0 - share, share], seed)
-        .ok()
-        .and_then(|parts| parts.try_into().ok());
-    parts.ok_or_else(|| RunError::TooFewRows {
-        path: dataset.source.clone(),
-        rows: dataset.len(),
-        share,
-        part,
-        help,
-    })
-}
-
 #[cfg(test)]
 fn datasets(
     config: &DataConfig,
@@ -432,7 +470,7 @@ fn datasets_of(
     let read = |file: &str, part: &str, config: &DataConfig, problem, lookup: &Lookup| match task {
         Task::Embedding | Task::Reranking => ranked::read(task, file, part, config, lookup),
         Task::TokenClassification => read(file, part, config, Labels::Tags, lookup),
-        Task::Classification | Task::CausalLm => {
+        Task::Classification | Task::CausalLm | Task::ImageClassification => {
             read(file, part, config, labels_of(problem), lookup)
         }
     };

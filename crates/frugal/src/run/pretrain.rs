@@ -60,6 +60,12 @@ pub fn pretrain(
     stop: &AtomicBool,
     observe: Observe<'_>,
 ) -> Result<Pretrained, RunError> {
+    if config.from.is_none() && super::reads_images(&config.shape.arch) {
+        return Err(RunError::Invalid(format!(
+            "`{}` models read images: they are trained by `pretrain_images`",
+            config.shape.arch
+        )));
+    }
     let claim = claim(&config.out, CONFIG_FILE, resume)?;
     in_folder(claim, || {
         pretrain_in_folder(config, command, resume, stop, observe)

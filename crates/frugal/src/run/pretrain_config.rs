@@ -68,6 +68,7 @@ fn number(value: &toml::Value) -> Option<f64> {
 pub fn architectures() -> impl Iterator<Item = (&'static str, &'static str)> {
     registry::FAMILIES
         .iter()
+        .filter(|family| !family.reads_images())
         .filter_map(|family| Some((family.model_type, family.fresh?.about)))
 }
 
@@ -342,6 +343,19 @@ impl Shape {
             (arch, AttentionKind::Grouped) => Ok(arch),
             (arch, _) => Err(refuse("attention", format!("`{arch}` has no choice of it"))),
         }
+    }
+
+    /// The keys of a model that reads images.
+    pub(super) fn image_keys(&self) -> Result<serde_json::Value, ModelError> {
+        let config = self.config(None, StoredType::F32)?;
+        let mut raw = config.raw.clone();
+        if let Some(keys) = raw.as_object_mut() {
+            // Of tokens, which there are none of.
+            for key in ["vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"] {
+                keys.remove(key);
+            }
+        }
+        Ok(raw)
     }
 
     /// The configuration of the model; `end` is the token that begins, ends and pads.

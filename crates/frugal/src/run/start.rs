@@ -126,10 +126,10 @@ impl Start {
                 config.pooling = Some(head.pooling);
                 Ok(())
             }
-            (Task::Classification | Task::Reranking, Some(head)) if head.labels_tokens() => Err(self.refuse(
+            (Task::Classification | Task::ImageClassification | Task::Reranking, Some(head)) if head.labels_tokens() => Err(self.refuse(
                 "its head labels every token: train on with `--task token-classification`".into(),
             )),
-            (Task::Classification, None) => Err(self.refuse(
+            (Task::Classification | Task::ImageClassification, None) => Err(self.refuse(
                 "the adapter has no classification head: train on with `--task causal-lm`".into(),
             )),
             (Task::CausalLm, Some(head)) if head.labels_tokens() => Err(self.refuse(
@@ -138,7 +138,7 @@ impl Start {
             (Task::CausalLm, Some(_)) => Err(self.refuse(
                 "the adapter is a classifier: train on with `--task classification`".into(),
             )),
-            (Task::Classification, Some(head)) => match config.pooling {
+            (Task::Classification | Task::ImageClassification, Some(head)) => match config.pooling {
                 Some(pooling) if pooling != head.pooling => Err(self.refuse(format!(
                     "its head reads the positions `{}`, not `{}`: leave out `--pooling`",
                     name(&head.pooling),

@@ -94,7 +94,14 @@ pub fn tune(request: &TuneRequest<'_>, observe: Observe<'_>) -> Result<Tuned, Ru
             start.check_targets(&prepared.files.sites())?;
             base::warn(start.folder(), &prepared.files, observe);
         }
-        check_memory(&mut config, &prepared, request, observe)?;
+        match prepared.files.info().image {
+            // As many at once as are learnt from; the estimate knows text alone.
+            Some(image) => {
+                let batch = config.train.batch_size * image.pixels();
+                config.train.max_tokens = config.train.max_tokens.max(batch);
+            }
+            None => check_memory(&mut config, &prepared, request, observe)?,
+        }
         tune_in_folder(&config, request, &prepared, start.as_ref(), observe)
     })
 }
@@ -348,15 +355,22 @@ fn build_entry(
     device: &Device,
 ) -> Result<LoadedAdapter, RunError> {
     let method = registry::find(&config.method.name)?;
-    let tokenizer = prepared.files.tokenizer()?;
-    let tokenize = |text: &str| tokenizer.encode(text, false).unwrap_or_default();
+    // A model of images has none.
+    let tokenizer = match prepared.files.info().image {
+        Some(_) => None,
+        None => Some(prepared.files.tokenizer()?),
+    };
+    let tokenize = |text: &str| {
+        let ids = tokenizer.map(|tokenizer| tokenizer.encode(text, false));
+        ids.and_then(Result::ok).unwrap_or_default()
+    };
     let context = BuildContext {
         info: prepared.files.info(),
         sites,
         backbone: Some(backbone),
         device: device.clone(),
         seed: config.seed,
-        tokenize: Some(&tokenize),
+        tokenize: tokenizer.map(|_| &tokenize as &dyn Fn(&str) -> Vec<u32>),
     };
     if let Some(start) = start {
         return start.load(prepared.files.name(), &context);

@@ -9,6 +9,7 @@ mod birdie;
 mod blockrank;
 mod cramf;
 mod dyprag;
+mod efficientvmamba;
 mod error;
 mod iaa;
 mod low_memory;

@@ -11,6 +11,7 @@ pub static STUDIES: &[&Study] = &[
     &super::blockrank::BLOCKRANK,
     &super::cramf::CRAMF,
     &super::dyprag::DYPRAG,
+    &super::efficientvmamba::EFFICIENT_VMAMBA,
     &super::iaa::IAA,
     &super::low_memory::LOW_MEMORY,
     &super::minicpm::MINICPM,

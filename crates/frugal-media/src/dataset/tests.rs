@@ -1,0 +1,245 @@
+use std::path::PathBuf;
+
+use super::*;
+use crate::decode::Limits;
+
+fn touch(root: &Path, names: &[&str]) {
+    let image = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../fixtures/media/source.png"
+    );
+    for name in names {
+        let path = root.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::copy(image, path).unwrap();
+    }
+}
+
+/// Part, class and last part of the place.
+fn listed(set: &ImageSet) -> Vec<(Part, String, String)> {
+    let all = set
+        .parts
+        .iter()
+        .flat_map(|(part, all)| all.iter().map(move |e| (*part, e)));
+    all.map(|(part, e)| {
+        let place = e.content.place();
+        let name = place.rsplit('/').next().unwrap().to_owned();
+        (part, e.label.clone().unwrap_or_default(), name)
+    })
+    .collect()
+}
+
+fn row(part: Part, label: &str, name: &str) -> (Part, String, String) {
+    (part, label.into(), name.into())
+}
+
+#[test]
+fn folders_are_classes_and_parts_where_all_are_called_so() {
+    let root = tempfile::tempdir().unwrap();
+    touch(
+        root.path(),
+        &[
+            "cat/b.png",
+            "cat/a.PNG",
+            "cat/deep/c.jpeg",
+            "dog/x.png",
+            "dog/notes.txt",
+            ".hidden/x.png",
+        ],
+    );
+    let set = ImageSet::open(root.path()).unwrap();
+    let t = Part::Train;
+    assert_eq!(
+        listed(&set),
+        [
+            row(t, "cat", "a.PNG"),
+            row(t, "cat", "b.png"),
+            row(t, "cat", "c.jpeg"),
+            row(t, "dog", "x.png")
+        ]
+    );
+    assert_eq!(set.labels(), ["cat", "dog"]);
+    assert_eq!(
+        set.parts[&t][0]
+            .content
+            .read(Limits::default())
+            .unwrap()
+            .width(),
+        53
+    );
+
+    let root = tempfile::tempdir().unwrap();
+    touch(
+        root.path(),
+        &["train/cat/a.png", "val/dog/b.png", "test/cat/c.png"],
+    );
+    let found = listed(&ImageSet::open(root.path()).unwrap());
+    assert_eq!(
+        found,
+        [
+            row(t, "cat", "a.png"),
+            row(Part::Validation, "dog", "b.png"),
+            row(Part::Test, "cat", "c.png")
+        ]
+    );
+    let empty = tempfile::tempdir().unwrap();
+    let error = ImageSet::open(empty.path()).unwrap_err().to_string();
+    assert!(error.contains("a folder for each class"), "{error}");
+}
+
+#[test]
+fn an_archive_is_read_in_place() {
+    let root = tempfile::tempdir().unwrap();
+    touch(
+        root.path(),
+        &[
+            "all/train/cat/a.png",
+            "all/train/dog/b.png",
+            "all/test/cat/c.png",
+        ],
+    );
+    let path = root.path().join("set.tar");
+    let mut tar = tar::Builder::new(std::fs::File::create(&path).unwrap());
+    tar.append_dir_all("all", root.path().join("all")).unwrap();
+    tar.into_inner().unwrap();
+    let set = ImageSet::open(&path).unwrap();
+    let t = Part::Train;
+    assert_eq!(
+        listed(&set),
+        [
+            row(t, "cat", "a.png"),
+            row(t, "dog", "b.png"),
+            row(Part::Test, "cat", "c.png")
+        ]
+    );
+    let image = set.parts[&Part::Test][0]
+        .content
+        .read(Limits::default())
+        .unwrap();
+    assert_eq!((image.width(), image.height()), (53, 37));
+    // Cut off in the middle.
+    let bytes = std::fs::read(&path).unwrap();
+    let cut = root.path().join("cut.tar");
+    std::fs::write(&cut, &bytes[..bytes.len() / 2]).unwrap();
+    assert!(ImageSet::open(&cut).is_err());
+}
+
+#[test]
+fn a_table_names_paths_classes_and_parts() {
+    let root = tempfile::tempdir().unwrap();
+    touch(root.path(), &["x/a.png", "x/b.png"]);
+    let table = root.path().join("set.csv");
+    std::fs::write(
+        &table,
+        "file_name,label,split\nx/a.png,cat,train\nx/b.png,3,test\n",
+    )
+    .unwrap();
+    let set = ImageSet::open(&table).unwrap();
+    assert_eq!(
+        listed(&set),
+        [
+            row(Part::Train, "cat", "a.png"),
+            row(Part::Test, "3", "b.png")
+        ]
+    );
+    assert!(
+        set.parts[&Part::Test][0]
+            .content
+            .read(Limits::default())
+            .is_ok()
+    );
+    for (text, says) in [
+        ("text,label\nhi,cat\n", "record 1: there is no path"),
+        ("image,split\nx/a.png,other\n", "`split` must be train"),
+    ] {
+        std::fs::write(&table, text).unwrap();
+        let error = ImageSet::open(&table).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    }
+    let lines = root.path().join("set.jsonl");
+    std::fs::write(
+        &lines,
+        "{\"image\": \"x/a.png\", \"label\": 7}\n{\"image\": \"gone.png\"}\n",
+    )
+    .unwrap();
+    let set = ImageSet::open(&lines).unwrap();
+    let labels: Vec<_> = set.parts[&Part::Train]
+        .iter()
+        .map(|e| e.label.clone())
+        .collect();
+    assert_eq!(labels, [Some("7".to_owned()), None]);
+    let error = set.parts[&Part::Train][1]
+        .content
+        .read(Limits::default())
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("gone.png"), "{error}");
+}
+
+#[test]
+fn the_binary_version_of_cifar_is_read_by_channels() {
+    let root = tempfile::tempdir().unwrap();
+    let mut bytes = vec![1u8];
+    bytes.extend((0..3072u32).map(|i| (i / 1024 * 100 + i % 7) as u8));
+    std::fs::write(root.path().join("data_batch_1.bin"), &bytes).unwrap();
+    bytes[0] = 0;
+    std::fs::write(root.path().join("test_batch.bin"), &bytes).unwrap();
+    std::fs::write(
+        root.path().join("batches.meta.txt"),
+        "airplane\nautomobile\n\n",
+    )
+    .unwrap();
+    let set = ImageSet::open(root.path()).unwrap();
+    assert_eq!(
+        set.parts[&Part::Train][0].label.as_deref(),
+        Some("automobile")
+    );
+    assert_eq!(set.parts[&Part::Test][0].label.as_deref(), Some("airplane"));
+    let image = set.parts[&Part::Train][0]
+        .content
+        .read(Limits::default())
+        .unwrap();
+    // The pixel behind 33 others: 33 % 7 of each channel.
+    assert_eq!(
+        image.rgb()[99..102],
+        [
+            5,
+            100 + ((1024 + 33) % 7) as u8,
+            200 + ((2048 + 33) % 7) as u8
+        ]
+    );
+    bytes.truncate(3000);
+    std::fs::write(root.path().join("data_batch_1.bin"), &bytes).unwrap();
+    let error = ImageSet::open(root.path()).unwrap_err().to_string();
+    assert!(error.contains("no whole number of records"), "{error}");
+    bytes.resize(3073, 0);
+    bytes[0] = 9;
+    std::fs::write(root.path().join("data_batch_1.bin"), &bytes).unwrap();
+    let error = ImageSet::open(root.path()).unwrap_err().to_string();
+    assert!(error.contains("class 9"), "{error}");
+}
+
+/// The subset of CIFAR-10 that other tests read, where it is.
+#[test]
+fn the_subset_of_cifar_has_a_thousand_of_each_class() {
+    let data = std::env::var_os("FRUGAL_DATA").map(PathBuf::from);
+    let Some(path) = data
+        .map(|d| d.join("cifar10/cifar10-subset.tar"))
+        .filter(|p| p.exists())
+    else {
+        return;
+    };
+    let set = ImageSet::open(&path).unwrap();
+    assert_eq!(set.labels().len(), 10);
+    let sizes: Vec<_> = set
+        .parts
+        .iter()
+        .map(|(part, all)| (*part, all.len()))
+        .collect();
+    assert_eq!(sizes, [(Part::Train, 10_000), (Part::Test, 2_000)]);
+    let image = set.parts[&Part::Test][1234]
+        .content
+        .read(Limits::default())
+        .unwrap();
+    assert_eq!((image.width(), image.height()), (32, 32));
+}
