@@ -15,6 +15,7 @@ mod named;
 mod neftune;
 pub mod objective;
 pub mod optim;
+pub mod parallel;
 mod rate;
 mod schedule;
 mod trainer;
@@ -34,6 +35,6 @@ pub use named::Named;
 pub use objective::{CausalLm, Classification, Evaluation, ModelParts, Objective};
 pub use optim::{Optimizer, ParamGroup};
 pub use schedule::Schedule;
-pub use trainer::{StopReason, TrainRun, TrainSummary, train, train_with};
+pub use trainer::{StopReason, TrainRun, TrainSummary, train, train_parallel, train_with};
 
 pub use frugal_core::encode::{Target, Tokenized};

@@ -5,11 +5,15 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use frugal::adapt::pretraining::REPARAMETERIZATIONS;
-use frugal::run::{PretrainConfig, Pretrained, architectures, pretrain};
+use frugal::run::{
+    PretrainConfig, Pretrained, Progress, architectures, pretrain, pretrain_with, pretrain_worker,
+};
 use frugal::train::optim::OPTIMIZERS;
+use frugal::train::parallel::ParallelReport;
 use frugal_core::config::{self, ConfigErrors};
 use frugal_core::human;
 
+use super::parallel::{ParallelFlags, Role};
 use crate::args::{Config, Layer, Output, command_line, count_value, path_value};
 use crate::outcome::Outcome;
 use crate::ui::run::{RunProgress, scores};
@@ -23,6 +27,7 @@ Examples:
   frugal pretrain --data text.txt --out models/mine --optim galore --set optim.rank=64
   frugal pretrain --data text.txt --out models/mine --reparam sltrain --set reparam.rank=64
   frugal pretrain --data text.txt --out models/longer --from models/mine
+  frugal pretrain --data text.txt --out models/mine --parallel data=2,zero=1
   frugal pretrain --config recipe.toml --out models/mine
 
 Trains a tokenizer and a decoder with tied embeddings and writes a Hugging Face folder. Sizes are \
@@ -76,6 +81,8 @@ pub struct Args {
     #[arg(long, value_name = "NAME", help_heading = "Machine")]
     device: Option<String>,
     #[command(flatten)]
+    parallel: ParallelFlags,
+    #[command(flatten)]
     config: Config,
     /// Folder to write, new or empty
     #[arg(long, short, value_name = "DIR", value_parser = crate::args::folder, help_heading = "Output")]
@@ -103,10 +110,27 @@ pub fn run(args: &Args) -> Result<Outcome> {
     }
     let stop = interrupt::flag("stopping after this step; press Ctrl-C again to end at once");
     let trained = {
+        let (command, resume) = (command_line(), args.resume);
+        // Which folder and which device is each process's own affair.
+        let common = PretrainConfig {
+            out: PathBuf::new(),
+            device: String::new(),
+            ..config.clone()
+        };
         let mut progress = RunProgress::new(args.output);
-        pretrain(&config, &command_line(), args.resume, &stop, &mut |p| {
-            progress.on(p)
-        })?
+        let observe = &mut |p: &Progress| progress.on(p);
+        match args.parallel.role(&common)? {
+            Role::Alone => pretrain(&config, &command, resume, &stop, observe)?,
+            Role::First(first) => {
+                pretrain_with(&config, &command, resume, &stop, observe, |work| {
+                    first.with_others(|group| Ok(work(Some(group))?))
+                })?
+            }
+            Role::Other(other) => {
+                other.with_others(|group| Ok(pretrain_worker(&config, &stop, group)?))?;
+                return Ok(Outcome::Done);
+            }
+        }
     };
     if args.output.json {
         ui::print_json(&trained)?;
@@ -114,7 +138,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         ui::note(args.output, "continue with the same command and --resume");
     } else {
         let speed = trained.tokens as f64 / trained.seconds.max(1e-9);
-        ui::print(&table::pairs(&[
+        let mut rows = vec![
             ("parameters", human::count(trained.parameters as u64)),
             ("trained", trained_memory(&trained)),
             ("held-out text", scores(&trained.metrics)),
@@ -127,13 +151,29 @@ pub fn run(args: &Args) -> Result<Outcome> {
                 ),
             ),
             ("model", trained.out.display().to_string()),
-        ]));
+        ];
+        if let Some(report) = &trained.parallel {
+            rows.insert(3, ("processes", processes(report)));
+        }
+        ui::print(&table::pairs(&rows));
     }
     Ok(if trained.interrupted {
         Outcome::Interrupted
     } else {
         Outcome::Done
     })
+}
+
+/// Who trained, and what each keeps of the optimizer's state.
+fn processes(report: &ParallelReport) -> String {
+    let bytes = report.optimizer_bytes.iter().map(|n| human::bytes(*n));
+    format!(
+        "{}, ZeRO-{}: optimizer {} on each; rank 0 sent {}",
+        report.data,
+        report.zero,
+        bytes.collect::<Vec<_>>().join(", "),
+        human::bytes(report.bytes_sent)
+    )
 }
 
 fn optimizers() -> String {

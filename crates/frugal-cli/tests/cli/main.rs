@@ -20,6 +20,7 @@ mod log;
 mod measure;
 mod measurements;
 mod mor;
+mod parallel;
 mod parametrize;
 mod parametrize_again;
 mod perk;

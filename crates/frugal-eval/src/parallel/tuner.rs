@@ -273,7 +273,7 @@ mod tests {
     #[test]
     fn fifteen_trials_beat_the_median_of_random_plans_and_random_search() {
         let model = model();
-        let value = |plan: &ParallelPlan| model.estimate(plan).map(|e| e.utilization);
+        let value = |plan: &ParallelPlan| model.estimate(plan).map(|e| e.sequences_per_second);
         let (mut tuned, mut random) = (Vec::new(), Vec::new());
         let mut all: Vec<f64> = PlanTuner::new(128, 640, 0)
             .candidates(&GPT_22B)
@@ -307,7 +307,7 @@ mod tests {
     #[test]
     fn failures_are_tried_less_and_less() {
         let model = model();
-        let value = |plan: &ParallelPlan| model.estimate(plan).map(|e| e.utilization);
+        let value = |plan: &ParallelPlan| model.estimate(plan).map(|e| e.sequences_per_second);
         let failures = |trials: &[PlanTrial]| trials.iter().filter(|t| t.value.is_none()).count();
         let (mut early, mut late) = (0, 0);
         for seed in 0..10 {

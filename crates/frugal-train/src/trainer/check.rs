@@ -128,6 +128,11 @@ pub(super) fn config_differences(stored: &TrainConfig, given: &TrainConfig) -> V
         .collect()
 }
 
+/// SHA-256 of bytes.
+pub(super) fn hash(bytes: &[u8]) -> [u8; 32] {
+    Sha256::digest(bytes).into()
+}
+
 /// SHA-256 of examples.
 pub(super) fn data_hash(examples: &[Tokenized]) -> String {
     let mut hash = Sha256::new();

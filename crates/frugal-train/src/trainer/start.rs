@@ -6,7 +6,7 @@ use crate::checkpoint::{self, Checkpoint, CheckpointError, TrainerState};
 use crate::error::TrainError;
 use crate::event::Event;
 
-impl Trainer<'_> {
+impl Trainer<'_, '_> {
     pub(super) fn start(&mut self) -> Result<(), TrainError> {
         let (found, skipped) = match self.run.folder {
             Some(folder) if self.run.resume => checkpoint::latest(folder),
@@ -104,6 +104,7 @@ impl Trainer<'_> {
         self.epoch = self.batches.epoch(self.state.epoch);
         self.spent = checkpoint.cost;
         self.saved = Some((self.state.step, checkpoint.path.clone()));
+        self.saved_step = Some(self.state.step);
         Ok(())
     }
 

@@ -72,7 +72,7 @@ pub use plan::{Plan, plan};
 pub use predict::{PredictRequest, Predictor};
 pub use predictions::{Answer, Prediction, Tags};
 pub use prepare::{Part, Prepared, prepare};
-pub use pretrain::{Pretrained, pretrain};
+pub use pretrain::{Pretrained, Work, pretrain, pretrain_with, pretrain_worker};
 pub use pretrain_config::{AttentionKind, PretrainConfig, Shape, architectures};
 pub use pretrain_memory::{TrainedMemory, trained_as};
 pub use progress::{Metrics, Observe, Progress};

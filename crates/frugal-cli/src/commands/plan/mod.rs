@@ -1,5 +1,6 @@
 //! `frugal plan`: what a run would cost, before any weight is read.
 
+mod parallel;
 mod pretrain;
 
 use anyhow::Result;
@@ -19,6 +20,7 @@ Examples:
   frugal plan --model smollm2-135m --data sst2.tsv --r 8
   frugal plan --config run.toml --set train.batch_size=32 --json
   frugal plan pretrain --parameters 135M --tokens 2.7B
+  frugal plan parallel --model 175b --gpus 1024
 
 Takes the flags of `frugal tune`. Reads the data and the model's configuration, but no weights.";
 
@@ -37,12 +39,15 @@ pub struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     Pretrain(pretrain::Args),
+    Parallel(Box<parallel::Args>),
 }
 
 /// Resolves the configuration and shows the plan.
 pub fn run(args: &Args) -> Result<Outcome> {
-    if let Some(Command::Pretrain(args)) = &args.command {
-        return pretrain::run(args);
+    match &args.command {
+        Some(Command::Pretrain(args)) => return pretrain::run(args),
+        Some(Command::Parallel(args)) => return parallel::run(args),
+        None => {}
     }
     let config = args.run.resolve()?;
     args.run.warn_of_idle(&config, args.output);
