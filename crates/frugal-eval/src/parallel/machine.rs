@@ -219,7 +219,8 @@ mod tests {
         let name = |first, last| machine.link(first, last).unwrap().name.clone();
         assert_eq!(name(0, 1), machine.links[0].name);
         assert_eq!(name(1, 2), name(0, 3));
-        assert_eq!(name(0, 7), name(4, 7));
+        assert_eq!(name(4, 7), name(0, 3));
+        assert_eq!((name(0, 7), name(3, 4)), ("node".into(), "node".into()));
         assert_eq!(name(7, 8), machine.links.last().unwrap().name);
         // Ranks eight apart are on different nodes.
         let near = machine.all_reduce_seconds(1e9, 2, 1);
