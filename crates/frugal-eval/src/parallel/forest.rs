@@ -73,9 +73,10 @@ fn grow(rows: &[Vec<f64>], values: &[f64], of: &[usize], rng: &mut impl Rng) -> 
     if of.len() < LEAST_ROWS || spread(values, of) == 0.0 {
         return Node::Leaf(mean);
     }
+    let at = |i: usize, feature: usize| rows[i][feature];
     let mut best: Option<(f64, usize, f64, Vec<usize>, Vec<usize>)> = None;
     for feature in 0..rows[of[0]].len() {
-        let column = of.iter().map(|&i| rows[i][feature]);
+        let column = of.iter().map(|&i| at(i, feature));
         let (low, high) = column.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| {
             (l.min(v), h.max(v))
         });
@@ -85,7 +86,7 @@ fn grow(rows: &[Vec<f64>], values: &[f64], of: &[usize], rng: &mut impl Rng) -> 
         // Above the lowest and up to the highest: both sides have a row.
         let threshold = high - (high - low) * rng.random::<f64>() * (1.0 - 1e-12);
         let (below, above): (Vec<usize>, Vec<usize>) =
-            of.iter().partition(|&&i| rows[i][feature] < threshold);
+            of.iter().partition(|&&i| at(i, feature) < threshold);
         if below.is_empty() || above.is_empty() {
             continue;
         }

@@ -80,7 +80,13 @@ pub trait Collective: Send {
             let into = part(values.len(), n, (r + n - step) % n);
             let outgoing = to_bytes(&values[out]);
             incoming.resize(4 * into.len(), 0);
-            self.exchange((r + 1) % n, &outgoing, (r + n - 1) % n, &mut incoming, doing)?;
+            self.exchange(
+                (r + 1) % n,
+                &outgoing,
+                (r + n - 1) % n,
+                &mut incoming,
+                doing,
+            )?;
             for (value, bytes) in values[into].iter_mut().zip(floats(&incoming)) {
                 *value = bytes;
             }
@@ -105,9 +111,15 @@ pub trait Collective: Send {
             let into = part(values.len(), n, (r + 2 * n - step - 1) % n);
             let outgoing = to_bytes(&values[out]);
             incoming.resize(4 * into.len(), 0);
-            self.exchange((r + 1) % n, &outgoing, (r + n - 1) % n, &mut incoming, doing)?;
+            self.exchange(
+                (r + 1) % n,
+                &outgoing,
+                (r + n - 1) % n,
+                &mut incoming,
+                doing,
+            )?;
             for (value, sum) in values[into].iter_mut().zip(floats(&incoming)) {
-                *value = sum + *value;
+                *value += sum;
             }
         }
         Ok(part(values.len(), n, (r + 1) % n))
@@ -189,7 +201,10 @@ pub(super) fn part(len: usize, parts: usize, index: usize) -> Range<usize> {
 
 /// Values as bytes, little-endian.
 pub(super) fn to_bytes(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+    values
+        .iter()
+        .flat_map(|value| value.to_le_bytes())
+        .collect()
 }
 
 /// Bytes as values; a rest of fewer than four is left aside.

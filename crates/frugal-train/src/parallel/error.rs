@@ -43,7 +43,9 @@ pub enum ParallelError {
         reason: String,
     },
     /// Processes that would not train the same model on the same data.
-    #[error("rank {rank} differs from rank 0 in {what}: all processes need the same files and settings")]
+    #[error(
+        "rank {rank} differs from rank 0 in {what}: all processes need the same files and settings"
+    )]
     Differs {
         /// Who differs.
         rank: usize,

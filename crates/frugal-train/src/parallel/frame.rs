@@ -106,7 +106,9 @@ mod tests {
         stream.extend(u64::MAX.to_le_bytes());
         let unexpected = |error| matches!(error, FrameError::Unexpected(_));
         assert!(unexpected(read(stream.as_slice(), 100).unwrap_err()));
-        assert!(unexpected(read_into(stream.as_slice(), &mut [0; 4]).unwrap_err()));
+        assert!(unexpected(
+            read_into(stream.as_slice(), &mut [0; 4]).unwrap_err()
+        ));
         stream[0] = ABORT;
         assert!(unexpected(read(stream.as_slice(), u64::MAX).unwrap_err()));
         stream[0] = 77;

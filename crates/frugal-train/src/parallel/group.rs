@@ -288,7 +288,11 @@ impl Group {
                 let before = key.strip_suffix(name.as_str());
                 before.is_some_and(|before| before.is_empty() || before.ends_with('.'))
             };
-            let owner = self.owners.iter().filter(ends).max_by_key(|(name, _)| name.len());
+            let owner = self
+                .owners
+                .iter()
+                .filter(ends)
+                .max_by_key(|(name, _)| name.len());
             owner.is_none_or(|(_, owner)| *owner == self.rank())
         };
         state.into_iter().filter(|(key, _)| is_own(key)).collect()
@@ -307,7 +311,10 @@ impl Group {
             writer.bytes(&given.state);
             writer.number(given.saved.map_or(u64::MAX, |step| step));
             writer.number(given.parameters.len() as u64);
-            given.parameters.iter().for_each(|values| writer.floats(values));
+            given
+                .parameters
+                .iter()
+                .for_each(|values| writer.floats(values));
             writer.0.extend(given.optimizer);
             writer.number(given.adapter.len() as u64);
             for (name, values) in &given.adapter {
@@ -350,7 +357,9 @@ impl Group {
             })
         };
         let found = read();
-        found.map(Some).map_err(|reason| self.damaged(0, DOING, reason))
+        found
+            .map(Some)
+            .map_err(|reason| self.damaged(0, DOING, reason))
     }
 
     /// The metrics that rank 0 measured; none if it was asked to stop.

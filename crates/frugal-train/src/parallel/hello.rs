@@ -161,7 +161,9 @@ pub(super) fn welcome(
     let version = u16::from_le_bytes([hello[8], hello[9]]);
     let (world, rank) = (number(10), number(14));
     let refusal = if version != VERSION {
-        Some(format!("it speaks version {version}, this process {VERSION}"))
+        Some(format!(
+            "it speaks version {version}, this process {VERSION}"
+        ))
     } else if world != identity.world {
         Some(format!(
             "it expects {world} processes, this run has {}",

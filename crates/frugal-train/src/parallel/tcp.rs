@@ -109,7 +109,9 @@ impl TcpGroup {
         let host = connect(address, until)?;
         let own = host.local_addr().map_err(|e| join_error(e.to_string()))?;
         let listener = listen(own.ip())?;
-        let port = listener.local_addr().map_err(|e| join_error(e.to_string()))?;
+        let port = listener
+            .local_addr()
+            .map_err(|e| join_error(e.to_string()))?;
         let me = Guest {
             rank,
             port: port.port(),
@@ -184,9 +186,10 @@ impl TcpGroup {
             return Ok(None);
         }
         match welcome(&stream, identity) {
-            Ok(guest) if guest.rank <= self.rank => {
-                Err(join_error(format!("rank {} came to rank {}", guest.rank, self.rank)))
-            }
+            Ok(guest) if guest.rank <= self.rank => Err(join_error(format!(
+                "rank {} came to rank {}",
+                guest.rank, self.rank
+            ))),
             Ok(guest) if self.peers[guest.rank].is_some() => {
                 let reason = format!("there are two processes of rank {}", guest.rank);
                 refuse(&stream, &reason);
@@ -392,7 +395,8 @@ impl Collective for TcpGroup {
             let mut scratch = [0; 4096];
             while Instant::now() < until
                 && matches!(std::io::Read::read(&mut stream, &mut scratch), Ok(n) if n > 0)
-            {}
+            {
+            }
         }
     }
 }

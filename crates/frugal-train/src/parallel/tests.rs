@@ -84,7 +84,9 @@ fn sums_are_the_same_bits_on_every_rank_and_in_every_run() {
 fn a_ring_of_four_sends_one_and_a_half_times_the_data() {
     let sent = on_all(4, |mut group| {
         let before = group.bytes_sent();
-        group.all_reduce(&mut vec![1.0; 1_000_000], "testing").unwrap();
+        group
+            .all_reduce(&mut vec![1.0; 1_000_000], "testing")
+            .unwrap();
         group.bytes_sent() - before
     });
     assert_eq!(sent, [6_000_000; 4]);
@@ -130,8 +132,14 @@ fn a_rank_that_is_gone_or_gives_up_is_named() {
         group.abort(&error.to_string());
         error.to_string()
     });
-    assert!(said[0].contains("rank 2") || said[1].contains("rank 2"), "{said:?}");
-    assert!(said.iter().take(2).all(|text| text.contains("rank 2")), "{said:?}");
+    assert!(
+        said[0].contains("rank 2") || said[1].contains("rank 2"),
+        "{said:?}"
+    );
+    assert!(
+        said.iter().take(2).all(|text| text.contains("rank 2")),
+        "{said:?}"
+    );
     let said = on_all(2, |mut group| {
         if group.rank() == 1 {
             group.abort("the disk is full");
@@ -170,7 +178,10 @@ fn a_rank_that_says_nothing_is_not_waited_for_for_ever() {
         drop(done);
         error
     });
-    assert!(error.contains("rank 1") && error.contains("said nothing"), "{error}");
+    assert!(
+        error.contains("rank 1") && error.contains("said nothing"),
+        "{error}"
+    );
 }
 
 /// What rank 0 and one other process say of each other.
@@ -211,10 +222,16 @@ fn only_processes_of_the_same_run_are_let_in() {
     };
     let (host, said) = meet(&config, 1);
     let host = host.unwrap_err().to_string();
-    assert!(said.contains("settings") && host.contains("settings"), "{said} {host}");
+    assert!(
+        said.contains("settings") && host.contains("settings"),
+        "{said} {host}"
+    );
     let (host, said) = meet(&identity(3), 2);
     let host = host.unwrap_err().to_string();
-    assert!(said.contains("3 processes") && host.contains("rank 2"), "{said} {host}");
+    assert!(
+        said.contains("3 processes") && host.contains("rank 2"),
+        "{said} {host}"
+    );
     let alone = TcpGroup::join("127.0.0.1:1", 2, &identity(2), patience());
     assert!(alone.unwrap_err().to_string().contains("rank 2 of 2"));
 }
@@ -242,7 +259,14 @@ fn parameter(name: &str, len: usize) -> Parameter {
 
 #[test]
 fn owners_are_balanced_by_size_and_take_their_own_state() {
-    let sizes = [("a.w", 70), ("w", 50), ("b.w", 30), ("c", 20), ("d", 10), ("e", 10)];
+    let sizes = [
+        ("a.w", 70),
+        ("w", 50),
+        ("b.w", 30),
+        ("c", 20),
+        ("d", 10),
+        ("e", 10),
+    ];
     let shares = on_all(2, |group| {
         let mut group = Group::new(group, true);
         let parameters: Vec<Parameter> = sizes.iter().map(|(n, s)| parameter(n, *s)).collect();
@@ -297,7 +321,11 @@ fn a_gradient_that_only_one_rank_has_counts() {
     on_all(3, |group| {
         let mut group = Group::new(group, false);
         let rank = group.rank();
-        let parameters = [("a".to_owned(), 2), ("b".to_owned(), 3), ("c".to_owned(), 1)];
+        let parameters = [
+            ("a".to_owned(), 2),
+            ("b".to_owned(), 3),
+            ("c".to_owned(), 1),
+        ];
         let mut gradients = GradientSum::default();
         gradients.insert("a", vec![rank as f32, 1.0]);
         if rank == 1 {

@@ -59,10 +59,7 @@ impl Trainer<'_, '_> {
         done
     }
 
-    fn synchronize_with(
-        &mut self,
-        group: &mut Group,
-    ) -> Result<(), TrainError> {
+    fn synchronize_with(&mut self, group: &mut Group) -> Result<(), TrainError> {
         let optimizer = self.optimizer.optimizer().name();
         if group.shards_optimizer() && optimizer == "loro" {
             let reason = "`zero=1` shards the optimizer by parameters, and `loro` updates two at once: leave `zero` out";
@@ -107,8 +104,7 @@ impl Trainer<'_, '_> {
                 self.epoch = self.batches.epoch(self.state.epoch);
                 self.saved_step = start.saved;
                 self.run.adapter.restore(&start.adapter).map_err(damaged)?;
-                for (parameter, values) in self.parameters_mut().into_iter().zip(start.parameters)
-                {
+                for (parameter, values) in self.parameters_mut().into_iter().zip(start.parameters) {
                     parameter.set(values);
                 }
                 start.optimizer

@@ -236,8 +236,16 @@ fn read_shape(name: &str, offline: bool) -> Result<TransformerShape> {
         config.vocab_size,
         config.max_position_embeddings,
     ];
-    let [layers, hidden, heads, key_value_heads, head_dim, ffn, vocab, sequence] =
-        sizes.map(|size| size as u64);
+    let [
+        layers,
+        hidden,
+        heads,
+        key_value_heads,
+        head_dim,
+        ffn,
+        vocab,
+        sequence,
+    ] = sizes.map(|size| size as u64);
     // A site of a learnt position table, and biases, are what a GPT has beside a Llama.
     let gpt = matches!(config.model_type(), "gpt2" | "gpt_neox");
     Ok(TransformerShape {
@@ -263,7 +271,9 @@ fn plan(
     model: &CostModel,
 ) -> Result<(ParallelPlan, Option<Tuned>)> {
     let base = known.map_or_else(ParallelPlan::default, |known| known.plan);
-    let zero = args.zero.map(|stage| ZeroStage::try_from(stage).map_err(anyhow::Error::msg));
+    let zero = args
+        .zero
+        .map(|stage| ZeroStage::try_from(stage).map_err(anyhow::Error::msg));
     let schedule = args.schedule.unwrap_or(base.schedule);
     let base = ParallelPlan {
         tensor: args.tensor.unwrap_or(base.tensor),
@@ -297,9 +307,9 @@ fn plan(
         let plan = limited(base, gpus, batch)?.for_world(gpus, batch)?;
         return Ok((plan, None));
     }
-    let batch = args.batch.with_context(
-        || "`--batch` says for how many sequences in a step a plan is searched",
-    )?;
+    let batch = args
+        .batch
+        .with_context(|| "`--batch` says for how many sequences in a step a plan is searched")?;
     let base = limited(base, gpus, batch)?;
     let trials = args.tune.unwrap_or(TRIALS);
     if trials == 0 || trials > MAX_TRIALS {
@@ -403,7 +413,10 @@ fn print(found: &Estimate, model: &CostModel, known: Option<&Published>) {
     };
     let b = model.bytes;
     let measured = known.map_or_else(String::new, |known| {
-        format!("; measured with the paper's plan: {}", percent(known.utilization))
+        format!(
+            "; measured with the paper's plan: {}",
+            percent(known.utilization)
+        )
     });
     ui::print(&table::pairs(&[
         ("parameters", human::count(found.parameters as u64)),
@@ -478,7 +491,11 @@ fn print(found: &Estimate, model: &CostModel, known: Option<&Published>) {
 }
 
 fn print_search(tuned: &Tuned) {
-    let mut values: Vec<f64> = tuned.trials.iter().filter_map(|trial| trial.value).collect();
+    let mut values: Vec<f64> = tuned
+        .trials
+        .iter()
+        .filter_map(|trial| trial.value)
+        .collect();
     values.sort_by(f64::total_cmp);
     let failed = tuned.trials.len() - values.len();
     let mut shown = Table::new([
@@ -533,7 +550,10 @@ fn print_scaling(points: &[ScalingPoint]) {
 /// The order of the first micro-batches.
 fn draw(plan: &ParallelPlan) -> Result<()> {
     if plan.pipeline > DRAWN {
-        bail!("--timeline draws {DRAWN} stages at most, and there are {}", plan.pipeline);
+        bail!(
+            "--timeline draws {DRAWN} stages at most, and there are {}",
+            plan.pipeline
+        );
     }
     let most = (DRAWN / plan.pipeline).clamp(1, 4) * plan.pipeline;
     let short = ParallelPlan {
