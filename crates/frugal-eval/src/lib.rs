@@ -11,6 +11,7 @@ pub mod endpoint_model;
 pub mod linear_algebra;
 pub mod measurement;
 pub mod optcs;
+pub mod parallel;
 pub mod programs;
 pub mod rag;
 pub mod report;

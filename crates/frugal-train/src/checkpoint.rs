@@ -376,7 +376,7 @@ pub(super) fn save(
     state: &TrainerState,
     cost: Cost,
     parameters: &[&Parameter],
-    optimizer: &dyn Optimizer,
+    optimizer: Vec<(String, StateTensor<'_>)>,
     adapter_state: &BTreeMap<String, Vec<f32>>,
 ) -> Result<PathBuf, CheckpointError> {
     let folder = run.join(FOLDER);
@@ -390,7 +390,6 @@ pub(super) fn save(
         .map(|p| (p.name().to_owned(), Stored::Parameter(p)));
     write_tensors(&temporary.join(PARAMETERS), stored)?;
     let stored = optimizer
-        .state()
         .into_iter()
         .map(|(name, tensor)| (name, Stored::of(tensor)));
     write_tensors(&temporary.join(OPTIMIZER), stored)?;

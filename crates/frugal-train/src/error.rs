@@ -8,6 +8,7 @@ use thiserror::Error;
 
 use crate::checkpoint::CheckpointError;
 use crate::config::ConfigProblem;
+use crate::parallel::ParallelError;
 
 /// A part of the data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,6 +175,23 @@ pub enum TrainError {
     /// A checkpoint that cannot be written or read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// Something went wrong between the processes of a run.
+    #[error("{source}; {}", checkpoint_text(checkpoint))]
+    Parallel {
+        /// What.
+        source: ParallelError,
+        /// The newest checkpoint of the run, from which any number of processes goes on.
+        checkpoint: Option<PathBuf>,
+    },
+}
+
+impl From<ParallelError> for TrainError {
+    fn from(source: ParallelError) -> Self {
+        Self::Parallel {
+            source,
+            checkpoint: None,
+        }
+    }
 }
 
 /// Rows named in a message before the rest is counted.

@@ -18,6 +18,7 @@ mod named;
 mod neftune;
 pub mod objective;
 pub mod optim;
+pub mod parallel;
 mod rate;
 mod schedule;
 mod source;
@@ -42,7 +43,9 @@ pub use objective::{CausalLm, Classification, Evaluation, ModelParts, Objective}
 pub use optim::{Optimizer, ParamGroup};
 pub use schedule::Schedule;
 pub use source::ExampleSource;
-pub use trainer::{StopReason, TrainRun, TrainSummary, train, train_from, train_with};
+pub use trainer::{
+    StopReason, TrainRun, TrainSummary, train, train_from, train_parallel, train_with,
+};
 pub use unreached::Unreached;
 
 pub use frugal_core::encode::{Target, Tokenized};

@@ -19,6 +19,7 @@ pub mod meta_train;
 pub mod methods;
 pub mod mine;
 pub mod models;
+pub mod parallel;
 pub mod parametrize;
 pub mod plan;
 pub mod predict;

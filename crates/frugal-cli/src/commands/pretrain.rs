@@ -6,14 +6,17 @@ use anyhow::Result;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use frugal::adapt::pretraining::REPARAMETERIZATIONS;
 use frugal::run::{
-    DecayData, PRETRAIN_FILE, PretrainConfig, Pretrained, architectures, image_architectures,
-    pretrain, pretrain_images, reads_images,
+use frugal::run::{
+    DecayData, PRETRAIN_FILE, PretrainConfig, Pretrained, Progress, architectures, check_parallel,
+    image_architectures, pretrain, pretrain_images, pretrain_with, pretrain_worker, reads_images,
 };
 use frugal::train::mixture::MIXTURES;
 use frugal::train::optim::OPTIMIZERS;
+use frugal::train::parallel::ParallelReport;
 use frugal_core::config::{self, ConfigErrors};
 use frugal_core::human;
 
+use super::parallel::{ParallelFlags, Role};
 use crate::args::{Config, Layer, Output, command_line, count_value, path_value};
 use crate::outcome::Outcome;
 use crate::ui::run::{RunProgress, scores};
@@ -30,6 +33,7 @@ Examples:
   frugal pretrain --data text.txt --out models/mine --arch gated_ssm --objective birdie
   frugal pretrain --data text.txt --out models/mine --objective mixture --set objective.weights.copying=1
   frugal pretrain --data text.txt --out models/longer --from models/mine
+  frugal pretrain --data text.txt --out models/mine --parallel data=2,zero=1
   frugal pretrain --config recipe.toml --out models/mine
   frugal pretrain --data text.txt --out runs/stable --arch minicpm --lr 0.01 --max-steps 4000 \
     --set train.lr_scheduler_type=warmup_stable_decay --set train.decay_ratio=0 --set train.save_total_limit=0
@@ -107,6 +111,8 @@ pub struct Args {
     #[arg(long, value_name = "NAME", help_heading = "Machine")]
     device: Option<String>,
     #[command(flatten)]
+    parallel: ParallelFlags,
+    #[command(flatten)]
     config: Config,
     /// Folder to write, new or empty
     #[arg(long, short, value_name = "DIR", value_parser = crate::args::folder, help_heading = "Output")]
@@ -135,6 +141,9 @@ pub fn run(args: &Args) -> Result<Outcome> {
         }
         return Ok(Outcome::Done);
     }
+    if args.parallel.is_given() {
+        check_parallel(&config)?;
+    }
     let stop = interrupt::flag("stopping after this step; press Ctrl-C again to end at once");
     if config.from.is_none() && reads_images(&config.shape.arch) {
         let tuned = {
@@ -146,10 +155,27 @@ pub fn run(args: &Args) -> Result<Outcome> {
         return super::tune::report(&tuned, args.output, "the same command and --resume");
     }
     let trained = {
+        let (command, resume) = (command_line(), args.resume);
+        // Which folder and which device is each process's own affair.
+        let common = PretrainConfig {
+            out: PathBuf::new(),
+            device: String::new(),
+            ..config.clone()
+        };
         let mut progress = RunProgress::new(args.output);
-        pretrain(&config, &command_line(), args.resume, &stop, &mut |p| {
-            progress.on(p)
-        })?
+        let observe = &mut |p: &Progress| progress.on(p);
+        match args.parallel.role(&common)? {
+            Role::Alone => pretrain(&config, &command, resume, &stop, observe)?,
+            Role::First(first) => {
+                pretrain_with(&config, &command, resume, &stop, observe, |work| {
+                    first.with_others(|group| Ok(work(Some(group))?))
+                })?
+            }
+            Role::Other(other) => {
+                other.with_others(|group| Ok(pretrain_worker(&config, &stop, group)?))?;
+                return Ok(Outcome::Done);
+            }
+        }
     };
     if args.output.json {
         ui::print_json(&trained)?;
@@ -157,7 +183,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         ui::note(args.output, "continue with the same command and --resume");
     } else {
         let speed = trained.tokens as f64 / trained.seconds.max(1e-9);
-        ui::print(&table::pairs(&[
+        let mut rows = vec![
             ("parameters", human::count(trained.parameters as u64)),
             ("trained", trained_memory(&trained)),
             ("held-out text", scores(&trained.metrics)),
@@ -170,13 +196,29 @@ pub fn run(args: &Args) -> Result<Outcome> {
                 ),
             ),
             ("model", trained.out.display().to_string()),
-        ]));
+        ];
+        if let Some(report) = &trained.parallel {
+            rows.insert(3, ("processes", processes(report)));
+        }
+        ui::print(&table::pairs(&rows));
     }
     Ok(if trained.interrupted {
         Outcome::Interrupted
     } else {
         Outcome::Done
     })
+}
+
+/// Who trained, and what each keeps of the optimizer's state.
+fn processes(report: &ParallelReport) -> String {
+    let bytes = report.optimizer_bytes.iter().map(|n| human::bytes(*n));
+    format!(
+        "{}, ZeRO-{}: optimizer {} on each; rank 0 sent {}",
+        report.data,
+        report.zero,
+        bytes.collect::<Vec<_>>().join(", "),
+        human::bytes(report.bytes_sent)
+    )
 }
 
 fn optimizers() -> String {

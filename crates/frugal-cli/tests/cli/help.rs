@@ -8,6 +8,7 @@ const COMMANDS: &[&[&str]] = &[
     &["tune"],
     &["plan"],
     &["plan", "pretrain"],
+    &["plan", "parallel"],
     &["validate"],
     &["eval"],
     &["measure"],

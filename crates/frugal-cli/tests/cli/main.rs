@@ -22,6 +22,7 @@ mod measure;
 mod measurements;
 mod minicpm;
 mod mor;
+mod parallel;
 mod parametrize;
 mod parametrize_again;
 mod perk;

@@ -14,6 +14,7 @@ mod measured;
 mod radar;
 mod record;
 mod rows;
+mod scaling;
 #[cfg(test)]
 pub(crate) mod sample;
 mod scatter;
@@ -32,6 +33,7 @@ pub use record::{
     Confusion, DatasetInfo, Evaluation, Forgetting, MetaInfo, ModelInfo, RECORD_FILE, RecordError,
     RunInfo, RunRecord, Status, SystemInfo, TrainInfo,
 };
+pub use scaling::scaling_svg;
 pub use spread::Spread;
 pub use sweep::{CLAIM_HEADINGS, Claim, SweepReport, SweptArm, Trial};
 

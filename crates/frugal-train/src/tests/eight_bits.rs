@@ -61,7 +61,7 @@ fn moments_of_eight_bits_go_on_from_a_checkpoint() {
         &trainer,
         Cost::default(),
         &whole.iter().collect::<Vec<_>>(),
-        optimizer.optimizer(),
+        optimizer.optimizer().state(),
         &BTreeMap::new(),
     )
     .unwrap();

@@ -173,6 +173,11 @@ pub(crate) fn config_differences(
         .collect()
 }
 
+/// SHA-256 of bytes.
+pub(super) fn hash(bytes: &[u8]) -> [u8; 32] {
+    Sha256::digest(bytes).into()
+}
+
 /// SHA-256 of examples.
 pub(crate) fn data_hash(examples: &[Tokenized]) -> String {
     let mut hash = Sha256::new();

@@ -9,9 +9,9 @@ use crate::checkpoint::Best;
 use crate::error::TrainError;
 use crate::evaluate::evaluate_observed;
 use crate::event::Event;
-use crate::objective::ModelParts;
+use crate::objective::{Evaluation, ModelParts};
 
-impl Trainer<'_> {
+impl Trainer<'_, '_> {
     pub(super) fn evaluation_is_due(&self, finished: bool) -> bool {
         let interval = self.run.config.eval_steps;
         let at_interval = if interval > 0 {
@@ -25,14 +25,28 @@ impl Trainer<'_> {
 
     /// Evaluates; `false` if it was given up because the run is to stop.
     pub(super) fn evaluate(&mut self) -> Result<bool, TrainError> {
-        let Some(validation) = self.run.validation else {
-            return Ok(true);
+        let started = Instant::now();
+        let found = self.measure()?;
+        let Some(evaluation) = self.shared(found)? else {
+            return Ok(false);
         };
-        let (config, started) = (self.run.config, Instant::now());
+        self.take(evaluation, started.elapsed().as_secs_f64());
+        Ok(true)
+    }
+
+    /// What this process measures; nothing if it was asked to stop, or another one measures.
+    fn measure(&mut self) -> Result<Option<Evaluation>, TrainError> {
+        let Some(validation) = self.run.validation else {
+            return Ok(None);
+        };
+        if self.group.as_ref().is_some_and(|group| group.rank() > 0) {
+            return Ok(None);
+        }
+        let config = self.run.config;
         let adapter: &dyn Adapter = &*self.run.adapter;
         let model = ModelParts::new(self.run.backbone, self.run.head.as_deref());
         let observer = &mut *self.run.observer;
-        let found = evaluate_observed(
+        evaluate_observed(
             model,
             Some(adapter),
             self.objective.as_ref(),
@@ -40,17 +54,19 @@ impl Trainer<'_> {
             config.max_tokens,
             self.run.stop,
             &mut |done, of| observer.on_event(&Event::Evaluating { done, of }),
-        )?;
-        let Some(evaluation) = found else {
-            return Ok(false);
-        };
+        )
+    }
+
+    /// Tells what was found, and whether it is the best so far.
+    fn take(&mut self, evaluation: Evaluation, seconds: f64) {
+        let config = self.run.config;
         let step = self.state.step;
         let metrics = evaluation.metrics.clone();
         self.emit(Event::Evaluated {
             step,
             epoch: self.epochs_done(),
             metrics,
-            seconds: started.elapsed().as_secs_f64(),
+            seconds,
         });
         self.state.last_evaluation = Some(step);
         let metric = config.best_metric();
@@ -59,10 +75,11 @@ impl Trainer<'_> {
             let mut named = known.filter(|m| m.name == metric);
             named.next().is_some_and(|m| m.is_better(value, best))
         };
-        let value = evaluation.metrics[metric];
+        let value = evaluation.metrics.get(metric).copied();
+        let value = value.unwrap_or(f64::NAN);
         self.evaluation = Some(evaluation);
         if !self.run.adapter.is_complete() {
-            return Ok(true);
+            return;
         }
         let better = self
             .state
@@ -71,7 +88,7 @@ impl Trainer<'_> {
             .map_or(!value.is_nan(), |best| is_better(value, best.value));
         if !better {
             self.state.evaluations_without_improvement += 1;
-            return Ok(true);
+            return;
         }
         self.state.evaluations_without_improvement = 0;
         self.state.best = Some(Best {
@@ -79,7 +96,8 @@ impl Trainer<'_> {
             metric: metric.into(),
             value,
         });
-        if self.run.folder.is_none() && config.load_best_model_at_end {
+        let is_alone = self.run.folder.is_none() && self.group.is_none();
+        if is_alone && config.load_best_model_at_end {
             let values = self.parameters().iter().map(|p| p.to_vec()).collect();
             self.best_values = Some((values, self.run.adapter.state()));
         }
@@ -88,7 +106,6 @@ impl Trainer<'_> {
             metric: metric.into(),
             value,
         });
-        Ok(true)
     }
 
     /// Measures the sets of the source if it is time; `false` if it was given up because the run is

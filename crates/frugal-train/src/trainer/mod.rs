@@ -2,6 +2,7 @@
 
 pub(crate) mod check;
 mod evaluation;
+mod parallel;
 mod run;
 mod save;
 mod start;
@@ -22,6 +23,7 @@ use crate::error::TrainError;
 use crate::event::Event;
 use crate::objective::{self, Evaluation, Objective};
 use crate::optim::{self, OptimizerStep};
+use crate::parallel::{Group, ParallelReport};
 use crate::schedule::Schedule;
 use crate::source::ExampleSource;
 
@@ -52,7 +54,7 @@ pub fn train_with(
     run: TrainRun<'_>,
     objective: Box<dyn Objective>,
 ) -> Result<TrainSummary, TrainError> {
-    Trainer::new(run, objective, None)?.run()
+    Trainer::new(run, objective, None, None)?.run()
 }
 
 /// Trains an adapter on examples that a source makes step by step. The examples of `run` are what it
@@ -66,10 +68,43 @@ pub fn train_from<'a>(
     objective: Box<dyn Objective>,
     source: &'a mut dyn ExampleSource,
 ) -> Result<TrainSummary, TrainError> {
-    Trainer::new(run, objective, Some(source))?.run()
+    Trainer::new(run, objective, Some(source), None)?.run()
 }
 
-struct Trainer<'a> {
+/// Trains an adapter together with other processes, each of which calls this with the same model,
+/// data and settings. Rank 0 has the folder, evaluates and is observed; the others need neither.
+///
+/// All ranks end with the same weights, but for `load_best_model_at_end`: those of the best evaluation
+/// are rank 0's alone.
+///
+/// # Errors
+/// As [`train`]; methods and objectives that look at examples together; a process that is lost. After
+/// that rank 0 writes a checkpoint of the last whole step, unless the lost process had a share of the
+/// optimizer's state with it (ZeRO stage 1): the error names the newest checkpoint then.
+pub fn train_parallel(
+    run: TrainRun<'_>,
+    group: &mut Group,
+) -> Result<(TrainSummary, ParallelReport), TrainError> {
+    run.config.validate().map_err(TrainError::Config)?;
+    let objective = objective::for_model(run.config, run.model()).map_err(TrainError::Setup)?;
+    let mut report = None;
+    let trained = Trainer::new(run, objective, None, Some(&mut *group)).and_then(|trainer| {
+        report = trainer.report();
+        trainer.run()
+    });
+    if let Err(error) = &trained {
+        group.abort(&error.to_string());
+    }
+    let summary = trained?;
+    let sent = group.bytes_sent();
+    let report = report.map(|report| ParallelReport {
+        bytes_sent: sent,
+        ..report
+    });
+    Ok((summary, report.unwrap_or_default()))
+}
+
+struct Trainer<'a, 'g> {
     run: TrainRun<'a>,
     objective: Box<dyn Objective>,
     /// Where examples come from, if not from the run's.
@@ -94,15 +129,23 @@ struct Trainer<'a> {
     started: Instant,
     /// What earlier processes spent on the run.
     spent: Cost,
+    /// The other processes of a data-parallel run.
+    group: Option<&'g mut Group>,
+    /// Step of the newest checkpoint, which ranks without a folder know as well.
+    saved_step: Option<u64>,
 }
 
-impl<'a> Trainer<'a> {
+impl<'a, 'g> Trainer<'a, 'g> {
     fn new(
         run: TrainRun<'a>,
         mut objective: Box<dyn Objective>,
         source: Option<&'a mut dyn ExampleSource>,
+        group: Option<&'g mut Group>,
     ) -> Result<Self, TrainError> {
         check(&run, objective.as_ref())?;
+        if group.is_some() {
+            parallel::check(&run, objective.as_ref())?;
+        }
         let fitted = objective.fit(run.model(), run.train);
         fitted.map_err(TrainError::Setup)?;
         let config = run.config;
@@ -110,12 +153,13 @@ impl<'a> Trainer<'a> {
         let optimizer = OptimizerStep::new(optimizer, config).map_err(TrainError::Setup)?;
         let batches = Batches::new(run.train, config);
         let total_steps = batches.total_steps(config);
-        let hashes = match run.folder {
-            Some(_) => [
+        let is_kept = run.folder.is_some() || group.is_some();
+        let hashes = match is_kept {
+            true => [
                 data_hash(run.train),
                 run.validation.map_or_else(String::new, data_hash),
             ],
-            None => Default::default(),
+            false => Default::default(),
         };
         let state = TrainerState::start(config.clone(), hashes);
         let mut trainer = Self {
@@ -135,6 +179,8 @@ impl<'a> Trainer<'a> {
             window: (0, 0.0),
             started: Instant::now(),
             spent: Cost::default(),
+            group,
+            saved_step: None,
             run,
         };
         let mixed = trainer.batches.has_decay();
@@ -148,41 +194,20 @@ impl<'a> Trainer<'a> {
             )));
         }
         trainer.start()?;
+        trainer.synchronize()?;
         Ok(trainer)
     }
 
     fn run(mut self) -> Result<TrainSummary, TrainError> {
-        let ending = loop {
-            let finished = self.state.step >= self.total_steps;
-            if self.evaluation_is_due(finished) && !self.evaluate()? {
-                break StopReason::Interrupted;
-            }
-            if !self.measure_source()? {
-                break StopReason::Interrupted;
-            }
-            let patience = self.run.config.early_stopping_patience;
-            let stalled = patience > 0 && self.state.evaluations_without_improvement >= patience;
-            if self.save_is_due(finished || stalled) {
-                self.save()?;
-            }
-            if finished {
-                break StopReason::Finished;
-            }
-            if stalled {
-                let evaluations = self.state.evaluations_without_improvement;
-                self.emit(Event::EarlyStop {
-                    step: self.state.step,
-                    evaluations,
-                });
-                break StopReason::EarlyStopped;
-            }
-            if self.is_stopped() || !self.step()? {
-                break StopReason::Interrupted;
-            }
+        let ending = match self.steps() {
+            Ok(ending) => ending,
+            Err(error) => return Err(self.give_up(error)),
         };
         let mut restored_best = false;
         if ending == StopReason::Interrupted {
-            self.save()?;
+            if let Err(error) = self.save() {
+                return Err(self.give_up(error));
+            }
             self.emit(Event::Interrupted {
                 step: self.state.step,
                 path: self.newest(),
@@ -203,6 +228,38 @@ impl<'a> Trainer<'a> {
             evaluation: self.evaluation,
             checkpoint: self.saved.map(|(_, path)| path),
         })
+    }
+
+    /// Takes steps until the run ends.
+    fn steps(&mut self) -> Result<StopReason, TrainError> {
+        loop {
+            let finished = self.state.step >= self.total_steps;
+            if self.evaluation_is_due(finished) && !self.evaluate()? {
+                return Ok(StopReason::Interrupted);
+            }
+            if !self.measure_source()? {
+                return Ok(StopReason::Interrupted);
+            }
+            let patience = self.run.config.early_stopping_patience;
+            let stalled = patience > 0 && self.state.evaluations_without_improvement >= patience;
+            if self.save_is_due(finished || stalled) {
+                self.save()?;
+            }
+            if finished {
+                return Ok(StopReason::Finished);
+            }
+            if stalled {
+                let evaluations = self.state.evaluations_without_improvement;
+                self.emit(Event::EarlyStop {
+                    step: self.state.step,
+                    evaluations,
+                });
+                return Ok(StopReason::EarlyStopped);
+            }
+            if self.is_to_stop()? || !self.step()? {
+                return Ok(StopReason::Interrupted);
+            }
+        }
     }
 
     fn cost(&self) -> Cost {

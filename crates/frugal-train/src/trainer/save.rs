@@ -4,9 +4,11 @@ use super::Trainer;
 use crate::checkpoint::{self, Checkpoint};
 use crate::error::TrainError;
 use crate::event::Event;
+use crate::optim::SavedState;
+use crate::parallel::joined;
 use crate::source;
 
-impl Trainer<'_> {
+impl Trainer<'_, '_> {
     pub(super) fn save_is_due(&self, ending: bool) -> bool {
         let interval = self.run.config.save_steps;
         let at_interval = if interval > 0 {
@@ -24,13 +26,22 @@ impl Trainer<'_> {
 
     /// Writes a checkpoint unless there is one of this step, or nothing was done yet.
     pub(super) fn save(&mut self) -> Result<(), TrainError> {
+        let step = self.state.step;
+        let is_kept = self.run.folder.is_some() || self.group.is_some();
+        if !is_kept || step == 0 || self.saved_step == Some(step) {
+            return Ok(());
+        }
+        let received = self.gather_state()?;
+        self.saved_step = Some(step);
+        self.write(&received)
+    }
+
+    /// Writes a checkpoint with what other ranks keep of the optimizer's state.
+    pub(super) fn write(&mut self, received: &SavedState) -> Result<(), TrainError> {
         let Some(folder) = self.run.folder else {
             return Ok(());
         };
         let step = self.state.step;
-        if step == 0 || self.saved.as_ref().is_some_and(|(saved, _)| *saved == step) {
-            return Ok(());
-        }
         let _span = tracing::debug_span!("checkpoint", step).entered();
         let parameters = self.parameters();
         if let Some(bad) = parameters
@@ -48,7 +59,7 @@ impl Trainer<'_> {
             &self.state,
             self.cost(),
             &parameters,
-            self.optimizer.optimizer(),
+            joined(self.optimizer.optimizer().state(), received),
             &source::joined(
                 self.run.adapter.state(),
                 self.source.as_ref().map(|source| source.state()),

@@ -8,7 +8,7 @@ use crate::event::Event;
 use crate::schedule::Schedule;
 use crate::source;
 
-impl Trainer<'_> {
+impl Trainer<'_, '_> {
     pub(super) fn start(&mut self) -> Result<(), TrainError> {
         let (found, skipped) = match self.run.folder {
             Some(folder) if self.run.resume => checkpoint::latest(folder),
@@ -131,6 +131,7 @@ impl Trainer<'_> {
         self.enter_decay();
         self.spent = checkpoint.cost;
         self.saved = Some((self.state.step, checkpoint.path.clone()));
+        self.saved_step = Some(self.state.step);
         Ok(())
     }
 

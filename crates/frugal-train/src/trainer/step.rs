@@ -13,7 +13,7 @@ use crate::event::Event;
 use crate::objective::{self, MicroStep, ModelParts, StepError};
 use crate::optim::{OptimizerError, SavedState};
 
-impl Trainer<'_> {
+impl Trainer<'_, '_> {
     /// One optimiser step; `false` if it was given up because the run is to stop.
     pub(super) fn step(&mut self) -> Result<bool, TrainError> {
         let _span = tracing::debug_span!("step", number = self.state.step + 1).entered();
@@ -46,13 +46,18 @@ impl Trainer<'_> {
         self.gradients.clear();
         let mut loss = 0.0;
         for (index, rows) in micro_batches.iter().enumerate() {
-            // A step that is given up is taken again from its start after a resume.
-            if index > 0 && self.is_stopped() {
+            // A step that is given up is taken again from its start after a resume. Processes of a
+            // group stop together, between steps.
+            if index > 0 && self.group.is_none() && self.is_stopped() {
                 return Ok(false);
             }
-            let seed = self.seed(&format!("micro-batch {index} of step {}", self.state.step));
-            let examples: Vec<&Tokenized> = rows.iter().map(|&row| &pool[row as usize]).collect();
-            loss += self.micro_batch(rows, &examples, seed, targets, micro_batches.len())?;
+            let (rows, of) = (self.own_rows(rows), self.parts(micro_batches.len()));
+            let seed = self.seed(&self.place(index));
+            if !rows.is_empty() {
+                let examples: Vec<&Tokenized> =
+                    rows.iter().map(|&row| &pool[row as usize]).collect();
+                loss += self.micro_batch(rows, &examples, seed, targets, of)?;
+            }
             if one_by_one {
                 let gradients = &mut self.gradients;
                 self.run.adapter.after_example(targets as usize, gradients);
@@ -65,6 +70,7 @@ impl Trainer<'_> {
             });
         }
 
+        let loss = self.sum_gradients(loss)?;
         let (lr, seed) = (
             self.schedule.lr(self.state.step),
             self.seed(&format!("step {}", self.state.step)),
@@ -76,12 +82,16 @@ impl Trainer<'_> {
             lr_factor: self.schedule.factor(self.state.step),
         };
         self.run.adapter.before_step(&context, &mut self.gradients);
-        let parameters = parameters_mut(&mut *self.run.adapter, &mut self.run.head);
+        let mut parameters = parameters_mut(&mut *self.run.adapter, &mut self.run.head);
+        if let Some(group) = &self.group {
+            parameters.retain(|p| group.owns(p.name()));
+        }
         let norm = self.optimizer.step(parameters, &self.gradients, lr);
         let grad_norm = norm.map_err(|OptimizerError::NonFinite { name }| {
             self.non_finite(format!("the gradient of `{name}`"), &rows)
         })?;
         self.gradients.clear();
+        self.gather_parameters()?;
         self.state.step += 1;
         self.state.step_in_epoch += 1;
         let reset = self.run.config.moment_reset_steps;

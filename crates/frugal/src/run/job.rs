@@ -9,9 +9,10 @@ use frugal_core::encode::Tokenized;
 use frugal_core::events::{LOG_FILE, Scalars, names, peak_rss_bytes, read_jsonl};
 use frugal_eval::report::{RunInfo, Status, TrainInfo};
 use frugal_nn::{Adapter, Backbone, Head};
+use frugal_train::parallel::{Group, ParallelReport};
 use frugal_train::{
     Event, ExampleSource, Objective, StopReason, TrainConfig, TrainRun, TrainSummary, train,
-    train_from, train_with,
+    train_from, train_parallel, train_with,
 };
 use serde::Serialize;
 
@@ -125,10 +126,22 @@ impl<'a> Job<'a> {
     /// Trains, and keeps the configuration, the log and the checkpoints.
     pub(super) fn train(
         &self,
-        mut file: ConfigFile,
+        file: ConfigFile,
         learn: Learn<'_>,
         observe: Observe<'_>,
     ) -> Result<Trained, RunError> {
+        self.train_with_others(file, learn, None, observe)
+            .map(|(trained, _)| trained)
+    }
+
+    /// Trains, with other processes where there are any.
+    pub(super) fn train_with_others(
+        &self,
+        mut file: ConfigFile,
+        learn: Learn<'_>,
+        group: Option<&mut Group>,
+        observe: Observe<'_>,
+    ) -> Result<(Trained, Option<ParallelReport>), RunError> {
         let start = Instant::now();
         let mut logger = Logger::new(&self.out, self.resume);
         let mut observer = |event: &Event| {
@@ -148,19 +161,24 @@ impl<'a> Job<'a> {
             stop: self.stop,
             observer: &mut observer,
         };
-        let outcome = match (learn.objective, learn.source) {
-            (Some(objective), Some(source)) => train_from(run, objective, source)?,
-            (Some(objective), None) => train_with(run, objective)?,
-            (None, _) => train(run)?,
+        let (outcome, report) = match (learn.objective, learn.source, group) {
+            (Some(objective), Some(source), _) => (train_from(run, objective, source)?, None),
+            (Some(objective), None, _) => (train_with(run, objective)?, None),
+            (None, _, None) => (train(run)?, None),
+            (None, _, Some(group)) => {
+                let (outcome, report) = train_parallel(run, group)?;
+                (outcome, Some(report))
+            }
         };
         file.finish()?;
         logger.finish()?;
         let seconds = outcome.cost.seconds;
-        Ok(Trained {
+        let trained = Trained {
             outcome,
             seconds,
             earlier: (seconds - start.elapsed().as_secs_f64()).max(0.0),
-        })
+        };
+        Ok((trained, report))
     }
 
     /// The log of the whole run.

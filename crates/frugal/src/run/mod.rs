@@ -83,7 +83,10 @@ pub use plan::{Plan, plan};
 pub use predict::{PredictRequest, Predictor};
 pub use predictions::{Answer, Prediction, Tags};
 pub use prepare::{Part, Prepared, prepare};
-pub use pretrain::{CONFIG_FILE as PRETRAIN_FILE, Pretrained, pretrain};
+pub use pretrain::{
+    CONFIG_FILE as PRETRAIN_FILE, Pretrained, Work, check_parallel, pretrain, pretrain_with,
+    pretrain_worker,
+};
 pub use pretrain_config::{AttentionKind, PretrainConfig, Shape, architectures};
 pub use pretrain_memory::{TrainedMemory, trained_as};
 pub use progress::{Metrics, Observe, Progress};

@@ -2,26 +2,34 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use burn::prelude::Device;
 use frugal_adapt::methods::full::Full;
 use frugal_core::encode::Tokenized;
+use frugal_core::pretext::Special;
 use frugal_eval::report::{
     Evaluation, MetaInfo, ModelInfo, RECORD_FILE, RunRecord, SystemInfo, TrainInfo,
 };
 use frugal_models::load::{Lookup, ModelFiles};
 use frugal_models::save::write_model;
-use frugal_models::{build, merge, random_weights};
+use frugal_models::{ModelConfig, build, merge, random_weights};
 use frugal_nn::{Adapter, Backbone, BuildContext, ModelError};
-use frugal_train::{CausalLm, ExampleSource, evaluate_observed};
+use frugal_train::mixture::Mixture;
+use frugal_train::parallel::{Group, ParallelReport};
+use frugal_train::{
+    CausalLm, Event, ExampleSource, TrainRun, evaluate_observed, train_parallel,
+};
 use serde::Serialize;
 
 use super::corpus::Corpus;
 use super::folder::{check_same_run, claim};
-use super::job::{Job, Learn, Trained, in_folder};
+use super::job::{Job, Learn, Trained};
 use super::pretrain_config::PretrainConfig;
 use super::pretrain_memory::{self, TrainedMemory, trained_as};
 use super::pretrain_mixture::Chosen;
+use super::pretrain_objective::named_mixture;
 use super::{Metrics, Observe, Progress, RunError, base, decay_data, fork, width};
 
 /// The resolved configuration in a run folder.
@@ -42,6 +50,9 @@ pub struct Pretrained {
     pub trainable_parameters: usize,
     /// Bytes of what is trained.
     pub memory: TrainedMemory,
+    /// What several processes did, where there were several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parallel: Option<ParallelReport>,
     /// Tokens trained on.
     pub tokens: u64,
     /// Seconds of training.
@@ -60,16 +71,194 @@ pub fn pretrain(
     stop: &AtomicBool,
     observe: Observe<'_>,
 ) -> Result<Pretrained, RunError> {
+    pretrain_with(config, command, resume, stop, observe, |work| work(None))
+}
+
+/// That several processes can share the run.
+///
+/// # Errors
+/// Naming the setting that they cannot share.
+pub fn check_parallel(config: &PretrainConfig) -> Result<(), RunError> {
+    let given = [
+        ("fork", config.fork.is_some()),
+        ("decay_data", !config.decay_data.is_empty()),
+        (
+            "objective",
+            named_mixture(&config.objective).is_ok_and(|mixture| mixture.is_some()),
+        ),
+        (
+            "shape.arch",
+            config.from.is_none() && super::reads_images(&config.shape.arch),
+        ),
+    ];
+    match given.into_iter().find(|(_, is_given)| *is_given) {
+        Some((key, _)) => Err(RunError::Invalid(format!(
+            "`{key}`: such a run is one of one process: leave it out, or `--parallel`"
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// As [`pretrain`], as rank 0 of several processes. `meet` is called once the folder is this
+/// process's, and calls what it is given with the others when they have come.
+///
+/// # Errors
+/// As [`pretrain`], and what `meet` answers.
+pub fn pretrain_with<E: From<RunError>>(
+    config: &PretrainConfig,
+    command: &[String],
+    resume: bool,
+    stop: &AtomicBool,
+    observe: Observe<'_>,
+    meet: impl FnOnce(Work<'_>) -> Result<Pretrained, E>,
+) -> Result<Pretrained, E> {
     if config.from.is_none() && super::reads_images(&config.shape.arch) {
-        return Err(RunError::Invalid(format!(
+        let reason = format!(
             "`{}` models read images: they are trained by `pretrain_images`",
             config.shape.arch
-        )));
+        );
+        return Err(RunError::Invalid(reason).into());
     }
     let claim = claim(&config.out, CONFIG_FILE, resume)?;
-    in_folder(claim, || {
-        pretrain_in_folder(config, command, resume, stop, observe)
-    })
+    let done = meet(&mut |group: Option<&mut Group>| {
+        pretrain_in_folder(config, command, resume, stop, observe, group)
+    });
+    match done {
+        Err(_) => claim.give_back(),
+        Ok(_) => drop(claim),
+    }
+    done
+}
+
+/// A run in its folder, with the other processes where there are any.
+pub type Work<'a> = &'a mut dyn FnMut(Option<&mut Group>) -> Result<Pretrained, RunError>;
+
+/// Any other rank than 0 of a run of several processes: needs the same files and settings, and
+/// writes nothing.
+///
+/// # Errors
+/// As [`pretrain`].
+pub fn pretrain_worker(
+    config: &PretrainConfig,
+    stop: &AtomicBool,
+    group: &mut Group,
+) -> Result<(), RunError> {
+    let quiet: Observe<'_> = &mut |_| {};
+    let made = (|| {
+        check_parallel(config)?;
+        let device = crate::device::device(&config.device)?;
+        let start = config.from.as_deref();
+        let start = start.map(|from| Start::open(from, config)).transpose()?;
+        Made::new(config, start.as_ref(), None, device, quiet)
+    })();
+    let mut made = match made {
+        Ok(made) => made,
+        Err(error) => {
+            group.abort(&error.to_string());
+            return Err(error);
+        }
+    };
+    let run = TrainRun {
+        backbone: made.backbone.as_ref(),
+        adapter: &mut made.adapter,
+        head: None,
+        train: &made.corpus.training,
+        validation: Some(&made.corpus.validation),
+        config: &made.config.train,
+        folder: None,
+        resume: false,
+        stop,
+        observer: &mut |_: &Event| {},
+    };
+    train_parallel(run, group)?;
+    Ok(())
+}
+
+/// What is trained on what.
+struct Made {
+    /// With what follows from the model.
+    config: PretrainConfig,
+    corpus: Corpus,
+    /// What is learnt of the text, where that is more than the next token.
+    mixture: Option<(Chosen, Special, Mixture)>,
+    model: ModelConfig,
+    backbone: Arc<dyn Backbone>,
+    adapter: Full,
+}
+
+impl Made {
+    /// Reads the text, and makes the model or takes the one that the run begins with.
+    fn new(
+        config: &PretrainConfig,
+        start: Option<&Start>,
+        stored: Option<&PretrainConfig>,
+        device: Device,
+        observe: Observe<'_>,
+    ) -> Result<Self, RunError> {
+        let mut resolved = config.clone();
+        if let Some(Start { files }) = start {
+            let head_dim = files.config().head_dim;
+            pretrain_memory::resolve(&mut resolved.train, &resolved.reparam, head_dim);
+        }
+        for text in resolved.idle() {
+            observe(&Progress::Warning { text });
+        }
+        let given = start.map(|start| start.files.tokenizer());
+        let given = given.transpose().map_err(ModelError::from)?;
+        let mixture = Chosen::of(config)
+            .map_err(|(key, reason)| RunError::Invalid(format!("`objective.{key}`: {reason}")))?;
+        let tokens = mixture.as_ref().map_or_else(Vec::new, Chosen::tokens);
+        let mut corpus = Corpus::read_with(&resolved, given, &tokens, observe)?;
+        let (text, more) = corpus.parts();
+        resolved.train.decay_mixture = decay_data::mixture(&resolved.decay_data, text, &more);
+        fork::begin(
+            &mut resolved,
+            stored,
+            &corpus.training,
+            &corpus.validation,
+        )?;
+        let config = resolved;
+        let mixture = match mixture {
+            Some(chosen) => {
+                let special = chosen.special(&corpus.tokenizer)?;
+                let source = chosen.source(&corpus, &special, &config.train)?;
+                corpus.validation = chosen.held_out(&corpus.validation, &special);
+                Some((chosen, special, source))
+            }
+            None => None,
+        };
+        let (model, backbone) = match start {
+            Some(Start { files }) => (files.config().clone(), files.load(&device)?),
+            None => {
+                let model = config.model(&corpus.tokenizer)?;
+                let model = match &mixture {
+                    Some((chosen, special, _)) => chosen.model(model, special)?,
+                    None => model,
+                };
+                let weights = random_weights(&model, config.seed, &device);
+                (model.clone(), build(model, &weights, &device)?)
+            }
+        };
+        let sites = model.sites();
+        let context = BuildContext {
+            info: &model.info(),
+            sites: &sites,
+            backbone: Some(backbone.as_ref()),
+            device,
+            seed: config.seed,
+            tokenize: None,
+        };
+        let mut adapter = trained_as(&config.reparam, &context)?;
+        width::scale_rates(&mut adapter, &model);
+        Ok(Self {
+            config,
+            corpus,
+            mixture,
+            model,
+            backbone,
+            adapter,
+        })
+    }
 }
 
 /// The run, in a folder that is its own.
@@ -79,6 +268,7 @@ fn pretrain_in_folder(
     resume: bool,
     stop: &AtomicBool,
     observe: Observe<'_>,
+    group: Option<&mut Group>,
 ) -> Result<Pretrained, RunError> {
     let job = Job::new(&config.out, CONFIG_FILE, resume, stop, command);
     let device = crate::device::device(&config.device)?;
@@ -91,66 +281,24 @@ fn pretrain_in_folder(
         let name = config.from.as_deref().unwrap_or_default();
         base::check(&config.out, name, &files.fingerprint(), resume)?;
     }
-    let mut resolved = config.clone();
-    if let Some(Start { files }) = &start {
-        let head_dim = files.config().head_dim;
-        pretrain_memory::resolve(&mut resolved.train, &resolved.reparam, head_dim);
-    }
-    for text in resolved.idle() {
-        observe(&Progress::Warning { text });
-    }
-    let given = start.as_ref().map(|start| start.files.tokenizer());
-    let given = given.transpose().map_err(ModelError::from)?;
-    let mixture = Chosen::of(config)
-        .map_err(|(key, reason)| RunError::Invalid(format!("`objective.{key}`: {reason}")))?;
-    let tokens = mixture.as_ref().map_or_else(Vec::new, Chosen::tokens);
-    let mut corpus = Corpus::read_with(&resolved, given, &tokens, observe)?;
-    let (text, more) = corpus.parts();
-    resolved.train.decay_mixture = decay_data::mixture(&resolved.decay_data, text, &more);
     let stored = stored_config(&config.out.join(CONFIG_FILE)).filter(|_| resume);
-    fork::begin(
-        &mut resolved,
-        stored.as_ref(),
-        &corpus.training,
-        &corpus.validation,
-    )?;
-    let config = &resolved;
+    if group.is_some() {
+        check_parallel(config)?;
+    }
+    let made = Made::new(config, start.as_ref(), stored.as_ref(), device, observe)?;
+    let Made {
+        config,
+        corpus,
+        mixture,
+        model,
+        backbone,
+        mut adapter,
+    } = made;
+    let config = &config;
     let job = match &config.fork {
         Some(_) => job.with_checkpoint(),
         None => job,
     };
-    let mixture = match mixture {
-        Some(chosen) => {
-            let special = chosen.special(&corpus.tokenizer)?;
-            let source = chosen.source(&corpus, &special, &config.train)?;
-            corpus.validation = chosen.held_out(&corpus.validation, &special);
-            Some((chosen, special, source))
-        }
-        None => None,
-    };
-    let (model, backbone) = match &start {
-        Some(Start { files }) => (files.config().clone(), files.load(&device)?),
-        None => {
-            let model = config.model(&corpus.tokenizer)?;
-            let model = match &mixture {
-                Some((chosen, special, _)) => chosen.model(model, special)?,
-                None => model,
-            };
-            let weights = random_weights(&model, config.seed, &device);
-            (model.clone(), build(model, &weights, &device)?)
-        }
-    };
-    let sites = model.sites();
-    let context = BuildContext {
-        info: &model.info(),
-        sites: &sites,
-        backbone: Some(backbone.as_ref()),
-        device,
-        seed: config.seed,
-        tokenize: None,
-    };
-    let mut adapter = trained_as(&config.reparam, &context)?;
-    width::scale_rates(&mut adapter, &model);
     let memory = TrainedMemory::of(&adapter, &config.train)?;
     let (objective, mut source) = match mixture {
         Some((chosen, special, source)) => {
@@ -169,7 +317,8 @@ fn pretrain_in_folder(
         validation: Some(&corpus.validation),
         config: &config.train,
     };
-    let training = job.train(job.config_file(config)?, learn, observe)?;
+    let file = job.config_file(config)?;
+    let (training, parallel) = job.train_with_others(file, learn, group, observe)?;
     let peak_memory = training.peak_memory();
     let metrics = measure(
         &training,
@@ -191,9 +340,10 @@ fn pretrain_in_folder(
         interrupted,
         out: config.out.clone(),
         metrics: metrics.unwrap_or_default(),
-        parameters: sites.num_parameters(),
+        parameters: model.sites().num_parameters(),
         trainable_parameters: adapter.num_trainable(),
         memory,
+        parallel,
         tokens: training.outcome.tokens,
         seconds: training.seconds,
     };

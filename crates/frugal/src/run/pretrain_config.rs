@@ -283,7 +283,7 @@ impl PretrainConfig {
         let mut train = self.train.clone();
         pretrain_memory::resolve(&mut train, &Named::default(), self.shape.head_dim());
         let learns_more = self.fork.is_some() || !self.decay_data.is_empty();
-        if learns_more && self.objective != Named::default() {
+        if learns_more && named_mixture(&self.objective).is_ok_and(|mixture| mixture.is_some()) {
             let reason = "forks and data of the decay learn the next token: leave `objective` out";
             add("objective", reason.into());
         }

@@ -1,5 +1,6 @@
 //! `frugal plan`: what a run would cost, before any weight is read.
 
+mod parallel;
 mod pretrain;
 mod scaling;
 
@@ -21,6 +22,7 @@ Examples:
   frugal plan --config run.toml --set train.batch_size=32 --json
   frugal plan pretrain --parameters 135M --tokens 2.7B
   frugal plan scaling --runs decays.csv --compute 1e18
+  frugal plan parallel --model 175b --gpus 1024
 
 Takes the flags of `frugal tune`. Reads the data and the model's configuration, but no weights.";
 
@@ -40,6 +42,7 @@ pub struct Args {
 enum Command {
     Pretrain(pretrain::Args),
     Scaling(scaling::Args),
+    Parallel(Box<parallel::Args>),
 }
 
 /// Resolves the configuration and shows the plan.
@@ -47,6 +50,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     match &args.command {
         Some(Command::Pretrain(args)) => return pretrain::run(args),
         Some(Command::Scaling(args)) => return scaling::run(args),
+        Some(Command::Parallel(args)) => return parallel::run(args),
         None => {}
     }
     let config = args.run.resolve()?;

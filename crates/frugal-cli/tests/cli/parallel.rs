@@ -1,0 +1,342 @@
+//! `frugal plan parallel`, and training by several real processes.
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::support::{Run, command, folder, frugal, frugal_in};
+
+fn write_text(folder: &Path) {
+    let words = ["house", "boat", "tree", "road", "bird", "coat", "lamp"];
+    let line = |i: usize| {
+        let more = "and then it goes on ".repeat(i % 4);
+        format!(
+            "the {} by the {} has a {} {more}\n",
+            words[i % 7],
+            words[i * i % 5],
+            words[(i + i / 7) % 6]
+        )
+    };
+    fs::write(
+        folder.join("text.txt"),
+        (0..240).map(line).collect::<String>(),
+    )
+    .unwrap();
+}
+
+/// A tiny model, trained in single precision and written as such.
+fn args(out: &str, more: &str) -> Vec<String> {
+    let args = format!(
+        "pretrain --data text.txt --out {out} --vocab-size 300 --max-length 32 --batch-tokens 256 --lr 0.01 \
+         --set dtype=f32 --set shape.hidden_size=16 --set shape.intermediate_size=24 --set shape.num_hidden_layers=2 \
+         --set shape.num_attention_heads=2 --set shape.max_position_embeddings=32 --set train.logging_steps=1 \
+         --set train.load_best_model_at_end=false {more}"
+    );
+    args.split_whitespace().map(str::to_owned).collect()
+}
+
+fn run(folder: &Path, out: &str, more: &str) -> Run {
+    let args = args(out, more);
+    frugal_in(folder, &args.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+/// The losses of a run's log by step.
+fn losses(folder: &Path, out: &str) -> Vec<(u64, f64)> {
+    let text = fs::read_to_string(folder.join(out).join("log.jsonl")).unwrap();
+    let lines = text.lines().map(|l| serde_json::from_str(l).unwrap());
+    lines
+        .filter_map(|line: Value| Some((line["step"].as_u64()?, line["loss"].as_f64()?)))
+        .collect()
+}
+
+fn weights(folder: &Path, out: &str) -> Vec<f32> {
+    let bytes = fs::read(folder.join(out).join("model.safetensors")).unwrap();
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let (values, _) = bytes[8 + header..].as_chunks::<4>();
+    values.iter().map(|v| f32::from_le_bytes(*v)).collect()
+}
+
+fn close(name: &str, one: &[(u64, f64)], other: &[(u64, f64)]) {
+    assert_eq!(one.len(), other.len(), "{name}");
+    for ((step, a), (other_step, b)) in one.iter().zip(other) {
+        assert_eq!(step, other_step);
+        assert!(
+            (a - b).abs() < 1e-5 * a.abs().max(1.0),
+            "{name}: step {step}: {a} and {b}"
+        );
+    }
+}
+
+#[test]
+fn several_processes_train_what_one_does() {
+    let workshop = folder();
+    let folder = workshop.path();
+    write_text(folder);
+    let more =
+        "--max-steps 12 --set train.gradient_accumulation_steps=2 --set train.eval_steps=4 --json";
+    run(folder, "one", more).ok();
+    let one = losses(folder, "one");
+    assert!(one.len() >= 12, "{one:?}");
+    let wanted = [
+        ("two", "data=2"),
+        ("three", "data=3"),
+        ("zero", "data=2,zero=1"),
+    ];
+    for (out, parallel) in wanted {
+        let made = run(folder, out, &format!("{more} --parallel {parallel}"))
+            .ok()
+            .json();
+        close(out, &one, &losses(folder, out));
+        let (expected, found) = (weights(folder, "one"), weights(folder, out));
+        // Adam's first steps turn the sign of a gradient that is all but zero into a whole step, so
+        // that the mean is bounded and not the worst.
+        let off = expected.iter().zip(&found).map(|(a, b)| (a - b).abs());
+        let mean = off.sum::<f32>() / expected.len() as f32;
+        assert!(mean < 1e-5, "{out}: {mean}");
+        let report = &made["parallel"];
+        let states = made["memory"]["states"].as_u64().unwrap();
+        let bytes: Vec<u64> = report["optimizer_bytes"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|n| n.as_u64().unwrap())
+            .collect();
+        if out == "zero" {
+            assert_eq!(bytes.iter().sum::<u64>(), states);
+            let half = states / 2;
+            assert!(
+                bytes.iter().all(|n| n.abs_diff(half) < half / 10),
+                "{bytes:?}"
+            );
+        } else {
+            assert!(bytes.iter().all(|n| *n == states), "{bytes:?}");
+        }
+        assert!(report["bytes_sent"].as_u64().unwrap() > 0);
+    }
+    // ZeRO changes who updates, not what: the same bits.
+    assert_eq!(weights(folder, "two"), weights(folder, "zero"));
+}
+
+#[test]
+fn another_number_of_processes_goes_on() {
+    let workshop = folder();
+    let folder = workshop.path();
+    write_text(folder);
+    for (out, first, second) in [
+        ("shrinks", "--parallel data=3,zero=1", ""),
+        ("grows", "", "--parallel data=2,zero=1"),
+    ] {
+        let steps = "--set train.lr_scheduler_type=constant --set train.warmup_steps=1";
+        run(folder, out, &format!("--max-steps 4 {steps} {first}")).ok();
+        run(
+            folder,
+            out,
+            &format!("--max-steps 10 {steps} {second} --resume"),
+        )
+        .ok();
+        let reference = format!("{out}-reference");
+        run(folder, &reference, &format!("--max-steps 10 {steps}")).ok();
+        close(out, &losses(folder, &reference), &losses(folder, out));
+    }
+}
+
+fn free_address() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().to_string()
+}
+
+fn start(folder: &Path, out: &str, more: &str) -> Child {
+    let mut command: Command = command(folder);
+    command
+        .args(args(out, more))
+        .env("FRUGAL_PARALLEL_SECRET", "only these know it")
+        .env("RAYON_NUM_THREADS", "1")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+fn checkpoints(folder: &Path, out: &str) -> Vec<u64> {
+    let entries = fs::read_dir(folder.join(out).join("checkpoints"));
+    let names = entries.into_iter().flatten().flatten();
+    let mut steps: Vec<u64> = names
+        .filter_map(|e| e.file_name().to_str()?.strip_prefix("step-")?.parse().ok())
+        .collect();
+    steps.sort_unstable();
+    steps
+}
+
+#[test]
+fn a_killed_process_ends_the_run_and_fewer_go_on() {
+    for (out, zero, save_steps) in [("plain", "", 1_000_000), ("sharded", ",zero=1", 5)] {
+        let workshop = folder();
+        let folder = workshop.path();
+        write_text(folder);
+        let address = free_address();
+        let endless = format!(
+            "--max-steps 1000000 --set train.save_steps={save_steps} --set train.eval_steps=1000000 \
+             --parallel data=3{zero} --master {address}"
+        );
+        let first = start(folder, out, &format!("{endless} --rank 0"));
+        let second = start(folder, "nowhere", &format!("{endless} --rank 1"));
+        let mut third = start(folder, "nowhere", &format!("{endless} --rank 2"));
+        let log = folder.join(out).join("log.jsonl");
+        let until = Instant::now() + Duration::from_secs(60);
+        while fs::read_to_string(&log).map_or(0, |text| text.lines().count()) < 12 {
+            assert!(Instant::now() < until, "the run does not begin");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        third.kill().unwrap();
+        third.wait().unwrap();
+        let said = Run::from(first.wait_with_output().unwrap()).fails(&["rank 2", "checkpoint"]);
+        let other = Run::from(second.wait_with_output().unwrap()).fails(&["rank 2"]);
+        assert!(
+            !other.stderr.contains("rank 1 was lost"),
+            "{}",
+            other.stderr
+        );
+        let saved = checkpoints(folder, out);
+        let newest = *saved.last().expect("a checkpoint is left");
+        assert!(newest >= 5, "{saved:?}");
+        assert!(
+            said.stderr.contains(&format!("step-{newest}")),
+            "{}",
+            said.stderr
+        );
+        if zero.is_empty() {
+            // It is of the last step that all took.
+            assert_eq!(losses(folder, out).last().unwrap().0, newest);
+        }
+        assert!(!folder.join("nowhere").exists(), "others write nothing");
+        let more = format!(
+            "--max-steps {} --set train.save_steps={save_steps} --set train.eval_steps=1000000 --resume",
+            newest + 3
+        );
+        run(folder, out, &format!("{more} --parallel data=2{zero}")).ok();
+        assert_eq!(losses(folder, out).last().unwrap().0, newest + 3);
+    }
+}
+
+#[test]
+fn processes_that_do_not_belong_together_say_so() {
+    let workshop = folder();
+    let folder = workshop.path();
+    write_text(folder);
+    let address = free_address();
+    let common = format!("--max-steps 4 --parallel data=2 --master {address}");
+    let first = start(folder, "out", &format!("{common} --rank 0"));
+    let second = start(folder, "nowhere", &format!("{common} --rank 1 --seed 9"));
+    Run::from(second.wait_with_output().unwrap()).fails(&["settings are not those of rank 0"]);
+    Run::from(first.wait_with_output().unwrap()).fails(&["rank 1", "settings"]);
+    assert!(
+        !folder.join("out").exists(),
+        "a run that did not begin leaves nothing"
+    );
+    let refused = |more: &str, words: &[&str]| {
+        let run = run(folder, "out", more);
+        assert_eq!(run.code, 2, "{}", run.stderr);
+        for word in words {
+            assert!(run.stderr.contains(word), "{word}: {}", run.stderr);
+        }
+    };
+    refused(
+        "--parallel data=2,pipeline=2",
+        &["`pipeline=2`", "plan parallel"],
+    );
+    refused("--parallel data=2 --rank 1", &["--master"]);
+    refused(
+        "--parallel data=2 --rank 1 --master 127.0.0.1:1",
+        &["FRUGAL_PARALLEL_SECRET"],
+    );
+}
+
+#[test]
+fn the_published_plans_are_planned() {
+    for (model, gpus, utilization) in [
+        ("22b", 128, 0.3838),
+        ("175b", 1024, 0.3614),
+        ("1t", 3072, 0.3196),
+    ] {
+        let found = frugal(&["plan", "parallel", "--model", model, "--json"])
+            .ok()
+            .json();
+        let estimate = &found["estimate"];
+        assert_eq!(estimate["gpus"], gpus);
+        let share = estimate["utilization"].as_f64().unwrap();
+        assert!((share / utilization - 1.0).abs() < 0.05, "{model}: {share}");
+    }
+    let workshop = folder();
+    let shown = frugal_in(
+        workshop.path(),
+        &[
+            "plan",
+            "parallel",
+            "--model",
+            "175b",
+            "--scaling",
+            "strong",
+            "--batch",
+            "8000",
+            "--plot",
+            "scaling.svg",
+            "--timeline",
+        ],
+    )
+    .ok()
+    .stdout;
+    assert!(
+        shown.contains("1,024") && shown.contains("utilisation"),
+        "{shown}"
+    );
+    let svg = fs::read_to_string(workshop.path().join("scaling.svg")).unwrap();
+    assert!(svg.contains("Devices"), "{svg}");
+    let tuned = frugal(&[
+        "plan", "parallel", "--model", "22b", "--gpus", "128", "--batch", "640", "--tune", "15",
+        "--json",
+    ])
+    .ok()
+    .json();
+    assert_eq!(tuned["tuned"]["trials"].as_array().unwrap().len(), 15);
+}
+
+#[test]
+fn plans_that_cannot_be_name_the_constraint() {
+    let refused = |more: &[&str], words: &[&str]| {
+        frugal(&[&["plan", "parallel"], more].concat()).fails(words);
+    };
+    refused(
+        &["--tensor", "5", "--gpus", "80", "--batch", "640"],
+        &["T | heads"],
+    );
+    refused(
+        &["--pipeline", "128", "--gpus", "512", "--batch", "64"],
+        &["P·v ≤ layers"],
+    );
+    refused(&["--gpus", "1000"], &["W = T·P·N"]);
+    refused(&["--gpus", "1024", "--batch", "641"], &["GBS = b·m·N"]);
+    refused(
+        &[
+            "--gpus",
+            "8",
+            "--tensor",
+            "4",
+            "--pipeline",
+            "2",
+            "--batch",
+            "8",
+        ],
+        &["(memory)"],
+    );
+    refused(&["--gpus", "0"], &["--gpus is 0"]);
+    refused(&["--machine", "nowhere.toml"], &["nowhere.toml"]);
+    refused(
+        &["--model", "nothing-of-this-name", "--gpus", "8"],
+        &["nothing-of-this-name"],
+    );
+}
