@@ -90,7 +90,7 @@ impl Iterator for Mixture<'_> {
         // Of equals the one of the larger share, so that the first row does not depend on the order.
         let next = self.parts.iter_mut().max_by(|a, b| {
             let by_share = a.share.total_cmp(&b.share);
-            behind(&**a).total_cmp(&behind(&**b)).then(by_share)
+            behind(a).total_cmp(&behind(b)).then(by_share)
         })?;
         if next.left.is_empty() {
             let (pass, part) = (next.passes, next.number);
