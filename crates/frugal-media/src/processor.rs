@@ -155,7 +155,7 @@ impl Processor {
         };
         let crop = match on("do_center_crop", false)? {
             false => None,
-            true => match given("crop_size").map(|value| size_of_crop(value)) {
+            true => match given("crop_size").map(size_of_crop) {
                 Some(found) => Some(found.map_err(|reason| bad("crop_size", reason))?),
                 None => return Err(bad("crop_size", "the key is missing".into())),
             },

@@ -43,9 +43,7 @@ pub(crate) fn joined(
 }
 
 /// What [`joined`] has put together.
-pub(crate) fn parted(
-    all: BTreeMap<String, Vec<f32>>,
-) -> [BTreeMap<String, Vec<f32>>; 2] {
+pub(crate) fn parted(all: BTreeMap<String, Vec<f32>>) -> [BTreeMap<String, Vec<f32>>; 2] {
     let (mut adapter, mut source) = (BTreeMap::new(), BTreeMap::new());
     for (name, values) in all {
         match name.strip_prefix(PREFIX) {

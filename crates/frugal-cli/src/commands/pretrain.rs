@@ -6,7 +6,6 @@ use anyhow::Result;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use frugal::adapt::pretraining::REPARAMETERIZATIONS;
 use frugal::run::{
-use frugal::run::{
     DecayData, PRETRAIN_FILE, PretrainConfig, Pretrained, Progress, architectures, check_parallel,
     image_architectures, pretrain, pretrain_images, pretrain_with, pretrain_worker, reads_images,
 };
@@ -237,7 +236,9 @@ fn reparameterizations() -> String {
 }
 
 fn objectives() -> String {
-    let known = MIXTURES.iter().map(|(name, _, about)| format!("{name} ({about})"));
+    let known = MIXTURES
+        .iter()
+        .map(|(name, _, about)| format!("{name} ({about})"));
     let known: Vec<String> = known.collect();
     format!(
         "What is learnt of the text: causal_lm (plain next tokens), or a mixture of objectives: {} [default: causal_lm]",

@@ -8,7 +8,8 @@ fn run(folder: &std::path::Path, words: &str) -> crate::support::Run {
     frugal_in(folder, &words.split_whitespace().collect::<Vec<_>>())
 }
 
-const TEXT: &str = "the cat sat on the mat: and the dog ran to the house; who saw it, by the road?\n";
+const TEXT: &str =
+    "the cat sat on the mat: and the dog ran to the house; who saw it, by the road?\n";
 
 #[test]
 fn a_mixture_is_chosen_by_a_flag_and_its_settings_by_keys() {
@@ -21,14 +22,23 @@ fn a_mixture_is_chosen_by_a_flag_and_its_settings_by_keys() {
     );
     run(folder, &words).ok();
     let config = fs::read_to_string(folder.join("made/config.json")).unwrap();
-    assert!(config.contains("\"gen_token_id\": ") && config.contains("\"reverse_size\": 8"), "{config}");
+    assert!(
+        config.contains("\"gen_token_id\": ") && config.contains("\"reverse_size\": 8"),
+        "{config}"
+    );
     // What was trained with a separator goes on with it.
     let words = "pretrain --data text.txt --out more --from made --objective mixture --set objective.weights.copying=1 --max-steps 2 --max-length 48 --quiet";
     run(folder, words).ok();
     for (more, said) in [
         ("--objective ul3", "ul2"),
-        ("--objective birdie --set objective.candidats=3", "candidates"),
-        ("--objective ul2 --set objective.weights.copying=1", "objective.weights"),
+        (
+            "--objective birdie --set objective.candidats=3",
+            "candidates",
+        ),
+        (
+            "--objective ul2 --set objective.weights.copying=1",
+            "objective.weights",
+        ),
     ] {
         let words = format!("pretrain --data text.txt --out other --arch gated_ssm {more} {shape}");
         run(folder, &words).fails(&[said]);
@@ -47,7 +57,12 @@ fn the_experiment_runs_in_its_smallest_size() {
     )
     .ok();
     let written = fs::read_to_string(folder.join("birdie/results.md")).unwrap();
-    for said in ["Birdie, causal", "UL2-like", "phone numbers right", "shares of infilling"] {
+    for said in [
+        "Birdie, causal",
+        "UL2-like",
+        "phone numbers right",
+        "shares of infilling",
+    ] {
         assert!(written.contains(said), "{written}");
     }
 }

@@ -28,7 +28,7 @@ fn workshop(folder: &Path) {
         --set shape.num_attention_heads=2 --set shape.max_position_embeddings=64 --quiet";
     run(folder, words).ok();
     let record = |i: usize| {
-        let word = if i % 4 == 0 { "tree" } else { "boat" };
+        let word = if i.is_multiple_of(4) { "tree" } else { "boat" };
         format!("{{\"text\": \"the {word} and the {i}\"}}\n")
     };
     fs::write(

@@ -60,9 +60,7 @@ impl Objective for Autoencoding {
     }
 
     fn build(&self, text: &[u32], special: &Special, rng: &mut dyn RngCore) -> Pair {
-        let spans = self
-            .masking
-            .spans(text.len(), special.sentinels.len(), rng);
+        let spans = self.masking.spans(text.len(), special.sentinels.len(), rng);
         let mut pieces = kept(text, &spans);
         if self.shuffles {
             pieces.shuffle(rng);

@@ -52,9 +52,7 @@ impl Objective for Infilling {
     }
 
     fn build(&self, text: &[u32], special: &Special, rng: &mut dyn RngCore) -> Pair {
-        let spans = self
-            .masking
-            .spans(text.len(), special.sentinels.len(), rng);
+        let spans = self.masking.spans(text.len(), special.sentinels.len(), rng);
         let input = with_sentinels(&kept(text, &spans), &special.sentinels);
         let mut label = Vec::new();
         for (span, sentinel) in spans.into_iter().zip(&special.sentinels) {

@@ -156,7 +156,14 @@ fn copies_are_the_input_and_deshuffled_targets_its_tokens_in_order() {
         let moved = pair.input.iter().zip(text).filter(|(a, b)| a != b).count();
         let half = arm.setting().contains("50 %");
         let share = moved as f64 / text.len() as f64;
-        assert!(if half { share <= 0.51 && share > 0.4 } else { share > 0.9 }, "{share}");
+        assert!(
+            if half {
+                share <= 0.51 && share > 0.4
+            } else {
+                share > 0.9
+            },
+            "{share}"
+        );
         let sorted = |ids: &[u32]| {
             let mut ids = ids.to_vec();
             ids.sort_unstable();

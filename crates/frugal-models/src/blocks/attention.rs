@@ -4,7 +4,9 @@ use burn::prelude::*;
 use frugal_kernels::AttentionSpec;
 use frugal_nn::layout::SequenceLayout;
 use frugal_nn::state::{DecodeState, LayerState};
-use frugal_nn::{AttentionControl, AttentionMask, Frozen, KeyValue, ModelError, Pass, RotaryTable, select_rows};
+use frugal_nn::{
+    AttentionControl, AttentionMask, Frozen, KeyValue, ModelError, Pass, RotaryTable, select_rows,
+};
 
 use crate::architecture::ModelConfig;
 use crate::blocks::controlled::{attend_controlled, over_prefixes};

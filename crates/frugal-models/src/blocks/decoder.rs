@@ -12,8 +12,8 @@ use frugal_nn::rows::drop_prepended;
 use frugal_nn::site::SiteTable;
 use frugal_nn::state::{DecodeState, StateOptions};
 use frugal_nn::{
-    AttentionControl, AttentionMask, Backbone, BackboneInfo, BlockAction, BlockState, Frozen, ModelError, Pass,
-    RouterState, SiteInfo, SubLayer, SubLayerIo,
+    AttentionControl, AttentionMask, Backbone, BackboneInfo, BlockAction, BlockState, Frozen,
+    ModelError, Pass, RouterState, SiteInfo, SubLayer, SubLayerIo,
 };
 use serde::Serialize;
 use serde_json::Value;

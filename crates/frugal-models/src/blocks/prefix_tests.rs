@@ -258,12 +258,32 @@ fn settings_that_do_not_fit_are_refused_by_name() {
         ("gated_ssm", json!({"state_size": null}), "`state_size`"),
         ("hawk", json!({"reverse_size": 18}), "`reverse_size`"),
         ("hawk", json!({"num_gate_blocks": 4}), "`num_gate_blocks`"),
-        ("hawk", json!({"w_init_variance_scale": -1.0}), "w_init_variance_scale"),
-        ("recurrent_gemma", json!({"block_types": []}), "`block_types`"),
-        ("recurrent_gemma", json!({"block_types": ["mlp"]}), "`block_types`"),
+        (
+            "hawk",
+            json!({"w_init_variance_scale": -1.0}),
+            "w_init_variance_scale",
+        ),
+        (
+            "recurrent_gemma",
+            json!({"block_types": []}),
+            "`block_types`",
+        ),
+        (
+            "recurrent_gemma",
+            json!({"block_types": ["mlp"]}),
+            "`block_types`",
+        ),
         ("recurrent_gemma", json!({"lru_width": 42}), "`lru_width`"),
-        ("recurrent_gemma", json!({"logits_soft_cap": 0.0}), "`logits_soft_cap`"),
-        ("recurrent_gemma", json!({"intermediate_size": 1}), "`intermediate_size`"),
+        (
+            "recurrent_gemma",
+            json!({"logits_soft_cap": 0.0}),
+            "`logits_soft_cap`",
+        ),
+        (
+            "recurrent_gemma",
+            json!({"intermediate_size": 1}),
+            "`intermediate_size`",
+        ),
     ] {
         let error = with(name, &changes).err().expect(said);
         assert!(error.contains(said), "{changes}: {error}");
@@ -279,7 +299,10 @@ fn settings_that_do_not_fit_are_refused_by_name() {
         let mut pass = ControlledPass::new(&mut none, control);
         let found = backbone.forward(&Input::new(&[3, 4, 5], &[3]), &mut pass, None);
         let error = found.unwrap_err().to_string();
-        assert!(error.contains("reverse_size") || error.contains(name), "{error}");
+        assert!(
+            error.contains("reverse_size") || error.contains(name),
+            "{error}"
+        );
     }
 }
 
@@ -323,7 +346,11 @@ fn a_llama_with_a_separator_reads_prompts_in_both_directions() {
         let lengths = [range.len(), more.len()];
         let layout = SequenceLayout::with_past(&lengths, &cache.past());
         let both = [&ids[range.clone()], more].concat();
-        let part = backbone.forward(&Input::tokens(&both, layout), &mut NoAdapter, Some(&mut cache));
+        let part = backbone.forward(
+            &Input::tokens(&both, layout),
+            &mut NoAdapter,
+            Some(&mut cache),
+        );
         found.extend_from_slice(&to_vec(part.unwrap())[..range.len() * width]);
     }
     assert!(max_difference(&found, &whole) < 1e-5);

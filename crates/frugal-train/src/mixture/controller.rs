@@ -31,7 +31,10 @@ pub struct Controller {
 /// The share that an arm has in the reward of its class: `1 / arms of the class`.
 pub fn class_weights(classes: &[usize]) -> Vec<f64> {
     let size = |class: &usize| classes.iter().filter(|c| *c == class).count();
-    classes.iter().map(|class| 1.0 / size(class) as f64).collect()
+    classes
+        .iter()
+        .map(|class| 1.0 / size(class) as f64)
+        .collect()
 }
 
 /// Numbers that are 0 or more, divided by their sum; all alike where that is 0 or no number.
@@ -108,10 +111,14 @@ impl Controller {
         let weights = class_weights(&self.classes);
         let score = |rewards: &Vec<f32>| -> f64 {
             let each = rewards.iter().zip(&weights);
-            each.map(|(reward, weight)| f64::from(*reward) * weight).sum()
+            each.map(|(reward, weight)| f64::from(*reward) * weight)
+                .sum()
         };
-        let mut ranked: Vec<(f64, usize)> =
-            foretold.iter().map(score).zip(0..candidates.len()).collect();
+        let mut ranked: Vec<(f64, usize)> = foretold
+            .iter()
+            .map(score)
+            .zip(0..candidates.len())
+            .collect();
         ranked.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
         ranked.truncate(self.config.top_candidates);
         let mut mean = vec![0.0f64; self.classes.len()];
@@ -120,7 +127,10 @@ impl Controller {
                 *sum += f64::from(*share);
             }
         }
-        normalized(&mean).iter().map(|share| *share as f32).collect()
+        normalized(&mean)
+            .iter()
+            .map(|share| *share as f32)
+            .collect()
     }
 
     /// Distributions that are drawn: of uniform numbers, which lie near the uniform one where there are
@@ -138,7 +148,9 @@ impl Controller {
             let values: Vec<f64> = (0..self.classes.len()).map(draw).collect();
             normalized(&values).iter().map(|v| *v as f32).collect()
         };
-        (0..self.config.candidates).map(|i| one(i % 2 == 1)).collect()
+        (0..self.config.candidates)
+            .map(|i| one(i % 2 == 1))
+            .collect()
     }
 
     /// Everything that a resumed run needs.

@@ -107,10 +107,8 @@ impl RewardModel {
         let (inputs, rewards) = (self.rows(history), history.iter().flat_map(|e| &e.rewards));
         let device = Device::flex();
         let target: Vec<f32> = rewards.copied().collect();
-        let target = Tensor::<2>::from_data(
-            TensorData::new(target, [history.len(), self.arms]),
-            &device,
-        );
+        let target =
+            Tensor::<2>::from_data(TensorData::new(target, [history.len(), self.arms]), &device);
         let mut error = 0.0;
         for _ in 0..steps {
             if history.is_empty() {
@@ -160,7 +158,10 @@ impl RewardModel {
             })
             .collect();
         let (found, _) = self.forward(&weights, self.rows(&rows), Some(&state));
-        to_vec(found).chunks(self.arms).map(<[f32]>::to_vec).collect()
+        to_vec(found)
+            .chunks(self.arms)
+            .map(<[f32]>::to_vec)
+            .collect()
     }
 
     /// Losses and distributions of evaluations, `[evaluations, arms]` each.
@@ -170,7 +171,10 @@ impl RewardModel {
         let actions: fn(&Evaluated) -> &Vec<f32> = |e| &e.action;
         [losses, actions].map(|of| {
             let values: Vec<f32> = evaluated.iter().flat_map(|e| of(e).clone()).collect();
-            Tensor::from_data(TensorData::new(values, [evaluated.len(), self.arms]), &device)
+            Tensor::from_data(
+                TensorData::new(values, [evaluated.len(), self.arms]),
+                &device,
+            )
         })
     }
 

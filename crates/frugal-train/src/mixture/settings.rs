@@ -175,7 +175,11 @@ impl MixtureConfig {
     /// A name or a setting that there is not, a value out of range: the setting and what is wrong.
     pub fn read(named: &Named) -> Result<(MixtureKind, Self), (String, String)> {
         let kind = MixtureKind::find(&named.name).map_err(|reason| ("name".into(), reason))?;
-        if let Some(key) = named.settings.keys().find(|key| !KEYS.contains(&key.as_str())) {
+        if let Some(key) = named
+            .settings
+            .keys()
+            .find(|key| !KEYS.contains(&key.as_str()))
+        {
             let near = did_you_mean(key, KEYS)
                 .map_or(String::new(), |near| format!("; did you mean `{near}`?"));
             return Err((key.clone(), format!("there is no such setting{near}")));
@@ -202,14 +206,20 @@ impl MixtureConfig {
             }
         }
         if let Some(count) = self.sentinels.filter(|n| *n == 0 || *n > 1 << 14) {
-            return refuse("sentinels", format!("{count} given, but it must be 1 to 16384"));
+            return refuse(
+                "sentinels",
+                format!("{count} given, but it must be 1 to 16384"),
+            );
         }
         if let Some(scale) = self.length_scale.filter(|s| !(*s > 0.0 && *s <= 16.0)) {
             let reason = format!("{scale} given, but it must be above 0 and at most 16");
             return refuse("length_scale", reason);
         }
         if !(c.reward_lr > 0.0 && c.reward_lr.is_finite()) {
-            return refuse("reward_lr", format!("{} given, but it must be above 0", c.reward_lr));
+            return refuse(
+                "reward_lr",
+                format!("{} given, but it must be above 0", c.reward_lr),
+            );
         }
         let named = self.classes.iter().map(|name| ("classes", name));
         for (key, name) in named.chain(self.weights.keys().map(|name| ("weights", name))) {
@@ -225,12 +235,23 @@ impl MixtureConfig {
         if !self.classes.is_empty() && matches!(kind, MixtureKind::Ntp | MixtureKind::Ul2) {
             return refuse("classes", "this mixture has its own".into());
         }
-        let bad = self.weights.iter().find(|(_, w)| !(**w >= 0.0 && w.is_finite()));
+        let bad = self
+            .weights
+            .iter()
+            .find(|(_, w)| !(**w >= 0.0 && w.is_finite()));
         if let Some((name, weight)) = bad {
-            return refuse("weights", format!("{weight} of `{name}`, but it must be 0 or more"));
+            return refuse(
+                "weights",
+                format!("{weight} of `{name}`, but it must be 0 or more"),
+            );
         }
         let has = |name: &String| self.classes.is_empty() || self.classes.contains(name);
-        let total: f64 = self.weights.iter().filter(|(n, _)| has(n)).map(|(_, w)| w).sum();
+        let total: f64 = self
+            .weights
+            .iter()
+            .filter(|(n, _)| has(n))
+            .map(|(_, w)| w)
+            .sum();
         if !self.weights.is_empty() && total <= 0.0 {
             return refuse("weights", "no class has a share".into());
         }

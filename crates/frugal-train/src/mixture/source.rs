@@ -97,7 +97,12 @@ impl MixtureConfig {
     }
 
     /// The shares of all arms before anything is measured.
-    fn shares(&self, kind: MixtureKind, arms: &[Box<dyn Objective>], classes: &[usize]) -> Vec<f64> {
+    fn shares(
+        &self,
+        kind: MixtureKind,
+        arms: &[Box<dyn Objective>],
+        classes: &[usize],
+    ) -> Vec<f64> {
         let given: BTreeMap<&str, f64> = match kind {
             MixtureKind::Ul2 => UL2.into(),
             _ => self.weights.iter().map(|(n, w)| (n.as_str(), *w)).collect(),
@@ -199,7 +204,10 @@ impl Mixture {
     }
 
     fn sample(&self, arm: usize, stream: &[u32], use_for: &str, number: u64) -> Option<Tokenized> {
-        let mut rng = named_rng(self.seed, &format!("{use_for} example {number} of arm {arm}"));
+        let mut rng = named_rng(
+            self.seed,
+            &format!("{use_for} example {number} of arm {arm}"),
+        );
         let objective = self.arms[arm].as_ref();
         fitted(objective, stream, &self.special, self.max_length, &mut rng).map(|f| f.example)
     }

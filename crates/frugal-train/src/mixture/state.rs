@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 /// A whole number in parts of 16 bits, each of which a float holds exactly.
 pub(super) fn whole(value: u64) -> Vec<f32> {
-    (0..4).map(|i| f32::from((value >> (16 * i)) as u16)).collect()
+    (0..4)
+        .map(|i| f32::from((value >> (16 * i)) as u16))
+        .collect()
 }
 
 /// The whole number of a state.

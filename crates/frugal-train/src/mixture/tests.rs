@@ -24,7 +24,10 @@ fn rewards_are_those_of_the_formula() {
     ] {
         let found = reward(old, new);
         let error = (found - wanted).abs();
-        assert!(error <= 1e-5 * wanted.abs().max(1e-4), "{old} to {new}: {found}, not {wanted}");
+        assert!(
+            error <= 1e-5 * wanted.abs().max(1e-4),
+            "{old} to {new}: {found}, not {wanted}"
+        );
     }
 }
 
@@ -48,7 +51,10 @@ fn another_arm_like_its_class_leaves_the_totals() {
 fn evaluations_are_those_of_the_paper() {
     let schedule = ControllerConfig::default().schedule();
     let due: Vec<u64> = (0..=5000).filter(|step| schedule.is_due(*step)).collect();
-    assert_eq!(due, [0, 10, 50, 250, 500, 1000, 1500, 2000, 3000, 4000, 5000]);
+    assert_eq!(
+        due,
+        [0, 10, 50, 250, 500, 1000, 1500, 2000, 3000, 4000, 5000]
+    );
     assert!(!schedule.decides(249) && schedule.decides(250));
 }
 
@@ -146,7 +152,9 @@ fn special() -> Special {
 }
 
 fn stream(length: usize) -> Vec<u32> {
-    (0..length as u32).map(|i| (i * 7919 + i / 3) % 499).collect()
+    (0..length as u32)
+        .map(|i| (i * 7919 + i / 3) % 499)
+        .collect()
 }
 
 fn mixture(kind: MixtureKind, config: &MixtureConfig) -> Mixture {
@@ -189,7 +197,10 @@ fn shares_are_those_of_the_mixture() {
         counts
     };
     let plain = MixtureConfig::default();
-    assert_eq!(count(MixtureKind::Ntp, &plain), [("next_token", 1.0)].into());
+    assert_eq!(
+        count(MixtureKind::Ntp, &plain),
+        [("next_token", 1.0)].into()
+    );
     let ul2 = count(MixtureKind::Ul2, &plain);
     for (name, share) in [("next_token", 0.6), ("prefix_lm", 0.2), ("infilling", 0.2)] {
         assert!((ul2[name] - share).abs() < 0.06, "{ul2:?}");
@@ -202,7 +213,10 @@ fn shares_are_those_of_the_mixture() {
         ..plain
     };
     let given = count(MixtureKind::Fixed, &given);
-    assert!(given.len() == 2 && (given["copying"] - 0.75).abs() < 0.08, "{given:?}");
+    assert!(
+        given.len() == 2 && (given["copying"] - 0.75).abs() < 0.08,
+        "{given:?}"
+    );
 }
 
 #[test]
@@ -237,7 +251,11 @@ fn a_restored_mixture_makes_the_same_examples() {
     assert_eq!(go(&mut again, 4..7), rest);
     assert_eq!(again.state(), whole.state());
     assert_ne!(first[3], rest[0]);
-    for (name, values) in [("drawn", vec![0.5; 4]), ("action", vec![1.0]), ("reward_model.steps", vec![])] {
+    for (name, values) in [
+        ("drawn", vec![0.5; 4]),
+        ("action", vec![1.0]),
+        ("reward_model.steps", vec![]),
+    ] {
         let mut broken = state.clone();
         broken.insert(name.into(), values);
         assert!(again.restore(&broken).unwrap_err().contains(name));
@@ -248,7 +266,9 @@ fn a_restored_mixture_makes_the_same_examples() {
 fn targets_are_behind_the_separator_alone() {
     let mut mixture = mixture(MixtureKind::Fixed, &MixtureConfig::default());
     for example in mixture.step().concat() {
-        let Target::Tokens(targets) = &example.labels else { panic!() };
+        let Target::Tokens(targets) = &example.labels else {
+            panic!()
+        };
         let generate = mixture.generate();
         let prefix = frugal_core::pretext::prefix_length(&example.input_ids, generate);
         assert!(targets[..prefix].iter().all(|t| *t < 0));
@@ -262,18 +282,28 @@ fn settings_that_do_not_fit_are_named() {
         let named: Named = serde_json::from_str(text).unwrap();
         MixtureConfig::read(&named)
     };
-    let (kind, config) = read(r#"{"name": "birdie", "candidates": 16, "eval_samples": 2}"#).unwrap();
+    let (kind, config) =
+        read(r#"{"name": "birdie", "candidates": 16, "eval_samples": 2}"#).unwrap();
     assert_eq!(kind, MixtureKind::Birdie);
     assert_eq!((config.controller.candidates, config.eval_samples), (16, 2));
     for (text, key) in [
         (r#"{"name": "birdy"}"#, "name"),
         (r#"{"name": "birdie", "candidate": 3}"#, "candidate"),
         (r#"{"name": "birdie", "candidates": 0}"#, "candidates"),
-        (r#"{"name": "birdie", "top_candidates": 4096}"#, "top_candidates"),
+        (
+            r#"{"name": "birdie", "top_candidates": 4096}"#,
+            "top_candidates",
+        ),
         (r#"{"name": "birdie", "length_scale": -1}"#, "length_scale"),
-        (r#"{"name": "birdie", "weights": {"copying": 1}}"#, "weights"),
+        (
+            r#"{"name": "birdie", "weights": {"copying": 1}}"#,
+            "weights",
+        ),
         (r#"{"name": "mixture", "weights": {"copy": 1}}"#, "weights"),
-        (r#"{"name": "mixture", "weights": {"copying": -1}}"#, "weights"),
+        (
+            r#"{"name": "mixture", "weights": {"copying": -1}}"#,
+            "weights",
+        ),
         (r#"{"name": "ntp", "classes": ["copying"]}"#, "classes"),
         (r#"{"name": "mixture", "reward_lr": 0}"#, "reward_lr"),
     ] {
@@ -288,6 +318,11 @@ fn settings_that_do_not_fit_are_named() {
         micro_batches: 1,
     };
     let config = MixtureConfig::default();
-    let error = Mixture::new(MixtureKind::Fixed, &config, special(), &text, 0).err().unwrap();
-    assert!(error.contains("infilling") && error.contains("64"), "{error}");
+    let error = Mixture::new(MixtureKind::Fixed, &config, special(), &text, 0)
+        .err()
+        .unwrap();
+    assert!(
+        error.contains("infilling") && error.contains("64"),
+        "{error}"
+    );
 }

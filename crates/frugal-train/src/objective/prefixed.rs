@@ -7,10 +7,10 @@ use frugal_nn::{
     AttentionControl, AttentionMask, ControlledPass, Input, ModelError, NoAdapter, Pass,
 };
 
+use super::Objective;
 use super::batch::{Forward, ModelParts};
 use super::causal_lm::CausalLm;
 use super::meter::{Evaluation, Meter, Metric};
-use super::Objective;
 use crate::Tokenized;
 
 /// [`CausalLm`] under the prefix language modelling mask: the tokens of an example before the first

@@ -18,9 +18,7 @@ use frugal_models::{ModelConfig, build, merge, random_weights};
 use frugal_nn::{Adapter, Backbone, BuildContext, ModelError};
 use frugal_train::mixture::Mixture;
 use frugal_train::parallel::{Group, ParallelReport};
-use frugal_train::{
-    CausalLm, Event, ExampleSource, TrainRun, evaluate_observed, train_parallel,
-};
+use frugal_train::{CausalLm, Event, ExampleSource, TrainRun, evaluate_observed, train_parallel};
 use serde::Serialize;
 
 use super::corpus::Corpus;
@@ -211,12 +209,7 @@ impl Made {
         let mut corpus = Corpus::read_with(&resolved, given, &tokens, observe)?;
         let (text, more) = corpus.parts();
         resolved.train.decay_mixture = decay_data::mixture(&resolved.decay_data, text, &more);
-        fork::begin(
-            &mut resolved,
-            stored,
-            &corpus.training,
-            &corpus.validation,
-        )?;
+        fork::begin(&mut resolved, stored, &corpus.training, &corpus.validation)?;
         let config = resolved;
         let mixture = match mixture {
             Some(chosen) => {
@@ -309,7 +302,9 @@ fn pretrain_in_folder(
     };
     let learn = Learn {
         objective,
-        source: source.as_mut().map(|source| source as &mut dyn ExampleSource),
+        source: source
+            .as_mut()
+            .map(|source| source as &mut dyn ExampleSource),
         backbone: backbone.as_ref(),
         adapter: &mut adapter,
         head: None,

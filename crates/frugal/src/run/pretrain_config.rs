@@ -274,7 +274,11 @@ impl PretrainConfig {
             }
         }
         if let Err((key, reason)) = named_mixture(&self.objective) {
-            let key = if key.is_empty() { "objective".into() } else { format!("objective.{key}") };
+            let key = if key.is_empty() {
+                "objective".into()
+            } else {
+                format!("objective.{key}")
+            };
             add(&key, reason);
         }
         if let Err(error) = crate::device::known(&self.device) {

@@ -102,7 +102,8 @@ impl Chosen {
         special: &Special,
         train: &TrainConfig,
     ) -> Result<Mixture, RunError> {
-        let [training, validation] = [&corpus.training, &corpus.validation].map(|part| stream(part));
+        let [training, validation] =
+            [&corpus.training, &corpus.validation].map(|part| stream(part));
         let text = MixtureText {
             train: &training,
             validation: &validation,
@@ -246,15 +247,16 @@ mod tests {
             assert!(found.interrupted, "after {last}");
         }
         assert!(!go(&interrupted, true).unwrap().interrupted);
-        let weights = |config: &PretrainConfig| {
-            std::fs::read(config.out.join("model.safetensors")).unwrap()
-        };
-        assert!(weights(&uninterrupted) == weights(&interrupted), "other weights");
+        let weights =
+            |config: &PretrainConfig| std::fs::read(config.out.join("model.safetensors")).unwrap();
+        assert!(
+            weights(&uninterrupted) == weights(&interrupted),
+            "other weights"
+        );
         let measured = |config: &PretrainConfig| -> Vec<(u64, f64)> {
             let log = read_jsonl(&config.out.join(LOG_FILE)).unwrap();
-            let share = |s: &frugal_core::events::Scalars| {
-                Some((s.step, s.get("mixture/share/copying")?))
-            };
+            let share =
+                |s: &frugal_core::events::Scalars| Some((s.step, s.get("mixture/share/copying")?));
             log.iter().filter_map(share).collect()
         };
         let told = measured(&uninterrupted);
@@ -275,8 +277,14 @@ mod tests {
         let mut config = config(folder.path());
         for (objective, key) in [
             (json!("birdy"), "objective.name"),
-            (json!({"name": "birdie", "candidate": 1}), "objective.candidate"),
-            (json!({"name": "causal_lm", "weights": {}}), "objective.weights"),
+            (
+                json!({"name": "birdie", "candidate": 1}),
+                "objective.candidate",
+            ),
+            (
+                json!({"name": "causal_lm", "weights": {}}),
+                "objective.weights",
+            ),
         ] {
             config.objective = serde_json::from_value(objective).unwrap();
             let problems = config.problems();

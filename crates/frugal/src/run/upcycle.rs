@@ -78,7 +78,7 @@ pub fn upcycle(
     let weights = upcycle_weights(&dense, upcycling, device)?;
     let carried = carry::tensors(&files, dtype)?;
     write_model_with(folder, &weights.config, &weights.tensors, carried, dtype)?;
-    carry::text(&files, folder)?;
+    carry::files(&files, folder)?;
     stage.finish("config.json")?;
     Ok(upcycled)
 }

@@ -10,9 +10,9 @@
 mod adapter_files;
 mod adapters;
 mod backbones;
-mod birdie;
 mod bare_models;
 mod bench;
+mod birdie;
 mod blocks;
 mod changed_adapters;
 mod combine;

@@ -87,13 +87,20 @@ fn run(
         for &seed in &request.seeds {
             let (model, trajectory) = rig.pretrained(recipe, rates.pretraining, seed)?;
             let model = model.ok_or_else(|| StudyError::arm(arm, NOT_FINITE))?;
-            outcome.add(arm, COPY, seed, rig.token_accuracy(recipe, &model, &copies)?);
+            outcome.add(
+                arm,
+                COPY,
+                seed,
+                rig.token_accuracy(recipe, &model, &copies)?,
+            );
             outcome.add(arm, LOSS, seed, rig.text_loss(recipe, &model)?);
             let tuned = rig.on_books(recipe, &model, rates.books, seed)?;
             let tuned = tuned.ok_or_else(|| StudyError::arm(arm, NOT_FINITE))?;
             let right = rig.number_accuracy(recipe, &tuned, &books)?;
             outcome.add(arm, PHONE_BOOK, seed, right);
-            outcome.notes.extend(trajectory_note(arm, seed, &trajectory));
+            outcome
+                .notes
+                .extend(trajectory_note(arm, seed, &trajectory));
             step(format!("{arm}, seed {seed}"));
         }
     }
@@ -140,7 +147,9 @@ fn trajectory_note(arm: &str, seed: u64, trajectory: &Trajectory) -> Option<Stri
     let shares = |metrics: &std::collections::BTreeMap<String, f64>| {
         let of = |class: &str| metrics.get(&format!("mixture/share/{class}")).copied();
         let shares = CLASSES.iter().filter_map(|class| of(class.name));
-        let shares: Vec<String> = shares.map(|share| format!("{:.0}", 100.0 * share)).collect();
+        let shares: Vec<String> = shares
+            .map(|share| format!("{:.0}", 100.0 * share))
+            .collect();
         shares.join("/")
     };
     let told: Vec<String> = trajectory
@@ -160,14 +169,62 @@ fn trajectory_note(arm: &str, seed: u64, trajectory: &Trajectory) -> Option<Stri
 /// What the paper says.
 fn claims(outcome: &mut Outcome) {
     for (claim, measure, better, than, lower) in [
-        ("Birdie finds more phone numbers than next tokens alone", PHONE_BOOK, FULL, NTP, false),
-        ("Birdie finds more phone numbers than UL2", PHONE_BOOK, FULL, UL2, false),
-        ("Birdie finds more phone numbers than the fixed mixture", PHONE_BOOK, FULL, FIXED, false),
-        ("Reading prompts in both directions finds more phone numbers", PHONE_BOOK, FULL, CAUSAL, false),
-        ("Birdie without it finds more than the fixed mixture with it", PHONE_BOOK, CAUSAL, FIXED, false),
-        ("Birdie copies selectively better than the fixed mixture", COPY, FULL, FIXED, false),
-        ("Birdie copies selectively better than next tokens alone", COPY, FULL, NTP, false),
-        ("Next tokens alone are better at next tokens", LOSS, NTP, FULL, true),
+        (
+            "Birdie finds more phone numbers than next tokens alone",
+            PHONE_BOOK,
+            FULL,
+            NTP,
+            false,
+        ),
+        (
+            "Birdie finds more phone numbers than UL2",
+            PHONE_BOOK,
+            FULL,
+            UL2,
+            false,
+        ),
+        (
+            "Birdie finds more phone numbers than the fixed mixture",
+            PHONE_BOOK,
+            FULL,
+            FIXED,
+            false,
+        ),
+        (
+            "Reading prompts in both directions finds more phone numbers",
+            PHONE_BOOK,
+            FULL,
+            CAUSAL,
+            false,
+        ),
+        (
+            "Birdie without it finds more than the fixed mixture with it",
+            PHONE_BOOK,
+            CAUSAL,
+            FIXED,
+            false,
+        ),
+        (
+            "Birdie copies selectively better than the fixed mixture",
+            COPY,
+            FULL,
+            FIXED,
+            false,
+        ),
+        (
+            "Birdie copies selectively better than next tokens alone",
+            COPY,
+            FULL,
+            NTP,
+            false,
+        ),
+        (
+            "Next tokens alone are better at next tokens",
+            LOSS,
+            NTP,
+            FULL,
+            true,
+        ),
     ] {
         outcome.judge(claim, measure, better, than, lower);
     }
@@ -175,7 +232,11 @@ fn claims(outcome: &mut Outcome) {
 
 fn notes(outcome: &mut Outcome, size: &Size, rig: &Rig<'_>, picked: &[(&str, Rates)]) {
     let rates = picked.iter().map(|(arm, rates)| {
-        let edge = if rates.at_edge { ", one at an end of its list" } else { "" };
+        let edge = if rates.at_edge {
+            ", one at an end of its list"
+        } else {
+            ""
+        };
         format!("{arm}: {} and {}{edge}", rates.pretraining, rates.books)
     });
     let rates: Vec<String> = rates.collect();

@@ -29,9 +29,15 @@ pub(super) struct Book {
 
 impl Book {
     /// Takes digits and marks from the tokenizer, and other tokens of its text as parts of names.
-    pub(super) fn new(tokenizer: &TextTokenizer, vocab: usize, generate: u32) -> Result<Self, String> {
+    pub(super) fn new(
+        tokenizer: &TextTokenizer,
+        vocab: usize,
+        generate: u32,
+    ) -> Result<Self, String> {
         let id = |text: &str| tokenizer.id(text).ok_or(format!("no token {text:?}"));
-        let digits = (0..10).map(|d| id(&d.to_string())).collect::<Result<Vec<u32>, _>>()?;
+        let digits = (0..10)
+            .map(|d| id(&d.to_string()))
+            .collect::<Result<Vec<u32>, _>>()?;
         let [colon, end, question] = [id(":")?, id(";")?, id("?")?];
         let letters = |id: &u32| {
             let text = tokenizer.decode(&[*id], false).unwrap_or_default();
@@ -56,7 +62,9 @@ impl Book {
     pub(super) fn example(&self, size: &Size, part: &str, number: u64, seed: u64) -> Tokenized {
         let mut rng = named_rng(seed, &format!("phone book {number} of {part}"));
         let entries = rng.random_range(size.entries[0]..=size.entries[1]);
-        let queries = rng.random_range(size.queries[0]..=size.queries[1]).min(entries);
+        let queries = rng
+            .random_range(size.queries[0]..=size.queries[1])
+            .min(entries);
         let mut names: Vec<Vec<u32>> = Vec::with_capacity(entries);
         while names.len() < entries {
             let drawn = (0..NAME).filter_map(|_| self.names.choose(&mut rng).copied());

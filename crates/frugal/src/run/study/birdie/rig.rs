@@ -246,7 +246,9 @@ impl<'a> Rig<'a> {
             size.book_tokens * (size.book_steps as usize + 1),
         );
         while tokens < budget {
-            let book = self.book.example(size, "training", books.len() as u64, seed);
+            let book = self
+                .book
+                .example(size, "training", books.len() as u64, seed);
             tokens += book.len();
             books.push(book);
         }

@@ -35,7 +35,7 @@ fn keys(name: &str, size: &Size, width: usize) -> Value {
             "num_attention_heads": 4, "intermediate_size": 4 * width,
         }),
         VMAMBA => json!({
-            "model_type": "vmamba", "embed_dim": width, "depths": [size.depth; 2],
+            "model_type": "vmamba", "embed_dim": width, "depths": vec![size.depth; 2],
             "ssm_state_size": size.state,
         }),
         _ => {
@@ -47,7 +47,7 @@ fn keys(name: &str, size: &Size, width: usize) -> Value {
                 _ => [evss, inverted],
             };
             json!({
-                "model_type": "efficientvmamba", "embed_dim": width, "depths": [size.depth; 2],
+                "model_type": "efficientvmamba", "embed_dim": width, "depths": vec![size.depth; 2],
                 "block_types": types, "ssm_state_size": size.state,
                 "scan_pattern": if name == SS2D { "cross" } else { "atrous" },
                 "use_conv_branch": name != NO_CONV, "use_scan": name != CONV_ONLY,
