@@ -15,7 +15,8 @@ fn stable(steps: u64) -> TrainConfig {
         packing: true,
         max_tokens: 24,
         gradient_accumulation_steps: 2,
-        warmup_steps: 1,
+        // A warm-up begins where the decay ends, which a stable run does not know.
+        warmup_ratio: 0.0,
         decay_ratio: 0.0,
         weight_decay: 0.01,
         logging_steps: 1,
