@@ -265,7 +265,10 @@ mod tests {
         let dpo = Dpo::new(DpoConfig::default()).unwrap();
         let margins = Tensor::from_floats([0.0, 2.0 - (-1.0)], &Device::flex());
         let found = to_vec(dpo.pair_loss(margins));
-        assert!((found[0] - std::f32::consts::LN_2).abs() < 1e-6, "{found:?}");
+        assert!(
+            (found[0] - std::f32::consts::LN_2).abs() < 1e-6,
+            "{found:?}"
+        );
         assert!((found[1] - 0.554_355_2).abs() < 1e-6, "{found:?}");
     }
 
