@@ -63,16 +63,6 @@ pub const OBJECTIVES: &[ObjectiveEntry] = &[
         },
     },
     ObjectiveEntry {
-        name: "dpo",
-        alias: None,
-        summary: "the better of two answers, beside the model without its adapter",
-        learns_from: LearnsFrom::Texts,
-        make: |named, train| {
-            smoothing_is_for_classes(train)?;
-            Ok(Box::new(Dpo::new(named.read()?)?))
-        },
-    },
-    ObjectiveEntry {
         name: "classification",
         alias: Some("single_label_classification"),
         summary: "one class for each text",
@@ -204,6 +194,16 @@ pub const OBJECTIVES: &[ObjectiveEntry] = &[
         summary: "whether a text answers a query",
         learns_from: LearnsFrom::Lists,
         make: |named, train| reranking(named, train, |named| Bce::new(named.read()?)),
+    },
+    ObjectiveEntry {
+        name: "dpo",
+        alias: None,
+        summary: "the better of two answers, beside the model without its adapter",
+        learns_from: LearnsFrom::Texts,
+        make: |named, train| {
+            smoothing_is_for_classes(train)?;
+            Ok(Box::new(Dpo::new(named.read()?)?))
+        },
     },
 ];
 
