@@ -29,13 +29,14 @@ pub(super) struct Arm {
 /// The keys of an arm of this width.
 fn keys(name: &str, size: &Size, width: usize) -> Value {
     let mut keys = json!({"image_size": size.image, "patch_size": size.patch});
+    let depths = [size.depth; 2];
     let own = match name {
         VIT => json!({
             "model_type": "vit", "hidden_size": width, "num_hidden_layers": 2 * size.depth,
             "num_attention_heads": 4, "intermediate_size": 4 * width,
         }),
         VMAMBA => json!({
-            "model_type": "vmamba", "embed_dim": width, "depths": vec![size.depth; 2],
+            "model_type": "vmamba", "embed_dim": width, "depths": depths,
             "ssm_state_size": size.state,
         }),
         _ => {
@@ -47,7 +48,7 @@ fn keys(name: &str, size: &Size, width: usize) -> Value {
                 _ => [evss, inverted],
             };
             json!({
-                "model_type": "efficientvmamba", "embed_dim": width, "depths": vec![size.depth; 2],
+                "model_type": "efficientvmamba", "embed_dim": width, "depths": depths,
                 "block_types": types, "ssm_state_size": size.state,
                 "scan_pattern": if name == SS2D { "cross" } else { "atrous" },
                 "use_conv_branch": name != NO_CONV, "use_scan": name != CONV_ONLY,
