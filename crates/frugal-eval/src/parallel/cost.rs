@@ -3,9 +3,10 @@
 use serde::Serialize;
 use thiserror::Error;
 
+use super::error::PlanError;
 use super::machine::{Machine, ring_all_reduce};
 use super::memory::{BytesPerParameter, StageMemory, chunk_layers, stage_memory, stage_parameters};
-use super::plan::{ParallelPlan, PlanError, Schedule, ZeroStage};
+use super::plan::{ParallelPlan, Schedule, ZeroStage};
 use super::shape::TransformerShape;
 use super::simulate::{Deadlock, PassTimes, simulate};
 

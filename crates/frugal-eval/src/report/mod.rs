@@ -14,9 +14,9 @@ mod measured;
 mod radar;
 mod record;
 mod rows;
-mod scaling;
 #[cfg(test)]
 pub(crate) mod sample;
+mod scaling;
 mod scatter;
 mod spread;
 mod surface;

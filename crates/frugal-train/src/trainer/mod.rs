@@ -26,7 +26,7 @@ use crate::optim::{self, OptimizerStep};
 use crate::parallel::{Group, ParallelReport};
 use crate::schedule::Schedule;
 
-use check::{check, data_hash};
+use check::{check, check_shared, data_hash};
 
 pub use run::{StopReason, TrainRun, TrainSummary};
 
@@ -124,7 +124,7 @@ impl<'a, 'g> Trainer<'a, 'g> {
     ) -> Result<Self, TrainError> {
         check(&run, objective.as_ref())?;
         if group.is_some() {
-            parallel::check(&run, objective.as_ref())?;
+            check_shared(&run, objective.as_ref())?;
         }
         let fitted = objective.fit(run.model(), run.train);
         fitted.map_err(TrainError::Setup)?;
