@@ -37,6 +37,7 @@
 //! 2205.05198.
 
 mod cost;
+mod error;
 mod forest;
 pub mod known;
 mod machine;
@@ -50,12 +51,13 @@ mod timeline;
 mod tuner;
 
 pub use cost::{CostModel, Estimate, Infeasible, TimeParts, Traffic};
+pub use error::{MAX_COUNT, PlanError};
 pub use machine::{Link, Machine, MachineError, ring_all_reduce};
 pub use memory::{
     BytesPerParameter, StageMemory, layer_activation_bytes, live_activations, stage_memory,
 };
 pub use order::{Pass, order};
-pub use plan::{MAX_COUNT, ParallelPlan, PlanError, Schedule, ZeroStage, share};
+pub use plan::{ParallelPlan, Schedule, ZeroStage, share};
 pub use scaling::{Scaling, ScalingPoint, scaling};
 pub use shape::{GPT_1T, GPT_22B, GPT_175B, TransformerShape};
 pub use simulate::{Deadlock, Event, PassTimes, Simulation, simulate, simulate_orders};

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::plan::{MAX_COUNT, PlanError};
+use super::error::{MAX_COUNT, PlanError};
 
 /// Sizes of a decoder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -139,6 +139,34 @@ fn check_company(run: &TrainRun<'_>, objective: &dyn Objective) -> Result<(), Tr
     }]))
 }
 
+/// Whether a run can be shared among processes.
+pub(super) fn check_shared(
+    run: &TrainRun<'_>,
+    objective: &dyn Objective,
+) -> Result<(), TrainError> {
+    let refuse = |reason: String| Err(TrainError::Setup(reason));
+    if run.adapter.wants_examples() {
+        return refuse(format!(
+            "method `{}` looks at the gradient of each example by itself, which several processes do not share",
+            run.adapter.method()
+        ));
+    }
+    let name = objective.name();
+    let needs = |example: &Tokenized| objective.needs_others(example);
+    if run.train.iter().any(needs) {
+        return refuse(format!(
+            "`{name}` compares the examples of a micro-batch, and each of several processes would see only its share"
+        ));
+    }
+    if !run.adapter.probes().is_empty() {
+        return refuse(format!(
+            "method `{}` asks for gradients beside those of its parameters, which several processes do not share",
+            run.adapter.method()
+        ));
+    }
+    Ok(())
+}
+
 /// What a run was set to and is not any more, but for what may change.
 pub(crate) fn config_differences(
     stored: &TrainConfig,

@@ -27,7 +27,7 @@ use crate::parallel::{Group, ParallelReport};
 use crate::schedule::Schedule;
 use crate::source::ExampleSource;
 
-use check::{check, data_hash};
+use check::{check, check_shared, data_hash};
 
 pub use run::{StopReason, TrainRun, TrainSummary};
 
@@ -144,7 +144,7 @@ impl<'a, 'g> Trainer<'a, 'g> {
     ) -> Result<Self, TrainError> {
         check(&run, objective.as_ref())?;
         if group.is_some() {
-            parallel::check(&run, objective.as_ref())?;
+            check_shared(&run, objective.as_ref())?;
         }
         let fitted = objective.fit(run.model(), run.train);
         fitted.map_err(TrainError::Setup)?;

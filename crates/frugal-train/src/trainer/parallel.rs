@@ -1,39 +1,12 @@
 //! What a trainer does together with other processes; nothing of it in a run of one.
 
 use super::check::hash;
-use super::run::TrainRun;
 use super::{Trainer, parameters_mut};
-use crate::Tokenized;
 use crate::checkpoint::TrainerState;
 use crate::error::TrainError;
-use crate::objective::{Evaluation, Objective};
+use crate::objective::Evaluation;
 use crate::optim::SavedState;
 use crate::parallel::{Group, ParallelError, ParallelReport, StartOf, owned, state_bytes};
-
-/// Whether a run can be shared among processes.
-pub(super) fn check(run: &TrainRun<'_>, objective: &dyn Objective) -> Result<(), TrainError> {
-    let refuse = |reason: String| Err(TrainError::Setup(reason));
-    if run.adapter.wants_examples() {
-        return refuse(format!(
-            "method `{}` looks at the gradient of each example by itself, which several processes do not share",
-            run.adapter.method()
-        ));
-    }
-    let name = objective.name();
-    let needs = |example: &Tokenized| objective.needs_others(example);
-    if run.train.iter().any(needs) {
-        return refuse(format!(
-            "`{name}` compares the examples of a micro-batch, and each of several processes would see only its share"
-        ));
-    }
-    if !run.adapter.probes().is_empty() {
-        return refuse(format!(
-            "method `{}` asks for gradients beside those of its parameters, which several processes do not share",
-            run.adapter.method()
-        ));
-    }
-    Ok(())
-}
 
 impl Trainer<'_, '_> {
     /// Names and sizes of what is trained.
