@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::architecture::ModelConfig;
 use crate::blocks::attention::{Attend, SelfAttention, attend};
 use crate::blocks::sites::Sites;
+use crate::rope::rotate;
 use crate::weights::WeightLoader;
 
 /// What differs between architectures.
@@ -95,7 +96,7 @@ impl GroupedQueryAttention {
         if let Some((q_norm, _)) = &self.qk_norm {
             q = per_head(q, head_dim, |q, rows| pass.norm_rows(q_norm, q, rows));
         }
-        frugal_kernels::rope(q, rotary.cos.clone(), rotary.sin.clone(), head_dim)
+        rotate(q, rotary, head_dim)
     }
 
     /// Keys of `x` `[tokens, d_model]`, rotated, and values: each `[tokens, kv_heads * head_dim]`.
@@ -111,7 +112,7 @@ impl GroupedQueryAttention {
         if let Some((_, k_norm)) = &self.qk_norm {
             k = per_head(k, head_dim, |k, rows| pass.norm_rows(k_norm, k, rows));
         }
-        let k = frugal_kernels::rope(k, rotary.cos.clone(), rotary.sin.clone(), head_dim);
+        let k = rotate(k, rotary, head_dim);
         [k, v]
     }
 

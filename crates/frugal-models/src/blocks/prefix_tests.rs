@@ -199,7 +199,9 @@ fn packed_samples_are_those_run_separately() {
             .into_iter()
             .flat_map(|ids| to_vec(hidden(backbone.as_ref(), ids, &[ids.len()])))
             .collect();
-        assert!(max_difference(&together, &apart) < 1e-6, "{name}");
+        // Products of more rows may be summed in another order.
+        let worst = max_difference(&together, &apart);
+        assert!(worst < 1e-5, "{name}: {worst:e}");
     }
 }
 
