@@ -5,8 +5,11 @@ Usage: FRUGAL_DATA=DIR python benches/peers/harness_rows.py [--rows 200] [--writ
 The task files are the harness's own; its data sets come from a hub, so the rows are made in their form: questions, answers
 and passages of XQuAD, sentences of Gutenberg books, problems of GSM8K, with the eight examples that its task file gives.
 The models: SmolLM2-135M-Instruct, the same with a start token in front of every text, and the random Gemma of
-fixtures/harness. Fails where a prompt or a score differs, or a log-likelihood by more than 1e-3 nats. Of a greedy text the
-scores must be equal, and the number of equal texts is told.
+fixtures/harness. Fails where a prompt or a score differs, or a log-likelihood by more than 1e-3 nats and 1e-4 of its size; how many
+are more than 1e-3 nats away is told. Of a greedy text the scores must be equal, and the number of equal texts is told.
+
+No two rows of winogrande are one text: where a context with its continuation is that of another row, cut elsewhere, lm-eval 0.4.13
+answers the one from the logits of the other, tens of nats off what it says of the row alone.
 
 Writes benches/results/harness_rows.json. Needs what scripts/golden/harness_tasks.py needs.
 """
@@ -37,7 +40,7 @@ from tokenizers import processors  # noqa: E402
 import transformers as hf  # noqa: E402
 
 DATA = Path(os.environ["FRUGAL_DATA"])
-BOUND = 1e-3
+BOUND, OF_SIZE = 1e-3, 1e-4
 FILES = {
     "arc_easy": "arc/arc_easy.yaml",
     "openbookqa": "openbookqa/openbookqa.yaml",
@@ -89,13 +92,19 @@ def rows(count, written):
         made["arc_easy"].append({"question": question, "choices": table, "answerKey": right})
         made["openbookqa"].append({"question_stem": question, "choices": table, "answerKey": right})
         made["triviaqa"].append({"question": question, "answer": {"aliases": [answer, answer.upper()], "value": answer}})
+        made["lambada_openai"].append({"text": passage[: passage.rfind(" ", 0, 300)]})
+    texts = set()
+    for question, answer, others, passage, start in asked:
         begin = passage.rfind(". ", 0, start) + 2 if ". " in passage[:start] else 0
         end = passage.find(". ", start + len(answer))
-        sentence = passage[begin:start] + "_" + passage[start + len(answer) : end if end > 0 else len(passage)]
-        options = [answer, choices[0] if choices[0] != answer else choices[1]]
+        end = end if end > 0 else len(passage)
+        if passage[begin:end] in texts or len(texts) == count:
+            continue
+        texts.add(passage[begin:end])
+        options = [answer, draw.choice(others)]
         draw.shuffle(options)
+        sentence = passage[begin:start] + "_" + passage[start + len(answer) : end]
         made["winogrande"].append({"sentence": sentence, "option1": options[0], "option2": options[1], "answer": str(options.index(answer) + 1)})
-        made["lambada_openai"].append({"text": passage[: passage.rfind(" ", 0, 300)]})
     for index in range(count):
         at = draw.randrange(len(told) - 2)
         endings = [told[at + 1], *draw.sample(told, 3)]
@@ -168,7 +177,7 @@ def compared(task, theirs, ours):
     (scores, asked), (own_scores, own) = theirs, ours
     assert set(asked) == set(own), f"{task}: other rows"
     result = {"rows": len(asked), "scores": scores, "frugal": {k: own_scores.get(k) for k in scores}}
-    worst, same = 0.0, 0
+    worst, beyond, same = 0.0, 0, 0
     for key, sample in asked.items():
         for index, argument in enumerate(sample["arguments"]):
             prompt = own[key]["arguments"][f"gen_args_{index}"]
@@ -177,12 +186,14 @@ def compared(task, theirs, ours):
             same += own[key]["resps"][0][0] == sample["resps"][0][0]
         else:
             for a, b in zip(own[key]["resps"], sample["resps"], strict=True):
-                worst = max(worst, abs(float(a[0][0]) - float(b[0][0])))
+                ours_one, theirs_one = float(a[0][0]), float(b[0][0])
+                off = abs(ours_one - theirs_one)
+                worst, beyond = max(worst, off), beyond + (off > BOUND)
+                assert off <= max(BOUND, OF_SIZE * abs(theirs_one)), f"{task} {key}: {ours_one} and {theirs_one}"
     if task in WRITTEN:
         result["same_texts"] = same
     else:
-        result["largest_difference_nats"] = worst
-        assert worst <= BOUND, f"{task}: {worst}"
+        result["largest_difference_nats"], result["beyond_1e-3_nats"] = worst, beyond
     for name, value in scores.items():
         off = abs(own_scores[name] - value)
         assert off <= 1e-3 * max(1.0, abs(value)) if name.startswith("perplexity") else off < 1e-9, f"{task} {name}: {value} and {own_scores[name]}"
@@ -194,14 +205,19 @@ def main():
     options.add_argument("--rows", type=int, default=200)
     options.add_argument("--written", type=int, default=20)
     options.add_argument("--tasks", default=",".join(FILES))
+    options.add_argument("--models", type=int, nargs="*", default=[0, 1, 2], help="numbers of the models, in the order above")
     options.add_argument("--frugal", default=str(ROOT / "target/release/frugal"))
     options = options.parse_args()
     data = rows(options.rows, options.written)
     versions = {n: md.version(n) for n in ("lm_eval", "torch", "transformers")}
-    body = {"versions": versions, "bound_nats": BOUND, "models": {}}
+    file = ROOT / "benches/results/harness_rows.json"
+    before = json.loads(file.read_text())["models"] if file.exists() else {}
+    body = {"versions": versions, "bound_nats": BOUND, "bound_of_size": OF_SIZE, "models": before}
     failed = []
     with tempfile.TemporaryDirectory() as scratch:
-        for name, path, lm in models(Path(scratch)):
+        for number, (name, path, lm) in enumerate(models(Path(scratch))):
+            if number not in options.models:
+                continue
             folder = Path(scratch) / name.replace(" ", "-")
             folder.mkdir(exist_ok=True)
             body["models"][name] = {}
@@ -219,7 +235,7 @@ def main():
                 print(name, task, found, flush=True)
     if failed:
         raise SystemExit("\n".join(failed))
-    (ROOT / "benches/results/harness_rows.json").write_text(json.dumps(body, indent=1) + "\n")
+    file.write_text(json.dumps(body, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ scaled, `logits` and `hidden` as used, `train.loss` of the cross-entropy with ba
 `statistic.NAME` of batch norms behind that pass.
 """
 
+import dataclasses
 import json
 import math
 
@@ -334,7 +335,19 @@ def own(name, seed, **changes):
     write(name, labels_of(config), w, tensors, seed)
 
 
+
+def vit_keys():
+    """Every key of the configuration class with its default, as config_keys.py writes them of text models."""
+    keys = {}
+    for field in dataclasses.fields(hf.ViTConfig):
+        default = None if field.default is dataclasses.MISSING else field.default
+        keys[field.name] = default if isinstance(default, (int, float, str, bool)) else None
+    text = json.dumps({"transformers": hf.__version__, "model": "vit", "keys": keys, "cases": []})
+    (FIXTURES / "configs/vit.json").write_text(text + "\n")
+
+
 vit()
+vit_keys()
 own("efficientvmamba", 20251)
 own("efficientvmamba-separate", 20252, gate_type="separate", depths=[1, 1], block_types=["inverted_residual", "evss"], scan_pattern="cross")
 own("efficientvmamba-conv", 20253, use_scan=False, depths=[1], block_types=["evss"])

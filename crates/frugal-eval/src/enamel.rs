@@ -52,6 +52,7 @@ use frugal_core::fs::FileError;
 
 mod log;
 mod measure;
+mod subject;
 
 pub use log::{MeasuredLog, key};
 pub use measure::measure;

@@ -15,7 +15,7 @@ const TEXT: &str =
 fn a_mixture_is_chosen_by_a_flag_and_its_settings_by_keys() {
     let folder = folder();
     let folder = folder.path();
-    fs::write(folder.join("text.txt"), TEXT.repeat(40)).unwrap();
+    fs::write(folder.join("text.txt"), TEXT.repeat(400)).unwrap();
     let shape = "--vocab-size 440 --max-length 48 --set shape.hidden_size=16 --set shape.intermediate_size=16 --set shape.num_hidden_layers=2 --set shape.num_attention_heads=2";
     let words = format!(
         "pretrain --data text.txt --out made --arch gated_ssm --objective ul2 --max-steps 3 {shape} --quiet"

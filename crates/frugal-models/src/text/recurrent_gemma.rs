@@ -126,7 +126,8 @@ fn read(raw: &Value, source: &str) -> Result<ModelConfig, ModelError> {
         final_logit_softcapping: Some(k.logits_soft_cap),
         // Files store gains as an offset from 1.
         norm_offset: 1.0,
-        embed_scale: Some((width as f32).sqrt()),
+        // Held in half precision by the reference, whatever the model is held in.
+        embed_scale: Some(half::bf16::from_f32((width as f32).sqrt()).to_f32()),
         names: NAMES,
         ..DecoderSpec::new([head_dim, num_hidden_layers], rope)
     };

@@ -341,7 +341,8 @@ fn methods_on_images_learn_and_merge() {
             let method = frugal_adapt::registry::find(name).unwrap();
             let mut settings = (method.defaults)();
             for (key, value) in [("target_modules", targets.clone()), ("r", json!(2))] {
-                if settings.contains_key(key) {
+                // Norms are other layers than these.
+                if settings.contains_key(key) && (name, key) != ("ln-tuning", "target_modules") {
                     settings.insert(key.into(), value);
                 }
             }

@@ -219,7 +219,7 @@ fn labels_that_an_objective_cannot_learn_are_refused() {
     );
     says(
         refused("ranking", Target::Class(0), None),
-        "`objective`: \"ranking\" is no objective; there are causal_lm, classification, multi_label, regression, token_classification, info_nce",
+        "`objective`: \"ranking\" is no objective; there are causal_lm, classification, image_classification, multi_label, regression, token_classification, info_nce",
     );
     says(
         refused("", Target::Class(0), Some(("class_weights", "x=2"))),
@@ -254,7 +254,7 @@ fn settings_of_another_objective_were_refused_without_their_flag() {
         ));
         for said in [
             name,
-            "`--class-weights` (`class_weights`) has a part in `classification` and `multi_label` alone: leave it out",
+            "`--class-weights` (`class_weights`) has a part in `classification` and `image_classification` and `multi_label` alone: leave it out",
         ] {
             assert!(error.contains(said), "{name}: {error}");
         }

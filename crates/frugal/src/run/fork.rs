@@ -25,7 +25,7 @@ pub(super) fn begin(
         return Ok(());
     };
     let train = &mut config.train;
-    train.lr_scheduler_type = Scheduler::WarmupStableDecay;
+    let given = std::mem::replace(&mut train.lr_scheduler_type, Scheduler::WarmupStableDecay);
     if let (Some(stored), Some(_)) = (stored, latest(&config.out).0) {
         if config.fork_step == 0 {
             config.fork_step = stored.fork_step;
@@ -38,6 +38,12 @@ pub(super) fn begin(
     let source = opened(&run, config.fork_step)?;
     config.fork_step = source.state.step;
     let before = &source.state.config;
+    if ![Scheduler::WarmupStableDecay, before.lr_scheduler_type].contains(&given) {
+        return Err(RunError::Invalid(format!(
+            "`train.lr_scheduler_type` is {}, and a fork falls as `warmup_stable_decay`, over `decay_steps`",
+            serde_json::to_string(&given).unwrap_or_default()
+        )));
+    }
     let of_source = match before.decay_mixture.is_empty() {
         true => train
             .decay_mixture

@@ -53,8 +53,9 @@ impl Chosen {
     pub(super) fn special(&self, tokenizer: &TextTokenizer) -> Result<Special, RunError> {
         // A tokenizer of another mixture may have fewer.
         let known = |i: &usize| tokenizer.id(&sentinel_name(*i)).is_some();
-        let sentinels = (0..self.sentinels()).take_while(known).count();
-        Special::find(sentinels.max(1), |name| tokenizer.id(name)).map_err(|name| {
+        let wanted = self.sentinels();
+        let sentinels = (0..wanted).take_while(known).count();
+        Special::find(sentinels.max(wanted.min(1)), |name| tokenizer.id(name)).map_err(|name| {
             RunError::Invalid(format!(
                 "the tokenizer has no token `{name}`, which the objective needs: begin with a new model, or with one that was trained with such an objective"
             ))

@@ -82,7 +82,8 @@ fn identity(case: &Case) -> Checked {
     let base = hidden(case.backbone.as_ref(), None)?;
     let adapted = case.hidden()?;
     if case.method.capabilities.identity_at_init {
-        return close("hidden states before training", &adapted, &base, 1e-5);
+        // Factors that give a weight back give it back rounded, and recurrences add that up.
+        return close("hidden states before training", &adapted, &base, 2e-5);
     }
     let (_, difference) = worst(&adapted, &base);
     // LoRA-XS starts from a deviation of 1e-5; three times what counts as no change is a change.
@@ -161,7 +162,10 @@ fn learns(case: &Case, losses: &[f64], base: &[u32], before: &[Named]) -> Checke
         let moved = bits(&parameter.to_vec()) != bits(old);
         // Positions and segments that no example has, and keys' biases under softmax, get no
         // gradient by nature.
-        let reached = moved || name.contains("position") || name.contains("key.bias");
+        // AdaLoRA may leave a layer no rank.
+        let unranked = name.ends_with("lora_E") && parameter.to_vec().iter().all(|v| *v == 0.0);
+        let reached =
+            moved || name.contains("position") || name.contains("key.bias") || unranked;
         ensure(
             reached == parameter.is_trainable(),
             if reached {

@@ -92,7 +92,8 @@ fn problem(case: &Value, folder: &std::path::Path, ids: &[u32]) -> Option<String
 #[test]
 fn a_key_away_from_its_default_gives_the_logits_of_the_reference_or_is_refused_by_name() {
     let mut problems = Vec::new();
-    for family in families() {
+    // What a key of ViT changes is compared where images are, in `frugal-models`.
+    for family in families().filter(|family| !family.reads_images()) {
         let fixture_file = cases(family.model_type);
         let folder = fixture("models").join(fixture_file["model"].as_str().unwrap());
         let golden = Golden::read(&folder.join("golden.safetensors"));

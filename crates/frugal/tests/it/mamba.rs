@@ -102,6 +102,10 @@ pub fn compare_gradients_of(
                 assert_eq!([*cols, *rows], shape[..], "{name}");
                 found = transposed(&found, *cols);
             }
+            // Files have some matrices in blocks of rows.
+            (_, [rows, cols]) if shape.len() == 3 => {
+                assert_eq!([*rows, *cols], [shape[0] * shape[1], shape[2]], "{name}");
+            }
             (_, of_file) => assert_eq!(of_file, shape, "{name}"),
         }
         let size = wanted.iter().fold(0.0f32, |m, g| m.max(g.abs()));
@@ -150,7 +154,10 @@ pub fn compare_files(name: &str) {
             let shape = source.shape(name).unwrap();
             frugal::model::read_values(source, name, &shape).unwrap()
         };
-        assert_eq!(values(&written), values(&original), "{name}");
+        // Norms that add one to their weight give it back without its last bit.
+        let bound = if name.contains("norm") { 2.4e-7 } else { 0.0 };
+        let worst = max_difference(&values(&written), &values(&original));
+        assert!(worst <= bound, "{name}: {worst:e}");
     }
 }
 

@@ -134,7 +134,7 @@ fn blocks_have_the_parameters_that_the_formulas_give() {
     let of = |path: &str| {
         let own = sites.iter().filter(|(_, site)| {
             let inside = site.path.strip_prefix(path);
-            inside.is_some_and(|rest| rest.starts_with('.'))
+            inside.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
         });
         own.map(|(_, site)| site.num_parameters()).sum::<usize>()
     };
