@@ -338,6 +338,8 @@ def own(name, seed, **changes):
 
 def vit_keys():
     """Every key of the configuration class with its default, as config_keys.py writes them of text models."""
+    import transformers as hf
+
     keys = {}
     for field in dataclasses.fields(hf.ViTConfig):
         default = None if field.default is dataclasses.MISSING else field.default

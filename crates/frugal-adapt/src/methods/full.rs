@@ -34,7 +34,8 @@ use std::sync::{Mutex, PoisonError};
 use burn::prelude::*;
 use frugal_models::factor_names;
 use frugal_nn::{
-    AdaptError, Adapter, Backbone, BuildContext, Conv, Embedding, Frozen, Linear, MergedLinear, Mode, Norm, Param, Parameter, Pass, SiteId, StepContext, Weight, to_vec,
+    AdaptError, Adapter, Backbone, BuildContext, Conv, Embedding, Frozen, Linear, MergedLinear,
+    Mode, Norm, Param, Parameter, Pass, SiteId, StepContext, Weight, to_vec,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};

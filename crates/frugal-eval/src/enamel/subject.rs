@@ -22,7 +22,6 @@ const LONG_ENOUGH: f64 = 3e-4;
 /// Most calls of a run, each of which loads the program and copies the input.
 const MOST_CALLS: usize = 400;
 
-
 /// Why a run was not completed.
 #[derive(Clone, Debug)]
 pub(super) struct Stop {
@@ -67,7 +66,11 @@ pub(super) struct Subject {
 }
 
 impl Subject {
-    pub(super) fn start(sandbox: &Sandbox, limits: &Limits, settings: &Settings) -> Result<Self, EnamelError> {
+    pub(super) fn start(
+        sandbox: &Sandbox,
+        limits: &Limits,
+        settings: &Settings,
+    ) -> Result<Self, EnamelError> {
         let session = sandbox.start(SUBJECT, limits)?;
         let mut subject = Self {
             session,
@@ -191,7 +194,11 @@ impl Subject {
     }
 
     /// A run and the line with its output.
-    pub(super) fn run_and_give(&mut self, allowed: Option<f64>, calls: usize) -> Result<(Run, String), Stop> {
+    pub(super) fn run_and_give(
+        &mut self,
+        allowed: Option<f64>,
+        calls: usize,
+    ) -> Result<(Run, String), Stop> {
         let run = self.run(allowed, calls)?;
         self.session.write_line("give");
         let output = self.listen()?;

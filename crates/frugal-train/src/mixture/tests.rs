@@ -139,7 +139,11 @@ fn the_reward_model_learns_what_it_saw_and_steps_from_its_state() {
     assert!(after < 0.1 * before, "{before} to {after}");
     // A candidate behind five evaluations is the sixth of six.
     let last = &history[5];
-    let stepped = model.predict(&history[..5], &last.losses, std::slice::from_ref(&last.action));
+    let stepped = model.predict(
+        &history[..5],
+        &last.losses,
+        std::slice::from_ref(&last.action),
+    );
     for (found, wanted) in stepped[0].iter().zip(&last.rewards) {
         assert!((found - wanted).abs() < 0.4, "{found}, not {wanted}");
     }

@@ -342,7 +342,7 @@ fn methods_on_images_learn_and_merge() {
             let mut settings = (method.defaults)();
             for (key, value) in [("target_modules", targets.clone()), ("r", json!(2))] {
                 // Norms are other layers than these.
-                if settings.contains_key(key) && (name, key) != ("ln-tuning", "target_modules") {
+                if settings.contains_key(key) && (*name, key) != ("ln-tuning", "target_modules") {
                     settings.insert(key.into(), value);
                 }
             }

@@ -164,8 +164,7 @@ fn learns(case: &Case, losses: &[f64], base: &[u32], before: &[Named]) -> Checke
         // gradient by nature.
         // AdaLoRA may leave a layer no rank.
         let unranked = name.ends_with("lora_E") && parameter.to_vec().iter().all(|v| *v == 0.0);
-        let reached =
-            moved || name.contains("position") || name.contains("key.bias") || unranked;
+        let reached = moved || name.contains("position") || name.contains("key.bias") || unranked;
         ensure(
             reached == parameter.is_trainable(),
             if reached {

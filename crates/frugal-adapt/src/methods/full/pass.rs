@@ -4,7 +4,8 @@ use std::sync::PoisonError;
 
 use burn::prelude::*;
 use frugal_nn::{
-    Conv, ConvChange, Embedding, Linear, LinearChange, Mode, Norm, NormChange, Param, ParamChange, Parameter, Pass, RouterTraining, Weight, lookup, named_rng, standard_normal,
+    Conv, ConvChange, Embedding, Linear, LinearChange, Mode, Norm, NormChange, Param, ParamChange,
+    Parameter, Pass, RouterTraining, lookup, named_rng, standard_normal,
 };
 
 use super::Full;

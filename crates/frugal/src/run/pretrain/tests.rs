@@ -45,10 +45,7 @@ pub(in crate::run) fn config(folder: &Path) -> PretrainConfig {
     config
 }
 
-pub(in crate::run) fn go(
-    config: &PretrainConfig,
-    resume: bool,
-) -> Result<Pretrained, RunError> {
+pub(in crate::run) fn go(config: &PretrainConfig, resume: bool) -> Result<Pretrained, RunError> {
     pretrain(config, &[], resume, &AtomicBool::new(false), &mut |_| {})
 }
 
