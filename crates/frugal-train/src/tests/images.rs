@@ -328,6 +328,7 @@ fn methods_on_images_learn_and_merge() {
         let backbone = fresh(raw, 5);
         let targets = match model.as_str() {
             "vit" => json!(["query", "value", "output.dense"]),
+            "vmamba" => json!(["in_proj", "out_proj"]),
             _ => json!(["in_proj", "out_proj", "pointwise", "expand"]),
         };
         let ids: Vec<u32> = tinted(2, 4)
