@@ -44,9 +44,7 @@ use crate::method::{Family, Method, MethodConfig};
 use crate::overlay::matrix_of;
 use crate::pretraining::layer::Layer;
 use crate::settings::Settings;
-use crate::support::model_training::{MeanLoss, Statistics, param_shape};
-
-use pass::FullPass;
+use crate::support::model_training::{Statistics, param_shape};
 
 const NAME: &str = "full";
 
@@ -385,13 +383,7 @@ impl Adapter for Full {
     }
 
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_> {
-        Box::new(FullPass {
-            adapter: self,
-            mode,
-            load: MeanLoss::default(),
-            logits: MeanLoss::default(),
-            terms: None,
-        })
+        self.pass_of(mode)
     }
 
     fn peft_config(&self) -> Map<String, Value> {

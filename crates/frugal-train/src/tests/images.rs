@@ -341,7 +341,11 @@ fn methods_on_images_learn_and_merge() {
         for name in frugal_adapt::ON_IMAGES {
             let method = frugal_adapt::registry::find(name).unwrap();
             let mut settings = (method.defaults)();
-            for (key, value) in [("target_modules", targets.clone()), ("r", json!(2)), ("group_size", json!(8))] {
+            for (key, value) in [
+                ("target_modules", targets.clone()),
+                ("r", json!(2)),
+                ("group_size", json!(8)),
+            ] {
                 // Norms are other layers than these.
                 if settings.contains_key(key) && (*name, key) != ("ln-tuning", "target_modules") {
                     settings.insert(key.into(), value);

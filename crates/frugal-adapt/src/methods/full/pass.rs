@@ -11,15 +11,28 @@ use frugal_nn::{
 use super::Full;
 use crate::support::model_training::{MeanLoss, drop_path};
 
-pub(super) struct FullPass<'a> {
-    pub(super) adapter: &'a Full,
-    pub(super) mode: Mode,
+struct FullPass<'a> {
+    adapter: &'a Full,
+    mode: Mode,
     /// The load losses of the blocks so far.
-    pub(super) load: MeanLoss,
+    load: MeanLoss,
     /// The losses of the routers' logits.
-    pub(super) logits: MeanLoss,
+    logits: MeanLoss,
     /// The terms of the model's own training so far.
-    pub(super) terms: Option<Tensor<1>>,
+    terms: Option<Tensor<1>>,
+}
+
+impl Full {
+    /// A pass with its weights.
+    pub(super) fn pass_of(&self, mode: Mode) -> Box<dyn Pass + '_> {
+        Box::new(FullPass {
+            adapter: self,
+            mode,
+            load: MeanLoss::default(),
+            logits: MeanLoss::default(),
+            terms: None,
+        })
+    }
 }
 
 impl FullPass<'_> {
