@@ -50,10 +50,15 @@ struct Spec {
 /// Reads `data=2,zero=1`.
 fn spec(text: &str) -> Result<Spec, String> {
     let mut found = Spec { data: 0, zero: 0 };
+    let mut seen: Vec<&str> = Vec::new();
     for part in text.split(',') {
         let (key, value) = part
             .split_once('=')
             .ok_or_else(|| format!("{part:?} is not KEY=VALUE"))?;
+        if seen.contains(&key.trim()) {
+            return Err(format!("`{}` is given twice", key.trim()));
+        }
+        seen.push(key.trim());
         let number: usize = value
             .trim()
             .parse()

@@ -1,6 +1,6 @@
 //! The processes of a run, each connected to each by TCP.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,8 @@ impl Default for Patience {
 
 /// A process that says hello answers within this time.
 const HELLO_TIME: Duration = Duration::from_secs(10);
+/// A connection is one of this run's within this time, or a stranger's that keeps others waiting.
+const STRANGER_TIME: Duration = Duration::from_secs(2);
 /// Between two looks for who comes.
 const LOOK: Duration = Duration::from_millis(20);
 /// How long others may take to read why a run ended.
@@ -106,7 +108,7 @@ impl TcpGroup {
         }
         let mut group = Self::new(rank, world, patience);
         let until = Instant::now() + patience.join;
-        let host = connect(address, until)?;
+        let mut host = connect(address, until)?;
         let own = host.local_addr().map_err(|e| join_error(e.to_string()))?;
         let listener = listen(own.ip())?;
         let port = listener
@@ -116,13 +118,21 @@ impl TcpGroup {
             rank,
             port: port.port(),
         };
-        let introduced = |stream: &TcpStream, whom: usize| match introduce(stream, me, identity) {
-            Ok(()) => Ok(()),
-            Err(HelloError::Stranger(reason) | HelloError::Refused(reason)) => Err(join_error(
-                format!("rank {whom} did not let rank {rank} in: {reason}"),
-            )),
+        let refused_by = |whom: usize, reason: String| {
+            join_error(format!("rank {whom} did not let rank {rank} in: {reason}"))
         };
-        introduced(&host, 0)?;
+        // Strangers may keep rank 0 from listening for a while.
+        loop {
+            match introduce(&host, me, identity) {
+                Err(HelloError::Stranger(_)) if Instant::now() < until => {
+                    host = connect(address, until)?;
+                }
+                Ok(()) => break,
+                Err(HelloError::Stranger(reason) | HelloError::Refused(reason)) => {
+                    return Err(refused_by(0, reason));
+                }
+            }
+        }
         // The addresses come when all have.
         prepare(&host, patience.join).map_err(|e| join_error(e.to_string()))?;
         group.peers[0] = Some(host);
@@ -134,7 +144,11 @@ impl TcpGroup {
         }
         for (other, address) in addresses.iter().enumerate().take(rank).skip(1) {
             let stream = connect(address, until)?;
-            introduced(&stream, other)?;
+            introduce(&stream, me, identity).map_err(|error| match error {
+                HelloError::Stranger(reason) | HelloError::Refused(reason) => {
+                    refused_by(other, reason)
+                }
+            })?;
             group.peers[other] = Some(stream);
         }
         while group.peers[rank + 1..].iter().any(Option::is_none) {
@@ -185,7 +199,11 @@ impl TcpGroup {
         if prepare(&stream, HELLO_TIME).is_err() {
             return Ok(None);
         }
-        match welcome(&stream, identity) {
+        let hello = Timed {
+            stream: &stream,
+            until: Instant::now() + STRANGER_TIME,
+        };
+        match welcome(hello, identity) {
             Ok(guest) if guest.rank <= self.rank => Err(join_error(format!(
                 "rank {} came to rank {}",
                 guest.rank, self.rank
@@ -294,6 +312,42 @@ fn check_world(world: usize) -> Result<(), ParallelError> {
 pub fn listen(address: IpAddr) -> Result<TcpListener, ParallelError> {
     TcpListener::bind((address, 0))
         .map_err(|e| join_error(format!("cannot wait for others at {address}: {e}")))
+}
+
+/// A connection that is done with by a time, however slowly the other side speaks.
+struct Timed<'a> {
+    stream: &'a TcpStream,
+    until: Instant,
+}
+
+impl Timed<'_> {
+    fn left(&self) -> io::Result<Option<Duration>> {
+        match self.until.saturating_duration_since(Instant::now()) {
+            Duration::ZERO => Err(io::Error::new(ErrorKind::TimedOut, "it speaks too slowly")),
+            left => Ok(Some(left)),
+        }
+    }
+}
+
+impl Read for Timed<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.stream.set_read_timeout(self.left()?)?;
+        let mut stream = self.stream;
+        stream.read(buffer)
+    }
+}
+
+impl Write for Timed<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.stream.set_write_timeout(self.left()?)?;
+        let mut stream = self.stream;
+        stream.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let mut stream = self.stream;
+        stream.flush()
+    }
 }
 
 fn prepare(stream: &TcpStream, patience: Duration) -> std::io::Result<()> {

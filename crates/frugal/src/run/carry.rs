@@ -172,6 +172,17 @@ fn generation_config(files: &ModelFiles, out: &Path) -> Result<(), RunError> {
 /// Whether a file at the top of a model folder goes with a model made of it.
 fn is_beside(name: &str) -> bool {
     let written = name == "config.json" || name.starts_with("adapter_");
+    // What is said of the run that made the model is not said of what is made of it.
+    let of_run = [
+        "record.json",
+        "log.jsonl",
+        "base.json",
+        "pretrain.toml",
+        "config.toml",
+    ];
+    if of_run.contains(&name) || name.starts_with("events.out.tfevents") {
+        return false;
+    }
     !written && !is_weights(name)
 }
 

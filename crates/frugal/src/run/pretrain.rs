@@ -232,6 +232,12 @@ impl Made {
                 (model.clone(), build(model, &weights, &device)?)
             }
         };
+        let mut mixture = mixture;
+        if let Some((chosen, _, _)) = &mut mixture
+            && let Some(text) = chosen.adopt(&model)?
+        {
+            observe(&Progress::Warning { text });
+        }
         let sites = model.sites();
         let context = BuildContext {
             info: &model.info(),

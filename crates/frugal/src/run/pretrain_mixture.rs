@@ -71,6 +71,10 @@ impl Chosen {
     ) -> Result<ModelConfig, RunError> {
         let honored = (model.family.keys.honored)();
         let honors = |key: &str| honored.iter().any(|known| known == key);
+        if !model.raw["gen_token_id"].is_null() {
+            let reason = "`shape.gen_token_id` follows from `objective`: leave it out";
+            return Err(RunError::Invalid(reason.into()));
+        }
         if !self.config.bidirectional || !honors("gen_token_id") {
             return Ok(model);
         }
@@ -82,6 +86,27 @@ impl Chosen {
         }
         raw["gen_token_id"] = special.generate.into();
         Ok(ModelConfig::from_json(raw, &model.source)?)
+    }
+
+    /// Goes by what the model says of itself, which is how it will be read.
+    ///
+    /// # Errors
+    /// A model that reads prefixes in both directions where the mixture does not.
+    pub(super) fn adopt(&mut self, model: &ModelConfig) -> Result<Option<String>, RunError> {
+        match (self.config.bidirectional, !model.raw["gen_token_id"].is_null()) {
+            (false, true) => Err(RunError::Invalid(
+                "`objective.bidirectional` is false, and the model that the run begins with reads prefixes in both directions: leave it out"
+                    .into(),
+            )),
+            (true, false) => {
+                self.config.bidirectional = false;
+                Ok(Some(format!(
+                    "`{}` has no place for `gen_token_id`, or the model has none: prompts are read causally",
+                    model.model_type()
+                )))
+            }
+            _ => Ok(None),
+        }
     }
 
     /// What is minimised.

@@ -214,7 +214,7 @@ fn read_shape(name: &str, offline: bool) -> Result<TransformerShape> {
     let config = files.config();
     let cost = config.cost();
     if config.family.is_encoder
-        || cost.experts > 0
+        || cost.experts > 1
         || cost.recurrence.is_some()
         || cost.latent.is_some()
         || cost.param_tokens.is_some()
@@ -333,6 +333,11 @@ fn plan(
     }
     if args.schedule.is_some() {
         space.schedule = vec![(base.schedule, base.chunks)];
+    } else if args.chunks.is_some() {
+        space.schedule.retain(|(_, chunks)| *chunks == base.chunks);
+        if space.schedule.is_empty() {
+            space.schedule = vec![(Schedule::Interleaved, base.chunks)];
+        }
     }
     if args.no_recompute {
         space.recompute = vec![false];
