@@ -39,10 +39,24 @@ fn a_mixture_is_chosen_by_a_flag_and_its_settings_by_keys() {
             "--objective ul2 --set objective.weights.copying=1",
             "objective.weights",
         ),
+        (
+            "--objective ul2 --set shape.gen_token_id=7",
+            "shape.gen_token_id",
+        ),
+        ("--objective ul2 --decay-data text.txt=0.1", "objective"),
+        ("--objective ul2 --parallel data=2", "objective"),
     ] {
         let words = format!("pretrain --data text.txt --out other --arch gated_ssm {more} {shape}");
         run(folder, &words).fails(&[said]);
     }
+    let words = "pretrain --data text.txt --out other --from made --objective mixture --set objective.bidirectional=false --max-length 48";
+    run(folder, words).fails(&["objective.bidirectional"]);
+    // An architecture that cannot say so reads prompts as its files will be read.
+    let words = format!(
+        "pretrain --data text.txt --out mixed --arch mixtral --objective ntp --max-steps 1 {shape}"
+    );
+    let told = run(folder, &words).ok().stderr;
+    assert!(told.contains("prompts are read causally"), "{told}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! `frugal plan parallel`, and training by several real processes.
 
 use std::fs;
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -254,6 +254,53 @@ fn processes_that_do_not_belong_together_say_so() {
         "--parallel data=2 --rank 1 --master 127.0.0.1:1",
         &["FRUGAL_PARALLEL_SECRET"],
     );
+}
+
+/// Rank 0 listened to one connection at a time, for as long as it liked to be silent.
+#[test]
+fn strangers_that_say_nothing_kept_a_process_from_coming() {
+    let workshop = folder();
+    let folder = workshop.path();
+    write_text(folder);
+    let address = free_address();
+    let common = format!("--max-steps 2 --parallel data=2 --master {address}");
+    let first = start(folder, "out", &format!("{common} --rank 0"));
+    let until = Instant::now() + Duration::from_secs(60);
+    let idle = || loop {
+        match TcpStream::connect(&address) {
+            Ok(stream) => break stream,
+            Err(_) if Instant::now() < until => std::thread::sleep(Duration::from_millis(20)),
+            Err(error) => panic!("{error}"),
+        }
+    };
+    let strangers: Vec<TcpStream> = (0..2).map(|_| idle()).collect();
+    let second = start(folder, "nowhere", &format!("{common} --rank 1"));
+    Run::from(second.wait_with_output().unwrap()).ok();
+    Run::from(first.wait_with_output().unwrap()).ok();
+    drop(strangers);
+}
+
+/// Dense models were told from models with experts by a number that is one for them.
+#[test]
+fn models_of_files_were_no_models_that_can_be_planned() {
+    let plan = |more: &str| {
+        let words = format!("plan parallel --model builtin --gpus 2 --json {more}");
+        frugal(&words.split_whitespace().collect::<Vec<_>>())
+    };
+    let found = plan("--batch 8").ok().json();
+    assert_eq!(found["estimate"]["gpus"], 2);
+    // What a flag fixes is not searched.
+    let words = "plan parallel --model 22b --gpus 128 --batch 640 --tune 12 --chunks 3 --json";
+    let tuned = frugal(&words.split_whitespace().collect::<Vec<_>>())
+        .ok()
+        .json();
+    let trials = tuned["tuned"]["trials"].as_array().unwrap();
+    assert!(
+        trials.iter().all(|t| t["plan"]["chunks"] == 3),
+        "{trials:?}"
+    );
+    let twice = run(folder().path(), "out", "--parallel data=2,data=3");
+    twice.fails(&["`data` is given twice"]);
 }
 
 #[test]
