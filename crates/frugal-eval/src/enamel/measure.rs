@@ -23,6 +23,9 @@ const BESIDE_THE_CLOCK: f64 = 1.5;
 const NOISE: f64 = 5e-5;
 /// Seconds of a solution's run with its loading, above which it has fewer calls.
 const SHORT_ENOUGH: f64 = 0.05;
+/// Seconds of a call that cannot be told apart: references whose calls take a tenth of a microsecond
+/// differ by as much from themselves.
+const RESOLUTION: f64 = 2e-7;
 
 /// Measures solutions of one problem, number `index` of the benchmark.
 ///
@@ -362,10 +365,18 @@ impl<'a> Bench<'a> {
         );
         let passed = censored && complete > 0;
         let references = references(beside, self.settings);
+        let told: Vec<f64> = seconds
+            .iter()
+            .zip(&references.slowest)
+            .map(|(own, usual)| match (own - usual).abs() < RESOLUTION {
+                true => *usual,
+                false => *own,
+            })
+            .collect();
         Measured {
             passed,
             efficiency: if passed {
-                references.score(&seconds, self.settings.timeout_factor)
+                references.score(&told, self.settings.timeout_factor)
             } else {
                 0.0
             },
