@@ -32,10 +32,10 @@
 //! decides nothing but what it returns. The reference is measured again beside each solution, their
 //! runs in turn, so that what slows the machine slows both; what calling an empty function costs is
 //! subtracted, and what takes microseconds is called up to 400 times in a run, each time loaded
-//! anew; calls that differ by less than 0.2 µs are as fast as each other. Outputs are compared as plain values. The helpers that the input generators call are
-//! written anew: they draw the same kinds of inputs, not the same ones. Times are those of the
-//! processor unless the clock on the wall is asked for, so that other work on the machine disturbs
-//! less.
+//! anew; calls that differ by less than 0.2 µs are as fast as each other. Outputs are compared as
+//! plain values. The helpers that the input generators call are written anew: they draw the same
+//! kinds of inputs, not the same ones. Times are those of the processor unless the clock on the
+//! wall is asked for, so that other work on the machine disturbs less.
 //!
 //! # References
 //! Qiu, Zeng, Ezick, Lott, Tong: How efficient is LLM-generated code? A rigorous & high-standard

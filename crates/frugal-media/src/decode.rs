@@ -42,6 +42,14 @@ impl Limits {
 /// # Errors
 /// As [`decode`], and what the file system says.
 pub fn decode_file(path: &Path, limits: Limits) -> Result<Picture, MediaError> {
+    // A pipe would be waited for.
+    let what = std::fs::metadata(path).map_err(FileError::at(path, "cannot open"))?;
+    if !what.is_file() {
+        return Err(MediaError::image(
+            &path.display().to_string(),
+            "it is no file",
+        ));
+    }
     let mut file = std::fs::File::open(path).map_err(FileError::at(path, "cannot open"))?;
     let mut bytes = Vec::new();
     let mut within = Read::by_ref(&mut file).take(limits.bytes.saturating_add(1));
@@ -52,7 +60,7 @@ pub fn decode_file(path: &Path, limits: Limits) -> Result<Picture, MediaError> {
 
 /// Decodes an image to 8-bit RGB, turned as its orientation says; `place` names it in errors. Grey
 /// images get three equal channels, an alpha channel is left out as Pillow's `convert("RGB")` does,
-/// and 16-bit channels keep their upper 8 bits.
+/// and 16-bit channels are rounded to 8 bits.
 ///
 /// # Errors
 /// [`MediaError::Image`] for other formats, images that are damaged or end early, that exceed the

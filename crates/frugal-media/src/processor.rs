@@ -207,7 +207,10 @@ impl Processor {
     }
 
     /// The image resized and cropped, still of 8 bits, as the reference has it before it rescales.
-    pub fn prepare(&self, picture: &Picture) -> Picture {
+    ///
+    /// # Errors
+    /// An image so long that its resized form would be beyond the limit of sizes.
+    pub fn prepare(&self, picture: &Picture) -> Result<Picture, String> {
         let sized = match self.size {
             None => picture.clone(),
             Some(Size::Exact { height, width }) => resize(picture, width, height, self.resample),
@@ -219,11 +222,18 @@ impl Processor {
                     true => (edge, long(height, width)),
                     false => (long(width, height), edge),
                 };
+                if width.max(height) as u64 > LARGEST {
+                    return Err(format!(
+                        "{} x {} pixels become {width} x {height} where the shorter side is {edge}, and {LARGEST} is the most",
+                        picture.width(),
+                        picture.height()
+                    ));
+                }
                 resize(picture, width, height, self.resample)
             }
         };
         let Some([height, width]) = self.crop else {
-            return sized;
+            return Ok(sized);
         };
         // Where the image is smaller, it is put into the middle with the odd pixel in front.
         let start = |from: usize, to: usize| match from >= to {
@@ -231,7 +241,7 @@ impl Processor {
             false => -((to - from).div_ceil(2) as i64),
         };
         let (x, y) = (start(sized.width(), width), start(sized.height(), height));
-        sized.window(x, y, width, height)
+        Ok(sized.window(x, y, width, height))
     }
 
     /// Factor and offset of each channel, by which a value of 0 to 255 becomes what the model reads.

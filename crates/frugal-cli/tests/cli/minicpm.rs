@@ -43,6 +43,7 @@ fn a_stable_run_is_forked_becomes_a_mixture_and_learns_preferences() {
     // What does not belong to the schedule stays as it was.
     let other = "pretrain --fork stable --fork-step 4 --decay-steps 2 --out other --quiet";
     run(folder, &format!("{other} --set train.weight_decay=0.5")).fails(&["weight_decay", "0.5"]);
+    run(folder, &format!("{other} --set shape.scale_emb=1.5")).fails(&["shape.scale_emb"]);
     run(folder, &format!("{other} --arch llama")).fails(&["--fork", "--arch"]);
     run(
         folder,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use frugal_core::fs::FileError;
 
+use super::folder::stray_part;
 use super::set::{Content, ImageSet, Part, is_image};
 use crate::error::MediaError;
 
@@ -54,6 +55,16 @@ pub(super) fn open(path: &Path) -> Result<ImageSet, MediaError> {
     let by_part = found
         .iter()
         .all(|(parts, ..)| parts.len() > skip + 2 && Part::of_folder(&parts[skip]).is_some());
+    let first = |parts: &[String]| parts.get(skip).and_then(|name| Part::of_folder(name));
+    if !by_part
+        && found
+            .iter()
+            .any(|(parts, ..)| first(parts) == Some(Part::Train))
+    {
+        let stray = found.iter().find(|(parts, ..)| first(parts).is_none());
+        let name = stray.and_then(|(parts, ..)| parts.get(skip).cloned());
+        return Err(MediaError::set(path, stray_part(&name.unwrap_or_default())));
+    }
     let archive: Arc<Path> = path.into();
     let mut set = ImageSet::default();
     for (parts, offset, len) in found {

@@ -18,6 +18,12 @@ pub(super) fn open(path: &Path) -> Result<ImageSet, MediaError> {
                 read(&mut set, part(folder).unwrap_or(Part::Train), &class)?;
             }
         }
+    } else if folders.iter().any(|f| part(f) == Some(Part::Train)) {
+        let stray = folders.iter().find(|folder| part(folder).is_none());
+        return Err(MediaError::set(
+            path,
+            stray_part(&stray.map_or_else(String::new, |f| name_of(f))),
+        ));
     } else {
         for class in &folders {
             read(&mut set, Part::Train, class)?;
@@ -30,6 +36,13 @@ pub(super) fn open(path: &Path) -> Result<ImageSet, MediaError> {
         ));
     }
     Ok(set)
+}
+
+/// What is wrong where one name is that of no part, and another is `train`.
+pub(super) fn stray_part(name: &str) -> String {
+    format!(
+        "`{name}` stands beside the folder of a part, `train`, and is none (train, validation, test): move it away, or all classes into one folder"
+    )
 }
 
 /// The images of one class, in folders below it too.

@@ -243,3 +243,28 @@ fn the_subset_of_cifar_has_a_thousand_of_each_class() {
         .unwrap();
     assert_eq!((image.width(), image.height()), (32, 32));
 }
+
+/// One folder that is no part made classes of the parts, `train` and `test`.
+#[test]
+fn a_folder_beside_the_parts_was_taken_for_a_class() {
+    let root = tempfile::tempdir().unwrap();
+    let names = ["train/cat/a.png", "train/dog/b.png", "test/cat/c.png"];
+    touch(root.path(), &names);
+    std::fs::create_dir(root.path().join("docs")).unwrap();
+    let error = ImageSet::open(root.path()).unwrap_err().to_string();
+    assert!(error.contains("`docs`"), "{error}");
+    std::fs::remove_dir(root.path().join("docs")).unwrap();
+    assert_eq!(ImageSet::open(root.path()).unwrap().parts.len(), 2);
+}
+
+/// Opening a pipe waits for one who writes.
+#[cfg(unix)]
+#[test]
+fn a_pipe_was_waited_for() {
+    let root = tempfile::tempdir().unwrap();
+    let pipe = root.path().join("a.png");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.unwrap().success());
+    let error = crate::decode::decode_file(&pipe, Limits::default()).unwrap_err();
+    assert!(error.to_string().contains("no file"), "{error}");
+}

@@ -35,7 +35,7 @@ fn processors_give_what_transformers_gives() {
     let source = picture("source.png");
     for (name, expected) in all["processors"].as_object().unwrap() {
         let processor = Processor::from_json(&expected["keys"], name).unwrap();
-        let made = processor.prepare(&source);
+        let made = processor.prepare(&source).unwrap();
         assert_eq!(made, picture(&format!("processor-{name}.png")), "{name}");
         assert_eq!(processor.to_json(), expected["keys"]);
         let scale = processor.scale();
@@ -97,4 +97,18 @@ fn keys_that_change_the_image_are_honoured_or_refused() {
 fn a_new_processor_is_what_its_file_says() {
     let new = Processor::new(32, 48);
     assert_eq!(Processor::from_json(&new.to_json(), "new").unwrap(), new);
+}
+
+/// The longer side of an image of one row took all memory before it was cropped.
+#[test]
+fn the_longer_side_was_without_bound() {
+    let keys = serde_json::json!({"do_resize": true, "size": {"shortest_edge": 32}});
+    let processor = Processor::from_json(&keys, "preprocessor_config.json").unwrap();
+    let line = |len: usize| Picture::new(len, 1, vec![0; 3 * len]).unwrap();
+    assert_eq!(processor.prepare(&line(512)).unwrap().width(), 1 << 14);
+    let error = processor.prepare(&line(513)).unwrap_err();
+    assert!(
+        error.contains("513 x 1") && error.contains("16416"),
+        "{error}"
+    );
 }

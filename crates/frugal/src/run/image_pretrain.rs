@@ -60,8 +60,11 @@ pub fn pretrain_images(
     stop: &AtomicBool,
     observe: Observe<'_>,
 ) -> Result<Tuned, RunError> {
+    check_images(config)?;
     let new = config.out.join(NEW_FOLDER);
-    if !resume {
+    if resume {
+        check_same_model(config, &new)?;
+    } else {
         write_new(config, &new)?;
     }
     let run = tuned(config, &new);
@@ -73,7 +76,60 @@ pub fn pretrain_images(
         memory: MemoryCheck::Ignore,
         stop,
     };
-    tune(&request, observe)
+    let done = tune(&request, observe);
+    if done.is_err() && !run.out.exists() {
+        // What did not begin leaves nothing that would be in the way of the next try.
+        let _ = std::fs::remove_dir_all(&new);
+    }
+    done
+}
+
+/// Settings of runs on text, which a run on images has no place for.
+fn check_images(config: &PretrainConfig) -> Result<(), RunError> {
+    let defaults = PretrainConfig::default();
+    let given = [
+        ("fork", config.fork.is_some()),
+        ("decay_data", !config.decay_data.is_empty()),
+        ("objective", !config.objective.is_unset()),
+        ("reparam", !config.reparam.is_unset()),
+        ("max_length", config.max_length != defaults.max_length),
+        (
+            "shape.vocab_size",
+            config.shape.vocab_size != defaults.shape.vocab_size,
+        ),
+        (
+            "train.max_tokens",
+            config.train.max_tokens != defaults.train.max_tokens,
+        ),
+    ];
+    match given.into_iter().find(|(_, is_given)| *is_given) {
+        Some((key, _)) => Err(RunError::Invalid(format!(
+            "`{key}` has no part in a model of images: leave it out"
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// A resumed run must have the model that began.
+fn check_same_model(config: &PretrainConfig, folder: &Path) -> Result<(), RunError> {
+    let Ok(before) = frugal_models::load::read_json(&folder.join("config.json")) else {
+        return Ok(());
+    };
+    let Value::Object(now) = new_image_model(config)?.raw else {
+        return Ok(());
+    };
+    // How it is written is no part of what it is.
+    let other = now.iter().find(|(key, value)| {
+        key.as_str() != "dtype" && before.get(key.as_str()).is_some_and(|was| was != *value)
+    });
+    match other {
+        Some((key, value)) => Err(RunError::Invalid(format!(
+            "`shape.{key}` was {} in {}, and is {value}: a run goes on with the model that it began with",
+            before[key.as_str()],
+            folder.display()
+        ))),
+        None => Ok(()),
+    }
 }
 
 fn write_new(config: &PretrainConfig, folder: &Path) -> Result<(), RunError> {

@@ -162,7 +162,9 @@ fn colors(
     processor: &Processor,
     files: &ModelFiles,
 ) -> Result<Tokenized, RunError> {
-    let picture = processor.prepare(&content.read(Limits::default())?);
+    let picture = processor
+        .prepare(&content.read(Limits::default())?)
+        .map_err(|reason| RunError::Invalid(format!("{}: {reason}", content.place())))?;
     if let Some(image) = files.info().image
         && (picture.height(), picture.width()) != (image.height, image.width)
     {

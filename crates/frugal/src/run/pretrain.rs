@@ -209,6 +209,9 @@ impl Made {
         let mut corpus = Corpus::read_with(&resolved, given, &tokens, observe)?;
         let (text, more) = corpus.parts();
         resolved.train.decay_mixture = decay_data::mixture(&resolved.decay_data, text, &more);
+        if let Some(run) = &resolved.fork {
+            check_same_model(run, &resolved)?;
+        }
         fork::begin(&mut resolved, stored, &corpus.training, &corpus.validation)?;
         let config = resolved;
         let mixture = match mixture {
@@ -428,6 +431,26 @@ fn stored_config(path: &Path) -> Option<PretrainConfig> {
     let mut stored = frugal_core::config::load::<PretrainConfig>(Some(path), &[]).ok()?;
     stored.resolve();
     Some(stored)
+}
+
+/// A fork has the model of its run.
+fn check_same_model(run: &Path, config: &PretrainConfig) -> Result<(), RunError> {
+    let Some(theirs) = stored_config(&run.join(CONFIG_FILE)) else {
+        return Ok(());
+    };
+    let keys = |shape| match serde_json::to_value(shape) {
+        Ok(serde_json::Value::Object(keys)) => keys,
+        _ => serde_json::Map::new(),
+    };
+    let (before, now) = (keys(&theirs.shape), keys(&config.shape));
+    let mut all = before.keys().chain(now.keys());
+    match all.find(|key| before.get(*key) != now.get(*key)) {
+        Some(key) => Err(RunError::Invalid(format!(
+            "`shape.{key}` is not that of {}: a fork has the model of its run",
+            run.display()
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// A resumed run must be the one that began.

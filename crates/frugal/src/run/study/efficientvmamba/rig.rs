@@ -71,7 +71,13 @@ impl<'a> Rig<'a> {
             let label = image.label.as_ref();
             let class = labels.iter().position(|known| Some(known) == label);
             Ok(Tokenized {
-                input_ids: processor.prepare(&picture).colors(),
+                input_ids: processor
+                    .prepare(&picture)
+                    .map_err(|reason| StudyError::Data {
+                        path: path.clone(),
+                        reason,
+                    })?
+                    .colors(),
                 token_type_ids: Vec::new(),
                 labels: Target::Class(class.unwrap_or_default()),
             })
