@@ -247,11 +247,20 @@ mod tests {
         go(&config, false).unwrap();
         let written = std::fs::read_to_string(config.out.join("config.json")).unwrap();
         assert!(written.contains("\"reverse_size\": 0"), "{written}");
-        // A model that has no place for prefixes is refused before any step.
+        // A model that has no place for prefixes is trained as it will be read, and the run says so.
         let folder = tempfile::tempdir().unwrap();
         let config = mixed(folder.path(), "mamba", json!("mixture"));
-        let error = go(&config, false).unwrap_err().to_string();
-        assert!(error.contains("mamba"), "{error}");
+        let mut said = Vec::new();
+        let mut observe = |progress: &Progress| {
+            if let Progress::Warning { text } = progress {
+                said.push(text.clone());
+            }
+        };
+        pretrain(&config, &[], false, &AtomicBool::new(false), &mut observe).unwrap();
+        let told = |text: &String| text.contains("mamba") && text.contains("causally");
+        assert!(said.iter().any(told), "{said:?}");
+        let written = std::fs::read_to_string(config.out.join("config.json")).unwrap();
+        assert!(!written.contains("gen_token_id"), "{written}");
     }
 
     #[test]
