@@ -1,7 +1,8 @@
 //! Folders of results that appear whole: written in a folder within, and moved out at the end.
 //!
 //! What a killed process leaves behind stands in nobody's way, and is removed by the next one that
-//! writes to the same folder.
+//! writes to the same folder. Results are complete from the moment the list of what is being moved
+//! is gone, which is one removal of one file.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +13,7 @@ use crate::lock::{FolderLock, LOCK_FILE, LockError};
 
 /// Folder that is written to.
 const STAGE: &str = ".partial";
-/// In it: names of the files that are being moved out, one in a line.
+/// Names of the files that are being moved out of it and were not there before, one in a line.
 const MOVING: &str = ".moving";
 
 /// A folder that results cannot go into.
@@ -49,13 +50,21 @@ pub fn is_free(folder: &Path) -> bool {
     let Ok(entries) = std::fs::read_dir(folder) else {
         return !folder.exists();
     };
-    let moving = std::fs::read_to_string(folder.join(STAGE).join(MOVING)).unwrap_or_default();
+    let moving = moving(folder);
     entries.flatten().all(|entry| {
         let name = entry.file_name().to_string_lossy().into_owned();
-        [STAGE, LOCK_FILE].contains(&name.as_str())
+        [STAGE, MOVING, LOCK_FILE].contains(&name.as_str())
             || is_temporary(&name)
-            || moving.lines().any(|moved| moved == name)
+            || moving.contains(&name)
     })
+}
+
+/// What a killed process was moving into a folder.
+fn moving(folder: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(folder.join(MOVING)).unwrap_or_default();
+    // A list that leads out of the folder is not ours.
+    let is_name = |line: &&str| Path::new(line).file_name() == Some(line.as_ref());
+    text.lines().filter(is_name).map(str::to_owned).collect()
 }
 
 impl Stage {
@@ -118,24 +127,47 @@ impl Stage {
             .map(|entry| entry.file_name().to_string_lossy().into_owned())
             .collect();
         names.sort_by_key(|name| name == last);
-        write_atomic(&self.path.join(MOVING), names.join("\n").as_bytes())?;
+        let new: Vec<&str> = names
+            .iter()
+            .filter(|name| std::fs::symlink_metadata(self.out.join(name)).is_err())
+            .map(String::as_str)
+            .collect();
+        let list = self.out.join(MOVING);
+        write_atomic(&list, new.join("\n").as_bytes())?;
         for name in names {
             let to = self.out.join(&name);
             std::fs::rename(self.path.join(&name), &to)
                 .map_err(FileError::at(&to, "cannot write"))?;
         }
+        remove(&self.path)?;
+        remove(&list)?;
         self.finished = true;
-        self.clear()?;
         Ok(())
     }
 
+    /// Removes what is half done, of this process or of one that was killed.
     fn clear(&self) -> Result<(), FileError> {
-        match std::fs::remove_dir_all(&self.path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(FileError::at(&self.path, "cannot remove")(error))
-            }
-            _ => Ok(()),
+        remove(&self.path)?;
+        for name in moving(&self.out) {
+            remove(&self.out.join(name))?;
         }
+        remove(&self.out.join(MOVING))
+    }
+}
+
+/// Removes a file or a whole folder, which need not be there.
+fn remove(path: &Path) -> Result<(), FileError> {
+    let is_folder = std::fs::symlink_metadata(path).is_ok_and(|m| m.is_dir());
+    let removed = if is_folder {
+        std::fs::remove_dir_all(path)
+    } else {
+        std::fs::remove_file(path)
+    };
+    match removed {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(FileError::at(path, "cannot remove")(error))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -197,25 +229,57 @@ mod tests {
         std::fs::write(partial.join("model.safetensors"), "half").unwrap();
         std::fs::write(out.path().join(LOCK_FILE), "process 1").unwrap();
         assert!(is_free(out.path()));
-        // While it moved.
-        std::fs::write(partial.join(MOVING), "model.safetensors\nconfig.json").unwrap();
-        std::fs::rename(
-            partial.join("model.safetensors"),
-            out.path().join("model.safetensors"),
-        )
-        .unwrap();
-        let stage = Stage::begin(out.path()).unwrap();
-        fill(&stage, "whole");
-        stage.finish("config.json").unwrap();
-        assert_eq!(files(out.path()), ["config.json", "model.safetensors"]);
-        assert_eq!(
-            std::fs::read(out.path().join("model.safetensors")).unwrap(),
-            b"whole"
-        );
+        // While it moved, and after that while it cleared up.
+        for half in [
+            &["model-1.safetensors"][..],
+            &["model-1.safetensors", "config.json"],
+        ] {
+            std::fs::write(out.path().join(MOVING), "model-1.safetensors\nconfig.json").unwrap();
+            for name in half {
+                std::fs::write(out.path().join(name), "half").unwrap();
+            }
+            assert!(is_free(out.path()), "{half:?}");
+            let stage = Stage::begin(out.path()).unwrap();
+            fill(&stage, "whole");
+            stage.finish("config.json").unwrap();
+            // Nothing of the other run is left, which had other files.
+            assert_eq!(files(out.path()), ["config.json", "model.safetensors"]);
+            for name in files(out.path()) {
+                assert_eq!(std::fs::read(out.path().join(&name)).unwrap(), b"whole");
+                std::fs::remove_file(out.path().join(name)).unwrap();
+            }
+        }
         // Somebody else's file is not to be written over.
         let other = tempfile::tempdir().unwrap();
         std::fs::create_dir(other.path().join(STAGE)).unwrap();
         std::fs::write(other.path().join("letter.txt"), "dear").unwrap();
         assert!(!is_free(other.path()));
+    }
+
+    #[test]
+    fn files_that_were_there_before_are_not_removed_as_half_results() {
+        let parent = tempfile::tempdir().unwrap();
+        let out = parent.path().join("merged");
+        std::fs::create_dir(&out).unwrap();
+        std::fs::write(out.join("config.json"), "old").unwrap();
+        // Moving fails at a name that a folder has, when another file has been moved.
+        std::fs::create_dir(out.join("model.safetensors")).unwrap();
+        let stage = Stage::replace(&out).unwrap();
+        fill(&stage, "new");
+        std::fs::write(stage.path().join("a.txt"), "new").unwrap();
+        stage.finish("config.json").unwrap_err();
+        assert_eq!(std::fs::read(out.join("config.json")).unwrap(), b"old");
+        assert!(!is_free(&out));
+        assert_eq!(files(&out), ["config.json", "model.safetensors"]);
+
+        // A list that names what is elsewhere.
+        let letter = parent.path().join("letter.txt");
+        std::fs::write(&letter, "dear").unwrap();
+        let other = parent.path().join("other");
+        std::fs::create_dir(&other).unwrap();
+        let lines = format!("../letter.txt\n..\n.\n\n/\n{}", letter.display());
+        std::fs::write(other.join(MOVING), lines).unwrap();
+        drop(Stage::begin(&other).unwrap());
+        assert!(letter.exists());
     }
 }
