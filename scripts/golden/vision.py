@@ -336,16 +336,51 @@ def own(name, seed, **changes):
 
 
 
-def vit_keys():
-    """Every key of the configuration class with its default, as config_keys.py writes them of text models."""
+@torch.no_grad()
+def vit_case(raw, pixels, changes, title):
+    """What a change of config.json makes of the first image: the normed class token, or why the reference has none."""
     import transformers as hf
 
-    keys = {}
+    entry = {"name": title, "changes": changes}
+    folder = OUT / "vit"
+    try:
+        config = hf.ViTConfig.from_dict({**raw, **changes})
+        config._attn_implementation = "eager"
+        plain = {k: v.shape for k, v in hf.ViTForImageClassification(hf.ViTConfig.from_pretrained(folder)).state_dict().items()}
+        shapes = {k: v.shape for k, v in hf.ViTForImageClassification(config).state_dict().items()}
+        changed = sorted({k for k in plain | shapes if plain.get(k) != shapes.get(k)})
+        if changed:
+            return entry | {"shapes": changed[0]}
+        model = hf.ViTForImageClassification.from_pretrained(folder, config=config, dtype=torch.float32).eval()
+        hidden = model.vit(pixels[:1].permute(0, 3, 1, 2)).last_hidden_state
+        return entry | {"last": [round(v, 6) for v in hidden[0, 0, :16].tolist()]}
+    except Exception as error:  # what the reference refuses
+        return entry | {"error": f"{type(error).__name__}: {error}".splitlines()[0][:160]}
+
+
+def vit_keys():
+    """Every key of the configuration class, and what one away from its default changes, as config_keys.py has it of text models."""
+    import transformers as hf
+    from config_keys import one_line_a_case, other
+    from safetensors.torch import load_file
+
+    raw = json.loads((OUT / "vit" / "config.json").read_text())
+    pixels = load_file(OUT / "vit" / "golden.safetensors")["pixels"]
+    keys, cases = {}, [vit_case(raw, pixels, {}, "as it is")]
     for field in dataclasses.fields(hf.ViTConfig):
         default = None if field.default is dataclasses.MISSING else field.default
         keys[field.name] = default if isinstance(default, (int, float, str, bool)) else None
-    text = json.dumps({"transformers": hf.__version__, "model": "vit", "keys": keys, "cases": []})
-    (FIXTURES / "configs/vit.json").write_text(text + "\n")
+        if field.name in ("dtype", "transformers_version", "architectures", "problem_type"):
+            continue
+        sides = {"image_size": [[17, 20], 20], "patch_size": [[4, 5], 2]}
+        for value in sides.get(field.name, [other("vit", field.name, default, raw)]):
+            if value is not None and value != raw.get(field.name, default):
+                cases.append(vit_case(raw, pixels, {field.name: value}, f"{field.name}: {value}"))
+    for act in ("relu", "silu", "tanh"):
+        cases.append(vit_case(raw, pixels, {"hidden_act": act}, f"hidden_act: {act}"))
+    result = {"transformers": hf.__version__, "model": "vit", "keys": keys, "cases": cases}
+    (FIXTURES / "configs/vit.json").write_text(one_line_a_case(result))
+    print({k: sum(k in c for c in cases) for k in ("last", "shapes", "error")})
 
 
 vit()

@@ -37,7 +37,7 @@ pub use seam::hooks::{
     BlockAction, ConvChange, KeyValue, LinearChange, LowRankChange, NoAdapter, NormChange,
     ParamChange, Pass, RouterTraining, Rows, SubLayer, SubLayerIo,
 };
-pub use seam::parameter::{Mode, Parameter, to_vec};
+pub use seam::parameter::{Mode, Parameter, no_grad, to_vec};
 pub use seam::set::{ActiveAdapters, AdapterSet, LoadedAdapter};
 pub use site::{SiteId, SiteInfo, SiteKind, SiteTable};
 pub use state::{DecodeState, LayerState, RecurrentState, SequenceState, StateError, StateOptions};

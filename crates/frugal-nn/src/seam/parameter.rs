@@ -1,7 +1,13 @@
 //! What an adapter trains: named tensors of any rank, kept flat.
 
+use std::cell::Cell;
+
 use burn::prelude::*;
 use burn::tensor::Gradients;
+
+thread_local! {
+    static RECORDS: Cell<bool> = const { Cell::new(true) };
+}
 
 /// Whether a forward pass records gradients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +26,20 @@ impl Mode {
     pub fn is_train(self) -> bool {
         matches!(self, Self::Train { .. })
     }
+}
+
+/// Runs a forward pass on this thread that records no gradients, whatever its [`Mode`]: dropout is
+/// that of training. A pass whose gradients nobody asks for would keep what it saves until the next
+/// backward pass, wherever that is.
+pub fn no_grad<T>(forward: impl FnOnce() -> T) -> T {
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            RECORDS.set(self.0);
+        }
+    }
+    let _restore = Restore(RECORDS.replace(false));
+    forward()
 }
 
 /// A named tensor that an adapter owns.
@@ -209,14 +229,14 @@ impl Parameter {
         self.trainable
     }
 
-    /// The tensor with its shape; in the gradient graph when training.
+    /// The tensor with its shape; in the gradient graph when training, unless within [`no_grad`].
     pub fn get<const D: usize>(&self, mode: Mode) -> Tensor<D> {
         let shape: [usize; D] = self
             .shape
             .as_slice()
             .try_into()
             .expect("a method asks for the rank that it created");
-        let value = if mode.is_train() && self.trainable {
+        let value = if mode.is_train() && self.trainable && RECORDS.get() {
             self.value.clone()
         } else {
             self.value.clone().inner()
@@ -308,4 +328,24 @@ pub fn to_vec<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
         .convert::<f32>()
         .try_into_vec::<f32>()
         .expect("converted to f32 just before")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_recorded_without_gradients_and_everything_after() {
+        let parameter = Parameter::new("w", &[1, 2], vec![1.0, 2.0], &Device::flex().autodiff());
+        let is_tracked = || parameter.get::<2>(Mode::Train { seed: 1 }).is_tracked();
+        assert!(is_tracked());
+        no_grad(|| {
+            assert!(!is_tracked());
+            assert!(!no_grad(is_tracked));
+            assert!(!is_tracked());
+        });
+        assert!(is_tracked());
+        let caught = std::panic::catch_unwind(|| no_grad(|| panic!("a pass that fails")));
+        assert!(caught.is_err() && is_tracked());
+    }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use burn::prelude::*;
-use frugal_nn::{Mode, ModelError, named_rng, to_vec};
+use frugal_nn::{Mode, ModelError, named_rng, no_grad, to_vec};
 use rand::Rng;
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -124,7 +124,8 @@ impl<L: VectorLoss> Embedding<L> {
         let mut vectors = Vec::with_capacity(parts.len());
         for (i, part) in parts.iter().enumerate() {
             let mut pass = step.pass(mode_of(i));
-            let found = step.forward(pass.as_mut(), mode_of(i), |f| self.vectors(part, f))?;
+            let work = || step.forward(pass.as_mut(), mode_of(i), |f| self.vectors(part, f));
+            let found = no_grad(work)?;
             if let Some(source) = pass.take_error() {
                 return Err(StepError::Forward(source));
             }

@@ -2,7 +2,9 @@
 //! change nothing; and what a change does is what transformers computes.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
+use burn::tensor::{Tensor, TensorData};
 use frugal::adapt::{NoAdapter, Rows, to_vec};
 use frugal::model::load::{SafetensorsSource, read_json};
 use frugal::model::{Backbone, Input, ModelConfig, ModelError, build, registry};
@@ -37,23 +39,57 @@ fn every_key_of_the_reference_is_read_refused_or_known_to_change_nothing() {
     }
 }
 
-/// The last token's logits, or hidden state of models without.
-fn last(backbone: &dyn Backbone, ids: &[u32]) -> Result<Vec<f32>, ModelError> {
-    let hidden = backbone.forward(&Input::new(ids, &[ids.len()]), &mut NoAdapter, None)?;
-    let hidden = hidden.slice(ids.len() - 1..ids.len());
-    let logits = backbone.logits(hidden.clone(), Rows::Chosen, &mut NoAdapter);
-    Ok(to_vec(logits.unwrap_or(hidden)))
+/// What the models of one type read, and the row of their output that is compared.
+struct Subject {
+    folder: PathBuf,
+    golden: Golden,
+    is_image: bool,
+}
+
+impl Subject {
+    fn of(family: &registry::Family, model: &str) -> Self {
+        let is_image = family.reads_images();
+        let folder = fixture(if is_image { "vision" } else { "models" }).join(model);
+        let golden = Golden::read(&folder.join("golden.safetensors"));
+        Self {
+            folder,
+            golden,
+            is_image,
+        }
+    }
+
+    /// The last token's logits, or hidden state of models without; an image's class token.
+    fn output(&self, backbone: &dyn Backbone) -> Result<Vec<f32>, ModelError> {
+        if self.is_image {
+            let [_, height, width, channels] = self.golden.shape("pixels").unwrap()[..] else {
+                panic!("images have four dimensions")
+            };
+            let pixels = height * width;
+            let first = &self.golden.float("pixels").unwrap()[..pixels * channels];
+            let rows = TensorData::new(first.to_vec(), [pixels, channels]);
+            let rows = Tensor::<2>::from_data(rows, &device());
+            let input = Input::rows(rows, [height, width], &[pixels]);
+            let hidden = backbone.forward(&input, &mut NoAdapter, None)?;
+            return Ok(to_vec(hidden.slice(0..1)));
+        }
+        let ids = self.golden.input_ids(0);
+        let input = Input::new(ids, &[ids.len()]);
+        let hidden = backbone.forward(&input, &mut NoAdapter, None)?;
+        let hidden = hidden.slice(ids.len() - 1..ids.len());
+        let logits = backbone.logits(hidden.clone(), Rows::Chosen, &mut NoAdapter);
+        Ok(to_vec(logits.unwrap_or(hidden)))
+    }
 }
 
 /// What is wrong with one case, if anything is.
-fn problem(case: &Value, folder: &std::path::Path, ids: &[u32]) -> Option<String> {
+fn problem(case: &Value, subject: &Subject) -> Option<String> {
     let name = case["name"].as_str().unwrap();
     let changes = case["changes"].as_object().unwrap();
-    let mut raw = read_json(&folder.join("config.json")).unwrap();
+    let mut raw = read_json(&subject.folder.join("config.json")).unwrap();
     raw.as_object_mut().unwrap().extend(changes.clone());
     let result = ModelConfig::from_json(raw, "config.json").and_then(|config| {
-        let source = SafetensorsSource::open(folder)?;
-        last(build(config, &source, &device())?.as_ref(), ids)
+        let source = SafetensorsSource::open(&subject.folder)?;
+        subject.output(build(config, &source, &device())?.as_ref())
     });
     let expected = case["last"].as_array();
     match (result, expected) {
@@ -92,16 +128,13 @@ fn problem(case: &Value, folder: &std::path::Path, ids: &[u32]) -> Option<String
 #[test]
 fn a_key_away_from_its_default_gives_the_logits_of_the_reference_or_is_refused_by_name() {
     let mut problems = Vec::new();
-    // What a key of ViT changes is compared where images are, in `frugal-models`.
-    for family in families().filter(|family| !family.reads_images()) {
+    for family in families() {
         let fixture_file = cases(family.model_type);
-        let folder = fixture("models").join(fixture_file["model"].as_str().unwrap());
-        let golden = Golden::read(&folder.join("golden.safetensors"));
-        let ids = golden.input_ids(0);
+        let subject = Subject::of(family, fixture_file["model"].as_str().unwrap());
         let all = fixture_file["cases"].as_array().unwrap();
         assert!(all.len() > 20, "{}", family.model_type);
         for case in all {
-            if let Some(problem) = problem(case, &folder, ids) {
+            if let Some(problem) = problem(case, &subject) {
                 problems.push(format!("{}: {problem}", family.model_type));
             }
         }

@@ -82,6 +82,10 @@ impl Golden {
         &self.ids[&format!("seq{sequence}.input_ids")]
     }
 
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.floats.get(name).map(|(shape, _)| shape.as_slice())
+    }
+
     pub fn float(&self, name: &str) -> Option<&[f32]> {
         self.floats.get(name).map(|(_, values)| values.as_slice())
     }
