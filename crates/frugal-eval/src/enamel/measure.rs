@@ -23,9 +23,19 @@ const BESIDE_THE_CLOCK: f64 = 1.5;
 const NOISE: f64 = 5e-5;
 /// Seconds of a solution's run with its loading, above which it has fewer calls.
 const SHORT_ENOUGH: f64 = 0.05;
+/// What is no run may take this many times as long as the reference's longest answer, and no less
+/// than [`PATIENCE`]: a program that never ends loading is no longer waited for.
+const TIMES_AS_PATIENT: u32 = 20;
+/// See [`TIMES_AS_PATIENT`].
+const PATIENCE: Duration = Duration::from_secs(5);
+/// A first call this many times as long as later ones, beside what the reference's first takes, is
+/// that of a program which may remember its answers.
+const FIRST_CALL: f64 = 1.3;
+/// Seconds of it that are noise.
+const FIRST_NOISE: f64 = 1e-4;
 /// Seconds of a call that cannot be told apart: references whose calls take a tenth of a microsecond
 /// differ by as much from themselves.
-const RESOLUTION: f64 = 2e-7;
+const RESOLUTION: f64 = 4e-7;
 
 /// Measures solutions of one problem, number `index` of the benchmark.
 ///
@@ -135,7 +145,12 @@ struct Bench<'a> {
     calls: Vec<Vec<usize>>,
     /// Seconds that a call may take.
     allowed: f64,
+    /// What a solution may take for all else.
+    patience: Duration,
 }
+
+/// Runs of a solution and of the reference on one test, or why there are none.
+type Turns = Result<(Vec<Run>, Vec<Run>), Stop>;
 
 impl<'a> Bench<'a> {
     /// Makes the inputs and measures the reference.
@@ -188,6 +203,7 @@ impl<'a> Bench<'a> {
                 .collect(),
             calls: settings.tests.iter().map(|n| vec![1; *n]).collect(),
             allowed: 0.0,
+            patience: PATIENCE,
         };
         bench.measure_reference()?;
         Ok(bench)
@@ -208,19 +224,14 @@ impl<'a> Bench<'a> {
         }
     }
 
-    fn subject(&self, code: &str) -> Result<Result<Subject, Stop>, EnamelError> {
-        let mut subject = Subject::start(self.sandbox, &self.limits, self.settings)?;
-        let loaded = subject.load(&self.problem.prompt, code, &self.problem.entry_point);
-        Ok(match loaded {
-            Ok(()) => Ok(subject),
-            Err(stop) => Err(subject.why(stop)),
-        })
-    }
-
     fn reference(&self) -> Result<Subject, EnamelError> {
-        let stopped = |stop: Stop| self.reference_stopped(&stop);
-        self.subject(&self.problem.reference_solution)?
-            .map_err(stopped)
+        let mut subject = Subject::start(self.sandbox, &self.limits, self.settings)?;
+        let (prompt, name) = (&self.problem.prompt, &self.problem.entry_point);
+        let loaded = subject.load(prompt, &self.problem.reference_solution, name);
+        match loaded {
+            Ok(()) => Ok(subject),
+            Err(stop) => Err(self.reference_stopped(&subject.why(stop))),
+        }
     }
 
     fn reference_stopped(&self, stop: &Stop) -> EnamelError {
@@ -252,14 +263,26 @@ impl<'a> Bench<'a> {
         let settings = self.settings;
         let limit = references(&self.alone, settings).limit(settings.timeout_factor);
         self.allowed = limit + settings.tolerance;
+        self.patience = PATIENCE.max(reference.longest() * TIMES_AS_PATIENT);
         Ok(())
+    }
+
+    /// A process that runs a solution.
+    fn of_solution(&self, code: &str) -> Result<Result<Subject, Stop>, EnamelError> {
+        let mut subject = Subject::start(self.sandbox, &self.limits, self.settings)?;
+        subject.wait_at_most(self.patience);
+        let loaded = subject.load(&self.problem.prompt, code, &self.problem.entry_point);
+        Ok(match loaded {
+            Ok(()) => Ok(subject),
+            Err(stop) => Err(subject.why(stop)),
+        })
     }
 
     /// Measures a solution, in a process of its own, with the reference in another beside it.
     fn solution(&mut self, code: &str) -> Result<Measured, EnamelError> {
         let mut beside = self.alone.clone();
         let mut times: Times = Vec::new();
-        let mut solution = match self.subject(code)? {
+        let mut solution = match self.of_solution(code)? {
             Ok(solution) => solution,
             Err(stop) => return Ok(self.judge_times(&times, &beside, Some((stop, 0)))),
         };
@@ -272,10 +295,11 @@ impl<'a> Bench<'a> {
                 .map_err(|stop| self.reference_stopped(&stop))?;
             let runs = solution.input(&input).map_or_else(
                 |stop| Ok(Err(stop)),
-                |()| self.take_turns((level, case), &mut solution, &mut reference),
+                |()| self.test((level, case), code, &input, &mut solution, &mut reference),
             )?;
             match runs {
                 Ok((own, references)) => {
+                    let (own, references) = seconds(&own, &references);
                     if times.len() <= level {
                         times.push(Vec::new());
                     }
@@ -295,22 +319,81 @@ impl<'a> Bench<'a> {
         Ok(self.judge_times(&times, &beside, None))
     }
 
+    /// Runs of one test. Where the solution's first call took longer than a reference's first call
+    /// would, it may remember what it was asked before, in places that loading it anew does not
+    /// reach: then every run is the first one of a process.
+    fn test(
+        &mut self,
+        test: Case,
+        code: &str,
+        input: &str,
+        solution: &mut Subject,
+        reference: &mut Subject,
+    ) -> Result<Turns, EnamelError> {
+        let first = match solution.run(Some(self.allowed), 1) {
+            Ok(run) => run,
+            Err(stop) => return Ok(Err(stop)),
+        };
+        let first_expert = reference
+            .run(None, 1)
+            .map_err(|stop| self.reference_stopped(&stop))?;
+        let turns = self.take_turns(test, first, solution, reference)?;
+        let Ok((own, references)) = &turns else {
+            return Ok(turns);
+        };
+        let seconds = |run: &Run| run.seconds;
+        let usual = median(references.iter().map(seconds));
+        let cold = (first_expert.seconds / usual.max(RESOLUTION)).max(1.0);
+        let later = cold * median(own.iter().map(seconds));
+        if self.repeats(test.0) == 1 || first.seconds <= FIRST_CALL * later + FIRST_NOISE {
+            return Ok(turns);
+        }
+        let (mut own, mut references) = (Vec::new(), Vec::new());
+        for _ in 0..self.repeats(test.0) {
+            let mut reference = self.reference()?;
+            let mut solution = match self.of_solution(code)? {
+                Ok(solution) => solution,
+                Err(stop) => return Ok(Err(stop)),
+            };
+            let expert = reference
+                .input(input)
+                .and_then(|()| reference.run_and_give(None, 1))
+                .map_err(|stop| self.reference_stopped(&stop))?;
+            let found = solution
+                .input(input)
+                .and_then(|()| solution.run_and_give(Some(self.allowed), 1));
+            let (run, output) = match found {
+                Ok(found) => found,
+                Err(stop) => return Ok(Err(solution.why(stop))),
+            };
+            if let Some(wrong) = self.wrong(test, &output)? {
+                return Ok(Err(wrong));
+            }
+            own.push(run);
+            references.push(expert.0);
+        }
+        Ok(Ok((own, references)))
+    }
+
+    fn wrong(&mut self, test: Case, output: &str) -> Result<Option<Stop>, EnamelError> {
+        Ok((!self.judge.is_right(test, output)?).then_some(Stop {
+            verdict: Verdict::Wrong,
+            detail: None,
+        }))
+    }
+
     /// Runs of one test, solution and reference in turn: what slows the machine slows both.
     fn take_turns(
         &mut self,
         test: Case,
+        first: Run,
         solution: &mut Subject,
         reference: &mut Subject,
-    ) -> Result<Result<(Vec<f64>, Vec<f64>), Stop>, EnamelError> {
+    ) -> Result<Turns, EnamelError> {
         let (mut own, mut references) = (Vec::new(), Vec::new());
         // A solution that is slow to load or to run is not lost in waking its process.
-        let calls = match solution.run(Some(self.allowed), 1) {
-            Ok(run) => {
-                let most = SHORT_ENOUGH / (run.loading + run.seconds).max(1e-9);
-                self.calls[test.0][test.1].min(most as usize).max(1)
-            }
-            Err(stop) => return Ok(Err(stop)),
-        };
+        let most = SHORT_ENOUGH / (first.loading + first.seconds).max(1e-9);
+        let calls = self.calls[test.0][test.1].min(most as usize).max(1);
         for turn in 0..self.repeats(test.0) {
             let mut one_reference = |bench: &Self| {
                 reference
@@ -330,22 +413,12 @@ impl<'a> Bench<'a> {
                 Some(run) => run,
                 None => one_reference(self)?.0,
             };
-            if !self.judge.is_right(test, &output)? {
-                return Ok(Err(Stop {
-                    verdict: Verdict::Wrong,
-                    detail: None,
-                }));
+            if let Some(wrong) = self.wrong(test, &output)? {
+                return Ok(Err(wrong));
             }
             own.push(run);
             references.push(expert);
         }
-        let more = |what: fn(&Run) -> f64| {
-            let usual = BESIDE_THE_CLOCK * median(references.iter().map(what)) + NOISE;
-            (median(own.iter().map(what)) - usual).max(0.0)
-        };
-        let beside = more(|run| run.loading) + more(|run| run.handing_over);
-        let own = own.iter().map(|run| run.seconds + beside).collect();
-        let references = references.iter().map(|run| run.seconds).collect();
         Ok(Ok((own, references)))
     }
 
@@ -365,12 +438,13 @@ impl<'a> Bench<'a> {
         );
         let passed = censored && complete > 0;
         let references = references(beside, self.settings);
+        // What cannot be told apart is no difference, and of a larger one it is no part.
         let told: Vec<f64> = seconds
             .iter()
             .zip(&references.slowest)
-            .map(|(own, usual)| match (own - usual).abs() < RESOLUTION {
-                true => *usual,
-                false => *own,
+            .map(|(own, usual)| {
+                let apart = own - usual;
+                usual + apart.signum() * (apart.abs() - RESOLUTION).max(0.0)
             })
             .collect();
         Measured {
@@ -387,6 +461,17 @@ impl<'a> Bench<'a> {
             reference_seconds: references.slowest,
         }
     }
+}
+
+/// Seconds of a solution's runs, with what it did beside the clock, and of the reference's.
+fn seconds(own: &[Run], references: &[Run]) -> (Vec<f64>, Vec<f64>) {
+    let more = |what: fn(&Run) -> f64| {
+        let usual = BESIDE_THE_CLOCK * median(references.iter().map(what)) + NOISE;
+        (median(own.iter().map(what)) - usual).max(0.0)
+    };
+    let beside = more(|run| run.loading) + more(|run| run.handing_over);
+    let own = own.iter().map(|run| run.seconds + beside).collect();
+    (own, references.iter().map(|run| run.seconds).collect())
 }
 
 fn references(times: &Times, settings: &Settings) -> References {

@@ -61,6 +61,10 @@ pub(super) struct Subject {
     session: Session,
     clock: Clock,
     end: Instant,
+    /// How long an answer may take that is no run.
+    patience: Duration,
+    /// The longest that one took.
+    longest: Duration,
     /// What a call costs without a function.
     empty: f64,
 }
@@ -76,6 +80,8 @@ impl Subject {
             session,
             clock: settings.clock,
             end: Instant::now() + Duration::from_secs_f64(limits.wall_seconds),
+            patience: Duration::from_secs_f64(limits.wall_seconds),
+            longest: Duration::ZERO,
             empty: 0.0,
         };
         let calls = (0..EMPTY_CALLS)
@@ -89,6 +95,16 @@ impl Subject {
             })?;
         subject.empty = calls.into_iter().fold(f64::INFINITY, f64::min);
         Ok(subject)
+    }
+
+    /// The longest that an answer took which is no run.
+    pub(super) fn longest(&self) -> Duration {
+        self.longest
+    }
+
+    /// Waits no longer than this for what is no run: loading, copying, handing over.
+    pub(super) fn wait_at_most(&mut self, patience: Duration) {
+        self.patience = patience;
     }
 
     pub(super) fn load(&mut self, prompt: &str, code: &str, entry_point: &str) -> Result<(), Stop> {
@@ -119,8 +135,12 @@ impl Subject {
     }
 
     pub(super) fn listen(&mut self) -> Result<String, Stop> {
-        match self.session.read_line(self.end) {
-            Reply::Line(line) => Ok(line),
+        let begin = Instant::now();
+        match self.session.read_line(self.end.min(begin + self.patience)) {
+            Reply::Line(line) => {
+                self.longest = self.longest.max(begin.elapsed());
+                Ok(line)
+            }
             Reply::Late => Err(Stop {
                 verdict: Verdict::Timeout,
                 detail: None,

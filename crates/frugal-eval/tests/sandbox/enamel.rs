@@ -126,6 +126,46 @@ fn a_solution_does_not_move_the_clock() {
     }
 }
 
+/// Loading a program anew does not reach what it keeps in modules of others.
+#[test]
+fn answers_that_are_remembered_between_runs_make_no_run_faster() {
+    let work = "    found = sorted(sorted(numbers, key=lambda n: -n), key=lambda n: -n)[:k]\n";
+    let plain = format!("def largest(numbers, k):\n{work}    return found");
+    let remembers = format!(
+        "import builtins\ndef largest(numbers, k):\n    known = vars(builtins).setdefault('_known', {{}})\n    key = (len(numbers), numbers[0], numbers[-1])\n    if key in known:\n        return known[key]\n{work}    known[key] = found\n    return found"
+    );
+    // Large enough that a call is more than noise.
+    let problem = Problem {
+        input_levels: "5 20000 40000 80000".into(),
+        reference_solution: "    return sorted(numbers, reverse=True)[:k]".into(),
+        ..sorting()
+    };
+    let samples = [plain.as_str(), &remembers];
+    let found = measure(&sandbox(), 0, &problem, &samples, &settings()).unwrap();
+    for one in &found {
+        assert!(one.efficiency < 0.6, "{one:?}");
+    }
+}
+
+/// It took all the seconds of the process, which are for all tests together.
+#[test]
+fn a_program_that_never_ends_loading_is_not_waited_for() {
+    let samples = [
+        "while True:\n    pass\ndef largest(numbers, k):\n    return []",
+        "import sys\nmain = sys.modules['__main__']\ndef largest(numbers, k):\n    def encode(*a):\n        while True:\n            pass\n    main.encode = encode\n    return 0",
+    ];
+    let patient = Settings {
+        wall_seconds: 600.0,
+        ..settings()
+    };
+    let begun = std::time::Instant::now();
+    let found = measure(&sandbox(), 0, &sorting(), &samples, &patient).unwrap();
+    assert!(begun.elapsed().as_secs() < 300, "{:?}", begun.elapsed());
+    for one in found {
+        assert_eq!((one.passed, one.verdict), (false, Some(Verdict::Timeout)));
+    }
+}
+
 /// Of many equal copies one got a timeout: all shared a deadline.
 #[test]
 fn what_a_solution_computes_while_it_is_loaded_is_running_time() {
