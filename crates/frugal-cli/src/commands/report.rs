@@ -1,6 +1,7 @@
 //! `frugal report`: any set of runs on one page.
 
 use std::collections::BTreeSet;
+use std::io::Read as _;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -38,7 +39,7 @@ pub struct Args {
     /// The metric that decides [default: accuracy, else perplexity, else loss]
     #[arg(long, value_name = "NAME")]
     metric: Option<String>,
-    /// The page; replaced if it exists
+    /// The page; one that is there is replaced
     #[arg(long, short, value_name = "FILE", default_value = "comparison.html")]
     out: PathBuf,
     #[command(flatten)]
@@ -47,6 +48,7 @@ pub struct Args {
 
 /// Reads the runs and writes the page.
 pub fn run(args: &Args) -> Result<Outcome> {
+    check_out(&args.out)?;
     let mut read = Read::default();
     let (mut collections, mut left_out) = (Vec::new(), Vec::new());
     for path in &args.folders {
@@ -113,6 +115,27 @@ pub fn run(args: &Args) -> Result<Outcome> {
         ui::print(&format!("\n{}", args.out.display()));
     }
     Ok(Outcome::Done)
+}
+
+/// Refuses to replace a file that is no page: a page is made anew as often as one likes.
+fn check_out(out: &Path) -> Result<()> {
+    const PAGE: &[u8] = b"<!doctype html>";
+    let Ok(about) = std::fs::metadata(out) else {
+        return Ok(());
+    };
+    let mut start = Vec::new();
+    if about.is_file() {
+        std::fs::File::open(out)?
+            .take(PAGE.len() as u64)
+            .read_to_end(&mut start)?;
+    }
+    if !start.eq_ignore_ascii_case(PAGE) && !(about.is_file() && start.is_empty()) {
+        bail!(
+            "{}: exists already and is no page; choose another `--out`",
+            out.display()
+        );
+    }
+    Ok(())
 }
 
 /// What was found.
@@ -361,6 +384,22 @@ mod tests {
         let text = table(&comparison, &comparison.groups()[0]).render(None, false);
         let cells: Vec<&str> = text.lines().last().unwrap().split_whitespace().collect();
         assert_eq!(cells, ["broken", "-", "-", "-", "-", "-", "-", "-"]);
+    }
+
+    #[test]
+    fn only_pages_are_replaced_by_a_page() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        for (name, text) in [("page.html", "<!DOCTYPE html>\n<p>"), ("empty", "")] {
+            std::fs::write(at(name), text).unwrap();
+            check_out(&at(name)).unwrap();
+        }
+        check_out(&at("new.html")).unwrap();
+        std::fs::write(at("adapter_model.safetensors"), "weights").unwrap();
+        for name in ["adapter_model.safetensors", ""] {
+            let said = check_out(&at(name)).unwrap_err().to_string();
+            assert!(said.contains("is no page"), "{said}");
+        }
     }
 
     #[test]

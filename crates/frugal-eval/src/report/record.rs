@@ -254,7 +254,20 @@ pub enum RecordError {
         /// serde's reason, with line and column.
         source: serde_json::Error,
     },
+    /// A number that no run can have.
+    #[error("{}: `{key}`: {value} seconds, which no run took", path.display())]
+    Seconds {
+        /// The file.
+        path: std::path::PathBuf,
+        /// Where in it.
+        key: &'static str,
+        /// The number.
+        value: f64,
+    },
 }
+
+/// More seconds than this, some three million years, no run takes.
+const MOST_SECONDS: f64 = 1e14;
 
 impl RunRecord {
     /// Writes the record as indented JSON.
@@ -275,16 +288,45 @@ impl RunRecord {
     /// # Errors
     /// If the file cannot be read or is not a record.
     pub fn read(path: &Path) -> Result<Self, RecordError> {
-        serde_json::from_slice(&fs::read(path)?).map_err(|source| RecordError::Json {
-            path: path.to_owned(),
-            source,
-        })
+        let record: Self =
+            serde_json::from_slice(&fs::read(path)?).map_err(|source| RecordError::Json {
+                path: path.to_owned(),
+                source,
+            })?;
+        let times = [
+            ("run_info.total_time", record.run_info.total_time),
+            ("train_info.train_time", record.train_info.train_time),
+        ];
+        match times
+            .into_iter()
+            .find(|(_, t)| !(0.0..=MOST_SECONDS).contains(t))
+        {
+            Some((key, value)) => Err(RecordError::Seconds {
+                path: path.to_owned(),
+                key,
+                value,
+            }),
+            None => Ok(record),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_time_that_no_run_took_is_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(RECORD_FILE);
+        for seconds in [1e308, -1.0] {
+            let mut record = crate::report::sample::report().record;
+            record.train_info.train_time = seconds;
+            record.write(&path).unwrap();
+            let said = RunRecord::read(&path).unwrap_err().to_string();
+            assert!(said.contains("train_info.train_time"), "{said}");
+        }
+    }
 
     #[test]
     fn a_record_has_the_names_that_comparison_tools_read() {

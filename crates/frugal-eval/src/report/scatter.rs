@@ -173,7 +173,8 @@ fn ticks((low, high): (f64, f64), unit: f64) -> Vec<f64> {
 impl Scatter<'_> {
     /// The chart as an SVG element, or nothing if there is no point to show.
     pub(super) fn svg(&self) -> Result<Option<String>, ChartError> {
-        let usable = |p: &&Point| p.x > 0.0 && p.x.is_finite() && p.y.is_finite();
+        // Ranges and ticks around larger ones overflow.
+        let usable = |p: &&Point| (1e-30..=1e30).contains(&p.x) && p.y.abs() <= 1e30;
         let points: Vec<&Point> = self.points.iter().filter(usable).collect();
         if points.is_empty() {
             return Ok(None);
@@ -309,6 +310,29 @@ mod tests {
         assert_eq!(front(&points(), false), [0, 3, 1]);
         // The other way round only the cheapest and the worst remain.
         assert_eq!(front(&points(), true), [0, 3, 2]);
+    }
+
+    #[test]
+    fn points_beyond_any_axis_are_left_out() {
+        for (x, y) in [(1e308, 0.8), (5.0, 1e300), (1e-320, 0.8), (1e30, -1e30)] {
+            let mut points = points();
+            points.push(Point {
+                name: "beyond".into(),
+                x,
+                y,
+            });
+            let scatter = Scatter {
+                title: "Cost",
+                quality: "accuracy",
+                cost: "Seconds",
+                cost_label: |v| v.to_string(),
+                unit: 1.0,
+                lower_is_better: false,
+                points,
+            };
+            let svg = scatter.svg().unwrap().unwrap();
+            assert!(svg.len() < 1 << 20, "{}", svg.len());
+        }
     }
 
     #[test]
