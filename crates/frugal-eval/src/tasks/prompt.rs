@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::fewshot::{Pool, shots};
 use super::kind::Kind;
+use super::metric::{Aggregation, Metric};
 use super::record::Record;
 use super::records;
 use super::target::{Rendered, Target, accepted, answer, golds, rendered, shown};
@@ -158,7 +159,9 @@ pub(super) fn prepare(
                 gold = golds(&task.prompt, &own).unwrap_or_default();
                 Ok(())
             }
-            Kind::MultipleChoice => golds(&task.prompt, &own).map(|found| gold = found),
+            Kind::MultipleChoice => golds(&task.prompt, &own)
+                .and_then(|found| check_classes(task, own.choices.len()).map(|()| found))
+                .map(|found| gold = found),
             _ => accepted(&own).map(|found| accepted_texts = found),
         };
         right.map_err(|reason| renderer.refused(doc_id, reason))?;
@@ -181,6 +184,17 @@ pub(super) fn prepare(
         sha256: sha256_of_file,
         num_fewshot,
     })
+}
+
+/// Plain F1 tells one class from another: of more it would be that of the second alone.
+fn check_classes(task: &Task, choices: usize) -> Result<(), String> {
+    let of_classes = matches!(task.aggregations.get("f1"), Some(Aggregation::ClassF1(_)));
+    if choices > 2 && !of_classes && task.metrics.contains(&Metric::F1) {
+        return Err(format!(
+            "metric `f1` is that of two choices, but there are {choices}; `acc` and `mcc` take any number"
+        ));
+    }
+    Ok(())
 }
 
 enum Failure {

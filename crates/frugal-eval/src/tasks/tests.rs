@@ -415,6 +415,27 @@ fn examples_are_drawn_by_seed_and_never_the_question() {
     );
 }
 
+/// scikit-learn, which the reference asks, has no binary F1 of three classes; it came to 0.
+#[test]
+fn f1_of_more_than_two_choices_is_refused() {
+    let data = data();
+    let own = data.path().join("mc.jsonl");
+    let mut task = Task::find(&format!("multiple-choice:{}", own.display()))
+        .unwrap()
+        .0;
+    task.metrics.push(Metric::F1);
+    let mut model = Parrot::new("");
+    let mut of = |task: &Task| run(task, &context(data.path()), &mut model, &mut |_| true);
+    let said = of(&task).unwrap_err().to_string();
+    assert!(
+        said.contains("`f1`") && said.contains("there are 3"),
+        "{said}"
+    );
+    task.aggregations
+        .insert("f1".into(), Aggregation::ClassF1(3));
+    of(&task).unwrap();
+}
+
 #[test]
 fn a_record_that_does_not_fit_is_named() {
     let data = data();
