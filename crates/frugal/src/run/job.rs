@@ -240,6 +240,10 @@ fn short_of_its_rate(config: &TrainConfig, total_steps: u64) -> Option<String> {
     if warmup == 0 || warmup < total_steps {
         return None;
     }
+    // Of a single step every share is all: that is meant by nobody who asks for one step.
+    if config.warmup_steps == 0 && total_steps < 2 {
+        return None;
+    }
     let key = match config.warmup_steps {
         0 => "warmup_ratio",
         _ => "warmup_steps",
@@ -277,5 +281,7 @@ mod tests {
         assert_eq!(short_of_its_rate(&config(3, 0.0), 4), None);
         assert!(short_of_its_rate(&config(4, 0.0), 4).is_some());
         assert_eq!(short_of_its_rate(&config(0, 0.0), 1), None);
+        assert_eq!(short_of_its_rate(&config(0, 0.03), 1), None);
+        assert!(short_of_its_rate(&config(1, 0.0), 1).is_some());
     }
 }
